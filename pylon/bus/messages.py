@@ -1,0 +1,200 @@
+"""What travels on the bus: typed messages, msgpack-encoded. See `pylon.bus` for the sockets.
+
+    writes    worker DEALER -> writer ROUTER   one frame: list[WriteRequest]
+              writer ROUTER -> worker DEALER   one frame: list[WriteReply]
+    changes   writer PUB -> SUB                one frame: ChangeBatch
+    signals   anyone PUB -> XSUB/XPUB -> SUB   two frames: tag, Signal
+    status    worker PUSH -> supervisor PULL   one frame: WorkerStatus
+
+Invariants: a `WriteRequest.id` is unique within its worker process; every request gets
+exactly one reply, after its batch has been committed or refused; requests of one worker are
+carried out in the order sent. Each request is atomic by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pylon.auth.context import AuthContext
+from pylon.changelog.event import ChangeBatch
+from pylon.errors import PylonError
+
+# --- Writes --------------------------------------------------------------------------------
+
+
+class OpKey(msgspec.Struct, frozen=True, array_like=True):
+    """Names a client's operation, so that it is carried out once (spec/realtime.md §1.5)."""
+
+    identity: str
+    op_id: str
+
+
+class InsertRow(msgspec.Struct, frozen=True, array_like=True, tag="insert"):
+    """Insert a row that the worker has validated, encoded and checked against policy."""
+
+    entity: str
+    row_id: str
+    values: list[Any]  # SQL values in the entity's field order, `id` not among them
+    row_json: bytes  # the whole row as JSON text, `id` included
+    client_id_given: bool = False  # the id came from the client: a clash is its conflict
+    op: OpKey | None = None
+
+
+class UpdateRow(msgspec.Struct, frozen=True, array_like=True, tag="update"):
+    """Change fields of a row. The writer judges the policy, on the row as it is at commit."""
+
+    entity: str
+    row_id: str
+    patch: dict[str, Any]  # validated JSON values by field
+    auth: AuthContext
+    op: OpKey | None = None
+
+
+class DeleteRow(msgspec.Struct, frozen=True, array_like=True, tag="delete"):
+    """Delete a row. The writer judges the policy."""
+
+    entity: str
+    row_id: str
+    auth: AuthContext
+    op: OpKey | None = None
+
+
+class PutSession(msgspec.Struct, frozen=True, array_like=True, tag="put_session"):
+    """Store a session under the hash of its token (hex)."""
+
+    session_id: str
+    user_id: str
+    is_guest: bool
+    created_at_s: int
+    expires_at_s: int  # 0: never
+    device: str
+    tenant_id: str | None = None
+
+
+class DropSession(msgspec.Struct, frozen=True, array_like=True, tag="drop_session"):
+    session_id: str
+
+
+class PruneLog(msgspec.Struct, frozen=True, array_like=True, tag="prune_log"):
+    """Drop at most `limit` old change events, op_ids and expired sessions (retention)."""
+
+    keep_events: int
+    older_than_s: int  # Unix seconds: what is younger stays
+    limit: int
+
+
+class ResetRows(msgspec.Struct, frozen=True, array_like=True, tag="reset_rows"):
+    """Delete every row of every entity, with a change event for each (test reset)."""
+
+
+class MarkClean(msgspec.Struct, frozen=True, array_like=True, tag="mark_clean"):
+    """The last write of a drain: this run ended in order."""
+
+
+WriteOp = (
+    InsertRow | UpdateRow | DeleteRow | PutSession | DropSession | PruneLog | ResetRows | MarkClean
+)
+
+
+class WriteRequest(msgspec.Struct, frozen=True, array_like=True):
+    id: int
+    op: WriteOp
+
+
+class WriteError(msgspec.Struct, frozen=True, array_like=True):
+    """A `PylonError` on its way back to the worker."""
+
+    code: str
+    message: str
+    hint: str | None
+    details: dict[str, Any]
+
+    @classmethod
+    def of(cls, error: PylonError) -> WriteError:
+        return cls(*error.to_wire())
+
+    def to_exception(self) -> PylonError:
+        return PylonError.from_wire(self.code, self.message, self.hint, self.details)
+
+
+class WriteReply(msgspec.Struct, frozen=True, array_like=True):
+    """`seq` is the change's seq (0 where there is none), `count` the rows touched."""
+
+    id: int
+    seq: int = 0
+    row_id: str = ""
+    replayed: bool = False
+    count: int = 0
+    error: WriteError | None = None
+
+
+# --- Signals ---------------------------------------------------------------------------------
+
+
+class CursorNote(msgspec.Struct, frozen=True, tag="cursor_note"):
+    """This session (or, without one, this address) has just pulled up to `cursor`."""
+
+    key: str  # "s:<session id>" or "ip:<address>"
+    cursor: int
+
+
+class NotesWanted(msgspec.Struct, frozen=True, tag="notes_wanted"):
+    """A hub has started and knows no cursors: whoever has recent notes, say them again."""
+
+
+class SessionRevoked(msgspec.Struct, frozen=True, tag="session_revoked"):
+    session_id: str
+
+
+class RoleState(msgspec.Struct, frozen=True):
+    wanted: int
+    ready: int
+
+
+class RolesReport(msgspec.Struct, frozen=True, tag="roles"):
+    """The supervisor's view of its children, once a second; readiness is judged by it."""
+
+    roles: dict[str, RoleState]
+    draining: bool
+
+
+Signal = CursorNote | NotesWanted | SessionRevoked | RolesReport
+
+
+# --- Status ----------------------------------------------------------------------------------
+
+
+class Sample(msgspec.Struct, frozen=True, array_like=True):
+    """One metric sample as prometheus_client names it."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+class Family(msgspec.Struct, frozen=True, array_like=True):
+    name: str
+    help: str
+    kind: str  # counter, gauge, histogram
+    samples: list[Sample]
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, array_like=True):
+    """A heartbeat, once a second: alive, ready, and the process's metrics."""
+
+    role: str
+    worker: str  # unique name of the process within the role, e.g. "1"
+    pid: int
+    ready: bool
+    connections: int
+    metrics: list[Family]
+
+
+write_requests = msgspec.msgpack.Decoder(list[WriteRequest])
+write_replies = msgspec.msgpack.Decoder(list[WriteReply])
+change_batch = msgspec.msgpack.Decoder(ChangeBatch)
+signal = msgspec.msgpack.Decoder(Signal)
+worker_status = msgspec.msgpack.Decoder(WorkerStatus)
+encode = msgspec.msgpack.Encoder().encode

@@ -1,0 +1,61 @@
+"""One change: what the writer commits, the log keeps, the bus carries and clients receive.
+
+Invariants: `seq` is positive, strictly increasing in commit order, and never used twice.
+`data` is the full row after the change (None for a delete), `prev_data` the full row before
+(None for an insert), both as JSON text in bytes, so that policy can be judged on both images
+and nobody encodes a row again.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Kind = Literal["insert", "update", "delete"]
+
+
+class ChangeEvent(msgspec.Struct, frozen=True, array_like=True):
+    """A committed change (spec/realtime.md §1.1)."""
+
+    seq: int
+    entity: str
+    row_id: str
+    kind: Kind
+    data: bytes | None
+    prev_data: bytes | None
+    timestamp_s: int
+
+    def wire(self) -> bytes:
+        """The event as clients get it, over pull, WebSocket and SSE alike."""
+        return encode(
+            self.seq, self.entity, self.row_id, self.kind,
+            self.data if self.data is not None else self.prev_data, self.timestamp_s,
+        )
+
+
+class ChangeBatch(msgspec.Struct, frozen=True, array_like=True):
+    """What one commit published. `prev_seq` is the head before it: a subscriber whose own
+    head is another one has a gap and reads it from the log (gaps *between* seqs are legal).
+    """
+
+    prev_seq: int
+    events: list[ChangeEvent]
+
+
+def encode(
+    seq: int, entity: str, row_id: str, kind: Kind, row_json: bytes | None, timestamp_s: int
+) -> bytes:
+    """The JSON text of a change. Entity names and row ids need no escaping beyond JSON's own.
+
+    Args:
+        row_json: the row image to show, already JSON; None leaves `data` out.
+        timestamp_s: Unix seconds; on the wire a string followed by ``Z``.
+    """
+    head = b'{"seq":%d,"entity":%s,"row_id":%s,"kind":"%s"' % (
+        seq, msgspec.json.encode(entity), msgspec.json.encode(row_id), kind.encode(),
+    )
+    tail = b',"timestamp":"%dZ"}' % timestamp_s
+    if row_json is None:
+        return head + tail
+    return head + b',"data":' + row_json + tail

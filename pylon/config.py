@@ -1,0 +1,355 @@
+"""Every setting of Pylon in one table: name, type, default, help.
+
+`load` reads the table from the environment (and, for `pylonctl dev`, from `.env` files and
+dev defaults) into a `Config`; `pylonctl config` prints it with each value's origin; the
+README's settings table is generated from it. What is unsafe is refused in `refusals`.
+
+Invariants: no other module reads a `PYLON_*` variable, except the names that the supervisor
+hands to its own children (`pylon.bus.runtime`). A bad value names the setting, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final
+
+from pylon.errors import StartRefused
+
+Parser = Callable[[str], Any]
+
+
+def _text(raw: str) -> str:
+    return raw
+
+
+def _bool(raw: str) -> bool:
+    """spec/http.md §1.1: true is `1` or `true`; we refuse what is neither yes nor no."""
+    if raw in ("1", "true"):
+        return True
+    if raw in ("0", "false", ""):
+        return False
+    raise ValueError("expected true, false, 1 or 0")
+
+
+def _int(low: int, high: int) -> Parser:
+    def parse(raw: str) -> int:
+        try:
+            value = int(raw)
+        except ValueError:
+            raise ValueError(f"expected a whole number from {low} to {high}") from None
+        if not low <= value <= high:
+            raise ValueError(f"expected a whole number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def _float(low: float, high: float) -> Parser:
+    def parse(raw: str) -> float:
+        try:
+            value = float(raw)
+        except ValueError:
+            raise ValueError(f"expected a number from {low:g} to {high:g}") from None
+        if not low <= value <= high:
+            raise ValueError(f"expected a number from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+def _choice(*allowed: str) -> Parser:
+    def parse(raw: str) -> str:
+        if raw not in allowed:
+            raise ValueError(f"expected one of {', '.join(allowed)}")
+        return raw
+
+    return parse
+
+
+def _list(raw: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in raw.split(",") if part.strip())
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One line of the table. `env` is the whole variable name; `field` that of `Config`."""
+
+    env: str
+    field: str
+    parse: Parser
+    default: str | None
+    help: str
+    dev_default: str | None = None  # used instead of `default` when dev mode is on
+    secret: bool = False
+
+
+SETTINGS: Final[tuple[Setting, ...]] = (
+    Setting("PYLON_DEV_MODE", "dev_mode", _bool, "false",
+            "Open defaults for a developer's machine. Never on a server."),
+    Setting("PYLON_ADMIN_TOKEN", "admin_token", _text, None,
+            "Bearer token that grants admin. Mandatory in dev mode.", secret=True),
+    Setting("PYLON_METRICS_TOKEN", "metrics_token", _text, None,
+            "Bearer token that may read /metrics and nothing else.", secret=True),
+    Setting("PYLON_MANIFEST", "manifest", _text, "pylon.manifest.json",
+            "The app's manifest."),
+    Setting("PYLON_DB_PATH", "db_path", _text, ".pylon/dev.db",
+            "The SQLite database file; its folder is the data directory."),
+    Setting("PYLON_IN_MEMORY", "in_memory", _bool, "false",
+            "Keep the database in memory and forget it at exit (tests)."),
+    Setting("PYLON_DURABILITY", "durability", _choice("normal", "full"), "normal",
+            "normal: survives the death of every process; full: also loss of power."),
+    Setting("PYLON_SEED", "seed", _text, None,
+            "A JSON file {Entity: [rows]} that is inserted once, into an empty database."),
+    Setting("PYLON_BIND", "bind", _text, "0.0.0.0",
+            "Address that all ports listen on.", dev_default="127.0.0.1"),
+    Setting("PYLON_PORT", "port", _int(1, 65535), "4321",
+            "HTTP port P; the others default to P+1, P+2 and P+3."),
+    Setting("PYLON_WS_PORT", "ws_port", _int(0, 65535), "0",
+            "WebSocket port; 0 means PYLON_PORT + 1."),
+    Setting("PYLON_SSE_PORT", "sse_port", _int(0, 65535), "0",
+            "Server-sent events port; 0 means PYLON_PORT + 2."),
+    Setting("PYLON_SHARD_PORT", "shard_port", _int(0, 65535), "0",
+            "Realtime shards port; 0 means PYLON_PORT + 3."),
+    Setting("PYLON_HTTP_WORKERS", "http_workers", _int(1, 64), "2",
+            "HTTP worker processes."),
+    Setting("PYLON_WS_WORKERS", "ws_workers", _int(0, 64), "1",
+            "WebSocket worker processes; 0 switches the role off."),
+    Setting("PYLON_SSE_WORKERS", "sse_workers", _int(0, 64), "1",
+            "SSE worker processes; 0 switches the role off."),
+    Setting("PYLON_SHARD_WORKERS", "shard_workers", _int(0, 64), "1",
+            "Shard worker processes; 0 switches the role off."),
+    Setting("PYLON_CORS_ORIGIN", "cors_origin", _text, None,
+            "The web app's origin, for Access-Control-Allow-Origin. Mandatory outside dev mode.",
+            dev_default="*"),
+    Setting("PYLON_CSRF_ORIGINS", "csrf_origins", _list, "",
+            "Comma list of origins that may send state-changing requests; the CORS origin always may."),
+    Setting("PYLON_TRUST_PROXY_HOPS", "trust_proxy_hops", _int(0, 16), "0",
+            "Number of trusted proxies in front: the client is the N-th entry from the right of X-Forwarded-For."),
+    Setting("PYLON_SOCKETS_PER_IP", "sockets_per_ip", _int(0, 1_000_000), "64",
+            "Open sockets for each client address and port; 0 means no limit.",
+            dev_default="0"),
+    Setting("PYLON_PUBLIC_URL", "public_url", _text, None,
+            "Base URL that clients reach the HTTP port by, e.g. https://api.example.com."),
+    Setting("PYLON_WS_URL", "ws_url", _text, None,
+            "WebSocket URL that clients are told, e.g. wss://api.example.com/ws."),
+    Setting("PYLON_SSE_URL", "sse_url", _text, None,
+            "SSE URL that clients are told."),
+    Setting("PYLON_SHARD_URL", "shard_url", _text, None,
+            "Shards URL that clients are told."),
+    Setting("PYLON_COOKIE_NAME", "cookie_name", _text, None,
+            "Session cookie; default is <app name>_session."),
+    Setting("PYLON_COOKIE_DOMAIN", "cookie_domain", _text, None, "Domain of the session cookie."),
+    Setting("PYLON_COOKIE_SECURE", "cookie_secure", _bool, "true",
+            "Send the session cookie over TLS only.", dev_default="false"),
+    Setting("PYLON_COOKIE_SAME_SITE", "cookie_same_site", _choice("lax", "strict", "none"), "lax",
+            "SameSite attribute of the session cookie; none forces Secure."),
+    Setting("PYLON_STATIC_DIR", "static_dir", _text, None,
+            "Folder of files to serve under /app/."),
+    Setting("PYLON_CHANGE_LOG_RETAIN", "change_log_retain", _int(1_000, 100_000_000), "100000",
+            "Change events kept; what is younger than two minutes is kept in any case."),
+    Setting("PYLON_LIST_LIMIT", "list_limit", _int(1, 100_000), "1000",
+            "Most rows that one list or query answers."),
+    Setting("PYLON_WS_MAX_MESSAGE_BYTES", "ws_max_message_bytes", _int(1_024, 16_777_216), "1048576",
+            "Largest WebSocket message that a client may send."),
+    Setting("PYLON_DRAIN_SECS", "drain_s", _float(0, 3600), "30",
+            "How long SIGTERM waits for requests in flight."),
+    Setting("PYLON_DRAIN_DELAY_S", "drain_delay_s", _float(0, 3600), "0",
+            "How long /readyz answers 503 before the ports close (for load balancers)."),
+    Setting("PYLON_RUNTIME_DIR", "runtime_dir", _text, None,
+            "Folder of the process sockets; default $RUNTIME_DIRECTORY, else a private folder in the temp directory."),
+    Setting("PYLON_LOG_FORMAT", "log_format", _choice("json", "pretty"), "json",
+            "Log lines as JSON objects or for eyes.", dev_default="pretty"),
+    Setting("PYLON_LOG_LEVEL", "log_level", _choice("debug", "info", "warning", "error"), "info",
+            "Least severe log line shown."),
+)
+
+_BY_ENV: Final = {s.env: s for s in SETTINGS}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of one run. Fields are described in `SETTINGS`."""
+
+    dev_mode: bool
+    admin_token: str | None
+    metrics_token: str | None
+    manifest: str
+    db_path: str
+    in_memory: bool
+    durability: str
+    seed: str | None
+    bind: str
+    port: int
+    ws_port: int
+    sse_port: int
+    shard_port: int
+    http_workers: int
+    ws_workers: int
+    sse_workers: int
+    shard_workers: int
+    cors_origin: str | None
+    csrf_origins: tuple[str, ...]
+    trust_proxy_hops: int
+    sockets_per_ip: int
+    public_url: str | None
+    ws_url: str | None
+    sse_url: str | None
+    shard_url: str | None
+    cookie_name: str | None
+    cookie_domain: str | None
+    cookie_secure: bool
+    cookie_same_site: str
+    static_dir: str | None
+    change_log_retain: int
+    list_limit: int
+    ws_max_message_bytes: int
+    drain_s: float
+    drain_delay_s: float
+    runtime_dir: str | None
+    log_format: str
+    log_level: str
+
+    def port_of(self, role: str) -> int:
+        """The port of `http`, `ws`, `sse` or `shards`."""
+        if role == "http":
+            return self.port
+        own, offset = {
+            "ws": (self.ws_port, 1), "sse": (self.sse_port, 2), "shards": (self.shard_port, 3),
+        }[role]
+        return own or self.port + offset
+
+    def workers_of(self, role: str) -> int:
+        """How many processes the role has."""
+        return {
+            "http": self.http_workers, "ws": self.ws_workers,
+            "sse": self.sse_workers, "shards": self.shard_workers,
+        }[role]
+
+    @property
+    def data_dir(self) -> Path:
+        return Path(self.db_path).absolute().parent
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A `Config`, where each value came from, and what to tell the operator."""
+
+    config: Config
+    raw: dict[str, str | None]  # by variable name, as text
+    origin: dict[str, str]  # by variable name: "environment", ".env (path)", "default", "dev default"
+    warnings: tuple[str, ...]
+
+
+def load(
+    environ: Mapping[str, str], dotenv: Mapping[str, str] | None = None, dotenv_path: str = ".env"
+) -> Loaded:
+    """Read the table. The environment wins over `dotenv`, which wins over defaults.
+
+    Raises:
+        StartRefused: a value cannot be read; the message names setting, value and remedy.
+    """
+    sources: list[tuple[str, Mapping[str, str]]] = [("environment", environ)]
+    if dotenv:
+        sources.append((dotenv_path, dotenv))
+
+    def look_up(setting: Setting, dev: bool) -> tuple[str | None, str]:
+        for origin, source in sources:
+            if setting.env in source:
+                return source[setting.env], origin
+        if dev and setting.dev_default is not None:
+            return setting.dev_default, "dev default"
+        return setting.default, "default"
+
+    dev = _parse(_BY_ENV["PYLON_DEV_MODE"], look_up(_BY_ENV["PYLON_DEV_MODE"], dev=False)[0])
+    values: dict[str, Any] = {}
+    raw: dict[str, str | None] = {}
+    origins: dict[str, str] = {}
+    for setting in SETTINGS:
+        raw[setting.env], origins[setting.env] = look_up(setting, dev)
+        values[setting.field] = _parse(setting, raw[setting.env])
+    config = Config(**values)
+    return Loaded(config, raw, origins, tuple(_unknown_names(sources)) + tuple(_warnings(config)))
+
+
+def _parse(setting: Setting, raw: str | None) -> Any:
+    if raw is None or (raw == "" and setting.default is None):
+        return None
+    try:
+        return setting.parse(raw)
+    except ValueError as ex:
+        shown = "(hidden)" if setting.secret else repr(raw)
+        raise StartRefused(f"{setting.env} is {shown}: {ex}") from None
+
+
+def _unknown_names(sources: list[tuple[str, Mapping[str, str]]]) -> list[str]:
+    found = []
+    for origin, source in sources:
+        for name in sorted(source):
+            if name.startswith("PYLON_") and name not in _BY_ENV and name not in INTERNAL_NAMES:
+                near = get_close_matches(name, _BY_ENV, n=1)
+                did_you_mean = f"; did you mean {near[0]}?" if near else ""
+                found.append(f"{name} (from {origin}) is not a setting and is ignored{did_you_mean}")
+    return found
+
+
+# What the supervisor tells its children and what tests use; not settings of the user's.
+INTERNAL_NAMES: Final = frozenset({"PYLON_WORKER", "PYLON_LISTEN_FD", "PYLON_SUPERVISOR_PID"})
+
+_ADMIN_TOKEN_MIN_CHARS: Final = 32
+
+
+def _warnings(config: Config) -> list[str]:
+    if config.dev_mode:
+        return []
+    if config.admin_token is None:
+        return ["PYLON_ADMIN_TOKEN is not set: nobody can be admin"]
+    if len(config.admin_token) < _ADMIN_TOKEN_MIN_CHARS:
+        return [
+            f"PYLON_ADMIN_TOKEN has {len(config.admin_token)} characters; "
+            f"use at least {_ADMIN_TOKEN_MIN_CHARS} (for example: openssl rand -hex 32)"
+        ]
+    return []
+
+
+def refuse_unsafe(config: Config) -> None:
+    """The refusals that need nothing but the settings (spec/http.md §1.3, design.md §2.7).
+
+    Raises:
+        StartRefused: with one line that says what and how to mend it.
+    """
+    if config.dev_mode:
+        if not config.admin_token:
+            raise StartRefused(
+                "PYLON_DEV_MODE is on and PYLON_ADMIN_TOKEN is not set: "
+                "set one (for example: export PYLON_ADMIN_TOKEN=$(openssl rand -hex 32))"
+            )
+    elif not config.cors_origin:
+        raise StartRefused(
+            "PYLON_CORS_ORIGIN must be set in production (non-dev mode): "
+            "give the web app's origin, for example https://app.example.com"
+        )
+    elif config.cors_origin == "*":
+        raise StartRefused(
+            'PYLON_CORS_ORIGIN="*" is refused in production mode: '
+            "give the web app's origin, for example https://app.example.com"
+        )
+    if config.cors_origin and not (config.cors_origin.isascii() and config.cors_origin.isprintable()):
+        raise StartRefused("PYLON_CORS_ORIGIN has characters that a header cannot carry")
+
+
+def parse_dotenv(text: str) -> dict[str, str]:
+    """The `NAME=value` lines of a `.env` file; quotes around a value are taken off."""
+    out: dict[str, str] = {}
+    for line in text.splitlines():
+        line = line.strip().removeprefix("export ")
+        name, separator, value = line.partition("=")
+        if not separator or line.startswith("#"):
+            continue
+        value = value.strip()
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        out[name.strip()] = value
+    return out

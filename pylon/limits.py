@@ -1,0 +1,45 @@
+"""Every fixed limit in one place (design.md §10). What an operator may set is in `config`.
+
+Each has an error that names it, or a policy when full and a metric; both are described in
+docs/limits.md.
+"""
+
+from typing import Final
+
+BODY_BYTES: Final = 10 * 1024 * 1024
+JSON_DEPTH: Final = 64
+CURSOR_PAGE_DEFAULT: Final = 20
+CURSOR_PAGE_MAX: Final = 100
+FILTER_TERMS: Final = 64
+POLICY_DEPTH: Final = 64
+PULL_PAGE_EVENTS: Final = 1_000
+SNAPSHOT_PAGE_ROWS: Final = 1_000
+PUSH_CHANGES: Final = 1_000
+
+WRITES_IN_FLIGHT: Final = 1_024  # each worker process; more: 503 WRITE_QUEUE_FULL
+WRITE_TIMEOUT_S: Final = 30.0
+BATCH_REQUESTS: Final = 1_000
+BATCH_BYTES: Final = 8 * 1024 * 1024
+BATCH_S: Final = 0.005
+
+READ_CONNECTIONS: Final = 4  # each worker process
+READ_TIMEOUT_S: Final = 10.0  # one statement; more: 503 QUERY_TIMEOUT
+
+TAIL_EVENTS: Final = 10_000
+TAIL_BYTES: Final = 32 * 1024 * 1024
+REPLAY_WITHOUT_NOTE_EVENTS: Final = 200
+NOTE_TTL_S: Final = 60.0  # a pull's cursor is remembered this long, at the least
+NOTES: Final = 100_000
+LOG_MIN_AGE_S: Final = 120  # retention never takes what is younger (must exceed NOTE_TTL_S)
+OP_IDS_KEPT: Final = 100_000
+OP_ID_CHARS: Final = 200
+
+OUTBOX_BYTES: Final = 1024 * 1024
+OUTBOX_FRAMES: Final = 1_000
+SOCKET_PING_S: Final = 25.0
+SSE_KEEPALIVE_S: Final = 15.0
+HTTP_REQUEST_S: Final = 30.0
+
+WAL_CHECKPOINT_BYTES: Final = 4 * 1024 * 1024  # PASSIVE above this
+WAL_CHECKPOINT_AGE_S: Final = 5.0
+WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024  # RESTART above this

@@ -1,0 +1,134 @@
+"""The manifest in memory: what an app declares (spec/http.md §2.1). Immutable once built.
+
+Built by `pylon.manifest.load` from `pylon.manifest.json`; read by every other part. Field
+order is manifest order, and that is the order of columns in the store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from typing import Any, Literal
+
+
+class FieldType(Enum):
+    """The six scalar types, and references to another entity."""
+
+    STRING = "string"
+    INT = "int"
+    FLOAT = "float"
+    BOOL = "bool"
+    DATETIME = "datetime"
+    RICHTEXT = "richtext"
+    ID = "id"
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    name: str
+    type: FieldType
+    optional: bool
+    unique: bool
+    target: str | None = None  # the entity that an `id(Target)` points at
+    crdt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    name: str
+    fields: tuple[str, ...]
+    unique: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    name: str
+    target: str
+    field: str
+    many: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    text: tuple[str, ...]
+    facets: tuple[str, ...]
+    sortable: tuple[str, ...]
+    language: str = "english"
+
+
+@dataclass(frozen=True)
+class Entity:
+    name: str
+    fields: tuple[Field, ...]
+    indexes: tuple[Index, ...] = ()
+    relations: tuple[Relation, ...] = ()
+    search: Search | None = None
+    crdt: bool = True
+
+    @cached_property
+    def by_name(self) -> dict[str, Field]:
+        """Fields by name; `id` is not among them."""
+        return {f.name: f for f in self.fields}
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that a row shows, `id` first, then manifest order."""
+        return ("id", *(f.name for f in self.fields))
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Rules as written; empty strings count as absent. Compiled by `pylon.policy`."""
+
+    name: str
+    entity: str | None = None
+    action: str | None = None
+    allow: str | None = None
+    allow_read: str | None = None
+    allow_insert: str | None = None
+    allow_update: str | None = None
+    allow_delete: str | None = None
+    allow_write: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Callable_:
+    """A query or an action: a name and its inputs."""
+
+    name: str
+    input: tuple[Field, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    path: str
+    mode: Literal["static", "server", "live"]
+    query: str | None = None
+    auth: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AuthConfig:
+    user_entity: str = "User"
+    expose: tuple[str, ...] = ()
+    hide: tuple[str, ...] = ()
+    session_expires_in_s: int = 2_592_000  # 0: never
+    trusted_origins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    name: str
+    version: str
+    entities: tuple[Entity, ...]
+    routes: tuple[Route, ...] = ()
+    queries: tuple[Callable_, ...] = ()
+    actions: tuple[Callable_, ...] = ()
+    policies: tuple[Policy, ...] = ()
+    auth: AuthConfig = field(default_factory=AuthConfig)
+    source: dict[str, Any] = field(default_factory=dict)  # the document as read, for /api/manifest
+
+    @cached_property
+    def by_name(self) -> dict[str, Entity]:
+        return {e.name: e for e in self.entities}
