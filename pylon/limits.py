@@ -38,6 +38,11 @@ OUTBOX_BYTES: Final = 1024 * 1024
 OUTBOX_FRAMES: Final = 1_000
 SOCKET_PING_S: Final = 25.0
 SSE_KEEPALIVE_S: Final = 15.0
+SOCKET_HEADER_S: Final = 10.0  # from accept to the end of the request's headers
+SOCKET_CLOSE_S: Final = 2.0  # for the outbox to empty and the peer to answer a close
+REPLAY_PAGE_EVENTS: Final = 500
+HEAD_CHECK_S: Final = 5.0  # a hub that heard nothing this long asks the log
+NOTES_WAIT_S: Final = 0.5  # a new hub waits this long for cursor notes
 HTTP_REQUEST_S: Final = 30.0
 
 WAL_CHECKPOINT_BYTES: Final = 4 * 1024 * 1024  # PASSIVE above this

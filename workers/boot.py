@@ -1,0 +1,143 @@
+"""How every worker process comes up, and how it says that it is alive.
+
+The supervisor starts `python -m workers.<role>` with a listening socket and a few variables
+(`pylon.bus.child`). `boot` turns that into a `Booted`: the app, the settings, the reader pool,
+the socket. `run_status` then reports once a second, and measures how late its own timer fires,
+which is how long something kept the hub from running.
+
+Invariants: a worker never outlives its supervisor (PR_SET_PDEATHSIG, and a check that the
+parent had not died before that was set). `gevent.monkey.patch_all()` has been called by the
+`__main__` module before this one is imported. Called by the `__main__` of each role.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+import gevent
+
+from pylon import config as settings
+from pylon import log, metrics
+from pylon.app import App, load_app
+from pylon.bus.child import ChildEnv
+from pylon.bus.messages import WorkerStatus
+from pylon.bus.runtime import Runtime
+from pylon.bus.status import StatusSender
+from pylon.clock import Clock
+from pylon.errors import StartRefused
+from pylon.storage.sqlite.pool import ReaderPool
+
+EXIT_CONFIG: Final = 78  # EX_CONFIG: starting again with the same settings cannot help
+EXIT_ORPHAN: Final = 1
+_PR_SET_PDEATHSIG: Final = 1
+_HEARTBEAT_S: Final = 1.0
+_TICK_S: Final = 0.1  # how finely a stall of the hub is measured
+
+_log = log.get_logger("worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Booted:
+    """What a worker has when it begins."""
+
+    app: App
+    runtime: Runtime
+    role: str
+    worker: str  # unique within the role
+    listen_socket: socket.socket
+    reader_pool: ReaderPool
+    clock: Clock
+
+
+def boot() -> Booted:
+    """Read the environment, tie this process to its supervisor, load the app.
+
+    Raises:
+        SystemExit: 78 when the app cannot be loaded (the reason is logged), 1 when the
+            supervisor is already gone.
+    """
+    child = ChildEnv.from_environ()
+    die_with_parent(child.supervisor_pid)
+    try:
+        loaded = settings.load(os.environ).config
+        log.configure(loaded.log_format, loaded.log_level, child.role, child.worker)
+        runtime = Runtime(child.runtime_dir)
+        app = load_app(loaded, runtime.manifest)
+        reader_pool = ReaderPool(loaded.db_path, app.manifest)
+    except StartRefused as ex:
+        log.configure("json", "info", child.role, child.worker)
+        _log.error("worker.refused", code=ex.code, message=ex.message)
+        raise SystemExit(EXIT_CONFIG) from ex
+    return Booted(
+        app=app,
+        runtime=runtime,
+        role=child.role,
+        worker=child.worker,
+        listen_socket=_inherited(child.listen_fd),
+        reader_pool=reader_pool,
+        clock=app.clock,
+    )
+
+
+def die_with_parent(supervisor_pid: int) -> None:
+    """Have the kernel kill this process when the supervisor dies.
+
+    Raises:
+        SystemExit: the parent is not the supervisor: it died before the request was made.
+        OSError: the kernel refused.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != supervisor_pid:
+        raise SystemExit(EXIT_ORPHAN)
+
+
+def freeze() -> None:
+    """Take everything loaded so far out of the collector's sight, and collect less often.
+
+    What lives as long as the process need not be traversed; a collection of the oldest
+    generation would stop the hub for tens of milliseconds.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
+
+
+def run_status(
+    booted: Booted, ready: Callable[[], bool], connections: Callable[[], int]
+) -> NoReturn:
+    """Report once a second until the process ends. Run it in a greenlet of its own."""
+    sender = StatusSender(booted.runtime)
+    clock = booted.clock
+    pid = os.getpid()
+    report_s = clock.monotonic_s()
+    while True:
+        due_s = clock.monotonic_s() + _TICK_S
+        if due_s > report_s:
+            report_s += _HEARTBEAT_S
+            sender.send(
+                WorkerStatus(
+                    role=booted.role,
+                    worker=booted.worker,
+                    pid=pid,
+                    ready=ready(),
+                    connections=connections(),
+                    metrics=metrics.snapshot(),
+                )
+            )
+        gevent.sleep(max(0.0, due_s - clock.monotonic_s()))
+        metrics.HUB_STALL_SECONDS.observe(max(0.0, clock.monotonic_s() - due_s))
+
+
+def _inherited(listen_fd: int) -> socket.socket:
+    listener = socket.socket(fileno=listen_fd)
+    listener.setblocking(False)
+    return listener
