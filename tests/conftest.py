@@ -1,0 +1,55 @@
+"""Fixtures of all tests: a served app in a fresh folder, and the reasons for what is skipped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.manifests import notes_app
+from tests.support.server import PylonServer
+
+IN_CI = os.environ.get("PYLON_CI") == "1"
+
+
+def need_program(name: str, package: str) -> str:
+    """The path of a program, or a skip that names it. In CI a missing one is a failure."""
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    if found is None:
+        reason = f"{name} is not installed (make test-tools, or: apt-get install {package})"
+        if IN_CI:
+            pytest.fail(f"in CI nothing installable is skipped: {reason}")
+        pytest.skip(reason)
+    return found
+
+
+@pytest.fixture
+def program() -> Callable[[str, str], str]:
+    return need_program
+
+
+@pytest.fixture
+def make_server(tmp_path: Path) -> Iterator[Callable[..., PylonServer]]:
+    """Builds servers that are ended with the test."""
+    made: list[PylonServer] = []
+
+    def make(
+        manifest: dict[str, Any] | None = None, name: str = "server", **env: str
+    ) -> PylonServer:
+        server = PylonServer(tmp_path / name, manifest or notes_app(), env)
+        made.append(server)
+        return server
+
+    yield make
+    for server in made:
+        server.close()
+
+
+@pytest.fixture
+def server(make_server: Callable[..., PylonServer]) -> PylonServer:
+    """The notes app, served and ready."""
+    return make_server().start()

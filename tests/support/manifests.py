@@ -1,0 +1,56 @@
+"""The apps that the process tests serve."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def field(name: str, type_: str, optional: bool = False, unique: bool = False) -> dict[str, Any]:
+    return {"name": name, "type": type_, "optional": optional, "unique": unique}
+
+
+def notes_app() -> dict[str, Any]:
+    """Notes with an owner and a `shared` flag: views are gained and lost by updates."""
+    return {
+        "manifest_version": 1,
+        "name": "notes",
+        "version": "0.1.0",
+        "entities": [
+            {
+                "name": "Note",
+                "fields": [
+                    field("title", "string"),
+                    field("ownerId", "string"),
+                    field("shared", "bool"),
+                    field("rank", "int", optional=True),
+                    field("slug", "string", optional=True, unique=True),
+                ],
+                "indexes": [{"name": "by_owner", "fields": ["ownerId"], "unique": False}],
+            },
+            {
+                "name": "Tick",
+                "fields": [field("n", "int"), field("sender", "string")],
+                "indexes": [],
+                "crdt": False,
+            },
+        ],
+        "routes": [],
+        "policies": [
+            {
+                "name": "notes",
+                "entity": "Note",
+                "allowRead": "data.shared || auth.userId == data.ownerId",
+                "allowInsert": "auth.userId == data.ownerId",
+                "allowUpdate": "auth.userId == existing.ownerId",
+                "allowDelete": "auth.userId == data.ownerId",
+            },
+            {
+                "name": "ticks",
+                "entity": "Tick",
+                "allowRead": "true",
+                "allowInsert": "true",
+                "allowUpdate": "true",
+                "allowDelete": "true",
+            },
+        ],
+    }

@@ -1,0 +1,123 @@
+"""The shipped nginx config in front of a real server: one port for all, upgrade, no buffering."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import websocket
+
+from tests.support.server import ADMIN_TOKEN, PylonServer, free_base_port, wait_until
+
+pytestmark = pytest.mark.processes
+
+SHIPPED = Path(__file__).parent.parent / "nginx" / "pylon.conf"
+
+
+@pytest.fixture
+def proxied(
+    make_server: Callable[..., PylonServer], program: Callable[[str, str], str], tmp_path: Path
+) -> Iterator[tuple[PylonServer, int]]:
+    """A server behind nginx, and nginx's port. Only ports and paths of the config are changed."""
+    nginx = program("nginx", "nginx-light")
+    server = make_server(PYLON_TRUST_PROXY_HOPS="1", PYLON_SOCKETS_PER_IP="3").start()
+    port = free_base_port()
+    conf = SHIPPED.read_text()
+    for offset, default in enumerate((4321, 4322, 4323, 4324)):
+        conf = conf.replace(f"127.0.0.1:{default}", f"127.0.0.1:{server.port + offset}")
+    conf, replaced = re.subn(r"listen\s+80\b[^;]*;", f"listen 127.0.0.1:{port};", conf)
+    assert replaced >= 1
+    conf = re.sub(r"listen\s+\[::\]:80[^;]*;", "", conf)
+    conf_path = tmp_path / "pylon.conf"
+    conf_path.write_text(conf)
+    main = tmp_path / "nginx.conf"
+    main.write_text(
+        f"""
+pid {tmp_path}/nginx.pid;
+error_log {tmp_path}/error.log;
+daemon off;
+master_process off;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off;
+  client_body_temp_path {tmp_path}/b; proxy_temp_path {tmp_path}/p;
+  fastcgi_temp_path {tmp_path}/f; uwsgi_temp_path {tmp_path}/u; scgi_temp_path {tmp_path}/s;
+  include {conf_path};
+}}
+"""
+    )
+    process = subprocess.Popen([nginx, "-c", str(main), "-p", str(tmp_path)])
+    try:
+        wait_until("nginx listens", lambda: answers(port))
+        yield server, port
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def insert(port: int, n: int) -> None:
+    conn = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    conn.request(
+        "POST", "/api/entities/Tick", json.dumps({"n": n, "sender": "x"}),
+        {"Authorization": f"Bearer {ADMIN_TOKEN}"},
+    )
+    assert conn.getresponse().status == 201
+    conn.close()
+
+
+def test_http_websocket_and_sse_through_one_port(proxied: tuple[PylonServer, int]) -> None:
+    _, port = proxied
+    ws = websocket.create_connection(f"ws://127.0.0.1:{port}/ws", timeout=10)
+    stream = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    stream.request("GET", "/events", headers={"Accept": "text/event-stream"})
+    answer = stream.getresponse()
+    assert answer.status == 200
+    assert answer.readline() == b": connected\n"  # at once: nothing is held back in a buffer
+    insert(port, 1)
+    assert json.loads(ws.recv())["data"]["n"] == 1
+    lines = iter(answer.readline, b"")
+    event = next(line for line in lines if line.startswith(b"data: "))
+    assert json.loads(event[6:])["data"]["n"] == 1
+    ws.close()
+    stream.close()
+
+
+def test_an_upgrade_at_the_root_path_reaches_the_websocket_port(
+    proxied: tuple[PylonServer, int],
+) -> None:
+    """Published clients without an explicit port connect to `/` of the same host."""
+    _, port = proxied
+    ws = websocket.create_connection(f"ws://127.0.0.1:{port}/", timeout=10)
+    insert(port, 2)
+    assert json.loads(ws.recv())["data"]["n"] == 2
+    ws.close()
+
+
+def test_sockets_are_counted_by_the_forwarded_address(proxied: tuple[PylonServer, int]) -> None:
+    server, port = proxied
+    url = f"ws://127.0.0.1:{port}/ws"
+    held = [websocket.create_connection(url, timeout=10) for _ in range(3)]
+    with pytest.raises(websocket.WebSocketBadStatusException) as refused:
+        websocket.create_connection(url, timeout=10)
+    assert refused.value.status_code == 429
+    # Another client address, as a proxy in front of nginx would report it to Pylon itself.
+    other = websocket.create_connection(
+        f"ws://127.0.0.1:{server.port + 1}/", timeout=10, header=["X-Forwarded-For: 203.0.113.9"]
+    )
+    other.close()
+    for ws in held:
+        ws.close()
