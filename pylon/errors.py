@@ -133,6 +133,14 @@ class PayloadTooLarge(PylonError):
     status = 413
 
 
+class RequestTimeout(PylonError):
+    """The request's body did not arrive in time."""
+
+    code = "REQUEST_TIMEOUT"
+    status = 408
+    retryable = True
+
+
 class BadUpgrade(PylonError):
     code = "BAD_UPGRADE"
     status = 400
@@ -148,6 +156,13 @@ class AuthRequired(PylonError):
 
 class Unauthorized(PylonError):
     code = "UNAUTHORIZED"
+    status = 401
+
+
+class SessionExpired(PylonError):
+    """The token to refresh is unknown or has expired."""
+
+    code = "SESSION_EXPIRED"
     status = 401
 
 
@@ -287,6 +302,13 @@ class SchemaRefused(StartRefused):
 class BackupInvalid(PylonError):
     code = "BACKUP_INVALID"
     status = 500
+
+
+class BackupRefused(PylonError):
+    """A backup or a restore that would overwrite something, or that has nothing to copy."""
+
+    code = "BACKUP_REFUSED"
+    status = 409
 
 
 class NotRunning(PylonError):

@@ -1,0 +1,59 @@
+"""Hold a data directory as a supervisor does, so that none starts meanwhile.
+
+The supervisor locks `<db_path>.pid` (flock) for as long as it lives and writes JSON into it;
+a lock, not the file's being there, says that somebody runs. Used by `pylonctl restore` and
+by a backup that is made without a supervisor.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class Held(Exception):  # noqa: N818  (a state, told apart by the caller, not a failure)
+    """Another process holds the data directory."""
+
+
+def pidfile_of(db_path: Path) -> Path:
+    """Where the supervisor of this database keeps its pid and its lock."""
+    return db_path.with_name(db_path.name + ".pid")
+
+
+def is_held(db_path: Path) -> bool:
+    """Whether a live process holds the data directory of `db_path`."""
+    try:
+        fd = os.open(pidfile_of(db_path), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+@contextmanager
+def hold(db_path: Path) -> Iterator[None]:
+    """Hold the data directory of `db_path` until the block ends.
+
+    Raises:
+        Held: somebody else does.
+    """
+    path = pidfile_of(db_path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Held(str(path)) from None
+        os.ftruncate(fd, 0)  # what a killed supervisor left is no longer true
+        yield
+    finally:
+        os.close(fd)

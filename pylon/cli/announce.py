@@ -1,0 +1,89 @@
+"""Say that a server is ready: the line with the URLs in dev, one JSON object with `--json`.
+
+A start is over when every role answers, which the supervisor knows and its control socket
+tells. Used by `start` (from a thread beside the supervisor) and `start --detach`.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from pylon.cli.output import note, result, wants_json
+from pylon.cli.running import Running, find
+from pylon.config import Config
+from pylon.errors import PylonError
+from pylon.manifest.model import Manifest
+
+_POLL_S = 0.05
+_ANSWER_S = 5.0
+_SCHEMES = {"http": "http", "ws": "ws", "sse": "http", "shards": "ws"}
+_PATHS = {"http": "", "ws": "", "sse": "/events", "shards": ""}
+_NAMES = {"http": "HTTP", "ws": "WebSocket", "sse": "SSE", "shards": "Shards"}
+
+
+def is_ready(config: Config, pid: int) -> bool:
+    """Whether the supervisor `pid` runs on this data directory and all its roles answer."""
+    running = find(config)
+    if not isinstance(running, Running) or running.pid != pid:
+        return False
+    try:
+        return bool(running.control(_ANSWER_S).ask("status").get("ready"))
+    except PylonError:  # not listening yet, or no longer
+        return False
+
+
+def announce_when_ready(config: Config, manifest: Manifest, pid: int) -> None:
+    """Wait for readiness, then print. Runs in a daemon thread and ends with the process."""
+    while not is_ready(config, pid):
+        time.sleep(_POLL_S)
+    announce(config, manifest)
+
+
+def announce(config: Config, manifest: Manifest) -> None:
+    """Print that the server is ready."""
+    if wants_json():
+        result(start_body(config, manifest), "")
+    elif config.dev_mode:
+        for line in dev_lines(config, manifest):
+            note(line)
+
+
+def start_body(config: Config, manifest: Manifest) -> dict[str, Any]:
+    """The `START_OK` object of spec/http.md §8."""
+    return {
+        "code": "START_OK", "name": manifest.name, "version": manifest.version,
+        "entry": config.manifest, "port": config.port,
+        "db_path": ":memory:" if config.in_memory else config.db_path, "backend": "sqlite",
+    }
+
+
+def urls(config: Config) -> dict[str, str]:
+    """The URL of each role that is switched on, as this machine reaches it."""
+    host = "localhost" if config.bind in ("0.0.0.0", "::", "127.0.0.1", "::1") else config.bind
+    if ":" in host:
+        host = f"[{host}]"
+    return {
+        role: f"{scheme}://{host}:{config.port_of(role)}{_PATHS[role]}"
+        for role, scheme in _SCHEMES.items()
+        if config.workers_of(role)
+    }
+
+
+def dev_lines(config: Config, manifest: Manifest) -> list[str]:
+    """What a developer wants to see: where everything is, and something to try."""
+    found = urls(config)
+    lines = [f"{manifest.name} is ready"]
+    lines += [f"  {_NAMES[role]:<10} {url}" for role, url in found.items()]
+    if config.static_dir is not None and Path(config.static_dir).is_dir():
+        lines.append(f"  {'App':<10} {found['http']}/app/")
+    lines.append("  Admin      Authorization: Bearer $PYLON_ADMIN_TOKEN (it is in .env)")
+    if manifest.entities:
+        entity = manifest.entities[0].name
+        for candidate in manifest.entities:
+            if candidate.name != manifest.auth.user_entity:
+                entity = candidate.name
+                break
+        lines.append(f"  Try        curl {found['http']}/api/entities/{entity}")
+    return lines

@@ -1,0 +1,31 @@
+"""`pylonctl bench`: the data-plane table, measured on this machine with the product's own code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pylon.cli.output import json_flag, note, result, wants_json
+
+
+@click.command()
+@click.option(
+    "--manifest", "manifest_path", type=click.Path(path_type=Path),
+    help="Measure this app's entities instead of the built-in fixture.",
+)
+@click.option(
+    "--seconds", "budget_s", type=click.FloatRange(0.05, 60.0), default=1.0, show_default=True,
+    help="How long each row of the table is measured for.",
+)
+@json_flag
+def bench(manifest_path: Path | None, budget_s: float) -> None:
+    """Measure each operation of the data plane: ops/s and µs/op, median of three."""
+    # Imported here: it pulls in gevent by way of the read pool, and the process of
+    # `pylonctl start`, which imports this module, must stay free of gevent.
+    from pylon.bench.run import run
+    from pylon.bench.table import render, to_json
+
+    progress = None if wants_json() else lambda name: note(f"measuring {name}")
+    report = run(manifest_path, budget_s, progress)
+    result(to_json(report), render(report))

@@ -1,0 +1,51 @@
+"""`pylonctl config`: every setting, its value, and where the value comes from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pylon.cli.output import json_flag, note, result
+from pylon.cli.settings import dev_flag, read_settings
+from pylon.config import SETTINGS, Loaded, Setting
+
+_MASK = "********"
+
+
+@click.command()
+@click.option("--show-origin/--no-origin", default=True, help="Say where each value comes from.")
+@dev_flag
+@json_flag
+def config(show_origin: bool, dev: bool) -> None:
+    """Print every setting with its value and origin. Secrets are masked."""
+    loaded = read_settings(dev=dev)
+    for warning in loaded.warnings:
+        note(f"warning: {warning}")
+    result(
+        {
+            "settings": {s.env: _entry(s, loaded) for s in SETTINGS},
+            "warnings": list(loaded.warnings),
+        },
+        "\n".join(_line(s, loaded, show_origin) for s in SETTINGS),
+    )
+
+
+def shown(setting: Setting, raw: str | None) -> str | None:
+    """The text of a value as it may be printed."""
+    return _MASK if setting.secret and raw else raw
+
+
+def _entry(setting: Setting, loaded: Loaded) -> dict[str, Any]:
+    return {
+        "value": shown(setting, loaded.raw[setting.env]),
+        "origin": loaded.origin[setting.env],
+        "help": setting.help,
+        "secret": setting.secret,
+    }
+
+
+def _line(setting: Setting, loaded: Loaded, show_origin: bool) -> str:
+    value = shown(setting, loaded.raw[setting.env])
+    text = f"{setting.env}={'' if value is None else value}"
+    return f"{text:<48} # {loaded.origin[setting.env]}" if show_origin else text

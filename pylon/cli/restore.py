@@ -1,0 +1,52 @@
+"""`pylonctl restore DIR`: put a backup bundle in the place of the live database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pylon.backup.hold import Held, hold
+from pylon.backup.restore import restore_backup
+from pylon.backup.verify import verify_backup
+from pylon.cli.output import json_flag, note, result
+from pylon.cli.settings import dev_flag, read_settings
+from pylon.clock import SystemClock
+from pylon.errors import BackupRefused
+
+_YES = ("y", "yes")
+
+
+@click.command()
+@click.argument("source", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@dev_flag
+@json_flag
+def restore(source: Path, yes: bool, dev: bool) -> None:
+    """Replace database and manifest by the bundle in DIR. The server must be stopped.
+
+    What is replaced stays beside it as <name>.replaced-<time>. Clients whose cursors the
+    restored history does not know are told to resync.
+    """
+    config = read_settings(dev=dev).config
+    db_path = Path(config.db_path)
+    if config.in_memory:
+        raise BackupRefused("PYLON_IN_MEMORY is on: there is no file to restore to")
+    bundle = verify_backup(source)
+    try:
+        with hold(db_path):
+            if not yes:
+                note(f"{db_path} becomes {source} (seq {bundle.seq}, made {bundle.created_at})")
+                click.echo("Continue? [y/N] ", nl=False, err=True)
+                if click.get_text_stream("stdin").readline().strip().lower() not in _YES:
+                    result({"ok": False, "aborted": True}, "Aborted.")
+                    return
+            report = restore_backup(source, db_path, Path(config.manifest), SystemClock())
+    except Held:
+        raise BackupRefused(
+            f"a server runs on {db_path}: stop it first (pylonctl stop)"
+        ) from None
+    if report.unreadable:
+        note(f"the replaced database could not be read ({report.unreadable}); it was kept")
+    kept = "".join(f"\n  kept {name}" for name in report.replaced)
+    result(report.to_json(), f"restored {db_path} at seq {report.seq}{kept}")

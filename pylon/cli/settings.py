@@ -1,0 +1,87 @@
+"""Where the verbs get their settings: the environment, flags and, in dev, `.env` files.
+
+Invariants: a flag wins over the environment, the environment over `.env.local`, that over
+`.env`, a nearer folder over one further up; `Loaded.origin` says which it was. Only dev
+mode reads `.env` files: on a server the unit's EnvironmentFile does that.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from pylon.config import Loaded, load, parse_dotenv
+from pylon.errors import StartRefused
+
+DOTENV_NAMES: Final = (".env.local", ".env")  # the first wins
+
+_DOTENV: Final = ".env files"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def dev_flag(command: F) -> F:
+    """Give a verb `--dev`: read the settings as `pylonctl dev` does."""
+    option = click.option(
+        "--dev", is_flag=True, help="Settings as `pylonctl dev` has them: dev mode, .env files."
+    )
+    return option(command)
+
+
+def dotenv_files(start: Path) -> list[Path]:
+    """The `.env` files that count for a folder, the weightiest first."""
+    start = start.absolute()
+    candidates = [folder / name for folder in (start, *start.parents) for name in DOTENV_NAMES]
+    return [path for path in candidates if path.is_file()]
+
+
+def read_settings(
+    *,
+    dev: bool = False,
+    flags: Mapping[str, str | None] | None = None,
+    environ: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> Loaded:
+    """Load the settings of this run.
+
+    Args:
+        dev: dev mode unless the environment says otherwise, and `.env` files.
+        flags: variable name to text, from the command line; None means not given.
+        environ: instead of the process's environment.
+        folder: instead of the current folder, for `.env` files.
+
+    Raises:
+        StartRefused: a value, or a `.env` file, cannot be read.
+    """
+    environ = dict(os.environ if environ is None else environ)
+    origins: dict[str, str] = {}
+    dotenv: dict[str, str] = {}
+    if dev:
+        for path in dotenv_files(folder or Path.cwd()):
+            for name, value in _read_dotenv(path).items():
+                if name not in dotenv:
+                    dotenv[name] = value
+                    origins[name] = str(path)
+        if "PYLON_DEV_MODE" not in environ and "PYLON_DEV_MODE" not in dotenv:
+            dotenv["PYLON_DEV_MODE"] = "1"
+            origins["PYLON_DEV_MODE"] = "pylonctl dev"
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    loaded = load({**environ, **given}, dotenv, _DOTENV)
+    named = {
+        env: "command line" if env in given else origins.get(env, origin)
+        if origin == _DOTENV else origin
+        for env, origin in loaded.origin.items()
+    }
+    return replace(loaded, origin=named)
+
+
+def _read_dotenv(path: Path) -> dict[str, str]:
+    try:
+        return parse_dotenv(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as ex:
+        raise StartRefused(f"{path} cannot be read: {ex}") from None

@@ -1,0 +1,102 @@
+"""`pylonctl start`: run the supervisor, in the foreground as systemd wants it.
+
+The one place in `pylon` that reaches up to `supervisor`, and it does so inside the command:
+`pylon` stays importable without it, and other verbs do not pay for it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Thread
+
+import click
+
+from pylon.backup.hold import pidfile_of
+from pylon.cli.announce import announce, announce_when_ready, is_ready
+from pylon.cli.output import json_flag, note, wants_json
+from pylon.cli.settings import dev_flag, read_settings
+from pylon.config import Loaded, refuse_unsafe
+from pylon.manifest.load import load_manifest
+from pylon.manifest.model import Manifest
+
+_POLL_S = 0.05
+
+
+@click.command()
+@click.option("--port", type=int, help="Sets PYLON_PORT.")
+@click.option("--manifest", help="Sets PYLON_MANIFEST.")
+@click.option("--db", help="Sets PYLON_DB_PATH.")
+@click.option("--detach", is_flag=True, help="Return when the server is ready; it runs on.")
+@dev_flag
+@json_flag
+@click.pass_context
+def start(
+    ctx: click.Context, port: int | None, manifest: str | None, db: str | None,
+    detach: bool, dev: bool,
+) -> None:
+    """Serve until stopped. Refuses what is unsafe or cannot work: exit code 78."""
+    flags = {
+        "PYLON_PORT": None if port is None else str(port),
+        "PYLON_MANIFEST": manifest, "PYLON_DB_PATH": db,
+    }
+    loaded = read_settings(dev=dev, flags=flags)
+    ctx.exit(start_detached(loaded) if detach else serve(loaded))
+
+
+def serve(loaded: Loaded) -> int:
+    """Run the supervisor in this process; its exit code.
+
+    Raises:
+        StartRefused: before anything was touched, or by the supervisor.
+    """
+    app = _check(loaded)
+    from supervisor.main import run
+
+    waiter = Thread(
+        target=announce_when_ready, args=(loaded.config, app, os.getpid()),
+        name="announce", daemon=True,
+    )
+    if loaded.config.dev_mode or wants_json():
+        waiter.start()
+    return run(loaded)
+
+
+def _check(loaded: Loaded) -> Manifest:
+    """What can be refused cheaply, before the supervisor opens anything."""
+    for warning in loaded.warnings:
+        note(f"warning: {warning}")
+    refuse_unsafe(loaded.config)
+    return load_manifest(Path(loaded.config.manifest))
+
+
+def start_detached(loaded: Loaded) -> int:
+    """Start the server as a process of its own, wait until it is ready; the exit code.
+
+    Its log goes to `<db_path>.log`.
+    """
+    app = _check(loaded)
+    pidfile = pidfile_of(Path(loaded.config.db_path)).absolute()
+    pidfile.parent.mkdir(parents=True, exist_ok=True)
+    log_path = pidfile.with_suffix(".log")
+    environ = {**os.environ, **{k: v for k, v in loaded.raw.items() if v is not None}}
+    with log_path.open("ab") as log:
+        started_at = log.tell()
+        child = subprocess.Popen(
+            [sys.executable, "-m", "pylon.cli.main", "start"],
+            env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+        )
+    while not is_ready(loaded.config, child.pid):
+        code = child.poll()
+        if code is not None:
+            with log_path.open("rb") as log:
+                log.seek(started_at)
+                click.echo(log.read().decode(errors="replace"), nl=False, err=True)
+            return code or 1
+        time.sleep(_POLL_S)
+    announce(loaded.config, app)
+    note(f"runs as pid {child.pid}; log in {log_path}; end it with: pylonctl stop")
+    return 0
