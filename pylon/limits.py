@@ -12,6 +12,8 @@ CURSOR_PAGE_DEFAULT: Final = 20
 CURSOR_PAGE_MAX: Final = 100
 FILTER_TERMS: Final = 64
 POLICY_DEPTH: Final = 64
+POLICY_CHARS: Final = 16_384  # one expression
+MANIFEST_BYTES: Final = 8 * 1024 * 1024
 PULL_PAGE_EVENTS: Final = 1_000
 SNAPSHOT_PAGE_ROWS: Final = 1_000
 PUSH_CHANGES: Final = 1_000
@@ -44,7 +46,13 @@ REPLAY_PAGE_EVENTS: Final = 500
 HEAD_CHECK_S: Final = 5.0  # a hub that heard nothing this long asks the log
 NOTES_WAIT_S: Final = 0.5  # a new hub waits this long for cursor notes
 HTTP_REQUEST_S: Final = 30.0
+SLOW_REQUEST_S: Final = 1.0  # an HTTP request that takes longer is logged
 
 WAL_CHECKPOINT_BYTES: Final = 4 * 1024 * 1024  # PASSIVE above this
 WAL_CHECKPOINT_AGE_S: Final = 5.0
 WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024  # RESTART above this
+
+BUS_WRITES_HWM: Final = 4_096  # messages; above WRITES_IN_FLIGHT, so that no reply is dropped
+BUS_CHANGES_HWM: Final = 2_000  # batches for each subscriber; more are dropped and read from the log
+BUS_SIGNALS_HWM: Final = 10_000
+BUS_STATUS_HWM: Final = 4  # for each worker; an old heartbeat is worth nothing

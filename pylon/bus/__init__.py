@@ -1,1 +1,20 @@
+"""The bus between the processes of one machine: ZeroMQ over ``ipc://`` in a private folder.
 
+    writes       WriterClient (DEALER, each worker)  ->  WriterPort (ROUTER, writer thread)
+    changes      ChangesPublisher (PUB, writer)      ->  ChangesSubscriber (SUB, ws and sse)
+    signals      SignalSender (PUB, anyone)          ->  SignalProxy (XSUB, XPUB, supervisor)
+                                                     ->  SignalReceiver (SUB, anyone)
+    status       StatusSender (PUSH, each worker)    ->  StatusReceiver (PULL, supervisor)
+
+The supervisor binds every endpoint, workers connect, so a worker may come and go at will.
+The supervisor's ends are used by plain threads, one thread for each socket; the workers'
+ends by gevent, one greenlet for each socket that receives, and no poller.
+
+Every socket has an explicit high-water mark and linger 0. What happens at the mark:
+writes are never dropped (the bound on writes in flight is below the mark); changes are
+dropped, and the subscriber sees the gap by `ChangeBatch.prev_seq` and reads the change log;
+signals and heartbeats are dropped and counted, and are repeated or only hints by design.
+
+This package is the only place that imports zmq. Importing it never imports gevent: the
+green sockets are made by `pylon.bus.contexts.green`, which workers alone call.
+"""

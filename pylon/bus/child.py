@@ -1,0 +1,52 @@
+"""What the supervisor tells a child through its environment, and how the child reads it.
+
+Beside these names a child gets every PYLON_* setting with its resolved value, so that
+`pylon.config.load` gives it exactly the supervisor's settings. Written by
+`supervisor.children`, read by `workers.boot`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pylon.errors import StartRefused
+
+
+@dataclass(frozen=True, slots=True)
+class ChildEnv:
+    """Who this child is. `worker` is unique within the role: "1", "2", ..."""
+
+    role: str
+    worker: str
+    runtime_dir: Path
+    listen_fd: int
+    supervisor_pid: int
+
+    def to_environ(self) -> dict[str, str]:
+        """The variables to add to the child's environment."""
+        return {
+            "PYLON_WORKER": f"{self.role}/{self.worker}",
+            "PYLON_RUNTIME_DIR": str(self.runtime_dir),
+            "PYLON_LISTEN_FD": str(self.listen_fd),
+            "PYLON_SUPERVISOR_PID": str(self.supervisor_pid),
+        }
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> ChildEnv:
+        """Read them back.
+
+        Raises:
+            StartRefused: this process was not started by a supervisor.
+        """
+        try:
+            role, _, worker = environ["PYLON_WORKER"].partition("/")
+            return cls(
+                role, worker, Path(environ["PYLON_RUNTIME_DIR"]),
+                int(environ["PYLON_LISTEN_FD"]), int(environ["PYLON_SUPERVISOR_PID"]),
+            )
+        except (KeyError, ValueError) as ex:
+            raise StartRefused(
+                f"A worker is started by the supervisor only ({ex}): use pylonctl start"
+            ) from ex

@@ -1,0 +1,114 @@
+"""The runtime folder: where the sockets of the bus, the control socket and the manifest lie.
+
+The supervisor makes it (0700, so that nobody else can speak on the bus) and removes it at
+exit; children are told its path. Invariants: every socket path fits into a Unix socket
+address; a folder of ours that a killed supervisor left behind is taken over, a folder that
+others may enter is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pylon.config import Config
+from pylon.errors import StartRefused
+
+_PATH_BYTES_MAX: Final = 100  # sun_path holds 108; the longest name below needs a few
+_OWN_FILES: Final = (
+    "writes", "changes", "signals_in", "signals_out", "status", "control.sock", "manifest.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """The paths in a runtime folder. Making one touches nothing."""
+
+    dir: Path
+
+    def _endpoint(self, name: str) -> str:
+        return f"ipc://{self.dir / name}"
+
+    @property
+    def writes(self) -> str:
+        return self._endpoint("writes")
+
+    @property
+    def changes(self) -> str:
+        return self._endpoint("changes")
+
+    @property
+    def signals_in(self) -> str:
+        return self._endpoint("signals_in")
+
+    @property
+    def signals_out(self) -> str:
+        return self._endpoint("signals_out")
+
+    @property
+    def status(self) -> str:
+        return self._endpoint("status")
+
+    @property
+    def control_socket(self) -> Path:
+        return self.dir / "control.sock"
+
+    @property
+    def manifest(self) -> Path:
+        """The validated copy that every worker loads."""
+        return self.dir / "manifest.json"
+
+    def remove(self) -> None:
+        """Delete our files, and the folder if nothing of others is in it."""
+        for name in _OWN_FILES:
+            (self.dir / name).unlink(missing_ok=True)
+        try:
+            self.dir.rmdir()
+        except OSError:
+            # Not empty, or systemd's RuntimeDirectory, which systemd removes itself.
+            return
+
+
+def make_runtime_dir(config: Config, environ_dir: str | None = None) -> Runtime:
+    """Make the folder: PYLON_RUNTIME_DIR, else $RUNTIME_DIRECTORY, else a new private one.
+
+    Args:
+        environ_dir: the value of RUNTIME_DIRECTORY (systemd), if any.
+
+    Raises:
+        StartRefused: it cannot be made, is too long for a socket path, or is not private.
+    """
+    asked = config.runtime_dir or (environ_dir or "").split(":")[0] or None
+    if asked is None:
+        path = Path(tempfile.mkdtemp(prefix="pylon-"))
+    else:
+        path = Path(asked).absolute()
+        _make_private(path, "PYLON_RUNTIME_DIR" if config.runtime_dir else "RUNTIME_DIRECTORY")
+    longest = max(len(os.fsencode(path / name)) for name in _OWN_FILES)
+    if longest > _PATH_BYTES_MAX:
+        raise StartRefused(
+            f"The runtime directory {path} makes socket paths of {longest} bytes; at most "
+            f"{_PATH_BYTES_MAX} work: set PYLON_RUNTIME_DIR to a shorter path"
+        )
+    for name in _OWN_FILES:  # what a killed supervisor left behind
+        (path / name).unlink(missing_ok=True)
+    return Runtime(path)
+
+
+def _make_private(path: Path, setting: str) -> None:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.stat()
+    except OSError as ex:
+        raise StartRefused(f"{setting} is {path}: {ex.strerror or ex}") from ex
+    if found.st_uid != os.geteuid():
+        raise StartRefused(f"{setting} is {path}, which belongs to another user: choose another")
+    if stat.S_IMODE(found.st_mode) & 0o022:
+        raise StartRefused(
+            f"{setting} is {path}, which others may write to: chmod 700 {path}"
+        )
+    path.chmod(0o700)

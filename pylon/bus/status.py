@@ -1,0 +1,66 @@
+"""Heartbeats, from every worker to the supervisor, once a second.
+
+A heartbeat that cannot leave at once is dropped: the next one says it better. The
+supervisor judges liveness and readiness by them (`supervisor.heartbeats`).
+"""
+
+from __future__ import annotations
+
+import msgspec
+import zmq
+
+from pylon import limits, log, metrics
+from pylon.bus import contexts, messages
+from pylon.bus.messages import WorkerStatus
+from pylon.bus.runtime import Runtime
+
+_log = log.get_logger("status")
+
+
+class StatusSender:
+    """A worker's end. For one greenlet."""
+
+    __slots__ = ("_socket",)
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._socket = contexts.open_socket(contexts.green(), zmq.PUSH, limits.BUS_STATUS_HWM)
+        self._socket.connect(runtime.status)
+
+    def send(self, status: WorkerStatus) -> None:
+        """Send, or drop when the supervisor does not take it. Never blocks."""
+        try:
+            self._socket.send(messages.encode(status), zmq.NOBLOCK)
+            metrics.BUS_MESSAGES.labels("status").inc()
+        except zmq.Again:
+            metrics.BUS_DROPPED.labels("status").inc()
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class StatusReceiver:
+    """The supervisor's end. For one thread."""
+
+    __slots__ = ("_socket",)
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._socket = contexts.open_socket(
+            contexts.plain(), zmq.PULL, limits.BUS_STATUS_HWM * 64
+        )
+        self._socket.bind(runtime.status)
+
+    def receive(self, timeout_s: float) -> WorkerStatus | None:
+        """The next heartbeat, or None when none came in time or it could not be read."""
+        if not self._socket.poll(int(timeout_s * 1_000)):
+            return None
+        try:
+            return messages.worker_status.decode(self._socket.recv(zmq.NOBLOCK))
+        except zmq.Again:
+            return None
+        except msgspec.DecodeError as ex:
+            _log.error("status.unreadable", error=str(ex))
+            metrics.BUS_DROPPED.labels("status").inc()
+            return None
+
+    def close(self) -> None:
+        self._socket.close()

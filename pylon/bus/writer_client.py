@@ -1,0 +1,194 @@
+"""The worker's way to the writer: greenlets submit, one socket carries, replies wake them.
+
+All writes that greenlets submit during one turn of the event loop leave in one message:
+that is worth more than anything else in the write path (one message for each write costs
+twice the CPU). Used by the API of HTTP workers, and by any worker that writes.
+
+Invariants: at most `limits.WRITES_IN_FLIGHT` writes are unanswered; every submitted write
+ends in its reply, or in WriterUnavailable when `limits.WRITE_TIMEOUT_S` has passed or the
+supervisor went away (then it may or may not have happened: op_ids make a repeat safe).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import gevent
+import zmq
+from gevent.event import AsyncResult
+from gevent.hub import get_hub
+from zmq.utils.monitor import parse_monitor_message
+
+from pylon import limits, log, metrics
+from pylon.bus import contexts, messages
+from pylon.bus.messages import WriteOp, WriteReply, WriteRequest
+from pylon.bus.runtime import Runtime
+from pylon.clock import Clock, RandomSource, SystemClock, SystemRandom
+from pylon.errors import WriteQueueFull, WriterUnavailable
+
+_log = log.get_logger("writer_client")
+_SWEEP_S: Final = 0.5
+
+
+class _Call:
+    """One `submit_all` that waits: its replies in order, and how many are still to come."""
+
+    __slots__ = ("deadline_s", "done", "first_id", "missing", "replies", "since_s")
+
+    def __init__(self, first_id: int, count: int, now_s: float) -> None:
+        self.first_id = first_id
+        self.replies: list[WriteReply | None] = [None] * count
+        self.missing = count
+        self.since_s = now_s
+        self.deadline_s = now_s + limits.WRITE_TIMEOUT_S
+        self.done = AsyncResult()
+
+
+class WriterClient:
+    """Made after any fork, once in each process. `close` it at the end."""
+
+    def __init__(
+        self, runtime: Runtime, clock: Clock | None = None, random: RandomSource | None = None
+    ) -> None:
+        self._clock = clock or SystemClock()
+        self._pending: dict[int, _Call] = {}  # by request id
+        self._outgoing: list[WriteRequest] = []
+        self._next_id = 1
+        self._flush_scheduled = False
+        self._closed = False
+        self._hub = get_hub()
+        self._socket = contexts.open_socket(contexts.green(), zmq.DEALER, limits.BUS_WRITES_HWM)
+        # A routing id of our own: a reply to a dead worker can never reach its successor.
+        routing_id = b"w" + (random or SystemRandom()).token_hex(12).encode()
+        self._socket.setsockopt(zmq.ROUTING_ID, routing_id)
+        monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._socket.connect(runtime.writes)
+        self._sent = metrics.BUS_MESSAGES.labels("writes")
+        metrics.WRITES_IN_FLIGHT.set_function(lambda: len(self._pending))
+        self._greenlets = [
+            gevent.spawn(self._receive), gevent.spawn(self._watch, monitor),
+            gevent.spawn(self._sweep),
+        ]
+
+    def submit(self, op: WriteOp) -> WriteReply:
+        """Carry out one write; blocks this greenlet.
+
+        Raises:
+            WriteQueueFull, WriterUnavailable: see the module.
+            PylonError: what the writer answered (policy, uniqueness, ...).
+        """
+        reply = self.submit_all((op,))[0]
+        if reply.error is not None:
+            raise reply.error.to_exception()
+        return reply
+
+    def submit_all(self, ops: Sequence[WriteOp]) -> list[WriteReply]:
+        """Carry out several writes in this order; each succeeds or fails alone.
+
+        Returns:
+            One reply for each op, in order, errors inside.
+        """
+        if self._closed:
+            raise WriterUnavailable("This worker is stopping")
+        if len(self._pending) + len(ops) > limits.WRITES_IN_FLIGHT:
+            raise WriteQueueFull(
+                f"Too many writes in flight (limit {limits.WRITES_IN_FLIGHT} for each worker)",
+                hint="Try again in a moment",
+            )
+        if not ops:
+            return []
+        first_id = self._next_id
+        self._next_id += len(ops)
+        call = _Call(first_id, len(ops), self._clock.monotonic_s())
+        for number, op in enumerate(ops, first_id):
+            self._pending[number] = call
+            self._outgoing.append(WriteRequest(number, op))
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._hub.loop.run_callback(self._flush)
+        try:
+            call.done.get()
+        finally:
+            for number in range(first_id, first_id + len(ops)):
+                self._pending.pop(number, None)
+        metrics.WRITE_WAIT.observe(self._clock.monotonic_s() - call.since_s)
+        return [reply for reply in call.replies if reply is not None]
+
+    def close(self) -> None:
+        """Fail what waits, and let go of the socket."""
+        if self._closed:
+            return
+        self._closed = True
+        self._fail_all("This worker is stopping")
+        for greenlet in self._greenlets:
+            greenlet.kill(block=False)
+        self._socket.disable_monitor()
+        self._socket.close()
+
+    def _flush(self) -> None:
+        """Runs in the hub: send what this turn gathered, without waiting."""
+        self._flush_scheduled = False
+        requests, self._outgoing = self._outgoing, []
+        # A caller that was killed before the flush has left: its write need not happen.
+        requests = [request for request in requests if request.id in self._pending]
+        if not requests or self._closed:
+            return
+        try:
+            self._socket.send(messages.encode(requests), zmq.NOBLOCK)
+            self._sent.inc()
+        except zmq.ZMQError as ex:
+            # The mark lies above the bound on writes in flight: only a dead socket gets here.
+            _log.error("writes.not_sent", count=len(requests), error=str(ex))
+            for request in requests:
+                self._fail(request.id, f"The writer cannot be reached: {ex}")
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                frame = self._socket.recv()
+            except zmq.ZMQError:
+                return  # closed
+            for reply in messages.write_replies.decode(frame):
+                call = self._pending.pop(reply.id, None)
+                if call is None:
+                    continue  # its caller has given up
+                call.replies[reply.id - call.first_id] = reply
+                call.missing -= 1
+                if not call.missing:
+                    call.done.set(None)
+
+    def _watch(self, monitor: zmq.Socket[bytes]) -> None:
+        """Fail what waits as soon as the connection to the supervisor is lost."""
+        while True:
+            try:
+                event = parse_monitor_message(monitor.recv_multipart())["event"]
+            except zmq.ZMQError:
+                return  # closed
+            if event == zmq.EVENT_DISCONNECTED:
+                if self._pending:
+                    _log.warning("writer.lost", in_flight=len(self._pending))
+                self._fail_all("The connection to the writer was lost")
+            elif event == zmq.EVENT_MONITOR_STOPPED:
+                return
+
+    def _sweep(self) -> None:
+        while True:
+            gevent.sleep(_SWEEP_S)
+            now_s = self._clock.monotonic_s()
+            late = [n for n, call in self._pending.items() if call.deadline_s <= now_s]
+            for number in late:
+                self._fail(
+                    number, f"The writer did not answer within {limits.WRITE_TIMEOUT_S:g} s"
+                )
+
+    def _fail(self, number: int, why: str) -> None:
+        call = self._pending.pop(number, None)
+        if call is not None and not call.done.ready():
+            call.done.set_exception(WriterUnavailable(
+                why, hint="The write may have happened: repeat it with the same op_id"
+            ))
+
+    def _fail_all(self, why: str) -> None:
+        for number in list(self._pending):
+            self._fail(number, why)

@@ -1,0 +1,236 @@
+"""Structured log lines on stderr: one JSON object a line, or one pretty line for eyes.
+
+Each line has `level`, `ts` (Unix seconds), `event` (a dotted name), `role`, `worker`, and
+whatever keys the caller adds, with units in their names. Values under keys that name a
+secret are replaced. Under systemd (`JOURNAL_STREAM`) lines carry the syslog priority.
+
+Invariants: a line is written whole, by one `write` where the kernel allows it, so lines of
+threads and processes do not mix; logging never raises and never stops its caller.
+`configure` is called once in each process, by `supervisor.main` and `workers.boot`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import traceback
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from pylon.clock import Clock, SystemClock
+
+_LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+_PRIORITY: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3}
+_COLOUR: Final = {"debug": "\x1b[2m", "info": "", "warning": "\x1b[33m", "error": "\x1b[31m"}
+_SECRET: Final = re.compile(
+    r"token|secret|passw|authorization|cookie|api_?key|private_?key|credential", re.IGNORECASE
+)
+_HIDDEN: Final = "[redacted]"
+_VALUE_CHARS: Final = 8_192  # a longer text is cut, so that a line stays readable
+
+
+class _Sink:
+    """Where this process's lines go, and what every one of them says."""
+
+    __slots__ = ("clock", "colours", "fd", "journal", "pretty", "role", "threshold", "worker")
+
+    def __init__(self) -> None:
+        self.fd = 2
+        self.pretty = False
+        self.threshold = _LEVELS["info"]
+        self.role = ""
+        self.worker = ""
+        self.journal = False
+        self.colours = False
+        self.clock: Clock = SystemClock()
+
+
+_sink: Final = _Sink()
+
+
+def configure(
+    log_format: str, level: str, role: str, worker: str, *, fd: int = 2, clock: Clock | None = None
+) -> None:
+    """Set how this process logs, and take over the standard library's root logger.
+
+    Args:
+        log_format: ``json`` or ``pretty`` (PYLON_LOG_FORMAT).
+        level: least severe level shown (PYLON_LOG_LEVEL).
+        role, worker: who speaks; empty strings are left out.
+        fd: the descriptor to write to; 2 is stderr.
+    """
+    _sink.fd = fd
+    _sink.pretty = log_format == "pretty"
+    _sink.threshold = _LEVELS[level]
+    _sink.role = role
+    _sink.worker = worker
+    _sink.journal = _is_journal(fd, os.environ.get("JOURNAL_STREAM", ""))
+    _sink.colours = _sink.pretty and os.isatty(fd)
+    _sink.clock = clock or SystemClock()
+    root = logging.getLogger()
+    root.handlers[:] = [_StandardHandler()]
+    root.setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+
+
+class Logger:
+    """Writes lines for one part of the program. Made by `get_logger`."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def debug(self, event: str, **keys: Any) -> None:
+        """What helps a developer."""
+        _write("debug", self._name, event, keys)
+
+    def info(self, event: str, **keys: Any) -> None:
+        """What happened, in order."""
+        _write("info", self._name, event, keys)
+
+    def warning(self, event: str, **keys: Any) -> None:
+        """What an operator should look at."""
+        _write("warning", self._name, event, keys)
+
+    def error(self, event: str, **keys: Any) -> None:
+        """What failed."""
+        _write("error", self._name, event, keys)
+
+    def exception(self, event: str, *, error: BaseException, **keys: Any) -> None:
+        """An unexpected error, with its traceback under the key `trace`."""
+        trace = "".join(traceback.format_exception(error))
+        _write("error", self._name, event, {**keys, "error": str(error), "trace": trace})
+
+    def enabled(self, level: str) -> bool:
+        """Whether a line of this level would be shown, where making its keys costs much."""
+        return _LEVELS[level] >= _sink.threshold
+
+
+def get_logger(name: str) -> Logger:
+    """The logger of a part of the program, for example ``writer``; shown as `part`."""
+    return Logger(name)
+
+
+def redact(keys: dict[str, Any]) -> dict[str, Any]:
+    """`keys` with every value under a secret-sounding key hidden, however deep."""
+    return {k: _HIDDEN if _SECRET.search(k) and v else _plain(v) for k, v in keys.items()}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, dict):
+        return redact({str(k): v for k, v in value.items()})
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(v) for v in value]
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    text = str(value)
+    return text if len(text) <= _VALUE_CHARS else text[:_VALUE_CHARS] + "..."
+
+
+def _write(level: str, part: str, event: str, keys: dict[str, Any]) -> None:
+    if _LEVELS[level] < _sink.threshold:
+        return
+    record: dict[str, Any] = {"level": level, "ts": _sink.clock.wall_ns() / 1e9, "event": event}
+    if _sink.role:
+        record["role"] = _sink.role
+    if _sink.worker:
+        record["worker"] = _sink.worker
+    if part:
+        record["part"] = part
+    for key, value in redact(keys).items():
+        record[key + "_" if key in record else key] = value
+    line = _pretty(record) if _sink.pretty else _json(record)
+    if _sink.journal:
+        line = b"<%d>" % _PRIORITY[level] + line
+    _emit(line + b"\n")
+
+
+def _json(record: dict[str, Any]) -> bytes:
+    try:
+        return msgspec.json.encode(record)
+    except UnicodeEncodeError:  # a lone surrogate, as os.fsdecode makes them from odd paths
+        return msgspec.json.encode(
+            {k: v.encode("utf-8", "replace").decode() if isinstance(v, str) else repr(v)
+             for k, v in record.items()}
+        )
+
+
+def _pretty(record: dict[str, Any]) -> bytes:
+    seconds = record.pop("ts")
+    level, event = record.pop("level"), record.pop("event")
+    trace = record.pop("trace", None)
+    who = "/".join(str(record.pop(k)) for k in ("role", "worker") if k in record)
+    record.pop("part", None)
+    clock = f"{int(seconds) // 3600 % 24:02d}:{int(seconds) // 60 % 60:02d}:{seconds % 60:06.3f}"
+    keys = " ".join(f"{k}={_shown(v)}" for k, v in record.items())
+    colour, end = (_COLOUR[level], "\x1b[0m") if _sink.colours else ("", "")
+    text = f"{clock} {colour}{level:<7}{end} {who:<10} {colour}{event}{end} {keys}".rstrip()
+    if trace is not None:
+        text += "\n" + str(trace).rstrip()
+    return text.encode("utf-8", "replace")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        needs_quotes = not value or not value.isprintable() or any(c in value for c in ' "=')
+        return _json_text(value) if needs_quotes else value
+    return _json_text(value)
+
+
+def _json_text(value: Any) -> str:
+    return _json({"v": value})[5:-1].decode()
+
+
+def _emit(line: bytes) -> None:
+    view = memoryview(line)
+    try:
+        while view:
+            view = view[os.write(_sink.fd, view):]
+    except OSError:
+        # A closed or full stderr must not take the server down, and there is nobody to tell.
+        return
+
+
+def _is_journal(fd: int, journal_stream: str) -> bool:
+    """Whether `fd` is the stream that systemd says it connected to the journal."""
+    try:
+        stat = os.fstat(fd)
+    except OSError:
+        return False
+    return journal_stream == f"{stat.st_dev}:{stat.st_ino}"
+
+
+class _StandardHandler(logging.Handler):
+    """Carries the lines of libraries (gunicorn, falcon) into our format."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "error" if record.levelno >= 40 else "warning" if record.levelno >= 30 else (
+            "info" if record.levelno >= 20 else "debug")
+        keys: dict[str, Any] = {"message": record.getMessage()}
+        if record.exc_info and record.exc_info[1] is not None:
+            keys["trace"] = "".join(traceback.format_exception(record.exc_info[1]))
+        _write(level, record.name, f"library.{record.name.split('.')[0]}", keys)
+
+
+def thread_hook(report: Callable[[BaseException], None]) -> Callable[[Any], None]:
+    """A `threading.excepthook` that logs the error of a dying thread and then reports it.
+
+    Args:
+        report: called with the error, to take the process down if need be.
+    """
+    log = get_logger("thread")
+
+    def hook(args: Any) -> None:
+        error = args.exc_value or args.exc_type()
+        name = args.thread.name if args.thread is not None else "?"
+        log.exception("thread.died", error=error, thread=name)
+        report(error)
+
+    return hook
+
+

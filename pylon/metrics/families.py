@@ -1,0 +1,171 @@
+"""Every metric of the project, as module constants. Nothing else defines one.
+
+`WORKER` holds what workers measure, `SUPERVISOR` what the supervisor does, and both hold
+what either may measure (the bus). Callers use the constants: ``metrics.BUS_DROPPED.labels(
+"status").inc()``. Labels never carry ids.
+
+Invariants: names follow Prometheus' rules (base units, `_total` on counters); importing this
+module starts no thread and touches no file, so a process may fork after it.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+import pylon
+
+WORKER: Final = CollectorRegistry()
+SUPERVISOR: Final = CollectorRegistry()
+
+_FAST_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_SLOW_S: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0)
+_SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000)
+_BYTES: Final = (1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576)
+
+# --- HTTP workers --------------------------------------------------------------------------
+
+HTTP_REQUESTS: Final = Counter(
+    "pylon_http_requests_total", "Answered HTTP requests.", ("route", "method", "status"),
+    registry=WORKER,
+)
+HTTP_DURATION: Final = Histogram(
+    "pylon_http_request_duration_seconds", "Time from a parsed request to its answer.",
+    ("route",), buckets=_FAST_S, registry=WORKER,
+)
+AUTH_ATTEMPTS: Final = Counter(
+    "pylon_auth_attempts_total", "Credentials judged, by result.", ("result",), registry=WORKER,
+)
+WRITE_WAIT: Final = Histogram(
+    "pylon_write_wait_seconds", "Time from handing a write to the bus to its reply.",
+    buckets=_FAST_S, registry=WORKER,
+)
+WRITES_IN_FLIGHT: Final = Gauge(
+    "pylon_writes_in_flight", "Writes sent to the writer and not yet answered.", registry=WORKER,
+)
+POOL_WAIT: Final = Histogram(
+    "pylon_db_pool_wait_seconds", "Time that a read waited for a connection.",
+    buckets=_FAST_S, registry=WORKER,
+)
+
+# --- Socket workers --------------------------------------------------------------------------
+
+CONNECTIONS: Final = Gauge(
+    "pylon_connections", "Open client connections of the process.", registry=WORKER,
+)
+CONNECTIONS_OPENED: Final = Counter(
+    "pylon_connections_opened_total", "Client connections accepted.", registry=WORKER,
+)
+CONNECTIONS_CLOSED: Final = Counter(
+    "pylon_connections_closed_total", "Client connections ended, by close code.", ("code",),
+    registry=WORKER,
+)
+MESSAGES_SENT: Final = Counter(
+    "pylon_messages_sent_total", "Messages written to client sockets.", registry=WORKER,
+)
+MESSAGES_RECEIVED: Final = Counter(
+    "pylon_messages_received_total", "Messages read from client sockets.", registry=WORKER,
+)
+SEND_QUEUE_BYTES: Final = Histogram(
+    "pylon_send_queue_bytes", "Bytes in a client's outbox when it could not be emptied at once.",
+    buckets=_BYTES, registry=WORKER,
+)
+SLOW_CLIENTS: Final = Counter(
+    "pylon_slow_clients_total", "Clients that read too slowly, by what was done.", ("action",),
+    registry=WORKER,
+)
+SYNC_DELIVERY: Final = Histogram(
+    "pylon_sync_delivery_seconds", "Time from the receipt of a change to its last socket.",
+    buckets=_FAST_S, registry=WORKER,
+)
+RECOVERIES: Final = Counter(
+    "pylon_recoveries_total", "Reconnecting clients, by how they caught up.", ("result",),
+    registry=WORKER,
+)
+NOTES_DROPPED: Final = Counter(
+    "pylon_cursor_notes_dropped_total", "Cursor notes forgotten early because there were too many.",
+    registry=WORKER,
+)
+HUB_STALL: Final = Gauge(
+    "pylon_hub_stall_seconds", "Longest time in the last second that the event loop was held up.",
+    registry=WORKER,
+)
+
+# --- Supervisor ------------------------------------------------------------------------------
+
+BUILD_INFO: Final = Gauge(
+    "pylon_build_info", "Always 1; the labels tell what runs.", ("version", "python"),
+    registry=SUPERVISOR,
+)
+BUILD_INFO.labels(pylon.__version__, platform.python_version()).set(1)
+UPTIME: Final = Gauge("pylon_uptime_seconds", "Seconds since the start.", registry=SUPERVISOR)
+CHANGELOG_SEQ: Final = Gauge(
+    "pylon_changelog_seq", "Newest sequence number of the change log.", registry=SUPERVISOR,
+)
+CHANGELOG_OLDEST_SEQ: Final = Gauge(
+    "pylon_changelog_oldest_seq", "Oldest sequence number still kept.", registry=SUPERVISOR,
+)
+WRITE_QUEUE_DEPTH: Final = Gauge(
+    "pylon_write_queue_depth", "Write requests taken by the writer and not yet answered.",
+    registry=SUPERVISOR,
+)
+COMMIT: Final = Histogram(
+    "pylon_commit_seconds", "Time of a commit.", buckets=_FAST_S, registry=SUPERVISOR,
+)
+BATCH_SIZE: Final = Histogram(
+    "pylon_group_commit_size", "Write requests that shared one commit.", buckets=_SIZES,
+    registry=SUPERVISOR,
+)
+WAL_BYTES: Final = Gauge(
+    "pylon_wal_bytes", "Size of the write-ahead log file.", registry=SUPERVISOR,
+)
+CHECKPOINT: Final = Histogram(
+    "pylon_checkpoint_seconds", "Time of a WAL checkpoint.", ("mode",), buckets=_SLOW_S,
+    registry=SUPERVISOR,
+)
+WORKER_RESTARTS: Final = Counter(
+    "pylon_worker_restarts_total", "Workers started again, by role and why.", ("role", "reason"),
+    registry=SUPERVISOR,
+)
+WORKERS_READY: Final = Gauge(
+    "pylon_workers_ready", "Worker processes that are ready.", ("role",), registry=SUPERVISOR,
+)
+BACKUP_LAST_SUCCESS: Final = Gauge(
+    "pylon_backup_last_success_timestamp_seconds", "Unix time of the last good backup.",
+    registry=SUPERVISOR,
+)
+BACKUP_DURATION: Final = Gauge(
+    "pylon_backup_duration_seconds", "How long the last good backup took.", registry=SUPERVISOR,
+)
+
+# --- Both --------------------------------------------------------------------------------------
+
+BUS_MESSAGES: Final = Counter(
+    "pylon_bus_messages_total", "Messages sent on the bus, by channel.", ("channel",),
+    registry=WORKER,
+)
+BUS_DROPPED: Final = Counter(
+    "pylon_bus_dropped_total", "Messages lost on the bus (gaps seen), by channel.", ("channel",),
+    registry=WORKER,
+)
+SUPERVISOR.register(BUS_MESSAGES)
+SUPERVISOR.register(BUS_DROPPED)
+
+# Derived from HTTP_REQUESTS when the page is made (spec/http.md §7): help texts by name.
+DERIVED_HELP: Final = {
+    "pylon_http_requests_ok_total": "Answered HTTP requests with a status from 200 to 399.",
+    "pylon_http_requests_errors_total": "Answered HTTP requests with any other status.",
+    "pylon_http_requests_by_method": "Answered HTTP requests by method.",
+}
+
+__all__ = [  # noqa: RUF022  (in the order above)
+    "WORKER", "SUPERVISOR", "HTTP_REQUESTS", "HTTP_DURATION", "AUTH_ATTEMPTS", "WRITE_WAIT",
+    "WRITES_IN_FLIGHT", "POOL_WAIT", "CONNECTIONS", "CONNECTIONS_OPENED", "CONNECTIONS_CLOSED",
+    "MESSAGES_SENT", "MESSAGES_RECEIVED", "SEND_QUEUE_BYTES", "SLOW_CLIENTS", "SYNC_DELIVERY",
+    "RECOVERIES", "NOTES_DROPPED", "HUB_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ",
+    "CHANGELOG_OLDEST_SEQ",
+    "WRITE_QUEUE_DEPTH", "COMMIT", "BATCH_SIZE", "WAL_BYTES", "CHECKPOINT", "WORKER_RESTARTS",
+    "WORKERS_READY", "BACKUP_LAST_SUCCESS", "BACKUP_DURATION", "BUS_MESSAGES", "BUS_DROPPED",
+]
