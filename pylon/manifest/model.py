@@ -93,7 +93,7 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class Callable_:
+class Operation:
     """A query or an action: a name and its inputs."""
 
     name: str
@@ -123,8 +123,8 @@ class Manifest:
     version: str
     entities: tuple[Entity, ...]
     routes: tuple[Route, ...] = ()
-    queries: tuple[Callable_, ...] = ()
-    actions: tuple[Callable_, ...] = ()
+    queries: tuple[Operation, ...] = ()
+    actions: tuple[Operation, ...] = ()
     policies: tuple[Policy, ...] = ()
     auth: AuthConfig = field(default_factory=AuthConfig)
     source: dict[str, Any] = field(default_factory=dict)  # the document as read, for /api/manifest

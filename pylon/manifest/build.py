@@ -1,0 +1,122 @@
+"""From checked nodes to the model. Called for parts that were found sound, never for others."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pylon.manifest.document import Node
+from pylon.manifest.model import (
+    AuthConfig,
+    Entity,
+    Field,
+    FieldType,
+    Index,
+    Manifest,
+    Operation,
+    Policy,
+    Relation,
+    Route,
+    Search,
+)
+
+_ID_TYPE = re.compile(r"id\(([^()]*)\)")
+_PLAIN_TYPES = {kind.value: kind for kind in FieldType if kind is not FieldType.ID}
+
+
+def field_type(text: str) -> tuple[FieldType, str | None] | None:
+    """The type that a manifest names, and the target of ``id(Target)``; None for unknown."""
+    if text in _PLAIN_TYPES:
+        return _PLAIN_TYPES[text], None
+    found = _ID_TYPE.fullmatch(text)
+    return (FieldType.ID, found.group(1)) if found else None
+
+
+def build_manifest(node: Node) -> Manifest:
+    """The whole manifest."""
+    source = node.plain()
+    return Manifest(
+        name=source["name"],
+        version=source["version"],
+        entities=tuple(_entity(raw) for raw in source["entities"]),
+        routes=tuple(_route(raw) for raw in source["routes"]),
+        queries=tuple(_operation(raw) for raw in source.get("queries") or ()),
+        actions=tuple(_operation(raw) for raw in source.get("actions") or ()),
+        policies=tuple(_policy(raw) for raw in source.get("policies") or ()),
+        auth=_auth(source.get("auth") or {}),
+        source=source,
+    )
+
+
+def build_entity(node: Node) -> Entity:
+    """One entity."""
+    return _entity(node.plain())
+
+
+def build_operation(node: Node) -> Operation:
+    """One query or action."""
+    return _operation(node.plain())
+
+
+def _entity(raw: dict[str, Any]) -> Entity:
+    search, crdt = raw.get("search"), raw.get("crdt")
+    return Entity(
+        name=raw["name"],
+        fields=tuple(_field(f) for f in raw["fields"]),
+        indexes=tuple(Index(i["name"], tuple(i["fields"]), i["unique"]) for i in raw["indexes"]),
+        relations=tuple(
+            Relation(r["name"], r["target"], r["field"], bool(r.get("many")))
+            for r in raw.get("relations") or ()
+        ),
+        search=None if search is None else _search(search),
+        crdt=True if crdt is None else crdt,
+    )
+
+
+def _field(raw: dict[str, Any]) -> Field:
+    found = field_type(raw["type"])
+    if found is None:
+        raise ValueError(f"unchecked field type {raw['type']}")
+    kind, target = found
+    return Field(raw["name"], kind, raw["optional"], raw["unique"], target, raw.get("crdt"))
+
+
+def _search(raw: dict[str, Any]) -> Search:
+    text, facets, sortable = (tuple(raw.get(k) or ()) for k in ("text", "facets", "sortable"))
+    return Search(text, facets, sortable, raw.get("language") or "english")
+
+
+def _operation(raw: dict[str, Any]) -> Operation:
+    return Operation(raw["name"], tuple(_field(f) for f in raw.get("input") or ()))
+
+
+def _route(raw: dict[str, Any]) -> Route:
+    return Route(raw["path"], raw["mode"], raw.get("query"), raw.get("auth"))
+
+
+def _policy(raw: dict[str, Any]) -> Policy:
+    """Empty strings count as absent (spec/http.md §5.1)."""
+    return Policy(
+        name=raw["name"],
+        entity=raw.get("entity") or None,
+        action=raw.get("action") or None,
+        allow=raw.get("allow") or None,
+        allow_read=raw.get("allowRead") or None,
+        allow_insert=raw.get("allowInsert") or None,
+        allow_update=raw.get("allowUpdate") or None,
+        allow_delete=raw.get("allowDelete") or None,
+        allow_write=raw.get("allowWrite") or None,
+    )
+
+
+def _auth(raw: dict[str, Any]) -> AuthConfig:
+    user, session = raw.get("user") or {}, raw.get("session") or {}
+    expires_in_s = session.get("expires_in")
+    default = AuthConfig()
+    return AuthConfig(
+        user_entity=user.get("entity") or default.user_entity,
+        expose=tuple(user.get("expose") or ()),
+        hide=tuple(user.get("hide") or ()),
+        session_expires_in_s=default.session_expires_in_s if expires_in_s is None else expires_in_s,
+        trusted_origins=tuple(raw.get("trusted_origins") or ()),
+    )

@@ -1,0 +1,293 @@
+"""What must be true of a manifest beyond its JSON shape (spec/http.md §2.5).
+
+Every check looks at the nodes, not at the model, so that it can name the place, and passes over
+what `shape` has reported already. Names become tables and columns of SQLite, which ignores the
+case of ASCII letters: two names that differ only in case are the same name here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from pylon.manifest.build import field_type
+from pylon.manifest.document import Node
+from pylon.manifest.findings import Findings, items_of, text_of, texts_of
+from pylon.manifest.model import FieldType
+from pylon.policy.rules import RULE_KEYS
+
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_TYPES = "string, int, float, bool, datetime, richtext, id(Entity)"
+
+
+def check_all(root: Node, findings: Findings) -> None:
+    """Report everything except bad policy expressions."""
+    version = root.value.get("manifest_version") if isinstance(root.value, dict) else None
+    if version is not None and type(version.value) is int and version.value != 1:
+        findings.error(
+            "MANIFEST_VERSION_UNSUPPORTED",
+            f"manifest version {version.value} is not supported, only 1",
+            version.at,
+        )
+    _entities(root, findings)
+    for key in ("query", "action"):
+        _operations(root, "queries" if key == "query" else "actions", key, findings)
+    _policies(root, findings)
+    _routes(root, findings)
+
+
+def _entities(root: Node, findings: Findings) -> None:
+    entities = items_of(root, "entities")
+    if isinstance(root.value, dict) and "entities" in root.value and not entities:
+        holder = root.value["entities"]
+        if holder.value == []:
+            findings.error("SCHEMA_EMPTY", "the manifest declares no entity", holder.at)
+    known = _known_names(entities)
+    tables: set[str] = set()
+    for entity in entities:
+        _name(entity, "entity", "ENTITY", tables, findings)
+        columns = _fields(entity, known, findings)
+        _indexes(entity, columns, tables, findings)
+        _relations(entity, entities, columns, findings)
+        search = entity.value.get("search") if isinstance(entity.value, dict) else None
+        if search is not None:
+            _search(search, columns, findings)
+
+
+def _known_names(nodes: Iterable[Node]) -> set[str]:
+    return {name.value for node in nodes if (name := text_of(node, "name")) is not None}
+
+
+def _name(
+    node: Node, what: str, code: str, taken: set[str], findings: Findings
+) -> str | None:
+    """Check the name of a table or column and add it to `taken` (in lower case)."""
+    name = text_of(node, "name")
+    if name is None:
+        return None
+    text: str = name.value
+    lower = text.lower()
+    if not text.strip():
+        findings.error(f"{code}_NAME_EMPTY", f"the {what} has no name", name.at)
+        return None
+    if not _IDENTIFIER.fullmatch(text):
+        findings.error(
+            f"{code}_NAME_INVALID",
+            f'"{text}" cannot name a {what}', name.at,
+            "letters, digits and _ only, not starting with a digit",
+        )
+    elif text.startswith("_") or lower.startswith("sqlite_"):
+        findings.error(
+            f"{code}_NAME_RESERVED", f'"{text}" cannot name a {what}', name.at,
+            "names that start with _ or sqlite_ are reserved",
+        )
+    elif lower == "id" and what == "field":
+        findings.error(
+            f"{code}_NAME_RESERVED", f'"{text}" cannot name a field', name.at,
+            "every entity has its id already",
+        )
+    if lower in taken:
+        findings.error(
+            f"{code}_DUPLICATE", f'the {what} "{text}" is declared twice', name.at,
+            "names that differ only in case are the same",
+        )
+    taken.add(lower)
+    return text
+
+
+def _fields(entity: Node, entities: set[str], findings: Findings) -> set[str]:
+    """Check the fields of an entity.
+
+    Returns:
+        The names that its indexes, relations and search may use.
+    """
+    taken: set[str] = set()
+    names = {"id"}
+    for field in items_of(entity, "fields"):
+        name = _name(field, "field", "FIELD", taken, findings)
+        if name is not None:
+            names.add(name)
+        _type(field, entities, "FIELD", findings)
+    return names
+
+
+def _type(field: Node, entities: set[str], code: str, findings: Findings) -> None:
+    type_ = text_of(field, "type")
+    if type_ is None:
+        return
+    found = field_type(type_.value)
+    if found is None:
+        findings.error(
+            f"{code}_TYPE_UNKNOWN", f'unknown type "{type_.value}"', type_.at, f"known: {_TYPES}"
+        )
+    elif found[0] is FieldType.ID and found[1] not in entities:
+        findings.error(
+            "FIELD_ID_TARGET_NOT_FOUND", f'no entity is called "{found[1]}"', type_.at,
+            _listing(entities),
+        )
+
+
+def _indexes(entity: Node, columns: set[str], tables: set[str], findings: Findings) -> None:
+    """Index names share one namespace with tables in SQLite, as ``<Entity>_<index>``."""
+    owner = text_of(entity, "name")
+    for index in items_of(entity, "indexes"):
+        name = text_of(index, "name")
+        if name is not None and not name.value.strip():
+            findings.error("INDEX_NAME_EMPTY", "the index has no name", name.at)
+        elif name is not None and not _IDENTIFIER.fullmatch(name.value):
+            findings.error(
+                "INDEX_NAME_INVALID", f'"{name.value}" cannot name an index', name.at,
+                "letters, digits and _ only, not starting with a digit",
+            )
+        elif name is not None and owner is not None:
+            full = f"{owner.value}_{name.value}".lower()
+            if full in tables:
+                findings.error(
+                    "INDEX_NAME_DUPLICATE", f'the index "{name.value}" is declared twice', name.at,
+                    f"{owner.value}_{name.value} must differ from all entities and indexes,"
+                    " ignoring case",
+                )
+            tables.add(full)
+        fields = index.value.get("fields") if isinstance(index.value, dict) else None
+        if fields is not None and fields.value == []:
+            findings.error("INDEX_FIELDS_EMPTY", "the index has no fields", fields.at)
+        for field in texts_of(index, "fields"):
+            _has_field(field, columns, "INDEX_FIELD_NOT_FOUND", "the index", findings)
+
+
+def _relations(
+    entity: Node, entities: list[Node], columns: set[str], findings: Findings
+) -> None:
+    for relation in items_of(entity, "relations"):
+        target, field = text_of(relation, "target"), text_of(relation, "field")
+        if field is not None:
+            _has_field(field, columns, "RELATION_FIELD_NOT_FOUND", "the relation", findings)
+        if target is None:
+            continue
+        found = next((e for e in entities if _is_called(e, target.value)), None)
+        if found is None:
+            findings.error(
+                "RELATION_TARGET_NOT_FOUND", f'no entity is called "{target.value}"', target.at,
+                _listing(_known_names(entities)),
+            )
+        elif field is not None and relation.value.get("many", relation).value is True:
+            there = {"id"} | _known_names(items_of(found, "fields"))
+            _has_field(field, there, "RELATION_FIELD_NOT_FOUND", "the relation's target", findings)
+
+
+def _search(search: Node, columns: set[str], findings: Findings) -> None:
+    for key in ("text", "facets", "sortable"):
+        for field in texts_of(search, key):
+            _has_field(field, columns, "SEARCH_FIELD_NOT_FOUND", f"{key} of search", findings)
+
+
+def _is_called(node: Node, name: str) -> bool:
+    found = text_of(node, "name")
+    return found is not None and found.value == name
+
+
+def _has_field(
+    field: Node, columns: set[str], code: str, what: str, findings: Findings
+) -> None:
+    if field.value not in columns:
+        findings.error(
+            code, f'{what} names the field "{field.value}", which does not exist', field.at,
+            _listing(columns),
+        )
+
+
+def _listing(names: Iterable[str]) -> str:
+    return "known: " + (", ".join(sorted(names)) or "none")
+
+
+def _operations(root: Node, key: str, what: str, findings: Findings) -> None:
+    """Queries and actions: a name of their own, and inputs."""
+    entities = _known_names(items_of(root, "entities"))
+    taken: set[str] = set()
+    for operation in items_of(root, key):
+        _plain_name(operation, what, what.upper(), taken, findings)
+        inputs: set[str] = set()
+        for field in items_of(operation, "input"):
+            _plain_name(field, "input field", "INPUT_FIELD", inputs, findings)
+            _type(field, entities, "INPUT_FIELD", findings)
+
+
+def _plain_name(
+    node: Node, what: str, code: str, taken: set[str], findings: Findings, key: str = "name"
+) -> None:
+    """A name that is not stored: not empty and not used before."""
+    name = text_of(node, key)
+    if name is None:
+        return
+    if not name.value.strip():
+        findings.error(f"{code}_{key.upper()}_EMPTY", f"the {what} has no {key}", name.at)
+        return
+    if name.value in taken:
+        code = f"{code}_DUPLICATE" if key == "name" else f"{code}_{key.upper()}_DUPLICATE"
+        findings.error(code, f'the {what} "{name.value}" is declared twice', name.at)
+    taken.add(name.value)
+
+
+def _policies(root: Node, findings: Findings) -> None:
+    taken: set[str] = set()
+    for policy in items_of(root, "policies"):
+        _plain_name(policy, "policy", "POLICY", taken, findings)
+        if not isinstance(policy.value, dict):
+            continue
+        rules = [node for key, node in policy.value.items() if key in RULE_KEYS]
+        if all(node.value is None or node.value == "" for node in rules):
+            findings.error("POLICY_ALLOW_EMPTY", "the policy has no rule", policy.at)
+        targets = {key: text_of(policy, key) for key in ("entity", "action")}
+        named = {key: node for key, node in targets.items() if node is not None and node.value}
+        if not named:
+            findings.error(
+                "POLICY_NO_TARGET", "the policy is for no entity and no action", policy.at
+            )
+        for key, node in named.items():
+            known = _known_names(items_of(root, "entities" if key == "entity" else "actions"))
+            if node.value not in known:
+                findings.error(
+                    f"POLICY_{key.upper()}_NOT_FOUND", f'no {key} is called "{node.value}"',
+                    node.at, _listing(known),
+                )
+
+
+def _routes(root: Node, findings: Findings) -> None:
+    taken: set[str] = set()
+    queries = items_of(root, "queries")
+    for route in items_of(root, "routes"):
+        _plain_name(route, "route", "ROUTE", taken, findings, key="path")
+        path, query = text_of(route, "path"), text_of(route, "query")
+        if path is not None and path.value.strip() and not path.value.startswith("/"):
+            findings.error(
+                "ROUTE_PATH_NO_SLASH", f'the path "{path.value}" does not start with /', path.at
+            )
+        auth = text_of(route, "auth")
+        if auth is not None and auth.value not in ("public", "user"):
+            findings.error(
+                "ROUTE_AUTH_INVALID", f'auth cannot be "{auth.value}"', auth.at,
+                "known: public, user",
+            )
+        if query is None:
+            continue
+        found = next((q for q in queries if _is_called(q, query.value)), None)
+        if found is None:
+            findings.error(
+                "ROUTE_QUERY_NOT_FOUND", f'no query is called "{query.value}"', query.at,
+                _listing(_known_names(queries)),
+            )
+        elif path is not None:
+            _parameters(path, found, findings)
+
+
+def _parameters(path: Node, query: Node, findings: Findings) -> None:
+    inputs = _known_names(items_of(query, "input"))
+    index = 0
+    for segment in path.value.split("/"):
+        if segment.startswith(":") and segment[1:] not in inputs:
+            findings.error(
+                "ROUTE_PARAM_NOT_IN_QUERY",
+                f'the path\'s parameter "{segment[1:]}" is no input of the query',
+                findings.place_in_string(path, index), _listing(inputs),
+            )
+        index += len(segment) + 1

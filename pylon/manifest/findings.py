@@ -1,0 +1,59 @@
+"""The diagnostics collected while a manifest is looked at, and the tolerant reading of nodes.
+
+Validation goes on after the first error so that a person sees all of them at once; therefore the
+readers here give nothing for a value of the wrong shape, which has been reported already.
+"""
+
+from __future__ import annotations
+
+from pylon.manifest.diagnostics import Diagnostic
+from pylon.manifest.document import Node, line_and_column, offset_in_string
+
+
+class Findings:
+    """Collects diagnostics about one file."""
+
+    def __init__(self, text: str, file: str) -> None:
+        self._text = text
+        self._file = file
+        self._found: dict[tuple[int, str, str], Diagnostic] = {}
+
+    def place_in_string(self, node: Node, index: int) -> int:
+        """The offset in the file of a character of a string."""
+        return offset_in_string(self._text, node, index)
+
+    def shape(self, node: Node, message: str) -> None:
+        """Report a value of the wrong JSON shape."""
+        self.error("MANIFEST_PARSE_ERROR", message, node.at)
+
+    def error(self, code: str, message: str, at: int, hint: str | None = None) -> None:
+        """Report an error at an offset of the file."""
+        line, column = line_and_column(self._text, at)
+        self._found[at, code, message] = Diagnostic(
+            "error", code, message, self._file, line, column, hint
+        )
+
+    def touch(self, node: Node) -> bool:
+        """Whether anything has been reported at the node or inside it."""
+        return any(node.at <= at < node.end for at, _, _ in self._found)
+
+    def in_order(self) -> list[Diagnostic]:
+        """All diagnostics in the order of the file."""
+        return [self._found[key] for key in sorted(self._found)]
+
+
+def text_of(node: Node, key: str) -> Node | None:
+    """The member, if the node is an object that has it and it is a string."""
+    found = node.value.get(key) if isinstance(node.value, dict) else None
+    return found if found is not None and isinstance(found.value, str) else None
+
+
+def items_of(node: Node, key: str) -> list[Node]:
+    """The items of a member that is an array; none otherwise."""
+    found = node.value.get(key) if isinstance(node.value, dict) else None
+    return found.value if found is not None and isinstance(found.value, list) else []
+
+
+def texts_of(node: Node, key: str) -> list[Node]:
+    """The items of a member that is an array, as far as they are strings."""
+    return [item for item in items_of(node, key) if isinstance(item.value, str)]

@@ -1,0 +1,252 @@
+"""Names and kinds: from syntax to a typed expression, or an error at the character to blame.
+
+Everything that can be wrong with a rule is found here, at start: a rule that passes cannot fail
+while a row is judged. Called by `rules` and by the manifest's validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from pylon.manifest.model import Entity, Field, FieldType, Operation
+from pylon.policy import expression as e
+from pylon.policy.expression import Expr, Kind, Root, kind_of
+from pylon.policy.grammar import PolicyInvalid, Syntax, parse
+
+_AUTH: dict[str, e.Auth] = {
+    "userId": e.Auth("user_id", Kind.STRING),
+    "user_id": e.Auth("user_id", Kind.STRING),
+    "isAdmin": e.Auth("is_admin", Kind.BOOL),
+    "is_admin": e.Auth("is_admin", Kind.BOOL),
+    "isGuest": e.Auth("is_guest", Kind.BOOL),
+    "is_guest": e.Auth("is_guest", Kind.BOOL),
+    "tenantId": e.Auth("tenant_id", Kind.STRING),
+    "tenant_id": e.Auth("tenant_id", Kind.STRING),
+    "roles": e.Auth("roles", Kind.LIST),
+}
+_KIND_OF_TYPE = {
+    FieldType.STRING: Kind.STRING,
+    FieldType.RICHTEXT: Kind.STRING,
+    FieldType.DATETIME: Kind.STRING,
+    FieldType.ID: Kind.STRING,
+    FieldType.INT: Kind.NUMBER,
+    FieldType.FLOAT: Kind.NUMBER,
+    FieldType.BOOL: Kind.BOOL,
+}
+_FUNCTIONS = "auth.hasRole, auth.hasAnyRole, starts_with, ends_with"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a rule may name. `subject` is for messages; `roots` maps each root to its fields."""
+
+    subject: str
+    roots: Mapping[Root, Mapping[str, Kind]]
+
+
+def entity_scope(entity: Entity) -> Scope:
+    """``data`` and ``existing`` are rows of the entity."""
+    columns = {"id": Kind.STRING, **_kinds(entity.fields)}
+    return Scope(f'entity "{entity.name}"', {"data": columns, "existing": columns})
+
+
+def action_scope(action: Operation) -> Scope:
+    """An action has ``input`` and no row."""
+    return Scope(f'action "{action.name}"', {"input": _kinds(action.input)})
+
+
+def check(text: str, scope: Scope) -> Expr:
+    """The typed expression of a rule.
+
+    Raises:
+        PolicyInvalid: bad syntax, an unknown name, or kinds that do not fit.
+    """
+    return _Checker(scope).condition(parse(text))
+
+
+def _kinds(fields: Iterable[Field]) -> dict[str, Kind]:
+    return {field.name: _KIND_OF_TYPE[field.type] for field in fields}
+
+
+def _known(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+class _Checker:
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+
+    def condition(self, node: Syntax) -> Expr:
+        """An expression whose truth is asked."""
+        expr = self._expr(node)
+        if kind_of(expr) is Kind.LIST:
+            raise PolicyInvalid("a list is not a condition, write 'x' in auth.roles", node.at)
+        if kind_of(expr) is Kind.NULL:
+            raise PolicyInvalid("null is not a condition, write false", node.at)
+        return expr
+
+    def _expr(self, node: Syntax) -> Expr:
+        make: Callable[[Syntax], Expr] | None = {
+            "word": self._word, "call": self._call, "in": self._in,
+            "==": self._equality, "!=": self._equality,
+        }.get(node.op)
+        if make is not None:
+            return make(node)
+        if node.op == "string":
+            return e.Literal(node.value, Kind.STRING)
+        if node.op == "number":
+            return e.Literal(node.value, Kind.NUMBER)
+        if node.op == "list":
+            raise PolicyInvalid("a list can only stand to the right of 'in'", node.at)
+        if node.op == "not":
+            return e.Not(self.condition(node.args[0]))
+        if node.op == "&&":
+            return e.And(tuple(self.condition(arg) for arg in node.args))
+        if node.op == "||":
+            return e.Or(tuple(self.condition(arg) for arg in node.args))
+        if node.op in ("starts_with", "ends_with"):
+            return self._affix(node.op, node.args)
+        if node.op in ("<", "<=", ">", ">="):
+            return self._order(node)
+        return self._arithmetic(node)
+
+    def _word(self, node: Syntax) -> Expr:
+        word = str(node.value)
+        if word in ("true", "false"):
+            return e.Literal(word == "true", Kind.BOOL)
+        if word == "null":
+            return e.Literal(None, Kind.NULL)
+        root, *path = word.split(".")
+        if root == "auth":
+            names: Mapping[str, object] = _AUTH
+            owner = "auth"
+        else:
+            found = next((r for r in self._scope.roots if r == root), None)
+            if found is None:
+                known = _known(["auth", *self._scope.roots])
+                raise PolicyInvalid(
+                    f'unknown name "{word}" in a rule of {self._scope.subject} (known: {known})',
+                    node.at,
+                )
+            names = self._scope.roots[found]
+            owner = f"{root} of {self._scope.subject}"
+        if len(path) != 1:
+            problem = "names no attribute" if not path else "goes deeper than one attribute"
+            raise PolicyInvalid(
+                f'"{word}" {problem} (known in {owner}: {_known(names)})', node.at + len(root)
+            )
+        if path[0] not in names:
+            raise PolicyInvalid(
+                f'unknown attribute "{path[0]}" of {owner} (known: {_known(names)})',
+                node.at + len(root) + 1,
+            )
+        if root == "auth":
+            return _AUTH[path[0]]
+        assert found is not None
+        return e.Column(found, path[0], self._scope.roots[found][path[0]])
+
+    def _call(self, node: Syntax) -> Expr:
+        name = str(node.value)
+        if name in ("starts_with", "ends_with"):
+            if len(node.args) != 2:
+                raise PolicyInvalid(f"{name} takes two arguments: a text and its affix", node.at)
+            return self._affix(name, node.args)
+        if name not in ("auth.hasRole", "auth.hasAnyRole"):
+            raise PolicyInvalid(f'unknown function "{name}" (known: {_FUNCTIONS})', node.at)
+        if not node.args or (name == "auth.hasRole" and len(node.args) != 1):
+            count = "one role" if name == "auth.hasRole" else "one or more roles"
+            raise PolicyInvalid(f"{name} takes {count}", node.at)
+        for arg in node.args:
+            if arg.op != "string":
+                raise PolicyInvalid(f"{name} takes roles written as strings", arg.at)
+        tests = tuple(e.HasRole(self._expr(arg)) for arg in node.args)
+        return tests[0] if len(tests) == 1 else e.Or(tests)
+
+    def _equality(self, node: Syntax) -> Expr:
+        left, right = self._expr(node.args[0]), self._expr(node.args[1])
+        test = self._equal(node.args[0], left, node.args[1], right, node.at)
+        return test if node.op == "==" else e.Not(test)
+
+    def _equal(self, at_left: Syntax, left: Expr, at_right: Syntax, right: Expr, at: int) -> Expr:
+        for expr, other, where in ((left, right, at_right), (right, left, at_left)):
+            if kind_of(expr) is Kind.NULL:
+                self._no_list(other, where)
+                if kind_of(other) is Kind.BOOL and not isinstance(other, (e.Column, e.Auth)):
+                    raise PolicyInvalid("a condition is true or false, never null", at)
+                return e.IsNull(other)
+        self._no_list(left, at_left)
+        self._no_list(right, at_right)
+        self._same_kind(left, right, at)
+        return e.Equal(left, right)
+
+    def _order(self, node: Syntax) -> Expr:
+        left, right = self._expr(node.args[0]), self._expr(node.args[1])
+        for expr, where in ((left, node.args[0]), (right, node.args[1])):
+            if kind_of(expr) not in (Kind.STRING, Kind.NUMBER):
+                raise PolicyInvalid(
+                    f"{node.op} orders numbers and strings, this is a {kind_of(expr).value}",
+                    where.at,
+                )
+        self._same_kind(left, right, node.at)
+        return e.Ordered(node.op, left, right)
+
+    def _in(self, node: Syntax) -> Expr:
+        item, where = self._expr(node.args[0]), node.args[1]
+        self._no_list(item, node.args[0])
+        if where.op != "list":
+            if self._expr(where) != _AUTH["roles"]:
+                raise PolicyInvalid("the right side of 'in' is a list or auth.roles", where.at)
+            if kind_of(item) is not Kind.STRING:
+                raise PolicyInvalid(
+                    f"roles are strings, this is a {kind_of(item).value}", node.args[0].at
+                )
+            return e.HasRole(item)
+        nulls: list[Expr] = []
+        options: list[Expr] = []
+        for arg in where.args:
+            test = self._equal(node.args[0], item, arg, self._expr(arg), arg.at)
+            if isinstance(test, e.Equal):
+                options.append(test.right)
+            elif test not in nulls:
+                nulls.append(test)
+        if not nulls:
+            return e.OneOf(item, tuple(options))
+        return e.Or((e.OneOf(item, tuple(options)), *nulls)) if options else e.Or(tuple(nulls))
+
+    def _affix(self, name: str, args: tuple[Syntax, ...]) -> Expr:
+        text, affix = self._expr(args[0]), self._expr(args[1])
+        for expr, where in ((text, args[0]), (affix, args[1])):
+            if kind_of(expr) is not Kind.STRING:
+                raise PolicyInvalid(
+                    f"{name} takes strings, this is a {kind_of(expr).value}", where.at
+                )
+        return e.Affix(name == "ends_with", text, affix)
+
+    def _arithmetic(self, node: Syntax) -> Expr:
+        operands = [self._expr(arg) for arg in node.args]
+        sign = "-" if node.op == "negative" else node.op
+        for expr, where in zip(operands, node.args, strict=True):
+            if kind_of(expr) is not Kind.NUMBER:
+                raise PolicyInvalid(
+                    f"{sign} works on numbers, this is a {kind_of(expr).value}", where.at
+                )
+        if node.op == "negative":
+            only = operands[0]
+            if isinstance(only, e.Literal) and isinstance(only.value, (int, float)):
+                return e.Literal(-only.value, Kind.NUMBER)
+            return e.Arithmetic("-", e.Literal(0, Kind.NUMBER), only)
+        return e.Arithmetic(node.op, operands[0], operands[1])
+
+    @staticmethod
+    def _no_list(expr: Expr, where: Syntax) -> None:
+        if kind_of(expr) is Kind.LIST:
+            raise PolicyInvalid("auth.roles is a list, write 'x' in auth.roles", where.at)
+
+    @staticmethod
+    def _same_kind(left: Expr, right: Expr, at: int) -> None:
+        a, b = kind_of(left), kind_of(right)
+        if a is not b:
+            raise PolicyInvalid(
+                f"a {a.value} and a {b.value} are never equal and have no order", at
+            )

@@ -1,0 +1,175 @@
+"""From a typed expression to a Python function.
+
+The expression is written as the text of one Python lambda and compiled once. That text holds
+only operators and names made here (`k0`, `t0`, ...): literals, field names and helpers are
+handed over as values, so nothing from a manifest can become code.
+
+Invariants: a compiled function never raises for a decoded JSON row, treats an absent field as
+null, and agrees with `pylon.policy.sql` on every row.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pylon.auth.context import AuthContext
+from pylon.policy import expression as e
+from pylon.policy.expression import Expr, nullable
+
+Row = Mapping[str, Any]
+Judge = Callable[[AuthContext, Row, Row], bool]
+Value = Callable[[AuthContext, Row, Row], Any]
+
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+
+
+def compile_condition(expr: Expr) -> Judge:
+    """The function (auth, data, existing) -> bool of a condition."""
+    judge: Judge = _Writer().function(expr, as_condition=True)
+    return judge
+
+
+def compile_value(expr: Expr) -> Value:
+    """The function (auth, data, existing) -> value (None for null) of any expression."""
+    return _Writer().function(expr, as_condition=False)
+
+
+def _calculator(apply: Callable[[float, float], float]) -> Callable[[Any, Any], float | None]:
+    """Arithmetic in doubles, with null for null and for NaN."""
+
+    def calculate(left: Any, right: Any) -> float | None:
+        if left is None or right is None:
+            return None
+        result = apply(float(left), float(right))
+        return result if result == result else None
+
+    return calculate
+
+
+def _divide(left: Any, right: Any) -> float | None:
+    return None if right is None or right == 0 else _quotient(left, right)
+
+
+def _remainder(left: Any, right: Any) -> int | None:
+    if left is None or right is None:
+        return None
+    dividend, divisor = _whole(left), _whole(right)
+    if divisor == 0:
+        return None
+    size = abs(dividend) % abs(divisor)
+    return -size if dividend < 0 else size
+
+
+def _whole(number: float) -> int:
+    """The whole part, kept within 64 bits, as SQLite's CAST does."""
+    if isinstance(number, int):
+        return number
+    if number >= 2.0**63:
+        return _INT64_MAX
+    return _INT64_MIN if number <= -(2.0**63) else int(number)
+
+
+def _starts(text: str | None, affix: str | None) -> bool:
+    return text is not None and affix is not None and text.startswith(affix)
+
+
+def _ends(text: str | None, affix: str | None) -> bool:
+    return text is not None and affix is not None and text.endswith(affix)
+
+
+_quotient = _calculator(operator.truediv)
+_ARITHMETIC: dict[str, Callable[[Any, Any], float | None]] = {
+    "+": _calculator(operator.add),
+    "-": _calculator(operator.sub),
+    "*": _calculator(operator.mul),
+    "/": _divide,
+    "%": _remainder,
+}
+_ROWS = {"data": "d", "existing": "e", "input": "d"}
+
+
+class _Writer:
+    """Writes one lambda. At most two brackets are opened for a level of the expression: Python's
+    own parser allows 200, and `limits.POLICY_DEPTH` levels must fit.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[str, object] = {"__builtins__": {}}
+        self._temporaries = 0
+
+    def function(self, expr: Expr, as_condition: bool) -> Callable[..., Any]:
+        body = f"True if {self._truth(expr)} else False" if as_condition else self._value(expr)
+        made: Callable[..., Any] = eval(  # see the module's docstring: no foreign text in it
+            compile(f"lambda a, d, e: {body}", "<policy>", "eval"), self._names
+        )
+        return made
+
+    def _constant(self, value: object) -> str:
+        name = f"k{len(self._names)}"
+        self._names[name] = value
+        return name
+
+    def _truth(self, expr: Expr) -> str:
+        """Text whose Python truth is the expression's: null, 0 and '' are false in both."""
+        if isinstance(expr, e.Not):
+            return f"(not {self._truth(expr.operand)})"
+        if isinstance(expr, (e.And, e.Or)):
+            word = " and " if isinstance(expr, e.And) else " or "
+            return f"({word.join(self._truth(item) for item in expr.items)})"
+        return self._value(expr)
+
+    def _value(self, expr: Expr) -> str:
+        """Text whose Python value is the expression's."""
+        if isinstance(expr, e.Literal):
+            return self._constant(expr.value)
+        if isinstance(expr, e.Auth):
+            return f"a.{expr.attribute}"
+        if isinstance(expr, e.Column):
+            return f"{_ROWS[expr.root]}.get({self._constant(expr.field)})"
+        if isinstance(expr, e.Arithmetic):
+            function = self._constant(_ARITHMETIC[expr.op])
+            return f"{function}({self._value(expr.left)}, {self._value(expr.right)})"
+        if isinstance(expr, e.Affix):
+            function = self._constant(_ends if expr.at_end else _starts)
+            return f"{function}({self._value(expr.text)}, {self._value(expr.affix)})"
+        if isinstance(expr, e.IsNull):
+            return f"({self._value(expr.operand)} is None)"
+        if isinstance(expr, e.HasRole):
+            return f"({self._value(expr.role)} in a.roles)"
+        if isinstance(expr, e.Equal):
+            return self._equal(expr)
+        if isinstance(expr, e.Ordered):
+            guards: list[str] = []
+            left, right = self._guarded(expr.left, guards), self._guarded(expr.right, guards)
+            return "(" + " and ".join([*guards, f"{left} {expr.op} {right}"]) + ")"
+        if isinstance(expr, e.OneOf):
+            return self._one_of(expr)
+        return f"(True if {self._truth(expr)} else False)"
+
+    def _equal(self, expr: e.Equal) -> str:
+        if not nullable(expr.left) or not nullable(expr.right):
+            return f"({self._value(expr.left)} == {self._value(expr.right)})"
+        guards: list[str] = []
+        left = self._guarded(expr.left, guards)
+        return f"({guards[0]} and {left} == {self._value(expr.right)})"
+
+    def _one_of(self, expr: e.OneOf) -> str:
+        if all(isinstance(option, e.Literal) for option in expr.options):
+            values = frozenset(o.value for o in expr.options if isinstance(o, e.Literal))
+            return f"({self._value(expr.item)} in {self._constant(values)})"
+        guards: list[str] = []
+        item = self._guarded(expr.item, guards)
+        options = ", ".join(self._value(option) for option in expr.options)
+        return "(" + " and ".join([*guards, f"{item} in [{options}]"]) + ")"
+
+    def _guarded(self, expr: Expr, guards: list[str]) -> str:
+        """The value's text; where it may be null, a temporary and a guard that fills it."""
+        value = self._value(expr)
+        if not nullable(expr):
+            return value
+        name = f"t{self._temporaries}"
+        self._temporaries += 1
+        guards.append(f"({name} := {value}) is not None")
+        return name

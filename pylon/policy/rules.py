@@ -1,0 +1,204 @@
+"""The rules of all entities, compiled: the one answer to "may this caller?" for every part.
+
+An entity's policies are all judged, and all must pass. For each the expression is chosen by
+spec/http.md §5.1 (read: allowRead, allow; insert: allowInsert, allowWrite, allow; update and
+delete alike). Unlike there, an action for which no policy has an expression is **denied**.
+Admins pass everything.
+
+An update is judged on two rows. A rule that names ``existing`` sees the row before as
+``existing`` and the row after as ``data``, and judges the step itself. A rule that does not must
+hold for the row before and for the row after. For an insert all of ``existing`` is null; for
+read and delete ``existing`` and ``data`` are the same row.
+
+Made once by `compile_rules` in each process; immutable; safe to use from any thread.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any, Literal
+
+from pylon.auth.context import AuthContext
+from pylon.errors import PolicyDenied
+from pylon.manifest.diagnostics import Diagnostic, ManifestInvalid
+from pylon.manifest.model import Entity, Manifest, Policy
+from pylon.policy import expression as e
+from pylon.policy.check import action_scope, check, entity_scope
+from pylon.policy.compile import compile_condition
+from pylon.policy.expression import Expr
+from pylon.policy.grammar import PolicyInvalid
+from pylon.policy.routing import Routing, plan
+from pylon.policy.sql import ALL, clause_maker
+from pylon.storage.clause import SqlClause
+
+Action = Literal["read", "insert", "update", "delete"]
+RuleKey = Literal[
+    "allow", "allow_read", "allow_insert", "allow_update", "allow_delete", "allow_write"
+]
+
+# The keys of a policy: as in the manifest, and as in the model.
+RULE_KEYS: dict[str, RuleKey] = {
+    "allow": "allow",
+    "allowRead": "allow_read",
+    "allowInsert": "allow_insert",
+    "allowUpdate": "allow_update",
+    "allowDelete": "allow_delete",
+    "allowWrite": "allow_write",
+}
+_CHOICE: dict[Action, tuple[RuleKey, ...]] = {
+    "read": ("allow_read", "allow"),
+    "insert": ("allow_insert", "allow_write", "allow"),
+    "update": ("allow_update", "allow_write", "allow"),
+    "delete": ("allow_delete", "allow_write", "allow"),
+}
+
+
+class EntityRules:
+    """The compiled rules of one entity."""
+
+    __slots__ = (
+        "_clause", "_declared", "_delete", "_entity", "_insert", "_read", "_state", "_step",
+        "routing",
+    )
+
+    def __init__(self, entity: str, chosen: Mapping[Action, list[Expr]]) -> None:
+        """Args:
+        chosen: for each action the expressions that must all be true; an empty list denies.
+        """
+        read = _one_row(_all(chosen["read"]))
+        steps = [rule for rule in chosen["update"] if "existing" in e.roots(rule)]
+        states = [rule for rule in chosen["update"] if "existing" not in e.roots(rule)]
+        if not chosen["update"]:
+            states = [e.FALSE]
+        self._entity = entity
+        self._declared = frozenset(action for action, rules in chosen.items() if rules)
+        self._read = compile_condition(read)
+        self._clause = clause_maker(read)
+        self._insert = compile_condition(_all(chosen["insert"]))
+        self._delete = compile_condition(_one_row(_all(chosen["delete"])))
+        self._state = compile_condition(_all(states or [e.TRUE]))
+        self._step = compile_condition(_all(steps or [e.TRUE]))
+        self.routing: Routing = plan(read)
+
+    def may_read(self, auth: AuthContext, row: Mapping[str, Any]) -> bool:
+        """Whether the caller may see the row (a decoded JSON row)."""
+        return auth.is_admin or self._read(auth, row, row)
+
+    def may_insert(self, auth: AuthContext, row: Mapping[str, Any]) -> bool:
+        """Whether the caller may add the row."""
+        return auth.is_admin or self._insert(auth, row, {})
+
+    def may_update(
+        self, auth: AuthContext, before: Mapping[str, Any], after: Mapping[str, Any]
+    ) -> bool:
+        """Whether the caller may turn the row `before` into the row `after` (both complete)."""
+        return auth.is_admin or (
+            self._state(auth, before, before)
+            and self._state(auth, after, after)
+            and self._step(auth, after, before)
+        )
+
+    def may_delete(self, auth: AuthContext, row: Mapping[str, Any]) -> bool:
+        """Whether the caller may remove the row."""
+        return auth.is_admin or self._delete(auth, row, row)
+
+    def read_clause(self, auth: AuthContext) -> SqlClause:
+        """The rows that the caller may read, as SQL over the entity's columns.
+
+        True for exactly the rows that `may_read` passes, otherwise 0 or NULL, so it is not to be
+        negated. ``1`` for all rows and ``0`` for none.
+        """
+        return ALL if auth.is_admin else self._clause(auth)
+
+    def denied(self, action: Action, auth: AuthContext) -> PolicyDenied:
+        """The error to raise. It shows no rule; where none exists, it shows how to write one."""
+        hint = "Check your auth token or the policy rules in your schema"
+        if action not in self._declared:
+            example = {
+                "name": f"{self._entity}_{action}",
+                "entity": self._entity,
+                f"allow{action.capitalize()}": "auth.userId != null",
+            }
+            hint = (
+                f"No policy allows {action} on {self._entity}, so only admins may. To allow it to"
+                f" all who are signed in, add to the manifest's policies: {json.dumps(example)}"
+            )
+            if auth.user_id is None:
+                hint += ". This request has no user: it would have to sign in as well"
+        return PolicyDenied("Access denied by policy", hint=hint)
+
+
+class RuleSet:
+    """The rules of every entity of a manifest."""
+
+    __slots__ = ("_by_entity",)
+
+    def __init__(self, by_entity: Mapping[str, EntityRules]) -> None:
+        self._by_entity = dict(by_entity)
+
+    def of(self, entity: str) -> EntityRules:
+        """The rules of an entity of the manifest (KeyError for any other name)."""
+        return self._by_entity[entity]
+
+
+def compile_rules(manifest: Manifest) -> RuleSet:
+    """Compile all policies.
+
+    Raises:
+        ManifestInvalid: with a diagnostic for each bad expression. A manifest that
+            `pylon.manifest.load` returned has none.
+    """
+    actions = {action.name: action for action in manifest.actions}
+    problems: list[Diagnostic] = []
+    chosen: dict[str, dict[Action, list[Expr]]] = {
+        entity.name: {action: [] for action in _CHOICE} for entity in manifest.entities
+    }
+    for policy in manifest.policies:
+        entity = manifest.by_name.get(policy.entity or "")
+        try:
+            if policy.action is not None and policy.allow and policy.action in actions:
+                check(policy.allow, action_scope(actions[policy.action]))
+            if entity is not None:
+                for action, rule in _chosen(policy, entity).items():
+                    chosen[entity.name][action].append(rule)
+        except PolicyInvalid as invalid:
+            message = f'policy "{policy.name}": {invalid.message}'
+            problems.append(Diagnostic("error", invalid.code, message, "manifest"))
+    if problems:
+        raise ManifestInvalid(problems)
+    return RuleSet({name: EntityRules(name, rules) for name, rules in chosen.items()})
+
+
+def _chosen(policy: Policy, entity: Entity) -> dict[Action, Expr]:
+    """The policy's rule for each action for which it has one."""
+    scope = entity_scope(entity)
+    texts = {key: getattr(policy, key) for key in RULE_KEYS.values()}
+    rules = {key: check(text, scope) for key, text in texts.items() if text}
+    found: dict[Action, Expr] = {}
+    for action, keys in _CHOICE.items():
+        rule = next((rules[key] for key in keys if key in rules), None)
+        if rule is not None:
+            found[action] = rule
+    return found
+
+
+def _all(rules: list[Expr]) -> Expr:
+    if len(rules) == 1:
+        return rules[0]
+    return e.And(tuple(rules)) if rules else e.FALSE
+
+
+def _one_row(expr: Expr) -> Expr:
+    """The expression with ``existing`` called ``data``: they are one row."""
+    if isinstance(expr, e.Column):
+        return replace(expr, root="data")
+    changes: dict[str, Any] = {}
+    for slot in fields(expr):
+        value = getattr(expr, slot.name)
+        if isinstance(value, tuple):
+            changes[slot.name] = tuple(_one_row(item) for item in value)
+        elif isinstance(value, Expr):
+            changes[slot.name] = _one_row(value)
+    return replace(expr, **changes) if changes else expr
