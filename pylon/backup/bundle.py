@@ -65,8 +65,8 @@ class Facts:
 def read_facts(conn: apsw.Connection) -> Facts:
     """Head seq, lineage and schema hash of the database that `conn` sees.
 
-    The head counts epochs too: a database that has just been restored has a head in its new
-    epoch although the log has no event there yet.
+    The head is that of `pylon.storage.sqlite.log.head_seq`, also for a database that Pylon has
+    never opened and that lacks some of the tables.
     """
     tables = {name for (name,) in conn.execute("SELECT name FROM sqlite_schema WHERE type='table'")}
     seq = 0
@@ -75,7 +75,7 @@ def read_facts(conn: apsw.Connection) -> Facts:
     if "_pylon_change_seq" in tables:
         seq = max(seq, _scalar(conn, "SELECT max(value) FROM _pylon_change_seq") or 0)
     if "_pylon_epochs" in tables:
-        seq = max(seq, (_scalar(conn, "SELECT max(first_seq) FROM _pylon_epochs") or 1) - 1)
+        seq = max(seq, _scalar(conn, "SELECT max(first_seq) FROM _pylon_epochs") or 0)
     lineage = ""
     if "_pylon_meta" in tables:
         for (value,) in conn.execute("SELECT value FROM _pylon_meta WHERE key = 'lineage'"):

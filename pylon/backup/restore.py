@@ -27,6 +27,7 @@ from pylon.backup import bundle
 from pylon.backup.verify import verify_backup
 from pylon.clock import Clock, SystemRandom
 from pylon.errors import BackupInvalid
+from pylon.schema import ddl
 from pylon.storage.sqlite.epochs import open_epoch
 
 _SIDE_FILES: Final = ("-wal", "-shm")
@@ -129,16 +130,23 @@ def _check_copy(copy: Path, source: Path) -> None:
 def _begin_epoch(copy: Path, old: bundle.Facts | None, clock: Clock) -> None:
     """Void every cursor that the restored history does not know.
 
-    Those above its own head are void in any case. If the replaced database was another one
-    altogether (another lineage), cursors that clients hold below that head mean something
-    else, so all are void.
+    Those above its own head are void in any case, and the new epoch begins above all that the
+    replaced database gave out. If that was another database altogether (another lineage),
+    cursors that clients hold below the head mean something else, so all are void.
     """
     conn = apsw.Connection(os.fspath(copy), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
-        conn.execute("PRAGMA synchronous = FULL").fetchall()
+        conn.execute("PRAGMA synchronous = FULL")
         facts = bundle.read_facts(conn)
-        foreign = old is not None and old.lineage != facts.lineage
-        open_epoch(conn, "restore", clock, void_from=0 if foreign else None)
+        foreign = old is not None and (old.lineage != facts.lineage or not facts.lineage)
+        with conn:
+            for statement in ddl.SYSTEM_TABLES:
+                conn.execute(statement)
+            conn.execute(
+                "INSERT OR REPLACE INTO _pylon_change_seq (id, value) VALUES (1, ?)",
+                (max(facts.seq, old.seq if old is not None else 0),),
+            )
+            open_epoch(conn, "restore", clock, void_from=0 if foreign else facts.seq)
     finally:
         conn.close()
 

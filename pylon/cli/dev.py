@@ -77,8 +77,8 @@ class _Watch:
             code = self._child.poll() if self._child is not None else None
             if self._ending and (self._child is None or code is not None):
                 return code or 0
-            if code is not None and not started:
-                return code  # it never ran with this configuration: let the user mend it
+            if code == 0 or (code is not None and not started):
+                return code  # stopped by `pylonctl stop`; or the very first start failed
             if code is not None:
                 self._child = None
                 note(f"the server ended with code {code}; waiting for a change")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -38,7 +39,7 @@ def restore(source: Path, yes: bool, dev: bool) -> None:
             if not yes:
                 note(f"{db_path} becomes {source} (seq {bundle.seq}, made {bundle.created_at})")
                 click.echo("Continue? [y/N] ", nl=False, err=True)
-                if click.get_text_stream("stdin").readline().strip().lower() not in _YES:
+                if sys.stdin.readline().strip().lower() not in _YES:
                     result({"ok": False, "aborted": True}, "Aborted.")
                     return
             report = restore_backup(source, db_path, Path(config.manifest), SystemClock())

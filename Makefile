@@ -1,0 +1,66 @@
+# make setup       .venv with Pylon in it
+# make run         serve examples/todo on ports 4321 to 4324 (Ctrl-C ends it)
+# make test        the whole suite; what is missing on the machine is skipped by name
+# make test-tools  install the programs that some tests use (Debian, as root)
+# make check       ruff, and mypy --strict
+# make bench       the data-plane table, then load over HTTP and fan-out, into bench/results/local/
+# make clean       remove everything that the others made
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: setup run test test-tools check bench clean
+
+setup: $(VENV)/installed
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: Pylon needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V 2>&1);" \
+	       "name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "make: $(PYTHON) cannot make a virtual environment (Debian: apt-get install python3-venv)" >&2; \
+	  exit 1; }
+
+$(VENV)/installed: setup.cfg pyproject.toml | $(VENV)/bin/python
+	@echo "installing Pylon into $(VENV) ..."
+	@$(PIP) install -e .
+	@touch $@
+
+$(VENV)/installed-test: requirements-test.lock $(VENV)/installed
+	@echo "installing what the tests use into $(VENV) ..."
+	@$(PIP) install -r requirements-test.lock
+	@touch $@
+
+examples/todo/.env:
+	@umask 077; sed "s/^PYLON_ADMIN_TOKEN=.*/PYLON_ADMIN_TOKEN=$$($(PYTHON) -c \
+	  'import secrets; print(secrets.token_hex(32))')/" examples/todo/.env.example > $@
+
+run: $(VENV)/installed examples/todo/.env
+	@cd examples/todo && exec $(BIN)/pylonctl dev
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test-tools:
+	@command -v apt-get >/dev/null || { \
+	  echo "make: test-tools knows apt only; install nginx, systemd (systemd-analyze) and wrk yourself" >&2; \
+	  exit 1; }
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	  nginx-light systemd wrk
+
+bench: $(VENV)/installed
+	$(BIN)/pylonctl bench
+	$(BIN)/python bench/http_load.py --out bench/results/local
+	$(BIN)/python bench/fan_out.py --out bench/results/local
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf examples/todo/.pylon examples/todo/.env bench/results/local
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
