@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Final, NoReturn
 
 import gevent
+from pylon.storage.sqlite.pool import ReaderPool
 
 from pylon import config as settings
 from pylon import log, metrics
@@ -32,7 +33,6 @@ from pylon.bus.runtime import Runtime
 from pylon.bus.status import StatusSender
 from pylon.clock import Clock
 from pylon.errors import StartRefused
-from pylon.storage.sqlite.pool import ReaderPool
 
 EXIT_CONFIG: Final = 78  # EX_CONFIG: starting again with the same settings cannot help
 EXIT_ORPHAN: Final = 1
@@ -63,7 +63,11 @@ def boot() -> Booted:
         SystemExit: 78 when the app cannot be loaded (the reason is logged), 1 when the
             supervisor is already gone.
     """
-    child = ChildEnv.from_environ()
+    try:
+        child = ChildEnv.from_environ(os.environ)
+    except StartRefused as ex:
+        _log.error("worker.refused", code=ex.code, message=ex.message)
+        raise SystemExit(EXIT_CONFIG) from ex
     die_with_parent(child.supervisor_pid)
     try:
         loaded = settings.load(os.environ).config
@@ -119,10 +123,13 @@ def run_status(
     clock = booted.clock
     pid = os.getpid()
     report_s = clock.monotonic_s()
+    stall_s = 0.0
     while True:
         due_s = clock.monotonic_s() + _TICK_S
         if due_s > report_s:
             report_s += _HEARTBEAT_S
+            metrics.HUB_STALL.set(stall_s)
+            stall_s = 0.0
             sender.send(
                 WorkerStatus(
                     role=booted.role,
@@ -134,7 +141,7 @@ def run_status(
                 )
             )
         gevent.sleep(max(0.0, due_s - clock.monotonic_s()))
-        metrics.HUB_STALL_SECONDS.observe(max(0.0, clock.monotonic_s() - due_s))
+        stall_s = max(stall_s, clock.monotonic_s() - due_s)
 
 
 def _inherited(listen_fd: int) -> socket.socket:

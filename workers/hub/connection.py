@@ -1,0 +1,288 @@
+"""One client's socket after the handshake: a bounded outbox and a reader, without a greenlet.
+
+The hub hands over shared bytes; `send` gives them to the kernel at once, and only what the
+kernel does not take waits in the outbox until libev says that the socket is writable. What
+arrives is handed to the `Transport` in libev's callback, so nothing here may ever block.
+
+Invariants: everything that goes out on the socket goes through `send` or `close`, so that
+frames never interleave. Nothing is sent after the farewell. The outbox holds at most
+`limits.OUTBOX_BYTES` or `limits.OUTBOX_FRAMES`, plus one write that was begun when it was
+empty (an event larger than the limit must be deliverable); a client that lets it fill is
+closed, and no other client notices. `Owner.left` is called once when the connection stops
+receiving, `Owner.gone` once when its socket is closed. Called by `workers.hub.hub`,
+`workers.hub.replay` and the transports.
+"""
+
+from __future__ import annotations
+
+import _socket
+import socket as socket_module
+from collections import deque
+from typing import Any, Final, Protocol
+
+import gevent
+from gevent.event import Event
+
+from pylon import limits, metrics
+from pylon.auth.context import Caller
+
+OVERFLOW: Final = 1013  # try again later: the reconnect pulls what was missed
+ABNORMAL: Final = 1006  # never on the wire: the socket died
+INTERNAL: Final = 1011
+
+_READ: Final = 1  # libev's event masks
+_WRITE: Final = 2
+_RECEIVE_BYTES: Final = 65_536
+
+
+class Transport(Protocol):
+    """What WebSocket and SSE do differently. One object for each worker."""
+
+    role: str
+    heartbeat_s: float
+    heartbeat: bytes  # sent to every connection this often
+    expects_replies: bool  # whether a client that stays silent for two heartbeats is dead
+
+    def frame(self, seq: int, wire: bytes) -> bytes:
+        """An event as it goes on the socket; made once, shared by all receivers."""
+
+    def farewell(self, code: int, reason: str) -> bytes:
+        """The last bytes to a client that is closed with `code`."""
+
+    def receiver(self) -> Any:
+        """A connection's own state for reading, kept in `Connection.receiver`."""
+
+    def received(self, connection: Connection, data: bytes) -> None:
+        """Bytes from the client. Must not block."""
+
+
+class Owner(Protocol):
+    """Who keeps the connections (the hub)."""
+
+    def left(self, connection: Connection) -> None:
+        """It takes no more events; its farewell may still be on the way."""
+
+    def gone(self, connection: Connection) -> None:
+        """Its socket is closed."""
+
+
+class Connection:
+    """A client that the hub can reach."""
+
+    __slots__ = (
+        "_close_code", "_drained", "_outbox", "_outbox_bytes", "_outbox_frames", "_owner", "_raw",
+        "_reader", "_shut", "_state", "_transport", "_writer", "address", "caller",
+        "heartbeats_unanswered", "last_seq", "number", "receiver",
+    )
+
+    _OPEN, _CLOSING, _CLOSED = range(3)
+
+    def __init__(
+        self, raw: _socket.socket, transport: Transport, owner: Owner, caller: Caller, address: str
+    ) -> None:
+        """Take over a connected, non-blocking socket. Reading begins with `start`."""
+        self.caller = caller
+        self.address = address
+        self.last_seq = 0  # events up to here are never sent (again)
+        self.number = 0  # given by the hub, counting up
+        self.heartbeats_unanswered = 0
+        self.receiver = transport.receiver()
+        self._raw = raw
+        self._transport = transport
+        self._owner = owner
+        self._outbox: deque[tuple[memoryview, int]] = deque()
+        self._outbox_bytes = 0
+        self._outbox_frames = 0
+        self._reader: Any = None
+        self._writer: Any = None
+        self._drained: Event | None = None
+        self._state = self._OPEN
+        self._shut = False
+        self._close_code = ABNORMAL
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.address} seq={self.last_seq} outbox={self._outbox_bytes}>"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it still takes events."""
+        return self._state == self._OPEN
+
+    @property
+    def outbox_bytes(self) -> int:
+        """What the kernel has not taken yet."""
+        return self._outbox_bytes
+
+    def start(self, early: bytes = b"") -> None:
+        """Begin to read; `early` is what arrived together with the handshake."""
+        self._reader = gevent.get_hub().loop.io(self._raw.fileno(), _READ)
+        self._reader.start(self._on_readable)
+        if early:
+            self._transport.received(self, early)
+
+    def send(self, data: bytes, frames: int = 1) -> bool:
+        """Send whole frames, now or when the client reads. Never blocks.
+
+        Returns:
+            False when the connection does not take them: it is closing, dead, or so far
+            behind that this write closed it.
+        """
+        if self._state != self._OPEN:
+            return False
+        if self._outbox:
+            if (
+                self._outbox_bytes + len(data) > limits.OUTBOX_BYTES
+                or self._outbox_frames + frames > limits.OUTBOX_FRAMES
+            ):
+                self._overflow()
+                return False
+            self._put(memoryview(data), frames)
+            return True
+        return self._offer(data, frames)
+
+    def close(self, code: int, reason: str = "", *, awaits_peer: bool = True) -> None:
+        """Say good-bye after what is in the outbox, then end. Later calls do nothing.
+
+        Args:
+            awaits_peer: the peer has something to answer; otherwise our side of the stream
+                ends as soon as the farewell is out. Either way the socket is closed when the
+                peer closes, or after `limits.SOCKET_CLOSE_S`.
+        """
+        if self._state != self._OPEN:
+            return
+        farewell = self._transport.farewell(code, reason)
+        self._close_code = code
+        self._shut = not awaits_peer
+        if farewell and not self._outbox:
+            self._offer(farewell, 0)
+        elif farewell:
+            self._put(memoryview(farewell), 0)
+        if self._state != self._OPEN:  # the farewell found the socket dead
+            return
+        self._state = self._CLOSING
+        self._set_drained()
+        self._owner.left(self)
+        if self._shut and not self._outbox:
+            self._shut_down()
+
+    def finish(self) -> None:
+        """The peer has answered our farewell: end the stream once the outbox is empty."""
+        self._shut = True
+        if self._state == self._CLOSING and not self._outbox:
+            self._shut_down()
+
+    def abort(self, code: int = ABNORMAL) -> None:
+        """Close the socket now, without a word. Later calls do nothing."""
+        if self._state == self._CLOSED:
+            return
+        was_open = self._state == self._OPEN
+        if was_open:
+            self._close_code = code
+        self._state = self._CLOSED
+        for watcher in (self._reader, self._writer):
+            if watcher is not None:
+                watcher.stop()
+                watcher.close()
+        self._reader = self._writer = None
+        self._clear_outbox()
+        self._raw.close()
+        self._set_drained()
+        if was_open:
+            self._owner.left(self)
+        metrics.CONNECTIONS_CLOSED.labels(code=str(self._close_code)).inc()
+        self._owner.gone(self)
+
+    def wait_drained(self, timeout_s: float) -> bool:
+        """Wait until the outbox is empty; the one call here that blocks its greenlet.
+
+        Returns:
+            False when the time is over or the connection no longer takes events.
+        """
+        if self._state == self._OPEN and self._outbox:
+            if self._drained is None:
+                self._drained = Event()
+            self._drained.clear()
+            if not self._drained.wait(timeout_s):
+                return False
+        return self._state == self._OPEN
+
+    def _offer(self, data: bytes, frames: int) -> bool:
+        try:
+            sent_bytes = self._raw.send(data)
+        except BlockingIOError:
+            sent_bytes = 0
+        except OSError:
+            self.abort()
+            return False
+        if sent_bytes < len(data):
+            self._put(memoryview(data)[sent_bytes:], frames)
+        return True
+
+    def _put(self, data: memoryview, frames: int) -> None:
+        self._outbox.append((data, frames))
+        self._outbox_bytes += len(data)
+        self._outbox_frames += frames
+        metrics.SEND_QUEUE_BYTES.observe(self._outbox_bytes)
+        if self._writer is None:
+            self._writer = gevent.get_hub().loop.io(self._raw.fileno(), _WRITE)
+        if not self._writer.active:
+            self._writer.start(self._on_writable)
+
+    def _clear_outbox(self, keep: int = 0) -> None:
+        """Drop all but the first `keep` writes."""
+        while len(self._outbox) > keep:
+            data, frames = self._outbox.pop()
+            self._outbox_bytes -= len(data)
+            self._outbox_frames -= frames
+
+    def _overflow(self) -> None:
+        # The head may be sent in part, and a frame that has begun must end before another.
+        self._clear_outbox(keep=1)
+        metrics.SLOW_CLIENTS.labels(action="closed").inc()
+        self.close(OVERFLOW, "too slow")
+
+    def _on_writable(self) -> None:
+        while self._outbox:
+            data, frames = self._outbox[0]
+            try:
+                sent_bytes = self._raw.send(data)
+            except BlockingIOError:
+                return
+            except OSError:
+                self.abort()
+                return
+            self._outbox_bytes -= sent_bytes
+            if sent_bytes < len(data):
+                self._outbox[0] = (data[sent_bytes:], frames)
+                return
+            self._outbox.popleft()
+            self._outbox_frames -= frames
+        self._writer.stop()
+        self._set_drained()
+        if self._shut and self._state == self._CLOSING:
+            self._shut_down()
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._raw.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.abort()
+            return
+        if not data:
+            self.abort()
+            return
+        self.heartbeats_unanswered = 0
+        self._transport.received(self, data)
+
+    def _set_drained(self) -> None:
+        if self._drained is not None:
+            self._drained.set()
+
+    def _shut_down(self) -> None:
+        # Closing at once could send RST over unread input and destroy the farewell under way.
+        try:
+            self._raw.shutdown(socket_module.SHUT_WR)
+        except OSError:
+            self.abort()

@@ -1,0 +1,71 @@
+"""The change log as the hub reads it: pages of events, and whether a cursor still reaches.
+
+Invariants: a page is answered only if the log still has everything after the cursor; else
+`ResyncRequired`. The check comes after the read, so pruning in between is noticed. Called by
+`workers.hub.feed` and `workers.hub.replay`; every call may block its greenlet.
+"""
+
+from __future__ import annotations
+
+from pylon.changelog.change import Change
+from pylon.storage.sqlite.pool import ReaderPool
+
+from pylon.errors import ResyncRequired
+from pylon.storage.contract import Reader
+
+
+class History:
+    """Reads the change log through the worker's pool."""
+
+    __slots__ = ("_pool",)
+
+    def __init__(self, pool: ReaderPool) -> None:
+        self._pool = pool
+
+    def head(self) -> int:
+        """The highest seq in use."""
+        return self._pool.point(lambda reader: reader.head_seq())
+
+    def page(self, cursor: int, limit: int) -> list[Change]:
+        """The first `limit` changes after `cursor`; empty when there are none.
+
+        Raises:
+            ResyncRequired: the log no longer has all of them, or `cursor` is void.
+            QueryTimeout, StoreUnavailable: the store cannot be read now.
+        """
+
+        def read(reader: Reader) -> list[Change]:
+            changes = [Change(event) for event in reader.events_after(cursor, limit)]
+            _check(reader, cursor)
+            return changes
+
+        return self._pool.scan(read)
+
+    def newest(self, limit: int) -> list[Change]:
+        """The newest changes, ascending."""
+        return self._pool.scan(
+            lambda reader: [Change(event) for event in reader.newest_events(limit)]
+        )
+
+    def check(self, cursor: int) -> None:
+        """Pass if everything after `cursor` can still be told.
+
+        Raises:
+            ResyncRequired: it is ahead of the log, older than it reaches, or void.
+        """
+        self._pool.point(lambda reader: _check(reader, cursor))
+
+
+def _check(reader: Reader, cursor: int) -> None:
+    head, oldest = reader.head_seq(), reader.oldest_seq()
+    if cursor > head:
+        oldest = head + 1
+    elif cursor + 1 >= oldest and not any(
+        low < cursor < high for low, high in reader.void_ranges()
+    ):
+        return
+    raise ResyncRequired(
+        f"cursor last_seq={cursor} is older than the oldest retained seq={oldest}; "
+        "client must re-sync",
+        oldest_seq=oldest,
+    )

@@ -1,0 +1,269 @@
+"""The hub: which connections there are, and which of them get which change.
+
+Connections with equal auth contexts see the same, so they form a `Group`, and who may see a
+change is decided for groups. The entity's routing plan (`pylon.policy.routing`) says how: a
+change for everyone costs nothing to decide; one that is keyed by an attribute of the session
+touches only the groups with that value, found in a dictionary; only general rules are judged
+once for each group. Whether a group sees the row, the row's leaving, or nothing, is always
+judged by `pylon.changelog.change.seen_as`; routing only says who need not be asked.
+
+A batch becomes one write for each connection, of frames that all receivers share.
+
+Invariants: a connection gets events in seq order, each at most once (`Connection.last_seq`).
+`publish` never blocks and never switches greenlets, so that joining after a replay and fan-out
+cannot overtake each other. Called by `workers.hub.feed` and `workers.hub.replay`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+
+from pylon.changelog.change import Change, seen_as
+
+from pylon import limits, metrics
+from pylon.auth.context import AuthContext
+from pylon.clock import Clock
+from pylon.policy.routing import ByAuth, Everyone, General, Keyed, Nobody
+from pylon.policy.rules import EntityRules
+from workers.hub.connection import Connection, Transport
+
+_Frames = list[tuple[int, bytes]]  # (seq, frame)
+
+
+class Group:
+    """The connections of one auth context."""
+
+    __slots__ = ("auth", "connections", "verdicts")
+
+    def __init__(self, auth: AuthContext) -> None:
+        self.auth = auth
+        self.connections: set[Connection] = set()
+        self.verdicts: dict[str, bool] = {}  # entity: may read, where data has no say
+
+
+class Hub:
+    """The connections of one worker."""
+
+    def __init__(
+        self, rules: Mapping[str, EntityRules], transport: Transport, clock: Clock
+    ) -> None:
+        """`rules` has the rules of each entity of the manifest."""
+        self.transport = transport
+        self._rules = rules
+        self._clock = clock
+        self._groups: dict[AuthContext, Group] = {}
+        self._by_attribute: dict[str, dict[object, set[Group]]] = {}
+        self._connections: set[Connection] = set()
+        self._opened = 0
+        self._sessions: dict[str, set[Connection]] = {}
+        self._closing: dict[Connection, float] = {}  # since when, monotonic seconds
+        self._on_gone: list[Callable[[Connection], None]] = []
+
+    # --- Connections ---------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Open sockets, those that are saying good-bye included."""
+        return len(self._connections)
+
+    @property
+    def connections(self) -> list[Connection]:
+        """All of them, as they are now."""
+        return list(self._connections)
+
+    @property
+    def contexts(self) -> int:
+        """How many distinct auth contexts receive events."""
+        return len(self._groups)
+
+    def on_gone(self, callback: Callable[[Connection], None]) -> None:
+        """Have `callback` called for each connection whose socket is closed."""
+        self._on_gone.append(callback)
+
+    def add(self, connection: Connection) -> None:
+        """Count a new connection. It gets no events until it joins."""
+        self._opened += 1
+        connection.number = self._opened
+        self._connections.add(connection)
+        session_id = connection.caller.session_id
+        if session_id is not None:
+            self._sessions.setdefault(session_id, set()).add(connection)
+        metrics.CONNECTIONS_OPENED.inc()
+        metrics.CONNECTIONS.set(len(self._connections))
+
+    def join(self, connection: Connection) -> None:
+        """Let it receive every event after its `last_seq` that is published from now on."""
+        if not connection.is_open:
+            return
+        auth = connection.caller.auth
+        group = self._groups.get(auth)
+        if group is None:
+            group = self._groups[auth] = Group(auth)
+            for attribute, value in _attributes(auth):
+                self._by_attribute.setdefault(attribute, {}).setdefault(value, set()).add(group)
+        group.connections.add(connection)
+
+    def left(self, connection: Connection) -> None:
+        """`workers.hub.connection.Owner`: no more events for it."""
+        self._closing[connection] = self._clock.monotonic_s()
+        auth = connection.caller.auth
+        group = self._groups.get(auth)
+        if group is None:
+            return
+        group.connections.discard(connection)
+        if not group.connections:
+            del self._groups[auth]
+            for attribute, value in _attributes(auth):
+                groups = self._by_attribute[attribute]
+                groups[value].discard(group)
+                if not groups[value]:
+                    del groups[value]
+
+    def gone(self, connection: Connection) -> None:
+        """`workers.hub.connection.Owner`: its socket is closed."""
+        self._closing.pop(connection, None)
+        self._connections.discard(connection)
+        session_id = connection.caller.session_id
+        if session_id is not None:
+            mates = self._sessions.get(session_id)
+            if mates is not None:
+                mates.discard(connection)
+                if not mates:
+                    del self._sessions[session_id]
+        metrics.CONNECTIONS.set(len(self._connections))
+        for callback in self._on_gone:
+            callback(connection)
+
+    def close_session(self, session_id: str, code: int, reason: str) -> int:
+        """Close the sockets of a session; how many there were."""
+        found = list(self._sessions.get(session_id, ()))
+        for connection in found:
+            connection.close(code, reason, awaits_peer=self.transport.expects_replies)
+        return len(found)
+
+    def close_all(self, code: int, reason: str) -> None:
+        """Close every socket, each with a farewell."""
+        for connection in self.connections:
+            connection.close(code, reason, awaits_peer=self.transport.expects_replies)
+
+    def end_overdue(self) -> None:
+        """Cut the connections whose farewell has taken longer than `SOCKET_CLOSE_S`."""
+        since_s = self._clock.monotonic_s() - limits.SOCKET_CLOSE_S
+        for connection in [c for c, at_s in self._closing.items() if at_s <= since_s]:
+            connection.abort()
+
+    # --- Events --------------------------------------------------------------------------
+
+    def view(self, change: Change, auth: AuthContext) -> bytes | None:
+        """The event as `auth` sees it, or None (spec/realtime.md §1.4)."""
+        if auth.is_admin:
+            return change.wire
+        rules = self._rules.get(change.event.entity)
+        return None if rules is None else seen_as(change, rules, auth)
+
+    def publish(self, changes: Sequence[Change]) -> None:
+        """Deliver changes, in seq order, to all who joined and may see them."""
+        if not changes or not self._groups:
+            return
+        started_s = self._clock.monotonic_s()
+        common, own, everything = self._sort_out(changes)
+        packs: dict[int, bytes] = {}
+        sent_frames = 0
+        for group in list(self._groups.values()):
+            if group.auth.is_admin:
+                frames = everything
+            elif group in own:
+                frames = sorted(common + own[group]) if common else own[group]
+            else:
+                frames = common
+            if frames:
+                data = packs.get(id(frames))
+                if data is None:
+                    data = packs[id(frames)] = b"".join(frame for _, frame in frames)
+                sent_frames += _deliver(group.connections, frames, data)
+        metrics.MESSAGES_SENT.inc(sent_frames)
+        metrics.SYNC_DELIVERY.observe(self._clock.monotonic_s() - started_s)
+
+    def _sort_out(
+        self, changes: Sequence[Change]
+    ) -> tuple[_Frames, dict[Group, _Frames], _Frames]:
+        """Frames for everyone, frames for single groups besides, and all frames."""
+        common: _Frames = []
+        own: dict[Group, _Frames] = {}
+        everything: _Frames = []
+        for change in changes:
+            seq = change.event.seq
+            whole = self.transport.frame(seq, change.wire)
+            everything.append((seq, whole))
+            rules = self._rules.get(change.event.entity)
+            if rules is None:  # of an entity that the manifest no longer has: for admins
+                continue
+            routing = rules.routing
+            if isinstance(routing, Everyone):
+                common.append((seq, whole))
+                continue
+            if isinstance(routing, ByAuth):
+                for group in self._passing(change.event.entity, rules):
+                    own.setdefault(group, []).append((seq, whole))
+                continue
+            made: dict[bytes, bytes] = {change.wire: whole}
+            for group in self._candidates(change, routing):
+                if group.auth.is_admin:
+                    continue
+                wire = seen_as(change, rules, group.auth)
+                if wire is not None:
+                    frame = made.get(wire)
+                    if frame is None:
+                        frame = made[wire] = self.transport.frame(seq, wire)
+                    own.setdefault(group, []).append((seq, frame))
+        return common, own, everything
+
+    def _passing(self, entity: str, rules: EntityRules) -> Iterator[Group]:
+        """The groups whose context alone lets them read `entity`."""
+        for group in self._groups.values():
+            if group.auth.is_admin:
+                continue
+            verdict = group.verdicts.get(entity)
+            if verdict is None:
+                verdict = group.verdicts[entity] = rules.may_read(group.auth, {})
+            if verdict:
+                yield group
+
+    def _candidates(self, change: Change, routing: Nobody | Keyed | General) -> Collection[Group]:
+        """The groups that may be concerned, before the row or after."""
+        if isinstance(routing, Nobody):
+            return ()
+        if isinstance(routing, General):
+            return self._groups.values()
+        groups = self._by_attribute.get(routing.attribute)
+        if groups is None:
+            return ()
+        found: set[Group] = set()
+        for row in (change.row, change.prev_row):
+            value = None if row is None else row.get(routing.field)
+            if isinstance(value, str):
+                found |= groups.get(value, set())
+        return found
+
+
+def _attributes(auth: AuthContext) -> Iterable[tuple[str, str]]:
+    """What `Keyed` routing finds a context by: its attributes that are not null."""
+    if auth.user_id is not None:
+        yield "user_id", auth.user_id
+    if auth.tenant_id is not None:
+        yield "tenant_id", auth.tenant_id
+
+
+def _deliver(connections: Iterable[Connection], frames: _Frames, data: bytes) -> int:
+    """Send one write to each; how many frames were taken."""
+    first_seq, last_seq = frames[0][0], frames[-1][0]
+    sent_frames = 0
+    for connection in list(connections):
+        if connection.last_seq < first_seq:
+            if connection.send(data, len(frames)):
+                sent_frames += len(frames)
+        elif connection.last_seq < last_seq:  # its replay was ahead of the feed
+            rest = [frame for seq, frame in frames if seq > connection.last_seq]
+            if connection.send(b"".join(rest), len(rest)):
+                sent_frames += len(rest)
+        connection.last_seq = max(connection.last_seq, last_seq)
+    return sent_frames

@@ -1,0 +1,167 @@
+"""A socket worker's life: start, serve, drain. Shared by ws, sse and shards.
+
+Signals: SIGUSR1 stops accepting and keeps the connections; SIGTERM closes them all with 1001,
+waits for the farewells, and exits 0. The supervisor sends both, in this order, when it drains.
+
+Invariants: the worker reports ready only when it accepts; a greenlet that ends in error takes
+the process down with it (the supervisor starts another), for a hub without its feed would be
+silent without anyone noticing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+import gevent
+from gevent.event import Event
+from gevent.pywsgi import WSGIServer
+
+from pylon import limits, log
+from pylon.bus.changes import ChangesSubscriber
+from pylon.bus.messages import CursorNote, NotesWanted, SessionRevoked
+from pylon.bus.signals import SignalReceiver, SignalSender
+from workers.boot import Booted, freeze, run_status
+from workers.hub.feed import Feed
+from workers.hub.heartbeat import Heartbeat
+from workers.hub.history import History
+from workers.hub.hub import Hub
+from workers.hub.notes import CursorNotes
+from workers.hub.reception import Reception
+from workers.hub.replay import Replay
+
+SESSION_REVOKED: Final = 4401
+GOING_AWAY: Final = 1001
+_EXIT_DEFECT: Final = 70  # EX_SOFTWARE
+_SPREAD_ABOVE: Final = 1_000  # more sockets than this are not closed at once
+_SPREAD_S: Final = 1.0
+_SPREAD_STEPS: Final = 20
+_NOTES_STEP_S: Final = 0.05
+
+_log = log.get_logger("sockets")
+
+
+class ChangeStream:
+    """Everything that brings changes to the clients of one worker."""
+
+    def __init__(self, booted: Booted, hub: Hub) -> None:
+        self._signals = SignalReceiver(booted.runtime, CursorNote, SessionRevoked)
+        self._sender = SignalSender(booted.runtime)
+        self._hub = hub
+        self._heard = 0
+        history = History(booted.reader_pool)
+        self.notes = CursorNotes(booted.clock)
+        self.feed = Feed(ChangesSubscriber(booted.runtime), history, hub)
+        self.replay = Replay(hub, self.feed, history, self.notes)
+
+    def start(self, spawn: Callable[[Callable[[], NoReturn]], None]) -> None:
+        """Bring the feed to the head of the log, and ask for the cursor notes."""
+        self.feed.start()
+        for loop in (self.feed.run, self.feed.watch, self._hear):
+            spawn(loop)
+        self._gather_notes()
+
+    def _gather_notes(self) -> None:
+        """Ask until notes come and then until no more come, `NOTES_WAIT_S` in all."""
+        quiet_at = -1
+        for _ in range(int(limits.NOTES_WAIT_S / _NOTES_STEP_S)):
+            if self._heard and self._heard == quiet_at:
+                return
+            quiet_at = self._heard
+            if not self._heard:  # a new PUB socket loses what it sends before it is connected
+                self._sender.send(NotesWanted())
+            gevent.sleep(_NOTES_STEP_S)
+
+    def _hear(self) -> NoReturn:
+        while True:
+            signal_ = self._signals.receive()
+            if isinstance(signal_, CursorNote):
+                self._heard += 1
+                self.notes.put(signal_.key, signal_.cursor)
+            elif isinstance(signal_, SessionRevoked):
+                closed = self._hub.close_session(
+                    signal_.session_id, SESSION_REVOKED, "session revoked"
+                )
+                _log.debug("session.revoked", sockets=closed)
+
+
+class Service:
+    """Runs one worker from its first accept to its exit."""
+
+    def __init__(
+        self, booted: Booted, hub: Hub, server: WSGIServer, reception: Reception
+    ) -> None:
+        self._booted = booted
+        self._hub = hub
+        self._server = server
+        self._reception = reception
+        self._stop = Event()
+        self._accepting = False
+
+    def spawn(self, loop: Callable[[], NoReturn]) -> None:
+        """Run `loop` in a greenlet whose failure ends the process."""
+        gevent.spawn(loop).link_exception(_die)
+
+    def run(self, changes: ChangeStream | None = None) -> NoReturn:
+        """Serve until SIGTERM, then exit 0."""
+        gevent.signal_handler(signal.SIGUSR1, self.stop_accepting)
+        gevent.signal_handler(signal.SIGTERM, self._stop.set)
+        gevent.signal_handler(signal.SIGINT, lambda: None)  # a terminal's; the supervisor drains
+        self.spawn(self._report)
+        self.spawn(Heartbeat(self._hub).run)
+        if changes is not None:
+            changes.start(self.spawn)
+        self._server.start()
+        self._accepting = True
+        freeze()
+        _log.info("worker.ready", port=self._server.server_port)
+        self._stop.wait()
+        closed = self.drain()
+        _log.info("worker.drained", sockets=closed)
+        _leave(0)
+
+    def stop_accepting(self) -> None:
+        """Close the listening socket (ours: the supervisor has its own)."""
+        self._reception.draining = True
+        self._accepting = False
+        if not self._server.closed:
+            self._server.close()
+
+    def drain(self) -> int:
+        """Close every connection with 1001; how many there were."""
+        self.stop_accepting()
+        waiting = self._hub.connections
+        steps = _SPREAD_STEPS if len(waiting) > _SPREAD_ABOVE else 1
+        for step in range(steps):
+            for connection in waiting[step::steps]:
+                connection.close(
+                    GOING_AWAY, "server is going away",
+                    awaits_peer=self._hub.transport.expects_replies,
+                )
+            if steps > 1:
+                gevent.sleep(_SPREAD_S / steps)
+        clock = self._booted.clock
+        deadline_s = clock.monotonic_s() + limits.SOCKET_CLOSE_S
+        while len(self._hub) and clock.monotonic_s() < deadline_s:
+            gevent.sleep(0.01)
+        for connection in self._hub.connections:
+            connection.abort()
+        return len(waiting)
+
+    def _report(self) -> NoReturn:
+        run_status(self._booted, lambda: self._accepting, lambda: len(self._hub))
+
+
+def _die(greenlet: gevent.Greenlet) -> None:
+    _log.exception("worker.failed", greenlet.exception)
+    _leave(_EXIT_DEFECT)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process now: at a normal exit ZeroMQ and gevent's threads could hold it up."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

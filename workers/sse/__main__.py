@@ -1,0 +1,11 @@
+"""`python -m workers.sse`: started by the supervisor only."""
+
+# ruff: noqa: E402  (the patch must come before every other import)
+from gevent import monkey
+
+monkey.patch_all()
+
+from workers.boot import boot
+from workers.sse.server import serve
+
+serve(boot())

@@ -1,0 +1,101 @@
+"""Server-sent events as bytes, and as a transport of the hub (spec/realtime.md §3).
+
+Raw until close: no Content-Length, no chunks. An event is ``id: <seq>`` and one ``data:`` line
+(JSON text has no line breaks), so that `Last-Event-ID` is a cursor.
+
+Invariants: the CORS origin is the configured one, never the request's; an event's block is made
+once and shared. What a client sends after its request is ignored. Used by `workers.sse.server`.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from pylon import limits
+from pylon.config import Config
+from pylon.errors import PylonError
+from workers.hub.connection import Connection
+from workers.hub.handover import Headers, error_body
+from workers.ws.frames import GOING_AWAY
+
+CONNECTED = b": connected\n\n"
+KEEPALIVE = b": keepalive\n\n"
+RETRY = b"retry: 1000\n\n"  # milliseconds; sent when the server goes away
+_ENDED = 1000
+
+
+def cors_of(config: Config) -> Headers:
+    """The CORS headers of this port: the configured origin, with cookies if it is a single one."""
+    if config.cors_origin is None:
+        return ()
+    origin = (("Access-Control-Allow-Origin", config.cors_origin),)
+    if config.cors_origin == "*":
+        return origin
+    return (*origin, ("Access-Control-Allow-Credentials", "true"), ("Vary", "Origin"))
+
+
+def preflight(cors: Headers) -> Headers:
+    """The headers that answer OPTIONS."""
+    return (
+        *cors,
+        ("Access-Control-Allow-Methods", "GET, OPTIONS"),
+        ("Access-Control-Allow-Headers", "Authorization, Last-Event-ID, Cache-Control"),
+        ("Access-Control-Max-Age", "86400"),
+    )
+
+
+def head(status: int, headers: Headers) -> bytes:
+    """A response's status line and headers."""
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+class EventStreamTransport:
+    """`workers.hub.connection.Transport` and `workers.hub.reception.Greeter` for SSE."""
+
+    role = "sse"
+    expects_replies = False
+    heartbeat = KEEPALIVE
+
+    def __init__(self, cors: Headers, heartbeat_s: float = limits.SSE_KEEPALIVE_S) -> None:
+        self.heartbeat_s = heartbeat_s
+        self._cors = cors
+        self.greeting = _stream_head(cors) + CONNECTED
+
+    def frame(self, seq: int, wire: bytes) -> bytes:
+        """The event as one block."""
+        return b"id: %d\ndata: %b\n\n" % (seq, wire)
+
+    def farewell(self, code: int, reason: str) -> bytes:
+        """A stream just ends; when the server goes away it says when to come back."""
+        return RETRY if code == GOING_AWAY else b""
+
+    def receiver(self) -> None:
+        """Nothing is kept for reading."""
+
+    def received(self, connection: Connection, data: bytes) -> None:
+        """Ignored: all was said in the request."""
+
+    def refuse(self, connection: Connection, error: PylonError, *, greeted: bool) -> None:
+        """Before the stream an HTTP error; within it the end: the reconnect gets the error."""
+        if not greeted:
+            body = error_body(error)
+            connection.send(
+                head(error.status, (
+                    ("Content-Type", "application/json"), *self._cors,
+                    ("Connection", "close"), ("Content-Length", str(len(body))),
+                )) + body
+            )
+        connection.close(_ENDED, awaits_peer=False)
+
+
+def _stream_head(cors: Headers) -> bytes:
+    return head(200, (
+        ("Content-Type", "text/event-stream"),
+        ("Cache-Control", "no-cache"),
+        ("Connection", "keep-alive"),
+        *cors,
+        ("X-Content-Type-Options", "nosniff"),
+        ("X-Accel-Buffering", "no"),
+    ))

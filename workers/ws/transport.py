@@ -1,0 +1,84 @@
+"""WebSocket as a transport of the hub: text frames out, and the conversation with the client.
+
+Invariants: an event's frame is made once and shared. Every ping is answered, every close is
+answered with its own code, every breach of the protocol with the code that RFC 6455 names.
+What a client says besides is counted and ignored (spec/realtime.md §2.3). Used by the ws and
+the shards workers; all methods run in libev's callbacks or in the feed and never block.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from pylon import limits, metrics
+from pylon.errors import PylonError, ResyncRequired
+from workers.hub.connection import OVERFLOW, Connection
+from workers.hub.feed import SERVICE_RESTART
+from workers.ws import frames
+
+_NO_STATUS = 1005  # a close frame without a code; itself never on the wire
+
+
+class WebSocketTransport:
+    """`workers.hub.connection.Transport` and `workers.hub.reception.Greeter` for WebSocket."""
+
+    expects_replies = True
+    greeting = b""  # the handshake's 101 was all
+    heartbeat = frames.encode(frames.PING, b"")
+
+    def __init__(
+        self, role: str, max_message_bytes: int, heartbeat_s: float = limits.SOCKET_PING_S
+    ) -> None:
+        self.role = role
+        self.heartbeat_s = heartbeat_s
+        self._max_message_bytes = max_message_bytes
+
+    def frame(self, seq: int, wire: bytes) -> bytes:
+        """The event's JSON as one text frame."""
+        return frames.encode(frames.TEXT, wire)
+
+    def farewell(self, code: int, reason: str) -> bytes:
+        """A close frame."""
+        if code == _NO_STATUS:
+            return frames.encode(frames.CLOSE, b"")
+        return frames.encode_close(code, reason)
+
+    def receiver(self) -> frames.Parser:
+        """Each connection's own parser."""
+        return frames.Parser(self._max_message_bytes)
+
+    def received(self, connection: Connection, data: bytes) -> None:
+        """Take part in the conversation."""
+        for item in connection.receiver.feed(data):
+            if isinstance(item, frames.Ping):
+                connection.send(frames.encode(frames.PONG, item.data))
+            elif isinstance(item, frames.Close):
+                _answer_close(connection, item)
+            elif isinstance(item, frames.Violation):
+                connection.close(item.code, item.reason, awaits_peer=False)
+                connection.finish()
+            elif not isinstance(item, frames.Pong):
+                metrics.MESSAGES_RECEIVED.inc()
+
+    def refuse(self, connection: Connection, error: PylonError, *, greeted: bool) -> None:
+        """Tell a client that it must pull anew, or come again later."""
+        if isinstance(error, ResyncRequired):
+            connection.send(frames.encode(frames.TEXT, _resync(error)))
+            connection.close(SERVICE_RESTART, "resync required")
+        else:
+            connection.close(OVERFLOW, error.code)
+
+
+def _answer_close(connection: Connection, close: frames.Close) -> None:
+    if connection.is_open:
+        connection.close(
+            _NO_STATUS if close.code is None else close.code, close.reason, awaits_peer=False
+        )
+    else:
+        connection.finish()
+
+
+def _resync(error: ResyncRequired) -> bytes:
+    return msgspec.json.encode(
+        {"type": "resync", "code": error.code, "oldest_seq": error.details.get("oldest_seq", 0)}
+    )
