@@ -1,0 +1,162 @@
+"""Brings a SQLite database to the manifest, in one transaction, before anything else runs.
+
+A database of the other server opens as it is: its tables get `_json`, filled from the columns
+with the same encoder that writes use, and its change log is kept. Every start leaves a line in
+`_pylon_schema_history`; by their number the next start knows whether somebody else has written
+in between, whose rows then have no JSON, or an old one, and whose changes no client has seen.
+
+Invariants: after `prepare_store` every row has its `_json`; rows exist only where the head seq
+is above 0 (an epoch is opened for rows that no event tells of); on any error the database is
+as it was. An unchanged schema costs a few look-ups in the catalogue. Called by the engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+import apsw
+import orjson
+
+from pylon.clock import Clock, SystemRandom
+from pylon.errors import SchemaRefused
+from pylon.manifest.model import Entity, Manifest
+from pylon.schema import ddl
+from pylon.schema.live import introspect
+from pylon.schema.plan import Plan, left_over, make_plan
+from pylon.storage.names import quote
+from pylon.storage.sqlite import log, meta
+from pylon.storage.sqlite.epochs import open_epoch
+from pylon.values import EntityCodec
+
+MANIFEST_VERSION: Final = 1
+_LINEAGE_BYTES: Final = 16
+_FILLERS: Final = {"TEXT": "", "INTEGER": 0, "REAL": 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What `prepare_store` found and did.
+
+    `fillers` has, for each entity, the columns that the manifest no longer names but that the
+    table wants a value for, with the value that inserts give them.
+    """
+
+    plan: Plan
+    created: bool  # the database had no lineage: it is new to us
+    epoch_opened: bool
+    lineage: str
+    fillers: dict[str, dict[str, object]]
+
+
+def prepare_store(conn: apsw.Connection, manifest: Manifest, clock: Clock) -> Prepared:
+    """Make or complete all tables; see the module's text.
+
+    Raises:
+        SchemaRefused: additive steps cannot do it; nothing was changed.
+        apsw.Error: the database cannot be used.
+    """
+    conn.execute("BEGIN IMMEDIATE")
+    try:
+        prepared = _prepare(conn, manifest, clock)
+        conn.execute("COMMIT")
+    finally:
+        if conn.in_transaction:
+            conn.execute("ROLLBACK")
+    return prepared
+
+
+def _prepare(conn: apsw.Connection, manifest: Manifest, clock: Clock) -> Prepared:
+    for statement in ddl.SYSTEM_TABLES:
+        conn.execute(statement)
+    conn.execute("INSERT OR IGNORE INTO _pylon_change_seq (id, value) VALUES (1, 0)")
+    plan = make_plan(conn, manifest)
+    plan.check()
+    for step in plan.steps:
+        try:
+            conn.execute(step.sql)
+        except (apsw.ConstraintError, apsw.SQLError) as error:
+            raise SchemaRefused(f"{step.render()}: {error}") from error
+
+    lineage = meta.get(conn, "lineage")
+    visited = lineage is not None and meta.get(conn, "history_rows") != str(_history_rows(conn))
+    stale = {s.entity for s in plan.steps if s.rewrites_json}
+    for entity in manifest.entities:
+        if visited or entity.name in stale:
+            rebuild_json(conn, entity)
+
+    epoch_opened = False
+    if visited:
+        # Whoever was here may have written without our log: no earlier cursor can be trusted.
+        open_epoch(conn, "written by another server", clock, void_from=0)
+        epoch_opened = True
+    elif log.head_seq(conn) == 0 and _has_rows(conn, manifest):
+        open_epoch(conn, "rows without a change log", clock)
+        epoch_opened = True
+
+    created = lineage is None
+    if lineage is None:
+        lineage = SystemRandom().token_hex(_LINEAGE_BYTES)
+        meta.put(conn, "lineage", lineage)
+    _record(conn, manifest, plan, clock)
+    meta.put(conn, "history_rows", str(_history_rows(conn)))
+    return Prepared(plan, created, epoch_opened, lineage, _fillers(conn, manifest))
+
+
+def rebuild_json(conn: apsw.Connection, entity: Entity) -> None:
+    """Make `_json` of every row of `entity` anew from its columns."""
+    codec = EntityCodec(entity)
+
+    def row_json(*values: object) -> str:
+        return codec.encode(codec.row_from_sql(values)).decode()
+
+    conn.create_scalar_function("pylon_row_json", row_json)
+    columns = ", ".join(quote(c) for c in entity.columns)
+    conn.execute(
+        f"UPDATE {quote(entity.name)} SET {ddl.JSON_COLUMN} = pylon_row_json({columns})"
+    )
+    conn.create_scalar_function("pylon_row_json", None)
+
+
+def _has_rows(conn: apsw.Connection, manifest: Manifest) -> bool:
+    return any(
+        conn.execute(f"SELECT 1 FROM {quote(e.name)} LIMIT 1").get is not None
+        for e in manifest.entities
+    )
+
+
+def _history_rows(conn: apsw.Connection) -> int:
+    return int(conn.execute("SELECT count(*) FROM _pylon_schema_history").get)
+
+
+def _record(conn: apsw.Connection, manifest: Manifest, plan: Plan, clock: Clock) -> None:
+    applied_at = datetime.fromtimestamp(clock.wall_ns() / 1e9, UTC)
+    values: dict[str, object] = {
+        "manifest_version": MANIFEST_VERSION,
+        "app_version": manifest.version,
+        "applied_at": applied_at.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "operation_count": len(plan.steps),
+        "baseline": "start",
+        "plan_json": orjson.dumps([s.render() for s in plan.steps]).decode(),
+    }
+    id_type = conn.execute(
+        "SELECT upper(type) FROM pragma_table_info('_pylon_schema_history') WHERE name = 'id'"
+    ).get
+    if id_type != "INTEGER":  # a history of the other server may want an id from us
+        values["id"] = SystemRandom().token_hex(_LINEAGE_BYTES)
+    conn.execute(
+        f"INSERT INTO _pylon_schema_history ({', '.join(values)}) "
+        f"VALUES ({', '.join('?' * len(values))})",
+        tuple(values.values()),
+    )
+
+
+def _fillers(conn: apsw.Connection, manifest: Manifest) -> dict[str, dict[str, object]]:
+    live = introspect(conn, tuple(e.name for e in manifest.entities))
+    found: dict[str, dict[str, object]] = {}
+    for entity in manifest.entities:
+        columns = left_over(conn, entity, live.tables[entity.name.lower()])
+        if columns:
+            found[entity.name] = {c.name: _FILLERS.get(c.type, "") for c in columns}
+    return found

@@ -1,0 +1,96 @@
+"""The SQL text of every table and index that Pylon makes in SQLite (spec/http.md §2.7).
+
+Entity tables are WITHOUT ROWID: a look-up by id is then one search, not two. Each has, behind
+the manifest's columns, `_json`: the row's own JSON text, which answers reads without decoding.
+
+Invariant: system tables are made with IF NOT EXISTS and never altered here, so that those of
+the other server stay as they are. Used by `plan` and `apply`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pylon.manifest.model import Entity, Field, FieldType, Index
+from pylon.storage.names import quote
+
+JSON_COLUMN: Final = "_json"
+
+COLUMN_TYPES: Final[dict[FieldType, str]] = {
+    FieldType.STRING: "TEXT",
+    FieldType.RICHTEXT: "TEXT",
+    FieldType.ID: "TEXT",
+    FieldType.DATETIME: "TEXT",
+    FieldType.INT: "INTEGER",
+    FieldType.FLOAT: "REAL",
+    FieldType.BOOL: "INTEGER",
+}
+
+SYSTEM_TABLES: Final[tuple[str, ...]] = (
+    """CREATE TABLE IF NOT EXISTS _pylon_change_log (
+        seq INTEGER PRIMARY KEY, entity TEXT NOT NULL, row_id TEXT NOT NULL, kind TEXT NOT NULL,
+        data TEXT, prev_data TEXT, timestamp INTEGER NOT NULL)""",
+    "CREATE TABLE IF NOT EXISTS _pylon_change_seq (id INTEGER PRIMARY KEY, value INTEGER NOT NULL)",
+    """CREATE TABLE IF NOT EXISTS _pylon_op_ids (
+        identity TEXT NOT NULL, op_id TEXT NOT NULL, seq INTEGER NOT NULL, row_id TEXT NOT NULL,
+        at INTEGER NOT NULL, PRIMARY KEY (identity, op_id)) WITHOUT ROWID""",
+    # Retention takes the oldest first; the order of seq is the order of time.
+    "CREATE INDEX IF NOT EXISTS _pylon_op_ids_by_seq ON _pylon_op_ids (seq)",
+    """CREATE TABLE IF NOT EXISTS _pylon_auth_sessions (
+        session_id TEXT PRIMARY KEY NOT NULL, user_id TEXT NOT NULL, is_guest INTEGER NOT NULL,
+        created_at INTEGER NOT NULL, expires_at INTEGER NOT NULL, device TEXT NOT NULL,
+        tenant_id TEXT) WITHOUT ROWID""",
+    """CREATE INDEX IF NOT EXISTS _pylon_auth_sessions_by_expiry
+        ON _pylon_auth_sessions (expires_at) WHERE expires_at > 0""",
+    """CREATE TABLE IF NOT EXISTS _pylon_epochs (
+        first_seq INTEGER PRIMARY KEY, void_from INTEGER NOT NULL, reason TEXT NOT NULL,
+        at INTEGER NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS _pylon_meta (
+        key TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS _pylon_schema_history (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, manifest_version INTEGER NOT NULL,
+        app_version TEXT NOT NULL, applied_at TEXT NOT NULL, operation_count INTEGER NOT NULL,
+        baseline TEXT NOT NULL, plan_json TEXT NOT NULL)""",
+)
+
+
+def create_table(entity: Entity) -> str:
+    """The table of an entity, in the column order of the manifest."""
+    columns = ["id TEXT PRIMARY KEY NOT NULL"]
+    for field in entity.fields:
+        column = f"{quote(field.name)} {COLUMN_TYPES[field.type]}"
+        if not field.optional:
+            column += " NOT NULL"
+        if field.unique:
+            column += " UNIQUE"
+        columns.append(column)
+    columns.append(f"{JSON_COLUMN} TEXT")
+    return f"CREATE TABLE {quote(entity.name)} ({', '.join(columns)}) WITHOUT ROWID"
+
+
+def add_column(entity: Entity, field: Field) -> str:
+    """A further field. NOT NULL and UNIQUE cannot be added to a column; see `plan`."""
+    column = f"{quote(field.name)} {COLUMN_TYPES[field.type]}"
+    return f"ALTER TABLE {quote(entity.name)} ADD COLUMN {column}"
+
+
+def add_json_column(entity: Entity) -> str:
+    """The `_json` column of a table that came from elsewhere."""
+    return f"ALTER TABLE {quote(entity.name)} ADD COLUMN {JSON_COLUMN} TEXT"
+
+
+def index_name(entity: Entity, index: Index) -> str:
+    """`<Entity>_<index>`."""
+    return f"{entity.name}_{index.name}"
+
+
+def unique_name(entity: Entity, field: Field) -> str:
+    """The index that stands in for UNIQUE on a column added later."""
+    return f"{entity.name}_{field.name}_unique"
+
+
+def create_index(name: str, entity: Entity, fields: tuple[str, ...], unique: bool) -> str:
+    """An index over `fields` of the entity."""
+    kind = "UNIQUE INDEX" if unique else "INDEX"
+    columns = ", ".join(quote(f) for f in fields)
+    return f"CREATE {kind} {quote(name)} ON {quote(entity.name)} ({columns})"

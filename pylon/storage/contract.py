@@ -1,0 +1,120 @@
+"""What a store is: a reader for each connection, and one write engine.
+
+The rest of Pylon knows these protocols only; `pylon.storage.sqlite` implements them. Rows
+travel as the JSON text that they are stored with.
+
+Invariants: what a reader answers was committed; a reader sees each commit whole; the engine is
+the only thing that writes rows, and every change of a row is in the change log of the same
+transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pylon.bus.messages import WriteReply, WriteRequest
+from pylon.changelog.event import ChangeBatch, ChangeEvent
+from pylon.storage.clause import SqlClause
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which rows of an entity, in which order.
+
+    `order` has (field, descending) pairs; ties, and no order at all, go by id. `after_id`
+    keeps what sorts behind that id and is meant for the default order (keyset pages).
+    """
+
+    where: SqlClause
+    limit: int
+    order: tuple[tuple[str, bool], ...] = ()
+    offset: int = 0
+    after_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """A stored session; `session_id` is the hash of its token. `expires_at_s` 0: never."""
+
+    session_id: str
+    user_id: str
+    is_guest: bool
+    created_at_s: int
+    expires_at_s: int
+    device: str
+    tenant_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """One reply for each request, in order; what to publish (None: no row changed); and how
+    long the transaction took, from BEGIN to the end of COMMIT."""
+
+    replies: list[WriteReply]
+    batch: ChangeBatch | None
+    commit_s: float
+
+
+class Reader(Protocol):
+    """One read-only connection, used by one thread at a time.
+
+    Raises, from every method: QueryTimeout when a statement ran for longer than
+    `limits.READ_TIMEOUT_S`; StoreUnavailable when the database cannot be read;
+    EntityNotFound for an entity that the manifest does not have.
+    """
+
+    def get(self, entity: str, row_id: str) -> bytes | None:
+        """The row's JSON, or None."""
+
+    def lookup(self, entity: str, field: str, value: object) -> bytes | None:
+        """The first row, by id, whose `field` is `value` (which may be text from a URL).
+
+        Raises:
+            InvalidColumn: the entity has no such field.
+        """
+
+    def rows(self, entity: str, query: Query) -> list[bytes]:
+        """The JSON of each row that the query selects, in its order."""
+
+    def head_seq(self) -> int:
+        """The highest seq in use: the newest event's, or the mark of the newest epoch."""
+
+    def oldest_seq(self) -> int:
+        """The oldest retained event's seq; head + 1 when the log is empty."""
+
+    def events_after(self, seq: int, limit: int) -> list[ChangeEvent]:
+        """The first `limit` events with a seq above `seq`, ascending."""
+
+    def newest_events(self, limit: int) -> list[ChangeEvent]:
+        """The newest events, ascending: `limit` of them, fewer when they are very large."""
+
+    def void_ranges(self) -> list[tuple[int, int]]:
+        """(void_from, first_seq) of each epoch: cursors strictly between are void."""
+
+    def session(self, session_id: str) -> SessionRow | None:
+        """The session, expired or not, or None."""
+
+    def is_empty(self) -> bool:
+        """Whether no entity has a row."""
+
+    def data_version(self) -> int:
+        """A number that changes when another connection has committed."""
+
+    def close(self) -> None:
+        """Give the connection back. Idempotent."""
+
+
+class WriteEngine(Protocol):
+    """The only read-write connection. One thread at a time."""
+
+    head: int
+
+    def apply(self, requests: Sequence[WriteRequest]) -> BatchResult:
+        """Carry out all requests in one transaction. Never raises for a request: a failing one
+        fails alone, in its reply; when the store fails, nothing is written and every reply
+        carries StoreUnavailable."""
+
+    def close(self) -> None:
+        """Close the connection. Idempotent."""

@@ -1,0 +1,98 @@
+"""Epochs: how cursors of a lost future are told from cursors of this one (design.md §4).
+
+When the database may have lost commits that clients have seen (a restore, power loss without
+fsync, another program's writes), the seq jumps far ahead of anything that was ever given out.
+The jump is kept in `_pylon_epochs`: cursors strictly between `void_from` and `first_seq` point
+into what was lost and must resync; a cursor at `void_from` is as good as before.
+
+`first_seq` itself is taken by the mark: it becomes the head, and the next event gets the seq
+after it. So a snapshot taken right after the jump has a valid cursor above 0.
+
+Invariant: `first_seq` is above every seq that this database, or the lost one, has used; the
+wall clock in microseconds is, because no store commits a million events a second for long.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import apsw
+
+from pylon.clock import Clock
+from pylon.storage.sqlite import log, meta
+
+_JUMP: Final = 10**9
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+def open_epoch(
+    conn: apsw.Connection, reason: str, clock: Clock, void_from: int | None = None
+) -> int:
+    """Open a new epoch, within the caller's transaction or in one of its own.
+
+    Args:
+        reason: for people, kept in the table.
+        void_from: the last cursor that is still good; None: the present head.
+
+    Returns:
+        `first_seq`, which is the head from now on.
+    """
+    head = log.head_seq(conn)
+    now_ns = clock.wall_ns()
+    first_seq = max(head + _JUMP, now_ns // 1000)
+    conn.execute(
+        "INSERT INTO _pylon_epochs (first_seq, void_from, reason, at) VALUES (?, ?, ?, ?)",
+        (first_seq, head if void_from is None else void_from, reason, now_ns // 10**9),
+    )
+    return first_seq
+
+
+def read_boot_id() -> str:
+    """Names this boot of the machine; empty where the kernel does not say."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
+
+
+def begin_run(conn: apsw.Connection, durability: str, boot_id: str, clock: Clock) -> bool:
+    """Note that a run begins, and open an epoch if the last one may have lost commits.
+
+    It may have when it did not end in order, did not fsync its commits, and the machine has
+    been started anew since (or the kernel does not tell). To be called with
+    `synchronous=FULL`: a note that power loss can take back would be worth nothing.
+
+    Returns:
+        Whether an epoch was opened.
+    """
+    conn.execute("BEGIN IMMEDIATE")
+    try:
+        lost = (
+            meta.get(conn, "clean") == "0"
+            and meta.get(conn, "durability") != "full"
+            and (not boot_id or meta.get(conn, "boot_id") != boot_id)
+        )
+        if lost:
+            open_epoch(conn, "the last run ended by loss of power", clock)
+        meta.put(conn, "clean", "0")
+        meta.put(conn, "durability", durability)
+        meta.put(conn, "boot_id", boot_id)
+        conn.execute("COMMIT")
+    finally:
+        if conn.in_transaction:
+            conn.execute("ROLLBACK")
+    return lost
+
+
+def end_run(conn: apsw.Connection, head: int) -> None:
+    """Note, within the caller's transaction, that all is written and the run ends in order."""
+    meta.put(conn, "clean", "1")
+    conn.execute(
+        "INSERT OR REPLACE INTO _pylon_change_seq (id, value) VALUES (1, ?)", (head,)
+    )
+
+
+def resume_run(conn: apsw.Connection) -> None:
+    """Take `end_run` back, within the caller's transaction: something is written after it."""
+    meta.put(conn, "clean", "0")

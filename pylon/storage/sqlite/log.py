@@ -1,0 +1,93 @@
+"""`_pylon_change_log` in SQL: reading events, and what the head is.
+
+The head is the highest seq in use: that of the newest event, of the newest epoch's mark, or
+of the counter that the other server keeps in `_pylon_change_seq`; it never goes back.
+
+A log of the other server is read as it is: its timestamps may be text, and a delete may carry
+the row in `data`. Invariant: what leaves here obeys `pylon.changelog.event`. Used by the
+reader, the engine and the schema.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+import apsw
+
+from pylon import limits
+from pylon.changelog.event import ChangeEvent
+
+INSERT: Final = (
+    "INSERT INTO _pylon_change_log (seq, entity, row_id, kind, data, prev_data, timestamp) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
+_HEAD: Final = (
+    "SELECT max(ifnull((SELECT max(seq) FROM _pylon_change_log), 0), "
+    "ifnull((SELECT max(first_seq) FROM _pylon_epochs), 0), "
+    "ifnull((SELECT max(value) FROM _pylon_change_seq), 0))"
+)
+_COLUMNS: Final = (
+    "SELECT seq, entity, row_id, kind, CAST(data AS BLOB), CAST(prev_data AS BLOB), timestamp "
+    "FROM _pylon_change_log"
+)
+
+
+def head_seq(conn: apsw.Connection) -> int:
+    """The highest seq in use; 0 in a new database."""
+    return int(conn.execute(_HEAD).get)
+
+
+def oldest_seq(conn: apsw.Connection) -> int:
+    """The oldest retained event's seq; head + 1 when the log is empty."""
+    oldest = conn.execute("SELECT min(seq) FROM _pylon_change_log").get
+    return head_seq(conn) + 1 if oldest is None else int(oldest)
+
+
+def events_after(conn: apsw.Connection, seq: int, limit: int) -> list[ChangeEvent]:
+    """The first `limit` events above `seq`, ascending."""
+    rows = conn.execute(f"{_COLUMNS} WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit))
+    return [_event(row) for row in rows]
+
+
+def newest_events(conn: apsw.Connection, limit: int) -> list[ChangeEvent]:
+    """The newest events, ascending: at most `limit`, and at most about `limits.TAIL_BYTES`."""
+    events: list[ChangeEvent] = []
+    size_bytes = 0
+    cursor = conn.execute(f"{_COLUMNS} ORDER BY seq DESC LIMIT ?", (limit,))
+    for row in cursor:
+        event = _event(row)
+        size_bytes += len(event.data or b"") + len(event.prev_data or b"")
+        if events and size_bytes > limits.TAIL_BYTES:
+            cursor.close()
+            break
+        events.append(event)
+    events.reverse()
+    return events
+
+
+def void_ranges(conn: apsw.Connection) -> list[tuple[int, int]]:
+    """(void_from, first_seq) of each epoch, oldest first."""
+    rows = conn.execute("SELECT void_from, first_seq FROM _pylon_epochs ORDER BY first_seq")
+    return [(int(low), int(high)) for low, high in rows]
+
+
+def timestamp_s(value: object) -> int:
+    """Unix seconds from an integer, `<seconds>Z` or ISO 8601; 0 for what is none of these."""
+    if isinstance(value, (int, float)):
+        return int(value)
+    text = str(value)
+    digits = text.removesuffix("Z")
+    if digits.isdecimal():
+        return int(digits)
+    try:
+        return int(datetime.fromisoformat(text).timestamp())
+    except (ValueError, OverflowError):
+        return 0
+
+
+def _event(row: tuple[Any, ...]) -> ChangeEvent:
+    seq, entity, row_id, kind, data, prev_data, timestamp = row
+    if kind == "delete" and data is not None:
+        data, prev_data = None, prev_data or data
+    return ChangeEvent(seq, entity, row_id, kind, data, prev_data, timestamp_s(timestamp))

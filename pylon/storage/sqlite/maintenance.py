@@ -1,0 +1,105 @@
+"""The writer's upkeep: retention of the change log, op_ids and sessions; the test reset.
+
+Retention works in small steps between other writes. How many events and op_ids there are is
+counted once (a scan) and then kept by addition, since SQLite keeps no row counts.
+
+Invariants: the newest event stays for ever (it is the head), what is younger than the caller
+says stays, and events go oldest first without holes. Called by the engine, in its transaction.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import apsw
+
+from pylon import limits
+from pylon.bus.messages import PruneLog
+from pylon.manifest.model import Entity
+from pylon.storage.names import quote
+from pylon.storage.sqlite import log
+
+
+class Retention:
+    """Prunes, and remembers how much there is."""
+
+    __slots__ = ("_conn", "_events", "_ops")
+
+    def __init__(self, conn: apsw.Connection) -> None:
+        self._conn = conn
+        self._events: int | None = None  # None: not counted yet
+        self._ops: int | None = None
+
+    def committed(self, events: int, ops: int) -> None:
+        """So many were added by a transaction that has been committed."""
+        if self._events is not None:
+            self._events += events
+        if self._ops is not None:
+            self._ops += ops
+
+    def forget(self) -> None:
+        """A transaction was undone: count again."""
+        self._events = self._ops = None
+
+    def prune(self, op: PruneLog, now_s: int) -> int:
+        """Drop at most `op.limit` things; returns how many."""
+        dropped = self._prune_events(op, op.limit)
+        dropped += self._prune_ops(op, op.limit - dropped)
+        return dropped + self._prune_sessions(now_s, op.limit - dropped)
+
+    def _prune_events(self, op: PruneLog, limit: int) -> int:
+        if self._events is None:
+            self._events = int(self._conn.execute("SELECT count(*) FROM _pylon_change_log").get)
+        wanted = min(limit, self._events - max(op.keep_events, 1))
+        if wanted <= 0:
+            return 0
+        cut = None
+        oldest = self._conn.execute(
+            "SELECT seq, timestamp FROM _pylon_change_log ORDER BY seq LIMIT ?", (wanted,)
+        )
+        for seq, timestamp in oldest.fetchall():
+            if log.timestamp_s(timestamp) >= op.older_than_s:
+                break
+            cut = seq
+        if cut is None:
+            return 0
+        self._conn.execute("DELETE FROM _pylon_change_log WHERE seq <= ?", (cut,))
+        dropped = self._conn.changes()
+        self._events -= dropped
+        return dropped
+
+    def _prune_ops(self, op: PruneLog, limit: int) -> int:
+        if self._ops is None:
+            self._ops = int(self._conn.execute("SELECT count(*) FROM _pylon_op_ids").get)
+        wanted = min(limit, self._ops - limits.OP_IDS_KEPT)
+        if wanted <= 0:
+            return 0
+        self._conn.execute(
+            "DELETE FROM _pylon_op_ids WHERE at < ? AND (identity, op_id) IN "
+            "(SELECT identity, op_id FROM _pylon_op_ids ORDER BY seq LIMIT ?)",
+            (op.older_than_s, wanted),
+        )
+        dropped = self._conn.changes()
+        self._ops -= dropped
+        return dropped
+
+    def _prune_sessions(self, now_s: int, limit: int) -> int:
+        if limit <= 0:
+            return 0
+        self._conn.execute(
+            "DELETE FROM _pylon_auth_sessions WHERE session_id IN "
+            "(SELECT session_id FROM _pylon_auth_sessions "
+            "WHERE expires_at > 0 AND expires_at <= ? LIMIT ?)",
+            (now_s, limit),
+        )
+        return self._conn.changes()
+
+
+def take_rows(conn: apsw.Connection, entity: Entity) -> list[tuple[str, bytes]]:
+    """Delete all rows of `entity`; returns their ids and JSON, by id."""
+    table = quote(entity.name)
+    rows: list[Any] = conn.execute(
+        f"SELECT id, CAST(_json AS BLOB) FROM {table} ORDER BY id"
+    ).fetchall()
+    conn.execute(f"DELETE FROM {table}")
+    return rows

@@ -1,0 +1,20 @@
+"""`_pylon_meta`: the few facts about a database that outlive a run.
+
+Keys: `lineage` (made with the database, kept by its backups), `history_rows` (see
+`pylon.schema.apply`), `boot_id`, `clean` and `durability` of the newest run (see `epochs`).
+"""
+
+from __future__ import annotations
+
+import apsw
+
+
+def get(conn: apsw.Connection, key: str) -> str | None:
+    """The value, or None."""
+    value = conn.execute("SELECT value FROM _pylon_meta WHERE key = ?", (key,)).get
+    return None if value is None else str(value)
+
+
+def put(conn: apsw.Connection, key: str, value: str) -> None:
+    """Set the value, within the transaction that is open."""
+    conn.execute("INSERT OR REPLACE INTO _pylon_meta (key, value) VALUES (?, ?)", (key, value))

@@ -1,0 +1,195 @@
+"""One read-only SQLite connection: `pylon.storage.contract.Reader`.
+
+Rows are answered from their stored JSON. A list is joined inside SQLite with a separator that
+no JSON text can contain and split again here: the same speed as a row at a time (measured:
+265 us for 1,000 rows either way, 305 us as text with encode), but one step of SQLite in place
+of 1,000, so a thread that scans takes the interpreter lock once and not for each row.
+Likewise CAST AS BLOB gives bytes as fast as text (measured), and saves the encoding.
+
+Invariants: no statement runs for longer than its time limit; one thread at a time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import apsw
+
+from pylon import limits
+from pylon.changelog.event import ChangeEvent
+from pylon.clock import Clock, SystemClock
+from pylon.errors import EntityNotFound
+from pylon.manifest.model import Entity, FieldType, Manifest
+from pylon.storage.contract import Query, SessionRow
+from pylon.storage.names import quote
+from pylon.storage.sqlite import log
+from pylon.storage.sqlite.connect import open_reader, translate
+from pylon.storage.where import NOTHING
+from pylon.values import unknown_column
+
+# Instructions of SQLite's machine between two looks at the clock: about 10 ms.
+SCAN_CHECK_STEPS: Final = 500_000
+_SEPARATOR: Final = b"\x1e"  # a control character: JSON has it escaped only
+_BOOL_TEXT: Final = {"true": 1, "false": 0}
+
+
+class _EntitySql:
+    """The fixed SQL texts of one entity."""
+
+    __slots__ = ("entity", "get", "table")
+
+    def __init__(self, entity: Entity) -> None:
+        self.entity = entity
+        self.table = quote(entity.name)
+        self.get = f"SELECT CAST(_json AS BLOB) FROM {self.table} WHERE id = ?"
+
+
+class SqliteReader:
+    """See `pylon.storage.contract.Reader` for the methods' promises."""
+
+    __slots__ = ("_by_name", "_clock", "_conn", "_deadline_s", "timeout_s")
+
+    def __init__(
+        self,
+        path: str | Path,
+        manifest: Manifest,
+        clock: Clock | None = None,
+        check_steps: int = SCAN_CHECK_STEPS,
+    ) -> None:
+        """
+        Args:
+            check_steps: SQLite instructions between two looks at the clock.
+
+        Raises:
+            StoreUnavailable: the database cannot be opened.
+        """
+        self._by_name = {e.name: _EntitySql(e) for e in manifest.entities}
+        self._clock = clock or SystemClock()
+        self._deadline_s = 0.0
+        self.timeout_s = limits.READ_TIMEOUT_S
+        self._conn = open_reader(path)
+        self._conn.set_progress_handler(self._is_late, check_steps)
+
+    def get(self, entity: str, row_id: str) -> bytes | None:
+        found: bytes | None = self._one(self._sql(entity).get, (row_id,))
+        return found
+
+    def lookup(self, entity: str, field: str, value: object) -> bytes | None:
+        sql = self._sql(entity)
+        known = sql.entity.by_name.get(field)
+        if known is None and field != "id":
+            raise unknown_column(sql.entity, field)
+        if known is not None and known.type is FieldType.BOOL and isinstance(value, str):
+            value = _BOOL_TEXT.get(value, value)
+        found: bytes | None = self._one(
+            f"SELECT CAST(_json AS BLOB) FROM {sql.table} WHERE {quote(field)} = ? "
+            "ORDER BY id LIMIT 1",
+            (value,),
+        )
+        return found
+
+    def rows(self, entity: str, query: Query, timeout_s: float | None = None) -> list[bytes]:
+        """As in the contract; `timeout_s` may be shorter than this reader's own."""
+        sql = self._sql(entity)
+        if query.where.sql == NOTHING.sql:
+            return []
+        where, params = f"({query.where.sql})", query.where.params
+        if query.after_id is not None:
+            where += " AND id > ?"
+            params = (*params, query.after_id)
+        order = "".join(f"{quote(f)} {'DESC' if desc else 'ASC'}, " for f, desc in query.order)
+        joined: bytes | None = self._one(
+            "SELECT CAST(group_concat(j, char(30)) AS BLOB) FROM "
+            f"(SELECT _json AS j FROM {sql.table} WHERE {where} ORDER BY {order}id "
+            "LIMIT ? OFFSET ?)",
+            (*params, query.limit, query.offset),
+            timeout_s,
+        )
+        return [] if joined is None else joined.split(_SEPARATOR)
+
+    def head_seq(self) -> int:
+        self._start()
+        try:
+            return log.head_seq(self._conn)
+        except apsw.Error as error:
+            raise translate(error) from error
+
+    def oldest_seq(self) -> int:
+        self._start()
+        try:
+            return log.oldest_seq(self._conn)
+        except apsw.Error as error:
+            raise translate(error) from error
+
+    def events_after(self, seq: int, limit: int) -> list[ChangeEvent]:
+        self._start()
+        try:
+            return log.events_after(self._conn, seq, limit)
+        except apsw.Error as error:
+            raise translate(error) from error
+
+    def newest_events(self, limit: int) -> list[ChangeEvent]:
+        self._start()
+        try:
+            return log.newest_events(self._conn, limit)
+        except apsw.Error as error:
+            raise translate(error) from error
+
+    def void_ranges(self) -> list[tuple[int, int]]:
+        self._start()
+        try:
+            return log.void_ranges(self._conn)
+        except apsw.Error as error:
+            raise translate(error) from error
+
+    def session(self, session_id: str) -> SessionRow | None:
+        self._start()
+        try:
+            row = self._conn.execute(
+                "SELECT session_id, user_id, is_guest, created_at, expires_at, device, tenant_id "
+                "FROM _pylon_auth_sessions WHERE session_id = ?",
+                (session_id,),
+            ).fetchone()
+        except apsw.Error as error:
+            raise translate(error) from error
+        if row is None:
+            return None
+        found, user_id, is_guest, created_at_s, expires_at_s, device, tenant_id = row
+        return SessionRow(
+            found, user_id, bool(is_guest), created_at_s, expires_at_s, device, tenant_id
+        )
+
+    def is_empty(self) -> bool:
+        return all(
+            self._one(f"SELECT 1 FROM {sql.table} LIMIT 1", ()) is None
+            for sql in self._by_name.values()
+        )
+
+    def data_version(self) -> int:
+        # Not Connection.data_version(): that one looks at the file only when a statement does,
+        # so a connection at rest would never hear of a commit.
+        return int(self._one("PRAGMA data_version", ()))
+
+    def close(self) -> None:
+        self._conn.close()
+
+    def _sql(self, entity: str) -> _EntitySql:
+        sql = self._by_name.get(entity)
+        if sql is None:
+            raise EntityNotFound(f'Unknown entity "{entity}"')
+        return sql
+
+    def _one(self, sql: str, params: tuple[object, ...], timeout_s: float | None = None) -> Any:
+        self._start(timeout_s)
+        try:
+            return self._conn.execute(sql, params).get
+        except apsw.Error as error:
+            raise translate(error) from error
+
+    def _start(self, timeout_s: float | None = None) -> None:
+        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        self._deadline_s = self._clock.monotonic_s() + limit_s
+
+    def _is_late(self) -> bool:
+        return self._clock.monotonic_s() > self._deadline_s

@@ -1,0 +1,313 @@
+"""Checks and encodes rows: every value is of its field's type before the store sees it.
+
+A worker turns a request body into an `EncodedRow`: the values that SQL binds, and the row's
+own JSON text, which is stored beside the columns and answers every later read. The writer uses
+the same codec to merge a patch into a row.
+
+Invariants: a row's JSON has sorted keys and every column, `id` included, nulls present, and
+booleans as true and false; the same row always gives the same bytes; what is accepted here
+fits SQLite and PostgreSQL alike. Called by the API (bodies), the writer (merge) and the schema
+(rows of a table that came from elsewhere).
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, Final
+
+import orjson
+
+from pylon import limits
+from pylon.errors import (
+    InvalidColumn,
+    InvalidData,
+    InvalidId,
+    InvalidJson,
+    InvalidValue,
+    LimitExceeded,
+    MissingField,
+    NullNotAllowed,
+)
+from pylon.ids import is_row_id
+from pylon.manifest.model import Entity, Field, FieldType
+
+SqlValue = str | int | float | None
+
+INT_MIN: Final = -(2**63)
+INT_MAX: Final = 2**63 - 1
+_SHOWN_CHARS: Final = 100
+_MISSING: Final = object()
+
+_DATETIME = re.compile(
+    r"(\d{4})-(\d{2})-(\d{2})"
+    r"(?:[Tt ]([01]\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:[.,]\d{1,9})?)?"
+    r"(?:[Zz]|[+-](?:[01]\d|2[0-3]):?[0-5]\d)?)?",
+    re.ASCII,
+)
+_EPOCH = re.compile(r"-?\d{1,15}Z", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """A row in its three forms. `values` has the fields in manifest order, without `id`."""
+
+    values: list[SqlValue]
+    row_json: bytes
+    row: dict[str, Any]
+
+
+def decode_body(raw: bytes) -> Any:
+    """A request body as JSON.
+
+    Raises:
+        InvalidJson: it is not JSON in UTF-8 (spec/http.md §3.0).
+        LimitExceeded: it is nested deeper than `limits.JSON_DEPTH`.
+    """
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        raise InvalidJson("Invalid request body") from None
+    # A text with few brackets cannot be deep: most bodies are never walked.
+    if raw.count(b"{") + raw.count(b"[") > limits.JSON_DEPTH:
+        _check_depth(body)
+    return body
+
+
+def _check_depth(body: Any) -> None:
+    level = [body]
+    for _ in range(limits.JSON_DEPTH + 1):
+        inner: list[Any] = []
+        for node in level:
+            if isinstance(node, dict):
+                inner.extend(v for v in node.values() if isinstance(v, (dict, list)))
+            elif isinstance(node, list):
+                inner.extend(v for v in node if isinstance(v, (dict, list)))
+        if not inner:
+            return
+        level = inner
+    raise LimitExceeded(f"JSON is nested deeper than {limits.JSON_DEPTH} levels")
+
+
+def encode_row(row: Mapping[str, Any]) -> bytes:
+    """A row's JSON text, with sorted keys."""
+    return orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
+
+
+def unknown_column(entity: Entity, name: str) -> InvalidColumn:
+    """The error for a field that `entity` does not have, in the wire's words (§2.8)."""
+    return InvalidColumn(
+        f'Unknown column "{_shorten(name)}" -- valid columns: {", ".join(entity.columns)}',
+        entity=entity.name, field=_shorten(name),
+    )
+
+
+def is_datetime(text: str) -> bool:
+    """Whether `text` is an ISO 8601 date or date-time, or epoch seconds followed by Z."""
+    match = _DATETIME.fullmatch(text)
+    if match is None:
+        return _EPOCH.fullmatch(text) is not None
+    try:
+        date(int(match[1]), int(match[2]), int(match[3]))
+    except ValueError:
+        return False
+    return True
+
+
+# Each check gives the value to store, or _MISSING when the value is not of the type.
+Check = Callable[[Any], Any]
+
+
+def _string(value: Any) -> Any:
+    return value if isinstance(value, str) and "\0" not in value else _MISSING
+
+
+def _int(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return _MISSING
+    if isinstance(value, float):
+        if not value.is_integer():  # also false for inf and NaN
+            return _MISSING
+        value = int(value)
+    return value if INT_MIN <= value <= INT_MAX else _MISSING
+
+
+def _float(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return _MISSING
+    try:
+        number = float(value)
+    except OverflowError:
+        return _MISSING
+    return number if math.isfinite(number) else _MISSING
+
+
+def _bool(value: Any) -> Any:
+    return value if isinstance(value, bool) else _MISSING
+
+
+def _datetime(value: Any) -> Any:
+    return value if isinstance(value, str) and is_datetime(value) else _MISSING
+
+
+_CHECKS: Final[dict[FieldType, tuple[Check, str]]] = {
+    FieldType.STRING: (_string, "a string without NUL characters"),
+    FieldType.RICHTEXT: (_string, "a string without NUL characters"),
+    FieldType.ID: (_string, "a row id (a string without NUL characters)"),
+    FieldType.INT: (_int, "a whole number of 64 bits"),
+    FieldType.FLOAT: (_float, "a finite number"),
+    FieldType.BOOL: (_bool, "true or false"),
+    FieldType.DATETIME: (_datetime, "an ISO 8601 date or date-time, or epoch seconds and Z"),
+}
+
+
+class EntityCodec:
+    """Validates, merges and encodes the rows of one entity. Built at start, immutable."""
+
+    __slots__ = ("_bools", "_checks", "_names", "_required", "entity")
+
+    def __init__(self, entity: Entity) -> None:
+        self.entity = entity
+        self._names = tuple(f.name for f in entity.fields)
+        self._bools = frozenset(f.name for f in entity.fields if f.type is FieldType.BOOL)
+        self._required = tuple(f.name for f in entity.fields if not f.optional)
+        self._checks = {f.name: (_CHECKS[f.type][0], f) for f in entity.fields}
+
+    def client_id(self, body: object) -> str | None:
+        """The row id that the client chose (`id` in the body), or None.
+
+        Raises:
+            InvalidId: it is not 40 lower-case hex characters (spec/realtime.md §1.5).
+        """
+        if not isinstance(body, dict) or body.get("id") is None:
+            return None
+        given = body["id"]
+        if not is_row_id(given):
+            shown = orjson.dumps(given).decode() if not isinstance(given, str) else f'"{given}"'
+            raise InvalidId(
+                "client-provided `id` must be a 40-char lowercase hex string "
+                f"(use generateId() from @pylonsync/sync). Got: {_shorten(shown)}"
+            )
+        return str(given)
+
+    def insert(self, body: object, row_id: str) -> EncodedRow:
+        """The new row that `body` describes; `id` in it counts only through `client_id`.
+
+        Raises:
+            InvalidData, InvalidColumn, InvalidValue, NullNotAllowed, MissingField
+        """
+        if not isinstance(body, dict):
+            raise InvalidData("Insert data must be a JSON object", entity=self.entity.name)
+        given = self._checked(body)
+        for name in self._required:
+            if name not in given:
+                raise MissingField(
+                    f"{self.entity.name}.{name} is required",
+                    entity=self.entity.name, field=name, expected=self._expected(name),
+                )
+        return self._encoded(row_id, given)
+
+    def patch(self, body: object, row_id: str) -> dict[str, Any]:
+        """The fields to change, checked. An `id` equal to `row_id` is dropped.
+
+        Raises:
+            InvalidData, InvalidColumn, InvalidValue, NullNotAllowed
+            InvalidId: the body names another id.
+        """
+        if not isinstance(body, dict):
+            raise InvalidData("Update data must be a JSON object", entity=self.entity.name)
+        if "id" in body and body["id"] != row_id:
+            raise InvalidId(
+                f"the id of a row cannot be changed (row {_shorten(row_id)})",
+                entity=self.entity.name, field="id",
+            )
+        return self._checked(body)
+
+    def merge(self, before: Mapping[str, Any], patch: Mapping[str, Any]) -> EncodedRow:
+        """The row after `patch` (already checked) has been laid over `before`."""
+        return self._encoded(before["id"], {**before, **patch})
+
+    def row_from_sql(self, values: Sequence[Any]) -> dict[str, Any]:
+        """A row from its columns (`Entity.columns` order): 0 and 1 become booleans.
+
+        Values that no field of ours could hold (a table from elsewhere may have any) stay as
+        they are; binary becomes base64 text.
+        """
+        row: dict[str, Any] = {}
+        for name, value in zip(self.entity.columns, values, strict=True):
+            if isinstance(value, bytes):
+                value = base64.b64encode(value).decode()
+            elif isinstance(value, int) and name in self._bools:
+                value = bool(value)
+            row[name] = value
+        return row
+
+    def encode(self, row: Mapping[str, Any]) -> bytes:
+        """The row's JSON text: sorted keys, every column present."""
+        return encode_row({name: row.get(name) for name in self.entity.columns})
+
+    def _encoded(self, row_id: str, given: Mapping[str, Any]) -> EncodedRow:
+        row: dict[str, Any] = {"id": row_id}
+        values: list[SqlValue] = []
+        for name in self._names:
+            value = given.get(name)
+            row[name] = value
+            values.append(int(value) if isinstance(value, bool) else value)
+        return EncodedRow(values, encode_row(row), row)
+
+    def _checked(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for name, value in body.items():
+            if name == "id":
+                continue
+            known = self._checks.get(name)
+            if known is None:
+                raise unknown_column(self.entity, name)
+            check, field = known
+            if value is None:
+                if not field.optional:
+                    raise NullNotAllowed(
+                        f"{self.entity.name}.{name} may not be null",
+                        entity=self.entity.name, field=name, value=None,
+                        expected=self._expected(name),
+                    )
+                out[name] = None
+                continue
+            stored = check(value)
+            if stored is _MISSING:
+                raise invalid_value(self.entity, field, value)
+            out[name] = stored
+        return out
+
+    def _expected(self, name: str) -> str:
+        return expected(self._checks[name][1])
+
+
+def expected(field: Field) -> str:
+    """What values `field` takes, in words."""
+    return _CHECKS[field.type][1]
+
+
+def invalid_value(entity: Entity, field: Field, value: object) -> InvalidValue:
+    """The error for a value that is not of the field's type."""
+    return InvalidValue(
+        f"{entity.name}.{field.name} must be {expected(field)}",
+        entity=entity.name, field=field.name, value=shown(value), expected=expected(field),
+    )
+
+
+def shown(value: object) -> object:
+    """`value` as an error may carry it: scalars as they are, all else as text, shortened."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        return _shorten(value)
+    return _shorten(orjson.dumps(value).decode())
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."
