@@ -1,0 +1,54 @@
+"""The client's address, seen through proxies that are trusted by count.
+
+With N trusted proxies in front (`PYLON_TRUST_PROXY_HOPS`) each of them has appended one entry
+to X-Forwarded-For, so the N-th from the right was written by the outermost of them and is the
+client. Everything to its left came from the client itself and proves nothing.
+
+Used for limits and notes by address, by the API and the socket workers.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address, ip_address
+
+
+def client_address(peer: str, x_forwarded_for: str | None, hops: int) -> str:
+    """The address of the client, in its normal spelling.
+
+    Args:
+        peer: address that the connection comes from.
+        x_forwarded_for: the header, all its lines joined by commas; or None.
+        hops: number of trusted proxies; with 0 the header is not looked at.
+
+    Where the header is missing, shorter than `hops` or not an address, the best that is known
+    is taken: the leftmost entry that a proxy of ours wrote, else the peer.
+    """
+    if hops > 0 and x_forwarded_for:
+        entries = [entry.strip() for entry in x_forwarded_for.split(",")]
+        claimed = _normal(entries[max(len(entries) - hops, 0)])
+        if claimed is not None:
+            return claimed
+    return _normal(peer) or peer
+
+
+def is_loopback(address: str) -> bool:
+    """Whether the address is this machine's own."""
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def _normal(text: str) -> str | None:
+    """One spelling for each address: mapped IPv4 unwrapped, ports and brackets taken off."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return str(address)

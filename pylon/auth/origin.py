@@ -1,0 +1,89 @@
+"""Origins: which pages may read our answers (CORS) and which may send writes (CSRF).
+
+CORS (spec/http.md §4.5): one configured origin, never a reflected one. CSRF (§4.4): a
+state-changing request without a bearer token may ride on a cookie, so the page that it comes
+from must be on the list. A request that says nothing of its origin is not a browser's cross-site
+request and passes. In dev mode every origin passes.
+
+Built once for each process; used by the API and by the socket workers' handshakes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from pylon.config import Config
+from pylon.errors import CsrfRejected
+from pylon.manifest.model import Manifest
+
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_SHOWN_CHARS: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Origins:
+    """Who may send state-changing requests."""
+
+    allowed: frozenset[str]
+    any_origin: bool
+
+    def check(
+        self, method: str, origin: str | None, referer: str | None, *, has_bearer: bool
+    ) -> None:
+        """Pass, or raise.
+
+        Raises:
+            CsrfRejected: a state-changing request from an origin that is not on the list.
+        """
+        if self.any_origin or has_bearer or method in SAFE_METHODS:
+            return
+        if origin is None:
+            if referer is None:
+                return
+            origin = origin_of(referer)
+        if _normal(origin) not in self.allowed:
+            raise CsrfRejected(
+                f'CSRF gate rejected origin "{origin[:_SHOWN_CHARS]}" — add it to '
+                "manifest.auth.trustedOrigins (or PYLON_CSRF_ORIGINS)"
+            )
+
+
+def origins(config: Config, manifest: Manifest) -> Origins:
+    """The list that the settings and the manifest make."""
+    named = {*config.csrf_origins, *manifest.auth.trusted_origins}
+    if config.cors_origin:
+        named.add(config.cors_origin)
+    return Origins(
+        allowed=frozenset(_normal(origin) for origin in named),
+        any_origin=config.dev_mode or "*" in named,
+    )
+
+
+def origin_of(url: str) -> str:
+    """`scheme://host[:port]` of a URL; a URL without them gives ``null``, as browsers write it."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # an unbalanced bracket in the host
+        return "null"
+    return f"{parts.scheme}://{parts.netloc}" if parts.scheme and parts.netloc else "null"
+
+
+def cors_headers(config: Config) -> tuple[tuple[str, str], ...]:
+    """The CORS headers of every answer, the same for every request."""
+    allow = config.cors_origin or "null"
+    headers = [
+        ("access-control-allow-origin", allow),
+        ("access-control-allow-methods", "GET, POST, PUT, PATCH, DELETE, OPTIONS"),
+        ("access-control-allow-headers", "Content-Type, Authorization, X-Filename"),
+        ("access-control-expose-headers", "X-Pylon-Change-Seq"),
+    ]
+    if allow != "*":
+        headers.append(("access-control-allow-credentials", "true"))
+        headers.append(("vary", "Origin"))
+    return tuple(headers)
+
+
+def _normal(origin: str) -> str:
+    return origin.strip().lower().rstrip("/")

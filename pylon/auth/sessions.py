@@ -1,0 +1,101 @@
+"""Sessions: from a token to a caller, and new sessions (spec/http.md §4.1, §4.2).
+
+Invariants: an unknown, malformed or expired token makes the caller anonymous, never an error.
+A session's lifetime is fixed when it is made and does not slide. No session makes an admin:
+only the admin token does.
+
+`resolve` is called for each request and each socket handshake; the writes (`PutSession`,
+`DropSession`) go through the writer like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from pylon import metrics
+from pylon.auth.context import ADMIN, ANONYMOUS, AuthContext, Caller
+from pylon.auth.tokens import is_session_token, new_session_token, same_token, session_id_of
+from pylon.bus.messages import PutSession
+from pylon.clock import Clock, RandomSource, SystemClock
+from pylon.config import Config
+from pylon.storage.contract import SessionRow
+
+NOBODY: Final = Caller(ANONYMOUS)
+_ADMIN_CALLER: Final = Caller(ADMIN)
+_SYSTEM_CLOCK: Final = SystemClock()
+_NS_PER_S: Final = 1_000_000_000
+_ATTEMPTS: Final = {
+    result: metrics.AUTH_ATTEMPTS.labels(result=result)
+    for result in ("admin", "session", "expired", "unknown")
+}
+
+SessionLookup = Callable[[str], SessionRow | None]
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """A session that is to be stored, and the token that only its owner ever sees."""
+
+    token: str
+    put: PutSession
+
+
+def resolve(
+    token: str | None, config: Config, lookup: SessionLookup, clock: Clock = _SYSTEM_CLOCK
+) -> Caller:
+    """Who presents `token`.
+
+    Args:
+        token: what the request carries, or None.
+        lookup: the stored session of a session id (the token's hash), or None.
+
+    Errors of `lookup` (store unavailable) pass through: who cannot be checked is not anonymous.
+    """
+    if not token:
+        return NOBODY
+    if same_token(token, config.admin_token):
+        _ATTEMPTS["admin"].inc()
+        return _ADMIN_CALLER
+    session = lookup(session_id_of(token)) if is_session_token(token) else None
+    if session is None:
+        _ATTEMPTS["unknown"].inc()
+        return NOBODY
+    if session.expires_at_s and session.expires_at_s * _NS_PER_S <= clock.wall_ns():
+        _ATTEMPTS["expired"].inc()
+        return NOBODY
+    _ATTEMPTS["session"].inc()
+    auth = AuthContext(
+        user_id=session.user_id, is_guest=session.is_guest, tenant_id=session.tenant_id
+    )
+    return Caller(auth, session.session_id)
+
+
+def new_session(
+    user_id: str,
+    *,
+    is_guest: bool,
+    device: str,
+    tenant_id: str | None,
+    expires_in_s: int,
+    clock: Clock,
+    random: RandomSource,
+) -> NewSession:
+    """Make a session for `user_id`; the caller has it stored before the token is given away.
+
+    Args:
+        expires_in_s: lifetime from now in seconds; 0 means for ever.
+    """
+    token = new_session_token(random)
+    now_s = clock.wall_ns() // _NS_PER_S
+    put = PutSession(
+        session_id=session_id_of(token),
+        user_id=user_id,
+        is_guest=is_guest,
+        created_at_s=now_s,
+        expires_at_s=now_s + expires_in_s if expires_in_s else 0,
+        device=device,
+        tenant_id=tenant_id,
+    )
+    return NewSession(token, put)
