@@ -12,10 +12,8 @@ parent had not died before that was set). `gevent.monkey.patch_all()` has been c
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
-import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from typing import Final, NoReturn
 
 import gevent
 from pylon.storage.sqlite.pool import ReaderPool
+from workers.lifeline import die_with_parent
 
 from pylon import config as settings
 from pylon import log, metrics
@@ -35,8 +34,6 @@ from pylon.clock import Clock
 from pylon.errors import StartRefused
 
 EXIT_CONFIG: Final = 78  # EX_CONFIG: starting again with the same settings cannot help
-EXIT_ORPHAN: Final = 1
-_PR_SET_PDEATHSIG: Final = 1
 _HEARTBEAT_S: Final = 1.0
 _TICK_S: Final = 0.1  # how finely a stall of the hub is measured
 
@@ -88,20 +85,6 @@ def boot() -> Booted:
         reader_pool=reader_pool,
         clock=app.clock,
     )
-
-
-def die_with_parent(supervisor_pid: int) -> None:
-    """Have the kernel kill this process when the supervisor dies.
-
-    Raises:
-        SystemExit: the parent is not the supervisor: it died before the request was made.
-        OSError: the kernel refused.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != supervisor_pid:
-        raise SystemExit(EXIT_ORPHAN)
 
 
 def freeze() -> None:
