@@ -75,7 +75,9 @@ class SqliteReader:
         found: bytes | None = self._one(self._sql(entity).get, (row_id,))
         return found
 
-    def lookup(self, entity: str, field: str, value: object) -> bytes | None:
+    def lookup(
+        self, entity: str, field: str, value: object, timeout_s: float | None = None
+    ) -> bytes | None:
         sql = self._sql(entity)
         known = sql.entity.by_name.get(field)
         if known is None and field != "id":
@@ -86,6 +88,7 @@ class SqliteReader:
             f"SELECT CAST(_json AS BLOB) FROM {sql.table} WHERE {quote(field)} = ? "
             "ORDER BY id LIMIT 1",
             (value,),
+            timeout_s,
         )
         return found
 

@@ -1,0 +1,117 @@
+"""A change as one caller may see it (spec/realtime.md §1.4).
+
+A `Change` wraps an event that many receivers share: its wire text is made once, its row images
+are decoded once, and both only when somebody needs them.
+
+Invariant: whoever may read neither the row before nor the row after learns nothing, not even
+that there was a change; a row that leaves a caller's view is a delete for that caller. Used by
+pull and by the hub.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+import orjson
+
+from pylon.auth.context import AuthContext
+from pylon.changelog.event import ChangeEvent, Kind, encode
+from pylon.policy.routing import Everyone, Nobody
+from pylon.policy.rules import EntityRules
+
+
+class View(Enum):
+    """How a caller sees a change."""
+
+    NONE = "none"
+    AS_IS = "as_is"
+    AS_DELETE = "as_delete"  # the row has left the caller's view; shows the row before
+    AS_UPDATE = "as_update"  # the row has come into view; shows the whole row after
+
+
+class Change:
+    """An event with what is derived from it, made on first use."""
+
+    __slots__ = ("_as_delete", "_prev_row", "_row", "_wire", "event")
+
+    def __init__(self, event: ChangeEvent) -> None:
+        self.event = event
+        self._wire: bytes | None = None
+        self._as_delete: bytes | None = None
+        self._row: dict[str, Any] | None = None
+        self._prev_row: dict[str, Any] | None = None
+
+    @property
+    def seq(self) -> int:
+        return self.event.seq
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory once its wire text has been made."""
+        return 2 * len(self.event.data or b"") + 2 * len(self.event.prev_data or b"") + 512
+
+    @property
+    def row(self) -> dict[str, Any] | None:
+        """The row after the change; None for a delete."""
+        if self._row is None and self.event.data is not None:
+            self._row = orjson.loads(self.event.data)
+        return self._row
+
+    @property
+    def prev_row(self) -> dict[str, Any] | None:
+        """The row before the change; None for an insert."""
+        if self._prev_row is None and self.event.prev_data is not None:
+            self._prev_row = orjson.loads(self.event.prev_data)
+        return self._prev_row
+
+    @property
+    def wire(self) -> bytes:
+        """The event's JSON text as it happened."""
+        if self._wire is None:
+            self._wire = self.event.wire()
+        return self._wire
+
+    def wire_as(self, kind: Kind) -> bytes:
+        """The JSON text under another kind: a delete shows the row before, all else the row
+        after."""
+        event = self.event
+        if kind == event.kind:
+            return self.wire
+        if kind != "delete":
+            return encode(
+                event.seq, event.entity, event.row_id, kind, event.data, event.timestamp_s
+            )
+        if self._as_delete is None:
+            self._as_delete = encode(
+                event.seq, event.entity, event.row_id, kind, event.prev_data, event.timestamp_s
+            )
+        return self._as_delete
+
+
+def view(change: Change, rules: EntityRules, auth: AuthContext) -> View:
+    """How `auth` sees `change`. An image that the log does not have counts as unreadable."""
+    routing = rules.routing
+    if auth.is_admin or isinstance(routing, Everyone):
+        return View.AS_IS
+    if isinstance(routing, Nobody):
+        return View.NONE
+    before, after = change.prev_row, change.row
+    saw = before is not None and rules.may_read(auth, before)
+    sees = after is not None and rules.may_read(auth, after)
+    if change.event.kind == "update":
+        if saw and not sees:
+            return View.AS_DELETE
+        if sees and not saw:
+            return View.AS_UPDATE
+    return View.AS_IS if saw or sees else View.NONE
+
+
+def seen_as(change: Change, rules: EntityRules, auth: AuthContext) -> bytes | None:
+    """The wire text of `change` for `auth`, or None if it is not to be seen."""
+    how = view(change, rules, auth)
+    if how is View.NONE:
+        return None
+    if how is View.AS_DELETE:
+        return change.wire_as("delete")
+    return change.wire  # an update that brings a row into view carries the full row anyway

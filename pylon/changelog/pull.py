@@ -1,0 +1,129 @@
+"""The answers of ``GET /api/sync/pull`` (spec/realtime.md §1.4), as JSON bytes.
+
+`delta` follows a cursor. `snapshot` (since=0) sends every readable row in one streamed
+response: the clients of one generation do not know continued snapshots, and nobody needs them
+when rows are streamed page by page from the store.
+
+Invariants: every event and row passes the caller's read policy; `cursor.last_seq` advances by
+what was examined, whether it was shown or not; `has_more` is true only when the cursor is above
+`since`. What changes while a snapshot runs comes again after its cursor, which is the head as
+it was before the first row was read; repeated rows do no harm, missed ones would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import orjson
+
+from pylon import limits
+from pylon.auth.context import AuthContext
+from pylon.changelog.change import Change, seen_as
+from pylon.changelog.feed import Feed
+from pylon.manifest.model import Entity, Manifest
+from pylon.policy.rules import EntityRules, RuleSet
+from pylon.storage.contract import Query, Reader
+from pylon.storage.where import NOTHING
+
+_ID_KEY: Final = b'"id":'
+_TRUTH: Final = {True: b"true", False: b"false"}
+
+
+def delta(feed: Feed, rules: RuleSet, auth: AuthContext, since: int) -> bytes:
+    """The response body for a cursor above 0.
+
+    Raises:
+        ResyncRequired: see `Feed.after`.
+    """
+    changes, head = feed.after(since, limits.PULL_PAGE_EVENTS)
+    last_seq = changes[-1].seq if changes else since
+    shown = _shown(changes, rules, auth)
+    return b'{"changes":[%s],"cursor":{"last_seq":%d},"has_more":%s}' % (
+        b",".join(shown), last_seq, _TRUTH[bool(changes) and last_seq < head],
+    )
+
+
+def _shown(changes: list[Change], rules: RuleSet, auth: AuthContext) -> list[bytes]:
+    if auth.is_admin:
+        return [c.wire for c in changes]
+    known: dict[str, EntityRules | None] = {}
+    shown = []
+    for change in changes:
+        entity = change.event.entity
+        if entity not in known:
+            known[entity] = _rules_of(rules, entity)
+        own = known[entity]
+        text = None if own is None else seen_as(change, own, auth)
+        if text is not None:
+            shown.append(text)
+    return shown
+
+
+def _rules_of(rules: RuleSet, entity: str) -> EntityRules | None:
+    """None for an entity that only the log still knows: nobody but an admin reads it."""
+    try:
+        return rules.of(entity)
+    except KeyError:
+        return None
+
+
+def snapshot(
+    reader: Reader, manifest: Manifest, rules: RuleSet, auth: AuthContext
+) -> Iterator[bytes]:
+    """The response body for since=0, in pieces of about a page of rows.
+
+    Rows are sent as inserts with the head's seq. At head 0 there are no rows (a database with
+    rows has an epoch, see `pylon.schema.apply`), so a seq of 0 is never sent.
+
+    Raises:
+        QueryTimeout, StoreUnavailable: from the store, also in the middle of the stream.
+    """
+    head = reader.head_seq()
+    piece = b'{"changes":['
+    separator = b""
+    for entity in manifest.entities if head else ():
+        for page in _pages(reader, entity, rules.of(entity.name), auth):
+            name = orjson.dumps(entity.name)
+            piece += separator + b",".join([_as_insert(row, name, head) for row in page])
+            separator = b","
+            yield piece
+            piece = b""
+    yield piece + b'],"cursor":{"last_seq":%d},"has_more":%s,"snapshot_after":null}' % (
+        head, _TRUTH[0 < head < reader.head_seq()],
+    )
+
+
+def _pages(
+    reader: Reader, entity: Entity, rules: EntityRules, auth: AuthContext
+) -> Iterator[list[bytes]]:
+    where = rules.read_clause(auth)
+    if where.sql == NOTHING.sql:
+        return
+    after_id = None
+    while True:
+        query = Query(where, limit=limits.SNAPSHOT_PAGE_ROWS, after_id=after_id)
+        page = reader.rows(entity.name, query)
+        if page:
+            yield page
+        if len(page) < limits.SNAPSHOT_PAGE_ROWS:
+            return
+        after_id = orjson.loads(_id_json(page[-1]))
+
+
+def _as_insert(row: bytes, entity_json: bytes, seq: int) -> bytes:
+    return b'{"seq":%d,"entity":%s,"row_id":%s,"kind":"insert","data":%s,"timestamp":""}' % (
+        seq, entity_json, _id_json(row), row,
+    )
+
+
+def _id_json(row: bytes) -> bytes:
+    """The row's id as it stands in its JSON, found without decoding the row.
+
+    A quote inside a JSON string is always escaped, so `"id":` occurs as a key only, and once.
+    """
+    start = row.index(_ID_KEY) + len(_ID_KEY)
+    end = row.index(b'"', start + 1) + 1
+    if b"\\" in row[start:end]:  # an id from elsewhere, with quotes of its own
+        return orjson.dumps(orjson.loads(row)["id"])
+    return row[start:end]
