@@ -1,0 +1,127 @@
+"""What the control socket answers: ping, status, metrics, stop and backup.
+
+Runs in the threads of `supervisor.control`, so it only reads what is safe to read from any
+thread, and asks the main loop by events for everything else.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+import pylon
+from pylon import metrics
+from pylon.backup.create import create_backup
+from pylon.errors import InvalidData, Unavailable
+from pylon.metrics.render import JSON_CONTENT_TYPE, TEXT_CONTENT_TYPE
+from supervisor.control import Answer, Line, Say
+from supervisor.events import StopAsked
+from supervisor.loop import Loop
+from supervisor.parts import Parts
+
+_NS_PER_S = 1_000_000_000
+_PROGRESS_EVERY_S = 0.2
+
+
+class Answers:
+    """`by_name` is what `ControlServer` takes."""
+
+    def __init__(self, parts: Parts, loop: Loop, pid: int, started_s: float) -> None:
+        self._parts = parts
+        self._loop = loop
+        self._pid = pid
+        self._started_s = started_s
+        self._backup = threading.Lock()
+        metrics.UPTIME.set_function(self._uptime_s)
+
+    def by_name(self) -> dict[str, Answer]:
+        return {
+            "ping": self._ping, "status": self._status, "metrics": self._metrics,
+            "stop": self._stop, "backup": self._make_backup,
+        }
+
+    def _uptime_s(self) -> float:
+        return round(self._parts.clock.monotonic_s() - self._started_s, 3)
+
+    def _ping(self, _request: Line, _say: Say) -> Line:
+        return {"pid": self._pid, "version": pylon.__version__}
+
+    def _status(self, _request: Line, _say: Say) -> Line:
+        """The facts of `pylonctl status --json`."""
+        parts = self._parts
+        roles = {
+            role: {"wanted": view.wanted, "ready": view.ready, "pids": view.pids,
+                   "failing": view.failing,
+                   "connections": sum(b.connections for b in parts.heartbeats.of(role))}
+            for role, view in parts.children.views().items()
+        }
+        return {
+            "pid": self._pid,
+            "version": pylon.__version__,
+            "uptime_s": self._uptime_s(),
+            "ready": self._loop.is_ready() and not self._loop.draining,
+            "draining": self._loop.draining,
+            "roles": roles,
+            "ports": parts.listeners.ports,
+            "head_seq": parts.writer.head,
+            "oldest_seq": parts.flusher.oldest_seq,
+            "wal_bytes": parts.flusher.wal_bytes,
+            "write_queue_depth": parts.writer.depth,
+            "restarts": parts.children.restarts,
+            "db_path": str(parts.db_path),
+        }
+
+    def _metrics(self, request: Line, _say: Say) -> Line:
+        """The page: ``format`` is ``text`` (Prometheus) or ``json`` (spec/http.md §7)."""
+        families = self._parts.heartbeats.families(metrics.supervisor_snapshot())
+        match request.get("format", "text"):
+            case "text":
+                return {"content_type": TEXT_CONTENT_TYPE, "body": metrics.render_text(families)}
+            case "json":
+                page: dict[str, Any] = metrics.render_json(families, self._uptime_s())
+                return {"content_type": JSON_CONTENT_TYPE, "body": orjson.dumps(page).decode()}
+            case other:
+                raise InvalidData(f"format is {other!r}; expected text or json")
+
+    def _stop(self, _request: Line, say: Say) -> Line:
+        """Drain; every step is a line."""
+        lines = self._parts.news.listen()
+        self._parts.events.put(StopAsked())
+        while True:
+            line = lines.get()
+            if line.get("done"):
+                return line
+            say(line)
+
+    def _make_backup(self, request: Line, say: Say) -> Line:
+        """A bundle in the folder ``target``, with progress lines {remaining, pages}.
+
+        A client that goes away ends its backup.
+        """
+        target = request.get("target")
+        if not isinstance(target, str) or not Path(target).is_absolute():
+            raise InvalidData("target: expected an absolute path")
+        if not self._backup.acquire(blocking=False):
+            raise Unavailable("Another backup is being made")
+        clock = self._parts.clock
+        said_s = clock.monotonic_s()
+
+        def progress(remaining: int, pages: int) -> None:
+            nonlocal said_s
+            now_s = clock.monotonic_s()
+            if now_s - said_s >= _PROGRESS_EVERY_S:
+                said_s = now_s
+                say({"remaining": remaining, "pages": pages})
+
+        try:
+            report = create_backup(
+                self._parts.db_path, self._parts.runtime.manifest, Path(target), clock, progress
+            )
+        finally:
+            self._backup.release()
+        metrics.BACKUP_LAST_SUCCESS.set(clock.wall_ns() // _NS_PER_S)
+        metrics.BACKUP_DURATION.set(report.duration_s)
+        return report.to_json()

@@ -1,0 +1,269 @@
+"""The worker processes: started by fork and exec, watched, started again when they die.
+
+The HTTP role is one child (a gunicorn arbiter, which keeps PYLON_HTTP_WORKERS workers of its
+own); each other role has as many children as it has workers. All share the role's listening
+socket.
+
+Invariants: children are started by the main thread only (PR_SET_PDEATHSIG is tied to the
+thread that started them); a child that dies comes back with full-jitter back-off; a child
+that falls silent is aborted, then killed; while draining nothing is started.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pylon
+from pylon import limits, log, metrics
+from pylon.bus.child import ChildEnv
+from pylon.bus.runtime import Runtime
+from pylon.clock import Clock, RandomSource
+from supervisor.heartbeats import Heartbeats
+from supervisor.notify import SYSTEMD_NAMES
+from supervisor.sockets import Listeners
+
+_log = log.get_logger("children")
+_HTTP: Final = "http"
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A place for one child, over all of its lives."""
+
+    role: str
+    worker: str
+    process: subprocess.Popen[bytes] | None = None
+    started_s: float = 0.0
+    start_at_s: float = 0.0  # when to start the next one
+    failures: int = 0  # lives in a row that ended early
+    unready: int = 0  # lives in a row that never became ready
+    was_ready: bool = False
+    aborted_at_s: float | None = None  # it fell silent and was sent SIGABRT
+
+
+@dataclass(frozen=True, slots=True)
+class RoleView:
+    """What `pylonctl status` shows of a role."""
+
+    wanted: int
+    ready: int
+    pids: list[int]
+    failing: bool
+
+
+class Children:
+    """All children. For the main thread, except `views`, which any thread may ask."""
+
+    def __init__(
+        self, wanted: Mapping[str, int], listeners: Listeners, runtime: Runtime,
+        environ: Mapping[str, str], heartbeats: Heartbeats, clock: Clock, random: RandomSource,
+    ) -> None:
+        """Args:
+            wanted: worker processes by role (for http: of the arbiter).
+            environ: what every child gets, the resolved settings among it.
+        """
+        self._wanted = dict(wanted)
+        self._listeners = listeners
+        self._runtime = runtime
+        self._environ = {k: v for k, v in environ.items() if k not in SYSTEMD_NAMES}
+        self._environ["PYTHONPATH"] = _python_path(environ.get("PYTHONPATH", ""))
+        self._heartbeats = heartbeats
+        self._clock = clock
+        self._random = random
+        self._aborted_workers: dict[int, float] = {}  # silent gunicorn workers: when aborted
+        self.draining = False
+        self.restarts = 0
+        self._slots = [
+            _Slot(role, str(number))
+            for role, count in self._wanted.items()
+            for number in range(1, (1 if role == _HTTP else count) + 1)
+        ]
+
+    # --- What the main loop does, over and over ------------------------------------------
+
+    def tick(self) -> None:
+        """Reap, abort the silent, start what is due."""
+        self.reap()
+        now_s = self._clock.monotonic_s()
+        for slot in self._slots:
+            if slot.process is not None:
+                self._watch(slot, now_s)
+            elif not self.draining and now_s >= slot.start_at_s:
+                self._start(slot)
+
+    def reap(self) -> None:
+        """Take note of children that have ended."""
+        for slot in self._slots:
+            if slot.process is not None and slot.process.poll() is not None:
+                self._ended(slot, slot.process.returncode)
+
+    def next_due_s(self) -> float | None:
+        """When (monotonic) the next child is to be started, if one waits."""
+        due = [slot.start_at_s for slot in self._slots if slot.process is None]
+        return min(due) if due and not self.draining else None
+
+    def _start(self, slot: _Slot) -> None:
+        sock = self._listeners.by_role[slot.role]
+        child = ChildEnv(
+            slot.role, slot.worker, self._runtime.dir, sock.fileno(), os.getpid()
+        )
+        # -P: a folder named "workers" in the app's directory must not be taken for ours. A
+        # process group of its own: Ctrl-C in a terminal is ours to translate into a drain.
+        slot.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", f"workers.{slot.role}"],
+            env={**self._environ, **child.to_environ()}, pass_fds=(sock.fileno(),),
+            stdin=subprocess.DEVNULL, process_group=0,
+        )
+        slot.started_s = self._clock.monotonic_s()
+        slot.was_ready = False
+        slot.aborted_at_s = None
+        _log.info("child.started", child=f"{slot.role}/{slot.worker}", pid=slot.process.pid)
+
+    def _watch(self, slot: _Slot, now_s: float) -> None:
+        assert slot.process is not None
+        beats = [beat for beat in self._heartbeats.of(slot.role)
+                 if slot.role == _HTTP or beat.worker == slot.worker]
+        beats = [beat for beat in beats if beat.at_s >= slot.started_s]
+        if any(beat.ready for beat in beats):
+            slot.was_ready = True
+            slot.unready = 0
+        if now_s - slot.started_s >= limits.RESTART_RESET_S:
+            slot.failures = 0
+        heard_s = max((beat.at_s for beat in beats), default=None)
+        silent_s = now_s - (heard_s if heard_s is not None else slot.started_s)
+        patience_s = limits.WORKER_BOOT_S if heard_s is None else limits.HEARTBEAT_LOST_S
+        if slot.aborted_at_s is not None:
+            if now_s - slot.aborted_at_s >= limits.ABORT_GRACE_S:
+                slot.process.kill()
+        elif silent_s >= patience_s:
+            _log.error("child.silent", child=f"{slot.role}/{slot.worker}",
+                       pid=slot.process.pid, silent_s=round(silent_s, 1))
+            slot.aborted_at_s = now_s
+            slot.process.send_signal(signal.SIGABRT)
+        elif slot.role == _HTTP:
+            self._watch_gunicorn_workers(slot.process.pid, now_s)
+
+    def _watch_gunicorn_workers(self, arbiter_pid: int, now_s: float) -> None:
+        """A silent worker of the arbiter is aborted here; the arbiter replaces it."""
+        for beat in self._heartbeats.of(_HTTP):
+            silent = now_s - beat.at_s >= limits.HEARTBEAT_LOST_S
+            if not silent or _parent_of(beat.pid) != arbiter_pid:
+                continue
+            aborted_s = self._aborted_workers.get(beat.pid)
+            if aborted_s is None:
+                _log.error("child.silent", child=f"http/{beat.worker}", pid=beat.pid)
+                metrics.WORKER_RESTARTS.labels(_HTTP, "silent").inc()
+                self._aborted_workers[beat.pid] = now_s
+                os.kill(beat.pid, signal.SIGABRT)
+            elif now_s - aborted_s >= limits.ABORT_GRACE_S:
+                os.kill(beat.pid, signal.SIGKILL)
+
+    def _ended(self, slot: _Slot, code: int) -> None:
+        assert slot.process is not None
+        pid, slot.process = slot.process.pid, None
+        now_s = self._clock.monotonic_s()
+        up_s = now_s - slot.started_s
+        for beat in self._heartbeats.of(slot.role):
+            if slot.role == _HTTP or beat.worker == slot.worker:
+                self._heartbeats.forget(beat.role, beat.worker)
+        if slot.role == _HTTP:
+            self._aborted_workers.clear()
+        facts = {"child": f"{slot.role}/{slot.worker}", "pid": pid, "exit": _exit_text(code),
+                 "up_s": round(up_s, 1)}
+        if self.draining:
+            _log.info("child.ended", **facts)
+            return
+        reason = "silent" if slot.aborted_at_s is not None else "signal" if code < 0 else "exit"
+        metrics.WORKER_RESTARTS.labels(slot.role, reason).inc()
+        self.restarts += 1
+        slot.failures = 1 if up_s >= limits.RESTART_RESET_S else slot.failures + 1
+        slot.unready = 0 if slot.was_ready else slot.unready + 1
+        longest_s = min(
+            limits.RESTART_DELAY_MAX_S, limits.RESTART_DELAY_FIRST_S * 2.0 ** (slot.failures - 1)
+        )
+        delay_s = self._random.uniform(0.0, longest_s)
+        slot.start_at_s = now_s + delay_s
+        _log.warning("child.died", **facts, reason=reason, restart_in_s=round(delay_s, 2))
+        if slot.unready and slot.unready % limits.RESTARTS_UNTIL_REPORTED == 0:
+            _log.error("role.failing", child=facts["child"], deaths_in_a_row=slot.unready,
+                       hint="its log lines above say why; the role is not ready until it stays up")
+
+    # --- Ending them -----------------------------------------------------------------------
+
+    def send(self, roles: tuple[str, ...], number: signal.Signals) -> None:
+        """Send a signal to every child of the roles that lives."""
+        for slot in self._slots:
+            if slot.role in roles and slot.process is not None:
+                slot.process.send_signal(number)
+
+    def alive(self, roles: tuple[str, ...]) -> int:
+        """How many children of the roles have not ended."""
+        return sum(slot.role in roles and slot.process is not None for slot in self._slots)
+
+    def kill_all(self) -> int:
+        """SIGKILL to every child; nothing is started any more."""
+        self.draining = True
+        return self.kill(tuple(self._wanted))
+
+    def kill(self, roles: tuple[str, ...]) -> int:
+        """SIGKILL to the children of the roles that live, and wait; how many there were.
+
+        The HTTP arbiter's workers share its process group and die with it.
+        """
+        victims = [s for s in self._slots if s.role in roles and s.process is not None]
+        for slot in victims:
+            if slot.process is not None and slot.process.poll() is None:
+                os.killpg(slot.process.pid, signal.SIGKILL)
+        for slot in victims:
+            if slot.process is not None:
+                self._ended(slot, slot.process.wait())
+        return len(victims)
+
+    # --- How they are -----------------------------------------------------------------------
+
+    def views(self) -> dict[str, RoleView]:
+        """Every role that is switched on."""
+        out = {}
+        for role, wanted in self._wanted.items():
+            slots = [slot for slot in self._slots if slot.role == role]
+            processes = [slot.process for slot in slots]
+            if role == _HTTP:
+                pids = sorted(beat.pid for beat in self._heartbeats.of(role))
+            else:
+                pids = sorted(p.pid for p in processes if p is not None)
+            failing = any(slot.unready >= limits.RESTARTS_UNTIL_REPORTED for slot in slots)
+            ready = 0 if failing else min(wanted, len(self._heartbeats.ready_pids(role)))
+            out[role] = RoleView(wanted, ready, pids, failing)
+        return out
+
+
+def _exit_text(code: int) -> str:
+    if code >= 0:
+        return str(code)
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+def _parent_of(pid: int) -> int | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(stat.rpartition(")")[2].split()[1])
+
+
+def _python_path(inherited: str) -> str:
+    """Where children find our packages when Pylon runs from a source tree."""
+    root = Path(pylon.__file__).resolve().parent.parent
+    if root.name in ("site-packages", "dist-packages"):
+        return inherited
+    return os.pathsep.join([str(root), *([inherited] if inherited else [])])

@@ -1,0 +1,136 @@
+"""The control socket: how `pylonctl` and the metrics route speak to the supervisor.
+
+A Unix stream socket (0600, in the private runtime folder). One JSON line asks; JSON lines
+answer, the last one with ``"done": true``; a failure is a last line with ``error``. Each
+connection has a thread; at most `limits.CONTROL_CONNECTIONS` at once, more are refused.
+The client is `pylon.control`; what is answered is in `supervisor.answers`.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from pylon import limits, log
+from pylon.errors import InternalError, InvalidData, PylonError, Unavailable
+
+_log = log.get_logger("control")
+_REQUEST_TIMEOUT_S: Final = 5.0
+_SEND_TIMEOUT_S: Final = 30.0
+_CLOSE_PATIENCE_S: Final = 2.0
+
+Line = dict[str, Any]
+Say = Callable[[Line], None]
+Answer = Callable[[Line, Say], Line]  # the request and a way to stream; the last line
+
+
+class ControlServer:
+    """`start` it, `close` it; answers by command name."""
+
+    def __init__(self, path: Path, answers: dict[str, Answer]) -> None:
+        self._path = path
+        self._answers = answers
+        self._slots = threading.BoundedSemaphore(limits.CONTROL_CONNECTIONS)
+        self._connections: set[threading.Thread] = set()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.bind(str(path))
+        path.chmod(0o600)
+        self._socket.listen(limits.CONTROL_CONNECTIONS)
+        self._thread = threading.Thread(target=self._accept, name="control", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Accept no more, and let the open connections have their last lines. Idempotent."""
+        if self._socket.fileno() < 0:
+            return
+        # A shutdown wakes the accepting thread; the close alone would not.
+        self._socket.shutdown(socket.SHUT_RDWR)
+        if self._thread.is_alive():
+            self._thread.join()
+        self._socket.close()
+        self._path.unlink(missing_ok=True)
+        for thread in list(self._connections):
+            thread.join(_CLOSE_PATIENCE_S)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                conn, _ = self._socket.accept()
+            except OSError:
+                return  # closed
+            if self._slots.acquire(blocking=False):
+                thread = threading.Thread(
+                    target=self._serve, args=(conn,), name="control-connection", daemon=True
+                )
+                self._connections.add(thread)
+                thread.start()
+            else:
+                with conn:
+                    _send(conn, _error_line(Unavailable(
+                        f"More than {limits.CONTROL_CONNECTIONS} control connections"
+                    )))
+
+    def _serve(self, conn: socket.socket) -> None:
+        try:
+            with conn:
+                self._converse(conn)
+        except OSError as ex:
+            _log.debug("control.client_left", error=str(ex))
+        finally:
+            self._connections.discard(threading.current_thread())
+            self._slots.release()
+
+    def _converse(self, conn: socket.socket) -> None:
+        conn.settimeout(_REQUEST_TIMEOUT_S)
+        try:
+            request = _read_request(conn)
+            answer = self._answers.get(str(request.get("cmd")))
+            if answer is None:
+                known = ", ".join(self._answers)
+                raise InvalidData(f"Unknown command {request.get('cmd')!r}; known: {known}")
+            conn.settimeout(_SEND_TIMEOUT_S)
+            last = answer(request, lambda line: _send(conn, line))
+        except PylonError as ex:
+            last = _error_line(ex)
+        except OSError as ex:
+            # The disk's (a backup) or the client's: the client hears of the first, if it is there.
+            _log.warning("control.failed", error=str(ex))
+            last = _error_line(InternalError(str(ex)))
+        except Exception as ex:  # noqa: BLE001  a defect in one answer must not end the socket
+            _log.exception("control.defect", error=ex)
+            last = _error_line(InternalError("The command failed; the server's log says why"))
+        _send(conn, {**last, "done": True})
+
+
+def _read_request(conn: socket.socket) -> Line:
+    buffer = b""
+    while b"\n" not in buffer:
+        chunk = conn.recv(4_096)
+        if not chunk:
+            raise InvalidData("Expected one line of JSON")
+        buffer += chunk
+        if len(buffer) > limits.CONTROL_LINE_BYTES:
+            raise InvalidData(f"A request has at most {limits.CONTROL_LINE_BYTES} bytes")
+    try:
+        request = json.loads(buffer.partition(b"\n")[0])
+    except ValueError as ex:
+        raise InvalidData(f"Not JSON: {ex}") from ex
+    if not isinstance(request, dict):
+        raise InvalidData("Expected a JSON object")
+    return request
+
+
+def _error_line(error: PylonError) -> Line:
+    code, message, hint, details = error.to_wire()
+    body = {"code": code, "message": message, "hint": hint, "details": details}
+    return {"error": body, "done": True}
+
+
+def _send(conn: socket.socket, line: Line) -> None:
+    conn.sendall(json.dumps(line, default=str).encode() + b"\n")

@@ -1,0 +1,68 @@
+"""Where the database file lies: the data directory, or memory.
+
+PYLON_IN_MEMORY keeps the file in a private folder of /dev/shm (a file, because several
+processes read it) and removes it at exit.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from pylon.config import Config
+from pylon.errors import StartRefused
+
+_SHARED_MEMORY: Final = Path("/dev/shm")
+
+
+def prepare_data_dir(config: Config) -> None:
+    """Make the data directory if it is missing, and see that files can be made in it.
+
+    Raises:
+        StartRefused: it cannot be made or written to.
+    """
+    path = config.data_dir
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as ex:
+        raise StartRefused(
+            f"The data directory {path} cannot be written to: {ex.strerror or ex} "
+            "(PYLON_DB_PATH sets it)"
+        ) from ex
+    if Path(config.db_path).is_dir():
+        raise StartRefused(f"PYLON_DB_PATH is {config.db_path}, a folder: name a file in it")
+
+
+@contextmanager
+def database(config: Config) -> Iterator[Path]:
+    """The absolute path of the database file of this run."""
+    if not config.in_memory:
+        yield Path(config.db_path).absolute()
+        return
+    parent = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix="pylon-memory-", dir=parent))
+    try:
+        yield folder / "memory.db"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sync_files(db_path: Path) -> None:
+    """fsync the database and its folder: the last step before an orderly end.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    for path in (db_path, db_path.parent):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

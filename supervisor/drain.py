@@ -1,0 +1,125 @@
+"""The drain (design.md §8): how a supervisor ends without losing anything, step by step.
+
+The order matters: readiness first, so that load balancers turn away; then nothing new; then
+HTTP, which writes; then shards and sockets; then the writer, which by now has no clients;
+then the WAL. Each step is told to `DrainNews` (control clients, the log) as it happens.
+
+A second SIGTERM or the deadline (PYLON_DRAIN_DELAY_S + PYLON_DRAIN_SECS +
+`limits.DRAIN_GRACE_S`) kills what is left of the children; the writer still finishes what it
+has accepted, and the WAL is still flushed. Exit code 0 for a complete drain, 75 for one that
+was cut short: acknowledged writes are safe in both.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import Final
+
+from pylon import limits, log
+from pylon.bus.messages import MarkClean
+from pylon.bus.writer_port import LocalWriter
+from pylon.errors import PylonError
+from supervisor.datadir import sync_files
+from supervisor.loop import Loop
+from supervisor.parts import Parts
+
+EXIT_COMPLETE: Final = 0
+EXIT_CUT_SHORT: Final = 75  # EX_TEMPFAIL
+
+_POLL_S: Final = 0.05
+_HTTP_GRACE_S: Final = 2.0  # for the arbiter to end after its last worker
+_MARK_TIMEOUT_S: Final = 10.0
+
+_log = log.get_logger("drain")
+
+
+class Drain:
+    """One drain. `run` blocks the main thread and pumps the loop meanwhile."""
+
+    def __init__(self, parts: Parts, loop: Loop) -> None:
+        self._parts = parts
+        self._loop = loop
+        self._started_s = parts.clock.monotonic_s()
+        config = parts.config
+        self._deadline_s = (
+            self._started_s + config.drain_delay_s + config.drain_s + limits.DRAIN_GRACE_S
+        )
+        self._killed = 0
+
+    def run(self) -> int:
+        """All steps, in order; the exit code."""
+        self._announce()
+        self._stop_accepting()
+        self._end(("http",), self._parts.config.drain_s + _HTTP_GRACE_S, already_asked=True)
+        self._end(("shards",))
+        self._end(("ws", "sse"))
+        self._stop_writing()
+        code = EXIT_CUT_SHORT if self._killed else EXIT_COMPLETE
+        self._say("ended", exit_code=code, done=True, ok=code == EXIT_COMPLETE)
+        return code
+
+    def _announce(self) -> None:
+        delay_s = self._parts.config.drain_delay_s
+        self._say("announced", delay_s=delay_s)
+        self._loop.draining = True
+        self._parts.notifier.stopping()
+        self._parts.notifier.status("draining")
+        self._loop.report()
+        until_s = self._now_s() + delay_s
+        while self._now_s() < until_s and not self._hurried():
+            self._loop.pump(min(_POLL_S, max(0.0, until_s - self._now_s())))
+
+    def _stop_accepting(self) -> None:
+        children = self._parts.children
+        children.draining = True
+        children.send(("http",), signal.SIGTERM)
+        children.send(("ws", "sse", "shards"), signal.SIGUSR1)
+        self._parts.listeners.close()
+        self._say("not accepting", ports=list(self._parts.listeners.by_role))
+
+    def _end(
+        self, roles: tuple[str, ...], wait_s: float = float("inf"), *, already_asked: bool = False
+    ) -> None:
+        """Ask the roles to end, wait, and kill what does not."""
+        children = self._parts.children
+        if not already_asked:
+            children.send(roles, signal.SIGTERM)
+        until_s = min(self._now_s() + wait_s, self._deadline_s)
+        while children.alive(roles) and self._now_s() < until_s and not self._hurried():
+            self._loop.pump(_POLL_S)
+        left = children.alive(roles)
+        if left:
+            # Late for their own reasons, or we are in a hurry: then nobody gets more time.
+            killed = children.kill(roles) if not self._hurried() else children.kill_all()
+            self._killed += killed
+        self._say(f"{' and '.join(roles)} ended", killed=left)
+
+    def _stop_writing(self) -> None:
+        parts = self._parts
+        parts.flusher.stop()
+        local = LocalWriter(parts.runtime)
+        try:
+            local.submit(MarkClean(), _MARK_TIMEOUT_S)
+        except PylonError as ex:
+            # The disk may be full. Without the mark the next start takes this run for a crash,
+            # which is always safe.
+            _log.error("drain.not_marked", code=ex.code, message=ex.message)
+        finally:
+            local.close()
+        parts.writer.stop()
+        self._say("writer stopped", head_seq=parts.writer.head)
+        flushed = parts.flusher.finish()
+        parts.engine.close()
+        sync_files(parts.db_path)
+        self._say("flushed", wal_truncated=flushed)
+
+    def _hurried(self) -> bool:
+        return self._loop.cut_short or self._now_s() >= self._deadline_s
+
+    def _now_s(self) -> float:
+        return self._parts.clock.monotonic_s()
+
+    def _say(self, step: str, **keys: object) -> None:
+        at_s = round(self._now_s() - self._started_s, 3)
+        _log.info("drain", step=step, at_s=at_s, **{k: v for k, v in keys.items() if k != "done"})
+        self._parts.news.say(step=step, at_s=at_s, **keys)

@@ -1,0 +1,150 @@
+"""The flusher: WAL checkpoints and retention, in a thread with a connection of its own.
+
+The writer never checkpoints. PASSIVE checkpoints run when the WAL has grown or aged; they
+block nobody. When readers have kept the WAL from being reset until it passes
+`limits.WAL_LIMIT_BYTES`, a RESTART waits for them for a short time, and is logged if they do
+not let go. `finish` truncates the WAL at the end of a drain. Old change events are dropped
+through the writer, in small steps, so that they share its transactions.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Final
+
+import apsw
+
+from pylon import limits, log, metrics
+from pylon.bus.messages import PruneLog
+from pylon.bus.runtime import Runtime
+from pylon.bus.writer_port import LocalWriter
+from pylon.clock import Clock
+from pylon.errors import PylonError, StoreUnavailable
+
+_log = log.get_logger("flusher")
+_PERIOD_S: Final = 1.0
+_STOP_PATIENCE_S: Final = 5.0
+_PATIENCE_MS: Final = 1_000  # for readers, and well below the writer's own busy timeout
+_NS_PER_S: Final = 1_000_000_000
+_OLDEST: Final = "SELECT coalesce(min(seq), 0) FROM _pylon_change_log"
+_MODES: Final = {
+    "passive": apsw.SQLITE_CHECKPOINT_PASSIVE,
+    "restart": apsw.SQLITE_CHECKPOINT_RESTART,
+    "truncate": apsw.SQLITE_CHECKPOINT_TRUNCATE,
+}
+
+
+class Flusher:
+    """`start` it once the schema is in place; `finish` it after the writer has stopped."""
+
+    def __init__(
+        self, db_path: Path, runtime: Runtime, keep_events: int, clock: Clock
+    ) -> None:
+        self._wal = db_path.with_name(db_path.name + "-wal")
+        self._runtime = runtime
+        self._keep_events = keep_events
+        self._clock = clock
+        self._conn = apsw.Connection(str(db_path), flags=apsw.SQLITE_OPEN_READWRITE)
+        self._conn.set_busy_timeout(_PATIENCE_MS)
+        self._conn.execute("PRAGMA wal_autocheckpoint=0")
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="flusher", daemon=True)
+        self._flushed_mtime_ns = 0
+        self._flushed_at_s = clock.monotonic_s()
+        self._pruned_at_s = clock.monotonic_s()
+        self.oldest_seq = 0
+        self.wal_bytes = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread: nothing is pruned or checkpointed from now on. Idempotent."""
+        self._ending.set()
+        if self._thread.is_alive():
+            self._thread.join(_STOP_PATIENCE_S)  # it may wait for a writer that is broken
+
+    def finish(self) -> bool:
+        """Write the whole WAL into the database and empty it; whether that worked.
+
+        Call it after `stop`. Readers that still hold the WAL make it fail, not wait for ever.
+        """
+        done = self.checkpoint("truncate")
+        self._conn.close()
+        return done
+
+    def checkpoint(self, mode: str) -> bool:
+        """Checkpoint now; whether all of the WAL was written back (and reset, unless passive)."""
+        started_s = self._clock.monotonic_s()
+        try:
+            frames, written = self._conn.wal_checkpoint(mode=_MODES[mode])
+        except apsw.BusyError:
+            frames, written = -1, 0
+        except apsw.Error as ex:
+            raise StoreUnavailable(f"The WAL checkpoint failed: {ex}") from ex
+        metrics.CHECKPOINT.labels(mode).observe(self._clock.monotonic_s() - started_s)
+        self._measure()
+        return frames == written
+
+    def look(self) -> None:
+        """One round: measure, checkpoint if it is time, prune if it is time."""
+        mtime_ns = self._measure()
+        now_s = self._clock.monotonic_s()
+        aged = now_s - self._flushed_at_s >= limits.WAL_CHECKPOINT_AGE_S
+        due = aged or self.wal_bytes >= limits.WAL_CHECKPOINT_BYTES
+        if due and self.wal_bytes and mtime_ns != self._flushed_mtime_ns:
+            self._flush(mtime_ns)
+            self._flushed_at_s = now_s
+        row = self._conn.execute(_OLDEST).fetchone()
+        self.oldest_seq = int(row[0]) if row else 0
+        metrics.CHANGELOG_OLDEST_SEQ.set(self.oldest_seq)
+
+    def _flush(self, mtime_ns: int) -> None:
+        if self.checkpoint("passive"):
+            self._flushed_mtime_ns = mtime_ns
+        if self.wal_bytes < limits.WAL_LIMIT_BYTES:
+            return
+        # TRUNCATE is a RESTART that also gives the space back.
+        if not self.checkpoint("truncate"):
+            _log.warning("wal.held", wal_bytes=self.wal_bytes, limit_bytes=limits.WAL_LIMIT_BYTES,
+                         hint="a long read (a backup, a slow scan) keeps the WAL from being reset")
+
+    def _measure(self) -> int:
+        try:
+            stat = self._wal.stat()
+        except FileNotFoundError:
+            self.wal_bytes, mtime_ns = 0, 0
+        else:
+            self.wal_bytes, mtime_ns = stat.st_size, stat.st_mtime_ns
+        metrics.WAL_BYTES.set(self.wal_bytes)
+        return mtime_ns
+
+    def _prune(self, writer: LocalWriter) -> None:
+        older_than_s = self._clock.wall_ns() // _NS_PER_S - limits.LOG_MIN_AGE_S
+        step = PruneLog(self._keep_events, older_than_s, limits.PRUNE_STEP)
+        dropped = 0
+        while not self._ending.is_set():
+            count = writer.submit(step).count
+            dropped += count
+            if count < limits.PRUNE_STEP:
+                break
+        if dropped:
+            _log.debug("log.pruned", events=dropped)
+
+    def _run(self) -> None:
+        writer = LocalWriter(self._runtime)
+        failing = False
+        while not self._ending.wait(_PERIOD_S):
+            try:
+                self.look()
+                if self._clock.monotonic_s() - self._pruned_at_s >= limits.PRUNE_PERIOD_S:
+                    self._pruned_at_s = self._clock.monotonic_s()
+                    self._prune(writer)
+                failing = False
+            except (PylonError, apsw.Error) as ex:
+                # A full disk passes; until then we try again each round, and say so once.
+                if not failing:
+                    _log.exception("flusher.failed", error=ex)
+                failing = True
+        writer.close()

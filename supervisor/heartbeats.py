@@ -1,0 +1,123 @@
+"""Who is alive and ready: the newest heartbeat of each worker, and their merged metrics.
+
+A thread takes heartbeats from the bus; the main loop and control connections ask. A worker
+counts as ready while its newest heartbeat says so and is fresh. Invariant: everything here
+is guarded by one lock, and no method waits for anything else while it holds it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from pylon import limits
+from pylon.bus.messages import Family, WorkerStatus
+from pylon.bus.status import StatusReceiver
+from pylon.clock import Clock
+from pylon.metrics import Merged
+
+_POLL_S: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The newest heartbeat of one process, and when it came (monotonic)."""
+
+    role: str
+    worker: str
+    pid: int
+    ready: bool
+    connections: int
+    at_s: float
+
+
+class Heartbeats:
+    """`changed` is called, from the thread, when a worker's readiness changes."""
+
+    def __init__(self, clock: Clock, changed: Callable[[], None]) -> None:
+        self._clock = clock
+        self._changed = changed
+        self._lock = threading.Lock()
+        self._beats: dict[tuple[str, str], Beat] = {}
+        self._merged = Merged()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, receiver: StatusReceiver) -> None:
+        """Take heartbeats from `receiver` in a thread, which then owns it."""
+        self._thread = threading.Thread(
+            target=self._run, args=(receiver,), name="heartbeats", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def take(self, status: WorkerStatus) -> None:
+        """Note a heartbeat."""
+        key = (status.role, status.worker)
+        beat = Beat(
+            status.role, status.worker, status.pid, status.ready, status.connections,
+            self._clock.monotonic_s(),
+        )
+        with self._lock:
+            before = self._beats.get(key)
+            self._beats[key] = beat
+            self._merged.update(status)
+        if before is None or (before.ready, before.pid) != (beat.ready, beat.pid):
+            self._changed()
+
+    def of(self, role: str) -> list[Beat]:
+        """The newest heartbeats of the role, however old."""
+        with self._lock:
+            return [beat for beat in self._beats.values() if beat.role == role]
+
+    def ready_pids(self, role: str) -> list[int]:
+        """The processes of the role that are ready now."""
+        fresh_s = self._clock.monotonic_s() - limits.HEARTBEAT_FRESH_S
+        return sorted(b.pid for b in self.of(role) if b.ready and b.at_s >= fresh_s)
+
+    def forget(self, role: str, worker: str) -> None:
+        """The process is gone."""
+        with self._lock:
+            self._beats.pop((role, worker), None)
+            self._merged.forget(role, worker)
+
+    def forget_dead(self) -> bool:
+        """Forget every process that no longer exists; whether there was one.
+
+        The HTTP role's workers are children of its arbiter, so nobody tells us of their end.
+        """
+        with self._lock:
+            beats = list(self._beats.values())
+        dead = [beat for beat in beats if not _exists(beat.pid)]
+        for beat in dead:
+            self.forget(beat.role, beat.worker)
+        return bool(dead)
+
+    def families(self, own: list[Family]) -> list[Family]:
+        """Everybody's metrics, with the supervisor's `own`."""
+        with self._lock:
+            return self._merged.families(own)
+
+    def _run(self, receiver: StatusReceiver) -> None:
+        while not self._ended.is_set():
+            status = receiver.receive(_POLL_S)
+            if status is not None:
+                self.take(status)
+        receiver.close()
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,130 @@
+"""The main loop: events in, work done here, in one thread.
+
+Signals only put their number on a queue. SIGTERM and SIGINT drain, a second one cuts the
+drain short; SIGHUP is answered in the log (settings are read at start only); SIGCHLD makes
+the loop look after its children at once. Once a second, and at every change, everybody is
+told how the roles are, and so is systemd.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+from types import FrameType
+from typing import Final
+
+import pylon
+from pylon import log, metrics
+from pylon.bus.messages import RolesReport, RoleState
+from supervisor.children import RoleView
+from supervisor.events import Broken, Event, Events, RolesChanged, SignalArrived, StopAsked
+from supervisor.parts import Parts
+
+_log = log.get_logger("supervisor")
+
+_WAIT_S: Final = 0.25  # the longest the loop sleeps
+_REPORT_PERIOD_S: Final = 1.0
+_EXTEND_S: Final = 15.0
+_ENDS: Final = (signal.SIGTERM, signal.SIGINT)
+_SCHEMES: Final = {"http": "http", "ws": "ws", "sse": "http", "shards": "ws"}
+
+
+def queue_signals(events: Events) -> None:
+    """From now on signals are events. Main thread only."""
+
+    def handler(number: int, _frame: FrameType | None) -> None:
+        events.put(SignalArrived(number))
+
+    for number in (*_ENDS, signal.SIGHUP, signal.SIGCHLD):
+        signal.signal(number, handler)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+
+class Loop:
+    """Pumped by `main` until a stop is asked, and by `drain` until the end."""
+
+    def __init__(self, parts: Parts, started_s: float) -> None:
+        self._parts = parts
+        self._started_s = started_s
+        self._report_at_s = 0.0
+        self._watchdog_at_s = 0.0
+        self._announced: tuple[dict[str, RoleView], bool] | None = None
+        self._said_ready = False
+        self.stop_asked = False
+        self.cut_short = False
+        self.draining = False
+        self.broken: BaseException | None = None
+
+    def pump(self, wait_s: float = _WAIT_S) -> None:
+        """Wait for an event, `wait_s` at most; handle all there are; look after everything."""
+        due_s = self._parts.children.next_due_s()
+        if due_s is not None:
+            wait_s = min(wait_s, max(0.0, due_s - self._parts.clock.monotonic_s()))
+        try:
+            event = self._parts.events.get(timeout=min(wait_s, _WAIT_S))
+            while True:
+                self._handle(event)
+                event = self._parts.events.get_nowait()
+        except queue.Empty:
+            pass
+        self._parts.heartbeats.forget_dead()
+        self._parts.children.tick()
+        self.report()
+
+    def report(self) -> None:
+        """Tell everybody how the roles are, if it is time or something has changed."""
+        parts = self._parts
+        now_s = parts.clock.monotonic_s()
+        views = parts.children.views()
+        news = (views, self.draining)
+        if news == self._announced and now_s < self._report_at_s:
+            return
+        self._announced = news
+        self._report_at_s = now_s + _REPORT_PERIOD_S
+        states = {role: RoleState(view.wanted, view.ready) for role, view in views.items()}
+        parts.signals.send(RolesReport(states, self.draining))
+        for role, view in views.items():
+            metrics.WORKERS_READY.labels(role).set(view.ready)
+        self._tell_systemd(views, now_s)
+
+    def is_ready(self) -> bool:
+        """Whether every role has all its workers ready."""
+        return all(v.ready >= v.wanted for v in self._parts.children.views().values())
+
+    def _tell_systemd(self, views: dict[str, RoleView], now_s: float) -> None:
+        notifier = self._parts.notifier
+        if self.draining:
+            notifier.extend_timeout(_EXTEND_S)
+            return
+        ready = all(view.ready >= view.wanted for view in views.values())
+        if ready and not self._said_ready:
+            self._said_ready = True
+            notifier.ready()
+            self._log_ready(now_s)
+        notifier.status(", ".join(f"{r} {v.ready}/{v.wanted}" for r, v in views.items()))
+        period_s = notifier.watchdog_period_s
+        if ready and period_s is not None and now_s >= self._watchdog_at_s:
+            notifier.watchdog()
+            self._watchdog_at_s = now_s + min(period_s, _REPORT_PERIOD_S)
+
+    def _log_ready(self, now_s: float) -> None:
+        bind = self._parts.config.bind
+        host = "localhost" if bind in ("0.0.0.0", "::") else f"[{bind}]" if ":" in bind else bind
+        urls = {r: f"{_SCHEMES[r]}://{host}:{p}" for r, p in self._parts.listeners.ports.items()}
+        _log.info("ready", version=pylon.__version__, **urls,
+                  took_s=round(now_s - self._started_s, 3))
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case SignalArrived(number) if number in _ENDS:
+                _log.info("signal", name=signal.Signals(number).name)
+                self.cut_short = self.cut_short or self.draining or self.stop_asked
+                self.stop_asked = True
+            case SignalArrived(signal.SIGHUP):
+                _log.warning("reload.unsupported", hint="settings are read at start: restart")
+            case StopAsked():
+                self.stop_asked = True
+            case Broken(error):
+                self.broken = self.broken or error
+            case SignalArrived() | RolesChanged():
+                self._report_at_s = 0.0  # `pump` looks after children and reports anyway

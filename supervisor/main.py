@@ -1,0 +1,175 @@
+"""`run`: assemble the supervisor, serve until told to stop, drain. Called by `pylonctl start`.
+
+What can be refused is refused before anything is touched: settings, manifest, policies; then
+the data directory, the lock, the ports; then the schema. Every refusal is a `StartRefused`,
+which the caller prints as one line before it exits with 78.
+
+Invariants: the lock on the pidfile is the first thing taken and the last let go; workers are
+started only when the store is ready and the bus is bound; whatever is opened here is closed
+in the reverse order, also when the start fails half-way.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from pylon import log
+from pylon.backup.hold import pidfile_of
+from pylon.bus.runtime import Runtime, make_runtime_dir
+from pylon.bus.signals import PlainSignalSender, SignalProxy
+from pylon.bus.status import StatusReceiver
+from pylon.clock import SystemClock, SystemRandom
+from pylon.config import Loaded, refuse_unsafe
+from pylon.ids import RowIds
+from pylon.manifest.load import load_manifest
+from pylon.manifest.model import Manifest
+from pylon.policy.rules import compile_rules
+from pylon.storage.sqlite.engine import SqliteEngine
+from pylon.storage.sqlite.reader import SqliteReader
+from supervisor import seed
+from supervisor.answers import Answers
+from supervisor.children import Children
+from supervisor.control import ControlServer
+from supervisor.datadir import database, prepare_data_dir
+from supervisor.drain import Drain
+from supervisor.events import Broken, DrainNews, Events, RolesChanged
+from supervisor.flusher import Flusher
+from supervisor.heartbeats import Heartbeats
+from supervisor.loop import Loop, queue_signals
+from supervisor.notify import Notifier
+from supervisor.parts import Parts
+from supervisor.pidfile import Pidfile
+from supervisor.sockets import open_listeners
+from supervisor.writer import Writer
+
+EXIT_BROKEN: Final = 70  # EX_SOFTWARE: a part failed that nothing works without
+_NS_PER_S: Final = 1_000_000_000
+
+_log = log.get_logger("supervisor")
+
+
+def run(loaded: Loaded) -> int:
+    """Serve until stopped.
+
+    Returns:
+        0 after a complete drain, 75 after one that was cut short, 70 when the writer broke.
+
+    Raises:
+        StartRefused: nothing was started.
+    """
+    config = loaded.config
+    log.configure(config.log_format, config.log_level, "supervisor", "")
+    for warning in loaded.warnings:
+        _log.warning("settings", message=warning)
+    refuse_unsafe(config)
+    manifest = load_manifest(Path(config.manifest))
+    prepare_data_dir(config)
+    with ExitStack() as stack:
+        parts = _assemble(loaded, manifest, os.environ, stack)
+        return _serve(parts, stack)
+
+
+def _assemble(
+    loaded: Loaded, manifest: Manifest, environ: Mapping[str, str], stack: ExitStack
+) -> Parts:
+    config, clock, pid = loaded.config, SystemClock(), os.getpid()
+    rules = compile_rules(manifest)
+    pidfile = Pidfile.acquire(pidfile_of(Path(config.db_path).absolute()))
+    stack.callback(pidfile.release)
+    listeners = open_listeners(config, environ, pid)
+    stack.callback(listeners.close)
+    db_path = stack.enter_context(database(config))
+    runtime = make_runtime_dir(config, environ.get("RUNTIME_DIRECTORY"))
+    stack.callback(runtime.remove)
+    # What was validated is what every worker loads, whatever happens to the file meanwhile.
+    text = msgspec.json.format(msgspec.json.encode(manifest.source), indent=2)
+    runtime.manifest.write_bytes(text)
+
+    events: Events = Events()
+    queue_signals(events)
+
+    def broken(error: BaseException) -> None:
+        events.put(Broken(error))
+
+    threading.excepthook = log.thread_hook(broken)
+    engine = SqliteEngine.open(db_path, manifest, rules, clock, config.durability)
+    stack.callback(engine.close)
+    flusher = Flusher(db_path, runtime, config.change_log_retain, clock)
+    writer = Writer(runtime, engine, broken)
+    writer.start()
+    stack.callback(writer.stop)
+    flusher.start()
+    stack.callback(flusher.stop)
+    proxy = SignalProxy(runtime)
+    proxy.start()
+    stack.callback(proxy.stop)
+    heartbeats = Heartbeats(clock, lambda: events.put(RolesChanged()))
+    heartbeats.start(StatusReceiver(runtime))
+    stack.callback(heartbeats.stop)
+    signals = PlainSignalSender(runtime)
+    stack.callback(signals.close)
+    if config.seed is not None:
+        _plant_seed(Path(config.seed), db_path, manifest, runtime)
+    wanted = {role: config.workers_of(role) for role in listeners.by_role}
+    children = Children(
+        wanted, listeners, runtime, _child_environ(loaded, environ, db_path), heartbeats, clock,
+        SystemRandom(),
+    )
+    stack.callback(children.kill_all)
+    pidfile.write(
+        pid=pid, runtime_dir=str(runtime.dir), ports=listeners.ports,
+        started_at_s=clock.wall_ns() / _NS_PER_S,
+    )
+    return Parts(
+        config=config, clock=clock, runtime=runtime, db_path=db_path, listeners=listeners,
+        events=events, news=DrainNews(), engine=engine, writer=writer, flusher=flusher,
+        heartbeats=heartbeats, children=children, signals=signals,
+        notifier=Notifier(environ, pid),
+    )
+
+
+def _serve(parts: Parts, stack: ExitStack) -> int:
+    started_s = parts.clock.monotonic_s()
+    loop = Loop(parts, started_s)
+    answers = Answers(parts, loop, os.getpid(), started_s)
+    control = ControlServer(parts.runtime.control_socket, answers.by_name())
+    stack.callback(control.close)
+    control.start()
+    while not loop.stop_asked and loop.broken is None:
+        loop.pump()
+    if loop.broken is None:
+        return Drain(parts, loop).run()
+    _log.error("supervisor.broken", error=str(loop.broken),
+               hint="ending at once; what was acknowledged is committed")
+    parts.children.kill_all()
+    return EXIT_BROKEN
+
+
+def _plant_seed(path: Path, db_path: Path, manifest: Manifest, runtime: Runtime) -> None:
+    reader = SqliteReader(db_path, manifest)
+    try:
+        empty = reader.is_empty()
+    finally:
+        reader.close()
+    if not empty:
+        _log.info("seed.skipped", path=str(path), why="the database has rows")
+        return
+    rows = seed.plant(path, manifest, RowIds(SystemClock(), SystemRandom()), runtime)
+    _log.info("seed.planted", path=str(path), rows=rows)
+
+
+def _child_environ(
+    loaded: Loaded, environ: Mapping[str, str], db_path: Path
+) -> dict[str, str]:
+    """Our environment with every setting resolved, so that a child reads exactly ours."""
+    out = {name: value for name, value in environ.items() if not name.startswith("PYLON_")}
+    out.update({name: value for name, value in loaded.raw.items() if value is not None})
+    out["PYLON_DB_PATH"] = str(db_path)
+    return out

@@ -1,0 +1,112 @@
+"""The listening sockets: bound here once, or handed to us by systemd, and kept for life.
+
+Children inherit the descriptor, so a worker that dies never refuses a connection. Sockets
+from systemd (LISTEN_FDS) are matched to roles by FileDescriptorName, else in the order http,
+ws, sse, shards; systemd keeps them open over our restart, so closing ours is all we may do.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from pylon.config import Config
+from pylon.errors import StartRefused
+
+ROLES: Final = ("http", "ws", "sse", "shards")
+_SETTINGS: Final = {
+    "http": "PYLON_PORT",
+    "ws": "PYLON_WS_PORT (or PYLON_PORT + 1)",
+    "sse": "PYLON_SSE_PORT (or PYLON_PORT + 2)",
+    "shards": "PYLON_SHARD_PORT (or PYLON_PORT + 3)",
+}
+_FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
+_BACKLOG: Final = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """One socket for each role that is switched on."""
+
+    by_role: dict[str, socket.socket]
+    ports: dict[str, int]
+
+    def close(self) -> None:
+        """Close our descriptors. Never a shutdown: that would end systemd's socket too."""
+        for sock in self.by_role.values():
+            sock.close()
+
+
+def open_listeners(
+    config: Config, environ: Mapping[str, str], pid: int, first_fd: int = _FIRST_FD
+) -> Listeners:
+    """Take what systemd passed, bind the rest.
+
+    Raises:
+        StartRefused: a port is taken or may not be bound (names port and setting), or what
+            systemd passed does not fit the roles.
+    """
+    wanted = [role for role in ROLES if config.workers_of(role)]
+    opened = _from_systemd(wanted, environ, pid, first_fd)
+    try:
+        for role in wanted:
+            if role not in opened:
+                opened[role] = _bind(config.bind, config.port_of(role), _SETTINGS[role])
+    except StartRefused:
+        for sock in opened.values():
+            sock.close()
+        raise
+    by_role = {role: opened[role] for role in wanted}
+    return Listeners(by_role, {role: s.getsockname()[1] for role, s in by_role.items()})
+
+
+def _from_systemd(
+    wanted: list[str], environ: Mapping[str, str], pid: int, first_fd: int
+) -> dict[str, socket.socket]:
+    if environ.get("LISTEN_PID") != str(pid) or not environ.get("LISTEN_FDS", "").isdigit():
+        return {}  # none, or meant for another process
+    fds = range(first_fd, first_fd + int(environ["LISTEN_FDS"]))
+    names = environ.get("LISTEN_FDNAMES", "").split(":")
+    if len(names) != len(fds) or not set(names) <= set(ROLES):
+        names = wanted[: len(fds)]
+    if len(fds) > len(wanted) or len(set(names)) != len(fds) or not set(names) <= set(wanted):
+        raise StartRefused(
+            f"systemd passed {len(fds)} sockets ({environ.get('LISTEN_FDNAMES', 'unnamed')}) for "
+            f"the roles {', '.join(wanted)}: give one socket for each role, named after it"
+        )
+    out: dict[str, socket.socket] = {}
+    for name, fd in zip(names, fds, strict=True):
+        try:
+            sock = socket.socket(fileno=fd)
+            listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        except OSError as ex:
+            raise StartRefused(f"systemd's socket {fd} for {name}: {ex.strerror}") from ex
+        if not listening:
+            raise StartRefused(f"systemd's socket {fd} for {name} does not listen (Accept=no?)")
+        os.set_inheritable(fd, False)  # passed on to one child each, by name
+        out[name] = sock
+    return out
+
+
+def _bind(host: str, port: int, setting: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(_BACKLOG)
+    except OSError as ex:
+        sock.close()
+        if ex.errno == errno.EADDRINUSE:
+            why = f"Port {port} on {host} is taken: stop what listens there, or set {setting}"
+        elif ex.errno == errno.EACCES:
+            why = f"Port {port} may not be bound by this user: set {setting} to 1024 or above"
+        else:
+            reason = ex.strerror or ex
+            why = f"Cannot listen on {host} port {port}: {reason} (see PYLON_BIND, {setting})"
+        raise StartRefused(why) from ex
+    return sock
