@@ -1,0 +1,1 @@
+"""`pylonctl bench`: the operations of the data plane, measured through the product's own code."""

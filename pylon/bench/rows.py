@@ -1,0 +1,89 @@
+"""What is measured with: a manifest of our own, and made-up rows for any manifest."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import orjson
+
+from pylon.manifest.load import parse_manifest
+from pylon.manifest.model import Entity, Field, FieldType, Manifest
+
+_GROUPS: Final = 100  # distinct values of a field that is not unique: 10 rows of 1,000 match
+
+
+def fixture() -> Manifest:
+    """Two entities: one of three fields, one of four of which one is unique, one indexed."""
+
+    def field(name: str, kind: str, unique: bool = False) -> dict[str, Any]:
+        return {"name": name, "type": kind, "optional": False, "unique": unique}
+
+    document = {
+        "manifest_version": 1, "name": "bench", "version": "1", "routes": [],
+        "entities": [
+            {
+                "name": "Three", "indexes": [], "crdt": False,
+                "fields": [field("title", "string"), field("count", "int"), field("done", "bool")],
+            },
+            {
+                "name": "Four", "crdt": False,
+                "indexes": [{"name": "by_owner", "fields": ["owner"], "unique": False}],
+                "fields": [
+                    field("email", "string", unique=True), field("owner", "string"),
+                    field("score", "float"), field("at", "datetime"),
+                ],
+            },
+        ],
+        "policies": [
+            {"name": "three", "entity": "Three", "allow": "true"},
+            {"name": "four", "entity": "Four", "allow": "true"},
+        ],
+    }
+    return parse_manifest(orjson.dumps(document).decode(), "the built-in fixture")
+
+
+def body_of(entity: Entity, number: int) -> dict[str, Any]:
+    """Row `number` of an entity: valid, and different wherever the entity demands it."""
+    indexed = {name for index in entity.indexes if index.unique for name in index.fields}
+    return {
+        field.name: value_of(field, number, distinct=field.unique or field.name in indexed)
+        for field in entity.fields
+    }
+
+
+def value_of(field: Field, number: int, *, distinct: bool) -> Any:
+    """A value of the field's type; one of a hundred unless `distinct`."""
+    which = number if distinct else number % _GROUPS
+    match field.type:
+        case FieldType.INT:
+            return which
+        case FieldType.FLOAT:
+            return which + 0.5
+        case FieldType.BOOL:
+            return number % 2 == 0
+        case FieldType.DATETIME:
+            return f"{which}Z"
+        case FieldType.ID:
+            return f"{which:040x}"
+        case FieldType.STRING | FieldType.RICHTEXT:
+            return f"{field.name} {which:08d}"
+
+
+def text_field(entity: Entity) -> Field | None:
+    """A field for `$like`."""
+    kinds = (FieldType.STRING, FieldType.RICHTEXT)
+    return next((field for field in entity.fields if field.type in kinds), None)
+
+
+def unique_field(entity: Entity) -> Field | None:
+    """A field that alone is unique."""
+    alone = {index.fields[0] for index in entity.indexes if index.unique and len(index.fields) == 1}
+    return next((f for f in entity.fields if f.unique or f.name in alone), None)
+
+
+def grouped_field(entity: Entity) -> Field | None:
+    """A field for equality: an indexed one if there is one, ten of 1,000 rows each."""
+    kinds = (FieldType.STRING, FieldType.INT, FieldType.ID, FieldType.DATETIME)
+    fields = [f for f in entity.fields if f.type in kinds and not f.unique]
+    first_of_index = {index.fields[0] for index in entity.indexes if not index.unique}
+    return next((f for f in fields if f.name in first_of_index), fields[0] if fields else None)

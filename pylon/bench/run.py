@@ -1,0 +1,191 @@
+"""Measure every line of the table, in a database of its own in a temporary folder.
+
+Called by `pylonctl bench`. The hub's line comes from a process of its own
+(`workers.hub.bench`), because the hub is a worker's and `pylon` imports no worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import apsw
+
+from pylon import __version__
+from pylon.auth.context import ADMIN
+from pylon.bench import rows
+from pylon.bench.measure import Measured, Step, measure
+from pylon.bench.reads import Reads
+from pylon.bench.table import BenchReport
+from pylon.bench.writes import BATCH, Writes
+from pylon.changelog.feed import Feed
+from pylon.changelog.pull import delta
+from pylon.changelog.tail import Tail
+from pylon.clock import SystemClock, SystemRandom
+from pylon.ids import RowIds
+from pylon.manifest.load import load_manifest
+from pylon.manifest.model import Entity, Manifest
+from pylon.policy.rules import RuleSet, compile_rules
+from pylon.storage.sqlite.engine import SqliteEngine
+from pylon.storage.sqlite.pool import ReaderPool
+from pylon.storage.sqlite.reader import SqliteReader
+
+ROWS: Final = 1_000
+PULLED: Final = 100
+
+Progress = Callable[[str], None]
+
+
+def run(manifest_path: Path | None, budget_s: float, progress: Progress | None) -> BenchReport:
+    """Measure; about `budget_s` seconds for each line.
+
+    Raises:
+        ManifestInvalid: the user's manifest.
+    """
+    manifest = rows.fixture() if manifest_path is None else load_manifest(manifest_path)
+    with tempfile.TemporaryDirectory(prefix="pylon-bench-") as folder:
+        bench = _Bench(manifest, Path(folder) / "bench.db", budget_s, progress)
+        try:
+            measured = bench.all()
+        finally:
+            bench.close()
+    return BenchReport(
+        version=__version__,
+        python=platform.python_version(),
+        sqlite=apsw.sqlite_lib_version(),
+        machine=f"{platform.machine()}, {os.cpu_count()} cores",
+        budget_s=budget_s,
+        rows=tuple(measured),
+    )
+
+
+class _Bench:
+    """One run: an engine, a reader, and the rows of each entity."""
+
+    def __init__(
+        self, manifest: Manifest, path: Path, budget_s: float, progress: Progress | None
+    ) -> None:
+        self._manifest = manifest
+        self._path = path
+        self._budget_s = budget_s
+        self._progress = progress
+        self._clock = SystemClock()
+        self._rules: RuleSet = compile_rules(manifest)
+        self._engine = SqliteEngine.open(path, manifest, self._rules, self._clock, "normal")
+        self._reader = SqliteReader(path, manifest)
+        self._ids = RowIds(self._clock, SystemRandom())
+        self._writes = {entity.name: self._writes_of(entity) for entity in manifest.entities}
+
+    def _writes_of(self, entity: Entity) -> Writes:
+        return Writes(entity, self._rules.of(entity.name), self._engine, self._ids)
+
+    def close(self) -> None:
+        self._reader.close()
+        self._engine.close()
+
+    def all(self) -> list[Measured]:
+        """The lines in the order of the table. Reads are measured first, on 1,000 rows."""
+        for writes in self._writes.values():
+            writes.fill(ROWS)
+        main = self._main_entity()
+        reads = list(self._reads(main))
+        written = list(self._written(main))
+        return [*written, *reads, *self._changes(main), self._hub()]
+
+    def _main_entity(self) -> Entity:
+        """The entity that most lines are measured with: one with a unique field, if any."""
+        entities = self._manifest.entities
+        return next((e for e in entities if rows.unique_field(e) is not None), entities[0])
+
+    def _measure(self, name: str, step: Step, note: str = "") -> Measured:
+        if self._progress is not None:
+            self._progress(name)
+        return measure(name, step, self._budget_s, self._clock, note)
+
+    def _written(self, main: Entity) -> Iterator[Measured]:
+        for name, writes in self._writes.items():
+            count = len(writes.entity.fields)
+            yield self._measure(f"insert, {count} fields ({name})", writes.insert())
+        writes = self._writes[main.name]
+        yield self._measure("update", writes.update())
+        yield self._measure("delete + reinsert", writes.delete_and_reinsert())
+
+    def _reads(self, main: Entity) -> Iterator[Measured]:
+        reads = Reads(
+            main, self._rules.of(main.name), self._reader, self._writes[main.name].row_ids
+        )
+        yield self._measure("get_by_id", reads.get())
+        unique = rows.unique_field(main)
+        if unique is None:
+            yield Measured("lookup by unique field", None, "no entity has a unique field")
+        else:
+            step = reads.lookup(
+                unique.name, lambda number: rows.value_of(unique, number, distinct=True)
+            )
+            yield self._measure("lookup by unique field", step)
+        grouped = rows.grouped_field(main)
+        if grouped is None:
+            yield Measured("query equality", None, f"{main.name} has no field for it")
+        else:
+            value = rows.value_of(grouped, 7, distinct=False)
+            yield self._measure(
+                "query equality", reads.query({grouped.name: value}),
+                f"{main.name}.{grouped.name}, 10 of {ROWS} rows",
+            )
+        text = rows.text_field(main)
+        if text is None:
+            yield Measured("query $like", None, f"{main.name} has no text field")
+        else:
+            yield self._measure(
+                "query $like", reads.query({text.name: {"$like": "0017"}}),
+                f"{main.name}.{text.name}, a scan of {ROWS} rows",
+            )
+        yield self._measure(f"list {ROWS}", reads.list_rows(ROWS))
+        yield Measured(f"graph {ROWS}", None, "not built yet (issue: data plane)")
+
+    def _changes(self, main: Entity) -> Iterator[Measured]:
+        batch = self._writes[main.name].last_batch
+        if batch is None:
+            raise AssertionError("the writes above published changes")
+        tail = Tail()
+        turn = batch
+
+        def append() -> int:
+            # The same events over and over; making new ones is not the tail's cost.
+            nonlocal turn
+            tail.append(turn)
+            return len(turn.events)
+
+        yield self._measure("change log append", append, f"in batches of {BATCH}")
+        pool = ReaderPool(lambda: SqliteReader(self._path, self._manifest))
+        feed = Feed(pool)
+        since = self._engine.head - PULLED
+        body = delta(feed, self._rules, ADMIN, since)
+        if len(json.loads(body)["changes"]) != PULLED:
+            raise AssertionError(f"{PULLED} changes wanted")
+
+        def pull() -> int:
+            delta(feed, self._rules, ADMIN, since)
+            return 1
+
+        yield self._measure(f"pull({PULLED})", pull)
+
+    def _hub(self) -> Measured:
+        name = "hub broadcast enqueue"
+        if self._progress is not None:
+            self._progress(name)
+        done = subprocess.run(
+            [sys.executable, "-m", "workers.hub.bench", str(self._budget_s)],
+            capture_output=True, text=True, check=False, timeout=60 + 10 * self._budget_s,
+        )
+        if done.returncode != 0:
+            return Measured(name, None, f"failed: {done.stderr.strip().splitlines()[-1:]}")
+        found = json.loads(done.stdout)
+        return Measured(name, found["ops_per_s"], found["note"])

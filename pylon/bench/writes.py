@@ -1,0 +1,108 @@
+"""The write rows of the table: validation, encoding, policy, engine, one transaction for 64.
+
+The writer's loop is the supervisor's and is not run here; what it would put into one batch
+with 64 concurrent callers is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from pylon.auth.context import ADMIN
+from pylon.bench import rows
+from pylon.bench.measure import Step
+from pylon.bus.messages import DeleteRow, InsertRow, UpdateRow, WriteOp, WriteRequest
+from pylon.changelog.event import ChangeBatch
+from pylon.ids import RowIds
+from pylon.manifest.model import Entity
+from pylon.policy.rules import EntityRules
+from pylon.storage.contract import WriteEngine
+from pylon.values import EntityCodec
+
+BATCH: Final = 64
+
+
+class Writes:
+    """The steps for one entity. Row numbers go up, so that unique fields stay so."""
+
+    def __init__(
+        self, entity: Entity, rules: EntityRules, engine: WriteEngine, ids: RowIds
+    ) -> None:
+        self.entity = entity
+        self._rules = rules
+        self._codec = EntityCodec(entity)
+        self._engine = engine
+        self._ids = ids
+        self._next = 0
+        self.row_ids: list[str] = []  # of the rows that `fill` made
+        self.last_batch: ChangeBatch | None = None
+
+    def fill(self, count: int) -> None:
+        """Make the rows that updates and reads work on."""
+        for start in range(0, count, BATCH):
+            ops = [self._insert() for _ in range(min(BATCH, count - start))]
+            self.row_ids += [op.row_id for op in ops]
+            self._apply(ops)
+
+    def insert(self) -> Step:
+        """Each op: a new row."""
+        def step() -> int:
+            self._apply([self._insert() for _ in range(BATCH)])
+            return BATCH
+
+        return step
+
+    def update(self) -> Step:
+        """Each op: one field of an existing row (the first that need not be unique)."""
+        taken = {f for index in self.entity.indexes if index.unique for f in index.fields}
+        free = [f for f in self.entity.fields if not f.unique and f.name not in taken]
+        field = (free or list(self.entity.fields))[0]
+        turn = self._rotate()
+
+        def step() -> int:
+            ops: list[WriteOp] = []
+            for _ in range(BATCH):
+                self._next += 1
+                row_id = next(turn)
+                value = rows.value_of(field, self._next, distinct=True)
+                patch = self._codec.patch({field.name: value}, row_id)
+                ops.append(UpdateRow(self.entity.name, row_id, patch, ADMIN))
+            self._apply(ops)
+            return BATCH
+
+        return step
+
+    def delete_and_reinsert(self) -> Step:
+        """Each op: a row goes and comes back under its id."""
+        turn = self._rotate()
+
+        def step() -> int:
+            ops: list[WriteOp] = []
+            for _ in range(BATCH // 2):
+                row_id = next(turn)
+                ops.append(DeleteRow(self.entity.name, row_id, ADMIN))
+                ops.append(self._insert(row_id))
+            self._apply(ops)
+            return BATCH // 2
+
+        return step
+
+    def _rotate(self) -> Iterator[str]:
+        while True:
+            yield from self.row_ids
+
+    def _insert(self, row_id: str | None = None) -> InsertRow:
+        self._next += 1
+        row_id = row_id or self._ids.new()
+        encoded = self._codec.insert(rows.body_of(self.entity, self._next), row_id)
+        if not self._rules.may_insert(ADMIN, encoded.row):
+            raise AssertionError("admin may insert")
+        return InsertRow(self.entity.name, row_id, encoded.values, encoded.row_json)
+
+    def _apply(self, ops: list[InsertRow] | list[WriteOp]) -> None:
+        result = self._engine.apply([WriteRequest(number, op) for number, op in enumerate(ops)])
+        for reply in result.replies:
+            if reply.error is not None:
+                raise reply.error.to_exception()
+        self.last_batch = result.batch

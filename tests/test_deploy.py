@@ -1,0 +1,99 @@
+"""The shipped unit files, the nginx configuration and the example, each judged by its own tool."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import pytest
+
+from pylon.config import SETTINGS, load, parse_dotenv
+from pylon.manifest.load import load_manifest
+from pylon.values import EntityCodec
+
+ROOT = Path(__file__).parent.parent
+UNITS = sorted((ROOT / "systemd").iterdir())
+Program = Callable[[str, str], str]
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_units_pass_systemd_verify(program: Program, tmp_path: Path) -> None:
+    analyze = program("systemd-analyze", "systemd")
+    for unit in UNITS:  # verify wants the program to be there; it is installed elsewhere here
+        text = unit.read_text().replace("/opt/pylon/bin/pylonctl", shutil.which("true") or "")
+        (tmp_path / unit.name).write_text(text)
+    done = run(analyze, "verify", *(str(tmp_path / unit.name) for unit in UNITS))
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "pylon" in line]
+    assert (done.returncode, said) == (0, [])
+
+
+@pytest.mark.parametrize("name", ["pylon.service", "pylon-backup.service"])
+def test_units_are_hardened(program: Program, name: str) -> None:
+    analyze = program("systemd-analyze", "systemd")
+    done = run(
+        analyze, "security", "--offline=true", "--threshold=20", str(ROOT / "systemd" / name)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (level,) = re.findall(r"exposure level for \S+: ([\d.]+)", done.stdout)
+    assert float(level) < 2.0
+
+
+def test_the_four_sockets_have_the_names_and_ports_that_the_supervisor_expects() -> None:
+    found = {}
+    for unit in UNITS:
+        if unit.suffix == ".socket":
+            text = unit.read_text()
+            (name,) = re.findall(r"^FileDescriptorName=(.*)$", text, re.MULTILINE)
+            (port,) = re.findall(r"^ListenStream=127\.0\.0\.1:(\d+)$", text, re.MULTILINE)
+            found[name] = int(port)
+    config = load({}).config
+    assert found == {role: config.port_of(role) for role in ("http", "ws", "sse", "shards")}
+
+
+def test_the_unit_gives_the_drain_enough_time_and_only_known_settings() -> None:
+    text = (ROOT / "systemd" / "pylon.service").read_text()
+    stop_s = float(re.findall(r"^TimeoutStopSec=(\d+)$", text, re.MULTILINE)[0])
+    config = load({}).config
+    assert stop_s > config.drain_delay_s + config.drain_s + 30
+    known = {setting.env for setting in SETTINGS}
+    for unit in UNITS:
+        assert set(re.findall(r"^Environment=(PYLON_\w+)", unit.read_text(), re.MULTILINE)) <= known
+
+
+def test_nginx_accepts_the_configuration(program: Program, tmp_path: Path) -> None:
+    nginx = program("nginx", "nginx-light")
+    conf = tmp_path / "nginx.conf"
+    conf.write_text(
+        f"pid {tmp_path}/nginx.pid; error_log stderr; events {{ worker_connections 64; }}\n"
+        f"http {{ access_log off; include {ROOT}/nginx/pylon.conf; }}\n"
+    )
+    done = run(nginx, "-t", "-c", str(conf), "-p", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_example_seed_fits_its_manifest_and_its_env_file_is_made_of_settings() -> None:
+    folder = ROOT / "examples" / "todo"
+    manifest = load_manifest(folder / "pylon.manifest.json")
+    seed = orjson.loads((folder / "seed.json").read_bytes())
+    assert set(seed) == {"User", "Todo"}
+    for entity, bodies in seed.items():
+        codec = EntityCodec(manifest.by_name[entity])
+        for number, body in enumerate(bodies):
+            row_id = codec.client_id(body) or f"{number:040x}"
+            assert codec.insert(body, row_id).row["id"] == row_id
+    env = parse_dotenv((folder / ".env.example").read_text())
+    assert set(env) <= {setting.env for setting in SETTINGS}
+    assert (folder / env["PYLON_SEED"]).is_file()
+    assert (folder / env["PYLON_STATIC_DIR"] / "index.html").is_file()
+
+
+def test_the_page_needs_nothing_from_elsewhere() -> None:
+    page = (ROOT / "examples" / "todo" / "public" / "index.html").read_text()
+    assert re.findall(r"(?:src|href)\s*=|https?://", page) == []

@@ -1,0 +1,56 @@
+"""What the documentation says is true of the code: settings, limits, links, verbs."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from pylon import limits
+from pylon.cli.main import cli
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md")])
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_settings_table_is_current() -> None:
+    readme = (ROOT / "README.md").read_text()
+    wanted = load(ROOT / "docs" / "settings_table.py").with_table(readme)
+    assert readme == wanted, "run: python docs/settings_table.py"
+
+
+def test_every_limit_is_in_the_limits_page_and_no_other() -> None:
+    page = (ROOT / "docs" / "limits.md").read_text()
+    named = set(re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE))
+    assert named == {name for name in vars(limits) if name.isupper()}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
+    assert missing == []
+
+
+def test_every_verb_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    missing = [name for name in cli.commands if f"`pylonctl {name}" not in readme]
+    assert missing == ["version"]
+
+
+def test_every_target_of_the_makefile_is_described_in_it() -> None:
+    text = (ROOT / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    described = set(re.findall(r"^# make ([a-z-]+) ", text, re.MULTILINE))
+    assert set(phony.split()) == described
