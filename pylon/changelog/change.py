@@ -33,23 +33,18 @@ class View(Enum):
 class Change:
     """An event with what is derived from it, made on first use."""
 
-    __slots__ = ("_as_delete", "_prev_row", "_row", "_wire", "event")
+    __slots__ = ("_as_delete", "_prev_row", "_row", "_wire", "event", "seq",
+                 "size_bytes")
 
     def __init__(self, event: ChangeEvent) -> None:
         self.event = event
+        self.seq = event.seq
+        # About what it takes in memory once its wire text has been made.
+        self.size_bytes = 2 * len(event.data or b"") + 2 * len(event.prev_data or b"") + 512
         self._wire: bytes | None = None
         self._as_delete: bytes | None = None
         self._row: dict[str, Any] | None = None
         self._prev_row: dict[str, Any] | None = None
-
-    @property
-    def seq(self) -> int:
-        return self.event.seq
-
-    @property
-    def size_bytes(self) -> int:
-        """About what it takes in memory once its wire text has been made."""
-        return 2 * len(self.event.data or b"") + 2 * len(self.event.prev_data or b"") + 512
 
     @property
     def row(self) -> dict[str, Any] | None:

@@ -14,20 +14,20 @@ from typing import Final
 
 from pylon import limits
 from pylon.changelog.change import Change
-from pylon.changelog.event import ChangeBatch
+from pylon.changelog.event import ChangeBatch, ChangeEvent
 from pylon.changelog.tail import Tail
 from pylon.errors import ResyncRequired
-from pylon.storage.contract import Reader
+from pylon.storage.contract import Store
 
 _PAGE_EVENTS: Final = 100
 _ANSWER_BYTES: Final = limits.BATCH_BYTES
 
 
 class Feed:
-    """Reads the change log through `reader`, which must answer without switching greenlets."""
+    """Reads the change log of `store`. One for each process."""
 
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._version: int | None = None
         self._head = 0
         self._void: list[tuple[int, int]] = []
@@ -51,29 +51,29 @@ class Feed:
             raise _resync(since, self._head + 1)
         changes = self._tail.after(since, limit)
         if changes is None:
-            oldest = self._reader.oldest_seq()
+            oldest = self._store.point(lambda reader: reader.oldest_seq())
             if since + 1 < oldest:
                 raise _resync(since, oldest)
             changes = self._read(since, limit)
         return _bounded(changes), self._head
 
     def _refresh(self) -> None:
-        version = self._reader.data_version()
+        version = self._store.point(lambda reader: reader.data_version())
         if version == self._version:
             return
         # The version is taken first: what is committed from here on is noticed next time.
-        head = self._reader.head_seq()
+        head = self._store.point(lambda reader: reader.head_seq())
         if self._version is None or head - self._tail.last_seq > limits.PULL_PAGE_EVENTS:
             self._restart(head)
         else:
             self._catch_up(head)
-        self._void = self._reader.void_ranges()
+        self._void = self._store.point(lambda reader: reader.void_ranges())
         self._head = max(head, self._tail.last_seq)
         self._version = version
 
     def _restart(self, head: int) -> None:
         """Too much was missed to read it all: begin again with the newest events."""
-        newest = self._reader.newest_events(limits.PULL_PAGE_EVENTS)
+        newest = self._store.point(lambda reader: reader.newest_events(limits.PULL_PAGE_EVENTS))
         self._tail = Tail(newest[0].seq - 1 if newest else head)
         if newest:
             self._tail.append(ChangeBatch(newest[0].seq - 1, newest))
@@ -82,7 +82,7 @@ class Feed:
     def _catch_up(self, head: int) -> None:
         while self._tail.last_seq < head:
             last = self._tail.last_seq
-            events = self._reader.events_after(last, _PAGE_EVENTS)
+            events = self._events(last, _PAGE_EVENTS)
             if not events:
                 self._tail.advance(head)
                 return
@@ -92,13 +92,16 @@ class Feed:
         changes: list[Change] = []
         size_bytes = 0
         while len(changes) < limit and size_bytes < _ANSWER_BYTES:
-            page = self._reader.events_after(since, min(_PAGE_EVENTS, limit - len(changes)))
+            page = self._events(since, min(_PAGE_EVENTS, limit - len(changes)))
             if not page:
                 break
             changes += [Change(e) for e in page]
             since = changes[-1].seq
             size_bytes = sum(c.size_bytes for c in changes)
         return changes
+
+    def _events(self, seq: int, limit: int) -> list[ChangeEvent]:
+        return self._store.point(lambda reader: reader.events_after(seq, limit))
 
 
 def _bounded(changes: list[Change]) -> list[Change]:

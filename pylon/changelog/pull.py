@@ -13,6 +13,8 @@ it was before the first row was read; repeated rows do no harm, missed ones woul
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import orjson
@@ -22,16 +24,25 @@ from pylon.auth.context import AuthContext
 from pylon.changelog.change import Change, seen_as
 from pylon.changelog.feed import Feed
 from pylon.manifest.model import Entity, Manifest
+from pylon.policy.routing import Everyone
 from pylon.policy.rules import EntityRules, RuleSet
-from pylon.storage.contract import Query, Reader
+from pylon.storage.contract import Query, Reader, Store
 from pylon.storage.where import NOTHING
 
 _ID_KEY: Final = b'"id":'
 _TRUTH: Final = {True: b"true", False: b"false"}
 
 
-def delta(feed: Feed, rules: RuleSet, auth: AuthContext, since: int) -> bytes:
-    """The response body for a cursor above 0.
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """A response body, and the cursor that it leaves its client with."""
+
+    body: bytes
+    cursor: int
+
+
+def delta(feed: Feed, rules: RuleSet, auth: AuthContext, since: int) -> Pulled:
+    """The answer for a cursor above 0.
 
     Raises:
         ResyncRequired: see `Feed.after`.
@@ -39,23 +50,26 @@ def delta(feed: Feed, rules: RuleSet, auth: AuthContext, since: int) -> bytes:
     changes, head = feed.after(since, limits.PULL_PAGE_EVENTS)
     last_seq = changes[-1].seq if changes else since
     shown = _shown(changes, rules, auth)
-    return b'{"changes":[%s],"cursor":{"last_seq":%d},"has_more":%s}' % (
+    body = b'{"changes":[%s],"cursor":{"last_seq":%d},"has_more":%s}' % (
         b",".join(shown), last_seq, _TRUTH[bool(changes) and last_seq < head],
     )
+    return Pulled(body, last_seq)
 
 
 def _shown(changes: list[Change], rules: RuleSet, auth: AuthContext) -> list[bytes]:
     if auth.is_admin:
         return [c.wire for c in changes]
-    known: dict[str, EntityRules | None] = {}
+    known: dict[str, tuple[EntityRules | None, bool]] = {}
     shown = []
     for change in changes:
         entity = change.event.entity
         if entity not in known:
-            known[entity] = _rules_of(rules, entity)
-        own = known[entity]
-        text = None if own is None else seen_as(change, own, auth)
-        if text is not None:
+            own = _rules_of(rules, entity)
+            known[entity] = own, own is not None and isinstance(own.routing, Everyone)
+        own, is_open = known[entity]
+        if is_open:
+            shown.append(change.wire)
+        elif own is not None and (text := seen_as(change, own, auth)) is not None:
             shown.append(text)
     return shown
 
@@ -69,7 +83,7 @@ def _rules_of(rules: RuleSet, entity: str) -> EntityRules | None:
 
 
 def snapshot(
-    reader: Reader, manifest: Manifest, rules: RuleSet, auth: AuthContext
+    store: Store, manifest: Manifest, rules: RuleSet, auth: AuthContext
 ) -> Iterator[bytes]:
     """The response body for since=0, in pieces of about a page of rows.
 
@@ -79,23 +93,31 @@ def snapshot(
     Raises:
         QueryTimeout, StoreUnavailable: from the store, also in the middle of the stream.
     """
-    head = reader.head_seq()
+    head = store.point(_head)
     piece = b'{"changes":['
     separator = b""
     for entity in manifest.entities if head else ():
-        for page in _pages(reader, entity, rules.of(entity.name), auth):
+        for page in _pages(store, entity, rules.of(entity.name), auth):
             name = orjson.dumps(entity.name)
             piece += separator + b",".join([_as_insert(row, name, head) for row in page])
             separator = b","
             yield piece
             piece = b""
     yield piece + b'],"cursor":{"last_seq":%d},"has_more":%s,"snapshot_after":null}' % (
-        head, _TRUTH[0 < head < reader.head_seq()],
+        head, _TRUTH[0 < head < store.point(_head)],
     )
 
 
+def _head(reader: Reader) -> int:
+    return reader.head_seq()
+
+
+def _rows(reader: Reader, entity: str, query: Query) -> list[bytes]:
+    return reader.rows(entity, query)
+
+
 def _pages(
-    reader: Reader, entity: Entity, rules: EntityRules, auth: AuthContext
+    store: Store, entity: Entity, rules: EntityRules, auth: AuthContext
 ) -> Iterator[list[bytes]]:
     where = rules.read_clause(auth)
     if where.sql == NOTHING.sql:
@@ -103,7 +125,7 @@ def _pages(
     after_id = None
     while True:
         query = Query(where, limit=limits.SNAPSHOT_PAGE_ROWS, after_id=after_id)
-        page = reader.rows(entity.name, query)
+        page = store.scan(partial(_rows, entity=entity.name, query=query))
         if page:
             yield page
         if len(page) < limits.SNAPSHOT_PAGE_ROWS:

@@ -25,7 +25,7 @@ class Tail:
 
     def __init__(
         self,
-        last_seq: int,
+        last_seq: int = 0,
         max_events: int = limits.TAIL_EVENTS,
         max_bytes: int = limits.TAIL_BYTES,
     ) -> None:

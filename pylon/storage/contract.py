@@ -10,13 +10,15 @@ transaction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from pylon.bus.messages import WriteReply, WriteRequest
 from pylon.changelog.event import ChangeBatch, ChangeEvent
 from pylon.storage.clause import SqlClause
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,17 @@ class Reader(Protocol):
 
     def close(self) -> None:
         """Give the connection back. Idempotent."""
+
+
+class Store(Protocol):
+    """The readers of one process. Used by the API, the hub, `Feed` and snapshots."""
+
+    def point(self, read: Callable[[Reader], T]) -> T:
+        """Run a read of a few rows, at once."""
+
+    def scan(self, read: Callable[[Reader], T]) -> T:
+        """Run a read that may be long, without stopping other requests. `read` must have no
+        effect but its answer: it may be interrupted and begun again."""
 
 
 class WriteEngine(Protocol):

@@ -1,14 +1,14 @@
 """A worker's readers: what is quick runs at once, what may scan runs in the thread pool.
 
 gevent has one thread for all requests of a worker, so a long scan there would stop them all.
-Look-ups by id, sessions and the change log run inline on a connection of their own: they take
-microseconds, less than a change of threads. A query for rows is begun inline too, with
-`INLINE_S` to finish; the few that do not are interrupted and done again by one of the
-scanning connections, in gevent's thread pool.
+Point reads (a row by its id, a session, the head) run inline on a connection of their own:
+they take microseconds, less than a change of threads. A scan is begun inline too, with
+`INLINE_S` for each statement; the few that need longer are interrupted and done again by one
+of the scanning connections, in gevent's thread pool.
 
 Bound: `limits.READ_CONNECTIONS` connections; who finds none free waits, at most
 `limits.READ_TIMEOUT_S`, then QueryTimeout. Metric: pylon_db_pool_wait_seconds.
-Used by the workers, one pool each; has the methods of `pylon.storage.contract.Reader`.
+Used by the workers, one pool each: it is their `pylon.storage.contract.Store`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ import gevent
 from gevent.queue import Empty, LifoQueue
 
 from pylon import limits
-from pylon.changelog.event import ChangeEvent
 from pylon.clock import Clock, SystemClock
 from pylon.errors import QueryTimeout
 from pylon.manifest.model import Manifest
 from pylon.metrics.families import POOL_WAIT
-from pylon.storage.contract import Query, SessionRow
+from pylon.storage.contract import Reader
 from pylon.storage.sqlite.reader import SqliteReader
 
 T = TypeVar("T")
@@ -36,7 +35,7 @@ _INLINE_CHECK_STEPS: Final = 5_000
 
 
 class ReaderPool:
-    """A `Reader` that any number of greenlets of one thread may share."""
+    """A `Store` that any number of greenlets of one thread may share."""
 
     def __init__(
         self,
@@ -59,44 +58,23 @@ class ReaderPool:
         ]
         self._free: LifoQueue = LifoQueue(items=self._scanners)
 
-    def get(self, entity: str, row_id: str) -> bytes | None:
-        return self._inline.get(entity, row_id)
+    def point(self, read: Callable[[Reader], T]) -> T:
+        """Run a read of a few rows at once, without a switch of greenlets."""
+        return read(self._inline)
 
-    def lookup(self, entity: str, field: str, value: object) -> bytes | None:
+    def scan(self, read: Callable[[Reader], T]) -> T:
+        """Run a read that may be long; other greenlets go on meanwhile.
+
+        Args:
+            read: must have no effect but its answer: it may be interrupted and begun again.
+
+        Raises:
+            QueryTimeout: it took too long, or no connection became free in time.
+        """
         try:
-            return self._inline.lookup(entity, field, value, INLINE_S)
+            return self._inline.within(INLINE_S, read)
         except QueryTimeout:
-            return self._scan(lambda reader: reader.lookup(entity, field, value))
-
-    def rows(self, entity: str, query: Query) -> list[bytes]:
-        try:
-            return self._inline.rows(entity, query, INLINE_S)
-        except QueryTimeout:
-            return self._scan(lambda reader: reader.rows(entity, query))
-
-    def head_seq(self) -> int:
-        return self._inline.head_seq()
-
-    def oldest_seq(self) -> int:
-        return self._inline.oldest_seq()
-
-    def events_after(self, seq: int, limit: int) -> list[ChangeEvent]:
-        return self._inline.events_after(seq, limit)
-
-    def newest_events(self, limit: int) -> list[ChangeEvent]:
-        return self._inline.newest_events(limit)
-
-    def void_ranges(self) -> list[tuple[int, int]]:
-        return self._inline.void_ranges()
-
-    def session(self, session_id: str) -> SessionRow | None:
-        return self._inline.session(session_id)
-
-    def is_empty(self) -> bool:
-        return self._inline.is_empty()
-
-    def data_version(self) -> int:
-        return self._inline.data_version()
+            return self._scan(read)
 
     def close(self) -> None:
         """Close all connections. No scan may be under way."""
@@ -104,7 +82,7 @@ class ReaderPool:
         for reader in self._scanners:
             reader.close()
 
-    def _scan(self, read: Callable[[SqliteReader], T]) -> T:
+    def _scan(self, read: Callable[[Reader], T]) -> T:
         started_s = self._clock.monotonic_s()
         try:
             reader: SqliteReader = self._free.get(timeout=limits.READ_TIMEOUT_S)

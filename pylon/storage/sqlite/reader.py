@@ -11,8 +11,9 @@ Invariants: no statement runs for longer than its time limit; one thread at a ti
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import apsw
 
@@ -21,12 +22,14 @@ from pylon.changelog.event import ChangeEvent
 from pylon.clock import Clock, SystemClock
 from pylon.errors import EntityNotFound
 from pylon.manifest.model import Entity, FieldType, Manifest
-from pylon.storage.contract import Query, SessionRow
+from pylon.storage.contract import Query, Reader, SessionRow
 from pylon.storage.names import quote
 from pylon.storage.sqlite import log
 from pylon.storage.sqlite.connect import open_reader, translate
 from pylon.storage.where import NOTHING
 from pylon.values import unknown_column
+
+T = TypeVar("T")
 
 # Instructions of SQLite's machine between two looks at the clock: about 10 ms.
 SCAN_CHECK_STEPS: Final = 500_000
@@ -48,7 +51,7 @@ class _EntitySql:
 class SqliteReader:
     """See `pylon.storage.contract.Reader` for the methods' promises."""
 
-    __slots__ = ("_by_name", "_clock", "_conn", "_deadline_s", "timeout_s")
+    __slots__ = ("_by_name", "_clock", "_conn", "_deadline_s", "_timeout_s")
 
     def __init__(
         self,
@@ -67,7 +70,7 @@ class SqliteReader:
         self._by_name = {e.name: _EntitySql(e) for e in manifest.entities}
         self._clock = clock or SystemClock()
         self._deadline_s = 0.0
-        self.timeout_s = limits.READ_TIMEOUT_S
+        self._timeout_s = limits.READ_TIMEOUT_S
         self._conn = open_reader(path)
         self._conn.set_progress_handler(self._is_late, check_steps)
 
@@ -75,9 +78,19 @@ class SqliteReader:
         found: bytes | None = self._one(self._sql(entity).get, (row_id,))
         return found
 
-    def lookup(
-        self, entity: str, field: str, value: object, timeout_s: float | None = None
-    ) -> bytes | None:
+    def within(self, timeout_s: float, read: Callable[[Reader], T]) -> T:
+        """Run `read` on this reader with a shorter time limit for each statement.
+
+        Raises:
+            QueryTimeout: a statement did not finish in time.
+        """
+        usual_s, self._timeout_s = self._timeout_s, timeout_s
+        try:
+            return read(self)
+        finally:
+            self._timeout_s = usual_s
+
+    def lookup(self, entity: str, field: str, value: object) -> bytes | None:
         sql = self._sql(entity)
         known = sql.entity.by_name.get(field)
         if known is None and field != "id":
@@ -88,12 +101,10 @@ class SqliteReader:
             f"SELECT CAST(_json AS BLOB) FROM {sql.table} WHERE {quote(field)} = ? "
             "ORDER BY id LIMIT 1",
             (value,),
-            timeout_s,
         )
         return found
 
-    def rows(self, entity: str, query: Query, timeout_s: float | None = None) -> list[bytes]:
-        """As in the contract; `timeout_s` may be shorter than this reader's own."""
+    def rows(self, entity: str, query: Query) -> list[bytes]:
         sql = self._sql(entity)
         if query.where.sql == NOTHING.sql:
             return []
@@ -107,7 +118,6 @@ class SqliteReader:
             f"(SELECT _json AS j FROM {sql.table} WHERE {where} ORDER BY {order}id "
             "LIMIT ? OFFSET ?)",
             (*params, query.limit, query.offset),
-            timeout_s,
         )
         return [] if joined is None else joined.split(_SEPARATOR)
 
@@ -183,16 +193,15 @@ class SqliteReader:
             raise EntityNotFound(f'Unknown entity "{entity}"')
         return sql
 
-    def _one(self, sql: str, params: tuple[object, ...], timeout_s: float | None = None) -> Any:
-        self._start(timeout_s)
+    def _one(self, sql: str, params: tuple[object, ...]) -> Any:
+        self._start()
         try:
             return self._conn.execute(sql, params).get
         except apsw.Error as error:
             raise translate(error) from error
 
-    def _start(self, timeout_s: float | None = None) -> None:
-        limit_s = self.timeout_s if timeout_s is None else timeout_s
-        self._deadline_s = self._clock.monotonic_s() + limit_s
+    def _start(self) -> None:
+        self._deadline_s = self._clock.monotonic_s() + self._timeout_s
 
     def _is_late(self) -> bool:
         return self._clock.monotonic_s() > self._deadline_s
