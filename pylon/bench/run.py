@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 import apsw
+from msgspec.structs import replace
 
 from pylon import __version__
 from pylon.auth.context import ADMIN
@@ -25,6 +26,7 @@ from pylon.bench.measure import Measured, Step, measure
 from pylon.bench.reads import Reads
 from pylon.bench.table import BenchReport
 from pylon.bench.writes import BATCH, Writes
+from pylon.changelog.event import ChangeBatch
 from pylon.changelog.feed import Feed
 from pylon.changelog.pull import delta
 from pylon.changelog.tail import Tail
@@ -39,6 +41,7 @@ from pylon.storage.sqlite.reader import SqliteReader
 
 ROWS: Final = 1_000
 PULLED: Final = 100
+_TAIL_BATCHES: Final = 200
 
 Progress = Callable[[str], None]
 
@@ -154,28 +157,23 @@ class _Bench:
         batch = self._writes[main.name].last_batch
         if batch is None:
             raise AssertionError("the writes above published changes")
-        tail = Tail()
-        turn = batch
+        yield self._measure("change log append", _append(batch), f"in batches of {BATCH}")
+        pool = ReaderPool(self._path, self._manifest)
+        try:
+            feed = Feed(pool)
+            newest = pool.point(lambda reader: reader.newest_events(PULLED + 1))
+            since = newest[0].seq
+            body = delta(feed, self._rules, ADMIN, since).body
+            if len(json.loads(body)["changes"]) != PULLED:
+                raise AssertionError(f"{PULLED} changes wanted")
 
-        def append() -> int:
-            # The same events over and over; making new ones is not the tail's cost.
-            nonlocal turn
-            tail.append(turn)
-            return len(turn.events)
+            def pull() -> int:
+                delta(feed, self._rules, ADMIN, since)
+                return 1
 
-        yield self._measure("change log append", append, f"in batches of {BATCH}")
-        pool = ReaderPool(lambda: SqliteReader(self._path, self._manifest))
-        feed = Feed(pool)
-        since = self._engine.head - PULLED
-        body = delta(feed, self._rules, ADMIN, since)
-        if len(json.loads(body)["changes"]) != PULLED:
-            raise AssertionError(f"{PULLED} changes wanted")
-
-        def pull() -> int:
-            delta(feed, self._rules, ADMIN, since)
-            return 1
-
-        yield self._measure(f"pull({PULLED})", pull)
+            yield self._measure(f"pull({PULLED})", pull, f"{len(body)} bytes")
+        finally:
+            pool.close()
 
     def _hub(self) -> Measured:
         name = "hub broadcast enqueue"
@@ -189,3 +187,26 @@ class _Bench:
             return Measured(name, None, f"failed: {done.stderr.strip().splitlines()[-1:]}")
         found = json.loads(done.stdout)
         return Measured(name, found["ops_per_s"], found["note"])
+
+
+def _append(batch: ChangeBatch) -> Step:
+    """Each op: one event onto the hot tail. The events are made beforehand, enough of them that
+    the tail has to drop old ones; then it starts anew."""
+    batches = []
+    seq = 0
+    for _ in range(_TAIL_BATCHES):
+        events = [replace(event, seq=seq + n) for n, event in enumerate(batch.events, start=1)]
+        batches.append(ChangeBatch(seq, events))
+        seq += len(events)
+    tail = Tail()
+    position = 0
+
+    def step() -> int:
+        nonlocal tail, position
+        if position == len(batches):
+            tail, position = Tail(), 0
+        tail.append(batches[position])
+        position += 1
+        return len(batch.events)
+
+    return step

@@ -21,7 +21,6 @@ from pylon.cli.output import json_flag, note, wants_json
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.config import Loaded, refuse_unsafe
 from pylon.manifest.load import load_manifest
-from pylon.manifest.model import Manifest
 
 _POLL_S = 0.05
 
@@ -53,7 +52,8 @@ def serve(loaded: Loaded) -> int:
     Raises:
         StartRefused: before anything was touched, or by the supervisor.
     """
-    app = _check(loaded)
+    refuse_unsafe(loaded.config)
+    app = load_manifest(Path(loaded.config.manifest))
     from supervisor.main import run
 
     waiter = Thread(
@@ -65,20 +65,15 @@ def serve(loaded: Loaded) -> int:
     return run(loaded)
 
 
-def _check(loaded: Loaded) -> Manifest:
-    """What can be refused cheaply, before the supervisor opens anything."""
-    for warning in loaded.warnings:
-        note(f"warning: {warning}")
-    refuse_unsafe(loaded.config)
-    return load_manifest(Path(loaded.config.manifest))
-
-
 def start_detached(loaded: Loaded) -> int:
     """Start the server as a process of its own, wait until it is ready; the exit code.
 
     Its log goes to `<db_path>.log`.
     """
-    app = _check(loaded)
+    for warning in loaded.warnings:
+        note(f"warning: {warning}")
+    refuse_unsafe(loaded.config)
+    app = load_manifest(Path(loaded.config.manifest))
     pidfile = pidfile_of(Path(loaded.config.db_path)).absolute()
     pidfile.parent.mkdir(parents=True, exist_ok=True)
     log_path = pidfile.with_suffix(".log")

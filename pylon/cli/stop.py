@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from pylon.backup.hold import is_held
-from pylon.cli.output import ERROR, UNAVAILABLE, json_flag, note, result, wants_json
+from pylon.cli.output import ERROR, OK, UNAVAILABLE, json_flag, note, result, wants_json
 from pylon.cli.running import Running, require
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.clock import SystemClock
@@ -44,8 +44,11 @@ def stop(ctx: click.Context, timeout_s: float | None, dev: bool) -> None:
         "ok": ended, "pid": running.pid, "duration_s": took_s, "steps": steps,
     }
     if ended:
-        result(body, f"stopped (pid {running.pid}) after {took_s:g} s")
-        return
+        code = steps[-1].get("exit_code", OK) if steps else OK
+        how = "" if code == OK else f"; the drain was cut short (exit code {code})"
+        body["exit_code"] = code
+        result(body, f"stopped (pid {running.pid}) after {took_s:g} s{how}")
+        ctx.exit(OK if code == OK else ERROR)
     result(body, "")
     note(
         f"pid {running.pid} still runs after {took_s:g} s; "
