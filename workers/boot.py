@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from typing import Final, NoReturn
 
 import gevent
-from pylon.storage.sqlite.pool import ReaderPool
-from workers.lifeline import die_with_parent
 
 from pylon import config as settings
 from pylon import log, metrics
@@ -32,6 +30,8 @@ from pylon.bus.runtime import Runtime
 from pylon.bus.status import StatusSender
 from pylon.clock import Clock
 from pylon.errors import StartRefused
+from pylon.storage.sqlite.pool import ReaderPool
+from workers.lifeline import die_with_parent
 
 EXIT_CONFIG: Final = 78  # EX_CONFIG: starting again with the same settings cannot help
 _HEARTBEAT_S: Final = 1.0
@@ -71,7 +71,7 @@ def boot() -> Booted:
         log.configure(loaded.log_format, loaded.log_level, child.role, child.worker)
         runtime = Runtime(child.runtime_dir)
         app = load_app(loaded, runtime.manifest)
-        reader_pool = ReaderPool(loaded.db_path, app.manifest)
+        reader_pool = ReaderPool(loaded.db_path, app.manifest, app.clock)
     except StartRefused as ex:
         log.configure("json", "info", child.role, child.worker)
         _log.error("worker.refused", code=ex.code, message=ex.message)

@@ -18,12 +18,11 @@ from typing import Final, NoReturn
 
 import gevent
 from gevent.lock import RLock
-from pylon.changelog.change import Change
-from pylon.changelog.tail import Tail
 
 from pylon import limits, log, metrics
 from pylon.bus.changes import ChangesSubscriber
 from pylon.changelog.event import ChangeBatch
+from pylon.changelog.tail import Tail
 from pylon.errors import PylonError, ResyncRequired
 from workers.hub.history import History
 from workers.hub.hub import Hub
@@ -44,7 +43,7 @@ class Feed:
         self._history = history
         self._hub = hub
         self._lock = RLock()
-        self.tail = Tail()
+        self.tail = Tail(0)
 
     def start(self) -> None:
         """Take the log's newest events as the tail. What came before is for replays.
@@ -104,9 +103,11 @@ class Feed:
         self._hub.publish(self.tail.append(batch))
 
     def _primed(self) -> Tail:
-        while True:
-            head = self._history.head()
-            newest: list[Change] = self._history.newest(limits.REPLAY_PAGE_EVENTS)
-            if not newest or newest[-1].event.seq <= head:
-                break
-        raise NotImplementedError(head)
+        """A tail of the log's newest events, current to its head."""
+        head = self._history.head()
+        newest = self._history.newest(limits.TAIL_PRIMED_EVENTS)
+        tail = Tail(newest[0].seq - 1 if newest else head)
+        if newest:
+            tail.append(ChangeBatch(tail.last_seq, newest))
+        tail.advance(head)
+        return tail

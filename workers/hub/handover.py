@@ -36,13 +36,18 @@ class _ErrorLog:
         """Nothing is buffered."""
 
 
+def _no_application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    """pywsgi wants one; the handlers answer every request themselves."""
+    return []
+
+
 def make_server(
     listener: socket.socket, handler: Callable[[Any, Any, Any], WSGIHandler]
 ) -> WSGIServer:
     """A server on a listening socket that sibling processes share. Not started."""
     return WSGIServer(
         listener,
-        application=None,
+        application=_no_application,
         handler_class=handler,
         log=None,
         error_log=_ErrorLog(),

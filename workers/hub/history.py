@@ -8,23 +8,22 @@ Invariants: a page is answered only if the log still has everything after the cu
 from __future__ import annotations
 
 from pylon.changelog.change import Change
-from pylon.storage.sqlite.pool import ReaderPool
-
+from pylon.changelog.event import ChangeEvent
 from pylon.errors import ResyncRequired
-from pylon.storage.contract import Reader
+from pylon.storage.contract import Reader, Store
 
 
 class History:
-    """Reads the change log through the worker's pool."""
+    """Reads the change log through the worker's store."""
 
-    __slots__ = ("_pool",)
+    __slots__ = ("_store",)
 
-    def __init__(self, pool: ReaderPool) -> None:
-        self._pool = pool
+    def __init__(self, store: Store) -> None:
+        self._store = store
 
     def head(self) -> int:
         """The highest seq in use."""
-        return self._pool.point(lambda reader: reader.head_seq())
+        return self._store.point(lambda reader: reader.head_seq())
 
     def page(self, cursor: int, limit: int) -> list[Change]:
         """The first `limit` changes after `cursor`; empty when there are none.
@@ -34,18 +33,16 @@ class History:
             QueryTimeout, StoreUnavailable: the store cannot be read now.
         """
 
-        def read(reader: Reader) -> list[Change]:
-            changes = [Change(event) for event in reader.events_after(cursor, limit)]
+        def read(reader: Reader) -> list[ChangeEvent]:
+            events = reader.events_after(cursor, limit)
             _check(reader, cursor)
-            return changes
+            return events
 
-        return self._pool.scan(read)
+        return [Change(event) for event in self._store.scan(read)]
 
-    def newest(self, limit: int) -> list[Change]:
-        """The newest changes, ascending."""
-        return self._pool.scan(
-            lambda reader: [Change(event) for event in reader.newest_events(limit)]
-        )
+    def newest(self, limit: int) -> list[ChangeEvent]:
+        """The newest events, ascending."""
+        return self._store.scan(lambda reader: reader.newest_events(limit))
 
     def check(self, cursor: int) -> None:
         """Pass if everything after `cursor` can still be told.
@@ -53,7 +50,7 @@ class History:
         Raises:
             ResyncRequired: it is ahead of the log, older than it reaches, or void.
         """
-        self._pool.point(lambda reader: _check(reader, cursor))
+        self._store.point(lambda reader: _check(reader, cursor))
 
 
 def _check(reader: Reader, cursor: int) -> None:

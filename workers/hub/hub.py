@@ -18,10 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-from pylon.changelog.change import Change, seen_as
-
 from pylon import limits, metrics
 from pylon.auth.context import AuthContext
+from pylon.changelog.change import Change, seen_as
 from pylon.clock import Clock
 from pylon.policy.routing import ByAuth, Everyone, General, Keyed, Nobody
 from pylon.policy.rules import EntityRules
@@ -191,7 +190,7 @@ class Hub:
         own: dict[Group, _Frames] = {}
         everything: _Frames = []
         for change in changes:
-            seq = change.event.seq
+            seq = change.seq
             whole = self.transport.frame(seq, change.wire)
             everything.append((seq, whole))
             rules = self._rules.get(change.event.entity)

@@ -11,13 +11,12 @@ import _socket
 from dataclasses import dataclass
 from typing import Protocol
 
-from pylon.storage.sqlite.pool import ReaderPool
-
 from pylon import log
 from pylon.app import App
 from pylon.auth.context import Caller
 from pylon.auth.sessions import NOBODY, resolve
 from pylon.errors import Draining, PylonError
+from pylon.storage.contract import Store
 from workers.hub.addresses import AddressCap
 from workers.hub.connection import Connection, Transport
 from workers.hub.hub import Hub
@@ -46,10 +45,10 @@ class Reception:
     """The door of one worker."""
 
     def __init__(
-        self, app: App, pool: ReaderPool, hub: Hub, cap: AddressCap, transport: Transport
+        self, app: App, store: Store, hub: Hub, cap: AddressCap, transport: Transport
     ) -> None:
         self._app = app
-        self._pool = pool
+        self._store = store
         self._hub = hub
         self._cap = cap
         self._transport = transport
@@ -102,7 +101,7 @@ class Reception:
         except BaseException as ex:  # a defect here must not leave a socket that hears nothing
             connection.abort()
             if isinstance(ex, Exception):
-                log.get_logger("reception").exception("reception.failed", ex)
+                log.get_logger("reception").exception("reception.failed", error=ex)
                 return
             raise
 
@@ -111,7 +110,7 @@ class Reception:
             return resolve(
                 token,
                 self._app.config,
-                lambda session_id: self._pool.point(lambda reader: reader.session(session_id)),
+                lambda session_id: self._store.point(lambda reader: reader.session(session_id)),
                 self._app.clock,
             ), None
         except PylonError as ex:

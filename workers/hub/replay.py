@@ -16,9 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from pylon.changelog.change import Change
-
 from pylon import limits, metrics
+from pylon.changelog.change import Change
 from pylon.errors import ResyncRequired
 from workers.hub.connection import Connection
 from workers.hub.feed import Feed
@@ -84,7 +83,7 @@ class Replay:
                 page = _head_of(self._history.page(cursor, limits.REPLAY_PAGE_EVENTS))
             if page:
                 self._send(connection, page)
-                cursor = page[-1].event.seq
+                cursor = page[-1].seq
             else:  # the log has nothing more, and the feed will have heard of that soon
                 cursor = max(cursor, self._feed.tail.first_covered)
             while connection.is_open and not connection.wait_drained(_WAIT_S):
@@ -96,7 +95,7 @@ class Replay:
         for change in page:
             wire = self._hub.view(change, auth)
             if wire is not None:
-                frames.append(self._hub.transport.frame(change.event.seq, wire))
+                frames.append(self._hub.transport.frame(change.seq, wire))
         if frames and connection.send(b"".join(frames), len(frames)):
             metrics.MESSAGES_SENT.inc(len(frames))
 
@@ -107,7 +106,7 @@ class Replay:
         newest = tail.after(tail.first_covered) or []
         if len(newest) < wanted:
             return tail.first_covered
-        return newest[-wanted].event.seq - 1
+        return newest[-wanted].seq - 1
 
 
 def _head_of(changes: Sequence[Change]) -> Sequence[Change]:

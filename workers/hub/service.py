@@ -156,7 +156,7 @@ class Service:
 
 
 def _die(greenlet: gevent.Greenlet) -> None:
-    _log.exception("worker.failed", greenlet.exception)
+    _log.exception("worker.failed", error=greenlet.exception)
     _leave(_EXIT_DEFECT)
 
 
