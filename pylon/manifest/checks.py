@@ -134,10 +134,10 @@ def _indexes(entity: Node, columns: set[str], tables: set[str], findings: Findin
         name = text_of(index, "name")
         if name is not None and not name.value.strip():
             findings.error("INDEX_NAME_EMPTY", "the index has no name", name.at)
-        elif name is not None and not _IDENTIFIER.fullmatch(name.value):
+        elif name is not None and not name.value.isprintable():
             findings.error(
                 "INDEX_NAME_INVALID", f'"{name.value}" cannot name an index', name.at,
-                "letters, digits and _ only, not starting with a digit",
+                "printable characters only",
             )
         elif name is not None and owner is not None:
             full = f"{owner.value}_{name.value}".lower()

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from pylon.errors import StartRefused
 
+_MESSAGE_CHARS = 400
+
 Severity = Literal["error", "warning", "info"]
 
 
@@ -55,6 +57,12 @@ class Diagnostic:
         if self.hint is not None:
             out["hint"] = self.hint
         return out
+
+
+def one_line(message: str) -> str:
+    """A message that quotes foreign text, fit for one line of a terminal or a log."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message[:_MESSAGE_CHARS])
+    return shown if len(message) <= _MESSAGE_CHARS else shown + "…"
 
 
 class ManifestInvalid(StartRefused):

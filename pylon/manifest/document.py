@@ -178,8 +178,8 @@ class _Reader:
             char = self._text[at : at + 1]
             if char == '"':
                 return "".join(out), at + 1
-            if char == "":
-                raise NotJsonError("the string is not closed", start)
+            if char in ("", "\n"):
+                raise NotJsonError("the string is not closed on its line", start)
             if char != "\\":
                 raise NotJsonError("a control character in a string must be escaped", at)
             piece, at = self._escape(at)

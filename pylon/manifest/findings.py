@@ -6,7 +6,7 @@ readers here give nothing for a value of the wrong shape, which has been reporte
 
 from __future__ import annotations
 
-from pylon.manifest.diagnostics import Diagnostic
+from pylon.manifest.diagnostics import Diagnostic, one_line
 from pylon.manifest.document import Node, line_and_column, offset_in_string
 
 
@@ -30,7 +30,7 @@ class Findings:
         """Report an error at an offset of the file."""
         line, column = line_and_column(self._text, at)
         self._found[at, code, message] = Diagnostic(
-            "error", code, message, self._file, line, column, hint
+            "error", code, one_line(message), self._file, line, column, hint
         )
 
     def touch(self, node: Node) -> bool:

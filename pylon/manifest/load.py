@@ -14,7 +14,7 @@ from pathlib import Path
 from pylon import limits
 from pylon.manifest.build import build_entity, build_manifest, build_operation
 from pylon.manifest.checks import check_all
-from pylon.manifest.diagnostics import Diagnostic, ManifestInvalid
+from pylon.manifest.diagnostics import Diagnostic, ManifestInvalid, one_line
 from pylon.manifest.document import Node, NotJsonError, line_and_column, read_document
 from pylon.manifest.findings import Findings, items_of, text_of
 from pylon.manifest.model import Manifest
@@ -75,7 +75,7 @@ def parse_manifest(text: str, file: str) -> Manifest:
 def _parse_error(text: str, file: str, at: int, message: str) -> ManifestInvalid:
     line, column = line_and_column(text, at)
     return ManifestInvalid(
-        [Diagnostic("error", "MANIFEST_PARSE_ERROR", message, file, line, column)]
+        [Diagnostic("error", "MANIFEST_PARSE_ERROR", one_line(message), file, line, column)]
     )
 
 

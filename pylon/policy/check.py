@@ -34,6 +34,7 @@ _KIND_OF_TYPE = {
     FieldType.FLOAT: Kind.NUMBER,
     FieldType.BOOL: Kind.BOOL,
 }
+_VALUES = (e.Column, e.Auth, e.Literal)
 _FUNCTIONS = "auth.hasRole, auth.hasAnyRole, starts_with, ends_with"
 
 
@@ -172,7 +173,7 @@ class _Checker:
         for expr, other, where in ((left, right, at_right), (right, left, at_left)):
             if kind_of(expr) is Kind.NULL:
                 self._no_list(other, where)
-                if kind_of(other) is Kind.BOOL and not isinstance(other, (e.Column, e.Auth)):
+                if kind_of(other) is Kind.BOOL and not isinstance(other, _VALUES):
                     raise PolicyInvalid("a condition is true or false, never null", at)
                 return e.IsNull(other)
         self._no_list(left, at_left)

@@ -1,0 +1,61 @@
+"""Each file of corpora/manifest has one error; its name says the code, the line and the column."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from pylon.manifest.diagnostics import ManifestInvalid
+from pylon.manifest.load import load_manifest
+
+CORPUS = Path(__file__).parent / "corpora" / "manifest"
+FILES = sorted(CORPUS.glob("*.json"))
+NAME = re.compile(r"([A-Z_]+)(?:\.[a-z-]+)?@([0-9]+)\.([0-9]+)\.json")
+
+# spec/http.md §2.5, and the codes that are ours.
+SPEC_CODES = """
+MANIFEST_PARSE_ERROR MANIFEST_VERSION_UNSUPPORTED SCHEMA_EMPTY ENTITY_NAME_EMPTY ENTITY_DUPLICATE
+FIELD_NAME_EMPTY FIELD_DUPLICATE FIELD_TYPE_UNKNOWN FIELD_ID_TARGET_NOT_FOUND INDEX_NAME_EMPTY
+INDEX_NAME_DUPLICATE INDEX_FIELDS_EMPTY INDEX_FIELD_NOT_FOUND QUERY_NAME_EMPTY QUERY_DUPLICATE
+ACTION_NAME_EMPTY ACTION_DUPLICATE INPUT_FIELD_NAME_EMPTY INPUT_FIELD_DUPLICATE
+INPUT_FIELD_TYPE_UNKNOWN POLICY_NAME_EMPTY POLICY_DUPLICATE POLICY_ALLOW_EMPTY POLICY_NO_TARGET
+POLICY_ENTITY_NOT_FOUND POLICY_ACTION_NOT_FOUND ROUTE_PATH_EMPTY ROUTE_PATH_NO_SLASH
+ROUTE_PATH_DUPLICATE ROUTE_QUERY_NOT_FOUND ROUTE_PARAM_NOT_IN_QUERY ROUTE_AUTH_INVALID
+"""
+OWN_CODES = """
+ENTITY_NAME_INVALID ENTITY_NAME_RESERVED FIELD_NAME_INVALID FIELD_NAME_RESERVED INDEX_NAME_INVALID
+RELATION_TARGET_NOT_FOUND RELATION_FIELD_NOT_FOUND SEARCH_FIELD_NOT_FOUND
+POLICY_EXPRESSION_INVALID
+"""
+
+
+def test_every_code_has_a_file() -> None:
+    covered = {NAME.fullmatch(path.name).group(1) for path in FILES}  # type: ignore[union-attr]
+    assert covered == {*SPEC_CODES.split(), *OWN_CODES.split()}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_error_is_found_where_it_is(path: Path) -> None:
+    match = NAME.fullmatch(path.name)
+    assert match is not None
+    with pytest.raises(ManifestInvalid) as caught:
+        load_manifest(path)
+    (only,) = caught.value.diagnostics
+    assert (only.code, only.line, only.column) == (match[1], int(match[2]), int(match[3]))
+    assert only.render().startswith(f"{path}:{match[2]}:{match[3]}: error {match[1]}: ")
+    assert only.message in caught.value.message and "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_diagnostic_object_is_that_of_the_spec(path: Path) -> None:
+    with pytest.raises(ManifestInvalid) as caught:
+        load_manifest(path)
+    found = json.loads(json.dumps(caught.value.diagnostics[0].to_json()))
+    assert {"severity", "code", "message", "span"} <= set(found) <= {
+        "severity", "code", "message", "span", "hint",
+    }
+    assert found["span"]["file"] == str(path)
+    assert found["span"]["line"] >= 1 and found["span"]["column"] >= 1

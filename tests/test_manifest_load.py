@@ -1,0 +1,283 @@
+"""Whole manifests: what is read, that all errors are found at once, and that no text crashes it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pylon import limits
+from pylon.errors import StartRefused
+from pylon.manifest.diagnostics import Diagnostic, ManifestInvalid
+from pylon.manifest.document import NotJsonError, line_and_column, offset_in_string, read_document
+from pylon.manifest.load import load_manifest, parse_manifest
+from pylon.manifest.model import Field, FieldType, Index, Relation, Search
+from pylon.manifest.public import public_manifest
+
+RICH: dict[str, Any] = {
+    "manifest_version": 1,
+    "name": "Desk",
+    "version": "2.4.0",
+    "later": {"unknown": ["keys", "are", "ignored"]},
+    "entities": [
+        {
+            "name": "User",
+            "fields": [{"name": "email", "type": "string", "optional": False, "unique": True}],
+            "indexes": [],
+            "crdt": False,
+        },
+        {
+            "name": "Ticket",
+            "fields": [
+                {"name": "ownerId", "type": "id(User)", "optional": True, "unique": False},
+                {
+                    "name": "body", "type": "richtext", "optional": False, "unique": False,
+                    "crdt": "text",
+                },
+                {"name": "open", "type": "bool", "optional": True, "unique": False},
+            ],
+            "indexes": [{"name": "by_owner", "fields": ["ownerId", "open"], "unique": True}],
+            "relations": [
+                {"name": "owner", "target": "User", "field": "ownerId"},
+                {"name": "twins", "target": "Ticket", "field": "body", "many": True},
+            ],
+            "search": {"text": ["body"], "facets": ["open"], "sortable": [], "language": None},
+        },
+    ],
+    "routes": [{"path": "/t/:id", "mode": "live", "query": "ticket", "auth": "user"}],
+    "queries": [
+        {
+            "name": "ticket",
+            "input": [{"name": "id", "type": "string", "optional": False, "unique": False}],
+        }
+    ],
+    "actions": [{"name": "close"}],
+    "policies": [
+        {
+            "name": "mine", "entity": "Ticket", "allowRead": "data.ownerId == auth.userId",
+            "allowInsert": "true", "allowUpdate": "true", "allowDelete": "false",
+            "allowWrite": "true", "allow": "false",
+        },
+        {"name": "close", "action": "close", "allow": "auth.userId != null"},
+    ],
+    "auth": {"user": {"hide": ["email"]}, "session": {"expires_in": 0}, "trusted_origins": ["o"]},
+}
+
+
+def diagnostics(text: str) -> tuple[Diagnostic, ...]:
+    with pytest.raises(ManifestInvalid) as caught:
+        parse_manifest(text, "m.json")
+    return caught.value.diagnostics
+
+
+def test_everything_is_read() -> None:
+    manifest = parse_manifest(json.dumps(RICH), "m.json")
+    user, ticket = manifest.entities
+    assert (manifest.name, manifest.version) == ("Desk", "2.4.0")
+    assert user.fields == (Field("email", FieldType.STRING, False, True),)
+    assert (user.crdt, ticket.crdt) == (False, True)
+    assert ticket.fields == (
+        Field("ownerId", FieldType.ID, True, False, target="User"),
+        Field("body", FieldType.RICHTEXT, False, False, crdt="text"),
+        Field("open", FieldType.BOOL, True, False),
+    )
+    assert ticket.columns == ("id", "ownerId", "body", "open")
+    assert ticket.indexes == (Index("by_owner", ("ownerId", "open"), True),)
+    assert ticket.relations == (
+        Relation("owner", "User", "ownerId"), Relation("twins", "Ticket", "body", True),
+    )
+    assert ticket.search == Search(("body",), ("open",), ())
+    assert manifest.routes[0].query == "ticket" and manifest.routes[0].auth == "user"
+    assert [a.name for a in manifest.actions] == ["close"]
+    assert manifest.policies[0].allow_delete == "false"
+    assert manifest.auth.session_expires_in_s == 0
+    assert manifest.auth.hide == ("email",)
+    assert manifest.auth.trusted_origins == ("o",)
+    assert manifest.source == RICH
+
+
+def test_the_public_manifest_has_no_rule() -> None:
+    manifest = parse_manifest(json.dumps(RICH), "m.json")
+    shown = public_manifest(manifest)
+    assert shown["policies"] == [
+        {"name": "mine", "entity": "Ticket"}, {"name": "close", "action": "close"},
+    ]
+    assert {k: v for k, v in shown.items() if k != "policies"} == {
+        k: v for k, v in RICH.items() if k != "policies"
+    }
+    assert manifest.source == RICH, "the source itself is left alone"
+
+
+def test_empty_rules_count_as_absent() -> None:
+    text = json.dumps(RICH | {"policies": [{"name": "p", "entity": "User", "allow": "true",
+                                            "allowRead": "", "action": None}]})
+    (policy,) = parse_manifest(text, "m.json").policies
+    assert (policy.allow, policy.allow_read, policy.action) == ("true", None, None)
+
+
+def test_all_errors_are_reported_in_the_order_of_the_file() -> None:
+    text = json.dumps(
+        {
+            "manifest_version": 3,
+            "name": 5,
+            "entities": [
+                {"name": "A", "fields": [{"name": "x", "type": "json", "optional": 1}],
+                 "indexes": []},
+                {"name": "B", "fields": [], "indexes": []},
+            ],
+            "routes": [{"path": "x", "mode": "static"}],
+            "policies": [
+                {"name": "", "entity": "B", "allow": "data.nope"},
+                {"name": "skipped", "entity": "A", "allow": "data.x == 1"},
+            ],
+        },
+        indent=1,
+    )
+    found = diagnostics(text)
+    assert [d.code for d in found] == [
+        "MANIFEST_PARSE_ERROR",  # the version is missing: the object itself
+        "MANIFEST_VERSION_UNSUPPORTED",
+        "MANIFEST_PARSE_ERROR",  # the name
+        "MANIFEST_PARSE_ERROR",  # unique is missing
+        "FIELD_TYPE_UNKNOWN",
+        "MANIFEST_PARSE_ERROR",  # optional
+        "ROUTE_PATH_NO_SLASH",
+        "POLICY_NAME_EMPTY",
+        "POLICY_EXPRESSION_INVALID",
+    ]
+    assert [(d.line, d.column) for d in found] == sorted((d.line, d.column) for d in found)
+
+
+def test_the_error_is_one_line_with_the_count() -> None:
+    with pytest.raises(StartRefused) as caught:
+        parse_manifest('{"manifest_version": 2, "name": "x"}', "m.json")
+    assert caught.value.message == (
+        'm.json:1:1: MANIFEST_PARSE_ERROR: the manifest lacks the key "entities" (and 3 more)'
+    )
+
+
+def test_a_bad_rule_is_shown_with_a_caret() -> None:
+    document = RICH | {"policies": [{"name": "p", "entity": "User", "allow": "data.email =\t 1"}]}
+    (found,) = diagnostics(json.dumps(document))
+    assert found.render().split("\n")[1:] == ["    data.email =  1", "               ^"]
+
+
+def test_one_index_name_in_two_entities_may_still_collide() -> None:
+    entities = [
+        {"name": entity, "fields": [],
+         "indexes": [{"name": index, "fields": ["id"], "unique": False}]}
+        for entity, index in (("a", "B_c"), ("A_b", "C"))
+    ]
+    found = diagnostics(json.dumps(RICH | {"entities": entities, "policies": []}))
+    assert [d.code for d in found] == ["INDEX_NAME_DUPLICATE"]
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    for content, message in (
+        (None, "cannot be read"),
+        (b'{\n"\xc3\xa4": \xff}', "not UTF-8"),
+        (b" " * (limits.MANIFEST_BYTES + 1), "larger than"),
+    ):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(ManifestInvalid) as caught:
+            load_manifest(path)
+        (only,) = caught.value.diagnostics
+        assert only.code == "MANIFEST_PARSE_ERROR" and message in only.message
+        if content is not None and content.startswith(b"{"):
+            assert (only.line, only.column) == (2, 6)
+
+
+def test_a_file_is_read_like_its_text(tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps(RICH))
+    assert load_manifest(path) == parse_manifest(path.read_text(), "other")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"])), inner
+    ),
+    max_leaves=20,
+)
+
+
+@settings(deadline=None)
+@given(JSON, st.booleans(), st.sampled_from([None, 1]))
+def test_documents_are_read_as_the_standard_decoder_does(
+    value: object, ascii_only: bool, indent: int | None
+) -> None:
+    text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
+    assert read_document(text).plain() == value
+
+
+@settings(deadline=None)
+@given(st.text('{}[]",:\\u0123dD8eE+-.tfn \n'))
+def test_any_text_is_json_for_both_readers_or_for_neither(text: str) -> None:
+    try:
+        ours = read_document(text).plain()
+    except NotJsonError as error:
+        assert 0 <= error.at <= len(text)
+        line, column = line_and_column(text, error.at)
+        assert line >= 1 and column >= 1
+        if not any(word in error.message for word in ("twice", "surrogate", "too large")):
+            with pytest.raises(ValueError):
+                json.loads(text)
+    else:
+        assert ours == json.loads(text)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.booleans())
+def test_characters_of_a_string_are_found_in_the_file(value: str, ascii_only: bool) -> None:
+    text = json.dumps([value], ensure_ascii=ascii_only)
+    node = read_document(text).value[0]
+    places = [offset_in_string(text, node, index) for index in range(len(value) + 1)]
+    assert text[places[-1]] == '"' and places[-1] == node.end - 1
+    for index, char in enumerate(value):
+        piece = text[places[index] : places[index + 1]]
+        assert json.loads(f'"{piece}"') == char
+
+
+@pytest.mark.parametrize("text", ['"\\ud83d"', '"\\ude00x"', '"\ud83d"', '"\\ud83d\\u0041"'])
+def test_half_of_a_surrogate_pair_is_refused(text: str) -> None:
+    with pytest.raises(NotJsonError, match="surrogate"):
+        read_document(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 5000, "1" * 5000, "NaN", "01", "1.", "'x'", "[1,]", "1e999", "{1: 2}", "{} x"],
+    ids=range(10),
+)
+def test_texts_that_are_not_our_json(text: str) -> None:
+    with pytest.raises(NotJsonError):
+        read_document(text)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_a_damaged_manifest_gives_diagnostics_and_never_crashes(data: st.DataObject) -> None:
+    """Replace any one value of a good manifest by any other."""
+    document = json.loads(json.dumps(RICH))
+    holder: Any = document
+    while True:
+        key = data.draw(st.sampled_from(sorted(holder) if isinstance(holder, dict)
+                                        else range(len(holder))))
+        if not isinstance(holder[key], (dict, list)) or not holder[key] or data.draw(st.booleans()):
+            break
+        holder = holder[key]
+    holder[key] = data.draw(JSON)
+    text = json.dumps(document)
+    try:
+        manifest = parse_manifest(text, "m.json")
+    except ManifestInvalid as invalid:
+        assert invalid.diagnostics
+        assert all(d.line == 1 and d.column for d in invalid.diagnostics)
+    else:
+        assert manifest.source == document
