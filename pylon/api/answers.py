@@ -1,0 +1,92 @@
+"""Answers: JSON out, and every exception as the error envelope of spec/http.md §3.0.
+
+Invariants: an answer's body is JSON text in UTF-8 with sorted keys; an error never shows more
+than its own message, hint and details; an exception that nobody expected is a 500 without
+details, and its traceback goes to the log with the request's id.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import falcon
+import orjson
+
+from pylon.errors import (
+    InternalError,
+    InvalidData,
+    MethodNotAllowed,
+    NotFound,
+    PayloadTooLarge,
+    PylonError,
+)
+from pylon.log import get_logger
+
+_log = get_logger("http")
+_RETRY_AFTER_S: Final = "1"
+
+
+def send(resp: falcon.Response, value: object, status: int = 200) -> None:
+    """Answer with `value` as JSON."""
+    resp.status = status
+    resp.data = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+def send_raw(resp: falcon.Response, json_text: bytes) -> None:
+    """Answer 200 with text that is JSON already."""
+    resp.data = json_text
+
+
+def joined(rows: list[bytes]) -> bytes:
+    """A JSON array of rows that are JSON texts."""
+    return b"[" + b",".join(rows) + b"]"
+
+
+def on_pylon_error(
+    req: falcon.Request, resp: falcon.Response, ex: PylonError, params: dict[str, Any]
+) -> None:
+    """An error of ours: its envelope and its status."""
+    if isinstance(ex, InternalError):
+        _log.error("request.internal_error", request_id=_id(req), path=req.path, error=ex.message)
+        ex = InternalError("Internal error", hint=_look_up(req))
+    resp.stream = None
+    resp.text = None
+    send(resp, ex.body(), ex.status)
+    if ex.retryable:
+        resp.set_header("retry-after", _RETRY_AFTER_S)
+
+
+def on_falcon_error(
+    req: falcon.Request, resp: falcon.Response, ex: falcon.HTTPError, params: dict[str, Any]
+) -> None:
+    """What falcon refuses by itself: no such route, no such method, headers it cannot read."""
+    if ex.status_code == 405:
+        headers = dict(ex.headers or {})
+        resp.set_header("allow", headers.get("Allow", ""))
+        on_pylon_error(req, resp, MethodNotAllowed("Method not allowed"), params)
+    elif ex.status_code == 404:
+        on_pylon_error(req, resp, NotFound("Not found"), params)
+    elif ex.status_code == 413:
+        on_pylon_error(req, resp, PayloadTooLarge("Request too large"), params)
+    else:
+        on_pylon_error(req, resp, InvalidData(ex.title or "Bad request"), params)
+
+
+def on_defect(
+    req: falcon.Request, resp: falcon.Response, ex: Exception, params: dict[str, Any]
+) -> None:
+    """Anything else is a defect of ours."""
+    _log.exception(
+        "request.defect", error=ex, request_id=_id(req), method=req.method, path=req.path
+    )
+    resp.stream = None
+    resp.text = None
+    send(resp, InternalError("Internal error", hint=_look_up(req)).body(), 500)
+
+
+def _look_up(req: falcon.Request) -> str:
+    return f"The server's log has the details under request id {_id(req)}"
+
+
+def _id(req: falcon.Request) -> str:
+    return getattr(req.context, "request_id", "-")

@@ -1,0 +1,55 @@
+"""The falcon app: routes, the gate, error answers.
+
+`make_app` is called once in each HTTP worker, after the fork. Routing is falcon's: segments are
+percent-decoded, HEAD answers like GET without the body, a known path with another method is 405
+with Allow, an unknown path 404, and OPTIONS is answered by the gate for any path.
+"""
+
+from __future__ import annotations
+
+import falcon
+
+from pylon.api import answers, auth, entities, query, reset, sync, system
+from pylon.api.gate import Gate
+from pylon.api.services import Services
+from pylon.errors import PylonError
+
+
+def make_app(services: Services) -> falcon.App[falcon.Request, falcon.Response]:
+    """Build the WSGI app of one process."""
+    app = falcon.App(middleware=[Gate(services)])
+    # Bodies are JSON whatever their content type says, and never form data (spec/http.md §3.0).
+    app.req_options.auto_parse_form_urlencoded = False
+    app.req_options.keep_blank_qs_values = True
+    app.add_error_handler(Exception, answers.on_defect)
+    app.add_error_handler(falcon.HTTPError, answers.on_falcon_error)
+    app.add_error_handler(PylonError, answers.on_pylon_error)
+    for path, resource in _routes(services):
+        app.add_route(path, resource)
+    return app
+
+
+def _routes(services: Services) -> list[tuple[str, object]]:
+    return [
+        ("/health", system.Health(services)),
+        ("/livez", system.Livez()),
+        ("/readyz", system.Readyz(services)),
+        ("/metrics", system.Metrics(services)),
+        ("/api/manifest", system.ManifestDocument(services)),
+        ("/api/client-config", system.ClientConfig(services)),
+        ("/api/auth/guest", auth.Guest(services)),
+        ("/api/auth/anonymous", auth.Anonymous(services)),
+        ("/api/auth/me", auth.Me(services)),
+        ("/api/auth/session", auth.Session(services)),
+        ("/api/auth/refresh", auth.Refresh(services)),
+        ("/api/auth/providers", auth.Providers()),
+        ("/api/entities/{entity}", entities.EntityList(services)),
+        ("/api/entities/{entity}/cursor", entities.EntityPage(services)),
+        ("/api/entities/{entity}/{row_id}", entities.EntityRow(services)),
+        ("/api/query/{entity}", query.EntityQuery(services)),
+        ("/api/lookup/{entity}/{field}/{value:path}", query.Lookup(services)),
+        ("/api/sync/pull", sync.Pull(services)),
+        ("/api/sync/push", sync.Push(services)),
+        ("/api/sync/ws", system.SocketElsewhere(services)),
+        ("/api/__test__/reset", reset.TestReset(services)),
+    ]

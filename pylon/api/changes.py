@@ -1,0 +1,65 @@
+"""Changes: from a request to a write operation, checked as far as it can be before the commit.
+
+A worker validates, encodes and judges the insert policy; what depends on the row as it is at
+commit time (update and delete policies, uniqueness, op_ids) is left to the writer. Shared by
+the entity routes and by push, so that both accept and refuse the same things.
+"""
+
+from __future__ import annotations
+
+from pylon.app import App
+from pylon.auth.context import AuthContext
+from pylon.bus.messages import DeleteRow, InsertRow, OpKey, UpdateRow
+from pylon.errors import InvalidData
+from pylon.manifest.model import Entity
+
+
+def insert(
+    app: App, entity: Entity, auth: AuthContext, body: object, op: OpKey | None = None
+) -> InsertRow:
+    """The insertion of `body`, a decoded JSON value, under its own id or a new one.
+
+    Raises:
+        InvalidData, InvalidColumn, InvalidValue, NullNotAllowed, MissingField, InvalidId:
+            the body does not fit the entity.
+        PolicyDenied: the caller may not insert this row.
+    """
+    codec = app.codecs[entity.name]
+    given = codec.client_id(body)
+    row_id = given if given is not None else app.ids.new()
+    encoded = codec.insert(body, row_id)
+    rules = app.rules.of(entity.name)
+    if not rules.may_insert(auth, encoded.row):
+        raise rules.denied("insert", auth)
+    return InsertRow(
+        entity=entity.name,
+        row_id=row_id,
+        values=list(encoded.values),
+        row_json=encoded.row_json,
+        client_id_given=given is not None,
+        op=op,
+    )
+
+
+def update(
+    app: App,
+    entity: Entity,
+    auth: AuthContext,
+    row_id: str,
+    body: object,
+    op: OpKey | None = None,
+) -> UpdateRow:
+    """The change of the fields in `body`.
+
+    Raises:
+        InvalidData: nothing is left to change; others as for `insert`.
+    """
+    patch = app.codecs[entity.name].patch(body, row_id)
+    if not patch:
+        raise InvalidData(f"Nothing to update in {entity.name}: the body names no field")
+    return UpdateRow(entity=entity.name, row_id=row_id, patch=patch, auth=auth, op=op)
+
+
+def delete(entity: Entity, auth: AuthContext, row_id: str, op: OpKey | None = None) -> DeleteRow:
+    """The deletion of a row."""
+    return DeleteRow(entity=entity.name, row_id=row_id, auth=auth, op=op)

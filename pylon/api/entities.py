@@ -1,0 +1,134 @@
+"""Rows by entity: list, cursor page, get, insert, update, delete (spec/http.md §3.2).
+
+Policies are part of the SQL, so `limit` means what it says: that many rows that the caller may
+read. Rows leave as the JSON text that they are stored with.
+"""
+
+from __future__ import annotations
+
+import falcon
+import orjson
+
+from pylon import limits
+from pylon.api import changes
+from pylon.api.access import entity_named, may_see, readable
+from pylon.api.answers import joined, send, send_raw
+from pylon.api.body import read_json
+from pylon.api.callers import caller_of
+from pylon.api.parameters import text_value, whole_number
+from pylon.api.services import Services
+from pylon.errors import LimitExceeded, NotFound
+from pylon.storage.contract import Query
+
+SEQ_HEADER = "x-pylon-change-seq"
+
+
+class EntityList:
+    """``/api/entities/{entity}``: the rows as a whole."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._list_limit = services.app.config.list_limit
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
+        services = self._services
+        auth = caller_of(req, services).auth
+        named = entity_named(services.app, entity, auth)
+        where = readable(services.app, named, auth)
+        limit = whole_number(req, "limit")
+        if limit is not None and limit > self._list_limit:
+            raise LimitExceeded(
+                f"limit {limit} exceeds the most that one list answers, {self._list_limit} "
+                "(PYLON_LIST_LIMIT)",
+                hint="Use smaller pages, or GET /api/entities/<Entity>/cursor",
+            )
+        offset = whole_number(req, "offset") or 0
+        query = Query(
+            where=where, limit=self._list_limit if limit is None else limit, offset=offset
+        )
+        rows = services.store.scan(lambda reader: reader.rows(named.name, query))
+        send_raw(
+            resp,
+            b'{"count":%d,"data":%b,"limit":%b,"offset":%d}'
+            % (len(rows), joined(rows), b"null" if limit is None else b"%d" % limit, offset),
+        )
+
+    on_head = on_get
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
+        services = self._services
+        auth = caller_of(req, services).auth
+        named = entity_named(services.app, entity, auth)
+        op = changes.insert(services.app, named, auth, read_json(req))
+        reply = services.writer.submit(op)
+        resp.set_header(SEQ_HEADER, str(reply.seq))
+        send(resp, {"id": reply.row_id or op.row_id}, 201)
+
+
+class EntityPage:
+    """``/api/entities/{entity}/cursor``: keyset pages in id order."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
+        services = self._services
+        auth = caller_of(req, services).auth
+        named = entity_named(services.app, entity, auth)
+        where = readable(services.app, named, auth)
+        asked = whole_number(req, "limit", low=1)
+        limit = min(asked or limits.CURSOR_PAGE_DEFAULT, limits.CURSOR_PAGE_MAX)
+        query = Query(where=where, limit=limit + 1, after_id=text_value(req, "after") or None)
+        rows = services.store.scan(lambda reader: reader.rows(named.name, query))
+        has_more = len(rows) > limit
+        page = rows[:limit]
+        cursor = orjson.dumps(orjson.loads(page[-1])["id"]) if page else b"null"
+        send_raw(
+            resp,
+            b'{"data":%b,"has_more":%b,"next_cursor":%b}'
+            % (joined(page), b"true" if has_more else b"false", cursor),
+        )
+
+    on_head = on_get
+
+
+class EntityRow:
+    """``/api/entities/{entity}/{row_id}``: one row."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_get(
+        self, req: falcon.Request, resp: falcon.Response, entity: str, row_id: str
+    ) -> None:
+        services = self._services
+        auth = caller_of(req, services).auth
+        named = entity_named(services.app, entity, auth)
+        readable(services.app, named, auth)
+        row = services.store.point(lambda reader: reader.get(named.name, row_id))
+        if row is None or not may_see(services.app, named, auth, row):
+            raise NotFound(f'{named.name} with id "{row_id}" not found')
+        send_raw(resp, row)
+
+    on_head = on_get
+
+    def on_patch(
+        self, req: falcon.Request, resp: falcon.Response, entity: str, row_id: str
+    ) -> None:
+        services = self._services
+        auth = caller_of(req, services).auth
+        named = entity_named(services.app, entity, auth)
+        op = changes.update(services.app, named, auth, row_id, read_json(req))
+        reply = services.writer.submit(op)
+        resp.set_header(SEQ_HEADER, str(reply.seq))
+        send(resp, {"updated": True})
+
+    def on_delete(
+        self, req: falcon.Request, resp: falcon.Response, entity: str, row_id: str
+    ) -> None:
+        services = self._services
+        auth = caller_of(req, services).auth
+        named = entity_named(services.app, entity, auth)
+        reply = services.writer.submit(changes.delete(named, auth, row_id))
+        resp.set_header(SEQ_HEADER, str(reply.seq))
+        send(resp, {"deleted": True})

@@ -1,0 +1,129 @@
+"""The gate: what happens before and after every request, whatever its route.
+
+Before: a request id (the client's, if it is sane), the answer to a CORS preflight, the CSRF
+check. After: the header sets (built once), `no-store` on API answers, metrics by route
+template, and a log line for what was slow or went wrong inside.
+
+Probes (/health, /livez, /readyz) are not counted (spec/http.md §7).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import falcon
+from prometheus_client import Counter, Histogram
+
+from pylon import limits, metrics
+from pylon.api.callers import address_of
+from pylon.api.services import Services
+from pylon.auth.origin import SAFE_METHODS, cors_headers
+from pylon.auth.tokens import bearer_token
+from pylon.log import get_logger
+
+_log = get_logger("http")
+
+SECURITY_HEADERS: Final = (
+    ("x-content-type-options", "nosniff"),
+    ("x-frame-options", "DENY"),
+    ("x-xss-protection", "1; mode=block"),
+    ("referrer-policy", "strict-origin-when-cross-origin"),
+    (
+        "permissions-policy",
+        "accelerometer=(), camera=(), geolocation=(), gyroscope=(), microphone=(), payment=(), "
+        "usb=()",
+    ),
+)
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._\-]{1,128}", re.ASCII)
+_PROBES: Final = frozenset({"/health", "/livez", "/readyz"})
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"})
+
+
+class Gate:
+    """Falcon middleware. One for each app."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._clock = services.app.clock
+        self._random = services.app.random
+        self._origins = services.origins
+        plain = (*SECURITY_HEADERS, *cors_headers(services.app.config))
+        self._plain_headers = plain
+        self._api_headers = (*plain, ("cache-control", "no-store"))
+        self._counters = _Counters()
+        self._log_all = _log.enabled("debug")
+
+    def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        context = req.context
+        context.started_s = self._clock.monotonic_s()
+        given = req.env.get("HTTP_X_REQUEST_ID")
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            context.request_id = given
+        else:
+            context.request_id = self._random.token_hex(8)
+        method = req.method
+        if method == "OPTIONS":
+            resp.status = 204
+            resp.complete = True
+        elif method not in SAFE_METHODS:
+            env = req.env
+            self._origins.check(
+                method,
+                env.get("HTTP_ORIGIN"),
+                env.get("HTTP_REFERER"),
+                has_bearer=bearer_token(env.get("HTTP_AUTHORIZATION")) is not None,
+            )
+
+    def process_response(
+        self, req: falcon.Request, resp: falcon.Response, resource: object, req_succeeded: bool
+    ) -> None:
+        path = req.path
+        resp.set_headers(self._api_headers if path.startswith("/api/") else self._plain_headers)
+        context = req.context
+        request_id = getattr(context, "request_id", None)
+        if request_id is None:
+            return  # a method that falcon refuses before any of ours is asked
+        resp.set_header("x-request-id", request_id)
+        elapsed_s = self._clock.monotonic_s() - context.started_s
+        if path not in _PROBES:
+            self._counters.count(req.uri_template, req.method, resp.status_code, elapsed_s)
+        if elapsed_s > limits.SLOW_REQUEST_S:
+            _log.warning("request.slow", **self._line(req, resp, elapsed_s))
+        elif self._log_all:
+            _log.debug("request", **self._line(req, resp, elapsed_s))
+
+    def _line(
+        self, req: falcon.Request, resp: falcon.Response, elapsed_s: float
+    ) -> dict[str, Any]:
+        return {
+            "request_id": req.context.request_id,
+            "method": req.method,
+            "path": req.path,
+            "status": resp.status_code,
+            "ms": round(elapsed_s * 1000, 1),
+            "client": address_of(req, self._services),
+        }
+
+
+class _Counters:
+    """The metric children in use, kept so that a request costs no label look-up."""
+
+    __slots__ = ("_by_key",)
+
+    def __init__(self) -> None:
+        self._by_key: dict[tuple[str | None, str, int], tuple[Counter, Histogram]] = {}
+
+    def count(self, template: str | None, method: str, status: int, elapsed_s: float) -> None:
+        """Count one answered request. Label values come from the route table only."""
+        key = (template, method if method in _METHODS else "OTHER", status)
+        children = self._by_key.get(key)
+        if children is None:
+            route = template if template is not None else "none"
+            children = (
+                metrics.HTTP_REQUESTS.labels(route=route, method=key[1], status=str(status)),
+                metrics.HTTP_DURATION.labels(route=route),
+            )
+            self._by_key[key] = children
+        children[0].inc()
+        children[1].observe(elapsed_s)

@@ -1,0 +1,79 @@
+"""Readiness: whether this server should get traffic, and if not, why (design.md §8).
+
+Ready means: the store answers, the supervisor has reported in the last seconds, every role has
+as many ready workers as it should have, and nobody is draining. The supervisor's report comes
+over the signals channel once a second; the worker hands each one to `report`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pylon.bus.messages import RolesReport
+from pylon.clock import Clock
+from pylon.errors import PylonError
+
+REPORT_FRESH_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The outcome of all checks; `checks` is what /readyz shows."""
+
+    ready: bool
+    checks: dict[str, Any]
+
+
+class Readiness:
+    """What is known of the server's state in one process."""
+
+    __slots__ = ("_clock", "_probe", "_report", "_reported_s")
+
+    def __init__(self, probe: Callable[[], object], clock: Clock) -> None:
+        """`probe` reads something small from the store and raises if it cannot."""
+        self._probe = probe
+        self._clock = clock
+        self._report: RolesReport | None = None
+        self._reported_s = 0.0
+
+    def report(self, report: RolesReport) -> None:
+        """Take the supervisor's newest report."""
+        self._report = report
+        self._reported_s = self._clock.monotonic_s()
+
+    def store_answers(self) -> str | None:
+        """None if the store answers, else why not."""
+        try:
+            self._probe()
+        except PylonError as ex:
+            return ex.message
+        return None
+
+    def verdict(self) -> Verdict:
+        """Run all checks."""
+        problem = self.store_answers()
+        checks: dict[str, Any] = {"store": _check(problem is None, problem)}
+        report = self._report
+        age_s = self._clock.monotonic_s() - self._reported_s
+        if report is None:
+            checks["supervisor"] = _check(False, "no report from the supervisor yet")
+        else:
+            fresh = age_s < REPORT_FRESH_S
+            checks["supervisor"] = _check(
+                fresh, None if fresh else f"last report {age_s:.0f} s ago"
+            )
+            checks["draining"] = _check(
+                not report.draining, "the server is stopping" if report.draining else None
+            )
+            for role, state in sorted(report.roles.items()):
+                enough = state.ready >= state.wanted
+                checks[f"role.{role}"] = _check(
+                    enough, None if enough else f"{state.ready} of {state.wanted} workers ready"
+                )
+        return Verdict(all(check["ok"] for check in checks.values()), checks)
+
+
+def _check(ok: bool, problem: str | None) -> dict[str, Any]:
+    return {"ok": ok} if problem is None else {"ok": ok, "problem": problem}

@@ -1,0 +1,93 @@
+"""Sync: pull and push (spec/http.md §3.9, spec/realtime.md §1.4, §1.5).
+
+Each pull sends a cursor note before its answer is finished, so that the socket that the client
+opens next continues exactly where the pull ended.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import chain
+from typing import Final
+
+import falcon
+
+from pylon.api.answers import send, send_raw
+from pylon.api.body import read_json
+from pylon.api.callers import address_of, caller_of
+from pylon.api.notes import note_key
+from pylon.api.parameters import text_value
+from pylon.api.push import push
+from pylon.api.services import Services
+from pylon.changelog.pull import delta, snapshot
+from pylon.errors import SnapshotCursorInvalid
+
+_SINCE: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
+_SMALL_BYTES: Final = 256 * 1024
+
+
+class Pull:
+    """``GET /api/sync/pull``."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        if text_value(req, "snapshot_after"):
+            # A snapshot is answered whole, so none of these tokens was ever given out.
+            raise SnapshotCursorInvalid(
+                "snapshot_after is not a cursor of this server",
+                hint="Pull again with since=0 and without snapshot_after",
+            )
+        services = self._services
+        caller = caller_of(req, services)
+        key = note_key(caller, address_of(req, services))
+        since = _cursor(text_value(req, "since"))
+        app = services.app
+        if since == 0:
+            head = services.store.point(lambda reader: reader.head_seq())
+            pieces = snapshot(services.store, app.manifest, app.rules, caller.auth)
+            first = _leading(pieces)
+            services.notes.note(key, head)
+            if len(first) < _SMALL_BYTES:
+                send_raw(resp, first)
+            else:
+                resp.stream = chain((first,), pieces)
+            return
+        pulled = delta(services.feed, app.rules, caller.auth, since)
+        services.notes.note(key, pulled.cursor)
+        send_raw(resp, pulled.body)
+
+    on_head = on_get
+
+
+class Push:
+    """``POST /api/sync/push``."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        services = self._services
+        auth = caller_of(req, services).auth
+        address = address_of(req, services)
+        send(resp, push(services, auth, read_json(req), address))
+
+
+def _cursor(raw: str | None) -> int:
+    """`since`; what is missing or unreadable means 0 (§1.4)."""
+    return int(raw) if raw is not None and _SINCE.fullmatch(raw) else 0
+
+
+def _leading(pieces: Iterator[bytes]) -> bytes:
+    """The beginning of the answer; all of it where it is short. A failure before this many
+    bytes can still be answered as an error, and a short answer gets its Content-Length."""
+    parts: list[bytes] = []
+    size_bytes = 0
+    for piece in pieces:
+        parts.append(piece)
+        size_bytes += len(piece)
+        if size_bytes >= _SMALL_BYTES:
+            break
+    return b"".join(parts)

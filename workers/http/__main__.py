@@ -1,0 +1,157 @@
+"""The arbiter of the HTTP workers: `python -m workers.http`, started by the supervisor.
+
+It configures gunicorn, gives each worker a number that stays with the place and not with the
+process (so that metrics do not multiply with restarts), and ends with the exit status that the
+supervisor knows: 78 where a worker cannot load the app.
+
+Invariant: nothing that opens greenlets, bus sockets or the database is imported here; the
+workers do that after the fork and after monkey-patching.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from gunicorn.app.base import BaseApplication
+from gunicorn.errors import AppImportError
+from gunicorn.glogging import Logger as GunicornLogger
+
+from pylon import config as settings
+from pylon import log
+from pylon.bus.child import ChildEnv
+from pylon.config import Config
+from pylon.errors import StartRefused
+from workers.lifeline import die_with_parent
+
+if TYPE_CHECKING:
+    from workers.http.process import HttpProcess
+
+_EXIT_CONFIG: Final = 78
+_GUNICORN_APP_LOAD_ERROR: Final = 4
+_KEEPALIVE_S: Final = 75  # longer than the 60 s of common proxies, which must close first
+_HUNG_S: Final = 60  # a worker whose hub stands still this long is killed
+_CONNECTIONS: Final = 10_000  # open connections of one worker
+_BACKLOG: Final = 2_048
+
+
+class BusLogger(GunicornLogger):  # type: ignore[misc]  # gunicorn has no types
+    """Hands gunicorn's lines to the standard library's root, which `pylon.log` has taken over."""
+
+    def setup(self, cfg: Any) -> None:
+        self.error_log.handlers.clear()
+        self.error_log.propagate = True
+        self.access_log.handlers.clear()
+
+
+class HttpApplication(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn, set up from Pylon's settings."""
+
+    def __init__(self, child: ChildEnv, config: Config) -> None:
+        self._child = child
+        self._config = config
+        self._numbers: set[int] = set()  # in use
+        self._process: HttpProcess | None = None
+        super().__init__()
+
+    def load_config(self) -> None:
+        config = self._config
+        shared_memory = Path("/dev/shm")
+        chosen: dict[str, Any] = {
+            "bind": f"fd://{self._child.listen_fd}",
+            "workers": config.http_workers,
+            "worker_class": "workers.http.server.HttpWorker",
+            "worker_connections": _CONNECTIONS,
+            "backlog": _BACKLOG,
+            "keepalive": _KEEPALIVE_S,
+            "timeout": _HUNG_S,
+            "graceful_timeout": max(1, math.ceil(config.drain_s)),
+            "control_socket_disable": True,
+            "accesslog": None,
+            "logger_class": BusLogger,
+            "proc_name": "pylon-http",
+            "pre_fork": self._number,
+            "post_fork": self._name,
+            "post_worker_init": self._start,
+            "worker_exit": self._end,
+            "child_exit": self._release,
+        }
+        if shared_memory.is_dir():
+            chosen["worker_tmp_dir"] = str(shared_memory)  # its heartbeat must not wait for a disk
+        for name, value in chosen.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        """The WSGI app. gunicorn calls this in the worker, after the fork."""
+        from workers.http.process import HttpProcess
+
+        try:
+            self._process = HttpProcess()
+        except SystemExit as ex:
+            # Told to the arbiter in gunicorn's way; otherwise it would try again for ever.
+            raise AppImportError(f"the app cannot be loaded (exit status {ex.code})") from ex
+        return self._process.wsgi
+
+    # --- In the arbiter ------------------------------------------------------------------
+
+    def _number(self, arbiter: Any, worker: Any) -> None:
+        number = next(n for n in range(1, len(self._numbers) + 2) if n not in self._numbers)
+        self._numbers.add(number)
+        worker.number = number
+
+    def _release(self, arbiter: Any, worker: Any) -> None:
+        self._numbers.discard(worker.number)
+
+    # --- In a worker ---------------------------------------------------------------------
+
+    def _name(self, arbiter: Any, worker: Any) -> None:
+        """Tell `boot` who this process is. The descriptor is a copy: gunicorn keeps its own."""
+        me = ChildEnv(
+            role=self._child.role,
+            worker=str(worker.number),
+            runtime_dir=self._child.runtime_dir,
+            listen_fd=os.dup(worker.sockets[0].fileno()),
+            supervisor_pid=arbiter.pid,
+        )
+        os.environ.update(me.to_environ())
+
+    def _start(self, worker: Any) -> None:
+        if self._process is not None:
+            self._process.start(lambda: worker.alive, lambda: worker.open_connections)
+
+    def _end(self, arbiter: Any, worker: Any) -> None:
+        # gunicorn calls this in the arbiter too, where no process was ever built.
+        if self._process is not None:
+            self._process.close()
+
+
+def main() -> None:
+    """Run until SIGTERM.
+
+    Raises:
+        SystemExit: always.
+    """
+    try:
+        child = ChildEnv.from_environ(os.environ)
+        config = settings.load(os.environ).config
+    except StartRefused as ex:
+        log.configure("json", "info", "http", "arbiter")
+        log.get_logger("worker").error("worker.refused", code=ex.code, message=ex.message)
+        raise SystemExit(_EXIT_CONFIG) from ex
+    die_with_parent(child.supervisor_pid)
+    log.configure(config.log_format, config.log_level, child.role, "arbiter")
+    # The supervisor alone speaks to systemd; gunicorn would, if it found these.
+    for name in ("NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)
+    try:
+        HttpApplication(child, config).run()
+    except SystemExit as ex:
+        if ex.code == _GUNICORN_APP_LOAD_ERROR:
+            raise SystemExit(_EXIT_CONFIG) from ex
+        raise
+
+
+if __name__ == "__main__":
+    main()

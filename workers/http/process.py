@@ -1,0 +1,105 @@
+"""One HTTP worker process: what it builds after the fork, and its greenlets.
+
+`HttpProcess()` boots like every worker, builds the falcon app and connects to the bus; `start`
+spawns the two greenlets that run beside the requests: signals in, heartbeats out. Called by
+`workers.http.__main__` through gunicorn's hooks, in the worker, after monkey-patching.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+
+from pylon.api.application import make_app
+from pylon.api.notes import CursorNotes
+from pylon.api.readiness import Readiness
+from pylon.api.services import Services
+from pylon.auth.cookies import session_cookie
+from pylon.auth.origin import origins
+from pylon.bus.messages import NotesWanted, RolesReport
+from pylon.bus.signals import SignalReceiver, SignalSender
+from pylon.bus.writer_client import WriterClient
+from pylon.changelog.feed import Feed
+from pylon.log import get_logger
+from workers.boot import boot, freeze, run_status
+
+_log = get_logger("http")
+
+
+class HttpProcess:
+    """The parts of one worker process. `wsgi` is the app that gunicorn calls."""
+
+    def __init__(self) -> None:
+        booted = boot()
+        self._booted = booted
+        app, runtime = booted.app, booted.runtime
+        self._sender = SignalSender(runtime)
+        self._receiver = SignalReceiver(runtime, RolesReport, NotesWanted)
+        self._writer = WriterClient(runtime, app.clock, app.random)
+        self._notes = CursorNotes(self._sender.send, app.clock)
+        store = booted.reader_pool
+        self._readiness = Readiness(
+            lambda: store.point(lambda reader: reader.head_seq()), app.clock
+        )
+        self.wsgi = make_app(
+            Services(
+                app=app,
+                store=store,
+                writer=self._writer,
+                feed=Feed(store),
+                notes=self._notes,
+                readiness=self._readiness,
+                origins=origins(app.config, app.manifest),
+                cookie=session_cookie(app.config, app.manifest),
+                send_signal=self._sender.send,
+                control_socket=runtime.control_socket,
+                started_s=app.clock.monotonic_s(),
+            )
+        )
+        self._greenlets: list[gevent.Greenlet[..., Any]] = []
+
+    def start(self, alive: Callable[[], bool], connections: Callable[[], int]) -> None:
+        """Begin to listen to signals and to report.
+
+        Args:
+            alive: whether the worker takes requests (not while it drains).
+            connections: how many client connections are open.
+        """
+
+        def ready() -> bool:
+            return alive() and self._readiness.store_answers() is None
+
+        self._greenlets = [
+            gevent.spawn(self._take_signals),
+            gevent.spawn(run_status, self._booted, ready, connections),
+        ]
+        for greenlet in self._greenlets:
+            greenlet.link_exception(_end_this_worker)
+        freeze()
+
+    def close(self) -> None:
+        """Let go of the bus and the store."""
+        gevent.killall(self._greenlets)
+        self._writer.close()
+        self._receiver.close()
+        self._sender.close()
+        self._booted.reader_pool.close()
+
+    def _take_signals(self) -> None:
+        while True:
+            signal_ = self._receiver.receive()
+            if isinstance(signal_, RolesReport):
+                self._readiness.report(signal_)
+            elif isinstance(signal_, NotesWanted):
+                self._notes.repeat()
+
+
+def _end_this_worker(greenlet: gevent.Greenlet[..., Any]) -> None:
+    """Without its signals or its heartbeat a worker is of no use: let a new one take over."""
+    if greenlet.exception is not None:
+        _log.exception("worker.greenlet_failed", error=greenlet.exception)
+    os.kill(os.getpid(), signal.SIGTERM)
