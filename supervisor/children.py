@@ -114,12 +114,10 @@ class Children:
         child = ChildEnv(
             slot.role, slot.worker, self._runtime.dir, sock.fileno(), os.getpid()
         )
-        # -P: a folder named "workers" in the app's directory must not be taken for ours. A
-        # process group of its own: Ctrl-C in a terminal is ours to translate into a drain.
+        # A process group of its own: Ctrl-C in a terminal is ours to translate into a drain.
         slot.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", f"workers.{slot.role}"],
-            env={**self._environ, **child.to_environ()}, pass_fds=(sock.fileno(),),
-            stdin=subprocess.DEVNULL, process_group=0,
+            worker_command(slot.role), env={**self._environ, **child.to_environ()},
+            pass_fds=(sock.fileno(),), stdin=subprocess.DEVNULL, process_group=0,
         )
         slot.started_s = self._clock.monotonic_s()
         slot.was_ready = False
@@ -242,6 +240,12 @@ class Children:
             ready = 0 if failing else min(wanted, len(self._heartbeats.ready_pids(role)))
             out[role] = RoleView(wanted, ready, pids, failing)
         return out
+
+
+def worker_command(role: str) -> list[str]:
+    """What to execute for a child of the role."""
+    # -P: a folder named "workers" in the app's directory must not be taken for ours.
+    return [sys.executable, "-P", "-m", f"workers.{role}"]
 
 
 def _exit_text(code: int) -> str:

@@ -1,0 +1,58 @@
+"""A stand-in for every role, for the supervisor's tests: heartbeats, signals, nothing else.
+
+`STAND_IN_<ROLE>` says how it behaves: ``well`` (the default), ``dies`` at once, ``silent``
+after its first heartbeat, ``stubborn`` (ignores SIGTERM), ``slow`` (takes 1 s to end).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+
+import gevent
+import gevent.event
+
+from pylon.bus.child import ChildEnv
+from pylon.bus.messages import WorkerStatus
+from pylon.bus.runtime import Runtime
+from pylon.bus.status import StatusSender
+from pylon.metrics import MESSAGES_SENT, snapshot
+
+_SLOW_S = 1.0
+
+
+def main() -> int:
+    child = ChildEnv.from_environ(os.environ)
+    mood = os.environ.get(f"STAND_IN_{child.role.upper()}", "well")
+    if mood == "dies":
+        return 3
+    ended = gevent.event.Event()
+    listener = socket.socket(fileno=child.listen_fd)
+
+    def stop_accepting() -> None:
+        listener.close()
+        print(f"{child.role} stops accepting", flush=True)
+
+    gevent.signal_handler(signal.SIGUSR1, stop_accepting)
+    if mood == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    else:
+        gevent.signal_handler(signal.SIGTERM, ended.set)
+    sender = StatusSender(Runtime(child.runtime_dir))
+    worker = f"1-{os.getpid()}" if child.role == "http" else child.worker
+    MESSAGES_SENT.inc(5)
+    while not ended.is_set():
+        sender.send(WorkerStatus(child.role, worker, os.getpid(), True, 2, snapshot()))
+        if mood == "silent":
+            signal.pause()
+        ended.wait(0.1)
+    if mood == "slow":
+        gevent.sleep(_SLOW_S)
+    print(f"{child.role} ended", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""Metrics: what a process reports, how processes are merged, and the page."""
+
+from __future__ import annotations
+
+import threading
+
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from pylon import metrics
+from pylon.bus.messages import Family, Sample, WorkerStatus
+from pylon.metrics import Merged, render_json, render_text, snapshot, supervisor_snapshot
+
+
+def requests(*counts: tuple[str, str, str, float]) -> Family:
+    return Family("pylon_http_requests_total", "Answered HTTP requests.", "counter", [
+        Sample("pylon_http_requests_total", {"route": r, "method": m, "status": s}, v)
+        for r, m, s, v in counts
+    ])
+
+
+def status(worker: str, *families: Family, role: str = "http", pid: int = 1) -> WorkerStatus:
+    return WorkerStatus(role, worker, pid, True, 0, list(families))
+
+
+def gauge(value: float) -> Family:
+    return Family("pylon_connections", "h", "gauge", [Sample("pylon_connections", {}, value)])
+
+
+def values(families: list[Family], name: str) -> dict[tuple[tuple[str, str], ...], float]:
+    return {
+        tuple(sorted(s.labels.items())): s.value
+        for f in families for s in f.samples if s.name == name
+    }
+
+
+def test_snapshot_names_counters_as_readers_see_them() -> None:
+    metrics.HTTP_REQUESTS.labels("/x", "GET", "200").inc()
+    names = {family.name for family in snapshot()}
+    assert "pylon_http_requests_total" in names
+    samples = [s.name for family in snapshot() for s in family.samples]
+    assert not [name for name in samples if name.endswith("_created")]
+    assert "pylon_wal_bytes" not in names
+    assert {"pylon_wal_bytes", "pylon_build_info"} <= {f.name for f in supervisor_snapshot()}
+
+
+def test_counters_sum_over_a_role_and_gauges_stay_apart() -> None:
+    merged = Merged()
+    merged.update(status("1", requests(("/a", "GET", "200", 3)), gauge(5)))
+    merged.update(status("2", requests(("/a", "GET", "200", 4)), gauge(6)))
+    families = merged.families()
+    [total] = values(families, "pylon_http_requests_total").values()
+    assert total == 7
+    assert values(families, "pylon_connections") == {
+        (("role", "http"), ("worker", "1")): 5, (("role", "http"), ("worker", "2")): 6,
+    }
+
+
+def test_a_dead_worker_keeps_its_counts_and_loses_its_gauges() -> None:
+    merged = Merged()
+    merged.update(status("1", requests(("/a", "GET", "200", 3)), gauge(5)))
+    merged.forget("http", "1")
+    merged.forget("http", "1")
+    assert list(values(merged.families(), "pylon_http_requests_total").values()) == [3]
+    assert values(merged.families(), "pylon_connections") == {}
+    merged.update(status("1", requests(("/a", "GET", "200", 1)), pid=2))
+    merged.update(status("1", requests(("/a", "GET", "200", 2)), pid=3))  # a new one, unannounced
+    assert list(values(merged.families(), "pylon_http_requests_total").values()) == [6]
+
+
+@given(st.lists(st.tuples(st.sampled_from("123"), st.integers(0, 5), st.booleans()), max_size=30))
+def test_totals_never_go_back(steps: list[tuple[str, int, bool]]) -> None:
+    merged, counts, pids, before, expected = Merged(), dict.fromkeys("123", 0), [1], 0.0, 0
+    alive: dict[str, int] = {}
+    for worker, increment, dies in steps:
+        if worker not in alive:
+            pids.append(pids[-1] + 1)
+            alive[worker], counts[worker] = pids[-1], 0
+        counts[worker] += increment
+        expected += increment
+        merged.update(status(
+            worker, requests(("/a", "GET", "200", counts[worker])), pid=alive[worker]))
+        if dies:
+            del alive[worker]
+            merged.forget("http", worker)
+        total = sum(values(merged.families(), "pylon_http_requests_total").values())
+        assert total == expected
+        assert total >= before
+        before = total
+
+
+def test_histograms_merge_by_bucket() -> None:
+    def family(low: float, count: float) -> Family:
+        name = "pylon_commit_seconds"
+        return Family(name, "h", "histogram", [
+            Sample(f"{name}_bucket", {"le": "0.1"}, low),
+            Sample(f"{name}_bucket", {"le": "+Inf"}, count),
+            Sample(f"{name}_count", {}, count), Sample(f"{name}_sum", {}, count / 2),
+        ])
+
+    merged = Merged()
+    merged.update(status("1", family(1, 2)))
+    merged.update(status("2", family(3, 3)))
+    [out] = merged.families()
+    assert out.kind == "histogram"
+    assert [(s.name.rpartition("_")[2], s.value) for s in out.samples] == [
+        ("bucket", 4), ("bucket", 5), ("count", 5), ("sum", 2.5),
+    ]
+
+
+def test_the_supervisors_own_samples_stand_beside_the_workers() -> None:
+    bus = Family("pylon_bus_messages_total", "h", "counter",
+                 [Sample("pylon_bus_messages_total", {"channel": "status"}, 1)])
+    merged = Merged()
+    merged.update(status("1", bus))
+    uptime = Family("pylon_uptime_seconds", "h", "gauge", [Sample("pylon_uptime_seconds", {}, 9)])
+    families = merged.families([bus, uptime])
+    assert {labels[1] for labels in values(families, "pylon_bus_messages_total")} == {
+        ("role", "http"), ("role", "supervisor"),
+    }
+    assert values(families, "pylon_uptime_seconds") == {(): 9}
+
+
+def test_text_page_begins_with_the_specs_families_and_parses() -> None:
+    uptime = Family("pylon_uptime_seconds", "Seconds.", "gauge",
+                    [Sample("pylon_uptime_seconds", {}, 12)])
+    page = render_text([
+        gauge(1.5), requests(("/a", "GET", "200", 2), ("/a", "POST", "409", 1)), uptime,
+    ])
+    assert page.endswith("\n")
+    types = [line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")]
+    assert types == [
+        "pylon_uptime_seconds", "pylon_http_requests_total", "pylon_http_requests_ok_total",
+        "pylon_http_requests_errors_total", "pylon_http_requests_by_method", "pylon_connections",
+    ]
+    lines = page.splitlines()
+    assert "pylon_uptime_seconds 12" in lines
+    assert "pylon_http_requests_ok_total 2" in lines
+    assert "pylon_http_requests_errors_total 1" in lines
+    methods = [line for line in lines if line.startswith("pylon_http_requests_by_method{")]
+    assert methods == [
+        f'pylon_http_requests_by_method{{method="{method}"}} {count}'
+        for method, count in
+        [("GET", 2), ("POST", 1), ("PATCH", 0), ("DELETE", 0), ("OPTIONS", 0)]
+    ]
+    assert len(list(text_string_to_metric_families(page))) >= len(types)
+
+
+def test_text_escapes_labels_and_renders_odd_numbers() -> None:
+    odd = Family("pylon_x", 'a "help"\nline', "gauge", [
+        Sample("pylon_x", {"l": 'a"b\\c\nd'}, float("inf")),
+        Sample("pylon_x", {"l": "nan"}, float("nan")),
+        Sample("pylon_x", {"l": "low"}, float("-inf")),
+    ])
+    page = render_text([odd])
+    assert '# HELP pylon_x a "help"\\nline' in page
+    assert 'pylon_x{l="a\\"b\\\\c\\nd"} +Inf' in page
+    assert 'pylon_x{l="nan"} NaN' in page
+    assert 'pylon_x{l="low"} -Inf' in page
+
+
+def test_json_page() -> None:
+    families = [requests(("/a", "GET", "200", 6), ("/b", "POST", "500", 1),
+                         ("/b", "OPTIONS", "204", 2))]
+    assert render_json(families, 120.9) == {
+        "uptime_secs": 120,
+        "requests": {"total": 9, "ok": 8, "error": 1},
+        "methods": {"GET": 6, "POST": 1, "PATCH": 0, "DELETE": 0},
+    }
+    assert render_json([], 0)["requests"] == {"total": 0, "ok": 0, "error": 0}
+
+
+def test_counting_from_threads_loses_nothing() -> None:
+    counter = metrics.CONNECTIONS_CLOSED.labels("test")
+    threads = [threading.Thread(target=lambda: [counter.inc() for _ in range(1_000)])
+               for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = values(snapshot(), "pylon_connections_closed_total")
+    assert found[(("code", "test"),)] == 4_000

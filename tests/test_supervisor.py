@@ -1,0 +1,346 @@
+"""The whole supervisor as a process: start, readiness, restarts, control socket, drain."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from pylon.control import ControlClient
+from pylon.errors import InvalidData, NotRunning, PylonError
+from tests.support.server import free_base_port, wait_until
+
+ROOT = Path(__file__).resolve().parent.parent
+MANIFEST = {
+    "manifest_version": 1, "name": "demo", "version": "1",
+    "entities": [{"name": "Todo", "fields": [
+        {"name": "title", "type": "string", "optional": False, "unique": True}],
+        "indexes": [], "relations": []}],
+    "policies": [{"name": "p", "entity": "Todo", "allowRead": "true", "allowWrite": "true"}],
+    "routes": [], "queries": [], "actions": [],
+}
+
+
+class Supervised:
+    """A supervisor over stand-in workers, in a folder of its own."""
+
+    def __init__(self, folder: Path, **env: str) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "pylon.manifest.json").write_text(json.dumps(MANIFEST))
+        self.port = free_base_port()
+        self.db_path = folder / "data" / "app.db"
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYLON_", "LIMIT_"))}
+        self.env = {
+            **clean, "PYTHONPATH": str(ROOT), "PYLON_CORS_ORIGIN": "http://localhost:3000",
+            "PYLON_ADMIN_TOKEN": "x" * 40, "PYLON_BIND": "127.0.0.1",
+            "PYLON_PORT": str(self.port), "PYLON_DB_PATH": str(self.db_path),
+            "PYLON_RUNTIME_DIR": str(folder / "run"), "PYLON_HTTP_WORKERS": "1",
+            "PYLON_DRAIN_SECS": "5", **env,
+        }
+        self.process: subprocess.Popen[str] | None = None
+
+    @property
+    def control(self) -> ControlClient:
+        return ControlClient(self.folder / "run" / "control.sock", 20.0)
+
+    def start(self, *, ready: bool = True) -> Supervised:
+        with (self.folder / "log").open("a") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.stand_in_supervisor"], text=True,
+                cwd=self.folder, env=self.env, stdout=out, stderr=out,
+            )
+        if ready:
+            wait_until("ready", lambda: self.status().get("ready"))
+        return self
+
+    def status(self) -> dict[str, Any]:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log()
+        try:
+            return self.control.ask("status")
+        except NotRunning:
+            return {}
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        lines = [line for line in self.log().splitlines() if line.startswith("{")]
+        return [found for found in map(json.loads, lines) if found["event"] == name]
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+
+Maker = Callable[..., Supervised]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Maker]:
+    made: list[Supervised] = []
+
+    def maker(name: str = "a", **env: str) -> Supervised:
+        made.append(Supervised(tmp_path / name, **env))
+        return made[-1]
+
+    yield maker
+    for supervised in made:
+        if supervised.process is not None and supervised.process.poll() is None:
+            supervised.process.kill()
+            supervised.process.wait()
+
+
+def test_start_status_and_a_complete_drain(make: Maker) -> None:
+    it = make(PYLON_WS_WORKERS="2").start()
+    assert it.process is not None
+    status = it.status()
+    assert {role: (r["wanted"], r["ready"]) for role, r in status["roles"].items()} == {
+        "http": (1, 1), "ws": (2, 2), "sse": (1, 1), "shards": (1, 1),
+    }
+    assert len(status["roles"]["ws"]["pids"]) == 2
+    assert status["ports"] == {
+        role: it.port + n for n, role in enumerate(("http", "ws", "sse", "shards"))
+    }
+    assert (status["pid"], status["draining"]) == (it.process.pid, False)
+    written = json.loads(Path(f"{it.db_path}.pid").read_text())
+    assert (written["pid"], written["ports"]) == (it.process.pid, status["ports"])
+    assert it.end() == 0, it.log()
+    steps = [event["step"] for event in it.events("drain")]
+    assert steps == [
+        "announced", "not accepting", "http ended", "shards ended", "ws and sse ended",
+        "writer stopped", "flushed", "ended",
+    ]
+    ended = [line for line in it.log().splitlines() if line.endswith(" ended")]
+    assert [line.split()[0] for line in ended[:2]] == ["http", "shards"]
+    assert not (it.folder / "run").exists()
+    assert not Path(f"{it.db_path}-wal").exists()
+    assert Path(f"{it.db_path}.pid").read_text() == ""
+    assert it.start().end() == 0  # and again, on the same folder
+
+
+def test_stop_by_the_control_socket_shows_each_step(make: Maker) -> None:
+    it = make().start()
+    assert it.process is not None
+    lines = list(it.control.call("stop"))
+    assert [line["step"] for line in lines][-2:] == ["flushed", "ended"]
+    assert lines[-1]["done"]
+    assert lines[-1]["exit_code"] == 0
+    assert it.process.wait(10) == 0
+
+
+def test_while_draining_readiness_is_withdrawn_and_ports_close(make: Maker) -> None:
+    it = make(PYLON_DRAIN_DELAY_S="1", STAND_IN_HTTP="slow").start()
+    assert it.process is not None
+    it.process.send_signal(signal.SIGTERM)
+    status = wait_until("draining", lambda: (s := it.status()).get("draining") and s)
+    assert not status["ready"]
+    with socket.create_connection(("127.0.0.1", it.port + 1)):
+        pass  # within the delay the ports still answer
+    wait_until("ports closed", lambda: refuses(it.port + 1))
+    assert it.process.wait(10) == 0
+    assert it.events("drain")[-1]["at_s"] >= 2
+
+
+def refuses(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_a_second_signal_cuts_the_drain_short(make: Maker) -> None:
+    it = make(STAND_IN_WS="stubborn", PYLON_DRAIN_SECS="60").start()
+    assert it.process is not None
+    it.process.send_signal(signal.SIGTERM)
+    wait_until("shards ended", lambda: any(
+        e["step"] == "shards ended" for e in it.events("drain")))
+    assert it.end(signal.SIGINT) == 75
+    steps = [event["step"] for event in it.events("drain")]
+    assert steps[-3:] == ["writer stopped", "flushed", "ended"]
+    assert not Path(f"{it.db_path}-wal").exists()
+
+
+def test_the_deadline_cuts_the_drain_short(make: Maker) -> None:
+    it = make(STAND_IN_HTTP="stubborn", PYLON_DRAIN_SECS="0.1").start()
+    assert it.end() == 75
+    assert [e["killed"] for e in it.events("drain") if e["step"] == "http ended"] == [1]
+
+
+@pytest.mark.parametrize("role", ["http", "ws"])
+def test_a_killed_worker_comes_back(make: Maker, role: str) -> None:
+    it = make().start()
+    [pid] = it.status()["roles"][role]["pids"]
+    os.kill(pid, signal.SIGKILL)
+    status = wait_until("another one is ready", lambda: (
+        (s := it.status())["roles"][role]["pids"] not in ([], [pid]) and s["ready"] and s))
+    assert status["restarts"] == 1
+    page = it.control.ask("metrics", format="text")["body"]
+    assert f'pylon_worker_restarts_total{{role="{role}",reason="signal"}} 1' in page
+    assert f'pylon_messages_sent_total{{role="{role}"}} 10' in page  # 5 of the dead one among it
+    assert it.end() == 0
+
+
+def test_a_silent_worker_is_aborted(make: Maker) -> None:
+    it = make(STAND_IN_SSE="silent", LIMIT_HEARTBEAT_LOST_S="0.6", LIMIT_HEARTBEAT_FRESH_S="0.3")
+    it.start(ready=False)
+    wait_until("noticed", lambda: it.log().count('"reason":"silent"') >= 1)
+    [event, *_] = it.events("child.silent")
+    assert event["child"] == "sse/1"
+    assert it.status()["roles"]["ws"]["ready"] == 1
+    assert it.end() in (0, 75)
+
+
+def test_a_role_that_cannot_stay_up_is_reported_and_not_ready(make: Maker) -> None:
+    it = make(STAND_IN_SHARDS="dies", LIMIT_RESTART_DELAY_MAX_S="0.01").start(ready=False)
+    wait_until("reported", lambda: it.events("role.failing"))
+    status = it.status()
+    assert status["roles"]["shards"]["failing"]
+    assert status["roles"]["shards"]["ready"] == 0
+    assert not status["ready"]
+    assert it.end() == 0
+
+
+def test_a_second_start_and_a_taken_port_are_refused(make: Maker) -> None:
+    first = make().start()
+    assert first.process is not None
+    second = make(PYLON_PORT=str(free_base_port())).start(ready=False)
+    assert second.process is not None
+    assert second.process.wait(20) == 78
+    assert f"pid {first.process.pid}" in second.log()
+    third = make("b", PYLON_SSE_PORT=str(first.port + 1)).start(ready=False)
+    assert third.process is not None
+    assert third.process.wait(20) == 78
+    assert f"Port {first.port + 1} on 127.0.0.1 is taken" in third.log()
+    assert "PYLON_SSE_PORT (or PYLON_PORT + 2)" in third.log()
+    assert first.end() == 0
+
+
+def test_a_killed_supervisor_leaves_nothing_in_the_way(make: Maker) -> None:
+    it = make().start()
+    assert it.process is not None
+    pids = [pid for role in it.status()["roles"].values() for pid in role["pids"]]
+    it.process.kill()
+    it.process.wait()
+    for pid in pids:  # stand-ins are not tied to their parent, as real workers are
+        os.kill(pid, signal.SIGKILL)
+    wait_until("ports are free", lambda: refuses(it.port))
+    assert it.start().end() == 0
+
+
+def test_a_seed_is_planted_once(make: Maker, tmp_path: Path) -> None:
+    seed = tmp_path / "seed.json"
+    seed.write_text(json.dumps({"Todo": [{"title": str(n)} for n in range(1_500)]}))
+    it = make(PYLON_SEED=str(seed)).start()
+    status = it.status()
+    assert it.events("seed.planted")[0]["rows"] == 1_500
+    assert it.end() == 0
+    assert it.start().status()["head_seq"] == status["head_seq"] > 0
+    assert it.events("seed.skipped")
+    assert it.end() == 0
+    conn = apsw.Connection(str(it.db_path))
+    assert conn.execute("SELECT count(*), count(DISTINCT title) FROM Todo").get == (1_500, 1_500)
+    conn.close()
+
+
+@pytest.mark.parametrize(("seed", "what"), [
+    ('{"Nope": []}', "entities are: Todo"), ('{"Todo": 1}', "expected a list"), ("[]", "object"),
+    ('{"Todo": [{"title": "a"}, {"titel": 1}]}', "Todo[1]"), ("{", "PYLON_SEED"),
+    ('{"Todo": [{"title": "a"}, {"title": "a"}]}', "Todo[1]"),
+])
+def test_a_bad_seed_is_refused(make: Maker, tmp_path: Path, seed: str, what: str) -> None:
+    (tmp_path / "seed.json").write_text(seed)
+    it = make(PYLON_SEED=str(tmp_path / "seed.json")).start(ready=False)
+    assert it.process is not None
+    assert it.process.wait(20) == 78
+    assert what in it.log().splitlines()[-1]
+
+
+def test_in_memory_leaves_no_database(make: Maker) -> None:
+    it = make(PYLON_IN_MEMORY="true").start()
+    db_path = Path(it.status()["db_path"])
+    assert db_path.is_file()
+    assert it.end() == 0
+    assert not db_path.parent.exists()
+    assert not it.db_path.exists()
+
+
+def test_systemd_is_told(make: Maker, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(tmp_path / "n"))
+        notify.settimeout(20)
+        it = make(NOTIFY_SOCKET=str(tmp_path / "n"), WATCHDOG_USEC="400000").start(ready=False)
+        heard = [notify.recv(4_096).decode()]
+        while "WATCHDOG=1" not in heard:
+            heard.append(notify.recv(4_096).decode())
+        assert heard.index("READY=1") < heard.index("WATCHDOG=1")
+        ready_with = next(h for h in heard[heard.index("READY=1"):] if h.startswith("STATUS="))
+        assert ready_with == "STATUS=http 1/1, ws 1/1, sse 1/1, shards 1/1"
+        assert it.end() == 0
+        rest = []
+        notify.setblocking(False)
+        while True:
+            try:
+                rest.append(notify.recv(4_096).decode())
+            except BlockingIOError:
+                break
+        assert "STOPPING=1" in rest
+        assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in rest)
+
+
+def test_sockets_of_systemd_survive_us(make: Maker, tmp_path: Path) -> None:
+    it = make()
+    with socket.create_server(("127.0.0.1", it.port)) as outer:
+        code = (
+            "import os, sys; os.dup2(int(sys.argv[1]), 3); os.set_inheritable(3, True); "
+            "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES='http');"
+            "os.execv(sys.executable, [sys.executable, '-m', 'tests.stand_in_supervisor'])"
+        )
+        with (it.folder / "log").open("a") as out:
+            it.process = subprocess.Popen(
+                [sys.executable, "-c", code, str(outer.fileno())], text=True, cwd=it.folder,
+                env=it.env, pass_fds=(outer.fileno(),), stdout=out, stderr=out,
+            )
+        wait_until("ready", lambda: it.status().get("ready"))
+        assert it.status()["ports"]["http"] == it.port
+        assert it.end() == 0
+        with socket.create_connection(("127.0.0.1", it.port)):
+            pass  # still listening: no connection is refused over a restart
+
+
+def test_metrics_backup_and_bad_requests(make: Maker, tmp_path: Path) -> None:
+    it = make().start()
+    page = json.loads(it.control.ask("metrics", format="json")["body"])
+    assert page["requests"] == {"total": 0, "ok": 0, "error": 0}
+    assert it.control.ask("ping")["version"]
+    with pytest.raises(InvalidData, match="Unknown command"):
+        it.control.ask("nope")
+    with pytest.raises(InvalidData, match="text or json"):
+        it.control.ask("metrics", format="xml")
+    with pytest.raises(InvalidData, match="absolute"):
+        it.control.ask("backup", target="relative")
+    report = it.control.ask("backup", target=str(tmp_path / "bundle"))
+    assert report["ok"]
+    assert (tmp_path / "bundle").is_dir()
+    with pytest.raises(PylonError, match="not an empty folder"):
+        it.control.ask("backup", target=str(tmp_path / "bundle"))
+    text = it.control.ask("metrics", format="text")["body"]
+    assert "pylon_backup_last_success_timestamp_seconds 1" in text
+    assert it.end(signal.SIGINT) == 0
+
+
+def test_sighup_is_answered_in_the_log(make: Maker) -> None:
+    it = make().start()
+    assert it.process is not None
+    it.process.send_signal(signal.SIGHUP)
+    wait_until("answered", lambda: it.events("reload.unsupported"))
+    assert it.end() == 0
