@@ -27,7 +27,7 @@ def is_held(db_path: Path) -> bool:
     """Whether a live process holds the data directory of `db_path`."""
     try:
         fd = os.open(pidfile_of(db_path), os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         # Shared: two that look at once do not take each other for a supervisor.

@@ -1,0 +1,182 @@
+"""`pylonctl` as a process: exit codes, one line for an error, JSON; no server needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from tests.support.manifests import notes_app
+from tests.support.server import free_base_port
+
+Ctl = Callable[..., subprocess.CompletedProcess[str]]
+GOOD = {"PYLON_CORS_ORIGIN": "https://app.example.com", "PYLON_ADMIN_TOKEN": "t" * 40}
+
+
+@pytest.fixture
+def ctl(tmp_path: Path) -> Ctl:
+    """Runs `pylonctl` in an app's folder."""
+    (tmp_path / "pylon.manifest.json").write_text(json.dumps(notes_app()))
+    port = str(free_base_port())
+
+    def run(*args: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("PYLON_")}
+        return subprocess.run(
+            [sys.executable, "-m", "pylon.cli.main", *args], input=stdin, cwd=tmp_path,
+            env={**clean, "PYLON_PORT": port, "PYLON_BIND": "127.0.0.1", **GOOD, **env},
+            text=True, capture_output=True, timeout=60, check=False,
+        )
+
+    return run
+
+
+def answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(done.stdout)
+    return body
+
+
+def test_version(ctl: Ctl) -> None:
+    assert ctl("version").stdout.startswith("pylonctl 0.")
+    assert set(answer(ctl("--json", "version"))) == {"version"}
+    assert answer(ctl("version", "--json")) == answer(ctl("--json", "version"))
+
+
+@pytest.mark.parametrize(
+    "args", [["nonsense"], ["start", "--nonsense"], ["restore"], ["backup"], ["backup", "a", "b"]]
+)
+def test_usage_errors_exit_with_64(ctl: Ctl, args: list[str]) -> None:
+    done = ctl(*args)
+    assert done.returncode == 64
+    assert "Error:" in done.stderr
+
+
+def test_config_prints_values_and_origins_and_masks_secrets(ctl: Ctl) -> None:
+    done = ctl("config", PYLON_LIST_LIMIT="7")
+    assert "PYLON_LIST_LIMIT=7" in done.stdout
+    assert "# environment" in done.stdout
+    assert GOOD["PYLON_ADMIN_TOKEN"] not in done.stdout
+    settings = answer(ctl("config", "--json"))["settings"]
+    assert settings["PYLON_ADMIN_TOKEN"]["value"] == "********"
+    assert settings["PYLON_DURABILITY"] == {
+        "value": "normal", "origin": "default", "secret": False,
+        "help": settings["PYLON_DURABILITY"]["help"],
+    }
+
+
+def test_config_warns_of_a_misspelt_name(ctl: Ctl) -> None:
+    done = ctl("config", PYLON_PROT="1")
+    assert done.returncode == 0
+    assert "did you mean PYLON_PORT?" in done.stderr
+
+
+def test_check_config_is_content(ctl: Ctl) -> None:
+    done = ctl("check-config")
+    assert (done.returncode, done.stdout) == (0, "the configuration is fine\n")
+
+
+def test_check_config_lists_all_problems(ctl: Ctl, tmp_path: Path) -> None:
+    port = free_base_port()
+    bad = notes_app()
+    bad["policies"][0]["allow"] = "data.nope =="
+    (tmp_path / "pylon.manifest.json").write_text(json.dumps(bad))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port + 1))
+        taken.listen()
+        done = ctl(
+            "check-config", "--json", PYLON_CORS_ORIGIN="*", PYLON_PORT=str(port),
+            PYLON_DB_PATH="pylon.manifest.json/x.db",
+        )
+    assert done.returncode == 78
+    problems = "\n".join(answer(done)["problems"])
+    for part in ('PYLON_CORS_ORIGIN="*"', "POLICY_EXPRESSION_INVALID", "PYLON_WS_PORT",
+                 "is not a folder"):
+        assert part in problems
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        ({"PYLON_CORS_ORIGIN": ""}, "PYLON_CORS_ORIGIN must be set in production"),
+        ({"PYLON_CORS_ORIGIN": "*"}, 'PYLON_CORS_ORIGIN="*" is refused in production mode'),
+        ({"PYLON_DEV_MODE": "true", "PYLON_ADMIN_TOKEN": ""}, "PYLON_ADMIN_TOKEN is not set"),
+        ({"PYLON_PORT": "many"}, "PYLON_PORT is 'many': expected a whole number"),
+        ({"PYLON_MANIFEST": "none.json"}, "none.json"),
+        ({"PYLON_DB_PATH": "/proc/none/app.db"}, "/proc/none"),
+    ],
+)
+def test_start_refuses_with_one_line_and_78(ctl: Ctl, env: dict[str, str], says: str) -> None:
+    done = ctl("start", **env)
+    assert done.returncode == 78
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("pylonctl: ") and says in line
+    assert "Traceback" not in done.stderr
+
+
+def test_start_names_the_port_that_is_taken_and_its_setting(ctl: Ctl) -> None:
+    port = free_base_port()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port + 2))
+        taken.listen()
+        done = ctl("start", PYLON_PORT=str(port))
+    assert done.returncode == 78
+    assert str(port + 2) in done.stderr and "PYLON_SSE_PORT" in done.stderr
+
+
+def test_start_prints_every_diagnostic_of_a_bad_manifest(ctl: Ctl, tmp_path: Path) -> None:
+    bad = notes_app()
+    bad["entities"][0]["fields"][0]["type"] = "blob"
+    bad["entities"].append({"name": "", "fields": [], "indexes": []})
+    (tmp_path / "pylon.manifest.json").write_text(json.dumps(bad, indent=1))
+    done = ctl("start", "--json")
+    assert done.returncode == 78
+    codes = {d["code"] for d in answer(done)["diagnostics"]}
+    assert {"FIELD_TYPE_UNKNOWN", "ENTITY_NAME_EMPTY"} <= codes
+    assert all(code in done.stderr for code in codes)
+
+
+@pytest.mark.parametrize("verb", ["status", "stop"])
+def test_nothing_runs(ctl: Ctl, verb: str) -> None:
+    assert ctl(verb).returncode == 69
+    body = answer(ctl(verb, "--json"))
+    assert body.get("running") is False or body["error"]["code"] == "NOT_RUNNING"
+
+
+def test_a_stale_pidfile_is_not_a_running_server(ctl: Ctl, tmp_path: Path) -> None:
+    (tmp_path / ".pylon").mkdir()
+    (tmp_path / ".pylon" / "dev.db.pid").write_text(json.dumps(
+        {"pid": os.getpid(), "runtime_dir": "/tmp/none", "ports": {}, "started_at_s": 1.0}
+    ))
+    assert ctl("status").returncode == 69
+    assert ctl("stop").returncode == 69
+
+
+def test_backup_verify_restore_without_a_server(ctl: Ctl, tmp_path: Path) -> None:
+    assert "there is no database" in ctl("backup", "b").stderr
+    (tmp_path / ".pylon").mkdir()
+    conn = apsw.Connection(str(tmp_path / ".pylon" / "dev.db"))
+    conn.execute("CREATE TABLE t(x); INSERT INTO t VALUES (1)")
+    conn.close()
+    body = answer(ctl("backup", "b", "--json"))
+    assert body["ok"] and body["db"] and body["manifest"] and body["uploaded_files"] == 0
+    assert ctl("backup", "b").returncode == 1
+    assert answer(ctl("backup", "verify", "b", "--json"))["ok"]
+    aborted = ctl("restore", "b", stdin="n\n")
+    assert (aborted.returncode, aborted.stdout) == (0, "Aborted.\n")
+    done = ctl("restore", "b", "--json", stdin="y\n")
+    assert done.returncode == 0, done.stderr
+    assert answer(done)["replaced"]
+    assert ctl("restore", "nowhere", "--yes").returncode == 1
+
+
+def test_memory_has_no_backup(ctl: Ctl) -> None:
+    done = ctl("backup", "b", PYLON_IN_MEMORY="1")
+    assert done.returncode == 1
+    assert "PYLON_IN_MEMORY" in done.stderr
