@@ -5,7 +5,8 @@ dev defaults) into a `Config`; `pylonctl config` prints it with each value's ori
 README's settings table is generated from it. What is unsafe is refused in `refusals`.
 
 Invariants: no other module reads a `PYLON_*` variable, except the names that the supervisor
-hands to its own children (`pylon.bus.runtime`). A bad value names the setting, the value and what is allowed.
+hands to its own children (`pylon.bus.runtime`). A bad value names the setting, the value and
+what is allowed.
 """
 
 from __future__ import annotations
@@ -125,9 +126,11 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "The web app's origin, for Access-Control-Allow-Origin. Mandatory outside dev mode.",
             dev_default="*"),
     Setting("PYLON_CSRF_ORIGINS", "csrf_origins", _list, "",
-            "Comma list of origins that may send state-changing requests; the CORS origin always may."),
+            "Comma list of origins that may send state-changing requests; the CORS origin "
+            "always may."),
     Setting("PYLON_TRUST_PROXY_HOPS", "trust_proxy_hops", _int(0, 16), "0",
-            "Number of trusted proxies in front: the client is the N-th entry from the right of X-Forwarded-For."),
+            "Number of trusted proxies in front: the client is the N-th entry from the right of "
+            "X-Forwarded-For."),
     Setting("PYLON_SOCKETS_PER_IP", "sockets_per_ip", _int(0, 1_000_000), "64",
             "Open sockets for each client address and port; 0 means no limit.",
             dev_default="0"),
@@ -152,14 +155,15 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "Change events kept; what is younger than two minutes is kept in any case."),
     Setting("PYLON_LIST_LIMIT", "list_limit", _int(1, 100_000), "1000",
             "Most rows that one list or query answers."),
-    Setting("PYLON_WS_MAX_MESSAGE_BYTES", "ws_max_message_bytes", _int(1_024, 16_777_216), "1048576",
-            "Largest WebSocket message that a client may send."),
+    Setting("PYLON_WS_MAX_MESSAGE_BYTES", "ws_max_message_bytes", _int(1_024, 16_777_216),
+            "1048576", "Largest WebSocket message that a client may send."),
     Setting("PYLON_DRAIN_SECS", "drain_s", _float(0, 3600), "30",
             "How long SIGTERM waits for requests in flight."),
     Setting("PYLON_DRAIN_DELAY_S", "drain_delay_s", _float(0, 3600), "0",
             "How long /readyz answers 503 before the ports close (for load balancers)."),
     Setting("PYLON_RUNTIME_DIR", "runtime_dir", _text, None,
-            "Folder of the process sockets; default $RUNTIME_DIRECTORY, else a private folder in the temp directory."),
+            "Folder of the process sockets; default $RUNTIME_DIRECTORY, else a private folder in "
+            "the temp directory."),
     Setting("PYLON_LOG_FORMAT", "log_format", _choice("json", "pretty"), "json",
             "Log lines as JSON objects or for eyes.", dev_default="pretty"),
     Setting("PYLON_LOG_LEVEL", "log_level", _choice("debug", "info", "warning", "error"), "info",
@@ -239,7 +243,8 @@ class Loaded:
 
     config: Config
     raw: dict[str, str | None]  # by variable name, as text
-    origin: dict[str, str]  # by variable name: "environment", ".env (path)", "default", "dev default"
+    # by variable name: "environment", path of a .env file, "default", "dev default", ...
+    origin: dict[str, str]
     warnings: tuple[str, ...]
 
 
@@ -290,8 +295,8 @@ def _unknown_names(sources: list[tuple[str, Mapping[str, str]]]) -> list[str]:
         for name in sorted(source):
             if name.startswith("PYLON_") and name not in _BY_ENV and name not in INTERNAL_NAMES:
                 near = get_close_matches(name, _BY_ENV, n=1)
-                did_you_mean = f"; did you mean {near[0]}?" if near else ""
-                found.append(f"{name} (from {origin}) is not a setting and is ignored{did_you_mean}")
+                hint = f"; did you mean {near[0]}?" if near else ""
+                found.append(f"{name} (from {origin}) is not a setting and is ignored{hint}")
     return found
 
 
@@ -315,7 +320,7 @@ def _warnings(config: Config) -> list[str]:
 
 
 def refuse_unsafe(config: Config) -> None:
-    """The refusals that need nothing but the settings (spec/http.md §1.3, design.md §2.7).
+    """The refusals that need little but the settings (spec/http.md §1.3, design.md §2.7).
 
     Raises:
         StartRefused: with one line that says what and how to mend it.
@@ -336,8 +341,11 @@ def refuse_unsafe(config: Config) -> None:
             'PYLON_CORS_ORIGIN="*" is refused in production mode: '
             "give the web app's origin, for example https://app.example.com"
         )
-    if config.cors_origin and not (config.cors_origin.isascii() and config.cors_origin.isprintable()):
+    origin = config.cors_origin or ""
+    if not (origin.isascii() and origin.isprintable()):
         raise StartRefused("PYLON_CORS_ORIGIN has characters that a header cannot carry")
+    if config.static_dir is not None and not Path(config.static_dir).is_dir():
+        raise StartRefused(f"PYLON_STATIC_DIR is {config.static_dir!r}, which is not a folder")
 
 
 def parse_dotenv(text: str) -> dict[str, str]:

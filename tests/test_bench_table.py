@@ -21,15 +21,15 @@ TODO = Path(__file__).parent.parent / "examples" / "todo" / "pylon.manifest.json
 
 def test_rate_is_the_median_of_three() -> None:
     clock = ManualClock()
-    durations_s = iter([9.0, 0.1, 0.4, 0.2])  # the first call warms up
+    durations_s = iter([8.0, 0.125, 0.5, 0.25])  # the first call warms up
 
     def step() -> int:
         clock.advance(next(durations_s))
         return 1
 
-    found = measure("x", step, 0.3, clock)
-    assert found.ops_per_s == pytest.approx(5.0)
-    assert found.us_per_op == pytest.approx(200_000)
+    found = measure("x", step, 0.375, clock)
+    assert found.ops_per_s == pytest.approx(4.0)
+    assert found.us_per_op == pytest.approx(250_000)
 
 
 def test_made_up_rows_are_valid_and_distinct_where_they_must_be() -> None:

@@ -7,6 +7,8 @@ with Allow, an unknown path 404, and OPTIONS is answered by the gate for any pat
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import falcon
 
 from pylon.api import answers, auth, entities, query, reset, sync, system
@@ -26,7 +28,22 @@ def make_app(services: Services) -> falcon.App[falcon.Request, falcon.Response]:
     app.add_error_handler(PylonError, answers.on_pylon_error)
     for path, resource in _routes(services):
         app.add_route(path, resource)
+    _serve_files(app, services)
     return app
+
+
+def _serve_files(
+    app: falcon.App[falcon.Request, falcon.Response], services: Services
+) -> None:
+    """PYLON_STATIC_DIR under /app/. A path without a file gets `index.html`, if there is one:
+    the page's own router knows what to do with it."""
+    static_dir = services.app.config.static_dir
+    if static_dir is None:
+        return
+    folder = Path(static_dir).absolute()
+    index = folder / "index.html"
+    fallback = str(index) if index.is_file() else None
+    app.add_static_route("/app", str(folder), fallback_filename=fallback)
 
 
 def _routes(services: Services) -> list[tuple[str, object]]:
