@@ -118,6 +118,46 @@ def test_what_a_rule_means(rule: str, on_row: bool, on_empty: bool) -> None:
     found = rules(policy(allow_read=rule))
     assert found.may_read(ANN, ROW) is on_row
     assert found.may_read(ANN, EMPTY) is on_empty
+    assert selected(found, ANN) == {row["id"] for row in (ROW, EMPTY) if found.may_read(ANN, row)}
+
+
+def selected(found: EntityRules, auth: AuthContext) -> set[str]:
+    """The ids that SQLite finds with the rule's SQL."""
+    clause = found.read_clause(auth)
+    with apsw.Connection(":memory:") as store:
+        store.execute(
+            "CREATE TABLE Note (id TEXT, owner TEXT, org TEXT, due TEXT, n INTEGER, price REAL,"
+            " open INTEGER)"
+        )
+        for row in (ROW, EMPTY):
+            values = tuple(int(v) if isinstance(v, bool) else v for v in row.values())
+            store.execute("INSERT INTO Note VALUES (?,?,?,?,?,?,?)", values)
+        rows = store.execute(f"SELECT id FROM Note WHERE {clause.sql}", clause.params)
+        return {row_id for (row_id,) in rows}
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("auth.userId ends_with data.org", {"r1"}),
+        ("auth.userId == 'x\\0acme'", {"r1", "r2"}),
+        ("auth.tenantId starts_with data.org", set()),
+        ("data.org starts_with auth.tenantId", set()),
+    ],
+)
+def test_a_nul_in_a_callers_attribute_cuts_nothing_off(rule: str, expected: set[str]) -> None:
+    odd = AuthContext("x\0acme", tenant_id="\0acme")
+    found = rules(policy(allow_read=rule))
+    assert {row["id"] for row in (ROW, EMPTY) if found.may_read(odd, row)} == expected
+    assert selected(found, odd) == expected
+
+
+def test_sums_beyond_64_bits_and_division_of_whole_numbers_agree_with_sql() -> None:
+    for rule in ("data.n / 2 > 3.4", "data.n * 9223372036854775807 + 1 > 9e18 * 7",
+                 "data.n + 9223372036854775807 == 9223372036854775807 + 7.0"):
+        found = rules(policy(allow_read=rule))
+        assert found.may_read(ANN, ROW)
+        assert selected(found, ANN) == {"r1"}
 
 
 def test_a_stranger_does_not_match_a_row_without_owner() -> None:
