@@ -128,7 +128,12 @@ def test_no_event_is_lost_over_reconnects(
         n = 0
         while not done.is_set():
             n += 1
-            server.request("POST", "/api/entities/Tick", {"n": n, "sender": "w"}, token=token)
+            changes = [
+                {"entity": "Tick", "row_id": "_pending", "kind": "insert",
+                 "data": {"n": n * 25 + m, "sender": "w"}}
+                for m in range(25)
+            ]
+            server.request("POST", "/api/sync/push", {"changes": changes}, token=token)
 
     with ExitStack() as stack:
         clients = [
@@ -149,7 +154,7 @@ def test_no_event_is_lost_over_reconnects(
         thread.join(10)
         settle(clients, server, ("Tick",))
         rows = len(clients[0].rows["Tick"])
-        assert rows > 50
+        assert rows > 200
         for client in clients:
             inserted = [c["row_id"] for c in client.received if c["kind"] == "insert"]
             assert len(inserted) == len(set(inserted)) == rows
