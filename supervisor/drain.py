@@ -7,7 +7,7 @@ then the WAL. Each step is told to `DrainNews` (control clients, the log) as it 
 A second SIGTERM or the deadline (PYLON_DRAIN_DELAY_S + PYLON_DRAIN_SECS +
 `limits.DRAIN_GRACE_S`) kills what is left of the children; the writer still finishes what it
 has accepted, and the WAL is still flushed. Exit code 0 for a complete drain, 75 for one that
-was cut short: acknowledged writes are safe in both.
+was cut short or could not flush: acknowledged writes are safe in both.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Drain:
         self._deadline_s = (
             self._started_s + config.drain_delay_s + config.drain_s + limits.DRAIN_GRACE_S
         )
-        self._killed = 0
+        self._complete = True
 
     def run(self) -> int:
         """All steps, in order; the exit code."""
@@ -54,7 +54,7 @@ class Drain:
         self._end(("shards",))
         self._end(("ws", "sse"))
         self._stop_writing()
-        code = EXIT_CUT_SHORT if self._killed else EXIT_COMPLETE
+        code = EXIT_COMPLETE if self._complete else EXIT_CUT_SHORT
         self._say("ended", exit_code=code, done=True, ok=code == EXIT_COMPLETE)
         return code
 
@@ -90,8 +90,11 @@ class Drain:
         left = children.alive(roles)
         if left:
             # Late for their own reasons, or we are in a hurry: then nobody gets more time.
-            killed = children.kill(roles) if not self._hurried() else children.kill_all()
-            self._killed += killed
+            if self._hurried():
+                children.kill_all()
+            else:
+                children.kill(roles)
+            self._complete = False
         self._say(f"{' and '.join(roles)} ended", killed=left)
 
     def _stop_writing(self) -> None:
@@ -108,9 +111,14 @@ class Drain:
             local.close()
         parts.writer.stop()
         self._say("writer stopped", head_seq=parts.writer.head)
-        flushed = parts.flusher.finish()
-        parts.engine.close()
-        sync_files(parts.db_path)
+        try:
+            flushed = parts.flusher.finish()
+            parts.engine.close()
+            sync_files(parts.db_path)
+        except (PylonError, OSError) as ex:
+            # Everything acknowledged is in the WAL, which the next start reads: report it.
+            _log.exception("drain.not_flushed", error=ex)
+            self._complete = flushed = False
         self._say("flushed", wal_truncated=flushed)
 
     def _hurried(self) -> bool:

@@ -48,6 +48,8 @@ class Flusher:
         self._conn = apsw.Connection(str(db_path), flags=apsw.SQLITE_OPEN_READWRITE)
         self._conn.set_busy_timeout(_PATIENCE_MS)
         self._conn.execute("PRAGMA wal_autocheckpoint=0")
+        # A connection that has read nothing does not know of the WAL: its checkpoints do nothing.
+        self._conn.execute("SELECT count(*) FROM sqlite_schema").fetchall()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flusher", daemon=True)
         self._flushed_mtime_ns = 0
@@ -85,7 +87,7 @@ class Flusher:
             raise StoreUnavailable(f"The WAL checkpoint failed: {ex}") from ex
         metrics.CHECKPOINT.labels(mode).observe(self._clock.monotonic_s() - started_s)
         self._measure()
-        return frames == written
+        return 0 <= frames == written
 
     def look(self) -> None:
         """One round: measure, checkpoint if it is time, prune if it is time."""

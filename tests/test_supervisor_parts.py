@@ -1,0 +1,236 @@
+"""The small parts of the supervisor: pidfile, sockets, notify, data directory, heartbeats."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from pylon import limits
+from pylon.bus.messages import Family, Sample, WorkerStatus
+from pylon.clock import ManualClock
+from pylon.config import Config, load
+from pylon.errors import StartRefused
+from supervisor.datadir import database, prepare_data_dir, sync_files
+from supervisor.events import DrainNews
+from supervisor.heartbeats import Heartbeats
+from supervisor.notify import Notifier
+from supervisor.pidfile import Pidfile
+from supervisor.sockets import open_listeners
+from tests.support.server import free_base_port
+
+
+def settings(**env: str) -> Config:
+    return load(env).config
+
+
+# --- Pidfile -----------------------------------------------------------------------------------
+
+
+def test_the_lock_is_exclusive_and_let_go(tmp_path: Path) -> None:
+    path = tmp_path / "app.db.pid"
+    held = Pidfile.acquire(path)
+    with pytest.raises(StartRefused, match="a process that is starting"):
+        Pidfile.acquire(path)
+    held.write(pid=4711)
+    with pytest.raises(StartRefused, match="pid 4711"):
+        Pidfile.acquire(path)
+    held.release()
+    held.release()
+    Pidfile.acquire(path).release()
+    assert path.read_text() == ""
+
+
+def test_a_lock_held_for_a_moment_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "app.db.pid"
+    looking = Pidfile.acquire(path)
+    timer = threading.Timer(0.1, looking.release)
+    timer.start()
+    Pidfile.acquire(path).release()
+    timer.join()
+    assert path.exists()
+
+
+def test_a_pidfile_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StartRefused, match="cannot be made"):
+        Pidfile.acquire(tmp_path / "missing" / "x.pid")
+
+
+# --- Listening sockets ---------------------------------------------------------------------------
+
+
+def test_roles_that_are_off_bind_nothing() -> None:
+    port = free_base_port()
+    config = settings(
+        PYLON_PORT=str(port), PYLON_BIND="127.0.0.1", PYLON_SHARD_WORKERS="0", PYLON_SSE_WORKERS="0"
+    )
+    listeners = open_listeners(config, {}, os.getpid())
+    assert listeners.ports == {"http": port, "ws": port + 1}
+    with socket.create_connection(("127.0.0.1", port + 1)):
+        listeners.close()
+
+
+def test_a_taken_port_is_named_and_the_others_are_let_go() -> None:
+    port = free_base_port()
+    config = settings(PYLON_PORT=str(port), PYLON_BIND="127.0.0.1")
+    with socket.create_server(("127.0.0.1", port + 3)):
+        with pytest.raises(StartRefused, match=rf"Port {port + 3} .*PYLON_SHARD_PORT"):
+            open_listeners(config, {}, os.getpid())
+        with socket.socket() as sock:
+            assert sock.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(StartRefused, match="PYLON_BIND"):
+        open_listeners(settings(PYLON_BIND="192.0.2.1"), {}, os.getpid())
+
+
+INHERITED = """
+import os, sys, socket
+sys.path.insert(0, sys.argv[1])
+from pylon.config import load
+from pylon.errors import StartRefused
+from supervisor.sockets import open_listeners
+base, names, kind = int(sys.argv[2]), sys.argv[3], sys.argv[4]
+found = []
+for n in range(2):
+    s = socket.socket(); s.bind(("127.0.0.1", 0))
+    if kind == "listening": s.listen()
+    found.append(s.getsockname()[1]); os.dup2(s.detach(), 50 + n)
+environ = {"LISTEN_FDS": "2", "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": names}
+config = load({"PYLON_PORT": str(base), "PYLON_BIND": "127.0.0.1"}).config
+try:
+    ports = open_listeners(config, environ, os.getpid(), 50).ports
+    print(*[found.index(p) if p in found else p - base for p in ports.values()])
+except StartRefused as ex:
+    print(ex.message)
+"""
+
+
+@pytest.mark.parametrize(("names", "kind", "answer"), [
+    ("unknown:unknown", "listening", "0 1 2 3"),  # by order: http and ws; the rest are bound
+    ("ws:http", "listening", "1 0 2 3"),
+    ("http:http", "listening", "systemd passed 2 sockets"),
+    ("http:ws", "bound only", "does not listen"),
+])
+def test_sockets_of_systemd(names: str, kind: str, answer: str) -> None:
+    root = str(Path(__file__).resolve().parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", INHERITED, root, str(free_base_port()), names, kind],
+        capture_output=True, text=True, check=True,
+    )
+    assert answer in done.stdout
+
+
+def test_sockets_for_another_process_are_left_alone() -> None:
+    port = free_base_port()
+    config = settings(PYLON_PORT=str(port), PYLON_BIND="127.0.0.1")
+    listeners = open_listeners(config, {"LISTEN_FDS": "1", "LISTEN_PID": "1"}, os.getpid())
+    assert listeners.ports["http"] == port
+    listeners.close()
+
+
+# --- systemd -------------------------------------------------------------------------------------
+
+
+def test_notify_speaks_to_an_abstract_socket_and_says_each_status_once() -> None:
+    name = f"pylon-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind("\0" + name)
+        server.settimeout(5)
+        notifier = Notifier({"NOTIFY_SOCKET": "@" + name}, 1)
+        notifier.status("a")
+        notifier.status("a")
+        notifier.extend_timeout(1.5)
+        assert [server.recv(100) for _ in range(2)] == [
+            b"STATUS=a", b"EXTEND_TIMEOUT_USEC=1500000\nWATCHDOG=1"]
+        assert notifier.enabled
+    notifier.ready()  # nobody there any more: no error
+
+
+@pytest.mark.parametrize(("environ", "period_s"), [
+    ({"WATCHDOG_USEC": "3000000"}, 1.5), ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "9"}, 1.5),
+    ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "8"}, None), ({"WATCHDOG_USEC": "0"}, None),
+    ({"WATCHDOG_USEC": "x"}, None), ({}, None),
+])
+def test_watchdog_period(environ: dict[str, str], period_s: float | None) -> None:
+    assert Notifier(environ, 9).watchdog_period_s == period_s
+
+
+# --- Data directory -------------------------------------------------------------------------------
+
+
+def test_the_data_directory_is_made_private(tmp_path: Path) -> None:
+    config = settings(PYLON_DB_PATH=str(tmp_path / "a" / "b" / "app.db"))
+    prepare_data_dir(config)
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o077 == 0
+    with database(config) as path:
+        assert path == tmp_path / "a" / "b" / "app.db"
+        path.write_text("")
+        sync_files(path)
+
+
+def test_an_unfit_data_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StartRefused, match="PYLON_DB_PATH sets it"):
+        prepare_data_dir(settings(PYLON_DB_PATH=str(tmp_path / "file" / "app.db")))
+    with pytest.raises(StartRefused, match="a folder"):
+        prepare_data_dir(settings(PYLON_DB_PATH=str(tmp_path)))
+
+
+def test_memory_is_private_and_forgotten(tmp_path: Path) -> None:
+    with database(settings(PYLON_IN_MEMORY="1", PYLON_DB_PATH=str(tmp_path / "x.db"))) as path:
+        assert path.parent.stat().st_mode & 0o077 == 0
+        path.write_text("rows")
+    assert not path.parent.exists()
+
+
+# --- Heartbeats and news ---------------------------------------------------------------------
+
+
+def beat(worker: str, pid: int, ready: bool = True) -> WorkerStatus:
+    family = Family("pylon_x_total", "h", "counter", [Sample("pylon_x_total", {}, 2)])
+    return WorkerStatus("http", worker, pid, ready, 0, [family])
+
+
+def test_readiness_is_fresh_and_dead_processes_are_forgotten() -> None:
+    clock, changes = ManualClock(), [0]
+
+    def changed() -> None:
+        changes[0] += 1
+
+    heartbeats = Heartbeats(clock, changed)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    heartbeats.take(beat("1", os.getpid()))
+    heartbeats.take(beat("1", os.getpid()))
+    heartbeats.take(beat("2", gone.pid))
+    assert changes == [2]
+    assert heartbeats.ready_pids("http") == sorted([os.getpid(), gone.pid])
+    assert heartbeats.forget_dead()
+    assert not heartbeats.forget_dead()
+    assert heartbeats.ready_pids("http") == [os.getpid()]
+    assert [s.value for f in heartbeats.families([]) for s in f.samples] == [4]
+    heartbeats.take(beat("1", os.getpid(), ready=False))
+    assert heartbeats.ready_pids("http") == []
+    heartbeats.take(beat("1", os.getpid()))
+    assert changes == [4]
+    clock.advance(limits.HEARTBEAT_FRESH_S + 0.1)
+    assert heartbeats.ready_pids("http") == []
+    assert [b.worker for b in heartbeats.of("http")] == ["1"]
+    assert heartbeats.of("ws") == []
+
+
+def test_news_reach_late_listeners_from_the_beginning() -> None:
+    news = DrainNews()
+    news.say(step="a")
+    lines = news.listen()
+    news.say(step="b", done=True)
+    assert [lines.get_nowait() for _ in range(2)] == [
+        {"step": "a"}, {"step": "b", "done": True}]
+    assert lines.empty()

@@ -1,0 +1,289 @@
+"""The writer and the flusher with the real engine, the real bus and a real file."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from pylon import limits
+from pylon.bus.messages import InsertRow, MarkClean, OpKey, WriteReply, WriteRequest
+from pylon.bus.runtime import Runtime, make_runtime_dir
+from pylon.bus.writer_port import LocalWriter
+from pylon.clock import ManualClock, SystemClock, SystemRandom
+from pylon.config import load
+from pylon.errors import InternalError, UniqueViolation
+from pylon.ids import RowIds
+from pylon.manifest.load import parse_manifest
+from pylon.manifest.model import Manifest
+from pylon.policy.rules import compile_rules
+from pylon.storage.contract import BatchResult
+from pylon.storage.sqlite.engine import SqliteEngine
+from pylon.storage.sqlite.reader import SqliteReader
+from pylon.values import EntityCodec
+from supervisor.flusher import Flusher
+from supervisor.writer import Writer
+from tests.test_supervisor import MANIFEST
+
+IDS = RowIds(SystemClock(), SystemRandom())
+
+
+class Store:
+    """A database with its engine, and a runtime folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.runtime: Runtime = make_runtime_dir(
+            load({"PYLON_RUNTIME_DIR": str(folder / "r")}).config)
+        self.manifest: Manifest = parse_manifest(json.dumps(MANIFEST), "m.json")
+        self.db_path = folder / "app.db"
+        self.clock = ManualClock()
+        self.engine = SqliteEngine.open(
+            self.db_path, self.manifest, compile_rules(self.manifest), self.clock, "normal")
+        self.broken: list[BaseException] = []
+        self.codec = EntityCodec(self.manifest.by_name["Todo"])
+
+    def insert(self, title: str, op: OpKey | None = None) -> InsertRow:
+        row_id = IDS.new()
+        encoded = self.codec.insert({"title": title}, row_id)
+        return InsertRow("Todo", row_id, encoded.values, encoded.row_json, op=op)
+
+    def count(self) -> int:
+        conn = apsw.Connection(str(self.db_path))
+        try:
+            return int(conn.execute("SELECT count(*) FROM Todo").get)
+        finally:
+            conn.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = Store(tmp_path)
+    yield made
+    made.engine.close()
+
+
+def writing(store: Store, engine: Any = None) -> tuple[Writer, LocalWriter]:
+    writer = Writer(store.runtime, engine or store.engine, store.broken.append)
+    writer.start()
+    return writer, LocalWriter(store.runtime)
+
+
+def test_replies_come_after_the_commit_and_errors_stay_alone(store: Store) -> None:
+    writer, local = writing(store)
+    reply = local.submit(store.insert("a"))
+    assert reply.seq == writer.head
+    assert store.count() == 1
+    good, bad, also_good = local.submit_all(
+        [store.insert("b"), store.insert("a"), store.insert("c")])
+    assert (good.error, also_good.error) == (None, None)
+    assert bad.error is not None
+    assert isinstance(bad.error.to_exception(), UniqueViolation)
+    assert store.count() == 3
+    local.close()
+    writer.stop()
+    writer.stop()
+
+
+def test_an_op_id_is_carried_out_once(store: Store) -> None:
+    writer, local = writing(store)
+    op = OpKey("u", "op-1")
+    first = local.submit(store.insert("a", op))
+    again = local.submit(store.insert("b", op))
+    assert (again.replayed, again.seq, again.row_id) == (True, first.seq, first.row_id)
+    assert store.count() == 1
+    local.close()
+    writer.stop()
+
+
+def test_many_threads_at_once(store: Store) -> None:
+    writer, first = writing(store)
+    failed: list[BaseException] = []
+
+    def run(name: str) -> None:
+        local = LocalWriter(store.runtime)
+        try:
+            for n in range(50):
+                local.submit(store.insert(f"{name}-{n}"))
+        except BaseException as ex:
+            failed.append(ex)
+            raise
+        finally:
+            local.close()
+
+    threads = [threading.Thread(target=run, args=(str(n),)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert store.count() == 300
+    first.close()
+    writer.stop()
+
+
+def test_stop_carries_out_what_waits(store: Store) -> None:
+    slow = Slow(store.engine)
+    writer, local = writing(store, slow)
+    answered: list[list[WriteReply]] = []
+    threads = [in_thread(lambda: answered.append(local.submit_all([store.insert("1")])))]
+    assert slow.entered.wait(10)
+    late = LocalWriter(store.runtime)
+    threads.append(in_thread(
+        lambda: answered.append(late.submit_all([store.insert(str(n)) for n in range(2, 100)]))))
+    stopper = in_thread(writer.stop)
+    slow.go_on.set()
+    for thread in (*threads, stopper):
+        thread.join(20)
+    assert sorted(len(replies) for replies in answered) == [1, 98]
+    assert store.count() == 99
+    local.close()
+    late.close()
+
+
+def in_thread(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+class Slow:
+    """The real engine, whose first batch takes as long as the test wants."""
+
+    def __init__(self, engine: SqliteEngine) -> None:
+        self._engine = engine
+        self.entered = threading.Event()
+        self.go_on = threading.Event()
+
+    @property
+    def head(self) -> int:
+        return self._engine.head
+
+    def apply(self, requests: Sequence[WriteRequest]) -> BatchResult:
+        self.entered.set()
+        assert self.go_on.wait(20)
+        return self._engine.apply(requests)
+
+
+class Failing:
+    """An engine with a defect."""
+
+    head = 0
+    defective = True
+
+    def __init__(self, engine: SqliteEngine) -> None:
+        self._engine = engine
+
+    def apply(self, requests: Sequence[WriteRequest]) -> BatchResult:
+        if self.defective:
+            raise ZeroDivisionError("defect")
+        return self._engine.apply(requests)
+
+
+def test_a_defect_answers_everyone_and_ends_the_supervisor_at_last(store: Store) -> None:
+    engine = Failing(store.engine)
+    writer, local = writing(store, engine)
+    for _ in range(limits.WRITER_FAILURES - 1):
+        for reply in local.submit_all([store.insert("a"), store.insert("b")]):
+            assert reply.error is not None
+            assert isinstance(reply.error.to_exception(), InternalError)
+            assert "defect" not in reply.error.message
+    assert store.broken == []
+    engine.defective = False
+    assert local.submit(store.insert("a")).error is None  # a success starts the count again
+    engine.defective = True
+    for _ in range(limits.WRITER_FAILURES):
+        local.submit_all([MarkClean()])
+    assert [type(error) for error in store.broken] == [ZeroDivisionError]
+    local.close()
+    writer.stop()
+
+
+# --- The flusher -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def flusher(store: Store) -> Flusher:
+    return Flusher(store.db_path, store.runtime, 1_000, store.clock)
+
+
+def fill(store: Store, rows: int, size_chars: int = 2_000) -> None:
+    requests = [WriteRequest(n, store.insert(f"{n}-{IDS.new()}" + "x" * size_chars))
+                for n in range(rows)]
+    assert all(reply.error is None for reply in store.engine.apply(requests).replies)
+
+
+def test_the_wal_is_flushed_by_size_and_by_age(store: Store, flusher: Flusher) -> None:
+    fill(store, 1)
+    flusher.look()
+    assert flusher.wal_bytes > 0
+    before = flusher._flushed_mtime_ns
+    flusher.look()
+    assert flusher._flushed_mtime_ns == before  # too young, too small
+    store.clock.advance(limits.WAL_CHECKPOINT_AGE_S)
+    flusher.look()
+    after_age = flusher._flushed_mtime_ns
+    assert after_age != before
+    fill(store, 2_000)
+    flusher.look()
+    assert flusher.wal_bytes > limits.WAL_CHECKPOINT_BYTES
+    assert flusher._flushed_mtime_ns != after_age
+    assert flusher.oldest_seq > 0
+
+
+def test_above_its_limit_the_wal_is_reset(
+    store: Store, flusher: Flusher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "WAL_LIMIT_BYTES", limits.WAL_CHECKPOINT_BYTES)
+    reader = SqliteReader(store.db_path, store.manifest)
+    holding = apsw.Connection(str(store.db_path))
+    holding.execute("BEGIN; SELECT count(*) FROM Todo").fetchall()
+    fill(store, 2_000)
+    flusher.look()
+    assert flusher.wal_bytes > limits.WAL_CHECKPOINT_BYTES  # a reader holds it
+    fill(store, 1)  # and the writer is not held up
+    holding.execute("COMMIT")
+    flusher.look()
+    assert flusher.wal_bytes == 0
+    assert reader.head_seq() == store.engine.head
+    reader.close()
+    holding.close()
+
+
+def test_finish_truncates(store: Store, flusher: Flusher) -> None:
+    fill(store, 10)
+    assert flusher.finish()
+    wal = Path(f"{store.db_path}-wal")
+    assert not wal.exists() or wal.stat().st_size == 0
+    assert store.count() == 10
+
+
+def test_old_events_are_pruned_in_steps(
+    store: Store, flusher: Flusher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, 2_500, 1)
+    store.clock.advance(limits.LOG_MIN_AGE_S + 1)
+    monkeypatch.setattr(limits, "PRUNE_STEP", 400)
+    writer, local = writing(store)
+    flusher._prune(local)
+    conn = apsw.Connection(str(store.db_path))
+    assert conn.execute("SELECT count(*) FROM _pylon_change_log").get == 1_000
+    conn.close()
+    flusher.look()
+    assert flusher.oldest_seq == store.engine.head - 999
+    local.close()
+    writer.stop()
+
+
+def test_start_and_stop(store: Store, flusher: Flusher) -> None:
+    writer, local = writing(store)
+    flusher.start()
+    flusher.stop()
+    flusher.stop()
+    assert not flusher._thread.is_alive()
+    local.close()
+    writer.stop()
