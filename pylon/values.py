@@ -80,7 +80,7 @@ def decode_body(raw: bytes) -> Any:
 
 def _check_depth(body: Any) -> None:
     level = [body]
-    for _ in range(limits.JSON_DEPTH + 1):
+    for _ in range(limits.JSON_DEPTH):
         inner: list[Any] = []
         for node in level:
             if isinstance(node, dict):

@@ -42,15 +42,14 @@ class Retention:
         self._events = self._ops = None
 
     def prune(self, op: PruneLog, now_s: int) -> int:
-        """Drop at most `op.limit` things; returns how many."""
-        dropped = self._prune_events(op, op.limit)
-        dropped += self._prune_ops(op, op.limit - dropped)
-        return dropped + self._prune_sessions(now_s, op.limit - dropped)
+        """Drop at most `op.limit` of each kind, so that none waits for another; returns how
+        many in all."""
+        return self._prune_events(op) + self._prune_ops(op) + self._prune_sessions(op, now_s)
 
-    def _prune_events(self, op: PruneLog, limit: int) -> int:
+    def _prune_events(self, op: PruneLog) -> int:
         if self._events is None:
             self._events = int(self._conn.execute("SELECT count(*) FROM _pylon_change_log").get)
-        wanted = min(limit, self._events - max(op.keep_events, 1))
+        wanted = min(op.limit, self._events - max(op.keep_events, 1))
         if wanted <= 0:
             return 0
         cut = None
@@ -68,10 +67,10 @@ class Retention:
         self._events -= dropped
         return dropped
 
-    def _prune_ops(self, op: PruneLog, limit: int) -> int:
+    def _prune_ops(self, op: PruneLog) -> int:
         if self._ops is None:
             self._ops = int(self._conn.execute("SELECT count(*) FROM _pylon_op_ids").get)
-        wanted = min(limit, self._ops - limits.OP_IDS_KEPT)
+        wanted = min(op.limit, self._ops - limits.OP_IDS_KEPT)
         if wanted <= 0:
             return 0
         self._conn.execute(
@@ -83,14 +82,12 @@ class Retention:
         self._ops -= dropped
         return dropped
 
-    def _prune_sessions(self, now_s: int, limit: int) -> int:
-        if limit <= 0:
-            return 0
+    def _prune_sessions(self, op: PruneLog, now_s: int) -> int:
         self._conn.execute(
             "DELETE FROM _pylon_auth_sessions WHERE session_id IN "
             "(SELECT session_id FROM _pylon_auth_sessions "
             "WHERE expires_at > 0 AND expires_at <= ? LIMIT ?)",
-            (now_s, limit),
+            (now_s, op.limit),
         )
         return self._conn.changes()
 

@@ -1,0 +1,148 @@
+"""The filter object: every operator against real rows, every refusal, and no 500 ever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pylon import limits
+from pylon.errors import InvalidColumn, InvalidQuery, InvalidValue, LimitExceeded, PylonError
+from pylon.storage.sqlite.filters import parse_filter
+from pylon.storage.sqlite.reader import SqliteReader
+from tests.storage_kit import TASK, apply, open_engine, open_reader, row_id, task
+
+ROWS = {
+    1: {"title": "Red pump", "done": True, "rank": 1, "weight": 0.5, "ownerId": "a"},
+    2: {"title": "red valve", "done": False, "rank": 2, "dueAt": "2026-01-01", "ownerId": "a"},
+    3: {"title": "blue_valve", "done": False, "weight": 2.5, "ownerId": "b"},
+    4: {"title": "100% wool", "done": True, "rank": -4, "slug": "x"},
+}
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> SqliteReader:
+    path: Path = tmp_path_factory.mktemp("filters") / "a.db"
+    engine = open_engine(path)
+    apply(engine, *[task(n, **{"ownerId": None, **fields}) for n, fields in ROWS.items()])
+    return open_reader(path)
+
+
+def found(reader: SqliteReader, body: Any, max_limit: int = 100) -> list[int]:
+    rows = reader.rows("Task", parse_filter(TASK, body, max_limit))
+    return [int(orjson.loads(r)["id"], 16) for r in rows]
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [
+        ({}, [1, 2, 3, 4]),
+        ({"title": "Red pump"}, [1]),
+        ({"id": row_id(3)}, [3]),
+        ({"done": True}, [1, 4]),
+        ({"done": 0}, [2, 3]),
+        ({"rank": None}, [3]),
+        ({"rank": {"$not": None}}, [1, 2, 4]),
+        ({"rank": {"$not": 2}}, [1, 4]),
+        ({"rank": {"$gt": -4, "$lte": 2}}, [1, 2]),
+        ({"rank": {"$gte": 1.5}}, [2]),
+        ({"weight": {"$lt": 1}}, [1]),
+        ({"weight": 2.5}, [3]),
+        ({"title": {"$like": "RED"}}, [1, 2]),
+        ({"title": {"$like": "d_v"}}, [2]),
+        ({"title": {"$like": "e_v"}}, [3]),
+        ({"rank": {"$in": [1, 2, 99]}}, [1, 2]),
+        ({"rank": {"$in": [1, None]}}, [1, 3]),
+        ({"rank": {"$in": [None]}}, [3]),
+        ({"rank": {"$in": []}}, []),
+        ({"done": {"$in": [True]}}, [1, 4]),
+        ({"title": {"$in": ["Red pump", "nope"]}}, [1]),
+        ({"dueAt": {"$gt": "2025-12-31"}}, [2]),
+        ({"ownerId": "a", "done": False}, [2]),
+        ({"$order": {"rank": "desc"}}, [2, 1, 4, 3]),
+        ({"$order": {"ownerId": "desc", "title": "asc"}}, [3, 1, 2, 4]),
+        ({"$order": {"done": "asc", "id": "desc"}}, [3, 2, 4, 1]),
+        ({"$limit": 2}, [1, 2]),
+        ({"$limit": 0}, []),
+        ({"$limit": 2, "$offset": 3}, [4]),
+        ({"$limit": None, "$offset": None, "$order": None}, [1, 2, 3, 4]),
+    ],
+)
+def test_answers(reader: SqliteReader, body: Any, wanted: list[int]) -> None:
+    assert found(reader, body) == wanted
+
+
+def test_the_default_limit_is_the_list_limit(reader: SqliteReader) -> None:
+    assert found(reader, {}, max_limit=3) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "says"),
+    [
+        ([], InvalidQuery, "JSON object"),
+        (None, InvalidQuery, "JSON object"),
+        ({"nope": 1}, InvalidColumn, "valid columns: id, title"),
+        ({"_json": "x"}, InvalidColumn, "_json"),
+        ({"rank": {"$near": 1}}, InvalidQuery, r"\$near.*\$not, \$gt"),
+        ({"rank": {"gt": 1}}, InvalidQuery, "Unknown operator"),
+        ({"rank": {}}, InvalidQuery, "no operator"),
+        ({"$or": []}, InvalidQuery, r"\$or"),
+        ({"$search": "pump"}, InvalidQuery, "search index"),
+        ({"rank": "1"}, InvalidValue, "whole number"),
+        ({"rank": True}, InvalidValue, "rank"),
+        ({"rank": 2**70}, InvalidValue, "rank"),
+        ({"rank": {"$gt": None}}, InvalidValue, "rank"),
+        ({"title": 1}, InvalidValue, "string"),
+        ({"title": ["a"]}, InvalidValue, "string"),
+        ({"done": 2}, InvalidValue, "true or false"),
+        ({"rank": {"$like": "1"}}, InvalidQuery, "text"),
+        ({"title": {"$like": 1}}, InvalidValue, "title"),
+        ({"rank": {"$in": 1}}, InvalidQuery, "list"),
+        ({"rank": {"$in": ["a"]}}, InvalidValue, "rank"),
+        ({"$order": "rank"}, InvalidQuery, "object"),
+        ({"$order": {"rank": "up"}}, InvalidQuery, "asc"),
+        ({"$order": {"nope": "asc"}}, InvalidColumn, "nope"),
+        ({"$limit": -1}, InvalidQuery, r"\$limit"),
+        ({"$limit": True}, InvalidQuery, r"\$limit"),
+        ({"$offset": "1"}, InvalidQuery, r"\$offset"),
+        ({"$limit": 101}, LimitExceeded, "PYLON_LIST_LIMIT"),
+        ({"title": {"$like": "x" * (limits.LIKE_CHARS + 1)}}, LimitExceeded, "like"),
+    ],
+)
+def test_refusals(body: Any, error: type[PylonError], says: str) -> None:
+    with pytest.raises(error, match=says):
+        parse_filter(TASK, body, 100)
+
+
+def test_the_number_of_conditions_is_bounded(reader: SqliteReader) -> None:
+    fields = ("title", "ownerId", "slug", "dueAt", "id", "weight", "rank")
+    operators = ("$gt", "$gte", "$lt", "$lte", "$not", "$in")
+    body = {f: dict.fromkeys(operators) for f in fields}
+    for f in fields:
+        number = f in ("weight", "rank")
+        value: Any = 1 if number else "1"
+        body[f] = {o: ([value] if o == "$in" else value) for o in operators}
+    assert found(reader, body) == []
+    fuller = {**body, **{f: {**body[f], "$like": "1"} for f in fields if body[f]["$gt"] == "1"}}
+    assert sum(map(len, fuller.values())) <= limits.FILTER_TERMS
+    assert found(reader, fuller) == []
+
+
+_scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+_names = st.sampled_from([f.name for f in TASK.fields] + ["id", "$limit", "$order", "$x", "'; --"])
+_ops = st.sampled_from(["$not", "$gt", "$gte", "$lt", "$lte", "$like", "$in", "$x"])
+_operand = _scalars | st.lists(_scalars, max_size=3) | st.dictionaries(_ops, _scalars, max_size=3)
+
+
+@given(st.dictionaries(_names, _operand, max_size=5))
+def test_any_filter_is_answered_or_refused(reader: SqliteReader, body: dict[str, Any]) -> None:
+    try:
+        query = parse_filter(TASK, body, 100)
+    except PylonError as error:
+        assert error.status == 400
+    else:
+        assert len(reader.rows("Task", query)) <= len(ROWS)

@@ -1,0 +1,264 @@
+"""The database is brought to the manifest: what is added, what is refused, what is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from pylon.clock import ManualClock
+from pylon.errors import SchemaRefused, StartRefused
+from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest
+from pylon.schema.apply import prepare_store
+from pylon.storage.contract import Query
+from pylon.storage.sqlite.reader import SqliteReader
+from pylon.storage.where import ALL
+from tests.storage_kit import (
+    MANIFEST,
+    NOTE,
+    TASK,
+    USER,
+    apply,
+    insert,
+    open_engine,
+    open_reader,
+    row_id,
+    rows_of,
+    task,
+)
+
+
+def connect(path: Path) -> apsw.Connection:
+    return apsw.Connection(str(path))
+
+
+def prepare(path: Path, *entities: Entity) -> Any:
+    conn = connect(path)
+    try:
+        return prepare_store(conn, Manifest("kit", "1", entities), ManualClock())
+    finally:
+        conn.close()
+
+
+def with_fields(entity: Entity, *fields: Field) -> Entity:
+    return Entity(entity.name, fields, entity.indexes)
+
+
+def some(name: str, kind: FieldType = FieldType.STRING, **more: bool) -> Field:
+    return Field(name, kind, more.get("optional", True), more.get("unique", False))
+
+
+def test_a_new_database(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    prepared = prepare(path, TASK, USER)
+    assert prepared.created and not prepared.epoch_opened
+    assert [s.kind for s in prepared.plan.steps] == [
+        "create_entity", "add_index", "add_index", "create_entity",
+    ]
+    conn = connect(path)
+    sql = conn.execute("SELECT sql FROM sqlite_schema WHERE name = 'Task'").get
+    assert '"title" TEXT NOT NULL' in sql and "WITHOUT ROWID" in sql
+    names = {n for (n,) in conn.execute("SELECT name FROM sqlite_schema")}
+    assert {"Task_by_owner_rank", "_pylon_change_log", "_pylon_epochs", "_pylon_meta"} <= names
+
+
+def test_an_unchanged_start_changes_nothing_but_the_history(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    first = prepare(path, TASK)
+    again = prepare(path, TASK)
+    assert again.plan.steps == () and not again.created and not again.epoch_opened
+    assert again.lineage == first.lineage
+    history = connect(path).execute(
+        "SELECT id, operation_count, baseline FROM _pylon_schema_history").fetchall()
+    assert history == [(1, 3, "start"), (2, 0, "start")]
+
+
+def test_an_optional_field_is_added_with_its_key(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    engine = open_engine(path)
+    apply(engine, insert("Note", 1, {"text": "hi"}))
+    engine.close()
+    more = with_fields(NOTE, *NOTE.fields, some("tag", unique=True), some("ok", FieldType.BOOL))
+    manifest = replace(MANIFEST, entities=(TASK, USER, more))
+    engine = open_engine(path, manifest=manifest)
+    reader = SqliteReader(path, manifest)
+    assert reader.get("Note", row_id(1)) == (
+        b'{"id":"%s","ok":null,"tag":null,"text":"hi"}' % row_id(1).encode())
+    assert not reader.void_ranges()
+    with pytest.raises(apsw.ConstraintError):
+        connect(path).execute(
+            "UPDATE Note SET tag = 'x'; INSERT INTO Note (id, tag) VALUES ('2', 'x')")
+
+
+def test_a_required_field_is_added_to_an_empty_table_only(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    prepare(path, NOTE)
+    required = some("tag", optional=False)
+    assert prepare(path, with_fields(NOTE, *NOTE.fields, required)).plan.steps[0].name == "tag"
+    connect(path).execute("INSERT INTO Note (id, tag) VALUES ('1', 'x')")
+    with pytest.raises(SchemaRefused, match=r"Note\.other: a new required field"):
+        prepare(path, with_fields(NOTE, *NOTE.fields, required, some("other", optional=False)))
+
+
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [
+        (some("text", FieldType.INT), "type changes from TEXT to INTEGER"),
+        (some("text", unique=True), "unique in the manifest"),
+        (some("text", optional=False), "rows have null"),
+        (some("_json"), "name is taken"),
+        (some("ID"), "name is taken"),
+    ],
+)
+def test_destructive_changes_are_refused_whole(tmp_path: Path, field: Field, says: str) -> None:
+    path = tmp_path / "a.db"
+    prepare(path, NOTE)
+    connect(path).execute("INSERT INTO Note (id, text) VALUES ('1', NULL)")
+    before = connect(path).execute("SELECT name FROM sqlite_schema").fetchall()
+    with pytest.raises(SchemaRefused, match=says) as caught:
+        prepare(path, with_fields(NOTE, field), USER)
+    assert "create_entity User" in caught.value.message
+    assert connect(path).execute("SELECT name FROM sqlite_schema").fetchall() == before
+
+
+def test_uniqueness_and_nullability_are_not_taken_away(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    prepare(path, USER)
+    with pytest.raises(SchemaRefused, match="unique in the database"):
+        prepare(path, with_fields(USER, some("email", optional=False)))
+    with pytest.raises(SchemaRefused, match="required in the database"):
+        prepare(path, with_fields(USER, some("email", unique=True)))
+
+
+def test_clashing_names_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SchemaRefused, match="other case"):
+        prepare(tmp_path / "a.db", NOTE, with_fields(Entity("note", ()), some("a")))
+    with pytest.raises(SchemaRefused, match="reserved"):
+        prepare(tmp_path / "a.db", Entity("_pylon_meta", (some("a"),)))
+
+
+def test_indexes(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    prepare(path, NOTE)
+    conn = connect(path)
+    conn.execute("INSERT INTO Note (id, text) VALUES ('1', 'x'), ('2', 'x')")
+    indexed = Entity("Note", NOTE.fields, (Index("by_text", ("text",), unique=False),))
+    assert [s.render() for s in prepare(path, indexed).plan.steps] == [
+        "add_index Note.Note_by_text"]
+    unique = Entity("Note", NOTE.fields, (Index("by_text", ("text",), unique=True),))
+    with pytest.raises(SchemaRefused, match="is another one"):
+        prepare(path, unique)
+    unique = Entity("Note", NOTE.fields, (Index("one_text", ("text",), unique=True),))
+    with pytest.raises(SchemaRefused, match="UNIQUE constraint failed"):
+        prepare(path, unique)
+
+
+def test_a_removed_required_field_does_not_stop_inserts(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    engine = open_engine(path)
+    engine.close()
+    less = Entity("Task", tuple(f for f in TASK.fields if f.name not in ("title", "done")))
+    manifest = replace(MANIFEST, entities=(less, USER, NOTE), policies=())
+    engine = open_engine(path, manifest=manifest)
+    from pylon.bus.messages import InsertRow
+    from pylon.values import EntityCodec
+
+    encoded = EntityCodec(less).insert({"rank": 1}, row_id(1))
+    (reply,) = apply(engine, InsertRow("Task", row_id(1), encoded.values, encoded.row_json))
+    assert reply.error is None
+    assert connect(path).execute("SELECT title, done FROM Task").get == ("", 0)
+    engine.close()
+    less = with_fields(USER, some("name"))
+    with pytest.raises(SchemaRefused, match="no two rows"):
+        open_engine(path, manifest=replace(MANIFEST, entities=(less,), policies=()))
+
+
+def make_foreign(path: Path) -> apsw.Connection:
+    """A database as another server leaves it: rowid tables, booleans as numbers, no JSON."""
+    conn = connect(path)
+    conn.execute("""
+        CREATE TABLE "Task" (id TEXT PRIMARY KEY NOT NULL, "title" TEXT NOT NULL,
+            "done" INTEGER NOT NULL, "rank" INTEGER, "weight" REAL, "dueAt" TEXT,
+            "ownerId" TEXT, "slug" TEXT UNIQUE, "gone" TEXT);
+        CREATE UNIQUE INDEX "Task_by_owner_rank" ON "Task" ("ownerId", "rank");
+        INSERT INTO "Task" VALUES ('t1', 'say "hi"', 1, 7, 0.1, NULL, 'ada', NULL, 'x'),
+                                  ('t2', 'b', 0, NULL, 3, '2026-01-01', NULL, 's', NULL);
+    """)
+    return conn
+
+
+def test_a_database_of_another_server_opens(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    make_foreign(path).close()
+    engine = open_engine(path)
+    reader = open_reader(path)
+    assert reader.get("Task", "t1") == (
+        b'{"done":true,"dueAt":null,"id":"t1","ownerId":"ada","rank":7,"slug":null,'
+        b'"title":"say \\"hi\\"","weight":0.1}')
+    assert rows_of(reader, "Task")["t2"]["done"] is False
+    # Rows without events: the head is above 0 and every earlier cursor is void.
+    assert engine.head > 10**9
+    assert reader.void_ranges() == [(0, engine.head)]
+    assert reader.head_seq() == engine.head and reader.oldest_seq() == engine.head + 1
+    assert apply(engine, task(5))[0].seq == engine.head
+    engine.close()
+    assert open_engine(path).head == reader.head_seq()
+    assert len(reader.void_ranges()) == 1
+
+
+def test_a_foreign_change_log_is_read_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    conn = make_foreign(path)
+    conn.execute("""
+        CREATE TABLE _pylon_change_log (seq INTEGER PRIMARY KEY, entity TEXT, row_id TEXT,
+            kind TEXT, data TEXT, prev_data TEXT, timestamp TEXT);
+        CREATE TABLE _pylon_change_seq (id INTEGER PRIMARY KEY, value INTEGER);
+        INSERT INTO _pylon_change_log VALUES
+            (1001, 'Task', 't1', 'insert', '{"id":"t1"}', NULL, '1714700000Z'),
+            (1002, 'Task', 't0', 'delete', '{"id":"t0"}', NULL, '2024-05-03T01:33:20Z'),
+            (1003, 'Task', 't9', 'delete', NULL, NULL, 'soon');
+        INSERT INTO _pylon_change_seq VALUES (1, 2000);
+    """)
+    conn.close()
+    engine = open_engine(path)
+    reader = open_reader(path)
+    assert engine.head == 2000 and not reader.void_ranges()
+    first, second, third = reader.events_after(0, 10)
+    assert (first.data, first.timestamp_s) == (b'{"id":"t1"}', 1714700000)
+    assert (second.data, second.prev_data, second.timestamp_s) == (
+        None, b'{"id":"t0"}', 1714700000)
+    assert (third.data, third.prev_data, third.timestamp_s) == (None, None, 0)
+    assert apply(engine, task(5))[0].seq == 2001
+
+
+def test_another_servers_visit_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    engine = open_engine(path)
+    apply(engine, insert("Note", 1, {"text": "old"}))
+    head = engine.head
+    engine.close()
+    conn = connect(path)
+    conn.execute("""
+        UPDATE Note SET text = 'new'; INSERT INTO Note (id, text) VALUES ('n2', 'more');
+        INSERT INTO _pylon_schema_history (manifest_version, app_version, applied_at,
+            operation_count, baseline, plan_json) VALUES (1, '1', 'now', 0, 'dev', '[]');
+    """)
+    conn.close()
+    engine = open_engine(path)
+    reader = open_reader(path)
+    texts = {k: r["text"] for k, r in rows_of(reader, "Note").items()}
+    assert texts == {row_id(1): "new", "n2": "more"}
+    assert engine.head > head and reader.void_ranges() == [(0, engine.head)]
+    assert b'"more"' in reader.rows("Note", Query(ALL, limit=10))[1]
+
+
+def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    path.write_bytes(b"this is not a database, but long enough to be looked at" * 50)
+    with pytest.raises(StartRefused, match=r"a\.db cannot be used"):
+        open_engine(path)
+    with pytest.raises(StartRefused):
+        open_engine(tmp_path / "no" / "folder.db")

@@ -1,0 +1,341 @@
+"""The write engine: replies, policies, seqs, epochs, upkeep, and batches that survive anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import apsw
+import orjson
+import pytest
+
+from pylon import limits
+from pylon.auth.context import ADMIN
+from pylon.bus.messages import (
+    DropSession,
+    InsertRow,
+    MarkClean,
+    PruneLog,
+    PutSession,
+    ResetRows,
+    WriteRequest,
+)
+from pylon.clock import ManualClock
+from pylon.storage.sqlite.engine import SqliteEngine
+from pylon.storage.sqlite.reader import SqliteReader
+from tests.storage_kit import (
+    ADA,
+    BOB,
+    apply,
+    code,
+    delete,
+    insert,
+    open_engine,
+    open_reader,
+    row_id,
+    rows_of,
+    task,
+    update,
+)
+
+Store = tuple[SqliteEngine, SqliteReader]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    engine = open_engine(tmp_path / "a.db")
+    return engine, open_reader(tmp_path / "a.db")
+
+
+def test_a_write_is_a_row_and_an_event(store: Store) -> None:
+    engine, reader = store
+    assert engine.head == 0 and reader.is_empty() and reader.oldest_seq() == 1
+    request = task(1, rank=2)
+    first = engine.apply([WriteRequest(9, request)])
+    assert (first.replies[0].id, first.replies[0].seq, first.replies[0].count) == (9, 1, 1)
+    assert first.batch is not None and first.batch.prev_seq == 0
+    assert reader.get("Task", row_id(1)) == request.row_json
+    second = engine.apply([WriteRequest(10, update("Task", 1, {"rank": 3, "done": True})),
+                           WriteRequest(11, delete("Task", 1))])
+    assert second.batch is not None and second.batch.prev_seq == 1
+    changed, gone = second.batch.events
+    after = {**orjson.loads(request.row_json), "rank": 3, "done": True}
+    assert (changed.seq, changed.kind, changed.prev_data) == (2, "update", request.row_json)
+    assert orjson.loads(changed.data or b"") == after
+    assert (gone.seq, gone.kind, gone.data, gone.prev_data) == (3, "delete", None, changed.data)
+    assert reader.get("Task", row_id(1)) is None and reader.is_empty()
+    assert reader.events_after(0, 10) == [*first.batch.events, *second.batch.events]
+    assert [e.seq for e in reader.newest_events(2)] == [2, 3]
+    assert engine.head == reader.head_seq() == 3
+
+
+def test_columns_follow_the_json(store: Store, tmp_path: Path) -> None:
+    engine, _ = store
+    apply(engine, task(1), update("Task", 1, {"done": True, "weight": 1.5}))
+    conn = apsw.Connection(str(tmp_path / "a.db"))
+    assert conn.execute("SELECT done, weight, title, rank FROM Task").get == (
+        1, 1.5, "task 1", None)
+
+
+def test_a_failing_request_fails_alone(store: Store) -> None:
+    engine, reader = store
+    replies = apply(
+        engine,
+        task(1, slug="a", rank=1),
+        task(2, slug="a"),
+        task(3, rank=1),
+        task(1),
+        task(1, client_id=True),
+        update("Task", 9, {"rank": 1}),
+        delete("Task", 9),
+        update("Task", 1, {"rank": 5}),
+        insert("Note", 4, {}),
+        InsertRow("Nope", row_id(5), [], b"{}"),
+    )
+    assert [code(r) for r in replies] == [
+        None, "UNIQUE_VIOLATION", "UNIQUE_VIOLATION", "UNIQUE_VIOLATION",
+        "OPTIMISTIC_ID_CONFLICT", "NOT_FOUND", "NOT_FOUND", None, None, "ENTITY_NOT_FOUND",
+    ]  # fmt: skip
+    assert replies[1].error and replies[1].error.details == {
+        "entity": "Task", "field": "slug", "value": "a"}
+    assert replies[2].error and replies[2].error.details == {
+        "entity": "Task", "fields": ["ownerId", "rank"], "value": ["ada", 1]}
+    assert [e.seq for e in reader.events_after(0, 99)] == [1, 2, 3]
+    assert set(rows_of(reader, "Task")) == {row_id(1)}
+
+
+def test_a_unique_value_can_be_taken_over_within_a_batch(store: Store) -> None:
+    engine, _ = store
+    replies = apply(engine, task(1, slug="a"), update("Task", 1, {"slug": "b"}),
+                    task(2, slug="a"), update("Task", 2, {"slug": "b"}))
+    assert [code(r) for r in replies] == [None, None, None, "UNIQUE_VIOLATION"]
+    assert replies[3].error and replies[3].error.details["value"] == "b"
+
+
+def test_who_may_not_read_a_row_learns_nothing_of_it(store: Store) -> None:
+    engine, reader = store
+    apply(engine, task(1), task(2, done=True))
+    hidden = apply(engine, update("Task", 1, {"rank": 1}, BOB), delete("Task", 1, BOB),
+                   update("Task", 7, {"rank": 1}, BOB), delete("Task", 7, BOB))
+    assert {code(r) for r in hidden} == {"NOT_FOUND"}
+    assert hidden[0].error == hidden[2].error and hidden[1].error == hidden[3].error
+    assert {r.error.message for r in hidden if r.error} == {"Row not found"}
+    denied = apply(engine, update("Task", 2, {"rank": 1}, ADA), delete("Task", 2, ADA),
+                   update("Task", 1, {"ownerId": "bob"}, ADA))
+    assert {code(r) for r in denied} == {"POLICY_DENIED"}
+    allowed = apply(engine, update("Task", 1, {"rank": 4}, ADA),
+                    update("Task", 2, {"done": False}, ADMIN), delete("Task", 2, ADA))
+    assert {code(r) for r in allowed} == {None}
+    assert rows_of(reader, "Task")[row_id(1)]["rank"] == 4
+
+
+def test_an_operation_is_carried_out_once(store: Store, tmp_path: Path) -> None:
+    engine, reader = store
+    first, same, other_user = apply(
+        engine, task(1, op="x"), task(2, op="x"), insert("Note", 3, {}, op="x", identity="u"))
+    assert (same.replayed, same.seq, same.row_id, same.count) == (True, 1, row_id(1), 0)
+    assert not other_user.replayed and first.seq == 1
+    (again,) = apply(engine, task(4, op="x"))
+    assert again.replayed and again.row_id == row_id(1)
+    (failed,) = apply(engine, task(1, op="y"))
+    assert code(failed) == "UNIQUE_VIOLATION"
+    (retried,) = apply(engine, task(5, op="y"))
+    assert not retried.replayed and retried.seq == 3
+    assert [r.replayed for r in apply(engine, delete("Task", 5, op="z"), delete("Task", 5, op="z"))
+            ] == [False, True]
+    engine.close()
+    assert apply(open_engine(tmp_path / "a.db"), task(6, op="x"))[0].replayed
+    assert set(rows_of(reader, "Task")) == {row_id(1)}
+
+
+class _Exploding:
+    """Values that SQLite cannot bind."""
+
+
+def test_an_unforeseen_failure_undoes_only_its_own_request(store: Store) -> None:
+    engine, reader = store
+    good = task(1)
+    bad: list[Any] = [
+        InsertRow("Task", row_id(2), [_Exploding()] * 7, b"{}"),
+        InsertRow("Task", row_id(3), [1], b"{}"),
+        InsertRow("Note", row_id(4), ["x"], b"\xff"),
+        update("Task", 1, {"title": _Exploding()}),
+        object(),
+    ]
+    replies = apply(engine, good, *bad, task(9))
+    assert [code(r) for r in replies] == [None, *["INTERNAL"] * len(bad), None]
+    assert set(rows_of(reader, "Task")) == {row_id(1), row_id(9)}
+    assert [e.seq for e in reader.events_after(0, 9)] == [1, 2] and engine.head == 2
+
+
+def test_a_full_disk_refuses_the_batch_whole_and_passes(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    engine = open_engine(path)
+    apply(engine, task(1, op="keep"))
+    conn = engine._conn
+    pages = conn.pragma("page_count")
+    conn.pragma("max_page_count", pages + 2)
+    batch = [task(n, title="x" * 3_000, op=f"o{n}") for n in range(2, 40)]
+    replies = apply(engine, *batch, update("Task", 1, {"rank": 9}))
+    assert {code(r) for r in replies} == {"STORE_UNAVAILABLE"} and len(replies) == 39
+    assert all(r.seq == 0 for r in replies)
+    reader = open_reader(path)
+    assert engine.head == reader.head_seq() == 1
+    assert rows_of(reader, "Task")[row_id(1)]["rank"] is None
+    assert len(reader.events_after(0, 99)) == 1
+    conn.pragma("max_page_count", 1_000_000)
+    again = apply(engine, *batch)
+    assert {code(r) for r in again} == {None} and not any(r.replayed for r in again)
+    assert [r.seq for r in again] == list(range(2, 40))
+    assert conn.pragma("integrity_check") == "ok"
+
+
+def test_a_locked_database_refuses_the_batch(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path / "a.db")
+    engine._conn.set_busy_timeout(1)
+    other = apsw.Connection(str(tmp_path / "a.db"))
+    other.execute("BEGIN IMMEDIATE")
+    assert code(apply(engine, task(1))[0]) == "STORE_UNAVAILABLE"
+    other.execute("ROLLBACK")
+    assert apply(engine, task(1))[0].seq == 1
+
+
+def test_sessions(store: Store) -> None:
+    engine, reader = store
+    put = PutSession("hash", "ada", True, 10, 20, "phone", "acme")
+    result = engine.apply([WriteRequest(1, put)])
+    assert result.batch is None and result.replies[0].count == 1
+    found = reader.session("hash")
+    assert found is not None
+    assert (found.user_id, found.is_guest, found.expires_at_s, found.tenant_id) == (
+        "ada", True, 20, "acme")
+    assert reader.session("other") is None
+    assert [r.count for r in apply(engine, DropSession("hash"), DropSession("hash"))] == [1, 0]
+    assert reader.session("hash") is None
+
+
+def test_retention_goes_in_steps(tmp_path: Path) -> None:
+    clock = ManualClock()
+    engine = open_engine(tmp_path / "a.db", clock)
+    reader = open_reader(tmp_path / "a.db")
+    start_s = clock.wall_ns() // 10**9
+    apply(engine, *[task(n) for n in range(1, 21)])
+    clock.advance(100)
+    apply(engine, *[task(n) for n in range(21, 31)],
+          PutSession("old", "a", False, 0, start_s, ""), PutSession("ever", "a", False, 0, 0, ""))
+
+    def prune(keep: int, older_than_s: int, limit: int) -> int:
+        return apply(engine, PruneLog(keep, older_than_s, limit))[0].count
+
+    assert prune(25, start_s + 50, 3) == 4  # three events and the expired session
+    assert reader.oldest_seq() == 4
+    assert reader.session("old") is None and reader.session("ever") is not None
+    assert [prune(25, start_s + 50, 3) for _ in range(2)] == [2, 0]
+    assert reader.oldest_seq() == 6
+
+
+def test_retention_keeps_the_young_and_the_newest(tmp_path: Path) -> None:
+    clock = ManualClock()
+    engine = open_engine(tmp_path / "a.db", clock)
+    reader = open_reader(tmp_path / "a.db")
+    start_s = clock.wall_ns() // 10**9
+    apply(engine, *[task(n) for n in range(1, 21)])
+    clock.advance(100)
+    apply(engine, *[task(n) for n in range(21, 31)])
+
+    def prune(keep: int, older_than_s: int) -> int:
+        return apply(engine, PruneLog(keep, older_than_s, 1_000))[0].count
+
+    assert prune(1_000, start_s + 50) == 0
+    assert prune(5, start_s + 50) == 20
+    assert prune(5, start_s + 50) == 0
+    assert prune(0, start_s + 1_000) == 9
+    assert reader.oldest_seq() == reader.head_seq() == 30
+    engine.close()
+    assert apply(open_engine(tmp_path / "a.db", clock), task(99))[0].seq == 31
+
+
+def test_old_op_ids_go_when_there_are_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "OP_IDS_KEPT", 3)
+    clock = ManualClock()
+    engine = open_engine(tmp_path / "a.db", clock)
+    apply(engine, *[task(n, op=f"o{n}") for n in range(1, 6)])
+    clock.advance(10)
+    later_s = clock.wall_ns() // 10**9
+    assert apply(engine, PruneLog(1_000, later_s - 10, 100))[0].count == 0
+    assert apply(engine, PruneLog(1_000, later_s, 100))[0].count == 2
+    replies = apply(engine, delete("Task", 1, op="o1"))
+    assert not replies[0].replayed
+    assert [r.replayed for r in apply(engine, task(8, op="o2"), task(9, op="o3"))] == [False, True]
+
+
+def test_the_reset_deletes_every_row_with_its_event(store: Store) -> None:
+    engine, reader = store
+    apply(engine, task(1), task(2), insert("Note", 3, {}))
+    (reply,) = apply(engine, ResetRows())
+    assert (reply.count, reply.seq) == (3, 6) and reader.is_empty()
+    events = reader.events_after(3, 10)
+    assert [(e.kind, e.entity) for e in events] == [
+        ("delete", "Task"), ("delete", "Task"), ("delete", "Note")]
+    assert apply(engine, ResetRows())[0].count == 0
+
+
+# --- Starts and epochs ---------------------------------------------------------------------
+
+
+def start(path: Path, boot: str, durability: str = "normal") -> SqliteEngine:
+    return open_engine(path, boot_id=boot, durability=durability)
+
+
+@pytest.mark.parametrize(
+    ("clean", "durability", "boot", "jumps"),
+    [
+        (True, "normal", "two", False),
+        (False, "normal", "one", False),
+        (False, "normal", "two", True),
+        (False, "normal", "", True),
+        (False, "full", "two", False),
+    ],
+)
+def test_only_power_loss_opens_an_epoch(
+    tmp_path: Path, clean: bool, durability: str, boot: str, jumps: bool
+) -> None:
+    path = tmp_path / "a.db"
+    engine = start(path, "one", durability)
+    apply(engine, task(1), *([MarkClean()] if clean else []))
+    engine.close()
+    engine = start(path, boot)
+    reader = open_reader(path)
+    if not jumps:
+        assert engine.head == 1 and reader.void_ranges() == []
+        return
+    assert engine.head > 10**9 and reader.void_ranges() == [(1, engine.head)]
+    assert reader.head_seq() == engine.head
+    (reply,) = apply(engine, task(2))
+    assert reply.seq == engine.head
+    assert [e.seq for e in reader.events_after(1, 9)] == [reply.seq]
+
+
+def test_a_write_after_the_mark_makes_the_run_unclean_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    engine = start(path, "one")
+    apply(engine, MarkClean())
+    apply(engine, task(1))
+    engine.close()
+    assert start(path, "two").head > 10**9
+
+
+def test_the_mark_writes_the_counter(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path / "a.db")
+    apply(engine, task(1), MarkClean(), task(2))
+    conn = apsw.Connection(str(tmp_path / "a.db"))
+    assert conn.execute("SELECT id, value FROM _pylon_change_seq").get == (1, 2)
+
+
+def test_pragmas(tmp_path: Path) -> None:
+    full = open_engine(tmp_path / "a.db", durability="full")._conn
+    assert full.pragma("synchronous") == 2 and full.pragma("journal_mode") == "wal"
+    assert full.pragma("wal_autocheckpoint") == 0 and full.pragma("foreign_keys") == 1
+    assert open_engine(tmp_path / "b.db")._conn.pragma("synchronous") == 1

@@ -1,0 +1,210 @@
+"""Readers and the pool: look-ups, pages, time limits, and reads that do not stop the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import apsw
+import gevent
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pylon import limits
+from pylon.clock import SystemClock
+from pylon.errors import EntityNotFound, InvalidColumn, QueryTimeout, StoreUnavailable
+from pylon.storage.clause import SqlClause
+from pylon.storage.contract import Query, Reader
+from pylon.storage.names import quote
+from pylon.storage.sqlite.engine import SqliteEngine
+from pylon.storage.sqlite.pool import ReaderPool
+from pylon.storage.where import ALL, NOTHING, and_
+from tests.storage_kit import (
+    MANIFEST,
+    apply,
+    insert,
+    open_engine,
+    open_reader,
+    row_id,
+    task,
+    update,
+)
+
+# Counts so far that no machine is done within the tests' limits.
+ENDLESS = SqlClause(
+    "(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1e12) "
+    "SELECT count(*) FROM n) = 0",
+    (),
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "a.db"
+
+
+@pytest.fixture
+def engine(path: Path) -> SqliteEngine:
+    return open_engine(path)
+
+
+def ids(rows: list[bytes]) -> list[int]:
+    return [int(orjson.loads(r)["id"], 16) for r in rows]
+
+
+def test_lookups(engine: SqliteEngine, path: Path) -> None:
+    reader = open_reader(path)
+    apply(engine, task(2, rank=5, done=True, slug="s"), task(1, rank=5, ownerId=None))
+    first = reader.get("Task", row_id(1))
+    assert reader.lookup("Task", "rank", 5) == reader.lookup("Task", "rank", "5") == first
+    assert reader.lookup("Task", "done", "false") == first
+    second = reader.get("Task", row_id(2))
+    assert reader.lookup("Task", "done", True) == reader.lookup("Task", "slug", "s") == second
+    assert reader.lookup("Task", "id", row_id(2)) == second
+    assert reader.lookup("Task", "slug", "none") is None
+    assert reader.lookup("Task", "ownerId", None) is None
+    with pytest.raises(InvalidColumn):
+        reader.lookup("Task", "_json", "x")
+    with pytest.raises(EntityNotFound):
+        reader.get("sqlite_schema", "x")
+
+
+def test_pages_and_orders(engine: SqliteEngine, path: Path) -> None:
+    reader = open_reader(path)
+    apply(engine, *[task(n, title="same" if n % 2 else "other") for n in range(1, 8)])
+    assert ids(reader.rows("Task", Query(ALL, limit=3, after_id=row_id(2)))) == [3, 4, 5]
+    by_title = (("title", True),)
+    assert ids(reader.rows("Task", Query(ALL, limit=9, order=by_title))) == [1, 3, 5, 7, 2, 4, 6]
+    assert ids(reader.rows("Task", Query(ALL, limit=2, offset=5))) == [6, 7]
+    assert reader.rows("Task", Query(NOTHING, limit=9)) == []
+    same = SqlClause("title = ? OR title = ?", ("same", "x"))
+    some = and_(same, ALL, SqlClause("id > ?", (row_id(3),)))
+    assert ids(reader.rows("Task", Query(some, limit=9))) == [5, 7]
+    assert and_() == ALL and and_(some, NOTHING) == NOTHING and and_(ALL, some) == some
+
+
+CHARACTERS = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
+
+
+@given(st.lists(st.text(CHARACTERS), max_size=5))
+def test_any_text_comes_back_in_lists(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str]
+) -> None:
+    path = tmp_path_factory.mktemp("texts") / "a.db"
+    engine = open_engine(path)
+    apply(engine, *[insert("Note", n, {"text": t}) for n, t in enumerate(texts)])
+    reader = open_reader(path)
+    rows = reader.rows("Note", Query(ALL, limit=9))
+    assert [orjson.loads(r)["text"] for r in rows] == texts
+    engine.close()
+    reader.close()
+
+
+def test_readers_cannot_write_and_notice_commits(engine: SqliteEngine, path: Path) -> None:
+    reader = open_reader(path)
+    with pytest.raises(apsw.ReadOnlyError):
+        reader._conn.execute("DELETE FROM Task")
+    before = reader.data_version()
+    assert reader.data_version() == before
+    apply(engine, task(1))
+    assert reader.data_version() != before
+    with pytest.raises(StoreUnavailable):
+        open_reader(path.with_name("none.db"))
+    reader.close()
+    with pytest.raises(StoreUnavailable):
+        reader.head_seq()
+
+
+def test_a_long_statement_is_stopped(
+    engine: SqliteEngine, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "READ_TIMEOUT_S", 0.05)
+    reader = open_reader(path)
+    apply(engine, task(1))
+    started_s = SystemClock().monotonic_s()
+    with pytest.raises(QueryTimeout):
+        reader.rows("Task", Query(ENDLESS, limit=1))
+    assert SystemClock().monotonic_s() - started_s < 5
+    assert ids(reader.rows("Task", Query(ALL, limit=1))) == [1]
+
+
+def test_newest_events_are_bounded_in_bytes(
+    engine: SqliteEngine, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply(engine, *[task(n, title="x" * 1_000) for n in range(1, 9)])
+    monkeypatch.setattr(limits, "TAIL_BYTES", 3_500)
+    assert [e.seq for e in open_reader(path).newest_events(100)] == [6, 7, 8]
+
+
+def test_identifiers_are_quoted() -> None:
+    assert quote('a"b') == '"a""b"'
+    with pytest.raises(ValueError, match="NUL"):
+        quote("a\0")
+
+
+# --- The pool ------------------------------------------------------------------------------
+
+
+def test_the_pool_answers_short_and_long_reads(engine: SqliteEngine, path: Path) -> None:
+    pool = ReaderPool(path, MANIFEST)
+    apply(engine, *[task(n) for n in range(1, 3_001)], update("Task", 1, {"rank": 1}))
+    assert pool.point(lambda r: r.get("Task", row_id(2))) is not None
+    assert len(pool.scan(lambda r: r.rows("Task", Query(ALL, limit=5)))) == 5
+    # Long enough to be interrupted inline and done again in a thread.
+    slow = SqlClause("title LIKE ? OR title LIKE ? OR title LIKE ?", ("%a%b%", "%c%d%", "%3%7%"))
+    wanted = [n for n in range(1, 3_001) if "3" in str(n) and "7" in str(n).partition("3")[2]]
+    assert ids(pool.scan(lambda r: r.rows("Task", Query(slow, limit=9_999)))) == wanted
+    with pytest.raises(EntityNotFound):
+        pool.scan(lambda r: r.rows("Nope", Query(ALL, limit=1)))
+    pool.close()
+
+
+def test_scans_leave_the_hub_free_and_wait_for_a_connection(
+    engine: SqliteEngine, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "READ_TIMEOUT_S", 0.5)
+    pool = ReaderPool(path, MANIFEST, connections=2)
+    apply(engine, task(1))
+
+    def endless() -> str:
+        try:
+            pool.scan(lambda r: r.rows("Task", Query(ENDLESS, limit=1)))
+        except QueryTimeout as error:
+            return error.message
+        return "answered"
+
+    points = 0
+    jobs = [gevent.spawn(endless) for _ in range(3)]
+    while not all(job.dead for job in jobs):
+        assert pool.point(lambda r: r.get("Task", row_id(1)))
+        points += 1
+        gevent.sleep(0.001)
+    assert points > 20
+    # One scanned until its time was over; of those behind it, at least one never got its turn.
+    messages = [job.get() for job in jobs]
+    assert "the query took too long" in messages
+    assert any("connection" in m for m in messages)
+
+    def again(reader: Reader) -> list[bytes]:
+        return reader.rows("Task", Query(ALL, limit=1))
+
+    assert ids(pool.scan(again)) == [1]
+    pool.close()
+
+
+def test_a_killed_greenlet_gives_its_connection_back(
+    engine: SqliteEngine, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "READ_TIMEOUT_S", 0.3)
+    pool = ReaderPool(path, MANIFEST, connections=2)
+    apply(engine, task(1))
+    job = gevent.spawn(lambda: pool.scan(lambda r: r.rows("Task", Query(ENDLESS, limit=1))))
+    while len(pool._free) != 0:
+        gevent.sleep(0.001)
+    job.kill()
+    with gevent.Timeout(20):
+        while len(pool._free) == 0:
+            gevent.sleep(0.005)
+    assert len(pool._free) == 1
+    pool.close()
