@@ -69,9 +69,9 @@ def test_a_backup_under_load_equals_the_database_at_its_seq(server: PylonServer)
         for bundle in bundles:
             assert server.ctl("backup", "verify", str(bundle)).returncode == 0
             facts = json.loads((bundle / "MANIFEST.json").read_text())
-            seqs.append(facts["head_seq"])
+            seqs.append(facts["seq"])
             assert rows_in_file(bundle / "pylon.db", "Tick") == rows_at(
-                client.received, facts["head_seq"], "Tick"
+                client.received, facts["seq"], "Tick"
             )
         assert 0 < seqs[0] < seqs[1] < client.cursor
 
@@ -91,7 +91,7 @@ def test_a_restore_brings_the_rows_back_and_every_client_resyncs(server: PylonSe
 
         refused = server.ctl("restore", str(bundle), "--yes")
         assert refused.returncode != 0
-        assert "running" in refused.stderr
+        assert "stop it first" in refused.stderr
         assert server.terminate() == 0
         done = server.ctl("restore", str(bundle), "--yes")
         assert done.returncode == 0, done.stderr + done.stdout
