@@ -78,6 +78,7 @@ class Server:
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()
         path, _, query = target.partition("?")
+        more.setdefault("remote_addr", "127.0.0.1")
         self.clock.advance(0.001)  # so that ids and times go on
         return self.client.simulate_request(
             method, path, query_string=query or None, body=body, headers=sent, **more

@@ -8,6 +8,7 @@ from pylon.auth.sessions import NewSession, new_session, resolve
 from pylon.clock import ManualClock, SeededRandom
 from pylon.storage.contract import SessionRow
 
+NONE: dict[str, SessionRow] = {}
 CONFIG = settings.load({"PYLON_ADMIN_TOKEN": "a" * 40}).config
 
 
@@ -70,10 +71,10 @@ def test_the_admin_token_needs_no_session() -> None:
 
 def test_unknown_malformed_and_absent_tokens_are_anonymous() -> None:
     for token in (None, "", "pylon_nonsense", "pylon_" + "0" * 64, "a" * 39):
-        caller = resolve(token, CONFIG, {}.get)
+        caller = resolve(token, CONFIG, NONE.get)
         assert caller.auth == ANONYMOUS
         assert caller.session_id is None
 
 
 def test_without_an_admin_token_nobody_is_admin() -> None:
-    assert not resolve("a" * 40, settings.load({}).config, {}.get).auth.is_admin
+    assert not resolve("a" * 40, settings.load({}).config, NONE.get).auth.is_admin

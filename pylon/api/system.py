@@ -86,11 +86,8 @@ class Metrics:
             answer = self._control.ask("metrics", format="text" if as_text else "json")
         except NotRunning as ex:
             raise Unavailable("The supervisor does not answer", hint=ex.message) from ex
-        if as_text:
-            resp.content_type = "text/plain; version=0.0.4"
-            resp.text = answer["text"]
-        else:
-            send(resp, answer["metrics"])
+        resp.content_type = answer["content_type"]
+        resp.data = answer["body"].encode()
 
     on_head = on_get
 

@@ -18,7 +18,7 @@ from pylon.clock import RandomSource
 
 _PREFIX: Final = "pylon_"
 _FORM: Final = re.compile(r"pylon_[0-9a-f]{64}")
-_BEARER: Final = "bearer "
+_BEARER: Final = "bearer"
 
 
 def new_session_token(random: RandomSource) -> str:
@@ -42,9 +42,10 @@ def bearer_token(authorization: str | None) -> str | None:
     Returns None where there is no such header or its scheme is another one; the empty string
     where the header is there and holds nothing, which must not fall back to a cookie (§4.1).
     """
-    if authorization is None or authorization[: len(_BEARER)].lower() != _BEARER:
+    if authorization is None:
         return None
-    return authorization[len(_BEARER) :].strip()
+    scheme, _, token = authorization.strip().partition(" ")
+    return token.strip() if scheme.lower() == _BEARER else None
 
 
 def same_token(given: str, expected: str | None) -> bool:

@@ -21,6 +21,7 @@ import gevent
 from gevent.event import Event
 from gevent.pool import Pool
 from gevent.server import StreamServer
+from gevent.socket import socket as GeventSocket  # noqa: N812
 from gunicorn.workers.ggevent import GeventWorker
 
 _HEARTBEAT_S: Final = 1.0  # gunicorn's arbiter kills a worker that is silent for `timeout`
@@ -34,7 +35,7 @@ class HttpWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.open_connections = 0
-        self._idle: set[socket.socket] = set()
+        self._idle: set[GeventSocket] = set()
         self._stopping: Event | None = None  # made after the fork
 
     def run(self) -> None:
@@ -56,7 +57,7 @@ class HttpWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             server.close()
         self._drain(servers)
 
-    def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
+    def handle(self, listener: Any, client: GeventSocket, addr: Any) -> None:
         """One connection, from its first byte to its last."""
         self.open_connections += 1
         self._idle.add(client)
@@ -66,7 +67,7 @@ class HttpWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             self._idle.discard(client)
             self.open_connections -= 1
 
-    def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> None:
+    def handle_request(self, listener_name: Any, req: Any, sock: GeventSocket, addr: Any) -> None:
         """One request; the connection is idle before and after."""
         self._idle.discard(sock)
         try:
@@ -88,8 +89,10 @@ class HttpWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         while self.open_connections:
             for client in list(self._idle):
                 # What has arrived can still be read after this; what has not is not accepted.
+                # On the plain socket: gevent's own method would break the read that waits,
+                # where we want it to see the end of the stream.
                 with contextlib.suppress(OSError):
-                    client.shutdown(socket.SHUT_RD)
+                    client._sock.shutdown(socket.SHUT_RD)
             if time.monotonic() >= deadline_s:
                 self.log.warning("Drain deadline: %d connections cut", self.open_connections)
                 break
