@@ -176,6 +176,41 @@ def test_a_removed_required_field_does_not_stop_inserts(tmp_path: Path) -> None:
         open_engine(path, manifest=replace(MANIFEST, entities=(less,), policies=()))
 
 
+def test_a_field_that_leaves_the_manifest_leaves_the_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    tagged = with_fields(NOTE, *NOTE.fields, some("tag"))
+    of_bool = with_fields(NOTE, *NOTE.fields, some("n", FieldType.BOOL))
+    of_int = with_fields(NOTE, *NOTE.fields, some("n", FieldType.INT))
+
+    def row_with(entity: Entity) -> bytes | None:
+        manifest = replace(MANIFEST, entities=(entity,), policies=())
+        open_engine(path, manifest=manifest).close()
+        reader = SqliteReader(path, manifest)
+        try:
+            return reader.get("Note", "1")
+        finally:
+            reader.close()
+
+    row_with(tagged)
+    connect(path).execute("""INSERT INTO Note (id, text, tag, _json)
+        VALUES ('1', 'x', 'secret', '{"id":"1","tag":"secret","text":"x"}')""")
+    assert row_with(NOTE) == b'{"id":"1","text":"x"}'
+    assert row_with(tagged) == b'{"id":"1","tag":"secret","text":"x"}'
+    row_with(of_bool)
+    connect(path).execute("UPDATE Note SET n = 1")
+    assert row_with(of_int) == b'{"id":"1","n":1,"text":"x"}'
+    assert row_with(of_bool) == b'{"id":"1","n":true,"text":"x"}'
+
+
+def test_a_history_that_wants_ids_gets_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    connect(path).execute("""CREATE TABLE _pylon_schema_history (id TEXT PRIMARY KEY NOT NULL,
+        manifest_version, app_version, applied_at, operation_count, baseline, plan_json)""")
+    prepare(path, NOTE)
+    prepare(path, NOTE)
+    assert connect(path).execute("SELECT count(DISTINCT id) FROM _pylon_schema_history").get == 2
+
+
 def make_foreign(path: Path) -> apsw.Connection:
     """A database as another server leaves it: rowid tables, booleans as numbers, no JSON."""
     conn = connect(path)

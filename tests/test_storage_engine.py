@@ -200,6 +200,17 @@ def test_a_locked_database_refuses_the_batch(tmp_path: Path) -> None:
     assert apply(engine, task(1))[0].seq == 1
 
 
+def test_events_of_somebody_else_do_not_stop_the_writer_for_ever(
+    store: Store, tmp_path: Path
+) -> None:
+    engine, reader = store
+    other = apsw.Connection(str(tmp_path / "a.db"))
+    other.execute("INSERT INTO _pylon_change_log VALUES (1, 'Note', 'n', 'delete', '', '', 0)")
+    assert code(apply(engine, task(1))[0]) == "STORE_UNAVAILABLE"
+    assert reader.is_empty()
+    assert apply(engine, task(1))[0].seq == 2
+
+
 def test_sessions(store: Store) -> None:
     engine, reader = store
     put = PutSession("hash", "ada", True, 10, 20, "phone", "acme")

@@ -5,9 +5,10 @@ with the same encoder that writes use, and its change log is kept. Every start l
 `_pylon_schema_history`; by their number the next start knows whether somebody else has written
 in between, whose rows then have no JSON, or an old one, and whose changes no client has seen.
 
-Invariants: after `prepare_store` every row has its `_json`; rows exist only where the head seq
-is above 0 (an epoch is opened for rows that no event tells of); on any error the database is
-as it was. An unchanged schema costs a few look-ups in the catalogue. Called by the engine.
+Invariants: after `prepare_store` every row has its `_json`, with the manifest's fields and no
+other; rows exist only where the head seq is above 0 (an epoch is opened for rows that no event
+tells of); on any error the database is as it was. An unchanged schema costs a few look-ups in
+the catalogue. Called by the engine.
 """
 
 from __future__ import annotations
@@ -81,10 +82,11 @@ def _prepare(conn: apsw.Connection, manifest: Manifest, clock: Clock) -> Prepare
 
     lineage = meta.get(conn, "lineage")
     visited = lineage is not None and meta.get(conn, "history_rows") != str(_history_rows(conn))
-    stale = {s.entity for s in plan.steps if s.rewrites_json}
     for entity in manifest.entities:
-        if visited or entity.name in stale:
+        shape = _shape(entity)
+        if visited or meta.get(conn, f"shape:{entity.name}") != shape:
             rebuild_json(conn, entity)
+            meta.put(conn, f"shape:{entity.name}", shape)
 
     epoch_opened = False
     if visited:
@@ -117,6 +119,12 @@ def rebuild_json(conn: apsw.Connection, entity: Entity) -> None:
         f"UPDATE {quote(entity.name)} SET {ddl.JSON_COLUMN} = pylon_row_json({columns})"
     )
     conn.create_scalar_function("pylon_row_json", None)
+
+
+def _shape(entity: Entity) -> str:
+    """What decides the JSON of a row. A field that leaves the manifest must leave the rows'
+    JSON too, though its column stays."""
+    return orjson.dumps([[f.name, f.type.value] for f in entity.fields]).decode()
 
 
 def _has_rows(conn: apsw.Connection, manifest: Manifest) -> bool:

@@ -26,13 +26,12 @@ StepKind = Literal["create_entity", "add_field", "add_json", "add_index"]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One operation. `rewrites_json`: the rows' JSON must be made anew afterwards."""
+    """One operation."""
 
     kind: StepKind
     entity: str
     name: str  # of the field or index; the entity's for a table
     sql: str
-    rewrites_json: bool = False
 
     def render(self) -> str:
         """One line for people."""
@@ -115,7 +114,7 @@ def _compare_table(
         return
     if ddl.JSON_COLUMN not in table.columns:
         steps.append(
-            Step("add_json", entity.name, ddl.JSON_COLUMN, ddl.add_json_column(entity), True)
+            Step("add_json", entity.name, ddl.JSON_COLUMN, ddl.add_json_column(entity))
         )
     for field in entity.fields:
         column = table.columns.get(field.name.lower())
@@ -154,9 +153,7 @@ def _add_field(
             f"{entity.name}.{field.name}: a new required field on a table that has rows "
             "(make it optional)"
         )
-    steps.append(
-        Step("add_field", entity.name, field.name, ddl.add_column(entity, field), True)
-    )
+    steps.append(Step("add_field", entity.name, field.name, ddl.add_column(entity, field)))
     if field.unique:
         name = ddl.unique_name(entity, field)
         if name.lower() in live.indexes:

@@ -192,6 +192,10 @@ class SqliteEngine:
         while True:
             try:
                 result = self._transaction(requests, broken, started_s)
+            except apsw.ConstraintError as error:
+                # The log has events that are not ours: somebody wrote beside us. Go on above.
+                self.head = log.head_seq(self._conn)
+                return self._refuse(requests, error, started_s)
             except apsw.Error as error:
                 return self._refuse(requests, error, started_s)
             if result is not None:
