@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-class Held(Exception):  # noqa: N818  (a state, told apart by the caller, not a failure)
+class Held(Exception):
     """Another process holds the data directory."""
 
 

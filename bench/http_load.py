@@ -1,0 +1,183 @@
+"""Load over HTTP with wrk, against a server of its own on loopback.
+
+    python bench/http_load.py [--seconds 5] [--connections 16 64] [--out bench/results]
+
+Prints requests/s, p50, p99 and errors of each kind of request, and RSS and CPU of each process;
+writes them as JSON and Markdown. Bounded: about `seconds` for each line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import server as srv
+
+ROWS = 1_000
+UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
+
+PRELUDE = """
+local thread_number = 0
+function setup(thread) thread:set("number", thread_number); thread_number = thread_number + 1 end
+local headers = {["Authorization"] = "Bearer %s", ["Content-Type"] = "application/json"}
+local made = 0
+local salt = "%s"
+local ids = {%s}
+local function unique() made = made + 1; return salt .. "-" .. number .. "-" .. made end
+local function get(path) return wrk.format("GET", path, headers) end
+local function post(path, body) return wrk.format("POST", path, headers, body) end
+local function row_id() made = made + 1; return ids[made %% #ids + 1] end
+local function insert()
+  local u = unique()
+  return post("/api/entities/Item", '{"sku":"' .. u .. '","title":"new","shelf":"s","count":1}')
+end
+local function update()
+  return wrk.format("PATCH", "/api/entities/Item/" .. row_id(), headers, '{"count":' .. made .. '}')
+end
+"""
+
+REQUESTS = {
+    "health": 'return get("/health")',
+    "get by id": 'return get("/api/entities/Item/" .. row_id())',
+    "lookup": 'made = made + 1; '
+              'return get(string.format("/api/lookup/Item/sku/sku-%08d", made % 1000))',
+    "insert": "return insert()",
+    "update": "return update()",
+    "list 100": 'return get("/api/entities/Item?limit=100")',
+    "equality, 10 rows": 'made = made + 1; return post("/api/query/Item", '
+                         "'{\"shelf\":\"shelf-' .. made % 100 .. '\"}')",
+    "$like, 111 rows": 'return post("/api/query/Item", '
+                       "'{\"title\":{\"$like\":\"-1\"},\"sku\":{\"$like\":\"sku-\"}}')",
+    "pull(100)": 'return get("/api/sync/pull?since=" .. %d)',
+    "mixed 80/15/5": """
+      local dice = math.random(100)
+      if dice <= 80 then return get("/api/entities/Item/" .. row_id()) end
+      if dice <= 95 then return insert() end
+      return update()""",
+}
+
+
+def main() -> int:
+    """Run every line; exit code 0."""
+    args = _arguments()
+    wrk = shutil.which("wrk")
+    if wrk is None:
+        print("http_load: skipped: wrk is not installed (make test-tools, or: apt-get install wrk)")
+        return 0
+    lines: list[dict[str, Any]] = []
+    with srv.served(PYLON_HTTP_WORKERS=str(args.workers)) as server:
+        ids = srv.fill(server, ROWS)
+        processes = server.processes()
+        idle = server.usage(processes)
+        for name, body in REQUESTS.items():
+            if name == "pull(100)":
+                body %= server.status()["head_seq"] - 100
+            for connections in args.connections:
+                line = _run(wrk, server, name, body, ids, connections, args.seconds)
+                print(_text(line), flush=True)
+                lines.append(line)
+        loaded = server.usage(processes)
+    usage = {
+        name: {"rss_idle_mib": idle[name][0], "rss_loaded_mib": loaded[name][0],
+               "cpu_s": round(loaded[name][1] - idle[name][1], 2)}
+        for name in processes
+    }
+    for name, figures in usage.items():
+        print(f"{name:<12} " + "  ".join(f"{key} {value}" for key, value in figures.items()))
+    _write(args.out, {
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        "workers": args.workers, "seconds": args.seconds, "requests": lines, "processes": usage,
+    })
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=int, default=5, help="for each line")
+    parser.add_argument("--connections", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--workers", type=int, default=2, help="HTTP workers")
+    parser.add_argument("--out", type=Path, default=Path("bench/results/local"))
+    return parser.parse_args()
+
+
+def _run(
+    wrk: str, server: srv.Server, name: str, body: str, ids: list[str], connections: int,
+    seconds: int,
+) -> dict[str, Any]:
+    quoted = ",".join(f'"{row_id}"' for row_id in ids)
+    salt = f"{name[:3].strip()}{connections}"
+    script = PRELUDE % (srv.ADMIN, salt, quoted) + f"\nfunction request()\n{body}\nend\n"
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
+        file.write(script)
+        file.flush()
+        done = subprocess.run(
+            [wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", file.name,
+             f"http://127.0.0.1:{server.port}"],
+            capture_output=True, text=True, timeout=seconds + 60, check=False,
+        )
+    if done.returncode != 0:
+        raise SystemExit(f"wrk failed: {done.stderr}")
+    return {"name": name, "connections": connections, **parse_wrk(done.stdout)}
+
+
+def parse_wrk(text: str) -> dict[str, Any]:
+    """What wrk prints with --latency: requests/s, percentiles in ms, errors."""
+    def percentile(which: str) -> float:
+        found = re.search(rf"^\s+{which}%\s+([\d.]+)(us|ms|s|m)$", text, re.MULTILINE)
+        return round(float(found[1]) * UNITS[found[2]], 3) if found else 0.0
+
+    rps = re.search(r"^Requests/sec:\s+([\d.]+)", text, re.MULTILINE)
+    refused = re.search(r"^\s+Non-2xx or 3xx responses: (\d+)", text, re.MULTILINE)
+    broken = re.search(
+        r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text
+    )
+    return {
+        "requests_per_s": float(rps[1]) if rps else 0.0,
+        "p50_ms": percentile("50"), "p99_ms": percentile("99"),
+        "errors": (int(refused[1]) if refused else 0)
+        + (sum(int(count) for count in broken.groups()) if broken else 0),
+    }
+
+
+def _text(line: dict[str, Any]) -> str:
+    return (
+        f"{line['name']:<18} {line['connections']:>4} conn  {line['requests_per_s']:>9,.0f}/s  "
+        f"p50 {line['p50_ms']:>8.2f} ms  p99 {line['p99_ms']:>8.2f} ms  errors {line['errors']}"
+    )
+
+
+def _write(out: Path, report: dict[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "http_load.json").write_text(json.dumps(report, indent=2) + "\n")
+    rows = [
+        f"HTTP load, {report['at']}, Python {report['python']}, {report['workers']} HTTP workers, "
+        f"wrk on the same machine, {report['seconds']} s a line.", "",
+        "| request | connections | requests/s | p50 ms | p99 ms | errors |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows += [
+        f"| {r['name']} | {r['connections']} | {r['requests_per_s']:,.0f} | {r['p50_ms']} | "
+        f"{r['p99_ms']} | {r['errors']} |"
+        for r in report["requests"]
+    ]
+    rows += ["", "| process | RSS idle MiB | RSS loaded MiB | CPU s |", "|---|---|---|---|"]
+    rows += [
+        f"| {name} | {u['rss_idle_mib']} | {u['rss_loaded_mib']} | {u['cpu_s']} |"
+        for name, u in report["processes"].items()
+    ]
+    (out / "http_load.md").write_text("\n".join(rows) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""A server for the load tools: `pylonctl start` on free loopback ports, in a temporary folder."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ADMIN = "bench-admin-token-0123456789abcdef0123456789"
+START_S = 60.0
+MANIFEST = {
+    "manifest_version": 1, "name": "bench", "version": "1", "routes": [],
+    "entities": [{
+        "name": "Item", "crdt": False,
+        "fields": [
+            {"name": "sku", "type": "string", "optional": False, "unique": True},
+            {"name": "title", "type": "string", "optional": False, "unique": False},
+            {"name": "shelf", "type": "string", "optional": False, "unique": False},
+            {"name": "count", "type": "int", "optional": False, "unique": False},
+        ],
+        "indexes": [{"name": "by_shelf", "fields": ["shelf"], "unique": False}],
+    }],
+    "policies": [{"name": "open", "entity": "Item", "allow": "true"}],
+}
+
+
+class Server:
+    """A running server."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, env: dict[str, str]) -> None:
+        self.process = process
+        self.port = port
+        self._env = env
+
+    def request(self, method: str, path: str, body: Any = None, token: str = ADMIN) -> Any:
+        """One request; the decoded answer. Raises for a status of 400 and more."""
+        conn = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            conn.request(
+                method, path, None if body is None else json.dumps(body).encode(),
+                {"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+            )
+            answer = conn.getresponse()
+            raw = answer.read()
+            if answer.status >= 400:
+                raise RuntimeError(f"{method} {path}: {answer.status} {raw[:300]!r}")
+            return json.loads(raw)
+        finally:
+            conn.close()
+
+    def status(self) -> dict[str, Any]:
+        """`pylonctl status --json`."""
+        done = subprocess.run(
+            [sys.executable, "-m", "pylon.cli.main", "status", "--json"],
+            env=self._env, capture_output=True, text=True, check=True,
+        )
+        out: dict[str, Any] = json.loads(done.stdout)
+        return out
+
+    def processes(self) -> dict[str, int]:
+        """Name to pid, of the supervisor and every worker."""
+        found = {"supervisor": self.process.pid}
+        for role, state in self.status()["roles"].items():
+            for number, pid in enumerate(state["pids"], start=1):
+                found[f"{role}/{number}"] = pid
+        return found
+
+    def usage(self, processes: dict[str, int]) -> dict[str, tuple[float, float]]:
+        """RSS in MiB and CPU seconds of each process."""
+        return {name: (_rss_mib(pid), _cpu_s(pid)) for name, pid in processes.items()}
+
+
+def item(number: int) -> dict[str, Any]:
+    """Row `number`: 10 of 1,000 share a shelf; 111 titles of 1,000 contain `-1`, about."""
+    return {
+        "sku": f"sku-{number:08d}", "title": f"item-{number}", "shelf": f"shelf-{number % 100}",
+        "count": number,
+    }
+
+
+def fill(server: Server, count: int) -> list[str]:
+    """Insert rows 0 to `count` by push; their ids."""
+    for start in range(0, count, 500):
+        changes = [
+            {"entity": "Item", "row_id": "x", "kind": "insert", "data": item(number)}
+            for number in range(start, min(count, start + 500))
+        ]
+        answer = server.request("POST", "/api/sync/push", {"changes": changes})
+        if answer["errors"]:
+            raise RuntimeError(str(answer["errors"][:3]))
+    rows = server.request("POST", "/api/query/Item", {"$limit": count, "$order": {"count": "asc"}})
+    return [row["id"] for row in rows]
+
+
+@contextmanager
+def served(**settings: str) -> Iterator[Server]:
+    """Start a server, wait until it is ready, and drain it at the end."""
+    with tempfile.TemporaryDirectory(prefix="pylon-load-") as name:
+        folder = Path(name)
+        (folder / "pylon.manifest.json").write_text(json.dumps(MANIFEST))
+        port = _free_port()
+        env = {k: v for k, v in os.environ.items() if not k.startswith("PYLON_")} | {
+            "PYLON_MANIFEST": str(folder / "pylon.manifest.json"),
+            "PYLON_DB_PATH": str(folder / "data" / "bench.db"),
+            "PYLON_CORS_ORIGIN": "http://localhost:3000", "PYLON_ADMIN_TOKEN": ADMIN,
+            "PYLON_BIND": "127.0.0.1", "PYLON_PORT": str(port), "PYLON_SOCKETS_PER_IP": "0",
+            "PYLON_LOG_LEVEL": "warning", **settings,
+        }
+        process = subprocess.Popen([sys.executable, "-m", "pylon.cli.main", "start"], env=env)
+        server = Server(process, port, env)
+        try:
+            _wait_ready(server)
+            yield server
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_ready(server: Server) -> None:
+    deadline_s = time.monotonic() + START_S
+    while True:
+        try:
+            server.request("GET", "/readyz")
+        except (OSError, RuntimeError, http.client.HTTPException) as ex:
+            if server.process.poll() is not None or time.monotonic() > deadline_s:
+                raise SystemExit(f"the server is not ready: {ex}") from ex
+            time.sleep(0.1)
+        else:
+            return
+
+
+def _free_port() -> int:
+    """P such that P to P+3 are free at the moment."""
+    for base in range(25_000 + os.getpid() % 1000 * 4, 60_000, 4):
+        sockets = []
+        try:
+            for offset in range(4):
+                sockets.append(socket.create_server(("127.0.0.1", base + offset)))
+        except OSError:
+            continue
+        finally:
+            for sock in sockets:
+                sock.close()
+        return base
+    raise SystemExit("no four free ports in a row")
+
+
+def _rss_mib(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return round(int(line.split()[1]) / 1024, 1)
+    return 0.0
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
