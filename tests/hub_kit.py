@@ -300,9 +300,20 @@ class WsClient(RawClient):
             size = int.from_bytes(self.exactly(8), "big")
         return first & 0x0F, self.exactly(size)
 
+    def next_but(self, *opcodes: int) -> tuple[int, bytes]:
+        """The next frame that has none of `opcodes`; the server's pings never count."""
+        while True:
+            opcode, payload = self.frame()
+            if opcode != frames.PING and opcode not in opcodes:
+                return opcode, payload
+
+    def reply(self) -> tuple[int, bytes]:
+        """The next frame that is no event."""
+        return self.next_but(frames.TEXT)
+
     def text(self) -> Any:
         """The next text message, decoded."""
-        opcode, payload = self.frame()
+        opcode, payload = self.next_but()
         assert opcode == frames.TEXT, (opcode, payload)
         return json.loads(payload)
 
@@ -312,7 +323,7 @@ class WsClient(RawClient):
 
     def closed(self) -> tuple[int, str]:
         """The close frame, after which nothing comes."""
-        opcode, payload = self.frame()
+        opcode, payload = self.reply()
         assert opcode == frames.CLOSE, (opcode, payload)
         return int.from_bytes(payload[:2], "big"), payload[2:].decode()
 

@@ -6,6 +6,7 @@ import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -28,23 +29,36 @@ from workers.ws import frames
 CASES = json.loads((Path(__file__).parent / "corpora/ws/frames.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """Shared: rows of earlier tests are replayed to later clients, until they have joined."""
+    made = Stage(tmp_path_factory.mktemp("ws"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def ws(stage: Stage) -> Worker:
+    return stage.start("ws", PYLON_SOCKETS_PER_IP="0")
+
+
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
+def own_stage(tmp_path: Path) -> Iterator[Stage]:
     made = Stage(tmp_path)
     yield made
     made.close()
 
 
 @pytest.fixture
-def ws(stage: Stage) -> Worker:
-    return stage.start("ws", PYLON_SOCKETS_PER_IP="0")
+def own_ws(own_stage: Stage) -> Worker:
+    return own_stage.start("ws", PYLON_SOCKETS_PER_IP="0")
 
 
-def joined(client: WsClient) -> WsClient:
-    """Wait until the server has answered a ping: it reads, and its replay has been sent."""
+def joined(stage: Stage, worker: Worker, **options: Any) -> WsClient:
+    """A client that has nothing to catch up with, and whom the server has answered."""
+    client = WsClient(worker.port, path=f"/?since={stage.engine.head}", **options)
     client.say(frames.PING, b"joined?")
-    while client.frame() != (frames.PONG, b"joined?"):
-        pass
+    assert client.reply() == (frames.PONG, b"joined?")
     return client
 
 
@@ -88,14 +102,14 @@ def test_token_sources(stage: Stage, ws: Worker, how: str) -> None:
             "Authorization": f"Bearer {token}", "Sec-WebSocket-Protocol": "bearer.nobody",
         },
     }[how]
-    client = joined(WsClient(ws.port, headers=headers))
+    client = joined(stage, ws, headers=headers)
     stage.write(stage.insert("Mine", text="ada's", ownerId="ada"))
     assert client.events(1) == [("insert", "ada's")]
 
 
 def test_token_in_subprotocol_is_percent_decoded(stage: Stage, ws: Worker) -> None:
     item = "bearer." + ADMIN_TOKEN.replace(" ", "+", 1).replace(" ", "%20")
-    client = joined(WsClient(ws.port, headers={"Sec-WebSocket-Protocol": item}))
+    client = joined(stage, ws, headers={"Sec-WebSocket-Protocol": item})
     stage.write(stage.insert("Secret", text="for admins"))
     assert client.events(1) == [("insert", "for admins")]
 
@@ -132,12 +146,12 @@ def test_http_1_0_and_post_get_426(ws: Worker) -> None:
 
 def test_frames_sent_with_the_handshake_are_heard(ws: Worker) -> None:
     client = WsClient(ws.port, early=client_frame(frames.PING, b"early"))
-    assert client.frame() == (frames.PONG, b"early")
+    assert client.reply() == (frames.PONG, b"early")
 
 
-def test_sockets_per_address_are_capped_and_freed(stage: Stage) -> None:
-    ws = stage.start("ws", PYLON_SOCKETS_PER_IP="2")
-    first, _ = joined(WsClient(ws.port)), joined(WsClient(ws.port))
+def test_sockets_per_address_are_capped_and_freed(own_stage: Stage) -> None:
+    ws = own_stage.start("ws", PYLON_SOCKETS_PER_IP="2")
+    first, _ = joined(own_stage, ws), joined(own_stage, ws)
     refused = WsClient(ws.port, upgraded=False)
     assert refused.status == 429
     assert json.loads(refused.rest())["error"]["code"] == "SOCKET_LIMIT"
@@ -149,8 +163,8 @@ def test_sockets_per_address_are_capped_and_freed(stage: Stage) -> None:
     until(has_room, "a slot is free again")
 
 
-def test_cap_counts_behind_trusted_proxies(stage: Stage) -> None:
-    ws = stage.start("ws", PYLON_SOCKETS_PER_IP="1", PYLON_TRUST_PROXY_HOPS="1")
+def test_cap_counts_behind_trusted_proxies(own_stage: Stage) -> None:
+    ws = own_stage.start("ws", PYLON_SOCKETS_PER_IP="1", PYLON_TRUST_PROXY_HOPS="1")
     statuses = [
         WsClient(ws.port, headers={"X-Forwarded-For": address}, upgraded=False)
         for address in ("10.0.0.1", "10.0.0.2", "6.6.6.6, 10.0.0.1")
@@ -165,7 +179,7 @@ def test_ping_is_answered_once(ws: Worker) -> None:
     client = WsClient(ws.port)
     client.say(frames.PING, b"one")
     client.say(frames.PING, b"two")
-    assert [client.frame(), client.frame()] == [(frames.PONG, b"one"), (frames.PONG, b"two")]
+    assert [client.reply(), client.reply()] == [(frames.PONG, b"one"), (frames.PONG, b"two")]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +192,7 @@ def test_messages_are_ignored(ws: Worker, message: bytes) -> None:
     client.say(frames.TEXT, message)
     client.say(frames.BINARY, message)
     client.say(frames.PING, b"still there?")
-    assert client.frame() == (frames.PONG, b"still there?")
+    assert client.reply() == (frames.PONG, b"still there?")
 
 
 @pytest.mark.parametrize(("sent", "answered"), [(1000, 1000), (1001, 1001), (3999, 3999)])
@@ -192,42 +206,43 @@ def test_close_is_answered_with_its_code(ws: Worker, sent: int, answered: int) -
 def test_close_without_a_code_is_answered_without_one(ws: Worker) -> None:
     client = WsClient(ws.port)
     client.say(frames.CLOSE, b"")
-    assert client.frame() == (frames.CLOSE, b"")
+    assert client.reply() == (frames.CLOSE, b"")
     assert client.rest() == b""
 
 
-def test_message_above_the_limit_closes_1009_before_it_is_sent(stage: Stage) -> None:
-    ws = stage.start("ws", PYLON_WS_MAX_MESSAGE_BYTES="1024")
+def test_message_above_the_limit_closes_1009_before_it_is_sent(own_stage: Stage) -> None:
+    ws = own_stage.start("ws", PYLON_WS_MAX_MESSAGE_BYTES="1024")
     client = WsClient(ws.port)
     client.send(client_frame(frames.TEXT, b"x" * 100_000)[:14])
     assert client.closed()[0] == 1009
     assert client.rest() == b""
 
 
-def test_corpus_over_the_wire(stage: Stage) -> None:
+def test_corpus_over_the_wire(own_stage: Stage) -> None:
     """Each violation gets its close code, each close its answer; afterwards the server lives."""
-    ws = stage.start("ws", PYLON_WS_MAX_MESSAGE_BYTES="1024", PYLON_SOCKETS_PER_IP="0")
+    ws = own_stage.start("ws", PYLON_WS_MAX_MESSAGE_BYTES="1024", PYLON_SOCKETS_PER_IP="0")
     for case in CASES:
         ending = case["expect"][-1] if case["expect"] else ["none"]
         client = WsClient(ws.port)
         client.send(bytes.fromhex(case["hex"]))
         pings = [bytes.fromhex(e[1]) for e in case["expect"] if e[0] == "ping"]
         for payload in pings:
-            assert client.frame() == (frames.PONG, payload), case["name"]
+            assert client.reply() == (frames.PONG, payload), case["name"]
         if ending[0] == "violation":
             assert client.closed()[0] == ending[1], case["name"]
         elif ending[0] == "close":
-            code = b"" if ending[1] is None else ending[1].to_bytes(2, "big")
-            assert client.frame() == (frames.CLOSE, code + ending[2].encode()), case["name"]
+            code = b"" if ending[1] is None else int(ending[1]).to_bytes(2, "big")
+            assert client.reply() == (frames.CLOSE, code + ending[2].encode()), case["name"]
         client.close()
-    until(lambda: stage.metric(ws, "pylon_connections") == 0, "every socket is gone")
-    assert joined(WsClient(ws.port)).status == 101
+    until(lambda: own_stage.metric(ws, "pylon_connections") == 0, "every socket is gone")
+    assert joined(own_stage, ws).status == 101
 
 
 def test_the_library_of_others_gets_along(stage: Stage, ws: Worker) -> None:
     token, _ = stage.login("ada")
     client = websocket.create_connection(
-        f"ws://127.0.0.1:{ws.port}/", subprotocols=[f"bearer.{token}"], timeout=20
+        f"ws://127.0.0.1:{ws.port}/?since={stage.engine.head}",
+        subprotocols=[f"bearer.{token}"], timeout=20,
     )
     client.ping("x")
     assert client.recv_data(control_frame=True) == (frames.PONG, b"x")
@@ -242,8 +257,8 @@ def test_the_library_of_others_gets_along(stage: Stage, ws: Worker) -> None:
 
 
 def test_three_contexts_and_an_admin_get_what_they_may_see(stage: Stage, ws: Worker) -> None:
-    ada, bob = (joined(WsClient(ws.port, token=stage.login(u)[0])) for u in ("ada", "bob"))
-    admin, anonymous = joined(WsClient(ws.port, token=ADMIN_TOKEN)), joined(WsClient(ws.port))
+    ada, bob = (joined(stage, ws, token=stage.login(u)[0]) for u in ("ada", "bob"))
+    admin, anonymous = joined(stage, ws, token=ADMIN_TOKEN), joined(stage, ws)
     stage.write(
         stage.insert("Public", text="for all"),
         stage.insert("Mine", text="ada's", ownerId="ada"),
@@ -270,8 +285,8 @@ def test_three_contexts_and_an_admin_get_what_they_may_see(stage: Stage, ws: Wor
 
 
 def test_a_lost_view_is_a_delete_and_a_won_one_an_update(stage: Stage, ws: Worker) -> None:
-    ada, bob = (joined(WsClient(ws.port, token=stage.login(u)[0])) for u in ("ada", "bob"))
-    anonymous = joined(WsClient(ws.port))
+    ada, bob = (joined(stage, ws, token=stage.login(u)[0]) for u in ("ada", "bob"))
+    anonymous = joined(stage, ws)
     keyed = stage.insert("Mine", text="m", ownerId="ada")
     general = stage.insert("Note", text="n", ownerId="ada", shared=True)
     stage.write(keyed, general)
@@ -295,7 +310,7 @@ def test_a_lost_view_is_a_delete_and_a_won_one_an_update(stage: Stage, ws: Worke
 
 
 def test_lost_batches_are_read_from_the_log(stage: Stage, ws: Worker) -> None:
-    client = joined(WsClient(ws.port))
+    client = joined(stage, ws)
     stage.write(stage.insert("Public", text="1"))
     stage.write(stage.insert("Public", text="2"), publish=False)
     stage.write(stage.insert("Public", text="3"), stage.insert("Public", text="4"), publish=False)
@@ -303,34 +318,34 @@ def test_lost_batches_are_read_from_the_log(stage: Stage, ws: Worker) -> None:
     assert [text for _, text in client.events(5)] == ["1", "2", "3", "4", "5"]
 
 
-def test_a_lost_last_batch_is_found_by_asking(stage: Stage, ws: Worker) -> None:
-    client = joined(WsClient(ws.port))
-    stage.write(stage.insert("Public", text="nobody tells"), publish=False)
+def test_a_lost_last_batch_is_found_by_asking(own_stage: Stage, own_ws: Worker) -> None:
+    client = joined(own_stage, own_ws)
+    own_stage.write(own_stage.insert("Public", text="nobody tells"), publish=False)
     assert client.events(1) == [("insert", "nobody tells")]  # within HEAD_CHECK_S
 
 
 def test_a_batch_twice_is_sent_once(stage: Stage, ws: Worker) -> None:
-    client = joined(WsClient(ws.port))
+    client = joined(stage, ws)
     batch = stage.write(stage.insert("Public", text="once"))
     stage.publisher.publish(batch)
     stage.write(stage.insert("Public", text="end"))
     assert [text for _, text in client.events(2)] == ["once", "end"]
 
 
-def test_a_slow_client_is_closed_and_others_are_not_held_up(stage: Stage, ws: Worker) -> None:
-    slow = joined(WsClient(ws.port, receive_buffer_bytes=4_096))
-    quick = joined(WsClient(ws.port))
+def test_a_slow_client_is_closed_and_others_are_not_held_up(
+    own_stage: Stage, own_ws: Worker
+) -> None:
+    slow = joined(own_stage, own_ws, receive_buffer_bytes=4_096)
+    quick = joined(own_stage, own_ws)
     body = "x" * 500_000
     for number in range(40):
-        stage.write(stage.insert("Public", text=f"{number}{body}"))
+        own_stage.write(own_stage.insert("Public", text=f"{number}{body}"))
         assert quick.events(1)[0][1].startswith(str(number))
-        if stage.metric(ws, "pylon_slow_clients_total", action="closed"):
+        if own_stage.metric(own_ws, "pylon_slow_clients_total", action="closed"):
             break
-    until(lambda: stage.metric(ws, "pylon_slow_clients_total", action="closed"), "overflow")
-    while (received := slow.frame())[0] == frames.TEXT:
-        pass
-    assert received == (frames.CLOSE, (1013).to_bytes(2, "big") + b"too slow")
-    stage.write(stage.insert("Public", text="after"))
+    until(lambda: own_stage.metric(own_ws, "pylon_slow_clients_total", action="closed"), "overflow")
+    assert slow.closed() == (1013, "too slow")
+    own_stage.write(own_stage.insert("Public", text="after"))
     while quick.text()["data"]["text"] != "after":
         pass
 
@@ -338,82 +353,84 @@ def test_a_slow_client_is_closed_and_others_are_not_held_up(stage: Stage, ws: Wo
 # --- Replay ----------------------------------------------------------------------------------
 
 
-def fill(stage: Stage, count: int) -> list[int]:
+def fill(own_stage: Stage, count: int) -> list[int]:
     """Insert `count` rows in one batch; their seqs."""
-    batch = stage.write(*(stage.insert("Public", text=str(i)) for i in range(count)))
+    batch = own_stage.write(*(own_stage.insert("Public", text=str(i)) for i in range(count)))
     return [event.seq for event in batch.events]
 
 
-def test_replay_after_since(stage: Stage, ws: Worker) -> None:
-    seqs = fill(stage, 20)
-    client = WsClient(ws.port, path=f"/?since={seqs[9]}")
+def test_replay_after_since(own_stage: Stage, own_ws: Worker) -> None:
+    seqs = fill(own_stage, 20)
+    client = WsClient(own_ws.port, path=f"/?since={seqs[9]}")
     assert [client.text()["seq"] for _ in range(10)] == seqs[10:]
-    stage.write(stage.insert("Public", text="live"))
+    own_stage.write(own_stage.insert("Public", text="live"))
     assert client.events(1) == [("insert", "live")]
 
 
 def test_long_replay_from_the_log_is_paced_and_meets_live_events(
-    stage: Stage, ws: Worker
+    own_stage: Stage, own_ws: Worker
 ) -> None:
-    seqs = [seq for _ in range(5) for seq in fill(stage, 900)]
-    client = WsClient(ws.port, path=f"/?since={seqs[0]}", receive_buffer_bytes=4_096)
-    stage.write(stage.insert("Public", text="live"))
+    seqs = [seq for _ in range(5) for seq in fill(own_stage, 900)]
+    client = WsClient(own_ws.port, path=f"/?since={seqs[0]}", receive_buffer_bytes=4_096)
+    own_stage.write(own_stage.insert("Public", text="live"))
     assert [client.text()["seq"] for _ in range(len(seqs) - 1)] == seqs[1:]
     assert client.events(1) == [("insert", "live")]
 
 
-def test_replay_reads_what_is_older_than_the_tail(stage: Stage) -> None:
-    seqs = fill(stage, 900) + fill(stage, 900)
-    ws = stage.start("ws")
-    client = WsClient(ws.port, path=f"/?since={seqs[99]}")
+def test_replay_reads_what_is_older_than_the_tail(own_stage: Stage) -> None:
+    seqs = fill(own_stage, 900) + fill(own_stage, 900)
+    own_ws = own_stage.start("ws")
+    client = WsClient(own_ws.port, path=f"/?since={seqs[99]}")
     assert [client.text()["seq"] for _ in range(1_700)] == seqs[100:]
 
 
-def test_replay_after_the_session_s_note(stage: Stage, ws: Worker) -> None:
-    token, session_id = stage.login("ada")
-    seqs = fill(stage, 300)
+def test_replay_after_the_session_s_note(own_stage: Stage, own_ws: Worker) -> None:
+    token, session_id = own_stage.login("ada")
+    seqs = fill(own_stage, 300)
 
     def first_seq() -> int:
-        stage.tell(CursorNote(f"s:{session_id}", seqs[289]))
-        stage.tell(CursorNote(f"s:{session_id}", seqs[294]))  # a later pull of another tab
-        return int(WsClient(ws.port, token=token).text()["seq"])
+        own_stage.tell(CursorNote(f"s:{session_id}", seqs[289]))
+        own_stage.tell(CursorNote(f"s:{session_id}", seqs[294]))  # a later pull of another tab
+        return int(WsClient(own_ws.port, token=token).text()["seq"])
 
     until(lambda: first_seq() == seqs[290], "the replay begins at the smallest noted cursor")
 
 
-def test_replay_after_the_address_s_note(stage: Stage, ws: Worker) -> None:
-    seqs = fill(stage, 300)
+def test_replay_after_the_address_s_note(own_stage: Stage, own_ws: Worker) -> None:
+    seqs = fill(own_stage, 300)
 
     def first_seq() -> int:
-        stage.tell(CursorNote("ip:127.0.0.1", seqs[297]))
-        return int(WsClient(ws.port).text()["seq"])
+        own_stage.tell(CursorNote("ip:127.0.0.1", seqs[297]))
+        return int(WsClient(own_ws.port).text()["seq"])
 
     until(lambda: first_seq() == seqs[298], "the replay begins at the noted cursor")
 
 
-def test_replay_of_the_newest_without_a_note(stage: Stage, ws: Worker) -> None:
-    seqs = fill(stage, 300)
-    client = WsClient(ws.port)
+def test_replay_of_the_newest_without_a_note(own_stage: Stage, own_ws: Worker) -> None:
+    seqs = fill(own_stage, 300)
+    client = WsClient(own_ws.port)
     wanted = seqs[-limits.REPLAY_WITHOUT_NOTE_EVENTS:]
     assert [client.text()["seq"] for _ in wanted] == wanted
 
 
-def test_replay_is_policy_filtered(stage: Stage, ws: Worker) -> None:
-    row = stage.insert("Note", text="n", ownerId="ada", shared=True)
-    seq = stage.write(row).events[0].seq
-    stage.write(stage.update("Note", row.row_id, shared=False))
-    stage.write(stage.insert("Mine", text="ada's", ownerId="ada"))
-    stage.write(stage.insert("Public", text="end"))
-    client = WsClient(ws.port, path=f"/?since={seq - 1}")
+def test_replay_is_policy_filtered(own_stage: Stage, own_ws: Worker) -> None:
+    row = own_stage.insert("Note", text="n", ownerId="ada", shared=True)
+    seq = own_stage.write(row).events[0].seq
+    own_stage.write(own_stage.update("Note", row.row_id, shared=False))
+    own_stage.write(own_stage.insert("Mine", text="ada's", ownerId="ada"))
+    own_stage.write(own_stage.insert("Public", text="end"))
+    client = WsClient(own_ws.port, path=f"/?since={seq - 1}")
     assert client.events(3) == [("insert", "n"), ("delete", "n"), ("insert", "end")]
-    again = WsClient(ws.port, path=f"/?since={seq}", token=stage.login("ada")[0])
+    again = WsClient(own_ws.port, path=f"/?since={seq}", token=own_stage.login("ada")[0])
     assert again.events(3) == [("update", "n"), ("insert", "ada's"), ("insert", "end")]
 
 
 @pytest.mark.parametrize("ahead", [1, 10**12])
-def test_a_cursor_ahead_of_the_log_must_resync(stage: Stage, ws: Worker, ahead: int) -> None:
-    head = fill(stage, 3)[-1]
-    client = WsClient(ws.port, path=f"/?since={head + ahead}")
+def test_a_cursor_ahead_of_the_log_must_resync(
+    own_stage: Stage, own_ws: Worker, ahead: int
+) -> None:
+    head = fill(own_stage, 3)[-1]
+    client = WsClient(own_ws.port, path=f"/?since={head + ahead}")
     assert client.text() == {
         "type": "resync", "code": "RESYNC_REQUIRED", "oldest_seq": head + 1,
     }
@@ -423,62 +440,67 @@ def test_a_cursor_ahead_of_the_log_must_resync(stage: Stage, ws: Worker, ahead: 
 # --- Sessions, drain -------------------------------------------------------------------------
 
 
-def test_a_revoked_session_loses_its_sockets(stage: Stage, ws: Worker) -> None:
-    token, session_id = stage.login("ada")
-    mine = [joined(WsClient(ws.port, token=token)) for _ in range(2)]
-    other = joined(WsClient(ws.port, token=stage.login("ada")[0]))
-    stage.logout(session_id)
-    stage.tell(SessionRevoked(session_id))
+def test_a_revoked_session_loses_its_sockets(own_stage: Stage, own_ws: Worker) -> None:
+    token, session_id = own_stage.login("ada")
+    mine = [joined(own_stage, own_ws, token=token) for _ in range(2)]
+    other = joined(own_stage, own_ws, token=own_stage.login("ada")[0])
+    own_stage.logout(session_id)
+    own_stage.tell(SessionRevoked(session_id))
     assert [client.closed() for client in mine] == [(4401, "session revoked")] * 2
-    stage.write(stage.insert("Mine", text="still mine", ownerId="ada"))
+    own_stage.write(own_stage.insert("Mine", text="still mine", ownerId="ada"))
     assert other.events(1) == [("insert", "still mine")]
 
 
-def test_drain_sends_1001_waits_for_the_answer_and_exits_0(stage: Stage, ws: Worker) -> None:
-    clients = [joined(WsClient(ws.port)) for _ in range(3)]
-    ws.signal(signal.SIGUSR1)
+def test_drain_sends_1001_waits_for_the_answer_and_exits_0(
+    own_stage: Stage, own_ws: Worker
+) -> None:
+    clients = [joined(own_stage, own_ws) for _ in range(3)]
+    own_ws.signal(signal.SIGUSR1)
 
     def refused() -> bool:
         try:
-            WsClient(ws.port, upgraded=False)
+            WsClient(own_ws.port, upgraded=False)
         except (OSError, AssertionError):
             return True
         return False
 
     until(refused, "no new connections")
-    stage.write(stage.insert("Public", text="kept"))
+    own_stage.write(own_stage.insert("Public", text="kept"))
     assert [client.events(1) for client in clients] == [[("insert", "kept")]] * 3
-    ws.signal(signal.SIGTERM)
+    own_ws.signal(signal.SIGTERM)
     for client in clients:
         assert client.closed() == (1001, "server is going away")
         client.say(frames.CLOSE, (1001).to_bytes(2, "big"))
         assert client.rest() == b""
-    assert ws.exit_code() == 0
+    assert own_ws.exit_code() == 0
 
 
-def test_drain_does_not_wait_for_ever(stage: Stage, ws: Worker) -> None:
-    silent = joined(WsClient(ws.port))
-    assert drain(ws) == 0
+def test_drain_does_not_wait_for_ever(own_stage: Stage, own_ws: Worker) -> None:
+    silent = joined(own_stage, own_ws)
+    assert drain(own_ws) == 0
     assert silent.closed()[0] == 1001
 
 
-def test_the_worker_dies_with_its_supervisor_s_pid_wrong(stage: Stage) -> None:
+def test_the_worker_dies_with_its_supervisor_s_pid_wrong(own_stage: Stage) -> None:
     with pytest.raises(AssertionError, match="died"):
-        stage.start("ws", PYLON_SUPERVISOR_PID="1")
-    assert stage.workers[-1].exit_code() == 1
+        own_stage.start("ws", PYLON_SUPERVISOR_PID="1")
+    assert own_stage.workers[-1].exit_code() == 1
 
 
-def test_connections_and_messages_are_counted(stage: Stage, ws: Worker) -> None:
-    client = joined(WsClient(ws.port))
+def test_connections_and_messages_are_counted(own_stage: Stage, own_ws: Worker) -> None:
+    client = joined(own_stage, own_ws)
     client.say(frames.TEXT, b"{}")
-    stage.write(stage.insert("Public", text="x"))
+    own_stage.write(own_stage.insert("Public", text="x"))
     assert client.events(1)
-    until(lambda: stage.metric(ws, "pylon_messages_received_total") == 1, "received")
-    assert stage.metric(ws, "pylon_messages_sent_total") >= 1
-    assert stage.metric(ws, "pylon_connections") == 1
+    until(lambda: own_stage.metric(own_ws, "pylon_messages_received_total") == 1, "received")
+    assert own_stage.metric(own_ws, "pylon_messages_sent_total") >= 1
+    assert own_stage.metric(own_ws, "pylon_connections") == 1
     client.say(frames.CLOSE, (1000).to_bytes(2, "big"))
     client.rest()
     client.close()
-    until(lambda: stage.metric(ws, "pylon_connections_closed_total", code="1000") == 1, "closed")
+    until(
+        lambda: own_stage.metric(own_ws, "pylon_connections_closed_total", code="1000") == 1,
+        "closed",
+    )
 
 

@@ -101,16 +101,21 @@ def freeze() -> None:
 def run_status(
     booted: Booted, ready: Callable[[], bool], connections: Callable[[], int]
 ) -> NoReturn:
-    """Report once a second until the process ends. Run it in a greenlet of its own."""
+    """Report once a second, and when readiness changes, until the process ends.
+
+    Run it in a greenlet of its own.
+    """
     sender = StatusSender(booted.runtime)
     clock = booted.clock
     pid = os.getpid()
     report_s = clock.monotonic_s()
     stall_s = 0.0
+    was_ready = False
     while True:
         due_s = clock.monotonic_s() + _TICK_S
-        if due_s > report_s:
-            report_s += _HEARTBEAT_S
+        if due_s > report_s or ready() != was_ready:
+            report_s = due_s - _TICK_S + _HEARTBEAT_S
+            was_ready = ready()
             metrics.HUB_STALL.set(stall_s)
             stall_s = 0.0
             sender.send(
@@ -118,7 +123,7 @@ def run_status(
                     role=booted.role,
                     worker=booted.worker,
                     pid=pid,
-                    ready=ready(),
+                    ready=was_ready,
                     connections=connections(),
                     metrics=metrics.snapshot(),
                 )

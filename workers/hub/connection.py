@@ -166,10 +166,12 @@ class Connection:
             self._shut_down()
 
     def finish(self) -> None:
-        """The peer has answered our farewell: end the stream once the outbox is empty."""
-        self._shut = True
+        """The peer has answered our farewell, so nothing is under way in either direction:
+        close once the outbox is empty."""
         if self._state == self._CLOSING and not self._outbox:
-            self._shut_down()
+            self.abort()
+        else:
+            self._shut = True
 
     def abort(self, code: int = ABNORMAL) -> None:
         """Close the socket now, without a word. Later calls do nothing."""

@@ -165,20 +165,16 @@ class Hub:
             return
         started_s = self._clock.monotonic_s()
         common, own, everything = self._sort_out(changes)
-        packs: dict[int, bytes] = {}
+        common_data, all_data = _join(common), _join(everything)
         sent_frames = 0
         for group in list(self._groups.values()):
             if group.auth.is_admin:
-                frames = everything
+                sent_frames += _deliver(group.connections, everything, all_data)
             elif group in own:
                 frames = sorted(common + own[group]) if common else own[group]
-            else:
-                frames = common
-            if frames:
-                data = packs.get(id(frames))
-                if data is None:
-                    data = packs[id(frames)] = b"".join(frame for _, frame in frames)
-                sent_frames += _deliver(group.connections, frames, data)
+                sent_frames += _deliver(group.connections, frames, _join(frames))
+            elif common:
+                sent_frames += _deliver(group.connections, common, common_data)
         metrics.MESSAGES_SENT.inc(sent_frames)
         metrics.SYNC_DELIVERY.observe(self._clock.monotonic_s() - started_s)
 
@@ -250,6 +246,10 @@ def _attributes(auth: AuthContext) -> Iterable[tuple[str, str]]:
         yield "user_id", auth.user_id
     if auth.tenant_id is not None:
         yield "tenant_id", auth.tenant_id
+
+
+def _join(frames: _Frames) -> bytes:
+    return b"".join(frame for _, frame in frames)
 
 
 def _deliver(connections: Iterable[Connection], frames: _Frames, data: bytes) -> int:

@@ -43,7 +43,7 @@ class CursorNotes:
         known = self._current.get(key)
         if known is None and len(self._current) >= self._max_keys:
             metrics.NOTES_DROPPED.inc(len(self._previous))
-            self._rotate()
+            self._rotate(self._clock.monotonic_s())
         if known is None or cursor < known:
             self._current[key] = cursor
 
@@ -54,15 +54,17 @@ class CursorNotes:
         return min(found, default=None)
 
     def _rotate_if_due(self) -> None:
-        late_s = self._clock.monotonic_s() - self._rotate_at_s
-        if late_s >= 0:
-            self._rotate()
-            if late_s >= self._window_s:  # nothing was asked for a whole window
-                self._rotate()
+        now_s = self._clock.monotonic_s()
+        if now_s < self._rotate_at_s:
+            return
+        due_s = self._rotate_at_s
+        self._rotate(due_s)
+        if now_s >= due_s + self._window_s:  # nothing was asked for a whole window
+            self._rotate(now_s)
 
-    def _rotate(self) -> None:
+    def _rotate(self, begin_s: float) -> None:
         self._previous, self._current = self._current, {}
-        self._rotate_at_s = self._clock.monotonic_s() + self._window_s
+        self._rotate_at_s = begin_s + self._window_s
 
 
 def note_key(session_id: str | None, address: str) -> str:

@@ -56,7 +56,6 @@ class WebSocketTransport:
                 _answer_close(connection, item)
             elif isinstance(item, frames.Violation):
                 connection.close(item.code, item.reason, awaits_peer=False)
-                connection.finish()
             elif not isinstance(item, frames.Pong):
                 metrics.MESSAGES_RECEIVED.inc()
 

@@ -1,0 +1,65 @@
+"""workers.boot: who may start a worker, and that none outlives its supervisor."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.hub_kit import ROOT, Stage, until
+
+STARTER = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", '''
+import os, signal, time
+from gevent import monkey; monkey.patch_all()
+from workers.boot import die_with_parent
+die_with_parent(os.getppid())
+print(os.getpid(), flush=True)
+while True: time.sleep(60)
+'''])
+sys.stdin.read()
+"""
+
+
+def test_a_worker_dies_with_its_supervisor() -> None:
+    supervisor = subprocess.Popen(
+        [sys.executable, "-c", STARTER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert supervisor.stdout is not None
+    pid = int(supervisor.stdout.readline())
+    supervisor.kill()
+    supervisor.wait()
+
+    def gone() -> bool:
+        try:
+            return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+        except FileNotFoundError:
+            return True
+
+    until(gone, "the worker died")
+    supervisor.stdout.close()
+
+
+def test_a_worker_started_by_hand_is_refused() -> None:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PYLON_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "workers.ws"], cwd=ROOT, env=env, capture_output=True, timeout=30
+    )
+    assert done.returncode == 78
+    assert b"pylonctl start" in done.stderr
+
+
+def test_a_broken_manifest_is_refused_with_78(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    try:
+        stage.runtime.manifest.write_text("{")
+        try:
+            stage.start("ws")
+        except AssertionError:
+            assert stage.workers[-1].exit_code() == 78
+        else:
+            raise AssertionError("started with a broken manifest")
+    finally:
+        stage.close()

@@ -1,0 +1,254 @@
+"""workers.hub: the hub against a model, outbox and heartbeat, over socket pairs."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pylon import limits
+from pylon.auth.context import ADMIN, ANONYMOUS, AuthContext, Caller
+from pylon.changelog.change import Change, seen_as
+from pylon.changelog.event import ChangeBatch, ChangeEvent
+from pylon.clock import ManualClock
+from pylon.manifest.load import parse_manifest
+from pylon.policy.rules import compile_rules
+from tests.hub_kit import MANIFEST, READ_RULES
+from workers.hub.connection import Connection
+from workers.hub.heartbeat import Heartbeat
+from workers.hub.hub import Hub
+from workers.sse.stream import EventStreamTransport
+from workers.ws import frames
+from workers.ws.transport import WebSocketTransport
+
+APP = parse_manifest(orjson.dumps(MANIFEST).decode(), "manifest.json")
+RULES = compile_rules(APP)
+BY_ENTITY = {name: RULES.of(name) for name in APP.by_name}
+CONTEXTS = [
+    ANONYMOUS, ADMIN, AuthContext(user_id="ada"), AuthContext(user_id="bob"),
+    AuthContext(user_id="ada", tenant_id="t"),
+]
+
+
+class Peer:
+    """A connection in a hub, and the client's end of its socket."""
+
+    def __init__(self, hub: Hub, auth: AuthContext, session_id: str | None = None) -> None:
+        ours, self.socket = socket.socketpair()
+        ours.setblocking(False)
+        self.socket.setblocking(False)
+        self.connection = Connection(
+            ours, hub.transport, hub, Caller(auth, session_id), "127.0.0.1"
+        )
+        hub.add(self.connection)
+        self.connection.start()
+
+    def received(self) -> bytes:
+        """What has arrived, the hub's loop having run."""
+        data = b""
+        while True:
+            gevent.sleep(0)
+            try:
+                more = self.socket.recv(1 << 20)
+            except BlockingIOError:
+                if not self.connection.outbox_bytes:
+                    return data
+                gevent.sleep(0.001)
+                continue
+            if not more:
+                return data
+            data += more
+
+
+def settle(condition: Callable[[], bool]) -> None:
+    """Let the loop run until a condition holds."""
+    with gevent.Timeout(10):
+        while not condition():
+            gevent.sleep(0.001)
+
+
+def ws_hub(clock: ManualClock | None = None) -> Hub:
+    return Hub(BY_ENTITY, WebSocketTransport("ws", 1_024), clock or ManualClock())
+
+
+def row(owner: str | None, shared: bool | None, text: str = "") -> bytes:
+    return orjson.dumps({"id": "1", "text": text, "ownerId": owner, "shared": shared})
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    made = ws_hub()
+    yield made
+    for connection in made.connections:
+        connection.abort()
+
+
+IMAGE = st.one_of(st.none(), st.tuples(st.sampled_from([None, "ada", "bob"]), st.booleans()))
+EVENT = st.tuples(st.sampled_from(sorted(READ_RULES)), IMAGE, IMAGE).filter(
+    lambda e: e[1] is not None or e[2] is not None
+)
+
+
+def event_of(seq: int, entity: str, before: Any, after: Any) -> ChangeEvent:
+    kind: Any = "insert" if before is None else "delete" if after is None else "update"
+    return ChangeEvent(
+        seq, entity, f"{seq:040x}", kind,
+        None if after is None else row(*after), None if before is None else row(*before), 1,
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(EVENT, min_size=1, max_size=12), st.integers(0, 12), st.integers(1, 12))
+def test_fan_out_equals_asking_each_connection(
+    events: list[tuple[str, Any, Any]], ahead: int, cut: int
+) -> None:
+    """Whatever the routing plan, each connection gets exactly what `seen_as` says, in order,
+    and nothing up to its `last_seq`."""
+    hub = ws_hub()
+    peers = [Peer(hub, auth) for auth in CONTEXTS]
+    late = Peer(hub, ADMIN)
+    late.connection.last_seq = ahead
+    for peer in [*peers, late]:
+        hub.join(peer.connection)
+    changes = [Change(event_of(seq, *event)) for seq, event in enumerate(events, 1)]
+    hub.publish(changes[:cut])
+    hub.publish(changes[cut:])
+    for peer in peers:
+        auth = peer.connection.caller.auth
+        wires = [
+            change.wire if auth.is_admin else seen_as(change, BY_ENTITY[change.event.entity], auth)
+            for change in changes
+        ]
+        expected = b"".join(frames.encode(frames.TEXT, w) for w in wires if w is not None)
+        assert peer.received() == expected, auth
+    assert late.received() == b"".join(
+        frames.encode(frames.TEXT, change.wire) for change in changes if change.seq > ahead
+    )
+    for peer in [*peers, late]:
+        peer.connection.abort()
+        peer.socket.close()
+    assert len(hub) == 0
+    assert hub.contexts == 0
+
+
+def test_an_entity_that_the_manifest_lost_is_for_admins(hub: Hub) -> None:
+    admin, anonymous = Peer(hub, ADMIN), Peer(hub, ANONYMOUS)
+    for peer in (admin, anonymous):
+        hub.join(peer.connection)
+    change = Change(event_of(1, "Gone", None, (None, True)))
+    hub.publish([change])
+    assert admin.received() == frames.encode(frames.TEXT, change.wire)
+    assert anonymous.received() == b""
+    assert hub.view(change, ANONYMOUS) is None
+
+
+def test_one_event_above_the_outbox_is_delivered(hub: Hub) -> None:
+    peer = Peer(hub, ANONYMOUS)
+    hub.join(peer.connection)
+    big = ChangeEvent(
+        1, "Public", "r", "insert", row(None, True, "x" * (3 * limits.OUTBOX_BYTES)), None, 1
+    )
+    hub.publish([Change(big)])
+    assert peer.connection.outbox_bytes > limits.OUTBOX_BYTES
+    assert peer.received() == frames.encode(frames.TEXT, big.wire())
+    assert peer.connection.is_open
+
+
+def test_overflow_keeps_the_frame_that_has_begun_and_says_1013(hub: Hub) -> None:
+    peer = Peer(hub, ANONYMOUS)
+    hub.join(peer.connection)
+    events = [
+        ChangeEvent(seq, "Public", "r", "insert", row(None, True, "x" * 400_000), None, 1)
+        for seq in range(1, 8)
+    ]
+    for event in events:
+        hub.publish(ws_changes(event))
+    assert not peer.connection.is_open
+    whole = frames.encode(frames.TEXT, events[0].wire())
+    assert peer.received() == whole + frames.encode_close(1013, "too slow")
+    assert hub.contexts == 0
+
+
+def test_many_small_frames_overflow_by_count(hub: Hub) -> None:
+    peer = Peer(hub, ANONYMOUS)
+    hub.join(peer.connection)
+    big = ChangeEvent(1, "Public", "r", "insert", row(None, True, "x" * 1_000_000), None, 1)
+    hub.publish(ws_changes(big))
+    seq = 1
+    while peer.connection.is_open:
+        seq += 1
+        hub.publish(ws_changes(event_of(seq, "Public", None, (None, True))))
+    assert limits.OUTBOX_FRAMES <= seq <= limits.OUTBOX_FRAMES + 2
+
+
+def ws_changes(*events: ChangeEvent) -> list[Change]:
+    return [Change(event) for event in ChangeBatch(0, list(events)).events]
+
+
+def test_close_session_takes_that_session_s_sockets(hub: Hub) -> None:
+    mine = [Peer(hub, ANONYMOUS, "s1") for _ in range(2)]
+    other = Peer(hub, ANONYMOUS, "s2")
+    assert hub.close_session("s1", 4401, "session revoked") == 2
+    assert hub.close_session("nobody", 4401, "") == 0
+    for peer in mine:
+        assert peer.received() == frames.encode_close(4401, "session revoked")
+    assert other.connection.is_open
+
+
+def test_farewells_are_cut_after_their_time() -> None:
+    clock = ManualClock()
+    hub = ws_hub(clock)
+    peer = Peer(hub, ANONYMOUS)
+    peer.connection.close(1001, "bye")
+    clock.advance(limits.SOCKET_CLOSE_S - 0.1)
+    hub.end_overdue()
+    assert len(hub) == 1
+    clock.advance(0.1)
+    hub.end_overdue()
+    assert len(hub) == 0
+
+
+def test_heartbeat_pings_everyone_once_in_a_round_and_drops_the_silent(hub: Hub) -> None:
+    peers = [Peer(hub, ANONYMOUS) for _ in range(5)]
+    silent, *answering = peers
+    beat = Heartbeat(hub)
+    ping = frames.encode(frames.PING, b"")
+    for _ in range(3):
+        for _ in range(beat.slots):
+            beat.tick()
+        for peer in answering:
+            assert peer.received() == ping
+            peer.socket.send(b"\x8a\x80\0\0\0\0")  # a masked pong
+            connection = peer.connection
+            settle(lambda c=connection: c.heartbeats_unanswered == 0)  # type: ignore[misc]
+    assert silent.received() == ping * 2 + frames.encode_close(1011, "no answer to pings")
+    assert all(peer.connection.is_open for peer in answering)
+
+
+def test_heartbeat_of_a_stream_cuts_what_does_not_move() -> None:
+    hub = Hub(BY_ENTITY, EventStreamTransport(()), ManualClock())
+    stuck, reading = Peer(hub, ANONYMOUS), Peer(hub, ANONYMOUS)
+    stuck.connection.send(b"x" * 4_000_000)
+    beat = Heartbeat(hub)
+    for _ in range(3):
+        for _ in range(beat.slots):
+            beat.tick()
+        assert reading.received() == b": keepalive\n\n"
+    assert not stuck.connection.is_open
+    assert reading.connection.is_open
+    reading.connection.abort()
+
+
+def test_a_dead_peer_is_noticed_at_once(hub: Hub) -> None:
+    peer = Peer(hub, ANONYMOUS)
+    hub.join(peer.connection)
+    peer.socket.close()
+    settle(lambda: len(hub) == 0)
+    assert hub.contexts == 0
+    assert not peer.connection.send(b"late")

@@ -1,0 +1,113 @@
+"""workers.hub.notes and workers.hub.addresses: windows, bounds, counts."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pylon.clock import ManualClock
+from pylon.errors import SocketLimit
+from workers.hub.addresses import AddressCap
+from workers.hub.notes import CursorNotes, note_key
+
+WINDOW_S = 60.0
+
+
+def test_the_smallest_cursor_of_a_key_counts() -> None:
+    notes = CursorNotes(ManualClock())
+    for cursor in (30, 10, 20):
+        notes.put("s:a", cursor)
+    assert notes.get("s:a") == 10
+    assert notes.get("s:b") is None
+
+
+def test_a_note_lives_for_a_window_at_least_and_two_at_most() -> None:
+    clock = ManualClock()
+    notes = CursorNotes(clock, WINDOW_S)
+    clock.advance(WINDOW_S - 1)
+    notes.put("k", 5)
+    clock.advance(WINDOW_S)
+    assert notes.get("k") == 5
+    clock.advance(WINDOW_S)
+    assert notes.get("k") is None
+
+
+def test_a_newer_note_takes_over_when_the_older_window_is_gone() -> None:
+    clock = ManualClock()
+    notes = CursorNotes(clock, WINDOW_S)
+    notes.put("k", 5)
+    clock.advance(WINDOW_S)
+    notes.put("k", 50)
+    assert notes.get("k") == 5
+    clock.advance(WINDOW_S)
+    assert notes.get("k") == 50
+
+
+def test_long_silence_forgets_everything() -> None:
+    clock = ManualClock()
+    notes = CursorNotes(clock, WINDOW_S)
+    notes.put("k", 5)
+    clock.advance(2 * WINDOW_S)
+    assert notes.get("k") is None
+    assert len(notes) == 0
+
+
+def test_a_full_bucket_rotates_early() -> None:
+    notes = CursorNotes(ManualClock(), WINDOW_S, max_keys=3)
+    for number in range(7):
+        notes.put(f"k{number}", number)
+    assert len(notes) <= 6
+    assert notes.get("k0") is None
+    assert [notes.get(f"k{number}") for number in (3, 4, 5, 6)] == [3, 4, 5, 6]
+
+
+@given(st.lists(st.one_of(
+    st.tuples(st.just("put"), st.sampled_from("abc"), st.integers(1, 100)),
+    st.tuples(st.just("wait"), st.just(""), st.integers(1, 90)),
+), max_size=40))
+def test_notes_against_a_model(steps: list[tuple[str, str, int]]) -> None:
+    """A fresh note is never forgotten, one older than two windows never remembered, and the
+    answer is never above the smallest fresh note."""
+    clock = ManualClock()
+    notes = CursorNotes(clock, WINDOW_S)
+    told: list[tuple[float, str, int]] = []
+    for what, key, number in steps:
+        if what == "wait":
+            clock.advance(number)
+        else:
+            notes.put(key, number)
+            told.append((clock.monotonic_s(), key, number))
+        for asked in "abc":
+            ages = [(clock.monotonic_s() - at, c) for at, k, c in told if k == asked]
+            found = notes.get(asked)
+            fresh = [c for age, c in ages if age < WINDOW_S]
+            possible = [c for age, c in ages if age < 2 * WINDOW_S]
+            if fresh:
+                assert found is not None
+                assert found <= min(fresh)
+            assert found is None or found in possible
+
+
+def test_keys() -> None:
+    assert note_key("abc", "10.0.0.1") == "s:abc"
+    assert note_key(None, "10.0.0.1") == "ip:10.0.0.1"
+
+
+def test_address_cap() -> None:
+    cap = AddressCap(2)
+    cap.opened("a")
+    cap.opened("a")
+    cap.check("b")
+    with pytest.raises(SocketLimit, match="2 sockets"):
+        cap.check("a")
+    cap.closed("a")
+    cap.check("a")
+
+
+def test_no_cap() -> None:
+    cap = AddressCap(0)
+    for _ in range(100):
+        cap.check("a")
+        cap.opened("a")
+    assert cap.check("a") is None  # type: ignore[func-returns-value]

@@ -1,0 +1,46 @@
+"""The shards worker, as a process: it answers every shard with a close that says why."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hub_kit import Stage, Worker, WsClient, drain
+from workers.ws import frames
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    made = Stage(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def shards(stage: Stage) -> Worker:
+    return stage.start("shards")
+
+
+def test_unknown_and_missing_shards_are_named(stage: Stage, shards: Worker) -> None:
+    token, _ = stage.login("ada")
+    for path, expected in (
+        ("/?shard=arena%201&sid=ada", (4404, 'no such shard "arena 1"')),
+        ("/any/path?shard=x", (4404, 'no such shard "x"')),
+        ("/?sid=ada", (4400, "the parameter shard is missing")),
+        ("/?shard=", (4400, "the parameter shard is missing")),
+    ):
+        client = WsClient(
+            shards.port, path=path, headers={"Sec-WebSocket-Protocol": f"bearer.{token}"}
+        )
+        assert client.headers["sec-websocket-protocol"] == f"bearer.{token}"
+        assert client.closed() == expected
+        client.say(frames.CLOSE, expected[0].to_bytes(2, "big"))
+        assert client.rest() == b""
+
+
+def test_drain_exits_0(stage: Stage, shards: Worker) -> None:
+    shards.signal(signal.SIGUSR1)
+    assert drain(shards) == 0

@@ -1,0 +1,232 @@
+"""The sse worker, as a process, over raw sockets: bytes on the wire, tokens, cursors, drain."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pylon.bus.messages import CursorNote, SessionRevoked
+from tests.hub_kit import ADMIN_TOKEN, RawClient, Stage, Worker, http_head, until
+
+HEAD = (
+    b"HTTP/1.1 200 OK\r\n"
+    b"Content-Type: text/event-stream\r\n"
+    b"Cache-Control: no-cache\r\n"
+    b"Connection: keep-alive\r\n"
+    b"Access-Control-Allow-Origin: https://app.example.com\r\n"
+    b"Access-Control-Allow-Credentials: true\r\n"
+    b"Vary: Origin\r\n"
+    b"X-Content-Type-Options: nosniff\r\n"
+    b"X-Accel-Buffering: no\r\n"
+    b"\r\n"
+    b": connected\n\n"
+)
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    made = Stage(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def sse(stage: Stage) -> Worker:
+    return stage.start("sse")
+
+
+class Stream(RawClient):
+    """An EventSource that shows its bytes."""
+
+    def __init__(
+        self, port: int, path: str = "/events", method: str = "GET", *, greeted: bool = True,
+        receive_buffer_bytes: int | None = None, **headers: str,
+    ) -> None:
+        super().__init__(port, receive_buffer_bytes=receive_buffer_bytes)
+        lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+        self.send(f"{method} {path} HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode())
+        self.head = self.until(b": connected\n\n" if greeted else b"\r\n\r\n")
+
+    def event(self) -> tuple[int, Any]:
+        """The next event: its id and its JSON."""
+        block = self.until(b"\n\n").decode()
+        if block.startswith(":"):
+            return self.event()
+        name, data = block.rstrip("\n").split("\n")
+        assert name.startswith("id: ")
+        assert data.startswith("data: ")
+        return int(name[4:]), json.loads(data[6:])
+
+
+def test_head_and_event_byte_for_byte(stage: Stage, sse: Worker) -> None:
+    stream = Stream(sse.port)
+    event = stage.write(stage.insert("Public", text="zwei\nZeilen")).events[0]
+    assert stream.head == HEAD
+    assert stream.until(b"\n\n") == b"id: %d\ndata: %b\n\n" % (event.seq, event.wire())
+    assert b"\\n" in event.wire()
+
+
+def test_any_path_and_method_but_options_is_a_stream(sse: Worker) -> None:
+    for method, path in (("GET", "/"), ("GET", "/a/b?x=1"), ("POST", "/events")):
+        assert Stream(sse.port, path, method).head == HEAD
+
+
+def test_a_request_body_is_left_alone(sse: Worker) -> None:
+    stream = Stream(sse.port, "/", "POST", Content_Length="5", greeted=False)
+    stream.send(b"hello")
+    assert stream.until(b": connected\n\n")
+
+
+def test_options_is_a_preflight(sse: Worker) -> None:
+    stream = Stream(sse.port, method="OPTIONS", greeted=False, Origin="https://evil.example")
+    status, headers = http_head(stream.head)
+    assert status == 204
+    assert headers["access-control-allow-origin"] == "https://app.example.com"
+    assert headers["access-control-allow-credentials"] == "true"
+    assert headers["access-control-allow-methods"] == "GET, OPTIONS"
+    assert "Last-Event-ID" in headers["access-control-allow-headers"]
+    assert stream.rest() == b""
+
+
+def test_any_origin_is_a_star_without_credentials(stage: Stage) -> None:
+    sse = stage.start("sse", PYLON_CORS_ORIGIN="*", PYLON_DEV_MODE="true")
+    _, headers = http_head(Stream(sse.port).head.partition(b"\r\n\r\n")[0])
+    assert headers["access-control-allow-origin"] == "*"
+    assert "access-control-allow-credentials" not in headers
+
+
+def test_token_sources_and_anonymous(stage: Stage, sse: Worker) -> None:
+    token, _ = stage.login("ada")
+    streams = [
+        Stream(sse.port, Authorization=f"Bearer {token}"),
+        Stream(sse.port, f"/events?token={token}"),
+        Stream(sse.port, Cookie=f"a=b; hub_session={token}"),
+    ]
+    anonymous = Stream(sse.port, "/events?token=pylon_nobody")
+    admin = Stream(sse.port, f"/events?token={ADMIN_TOKEN.replace(' ', '+')}")
+    stage.write(
+        stage.insert("Mine", text="ada's", ownerId="ada"),
+        stage.insert("Secret", text="secret"),
+        stage.insert("Public", text="end"),
+    )
+    for stream in streams:
+        assert [stream.event()[1]["data"]["text"] for _ in range(2)] == ["ada's", "end"]
+    assert anonymous.event()[1]["data"]["text"] == "end"
+    assert [admin.event()[1]["entity"] for _ in range(3)] == ["Mine", "Secret", "Public"]
+
+
+def test_a_lost_view_is_a_delete(stage: Stage, sse: Worker) -> None:
+    row = stage.insert("Note", text="n", ownerId="ada", shared=True)
+    stream = Stream(sse.port)
+    stage.write(row)
+    stage.write(stage.update("Note", row.row_id, shared=False))
+    assert [stream.event()[1]["kind"] for _ in range(2)] == ["insert", "delete"]
+
+
+def test_replay_by_last_event_id_and_since(stage: Stage, sse: Worker) -> None:
+    rows = [stage.insert("Public", text=str(i)) for i in range(300)]
+    seqs = [event.seq for event in stage.write(*rows).events]
+    for stream in (
+        Stream(sse.port, Last_Event_ID=str(seqs[9])),
+        Stream(sse.port, f"/events?since={seqs[9]}"),
+        Stream(sse.port, "/events?since=3", Last_Event_ID=str(seqs[9])),
+    ):
+        assert [stream.event()[0] for _ in range(290)] == seqs[10:]
+    for stream in (Stream(sse.port), Stream(sse.port, Last_Event_ID="nonsense")):
+        assert stream.event()[0] == seqs[100]  # the newest 200
+
+
+def test_replay_after_a_note(stage: Stage, sse: Worker) -> None:
+    token, session_id = stage.login("ada")
+    seqs = [e.seq for e in stage.write(*(stage.insert("Public") for _ in range(300))).events]
+
+    def first_seq() -> int:
+        stage.tell(CursorNote(f"s:{session_id}", seqs[289]))
+        return Stream(sse.port, f"/events?token={token}").event()[0]
+
+    until(lambda: first_seq() == seqs[290], "the replay begins at the noted cursor")
+
+
+def test_a_new_worker_asks_for_notes(stage: Stage) -> None:
+    """What HTTP workers do: answer NotesWanted with what they know."""
+    seqs = [e.seq for e in stage.write(*(stage.insert("Public") for _ in range(300))).events]
+    import threading
+
+    import zmq
+
+    from pylon.bus import contexts
+
+    asked = threading.Event()
+    socket = contexts.open_socket(contexts.plain(), zmq.SUB, 100)
+    socket.setsockopt(zmq.SUBSCRIBE, b"notes_wanted")
+    socket.connect(stage.runtime.signals_out)
+
+    def answer() -> None:
+        if socket.poll(20_000):
+            asked.set()
+            stage.tell(CursorNote("ip:127.0.0.1", seqs[297]))
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    sse = stage.start("sse")
+    thread.join()
+    socket.close()
+    assert asked.is_set()
+    assert Stream(sse.port).event()[0] == seqs[298]
+
+
+def test_a_cursor_that_cannot_be_served_is_410(stage: Stage, sse: Worker) -> None:
+    head = stage.write(stage.insert("Public")).events[0].seq
+    stream = Stream(sse.port, Last_Event_ID=str(head + 5), greeted=False)
+    status, headers = http_head(stream.head)
+    assert status == 410
+    assert headers["content-type"] == "application/json"
+    assert headers["access-control-allow-origin"] == "https://app.example.com"
+    body = json.loads(stream.rest())
+    assert len(json.dumps(body, separators=(",", ":"))) == int(headers["content-length"])
+    assert body["error"]["code"] == "RESYNC_REQUIRED"
+    assert body["error"]["oldest_seq"] == head + 1
+
+
+def test_a_closed_client_is_noticed_at_once_and_frees_its_slot(stage: Stage) -> None:
+    sse = stage.start("sse", PYLON_SOCKETS_PER_IP="1")
+    first = Stream(sse.port)
+    refused = Stream(sse.port, greeted=False)
+    assert http_head(refused.head)[0] == 429
+    assert json.loads(refused.rest())["error"]["code"] == "SOCKET_LIMIT"
+    first.close()
+    until(lambda: Stream(sse.port, greeted=False).head.startswith(b"HTTP/1.1 200"), "a free slot")
+
+
+def test_a_slow_stream_ends_and_another_goes_on(stage: Stage, sse: Worker) -> None:
+    slow, quick = Stream(sse.port, receive_buffer_bytes=4_096), Stream(sse.port)
+    body = "x" * 500_000
+    for number in range(40):
+        stage.write(stage.insert("Public", text=f"{number}{body}"))
+        assert quick.event()[1]["data"]["text"].startswith(str(number))
+        if stage.metric(sse, "pylon_slow_clients_total", action="closed"):
+            break
+    until(lambda: stage.metric(sse, "pylon_slow_clients_total", action="closed"), "overflow")
+    assert slow.rest().endswith(b"\n\n")
+
+
+def test_a_revoked_session_ends_its_stream(stage: Stage, sse: Worker) -> None:
+    token, session_id = stage.login("ada")
+    stream = Stream(sse.port, f"/events?token={token}")
+    stage.logout(session_id)
+    stage.tell(SessionRevoked(session_id))
+    assert stream.rest() == b""
+
+
+def test_drain_says_when_to_come_back(stage: Stage, sse: Worker) -> None:
+    streams = [Stream(sse.port) for _ in range(3)]
+    sse.signal(signal.SIGTERM)
+    for stream in streams:
+        assert stream.rest() == b"retry: 1000\n\n"
+        stream.close()
+    assert sse.exit_code() == 0
