@@ -35,6 +35,8 @@ class HttpProcess:
 
     def __init__(self) -> None:
         booted = boot()
+        # A copy of gunicorn's listener: left open, it would keep the port answering in a drain.
+        booted.listen_socket.close()
         self._booted = booted
         app, runtime = booted.app, booted.runtime
         self._sender = SignalSender(runtime)
