@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 
-from pylon import metrics
+from pylon import limits, metrics
 from pylon.errors import InternalError, WriteQueueFull
 from tests.support_writer import ADMIN_TOKEN, METRICS_TOKEN, Server, running
 from tests.test_api_sync import MANIFEST
@@ -214,3 +216,41 @@ def test_a_list_may_not_ask_for_more_than_the_setting(tmp_path: Path) -> None:
         refused = server.call("GET", "/api/entities/Note?limit=3")
         assert refused.json["error"]["code"] == "LIMIT_EXCEEDED"
         assert "PYLON_LIST_LIMIT" in refused.json["error"]["message"]
+
+
+class NeverArrives(io.BytesIO):
+    """A request body of a client that says nothing more."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        gevent.sleep(3600)
+        return b""
+
+
+def test_a_body_that_does_not_arrive_is_given_up(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "HTTP_REQUEST_S", 0.01)
+    answer = server.call(
+        "POST", "/api/entities/Note", headers={"Content-Length": "10"},
+        extras={"wsgi.input": NeverArrives()},
+    )
+    assert answer.status_code == 408
+    assert answer.json["error"]["code"] == "REQUEST_TIMEOUT"
+
+
+def test_slow_requests_are_logged(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    real = server.writer.submit
+
+    def slow(op: Any) -> Any:
+        server.clock.advance(2)
+        return real(op)
+
+    monkeypatch.setattr(server.writer, "submit", slow)
+    server.call("GET", "/api/entities/Note", headers={"X-Request-Id": "quick"})
+    server.call("POST", "/api/entities/Note", {"text": "x"}, headers={"X-Request-Id": "slow"})
+    logged = capfd.readouterr().err
+    assert "request.slow" in logged
+    assert '"slow"' in logged
+    assert "quick" not in logged
