@@ -329,6 +329,36 @@ def test_a_snapshot_is_every_readable_row(
     assert len(store.snapshot(ANONYMOUS)["changes"]) == 6
 
 
+def test_a_small_snapshot_is_of_one_commit(store: Setup) -> None:
+    apply(store.engine, task(1))
+
+    class Interrupted:
+        """The real pool, with a write between the head and the rows."""
+
+        def point(self, read: Any) -> Any:
+            return store.pool.point(read)
+
+        def scan(self, read: Any) -> Any:
+            reader = open_reader(store.path)
+            rows = reader.rows
+
+            class Meddling:
+                at_one_commit = reader.at_one_commit
+                head_seq = reader.head_seq
+
+                def rows(self, entity: str, query: Any) -> list[bytes]:
+                    number = int(store.clock.monotonic_s()) + 2
+                    store.clock.advance(1)
+                    apply(store.engine, task(number), delete("Task", 1))
+                    return rows(entity, query)
+
+            return read(Meddling())
+
+    body = orjson.loads(b"".join(snapshot(Interrupted(), MANIFEST, RULES, ADA)))
+    assert [c["row_id"] for c in body["changes"]] == [row_id(1)]
+    assert body["cursor"] == {"last_seq": 1} and body["has_more"] is True
+
+
 def test_ids_from_elsewhere_survive_a_snapshot(store: Setup) -> None:
     odd = 'a"b\\c'
     apply(store.engine, task(1))
@@ -345,6 +375,7 @@ def test_changes_during_a_snapshot_come_after_its_cursor(
     monkeypatch.setattr(limits, "SNAPSHOT_PAGE_ROWS", 2)
     apply(store.engine, *[task(n) for n in range(1, 8)])
     pieces = snapshot(store.pool, MANIFEST, RULES, ADA)
+    monkeypatch.setattr("pylon.changelog.pull._PIECE_BYTES", 1)
     text = next(pieces)
     apply(store.engine, delete("Task", 1), update("Task", 6, {"ownerId": "bob"}),
           update("Task", 7, {"title": "new"}), task(8))

@@ -104,6 +104,10 @@ class Reader(Protocol):
     def data_version(self) -> int:
         """A number that changes when another connection has committed."""
 
+    def at_one_commit(self, read: Callable[[], T]) -> T:
+        """Run `read`: all that it reads through this reader is of the same commit. To be
+        short, since the store cannot tidy up behind it meanwhile."""
+
     def close(self) -> None:
         """Give the connection back. Idempotent."""
 

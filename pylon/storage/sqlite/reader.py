@@ -184,6 +184,16 @@ class SqliteReader:
         # so a connection at rest would never hear of a commit.
         return int(self._one("PRAGMA data_version", ()))
 
+    def at_one_commit(self, read: Callable[[], T]) -> T:
+        try:
+            self._conn.execute("BEGIN")
+            try:
+                return read()
+            finally:
+                self._conn.execute("COMMIT")
+        except apsw.Error as error:
+            raise translate(error) from error
+
     def close(self) -> None:
         self._conn.close()
 
