@@ -311,7 +311,8 @@ class SqliteEngine:
         if not table.rules.may_update(op.auth, before, after.row):
             raise table.rules.denied("update", op.auth)
         fields = tuple(op.patch)
-        values = [_sql_value(after.row[f]) for f in fields]
+        changed = [after.row[f] for f in fields]
+        values = [int(v) if isinstance(v, bool) else v for v in changed]
         try:
             self._conn.execute(
                 table.update(fields), (*values, after.row_json.decode(), op.row_id)
@@ -396,7 +397,3 @@ class SqliteEngine:
 
 def _text(row_json: bytes | None) -> str | None:
     return None if row_json is None else row_json.decode()
-
-
-def _sql_value(value: Any) -> Any:
-    return int(value) if isinstance(value, bool) else value
