@@ -13,7 +13,7 @@ import pytest
 import websocket
 
 from pylon import limits
-from pylon.bus.messages import CursorNote, SessionRevoked
+from pylon.bus.messages import CursorNote, PruneLog, SessionRevoked
 from tests.hub_kit import (
     ADMIN_TOKEN,
     RawClient,
@@ -55,10 +55,15 @@ def own_ws(own_stage: Stage) -> Worker:
 
 
 def joined(stage: Stage, worker: Worker, **options: Any) -> WsClient:
-    """A client that has nothing to catch up with, and whom the server has answered."""
+    """A client that has nothing to catch up with, and that receives what comes from now on.
+
+    The first ping may travel with the handshake and be answered before the client has joined;
+    the second is read by the loop, which means that the handshake's greenlet is done.
+    """
     client = WsClient(worker.port, path=f"/?since={stage.engine.head}", **options)
-    client.say(frames.PING, b"joined?")
-    assert client.reply() == (frames.PONG, b"joined?")
+    for payload in (b"there?", b"joined?"):
+        client.say(frames.PING, payload)
+        assert client.reply() == (frames.PONG, payload)
     return client
 
 
@@ -435,6 +440,24 @@ def test_a_cursor_ahead_of_the_log_must_resync(
         "type": "resync", "code": "RESYNC_REQUIRED", "oldest_seq": head + 1,
     }
     assert client.closed() == (1012, "resync required")
+
+
+def test_a_log_pruned_past_the_feed_closes_everyone_with_1012(
+    own_stage: Stage, own_ws: Worker
+) -> None:
+    seqs = fill(own_stage, 5)
+    client = joined(own_stage, own_ws)
+    for _ in range(3):  # lost on the bus, and then gone from the log
+        own_stage.write(own_stage.insert("Public", text="lost"), publish=False)
+    own_stage.write(PruneLog(keep_events=1, older_than_s=2**40, limit=1_000), publish=False)
+    assert client.closed() == (1012, "resync required")
+    again = WsClient(own_ws.port, path=f"/?since={seqs[0]}")
+    assert again.text() == {
+        "type": "resync", "code": "RESYNC_REQUIRED", "oldest_seq": seqs[-1] + 3,
+    }
+    fresh = joined(own_stage, own_ws)
+    own_stage.write(own_stage.insert("Public", text="goes on"))
+    assert fresh.events(1) == [("insert", "goes on")]
 
 
 # --- Sessions, drain -------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 Changes come over the bus, which may drop some. Each batch says what the head was before it;
 when that is not where we are, the missing part is read from the change log before anything
-newer is published. As the very last batch may be the lost one, the log's head is also asked
-every `limits.HEAD_CHECK_S`.
+newer is published. As the very last batch may be the lost one, the log is also asked when the
+bus has been quiet for `limits.HEAD_CHECK_S`.
 
 Invariants: `tail.last_seq` is the seq up to which everything has been published, or counts as
 published because nobody was connected; `tail.append` and `hub.publish` happen without a switch
@@ -29,6 +29,7 @@ from workers.hub.hub import Hub
 
 SERVICE_RESTART: Final = 1012
 _RETRY_S: Final = 0.5
+_WATCH_STEPS: Final = 5  # how finely the quiet of the bus is measured
 
 _log = log.get_logger("feed")
 
@@ -60,10 +61,13 @@ class Feed:
 
     def watch(self) -> NoReturn:
         """Look after a lost last batch, for ever."""
+        quiet_steps = 0
         while True:
             before = self.tail.last_seq
-            gevent.sleep(limits.HEAD_CHECK_S)
-            if self.tail.last_seq == before:
+            gevent.sleep(limits.HEAD_CHECK_S / _WATCH_STEPS)
+            quiet_steps = quiet_steps + 1 if self.tail.last_seq == before else 0
+            if quiet_steps >= _WATCH_STEPS:
+                quiet_steps = 0
                 self.check_head()
 
     def take(self, batch: ChangeBatch) -> None:
