@@ -55,7 +55,7 @@ WAL_CHECKPOINT_AGE_S: Final = 5.0
 WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024  # RESTART above this
 
 BUS_WRITES_HWM: Final = 4_096  # messages; above WRITES_IN_FLIGHT, so that no reply is dropped
-BUS_CHANGES_HWM: Final = 2_000  # batches for each subscriber; more are dropped and read from the log
+BUS_CHANGES_HWM: Final = 2_000  # batches for each subscriber; more are dropped, read from the log
 BUS_SIGNALS_HWM: Final = 10_000
 BUS_STATUS_HWM: Final = 4  # for each worker; an old heartbeat is worth nothing
 
