@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -125,9 +124,9 @@ def test_the_server_does_not_outlive_a_killed_dev(dev: Dev) -> None:
 
     def gone() -> bool:
         try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
             return True
-        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] == "Z"
+        return state == "Z"
 
     wait_until("the supervisor ended", gone, 30)
