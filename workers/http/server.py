@@ -73,9 +73,9 @@ class HttpWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         try:
             super().handle_request(listener_name, req, sock, addr)
         finally:
+            # Also when the drain has begun: its answer may have promised to keep the connection,
+            # and the next request may be there already. `_drain` looks.
             self._idle.add(sock)
-        if not self.alive:
-            raise StopIteration  # how gunicorn ends a connection in order
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """SIGTERM."""
@@ -88,11 +88,11 @@ class HttpWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         deadline_s = time.monotonic() + self.cfg.graceful_timeout
         while self.open_connections:
             for client in list(self._idle):
-                # What has arrived can still be read after this; what has not is not accepted.
-                # On the plain socket: gevent's own method would break the read that waits,
-                # where we want it to see the end of the stream.
-                with contextlib.suppress(OSError):
-                    client._sock.shutdown(socket.SHUT_RD)
+                if not _has_arrived(client):
+                    # On the plain socket: gevent's own method would break the read that
+                    # waits, where we want it to see the end of the stream.
+                    with contextlib.suppress(OSError):
+                        client._sock.shutdown(socket.SHUT_RD)
             if time.monotonic() >= deadline_s:
                 self.log.warning("Drain deadline: %d connections cut", self.open_connections)
                 break
@@ -100,3 +100,11 @@ class HttpWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             gevent.sleep(_DRAIN_STEP_S)
         for server in servers:
             server.stop(timeout=_STOP_S)
+
+
+def _has_arrived(client: GeventSocket) -> bool:
+    """Whether the next request, or a part of it, waits to be read: then it is in flight."""
+    try:
+        return bool(client._sock.recv(1, socket.MSG_PEEK))
+    except OSError:  # nothing there (the descriptor is non-blocking), or no longer a socket
+        return False
