@@ -132,7 +132,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "Number of trusted proxies in front: the client is the N-th entry from the right of "
             "X-Forwarded-For."),
     Setting("PYLON_SOCKETS_PER_IP", "sockets_per_ip", _int(0, 1_000_000), "64",
-            "Open sockets for each client address and port; 0 means no limit.",
+            "Open sockets of one client address in each worker process; 0 means no limit.",
             dev_default="0"),
     Setting("PYLON_PUBLIC_URL", "public_url", _text, None,
             "Base URL that clients reach the HTTP port by, e.g. https://api.example.com."),

@@ -37,7 +37,7 @@ def rows_in_file(db: Path, entity: str) -> dict[str, dict[str, Any]]:
         assert conn.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         out = {}
         for row_id, n, sender, text in conn.execute(
-            f'SELECT id, n, sender, _json FROM "{entity}"'  # noqa: S608
+            f'SELECT id, n, sender, _json FROM "{entity}"'
         ):
             out[row_id] = {"id": row_id, "n": n, "sender": sender}
             assert json.loads(text) == out[row_id]

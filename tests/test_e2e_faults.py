@@ -46,7 +46,7 @@ def gone(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     try:
         return stat.read_text().rsplit(") ", 1)[1].startswith("Z")
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 
@@ -66,7 +66,9 @@ def test_kill_9_of_a_worker(server: PylonServer, role: str) -> None:
         before = [w.score.acknowledged for w in writers]
         wait_until(
             "the load goes on",
-            lambda: all(w.score.acknowledged > n + 20 for w, n in zip(writers, before, strict=True)),
+            lambda: all(
+                w.score.acknowledged > n + 20 for w, n in zip(writers, before, strict=True)
+            ),
         )
         scores = [w.halt() for w in writers]
         assert check_nothing_lost(scores, server.rows("Tick")) > 100

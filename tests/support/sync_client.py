@@ -14,7 +14,6 @@ import json
 import random
 import socket
 import threading
-import time
 from typing import Any
 
 import websocket
@@ -229,6 +228,3 @@ def settle(clients: list[SyncClient], server: PylonServer, entities: tuple[str, 
         assert token is not None
         client.wait_rows({e: server.rows(e, token) for e in entities})
 
-
-def monotonic_ms() -> float:
-    return time.monotonic() * 1000
