@@ -53,7 +53,7 @@ test-tools:
 	  exit 1; }
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-	  nginx-light systemd wrk
+	  nginx-light systemd wrk chromium
 
 bench: $(VENV)/installed
 	$(BIN)/pylonctl bench
