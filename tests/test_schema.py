@@ -93,6 +93,38 @@ def test_an_optional_field_is_added_with_its_key(tmp_path: Path) -> None:
             "UPDATE Note SET tag = 'x'; INSERT INTO Note (id, tag) VALUES ('2', 'x')")
 
 
+def versions(path: Path, entity: str) -> dict[str, int | None]:
+    return dict(connect(path).execute(f"SELECT id, _seq FROM {entity}").fetchall())
+
+
+def test_a_database_without_versions_gets_them_at_start(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    engine = open_engine(path)
+    apply(engine, insert("Note", 1, {"text": "a"}), insert("Note", 2, {"text": "b"}))
+    engine.close()
+    conn = connect(path)
+    for table in ("Note", "Task", "User"):
+        conn.execute(f"ALTER TABLE {table} DROP COLUMN _seq")  # as earlier versions made them
+    conn.close()
+    engine = open_engine(path)
+    assert engine.head == 2
+    assert versions(path, "Note") == {row_id(1): 2, row_id(2): 2}
+    columns = connect(path).execute("SELECT name FROM pragma_table_info('Task')").fetchall()
+    assert columns[-1] == ("_seq",)
+
+
+def test_rows_whose_json_changes_get_a_version_that_no_event_has(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    engine = open_engine(path)
+    apply(engine, insert("Note", 1, {"text": "a"}), insert("User", 2, {"email": "b"}))
+    engine.close()
+    before = versions(path, "User")
+    more = with_fields(NOTE, *NOTE.fields, some("tag"))
+    engine = open_engine(path, manifest=replace(MANIFEST, entities=(TASK, USER, more)))
+    assert versions(path, "Note") == {row_id(1): 3} and versions(path, "User") == before
+    assert engine.head == 3 and apply(engine, task(4))[0].seq == 4
+
+
 def test_a_required_field_is_added_to_an_empty_table_only(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     prepare(path, NOTE)
@@ -110,6 +142,7 @@ def test_a_required_field_is_added_to_an_empty_table_only(tmp_path: Path) -> Non
         (some("text", unique=True), "unique in the manifest"),
         (some("text", optional=False), "rows have null"),
         (some("_json"), "name is taken"),
+        (some("_seq"), "name is taken"),
         (some("ID"), "name is taken"),
     ],
 )
@@ -288,6 +321,7 @@ def test_another_servers_visit_is_noticed(tmp_path: Path) -> None:
     assert texts == {row_id(1): "new", "n2": "more"}
     assert engine.head > head and reader.void_ranges() == [(0, engine.head)]
     assert b'"more"' in reader.rows("Note", Query(ALL, limit=10))[1]
+    assert versions(path, "Note") == {row_id(1): engine.head, "n2": engine.head}
 
 
 def test_what_is_no_database_is_refused(tmp_path: Path) -> None:

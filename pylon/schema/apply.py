@@ -1,14 +1,16 @@
 """Brings a SQLite database to the manifest, in one transaction, before anything else runs.
 
 A database of the other server opens as it is: its tables get `_json`, filled from the columns
-with the same encoder that writes use, and its change log is kept. Every start leaves a line in
-`_pylon_schema_history`; by their number the next start knows whether somebody else has written
-in between, whose rows then have no JSON, or an old one, and whose changes no client has seen.
+with the same encoder that writes use, and `_seq`; its change log is kept. Every start leaves a
+line in `_pylon_schema_history`; by their number the next start knows whether somebody else has
+written in between, whose rows then have no JSON, or an old one, and whose changes no client
+has seen.
 
 Invariants: after `prepare_store` every row has its `_json`, with the manifest's fields and no
-other; rows exist only where the head seq is above 0 (an epoch is opened for rows that no event
-tells of); on any error the database is as it was. An unchanged schema costs a few look-ups in
-the catalogue. Called by the engine.
+other, and a row whose JSON has changed on the way has a `_seq` that it never had before; rows
+exist only where the head seq is above 0 (an epoch is opened for rows that no event tells of);
+on any error the database is as it was. An unchanged schema costs a few look-ups in the
+catalogue. Called by the engine.
 """
 
 from __future__ import annotations
@@ -82,12 +84,6 @@ def _prepare(conn: apsw.Connection, manifest: Manifest, clock: Clock) -> Prepare
 
     lineage = meta.get(conn, "lineage")
     visited = lineage is not None and meta.get(conn, "history_rows") != str(_history_rows(conn))
-    for entity in manifest.entities:
-        shape = _shape(entity)
-        if visited or meta.get(conn, f"shape:{entity.name}") != shape:
-            rebuild_json(conn, entity)
-            meta.put(conn, f"shape:{entity.name}", shape)
-
     epoch_opened = False
     if visited:
         # Whoever was here may have written without our log: no earlier cursor can be trusted.
@@ -96,6 +92,7 @@ def _prepare(conn: apsw.Connection, manifest: Manifest, clock: Clock) -> Prepare
     elif log.head_seq(conn) == 0 and _has_rows(conn, manifest):
         open_epoch(conn, "rows without a change log", clock)
         epoch_opened = True
+    _bring_rows_up(conn, manifest, plan, visited, epoch_opened)
 
     created = lineage is None
     if lineage is None:
@@ -106,8 +103,34 @@ def _prepare(conn: apsw.Connection, manifest: Manifest, clock: Clock) -> Prepare
     return Prepared(plan, created, epoch_opened, lineage, _fillers(conn, manifest))
 
 
-def rebuild_json(conn: apsw.Connection, entity: Entity) -> None:
-    """Make `_json` of every row of `entity` anew from its columns."""
+def _bring_rows_up(
+    conn: apsw.Connection, manifest: Manifest, plan: Plan, visited: bool, epoch_opened: bool
+) -> None:
+    """Make `_json` and `_seq` anew where the rows' JSON has to change."""
+    unversioned = {s.entity for s in plan.steps if s.kind == "add_seq"}
+    version = log.head_seq(conn)
+    fresh = epoch_opened  # whether no row can have had this version with other content
+    for entity in manifest.entities:
+        shape = _shape(entity)
+        if visited or meta.get(conn, f"shape:{entity.name}") != shape:
+            if not fresh and entity.name not in unversioned and _exists(conn, entity):
+                version, fresh = _next_version(conn), True
+            rebuild_rows(conn, entity, version)
+            meta.put(conn, f"shape:{entity.name}", shape)
+        elif entity.name in unversioned:
+            conn.execute(f"UPDATE {quote(entity.name)} SET {ddl.SEQ_COLUMN} = ?", (version,))
+
+
+def _next_version(conn: apsw.Connection) -> int:
+    """Take a seq that no event has. Rows whose JSON becomes another must get another version
+    than any they had, or a client would be told that its copy is still good."""
+    seq = log.head_seq(conn) + 1
+    conn.execute("INSERT OR REPLACE INTO _pylon_change_seq (id, value) VALUES (1, ?)", (seq,))
+    return seq
+
+
+def rebuild_rows(conn: apsw.Connection, entity: Entity, version: int) -> None:
+    """Make `_json` of every row of `entity` anew from its columns, and `_seq` the version."""
     codec = EntityCodec(entity)
 
     def row_json(*values: object) -> str:
@@ -116,7 +139,8 @@ def rebuild_json(conn: apsw.Connection, entity: Entity) -> None:
     conn.create_scalar_function("pylon_row_json", row_json)
     columns = ", ".join(quote(c) for c in entity.columns)
     conn.execute(
-        f"UPDATE {quote(entity.name)} SET {ddl.JSON_COLUMN} = pylon_row_json({columns})"
+        f"UPDATE {quote(entity.name)} SET {ddl.JSON_COLUMN} = pylon_row_json({columns}), "
+        f"{ddl.SEQ_COLUMN} = ?", (version,)
     )
     conn.create_scalar_function("pylon_row_json", None)
 
@@ -128,10 +152,11 @@ def _shape(entity: Entity) -> str:
 
 
 def _has_rows(conn: apsw.Connection, manifest: Manifest) -> bool:
-    return any(
-        conn.execute(f"SELECT 1 FROM {quote(e.name)} LIMIT 1").get is not None
-        for e in manifest.entities
-    )
+    return any(_exists(conn, e) for e in manifest.entities)
+
+
+def _exists(conn: apsw.Connection, entity: Entity) -> bool:
+    return conn.execute(f"SELECT 1 FROM {quote(entity.name)} LIMIT 1").get is not None
 
 
 def _history_rows(conn: apsw.Connection) -> int:

@@ -1,7 +1,8 @@
 """The SQL text of every table and index that Pylon makes in SQLite (spec/http.md §2.7).
 
 Entity tables are WITHOUT ROWID: a look-up by id is then one search, not two. Each has, behind
-the manifest's columns, `_json`: the row's own JSON text, which answers reads without decoding.
+the manifest's columns, `_json`: the row's own JSON text, which answers reads without decoding;
+and `_seq`: the seq of the row's last change, which is its version (null: not known).
 
 Invariant: system tables are made with IF NOT EXISTS and never altered here, so that those of
 the other server stay as they are. Used by `plan` and `apply`.
@@ -15,6 +16,7 @@ from pylon.manifest.model import Entity, Field, FieldType, Index
 from pylon.storage.names import quote
 
 JSON_COLUMN: Final = "_json"
+SEQ_COLUMN: Final = "_seq"
 
 COLUMN_TYPES: Final[dict[FieldType, str]] = {
     FieldType.STRING: "TEXT",
@@ -64,7 +66,7 @@ def create_table(entity: Entity) -> str:
         if field.unique:
             column += " UNIQUE"
         columns.append(column)
-    columns.append(f"{JSON_COLUMN} TEXT")
+    columns += [f"{JSON_COLUMN} TEXT", f"{SEQ_COLUMN} INTEGER"]
     return f"CREATE TABLE {quote(entity.name)} ({', '.join(columns)}) WITHOUT ROWID"
 
 
@@ -77,6 +79,11 @@ def add_column(entity: Entity, field: Field) -> str:
 def add_json_column(entity: Entity) -> str:
     """The `_json` column of a table that came from elsewhere."""
     return f"ALTER TABLE {quote(entity.name)} ADD COLUMN {JSON_COLUMN} TEXT"
+
+
+def add_seq_column(entity: Entity) -> str:
+    """The `_seq` column of a table made elsewhere, or by an earlier version."""
+    return f"ALTER TABLE {quote(entity.name)} ADD COLUMN {SEQ_COLUMN} INTEGER"
 
 
 def index_name(entity: Entity, index: Index) -> str:

@@ -21,7 +21,7 @@ from pylon.schema import ddl
 from pylon.schema.live import LiveColumn, LiveSchema, LiveTable, introspect
 from pylon.storage.names import quote
 
-StepKind = Literal["create_entity", "add_field", "add_json", "add_index"]
+StepKind = Literal["create_entity", "add_field", "add_json", "add_seq", "add_index"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def _name_clashes(manifest: Manifest) -> list[str]:
         if lower in entities:
             found.append(f"{entity.name}: another entity has this name in other case")
         entities.add(lower)
-        columns = {"id", ddl.JSON_COLUMN}
+        columns = {"id", ddl.JSON_COLUMN, ddl.SEQ_COLUMN}
         for field in entity.fields:
             if field.name.lower() in columns:
                 found.append(f"{entity.name}.{field.name}: the name is taken (SQLite has no case)")
@@ -116,6 +116,8 @@ def _compare_table(
         steps.append(
             Step("add_json", entity.name, ddl.JSON_COLUMN, ddl.add_json_column(entity))
         )
+    if ddl.SEQ_COLUMN not in table.columns:
+        steps.append(Step("add_seq", entity.name, ddl.SEQ_COLUMN, ddl.add_seq_column(entity)))
     for field in entity.fields:
         column = table.columns.get(field.name.lower())
         if column is None:
