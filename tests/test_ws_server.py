@@ -412,7 +412,10 @@ def test_replay_after_the_address_s_note(own_stage: Stage, own_ws: Worker) -> No
 
 
 def test_replay_of_the_newest_without_a_note(own_stage: Stage, own_ws: Worker) -> None:
+    witness = WsClient(own_ws.port)
     seqs = fill(own_stage, 300)
+    # Live, so the worker has taken all of them: its newest are the log's newest.
+    assert [witness.text()["seq"] for _ in seqs] == seqs
     client = WsClient(own_ws.port)
     wanted = seqs[-limits.REPLAY_WITHOUT_NOTE_EVENTS:]
     assert [client.text()["seq"] for _ in wanted] == wanted
