@@ -1,0 +1,211 @@
+"""Full-text search in SQLite: what a user's words mean in SQL, and the index behind them.
+
+An entity with text fields in its `search` config has an FTS5 table `_fts_<Entity>` (the row's
+id, unindexed, and the text fields) and beside it `_pylon_search_<Entity>`, which says under
+which number the index knows a row: entity tables have no rowid, and to look for an id in an
+FTS table is a scan. The texts themselves are not stored again (`content=''`); measured on
+20,000 rows of 36 words: writes as fast as with a stored copy, the file a fifth smaller.
+
+Invariants: `SearchIndex` writes in the transaction of the row's change and through the same
+connection, so index and rows are of one commit; a user's text is never FTS5 syntax, for each
+word of it becomes a quoted string. The engine calls the index, the API and the filter parser
+`search_clause` and `match_of`; `pylon.schema.search` makes, drops and checks the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import apsw
+import orjson
+
+from pylon import limits
+from pylon.errors import InvalidQuery, LimitExceeded
+from pylon.manifest.model import Entity, Field, FieldType
+from pylon.storage.clause import SqlClause
+from pylon.storage.names import quote
+from pylon.storage.where import ALL, NOTHING, and_
+
+ID_COLUMN: Final = "entity_id"
+TOKENIZER: Final = "unicode61 remove_diacritics 2"
+_NOT_FOR_COLUMNS: Final = frozenset({ID_COLUMN, "rank", "rowid"})  # FTS5's own, and ours
+_LIKE_FIELDS: Final = (FieldType.STRING, FieldType.RICHTEXT)
+_CHAIN: Final = 50  # SQLite bounds the depth of expressions
+
+
+def text_fields(entity: Entity) -> tuple[str, ...]:
+    """The fields that the index of `entity` covers; empty where there is no index."""
+    return tuple(dict.fromkeys(entity.search.text)) if entity.search is not None else ()
+
+
+def index_table(entity: Entity) -> str:
+    """The name of the FTS5 table."""
+    return f"_fts_{entity.name}"
+
+
+def numbers_table(entity: Entity) -> str:
+    """The name of the table from row ids to row numbers of the FTS5 table."""
+    return f"_pylon_search_{entity.name}"
+
+
+def index_columns(entity: Entity) -> tuple[str, ...]:
+    """The FTS5 table's columns, the id first. A field whose name FTS5 keeps for itself gets a
+    name that no field can have."""
+    return (
+        ID_COLUMN,
+        *(f".{f}" if f.lower() in _NOT_FOR_COLUMNS else f for f in text_fields(entity)),
+    )
+
+
+def text_of(field: Field | None, value: object) -> str | None:
+    """A value as the index reads it: text as it is, anything else as in the row's JSON.
+
+    Args:
+        field: None for `id`.
+        value: from a decoded row or from a column.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if field is not None and field.type is FieldType.BOOL:
+        return "true" if value else "false"
+    return orjson.dumps(value).decode()
+
+
+# --- Words ------------------------------------------------------------------------------------
+
+
+def match_of(entity: Entity, text: str) -> str | None:
+    """The FTS5 expression for a user's text: all words, in any order, anywhere in the row.
+
+    A word that is still being typed, that is the last one unless white space follows it, also
+    finds words that begin with it. A word like ``foo-bar`` is found as the phrase "foo bar".
+
+    Returns: None for a text without words, which every row matches.
+
+    Raises:
+        InvalidQuery: the text has a NUL character.
+        LimitExceeded: `limits.SEARCH_CHARS` or `limits.SEARCH_WORDS`.
+    """
+    words = _words(entity, text)
+    if not words:
+        return None
+    # Strings side by side are an AND in which one without letters or digits is left out.
+    quoted = " ".join('"' + word.replace('"', '""') + '"' for word in words)
+    return quoted if text[-1].isspace() else quoted + " *"
+
+
+def search_clause(entity: Entity, text: str) -> SqlClause:
+    """The rows that have all words of `text`: by the index, or in the string and richtext
+    fields of an entity without one (each word as a part of one of them, regardless of the
+    case of ASCII letters).
+
+    Raises:
+        InvalidQuery, LimitExceeded: as `match_of`.
+    """
+    if text_fields(entity):
+        match = match_of(entity, text)
+        return ALL if match is None else match_clause(entity, match)
+    words = _words(entity, text)
+    columns = [quote(f.name) for f in entity.fields if f.type in _LIKE_FIELDS]
+    if not words:
+        return ALL
+    if not columns:
+        return NOTHING
+    either = _either([f"{column} LIKE ? ESCAPE '\\'" for column in columns])
+    return and_(*(SqlClause(either, (_pattern(word),) * len(columns)) for word in words))
+
+
+def match_clause(entity: Entity, match: str) -> SqlClause:
+    """The rows that an expression of `match_of` finds."""
+    table = quote(index_table(entity))
+    return SqlClause(
+        f"{quote('id')} IN (SELECT {ID_COLUMN} FROM {table} WHERE {table} MATCH ?)", (match,)
+    )
+
+
+def _words(entity: Entity, text: str) -> list[str]:
+    if "\0" in text:
+        raise InvalidQuery(f"The text to search {entity.name} for has a NUL character")
+    if len(text) > limits.SEARCH_CHARS:
+        raise LimitExceeded(
+            f"A search takes {limits.SEARCH_CHARS} characters at most, and this has {len(text)}"
+        )
+    words = text.split()
+    if len(words) > limits.SEARCH_WORDS:
+        raise LimitExceeded(
+            f"A search takes {limits.SEARCH_WORDS} words at most, and this has {len(words)}"
+        )
+    return words
+
+
+def _pattern(word: str) -> str:
+    for special in ("\\", "%", "_"):
+        word = word.replace(special, "\\" + special)
+    return f"%{word}%"
+
+
+def _either(tests: list[str]) -> str:
+    while len(tests) > 1:
+        groups = [tests[i:i + _CHAIN] for i in range(0, len(tests), _CHAIN)]
+        tests = ["(" + " OR ".join(group) + ")" for group in groups]
+    return tests[0]
+
+
+# --- The index ----------------------------------------------------------------------------------
+
+
+class SearchIndex:
+    """Keeps the index of one entity in step with its rows.
+
+    Each call belongs into the transaction of the change that it is told of, after the change,
+    and may raise apsw.Error; what it did is then undone with the transaction.
+    """
+
+    __slots__ = ("_clear", "_conn", "_fields", "_find", "_forget", "_insert", "_number",
+                 "_remove", "_replace")
+
+    def __init__(self, conn: apsw.Connection, entity: Entity) -> None:
+        """Args: `entity` has text fields in its search config, and its tables exist."""
+        self._conn = conn
+        self._fields = tuple((f, entity.by_name.get(f)) for f in text_fields(entity))
+        table, numbers = quote(index_table(entity)), quote(numbers_table(entity))
+        columns = ", ".join(quote(c) for c in index_columns(entity))
+        marks = ", ".join("?" * len(index_columns(entity)))
+        self._insert = f"INSERT INTO {table} ({columns}) VALUES ({marks})"
+        self._replace = f"INSERT OR REPLACE INTO {table} (rowid, {columns}) VALUES (?, {marks})"
+        self._remove = f"DELETE FROM {table} WHERE rowid = ?"
+        self._find = f"SELECT number FROM {numbers} WHERE id = ?"
+        self._number = f"INSERT INTO {numbers} (id, number) VALUES (?, ?)"
+        self._forget = f"DELETE FROM {numbers} WHERE id = ?"
+        self._clear = (
+            f"INSERT INTO {table} ({table}) VALUES ('delete-all')", f"DELETE FROM {numbers}"
+        )
+
+    def inserted(self, row_id: str, row: Mapping[str, Any]) -> None:
+        """A row is there that was not."""
+        self._conn.execute(self._insert, (row_id, *self._texts(row)))
+        self._conn.execute(self._number, (row_id, self._conn.last_insert_rowid()))
+
+    def updated(self, row_id: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+        """A row has changed. Costs nothing where no text field has."""
+        texts = self._texts(after)
+        if texts != self._texts(before):
+            number = self._conn.execute(self._find, (row_id,)).get
+            if number is None:  # somebody wrote the row beside us
+                self.inserted(row_id, after)
+                return
+            self._conn.execute(self._replace, (number, row_id, *texts))
+
+    def deleted(self, row_id: str) -> None:
+        """A row is gone."""
+        self._conn.execute(self._remove, (self._conn.execute(self._find, (row_id,)).get,))
+        self._conn.execute(self._forget, (row_id,))
+
+    def cleared(self) -> None:
+        """All rows of the entity are gone."""
+        for statement in self._clear:
+            self._conn.execute(statement)
+
+    def _texts(self, row: Mapping[str, Any]) -> tuple[str | None, ...]:
+        return tuple([text_of(field, row[name]) for name, field in self._fields])
