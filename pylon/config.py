@@ -151,6 +151,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "SameSite attribute of the session cookie; none forces Secure."),
     Setting("PYLON_STATIC_DIR", "static_dir", _text, None,
             "Folder of files to serve under /app/."),
+    Setting("PYLON_OPENAPI_PUBLIC", "openapi_public", _bool, "false",
+            "Serve /api/openapi.json to everybody, not to admins only; dev mode always does."),
     Setting("PYLON_CHANGE_LOG_RETAIN", "change_log_retain", _int(1_000, 100_000_000), "100000",
             "Change events kept; what is younger than two minutes is kept in any case."),
     Setting("PYLON_LIST_LIMIT", "list_limit", _int(1, 100_000), "1000",
@@ -207,6 +209,7 @@ class Config:
     cookie_secure: bool
     cookie_same_site: str
     static_dir: str | None
+    openapi_public: bool
     change_log_retain: int
     list_limit: int
     ws_max_message_bytes: int

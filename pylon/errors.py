@@ -49,6 +49,11 @@ class PylonError(Exception):
         return self.code, self.message, self.hint, self.details
 
     @staticmethod
+    def classes() -> list[type[PylonError]]:
+        """Every class with a code that has been loaded, by code."""
+        return [_BY_CODE[code] for code in sorted(_BY_CODE)]
+
+    @staticmethod
     def from_wire(
         code: str, message: str, hint: str | None, details: dict[str, Any]
     ) -> PylonError:
@@ -227,6 +232,35 @@ class OptimisticIdConflict(PylonError):
 
     code = "OPTIMISTIC_ID_CONFLICT"
     status = 409
+
+
+class PreconditionFailed(PylonError):
+    """The row is not the version that `If-Match` asks for."""
+
+    code = "PRECONDITION_FAILED"
+    status = 412
+
+
+class IdempotencyKeyReused(PylonError):
+    """The key stands for another request, which was carried out."""
+
+    code = "IDEMPOTENCY_KEY_REUSED"
+    status = 422
+
+
+class MissingOperations(PylonError):
+    code = "MISSING_OPERATIONS"
+    status = 400
+
+
+class ActionNotFound(PylonError):
+    code = "ACTION_NOT_FOUND"
+    status = 404
+
+
+class ActionMissingInput(PylonError):
+    code = "ACTION_MISSING_INPUT"
+    status = 400
 
 
 class ResyncRequired(PylonError):

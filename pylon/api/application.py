@@ -11,7 +11,7 @@ from pathlib import Path
 
 import falcon
 
-from pylon.api import answers, auth, entities, query, reset, sync, system
+from pylon.api import answers, auth, entities, openapi, query, reset, sync, system
 from pylon.api.gate import Gate
 from pylon.api.services import Services
 from pylon.errors import PylonError
@@ -53,6 +53,7 @@ def _routes(services: Services) -> list[tuple[str, object]]:
         ("/readyz", system.Readyz(services)),
         ("/metrics", system.Metrics(services)),
         ("/api/manifest", system.ManifestDocument(services)),
+        ("/api/openapi.json", openapi.OpenApi(services)),
         ("/api/client-config", system.ClientConfig(services)),
         ("/api/auth/guest", auth.Guest(services)),
         ("/api/auth/anonymous", auth.Anonymous(services)),

@@ -1,0 +1,90 @@
+"""The whole document: ``GET /api/openapi.json``.
+
+Paths are written with their entities and actions, so that each has its own exact schemas; a
+segment keeps its braces only where any value may stand.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from pylon import limits
+from pylon.auth.cookies import session_cookie
+from pylon.config import Config
+from pylon.manifest.model import Manifest
+from pylon.openapi.filters import filter_schemas
+from pylon.openapi.identity import identity_paths, identity_schemas
+from pylon.openapi.parts import Schema, obj
+from pylon.openapi.rows import entity_paths
+from pylon.openapi.server import server_paths
+from pylon.openapi.sync import sync_paths, sync_schemas
+from pylon.openapi.values import entity_schemas
+
+_VERSION: Final = "3.1.0"
+_ABOUT: Final = (
+    "Bodies are JSON in UTF-8 whatever their content type says; at most {body} bytes. Every "
+    "error has the same envelope and a code that `pylonctl explain CODE` explains. Rows that "
+    "the caller may not read are treated as rows that do not exist. HEAD answers like GET "
+    "without the body; OPTIONS answers 204 with the CORS headers on any path."
+)
+_HEADERS: Final[dict[str, Schema]] = {
+    "X-Request-Id": {
+        "description": "The request's own, if it has a sane one, else a new one",
+        "required": True, "schema": {"type": "string"},
+    },
+    "X-Pylon-Change-Seq": {
+        "description": "The seq of the change that the write made",
+        "required": True, "schema": {"type": "string", "pattern": "^[0-9]+$"},
+    },
+    "Retry-After": {
+        "description": "Seconds; on errors that may pass by themselves",
+        "schema": {"type": "string", "pattern": "^[0-9]+$"},
+    },
+}
+_ERROR: Final = obj({
+    "error": {
+        **obj(
+            {
+                "code": {"type": "string"}, "message": {"type": "string"},
+                "hint": {"type": "string"},
+            },
+            ("code", "message"), more=True,
+        ),
+        "description": "Some errors have further members, such as entity, field and value",
+    }
+})
+
+
+def openapi_document(manifest: Manifest, config: Config) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of an app."""
+    schemas: dict[str, Schema] = {
+        "Error": _ERROR, **identity_schemas(), **sync_schemas(manifest),
+    }
+    paths = {**server_paths(), **identity_paths(), **sync_paths()}
+    for entity in manifest.entities:
+        schemas |= entity_schemas(entity) | filter_schemas(entity, config)
+        paths |= entity_paths(entity, config)
+    return {
+        "openapi": _VERSION,
+        "info": {
+            "title": manifest.name,
+            "version": manifest.version,
+            "description": _ABOUT.format(body=limits.BODY_BYTES),
+        },
+        "servers": [{"url": config.public_url or "/"}],
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "headers": _HEADERS,
+            "securitySchemes": {
+                "BearerAuth": {
+                    "type": "http", "scheme": "bearer",
+                    "description": "A session token, or PYLON_ADMIN_TOKEN",
+                },
+                "CookieAuth": {
+                    "type": "apiKey", "in": "cookie",
+                    "name": session_cookie(config, manifest).name,
+                },
+            },
+        },
+    }

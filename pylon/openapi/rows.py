@@ -1,0 +1,150 @@
+"""Operations on the rows of each entity: list, page, get, write, query, look up."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pylon import errors, limits
+from pylon.config import Config
+from pylon.manifest.model import Entity, Field, FieldType
+from pylon.openapi.filters import columns_of
+from pylon.openapi.parts import (
+    ROW_ERRORS,
+    STORE_ERRORS,
+    WRITE_ERRORS,
+    ErrorClass,
+    Paths,
+    Schema,
+    answer,
+    listed,
+    nullable,
+    obj,
+    operation,
+    path,
+    query,
+    ref,
+)
+
+_WHOLE: Final[Schema] = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}
+_READS: Final[tuple[ErrorClass, ...]] = (errors.PolicyDenied, *STORE_ERRORS)
+_SEQ: Final = ("X-Pylon-Change-Seq",)
+
+
+def entity_paths(entity: Entity, config: Config) -> Paths:
+    """All paths of one entity."""
+    name = entity.name
+    base = f"/api/entities/{name}"
+    return {
+        base: {**_list(entity, config), **_insert(entity)},
+        f"{base}/cursor": _page(entity),
+        f"{base}/{{row_id}}": {**_get(entity), **_patch(entity), **_delete(entity)},
+        f"/api/query/{name}": _query(entity),
+        **{
+            f"/api/lookup/{name}/{field.name}/{{value}}": _look_up(entity, field)
+            for field in columns_of(entity)
+        },
+    }
+
+
+def _list(entity: Entity, config: Config) -> Paths:
+    body = obj({
+        "data": listed(ref(entity.name)),
+        "count": {"type": "integer", "description": "Rows in this answer"},
+        "limit": nullable({"type": "integer"}),
+        "offset": {"type": "integer"},
+    })
+    return operation(
+        "get", f"list{entity.name}", entity.name, "Rows that the caller may read, in id order",
+        {200: answer("Rows", body)},
+        fails=(*_READS, errors.InvalidQuery, errors.LimitExceeded),
+        parameters=[
+            query("limit", {**_WHOLE, "maximum": config.list_limit}, "Most rows to answer"),
+            query("offset", _WHOLE, "Rows to pass over"),
+        ],
+    )
+
+
+def _insert(entity: Entity) -> Paths:
+    return operation(
+        "post", f"insert{entity.name}", entity.name, "Insert a row",
+        {201: answer("The row's id", obj({"id": {"type": "string"}}), headers=_SEQ)},
+        fails=(
+            *ROW_ERRORS, *WRITE_ERRORS, errors.MissingField, errors.PolicyDenied,
+            errors.UniqueViolation, errors.OptimisticIdConflict,
+        ),
+        body=ref(f"{entity.name}Insert"),
+    )
+
+
+def _page(entity: Entity) -> Paths:
+    body = obj({
+        "data": listed(ref(entity.name)),
+        "has_more": {"type": "boolean"},
+        "next_cursor": nullable({"type": "string"}),
+    })
+    return operation(
+        "get", f"page{entity.name}", entity.name, "Rows by key, page after page",
+        {200: answer("A page", body)},
+        fails=(*_READS, errors.InvalidQuery),
+        parameters=[
+            query("after", {"type": "string"}, "next_cursor of the page before"),
+            query(
+                "limit", {**_WHOLE, "minimum": 1},
+                f"Rows of a page; {limits.CURSOR_PAGE_DEFAULT} if not given, "
+                f"{limits.CURSOR_PAGE_MAX} at most",
+            ),
+        ],
+    )
+
+
+def _row_id(entity: Entity) -> Schema:
+    return path("row_id", f"The id of a row of {entity.name}")
+
+
+def _get(entity: Entity) -> Paths:
+    return operation(
+        "get", f"get{entity.name}", entity.name, "One row",
+        {200: answer("The row", ref(entity.name))},
+        fails=(*_READS, errors.NotFound), parameters=[_row_id(entity)],
+    )
+
+
+def _patch(entity: Entity) -> Paths:
+    return operation(
+        "patch", f"update{entity.name}", entity.name, "Change fields of a row",
+        {200: answer("Done", obj({"updated": {"const": True}}), headers=_SEQ)},
+        fails=(
+            *ROW_ERRORS, *WRITE_ERRORS, errors.PolicyDenied, errors.NotFound,
+            errors.UniqueViolation,
+        ),
+        parameters=[_row_id(entity)], body=ref(f"{entity.name}Patch"),
+    )
+
+
+def _delete(entity: Entity) -> Paths:
+    return operation(
+        "delete", f"delete{entity.name}", entity.name, "Delete a row",
+        {200: answer("Done", obj({"deleted": {"const": True}}), headers=_SEQ)},
+        fails=(*WRITE_ERRORS, errors.PolicyDenied, errors.NotFound),
+        parameters=[_row_id(entity)],
+    )
+
+
+def _query(entity: Entity) -> Paths:
+    return operation(
+        "post", f"query{entity.name}", entity.name, "Rows that match a filter",
+        {200: answer("A bare array of rows", listed(ref(entity.name)))},
+        fails=(*_READS, errors.InvalidQuery, errors.InvalidColumn, errors.InvalidValue),
+        body=ref(f"{entity.name}Filter"),
+    )
+
+
+def _look_up(entity: Entity, field: Field) -> Paths:
+    text = "true or false" if field.type is FieldType.BOOL else "the value as text"
+    return operation(
+        "get", f"lookup{entity.name}By_{field.name}", entity.name,
+        f"The first row whose {field.name} has a value",
+        {200: answer("The row", ref(entity.name))},
+        fails=(*_READS, errors.NotFound),
+        parameters=[path("value", f"{field.name}: {text}; it may hold slashes")],
+    )

@@ -1,0 +1,97 @@
+"""Operations of the server about itself: probes, metrics, manifest, this document, test reset."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from pylon import errors
+from pylon.openapi.parts import (
+    ADMIN_ONLY,
+    ANYBODY,
+    JSON,
+    NOBODY,
+    STORE_ERRORS,
+    WRITE_ERRORS,
+    Paths,
+    Schema,
+    answer,
+    header,
+    nullable,
+    obj,
+    operation,
+    query,
+)
+
+_TEXT: Final[Schema] = {"type": "string"}
+_COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
+_TAG: Final = "server"
+_ROLES: Final = ("http", "ws", "sse", "shards")
+
+
+def server_paths() -> Paths:
+    """The probes, /metrics, and what /api says of itself."""
+    check = obj({"ok": {"type": "boolean"}, "problem": _TEXT}, ("ok",))
+    readiness = obj({
+        "status": {"enum": ["ready", "unavailable"]},
+        "checks": {"type": "object", "additionalProperties": check},
+    })
+    return {
+        "/health": operation(
+            "get", "health", _TAG, "This process answers",
+            {200: answer("It does", obj({
+                "status": {"const": "ok"}, "uptime_secs": _COUNT, "uptime_seconds": _COUNT,
+                "version": _TEXT,
+            }))},
+            security=NOBODY,
+        ),
+        "/livez": operation(
+            "get", "livez", _TAG, "This process answers",
+            {200: answer("It does", obj({"status": {"const": "ok"}}))}, security=NOBODY,
+        ),
+        "/readyz": operation(
+            "get", "readyz", _TAG, "Whether a load balancer should send traffic",
+            {200: answer("Ready", readiness), 503: answer("Not ready, and why", readiness)},
+            security=NOBODY,
+        ),
+        "/metrics": _metrics(),
+        "/api/manifest": operation(
+            "get", "manifest", _TAG, "The manifest without the rules of its policies",
+            {200: answer("The manifest", {"type": "object"})},
+            fails=STORE_ERRORS,
+            parameters=[query("full", _TEXT, "1 or true: for admins, the rules too")],
+        ),
+        "/api/openapi.json": operation(
+            "get", "openapi", _TAG, "This document",
+            {200: answer("OpenAPI 3.1", {"type": "object"})},
+            fails=(errors.NotFound, *STORE_ERRORS),
+        ),
+        "/api/client-config": operation(
+            "get", "clientConfig", _TAG, "Where the other ports are",
+            {200: answer("Addresses", obj({
+                "name": _TEXT, "version": _TEXT,
+                "urls": obj({role: nullable(_TEXT) for role in _ROLES}),
+                "ports": obj({role: nullable({"type": "integer"}) for role in _ROLES}),
+            }))},
+            security=NOBODY,
+        ),
+        "/api/__test__/reset": operation(
+            "post", "testReset", _TAG, "Delete every row: in dev mode and in memory only",
+            {200: answer("Done", obj({"reset": {"const": True}}))},
+            fails=(*WRITE_ERRORS, errors.ResetRefused), security=ANYBODY,
+        ),
+    }
+
+
+def _metrics() -> dict[str, Any]:
+    answered = answer("Prometheus text, or JSON", {"type": "object"})
+    answered["content"] = {
+        JSON: {"schema": {"type": "object"}},
+        "text/plain": {"schema": _TEXT},
+    }
+    return operation(
+        "get", "metrics", _TAG, "What all processes count",
+        {200: answered},
+        fails=(errors.Unauthorized, errors.Unavailable),
+        parameters=[header("Accept", _TEXT, "text/plain or openmetrics: Prometheus text")],
+        security=[{}, *ADMIN_ONLY],
+    )

@@ -1,0 +1,114 @@
+"""Operations of sync: pull and push (spec/http.md §3.9, spec/realtime.md §1.4, §1.5)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pylon import errors, limits
+from pylon.manifest.model import Manifest
+from pylon.openapi.parts import (
+    STORE_ERRORS,
+    WRITE_ERRORS,
+    Paths,
+    Schema,
+    answer,
+    listed,
+    nullable,
+    obj,
+    operation,
+    query,
+    ref,
+)
+
+_SEQ: Final[Schema] = {"type": "integer", "minimum": 0}
+_ANY: Final[Schema] = {}
+_CURSOR: Final = obj({"last_seq": _SEQ})
+
+
+def sync_schemas(manifest: Manifest) -> dict[str, Schema]:
+    """The schemas of changes, pulled and pushed."""
+    row = {"type": "object", "description": "A row, or what of it has changed"}
+    return {
+        "ChangeEvent": obj(
+            {
+                "seq": _SEQ,
+                "entity": {"type": "string"},
+                "row_id": {"type": "string"},
+                "kind": {"enum": ["insert", "update", "delete"]},
+                "data": row,
+                "timestamp": {"type": "string"},
+            },
+            ("seq", "entity", "row_id", "kind", "timestamp"),
+        ),
+        "PushedChange": {
+            **obj(
+                {
+                    "kind": {"enum": ["insert", "update", "delete"]},
+                    "entity": {"enum": [entity.name for entity in manifest.entities]},
+                    "row_id": nullable({"type": "string"}),
+                    "data": nullable({"type": "object"}),
+                    "op_id": nullable({"type": "string", "maxLength": limits.OP_ID_CHARS}),
+                },
+                ("kind", "entity"), more=True,
+            ),
+            "description": "An update or delete needs row_id, an insert or update data",
+        },
+        "PushResult": obj(
+            {
+                "op_id": _ANY, "entity": _ANY, "kind": _ANY, "row_id": _ANY,
+                "seq": _SEQ,
+                "status": {"enum": ["applied", "replayed", "error"]},
+                "error": {"$ref": "#/components/schemas/Error/properties/error"},
+            },
+            ("op_id", "entity", "kind", "row_id", "seq", "status"),
+        ),
+    }
+
+
+def sync_paths() -> Paths:
+    """The paths under /api/sync."""
+    pulled = obj(
+        {
+            "changes": listed(ref("ChangeEvent")),
+            "cursor": _CURSOR,
+            "has_more": {"type": "boolean"},
+            "snapshot_after": {"type": "null"},
+        },
+        ("changes", "cursor", "has_more"),
+    )
+    pushed = obj(
+        {
+            "applied": _SEQ, "deduped": _SEQ, "remaining": _SEQ,
+            "errors": listed({"type": "string"}),
+            "cursor": _CURSOR,
+            "results": listed(ref("PushResult")),
+        },
+        ("applied", "deduped", "errors", "cursor", "results"),
+    )
+    body = obj(
+        {"changes": listed(ref("PushedChange")), "client_id": {"type": "string"}},
+        ("changes",), more=True,
+    )
+    return {
+        "/api/sync/pull": operation(
+            "get", "pull", "sync", "What has changed after a cursor; with since=0 all rows",
+            {200: answer("Changes that the caller may see", pulled)},
+            fails=(*STORE_ERRORS, errors.ResyncRequired, errors.SnapshotCursorInvalid),
+            parameters=[
+                query("since", _SEQ, "The cursor; what is missing or unreadable counts as 0"),
+                query(
+                    "snapshot_after", {"type": "string", "maxLength": 0},
+                    "Not given out by this server: a snapshot is one answer",
+                ),
+            ],
+        ),
+        "/api/sync/push": operation(
+            "post", "push", "sync", "Carry out a client's queued changes, each by itself",
+            {200: answer("What became of each", pushed)},
+            fails=(*WRITE_ERRORS,), body=body,
+        ),
+        "/api/sync/ws": operation(
+            "get", "socketElsewhere", "sync", "No sockets here: the error says where they are",
+            {}, fails=(errors.BadUpgrade,),
+        ),
+    }

@@ -1,0 +1,98 @@
+"""Schemas of values and rows, true to what `pylon.values` accepts and what the store answers.
+
+Three schemas for each entity: `<E>` (a row as read: every column is there), `<E>Insert` and
+`<E>Patch` (as written). What is written is described exactly; what is read is described by its
+JSON type only, since a database that another server filled may hold other texts.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+from pylon.manifest.model import Entity, Field, FieldType
+from pylon.openapi.parts import Schema, nullable, obj
+from pylon.values import INT_MAX, INT_MIN
+
+_DAY: Final = (
+    r"(?:[0-9]{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])"
+    r"|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))"
+    r"|(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29)"
+)
+_TIME: Final = (
+    r"(?:[Tt ](?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9](?:[.,][0-9]{1,9})?)?"
+    r"(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):?[0-5][0-9])?)?"
+)
+# There is no year 0.
+DATETIME_PATTERN: Final = rf"^(?:(?!0000){_DAY}{_TIME}|-?[0-9]{{1,15}}Z)$"
+TEXT_PATTERN: Final = r"^[^\u0000]*$"
+
+_INTEGER: Final[Schema] = {
+    "type": "integer", "format": "int64", "minimum": INT_MIN, "maximum": INT_MAX,
+}
+_READ: Final[dict[FieldType, Schema]] = {
+    FieldType.STRING: {"type": "string"},
+    FieldType.RICHTEXT: {"type": "string"},
+    FieldType.ID: {"type": "string"},
+    FieldType.INT: _INTEGER,
+    FieldType.FLOAT: {"type": "number", "format": "double"},
+    FieldType.BOOL: {"type": "boolean"},
+    FieldType.DATETIME: {"type": "string"},
+}
+_WRITTEN: Final[dict[FieldType, Schema]] = {
+    **_READ,
+    FieldType.STRING: {"type": "string", "pattern": TEXT_PATTERN},
+    FieldType.RICHTEXT: {"type": "string", "pattern": TEXT_PATTERN},
+    FieldType.ID: {"type": "string", "pattern": TEXT_PATTERN},
+    FieldType.FLOAT: {
+        "type": "number", "format": "double",
+        "minimum": -sys.float_info.max, "maximum": sys.float_info.max,
+    },
+    FieldType.DATETIME: {
+        "type": "string", "pattern": DATETIME_PATTERN,
+        "description": "ISO 8601 date or date-time, or epoch seconds and Z; kept as written",
+    },
+}
+CLIENT_ID: Final[Schema] = {
+    "type": "string", "pattern": "^[0-9a-f]{40}$",
+    "description": "A row id that the client made; the server makes one where it is missing",
+}
+
+
+def read(field: Field) -> Schema:
+    """A value of the field as it is answered."""
+    return _described(field, _READ[field.type])
+
+
+def written(field: Field) -> Schema:
+    """A value of the field as it may be written."""
+    return _described(field, _WRITTEN[field.type])
+
+
+def entity_schemas(entity: Entity) -> dict[str, Schema]:
+    """The schemas of one entity's rows by name."""
+    writes = {field.name: written(field) for field in entity.fields}
+    patch = obj({"id": {"type": "string", "description": "The row's own id"}, **writes}, ())
+    if entity.fields:
+        patch["anyOf"] = [{"required": [field.name]} for field in entity.fields]
+    return {
+        entity.name: obj({"id": {"type": "string"}, **{f.name: read(f) for f in entity.fields}}),
+        f"{entity.name}Insert": obj(
+            {"id": nullable(CLIENT_ID), **writes},
+            [field.name for field in entity.fields if not field.optional],
+        ),
+        f"{entity.name}Patch": patch,
+    }
+
+
+def _described(field: Field, schema: Schema) -> Schema:
+    out = dict(schema)
+    notes = [out.pop("description", None)]
+    if field.type is FieldType.ID:
+        notes.append(f"The id of a row of {field.target}")
+    if field.unique:
+        notes.append("Unique")
+    text = ". ".join(note for note in notes if note)
+    if field.optional:
+        out = nullable(out)
+    return {**out, "description": text} if text else out
