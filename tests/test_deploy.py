@@ -14,6 +14,8 @@ import pytest
 from pylon.config import SETTINGS, load, parse_dotenv
 from pylon.manifest.load import load_manifest
 from pylon.values import EntityCodec
+from tests.support.nginx import moved
+from tests.support.server import free_base_port
 
 ROOT = Path(__file__).parent.parent
 UNITS = sorted((ROOT / "systemd").iterdir())
@@ -69,10 +71,12 @@ def test_the_unit_gives_the_drain_enough_time_and_only_known_settings() -> None:
 
 def test_nginx_accepts_the_configuration(program: Program, tmp_path: Path) -> None:
     nginx = program("nginx", "nginx-light")
+    shipped = tmp_path / "pylon.conf"
+    shipped.write_text(moved(free_base_port()))
     conf = tmp_path / "nginx.conf"
     conf.write_text(
         f"pid {tmp_path}/nginx.pid; error_log stderr; events {{ worker_connections 64; }}\n"
-        f"http {{ access_log off; include {ROOT}/nginx/pylon.conf; }}\n"
+        f"http {{ access_log off; include {shipped}; }}\n"
     )
     done = run(nginx, "-t", "-c", str(conf), "-p", str(tmp_path))
     assert done.returncode == 0, done.stderr

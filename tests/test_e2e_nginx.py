@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import re
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,11 +12,10 @@ from pathlib import Path
 import pytest
 import websocket
 
+from tests.support.nginx import moved
 from tests.support.server import ADMIN_TOKEN, PylonServer, free_base_port, wait_until
 
 pytestmark = pytest.mark.processes
-
-SHIPPED = Path(__file__).parent.parent / "nginx" / "pylon.conf"
 
 
 @pytest.fixture
@@ -28,14 +26,8 @@ def proxied(
     nginx = program("nginx", "nginx-light")
     server = make_server(PYLON_TRUST_PROXY_HOPS="1", PYLON_SOCKETS_PER_IP="3").start()
     port = free_base_port()
-    conf = SHIPPED.read_text()
-    for offset, default in enumerate((4321, 4322, 4323, 4324)):
-        conf = conf.replace(f"127.0.0.1:{default}", f"127.0.0.1:{server.port + offset}")
-    conf, replaced = re.subn(r"listen\s+80\b[^;]*;", f"listen 127.0.0.1:{port};", conf)
-    assert replaced >= 1
-    conf = re.sub(r"listen\s+\[::\]:80[^;]*;", "", conf)
     conf_path = tmp_path / "pylon.conf"
-    conf_path.write_text(conf)
+    conf_path.write_text(moved(port, server.port))
     main = tmp_path / "nginx.conf"
     main.write_text(
         f"""

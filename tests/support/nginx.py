@@ -1,0 +1,18 @@
+"""The shipped nginx configuration, moved to ports that a test may use."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+SHIPPED = Path(__file__).parent.parent.parent / "nginx" / "pylon.conf"
+
+
+def moved(listen_port: int, first_upstream_port: int = 4321) -> str:
+    """The configuration as shipped, but for its ports: port 80 belongs to root."""
+    conf = SHIPPED.read_text()
+    for offset, default in enumerate((4321, 4322, 4323, 4324)):
+        conf = conf.replace(f"127.0.0.1:{default}", f"127.0.0.1:{first_upstream_port + offset}")
+    conf, replaced = re.subn(r"listen\s+80\b[^;]*;", f"listen 127.0.0.1:{listen_port};", conf)
+    assert replaced >= 1
+    return re.sub(r"listen\s+\[::\]:80[^;]*;", "", conf)
