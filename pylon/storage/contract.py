@@ -27,6 +27,9 @@ class Query:
 
     `order` has (field, descending) pairs; ties, and no order at all, go by id. `after_id`
     keeps what sorts behind that id and is meant for the default order (keyset pages).
+    `relevance` is an expression of full-text search, and then rows that do not match are left
+    out and the others come in the order of how well they do; it is not meant for any order
+    beside it.
     """
 
     where: SqlClause
@@ -34,6 +37,16 @@ class Query:
     order: tuple[tuple[str, bool], ...] = ()
     offset: int = 0
     after_id: str | None = None
+    relevance: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How many rows there are, and by field how many of them have which value, the most
+    frequent first. Null is not counted as a value."""
+
+    total: int
+    by_field: dict[str, list[tuple[object, int]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +92,12 @@ class Reader(Protocol):
 
     def rows(self, entity: str, query: Query) -> list[bytes]:
         """The JSON of each row that the query selects, in its order."""
+
+    def tally(
+        self, entity: str, where: SqlClause, fields: Sequence[str], most: int
+    ) -> Tally:
+        """Count the rows that `where` selects, and for each of `fields` their values, `most` of
+        them. Values are as the store holds them: a boolean is 0 or 1."""
 
     def head_seq(self) -> int:
         """The highest seq in use: the newest event's, or the mark of the newest epoch."""

@@ -11,7 +11,7 @@ Invariants: no statement runs for longer than its time limit; one thread at a ti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -22,10 +22,12 @@ from pylon.changelog.event import ChangeEvent
 from pylon.clock import Clock, SystemClock
 from pylon.errors import EntityNotFound
 from pylon.manifest.model import Entity, FieldType, Manifest
-from pylon.storage.contract import Query, Reader, SessionRow
+from pylon.storage.clause import SqlClause
+from pylon.storage.contract import Query, Reader, SessionRow, Tally
 from pylon.storage.names import quote
-from pylon.storage.sqlite import log
+from pylon.storage.sqlite import log, tally
 from pylon.storage.sqlite.connect import open_reader, translate
+from pylon.storage.sqlite.search import RELEVANCE, relevant
 from pylon.storage.where import NOTHING
 from pylon.values import unknown_column
 
@@ -113,13 +115,29 @@ class SqliteReader:
             where += " AND id > ?"
             params = (*params, query.after_id)
         order = "".join(f"{quote(f)} {'DESC' if desc else 'ASC'}, " for f, desc in query.order)
+        source = sql.table
+        if query.relevance is not None:
+            source = relevant(sql.entity)
+            params = (query.relevance, *params)
+            order = f"{RELEVANCE}, "
         joined: bytes | None = self._one(
             "SELECT CAST(group_concat(j, char(30)) AS BLOB) FROM "
-            f"(SELECT _json AS j FROM {sql.table} WHERE {where} ORDER BY {order}id "
+            f"(SELECT _json AS j FROM {source} WHERE {where} ORDER BY {order}id "
             "LIMIT ? OFFSET ?)",
             (*params, query.limit, query.offset),
         )
         return [] if joined is None else joined.split(_SEPARATOR)
+
+    def tally(
+        self, entity: str, where: SqlClause, fields: Sequence[str], most: int
+    ) -> Tally:
+        sql = self._sql(entity)
+        select = tally.statement(sql.table, where, fields, most)
+        self._start()
+        try:
+            return tally.fold(fields, self._conn.execute(select.sql, select.params))
+        except apsw.Error as error:
+            raise translate(error) from error
 
     def head_seq(self) -> int:
         self._start()

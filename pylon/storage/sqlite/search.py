@@ -30,6 +30,7 @@ from pylon.storage.where import ALL, NOTHING, and_
 
 TOKENIZER: Final = "unicode61 remove_diacritics 2"
 _NOT_FOR_COLUMNS: Final = frozenset({"rank", "rowid"})  # FTS5 keeps them for itself
+RELEVANCE: Final = '".rank"'  # the best first; no field can have this name
 _LIKE_FIELDS: Final = (FieldType.STRING, FieldType.RICHTEXT)
 _CHAIN: Final = 50  # SQLite bounds the depth of expressions
 
@@ -117,11 +118,23 @@ def search_clause(entity: Entity, text: str) -> SqlClause:
 
 def match_clause(entity: Entity, match: str) -> SqlClause:
     """The rows that an expression of `match_of` finds."""
+    return SqlClause(f"{quote('id')} IN (SELECT {_matches(entity)})", (match,))
+
+
+def relevant(entity: Entity) -> str:
+    """What to select from, in place of the entity's table, for the rows that an expression
+    finds (a parameter) with a further column `RELEVANCE`. CROSS: the index leads."""
+    table = quote(entity.name)
+    found = f"SELECT {_matches(entity, RELEVANCE)}"
+    return f'({found}) CROSS JOIN {table} ON {table}.id = ".id"'
+
+
+def _matches(entity: Entity, rank: str = "") -> str:
     table, numbers = quote(index_table(entity)), quote(numbers_table(entity))
-    return SqlClause(
-        f"{quote('id')} IN (SELECT {numbers}.id FROM {table} CROSS JOIN {numbers} "
-        f"ON number = {table}.rowid WHERE {table} MATCH ?)",
-        (match,),
+    ranked = f", bm25({table}) AS {rank}" if rank else ""
+    return (
+        f'{numbers}.id AS ".id"{ranked} FROM {table} CROSS JOIN {numbers} '
+        f"ON number = {table}.rowid WHERE {table} MATCH ?"
     )
 
 
