@@ -16,6 +16,7 @@ from pylon.cli.bench import bench
 from pylon.cli.check_config import check_config
 from pylon.cli.config import config
 from pylon.cli.dev import dev
+from pylon.cli.explain import explain
 from pylon.cli.output import (
     ERROR,
     USAGE,
@@ -40,7 +41,9 @@ def cli() -> None:
     """Pylon: one command gives an app a live backend."""
 
 
-for verb in (start, dev, stop, status, config, check_config, backup, restore, bench, version):
+for verb in (
+    start, dev, stop, status, config, check_config, backup, restore, bench, explain, version,
+):
     cli.add_command(verb)
 
 

@@ -66,7 +66,10 @@ def one_line(message: str) -> str:
 
 
 class ManifestInvalid(StartRefused):
-    """The manifest has errors; `diagnostics` has all of them, in the order of the file."""
+    """The manifest has errors; `diagnostics` has all of them, in the order of the file.
+
+    Remedy: mend each place; pylonctl explain CODE explains its code.
+    """
 
     code = "MANIFEST_INVALID"
 

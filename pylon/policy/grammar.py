@@ -37,7 +37,11 @@ _INT_MAX = 2**63 - 1
 
 
 class PolicyInvalid(StartRefused):
-    """A rule that cannot be understood. `at` is the offset of the bad character in its text."""
+    """A rule of a policy cannot be understood. The place in the file is that of the character where
+    reading stopped.
+
+    Remedy: mend the expression; the message lists what is known there.
+    """
 
     code = "POLICY_EXPRESSION_INVALID"
 

@@ -1,0 +1,72 @@
+"""The error catalogue: every code that Pylon gives, what it means and what to do about it.
+
+Made from the error classes (their docstrings) and from the table of manifest diagnostics, so
+that it cannot name a code that does not exist. `pylonctl explain` prints it; docs/errors.md is
+written from it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Final
+
+from pylon.errors import PylonError, StartRefused
+from pylon.manifest.codes import DIAGNOSTICS
+from pylon.manifest.diagnostics import ManifestInvalid
+from pylon.policy.grammar import PolicyInvalid
+
+_REMEDY: Final = "Remedy: "
+# Classes that live beside what raises them; named, so that they are loaded.
+_ELSEWHERE: Final = (ManifestInvalid, PolicyInvalid)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One code. `status` is None for what never travels over HTTP."""
+
+    code: str
+    explanation: str
+    remedy: str
+    status: int | None
+    retryable: bool
+    kind: str  # "error" or "manifest"
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``pylonctl explain --json`` prints."""
+        return {
+            "code": self.code, "kind": self.kind, "status": self.status,
+            "retryable": self.retryable, "explanation": self.explanation, "remedy": self.remedy,
+        }
+
+
+def entries() -> list[Entry]:
+    """The whole catalogue by code."""
+    found = {cls.code: _of_class(cls) for cls in (*PylonError.classes(), *_ELSEWHERE)}
+    for code, (explanation, remedy) in DIAGNOSTICS.items():
+        found[code] = Entry(code, explanation, remedy, None, retryable=False, kind="manifest")
+    return [found[code] for code in sorted(found)]
+
+
+def entry(code: str) -> Entry | None:
+    """The entry of a code, in whatever case it is written."""
+    wanted = code.strip().upper().replace("-", "_")
+    return next((e for e in entries() if e.code == wanted), None)
+
+
+def nearest(code: str) -> str | None:
+    """The code that was probably meant."""
+    close = get_close_matches(code.strip().upper(), [e.code for e in entries()], n=1, cutoff=0.5)
+    return close[0] if close else None
+
+
+def _of_class(cls: type[PylonError]) -> Entry:
+    text = inspect.getdoc(cls) or ""
+    explanation, _, remedy = text.partition(_REMEDY)
+    start_only = issubclass(cls, StartRefused)
+    return Entry(
+        cls.code, " ".join(explanation.split()), " ".join(remedy.split()),
+        None if start_only else cls.status, cls.retryable,
+        kind="manifest" if cls in _ELSEWHERE else "error",
+    )

@@ -1,0 +1,105 @@
+"""Every diagnostic code that a manifest can get: what it says, and how to mend it.
+
+Read by `pylon.catalogue`; the corpus of bad manifests proves that each code exists and that no
+other does.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_NAMES: Final = "use letters, digits and _ only, not starting with a digit or with _"
+
+# By code: explanation, remedy.
+DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
+    "MANIFEST_PARSE_ERROR": (
+        "The file cannot be read, is not JSON, or has a member of the wrong JSON type.",
+        "mend the place that is named; the message says what is expected there.",
+    ),
+    "MANIFEST_VERSION_UNSUPPORTED": (
+        "manifest_version is one that this version of Pylon does not know.",
+        "set it to the version that the hint names, or run a newer Pylon.",
+    ),
+    "SCHEMA_EMPTY": ("The manifest declares no entity.", "declare at least one."),
+    "ENTITY_NAME_EMPTY": ("An entity has no name.", "name it."),
+    "ENTITY_NAME_INVALID": ("An entity's name cannot name a table.", f"{_NAMES}."),
+    "ENTITY_NAME_RESERVED": (
+        "Names that start with _ or sqlite_ belong to Pylon and to SQLite.", "choose another name."
+    ),
+    "ENTITY_DUPLICATE": (
+        "Two entities have the same name. Names that differ only in case are the same.",
+        "rename one of them.",
+    ),
+    "FIELD_NAME_EMPTY": ("A field has no name.", "name it."),
+    "FIELD_NAME_INVALID": ("A field's name cannot name a column.", f"{_NAMES}."),
+    "FIELD_NAME_RESERVED": (
+        "Names that start with _ or sqlite_ are reserved, and every entity has its id already.",
+        "choose another name; leave id out.",
+    ),
+    "FIELD_DUPLICATE": (
+        "Two fields of an entity have the same name. Names that differ only in case are the same.",
+        "rename one of them.",
+    ),
+    "FIELD_TYPE_UNKNOWN": ("A field has a type that does not exist.", "use one of the hint."),
+    "FIELD_ID_TARGET_NOT_FOUND": (
+        "A field of type id(X) points at an entity that is not declared.",
+        "declare the entity, or correct the name: upper and lower case matter.",
+    ),
+    "INDEX_NAME_EMPTY": ("An index has no name.", "name it."),
+    "INDEX_NAME_INVALID": ("An index's name cannot be part of an SQL name.", f"{_NAMES}."),
+    "INDEX_NAME_DUPLICATE": ("Two indexes have the same name.", "rename one of them."),
+    "INDEX_FIELDS_EMPTY": ("An index names no field.", "name its fields, or drop it."),
+    "INDEX_FIELD_NOT_FOUND": (
+        "An index names a field that the entity does not have.", "use one of the hint."
+    ),
+    "RELATION_FIELD_NOT_FOUND": (
+        "A relation names a field that does not exist where it is looked for.",
+        "use one of the hint.",
+    ),
+    "RELATION_TARGET_NOT_FOUND": (
+        "A relation points at an entity that is not declared.", "use one of the hint."
+    ),
+    "SEARCH_FIELD_NOT_FOUND": (
+        "The search configuration names a field that the entity does not have.",
+        "use one of the hint.",
+    ),
+    "QUERY_NAME_EMPTY": ("A query has no name.", "name it."),
+    "QUERY_DUPLICATE": ("Two queries have the same name.", "rename one of them."),
+    "ACTION_NAME_EMPTY": ("An action has no name.", "name it."),
+    "ACTION_DUPLICATE": ("Two actions have the same name.", "rename one of them."),
+    "INPUT_FIELD_NAME_EMPTY": ("An input of a query or action has no name.", "name it."),
+    "INPUT_FIELD_DUPLICATE": (
+        "Two inputs of a query or action have the same name.", "rename one of them."
+    ),
+    "INPUT_FIELD_TYPE_UNKNOWN": (
+        "An input has a type that does not exist.", "use one of the hint."
+    ),
+    "POLICY_NAME_EMPTY": ("A policy has no name.", "name it."),
+    "POLICY_DUPLICATE": ("Two policies have the same name.", "rename one of them."),
+    "POLICY_ALLOW_EMPTY": (
+        "A policy has no rule, so it would say nothing.",
+        "give it allow, or one of allowRead, allowInsert, allowUpdate, allowDelete, allowWrite.",
+    ),
+    "POLICY_NO_TARGET": (
+        "A policy is for no entity and no action.", "name one with entity or action."
+    ),
+    "POLICY_ENTITY_NOT_FOUND": (
+        "A policy is for an entity that is not declared.", "use one of the hint."
+    ),
+    "POLICY_ACTION_NOT_FOUND": (
+        "A policy is for an action that is not declared.", "use one of the hint."
+    ),
+    "ROUTE_PATH_EMPTY": ("A route has no path.", "give it one that starts with /."),
+    "ROUTE_PATH_DUPLICATE": ("Two routes have the same path.", "change one of them."),
+    "ROUTE_PATH_NO_SLASH": ("A route's path does not start with /.", "put a / before it."),
+    "ROUTE_AUTH_INVALID": (
+        "A route's auth is neither public nor user.", "write public or user, or leave it out."
+    ),
+    "ROUTE_QUERY_NOT_FOUND": (
+        "A route names a query that is not declared.", "use one of the hint."
+    ),
+    "ROUTE_PARAM_NOT_IN_QUERY": (
+        "A parameter of a route's path is no input of the route's query.",
+        "declare the input, or rename the parameter.",
+    ),
+}
