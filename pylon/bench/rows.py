@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any, Final
 
 import orjson
@@ -13,7 +15,7 @@ _GROUPS: Final = 100  # distinct values of a field that is not unique: 10 rows o
 
 
 def fixture() -> Manifest:
-    """Two entities: one of three fields, one of four of which one is unique, one indexed."""
+    """Three entities: of three fields, of four, and of four with a unique one and an indexed one."""
 
     def field(name: str, kind: str, unique: bool = False) -> dict[str, Any]:
         return {"name": name, "type": kind, "optional": False, "unique": unique}
@@ -26,17 +28,25 @@ def fixture() -> Manifest:
                 "fields": [field("title", "string"), field("count", "int"), field("done", "bool")],
             },
             {
-                "name": "Four", "crdt": False,
+                "name": "Four", "indexes": [], "crdt": False,
+                "fields": [
+                    field("title", "string"), field("owner", "string"), field("score", "float"),
+                    field("done", "bool"),
+                ],
+            },
+            {
+                "name": "Keyed", "crdt": False,
                 "indexes": [{"name": "by_owner", "fields": ["owner"], "unique": False}],
                 "fields": [
-                    field("email", "string", unique=True), field("owner", "string"),
-                    field("score", "float"), field("at", "datetime"),
+                    field("email", "string", unique=True), field("score", "float"),
+                    field("owner", "string"), field("at", "datetime"),
                 ],
             },
         ],
         "policies": [
             {"name": "three", "entity": "Three", "allow": "true"},
             {"name": "four", "entity": "Four", "allow": "true"},
+            {"name": "keyed", "entity": "Keyed", "allow": "true"},
         ],
     }
     return parse_manifest(orjson.dumps(document).decode(), "the built-in fixture")
@@ -44,29 +54,46 @@ def fixture() -> Manifest:
 
 def body_of(entity: Entity, number: int) -> dict[str, Any]:
     """Row `number` of an entity: valid, and different wherever the entity demands it."""
+    return body_maker(entity)(number)
+
+
+def body_maker(entity: Entity) -> Callable[[int], dict[str, Any]]:
+    """`body_of` for many rows: what depends on the entity alone is found out once, since the
+    making of rows is not what is to be measured."""
     indexed = {name for index in entity.indexes if index.unique for name in index.fields}
-    return {
-        field.name: value_of(field, number, distinct=field.unique or field.name in indexed)
+    makers = [
+        (field.name, value_maker(field, distinct=field.unique or field.name in indexed))
         for field in entity.fields
-    }
+    ]
+
+    def make(number: int) -> dict[str, Any]:
+        return {name: value(number) for name, value in makers}
+
+    return make
 
 
 def value_of(field: Field, number: int, *, distinct: bool) -> Any:
     """A value of the field's type; one of a hundred unless `distinct`."""
-    which = number if distinct else number % _GROUPS
+    return value_maker(field, distinct)(number)
+
+
+def value_maker(field: Field, distinct: bool) -> Callable[[int], Any]:
+    """`value_of` for many numbers."""
+    modulus = sys.maxsize if distinct else _GROUPS
     match field.type:
         case FieldType.INT:
-            return which
+            return lambda number: number % modulus
         case FieldType.FLOAT:
-            return which + 0.5
+            return lambda number: number % modulus + 0.5
         case FieldType.BOOL:
-            return number % 2 == 0
+            return lambda number: number % 2 == 0
         case FieldType.DATETIME:
-            return f"{which}Z"
+            return lambda number: f"{number % modulus}Z"
         case FieldType.ID:
-            return f"{which:040x}"
+            return lambda number: f"{number % modulus:040x}"
         case FieldType.STRING | FieldType.RICHTEXT:
-            return f"{field.name} {which:08d}"
+            pattern = field.name.replace("%", "%%") + " %08d"
+            return lambda number: pattern % (number % modulus)
 
 
 def text_field(entity: Entity) -> Field | None:

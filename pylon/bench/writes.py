@@ -32,6 +32,7 @@ class Writes:
         self.entity = entity
         self._rules = rules
         self._codec = EntityCodec(entity)
+        self._body_of = rows.body_maker(entity)
         self._engine = engine
         self._ids = ids
         self._next = 0
@@ -59,14 +60,14 @@ class Writes:
         free = [f for f in self.entity.fields if not f.unique and f.name not in taken]
         field = (free or list(self.entity.fields))[0]
         turn = self._rotate()
+        value_of = rows.value_maker(field, distinct=True)
 
         def step() -> int:
             ops: list[WriteOp] = []
             for _ in range(BATCH):
                 self._next += 1
                 row_id = next(turn)
-                value = rows.value_of(field, self._next, distinct=True)
-                patch = self._codec.patch({field.name: value}, row_id)
+                patch = self._codec.patch({field.name: value_of(self._next)}, row_id)
                 ops.append(UpdateRow(self.entity.name, row_id, patch, ADMIN))
             self._apply(ops)
             return BATCH
@@ -95,7 +96,7 @@ class Writes:
     def _insert(self, row_id: str | None = None) -> InsertRow:
         self._next += 1
         row_id = row_id or self._ids.new()
-        encoded = self._codec.insert(rows.body_of(self.entity, self._next), row_id)
+        encoded = self._codec.insert(self._body_of(self._next), row_id)
         if not self._rules.may_insert(ADMIN, encoded.row):
             raise AssertionError("admin may insert")
         return InsertRow(self.entity.name, row_id, encoded.values, encoded.row_json)

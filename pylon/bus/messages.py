@@ -8,11 +8,13 @@
 
 Invariants: a `WriteRequest.id` is unique within its worker process; every request gets
 exactly one reply, after its batch has been committed or refused; requests of one worker are
-carried out in the order sent. Each request is atomic by itself.
+carried out in the order sent. Each request is atomic by itself. The messages of the write path
+are not looked at by the cyclic collector: nothing in them can refer back to them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -24,25 +26,29 @@ from pylon.errors import PylonError
 # --- Writes --------------------------------------------------------------------------------
 
 
-class OpKey(msgspec.Struct, frozen=True, array_like=True):
-    """Names a client's operation, so that it is carried out once (spec/realtime.md §1.5)."""
+class OpKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Names a client's operation, so that it is carried out once (spec/realtime.md §1.5).
+
+    `digest` stands for the whole request where the name must not be used for another one.
+    """
 
     identity: str
     op_id: str
+    digest: str | None = None
 
 
-class InsertRow(msgspec.Struct, frozen=True, array_like=True, tag="insert"):
+class InsertRow(msgspec.Struct, frozen=True, array_like=True, tag="insert", gc=False):
     """Insert a row that the worker has validated, encoded and checked against policy."""
 
     entity: str
     row_id: str
-    values: list[Any]  # SQL values in the entity's field order, `id` not among them
+    values: Sequence[Any]  # SQL values in the entity's field order, `id` not among them
     row_json: bytes  # the whole row as JSON text, `id` included
     client_id_given: bool = False  # the id came from the client: a clash is its conflict
     op: OpKey | None = None
 
 
-class UpdateRow(msgspec.Struct, frozen=True, array_like=True, tag="update"):
+class UpdateRow(msgspec.Struct, frozen=True, array_like=True, tag="update", gc=False):
     """Change fields of a row. The writer judges the policy, on the row as it is at commit."""
 
     entity: str
@@ -50,15 +56,31 @@ class UpdateRow(msgspec.Struct, frozen=True, array_like=True, tag="update"):
     patch: dict[str, Any]  # validated JSON values by field
     auth: AuthContext
     op: OpKey | None = None
+    if_match: int | None = None  # the seq that the row's last change must have
 
 
-class DeleteRow(msgspec.Struct, frozen=True, array_like=True, tag="delete"):
+class DeleteRow(msgspec.Struct, frozen=True, array_like=True, tag="delete", gc=False):
     """Delete a row. The writer judges the policy."""
 
     entity: str
     row_id: str
     auth: AuthContext
     op: OpKey | None = None
+    if_match: int | None = None
+
+
+RowOp = InsertRow | UpdateRow | DeleteRow
+
+
+class Transact(msgspec.Struct, frozen=True, array_like=True, tag="transact", gc=False):
+    """Carry out all of `ops`, whose own keys do not count, or none of them.
+
+    The reply's `results` has one reply for each, up to and including the first that failed;
+    if one did, nothing was changed and the reply itself has no error.
+    """
+
+    ops: list[RowOp]
+    key: OpKey | None = None
 
 
 class PutSession(msgspec.Struct, frozen=True, array_like=True, tag="put_session"):
@@ -94,11 +116,12 @@ class MarkClean(msgspec.Struct, frozen=True, array_like=True, tag="mark_clean"):
 
 
 WriteOp = (
-    InsertRow | UpdateRow | DeleteRow | PutSession | DropSession | PruneLog | ResetRows | MarkClean
+    InsertRow | UpdateRow | DeleteRow | Transact | PutSession | DropSession | PruneLog | ResetRows
+    | MarkClean
 )
 
 
-class WriteRequest(msgspec.Struct, frozen=True, array_like=True):
+class WriteRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     id: int
     op: WriteOp
 
@@ -119,7 +142,7 @@ class WriteError(msgspec.Struct, frozen=True, array_like=True):
         return PylonError.from_wire(self.code, self.message, self.hint, self.details)
 
 
-class WriteReply(msgspec.Struct, frozen=True, array_like=True):
+class WriteReply(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """`seq` is the change's seq (0 where there is none), `count` the rows touched."""
 
     id: int
@@ -128,6 +151,7 @@ class WriteReply(msgspec.Struct, frozen=True, array_like=True):
     replayed: bool = False
     count: int = 0
     error: WriteError | None = None
+    results: list[WriteReply] | None = None  # of a `Transact`
 
 
 # --- Signals ---------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import msgspec
 Kind = Literal["insert", "update", "delete"]
 
 
-class ChangeEvent(msgspec.Struct, frozen=True, array_like=True):
+class ChangeEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A committed change (spec/realtime.md §1.1)."""
 
     seq: int

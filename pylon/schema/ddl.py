@@ -35,7 +35,7 @@ SYSTEM_TABLES: Final[tuple[str, ...]] = (
     "CREATE TABLE IF NOT EXISTS _pylon_change_seq (id INTEGER PRIMARY KEY, value INTEGER NOT NULL)",
     """CREATE TABLE IF NOT EXISTS _pylon_op_ids (
         identity TEXT NOT NULL, op_id TEXT NOT NULL, seq INTEGER NOT NULL, row_id TEXT NOT NULL,
-        at INTEGER NOT NULL, PRIMARY KEY (identity, op_id)) WITHOUT ROWID""",
+        at INTEGER NOT NULL, digest TEXT, PRIMARY KEY (identity, op_id)) WITHOUT ROWID""",
     # Retention takes the oldest first; the order of seq is the order of time.
     "CREATE INDEX IF NOT EXISTS _pylon_op_ids_by_seq ON _pylon_op_ids (seq)",
     """CREATE TABLE IF NOT EXISTS _pylon_auth_sessions (
@@ -55,9 +55,19 @@ SYSTEM_TABLES: Final[tuple[str, ...]] = (
         baseline TEXT NOT NULL, plan_json TEXT NOT NULL)""",
 )
 
+# Columns that a table of an earlier version lacks: table, column, statement.
+LATER_COLUMNS: Final[tuple[tuple[str, str, str], ...]] = (
+    ("_pylon_op_ids", "digest", "ALTER TABLE _pylon_op_ids ADD COLUMN digest TEXT"),
+)
 
-def create_table(entity: Entity) -> str:
-    """The table of an entity, in the column order of the manifest."""
+
+def create_table(entity: Entity, name: str | None = None, extra: tuple[str, ...] = ()) -> str:
+    """The table of an entity, in the column order of the manifest.
+
+    Args:
+        name: instead of the entity's.
+        extra: definitions of further columns, which the manifest does not name.
+    """
     columns = ["id TEXT PRIMARY KEY NOT NULL"]
     for field in entity.fields:
         column = f"{quote(field.name)} {COLUMN_TYPES[field.type]}"
@@ -66,8 +76,8 @@ def create_table(entity: Entity) -> str:
         if field.unique:
             column += " UNIQUE"
         columns.append(column)
-    columns += [f"{JSON_COLUMN} TEXT", f"{SEQ_COLUMN} INTEGER"]
-    return f"CREATE TABLE {quote(entity.name)} ({', '.join(columns)}) WITHOUT ROWID"
+    columns += [*extra, f"{JSON_COLUMN} TEXT", f"{SEQ_COLUMN} INTEGER"]
+    return f"CREATE TABLE {quote(name or entity.name)} ({', '.join(columns)}) WITHOUT ROWID"
 
 
 def add_column(entity: Entity, field: Field) -> str:

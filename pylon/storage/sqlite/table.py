@@ -1,0 +1,64 @@
+"""What the write engine knows of one entity: codec, rules, and the SQL texts of its writes.
+
+Invariant: a text names exactly the columns that the live table has, quoted. Made by the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from pylon.manifest.model import Entity
+from pylon.schema.ddl import JSON_COLUMN, SEQ_COLUMN
+from pylon.storage.names import quote
+from pylon.storage.sqlite.refusal import Refusals
+from pylon.values import EntityCodec
+
+if TYPE_CHECKING:
+    from pylon.policy.rules import EntityRules
+
+_UPDATE_TEXTS: Final = 256  # field combinations remembered for each entity
+
+
+class Table:
+    """One entity's codec, rules and SQL texts.
+
+    `insert` takes id, values, JSON, seq and `fill`; `select` gives JSON and seq of an id.
+    """
+
+    __slots__ = ("_updates", "codec", "delete", "entity", "fill", "insert", "refusals", "rules",
+                 "select")
+
+    def __init__(
+        self, entity: Entity, rules: EntityRules, fillers: Mapping[str, object]
+    ) -> None:
+        """
+        Args:
+            fillers: columns that the manifest no longer names but that want a value.
+        """
+        self.entity = entity
+        self.rules = rules
+        self.codec = EntityCodec(entity)
+        self.refusals = Refusals(entity)
+        self.fill = tuple(fillers.values())
+        table = quote(entity.name)
+        names = (*entity.columns, JSON_COLUMN, SEQ_COLUMN, *fillers)
+        columns = ", ".join(quote(name) for name in names)
+        marks = ", ".join("?" * len(names))
+        self.insert = f"INSERT INTO {table} ({columns}) VALUES ({marks})"
+        self.select = (
+            f"SELECT CAST({JSON_COLUMN} AS BLOB), {SEQ_COLUMN} FROM {table} WHERE id = ?"
+        )
+        self.delete = f"DELETE FROM {table} WHERE id = ?"
+        self._updates: dict[tuple[str, ...], str] = {}
+
+    def update(self, fields: tuple[str, ...]) -> str:
+        """Sets `fields`, JSON and seq of an id. Columns that stay are left out: their indexes
+        rest."""
+        text = self._updates.get(fields)
+        if text is None:
+            sets = ", ".join(f"{quote(f)} = ?" for f in (*fields, JSON_COLUMN, SEQ_COLUMN))
+            text = f"UPDATE {quote(self.entity.name)} SET {sets} WHERE id = ?"
+            if len(self._updates) < _UPDATE_TEXTS:
+                self._updates[fields] = text
+        return text
