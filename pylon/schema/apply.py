@@ -25,7 +25,7 @@ import orjson
 from pylon.clock import Clock, SystemRandom
 from pylon.errors import SchemaRefused
 from pylon.manifest.model import Entity, Manifest
-from pylon.schema import ddl
+from pylon.schema import ddl, search
 from pylon.schema.live import introspect
 from pylon.schema.plan import Plan, left_over, make_plan
 from pylon.storage.names import quote
@@ -93,6 +93,7 @@ def _prepare(conn: apsw.Connection, manifest: Manifest, clock: Clock) -> Prepare
         open_epoch(conn, "rows without a change log", clock)
         epoch_opened = True
     _bring_rows_up(conn, manifest, plan, visited, epoch_opened)
+    search.bring_up(conn, manifest, stale=visited)
 
     created = lineage is None
     if lineage is None:

@@ -3,7 +3,8 @@
 `apply` carries out many requests in one transaction. Each changes at most one row with one
 statement, which SQLite undoes by itself when it fails; what goes with the change (its event,
 its op_id) is only noted (`journal`), and written for the whole batch just before COMMIT. So no
-request needs a savepoint, but for `Transact`, which is all or nothing.
+request needs a savepoint, but for `Transact`, which is all or nothing. The search index follows
+the statement; if it cannot, that is a failure that nobody foresaw.
 
 Invariants: `head` moves only after COMMIT; a seq is given to one committed event at most; an
 exception that nobody foresaw undoes the batch and carries out the rest of it again; a failing
@@ -53,6 +54,7 @@ from pylon.storage.contract import BatchResult
 from pylon.storage.sqlite import epochs, log, maintenance, pragmas
 from pylon.storage.sqlite.connect import STORE_FAILURES, open_writer
 from pylon.storage.sqlite.journal import Journal
+from pylon.storage.sqlite.search import SearchIndex, text_fields
 from pylon.storage.sqlite.table import Table
 
 if TYPE_CHECKING:
@@ -74,7 +76,10 @@ class SqliteEngine:
         self._clock = clock
         self._manifest = manifest
         self._tables = {
-            e.name: Table(e, rules.of(e.name), fillers.get(e.name, {}))
+            e.name: Table(
+                e, rules.of(e.name), fillers.get(e.name, {}),
+                SearchIndex(conn, e) if text_fields(e) else None,
+            )
             for e in manifest.entities
         }
         self._retention = maintenance.Retention(conn)
@@ -229,6 +234,8 @@ class SqliteEngine:
         except apsw.ConstraintError as error:
             row = orjson.loads(row_json)
             raise table.refusals.of(error, row, op.client_id_given) from error
+        if table.search is not None:
+            table.search.inserted(row_id, orjson.loads(row_json))
         seq = journal.note(op.entity, row_id, "insert", row_json, text, None)
         if key is not None:
             journal.note_op(key, seq, row_id)
@@ -253,6 +260,8 @@ class SqliteEngine:
             )
         except apsw.ConstraintError as error:
             raise table.refusals.of(error, row, client_id_given=False) from error
+        if table.search is not None:
+            table.search.updated(row_id, before, row)
         seq = journal.note(op.entity, row_id, "update", row_json, text, before_json)
         if key is not None:
             journal.note_op(key, seq, row_id)
@@ -268,6 +277,8 @@ class SqliteEngine:
         if not table.rules.may_delete(op.auth, before):
             raise table.rules.denied("delete", op.auth)
         self._execute(table.delete, (row_id,))
+        if table.search is not None:
+            table.search.deleted(row_id)
         seq = journal.note(op.entity, row_id, "delete", None, None, before_json)
         if key is not None:
             journal.note_op(key, seq, row_id)
@@ -359,6 +370,8 @@ class SqliteEngine:
             for row_id, row_json in maintenance.take_rows(self._conn, table.entity):
                 journal.note(table.entity.name, row_id, "delete", None, None, row_json)
                 count += 1
+            if table.search is not None:
+                table.search.cleared()
         return WriteReply(number, journal.seq if count else 0, count=count)
 
     def _mark_clean(self, number: int, op: MarkClean, journal: Journal) -> WriteReply:

@@ -12,6 +12,7 @@ from pylon.manifest.model import Entity
 from pylon.schema.ddl import JSON_COLUMN, SEQ_COLUMN
 from pylon.storage.names import quote
 from pylon.storage.sqlite.refusal import Refusals
+from pylon.storage.sqlite.search import SearchIndex
 from pylon.values import EntityCodec
 
 if TYPE_CHECKING:
@@ -21,23 +22,26 @@ _UPDATE_TEXTS: Final = 256  # field combinations remembered for each entity
 
 
 class Table:
-    """One entity's codec, rules and SQL texts.
+    """One entity's codec, rules, SQL texts and search index.
 
     `insert` takes id, values, JSON, seq and `fill`; `select` gives JSON and seq of an id.
     """
 
     __slots__ = ("_updates", "codec", "delete", "entity", "fill", "insert", "refusals", "rules",
-                 "select")
+                 "search", "select")
 
     def __init__(
-        self, entity: Entity, rules: EntityRules, fillers: Mapping[str, object]
+        self, entity: Entity, rules: EntityRules, fillers: Mapping[str, object],
+        search: SearchIndex | None,
     ) -> None:
         """
         Args:
             fillers: columns that the manifest no longer names but that want a value.
+            search: the index to keep, if the entity has one.
         """
         self.entity = entity
         self.rules = rules
+        self.search = search
         self.codec = EntityCodec(entity)
         self.refusals = Refusals(entity)
         self.fill = tuple(fillers.values())
