@@ -182,11 +182,72 @@ def test_indexes(tmp_path: Path) -> None:
     assert [s.render() for s in prepare(path, indexed).plan.steps] == [
         "add_index Note.Note_by_text"]
     unique = Entity("Note", NOTE.fields, (Index("by_text", ("text",), unique=True),))
-    with pytest.raises(SchemaRefused, match="is another one"):
-        prepare(path, unique)
-    unique = Entity("Note", NOTE.fields, (Index("one_text", ("text",), unique=True),))
     with pytest.raises(SchemaRefused, match="UNIQUE constraint failed"):
         prepare(path, unique)
+    conn.execute("UPDATE Note SET text = id")
+    assert [s.kind for s in prepare(path, unique).plan.steps] == ["remove_index", "add_index"]
+    with pytest.raises(apsw.ConstraintError):
+        conn.execute("UPDATE Note SET text = 'x'")
+
+
+def index_names(path: Path) -> set[str]:
+    found = connect(path).execute(
+        "SELECT name FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL "
+        "AND name NOT LIKE '_pylon%'").fetchall()
+    return {name for (name,) in found}
+
+
+def test_an_index_leaves_with_the_manifest_if_it_was_ours(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    indexed = Entity("Note", NOTE.fields, (Index("by_text", ("text",), unique=False),))
+    prepare(path, indexed)
+    connect(path).execute("CREATE INDEX mine ON Note (text)")
+    connect(path).execute("CREATE INDEX Note_other ON Note (text)")
+    assert index_names(path) == {"Note_by_text", "mine", "Note_other"}
+    assert [s.render() for s in prepare(path, NOTE).plan.steps] == [
+        "remove_index Note.Note_by_text"]
+    assert index_names(path) == {"mine", "Note_other"}
+    theirs = Entity("Note", NOTE.fields, (Index("other", ("text",), unique=True),))
+    with pytest.raises(SchemaRefused, match="is another one"):
+        prepare(path, theirs)
+
+
+def test_indexes_of_an_earlier_version_are_known_by_the_history(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    indexed = Entity("Note", (some("text", unique=True),), (Index("by_text", ("text",), False),))
+    prepare(path, indexed)
+    conn = connect(path)
+    conn.execute("DELETE FROM _pylon_meta WHERE key IN ('indexes', 'schema_format')")
+    conn.close()
+    plain = Entity("Note", indexed.fields)
+    assert [s.name for s in prepare(path, plain).plan.steps] == ["Note_by_text"]
+    assert index_names(path) == set()
+
+
+def test_a_unique_index_named_like_a_fields_own_is_the_manifests(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    indexed = Entity("Note", NOTE.fields, (Index("text_unique", ("text",), unique=True),))
+    prepare(path, indexed)
+    assert prepare(path, indexed).plan.steps == ()
+    assert [s.kind for s in prepare(path, NOTE).plan.steps] == ["remove_index"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("UPDATE _pylon_meta SET value = '2' WHERE key = 'schema_format'", "schema format 2"),
+        ("UPDATE _pylon_meta SET value = 'x' WHERE key = 'schema_format'", "schema format x"),
+        ("UPDATE _pylon_schema_history SET manifest_version = 2", "manifest version 2"),
+    ],
+)
+def test_a_newer_database_is_refused(tmp_path: Path, change: str, says: str) -> None:
+    path = tmp_path / "a.db"
+    prepare(path, NOTE)
+    connect(path).execute(change)
+    before = connect(path).execute("SELECT * FROM _pylon_schema_history").fetchall()
+    with pytest.raises(SchemaRefused, match=f"newer Pylon: it has {says}"):
+        prepare(path, NOTE)
+    assert connect(path).execute("SELECT * FROM _pylon_schema_history").fetchall() == before
 
 
 def test_a_removed_required_field_does_not_stop_inserts(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ catalogue. Called by the engine.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final
 
 import apsw
@@ -25,15 +24,15 @@ import orjson
 from pylon.clock import Clock, SystemRandom
 from pylon.errors import SchemaRefused
 from pylon.manifest.model import Entity, Manifest
-from pylon.schema import ddl, search
+from pylon.schema import ddl, history, search
 from pylon.schema.live import introspect
-from pylon.schema.plan import Plan, left_over, make_plan
+from pylon.schema.plan import left_over, make_plan
+from pylon.schema.steps import Plan
 from pylon.storage.names import quote
 from pylon.storage.sqlite import log, meta
 from pylon.storage.sqlite.epochs import open_epoch
 from pylon.values import EntityCodec
 
-MANIFEST_VERSION: Final = 1
 _LINEAGE_BYTES: Final = 16
 _FILLERS: Final = {"TEXT": "", "INTEGER": 0, "REAL": 0.0}
 
@@ -62,7 +61,8 @@ def prepare_store(conn: apsw.Connection, manifest: Manifest, clock: Clock) -> Pr
     """
     conn.execute("BEGIN IMMEDIATE")
     try:
-        prepared = _prepare(conn, manifest, clock)
+        make_system_tables(conn)
+        prepared = complete(conn, manifest, clock, "start", [])
         conn.execute("COMMIT")
     finally:
         if conn.in_transaction:
@@ -70,10 +70,31 @@ def prepare_store(conn: apsw.Connection, manifest: Manifest, clock: Clock) -> Pr
     return prepared
 
 
-def _prepare(conn: apsw.Connection, manifest: Manifest, clock: Clock) -> Prepared:
+def make_system_tables(conn: apsw.Connection) -> None:
+    """Make what is missing of our own tables, within the transaction that is open.
+
+    Raises:
+        SchemaRefused: the database is a newer Pylon's.
+    """
+    history.refuse_newer(conn)
     for statement in ddl.SYSTEM_TABLES:
         conn.execute(statement)
+    for table, column, statement in ddl.LATER_COLUMNS:
+        known = "SELECT 1 FROM pragma_table_info(?) WHERE name = ?"
+        if conn.execute(known, (table, column)).get is None:
+            conn.execute(statement)
     conn.execute("INSERT OR IGNORE INTO _pylon_change_seq (id, value) VALUES (1, 0)")
+
+
+def complete(
+    conn: apsw.Connection, manifest: Manifest, clock: Clock, baseline: str, before: list[str]
+) -> Prepared:
+    """The additive part, within the transaction that is open.
+
+    Args:
+        baseline: `start` or `apply`, for the history.
+        before: what has been done in this transaction already, for the history.
+    """
     plan = make_plan(conn, manifest)
     plan.check()
     for step in plan.steps:
@@ -81,9 +102,10 @@ def _prepare(conn: apsw.Connection, manifest: Manifest, clock: Clock) -> Prepare
             conn.execute(step.sql)
         except (apsw.ConstraintError, apsw.SQLError) as error:
             raise SchemaRefused(f"{step.render()}: {error}") from error
+    _note_indexes(conn, manifest, plan)
 
     lineage = meta.get(conn, "lineage")
-    visited = lineage is not None and meta.get(conn, "history_rows") != str(_history_rows(conn))
+    visited = lineage is not None and _visited(conn)
     epoch_opened = False
     if visited:
         # Whoever was here may have written without our log: no earlier cursor can be trusted.
@@ -99,8 +121,8 @@ def _prepare(conn: apsw.Connection, manifest: Manifest, clock: Clock) -> Prepare
     if lineage is None:
         lineage = SystemRandom().token_hex(_LINEAGE_BYTES)
         meta.put(conn, "lineage", lineage)
-    _record(conn, manifest, plan, clock)
-    meta.put(conn, "history_rows", str(_history_rows(conn)))
+    lines = [*before, *(s.render() for s in plan.steps)]
+    history.record(conn, manifest, baseline, lines, clock)
     return Prepared(plan, created, epoch_opened, lineage, _fillers(conn, manifest))
 
 
@@ -160,30 +182,20 @@ def _exists(conn: apsw.Connection, entity: Entity) -> bool:
     return conn.execute(f"SELECT 1 FROM {quote(entity.name)} LIMIT 1").get is not None
 
 
-def _history_rows(conn: apsw.Connection) -> int:
-    return int(conn.execute("SELECT count(*) FROM _pylon_schema_history").get)
+def _visited(conn: apsw.Connection) -> bool:
+    return meta.get(conn, "history_rows") != str(history.row_count(conn))
 
 
-def _record(conn: apsw.Connection, manifest: Manifest, plan: Plan, clock: Clock) -> None:
-    applied_at = datetime.fromtimestamp(clock.wall_ns() / 1e9, UTC)
-    values: dict[str, object] = {
-        "manifest_version": MANIFEST_VERSION,
-        "app_version": manifest.version,
-        "applied_at": applied_at.isoformat(timespec="seconds").replace("+00:00", "Z"),
-        "operation_count": len(plan.steps),
-        "baseline": "start",
-        "plan_json": orjson.dumps([s.render() for s in plan.steps]).decode(),
-    }
-    id_type = conn.execute(
-        "SELECT upper(type) FROM pragma_table_info('_pylon_schema_history') WHERE name = 'id'"
-    ).get
-    if id_type != "INTEGER":  # a history of the other server may want an id from us
-        values["id"] = SystemRandom().token_hex(_LINEAGE_BYTES)
-    conn.execute(
-        f"INSERT INTO _pylon_schema_history ({', '.join(values)}) "
-        f"VALUES ({', '.join('?' * len(values))})",
-        tuple(values.values()),
-    )
+def _note_indexes(conn: apsw.Connection, manifest: Manifest, plan: Plan) -> None:
+    """Remember which indexes are ours, so that they may go with the manifest's wish."""
+    own = history.own_indexes(conn)
+    wanted = {ddl.index_name(e, i).lower() for e in manifest.entities for i in e.indexes}
+    for step in plan.steps:
+        if step.kind == "remove_index":
+            own.pop(step.name.lower(), None)
+        elif step.kind == "add_index" and step.name.lower() in wanted:
+            own[step.name.lower()] = step.entity
+    history.note_own_indexes(conn, own)
 
 
 def _fillers(conn: apsw.Connection, manifest: Manifest) -> dict[str, dict[str, object]]:

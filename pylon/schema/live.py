@@ -6,18 +6,21 @@ spelling in the database is kept. Read-only. Called by `plan` and by `pylonctl s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import apsw
 
+from pylon.schema.wishes import Wishes
+
 
 @dataclass(frozen=True, slots=True)
 class LiveColumn:
-    name: str
+    name: str  # after the renames that are wished for
     type: str  # as declared, upper case
     not_null: bool
     primary_key: bool
+    source: str  # its name in the database as it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +35,10 @@ class LiveIndex:
 
 @dataclass(frozen=True, slots=True)
 class LiveTable:
-    name: str
+    name: str  # after the renames that are wished for
     columns: dict[str, LiveColumn]  # by lower-case name
     indexes: tuple[LiveIndex, ...]
+    source: str  # its name in the database as it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +47,27 @@ class LiveSchema:
     indexes: dict[str, LiveIndex]  # by lower-case name, of all tables
 
 
+def table_names(conn: apsw.Connection) -> list[str]:
+    """Every table but SQLite's own, by name."""
+    listed: list[Any] = conn.execute(
+        "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' "
+        "ESCAPE '\\' ORDER BY name"
+    ).fetchall()
+    return [name for (name,) in listed]
+
+
 def introspect(conn: apsw.Connection, names: tuple[str, ...]) -> LiveSchema:
     """The tables among `names` (in any case), and every index of the database.
 
-    Only what the manifest names is looked at closely: start-up must stay cheap in a database
+    Only what is asked for is looked at closely: start-up must stay cheap in a database
     with many tables of others.
     """
     wanted = {n.lower() for n in names}
     tables: dict[str, LiveTable] = {}
     indexes: dict[str, LiveIndex] = {}
-    listed: list[Any] = conn.execute(
-        "SELECT name FROM sqlite_schema WHERE type = 'table'"
-    ).fetchall()
-    for (name,) in listed:
-        own = _indexes(conn, name) if name.lower() in wanted else ()
+    for name in table_names(conn):
         if name.lower() in wanted:
-            tables[name.lower()] = LiveTable(name, _columns(conn, name), own)
+            tables[name.lower()] = LiveTable(name, _columns(conn, name), _indexes(conn, name), name)
     owners: list[Any] = conn.execute(
         "SELECT name, tbl_name FROM sqlite_schema WHERE type = 'index'"
     ).fetchall()
@@ -68,12 +77,36 @@ def introspect(conn: apsw.Connection, names: tuple[str, ...]) -> LiveSchema:
     return LiveSchema(tables, indexes)
 
 
+def renamed(live: LiveSchema, wishes: Wishes) -> LiveSchema:
+    """`live` as it will be when the renames of `wishes` have been carried out."""
+    if not wishes.rename_entities and not wishes.rename_fields:
+        return live
+    tables = {}
+    for table in live.tables.values():
+        name = wishes.entity_now(table.name)
+        columns = {}
+        for column in table.columns.values():
+            now = wishes.rename_fields.get((name.lower(), column.name.lower()), column.name)
+            columns[now.lower()] = replace(column, name=now)
+        indexes = tuple(_renamed_index(i, wishes) for i in table.indexes)
+        tables[name.lower()] = replace(table, name=name, columns=columns, indexes=indexes)
+    return LiveSchema(tables, {k: _renamed_index(i, wishes) for k, i in live.indexes.items()})
+
+
+def _renamed_index(index: LiveIndex, wishes: Wishes) -> LiveIndex:
+    table = wishes.entity_now(index.table)
+    fields = tuple(
+        wishes.rename_fields.get((table.lower(), f.lower()), f) for f in index.fields
+    )
+    return replace(index, table=table, fields=fields)
+
+
 def _columns(conn: apsw.Connection, table: str) -> dict[str, LiveColumn]:
     rows: list[Any] = conn.execute(
         'SELECT name, type, "notnull", pk FROM pragma_table_info(?)', (table,)
     ).fetchall()
     return {
-        name.lower(): LiveColumn(name, kind.upper(), bool(not_null), pk > 0)
+        name.lower(): LiveColumn(name, kind.upper(), bool(not_null), pk > 0, name)
         for name, kind, not_null, pk in rows
     }
 

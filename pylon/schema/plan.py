@@ -1,134 +1,181 @@
-"""The additive steps from a live schema to the manifest's (spec/http.md §2.9).
+"""The steps from a live schema to the manifest's (spec/http.md §2.9).
 
-What can only be done by rewriting data (another type, another nullability, another
-uniqueness, a new required field on rows that lack it) is refused, with the whole plan shown.
-Fields, indexes and tables that the manifest no longer names stay where they are.
+Additive steps, and what goes with an index, a start carries out. Steps that rewrite or remove
+data (another type, another nullability, another uniqueness, values for a new required field,
+renames and removals that are wished for) are for `pylonctl schema apply` alone. What cannot be
+done as things are is refused. A start meets both with the whole plan shown. Fields, tables and
+indexes of others that the manifest does not name stay where they are.
 
 Invariant: a plan is made inside the transaction that applies it, so what it saw is what it
-changes. Called by `apply`; `pylonctl schema` prints it.
+changes. Called by `apply` and `rewrite`; `pylonctl schema plan` prints it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import apsw
 
-from pylon.errors import SchemaRefused
-from pylon.manifest.model import Entity, Field, Manifest
-from pylon.schema import ddl
-from pylon.schema.live import LiveColumn, LiveSchema, LiveTable, introspect
+from pylon.manifest.model import Entity, Field, Index, Manifest
+from pylon.schema import ddl, wishes
+from pylon.schema.convert import misfit
+from pylon.schema.foreign import foreign_search
+from pylon.schema.history import own_indexes
+from pylon.schema.live import LiveColumn, LiveIndex, LiveSchema, LiveTable, introspect, renamed
+from pylon.schema.steps import Plan, Step, name_clashes
+from pylon.schema.wishes import Wishes
 from pylon.storage.names import quote
 
-StepKind = Literal["create_entity", "add_field", "add_json", "add_seq", "add_index"]
+_SHOWN: Final = 3  # values named where rows are in the way
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One operation."""
+@dataclass(slots=True)
+class _Making:
+    """A plan while it is being made."""
 
-    kind: StepKind
-    entity: str
-    name: str  # of the field or index; the entity's for a table
-    sql: str
+    conn: apsw.Connection
+    live: LiveSchema
+    wishes: Wishes
+    own: dict[str, str]  # our indexes, to the entity as it is named after the renames
+    steps: list[Step] = field(default_factory=list)
+    rewrites: list[Step] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
 
-    def render(self) -> str:
-        """One line for people."""
-        return f"{self.kind} {self.entity}" + (f".{self.name}" if self.name != self.entity else "")
+    def count(self, select: str, *values: object) -> int:
+        """The number that `select` gives."""
+        return int(self.conn.execute(select, values).get)
 
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """`refusals` says, one line each, what additive steps cannot do."""
-
-    steps: tuple[Step, ...]
-    refusals: tuple[str, ...]
-
-    def check(self) -> None:
-        """Raises SchemaRefused, with refusals and plan, if anything is refused."""
-        if not self.refusals:
-            return
-        steps = "; ".join(s.render() for s in self.steps) or "nothing"
-        raise SchemaRefused(
-            f"the database cannot be brought to the manifest: {'; '.join(self.refusals)} "
-            f"(additive steps that could be done: {steps})",
-            hint="change the manifest back, or migrate the data to a new field",
-            refusals=list(self.refusals), steps=[s.render() for s in self.steps],
-        )
+    def removed(self) -> set[str]:
+        """The indexes that go by what is planned so far."""
+        planned = (*self.steps, *self.rewrites)
+        return {s.name.lower() for s in planned if s.kind == "remove_index"}
 
 
-def make_plan(conn: apsw.Connection, manifest: Manifest) -> Plan:
-    """Compare the database with the manifest."""
-    live = introspect(conn, tuple(e.name for e in manifest.entities))
-    steps: list[Step] = []
-    refusals: list[str] = list(_name_clashes(manifest))
+def make_plan(conn: apsw.Connection, manifest: Manifest, asked: Wishes = wishes.NONE) -> Plan:
+    """Compare the database, as `asked` wants it renamed, with the manifest."""
+    names = (*(e.name for e in manifest.entities), *asked.rename_entities, *asked.drop_entities)
+    live = introspect(conn, names)
+    own = {name: asked.entity_now(entity) for name, entity in own_indexes(conn).items()}
+    making = _Making(conn, live, asked, own)
+    making.refusals += name_clashes(manifest)
+    _plan_renames(making)
+    making.live = live = renamed(live, asked)
+    _plan_removals(making)
+    _old_indexes(making, manifest)
     for entity in manifest.entities:
         table = live.tables.get(entity.name.lower())
         if table is None:
-            steps.append(
+            making.steps.append(
                 Step("create_entity", entity.name, entity.name, ddl.create_table(entity))
             )
         else:
-            _compare_table(conn, entity, table, live, steps, refusals)
-        _compare_indexes(entity, live, steps, refusals)
-    return Plan(tuple(steps), tuple(refusals))
-
-
-def _name_clashes(manifest: Manifest) -> list[str]:
-    """SQLite knows no case in names, and some names are ours or its own."""
-    found = []
-    entities: set[str] = set()
-    indexes: set[str] = set()
-    for entity in manifest.entities:
-        lower = entity.name.lower()
-        if lower.startswith(("sqlite_", "_pylon_")):
-            found.append(f"{entity.name}: names that start with sqlite_ or _pylon_ are reserved")
-        if lower in entities:
-            found.append(f"{entity.name}: another entity has this name in other case")
-        entities.add(lower)
-        columns = {"id", ddl.JSON_COLUMN, ddl.SEQ_COLUMN}
-        for field in entity.fields:
-            if field.name.lower() in columns:
-                found.append(f"{entity.name}.{field.name}: the name is taken (SQLite has no case)")
-            columns.add(field.name.lower())
+            _compare_table(making, entity, table)
         for index in entity.indexes:
-            name = ddl.index_name(entity, index).lower()
-            if name in indexes:
-                found.append(f"{ddl.index_name(entity, index)}: two indexes have this name")
-            indexes.add(name)
-    return found
+            _compare_index(making, entity, index)
+    return Plan(tuple(making.steps), tuple(making.rewrites), tuple(making.refusals))
 
 
-def _compare_table(
-    conn: apsw.Connection,
-    entity: Entity,
-    table: LiveTable,
-    live: LiveSchema,
-    steps: list[Step],
-    refusals: list[str],
-) -> None:
+def _plan_renames(making: _Making) -> None:
+    tables = making.live.tables
+    for old, new in making.wishes.rename_entities.items():
+        if old not in tables:
+            making.refusals.append(f"--rename-entity {old}:{new}: there is no table {old}")
+        elif new.lower() in tables:
+            making.refusals.append(f"--rename-entity {old}:{new}: there is a table {new} already")
+        else:
+            name = tables[old].name
+            making.rewrites.append(Step("rename_entity", new, new, detail=f"was {name}"))
+    sources = {new.lower(): old for old, new in making.wishes.rename_entities.items()}
+    for (entity, old), new in making.wishes.rename_fields.items():
+        table = tables.get(sources.get(entity, entity))
+        if table is None or old not in table.columns:
+            making.refusals.append(f"--rename-field {entity}.{old}:{new}: there is no such column")
+        elif new.lower() in table.columns:
+            making.refusals.append(f"--rename-field {entity}.{old}:{new}: {new} exists already")
+        else:
+            name = making.wishes.entity_now(table.name)
+            was = table.columns[old].name
+            making.rewrites.append(Step("rename_field", name, new, detail=f"was {was}"))
+
+
+def _plan_removals(making: _Making) -> None:
+    """What goes by explicit wish."""
+    live, asked = making.live, making.wishes
+    for name in sorted(asked.drop_indexes):
+        index = live.indexes.get(name)
+        if index is None or index.constraint:
+            making.refusals.append(f"--drop-index {name}: there is no such index")
+        else:
+            making.rewrites.append(_remove_index(index, destructive=True))
+    for name in sorted(asked.drop_entities):
+        table = live.tables.get(name)
+        if table is None:
+            making.refusals.append(f"--drop-entity {name}: there is no such table")
+        else:
+            rows = making.count(f"SELECT count(*) FROM {quote(table.source)}")
+            making.rewrites.append(Step(
+                "remove_entity", table.name, table.name, detail=f"{rows} rows are removed",
+                destructive=True,
+            ))
+    for entity, name in sorted(asked.drop_fields):
+        table = live.tables.get(entity)
+        column = table.columns.get(name) if table is not None else None
+        if table is None or column is None:
+            making.refusals.append(f"--drop-field {entity}.{name}: there is no such column")
+        else:
+            making.rewrites.append(Step(
+                "remove_field", table.name, column.name, detail="its values are removed",
+                destructive=True,
+            ))
+
+
+def _remove_index(index: LiveIndex, destructive: bool, detail: str = "") -> Step:
+    return Step("remove_index", index.table, index.name, f"DROP INDEX {quote(index.name)}",
+                detail, destructive)
+
+
+def _old_indexes(making: _Making, manifest: Manifest) -> None:
+    """Our own indexes go when they leave the manifest; those of others never do."""
+    wanted = {ddl.index_name(e, i).lower() for e in manifest.entities for i in e.indexes}
+    entities = {e.name.lower() for e in manifest.entities}
+    for name, entity in sorted(making.own.items()):
+        index = making.live.indexes.get(name)
+        if index is None or name in wanted or name in making.wishes.drop_indexes:
+            continue
+        if entity.lower() in entities:
+            making.steps.append(_remove_index(index, destructive=False))
+
+
+def _compare_table(making: _Making, entity: Entity, table: LiveTable) -> None:
     key = table.columns.get("id")
     if key is None or not key.primary_key:
-        refusals.append(f"{entity.name}: the table has no primary key `id`")
+        making.refusals.append(f"{entity.name}: the table has no primary key `id`")
         return
+    for name, sql in foreign_search(making.conn, table.source):
+        making.steps.append(Step("remove_search_index", entity.name, name, sql,
+                                 "another server's text search; Pylon has its own"))
     if ddl.JSON_COLUMN not in table.columns:
-        steps.append(
+        making.steps.append(
             Step("add_json", entity.name, ddl.JSON_COLUMN, ddl.add_json_column(entity))
         )
     if ddl.SEQ_COLUMN not in table.columns:
-        steps.append(Step("add_seq", entity.name, ddl.SEQ_COLUMN, ddl.add_seq_column(entity)))
-    for field in entity.fields:
-        column = table.columns.get(field.name.lower())
+        making.steps.append(
+            Step("add_seq", entity.name, ddl.SEQ_COLUMN, ddl.add_seq_column(entity))
+        )
+    for wanted in entity.fields:
+        column = table.columns.get(wanted.name.lower())
         if column is None:
-            _add_field(conn, entity, field, live, steps, refusals)
+            _add_field(making, entity, wanted, table)
         else:
-            refusals += _differences(conn, entity, field, table, column)
-    refusals += [
+            _compare_field(making, entity, wanted, table, column)
+    making.refusals += [
         f"{entity.name}.{column.name}: the field is gone from the manifest but its column is "
-        "unique and NOT NULL, so no two rows could be inserted"
-        for column in left_over(conn, entity, table)
+        "unique and NOT NULL, so no two rows could be inserted "
+        f"(remove it: --drop-field {entity.name}.{column.name})"
+        for column in left_over(making.conn, entity, table)
         if any(i.unique and column.name in i.fields for i in table.indexes)
+        and (entity.name.lower(), column.name.lower()) not in making.wishes.drop_fields
     ]
 
 
@@ -142,85 +189,154 @@ def left_over(conn: apsw.Connection, entity: Entity, table: LiveTable) -> list[L
     ]
 
 
-def _add_field(
-    conn: apsw.Connection,
-    entity: Entity,
-    field: Field,
-    live: LiveSchema,
-    steps: list[Step],
-    refusals: list[str],
+def _add_field(making: _Making, entity: Entity, wanted: Field, table: LiveTable) -> None:
+    where = f"{entity.name}.{wanted.name}"
+    rows = 0 if wanted.optional else making.count(f"SELECT count(*) FROM {quote(table.source)}")
+    if rows:
+        default = making.wishes.defaults.get((entity.name.lower(), wanted.name.lower()))
+        if default is None:
+            making.refusals.append(
+                f"{where}: a new required field on a table that has rows "
+                f"(make it optional, or give them a value: --default {where}=VALUE)"
+            )
+        elif wanted.unique and rows > 1:
+            making.refusals.append(f"{where}: {rows} rows cannot all have {default!r} in a "
+                                   "unique field (add it as optional, and fill it)")
+        else:
+            making.rewrites.append(Step(
+                "add_field", entity.name, wanted.name,
+                detail=f"a new required field; {rows} rows get {default!r}", destructive=True,
+            ))
+        return
+    making.steps.append(
+        Step("add_field", entity.name, wanted.name, ddl.add_column(entity, wanted))
+    )
+    if wanted.unique:
+        _add_unique(making, entity, wanted)
+
+
+def _add_unique(making: _Making, entity: Entity, wanted: Field) -> None:
+    """Make an index stand in for UNIQUE, where no two rows can be in its way."""
+    name = ddl.unique_name(entity, wanted)
+    for index in entity.indexes:
+        if ddl.index_name(entity, index).lower() == name.lower():
+            if not index.unique or index.fields != (wanted.name,):
+                making.refusals.append(f"{entity.name}.{index.name}: this name is needed for an "
+                                       f"index that keeps {wanted.name} unique")
+            return
+    if name.lower() in making.live.indexes and name.lower() not in making.removed():
+        making.refusals.append(f"{name}: an index of this name exists already")
+    making.steps.append(
+        Step("add_index", entity.name, name,
+             ddl.create_index(name, entity, (wanted.name,), unique=True))
+    )
+
+
+def _compare_field(
+    making: _Making, entity: Entity, wanted: Field, table: LiveTable, column: LiveColumn
 ) -> None:
-    if not field.optional and _exists(conn, f"SELECT 1 FROM {quote(entity.name)}"):
-        refusals.append(
-            f"{entity.name}.{field.name}: a new required field on a table that has rows "
-            "(make it optional)"
-        )
-    steps.append(Step("add_field", entity.name, field.name, ddl.add_column(entity, field)))
-    if field.unique:
-        name = ddl.unique_name(entity, field)
-        if name.lower() in live.indexes:
-            refusals.append(f"{name}: an index of this name exists already")
-        steps.append(
-            Step("add_index", entity.name, name,
-                 ddl.create_index(name, entity, (field.name,), unique=True))
-        )
-
-
-def _differences(
-    conn: apsw.Connection, entity: Entity, field: Field, table: LiveTable, column: LiveColumn
-) -> list[str]:
-    where = f"{entity.name}.{field.name}"
-    found = []
-    wanted = ddl.COLUMN_TYPES[field.type]
-    if column.type != wanted:
-        found.append(f"{where}: the type changes from {column.type or 'none'} to {wanted}")
-    if field.optional and column.not_null:
-        found.append(f"{where}: required in the database, optional in the manifest")
+    where = f"{entity.name}.{wanted.name}"
+    details: list[str] = []
+    sql_type = ddl.COLUMN_TYPES[wanted.type]
+    if column.type != sql_type:
+        details.append(f"the type changes from {column.type or 'none'} to {sql_type}")
+    elif (in_the_way := misfit(making.conn, entity, wanted, table, column)) is not None:
+        making.refusals.append(in_the_way)
+    if wanted.optional and column.not_null:
+        details.append("required in the database, optional in the manifest")
     # Columns that were added later are never NOT NULL in the database; that is no difference
     # as long as no row makes use of it, since the codec refuses null from then on.
-    if not field.optional and not column.not_null and _exists(
-        conn, f"SELECT 1 FROM {quote(entity.name)} WHERE {quote(field.name)} IS NULL"
-    ):
-        found.append(f"{where}: required in the manifest, and rows have null there")
+    if not wanted.optional and not column.not_null:
+        nulls = making.count(
+            f"SELECT count(*) FROM {quote(table.source)} WHERE {quote(column.source)} IS NULL"
+        )
+        default = making.wishes.defaults.get((entity.name.lower(), wanted.name.lower()))
+        if nulls and default is None:
+            making.refusals.append(
+                f"{where}: required in the manifest, and rows have null there ({nulls}; "
+                f"give them a value: --default {where}=VALUE)"
+            )
+        elif nulls:
+            details.append(f"required in the manifest; {nulls} rows with null get {default!r}")
     single = [
         i for i in table.indexes
         if i.unique and not i.partial
-        and tuple(f.lower() for f in i.fields) == (field.name.lower(),)
+        and tuple(f.lower() for f in i.fields) == (wanted.name.lower(),)
     ]
-    if field.unique and not single:
-        found.append(f"{where}: unique in the manifest, not in the database")
-    own = ddl.unique_name(entity, field).lower()
-    if not field.unique and any(i.constraint or i.name.lower() == own for i in single):
-        found.append(f"{where}: unique in the database, not in the manifest")
-    return found
-
-
-def _compare_indexes(
-    entity: Entity, live: LiveSchema, steps: list[Step], refusals: list[str]
-) -> None:
-    for index in entity.indexes:
-        name = ddl.index_name(entity, index)
-        existing = live.indexes.get(name.lower())
-        if existing is None:
-            sql = ddl.create_index(name, entity, index.fields, index.unique)
-            steps.append(Step("add_index", entity.name, name, sql))
-            continue
-        same = (
-            existing.table.lower() == entity.name.lower()
-            and tuple(f.lower() for f in existing.fields) == tuple(f.lower() for f in index.fields)
-            and existing.unique == index.unique
+    # An index of the manifest's may go with it, and does not make the field unique by itself.
+    passing = making.removed() | set(making.own) | {
+        ddl.index_name(entity, i).lower() for i in entity.indexes
+    }
+    if wanted.unique and single and all(i.name.lower() in passing for i in single):
+        _add_unique(making, entity, wanted)
+    elif wanted.unique and not single:
+        repeated = _repeated(making, table, column)
+        if repeated:
+            making.refusals.append(f"{where}: unique in the manifest, not in the database, and "
+                                   f"rows share {repeated}: change or remove them first")
+        else:
+            details.append("unique in the manifest, not in the database")
+    if not wanted.unique and any(_is_field_unique(making, entity, wanted, i) for i in single):
+        details.append("unique in the database, not in the manifest")
+    if details:
+        making.rewrites.append(
+            Step("alter_field", entity.name, wanted.name, detail=", ".join(details),
+                 destructive=True)
         )
-        if not same:
-            refusals.append(f"{name}: an index of this name exists and is another one")
 
 
-def _exists(conn: apsw.Connection, select: str) -> bool:
-    return conn.execute(f"{select} LIMIT 1").get is not None
+def _is_field_unique(making: _Making, entity: Entity, wanted: Field, index: LiveIndex) -> bool:
+    """Whether `index` is UNIQUE of the field itself, and not one of the manifest's indexes."""
+    name = index.name.lower()
+    if index.constraint:
+        return True
+    indexes = {ddl.index_name(entity, i).lower() for i in entity.indexes}
+    return (
+        name == ddl.unique_name(entity, wanted).lower()
+        and name not in indexes and name not in making.own
+    )
+
+
+def _repeated(making: _Making, table: LiveTable, column: LiveColumn) -> str:
+    """Values that more rows than one have, for people; empty if there are none."""
+    name = quote(column.source)
+    rows: list[Any] = making.conn.execute(
+        f"SELECT {name}, count(*) FROM {quote(table.source)} WHERE {name} IS NOT NULL "
+        f"GROUP BY {name} HAVING count(*) > 1 LIMIT {_SHOWN}"
+    ).fetchall()
+    return ", ".join(f"{str(value)[:40]!r} ({count} times)" for value, count in rows)
+
+
+def _compare_index(making: _Making, entity: Entity, index: Index) -> None:
+    name = ddl.index_name(entity, index)
+    existing = making.live.indexes.get(name.lower())
+    add = Step("add_index", entity.name, name,
+               ddl.create_index(name, entity, index.fields, index.unique))
+    if existing is None or name.lower() in making.wishes.drop_indexes:
+        making.steps.append(add)
+        return
+    same = (
+        existing.table.lower() == entity.name.lower()
+        and tuple(f.lower() for f in existing.fields) == tuple(f.lower() for f in index.fields)
+        and existing.unique == index.unique and not existing.partial
+    )
+    if same:
+        return
+    if making.own.get(name.lower(), "").lower() == entity.name.lower():
+        making.steps += [_remove_index(existing, destructive=False), add]
+    elif existing.table.lower() == entity.name.lower() and not existing.constraint:
+        making.rewrites.append(_remove_index(
+            existing, destructive=True,
+            detail="an index of this name exists and is another one, which Pylon has not made",
+        ))
+        making.steps.append(add)
+    else:
+        making.refusals.append(f"{name}: an index of this name exists and is another one")
 
 
 def _has_default(conn: apsw.Connection, table: LiveTable, column: LiveColumn) -> bool:
     found = conn.execute(
         "SELECT 1 FROM pragma_table_info(?) WHERE name = ? AND dflt_value IS NOT NULL",
-        (table.name, column.name),
+        (table.source, column.source),
     ).get
     return found is not None

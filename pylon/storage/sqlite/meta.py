@@ -1,8 +1,8 @@
 """`_pylon_meta`: the few facts about a database that outlive a run.
 
-Keys: `lineage` (made with the database, kept by its backups), `history_rows` and
-`shape:<Entity>` (see `pylon.schema.apply`), `boot_id`, `clean` and `durability` of the newest run
-(see `epochs`).
+Keys: `lineage` (made with the database, kept by its backups), `history_rows`, `schema_format`
+and `indexes` (see `pylon.schema.history`), `shape:<Entity>` (see `pylon.schema.apply`), `boot_id`,
+`clean` and `durability` of the newest run (see `epochs`).
 """
 
 from __future__ import annotations
