@@ -121,6 +121,16 @@ class InvalidQuery(PylonError):
     status = 400
 
 
+class SearchNotConfigured(PylonError):
+    """The entity has no `search` in the manifest, so there is nothing to search in.
+
+    Remedy: add the lines that the hint shows to the entity, and restart.
+    """
+
+    code = "SEARCH_NOT_CONFIGURED"
+    status = 400
+
+
 class InvalidColumn(PylonError):
     """A field that the entity does not have. The message lists those that it has.
 
@@ -179,6 +189,13 @@ class InvalidId(PylonError):
     """
 
     code = "INVALID_ID"
+    status = 400
+
+
+class RelationNotFound(PylonError):
+    """A relation that the entity does not have."""
+
+    code = "RELATION_NOT_FOUND"
     status = 400
 
 
@@ -561,6 +578,16 @@ class BackupRefused(PylonError):
     """
 
     code = "BACKUP_REFUSED"
+    status = 409
+
+
+class ServerRunning(PylonError):
+    """A verb that needs the database for itself, while a server has it.
+
+    Remedy: stop the server first (pylonctl stop).
+    """
+
+    code = "SERVER_RUNNING"
     status = 409
 
 

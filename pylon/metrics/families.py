@@ -35,6 +35,17 @@ HTTP_DURATION: Final = Histogram(
     "pylon_http_request_duration_seconds", "Time from a parsed request to its answer.",
     ("route",), buckets=_FAST_S, registry=WORKER,
 )
+HTTP_DISPATCHERS: Final = Gauge(
+    "pylon_http_dispatchers", "Requests being answered at the moment, waiting ones included.",
+    registry=WORKER,
+)
+HTTP_WAITING: Final = Gauge(
+    "pylon_http_waiting", "Connections that wait for a greenlet to answer them.", registry=WORKER,
+)
+HTTP_CUT: Final = Counter(
+    "pylon_http_cut_total", "HTTP connections ended by a limit, by reason.", ("reason",),
+    registry=WORKER,
+)
 AUTH_ATTEMPTS: Final = Counter(
     "pylon_auth_attempts_total", "Credentials judged, by result.", ("result",), registry=WORKER,
 )
@@ -161,7 +172,8 @@ DERIVED_HELP: Final = {
 }
 
 __all__ = [  # noqa: RUF022  (in the order above)
-    "WORKER", "SUPERVISOR", "HTTP_REQUESTS", "HTTP_DURATION", "AUTH_ATTEMPTS", "WRITE_WAIT",
+    "WORKER", "SUPERVISOR", "HTTP_REQUESTS", "HTTP_DURATION", "HTTP_DISPATCHERS",
+    "HTTP_WAITING", "HTTP_CUT", "AUTH_ATTEMPTS", "WRITE_WAIT",
     "WRITES_IN_FLIGHT", "POOL_WAIT", "CONNECTIONS", "CONNECTIONS_OPENED", "CONNECTIONS_CLOSED",
     "MESSAGES_SENT", "MESSAGES_RECEIVED", "SEND_QUEUE_BYTES", "SLOW_CLIENTS", "SYNC_DELIVERY",
     "RECOVERIES", "NOTES_DROPPED", "HUB_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ",

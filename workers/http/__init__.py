@@ -1,7 +1,12 @@
-"""The HTTP role: a gunicorn arbiter and its gevent workers, serving the falcon app.
+"""The HTTP role: a gunicorn arbiter and its workers on gevent's hub, serving the falcon app.
 
     __main__   the arbiter: settings for gunicorn, numbers for its workers
-    server     gunicorn's gevent worker, with a drain that keeps our promises
+    server     gunicorn's side of a worker: signals, heartbeat, the order of the end
+    loop       one epoll set, the greenlets that answer, accepting, limits of time, the drain
+    connection one connection: reads requests, has them answered, writes
+    request    a request's head: parsed, checked, as a WSGI environ
+    bodies     a request's body, by length or in chunks
+    answer     what the app says, as bytes
     process    what one worker builds after the fork: app, store, writer, signals, status
 
 The arbiter itself opens nothing: no greenlet, no bus socket, no database. The supervisor holds

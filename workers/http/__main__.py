@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 
 _EXIT_CONFIG: Final = 78
 _GUNICORN_APP_LOAD_ERROR: Final = 4
-_KEEPALIVE_S: Final = 75  # longer than the 60 s of common proxies, which must close first
 _HUNG_S: Final = 60  # a worker whose hub stands still this long is killed
-_CONNECTIONS: Final = 10_000  # open connections of one worker
 _BACKLOG: Final = 2_048
 
 
@@ -63,9 +61,7 @@ class HttpApplication(BaseApplication):  # type: ignore[misc]  # gunicorn has no
             "bind": f"fd://{self._child.listen_fd}",
             "workers": config.http_workers,
             "worker_class": "workers.http.server.HttpWorker",
-            "worker_connections": _CONNECTIONS,
             "backlog": _BACKLOG,
-            "keepalive": _KEEPALIVE_S,
             "timeout": _HUNG_S,
             "graceful_timeout": max(1, math.ceil(config.drain_s)),
             "control_socket_disable": True,

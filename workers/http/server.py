@@ -1,81 +1,69 @@
-"""gunicorn's gevent worker with a drain that keeps our promises (design.md §8).
+"""gunicorn's worker for the HTTP role: the arbiter's side of a process (design.md §8, §11).
 
-The stock worker waits for its keep-alive connections for the whole grace time and lets a
-request that was in flight at SIGTERM keep its connection open. Here, after SIGTERM:
-nothing new is accepted; a connection that waits for its next request is closed at once; one
-that is in a request gets its answer and is closed then; the worker ends with the last one, or
-when `graceful_timeout` has passed.
+Connections and requests belong to `loop`; here are the patching, the signals, the heartbeat and
+the order of the end. After SIGTERM nothing new is accepted; a connection that waits for its next
+request is closed at once; one that is in a request gets its answer and is closed then; the
+worker ends with the last one, or when `graceful_timeout` has passed.
 
-Invariant: `_idle` holds the open connections that are not in a request.
+Invariant: gevent has patched the process before the app is imported.
 """
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import time
-from functools import partial
+import os
+import sys
 from typing import Any, Final
 
 import gevent
+from gevent import hub, monkey
 from gevent.event import Event
-from gevent.pool import Pool
-from gevent.server import StreamServer
-from gevent.socket import socket as GeventSocket  # noqa: N812
-from gunicorn.workers.ggevent import GeventWorker
+from gunicorn.workers.base import Worker
 
 _HEARTBEAT_S: Final = 1.0  # gunicorn's arbiter kills a worker that is silent for `timeout`
-_DRAIN_STEP_S: Final = 0.05
-_STOP_S: Final = 1.0
 
 
-class HttpWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
+class HttpWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
     """One worker process of the HTTP role. Made by gunicorn."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.open_connections = 0
-        self._idle: set[GeventSocket] = set()
+        self._loop: Any = None  # `workers.http.loop.Loop`, once the process is patched
         self._stopping: Event | None = None  # made after the fork
+
+    @property
+    def open_connections(self) -> int:
+        return self._loop.open_connections if self._loop is not None else 0
+
+    def init_process(self) -> None:
+        """In the worker, after the fork: runs until the end."""
+        monkey.patch_all()
+        # gevent's sockets over the listeners, whose descriptors stay the same.
+        plain: list[Any] = self.sockets
+        self.sockets: list[Any] = [
+            gevent.socket.socket(each.FAMILY, each.sock.type, fileno=each.sock.detach())
+            for each in plain
+        ]
+        hub.reinit()
+        super().init_process()
 
     def run(self) -> None:
         """Serve until SIGTERM, then drain."""
+        from workers.http.loop import Loop
+
         self._stopping = Event()
-        servers = []
-        for listener in self.sockets:
-            server = StreamServer(
-                listener, handle=partial(self.handle, listener), spawn=Pool(self.worker_connections)
-            )
-            if self.cfg.workers > 1:
-                server.max_accept = 1  # leave the next one to the other workers
-            server.start()
-            servers.append(server)
+        loop = self._loop = Loop(self.wsgi, self.sockets, self.cfg.workers)
         while self.alive:
             self.notify()
             self._stopping.wait(_HEARTBEAT_S)
-        for server in servers:
-            server.close()
-        self._drain(servers)
+            loop.sweep()
+        loop.drain(self.cfg.graceful_timeout, self.notify)
 
-    def handle(self, listener: Any, client: GeventSocket, addr: Any) -> None:
-        """One connection, from its first byte to its last."""
-        self.open_connections += 1
-        self._idle.add(client)
-        try:
-            super().handle(listener, client, addr)
-        finally:
-            self._idle.discard(client)
-            self.open_connections -= 1
-
-    def handle_request(self, listener_name: Any, req: Any, sock: GeventSocket, addr: Any) -> None:
-        """One request; the connection is idle before and after."""
-        self._idle.discard(sock)
-        try:
-            super().handle_request(listener_name, req, sock, addr)
-        finally:
-            # Also when the drain has begun: its answer may have promised to keep the connection,
-            # and the next request may be there already. `_drain` looks.
-            self._idle.add(sock)
+    def notify(self) -> None:
+        """Tell the arbiter that we live, and end if it does not."""
+        super().notify()
+        if self.ppid != os.getppid():
+            self.log.info("Parent changed, shutting down: %s", self)
+            sys.exit(0)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """SIGTERM."""
@@ -83,28 +71,10 @@ class HttpWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         if self._stopping is not None:
             self._stopping.set()
 
-    def _drain(self, servers: list[StreamServer]) -> None:
-        # gunicorn's own worker code measures with this clock too; nothing is reproduced by it.
-        deadline_s = time.monotonic() + self.cfg.graceful_timeout
-        while self.open_connections:
-            for client in list(self._idle):
-                if not _has_arrived(client):
-                    # On the plain socket: gevent's own method would break the read that
-                    # waits, where we want it to see the end of the stream.
-                    with contextlib.suppress(OSError):
-                        client._sock.shutdown(socket.SHUT_RD)
-            if time.monotonic() >= deadline_s:
-                self.log.warning("Drain deadline: %d connections cut", self.open_connections)
-                break
-            self.notify()
-            gevent.sleep(_DRAIN_STEP_S)
-        for server in servers:
-            server.stop(timeout=_STOP_S)
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """SIGINT, SIGQUIT. Not in the signal's own context, where nothing may block."""
+        gevent.spawn(super().handle_quit, sig, frame)
 
-
-def _has_arrived(client: GeventSocket) -> bool:
-    """Whether the next request, or a part of it, waits to be read: then it is in flight."""
-    try:
-        return bool(client._sock.recv(1, socket.MSG_PEEK))
-    except OSError:  # nothing there (the descriptor is non-blocking), or no longer a socket
-        return False
+    def handle_usr1(self, sig: int, frame: Any) -> None:
+        """SIGUSR1."""
+        gevent.spawn(super().handle_usr1, sig, frame)

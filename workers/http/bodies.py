@@ -1,0 +1,159 @@
+"""Request bodies as they arrive: by length, or in chunks (RFC 9112 §6, §7.1).
+
+A body is gathered here, without a greenlet that waits for it; the app sees it when it is
+complete. One that is longer than limits.BODY_BYTES is not gathered: it is refused as soon as
+that is known.
+
+Invariants: not a byte beyond the body is taken; chunks are read strictly, since a reading that
+differs from a proxy's is how requests are smuggled. Used by `connection`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NoReturn
+
+from pylon import limits
+from pylon.errors import PayloadTooLarge
+from workers.http.request import Refused
+
+# The size, then extensions, which nobody reads.
+_SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e]*)?")
+_TRAILER: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
+_LINE_BYTES: Final = 1_024
+_TRAILERS_BYTES: Final = 8_192
+
+
+class Body:
+    """A body of a known length."""
+
+    __slots__ = ("_left", "_parts", "held_bytes", "value")
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self._parts: list[bytes] = []
+        self.held_bytes = 0
+        self.value: bytes | None = None  # once it is complete
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what belongs to the body; what is left over is returned."""
+        taken = data[:self._left]
+        self._parts.append(taken)
+        self._left -= len(taken)
+        self.held_bytes += len(taken)
+        if not self._left:
+            self.value = b"".join(self._parts)
+        return data[len(taken):]
+
+
+class Oversized:
+    """Stands for a body whose declared length is too much; nothing of it is read."""
+
+    __slots__ = ("_length",)
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def read(self, size: int = -1) -> NoReturn:
+        """Raises PayloadTooLarge, always."""
+        raise PayloadTooLarge(f"Content-Length {self._length} exceeds max of {limits.BODY_BYTES}")
+
+    readline = readlines = read
+
+    def __iter__(self) -> NoReturn:
+        self.read()
+
+
+class ChunkedBody:
+    """A body in chunks. Trailers are checked and dropped."""
+
+    __slots__ = ("_buffer", "_left", "_parts", "_step", "_trailers_bytes", "held_bytes", "value")
+
+    def __init__(self) -> None:
+        self._buffer = b""  # what came of a line that is not complete
+        self.held_bytes = 0
+        self._left = 0  # of the chunk that is being read
+        self._parts: list[bytes] = []
+        # A plain function, not a bound method: that would make a cycle for the collector.
+        self._step = ChunkedBody._size
+        self._trailers_bytes = 0
+        self.value: bytes | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """As `Body.feed`.
+
+        Raises:
+            Refused: these are no chunks (400), or they hold more than limits.BODY_BYTES (413).
+        """
+        data = self._buffer + data if self._buffer else data
+        self._buffer = b""
+        position = 0
+        while self.value is None:
+            then = self._step(self, data, position)
+            if then < 0:
+                self._buffer = data[position:]
+                return b""
+            position = then
+        return data[position:]
+
+    # Each step returns the position behind what it has read, or -1 where that is not all there.
+
+    def _size(self, data: bytes, position: int) -> int:
+        end = _line_end(data, position, _LINE_BYTES)
+        if end < 0:
+            return -1
+        line = _SIZE_LINE.fullmatch(data, position, end)
+        if line is None:
+            raise Refused(400, "A chunk does not begin with its size")
+        self._left = int(line.group(1), 16)
+        if self.held_bytes + self._left > limits.BODY_BYTES:
+            raise Refused(
+                413, f"Request body exceeds maximum size of {limits.BODY_BYTES} bytes"
+            )
+        self._step = ChunkedBody._data if self._left else ChunkedBody._trailer
+        return end + 2
+
+    def _data(self, data: bytes, position: int) -> int:
+        part = data[position:position + self._left]
+        if not part:
+            return -1
+        self._parts.append(part)
+        self.held_bytes += len(part)
+        self._left -= len(part)
+        if not self._left:
+            self._step = ChunkedBody._end_of_data
+        return position + len(part)
+
+    def _end_of_data(self, data: bytes, position: int) -> int:
+        mark = data[position:position + 2]
+        if not b"\r\n".startswith(mark):
+            raise Refused(400, "A chunk is longer than it said")
+        if len(mark) < 2:
+            return -1
+        self._step = ChunkedBody._size
+        return position + 2
+
+    def _trailer(self, data: bytes, position: int) -> int:
+        end = _line_end(data, position, _TRAILERS_BYTES)
+        if end < 0:
+            return -1
+        if end == position:
+            self.value = b"".join(self._parts)
+            return end + 2
+        if _TRAILER.fullmatch(data, position, end) is None:
+            raise Refused(400, "Invalid trailer field")
+        self._trailers_bytes += end - position
+        if self._trailers_bytes > _TRAILERS_BYTES:
+            raise Refused(431, f"The trailers exceed {_TRAILERS_BYTES} bytes")
+        return end + 2
+
+
+def _line_end(data: bytes, position: int, limit_bytes: int) -> int:
+    """Where the line's CR LF begins; -1 where it has not arrived."""
+    end = data.find(b"\r\n", position, position + limit_bytes)
+    if end < 0:
+        if len(data) - position >= limit_bytes:
+            raise Refused(400, f"A line of a chunked body exceeds {limit_bytes} bytes")
+        if data.find(b"\n", position) >= 0:
+            raise Refused(400, "A line does not end with CR LF")
+    return end

@@ -1,0 +1,472 @@
+"""One connection: reads requests, has them answered, writes what they are answered with.
+
+Everything here runs in a dispatcher greenlet of `loop`, which comes when the socket has
+something to read or room to write, and leaves when it would have to wait. So a client that is
+slow in sending its head or its body, or in taking its answer, costs memory within bounds and no
+greenlet. Only the app may block.
+
+States: *idle* (nothing of a request has come), *reading* (a part of one), *queued* (an event is
+being dealt with, or waits for a greenlet), *sending* (a part of an answer could not be sent
+yet), *lingering* (refused: what still comes is thrown away, so that the client gets to read
+why), closed.
+
+Invariants: one request at a time, in order; a request that has been refused ends its
+connection; an answer that cannot be completed ends it too, without its proper end.
+"""
+
+from __future__ import annotations
+
+import _socket
+import io
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from pylon import limits, log, metrics
+from pylon.errors import PylonError
+from workers.http import answer
+from workers.http.bodies import Body, ChunkedBody, Oversized
+from workers.http.request import CHUNKED, Environ, Refused, Request, Template, parse, template_of
+
+if TYPE_CHECKING:
+    from workers.http.loop import Loop
+
+_log = log.get_logger("http")
+_RECV_BYTES: Final = 65_536
+_GATHER_BYTES: Final = 32_768  # a longer body is sent from where it is, not copied to its head
+# So much of one connection at a time; then it is another one's turn.
+_REQUESTS_A_TURN: Final = 16
+_PARTS_A_TURN: Final = 16
+_DISCARDS_A_TURN: Final = 16
+
+
+class Connection:
+    """Made by `loop` for each socket that it accepts."""
+
+    __slots__ = (
+        "_base", "_body", "_closing", "_discarded_bytes", "_framed", "_headers", "_input",
+        "_later", "_left_bytes", "_lingering", "_loop", "_may_read", "_outgoing", "_parts",
+        "_request", "_sock", "_source", "_starved", "_status", "_template", "_written", "again",
+        "closed", "deadline_s", "ending", "fd", "queued",
+    )
+
+    def __init__(self, loop: Loop, sock: _socket.socket, base: Environ, now_s: float) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._base = base
+        self.fd = sock.fileno()
+        self.again = False  # another event came while this one was dealt with
+        self.closed = False
+        self.ending = False  # the client has ended its side: read up to that end
+        self.queued = False
+        self.deadline_s = now_s + limits.HTTP_HEAD_S
+        self._input = b""  # received and not used
+        self._later = False  # enough for this turn, though there is more to do
+        self._starved = True  # what has been received is not enough to go on
+        self._may_read = False
+        self._request: Request | None = None  # whose body is to come
+        self._body: Body | ChunkedBody | None = None
+        self._template: Template | None = None
+        self._outgoing: memoryview[int] | bytes = b""
+        self._parts: Iterator[bytes] | None = None  # of a streamed answer
+        self._source: Any = None  # what `_parts` iterates over
+        self._framed = False  # the parts are sent as chunks
+        self._left_bytes: int | None = None  # of a streamed answer whose length was declared
+        self._closing = False  # after this answer
+        self._lingering = False
+        self._discarded_bytes = 0
+        self._status = ""
+        self._headers: answer.Headers = []
+        self._written: list[bytes] = []
+
+    # --- What the loop asks --------------------------------------------------------------
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way in either direction."""
+        return not (
+            self.queued or self._input or self._request or self._outgoing or self._parts
+            or self._lingering
+        )
+
+    def has_arrived(self) -> bool:
+        """Whether something waits to be read."""
+        try:
+            return bool(self._sock.recv(1, _socket.MSG_PEEK))
+        except OSError:
+            return False
+
+    def forget(self) -> None:
+        """Let go of what only makes the next request quicker."""
+        self._template = None
+
+    def expire(self) -> None:
+        """The deadline has passed. Called by the loop, never while the connection is queued."""
+        if self._outgoing or self._parts is not None:
+            metrics.HTTP_CUT.labels("slow reader").inc()
+            self.close()
+        elif self._request is not None or self._input:
+            what = "head" if self._request is None else "body"
+            limit_s = limits.HTTP_HEAD_S if self._request is None else limits.HTTP_REQUEST_S
+            metrics.HTTP_CUT.labels(f"slow {what}").inc()
+            self._refuse(Refused(408, f"The request {what} did not arrive within {limit_s:g} s"))
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """End it now."""
+        if self.closed:
+            return
+        self.closed = True
+        self._end_source()
+        if self._body is not None:
+            self._loop.bodies_bytes -= self._body.held_bytes
+            self._body = None
+        self._loop.outgoing_bytes -= len(self._outgoing)
+        self._outgoing = b""
+        self._loop.forget(self)
+        self._sock.close()
+
+    # --- The way of a request ------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Deal with what has happened. Returns when there is nothing more to do."""
+        try:
+            while not self.closed:
+                self.again = False
+                self._may_read = True
+                self._advance()
+                if self._later:
+                    self._later = False
+                    self._loop.requeue(self)
+                    return
+                if not self.again:
+                    break
+        except OSError:
+            self.close()  # the client is gone
+        self.queued = False
+
+    def _advance(self) -> None:
+        answered = 0
+        while True:
+            if (self._outgoing or self._parts is not None) and not self._pump():
+                return
+            if self._closing:
+                self._end()
+                return
+            if self._lingering:
+                self._discard()
+                return
+            if self._starved:
+                if not self._may_read:
+                    return
+                try:
+                    got = self._sock.recv(_RECV_BYTES)
+                except BlockingIOError:
+                    self._may_read = False
+                    return
+                if not got:
+                    self.close()
+                    return
+                # A short read means that the socket is empty, up to the next event.
+                self._may_read = self.ending or len(got) == _RECV_BYTES
+                if self._input:
+                    self._input += got
+                else:
+                    self._input = got
+                    if self._request is None:
+                        self.deadline_s = self._loop.now_s + limits.HTTP_HEAD_S
+            try:
+                request = self._request or self._take_head()
+                if request is None or (request.length and not self._take_body(request)):
+                    self._starved = True
+                    continue
+            except Refused as refused:
+                self._refuse(refused)
+                return
+            self._answer(request)
+            answered += 1
+            if self.closed:
+                return
+            if answered >= _REQUESTS_A_TURN and self._input:
+                self._later = True
+                return
+
+    def _take_head(self) -> Request | None:
+        data = self._input
+        template = self._template
+        request = template.again(data) if template is not None else None
+        if request is None:
+            request = parse(data, self._base)
+            if request is None:
+                return None
+            self._template = template_of(data, request)
+        # Most often the request was all that came.
+        rest = self._input = data[request.consumed:] if len(data) > request.consumed else b""
+        self._starved = not rest
+        if request.length:
+            self._begin_body(request)
+        return request
+
+    def _begin_body(self, request: Request) -> None:
+        if request.length > limits.BODY_BYTES:
+            # The app refuses this itself, by the length alone, with headers as it likes them.
+            request.environ["pylon.body"] = None
+            request.environ["wsgi.input"] = Oversized(request.length)
+            request.length = 0
+            request.keep = False
+            self._may_read = True  # its bytes are on their way
+            return
+        self._request = request
+        self._body = ChunkedBody() if request.length == CHUNKED else Body(request.length)
+        self.deadline_s = self._loop.now_s + limits.HTTP_REQUEST_S
+        if request.expects and not self._input:
+            self._send(answer.CONTINUE)
+
+    def _take_body(self, request: Request) -> bool:
+        body = self._body
+        assert body is not None  # begun with the head
+        before_bytes = body.held_bytes
+        self._input = body.feed(self._input)
+        self._loop.bodies_bytes += body.held_bytes - before_bytes
+        if body.value is None:
+            if self._loop.bodies_bytes > limits.HTTP_BODIES_BYTES:
+                metrics.HTTP_CUT.labels("bodies").inc()
+                raise Refused(503, "Too many request bodies are arriving; try again in a moment")
+            return False
+        self._loop.bodies_bytes -= body.held_bytes
+        self._request = self._body = None
+        self._starved = not self._input
+        environ = request.environ
+        environ["pylon.body"] = body.value
+        environ["wsgi.input"] = io.BytesIO(body.value)
+        return True
+
+    def _answer(self, request: Request) -> None:
+        environ = request.environ
+        loop = self._loop
+        try:
+            result = loop.app(environ, self._start_response)
+            prefix = loop.prefixes.of(self._status)
+            lines = answer.lines(self._headers)
+            keep = request.keep and not loop.draining
+            if type(result) is list and not self._written:
+                body = result[0] if len(result) == 1 else b"".join(result)
+                if self._status[:3] in ("204", "304"):
+                    body = framing = b""
+                elif environ["REQUEST_METHOD"] == "HEAD":
+                    length = answer.declared(self._headers, "content-length")
+                    framing = b"content-length: %d\r\n" % int(length or len(body))
+                    body = b""
+                else:
+                    framing = b"content-length: %d\r\n" % len(body)
+            else:
+                body, framing = self._begin_parts(request, result)
+                # Without either, the end of the connection is the end of the body.
+                keep = keep and (self._framed or self._left_bytes is not None
+                                 or self._parts is None)
+        except Exception as ex:  # noqa: BLE001  (the app's own handlers let it pass: a defect, whatever it is)
+            self._fail(environ, ex)
+            return
+        if not keep:
+            framing += answer.CLOSE
+            self._closing = True
+        elif not request.minor:
+            framing += answer.KEEP
+        head = b"%b%b%b%b\r\n" % (prefix, lines, environ["pylon.head"], framing)
+        self.deadline_s = loop.now_s + limits.HTTP_KEEPALIVE_S
+        if len(body) > _GATHER_BYTES:
+            self._send_both(head, body)
+        else:
+            self._send(head + body)
+
+    def _start_response(
+        self, status: str, headers: answer.Headers, exc_info: Any = None
+    ) -> Any:
+        self._status = status
+        self._headers = headers
+        return self._written.append
+
+    # --- Streamed answers ----------------------------------------------------------------
+
+    def _begin_parts(self, request: Request, result: Any) -> tuple[bytes, bytes]:
+        """Prepare to send what the app will yield.
+
+        Returns:
+            The first part that is not empty, as it goes on the wire, and the header line that
+            says how the body ends.
+        """
+        self._source = result
+        written, self._written = self._written, []
+        length = answer.declared(self._headers, "content-length")
+        framing = b"" if length is None else b"content-length: %d\r\n" % int(length)
+        self._framed = False
+        if self._status[:3] in ("204", "304"):
+            self._end_source()
+            return b"", b""
+        if request.environ["REQUEST_METHOD"] == "HEAD":
+            self._end_source()
+            return b"", framing
+        first = b"".join(written)
+        self._parts = iter(result)
+        while not first:
+            part = next(self._parts, None)
+            if part is None:
+                break
+            first = part
+        if length is not None:
+            first = first[:int(length)]
+            self._left_bytes = int(length) - len(first)
+            return first, framing
+        if not request.minor:
+            return first, b""
+        self._framed = True
+        return answer.chunk(first) if first else b"", answer.CHUNKED
+
+    def _pump(self) -> bool:
+        """Send what there is. False where the client must make room first."""
+        turns = 0
+        while True:
+            if self._outgoing and not self._flush():
+                return False
+            if self._parts is None:
+                return True
+            if turns >= _PARTS_A_TURN:
+                self._later = True
+                return False
+            turns += 1
+            try:
+                part = next(self._parts, None)
+            except Exception as ex:  # noqa: BLE001  (whatever it is, the answer cannot be completed)
+                _log.exception("answer.broken", error=ex)
+                self.close()
+                return False
+            if part is None:
+                self._end_parts()
+            elif part:
+                self._send_part(part)
+
+    def _send_part(self, part: bytes) -> None:
+        if self._left_bytes is not None:
+            part = part[:self._left_bytes]  # more would be read as the next answer
+            self._left_bytes -= len(part)
+        self.deadline_s = self._loop.now_s + limits.HTTP_SEND_S
+        self._send(answer.chunk(part) if self._framed else part)
+
+    def _end_parts(self) -> None:
+        framed, missing_bytes = self._framed, self._left_bytes
+        self._end_source()
+        if framed:
+            self._send(b"0\r\n\r\n")
+        elif missing_bytes:
+            self.close()
+
+    def _end_source(self) -> None:
+        source, self._source, self._parts = self._source, None, None
+        self._left_bytes = None
+        close = getattr(source, "close", None)
+        if close is not None:
+            try:
+                close()
+            except Exception as ex:  # noqa: BLE001  (an app's defect must not keep the socket open)
+                _log.exception("answer.close_failed", error=ex)
+
+    # --- Sending -------------------------------------------------------------------------
+
+    def _send(self, data: bytes) -> None:
+        try:
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):
+            self._keep_for_later(memoryview(data)[sent:])
+
+    def _send_both(self, head: bytes, body: bytes) -> None:
+        try:
+            sent = self._sock.sendmsg((head, body))
+        except BlockingIOError:
+            sent = 0
+        if sent < len(head):
+            self._keep_for_later(memoryview(head + body)[sent:])
+        elif sent < len(head) + len(body):
+            self._keep_for_later(memoryview(body)[sent - len(head):])
+
+    def _keep_for_later(self, rest: memoryview[int]) -> None:
+        self._outgoing = rest
+        loop = self._loop
+        loop.outgoing_bytes += len(rest)
+        self.deadline_s = loop.now_s + limits.HTTP_SEND_S
+        if loop.outgoing_bytes > limits.HTTP_OUTGOING_BYTES:
+            metrics.HTTP_CUT.labels("outgoing").inc()
+            self.close()
+
+    def _flush(self) -> bool:
+        """Whether all has been sent."""
+        outgoing = self._outgoing
+        while outgoing:
+            try:
+                sent = self._sock.send(outgoing)
+            except BlockingIOError:
+                break
+            self._loop.outgoing_bytes -= sent
+            outgoing = outgoing[sent:]
+            self.deadline_s = self._loop.now_s + limits.HTTP_SEND_S
+        self._outgoing = outgoing or b""
+        if not outgoing:
+            self.deadline_s = self._loop.now_s + limits.HTTP_KEEPALIVE_S
+        return not outgoing
+
+    # --- Ends ----------------------------------------------------------------------------
+
+    def _fail(self, environ: Environ, ex: Exception) -> None:
+        """The app raised instead of answering."""
+        self._end_source()
+        self._written = []
+        if isinstance(ex, PylonError):
+            refused = Refused(ex.status, ex.message)
+        else:
+            _log.exception(
+                "request.defect", error=ex, method=environ["REQUEST_METHOD"],
+                path=environ["PATH_INFO"],
+            )
+            refused = Refused(500, "Internal error")
+        self._refuse(refused, with_body=environ["REQUEST_METHOD"] != "HEAD")
+
+    def _refuse(self, refused: Refused, *, with_body: bool = True) -> None:
+        """Say why, then end."""
+        if self._body is not None:
+            self._loop.bodies_bytes -= self._body.held_bytes
+        self._request = self._body = None
+        self._input = b""
+        self._closing = True
+        self._may_read = self._starved = True
+        try:
+            self._send(answer.refusal(self._loop.prefixes, refused, with_body=with_body))
+            if not self._outgoing and not self.closed:
+                self._end()
+        except OSError:
+            self.close()
+
+    def _end(self) -> None:
+        """The last answer is out. Closing over unread bytes would reset the connection, and the
+        client might lose the answer by it; so end our side only and wait for the client's."""
+        self._closing = False
+        if not (self._input or self._may_read or self._request):
+            self.close()
+            return
+        self._input = b""
+        self._lingering = True
+        self.deadline_s = self._loop.now_s + limits.HTTP_LINGER_S
+        self._sock.shutdown(_socket.SHUT_WR)
+        self._discard()
+
+    def _discard(self) -> None:
+        for _ in range(_DISCARDS_A_TURN):
+            try:
+                got = self._sock.recv(_RECV_BYTES)
+            except BlockingIOError:
+                return
+            self._discarded_bytes += len(got)
+            if not got or self._discarded_bytes > limits.HTTP_LINGER_BYTES:
+                self.close()
+                return
+        self._later = True

@@ -1,0 +1,253 @@
+"""The loop of an HTTP worker: one epoll set for all connections, few greenlets for the ready.
+
+The descriptor of the epoll set is watched by one libev watcher of gevent's hub. When it fires,
+the connections that something has happened to are put in a queue, and a *dispatcher* greenlet
+takes them from there one after the other: one switch of greenlets for the whole batch, and none
+at all for a connection that is idle. A dispatcher whose app blocks (on the writer, on the
+thread pool) waits alone: control comes back here, and the next dispatcher goes on with the
+queue.
+
+Connections are watched edge-triggered, for both directions, from accept to close: there are no
+further calls to epoll for them.
+
+Bounds: limits.HTTP_CONNECTIONS connections; at that number nothing is accepted, and clients wait
+in the kernel's backlog. limits.HTTP_DISPATCHERS greenlets; when all of them wait, so do the
+connections in the queue, unread. Metrics: pylon_connections, pylon_http_dispatchers,
+pylon_http_waiting, pylon_http_cut_total.
+
+Invariant: a connection is in the queue, or in the hands of one dispatcher, at most once
+(`Connection.queued`). Used by `server`.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import gevent
+import greenlet
+from gevent import monkey
+from gevent.hub import get_hub
+
+from pylon import limits, log, metrics
+from workers.http.answer import Prefixes
+from workers.http.connection import Connection
+from workers.http.request import base_environ
+
+epoll: Final = monkey.get_original("select", "epoll")  # gevent takes it away from `select`
+_EPOLLIN: Final = 0x001
+_EPOLLOUT: Final = 0x004
+_ENDED: Final = 0x2000 | 0x010 | 0x008  # EPOLLRDHUP, EPOLLHUP, EPOLLERR
+_WATCHED: Final = _EPOLLIN | _EPOLLOUT | 0x2000 | 0x80000000  # EPOLLET
+_EVENTS_A_TURN: Final = 256
+_IDLE_DISPATCHERS: Final = 64  # kept for the next time that many wait at once
+_ACCEPT_PAUSE_S: Final = 0.1  # when the process has no descriptors left
+_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_FORGET_S: Final = 5.0  # an idle connection keeps its last header block this long
+_DRAIN_STEP_S: Final = 0.05
+
+App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+_log = log.get_logger("http")
+
+
+class Loop:
+    """Made after the fork, in the worker, once."""
+
+    def __init__(self, app: App, listeners: Iterable[Any], workers: int) -> None:
+        """
+        Args:
+            app: the WSGI app.
+            listeners: listening sockets, shared with the other workers.
+            workers: how many of those there are, this one included.
+        """
+        self.app = app
+        self.prefixes = Prefixes()
+        self.now_s = time.monotonic()  # of the machine: limits hold whatever the app's clock says
+        self.draining = False
+        self.bodies_bytes = 0  # of requests that are arriving
+        self.outgoing_bytes = 0  # of answers that their clients have not made room for
+        self._workers = workers
+        self._hub = get_hub()
+        self._epoll = epoll()
+        self._connections: dict[int, Connection] = {}
+        self._ready: deque[Connection] = deque()
+        self._idle: list[greenlet.greenlet] = []
+        self._dispatchers = 0
+        self._watcher = self._hub.loop.io(self._epoll.fileno(), 1)
+        self._watcher.start(self._on_ready)
+        self._listeners = list(listeners)
+        self._accepting = [self._hub.loop.io(each.fileno(), 1) for each in self._listeners]
+        self._paused = True
+        self._resume()
+        metrics.HTTP_DISPATCHERS.set_function(lambda: self._dispatchers - len(self._idle))
+        metrics.HTTP_WAITING.set_function(lambda: len(self._ready))
+        metrics.CONNECTIONS.set_function(lambda: len(self._connections))
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._connections)
+
+    # --- What connections ask ----------------------------------------------------------------
+
+    def forget(self, connection: Connection) -> None:
+        """It is closing its socket. (That takes it out of the epoll set as well.)"""
+        self._connections.pop(connection.fd, None)
+        if self._paused and not self.draining:
+            self._resume()
+
+    def requeue(self, connection: Connection) -> None:
+        """Come back to it after the others; `queued` stays set."""
+        self._ready.append(connection)
+        self._hub.loop.run_callback(self._dispatch)
+
+    # --- Time --------------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Deal with what has taken too long. Call it about once a second."""
+        self._tick()
+        now_s = self.now_s
+        for connection in list(self._connections.values()):
+            if connection.queued:
+                continue
+            if connection.deadline_s <= now_s:
+                connection.expire()
+            elif connection.deadline_s - now_s < limits.HTTP_KEEPALIVE_S - _FORGET_S:
+                connection.forget()
+
+    def drain(self, grace_s: float, notify: Callable[[], None]) -> None:
+        """Take nothing new, answer what has arrived, and return when all connections are gone.
+
+        Args:
+            grace_s: after this the rest is cut.
+            notify: called every now and then.
+        """
+        self._tick()
+        self._accept_the_rest()
+        self.draining = True
+        deadline_s = self.now_s + grace_s
+        while self._connections:
+            for connection in list(self._connections.values()):
+                if connection.is_idle and not connection.has_arrived():
+                    connection.close()
+            if self.now_s >= deadline_s:
+                _log.warning("drain.deadline", cut=len(self._connections))
+                break
+            self.sweep()
+            notify()
+            gevent.sleep(_DRAIN_STEP_S)
+        for connection in list(self._connections.values()):
+            connection.close()
+        self._watcher.stop()
+        self._epoll.close()
+
+    # --- Events ------------------------------------------------------------------------------
+
+    def _on_ready(self) -> None:
+        """Runs in the hub."""
+        self._tick()
+        connections, ready = self._connections, self._ready
+        for fd, events in self._epoll.poll(0, _EVENTS_A_TURN):
+            connection = connections.get(fd)
+            if connection is None:
+                continue
+            if events & _ENDED:
+                connection.ending = True
+            if connection.queued:
+                connection.again = True
+            else:
+                connection.queued = True
+                ready.append(connection)
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Runs in the hub: wake dispatchers until the queue is empty."""
+        while self._ready:
+            if self._idle:
+                dispatcher = self._idle.pop()
+            elif self._dispatchers < limits.HTTP_DISPATCHERS:
+                self._dispatchers += 1
+                dispatcher = greenlet.greenlet(self._run, self._hub)
+            else:
+                return  # the first one that is free again goes on with the queue
+            dispatcher.switch()  # returns when it waits, in the app or for more to do
+
+    def _run(self) -> None:
+        """A dispatcher."""
+        me = greenlet.getcurrent()
+        ready, idle, hub = self._ready, self._idle, self._hub
+        while True:
+            while ready:
+                connection = ready.popleft()
+                try:
+                    connection.serve()
+                except BaseException:  # noqa: BLE001  (told to the hub, which ends us if it must)
+                    connection.close()
+                    hub.handle_error(me, *sys.exc_info())
+            if len(idle) >= _IDLE_DISPATCHERS:
+                self._dispatchers -= 1
+                return
+            idle.append(me)
+            hub.switch()
+
+    def _tick(self) -> None:
+        self.now_s = time.monotonic()
+        self.prefixes.tick()
+
+    # --- New connections -----------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        if self._paused and len(self._connections) < limits.HTTP_CONNECTIONS:
+            self._paused = False
+            for watcher, listener in zip(self._accepting, self._listeners, strict=True):
+                watcher.start(self._accept, listener)
+
+    def _pause(self) -> None:
+        self._paused = True
+        for watcher in self._accepting:
+            watcher.stop()
+
+    def _accept(self, listener: Any) -> bool:
+        """Runs in the hub: take one connection, and leave the next to the other workers."""
+        try:
+            fd, address = listener._sock._accept()
+        except OSError as ex:
+            if ex.errno in _OUT_OF_RESOURCES:
+                _log.error("accept.failed", error=str(ex))
+                self._pause()
+                gevent.spawn_later(_ACCEPT_PAUSE_S, self._resume)
+            return False  # or another worker was quicker, or the client has left again
+        sock = _socket.socket(listener.family, listener.type, listener.proto, fd)
+        sock.setblocking(False)
+        try:
+            if listener.family in (_socket.AF_INET, _socket.AF_INET6):
+                sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+            server = sock.getsockname()
+        except OSError:
+            sock.close()  # reset by the client
+            return True
+        client = address if isinstance(address, tuple) else ("", 0)
+        base = base_environ(
+            server if isinstance(server, tuple) else (server, 0), client, self._workers
+        )
+        connection = Connection(self, sock, base, self.now_s)
+        self._connections[connection.fd] = connection
+        self._epoll.register(connection.fd, _WATCHED)
+        if len(self._connections) >= limits.HTTP_CONNECTIONS:
+            self._pause()
+        return True
+
+    def _accept_the_rest(self) -> None:
+        """What the kernel has accepted for us would be reset with the listener."""
+        self._pause()
+        for listener in self._listeners:
+            while len(self._connections) < limits.HTTP_CONNECTIONS and self._accept(listener):
+                pass
+        self._pause()
+        for listener in self._listeners:
+            listener.close()
