@@ -193,7 +193,10 @@ class InvalidId(PylonError):
 
 
 class RelationNotFound(PylonError):
-    """A relation that the entity does not have."""
+    """A request names a relation that the entity does not have. The error lists those it has.
+
+    Remedy: use one of them, or declare the relation in the manifest.
+    """
 
     code = "RELATION_NOT_FOUND"
     status = 400

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import apsw
 import orjson
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from pylon.storage.sqlite.filters import parse_filter
 from pylon.storage.sqlite.reader import SqliteReader
 from tests.storage_kit import TASK, apply, open_engine, open_reader, row_id, task
 
+MEMORY = apsw.Connection(":memory:")
 ROWS = {
     1: {"title": "Red pump", "done": True, "rank": 1, "weight": 0.5, "ownerId": "a"},
     2: {"title": "red valve", "done": False, "rank": 2, "dueAt": "2026-01-01", "ownerId": "a"},
@@ -70,6 +72,32 @@ def found(reader: SqliteReader, body: Any, max_limit: int = 100) -> list[int]:
         ({"$limit": 0}, []),
         ({"$limit": 2, "$offset": 3}, [4]),
         ({"$limit": None, "$offset": None, "$order": None}, [1, 2, 3, 4]),
+        ({"rank": {"$ne": 2}}, [1, 4]),
+        ({"rank": {"$ne": None}}, [1, 2, 4]),
+        ({"rank": {"$nin": [1, 2]}}, [4]),
+        ({"rank": {"$nin": [1, None]}}, [2, 4]),
+        ({"rank": {"$nin": [None]}}, [1, 2, 4]),
+        ({"rank": {"$nin": []}}, [1, 2, 3, 4]),
+        ({"rank": {"$exists": True}}, [1, 2, 4]),
+        ({"rank": {"$exists": False}}, [3]),
+        ({"title": {"$startsWith": "red"}}, [2]),
+        ({"title": {"$startsWith": ""}}, [1, 2, 3, 4]),
+        ({"slug": {"$startsWith": ""}}, [4]),
+        ({"title": {"$startsWith": "100%"}}, [4]),
+        ({"title": {"$like": "a\0"}}, []),
+        ({"$or": [{"rank": 1}, {"ownerId": "b"}]}, [1, 3]),
+        ({"$or": [{"rank": 1}, {}]}, [1, 2, 3, 4]),
+        ({"$or": []}, []),
+        ({"$and": []}, [1, 2, 3, 4]),
+        ({"$and": [{"rank": {"$gt": 0}}, {"rank": {"$lt": 2}}]}, [1]),
+        ({"done": False, "$or": [{"rank": 1}, {"rank": None}]}, [3]),
+        ({"$or": [{"done": True, "rank": 1}, {"$and": [{"done": False}, {"ownerId": "b"}]}]},
+         [1, 3]),
+        ({"$search": "valve"}, [2, 3]),
+        ({"$search": "RED pu"}, [1]),
+        ({"$search": "100%"}, [4]),
+        ({"$or": [{"$search": "wool"}, {"rank": 1}]}, [1, 4]),
+        ({"$search": "valve", "$order": {"title": "desc"}}, [2, 3]),
     ],
 )
 def test_answers(reader: SqliteReader, body: Any, wanted: list[int]) -> None:
@@ -87,11 +115,22 @@ def test_the_default_limit_is_the_list_limit(reader: SqliteReader) -> None:
         (None, InvalidQuery, "JSON object"),
         ({"nope": 1}, InvalidColumn, "valid columns: id, title"),
         ({"_json": "x"}, InvalidColumn, "_json"),
-        ({"rank": {"$near": 1}}, InvalidQuery, r"\$near.*\$not, \$gt"),
+        ({"rank": {"$near": 1}}, InvalidQuery, r"\$near.*\$not, \$ne, \$gt.*\$exists"),
         ({"rank": {"gt": 1}}, InvalidQuery, "Unknown operator"),
         ({"rank": {}}, InvalidQuery, "no operator"),
-        ({"$or": []}, InvalidQuery, r"\$or"),
-        ({"$search": "pump"}, InvalidQuery, "search index"),
+        ({"$xor": []}, InvalidQuery, r"\$xor.*\$or, \$and, \$search, \$order"),
+        ({"$or": {}}, InvalidQuery, "list of filters"),
+        ({"$or": [1]}, InvalidQuery, "JSON object"),
+        ({"$and": [{"nope": 1}]}, InvalidColumn, "nope"),
+        ({"$and": [{"$limit": 1}]}, InvalidQuery, "outermost"),
+        ({"$search": 1}, InvalidQuery, "text"),
+        ({"$search": "a", "$and": [{"$search": "b"}]}, InvalidQuery, "one"),
+        ({"rank": {"$exists": 1}}, InvalidQuery, "true or false"),
+        ({"rank": {"$nin": 1}}, InvalidQuery, "list"),
+        ({"rank": {"$nin": [True]}}, InvalidValue, "rank"),
+        ({"rank": {"$in": [1] * (limits.FILTER_VALUES + 1)}}, LimitExceeded, "10000 values"),
+        ({"rank": {"$startsWith": "1"}}, InvalidQuery, "text"),
+        ({"weight": float("nan")}, InvalidValue, "weight"),
         ({"rank": "1"}, InvalidValue, "whole number"),
         ({"rank": True}, InvalidValue, "rank"),
         ({"rank": 2**70}, InvalidValue, "rank"),
@@ -119,26 +158,58 @@ def test_refusals(body: Any, error: type[PylonError], says: str) -> None:
 
 
 def test_the_number_of_conditions_is_bounded(reader: SqliteReader) -> None:
-    fields = ("title", "ownerId", "slug", "dueAt", "id", "weight", "rank")
-    operators = ("$gt", "$gte", "$lt", "$lte", "$not", "$in")
-    body = {f: dict.fromkeys(operators) for f in fields}
-    for f in fields:
-        number = f in ("weight", "rank")
-        value: Any = 1 if number else "1"
-        body[f] = {o: ([value] if o == "$in" else value) for o in operators}
-    assert found(reader, body) == []
-    fuller = {**body, **{f: {**body[f], "$like": "1"} for f in fields if body[f]["$gt"] == "1"}}
-    assert sum(map(len, fuller.values())) <= limits.FILTER_TERMS
-    assert found(reader, fuller) == []
+    fits = [{"rank": n} for n in range((limits.FILTER_TERMS - 1) // 2)]
+    assert found(reader, {"$or": fits, "title": "none"}) == []
+    for body in (
+        {"$or": [*fits, {"rank": 1}]},
+        {"$and": [{}] * limits.FILTER_TERMS},
+        {"$or": [{"rank": {"$gt": 1, "$lt": 9}}] * 22},
+    ):
+        with pytest.raises(LimitExceeded, match="64 conditions"):
+            parse_filter(TASK, body, 100)
+
+
+def test_the_depth_is_bounded(reader: SqliteReader) -> None:
+    body: dict[str, Any] = {"rank": 1}
+    for _ in range(limits.FILTER_DEPTH):
+        body = {"$or": [body, {"rank": 99}]}
+    assert found(reader, body) == [1]
+    with pytest.raises(LimitExceeded, match="8 levels"):
+        parse_filter(TASK, {"$and": [body]}, 100)
+
+
+@given(
+    st.text(st.sampled_from("aA\u0430\ud7ff\ue000\U0010ffff%"), max_size=3),
+    st.lists(st.text(st.sampled_from("aA\u0430\ud7ff\ue000\U0010ffff%"), max_size=4), max_size=5),
+)
+def test_a_prefix_is_a_range(prefix: str, texts: list[str]) -> None:
+    clause = parse_filter(TASK, {"title": {"$startsWith": prefix}}, 100).where
+    for text in texts:
+        sql = f"SELECT {clause.sql} FROM (SELECT ? AS title)"
+        assert bool(MEMORY.execute(sql, (*clause.params, text)).get) is text.startswith(prefix)
 
 
 _scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 _names = st.sampled_from([f.name for f in TASK.fields] + ["id", "$limit", "$order", "$x", "'; --"])
-_ops = st.sampled_from(["$not", "$gt", "$gte", "$lt", "$lte", "$like", "$in", "$x"])
+_ops = st.sampled_from(
+    ["$not", "$ne", "$gt", "$gte", "$lt", "$lte", "$like", "$in", "$nin", "$exists",
+     "$startsWith", "$x"]
+)
 _operand = _scalars | st.lists(_scalars, max_size=3) | st.dictionaries(_ops, _scalars, max_size=3)
 
 
-@given(st.dictionaries(_names, _operand, max_size=5))
+_flat = st.dictionaries(_names, _operand, max_size=4)
+_filters = st.recursive(
+    _flat,
+    lambda inner: st.builds(
+        lambda key, parts, rest: {**rest, key: parts},
+        st.sampled_from(["$or", "$and"]), st.lists(inner, max_size=3), _flat,
+    ),
+    max_leaves=6,
+)
+
+
+@given(_filters)
 def test_any_filter_is_answered_or_refused(reader: SqliteReader, body: dict[str, Any]) -> None:
     try:
         query = parse_filter(TASK, body, 100)

@@ -1,4 +1,4 @@
-"""Query parameters: numbers within bounds, and an error that names the parameter and its value."""
+"""Query parameters: numbers within bounds, flags; errors name the parameter and its value."""
 
 from __future__ import annotations
 
@@ -28,6 +28,20 @@ def whole_number(req: falcon.Request, name: str, low: int = 0) -> int | None:
             f'{name} is "{text[:_SHOWN_CHARS]}": expected a whole number from {low} up'
         )
     return int(text)
+
+
+def flag(req: falcon.Request, name: str) -> bool:
+    """The parameter as yes or no: true or 1, false or 0; no where it is not given.
+
+    Raises:
+        InvalidQuery: it is something else.
+    """
+    text = text_value(req, name)
+    if text is None or text in ("false", "0"):
+        return False
+    if text in ("true", "1"):
+        return True
+    raise InvalidQuery(f'{name} is "{text[:_SHOWN_CHARS]}": expected true or false')
 
 
 def text_value(req: falcon.Request, name: str) -> str | None:

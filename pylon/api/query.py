@@ -12,7 +12,7 @@ from typing import Final
 import falcon
 
 from pylon.api.access import entity_named, may_see, readable
-from pylon.api.answers import joined, send_raw
+from pylon.api.answers import send_raw
 from pylon.api.body import read_json
 from pylon.api.callers import caller_of
 from pylon.api.services import Services
@@ -42,8 +42,8 @@ class EntityQuery:
         allowed = readable(services.app, named, auth)
         query = parse_filter(named, read_json(req), self._list_limit)
         query = replace(query, where=and_(query.where, allowed))
-        rows = services.store.scan(lambda reader: reader.rows(named.name, query))
-        send_raw(resp, joined(rows))
+        _, rows = services.store.scan(lambda reader: reader.page(named.name, query))
+        send_raw(resp, rows)
 
 
 class Lookup:

@@ -160,7 +160,8 @@ def _relations(
 ) -> None:
     for relation in items_of(entity, "relations"):
         target, field = text_of(relation, "target"), text_of(relation, "field")
-        if field is not None:
+        is_many = relation.value.get("many", relation).value is True
+        if field is not None and not is_many:
             _has_field(field, columns, "RELATION_FIELD_NOT_FOUND", "the relation", findings)
         if target is None:
             continue
@@ -170,7 +171,7 @@ def _relations(
                 "RELATION_TARGET_NOT_FOUND", f'no entity is called "{target.value}"', target.at,
                 _listing(_known_names(entities)),
             )
-        elif field is not None and relation.value.get("many", relation).value is True:
+        elif field is not None and is_many:
             there = {"id"} | _known_names(items_of(found, "fields"))
             _has_field(field, there, "RELATION_FIELD_NOT_FOUND", "the relation's target", findings)
 

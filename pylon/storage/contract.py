@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pylon.bus.messages import WriteReply, WriteRequest
 from pylon.changelog.event import ChangeBatch, ChangeEvent
+from pylon.manifest.model import Entity, Relation
 from pylon.storage.clause import SqlClause
 
 T = TypeVar("T")
@@ -47,6 +48,57 @@ class Tally:
 
     total: int
     by_field: dict[str, list[tuple[object, int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphNode:
+    """Rows of an entity with related rows inside them (spec/http.md §3.5).
+
+    `where` holds the caller's read policy too. `limit` and `offset` of an included node count
+    for each row that it belongs to; None: all of them.
+    """
+
+    entity: Entity
+    where: SqlClause
+    order: tuple[tuple[str, bool], ...] = ()
+    limit: int | None = None
+    offset: int = 0
+    includes: tuple[GraphInclude, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GraphInclude:
+    """A relation of a node's entity, and what is wanted of its target."""
+
+    relation: Relation
+    node: GraphNode
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What an aggregate's rows are made for each value of; `key` names it in the answer."""
+
+    key: str
+    field: str
+    bucket: str | None = None  # hour, day, week, month or year of a datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One number of an aggregate; a count without a field counts rows."""
+
+    key: str
+    kind: str  # count, sum, avg, min, max or countDistinct
+    field: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """Figures over the rows of `where`, one row for each distinct value of `groups`."""
+
+    figures: tuple[Figure, ...]
+    groups: tuple[Group, ...]
+    where: SqlClause
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +135,9 @@ class Reader(Protocol):
     def get(self, entity: str, row_id: str) -> bytes | None:
         """The row's JSON, or None."""
 
+    def get_version(self, entity: str, row_id: str) -> tuple[bytes, int | None] | None:
+        """The row's JSON and the seq of its last change (None: not known), or None."""
+
     def lookup(self, entity: str, field: str, value: object) -> bytes | None:
         """The first row, by id, whose `field` is `value` (which may be text from a URL).
 
@@ -98,6 +153,27 @@ class Reader(Protocol):
     ) -> Tally:
         """Count the rows that `where` selects, and for each of `fields` their values, `most` of
         them. Values are as the store holds them: a boolean is 0 or 1."""
+
+    def page(self, entity: str, query: Query) -> tuple[int, bytes]:
+        """How many rows the query selects, and all of them as one JSON array."""
+
+    def count(self, entity: str, where: SqlClause) -> int:
+        """How many rows `where` holds for."""
+
+    def graph(self, nodes: Sequence[GraphNode]) -> bytes:
+        """A JSON object with an array of rows for each node, under its entity's name; all are
+        of the same commit. A to-one relation that leads nowhere is left out of its row.
+
+        Raises:
+            LimitExceeded: more than `limits.GRAPH_ROWS` rows.
+        """
+
+    def aggregate(self, entity: str, aggregate: Aggregate) -> list[dict[str, Any]]:
+        """The answer's rows, ordered by their groups. Booleans are bools.
+
+        Raises:
+            LimitExceeded: more than `limits.AGGREGATE_GROUPS` rows.
+        """
 
     def head_seq(self) -> int:
         """The highest seq in use: the newest event's, or the mark of the newest epoch."""

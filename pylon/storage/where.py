@@ -1,7 +1,8 @@
 """Joins predicates: a filter AND the caller's read policy is what every list runs.
 
 Invariants: parameters stay in the order of their placeholders; a constant true ("1") vanishes
-and a constant false ("0") swallows the rest, so that the store may skip the query.
+and a constant false ("0") swallows the rest, so that the store may skip the query; for OR the
+other way round.
 """
 
 from __future__ import annotations
@@ -25,5 +26,20 @@ def and_(*clauses: SqlClause) -> SqlClause:
         return kept[0]
     return SqlClause(
         " AND ".join(f"({c.sql})" for c in kept),
+        tuple(p for c in kept for p in c.params),
+    )
+
+
+def or_(*clauses: SqlClause) -> SqlClause:
+    """The clause that holds where one of `clauses` holds; `NOTHING` for none."""
+    kept = [c for c in clauses if c.sql != NOTHING.sql]
+    if any(c.sql == ALL.sql for c in kept):
+        return ALL
+    if not kept:
+        return NOTHING
+    if len(kept) == 1:
+        return kept[0]
+    return SqlClause(
+        " OR ".join(f"({c.sql})" for c in kept),
         tuple(p for c in kept for p in c.params),
     )
