@@ -11,7 +11,7 @@ from pathlib import Path
 
 import falcon
 
-from pylon.api import answers, auth, entities, openapi, query, reset, sync, system
+from pylon.api import answers, auth, entities, openapi, query, reset, search, sync, system
 from pylon.api.gate import Gate
 from pylon.api.services import Services
 from pylon.errors import PylonError
@@ -65,6 +65,7 @@ def _routes(services: Services) -> list[tuple[str, object]]:
         ("/api/entities/{entity}/cursor", entities.EntityPage(services)),
         ("/api/entities/{entity}/{row_id}", entities.EntityRow(services)),
         ("/api/query/{entity}", query.EntityQuery(services)),
+        ("/api/search/{entity}", search.EntitySearch(services)),
         ("/api/lookup/{entity}/{field}/{value:path}", query.Lookup(services)),
         ("/api/sync/pull", sync.Pull(services)),
         ("/api/sync/push", sync.Push(services)),

@@ -24,6 +24,7 @@ from pylon.openapi.parts import (
     query,
     ref,
 )
+from pylon.openapi.search import search_paths
 
 _WHOLE: Final[Schema] = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}
 _READS: Final[tuple[ErrorClass, ...]] = (errors.PolicyDenied, *STORE_ERRORS)
@@ -39,6 +40,7 @@ def entity_paths(entity: Entity, config: Config) -> Paths:
         f"{base}/cursor": _page(entity),
         f"{base}/{{row_id}}": {**_get(entity), **_patch(entity), **_delete(entity)},
         f"/api/query/{name}": _query(entity),
+        **search_paths(entity),
         **{
             f"/api/lookup/{name}/{field.name}/{{value}}": _look_up(entity, field)
             for field in columns_of(entity)

@@ -1,0 +1,98 @@
+"""The faceted search of each entity, ``POST /api/search/{entity}`` (spec/http.md §3.7)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pylon import errors, limits
+from pylon.manifest.model import Entity, FieldType
+from pylon.openapi.parts import (
+    STORE_ERRORS,
+    ErrorClass,
+    Paths,
+    Schema,
+    answer,
+    listed,
+    nullable,
+    obj,
+    operation,
+    ref,
+)
+from pylon.values import INT_MAX, INT_MIN
+
+_NUMBER: Final[Schema] = {"anyOf": [
+    {"type": "number", "minimum": INT_MIN, "maximum": INT_MAX},
+    {"type": "string", "pattern": r"^-?[0-9]{1,18}(\.[0-9]{1,18})?$"},
+]}
+_FACET: Final[dict[FieldType, Schema]] = {
+    FieldType.BOOL: {"enum": [True, False, "true", "false"]},
+    FieldType.INT: _NUMBER,
+    FieldType.FLOAT: _NUMBER,
+}
+_WHOLE: Final[Schema] = {"type": "integer", "minimum": 0}
+
+
+def search_paths(entity: Entity) -> Paths:
+    """The path, also where there is no search config: it says how to get one."""
+    fails: tuple[ErrorClass, ...] = (errors.PolicyDenied, *STORE_ERRORS)
+    where, name = f"/api/search/{entity.name}", f"search{entity.name}"
+    if entity.search is None:
+        return {where: operation(
+            "post", name, entity.name, f"{entity.name} has no search config", {},
+            fails=(*fails, errors.SearchNotConfigured), body=obj({}),
+        )}
+    hits = obj({
+        "hits": listed(ref(entity.name)),
+        "facetCounts": {
+            "type": "object",
+            "additionalProperties": {
+                "type": "object", "additionalProperties": {"type": "integer"},
+            },
+            "description": "By facet: how many of all hits have which value. Values are text, "
+            f"the {limits.FACET_VALUES} most frequent ones; null is not counted",
+        },
+        "total": {"type": "integer", "description": "Hits on all pages"},
+        "tookMs": {"type": "integer"},
+    })
+    return {where: operation(
+        "post", name, entity.name, "Rows by words and facets, the best match first",
+        {200: answer("A page of hits", hits)},
+        fails=(*fails, errors.InvalidQuery, errors.InvalidValue), body=_request(entity),
+    )}
+
+
+def _request(entity: Entity) -> Schema:
+    search = entity.search
+    facets = search.facets if search is not None else ()
+    sortable = search.sortable if search is not None else ()
+    values = {name: _values(entity, name) for name in facets}
+    size = nullable({**_WHOLE, "description": f"Cut to 1..{limits.SEARCH_PAGE_MAX}"})
+    request = {
+        "query": nullable({
+            "type": "string", "maxLength": limits.SEARCH_CHARS,
+            "description": f"At most {limits.SEARCH_WORDS} words, all of which a hit has. The "
+            "last one also finds words that begin with it, unless white space follows it",
+        }),
+        "filters": nullable(obj(values, ())),
+        "facets": nullable(listed({"enum": list(facets)} if facets else {}, **_none(facets))),
+        "sort": nullable(listed(
+            {}, **_none(sortable),
+            **({"prefixItems": [{"enum": list(sortable)}, {"enum": ["asc", "desc"]}],
+                "minItems": 2, "maxItems": 2} if sortable else {}),
+        )),
+        "page": nullable({**_WHOLE, "maximum": INT_MAX // limits.SEARCH_PAGE_MAX}),
+        "page_size": size,
+        "pageSize": size,
+    }
+    return obj(request, ())
+
+
+def _values(entity: Entity, name: str) -> Schema:
+    field = entity.by_name.get(name)
+    one: Schema = _FACET.get(field.type if field is not None else FieldType.ID, {"type": "string"})
+    some = listed(nullable(one), maxItems=limits.FILTER_TERMS)
+    return {"anyOf": [one, {"type": "null"}, some]}
+
+
+def _none(known: tuple[str, ...]) -> Schema:
+    return {} if known else {"maxItems": 0}
