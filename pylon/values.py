@@ -358,6 +358,11 @@ def expected(field: Field) -> str:
     return _CHECKS[field.type][1]
 
 
+def fits(field: Field, value: object) -> bool:
+    """Whether `value`, which is not null, is of the field's type."""
+    return _CHECKS[field.type][0](value) is not _MISSING
+
+
 def invalid_value(entity: Entity, field: Field, value: object) -> InvalidValue:
     """The error for a value that is not of the field's type."""
     return InvalidValue(

@@ -11,7 +11,24 @@ from pathlib import Path
 
 import falcon
 
-from pylon.api import answers, auth, entities, openapi, query, reset, search, sync, system
+from pylon.api import (
+    actions,
+    aggregate,
+    answers,
+    auth,
+    batch,
+    entities,
+    export,
+    graph,
+    import_,
+    link,
+    openapi,
+    query,
+    reset,
+    search,
+    sync,
+    system,
+)
 from pylon.api.gate import Gate
 from pylon.api.services import Services
 from pylon.errors import PylonError
@@ -64,9 +81,19 @@ def _routes(services: Services) -> list[tuple[str, object]]:
         ("/api/entities/{entity}", entities.EntityList(services)),
         ("/api/entities/{entity}/cursor", entities.EntityPage(services)),
         ("/api/entities/{entity}/{row_id}", entities.EntityRow(services)),
+        ("/api/query", graph.GraphQuery(services)),
         ("/api/query/{entity}", query.EntityQuery(services)),
+        ("/api/aggregate/{entity}", aggregate.EntityAggregate(services)),
         ("/api/search/{entity}", search.EntitySearch(services)),
         ("/api/lookup/{entity}/{field}/{value:path}", query.Lookup(services)),
+        ("/api/batch", batch.Batch(services)),
+        ("/api/transact", batch.Transaction(services)),
+        ("/api/link", link.Link(services)),
+        ("/api/unlink", link.Unlink(services)),
+        ("/api/actions/{name}", actions.Action(services)),
+        ("/api/export", export.Export(services)),
+        ("/api/export/{entity}", export.Export(services)),
+        ("/api/import", import_.Import(services)),
         ("/api/sync/pull", sync.Pull(services)),
         ("/api/sync/push", sync.Push(services)),
         ("/api/sync/ws", system.SocketElsewhere(services)),

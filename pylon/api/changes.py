@@ -34,7 +34,7 @@ def insert(
     return InsertRow(
         entity=entity.name,
         row_id=row_id,
-        values=list(encoded.values),
+        values=encoded.values,
         row_json=encoded.row_json,
         client_id_given=given is not None,
         op=op,
@@ -48,8 +48,12 @@ def update(
     row_id: str,
     body: object,
     op: OpKey | None = None,
+    if_match: int | None = None,
 ) -> UpdateRow:
     """The change of the fields in `body`.
+
+    Args:
+        if_match: the version (seq of its last change) that the row must have; None: any.
 
     Raises:
         InvalidData: nothing is left to change; others as for `insert`.
@@ -57,9 +61,15 @@ def update(
     patch = app.codecs[entity.name].patch(body, row_id)
     if not patch:
         raise InvalidData(f"Nothing to update in {entity.name}: the body names no field")
-    return UpdateRow(entity=entity.name, row_id=row_id, patch=patch, auth=auth, op=op)
+    return UpdateRow(entity.name, row_id, patch, auth, op, if_match)
 
 
-def delete(entity: Entity, auth: AuthContext, row_id: str, op: OpKey | None = None) -> DeleteRow:
-    """The deletion of a row."""
-    return DeleteRow(entity=entity.name, row_id=row_id, auth=auth, op=op)
+def delete(
+    entity: Entity,
+    auth: AuthContext,
+    row_id: str,
+    op: OpKey | None = None,
+    if_match: int | None = None,
+) -> DeleteRow:
+    """The deletion of a row. `if_match`: the version that it must have, as for `update`."""
+    return DeleteRow(entity.name, row_id, auth, op, if_match)

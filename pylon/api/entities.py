@@ -13,12 +13,16 @@ from pylon import limits
 from pylon.api import changes
 from pylon.api.access import entity_named, may_see, readable
 from pylon.api.answers import joined, send, send_raw
-from pylon.api.body import read_json
+from pylon.api.body import read_body
 from pylon.api.callers import caller_of
-from pylon.api.parameters import text_value, whole_number
+from pylon.api.idempotency import key_of, say_replayed
+from pylon.api.parameters import flag, text_value, whole_number
 from pylon.api.services import Services
+from pylon.api.versions import if_match, is_known, set_etag
+from pylon.bus.messages import WriteReply
 from pylon.errors import LimitExceeded, NotFound
-from pylon.storage.contract import Query
+from pylon.storage.contract import Query, Reader
+from pylon.values import decode_body
 
 SEQ_HEADER = "x-pylon-change-seq"
 
@@ -46,11 +50,16 @@ class EntityList:
         query = Query(
             where=where, limit=self._list_limit if limit is None else limit, offset=offset
         )
-        rows = services.store.scan(lambda reader: reader.rows(named.name, query))
+        with_total = flag(req, "count")
+        count, rows, total = services.store.scan(
+            lambda reader: _listed(reader, named.name, query, with_total)
+        )
         send_raw(
             resp,
-            b'{"count":%d,"data":%b,"limit":%b,"offset":%d}'
-            % (len(rows), joined(rows), b"null" if limit is None else b"%d" % limit, offset),
+            b'{"count":%d,"data":%b,"limit":%b,"offset":%d%b}' % (
+                count, rows, b"null" if limit is None else b"%d" % limit, offset,
+                b"" if total is None else b',"total":%d' % total,
+            ),
         )
 
     on_head = on_get
@@ -59,10 +68,23 @@ class EntityList:
         services = self._services
         auth = caller_of(req, services).auth
         named = entity_named(services.app, entity, auth)
-        op = changes.insert(services.app, named, auth, read_json(req))
+        raw = read_body(req)
+        key = key_of(req, services, auth, raw)
+        op = changes.insert(services.app, named, auth, decode_body(raw), key)
         reply = services.writer.submit(op)
-        resp.set_header(SEQ_HEADER, str(reply.seq))
+        _say_version(resp, reply)
         send(resp, {"id": reply.row_id or op.row_id}, 201)
+
+
+def _listed(
+    reader: Reader, entity: str, query: Query, with_total: bool
+) -> tuple[int, bytes, int | None]:
+    """How many rows, the rows, and how many there are without limit and offset."""
+    if not with_total:
+        return *reader.page(entity, query), None
+    return reader.at_one_commit(
+        lambda: (*reader.page(entity, query), reader.count(entity, query.where))
+    )
 
 
 class EntityPage:
@@ -105,9 +127,15 @@ class EntityRow:
         auth = caller_of(req, services).auth
         named = entity_named(services.app, entity, auth)
         readable(services.app, named, auth)
-        row = services.store.point(lambda reader: reader.get(named.name, row_id))
-        if row is None or not may_see(services.app, named, auth, row):
+        found = services.store.point(lambda reader: reader.get_version(named.name, row_id))
+        if found is None or not may_see(services.app, named, auth, found[0]):
             raise NotFound(f'{named.name} with id "{row_id}" not found')
+        row, seq = found
+        if seq is not None:
+            set_etag(resp, seq)
+            if is_known(req, seq):
+                resp.status = 304
+                return
         send_raw(resp, row)
 
     on_head = on_get
@@ -118,9 +146,13 @@ class EntityRow:
         services = self._services
         auth = caller_of(req, services).auth
         named = entity_named(services.app, entity, auth)
-        op = changes.update(services.app, named, auth, row_id, read_json(req))
+        raw = read_body(req)
+        key = key_of(req, services, auth, raw)
+        op = changes.update(
+            services.app, named, auth, row_id, decode_body(raw), key, if_match(req)
+        )
         reply = services.writer.submit(op)
-        resp.set_header(SEQ_HEADER, str(reply.seq))
+        _say_version(resp, reply)
         send(resp, {"updated": True})
 
     def on_delete(
@@ -129,6 +161,18 @@ class EntityRow:
         services = self._services
         auth = caller_of(req, services).auth
         named = entity_named(services.app, entity, auth)
-        reply = services.writer.submit(changes.delete(named, auth, row_id))
+        key = key_of(req, services, auth, b"")
+        op = changes.delete(named, auth, row_id, key, if_match(req))
+        reply = services.writer.submit(op)
         resp.set_header(SEQ_HEADER, str(reply.seq))
+        if reply.replayed:
+            say_replayed(resp)
         send(resp, {"deleted": True})
+
+
+def _say_version(resp: falcon.Response, reply: WriteReply) -> None:
+    """The seq of the change, which is the row's version now."""
+    resp.set_header(SEQ_HEADER, str(reply.seq))
+    set_etag(resp, reply.seq)
+    if reply.replayed:
+        say_replayed(resp)

@@ -20,18 +20,17 @@ from typing import Any, Final
 from pylon import limits
 from pylon.api import changes
 from pylon.api.access import entity_named
+from pylon.api.idempotency import identity_of
 from pylon.api.services import Services
 from pylon.app import App
 from pylon.auth.context import AuthContext
-from pylon.bus.messages import DeleteRow, InsertRow, OpKey, UpdateRow, WriteReply
+from pylon.bus.messages import OpKey, RowOp, WriteReply
 from pylon.errors import InvalidData, InvalidJson, PylonError
 
 _KINDS: Final = ("insert", "update", "delete")
 _SHOWN_CHARS: Final = 100
 # Written in portions, so that one long push leaves room for others in the writes in flight.
 _PORTION_OPS: Final = 256
-
-RowOp = InsertRow | UpdateRow | DeleteRow
 
 
 @dataclass(slots=True)
@@ -85,7 +84,7 @@ def push(services: Services, auth: AuthContext, body: object, address: str) -> d
     sent = body.get("changes") if isinstance(body, dict) else None
     if not isinstance(body, dict) or not isinstance(sent, list):
         raise InvalidJson("Invalid request body")
-    identity = _identity(auth, body.get("client_id"), address)
+    identity = identity_of(auth, body.get("client_id"), address)
     entries = [
         _prepared(services.app, auth, identity, change) for change in sent[: limits.PUSH_CHANGES]
     ]
@@ -140,14 +139,6 @@ def _op_key(identity: str, op_id: object) -> OpKey | None:
     if not isinstance(op_id, str) or len(op_id) > limits.OP_ID_CHARS:
         raise InvalidData(f"op_id must be text of at most {limits.OP_ID_CHARS} characters")
     return OpKey(identity, op_id)
-
-
-def _identity(auth: AuthContext, client_id: object, address: str) -> str:
-    if auth.user_id is not None:
-        return auth.user_id
-    if isinstance(client_id, str) and client_id:
-        return f"anon:{client_id[: limits.OP_ID_CHARS]}"
-    return f"anon-at:{address}"
 
 
 def _carry_out(services: Services, entries: list[_Entry]) -> None:

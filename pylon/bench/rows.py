@@ -15,7 +15,7 @@ _GROUPS: Final = 100  # distinct values of a field that is not unique: 10 rows o
 
 
 def fixture() -> Manifest:
-    """Three entities: of three fields, of four, and of four with a unique one and an indexed one."""
+    """Three entities: of three fields, of four, and of four with a unique and an indexed one."""
 
     def field(name: str, kind: str, unique: bool = False) -> dict[str, Any]:
         return {"name": name, "type": kind, "optional": False, "unique": unique}

@@ -131,16 +131,34 @@ class EntityRules:
 
 
 class RuleSet:
-    """The rules of every entity of a manifest."""
+    """The rules of every entity of a manifest, and of its actions."""
 
-    __slots__ = ("_by_entity",)
+    __slots__ = ("_acts", "_by_entity")
 
-    def __init__(self, by_entity: Mapping[str, EntityRules]) -> None:
+    def __init__(
+        self, by_entity: Mapping[str, EntityRules], acts: Mapping[str, list[Expr]] | None = None
+    ) -> None:
+        """
+        Args:
+            acts: for each action that has policies the expressions that must all be true.
+        """
         self._by_entity = dict(by_entity)
+        self._acts = {name: compile_condition(_all(rules)) for name, rules in (acts or {}).items()}
 
     def of(self, entity: str) -> EntityRules:
         """The rules of an entity of the manifest (KeyError for any other name)."""
         return self._by_entity[entity]
+
+    def may_act(self, action: str, auth: AuthContext, given: Mapping[str, Any]) -> bool:
+        """Whether the caller may run the action. Denied where no policy speaks of it.
+
+        Args:
+            given: the inputs, each of its declared type or null.
+        """
+        if auth.is_admin:
+            return True
+        judge = self._acts.get(action)
+        return judge is not None and judge(auth, given, {})
 
 
 def compile_rules(manifest: Manifest) -> RuleSet:
@@ -155,11 +173,13 @@ def compile_rules(manifest: Manifest) -> RuleSet:
     chosen: dict[str, dict[Action, list[Expr]]] = {
         entity.name: {action: [] for action in _CHOICE} for entity in manifest.entities
     }
+    acts: dict[str, list[Expr]] = {}
     for policy in manifest.policies:
         entity = manifest.by_name.get(policy.entity or "")
         try:
             if policy.action is not None and policy.allow and policy.action in actions:
-                check(policy.allow, action_scope(actions[policy.action]))
+                rule = check(policy.allow, action_scope(actions[policy.action]))
+                acts.setdefault(policy.action, []).append(rule)
             if entity is not None:
                 for action, rule in _chosen(policy, entity).items():
                     chosen[entity.name][action].append(rule)
@@ -168,7 +188,7 @@ def compile_rules(manifest: Manifest) -> RuleSet:
             problems.append(Diagnostic("error", invalid.code, message, "manifest"))
     if problems:
         raise ManifestInvalid(problems)
-    return RuleSet({name: EntityRules(name, rules) for name, rules in chosen.items()})
+    return RuleSet({name: EntityRules(name, rules) for name, rules in chosen.items()}, acts)
 
 
 def _chosen(policy: Policy, entity: Entity) -> dict[Action, Expr]:

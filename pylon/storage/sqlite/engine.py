@@ -306,7 +306,8 @@ class SqliteEngine:
         if key is not None:
             ids = orjson.dumps([reply.row_id for reply in done]).decode()
             journal.note_op(key, journal.seq, ids)
-        return WriteReply(number, journal.seq, "", False, len(done), None, done)
+        seq = journal.seq if done else 0
+        return WriteReply(number, seq, "", False, len(done), None, done)
 
     def _table(self, entity: str) -> Table:
         table = self._tables.get(entity)

@@ -1,0 +1,133 @@
+"""Relations between rows, set and cleared (spec/http.md §3.8).
+
+A to-one relation is a field of the row itself; a to-many relation is a field of the rows that
+it leads to, which then holds this row's id. Either way one row is updated: under its entity's
+update policy, and with a change event like any other update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import falcon
+import orjson
+
+from pylon.api import changes
+from pylon.api.access import entity_named, may_see
+from pylon.api.answers import send
+from pylon.api.body import read_body
+from pylon.api.callers import caller_of
+from pylon.api.entities import SEQ_HEADER
+from pylon.api.idempotency import key_of, say_replayed
+from pylon.api.services import Services
+from pylon.auth.context import AuthContext
+from pylon.bus.messages import OpKey, UpdateRow
+from pylon.errors import InvalidJson, MissingField, NotFound, RelationNotFound
+from pylon.manifest.model import Entity, Relation
+from pylon.values import decode_body
+
+_SHOWN_CHARS: Final = 100
+
+
+class Link:
+    """``POST /api/link``."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        _answer(self._services, req, resp, linked=True)
+
+
+class Unlink:
+    """``POST /api/unlink``."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        _answer(self._services, req, resp, linked=False)
+
+
+def _answer(
+    services: Services, req: falcon.Request, resp: falcon.Response, linked: bool
+) -> None:
+    auth = caller_of(req, services).auth
+    raw = read_body(req)
+    body = decode_body(raw)
+    if not isinstance(body, dict):
+        raise InvalidJson("Invalid request body", hint='Send {"entity", "id", "relation", ...}')
+    key = key_of(req, services, auth, raw)
+    entity = entity_named(services.app, _text(body, "entity"), auth)
+    row_id = _text(body, "id")
+    relation = _relation(entity, _text(body, "relation"))
+    if _is_ours(services, entity, relation):
+        target_id = _text(body, "target_id") if linked else None
+        op = changes.update(
+            services.app, entity, auth, row_id, {relation.field: target_id}, key
+        )
+    else:
+        op = _of_target(services, auth, entity, row_id, relation, _text(body, "target_id"),
+                        linked, key)
+    try:
+        reply = services.writer.submit(op)
+    except NotFound as error:
+        missing = "Source" if op.entity == entity.name and op.row_id == row_id else "Target"
+        raise NotFound(f"{missing} entity not found") from error
+    resp.set_header(SEQ_HEADER, str(reply.seq))
+    if reply.replayed:
+        say_replayed(resp)
+    send(resp, {"linked" if linked else "unlinked": True})
+
+
+def _is_ours(services: Services, entity: Entity, relation: Relation) -> bool:
+    """Whether the relation is a field of the row itself; a to-many one is, where its target has
+    no such field (as in graph queries)."""
+    target = services.app.manifest.by_name[relation.target]
+    return not (relation.many and relation.field in target.by_name)
+
+
+def _of_target(
+    services: Services, auth: AuthContext, entity: Entity, row_id: str, relation: Relation,
+    target_id: str, linked: bool, key: OpKey | None,
+) -> UpdateRow:
+    """The update of the row at the other end of a to-many relation."""
+    target = services.app.manifest.by_name[relation.target]
+    source = services.store.point(lambda reader: reader.get(entity.name, row_id))
+    if source is None or not may_see(services.app, entity, auth, source):
+        raise NotFound("Source entity not found")
+    if linked:
+        patch = {relation.field: row_id}
+        return changes.update(services.app, target, auth, target_id, patch, key)
+    found = services.store.point(lambda reader: reader.get_version(target.name, target_id))
+    if found is None or not may_see(services.app, target, auth, found[0]):
+        raise NotFound("Target entity not found")
+    row, seq = found
+    if key is None and orjson.loads(row)[relation.field] != row_id:
+        raise NotFound(
+            "Target entity not found", hint=f"{target.name}/{target_id} is not linked to this row"
+        )
+    # Only while it is as it was looked at: somebody may be linking it to another row.
+    return changes.update(
+        services.app, target, auth, target_id, {relation.field: None}, key,
+        seq if key is None else None,
+    )
+
+
+def _relation(entity: Entity, name: str) -> Relation:
+    for relation in entity.relations:
+        if relation.name == name:
+            return relation
+    known = ", ".join(relation.name for relation in entity.relations) or "none"
+    raise RelationNotFound(
+        f'{entity.name} has no relation "{name[:_SHOWN_CHARS]}" -- known relations: {known}',
+        entity=entity.name,
+    )
+
+
+def _text(body: Mapping[str, Any], name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str) or not value:
+        raise MissingField(f"{name} is required", field=name, expected="a string")
+    return value
