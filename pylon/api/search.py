@@ -44,9 +44,10 @@ _SHOWN_CHARS: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A request, understood. `relevance`: see `Query`; `where` has its rows in any case."""
+    """A request, understood. `relevance`: see `Query`; it finds the same rows as `words`."""
 
-    where: SqlClause  # of query and filters
+    words: SqlClause
+    filters: SqlClause
     relevance: str | None
     facets: tuple[str, ...]
     order: tuple[tuple[str, bool], ...]
@@ -80,15 +81,19 @@ class EntitySearch:
 def _find(
     reader: Reader, entity: Entity, wanted: _Wanted, allowed: SqlClause
 ) -> tuple[list[bytes], Tally]:
-    where = and_(wanted.where, allowed)
-    query = Query(where, wanted.size, wanted.order, wanted.offset, relevance=wanted.relevance)
+    where = and_(wanted.filters, allowed)
+    everything = and_(wanted.words, where)
+    query = Query(
+        everything if wanted.relevance is None else where,
+        wanted.size, wanted.order, wanted.offset, relevance=wanted.relevance,
+    )
 
     def read() -> tuple[list[bytes], Tally]:
         rows = reader.rows(entity.name, query)
         is_last = len(rows) < wanted.size and (rows or not wanted.offset)
         if is_last and not wanted.facets:
             return rows, Tally(wanted.offset + len(rows), {})
-        return rows, reader.tally(entity.name, where, wanted.facets, limits.FACET_VALUES)
+        return rows, reader.tally(entity.name, everything, wanted.facets, limits.FACET_VALUES)
 
     return reader.at_one_commit(read)
 
@@ -141,8 +146,8 @@ def _wanted(entity: Entity, search: Search, body: object) -> _Wanted:
     match = match_of(entity, query) if query and text_fields(entity) else None
     size = _page_size(body)
     return _Wanted(
-        where=and_(search_clause(entity, query or ""),
-                   *_filters(entity, search, body.get("filters"))),
+        words=search_clause(entity, query or ""),
+        filters=and_(*_filters(entity, search, body.get("filters"))),
         relevance=None if order else match,
         facets=_facets(search, body.get("facets")),
         order=order,

@@ -27,6 +27,7 @@ from pylon.cli.output import (
     note,
 )
 from pylon.cli.restore import restore
+from pylon.cli.search import search
 from pylon.cli.start import start
 from pylon.cli.status import status
 from pylon.cli.stop import stop
@@ -42,7 +43,8 @@ def cli() -> None:
 
 
 for verb in (
-    start, dev, stop, status, config, check_config, backup, restore, bench, explain, version,
+    start, dev, stop, status, config, check_config, backup, restore, bench, search, explain,
+    version,
 ):
     cli.add_command(verb)
 

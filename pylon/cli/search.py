@@ -1,0 +1,143 @@
+"""`pylonctl search check` and `pylonctl search rebuild`: the indexes of full-text search.
+
+Every write keeps them current and a start builds those that are missing, so a rebuild is for a
+database that somebody has damaged. It is a long write; while a server runs, all writes are its
+writer's, so a rebuild waits until it has been stopped. A check only reads, also beside a server.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import apsw
+import click
+
+from pylon.backup.hold import Held, hold
+from pylon.cli.output import ERROR, json_flag, result
+from pylon.cli.settings import dev_flag, read_settings
+from pylon.config import Config
+from pylon.errors import (
+    EntityNotFound,
+    SchemaRefused,
+    SearchNotConfigured,
+    ServerRunning,
+    Unavailable,
+)
+from pylon.manifest.load import load_manifest
+from pylon.manifest.model import Entity
+from pylon.schema.search import build, check
+from pylon.storage.sqlite.connect import open_writer
+from pylon.storage.sqlite.pragmas import BUSY_TIMEOUT_MS
+from pylon.storage.sqlite.search import text_fields
+
+_entity_option = click.option("--entity", metavar="NAME", help="Only this one.")
+
+
+@click.group()
+@json_flag
+def search() -> None:
+    """Check the indexes of full-text search, or build them anew."""
+
+
+@search.command("check")
+@_entity_option
+@dev_flag
+@json_flag
+@click.pass_context
+def check_indexes(ctx: click.Context, entity: str | None, dev: bool) -> None:
+    """Compare each index with its rows, also while the server runs.
+
+    Exit code 1 if they differ.
+    """
+    config = read_settings(dev=dev).config
+    entities, path = _entities(config, entity), _database(config)
+    flags = apsw.SQLITE_OPEN_READWRITE  # a WAL database; what is compared with is temporary
+    try:
+        with closing(apsw.Connection(str(path), flags=flags)) as conn:
+            conn.set_busy_timeout(BUSY_TIMEOUT_MS)
+            with conn:
+                found = [check(conn, e) for e in entities]
+    except apsw.SQLError as ex:
+        raise _not_brought_up(path, ex) from ex
+    ok = not any(c.problems for c in found)
+    lines = [
+        f"{c.entity}: {'; '.join(c.problems) or 'current'} ({c.rows} rows)" for c in found
+    ]
+    if not ok:
+        lines.append("build the index anew: pylonctl search rebuild")
+    body = {
+        "ok": ok,
+        "entities": [
+            {"entity": c.entity, "rows": c.rows, "problems": list(c.problems)} for c in found
+        ],
+    }
+    result(body, "\n".join(lines) or "no entity has text fields in a search config")
+    ctx.exit(0 if ok else ERROR)
+
+
+@search.command("rebuild")
+@_entity_option
+@dev_flag
+@json_flag
+def rebuild_indexes(entity: str | None, dev: bool) -> None:
+    """Build the indexes anew from the rows. The server must be stopped."""
+    config = read_settings(dev=dev).config
+    entities, path = _entities(config, entity), _database(config)
+    try:
+        with hold(path):
+            built = _rebuild(path, entities)
+    except Held:
+        raise ServerRunning(
+            f"a server runs on {path} and keeps the indexes with every write",
+            hint="to see whether anything is wrong: pylonctl search check; to rebuild, stop the "
+            "server first: pylonctl stop",
+        ) from None
+    body: dict[str, Any] = {"ok": True, "entities": built}
+    lines = [f"{b['entity']}: built from {b['rows']} rows" for b in built]
+    result(body, "\n".join(lines) or "no entity has text fields in a search config")
+
+
+def _rebuild(path: Path, entities: list[Entity]) -> list[dict[str, Any]]:
+    try:
+        with closing(open_writer(path)) as conn:
+            conn.execute("BEGIN IMMEDIATE")
+            built = [{"entity": e.name, "rows": build(conn, e)} for e in entities]
+            conn.execute("COMMIT")
+    except apsw.SQLError as ex:
+        raise _not_brought_up(path, ex) from ex
+    return built
+
+
+def _entities(config: Config, name: str | None) -> list[Entity]:
+    """Those that have an index: the one that is named, or all."""
+    manifest = load_manifest(Path(config.manifest))
+    if name is None:
+        return [e for e in manifest.entities if text_fields(e)]
+    entity = manifest.by_name.get(name)
+    if entity is None:
+        known = ", ".join(sorted(manifest.by_name))
+        raise EntityNotFound(f'Unknown entity "{name}" -- known entities: {known}')
+    if not text_fields(entity):
+        raise SearchNotConfigured(
+            f"{name} has no text fields in its search config",
+            hint=f'add "search": {{"text": [...]}} to it in {config.manifest}',
+        )
+    return [entity]
+
+
+def _database(config: Config) -> Path:
+    if config.in_memory:
+        raise Unavailable("PYLON_IN_MEMORY is on: there is no database file")
+    path = Path(config.db_path)
+    if not path.is_file():
+        raise Unavailable(f"there is no database at {path}", hint="PYLON_DB_PATH")
+    return path
+
+
+def _not_brought_up(path: Path, error: apsw.Error) -> SchemaRefused:
+    return SchemaRefused(
+        f"{path} is not as the manifest has it: {error}",
+        hint="start the server once, or: pylonctl schema apply; both build missing indexes",
+    )
