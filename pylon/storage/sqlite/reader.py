@@ -163,10 +163,9 @@ class SqliteReader:
             return 0, b"[]"
         selected, params = _selected(sql, query)
         ((count, joined),) = self._all(
-            f"SELECT count(*), CAST('[' || ifnull(group_concat(_j), '') || ']' AS BLOB) "
-            f"FROM ({selected})", params,
+            f"SELECT count(*), CAST(group_concat(_j) AS BLOB) FROM ({selected})", params
         )
-        return count, joined
+        return count, b"[%b]" % (joined or b"")
 
     def count(self, entity: str, where: SqlClause) -> int:
         sql = self._sql(entity)
