@@ -22,6 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 import server as srv
+import yardstick
 
 ROWS = 1_000
 UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
@@ -46,25 +47,34 @@ local function update()
 end
 """
 
-REQUESTS = {
+# Reads first, of exactly ROWS rows: the writes below let the table grow.
+READS = {
     "health": 'return get("/health")',
     "get by id": 'return get("/api/entities/Item/" .. row_id())',
     "lookup": 'made = made + 1; '
               'return get(string.format("/api/lookup/Item/sku/sku-%08d", made % 1000))',
-    "insert": "return insert()",
-    "update": "return update()",
     "list 100": 'return get("/api/entities/Item?limit=100")',
+    "equality, 1 row, no index": 'made = made + 1; return post("/api/query/Item", '
+                                 "'{\"title\":\"item-' .. made % 1000 .. '\"}')",
     "equality, 10 rows": 'made = made + 1; return post("/api/query/Item", '
                          "'{\"shelf\":\"shelf-' .. made % 100 .. '\"}')",
-    "$like, 111 rows": 'return post("/api/query/Item", '
-                       "'{\"title\":{\"$like\":\"-1\"},\"sku\":{\"$like\":\"sku-\"}}')",
-    "pull(100)": 'return get("/api/sync/pull?since=" .. %d)',
+    "$like, 111 rows": 'return post("/api/query/Item", \'{"title":{"$like":"-1"}}\')',
+    "pull(100)": 'return get("/api/sync/pull?since=%d")',
+}
+WRITES = {
+    "insert": "return insert()",
+    "update": "return update()",
     "mixed 80/15/5": """
       local dice = math.random(100)
       if dice <= 80 then return get("/api/entities/Item/" .. row_id()) end
       if dice <= 95 then return insert() end
       return update()""",
 }
+PHASES: tuple[tuple[str, dict[str, str], dict[str, str]], ...] = (
+    ("", {**READS, **WRITES}, {}),
+    (", durability full", {k: WRITES[k] for k in ("insert", "update")},
+     {"PYLON_DURABILITY": "full"}),
+)
 
 
 def main() -> int:
@@ -74,24 +84,33 @@ def main() -> int:
     if wrk is None:
         print("http_load: skipped: wrk is not installed (make test-tools, or: apt-get install wrk)")
         return 0
-    lines: list[dict[str, Any]] = []
-    with srv.served(PYLON_HTTP_WORKERS=str(args.workers)) as server:
-        ids = srv.fill(server, ROWS)
-        processes = server.processes()
-        idle = server.usage(processes)
-        for name, body in REQUESTS.items():
-            if name == "pull(100)":
-                body %= server.status()["head_seq"] - 100
-            for connections in args.connections:
-                line = _run(wrk, server, name, body, ids, connections, args.seconds)
-                print(_text(line), flush=True)
-                lines.append(line)
-        loaded = server.usage(processes)
-    usage = {
-        name: {"rss_idle_mib": idle[name][0], "rss_loaded_mib": loaded[name][0],
-               "cpu_s": round(loaded[name][1] - idle[name][1], 2)}
-        for name in processes
-    }
+    lines = [_yardstick(wrk, connections, args.seconds) for connections in args.connections]
+    usage: dict[str, dict[str, float]] = {}
+    for suffix, requests, settings in PHASES:
+        with srv.served(PYLON_HTTP_WORKERS=str(args.workers), **settings) as server:
+            token = server.request("POST", "/api/auth/guest")["token"]
+            ids = srv.fill(server, ROWS)
+            processes = server.processes()
+            idle = server.usage(processes)
+            for name, body in requests.items():
+                if name == "pull(100)":
+                    body %= server.status()["head_seq"] - 100
+                script = _script(token, f"{name[:3]}{suffix[-4:]}", ids, body)
+                for connections in args.connections:
+                    line = _run(
+                        wrk, f"http://127.0.0.1:{server.port}", name + suffix, script, connections,
+                        args.seconds,
+                    )
+                    print(_text(line), flush=True)
+                    lines.append(line)
+            loaded = server.usage(processes)
+        usage.update({
+            name + suffix: {
+                "rss_idle_mib": idle[name][0], "rss_loaded_mib": loaded[name][0],
+                "cpu_s": round(loaded[name][1] - idle[name][1], 2),
+            }
+            for name in processes
+        })
     for name, figures in usage.items():
         print(f"{name:<12} " + "  ".join(f"{key} {value}" for key, value in figures.items()))
     _write(args.out, {
@@ -111,19 +130,35 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _run(
-    wrk: str, server: srv.Server, name: str, body: str, ids: list[str], connections: int,
-    seconds: int,
-) -> dict[str, Any]:
+def _yardstick(wrk: str, connections: int, seconds: int) -> dict[str, Any]:
+    with (
+        tempfile.TemporaryDirectory(prefix="pylon-yardstick-") as folder,
+        yardstick.served(folder, port := srv.free_port()),
+    ):
+        line = _run(
+            wrk, f"http://127.0.0.1:{port}/health", "stock falcon, 1 worker", None, connections,
+            seconds,
+        )
+    print(_text(line), flush=True)
+    return line
+
+
+def _script(token: str, salt: str, ids: list[str], body: str) -> str:
     quoted = ",".join(f'"{row_id}"' for row_id in ids)
-    salt = f"{name[:3].strip()}{connections}"
-    script = PRELUDE % (srv.ADMIN, salt, quoted) + f"\nfunction request()\n{body}\nend\n"
+    salt = "".join(c for c in salt if c.isalnum())
+    return PRELUDE % (token, salt, quoted) + f"\nfunction request()\n{body}\nend\n"
+
+
+def _run(
+    wrk: str, url: str, name: str, script: str | None, connections: int, seconds: int
+) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
-        file.write(script)
+        # The salt makes a run's unique values its own: each number of connections is a run.
+        file.write((script or "").replace("local made = 0", f"local made = {connections}000000"))
         file.flush()
         done = subprocess.run(
-            [wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", file.name,
-             f"http://127.0.0.1:{server.port}"],
+            [wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "--latency",
+             *(["-s", file.name] if script is not None else []), url],
             capture_output=True, text=True, timeout=seconds + 60, check=False,
         )
     if done.returncode != 0:
@@ -152,7 +187,7 @@ def parse_wrk(text: str) -> dict[str, Any]:
 
 def _text(line: dict[str, Any]) -> str:
     return (
-        f"{line['name']:<18} {line['connections']:>4} conn  {line['requests_per_s']:>9,.0f}/s  "
+        f"{line['name']:<26} {line['connections']:>4} conn  {line['requests_per_s']:>9,.0f}/s  "
         f"p50 {line['p50_ms']:>8.2f} ms  p99 {line['p99_ms']:>8.2f} ms  errors {line['errors']}"
     )
 

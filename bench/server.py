@@ -108,7 +108,7 @@ def served(**settings: str) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="pylon-load-") as name:
         folder = Path(name)
         (folder / "pylon.manifest.json").write_text(json.dumps(MANIFEST))
-        port = _free_port()
+        port = free_port()
         env = {k: v for k, v in os.environ.items() if not k.startswith("PYLON_")} | {
             "PYLON_MANIFEST": str(folder / "pylon.manifest.json"),
             "PYLON_DB_PATH": str(folder / "data" / "bench.db"),
@@ -143,7 +143,7 @@ def _wait_ready(server: Server) -> None:
             return
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """P such that P to P+3 are free at the moment."""
     for base in range(25_000 + os.getpid() % 1000 * 4, 60_000, 4):
         sockets = []

@@ -66,5 +66,5 @@ def test_http_load_has_no_errors(program: Callable[[str, str], str], tmp_path: P
     program("wrk", "wrk")
     report = run("http_load.py", tmp_path, "--seconds", "1", "--connections", "4")
     lines = report["requests"]
-    assert isinstance(lines, list) and len(lines) == 10
+    assert isinstance(lines, list) and len(lines) == 14
     assert [line["name"] for line in lines if line["errors"] or not line["requests_per_s"]] == []
