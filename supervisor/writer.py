@@ -21,6 +21,7 @@ from pylon.bus.changes import ChangesPublisher
 from pylon.bus.messages import WriteError, WriteReply, WriteRequest
 from pylon.bus.runtime import Runtime
 from pylon.bus.writer_port import LocalWriter, Peer, WriterPort
+from pylon.changelog.event import ChangeBatch
 from pylon.errors import InternalError
 from pylon.storage.contract import WriteEngine
 
@@ -79,31 +80,33 @@ class Writer:
         if not requests:
             return  # only a call to look around
         self._set_depth(len(requests))
-        replies = self._apply(requests)
+        replies, batch = self._apply(requests)
         begin = 0
         for peer, sent in arrivals:
             end = begin + len(sent)
             if sent:
                 self._port.reply(peer, replies[begin:end])
             begin = end
+        if batch is not None:  # who wrote need not wait for this
+            metrics.CHANGELOG_SEQ.set(self._engine.head)
+            self._publisher.publish(batch)
         self._set_depth(0)
 
     def _set_depth(self, depth: int) -> None:
         self.depth = depth
         metrics.WRITE_QUEUE_DEPTH.set(depth)
 
-    def _apply(self, requests: list[WriteRequest]) -> list[WriteReply]:
+    def _apply(
+        self, requests: list[WriteRequest]
+    ) -> tuple[list[WriteReply], ChangeBatch | None]:
         try:
             result = self._engine.apply(requests)
         except Exception as ex:  # noqa: BLE001  whatever it is, every caller must be answered
-            return self._failed(ex, requests)
+            return self._failed(ex, requests), None
         self._failures = 0
         metrics.COMMIT.observe(result.commit_s)
         metrics.BATCH_SIZE.observe(len(requests))
-        if result.batch is not None:
-            metrics.CHANGELOG_SEQ.set(self._engine.head)
-            self._publisher.publish(result.batch)
-        return result.replies
+        return result.replies, result.batch
 
     def _failed(self, error: Exception, requests: list[WriteRequest]) -> list[WriteReply]:
         self._failures += 1

@@ -8,6 +8,7 @@ from typing import Any
 import apsw
 import orjson
 import pytest
+from msgspec.structs import replace
 
 from pylon import limits
 from pylon.auth.context import ADMIN
@@ -15,9 +16,12 @@ from pylon.bus.messages import (
     DropSession,
     InsertRow,
     MarkClean,
+    OpKey,
     PruneLog,
     PutSession,
     ResetRows,
+    Transact,
+    WriteReply,
     WriteRequest,
 )
 from pylon.clock import ManualClock
@@ -350,3 +354,57 @@ def test_pragmas(tmp_path: Path) -> None:
     assert full.pragma("synchronous") == 2 and full.pragma("journal_mode") == "wal"
     assert full.pragma("wal_autocheckpoint") == 0 and full.pragma("foreign_keys") == 1
     assert open_engine(tmp_path / "b.db")._conn.pragma("synchronous") == 1
+
+
+def test_a_transaction_is_judged_step_by_step_and_leaves_nothing(store: Store) -> None:
+    engine, reader = store
+    apply(engine, task(1), task(2, done=True))
+    denied, done, after = apply(
+        engine,
+        Transact([update("Task", 1, {"rank": 1}, ADA), insert("Note", 3, {}),
+                  delete("Task", 2, ADA)]),
+        Transact([task(4, op="x"), update("Task", 4, {"rank": 2}, ADA)]),
+        task(5),
+    )
+    assert [code(r) for r in denied.results or []] == [None, None, "POLICY_DENIED"]
+    assert (denied.seq, denied.count, denied.error) == (0, 0, None)
+    assert [r.seq for r in done.results or []] == [3, 4] and (done.seq, done.count) == (4, 2)
+    assert after.seq == 5 and engine.head == 5
+    rows = rows_of(reader, "Task")
+    assert rows[row_id(1)]["rank"] is None and rows[row_id(4)]["rank"] == 2
+    assert rows_of(reader, "Note") == {}
+    assert [e.row_id for e in reader.events_after(2, 9)] == [row_id(4), row_id(4), row_id(5)]
+    assert reader.get_version("Task", row_id(4)) == (reader.get("Task", row_id(4)), 4)
+
+
+def test_an_unforeseen_failure_in_a_transaction_undoes_only_that(store: Store) -> None:
+    engine, reader = store
+    bad = Transact([task(2), InsertRow("Task", row_id(3), [1], b"{}")])
+    replies = apply(engine, task(1), bad, Transact([task(4)]))
+    assert [code(r) for r in replies] == [None, "INTERNAL", None]
+    assert set(rows_of(reader, "Task")) == {row_id(1), row_id(4)} and engine.head == 2
+
+
+def test_a_key_with_a_digest_is_for_one_request(store: Store) -> None:
+    engine, _ = store
+
+    def put(number: int, digest: str | None) -> WriteReply:
+        op = replace(task(number), op=OpKey("ada", "k", digest))
+        return apply(engine, op)[0]
+
+    assert put(1, "d").seq == 1
+    assert put(2, "d").replayed and put(2, None).replayed
+    assert code(put(2, "e")) == "IDEMPOTENCY_KEY_REUSED" and engine.head == 1
+
+
+def test_a_database_of_before_digests_gets_the_column(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    open_engine(path).close()
+    conn = apsw.Connection(str(path))
+    conn.execute("ALTER TABLE _pylon_op_ids DROP COLUMN digest")
+    conn.execute("INSERT INTO _pylon_op_ids VALUES ('ada', 'old', 1, 'r', 0)")
+    conn.close()
+    engine = open_engine(path)
+    again = apply(engine, replace(task(1), op=OpKey("ada", "old")))[0]
+    assert (again.replayed, again.row_id) == (True, "r")
+    assert apply(engine, replace(task(1), op=OpKey("ada", "new", "d")))[0].count == 1

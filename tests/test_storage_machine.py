@@ -16,7 +16,9 @@ import orjson
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from msgspec.structs import replace
 
+from pylon.bus.messages import OpKey, Transact
 from pylon.storage.sqlite.reader import SqliteReader
 from tests.storage_kit import (
     CODECS,
@@ -64,6 +66,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.rows: Rows = {}
         self.done: dict[str, tuple[int, str]] = {}
         self.history: dict[int, Rows] = {0: {}}
+        self.transacted: dict[str, tuple[str, list[str]]] = {}
 
     def teardown(self) -> None:
         self.engine.close()
@@ -121,6 +124,65 @@ class EngineMachine(RuleBasedStateMachine):
             r["slug"] == slug for k, r in self.rows.items() if k != rid
         )
 
+    @rule(steps=st.lists(STEPS, max_size=5), op=OPS, reopen=st.booleans())
+    def transact(
+        self, steps: list[tuple[str, int, str | None, str | None]], op: str | None, reopen: bool
+    ) -> None:
+        """All of the steps or none; the same key answers the same again, also after a start."""
+        key = None if op is None else OpKey("t", op, repr(steps))
+        request = Transact([self._op(*step[:3]) for step in steps], key)
+        (reply,) = apply(self.engine, request)
+        known = self.transacted.get(op or "")
+        if known is not None and known[0] != repr(steps):
+            assert code(reply) == "IDEMPOTENCY_KEY_REUSED"
+            return
+        if known is not None:
+            assert reply.replayed and reply.count == 0
+            assert [r.row_id for r in reply.results or []] == known[1]
+            return
+        before, head = {k: dict(v) for k, v in self.rows.items()}, max(self.history)
+        assert not reply.replayed and reply.error is None and reply.results is not None
+        for position, (kind, number, slug, _) in enumerate(steps):
+            wanted = self._expect(kind, row_id(number), slug, None)
+            assert code(reply.results[position]) == wanted
+            if wanted is not None:
+                assert len(reply.results) == position + 1
+                assert (reply.seq, reply.count) == (0, 0)
+                self.rows = before
+                return
+        assert [r.seq for r in reply.results] == [head + 1 + n for n in range(len(steps))]
+        assert (reply.count, reply.seq) == (len(steps), head + len(steps) if steps else 0)
+        if op is not None:
+            self.transacted[op] = (repr(steps), [r.row_id for r in reply.results])
+        self.history[head + len(steps)] = {k: dict(v) for k, v in self.rows.items()}
+        if reopen:
+            self.reopen()
+
+    @rule(kind=st.sampled_from(["update", "delete"]), number=NUMBERS, slug=SLUGS,
+          behind=st.integers(0, 2))
+    def with_version(self, kind: str, number: int, slug: str | None, behind: int) -> None:
+        """A write that names the version of its row happens only if it is that version."""
+        rid, head = row_id(number), max(self.history)
+        found = self.reader.get_version("Task", rid)
+        version = 1 if found is None else found[1]
+        assert version is not None
+        op = self._op(kind, number, slug)
+        (reply,) = apply(self.engine, replace(op, if_match=version - behind))
+        if rid in self.rows and behind:
+            assert code(reply) == "PRECONDITION_FAILED"
+            return
+        assert code(reply) == self._expect(kind, rid, slug, None)
+        if reply.error is None:
+            assert reply.seq == head + 1
+            self.history[head + 1] = {k: dict(v) for k, v in self.rows.items()}
+
+    @staticmethod
+    def _op(kind: str, number: int, slug: str | None) -> Any:
+        if kind == "insert":
+            return task(number, slug=slug)
+        return update("Task", number, {"slug": slug}) if kind == "update" else delete(
+            "Task", number)
+
     @rule()
     def reopen(self) -> None:
         self.engine.close()
@@ -140,6 +202,10 @@ class EngineMachine(RuleBasedStateMachine):
         seqs = [e.seq for e in self.reader.events_after(0, 10_000)]
         assert seqs == list(range(1, self.engine.head + 1))
         assert self.reader.head_seq() == self.engine.head
+        last: dict[str, int] = {e.row_id: e.seq for e in self.reader.events_after(0, 10_000)}
+        for rid in self.rows:
+            found = self.reader.get_version("Task", rid)
+            assert found is not None and found[1] == last[rid]
 
     @invariant()
     def a_crash_here_loses_nothing(self) -> None:

@@ -16,8 +16,7 @@ from typing import Final
 
 import gevent
 import zmq
-from gevent.event import AsyncResult
-from gevent.hub import get_hub
+from gevent.hub import Waiter, get_hub
 from zmq.utils.monitor import parse_monitor_message
 
 from pylon import limits, log, metrics
@@ -32,17 +31,21 @@ _SWEEP_S: Final = 0.5
 
 
 class _Call:
-    """One `submit_all` that waits: its replies in order, and how many are still to come."""
+    """One `submit_all` that waits: its replies, which come in order, and how many there will be.
 
-    __slots__ = ("deadline_s", "done", "first_id", "missing", "replies", "since_s")
+    The waiter belongs to one greenlet and costs a third of an event that many could wait for.
+    It is woken from the hub only, and once.
+    """
+
+    __slots__ = ("count", "first_id", "replies", "since_s", "waiter", "woken")
 
     def __init__(self, first_id: int, count: int, now_s: float) -> None:
         self.first_id = first_id
-        self.replies: list[WriteReply | None] = [None] * count
-        self.missing = count
+        self.count = count
+        self.replies: list[WriteReply] = []
         self.since_s = now_s
-        self.deadline_s = now_s + limits.WRITE_TIMEOUT_S
-        self.done = AsyncResult()
+        self.waiter = Waiter()
+        self.woken = False
 
 
 class WriterClient:
@@ -108,12 +111,13 @@ class WriterClient:
             self._flush_scheduled = True
             self._hub.loop.run_callback(self._flush)
         try:
-            call.done.get()
-        finally:
+            call.waiter.get()
+        except BaseException:  # also when the greenlet is killed: nobody waits any more
             for number in range(first_id, first_id + len(ops)):
                 self._pending.pop(number, None)
+            raise
         metrics.WRITE_WAIT.observe(self._clock.monotonic_s() - call.since_s)
-        return [reply for reply in call.replies if reply is not None]
+        return call.replies
 
     def close(self) -> None:
         """Fail what waits, and let go of the socket."""
@@ -149,14 +153,15 @@ class WriterClient:
                 frame = self._socket.recv()
             except zmq.ZMQError:
                 return  # closed
+            wake = self._hub.loop.run_callback
             for reply in messages.write_replies.decode(frame):
                 call = self._pending.pop(reply.id, None)
                 if call is None:
                     continue  # its caller has given up
-                call.replies[reply.id - call.first_id] = reply
-                call.missing -= 1
-                if not call.missing:
-                    call.done.set(None)
+                call.replies.append(reply)
+                if len(call.replies) == call.count and not call.woken:
+                    call.woken = True
+                    wake(call.waiter.switch, None)
 
     def _watch(self, monitor: zmq.Socket[bytes]) -> None:
         """Fail what waits as soon as the connection to the supervisor is lost."""
@@ -176,7 +181,8 @@ class WriterClient:
         while True:
             gevent.sleep(_SWEEP_S)
             now_s = self._clock.monotonic_s()
-            late = [n for n, call in self._pending.items() if call.deadline_s <= now_s]
+            since_s = now_s - limits.WRITE_TIMEOUT_S
+            late = [n for n, call in self._pending.items() if call.since_s <= since_s]
             for number in late:
                 self._fail(
                     number, f"The writer did not answer within {limits.WRITE_TIMEOUT_S:g} s"
@@ -184,10 +190,12 @@ class WriterClient:
 
     def _fail(self, number: int, why: str) -> None:
         call = self._pending.pop(number, None)
-        if call is not None and not call.done.ready():
-            call.done.set_exception(WriterUnavailable(
+        if call is not None and not call.woken:
+            call.woken = True
+            error = WriterUnavailable(
                 why, hint="The write may have happened: repeat it with the same op_id"
-            ))
+            )
+            self._hub.loop.run_callback(call.waiter.throw, error)
 
     def _fail_all(self, why: str) -> None:
         for number in list(self._pending):
