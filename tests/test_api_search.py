@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylon import limits
@@ -99,6 +99,7 @@ REQUESTS = st.fixed_dictionaries({}, optional={
 })
 
 
+@settings(deadline=None, max_examples=50)
 @given(request=REQUESTS, who=st.sampled_from(CALLERS))
 def test_a_search_is_what_python_makes_of_the_rows(
     server: Server, tokens: dict[str, str | None], rows: list[dict[str, Any]],
@@ -134,7 +135,8 @@ def _ordered(value: Any) -> Any:
     return -math.inf if value is None else value.encode() if isinstance(value, str) else value
 
 
-@given(query=QUERIES, who=st.sampled_from(CALLERS), size=st.integers(1, 15))
+@settings(deadline=None, max_examples=50)
+@given(query=QUERIES, who=st.sampled_from(CALLERS), size=st.integers(3, 15))
 def test_pages_by_relevance_hold_each_hit_once(
     server: Server, tokens: dict[str, str | None], rows: list[dict[str, Any]],
     query: str, who: str, size: int,
@@ -147,6 +149,7 @@ def test_pages_by_relevance_hold_each_hit_once(
     assert sorted(hit["id"] for hit in seen) == wanted
 
 
+@settings(deadline=None, max_examples=50)
 @given(query=QUERIES, who=st.sampled_from(CALLERS))
 def test_the_filter_operator_finds_the_same_in_the_same_order(
     server: Server, tokens: dict[str, str | None], query: str, who: str
@@ -158,6 +161,7 @@ def test_the_filter_operator_finds_the_same_in_the_same_order(
     assert filtered.json == searched.json["hits"]
 
 
+@settings(deadline=None, max_examples=50)
 @given(query=QUERIES, who=st.sampled_from(CALLERS))
 def test_graphs_and_aggregates_find_the_same(
     server: Server, tokens: dict[str, str | None], rows: list[dict[str, Any]],
