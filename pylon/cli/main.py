@@ -17,6 +17,8 @@ from pylon.cli.check_config import check_config
 from pylon.cli.config import config
 from pylon.cli.dev import dev
 from pylon.cli.explain import explain
+from pylon.cli.export import export
+from pylon.cli.import_ import import_
 from pylon.cli.output import (
     ERROR,
     USAGE,
@@ -27,7 +29,9 @@ from pylon.cli.output import (
     note,
 )
 from pylon.cli.restore import restore
+from pylon.cli.schema import schema
 from pylon.cli.search import search
+from pylon.cli.seed import seed
 from pylon.cli.start import start
 from pylon.cli.status import status
 from pylon.cli.stop import stop
@@ -43,8 +47,8 @@ def cli() -> None:
 
 
 for verb in (
-    start, dev, stop, status, config, check_config, backup, restore, bench, search, explain,
-    version,
+    start, dev, stop, status, config, check_config, backup, restore, schema, seed, export, import_,
+    bench, search, explain, version,
 ):
     cli.add_command(verb)
 

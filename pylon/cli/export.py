@@ -1,0 +1,117 @@
+"""`pylonctl export`: all rows as JSON lines, ``{"entity": ..., "row": {...}}``.
+
+From the running server, or without one straight from the database file, which is only read;
+then the export is of one commit. `pylonctl import` takes the lines back.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import BinaryIO, Final
+from urllib.parse import quote
+
+import apsw
+import click
+import orjson
+
+from pylon.cli.calling import Calling
+from pylon.cli.output import json_flag, note, result, wants_json
+from pylon.cli.running import find
+from pylon.cli.settings import dev_flag, read_settings
+from pylon.config import Config
+from pylon.errors import EntityNotFound, StoreUnavailable, Unavailable
+from pylon.manifest.load import load_manifest
+from pylon.manifest.model import Entity
+from pylon.schema.history import refuse_newer
+from pylon.schema.live import introspect
+from pylon.storage.names import quote as quote_sql
+from pylon.storage.sqlite.connect import open_reader
+from pylon.values import EntityCodec
+
+_PROGRESS_ROWS: Final = 10_000
+
+
+@click.command()
+@click.option("--entity", help="Only the rows of this entity.")
+@click.option("--out", help="The file to write; it appears when it is complete. Default: stdout.")
+@click.option("--token", help="Instead of PYLON_ADMIN_TOKEN.")
+@dev_flag
+@json_flag
+def export(entity: str | None, out: str | None, token: str | None, dev: bool) -> None:
+    """Write all rows as JSON lines."""
+    if out is None and wants_json():
+        raise click.UsageError("--json needs --out: the rows go to stdout otherwise")
+    config = read_settings(dev=dev).config
+    lines = (
+        _from_file(config, entity) if find(config) is None else _from_server(config, entity, token)
+    )
+    if out is None:
+        _write(lines, sys.stdout.buffer)
+        return
+    path = Path(out)
+    unfinished = path.with_name(f"{path.name}.part")
+    try:
+        with unfinished.open("wb") as file:
+            count = _write(lines, file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    result({"code": "EXPORT_OK", "ok": True, "rows": count, "file": out}, f"{out}: {count} rows")
+
+
+def _write(lines: Iterator[bytes], to: BinaryIO) -> int:
+    count = 0
+    for line in lines:
+        to.write(line + b"\n")
+        count += 1
+        if count % _PROGRESS_ROWS == 0:
+            note(f"{count} rows")
+    to.flush()
+    return count
+
+
+def _from_server(config: Config, entity: str | None, token: str | None) -> Iterator[bytes]:
+    path = "/api/export" if entity is None else f"/api/export/{quote(entity, safe='')}"
+    with Calling(config, token) as server:
+        yield from server.lines("GET", path, None, {"Accept": "application/x-ndjson"})
+
+
+def _from_file(config: Config, name: str | None) -> Iterator[bytes]:
+    path = Path(config.db_path)
+    if config.in_memory or not path.is_file():
+        raise Unavailable(f"no server runs, and there is no database at {path} (PYLON_DB_PATH)")
+    app = load_manifest(Path(config.manifest))
+    if name is not None and name not in app.by_name:
+        known = ", ".join(app.by_name) or "none"
+        raise EntityNotFound(f"Unknown entity {name} -- known entities: {known}")
+    with ExitStack() as stack:
+        conn = stack.enter_context(closing(open_reader(path)))
+        try:
+            refuse_newer(conn)
+            stack.enter_context(conn)  # one transaction, so one commit
+            for entity in app.entities:
+                if name in (None, entity.name):
+                    yield from _rows(conn, entity)
+        except apsw.Error as ex:
+            raise StoreUnavailable(f"{path} cannot be read: {ex}") from ex
+
+
+def _rows(conn: apsw.Connection, entity: Entity) -> Iterator[bytes]:
+    """From the columns, not from `_json`, so that a database that no start of ours has brought
+    up is exported as well. What it lacks is null."""
+    table = introspect(conn, (entity.name,)).tables.get(entity.name.lower())
+    if table is None:
+        return
+    codec = EntityCodec(entity)
+    columns = ", ".join(
+        quote_sql(c) if c.lower() in table.columns else "NULL" for c in entity.columns
+    )
+    head = b'{"entity":%b,"row":' % orjson.dumps(entity.name)
+    for values in conn.execute(f"SELECT {columns} FROM {quote_sql(table.name)} ORDER BY id"):
+        yield head + codec.encode(codec.row_from_sql(values)) + b"}"

@@ -1,0 +1,155 @@
+"""`pylonctl schema`: check and compare manifests, and look at the database's schema.
+
+`plan` and `apply`, which compare and change the database, are in `schema_apply`.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import apsw
+import click
+
+from pylon.cli.output import (
+    ERROR,
+    USAGE,
+    failure_body,
+    failure_lines,
+    json_flag,
+    note,
+    result,
+    wants_json,
+)
+from pylon.cli.schema_apply import apply, database_of, plan
+from pylon.cli.settings import dev_flag, read_settings
+from pylon.manifest.diagnostics import ManifestInvalid
+from pylon.manifest.load import load_manifest
+from pylon.schema import history as schema_history
+from pylon.schema.diff import differences, summary
+from pylon.schema.live import LiveTable, introspect, table_names
+from pylon.storage.sqlite.connect import open_reader
+
+sqlite_option = click.option(
+    "--sqlite", metavar="PATH", help="A database file, instead of PYLON_DB_PATH."
+)
+
+
+@click.group()
+@json_flag
+def schema() -> None:
+    """Check and compare manifests; see and change the database's schema."""
+
+
+@schema.command()
+@click.argument("manifest", required=False)
+@dev_flag
+@json_flag
+@click.pass_context
+def check(ctx: click.Context, manifest: str | None, dev: bool) -> None:
+    """Validate a manifest (PYLON_MANIFEST if none is named)."""
+    path = manifest or read_settings(dev=dev).config.manifest
+    try:
+        app = load_manifest(Path(path))
+    except ManifestInvalid as ex:
+        for line in failure_lines(ex):
+            note(line)
+        result({"code": "SCHEMA_INVALID", **failure_body(ex)}, "")
+        ctx.exit(ERROR)
+    body = {
+        "code": "SCHEMA_OK", "ok": True, "name": app.name, "version": app.version,
+        "entities": len(app.entities), "policies": len(app.policies), "diagnostics": [],
+    }
+    result(body, f"{path} is valid: {len(app.entities)} entities, {len(app.policies)} policies")
+
+
+@schema.command()
+@click.argument("manifests", nargs=-1, metavar="OLD NEW")
+@json_flag
+@click.pass_context
+def diff(ctx: click.Context, manifests: tuple[str, ...]) -> None:
+    """Say what changed from one manifest to another."""
+    if len(manifests) != 2:
+        note("give two manifests: the old one and the new one")
+        result({"code": "DIFF_MISSING_ARGS", "ok": False}, "")
+        ctx.exit(USAGE)
+    old, new = (load_manifest(Path(m)) for m in manifests)
+    found = differences(old, new)
+    counts = summary(found)
+    lines = [d.render() for d in found]
+    total = ", ".join(f"{counts[word]} {word}" for word in ("added", "removed", "changed"))
+    body = {"changes": [d.to_json() for d in found], "summary": counts}
+    result(body, "\n".join([*lines, total]) if found else "no differences")
+
+
+@schema.command()
+@sqlite_option
+@dev_flag
+@json_flag
+def inspect(sqlite: str | None, dev: bool) -> None:
+    """Show the tables, columns and indexes that the database has."""
+    with closing(open_reader(database_of(sqlite, dev))) as conn:
+        tables = introspect(conn, tuple(table_names(conn))).tables.values()
+    body = {"tables": [_table(t) for t in tables]}
+    result(body, "\n".join(line for t in body["tables"] for line in _lines(t)))
+
+
+def _table(table: LiveTable) -> dict[str, Any]:
+    """The object of spec/http.md §8."""
+    return {
+        "name": table.name,
+        "columns": [
+            {"name": c.name, "column_type": c.type, "notnull": c.not_null,
+             "primary_key": c.primary_key}
+            for c in table.columns.values()
+        ],
+        "indexes": [
+            {"name": i.name, "columns": list(i.fields), "unique": i.unique}
+            for i in table.indexes
+        ],
+    }
+
+
+def _lines(table: dict[str, Any]) -> list[str]:
+    lines = [table["name"]]
+    for column in table["columns"]:
+        words = [column["column_type"] or "(no type)"]
+        words += ["NOT NULL"] if column["notnull"] else []
+        words += ["PRIMARY KEY"] if column["primary_key"] else []
+        lines.append(f"  {column['name']} {' '.join(words)}")
+    for index in table["indexes"]:
+        kind = "unique index" if index["unique"] else "index"
+        lines.append(f"  {kind} {index['name']} ({', '.join(index['columns'])})")
+    return lines
+
+
+@schema.command()
+@click.option("--limit", default="20", help="How many entries, newest first. Default 20.")
+@sqlite_option
+@dev_flag
+@json_flag
+@click.pass_context
+def history(ctx: click.Context, limit: str, sqlite: str | None, dev: bool) -> None:
+    """Show what starts and `schema apply` have done to the schema."""
+    if not limit.isascii() or not limit.isdecimal() or not 0 < int(limit) < 2**31:
+        note(f"--limit {limit}: expected a whole number from 1")
+        result({"code": "HISTORY_INVALID_LIMIT", "ok": False}, "")
+        ctx.exit(USAGE)
+    with closing(open_reader(database_of(sqlite, dev))) as conn:
+        try:
+            found = schema_history.entries(conn, int(limit))
+        except apsw.SQLError as ex:  # another program's table of this name
+            raise click.ClickException(f"the history cannot be read: {ex}") from ex
+    lines = []
+    for entry in found:
+        lines.append(
+            f"{entry['applied_at']}  {entry['baseline']:<6}  app {entry['app_version']}  "
+            f"{entry['operation_count']} operations"
+        )
+        lines += [f"    {step}" for step in entry["plan"]]
+    result({"history": found}, "\n".join(lines) if lines or wants_json() else "no history yet")
+
+
+schema.add_command(plan)
+schema.add_command(apply)

@@ -1,0 +1,232 @@
+"""`pylonctl schema plan` and `pylonctl schema apply`: bring the database to the manifest.
+
+A start does what only adds. What rewrites or removes data is done here, with the server stopped
+and a backup made first. The JSON is that of `schema push` in spec/http.md §8.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import apsw
+import click
+
+from pylon.backup.create import create_backup
+from pylon.backup.hold import Held, hold
+from pylon.cli.output import ERROR, json_flag, note, result
+from pylon.cli.settings import dev_flag, read_settings
+from pylon.clock import SystemClock
+from pylon.errors import BackupRefused, SchemaRefused, Unavailable
+from pylon.manifest.load import load_manifest
+from pylon.manifest.model import Manifest
+from pylon.schema.history import MANIFEST_VERSION, refuse_newer
+from pylon.schema.plan import make_plan
+from pylon.schema.rewrite import apply_plan
+from pylon.schema.steps import Plan
+from pylon.schema.wishes import Wishes, read_wishes
+from pylon.storage.sqlite.connect import open_reader, open_writer
+
+_YES: Final = ("y", "yes")
+_WARNINGS: Final = {
+    "remove_entity": "DESTRUCTIVE_REMOVE_ENTITY", "remove_field": "DESTRUCTIVE_REMOVE_FIELD",
+    "remove_index": "DESTRUCTIVE_REMOVE_INDEX", "alter_field": "DESTRUCTIVE_ALTER_FIELD",
+    "add_field": "DESTRUCTIVE_ADD_FIELD",
+}
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def wishes_options(command: F) -> F:
+    """The flags that `read_wishes` reads; entities are named as the new manifest does."""
+    for flag, form, text in (
+        ("--default", "Entity.field=VALUE", "A value for rows that have none. Repeatable."),
+        ("--drop-index", "NAME", "Remove an index. Repeatable."),
+        ("--drop-field", "Entity.FIELD", "Remove a field that left the manifest. Repeatable."),
+        ("--drop-entity", "NAME", "Remove a table that left the manifest. Repeatable."),
+        ("--rename-field", "Entity.OLD:NEW", "Keep a field's data. Repeatable."),
+        ("--rename-entity", "OLD:NEW", "Keep an entity's rows. Repeatable."),
+    ):
+        command = click.option(flag, multiple=True, metavar=form, help=text)(command)
+    return command
+
+
+def database_of(sqlite: str | None, dev: bool) -> Path:
+    """The database file that a verb looks at.
+
+    Raises:
+        Unavailable: there is none.
+    """
+    config = read_settings(dev=dev).config
+    if sqlite is None and config.in_memory:
+        raise Unavailable("PYLON_IN_MEMORY is on: there is no database file")
+    path = Path(sqlite or config.db_path)
+    if not path.is_file():
+        raise Unavailable(f"there is no database at {path}", hint="PYLON_DB_PATH, or --sqlite")
+    return path
+
+
+@click.command()
+@wishes_options
+@click.option("--sqlite", metavar="PATH", help="A database file, instead of PYLON_DB_PATH.")
+@click.option("--manifest", help="Sets PYLON_MANIFEST.")
+@dev_flag
+@json_flag
+@click.pass_context
+def plan(
+    ctx: click.Context, /, sqlite: str | None, manifest: str | None, dev: bool,
+    **flags: tuple[str, ...],
+) -> None:
+    """Show what a start would do to the database, and what it would refuse. Changes nothing.
+
+    Exit code 1 if a start would be refused.
+    """
+    config = read_settings(dev=dev, flags={"PYLON_MANIFEST": manifest}).config
+    app = load_manifest(Path(config.manifest))
+    wishes = _wishes(app, flags)
+    path = Path(sqlite or config.db_path)
+    found = path.is_file() and not (config.in_memory and sqlite is None)
+    try:
+        with closing(open_reader(path) if found else apsw.Connection(":memory:")) as conn:
+            refuse_newer(conn)
+            with conn:  # one commit for all that is looked at
+                planned = make_plan(conn, app, wishes)
+    except apsw.Error as ex:
+        raise SchemaRefused(f"{path} cannot be read: {ex}") from ex
+    body = {
+        "code": "PUSH_DRY_RUN", "dry_run": True, "applied": False,
+        **_body(planned, path, "live_sqlite" if found else "empty"),
+    }
+    result(body, "\n".join(_lines(planned)))
+    ctx.exit(ERROR if planned.rewrites or planned.refusals else 0)
+
+
+@click.command()
+@wishes_options
+@click.option("--allow-destructive", is_flag=True, help="Also rewrite and remove data.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--manifest", help="Sets PYLON_MANIFEST.")
+@dev_flag
+@json_flag
+@click.pass_context
+def apply(
+    ctx: click.Context, /, allow_destructive: bool, yes: bool, manifest: str | None, dev: bool,
+    **flags: tuple[str, ...],
+) -> None:
+    """Bring the database to the manifest. The server must be stopped.
+
+    What only adds needs no flag (a start does it too). If data is renamed, rewritten or
+    removed, a backup is made first and named; clients then resync.
+    """
+    config = read_settings(dev=dev, flags={"PYLON_MANIFEST": manifest}).config
+    app = load_manifest(Path(config.manifest))
+    wishes = _wishes(app, flags)
+    path = database_of(None, dev)
+    try:
+        with hold(path):
+            ctx.exit(_apply(app, wishes, path, allow_destructive, yes))
+    except Held:
+        raise BackupRefused(
+            f"a server runs on {path}: stop it first (pylonctl stop)"
+        ) from None
+
+
+def _apply(
+    app: Manifest, wishes: Wishes, path: Path, allow_destructive: bool, yes: bool
+) -> int:
+    with closing(open_reader(path)) as conn:
+        refuse_newer(conn)
+        planned = make_plan(conn, app, wishes)
+    body = _body(planned, path, "live_sqlite")
+    blocked = list(planned.refusals)
+    if planned.destructive and not allow_destructive:
+        blocked.append("this rewrites or removes data: give --allow-destructive if it is wanted")
+    if blocked:
+        for line in (*_lines(planned), *blocked[len(planned.refusals):]):
+            note(line)
+        result({"code": "PUSH_BLOCKED", "dry_run": False, "applied": False, **body}, "")
+        return ERROR
+    if planned.rewrites and not yes and not _agreed(planned, path):
+        result({"ok": False, "aborted": True}, "Aborted.")
+        return 0
+    saved = _save(path) if planned.rewrites else None
+    try:
+        with closing(open_writer(path)) as conn:
+            planned, prepared = apply_plan(conn, app, wishes, allow_destructive, SystemClock())
+            conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except apsw.Error as ex:
+        raise SchemaRefused(f"{path}: nothing was changed: {ex}") from ex
+    steps = [*planned.rewrites, *prepared.plan.steps]
+    body["plan"] = {"operations": [s.to_json() for s in steps] or [{"op": "noop"}]}
+    if saved is not None:
+        body["backup"] = str(saved)
+    lines = [s.render() for s in steps] or ["nothing to do"]
+    lines += [f"the database as it was: {saved}"] if saved is not None else []
+    result(
+        {"code": "PUSH_APPLIED", "ok": True, "dry_run": False, "applied": True, **body},
+        "\n".join(lines),
+    )
+    return 0
+
+
+def _agreed(planned: Plan, path: Path) -> bool:
+    for line in _lines(planned):
+        note(line)
+    click.echo(f"Change {path}? [y/N] ", nl=False, err=True)
+    return sys.stdin.readline().strip().lower() in _YES
+
+
+def _save(path: Path) -> Path:
+    """A backup bundle beside the database. The manifest is left out: it is the new one."""
+    clock = SystemClock()
+    now = datetime.fromtimestamp(clock.wall_ns() / 1e9, UTC)
+    folder = path.absolute().with_name(f"{path.name}.before-{now:%Y%m%dT%H%M%S.%f}Z")
+    create_backup(path, folder / "no manifest", folder, clock)
+    note(f"backup: {folder}")
+    return folder
+
+
+def _wishes(app: Manifest, flags: dict[str, tuple[str, ...]]) -> Wishes:
+    names = {
+        "rename_entity": "rename_entities", "rename_field": "rename_fields",
+        "drop_entity": "drop_entities", "drop_field": "drop_fields",
+        "drop_index": "drop_indexes", "default": "defaults",
+    }
+    return read_wishes(app, **{names[flag]: values for flag, values in flags.items()})
+
+
+def _body(planned: Plan, path: Path, baseline: str) -> dict[str, Any]:
+    steps = [*planned.rewrites, *planned.steps]
+    warnings = [
+        {"code": _WARNINGS[s.kind], "message": s.render()}
+        for s in planned.rewrites if s.destructive
+    ]
+    diagnostics = [
+        {"severity": "error", "code": "PUSH_PLAN_FAILED", "message": text}
+        for text in planned.refusals
+    ]
+    return {
+        "adapter": "sqlite", "database_path": str(path), "baseline": baseline,
+        "manifest_version": MANIFEST_VERSION,
+        "plan": {"operations": [s.to_json() for s in steps] or [{"op": "noop"}]},
+        "analysis": {
+            "destructive": planned.destructive, "has_unsupported": bool(planned.refusals),
+            "warnings": warnings,
+        },
+        "start": "refused" if planned.rewrites or planned.refusals else "applies",
+        "diagnostics": diagnostics,
+    }
+
+
+def _lines(planned: Plan) -> list[str]:
+    lines = [f"a start does: {s.render()}" for s in planned.steps]
+    lines += [
+        f"only `schema apply{' --allow-destructive' if s.destructive else ''}` does: {s.render()}"
+        for s in planned.rewrites
+    ]
+    lines += [f"refused: {text}" for text in planned.refusals]
+    return lines or ["nothing to do: the database is as the manifest has it"]
