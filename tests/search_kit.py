@@ -75,7 +75,8 @@ def is_hit(row: Mapping[str, Any], query: str) -> bool:
         return True
     if not any(asked):
         return False
-    open_end = not query[-1].isspace()
+    last = re.findall(r"[^\W_]+", query.split()[-1])[-1:]
+    open_end = not query[-1].isspace() and any(len(r) > 1 or r > "\u2e80" for r in last)
     texts = [words_of(str(row[f])) for f in SEARCH["text"] if row[f] is not None]
     return all(
         any(_has_phrase(text, phrase, open_end and phrase is asked[-1]) for text in texts)

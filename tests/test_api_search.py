@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from threading import get_ident
 from typing import Any
 
 import orjson
@@ -22,7 +23,7 @@ from tests.support_writer import ADMIN_TOKEN, Server, running
 WORDS = [
     "red", "Red-Café", "pump", "pumps", "blue", "AND", "NEAR", "x2", "日本語", "\U0001f680", "Ünï",
 ]
-PARTS = ["re", "pum", "cafe", "red-ca", "café-red", '"', "*", "title:red", "-1"]
+PARTS = ["p", "re", "pum", "cafe", "red-ca", "café-red", '"', "*", "title:red", "-1"]
 ROWS = [
     {
         "title": " ".join(WORDS[(n * k) % len(WORDS)] for k in (1, 3, 5)[:n % 3 + 1]),
@@ -182,6 +183,13 @@ def test_more_of_the_words_is_more_relevant(server: Server) -> None:
     lengths = [sum(len(r[f] or "") for f in ("title", "body")) for r in hits]
     assert len(hits) > 3
     assert lengths[0] < lengths[-1]  # a word in a short text says more than in a long one
+
+
+def test_words_are_not_looked_for_where_other_requests_wait(server: Server) -> None:
+    store = server.services.store
+    here = get_ident()
+    assert store.scan(lambda _: get_ident()) == here
+    assert store.scan(lambda _: get_ident(), inline=False) != here
 
 
 def test_only_the_most_frequent_values_are_counted(

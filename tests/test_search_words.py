@@ -61,6 +61,10 @@ def found(conn: apsw.Connection, entity: Entity, text: str) -> str:
     ("PUMP leaks", "1", "1"),
     ("leaks pump", "1", "1"),
     ("leak", "1", "1"),  # the last word may be unfinished
+    ("le", "1", "1"),
+    ("l", "", "13"),  # one letter is too little
+    ("re-l", "", ""),
+    ("日", "4", "4"),  # one character of these is not
     ("leak ", "", "1"),  # this one is finished
     ("pum leaks", "", "1"),  # and so is every word but the last
     ("cafe", "2", ""),

@@ -69,7 +69,9 @@ class EntitySearch:
         named = entity_named(services.app, entity, auth)
         allowed = readable(services.app, named, auth)
         wanted = _wanted(named, _search_of(named), read_json(req))
-        rows, tally = services.store.scan(lambda reader: _find(reader, named, wanted, allowed))
+        rows, tally = services.store.scan(
+            lambda reader: _find(reader, named, wanted, allowed), inline=not wanted.words.params
+        )
         took_ms = round((clock.monotonic_s() - started_s) * 1000)
         send_raw(
             resp,

@@ -71,7 +71,8 @@ def _request(entity: Entity) -> Schema:
         "query": nullable({
             "type": "string", "maxLength": limits.SEARCH_CHARS,
             "description": f"At most {limits.SEARCH_WORDS} words, all of which a hit has. The "
-            "last one also finds words that begin with it, unless white space follows it",
+            "last one also finds words that begin with it, from its second letter on and unless "
+            "white space follows it",
         }),
         "filters": nullable(obj(values, ())),
         "facets": nullable(listed({"enum": list(facets)} if facets else {}, **_none(facets))),

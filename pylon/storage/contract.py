@@ -213,9 +213,10 @@ class Store(Protocol):
     def point(self, read: Callable[[Reader], T]) -> T:
         """Run a read of a few rows, at once."""
 
-    def scan(self, read: Callable[[Reader], T]) -> T:
+    def scan(self, read: Callable[[Reader], T], inline: bool = True) -> T:
         """Run a read that may be long, without stopping other requests. `read` must have no
-        effect but its answer: it may be interrupted and begun again."""
+        effect but its answer: it may be interrupted and begun again. `inline` False: it may
+        be hard to interrupt, so it is not to be tried where other requests would wait."""
 
 
 class WriteEngine(Protocol):

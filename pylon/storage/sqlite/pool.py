@@ -62,19 +62,23 @@ class ReaderPool:
         """Run a read of a few rows at once, without a switch of greenlets."""
         return read(self._inline)
 
-    def scan(self, read: Callable[[Reader], T]) -> T:
+    def scan(self, read: Callable[[Reader], T], inline: bool = True) -> T:
         """Run a read that may be long; other greenlets go on meanwhile.
 
         Args:
             read: must have no effect but its answer: it may be interrupted and begun again.
+            inline: try it here first. Not for a full-text match: FTS5 may work for long
+                between two of the steps at which SQLite looks at the clock.
 
         Raises:
             QueryTimeout: it took too long, or no connection became free in time.
         """
-        try:
-            return self._inline.within(INLINE_S, read)
-        except QueryTimeout:
-            return self._scan(read)
+        if inline:
+            try:
+                return self._inline.within(INLINE_S, read)
+            except QueryTimeout:
+                pass  # it needs longer than others can wait
+        return self._scan(read)
 
     def close(self) -> None:
         """Close all connections. No scan may be under way."""
