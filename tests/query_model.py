@@ -169,7 +169,7 @@ def _figures(entity: Entity, body: Mapping[str, Any], rows: list[Row]) -> Row:
             there = [r[name] for r in rows if r[name] is not None]
             figures[f"{kind}_{name}"] = _figure(kind, there) if there else None
             is_float = name in entity.by_name and entity.by_name[name].type is FieldType.FLOAT
-            if kind == "sum" and there and not is_float and abs(sum(there)) >= 2**63:
+            if kind == "sum" and not is_float and not -(2**63) <= sum(there) < 2**63:
                 figures[f"{kind}_{name}"] = float(sum(there))
     return figures
 

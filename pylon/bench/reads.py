@@ -1,19 +1,25 @@
-"""The read rows of the table: filter parsing, SQL with the read policy's clause, JSON out."""
+"""The read rows of the table: parsing of the request, SQL with the read policy's clause, JSON
+out. Beside the reads by key stands the bare call of SQLite's binding that they wrap."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import cycle
 from typing import Any, Final
 
-from pylon import limits
+import apsw
+
+from pylon.api.graph import parse_graph
+from pylon.app import App
 from pylon.auth.context import ADMIN
 from pylon.bench.measure import Step
 from pylon.manifest.model import Entity
 from pylon.policy.rules import EntityRules
-from pylon.storage.clause import SqlClause
 from pylon.storage.contract import Query, Reader
+from pylon.storage.names import quote
 from pylon.storage.sqlite.filters import parse_filter
+from pylon.storage.where import ALL, and_
 
 _ROUND: Final = 50  # point reads between two looks at the clock
 
@@ -39,40 +45,60 @@ class Reads:
             lambda: self._reader.lookup(self._entity.name, field, value_of(next(turn)))
         )
 
-    def query(self, body: dict[str, Any], want_rows: int | None = None) -> Step:
+    def bare_get(self, conn: apsw.Connection) -> Step:
+        """What `get` does, without anything around it."""
+        turn = cycle(self._row_ids)
+        sql = f"SELECT CAST(_json AS BLOB) FROM {quote(self._entity.name)} WHERE id = ?"
+        return self._points(lambda: conn.execute(sql, (next(turn),)).get)
+
+    def bare_lookup(
+        self, conn: apsw.Connection, field: str, value_of: Callable[[int], Any]
+    ) -> Step:
+        """What `lookup` does, without anything around it."""
+        turn = cycle(range(1, len(self._row_ids) + 1))
+        sql = (
+            f"SELECT CAST(_json AS BLOB) FROM {quote(self._entity.name)} WHERE {quote(field)} = ? "
+            "ORDER BY id LIMIT 1"
+        )
+        return self._points(lambda: conn.execute(sql, (value_of(next(turn)),)).get)
+
+    def query(self, body: dict[str, Any]) -> Step:
         """Each op: parse the filter, select, and join the answer."""
         def step() -> int:
-            query = parse_filter(self._entity, body, 1_000)
-            answer = self._answer(query)
-            if want_rows is not None and len(answer) != want_rows:
-                raise AssertionError(f"{len(answer)} rows, {want_rows} wanted")
+            if self._answer(parse_filter(self._entity, body, 1_000)) == 0:
+                raise AssertionError("no row answers the filter")
             return 1
 
         return step
 
     def list_rows(self, count: int) -> Step:
         """Each op: the JSON text of the first `count` rows."""
-        query = Query(SqlClause("1", ()), limit=count)
+        query = Query(ALL, limit=count)
 
         def step() -> int:
-            if len(self._answer(query)) != count:
+            if self._answer(query) != count:
                 raise AssertionError(f"fewer than {count} rows")
             return 1
 
         return step
 
-    def _answer(self, query: Query) -> list[bytes]:
-        allowed = self._rules.read_clause(ADMIN)
-        where = SqlClause(
-            f"({query.where.sql}) AND ({allowed.sql})", (*query.where.params, *allowed.params)
-        )
-        found = self._reader.rows(
-            self._entity.name,
-            Query(where, query.limit, query.order, query.offset, query.after_id),
-        )
-        if len(b"[" + b",".join(found) + b"]") > limits.BODY_BYTES:
-            raise AssertionError("an answer larger than any request")
-        return found
+    def graph(self, app: App, relation: str, count: int) -> Step:
+        """Each op: parse the query, and the JSON text of `count` rows with a relation each."""
+        body = {self._entity.name: {"include": {relation: {}}, "limit": count}}
+        wanted = b'"%b":{' % relation.encode()
+        if self._reader.graph(parse_graph(app, ADMIN, body)).count(wanted) != count:
+            raise AssertionError(f"fewer than {count} rows with {relation}")
+
+        def step() -> int:
+            self._reader.graph(parse_graph(app, ADMIN, body))
+            return 1
+
+        return step
+
+    def _answer(self, query: Query) -> int:
+        where = and_(query.where, self._rules.read_clause(ADMIN))
+        count, _ = self._reader.page(self._entity.name, replace(query, where=where))
+        return count
 
     def _points(self, read: Callable[[], bytes | None]) -> Step:
         def step() -> int:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import orjson
 
 from pylon.manifest.load import parse_manifest
-from pylon.manifest.model import Entity, Field, FieldType, Manifest
+from pylon.manifest.model import Entity, Field, FieldType, Manifest, Relation
 
 _GROUPS: Final = 100  # distinct values of a field that is not unique: 10 rows of 1,000 match
 
@@ -29,6 +29,7 @@ def fixture() -> Manifest:
             },
             {
                 "name": "Four", "indexes": [], "crdt": False,
+                "relations": [{"name": "keeper", "target": "Keyed", "field": "owner"}],
                 "fields": [
                     field("title", "string"), field("owner", "string"), field("score", "float"),
                     field("done", "bool"),
@@ -94,6 +95,14 @@ def value_maker(field: Field, distinct: bool) -> Callable[[int], Any]:
         case FieldType.STRING | FieldType.RICHTEXT:
             pattern = field.name.replace("%", "%%") + " %08d"
             return lambda number: pattern % (number % modulus)
+
+
+def to_one(entity: Entity) -> Relation | None:
+    """A relation to follow: its field is free to hold the id of any row of its target."""
+    taken = {name for index in entity.indexes if index.unique for name in index.fields}
+    kinds = (FieldType.STRING, FieldType.ID)
+    free = {f.name for f in entity.fields if f.type in kinds and not f.unique} - taken
+    return next((r for r in entity.relations if not r.many and r.field in free), None)
 
 
 def text_field(entity: Entity) -> Field | None:

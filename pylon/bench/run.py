@@ -20,6 +20,8 @@ import apsw
 from msgspec.structs import replace
 
 from pylon import __version__
+from pylon import config as settings
+from pylon.app import build_app
 from pylon.auth.context import ADMIN
 from pylon.bench import rows
 from pylon.bench.measure import Measured, Step, measure
@@ -34,7 +36,7 @@ from pylon.clock import SystemClock, SystemRandom
 from pylon.ids import RowIds
 from pylon.manifest.load import load_manifest
 from pylon.manifest.model import Entity, Manifest
-from pylon.policy.rules import RuleSet, compile_rules
+from pylon.storage.sqlite.connect import open_reader
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.pool import ReaderPool
 from pylon.storage.sqlite.reader import SqliteReader
@@ -80,9 +82,11 @@ class _Bench:
         self._budget_s = budget_s
         self._progress = progress
         self._clock = SystemClock()
-        self._rules: RuleSet = compile_rules(manifest)
+        self._app = build_app(settings.load({}).config, manifest)
+        self._rules = self._app.rules
         self._engine = SqliteEngine.open(path, manifest, self._rules, self._clock, "normal")
         self._reader = SqliteReader(path, manifest)
+        self._bare = open_reader(path)
         self._ids = RowIds(self._clock, SystemRandom())
         self._writes = {entity.name: self._writes_of(entity) for entity in manifest.entities}
 
@@ -90,6 +94,7 @@ class _Bench:
         return Writes(entity, self._rules.of(entity.name), self._engine, self._ids)
 
     def close(self) -> None:
+        self._bare.close()
         self._reader.close()
         self._engine.close()
 
@@ -125,14 +130,17 @@ class _Bench:
             main, self._rules.of(main.name), self._reader, self._writes[main.name].row_ids
         )
         yield self._measure("get_by_id", reads.get())
+        yield self._measure("bare apsw get", reads.bare_get(self._bare), "what get_by_id wraps")
         unique = rows.unique_field(main)
         if unique is None:
             yield Measured("lookup by unique field", None, "no entity has a unique field")
         else:
-            step = reads.lookup(
-                unique.name, lambda number: rows.value_of(unique, number, distinct=True)
+            value_of = rows.value_maker(unique, distinct=True)
+            yield self._measure("lookup by unique field", reads.lookup(unique.name, value_of))
+            yield self._measure(
+                "bare apsw lookup", reads.bare_lookup(self._bare, unique.name, value_of),
+                "what lookup wraps",
             )
-            yield self._measure("lookup by unique field", step)
         grouped = rows.grouped_field(main)
         if grouped is None:
             yield Measured("query equality", None, f"{main.name} has no field for it")
@@ -151,7 +159,22 @@ class _Bench:
                 f"{main.name}.{text.name}, a scan of {ROWS} rows",
             )
         yield self._measure(f"list {ROWS}", reads.list_rows(ROWS))
-        yield Measured(f"graph {ROWS}", None, "not built yet (issue: data plane)")
+        yield self._graph()
+
+    def _graph(self) -> Measured:
+        """The rows of the first entity that has a relation to follow, each with its target."""
+        name = f"graph {ROWS}"
+        for entity in self._manifest.entities:
+            relation = rows.to_one(entity)
+            if relation is not None:
+                own = self._writes[entity.name]
+                own.refer(relation.field, self._writes[relation.target].row_ids)
+                reads = Reads(entity, self._rules.of(entity.name), self._reader, own.row_ids)
+                return self._measure(
+                    name, reads.graph(self._app, relation.name, ROWS),
+                    f"{entity.name} including {relation.name}",
+                )
+        return Measured(name, None, "no entity has a to-one relation to follow")
 
     def _changes(self, main: Entity) -> Iterator[Measured]:
         batch = self._writes[main.name].last_batch

@@ -7,6 +7,7 @@ with 64 concurrent callers is.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import cycle
 from typing import Final
 
 from pylon.auth.context import ADMIN
@@ -45,6 +46,15 @@ class Writes:
             ops = [self._insert() for _ in range(min(BATCH, count - start))]
             self.row_ids += [op.row_id for op in ops]
             self._apply(ops)
+
+    def refer(self, field: str, targets: list[str]) -> None:
+        """Let the rows that `fill` made refer to the rows `targets`, one after the other."""
+        ops: list[WriteOp] = []
+        for row_id, target in zip(self.row_ids, cycle(targets), strict=False):
+            patch = self._codec.patch({field: target}, row_id)
+            ops.append(UpdateRow(self.entity.name, row_id, patch, ADMIN))
+        for start in range(0, len(ops), BATCH):
+            self._apply(ops[start:start + BATCH])
 
     def insert(self) -> Step:
         """Each op: a new row."""

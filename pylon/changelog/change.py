@@ -10,15 +10,22 @@ pull and by the hub.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
+import msgspec
 import orjson
 
 from pylon.auth.context import AuthContext
 from pylon.changelog.event import ChangeEvent, Kind, encode
 from pylon.policy.routing import Everyone, Nobody
 from pylon.policy.rules import EntityRules
+
+
+def sizes_bytes(events: Sequence[ChangeEvent]) -> list[int]:
+    """About what the `Change` of each event takes in memory once its wire text is made."""
+    return [2 * (len(e.data or b"") + len(e.prev_data or b"")) + 512 for e in events]
 
 
 class View(Enum):
@@ -30,21 +37,25 @@ class View(Enum):
     AS_UPDATE = "as_update"  # the row has come into view; shows the whole row after
 
 
-class Change:
-    """An event with what is derived from it, made on first use."""
+class Change(msgspec.Struct, gc=False):
+    """An event with what is derived from it, made on first use. Nothing here leads back to it,
+    so the collector need not know it."""
 
-    __slots__ = ("_as_delete", "_prev_row", "_row", "_wire", "event", "seq",
-                 "size_bytes")
+    event: ChangeEvent
+    known_wire: bytes | None = None  # what `wire` gives, once somebody asked
+    _as_delete: bytes | None = None
+    _row: dict[str, Any] | None = None
+    _prev_row: dict[str, Any] | None = None
 
-    def __init__(self, event: ChangeEvent) -> None:
-        self.event = event
-        self.seq = event.seq
-        # About what it takes in memory once its wire text has been made.
-        self.size_bytes = 2 * len(event.data or b"") + 2 * len(event.prev_data or b"") + 512
-        self._wire: bytes | None = None
-        self._as_delete: bytes | None = None
-        self._row: dict[str, Any] | None = None
-        self._prev_row: dict[str, Any] | None = None
+    @property
+    def seq(self) -> int:
+        """The event's seq."""
+        return self.event.seq
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory once its wire text has been made."""
+        return sizes_bytes((self.event,))[0]
 
     @property
     def row(self) -> dict[str, Any] | None:
@@ -63,9 +74,9 @@ class Change:
     @property
     def wire(self) -> bytes:
         """The event's JSON text as it happened."""
-        if self._wire is None:
-            self._wire = self.event.wire()
-        return self._wire
+        if self.known_wire is None:
+            self.known_wire = self.event.wire()
+        return self.known_wire
 
     def wire_as(self, kind: Kind) -> bytes:
         """The JSON text under another kind: a delete shows the row before, all else the row

@@ -17,7 +17,7 @@ from pylon.changelog.change import Change
 from pylon.changelog.event import ChangeBatch, ChangeEvent
 from pylon.changelog.tail import Tail
 from pylon.errors import ResyncRequired
-from pylon.storage.contract import Store
+from pylon.storage.contract import Reader, Store
 
 _PAGE_EVENTS: Final = 100
 _ANSWER_BYTES: Final = limits.BATCH_BYTES
@@ -49,16 +49,16 @@ class Feed:
         self._refresh()
         if since > self._head or any(low < since < high for low, high in self._void):
             raise _resync(since, self._head + 1)
-        changes = self._tail.after(since, limit)
+        changes = self._tail.after(since, limit, _ANSWER_BYTES)
         if changes is None:
             oldest = self._store.point(lambda reader: reader.oldest_seq())
             if since + 1 < oldest:
                 raise _resync(since, oldest)
-            changes = self._read(since, limit)
-        return _bounded(changes), self._head
+            changes = _bounded(self._read(since, limit))
+        return changes, self._head
 
     def _refresh(self) -> None:
-        version = self._store.point(lambda reader: reader.data_version())
+        version = self._store.point(_data_version)
         if version == self._version:
             return
         # The version is taken first: what is committed from here on is noticed next time.
@@ -102,6 +102,10 @@ class Feed:
 
     def _events(self, seq: int, limit: int) -> list[ChangeEvent]:
         return self._store.point(lambda reader: reader.events_after(seq, limit))
+
+
+def _data_version(reader: Reader) -> int:
+    return reader.data_version()
 
 
 def _bounded(changes: list[Change]) -> list[Change]:

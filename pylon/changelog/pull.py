@@ -64,7 +64,7 @@ def delta(feed: Feed, rules: RuleSet, auth: AuthContext, since: int) -> Pulled:
 
 def _shown(changes: list[Change], rules: RuleSet, auth: AuthContext) -> list[bytes]:
     if auth.is_admin:
-        return [c.wire for c in changes]
+        return [c.known_wire or c.wire for c in changes]
     known: dict[str, tuple[EntityRules | None, bool]] = {}
     shown = []
     for change in changes:
@@ -74,7 +74,7 @@ def _shown(changes: list[Change], rules: RuleSet, auth: AuthContext) -> list[byt
             known[entity] = own, own is not None and isinstance(own.routing, Everyone)
         own, is_open = known[entity]
         if is_open:
-            shown.append(change.wire)
+            shown.append(change.known_wire or change.wire)
         elif own is not None and (text := seen_as(change, own, auth)) is not None:
             shown.append(text)
     return shown

@@ -8,10 +8,11 @@ not; a cursor below `first_covered` is then answered from the store. Used by `Fe
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from itertools import accumulate
 
 from pylon import limits
-from pylon.changelog.change import Change
+from pylon.changelog.change import Change, sizes_bytes
 from pylon.changelog.event import ChangeBatch
 from pylon.errors import InternalError
 
@@ -20,7 +21,7 @@ class Tail:
     """`last_seq`: the head that it is current to. `first_covered`: the smallest cursor whose
     followers are all here."""
 
-    __slots__ = ("_changes", "_max_bytes", "_max_events", "_seqs", "_size_bytes",
+    __slots__ = ("_changes", "_ends", "_freed_bytes", "_max_bytes", "_max_events", "_seqs",
                  "first_covered", "last_seq")
 
     def __init__(
@@ -32,7 +33,9 @@ class Tail:
         """An empty tail, current to `last_seq`."""
         self._changes: list[Change] = []
         self._seqs: list[int] = []
-        self._size_bytes = 0
+        # How many bytes there have been up to and with each change, those that are gone too.
+        self._ends: list[int] = []
+        self._freed_bytes = 0
         self._max_events = max_events
         self._max_bytes = max_bytes
         self.first_covered = last_seq
@@ -51,37 +54,57 @@ class Tail:
             raise InternalError(
                 f"the tail ends at {self.last_seq}, the batch begins after {batch.prev_seq}"
             )
-        added = [Change(e) for e in batch.events if e.seq > self.last_seq]
-        if added:
-            self._changes += added
-            self._seqs += [c.seq for c in added]
-            self._size_bytes += sum(c.size_bytes for c in added)
-            self.last_seq = added[-1].seq
-            if len(self._changes) > self._max_events or self._size_bytes > self._max_bytes:
-                self._evict()
+        events = batch.events
+        if events and events[0].seq <= self.last_seq:
+            events = [e for e in events if e.seq > self.last_seq]
+        if not events:
+            return []
+        added = list(map(Change, events))
+        sizes = sizes_bytes(events)
+        sizes[0] += self._ends[-1] if self._ends else self._freed_bytes
+        self._changes += added
+        self._seqs += [e.seq for e in events]
+        self._ends += accumulate(sizes)
+        self.last_seq = self._seqs[-1]
+        if (
+            len(self._changes) > self._max_events
+            or self._ends[-1] - self._freed_bytes > self._max_bytes
+        ):
+            self._evict()
         return added
 
-    def after(self, seq: int, limit: int | None = None) -> list[Change] | None:
-        """The changes above `seq`, the first `limit` of them; None if `seq` is not covered."""
+    def after(
+        self, seq: int, limit: int | None = None, max_bytes: int | None = None
+    ) -> list[Change] | None:
+        """The changes above `seq`; None if `seq` is not covered.
+
+        Args:
+            limit: no more than this many.
+            max_bytes: no more than fit into about as much, and one at least.
+        """
         if seq < self.first_covered:
             return None
         start = bisect_right(self._seqs, seq)
-        return self._changes[start : None if limit is None else start + limit]
+        end = len(self._seqs) if limit is None else min(start + limit, len(self._seqs))
+        if max_bytes is not None and start < end:
+            begun = self._ends[start - 1] if start else self._freed_bytes
+            if self._ends[end - 1] - begun > max_bytes:
+                end = max(start + 1, bisect_right(self._ends, begun + max_bytes, start, end))
+        return self._changes[start:end]
 
     def advance(self, head: int) -> None:
         """The head has moved without an event (an epoch)."""
         self.last_seq = max(self.last_seq, head)
 
     def _evict(self) -> None:
-        surplus = max(0, len(self._changes) - self._max_events)
-        count = min(len(self._changes), surplus + self._max_events // 10)
-        freed = sum(c.size_bytes for c in self._changes[:count])
-        while self._size_bytes - freed > self._max_bytes and count < len(self._changes):
-            freed += self._changes[count].size_bytes
-            count += 1
-        if count == 0:
-            return
+        held = len(self._changes)
+        surplus = max(0, held - self._max_events)
+        count = min(held, surplus + self._max_events // 10)
+        excess = self._ends[-1] - self._max_bytes
+        if excess > self._freed_bytes:  # at least so many that the rest fits
+            count = max(count, bisect_left(self._ends, excess) + 1)
         self.first_covered = self._seqs[count - 1]
+        self._freed_bytes = self._ends[count - 1]
         del self._changes[:count]
         del self._seqs[:count]
-        self._size_bytes -= freed
+        del self._ends[:count]
