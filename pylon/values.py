@@ -293,12 +293,14 @@ class EntityCodec:
             )
         return self._checked(body)
 
-    def merge(self, before: Mapping[str, Any], patch: Mapping[str, Any]) -> EncodedRow:
-        """The row after `patch` (already checked) has been laid over `before`."""
+    def merge(
+        self, before: Mapping[str, Any], patch: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], bytes]:
+        """The row after `patch` (already checked) has been laid over `before`, and its JSON."""
         after = {**before, **patch}
         if len(after) != len(self._names) + 1:  # not what this codec has written
-            return self._encoded(before["id"], after)
-        return EncodedRow(self._values(after), encode_row(after), after)
+            after = {name: after.get(name) for name in self.entity.columns}
+        return after, encode_row(after)
 
     def row_from_sql(self, values: Sequence[Any]) -> dict[str, Any]:
         """A row from its columns (`Entity.columns` order): 0 and 1 become booleans.

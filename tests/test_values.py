@@ -20,7 +20,8 @@ from pylon.errors import (
     MissingField,
     NullNotAllowed,
 )
-from pylon.values import decode_body, is_datetime
+from pylon.manifest.model import Entity, Field, FieldType
+from pylon.values import EntityCodec, decode_body, is_datetime
 from tests.storage_kit import CODECS, row_id
 
 TASK = CODECS["Task"]
@@ -126,9 +127,32 @@ def test_a_patch_may_repeat_the_id_but_not_change_it() -> None:
 
 def test_merge_keeps_what_the_patch_leaves_out() -> None:
     before = TASK.insert({**GOOD, "rank": 1, "weight": 0.5}, ID).row
-    after = TASK.merge(before, TASK.patch({"rank": 2, "done": True}, ID))
-    assert after.row == {**before, "rank": 2, "done": True}
-    assert orjson.loads(after.row_json) == after.row
+    row, row_json = TASK.merge(before, TASK.patch({"rank": 2, "done": True}, ID))
+    assert row == {**before, "rank": 2, "done": True}
+    assert row_json == TASK.insert(row, ID).row_json
+    row, row_json = TASK.merge({"id": ID, "title": "x"}, {"rank": 1})  # fields came later
+    assert row == orjson.loads(row_json) and row["slug"] is None and row["rank"] == 1
+
+
+@pytest.mark.parametrize("body", [
+    {**GOOD, "rank": 3.0}, {**GOOD, "title": "\\u0000"}, {**GOOD, "id": 5}, {**GOOD, "weight": 2},
+    {**GOOD, "dueAt": None}, {**GOOD, "rank": -(2**63), "weight": 2**70},
+])
+def test_the_quick_way_gives_what_the_checks_give(body: dict[str, Any]) -> None:
+    quick, checked = TASK.insert(body, ID), TASK._insert_checked(body, ID)
+    assert (quick.row, quick.row_json) == (checked.row, checked.row_json)
+    assert list(quick.values) == list(checked.values)
+
+
+def test_a_field_may_be_called_as_python_pleases() -> None:
+    names = ("class", "f0", "self", "None", "__init__")
+    fields = tuple(Field(name, FieldType.STRING, optional=False, unique=False) for name in names)
+    codec = EntityCodec(Entity("Odd", fields))
+    body = {name: name for name in names}
+    assert orjson.loads(codec.insert(body, ID).row_json) == {"id": ID, **body}
+    one = EntityCodec(Entity("One", fields[:1]))
+    assert list(one.insert({"class": "x"}, ID).values) == ["x"]
+    assert list(EntityCodec(Entity("None", ())).insert({}, ID).values) == []
 
 
 def test_rows_from_columns_become_the_same_json() -> None:

@@ -32,12 +32,7 @@ def insert(
     if not rules.may_insert(auth, encoded.row):
         raise rules.denied("insert", auth)
     return InsertRow(
-        entity=entity.name,
-        row_id=row_id,
-        values=encoded.values,
-        row_json=encoded.row_json,
-        client_id_given=given is not None,
-        op=op,
+        entity.name, row_id, encoded.values, encoded.row_json, given is not None, op
     )
 
 
