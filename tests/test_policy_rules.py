@@ -364,3 +364,16 @@ def test_names_of_the_manifest_never_become_code() -> None:
     found = ruleset.of("Evil")
     assert not found.may_read(BOB, {"id": "1", "__import__": "os"})
     assert found.may_read(BOB, {"id": "1", "k1": "d"})
+
+
+def test_clauses_are_remembered_for_a_bounded_number_of_callers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "READ_CLAUSES_KEPT", 3)
+    own = rules(policy(allow_read="auth.userId == data.owner"))
+    for number in range(10):
+        auth = AuthContext(user_id=f"u{number}")
+        first = own.read_clause(auth)
+        assert first.params == (f"u{number}",)
+        assert own.read_clause(AuthContext(user_id=f"u{number}")) is first
+        assert len(own._clauses) <= 3

@@ -10,7 +10,8 @@ An update is judged on two rows. A rule that names ``existing`` sees the row bef
 hold for the row before and for the row after. For an insert all of ``existing`` is null; for
 read and delete ``existing`` and ``data`` are the same row.
 
-Made once by `compile_rules` in each process; immutable; safe to use from any thread.
+Made once by `compile_rules` in each process; safe to use from any thread. Nothing in it changes
+but what it remembers: the SQL of callers who asked before, for a bounded number of them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, Literal
 
+from pylon import limits
 from pylon.auth.context import AuthContext
 from pylon.errors import PolicyDenied
 from pylon.manifest.diagnostics import Diagnostic, ManifestInvalid
@@ -59,8 +61,8 @@ class EntityRules:
     """The compiled rules of one entity."""
 
     __slots__ = (
-        "_clause", "_declared", "_delete", "_entity", "_insert", "_read", "_state", "_step",
-        "routing",
+        "_clause", "_clauses", "_declared", "_delete", "_entity", "_insert", "_read", "_state",
+        "_step", "routing",
     )
 
     def __init__(self, entity: str, chosen: Mapping[Action, list[Expr]]) -> None:
@@ -76,6 +78,7 @@ class EntityRules:
         self._declared = frozenset(action for action, rules in chosen.items() if rules)
         self._read = compile_condition(read)
         self._clause = clause_maker(read)
+        self._clauses: dict[AuthContext, SqlClause] = {}
         self._insert = compile_condition(_all(chosen["insert"]))
         self._delete = compile_condition(_one_row(_all(chosen["delete"])))
         self._state = compile_condition(_all(states or [e.TRUE]))
@@ -110,7 +113,15 @@ class EntityRules:
         True for exactly the rows that `may_read` passes, otherwise 0 or NULL, so it is not to be
         negated. ``1`` for all rows and ``0`` for none.
         """
-        return ALL if auth.is_admin else self._clause(auth)
+        if auth.is_admin:
+            return ALL
+        clause = self._clauses.get(auth)
+        if clause is None:
+            clause = self._clause(auth)
+            if len(self._clauses) >= limits.READ_CLAUSES_KEPT:
+                self._clauses.clear()
+            self._clauses[auth] = clause
+        return clause
 
     def denied(self, action: Action, auth: AuthContext) -> PolicyDenied:
         """The error to raise. It shows no rule; where none exists, it shows how to write one."""
