@@ -19,7 +19,7 @@ from pylon.policy.grammar import PolicyInvalid
 
 _REMEDY: Final = "Remedy: "
 # Classes that live beside what raises them; named, so that they are loaded.
-_ELSEWHERE: Final = (ManifestInvalid, PolicyInvalid)
+_ELSEWHERE: Final[tuple[type[PylonError], ...]] = (ManifestInvalid, PolicyInvalid)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ FACET_VALUES: Final = 1_000  # counted values that are answered for each facet
 GRAPH_DEPTH: Final = 4
 GRAPH_NODES: Final = 32  # entities and includes of one graph query
 GRAPH_ROWS: Final = 20_000  # of one graph query, to-one rows not counted
+GRAPH_BYTES: Final = 32 * 1024 * 1024  # of included rows, on each level that they are on
 AGGREGATE_TERMS: Final = 64
 AGGREGATE_GROUPS: Final = 10_000
 READ_CLAUSES_KEPT: Final = 1_024  # read policies as SQL, for so many callers of each entity
@@ -53,6 +54,9 @@ NOTES: Final = 100_000
 LOG_MIN_AGE_S: Final = 120  # retention never takes what is younger (must exceed NOTE_TTL_S)
 OP_IDS_KEPT: Final = 100_000
 OP_ID_CHARS: Final = 200
+
+CALLER_S: Final = 0.9  # a request's credentials are looked up again after this
+CALLERS: Final = 10_000  # whose credentials are remembered, each worker process
 
 OUTBOX_BYTES: Final = 1024 * 1024
 OUTBOX_FRAMES: Final = 1_000

@@ -21,7 +21,6 @@ from pylon.manifest.model import Manifest
 from pylon.openapi.document import openapi_document
 from pylon.openapi.values import DATETIME_PATTERN
 from pylon.values import is_datetime
-from tests.support.manifests import notes_app
 from tests.support.wide_app import wide_app
 from tests.support_writer import ADMIN_TOKEN, running
 
@@ -46,9 +45,8 @@ def operations(doc: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     ]
 
 
-@pytest.mark.parametrize("manifest", [wide_app(), notes_app()], ids=["wide", "notes"])
-def test_the_document_is_valid(manifest: dict[str, Any]) -> None:
-    OpenAPIV31SpecValidator(document(manifest)).validate()
+def test_the_document_is_valid() -> None:
+    OpenAPIV31SpecValidator(document(wide_app())).validate()
 
 
 def test_operation_ids_are_unique() -> None:
@@ -81,6 +79,8 @@ def test_every_route_and_method_is_in_the_document(tmp_path: Path) -> None:
             served.add(path)
             absent = methods - described.get(path, {}).keys()
             missing += [f"{method.upper()} {path}" for method in sorted(absent)]
+            extra = described.get(path, {}).keys() - methods
+            assert not extra, f"described, but not served: {extra} {path}"
     assert missing == []
     assert len(routes) > 20
     every_field = {p for p in described if p.startswith("/api/lookup/")}
@@ -95,6 +95,7 @@ def test_every_error_answer_names_real_codes_of_its_status() -> None:
             if method == "head" or int(status) < 400 or "allOf" not in str(response):
                 continue
             schema = response["content"]["application/json"]["schema"]
+            schema = schema["anyOf"][1] if "anyOf" in schema else schema
             codes = schema["allOf"][1]["properties"]["error"]["properties"]["code"]["enum"]
             for code in codes:
                 assert known[code] == int(status), (path, method, code)

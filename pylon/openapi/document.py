@@ -14,11 +14,12 @@ from pylon.config import Config
 from pylon.manifest.model import Manifest
 from pylon.openapi.filters import filter_schemas
 from pylon.openapi.identity import identity_paths, identity_schemas
-from pylon.openapi.parts import Schema, obj
-from pylon.openapi.rows import entity_paths
+from pylon.openapi.parts import Schema, header, obj
+from pylon.openapi.rows import entity_paths, graph_paths
 from pylon.openapi.server import server_paths
 from pylon.openapi.sync import sync_paths, sync_schemas
 from pylon.openapi.values import entity_schemas
+from pylon.openapi.writes import write_paths, write_schemas
 
 _VERSION: Final = "3.1.0"
 _ABOUT: Final = (
@@ -36,10 +37,33 @@ _HEADERS: Final[dict[str, Schema]] = {
         "description": "The seq of the change that the write made",
         "required": True, "schema": {"type": "string", "pattern": "^[0-9]+$"},
     },
+    "ETag": {
+        "description": "The row's version: the seq of its last change, in quotes",
+        "schema": {"type": "string", "pattern": '^"[0-9]+"$'},
+    },
+    "Idempotency-Replayed": {
+        "description": "true: this was done before, and is answered as then",
+        "schema": {"const": "true"},
+    },
     "Retry-After": {
         "description": "Seconds; on errors that may pass by themselves",
         "schema": {"type": "string", "pattern": "^[0-9]+$"},
     },
+}
+_PARAMETERS: Final[dict[str, Schema]] = {
+    "IdempotencyKey": header(
+        "Idempotency-Key",
+        {"type": "string", "pattern": f"^[!-~]{{1,{limits.OP_ID_CHARS}}}$"},
+        "Sent again with the same key, the request is answered as the first time, not repeated",
+    ),
+    "IfMatch": header(
+        "If-Match", {"type": "string", "pattern": r'^("[0-9]{1,18}"|\*)$'},
+        "Write only if the row still has this ETag",
+    ),
+    "IfNoneMatch": header(
+        "If-None-Match", {"type": "string", "pattern": r'^("[0-9]{1,18}"|\*)$'},
+        "Answer only if the row has another ETag",
+    ),
 }
 _ERROR: Final = obj({
     "error": {
@@ -59,8 +83,12 @@ def openapi_document(manifest: Manifest, config: Config) -> dict[str, Any]:
     """The OpenAPI 3.1 document of an app."""
     schemas: dict[str, Schema] = {
         "Error": _ERROR, **identity_schemas(), **sync_schemas(manifest),
+        **write_schemas(manifest),
     }
-    paths = {**server_paths(), **identity_paths(), **sync_paths()}
+    paths = {
+        **server_paths(), **identity_paths(), **sync_paths(), **graph_paths(manifest),
+        **write_paths(manifest),
+    }
     for entity in manifest.entities:
         schemas |= entity_schemas(entity) | filter_schemas(entity, config)
         paths |= entity_paths(entity, config)
@@ -76,6 +104,7 @@ def openapi_document(manifest: Manifest, config: Config) -> dict[str, Any]:
         "components": {
             "schemas": schemas,
             "headers": _HEADERS,
+            "parameters": _PARAMETERS,
             "securitySchemes": {
                 "BearerAuth": {
                     "type": "http", "scheme": "bearer",

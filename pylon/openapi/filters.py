@@ -1,7 +1,9 @@
-"""Schemas of what queries are asked with: the filter object of each entity (spec/http.md §3.3).
+"""Schemas of what queries are asked with: the filter of each entity, graph queries, aggregates,
+searches (spec/http.md §3.3, §3.5 to §3.7).
 
-Operands are described by the JSON type that the field compares with; bounds that depend on the
-whole filter (conditions, depth) are in docs/limits.md and answered with LIMIT_EXCEEDED.
+`<E>Where` has conditions only; `<E>Filter` has the directives too. Operands are described by the
+JSON type that the field compares with; bounds that depend on the whole filter (conditions, depth)
+are in docs/limits.md and answered with LIMIT_EXCEEDED.
 """
 
 from __future__ import annotations
@@ -25,8 +27,11 @@ _OPERANDS: Final[dict[FieldType, Schema]] = {
     FieldType.BOOL: {"enum": [True, False, 0, 1]},
 }
 _TEXTS: Final = (FieldType.STRING, FieldType.RICHTEXT, FieldType.ID, FieldType.DATETIME)
+_NUMBERS: Final = (FieldType.INT, FieldType.FLOAT)
 _ORDER: Final[Schema] = {"enum": ["asc", "desc"]}
+_BUCKETS: Final = ("hour", "day", "week", "month", "year")
 _ROW_ID: Final = Field("id", FieldType.ID, optional=False, unique=True)
+_OFFSET: Final = nullable({"type": "integer", "minimum": 0, "maximum": INT_MAX})
 
 
 def columns_of(entity: Entity) -> tuple[Field, ...]:
@@ -35,28 +40,41 @@ def columns_of(entity: Entity) -> tuple[Field, ...]:
 
 
 def filter_schemas(entity: Entity, config: Config) -> dict[str, Schema]:
-    """The schema `<E>Filter`."""
-    name = f"{entity.name}Filter"
-    nested = listed(ref(name))
-    return {
-        name: obj(
-            {
-                **{field.name: _condition(field) for field in columns_of(entity)},
-                "$and": nested,
-                "$or": nested,
-                "$search": nullable({"type": "string"}),
-                "$order": nullable(order_schema(entity)),
-                "$limit": nullable(
-                    {"type": "integer", "minimum": 0, "maximum": config.list_limit}
-                ),
-                "$offset": nullable({"type": "integer", "minimum": 0, "maximum": INT_MAX}),
-            },
-            (),
-        )
+    """The schemas `<E>Where`, `<E>Filter`, `<E>Graph`, `<E>Aggregate`, and `<E>Search`."""
+    name = entity.name
+    where = ref(f"{name}Where")
+    limit = nullable({"type": "integer", "minimum": 0, "maximum": config.list_limit})
+    nested = listed(where, maxItems=limits.FILTER_TERMS)
+    conditions = {
+        **{field.name: _condition(field) for field in columns_of(entity)},
+        "$and": nested,
+        "$or": nested,
+        "$search": {"type": "string", "maxLength": limits.SEARCH_CHARS},
     }
+    directives = {"$order": nullable(_order(entity)), "$limit": limit, "$offset": _OFFSET}
+    node = obj(
+        {
+            "where": nullable(where), "order": nullable(_order(entity)),
+            "limit": limit, "offset": _OFFSET,
+            "include": nullable(obj(
+                {relation.name: ref(f"{relation.target}Graph") for relation in entity.relations},
+                (),
+            )),
+        },
+        (),
+    )
+    out = {
+        f"{name}Where": obj(conditions, ()),
+        f"{name}Filter": obj({**conditions, **directives}, ()),
+        f"{name}Graph": node,
+        f"{name}Aggregate": _aggregate(entity),
+    }
+    if entity.search is not None:
+        out[f"{name}Search"] = _search(entity)
+    return out
 
 
-def order_schema(entity: Entity) -> Schema:
+def _order(entity: Entity) -> Schema:
     """Columns and their directions, in the order given."""
     return obj({field.name: _ORDER for field in columns_of(entity)}, ())
 
@@ -65,13 +83,67 @@ def _condition(field: Field) -> Schema:
     """A value that the field equals, or operators on it."""
     operand = _OPERANDS[field.type]
     or_null = nullable(operand)
+    members = listed(or_null, maxItems=limits.FILTER_VALUES)
     operators: dict[str, Schema] = {
         "$not": or_null, "$ne": or_null,
         "$gt": operand, "$gte": operand, "$lt": operand, "$lte": operand,
-        "$in": listed(or_null), "$nin": listed(or_null),
+        "$in": members, "$nin": members,
         "$exists": {"type": "boolean"},
     }
     if field.type in _TEXTS:
-        operators["$like"] = {"type": "string", "maxLength": limits.LIKE_CHARS}
-        operators["$startsWith"] = {"type": "string", "maxLength": limits.LIKE_CHARS}
+        text = {"type": "string", "maxLength": limits.LIKE_CHARS}
+        operators |= {"$like": text, "$startsWith": text}
     return {"anyOf": [or_null, {**obj(operators, ()), "minProperties": 1}]}
+
+
+def _aggregate(entity: Entity) -> Schema:
+    columns = [field.name for field in columns_of(entity)]
+    times = [field.name for field in entity.fields if field.type is FieldType.DATETIME]
+    summable = [
+        field.name for field in entity.fields if field.type in (*_NUMBERS, FieldType.BOOL)
+    ]
+    groups: list[Schema] = [{"enum": columns}]
+    if times:
+        groups.append(obj({"field": {"enum": times}, "bucket": {"enum": _BUCKETS}}, ("field",)))
+    any_field = nullable(listed({"enum": columns}, maxItems=limits.AGGREGATE_TERMS))
+    numbers = nullable(listed({"enum": summable} if summable else {"not": {}}, uniqueItems=True))
+    return {
+        **obj(
+            {
+                "count": nullable({"enum": ["*", *columns]}),
+                "sum": numbers, "avg": numbers,
+                "min": any_field, "max": any_field, "countDistinct": any_field,
+                "groupBy": nullable(listed({"anyOf": groups}, maxItems=limits.AGGREGATE_TERMS)),
+                "where": nullable(ref(f"{entity.name}Where")),
+            },
+            (),
+        ),
+        "minProperties": 1,
+    }
+
+
+def _search(entity: Entity) -> Schema:
+    search = entity.search
+    if search is None:
+        raise ValueError(f"{entity.name} has no search")
+    number = {"type": "integer", "minimum": 0, "maximum": INT_MAX // limits.SEARCH_PAGE_MAX}
+    sort = [
+        {"type": "array", "prefixItems": [{"const": name}, _ORDER], "minItems": 2, "maxItems": 2}
+        for name in search.sortable
+    ]
+    return obj(
+        {
+            "query": nullable({"type": "string", "maxLength": limits.SEARCH_CHARS}),
+            "filters": nullable(obj({
+                name: {"description": "A value, the text that facet counts have, or a list"}
+                for name in search.facets
+            }, ())),
+            "facets": nullable(listed({"enum": list(search.facets)} if search.facets
+                                      else {"not": {}})),
+            "sort": {"anyOf": [{"type": "null"}, {"type": "array", "maxItems": 0}, *sort]},
+            "page": nullable(number),
+            "page_size": nullable(number),
+            "pageSize": nullable(number),
+        },
+        (),
+    )

@@ -131,9 +131,9 @@ def operation(
     method: str, operation_id: str, tag: str, summary: str, answers: Mapping[int, Schema], *,
     fails: Iterable[ErrorClass] = (), parameters: Iterable[Schema] = (),
     body: Schema | None = None, body_media: str = JSON,
-    security: list[dict[str, list[str]]] | None = None,
+    security: list[dict[str, list[str]]] | None = None, has_head: bool = True,
 ) -> dict[str, Any]:
-    """One operation, and for GET its HEAD.
+    """One operation, and for GET its HEAD where `has_head`.
 
     Args:
         method: in lower case.
@@ -165,7 +165,7 @@ def operation(
     if body is not None:
         out["requestBody"] = {"required": True, "content": {body_media: {"schema": body}}}
     operations = {method: out}
-    if method == "get":
+    if method == "get" and has_head:
         operations["head"] = _head_of(out)
     return operations
 

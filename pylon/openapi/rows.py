@@ -1,4 +1,4 @@
-"""Operations on the rows of each entity: list, page, get, write, query, look up."""
+"""Operations on rows: list, page, get, write, look up, query, aggregate, search."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 from pylon import errors, limits
 from pylon.config import Config
-from pylon.manifest.model import Entity, Field, FieldType
+from pylon.manifest.model import Entity, Field, FieldType, Manifest
 from pylon.openapi.filters import columns_of
 from pylon.openapi.parts import (
     ROW_ERRORS,
@@ -23,12 +23,16 @@ from pylon.openapi.parts import (
     path,
     query,
     ref,
+    shared,
 )
 from pylon.openapi.search import search_paths
 
 _WHOLE: Final[Schema] = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}
 _READS: Final[tuple[ErrorClass, ...]] = (errors.PolicyDenied, *STORE_ERRORS)
-_SEQ: Final = ("X-Pylon-Change-Seq",)
+_SEQ: Final = ("X-Pylon-Change-Seq", "Idempotency-Replayed")
+_KEY: Final = shared("IdempotencyKey")
+_IF_MATCH: Final = shared("IfMatch")
+_CONDITIONAL: Final = (errors.PreconditionFailed, errors.IdempotencyKeyReused)
 
 
 def entity_paths(entity: Entity, config: Config) -> Paths:
@@ -40,6 +44,8 @@ def entity_paths(entity: Entity, config: Config) -> Paths:
         f"{base}/cursor": _page(entity),
         f"{base}/{{row_id}}": {**_get(entity), **_patch(entity), **_delete(entity)},
         f"/api/query/{name}": _query(entity),
+        f"/api/aggregate/{name}": _aggregate(entity),
+        f"/api/search/{name}": _search(entity),
         **search_paths(entity),
         **{
             f"/api/lookup/{name}/{field.name}/{{value}}": _look_up(entity, field)
@@ -54,7 +60,8 @@ def _list(entity: Entity, config: Config) -> Paths:
         "count": {"type": "integer", "description": "Rows in this answer"},
         "limit": nullable({"type": "integer"}),
         "offset": {"type": "integer"},
-    })
+        "total": {"type": "integer", "description": "Rows without limit and offset, with count"},
+    }, ("data", "count", "limit", "offset"))
     return operation(
         "get", f"list{entity.name}", entity.name, "Rows that the caller may read, in id order",
         {200: answer("Rows", body)},
@@ -62,6 +69,7 @@ def _list(entity: Entity, config: Config) -> Paths:
         parameters=[
             query("limit", {**_WHOLE, "maximum": config.list_limit}, "Most rows to answer"),
             query("offset", _WHOLE, "Rows to pass over"),
+            query("count", {"enum": ["true", "false", "1", "0"]}, "true: answer total too"),
         ],
     )
 
@@ -69,11 +77,12 @@ def _list(entity: Entity, config: Config) -> Paths:
 def _insert(entity: Entity) -> Paths:
     return operation(
         "post", f"insert{entity.name}", entity.name, "Insert a row",
-        {201: answer("The row's id", obj({"id": {"type": "string"}}), headers=_SEQ)},
+        {201: answer("The row's id", obj({"id": {"type": "string"}}), headers=(*_SEQ, "ETag"))},
         fails=(
             *ROW_ERRORS, *WRITE_ERRORS, errors.MissingField, errors.PolicyDenied,
-            errors.UniqueViolation, errors.OptimisticIdConflict,
+            errors.UniqueViolation, errors.OptimisticIdConflict, errors.IdempotencyKeyReused,
         ),
+        parameters=[_KEY],
         body=ref(f"{entity.name}Insert"),
     )
 
@@ -106,20 +115,24 @@ def _row_id(entity: Entity) -> Schema:
 def _get(entity: Entity) -> Paths:
     return operation(
         "get", f"get{entity.name}", entity.name, "One row",
-        {200: answer("The row", ref(entity.name))},
-        fails=(*_READS, errors.NotFound), parameters=[_row_id(entity)],
+        {
+            200: answer("The row", ref(entity.name), headers=("ETag",)),
+            304: answer("The caller has this version already", headers=("ETag",)),
+        },
+        fails=(*_READS, errors.NotFound),
+        parameters=[_row_id(entity), shared("IfNoneMatch")],
     )
 
 
 def _patch(entity: Entity) -> Paths:
     return operation(
         "patch", f"update{entity.name}", entity.name, "Change fields of a row",
-        {200: answer("Done", obj({"updated": {"const": True}}), headers=_SEQ)},
+        {200: answer("Done", obj({"updated": {"const": True}}), headers=(*_SEQ, "ETag"))},
         fails=(
             *ROW_ERRORS, *WRITE_ERRORS, errors.PolicyDenied, errors.NotFound,
-            errors.UniqueViolation,
+            errors.UniqueViolation, *_CONDITIONAL,
         ),
-        parameters=[_row_id(entity)], body=ref(f"{entity.name}Patch"),
+        parameters=[_row_id(entity), _IF_MATCH, _KEY], body=ref(f"{entity.name}Patch"),
     )
 
 
@@ -127,8 +140,8 @@ def _delete(entity: Entity) -> Paths:
     return operation(
         "delete", f"delete{entity.name}", entity.name, "Delete a row",
         {200: answer("Done", obj({"deleted": {"const": True}}), headers=_SEQ)},
-        fails=(*WRITE_ERRORS, errors.PolicyDenied, errors.NotFound),
-        parameters=[_row_id(entity)],
+        fails=(*WRITE_ERRORS, errors.PolicyDenied, errors.NotFound, *_CONDITIONAL),
+        parameters=[_row_id(entity), _IF_MATCH, _KEY],
     )
 
 
@@ -141,6 +154,34 @@ def _query(entity: Entity) -> Paths:
     )
 
 
+def _aggregate(entity: Entity) -> Paths:
+    return operation(
+        "post", f"aggregate{entity.name}", entity.name, "Counts, sums and the like, by groups",
+        {200: answer("A row for each group", obj({"rows": listed({"type": "object"})}))},
+        fails=(*_READS, errors.InvalidQuery, errors.InvalidColumn, errors.InvalidValue),
+        body=ref(f"{entity.name}Aggregate"),
+    )
+
+
+def _search(entity: Entity) -> Paths:
+    counts = {"type": "object", "additionalProperties": _WHOLE}
+    fails: tuple[ErrorClass, ...] = (*_READS, errors.InvalidQuery, errors.InvalidValue)
+    if entity.search is None:
+        # Everybody but those who may read nothing is told how to make an index.
+        fails = (*_READS, errors.SearchNotConfigured)
+    return operation(
+        "post", f"search{entity.name}", entity.name, "Full-text search with facet counts",
+        {} if entity.search is None else {200: answer("Hits, best first", obj({
+            "hits": listed(ref(entity.name)),
+            "total": _WHOLE,
+            "facetCounts": {"type": "object", "additionalProperties": counts},
+            "tookMs": _WHOLE,
+        }))},
+        fails=fails,
+        body=ref(f"{entity.name}Search") if entity.search is not None else {},
+    )
+
+
 def _look_up(entity: Entity, field: Field) -> Paths:
     text = "true or false" if field.type is FieldType.BOOL else "the value as text"
     return operation(
@@ -150,3 +191,21 @@ def _look_up(entity: Entity, field: Field) -> Paths:
         fails=(*_READS, errors.NotFound),
         parameters=[path("value", f"{field.name}: {text}; it may hold slashes")],
     )
+
+
+def graph_paths(manifest: Manifest) -> Paths:
+    """The query over several entities."""
+    names = [entity.name for entity in manifest.entities]
+    return {
+        "/api/query": operation(
+            "post", "graph", "query", "Rows of several entities, with related rows inside them",
+            {200: answer("Rows by entity", obj(
+                {name: listed({"type": "object"}) for name in names}, (),
+            ))},
+            fails=(
+                *_READS, errors.EntityNotFound, errors.RelationNotFound, errors.InvalidQuery,
+                errors.InvalidColumn, errors.InvalidValue,
+            ),
+            body=obj({name: ref(f"{name}Graph") for name in names}, ()),
+        )
+    }

@@ -86,7 +86,10 @@ def sync_paths() -> Paths:
         ("applied", "deduped", "errors", "cursor", "results"),
     )
     body = obj(
-        {"changes": listed(ref("PushedChange")), "client_id": {"type": "string"}},
+        {"changes": listed({
+            "anyOf": [ref("PushedChange"), {}],
+            "description": "What cannot be carried out is told of in errors and results",
+        }), "client_id": {}},
         ("changes",), more=True,
     )
     return {
@@ -95,7 +98,10 @@ def sync_paths() -> Paths:
             {200: answer("Changes that the caller may see", pulled)},
             fails=(*STORE_ERRORS, errors.ResyncRequired, errors.SnapshotCursorInvalid),
             parameters=[
-                query("since", _SEQ, "The cursor; what is missing or unreadable counts as 0"),
+                query(
+                    "since", {"type": "string", "examples": ["0"]},
+                    "The cursor; what is missing or unreadable counts as 0",
+                ),
                 query(
                     "snapshot_after", {"type": "string", "maxLength": 0},
                     "Not given out by this server: a snapshot is one answer",

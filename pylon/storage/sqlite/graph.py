@@ -65,13 +65,14 @@ def graph_json(fetch: Fetch, nodes: Sequence[GraphNode]) -> bytes:
 class _Graph:
     """One query: the rows it may still read, and the holes of the texts so far."""
 
-    __slots__ = ("_aliases", "_fetch", "_holes", "_rows_left")
+    __slots__ = ("_aliases", "_bytes_left", "_fetch", "_holes", "_rows_left")
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch
         self._holes: list[GraphInclude] = []
         self._aliases = 0
         self._rows_left = limits.GRAPH_ROWS
+        self._bytes_left = limits.GRAPH_BYTES
 
     def answer(self, nodes: Sequence[GraphNode]) -> bytes:
         members = []
@@ -185,7 +186,17 @@ class _Graph:
         for parts in pieces:
             for place in range(1, len(parts), 2):
                 number, _, row_id = parts[place].partition(b":")
-                parts[place] = b"[%b]" % arrays[int(number)].get(row_id, b"")
+                # The row of a to-one relation is there again and again, each time with its own
+                # rows: what they come to is known before they are joined.
+                array = arrays[int(number)].get(row_id, b"")
+                self._bytes_left -= len(array)
+                if self._bytes_left < 0:
+                    raise LimitExceeded(
+                        f"A graph query answers {limits.GRAPH_BYTES} bytes of included rows at "
+                        "most, counted on each level that they are on",
+                        hint="ask for fewer with where and limit, on includes as well",
+                    )
+                parts[place] = b"[%b]" % array
         return [b"".join(parts) for parts in pieces]
 
     def _span(self, node: GraphNode) -> tuple[int, int]:

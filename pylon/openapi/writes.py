@@ -1,0 +1,220 @@
+"""Operations that write more than a row, or not by its own route: batch, transaction, links,
+actions, export and import (spec/http.md §3.8, §3.16)."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from urllib.parse import quote
+
+from pylon import errors, limits
+from pylon.manifest.model import Manifest, Operation
+from pylon.openapi.parts import (
+    ADMIN_ONLY,
+    JSON,
+    STORE_ERRORS,
+    WRITE_ERRORS,
+    Paths,
+    Schema,
+    answer,
+    header,
+    listed,
+    nullable,
+    obj,
+    operation,
+    query,
+    ref,
+    shared,
+)
+from pylon.openapi.values import written
+
+_TEXT: Final[Schema] = {"type": "string"}
+_SOME_TEXT: Final[Schema] = {"type": "string", "minLength": 1}
+_COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
+_LINES: Final = "application/x-ndjson"
+_KEY: Final = shared("IdempotencyKey")
+_WRITTEN: Final = ("X-Pylon-Change-Seq", "Idempotency-Replayed")
+# A transaction without changes has no seq.
+_WRITTEN_MAYBE: Final = ("Idempotency-Replayed",)
+_KEYED: Final = (*WRITE_ERRORS, errors.IdempotencyKeyReused)
+
+
+def write_schemas(manifest: Manifest) -> dict[str, Schema]:
+    """Operations as they are sent, and what becomes of them."""
+    outcome = {"op": {}, "id": nullable(_TEXT), "error": _TEXT}
+    return {
+        "Operation": {
+            **obj(
+                {
+                    "op": {"enum": ["insert", "update", "delete"]},
+                    "entity": {"enum": [entity.name for entity in manifest.entities]},
+                    "id": nullable(_TEXT),
+                    "data": nullable({"type": "object"}),
+                },
+                ("op", "entity"), more=True,
+            ),
+            "description": "An update or delete needs id, an insert or update data",
+        },
+        "BatchResult": obj({**outcome, "ok": {"type": "boolean"}}, ("op", "ok")),
+        "TransactResult": obj(outcome, ("op",)),
+    }
+
+
+def write_paths(manifest: Manifest) -> Paths:
+    """The paths of this family."""
+    return {
+        "/api/batch": _batch(),
+        "/api/transact": _transact(),
+        "/api/link": _link(manifest, linked=True),
+        "/api/unlink": _link(manifest, linked=False),
+        **{
+            f"/api/actions/{quote(action.name, safe='')}": _action(action)
+            for action in manifest.actions
+        },
+        "/api/export": _export("export", [entity.name for entity in manifest.entities]),
+        **{
+            f"/api/export/{entity.name}": _export(f"export{entity.name}", [entity.name])
+            for entity in manifest.entities
+        },
+        "/api/import": _import(manifest),
+    }
+
+
+def _each(description: str) -> Schema:
+    """Operations that are judged one by one: any JSON is taken, and has its own outcome."""
+    return {"anyOf": [ref("Operation"), {}], "description": description}
+
+
+def _batch() -> dict[str, Any]:
+    return operation(
+        "post", "batch", "writes", "Many operations, each by itself",
+        {200: answer(
+            "What became of each",
+            obj({"results": listed(ref("BatchResult")), "succeeded": _COUNT, "failed": _COUNT}),
+            headers=("Idempotency-Replayed",),
+        )},
+        fails=(*_KEYED, errors.MissingOperations), parameters=[_KEY],
+        body=obj(
+            {"operations": listed(
+                _each("What cannot be carried out is told of in its result"),
+                maxItems=limits.BATCH_OPS,
+            )},
+            more=True,
+        ),
+    )
+
+
+def _transact() -> dict[str, Any]:
+    made = operation(
+        "post", "transact", "writes", "Many operations, all or nothing",
+        {200: answer(
+            "All are done",
+            obj({"committed": {"const": True}, "results": listed(ref("TransactResult"))}),
+            headers=_WRITTEN_MAYBE,
+        )},
+        fails=_KEYED, parameters=[_KEY],
+        body=listed(
+            _each('"$ref:<n>" is the id of the row that the earlier operation n inserts'),
+            maxItems=limits.TRANSACT_OPS,
+        ),
+    )
+    refused = made["post"]["responses"]["400"]
+    schema = refused["content"][JSON]["schema"]
+    refused["description"] += "; or the first operation that failed, and nothing is done"
+    refused["content"][JSON]["schema"] = {"anyOf": [
+        obj({"committed": {"const": False}, "results": listed(ref("TransactResult"))}), schema,
+    ]}
+    return made
+
+
+def _link(manifest: Manifest, *, linked: bool) -> dict[str, Any]:
+    done = "linked" if linked else "unlinked"
+    members = {
+        "entity": {"enum": [entity.name for entity in manifest.entities]},
+        "id": _SOME_TEXT,
+        "relation": _SOME_TEXT,
+        "target_id": _SOME_TEXT,
+    }
+    required = tuple(members) if linked else ("entity", "id", "relation")
+    return operation(
+        "post", done.removesuffix("ed"), "writes",
+        "Set a relation of a row" if linked else "Clear a relation of a row",
+        {200: answer("Done", obj({done: {"const": True}}), headers=_WRITTEN)},
+        fails=(
+            *_KEYED, errors.MissingField, errors.RelationNotFound, errors.NotFound,
+            errors.EntityNotFound, errors.PolicyDenied, errors.InvalidValue,
+            errors.NullNotAllowed, errors.UniqueViolation, errors.PreconditionFailed,
+        ),
+        parameters=[_KEY], body=obj(members, required, more=True),
+    )
+
+
+def _action(action: Operation) -> dict[str, Any]:
+    inputs = obj(
+        {field.name: written(field) for field in action.input},
+        [field.name for field in action.input if not field.optional],
+    )
+    return operation(
+        "post", f"act_{action.name}", "actions",
+        f"Judge the caller and the inputs of {action.name}",
+        {200: answer("Allowed, and complete", obj({
+            "action": {"const": action.name}, "input": {"type": "object"},
+            "executed": {"const": True},
+        }))},
+        fails=(
+            *STORE_ERRORS, errors.PolicyDenied, errors.ActionNotFound,
+            errors.ActionMissingInput, errors.InvalidValue,
+        ),
+        body=inputs,
+    )
+
+
+def _export(operation_id: str, entities: list[str]) -> dict[str, Any]:
+    document = obj({
+        "exported_at": _TEXT,
+        "entities": obj({name: listed(ref(name)) for name in entities}),
+        "counts": obj(dict.fromkeys(entities, _COUNT)),
+    })
+    answered = answer("The rows, streamed", document)
+    answered["content"][_LINES] = {"schema": _TEXT}
+    return operation(
+        "get", operation_id, "admin", "All rows, for admins",
+        {200: answered},
+        fails=(*STORE_ERRORS, errors.Forbidden),
+        parameters=[header("Accept", _TEXT, f"{_LINES}: a line for each row")],
+        security=ADMIN_ONLY, has_head=False,
+    )
+
+
+def _import(manifest: Manifest) -> dict[str, Any]:
+    counts = {"imported": _COUNT, "failed": _COUNT}
+    result = obj(
+        {
+            **counts,
+            "by_entity": listed(obj({"entity": _TEXT, "inserted": _COUNT, "failed": _COUNT})),
+            "errors": listed({"type": "object"}),
+        },
+        (*counts, "by_entity"),
+    )
+    answered = answer("What became of the rows", result)
+    answered["content"][_LINES] = {"schema": _TEXT}
+    made = operation(
+        "post", "import", "admin", "Take rows as /api/export answers them, for admins",
+        {200: answered},
+        fails=(
+            *WRITE_ERRORS, errors.Forbidden, errors.MissingField, errors.InvalidQuery,
+        ),
+        parameters=[query(
+            "ids", {"enum": ["keep", "new", ""]}, "new: every row gets a new id; default keep"
+        )],
+        body=obj(
+            {"entities": {
+                "type": "object",
+                "properties": {entity.name: listed({}) for entity in manifest.entities},
+                "additionalProperties": {"type": "array"},
+            }},
+            more=True,
+        ),
+        security=ADMIN_ONLY,
+    )
+    made["post"]["requestBody"]["content"][_LINES] = {"schema": _TEXT}
+    return made
