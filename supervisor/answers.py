@@ -1,4 +1,4 @@
-"""What the control socket answers: ping, status, metrics, stop and backup.
+"""What the control socket answers: ping, status, metrics, stop, backup and indexes.
 
 Runs in the threads of `supervisor.control`, so it only reads what is safe to read from any
 thread, and asks the main loop by events for everything else.
@@ -10,11 +10,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 
 import pylon
 from pylon import metrics
 from pylon.backup.create import create_backup
+from pylon.bus.messages import PutIndexes
+from pylon.bus.writer_port import LocalWriter
 from pylon.errors import InvalidData, Unavailable
 from pylon.metrics.render import JSON_CONTENT_TYPE, TEXT_CONTENT_TYPE
 from supervisor.control import Answer, Line, Say
@@ -24,6 +27,13 @@ from supervisor.parts import Parts
 
 _NS_PER_S = 1_000_000_000
 _PROGRESS_EVERY_S = 0.2
+_INDEXES_S = 3600.0  # a large table takes long; who waits for the writer is told so meanwhile
+
+
+class _Indexes(msgspec.Struct, frozen=True):
+    """What the command ``indexes`` is asked with."""
+
+    indexes: tuple[tuple[str, str, tuple[str, ...], bool], ...]
 
 
 class Answers:
@@ -40,7 +50,7 @@ class Answers:
     def by_name(self) -> dict[str, Answer]:
         return {
             "ping": self._ping, "status": self._status, "metrics": self._metrics,
-            "stop": self._stop, "backup": self._make_backup,
+            "stop": self._stop, "backup": self._make_backup, "indexes": self._put_indexes,
         }
 
     def _uptime_s(self) -> float:
@@ -95,6 +105,18 @@ class Answers:
             if line.get("done"):
                 return line
             say(line)
+
+    def _put_indexes(self, request: Line, _say: Say) -> Line:
+        """Make the manifest's indexes those of ``indexes``; ``count`` of operations done."""
+        try:
+            op = msgspec.convert({"indexes": request.get("indexes")}, _Indexes)
+        except msgspec.ValidationError as ex:
+            raise InvalidData(f"indexes: {ex}") from ex
+        writer = LocalWriter(self._parts.runtime)
+        try:
+            return {"count": writer.submit(PutIndexes(op.indexes), _INDEXES_S).count}
+        finally:
+            writer.close()
 
     def _make_backup(self, request: Line, say: Say) -> Line:
         """A bundle in the folder ``target``, with progress lines {remaining, pages}.

@@ -194,6 +194,43 @@ def test_a_newer_database_is_refused_by_all(ctl: Ctl, database: Path) -> None:
 
 
 @pytest.mark.processes
+def test_indexes_change_while_the_server_runs(make_server: Callable[..., PylonServer]) -> None:
+    server = make_server().start()
+    for n in (1, 2):
+        server.request("POST", "/api/entities/Tick", {"n": n, "sender": "x"}, token=ADMIN_TOKEN)
+    app = notes_app()
+    app["entities"][0]["indexes"] = []
+    app["entities"][1]["indexes"] = [{"name": "by_n", "fields": ["n"], "unique": True}]
+    write(server.folder, app)
+    done = server.ctl("schema", "apply", "--indexes", "--json")
+    assert done.returncode == 0, done.stderr
+    assert answer(done)["steps"] == [
+        "remove_index Note.Note_by_owner", "add_index Tick.Tick_by_n"]
+    row = {"n": 2, "sender": "y"}
+    status, body, _ = server.request("POST", "/api/entities/Tick", row, token=ADMIN_TOKEN)
+    assert (status, body["error"]["code"]) == (409, "UNIQUE_VIOLATION")
+    assert server.ctl("schema", "apply", "--indexes").stdout == "nothing to do\n"
+
+    app["entities"][1]["indexes"].append({"name": "one", "fields": ["sender"], "unique": True})
+    write(server.folder, app)
+    refused = server.ctl("schema", "apply", "--indexes")
+    assert refused.returncode == 78 and "UNIQUE constraint failed" in refused.stderr
+    app["entities"][1]["fields"].append(field("more", "int", True))
+    app["entities"][1]["indexes"][1] = {"name": "one", "fields": ["more"], "unique": False}
+    write(server.folder, app)
+    refused = server.ctl("schema", "apply", "--indexes")
+    assert refused.returncode == 78 and "restart it with the new manifest" in refused.stderr
+    row = {"n": 3, "sender": "x"}
+    assert server.request("POST", "/api/entities/Tick", row, token=ADMIN_TOKEN)[0] == 201
+    assert server.terminate() == 0
+    server.start()
+    assert server.ctl("schema", "plan").stdout.startswith("nothing to do")
+    assert server.ctl("schema", "inspect").stdout.count("index Tick_") == 2
+    assert server.terminate() == 0
+    assert server.ctl("schema", "apply", "--indexes").returncode == 69
+
+
+@pytest.mark.processes
 def test_a_served_app_changes_its_schema(make_server: Callable[..., PylonServer]) -> None:
     server = make_server()
     server.start()

@@ -111,13 +111,19 @@ class ResetRows(msgspec.Struct, frozen=True, array_like=True, tag="reset_rows"):
     """Delete every row of every entity, with a change event for each (test reset)."""
 
 
+class PutIndexes(msgspec.Struct, frozen=True, array_like=True, tag="put_indexes"):
+    """Make the manifest's indexes these ones, while others read and wait to write."""
+
+    indexes: tuple[tuple[str, str, tuple[str, ...], bool], ...]  # entity, name, fields, unique
+
+
 class MarkClean(msgspec.Struct, frozen=True, array_like=True, tag="mark_clean"):
     """The last write of a drain: this run ended in order."""
 
 
 WriteOp = (
     InsertRow | UpdateRow | DeleteRow | Transact | PutSession | DropSession | PruneLog | ResetRows
-    | MarkClean
+    | PutIndexes | MarkClean
 )
 
 

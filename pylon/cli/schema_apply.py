@@ -19,12 +19,14 @@ import click
 from pylon.backup.create import create_backup
 from pylon.backup.hold import Held, hold
 from pylon.cli.output import ERROR, json_flag, note, result
+from pylon.cli.running import require
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.clock import SystemClock
+from pylon.config import Config
 from pylon.errors import BackupRefused, SchemaRefused, Unavailable
 from pylon.manifest.load import load_manifest
 from pylon.manifest.model import Manifest
-from pylon.schema.history import MANIFEST_VERSION, refuse_newer
+from pylon.schema.history import MANIFEST_VERSION, entries, refuse_newer
 from pylon.schema.plan import make_plan
 from pylon.schema.rewrite import apply_plan
 from pylon.schema.steps import Plan
@@ -107,6 +109,7 @@ def plan(
 
 @click.command()
 @wishes_options
+@click.option("--indexes", is_flag=True, help="Only the indexes, of the server that runs.")
 @click.option("--allow-destructive", is_flag=True, help="Also rewrite and remove data.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--manifest", help="Sets PYLON_MANIFEST.")
@@ -114,10 +117,10 @@ def plan(
 @json_flag
 @click.pass_context
 def apply(
-    ctx: click.Context, /, allow_destructive: bool, yes: bool, manifest: str | None, dev: bool,
-    **flags: tuple[str, ...],
+    ctx: click.Context, /, indexes: bool, allow_destructive: bool, yes: bool,
+    manifest: str | None, dev: bool, **flags: tuple[str, ...],
 ) -> None:
-    """Bring the database to the manifest. The server must be stopped.
+    """Bring the database to the manifest. The server must be stopped, but for --indexes.
 
     What only adds needs no flag (a start does it too). If data is renamed, rewritten or
     removed, a backup is made first and named; clients then resync.
@@ -125,6 +128,9 @@ def apply(
     config = read_settings(dev=dev, flags={"PYLON_MANIFEST": manifest}).config
     app = load_manifest(Path(config.manifest))
     wishes = _wishes(app, flags)
+    if indexes:
+        _put_indexes(config, app)
+        return
     path = database_of(None, dev)
     try:
         with hold(path):
@@ -133,6 +139,18 @@ def apply(
         raise BackupRefused(
             f"a server runs on {path}: stop it first (pylonctl stop)"
         ) from None
+
+
+def _put_indexes(config: Config, app: Manifest) -> None:
+    """Ask the running server; what was done is the newest entry of the history."""
+    wanted = [(e.name, i.name, i.fields, i.unique) for e in app.entities for i in e.indexes]
+    answer = require(config).control().ask("indexes", indexes=wanted)
+    done: list[str] = []
+    if answer["count"]:
+        with closing(open_reader(config.db_path)) as conn:
+            done = entries(conn, 1)[0]["plan"]
+    body = {"code": "PUSH_APPLIED", "ok": True, "applied": True, "steps": done}
+    result(body, "\n".join(done) or "nothing to do")
 
 
 def _apply(

@@ -102,7 +102,7 @@ def complete(
             conn.execute(step.sql)
         except (apsw.ConstraintError, apsw.SQLError) as error:
             raise SchemaRefused(f"{step.render()}: {error}") from error
-    _note_indexes(conn, manifest, plan)
+    note_indexes(conn, manifest, plan)
 
     lineage = meta.get(conn, "lineage")
     visited = lineage is not None and _visited(conn)
@@ -186,7 +186,7 @@ def _visited(conn: apsw.Connection) -> bool:
     return meta.get(conn, "history_rows") != str(history.row_count(conn))
 
 
-def _note_indexes(conn: apsw.Connection, manifest: Manifest, plan: Plan) -> None:
+def note_indexes(conn: apsw.Connection, manifest: Manifest, plan: Plan) -> None:
     """Remember which indexes are ours, so that they may go with the manifest's wish."""
     own = history.own_indexes(conn)
     wanted = {ddl.index_name(e, i).lower() for e in manifest.entities for i in e.indexes}

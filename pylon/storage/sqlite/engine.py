@@ -27,6 +27,7 @@ from pylon.bus.messages import (
     MarkClean,
     OpKey,
     PruneLog,
+    PutIndexes,
     PutSession,
     ResetRows,
     Transact,
@@ -50,6 +51,7 @@ from pylon.errors import (
 from pylon.log import get_logger
 from pylon.manifest.model import Manifest
 from pylon.schema.apply import prepare_store
+from pylon.schema.indexes import put_indexes
 from pylon.storage.contract import BatchResult
 from pylon.storage.sqlite import epochs, log, maintenance, pragmas
 from pylon.storage.sqlite.connect import STORE_FAILURES, open_writer
@@ -95,6 +97,7 @@ class SqliteEngine:
             DropSession: self._drop_session,
             PruneLog: self._prune,
             ResetRows: self._reset,
+            PutIndexes: self._put_indexes,
             MarkClean: self._mark_clean,
         }
 
@@ -374,6 +377,10 @@ class SqliteEngine:
             if table.search is not None:
                 table.search.cleared()
         return WriteReply(number, journal.seq if count else 0, count=count)
+
+    def _put_indexes(self, number: int, op: PutIndexes, journal: Journal) -> WriteReply:
+        done = put_indexes(self._conn, self._manifest, op.indexes, self._clock)
+        return WriteReply(number, count=done)
 
     def _mark_clean(self, number: int, op: MarkClean, journal: Journal) -> WriteReply:
         journal.clean = True
