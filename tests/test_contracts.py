@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import msgspec
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from pylon import errors
 from pylon.bus import messages
 from pylon.changelog.event import ChangeBatch, ChangeEvent
-from pylon.clock import ManualClock, SeededRandom, SystemClock
+from pylon.clock import ManualClock, SeededRandom, SystemClock, WorkClock
 from pylon.ids import RowIds, is_row_id
 
 
@@ -69,6 +70,16 @@ def test_the_system_clock_runs() -> None:
     before = clock.monotonic_s()
     assert clock.monotonic_s() >= before
     assert clock.wall_ns() > 1_700_000_000 * 10**9
+
+
+def test_the_work_clock_counts_work_and_hardly_waiting() -> None:
+    clock, wall = WorkClock(), SystemClock()
+    started_s, wall_started_s = clock.monotonic_s(), wall.monotonic_s()
+    threading.Event().wait(0.1)
+    waited_s = clock.monotonic_s() - started_s
+    assert 0 < waited_s < (wall.monotonic_s() - wall_started_s) / 2
+    while clock.monotonic_s() - started_s < waited_s + 0.01:
+        assert wall.monotonic_s() - wall_started_s < 10
 
 
 @given(st.text(), st.text(min_size=1), st.sampled_from(["insert", "update", "delete"]))

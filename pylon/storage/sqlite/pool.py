@@ -3,8 +3,10 @@
 gevent has one thread for all requests of a worker, so a long scan there would stop them all.
 Point reads (a row by its id, a session, the head) run inline on a connection of their own:
 they take microseconds, less than a change of threads. A scan is begun inline too, with
-`INLINE_S` for each statement; the few that need longer are interrupted and done again by one
-of the scanning connections, in gevent's thread pool.
+`INLINE_S` of work for each statement; the few that need more are interrupted and done again
+by one of the scanning connections, in gevent's thread pool. It is work that is measured, not
+time: on a busy machine every statement takes long, and to do all of them twice in threads that
+fight for the interpreter would be the end of it.
 
 Bound: `limits.READ_CONNECTIONS` connections; who finds none free waits, at most
 `limits.READ_TIMEOUT_S`, then QueryTimeout. Metric: pylon_db_pool_wait_seconds.
@@ -21,7 +23,7 @@ import gevent
 from gevent.queue import Empty, LifoQueue
 
 from pylon import limits
-from pylon.clock import Clock, SystemClock
+from pylon.clock import Clock, SystemClock, WorkClock
 from pylon.errors import QueryTimeout
 from pylon.manifest.model import Manifest
 from pylon.metrics.families import POOL_WAIT
@@ -52,7 +54,7 @@ class ReaderPool:
             StoreUnavailable: the database cannot be opened.
         """
         self._clock = clock or SystemClock()
-        self._inline = SqliteReader(path, manifest, self._clock, _INLINE_CHECK_STEPS)
+        self._inline = SqliteReader(path, manifest, WorkClock(), _INLINE_CHECK_STEPS)
         self._scanners = [
             SqliteReader(path, manifest, self._clock) for _ in range(connections - 1)
         ]
