@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import falcon
+import gevent
 import orjson
 
 from pylon import limits
@@ -120,6 +121,8 @@ class Import:
         size_bytes = 0
         for entry in sent:
             tally.rows += 1
+            if tally.rows % _PORTION_ROWS == 0:
+                gevent.sleep(0)  # rows that fail wait for nobody: let other requests go on
             if isinstance(entry, PylonError):
                 tally.fail(tally.rows, None, entry)
                 continue
