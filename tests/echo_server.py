@@ -1,17 +1,21 @@
 """A tiny WSGI app under gunicorn's arbiter and our worker class, for the tests of the server.
 
-`python -m tests.echo_server FD` serves on the listening socket FD, with one worker. The app
-says what it was asked, and can answer in every way that a server must know how to send.
+`python -m tests.echo_server FD WORKERS [LIMIT=VALUE ...]` serves on the listening socket FD, with
+other limits where a test does not want to wait for the real ones. The app says what it was
+asked, and can answer in every way that a server must know how to send.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import gevent
 from gunicorn.app.base import BaseApplication
+
+from pylon import limits
 
 STREAM = [b"first,", b"", b"second,", b"third"]
 LARGE_BYTES = 8 * 1024 * 1024
@@ -35,6 +39,9 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
     if path == "/large":
         start_response("200 OK", plain)
         return [b"x" * LARGE_BYTES]
+    if path == "/process":
+        start_response("200 OK", plain)
+        return [str(os.getpid()).encode()]
     if path == "/wait":
         gevent.sleep(float(query))
     elif path == "/broken":
@@ -73,15 +80,25 @@ def _broken() -> Iterator[bytes]:
 class EchoApplication(BaseApplication):  # type: ignore[misc]
     def load_config(self) -> None:
         for name, value in {
-            "bind": f"fd://{sys.argv[1]}", "workers": 1, "accesslog": None,
+            "bind": f"fd://{sys.argv[1]}", "workers": int(sys.argv[2]), "accesslog": None,
             "worker_class": "workers.http.server.HttpWorker", "control_socket_disable": True,
             "graceful_timeout": 10, "worker_tmp_dir": "/dev/shm", "loglevel": "warning",
         }.items():
             self.cfg.set(name, value)
+
+        self.numbers = iter(range(1, 1_000))
+        self.cfg.set("pre_fork", self.number)
+
+    def number(self, arbiter: Any, worker: Any) -> None:
+        worker.number = next(self.numbers)
 
     def load(self) -> Any:
         return app
 
 
 if __name__ == "__main__":
+    for setting in sys.argv[3:]:
+        name, _, value = setting.partition("=")
+        setattr(limits, name, type(getattr(limits, name))(value))
+    sys.argv = sys.argv[:3]
     EchoApplication().run()

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pylon.auth.tokens import session_id_of
+from pylon import limits
+from pylon.auth.tokens import new_session_token, session_id_of
 from pylon.bus.messages import DropSession, PutSession, SessionRevoked
 from tests.support_writer import ADMIN_TOKEN, Server, running
 
@@ -127,3 +128,31 @@ def test_user_ids_have_a_bound(server: Server) -> None:
     for user_id in ("x" * 201, 7, ["a"]):
         answer = server.call("POST", "/api/auth/session", {"user_id": user_id}, ADMIN_TOKEN)
         assert answer.json["error"]["code"] == "INVALID_DATA"
+
+
+def test_a_revoked_session_is_dead_within_a_second_even_if_nobody_tells(server: Server) -> None:
+    guest = server.call("POST", "/api/auth/guest").json
+    token, session_id = guest["token"], session_id_of(guest["token"])
+
+    def user_id() -> str | None:
+        answered: str | None = server.call("GET", "/api/auth/me", token=token).json["user_id"]
+        return answered
+
+    assert user_id() == guest["user_id"]
+    # As another process would: this one hears nothing of it.
+    server.writer.submit(DropSession(session_id))
+    server.clock.advance(limits.CALLER_S)
+    assert user_id() is None
+
+
+def test_a_session_that_ends_is_not_remembered_beyond_its_end(server: Server) -> None:
+    token = new_session_token(server.services.app.random)
+    now_s = server.clock.wall_ns() // 10**9
+    server.writer.submit(PutSession(
+        session_id=session_id_of(token), user_id="u", is_guest=False, created_at_s=now_s,
+        expires_at_s=now_s + 10, device="", tenant_id=None,
+    ))
+    server.clock.advance(9.5)
+    assert server.call("GET", "/api/auth/me", token=token).json["user_id"] == "u"
+    server.clock.advance(0.5)
+    assert server.call("GET", "/api/auth/me", token=token).json["user_id"] is None

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.raw_http import Answer, Wire, echo_server
+from tests.support.http_wire import Answer, Wire, echo_server
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 

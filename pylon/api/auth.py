@@ -62,7 +62,8 @@ class Sessions:
         return session
 
     def revoked(self, session_id: str) -> None:
-        """Tell the socket workers that a session has ended."""
+        """Tell the other processes that a session has ended."""
+        self._services.callers.forget()
         self._services.send_signal(SessionRevoked(session_id))
 
 

@@ -9,11 +9,12 @@ Probes (/health, /livez, /readyz) are not counted (spec/http.md §7).
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterable
 from typing import Any, Final
 
 import falcon
-from prometheus_client import Counter, Histogram
 
 from pylon import limits, metrics
 from pylon.api.callers import address_of
@@ -21,6 +22,7 @@ from pylon.api.services import Services
 from pylon.auth.origin import SAFE_METHODS, cors_headers
 from pylon.auth.tokens import bearer_token
 from pylon.log import get_logger
+from pylon.metrics.plain import Count, Distribution
 
 _log = get_logger("http")
 
@@ -51,6 +53,12 @@ class Gate:
         plain = (*SECURITY_HEADERS, *cors_headers(services.app.config))
         self._plain_headers = plain
         self._api_headers = (*plain, ("cache-control", "no-store"))
+        self._plain_lines = header_lines(self._plain_headers)
+        self._api_lines = header_lines(self._api_headers)
+        # Unique enough to find a request in a log, at no cost: eight digits of this process,
+        # eight that count.
+        self._ids_prefix = self._random.token_hex(4)
+        self._ids = itertools.count(1)
         self._counters = _Counters()
         self._log_all = _log.enabled("debug")
 
@@ -61,7 +69,7 @@ class Gate:
         if given is not None and _REQUEST_ID.fullmatch(given):
             context.request_id = given
         else:
-            context.request_id = self._random.token_hex(8)
+            context.request_id = f"{self._ids_prefix}{next(self._ids) & 0xFFFFFFFF:08x}"
         method = req.method
         if method == "OPTIONS":
             resp.status = 204
@@ -78,16 +86,23 @@ class Gate:
     def process_response(
         self, req: falcon.Request, resp: falcon.Response, resource: object, req_succeeded: bool
     ) -> None:
-        path = req.path
-        resp.set_headers(self._api_headers if path.startswith("/api/") else self._plain_headers)
-        context = req.context
+        path, env, context = req.path, req.env, req.context
+        is_api = path.startswith("/api/")
         request_id = getattr(context, "request_id", None)
+        if "pylon.head" in env:  # our HTTP server takes header lines as they go on the wire
+            lines = self._api_lines if is_api else self._plain_lines
+            if request_id is not None:
+                lines += b"x-request-id: %b\r\n" % request_id.encode()
+            env["pylon.head"] = lines
+        else:
+            resp.set_headers(self._api_headers if is_api else self._plain_headers)
+            if request_id is not None:
+                resp.set_header("x-request-id", request_id)
         if request_id is None:
             return  # a method that falcon refuses before any of ours is asked
-        resp.set_header("x-request-id", request_id)
         elapsed_s = self._clock.monotonic_s() - context.started_s
         if path not in _PROBES:
-            self._counters.count(req.uri_template, req.method, resp.status_code, elapsed_s)
+            self._counters.count(req.uri_template, req.method, resp.status, elapsed_s)
         if elapsed_s > limits.SLOW_REQUEST_S:
             _log.warning("request.slow", **self._line(req, resp, elapsed_s))
         elif self._log_all:
@@ -112,18 +127,41 @@ class _Counters:
     __slots__ = ("_by_key",)
 
     def __init__(self) -> None:
-        self._by_key: dict[tuple[str | None, str, int], tuple[Counter, Histogram]] = {}
+        self._by_key: dict[tuple[str | None, str, object], tuple[Count, Distribution]] = {}
 
-    def count(self, template: str | None, method: str, status: int, elapsed_s: float) -> None:
-        """Count one answered request. Label values come from the route table only."""
-        key = (template, method if method in _METHODS else "OTHER", status)
-        children = self._by_key.get(key)
+    def count(self, template: str | None, method: str, status: object, elapsed_s: float) -> None:
+        """Count one answered request. Label values come from the route table only.
+
+        Args:
+            status: as falcon has it, a number or a line.
+        """
+        children = self._by_key.get((template, method, status))
         if children is None:
-            route = template if template is not None else "none"
-            children = (
-                metrics.HTTP_REQUESTS.labels(route=route, method=key[1], status=str(status)),
-                metrics.HTTP_DURATION.labels(route=route),
-            )
-            self._by_key[key] = children
+            children = self._children(template, method, status)
         children[0].inc()
         children[1].observe(elapsed_s)
+
+    def _children(
+        self, template: str | None, method: str, status: object
+    ) -> tuple[Count, Distribution]:
+        route = template if template is not None else "none"
+        known = method if method in _METHODS else "OTHER"
+        children = (
+            metrics.HTTP_REQUESTS.labels(route=route, method=known, status=str(status)[:3]),
+            metrics.HTTP_DURATION.labels(route=route),
+        )
+        if known == method:  # methods that clients make up are not kept
+            self._by_key[template, method, status] = children
+        return children
+
+
+def header_lines(headers: Iterable[tuple[str, str]]) -> bytes:
+    """Header lines as they go on the wire.
+
+    Raises:
+        ValueError: a value (of a setting, then) that would break out of its line.
+    """
+    lines = [f"{name}: {value}" for name, value in headers]
+    if any(not line.isprintable() for line in lines):
+        raise ValueError("a header value holds a control character")
+    return "".join(f"{line}\r\n" for line in lines).encode("latin-1")

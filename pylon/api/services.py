@@ -6,15 +6,18 @@ The worker passes a `ReaderPool` and a `WriterClient`; tests an engine of their 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from pylon import limits
 from pylon.api.notes import CursorNotes
 from pylon.api.readiness import Readiness
 from pylon.app import App
+from pylon.auth.context import Caller
 from pylon.auth.cookies import SessionCookie
 from pylon.auth.origin import Origins
+from pylon.auth.sessions import count_again
 from pylon.bus.messages import Signal, WriteOp, WriteReply
 from pylon.changelog.feed import Feed
 from pylon.storage.contract import Store
@@ -28,6 +31,38 @@ class Writer(Protocol):
 
     def submit_all(self, ops: Sequence[WriteOp]) -> list[WriteReply]:
         """Carry out writes in order; each reply has its own error, if any."""
+
+
+class Callers:
+    """Whom the credentials of recent requests stand for; see `pylon.api.callers`."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str | None, str | None], tuple[Caller, float]] = {}
+
+    def find(self, carried: tuple[str | None, str | None], now_s: float) -> Caller | None:
+        """
+        Args:
+            carried: the Authorization and the Cookie header.
+            now_s: monotonic.
+        """
+        known = self._known.get(carried)
+        if known is None or known[1] <= now_s:
+            return None
+        count_again(known[0])
+        return known[0]
+
+    def remember(
+        self, carried: tuple[str | None, str | None], caller: Caller, until_s: float
+    ) -> None:
+        if len(self._known) >= limits.CALLERS:
+            self._known.clear()
+        self._known[carried] = (caller, until_s)
+
+    def forget(self) -> None:
+        """A session has been revoked: look all of them up again."""
+        self._known.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +80,4 @@ class Services:
     send_signal: Callable[[Signal], None]
     control_socket: Path  # the supervisor's, for /metrics
     started_s: float  # monotonic
+    callers: Callers = field(default_factory=Callers)

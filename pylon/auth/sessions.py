@@ -72,6 +72,11 @@ def resolve(
     return Caller(auth, session.session_id)
 
 
+def count_again(caller: Caller) -> None:
+    """Count a caller whom an earlier `resolve` had found, and who is not asked for again."""
+    _ATTEMPTS["session" if caller.session_id is not None else "admin"].inc()
+
+
 def new_session(
     user_id: str,
     *,

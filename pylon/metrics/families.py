@@ -16,6 +16,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 import pylon
+from pylon.metrics.plain import PlainCounter, PlainHistogram
 
 WORKER: Final = CollectorRegistry()
 SUPERVISOR: Final = CollectorRegistry()
@@ -27,11 +28,11 @@ _BYTES: Final = (1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576)
 
 # --- HTTP workers --------------------------------------------------------------------------
 
-HTTP_REQUESTS: Final = Counter(
+HTTP_REQUESTS: Final = PlainCounter(
     "pylon_http_requests_total", "Answered HTTP requests.", ("route", "method", "status"),
     registry=WORKER,
 )
-HTTP_DURATION: Final = Histogram(
+HTTP_DURATION: Final = PlainHistogram(
     "pylon_http_request_duration_seconds", "Time from a parsed request to its answer.",
     ("route",), buckets=_FAST_S, registry=WORKER,
 )
@@ -46,10 +47,10 @@ HTTP_CUT: Final = Counter(
     "pylon_http_cut_total", "HTTP connections ended by a limit, by reason.", ("reason",),
     registry=WORKER,
 )
-AUTH_ATTEMPTS: Final = Counter(
+AUTH_ATTEMPTS: Final = PlainCounter(
     "pylon_auth_attempts_total", "Credentials judged, by result.", ("result",), registry=WORKER,
 )
-WRITE_WAIT: Final = Histogram(
+WRITE_WAIT: Final = PlainHistogram(
     "pylon_write_wait_seconds", "Time from handing a write to the bus to its reply.",
     buckets=_FAST_S, registry=WORKER,
 )

@@ -12,7 +12,6 @@ from __future__ import annotations
 import http
 import re
 import time
-from collections.abc import Iterable
 from email.utils import formatdate
 from typing import Final
 
@@ -31,6 +30,7 @@ _FRAMING: Final = frozenset({
     "connection", "content-length", "keep-alive", "proxy-authenticate", "proxy-connection", "te",
     "trailer", "transfer-encoding", "upgrade", "date",
 })
+_REPEATED: Final = frozenset({"content-type", "Content-Type", "cache-control", "vary", "allow"})
 _NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _STATUS: Final = re.compile(r"[1-9]\d\d [\t\x20-\x7e\x80-\xff]*", re.ASCII)
@@ -40,7 +40,8 @@ _CODES: Final = {
 
 Headers = list[tuple[str, str]]
 
-_lines: dict[tuple[str, str], bytes] = {}
+_lines: dict[tuple[str, str], bytes] = {}  # of headers whose values repeat
+_beginnings: dict[str, bytes] = {}  # by name; empty where the field is ours to write
 
 
 class Prefixes:
@@ -93,11 +94,6 @@ def declared(headers: Headers, name: str) -> str | None:
     return None
 
 
-def ready(headers: Iterable[tuple[str, str]]) -> bytes:
-    """Header lines for ``environ["pylon.head"]``."""
-    return b"".join(_line(pair) for pair in headers)
-
-
 def chunk(part: bytes) -> bytes:
     """One chunk of a chunked body."""
     return b"%x\r\n%b\r\n" % (len(part), part)
@@ -115,10 +111,27 @@ def refusal(prefixes: Prefixes, refused: Refused, *, with_body: bool = True) -> 
 
 def _line(pair: tuple[str, str]) -> bytes:
     name, value = pair
-    if _NAME.fullmatch(name) is None or _VALUE.fullmatch(value) is None:
-        raise ValueError(f"invalid header {name!r}: {value!r}")
-    line = b"" if name.lower() in _FRAMING else f"{name}: {value}\r\n".encode("latin-1")
-    if len(_lines) >= _LINES_KEPT:
-        _lines.clear()  # values that are all different push each other out
-    _lines[pair] = line
+    beginning = _beginnings.get(name)
+    if beginning is None:
+        beginning = _remember_beginning(name)
+    if not beginning:
+        return b""
+    # Most values are plain text, which this tells sooner than the pattern.
+    if not (value.isascii() and value.isprintable()) and _VALUE.fullmatch(value) is None:
+        raise ValueError(f"invalid value of header {name}: {value!r}")
+    line = b"%b%b\r\n" % (beginning, value.encode("latin-1"))
+    if name in _REPEATED:
+        if len(_lines) >= _LINES_KEPT:
+            _lines.clear()
+        _lines[pair] = line
     return line
+
+
+def _remember_beginning(name: str) -> bytes:
+    if _NAME.fullmatch(name) is None:
+        raise ValueError(f"invalid header name {name!r}")
+    if len(_beginnings) >= _LINES_KEPT:
+        _beginnings.clear()
+    made = b"" if name.lower() in _FRAMING else f"{name}: ".encode("latin-1")
+    _beginnings[name] = made
+    return made

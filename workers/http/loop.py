@@ -36,6 +36,7 @@ from gevent.hub import get_hub
 
 from pylon import limits, log, metrics
 from workers.http.answer import Prefixes
+from workers.http.balance import HOLD_S, Share
 from workers.http.connection import Connection
 from workers.http.request import base_environ
 
@@ -46,6 +47,7 @@ _ENDED: Final = 0x2000 | 0x010 | 0x008  # EPOLLRDHUP, EPOLLHUP, EPOLLERR
 _WATCHED: Final = _EPOLLIN | _EPOLLOUT | 0x2000 | 0x80000000  # EPOLLET
 _EVENTS_A_TURN: Final = 256
 _IDLE_DISPATCHERS: Final = 64  # kept for the next time that many wait at once
+_ACCEPTS_HELD: Final = 16  # at once, when the others did not come
 _ACCEPT_PAUSE_S: Final = 0.1  # when the process has no descriptors left
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _FORGET_S: Final = 5.0  # an idle connection keeps its last header block this long
@@ -59,11 +61,12 @@ _log = log.get_logger("http")
 class Loop:
     """Made after the fork, in the worker, once."""
 
-    def __init__(self, app: App, listeners: Iterable[Any], workers: int) -> None:
+    def __init__(self, app: App, listeners: Iterable[Any], number: int, workers: int) -> None:
         """
         Args:
             app: the WSGI app.
             listeners: listening sockets, shared with the other workers.
+            number: of this worker, from 1.
             workers: how many of those there are, this one included.
         """
         self.app = app
@@ -73,6 +76,8 @@ class Loop:
         self.bodies_bytes = 0  # of requests that are arriving
         self.outgoing_bytes = 0  # of answers that their clients have not made room for
         self._workers = workers
+        self._share = Share(number, workers)
+        self._held = False  # the next connection is left to the other workers
         self._hub = get_hub()
         self._epoll = epoll()
         self._connections: dict[int, Connection] = {}
@@ -98,6 +103,7 @@ class Loop:
     def forget(self, connection: Connection) -> None:
         """It is closing its socket. (That takes it out of the epoll set as well.)"""
         self._connections.pop(connection.fd, None)
+        self._share.report(len(self._connections))
         if self._paused and not self.draining:
             self._resume()
 
@@ -202,24 +208,44 @@ class Loop:
     # --- New connections -----------------------------------------------------------------------
 
     def _resume(self) -> None:
+        self._held = False
         if self._paused and len(self._connections) < limits.HTTP_CONNECTIONS:
             self._paused = False
             for watcher, listener in zip(self._accepting, self._listeners, strict=True):
-                watcher.start(self._accept, listener)
+                watcher.start(self._knock, listener)
 
     def _pause(self) -> None:
         self._paused = True
         for watcher in self._accepting:
             watcher.stop()
 
+    def _knock(self, listener: Any) -> None:
+        """Runs in the hub: somebody wants to connect."""
+        if not self._share.has_most():
+            self._accept(listener)
+        elif not self._held:
+            self._pause()
+            self._held = True
+            gevent.spawn_later(HOLD_S, self._accept_held, listener)
+
+    def _accept_held(self, listener: Any) -> None:
+        if not self._held:
+            return  # something else has made us accept again, or stop for good
+        for _ in range(_ACCEPTS_HELD):
+            if not self._accept(listener):
+                break
+        if not self.draining and self._held:
+            self._resume()
+
     def _accept(self, listener: Any) -> bool:
-        """Runs in the hub: take one connection, and leave the next to the other workers."""
+        """Take one connection. False where there is none, or none can be taken."""
         try:
             fd, address = listener._sock._accept()
         except OSError as ex:
             if ex.errno in _OUT_OF_RESOURCES:
                 _log.error("accept.failed", error=str(ex))
                 self._pause()
+                self._held = False
                 gevent.spawn_later(_ACCEPT_PAUSE_S, self._resume)
             return False  # or another worker was quicker, or the client has left again
         sock = _socket.socket(listener.family, listener.type, listener.proto, fd)
@@ -237,14 +263,18 @@ class Loop:
         )
         connection = Connection(self, sock, base, self.now_s)
         self._connections[connection.fd] = connection
+        self._share.report(len(self._connections))
         self._epoll.register(connection.fd, _WATCHED)
         if len(self._connections) >= limits.HTTP_CONNECTIONS:
             self._pause()
+            self._held = False
+            return False
         return True
 
     def _accept_the_rest(self) -> None:
         """What the kernel has accepted for us would be reset with the listener."""
         self._pause()
+        self._held = False
         for listener in self._listeners:
             while len(self._connections) < limits.HTTP_CONNECTIONS and self._accept(listener):
                 pass

@@ -20,7 +20,7 @@ from pylon.api.readiness import Readiness
 from pylon.api.services import Services
 from pylon.auth.cookies import session_cookie
 from pylon.auth.origin import origins
-from pylon.bus.messages import NotesWanted, RolesReport
+from pylon.bus.messages import NotesWanted, RolesReport, SessionRevoked
 from pylon.bus.signals import SignalReceiver, SignalSender
 from pylon.bus.writer_client import WriterClient
 from pylon.changelog.feed import Feed
@@ -40,28 +40,27 @@ class HttpProcess:
         self._booted = booted
         app, runtime = booted.app, booted.runtime
         self._sender = SignalSender(runtime)
-        self._receiver = SignalReceiver(runtime, RolesReport, NotesWanted)
+        self._receiver = SignalReceiver(runtime, RolesReport, NotesWanted, SessionRevoked)
         self._writer = WriterClient(runtime, app.clock, app.random)
         self._notes = CursorNotes(self._sender.send, app.clock)
         store = booted.reader_pool
         self._readiness = Readiness(
             lambda: store.point(lambda reader: reader.head_seq()), app.clock
         )
-        self.wsgi = make_app(
-            Services(
-                app=app,
-                store=store,
-                writer=self._writer,
-                feed=Feed(store),
-                notes=self._notes,
-                readiness=self._readiness,
-                origins=origins(app.config, app.manifest),
-                cookie=session_cookie(app.config, app.manifest),
-                send_signal=self._sender.send,
-                control_socket=runtime.control_socket,
-                started_s=app.clock.monotonic_s(),
-            )
+        self._services = Services(
+            app=app,
+            store=store,
+            writer=self._writer,
+            feed=Feed(store),
+            notes=self._notes,
+            readiness=self._readiness,
+            origins=origins(app.config, app.manifest),
+            cookie=session_cookie(app.config, app.manifest),
+            send_signal=self._sender.send,
+            control_socket=runtime.control_socket,
+            started_s=app.clock.monotonic_s(),
         )
+        self.wsgi = make_app(self._services)
         self._greenlets: list[gevent.Greenlet[..., Any]] = []
 
     def start(self, alive: Callable[[], bool], connections: Callable[[], int]) -> None:
@@ -98,6 +97,8 @@ class HttpProcess:
                 self._readiness.report(signal_)
             elif isinstance(signal_, NotesWanted):
                 self._notes.repeat()
+            elif isinstance(signal_, SessionRevoked):
+                self._services.callers.forget()
 
 
 def _end_this_worker(greenlet: gevent.Greenlet[..., Any]) -> None:

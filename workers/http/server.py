@@ -19,6 +19,8 @@ from gevent import hub, monkey
 from gevent.event import Event
 from gunicorn.workers.base import Worker
 
+from workers.http import balance  # noqa: F401  (makes the memory that the workers share)
+
 _HEARTBEAT_S: Final = 1.0  # gunicorn's arbiter kills a worker that is silent for `timeout`
 
 
@@ -27,6 +29,7 @@ class HttpWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.number = 1  # the hooks of `__main__` give each worker its own
         self._loop: Any = None  # `workers.http.loop.Loop`, once the process is patched
         self._stopping: Event | None = None  # made after the fork
 
@@ -51,7 +54,7 @@ class HttpWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         from workers.http.loop import Loop
 
         self._stopping = Event()
-        loop = self._loop = Loop(self.wsgi, self.sockets, self.cfg.workers)
+        loop = self._loop = Loop(self.wsgi, self.sockets, self.number, self.cfg.workers)
         while self.alive:
             self.notify()
             self._stopping.wait(_HEARTBEAT_S)
