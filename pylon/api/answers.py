@@ -24,6 +24,7 @@ from pylon.log import get_logger
 
 _log = get_logger("http")
 _RETRY_AFTER_S: Final = "1"
+_CHALLENGE: Final = 'Bearer realm="pylon"'  # RFC 9110 §15.5.2; browsers show no dialogue for it
 
 
 def send(resp: falcon.Response, value: object, status: int = 200) -> None:
@@ -54,6 +55,8 @@ def on_pylon_error(
     send(resp, ex.body(), ex.status)
     if ex.retryable:
         resp.set_header("retry-after", _RETRY_AFTER_S)
+    if ex.status == 401:
+        resp.set_header("www-authenticate", _CHALLENGE)
 
 
 def on_falcon_error(

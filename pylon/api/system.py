@@ -64,7 +64,10 @@ class Readyz:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.set_header("cache-control", "no-store")
         verdict = self._services.readiness.verdict()
+        if not verdict.ready:
+            resp.set_header("retry-after", "1")
         status = "ready" if verdict.ready else "unavailable"
         send(resp, {"status": status, "checks": verdict.checks}, 200 if verdict.ready else 503)
 
@@ -79,6 +82,7 @@ class Metrics:
         self._control = ControlClient(services.control_socket, _CONTROL_TIMEOUT_S)
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.set_header("cache-control", "no-store")
         self._admit(req)
         accept = req.env.get("HTTP_ACCEPT", "")
         as_text = any(kind in accept for kind in _TEXT_TYPES)

@@ -76,8 +76,15 @@ def cors_headers(config: Config) -> tuple[tuple[str, str], ...]:
     headers = [
         ("access-control-allow-origin", allow),
         ("access-control-allow-methods", "GET, POST, PUT, PATCH, DELETE, OPTIONS"),
-        ("access-control-allow-headers", "Content-Type, Authorization, X-Filename"),
-        ("access-control-expose-headers", "X-Pylon-Change-Seq"),
+        (
+            "access-control-allow-headers",
+            "Content-Type, Authorization, X-Filename, If-Match, If-None-Match, Idempotency-Key, "
+            "X-Request-Id",
+        ),
+        (
+            "access-control-expose-headers",
+            "X-Pylon-Change-Seq, ETag, Idempotency-Replayed, X-Request-Id, Retry-After",
+        ),
     ]
     if allow != "*":
         headers.append(("access-control-allow-credentials", "true"))

@@ -1,0 +1,137 @@
+"""The headers of our answers, as HTTP wants them (RFC 9110), on every route of a served app."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.raw_http import Answer, RawClient
+from tests.support.server import ADMIN_TOKEN, PylonServer
+from tests.support.wide_app import wide_app
+from tests.test_fuzz_schemathesis import SMALL
+
+pytestmark = [pytest.mark.processes]
+
+ADMIN = ("Authorization", f"Bearer {ADMIN_TOKEN}")
+OF_ONE_ANSWER = {"x-request-id", "date", "connection"}
+# What they say changes from one moment to the next, and its length with it.
+ALIVE = {"/metrics", "/health", "/readyz"}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PylonServer]:
+    server = PylonServer(tmp_path_factory.mktemp("headers"), wide_app(), SMALL)
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def client(served: PylonServer) -> Iterator[RawClient]:
+    made = RawClient(served.port)
+    yield made
+    made.close()
+
+
+def paths(client: RawClient, method: str) -> list[str]:
+    """Every path with the method, its variables filled."""
+    document = client.send("GET", "/api/openapi.json", headers=[ADMIN]).json
+    found = [
+        path.replace("{row_id}", "x").replace("{value}", "y")
+        for path, item in document["paths"].items() if method in item
+    ]
+    assert len(found) > 5
+    return found
+
+
+def lasting(answer: Answer, path: str) -> dict[str, str]:
+    left_out = OF_ONE_ANSWER | ({"content-length"} if path in ALIVE else set())
+    return {name: value for name, value in answer.headers.items() if name not in left_out}
+
+
+def test_head_has_the_headers_of_get_and_no_body(client: RawClient) -> None:
+    for path in paths(client, "head"):
+        get = client.send("GET", path, headers=[ADMIN])
+        head = client.send("HEAD", path, headers=[ADMIN])
+        assert (head.status, head.raw) == (get.status, b""), path
+        assert lasting(head, path) == lasting(get, path), path
+
+
+def test_every_answer_says_its_length_and_type_and_id(client: RawClient) -> None:
+    for path in paths(client, "get"):
+        answer = client.send("GET", path, headers=[ADMIN])
+        if "transfer-encoding" not in answer.headers:
+            assert int(answer.headers["content-length"]) == len(answer.raw), path
+        assert answer.headers["content-type"].startswith(("application/json", "text/plain")), path
+        assert answer.headers["x-request-id"], path
+        assert answer.headers["x-content-type-options"] == "nosniff", path
+        assert answer.headers["vary"] == "Origin", path
+        if path.startswith("/api/") or path in ("/metrics", "/readyz"):
+            # What depends on the caller or on Accept is in no cache, so Vary need not say so.
+            assert answer.headers["cache-control"] == "no-store", path
+
+
+def test_405_names_the_methods_that_are_there(client: RawClient) -> None:
+    document = client.send("GET", "/api/openapi.json", headers=[ADMIN]).json
+    for path, item in document["paths"].items():
+        filled = path.replace("{row_id}", "x").replace("{value}", "y")
+        answer = client.send("PUT", filled, b"{}", [ADMIN])
+        assert answer.status == 405, path
+        allowed = {name.strip().lower() for name in answer.headers["allow"].split(",")}
+        assert allowed - {"options"} == item.keys(), path
+
+
+def test_401_has_a_challenge(client: RawClient) -> None:
+    for method, path in (("GET", "/metrics"), ("POST", "/api/auth/refresh")):
+        answer = client.send(method, path, b"" if method == "POST" else None)
+        assert answer.status == 401
+        assert answer.headers["www-authenticate"] == 'Bearer realm="pylon"'
+
+
+def test_a_preflight_allows_what_clients_send(client: RawClient) -> None:
+    answer = client.send("OPTIONS", "/api/entities/Item/x", headers=[
+        ("Origin", "http://localhost:3000"), ("Access-Control-Request-Method", "PATCH"),
+        ("Access-Control-Request-Headers", "if-match, idempotency-key"),
+    ])
+    assert (answer.status, answer.raw) == (204, b"")
+    assert "content-length" not in answer.headers  # RFC 9110 §8.6
+    allowed = answer.headers["access-control-allow-headers"].lower().split(", ")
+    assert {"if-match", "if-none-match", "idempotency-key", "authorization"} <= set(allowed)
+    exposed = answer.headers["access-control-expose-headers"].lower().split(", ")
+    assert {"etag", "idempotency-replayed", "x-pylon-change-seq", "retry-after"} <= set(exposed)
+
+
+def test_304_has_the_etag_and_no_body(client: RawClient) -> None:
+    made = client.send("POST", "/api/entities/Tag", b'{"name":"t"}')
+    assert made.status == 201
+    path = f"/api/entities/Tag/{made.json['id']}"
+    etag = made.headers["etag"]
+    assert client.send("GET", path).headers["etag"] == etag
+    known = client.send("GET", path, headers=[("If-None-Match", etag)])
+    assert (known.status, known.raw, known.headers["etag"]) == (304, b"", etag)
+    assert client.send("GET", path).status == 200  # on the same connection: nothing was left over
+
+
+def test_what_may_pass_says_when_to_try_again(served: PylonServer) -> None:
+    """A drain: 503 with Retry-After, or a connection that is closed in order."""
+    client = RawClient(served.port)
+    assert client.send("GET", "/readyz").status == 200
+    assert served.process is not None
+    served.process.terminate()
+    seen = []
+    try:
+        while served.process.poll() is None:
+            answer = client.send("GET", "/readyz")
+            seen.append(answer.status)
+            if answer.status == 503:
+                assert answer.headers["retry-after"] == "1"
+                assert answer.headers["cache-control"] == "no-store"
+    except (OSError, http.client.HTTPException):
+        pass  # the port is closed
+    finally:
+        client.close()
+    assert served.process.wait(60) == 0
+    assert set(seen) <= {200, 503}
