@@ -129,6 +129,20 @@ def test_a_long_statement_is_stopped(
     assert ids(reader.rows("Task", Query(ALL, limit=1))) == [1]
 
 
+def test_a_commit_is_left_after_a_timeout(
+    engine: SqliteEngine, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "READ_TIMEOUT_S", 0.2)
+    reader = open_reader(path, check_steps=1)  # every statement is asked about, COMMIT too
+    apply(engine, task(1))
+    for _ in range(2):
+        with pytest.raises(QueryTimeout):
+            reader.at_one_commit(lambda: reader.rows("Task", Query(ENDLESS, limit=1)))
+    assert reader.at_one_commit(lambda: reader.get("Task", row_id(1))) is not None
+    apply(engine, task(2))
+    assert reader.get("Task", row_id(2)) is not None
+
+
 def test_newest_events_are_bounded_in_bytes(
     engine: SqliteEngine, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -254,10 +254,12 @@ class SqliteReader:
 
     def at_one_commit(self, read: Callable[[], T]) -> T:
         try:
+            self._start()
             self._conn.execute("BEGIN")
             try:
                 return read()
             finally:
+                self._start()  # what `read` took of its time is no reason to stay open
                 self._conn.execute("COMMIT")
         except apsw.Error as error:
             raise translate(error) from error
@@ -286,6 +288,7 @@ class SqliteReader:
             raise translate(error) from error
 
     def _start(self) -> None:
+        """A statement begins."""
         self._deadline_s = _NOT_BEGUN_S
 
     def _is_late(self) -> bool:
