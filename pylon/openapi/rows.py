@@ -28,7 +28,9 @@ from pylon.openapi.parts import (
 from pylon.openapi.search import search_paths
 
 _WHOLE: Final[Schema] = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}
-_READS: Final[tuple[ErrorClass, ...]] = (errors.PolicyDenied, *STORE_ERRORS)
+_READS: Final[tuple[ErrorClass, ...]] = (
+    errors.PolicyDenied, errors.LimitExceeded, *STORE_ERRORS,
+)
 _SEQ: Final = ("X-Pylon-Change-Seq", "Idempotency-Replayed")
 _KEY: Final = shared("IdempotencyKey")
 _IF_MATCH: Final = shared("IfMatch")
