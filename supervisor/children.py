@@ -45,6 +45,7 @@ class _Slot:
     failures: int = 0  # lives in a row that ended early
     unready: int = 0  # lives in a row that never became ready
     was_ready: bool = False
+    heard_s: float = 0.0  # last heartbeat of this life
     aborted_at_s: float | None = None  # it fell silent and was sent SIGABRT
 
 
@@ -134,12 +135,15 @@ class Children:
             slot.unready = 0
         if now_s - slot.started_s >= limits.RESTART_RESET_S:
             slot.failures = 0
-        heard_s = max((beat.at_s for beat in beats), default=None)
-        silent_s = now_s - (heard_s if heard_s is not None else slot.started_s)
-        patience_s = limits.WORKER_BOOT_S if heard_s is None else limits.HEARTBEAT_LOST_S
+        slot.heard_s = max([slot.heard_s, slot.started_s, *(beat.at_s for beat in beats)])
+        silent_s = now_s - slot.heard_s
+        # Without a beat to go by it is booting, or an arbiter all of whose workers have died.
+        patience_s = limits.HEARTBEAT_LOST_S if beats else limits.WORKER_BOOT_S
         if slot.aborted_at_s is not None:
             if now_s - slot.aborted_at_s >= limits.ABORT_GRACE_S:
                 slot.process.kill()
+        elif self.draining:
+            return  # the drain has its own deadlines, and who has ended is silent
         elif silent_s >= patience_s:
             _log.error("child.silent", child=f"{slot.role}/{slot.worker}",
                        pid=slot.process.pid, silent_s=round(silent_s, 1))

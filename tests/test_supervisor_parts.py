@@ -7,22 +7,26 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pylon import limits
 from pylon.bus.messages import Family, Sample, WorkerStatus
-from pylon.clock import ManualClock
+from pylon.bus.runtime import Runtime
+from pylon.clock import ManualClock, SeededRandom
 from pylon.config import Config, load
 from pylon.errors import StartRefused
+from supervisor import children
+from supervisor.children import Children
 from supervisor.datadir import database, prepare_data_dir, sync_files
 from supervisor.events import DrainNews
 from supervisor.heartbeats import Heartbeats
 from supervisor.notify import Notifier
 from supervisor.pidfile import Pidfile
 from supervisor.sockets import open_listeners
-from tests.support.server import free_base_port
+from tests.support.server import free_base_port, wait_until
 
 
 def settings(**env: str) -> Config:
@@ -234,3 +238,58 @@ def test_news_reach_late_listeners_from_the_beginning() -> None:
     assert [lines.get_nowait() for _ in range(2)] == [
         {"step": "a"}, {"step": "b", "done": True}]
     assert lines.empty()
+
+
+@pytest.fixture
+def arbiter(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[tuple[Children, Heartbeats, ManualClock]]:
+    """Children with one HTTP child, a process that only waits, on a clock that stands still."""
+    wait = [sys.executable, "-c", "import sys; sys.stdin.read(); import time; time.sleep(60)"]
+    monkeypatch.setattr(children, "worker_command", lambda role: wait)
+    clock = ManualClock()
+    clock.advance(1000)
+    heartbeats = Heartbeats(clock, lambda: None)
+    listeners = open_listeners(
+        settings(PYLON_WS_WORKERS="0", PYLON_SSE_WORKERS="0", PYLON_SHARD_WORKERS="0"), {}, 0
+    )
+    made = Children(
+        {"http": 1}, listeners, Runtime(tmp_path), os.environ, heartbeats, clock, SeededRandom(1)
+    )
+    made.tick()
+    yield made, heartbeats, clock
+    made.kill_all()
+    listeners.close()
+
+
+def test_an_arbiter_is_not_silent_because_its_workers_have_ended_in_a_drain(
+    arbiter: tuple[Children, Heartbeats, ManualClock],
+) -> None:
+    """A drain after more than a minute sent SIGABRT to the arbiter once its workers were gone."""
+    made, heartbeats, clock = arbiter
+    heartbeats.take(beat("1", os.getpid()))
+    clock.advance(100)
+    heartbeats.forget("http", "1")
+    made.draining = True
+    for _ in range(3):
+        clock.advance(100)
+        made.tick()
+    assert made.alive(("http",)) == 1
+
+
+def test_an_arbiter_whose_workers_have_all_died_gets_the_time_to_start_new_ones(
+    arbiter: tuple[Children, Heartbeats, ManualClock],
+) -> None:
+    made, heartbeats, clock = arbiter
+    for _ in range(10):
+        clock.advance(20)
+        heartbeats.take(beat("1", os.getpid()))
+        made.tick()
+    heartbeats.forget("http", "1")
+    clock.advance(limits.WORKER_BOOT_S - 1)
+    made.tick()
+    assert made.alive(("http",)) == 1
+    clock.advance(2)
+    made.tick()
+    clock.advance(limits.ABORT_GRACE_S + 1)
+    wait_until("it is aborted", lambda: made.tick() or made.restarts == 1)

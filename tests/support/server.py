@@ -31,9 +31,10 @@ def wait_until(what: str, condition: Callable[[], Any], timeout_s: float = 20.0)
 
 
 def free_base_port() -> int:
-    """A port P such that P to P+3 are free at the moment."""
+    """A port P such that P to P+3 are free at the moment; below 32768, where the kernel takes
+    the ports of outgoing connections from."""
     for attempt in range(200):
-        base = 20_000 + (os.getpid() * 7 + attempt * 13 + time.monotonic_ns() // 1000) % 20_000
+        base = 10_000 + (os.getpid() * 7 + attempt * 13 + time.monotonic_ns() // 1000) % 22_000
         sockets: list[socket.socket] = []
         try:
             for offset in range(4):
