@@ -18,8 +18,8 @@ from gevent.fileobject import FileObject
 from pylon.auth.context import ADMIN
 from pylon.bus.changes import ChangesSubscriber
 from pylon.bus.messages import (
-    CursorNote,
     DeleteRow,
+    PulledTo,
     RolesReport,
     SessionRevoked,
     WorkerStatus,
@@ -67,7 +67,7 @@ def main() -> None:
                 except PylonError as ex:
                     say(error=ex.code)
             case {"cmd": "signal", "key": key}:
-                sender.send(CursorNote(key, 7))
+                sender.send(PulledTo({key: 7}))
                 sender.send(SessionRevoked(key))
                 say(sent=True)
             case {"cmd": "status"}:

@@ -14,7 +14,7 @@ from falcon import testing
 
 from pylon import config as settings
 from pylon.api.application import make_app
-from pylon.api.notes import CursorNotes
+from pylon.api.notes import NoteTeller
 from pylon.api.readiness import Readiness
 from pylon.api.services import Services
 from pylon.app import build_app
@@ -120,7 +120,7 @@ def running(
         store=pool,
         writer=writer,
         feed=Feed(pool),
-        notes=CursorNotes(signals.append, clock),
+        notes=NoteTeller(signals.append, clock, lambda tell: tell()),
         readiness=Readiness(lambda: pool.point(lambda reader: reader.head_seq()), clock),
         origins=origins(config, parsed),
         cookie=session_cookie(config, parsed),

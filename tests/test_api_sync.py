@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pylon import limits
-from pylon.api.notes import CursorNotes
+from pylon.api.notes import NoteTeller
 from pylon.auth.tokens import session_id_of
-from pylon.bus.messages import CursorNote, Signal, WriteError
+from pylon.bus.messages import PulledTo, Signal, WriteError
 from pylon.clock import ManualClock
 from pylon.errors import StoreUnavailable
 from tests.support_writer import ADMIN_TOKEN, Server, running
@@ -58,38 +58,49 @@ def test_a_pull_is_noted_under_its_session_or_its_address(server: Server) -> Non
     server.call("GET", "/api/sync/pull?since=99", token=token)  # 410: nothing was pulled
     mine = f"s:{session_id_of(token)}"
     assert server.signals == [
-        CursorNote(mine, 3), CursorNote(mine, 3), CursorNote("ip:127.0.0.1", 3),
-        CursorNote("ip:127.0.0.1", 3),
+        PulledTo({mine: 3}), PulledTo({mine: 3}), PulledTo({"ip:127.0.0.1": 3}),
+        PulledTo({"ip:127.0.0.1": 3}),
     ]
-    assert len(server.services.notes) == 4
 
 
 def test_notes_are_repeated_while_they_matter() -> None:
     clock, sent = ManualClock(), list[Signal]()
-    notes = CursorNotes(sent.append, clock)
+    notes = NoteTeller(sent.append, clock, lambda tell: tell())
     notes.note("a", 1)
-    clock.advance(limits.NOTE_TTL_S)
+    clock.advance(limits.NOTE_TTL_S - 1)
     notes.note("b", 2)
-    clock.advance(limits.NOTE_TTL_S)
     sent.clear()
     notes.repeat()
-    assert sent == [CursorNote("a", 1), CursorNote("b", 2)]
-    clock.advance(1)
+    assert sent == [PulledTo({"a": 1, "b": 2})]
+    clock.advance(2 * limits.NOTE_TTL_S)
     sent.clear()
     notes.repeat()
-    assert sent == [CursorNote("b", 2)]
+    assert sent == []
 
 
-def test_notes_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "NOTES", 2)
+def test_the_notes_of_a_turn_leave_together_each_key_with_its_smallest_cursor() -> None:
+    sent, turn = list[Signal](), list[Callable[[], None]]()
+    notes = NoteTeller(sent.append, ManualClock(), turn.append)
+    for key, cursor in (("a", 7), ("b", 3), ("a", 5), ("a", 9)):
+        notes.note(key, cursor)
+    assert (sent, len(turn)) == ([], 1)
+    turn.pop()()
+    assert sent == [PulledTo({"a": 5, "b": 3})]
+    notes.note("a", 11)
+    turn.pop()()
+    assert sent[1:] == [PulledTo({"a": 11})]
+
+
+def test_many_notes_are_repeated_in_several_signals() -> None:
     sent: list[Signal] = []
-    notes = CursorNotes(sent.append, ManualClock())
-    for cursor in range(3):
-        notes.note("a", cursor)
-    assert len(sent) == 3
+    notes = NoteTeller(sent.append, ManualClock(), lambda tell: tell())
+    for n in range(2_500):
+        notes.note(f"k{n}", n)
     sent.clear()
     notes.repeat()
-    assert sent == [CursorNote("a", 1), CursorNote("a", 2)]
+    said = [signal.cursors for signal in sent if isinstance(signal, PulledTo)]
+    assert max(map(len, said)) <= 1_000
+    assert sum(map(len, said)) == 2_500
 
 
 def test_op_ids_belong_to_the_user_or_else_to_the_client(server: Server) -> None:
@@ -167,7 +178,7 @@ def test_a_large_snapshot_is_one_answer(server: Server) -> None:
     assert len({change["row_id"] for change in page["changes"]}) == 2100
     assert page["cursor"]["last_seq"] == 2100
     assert not page["has_more"]
-    assert server.signals == [CursorNote("ip:127.0.0.1", 2100)]
+    assert server.signals == [PulledTo({"ip:127.0.0.1": 2100})]
 
 
 def test_a_delta_is_paged(server: Server) -> None:
@@ -176,4 +187,4 @@ def test_a_delta_is_paged(server: Server) -> None:
     page = server.call("GET", "/api/sync/pull?since=1").json
     assert page["cursor"]["last_seq"] == 1001
     assert page["has_more"]
-    assert server.signals == [CursorNote("ip:127.0.0.1", 1001)]
+    assert server.signals == [PulledTo({"ip:127.0.0.1": 1001})]

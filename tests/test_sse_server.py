@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pylon.bus.messages import CursorNote, SessionRevoked
+from pylon.bus.messages import PulledTo, SessionRevoked
 from tests.hub_kit import ADMIN_TOKEN, RawClient, Stage, Worker, http_head, until
 
 HEAD = (
@@ -146,7 +146,7 @@ def test_replay_after_a_note(stage: Stage, sse: Worker) -> None:
     seqs = [e.seq for e in stage.write(*(stage.insert("Public") for _ in range(300))).events]
 
     def first_seq() -> int:
-        stage.tell(CursorNote(f"s:{session_id}", seqs[289]))
+        stage.tell(PulledTo({f"s:{session_id}": seqs[289]}))
         return Stream(sse.port, f"/events?token={token}").event()[0]
 
     until(lambda: first_seq() == seqs[290], "the replay begins at the noted cursor")
@@ -169,7 +169,7 @@ def test_a_new_worker_asks_for_notes(stage: Stage) -> None:
     def answer() -> None:
         if socket.poll(20_000):
             asked.set()
-            stage.tell(CursorNote("ip:127.0.0.1", seqs[297]))
+            stage.tell(PulledTo({"ip:127.0.0.1": seqs[297]}))
 
     thread = threading.Thread(target=answer)
     thread.start()

@@ -13,7 +13,7 @@ import pytest
 import websocket
 
 from pylon import limits
-from pylon.bus.messages import CursorNote, PruneLog, SessionRevoked
+from pylon.bus.messages import PruneLog, PulledTo, SessionRevoked
 from tests.hub_kit import (
     ADMIN_TOKEN,
     RawClient,
@@ -394,8 +394,8 @@ def test_replay_after_the_session_s_note(own_stage: Stage, own_ws: Worker) -> No
     seqs = fill(own_stage, 300)
 
     def first_seq() -> int:
-        own_stage.tell(CursorNote(f"s:{session_id}", seqs[289]))
-        own_stage.tell(CursorNote(f"s:{session_id}", seqs[294]))  # a later pull of another tab
+        own_stage.tell(PulledTo({f"s:{session_id}": seqs[289]}))
+        own_stage.tell(PulledTo({f"s:{session_id}": seqs[294]}))  # a later pull of another tab
         return int(WsClient(own_ws.port, token=token).text()["seq"])
 
     until(lambda: first_seq() == seqs[290], "the replay begins at the smallest noted cursor")
@@ -405,7 +405,7 @@ def test_replay_after_the_address_s_note(own_stage: Stage, own_ws: Worker) -> No
     seqs = fill(own_stage, 300)
 
     def first_seq() -> int:
-        own_stage.tell(CursorNote("ip:127.0.0.1", seqs[297]))
+        own_stage.tell(PulledTo({"ip:127.0.0.1": seqs[297]}))
         return int(WsClient(own_ws.port).text()["seq"])
 
     until(lambda: first_seq() == seqs[298], "the replay begins at the noted cursor")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pylon import limits
-from pylon.api.notes import CursorNotes
+from pylon.api.notes import NoteTeller
 from pylon.api.readiness import Readiness
 from pylon.app import App
 from pylon.auth.context import Caller
@@ -73,7 +73,7 @@ class Services:
     store: Store
     writer: Writer
     feed: Feed
-    notes: CursorNotes
+    notes: NoteTeller
     readiness: Readiness
     origins: Origins
     cookie: SessionCookie

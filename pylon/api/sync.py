@@ -16,10 +16,10 @@ import falcon
 from pylon.api.answers import send, send_raw
 from pylon.api.body import read_json
 from pylon.api.callers import address_of, caller_of
-from pylon.api.notes import note_key
 from pylon.api.parameters import text_value
 from pylon.api.push import push
 from pylon.api.services import Services
+from pylon.changelog.notes import note_key
 from pylon.changelog.pull import delta, snapshot
 from pylon.errors import SnapshotCursorInvalid
 
@@ -42,7 +42,7 @@ class Pull:
             )
         services = self._services
         caller = caller_of(req, services)
-        key = note_key(caller, address_of(req, services))
+        key = note_key(caller.session_id, address_of(req, services))
         since = _cursor(text_value(req, "since"))
         app = services.app
         if since == 0:

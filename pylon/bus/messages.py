@@ -163,11 +163,11 @@ class WriteReply(msgspec.Struct, frozen=True, array_like=True, gc=False):
 # --- Signals ---------------------------------------------------------------------------------
 
 
-class CursorNote(msgspec.Struct, frozen=True, tag="cursor_note"):
-    """This session (or, without one, this address) has just pulled up to `cursor`."""
+class PulledTo(msgspec.Struct, frozen=True, tag="pulled_to"):
+    """These sessions (or, without one, these addresses) have just pulled up to a cursor: by
+    key, "s:<session id>" or "ip:<address>"."""
 
-    key: str  # "s:<session id>" or "ip:<address>"
-    cursor: int
+    cursors: dict[str, int]
 
 
 class NotesWanted(msgspec.Struct, frozen=True, tag="notes_wanted"):
@@ -190,7 +190,7 @@ class RolesReport(msgspec.Struct, frozen=True, tag="roles"):
     draining: bool
 
 
-Signal = CursorNote | NotesWanted | SessionRevoked | RolesReport
+Signal = PulledTo | NotesWanted | SessionRevoked | RolesReport
 
 
 # --- Status ----------------------------------------------------------------------------------

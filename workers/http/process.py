@@ -15,7 +15,7 @@ from typing import Any
 import gevent
 
 from pylon.api.application import make_app
-from pylon.api.notes import CursorNotes
+from pylon.api.notes import NoteTeller
 from pylon.api.readiness import Readiness
 from pylon.api.services import Services
 from pylon.auth.cookies import session_cookie
@@ -42,7 +42,9 @@ class HttpProcess:
         self._sender = SignalSender(runtime)
         self._receiver = SignalReceiver(runtime, RolesReport, NotesWanted, SessionRevoked)
         self._writer = WriterClient(runtime, app.clock, app.random)
-        self._notes = CursorNotes(self._sender.send, app.clock)
+        self._notes = NoteTeller(
+            self._sender.send, app.clock, gevent.get_hub().loop.run_callback
+        )
         store = booted.reader_pool
         self._readiness = Readiness(
             lambda: store.point(lambda reader: reader.head_seq()), app.clock

@@ -18,12 +18,12 @@ from typing import Final
 
 from pylon import limits, metrics
 from pylon.changelog.change import Change
+from pylon.changelog.notes import CursorNotes, note_key
 from pylon.errors import ResyncRequired
 from workers.hub.connection import Connection
 from workers.hub.feed import Feed
 from workers.hub.history import History
 from workers.hub.hub import Hub
-from workers.hub.notes import CursorNotes, note_key
 
 _PAGE_BYTES: Final = limits.OUTBOX_BYTES // 2
 _WAIT_S: Final = 1.0  # how often a stuck replay looks whether its connection still lives

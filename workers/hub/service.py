@@ -22,14 +22,14 @@ from gevent.pywsgi import WSGIServer
 
 from pylon import limits, log
 from pylon.bus.changes import ChangesSubscriber
-from pylon.bus.messages import CursorNote, NotesWanted, SessionRevoked
+from pylon.bus.messages import NotesWanted, PulledTo, SessionRevoked
 from pylon.bus.signals import SignalReceiver, SignalSender
+from pylon.changelog.notes import CursorNotes
 from workers.boot import Booted, freeze, run_status
 from workers.hub.feed import Feed
 from workers.hub.heartbeat import Heartbeat
 from workers.hub.history import History
 from workers.hub.hub import Hub
-from workers.hub.notes import CursorNotes
 from workers.hub.reception import Reception
 from workers.hub.replay import Replay
 
@@ -48,7 +48,7 @@ class ChangeStream:
     """Everything that brings changes to the clients of one worker."""
 
     def __init__(self, booted: Booted, hub: Hub) -> None:
-        self._signals = SignalReceiver(booted.runtime, CursorNote, SessionRevoked)
+        self._signals = SignalReceiver(booted.runtime, PulledTo, SessionRevoked)
         self._sender = SignalSender(booted.runtime)
         self._hub = hub
         self._heard = 0
@@ -78,9 +78,10 @@ class ChangeStream:
     def _hear(self) -> NoReturn:
         while True:
             signal_ = self._signals.receive()
-            if isinstance(signal_, CursorNote):
+            if isinstance(signal_, PulledTo):
                 self._heard += 1
-                self.notes.put(signal_.key, signal_.cursor)
+                for key, cursor in signal_.cursors.items():
+                    self.notes.put(key, cursor)
             elif isinstance(signal_, SessionRevoked):
                 closed = self._hub.close_session(
                     signal_.session_id, SESSION_REVOKED, "session revoked"

@@ -1,4 +1,4 @@
-"""workers.hub.notes and workers.hub.addresses: windows, bounds, counts."""
+"""pylon.changelog.notes and workers.hub.addresses: windows, bounds, counts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pylon.changelog.notes import CursorNotes, note_key
 from pylon.clock import ManualClock
 from pylon.errors import SocketLimit
 from workers.hub.addresses import AddressCap
-from workers.hub.notes import CursorNotes, note_key
 
 WINDOW_S = 60.0
 

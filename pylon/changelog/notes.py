@@ -1,8 +1,9 @@
 """Cursor notes: up to where a client has pulled, so that its next socket begins there.
 
 The official clients pull and then connect; what is committed in between would be lost
-(spec/realtime.md §1.7). HTTP workers tell every hub which cursor they have just served to which
-session (or address); the hub replays from the note.
+(spec/realtime.md §1.7). So HTTP workers tell every hub which cursor they have just served to
+which session (or address), and the hub replays from the note. Both keep notes: the hubs to
+use them, the HTTP workers to say them again to a hub that has just started.
 
 Several clients may share a key (two tabs, one address), so a key keeps the *smallest* cursor of
 a window: a client that gets an event twice drops it, a client that misses one never knows. Two
@@ -20,7 +21,7 @@ from pylon.clock import Clock
 
 
 class CursorNotes:
-    """The notes of one hub."""
+    """The notes of one process."""
 
     __slots__ = ("_clock", "_current", "_max_keys", "_previous", "_rotate_at_s", "_window_s")
 
@@ -52,6 +53,14 @@ class CursorNotes:
         self._rotate_if_due()
         found = [bucket[key] for bucket in (self._current, self._previous) if key in bucket]
         return min(found, default=None)
+
+    def all(self) -> dict[str, int]:
+        """Every note, as `get` would give it."""
+        self._rotate_if_due()
+        found = dict(self._previous)
+        for key, cursor in self._current.items():
+            found[key] = min(cursor, found.get(key, cursor))
+        return found
 
     def _rotate_if_due(self) -> None:
         now_s = self._clock.monotonic_s()
