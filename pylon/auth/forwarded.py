@@ -9,6 +9,7 @@ Used for limits and notes by address, by the API and the socket workers.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
 
@@ -39,6 +40,7 @@ def is_loopback(address: str) -> bool:
         return False
 
 
+@lru_cache(maxsize=4_096)
 def _normal(text: str) -> str | None:
     """One spelling for each address: mapped IPv4 unwrapped, ports and brackets taken off."""
     if text.startswith("["):

@@ -63,19 +63,21 @@ def delta(feed: Feed, rules: RuleSet, auth: AuthContext, since: int) -> Pulled:
 
 
 def _shown(changes: list[Change], rules: RuleSet, auth: AuthContext) -> list[bytes]:
-    if auth.is_admin:
+    by_entity = {e: _rules_of(rules, e) for e in {c.event.entity for c in changes}}
+    closed = {
+        entity for entity, own in by_entity.items()
+        if own is None or not isinstance(own.routing, Everyone)
+    }
+    if auth.is_admin or not closed:
         return [c.known_wire or c.wire for c in changes]
-    known: dict[str, tuple[EntityRules | None, bool]] = {}
     shown = []
     for change in changes:
         entity = change.event.entity
-        if entity not in known:
-            own = _rules_of(rules, entity)
-            known[entity] = own, own is not None and isinstance(own.routing, Everyone)
-        own, is_open = known[entity]
-        if is_open:
+        if entity not in closed:
             shown.append(change.known_wire or change.wire)
-        elif own is not None and (text := seen_as(change, own, auth)) is not None:
+            continue
+        own = by_entity[entity]
+        if own is not None and (text := seen_as(change, own, auth)) is not None:
             shown.append(text)
     return shown
 
