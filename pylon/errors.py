@@ -366,16 +366,6 @@ class EntityNotFound(PylonError):
     status = 404
 
 
-class ShardNotFound(PylonError):
-    """No shard has that id on this server.
-
-    Remedy: check the id; shards are started by the app.
-    """
-
-    code = "SHARD_NOT_FOUND"
-    status = 404
-
-
 class MethodNotAllowed(PylonError):
     """The route exists and does not take this method. The header Allow lists those that it takes.
 

@@ -86,7 +86,7 @@ def create_backup(
         except OSError as ex:
             raise BackupRefused(f"{target} came into being meanwhile: {ex.strerror}") from None
         bundle.sync(target.parent)
-    except BaseException:
+    except BaseException:  # Ctrl-C too must leave nothing half made behind
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return BackupReport(

@@ -72,7 +72,7 @@ def restore_backup(
         bundle.sync(copy)
         replaced = _set_aside(db_path, stamp)
         copy.rename(db_path)
-    except BaseException:
+    except BaseException:  # Ctrl-C too must leave nothing half made behind
         copy.unlink(missing_ok=True)
         raise
     has_manifest = (source / bundle.APP_MANIFEST).is_file()

@@ -53,14 +53,9 @@ def fixture() -> Manifest:
     return parse_manifest(orjson.dumps(document).decode(), "the built-in fixture")
 
 
-def body_of(entity: Entity, number: int) -> dict[str, Any]:
-    """Row `number` of an entity: valid, and different wherever the entity demands it."""
-    return body_maker(entity)(number)
-
-
 def body_maker(entity: Entity) -> Callable[[int], dict[str, Any]]:
-    """`body_of` for many rows: what depends on the entity alone is found out once, since the
-    making of rows is not what is to be measured."""
+    """Makes row n of an entity: valid, and different wherever the entity demands it. What depends
+    on the entity alone is found out once, since the making of rows is not what is measured."""
     indexed = {name for index in entity.indexes if index.unique for name in index.fields}
     makers = [
         (field.name, value_maker(field, distinct=field.unique or field.name in indexed))
@@ -73,13 +68,8 @@ def body_maker(entity: Entity) -> Callable[[int], dict[str, Any]]:
     return make
 
 
-def value_of(field: Field, number: int, *, distinct: bool) -> Any:
-    """A value of the field's type; one of a hundred unless `distinct`."""
-    return value_maker(field, distinct)(number)
-
-
 def value_maker(field: Field, distinct: bool) -> Callable[[int], Any]:
-    """`value_of` for many numbers."""
+    """Makes value n of the field's type; one of a hundred unless `distinct`."""
     modulus = sys.maxsize if distinct else _GROUPS
     match field.type:
         case FieldType.INT:
