@@ -145,7 +145,7 @@ class _Bench:
         if grouped is None:
             yield Measured("query equality", None, f"{main.name} has no field for it")
         else:
-            value = rows.value_of(grouped, 7, distinct=False)
+            value = rows.value_maker(grouped, distinct=False)(7)
             yield self._measure(
                 "query equality", reads.query({grouped.name: value}),
                 f"{main.name}.{grouped.name}, 10 of {ROWS} rows",
