@@ -9,7 +9,7 @@ from pylon.catalogue import Entry, entries
 PAGE = Path(__file__).parent / "errors.md"
 HEAD = """# Errors
 
-<!-- written by docs/errors_page.py from the docstrings of pylon/errors.py -->
+<!-- written by docs/errors_page.py from the docstrings of pylon/errors/ -->
 
 Every error is `{"error": {"code", "message", "hint"?, ...}}`. The code is stable, the message is
 for people, `hint` says how to mend it. `pylonctl explain CODE` prints these paragraphs. Where

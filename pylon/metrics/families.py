@@ -78,7 +78,8 @@ MESSAGES_SENT: Final = Counter(
     "pylon_messages_sent_total", "Messages written to client sockets.", registry=WORKER,
 )
 MESSAGES_RECEIVED: Final = Counter(
-    "pylon_messages_received_total", "Messages read from client sockets.", registry=WORKER,
+    "pylon_messages_received_total", "Messages read from client sockets, by type.", ("type",),
+    registry=WORKER,
 )
 SEND_QUEUE_BYTES: Final = Histogram(
     "pylon_send_queue_bytes", "Bytes in a client's outbox when it could not be emptied at once.",

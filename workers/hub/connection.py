@@ -120,6 +120,16 @@ class Connection:
         if early:
             self._transport.received(self, early)
 
+    def pause(self) -> None:
+        """Leave what the client sends in the kernel until `resume`."""
+        if self._reader is not None:
+            self._reader.stop()
+
+    def resume(self) -> None:
+        """Read again."""
+        if self._reader is not None and not self._reader.active:
+            self._reader.start(self._on_readable)
+
     def send(self, data: bytes, frames: int = 1) -> bool:
         """Send whole frames, now or when the client reads. Never blocks.
 

@@ -57,6 +57,7 @@ class Hub:
         self._sessions: dict[str, set[Connection]] = {}
         self._closing: dict[Connection, float] = {}  # since when, monotonic seconds
         self._on_gone: list[Callable[[Connection], None]] = []
+        self._on_published: list[Callable[[Sequence[Change]], None]] = []
 
     # --- Connections ---------------------------------------------------------------------
 
@@ -77,6 +78,11 @@ class Hub:
     def on_gone(self, callback: Callable[[Connection], None]) -> None:
         """Have `callback` called for each connection whose socket is closed."""
         self._on_gone.append(callback)
+
+    def on_published(self, callback: Callable[[Sequence[Change]], None]) -> None:
+        """Have `callback` called with all changes of each batch, after their delivery. It must
+        neither block nor switch greenlets."""
+        self._on_published.append(callback)
 
     def add(self, connection: Connection) -> None:
         """Count a new connection. It gets no events until it joins."""
@@ -161,8 +167,14 @@ class Hub:
 
     def publish(self, changes: Sequence[Change]) -> None:
         """Deliver changes, in seq order, to all who joined and may see them."""
-        if not changes or not self._groups:
+        if not changes:
             return
+        if self._groups:
+            self._fan_out(changes)
+        for callback in self._on_published:
+            callback(changes)
+
+    def _fan_out(self, changes: Sequence[Change]) -> None:
         started_s = self._clock.monotonic_s()
         common, own, everything = self._sort_out(changes)
         common_data, all_data = _join(common), _join(everything)

@@ -13,6 +13,7 @@ from workers.hub.hub import Hub
 from workers.hub.reception import Reception, Visitor
 from workers.hub.replay import Replay
 from workers.hub.service import ChangeStream, Service
+from workers.ws.conversation import Conversation
 from workers.ws.protocol import Handshake, handler_for
 from workers.ws.transport import WebSocketTransport
 
@@ -39,6 +40,7 @@ def serve(booted: Booted) -> NoReturn:
     app = booted.app
     transport = WebSocketTransport("ws", app.config.ws_max_message_bytes)
     hub = Hub({name: app.rules.of(name) for name in app.manifest.by_name}, transport, app.clock)
+    transport.on_text = Conversation(hub, features=()).hear
     changes = ChangeStream(booted, hub)
     reception = Reception(
         app, booted.reader_pool, hub, AddressCap(app.config.sockets_per_ip), transport

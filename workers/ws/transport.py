@@ -2,11 +2,14 @@
 
 Invariants: an event's frame is made once and shared. Every ping is answered, every close is
 answered with its own code, every breach of the protocol with the code that RFC 6455 names.
-What a client says besides is counted and ignored (spec/realtime.md §2.3). Used by the ws and
-the shards workers; all methods run in libev's callbacks or in the feed and never block.
+Text messages go to `on_text` (the ws worker's is `workers.ws.conversation`); without one, and
+for binary ones, they are counted and ignored (spec/realtime.md §2.3). Used by the ws and the
+shards workers; all methods run in libev's callbacks or in the feed and never block.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import msgspec
 
@@ -32,6 +35,7 @@ class WebSocketTransport:
         self.role = role
         self.heartbeat_s = heartbeat_s
         self._max_message_bytes = max_message_bytes
+        self.on_text: Callable[[Connection, str], None] = _ignore
 
     def frame(self, seq: int, wire: bytes) -> bytes:
         """The event's JSON as one text frame."""
@@ -56,8 +60,10 @@ class WebSocketTransport:
                 _answer_close(connection, item)
             elif isinstance(item, frames.Violation):
                 connection.close(item.code, item.reason, awaits_peer=False)
+            elif isinstance(item, frames.Text):
+                self.on_text(connection, item.text)
             elif not isinstance(item, frames.Pong):
-                metrics.MESSAGES_RECEIVED.inc()
+                metrics.MESSAGES_RECEIVED.labels("ignored").inc()
 
     def refuse(self, connection: Connection, error: PylonError, *, greeted: bool) -> None:
         """Tell a client that it must pull anew, or come again later."""
@@ -66,6 +72,10 @@ class WebSocketTransport:
             connection.close(SERVICE_RESTART, "resync required")
         else:
             connection.close(OVERFLOW, error.code)
+
+
+def _ignore(connection: Connection, text: str) -> None:
+    metrics.MESSAGES_RECEIVED.labels("ignored").inc()
 
 
 def _answer_close(connection: Connection, close: frames.Close) -> None:

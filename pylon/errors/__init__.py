@@ -1,0 +1,130 @@
+"""The one error tree: every failure that a client, an operator or another process may see.
+
+Each class has a stable `code` (part of the wire, spec/http.md §3.0), the HTTP `status` it
+answers with, and `retryable`: whether the same request may succeed if it is sent again.
+An error carries a `message` for people, an optional `hint` that says how to mend it, and
+`details`, which become further members of the error object.
+
+Invariants: codes are unique; an error survives the bus (`to_wire` and `from_wire`), so that
+what the writer refuses reads the same at the client. Raised everywhere, rendered by
+`pylon.api` and the socket workers, printed by `pylonctl`.
+
+A family of errors has a module of its own; all are imported from here. Importing the package
+loads every family, so that `from_wire` and the catalogue know every code.
+"""
+
+from pylon.errors.availability import (
+    Draining,
+    QueryTimeout,
+    StoreUnavailable,
+    Unavailable,
+    WriteQueueFull,
+    WriterUnavailable,
+)
+from pylon.errors.base import (
+    InternalError,
+    PylonError,
+)
+from pylon.errors.identity import (
+    AuthRequired,
+    CsrfRejected,
+    Forbidden,
+    PolicyDenied,
+    ResetRefused,
+    SessionExpired,
+    SocketLimit,
+    Unauthorized,
+)
+from pylon.errors.operation import (
+    BackupInvalid,
+    BackupRefused,
+    NotRunning,
+    SchemaRefused,
+    ServerRunning,
+    StartRefused,
+)
+from pylon.errors.request import (
+    BadUpgrade,
+    InvalidColumn,
+    InvalidData,
+    InvalidId,
+    InvalidJson,
+    InvalidQuery,
+    InvalidRequest,
+    InvalidValue,
+    LimitExceeded,
+    MissingField,
+    MissingUserId,
+    NullNotAllowed,
+    PayloadTooLarge,
+    RelationNotFound,
+    RequestTimeout,
+    SearchNotConfigured,
+    SnapshotCursorInvalid,
+)
+from pylon.errors.state import (
+    ActionMissingInput,
+    ActionNotFound,
+    EntityNotFound,
+    IdempotencyKeyReused,
+    MethodNotAllowed,
+    MissingOperations,
+    NotFound,
+    OptimisticIdConflict,
+    PreconditionFailed,
+    ResyncRequired,
+    UniqueViolation,
+)
+
+__all__ = [
+    "ActionMissingInput",
+    "ActionNotFound",
+    "AuthRequired",
+    "BackupInvalid",
+    "BackupRefused",
+    "BadUpgrade",
+    "CsrfRejected",
+    "Draining",
+    "EntityNotFound",
+    "Forbidden",
+    "IdempotencyKeyReused",
+    "InternalError",
+    "InvalidColumn",
+    "InvalidData",
+    "InvalidId",
+    "InvalidJson",
+    "InvalidQuery",
+    "InvalidRequest",
+    "InvalidValue",
+    "LimitExceeded",
+    "MethodNotAllowed",
+    "MissingField",
+    "MissingOperations",
+    "MissingUserId",
+    "NotFound",
+    "NotRunning",
+    "NullNotAllowed",
+    "OptimisticIdConflict",
+    "PayloadTooLarge",
+    "PolicyDenied",
+    "PreconditionFailed",
+    "PylonError",
+    "QueryTimeout",
+    "RelationNotFound",
+    "RequestTimeout",
+    "ResetRefused",
+    "ResyncRequired",
+    "SchemaRefused",
+    "SearchNotConfigured",
+    "ServerRunning",
+    "SessionExpired",
+    "SnapshotCursorInvalid",
+    "SocketLimit",
+    "StartRefused",
+    "StoreUnavailable",
+    "Unauthorized",
+    "Unavailable",
+    "UniqueViolation",
+    "WriteQueueFull",
+    "WriterUnavailable",
+]

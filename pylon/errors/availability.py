@@ -1,0 +1,76 @@
+"""Errors of a server that cannot answer now: 503, retryable.
+
+Part of the one error tree; see `pylon.errors`."""
+
+from __future__ import annotations
+
+from pylon.errors.base import PylonError
+
+
+class Unavailable(PylonError):
+    """Something that this needs is not up at the moment. The message says what.
+
+    Remedy: try again after Retry-After; if it stays so, see pylonctl status and /readyz.
+    """
+
+    code = "UNAVAILABLE"
+    status = 503
+    retryable = True
+
+
+class WriteQueueFull(PylonError):
+    """Too many writes in flight from this worker. Nothing was written.
+
+    Remedy: try again after Retry-After, and send fewer writes at once.
+    """
+
+    code = "WRITE_QUEUE_FULL"
+    status = 503
+    retryable = True
+
+
+class WriterUnavailable(PylonError):
+    """The writer did not answer in time. The write may or may not have happened.
+
+    Remedy: send it again with the same Idempotency-Key or op_id, which carries it out once; without
+    one, read first.
+    """
+
+    code = "WRITER_UNAVAILABLE"
+    status = 503
+    retryable = True
+
+
+class StoreUnavailable(PylonError):
+    """The database refused the whole batch (full disk, I/O error) or cannot be read. Nothing was
+    written.
+
+    Remedy: make room on the disk or mend it; the server goes on by itself.
+    """
+
+    code = "STORE_UNAVAILABLE"
+    status = 503
+    retryable = True
+
+
+class QueryTimeout(PylonError):
+    """A statement, or the wait for a database connection, took longer than limits.READ_TIMEOUT_S
+    and was stopped.
+
+    Remedy: narrow the query, ask for smaller pages, or add an index on what it compares.
+    """
+
+    code = "QUERY_TIMEOUT"
+    status = 503
+    retryable = True
+
+
+class Draining(PylonError):
+    """This server is shutting down.
+
+    Remedy: connect again: another server, or this one after its restart, will answer.
+    """
+
+    code = "DRAINING"
+    status = 503
+    retryable = True

@@ -1,0 +1,93 @@
+"""Errors about who asks: not known, not allowed, too many.
+
+Part of the one error tree; see `pylon.errors`."""
+
+from __future__ import annotations
+
+from pylon.errors.base import PylonError
+
+
+class AuthRequired(PylonError):
+    """The route needs a session, and the request carries no token.
+
+    Remedy: sign in and send Authorization: Bearer <token>.
+    """
+
+    code = "AUTH_REQUIRED"
+    status = 401
+
+
+class Unauthorized(PylonError):
+    """The token is not one that this route takes.
+
+    Remedy: send the token that the message names.
+    """
+
+    code = "UNAUTHORIZED"
+    status = 401
+
+
+class SessionExpired(PylonError):
+    """The token to refresh is unknown, has expired, or has been signed out.
+
+    Remedy: sign in again.
+    """
+
+    code = "SESSION_EXPIRED"
+    status = 401
+
+
+class Forbidden(PylonError):
+    """The route is for admins, and the caller is not one.
+
+    Remedy: send PYLON_ADMIN_TOKEN as the bearer token, from a server and never from a browser.
+    """
+
+    code = "FORBIDDEN"
+    status = 403
+
+
+class PolicyDenied(PylonError):
+    """The manifest's policies do not allow the action to this caller. Without a policy for an
+    action it is denied.
+
+    Remedy: check the token that was sent, then the entity's policies in the manifest; the hint says
+    what is missing where no policy is declared.
+    """
+
+    code = "POLICY_DENIED"
+    status = 403
+
+
+class CsrfRejected(PylonError):
+    """A write without a bearer token from a page whose origin is not trusted: it might ride on a
+    cookie.
+
+    Remedy: add the origin to PYLON_CSRF_ORIGINS or to auth.trustedOrigins in the manifest, or send
+    a bearer token.
+    """
+
+    code = "CSRF_REJECTED"
+    status = 403
+
+
+class ResetRefused(PylonError):
+    """The test reset is open only in dev mode, for an in-memory database, from this machine.
+
+    Remedy: start a test server with PYLON_DEV_MODE=true and PYLON_IN_MEMORY=true.
+    """
+
+    code = "RESET_REFUSED"
+    status = 403
+
+
+class SocketLimit(PylonError):
+    """Too many sockets from one address.
+
+    Remedy: close sockets that are not used; an operator raises PYLON_SOCKETS_PER_IP, or sets
+    PYLON_TRUST_PROXY_HOPS where a proxy stands in front.
+    """
+
+    code = "SOCKET_LIMIT"
+    status = 429
+    retryable = True

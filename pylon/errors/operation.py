@@ -1,0 +1,68 @@
+"""Errors of start-up and operation, never answered over HTTP.
+
+Part of the one error tree; see `pylon.errors`."""
+
+from __future__ import annotations
+
+from pylon.errors.base import PylonError
+
+
+class StartRefused(PylonError):
+    """Start-up refuses what is unsafe or impossible: one line that names the setting or file, and
+    exit code 78 (EX_CONFIG).
+
+    Remedy: mend what the line names; pylonctl check-config lists everything at once.
+    """
+
+    code = "START_REFUSED"
+    status = 500
+
+
+class SchemaRefused(StartRefused):
+    """The live schema cannot be brought to the manifest by additive steps. The plan is shown.
+
+    Remedy: undo the change in the manifest, or make a backup and run pylonctl schema apply
+    --allow-destructive.
+    """
+
+    code = "SCHEMA_REFUSED"
+
+
+class BackupInvalid(PylonError):
+    """A bundle is incomplete, or its contents do not match its checksums.
+
+    Remedy: use another bundle; pylonctl backup verify DIR says what is wrong with this one.
+    """
+
+    code = "BACKUP_INVALID"
+    status = 500
+
+
+class BackupRefused(PylonError):
+    """A backup or a restore that would overwrite something, or that has nothing to copy.
+
+    Remedy: name an empty folder; stop the server before a restore.
+    """
+
+    code = "BACKUP_REFUSED"
+    status = 409
+
+
+class ServerRunning(PylonError):
+    """A verb that needs the database for itself, while a server has it.
+
+    Remedy: stop the server first (pylonctl stop).
+    """
+
+    code = "SERVER_RUNNING"
+    status = 409
+
+
+class NotRunning(PylonError):
+    """No supervisor answers for this data directory.
+
+    Remedy: start the server, or point PYLON_DB_PATH and PYLON_RUNTIME_DIR at the one that runs.
+    """
+
+    code = "NOT_RUNNING"
+    status = 503
