@@ -7,8 +7,8 @@ need no sleeping and a seed reproduces a run. `wall_*` may jump (NTP, an operato
 
 from __future__ import annotations
 
+import os
 import random
-import secrets
 import time
 from typing import Protocol
 
@@ -101,7 +101,7 @@ class SystemRandom:
         self._rng = random.SystemRandom()
 
     def token_hex(self, size_bytes: int) -> str:
-        return secrets.token_hex(size_bytes)
+        return os.urandom(size_bytes).hex()
 
     def uniform(self, low: float, high: float) -> float:
         return self._rng.uniform(low, high)

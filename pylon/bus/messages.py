@@ -197,7 +197,7 @@ Signal = PulledTo | NotesWanted | SessionRevoked | RolesReport
 
 
 class Sample(msgspec.Struct, frozen=True, array_like=True):
-    """One metric sample as prometheus_client names it."""
+    """One line of the metrics page."""
 
     name: str
     labels: dict[str, str]

@@ -1,7 +1,6 @@
 """Metrics: what is measured (`families`), and how processes become one page (`merge`, `render`).
 
-Each process counts for itself in its own registries (prometheus_client's multiprocess files
-are not used: they grow with every worker that ever lived). A worker sends `snapshot()` with
+Each process counts for itself in its own registries. A worker sends `snapshot()` with
 its heartbeat; the supervisor merges the snapshots, adds its own, and serves one page, where
 every sample of a worker has the label `role`, and gauges also `worker`.
 """

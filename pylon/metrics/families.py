@@ -13,13 +13,11 @@ from __future__ import annotations
 import platform
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-
 import pylon
-from pylon.metrics.plain import PlainCounter, PlainHistogram
+from pylon.metrics.plain import Counter, Gauge, Histogram, Registry
 
-WORKER: Final = CollectorRegistry()
-SUPERVISOR: Final = CollectorRegistry()
+WORKER: Final = Registry()
+SUPERVISOR: Final = Registry()
 
 _FAST_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _SLOW_S: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0)
@@ -28,11 +26,11 @@ _BYTES: Final = (1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576)
 
 # --- HTTP workers --------------------------------------------------------------------------
 
-HTTP_REQUESTS: Final = PlainCounter(
+HTTP_REQUESTS: Final = Counter(
     "pylon_http_requests_total", "Answered HTTP requests.", ("route", "method", "status"),
     registry=WORKER,
 )
-HTTP_DURATION: Final = PlainHistogram(
+HTTP_DURATION: Final = Histogram(
     "pylon_http_request_duration_seconds", "Time from a parsed request to its answer.",
     ("route",), buckets=_FAST_S, registry=WORKER,
 )
@@ -47,10 +45,10 @@ HTTP_CUT: Final = Counter(
     "pylon_http_cut_total", "HTTP connections ended by a limit, by reason.", ("reason",),
     registry=WORKER,
 )
-AUTH_ATTEMPTS: Final = PlainCounter(
+AUTH_ATTEMPTS: Final = Counter(
     "pylon_auth_attempts_total", "Credentials judged, by result.", ("result",), registry=WORKER,
 )
-WRITE_WAIT: Final = PlainHistogram(
+WRITE_WAIT: Final = Histogram(
     "pylon_write_wait_seconds", "Time from handing a write to the bus to its reply.",
     buckets=_FAST_S, registry=WORKER,
 )

@@ -1,21 +1,22 @@
-"""Counters and histograms for what happens tens of thousands of times a second.
+"""Counters, gauges and histograms, and the registry that lists them.
 
-prometheus_client's take a lock for each event, and under gevent that lock is written in Python:
-a request would pay as much for being counted as for its answer. These do without; they are for
-the greenlets of one thread.
+Our own, because they are counted tens of thousands of times a second: prometheus_client takes a
+lock for each event, which under gevent is written in Python, so that a request paid as much for
+being counted as for its answer; and importing it loads an HTTP server, TLS and urllib into every
+process. What is here is its interface as far as we use it: `labels`, `inc`, `set`, `observe`.
 
-The interface is the part of prometheus_client's that we use: `labels`, `inc`, `observe`, and
-`collect` for the registry. Made in `families` only.
+Invariants: metrics are made in `families` only; a metric without labels has its samples from the
+start, one with labels has those that were asked for. Threads may count at the same time: between
+the reading and the writing of a number there is no call, so CPython does not switch threads.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Generic, TypeVar
 
-from prometheus_client import CollectorRegistry, Metric
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
-from prometheus_client.utils import floatToGoString
+from pylon.bus.messages import Family, Sample
 
 
 class Count:
@@ -24,42 +25,37 @@ class Count:
     __slots__ = ("value",)
 
     def __init__(self) -> None:
-        self.value = 0
+        self.value: float = 0
 
-    def inc(self, amount: int = 1) -> None:
+    def inc(self, amount: float = 1) -> None:
         self.value += amount
 
 
-class PlainCounter:
-    """A counter by labels."""
+class Level:
+    """One number that goes up and down, or is asked for when it is reported."""
 
-    def __init__(
-        self, name: str, documentation: str, labelnames: Sequence[str] = (), *,
-        registry: CollectorRegistry,
-    ) -> None:
-        self._name = name
-        self._documentation = documentation
-        self._labelnames = tuple(labelnames)
-        self._children: dict[tuple[str, ...], Count] = {}
-        registry.register(self)
+    __slots__ = ("_ask", "_value")
 
-    def labels(self, *values: str, **named: str) -> Count:
-        """The number for these label values; keep it where it is used often."""
-        key = _key(self._labelnames, values, named)
-        return self._children.setdefault(key, Count())
+    def __init__(self) -> None:
+        self._value: float = 0
+        self._ask: Callable[[], float] | None = None
 
-    def describe(self) -> list[Metric]:
-        """For the registry, which asks for the names."""
-        return [self._family()]
+    @property
+    def value(self) -> float:
+        return self._value if self._ask is None else self._ask()
 
-    def collect(self) -> Iterator[Metric]:
-        family = self._family()
-        for key, child in list(self._children.items()):
-            family.add_metric(key, child.value)
-        yield family
+    def set(self, value: float) -> None:
+        self._value = value
 
-    def _family(self) -> CounterMetricFamily:
-        return CounterMetricFamily(self._name, self._documentation, labels=self._labelnames)
+    def inc(self, amount: float = 1) -> None:
+        self._value += amount
+
+    def dec(self, amount: float = 1) -> None:
+        self._value -= amount
+
+    def set_function(self, ask: Callable[[], float]) -> None:
+        """From now on the number is what `ask` says. It must not block."""
+        self._ask = ask
 
 
 class Distribution:
@@ -77,51 +73,127 @@ class Distribution:
         self.total += value
 
 
-class PlainHistogram:
-    """A histogram by labels."""
+_Child = TypeVar("_Child", Count, Level, Distribution)
+
+
+class _Children(Generic[_Child]):
+    """The child of a metric for each combination of label values that was asked for."""
+
+    __slots__ = ("_by_values", "_make", "_names")
+
+    def __init__(self, names: Sequence[str], make: Callable[[], _Child]) -> None:
+        self._names = tuple(names)
+        self._make = make
+        self._by_values: dict[tuple[str, ...], _Child] = {}
+
+    def labels(self, *values: str, **named: str) -> _Child:
+        """The child for these label values; keep it where it is used often.
+
+        Raises:
+            ValueError: too few values, or too many.
+        """
+        key = values or tuple(named[name] for name in self._names)
+        child = self._by_values.get(key)
+        if child is None:
+            if len(key) != len(self._names):
+                raise ValueError(f"labels {self._names} got {key}")
+            child = self._by_values.setdefault(key, self._make())
+        return child
+
+    def __iter__(self) -> Iterator[tuple[dict[str, str], _Child]]:
+        for key, child in list(self._by_values.items()):
+            yield dict(zip(self._names, key, strict=True)), child
+
+
+class Registry:
+    """The metrics of one kind of process, in the order in which they were made."""
+
+    def __init__(self) -> None:
+        self._metrics: list[Counter | Gauge | Histogram] = []
+
+    def register(self, metric: Counter | Gauge | Histogram) -> None:
+        self._metrics.append(metric)
+
+    def collect(self) -> Iterator[Family]:
+        """Every metric that has a sample."""
+        for metric in self._metrics:
+            samples = metric.samples()
+            if samples:
+                yield Family(metric.name, metric.documentation, metric.kind, samples)
+
+
+class Counter:
+    """A number that grows; its name ends in `_total`. `inc` is there where labels are not."""
+
+    kind: Final = "counter"
 
     def __init__(
         self, name: str, documentation: str, labelnames: Sequence[str] = (), *,
-        buckets: Sequence[float], registry: CollectorRegistry,
+        registry: Registry,
     ) -> None:
-        self._name = name
-        self._documentation = documentation
-        self._labelnames = tuple(labelnames)
-        self._bounds = tuple(buckets)
-        self._marks = [*map(floatToGoString, self._bounds), "+Inf"]
-        self._children: dict[tuple[str, ...], Distribution] = {}
+        self.name = name
+        self.documentation = documentation
+        self._children = _Children(labelnames, Count)
+        self.labels = self._children.labels
+        if not labelnames:
+            self.inc = self.labels().inc
         registry.register(self)
 
-    def labels(self, *values: str, **named: str) -> Distribution:
-        """As `PlainCounter.labels`."""
-        key = _key(self._labelnames, values, named)
-        return self._children.setdefault(key, Distribution(self._bounds))
+    def samples(self) -> list[Sample]:
+        return [Sample(self.name, named, float(c.value)) for named, c in self._children]
 
-    def observe(self, value: float) -> None:
-        """For a histogram without labels."""
-        self.labels().observe(value)
 
-    def describe(self) -> list[Metric]:
-        """For the registry, which asks for the names."""
-        return [self._family()]
+class Gauge:
+    """A number that goes up and down. What `Level` can is there where labels are not."""
 
-    def collect(self) -> Iterator[Metric]:
-        family = self._family()
-        for key, child in list(self._children.items()):
+    kind: Final = "gauge"
+
+    def __init__(
+        self, name: str, documentation: str, labelnames: Sequence[str] = (), *,
+        registry: Registry,
+    ) -> None:
+        self.name = name
+        self.documentation = documentation
+        self._children = _Children(labelnames, Level)
+        self.labels = self._children.labels
+        if not labelnames:
+            only = self.labels()
+            self.set, self.inc, self.dec = only.set, only.inc, only.dec
+            self.set_function = only.set_function
+        registry.register(self)
+
+    def samples(self) -> list[Sample]:
+        return [Sample(self.name, named, float(c.value)) for named, c in self._children]
+
+
+class Histogram:
+    """Sizes, counted in buckets with upper bounds. `observe` is there where labels are not."""
+
+    kind: Final = "histogram"
+
+    def __init__(
+        self, name: str, documentation: str, labelnames: Sequence[str] = (), *,
+        buckets: Sequence[float], registry: Registry,
+    ) -> None:
+        self.name = name
+        self.documentation = documentation
+        bounds = tuple(buckets)
+        self._marks = [*(repr(float(bound)) for bound in bounds), "+Inf"]
+        self._children: _Children[Distribution] = _Children(
+            labelnames, lambda: Distribution(bounds)
+        )
+        self.labels = self._children.labels
+        if not labelnames:
+            self.observe = self.labels().observe
+        registry.register(self)
+
+    def samples(self) -> list[Sample]:
+        out = []
+        for named, child in self._children:
             so_far = 0
-            buckets = []
             for mark, count in zip(self._marks, child.counts, strict=True):
                 so_far += count
-                buckets.append((mark, so_far))
-            family.add_metric(key, buckets, child.total)
-        yield family
-
-    def _family(self) -> HistogramMetricFamily:
-        return HistogramMetricFamily(self._name, self._documentation, labels=self._labelnames)
-
-
-def _key(names: tuple[str, ...], values: tuple[str, ...], named: dict[str, str]) -> tuple[str, ...]:
-    key = values or tuple(named[name] for name in names)
-    if len(key) != len(names):
-        raise ValueError(f"labels {names} got {key}")
-    return key
+                out.append(Sample(f"{self.name}_bucket", {**named, "le": mark}, float(so_far)))
+            out.append(Sample(f"{self.name}_count", named, float(so_far)))
+            out.append(Sample(f"{self.name}_sum", named, child.total))
+        return out
