@@ -143,6 +143,14 @@ WORKER_RESTARTS: Final = Counter(
 WORKERS_READY: Final = Gauge(
     "pylon_workers_ready", "Worker processes that are ready.", ("role",), registry=SUPERVISOR,
 )
+ROOMS: Final = Gauge("pylon_rooms", "Rooms that have members.", registry=SUPERVISOR)
+ROOM_MEMBERS: Final = Gauge(
+    "pylon_room_members", "Members of all rooms; who is in two counts twice.", registry=SUPERVISOR,
+)
+ROOM_EVENTS: Final = Counter(
+    "pylon_room_events_total", "News for subscribers of rooms: sent, coalesced with others of the "
+    "same tick, or dropped by a limit.", ("result",), registry=SUPERVISOR,
+)
 BACKUP_LAST_SUCCESS: Final = Gauge(
     "pylon_backup_last_success_timestamp_seconds", "Unix time of the last good backup.",
     registry=SUPERVISOR,
@@ -179,5 +187,6 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "RECOVERIES", "NOTES_DROPPED", "HUB_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ",
     "CHANGELOG_OLDEST_SEQ",
     "WRITE_QUEUE_DEPTH", "COMMIT", "BATCH_SIZE", "WAL_BYTES", "CHECKPOINT", "WORKER_RESTARTS",
-    "WORKERS_READY", "BACKUP_LAST_SUCCESS", "BACKUP_DURATION", "BUS_MESSAGES", "BUS_DROPPED",
+    "WORKERS_READY", "ROOMS", "ROOM_MEMBERS", "ROOM_EVENTS", "BACKUP_LAST_SUCCESS",
+    "BACKUP_DURATION", "BUS_MESSAGES", "BUS_DROPPED",
 ]
