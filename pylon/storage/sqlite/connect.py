@@ -48,6 +48,9 @@ def open_reader(path: str | Path) -> apsw.Connection:
         conn = apsw.Connection(
             str(path), flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=STATEMENT_CACHE
         )
+        # Else a statement whose LIMIT is a parameter would be compiled again at each execution, in
+        # case the new value asks for another plan (sqlite3_prepare_v2, SQLITE_DBCONFIG_ENABLE_QPSG).
+        conn.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         pragmas.apply_shared(conn)
         pragmas.apply_reader(conn)
     except apsw.Error as error:
