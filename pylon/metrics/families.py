@@ -72,6 +72,10 @@ CONNECTIONS_CLOSED: Final = Counter(
     "pylon_connections_closed_total", "Client connections ended, by close code.", ("code",),
     registry=WORKER,
 )
+HANDSHAKES: Final = Counter(
+    "pylon_handshakes_total", "Requests on the socket ports, by what became of them.", ("result",),
+    registry=WORKER,
+)
 MESSAGES_SENT: Final = Counter(
     "pylon_messages_sent_total", "Messages written to client sockets.", registry=WORKER,
 )
@@ -183,6 +187,7 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "WORKER", "SUPERVISOR", "HTTP_REQUESTS", "HTTP_DURATION", "HTTP_DISPATCHERS",
     "HTTP_WAITING", "HTTP_CUT", "AUTH_ATTEMPTS", "WRITE_WAIT",
     "WRITES_IN_FLIGHT", "POOL_WAIT", "CONNECTIONS", "CONNECTIONS_OPENED", "CONNECTIONS_CLOSED",
+    "HANDSHAKES",
     "MESSAGES_SENT", "MESSAGES_RECEIVED", "SEND_QUEUE_BYTES", "SLOW_CLIENTS", "SYNC_DELIVERY",
     "RECOVERIES", "NOTES_DROPPED", "HUB_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ",
     "CHANGELOG_OLDEST_SEQ",
