@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +122,37 @@ def test_close_reason_is_cut_at_a_character() -> None:
     assert frame[2:] == (4404).to_bytes(2, "big") + "é".encode() * 61
 
 
-def test_empty_fragments_do_not_add_up() -> None:
-    parser = Parser(LIMIT_BYTES)
+def test_many_small_fragments_do_not_add_up() -> None:
+    fragment = masked(frames.CONTINUATION, "€".encode(), fin=False)
+    count = LIMIT_BYTES * 64 // 3
+    parser = Parser(LIMIT_BYTES * 64)
     parser.feed(masked(frames.TEXT, b"", fin=False))
     for _ in range(1_000):
         assert parser.feed(masked(frames.CONTINUATION, b"", fin=False)) == []
-    assert parser._text == []
-    assert parser.feed(masked(frames.CONTINUATION, b"end")) == [Text("end")]
+    tracemalloc.start()
+    try:
+        for _ in range(count):
+            assert parser.feed(fragment) == []
+        held_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held_bytes < 2 * LIMIT_BYTES * 64  # a list of the pieces: 28 times as much
+    assert parser.feed(masked(frames.CONTINUATION, b"")) == [Text("€" * count)]
+
+
+def test_nothing_is_held_between_messages() -> None:
+    parser = Parser(LIMIT_BYTES)
+    parser.feed(masked(frames.TEXT, b"a" * 500, fin=False))
+    parser.feed(masked(frames.CONTINUATION, b"a" * 500)[:-1])
+    assert parser.is_between_messages is False
+    parser = Parser(LIMIT_BYTES)
+    assert parser.feed(masked(frames.TEXT, b"end")) == [Text("end")]
+    assert parser.is_between_messages
+
+
+def test_text_that_is_not_utf8_is_refused_before_its_frame_ends() -> None:
+    parser = Parser(LIMIT_BYTES)
+    parser.feed(masked(frames.TEXT, b"good", fin=False))
+    frame = masked(frames.CONTINUATION, b"good\xf4\x90\x80\x80" + b"x" * 100)
+    assert parser.feed(frame[:11]) == []  # F4 90 can only be above U+10FFFF
+    assert [shown(item) for item in parser.feed(frame[11:12])] == [["violation", 1007]]

@@ -2,19 +2,22 @@
 
 Pure functions of bytes (RFC 6455 §5): no sockets, no greenlets. The encoder makes unmasked,
 unfragmented frames. The parser is fed whatever has arrived and gives back whole messages; it
-refuses, before it buffers the payload, what breaks the protocol or passes the size limit.
+refuses what breaks the protocol or passes the size limit as soon as that can be known: a frame
+by its head, text that is not UTF-8 in the middle of a frame.
 
 Invariants: after a `Close` or a `Violation` the parser gives nothing more; it never holds more
-than one message of `max_message_bytes` plus one chunk as read from the socket. Called by
-`workers.ws.transport`; the cases in tests/corpora/ws/ are its contract.
+than one message of `max_message_bytes`, and between messages it holds next to nothing. Called
+by `workers.ws.transport`; the cases in tests/corpora/ws/ are its contract.
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
+
+from workers.ws.deflate import CorruptError, Inflater, TooLargeError
 
 CONTINUATION: Final = 0x0
 TEXT: Final = 0x1
@@ -26,45 +29,41 @@ PONG: Final = 0xA
 NORMAL: Final = 1000
 GOING_AWAY: Final = 1001
 PROTOCOL_ERROR: Final = 1002
-NOT_UTF8: Final = 1007
+INVALID_DATA: Final = 1007
 TOO_BIG: Final = 1009
 
 _CONTROL_MAX_BYTES: Final = 125
 _FIN: Final = 0x80
+_PACKED: Final = 0x40  # RSV1 (RFC 7692 §6)
 _RESERVED_BITS: Final = 0x70
 _MASKED: Final = 0x80
+_WHOLE_TEXT: Final = _FIN | TEXT
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(msgspec.Struct, frozen=True, gc=False):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Binary:
+class Binary(msgspec.Struct, frozen=True, gc=False):
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Ping:
+class Ping(msgspec.Struct, frozen=True, gc=False):
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Pong:
+class Pong(msgspec.Struct, frozen=True, gc=False):
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Close:
+class Close(msgspec.Struct, frozen=True, gc=False):
     """The peer says good-bye; `code` is None when it gave none."""
 
     code: int | None
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Violation:
+class Violation(msgspec.Struct, frozen=True, gc=False):
     """The peer broke the protocol; answer with a close frame of this code and reason."""
 
     code: int
@@ -74,20 +73,38 @@ class Violation:
 Received = Text | Binary | Ping | Pong | Close | Violation
 
 
-def encode(opcode: int, payload: bytes) -> bytes:
-    """One whole server frame (RFC 6455 §5.2): lengths of 7, 16 or 64 bits, no mask."""
+def encode(opcode: int, payload: bytes, *, packed: bool = False) -> bytes:
+    """One whole server frame (RFC 6455 §5.2): lengths of 7, 16 or 64 bits, no mask.
+
+    Args:
+        packed: the payload is one of `workers.ws.deflate.pack`.
+    """
+    first = _FIN | _PACKED | opcode if packed else _FIN | opcode
     size_bytes = len(payload)
     if size_bytes < 126:
-        return bytes((_FIN | opcode, size_bytes)) + payload
+        return bytes((first, size_bytes)) + payload
     if size_bytes < 1 << 16:
-        return bytes((_FIN | opcode, 126)) + size_bytes.to_bytes(2, "big") + payload
-    return bytes((_FIN | opcode, 127)) + size_bytes.to_bytes(8, "big") + payload
+        return bytes((first, 126)) + size_bytes.to_bytes(2, "big") + payload
+    return bytes((first, 127)) + size_bytes.to_bytes(8, "big") + payload
+
+
+def payload_of(frame: bytes) -> bytes:
+    """What `encode` was given."""
+    return frame[{126: 4, 127: 10}.get(frame[1], 2) :]
 
 
 def encode_close(code: int, reason: str = "") -> bytes:
     """A close frame. A reason that would not fit is cut at a character's boundary."""
     text = reason.encode()[: _CONTROL_MAX_BYTES - 2].decode(errors="ignore")
     return encode(CLOSE, code.to_bytes(2, "big") + text.encode())
+
+
+def is_pong(data: bytes) -> bool:
+    """Whether `data` is one whole pong of a client, and nothing else."""
+    return (
+        len(data) >= 6 and data[0] == _FIN | PONG and data[1] & _MASKED != 0
+        and data[1] & 0x7F == len(data) - 6 <= _CONTROL_MAX_BYTES
+    )
 
 
 def is_close_code(code: int) -> bool:
@@ -101,33 +118,61 @@ class _RefusedError(Exception):
         self.violation = Violation(code, reason)
 
 
+class _Message:
+    """A message that is arriving in pieces."""
+
+    __slots__ = ("_check", "_data", "_inflater", "wire_bytes")
+
+    def __init__(self, opcode: int, packed: bool, max_bytes: int) -> None:
+        self.wire_bytes = 0
+        self._data = bytearray()  # of text too: a list of its pieces could be 30 times as large
+        self._check = codecs.getincrementaldecoder("utf-8")() if opcode == TEXT else None
+        self._inflater = Inflater(max_bytes) if packed else None
+
+    def take(self, payload: bytes, final: bool) -> Received | None:
+        """The next piece, unmasked. The whole message if it is the `final` one."""
+        if self._inflater is not None:
+            payload = _unpacked(self._inflater, payload, final)
+        self._data += payload
+        if self._check is None:
+            return Binary(bytes(self._data)) if final else None
+        try:
+            self._check.decode(payload, final)
+        except UnicodeDecodeError:
+            raise _RefusedError(INVALID_DATA, "text is not UTF-8") from None
+        return Text(self._data.decode()) if final else None
+
+
 class Parser:
     """Turns a client's bytes into messages. One for each connection."""
 
-    __slots__ = ("_buffer", "_decoder", "_ended", "_max_bytes", "_message", "_opcode", "_text")
+    __slots__ = (
+        "_ended", "_held", "_key", "_last", "_left_bytes", "_max_bytes", "_message", "_unpacks",
+    )
 
-    def __init__(self, max_message_bytes: int) -> None:
+    def __init__(self, max_message_bytes: int, *, unpacks: bool = False) -> None:
+        """`unpacks`: permessage-deflate was agreed; messages may be packed."""
         self._max_bytes = max_message_bytes
-        self._buffer = bytearray()
-        self._opcode = 0  # of the fragmented message under way; 0: none
-        self._message = bytearray()
-        self._text: list[str] = []
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._unpacks = unpacks
+        self._held = b""  # the start of a head or of a control frame
+        self._message: _Message | None = None
+        self._left_bytes = 0  # still to come of the data frame under way; 0: none is
+        self._key = b""  # its mask, turned to where it stands
+        self._last = False  # whether it is its message's last
         self._ended = False
+
+    @property
+    def is_between_messages(self) -> bool:
+        """Whether a new parser would go on the same way."""
+        return not self._held and self._message is None and not self._ended
 
     def feed(self, data: bytes) -> list[Received]:
         """Everything that `data` completes, in order."""
         if self._ended:
             return []
-        self._buffer += data
         received: list[Received] = []
         try:
-            for item in self._frames():
-                if item is not None:
-                    received.append(item)
-                if isinstance(item, Close):
-                    self._end()
-                    break
+            self._parse(data, received)
         except _RefusedError as ex:
             received.append(ex.violation)
             self._end()
@@ -135,97 +180,158 @@ class Parser:
 
     def _end(self) -> None:
         self._ended = True
-        self._buffer.clear()
-        self._message.clear()
-        self._text.clear()
+        self._held = b""
+        self._message = None
 
-    def _frames(self) -> Iterator[Received | None]:
-        buffer = self._buffer
-        while len(buffer) >= 2:
-            first, second = buffer[0], buffer[1]
-            fin, opcode, size_bytes = bool(first & _FIN), first & 0x0F, second & 0x7F
-            self._check_head(first, second, fin, opcode, size_bytes)
-            at = 2
+    def _parse(self, data: bytes, received: list[Received]) -> None:
+        if self._held:
+            data = self._held + data
+            self._held = b""
+        at, end = self._go_on(data, 0, received) if self._left_bytes else 0, len(data)
+        while end - at >= 2:
+            first, second = data[at], data[at + 1]
+            size_bytes = second & 0x7F
+            # What most clients send need not be looked at closely.
+            if first != _WHOLE_TEXT or second < _MASKED or self._message is not None:
+                self._check_head(first, second, size_bytes)
+            start = at + 6
             if size_bytes >= 126:
-                width = 2 if size_bytes == 126 else 8
-                if len(buffer) < 2 + width:
-                    return
-                size_bytes = int.from_bytes(buffer[2 : 2 + width], "big")
-                if size_bytes < (126 if width == 2 else 1 << 16):
-                    raise _RefusedError(PROTOCOL_ERROR, "length not in its shortest form")
-                at += width
-            if len(self._message) + size_bytes > self._max_bytes and opcode < CLOSE:
-                raise _RefusedError(TOO_BIG, f"message is larger than {self._max_bytes} bytes")
-            end = at + 4 + size_bytes
-            if len(buffer) < end:
+                start += 2 if size_bytes == 126 else 8
+                if end < start - 4:
+                    break
+                size_bytes = _long_size(data[at + 2 : start - 4])
+            opcode = first & 0x0F
+            if opcode < CLOSE:
+                self._check_size(size_bytes)
+            if end < start:
+                break
+            stop = start + size_bytes
+            if stop > end:
+                if opcode >= CLOSE:
+                    break
+                self._begin(first, size_bytes, data[start - 4 : start])
+                self._go_on(data, start, received)
                 return
-            payload = _unmask(buffer[at + 4 : end], buffer[at : at + 4])
-            del buffer[:end]
-            yield self._control(opcode, payload) if opcode >= CLOSE else self._data(
-                opcode, fin, payload
-            )
+            payload = _unmask(data[start:stop], data[start - 4 : start])
+            at = stop
+            if first == _WHOLE_TEXT:
+                received.append(_whole_text(payload))
+            elif opcode < CLOSE:
+                self._begin(first, 0, b"")
+                self._take(payload, received)
+            else:
+                item = _control(opcode, payload)
+                received.append(item)
+                if isinstance(item, Close):
+                    self._end()
+                    return
+        if at < end:
+            self._held = data[at:]
 
-    def _check_head(
-        self, first: int, second: int, fin: bool, opcode: int, size_bytes: int
-    ) -> None:
-        if first & _RESERVED_BITS:
+    def _check_head(self, first: int, second: int, size_bytes: int) -> None:
+        opcode = first & 0x0F
+        reserved = first & _RESERVED_BITS
+        if reserved and not (
+            reserved == _PACKED and self._unpacks and opcode in (TEXT, BINARY)
+        ):
             raise _RefusedError(PROTOCOL_ERROR, "reserved bits are set")
         if not second & _MASKED:
             raise _RefusedError(PROTOCOL_ERROR, "client frames must be masked")
         if opcode >= CLOSE:
             if opcode > PONG:
                 raise _RefusedError(PROTOCOL_ERROR, f"unknown opcode {opcode}")
-            if not fin:
+            if not first & _FIN:
                 raise _RefusedError(PROTOCOL_ERROR, "control frames must not be fragmented")
             if size_bytes > _CONTROL_MAX_BYTES:
                 raise _RefusedError(PROTOCOL_ERROR, "control frame of more than 125 bytes")
         elif opcode > BINARY:
             raise _RefusedError(PROTOCOL_ERROR, f"unknown opcode {opcode}")
-        elif opcode == CONTINUATION and not self._opcode:
+        elif opcode == CONTINUATION and self._message is None:
             raise _RefusedError(PROTOCOL_ERROR, "continuation of nothing")
-        elif opcode != CONTINUATION and self._opcode:
+        elif opcode != CONTINUATION and self._message is not None:
             raise _RefusedError(PROTOCOL_ERROR, "new message before the end of the last")
 
-    def _data(self, opcode: int, fin: bool, payload: bytes) -> Received | None:
-        kind = opcode or self._opcode
-        self._opcode = 0 if fin else kind
-        self._message += payload
-        if kind == TEXT:
-            try:
-                piece = self._decoder.decode(payload, final=fin)
-            except UnicodeDecodeError:
-                raise _RefusedError(NOT_UTF8, "text is not UTF-8") from None
-            if piece:  # empty fragments must not add up
-                self._text.append(piece)
-        if not fin:
-            return None
-        data = bytes(self._message)
-        self._message.clear()
-        if kind == BINARY:
-            return Binary(data)
-        text = "".join(self._text)
-        self._text.clear()
-        return Text(text)
+    def _check_size(self, size_bytes: int) -> None:
+        if self._message is not None:
+            size_bytes += self._message.wire_bytes
+        if size_bytes > self._max_bytes:
+            raise _too_big(self._max_bytes)
 
-    def _control(self, opcode: int, payload: bytes) -> Received:
-        if opcode == PING:
-            return Ping(payload)
-        if opcode == PONG:
-            return Pong(payload)
-        if not payload:
-            return Close(None, "")
-        code = int.from_bytes(payload[:2], "big")
-        if len(payload) < 2 or not is_close_code(code):
-            raise _RefusedError(PROTOCOL_ERROR, "invalid close code")
-        try:
-            return Close(code, payload[2:].decode())
-        except UnicodeDecodeError:
-            raise _RefusedError(NOT_UTF8, "close reason is not UTF-8") from None
+    def _begin(self, first: int, size_bytes: int, key: bytes) -> None:
+        """A data frame begins."""
+        if self._message is None:
+            packed = bool(first & _PACKED)
+            self._message = _Message(first & 0x0F, packed, self._max_bytes)
+        self._last = bool(first & _FIN)
+        self._left_bytes = size_bytes
+        self._key = key
+
+    def _go_on(self, data: bytes, at: int, received: list[Received]) -> int:
+        """Take what is there of the data frame under way; where it ends in `data`."""
+        chunk = data[at : at + self._left_bytes]
+        payload = _unmask(chunk, self._key)
+        turn = len(chunk) & 3
+        self._key = self._key[turn:] + self._key[:turn]
+        self._left_bytes -= len(chunk)
+        self._take(payload, received)
+        return at + len(chunk)
+
+    def _take(self, payload: bytes, received: list[Received]) -> None:
+        message = self._message
+        assert message is not None  # `_begin` made it
+        message.wire_bytes += len(payload)
+        item = message.take(payload, self._last and not self._left_bytes)
+        if item is not None:
+            received.append(item)
+            self._message = None
 
 
-def _unmask(payload: bytearray, key: bytearray) -> bytes:
+def _long_size(field: bytes) -> int:
+    size_bytes = int.from_bytes(field, "big")
+    if size_bytes < (126 if len(field) == 2 else 1 << 16):
+        raise _RefusedError(PROTOCOL_ERROR, "length not in its shortest form")
+    return size_bytes
+
+
+def _too_big(max_bytes: int) -> _RefusedError:
+    return _RefusedError(TOO_BIG, f"message is larger than {max_bytes} bytes")
+
+
+def _whole_text(payload: bytes) -> Text:
+    try:
+        return Text(payload.decode())
+    except UnicodeDecodeError:
+        raise _RefusedError(INVALID_DATA, "text is not UTF-8") from None
+
+
+def _unpacked(inflater: Inflater, payload: bytes, final: bool) -> bytes:
+    try:
+        return inflater.feed(payload, final=final)
+    except CorruptError:
+        raise _RefusedError(INVALID_DATA, "packed message is no DEFLATE stream") from None
+    except TooLargeError:
+        raise _RefusedError(TOO_BIG, "message is too large unpacked") from None
+
+
+def _control(opcode: int, payload: bytes) -> Ping | Pong | Close:
+    if opcode == PING:
+        return Ping(payload)
+    if opcode == PONG:
+        return Pong(payload)
+    if not payload:
+        return Close(None, "")
+    code = int.from_bytes(payload[:2], "big")
+    if len(payload) < 2 or not is_close_code(code):
+        raise _RefusedError(PROTOCOL_ERROR, "invalid close code")
+    try:
+        return Close(code, payload[2:].decode())
+    except UnicodeDecodeError:
+        raise _RefusedError(INVALID_DATA, "close reason is not UTF-8") from None
+
+
+def _unmask(payload: bytes, key: bytes) -> bytes:
     """XOR with the four-byte key, as one big integer: no Python loop over the bytes."""
     size_bytes = len(payload)
-    mask = bytes(key) * (size_bytes // 4 + 1)
-    mixed = int.from_bytes(payload, "little") ^ int.from_bytes(mask[:size_bytes], "little")
+    mask = (key * (size_bytes // 4 + 1))[:size_bytes]
+    mixed = int.from_bytes(payload, "little") ^ int.from_bytes(mask, "little")
     return mixed.to_bytes(size_bytes, "little")

@@ -1,0 +1,219 @@
+"""workers.ws.deflate and packed messages in workers.ws.frames (RFC 7692)."""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pylon.errors import BadUpgrade
+from tests.hub_kit import client_frame
+from workers.ws import frames
+from workers.ws.deflate import WINDOW_BITS, Deflate, Inflater, negotiate, pack
+from workers.ws.frames import Binary, Parser, Ping, Received, Text, Violation
+
+LIMIT_BYTES = 4_096
+ANSWER = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+PACKED = 0x40
+
+
+def unpack(data: bytes, bits: int = 15) -> bytes:
+    """As a client does it, with a window of its own."""
+    return zlib.decompressobj(-bits).decompress(data + b"\x00\x00\xff\xff")
+
+
+def packed_frame(opcode: int, data: bytes, *, fin: bool = True) -> bytes:
+    return client_frame(opcode | PACKED, data, fin=fin)
+
+
+# --- The handshake -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("header", "bits", "answer"),
+    [
+        ("permessage-deflate", 12, ANSWER),
+        ("permessage-deflate; client_max_window_bits", 12, ANSWER),  # Chromium
+        ("permessage-deflate;client_max_window_bits=15", 12, ANSWER),
+        ("permessage-deflate; server_no_context_takeover; client_no_context_takeover", 12, ANSWER),
+        ("permessage-deflate; server_max_window_bits=15", 12,
+         f"{ANSWER}; server_max_window_bits=12"),
+        ("permessage-deflate; server_max_window_bits=9", 9, f"{ANSWER}; server_max_window_bits=9"),
+        ('permessage-deflate; server_max_window_bits="10"', 10,
+         f"{ANSWER}; server_max_window_bits=10"),
+        ("x-webkit-deflate-frame, permessage-deflate", 12, ANSWER),
+        ("permessage-deflate; unknown=1, permessage-deflate ; client_max_window_bits = 8", 12,
+         ANSWER),
+        ("permessage-deflate; server_max_window_bits=8, permessage-deflate", 12, ANSWER),
+        (" ,, permessage-deflate ,", 12, ANSWER),
+    ],
+)
+def test_offers_that_are_taken(header: str, bits: int, answer: str) -> None:
+    assert negotiate(header) == Deflate(bits, answer)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None, "", "  ", ",", "permessage-bzip2", "Permessage-Deflate",
+        "permessage-deflate; unknown",
+        "permessage-deflate; server_no_context_takeover=1",
+        "permessage-deflate; client_no_context_takeover=true",
+        "permessage-deflate; server_max_window_bits",
+        "permessage-deflate; server_max_window_bits=8",  # zlib has no such raw stream
+        "permessage-deflate; server_max_window_bits=16",
+        "permessage-deflate; server_max_window_bits=012",
+        "permessage-deflate; client_max_window_bits=7",
+        "permessage-deflate; client_max_window_bits=x",
+        "permessage-deflate; client_max_window_bits; client_max_window_bits",
+    ],
+)
+def test_offers_that_are_declined(header: str | None) -> None:
+    assert negotiate(header) is None
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["permessage-deflate;", "permessage-deflate; =1", "a b", "permessage-deflate; a=", "a; b=\"",
+     'permessage-deflate; server_max_window_bits="1 2"', "é"],
+)
+def test_a_malformed_header_is_no_handshake(header: str) -> None:
+    with pytest.raises(BadUpgrade):
+        negotiate(header)
+
+
+@given(st.text("abp;,=\" \t", max_size=60))
+def test_no_header_breaks_the_negotiation(header: str) -> None:
+    with contextlib.suppress(BadUpgrade):
+        assert negotiate(header) is None
+
+
+# --- What the server sends -----------------------------------------------------------------
+
+
+@given(st.binary(max_size=20_000), st.integers(9, WINDOW_BITS))
+def test_packed_payloads_need_the_agreed_window_and_no_context(data: bytes, bits: int) -> None:
+    data = data + data[: len(data) // 2]
+    assert unpack(pack(data, bits), bits) == data
+
+
+# --- What clients send ---------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.text(max_size=400), st.integers(1, 4)), max_size=5),
+    st.lists(st.integers(1, 60), max_size=20),
+    st.sampled_from([zlib.Z_SYNC_FLUSH, zlib.Z_FULL_FLUSH, zlib.Z_FINISH]),
+)
+def test_packed_and_plain_messages_in_any_chunks(
+    messages: list[tuple[bool, str, int]], cuts: list[int], flush: int
+) -> None:
+    stream = b""
+    expected: list[Received] = []
+    for packs, text, fragments in messages:
+        data = text.encode()
+        if packs:
+            packer = zlib.compressobj(6, zlib.DEFLATED, -15)
+            data = packer.compress(data) + packer.flush(flush)
+            data = data + b"\x00" if flush == zlib.Z_FINISH else data[:-4]
+        step = max(1, -(-len(data) // fragments))
+        pieces = [data[i : i + step] for i in range(0, len(data), step)] or [b""]
+        for i, piece in enumerate(pieces):
+            first = (frames.TEXT | (PACKED if packs else 0)) if i == 0 else 0
+            stream += client_frame(first, piece, fin=i == len(pieces) - 1)
+            if i == 0:
+                stream += client_frame(frames.PING, b"p")
+                expected.append(Ping(b"p"))
+        last = expected.pop() if len(pieces) == 1 else None
+        expected.append(Text(text))
+        expected += [last] if last is not None else []
+    parser = Parser(LIMIT_BYTES, unpacks=True)
+    received: list[Received] = []
+    for cut in cuts:
+        received += parser.feed(stream[:cut])
+        stream = stream[cut:]
+    assert received + parser.feed(stream) == expected
+
+
+def code_of(received: list[Received]) -> int | None:
+    item = received[-1] if received else None
+    return item.code if isinstance(item, Violation) else None
+
+
+def test_packed_frames_that_were_not_agreed_to() -> None:
+    frame = packed_frame(frames.TEXT, pack(b"a", 12))
+    assert code_of(Parser(LIMIT_BYTES).feed(frame)) == frames.PROTOCOL_ERROR
+    assert Parser(LIMIT_BYTES, unpacks=True).feed(frame) == [Text("a")]
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        packed_frame(frames.PING, b""),
+        packed_frame(frames.CLOSE, b""),
+        client_frame(frames.TEXT, b"a", fin=False) + packed_frame(frames.CONTINUATION, b""),
+        client_frame(frames.TEXT | 0x20, b"a"),
+        client_frame(frames.TEXT | 0x10 | PACKED, b"a"),
+    ],
+)
+def test_reserved_bits_where_they_may_not_be(stream: bytes) -> None:
+    assert code_of(Parser(LIMIT_BYTES, unpacks=True).feed(stream)) == frames.PROTOCOL_ERROR
+
+
+@pytest.mark.parametrize("size_bytes", [LIMIT_BYTES, LIMIT_BYTES + 1, 1 << 20])
+def test_a_bomb_is_unpacked_to_the_limit_only(size_bytes: int) -> None:
+    frame = packed_frame(frames.BINARY, pack(b"\x00" * size_bytes, 12))
+    received = Parser(LIMIT_BYTES, unpacks=True).feed(frame)
+    if size_bytes > LIMIT_BYTES:
+        assert code_of(received) == frames.TOO_BIG
+    else:
+        assert received == [Binary(b"\x00" * size_bytes)]
+
+
+def test_a_bomb_in_fragments() -> None:
+    data = pack(b"a" * 1_000_000, 12)
+    parser = Parser(LIMIT_BYTES, unpacks=True)
+    received = parser.feed(packed_frame(frames.TEXT, data[:10], fin=False))
+    for at in range(10, len(data), 10):
+        received += parser.feed(client_frame(frames.CONTINUATION, data[at : at + 10], fin=False))
+    assert [code_of(received), len(received)] == [frames.TOO_BIG, 1]
+
+
+def test_packed_bytes_count_too() -> None:
+    empties = b"\x00\x00\x00\xff\xff" * 1_000  # blocks of nothing
+    received = Parser(LIMIT_BYTES, unpacks=True).feed(packed_frame(frames.TEXT, empties))
+    assert code_of(received) == frames.TOO_BIG
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x07",  # a block of the reserved type
+        b"\xff" * 20,
+        zlib.compress(b"with a zlib header"),
+        pack(b"one", 12)[:-1] + b"\x03\x00" + pack(b"two", 12),  # more after the last block
+    ],
+)
+def test_what_is_no_deflate_stream(data: bytes) -> None:
+    received = Parser(LIMIT_BYTES, unpacks=True).feed(packed_frame(frames.BINARY, data))
+    assert code_of(received) == frames.INVALID_DATA
+
+
+def test_packed_text_must_be_utf8() -> None:
+    frame = packed_frame(frames.TEXT, pack(b"\xff", 12))
+    assert code_of(Parser(LIMIT_BYTES, unpacks=True).feed(frame)) == frames.INVALID_DATA
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_make_the_inflater_fail_otherwise(noise: bytes) -> None:
+    received = Parser(LIMIT_BYTES, unpacks=True).feed(packed_frame(frames.BINARY, noise))
+    assert len(received) == 1
+    assert isinstance(received[0], Binary) or code_of(received) is not None
+
+
+def test_an_empty_message_may_be_packed() -> None:
+    assert Inflater(10).feed(pack(b"", 12), final=True) == b""
+    assert Parser(10, unpacks=True).feed(packed_frame(frames.TEXT, b"\x00")) == [Text("")]
