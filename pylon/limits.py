@@ -92,6 +92,17 @@ BUS_WRITES_HWM: Final = 4_096  # messages; above WRITES_IN_FLIGHT, so that no re
 BUS_CHANGES_HWM: Final = 2_000  # batches for each subscriber; more are dropped, read from the log
 BUS_SIGNALS_HWM: Final = 10_000
 BUS_STATUS_HWM: Final = 4  # for each worker; an old heartbeat is worth nothing
+LIVE_QUERIES: Final = 1_000  # of one connection
+LIVE_QUERIES_TOTAL: Final = 100_000  # each worker process; more: 503 UNAVAILABLE
+LIVE_FILTER_BYTES: Final = 1024 * 1024  # of all filters of one connection
+LIVE_FILTER_BYTES_TOTAL: Final = 64 * 1024 * 1024
+LIVE_SCANNED: Final = 2_000  # different ones of an entity that no equality finds
+LIVE_ROWS: Final = 10_000  # of a result
+LIVE_RESULT_BYTES: Final = 16 * 1024 * 1024
+LIVE_PAGE_BYTES: Final = 256 * 1024  # of rows in one message, if they are more than one
+LIVE_SENDING_BYTES: Final = 64 * 1024 * 1024  # of results that wait for their clients, each worker
+LIVE_SUB_ID_CHARS: Final = 200
+
 ROOMS: Final = 10_000  # more: 429 ROOM_LIMIT_REACHED
 ROOMS_OF_USER: Final = 100
 ROOMS_BYTES: Final = 64 * 1024 * 1024  # what all members of all rooms hold, as JSON text

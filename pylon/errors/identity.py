@@ -59,6 +59,17 @@ class PolicyDenied(PylonError):
     status = 403
 
 
+class IdentityChanged(PylonError):
+    """A connection has another user now, and a live query of the one before has ended.
+
+    Remedy: subscribe again.
+    """
+
+    code = "IDENTITY_CHANGED"
+    status = 409
+    retryable = True
+
+
 class CsrfRejected(PylonError):
     """A write without a bearer token from a page whose origin is not trusted: it might ride on a
     cookie.
