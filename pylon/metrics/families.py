@@ -99,6 +99,16 @@ RECOVERIES: Final = Counter(
     "pylon_recoveries_total", "Reconnecting clients, by how they caught up.", ("result",),
     registry=WORKER,
 )
+LIVE_QUERIES: Final = Gauge(
+    "pylon_live_queries", "Live queries that clients have subscribed to.", registry=WORKER,
+)
+LIVE_DIFFS: Final = Counter(
+    "pylon_live_diffs_total", "Changes of live queries told to clients.", registry=WORKER,
+)
+LIVE_EVALUATION: Final = PlainHistogram(
+    "pylon_live_evaluation_seconds", "Time to judge a batch of changes for all live queries.",
+    buckets=_FAST_S, registry=WORKER,
+)
 NOTES_DROPPED: Final = Counter(
     "pylon_cursor_notes_dropped_total", "Cursor notes forgotten early because there were too many.",
     registry=WORKER,
@@ -189,7 +199,7 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "WRITES_IN_FLIGHT", "POOL_WAIT", "CONNECTIONS", "CONNECTIONS_OPENED", "CONNECTIONS_CLOSED",
     "HANDSHAKES",
     "MESSAGES_SENT", "MESSAGES_RECEIVED", "SEND_QUEUE_BYTES", "SLOW_CLIENTS", "SYNC_DELIVERY",
-    "RECOVERIES", "NOTES_DROPPED", "HUB_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ",
+    "RECOVERIES", "LIVE_QUERIES", "LIVE_DIFFS", "LIVE_EVALUATION", "NOTES_DROPPED", "HUB_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ",
     "CHANGELOG_OLDEST_SEQ",
     "WRITE_QUEUE_DEPTH", "COMMIT", "BATCH_SIZE", "WAL_BYTES", "CHECKPOINT", "WORKER_RESTARTS",
     "WORKERS_READY", "ROOMS", "ROOM_MEMBERS", "ROOM_EVENTS", "BACKUP_LAST_SUCCESS",
