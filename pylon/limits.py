@@ -58,6 +58,9 @@ OP_ID_CHARS: Final = 200
 CALLER_S: Final = 0.9  # a request's credentials are looked up again after this
 CALLERS: Final = 10_000  # whose credentials are remembered, each worker process
 
+TURN_EVENTS: Final = 500  # that a hub hands to a socket in one write; the next turn has the rest
+TURN_BYTES: Final = 256 * 1024  # of row images in them, about
+TURN_S: Final = 0.002  # while changes keep coming, they are gathered this long
 OUTBOX_BYTES: Final = 1024 * 1024
 OUTBOX_FRAMES: Final = 1_000
 SOCKET_PING_S: Final = 25.0
@@ -65,6 +68,7 @@ SSE_KEEPALIVE_S: Final = 15.0
 SOCKET_HEADER_S: Final = 10.0  # from accept to the end of the request's headers
 SOCKET_CLOSE_S: Final = 2.0  # for the outbox to empty and the peer to answer a close
 REPLAY_PAGE_EVENTS: Final = 100
+REPLAY_SHARED_BYTES: Final = 16 * 1024 * 1024  # what clients that come back together share
 TAIL_PRIMED_EVENTS: Final = 1_000  # of the log, that a new hub begins its tail with
 HEAD_CHECK_S: Final = 5.0  # a hub that heard nothing this long asks the log
 NOTES_WAIT_S: Final = 0.5  # a new hub waits this long for cursor notes

@@ -50,7 +50,18 @@ class ChangesSubscriber:
         Raises:
             zmq.ZMQError: the socket was closed.
         """
-        batch = messages.change_batch.decode(self._socket.recv())
+        return self._take(self._socket.recv())
+
+    def waiting(self) -> ChangeBatch | None:
+        """The next batch if it is here already, else None. Never blocks."""
+        try:
+            data = self._socket.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+        return self._take(data)
+
+    def _take(self, data: bytes) -> ChangeBatch:
+        batch = messages.change_batch.decode(data)
         if self._last_seq is not None and batch.prev_seq != self._last_seq:
             metrics.BUS_DROPPED.labels("changes").inc()
         if batch.events:

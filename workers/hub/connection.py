@@ -1,11 +1,16 @@
 """One client's socket after the handshake: a bounded outbox and a reader, without a greenlet.
 
 The hub hands over shared bytes; `send` gives them to the kernel at once, and only what the
-kernel does not take waits in the outbox until libev says that the socket is writable. What
-arrives is handed to the `Transport` in libev's callback, so nothing here may ever block.
+kernel does not take waits in the outbox until the `Poller` says that the socket is writable.
+What arrives is handed to the `Transport` in the poller's callback, so nothing here may ever
+block. As tens of thousands of connections idle, what only a busy one needs is made when it does.
 
-Invariants: everything that goes out on the socket goes through `send` or `close`, so that
-frames never interleave. Nothing is sent after the farewell. The outbox holds at most
+`direct` is the hub's short cut: a descriptor that whole frames may be written to at once, as
+long as the connection is open and nothing waits before them; else -1. Whoever writes there
+tells the connection what the kernel did not take (`wrote`).
+
+Invariants: everything that goes out on the socket goes through `send`, `close` or `direct`, so
+that frames never interleave. Nothing is sent after the farewell. The outbox holds at most
 `limits.OUTBOX_BYTES` or `limits.OUTBOX_FRAMES`, plus one write that was begun when it was
 empty (an event larger than the limit must be deliverable); a client that lets it fill is
 closed, and no other client notices. `Owner.left` is called once when the connection stops
@@ -20,18 +25,16 @@ import socket as socket_module
 from collections import deque
 from typing import Any, Final, Protocol
 
-import gevent
 from gevent.event import Event
 
 from pylon import limits, metrics
 from pylon.auth.context import Caller
+from workers.hub.poller import READ, WRITE, poller
 
 OVERFLOW: Final = 1013  # try again later: the reconnect pulls what was missed
 ABNORMAL: Final = 1006  # never on the wire: the socket died
 INTERNAL: Final = 1011
 
-_READ: Final = 1  # libev's event masks
-_WRITE: Final = 2
 _RECEIVE_BYTES: Final = 65_536
 
 
@@ -48,9 +51,6 @@ class Transport(Protocol):
 
     def farewell(self, code: int, reason: str) -> bytes:
         """The last bytes to a client that is closed with `code`."""
-
-    def receiver(self) -> Any:
-        """A connection's own state for reading, kept in `Connection.receiver`."""
 
     def received(self, connection: Connection, data: bytes) -> None:
         """Bytes from the client. Must not block."""
@@ -70,8 +70,8 @@ class Connection:
     """A client that the hub can reach."""
 
     __slots__ = (
-        "_close_code", "_drained", "_outbox", "_outbox_bytes", "_outbox_frames", "_owner", "_raw",
-        "_reader", "_shut", "_state", "_transport", "_writer", "address", "caller",
+        "_asked", "_close_code", "_drained", "_outbox", "_outbox_bytes", "_outbox_frames", "_owner",
+        "_raw", "_shut", "_state", "_transport", "address", "caller", "direct",
         "heartbeats_unanswered", "last_seq", "number", "receiver",
     )
 
@@ -83,18 +83,18 @@ class Connection:
         """Take over a connected, non-blocking socket. Reading begins with `start`."""
         self.caller = caller
         self.address = address
-        self.last_seq = 0  # events up to here are never sent (again)
+        self.last_seq = 0  # when it joins the hub: events up to here are never sent (again)
         self.number = 0  # given by the hub, counting up
         self.heartbeats_unanswered = 0
-        self.receiver = transport.receiver()
+        self.receiver: Any = None  # the transport's own, for what arrives
         self._raw = raw
         self._transport = transport
         self._owner = owner
-        self._outbox: deque[tuple[memoryview, int]] = deque()
+        self.direct = raw.fileno()
+        self._outbox: deque[tuple[memoryview, int]] | None = None  # never an empty one
         self._outbox_bytes = 0
         self._outbox_frames = 0
-        self._reader: Any = None
-        self._writer: Any = None
+        self._asked = 0  # of the poller
         self._drained: Event | None = None
         self._state = self._OPEN
         self._shut = False
@@ -115,20 +115,18 @@ class Connection:
 
     def start(self, early: bytes = b"") -> None:
         """Begin to read; `early` is what arrived together with the handshake."""
-        self._reader = gevent.get_hub().loop.io(self._raw.fileno(), _READ)
-        self._reader.start(self._on_readable)
+        self._ask(READ)
         if early:
             self._transport.received(self, early)
 
     def pause(self) -> None:
         """Leave what the client sends in the kernel until `resume`."""
-        if self._reader is not None:
-            self._reader.stop()
+        self._ask(self._asked & ~READ)
 
     def resume(self) -> None:
         """Read again."""
-        if self._reader is not None and not self._reader.active:
-            self._reader.start(self._on_readable)
+        if self._state != self._CLOSED:
+            self._ask(self._asked | READ)
 
     def send(self, data: bytes, frames: int = 1) -> bool:
         """Send whole frames, now or when the client reads. Never blocks.
@@ -150,6 +148,10 @@ class Connection:
             return True
         return self._offer(data, frames)
 
+    def wrote(self, data: bytes, taken_bytes: int, frames: int) -> None:
+        """Of `data`, whole frames written to `direct`, the kernel took the first bytes only."""
+        self._put(memoryview(data)[taken_bytes:], frames)
+
     def close(self, code: int, reason: str = "", *, awaits_peer: bool = True) -> None:
         """Say good-bye after what is in the outbox, then end. Later calls do nothing.
 
@@ -170,6 +172,7 @@ class Connection:
         if self._state != self._OPEN:  # the farewell found the socket dead
             return
         self._state = self._CLOSING
+        self.direct = -1
         self._set_drained()
         self._owner.left(self)
         if self._shut and not self._outbox:
@@ -191,11 +194,8 @@ class Connection:
         if was_open:
             self._close_code = code
         self._state = self._CLOSED
-        for watcher in (self._reader, self._writer):
-            if watcher is not None:
-                watcher.stop()
-                watcher.close()
-        self._reader = self._writer = None
+        self.direct = -1
+        self._ask(0)
         self._clear_outbox()
         self._raw.close()
         self._set_drained()
@@ -231,21 +231,27 @@ class Connection:
         return True
 
     def _put(self, data: memoryview, frames: int) -> None:
+        if self._outbox is None:
+            self._outbox = deque()
+            self.direct = -1
+            self._ask(self._asked | WRITE)
         self._outbox.append((data, frames))
         self._outbox_bytes += len(data)
         self._outbox_frames += frames
         metrics.SEND_QUEUE_BYTES.observe(self._outbox_bytes)
-        if self._writer is None:
-            self._writer = gevent.get_hub().loop.io(self._raw.fileno(), _WRITE)
-        if not self._writer.active:
-            self._writer.start(self._on_writable)
 
     def _clear_outbox(self, keep: int = 0) -> None:
         """Drop all but the first `keep` writes."""
-        while len(self._outbox) > keep:
+        while self._outbox and len(self._outbox) > keep:
             data, frames = self._outbox.pop()
             self._outbox_bytes -= len(data)
             self._outbox_frames -= frames
+        if not self._outbox:
+            self._outbox = None
+
+    def _ask(self, events: int) -> None:
+        poller().change(self._raw.fileno(), self, self._asked, events)
+        self._asked = events
 
     def _overflow(self) -> None:
         # The head may be sent in part, and a frame that has begun must end before another.
@@ -253,9 +259,18 @@ class Connection:
         metrics.SLOW_CLIENTS.labels(action="closed").inc()
         self.close(OVERFLOW, "too slow")
 
-    def _on_writable(self) -> None:
-        while self._outbox:
-            data, frames = self._outbox[0]
+    def on_ready(self, events: int) -> None:
+        """`workers.hub.poller.Watched`: the socket can be written to, or read, or is broken."""
+        if events & WRITE and self._outbox:
+            self._send_outbox(self._outbox)
+        if events & ~WRITE and self._asked & READ:
+            self._read()
+        elif events & ~(READ | WRITE):  # broken, and nobody is reading
+            self.abort()
+
+    def _send_outbox(self, outbox: deque[tuple[memoryview, int]]) -> None:
+        while outbox:
+            data, frames = outbox[0]
             try:
                 sent_bytes = self._raw.send(data)
             except BlockingIOError:
@@ -265,16 +280,19 @@ class Connection:
                 return
             self._outbox_bytes -= sent_bytes
             if sent_bytes < len(data):
-                self._outbox[0] = (data[sent_bytes:], frames)
+                outbox[0] = (data[sent_bytes:], frames)
                 return
-            self._outbox.popleft()
+            outbox.popleft()
             self._outbox_frames -= frames
-        self._writer.stop()
+        self._outbox = None
+        self._ask(self._asked & ~WRITE)
+        if self._state == self._OPEN:
+            self.direct = self._raw.fileno()
         self._set_drained()
         if self._shut and self._state == self._CLOSING:
             self._shut_down()
 
-    def _on_readable(self) -> None:
+    def _read(self) -> None:
         try:
             data = self._raw.recv(_RECEIVE_BYTES)
         except BlockingIOError:

@@ -1,6 +1,7 @@
 """One timer for all connections: pings or keep-alive comments, and the end of the dead.
 
-The connections are spread over short ticks, so that ten thousand pings do not leave at once.
+The connections are spread over short ticks (`Hub.shares`), so that ten thousand pings do not
+leave at once, and a tick costs what its own share costs.
 A WebSocket that answered nothing for two heartbeats is closed; a stream whose outbox has not
 emptied in two heartbeats is cut. The same timer ends farewells that take too long.
 """
@@ -12,9 +13,8 @@ from typing import Final, NoReturn
 import gevent
 
 from workers.hub.connection import INTERNAL, Connection
-from workers.hub.hub import Hub
+from workers.hub.hub import BEAT_S, Hub
 
-_TICK_S: Final = 0.5
 _UNANSWERED_MAX: Final = 2
 
 
@@ -26,20 +26,20 @@ class Heartbeat:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._slot = 0
-        self.slots = max(1, round(hub.transport.heartbeat_s / _TICK_S))
+        self.slots = len(hub.shares)
 
     def run(self) -> NoReturn:
         """Beat for ever."""
         while True:
-            gevent.sleep(_TICK_S)
+            gevent.sleep(BEAT_S)
             self.tick()
 
     def tick(self) -> None:
         """Serve the connections whose turn it is. Each has its turn once in `slots` ticks."""
         self._slot = (self._slot + 1) % self.slots
         self._hub.end_overdue()
-        for connection in self._hub.connections:
-            if connection.number % self.slots == self._slot and connection.is_open:
+        for connection in list(self._hub.shares[self._slot]):
+            if connection.is_open:
                 self._beat(connection)
 
     def _beat(self, connection: Connection) -> None:

@@ -7,16 +7,23 @@ touches only the groups with that value, found in a dictionary; only general rul
 once for each group. Whether a group sees the row, the row's leaving, or nothing, is always
 judged by `pylon.changelog.change.seen_as`; routing only says who need not be asked.
 
-A batch becomes one write for each connection, of frames that all receivers share.
+A batch becomes one write for each connection, of frames that all receivers share. What a
+delivery costs is that system call; so the loop around it (`_deliver`) has nothing in it that
+could be done once for all, or only for those whose outbox is not empty.
 
-Invariants: a connection gets events in seq order, each at most once (`Connection.last_seq`).
-`publish` never blocks and never switches greenlets, so that joining after a replay and fan-out
-cannot overtake each other. Called by `workers.hub.feed` and `workers.hub.replay`.
+Invariants: a connection gets events in seq order, each at most once: it joins when it has had
+everything up to the head of the hub, and one whose replay was ahead of the hub waits apart
+until the hub is there. `publish` never blocks and never switches greenlets, so that joining
+after a replay and fan-out cannot overtake each other. Called by `workers.hub.feed` and
+`workers.hub.replay`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from os import write
+from typing import Final
 
 from pylon import limits, metrics
 from pylon.auth.context import AuthContext
@@ -25,6 +32,8 @@ from pylon.clock import Clock
 from pylon.policy.routing import ByAuth, Everyone, General, Keyed, Nobody
 from pylon.policy.rules import EntityRules
 from workers.hub.connection import Connection, Transport
+
+BEAT_S: Final = 0.5  # how often some of the connections have their heartbeat
 
 _Frames = list[tuple[int, bytes]]  # (seq, frame)
 
@@ -48,12 +57,19 @@ class Hub:
     ) -> None:
         """`rules` has the rules of each entity of the manifest."""
         self.transport = transport
+        self.spent_s = 0.0  # on the last fan-out
         self._rules = rules
         self._clock = clock
         self._groups: dict[AuthContext, Group] = {}
         self._by_attribute: dict[str, dict[object, set[Group]]] = {}
-        self._connections: set[Connection] = set()
+        # All connections, spread evenly, so that each heartbeat looks at its own share only.
+        self.shares: list[set[Connection]] = [
+            set() for _ in range(max(1, round(transport.heartbeat_s / BEAT_S)))
+        ]
+        self._open = 0
         self._opened = 0
+        self._head = 0  # up to here everything has been published
+        self._ahead: set[Connection] = set()  # joined, with a `last_seq` above the head
         self._sessions: dict[str, set[Connection]] = {}
         self._closing: dict[Connection, float] = {}  # since when, monotonic seconds
         self._on_gone: list[Callable[[Connection], None]] = []
@@ -63,12 +79,12 @@ class Hub:
 
     def __len__(self) -> int:
         """Open sockets, those that are saying good-bye included."""
-        return len(self._connections)
+        return self._open
 
     @property
     def connections(self) -> list[Connection]:
         """All of them, as they are now."""
-        return list(self._connections)
+        return list(chain.from_iterable(self.shares))
 
     @property
     def contexts(self) -> int:
@@ -88,16 +104,20 @@ class Hub:
         """Count a new connection. It gets no events until it joins."""
         self._opened += 1
         connection.number = self._opened
-        self._connections.add(connection)
+        self.shares[self._opened % len(self.shares)].add(connection)
+        self._open += 1
         session_id = connection.caller.session_id
         if session_id is not None:
             self._sessions.setdefault(session_id, set()).add(connection)
         metrics.CONNECTIONS_OPENED.inc()
-        metrics.CONNECTIONS.set(len(self._connections))
+        metrics.CONNECTIONS.set(self._open)
 
     def join(self, connection: Connection) -> None:
         """Let it receive every event after its `last_seq` that is published from now on."""
         if not connection.is_open:
+            return
+        if connection.last_seq > self._head:
+            self._ahead.add(connection)
             return
         auth = connection.caller.auth
         group = self._groups.get(auth)
@@ -110,6 +130,7 @@ class Hub:
     def left(self, connection: Connection) -> None:
         """`workers.hub.connection.Owner`: no more events for it."""
         self._closing[connection] = self._clock.monotonic_s()
+        self._ahead.discard(connection)
         auth = connection.caller.auth
         group = self._groups.get(auth)
         if group is None:
@@ -126,7 +147,10 @@ class Hub:
     def gone(self, connection: Connection) -> None:
         """`workers.hub.connection.Owner`: its socket is closed."""
         self._closing.pop(connection, None)
-        self._connections.discard(connection)
+        share = self.shares[connection.number % len(self.shares)]
+        if connection in share:
+            share.discard(connection)
+            self._open -= 1
         session_id = connection.caller.session_id
         if session_id is not None:
             mates = self._sessions.get(session_id)
@@ -134,7 +158,7 @@ class Hub:
                 mates.discard(connection)
                 if not mates:
                     del self._sessions[session_id]
-        metrics.CONNECTIONS.set(len(self._connections))
+        metrics.CONNECTIONS.set(self._open)
         for callback in self._on_gone:
             callback(connection)
 
@@ -165,30 +189,63 @@ class Hub:
         rules = self._rules.get(change.event.entity)
         return None if rules is None else seen_as(change, rules, auth)
 
+    def advance(self, head: int) -> None:
+        """Everything up to `head` counts as published: nobody joined before."""
+        self._head = max(self._head, head)
+
+    def looks_alike(self, changes: Iterable[Change]) -> bool:
+        """Whether all clients but admins see the same of `changes`."""
+        for change in changes:
+            rules = self._rules.get(change.event.entity)
+            if rules is not None and not isinstance(rules.routing, Everyone | Nobody):
+                return False
+        return True
+
     def publish(self, changes: Sequence[Change]) -> None:
         """Deliver changes, in seq order, to all who joined and may see them."""
         if not changes:
             return
-        if self._groups:
+        if self._groups or self._ahead:
             self._fan_out(changes)
+        self._head = max(self._head, changes[-1].seq)
+        if self._ahead:
+            self._join_those_caught_up()
         for callback in self._on_published:
             callback(changes)
 
     def _fan_out(self, changes: Sequence[Change]) -> None:
         started_s = self._clock.monotonic_s()
+        for connection in list(self._ahead):
+            self._send_ahead(connection, changes)
         common, own, everything = self._sort_out(changes)
-        common_data, all_data = _join(common), _join(everything)
+        apart: set[Group] = set(own)
+        if len(common) < len(everything):
+            apart.update(group for group in self._groups.values() if group.auth.is_admin)
+        rest = (g.connections for g in self._groups.values() if g not in apart)
         sent_frames = 0
-        for group in list(self._groups.values()):
+        if common:
+            sent_frames += _deliver(chain.from_iterable(rest), common)
+        for group in apart:
             if group.auth.is_admin:
-                sent_frames += _deliver(group.connections, everything, all_data)
-            elif group in own:
+                frames = everything
+            else:
                 frames = sorted(common + own[group]) if common else own[group]
-                sent_frames += _deliver(group.connections, frames, _join(frames))
-            elif common:
-                sent_frames += _deliver(group.connections, common, common_data)
+            sent_frames += _deliver(group.connections, frames)
         metrics.MESSAGES_SENT.inc(sent_frames)
-        metrics.SYNC_DELIVERY.observe(self._clock.monotonic_s() - started_s)
+        self.spent_s = self._clock.monotonic_s() - started_s
+        metrics.SYNC_DELIVERY.observe(self.spent_s)
+
+    def _send_ahead(self, connection: Connection, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.seq > connection.last_seq:
+                wire = self.view(change, connection.caller.auth)
+                if wire is not None and connection.send(self.transport.frame(change.seq, wire)):
+                    metrics.MESSAGES_SENT.inc()
+
+    def _join_those_caught_up(self) -> None:
+        for connection in [c for c in self._ahead if c.last_seq <= self._head]:
+            self._ahead.discard(connection)
+            self.join(connection)
 
     def _sort_out(
         self, changes: Sequence[Change]
@@ -260,21 +317,33 @@ def _attributes(auth: AuthContext) -> Iterable[tuple[str, str]]:
         yield "tenant_id", auth.tenant_id
 
 
-def _join(frames: _Frames) -> bytes:
-    return b"".join(frame for _, frame in frames)
+def _deliver(connections: Iterable[Connection], frames: _Frames) -> int:
+    """Send frames to each, in one write; how many were taken in all.
 
-
-def _deliver(connections: Iterable[Connection], frames: _Frames, data: bytes) -> int:
-    """Send one write to each; how many frames were taken."""
-    first_seq, last_seq = frames[0][0], frames[-1][0]
-    sent_frames = 0
-    for connection in list(connections):
-        if connection.last_seq < first_seq:
-            if connection.send(data, len(frames)):
-                sent_frames += len(frames)
-        elif connection.last_seq < last_seq:  # its replay was ahead of the feed
-            rest = [frame for seq, frame in frames if seq > connection.last_seq]
-            if connection.send(b"".join(rest), len(rest)):
-                sent_frames += len(rest)
-        connection.last_seq = max(connection.last_seq, last_seq)
-    return sent_frames
+    Nothing in the loop changes `connections`: those that did not take everything are looked
+    after when it is over.
+    """
+    data = frames[0][1] if len(frames) == 1 else b"".join([frame for _, frame in frames])
+    size_bytes, count = len(data), len(frames)
+    reached = 0
+    behind: list[Connection] = []
+    partly: list[tuple[Connection, int]] = []
+    for connection in connections:
+        direct = connection.direct
+        if direct < 0:
+            behind.append(connection)
+            continue
+        try:
+            taken_bytes = write(direct, data)
+        except OSError:  # its own `send` will find out why
+            behind.append(connection)
+            continue
+        reached += 1
+        if taken_bytes != size_bytes:
+            partly.append((connection, taken_bytes))
+    for connection, taken_bytes in partly:
+        connection.wrote(data, taken_bytes, count)
+    for connection in behind:
+        if connection.send(data, count):
+            reached += 1
+    return reached * count

@@ -6,6 +6,10 @@ reach; between pages the outbox must empty, so a long replay goes at the client'
 never counts as overflow. The last page and the joining of the hub happen without a switch of
 greenlets: what the feed publishes afterwards is exactly what the replay did not have.
 
+After a worker's death all of its clients come back at once, with the same few cursors. So what
+was read, judged and encoded for one of them is kept for the next (`_Shared`), as long as nothing
+new is published and within `limits.REPLAY_SHARED_BYTES`.
+
 Invariants: a client that named its cursor gets every event after it, or `ResyncRequired`. A
 cursor note that no longer reaches is treated the same way, since its client believes in it.
 Called in the handshake's greenlet.
@@ -17,6 +21,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from pylon import limits, metrics
+from pylon.auth.context import AuthContext
 from pylon.changelog.change import Change
 from pylon.changelog.notes import CursorNotes, note_key
 from pylon.errors import ResyncRequired
@@ -26,19 +31,73 @@ from workers.hub.history import History
 from workers.hub.hub import Hub
 
 _PAGE_BYTES: Final = limits.OUTBOX_BYTES // 2
+_ENTRY_BYTES: Final = 200  # of a dictionary, and of the keys in it, about
 _WAIT_S: Final = 1.0  # how often a stuck replay looks whether its connection still lives
+
+
+class _Shared:
+    """What replays have in common while the head of the feed stands still."""
+
+    __slots__ = ("_bytes", "_encoded", "_head", "_pages", "_reachable")
+
+    def __init__(self) -> None:
+        self._head = -1
+        self._clear()
+
+    def _clear(self) -> None:
+        self._bytes = 0
+        self._reachable: set[int] = set()
+        self._pages: dict[int, Sequence[Change]] = {}
+        self._encoded: dict[tuple[int, int, AuthContext | None], tuple[bytes, int]] = {}
+
+    def at(self, head: int) -> _Shared:
+        """Itself, without what another head had."""
+        if head != self._head or self._bytes > limits.REPLAY_SHARED_BYTES:
+            self._clear()
+            self._head = head
+        return self
+
+    def is_reachable(self, cursor: int) -> bool:
+        """Whether the log was found to reach back to `cursor`."""
+        return cursor in self._reachable
+
+    def reached(self, cursor: int) -> None:
+        """The log reaches back to `cursor`."""
+        self._bytes += _ENTRY_BYTES
+        self._reachable.add(cursor)
+
+    def page(self, cursor: int) -> Sequence[Change] | None:
+        """The page of the log that follows `cursor`."""
+        return self._pages.get(cursor)
+
+    def keep_page(self, cursor: int, page: Sequence[Change]) -> None:
+        """A page was read from the log."""
+        self._bytes += _ENTRY_BYTES + sum(change.size_bytes for change in page)
+        self._pages[cursor] = page
+
+    def encoded(self, page: Sequence[Change], auth: AuthContext | None) -> tuple[bytes, int] | None:
+        """The frames of a page for `auth`, or for all but admins, and how many they are."""
+        return self._encoded.get((page[0].seq, page[-1].seq, auth))
+
+    def keep_encoded(
+        self, page: Sequence[Change], auth: AuthContext | None, data: bytes, frames: int
+    ) -> None:
+        """A page was encoded."""
+        self._bytes += _ENTRY_BYTES + len(data)
+        self._encoded[page[0].seq, page[-1].seq, auth] = data, frames
 
 
 class Replay:
     """Starts connections. One for each hub."""
 
-    __slots__ = ("_feed", "_history", "_hub", "_notes")
+    __slots__ = ("_feed", "_history", "_hub", "_notes", "_shared")
 
     def __init__(self, hub: Hub, feed: Feed, history: History, notes: CursorNotes) -> None:
         self._hub = hub
         self._feed = feed
         self._history = history
         self._notes = notes
+        self._shared = _Shared()
 
     def start_cursor(self, named: int | None, session_id: str | None, address: str) -> int:
         """Where a client's events begin.
@@ -56,11 +115,14 @@ class Replay:
         if cursor is None:
             metrics.RECOVERIES.labels("newest").inc()
             return self._before_newest()
-        try:
-            self._history.check(cursor)
-        except ResyncRequired:
-            metrics.RECOVERIES.labels("resync").inc()
-            raise
+        head = self._feed.tail.last_seq
+        if not self._shared.at(head).is_reachable(cursor):
+            try:
+                self._history.check(cursor)
+            except ResyncRequired:
+                metrics.RECOVERIES.labels("resync").inc()
+                raise
+            self._shared.at(head).reached(cursor)
         metrics.RECOVERIES.labels("note" if named is None else "cursor").inc()
         return cursor
 
@@ -72,32 +134,51 @@ class Replay:
             QueryTimeout, StoreUnavailable: the store cannot be read now.
         """
         while connection.is_open:
-            missed = self._feed.tail.after(cursor)
-            page = None if missed is None else _head_of(missed)
-            if missed is not None and page is not None and len(page) == len(missed):
-                self._send(connection, page)
-                connection.last_seq = max(cursor, self._feed.tail.last_seq)
-                self._hub.join(connection)
-                return
-            if page is None:
-                page = _head_of(self._history.page(cursor, limits.REPLAY_PAGE_EVENTS))
+            tail = self._feed.tail
+            missed = tail.after(cursor, limits.REPLAY_PAGE_EVENTS, _PAGE_BYTES)
+            page = self._logged(cursor) if missed is None else missed
             if page:
                 self._send(connection, page)
                 cursor = page[-1].seq
-            else:  # the log has nothing more, and the feed will have heard of that soon
-                cursor = max(cursor, self._feed.tail.first_covered)
+            if missed is not None and not tail.after(cursor, 1):
+                connection.last_seq = max(cursor, tail.last_seq)
+                self._hub.join(connection)
+                return
+            if not page:  # the log has nothing more, and the feed will have heard of that soon
+                cursor = max(cursor, tail.first_covered)
             while connection.is_open and not connection.wait_drained(_WAIT_S):
                 continue
 
+    def _logged(self, cursor: int) -> Sequence[Change]:
+        head = self._feed.tail.last_seq
+        page = self._shared.at(head).page(cursor)
+        if page is None:
+            page = _head_of(self._history.page(cursor, limits.REPLAY_PAGE_EVENTS))
+            self._shared.at(head).keep_page(cursor, page)
+        return page
+
     def _send(self, connection: Connection, page: Sequence[Change]) -> None:
-        auth = connection.caller.auth
-        frames: list[bytes] = []
-        for change in page:
-            wire = self._hub.view(change, auth)
-            if wire is not None:
-                frames.append(self._hub.transport.frame(change.seq, wire))
-        if frames and connection.send(b"".join(frames), len(frames)):
-            metrics.MESSAGES_SENT.inc(len(frames))
+        data, frames = self._encoded(page, connection.caller.auth)
+        if frames and connection.send(data, frames):
+            metrics.MESSAGES_SENT.inc(frames)
+
+    def _encoded(self, page: Sequence[Change], auth: AuthContext) -> tuple[bytes, int]:
+        shared = self._shared.at(self._feed.tail.last_seq)
+        known = shared.encoded(page, auth)
+        if known is None and not auth.is_admin:
+            known = shared.encoded(page, None)
+        if known is not None:
+            return known
+        alike = not auth.is_admin and self._hub.looks_alike(page)
+        viewer = None if alike else auth
+        frames = [
+            self._hub.transport.frame(change.seq, wire)
+            for change in page
+            if (wire := self._hub.view(change, auth)) is not None
+        ]
+        data = b"".join(frames)
+        shared.keep_encoded(page, viewer, data, len(frames))
+        return data, len(frames)
 
     def _before_newest(self) -> int:
         """A cursor that leaves the newest `REPLAY_WITHOUT_NOTE_EVENTS` to be sent."""

@@ -71,9 +71,6 @@ class EventStreamTransport:
         """A stream just ends; when the server goes away it says when to come back."""
         return RETRY if code == GOING_AWAY else b""
 
-    def receiver(self) -> None:
-        """Nothing is kept for reading."""
-
     def received(self, connection: Connection, data: bytes) -> None:
         """Ignored: all was said in the request."""
 

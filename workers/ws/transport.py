@@ -47,13 +47,14 @@ class WebSocketTransport:
             return frames.encode(frames.CLOSE, b"")
         return frames.encode_close(code, reason)
 
-    def receiver(self) -> frames.Parser:
-        """Each connection's own parser."""
-        return frames.Parser(self._max_message_bytes)
-
     def received(self, connection: Connection, data: bytes) -> None:
         """Take part in the conversation."""
-        for item in connection.receiver.feed(data):
+        parser = connection.receiver
+        if parser is None:  # most clients never send more than pongs
+            if frames.is_pong(data):
+                return
+            parser = connection.receiver = frames.Parser(self._max_message_bytes)
+        for item in parser.feed(data):
             if isinstance(item, frames.Ping):
                 connection.send(frames.encode(frames.PONG, item.data))
             elif isinstance(item, frames.Close):
