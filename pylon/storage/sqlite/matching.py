@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from pylon.errors import InvalidQuery
 from pylon.manifest.model import Entity, Field, FieldType
+from pylon.storage.clause import SqlClause
 from pylon.storage.sqlite.conditions import field_of, filter_object, parse_where
 from pylon.storage.sqlite.filters import DIRECTIVES
 
@@ -48,9 +49,11 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Matcher:
-    """A compiled filter. All of `terms` are fulfilled by every row that `holds` passes."""
+    """A compiled filter: the same condition for a row and as SQL. All of `terms` are fulfilled
+    by every row that it passes."""
 
     holds: Verdict
+    where: SqlClause
     terms: tuple[Term, ...]
 
 
@@ -64,9 +67,9 @@ def matcher_of(entity: Entity, body: object) -> Matcher:
     for key in filter_object(body):
         if key in DIRECTIVES:
             raise _unsupported(key)
-    parse_where(entity, body)
+    where = parse_where(entity, body)
     terms: list[Term] = []
-    return Matcher(_all_of(entity, filter_object(body), terms), tuple(terms))
+    return Matcher(_all_of(entity, filter_object(body), terms), where, tuple(terms))
 
 
 def _unsupported(key: str) -> InvalidQuery:
@@ -228,7 +231,14 @@ def _members(field: Field, value: list[Any]) -> frozenset[object]:
 
 def _in(field: Field, value: list[Any]) -> Verdict:
     name, members = field.name, _members(field, value)
-    return lambda row: row.get(name) in members
+
+    def holds(row: Row) -> bool:
+        try:
+            return row.get(name) in members
+        except TypeError:  # a list or an object, from elsewhere
+            return False
+
+    return holds
 
 
 def _not_in(field: Field, value: list[Any]) -> Verdict:
@@ -238,7 +248,10 @@ def _not_in(field: Field, value: list[Any]) -> Verdict:
 
     def holds(row: Row) -> bool:
         found = row.get(name)
-        return found is not None and found not in members
+        try:
+            return found is not None and found not in members
+        except TypeError:
+            return True
 
     return holds
 
