@@ -159,6 +159,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "Most rows that one list or query answers."),
     Setting("PYLON_WS_MAX_MESSAGE_BYTES", "ws_max_message_bytes", _int(1_024, 16_777_216),
             "1048576", "Largest WebSocket message that a client may send."),
+    Setting("PYLON_WS_DEFLATE", "ws_deflate", _bool, "true",
+            "Agree to permessage-deflate with WebSocket clients that offer it, as browsers do."),
     Setting("PYLON_WS_UNSCOPED_PRESENCE", "ws_unscoped_presence", _bool, "false",
             "Relay presence and topic messages without a room to every WebSocket client, and tell "
             "of every disconnect, as old servers did. Costs N messages for each."),
@@ -216,6 +218,7 @@ class Config:
     change_log_retain: int
     list_limit: int
     ws_max_message_bytes: int
+    ws_deflate: bool
     ws_unscoped_presence: bool
     drain_s: float
     drain_delay_s: float

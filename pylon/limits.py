@@ -63,6 +63,7 @@ TURN_BYTES: Final = 256 * 1024  # of row images in them, about
 TURN_S: Final = 0.002  # while changes keep coming, they are gathered this long
 OUTBOX_BYTES: Final = 1024 * 1024
 OUTBOX_FRAMES: Final = 1_000
+DEFLATE_MIN_BYTES: Final = 512  # smaller frames are sent as they are
 SOCKET_PING_S: Final = 25.0
 SSE_KEEPALIVE_S: Final = 15.0
 SOCKET_HEADER_S: Final = 10.0  # from accept to the end of the request's headers
