@@ -105,7 +105,7 @@ LIVE_QUERIES: Final = Gauge(
 LIVE_DIFFS: Final = Counter(
     "pylon_live_diffs_total", "Changes of live queries told to clients.", registry=WORKER,
 )
-LIVE_EVALUATION: Final = PlainHistogram(
+LIVE_EVALUATION: Final = Histogram(
     "pylon_live_evaluation_seconds", "Time to judge a batch of changes for all live queries.",
     buckets=_FAST_S, registry=WORKER,
 )
