@@ -4,6 +4,8 @@
     changes      ChangesPublisher (PUB, writer)      ->  ChangesSubscriber (SUB, ws and sse)
     signals      SignalSender (PUB, anyone)          ->  SignalProxy (XSUB, XPUB, supervisor)
                                                      ->  SignalReceiver (SUB, anyone)
+    rooms        RoomsClient (DEALER, http and ws)   ->  RoomsPort (ROUTER, rooms thread)
+    room_news    RoomsPort (PUB)                     ->  RoomNewsSubscriber (SUB, ws)
     status       StatusSender (PUSH, each worker)    ->  StatusReceiver (PULL, supervisor)
 
 The supervisor binds every endpoint, workers connect, so a worker may come and go at will.
@@ -13,7 +15,9 @@ ends by gevent, one greenlet for each socket that receives, and no poller.
 Every socket has an explicit high-water mark and linger 0. What happens at the mark:
 writes are never dropped (the bound on writes in flight is below the mark); changes are
 dropped, and the subscriber sees the gap by `ChangeBatch.prev_seq` and reads the change log;
-signals and heartbeats are dropped and counted, and are repeated or only hints by design.
+news of rooms are dropped, and the subscriber sees the gap by `RoomNews.counter` and asks for
+fresh snapshots; signals and heartbeats are dropped and counted, and are repeated or only hints
+by design.
 
 This package is the only place that imports zmq. Importing it never imports gevent: the
 green sockets are made by `pylon.bus.contexts.green`, which workers alone call.

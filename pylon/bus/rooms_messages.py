@@ -166,6 +166,17 @@ class RoomNews(msgspec.Struct, frozen=True, array_like=True, gc=False):
     ticks: list[RoomTick]
 
 
+def client_name(pid: int, token: str) -> bytes:
+    """The routing id of a worker: never one that another process has or had. The pid is how the
+    supervisor, who sees processes end, knows whose sockets are gone."""
+    return f"r{pid}-{token}".encode()
+
+
+def pid_of(name: bytes) -> int:
+    """The process that has this routing id."""
+    return int(name.partition(b"-")[0][1:])
+
+
 requests = msgspec.msgpack.Decoder(list[RoomRequest])
 replies = msgspec.msgpack.Decoder(list[RoomReply])
 news = msgspec.msgpack.Decoder(RoomNews)

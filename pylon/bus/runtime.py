@@ -20,7 +20,8 @@ from pylon.errors import StartRefused
 
 _PATH_BYTES_MAX: Final = 100  # sun_path holds 108; the longest name below needs a few
 _OWN_FILES: Final = (
-    "writes", "changes", "signals_in", "signals_out", "status", "control.sock", "manifest.json",
+    "writes", "changes", "signals_in", "signals_out", "status", "rooms", "room_news",
+    "control.sock", "manifest.json",
 )
 
 
@@ -52,6 +53,14 @@ class Runtime:
     @property
     def status(self) -> str:
         return self._endpoint("status")
+
+    @property
+    def rooms(self) -> str:
+        return self._endpoint("rooms")
+
+    @property
+    def room_news(self) -> str:
+        return self._endpoint("room_news")
 
     @property
     def control_socket(self) -> Path:

@@ -1,0 +1,99 @@
+"""The rooms' end of the bus: commands in, replies and news out. For one thread.
+
+Invariants: a reply to a worker that is gone is dropped by ZeroMQ and harms nobody; news that a
+slow subscriber does not take are dropped for it alone, and it can tell by the counter.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import msgspec
+import zmq
+
+from pylon import limits, log, metrics
+from pylon.bus import contexts, messages, rooms_messages
+from pylon.bus.rooms_messages import RoomNews, RoomReply, RoomRequest
+from pylon.bus.runtime import Runtime
+
+_log = log.get_logger("rooms_port")
+_MS_PER_S: Final = 1_000
+_TURN_MESSAGES: Final = 100  # then the news have their turn
+
+
+class RoomsPort:
+    """Binds the rooms and the room_news endpoints. One thread only."""
+
+    __slots__ = ("_news", "_socket")
+
+    def __init__(self, runtime: Runtime) -> None:
+        context = contexts.plain()
+        self._socket = contexts.open_socket(context, zmq.ROUTER, limits.BUS_ROOMS_HWM)
+        self._socket.bind(runtime.rooms)
+        self._news = contexts.open_socket(context, zmq.PUB, limits.BUS_ROOM_NEWS_HWM)
+        self._news.bind(runtime.room_news)
+
+    def receive(self, timeout_s: float) -> list[tuple[bytes, list[RoomRequest]]]:
+        """What waits, up to a bound; the wait for the first message takes `timeout_s` at most.
+
+        Returns:
+            (worker's routing id, its requests) in order of arrival.
+        """
+        out: list[tuple[bytes, list[RoomRequest]]] = []
+        if not self._socket.poll(math.ceil(timeout_s * _MS_PER_S)):
+            return out
+        while len(out) < _TURN_MESSAGES:
+            try:
+                peer, frame = self._socket.recv_multipart(zmq.NOBLOCK)
+                out.append((peer, rooms_messages.requests.decode(frame)))
+            except zmq.Again:
+                break
+            except (ValueError, msgspec.DecodeError) as ex:
+                # The folder is private, so this is a defect or a mixed-up version of ours.
+                _log.error("rooms.unreadable", error=str(ex))
+                metrics.BUS_DROPPED.labels("rooms").inc()
+        return out
+
+    def reply(self, peer: bytes, replies: list[RoomReply]) -> None:
+        """Answer one message, in messages of a bounded size. Never blocks."""
+        part: list[RoomReply] = []
+        size_bytes = 0
+        for reply in replies:
+            part.append(reply)
+            size_bytes += len(reply.body)
+            if size_bytes > limits.BUS_ROOM_NEWS_BYTES:
+                self._send(peer, part)
+                part, size_bytes = [], 0
+        if part:
+            self._send(peer, part)
+
+    def publish(self, news: RoomNews) -> None:
+        """Tell every ws worker that keeps up. Never blocks."""
+        self._news.send(messages.encode(news), zmq.NOBLOCK)
+        metrics.BUS_MESSAGES.labels("room_news").inc()
+
+    def close(self) -> None:
+        self._socket.close()
+        self._news.close()
+
+    def _send(self, peer: bytes, replies: list[RoomReply]) -> None:
+        self._socket.send_multipart((peer, messages.encode(replies)), zmq.NOBLOCK)
+        metrics.BUS_MESSAGES.labels("room_replies").inc()
+
+
+class RoomsWaker:
+    """Lets another thread of the supervisor make the rooms' thread look around."""
+
+    __slots__ = ("_socket",)
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._socket = contexts.open_socket(contexts.plain(), zmq.DEALER, limits.BUS_ROOMS_HWM)
+        self._socket.connect(runtime.rooms)
+
+    def wake(self) -> None:
+        """An empty message has no answer."""
+        self._socket.send(messages.encode([]))
+
+    def close(self) -> None:
+        self._socket.close()

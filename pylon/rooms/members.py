@@ -1,0 +1,337 @@
+"""Members: who is in which room, and which sockets hear of it (spec/realtime.md §5.2).
+
+A member is held by its subscribed sockets, or by signs of life: a join, a change of its
+presence, a broadcast, a look at the room. Without a socket it leaves after `limits.ROOM_IDLE_S`
+of silence. When its last socket closes it leaves at once, unless it also polls: the official
+`useRoom` knows no sockets and asks for the room every five seconds.
+
+Invariants: a room exists while it has members. A socket is subscribed only to rooms that its
+user is in, and never after the leave. What is kept is bounded in rooms, members and bytes
+(`limits.ROOM*`); the bytes of a room are the size of its snapshot. Answers are made of texts
+that each member has ready. Used by `pylon.rooms.desk`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pylon import limits
+from pylon.bus.rooms_messages import RoomSnapshot
+from pylon.clock import Clock
+from pylon.errors import NotInRoom, RoomFull, RoomLimitReached
+from pylon.rooms.updates import NULL, Socket, Updates, broadcast_text, json_text
+
+_NS_PER_S: Final = 1_000_000_000
+_NEVER_S: Final = float("-inf")
+
+
+class _Member:
+    __slots__ = ("data", "joined_at_s", "peer", "polled_s", "sockets", "user_id")
+
+    def __init__(self, user_id: str) -> None:
+        self.user_id = user_id
+        self.data = NULL
+        self.joined_at_s = 0  # Unix
+        self.peer = b""  # the member as JSON text
+        self.polled_s = _NEVER_S  # when it last looked at the room; monotonic
+        self.sockets: set[Socket] = set()
+
+
+class _Room:
+    __slots__ = ("_line", "_peers", "members", "name", "size_bytes", "subscribers")
+
+    def __init__(self, name: str) -> None:
+        self.name = json_text(name)
+        self.members: dict[str, _Member] = {}
+        self.size_bytes = 0
+        self.subscribers = 0
+        self._peers: bytes | None = None
+        self._line: bytes | None = None
+
+    def changed(self, delta_bytes: int) -> None:
+        self.size_bytes += delta_bytes
+        self._peers = self._line = None
+
+    def peers(self) -> bytes:
+        """All members, as a JSON array."""
+        if self._peers is None:
+            self._peers = b"[%b]" % b",".join([m.peer for m in self.members.values()])
+        return self._peers
+
+    def line(self) -> bytes:
+        """The room as the list of rooms has it."""
+        if self._line is None:
+            self._line = b'{"members":%d,"name":%b}' % (len(self.members), self.name)
+        return self._line
+
+    def snapshot(self) -> bytes:
+        """What a new subscriber gets."""
+        return _snapshot(self.name, self.peers())
+
+
+class Rooms:
+    """All rooms. Names and user ids are checked by who calls; data is JSON text."""
+
+    def __init__(self, clock: Clock, updates: Updates) -> None:
+        self._clock = clock
+        self._updates = updates
+        self._rooms: dict[str, _Room] = {}
+        self._size_bytes = 0
+        self._rooms_of: dict[str, set[str]] = {}  # by user id
+        self._subscriptions: dict[Socket, dict[str, str]] = {}  # room: user id
+        # When a member without sockets was last heard of, the longest silent first.
+        self._silent: dict[tuple[str, str], float] = {}
+        self.members = 0
+
+    def __len__(self) -> int:
+        return len(self._rooms)
+
+    # --- Members ---------------------------------------------------------------------------
+
+    def join(self, name: str, user_id: str, data: bytes) -> bytes:
+        """Add or replace a member.
+
+        Returns:
+            The peers before that, as a JSON array.
+
+        Raises:
+            RoomLimitReached, RoomFull: nothing has changed.
+        """
+        room = self._rooms.get(name)
+        member = None if room is None else room.members.get(user_id)
+        joined_at_s = self._clock.wall_ns() // _NS_PER_S
+        peer = _peer(user_id, data, joined_at_s)
+        if member is None:
+            self._check_new_member(room, user_id)
+        self._check_size(room, len(peer) + 1 - _size(member))
+        before = b"[]" if room is None else room.peers()
+        was_member = member is not None
+        if room is None:
+            room = self._rooms[name] = _Room(name)
+        if member is None:
+            member = room.members[user_id] = _Member(user_id)
+            self._rooms_of.setdefault(user_id, set()).add(name)
+            self.members += 1
+        member.joined_at_s = joined_at_s
+        self._put(room, member, data, peer)
+        self._heard(name, member)
+        if self._has_listeners(name, room):
+            self._updates.changed(name, user_id, "join", data, was_member=was_member)
+        return before
+
+    def leave(self, name: str, user_id: str) -> bool:
+        """Remove a member; whether there was one."""
+        room = self._rooms.get(name)
+        member = None if room is None else room.members.pop(user_id, None)
+        if room is None or member is None:
+            return False
+        if self._has_listeners(name, room):
+            self._updates.changed(name, user_id, "leave", NULL, was_member=True)
+        for socket in list(member.sockets):
+            self._forget(name, room, member, socket)
+            self._updates.drop(name, socket)
+        self._silent.pop((name, user_id), None)
+        self._size_bytes -= _size(member)
+        room.changed(-_size(member))
+        self.members -= 1
+        mine = self._rooms_of[user_id]
+        mine.discard(name)
+        if not mine:
+            del self._rooms_of[user_id]
+        if not room.members:
+            del self._rooms[name]
+        return True
+
+    def set_presence(self, name: str, user_id: str, data: bytes) -> bool:
+        """Replace a member's data; False where there is no such member.
+
+        Raises:
+            RoomLimitReached, RoomFull: nothing has changed.
+        """
+        room = self._rooms.get(name)
+        member = None if room is None else room.members.get(user_id)
+        if room is None or member is None:
+            return False
+        peer = _peer(user_id, data, member.joined_at_s)
+        self._check_size(room, len(peer) + 1 - _size(member))
+        self._put(room, member, data, peer)
+        self._heard(name, member)
+        if self._has_listeners(name, room):
+            self._updates.changed(name, user_id, "presence", data, was_member=True)
+        return True
+
+    def say(self, name: str, user_id: str, text: bytes) -> bool:
+        """Pass a whole message on to the subscribers; False where the user is no member.
+
+        Raises:
+            RoomLimitReached: too much in one tick.
+        """
+        room = self._rooms.get(name)
+        member = None if room is None else room.members.get(user_id)
+        if room is None or member is None:
+            return False
+        self._heard(name, member)
+        if self._has_listeners(name, room):
+            self._updates.say(name, text)
+        return True
+
+    def broadcast(self, name: str, user_id: str, topic: str, data: bytes) -> bool:
+        """The same for a broadcast."""
+        return self.say(name, user_id, broadcast_text(name, user_id, topic, data))
+
+    def expire(self) -> None:
+        """Remove the members that have been silent for too long."""
+        since_s = self._clock.monotonic_s() - limits.ROOM_IDLE_S
+        late = []
+        for key, heard_s in self._silent.items():
+            if heard_s > since_s:
+                break
+            late.append(key)
+        for name, user_id in late:
+            self.leave(name, user_id)
+
+    # --- Looking at them -------------------------------------------------------------------
+
+    def look(self, name: str, user_id: str) -> bytes:
+        """The answer of ``GET /api/rooms/<room>``; for a member it is a sign of life."""
+        room = self._rooms.get(name)
+        if room is None:
+            return _answer(0, b"[]", json_text(name))
+        member = room.members.get(user_id)
+        if member is not None:
+            member.polled_s = self._clock.monotonic_s()
+            self._heard(name, member)
+        return _answer(len(room.members), room.peers(), room.name)
+
+    def listed(self) -> bytes:
+        """The answer of ``GET /api/rooms``."""
+        return b"[%b]" % b",".join([room.line() for room in self._rooms.values()])
+
+    def snapshot(self, name: str) -> bytes:
+        """The text of a `room-snapshot`; of a room that is not there, an empty one."""
+        room = self._rooms.get(name)
+        return _snapshot(json_text(name), b"[]") if room is None else room.snapshot()
+
+    def snapshot_for(self, name: str, source: bytes) -> RoomSnapshot:
+        """The same, with the sockets of a worker that hear of the room."""
+        room = self._rooms.get(name)
+        members = () if room is None else room.members.values()
+        numbers = [n for m in members for whose, n in m.sockets if whose == source]
+        return RoomSnapshot(name, self.snapshot(name), numbers)
+
+    # --- Sockets ---------------------------------------------------------------------------
+
+    def subscribe(self, name: str, user_id: str, socket: Socket) -> bytes:
+        """Let a member's socket hear of the room.
+
+        Returns:
+            The text of a `room-snapshot`.
+
+        Raises:
+            NotInRoom: the user is no member.
+        """
+        room = self._rooms.get(name)
+        member = None if room is None else room.members.get(user_id)
+        if room is None or member is None:
+            raise NotInRoom("You are not a member of this room", hint="Join it first")
+        before = self._subscriptions.get(socket, {}).get(name)
+        if before is not None and before != user_id:  # the socket's user has changed
+            self.unsubscribe(name, socket)
+        if socket not in member.sockets:
+            member.sockets.add(socket)
+            room.subscribers += 1
+            self._subscriptions.setdefault(socket, {})[name] = user_id
+        self._silent.pop((name, user_id), None)
+        self._updates.keep(name, socket)
+        return room.snapshot()
+
+    def unsubscribe(self, name: str, socket: Socket) -> None:
+        """Let it hear no more. Its user stays a member, for as long as it is heard of."""
+        user_id = self._subscriptions.get(socket, {}).get(name)
+        if user_id is None:
+            return
+        room = self._rooms[name]
+        member = room.members[user_id]
+        self._forget(name, room, member, socket)
+        self._heard(name, member)
+
+    def closed(self, socket: Socket) -> None:
+        """The socket is gone: members that only it held leave."""
+        since_s = self._clock.monotonic_s() - limits.ROOM_POLL_S
+        for name, user_id in list(self._subscriptions.get(socket, {}).items()):
+            room = self._rooms[name]
+            member = room.members[user_id]
+            self._forget(name, room, member, socket)
+            if member.sockets:
+                continue
+            if member.polled_s > since_s:
+                self._heard(name, member)
+            else:
+                self.leave(name, user_id)
+
+    def lost(self, source: bytes) -> None:
+        """All sockets of a worker are gone."""
+        for socket in [s for s in self._subscriptions if s[0] == source]:
+            self.closed(socket)
+
+    # --- Within ----------------------------------------------------------------------------
+
+    def _put(self, room: _Room, member: _Member, data: bytes, peer: bytes) -> None:
+        delta_bytes = len(peer) + 1 - _size(member)
+        member.data = data
+        member.peer = peer
+        self._size_bytes += delta_bytes
+        room.changed(delta_bytes)
+
+    def _heard(self, name: str, member: _Member) -> None:
+        if not member.sockets:
+            key = (name, member.user_id)
+            self._silent.pop(key, None)  # to the end of the order
+            self._silent[key] = self._clock.monotonic_s()
+
+    def _has_listeners(self, name: str, room: _Room) -> bool:
+        """Also when the last one has just left: it hears of that."""
+        return room.subscribers > 0 or self._updates.has(name)
+
+    def _forget(self, name: str, room: _Room, member: _Member, socket: Socket) -> None:
+        member.sockets.discard(socket)
+        room.subscribers -= 1
+        rooms = self._subscriptions[socket]
+        del rooms[name]
+        if not rooms:
+            del self._subscriptions[socket]
+
+    def _check_new_member(self, room: _Room | None, user_id: str) -> None:
+        if room is None and len(self._rooms) >= limits.ROOMS:
+            raise RoomLimitReached(f"Too many rooms (limit {limits.ROOMS})")
+        if len(self._rooms_of.get(user_id, ())) >= limits.ROOMS_OF_USER:
+            raise RoomLimitReached(
+                f"You are in too many rooms (limit {limits.ROOMS_OF_USER})", hint="Leave one"
+            )
+        if room is not None and len(room.members) >= limits.ROOM_MEMBERS:
+            raise RoomFull(f"The room is full (limit {limits.ROOM_MEMBERS} members)")
+
+    def _check_size(self, room: _Room | None, delta_bytes: int) -> None:
+        if delta_bytes <= 0:
+            return
+        if (0 if room is None else room.size_bytes) + delta_bytes > limits.ROOM_BYTES:
+            raise RoomFull(f"The room's members hold too much (limit {limits.ROOM_BYTES} bytes)")
+        if self._size_bytes + delta_bytes > limits.ROOMS_BYTES:
+            raise RoomLimitReached(f"All rooms hold too much (limit {limits.ROOMS_BYTES} bytes)")
+
+
+def _size(member: _Member | None) -> int:
+    """Bytes of the peer and the comma after it."""
+    return len(member.peer) + 1 if member is not None and member.peer else 0
+
+
+def _peer(user_id: str, data: bytes, joined_at_s: int) -> bytes:
+    return b'{"data":%b,"joined_at":"%dZ","user_id":%b}' % (data, joined_at_s, json_text(user_id))
+
+
+def _snapshot(name: bytes, peers: bytes) -> bytes:
+    return b'{"type":"room-snapshot","room":%b,"members":%b}' % (name, peers)
+
+
+def _answer(count: int, peers: bytes, name: bytes) -> bytes:
+    return b'{"count":%d,"members":%b,"room":%b}' % (count, peers, name)

@@ -1,0 +1,82 @@
+"""The rooms' thread: it carries out what all workers ask of rooms, and tells the news.
+
+Rooms live here because the supervisor is the one process that lives as long as the server: a
+worker may die and come back, and the rooms are the same. What they hold is gone when the
+supervisor restarts (docs/realtime.md).
+
+News are told at once after a quiet time and are gathered for `limits.ROOM_TICK_S` while they
+keep coming. Invariants: nobody else touches the `Desk`; a worker's end is noted after everything
+that it had sent, or the lease ends its sockets. Started by `supervisor.main`, stopped by the
+drain once no client is left.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import Final
+
+from pylon import limits
+from pylon.bus.rooms_messages import pid_of
+from pylon.bus.rooms_port import RoomsPort, RoomsWaker
+from pylon.bus.runtime import Runtime
+from pylon.clock import Clock, RandomSource
+from pylon.rooms.desk import Desk
+
+_IDLE_S: Final = 1.0
+
+
+class RoomsThread:
+    """`start` it before the workers, `stop` it after them."""
+
+    def __init__(self, runtime: Runtime, clock: Clock, random: RandomSource) -> None:
+        self._runtime = runtime
+        self._clock = clock
+        self._desk = Desk(clock, random.token_hex(8))
+        self._port = RoomsPort(runtime)
+        self._ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._waker = RoomsWaker(runtime)
+        self._thread = threading.Thread(target=self._run, name="rooms", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and wait for it. Idempotent."""
+        if not self._thread.is_alive() or self._stopping.is_set():
+            return
+        self._stopping.set()
+        self._waker.wake()
+        self._thread.join()
+        self._waker.close()
+
+    def worker_ended(self, pid: int) -> None:
+        """A process is gone, and its sockets with it. For the main thread."""
+        if not self._stopping.is_set():
+            self._ended.put(pid)
+            self._waker.wake()
+
+    def _run(self) -> None:
+        desk, port = self._desk, self._port
+        due_s = self._clock.monotonic_s()
+        while not self._stopping.is_set():
+            wait_s = _IDLE_S
+            if desk.has_news:
+                wait_s = max(0.0, due_s - self._clock.monotonic_s())
+            for peer, requests in port.receive(wait_s):
+                port.reply(peer, desk.apply(peer, requests))
+            self._note_ends()
+            desk.expire()
+            if desk.has_news and self._clock.monotonic_s() >= due_s:
+                for news in desk.news():
+                    port.publish(news)
+                due_s = self._clock.monotonic_s() + limits.ROOM_TICK_S
+        port.close()
+
+    def _note_ends(self) -> None:
+        while not self._ended.empty():
+            pid = self._ended.get_nowait()
+            for name in self._desk.workers:
+                if pid_of(name) == pid:
+                    self._desk.lost(name)
