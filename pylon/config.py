@@ -11,9 +11,9 @@ what is allowed.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -304,7 +304,7 @@ def _unknown_names(sources: list[tuple[str, Mapping[str, str]]]) -> list[str]:
     for origin, source in sources:
         for name in sorted(source):
             if name.startswith("PYLON_") and name not in _BY_ENV and name not in INTERNAL_NAMES:
-                near = get_close_matches(name, _BY_ENV, n=1)
+                near = difflib.get_close_matches(name, _BY_ENV, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 found.append(f"{name} (from {origin}) is not a setting and is ignored{hint}")
     return found

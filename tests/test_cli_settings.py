@@ -127,7 +127,8 @@ def test_check_config_sees_a_data_dir_that_cannot_be(tmp_path: Path) -> None:
 
 def test_the_command_line_imports_neither_gevent_nor_a_worker() -> None:
     code = (
-        "import sys, pylon.cli.main\n"
+        "import sys; from pylon.cli.main import VERBS, cli\n"
+        "assert all(cli.get_command(None, verb) for verb in VERBS)\n"
         "bad = {'gevent', 'zmq', 'supervisor', 'workers'} & set(sys.modules)\n"
         "sys.exit(', '.join(sorted(bad)) or None)"
     )

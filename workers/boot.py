@@ -6,7 +6,7 @@ the socket. `run_status` then reports once a second, and measures how late its o
 which is how long something kept the hub from running.
 
 Invariants: a worker never outlives its supervisor (PR_SET_PDEATHSIG, and a check that the
-parent had not died before that was set). `gevent.monkey.patch_all()` has been called by the
+parent had not died before that was set). `workers.patch.patch()` has been called by the
 `__main__` module before this one is imported. Called by the `__main__` of each role.
 """
 

@@ -11,13 +11,13 @@ supervisor went away (then it may or may not have happened: op_ids make a repeat
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Final
 
 import gevent
 import zmq
 from gevent.hub import Waiter, get_hub
-from zmq.utils.monitor import parse_monitor_message
 
 from pylon import limits, log, metrics
 from pylon.bus import contexts, messages
@@ -28,6 +28,8 @@ from pylon.errors import WriteQueueFull, WriterUnavailable
 
 _log = log.get_logger("writer_client")
 _SWEEP_S: Final = 0.5
+# zmq_socket_monitor(3): an event and its value. (pyzmq's own parser imports asyncio and TLS.)
+_EVENT: Final = struct.Struct("=Hi")
 
 
 class _Call:
@@ -167,7 +169,7 @@ class WriterClient:
         """Fail what waits as soon as the connection to the supervisor is lost."""
         while True:
             try:
-                event = parse_monitor_message(monitor.recv_multipart())["event"]
+                event, _ = _EVENT.unpack(monitor.recv_multipart()[0])
             except zmq.ZMQError:
                 return  # closed
             if event == zmq.EVENT_DISCONNECTED:

@@ -1,24 +1,21 @@
 """`pylonctl`: the group of verbs, and how an error becomes an exit code.
 
+A verb's module is loaded when the verb is called (or the help lists it): the process of
+`pylonctl start` becomes the supervisor, and keeps what it has loaded for as long as it serves.
+
 Invariants: a `PylonError` never shows a traceback; a usage error exits with 64.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
+from typing import Final
 
 import click
 import orjson
 
 from pylon import __version__
-from pylon.cli.backup import backup
-from pylon.cli.bench import bench
-from pylon.cli.check_config import check_config
-from pylon.cli.config import config
-from pylon.cli.dev import dev
-from pylon.cli.explain import explain
-from pylon.cli.export import export
-from pylon.cli.import_ import import_
 from pylon.cli.output import (
     ERROR,
     USAGE,
@@ -28,33 +25,39 @@ from pylon.cli.output import (
     json_flag,
     note,
 )
-from pylon.cli.restore import restore
-from pylon.cli.schema import schema
-from pylon.cli.search import search
-from pylon.cli.seed import seed
-from pylon.cli.start import start
-from pylon.cli.status import status
-from pylon.cli.stop import stop
-from pylon.cli.version import version
 from pylon.errors import PylonError
+from pylon.imports import defer
+
+VERBS: Final = (  # in the order of the help; module and function are named alike
+    "start", "dev", "stop", "status", "config", "check-config", "backup", "restore", "schema",
+    "seed", "export", "import", "bench", "search", "explain", "version",
+)
 
 
-@click.group()
+class _Verbs(click.Group):
+    """The group, whose verbs are loaded one by one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        name = "import_" if cmd_name == "import" else cmd_name.replace("-", "_")
+        verb: click.Command = getattr(importlib.import_module(f"pylon.cli.{name}"), name)
+        return verb
+
+
+@click.group(cls=_Verbs)
 @click.version_option(__version__, prog_name="pylonctl")
 @json_flag
 def cli() -> None:
     """Pylon: one command gives an app a live backend."""
 
 
-for verb in (
-    start, dev, stop, status, config, check_config, backup, restore, schema, seed, export, import_,
-    bench, search, explain, version,
-):
-    cli.add_command(verb)
-
-
 def main(args: list[str] | None = None) -> None:
     """Run `pylonctl` and exit. `args` default to the process's."""
+    defer()
     args = sys.argv[1:] if args is None else args
     sys.exit(_run(args))
 

@@ -8,16 +8,22 @@ Invariant: nothing that opens greenlets, bus sockets or the database is imported
 workers do that after the fork and after monkey-patching.
 """
 
+# ruff: noqa: E402  (what is not needed is put off before the other imports)
 from __future__ import annotations
 
+from pylon.imports import defer, mentioning
+
+defer()
+
+import logging
 import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from gunicorn.app.base import BaseApplication
+with mentioning("ssl", PROTOCOL_TLS=None, PROTOCOL_SSLv23=None, CERT_NONE=None):
+    from gunicorn.app.base import BaseApplication
 from gunicorn.errors import AppImportError
-from gunicorn.glogging import Logger as GunicornLogger
 
 from pylon import config as settings
 from pylon import log
@@ -35,13 +41,28 @@ _HUNG_S: Final = 60  # a worker whose hub stands still this long is killed
 _BACKLOG: Final = 2_048
 
 
-class BusLogger(GunicornLogger):  # type: ignore[misc]  # gunicorn has no types
-    """Hands gunicorn's lines to the standard library's root, which `pylon.log` has taken over."""
+class BusLogger:
+    """Hands gunicorn's lines to the standard library's root, which `pylon.log` has taken over.
+
+    gunicorn's own logger is not extended: it brings sockets and queues along for its handlers.
+    """
+
+    def __init__(self, cfg: Any) -> None:
+        self.cfg = cfg
+        lines = logging.getLogger("gunicorn.error")
+        self.error_log = lines
+        self.debug, self.info, self.warning = lines.debug, lines.info, lines.warning
+        self.error, self.critical, self.exception = lines.error, lines.critical, lines.exception
+        self.log = lines.log
 
     def setup(self, cfg: Any) -> None:
-        self.error_log.handlers.clear()
-        self.error_log.propagate = True
-        self.access_log.handlers.clear()
+        """SIGHUP: nothing of ours is read again."""
+
+    def reopen_files(self) -> None:
+        """SIGUSR1: there are none."""
+
+    def close_on_exec(self) -> None:
+        """There is nothing to close."""
 
 
 class HttpApplication(BaseApplication):  # type: ignore[misc]  # gunicorn has no types

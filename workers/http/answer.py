@@ -12,7 +12,6 @@ from __future__ import annotations
 import http
 import re
 import time
-from email.utils import formatdate
 from typing import Final
 
 import orjson
@@ -25,6 +24,10 @@ CLOSE: Final = b"connection: close\r\n"
 KEEP: Final = b"connection: keep-alive\r\n"  # said to clients of HTTP/1.0 only
 CHUNKED: Final = b"transfer-encoding: chunked\r\n"
 
+_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS: Final = (
+    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+)
 _LINES_KEPT: Final = 1_024
 _FRAMING: Final = frozenset({
     "connection", "content-length", "keep-alive", "proxy-authenticate", "proxy-connection", "te",
@@ -67,10 +70,19 @@ class Prefixes:
         if made is None:
             if _STATUS.fullmatch(status) is None:
                 raise ValueError(f"invalid status {status!r}")
-            text = f"HTTP/1.1 {status}\r\ndate: {formatdate(self._second, usegmt=True)}\r\n"
+            text = f"HTTP/1.1 {status}\r\ndate: {http_date(self._second)}\r\n"
             made = text.encode("latin-1")
             self._by_status[status] = made
         return made
+
+
+def http_date(second: int) -> str:
+    """Unix seconds as RFC 9110 §5.6.7 writes them, whatever the locale."""
+    at = time.gmtime(second)
+    return (
+        f"{_DAYS[at.tm_wday]}, {at.tm_mday:02d} {_MONTHS[at.tm_mon - 1]} {at.tm_year:04d} "
+        f"{at.tm_hour:02d}:{at.tm_min:02d}:{at.tm_sec:02d} GMT"
+    )
 
 
 def lines(headers: Headers) -> bytes:

@@ -10,22 +10,28 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import gevent
 
-from pylon.api.application import make_app
-from pylon.api.notes import NoteTeller
-from pylon.api.readiness import Readiness
-from pylon.api.services import Services
 from pylon.auth.cookies import session_cookie
 from pylon.auth.origin import origins
 from pylon.bus.messages import NotesWanted, RolesReport, SessionRevoked
+from pylon.bus.rooms_client import RoomsClient
 from pylon.bus.signals import SignalReceiver, SignalSender
 from pylon.bus.writer_client import WriterClient
 from pylon.changelog.feed import Feed
+from pylon.imports import mentioning
 from pylon.log import get_logger
 from workers.boot import boot, freeze, run_status
+
+# falcon names them in an annotation, and wraps them for apps of another kind.
+_NOT_USED: Final = {"Runner": object, "create_task": object, "get_running_loop": object}
+with mentioning("http.cookiejar", Cookie=object), mentioning("asyncio", **_NOT_USED):
+    from pylon.api.application import make_app
+    from pylon.api.notes import NoteTeller
+    from pylon.api.readiness import Readiness
+    from pylon.api.services import Services
 
 _log = get_logger("http")
 
@@ -42,6 +48,7 @@ class HttpProcess:
         self._sender = SignalSender(runtime)
         self._receiver = SignalReceiver(runtime, RolesReport, NotesWanted, SessionRevoked)
         self._writer = WriterClient(runtime, app.clock, app.random)
+        self._rooms = RoomsClient(runtime, app.random)
         self._notes = NoteTeller(
             self._sender.send, app.clock, gevent.get_hub().loop.run_callback
         )
@@ -53,6 +60,7 @@ class HttpProcess:
             app=app,
             store=store,
             writer=self._writer,
+            rooms=self._rooms,
             feed=Feed(store),
             notes=self._notes,
             readiness=self._readiness,
@@ -88,6 +96,7 @@ class HttpProcess:
         """Let go of the bus and the store."""
         gevent.killall(self._greenlets)
         self._writer.close()
+        self._rooms.close()
         self._receiver.close()
         self._sender.close()
         self._booted.reader_pool.close()

@@ -15,11 +15,15 @@ import sys
 from typing import Any, Final
 
 import gevent
-from gevent import hub, monkey
+from gevent import hub
 from gevent.event import Event
-from gunicorn.workers.base import Worker
 
+from pylon.imports import mentioning
 from workers.http import balance  # noqa: F401  (makes the memory that the workers share)
+from workers.patch import patch
+
+with mentioning("ssl", SSLError=OSError):
+    from gunicorn.workers.base import Worker
 
 _HEARTBEAT_S: Final = 1.0  # gunicorn's arbiter kills a worker that is silent for `timeout`
 
@@ -39,7 +43,7 @@ class HttpWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
 
     def init_process(self) -> None:
         """In the worker, after the fork: runs until the end."""
-        monkey.patch_all()
+        patch()
         # gevent's sockets over the listeners, whose descriptors stay the same.
         plain: list[Any] = self.sockets
         self.sockets: list[Any] = [

@@ -1,9 +1,9 @@
 """`python -m workers.sse`: started by the supervisor only."""
 
 # ruff: noqa: E402  (the patch must come before every other import)
-from gevent import monkey
+from workers.patch import patch
 
-monkey.patch_all()
+patch()
 
 from workers.boot import boot
 from workers.sse.server import serve
