@@ -2,6 +2,40 @@
 
 What is true in every process lives in this package. `workers` and `supervisor`
 import it; it imports neither of them.
+
+What an app's own Python uses is here by its short name: ``from pylon import SimState, shard``.
+It is loaded when it is asked for, since most processes never do.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from pylon.errors import InputRejected, SubscribeRefused
+    from pylon.realtime.kinds import ShardConfig, shard
+    from pylon.realtime.state import ShardContext, SimState
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "InputRejected", "ShardConfig", "ShardContext", "SimState", "SubscribeRefused", "__version__",
+    "shard",
+]
+
+_HOME: Final = {
+    "InputRejected": "pylon.errors",
+    "ShardConfig": "pylon.realtime.kinds",
+    "ShardContext": "pylon.realtime.state",
+    "SimState": "pylon.realtime.state",
+    "SubscribeRefused": "pylon.errors",
+    "shard": "pylon.realtime.kinds",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'pylon' has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)

@@ -34,6 +34,7 @@ SNAPSHOT_PAGE_ROWS: Final = 1_000
 PUSH_CHANGES: Final = 1_000
 BATCH_OPS: Final = 1_000
 TRANSACT_OPS: Final = 1_000
+SHARD_ID_CHARS: Final = 200
 ROW_ID_CHARS: Final = 200  # of an imported row; ids made here have 40
 IMPORT_ERRORS: Final = 20  # told of in full; the others are counted
 
@@ -44,6 +45,7 @@ BATCH_BYTES: Final = 8 * 1024 * 1024
 BATCH_S: Final = 0.005
 
 READ_CONNECTIONS: Final = 4  # each worker process
+ANSWERS_BYTES: Final = 8 * 1024 * 1024  # remembered until the next commit, of each kind
 READ_TIMEOUT_S: Final = 10.0  # one statement; more: 503 QUERY_TIMEOUT
 
 TAIL_EVENTS: Final = 10_000
@@ -66,6 +68,7 @@ OUTBOX_FRAMES: Final = 1_000
 DEFLATE_MIN_BYTES: Final = 512  # smaller frames are sent as they are
 SOCKET_PING_S: Final = 25.0
 SSE_KEEPALIVE_S: Final = 15.0
+SOCKETS_PENDING: Final = 2_048  # without a complete request, each worker process
 SOCKET_HEADER_S: Final = 10.0  # from accept to the end of the request's headers
 SOCKET_CLOSE_S: Final = 2.0  # for the outbox to empty and the peer to answer a close
 REPLAY_PAGE_EVENTS: Final = 100
@@ -93,10 +96,6 @@ WAL_CHECKPOINT_BYTES: Final = 4 * 1024 * 1024  # PASSIVE above this
 WAL_CHECKPOINT_AGE_S: Final = 5.0
 WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024  # RESTART above this
 
-BUS_WRITES_HWM: Final = 4_096  # messages; above WRITES_IN_FLIGHT, so that no reply is dropped
-BUS_CHANGES_HWM: Final = 2_000  # batches for each subscriber; more are dropped, read from the log
-BUS_SIGNALS_HWM: Final = 10_000
-BUS_STATUS_HWM: Final = 4  # for each worker; an old heartbeat is worth nothing
 LIVE_QUERIES: Final = 1_000  # of one connection
 LIVE_QUERIES_TOTAL: Final = 100_000  # each worker process; more: 503 UNAVAILABLE
 LIVE_FILTER_BYTES: Final = 1024 * 1024  # of all filters of one connection
@@ -136,6 +135,10 @@ CHANNELS_BYTES: Final = 16 * 1024 * 1024  # of all messages kept
 BUS_ROOMS_HWM: Final = 8_192  # messages; above what ROOM_COMMANDS_IN_FLIGHT lets through
 BUS_ROOM_NEWS_HWM: Final = 1_000  # for each socket worker; more are dropped: fresh snapshots
 BUS_ROOM_NEWS_BYTES: Final = 1024 * 1024  # one message of news, or of replies, is cut here
+BUS_WRITES_HWM: Final = 4_096  # messages; above WRITES_IN_FLIGHT, so that no reply is dropped
+BUS_CHANGES_HWM: Final = 2_000  # batches for each subscriber; more are dropped, read from the log
+BUS_SIGNALS_HWM: Final = 10_000
+BUS_STATUS_HWM: Final = 4  # for each worker; an old heartbeat is worth nothing
 
 HEARTBEAT_FRESH_S: Final = 5.0  # an older heartbeat does not make a worker ready
 HEARTBEAT_LOST_S: Final = 15.0  # a worker silent for this long is aborted and started again

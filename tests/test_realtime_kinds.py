@@ -1,0 +1,131 @@
+"""pylon.realtime.kinds and app_module: registering simulations, and refusing what is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pylon import ShardConfig, SimState, shard
+from pylon.errors import StartRefused
+from pylon.realtime import app_module, kinds
+from tests.realtime_kit import Counters
+
+
+@pytest.fixture(autouse=True)
+def nothing_registered() -> Iterator[None]:
+    kinds.forget()
+    before = list(sys.path)
+    yield
+    kinds.forget()
+    sys.modules.pop("pylon_app", None)
+    sys.path[:] = before
+
+
+def load(folder: Path, source: str) -> None:
+    path = folder / "game.py"
+    path.write_text(textwrap.dedent(source))
+    app_module.load_app_module(path)
+
+
+def test_a_kind_is_found_by_the_name_before_the_colon() -> None:
+    shard("arena", tick_rate_hz=30)(Counters)
+    kind = kinds.kind_of("arena:42")
+    assert kind is not None
+    assert kind.config == ShardConfig(tick_rate_hz=30)
+    assert kinds.kind_of("arena") is kind
+    for unknown in ("", "aren", "arenas:1", "arena:\n", "arena:" + "x" * 200):
+        assert kinds.kind_of(unknown) is None
+
+
+@pytest.mark.parametrize("name", ["", "1a", "a:b", "a b", "x" * 65, "é"])
+def test_a_name_is_checked(name: str) -> None:
+    with pytest.raises(StartRefused, match="a name is"):
+        shard(name)(Counters)
+
+
+def test_a_name_is_registered_once() -> None:
+    shard("arena")(Counters)
+    with pytest.raises(StartRefused, match="registered twice, by Counters"):
+        shard("arena")(Counters)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"tick_rate": 20}, 'no setting "tick_rate"; there are allow_reconnection_s'),
+        ({"tick_rate_hz": "20"}, "tick_rate_hz is '20'; it must be a number of 0 or more"),
+        ({"tick_rate_hz": 2_000}, "at most 1000"),
+        ({"max_subscribers": 1.5}, "a whole number of 0 or more"),
+        ({"max_subscribers": True}, "a whole number"),
+        ({"on_demand": 1}, "True or False"),
+        ({"tick_budget_s": -1}, "0 or more"),
+        ({"tick_rate_hz": float("nan")}, "0 or more"),
+    ],
+)
+def test_a_setting_is_checked(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(StartRefused) as caught:
+        shard("arena", **config)(Counters)
+    assert said in caught.value.message
+
+
+def test_a_class_must_be_a_simulation() -> None:
+    with pytest.raises(StartRefused, match="subclass"):
+        shard("arena")(dict)  # type: ignore[type-var]
+
+
+def test_an_input_must_be_a_type_that_can_be_validated() -> None:
+    class Odd(SimState):
+        Input = complex | bytes | str | int
+
+    with pytest.raises(StartRefused, match=r"Odd\.Input"):
+        shard("arena")(Odd)
+
+
+def test_an_app_is_loaded_with_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "rules_of_this_game.py").write_text("RATE = 12\n")
+    load(tmp_path, """
+        from rules_of_this_game import RATE
+        from pylon import SimState, shard
+
+        @shard("arena", tick_rate_hz=RATE)
+        class Arena(SimState):
+            pass
+    """)
+    assert kinds.kinds()["arena"].config.tick_rate_hz == 12
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("x = 1\nraise ValueError('oh')\n", "line 2: ValueError: oh"),
+        ("x = (\n", "line 1: SyntaxError"),
+        ("import not_to_be_found\n", "line 1: ModuleNotFoundError"),
+        ("from pylon import shard\nshard('')(int)\n", "a name is"),
+    ],
+)
+def test_an_app_that_cannot_be_loaded_is_refused_with_its_line(
+    tmp_path: Path, source: str, said: str
+) -> None:
+    with pytest.raises(StartRefused) as caught:
+        load(tmp_path, source)
+    assert said in caught.value.message
+    assert "pylon_app" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["missing.py", ".", "game.txt"])
+def test_what_is_no_python_file_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "game.txt").write_text("")
+    with pytest.raises(StartRefused, match="PYLON_APP is"):
+        app_module.load_app_module(tmp_path / name)
+
+
+def test_who_imports_pylon_does_not_load_the_simulations() -> None:
+    code = "import pylon, sys; print('pylon.realtime' in sys.modules, pylon.SimState.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stdout == b"False SimState\n"
