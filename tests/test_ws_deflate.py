@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pylon import limits
+from pylon.auth.context import ADMIN, AuthContext
+from pylon.changelog.change import Change
+from pylon.changelog.event import ChangeEvent
+from pylon.clock import ManualClock
 from pylon.errors import BadUpgrade
 from tests.hub_kit import client_frame
+from tests.test_hub_fanout import BY_ENTITY, Peer, row
+from workers.hub.hub import Hub
 from workers.ws import frames
 from workers.ws.deflate import WINDOW_BITS, Deflate, Inflater, negotiate, pack
 from workers.ws.frames import Binary, Parser, Ping, Received, Text, Violation
+from workers.ws.transport import WebSocketTransport
 
 LIMIT_BYTES = 4_096
 ANSWER = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
@@ -217,3 +226,98 @@ def test_no_bytes_make_the_inflater_fail_otherwise(noise: bytes) -> None:
 def test_an_empty_message_may_be_packed() -> None:
     assert Inflater(10).feed(pack(b"", 12), final=True) == b""
     assert Parser(10, unpacks=True).feed(packed_frame(frames.TEXT, b"\x00")) == [Text("")]
+
+
+# --- The hub -------------------------------------------------------------------------------
+
+
+class CountingTransport(WebSocketTransport):
+    """Remembers what was packed."""
+
+    def __init__(self) -> None:
+        super().__init__("ws", LIMIT_BYTES)
+        self.asked: list[tuple[bytes, int]] = []
+
+    def packed(self, frame: bytes, packing: int) -> bytes:
+        if packing:
+            self.asked.append((frame, packing))
+        return super().packed(frame, packing)
+
+
+def messages_of(data: bytes, bits: int) -> tuple[list[bytes], int]:
+    """The payloads of server frames, unpacked, and how many of them were packed."""
+    found, packed_count = [], 0
+    while data:
+        size, at = data[1], 2
+        if size >= 126:
+            at = 4 if size == 126 else 10
+            size = int.from_bytes(data[2:at], "big")
+        payload = data[at : at + size]
+        if data[0] & PACKED:
+            packed_count += 1
+            payload = unpack(payload, bits)
+        found.append(payload)
+        data = data[at + size :]
+    return found, packed_count
+
+
+def change_of(seq: int, entity: str, text: str, owner: str) -> Change:
+    image = row(owner, False, text)
+    return Change(ChangeEvent(seq, entity, f"{seq:040x}", "insert", image, None, 1))
+
+
+def test_a_change_is_packed_once_for_all_who_agreed() -> None:
+    transport = CountingTransport()
+    hub = Hub(BY_ENTITY, transport, ManualClock())
+    contexts = [AuthContext(user_id="ada"), AuthContext(user_id="bob"), ADMIN]
+    peers: dict[tuple[AuthContext, int, int], Peer] = {}
+    for auth in contexts:
+        for packing in (0, 9, 12):
+            for number in range(3):
+                peer = peers[auth, packing, number] = Peer(hub, auth)
+                peer.connection.packing = packing
+                hub.join(peer.connection)
+    assert hub.contexts == len(contexts)
+    long = "all work and no play " * 50
+    changes = [
+        change_of(1, "Public", long, "ada"),
+        change_of(2, "Public", "short", "ada"),
+        change_of(3, "Mine", long, "ada"),
+    ]
+    hub.publish(changes)
+    for (auth, packing, _), peer in peers.items():
+        sees = changes if auth.user_id != "bob" else changes[:2]
+        texts, packed_count = messages_of(peer.received(), packing or 15)
+        assert texts == [change.wire for change in sees]
+        assert packed_count == (len(sees) - 1 if packing else 0)
+    assert len(transport.asked) == len(set(transport.asked)) == 6  # three frames, two windows
+    for peer in peers.values():
+        peer.connection.abort()
+    assert hub.contexts == 0
+    assert not hub._groups and not hub._packings
+
+
+def test_one_whose_replay_was_ahead_gets_packed_frames() -> None:
+    hub = Hub(BY_ENTITY, CountingTransport(), ManualClock())
+    peer = Peer(hub, ADMIN)
+    peer.connection.packing = 12
+    peer.connection.last_seq = 1
+    hub.join(peer.connection)
+    changes = [change_of(seq, "Public", "x" * 1_000, "ada") for seq in (1, 2)]
+    hub.publish(changes[:1])
+    hub.publish(changes[1:])
+    assert messages_of(peer.received(), 12) == ([changes[1].wire], 1)
+    peer.connection.abort()
+
+
+def test_what_packing_would_not_make_smaller_goes_as_it_is() -> None:
+    transport = WebSocketTransport("ws", LIMIT_BYTES)
+    noise = random.Random(1).randbytes(2_000)
+    small = frames.encode(frames.TEXT, b"a" * (limits.DEFLATE_MIN_BYTES - 10))
+    for frame in (frames.encode(frames.BINARY, noise), small):
+        assert transport.packed(frame, 12) is frame
+    for size in (limits.DEFLATE_MIN_BYTES, 70_000):
+        frame = frames.encode(frames.BINARY, b"a" * size)
+        packed = transport.packed(frame, 12)
+        assert packed[0] == 0x80 | PACKED | frames.BINARY
+        assert messages_of(packed, 12) == ([b"a" * size], 1)

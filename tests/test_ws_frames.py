@@ -140,16 +140,6 @@ def test_many_small_fragments_do_not_add_up() -> None:
     assert parser.feed(masked(frames.CONTINUATION, b"")) == [Text("€" * count)]
 
 
-def test_nothing_is_held_between_messages() -> None:
-    parser = Parser(LIMIT_BYTES)
-    parser.feed(masked(frames.TEXT, b"a" * 500, fin=False))
-    parser.feed(masked(frames.CONTINUATION, b"a" * 500)[:-1])
-    assert parser.is_between_messages is False
-    parser = Parser(LIMIT_BYTES)
-    assert parser.feed(masked(frames.TEXT, b"end")) == [Text("end")]
-    assert parser.is_between_messages
-
-
 def test_text_that_is_not_utf8_is_refused_before_its_frame_ends() -> None:
     parser = Parser(LIMIT_BYTES)
     parser.feed(masked(frames.TEXT, b"good", fin=False))

@@ -49,6 +49,9 @@ class Transport(Protocol):
     def frame(self, seq: int, wire: bytes) -> bytes:
         """An event as it goes on the socket; made once, shared by all receivers."""
 
+    def packed(self, frame: bytes, packing: int) -> bytes:
+        """A frame as it goes to those whose `Connection.packing` this is, if not 0."""
+
     def farewell(self, code: int, reason: str) -> bytes:
         """The last bytes to a client that is closed with `code`."""
 
@@ -72,7 +75,7 @@ class Connection:
     __slots__ = (
         "_asked", "_close_code", "_drained", "_outbox", "_outbox_bytes", "_outbox_frames", "_owner",
         "_raw", "_shut", "_state", "_transport", "address", "caller", "direct",
-        "heartbeats_unanswered", "last_seq", "number", "receiver",
+        "heartbeats_unanswered", "last_seq", "number", "packing", "receiver",
     )
 
     _OPEN, _CLOSING, _CLOSED = range(3)
@@ -87,6 +90,7 @@ class Connection:
         self.number = 0  # given by the hub, counting up
         self.heartbeats_unanswered = 0
         self.receiver: Any = None  # the transport's own, for what arrives
+        self.packing = 0  # how its frames may be packed (`Transport.packed`); 0: they may not
         self._raw = raw
         self._transport = transport
         self._owner = owner

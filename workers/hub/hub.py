@@ -7,9 +7,10 @@ touches only the groups with that value, found in a dictionary; only general rul
 once for each group. Whether a group sees the row, the row's leaving, or nothing, is always
 judged by `pylon.changelog.change.seen_as`; routing only says who need not be asked.
 
-A batch becomes one write for each connection, of frames that all receivers share. What a
-delivery costs is that system call; so the loop around it (`_deliver`) has nothing in it that
-could be done once for all, or only for those whose outbox is not empty.
+A batch becomes one write for each connection, of frames that all receivers share; those that
+agreed to packed frames share these, and form groups of their own. What a delivery costs is that
+system call; so the loop around it (`_deliver`) has nothing in it that could be done once for
+all, or only for those whose outbox is not empty.
 
 Invariants: a connection gets events in seq order, each at most once: it joins when it has had
 everything up to the head of the hub, and one whose replay was ahead of the hub waits apart
@@ -39,12 +40,13 @@ _Frames = list[tuple[int, bytes]]  # (seq, frame)
 
 
 class Group:
-    """The connections of one auth context."""
+    """The connections of one auth context that take frames packed in the same way."""
 
-    __slots__ = ("auth", "connections", "verdicts")
+    __slots__ = ("auth", "connections", "packing", "verdicts")
 
-    def __init__(self, auth: AuthContext) -> None:
+    def __init__(self, auth: AuthContext, packing: int) -> None:
         self.auth = auth
+        self.packing = packing
         self.connections: set[Connection] = set()
         self.verdicts: dict[str, bool] = {}  # entity: may read, where data has no say
 
@@ -60,7 +62,8 @@ class Hub:
         self.spent_s = 0.0  # on the last fan-out
         self._rules = rules
         self._clock = clock
-        self._groups: dict[AuthContext, Group] = {}
+        self._groups: dict[tuple[AuthContext, int], Group] = {}  # by context and packing
+        self._packings: dict[int, int] = {}  # in use; how many groups have it
         self._by_attribute: dict[str, dict[object, set[Group]]] = {}
         # All connections, spread evenly, so that each heartbeat looks at its own share only.
         self.shares: list[set[Connection]] = [
@@ -89,7 +92,7 @@ class Hub:
     @property
     def contexts(self) -> int:
         """How many distinct auth contexts receive events."""
-        return len(self._groups)
+        return len({auth for auth, _ in self._groups})
 
     def on_gone(self, callback: Callable[[Connection], None]) -> None:
         """Have `callback` called for each connection whose socket is closed."""
@@ -119,10 +122,11 @@ class Hub:
         if connection.last_seq > self._head:
             self._ahead.add(connection)
             return
-        auth = connection.caller.auth
-        group = self._groups.get(auth)
+        auth, packing = key = connection.caller.auth, connection.packing
+        group = self._groups.get(key)
         if group is None:
-            group = self._groups[auth] = Group(auth)
+            group = self._groups[key] = Group(auth, packing)
+            self._packings[packing] = self._packings.get(packing, 0) + 1
             for attribute, value in _attributes(auth):
                 self._by_attribute.setdefault(attribute, {}).setdefault(value, set()).add(group)
         group.connections.add(connection)
@@ -131,13 +135,16 @@ class Hub:
         """`workers.hub.connection.Owner`: no more events for it."""
         self._closing[connection] = self._clock.monotonic_s()
         self._ahead.discard(connection)
-        auth = connection.caller.auth
-        group = self._groups.get(auth)
+        auth, packing = key = connection.caller.auth, connection.packing
+        group = self._groups.get(key)
         if group is None:
             return
         group.connections.discard(connection)
         if not group.connections:
-            del self._groups[auth]
+            del self._groups[key]
+            self._packings[packing] -= 1
+            if not self._packings[packing]:
+                del self._packings[packing]
             for attribute, value in _attributes(auth):
                 groups = self._by_attribute[attribute]
                 groups[value].discard(group)
@@ -161,6 +168,10 @@ class Hub:
         metrics.CONNECTIONS.set(self._open)
         for callback in self._on_gone:
             callback(connection)
+
+    def session_ids(self) -> list[str]:
+        """The sessions that have sockets here."""
+        return list(self._sessions)
 
     def close_session(self, session_id: str, code: int, reason: str) -> int:
         """Close the sockets of a session; how many there were."""
@@ -221,25 +232,50 @@ class Hub:
         apart: set[Group] = set(own)
         if len(common) < len(everything):
             apart.update(group for group in self._groups.values() if group.auth.is_admin)
-        rest = (g.connections for g in self._groups.values() if g not in apart)
+        made: dict[tuple[bytes, int], bytes] = {}
         sent_frames = 0
         if common:
-            sent_frames += _deliver(chain.from_iterable(rest), common)
+            for packing in list(self._packings):
+                rest = [
+                    group.connections for group in self._groups.values()
+                    if group.packing == packing and group not in apart
+                ]
+                if rest:
+                    frames = self._packed(common, packing, made)
+                    sent_frames += _deliver(chain.from_iterable(rest), frames)
         for group in apart:
             if group.auth.is_admin:
                 frames = everything
             else:
                 frames = sorted(common + own[group]) if common else own[group]
+            frames = self._packed(frames, group.packing, made)
             sent_frames += _deliver(group.connections, frames)
         metrics.MESSAGES_SENT.inc(sent_frames)
         self.spent_s = self._clock.monotonic_s() - started_s
         metrics.SYNC_DELIVERY.observe(self.spent_s)
 
+    def _packed(
+        self, frames: _Frames, packing: int, made: dict[tuple[bytes, int], bytes]
+    ) -> _Frames:
+        """The frames packed, each once for all groups (`made`)."""
+        if not packing:
+            return frames
+        found: _Frames = []
+        for seq, frame in frames:
+            packed = made.get((frame, packing))
+            if packed is None:
+                packed = made[frame, packing] = self.transport.packed(frame, packing)
+            found.append((seq, packed))
+        return found
+
     def _send_ahead(self, connection: Connection, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.seq > connection.last_seq:
                 wire = self.view(change, connection.caller.auth)
-                if wire is not None and connection.send(self.transport.frame(change.seq, wire)):
+                if wire is None:
+                    continue
+                frame = self.transport.frame(change.seq, wire)
+                if connection.send(self.transport.packed(frame, connection.packing)):
                     metrics.MESSAGES_SENT.inc()
 
     def _join_those_caught_up(self) -> None:

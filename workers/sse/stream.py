@@ -71,6 +71,10 @@ class EventStreamTransport:
         """A stream just ends; when the server goes away it says when to come back."""
         return RETRY if code == GOING_AWAY else b""
 
+    def packed(self, frame: bytes, packing: int) -> bytes:
+        """Never asked for: streams are not packed."""
+        return frame
+
     def received(self, connection: Connection, data: bytes) -> None:
         """Ignored: all was said in the request."""
 

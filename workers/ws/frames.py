@@ -161,11 +161,6 @@ class Parser:
         self._last = False  # whether it is its message's last
         self._ended = False
 
-    @property
-    def is_between_messages(self) -> bool:
-        """Whether a new parser would go on the same way."""
-        return not self._held and self._message is None and not self._ended
-
     def feed(self, data: bytes) -> list[Received]:
         """Everything that `data` completes, in order."""
         if self._ended:

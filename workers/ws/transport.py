@@ -1,10 +1,12 @@
 """WebSocket as a transport of the hub: text frames out, and the conversation with the client.
 
-Invariants: an event's frame is made once and shared. Every ping is answered, every close is
-answered with its own code, every breach of the protocol with the code that RFC 6455 names.
-Text messages go to `on_text` (the ws worker's is `workers.ws.conversation`); without one, and
-for binary ones, they are counted and ignored (spec/realtime.md §2.3). Used by the ws and the
-shards workers; all methods run in libev's callbacks or in the feed and never block.
+Invariants: an event's frame is made once and shared, and packed (permessage-deflate) once for
+all who agreed to the same window; frames below `limits.DEFLATE_MIN_BYTES` go as they are. Every
+ping is answered, every close is answered with its own code, every breach of the protocol with
+the code that RFC 6455 names. Messages go to `on_text` (the ws worker's is
+`workers.ws.conversation`) and `on_binary`; without one they are counted and ignored
+(spec/realtime.md §2.3). Used by the ws and the shards workers; all methods run in the poller's
+callbacks or in the feed and never block.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pylon import limits, metrics
 from pylon.errors import PylonError, ResyncRequired
 from workers.hub.connection import OVERFLOW, Connection
 from workers.hub.feed import SERVICE_RESTART
-from workers.ws import frames
+from workers.ws import deflate, frames
 
 _NO_STATUS = 1005  # a close frame without a code; itself never on the wire
 
@@ -36,10 +38,19 @@ class WebSocketTransport:
         self.heartbeat_s = heartbeat_s
         self._max_message_bytes = max_message_bytes
         self.on_text: Callable[[Connection, str], None] = _ignore
+        self.on_binary: Callable[[Connection, bytes], None] = _ignore
 
     def frame(self, seq: int, wire: bytes) -> bytes:
         """The event's JSON as one text frame."""
         return frames.encode(frames.TEXT, wire)
+
+    def packed(self, frame: bytes, packing: int) -> bytes:
+        """The frame compressed with a window of `packing` bits, if that makes it smaller."""
+        if not packing or len(frame) < limits.DEFLATE_MIN_BYTES:
+            return frame
+        payload = deflate.pack(frames.payload_of(frame), packing)
+        made = frames.encode(frame[0] & 0x0F, payload, packed=True)
+        return made if len(made) < len(frame) else frame
 
     def farewell(self, code: int, reason: str) -> bytes:
         """A close frame."""
@@ -53,18 +64,20 @@ class WebSocketTransport:
         if parser is None:  # most clients never send more than pongs
             if frames.is_pong(data):
                 return
-            parser = connection.receiver = frames.Parser(self._max_message_bytes)
+            parser = connection.receiver = frames.Parser(
+                self._max_message_bytes, unpacks=connection.packing != 0
+            )
         for item in parser.feed(data):
-            if isinstance(item, frames.Ping):
+            if isinstance(item, frames.Text):
+                self.on_text(connection, item.text)
+            elif isinstance(item, frames.Binary):
+                self.on_binary(connection, item.data)
+            elif isinstance(item, frames.Ping):
                 connection.send(frames.encode(frames.PONG, item.data))
             elif isinstance(item, frames.Close):
                 _answer_close(connection, item)
             elif isinstance(item, frames.Violation):
                 connection.close(item.code, item.reason, awaits_peer=False)
-            elif isinstance(item, frames.Text):
-                self.on_text(connection, item.text)
-            elif not isinstance(item, frames.Pong):
-                metrics.MESSAGES_RECEIVED.labels("ignored").inc()
 
     def refuse(self, connection: Connection, error: PylonError, *, greeted: bool) -> None:
         """Tell a client that it must pull anew, or come again later."""
@@ -75,7 +88,7 @@ class WebSocketTransport:
             connection.close(OVERFLOW, error.code)
 
 
-def _ignore(connection: Connection, text: str) -> None:
+def _ignore(connection: Connection, message: str | bytes) -> None:
     metrics.MESSAGES_RECEIVED.labels("ignored").inc()
 
 
