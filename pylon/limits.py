@@ -35,6 +35,8 @@ PUSH_CHANGES: Final = 1_000
 BATCH_OPS: Final = 1_000
 TRANSACT_OPS: Final = 1_000
 SHARD_ID_CHARS: Final = 200
+MATCH_TICKETS: Final = 100_000  # players who wait for a match
+MATCH_GROUP: Final = 1_000  # of one match
 ROW_ID_CHARS: Final = 200  # of an imported row; ids made here have 40
 IMPORT_ERRORS: Final = 20  # told of in full; the others are counted
 
@@ -68,6 +70,7 @@ OUTBOX_FRAMES: Final = 1_000
 DEFLATE_MIN_BYTES: Final = 512  # smaller frames are sent as they are
 SOCKET_PING_S: Final = 25.0
 SSE_KEEPALIVE_S: Final = 15.0
+PASSED_BYTES: Final = 160 * 1024  # read of a connection that another process goes on with
 SOCKETS_PENDING: Final = 2_048  # without a complete request, each worker process
 SOCKET_HEADER_S: Final = 10.0  # from accept to the end of the request's headers
 SOCKET_CLOSE_S: Final = 2.0  # for the outbox to empty and the peer to answer a close
@@ -91,6 +94,16 @@ HTTP_DISPATCHERS: Final = 2_048  # requests of a worker that wait inside; above 
 HTTP_BODIES_BYTES: Final = 128 * 1024 * 1024  # of a worker's requests that are arriving
 HTTP_OUTGOING_BYTES: Final = 128 * 1024 * 1024  # of its answers whose clients are slow
 SLOW_REQUEST_S: Final = 1.0  # an HTTP request that takes longer is logged
+
+DOCUMENT_UPDATE_BYTES: Final = 256 * 1024  # of one push to a document
+DOCUMENT_BYTES: Final = 1024 * 1024  # of a document, its history included
+DOCUMENT_UPDATES: Final = 256  # stored beside a document's snapshot before they go into it
+DOCUMENT_FOLD_BYTES: Final = 32 * 1024  # as above, or the snapshot's size if that is more
+DOCUMENTS_DECODED: Final = 1_000  # in the writer's memory
+DOCUMENTS_DECODED_BYTES: Final = 64 * 1024 * 1024  # as above, about
+DOCUMENT_SUBSCRIPTIONS: Final = 1_000  # of one WebSocket
+DOCUMENTS_OPENING: Final = 8  # that a ws worker has the writer look at, at a time
+DOCUMENT_PAGE_UPDATES: Final = 500  # that a ws worker reads at a time
 
 WAL_CHECKPOINT_BYTES: Final = 4 * 1024 * 1024  # PASSIVE above this
 WAL_CHECKPOINT_AGE_S: Final = 5.0

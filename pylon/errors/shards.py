@@ -67,3 +67,14 @@ class RecordingInvalid(PylonError):
 
     code = "RECORDING_INVALID"
     status = 400
+
+
+class MatchQueueFull(PylonError):
+    """As many players wait for a match as the server keeps (MATCH_TICKETS).
+
+    Remedy: come again later.
+    """
+
+    code = "MATCH_QUEUE_FULL"
+    status = 503
+    retryable = True
