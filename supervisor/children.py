@@ -15,7 +15,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -80,6 +80,7 @@ class Children:
         self._random = random
         self._aborted_workers: dict[int, float] = {}  # silent gunicorn workers: when aborted
         self.draining = False
+        self.on_ended: Callable[[int], None] = _nobody  # told each child that ends, by its pid
         self.restarts = 0
         self._slots = [
             _Slot(role, str(number))
@@ -170,6 +171,7 @@ class Children:
     def _ended(self, slot: _Slot, code: int) -> None:
         assert slot.process is not None
         pid, slot.process = slot.process.pid, None
+        self.on_ended(pid)
         now_s = self._clock.monotonic_s()
         up_s = now_s - slot.started_s
         for beat in self._heartbeats.of(slot.role):
@@ -250,6 +252,10 @@ def worker_command(role: str) -> list[str]:
     """What to execute for a child of the role."""
     # -P: a folder named "workers" in the app's directory must not be taken for ours.
     return [sys.executable, "-P", "-m", f"workers.{role}"]
+
+
+def _nobody(pid: int) -> None:
+    return
 
 
 def _exit_text(code: int) -> str:

@@ -1,8 +1,8 @@
 """The drain (design.md §8): how a supervisor ends without losing anything, step by step.
 
 The order matters: readiness first, so that load balancers turn away; then nothing new; then
-HTTP, which writes; then shards and sockets; then the writer, which by now has no clients;
-then the WAL. Each step is told to `DrainNews` (control clients, the log) as it happens.
+HTTP, which writes; then shards and sockets; then the rooms and the writer, which by now have no
+clients; then the WAL. Each step is told to `DrainNews` (control clients, the log) as it happens.
 
 A second SIGTERM or the deadline (PYLON_DRAIN_DELAY_S + PYLON_DRAIN_SECS +
 `limits.DRAIN_GRACE_S`) kills what is left of the children; the writer still finishes what it
@@ -99,6 +99,7 @@ class Drain:
 
     def _stop_writing(self) -> None:
         parts = self._parts
+        parts.rooms.stop()
         parts.flusher.stop()
         local = LocalWriter(parts.runtime)
         try:

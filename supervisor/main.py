@@ -46,6 +46,7 @@ from supervisor.loop import Loop, queue_signals
 from supervisor.notify import Notifier
 from supervisor.parts import Parts
 from supervisor.pidfile import Pidfile
+from supervisor.rooms import RoomsThread
 from supervisor.sockets import open_listeners
 from supervisor.writer import Writer
 
@@ -110,6 +111,9 @@ def _assemble(
     proxy = SignalProxy(runtime)
     proxy.start()
     stack.callback(proxy.stop)
+    rooms = RoomsThread(runtime, clock, SystemRandom())
+    rooms.start()
+    stack.callback(rooms.stop)
     heartbeats = Heartbeats(clock, lambda: events.put(RolesChanged()))
     heartbeats.start(StatusReceiver(runtime))
     stack.callback(heartbeats.stop)
@@ -122,6 +126,7 @@ def _assemble(
         wanted, listeners, runtime, _child_environ(loaded, environ, db_path), heartbeats, clock,
         SystemRandom(),
     )
+    children.on_ended = rooms.worker_ended
     stack.callback(children.kill_all)
     pidfile.write(
         pid=pid, runtime_dir=str(runtime.dir), ports=listeners.ports,
@@ -130,7 +135,7 @@ def _assemble(
     return Parts(
         config=config, clock=clock, runtime=runtime, db_path=db_path, listeners=listeners,
         events=events, news=DrainNews(), engine=engine, writer=writer, flusher=flusher,
-        heartbeats=heartbeats, children=children, signals=signals,
+        heartbeats=heartbeats, rooms=rooms, children=children, signals=signals,
         notifier=Notifier(environ, pid),
     )
 

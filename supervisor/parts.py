@@ -15,6 +15,7 @@ from supervisor.events import DrainNews, Events
 from supervisor.flusher import Flusher
 from supervisor.heartbeats import Heartbeats
 from supervisor.notify import Notifier
+from supervisor.rooms import RoomsThread
 from supervisor.sockets import Listeners
 from supervisor.writer import Writer
 
@@ -34,6 +35,7 @@ class Parts:
     writer: Writer
     flusher: Flusher
     heartbeats: Heartbeats
+    rooms: RoomsThread
     children: Children
     signals: PlainSignalSender  # for the main thread
     notifier: Notifier

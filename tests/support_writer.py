@@ -21,9 +21,11 @@ from pylon.app import build_app
 from pylon.auth.cookies import session_cookie
 from pylon.auth.origin import origins
 from pylon.bus.messages import RolesReport, RoleState, Signal, WriteOp, WriteReply, WriteRequest
+from pylon.bus.rooms_messages import RoomCommand, RoomReply, RoomRequest
 from pylon.changelog.feed import Feed
 from pylon.clock import ManualClock, SystemRandom
 from pylon.manifest.load import parse_manifest
+from pylon.rooms.desk import Desk
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.pool import ReaderPool
 
@@ -52,6 +54,19 @@ class EngineWriter:
 
     def submit(self, op: WriteOp) -> WriteReply:
         reply = self.submit_all([op])[0]
+        if reply.error is not None:
+            raise reply.error.to_exception()
+        return reply
+
+
+class DeskRooms:
+    """Carries commands about rooms out at once, in this process."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self.desk = Desk(clock, "test")
+
+    def submit(self, command: RoomCommand) -> RoomReply:
+        (reply,) = self.desk.apply(b"r1-test", [RoomRequest(1, command)])
         if reply.error is not None:
             raise reply.error.to_exception()
         return reply
@@ -119,6 +134,7 @@ def running(
         app=app,
         store=pool,
         writer=writer,
+        rooms=DeskRooms(clock),
         feed=Feed(pool),
         notes=NoteTeller(signals.append, clock, lambda tell: tell()),
         readiness=Readiness(lambda: pool.point(lambda reader: reader.head_seq()), clock),

@@ -13,13 +13,16 @@ from typing import Protocol
 from pylon import limits
 from pylon.api.notes import NoteTeller
 from pylon.api.readiness import Readiness
+from pylon.api.remembered import Answers
 from pylon.app import App
 from pylon.auth.context import Caller
 from pylon.auth.cookies import SessionCookie
 from pylon.auth.origin import Origins
 from pylon.auth.sessions import count_again
 from pylon.bus.messages import Signal, WriteOp, WriteReply
+from pylon.bus.rooms_messages import RoomCommand, RoomReply
 from pylon.changelog.feed import Feed
+from pylon.changelog.pull import Pulled
 from pylon.storage.contract import Store
 
 
@@ -31,6 +34,13 @@ class Writer(Protocol):
 
     def submit_all(self, ops: Sequence[WriteOp]) -> list[WriteReply]:
         """Carry out writes in order; each reply has its own error, if any."""
+
+
+class RoomKeeper(Protocol):
+    """Where the rooms and channels are."""
+
+    def submit(self, command: RoomCommand) -> RoomReply:
+        """Carry out a command; raises the `PylonError` that it was refused with."""
 
 
 class Callers:
@@ -72,6 +82,7 @@ class Services:
     app: App
     store: Store
     writer: Writer
+    rooms: RoomKeeper
     feed: Feed
     notes: NoteTeller
     readiness: Readiness
@@ -81,3 +92,5 @@ class Services:
     control_socket: Path  # the supervisor's, for /metrics
     started_s: float  # monotonic
     callers: Callers = field(default_factory=Callers)
+    answers: Answers[bytes] = field(default_factory=Answers)
+    pulls: Answers[Pulled] = field(default_factory=Answers)

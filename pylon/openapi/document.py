@@ -15,6 +15,7 @@ from pylon.manifest.model import Manifest
 from pylon.openapi.filters import filter_schemas
 from pylon.openapi.identity import identity_paths, identity_schemas
 from pylon.openapi.parts import Schema, header, obj
+from pylon.openapi.rooms import room_paths, room_schemas
 from pylon.openapi.rows import entity_paths, graph_paths
 from pylon.openapi.server import server_paths
 from pylon.openapi.sync import sync_paths, sync_schemas
@@ -83,11 +84,11 @@ def openapi_document(manifest: Manifest, config: Config) -> dict[str, Any]:
     """The OpenAPI 3.1 document of an app."""
     schemas: dict[str, Schema] = {
         "Error": _ERROR, **identity_schemas(), **sync_schemas(manifest),
-        **write_schemas(manifest),
+        **write_schemas(manifest), **room_schemas(),
     }
     paths = {
         **server_paths(), **identity_paths(), **sync_paths(), **graph_paths(manifest),
-        **write_paths(manifest),
+        **write_paths(manifest), **room_paths(),
     }
     for entity in manifest.entities:
         schemas |= entity_schemas(entity) | filter_schemas(entity, config)

@@ -1,0 +1,164 @@
+"""Rooms and presence over HTTP (spec/realtime.md §5.2): what the official `useRoom` speaks.
+
+The acting user is the session's; only an admin's body may name another one as `user_id`, which
+other callers' bodies may have and which is ignored there, for `useRoom` sends it. Invariants:
+what is kept of a request is bounded here (names, data); the answers are the rooms' own texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import falcon
+import orjson
+
+from pylon import limits
+from pylon.api.answers import send_raw
+from pylon.api.body import read_json
+from pylon.api.callers import caller_of
+from pylon.api.services import Services
+from pylon.auth.context import AuthContext
+from pylon.bus.rooms_messages import (
+    Broadcast,
+    GetRoom,
+    GetRooms,
+    JoinRoom,
+    LeaveRoom,
+    RoomCommand,
+    SetPresence,
+)
+from pylon.errors import (
+    AuthRequired,
+    InvalidData,
+    InvalidJson,
+    LimitExceeded,
+    MissingRoom,
+    MissingTopic,
+)
+
+_Body = dict[str, Any]
+_USER_ID_CHARS: Final = 200
+
+
+class Verb:
+    """A ``POST /api/rooms/<verb>``. A room may be called like the verb: ``GET`` asks for it."""
+
+    def __init__(
+        self, services: Services, name: str, command: Callable[[str, str, _Body], RoomCommand]
+    ) -> None:
+        """Args: `command` makes the command out of room, user id and body."""
+        self._services = services
+        self._name = name
+        self._command = command
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        _send_room(self._services, req, resp, self._name)
+
+    on_head = on_get
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        auth = caller_of(req, self._services).auth
+        if auth.user_id is None:
+            raise AuthRequired("Authentication required")
+        body = read_json(req)
+        if not isinstance(body, dict):
+            raise InvalidJson("Invalid request body", hint='Send {"room": "...", ...}')
+        room = body.get("room")
+        if not isinstance(room, str) or not room:
+            raise MissingRoom("room is required")
+        _check_chars("room", room, limits.ROOM_NAME_CHARS)
+        command = self._command(room, _acting(auth, body), body)
+        send_raw(resp, self._services.rooms.submit(command).body)
+
+
+def verbs(services: Services) -> list[tuple[str, object]]:
+    """The routes of what can be done in a room."""
+    made = {"join": _join, "leave": _leave, "presence": _presence, "broadcast": _broadcast}
+    return [
+        (f"/api/rooms/{name}", Verb(services, name, command)) for name, command in made.items()
+    ]
+
+
+def _join(room: str, user_id: str, body: _Body) -> RoomCommand:
+    return JoinRoom(room, user_id, _data(body.get("data")))
+
+
+def _leave(room: str, user_id: str, body: _Body) -> RoomCommand:
+    return LeaveRoom(room, user_id)
+
+
+def _presence(room: str, user_id: str, body: _Body) -> RoomCommand:
+    return SetPresence(room, user_id, _data(body.get("data", {})))
+
+
+def _broadcast(room: str, user_id: str, body: _Body) -> RoomCommand:
+    topic = body.get("topic")
+    if not isinstance(topic, str) or not topic:
+        raise MissingTopic("topic is required")
+    _check_chars("topic", topic, limits.ROOM_TOPIC_CHARS)
+    return Broadcast(room, user_id, topic, _data(body.get("data", {})))
+
+
+class RoomList:
+    """``GET /api/rooms``."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        _user_of(self._services, req)
+        send_raw(resp, self._services.rooms.submit(GetRooms()).body)
+
+    on_head = on_get
+
+
+class Room:
+    """``GET /api/rooms/{room}``; the name is decoded, and may have slashes."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, room: str) -> None:
+        _send_room(self._services, req, resp, room)
+
+    on_head = on_get
+
+
+def _send_room(
+    services: Services, req: falcon.Request, resp: falcon.Response, room: str
+) -> None:
+    user_id = _user_of(services, req)
+    _check_chars("room", room, limits.ROOM_NAME_CHARS)
+    send_raw(resp, services.rooms.submit(GetRoom(room, user_id)).body)
+
+
+def _user_of(services: Services, req: falcon.Request) -> str:
+    user_id = caller_of(req, services).auth.user_id
+    if user_id is None:
+        raise AuthRequired("Authentication required")
+    return user_id
+
+
+def _acting(auth: AuthContext, body: _Body) -> str:
+    """For whom the caller acts."""
+    named = body.get("user_id")
+    if not auth.is_admin or named is None:
+        return str(auth.user_id)
+    if not isinstance(named, str) or not 0 < len(named) <= _USER_ID_CHARS:
+        raise InvalidData(f"user_id must be a text of 1 to {_USER_ID_CHARS} characters")
+    return named
+
+
+def _data(value: Any) -> bytes:
+    data = orjson.dumps(value)
+    if len(data) > limits.ROOM_DATA_BYTES:
+        raise LimitExceeded(
+            f"data has {len(data)} bytes as JSON (limit {limits.ROOM_DATA_BYTES})"
+        )
+    return data
+
+
+def _check_chars(what: str, text: str, most: int) -> None:
+    if len(text) > most:
+        raise LimitExceeded(f"{what} has {len(text)} characters (limit {most})")
