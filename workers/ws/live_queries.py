@@ -1,0 +1,276 @@
+"""Live queries: a result at once, then exactly the changes of it (docs/realtime.md).
+
+A subscription's rows and the head of the log are read at one commit, so its diffs begin after a
+known seq. The rows are sent in messages of a bounded size, at the client's own pace, and no diff
+goes between them. What was committed meanwhile is then told from the feed's tail, or from the
+log where the tail does not reach; with the last of it the subscription becomes active, without
+a switch of greenlets, so that what the hub publishes afterwards is exactly what comes next. A
+feed that is behind the result publishes changes that are in it already: they are passed over by
+their seq.
+
+Invariants: no diff is lost, sent twice or out of order, and a subscription that cannot be kept
+so is ended with an error; a row that the caller may not read is not in its result, and leaves
+with a delete. Counted against their limits: subscriptions of a socket and of the worker, bytes
+of filters, rows and bytes of a result, results under way. A feature of `workers.ws.conversation`;
+made by `workers.ws.server`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import orjson
+
+from pylon import limits, metrics
+from pylon.api.access import entity_named, readable
+from pylon.app import App
+from pylon.changelog.change import Change
+from pylon.clock import Clock
+from pylon.errors import (
+    IdentityChanged,
+    InvalidData,
+    LimitExceeded,
+    PylonError,
+    Unavailable,
+)
+from pylon.storage.clause import SqlClause
+from pylon.storage.contract import Query, Reader, Store
+from pylon.storage.sqlite.matching import matcher_of
+from pylon.storage.where import and_
+from workers.hub.connection import Connection
+from workers.hub.feed import Feed
+from workers.hub.history import History
+from workers.hub.hub import Hub
+from workers.ws import frames
+from workers.ws.conversation import error_message, say
+from workers.ws.live_watches import Subscription, Watch, Watches, WatchKey, diff_body, viewer
+
+_WAIT_S: Final = 1.0  # how often one who waits for a client looks whether it still lives
+
+
+class LiveQueries:
+    """`workers.ws.conversation.Feature`: subscribe and unsubscribe."""
+
+    message_types = ("subscribe", "unsubscribe")
+
+    def __init__(self, app: App, store: Store, feed: Feed, hub: Hub, clock: Clock) -> None:
+        self._app = app
+        self._store = store
+        self._feed = feed
+        self._history = History(store)
+        self._watches = Watches(clock)
+        self._of: dict[Connection, dict[str, Subscription]] = {}
+        self._count = 0
+        self._filter_bytes = 0
+        self._sending_bytes = 0  # of results that are on their way
+        hub.on_published(self._watches.published)
+
+    def take(self, connection: Connection, message: dict[str, Any]) -> None:
+        """See `Feature`. Errors name the `sub_id`; a subscription of the same one has ended."""
+        sub_id = message.get("sub_id")
+        if not isinstance(sub_id, str) or not 0 < len(sub_id) <= limits.LIVE_SUB_ID_CHARS:
+            raise InvalidData(
+                f"sub_id must be a text of 1 to {limits.LIVE_SUB_ID_CHARS} characters, "
+                "and names a live query of this connection"
+            )
+        self._end(connection, sub_id)
+        if message["type"] == "unsubscribe":
+            say(connection, {"type": "unsubscribed", "sub_id": sub_id})
+            return
+        subscription, where = self._begin(connection, sub_id, message)
+        try:
+            seq = self._send_result(subscription, where)
+            self._activate(subscription, seq)
+        except BaseException:
+            self._end(connection, sub_id)
+            raise
+
+    def gone(self, connection: Connection) -> None:
+        """See `Feature`."""
+        for sub_id in list(self._of.get(connection, ())):
+            self._end(connection, sub_id)
+
+    def identity_changed(self, connection: Connection) -> None:
+        """`connection.caller` is another one: subscriptions whose rows may now be others end,
+        and their client is told so that it can subscribe again. Must not block."""
+        auth = connection.caller.auth
+        for sub_id, subscription in list(self._of.get(connection, {}).items()):
+            name, _, whose = subscription.watch.key
+            try:
+                readable(self._app, self._app.manifest.by_name[name], auth)
+                if viewer(self._app.rules.of(name), auth) == whose:
+                    continue
+                error: PylonError = IdentityChanged(
+                    "This connection has another user now", hint="Subscribe again"
+                )
+            except PylonError as ex:
+                error = ex
+            self._end(connection, sub_id)
+            say(connection, error_message(error, {"type": "subscribe", "sub_id": sub_id}))
+
+    # --- Which there are -----------------------------------------------------------------
+
+    def _begin(
+        self, connection: Connection, sub_id: str, message: dict[str, Any]
+    ) -> tuple[Subscription, SqlClause]:
+        """A subscription that counts, but is not active yet, and what its rows are."""
+        auth = connection.caller.auth
+        entity = entity_named(self._app, message.get("entity"), auth)
+        allowed = readable(self._app, entity, auth)
+        body = message.get("filter")
+        matcher = matcher_of(entity, {} if body is None else body)
+        rules = self._app.rules.of(entity.name)
+        text = orjson.dumps(body or {}, option=orjson.OPT_SORT_KEYS)
+        self._check_room(connection, len(text))
+        key: WatchKey = (entity.name, text, viewer(rules, auth))
+        watch = self._watches.known(key) or Watch(key, entity, matcher, rules)
+        self._watches.check(watch)
+        subscription = Subscription(connection, sub_id, watch)
+        self._of.setdefault(connection, {})[sub_id] = subscription
+        self._add(1, len(text))
+        return subscription, and_(matcher.where, allowed)
+
+    def _check_room(self, connection: Connection, filter_bytes: int) -> None:
+        own = self._of.get(connection, {})
+        if len(own) >= limits.LIVE_QUERIES:
+            raise LimitExceeded(f"A connection may have {limits.LIVE_QUERIES} live queries")
+        own_bytes = sum(subscription.filter_bytes for subscription in own.values())
+        if own_bytes + filter_bytes > limits.LIVE_FILTER_BYTES:
+            raise LimitExceeded(
+                f"The filters of a connection may have {limits.LIVE_FILTER_BYTES} bytes together"
+            )
+        if (
+            self._count >= limits.LIVE_QUERIES_TOTAL
+            or self._filter_bytes + filter_bytes > limits.LIVE_FILTER_BYTES_TOTAL
+        ):
+            raise Unavailable("This server has as many live queries as it can keep")
+
+    def _end(self, connection: Connection, sub_id: str) -> None:
+        own = self._of.get(connection)
+        subscription = None if own is None else own.pop(sub_id, None)
+        if own is None or subscription is None:
+            return
+        if not own:
+            del self._of[connection]
+        self._watches.end(subscription)
+        self._add(-1, -subscription.filter_bytes)
+
+    def _add(self, count: int, filter_bytes: int) -> None:
+        self._count += count
+        self._filter_bytes += filter_bytes
+        metrics.LIVE_QUERIES.set(self._count)
+
+    # --- The result ----------------------------------------------------------------------
+
+    def _send_result(self, subscription: Subscription, where: SqlClause) -> int:
+        """Send all rows; the seq that they are current to."""
+        name = subscription.watch.key[0]
+        seq, rows = self._store.scan(lambda reader: _read(reader, name, where))
+        pages = _pages(seq, rows, subscription.tail)
+        del rows
+        waiting_bytes = sum(map(len, pages[1:]))
+        if waiting_bytes and self._sending_bytes + waiting_bytes > limits.LIVE_SENDING_BYTES:
+            raise Unavailable("Too many results of live queries are on their way to slow clients")
+        self._sending_bytes += waiting_bytes
+        connection = subscription.connection
+        try:
+            for page in pages:
+                if not _is_drained(connection) or not connection.send(page):
+                    break
+        finally:
+            self._sending_bytes -= waiting_bytes
+        return seq
+
+    def _activate(self, subscription: Subscription, seq: int) -> None:
+        """Tell what came after `seq`, and have it receive what comes.
+
+        Raises:
+            ResyncRequired: the log no longer has it; the client may subscribe again.
+        """
+        connection = subscription.connection
+        while _is_drained(connection):
+            tail = self._feed.tail
+            changes: Sequence[Change] | None = tail.after(seq)
+            if changes is not None and len(changes) <= limits.REPLAY_PAGE_EVENTS:
+                _tell(subscription, changes)
+                if connection.is_open:  # else it may have been forgotten already
+                    self._watches.activate(subscription, max(seq, tail.last_seq))
+                return
+            if changes is None:
+                changes = self._history.page(seq, limits.REPLAY_PAGE_EVENTS)
+            else:
+                changes = changes[: limits.REPLAY_PAGE_EVENTS]
+            _tell(subscription, changes)
+            # The log may have nothing more while the tail begins behind a gap between seqs.
+            seq = changes[-1].seq if changes else max(seq, self._feed.tail.first_covered)
+
+
+def _read(reader: Reader, entity: str, where: SqlClause) -> tuple[int, list[bytes]]:
+    """The head, and the rows of the same commit."""
+
+    def read() -> tuple[int, list[bytes]]:
+        seq = reader.head_seq()
+        rows: list[bytes] = []
+        size_bytes = 0
+        after_id: str | None = None
+        while True:
+            query = Query(where, limits.SNAPSHOT_PAGE_ROWS, after_id=after_id)
+            page = reader.rows(entity, query)
+            rows += page
+            size_bytes += sum(map(len, page))
+            if len(rows) > limits.LIVE_ROWS or size_bytes > limits.LIVE_RESULT_BYTES:
+                raise LimitExceeded(
+                    f"A live query may have {limits.LIVE_ROWS} rows and "
+                    f"{limits.LIVE_RESULT_BYTES} bytes when it begins, and this one has more",
+                    hint="ask for less with a filter, or pull and follow the changes",
+                )
+            if len(page) < limits.SNAPSHOT_PAGE_ROWS:
+                return seq, rows
+            after_id = orjson.loads(page[-1])["id"]
+
+    return reader.at_one_commit(read)
+
+
+def _pages(seq: int, rows: list[bytes], tail: bytes) -> list[bytes]:
+    """The messages of a result, as frames; the last one says so."""
+    pages: list[bytes] = []
+    begin = size_bytes = 0
+    for end, row in enumerate(rows):
+        if end > begin and size_bytes + len(row) > limits.LIVE_PAGE_BYTES:
+            pages.append(_page(seq, rows[begin:end], False, tail))
+            begin, size_bytes = end, 0
+        size_bytes += len(row)
+    pages.append(_page(seq, rows[begin:], True, tail))
+    return pages
+
+
+def _page(seq: int, rows: list[bytes], last: bool, tail: bytes) -> bytes:
+    return frames.encode(
+        frames.TEXT,
+        b'{"type":"subscribed","seq":%d,"rows":[%b],"last":%b%b'
+        % (seq, b",".join(rows), b"true" if last else b"false", tail),
+    )
+
+
+def _tell(subscription: Subscription, changes: Sequence[Change]) -> None:
+    """Send the diffs of changes that its result does not have, in one write."""
+    told: list[bytes] = []
+    for change in changes:
+        if change.event.entity == subscription.watch.key[0]:
+            kind = subscription.watch.kind(change)
+            if kind is not None:
+                text = diff_body(change, kind) + subscription.tail
+                told.append(frames.encode(frames.TEXT, text))
+    if told and subscription.connection.send(b"".join(told), len(told)):
+        metrics.LIVE_DIFFS.inc(len(told))
+        metrics.MESSAGES_SENT.inc(len(told))
+
+
+def _is_drained(connection: Connection) -> bool:
+    """Wait until its outbox is empty; False when it is closed. A client that takes nothing is
+    closed by the heartbeat."""
+    while connection.is_open:
+        if connection.wait_drained(_WAIT_S):
+            return True
+    return False

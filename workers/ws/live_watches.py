@@ -1,0 +1,305 @@
+"""Which live queries a change concerns, and what it is to them: the index behind `live_queries`.
+
+Subscriptions that ask the same of the same rows share a `Watch`: one compiled filter, one
+verdict for each change, and one text of the diff as far as their sub_ids are alike. Whether a
+row was in the result and whether it is now follows from its images before and after the change,
+so no result is kept.
+
+A watch is found by one *term*: a field that must have one of a few values in every row of its
+result. Terms come from the filter's equalities and from read rules that compare a field with
+the caller (`Keyed` routing). A change looks up the values that its row had and has, so it costs
+what it concerns, however many watches there are. Watches without a term are asked about every
+change of their entity; there are at most `limits.LIVE_SCANNED` of them for an entity.
+
+Invariants: `published` neither blocks nor switches greenlets, and never raises for a row; a
+subscription gets the diffs of each change after its `after_seq`, in seq order, those of one
+call in one write. Called by `workers.ws.live_queries` and, for each batch, by the hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from pylon import limits, metrics
+from pylon.auth.context import AuthContext
+from pylon.changelog.change import Change
+from pylon.clock import Clock
+from pylon.errors import LimitExceeded
+from pylon.manifest.model import Entity, FieldType
+from pylon.policy.routing import ByAuth, Everyone, Keyed
+from pylon.policy.rules import EntityRules
+from pylon.storage.sqlite.conditions import field_of
+from pylon.storage.sqlite.matching import Matcher, Term
+from workers.hub.connection import Connection
+from workers.ws import frames
+
+WatchKey = tuple[str, bytes, AuthContext | None]  # entity, the filter's text, who (None: anyone)
+
+_TERM_VALUES: Final = 100  # a condition with more possible values is not indexed
+_FEW_VALUES: Final = (FieldType.BOOL, FieldType.DATETIME)  # not what rows are told apart by
+
+
+class Subscription:
+    """One client's live query. Until it is activated it gets nothing."""
+
+    __slots__ = ("after_seq", "connection", "filter_bytes", "tail", "watch")
+
+    def __init__(self, connection: Connection, sub_id: str, watch: Watch) -> None:
+        self.connection = connection
+        self.watch = watch
+        self.tail = b',"sub_id":' + msgspec.json.encode(sub_id) + b"}"
+        self.filter_bytes = len(watch.key[1])
+        self.after_seq = 0  # its client knows everything up to here
+
+
+class Watch:
+    """What one or more subscriptions ask: a filter, and who asks."""
+
+    __slots__ = ("_holds", "_may_read", "auth", "key", "members", "term")
+
+    def __init__(
+        self, key: WatchKey, entity: Entity, matcher: Matcher, rules: EntityRules
+    ) -> None:
+        """
+        Args:
+            key: its third part is None if the rules let this caller read every row.
+        """
+        self.key = key
+        self.auth = key[2]
+        self._holds = matcher.holds
+        self._may_read = rules.may_read
+        self.members: set[Subscription] = set()  # the active ones
+        self.term = _term_of(entity, matcher, rules, key[2])
+
+    def kind(self, change: Change) -> str | None:
+        """What the change is to the result: insert, update, delete; None if it is nothing."""
+        was, now = self._has(change.prev_row), self._has(change.row)
+        if now:
+            return "update" if was else "insert"
+        return "delete" if was else None
+
+    def _has(self, row: dict[str, Any] | None) -> bool:
+        if row is None or not self._holds(row):
+            return False
+        return self.auth is None or self._may_read(self.auth, row)
+
+
+def viewer(rules: EntityRules, auth: AuthContext) -> AuthContext | None:
+    """What `Watch.key` says of a caller who may read the entity at all."""
+    if auth.is_admin or isinstance(rules.routing, Everyone | ByAuth):
+        return None
+    return auth
+
+
+def diff_body(change: Change, kind: str) -> bytes:
+    """The text of a diff up to its sub_id. There is no `entity` in it: published clients take
+    what has one for a change of their replica (spec/realtime.md §1.1)."""
+    event = change.event
+    head = b'{"type":"diff","seq":%d,"kind":"%s","row_id":%s' % (
+        event.seq, kind.encode(), msgspec.json.encode(event.row_id),
+    )
+    if kind == "delete" or event.data is None:
+        return head
+    return head + b',"data":' + event.data
+
+
+class _EntityWatches:
+    """The watches of one entity."""
+
+    __slots__ = ("by_value", "scanned")
+
+    def __init__(self) -> None:
+        # By field, then by value. Many watches may share one, and each must be quick to remove.
+        self.by_value: dict[str, dict[object, dict[Watch, None]]] = {}
+        self.scanned: dict[Watch, None] = {}
+
+    def concerned(self, change: Change) -> Iterable[Watch]:
+        """The watches that the change may be something to."""
+        found = dict(self.scanned)
+        for row in (change.prev_row, change.row):
+            if row is None:
+                continue
+            for name, by_value in self.by_value.items():
+                try:
+                    watches = by_value.get(row.get(name))
+                except TypeError:  # a list or an object, which no filter can name
+                    continue
+                if watches is not None:
+                    found.update(watches)
+        return found
+
+    def add(self, watch: Watch) -> None:
+        if watch.term is None:
+            self.scanned[watch] = None
+            return
+        by_value = self.by_value.setdefault(watch.term.field.name, {})
+        for value in watch.term.values:
+            by_value.setdefault(value, {})[watch] = None
+
+    def remove(self, watch: Watch) -> None:
+        if watch.term is None:
+            del self.scanned[watch]
+            return
+        by_value = self.by_value[watch.term.field.name]
+        for value in watch.term.values:
+            watches = by_value[value]
+            del watches[watch]
+            if not watches:
+                del by_value[value]
+        if not by_value:
+            del self.by_value[watch.term.field.name]
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.scanned and not self.by_value
+
+
+class Watches:
+    """All live queries of one worker."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._by_key: dict[WatchKey, Watch] = {}
+        self._by_entity: dict[str, _EntityWatches] = {}
+
+    def __len__(self) -> int:
+        """How many distinct ones have an active subscription."""
+        return len(self._by_key)
+
+    def known(self, key: WatchKey) -> Watch | None:
+        """The watch of this key, if somebody has it."""
+        return self._by_key.get(key)
+
+    def check(self, watch: Watch) -> None:
+        """Pass if there is room for it.
+
+        Raises:
+            LimitExceeded: see `limits.LIVE_SCANNED`.
+        """
+        if watch.term is not None or watch.key in self._by_key:
+            return
+        of_entity = self._by_entity.get(watch.key[0])
+        if of_entity is not None and len(of_entity.scanned) >= limits.LIVE_SCANNED:
+            raise LimitExceeded(
+                f"There are {limits.LIVE_SCANNED} different live queries of {watch.key[0]} "
+                "without an equality already",
+                hint='compare a field with a value, for example {"listId": "x"}',
+            )
+
+    def activate(self, subscription: Subscription, after_seq: int) -> None:
+        """Send it the diffs of changes after `after_seq` from now on.
+
+        Raises:
+            LimitExceeded: see `check`; nothing has changed.
+        """
+        watch = self._by_key.get(subscription.watch.key)
+        if watch is None:
+            self.check(subscription.watch)
+            watch = subscription.watch
+            entity = watch.key[0]
+            of_entity = self._by_entity.get(entity)
+            if of_entity is None:
+                of_entity = self._by_entity[entity] = _EntityWatches()
+            of_entity.add(watch)
+            self._by_key[watch.key] = watch
+        subscription.watch = watch
+        subscription.after_seq = after_seq
+        watch.members.add(subscription)
+
+    def end(self, subscription: Subscription) -> None:
+        """Send it no more. One that is not active stays so."""
+        watch = subscription.watch
+        watch.members.discard(subscription)
+        if watch.members or self._by_key.get(watch.key) is not watch:
+            return
+        del self._by_key[watch.key]
+        of_entity = self._by_entity[watch.key[0]]
+        of_entity.remove(watch)
+        if of_entity.is_empty:
+            del self._by_entity[watch.key[0]]
+
+    def published(self, changes: Sequence[Change]) -> None:
+        """Send each subscription its diffs (`Hub.on_published`)."""
+        if not self._by_key:
+            return
+        started_s = self._clock.monotonic_s()
+        outgoing: dict[Connection, list[bytes]] = {}
+        for change in changes:
+            of_entity = self._by_entity.get(change.event.entity)
+            if of_entity is None:
+                continue
+            made: dict[tuple[str, bytes], bytes] = {}
+            for watch in of_entity.concerned(change):
+                kind = watch.kind(change)
+                if kind is not None:
+                    _put(change, kind, watch.members, made, outgoing)
+        metrics.LIVE_EVALUATION.observe(self._clock.monotonic_s() - started_s)
+        if outgoing:
+            _send(outgoing)
+
+
+def _put(
+    change: Change, kind: str, members: Iterable[Subscription],
+    made: dict[tuple[str, bytes], bytes], outgoing: dict[Connection, list[bytes]],
+) -> None:
+    """Add the change's frame to what goes to each member's connection.
+
+    Args:
+        made: the frames of this change, by kind and tail; b"" as a tail: the text without one.
+    """
+    seq = change.seq
+    for member in members:
+        if seq <= member.after_seq:  # its result was read ahead of the feed
+            continue
+        tail = member.tail
+        frame = made.get((kind, tail))
+        if frame is None:
+            body = made.get((kind, b""))
+            if body is None:
+                body = made[kind, b""] = diff_body(change, kind)
+            frame = made[kind, tail] = frames.encode(frames.TEXT, body + tail)
+        waiting = outgoing.get(member.connection)
+        if waiting is None:
+            outgoing[member.connection] = [frame]
+        else:
+            waiting.append(frame)
+
+
+def _send(outgoing: dict[Connection, list[bytes]]) -> None:
+    sent_frames = 0
+    last: list[bytes] = []
+    data = b""
+    for connection, waiting in outgoing.items():
+        if waiting != last:  # equal ones hold the same objects, so this is quickly seen
+            last, data = waiting, waiting[0] if len(waiting) == 1 else b"".join(waiting)
+        if connection.send(data, len(waiting)):
+            sent_frames += len(waiting)
+    metrics.LIVE_DIFFS.inc(sent_frames)
+    metrics.MESSAGES_SENT.inc(sent_frames)
+
+
+def _term_of(
+    entity: Entity, matcher: Matcher, rules: EntityRules, auth: AuthContext | None
+) -> Term | None:
+    """The term that the fewest rows fulfil, as far as one can know."""
+    candidates = [(_rank(term), term) for term in matcher.terms]
+    routing = rules.routing
+    if auth is not None and isinstance(routing, Keyed):
+        value = getattr(auth, routing.attribute)
+        by_user = routing.attribute == "user_id"
+        values: frozenset[object] = frozenset(() if value is None else (value,))
+        term = Term(field_of(entity, routing.field), values)
+        candidates.append((1 if by_user else 4, term))
+    candidates = [(rank, term) for rank, term in candidates if len(term.values) <= _TERM_VALUES]
+    return min(candidates, key=lambda c: c[0])[1] if candidates else None
+
+
+def _rank(term: Term) -> int:
+    if not term.values or term.field.unique:
+        return 0
+    if None in term.values or term.field.type in _FEW_VALUES:
+        return 5
+    return 2 if len(term.values) == 1 else 3
