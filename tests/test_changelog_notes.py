@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 
 from pylon.changelog.notes import CursorNotes, note_key
 from pylon.clock import ManualClock
-from pylon.errors import SocketLimit
-from workers.hub.addresses import AddressCap
 
 WINDOW_S = 60.0
 
@@ -92,22 +90,3 @@ def test_notes_against_a_model(steps: list[tuple[str, str, int]]) -> None:
 def test_keys() -> None:
     assert note_key("abc", "10.0.0.1") == "s:abc"
     assert note_key(None, "10.0.0.1") == "ip:10.0.0.1"
-
-
-def test_address_cap() -> None:
-    cap = AddressCap(2)
-    cap.opened("a")
-    cap.opened("a")
-    cap.check("b")
-    with pytest.raises(SocketLimit, match="2 sockets"):
-        cap.check("a")
-    cap.closed("a")
-    cap.check("a")
-
-
-def test_no_cap() -> None:
-    cap = AddressCap(0)
-    for _ in range(100):
-        cap.check("a")
-        cap.opened("a")
-    assert cap.check("a") is None  # type: ignore[func-returns-value]

@@ -1,23 +1,35 @@
-"""workers.ws.protocol and workers.hub.handover: what is read from a request's head."""
+"""workers.ws.protocol, workers.sse.protocol and workers.hub.request: what a request's head says."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.hub.handover import address_of, bearer_of, cursor_of, parameters_of
+from pylon.auth.origin import Origins
+from pylon.errors import InvalidRequest
+from workers.hub.request import Request, cursor_of, parse
 from workers.sse.protocol import visitor_of
-from workers.ws.protocol import chosen_item, token_of, upgrade_fault
+from workers.ws.protocol import Handshakes, chosen_item, token_of, upgrade_fault
 
-GOOD: dict[str, Any] = {
-    "HTTP_UPGRADE": "WebSocket",
-    "HTTP_CONNECTION": "keep-alive, Upgrade",
-    "HTTP_SEC_WEBSOCKET_VERSION": "13",
-    "HTTP_SEC_WEBSOCKET_KEY": "dGhlIHNhbXBsZSBub25jZQ==",
+GOOD = {
+    "Host": "x",
+    "Upgrade": "WebSocket",
+    "Connection": "keep-alive, Upgrade",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
 }
+
+
+def request(
+    fields: dict[str, str], target: str = "/", method: str = "GET", version: str = "HTTP/1.1",
+    peer: str = "127.0.0.1",
+) -> Request:
+    """A request as it is read from the wire."""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    found = parse(f"{method} {target} {version}\r\n{lines}\r\n".encode("latin-1"), peer)
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize(
@@ -50,23 +62,23 @@ def test_no_offer_makes_an_item_that_cannot_be_a_header(offered: str) -> None:
 
 
 def test_a_good_handshake_has_no_fault() -> None:
-    assert upgrade_fault("GET", "HTTP/1.1", GOOD) is None
+    assert upgrade_fault(request(GOOD)) is None
 
 
 @pytest.mark.parametrize(
-    ("command", "version", "change"),
+    ("method", "version", "change"),
     [
         ("POST", "HTTP/1.1", {}),
         ("GET", "HTTP/1.0", {}),
-        ("GET", "HTTP/1.1", {"HTTP_UPGRADE": "h2c"}),
-        ("GET", "HTTP/1.1", {"HTTP_CONNECTION": "close"}),
-        ("GET", "HTTP/1.1", {"HTTP_SEC_WEBSOCKET_VERSION": "12"}),
-        ("GET", "HTTP/1.1", {"HTTP_SEC_WEBSOCKET_KEY": "AAAA"}),
-        ("GET", "HTTP/1.1", {"HTTP_SEC_WEBSOCKET_KEY": "\u00e9" * 24}),
+        ("GET", "HTTP/1.1", {"Upgrade": "h2c"}),
+        ("GET", "HTTP/1.1", {"Connection": "close"}),
+        ("GET", "HTTP/1.1", {"Sec-WebSocket-Version": "12"}),
+        ("GET", "HTTP/1.1", {"Sec-WebSocket-Key": "AAAA"}),
+        ("GET", "HTTP/1.1", {"Sec-WebSocket-Key": "\u00e9" * 24}),
     ],
 )
-def test_faults(command: str, version: str, change: dict[str, str]) -> None:
-    assert upgrade_fault(command, version, {**GOOD, **change}) is not None
+def test_faults(method: str, version: str, change: dict[str, str]) -> None:
+    assert upgrade_fault(request({**GOOD, **change}, "/", method, version)) is not None
 
 
 @pytest.mark.parametrize(
@@ -84,32 +96,95 @@ def test_cursor(text: str | None, cursor: int | None) -> None:
      ("", None)],
 )
 def test_bearer(header: str, token: str | None) -> None:
-    assert bearer_of({"HTTP_AUTHORIZATION": header}) == token
+    assert request({"Authorization": header}).bearer == token
 
 
 def test_parameters_are_decoded_and_the_first_counts() -> None:
-    environ = {"QUERY_STRING": "shard=a%20b&sid=c+d&shard=late&empty="}
-    assert parameters_of(environ) == {"shard": "a b", "sid": "c d", "empty": ""}
+    found = request({}, "/?shard=a%20b&sid=c+d&shard=late&empty=").parameters
+    assert found == {"shard": "a b", "sid": "c d", "empty": ""}
 
 
 def test_address_behind_proxies() -> None:
-    environ = {"REMOTE_ADDR": "127.0.0.1", "HTTP_X_FORWARDED_FOR": "1.1.1.1, 2.2.2.2"}
-    assert [address_of(environ, hops) for hops in (0, 1, 2)] == [
-        "127.0.0.1", "2.2.2.2", "1.1.1.1",
-    ]
+    found = request({"X-Forwarded-For": "1.1.1.1, 2.2.2.2"})
+    assert [found.address(hops) for hops in (0, 1, 2)] == ["127.0.0.1", "2.2.2.2", "1.1.1.1"]
+
+
+def test_lines_of_one_name_are_joined() -> None:
+    head = (
+        b"GET / HTTP/1.1\r\nX-Forwarded-For: 1.1.1.1\r\nx-forwarded-for: 2.2.2.2\r\n"
+        b"Cookie: a=b\r\ncookie: c=d\r\n\r\nrest"
+    )
+    found = parse(head, "127.0.0.1")
+    assert found is not None
+    assert found.address(2) == "1.1.1.1"
+    assert found.field(b"cookie") == "a=b; c=d"
+    assert head[found.consumed:] == b"rest"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.1\nHost: x\n\n",
+        b"GET / HTTP/1.1\r\nHost: x\n\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n",
+        b"GET / HTTP/2.0\r\n\r\n",
+        b"nonsense\r\n\r\n",
+        b"GET /" + b"x" * 10_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 101 + b"\r\n",
+        b"GET / HTTP/1.1\r\nA: " + b"x" * 66_000,
+    ],
+)
+def test_what_is_no_request(head: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        parse(head, "127.0.0.1")
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_request_the_beginning_of_one_or_refused(data: bytes) -> None:
+    try:
+        found = parse(data, "127.0.0.1")
+    except InvalidRequest:
+        return
+    assert found is None or 0 < found.consumed <= len(data)
+
+
+def test_a_head_is_complete_with_its_last_byte_only() -> None:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in GOOD.items())
+    head = f"GET /?since=7 HTTP/1.1\r\n{lines}\r\n".encode()
+    assert all(parse(head[:size], "127.0.0.1") is None for size in range(len(head)))
+    found = parse(head, "127.0.0.1")
+    assert found is not None
+    assert found.parameters == {"since": "7"}
+
+
+@pytest.mark.parametrize(
+    ("origin", "on_main_port", "token"),
+    [
+        ("https://app.example.com", True, "c"),
+        ("https://APP.example.com/", True, "c"),
+        ("https://evil.example", True, None),
+        ("null", True, None),
+        (None, True, None),
+        ("https://app.example.com", False, None),
+    ],
+)
+def test_the_cookie_counts_for_our_own_pages_on_the_main_port(
+    origin: str | None, on_main_port: bool, token: str | None
+) -> None:
+    allowed = Origins(frozenset({"https://app.example.com"}), any_origin=False)
+    handshakes = Handshakes(0, allowed, "app_session", deflates=False)
+    fields = {**GOOD, "Cookie": "app_session=c"} | ({} if origin is None else {"Origin": origin})
+    assert handshakes.read(request(fields), on_main_port=on_main_port).token == token
+    fields["Authorization"] = "Bearer b"
+    assert handshakes.read(request(fields), on_main_port=on_main_port).token == "b"
 
 
 def test_sse_visitor_prefers_the_header_and_the_last_event_id() -> None:
-    environ = {
-        "REMOTE_ADDR": "127.0.0.1", "QUERY_STRING": "token=q&since=3",
-        "HTTP_AUTHORIZATION": "Bearer h", "HTTP_COOKIE": "app_session=c",
-        "HTTP_LAST_EVENT_ID": "9",
-    }
-    visitor = visitor_of(environ, "app_session", 0)
+    fields = {"Authorization": "Bearer h", "Cookie": "app_session=c", "Last-Event-ID": "9"}
+    visitor = visitor_of(request(fields, "/?token=q&since=3"), b"", "app_session", 0)
     assert (visitor.token, visitor.cursor) == ("h", 9)
-    del environ["HTTP_AUTHORIZATION"], environ["HTTP_LAST_EVENT_ID"]
-    visitor = visitor_of(environ, "app_session", 0)
+    del fields["Authorization"], fields["Last-Event-ID"]
+    visitor = visitor_of(request(fields, "/?token=q&since=3"), b"", "app_session", 0)
     assert (visitor.token, visitor.cursor) == ("q", 3)
-    environ["QUERY_STRING"] = ""
-    visitor = visitor_of(environ, "app_session", 0)
+    visitor = visitor_of(request(fields), b"", "app_session", 0)
     assert (visitor.token, visitor.cursor) == ("c", None)

@@ -29,6 +29,10 @@ class Origins:
     allowed: frozenset[str]
     any_origin: bool
 
+    def allows(self, origin: str | None) -> bool:
+        """Whether a request whose Origin header says this may ride on a cookie."""
+        return origin is not None and (self.any_origin or _normal(origin) in self.allowed)
+
     def check(
         self, method: str, origin: str | None, referer: str | None, *, has_bearer: bool
     ) -> None:
@@ -43,7 +47,7 @@ class Origins:
             if referer is None:
                 return
             origin = origin_of(referer)
-        if _normal(origin) not in self.allowed:
+        if not self.allows(origin):
             raise CsrfRejected(
                 f'CSRF gate rejected origin "{origin[:_SHOWN_CHARS]}" — add it to '
                 "manifest.auth.trustedOrigins (or PYLON_CSRF_ORIGINS)"

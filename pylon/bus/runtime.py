@@ -19,6 +19,7 @@ from pylon.config import Config
 from pylon.errors import StartRefused
 
 _PATH_BYTES_MAX: Final = 100  # sun_path holds 108; the longest name below needs a few
+_OWN_PATTERNS: Final = ("passing-*", "addresses-*")  # of the socket workers, one for each
 _OWN_FILES: Final = (
     "writes", "changes", "signals_in", "signals_out", "status", "rooms", "room_news",
     "control.sock", "manifest.json",
@@ -73,8 +74,7 @@ class Runtime:
 
     def remove(self) -> None:
         """Delete our files, and the folder if nothing of others is in it."""
-        for name in _OWN_FILES:
-            (self.dir / name).unlink(missing_ok=True)
+        _unlink_own(self.dir)
         try:
             self.dir.rmdir()
         except OSError:
@@ -103,9 +103,16 @@ def make_runtime_dir(config: Config, environ_dir: str | None = None) -> Runtime:
             f"The runtime directory {path} makes socket paths of {longest} bytes; at most "
             f"{_PATH_BYTES_MAX} work: set PYLON_RUNTIME_DIR to a shorter path"
         )
-    for name in _OWN_FILES:  # what a killed supervisor left behind
-        (path / name).unlink(missing_ok=True)
+    _unlink_own(path)  # what a killed supervisor left behind
     return Runtime(path)
+
+
+def _unlink_own(path: Path) -> None:
+    for name in _OWN_FILES:
+        (path / name).unlink(missing_ok=True)
+    for pattern in _OWN_PATTERNS:
+        for found in path.glob(pattern):
+            found.unlink(missing_ok=True)
 
 
 def _make_private(path: Path, setting: str) -> None:

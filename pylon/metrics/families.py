@@ -76,6 +76,11 @@ HANDSHAKES: Final = Counter(
     "pylon_handshakes_total", "Requests on the socket ports, by what became of them.", ("result",),
     registry=WORKER,
 )
+SOCKETS_PASSED: Final = Counter(
+    "pylon_sockets_passed_total",
+    "Connections handed to another process, by whether one took them.", ("result",),
+    registry=WORKER,
+)
 MESSAGES_SENT: Final = Counter(
     "pylon_messages_sent_total", "Messages written to client sockets.", registry=WORKER,
 )
@@ -197,7 +202,7 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "WORKER", "SUPERVISOR", "HTTP_REQUESTS", "HTTP_DURATION", "HTTP_DISPATCHERS",
     "HTTP_WAITING", "HTTP_CUT", "AUTH_ATTEMPTS", "WRITE_WAIT",
     "WRITES_IN_FLIGHT", "POOL_WAIT", "CONNECTIONS", "CONNECTIONS_OPENED", "CONNECTIONS_CLOSED",
-    "HANDSHAKES",
+    "HANDSHAKES", "SOCKETS_PASSED",
     "MESSAGES_SENT", "MESSAGES_RECEIVED", "SEND_QUEUE_BYTES", "SLOW_CLIENTS", "SYNC_DELIVERY",
     "RECOVERIES", "LIVE_QUERIES", "LIVE_DIFFS", "LIVE_EVALUATION", "NOTES_DROPPED", "HUB_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ",
     "CHANGELOG_OLDEST_SEQ",

@@ -193,6 +193,9 @@ class Reader(Protocol):
     def session(self, session_id: str) -> SessionRow | None:
         """The session, expired or not, or None."""
 
+    def session_ends(self, session_ids: Sequence[str]) -> dict[str, int]:
+        """When those of the sessions that there are expire: Unix seconds, 0 for never."""
+
     def is_empty(self) -> bool:
         """Whether no entity has a row."""
 

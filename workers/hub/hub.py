@@ -27,7 +27,7 @@ from os import write
 from typing import Final
 
 from pylon import limits, metrics
-from pylon.auth.context import AuthContext
+from pylon.auth.context import AuthContext, Caller
 from pylon.changelog.change import Change, seen_as
 from pylon.clock import Clock
 from pylon.policy.routing import ByAuth, Everyone, General, Keyed, Nobody
@@ -90,6 +90,11 @@ class Hub:
         return list(chain.from_iterable(self.shares))
 
     @property
+    def head(self) -> int:
+        """The seq up to which everything has been published."""
+        return self._head
+
+    @property
     def contexts(self) -> int:
         """How many distinct auth contexts receive events."""
         return len({auth for auth, _ in self._groups})
@@ -109,9 +114,7 @@ class Hub:
         connection.number = self._opened
         self.shares[self._opened % len(self.shares)].add(connection)
         self._open += 1
-        session_id = connection.caller.session_id
-        if session_id is not None:
-            self._sessions.setdefault(session_id, set()).add(connection)
+        self._note_session(connection)
         metrics.CONNECTIONS_OPENED.inc()
         metrics.CONNECTIONS.set(self._open)
 
@@ -134,11 +137,26 @@ class Hub:
     def left(self, connection: Connection) -> None:
         """`workers.hub.connection.Owner`: no more events for it."""
         self._closing[connection] = self._clock.monotonic_s()
-        self._ahead.discard(connection)
+        self._leave(connection)
+
+    def change_caller(self, connection: Connection, caller: Caller) -> None:
+        """Have an open connection speak for `caller`: from the next change on."""
+        had_joined = self._leave(connection)
+        self._forget_session(connection)
+        connection.caller = caller
+        self._note_session(connection)
+        if had_joined:
+            self.join(connection)
+
+    def _leave(self, connection: Connection) -> bool:
+        """Take it out of its group; False if it had not joined."""
+        if connection in self._ahead:
+            self._ahead.discard(connection)
+            return True
         auth, packing = key = connection.caller.auth, connection.packing
         group = self._groups.get(key)
-        if group is None:
-            return
+        if group is None or connection not in group.connections:
+            return False
         group.connections.discard(connection)
         if not group.connections:
             del self._groups[key]
@@ -150,6 +168,7 @@ class Hub:
                 groups[value].discard(group)
                 if not groups[value]:
                     del groups[value]
+        return True
 
     def gone(self, connection: Connection) -> None:
         """`workers.hub.connection.Owner`: its socket is closed."""
@@ -158,16 +177,23 @@ class Hub:
         if connection in share:
             share.discard(connection)
             self._open -= 1
-        session_id = connection.caller.session_id
-        if session_id is not None:
-            mates = self._sessions.get(session_id)
-            if mates is not None:
-                mates.discard(connection)
-                if not mates:
-                    del self._sessions[session_id]
+        self._forget_session(connection)
         metrics.CONNECTIONS.set(self._open)
         for callback in self._on_gone:
             callback(connection)
+
+    def _note_session(self, connection: Connection) -> None:
+        session_id = connection.caller.session_id
+        if session_id is not None:
+            self._sessions.setdefault(session_id, set()).add(connection)
+
+    def _forget_session(self, connection: Connection) -> None:
+        session_id = connection.caller.session_id
+        mates = None if session_id is None else self._sessions.get(session_id)
+        if session_id is not None and mates is not None:
+            mates.discard(connection)
+            if not mates:
+                del self._sessions[session_id]
 
     def session_ids(self) -> list[str]:
         """The sessions that have sockets here."""

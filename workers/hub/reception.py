@@ -1,26 +1,37 @@
-"""Reception: lets a client in, once its handshake is done (ws and sse alike).
+"""Reception: lets a client in, once its request is read (ws and sse alike).
+
+Who a token stands for is remembered for `limits.CALLER_S`, for clients that come back together.
+All is done at once in the hub's own greenlet; only a client that has missed more than one page
+of the log, or more than memory holds, gets a greenlet until it has caught up.
 
 Invariants: between the look at the session and the entry in the hub there is no switch of
 greenlets, so a session that is revoked meanwhile is found in the hub by its signal. An address
-counts from the entry until the socket is closed.
+counts from `check` until the socket is closed, or until it is let go.
 """
 
 from __future__ import annotations
 
 import _socket
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
-from pylon import log
-from pylon.app import App
+import gevent
+import msgspec
+
+from pylon import limits, log
 from pylon.auth.context import Caller
-from pylon.auth.sessions import NOBODY, resolve
+from pylon.auth.sessions import NOBODY, count_again, resolve
 from pylon.errors import Draining, PylonError
-from pylon.storage.contract import Store
-from workers.hub.addresses import AddressCap
+from pylon.storage.contract import SessionRow
+from workers.boot import Booted
+from workers.hub.addresses import shared_cap
 from workers.hub.connection import Connection, Transport
 from workers.hub.hub import Hub
 from workers.hub.replay import Replay
+from workers.hub.sessions import SessionWatch
+
+_NS_PER_S: Final = 1_000_000_000
+
+_log = log.get_logger("reception")
 
 
 class Greeter(Transport, Protocol):
@@ -32,59 +43,73 @@ class Greeter(Transport, Protocol):
         """Tell the client why there is no stream (or no more of it), and close."""
 
 
-@dataclass(frozen=True, slots=True)
-class Visitor:
-    """Who knocks: where from, with which token, and with which cursor if any."""
+class Visitor(msgspec.Struct, frozen=True):
+    """Who knocks."""
 
     address: str
     token: str | None
-    cursor: int | None
+    cursor: int | None  # that the client named
+    early: bytes = b""  # what has arrived behind the request
+    answer: bytes = b""  # sent before anything else: the 101 of a WebSocket
+    packing: int = 0  # see `Connection.packing`
 
 
 class Reception:
     """The door of one worker."""
 
-    def __init__(
-        self, app: App, store: Store, hub: Hub, cap: AddressCap, transport: Transport
-    ) -> None:
-        self._app = app
-        self._store = store
+    def __init__(self, booted: Booted, hub: Hub, transport: Transport) -> None:
+        app = self._app = booted.app
+        self._store = booted.reader_pool
         self._hub = hub
-        self._cap = cap
         self._transport = transport
+        self._cap = shared_cap(
+            app.config.sockets_per_ip, booted.runtime.dir, booted.role, booted.worker,
+            app.config.workers_of(booted.role),
+        )
+        self._callers: dict[str, tuple[Caller, float]] = {}  # by token; until when, monotonic
+        self.sessions = SessionWatch(booted.reader_pool, hub, app.clock)
         self.draining = False
-        hub.on_gone(lambda connection: cap.closed(connection.address))
+        hub.on_gone(self._gone)
 
-    def check(self, address: str) -> None:
-        """Pass if a client of `address` may come in.
+    def check(self) -> None:
+        """Pass if anybody may come in.
 
         Raises:
-            SocketLimit, Draining.
+            Draining.
         """
         if self.draining:
             raise Draining("This server is shutting down", hint="Connect again")
-        self._cap.check(address)
 
-    def enter(
-        self, raw: _socket.socket, early: bytes, visitor: Visitor
-    ) -> tuple[Connection, PylonError | None]:
+    def enter(self, raw: _socket.socket, visitor: Visitor) -> tuple[Connection, PylonError | None]:
         """Make a connection of a socket, and count it. It reads already, but gets no events.
 
         Returns:
             The connection, and the error if the caller could not be looked up.
+
+        Raises:
+            Draining, SocketLimit: nothing was done with the socket.
         """
-        caller, error = self._resolve(visitor.token)
+        self.check()
+        self._cap.open(visitor.address)
+        caller, error = self.caller_of(visitor.token)
         connection = Connection(raw, self._transport, self._hub, caller, visitor.address)
-        self._cap.opened(visitor.address)
+        connection.packing = visitor.packing
         self._hub.add(connection)
-        connection.start(early)
+        if visitor.answer:
+            connection.send(visitor.answer)
+        if connection.is_open:
+            connection.start(visitor.early)
         return connection, error
 
     def stream(
-        self, raw: _socket.socket, early: bytes, visitor: Visitor, replay: Replay, greeter: Greeter
+        self, raw: _socket.socket, visitor: Visitor, replay: Replay, greeter: Greeter
     ) -> None:
-        """Let a client in, send what it missed, and have it receive what comes."""
-        connection, error = self.enter(raw, early, visitor)
+        """Let a client in, send what it missed, and have it receive what comes.
+
+        Raises:
+            Draining, SocketLimit: nothing was done with the socket.
+        """
+        connection, error = self.enter(raw, visitor)
         greeted = False
         try:
             if error is not None:
@@ -95,23 +120,62 @@ class Reception:
             if greeter.greeting:
                 connection.send(greeter.greeting)
             greeted = True
-            replay.run(connection, cursor)
+            rest = replay.run_at_once(connection, cursor)
+            if rest is not None:
+                gevent.spawn(self._catch_up, connection, rest, replay, greeter)
         except PylonError as ex:
             greeter.refuse(connection, ex, greeted=greeted)
-        except BaseException as ex:  # a defect here must not leave a socket that hears nothing
+        except Exception as ex:  # noqa: BLE001  a defect must not leave a socket that hears nothing
+            _log.exception("reception.failed", error=ex)
             connection.abort()
-            if isinstance(ex, Exception):
-                log.get_logger("reception").exception("reception.failed", error=ex)
-                return
-            raise
 
-    def _resolve(self, token: str | None) -> tuple[Caller, PylonError | None]:
+    def caller_of(self, token: str | None) -> tuple[Caller, PylonError | None]:
+        """Whom `token` stands for; NOBODY and the error where that cannot be found out."""
+        if not token:
+            return NOBODY, None
+        now_s = self._app.clock.monotonic_s()
+        known = self._callers.get(token)
+        if known is not None and known[1] > now_s:
+            count_again(known[0])
+            return known[0], None
+        clock = self._app.clock
+        until_s = now_s + limits.CALLER_S
+
+        def look_up(session_id: str) -> SessionRow | None:
+            nonlocal until_s
+            session = self._store.point(lambda reader: reader.session(session_id))
+            if session is not None and session.expires_at_s:
+                left_s = session.expires_at_s - clock.wall_ns() / _NS_PER_S
+                until_s = min(until_s, now_s + left_s)
+                self.sessions.expires(session_id, now_s + left_s)
+            return session
+
         try:
-            return resolve(
-                token,
-                self._app.config,
-                lambda session_id: self._store.point(lambda reader: reader.session(session_id)),
-                self._app.clock,
-            ), None
+            caller = resolve(token, self._app.config, look_up, clock)
         except PylonError as ex:
             return NOBODY, ex
+        if caller is not NOBODY:
+            if len(self._callers) >= limits.CALLERS:
+                self._callers.clear()
+            self._callers[token] = (caller, until_s)
+        return caller, None
+
+    def forget_callers(self) -> None:
+        """A session has been revoked: look all of them up again."""
+        self._callers.clear()
+
+    def _gone(self, connection: Connection) -> None:
+        self._cap.closed(connection.address)
+
+    def _catch_up(
+        self, connection: Connection, cursor: int, replay: Replay, greeter: Greeter
+    ) -> None:
+        try:
+            replay.run(connection, cursor)
+        except PylonError as ex:
+            greeter.refuse(connection, ex, greeted=True)
+        except BaseException as ex:  # see `stream`
+            connection.abort()
+            if not isinstance(ex, Exception):
+                raise
+            _log.exception("reception.failed", error=ex)

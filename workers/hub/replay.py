@@ -31,6 +31,7 @@ from workers.hub.history import History
 from workers.hub.hub import Hub
 
 _PAGE_BYTES: Final = limits.OUTBOX_BYTES // 2
+_PAGES_AT_ONCE: Final = 4  # more would hold up others
 _ENTRY_BYTES: Final = 200  # of a dictionary, and of the keys in it, about
 _WAIT_S: Final = 1.0  # how often a stuck replay looks whether its connection still lives
 
@@ -124,6 +125,29 @@ class Replay:
                 raise
             self._shared.at(head).reached(cursor)
         metrics.RECOVERIES.labels("note" if named is None else "cursor").inc()
+        return cursor
+
+    def run_at_once(self, connection: Connection, cursor: int) -> int | None:
+        """`run` without blocking, as far as that goes: what memory holds, while the client's
+        socket takes it.
+
+        Returns:
+            None when the connection has joined the hub; else the cursor that `run` goes on from.
+        """
+        tail = self._feed.tail
+        for _ in range(_PAGES_AT_ONCE):
+            missed = tail.after(cursor, limits.REPLAY_PAGE_EVENTS, _PAGE_BYTES)
+            if missed is None:
+                return cursor
+            if missed:
+                self._send(connection, missed)
+                cursor = missed[-1].seq
+            if not tail.after(cursor, 1):
+                connection.last_seq = max(cursor, tail.last_seq)
+                self._hub.join(connection)
+                return None
+            if connection.outbox_bytes:
+                return cursor
         return cursor
 
     def run(self, connection: Connection, cursor: int) -> None:

@@ -18,22 +18,23 @@ from typing import Final, NoReturn
 
 import gevent
 from gevent.event import Event
-from gevent.pywsgi import WSGIServer
 
 from pylon import limits, log
 from pylon.bus.changes import ChangesSubscriber
 from pylon.bus.messages import NotesWanted, PulledTo, SessionRevoked
+from pylon.bus.passing import SocketReceiver
 from pylon.bus.signals import SignalReceiver, SignalSender
 from pylon.changelog.notes import CursorNotes
 from workers.boot import Booted, freeze, run_status
+from workers.hub.acceptor import Acceptor
 from workers.hub.feed import Feed
 from workers.hub.heartbeat import Heartbeat
 from workers.hub.history import History
 from workers.hub.hub import Hub
 from workers.hub.reception import Reception
 from workers.hub.replay import Replay
+from workers.hub.sessions import SESSION_ENDED
 
-SESSION_REVOKED: Final = 4401
 GOING_AWAY: Final = 1001
 _EXIT_DEFECT: Final = 70  # EX_SOFTWARE
 _SPREAD_ABOVE: Final = 1_000  # more sockets than this are not closed at once
@@ -47,10 +48,11 @@ _log = log.get_logger("sockets")
 class ChangeStream:
     """Everything that brings changes to the clients of one worker."""
 
-    def __init__(self, booted: Booted, hub: Hub) -> None:
+    def __init__(self, booted: Booted, hub: Hub, reception: Reception) -> None:
         self._signals = SignalReceiver(booted.runtime, PulledTo, SessionRevoked)
         self._sender = SignalSender(booted.runtime)
         self._hub = hub
+        self._reception = reception
         self._heard = 0
         history = History(booted.reader_pool)
         self.notes = CursorNotes(booted.clock)
@@ -83,8 +85,9 @@ class ChangeStream:
                 for key, cursor in signal_.cursors.items():
                     self.notes.put(key, cursor)
             elif isinstance(signal_, SessionRevoked):
+                self._reception.forget_callers()
                 closed = self._hub.close_session(
-                    signal_.session_id, SESSION_REVOKED, "session revoked"
+                    signal_.session_id, SESSION_ENDED, "session revoked"
                 )
                 _log.debug("session.revoked", sockets=closed)
 
@@ -93,11 +96,14 @@ class Service:
     """Runs one worker from its first accept to its exit."""
 
     def __init__(
-        self, booted: Booted, hub: Hub, server: WSGIServer, reception: Reception
+        self, booted: Booted, hub: Hub, acceptor: Acceptor, reception: Reception,
+        passed: SocketReceiver | None = None,
     ) -> None:
+        """`passed` brings connections that other processes have accepted."""
         self._booted = booted
         self._hub = hub
-        self._server = server
+        self._acceptor = acceptor
+        self._passed = passed
         self._reception = reception
         self._stop = Event()
         self._accepting = False
@@ -115,10 +121,13 @@ class Service:
         self.spawn(Heartbeat(self._hub).run)
         if changes is not None:
             changes.start(self.spawn)
-        self._server.start()
+        self.spawn(self._reception.sessions.run)
+        self._acceptor.start()
+        if self._passed is not None:
+            self._passed.start()
         self._accepting = True
         freeze()
-        _log.info("worker.ready", port=self._server.server_port)
+        _log.info("worker.ready", port=self._acceptor.port)
         self._stop.wait()
         closed = self.drain()
         _log.info("worker.drained", sockets=closed)
@@ -128,8 +137,9 @@ class Service:
         """Close the listening socket (ours: the supervisor has its own)."""
         self._reception.draining = True
         self._accepting = False
-        if not self._server.closed:
-            self._server.close()
+        self._acceptor.close()
+        if self._passed is not None:
+            self._passed.close()
 
     def drain(self) -> int:
         """Close every connection with 1001; how many there were."""

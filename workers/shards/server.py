@@ -11,13 +11,16 @@ import _socket
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
+from pylon.auth.cookies import session_cookie
+from pylon.auth.origin import origins
+from pylon.errors import PylonError
 from workers.boot import Booted
-from workers.hub import handover
-from workers.hub.addresses import AddressCap
+from workers.hub.acceptor import Acceptor
 from workers.hub.hub import Hub
 from workers.hub.reception import Reception, Visitor
+from workers.hub.request import Request
 from workers.hub.service import Service
-from workers.ws.protocol import Handshake, handler_for
+from workers.ws import protocol
 from workers.ws.transport import WebSocketTransport
 
 NO_SHARD_NAMED: Final = 4400
@@ -27,16 +30,16 @@ TRY_AGAIN: Final = 1013
 
 @dataclass(frozen=True, slots=True)
 class _Door:
+    handshakes: protocol.Handshakes
     reception: Reception
 
-    def check(self, address: str) -> None:
-        """See `Reception.check`."""
-        self.reception.check(address)
-
-    def accept(self, raw: _socket.socket, early: bytes, handshake: Handshake) -> None:
+    def open(
+        self, request: Request, raw: _socket.socket, early: bytes, *, on_main_port: bool
+    ) -> None:
         """Say why there is nothing to subscribe to."""
-        visitor = Visitor(handshake.address, handshake.token, None)
-        connection, error = self.reception.enter(raw, early, visitor)
+        handshake = self.handshakes.read(request, on_main_port=on_main_port)
+        visitor = Visitor(handshake.address, handshake.token, None, early, handshake.answer)
+        connection, error = self.reception.enter(raw, visitor)
         shard_id = handshake.parameters.get("shard")
         if error is not None:
             connection.close(TRY_AGAIN, error.code)
@@ -45,16 +48,20 @@ class _Door:
         else:
             connection.close(NO_SUCH_SHARD, f'no such shard "{shard_id}"')
 
+    def refusal(self, error: PylonError) -> bytes:
+        """See `protocol.refusal`."""
+        return protocol.refusal(error)
+
 
 def serve(booted: Booted) -> NoReturn:
     """Serve until SIGTERM."""
     app = booted.app
     transport = WebSocketTransport("shards", app.config.ws_max_message_bytes)
     hub = Hub({}, transport, app.clock)
-    reception = Reception(
-        app, booted.reader_pool, hub, AddressCap(app.config.sockets_per_ip), transport
+    reception = Reception(booted, hub, transport)
+    handshakes = protocol.Handshakes(
+        app.config.trust_proxy_hops, origins(app.config, app.manifest),
+        session_cookie(app.config, app.manifest).name, deflates=False,
     )
-    server = handover.make_server(
-        booted.listen_socket, handler_for(_Door(reception), app.config.trust_proxy_hops)
-    )
-    Service(booted, hub, server, reception).run()
+    acceptor = Acceptor(booted.listen_socket, _Door(handshakes, reception), app.clock)
+    Service(booted, hub, acceptor, reception).run()

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from pylon.auth.cookies import session_cookie
+from pylon.errors import PylonError
 from workers.boot import Booted
-from workers.hub import handover
-from workers.hub.addresses import AddressCap
+from workers.hub import answers
+from workers.hub.acceptor import Acceptor
 from workers.hub.hub import Hub
-from workers.hub.reception import Reception, Visitor
+from workers.hub.reception import Reception
 from workers.hub.replay import Replay
+from workers.hub.request import Request
 from workers.hub.service import ChangeStream, Service
-from workers.sse.protocol import handler_for
-from workers.sse.stream import EventStreamTransport, cors_of
+from workers.sse.protocol import visitor_of
+from workers.sse.stream import EventStreamTransport, cors_of, preflight
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +25,23 @@ class _Door:
     reception: Reception
     replay: Replay
     transport: EventStreamTransport
+    cookie_name: str
+    cors: answers.Headers
+    trust_proxy_hops: int
 
-    def check(self, address: str) -> None:
-        """See `Reception.check`."""
-        self.reception.check(address)
+    def open(
+        self, request: Request, raw: _socket.socket, early: bytes, *, on_main_port: bool
+    ) -> bytes | None:
+        """Stream changes to a client, or answer its preflight."""
+        if request.method == "OPTIONS":
+            return answers.head(204, (*preflight(self.cors), ("Connection", "close")))
+        visitor = visitor_of(request, early, self.cookie_name, self.trust_proxy_hops)
+        self.reception.stream(raw, visitor, self.replay, self.transport)
+        return None
 
-    def accept(self, raw: _socket.socket, early: bytes, visitor: Visitor) -> None:
-        """Stream changes to it."""
-        self.reception.stream(raw, early, visitor, self.replay, self.transport)
+    def refusal(self, error: PylonError) -> bytes:
+        """An error that the page's script may read."""
+        return answers.refusal(error, self.cors)
 
 
 def serve(booted: Booted) -> NoReturn:
@@ -39,15 +50,10 @@ def serve(booted: Booted) -> NoReturn:
     cors = cors_of(app.config)
     transport = EventStreamTransport(cors)
     hub = Hub({name: app.rules.of(name) for name in app.manifest.by_name}, transport, app.clock)
-    changes = ChangeStream(booted, hub)
-    reception = Reception(
-        app, booted.reader_pool, hub, AddressCap(app.config.sockets_per_ip), transport
-    )
-    handler = handler_for(
-        _Door(reception, changes.replay, transport),
-        session_cookie(app.config, app.manifest).name,
-        cors,
+    reception = Reception(booted, hub, transport)
+    changes = ChangeStream(booted, hub, reception)
+    door = _Door(
+        reception, changes.replay, transport, session_cookie(app.config, app.manifest).name, cors,
         app.config.trust_proxy_hops,
     )
-    server = handover.make_server(booted.listen_socket, handler)
-    Service(booted, hub, server, reception).run(changes)
+    Service(booted, hub, Acceptor(booted.listen_socket, door, app.clock), reception).run(changes)

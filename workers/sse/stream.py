@@ -9,13 +9,12 @@ once and shared. What a client sends after its request is ignored. Used by `work
 
 from __future__ import annotations
 
-from http import HTTPStatus
-
 from pylon import limits
 from pylon.config import Config
 from pylon.errors import PylonError
+from workers.hub import answers
+from workers.hub.answers import Headers
 from workers.hub.connection import Connection
-from workers.hub.handover import Headers, error_body
 from workers.ws.frames import GOING_AWAY
 
 CONNECTED = b": connected\n\n"
@@ -42,13 +41,6 @@ def preflight(cors: Headers) -> Headers:
         ("Access-Control-Allow-Headers", "Authorization, Last-Event-ID, Cache-Control"),
         ("Access-Control-Max-Age", "86400"),
     )
-
-
-def head(status: int, headers: Headers) -> bytes:
-    """A response's status line and headers."""
-    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
-    lines += [f"{name}: {value}" for name, value in headers]
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 class EventStreamTransport:
@@ -81,18 +73,12 @@ class EventStreamTransport:
     def refuse(self, connection: Connection, error: PylonError, *, greeted: bool) -> None:
         """Before the stream an HTTP error; within it the end: the reconnect gets the error."""
         if not greeted:
-            body = error_body(error)
-            connection.send(
-                head(error.status, (
-                    ("Content-Type", "application/json"), *self._cors,
-                    ("Connection", "close"), ("Content-Length", str(len(body))),
-                )) + body
-            )
+            connection.send(answers.refusal(error, self._cors))
         connection.close(_ENDED, awaits_peer=False)
 
 
 def _stream_head(cors: Headers) -> bytes:
-    return head(200, (
+    return answers.head(200, (
         ("Content-Type", "text/event-stream"),
         ("Cache-Control", "no-cache"),
         ("Connection", "keep-alive"),

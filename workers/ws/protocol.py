@@ -1,36 +1,41 @@
 """The WebSocket handshake (spec/realtime.md §2.1): the only module that imports geventwebsocket.
 
-geventwebsocket answers the upgrade; its conversation is not used, because it blocks a greenlet
-for each socket, reads frames before it looks at their size, accepts unmasked ones, and checks
-UTF-8 byte by byte in Python (see `workers.ws.frames`). It is also handed only requests that
-were checked here, since it answers some bad ones with a traceback.
+geventwebsocket gives the constants of the handshake. Its server side is not used. Its handler
+needs pywsgi, which costs a greenlet, a WSGI environ and a dozen Python objects for each
+connection before the first check (a third of the connections per second that
+`workers.hub.acceptor` takes), and answers some bad requests with a traceback. Its conversation
+blocks a greenlet for each socket, reads frames before it looks at their size, accepts unmasked
+ones, and checks UTF-8 byte by byte in Python (see `workers.ws.frames`).
 
 Invariants: the chosen `bearer.` item is echoed verbatim, whether its token is good or not. No
 token, or an unknown one, is an anonymous client. A request that is not an upgrade gets 426 with
-`BAD_UPGRADE`. Used by the ws and the shards workers.
+`BAD_UPGRADE`. The session cookie counts on the main port only, and there only if the page's
+Origin may send writes: a socket opened by a page of somebody else must not speak for the
+browser's user. Used by the ws and the shards workers.
 """
 
 from __future__ import annotations
 
-import _socket
 import base64
 import binascii
+import hashlib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final
 from urllib.parse import unquote_to_bytes
 
-import gevent
-from gevent.pywsgi import WSGIHandler
 from geventwebsocket.handler import WebSocketHandler
 
-from pylon import limits
+from pylon.auth.cookies import cookie_value
+from pylon.auth.origin import Origins
 from pylon.errors import BadUpgrade, PylonError
-from workers.hub import handover
+from workers.hub import answers
+from workers.hub.request import Request
+from workers.ws.deflate import Deflate, negotiate
 
 _UPGRADE_REQUIRED: Final = 426
 _VERSION: Final = "13"
+_GUID: Final[bytes] = WebSocketHandler.GUID.encode()
 _KEY_BYTES: Final = 16
 # More than RFC 9110's token: the Swift client leaves `=`, `/` and `:` of a token as they are.
 _ITEM: Final = re.compile(r"[!-+\--~]+")
@@ -38,37 +43,69 @@ _ESCAPES: Final = re.compile(r"(?:[^%]|%[0-9A-Fa-f]{2})*")
 _BEARER: Final = "bearer."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Handshake:
     """What a client asked for."""
 
     address: str
     token: str | None
     parameters: dict[str, str]
+    packing: int  # the window of the permessage-deflate that `answer` agrees to; 0: none
+    answer: bytes  # the 101, whole
 
 
-class Door(Protocol):
-    """Where upgraded sockets go."""
+@dataclass(frozen=True, slots=True)
+class Handshakes:
+    """Reads handshakes. One for each worker."""
 
-    def check(self, address: str) -> None:
-        """Pass, or raise the `PylonError` that is answered as plain HTTP."""
+    trust_proxy_hops: int
+    origins: Origins
+    cookie_name: str
+    deflates: bool  # permessage-deflate is agreed to
 
-    def accept(self, raw: _socket.socket, early: bytes, handshake: Handshake) -> None:
-        """Take a socket that speaks WebSocket now, and what has arrived on it."""
+    def read(self, request: Request, *, on_main_port: bool) -> Handshake:
+        """What `request` asks for, and its answer.
+
+        Args:
+            on_main_port: it was sent to ``/api/sync/ws`` of the HTTP port.
+
+        Raises:
+            BadUpgrade: it is no WebSocket handshake.
+        """
+        fault = upgrade_fault(request)
+        if fault is not None:
+            raise BadUpgrade(fault)
+        item = chosen_item(request.field(b"sec-websocket-protocol"))
+        token = request.bearer or token_of(item)
+        if token is None and on_main_port:
+            token = self._cookie_of(request)
+        deflate = None
+        if self.deflates:
+            deflate = negotiate(request.field(b"sec-websocket-extensions"))
+        return Handshake(
+            request.address(self.trust_proxy_hops), token, request.parameters,
+            0 if deflate is None else deflate.window_bits, _answer(request, item, deflate),
+        )
+
+    def _cookie_of(self, request: Request) -> str | None:
+        if not self.origins.allows(request.field(b"origin")):
+            return None
+        return cookie_value(request.field(b"cookie"), self.cookie_name)
 
 
-def handler_for(door: Door, trust_proxy_hops: int) -> Callable[[Any, Any, Any], WSGIHandler]:
-    """What makes pywsgi's handlers: one for each accepted connection."""
-
-    def make(sock: Any, address: Any, server: Any) -> WSGIHandler:
-        return _Handler(sock, address, server, door, trust_proxy_hops)
-
-    return make
+def refusal(error: PylonError) -> bytes:
+    """The answer to a request that is not let in."""
+    if isinstance(error, BadUpgrade):
+        headers = (("Upgrade", "websocket"), ("Sec-WebSocket-Version", _VERSION))
+        return answers.refusal(error, headers, _UPGRADE_REQUIRED)
+    return answers.refusal(error)
 
 
 def chosen_item(offered: str | None) -> str | None:
     """The subprotocol to echo: the first offered one that carries a token."""
-    for item in (offered or "").split(","):
+    if not offered:
+        return None
+    for item in offered.split(","):
         item = item.strip()
         if item.startswith(_BEARER) and _ITEM.fullmatch(item):
             return item
@@ -89,19 +126,20 @@ def token_of(item: str | None) -> str | None:
         return None
 
 
-def upgrade_fault(command: str, version: str, environ: dict[str, Any]) -> str | None:
+def upgrade_fault(request: Request) -> str | None:
     """Why a request is no WebSocket handshake (RFC 6455 §4.2.1), or None if it is one."""
-    connection = environ.get("HTTP_CONNECTION", "").lower().split(",")
-    if command != "GET" or environ.get("HTTP_UPGRADE", "").lower() != "websocket":
+    fields = request.fields
+    if request.method != "GET" or fields.get(b"upgrade", b"").lower() != b"websocket":
         return "This port speaks WebSocket: send a GET request with Upgrade: websocket"
-    if "upgrade" not in [part.strip() for part in connection]:
+    connection = fields.get(b"connection", b"").lower().split(b",")
+    if b"upgrade" not in [part.strip() for part in connection]:
         return "The Connection header must contain Upgrade"
-    if version != "HTTP/1.1":
+    if request.minor != 1:
         return "A WebSocket handshake needs HTTP/1.1"
-    if environ.get("HTTP_SEC_WEBSOCKET_VERSION", "").strip() != _VERSION:
+    if request.field(b"sec-websocket-version") != _VERSION:
         return "Sec-WebSocket-Version must be 13"
     try:
-        key = base64.b64decode(environ.get("HTTP_SEC_WEBSOCKET_KEY", "").strip(), validate=True)
+        key = base64.b64decode(fields.get(b"sec-websocket-key", b""), validate=True)
     except (binascii.Error, ValueError):
         key = b""
     if len(key) != _KEY_BYTES:
@@ -109,55 +147,15 @@ def upgrade_fault(command: str, version: str, environ: dict[str, Any]) -> str | 
     return None
 
 
-class _Offer:
-    """What geventwebsocket asks for the subprotocol."""
-
-    def __init__(self, item: str | None) -> None:
-        self._item = item
-
-    def app_protocol(self, path: str) -> str | None:
-        return self._item
-
-
-class _Handler(WebSocketHandler):  # type: ignore[misc]  # the library has no types
-    def __init__(self, sock: Any, address: Any, server: Any, door: Door, hops: int) -> None:
-        super().__init__(sock, address, server)
-        self._door = door
-        self._hops = hops
-        self._deadline: Any = None
-
-    def handle(self) -> None:
-        """One request, whose headers must arrive in time."""
-        with gevent.Timeout(limits.SOCKET_HEADER_S, False) as self._deadline:
-            super().handle()
-
-    def log_request(self) -> None:
-        """Handshakes are counted, not logged."""
-
-    def run_application(self) -> None:
-        """Upgrade and hand the socket over, or refuse."""
-        self._deadline.close()
-        environ = self.environ
-        fault = upgrade_fault(self.command, self.request_version, environ)
-        address = handover.address_of(environ, self._hops)
-        try:
-            if fault is not None:
-                raise BadUpgrade(fault)
-            self._door.check(address)
-        except BadUpgrade as ex:
-            headers = (("Upgrade", "websocket"), ("Sec-WebSocket-Version", _VERSION))
-            handover.refuse(self, ex, headers, _UPGRADE_REQUIRED)
-            return
-        except PylonError as ex:
-            handover.refuse(self, ex)
-            return
-        item = chosen_item(environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL"))
-        self.application = _Offer(item)
-        self.upgrade_websocket()
-        self.write(b"")
-        # The library's object would write a close frame of its own when it is dropped.
-        environ.pop("wsgi.websocket").closed = True
-        del self.websocket
-        raw, early = handover.take_over(self)
-        token = handover.bearer_of(environ) or token_of(item)
-        self._door.accept(raw, early, Handshake(address, token, handover.parameters_of(environ)))
+def _answer(request: Request, item: str | None, deflate: Deflate | None) -> bytes:
+    digest = hashlib.sha1(
+        request.fields[b"sec-websocket-key"] + _GUID, usedforsecurity=False
+    ).digest()
+    accept = binascii.b2a_base64(digest, newline=False)
+    chosen = b"" if item is None else f"Sec-WebSocket-Protocol: {item}\r\n".encode("latin-1")
+    if deflate is not None:
+        chosen += f"Sec-WebSocket-Extensions: {deflate.answer}\r\n".encode("latin-1")
+    return (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: %b\r\n%b\r\n" % (accept, chosen)
+    )

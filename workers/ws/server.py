@@ -1,4 +1,8 @@
-"""The ws worker: changes over WebSocket (spec/realtime.md §2)."""
+"""The ws worker: changes over WebSocket (spec/realtime.md §2), on its own port and on the main one.
+
+Upgrades that were sent to ``/api/sync/ws`` of the HTTP port are accepted there and passed to
+the ws workers (`pylon.bus.passing`).
+"""
 
 from __future__ import annotations
 
@@ -6,33 +10,44 @@ import _socket
 from dataclasses import dataclass
 from typing import NoReturn
 
+from pylon.auth.cookies import session_cookie
+from pylon.auth.origin import origins
+from pylon.bus.passing import SocketReceiver
+from pylon.errors import PylonError
 from workers.boot import Booted
-from workers.hub import handover
-from workers.hub.addresses import AddressCap
+from workers.hub.acceptor import Acceptor
 from workers.hub.hub import Hub
 from workers.hub.reception import Reception, Visitor
 from workers.hub.replay import Replay
+from workers.hub.request import Request, cursor_of
 from workers.hub.service import ChangeStream, Service
-from workers.ws.conversation import Conversation
-from workers.ws.protocol import Handshake, handler_for
+from workers.ws import protocol
+from workers.ws.conversation import Conversation, Feature
+from workers.ws.identity import Identity
 from workers.ws.transport import WebSocketTransport
 
 
 @dataclass(frozen=True, slots=True)
 class _Door:
+    handshakes: protocol.Handshakes
     reception: Reception
     replay: Replay
     transport: WebSocketTransport
 
-    def check(self, address: str) -> None:
-        """See `Reception.check`."""
-        self.reception.check(address)
+    def open(
+        self, request: Request, raw: _socket.socket, early: bytes, *, on_main_port: bool
+    ) -> None:
+        """Stream changes to a client."""
+        handshake = self.handshakes.read(request, on_main_port=on_main_port)
+        cursor = cursor_of(handshake.parameters.get("since"))
+        visitor = Visitor(
+            handshake.address, handshake.token, cursor, early, handshake.answer, handshake.packing
+        )
+        self.reception.stream(raw, visitor, self.replay, self.transport)
 
-    def accept(self, raw: _socket.socket, early: bytes, handshake: Handshake) -> None:
-        """Stream changes to it."""
-        cursor = handover.cursor_of(handshake.parameters.get("since"))
-        visitor = Visitor(handshake.address, handshake.token, cursor)
-        self.reception.stream(raw, early, visitor, self.replay, self.transport)
+    def refusal(self, error: PylonError) -> bytes:
+        """See `protocol.refusal`."""
+        return protocol.refusal(error)
 
 
 def serve(booted: Booted) -> NoReturn:
@@ -40,13 +55,16 @@ def serve(booted: Booted) -> NoReturn:
     app = booted.app
     transport = WebSocketTransport("ws", app.config.ws_max_message_bytes)
     hub = Hub({name: app.rules.of(name) for name in app.manifest.by_name}, transport, app.clock)
-    transport.on_text = Conversation(hub, features=()).hear
-    changes = ChangeStream(booted, hub)
-    reception = Reception(
-        app, booted.reader_pool, hub, AddressCap(app.config.sockets_per_ip), transport
+    reception = Reception(booted, hub, transport)
+    features: tuple[Feature, ...] = ()
+    identity = Identity(hub, reception, features)
+    transport.on_text = Conversation(hub, features=(identity, *features)).hear
+    changes = ChangeStream(booted, hub, reception)
+    handshakes = protocol.Handshakes(
+        app.config.trust_proxy_hops, origins(app.config, app.manifest),
+        session_cookie(app.config, app.manifest).name, app.config.ws_deflate,
     )
-    door = _Door(reception, changes.replay, transport)
-    server = handover.make_server(
-        booted.listen_socket, handler_for(door, app.config.trust_proxy_hops)
-    )
-    Service(booted, hub, server, reception).run(changes)
+    door = _Door(handshakes, reception, changes.replay, transport)
+    acceptor = Acceptor(booted.listen_socket, door, app.clock)
+    passed = SocketReceiver(booted.runtime, booted.role, booted.worker, acceptor.adopt)
+    Service(booted, hub, acceptor, reception, passed).run(changes)

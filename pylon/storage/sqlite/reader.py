@@ -16,6 +16,7 @@ thread at a time.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -240,6 +241,17 @@ class SqliteReader:
         return SessionRow(
             found, user_id, bool(is_guest), created_at_s, expires_at_s, device, tenant_id
         )
+
+    def session_ends(self, session_ids: Sequence[str]) -> dict[str, int]:
+        self._start()
+        try:
+            return dict(self._conn.execute(
+                "SELECT session_id, expires_at FROM _pylon_auth_sessions "
+                "WHERE session_id IN (SELECT value FROM json_each(?))",
+                (json.dumps(session_ids),),
+            ))
+        except apsw.Error as error:
+            raise translate(error) from error
 
     def is_empty(self) -> bool:
         return all(

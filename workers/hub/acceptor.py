@@ -1,0 +1,294 @@
+"""The acceptor: from a listening socket to a request, without a greenlet for any client.
+
+Connections are accepted in libev's callback, a few for each turn of the loop, so that siblings
+on the same listening socket get their share and who is connected already is not held up. A
+request that has come with its connection is read at once; a slower one is waited for by a
+watcher. Complete ones go to the `Door`, which takes the socket or refuses; a refusal is sent in
+one piece, and the connection ends when the client has had time to read it.
+
+Bounds: `limits.HTTP_HEAD_BYTES` for a head, `limits.SOCKET_HEADER_S` for its arrival,
+`limits.SOCKETS_PENDING` connections without a complete one: above that the oldest is cut, so
+that silent connections cannot keep others out. Metric: pylon_handshakes_total.
+
+Invariant: a socket is the acceptor's until `Door.open` returns None, and the door's from then
+on. Everything runs in the hub and never blocks. Called by `workers.hub.service`.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import socket
+from typing import Any, Final, Protocol
+
+import gevent
+from gevent.hub import get_hub
+
+from pylon import limits, log, metrics
+from pylon.clock import Clock
+from pylon.errors import InternalError, PylonError
+from workers.hub.poller import READ, Watched, poller
+from workers.hub.request import Request, parse
+
+_ACCEPTS_A_TURN: Final = 16
+_PAUSE_S: Final = 0.1  # when the process has no descriptors left
+_SWEEP_S: Final = 0.5
+_RECEIVE_BYTES: Final = 65_536
+_LINGER_BYTES: Final = 1024 * 1024
+_INET: Final = (socket.AF_INET, socket.AF_INET6)
+_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+_log = log.get_logger("sockets")
+_RESULTS: Final = {
+    result: metrics.HANDSHAKES.labels(result)
+    for result in ("accepted", "refused", "slow", "crowded", "left")
+}
+
+
+class Door(Protocol):
+    """Where requests go."""
+
+    def open(
+        self, request: Request, raw: _socket.socket, early: bytes, *, on_main_port: bool
+    ) -> bytes | None:
+        """Take the socket, whose request has been read and not answered.
+
+        Args:
+            early: what has arrived behind the request.
+            on_main_port: it was accepted by an HTTP worker and passed on.
+
+        Returns:
+            None when it is taken; else the answer to send before it is closed.
+
+        Raises:
+            PylonError: answered as `refusal` has it.
+        """
+
+    def refusal(self, error: PylonError) -> bytes:
+        """The whole answer for an error."""
+
+
+class _Arriving:
+    """A connection without a complete request (`workers.hub.poller.Watched`)."""
+
+    __slots__ = ("_acceptor", "data", "deadline_s", "on_main_port", "peer", "raw")
+
+    def __init__(
+        self, acceptor: Acceptor, raw: _socket.socket, data: bytes, peer: str, deadline_s: float,
+        on_main_port: bool,
+    ) -> None:
+        self._acceptor = acceptor
+        self.raw = raw
+        self.data = data
+        self.peer = peer
+        self.deadline_s = deadline_s
+        self.on_main_port = on_main_port
+
+    def on_ready(self, events: int) -> None:
+        try:
+            data = self.raw.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self.data += data
+        self._acceptor.has_more(self, is_end=not data)
+
+    def abort(self) -> None:
+        self._acceptor.cut(self, "left")
+
+
+class _Leaving:
+    """A connection that was refused, until its client ends it (`poller.Watched`)."""
+
+    __slots__ = ("_acceptor", "_discarded_bytes", "deadline_s", "raw")
+
+    def __init__(self, acceptor: Acceptor, raw: _socket.socket, deadline_s: float) -> None:
+        self._acceptor = acceptor
+        self._discarded_bytes = 0
+        self.raw = raw
+        self.deadline_s = deadline_s
+
+    def on_ready(self, events: int) -> None:
+        try:
+            size_bytes = len(self.raw.recv(_RECEIVE_BYTES))
+        except BlockingIOError:
+            return
+        except OSError:
+            size_bytes = 0
+        self._discarded_bytes += size_bytes
+        if not size_bytes or self._discarded_bytes > _LINGER_BYTES:
+            self.abort()
+
+    def abort(self) -> None:
+        self._acceptor.let_go(self)
+
+
+class Acceptor:
+    """Accepts for one worker."""
+
+    def __init__(self, listener: socket.socket, door: Door, clock: Clock) -> None:
+        """Takes over `listener`, which sibling processes may share. Nothing is accepted before
+        `start`."""
+        self._listener: Any = listener
+        self._door = door
+        self._clock = clock
+        self._arriving: dict[_Arriving, None] = {}  # in the order of their deadlines
+        self._leaving: dict[_Leaving, None] = {}  # likewise
+        self.port: int = listener.getsockname()[1]
+        self.closed = False
+        loop = get_hub().loop
+        self._watcher = loop.io(listener.fileno(), READ)
+        self._timer = loop.timer(_SWEEP_S, _SWEEP_S)
+
+    def start(self) -> None:
+        """Begin to accept."""
+        if self._listener.family in _INET:  # Linux hands it on to what is accepted
+            self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._watcher.start(self._on_knock)
+        self._timer.start(self._sweep)
+
+    def close(self) -> None:
+        """Accept no more. Requests that are arriving are still answered."""
+        if not self.closed:
+            self.closed = True
+            self._watcher.stop()
+            self._watcher.close()
+            self._listener.close()
+
+    def adopt(self, raw: _socket.socket, data: bytes) -> None:
+        """Go on with a connection that an HTTP worker has accepted, and read `data` of."""
+        raw.setblocking(False)
+        try:
+            peer = raw.getpeername()
+        except OSError:
+            _RESULTS["left"].inc()
+            raw.close()
+            return
+        self._begin(raw, data, _host_of(peer), on_main_port=True)
+
+    # --- Accepting -----------------------------------------------------------------------
+
+    def _on_knock(self) -> None:
+        listener = self._listener._sock  # gevent's wrapper would wait
+        for _ in range(_ACCEPTS_A_TURN):
+            try:
+                fd, peer = listener._accept()
+            except OSError as ex:
+                if ex.errno in _OUT_OF_RESOURCES:
+                    _log.error("accept.failed", error=str(ex))
+                    self._watcher.stop()
+                    gevent.spawn_later(_PAUSE_S, self._go_on)
+                return  # or a sibling was quicker, or the client has left again
+            raw = _socket.socket(listener.family, listener.type, listener.proto, fd)
+            raw.setblocking(False)
+            try:
+                data = raw.recv(_RECEIVE_BYTES)  # most often it is there already
+            except BlockingIOError:
+                self._wait(raw, b"", _host_of(peer), on_main_port=False)
+                continue
+            except OSError:
+                data = b""
+            if data:
+                self._begin(raw, data, _host_of(peer), on_main_port=False)
+            else:
+                _RESULTS["left"].inc()
+                raw.close()
+
+    def _go_on(self) -> None:
+        if not self.closed:
+            self._watcher.start(self._on_knock)
+
+    def _begin(self, raw: _socket.socket, data: bytes, peer: str, *, on_main_port: bool) -> None:
+        if not self._serve(raw, data, peer, on_main_port=on_main_port):
+            self._wait(raw, data, peer, on_main_port=on_main_port)
+
+    def _serve(self, raw: _socket.socket, data: bytes, peer: str, *, on_main_port: bool) -> bool:
+        """Deal with the request in `data`; False if it is not complete."""
+        try:
+            request = parse(data, peer)
+            if request is None:
+                return False
+            answer = self._door.open(
+                request, raw, data[request.consumed:], on_main_port=on_main_port
+            )
+        except PylonError as ex:
+            answer = self._door.refusal(ex)
+        except Exception as ex:  # noqa: BLE001  one client's request must not end the worker
+            _log.exception("handshake.failed", error=ex)
+            answer = self._door.refusal(InternalError("The request failed"))
+        if answer is None:
+            _RESULTS["accepted"].inc()
+        else:
+            _RESULTS["refused"].inc()
+            self._refuse(raw, answer)
+        return True
+
+    # --- Slow requests -------------------------------------------------------------------
+
+    def _wait(self, raw: _socket.socket, data: bytes, peer: str, *, on_main_port: bool) -> None:
+        while len(self._arriving) >= limits.SOCKETS_PENDING:
+            self.cut(next(iter(self._arriving)), "crowded")
+        deadline_s = self._clock.monotonic_s() + limits.SOCKET_HEADER_S
+        arriving = _Arriving(self, raw, data, peer, deadline_s, on_main_port)
+        self._arriving[arriving] = None
+        poller().change(raw.fileno(), arriving, 0, READ)
+
+    def has_more(self, arriving: _Arriving, *, is_end: bool) -> None:
+        """More of a request has come."""
+        if is_end:
+            self.cut(arriving, "left")
+            return
+        raw = arriving.raw
+        # Whoever takes the socket watches it himself.
+        poller().change(raw.fileno(), arriving, READ, 0)
+        if self._serve(raw, arriving.data, arriving.peer, on_main_port=arriving.on_main_port):
+            del self._arriving[arriving]
+        else:
+            poller().change(raw.fileno(), arriving, 0, READ)
+
+    def cut(self, arriving: _Arriving, result: str) -> None:
+        """End a connection whose request has not come."""
+        if arriving in self._arriving:
+            del self._arriving[arriving]
+            _RESULTS[result].inc()
+            _end(arriving.raw, arriving)
+
+    # --- Refused requests ----------------------------------------------------------------
+
+    def _refuse(self, raw: _socket.socket, answer: bytes) -> None:
+        """Answer and end our side. Closing over unread bytes would reset the connection, and
+        the client might lose the answer by it, so what it still sends is thrown away."""
+        try:
+            raw.send(answer)  # fits into the buffer of a fresh socket
+            raw.shutdown(socket.SHUT_WR)
+        except OSError:
+            raw.close()
+            return
+        while len(self._leaving) >= limits.SOCKETS_PENDING:
+            self.let_go(next(iter(self._leaving)))
+        leaving = _Leaving(self, raw, self._clock.monotonic_s() + limits.SOCKET_CLOSE_S)
+        self._leaving[leaving] = None
+        poller().change(raw.fileno(), leaving, 0, READ)
+
+    def let_go(self, leaving: _Leaving) -> None:
+        """End a refused connection."""
+        if leaving in self._leaving:
+            del self._leaving[leaving]
+            _end(leaving.raw, leaving)
+
+    def _sweep(self) -> None:
+        now_s = self._clock.monotonic_s()
+        while self._arriving and (first := next(iter(self._arriving))).deadline_s <= now_s:
+            self.cut(first, "slow")
+        while self._leaving and (last := next(iter(self._leaving))).deadline_s <= now_s:
+            self.let_go(last)
+
+
+def _end(raw: _socket.socket, watched: Watched) -> None:
+    poller().change(raw.fileno(), watched, READ, 0)
+    raw.close()
+
+
+def _host_of(peer: Any) -> str:
+    return str(peer[0]) if isinstance(peer, tuple) else ""  # a Unix socket has no address

@@ -1,0 +1,103 @@
+"""Session watch: ends the sockets of sessions that were revoked or have expired.
+
+A revocation is told by signal (`SessionRevoked`), and signals may be lost, so the sessions of
+all sockets are also looked up in the store: whenever something was committed there (which costs
+nothing to know), and once in `_SWEEP_S` in any case. Sessions that end by themselves before the
+next such sweep are kept in a list of their own.
+
+Invariant: a session that is gone has no socket a second later. Sweeps go in slices, between
+which other greenlets have their turn. Used by `workers.hub.service` and `reception`.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NoReturn
+
+import gevent
+
+from pylon import limits, log
+from pylon.clock import Clock
+from pylon.errors import PylonError
+from pylon.storage.contract import Store
+from workers.hub.hub import Hub
+
+SESSION_ENDED: Final = 4401
+_TICK_S: Final = 0.4
+_SWEEP_S: Final = 60.0
+_SOON_S: Final = 2 * _SWEEP_S
+_SLICE: Final = 500
+_NS_PER_S: Final = 1_000_000_000
+
+_log = log.get_logger("sessions")
+
+
+class SessionWatch:
+    """Watches the sessions of one hub's sockets."""
+
+    __slots__ = ("_clock", "_hub", "_next_s", "_soon", "_store", "_until_s", "_version")
+
+    def __init__(self, store: Store, hub: Hub, clock: Clock) -> None:
+        self._store = store
+        self._hub = hub
+        self._clock = clock
+        self._soon: dict[str, float] = {}  # sessions that end soon: when, monotonic
+        self._version = -1  # of the store, at the last look
+        self._until_s = 0.0  # something was committed: sweep until then
+        self._next_s = 0.0  # sweep then, whatever was committed
+
+    def expires(self, session_id: str, at_s: float) -> None:
+        """A session of somebody who comes in ends at `at_s` (monotonic)."""
+        if at_s < self._clock.monotonic_s() + _SOON_S:
+            self._soon[session_id] = at_s
+
+    def run(self) -> NoReturn:
+        """Watch for ever."""
+        while True:
+            gevent.sleep(_TICK_S)
+            try:
+                self.tick()
+            except PylonError as ex:  # the store cannot be read now: the next tick tries again
+                _log.warning("sessions.unread", code=ex.code, message=ex.message)
+                self._version = -1
+
+    def tick(self) -> None:
+        """End what has ended.
+
+        Raises:
+            StoreUnavailable, QueryTimeout: the store cannot be read now.
+        """
+        now_s = self._clock.monotonic_s()
+        for session_id in [each for each, at_s in self._soon.items() if at_s <= now_s]:
+            del self._soon[session_id]
+            self._end(session_id, "session expired")
+        version = self._store.point(lambda reader: reader.data_version())
+        if version != self._version:
+            self._version = version
+            # Callers are remembered a little: one may come in after the sweep that missed him.
+            self._until_s = now_s + limits.CALLER_S + _TICK_S
+        if now_s < self._until_s or now_s >= self._next_s:
+            self._next_s = now_s + _SWEEP_S
+            self._sweep()
+
+    def _sweep(self) -> None:
+        waiting = self._hub.session_ids()
+        for first in range(0, len(waiting), _SLICE):
+            if first:
+                gevent.sleep(0)
+            self._check(waiting[first:first + _SLICE])
+
+    def _check(self, session_ids: list[str]) -> None:
+        ends = self._store.point(lambda reader: reader.session_ends(session_ids))
+        wall_s = self._clock.wall_ns() / _NS_PER_S
+        now_s = self._clock.monotonic_s()
+        for session_id in session_ids:
+            expires_at_s = ends.get(session_id)
+            if expires_at_s is None:
+                self._end(session_id, "session revoked")
+            elif expires_at_s and expires_at_s <= wall_s:
+                self._end(session_id, "session expired")
+            elif expires_at_s:
+                self.expires(session_id, now_s + expires_at_s - wall_s)
+
+    def _end(self, session_id: str, reason: str) -> None:
+        self._hub.close_session(session_id, SESSION_ENDED, reason)
