@@ -18,8 +18,9 @@ from typing import Final
 
 from pylon import limits, log, metrics
 from pylon.bus.changes import ChangesPublisher
-from pylon.bus.messages import WriteError, WriteReply, WriteRequest
+from pylon.bus.messages import DocumentsChanged, WriteError, WriteReply, WriteRequest
 from pylon.bus.runtime import Runtime
+from pylon.bus.signals import PlainSignalSender
 from pylon.bus.writer_port import LocalWriter, Peer, WriterPort
 from pylon.changelog.event import ChangeBatch
 from pylon.errors import InternalError
@@ -41,6 +42,7 @@ class Writer:
         self._broken = broken
         self._port = WriterPort(runtime)
         self._publisher = ChangesPublisher(runtime)
+        self._signals = PlainSignalSender(runtime)
         self._stopping = threading.Event()
         self._failures = 0
         self.depth = 0  # requests taken and not yet answered
@@ -74,13 +76,14 @@ class Writer:
                 break
         self._port.close()
         self._publisher.close()
+        self._signals.close()
 
     def _carry_out(self, arrivals: Sequence[tuple[Peer, list[WriteRequest]]]) -> None:
         requests = [request for _, sent in arrivals for request in sent]
         if not requests:
             return  # only a call to look around
         self._set_depth(len(requests))
-        replies, batch = self._apply(requests)
+        replies, batch, documents = self._apply(requests)
         begin = 0
         for peer, sent in arrivals:
             end = begin + len(sent)
@@ -90,6 +93,8 @@ class Writer:
         if batch is not None:  # who wrote need not wait for this
             metrics.CHANGELOG_SEQ.set(self._engine.head)
             self._publisher.publish(batch)
+        if documents:
+            self._signals.send(DocumentsChanged())
         self._set_depth(0)
 
     def _set_depth(self, depth: int) -> None:
@@ -98,15 +103,15 @@ class Writer:
 
     def _apply(
         self, requests: list[WriteRequest]
-    ) -> tuple[list[WriteReply], ChangeBatch | None]:
+    ) -> tuple[list[WriteReply], ChangeBatch | None, bool]:
         try:
             result = self._engine.apply(requests)
         except Exception as ex:  # noqa: BLE001  whatever it is, every caller must be answered
-            return self._failed(ex, requests), None
+            return self._failed(ex, requests), None, False
         self._failures = 0
         metrics.COMMIT.observe(result.commit_s)
         metrics.BATCH_SIZE.observe(len(requests))
-        return result.replies, result.batch
+        return result.replies, result.batch, result.documents
 
     def _failed(self, error: Exception, requests: list[WriteRequest]) -> list[WriteReply]:
         self._failures += 1

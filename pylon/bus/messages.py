@@ -83,6 +83,23 @@ class Transact(msgspec.Struct, frozen=True, array_like=True, tag="transact", gc=
     key: OpKey | None = None
 
 
+class OpenDocument(msgspec.Struct, frozen=True, array_like=True, tag="open_document", gc=False):
+    """Make a row's document, if it has none; who asks has judged who may see it."""
+
+    entity: str
+    row_id: str
+
+
+class PushDocument(msgspec.Struct, frozen=True, array_like=True, tag="push_document", gc=False):
+    """Merge an update into a row's document, and the document into the row. The writer judges
+    the policy as for `UpdateRow`. The reply's seq is 0 where the row stays as it was."""
+
+    entity: str
+    row_id: str
+    update: bytes  # as Loro exports it
+    auth: AuthContext
+
+
 class PutSession(msgspec.Struct, frozen=True, array_like=True, tag="put_session"):
     """Store a session under the hash of its token (hex)."""
 
@@ -123,7 +140,7 @@ class MarkClean(msgspec.Struct, frozen=True, array_like=True, tag="mark_clean"):
 
 WriteOp = (
     InsertRow | UpdateRow | DeleteRow | Transact | PutSession | DropSession | PruneLog | ResetRows
-    | PutIndexes | MarkClean
+    | PutIndexes | MarkClean | OpenDocument | PushDocument
 )
 
 
@@ -178,6 +195,10 @@ class SessionRevoked(msgspec.Struct, frozen=True, tag="session_revoked"):
     session_id: str
 
 
+class DocumentsChanged(msgspec.Struct, frozen=True, tag="documents_changed"):
+    """Documents have changed without an event of their rows: look in the store."""
+
+
 class RoleState(msgspec.Struct, frozen=True):
     wanted: int
     ready: int
@@ -190,7 +211,7 @@ class RolesReport(msgspec.Struct, frozen=True, tag="roles"):
     draining: bool
 
 
-Signal = PulledTo | NotesWanted | SessionRevoked | RolesReport
+Signal = PulledTo | NotesWanted | SessionRevoked | DocumentsChanged | RolesReport
 
 
 # --- Status ----------------------------------------------------------------------------------

@@ -115,6 +115,7 @@ __all__ = [
     "CrdtApplyFailed",
     "CrdtDecodeFailed",
     "CrdtHistoryMissing",
+    "CrdtApplyFailed",
     "CsrfRejected",
     "Draining",
     "EntityNotFound",

@@ -114,6 +114,10 @@ LIVE_EVALUATION: Final = Histogram(
     "pylon_live_evaluation_seconds", "Time to judge a batch of changes for all live queries.",
     buckets=_FAST_S, registry=WORKER,
 )
+DOCUMENT_SUBSCRIPTIONS: Final = Gauge(
+    "pylon_document_subscriptions", "Subscriptions of sockets to rows' documents.",
+    registry=WORKER,
+)
 NOTES_DROPPED: Final = Counter(
     "pylon_cursor_notes_dropped_total", "Cursor notes forgotten early because there were too many.",
     registry=WORKER,
@@ -147,6 +151,18 @@ COMMIT: Final = Histogram(
 BATCH_SIZE: Final = Histogram(
     "pylon_group_commit_size", "Write requests that shared one commit.", buckets=_SIZES,
     registry=SUPERVISOR,
+)
+DOCUMENTS_DECODED: Final = Gauge(
+    "pylon_documents_decoded", "Rows' documents that the writer holds in memory.",
+    registry=SUPERVISOR,
+)
+DOCUMENTS_DECODED_BYTES: Final = Gauge(
+    "pylon_documents_decoded_bytes", "About how much memory those documents take.",
+    registry=SUPERVISOR,
+)
+DOCUMENT_MERGE: Final = Histogram(
+    "pylon_document_merge_seconds", "Time to merge a client's update into a row's document.",
+    buckets=_FAST_S, registry=SUPERVISOR,
 )
 WAL_BYTES: Final = Gauge(
     "pylon_wal_bytes", "Size of the write-ahead log file.", registry=SUPERVISOR,
@@ -204,9 +220,11 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "WRITES_IN_FLIGHT", "POOL_WAIT", "CONNECTIONS", "CONNECTIONS_OPENED", "CONNECTIONS_CLOSED",
     "HANDSHAKES", "SOCKETS_PASSED",
     "MESSAGES_SENT", "MESSAGES_RECEIVED", "SEND_QUEUE_BYTES", "SLOW_CLIENTS", "SYNC_DELIVERY",
-    "RECOVERIES", "LIVE_QUERIES", "LIVE_DIFFS", "LIVE_EVALUATION", "NOTES_DROPPED", "HUB_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ",
+    "RECOVERIES", "LIVE_QUERIES", "LIVE_DIFFS", "LIVE_EVALUATION", "DOCUMENT_SUBSCRIPTIONS",
+    "NOTES_DROPPED", "HUB_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ",
     "CHANGELOG_OLDEST_SEQ",
-    "WRITE_QUEUE_DEPTH", "COMMIT", "BATCH_SIZE", "WAL_BYTES", "CHECKPOINT", "WORKER_RESTARTS",
+    "WRITE_QUEUE_DEPTH", "COMMIT", "BATCH_SIZE", "DOCUMENTS_DECODED",
+    "DOCUMENTS_DECODED_BYTES", "DOCUMENT_MERGE", "WAL_BYTES", "CHECKPOINT", "WORKER_RESTARTS",
     "WORKERS_READY", "ROOMS", "ROOM_MEMBERS", "ROOM_EVENTS", "BACKUP_LAST_SUCCESS",
     "BACKUP_DURATION", "BUS_MESSAGES", "BUS_DROPPED",
 ]

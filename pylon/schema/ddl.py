@@ -49,6 +49,14 @@ SYSTEM_TABLES: Final[tuple[str, ...]] = (
         at INTEGER NOT NULL)""",
     """CREATE TABLE IF NOT EXISTS _pylon_meta (
         key TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS _pylon_crdt_snapshots (
+        entity TEXT NOT NULL, row_id TEXT NOT NULL, snapshot BLOB NOT NULL,
+        updated_at TEXT NOT NULL, PRIMARY KEY (entity, row_id))""",
+    """CREATE TABLE IF NOT EXISTS _pylon_crdt_updates (
+        number INTEGER PRIMARY KEY AUTOINCREMENT, entity TEXT NOT NULL, row_id TEXT NOT NULL,
+        prev INTEGER NOT NULL, seq INTEGER NOT NULL, data BLOB NOT NULL)""",
+    """CREATE INDEX IF NOT EXISTS _pylon_crdt_updates_by_row
+        ON _pylon_crdt_updates (entity, row_id, number)""",
     """CREATE TABLE IF NOT EXISTS _pylon_schema_history (
         id INTEGER PRIMARY KEY AUTOINCREMENT, manifest_version INTEGER NOT NULL,
         app_version TEXT NOT NULL, applied_at TEXT NOT NULL, operation_count INTEGER NOT NULL,

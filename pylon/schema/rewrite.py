@@ -28,6 +28,7 @@ from pylon.schema.plan import make_plan
 from pylon.schema.steps import Plan
 from pylon.schema.wishes import Wishes
 from pylon.storage.names import quote
+from pylon.storage.sqlite import documents
 from pylon.storage.sqlite.epochs import open_epoch
 
 _NEW: Final = "_pylon_new_table"
@@ -98,6 +99,7 @@ def _rewrite(
         elif step.kind == "remove_entity":
             conn.execute(f"DROP TABLE {quote(step.name)}")
             _forget_shape(conn, step.name)
+            documents.drop_entity(conn, step.name)
     rebuilt = {s.entity.lower() for s in plan.rewrites if s.kind in _REBUILDING}
     for entity in manifest.entities:
         if entity.name.lower() in rebuilt:
@@ -129,6 +131,7 @@ def _rename(conn: apsw.Connection, asked: Wishes, plan: Plan) -> None:
         if step.kind == "rename_entity":
             conn.execute(f"ALTER TABLE {quote(was)} RENAME TO {quote(step.name)}")
             _drop_sort_indexes(conn, step.name, was)
+            documents.rename_entity(conn, was, step.name)
             conn.execute(
                 "UPDATE OR REPLACE _pylon_meta SET key = ? WHERE lower(key) = lower(?)",
                 (f"shape:{step.name}", f"shape:{was}"),

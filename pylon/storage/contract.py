@@ -116,12 +116,36 @@ class SessionRow:
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """One reply for each request, in order; what to publish (None: no row changed); and how
-    long the transaction took, from BEGIN to the end of COMMIT."""
+    """One reply for each request, in order; what to publish (None: no row changed); how
+    long the transaction took, from BEGIN to the end of COMMIT; and whether a document changed
+    of which no event tells."""
 
     replies: list[WriteReply]
     batch: ChangeBatch | None
     commit_s: float
+    documents: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """What is stored of a row's document. Merged, these are the document; `number` is that of
+    its newest update, 0 where there was none."""
+
+    snapshot: bytes
+    updates: tuple[bytes, ...]
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentUpdate:
+    """That a document has changed: the update's number, that of the same document's update
+    before (0: none; -1: read the whole), and the head of the change log then."""
+
+    number: int
+    prev: int
+    seq: int
+    entity: str
+    row_id: str
 
 
 class Reader(Protocol):
@@ -192,6 +216,19 @@ class Reader(Protocol):
 
     def session(self, session_id: str) -> SessionRow | None:
         """The session, expired or not, or None."""
+
+    def document(self, entity: str, row_id: str) -> StoredDocument | None:
+        """What is stored of the row's document, or None."""
+
+    def document_updates(self, number: int, limit: int) -> list[DocumentUpdate]:
+        """The first `limit` updates of any documents after `number`, ascending. Of each
+        document that has changed since there is at least the newest one."""
+
+    def document_update(self, number: int) -> bytes | None:
+        """The bytes of an update, or None if only the whole document has them by now."""
+
+    def document_number(self) -> int:
+        """The number of the newest update of any document."""
 
     def session_ends(self, session_ids: Sequence[str]) -> dict[str, int]:
         """When those of the sessions that there are expire: Unix seconds, 0 for never."""

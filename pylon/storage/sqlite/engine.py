@@ -25,8 +25,10 @@ from pylon.bus.messages import (
     DropSession,
     InsertRow,
     MarkClean,
+    OpenDocument,
     OpKey,
     PruneLog,
+    PushDocument,
     PutIndexes,
     PutSession,
     ResetRows,
@@ -55,6 +57,7 @@ from pylon.schema.indexes import put_indexes
 from pylon.storage.contract import BatchResult
 from pylon.storage.sqlite import epochs, log, maintenance, pragmas
 from pylon.storage.sqlite.connect import STORE_FAILURES, open_writer
+from pylon.storage.sqlite.document_writes import DocumentWrites
 from pylon.storage.sqlite.journal import Journal
 from pylon.storage.sqlite.search import SearchIndex, text_fields
 from pylon.storage.sqlite.table import Table
@@ -85,6 +88,7 @@ class SqliteEngine:
             )
             for e in manifest.entities
         }
+        self._documents = DocumentWrites(conn, self._tables, self, clock)
         self._retention = maintenance.Retention(conn)
         self._clean = False
         self.head = log.head_seq(conn)
@@ -99,6 +103,8 @@ class SqliteEngine:
             ResetRows: self._reset,
             PutIndexes: self._put_indexes,
             MarkClean: self._mark_clean,
+            OpenDocument: self._documents.open,
+            PushDocument: self._documents.push,
         }
 
     @classmethod
@@ -196,12 +202,16 @@ class SqliteEngine:
             if self._conn.in_transaction:
                 self._execute("ROLLBACK")
                 self._retention.forget()
+                self._documents.undone()
         previous, self.head = self.head, journal.seq
         events = journal.events
         self._clean = journal.clean or (self._clean and not events)
         self._retention.committed(len(events), len(journal.ops))
+        self._documents.committed()
         published = ChangeBatch(previous, events) if events else None
-        return BatchResult(replies, published, self._clock.monotonic_s() - started_s)
+        return BatchResult(
+            replies, published, self._clock.monotonic_s() - started_s, journal.documents
+        )
 
     def _finish(self, journal: Journal) -> None:
         if journal.clean:
@@ -228,7 +238,7 @@ class SqliteEngine:
         key = op.op
         if key is not None and (replay := self._replay(number, key, journal)) is not None:
             return replay
-        table = self._table(op.entity)
+        table = self.table(op.entity)
         row_id, row_json = op.row_id, op.row_json
         text = row_json.decode()
         try:
@@ -249,12 +259,38 @@ class SqliteEngine:
         key = op.op
         if key is not None and (replay := self._replay(number, key, journal)) is not None:
             return replay
-        table = self._table(op.entity)
+        table = self.table(op.entity)
         row_id, patch = op.row_id, op.patch
-        before_json, before = self._readable(table, op)
+        before_json, before = self.readable(table, op)
         row, row_json = table.codec.merge(before, patch)
         if not table.rules.may_update(op.auth, before, row):
             raise table.rules.denied("update", op.auth)
+        if table.has_documents:
+            change = self._documents.following(table, row_id, before, patch)
+        else:
+            change = None
+        try:
+            seq = self.put(table, row_id, patch, before_json, before, row_json, row, journal)
+        except PylonError:
+            if change is not None:
+                self._documents.refuse(change)
+            raise
+        if change is not None:
+            self._documents.append(table, change, seq, journal)
+        if key is not None:
+            journal.note_op(key, seq, row_id)
+        return WriteReply(number, seq, row_id, False, 1)
+
+    def put(
+        self, table: Table, row_id: str, patch: Mapping[str, Any], before_json: bytes,
+        before: Mapping[str, Any], row_json: bytes, row: Mapping[str, Any], journal: Journal,
+    ) -> int:
+        """Change a row's fields in `patch` and note the event; its seq. `before` and `row` are
+        the whole row, then and now.
+
+        Raises:
+            UniqueViolation, NullNotAllowed: nothing was changed.
+        """
         text = row_json.decode()
         values = [row[field] for field in patch]
         try:
@@ -265,21 +301,20 @@ class SqliteEngine:
             raise table.refusals.of(error, row, client_id_given=False) from error
         if table.search is not None:
             table.search.updated(row_id, before, row)
-        seq = journal.note(op.entity, row_id, "update", row_json, text, before_json)
-        if key is not None:
-            journal.note_op(key, seq, row_id)
-        return WriteReply(number, seq, row_id, False, 1)
+        return journal.note(table.entity.name, row_id, "update", row_json, text, before_json)
 
     def _delete(self, number: int, op: DeleteRow, journal: Journal) -> WriteReply:
         key = op.op
         if key is not None and (replay := self._replay(number, key, journal)) is not None:
             return replay
-        table = self._table(op.entity)
+        table = self.table(op.entity)
         row_id = op.row_id
-        before_json, before = self._readable(table, op)
+        before_json, before = self.readable(table, op)
         if not table.rules.may_delete(op.auth, before):
             raise table.rules.denied("delete", op.auth)
         self._execute(table.delete, (row_id,))
+        if table.has_documents:
+            self._documents.deleted(op.entity, row_id)
         if table.search is not None:
             table.search.deleted(row_id)
         seq = journal.note(op.entity, row_id, "delete", None, None, before_json)
@@ -302,6 +337,7 @@ class SqliteEngine:
             except PylonError as error:
                 done.append(WriteReply(position, error=WriteError.of(error)))
                 self._execute("ROLLBACK TO transact")
+                self._documents.undone()
                 self._execute("RELEASE transact")
                 journal.back_to(start)
                 return WriteReply(number, results=done)
@@ -312,13 +348,19 @@ class SqliteEngine:
         seq = journal.seq if done else 0
         return WriteReply(number, seq, "", False, len(done), None, done)
 
-    def _table(self, entity: str) -> Table:
+    def table(self, entity: str) -> Table:
+        """
+        Raises:
+            EntityNotFound
+        """
         table = self._tables.get(entity)
         if table is None:
             raise EntityNotFound(f'Unknown entity "{entity}"')
         return table
 
-    def _readable(self, table: Table, op: UpdateRow | DeleteRow) -> tuple[bytes, dict[str, Any]]:
+    def readable(
+        self, table: Table, op: UpdateRow | DeleteRow | PushDocument
+    ) -> tuple[bytes, dict[str, Any]]:
         """The row, if it is there, the caller may know that it is, and it has the version that
         the caller wants."""
         found = self._execute(table.select, (op.row_id,)).get
@@ -326,7 +368,10 @@ class SqliteEngine:
             row_json, version = found
             row: dict[str, Any] = orjson.loads(row_json)
             if table.rules.may_read(op.auth, row):
-                if op.if_match is not None and op.if_match != version:
+                if (
+                    not isinstance(op, PushDocument)
+                    and op.if_match is not None and op.if_match != version
+                ):
                     raise PreconditionFailed(
                         f"{op.entity}/{op.row_id} has been changed: its version is {version}, "
                         f"and If-Match asks for {op.if_match}",
@@ -376,6 +421,8 @@ class SqliteEngine:
                 count += 1
             if table.search is not None:
                 table.search.cleared()
+            if table.has_documents:
+                self._documents.cleared(table.entity.name)
         return WriteReply(number, journal.seq if count else 0, count=count)
 
     def _put_indexes(self, number: int, op: PutIndexes, journal: Journal) -> WriteReply:

@@ -26,9 +26,10 @@ Done = tuple[int, str, str | None]
 
 
 class Journal:
-    """See the module. `clean`: the run ends in order with this transaction."""
+    """See the module. `clean`: the run ends in order with this transaction. `documents`: one
+    has changed without an event of its row."""
 
-    __slots__ = ("_lines", "clean", "events", "now_s", "ops", "seq")
+    __slots__ = ("_lines", "clean", "documents", "events", "now_s", "ops", "seq")
 
     def __init__(self, head: int, now_s: int) -> None:
         self.seq = head
@@ -36,6 +37,7 @@ class Journal:
         self.events: list[ChangeEvent] = []
         self.ops: dict[tuple[str, str], Done] = {}
         self.clean = False
+        self.documents = False
         self._lines: list[tuple[int, str, str, str, str | None, str | None, int]] = []
 
     def note(

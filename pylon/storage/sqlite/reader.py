@@ -29,9 +29,18 @@ from pylon.clock import Clock, SystemClock
 from pylon.errors import EntityNotFound
 from pylon.manifest.model import Entity, FieldType, Manifest
 from pylon.storage.clause import SqlClause
-from pylon.storage.contract import Aggregate, GraphNode, Query, Reader, SessionRow, Tally
+from pylon.storage.contract import (
+    Aggregate,
+    DocumentUpdate,
+    GraphNode,
+    Query,
+    Reader,
+    SessionRow,
+    StoredDocument,
+    Tally,
+)
 from pylon.storage.names import quote
-from pylon.storage.sqlite import log, tally
+from pylon.storage.sqlite import documents, log, tally
 from pylon.storage.sqlite.aggregate import aggregate_rows
 from pylon.storage.sqlite.connect import open_reader, translate
 from pylon.storage.sqlite.graph import graph_json, is_one_statement, order_by
@@ -250,6 +259,30 @@ class SqliteReader:
                 "WHERE session_id IN (SELECT value FROM json_each(?))",
                 (json.dumps(session_ids),),
             ))
+        except apsw.Error as error:
+            raise translate(error) from error
+
+    def document(self, entity: str, row_id: str) -> StoredDocument | None:
+        return self.at_one_commit(lambda: documents.stored_document(self._conn, entity, row_id))
+
+    def document_updates(self, number: int, limit: int) -> list[DocumentUpdate]:
+        self._start()
+        try:
+            return documents.updates_after(self._conn, number, limit)
+        except apsw.Error as error:
+            raise translate(error) from error
+
+    def document_update(self, number: int) -> bytes | None:
+        self._start()
+        try:
+            return documents.update_data(self._conn, number)
+        except apsw.Error as error:
+            raise translate(error) from error
+
+    def document_number(self) -> int:
+        self._start()
+        try:
+            return documents.head_number(self._conn)
         except apsw.Error as error:
             raise translate(error) from error
 

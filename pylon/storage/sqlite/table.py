@@ -27,8 +27,8 @@ class Table:
     `insert` takes id, values, JSON, seq and `fill`; `select` gives JSON and seq of an id.
     """
 
-    __slots__ = ("_updates", "codec", "delete", "entity", "fill", "insert", "refusals", "rules",
-                 "search", "select")
+    __slots__ = ("_updates", "codec", "delete", "entity", "fill", "has_documents", "insert",
+                 "refusals", "rules", "search", "select")
 
     def __init__(
         self, entity: Entity, rules: EntityRules, fillers: Mapping[str, object],
@@ -42,6 +42,7 @@ class Table:
         self.entity = entity
         self.rules = rules
         self.search = search
+        self.has_documents = False  # whether any row may have one
         self.codec = EntityCodec(entity)
         self.refusals = Refusals(entity)
         self.fill = tuple(fillers.values())

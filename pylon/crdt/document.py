@@ -1,0 +1,257 @@
+"""One row's Loro document: its fields in the root map `row` (spec/realtime.md §6.1).
+
+Text fields (richtext, or `crdt: "text"`) are LoroText containers, all others plain values, and
+whole numbers are kept as floats. Null is an absent key. Projection goes the other way: absent is
+null, a text is its string, any other container null; a value that no row could hold is refused.
+
+Loro tells of undecodable bytes with a bare `BaseException`, and pyo3 of a defect in Loro with a
+`PanicException` (which cannot be imported). Both are turned into errors of ours here, and only
+around Loro's own calls.
+
+Invariants: a document that raised is in an unknown state and must be thrown away, never stored;
+each object has a peer id of its own, so a change that was never stored cannot be taken for
+another one later. One thread at a time. Used by the writer, by HTTP workers (`check`) and by ws
+workers (`merged`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from loro import ExportMode, LoroDoc, LoroText, ValueOrContainer, VersionVector
+
+from pylon import limits
+from pylon.errors import CrdtApplyFailed, CrdtDecodeFailed, CrdtHistoryMissing, LimitExceeded
+from pylon.manifest.model import Entity, Field, FieldType
+
+_ROOT: Final = "row"
+_RESERVED: Final = frozenset({"counter", "list", "movable-list", "tree"})
+_NUMBERS: Final = frozenset({FieldType.INT, FieldType.FLOAT})
+
+
+class Document:
+    """See the module."""
+
+    __slots__ = ("_doc", "_fields", "_map")
+
+    def __init__(self, entity: Entity, parts: Sequence[bytes] = ()) -> None:
+        """
+        Args:
+            parts: what is stored of it: a snapshot, then updates. None: an empty document.
+
+        Raises:
+            CrdtDecodeFailed: they are no whole document.
+        """
+        self._fields = entity.by_name
+        with _loro():
+            self._doc = LoroDoc()
+            if parts:
+                status = self._doc.import_batch(parts)
+                if status.pending is not None:
+                    raise CrdtDecodeFailed("the stored document is not whole")
+            self._map = self._doc.get_map(_ROOT)
+
+    @property
+    def version(self) -> VersionVector:
+        """Which changes it has. Equal versions are equal documents."""
+        return self._doc.oplog_vv
+
+    def take(self, update: bytes) -> None:
+        """Merge an update or a snapshot.
+
+        Raises:
+            CrdtDecodeFailed: it cannot be decoded, or not be merged.
+            CrdtHistoryMissing: it builds on changes that are not here.
+        """
+        with _loro():
+            status = self._doc.import_(update)
+        if status.pending is not None:
+            raise CrdtHistoryMissing(
+                "The update builds on changes that this document does not have",
+                hint="Push the whole document, or take a new copy of it with crdt-subscribe",
+            )
+
+    def differing(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields in which the document says something else than `row`, as it has them.
+
+        Raises:
+            CrdtApplyFailed: a field has what no row can hold.
+        """
+        found: dict[str, Any] = {}
+        with _loro():
+            for field in self._fields.values():
+                value = self._projected(field)
+                if not _same(field, value, row.get(field.name)):
+                    found[field.name] = value
+        return found
+
+    def assign(self, values: Mapping[str, Any]) -> None:
+        """Set fields, as a change of the server's. Of a text only the part that differs, from
+        the first differing character to the last, is replaced, so that what others type
+        elsewhere in it at the same time stays where it was typed."""
+        with _loro():
+            for name, value in values.items():
+                self._set(self._fields[name], value)
+            self._doc.commit()
+
+    def changes_since(self, version: VersionVector) -> bytes:
+        """What came after `version`, for those who have that."""
+        with _loro():
+            return self._doc.export(ExportMode.Updates(version))
+
+    def snapshot(self) -> bytes:
+        """The whole document, with its history."""
+        with _loro():
+            return self._doc.export(ExportMode.Snapshot())
+
+    def _projected(self, field: Field) -> Any:
+        found = self._map.get(field.name)
+        if found is None:
+            return None
+        if isinstance(found, ValueOrContainer.Container):
+            container = found.container
+            return container.to_string() if isinstance(container, LoroText) else None
+        value = found.value if isinstance(found, ValueOrContainer.Value) else None
+        if value is not None and not isinstance(value, (bool, int, float, str)):
+            raise CrdtApplyFailed(
+                f"field {field.name}: expected {field.type.value}, got {type(value).__name__}",
+                field=field.name,
+            )
+        return value
+
+    def _set(self, field: Field, value: Any) -> None:
+        if value is None:
+            if field.name in self._map:
+                self._map.delete(field.name)
+        elif is_text(field):
+            found = self._map.get(field.name)
+            container = (
+                found.container if isinstance(found, ValueOrContainer.Container) else None
+            )
+            if isinstance(container, LoroText):
+                _replace(container, value)
+            else:
+                new = self._map.insert_container(field.name, LoroText())
+                assert isinstance(new, LoroText)
+                new.insert(0, value)
+        else:
+            self._map.insert(field.name, _loro_value(field, value))
+
+
+def refuse_reserved(entity: Entity) -> None:
+    """
+    Raises:
+        CrdtApplyFailed: the entity has a field of a kind that is only reserved.
+    """
+    for field in entity.fields:
+        if field.crdt in _RESERVED:
+            raise CrdtApplyFailed(
+                f"{entity.name}.{field.name}: the CRDT kind {field.crdt} is reserved",
+                entity=entity.name, field=field.name,
+            )
+
+
+def is_text(field: Field) -> bool:
+    """Whether the field is a text container."""
+    return field.crdt == "text" or (field.type is FieldType.RICHTEXT and field.crdt != "lww")
+
+
+def check(update: bytes) -> None:
+    """Merge an update into nothing, to see that it can be done at all: what makes Loro fail, or
+    swells beyond all bounds, does so in the process that calls this, and not in the writer.
+
+    Raises:
+        CrdtDecodeFailed: it cannot be decoded.
+        LimitExceeded: the document would be larger than `limits.DOCUMENT_BYTES`.
+    """
+    with _loro():
+        doc = LoroDoc()
+        doc.import_(update)
+        # All content as an update is not compressed: it is as large as the document is.
+        size_bytes = len(doc.export(ExportMode.Updates(VersionVector())))
+        doc.get_deep_value()
+    if size_bytes > limits.DOCUMENT_BYTES:
+        raise too_large()
+
+
+def too_large() -> LimitExceeded:
+    """The error for a document, or an update, that is too large."""
+    return LimitExceeded(
+        f"The document would be larger than {limits.DOCUMENT_BYTES} bytes",
+        hint="Start a new row; a document's history counts, deleted text included",
+    )
+
+
+def merged(parts: Sequence[bytes]) -> bytes:
+    """One snapshot of a snapshot and updates.
+
+    Raises:
+        CrdtDecodeFailed: they are no document.
+    """
+    with _loro():
+        doc = LoroDoc()
+        doc.import_batch(parts)
+        return doc.export(ExportMode.Snapshot())
+
+
+@contextmanager
+def _loro() -> Iterator[None]:
+    """Turns what Loro raises into `CrdtDecodeFailed`, and lets all else pass."""
+    try:
+        yield
+    except BaseException as error:
+        kind = type(error)
+        if kind is not BaseException and kind.__module__ != "pyo3_runtime":
+            raise
+        raise CrdtDecodeFailed(f"The update cannot be decoded: {_words(error)}") from None
+
+
+def _words(error: BaseException) -> str:
+    text = str(error).replace("\n", " ")
+    return text if len(text) <= 100 else text[:100] + "..."
+
+
+def _loro_value(field: Field, value: Any) -> Any:
+    return float(value) if field.type in _NUMBERS else value
+
+
+def _same(field: Field, value: Any, wanted: Any) -> bool:
+    """Whether the document's value is what it would be for the row's."""
+    if wanted is None or value is None:
+        return wanted is value
+    if field.type in _NUMBERS:
+        return not isinstance(value, (bool, str)) and float(value) == float(wanted)
+    return type(value) is type(wanted) and bool(value == wanted)
+
+
+def _replace(text: LoroText, wanted: str) -> None:
+    """Make `text` say `wanted`, by one deletion and one insertion between what both share."""
+    current = text.to_string()
+    if current == wanted:
+        return
+    start = _shared(current, wanted, from_end=False)
+    most = min(len(current), len(wanted)) - start
+    end = min(_shared(current, wanted, from_end=True), most)
+    gone = len(current) - start - end
+    if gone:
+        text.delete(start, gone)
+    added = wanted[start : len(wanted) - end]
+    if added:
+        text.insert(start, added)
+
+
+def _shared(one: str, other: str, *, from_end: bool) -> int:
+    """How many characters both begin (or end) with: found by halving, which compares in C."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if (
+            one[len(one) - middle :] == other[len(other) - middle :]
+            if from_end else one[:middle] == other[:middle]
+        ):
+            low = middle
+        else:
+            high = middle - 1
+    return low
