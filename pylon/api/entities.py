@@ -17,6 +17,7 @@ from pylon.api.body import read_body
 from pylon.api.callers import caller_of
 from pylon.api.idempotency import key_of, say_replayed
 from pylon.api.parameters import flag, text_value, whole_number
+from pylon.api.remembered import answered, scope_of
 from pylon.api.services import Services
 from pylon.api.versions import if_match, is_known, set_etag
 from pylon.bus.messages import WriteReply
@@ -51,16 +52,18 @@ class EntityList:
             where=where, limit=self._list_limit if limit is None else limit, offset=offset
         )
         with_total = flag(req, "count")
-        count, rows, total = services.store.scan(
-            lambda reader: _listed(reader, named.name, query, with_total)
-        )
-        send_raw(
-            resp,
-            b'{"count":%d,"data":%b,"limit":%b,"offset":%d%b}' % (
+
+        def read() -> bytes:
+            count, rows, total = services.store.scan(
+                lambda reader: _listed(reader, named.name, query, with_total)
+            )
+            return b'{"count":%d,"data":%b,"limit":%b,"offset":%d%b}' % (
                 count, rows, b"null" if limit is None else b"%d" % limit, offset,
                 b"" if total is None else b',"total":%d' % total,
-            ),
-        )
+            )
+
+        key = ("list", named.name, scope_of(where, auth), limit, offset, with_total)
+        send_raw(resp, answered(services.answers, services.store, key, b"", read))
 
     on_head = on_get
 

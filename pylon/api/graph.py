@@ -18,8 +18,9 @@ import falcon
 from pylon import limits
 from pylon.api.access import entity_named, readable
 from pylon.api.answers import send_raw
-from pylon.api.body import read_json
+from pylon.api.body import read_body
 from pylon.api.callers import caller_of
+from pylon.api.remembered import answered
 from pylon.api.services import Services
 from pylon.app import App
 from pylon.auth.context import AuthContext
@@ -29,6 +30,7 @@ from pylon.storage.contract import GraphInclude, GraphNode
 from pylon.storage.sqlite.conditions import parse_where
 from pylon.storage.sqlite.filters import parse_count, parse_limit, parse_order
 from pylon.storage.where import and_
+from pylon.values import decode_body
 
 _KEYS: Final = ("where", "order", "limit", "offset", "include")
 _EXAMPLE: Final = '{"Ticket": {"where": {"open": true}, "include": {"owner": {}}}}'
@@ -43,8 +45,13 @@ class GraphQuery:
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         services = self._services
         auth = caller_of(req, services).auth
-        nodes = parse_graph(services.app, auth, read_json(req))
-        send_raw(resp, services.store.scan(lambda reader: reader.graph(nodes)))
+        raw = read_body(req)
+
+        def read() -> bytes:
+            nodes = parse_graph(services.app, auth, decode_body(raw))
+            return services.store.scan(lambda reader: reader.graph(nodes))
+
+        send_raw(resp, answered(services.answers, services.store, auth, raw, read))
 
 
 def parse_graph(app: App, auth: AuthContext, body: object) -> list[GraphNode]:

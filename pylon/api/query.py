@@ -6,15 +6,15 @@ caller may not read from one that is not there.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
 
 import falcon
 
 from pylon.api.access import entity_named, may_see, readable
 from pylon.api.answers import send_raw
-from pylon.api.body import read_json
+from pylon.api.body import read_body
 from pylon.api.callers import caller_of
+from pylon.api.remembered import answered, scope_of
 from pylon.api.services import Services
 from pylon.errors import NotFound
 from pylon.manifest.model import Entity, FieldType
@@ -23,6 +23,7 @@ from pylon.storage.contract import Query
 from pylon.storage.names import quote
 from pylon.storage.sqlite.filters import parse_filter
 from pylon.storage.where import and_
+from pylon.values import decode_body
 
 _SHOWN_CHARS: Final = 200
 _BOOL_TEXT: Final[dict[str, str | int]] = {"true": 1, "false": 0}
@@ -40,10 +41,14 @@ class EntityQuery:
         auth = caller_of(req, services).auth
         named = entity_named(services.app, entity, auth)
         allowed = readable(services.app, named, auth)
-        query = parse_filter(named, read_json(req), self._list_limit)
-        query = replace(query, where=and_(query.where, allowed))
-        _, rows = services.store.scan(lambda reader: reader.page(named.name, query))
-        send_raw(resp, rows)
+        raw = read_body(req)
+
+        def read() -> bytes:
+            query = parse_filter(named, decode_body(raw), self._list_limit, allowed)
+            return services.store.scan(lambda reader: reader.page(named.name, query))[1]
+
+        key = ("query", named.name, scope_of(allowed, auth))
+        send_raw(resp, answered(services.answers, services.store, key, raw, read))
 
 
 class Lookup:

@@ -59,6 +59,13 @@ POOL_WAIT: Final = Histogram(
     "pylon_db_pool_wait_seconds", "Time that a read waited for a connection.",
     buckets=_FAST_S, registry=WORKER,
 )
+ANSWERS: Final = Counter(
+    "pylon_answers_total", "Queries and pulls, by whether their answer was remembered or read.",
+    ("result",), registry=WORKER,
+)
+ANSWERS_BYTES: Final = Gauge(
+    "pylon_answers_bytes", "Answers that are remembered until the next commit.", registry=WORKER,
+)
 
 # --- Socket workers --------------------------------------------------------------------------
 
@@ -217,7 +224,8 @@ DERIVED_HELP: Final = {
 __all__ = [  # noqa: RUF022  (in the order above)
     "WORKER", "SUPERVISOR", "HTTP_REQUESTS", "HTTP_DURATION", "HTTP_DISPATCHERS",
     "HTTP_WAITING", "HTTP_CUT", "AUTH_ATTEMPTS", "WRITE_WAIT",
-    "WRITES_IN_FLIGHT", "POOL_WAIT", "CONNECTIONS", "CONNECTIONS_OPENED", "CONNECTIONS_CLOSED",
+    "WRITES_IN_FLIGHT", "POOL_WAIT", "ANSWERS", "ANSWERS_BYTES",
+    "CONNECTIONS", "CONNECTIONS_OPENED", "CONNECTIONS_CLOSED",
     "HANDSHAKES", "SOCKETS_PASSED",
     "MESSAGES_SENT", "MESSAGES_RECEIVED", "SEND_QUEUE_BYTES", "SLOW_CLIENTS", "SYNC_DELIVERY",
     "RECOVERIES", "LIVE_QUERIES", "LIVE_DIFFS", "LIVE_EVALUATION", "DOCUMENT_SUBSCRIPTIONS",

@@ -31,7 +31,7 @@ from pylon.policy.check import action_scope, check, entity_scope
 from pylon.policy.compile import compile_condition
 from pylon.policy.expression import Expr
 from pylon.policy.grammar import PolicyInvalid
-from pylon.policy.routing import Routing, plan
+from pylon.policy.routing import Everyone, Routing, plan
 from pylon.policy.sql import ALL, clause_maker
 from pylon.storage.clause import SqlClause
 
@@ -142,9 +142,10 @@ class EntityRules:
 
 
 class RuleSet:
-    """The rules of every entity of a manifest, and of its actions."""
+    """The rules of every entity of a manifest, and of its actions. `is_open`: everybody may read
+    every row."""
 
-    __slots__ = ("_acts", "_by_entity")
+    __slots__ = ("_acts", "_by_entity", "is_open")
 
     def __init__(
         self, by_entity: Mapping[str, EntityRules], acts: Mapping[str, list[Expr]] | None = None
@@ -154,6 +155,7 @@ class RuleSet:
             acts: for each action that has policies the expressions that must all be true.
         """
         self._by_entity = dict(by_entity)
+        self.is_open = all(isinstance(r.routing, Everyone) for r in self._by_entity.values())
         self._acts = {name: compile_condition(_all(rules)) for name, rules in (acts or {}).items()}
 
     def of(self, entity: str) -> EntityRules:

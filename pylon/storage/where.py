@@ -18,12 +18,12 @@ NOTHING: Final = SqlClause("0", ())
 def and_(*clauses: SqlClause) -> SqlClause:
     """The clause that holds where all of `clauses` hold; `ALL` for none."""
     kept = [c for c in clauses if c.sql != ALL.sql]
-    if any(c.sql == NOTHING.sql for c in kept):
-        return NOTHING
-    if not kept:
-        return ALL
     if len(kept) == 1:
         return kept[0]
+    if not kept:
+        return ALL
+    if any(c.sql == NOTHING.sql for c in kept):
+        return NOTHING
     return SqlClause(
         " AND ".join(f"({c.sql})" for c in kept),
         tuple(p for c in kept for p in c.params),

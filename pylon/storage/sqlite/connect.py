@@ -13,7 +13,7 @@ from typing import Final
 import apsw
 
 from pylon.errors import InternalError, LimitExceeded, PylonError, QueryTimeout, StoreUnavailable
-from pylon.storage.sqlite import pragmas
+from pylon.storage.sqlite import memory, pragmas
 
 STATEMENT_CACHE: Final = 256
 
@@ -44,12 +44,13 @@ def open_reader(path: str | Path) -> apsw.Connection:
     Raises:
         StoreUnavailable
     """
+    memory.keep_freed()
     try:
         conn = apsw.Connection(
             str(path), flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=STATEMENT_CACHE
         )
-        # Else a statement whose LIMIT is a parameter would be compiled again at each execution, in
-        # case the new value asks for another plan (sqlite3_prepare_v2, SQLITE_DBCONFIG_ENABLE_QPSG).
+        # Else a statement whose LIMIT is a parameter would be compiled again at each execution,
+        # in case the new value asks for another plan.
         conn.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         pragmas.apply_shared(conn)
         pragmas.apply_reader(conn)

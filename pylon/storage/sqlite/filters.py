@@ -3,8 +3,7 @@ directives `$order`, `$limit` and `$offset`. What `$search` finds with an index 
 of relevance unless there is an `$order`.
 
 Invariants: see `conditions`; an answer has at most as many rows as the caller of `parse_filter`
-allows, and who explicitly asks for more is told so. Called by the API; the caller's read policy
-is ANDed to the result with `pylon.storage.where.and_`.
+allows, and who explicitly asks for more is told so. Called by the API.
 """
 
 from __future__ import annotations
@@ -14,20 +13,26 @@ from typing import Final
 from pylon import limits
 from pylon.errors import InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity
+from pylon.storage.clause import SqlClause
 from pylon.storage.contract import Query
 from pylon.storage.sqlite.conditions import field_of, filter_object, parse_where
 from pylon.storage.sqlite.search import match_of, text_fields
+from pylon.storage.where import ALL, and_
 from pylon.values import INT_MAX
 
 DIRECTIVES: Final = ("$order", "$limit", "$offset")
+_KEYS: Final = frozenset((*DIRECTIVES, "$search"))  # what may have a meaning besides a condition
 
 
-def parse_filter(entity: Entity, body: object, max_limit: int) -> Query:
+def parse_filter(
+    entity: Entity, body: object, max_limit: int, allowed: SqlClause = ALL
+) -> Query:
     """The query that `body` describes.
 
     Args:
         body: a decoded JSON object.
         max_limit: most rows to answer (PYLON_LIST_LIMIT); also the default.
+        allowed: the rows that the caller may read; no others are answered.
 
     Raises:
         InvalidQuery: not an object, an unknown operator, a malformed directive.
@@ -36,6 +41,8 @@ def parse_filter(entity: Entity, body: object, max_limit: int) -> Query:
         LimitExceeded: too many conditions, or `$limit` above `max_limit`.
     """
     body = filter_object(body)
+    if _KEYS.isdisjoint(body):
+        return Query(and_(parse_where(entity, body, DIRECTIVES), allowed), max_limit)
     order = parse_order(entity, "$order", body.get("$order"))
     text = body.get("$search")
     relevance = None
@@ -44,7 +51,7 @@ def parse_filter(entity: Entity, body: object, max_limit: int) -> Query:
     directives = DIRECTIVES if relevance is None else (*DIRECTIVES, "$search")
     limit = parse_limit("$limit", body.get("$limit"), max_limit)
     return Query(
-        parse_where(entity, body, directives),
+        and_(parse_where(entity, body, directives), allowed),
         limit=max_limit if limit is None else limit,
         order=order,
         offset=parse_count("$offset", body.get("$offset")) or 0,

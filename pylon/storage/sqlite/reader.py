@@ -358,7 +358,7 @@ def _selected(sql: _EntitySql, query: Query) -> tuple[str, tuple[object, ...]]:
     if query.relevance is not None:
         source, order = relevant(sql.entity), f"{RELEVANCE}, id"
         params = (query.relevance, *params)
-    return (
-        f"SELECT _json AS _j FROM {source} WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?",
-        (*params, query.limit, query.offset),
-    )
+    text = f"SELECT _json AS _j FROM {source} WHERE {where} ORDER BY {order} LIMIT ?"
+    if not query.offset:  # which would be counted for each row
+        return text, (*params, query.limit)
+    return f"{text} OFFSET ?", (*params, query.limit, query.offset)
