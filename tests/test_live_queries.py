@@ -146,7 +146,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestMachine.settings = settings(max_examples=120, stateful_step_count=25, deadline=None)
 
 
 @pytest.fixture
@@ -326,6 +326,16 @@ def test_only_what_a_change_concerns_is_judged(world: World) -> None:
     changes = world.feed.tail.after(0) or []
     concerned = [list(watches[c.event.entity].concerned(c)) for c in changes]
     assert [len(found) for found in concerned] == [1, 1]
+
+
+def test_queries_that_nothing_can_match_come_and_go_with_others(world: World) -> None:
+    client, nobody = LiveClient(world, ADA), LiveClient(world, ANONYMOUS)
+    client.subscribe("none", "Mine", {"text": {"$in": []}})
+    nobody.subscribe("none", "Mine", {})
+    client.subscribe("some", "Mine", {})
+    for one, sub_id in ((client, "some"), (client, "none"), (nobody, "none")):
+        one.say(type="unsubscribe", sub_id=sub_id)
+    assert number(metrics.LIVE_QUERIES) == len(world.live._watches) == 0
 
 
 def test_equal_queries_share_a_watch_and_a_frame(world: World) -> None:

@@ -59,7 +59,8 @@ class LiveQueries:
         self._store = store
         self._feed = feed
         self._history = History(store)
-        self._watches = Watches(clock)
+        self._transport = hub.transport
+        self._watches = Watches(hub.transport, clock)
         self._of: dict[Connection, dict[str, Subscription]] = {}
         self._count = 0
         self._filter_bytes = 0
@@ -176,7 +177,8 @@ class LiveQueries:
         connection = subscription.connection
         try:
             for page in pages:
-                if not _is_drained(connection) or not connection.send(page):
+                frame = self._transport.packed(page, connection.packing)
+                if not _is_drained(connection) or not connection.send(frame):
                     break
         finally:
             self._sending_bytes -= waiting_bytes
@@ -193,7 +195,7 @@ class LiveQueries:
             tail = self._feed.tail
             changes: Sequence[Change] | None = tail.after(seq)
             if changes is not None and len(changes) <= limits.REPLAY_PAGE_EVENTS:
-                _tell(subscription, changes)
+                self._tell(subscription, changes)
                 if connection.is_open:  # else it may have been forgotten already
                     self._watches.activate(subscription, max(seq, tail.last_seq))
                 return
@@ -201,9 +203,24 @@ class LiveQueries:
                 changes = self._history.page(seq, limits.REPLAY_PAGE_EVENTS)
             else:
                 changes = changes[: limits.REPLAY_PAGE_EVENTS]
-            _tell(subscription, changes)
+            self._tell(subscription, changes)
             # The log may have nothing more while the tail begins behind a gap between seqs.
             seq = changes[-1].seq if changes else max(seq, self._feed.tail.first_covered)
+
+    def _tell(self, subscription: Subscription, changes: Sequence[Change]) -> None:
+        """Send the diffs of changes that its result does not have, in one write."""
+        watch, connection = subscription.watch, subscription.connection
+        told: list[bytes] = []
+        for change in changes:
+            if change.event.entity == watch.key[0]:
+                kind = watch.kind(change)
+                if kind is not None:
+                    text = diff_body(change, kind) + subscription.tail
+                    frame = frames.encode(frames.TEXT, text)
+                    told.append(self._transport.packed(frame, connection.packing))
+        if told and connection.send(b"".join(told), len(told)):
+            metrics.LIVE_DIFFS.inc(len(told))
+            metrics.MESSAGES_SENT.inc(len(told))
 
 
 def _read(reader: Reader, entity: str, where: SqlClause) -> tuple[int, list[bytes]]:
@@ -251,20 +268,6 @@ def _page(seq: int, rows: list[bytes], last: bool, tail: bytes) -> bytes:
         b'{"type":"subscribed","seq":%d,"rows":[%b],"last":%b%b'
         % (seq, b",".join(rows), b"true" if last else b"false", tail),
     )
-
-
-def _tell(subscription: Subscription, changes: Sequence[Change]) -> None:
-    """Send the diffs of changes that its result does not have, in one write."""
-    told: list[bytes] = []
-    for change in changes:
-        if change.event.entity == subscription.watch.key[0]:
-            kind = subscription.watch.kind(change)
-            if kind is not None:
-                text = diff_body(change, kind) + subscription.tail
-                told.append(frames.encode(frames.TEXT, text))
-    if told and subscription.connection.send(b"".join(told), len(told)):
-        metrics.LIVE_DIFFS.inc(len(told))
-        metrics.MESSAGES_SENT.inc(len(told))
 
 
 def _is_drained(connection: Connection) -> bool:

@@ -33,10 +33,13 @@ from pylon.policy.routing import ByAuth, Everyone, Keyed
 from pylon.policy.rules import EntityRules
 from pylon.storage.sqlite.conditions import field_of
 from pylon.storage.sqlite.matching import Matcher, Term
-from workers.hub.connection import Connection
+from workers.hub.connection import Connection, Transport
 from workers.ws import frames
 
 WatchKey = tuple[str, bytes, AuthContext | None]  # entity, the filter's text, who (None: anyone)
+
+# What there is of a change: its frames, by kind, tail and packing; with no tail: its text.
+_Made = dict[tuple[str, bytes, int], bytes]
 
 _TERM_VALUES: Final = 100  # a condition with more possible values is not indexed
 _FEW_VALUES: Final = (FieldType.BOOL, FieldType.DATETIME)  # not what rows are told apart by
@@ -109,9 +112,10 @@ def diff_body(change: Change, kind: str) -> bytes:
 class _EntityWatches:
     """The watches of one entity."""
 
-    __slots__ = ("by_value", "scanned")
+    __slots__ = ("by_value", "count", "scanned")
 
     def __init__(self) -> None:
+        self.count = 0
         # By field, then by value. Many watches may share one, and each must be quick to remove.
         self.by_value: dict[str, dict[object, dict[Watch, None]]] = {}
         self.scanned: dict[Watch, None] = {}
@@ -132,35 +136,34 @@ class _EntityWatches:
         return found
 
     def add(self, watch: Watch) -> None:
+        self.count += 1
         if watch.term is None:
             self.scanned[watch] = None
-            return
-        by_value = self.by_value.setdefault(watch.term.field.name, {})
-        for value in watch.term.values:
-            by_value.setdefault(value, {})[watch] = None
+        elif watch.term.values:  # else no row can be in its result
+            by_value = self.by_value.setdefault(watch.term.field.name, {})
+            for value in watch.term.values:
+                by_value.setdefault(value, {})[watch] = None
 
     def remove(self, watch: Watch) -> None:
+        self.count -= 1
         if watch.term is None:
             del self.scanned[watch]
-            return
-        by_value = self.by_value[watch.term.field.name]
-        for value in watch.term.values:
-            watches = by_value[value]
-            del watches[watch]
-            if not watches:
-                del by_value[value]
-        if not by_value:
-            del self.by_value[watch.term.field.name]
-
-    @property
-    def is_empty(self) -> bool:
-        return not self.scanned and not self.by_value
+        elif watch.term.values:
+            by_value = self.by_value[watch.term.field.name]
+            for value in watch.term.values:
+                watches = by_value[value]
+                del watches[watch]
+                if not watches:
+                    del by_value[value]
+            if not by_value:
+                del self.by_value[watch.term.field.name]
 
 
 class Watches:
     """All live queries of one worker."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, transport: Transport, clock: Clock) -> None:
+        self._transport = transport
         self._clock = clock
         self._by_key: dict[WatchKey, Watch] = {}
         self._by_entity: dict[str, _EntityWatches] = {}
@@ -218,7 +221,7 @@ class Watches:
         del self._by_key[watch.key]
         of_entity = self._by_entity[watch.key[0]]
         of_entity.remove(watch)
-        if of_entity.is_empty:
+        if not of_entity.count:
             del self._by_entity[watch.key[0]]
 
     def published(self, changes: Sequence[Change]) -> None:
@@ -231,41 +234,47 @@ class Watches:
             of_entity = self._by_entity.get(change.event.entity)
             if of_entity is None:
                 continue
-            made: dict[tuple[str, bytes], bytes] = {}
+            made: _Made = {}
             for watch in of_entity.concerned(change):
                 kind = watch.kind(change)
                 if kind is not None:
-                    _put(change, kind, watch.members, made, outgoing)
+                    self._put(change, kind, watch.members, made, outgoing)
         metrics.LIVE_EVALUATION.observe(self._clock.monotonic_s() - started_s)
         if outgoing:
             _send(outgoing)
 
+    def _put(
+        self, change: Change, kind: str, members: Iterable[Subscription], made: _Made,
+        outgoing: dict[Connection, list[bytes]],
+    ) -> None:
+        """Add the change's frame to what goes to each member's connection.
 
-def _put(
-    change: Change, kind: str, members: Iterable[Subscription],
-    made: dict[tuple[str, bytes], bytes], outgoing: dict[Connection, list[bytes]],
-) -> None:
-    """Add the change's frame to what goes to each member's connection.
+        Args:
+            made: what there is of this change already.
+        """
+        seq = change.seq
+        for member in members:
+            if seq <= member.after_seq:  # its result was read ahead of the feed
+                continue
+            connection = member.connection
+            key = kind, member.tail, connection.packing
+            frame = made.get(key)
+            if frame is None:
+                frame = made[key] = self._frame(change, kind, member.tail, connection, made)
+            waiting = outgoing.get(connection)
+            if waiting is None:
+                outgoing[connection] = [frame]
+            else:
+                waiting.append(frame)
 
-    Args:
-        made: the frames of this change, by kind and tail; b"" as a tail: the text without one.
-    """
-    seq = change.seq
-    for member in members:
-        if seq <= member.after_seq:  # its result was read ahead of the feed
-            continue
-        tail = member.tail
-        frame = made.get((kind, tail))
-        if frame is None:
-            body = made.get((kind, b""))
-            if body is None:
-                body = made[kind, b""] = diff_body(change, kind)
-            frame = made[kind, tail] = frames.encode(frames.TEXT, body + tail)
-        waiting = outgoing.get(member.connection)
-        if waiting is None:
-            outgoing[member.connection] = [frame]
-        else:
-            waiting.append(frame)
+    def _frame(
+        self, change: Change, kind: str, tail: bytes, connection: Connection, made: _Made
+    ) -> bytes:
+        body = made.get((kind, b"", 0))
+        if body is None:
+            body = made[kind, b"", 0] = diff_body(change, kind)
+        frame = frames.encode(frames.TEXT, body + tail)
+        return self._transport.packed(frame, connection.packing)
 
 
 def _send(outgoing: dict[Connection, list[bytes]]) -> None:
