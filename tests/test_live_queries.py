@@ -112,10 +112,12 @@ class Machine(RuleBasedStateMachine):
     @rule(who=st.integers(0, len(CONTEXTS) - 1), auth=st.sampled_from(CONTEXTS))
     def become(self, who: int, auth: AuthContext) -> None:
         client = self.clients[who]
+        asked = sorted(client.sets)
+        self.world.live.gone(client.connection)
         client.connection.caller = Caller(auth)
-        self.world.live.identity_changed(client.connection)
         client.listen()
-        assert {e["code"] for e in client.errors} <= {"IDENTITY_CHANGED", "POLICY_DENIED"}
+        assert sorted(e["sub_id"] for e in client.errors) == asked
+        assert {e["code"] for e in client.errors} <= {"IDENTITY_CHANGED"}
         client.errors.clear()
 
     @rule(who=st.integers(0, len(CONTEXTS) - 1))

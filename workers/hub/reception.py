@@ -52,6 +52,7 @@ class Visitor(msgspec.Struct, frozen=True):
     early: bytes = b""  # what has arrived behind the request
     answer: bytes = b""  # sent before anything else: the 101 of a WebSocket
     packing: int = 0  # see `Connection.packing`
+    wants_changes: bool = True  # else only what it subscribes to
 
 
 class Reception:
@@ -104,7 +105,7 @@ class Reception:
     def stream(
         self, raw: _socket.socket, visitor: Visitor, replay: Replay, greeter: Greeter
     ) -> None:
-        """Let a client in, send what it missed, and have it receive what comes.
+        """Let a client in, send what it missed, and have it receive what comes; if it wants that.
 
         Raises:
             Draining, SocketLimit: nothing was done with the socket.
@@ -120,6 +121,8 @@ class Reception:
             if greeter.greeting:
                 connection.send(greeter.greeting)
             greeted = True
+            if not visitor.wants_changes:
+                return
             rest = replay.run_at_once(connection, cursor)
             if rest is not None:
                 gevent.spawn(self._catch_up, connection, rest, replay, greeter)

@@ -31,7 +31,6 @@ from pylon.errors import (
     IdentityChanged,
     InvalidData,
     LimitExceeded,
-    PylonError,
     Unavailable,
 )
 from pylon.storage.clause import SqlClause
@@ -88,27 +87,13 @@ class LiveQueries:
             raise
 
     def gone(self, connection: Connection) -> None:
-        """See `Feature`."""
+        """See `Feature`. An open connection is one that changes its identity: its client is told
+        that it has to subscribe again."""
         for sub_id in list(self._of.get(connection, ())):
             self._end(connection, sub_id)
-
-    def identity_changed(self, connection: Connection) -> None:
-        """`connection.caller` is another one: subscriptions whose rows may now be others end,
-        and their client is told so that it can subscribe again. Must not block."""
-        auth = connection.caller.auth
-        for sub_id, subscription in list(self._of.get(connection, {}).items()):
-            name, _, whose = subscription.watch.key
-            try:
-                readable(self._app, self._app.manifest.by_name[name], auth)
-                if viewer(self._app.rules.of(name), auth) == whose:
-                    continue
-                error: PylonError = IdentityChanged(
-                    "This connection has another user now", hint="Subscribe again"
-                )
-            except PylonError as ex:
-                error = ex
-            self._end(connection, sub_id)
-            say(connection, error_message(error, {"type": "subscribe", "sub_id": sub_id}))
+            if connection.is_open:
+                error = IdentityChanged("This connection has another user now")
+                say(connection, error_message(error, {"type": "subscribe", "sub_id": sub_id}))
 
     # --- Which there are -----------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from workers.hub.service import ChangeStream, Service
 from workers.ws import protocol
 from workers.ws.conversation import Conversation, Feature
 from workers.ws.identity import Identity
+from workers.ws.live_queries import LiveQueries
 from workers.ws.transport import WebSocketTransport
 
 
@@ -41,7 +42,8 @@ class _Door:
         handshake = self.handshakes.read(request, on_main_port=on_main_port)
         cursor = cursor_of(handshake.parameters.get("since"))
         visitor = Visitor(
-            handshake.address, handshake.token, cursor, early, handshake.answer, handshake.packing
+            handshake.address, handshake.token, cursor, early, handshake.answer, handshake.packing,
+            wants_changes=handshake.parameters.get("changes") != "0",
         )
         self.reception.stream(raw, visitor, self.replay, self.transport)
 
@@ -56,10 +58,11 @@ def serve(booted: Booted) -> NoReturn:
     transport = WebSocketTransport("ws", app.config.ws_max_message_bytes)
     hub = Hub({name: app.rules.of(name) for name in app.manifest.by_name}, transport, app.clock)
     reception = Reception(booted, hub, transport)
-    features: tuple[Feature, ...] = ()
+    changes = ChangeStream(booted, hub, reception)
+    live = LiveQueries(app, booted.reader_pool, changes.feed, hub, app.clock)
+    features: tuple[Feature, ...] = (live,)
     identity = Identity(hub, reception, features)
     transport.on_text = Conversation(hub, features=(identity, *features)).hear
-    changes = ChangeStream(booted, hub, reception)
     handshakes = protocol.Handshakes(
         app.config.trust_proxy_hops, origins(app.config, app.manifest),
         session_cookie(app.config, app.manifest).name, app.config.ws_deflate,
