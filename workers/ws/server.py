@@ -13,6 +13,9 @@ from typing import NoReturn
 from pylon.auth.cookies import session_cookie
 from pylon.auth.origin import origins
 from pylon.bus.passing import SocketReceiver
+from pylon.bus.room_news import RoomNewsSubscriber
+from pylon.bus.rooms_client import RoomsClient
+from pylon.bus.writer_client import WriterClient
 from pylon.errors import PylonError
 from workers.boot import Booted
 from workers.hub.acceptor import Acceptor
@@ -23,8 +26,10 @@ from workers.hub.request import Request, cursor_of
 from workers.hub.service import ChangeStream, Service
 from workers.ws import protocol
 from workers.ws.conversation import Conversation, Feature
+from workers.ws.documents import Documents
 from workers.ws.identity import Identity
 from workers.ws.live_queries import LiveQueries
+from workers.ws.rooms import Rooms
 from workers.ws.transport import WebSocketTransport
 
 
@@ -60,7 +65,13 @@ def serve(booted: Booted) -> NoReturn:
     reception = Reception(booted, hub, transport)
     changes = ChangeStream(booted, hub, reception)
     live = LiveQueries(app, booted.reader_pool, changes.feed, hub, app.clock)
-    features: tuple[Feature, ...] = (live,)
+    rooms = Rooms(
+        hub, RoomsClient(booted.runtime, app.random), RoomNewsSubscriber(booted.runtime),
+        unscoped=app.config.ws_unscoped_presence,
+    )
+    writer = WriterClient(booted.runtime, app.clock, app.random)
+    documents = Documents(app, booted.reader_pool, writer, booted.runtime, hub)
+    features: tuple[Feature, ...] = (rooms, live, documents)
     identity = Identity(hub, reception, features)
     transport.on_text = Conversation(hub, features=(identity, *features)).hear
     handshakes = protocol.Handshakes(
@@ -70,4 +81,7 @@ def serve(booted: Booted) -> NoReturn:
     door = _Door(handshakes, reception, changes.replay, transport)
     acceptor = Acceptor(booted.listen_socket, door, app.clock)
     passed = SocketReceiver(booted.runtime, booted.role, booted.worker, acceptor.adopt)
-    Service(booted, hub, acceptor, reception, passed).run(changes)
+    service = Service(booted, hub, acceptor, reception, passed)
+    rooms.start(service.spawn)
+    documents.start(service.spawn)
+    service.run(changes)
