@@ -132,8 +132,11 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "Number of trusted proxies in front: the client is the N-th entry from the right of "
             "X-Forwarded-For."),
     Setting("PYLON_SOCKETS_PER_IP", "sockets_per_ip", _int(0, 1_000_000), "64",
-            "Open sockets of one client address in each worker process; 0 means no limit.",
+            "Open sockets of one client address on each port; 0 means no limit.",
             dev_default="0"),
+    Setting("PYLON_SOCKET_MAX_LIFE_S", "socket_max_life_s", _int(0, 31_536_000), "0",
+            "Seconds after which a socket is closed, so that its client connects anew; for each "
+            "between three quarters of this and all of it. 0 means never."),
     Setting("PYLON_PUBLIC_URL", "public_url", _text, None,
             "Base URL that clients reach the HTTP port by, e.g. https://api.example.com."),
     Setting("PYLON_WS_URL", "ws_url", _text, None,
@@ -205,6 +208,7 @@ class Config:
     csrf_origins: tuple[str, ...]
     trust_proxy_hops: int
     sockets_per_ip: int
+    socket_max_life_s: int
     public_url: str | None
     ws_url: str | None
     sse_url: str | None

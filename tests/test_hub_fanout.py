@@ -217,7 +217,7 @@ def test_farewells_are_cut_after_their_time() -> None:
 def test_heartbeat_pings_everyone_once_in_a_round_and_drops_the_silent(hub: Hub) -> None:
     peers = [Peer(hub, ANONYMOUS) for _ in range(5)]
     silent, *answering = peers
-    beat = Heartbeat(hub)
+    beat = Heartbeat(hub, ManualClock())
     ping = frames.encode(frames.PING, b"")
     for _ in range(3):
         for _ in range(beat.slots):
@@ -235,7 +235,7 @@ def test_heartbeat_of_a_stream_cuts_what_does_not_move() -> None:
     hub = Hub(BY_ENTITY, EventStreamTransport(()), ManualClock())
     stuck, reading = Peer(hub, ANONYMOUS), Peer(hub, ANONYMOUS)
     stuck.connection.send(b"x" * 4_000_000)
-    beat = Heartbeat(hub)
+    beat = Heartbeat(hub, ManualClock())
     for _ in range(3):
         for _ in range(beat.slots):
             beat.tick()

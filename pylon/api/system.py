@@ -143,7 +143,7 @@ class ClientConfig:
 
 
 class SocketElsewhere:
-    """``GET /api/sync/ws`` on this port: there are no sockets here; say where they are."""
+    """``GET /api/sync/ws`` that is no upgrade, or that no ws worker took from the server."""
 
     def __init__(self, services: Services) -> None:
         self._config = services.app.config
@@ -155,6 +155,10 @@ class SocketElsewhere:
                 "This server has no WebSocket port (PYLON_WS_WORKERS is 0)",
                 hint="Use SSE or polling",
             )
-        raise BadUpgrade(f"WebSockets are not served on this port: connect to {url}")
+        if req.env.get("pylon.nobody_there"):
+            raise Unavailable("No WebSocket worker takes connections now; try again in a moment")
+        raise BadUpgrade(
+            f"This is a WebSocket: send a GET request with Upgrade: websocket, or connect to {url}"
+        )
 
     on_head = on_get

@@ -114,7 +114,8 @@ def sync_paths() -> Paths:
             fails=(*WRITE_ERRORS,), body=body,
         ),
         "/api/sync/ws": operation(
-            "get", "socketElsewhere", "sync", "No sockets here: the error says where they are",
-            {}, fails=(errors.BadUpgrade,),
+            "get", "openSocket", "sync",
+            "The WebSocket of the ws port, for proxies with a single port: send an upgrade",
+            {}, fails=(errors.BadUpgrade, errors.Unavailable),
         ),
     }

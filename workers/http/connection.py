@@ -31,12 +31,17 @@ if TYPE_CHECKING:
     from workers.http.loop import Loop
 
 _log = log.get_logger("http")
+_UPGRADE_PATH: Final = "/api/sync/ws"  # WebSockets on this port (spec/realtime.md §2.1)
 _RECV_BYTES: Final = 65_536
 _GATHER_BYTES: Final = 32_768  # a longer body is sent from where it is, not copied to its head
 # So much of one connection at a time; then it is another one's turn.
 _REQUESTS_A_TURN: Final = 16
 _PARTS_A_TURN: Final = 16
 _DISCARDS_A_TURN: Final = 16
+
+
+class _PassedOn(Exception):
+    """The connection belongs to another process now."""
 
 
 class Connection:
@@ -141,8 +146,8 @@ class Connection:
                     return
                 if not self.again:
                     break
-        except OSError:
-            self.close()  # the client is gone
+        except (OSError, _PassedOn):
+            self.close()  # the client is gone, or another process has it
         self.queued = False
 
     def _advance(self) -> None:
@@ -200,12 +205,27 @@ class Connection:
             if request is None:
                 return None
             self._template = template_of(data, request)
+        if "HTTP_UPGRADE" in request.environ and self._pass_on(request, data):
+            raise _PassedOn
         # Most often the request was all that came.
         rest = self._input = data[request.consumed:] if len(data) > request.consumed else b""
         self._starved = not rest
         if request.length:
             self._begin_body(request)
         return request
+
+    def _pass_on(self, request: Request, data: bytes) -> bool:
+        """Give the connection to a ws worker, with all that was read; False if it stays here."""
+        environ = request.environ
+        if (
+            environ["PATH_INFO"] != _UPGRADE_PATH or environ["REQUEST_METHOD"] != "GET"
+            or environ["HTTP_UPGRADE"].lower() != "websocket" or request.length
+        ):
+            return False
+        if not self._loop.pass_on(self._sock, data):
+            environ["pylon.nobody_there"] = True  # the app says so
+            return False
+        return True
 
     def _begin_body(self, request: Request) -> None:
         if request.length > limits.BODY_BYTES:

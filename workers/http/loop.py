@@ -35,6 +35,7 @@ from gevent import monkey
 from gevent.hub import get_hub
 
 from pylon import limits, log, metrics
+from pylon.bus.passing import SocketSender
 from workers.http.answer import Prefixes
 from workers.http.balance import HOLD_S, Share
 from workers.http.connection import Connection
@@ -61,13 +62,17 @@ _log = log.get_logger("http")
 class Loop:
     """Made after the fork, in the worker, once."""
 
-    def __init__(self, app: App, listeners: Iterable[Any], number: int, workers: int) -> None:
+    def __init__(
+        self, app: App, listeners: Iterable[Any], number: int, workers: int,
+        passing: SocketSender | None = None,
+    ) -> None:
         """
         Args:
             app: the WSGI app.
             listeners: listening sockets, shared with the other workers.
             number: of this worker, from 1.
             workers: how many of those there are, this one included.
+            passing: where upgrades to WebSocket go.
         """
         self.app = app
         self.prefixes = Prefixes()
@@ -76,6 +81,7 @@ class Loop:
         self.bodies_bytes = 0  # of requests that are arriving
         self.outgoing_bytes = 0  # of answers that their clients have not made room for
         self._workers = workers
+        self._passing = passing
         self._share = Share(number, workers)
         self._held = False  # the next connection is left to the other workers
         self._hub = get_hub()
@@ -106,6 +112,14 @@ class Loop:
         self._share.report(len(self._connections))
         if self._paused and not self.draining:
             self._resume()
+
+    def pass_on(self, sock: _socket.socket, data: bytes) -> bool:
+        """Give a socket to a ws worker, which goes on with `data`; the caller closes it then."""
+        if self._passing is None or not self._passing.pass_on(sock, data):
+            return False
+        # The other process's copy would keep it in the set, beyond our close.
+        self._epoll.unregister(sock.fileno())
+        return True
 
     def requeue(self, connection: Connection) -> None:
         """Come back to it after the others; `queued` stays set."""

@@ -17,6 +17,7 @@ import gevent
 from pylon.auth.cookies import session_cookie
 from pylon.auth.origin import origins
 from pylon.bus.messages import NotesWanted, RolesReport, SessionRevoked
+from pylon.bus.passing import SocketSender
 from pylon.bus.rooms_client import RoomsClient
 from pylon.bus.signals import SignalReceiver, SignalSender
 from pylon.bus.writer_client import WriterClient
@@ -71,6 +72,7 @@ class HttpProcess:
             started_s=app.clock.monotonic_s(),
         )
         self.wsgi = make_app(self._services)
+        self.passing = SocketSender(runtime, "ws", app.config.workers_of("ws"))
         self._greenlets: list[gevent.Greenlet[..., Any]] = []
 
     def start(self, alive: Callable[[], bool], connections: Callable[[], int]) -> None:
@@ -95,6 +97,7 @@ class HttpProcess:
     def close(self) -> None:
         """Let go of the bus and the store."""
         gevent.killall(self._greenlets)
+        self.passing.close()
         self._writer.close()
         self._rooms.close()
         self._receiver.close()

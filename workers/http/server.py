@@ -34,6 +34,7 @@ class HttpWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.number = 1  # the hooks of `__main__` give each worker its own
+        self.passing: Any = None  # `pylon.bus.passing.SocketSender`, given after the fork
         self._loop: Any = None  # `workers.http.loop.Loop`, once the process is patched
         self._stopping: Event | None = None  # made after the fork
 
@@ -58,7 +59,9 @@ class HttpWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         from workers.http.loop import Loop
 
         self._stopping = Event()
-        loop = self._loop = Loop(self.wsgi, self.sockets, self.number, self.cfg.workers)
+        loop = self._loop = Loop(
+            self.wsgi, self.sockets, self.number, self.cfg.workers, self.passing
+        )
         while self.alive:
             self.notify()
             self._stopping.wait(_HEARTBEAT_S)

@@ -3,28 +3,42 @@
 The connections are spread over short ticks (`Hub.shares`), so that ten thousand pings do not
 leave at once, and a tick costs what its own share costs.
 A WebSocket that answered nothing for two heartbeats is closed; a stream whose outbox has not
-emptied in two heartbeats is cut. The same timer ends farewells that take too long.
+emptied in two heartbeats is cut. The same timer ends farewells that take too long, and, where
+`PYLON_SOCKET_MAX_LIFE_S` is set, connections that are older; no two that came together at once.
+How old a connection is, is known from its number: every now and then the number of the newest
+is noted with the time, at most `_MARKS` in a life, so idle connections carry no time.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from operator import itemgetter
 from typing import Final, NoReturn
 
 import gevent
 
+from pylon.clock import Clock
 from workers.hub.connection import INTERNAL, Connection
 from workers.hub.hub import BEAT_S, Hub
 
 _UNANSWERED_MAX: Final = 2
+_GOING_AWAY: Final = 1001
+_MARKS: Final = 1_000
+_LEAST_LIFE: Final = 0.75  # of the longest
+_GOLDEN: Final = 0.6180339887  # its multiples lie evenly between 0 and 1
 
 
 class Heartbeat:
     """Beats for one hub."""
 
-    __slots__ = ("_hub", "_slot", "slots")
+    __slots__ = ("_clock", "_hub", "_marks", "_max_life_s", "_slot", "slots")
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, clock: Clock, max_life_s: float = 0.0) -> None:
+        """`max_life_s`: of a connection, 0 for any; its end comes with its heartbeat."""
         self._hub = hub
+        self._clock = clock
+        self._max_life_s = max_life_s
+        self._marks: list[tuple[int, float]] = []  # the newest connection's number, and when
         self._slot = 0
         self.slots = len(hub.shares)
 
@@ -38,9 +52,35 @@ class Heartbeat:
         """Serve the connections whose turn it is. Each has its turn once in `slots` ticks."""
         self._slot = (self._slot + 1) % self.slots
         self._hub.end_overdue()
+        if self._max_life_s:
+            self._mark()
         for connection in list(self._hub.shares[self._slot]):
             if connection.is_open:
-                self._beat(connection)
+                if self._max_life_s and self._is_old(connection):
+                    connection.close(
+                        _GOING_AWAY, "reconnect",
+                        awaits_peer=self._hub.transport.expects_replies,
+                    )
+                else:
+                    self._beat(connection)
+
+    def _mark(self) -> None:
+        now_s, newest = self._clock.monotonic_s(), self._hub.opened
+        marks = self._marks
+        if not marks or (
+            newest > marks[-1][0] and now_s >= marks[-1][1] + self._max_life_s / _MARKS
+        ):
+            marks.append((newest, now_s))
+        # Of those that are older than any life, the youngest stays: it stands for all before it.
+        old = bisect_left(marks, now_s - self._max_life_s, key=itemgetter(1))
+        del marks[: max(0, old - 1)]
+
+    def _is_old(self, connection: Connection) -> bool:
+        at = bisect_left(self._marks, (connection.number, 0.0))
+        if at == len(self._marks):
+            return False  # younger than the last mark
+        share = _LEAST_LIFE + (1 - _LEAST_LIFE) * (connection.number * _GOLDEN % 1)
+        return self._clock.monotonic_s() - self._marks[at][1] >= self._max_life_s * share
 
     def _beat(self, connection: Connection) -> None:
         transport = self._hub.transport

@@ -90,6 +90,11 @@ class Hub:
         return list(chain.from_iterable(self.shares))
 
     @property
+    def opened(self) -> int:
+        """How many connections there have been: the number of the newest."""
+        return self._opened
+
+    @property
     def head(self) -> int:
         """The seq up to which everything has been published."""
         return self._head

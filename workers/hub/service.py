@@ -118,7 +118,8 @@ class Service:
         gevent.signal_handler(signal.SIGTERM, self._stop.set)
         gevent.signal_handler(signal.SIGINT, lambda: None)  # a terminal's; the supervisor drains
         self.spawn(self._report)
-        self.spawn(Heartbeat(self._hub).run)
+        max_life_s = self._booted.app.config.socket_max_life_s
+        self.spawn(Heartbeat(self._hub, self._booted.clock, max_life_s).run)
         if changes is not None:
             changes.start(self.spawn)
         self.spawn(self._reception.sessions.run)
