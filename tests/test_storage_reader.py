@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import apsw
@@ -13,9 +14,15 @@ from hypothesis import strategies as st
 
 from pylon import limits
 from pylon.clock import SystemClock
-from pylon.errors import EntityNotFound, InvalidColumn, QueryTimeout, StoreUnavailable
+from pylon.errors import (
+    EntityNotFound,
+    InvalidColumn,
+    LimitExceeded,
+    QueryTimeout,
+    StoreUnavailable,
+)
 from pylon.storage.clause import SqlClause
-from pylon.storage.contract import Query, Reader
+from pylon.storage.contract import GraphNode, Query, Reader
 from pylon.storage.names import quote
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.pool import ReaderPool
@@ -222,3 +229,27 @@ def test_a_killed_greenlet_gives_its_connection_back(
             gevent.sleep(0.005)
     assert len(pool._free) == 1
     pool.close()
+
+
+def test_the_rows_of_an_answer_are_bounded_in_bytes(
+    engine: SqliteEngine, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LIST_BYTES", 10_000)
+    reader = open_reader(path)
+    apply(engine, *[task(n, title="x" * 3_000) for n in range(1, 5)])
+    apply(engine, task(5, title="x" * 20_000))
+    assert reader.page("Task", Query(ALL, limit=2))[0] == 2
+    node = GraphNode(MANIFEST.by_name["Task"], ALL)
+    for read in (
+        lambda: reader.page("Task", Query(ALL, limit=4)),
+        lambda: reader.page("Task", Query(ALL, limit=1, after_id=row_id(4))),
+        lambda: reader.graph([node]),
+        lambda: reader.graph([node, replace(node, limit=1)]),
+    ):
+        with pytest.raises(LimitExceeded, match="10000 bytes") as refused:
+            read()
+        assert refused.value.hint is not None
+    # Who reads row by row, or in portions, is not concerned.
+    assert len(reader.rows("Task", Query(ALL, limit=9))) == 5
+    assert len(reader.get("Task", row_id(5)) or b"") > 20_000
+    assert reader.page("Task", Query(ALL, limit=2))[0] == 2

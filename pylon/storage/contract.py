@@ -179,7 +179,11 @@ class Reader(Protocol):
         them. Values are as the store holds them: a boolean is 0 or 1."""
 
     def page(self, entity: str, query: Query) -> tuple[int, bytes]:
-        """How many rows the query selects, and all of them as one JSON array."""
+        """How many rows the query selects, and all of them as one JSON array.
+
+        Raises:
+            LimitExceeded: more than `limits.LIST_BYTES`.
+        """
 
     def count(self, entity: str, where: SqlClause) -> int:
         """How many rows `where` holds for."""
@@ -189,7 +193,7 @@ class Reader(Protocol):
         of the same commit. A to-one relation that leads nowhere is left out of its row.
 
         Raises:
-            LimitExceeded: more than `limits.GRAPH_ROWS` rows.
+            LimitExceeded: more than `limits.GRAPH_ROWS` rows, or `limits.LIST_BYTES`.
         """
 
     def aggregate(self, entity: str, aggregate: Aggregate) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Final
 
 import apsw
 
+from pylon import limits
 from pylon.errors import InternalError, LimitExceeded, PylonError, QueryTimeout, StoreUnavailable
 from pylon.storage.sqlite import memory, pragmas
 
@@ -66,5 +67,9 @@ def translate(error: apsw.Error) -> PylonError:
     if isinstance(error, STORE_FAILURES):
         return StoreUnavailable(f"the database is not available: {error}")
     if isinstance(error, apsw.TooBigError):
-        return LimitExceeded("the answer is larger than SQLite can build; ask for fewer rows")
+        return LimitExceeded(
+            f"the rows of an answer have {limits.LIST_BYTES} bytes at most",
+            hint="ask for fewer at a time: limit and offset, or pages of "
+            "GET /api/entities/<Entity>/cursor; a single row by its id",
+        )
     return InternalError("the database refused a statement")

@@ -78,10 +78,32 @@ class _EntitySql:
         self.bools = frozenset(f.name for f in entity.fields if f.type is FieldType.BOOL)
 
 
+class _Bounded:
+    """Inside of it SQLite makes no text longer than limits.LIST_BYTES: apsw.TooBigError.
+
+    SQLite stops at the row that would pass the limit, so what is refused never takes more
+    memory than what is answered.
+    """
+
+    __slots__ = ("_set", "_usual_bytes")
+
+    def __init__(self, conn: apsw.Connection) -> None:
+        self._set = conn.limit
+        self._usual_bytes = conn.limit(apsw.SQLITE_LIMIT_LENGTH)
+
+    def __enter__(self) -> None:
+        self._set(apsw.SQLITE_LIMIT_LENGTH, limits.LIST_BYTES)
+
+    def __exit__(self, *_: object) -> None:
+        self._set(apsw.SQLITE_LIMIT_LENGTH, self._usual_bytes)
+
+
 class SqliteReader:
     """See `pylon.storage.contract.Reader` for the methods' promises."""
 
-    __slots__ = ("_by_name", "_clock", "_conn", "_deadline_s", "_execute", "_timeout_s")
+    __slots__ = (
+        "_bounded", "_by_name", "_clock", "_conn", "_deadline_s", "_execute", "_timeout_s",
+    )
 
     def __init__(
         self,
@@ -102,6 +124,7 @@ class SqliteReader:
         self._deadline_s = _NOT_BEGUN_S
         self._timeout_s = limits.READ_TIMEOUT_S
         self._conn = open_reader(path)
+        self._bounded = _Bounded(self._conn)
         self._execute = self._conn.execute
         self._conn.set_progress_handler(self._is_late, check_steps)
 
@@ -172,9 +195,10 @@ class SqliteReader:
         if query.where.sql == NOTHING.sql:
             return 0, b"[]"
         selected, params = _selected(sql, query)
-        ((count, joined),) = self._all(
-            f"SELECT count(*), CAST(group_concat(_j) AS BLOB) FROM ({selected})", params
-        )
+        with self._bounded:
+            ((count, joined),) = self._all(
+                f"SELECT count(*), CAST(group_concat(_j) AS BLOB) FROM ({selected})", params
+            )
         return count, b"[%b]" % (joined or b"")
 
     def count(self, entity: str, where: SqlClause) -> int:
@@ -193,8 +217,14 @@ class SqliteReader:
         for node in nodes:
             self._sql(node.entity.name)
         if is_one_statement(nodes):
-            return graph_json(self._all, nodes)
-        return self.at_one_commit(lambda: graph_json(self._all, nodes))
+            with self._bounded:
+                return graph_json(self._all, nodes)
+
+        def read() -> bytes:
+            with self._bounded:
+                return graph_json(self._all, nodes)
+
+        return self.at_one_commit(read)
 
     def aggregate(self, entity: str, aggregate: Aggregate) -> list[dict[str, Any]]:
         return aggregate_rows(self._all, self._sql(entity).entity, aggregate)
