@@ -17,6 +17,7 @@ from pylon.api import (
     answers,
     auth,
     batch,
+    crdt,
     entities,
     export,
     graph,
@@ -47,6 +48,7 @@ def make_app(services: Services) -> falcon.App[falcon.Request, falcon.Response]:
     app.add_error_handler(PylonError, answers.on_pylon_error)
     for path, resource in _routes(services):
         app.add_route(path, resource)
+    app.add_sink(crdt.bad_path, f"{crdt.PREFIX}(/|$)")
     _serve_files(app, services)
     return app
 
@@ -96,6 +98,7 @@ def _routes(services: Services) -> list[tuple[str, object]]:
         ("/api/export", export.Export(services)),
         ("/api/export/{entity}", export.Export(services)),
         ("/api/import", import_.Import(services)),
+        (f"{crdt.PREFIX}/{{entity}}/{{row_id}}", crdt.DocumentPush(services)),
         ("/api/sync/pull", sync.Pull(services)),
         ("/api/sync/push", sync.Push(services)),
         ("/api/rooms", rooms.RoomList(services)),

@@ -12,6 +12,7 @@ from pylon import limits
 from pylon.auth.cookies import session_cookie
 from pylon.config import Config
 from pylon.manifest.model import Manifest
+from pylon.openapi.documents import document_paths
 from pylon.openapi.filters import filter_schemas
 from pylon.openapi.identity import identity_paths, identity_schemas
 from pylon.openapi.parts import Schema, header, obj
@@ -88,7 +89,7 @@ def openapi_document(manifest: Manifest, config: Config) -> dict[str, Any]:
     }
     paths = {
         **server_paths(), **identity_paths(), **sync_paths(), **graph_paths(manifest),
-        **write_paths(manifest), **room_paths(),
+        **write_paths(manifest), **document_paths(manifest), **room_paths(),
     }
     for entity in manifest.entities:
         schemas |= entity_schemas(entity) | filter_schemas(entity, config)

@@ -1,0 +1,255 @@
+"""Documents over WebSocket: whole first, then every change once, after its event, for those who
+may read the row; whatever the bus loses and whichever worker serves."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pylon import limits
+from pylon.auth.context import ADMIN
+from pylon.bus.messages import DocumentsChanged, PushDocument
+from pylon.bus.writer_port import WriterPort
+from tests import hub_kit
+from tests.document_kit import LoroClient
+from tests.hub_kit import ADMIN_TOKEN, Stage, WsClient, until
+from workers.ws import frames
+
+pytestmark = pytest.mark.processes
+FIELDS = [*hub_kit.FIELDS, {"name": "body", "type": "richtext", "optional": True,
+                            "unique": False}]
+MANIFEST = {
+    **hub_kit.MANIFEST,
+    "entities": [
+        {"name": name, "fields": FIELDS, "indexes": [], "crdt": name != "Member"}
+        for name in hub_kit.READ_RULES
+    ],
+}
+
+
+class DocumentStage(Stage):
+    """A stage whose workers can write, through a writer's port in the test's process."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, MANIFEST)
+        self._one = threading.Lock()
+        self._port = WriterPort(self.runtime)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while not self._ended.is_set():
+            for peer, requests in self._port.receive(0.05):
+                with self._one:
+                    self._port.reply(peer, self.engine.apply(requests).replies)
+        self._port.close()
+
+    def write(self, *ops: Any, publish: bool = True) -> Any:
+        with self._one:
+            return super().write(*ops, publish=publish)
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        super().close()
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[DocumentStage]:
+    stage = DocumentStage(tmp_path)
+    yield stage
+    stage.close()
+
+
+class Follower:
+    """A socket and the documents that it follows."""
+
+    def __init__(self, port: int, token: str | None = ADMIN_TOKEN) -> None:
+        self.socket = WsClient(port, token=token)
+        self.copies: dict[str, LoroClient] = {}
+
+    def say(self, kind: str, entity: str, row_id: str, name: str = "rowId") -> None:
+        message = {"type": kind, "entity": entity, name: row_id}
+        self.socket.say(frames.TEXT, json.dumps(message).encode())
+
+    def follow(self, entity: str, row_id: str, name: str = "rowId") -> LoroClient:
+        """Subscribe, and take the first frame."""
+        self.say("crdt-subscribe", entity, row_id, name)
+        self.copies[row_id] = LoroClient(self.binary(entity, row_id))
+        return self.copies[row_id]
+
+    def binary(self, entity: str, row_id: str) -> bytes:
+        """The payload of the next message, which is a frame of this document."""
+        opcode, data = self.socket.next_but()
+        assert opcode == frames.BINARY, (opcode, data)
+        names = entity.encode(), row_id.encode()
+        head = b"\x10" + b"".join(len(n).to_bytes(2, "big") + n for n in names)
+        assert data.startswith(head)
+        return data[len(head):]
+
+    def hear(self, entity: str, row_id: str) -> Any:
+        """Take the event of a change, and then its frame; the document as a row."""
+        assert self.socket.text()["row_id"] == row_id
+        self.copies[row_id].hear(self.binary(entity, row_id))
+        return self.copies[row_id].row()
+
+
+def made(stage: DocumentStage, entity: str = "Public", **body: Any) -> str:
+    op = stage.insert(entity, body="hello", **body)
+    stage.write(op)
+    return str(op.row_id)
+
+
+def follower(stage: DocumentStage, port: int, entity: str, row_id: str) -> Follower:
+    """One who follows the document, and has had the events until now."""
+    new = Follower(port)
+    first = new.socket.text()
+    assert first["row_id"] == row_id  # the replay
+    new.follow(entity, row_id)
+    return new
+
+
+def push(client: LoroClient, row_id: str, entity: str = "Public") -> PushDocument:
+    return PushDocument(entity, row_id, client.update(), ADMIN)
+
+
+def test_first_whole_then_each_change_after_its_event(stage: DocumentStage) -> None:
+    worker = stage.start("ws")
+    row_id = made(stage)
+    one = follower(stage, worker.port, "Public", row_id)
+    two = follower(stage, worker.port, "Public", row_id)
+    assert one.copies[row_id].row() == two.copies[row_id].row() == {"text": "", "body": "hello"}
+    stage.write(stage.update("Public", row_id, text="a"))
+    assert one.hear("Public", row_id) == {"text": "a", "body": "hello"}
+    one.copies[row_id].text("body").insert(5, "!")
+    stage.write(push(one.copies[row_id], row_id))
+    assert one.hear("Public", row_id) == {"text": "a", "body": "hello!"}
+    for _ in range(2):
+        two.hear("Public", row_id)
+    assert two.copies[row_id].row() == {"text": "a", "body": "hello!"}
+    again = two.follow("Public", row_id, "row_id")
+    assert again.row() == {"text": "a", "body": "hello!"}, "subscribed again, sent again"
+
+
+def test_what_changes_no_row_is_sent_too(stage: DocumentStage) -> None:
+    worker = stage.start("ws")
+    row_id = made(stage)
+    one = follower(stage, worker.port, "Public", row_id)
+    editor = LoroClient(one.copies[row_id].everything())
+    editor.doc.get_text("body").insert(0, "elsewhere")
+    stage.write(push(editor, row_id))
+    stage.tell(DocumentsChanged())
+    one.copies[row_id].hear(one.binary("Public", row_id))
+    assert one.copies[row_id].doc.get_text("body").to_string() == "elsewhere"
+
+
+def test_no_frame_before_its_event(stage: DocumentStage) -> None:
+    worker = stage.start("ws")
+    row_id = made(stage)
+    one = follower(stage, worker.port, "Public", row_id)
+    batch = stage.write(stage.update("Public", row_id, text="a"), publish=False)
+    stage.tell(DocumentsChanged())
+    one.say("room-subscribe", "", "")  # answered when the signal has been
+    stage.publisher.publish(batch)
+    while True:
+        opcode, data = one.socket.next_but()
+        assert opcode == frames.TEXT, "the event comes first"
+        if json.loads(data).get("seq"):
+            break
+    one.copies[row_id].hear(one.binary("Public", row_id))
+    assert one.copies[row_id].row()["text"] == "a"
+
+
+def test_nothing_depends_on_what_the_bus_brings(stage: DocumentStage) -> None:
+    worker = stage.start("ws")
+    row_id = made(stage)
+    one = follower(stage, worker.port, "Public", row_id)
+    editor = LoroClient(one.copies[row_id].everything())
+    editor.doc.get_text("body").insert(0, "elsewhere")
+    stage.write(push(editor, row_id), publish=False)  # its signal is lost
+    for n in range(3):
+        stage.write(stage.update("Public", row_id, text=str(n)), publish=False)
+    stage.write(stage.update("Public", row_id, text="last"))
+    assert [one.socket.text()["data"]["text"] for _ in range(4)] == ["0", "1", "2", "last"]
+    for _ in range(5):
+        one.copies[row_id].hear(one.binary("Public", row_id))
+    assert one.copies[row_id].row() == {"text": "last", "body": "hello"}
+    assert one.copies[row_id].doc.get_text("body").to_string() == "elsewhere"
+
+
+def test_who_missed_what_was_folded_gets_the_whole(stage: DocumentStage) -> None:
+    worker = stage.start("ws")
+    row_id = made(stage)
+    one = follower(stage, worker.port, "Public", row_id)
+    count = limits.DOCUMENT_UPDATES + 3
+    for n in range(count):
+        stage.write(stage.update("Public", row_id, text=str(n)), publish=n == count - 1)
+    copy = one.copies[row_id]
+    while copy.row()["text"] != str(count - 1):
+        opcode, data = one.socket.next_but()
+        if opcode == frames.BINARY:
+            copy.hear(data[data.index(b"loro"):])
+    assert copy.row() == {"text": str(count - 1), "body": "hello"}
+
+
+def test_workers_are_told_alike_and_one_may_die(stage: DocumentStage) -> None:
+    first, second = stage.start("ws", "1"), stage.start("ws", "2")
+    row_id = made(stage)
+    one = follower(stage, first.port, "Public", row_id)
+    two = follower(stage, second.port, "Public", row_id)
+    stage.write(stage.update("Public", row_id, text="a"))
+    assert one.hear("Public", row_id) == two.hear("Public", row_id)
+    first.process.kill()
+    stage.write(stage.update("Public", row_id, text="b"))
+    assert two.hear("Public", row_id)["text"] == "b"
+    back = Follower(second.port)
+    for _ in range(3):
+        back.socket.text()  # the replay
+    assert back.follow("Public", row_id).row() == {"text": "b", "body": "hello"}
+
+
+def test_who_may_not_read_gets_nothing(stage: DocumentStage) -> None:
+    worker = stage.start("ws")
+    ada, bob = stage.login("ada")[0], stage.login("bob")[0]
+    mine = made(stage, "Mine", ownerId="ada")
+    stranger, owner = Follower(worker.port, bob), Follower(worker.port, ada)
+    for row_id, entity in ((mine, "Mine"), ("nope", "Mine"), ("x", "Nothing"), ("x", "Member")):
+        stranger.say("crdt-subscribe", entity, row_id)
+    assert owner.socket.text()["row_id"] == mine
+    owner.follow("Mine", mine)
+    stage.write(stage.update("Mine", mine, text="a"))
+    assert owner.hear("Mine", mine)["text"] == "a"
+    stage.write(stage.update("Mine", mine, ownerId="bob"))
+    assert owner.socket.text()["kind"] == "delete"
+    stage.write(stage.update("Mine", mine, text="b"))
+    shared = made(stage, "Public")
+    assert owner.socket.text()["row_id"] == shared, "no frame of a row that has left the view"
+    owner.follow("Public", shared)
+    events = [stranger.socket.text() for _ in range(3)]
+    assert [e["row_id"] for e in events] == [mine, mine, shared], "no frame, and no error"
+    until(lambda: stage.metric(worker, "pylon_document_subscriptions") == 1, "one is left")
+
+
+def test_a_subscription_ends(stage: DocumentStage) -> None:
+    worker = stage.start("ws")
+    gone, left = made(stage), made(stage)
+    one = Follower(worker.port)
+    for _ in range(2):
+        one.socket.text()
+    one.follow("Public", gone)
+    one.follow("Public", left)
+    stage.write(stage.delete("Public", gone))
+    assert one.socket.text()["kind"] == "delete"
+    one.say("crdt-unsubscribe", "Public", left)
+    until(lambda: stage.metric(worker, "pylon_document_subscriptions") == 0, "none is left")
+    stage.write(stage.update("Public", left, text="a"), stage.update("Public", left, text="b"))
+    assert [one.socket.text()["data"]["text"] for _ in range(2)] == ["a", "b"]
+    one.follow("Public", left)
+    one.socket.close()
+    until(lambda: stage.metric(worker, "pylon_document_subscriptions") == 0, "none is left")
