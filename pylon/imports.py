@@ -3,7 +3,8 @@
 A Pylon is seven processes and more, so each module that they import and do not need is paid for
 seven times. Many come with libraries that only might use them: TLS (nobody here speaks it: a
 proxy does), asyncio, the metadata of installed distributions. `defer` leaves stand-ins for
-these, which load the real modules when they are asked for anything. `mentioning` is for
+these, which load the real modules when they are asked for anything (so say ``import loro``, and
+``loro.LoroDoc`` where it is used). `mentioning` is for
 libraries that ask while they are imported, for values that they will not use here.
 
 Invariant: whoever uses such a module gets it, and notices nothing but the moment of loading.
@@ -21,8 +22,11 @@ from types import ModuleType
 from typing import Any, Final
 
 _ON_USE: Final = (
-    "argparse", "ast", "asyncio", "difflib", "email.utils", "html", "importlib.metadata", "ssl",
+    "argparse", "ast", "asyncio", "difflib", "email.utils", "html", "importlib.metadata", "loro",
+    "shutil", "ssl", "subprocess", "tempfile", "xml.etree.ElementTree",
 )
+# What gevent does to them when it patches all; `workers.patch` puts it off until they are loaded.
+_PATCHES: Final = {"ssl": "patch_ssl", "subprocess": "patch_subprocess"}
 _SHA256: Final = ("_sha256", "_sha2")  # CPython's own; the second name from 3.12 on
 
 
@@ -78,13 +82,17 @@ class _StandIn(ModuleType):
         if sys.modules.get(name) is self:
             del sys.modules[name]
         loaded = importlib.import_module(name)
-        if name == "ssl":
-            _patch_ssl()
-        return getattr(loaded, attribute)
+        _make_cooperative(name)
+        value = self.__dict__[attribute] = getattr(loaded, attribute)
+        return value
 
 
-def _patch_ssl() -> None:
-    """What `workers.patch` has put off."""
+def _make_cooperative(name: str) -> None:
+    patch = _PATCHES.get(name)
     monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched("socket"):
-        monkey.patch_ssl()
+    if patch is None or monkey is None or not monkey.is_module_patched("socket"):
+        return
+    gevents_own = sys.modules.get(f"gevent.{name}")
+    if gevents_own is not None and getattr(gevents_own.__spec__, "_initializing", False):
+        return  # it is what asks for the module, and has nothing to patch it with yet
+    getattr(monkey, patch)()

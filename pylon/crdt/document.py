@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from loro import ExportMode, LoroDoc, LoroText, ValueOrContainer, VersionVector
+import loro
 
 from pylon import limits
 from pylon.errors import CrdtApplyFailed, CrdtDecodeFailed, CrdtHistoryMissing, LimitExceeded
@@ -46,7 +46,7 @@ class Document:
         """
         self._fields = entity.by_name
         with _loro():
-            self._doc = LoroDoc()
+            self._doc = loro.LoroDoc()
             if parts:
                 status = self._doc.import_batch(parts)
                 if status.pending is not None:
@@ -54,7 +54,7 @@ class Document:
             self._map = self._doc.get_map(_ROOT)
 
     @property
-    def version(self) -> VersionVector:
+    def version(self) -> loro.VersionVector:
         """Which changes it has. Equal versions are equal documents."""
         return self._doc.oplog_vv
 
@@ -96,24 +96,24 @@ class Document:
                 self._set(self._fields[name], value)
             self._doc.commit()
 
-    def changes_since(self, version: VersionVector) -> bytes:
+    def changes_since(self, version: loro.VersionVector) -> bytes:
         """What came after `version`, for those who have that."""
         with _loro():
-            return self._doc.export(ExportMode.Updates(version))
+            return self._doc.export(loro.ExportMode.Updates(version))
 
     def snapshot(self) -> bytes:
         """The whole document, with its history."""
         with _loro():
-            return self._doc.export(ExportMode.Snapshot())
+            return self._doc.export(loro.ExportMode.Snapshot())
 
     def _projected(self, field: Field) -> Any:
         found = self._map.get(field.name)
         if found is None:
             return None
-        if isinstance(found, ValueOrContainer.Container):
+        if isinstance(found, loro.ValueOrContainer.Container):
             container = found.container
-            return container.to_string() if isinstance(container, LoroText) else None
-        value = found.value if isinstance(found, ValueOrContainer.Value) else None
+            return container.to_string() if isinstance(container, loro.LoroText) else None
+        value = found.value if isinstance(found, loro.ValueOrContainer.Value) else None
         if value is not None and not isinstance(value, (bool, int, float, str)):
             raise CrdtApplyFailed(
                 f"field {field.name}: expected {field.type.value}, got {type(value).__name__}",
@@ -128,13 +128,13 @@ class Document:
         elif is_text(field):
             found = self._map.get(field.name)
             container = (
-                found.container if isinstance(found, ValueOrContainer.Container) else None
+                found.container if isinstance(found, loro.ValueOrContainer.Container) else None
             )
-            if isinstance(container, LoroText):
+            if isinstance(container, loro.LoroText):
                 _replace(container, value)
             else:
-                new = self._map.insert_container(field.name, LoroText())
-                assert isinstance(new, LoroText)
+                new = self._map.insert_container(field.name, loro.LoroText())
+                assert isinstance(new, loro.LoroText)
                 new.insert(0, value)
         else:
             self._map.insert(field.name, _loro_value(field, value))
@@ -167,10 +167,10 @@ def check(update: bytes) -> None:
         LimitExceeded: the document would be larger than `limits.DOCUMENT_BYTES`.
     """
     with _loro():
-        doc = LoroDoc()
+        doc = loro.LoroDoc()
         doc.import_(update)
         # All content as an update is not compressed: it is as large as the document is.
-        size_bytes = len(doc.export(ExportMode.Updates(VersionVector())))
+        size_bytes = len(doc.export(loro.ExportMode.Updates(loro.VersionVector())))
         doc.get_deep_value()
     if size_bytes > limits.DOCUMENT_BYTES:
         raise too_large()
@@ -191,9 +191,9 @@ def merged(parts: Sequence[bytes]) -> bytes:
         CrdtDecodeFailed: they are no document.
     """
     with _loro():
-        doc = LoroDoc()
+        doc = loro.LoroDoc()
         doc.import_batch(parts)
-        return doc.export(ExportMode.Snapshot())
+        return doc.export(loro.ExportMode.Snapshot())
 
 
 @contextmanager
@@ -226,7 +226,7 @@ def _same(field: Field, value: Any, wanted: Any) -> bool:
     return type(value) is type(wanted) and bool(value == wanted)
 
 
-def _replace(text: LoroText, wanted: str) -> None:
+def _replace(text: loro.LoroText, wanted: str) -> None:
     """Make `text` say `wanted`, by one deletion and one insertion between what both share."""
     current = text.to_string()
     if current == wanted:

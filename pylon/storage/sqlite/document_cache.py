@@ -16,7 +16,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
-from loro import VersionVector
+import loro
 
 from pylon import limits, metrics
 from pylon.crdt.document import Document
@@ -54,7 +54,7 @@ class Kept:
     """A decoded document, and what is stored of it."""
 
     document: Document
-    version: VersionVector | None  # as stored; None: nothing is, or nothing that can be read
+    version: loro.VersionVector | None  # as stored; None: nothing is, or nothing that can be read
     number: int  # of its newest stored update
     snapshot_bytes: int
     pending: int = 0  # updates beside the snapshot

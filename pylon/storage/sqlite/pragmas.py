@@ -6,30 +6,37 @@ Called by `connect` only.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import apsw
 
 BUSY_TIMEOUT_MS: Final = 5_000
-_SHARED: Final = (
-    ("foreign_keys", "ON"),
+_SHARED: Final = (("foreign_keys", "ON"), ("temp_store", "MEMORY"))
+_READER: Final = (
     ("cache_size", "-65536"),  # KiB: 64 MB
     ("mmap_size", "268435456"),
-    ("temp_store", "MEMORY"),
+    ("query_only", "ON"),  # nothing that goes through this connection can write
+)
+# The writer finds what it needs in the kernel's page cache: with 64 MB of its own and the file
+# mapped it was no faster (15 to 16 us for an insert into 100,000 rows), and 60 MB larger.
+_WRITER: Final = (
+    ("cache_size", "-4096"),
+    ("mmap_size", "0"),
+    ("journal_mode", "WAL"),
+    ("wal_autocheckpoint", "0"),
 )
 
 
 def apply_shared(conn: apsw.Connection) -> None:
     """What readers and the writer have in common."""
     conn.set_busy_timeout(BUSY_TIMEOUT_MS)
-    for name, value in _SHARED:
-        conn.execute(f"PRAGMA {name} = {value}")
+    _apply(conn, _SHARED)
 
 
 def apply_writer(conn: apsw.Connection) -> None:
     """WAL, no automatic checkpoints, and fsync on until the start is noted durably."""
-    conn.execute("PRAGMA journal_mode = WAL")
-    conn.execute("PRAGMA wal_autocheckpoint = 0")
+    _apply(conn, _WRITER)
     set_durability(conn, "full")
 
 
@@ -40,5 +47,10 @@ def set_durability(conn: apsw.Connection, durability: str) -> None:
 
 
 def apply_reader(conn: apsw.Connection) -> None:
-    """Nothing that goes through this connection can write."""
-    conn.execute("PRAGMA query_only = ON")
+    """A large cache, the file mapped, and no writing."""
+    _apply(conn, _READER)
+
+
+def _apply(conn: apsw.Connection, settings: Iterable[tuple[str, str]]) -> None:
+    for name, value in settings:
+        conn.execute(f"PRAGMA {name} = {value}")

@@ -1,0 +1,77 @@
+"""What the processes of a server do not load, and that it is there for whoever asks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+_LOADED = (
+    "loaded = {n for n, m in sys.modules.items() if m and type(m).__name__ != '_StandIn'}\n"
+)
+_HEAVY = "{'ssl', '_ssl', '_hashlib', 'asyncio', 'importlib.metadata', 'urllib.request', 'loro'}"
+
+
+def run(code: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}"], capture_output=True, text=True, timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("code", [
+    "import workers.http.__main__\n",
+    "import workers.http.__main__\nfrom workers.patch import patch; patch()\n"
+    "import workers.http.server, workers.http.loop, workers.http.process\n",
+    "from workers.patch import patch; patch()\nimport workers.boot, workers.ws.server\n",
+    "from workers.patch import patch; patch()\nimport workers.boot, workers.sse.server\n",
+    "from workers.patch import patch; patch()\nimport workers.boot, workers.shards.server\n",
+    "from pylon.imports import defer; defer()\nimport pylon.cli.start, supervisor.main\n",
+], ids=["arbiter", "http", "ws", "sse", "shards", "supervisor"])
+def test_no_process_loads_what_only_a_library_might_use(code: str) -> None:
+    run(f"{code}{_LOADED}sys.exit(', '.join(loaded & {_HEAVY}) or None)")
+
+
+def test_a_stand_in_becomes_the_module_when_it_is_asked() -> None:
+    run(
+        "from pylon.imports import defer; defer(); defer()\n"
+        "import ssl, importlib.metadata as metadata, email.utils, hashlib\n"
+        "assert type(ssl).__name__ == '_StandIn'\n"
+        "context = ssl.create_default_context()\n"
+        "import ssl as real\n"
+        "assert type(context) is real.SSLContext and type(real).__name__ == 'module'\n"
+        "assert metadata.version('falcon') and email.utils.formatdate(0, usegmt=True)\n"
+        "assert hashlib.sha256(b'abc').hexdigest().startswith('ba7816bf')\n"
+    )
+
+
+def test_what_is_loaded_late_is_cooperative_all_the_same() -> None:
+    run(
+        "from workers.patch import patch; patch()\n"
+        "import ssl, subprocess\n"
+        "ssl.SSLSocket, subprocess.run\n"
+        "import ssl as real, gevent.ssl\n"
+        "assert real.SSLSocket is ssl.SSLSocket is gevent.ssl.SSLSocket\n"
+        "import subprocess as real, gevent.subprocess\n"
+        "assert real.Popen is gevent.subprocess.Popen\n"
+    )
+
+
+def test_gevents_own_modules_can_be_imported_first() -> None:
+    run("from workers.patch import patch; patch()\nimport gevent.ssl, gevent.subprocess\n")
+
+
+def test_a_module_that_is_mentioned_says_no_more_than_it_was_given() -> None:
+    run(
+        "from pylon.imports import mentioning\n"
+        "with mentioning('ssl', CERT_NONE='none'):\n"
+        "    from ssl import CERT_NONE\n"
+        "assert CERT_NONE == 'none' and '_ssl' not in sys.modules\n"
+        "from ssl import CERT_NONE\n"
+        "assert CERT_NONE == 0 and '_ssl' in sys.modules\n"
+        "with mentioning('ssl', CERT_NONE='none'):\n"
+        "    from ssl import CERT_NONE\n"
+        "assert CERT_NONE == 0\n"
+    )
