@@ -122,7 +122,8 @@ class SocketReceiver:
         """`take` gets each connection, with what was read of it. It must not block."""
         self._path = _path_of(runtime, role, worker)
         self._take = take
-        self._watched: dict[_socket.socket, Any] = {}  # the listening socket, and the links
+        self._listener: _socket.socket | None = None
+        self._watched: dict[_socket.socket, Any] = {}  # it, and the links
 
     def start(self) -> None:
         """Begin to listen. What a predecessor left at the path is removed."""
@@ -131,17 +132,25 @@ class SocketReceiver:
         listener.setblocking(False)
         listener.bind(str(self._path))
         listener.listen(_BACKLOG)
+        self._listener = listener
         self._watch(listener, self._on_link)
 
     def close(self) -> None:
         """Take no more; senders find nobody here."""
-        if self._watched:
-            self._path.unlink(missing_ok=True)
+        if self._listener is None:
+            return
+        self._path.unlink(missing_ok=True)
+        while self._on_link(self._listener):  # what is on its way arrives
+            continue
+        self._forget(self._listener)
+        self._listener = None
         for link in list(self._watched):
-            self._on_message(link, last=True)
-            self._forget(link)
+            while self._on_message(link):
+                continue
+            if link in self._watched:
+                self._forget(link)
 
-    def _watch(self, sock: _socket.socket, callback: Callable[[_socket.socket], None]) -> None:
+    def _watch(self, sock: _socket.socket, callback: Callable[[_socket.socket], object]) -> None:
         watcher = get_hub().loop.io(sock.fileno(), _READ)
         self._watched[sock] = watcher
         watcher.start(callback, sock)
@@ -152,36 +161,39 @@ class SocketReceiver:
         watcher.close()
         sock.close()
 
-    def _on_link(self, listener: _socket.socket) -> None:
+    def _on_link(self, listener: _socket.socket) -> bool:
+        """Accept a link; False if there is none."""
         try:
             fd, _ = listener._accept()  # type: ignore[attr-defined]  # what socket.accept calls
         except OSError:
-            return
+            return False
         link = _socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
         link.setblocking(False)
         self._watch(link, self._on_message)
+        return True
 
-    def _on_message(self, link: _socket.socket, *, last: bool = False) -> None:
+    def _on_message(self, link: _socket.socket) -> bool:
+        """Take what has come over a link; False if that was all."""
         for _ in range(_MESSAGES_A_TURN):
             try:
                 data, ancillary, flags, _ = link.recvmsg(
                     limits.PASSED_BYTES, _ROOM, socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
-                return
+                return False
             except OSError:
                 data, ancillary, flags = b"", [], 0
             passed = [_adopted(content) for _, kind, content in ancillary
                       if kind == socket.SCM_RIGHTS]
             if not passed:
-                if not last:
-                    self._forget(link)  # the sender has ended
-                return
+                self._forget(link)  # the sender has ended
+                return False
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 _log.error("passing.truncated", size_bytes=len(data))
                 passed[0].close()
                 continue
             self._take(passed[0], data)
+        return True
 
 
 def _adopted(content: bytes) -> _socket.socket:

@@ -130,15 +130,19 @@ class Acceptor:
     def __init__(self, listener: socket.socket, door: Door, clock: Clock) -> None:
         """Takes over `listener`, which sibling processes may share. Nothing is accepted before
         `start`."""
-        self._listener: Any = listener
+        self.port: int = listener.getsockname()[1]
+        # Not gevent's, which would wait where there is nobody to accept.
+        self._listener: Any = _socket.socket(
+            listener.family, listener.type, listener.proto, listener.detach()
+        )
+        self._listener.setblocking(False)
         self._door = door
         self._clock = clock
         self._arriving: dict[_Arriving, None] = {}  # in the order of their deadlines
         self._leaving: dict[_Leaving, None] = {}  # likewise
-        self.port: int = listener.getsockname()[1]
         self.closed = False
         loop = get_hub().loop
-        self._watcher = loop.io(listener.fileno(), READ)
+        self._watcher = loop.io(self._listener.fileno(), READ)
         self._timer = loop.timer(_SWEEP_S, _SWEEP_S)
 
     def start(self) -> None:
@@ -156,8 +160,11 @@ class Acceptor:
             self._watcher.close()
             self._listener.close()
 
-    def adopt(self, raw: _socket.socket, data: bytes) -> None:
-        """Go on with a connection that an HTTP worker has accepted, and read `data` of."""
+    def adopt(
+        self, raw: _socket.socket, data: bytes, *, on_main_port: bool = True
+    ) -> None:
+        """Go on with a connection that an HTTP worker (or, where `on_main_port` is false, a
+        sibling of this one) has accepted, and read `data` of."""
         raw.setblocking(False)
         try:
             peer = raw.getpeername()
@@ -165,12 +172,12 @@ class Acceptor:
             _RESULTS["left"].inc()
             raw.close()
             return
-        self._begin(raw, data, _host_of(peer), on_main_port=True)
+        self._begin(raw, data, _host_of(peer), on_main_port=on_main_port)
 
     # --- Accepting -----------------------------------------------------------------------
 
     def _on_knock(self) -> None:
-        listener = self._listener._sock  # gevent's wrapper would wait
+        listener = self._listener
         for _ in range(_ACCEPTS_A_TURN):
             try:
                 fd, peer = listener._accept()
@@ -210,7 +217,7 @@ class Acceptor:
             if request is None:
                 return False
             answer = self._door.open(
-                request, raw, data[request.consumed:], on_main_port=on_main_port
+                request, raw, data[len(request.head):], on_main_port=on_main_port
             )
         except PylonError as ex:
             answer = self._door.refusal(ex)

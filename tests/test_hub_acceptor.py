@@ -1,0 +1,201 @@
+"""workers.hub.acceptor: requests that are slow, cut, too many, refused; over real sockets."""
+
+from __future__ import annotations
+
+import _socket
+import json
+import os
+import resource
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gevent
+import pytest
+
+from pylon import limits
+from pylon.clock import ManualClock
+from pylon.errors import Draining, PylonError
+from tests.hub_kit import WAIT_S
+from workers.hub import answers
+from workers.hub.acceptor import Acceptor
+from workers.hub.request import Request
+
+HEAD = b"GET /?since=1 HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Door:
+    """Echoes what it got, and keeps the sockets."""
+
+    def __init__(self) -> None:
+        self.taken: list[_socket.socket] = []
+        self.error: Exception | None = None
+
+    def open(
+        self, request: Request, raw: _socket.socket, early: bytes, *, on_main_port: bool
+    ) -> None:
+        if self.error is not None:
+            raise self.error
+        raw.send(b"%b|%b|%d" % (request.query.encode(), early, on_main_port))
+        self.taken.append(raw)
+
+    def refusal(self, error: PylonError) -> bytes:
+        return answers.refusal(error)
+
+
+class Place:
+    """An acceptor whose time goes as it is told."""
+
+    def __init__(self) -> None:
+        self.door = Door()
+        self.clock = ManualClock()
+        self.acceptor = Acceptor(socket.create_server(("127.0.0.1", 0)), self.door, self.clock)
+        self.acceptor.start()
+        self.clients: list[socket.socket] = []
+
+    def client(self, data: bytes = b"") -> socket.socket:
+        made = socket.create_connection(("127.0.0.1", self.acceptor.port))
+        made.setblocking(False)
+        self.clients.append(made)
+        if data:
+            made.send(data)
+        return made
+
+    def close(self) -> None:
+        self.acceptor.close()
+        for sock in (*self.clients, *self.door.taken):
+            sock.close()
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    made = Place()
+    yield made
+    made.close()
+
+
+def said(client: socket.socket, size: int = 65_536) -> bytes:
+    """What comes next; empty at the end."""
+    got: list[bytes] = []
+
+    def came() -> bool:
+        try:
+            got.append(client.recv(size))
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            got.append(b"")
+        return True
+
+    settle(came)
+    return got[0]
+
+
+def settle(condition: Callable[[], object]) -> None:
+    with gevent.Timeout(WAIT_S):
+        while not condition():
+            gevent.sleep(0.001)
+
+
+def test_a_request_in_one_piece_with_what_follows_it(place: Place) -> None:
+    assert said(place.client(HEAD + b"early")) == b"since=1|early|0"
+
+
+def test_a_request_byte_by_byte(place: Place) -> None:
+    client = place.client()
+    for at in range(len(HEAD)):
+        client.send(HEAD[at:at + 1])
+        gevent.sleep(0)
+    client.send(b"late")  # for whoever has the socket now
+    assert said(client).startswith(b"since=1|")
+    assert len(place.door.taken) == 1
+
+
+def test_a_request_that_does_not_come_is_cut_and_one_that_came_is_not(place: Place) -> None:
+    slow, silent, done = place.client(HEAD[:-1]), place.client(), place.client(HEAD)
+    assert said(done) == b"since=1||0"
+    place.clock.advance(limits.SOCKET_HEADER_S - 1)
+    later = place.client(HEAD[:-1])
+    later.send(b"")
+    settle(lambda: len(place.acceptor._arriving) == 3)
+    place.clock.advance(1)
+    assert said(slow) == b""
+    assert said(silent) == b""
+    later.send(HEAD[-1:])
+    assert said(later) == b"since=1||0"
+
+
+def test_silent_connections_do_not_keep_others_out(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SOCKETS_PENDING", 3)
+    silent = [place.client() for _ in range(4)]
+    assert said(silent[0]) == b"", "the oldest is cut"
+    assert said(place.client(HEAD)) == b"since=1||0"
+    silent[3].send(HEAD)
+    assert said(silent[3]) == b"since=1||0"
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [(b"nonsense\r\n\r\n", 400), (b"GET / HTTP/1.1\nHost: x\n\n", 400),
+     (b"GET / HTTP/1.1\r\nA: " + b"x" * 70_000, 400)],
+)
+def test_what_is_no_request_is_refused(place: Place, data: bytes, status: int) -> None:
+    answer = said(place.client(data))
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "INVALID_REQUEST"
+
+
+def test_a_refused_client_can_read_why_though_it_goes_on_sending(place: Place) -> None:
+    place.door.error = Draining("not now")
+    client = place.client(HEAD)
+    answer = said(client)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    for _ in range(20):
+        client.send(b"x" * 1_000)  # a reset would destroy the answer for one that reads late
+        gevent.sleep(0.001)
+    assert said(client) == b"", "our side has ended"
+    silent = place.client(HEAD)
+    assert said(silent).startswith(b"HTTP/1.1 503 ")
+    settle(lambda: len(place.acceptor._leaving) == 2)
+    place.clock.advance(limits.SOCKET_CLOSE_S)
+    settle(lambda: not place.acceptor._leaving)
+
+
+def test_a_defect_in_the_door_harms_one_client(place: Place) -> None:
+    place.door.error = ZeroDivisionError()
+    assert said(place.client(HEAD)).startswith(b"HTTP/1.1 500 ")
+    place.door.error = None
+    assert said(place.client(HEAD)) == b"since=1||0"
+
+
+def test_without_descriptors_clients_wait(place: Place) -> None:
+    assert said(place.client(HEAD)) == b"since=1||0"
+    client = place.client(HEAD)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(each.name) for each in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
+    try:
+        held = []
+        try:
+            while True:
+                held.append(os.dup(0))
+        except OSError:
+            pass  # none is left
+        gevent.sleep(0.01)
+        assert len(place.door.taken) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in held:
+            os.close(fd)
+    assert said(client) == b"since=1||0"
+
+
+def test_an_adopted_connection_is_of_the_main_port(place: Place) -> None:
+    client, ours = socket.socketpair()
+    client.setblocking(False)
+    place.acceptor.adopt(_socket.socket(fileno=ours.detach()), HEAD[:9])
+    client.send(HEAD[9:] + b"rest")
+    assert said(client) == b"since=1|rest|1"
+    client.close()
