@@ -30,18 +30,19 @@ _CURSOR_DIGITS = 18
 class Request:
     """A complete head. `fields` has lower-case names; lines with one name are joined."""
 
-    __slots__ = ("_parameters", "consumed", "fields", "method", "minor", "peer", "query")
+    __slots__ = ("_parameters", "fields", "head", "method", "minor", "path", "peer", "query")
 
     def __init__(
-        self, method: str, query: str, minor: int, fields: dict[bytes, bytes], peer: str,
-        consumed: int,
+        self, method: str, path: str, query: str, minor: int, fields: dict[bytes, bytes],
+        peer: str, head: bytes,
     ) -> None:
         self.method = method
+        self.path = path  # raw
         self.query = query  # raw
         self.minor = minor  # of HTTP/1.x
         self.fields = fields
         self.peer = peer  # the address that the connection comes from
-        self.consumed = consumed  # bytes of the input that were the head
+        self.head = head  # the bytes that were read
         self._parameters: dict[str, str] | None = None
 
     def field(self, name: bytes) -> str | None:
@@ -118,10 +119,10 @@ def parse(data: bytes, peer: str) -> Request | None:
             fields[key] += (b"; " if key == b"cookie" else b",") + value
         else:
             fields[key] = value
+    path, _, query = parsed["path"].partition(b"?")
     return Request(
-        parsed["method"].decode("latin-1"),
-        parsed["path"].partition(b"?")[2].decode("latin-1"),
-        parsed["minor_version"], fields, peer, consumed,
+        parsed["method"].decode("latin-1"), path.decode("latin-1"), query.decode("latin-1"),
+        parsed["minor_version"], fields, peer, head,
     )
 
 
