@@ -49,6 +49,7 @@ class Client:
     last_seq: int = 0  # 0: whatever comes first is the beginning
     stuck: bool = False
     lost_at_ns: int = 0
+    was_cut: bool = False  # its deliveries no longer count for latency
 
 
 @dataclass
@@ -89,6 +90,10 @@ class Subscribers:
         self.close_codes: dict[int, int] = {}
         self.back_ns: list[int] = []
         self.began_cpu_s = time.process_time()
+
+    def forget_times(self) -> None:
+        """Measure latencies anew; all else is counted on."""
+        self.histogram = {}
 
     def run(self) -> None:
         """Serve the pipe and the sockets."""
@@ -207,6 +212,7 @@ class Subscribers:
             self.opening -= 1
         else:
             self.closed += 1
+            client.was_cut = True
             client.lost_at_ns = time.monotonic_ns()
         del self.by_fd[client.sock.fileno()]
         client.sock.close()
@@ -265,7 +271,7 @@ class Subscribers:
         client.last_seq = seqs[-1]
         count = len(seqs)
         self.delivered += count
-        if not sent:
+        if not sent or client.was_cut:
             return
         weight = 1
         if count > SAMPLED:

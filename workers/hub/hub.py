@@ -63,6 +63,7 @@ class Hub:
         self._rules = rules
         self._clock = clock
         self._groups: dict[tuple[AuthContext, int], Group] = {}  # by context and packing
+        self._admins: set[Group] = set()
         self._packings: dict[int, int] = {}  # in use; how many groups have it
         self._by_attribute: dict[str, dict[object, set[Group]]] = {}
         # All connections, spread evenly, so that each heartbeat looks at its own share only.
@@ -135,6 +136,8 @@ class Hub:
         if group is None:
             group = self._groups[key] = Group(auth, packing)
             self._packings[packing] = self._packings.get(packing, 0) + 1
+            if auth.is_admin:
+                self._admins.add(group)
             for attribute, value in _attributes(auth):
                 self._by_attribute.setdefault(attribute, {}).setdefault(value, set()).add(group)
         group.connections.add(connection)
@@ -165,6 +168,7 @@ class Hub:
         group.connections.discard(connection)
         if not group.connections:
             del self._groups[key]
+            self._admins.discard(group)
             self._packings[packing] -= 1
             if not self._packings[packing]:
                 del self._packings[packing]
@@ -262,7 +266,7 @@ class Hub:
         common, own, everything = self._sort_out(changes)
         apart: set[Group] = set(own)
         if len(common) < len(everything):
-            apart.update(group for group in self._groups.values() if group.auth.is_admin)
+            apart |= self._admins
         made: dict[tuple[bytes, int], bytes] = {}
         sent_frames = 0
         if common:
