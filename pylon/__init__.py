@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from pylon.errors import InputRejected, SubscribeRefused
-    from pylon.realtime.kinds import ShardConfig, shard
+    from pylon.realtime.kinds import ShardConfig, matchmaking, shard
     from pylon.realtime.state import ShardContext, SimState
 
 __version__ = "0.1.0"
 
 __all__ = [
     "InputRejected", "ShardConfig", "ShardContext", "SimState", "SubscribeRefused", "__version__",
-    "shard",
+    "matchmaking", "shard",
 ]
 
 _HOME: Final = {
@@ -30,6 +30,7 @@ _HOME: Final = {
     "ShardContext": "pylon.realtime.state",
     "SimState": "pylon.realtime.state",
     "SubscribeRefused": "pylon.errors",
+    "matchmaking": "pylon.realtime.kinds",
     "shard": "pylon.realtime.kinds",
 }
 

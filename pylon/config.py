@@ -152,6 +152,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "Send the session cookie over TLS only.", dev_default="false"),
     Setting("PYLON_COOKIE_SAME_SITE", "cookie_same_site", _choice("lax", "strict", "none"), "lax",
             "SameSite attribute of the session cookie; none forces Secure."),
+    Setting("PYLON_APP", "app", _text, None,
+            "The app's Python file: its shards and matchmaking, e.g. game.py."),
     Setting("PYLON_STATIC_DIR", "static_dir", _text, None,
             "Folder of files to serve under /app/."),
     Setting("PYLON_OPENAPI_PUBLIC", "openapi_public", _bool, "false",
@@ -217,6 +219,7 @@ class Config:
     cookie_domain: str | None
     cookie_secure: bool
     cookie_same_site: str
+    app: str | None
     static_dir: str | None
     openapi_public: bool
     change_log_retain: int
@@ -358,6 +361,8 @@ def refuse_unsafe(config: Config) -> None:
     origin = config.cors_origin or ""
     if not (origin.isascii() and origin.isprintable()):
         raise StartRefused("PYLON_CORS_ORIGIN has characters that a header cannot carry")
+    if config.app is not None and not Path(config.app).is_file():
+        raise StartRefused(f"PYLON_APP is {config.app!r}, which is not a file")
     if config.static_dir is not None and not Path(config.static_dir).is_dir():
         raise StartRefused(f"PYLON_STATIC_DIR is {config.static_dir!r}, which is not a folder")
 

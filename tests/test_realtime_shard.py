@@ -119,7 +119,7 @@ def test_an_input_that_the_simulation_refuses_is_told_and_not_acked(
 
 
 def test_inputs_need_a_live_subscription(kind: Kind) -> None:
-    with pytest.raises(InputRejected, match="not attached"):
+    with pytest.raises(SubscribeRefused, match="not attached"):
         shard_of(kind).submit("ada", AuthContext(user_id="ada"), b'{"by":1}', 0.0)
 
 

@@ -116,6 +116,27 @@ class DropSession(msgspec.Struct, frozen=True, array_like=True, tag="drop_sessio
     session_id: str
 
 
+class PutShard(msgspec.Struct, frozen=True, array_like=True, tag="put_shard"):
+    """Keep the state of a simulation, in place of the one before."""
+
+    shard_id: str
+    tick: int
+    data: bytes
+
+
+class MoveShard(msgspec.Struct, frozen=True, array_like=True, tag="move_shard"):
+    """Have a shard live at the shards worker `home`; None: where its id says."""
+
+    shard_id: str
+    home: str | None
+
+
+class DropShard(msgspec.Struct, frozen=True, array_like=True, tag="drop_shard"):
+    """Forget a shard's state and where it was moved to."""
+
+    shard_id: str
+
+
 class PruneLog(msgspec.Struct, frozen=True, array_like=True, tag="prune_log"):
     """Drop at most `limit` old change events, op_ids and expired sessions (retention)."""
 
@@ -139,8 +160,8 @@ class MarkClean(msgspec.Struct, frozen=True, array_like=True, tag="mark_clean"):
 
 
 WriteOp = (
-    InsertRow | UpdateRow | DeleteRow | Transact | PutSession | DropSession | PruneLog | ResetRows
-    | PutIndexes | MarkClean | OpenDocument | PushDocument
+    InsertRow | UpdateRow | DeleteRow | Transact | PutSession | DropSession | PutShard | MoveShard
+    | DropShard | PruneLog | ResetRows | PutIndexes | MarkClean | OpenDocument | PushDocument
 )
 
 

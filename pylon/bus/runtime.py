@@ -19,7 +19,8 @@ from pylon.config import Config
 from pylon.errors import StartRefused
 
 _PATH_BYTES_MAX: Final = 100  # sun_path holds 108; the longest name below needs a few
-_OWN_PATTERNS: Final = ("passing-*", "addresses-*")  # of the socket workers, one for each
+# Of the socket workers, one for each.
+_OWN_PATTERNS: Final = ("passing-*", "addresses-*", "shards-*")
 _OWN_FILES: Final = (
     "writes", "changes", "signals_in", "signals_out", "status", "rooms", "room_news",
     "control.sock", "manifest.json",
@@ -62,6 +63,10 @@ class Runtime:
     @property
     def room_news(self) -> str:
         return self._endpoint("room_news")
+
+    def shards(self, worker: str) -> str:
+        """Where a shards worker answers."""
+        return self._endpoint(f"shards-{worker}")
 
     @property
     def control_socket(self) -> Path:

@@ -87,6 +87,7 @@ from pylon.errors.shards import (
     MatchQueueFull,
     RecordingInvalid,
     ShardNotFound,
+    ShardsNotAvailable,
     SubscribeFailed,
     SubscribeRefused,
 )
@@ -115,7 +116,6 @@ __all__ = [
     "CrdtApplyFailed",
     "CrdtDecodeFailed",
     "CrdtHistoryMissing",
-    "CrdtApplyFailed",
     "CsrfRejected",
     "Draining",
     "EntityNotFound",
@@ -167,6 +167,7 @@ __all__ = [
     "ServerRunning",
     "SessionExpired",
     "ShardNotFound",
+    "ShardsNotAvailable",
     "SnapshotCursorInvalid",
     "SocketLimit",
     "StartRefused",

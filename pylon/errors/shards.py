@@ -19,6 +19,16 @@ class ShardNotFound(PylonError):
     status = 404
 
 
+class ShardsNotAvailable(PylonError):
+    """The server runs no shards workers.
+
+    Remedy: set PYLON_SHARD_WORKERS to 1 or more.
+    """
+
+    code = "SHARDS_NOT_AVAILABLE"
+    status = 503
+
+
 class SubscribeRefused(Unauthorized):
     """The simulation does not let this caller in under this subscriber id. Raised by
     `SimState.authorize_subscribe`."""

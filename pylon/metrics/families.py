@@ -59,6 +59,7 @@ POOL_WAIT: Final = Histogram(
     "pylon_db_pool_wait_seconds", "Time that a read waited for a connection.",
     buckets=_FAST_S, registry=WORKER,
 )
+
 ANSWERS: Final = Counter(
     "pylon_answers_total", "Queries and pulls, by whether their answer was remembered or read.",
     ("result",), registry=WORKER,
@@ -201,6 +202,35 @@ BACKUP_DURATION: Final = Gauge(
     "pylon_backup_duration_seconds", "How long the last good backup took.", registry=SUPERVISOR,
 )
 
+# --- Shards workers --------------------------------------------------------------------------
+
+SHARDS: Final = Gauge("pylon_shards", "Shards of this process, by state.", ("state",),
+                      registry=WORKER)
+SHARD_SUBSCRIBERS: Final = Gauge(
+    "pylon_shard_subscribers", "Subscribers of all running shards.", registry=WORKER,
+)
+SHARD_TICKS: Final = Counter("pylon_shard_ticks_total", "Ticks done.", registry=WORKER)
+SHARD_LATENESS: Final = Histogram(
+    "pylon_shard_lateness_seconds", "How late ticks began.", buckets=_FAST_S, registry=WORKER,
+)
+SHARD_TICK: Final = Histogram(
+    "pylon_shard_tick_seconds", "How long ticks took, sending included.", buckets=_FAST_S,
+    registry=WORKER,
+)
+SHARD_INPUTS: Final = Counter(
+    "pylon_shard_inputs_total", "Inputs that ticks applied or refused.", registry=WORKER,
+)
+SHARD_INPUTS_REJECTED: Final = Counter(
+    "pylon_shard_inputs_rejected_total", "Inputs refused on arrival, by error code.", ("code",),
+    registry=WORKER,
+)
+SHARD_FRAMES: Final = Counter(
+    "pylon_shard_frames_total", "Snapshots sent, whole or as a delta.", registry=WORKER,
+)
+SHARD_STOPS: Final = Counter(
+    "pylon_shard_stops_total", "Shards that stopped, by reason.", ("reason",), registry=WORKER,
+)
+
 # --- Both --------------------------------------------------------------------------------------
 
 BUS_MESSAGES: Final = Counter(
@@ -234,5 +264,7 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "WRITE_QUEUE_DEPTH", "COMMIT", "BATCH_SIZE", "DOCUMENTS_DECODED",
     "DOCUMENTS_DECODED_BYTES", "DOCUMENT_MERGE", "WAL_BYTES", "CHECKPOINT", "WORKER_RESTARTS",
     "WORKERS_READY", "ROOMS", "ROOM_MEMBERS", "ROOM_EVENTS", "BACKUP_LAST_SUCCESS",
-    "BACKUP_DURATION", "BUS_MESSAGES", "BUS_DROPPED",
+    "BACKUP_DURATION", "SHARDS", "SHARD_SUBSCRIBERS", "SHARD_TICKS", "SHARD_LATENESS",
+    "SHARD_TICK", "SHARD_INPUTS", "SHARD_INPUTS_REJECTED", "SHARD_FRAMES", "SHARD_STOPS",
+    "BUS_MESSAGES", "BUS_DROPPED",
 ]

@@ -19,6 +19,7 @@ import msgspec
 
 from pylon import limits
 from pylon.errors import StartRefused
+from pylon.realtime.matchmaker import DEFAULT_MODE, Mode, check_mode
 from pylon.realtime.state import SimState
 
 EVENT_POLL_S: Final = 0.01
@@ -68,6 +69,7 @@ class Kind:
 
 
 _KINDS: Final[dict[str, Kind]] = {}
+_MODES: Final[dict[str, Mode]] = {}
 
 
 def shard(name: str, **config: Any) -> Callable[[_State], _State]:
@@ -109,9 +111,43 @@ def kind_of(shard_id: str) -> Kind | None:
     return _KINDS.get(shard_id.partition(":")[0])
 
 
+def matchmaking(name: str = DEFAULT_MODE, *, shard: str, group_size: int, **more: Any) -> None:
+    """Register a mode of the matchmaker.
+
+    Args:
+        shard: the registered kind that its groups get.
+        group_size: players of a full group.
+        more: other fields of `pylon.realtime.matchmaker.Mode`.
+
+    Raises:
+        StartRefused: the kind is not registered, the name is taken, a field is unknown or out
+            of range.
+    """
+    if name in _MODES:
+        raise StartRefused(f'matchmaking mode "{name}" is registered twice')
+    if shard not in _KINDS:
+        raise StartRefused(
+            f'matchmaking mode "{name}" names the shard "{shard}", which is not registered before'
+        )
+    known = {field.name for field in fields(Mode)}
+    unknown = sorted(set(more) - known)
+    if unknown:
+        raise StartRefused(
+            f'matchmaking mode "{name}" has no setting "{unknown[0]}"; there are '
+            + ", ".join(sorted(known))
+        )
+    _MODES[name] = check_mode(Mode(name, shard, group_size, **more))
+
+
+def modes() -> dict[str, Mode]:
+    """All modes of the matchmaker, by name."""
+    return dict(_MODES)
+
+
 def forget() -> None:
     """Drop all registrations, so that a module can be loaded again (tests)."""
     _KINDS.clear()
+    _MODES.clear()
 
 
 def _check_name(name: str) -> None:

@@ -18,21 +18,29 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import msgspec
 
 from pylon.auth.context import AuthContext
-from pylon.errors import InputQueueFull, InputRejected, PylonError, SubscribeFailed
+from pylon.errors import (
+    InputQueueFull,
+    InputRejected,
+    PylonError,
+    SubscribeFailed,
+    SubscribeRefused,
+)
 from pylon.realtime.kinds import Kind
 from pylon.realtime.simulation import Saved, Simulation
 from pylon.realtime.snapshots import Ack, Format, View, Wire
 from pylon.realtime.state import ShardContext, SimState
 
 FINISHED: Final = 1000
-GOING_AWAY: Final = 1001
 FAILED: Final = 1011
+
+_UNGUARDED: Final[AbstractContextManager[Any]] = nullcontext()
 
 
 class TickOverrun(BaseException):
@@ -180,8 +188,12 @@ class Shard:
 
     # --- Subscribers ---------------------------------------------------------------------
 
-    def subscribe(self, sink: Sink, now_s: float) -> None:
+    def subscribe(self, sink: Sink, now_s: float, *, has_seat: bool = False) -> None:
         """Let a connection in, and send it the snapshot as it is.
+
+        Args:
+            has_seat: it has shown that the seat of its sid is its own; the simulation is not
+                asked again.
 
         Raises:
             SubscribeRefused: by the simulation.
@@ -190,7 +202,8 @@ class Shard:
         simulation = self._running()
         sid = sink.sid
         try:
-            simulation.state.authorize_subscribe(sid, sink.auth)
+            if not has_seat or not self.has_seat(sid):
+                simulation.state.authorize_subscribe(sid, sink.auth)
             is_new = sid not in self._sids and sid not in self._away
             if is_new and sid not in self._reserved:
                 self._check_room(1)
@@ -263,13 +276,13 @@ class Shard:
             Its server seq: 1, 2, 3 … for this shard, refused ones of a full queue included.
 
         Raises:
-            InputRejected: not of the declared type, or refused by the simulation; or `sid` has
-                no live subscription.
+            SubscribeRefused: `sid` has no live subscription.
+            InputRejected: not of the declared type, or refused by the simulation.
             InputQueueFull, SubscribeFailed (stopped).
         """
         simulation = self._running()
         if sid not in self._sids:
-            raise InputRejected(f'subscriber "{sid}" is not attached to this shard')
+            raise SubscribeRefused(f'subscriber "{sid}" is not attached to this shard')
         decoder = self.kind.json_input if format is Format.JSON else self.kind.msgpack_input
         try:
             value = decoder.decode(raw)
@@ -295,8 +308,13 @@ class Shard:
 
     # --- Time ----------------------------------------------------------------------------
 
-    def step(self, now_s: float) -> Step:
-        """Do what is due: a tick, the end of kept seats, or the end of an idle shard."""
+    def step(self, now_s: float, guard: AbstractContextManager[Any] = _UNGUARDED) -> Step:
+        """Do what is due: a tick, the end of kept seats, or the end of an idle shard.
+
+        Args:
+            guard: entered around the app's code of a tick, and around nothing else. It may
+                raise `TickOverrun` within.
+        """
         simulation = self._simulation
         if simulation is None or not self.running or not self._let_go_of_seats(now_s):
             return Step(ticked=False)
@@ -311,7 +329,7 @@ class Shard:
         inputs, self._inputs = self._inputs, []
         dt_s = self._step_of(now_s)
         try:
-            frames = self._run_tick(simulation, inputs, dt_s)
+            frames = self._run_tick(simulation, inputs, dt_s, guard)
         except (Exception, TickOverrun) as ex:  # noqa: BLE001  the app's code
             self._fail(ex)
             return Step(True, late_s, len(inputs))
@@ -379,9 +397,15 @@ class Shard:
         self._next_s += interval_s
         return dt_s
 
-    def _run_tick(self, simulation: Simulation, inputs: list[_Input], dt_s: float) -> int:
+    def _run_tick(
+        self, simulation: Simulation, inputs: list[_Input], dt_s: float,
+        guard: AbstractContextManager[Any],
+    ) -> int:
         told = [(item.sid, item.value) for item in inputs]
-        refused = simulation.advance(told, dt_s)
+        with guard:
+            refused = simulation.advance(told, dt_s)
+            views = self._views(simulation)
+            is_finished = simulation.state.is_finished()
         if self._recorder is not None:
             self._recorder.ticked(simulation, dt_s, told)
         for item, reason in zip(inputs, refused, strict=True):
@@ -392,23 +416,23 @@ class Shard:
                 place.ack = Ack(item.client_seq, item.server_seq, simulation.tick)
             else:
                 item.sink.reject(item.client_seq, reason)
-        frames = self._send_snapshots(simulation) if self._places else 0
-        if simulation.state.is_finished():
+        frames = self._send_views(simulation.tick, views)
+        if is_finished:
             self.stop(FINISHED, "finished")
         return frames
 
-    def _send_snapshots(self, simulation: Simulation) -> int:
-        shared = self._view(simulation, "") if self._shares else None
-        own: dict[str, View] = {}
+    def _views(self, simulation: Simulation) -> dict[str, View]:
+        """What each subscriber sees, by sid; one for all where the simulation says no more."""
+        if self._shares and self._sids:
+            return dict.fromkeys(self._sids, self._view(simulation, ""))
+        return {sid: self._view(simulation, sid) for sid in self._sids}
+
+    def _send_views(self, tick: int, views: dict[str, View]) -> int:
         every = self.kind.config.delta_full_every
-        whole = every > 0 and simulation.tick % every == 0
+        whole = every > 0 and tick % every == 0
         frames = 0
         for sink, place in list(self._places.items()):
-            view = shared
-            if view is None:
-                view = own.get(sink.sid)
-                if view is None:
-                    view = own[sink.sid] = self._view(simulation, sink.sid)
+            view = views[sink.sid]
             if not sink.delta:
                 if sink.acks:
                     sink.send(view.frame_with_ack(sink.wire, place.ack))

@@ -57,6 +57,9 @@ SYSTEM_TABLES: Final[tuple[str, ...]] = (
         prev INTEGER NOT NULL, seq INTEGER NOT NULL, data BLOB NOT NULL)""",
     """CREATE INDEX IF NOT EXISTS _pylon_crdt_updates_by_row
         ON _pylon_crdt_updates (entity, row_id, number)""",
+    """CREATE TABLE IF NOT EXISTS _pylon_shards (
+        id TEXT PRIMARY KEY NOT NULL, tick INTEGER NOT NULL, data BLOB, home TEXT,
+        saved_at INTEGER NOT NULL) WITHOUT ROWID""",
     """CREATE TABLE IF NOT EXISTS _pylon_schema_history (
         id INTEGER PRIMARY KEY AUTOINCREMENT, manifest_version INTEGER NOT NULL,
         app_version TEXT NOT NULL, applied_at TEXT NOT NULL, operation_count INTEGER NOT NULL,

@@ -148,6 +148,18 @@ class DocumentUpdate:
     row_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class ShardAtRest:
+    """What the store knows of a shard: its saved state (None: there is none), and the worker
+    that it was moved to (None: it lives where its id says)."""
+
+    id: str
+    tick: int
+    data: bytes | None
+    home: str | None
+    saved_at_s: int
+
+
 class Reader(Protocol):
     """One read-only connection, used by one thread at a time.
 
@@ -233,6 +245,12 @@ class Reader(Protocol):
 
     def document_number(self) -> int:
         """The number of the newest update of any document."""
+
+    def shard(self, shard_id: str) -> ShardAtRest | None:
+        """What is known of a shard that rests, or was moved."""
+
+    def shards(self, limit: int) -> list[ShardAtRest]:
+        """All such shards, by id, without their states."""
 
     def session_ends(self, session_ids: Sequence[str]) -> dict[str, int]:
         """When those of the sessions that there are expire: Unix seconds, 0 for never."""

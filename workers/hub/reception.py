@@ -58,11 +58,10 @@ class Visitor(msgspec.Struct, frozen=True):
 class Reception:
     """The door of one worker."""
 
-    def __init__(self, booted: Booted, hub: Hub, transport: Transport) -> None:
+    def __init__(self, booted: Booted, hub: Hub) -> None:
         app = self._app = booted.app
         self._store = booted.reader_pool
         self._hub = hub
-        self._transport = transport
         self._cap = shared_cap(
             app.config.sockets_per_ip, booted.runtime.dir, booted.role, booted.worker,
             app.config.workers_of(booted.role),
@@ -81,8 +80,17 @@ class Reception:
         if self.draining:
             raise Draining("This server is shutting down", hint="Connect again")
 
-    def enter(self, raw: _socket.socket, visitor: Visitor) -> tuple[Connection, PylonError | None]:
+    def serve(self, hub: Hub) -> None:
+        """Let clients into this hub as well (`enter`)."""
+        hub.on_gone(self._gone)
+
+    def enter(
+        self, raw: _socket.socket, visitor: Visitor, hub: Hub | None = None
+    ) -> tuple[Connection, PylonError | None]:
         """Make a connection of a socket, and count it. It reads already, but gets no events.
+
+        Args:
+            hub: instead of the one that most clients are let into.
 
         Returns:
             The connection, and the error if the caller could not be looked up.
@@ -93,9 +101,10 @@ class Reception:
         self.check()
         self._cap.open(visitor.address)
         caller, error = self.caller_of(visitor.token)
-        connection = Connection(raw, self._transport, self._hub, caller, visitor.address)
+        hub = self._hub if hub is None else hub
+        connection = Connection(raw, hub.transport, hub, caller, visitor.address)
         connection.packing = visitor.packing
-        self._hub.add(connection)
+        hub.add(connection)
         if visitor.answer:
             connection.send(visitor.answer)
         if connection.is_open:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
 import gevent
@@ -96,15 +96,20 @@ class Service:
     """Runs one worker from its first accept to its exit."""
 
     def __init__(
-        self, booted: Booted, hub: Hub, acceptor: Acceptor, reception: Reception,
-        passed: SocketReceiver | None = None,
+        self, booted: Booted, hubs: Sequence[Hub], acceptor: Acceptor, reception: Reception, *,
+        passed: Sequence[SocketReceiver] = (), at_drain: Callable[[], None] | None = None,
     ) -> None:
-        """`passed` brings connections that other processes have accepted."""
+        """
+        Args:
+            passed: bring connections that other processes have accepted.
+            at_drain: called when nobody comes in any more, before connections are closed.
+        """
         self._booted = booted
-        self._hub = hub
+        self._hubs = hubs
         self._acceptor = acceptor
         self._passed = passed
         self._reception = reception
+        self._at_drain = at_drain
         self._stop = Event()
         self._accepting = False
 
@@ -119,13 +124,14 @@ class Service:
         gevent.signal_handler(signal.SIGINT, lambda: None)  # a terminal's; the supervisor drains
         self.spawn(self._report)
         max_life_s = self._booted.app.config.socket_max_life_s
-        self.spawn(Heartbeat(self._hub, self._booted.clock, max_life_s).run)
+        for hub in self._hubs:
+            self.spawn(Heartbeat(hub, self._booted.clock, max_life_s).run)
         if changes is not None:
             changes.start(self.spawn)
         self.spawn(self._reception.sessions.run)
         self._acceptor.start()
-        if self._passed is not None:
-            self._passed.start()
+        for receiver in self._passed:
+            receiver.start()
         self._accepting = True
         freeze()
         _log.info("worker.ready", port=self._acceptor.port)
@@ -139,32 +145,38 @@ class Service:
         self._reception.draining = True
         self._accepting = False
         self._acceptor.close()
-        if self._passed is not None:
-            self._passed.close()
+        for receiver in self._passed:
+            receiver.close()
 
     def drain(self) -> int:
         """Close every connection with 1001; how many there were."""
         self.stop_accepting()
-        waiting = self._hub.connections
+        waiting = [(hub, connection) for hub in self._hubs for connection in hub.connections]
+        if self._at_drain is not None:
+            self._at_drain()
         steps = _SPREAD_STEPS if len(waiting) > _SPREAD_ABOVE else 1
         for step in range(steps):
-            for connection in waiting[step::steps]:
+            for hub, connection in waiting[step::steps]:
                 connection.close(
                     GOING_AWAY, "server is going away",
-                    awaits_peer=self._hub.transport.expects_replies,
+                    awaits_peer=hub.transport.expects_replies,
                 )
             if steps > 1:
                 gevent.sleep(_SPREAD_S / steps)
         clock = self._booted.clock
         deadline_s = clock.monotonic_s() + limits.SOCKET_CLOSE_S
-        while len(self._hub) and clock.monotonic_s() < deadline_s:
+        while self._sockets() and clock.monotonic_s() < deadline_s:
             gevent.sleep(0.01)
-        for connection in self._hub.connections:
-            connection.abort()
+        for hub in self._hubs:
+            for connection in hub.connections:
+                connection.abort()
         return len(waiting)
 
+    def _sockets(self) -> int:
+        return sum(len(hub) for hub in self._hubs)
+
     def _report(self) -> NoReturn:
-        run_status(self._booted, lambda: self._accepting, lambda: len(self._hub))
+        run_status(self._booted, lambda: self._accepting, self._sockets)
 
 
 def _die(greenlet: gevent.Greenlet) -> None:

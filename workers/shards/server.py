@@ -1,67 +1,135 @@
-"""The shards worker: accepts and authenticates, and knows no shard yet (spec/realtime.md §4.1).
+"""The shards worker: simulations, and the sockets that watch and steer them.
 
-A client names a shard with ``?shard=`` and itself with ``&sid=`` (default `anon`). Where the
-published server drops the connection without a word, this one closes it with a code of the
-private range that says why: 4400 for a request without `shard`, 4404 for an unknown shard.
+It loads the app's module (`PYLON_APP`), answers commands of other processes, and takes
+connections from its own port, from HTTP workers, and from siblings that accepted one for a
+shard which lives here.
+
+At the drain matchmaking stops, every shard has a last tick, is saved, and says good-bye to its
+subscribers. A kind that ticks when empty goes on at start from where it was saved; any other
+when somebody comes.
 """
 
 from __future__ import annotations
 
-import _socket
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, NoReturn
 
+from pylon import limits, log
 from pylon.auth.cookies import session_cookie
 from pylon.auth.origin import origins
-from pylon.errors import PylonError
-from workers.boot import Booted
+from pylon.bus.calls import CallPort
+from pylon.bus.passing import SocketReceiver, SocketSender
+from pylon.bus.shards import CHANNEL, MATCHMAKER, ShardsClient
+from pylon.bus.writer_client import WriterClient
+from pylon.errors import PylonError, StartRefused
+from pylon.realtime.app_module import load_app_module
+from pylon.realtime.home import home_of, settled_home
+from pylon.realtime.kinds import kind_of, kinds
+from workers.boot import EXIT_CONFIG, Booted
 from workers.hub.acceptor import Acceptor
 from workers.hub.hub import Hub
-from workers.hub.reception import Reception, Visitor
-from workers.hub.request import Request
-from workers.hub.service import Service
+from workers.hub.reception import Reception
+from workers.hub.service import GOING_AWAY, Service
+from workers.hub.sessions import SessionWatch
+from workers.shards.answers import Answers
+from workers.shards.door import Door, Streams
+from workers.shards.house import House
+from workers.shards.matchmaking import Matchmaking
+from workers.shards.seats import KEY_BYTES, Seats
+from workers.sse.stream import EventStreamTransport, cors_of
 from workers.ws import protocol
 from workers.ws.transport import WebSocketTransport
 
-NO_SHARD_NAMED: Final = 4400
-NO_SUCH_SHARD: Final = 4404
-TRY_AGAIN: Final = 1013
-
-
-@dataclass(frozen=True, slots=True)
-class _Door:
-    handshakes: protocol.Handshakes
-    reception: Reception
-
-    def open(
-        self, request: Request, raw: _socket.socket, early: bytes, *, on_main_port: bool
-    ) -> None:
-        """Say why there is nothing to subscribe to."""
-        handshake = self.handshakes.read(request, on_main_port=on_main_port)
-        visitor = Visitor(handshake.address, handshake.token, None, early, handshake.answer)
-        connection, error = self.reception.enter(raw, visitor)
-        shard_id = handshake.parameters.get("shard")
-        if error is not None:
-            connection.close(TRY_AGAIN, error.code)
-        elif not shard_id:
-            connection.close(NO_SHARD_NAMED, "the parameter shard is missing")
-        else:
-            connection.close(NO_SUCH_SHARD, f'no such shard "{shard_id}"')
-
-    def refusal(self, error: PylonError) -> bytes:
-        """See `protocol.refusal`."""
-        return protocol.refusal(error)
+SIBLINGS: Final = "shards-sibling"
+_log = log.get_logger("shards")
 
 
 def serve(booted: Booted) -> NoReturn:
-    """Serve until SIGTERM."""
-    app = booted.app
-    transport = WebSocketTransport("shards", app.config.ws_max_message_bytes)
+    """Serve until SIGTERM.
+
+    Raises:
+        SystemExit: 78 when the app's module cannot be loaded (the reason is logged).
+    """
+    app, config = booted.app, booted.app.config
+    _load(config.app)
+    store = booted.reader_pool
+    workers = config.workers_of("shards")
+    writer = WriterClient(booted.runtime, app.clock, app.random)
+    house = House(store, writer, app.clock, app.random, config.data_dir / "recordings")
+    client = ShardsClient(booted.runtime, workers, store, app.random)
+    matchmaking = None
+    if home_of(MATCHMAKER, workers) == booted.worker:
+        matchmaking = Matchmaking(client, app.clock)
+    answers = Answers(booted.worker, house, matchmaking)
+    port = CallPort(booted.runtime.shards(booted.worker), CHANNEL, answers.answer)
+
+    cookie_name = session_cookie(config, app.manifest).name
+    cors = cors_of(config)
+    transport = WebSocketTransport("shards", config.ws_max_message_bytes)
+    stream_transport = EventStreamTransport(cors)
     hub = Hub({}, transport, app.clock)
-    reception = Reception(booted, hub, transport)
-    handshakes = protocol.Handshakes(
-        app.config.trust_proxy_hops, origins(app.config, app.manifest),
-        session_cookie(app.config, app.manifest).name, deflates=False,
+    streams = Hub({}, stream_transport, app.clock)
+    reception = Reception(booted, hub)
+    reception.serve(streams)
+    door = Door(
+        worker=booted.worker, workers=workers, hops=config.trust_proxy_hops, store=store,
+        house=house, seats=Seats(app.random.token_hex(KEY_BYTES)),
+        siblings=SocketSender(booted.runtime, SIBLINGS, workers),
+        handshakes=protocol.Handshakes(
+            config.trust_proxy_hops, origins(config, app.manifest), cookie_name, deflates=False,
+        ),
+        reception=reception,
+        streams=Streams(streams, stream_transport, cookie_name, cors),
     )
-    acceptor = Acceptor(booted.listen_socket, _Door(handshakes, reception), app.clock)
-    Service(booted, hub, acceptor, reception).run()
+    transport.on_text = transport.on_binary = door.hear
+    hub.on_gone(door.gone)
+    streams.on_gone(door.gone)
+    acceptor = Acceptor(booted.listen_socket, door, app.clock)
+    from_http = SocketReceiver(booted.runtime, booted.role, booted.worker, acceptor.adopt)
+    from_siblings = SocketReceiver(
+        booted.runtime, SIBLINGS, booted.worker,
+        lambda raw, data: acceptor.adopt(raw, data, on_main_port=False),
+    )
+
+    def at_drain() -> None:
+        if matchmaking is not None:
+            matchmaking.draining = True
+        saved = house.drain(GOING_AWAY, "server is going away")
+        _log.info("shards.saved", shards=saved)
+
+    service = Service(
+        booted, (hub, streams), acceptor, reception, passed=(from_http, from_siblings),
+        at_drain=at_drain,
+    )
+    service.spawn(house.scheduler.run)
+    service.spawn(port.run)
+    service.spawn(SessionWatch(store, streams, app.clock).run)
+    if matchmaking is not None:
+        service.spawn(matchmaking.run)
+    _go_on(booted, house, workers)
+    service.run()
+
+
+def _load(path: str | None) -> None:
+    if path is None:
+        return
+    try:
+        load_app_module(Path(path))
+    except StartRefused as ex:
+        _log.error("worker.refused", code=ex.code, message=ex.message)
+        raise SystemExit(EXIT_CONFIG) from ex
+    _log.info("app.loaded", path=path, shards=sorted(kinds()))
+
+
+def _go_on(booted: Booted, house: House, workers: int) -> None:
+    """Bring back the saved shards that live here and tick when empty."""
+    store = booted.reader_pool
+    try:
+        for at_rest in store.point(lambda reader: reader.shards(limits.SHARDS)):
+            kind = kind_of(at_rest.id)
+            if kind is None or not kind.config.tick_when_empty:
+                continue
+            if settled_home(at_rest.id, workers, store) == booted.worker:
+                house.visited(at_rest.id)
+    except PylonError as ex:  # they come when somebody asks for them
+        _log.warning("shards.not_restored", code=ex.code, message=ex.message)

@@ -50,10 +50,11 @@ def serve(booted: Booted) -> NoReturn:
     cors = cors_of(app.config)
     transport = EventStreamTransport(cors)
     hub = Hub({name: app.rules.of(name) for name in app.manifest.by_name}, transport, app.clock)
-    reception = Reception(booted, hub, transport)
+    reception = Reception(booted, hub)
     changes = ChangeStream(booted, hub, reception)
     door = _Door(
         reception, changes.replay, transport, session_cookie(app.config, app.manifest).name, cors,
         app.config.trust_proxy_hops,
     )
-    Service(booted, hub, Acceptor(booted.listen_socket, door, app.clock), reception).run(changes)
+    acceptor = Acceptor(booted.listen_socket, door, app.clock)
+    Service(booted, (hub,), acceptor, reception).run(changes)

@@ -62,7 +62,7 @@ def serve(booted: Booted) -> NoReturn:
     app = booted.app
     transport = WebSocketTransport("ws", app.config.ws_max_message_bytes)
     hub = Hub({name: app.rules.of(name) for name in app.manifest.by_name}, transport, app.clock)
-    reception = Reception(booted, hub, transport)
+    reception = Reception(booted, hub)
     changes = ChangeStream(booted, hub, reception)
     live = LiveQueries(app, booted.reader_pool, changes.feed, hub, app.clock)
     rooms = Rooms(
@@ -81,7 +81,7 @@ def serve(booted: Booted) -> NoReturn:
     door = _Door(handshakes, reception, changes.replay, transport)
     acceptor = Acceptor(booted.listen_socket, door, app.clock)
     passed = SocketReceiver(booted.runtime, booted.role, booted.worker, acceptor.adopt)
-    service = Service(booted, hub, acceptor, reception, passed)
+    service = Service(booted, (hub,), acceptor, reception, passed=(passed,))
     rooms.start(service.spawn)
     documents.start(service.spawn)
     service.run(changes)

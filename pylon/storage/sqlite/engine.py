@@ -23,14 +23,17 @@ import orjson
 from pylon.bus.messages import (
     DeleteRow,
     DropSession,
+    DropShard,
     InsertRow,
     MarkClean,
+    MoveShard,
     OpenDocument,
     OpKey,
     PruneLog,
     PushDocument,
     PutIndexes,
     PutSession,
+    PutShard,
     ResetRows,
     Transact,
     UpdateRow,
@@ -55,7 +58,7 @@ from pylon.manifest.model import Manifest
 from pylon.schema.apply import prepare_store
 from pylon.schema.indexes import put_indexes
 from pylon.storage.contract import BatchResult
-from pylon.storage.sqlite import epochs, log, maintenance, pragmas
+from pylon.storage.sqlite import epochs, log, maintenance, pragmas, shards
 from pylon.storage.sqlite.connect import STORE_FAILURES, open_writer
 from pylon.storage.sqlite.document_writes import DocumentWrites
 from pylon.storage.sqlite.journal import Journal
@@ -99,6 +102,9 @@ class SqliteEngine:
             Transact: self._transact,
             PutSession: self._put_session,
             DropSession: self._drop_session,
+            PutShard: self._put_shard,
+            MoveShard: self._move_shard,
+            DropShard: self._drop_shard,
             PruneLog: self._prune,
             ResetRows: self._reset,
             PutIndexes: self._put_indexes,
@@ -409,6 +415,17 @@ class SqliteEngine:
             "DELETE FROM _pylon_auth_sessions WHERE session_id = ?", (op.session_id,)
         )
         return WriteReply(number, count=self._conn.changes())
+
+    def _put_shard(self, number: int, op: PutShard, journal: Journal) -> WriteReply:
+        shards.put(self._conn, op.shard_id, op.tick, op.data, journal.now_s)
+        return WriteReply(number, count=1)
+
+    def _move_shard(self, number: int, op: MoveShard, journal: Journal) -> WriteReply:
+        shards.move(self._conn, op.shard_id, op.home, journal.now_s)
+        return WriteReply(number, count=1)
+
+    def _drop_shard(self, number: int, op: DropShard, journal: Journal) -> WriteReply:
+        return WriteReply(number, count=shards.drop(self._conn, op.shard_id))
 
     def _prune(self, number: int, op: PruneLog, journal: Journal) -> WriteReply:
         return WriteReply(number, count=self._retention.prune(op, journal.now_s))

@@ -36,11 +36,12 @@ from pylon.storage.contract import (
     Query,
     Reader,
     SessionRow,
+    ShardAtRest,
     StoredDocument,
     Tally,
 )
 from pylon.storage.names import quote
-from pylon.storage.sqlite import documents, log, tally
+from pylon.storage.sqlite import documents, log, shards, tally
 from pylon.storage.sqlite.aggregate import aggregate_rows
 from pylon.storage.sqlite.connect import open_reader, translate
 from pylon.storage.sqlite.graph import graph_json, is_one_statement, order_by
@@ -280,6 +281,20 @@ class SqliteReader:
         return SessionRow(
             found, user_id, bool(is_guest), created_at_s, expires_at_s, device, tenant_id
         )
+
+    def shard(self, shard_id: str) -> ShardAtRest | None:
+        self._start()
+        try:
+            return shards.find(self._conn, shard_id)
+        except apsw.Error as error:
+            raise translate(error) from error
+
+    def shards(self, limit: int) -> list[ShardAtRest]:
+        self._start()
+        try:
+            return shards.listed(self._conn, limit)
+        except apsw.Error as error:
+            raise translate(error) from error
 
     def session_ends(self, session_ids: Sequence[str]) -> dict[str, int]:
         self._start()

@@ -1,0 +1,220 @@
+"""The door of a shards worker: from a request to a subscriber (spec/realtime.md §4.1, §4.4).
+
+A client names a shard with ``?shard=`` and itself with ``&sid=``; on the HTTP port an event
+stream names the shard in its path. A connection to a shard that lives in another process is
+passed on to it, head and all. Options of our own: ``ack=1``, ``delta=1``, ``format=msgpack``,
+``seat=<token>`` and, for streams, `Last-Event-ID`.
+
+Where the published server drops the connection without a word, this one closes it with a code
+that says why: 4400 without `shard`, 4404 for an unknown one, 1008 for a refusal, 1013 for a
+shard that takes nobody now. Event streams get the HTTP status.
+
+Invariant: a socket that is passed on is not counted here. Called by `workers.hub.acceptor`.
+"""
+
+from __future__ import annotations
+
+import _socket
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote
+
+from pylon import limits
+from pylon.auth.cookies import cookie_value
+from pylon.bus.passing import SocketSender
+from pylon.errors import (
+    AuthRequired,
+    PylonError,
+    ShardNotFound,
+    SubscribeFailed,
+    SubscribeRefused,
+    Unavailable,
+)
+from pylon.realtime.home import settled_home
+from pylon.realtime.shard import Shard
+from pylon.realtime.snapshots import Format
+from pylon.storage.contract import Store
+from workers.hub import answers
+from workers.hub.connection import Connection
+from workers.hub.hub import Hub
+from workers.hub.reception import Reception, Visitor
+from workers.hub.request import Request, cursor_of
+from workers.shards.house import House
+from workers.shards.seats import Seats
+from workers.shards.subscriber import STREAM, WEBSOCKET, Subscriber
+from workers.sse.stream import EventStreamTransport
+from workers.ws import protocol
+
+NO_SHARD_NAMED: Final = 4400
+NO_SUCH_SHARD: Final = 4404
+REFUSED: Final = 1008
+TRY_AGAIN: Final = 1013
+
+_ANONYMOUS_SID: Final = "anon"
+_PATH: Final = "/api/shards/"
+_CONNECT: Final = "/connect"
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """What event streams need besides what WebSockets do."""
+
+    hub: Hub
+    transport: EventStreamTransport
+    cookie_name: str
+    cors: answers.Headers
+
+
+class Door:
+    """`workers.hub.acceptor.Door` of the shards worker."""
+
+    def __init__(
+        self, *, worker: str, workers: int, hops: int, store: Store, house: House, seats: Seats,
+        siblings: SocketSender, handshakes: protocol.Handshakes, reception: Reception,
+        streams: Streams,
+    ) -> None:
+        self._worker = worker
+        self._workers = workers
+        self._hops = hops
+        self._store = store
+        self._house = house
+        self._seats = seats
+        self._siblings = siblings
+        self._handshakes = handshakes
+        self._reception = reception
+        self._streams = streams
+        self._subscribers: dict[Connection, Subscriber] = {}
+
+    # --- The acceptor's side -------------------------------------------------------------
+
+    def open(
+        self, request: Request, raw: _socket.socket, early: bytes, *, on_main_port: bool
+    ) -> bytes | None:
+        """See `workers.hub.acceptor.Door.open`."""
+        if request.path.startswith(_PATH) and request.path.endswith(_CONNECT):
+            return self._open_stream(request, raw, early)
+        handshake = self._handshakes.read(request, on_main_port=on_main_port)
+        shard_id = handshake.parameters.get("shard", "")
+        if self._passed_on(shard_id, request, raw, early):
+            return None
+        visitor = Visitor(handshake.address, handshake.token, None, early, handshake.answer)
+        connection, error = self._reception.enter(raw, visitor)
+        try:
+            if error is not None:
+                raise error
+            self._let_in(connection, shard_id, handshake.parameters)
+        except ShardNotFound as ex:
+            connection.close(NO_SUCH_SHARD if shard_id else NO_SHARD_NAMED, ex.message)
+        except SubscribeRefused as ex:
+            connection.close(REFUSED, f"unauthorized: {ex.message}")
+        except SubscribeFailed as ex:
+            connection.close(TRY_AGAIN, ex.message)
+        except PylonError as ex:
+            connection.close(TRY_AGAIN, ex.code)
+        return None
+
+    def refusal(self, error: PylonError) -> bytes:
+        """See `workers.ws.protocol.refusal`."""
+        return protocol.refusal(error)
+
+    # --- The transports' side ------------------------------------------------------------
+
+    def hear(self, connection: Connection, data: str | bytes) -> None:
+        """A client has said something. Never blocks."""
+        subscriber = self._subscribers.get(connection)
+        if subscriber is not None:
+            subscriber.hear(data, self._house.now_s())
+            self._house.changed(subscriber.shard)
+
+    def gone(self, connection: Connection) -> None:
+        """A connection has closed."""
+        subscriber = self._subscribers.pop(connection, None)
+        if subscriber is not None:
+            subscriber.shard.unsubscribe(subscriber, self._house.now_s())
+            self._house.changed(subscriber.shard)
+
+    # --- Within --------------------------------------------------------------------------
+
+    def _passed_on(
+        self, shard_id: str, request: Request, raw: _socket.socket, early: bytes
+    ) -> bool:
+        home = settled_home(shard_id, self._workers, self._store)
+        if home == self._worker:
+            return False
+        if not self._siblings.pass_to(home, raw, request.head + early):
+            raise Unavailable(
+                f"The process of this shard (worker {home}) is not up", hint="Try again"
+            )
+        raw.close()
+        return True
+
+    def _let_in(
+        self, connection: Connection, shard_id: str, parameters: dict[str, str]
+    ) -> Shard:
+        if not shard_id:
+            raise ShardNotFound("the parameter shard is missing")
+        shard = self._house.visited(shard_id)
+        seat = parameters.get("seat")
+        seated = None if seat is None else self._seats.sid_of(shard_id, seat)
+        sid = seated or parameters.get("sid") or _ANONYMOUS_SID
+        if len(sid) > limits.SHARD_SID_CHARS:
+            raise SubscribeRefused(f"sid is longer than {limits.SHARD_SID_CHARS} characters")
+        form = Format.MSGPACK if parameters.get("format") == "msgpack" else Format.JSON
+        subscriber = Subscriber(
+            connection, shard, sid, WEBSOCKET[form],
+            delta=parameters.get("delta") == "1", acks=parameters.get("ack") == "1",
+        )
+        self._subscribe(subscriber, has_seat=seated is not None)
+        keep_s = shard.kind.config.allow_reconnection_s
+        if keep_s and connection.is_open:
+            token = self._seats.token(shard_id, sid)
+            subscriber.tell(
+                {"type": "seat", "token": token, "sid": sid, "expires_in_s": keep_s}
+            )
+        return shard
+
+    def _subscribe(self, subscriber: Subscriber, *, has_seat: bool = False) -> None:
+        shard = subscriber.shard
+        # First, for a connection that dies of its first frame must be found to be gone.
+        self._subscribers[subscriber.connection] = subscriber
+        try:
+            shard.subscribe(subscriber, self._house.now_s(), has_seat=has_seat)
+        except PylonError:
+            self._subscribers.pop(subscriber.connection, None)
+            raise
+        finally:
+            self._house.changed(shard)
+
+    def _open_stream(
+        self, request: Request, raw: _socket.socket, early: bytes
+    ) -> bytes | None:
+        """``GET /api/shards/<id>/connect?sid=``: snapshots as an event stream."""
+        streams = self._streams
+        try:
+            shard_id = unquote(request.path[len(_PATH) : -len(_CONNECT)])
+            if self._passed_on(shard_id, request, raw, early):
+                return None
+            token = request.bearer or request.parameters.get("token") or cookie_value(
+                request.field(b"cookie"), streams.cookie_name
+            )
+            caller, error = self._reception.caller_of(token)
+            if error is not None:
+                raise error
+            user_id = caller.auth.user_id
+            if user_id is None:
+                raise AuthRequired("Authentication required")
+            shard = self._house.visited(shard_id)
+            visitor = Visitor(request.address(self._hops), token, None)
+            connection, error = self._reception.enter(raw, visitor, streams.hub)
+        except PylonError as ex:
+            return answers.refusal(ex, streams.cors)
+        sid = request.parameters.get("sid") or user_id
+        seen = cursor_of(request.field(b"last-event-id")) or 0
+        subscriber = Subscriber(connection, shard, sid, STREAM, skip_to=seen, holds=True)
+        try:
+            self._subscribe(subscriber)
+        except PylonError as ex:
+            streams.transport.refuse(connection, ex, greeted=False)
+        else:
+            subscriber.begin(streams.transport.greeting)
+        return None

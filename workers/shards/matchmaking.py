@@ -1,0 +1,113 @@
+"""Matchmaking: the matchmaker of `pylon.realtime`, with shards made for its matches.
+
+It lives in one process of the role (`pylon.bus.shards.MATCHMAKER`). Once a second groups are
+formed; each gets a shard made where its id belongs, with a seat kept for every player, and is
+told when that is done. A process that dies loses its queue: players ask again when their status
+says `idle`. Called by `workers.shards.answers`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NoReturn
+
+import gevent
+
+from pylon import log
+from pylon.bus.shards import DescribeAll, MakeShard, ShardsClient
+from pylon.clock import Clock
+from pylon.errors import PylonError
+from pylon.realtime.kinds import modes
+from pylon.realtime.matchmaker import Match, Matchmaker, Opening
+from workers.shards.descriptions import decoded
+
+_PERIOD_S: Final = 1.0
+_NS_PER_S: Final = 1_000_000_000
+_log = log.get_logger("matchmaking")
+
+
+class Matchmaking:
+    """Keeps the matchmaker going."""
+
+    def __init__(self, shards: ShardsClient, clock: Clock) -> None:
+        self._shards = shards
+        self._clock = clock
+        self._made = 0
+        self._modes = modes()
+        self._open: dict[str, Match] = {}  # shards of modes with backfill, by id
+        self._matchmaker = Matchmaker(self._modes, self._new_id)
+        self.draining = False
+
+    def enqueue(self, player: str, criteria: dict[str, Any]) -> dict[str, Any]:
+        """Have a player wait; the player's status.
+
+        Raises:
+            InvalidData, MatchQueueFull.
+        """
+        now_s = self._clock.monotonic_s()
+        self._matchmaker.enqueue(player, criteria, now_s)
+        return self._matchmaker.status(player, now_s)
+
+    def dequeue(self, player: str) -> bool:
+        """Have a player wait no more; whether they did."""
+        return self._matchmaker.dequeue(player)
+
+    def status(self, player: str) -> dict[str, Any]:
+        """See `Matchmaker.status`."""
+        return self._matchmaker.status(player, self._clock.monotonic_s())
+
+    def acknowledge(self, player: str) -> str | None:
+        """See `Matchmaker.acknowledge`."""
+        return self._matchmaker.acknowledge(player)
+
+    def run(self) -> NoReturn:
+        """Form groups for ever, until a drain begins."""
+        while True:
+            gevent.sleep(_PERIOD_S)
+            if self._modes and not self.draining:
+                self.step()
+
+    def step(self) -> None:
+        """Form groups once. Their shards are made one after the other."""
+        openings = self._openings() if self._open and len(self._matchmaker) else []
+        for match in self._matchmaker.step(self._clock.monotonic_s(), openings):
+            self._place(match)
+
+    def _place(self, match: Match) -> None:
+        params = dict(match.params) if match.is_new else None
+        command = MakeShard(match.shard_id, params, match.players, match.mode.seat_s)
+        try:
+            self._shards.of_shard(command)
+        except PylonError as ex:  # they wait on; the next step tries again
+            _log.warning("match.failed", shard=match.shard_id, code=ex.code, message=ex.message)
+            self._matchmaker.failed(match)
+            self._open.pop(match.shard_id, None)
+            return
+        told = self._matchmaker.placed(match, self._clock.monotonic_s())
+        if match.mode.backfill and match.is_new:
+            self._open[match.shard_id] = match
+        _log.info("match.placed", shard=match.shard_id, mode=match.mode.name, players=len(told))
+
+    def _openings(self) -> list[Opening]:
+        """The free seats of running matches. Those that have ended are forgotten."""
+        try:
+            answers = self._shards.of_all(DescribeAll())
+        except PylonError as ex:  # then there is nothing to fill this time
+            _log.warning("match.openings", code=ex.code, message=ex.message)
+            return []
+        running = {
+            shard["id"]: shard for answer in answers for shard in decoded(answer)
+            if shard["running"]
+        }
+        openings = []
+        for shard_id, match in list(self._open.items()):
+            shard = running.get(shard_id)
+            if shard is None:
+                del self._open[shard_id]
+            else:
+                seats = match.mode.group_size - shard["seats_taken"]
+                openings.append(Opening(shard_id, match.mode.name, match.alike, seats))
+        return openings
+
+    def _new_id(self) -> str:
+        self._made += 1
+        return f"match_{self._clock.wall_ns() // _NS_PER_S:x}_{self._made}"
