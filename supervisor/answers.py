@@ -1,4 +1,5 @@
-"""What the control socket answers: ping, status, metrics, stop, backup and indexes.
+"""What the control socket answers: ping, status, metrics, stop, backup, indexes and the
+rebuilding of search.
 
 Runs in the threads of `supervisor.control`, so it only reads what is safe to read from any
 thread, and asks the main loop by events for everything else.
@@ -16,7 +17,7 @@ import orjson
 import pylon
 from pylon import metrics
 from pylon.backup.create import create_backup
-from pylon.bus.messages import PutIndexes
+from pylon.bus.messages import PutIndexes, RenewSearch
 from pylon.bus.writer_port import LocalWriter
 from pylon.errors import InvalidData, Unavailable
 from pylon.metrics.render import JSON_CONTENT_TYPE, TEXT_CONTENT_TYPE
@@ -27,6 +28,7 @@ from supervisor.parts import Parts
 
 _NS_PER_S = 1_000_000_000
 _PROGRESS_EVERY_S = 0.2
+_SEARCH_PORTION_ROWS = 200  # others write in between
 _INDEXES_S = 3600.0  # a large table takes long; who waits for the writer is told so meanwhile
 
 
@@ -51,6 +53,7 @@ class Answers:
         return {
             "ping": self._ping, "status": self._status, "metrics": self._metrics,
             "stop": self._stop, "backup": self._make_backup, "indexes": self._put_indexes,
+            "search_rebuild": self._rebuild_search,
         }
 
     def _uptime_s(self) -> float:
@@ -117,6 +120,35 @@ class Answers:
             return {"count": writer.submit(PutIndexes(op.indexes), _INDEXES_S).count}
         finally:
             writer.close()
+
+    def _rebuild_search(self, request: Line, say: Say) -> Line:
+        """Renew the search indexes of ``entities``, with progress lines {entity, rows}.
+
+        A client that goes away ends it; the next start then builds what was not finished.
+        """
+        names = request.get("entities")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InvalidData("entities: expected a list of names")
+        clock = self._parts.clock
+        said_s = clock.monotonic_s()
+        built = []
+        writer = LocalWriter(self._parts.runtime)
+        try:
+            for name in names:
+                rows, after_id = 0, ""
+                while True:
+                    reply = writer.submit(RenewSearch(name, after_id, _SEARCH_PORTION_ROWS))
+                    rows, after_id = rows + reply.count, reply.row_id
+                    if not after_id:
+                        break
+                    now_s = clock.monotonic_s()
+                    if now_s - said_s >= _PROGRESS_EVERY_S:
+                        said_s = now_s
+                        say({"entity": name, "rows": rows})
+                built.append({"entity": name, "rows": rows})
+        finally:
+            writer.close()
+        return {"entities": built}
 
     def _make_backup(self, request: Line, say: Say) -> Line:
         """A bundle in the folder ``target``, with progress lines {remaining, pages}.

@@ -11,7 +11,7 @@ from typing import Any
 import apsw
 import orjson
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -19,6 +19,7 @@ from pylon.auth.context import ADMIN
 from pylon.bus.messages import (
     DeleteRow,
     InsertRow,
+    RenewSearch,
     ResetRows,
     Transact,
     UpdateRow,
@@ -240,6 +241,62 @@ def test_a_check_finds_every_difference(path: Path, statement: str, problem: str
     assert checked(path, MANIFEST).problems == ()
     damage(path, statement)
     assert problem in "; ".join(checked(path, MANIFEST).problems)
+
+
+DAMAGES = (
+    "DELETE FROM _fts_Page WHERE rowid = 1",
+    "DELETE FROM _pylon_search_Page WHERE number <= 2",
+    "INSERT INTO _fts_Page (rowid, title) VALUES (99, 'stray')",
+    "INSERT INTO _pylon_search_Page (number, id) VALUES (98, 'nobody')",
+    "INSERT OR REPLACE INTO _fts_Page (rowid, title) VALUES (2, 'wrong words')",
+    "INSERT INTO _fts_Page (_fts_Page) VALUES ('delete-all')",
+    "DROP TABLE _fts_Page",
+    "DELETE FROM _pylon_meta WHERE key = 'search:Page'",
+)
+
+
+@pytest.mark.parametrize("statement", DAMAGES)
+@settings(max_examples=4, deadline=None)
+@given(between=st.lists(st.lists(STEPS, max_size=3), min_size=1, max_size=4))
+def test_an_index_is_renewed_in_portions_while_others_write(
+    statement: str, between: list[list[tuple[str, int, dict[str, Any]]]]
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="pylon-test-") as name:
+        path = Path(name) / "a.db"
+        engine = open_pages(path)
+        apply(engine, *[page(number, title=f"pump {number}") for number in (1, 2, 3, 5)])
+        damage(path, statement)
+        steps = iter(between)
+        after_id = ""
+        while True:
+            (reply,) = apply(engine, RenewSearch("Page", after_id, 2))
+            assert reply.error is None, reply.error
+            after_id = reply.row_id
+            if not after_id:
+                break
+            for step in next(steps, []):
+                apply(engine, request_of(*step))
+        assert checked(path, MANIFEST).problems == ()
+        engine.close()
+
+
+def test_a_renewal_that_is_not_finished_is_made_good_by_the_next_start(path: Path) -> None:
+    engine = open_pages(path)
+    apply(engine, page(1, title="red pump"), page(2), page(3))
+    damage(path, "DELETE FROM _fts_Page WHERE rowid = 3")
+    (reply,) = apply(engine, RenewSearch("Page", "", 1))
+    assert reply.row_id == row_id(1)
+    assert checked(path, MANIFEST).problems
+    engine.close()
+    open_pages(path).close()
+    assert checked(path, MANIFEST).problems == ()
+
+
+def test_only_what_the_server_knows_can_be_renewed(path: Path) -> None:
+    engine = open_pages(path)
+    for name in ("Plain", "Nope"):
+        assert code(*apply(engine, RenewSearch(name, "", 10))) == "SCHEMA_REFUSED"
+    engine.close()
 
 
 def test_a_row_that_the_index_never_heard_of_joins_it_when_it_changes(path: Path) -> None:

@@ -155,13 +155,23 @@ class PutIndexes(msgspec.Struct, frozen=True, array_like=True, tag="put_indexes"
     indexes: tuple[tuple[str, str, tuple[str, ...], bool], ...]  # entity, name, fields, unique
 
 
+class RenewSearch(msgspec.Struct, frozen=True, array_like=True, tag="renew_search"):
+    """Renew the search index of some rows of an entity, in id order; the reply names the last of
+    them in `row_id`, and none after the last portion."""
+
+    entity: str
+    after_id: str  # "" begins
+    rows: int
+
+
 class MarkClean(msgspec.Struct, frozen=True, array_like=True, tag="mark_clean"):
     """The last write of a drain: this run ended in order."""
 
 
 WriteOp = (
     InsertRow | UpdateRow | DeleteRow | Transact | PutSession | DropSession | PutShard | MoveShard
-    | DropShard | PruneLog | ResetRows | PutIndexes | MarkClean | OpenDocument | PushDocument
+    | DropShard | PruneLog | ResetRows | PutIndexes | RenewSearch | MarkClean | OpenDocument
+    | PushDocument
 )
 
 

@@ -1,8 +1,8 @@
 """`pylonctl search check` and `pylonctl search rebuild`: the indexes of full-text search.
 
 Every write keeps them current and a start builds those that are missing, so a rebuild is for a
-database that somebody has damaged. It is a long write; while a server runs, all writes are its
-writer's, so a rebuild waits until it has been stopped. A check only reads, also beside a server.
+database that somebody has damaged. While a server runs, its writer does it in portions, and
+others write in between; without one it is done here, in one transaction. A check only reads.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import apsw
 import click
 
 from pylon.backup.hold import Held, hold
-from pylon.cli.output import ERROR, json_flag, result
+from pylon.cli.output import ERROR, json_flag, note, result
+from pylon.cli.running import require
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.config import Config
 from pylon.errors import (
     EntityNotFound,
     SchemaRefused,
     SearchNotConfigured,
-    ServerRunning,
     Unavailable,
 )
 from pylon.manifest.load import load_manifest
@@ -82,21 +82,28 @@ def check_indexes(ctx: click.Context, entity: str | None, dev: bool) -> None:
 @dev_flag
 @json_flag
 def rebuild_indexes(entity: str | None, dev: bool) -> None:
-    """Build the indexes anew from the rows. The server must be stopped."""
+    """Build the indexes anew from the rows, also while the server runs."""
     config = read_settings(dev=dev).config
     entities, path = _entities(config, entity), _database(config)
     try:
         with hold(path):
             built = _rebuild(path, entities)
     except Held:
-        raise ServerRunning(
-            f"a server runs on {path} and keeps the indexes with every write",
-            hint="to see whether anything is wrong: pylonctl search check; to rebuild, stop the "
-            "server first: pylonctl stop",
-        ) from None
+        built = _rebuild_beside(config, entities)
     body: dict[str, Any] = {"ok": True, "entities": built}
     lines = [f"{b['entity']}: built from {b['rows']} rows" for b in built]
     result(body, "\n".join(lines) or "no entity has text fields in a search config")
+
+
+def _rebuild_beside(config: Config, entities: list[Entity]) -> list[dict[str, Any]]:
+    """Have the running server do it."""
+    answer: dict[str, Any] = {}
+    names = [entity.name for entity in entities]
+    for answer in require(config).control().call("search_rebuild", entities=names):
+        if not answer.get("done"):
+            note(f"{answer['entity']}: {answer['rows']} rows so far")
+    built: list[dict[str, Any]] = answer["entities"]
+    return built
 
 
 def _rebuild(path: Path, entities: list[Entity]) -> list[dict[str, Any]]:

@@ -50,7 +50,6 @@ from pylon.errors.operation import (
     BackupRefused,
     NotRunning,
     SchemaRefused,
-    ServerRunning,
     StartRefused,
 )
 from pylon.errors.request import (
@@ -164,7 +163,6 @@ __all__ = [
     "RoomLimitReached",
     "SchemaRefused",
     "SearchNotConfigured",
-    "ServerRunning",
     "SessionExpired",
     "ShardNotFound",
     "ShardsNotAvailable",

@@ -48,16 +48,6 @@ class BackupRefused(PylonError):
     status = 409
 
 
-class ServerRunning(PylonError):
-    """A verb that needs the database for itself, while a server has it.
-
-    Remedy: stop the server first (pylonctl stop).
-    """
-
-    code = "SERVER_RUNNING"
-    status = 409
-
-
 class NotRunning(PylonError):
     """No supervisor answers for this data directory.
 

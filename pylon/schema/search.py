@@ -6,7 +6,7 @@ database; and dropped with the config that asked for it. `_pylon_meta` has, unde
 `search:<Entity>`, what each index was built for.
 
 Invariant: everything here runs in the transaction of its caller: `pylon.schema.apply` at
-start, `pylonctl search`.
+start, `pylonctl search`, the engine (for `pylonctl search rebuild` beside a server).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Final
 import apsw
 import orjson
 
+from pylon.errors import SchemaRefused
 from pylon.log import get_logger
 from pylon.manifest.model import Entity, Manifest
 from pylon.schema import ddl
@@ -84,14 +85,54 @@ def build(conn: apsw.Connection, entity: Entity) -> int:
     _drop(conn, entity.name)
     table, numbers = quote(index_table(entity)), quote(numbers_table(entity))
     conn.execute(_create_index(entity, table))
-    conn.execute(
-        f"CREATE TABLE {numbers} (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE)"
-    )
+    conn.execute(_create_numbers(entity))
     conn.execute(f"INSERT INTO {numbers} (id) SELECT id FROM {quote(entity.name)} ORDER BY id")
     rows = conn.changes()
     _fill(conn, entity, table)
     meta.put(conn, _KEY + entity.name, _built_for(entity))
     return rows
+
+
+def renew(
+    conn: apsw.Connection, manifest: Manifest, name: str, after_id: str, count: int
+) -> tuple[int, str]:
+    """Index a portion of the rows of an entity anew, while others write between portions.
+
+    Entries of rows that are there are replaced as they are; after the last portion, entries of
+    rows that are not are taken out. Until then the index counts as missing, so that a start
+    would build it. All or nothing, within the transaction that is open.
+
+    Args:
+        after_id: the last row of the portion before; "" for the first.
+
+    Returns: how many rows it was, and the id of the last one; "" when there are no more.
+
+    Raises:
+        SchemaRefused: this server has no such index, or it is damaged beyond this.
+    """
+    entity = manifest.by_name.get(name)
+    if entity is None or not text_fields(entity):
+        raise SchemaRefused(
+            f"the running server has no search index of {name}",
+            hint="restart it with the manifest that has it, which builds it too",
+        )
+    conn.execute("SAVEPOINT renew")
+    try:
+        if not after_id:
+            _make_missing(conn, entity)
+        rows, last_id = _renew_rows(conn, entity, after_id, count)
+        if not last_id:
+            _drop_strays(conn, entity)
+            meta.put(conn, _KEY + name, _built_for(entity))
+    except (apsw.CorruptError, apsw.SQLError, apsw.ConstraintError) as error:
+        conn.execute("ROLLBACK TO renew")
+        conn.execute("RELEASE renew")
+        raise SchemaRefused(
+            f"the index of {name} is too damaged to be renewed beside writes: {error}",
+            hint="stop the server (pylonctl stop), then: pylonctl search rebuild",
+        ) from error
+    conn.execute("RELEASE renew")
+    return rows, last_id
 
 
 def check(conn: apsw.Connection, entity: Entity) -> Checked:
@@ -143,6 +184,62 @@ def _drop(conn: apsw.Connection, name: str) -> None:
     conn.execute(f"DROP TABLE IF EXISTS {quote(f'_fts_{name}')}")
     conn.execute(f"DROP TABLE IF EXISTS {quote(f'_pylon_search_{name}')}")
     conn.execute("DELETE FROM _pylon_meta WHERE key = ?", (_KEY + name,))
+
+
+def _make_missing(conn: apsw.Connection, entity: Entity) -> None:
+    """Make what tables are missing, and note that their content is not known to be right."""
+    tables: list[Any] = conn.execute(
+        "SELECT name FROM sqlite_schema WHERE type = 'table' AND name IN (?, ?)",
+        (index_table(entity), numbers_table(entity)),
+    ).fetchall()
+    if len(tables) < 2 or meta.get(conn, _KEY + entity.name) not in (None, _built_for(entity)):
+        _drop(conn, entity.name)
+        conn.execute(_create_index(entity, quote(index_table(entity))))
+        conn.execute(_create_numbers(entity))
+    conn.execute("DELETE FROM _pylon_meta WHERE key = ?", (_KEY + entity.name,))
+
+
+def _renew_rows(
+    conn: apsw.Connection, entity: Entity, after_id: str, count: int
+) -> tuple[int, str]:
+    names = text_fields(entity)
+    fields = [entity.by_name.get(name) for name in names]
+    values = ", ".join(quote(name) for name in names)
+    rows: list[Any] = conn.execute(
+        f"SELECT id, {values} FROM {quote(entity.name)} WHERE id > ? ORDER BY id LIMIT ?",
+        (after_id, count),
+    ).fetchall()
+    table, numbers = quote(index_table(entity)), quote(numbers_table(entity))
+    columns = ", ".join(("rowid", *(quote(c) for c in index_columns(entity))))
+    marks = ", ".join("?" * (1 + len(names)))
+    for row_id, *row in rows:
+        conn.execute(f"INSERT OR IGNORE INTO {numbers} (id) VALUES (?)", (row_id,))
+        number = conn.execute(f"SELECT number FROM {numbers} WHERE id = ?", (row_id,)).get
+        texts = [text_of(f, v) for f, v in zip(fields, row, strict=True)]
+        conn.execute(
+            f"INSERT OR REPLACE INTO {table} ({columns}) VALUES ({marks})", (number, *texts)
+        )
+    return len(rows), rows[-1][0] if len(rows) == count else ""
+
+
+def _drop_strays(conn: apsw.Connection, entity: Entity) -> None:
+    """Take out numbers without a row, and entries without a number."""
+    table, numbers = quote(index_table(entity)), quote(numbers_table(entity))
+    conn.execute(
+        f"DELETE FROM {numbers} WHERE id IN "
+        f"(SELECT id FROM {numbers} EXCEPT SELECT id FROM {quote(entity.name)})"
+    )
+    strays: list[Any] = conn.execute(
+        f"SELECT rowid FROM {table} EXCEPT SELECT number FROM {numbers}"
+    ).fetchall()
+    conn.executemany(f"DELETE FROM {table} WHERE rowid = ?", strays)
+
+
+def _create_numbers(entity: Entity) -> str:
+    return (
+        f"CREATE TABLE {quote(numbers_table(entity))} "
+        "(number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE)"
+    )
 
 
 def _create_index(entity: Entity, table: str) -> str:

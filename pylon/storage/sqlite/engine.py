@@ -34,6 +34,7 @@ from pylon.bus.messages import (
     PutIndexes,
     PutSession,
     PutShard,
+    RenewSearch,
     ResetRows,
     Transact,
     UpdateRow,
@@ -57,6 +58,7 @@ from pylon.log import get_logger
 from pylon.manifest.model import Manifest
 from pylon.schema.apply import prepare_store
 from pylon.schema.indexes import put_indexes
+from pylon.schema.search import renew
 from pylon.storage.contract import BatchResult
 from pylon.storage.sqlite import epochs, log, maintenance, pragmas, shards
 from pylon.storage.sqlite.connect import STORE_FAILURES, open_writer
@@ -108,6 +110,7 @@ class SqliteEngine:
             PruneLog: self._prune,
             ResetRows: self._reset,
             PutIndexes: self._put_indexes,
+            RenewSearch: self._renew_search,
             MarkClean: self._mark_clean,
             OpenDocument: self._documents.open,
             PushDocument: self._documents.push,
@@ -445,6 +448,10 @@ class SqliteEngine:
     def _put_indexes(self, number: int, op: PutIndexes, journal: Journal) -> WriteReply:
         done = put_indexes(self._conn, self._manifest, op.indexes, self._clock)
         return WriteReply(number, count=done)
+
+    def _renew_search(self, number: int, op: RenewSearch, journal: Journal) -> WriteReply:
+        rows, last_id = renew(self._conn, self._manifest, op.entity, op.after_id, op.rows)
+        return WriteReply(number, row_id=last_id, count=rows)
 
     def _mark_clean(self, number: int, op: MarkClean, journal: Journal) -> WriteReply:
         journal.clean = True
