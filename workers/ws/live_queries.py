@@ -51,7 +51,7 @@ _WAIT_S: Final = 1.0  # how often one who waits for a client looks whether it st
 class LiveQueries:
     """`workers.ws.conversation.Feature`: subscribe and unsubscribe."""
 
-    message_types = ("subscribe", "unsubscribe")
+    message_types: tuple[str, ...] = ("subscribe", "unsubscribe")
 
     def __init__(self, app: App, store: Store, feed: Feed, hub: Hub, clock: Clock) -> None:
         self._app = app
