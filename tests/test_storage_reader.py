@@ -26,6 +26,7 @@ from pylon.storage.contract import GraphNode, Query, Reader
 from pylon.storage.names import quote
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.pool import ReaderPool
+from pylon.storage.sqlite.reader import SqliteReader
 from pylon.storage.where import ALL, NOTHING, and_
 from tests.storage_kit import (
     MANIFEST,
@@ -42,6 +43,12 @@ from tests.storage_kit import (
 ENDLESS = SqlClause(
     "(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1e12) "
     "SELECT count(*) FROM n) = 0",
+    (),
+)
+
+SLOW = SqlClause(
+    "(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) "
+    "SELECT count(*) FROM n) > 0",
     (),
 )
 
@@ -179,6 +186,31 @@ def test_the_pool_answers_short_and_long_reads(engine: SqliteEngine, path: Path)
     with pytest.raises(EntityNotFound):
         pool.scan(lambda r: r.rows("Nope", Query(ALL, limit=1)))
     pool.close()
+
+
+def test_what_is_known_to_be_slow_is_not_begun_in_the_loop(
+    engine: SqliteEngine, path: Path
+) -> None:
+    apply(engine, *[task(n) for n in range(1, 101)])
+    reader = SqliteReader(path, MANIFEST, check_steps=100)
+    slow, quick = Query(SLOW, limit=3), Query(ALL, limit=3)
+
+    def hurry(query: Query) -> bool:
+        """Whether the time was enough."""
+        try:
+            return reader.within(0.0, lambda r: len(r.rows("Task", query)) == 3)
+        except QueryTimeout:
+            return False
+
+    assert not hurry(slow)
+    begun: list[str] = []
+    reader._conn.set_exec_trace(lambda _, sql, __: begun.append(sql) is None)
+    assert [hurry(slow) for _ in range(63)] == [False] * 63
+    assert begun == []
+    assert hurry(quick)
+    assert len(reader.rows("Task", slow)) == 3  # with all the time there is
+    assert not hurry(slow)
+    assert len(begun) == 3  # it was tried once more
 
 
 def test_scans_leave_the_hub_free_and_wait_for_a_connection(

@@ -60,6 +60,10 @@ POOL_WAIT: Final = Histogram(
     buckets=_FAST_S, registry=WORKER,
 )
 
+READS_MOVED: Final = Counter(
+    "pylon_reads_moved_total", "Reads that took too long for the loop and went to the thread pool.",
+    registry=WORKER,
+)
 ANSWERS: Final = Counter(
     "pylon_answers_total", "Queries and pulls, by whether their answer was remembered or read.",
     ("result",), registry=WORKER,
@@ -254,7 +258,7 @@ DERIVED_HELP: Final = {
 __all__ = [  # noqa: RUF022  (in the order above)
     "WORKER", "SUPERVISOR", "HTTP_REQUESTS", "HTTP_DURATION", "HTTP_DISPATCHERS",
     "HTTP_WAITING", "HTTP_CUT", "AUTH_ATTEMPTS", "WRITE_WAIT",
-    "WRITES_IN_FLIGHT", "POOL_WAIT", "ANSWERS", "ANSWERS_BYTES",
+    "WRITES_IN_FLIGHT", "POOL_WAIT", "READS_MOVED", "ANSWERS", "ANSWERS_BYTES",
     "CONNECTIONS", "CONNECTIONS_OPENED", "CONNECTIONS_CLOSED",
     "HANDSHAKES", "SOCKETS_PASSED",
     "MESSAGES_SENT", "MESSAGES_RECEIVED", "SEND_QUEUE_BYTES", "SLOW_CLIENTS", "SYNC_DELIVERY",

@@ -3,13 +3,13 @@
 gevent has one thread for all requests of a worker, so a long scan there would stop them all.
 Point reads (a row by its id, a session, the head) run inline on a connection of their own:
 they take microseconds, less than a change of threads. A scan is begun inline too, with
-`INLINE_S` of work for each statement; the few that need more are interrupted and done again
-by one of the scanning connections, in gevent's thread pool. It is work that is measured, not
-time: on a busy machine every statement takes long, and to do all of them twice in threads that
-fight for the interpreter would be the end of it.
+`INLINE_S` of work for all its statements; the few that need more are interrupted and done again
+by one of the scanning connections, in gevent's thread pool, and the next time they are not even
+begun inline. It is work that is measured, not time: on a busy machine every statement takes long,
+and to do all of them twice in threads that fight for the interpreter would be the end of it.
 
 Bound: `limits.READ_CONNECTIONS` connections; who finds none free waits, at most
-`limits.READ_TIMEOUT_S`, then QueryTimeout. Metric: pylon_db_pool_wait_seconds.
+`limits.READ_TIMEOUT_S`, then QueryTimeout. Metrics: pylon_db_pool_wait_seconds, pylon_reads_moved_total.
 Used by the workers, one pool each: it is their `pylon.storage.contract.Store`.
 """
 
@@ -26,7 +26,7 @@ from pylon import limits
 from pylon.clock import Clock, SystemClock, WorkClock
 from pylon.errors import QueryTimeout
 from pylon.manifest.model import Manifest
-from pylon.metrics.families import POOL_WAIT
+from pylon.metrics.families import POOL_WAIT, READS_MOVED
 from pylon.storage.contract import Reader
 from pylon.storage.sqlite.reader import SqliteReader
 
@@ -79,7 +79,7 @@ class ReaderPool:
             try:
                 return self._inline.within(INLINE_S, read)
             except QueryTimeout:
-                pass  # it needs longer than others can wait
+                READS_MOVED.inc()  # it needs longer than others can wait
         return self._scan(read)
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ import apsw
 from pylon import limits
 from pylon.changelog.event import ChangeEvent
 from pylon.clock import Clock, SystemClock
-from pylon.errors import EntityNotFound
+from pylon.errors import EntityNotFound, PylonError, QueryTimeout
 from pylon.manifest.model import Entity, FieldType, Manifest
 from pylon.storage.clause import SqlClause
 from pylon.storage.contract import (
@@ -55,6 +55,7 @@ T = TypeVar("T")
 SCAN_CHECK_STEPS: Final = 500_000
 _SEPARATOR: Final = b"\x1e"  # a control character: JSON has it escaped only
 _BOOL_TEXT: Final = {"true": 1, "false": 0}
+_SLOW_FOR: Final = 63  # times that a slow statement is not tried in a hurry
 _NOT_BEGUN_S: Final = 0.0  # the deadline of a statement that has not been asked about yet
 
 
@@ -103,7 +104,8 @@ class SqliteReader:
     """See `pylon.storage.contract.Reader` for the methods' promises."""
 
     __slots__ = (
-        "_bounded", "_by_name", "_clock", "_conn", "_deadline_s", "_execute", "_timeout_s",
+        "_begin_s", "_bounded", "_by_name", "_clock", "_conn", "_deadline_s", "_execute",
+        "_hurried", "_slow", "_timeout_s",
     )
 
     def __init__(
@@ -122,7 +124,9 @@ class SqliteReader:
         """
         self._by_name = {e.name: _EntitySql(e) for e in manifest.entities}
         self._clock = clock or SystemClock()
-        self._deadline_s = _NOT_BEGUN_S
+        self._begin_s = self._deadline_s = _NOT_BEGUN_S
+        self._hurried = False
+        self._slow: dict[str, int] = {}
         self._timeout_s = limits.READ_TIMEOUT_S
         self._conn = open_reader(path)
         self._bounded = _Bounded(self._conn)
@@ -154,16 +158,22 @@ class SqliteReader:
         return found
 
     def within(self, timeout_s: float, read: Callable[[Reader], T]) -> T:
-        """Run `read` on this reader with a shorter time limit for each statement.
+        """Run `read` on this reader with a shorter time limit, for all its statements together.
+
+        A statement that once took too long is not begun the next times: what is known to be
+        slow costs its time only where there is enough of it.
 
         Raises:
-            QueryTimeout: a statement did not finish in time.
+            QueryTimeout: the time is over, or is known not to be enough.
         """
         usual_s, self._timeout_s = self._timeout_s, timeout_s
+        self._hurried = True
         try:
             return read(self)
         finally:
+            self._hurried = False
             self._timeout_s = usual_s
+            self._begin_s = _NOT_BEGUN_S
 
     def lookup(self, entity: str, field: str, value: object) -> bytes | None:
         sql = self._by_name.get(entity)
@@ -364,27 +374,49 @@ class SqliteReader:
         return sql
 
     def _one(self, sql: str, params: tuple[object, ...]) -> Any:
-        self._deadline_s = _NOT_BEGUN_S
+        self._deadline_s = self._begin_s
+        if self._hurried and sql in self._slow:
+            self._refuse(sql)
         try:
             return self._execute(sql, params).get
         except apsw.Error as error:
-            raise translate(error) from error
+            raise self._failed(sql, error) from error
 
     def _all(self, sql: str, params: tuple[object, ...]) -> list[tuple[Any, ...]]:
-        self._deadline_s = _NOT_BEGUN_S
+        self._deadline_s = self._begin_s
+        if self._hurried and sql in self._slow:
+            self._refuse(sql)
         try:
             return self._execute(sql, params).fetchall()
         except apsw.Error as error:
-            raise translate(error) from error
+            raise self._failed(sql, error) from error
 
     def _start(self) -> None:
         """A statement begins."""
-        self._deadline_s = _NOT_BEGUN_S
+        self._deadline_s = self._begin_s
+
+    def _failed(self, sql: str, error: apsw.Error) -> PylonError:
+        if self._hurried and isinstance(error, apsw.InterruptError):
+            if len(self._slow) >= limits.SLOW_STATEMENTS:
+                self._slow.clear()
+            self._slow[sql] = _SLOW_FOR
+        return translate(error)
+
+    def _refuse(self, sql: str) -> None:
+        """Not this time; but values and tables change, so it is tried again now and then."""
+        left = self._slow[sql]
+        if left == 0:
+            del self._slow[sql]
+            return
+        self._slow[sql] = left - 1
+        raise QueryTimeout("the statement is known to take longer")
 
     def _is_late(self) -> bool:
         now_s = self._clock.monotonic_s()
         if self._deadline_s == _NOT_BEGUN_S:
             self._deadline_s = now_s + self._timeout_s
+            if self._hurried:
+                self._begin_s = self._deadline_s
             return False
         return now_s > self._deadline_s
 
