@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+import msgspec
 import orjson
 
 from pylon import limits, metrics
@@ -107,7 +108,8 @@ class LiveQueries:
         body = message.get("filter")
         matcher = matcher_of(entity, {} if body is None else body)
         rules = self._app.rules.of(entity.name)
-        text = orjson.dumps(body or {}, option=orjson.OPT_SORT_KEYS)
+        # Not orjson's: that text keeps the kilobytes in which it was made.
+        text = msgspec.json.encode(body or {}, order="deterministic")
         self._check_room(connection, len(text))
         key: WatchKey = (entity.name, text, viewer(rules, auth))
         watch = self._watches.known(key) or Watch(key, entity, matcher, rules)
