@@ -76,33 +76,25 @@ def test_an_upgrade_on_the_main_port_is_passed_to_a_ws_worker(
         other.close()
 
 
-def test_what_is_no_upgrade_is_400_and_a_bad_one_426(
-    make_server: Callable[..., PylonServer],
-) -> None:
+def test_what_is_answered_in_place_of_a_101(make_server: Callable[..., PylonServer]) -> None:
     server = make_server(PYLON_HTTP_WORKERS="1").start()
-    status, error, _ = status_of(server)
-    assert (status, error["code"]) == (400, "BAD_UPGRADE")
-    status, error, _ = status_of(server, **{**UPGRADE, "Upgrade": "h2c"})
-    assert (status, error["code"]) == (400, "BAD_UPGRADE")
-    status, error, _ = status_of(server, **{**UPGRADE, "Sec-WebSocket-Key": "x"})
-    assert (status, error["code"]) == (426, "BAD_UPGRADE")
-
-
-def test_without_a_ws_worker_it_is_503(make_server: Callable[..., PylonServer]) -> None:
-    server = make_server(PYLON_HTTP_WORKERS="1").start()
+    for headers in ({}, {**UPGRADE, "Upgrade": "h2c"}):
+        status, error, _ = status_of(server, **headers)
+        assert (status, error["code"]) == (400, "BAD_UPGRADE")
     environ = Path(f"/proc/{server.pids('ws')[0]}/environ").read_bytes().split(b"\0")
     folder = next(each for each in environ if each.startswith(b"PYLON_RUNTIME_DIR="))
-    Path(os.fsdecode(folder.partition(b"=")[2]), "passing-ws-1").unlink()
+    path = Path(os.fsdecode(folder.partition(b"=")[2]), "passing-ws-1")
+    path.rename(path.with_name("nobody"))
     status, error, answer = status_of(server, **UPGRADE)
     assert (status, error["code"]) == (503, "UNAVAILABLE")
     assert int(answer.getheader("retry-after") or 0) >= 1
-    assert server.request("GET", "/health")[0] == 200
+    path.with_name("nobody").rename(path)
+    status, error, _ = status_of(server, **{**UPGRADE, "Sec-WebSocket-Key": "x"})
+    assert (status, error["code"]) == (426, "BAD_UPGRADE")
+    the_session_cookie_counts_for_our_own_pages(server)
 
 
-def test_the_session_cookie_counts_for_our_own_pages(
-    make_server: Callable[..., PylonServer],
-) -> None:
-    server = make_server(PYLON_HTTP_WORKERS="1").start()
+def the_session_cookie_counts_for_our_own_pages(server: PylonServer) -> None:
     token, user_id = server.guest()
     cookie = f"notes_session={token}"
     ours = WsClient(server.port, path=PATH, headers={"Cookie": cookie, "Origin": ORIGIN})

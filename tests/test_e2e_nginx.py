@@ -8,6 +8,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import websocket
@@ -88,15 +89,63 @@ def test_http_websocket_and_sse_through_one_port(proxied: tuple[PylonServer, int
     stream.close()
 
 
-def test_an_upgrade_at_the_root_path_reaches_the_websocket_port(
+def test_upgrades_at_the_root_path_and_under_the_api_reach_a_ws_worker(
     proxied: tuple[PylonServer, int],
 ) -> None:
-    """Published clients without an explicit port connect to `/` of the same host."""
-    _, port = proxied
+    """Published clients without an explicit port connect to `/` of the same host; clients of
+    other one-port servers to a path of the API."""
+    server, port = proxied
     ws = websocket.create_connection(f"ws://127.0.0.1:{port}/", timeout=10)
     insert(port, 2)
     assert json.loads(ws.recv())["data"]["n"] == 2
     ws.close()
+    token, user_id = server.guest()
+    ws = websocket.create_connection(
+        f"ws://127.0.0.1:{port}/api/sync/ws", timeout=10, origin="http://localhost:3000",
+        cookie=f"notes_session={token}",
+    )
+    status, _, _ = server.request(
+        "POST", "/api/entities/Note", {"title": "mine", "ownerId": user_id, "shared": False},
+        token=token,
+    )
+    assert status == 201
+    assert json.loads(ws.recv())["data"]["title"] == "mine"
+    ws.close()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/api/sync/ws")
+    answer = connection.getresponse()
+    assert (answer.status, json.loads(answer.read())["error"]["code"]) == (400, "BAD_UPGRADE")
+    connection.close()
+
+
+def test_an_event_stream_goes_on_where_it_broke_off(proxied: tuple[PylonServer, int]) -> None:
+    """What an EventSource does: it sends the last id that it saw, and its page's origin."""
+    _, port = proxied
+    for n in range(3):
+        insert(port, n)
+
+    def stream(path: str, **headers: str) -> tuple[http.client.HTTPConnection, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", path, headers=headers)
+        return connection, connection.getresponse()
+
+    def event(answer: Any) -> tuple[int, int]:
+        name = next(line for line in iter(answer.readline, b"") if line.startswith(b"id: "))
+        return int(name[4:]), json.loads(answer.readline()[6:])["data"]["n"]
+
+    connection, answer = stream("/events")
+    assert answer.getheader("Access-Control-Allow-Origin") == "http://localhost:3000"
+    assert answer.getheader("Content-Type") == "text/event-stream"
+    seen = [event(answer) for _ in range(3)]
+    assert [n for _, n in seen] == [0, 1, 2]
+    connection.close()
+    insert(port, 3)
+    for path, headers in (
+        ("/events", {"Last-Event-ID": str(seen[1][0])}), (f"/events?since={seen[1][0]}", {}),
+    ):
+        connection, answer = stream(path, **headers)
+        assert [event(answer)[1] for _ in range(2)] == [2, 3]
+        connection.close()
 
 
 def test_sockets_are_counted_by_the_forwarded_address(proxied: tuple[PylonServer, int]) -> None:
