@@ -3,7 +3,7 @@
 # make test        the whole suite; what is missing on the machine is skipped by name
 # make test-tools  install the programs that some tests use (Debian, as root)
 # make check       ruff, and mypy --strict
-# make bench       the data-plane table, then load over HTTP and fan-out, into bench/results/local/
+# make bench       a short form of all load tools, into bench/results/local/, and how it compares
 # make clean       remove everything that the others made
 
 PYTHON ?= python3
@@ -56,9 +56,10 @@ test-tools:
 	  nginx-light systemd wrk chromium
 
 bench: $(VENV)/installed
-	$(BIN)/pylonctl bench
-	$(BIN)/python bench/http_load.py --out bench/results/local
-	$(BIN)/python bench/fan_out.py --out bench/results/local
+	$(BIN)/pylonctl bench --seconds 0.5 --out bench/results/local
+	$(BIN)/python bench/http_load.py --seconds 2 --connections 64 --out bench/results/local
+	$(BIN)/python bench/fan_out.py full-1000 --seconds 3 --out bench/results/local
+	$(BIN)/python bench/compare.py bench/results/local
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,16 +1,17 @@
 """Load over HTTP with wrk, against a server of its own on loopback.
 
-    python bench/http_load.py [--seconds 5] [--connections 16 64] [--out bench/results]
+    python bench/http_load.py [--seconds 5] [--repeats 3] [--connections 16 64] [--out FOLDER]
 
 Prints requests/s, p50, p99 and errors of each kind of request, and RSS and CPU of each process;
-writes them as JSON and Markdown. Bounded: about `seconds` for each line.
+writes them as JSON and Markdown, with what they were measured on. A line is the run with the
+median rate of `repeats` runs; errors are those of all of them. What is asked, and in which order,
+is the same each time (seeds are fixed). Bounded: about `seconds` for each run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import re
 import shutil
 import subprocess
@@ -21,10 +22,13 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+import machine
 import server as srv
 import yardstick
+from compare import SUM
 
 ROWS = 1_000
+SEED = 7
 UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 
 PRELUDE = """
@@ -32,6 +36,7 @@ local thread_number = 0
 function setup(thread) thread:set("number", thread_number); thread_number = thread_number + 1 end
 local headers = {["Authorization"] = "Bearer %s", ["Content-Type"] = "application/json"}
 local made = 0
+math.randomseed(%d)
 local salt = "%s"
 local ids = {%s}
 local function unique() made = made + 1; return salt .. "-" .. number .. "-" .. made end
@@ -84,7 +89,7 @@ def main() -> int:
     if wrk is None:
         print("http_load: skipped: wrk is not installed (make test-tools, or: apt-get install wrk)")
         return 0
-    lines = [_yardstick(wrk, connections, args.seconds) for connections in args.connections]
+    lines = [_yardstick(wrk, connections, args) for connections in args.connections]
     usage: dict[str, dict[str, float]] = {}
     for suffix, requests, settings in PHASES:
         with srv.served(PYLON_HTTP_WORKERS=str(args.workers), **settings) as server:
@@ -97,9 +102,9 @@ def main() -> int:
                     body %= server.status()["head_seq"] - 100
                 script = _script(token, f"{name[:3]}{suffix[-4:]}", ids, body)
                 for connections in args.connections:
-                    line = _run(
+                    line = _line(
                         wrk, f"http://127.0.0.1:{server.port}", name + suffix, script, connections,
-                        args.seconds,
+                        args,
                     )
                     print(_text(line), flush=True)
                     lines.append(line)
@@ -111,50 +116,72 @@ def main() -> int:
             }
             for name in processes
         })
+        usage[SUM + suffix] = {
+            key: round(sum(usage[name + suffix][key] for name in processes), 2)
+            for key in ("rss_idle_mib", "rss_loaded_mib", "cpu_s")
+        }
     for name, figures in usage.items():
         print(f"{name:<12} " + "  ".join(f"{key} {value}" for key, value in figures.items()))
     _write(args.out, {
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "python": platform.python_version(),
-        "workers": args.workers, "seconds": args.seconds, "requests": lines, "processes": usage,
+        "machine": machine.fingerprint(),
+        "workers": args.workers, "seconds": args.seconds, "repeats": args.repeats,
+        "requests": lines, "processes": usage,
     })
     return 0
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=int, default=5, help="for each line")
+    parser.add_argument("--seconds", type=int, default=5, help="for each run")
+    parser.add_argument("--repeats", type=int, default=3, help="runs for each line")
     parser.add_argument("--connections", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--workers", type=int, default=2, help="HTTP workers")
     parser.add_argument("--out", type=Path, default=Path("bench/results/local"))
     return parser.parse_args()
 
 
-def _yardstick(wrk: str, connections: int, seconds: int) -> dict[str, Any]:
+def _yardstick(wrk: str, connections: int, args: argparse.Namespace) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory(prefix="pylon-yardstick-") as folder,
         yardstick.served(folder, port := srv.free_port()),
     ):
-        line = _run(
+        line = _line(
             wrk, f"http://127.0.0.1:{port}/health", "stock falcon, 1 worker", None, connections,
-            seconds,
+            args,
         )
     print(_text(line), flush=True)
-    return line
+    return {**line, "yardstick": True}
+
+
+def _line(
+    wrk: str, url: str, name: str, script: str | None, connections: int, args: argparse.Namespace
+) -> dict[str, Any]:
+    runs = [
+        # The number makes a run's unique values its own.
+        _run(wrk, url, script, connections, args.seconds, connections * 100 + repeat)
+        for repeat in range(args.repeats)
+    ]
+    return {"name": name, "connections": connections, **median_run(runs)}
+
+
+def median_run(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The run with the median rate (of an even number the slower one), with everybody's errors."""
+    ordered = sorted(runs, key=lambda run: float(run["requests_per_s"]))
+    return {**ordered[(len(runs) - 1) // 2], "errors": sum(run["errors"] for run in runs)}
 
 
 def _script(token: str, salt: str, ids: list[str], body: str) -> str:
     quoted = ",".join(f'"{row_id}"' for row_id in ids)
     salt = "".join(c for c in salt if c.isalnum())
-    return PRELUDE % (token, salt, quoted) + f"\nfunction request()\n{body}\nend\n"
+    return PRELUDE % (token, SEED, salt, quoted) + f"\nfunction request()\n{body}\nend\n"
 
 
 def _run(
-    wrk: str, url: str, name: str, script: str | None, connections: int, seconds: int
+    wrk: str, url: str, script: str | None, connections: int, seconds: int, number: int
 ) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
-        # The salt makes a run's unique values its own: each number of connections is a run.
-        file.write((script or "").replace("local made = 0", f"local made = {connections}000000"))
+        file.write((script or "").replace("local made = 0", f"local made = {number}000000"))
         file.flush()
         done = subprocess.run(
             [wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "--latency",
@@ -163,7 +190,7 @@ def _run(
         )
     if done.returncode != 0:
         raise SystemExit(f"wrk failed: {done.stderr}")
-    return {"name": name, "connections": connections, **parse_wrk(done.stdout)}
+    return parse_wrk(done.stdout)
 
 
 def parse_wrk(text: str) -> dict[str, Any]:
@@ -196,8 +223,9 @@ def _write(out: Path, report: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "http_load.json").write_text(json.dumps(report, indent=2) + "\n")
     rows = [
-        f"HTTP load, {report['at']}, Python {report['python']}, {report['workers']} HTTP workers, "
-        f"wrk on the same machine, {report['seconds']} s a line.", "",
+        f"HTTP load, {report['at']}, {report['workers']} HTTP workers, wrk on the same machine: "
+        f"median of {report['repeats']} runs of {report['seconds']} s.", "",
+        f"{machine.text(report['machine'])}.", "",
         "| request | connections | requests/s | p50 ms | p99 ms | errors |",
         "|---|---|---|---|---|---|",
     ]

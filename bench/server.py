@@ -68,11 +68,13 @@ class Server:
         return out
 
     def processes(self) -> dict[str, int]:
-        """Name to pid, of the supervisor and every worker."""
+        """Name to pid, of the supervisor, the arbiter of the HTTP workers and every worker."""
         found = {"supervisor": self.process.pid}
         for role, state in self.status()["roles"].items():
             for number, pid in enumerate(state["pids"], start=1):
                 found[f"{role}/{number}"] = pid
+        if "http/1" in found:
+            found["http arbiter"] = _parent_of(found["http/1"])
         return found
 
     def usage(self, processes: dict[str, int]) -> dict[str, tuple[float, float]]:
@@ -166,6 +168,15 @@ def _rss_mib(pid: int) -> float:
     return 0.0
 
 
+def _parent_of(pid: int) -> int:
+    return int(_stat(pid)[1])
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
 def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = _stat(pid)
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

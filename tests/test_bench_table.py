@@ -11,7 +11,7 @@ import pytest
 
 from pylon.bench import rows
 from pylon.bench.measure import Measured, measure
-from pylon.bench.table import BenchReport, render, to_json
+from pylon.bench.table import BenchReport, render, save, to_json
 from pylon.clock import ManualClock
 from pylon.manifest.load import load_manifest
 from pylon.values import EntityCodec
@@ -59,6 +59,13 @@ def test_table_shows_what_was_not_measured() -> None:
     assert "not built yet" in text
     assert to_json(report)["operations"][0]["us_per_op"] == 0.5
     assert to_json(report)["operations"][1]["ops_per_s"] is None
+
+
+def test_the_table_is_kept_as_json_and_as_markdown(tmp_path: Path) -> None:
+    report = BenchReport("1", "3.11", "3.50", "x", 1.0, (Measured("one", 2_000_000.0),))
+    save(report, tmp_path / "new")
+    assert json.loads((tmp_path / "new" / "data_plane.json").read_text()) == to_json(report)
+    assert "| one | 2,000,000 | 0.50 |  |" in (tmp_path / "new" / "data_plane.md").read_text()
 
 
 @pytest.mark.parametrize("manifest", [None, TODO])

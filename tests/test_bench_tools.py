@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,14 +29,79 @@ Requests/sec:   1234.50
 """
 
 
+def load(name: str) -> Any:
+    """A tool as a module. They import each other by their short names."""
+    sys.path.insert(0, str(BENCH))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(BENCH))
+
+
 def test_wrk_output_is_understood() -> None:
-    spec = importlib.util.spec_from_file_location("http_load", BENCH / "http_load.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.parse_wrk(WRK) == {
+    assert load("http_load").parse_wrk(WRK) == {
         "requests_per_s": 1234.5, "p50_ms": 0.85, "p99_ms": 1250.0, "errors": 15,
     }
+
+
+def test_a_line_is_the_median_run_with_the_errors_of_all() -> None:
+    runs = [{"requests_per_s": rate, "p99_ms": rate / 10, "errors": 1} for rate in (30, 10, 20)]
+    median_run = load("http_load").median_run
+    assert median_run(runs) == {"requests_per_s": 20, "p99_ms": 2.0, "errors": 3}
+    assert median_run(runs[:2])["requests_per_s"] == 10
+
+
+def result(folder: Path, at: str, *, cpu: str, yardstick: float, rate: float, rss: float) -> Path:
+    """A run as the tools write it."""
+    folder.mkdir()
+    (folder / "http_load.json").write_text(json.dumps({
+        "at": at,
+        "machine": {"cpu": cpu, "cores": 2, "kernel": "6", "python": "3", "sqlite": "3"},
+        "requests": [
+            {"name": "stock", "connections": 64, "requests_per_s": yardstick, "yardstick": True},
+            {"name": "insert", "connections": 64, "requests_per_s": rate},
+        ],
+        "processes": {
+            "supervisor": {"rss_loaded_mib": 1}, "all processes": {"rss_loaded_mib": rss},
+        },
+    }))
+    (folder / "data_plane.json").write_text(json.dumps({
+        "machine": "a text", "operations": [
+            {"operation": "update", "ops_per_s": 10 * rate}, {"operation": "x", "ops_per_s": None},
+        ],
+    }))
+    return folder
+
+
+def test_runs_are_compared_as_multiples_of_their_yardsticks(tmp_path: Path) -> None:
+    earlier = [
+        result(tmp_path / "old", "2026-01-01", cpu="A", yardstick=1.0, rate=1.0, rss=1.0),
+        result(tmp_path / "new", "2026-01-02", cpu="A", yardstick=1_000, rate=5_000, rss=200.0),
+        result(tmp_path / "far", "2026-01-03", cpu="B", yardstick=1.0, rate=1.0, rss=1.0),
+    ]
+    # The machine is half as fast today, and inserts are not.
+    now = result(tmp_path / "now", "2026-02-01", cpu="A", yardstick=500, rate=5_000, rss=100.0)
+    lines = load("compare").comparison(now, earlier).splitlines()
+    assert "| insert, 64 connections, requests/s | 5,000 | 5,000 | 2.00 |" in lines
+    assert "| update, ops/s | 50,000 | 50,000 | 2.00 |" in lines
+    assert "| RSS, all processes, MiB | 200 | 100 | 2.00 |" in lines
+    assert any("Before: 2026-01-02" in line for line in lines)
+
+
+def test_without_a_result_of_this_machine_it_says_so(tmp_path: Path) -> None:
+    far = result(tmp_path / "far", "2026-01-03", cpu="B", yardstick=1.0, rate=1.0, rss=1.0)
+    now = result(tmp_path / "now", "2026-02-01", cpu="A", yardstick=500, rate=5_000, rss=100.0)
+    report = load("compare").comparison(now, [far])
+    assert "No committed result is of this machine (1 of other machines" in report
+    assert "| insert, 64 connections, requests/s | - | 5,000 | - |" in report
+
+
+def test_this_machine_has_a_fingerprint() -> None:
+    machine = load("machine")
+    found = machine.fingerprint()
+    assert set(found) == {"cpu", "cores", "kernel", "python", "sqlite"}
+    assert all(found.values())
+    assert str(found["cpu"]) in machine.text(found)
 
 
 def run(tool: str, out: Path, *args: str) -> dict[str, object]:
@@ -53,18 +119,25 @@ def run(tool: str, out: Path, *args: str) -> dict[str, object]:
 @pytest.mark.processes
 @pytest.mark.parametrize("transport", ["ws", "sse"])
 def test_fan_out_delivers_everything(transport: str, tmp_path: Path) -> None:
-    report = run(
-        "fan_out.py", tmp_path, "--transport", transport, "--subscribers", "20",
-        "--rate", "10", "--seconds", "1",
-    )
-    assert (report["deliveries"], report["missing"]) == (200, 0)
+    report = run("fan_out.py", tmp_path, "latency", "--transport", transport, "--seconds", "0.5")
+    runs = report["runs"]
+    assert isinstance(runs, list) and len(runs) == 1
+    assert runs[0]["deliveries"] > 0 == runs[0]["missing"]
 
 
 @pytest.mark.processes
 @pytest.mark.slow
 def test_http_load_has_no_errors(program: Callable[[str, str], str], tmp_path: Path) -> None:
     program("wrk", "wrk")
-    report = run("http_load.py", tmp_path, "--seconds", "1", "--connections", "4")
+    report = run(
+        "http_load.py", tmp_path, "--seconds", "1", "--repeats", "1", "--connections", "4"
+    )
     lines = report["requests"]
     assert isinstance(lines, list) and len(lines) == 14
     assert [line["name"] for line in lines if line["errors"] or not line["requests_per_s"]] == []
+    processes = report["processes"]
+    assert isinstance(processes, dict)
+    parts = ["supervisor", "http arbiter", "http/1", "http/2", "ws/1", "sse/1", "shards/1"]
+    assert sum(processes[name]["rss_loaded_mib"] for name in parts) == pytest.approx(
+        processes["all processes"]["rss_loaded_mib"]
+    )

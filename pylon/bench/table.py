@@ -1,9 +1,12 @@
-"""The result of `pylonctl bench`, for eyes and as JSON."""
+"""The result of `pylonctl bench`, for eyes, as JSON and as Markdown."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import orjson
 
 from pylon.bench.measure import Measured
 
@@ -52,3 +55,24 @@ def to_json(report: BenchReport) -> dict[str, Any]:
             for row in report.rows
         ],
     }
+
+
+def save(report: BenchReport, folder: Path) -> None:
+    """Write `data_plane.json` and `data_plane.md` into `folder`, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = orjson.dumps(to_json(report), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    (folder / "data_plane.json").write_bytes(text)
+    (folder / "data_plane.md").write_text(_markdown(report))
+
+
+def _markdown(report: BenchReport) -> str:
+    lines = [
+        f"Data plane, Pylon {report.version}, Python {report.python}, SQLite {report.sqlite}, "
+        f"{report.machine}; {report.budget_s:g} s for each, median of three.", "",
+        "| operation | ops/s | µs/op | |", "|---|---|---|---|",
+    ]
+    for row in report.rows:
+        ops = "-" if row.ops_per_s is None else f"{row.ops_per_s:,.0f}"
+        us = "-" if row.us_per_op is None else f"{row.us_per_op:,.2f}"
+        lines.append(f"| {row.name} | {ops} | {us} | {row.note} |")
+    return "\n".join(lines) + "\n"
