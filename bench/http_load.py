@@ -52,6 +52,8 @@ local function update()
 end
 """
 
+# The same questions come again and again, and until the next commit the server has the answers
+# at hand; "each another" are the same reads with questions that do not come again while it has.
 # Reads first, of exactly ROWS rows: the writes below let the table grow.
 READS = {
     "health": 'return get("/health")',
@@ -64,6 +66,17 @@ READS = {
     "equality, 10 rows": 'made = made + 1; return post("/api/query/Item", '
                          "'{\"shelf\":\"shelf-' .. made % 100 .. '\"}')",
     "$like, 111 rows": 'return post("/api/query/Item", \'{"title":{"$like":"-1"}}\')',
+    "list 100, each another": 'made = made + 1; '
+                              'return get("/api/entities/Item?limit=100&offset=" .. made % 900)',
+    "1 row, each another": 'made = made + 1; return post("/api/query/Item", '
+                           "'{\"title\":\"item-' .. made % 1000 .. "
+                           "'\",\"$limit\":' .. made % 997 + 1 .. '}')",
+    "10 rows, each another": 'made = made + 1; return post("/api/query/Item", '
+                             "'{\"shelf\":\"shelf-' .. made % 100 .. "
+                             "'\",\"$limit\":' .. made % 991 + 10 .. '}')",
+    "$like, each another": 'made = made + 1; return post("/api/query/Item", '
+                           "'{\"title\":{\"$like\":\"-1\"},\"$limit\":' "
+                           ".. made % 889 + 112 .. '}')",
     "pull(100)": 'return get("/api/sync/pull?since=%d")',
 }
 WRITES = {

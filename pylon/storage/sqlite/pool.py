@@ -9,7 +9,8 @@ begun inline. It is work that is measured, not time: on a busy machine every sta
 and to do all of them twice in threads that fight for the interpreter would be the end of it.
 
 Bound: `limits.READ_CONNECTIONS` connections; who finds none free waits, at most
-`limits.READ_TIMEOUT_S`, then QueryTimeout. Metrics: pylon_db_pool_wait_seconds, pylon_reads_moved_total.
+`limits.READ_TIMEOUT_S`, then QueryTimeout. Metrics: pylon_db_pool_wait_seconds,
+pylon_reads_moved_total.
 Used by the workers, one pool each: it is their `pylon.storage.contract.Store`.
 """
 
