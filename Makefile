@@ -54,6 +54,7 @@ test-tools:
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 	  nginx-light systemd wrk chromium
+	-@$(PYTHON) -m tests.support.autobahn
 
 bench: $(VENV)/installed
 	$(BIN)/pylonctl bench --seconds 0.5 --out bench/results/local
