@@ -109,7 +109,8 @@ def test_upgrades_at_the_root_path_and_under_the_api_reach_a_ws_worker(
         token=token,
     )
     assert status == 201
-    assert json.loads(ws.recv())["data"]["title"] == "mine"
+    events = iter(lambda: json.loads(ws.recv()), None)
+    assert next(e for e in events if e["entity"] == "Note")["data"]["title"] == "mine"
     ws.close()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     connection.request("GET", "/api/sync/ws")
