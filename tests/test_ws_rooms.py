@@ -1,0 +1,205 @@
+"""Rooms in the ws worker, as a process: lost news, the relay without rooms, changed identities.
+
+The rooms' thread is the test's own, so that it can lose news."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pylon.bus.rooms_messages import JoinRoom, LeaveRoom, RoomCommand, RoomRequest, SetPresence
+from pylon.bus.rooms_port import RoomsPort
+from pylon.clock import SystemClock
+from pylon.rooms.desk import Desk
+from tests.hub_kit import Stage, Worker, WsClient, until
+
+pytestmark = pytest.mark.processes
+
+
+class Keeper:
+    """Keeps rooms, and publishes or loses news when it is told to."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.desk = Desk(SystemClock(), "g")
+        self._port = RoomsPort(stage.runtime)
+        self._jobs: queue.Queue[tuple[Callable[[], None], threading.Event]] = queue.Queue()
+        self._ended = False
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._ended:
+            for peer, requests in self._port.receive(0.01):
+                self._port.reply(peer, self.desk.apply(peer, requests))
+            while not self._jobs.empty():
+                job, done = self._jobs.get()
+                job()
+                done.set()
+        self._port.close()
+
+    def do(self, job: Callable[[], None]) -> None:
+        done = threading.Event()
+        self._jobs.put((job, done))
+        assert done.wait(20)
+
+    def ask(self, *commands: RoomCommand) -> None:
+        def job() -> None:
+            for reply in self.desk.apply(b"r1-http", [RoomRequest(1, c) for c in commands]):
+                assert reply.error is None
+
+        self.do(job)
+
+    def publish(self) -> None:
+        def job() -> None:
+            for news in self.desk.news():
+                self._port.publish(news)
+
+        self.do(job)
+
+    def lose(self) -> None:
+        def job() -> None:
+            assert list(self.desk.news())
+
+        self.do(job)
+
+    def close(self) -> None:
+        self._ended = True
+        self._thread.join()
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    made = Stage(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def keeper(stage: Stage) -> Iterator[Keeper]:
+    made = Keeper(stage)
+    yield made
+    made.close()
+
+
+def say(client: WsClient, **message: Any) -> None:
+    client.say(1, json.dumps(message).encode())
+
+
+def subscribed(stage: Stage, keeper: Keeper, worker: Worker, user_id: str) -> WsClient:
+    token, _ = stage.login(user_id)
+    keeper.ask(JoinRoom("r", user_id, b"null"))
+    client = WsClient(worker.port, token=token)
+    say(client, type="room-subscribe", room="r")
+    snapshot = client.text()
+    assert (snapshot["type"], snapshot["room"]) == ("room-snapshot", "r")
+    assert user_id in [peer["user_id"] for peer in snapshot["members"]]
+    return client
+
+
+def users(snapshot: Any) -> list[str]:
+    assert snapshot["type"] == "room-snapshot", snapshot
+    return [peer["user_id"] for peer in snapshot["members"]]
+
+
+def lost(stage: Stage, worker: Worker) -> float:
+    return stage.metric(worker, "pylon_bus_dropped_total", channel="room_news")
+
+
+def test_lost_news_are_made_good_by_snapshots(stage: Stage, keeper: Keeper) -> None:
+    worker = stage.start("ws", PYLON_SOCKETS_PER_IP="0")
+    ann = subscribed(stage, keeper, worker, "ann")
+    bob = subscribed(stage, keeper, worker, "bob")
+    keeper.publish()
+    assert ann.text()["member"] == {"user_id": "bob"}
+    assert bob.text()["member"] == {"user_id": "bob"}, "its snapshot had that already"
+
+    keeper.ask(JoinRoom("r", "carl", b"1"))
+    keeper.lose()
+    assert users(ann.text()) == users(bob.text()) == ["ann", "bob", "carl"], "nothing follows"
+
+    keeper.ask(JoinRoom("r", "dora", b"1"))
+    keeper.lose()
+    keeper.ask(SetPresence("r", "ann", b"7"))
+    keeper.publish()
+    for client in (ann, bob):
+        heard = [client.text(), client.text()]
+        assert {message["type"] for message in heard} == {"room-update", "room-snapshot"}
+        (snapshot,) = [m for m in heard if m["type"] == "room-snapshot"]
+        assert users(snapshot) == ["ann", "bob", "carl", "dora"]
+        assert snapshot["members"][0]["data"] == 7
+    until(lambda: lost(stage, worker) == 2, "both gaps are counted")
+
+    keeper.ask(LeaveRoom("r", "bob"))
+    keeper.lose()
+    assert users(ann.text()) == ["ann", "carl", "dora"]
+    assert users(bob.text()) == ["ann", "carl", "dora"], "it hears once that it has left"
+    keeper.ask(SetPresence("r", "ann", b"8"))
+    keeper.publish()
+    assert ann.text()["data"] == 8
+    say(bob, type="room-subscribe", room="r")
+    assert bob.text()["code"] == "NOT_IN_ROOM", "and then no more"
+
+
+def test_a_changed_identity_leaves_the_rooms_of_the_old_one(stage: Stage, keeper: Keeper) -> None:
+    worker = stage.start("ws", PYLON_SOCKETS_PER_IP="0")
+    ann = subscribed(stage, keeper, worker, "ann")
+    bob = subscribed(stage, keeper, worker, "bob")
+    keeper.publish()
+    assert ann.text() == bob.text()
+    token, _ = stage.login("eve")
+    say(bob, type="auth", token=token)
+    assert bob.text()["user_id"] == "eve"
+    say(bob, type="room-subscribe", room="r")
+    assert bob.text()["code"] == "NOT_IN_ROOM"
+    keeper.ask(JoinRoom("r", "eve", b"1"))
+    say(bob, type="room-subscribe", room="r")
+    assert users(bob.text()) == ["ann", "eve"]
+    keeper.publish()
+    heard = [(m["action"], m["member"]["user_id"]) for m in (ann.text(), ann.text())]
+    assert heard == [("leave", "bob"), ("join", "eve")]
+
+
+def test_presence_without_a_room_goes_nowhere(stage: Stage, keeper: Keeper) -> None:
+    worker = stage.start("ws", PYLON_SOCKETS_PER_IP="0")
+    bob = subscribed(stage, keeper, worker, "bob")
+    ann = subscribed(stage, keeper, worker, "ann")
+    keeper.publish()
+    assert ann.text() == bob.text()
+    say(ann, type="presence", event="update", data={})
+    say(ann, type="topic", topic="t", data={})
+    say(ann, type="topic", topic="t", data="x" * 12_000, room="r")
+    error = ann.text()
+    assert (error["code"], error["for"]) == ("LIMIT_EXCEEDED", "topic")
+    say(ann, type="topic", topic="t", data=1, room="r")
+    say(ann, type="room-unsubscribe", room="r")
+    say(ann, type="room-unsubscribe")
+    assert ann.text()["code"] == "MISSING_ROOM"
+    keeper.publish()
+    assert bob.text()["type"] == "topic"
+
+
+def test_unscoped_presence_reaches_everybody(stage: Stage, keeper: Keeper) -> None:
+    setting = {"PYLON_WS_UNSCOPED_PRESENCE": "1", "PYLON_SOCKETS_PER_IP": "0"}
+    first, second = (stage.start("ws", name, **setting) for name in ("1", "2"))
+    tokens = [stage.login(user)[0] for user in ("ann", "bob")]
+    ann, bob = (WsClient(w.port, token=t) for w, t in zip((first, second), tokens, strict=True))
+    nobody = WsClient(second.port)
+    say(nobody, type="topic", topic="t", data="nobody")
+    say(ann, type="presence", event="update", data={"x": 1}, **{"from": "eve"})
+    until(lambda: keeper.desk.has_news, "the rooms have it")
+    keeper.publish()
+    for client in (ann, bob, nobody):
+        assert client.text() == {
+            "type": "presence", "event": "update", "data": {"x": 1}, "from": "ann",
+        }
+    ann.close()
+    until(lambda: keeper.desk.has_news, "the rooms know of the end")
+    keeper.publish()
+    for client in (bob, nobody):
+        assert client.text() == {"type": "presence", "event": "disconnect", "clientId": 0}
