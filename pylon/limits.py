@@ -119,9 +119,9 @@ WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024  # RESTART above this
 
 LIVE_QUERIES: Final = 1_000  # of one connection
 LIVE_QUERIES_TOTAL: Final = 100_000  # each worker process; more: 503 UNAVAILABLE
-LIVE_FILTER_BYTES: Final = 1024 * 1024  # of all filters of one connection
-LIVE_FILTER_BYTES_TOTAL: Final = 64 * 1024 * 1024
-LIVE_SCANNED: Final = 2_000  # different ones of an entity that no equality finds
+LIVE_BYTES: Final = 4 * 1024 * 1024  # of memory, about, for those of one connection
+LIVE_BYTES_TOTAL: Final = 256 * 1024 * 1024
+LIVE_SCANNED: Final = 1_000  # different ones of an entity that no equality finds
 LIVE_ROWS: Final = 10_000  # of a result
 LIVE_RESULT_BYTES: Final = 16 * 1024 * 1024
 LIVE_PAGE_BYTES: Final = 256 * 1024  # of rows in one message, if they are more than one

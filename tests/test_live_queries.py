@@ -235,7 +235,7 @@ def test_limits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "LIVE_QUERIES", 2)
     monkeypatch.setattr(limits, "LIVE_QUERIES_TOTAL", 3)
     monkeypatch.setattr(limits, "LIVE_SCANNED", 1)
-    monkeypatch.setattr(limits, "LIVE_FILTER_BYTES", 100)
+    monkeypatch.setattr(limits, "LIVE_BYTES", 4_000)
     monkeypatch.setattr(limits, "LIVE_ROWS", 1)
     ada, bob = LiveClient(world, ADA), LiveClient(world, BOB)
 
@@ -247,7 +247,7 @@ def test_limits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     assert answer(ada, "1", "Public", {}) == "ok", "it is replaced, not added"
     assert answer(bob, "1", "Public", {}) == "ok", "the same once more is no further one"
     assert answer(bob, "2", "Public", {"shared": {"$ne": True}}) == "LIMIT_EXCEEDED"
-    assert answer(bob, "2", "Public", {"text": "a" * 100}) == "LIMIT_EXCEEDED"
+    assert answer(bob, "2", "Public", {"text": {"$in": [f"{n}" for n in range(50)]}}) == "LIMIT_EXCEEDED"
     assert answer(bob, "2", "Public", {"text": "a"}) == "ok"
     assert answer(bob, "3", "Public", {"text": "b"}) == "LIMIT_EXCEEDED"
     assert answer(ada, "2", "Public", {"text": "b"}) == "UNAVAILABLE"

@@ -10,8 +10,8 @@ their seq.
 
 Invariants: no diff is lost, sent twice or out of order, and a subscription that cannot be kept
 so is ended with an error; a row that the caller may not read is not in its result, and leaves
-with a delete. Counted against their limits: subscriptions of a socket and of the worker, bytes
-of filters, rows and bytes of a result, results under way. A feature of `workers.ws.conversation`;
+with a delete. Counted against their limits: subscriptions of a socket and of the worker, memory
+of both, rows and bytes of a result, results under way. A feature of `workers.ws.conversation`;
 made by `workers.ws.server`.
 """
 
@@ -63,7 +63,7 @@ class LiveQueries:
         self._watches = Watches(hub.transport, clock)
         self._of: dict[Connection, dict[str, Subscription]] = {}
         self._count = 0
-        self._filter_bytes = 0
+        self._size_bytes = 0
         self._sending_bytes = 0  # of results that are on their way
         hub.on_published(self._watches.published)
 
@@ -110,27 +110,28 @@ class LiveQueries:
         rules = self._app.rules.of(entity.name)
         # Not orjson's: that text keeps the kilobytes in which it was made.
         text = msgspec.json.encode(body or {}, order="deterministic")
-        self._check_room(connection, len(text))
         key: WatchKey = (entity.name, text, viewer(rules, auth))
         watch = self._watches.known(key) or Watch(key, entity, matcher, rules)
+        self._check_room(connection, watch.size_bytes)
         self._watches.check(watch)
         subscription = Subscription(connection, sub_id, watch)
         self._of.setdefault(connection, {})[sub_id] = subscription
-        self._add(1, len(text))
+        self._add(1, watch.size_bytes)
         return subscription, and_(matcher.where, allowed)
 
-    def _check_room(self, connection: Connection, filter_bytes: int) -> None:
+    def _check_room(self, connection: Connection, size_bytes: int) -> None:
         own = self._of.get(connection, {})
         if len(own) >= limits.LIVE_QUERIES:
             raise LimitExceeded(f"A connection may have {limits.LIVE_QUERIES} live queries")
-        own_bytes = sum(subscription.filter_bytes for subscription in own.values())
-        if own_bytes + filter_bytes > limits.LIVE_FILTER_BYTES:
+        own_bytes = sum(subscription.watch.size_bytes for subscription in own.values())
+        if own_bytes + size_bytes > limits.LIVE_BYTES:
             raise LimitExceeded(
-                f"The filters of a connection may have {limits.LIVE_FILTER_BYTES} bytes together"
+                "The filters of this connection's live queries would be too large together "
+                f"({own_bytes + size_bytes} of {limits.LIVE_BYTES} bytes of memory)"
             )
         if (
             self._count >= limits.LIVE_QUERIES_TOTAL
-            or self._filter_bytes + filter_bytes > limits.LIVE_FILTER_BYTES_TOTAL
+            or self._size_bytes + size_bytes > limits.LIVE_BYTES_TOTAL
         ):
             raise Unavailable("This server has as many live queries as it can keep")
 
@@ -142,11 +143,11 @@ class LiveQueries:
         if not own:
             del self._of[connection]
         self._watches.end(subscription)
-        self._add(-1, -subscription.filter_bytes)
+        self._add(-1, -subscription.watch.size_bytes)
 
-    def _add(self, count: int, filter_bytes: int) -> None:
+    def _add(self, count: int, size_bytes: int) -> None:
         self._count += count
-        self._filter_bytes += filter_bytes
+        self._size_bytes += size_bytes
         metrics.LIVE_QUERIES.set(self._count)
 
     # --- The result ----------------------------------------------------------------------
