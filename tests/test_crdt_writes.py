@@ -494,7 +494,7 @@ _EDIT = st.tuples(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(edits=st.lists(_EDIT, max_size=40))
 def test_editors_converge(tmp_path_factory: pytest.TempPathFactory, edits: list[Any]) -> None:
     """Three clients and the row's own route edit one text; when all have heard all, all have

@@ -172,7 +172,7 @@ class DocumentWrites:
             return None
         self._cache.touch(key)
         try:
-            kept.document.assign(patch)
+            kept.document.assign(patch, before)
             return _change(key, kept, bounded=False) if kept.changed else None
         except CrdtDecodeFailed as error:
             # Loro has failed on a document that it had read. The row's write is not at fault.
