@@ -127,6 +127,7 @@ LIVE_RESULT_BYTES: Final = 16 * 1024 * 1024
 LIVE_PAGE_BYTES: Final = 256 * 1024  # of rows in one message, if they are more than one
 LIVE_SENDING_BYTES: Final = 64 * 1024 * 1024  # of results that wait for their clients, each worker
 LIVE_SUB_ID_CHARS: Final = 200
+LIVE_WILD_CHARS: Final = 100  # of a `$like`, between two `%`, that has a `_`
 
 ROOMS: Final = 10_000  # more: 429 ROOM_LIMIT_REACHED
 ROOMS_OF_USER: Final = 100

@@ -195,6 +195,7 @@ def test_terms(body: dict[str, Any], terms: dict[str, set[object]]) -> None:
         ({"nope": 1}, InvalidColumn, "valid columns"),
         ({"n": "1"}, InvalidValue, "whole number"),
         ({"n": {"$near": 1}}, InvalidQuery, "known operators"),
+        ({"s": {"$like": "x" * 101 + "_"}}, LimitExceeded, "around a _"),
         ({"$or": [{}] * limits.FILTER_TERMS}, LimitExceeded, "conditions"),
     ],
 )

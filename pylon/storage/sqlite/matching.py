@@ -8,8 +8,8 @@ ordered by code point, integers and floats are compared exactly. There is no NOT
 so SQL's third truth value never matters: it counts as false at once.
 
 Invariants: what `parse_where` refuses is refused here with the same error; judging a row never
-raises and costs time linear in its texts (but for `_` in `$like`, where the length of the text
-between two `%` is a factor). tests/test_matching.py compares verdicts with SQL's. Called by
+raises and costs time linear in its texts, with a factor of at most `limits.LIVE_WILD_CHARS` where
+a `$like` has `_`. tests/test_matching.py compares verdicts with SQL's. Called by
 `workers.ws.live_queries`.
 """
 
@@ -22,7 +22,8 @@ from functools import partial
 from operator import ge, gt, le, lt
 from typing import Any, Final
 
-from pylon.errors import InvalidQuery
+from pylon import limits
+from pylon.errors import InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity, Field, FieldType
 from pylon.storage.clause import SqlClause
 from pylon.storage.sqlite.conditions import field_of, filter_object, parse_where
@@ -62,7 +63,8 @@ def matcher_of(entity: Entity, body: object) -> Matcher:
 
     Raises:
         InvalidQuery: also for a directive or `$search`, which no single row can answer.
-        InvalidColumn, InvalidValue, LimitExceeded: as `parse_where`.
+        InvalidColumn, InvalidValue: as `parse_where`.
+        LimitExceeded: as `parse_where`, or `limits.LIVE_WILD_CHARS`.
     """
     for key in filter_object(body):
         if key in DIRECTIVES:
@@ -173,7 +175,13 @@ def _like(field: Field, value: str) -> Verdict:
     if "\0" in value:
         return lambda row: False
     name = field.name
-    pieces = tuple(_finder(piece) for piece in _folded(value).split("%") if piece)
+    wanted = [piece for piece in _folded(value).split("%") if piece]
+    if any("_" in piece and len(piece) > limits.LIVE_WILD_CHARS for piece in wanted):
+        raise LimitExceeded(
+            f"In a live query $like takes {limits.LIVE_WILD_CHARS} characters at most around a _ "
+            f"(field {name})"
+        )
+    pieces = tuple(map(_finder, wanted))
 
     def holds(row: Row) -> bool:
         found = row.get(name)
