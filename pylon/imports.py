@@ -38,6 +38,11 @@ def defer() -> None:
         sys.modules.setdefault("_hashlib", None)  # type: ignore[arg-type]  # means: not there
     for name in _ON_USE:
         _stand_in(name)
+    if "msgspec" not in sys.modules and "typing_extensions" not in sys.modules:
+        # It takes from there what `typing` has as well.
+        sys.modules["typing_extensions"] = None  # type: ignore[assignment]
+        importlib.import_module("msgspec")
+        del sys.modules["typing_extensions"]
 
 
 @contextmanager

@@ -83,7 +83,7 @@ class _Children(Generic[_Child]):
 
     def __init__(self, names: Sequence[str], make: Callable[[], _Child]) -> None:
         self._names = tuple(names)
-        self._make = make
+        self._make: Callable[[], _Child] = make
         self._by_values: dict[tuple[str, ...], _Child] = {}
 
     def labels(self, *values: str, **named: str) -> _Child:
