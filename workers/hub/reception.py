@@ -67,7 +67,9 @@ class Reception:
             app.config.workers_of(booted.role),
         )
         self._callers: dict[str, tuple[Caller, float]] = {}  # by token; until when, monotonic
-        self.sessions = SessionWatch(booted.reader_pool, hub, app.clock)
+        self._callers_stale_s = 0.0  # then all are forgotten, with the next one that is found
+        self.sessions = SessionWatch(booted.reader_pool, app.clock)
+        self.sessions.watch(hub)
         self.draining = False
         hub.on_gone(self._gone)
 
@@ -82,6 +84,7 @@ class Reception:
 
     def serve(self, hub: Hub) -> None:
         """Let clients into this hub as well (`enter`)."""
+        self.sessions.watch(hub)
         hub.on_gone(self._gone)
 
     def enter(
@@ -99,16 +102,20 @@ class Reception:
             Draining, SocketLimit: nothing was done with the socket.
         """
         self.check()
-        self._cap.open(visitor.address)
         caller, error = self.caller_of(visitor.token)
+        self._cap.open(visitor.address)
         hub = self._hub if hub is None else hub
         connection = Connection(raw, hub.transport, hub, caller, visitor.address)
         connection.packing = visitor.packing
         hub.add(connection)
-        if visitor.answer:
-            connection.send(visitor.answer)
-        if connection.is_open:
-            connection.start(visitor.early)
+        try:
+            if visitor.answer:
+                connection.send(visitor.answer)
+            if connection.is_open:
+                connection.start(visitor.early)
+        except Exception:
+            connection.abort()  # the socket is no longer the acceptor's
+            raise
         return connection, error
 
     def stream(
@@ -167,8 +174,9 @@ class Reception:
         except PylonError as ex:
             return NOBODY, ex
         if caller is not NOBODY:
-            if len(self._callers) >= limits.CALLERS:
+            if len(self._callers) >= limits.CALLERS or now_s >= self._callers_stale_s:
                 self._callers.clear()
+                self._callers_stale_s = now_s + limits.CALLER_S
             self._callers[token] = (caller, until_s)
         return caller, None
 

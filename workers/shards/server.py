@@ -30,7 +30,6 @@ from workers.hub.acceptor import Acceptor
 from workers.hub.hub import Hub
 from workers.hub.reception import Reception
 from workers.hub.service import GOING_AWAY, Service
-from workers.hub.sessions import SessionWatch
 from workers.shards.answers import Answers
 from workers.shards.door import Door, Streams
 from workers.shards.house import House
@@ -103,7 +102,6 @@ def serve(booted: Booted) -> NoReturn:
     )
     service.spawn(house.scheduler.run)
     service.spawn(port.run)
-    service.spawn(SessionWatch(store, streams, app.clock).run)
     if matchmaking is not None:
         service.spawn(matchmaking.run)
     _go_on(booted, house, workers)
