@@ -268,3 +268,22 @@ def test_no_body_is_a_defect_and_a_transaction_is_all_or_nothing(tmp_path: Path)
 
         transact()
         anything()
+
+
+def test_a_key_makes_a_push_happen_once(server: Server) -> None:
+    insert = {"kind": "insert", "entity": "Note", "data": {"text": "a"}}
+    wrong = {"kind": "insert", "entity": "Note", "data": {"nope": 1}}
+    own = {**insert, "op_id": "op-1"}
+    sent = {"Idempotency-Key": "p-1"}
+    changes = {"changes": [insert, wrong, own]}
+    first = server.call("POST", "/api/sync/push", changes, ADMIN_TOKEN, sent)
+    again = server.call("POST", "/api/sync/push", changes, ADMIN_TOKEN, sent)
+    assert "idempotency-replayed" not in first.headers
+    assert again.headers["idempotency-replayed"] == "true"
+    assert [r["status"] for r in first.json["results"]] == ["applied", "error", "applied"]
+    assert [r["status"] for r in again.json["results"]] == ["replayed", "error", "replayed"]
+    for before, after in zip(first.json["results"], again.json["results"], strict=True):
+        assert (before["row_id"], before["seq"]) == (after["row_id"], after["seq"])
+    other = server.call("POST", "/api/sync/push", {"changes": [insert]}, ADMIN_TOKEN, sent)
+    assert (other.status_code, other.json["error"]["code"]) == (422, "IDEMPOTENCY_KEY_REUSED")
+    assert server.call("GET", NOTES, token=ADMIN_TOKEN).json["count"] == 2

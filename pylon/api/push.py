@@ -3,7 +3,7 @@
 
 Everybody may push; each change is judged by its entity's policy. An op_id makes an operation
 happen once: it is scoped to the user, or to the client where there is no user, and a repetition
-answers what the first time answered.
+answers what the first time answered. An Idempotency-Key does the same for changes without one.
 
 Invariants: operations reach the writer in the order sent; one that fails stops no other; a
 replayed one counts as applied too, since the official client keeps what is not counted there
@@ -20,11 +20,11 @@ from typing import Any, Final
 from pylon import limits
 from pylon.api import changes
 from pylon.api.access import entity_named
-from pylon.api.idempotency import identity_of
+from pylon.api.idempotency import identity_of, part
 from pylon.api.services import Services
 from pylon.app import App
 from pylon.auth.context import AuthContext
-from pylon.bus.messages import OpKey, RowOp, WriteReply
+from pylon.bus.messages import OpKey, RowOp, Transact, WriteReply
 from pylon.errors import InvalidData, InvalidJson, PylonError
 
 _KINDS: Final = ("insert", "update", "delete")
@@ -69,15 +69,19 @@ class _Entry:
         return out
 
 
-def push(services: Services, auth: AuthContext, body: object, address: str) -> dict[str, Any]:
+def push(
+    services: Services, auth: AuthContext, body: object, address: str, key: OpKey | None = None
+) -> dict[str, Any]:
     """Carry out a push and describe its outcome.
 
     Args:
         body: the decoded request.
         address: the client's address; scopes the op_ids of a client without any name.
+        key: of the request as a whole.
 
     Raises:
         InvalidJson: the body has no list `changes`.
+        IdempotencyKeyReused: `key` came with another request.
         WriteQueueFull, WriterUnavailable, StoreUnavailable: try again; what has been done
             already is recognised by its op_ids.
     """
@@ -85,8 +89,12 @@ def push(services: Services, auth: AuthContext, body: object, address: str) -> d
     if not isinstance(body, dict) or not isinstance(sent, list):
         raise InvalidJson("Invalid request body")
     identity = identity_of(auth, body.get("client_id"), address)
+    if key is not None:
+        # Claimed first, for the whole request: another one with this key ends here.
+        services.writer.submit(Transact([], key))
     entries = [
-        _prepared(services.app, auth, identity, change) for change in sent[: limits.PUSH_CHANGES]
+        _prepared(services.app, auth, identity, change, part(key, number))
+        for number, change in enumerate(sent[: limits.PUSH_CHANGES])
     ]
     _carry_out(services, entries)
     failed = [entry for entry in entries if entry.error is not None]
@@ -102,7 +110,9 @@ def push(services: Services, auth: AuthContext, body: object, address: str) -> d
     return answer
 
 
-def _prepared(app: App, auth: AuthContext, identity: str, change: object) -> _Entry:
+def _prepared(
+    app: App, auth: AuthContext, identity: str, change: object, key: OpKey | None
+) -> _Entry:
     """The entry of one change, with its operation or with why there is none."""
     if not isinstance(change, dict):
         return _Entry(None, None, None, None, error=InvalidData("A change must be an object"))
@@ -110,17 +120,19 @@ def _prepared(app: App, auth: AuthContext, identity: str, change: object) -> _En
         change.get("kind"), change.get("entity"), change.get("row_id"), change.get("op_id")
     )
     try:
-        entry.op = _operation(app, auth, identity, change)
+        entry.op = _operation(app, auth, identity, change, key)
     except PylonError as ex:
         entry.error = ex
     return entry
 
 
-def _operation(app: App, auth: AuthContext, identity: str, change: dict[str, Any]) -> RowOp:
+def _operation(
+    app: App, auth: AuthContext, identity: str, change: dict[str, Any], key: OpKey | None
+) -> RowOp:
     kind, row_id, data = change.get("kind"), change.get("row_id"), change.get("data")
     if kind not in _KINDS:
         raise InvalidData(f"kind must be one of {', '.join(_KINDS)}")
-    key = _op_key(identity, change.get("op_id"))
+    key = _op_key(identity, change.get("op_id")) or key
     entity = entity_named(app, change.get("entity"), auth)
     if kind != "delete" and data is None:
         raise InvalidData(f"An {kind} needs data")

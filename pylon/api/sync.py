@@ -14,8 +14,9 @@ from typing import Final
 import falcon
 
 from pylon.api.answers import send, send_raw
-from pylon.api.body import read_json
+from pylon.api.body import read_body
 from pylon.api.callers import address_of, caller_of
+from pylon.api.idempotency import key_of, say_replayed
 from pylon.api.parameters import text_value
 from pylon.api.push import push
 from pylon.api.remembered import version_of
@@ -24,6 +25,7 @@ from pylon.auth.context import AuthContext
 from pylon.changelog.notes import note_key
 from pylon.changelog.pull import Pulled, delta, snapshot
 from pylon.errors import SnapshotCursorInvalid
+from pylon.values import decode_body
 
 _SINCE: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 _SMALL_BYTES: Final = 256 * 1024
@@ -89,7 +91,12 @@ class Push:
         services = self._services
         auth = caller_of(req, services).auth
         address = address_of(req, services)
-        send(resp, push(services, auth, read_json(req), address))
+        raw = read_body(req)
+        body = decode_body(raw)
+        answer = push(services, auth, body, address, key_of(req, services, auth, raw))
+        if answer["deduped"] and answer["deduped"] == answer["applied"]:
+            say_replayed(resp)
+        send(resp, answer)
 
 
 def _cursor(raw: str | None) -> int:

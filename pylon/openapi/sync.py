@@ -18,6 +18,7 @@ from pylon.openapi.parts import (
     operation,
     query,
     ref,
+    shared,
 )
 
 _SEQ: Final[Schema] = {"type": "integer", "minimum": 0}
@@ -110,8 +111,9 @@ def sync_paths() -> Paths:
         ),
         "/api/sync/push": operation(
             "post", "push", "sync", "Carry out a client's queued changes, each by itself",
-            {200: answer("What became of each", pushed)},
-            fails=(*WRITE_ERRORS,), body=body,
+            {200: answer("What became of each", pushed, headers=("Idempotency-Replayed",))},
+            fails=(*WRITE_ERRORS, errors.IdempotencyKeyReused), body=body,
+            parameters=[shared("IdempotencyKey")],
         ),
         "/api/sync/ws": operation(
             "get", "openSocket", "sync",
