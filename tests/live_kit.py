@@ -4,6 +4,7 @@ anything that does not fit, and a hub with its feed over a real store, in the te
 from __future__ import annotations
 
 import socket
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -158,7 +159,8 @@ class World:
 class LiveClient:
     """A connection of a World and the client behind it."""
 
-    def __init__(self, world: World, auth: AuthContext) -> None:
+    def __init__(self, world: World, auth: AuthContext, packing: int = 0) -> None:
+        """`packing`: the window's bits, if it takes packed messages."""
         ours, self._socket = socket.socketpair()
         ours.setblocking(False)
         self._socket.setblocking(False)
@@ -167,7 +169,9 @@ class LiveClient:
         self.sets: dict[str, LiveSet] = {}
         self.asked: dict[str, tuple[str, Any]] = {}
         self.errors: list[dict[str, Any]] = []
+        self.packed = 0  # messages that were
         self.connection = Connection(ours, world.hub.transport, world.hub, Caller(auth), "::1")
+        self.connection.packing = packing
         world.hub.add(self.connection)
         self.connection.start()
 
@@ -218,6 +222,11 @@ class LiveClient:
             if len(self._received) < head + size:
                 break
             if self._received[0] & 0x0F == frames.TEXT:
-                found.append(self._received[head : head + size])
+                payload = self._received[head : head + size]
+                if self._received[0] & 0x40:
+                    inflater = zlib.decompressobj(-self.connection.packing)
+                    payload = inflater.decompress(payload + b"\x00\x00\xff\xff")
+                    self.packed += 1
+                found.append(payload)
             self._received = self._received[head + size :]
         return found

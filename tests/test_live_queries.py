@@ -280,6 +280,21 @@ def test_large_results_come_in_several_messages(
     assert client.errors.pop()["code"] == "UNAVAILABLE"
 
 
+def test_results_and_diffs_are_packed_for_those_who_agreed(world: World) -> None:
+    clients = [LiveClient(world, ADA, packing) for packing in (0, 12, 10)]
+    world.write(world.insert("Public", row_id(1), text="x" * 2_000))
+    for client in clients:
+        client.subscribe("s", "Public", {})
+    world.write(world.insert("Public", row_id(2), text="y" * 2_000), world.delete(
+        "Public", row_id(1)
+    ))
+    world.publish()
+    for client in clients:
+        client.listen()
+        assert client.sets["s"].rows.keys() == {row_id(2)}
+    assert [client.packed for client in clients] == [0, 2, 2]
+
+
 def test_what_the_log_no_longer_has_ends_the_subscription(world: World) -> None:
     client = LiveClient(world, ADA)
 
