@@ -63,7 +63,9 @@ class Subscription:
 class Watch:
     """What one or more subscriptions ask: a filter, and who asks."""
 
-    __slots__ = ("_holds", "_may_read", "auth", "key", "members", "size_bytes", "term")
+    __slots__ = (
+        "_holds", "_may_read", "auth", "field", "key", "members", "size_bytes", "values",
+    )
 
     def __init__(
         self, key: WatchKey, entity: Entity, matcher: Matcher, rules: EntityRules
@@ -77,12 +79,13 @@ class Watch:
         self._holds = matcher.holds
         self._may_read = rules.may_read
         self.members: set[Subscription] = set()  # the active ones
-        self.term = _term_of(entity, matcher, rules, key[2])
+        term = _term_of(entity, matcher, rules, key[2])
+        self.field = None if term is None else term.field.name  # what it is found by
+        self.values: tuple[object, ...] = () if term is None else tuple(term.values)
         text = key[1]
-        indexed = 0 if self.term is None else max(0, len(self.term.values) - 1)
         self.size_bytes = (
             _SUBSCRIPTION_BYTES + len(text) + _MEMBER_BYTES * text.count(b",")
-            + _INDEXED_BYTES * indexed
+            + _INDEXED_BYTES * len(self.values[1:])
         )
 
     def kind(self, change: Change) -> str | None:
@@ -145,26 +148,26 @@ class _EntityWatches:
 
     def add(self, watch: Watch) -> None:
         self.count += 1
-        if watch.term is None:
+        if watch.field is None:
             self.scanned[watch] = None
-        elif watch.term.values:  # else no row can be in its result
-            by_value = self.by_value.setdefault(watch.term.field.name, {})
-            for value in watch.term.values:
+        elif watch.values:  # else no row can be in its result
+            by_value = self.by_value.setdefault(watch.field, {})
+            for value in watch.values:
                 by_value.setdefault(value, {})[watch] = None
 
     def remove(self, watch: Watch) -> None:
         self.count -= 1
-        if watch.term is None:
+        if watch.field is None:
             del self.scanned[watch]
-        elif watch.term.values:
-            by_value = self.by_value[watch.term.field.name]
-            for value in watch.term.values:
+        elif watch.values:
+            by_value = self.by_value[watch.field]
+            for value in watch.values:
                 watches = by_value[value]
                 del watches[watch]
                 if not watches:
                     del by_value[value]
             if not by_value:
-                del self.by_value[watch.term.field.name]
+                del self.by_value[watch.field]
 
 
 class Watches:
@@ -190,7 +193,7 @@ class Watches:
         Raises:
             LimitExceeded: see `limits.LIVE_SCANNED`.
         """
-        if watch.term is not None or watch.key in self._by_key:
+        if watch.field is not None or watch.key in self._by_key:
             return
         of_entity = self._by_entity.get(watch.key[0])
         if of_entity is not None and len(of_entity.scanned) >= limits.LIVE_SCANNED:
