@@ -37,6 +37,7 @@ TRANSACT_OPS: Final = 1_000
 SHARD_ID_CHARS: Final = 200
 SHARDS: Final = 20_000  # running or just stopped, each shards worker
 SHARD_KEPT_S: Final = 60.0  # how long a shard that stopped is listed, and not made again
+SHARD_MOVE_S: Final = 5.0  # in which a moved shard is not made at its old home
 CALLS_IN_FLIGHT: Final = 1_024  # each caller, and each port
 CALL_TIMEOUT_S: Final = 10.0
 BUS_CALLS_HWM: Final = 10_000
@@ -105,6 +106,7 @@ SLOW_REQUEST_S: Final = 1.0  # an HTTP request that takes longer is logged
 
 DOCUMENT_UPDATE_BYTES: Final = 256 * 1024  # of one push to a document
 DOCUMENT_BYTES: Final = 1024 * 1024  # of a document, its history included
+DOCUMENT_HISTORY_BYTES: Final = 256 * 1024  # of it, what is more than twice the row
 DOCUMENT_UPDATES: Final = 256  # stored beside a document's snapshot before they go into it
 DOCUMENT_FOLD_BYTES: Final = 32 * 1024  # as above, or the snapshot's size if that is more
 DOCUMENTS_DECODED: Final = 1_000  # in the writer's memory

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from falcon import testing
 
 from pylon import config as settings
@@ -20,14 +21,27 @@ from pylon.api.services import Services
 from pylon.app import build_app
 from pylon.auth.cookies import session_cookie
 from pylon.auth.origin import origins
-from pylon.bus.messages import RolesReport, RoleState, Signal, WriteOp, WriteReply, WriteRequest
+from pylon.bus.messages import (
+    RolesReport,
+    RoleState,
+    Signal,
+    WriteError,
+    WriteOp,
+    WriteReply,
+    WriteRequest,
+)
 from pylon.bus.rooms_messages import RoomCommand, RoomReply, RoomRequest
+from pylon.bus.shards import DescribeAll, MatchCommand, ShardCommand
 from pylon.changelog.feed import Feed
 from pylon.clock import ManualClock, SystemRandom
+from pylon.errors import PylonError
 from pylon.manifest.load import parse_manifest
 from pylon.rooms.desk import Desk
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.pool import ReaderPool
+from workers.shards.answers import Answers
+from workers.shards.house import House
+from workers.shards.matchmaking import Matchmaking
 
 ADMIN_TOKEN = "admin-token-for-tests-0123456789abcdef"
 METRICS_TOKEN = "metrics-token-for-tests-0123456789"
@@ -70,6 +84,30 @@ class DeskRooms:
         if reply.error is not None:
             raise reply.error.to_exception()
         return reply
+
+
+class HouseShards:
+    """Carries commands about shards and matches out at once, in this process."""
+
+    def __init__(self, store: ReaderPool, writer: Any, clock: ManualClock, folder: Path) -> None:
+        random = SystemRandom()
+        self.house = House(store, writer, clock, random, folder / "recordings")
+        self._answers = Answers("1", self.house, Matchmaking(self, clock))  # type: ignore[arg-type]
+
+    def of_shard(self, command: ShardCommand) -> bytes:
+        return self._call(command)
+
+    def of_matchmaker(self, command: MatchCommand) -> bytes:
+        return self._call(command)
+
+    def of_all(self, command: DescribeAll) -> list[bytes]:
+        return [self._call(command)]
+
+    def _call(self, command: Any) -> bytes:
+        try:
+            return self._answers.answer(msgspec.msgpack.encode(command))
+        except PylonError as ex:  # as the bus carries it
+            raise WriteError.of(ex).to_exception() from ex
 
 
 @dataclass(slots=True)
@@ -135,6 +173,7 @@ def running(
         store=pool,
         writer=writer,
         rooms=DeskRooms(clock),
+        shards=HouseShards(pool, writer, clock, folder),
         feed=Feed(pool),
         notes=NoteTeller(signals.append, clock, lambda tell: tell()),
         readiness=Readiness(lambda: pool.point(lambda reader: reader.head_seq()), clock),

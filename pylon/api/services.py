@@ -21,6 +21,7 @@ from pylon.auth.origin import Origins
 from pylon.auth.sessions import count_again
 from pylon.bus.messages import Signal, WriteOp, WriteReply
 from pylon.bus.rooms_messages import RoomCommand, RoomReply
+from pylon.bus.shards import DescribeAll, MatchCommand, ShardCommand
 from pylon.changelog.feed import Feed
 from pylon.changelog.pull import Pulled
 from pylon.storage.contract import Store
@@ -41,6 +42,19 @@ class RoomKeeper(Protocol):
 
     def submit(self, command: RoomCommand) -> RoomReply:
         """Carry out a command; raises the `PylonError` that it was refused with."""
+
+
+class ShardKeeper(Protocol):
+    """Where the shards are: `pylon.bus.shards.ShardsClient`."""
+
+    def of_shard(self, command: ShardCommand) -> bytes:
+        """Ask where a shard lives; a JSON text, or the `PylonError` that it was refused with."""
+
+    def of_matchmaker(self, command: MatchCommand) -> bytes:
+        """Ask the matchmaker."""
+
+    def of_all(self, command: DescribeAll) -> list[bytes]:
+        """Ask every shards worker."""
 
 
 class Callers:
@@ -83,6 +97,7 @@ class Services:
     store: Store
     writer: Writer
     rooms: RoomKeeper
+    shards: ShardKeeper
     feed: Feed
     notes: NoteTeller
     readiness: Readiness

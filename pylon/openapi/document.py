@@ -19,6 +19,7 @@ from pylon.openapi.parts import Schema, header, obj
 from pylon.openapi.rooms import room_paths, room_schemas
 from pylon.openapi.rows import entity_paths, graph_paths
 from pylon.openapi.server import server_paths
+from pylon.openapi.shards import shard_paths, shard_schemas
 from pylon.openapi.sync import sync_paths, sync_schemas
 from pylon.openapi.values import entity_schemas
 from pylon.openapi.writes import write_paths, write_schemas
@@ -85,11 +86,12 @@ def openapi_document(manifest: Manifest, config: Config) -> dict[str, Any]:
     """The OpenAPI 3.1 document of an app."""
     schemas: dict[str, Schema] = {
         "Error": _ERROR, **identity_schemas(), **sync_schemas(manifest),
-        **write_schemas(manifest), **room_schemas(),
+        **write_schemas(manifest), **room_schemas(), **shard_schemas(),
     }
     paths = {
         **server_paths(), **identity_paths(), **sync_paths(), **graph_paths(manifest),
         **write_paths(manifest), **document_paths(manifest), **room_paths(),
+        **shard_paths(),
     }
     for entity in manifest.entities:
         schemas |= entity_schemas(entity) | filter_schemas(entity, config)

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from workers.http.loop import Loop
 
 _log = log.get_logger("http")
-_UPGRADE_PATH: Final = "/api/sync/ws"  # WebSockets on this port (spec/realtime.md §2.1)
+# WebSockets on this port, by the role that they belong to (spec/realtime.md §2.1, §4).
+_UPGRADES: Final = {"/api/sync/ws": "ws", "/api/shards/ws": "shards"}
+_SHARDS: Final = "/api/shards/"
+_STREAM: Final = "/connect"  # of a shard's snapshots
 _RECV_BYTES: Final = 65_536
 _GATHER_BYTES: Final = 32_768  # a longer body is sent from where it is, not copied to its head
 # So much of one connection at a time; then it is another one's turn.
@@ -205,8 +208,11 @@ class Connection:
             if request is None:
                 return None
             self._template = template_of(data, request)
-        if "HTTP_UPGRADE" in request.environ and self._pass_on(request, data):
-            raise _PassedOn
+        environ = request.environ
+        if "HTTP_UPGRADE" in environ or environ["PATH_INFO"].startswith(_SHARDS):
+            role = _role_of(request)
+            if role is not None and self._pass_on(role, environ, data):
+                raise _PassedOn
         # Most often the request was all that came.
         rest = self._input = data[request.consumed:] if len(data) > request.consumed else b""
         self._starved = not rest
@@ -214,15 +220,9 @@ class Connection:
             self._begin_body(request)
         return request
 
-    def _pass_on(self, request: Request, data: bytes) -> bool:
-        """Give the connection to a ws worker, with all that was read; False if it stays here."""
-        environ = request.environ
-        if (
-            environ["PATH_INFO"] != _UPGRADE_PATH or environ["REQUEST_METHOD"] != "GET"
-            or environ["HTTP_UPGRADE"].lower() != "websocket" or request.length
-        ):
-            return False
-        if not self._loop.pass_on(self._sock, data):
+    def _pass_on(self, role: str, environ: Environ, data: bytes) -> bool:
+        """Give the connection to a socket worker, with all that was read; False if it stays."""
+        if not self._loop.pass_on(role, self._sock, data):
             environ["pylon.nobody_there"] = True  # the app says so
             return False
         return True
@@ -490,3 +490,14 @@ class Connection:
                 self.close()
                 return
         self._later = True
+
+
+def _role_of(request: Request) -> str | None:
+    """The role whose workers a request is for, if it is not for this one."""
+    environ = request.environ
+    if environ["REQUEST_METHOD"] != "GET" or request.length:
+        return None
+    path: str = environ["PATH_INFO"]
+    if environ.get("HTTP_UPGRADE", "").lower() == "websocket":
+        return _UPGRADES.get(path)
+    return "shards" if path.startswith(_SHARDS) and path.endswith(_STREAM) else None

@@ -26,7 +26,7 @@ import errno
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import gevent
@@ -64,7 +64,7 @@ class Loop:
 
     def __init__(
         self, app: App, listeners: Iterable[Any], number: int, workers: int,
-        passing: SocketSender | None = None,
+        passing: Mapping[str, SocketSender] | None = None,
     ) -> None:
         """
         Args:
@@ -72,7 +72,7 @@ class Loop:
             listeners: listening sockets, shared with the other workers.
             number: of this worker, from 1.
             workers: how many of those there are, this one included.
-            passing: where upgrades to WebSocket go.
+            passing: where connections go that are for other roles.
         """
         self.app = app
         self.prefixes = Prefixes()
@@ -81,7 +81,7 @@ class Loop:
         self.bodies_bytes = 0  # of requests that are arriving
         self.outgoing_bytes = 0  # of answers that their clients have not made room for
         self._workers = workers
-        self._passing = passing
+        self._passing = passing or {}
         self._share = Share(number, workers)
         self._held = False  # the next connection is left to the other workers
         self._hub = get_hub()
@@ -113,9 +113,11 @@ class Loop:
         if self._paused and not self.draining:
             self._resume()
 
-    def pass_on(self, sock: _socket.socket, data: bytes) -> bool:
-        """Give a socket to a ws worker, which goes on with `data`; the caller closes it then."""
-        if self._passing is None or not self._passing.pass_on(sock, data):
+    def pass_on(self, role: str, sock: _socket.socket, data: bytes) -> bool:
+        """Give a socket to a worker of `role`, which goes on with `data`; the caller closes it
+        then."""
+        sender = self._passing.get(role)
+        if sender is None or not sender.pass_on(sock, data):
             return False
         # The other process's copy would keep it in the set, beyond our close.
         self._epoll.unregister(sock.fileno())

@@ -19,6 +19,7 @@ from pylon.auth.origin import origins
 from pylon.bus.messages import NotesWanted, RolesReport, SessionRevoked
 from pylon.bus.passing import SocketSender
 from pylon.bus.rooms_client import RoomsClient
+from pylon.bus.shards import ShardsClient
 from pylon.bus.signals import SignalReceiver, SignalSender
 from pylon.bus.writer_client import WriterClient
 from pylon.changelog.feed import Feed
@@ -50,6 +51,9 @@ class HttpProcess:
         self._receiver = SignalReceiver(runtime, RolesReport, NotesWanted, SessionRevoked)
         self._writer = WriterClient(runtime, app.clock, app.random)
         self._rooms = RoomsClient(runtime, app.random)
+        self._shards = ShardsClient(
+            runtime, app.config.workers_of("shards"), booted.reader_pool, app.random
+        )
         self._notes = NoteTeller(
             self._sender.send, app.clock, gevent.get_hub().loop.run_callback
         )
@@ -62,6 +66,7 @@ class HttpProcess:
             store=store,
             writer=self._writer,
             rooms=self._rooms,
+            shards=self._shards,
             feed=Feed(store),
             notes=self._notes,
             readiness=self._readiness,
@@ -72,7 +77,10 @@ class HttpProcess:
             started_s=app.clock.monotonic_s(),
         )
         self.wsgi = make_app(self._services)
-        self.passing = SocketSender(runtime, "ws", app.config.workers_of("ws"))
+        self.passing = {
+            role: SocketSender(runtime, role, app.config.workers_of(role))
+            for role in ("ws", "shards")
+        }
         self._greenlets: list[gevent.Greenlet[..., Any]] = []
 
     def start(self, alive: Callable[[], bool], connections: Callable[[], int]) -> None:
@@ -97,9 +105,11 @@ class HttpProcess:
     def close(self) -> None:
         """Let go of the bus and the store."""
         gevent.killall(self._greenlets)
-        self.passing.close()
+        for sender in self.passing.values():
+            sender.close()
         self._writer.close()
         self._rooms.close()
+        self._shards.close()
         self._receiver.close()
         self._sender.close()
         self._booted.reader_pool.close()

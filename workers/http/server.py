@@ -34,7 +34,7 @@ class HttpWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.number = 1  # the hooks of `__main__` give each worker its own
-        self.passing: Any = None  # `pylon.bus.passing.SocketSender`, given after the fork
+        self.passing: Any = None  # `pylon.bus.passing.SocketSender` by role; after the fork
         self._loop: Any = None  # `workers.http.loop.Loop`, once the process is patched
         self._stopping: Event | None = None  # made after the fork
 

@@ -57,6 +57,7 @@ class House:
         self._recordings = recordings
         self._shards: dict[str, Shard] = {}
         self._ended: dict[str, float] = {}  # stopped ones: until when they are listed
+        self._moving: dict[str, float] = {}  # until when they are not made here
         self._saving: dict[str, Saved] = {}  # on their way to the writer
         self._recording: dict[str, Recording] = {}
         self.scheduler = Scheduler(clock, self._stepped)
@@ -149,15 +150,23 @@ class House:
     def release(self, shard_id: str, code: int, reason: str) -> bool:
         """Save a shard and let go of it, so that another process can go on; whether it ran.
 
+        It is not made here again for `limits.SHARD_MOVE_S`, in which the store is told where it
+        lives now.
+
         Raises: what the writer raises; the shard goes on here then.
         """
+        self._moving[shard_id] = self.now_s() + limits.SHARD_MOVE_S
         shard = self._shards.get(shard_id)
         if shard is None or not shard.running:
             self._forget(shard_id)
             return False
         saved = shard.save()
         if saved is not None:
-            self._writer.submit(_put(saved))
+            try:
+                self._writer.submit(_put(saved))
+            except PylonError:
+                del self._moving[shard_id]
+                raise
         shard.stop(code, reason)
         self._forget(shard_id)
         return True
@@ -190,6 +199,11 @@ class House:
         return self._shards.get(shard_id)
 
     def _make(self, kind: Kind, shard_id: str, params: Mapping[str, Any]) -> Shard:
+        now_s = self.now_s()
+        for moved in [each for each, until_s in self._moving.items() if until_s <= now_s]:
+            del self._moving[moved]
+        if shard_id in self._moving:
+            raise SubscribeFailed("shard is being moved", hint="Connect again")
         if len(self._shards) >= limits.SHARDS:
             self._tidy()
         if len(self._shards) >= limits.SHARDS:
@@ -282,7 +296,6 @@ class House:
     def _forget(self, shard_id: str) -> None:
         self._shards.pop(shard_id, None)
         self._ended.pop(shard_id, None)
-        self._recording.pop(shard_id, None)
 
     def _tidy(self) -> None:
         now_s = self.now_s()

@@ -1,0 +1,428 @@
+"""Shards in real processes: joining, inputs, faults, seats, moves, saves, streams, matches."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import websocket
+
+from tests.support.manifests import notes_app
+from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
+
+pytestmark = pytest.mark.processes
+
+APP = str(Path(__file__).parent / "shards_app.py")
+
+
+ENVIRON = {"PYLON_APP": APP, "PYLON_SHARD_WORKERS": "2", "PYLON_HTTP_WORKERS": "1"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PylonServer]:
+    """Two shards workers, so that half of all connections land where their shard is not."""
+    made = PylonServer(tmp_path_factory.mktemp("shards"), notes_app(), ENVIRON).start()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def own_server(make_server: Callable[..., PylonServer]) -> PylonServer:
+    """The same for a test that ends it."""
+    return make_server(**ENVIRON).start()
+
+
+class Player:
+    """A client of a shard."""
+
+    def __init__(
+        self, server: PylonServer, shard: str, *, token: str | None = None, sid: str | None = None,
+        main_port: bool = False, **options: str,
+    ) -> None:
+        query = "&".join(
+            f"{key}={value}" for key, value in {"shard": shard, "sid": sid, **options}.items()
+            if value is not None
+        )
+        port, path = (server.port, "/api/shards/ws") if main_port else (server.port + 3, "/")
+        headers = [] if token is None else [f"Authorization: Bearer {token}"]
+        self.socket = websocket.create_connection(
+            f"ws://127.0.0.1:{port}{path}?{query}", timeout=20, header=headers
+        )
+        self.packed = options.get("format") == "msgpack"
+        self.texts: list[Any] = []
+
+    def frame(self) -> tuple[int, Any]:
+        """The next snapshot: tick and body. Texts before it are kept in `texts`."""
+        while True:
+            opcode, data = self.socket.recv_data()
+            if opcode == websocket.ABNF.OPCODE_BINARY:
+                body = data[8:]
+                value = msgspec.msgpack.decode(body) if self.packed else json.loads(body)
+                return struct.unpack(">Q", data[:8])[0], value
+            if opcode == websocket.ABNF.OPCODE_TEXT:
+                self.texts.append(json.loads(data))
+                continue
+            raise AssertionError(f"closed: {self._reason(data)}")
+
+    def until(self, seen: Callable[[Any], bool]) -> Any:
+        """The first snapshot for which `seen` holds."""
+        for _ in range(1_000):
+            _, body = self.frame()
+            if seen(body):
+                return body
+        raise AssertionError("never seen")
+
+    def text(self) -> Any:
+        """The next text frame."""
+        while not self.texts:
+            self.frame()
+        return self.texts.pop(0)
+
+    def closed(self) -> tuple[int, str]:
+        """The close code and reason that the server ends with."""
+        while True:
+            opcode, data = self.socket.recv_data()
+            if opcode == websocket.ABNF.OPCODE_CLOSE:
+                return self._reason(data)
+
+    def say(self, value: Any, client_seq: int | None = None) -> None:
+        message = {"input": value}
+        if client_seq is not None:
+            message["client_seq"] = client_seq
+        self.socket.send(json.dumps(message))
+
+    @staticmethod
+    def _reason(data: bytes) -> tuple[int, str]:
+        return struct.unpack(">H", data[:2])[0], data[2:].decode()
+
+
+def user(server: PylonServer, name: str) -> str:
+    status, body, _ = server.request(
+        "POST", "/api/auth/session", {"user_id": name}, token=ADMIN_TOKEN
+    )
+    assert status in (200, 201), body
+    token: str = body["token"]
+    return token
+
+
+def shards(server: PylonServer) -> dict[str, dict[str, Any]]:
+    status, body, _ = server.request("GET", "/api/shards", token=ADMIN_TOKEN)
+    assert status == 200, body
+    return {shard["id"]: shard for shard in body}
+
+
+# Of these some live in each of two workers.
+BOTH = [f"counter:both{number}" for number in range(6)]
+
+
+def test_players_meet_wherever_they_land(server: PylonServer) -> None:
+    ada, bob = user(server, "ada"), user(server, "bob")
+    for number, shard_id in enumerate(BOTH):
+        main = number % 2 == 0
+        first = Player(server, shard_id, token=ada, sid="ada", main_port=main)
+        second = Player(server, shard_id, token=bob, sid="bob")
+        first.say({"by": 2})
+        second.say({"by": 3})
+        for player in (first, second):
+            seen = player.until(lambda body: body["sum"] == 5)
+            assert seen["here"] == ["ada", "bob"]
+    listed = shards(server)
+    assert {listed[shard_id]["worker"] for shard_id in BOTH} == {"1", "2"}
+    assert all(listed[shard_id]["subscribers"] == 2 for shard_id in BOTH)
+
+
+def test_ticks_go_up_by_one_and_acks_and_rejections_come(server: PylonServer) -> None:
+    player = Player(server, "counter:a", token=user(server, "ada"), sid="ada", ack="1")
+    ticks = [player.frame()[0] for _ in range(5)]
+    assert ticks == list(range(ticks[0], ticks[0] + 5))
+    player.say({"by": 13}, 1)
+    player.say({"by": "x"}, 2)
+    player.socket.send("no json")
+    player.say({"by": 4}, 4)
+    body = player.until(lambda body: body["snapshot"]["sum"] == 4)
+    assert body["ack"]["client_seq"] == 4
+    seat, *told = player.texts
+    assert seat["type"] == "seat"
+    rejected = {message["client_seq"]: message["reason"] for message in told}
+    assert {message["type"] for message in told} == {"input-rejected"}
+    assert rejected[1] == "13 brings bad luck"
+    assert "Expected `int`" in rejected[2]
+    assert "invalid message" in rejected[None]
+
+
+def test_deltas_and_messagepack_say_the_same(server: PylonServer) -> None:
+    ada, bob = user(server, "ada"), user(server, "bob")
+    plain = Player(server, "counter:d", token=ada, sid="ada", format="msgpack")
+    delta = Player(server, "counter:d", token=bob, sid="bob", delta="1", format="msgpack")
+    _, first = delta.frame()
+    assert first["here"] == ["ada", "bob"]
+    plain.socket.send(msgspec.msgpack.encode({"input": {"by": 5}}), websocket.ABNF.OPCODE_BINARY)
+    assert plain.until(lambda body: body["sum"] == 5)
+    tick, changed = delta.frame()
+    while "delta" not in changed:
+        tick, changed = delta.frame()
+    assert changed == {"delta": {"sum": 5}, "tick": tick}
+
+
+@pytest.mark.parametrize(
+    ("shard", "options", "code", "reason"),
+    [
+        ("", {}, 4400, "the parameter shard is missing"),
+        ("nothing:1", {}, 4404, 'no such shard "nothing:1"'),
+        ("made:1", {}, 4404, 'no such shard "made:1"'),
+        ("counter:r", {"sid": "bob"}, 1008, "unauthorized: subscriber id"),
+        ("counter:r", {"sid": "x" * 300}, 1008, "unauthorized: sid is longer"),
+    ],
+)
+def test_who_is_not_let_in_is_told_why(
+    server: PylonServer, shard: str, options: dict[str, str], code: int, reason: str
+) -> None:
+    got, said = Player(server, shard, token=user(server, "ada"), **options).closed()
+    assert got == code
+    assert said.startswith(reason)
+
+
+def test_a_full_shard_says_come_again(server: PylonServer) -> None:
+    here = [Player(server, "counter:f", token=ADMIN_TOKEN, sid=f"u{n}") for n in range(3)]
+    here[-1].frame()
+    fourth = Player(server, "counter:f", token=ADMIN_TOKEN, sid="u4")
+    assert fourth.closed() == (1013, "shard is at max subscribers")
+
+
+def test_one_bad_shard_harms_no_other(server: PylonServer) -> None:
+    good = Player(server, "counter:good", token=ADMIN_TOKEN, sid="a")
+    good.frame()
+    for name, by, error in (
+        ("counter:bad", 99, "ZeroDivisionError"), ("hasty:bad", 77, "TickOverrun"),
+    ):
+        bad = Player(server, name, token=ADMIN_TOKEN, sid="b")
+        bad.frame()
+        bad.say({"by": by})
+        assert bad.closed() == (1011, f"the simulation failed: {error}")
+        listed = shards(server)[name]
+        assert not listed["running"]
+        assert error in listed["traceback"]
+        assert "apply_input" in listed["traceback"]
+        again = Player(server, name, token=ADMIN_TOKEN, sid="b")
+        assert again.closed() == (1013, "shard is stopped")
+        status, body, _ = server.request("GET", f"/api/shards/{name}")
+        assert (status, body["running"]) == (200, False)
+        assert "traceback" not in body
+    good.say({"by": 1})
+    assert good.until(lambda body: body["sum"] == 1)
+
+
+def test_a_seat_is_found_again_by_its_token(server: PylonServer) -> None:
+    ada = Player(server, "counter:s", token=user(server, "ada"), sid="ada")
+    seat = ada.text()
+    assert (seat["type"], seat["sid"], seat["expires_in_s"]) == ("seat", "ada", 30)
+    watcher = Player(server, "counter:s", token=ADMIN_TOKEN, sid="admin")
+    ada.socket.close()
+    assert watcher.until(lambda body: body["here"] == ["ada", "admin"])
+    back = Player(server, "counter:s", seat=seat["token"])
+    assert back.frame()[1]["here"] == ["ada", "admin"]
+    other = Player(server, "counter:other", seat=seat["token"])
+    assert other.closed()[0] == 1008
+
+
+def test_inputs_over_http_and_nobody_speaks_for_another(server: PylonServer) -> None:
+    ada, bob = user(server, "ada"), user(server, "bob")
+    player = Player(server, "counter:h", token=ada, sid="ada")
+    player.frame()
+    path = "/api/shards/counter%3Ah/input"
+    status, body, _ = server.request("POST", path, {"input": {"by": 8}}, token=ada)
+    assert (status, body) == (200, {"accepted": True, "seq": 1})
+    assert player.until(lambda body: body["sum"] == 8)
+    for token, sent, expected in (
+        (bob, {"input": {"by": 1}}, (403, "UNAUTHORIZED")),
+        (bob, {"input": {"by": 1}, "subscriber_id": "ada"}, (403, "UNAUTHORIZED")),
+        (None, {"input": {"by": 1}}, (403, "UNAUTHORIZED")),
+        (ada, {"input": {"by": "x"}}, (400, "INPUT_REJECTED")),
+        (ada, {}, (400, "INVALID_DATA")),
+        (ada, {"input": {"by": 1}, "client_seq": "x"}, (400, "INVALID_DATA")),
+    ):
+        status, body, _ = server.request("POST", path, sent, token=token)
+        assert (status, body["error"]["code"]) == expected, body
+    status, body, _ = server.request(
+        "POST", path, {"input": {"by": 2}, "subscriber_id": "ada"}, token=ADMIN_TOKEN
+    )
+    assert status == 200
+    assert player.until(lambda body: body["sum"] == 10)
+    status, body, _ = server.request("POST", "/api/shards/none/input", {"input": 1}, token=ada)
+    assert (status, body["error"]["code"]) == (404, "SHARD_NOT_FOUND")
+
+
+def stream(server: PylonServer, shard: str, token: str | None, **headers: str) -> Any:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    connection.request("GET", f"/api/shards/{shard}/connect", headers=headers)
+    return connection.getresponse()
+
+
+def next_event(answer: Any) -> tuple[int, Any]:
+    tick = None
+    while True:
+        line = answer.readline().decode().strip()
+        if line.startswith("id: "):
+            tick = int(line[4:])
+        if line.startswith("data: ") and tick is not None:
+            return tick, json.loads(line[6:])
+
+
+def test_snapshots_as_an_event_stream(server: PylonServer) -> None:
+    ada = user(server, "ada")
+    for shard_id in ("counter:s1", "counter:s2", "counter:s3"):
+        answer = stream(server, shard_id, ada)
+        assert answer.status == 200
+        assert answer.getheader("content-type") == "text/event-stream"
+        tick, body = next_event(answer)
+        assert body["here"] == ["ada"]
+        assert next_event(answer)[0] == tick + 1
+        later = stream(server, shard_id, ada, **{"Last-Event-ID": str(tick + 20)})
+        assert next_event(later)[0] == tick + 21
+    for shard, token, expected in (
+        ("counter:s1", None, (401, "AUTH_REQUIRED")),
+        ("nothing", ada, (404, "SHARD_NOT_FOUND")),
+        ("counter:s1", user(server, "bob"), (200, None)),
+    ):
+        answer = stream(server, shard, token)
+        assert answer.status == expected[0]
+        if expected[1] is not None:
+            assert json.loads(answer.read())["error"]["code"] == expected[1]
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    connection.request(
+        "GET", "/api/shards/counter:s1/connect?sid=eve", headers={"Authorization": f"Bearer {ada}"}
+    )
+    refused = connection.getresponse()
+    assert (refused.status, json.loads(refused.read())["error"]["code"]) == (403, "UNAUTHORIZED")
+
+
+def test_an_admin_makes_moves_and_ends_shards(server: PylonServer) -> None:
+    made = "/api/shards/made%3A1"
+    status, body, _ = server.request(
+        "POST", "/api/shards", {"id": "made:1", "params": {"map": "north"}}, token=ADMIN_TOKEN
+    )
+    assert (status, body["running"]) == (200, True)
+    player = Player(server, "made:1", token=ADMIN_TOKEN, sid="a")
+    assert player.frame()[1]["map"] == "north"
+    player.say({"by": 6})
+    assert player.until(lambda body: body["sum"] == 6)
+    before = shards(server)["made:1"]["worker"]
+    target = "2" if before == "1" else "1"
+    status, body, _ = server.request(
+        "POST", f"{made}/move", {"worker": target}, token=ADMIN_TOKEN
+    )
+    assert (status, body) == (200, {"released": True})
+    assert player.closed() == (1012, "moved")
+    again = Player(server, "made:1", token=ADMIN_TOKEN, sid="a")
+    assert again.frame()[1] == {"sum": 6, "here": ["a"], "map": "north"}
+    assert shards(server)["made:1"]["worker"] == target
+    status, body, _ = server.request("DELETE", made, token=ADMIN_TOKEN)
+    assert (status, body) == (200, {"ended": "made:1"})
+    assert again.closed() == (1000, "ended by an admin")
+    assert Player(server, "made:1", token=ADMIN_TOKEN, sid="a").closed()[0] == 4404
+    for method, path, sent in (
+        ("GET", "/api/shards", None), ("POST", "/api/shards", {"id": "made:2"}),
+        ("DELETE", made, None), ("POST", f"{made}/move", {"worker": "1"}),
+    ):
+        status, body, _ = server.request(method, path, sent, token=user(server, "ada"))
+        assert (status, body["error"]["code"]) == (403, "FORBIDDEN")
+
+
+def test_a_drain_saves_and_a_start_goes_on(own_server: PylonServer) -> None:
+    server = own_server
+    for number, shard_id in enumerate(BOTH):
+        player = Player(server, shard_id, token=ADMIN_TOKEN, sid="a")
+        player.frame()
+        player.say({"by": number + 1})
+        player.until(lambda body, wanted=number + 1: body["sum"] == wanted)
+    last = Player(server, BOTH[-1], token=ADMIN_TOKEN, sid="b")
+    last.frame()
+    assert server.terminate() == 0
+    assert last.closed() == (1001, "server is going away")
+    server.start()
+    for number, shard_id in enumerate(BOTH):
+        player = Player(server, shard_id, token=ADMIN_TOKEN, sid="a")
+        tick, body = player.frame()
+        assert tick > 1
+        assert body["sum"] == number + 1
+
+
+def test_a_killed_process_brings_its_shards_back_from_what_was_saved(
+    own_server: PylonServer,
+) -> None:
+    server = own_server
+    names = [f"steady:{number}" for number in range(4)]
+    for name in names:
+        server.request("POST", "/api/shards", {"id": name}, token=ADMIN_TOKEN)
+    wait_until("all have been saved", lambda: all(s["tick"] > 20 for s in shards(server).values()))
+    before = {name: shard["tick"] for name, shard in shards(server).items()}
+    for pid in server.pids("shards"):
+        os.kill(pid, signal.SIGKILL)
+
+    def are_back() -> bool:
+        try:
+            found = shards(server)
+        except AssertionError:
+            return False
+        return all(name in found and found[name]["tick"] > before[name] for name in names)
+
+    wait_until("they go on by themselves", are_back, 40)
+    player = Player(server, names[0], token=ADMIN_TOKEN, sid="a")
+    tick, body = player.frame()
+    assert body["sum"] == tick
+
+
+def test_a_recording_is_replayed_to_the_same_state(own_server: PylonServer) -> None:
+    server = own_server
+    player = Player(server, "recorded:1", token=ADMIN_TOKEN, sid="a")
+    player.frame()
+    for _ in range(5):
+        player.say({"by": 3})
+    player.until(lambda body: body["sum"] == 15)
+    assert server.terminate() == 0
+    (path,) = (server.db_path.parent / "recordings").iterdir()
+    lines = path.read_text().splitlines()
+    assert json.loads(lines[0])["id"] == "recorded:1"
+    assert json.loads(lines[-1])["end"] is True
+
+
+def test_two_who_wait_are_matched_and_meet(server: PylonServer) -> None:
+    ada, bob = user(server, "ada"), user(server, "bob")
+    criteria = {"criteria": {"mode": "duel"}}
+
+    def call(method: str, token: str | None, body: Any = None, path: str = "") -> Any:
+        status, answer, _ = server.request(method, f"/api/matchmaking{path}", body, token=token)
+        return answer if status == 200 else (status, answer["error"]["code"])
+
+    assert call("GET", ada) == {"status": "idle"}
+    assert call("POST", ada, criteria)["status"] == "queued"
+    assert call("POST", ada, {"criteria": {"mode": "x"}}) == (400, "INVALID_DATA")
+    assert call("GET", None) == (401, "AUTH_REQUIRED")
+    assert call("POST", bob, criteria)["status"] == "queued"
+    match = wait_until(
+        "a match", lambda: (s := call("GET", ada))["status"] == "matched" and s
+    )
+    assert match["shard_id"].startswith("counter:match_")
+    assert call("POST", bob, {}, "/ack") == {"shard_id": match["shard_id"]}
+    assert call("POST", bob, {}, "/ack") == {"shard_id": None}
+    stranger = [
+        Player(server, match["shard_id"], token=ADMIN_TOKEN, sid=f"s{n}") for n in range(2)
+    ]
+    assert stranger[0].frame()[1]["players"] == ["ada", "bob"]
+    assert stranger[1].closed() == (1013, "shard is at max subscribers")
+    for name, token in (("ada", ada), ("bob", bob)):
+        player = Player(server, match["shard_id"], token=token, sid=name)
+        assert player.until(lambda body, name=name: name in body["here"])
+    assert call("POST", ada, criteria)["status"] == "queued"
+    assert call("DELETE", ada) == {"dequeued": True}
+    assert call("GET", ada) == {"status": "idle"}
