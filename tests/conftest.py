@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.manifests import notes_app
 from tests.support.server import PylonServer
+
+# No test says how long something takes: on a busy machine everything takes longer.
+settings.register_profile("pylon", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("pylon")
 
 IN_CI = os.environ.get("PYLON_CI") == "1"
 
