@@ -413,6 +413,22 @@ def test_a_document_has_a_largest_size(
     assert client_of(reader).row() == {"text": note(reader)}, "the row itself may be written"
 
 
+def test_a_history_has_a_largest_size(
+    engine: SqliteEngine, reader: SqliteReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "DOCUMENT_HISTORY_BYTES", 2_000)
+    client, codes, chance = opened(engine, reader), [], random.Random(1)
+    for _ in range(100):
+        client.text("text").insert(chance.randrange(5), chance.randbytes(20).hex())
+        client.text("text").delete(0, 40)
+        codes.append(code(*apply(engine, push(client.update()))))
+    taken = codes.index("LIMIT_EXCEEDED")
+    assert taken > 20, "what the updates take by themselves does not count"
+    assert set(codes[taken + 1:]) <= {"LIMIT_EXCEEDED", "CRDT_HISTORY_MISSING"}
+    ok(*apply(engine, update("Note", 1, {"text": "goes on"})))
+    assert client_of(reader).row() == {"text": "goes on"}
+
+
 def test_reserved_kinds_have_no_documents(tmp_path: Path) -> None:
     fields = (Field("n", FieldType.INT, optional=True, unique=False, crdt="counter"),)
     entities = (Entity("Odd", fields), Entity("Off", kit.NOTE.fields, crdt=False))

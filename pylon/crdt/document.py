@@ -184,8 +184,9 @@ def check(update: bytes) -> None:
 def too_large() -> LimitExceeded:
     """The error for a document, or an update, that is too large."""
     return LimitExceeded(
-        f"The document would be larger than {limits.DOCUMENT_BYTES} bytes",
-        hint="Start a new row; a document's history counts, deleted text included",
+        f"The document would be larger than {limits.DOCUMENT_BYTES} bytes, or its history than "
+        f"{limits.DOCUMENT_HISTORY_BYTES}",
+        hint="Start a new row: all that was ever written or deleted counts",
     )
 
 

@@ -139,6 +139,7 @@ class DocumentWrites:
         self._cache.touch(key)
         seq = 0
         try:
+            self._check_history(key, kept, before_json, journal)
             kept.document.take(op.update)
             patch = table.codec.patch(kept.document.differing(before), op.row_id)
             row, row_json = table.codec.merge(before, patch) if patch else (before, before_json)
@@ -280,6 +281,21 @@ class DocumentWrites:
         kept = Kept(_made(table, row), None, 0, 0, unreadable=True)
         self._cache.put(key, kept)
         return kept
+
+    def _check_history(
+        self, key: Key, kept: Kept, row_json: bytes, journal: Journal
+    ) -> None:
+        """See that a merge cannot take long: it may have to go through the whole history.
+
+        Raises:
+            LimitExceeded
+        """
+        # A snapshot has the content twice: as it is, and in the history.
+        most_bytes = limits.DOCUMENT_HISTORY_BYTES + 2 * len(row_json)
+        if kept.stored_bytes > most_bytes and kept.pending:
+            self._fold(key, kept, journal.now_s)  # updates one by one take more
+        if kept.stored_bytes > most_bytes:
+            raise too_large()
 
     def _fold(self, key: Key, kept: Kept, now_s: int) -> None:
         """Make the snapshot current, and drop all updates but the newest."""
