@@ -66,8 +66,8 @@ SCENARIOS = {
     for each in (
         Scenario("latency", 1_000, rate=50),
         Scenario("stuck", 1_000, rate=50, stuck=10),
-        Scenario("paced-1000", 1_000, rate=150),
-        Scenario("paced-5000", 5_000, rate=24),
+        Scenario("paced-1000", 1_000, rate=160),
+        Scenario("paced-5000", 5_000, rate=26),
         Scenario("full-1000", 1_000, batch=100),
         Scenario("full-5000", 5_000, batch=100),
         Scenario("guests-1000", 1_000, batch=100, guests=200),
@@ -93,7 +93,9 @@ class Group:
             progress = FORK.Value("q", 0, lock=False)
             process = FORK.Process(
                 target=subscribers.run,
-                args=(theirs, progress, server.port + OFFSET[transport], transport), daemon=True,
+                args=(theirs, progress, server.port + OFFSET[transport], transport,
+                      f"127.0.0.{2 + part}"),
+                daemon=True,
             )
             process.start()
             self.pipes.append(ours)

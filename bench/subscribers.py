@@ -29,7 +29,6 @@ SENT = re.compile(rb'"title":"t-(\d+)"')
 SEQ = re.compile(rb'\{"seq":(\d+),')
 RECEIVE_BYTES = 1 << 20
 HANDSHAKES_AT_ONCE = 200
-PER_ADDRESS = 20_000  # connections from one source address to one port
 SAMPLED = 6
 REMEMBERED = 8  # parsed chunks
 STEP_NS = 100_000  # of the histogram
@@ -67,8 +66,11 @@ class Parsed:
 class Subscribers:
     """The process's state. `run` answers commands until it is told to quit."""
 
-    def __init__(self, pipe: Connection, progress: Any, port: int, transport: str) -> None:
+    def __init__(
+        self, pipe: Connection, progress: Any, port: int, transport: str, address: str
+    ) -> None:
         self.pipe, self.progress, self.port, self.transport = pipe, progress, port, transport
+        self.address = address
         self.parse = parse_ws if transport == "ws" else parse_sse
         self.poll = select.epoll()
         self.poll.register(pipe.fileno(), select.EPOLLIN)
@@ -156,7 +158,7 @@ class Subscribers:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, STUCK_BUFFER_BYTES)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
-        sock.bind((f"127.0.0.{2 + client.number // PER_ADDRESS}", 0))
+        sock.bind((self.address, 0))
         sock.connect_ex(("127.0.0.1", self.port))
         client.sock, client.state, client.rest = sock, "connecting", b""
         client.lost_at_ns = client.lost_at_ns or time.monotonic_ns()
@@ -333,8 +335,9 @@ def _checked(parsed: Parsed) -> Parsed:
     return parsed
 
 
-def run(pipe: Connection, progress: Any, port: int, transport: str) -> None:
-    """The process's main."""
+def run(pipe: Connection, progress: Any, port: int, transport: str, address: str) -> None:
+    """The process's main. `address` is the loopback address of its own that it connects from:
+    one has about 28,000 ports."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    Subscribers(pipe, progress, port, transport).run()
+    Subscribers(pipe, progress, port, transport, address).run()

@@ -1,0 +1,278 @@
+"""workers.hub: what gathers leaves together, one bad socket ends alone, replays share pages."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import gevent
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pylon import limits
+from pylon.auth.context import ADMIN, ANONYMOUS, AuthContext, Caller
+from pylon.bus.changes import ChangesSubscriber
+from pylon.changelog.change import Change
+from pylon.changelog.notes import CursorNotes
+from pylon.clock import ManualClock
+from pylon.storage.sqlite.pool import ReaderPool
+from tests.hub_kit import Stage
+from workers.hub.connection import Connection
+from workers.hub.feed import Feed
+from workers.hub.history import History
+from workers.hub.hub import Hub
+from workers.hub.replay import Replay
+from workers.ws import frames
+from workers.ws.transport import WebSocketTransport
+
+WAIT_S = 20
+ADA, BOB = AuthContext(user_id="ada"), AuthContext(user_id="bob")
+
+
+class Hall:
+    """The parts of a ws worker that changes go through, in this process, on a real bus."""
+
+    def __init__(self, folder: Path) -> None:
+        self.stage = Stage(folder)
+        app = self.stage.app
+        self.pool = ReaderPool(self.stage.config.db_path, app.manifest)
+        self.hub = Hub(
+            {name: app.rules.of(name) for name in app.manifest.by_name},
+            WebSocketTransport("ws", 1_024), ManualClock(),
+        )
+        self.subscriber = ChangesSubscriber(self.stage.runtime)
+        history = History(self.pool)
+        self.feed = Feed(self.subscriber, history, self.hub)
+        self.feed.start()
+        self.replay = Replay(self.hub, self.feed, history, CursorNotes(ManualClock()))
+        self.turns: list[list[int]] = []
+        self.hub.on_published(lambda changes: self.turns.append([c.seq for c in changes]))
+
+    def visit(self, auth: AuthContext) -> tuple[Connection, socket.socket]:
+        """A connection that has not joined, and its client's end."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        connection = Connection(ours, self.hub.transport, self.hub, Caller(auth), "127.0.0.1")
+        self.hub.add(connection)
+        connection.start()
+        return connection, theirs
+
+    def write(self, count: int) -> list[int]:
+        """Commit that many batches of one row, and publish each; their seqs."""
+        rows = (self.stage.insert("Public", text=str(n)) for n in range(count))
+        return [self.stage.write(row).events[0].seq for row in rows]
+
+    def published(self) -> list[int]:
+        """All seqs, in the order of publishing."""
+        return [seq for turn in self.turns for seq in turn]
+
+    def close(self) -> None:
+        for connection in self.hub.connections:
+            connection.abort()
+        self.subscriber.close()
+        self.pool.close()
+        self.stage.close()
+
+
+@pytest.fixture
+def hall(tmp_path: Path) -> Iterator[Hall]:
+    made = Hall(tmp_path)
+    yield made
+    made.close()
+
+
+def settle(hall: Hall, last_seq: int) -> None:
+    """Wait until everything up to `last_seq` is published."""
+    with gevent.Timeout(WAIT_S):
+        while hall.feed.tail.last_seq < last_seq:
+            gevent.sleep(0.001)
+
+
+def replayed(hall: Hall, auth: AuthContext, cursor: int) -> list[int]:
+    """The seqs that a client which comes with `cursor` is sent before it joins."""
+    connection, client = hall.visit(auth)
+    run = gevent.spawn(hall.replay.run, connection, cursor)
+    data = b""
+    with gevent.Timeout(WAIT_S):
+        while not run.dead:
+            gevent.sleep(0)
+            data += _received(client)
+    run.get()
+    return events_in(client, data)
+
+
+def events_in(client: socket.socket, data: bytes = b"") -> list[int]:
+    """The seqs in `data` and in what a client has been sent besides."""
+    found = []
+    while more := _received(client):
+        data += more
+    while data:
+        payload = frames.payload_of(data)
+        size_bytes = data[1] if data[1] < 126 else int.from_bytes(data[2:4], "big")
+        found.append(orjson.loads(payload[:size_bytes])["seq"])
+        data = payload[size_bytes:]
+    return found
+
+
+# --- Turns -----------------------------------------------------------------------------------
+
+
+def test_what_has_gathered_is_published_in_few_turns(hall: Hall) -> None:
+    connection, client = hall.visit(ANONYMOUS)
+    hall.hub.join(connection)
+    runner = gevent.spawn(hall.feed.run)
+    watcher = gevent.spawn(hall.feed.watch)  # the first batches may find nobody subscribed
+    settle(hall, hall.write(1)[-1])
+    count = 300
+    seqs = hall.write(count)  # without a switch of greenlets: the hub finds them all
+    settle(hall, seqs[-1])
+    assert hall.published()[-count:] == seqs
+    assert len(hall.turns) < count / 2
+    assert max(map(len, hall.turns)) <= limits.TURN_EVENTS
+    assert events_in(client)[-count:] == seqs
+    gevent.killall([runner, watcher])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_size=12))
+def test_batches_of_a_turn_arrive_once_and_in_order_whatever_was_lost(
+    tmp_path_factory: pytest.TempPathFactory, batches: list[tuple[int, bool]]
+) -> None:
+    """Batches may be lost, or come twice; the last one comes."""
+    hall = Hall(tmp_path_factory.mktemp("turn"))
+    try:
+        connection, client = hall.visit(ANONYMOUS)
+        hall.hub.join(connection)
+        wanted, turn = [], []
+        for number, (size, lost) in enumerate(batches, 1):
+            rows = [hall.stage.insert("Public") for _ in range(size)]
+            batch = hall.stage.write(*rows, publish=False)
+            wanted += [event.seq for event in batch.events]
+            if not lost or number == len(batches):
+                turn += [batch] if lost else [batch, batch]
+        hall.feed.take(turn)
+        assert hall.published() == wanted
+        assert events_in(client) == wanted
+    finally:
+        hall.close()
+
+
+def test_a_change_that_comes_alone_is_not_waited_for(hall: Hall) -> None:
+    batch = hall.stage.write(hall.stage.insert("Public"), publish=False)
+    hall.feed.take([batch])
+    assert hall.turns == [[batch.events[0].seq]]
+
+
+# --- The poller ------------------------------------------------------------------------------
+
+
+def test_a_socket_whose_handling_fails_ends_alone(hall: Hall) -> None:
+    bad, its_client = hall.visit(ANONYMOUS)
+    good, client = hall.visit(ANONYMOUS)
+
+    def fail(connection: Connection, text: str) -> None:
+        raise RuntimeError(f"cannot take {text}")
+
+    transport = hall.hub.transport
+    assert isinstance(transport, WebSocketTransport)
+    transport.on_text = fail
+    its_client.send(b"\x81\x82\0\0\0\0hi")
+    client.send(b"\x89\x80\0\0\0\0")  # a ping, in the same turn
+    with gevent.Timeout(WAIT_S):
+        while len(hall.hub) > 1:
+            gevent.sleep(0.001)
+    assert not bad.is_open
+    assert good.is_open
+    with gevent.Timeout(WAIT_S):
+        while not (pong := _received(client)):
+            gevent.sleep(0.001)
+    assert pong == frames.encode(frames.PONG, b"")
+
+
+def test_a_paused_connection_is_heard_after_it_resumes(hall: Hall) -> None:
+    connection, client = hall.visit(ANONYMOUS)
+    connection.pause()
+    client.send(b"\x89\x80\0\0\0\0")
+    for _ in range(20):
+        gevent.sleep(0)
+    assert _received(client) == b""
+    connection.send(b"still written to")
+    assert _received(client) == b"still written to"
+    connection.resume()
+    with gevent.Timeout(WAIT_S):
+        while not (pong := _received(client)):
+            gevent.sleep(0.001)
+    assert pong == frames.encode(frames.PONG, b"")
+
+
+def test_nothing_overtakes_what_waits_in_an_outbox(hall: Hall) -> None:
+    """The short cut around an empty outbox is closed while there is something in it."""
+    connection, client = hall.visit(ANONYMOUS)
+    hall.hub.join(connection)
+    connection.send(b"x" * 900_000)
+    assert connection.outbox_bytes
+    batch = hall.stage.write(hall.stage.insert("Public"), publish=False)
+    hall.feed.take([batch])
+    received = b""
+    end = frames.encode(frames.TEXT, Change(batch.events[0]).wire)
+    with gevent.Timeout(WAIT_S):
+        while len(received) < 900_000 + len(end):
+            received += _received(client)
+            gevent.sleep(0)
+    assert received == b"x" * 900_000 + end
+    assert connection.direct >= 0
+
+
+def _received(client: socket.socket) -> bytes:
+    try:
+        return client.recv(1 << 20)
+    except BlockingIOError:
+        return b""
+
+
+# --- Replays that share ----------------------------------------------------------------------
+
+
+def test_clients_that_come_back_together_each_get_their_own_view(hall: Hall) -> None:
+    """Pages are kept for the next client of the same context, or of any where all see the same;
+    never for one who may not see them; and never beyond what is published meanwhile."""
+    stage = hall.stage
+    first = stage.write(stage.insert("Public")).events[0].seq
+    seen: dict[AuthContext, list[int]] = {ANONYMOUS: [], ADA: [], BOB: [], ADMIN: []}
+
+    def commit(entity: str, viewers: Sequence[AuthContext], **body: object) -> None:
+        batch = stage.write(stage.insert(entity, **body), publish=False)
+        hall.feed.take([batch])
+        for viewer in viewers:
+            seen[viewer].append(batch.events[0].seq)
+
+    hall.feed.check_head()
+    commit("Mine", (ADA, ADMIN), ownerId="ada")
+    commit("Note", (BOB, ADMIN), ownerId="bob", shared=False)
+    for _ in range(2):
+        for auth, seqs in seen.items():
+            for _ in range(2):
+                assert replayed(hall, auth, first) == seqs
+        commit("Public", (ANONYMOUS, ADA, BOB, ADMIN))
+        commit("Secret", (ADMIN,))
+    for _ in range(limits.REPLAY_PAGE_EVENTS):  # pages that look alike to all but admins
+        commit("Public", (ANONYMOUS, ADA, BOB, ADMIN))
+    for auth in (BOB, ANONYMOUS, ADMIN, ADA):
+        assert replayed(hall, auth, first) == seen[auth]
+
+
+def test_pages_of_the_log_are_shared_until_something_is_published(hall: Hall) -> None:
+    """A worker that has just started has only the newest events in memory."""
+    stage = hall.stage
+    rows = [stage.insert("Public") for _ in range(limits.TAIL_PRIMED_EVENTS + 250)]
+    seqs = [event.seq for event in stage.write(*rows, publish=False).events]
+    hall.feed.start()
+    for _ in range(3):
+        assert replayed(hall, ANONYMOUS, seqs[0]) == seqs[1:]
+    late = hall.stage.write(hall.stage.insert("Public"), publish=False)
+    hall.feed.take([late])
+    assert replayed(hall, ANONYMOUS, seqs[0]) == [*seqs[1:], late.events[0].seq]
