@@ -161,11 +161,11 @@ class LiveClient:
 
     def __init__(self, world: World, auth: AuthContext, packing: int = 0) -> None:
         """`packing`: the window's bits, if it takes packed messages."""
-        ours, self._socket = socket.socketpair()
+        ours, self.socket = socket.socketpair()
         ours.setblocking(False)
-        self._socket.setblocking(False)
+        self.socket.setblocking(False)
         self._world = world
-        self._received = b""
+        self.received = b""
         self.sets: dict[str, LiveSet] = {}
         self.asked: dict[str, tuple[str, Any]] = {}
         self.errors: list[dict[str, Any]] = []
@@ -193,14 +193,14 @@ class LiveClient:
         while True:
             gevent.sleep(0)
             try:
-                data = self._socket.recv(1 << 20)
+                data = self.socket.recv(1 << 20)
             except BlockingIOError:
                 if not self.connection.outbox_bytes:
                     break
                 continue
             if not data:
                 break
-            self._received += data
+            self.received += data
         for text in self._texts():
             message = orjson.loads(text)
             if message["type"] == "unsubscribed":
@@ -214,19 +214,19 @@ class LiveClient:
     def _texts(self) -> Sequence[bytes]:
         """The payloads of the whole frames that have arrived."""
         found = []
-        while len(self._received) >= 2:
-            size, head = self._received[1], 2
+        while len(self.received) >= 2:
+            size, head = self.received[1], 2
             if size >= 126:
                 head += 2 if size == 126 else 8
-                size = int.from_bytes(self._received[2:head], "big")
-            if len(self._received) < head + size:
+                size = int.from_bytes(self.received[2:head], "big")
+            if len(self.received) < head + size:
                 break
-            if self._received[0] & 0x0F == frames.TEXT:
-                payload = self._received[head : head + size]
-                if self._received[0] & 0x40:
+            if self.received[0] & 0x0F == frames.TEXT:
+                payload = self.received[head : head + size]
+                if self.received[0] & 0x40:
                     inflater = zlib.decompressobj(-self.connection.packing)
                     payload = inflater.decompress(payload + b"\x00\x00\xff\xff")
                     self.packed += 1
                 found.append(payload)
-            self._received = self._received[head + size :]
+            self.received = self.received[head + size :]
         return found

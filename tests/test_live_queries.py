@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import gevent
 import orjson
 import pytest
 from hypothesis import settings
@@ -20,8 +21,11 @@ from pylon.changelog.tail import Tail
 from pylon.manifest.load import parse_manifest
 from pylon.metrics.plain import Counter, Gauge
 from tests.hub_kit import MANIFEST, READ_RULES
-from tests.live_kit import LiveClient, World
+from tests.live_kit import LiveClient, LiveSet, World
 from tests.storage_kit import row_id
+from tests.test_hub_fanout import settle
+from workers.hub.connection import Connection
+from workers.ws import live_queries
 
 APP = parse_manifest(orjson.dumps(MANIFEST).decode(), "manifest.json")
 ADA, BOB = AuthContext(user_id="ada"), AuthContext(user_id="bob")
@@ -293,6 +297,36 @@ def test_results_and_diffs_are_packed_for_those_who_agreed(world: World) -> None
         client.listen()
         assert client.sets["s"].rows.keys() == {row_id(2)}
     assert [client.packed for client in clients] == [0, 2, 2]
+
+
+def test_a_client_that_takes_its_result_slowly_counts_as_alive(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    wait_drained = Connection.wait_drained
+
+    def counted(connection: Connection, timeout_s: float) -> bool:
+        looks.append(timeout_s)
+        return wait_drained(connection, timeout_s)
+
+    monkeypatch.setattr(Connection, "wait_drained", counted)
+    monkeypatch.setattr(live_queries, "_WAIT_S", 0.005)
+    world.write(*(world.insert("Public", row_id(n), text="x" * 10_000) for n in range(400)))
+    client = LiveClient(world, ADA)
+    client.sets["s"] = LiveSet()
+    message = {"type": "subscribe", "sub_id": "s", "entity": "Public"}
+    asking = gevent.spawn(world.live.take, client.connection, message)
+    settle(lambda: client.connection.outbox_bytes > 0)
+    client.connection.heartbeats_unanswered = 1
+    looks.clear()
+    settle(lambda: len(looks) > 3)
+    assert client.connection.heartbeats_unanswered == 1, "it takes nothing"
+    client.received += client.socket.recv(200_000)
+    settle(lambda: client.connection.heartbeats_unanswered == 0)
+    while not asking.dead:
+        client.listen()
+    client.listen()
+    assert len(client.sets["s"].rows) == 400
 
 
 def test_what_the_log_no_longer_has_ends_the_subscription(world: World) -> None:

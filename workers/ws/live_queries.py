@@ -260,8 +260,14 @@ def _page(seq: int, rows: list[bytes], last: bool, tail: bytes) -> bytes:
 
 def _is_drained(connection: Connection) -> bool:
     """Wait until its outbox is empty; False when it is closed. A client that takes nothing is
-    closed by the heartbeat."""
+    closed by the heartbeat; one that takes a long result slowly is not: its answers to pings may
+    be behind messages that wait for this one."""
+    left_bytes = connection.outbox_bytes
     while connection.is_open:
-        if connection.wait_drained(_WAIT_S):
+        is_drained = connection.wait_drained(_WAIT_S)
+        if connection.outbox_bytes < left_bytes:
+            connection.heartbeats_unanswered = 0
+        if is_drained:
             return True
+        left_bytes = connection.outbox_bytes
     return False
