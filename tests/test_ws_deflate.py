@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import random
 import zlib
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylon import limits
@@ -16,7 +17,7 @@ from pylon.changelog.change import Change
 from pylon.changelog.event import ChangeEvent
 from pylon.clock import ManualClock
 from pylon.errors import BadUpgrade
-from tests.hub_kit import client_frame
+from tests.hub_kit import Stage, WsClient, client_frame
 from tests.test_hub_fanout import BY_ENTITY, Peer, row
 from workers.hub.hub import Hub
 from workers.ws import frames
@@ -94,6 +95,7 @@ def test_a_malformed_header_is_no_handshake(header: str) -> None:
         negotiate(header)
 
 
+@settings(deadline=None)
 @given(st.text("abp;,=\" \t", max_size=60))
 def test_no_header_breaks_the_negotiation(header: str) -> None:
     with contextlib.suppress(BadUpgrade):
@@ -103,6 +105,7 @@ def test_no_header_breaks_the_negotiation(header: str) -> None:
 # --- What the server sends -----------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=20_000), st.integers(9, WINDOW_BITS))
 def test_packed_payloads_need_the_agreed_window_and_no_context(data: bytes, bits: int) -> None:
     data = data + data[: len(data) // 2]
@@ -112,6 +115,7 @@ def test_packed_payloads_need_the_agreed_window_and_no_context(data: bytes, bits
 # --- What clients send ---------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.booleans(), st.text(max_size=400), st.integers(1, 4)), max_size=5),
     st.lists(st.integers(1, 60), max_size=20),
@@ -216,6 +220,7 @@ def test_packed_text_must_be_utf8() -> None:
     assert code_of(Parser(LIMIT_BYTES, unpacks=True).feed(frame)) == frames.INVALID_DATA
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_no_bytes_make_the_inflater_fail_otherwise(noise: bytes) -> None:
     received = Parser(LIMIT_BYTES, unpacks=True).feed(packed_frame(frames.BINARY, noise))
@@ -321,3 +326,67 @@ def test_what_packing_would_not_make_smaller_goes_as_it_is() -> None:
         packed = transport.packed(frame, 12)
         assert packed[0] == 0x80 | PACKED | frames.BINARY
         assert messages_of(packed, 12) == ([b"a" * size], 1)
+
+
+# --- The ws worker -------------------------------------------------------------------------
+
+
+class DeflateClient(WsClient):
+    """Unpacks what comes, and counts it."""
+
+    packed_count = 0
+
+    def frame(self) -> tuple[int, bytes]:
+        first, size = self.exactly(2)
+        if size == 126:
+            size = int.from_bytes(self.exactly(2), "big")
+        elif size == 127:
+            size = int.from_bytes(self.exactly(8), "big")
+        payload = self.exactly(size)
+        if first & PACKED:
+            self.packed_count += 1
+            payload = unpack(payload, WINDOW_BITS)
+        return first & 0x0F, payload
+
+
+OFFER = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}
+
+
+def test_replayed_and_live_changes_are_packed_for_those_who_offer_it(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    try:
+        ws = stage.start("ws")
+        long = "all work and no play " * 50
+        before = stage.write(stage.insert("Public", text=long)).prev_seq
+        clients = [
+            DeflateClient(ws.port, path=f"/?since={before}", headers=headers)
+            for headers in (OFFER, {}, OFFER)
+        ]
+        assert [c.headers.get("sec-websocket-extensions") for c in clients] == [
+            ANSWER, None, ANSWER
+        ]
+        for client in clients:
+            assert client.events(1) == [("insert", long)]
+        stage.write(stage.insert("Public", text=long[1:]), stage.insert("Public", text="short"))
+        for client in clients:
+            assert client.events(2) == [("insert", long[1:]), ("insert", "short")]
+        assert [c.packed_count for c in clients] == [2, 0, 2]
+        clients[0].send(packed_frame(frames.TEXT, pack(b'{"type":"unknown"}', 15)))
+        clients[0].say(frames.PING, b"still there?")
+        assert clients[0].reply() == (frames.PONG, b"still there?")
+        clients[1].send(packed_frame(frames.TEXT, pack(b"not agreed", 15)))
+        assert clients[1].closed()[0] == frames.PROTOCOL_ERROR
+        for client in clients:
+            client.close()
+    finally:
+        stage.close()
+
+
+def test_the_setting_turns_it_off(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, PYLON_WS_DEFLATE="false")
+    try:
+        client = DeflateClient(stage.start("ws").port, headers=OFFER)
+        assert "sec-websocket-extensions" not in client.headers
+        client.close()
+    finally:
+        stage.close()

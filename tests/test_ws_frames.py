@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.ws import frames
@@ -59,6 +59,7 @@ def test_corpus_byte_by_byte(case: dict[str, Any]) -> None:
     assert [shown(item) for item in received] == case["expect"]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(["text", "binary", "ping"]), st.binary(max_size=300)),
              max_size=5),
@@ -95,6 +96,7 @@ def test_any_chunks_give_the_same_messages(
     assert [shown(item) for item in received] == expected
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_make_the_parser_raise(noise: bytes) -> None:
     received = Parser(LIMIT_BYTES).feed(noise)

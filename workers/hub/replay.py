@@ -49,7 +49,7 @@ class _Shared:
         self._bytes = 0
         self._reachable: set[int] = set()
         self._pages: dict[int, Sequence[Change]] = {}
-        self._encoded: dict[tuple[int, int, AuthContext | None], tuple[bytes, int]] = {}
+        self._encoded: dict[tuple[int, int, AuthContext | None, int], tuple[bytes, int]] = {}
 
     def at(self, head: int) -> _Shared:
         """Itself, without what another head had."""
@@ -76,16 +76,19 @@ class _Shared:
         self._bytes += _ENTRY_BYTES + sum(change.size_bytes for change in page)
         self._pages[cursor] = page
 
-    def encoded(self, page: Sequence[Change], auth: AuthContext | None) -> tuple[bytes, int] | None:
+    def encoded(
+        self, page: Sequence[Change], auth: AuthContext | None, packing: int
+    ) -> tuple[bytes, int] | None:
         """The frames of a page for `auth`, or for all but admins, and how many they are."""
-        return self._encoded.get((page[0].seq, page[-1].seq, auth))
+        return self._encoded.get((page[0].seq, page[-1].seq, auth, packing))
 
     def keep_encoded(
-        self, page: Sequence[Change], auth: AuthContext | None, data: bytes, frames: int
+        self, page: Sequence[Change], auth: AuthContext | None, packing: int, data: bytes,
+        frames: int,
     ) -> None:
         """A page was encoded."""
         self._bytes += _ENTRY_BYTES + len(data)
-        self._encoded[page[0].seq, page[-1].seq, auth] = data, frames
+        self._encoded[page[0].seq, page[-1].seq, auth, packing] = data, frames
 
 
 class Replay:
@@ -182,15 +185,17 @@ class Replay:
         return page
 
     def _send(self, connection: Connection, page: Sequence[Change]) -> None:
-        data, frames = self._encoded(page, connection.caller.auth)
+        data, frames = self._encoded(page, connection.caller.auth, connection.packing)
         if frames and connection.send(data, frames):
             metrics.MESSAGES_SENT.inc(frames)
 
-    def _encoded(self, page: Sequence[Change], auth: AuthContext) -> tuple[bytes, int]:
+    def _encoded(
+        self, page: Sequence[Change], auth: AuthContext, packing: int
+    ) -> tuple[bytes, int]:
         shared = self._shared.at(self._feed.tail.last_seq)
-        known = shared.encoded(page, auth)
+        known = shared.encoded(page, auth, packing)
         if known is None and not auth.is_admin:
-            known = shared.encoded(page, None)
+            known = shared.encoded(page, None, packing)
         if known is not None:
             return known
         alike = not auth.is_admin and self._hub.looks_alike(page)
@@ -200,8 +205,10 @@ class Replay:
             for change in page
             if (wire := self._hub.view(change, auth)) is not None
         ]
+        if packing:
+            frames = [self._hub.transport.packed(frame, packing) for frame in frames]
         data = b"".join(frames)
-        shared.keep_encoded(page, viewer, data, len(frames))
+        shared.keep_encoded(page, viewer, packing, data, len(frames))
         return data, len(frames)
 
     def _before_newest(self) -> int:

@@ -6,10 +6,11 @@ exists only while there are some, so a feature may block on the store or on the 
 nobody but its own client waiting. What is no JSON object with a known `type` is counted and
 ignored (spec/realtime.md §2.3).
 
-Invariants: what waits for one connection is bounded by what one read from its socket brings,
-for the socket is not read again before all of that was taken; a client that talks faster than
-it is answered is held up by TCP, and nobody else is. A feature hears of the end of every
-connection. Called by `workers.ws.transport`; features are given by `workers.ws.server`.
+Invariants: what waits for one connection is bounded by what two reads from its socket bring,
+for when more has come before all was taken, the socket is not read again until then; a client
+that talks faster than it is answered is held up by TCP, and nobody else is: others have their
+turn after `_TURN_MESSAGES` of it. A feature hears of the end of every connection. Called by
+`workers.ws.transport`; features are given by `workers.ws.server`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from workers.hub.connection import INTERNAL, Connection
 from workers.hub.hub import Hub
 from workers.ws import frames
 
+_TURN_MESSAGES: Final = 32
+# Not 0: gevent's loop looks at sockets only after 50 turns of those who sleep for no time.
+_PAUSE_S: Final = 0.000_1
 _ECHOED: Final = ("sub_id", "room", "entity", "rowId", "row_id")  # names what an error is about
 
 _log = log.get_logger("conversation")
@@ -71,17 +75,22 @@ class Conversation:
         waiting = self._waiting.get(connection)
         if waiting is not None:
             waiting.append((feature, message))
+            connection.pause()
             return
+        # Most clients wait for the answer before they go on: no need to pause them.
         self._waiting[connection] = deque([(feature, message)])
-        connection.pause()
         gevent.spawn(self._answer, connection)
 
     def _answer(self, connection: Connection) -> None:
         waiting = self._waiting[connection]
         try:
+            taken = 0
             while waiting and connection.is_open:
                 feature, message = waiting.popleft()
                 self._take(feature, connection, message)
+                taken += 1
+                if taken % _TURN_MESSAGES == 0:
+                    gevent.sleep(_PAUSE_S)
         finally:
             del self._waiting[connection]
             connection.resume()

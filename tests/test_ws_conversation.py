@@ -1,0 +1,274 @@
+"""workers.ws.conversation: what clients say reaches the features, over socket pairs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from pylon import metrics
+from pylon.auth.context import ADMIN
+from pylon.clock import ManualClock
+from pylon.errors import InvalidData
+from tests.hub_kit import client_frame
+from tests.test_hub_fanout import BY_ENTITY, Peer, settle
+from workers.hub.connection import INTERNAL, Connection
+from workers.hub.hub import Hub
+from workers.ws import frames
+from workers.ws.conversation import Conversation, say
+from workers.ws.transport import WebSocketTransport
+
+LIMIT_BYTES = 1024 * 1024
+
+
+class Recorder:
+    """A feature that remembers; what it does besides is up to the test."""
+
+    def __init__(self, *message_types: str) -> None:
+        self.message_types = message_types
+        self.taken: list[tuple[Connection, dict[str, Any]]] = []
+        self.left: list[Connection] = []
+        self.does: Callable[[Connection, dict[str, Any]], None] = lambda connection, message: None
+
+    def take(self, connection: Connection, message: dict[str, Any]) -> None:
+        self.taken.append((connection, message))
+        self.does(connection, message)
+
+    def gone(self, connection: Connection) -> None:
+        self.left.append(connection)
+
+    def numbers(self, peer: Peer) -> list[Any]:
+        """The `n` of what a client said."""
+        return [message.get("n") for c, message in self.taken if c is peer.connection]
+
+
+class Room:
+    """A hub with two features in conversation."""
+
+    def __init__(self) -> None:
+        transport = WebSocketTransport("ws", LIMIT_BYTES)
+        self.hub = Hub(BY_ENTITY, transport, ManualClock())
+        self.first = Recorder("a", "b")
+        self.second = Recorder("c")
+        self.conversation = Conversation(self.hub, (self.first, self.second))
+        transport.on_text = self.conversation.hear
+
+    def peer(self) -> Peer:
+        return Peer(self.hub, ADMIN)
+
+    def waiting(self, peer: Peer) -> int | None:
+        """How many messages of a client wait; None when none is being answered either."""
+        found = self.conversation._waiting.get(peer.connection)
+        return None if found is None else len(found)
+
+
+@pytest.fixture
+def room() -> Iterator[Room]:
+    made = Room()
+    yield made
+    for connection in made.hub.connections:
+        connection.abort()
+
+
+def text(message: Any) -> bytes:
+    payload = message if isinstance(message, bytes) else json.dumps(message).encode()
+    return client_frame(frames.TEXT, payload)
+
+
+def numbered(count: int, kind: str = "a") -> bytes:
+    return b"".join(text({"type": kind, "n": n}) for n in range(count))
+
+
+def sent_to(peer: Peer) -> list[Any]:
+    """The JSON that has come; a close frame as its code."""
+    data, found = peer.received(), []
+    while data:
+        size, at = (data[1], 2) if data[1] < 126 else (int.from_bytes(data[2:4], "big"), 4)
+        payload = data[at : at + size]
+        is_close = data[0] == 0x80 | frames.CLOSE
+        found.append(int.from_bytes(payload[:2], "big") if is_close else json.loads(payload))
+        data = data[at + size :]
+    return found
+
+
+def ignored() -> float:
+    return metrics.MESSAGES_RECEIVED.labels("ignored").value
+
+
+def test_messages_go_to_the_feature_that_names_their_type(room: Room) -> None:
+    peer = room.peer()
+    peer.socket.send(text({"type": "c", "n": 1}) + text({"type": "b"}) + text({"type": "a"}))
+    settle(lambda: len(room.first.taken) == 2)
+    assert [message["type"] for _, message in room.first.taken] == ["b", "a"]
+    assert [message for _, message in room.second.taken] == [{"type": "c", "n": 1}]
+
+
+def test_messages_of_a_client_are_taken_in_order_and_one_after_the_other(room: Room) -> None:
+    under_way: list[int] = []
+
+    def does(connection: Connection, message: dict[str, Any]) -> None:
+        under_way.append(message["n"])
+        gevent.sleep(0.001 if message["n"] % 7 == 0 else 0)
+        assert under_way == [message["n"]]
+        under_way.clear()
+
+    room.first.does = room.second.does = does
+    peer = room.peer()
+    for n in range(100):
+        peer.socket.send(text({"type": "ac"[n % 2], "n": n}))
+        if n % 10 == 0:
+            gevent.sleep(0.001)
+    settle(lambda: len(room.first.taken) + len(room.second.taken) == 100)
+    assert room.first.numbers(peer) == list(range(0, 100, 2))
+    assert room.second.numbers(peer) == list(range(1, 100, 2))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"", b"no json", b"{", b"[]", b"null", b'"a"', b"{}", b'{"type":null}', b'{"type":1}',
+        b'{"type":["a"]}', b'{"type":{"a":1}}', b'{"type":"unknown"}', b'{"type":"A"}',
+        b"[" * 200_000, b'{"type":"a","x":' + b"[" * 200_000 + b"]" * 200_000 + b"}",
+        b'{"type":"a"} {}', b'{"type":"\\ud800"}',
+    ],
+    ids=lambda message: message[:12].decode() + f" {len(message)}",
+)
+def test_what_makes_no_sense_is_counted_and_ignored(room: Room, message: bytes) -> None:
+    peer = room.peer()
+    before = ignored()
+    gevent.spawn(peer.connection._transport.received, peer.connection, text(message)).join()
+    peer.socket.send(text({"type": "a", "n": 1}))
+    settle(lambda: bool(room.first.taken))
+    assert [said for _, said in room.first.taken] == [{"type": "a", "n": 1}]
+    assert ignored() - before == 1
+    assert sent_to(peer) == []
+    assert peer.connection.is_open
+
+
+def test_binary_messages_are_counted_and_ignored(room: Room) -> None:
+    peer = room.peer()
+    before = ignored()
+    peer.socket.send(client_frame(frames.BINARY, b'{"type":"a"}'))
+    settle(lambda: ignored() - before == 1)
+    assert room.first.taken == []
+    assert peer.connection.is_open
+
+
+def test_an_error_is_told_with_what_names_the_message(room: Room) -> None:
+    def does(connection: Connection, message: dict[str, Any]) -> None:
+        if message["n"] == 1:
+            raise InvalidData("no such thing", hint="say something else")
+        say(connection, {"type": "done"})
+
+    room.first.does = does
+    peer = room.peer()
+    named = {"sub_id": "s", "room": "r", "entity": "E", "rowId": "x", "row_id": 1, "text": "t"}
+    peer.socket.send(text({"type": "a", "n": 1, **named}) + text({"type": "b", "n": 2}))
+    settle(lambda: len(room.first.taken) == 2)
+    error, done = sent_to(peer)
+    assert error == {
+        "type": "error", "for": "a", "code": InvalidData("").code, "message": "no such thing",
+        "hint": "say something else", "sub_id": "s", "room": "r", "entity": "E", "rowId": "x",
+    }
+    assert done == {"type": "done"}
+
+
+def test_a_defect_of_a_feature_closes_that_client_only(room: Room) -> None:
+    def does(connection: Connection, message: dict[str, Any]) -> None:
+        if message["n"] == 1:
+            raise ZeroDivisionError("a secret of the server")
+
+    room.first.does = does
+    harmed, other = room.peer(), room.peer()
+    harmed.socket.send(numbered(3))
+    settle(lambda: not harmed.connection.is_open)
+    told, code = sent_to(harmed)
+    assert told["code"] == "INTERNAL"
+    assert "secret" not in json.dumps(told)
+    assert code == INTERNAL
+    assert room.first.numbers(harmed) == [0, 1]  # what it said after that is not heard
+    other.socket.send(text({"type": "a", "n": 7}))
+    settle(lambda: room.first.numbers(other) == [7])
+    assert other.connection.is_open
+
+
+def test_every_feature_hears_of_the_end_of_every_connection(room: Room) -> None:
+    silent, talker = room.peer(), room.peer()
+    talker.socket.send(numbered(1))
+    settle(lambda: bool(room.first.taken))
+    silent.socket.close()
+    talker.socket.send(client_frame(frames.CLOSE, b""))
+    settle(lambda: not talker.connection.is_open)
+    talker.socket.close()
+    settle(lambda: len(room.second.left) == 2)
+    for feature in (room.first, room.second):
+        assert set(feature.left) == {silent.connection, talker.connection}
+        assert len(feature.left) == 2
+
+
+def test_a_connection_that_ends_while_it_is_answered(room: Room) -> None:
+    ended = Event()
+    room.first.does = lambda connection, message: ended.wait() and None
+    peer = room.peer()
+    peer.socket.send(numbered(5))
+    settle(lambda: bool(room.first.taken))
+    peer.connection.abort()
+    assert room.first.left == [peer.connection]
+    ended.set()
+    gevent.sleep(0)
+    settle(lambda: room.waiting(peer) is None)
+    assert room.first.numbers(peer) == [0]  # the rest has nobody who would read the answers
+
+
+def test_a_client_is_not_read_while_its_messages_wait(room: Room) -> None:
+    answered = Event()
+    room.first.does = lambda connection, message: answered.wait() and None
+    peer = room.peer()
+    one = text({"type": "a", "n": 0, "fill": "x" * 1_000})
+    stream = memoryview(one * 2_000)
+    at = stuck = 0
+    while stuck < 50:  # until the kernel takes no more, though the hub had its turns
+        try:
+            at += peer.socket.send(stream[at:])
+            stuck = 0
+        except BlockingIOError:
+            stuck += 1
+            gevent.sleep(0.001)
+    waiting = room.waiting(peer)
+    assert waiting is not None
+    assert 0 < waiting * len(one) <= 2 * 65_536
+    assert at < len(stream)  # the rest waits with the client itself
+    answered.set()
+
+    def all_taken() -> bool:
+        nonlocal at
+        with contextlib.suppress(BlockingIOError):
+            at += peer.socket.send(stream[at:]) if at < len(stream) else 0
+        return len(room.first.taken) == 2_000
+
+    settle(all_taken)
+
+
+def test_a_flood_holds_nobody_else_up(room: Room) -> None:
+    flooder, other = room.peer(), room.peer()
+    order: list[str] = []
+
+    def does(connection: Connection, message: dict[str, Any]) -> None:
+        order.append("flooder" if connection is flooder.connection else "other")
+        until = gevent.get_hub().loop.now() + 0.001  # a feature that computes
+        gevent.get_hub().loop.update_now()
+        while gevent.get_hub().loop.now() < until:
+            gevent.get_hub().loop.update_now()
+
+    room.first.does = does
+    flooder.socket.send(numbered(400))
+    settle(lambda: len(order) > 10)
+    other.socket.send(numbered(1))
+    settle(lambda: "other" in order)
+    assert order.index("other") < 200  # long before the flood is over
+    settle(lambda: len(order) == 401)
