@@ -161,6 +161,22 @@ def test_no_frame_before_its_event(stage: DocumentStage) -> None:
     assert one.hear("Public", row_id)["text"] == "a"
 
 
+def test_what_was_in_the_first_frame_does_not_come_again(stage: DocumentStage) -> None:
+    worker = stage.start("ws")
+    row_id = made(stage)
+    one = follower(stage, worker.port, "Public", row_id)
+    batch = stage.write(stage.update("Public", row_id, text="a"), publish=False)
+    late = follower(stage, worker.port, "Public", row_id)
+    assert late.copies[row_id].row()["text"] == "a", "read from the store, ahead of the bus"
+    stage.publisher.publish(batch)
+    assert one.hear("Public", row_id)["text"] == "a"
+    assert late.socket.text()["data"]["text"] == "a"
+    stage.write(stage.update("Public", row_id, text="b"))
+    assert late.socket.text()["data"]["text"] == "b", "the event, and no frame before it"
+    late.copies[row_id].hear(late.binary("Public", row_id))
+    assert late.copies[row_id].row()["text"] == "b"
+
+
 def test_nothing_depends_on_what_the_bus_brings(stage: DocumentStage) -> None:
     worker = stage.start("ws")
     row_id = made(stage)
@@ -239,6 +255,7 @@ def test_a_subscription_ends(stage: DocumentStage) -> None:
         one.socket.text()
     one.follow("Public", gone)
     one.follow("Public", left)
+    until(lambda: stage.metric(worker, "pylon_document_subscriptions") == 2, "both are counted")
     stage.write(stage.delete("Public", gone))
     assert one.socket.text()["kind"] == "delete"
     one.say("crdt-unsubscribe", "Public", left)
@@ -246,5 +263,6 @@ def test_a_subscription_ends(stage: DocumentStage) -> None:
     stage.write(stage.update("Public", left, text="a"), stage.update("Public", left, text="b"))
     assert [one.socket.text()["data"]["text"] for _ in range(2)] == ["a", "b"]
     one.follow("Public", left)
+    until(lambda: stage.metric(worker, "pylon_document_subscriptions") == 1, "one is counted")
     one.socket.close()
     until(lambda: stage.metric(worker, "pylon_document_subscriptions") == 0, "none is left")
