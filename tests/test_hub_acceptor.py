@@ -152,6 +152,7 @@ def test_a_refused_client_can_read_why_though_it_goes_on_sending(place: Place) -
     client = place.client(HEAD)
     answer = said(client)
     assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"\r\nRetry-After: 1\r\n" in answer
     for _ in range(20):
         client.send(b"x" * 1_000)  # a reset would destroy the answer for one that reads late
         gevent.sleep(0.001)

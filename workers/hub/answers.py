@@ -7,12 +7,15 @@ its connection.
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import Final
 
 import msgspec
 
 from pylon.errors import PylonError
 
 Headers = tuple[tuple[str, str], ...]
+
+_RETRY_AFTER_S: Final = "1"
 
 
 def head(status: int, headers: Headers) -> bytes:
@@ -25,10 +28,11 @@ def head(status: int, headers: Headers) -> bytes:
 def refusal(error: PylonError, headers: Headers = (), status: int | None = None) -> bytes:
     """The whole answer for an error: ``{"error": {...}}``, after which the connection ends."""
     body = msgspec.json.encode(error.body())
+    again = (("Retry-After", _RETRY_AFTER_S),) if error.retryable else ()
     return head(
         error.status if status is None else status,
         (
-            ("Content-Type", "application/json"), *headers,
+            ("Content-Type", "application/json"), *headers, *again,
             ("Connection", "close"), ("Content-Length", str(len(body))),
         ),
     ) + body
