@@ -1,5 +1,6 @@
 # make setup       .venv with Pylon in it
 # make run         serve examples/todo on ports 4321 to 4324 (Ctrl-C ends it)
+# make arena       the same with examples/arena, a game
 # make test        the whole suite; what is missing on the machine is skipped by name
 # make test-tools  install the programs that some tests use (Debian, as root)
 # make check       ruff, and mypy --strict
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: setup run test test-tools check bench clean
+.PHONY: setup run arena test test-tools check bench clean
 
 setup: $(VENV)/installed
 
@@ -33,12 +34,15 @@ $(VENV)/installed-test: requirements-test.lock $(VENV)/installed
 	@$(PIP) install -r requirements-test.lock
 	@touch $@
 
-examples/todo/.env:
+examples/%/.env:
 	@umask 077; sed "s/^PYLON_ADMIN_TOKEN=.*/PYLON_ADMIN_TOKEN=$$($(PYTHON) -c \
-	  'import secrets; print(secrets.token_hex(32))')/" examples/todo/.env.example > $@
+	  'import secrets; print(secrets.token_hex(32))')/" $(@D)/.env.example > $@
 
 run: $(VENV)/installed examples/todo/.env
 	@cd examples/todo && exec $(BIN)/pylonctl dev
+
+arena: $(VENV)/installed examples/arena/.env
+	@cd examples/arena && exec $(BIN)/pylonctl dev
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -q
@@ -64,5 +68,5 @@ bench: $(VENV)/installed
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	rm -rf examples/todo/.pylon examples/todo/.env bench/results/local
+	rm -rf examples/*/.pylon examples/*/.env bench/results/local
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -391,9 +391,35 @@ def test_a_recording_is_replayed_to_the_same_state(own_server: PylonServer) -> N
     player.until(lambda body: body["sum"] == 15)
     assert server.terminate() == 0
     (path,) = (server.db_path.parent / "recordings").iterdir()
-    lines = path.read_text().splitlines()
-    assert json.loads(lines[0])["id"] == "recorded:1"
-    assert json.loads(lines[-1])["end"] is True
+    done = server.ctl("replay", str(path), "--json")
+    outcome = json.loads(done.stdout)
+    assert (done.returncode, outcome["ended"], outcome["differs_at"]) == (0, "end", None)
+    assert (outcome["inputs"], outcome["snapshot"]["sum"]) == (5, 15)
+    assert "5 inputs" in server.ctl("replay", str(path)).stdout
+    other = server.folder / "other.py"
+    other.write_text(Path(APP).read_text().replace("self.sum += input.by", "self.sum -= input.by"))
+    done = server.ctl("replay", str(path), "--app", str(other))
+    assert done.returncode == 1
+    assert "another state" in done.stdout
+    other.write_text("")
+    done = server.ctl("replay", str(path), "--app", str(other))
+    assert (done.returncode, "has no shards" in done.stderr) == (1, True)
+
+
+def test_pylonctl_lists_makes_moves_and_stops_shards(server: PylonServer) -> None:
+    done = server.ctl("shards", "make", "made:cli", "--params", '{"map": "south"}')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("made:cli: running, worker ")
+    assert "made:cli: running" in server.ctl("shards", "list").stdout
+    assert server.ctl("shards", "move", "made:cli", "--to", "2").returncode == 0
+    status, _, _ = server.request("POST", "/api/shards", {"id": "made:cli"}, token=ADMIN_TOKEN)
+    assert (status, shards(server)["made:cli"]["worker"]) == (200, "2")
+    assert server.ctl("shards", "move", "made:cli", "--to", "9").returncode == 1
+    assert server.ctl("shards", "stop", "made:cli").stdout == "made:cli is stopped\n"
+    done = server.ctl("shards", "stop", "made:cli")
+    assert (done.returncode, 'no such shard "made:cli"' in done.stderr) == (1, True)
+    done = server.ctl("shards", "make", "made:x", "--params", "{")
+    assert (done.returncode, "--params is no JSON" in done.stderr) == (1, True)
 
 
 def test_two_who_wait_are_matched_and_meet(server: PylonServer) -> None:

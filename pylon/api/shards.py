@@ -36,7 +36,9 @@ from pylon.errors import (
     Unauthorized,
     Unavailable,
 )
+from pylon.realtime.home import home_of, settled_home
 
+_NOT_RELEASED: Final = b'{"released":false}'
 # What everybody may see of a shard (spec/realtime.md §4.4).
 _PUBLIC: Final = ("id", "running", "tick", "subscribers", "input_queue")
 
@@ -126,6 +128,8 @@ class ShardMove:
         services = self._services
         _admins_only(services, req)
         workers = services.app.config.workers_of("shards")
+        if not workers:
+            raise _no_shards()
         worker = _object(req, '{"worker": "2"}').get("worker")
         names = [str(number) for number in range(1, workers + 1)]
         if worker is not None and worker not in names:
@@ -133,9 +137,12 @@ class ShardMove:
                 f"worker is {worker!r}; it must be one of {', '.join(names)}",
                 hint="null moves the shard to where its id says",
             )
-        # Released first, and not made again at the old home for a while: at no time may two
-        # processes think that it is theirs.
-        answer = services.shards.of_shard(ReleaseShard(shard_id))
+        answer = _NOT_RELEASED
+        target = home_of(shard_id, workers) if worker is None else worker
+        if settled_home(shard_id, workers, services.store) != target:
+            # Released first, and not made again at the old home for a while: at no time may two
+            # processes think that it is theirs.
+            answer = services.shards.of_shard(ReleaseShard(shard_id))
         services.writer.submit(MoveShard(shard_id, worker))
         send_raw(resp, answer)
 
@@ -148,12 +155,16 @@ class ShardConnect:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, shard_id: str) -> None:
         if not self._services.app.config.workers_of("shards"):
-            raise ShardsNotAvailable(
-                "This server runs no shards", hint="Set PYLON_SHARD_WORKERS to 1 or more"
-            )
+            raise _no_shards()
         raise Unavailable("No shards worker is up", hint="Try again in a moment")
 
     on_head = on_get
+
+
+def _no_shards() -> ShardsNotAvailable:
+    return ShardsNotAvailable(
+        "This server runs no shards", hint="Set PYLON_SHARD_WORKERS to 1 or more"
+    )
 
 
 def _submitted(services: Services, command: ShardCommand) -> bytes:

@@ -1,7 +1,7 @@
 """How a verb speaks to the running server over HTTP, as an admin.
 
-One keep-alive connection to the HTTP port on this machine. Used by `seed`, `export` and
-`import`, which go the way of every client: checked values, change events, live updates.
+One keep-alive connection to the HTTP port on this machine. Used by `seed`, `export`, `import`
+and `shards`, which go the way of every client: checked values, change events, live updates.
 
 Invariants: an answer that is an error of the server's is raised as the `PylonError` it was
 there; only `send`, whose key makes a repetition harmless, tries again.
@@ -83,6 +83,21 @@ class Calling:
             time.sleep(pause_s)
             pause_s *= 2
         raise AssertionError("the last try returns or raises")
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """One request, and the decoded answer.
+
+        Raises:
+            PylonError: the server's refusal.
+            Unavailable: it cannot be reached.
+        """
+        sent = None if body is None else orjson.dumps(body)
+        answer = self._call(method, path, sent, {"Content-Type": "application/json"})
+        try:
+            return orjson.loads(answer.read())
+        except (OSError, http.client.HTTPException) as ex:
+            self._conn.close()
+            raise Unavailable(f"the server's answer was cut off: {ex!r}") from ex
 
     def lines(
         self, method: str, path: str, body: bytes | None, headers: dict[str, str]

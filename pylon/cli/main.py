@@ -30,7 +30,7 @@ from pylon.imports import defer
 
 VERBS: Final = (  # in the order of the help; module and function are named alike
     "start", "dev", "stop", "status", "config", "check-config", "backup", "restore", "schema",
-    "seed", "export", "import", "bench", "search", "explain", "version",
+    "seed", "export", "import", "bench", "search", "shards", "replay", "explain", "version",
 )
 
 
