@@ -266,3 +266,25 @@ def test_a_subscription_ends(stage: DocumentStage) -> None:
     until(lambda: stage.metric(worker, "pylon_document_subscriptions") == 1, "one is counted")
     one.socket.close()
     until(lambda: stage.metric(worker, "pylon_document_subscriptions") == 0, "none is left")
+
+
+def test_a_socket_has_a_largest_number(stage: DocumentStage) -> None:
+    worker = stage.start("ws")
+    ops = [stage.insert("Public") for _ in range(limits.DOCUMENT_SUBSCRIPTIONS + 1)]
+    stage.write(*ops)
+    ids = [op.row_id for op in ops]
+    one = Follower(worker.port)
+    for row_id in ids:
+        one.say("crdt-subscribe", "Public", row_id)
+    frames_seen = 0
+    while True:
+        opcode, data = one.socket.next_but()
+        if opcode == frames.BINARY:
+            frames_seen += 1
+        elif b'"error"' in data:
+            break
+    answer = json.loads(data)
+    assert (answer["code"], answer["rowId"]) == ("LIMIT_EXCEEDED", ids[-1])
+    assert frames_seen == limits.DOCUMENT_SUBSCRIPTIONS
+    one.say("crdt-unsubscribe", "Public", ids[0])
+    one.follow("Public", ids[-1])
