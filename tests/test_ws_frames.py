@@ -46,13 +46,15 @@ def masked(opcode: int, payload: bytes, fin: bool = True) -> bytes:
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
 def test_corpus_in_one_piece(case: dict[str, Any]) -> None:
-    received = Parser(LIMIT_BYTES).feed(bytes.fromhex(case["hex"]))
+    received = Parser(LIMIT_BYTES, unpacks=case.get("unpacks", False)).feed(
+        bytes.fromhex(case["hex"])
+    )
     assert [shown(item) for item in received] == case["expect"]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
 def test_corpus_byte_by_byte(case: dict[str, Any]) -> None:
-    parser = Parser(LIMIT_BYTES)
+    parser = Parser(LIMIT_BYTES, unpacks=case.get("unpacks", False))
     received = [
         item for byte in bytes.fromhex(case["hex"]) for item in parser.feed(bytes([byte]))
     ]

@@ -228,7 +228,8 @@ def test_corpus_over_the_wire(own_stage: Stage) -> None:
     ws = own_stage.start("ws", PYLON_WS_MAX_MESSAGE_BYTES="1024", PYLON_SOCKETS_PER_IP="0")
     for case in CASES:
         ending = case["expect"][-1] if case["expect"] else ["none"]
-        client = WsClient(ws.port)
+        offer = {"Sec-WebSocket-Extensions": "permessage-deflate"} if "unpacks" in case else {}
+        client = WsClient(ws.port, headers=offer)
         client.send(bytes.fromhex(case["hex"]))
         pings = [bytes.fromhex(e[1]) for e in case["expect"] if e[0] == "ping"]
         for payload in pings:
