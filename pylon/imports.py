@@ -22,12 +22,19 @@ from types import ModuleType
 from typing import Any, Final
 
 _ON_USE: Final = (
-    "argparse", "ast", "asyncio", "difflib", "email.utils", "html", "importlib.metadata", "loro",
-    "shutil", "ssl", "subprocess", "tempfile", "xml.etree.ElementTree",
+    "argparse", "ast", "asyncio", "difflib", "email.utils", "html", "importlib.metadata",
+    "inspect", "loro", "pickle", "shutil", "ssl", "subprocess", "tempfile",
+    "xml.etree.ElementTree",
 )
 # What gevent does to them when it patches all; `workers.patch` puts it off until they are loaded.
 _PATCHES: Final = {"ssl": "patch_ssl", "subprocess": "patch_subprocess"}
 _SHA256: Final = ("_sha256", "_sha2")  # CPython's own; the second name from 3.12 on
+
+
+# What is true of a module and asked of it so often that it would be loaded for that.
+_KNOWN: Final[dict[str, dict[str, object]]] = {
+    "pickle": {"DEFAULT_PROTOCOL": 4 if sys.version_info < (3, 14) else 5},  # by pyzmq
+}
 
 
 def defer() -> None:
@@ -68,6 +75,7 @@ def _stand_in(name: str) -> _StandIn | None:
     known = sys.modules.get(name)
     if known is None:
         known = sys.modules[name] = _StandIn(name)
+        known.__dict__.update(_KNOWN.get(name, {}))
         package, _, own = name.rpartition(".")
         if package:
             setattr(importlib.import_module(package), own, known)

@@ -59,7 +59,7 @@ LIST_BYTES: Final = 32 * 1024 * 1024  # of the rows of one list, query or graph
 ANSWERS_BYTES: Final = 8 * 1024 * 1024  # remembered until the next commit, of each kind
 READ_TIMEOUT_S: Final = 10.0  # one statement; more: 503 QUERY_TIMEOUT
 
-TAIL_EVENTS: Final = 5_000
+TAIL_EVENTS: Final = 3_000
 TAIL_BYTES: Final = 32 * 1024 * 1024
 REPLAY_WITHOUT_NOTE_EVENTS: Final = 200
 NOTE_TTL_S: Final = 60.0  # a pull's cursor is remembered this long, at the least

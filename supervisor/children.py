@@ -75,6 +75,8 @@ class Children:
         self._runtime = runtime
         self._environ = {k: v for k, v in environ.items() if k not in SYSTEMD_NAMES}
         self._environ["PYTHONPATH"] = _python_path(environ.get("PYTHONPATH", ""))
+        # Tracebacks without columns: 0.3 MiB less in each process.
+        self._environ.setdefault("PYTHONNODEBUGRANGES", "1")
         self._heartbeats = heartbeats
         self._clock = clock
         self._random = random

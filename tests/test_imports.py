@@ -10,7 +10,10 @@ import pytest
 _LOADED = (
     "loaded = {n for n, m in sys.modules.items() if m and type(m).__name__ != '_StandIn'}\n"
 )
-_HEAVY = "{'ssl', '_ssl', '_hashlib', 'asyncio', 'importlib.metadata', 'urllib.request', 'loro'}"
+_HEAVY = (
+    "{'ssl', '_ssl', '_hashlib', 'asyncio', 'importlib.metadata', 'urllib.request', 'loro', "
+    "'http.client', 'email.message', 'gevent.pywsgi', 'subprocess'}"
+)
 
 
 def run(code: str) -> None:
@@ -74,4 +77,12 @@ def test_a_module_that_is_mentioned_says_no_more_than_it_was_given() -> None:
         "with mentioning('ssl', CERT_NONE='none'):\n"
         "    from ssl import CERT_NONE\n"
         "assert CERT_NONE == 0\n"
+    )
+
+
+def test_what_is_known_of_a_module_is_true() -> None:
+    run(
+        "import pickle\n"
+        "from pylon import imports\n"
+        "assert imports._KNOWN['pickle'] == {'DEFAULT_PROTOCOL': pickle.DEFAULT_PROTOCOL}\n"
     )

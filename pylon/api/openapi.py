@@ -13,7 +13,6 @@ from pylon.api.answers import send_raw
 from pylon.api.callers import caller_of
 from pylon.api.services import Services
 from pylon.errors import NotFound
-from pylon.openapi.document import openapi_document
 
 
 class OpenApi:
@@ -33,6 +32,9 @@ class OpenApi:
                 "(it enumerates every entity and callable function).",
             )
         if self._text is None:
+            # Imported here: few processes are ever asked for it.
+            from pylon.openapi.document import openapi_document
+
             app = self._services.app
             self._text = orjson.dumps(openapi_document(app.manifest, app.config))
         send_raw(resp, self._text)

@@ -26,6 +26,8 @@ class FieldType(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Field:
+    """A column of an entity. `target` is the entity that an `id(...)` points to."""
+
     name: str
     type: FieldType
     optional: bool
@@ -36,6 +38,8 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Index:
+    """An index over one field or several."""
+
     name: str
     fields: tuple[str, ...]
     unique: bool
@@ -43,6 +47,8 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
+    """A way from a row to rows of `target`: by `field` of ours, or (`many`) by theirs."""
+
     name: str
     target: str
     field: str
@@ -51,6 +57,8 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Search:
+    """What full-text search indexes, counts and sorts by."""
+
     text: tuple[str, ...]
     facets: tuple[str, ...]
     sortable: tuple[str, ...]
@@ -59,6 +67,8 @@ class Search:
 
 @dataclass(frozen=True)
 class Entity:
+    """A table, and what goes with it."""
+
     name: str
     fields: tuple[Field, ...]
     indexes: tuple[Index, ...] = ()
@@ -102,6 +112,8 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Route:
+    """A page of the app, for clients' routers."""
+
     path: str
     mode: Literal["static", "server", "live"]
     query: str | None = None
@@ -110,6 +122,8 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class AuthConfig:
+    """How people sign in, and what is shown of them."""
+
     user_entity: str = "User"
     expose: tuple[str, ...] = ()
     hide: tuple[str, ...] = ()
@@ -119,6 +133,8 @@ class AuthConfig:
 
 @dataclass(frozen=True)
 class Manifest:
+    """The whole app, checked."""
+
     name: str
     version: str
     entities: tuple[Entity, ...]

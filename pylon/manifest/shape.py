@@ -30,6 +30,8 @@ class Scalar:
 
 @dataclass(frozen=True, slots=True)
 class ListOf:
+    """A list whose members have the shape `item`."""
+
     item: Shape
 
 

@@ -85,6 +85,8 @@ class Ordered:
 
 @dataclass(frozen=True, slots=True)
 class IsNull:
+    """Whether the operand is null."""
+
     operand: Expr
 
 
@@ -114,16 +116,22 @@ class Affix:
 
 @dataclass(frozen=True, slots=True)
 class Not:
+    """True where the operand is not."""
+
     operand: Expr
 
 
 @dataclass(frozen=True, slots=True)
 class And:
+    """True where all items are."""
+
     items: tuple[Expr, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Or:
+    """True where one item is."""
+
     items: tuple[Expr, ...]
 
 

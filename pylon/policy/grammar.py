@@ -65,6 +65,8 @@ class Syntax:
 
 @dataclass(frozen=True, slots=True)
 class _Token:
+    """A token of a rule, and where it begins."""
+
     type: str  # "word", "string", "number", "symbol" or "end"
     at: int
     value: str | int | float

@@ -29,6 +29,8 @@ _CHAIN = 50  # longer chains of AND and OR become trees: SQLite bounds the depth
 
 @dataclass(frozen=True, slots=True)
 class _Sql:
+    """A piece of SQL; `fixed` is its value where the caller alone decides it."""
+
     text: str
     params: tuple[object, ...] = ()
     fixed: object = None  # the value, when it is a single parameter

@@ -106,6 +106,8 @@ class _Place:
 
 @dataclass(frozen=True, slots=True)
 class _Input:
+    """An input that waits for its tick."""
+
     sid: str
     sink: Sink | None  # None: it came over HTTP
     value: Any

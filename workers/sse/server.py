@@ -22,6 +22,8 @@ from workers.sse.stream import EventStreamTransport, cors_of, preflight
 
 @dataclass(frozen=True, slots=True)
 class _Door:
+    """What is done with a connection to the SSE port."""
+
     reception: Reception
     replay: Replay
     transport: EventStreamTransport

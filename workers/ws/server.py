@@ -35,6 +35,8 @@ from workers.ws.transport import WebSocketTransport
 
 @dataclass(frozen=True, slots=True)
 class _Door:
+    """What is done with a connection to the WebSocket port."""
+
     handshakes: protocol.Handshakes
     reception: Reception
     replay: Replay
