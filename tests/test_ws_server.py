@@ -58,7 +58,7 @@ def joined(stage: Stage, worker: Worker, **options: Any) -> WsClient:
     """A client that has nothing to catch up with, and that receives what comes from now on.
 
     The first ping may travel with the handshake and be answered before the client has joined;
-    the second is read by the loop, which means that the handshake's greenlet is done.
+    the second is read by the loop, which means that the handshake is done.
     """
     client = WsClient(worker.port, path=f"/?since={stage.engine.head}", **options)
     for payload in (b"there?", b"joined?"):

@@ -12,7 +12,7 @@ new is published and within `limits.REPLAY_SHARED_BYTES`.
 
 Invariants: a client that named its cursor gets every event after it, or `ResyncRequired`. A
 cursor note that no longer reaches is treated the same way, since its client believes in it.
-Called in the handshake's greenlet.
+Called by `workers.hub.reception`: `run_at_once` in the hub's greenlet, `run` in one of its own.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The WebSocket handshake (spec/realtime.md §2.1): the only module that imports geventwebsocket.
 
 geventwebsocket gives the constants of the handshake. Its server side is not used. Its handler
-needs pywsgi, which costs a greenlet, a WSGI environ and a dozen Python objects for each
-connection before the first check (a third of the connections per second that
-`workers.hub.acceptor` takes), and answers some bad requests with a traceback. Its conversation
+needs pywsgi: a greenlet, a WSGI environ and a dozen Python objects for each connection before
+the first check, in all five times the CPU that `workers.hub.acceptor` takes for a connection;
+and answers some bad requests with a traceback. Its conversation
 blocks a greenlet for each socket, reads frames before it looks at their size, accepts unmasked
 ones, and checks UTF-8 byte by byte in Python (see `workers.ws.frames`).
 
