@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loro import LoroDoc, LoroList, LoroText
 
-from pylon import limits
+from pylon import limits, metrics
 from pylon.auth.context import ADMIN, AuthContext
 from pylon.bus.messages import (
     InsertRow,
@@ -475,6 +475,8 @@ def test_the_cache_counts_what_it_has() -> None:
     cache.undone()
     cache.drop_entity("a")
     assert cache._bytes == 0 and cache.find(("a", "1")) is None
+    (size,) = metrics.DOCUMENTS_DECODED.samples()
+    assert size.value == 0
 
 
 # --- The check before the writer -----------------------------------------------------------

@@ -24,8 +24,8 @@ from pylon.crdt.document import Document
 Key = tuple[str, str]  # entity, row id
 
 _BITS: Final = 1 << 24
-_DECODED_FACTOR: Final = 5  # memory of a decoded document by its stored size (measured: 4.5)
-_DECODED_BYTES: Final = 4_096  # and of an empty one, Python objects included
+_DECODED_FACTOR: Final = 5  # memory of a decoded document by its stored size (measured: 2 to 5)
+_DECODED_BYTES: Final = 18_000  # and of one with next to nothing in it (measured)
 
 
 class RowSet:
@@ -99,13 +99,14 @@ class DocumentCache:
             len(self._kept) > limits.DOCUMENTS_DECODED
             or self._bytes > limits.DOCUMENTS_DECODED_BYTES
         ):
-            oldest = next(iter(self._kept))
-            self.drop(oldest)
+            self.drop(next(iter(self._kept)))
+        self._tell()
 
     def drop(self, key: Key) -> None:
         """Forget it; the database has it."""
         if self._kept.pop(key, None) is not None:
             self._bytes -= self._sizes.pop(key)
+            self._tell()
 
     def drop_entity(self, entity: str) -> None:
         for key in [key for key in self._kept if key[0] == entity]:
@@ -119,10 +120,12 @@ class DocumentCache:
         """What was touched is stored."""
         if self._touched:
             self._touched.clear()
-        metrics.DOCUMENTS_DECODED.set(len(self._kept))
-        metrics.DOCUMENTS_DECODED_BYTES.set(self._bytes)
 
     def undone(self) -> None:
         """The transaction, or a part of it, was rolled back."""
         for key in self._touched:
             self.drop(key)
+
+    def _tell(self) -> None:
+        metrics.DOCUMENTS_DECODED.set(len(self._kept))
+        metrics.DOCUMENTS_DECODED_BYTES.set(self._bytes)
