@@ -109,6 +109,17 @@ def test_changes_of_one_member_are_told_once(asking: Asking) -> None:
     assert not asking.desk.has_news
 
 
+def test_who_is_in_a_snapshot_and_leaves_is_told_of(asking: Asking) -> None:
+    asking.watched("r")
+    asking.join("r", "ann")
+    (reply,) = asking.ask(Subscribe("r", "watcher", 2))
+    assert b'"ann"' in reply.body
+    asking.ask(LeaveRoom("r", "ann"))
+    assert [(text["action"], text["member"]["user_id"]) for text in asking.tick()] == [
+        ("leave", "ann"),
+    ]
+
+
 def test_rooms_without_subscribers_make_no_news(asking: Asking) -> None:
     asking.join("r", "ann", "bob")
     asking.ask(
@@ -160,6 +171,9 @@ def test_a_silent_worker_loses_its_sockets(asking: Asking) -> None:
     asking.desk.expire()
     assert asking.members("r") == []
     assert asking.desk.workers == []
+    ((tick,),) = [news.ticks for news in asking.desk.news()]
+    assert json.loads(tick.texts[0])["action"] == "leave"
+    assert tick.dropped == [(WS, 1)], "a worker that only slept learns what it has lost"
 
 
 def test_a_command_that_fails_fails_alone(asking: Asking) -> None:

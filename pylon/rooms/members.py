@@ -216,6 +216,7 @@ class Rooms:
         """The same, with the sockets of a worker that hear of the room."""
         room = self._rooms.get(name)
         members = () if room is None else room.members.values()
+        self._updates.shown(name)
         numbers = [n for m in members for whose, n in m.sockets if whose == source]
         return RoomSnapshot(name, self.snapshot(name), numbers)
 
@@ -243,6 +244,7 @@ class Rooms:
             self._subscriptions.setdefault(socket, {})[name] = user_id
         self._silent.pop((name, user_id), None)
         self._updates.keep(name, socket)
+        self._updates.shown(name)
         return room.snapshot()
 
     def unsubscribe(self, name: str, socket: Socket) -> None:
@@ -270,8 +272,10 @@ class Rooms:
                 self.leave(name, user_id)
 
     def lost(self, source: bytes) -> None:
-        """All sockets of a worker are gone."""
+        """All sockets of a worker are gone; should it live all the same, it is told."""
         for socket in [s for s in self._subscriptions if s[0] == source]:
+            for name in self._subscriptions[socket]:
+                self._updates.drop(name, socket)
             self.closed(socket)
 
     # --- Within ----------------------------------------------------------------------------

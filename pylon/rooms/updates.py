@@ -1,9 +1,9 @@
 """What subscribers of rooms are told: gathered for a tick, coalesced, and encoded once.
 
 A member who changes several times within a tick is told of once, as it is in the end; one who
-comes and goes within a tick is not told of. Where many change, a fresh snapshot of the room is
-sent instead, if it is smaller than the changes. So a thousand who join at once cost each
-subscriber about one snapshot, and the server one encoding.
+comes and goes within a tick is not told of, unless a snapshot was given out meanwhile. Where
+many change, a fresh snapshot of the room is sent instead, if it is smaller than the changes. So
+a thousand who join at once cost each subscriber about one snapshot, and the server one encoding.
 
 Invariants: the news of a tick, applied to the room as it was at the tick before, give the room
 as it is; a broadcast comes after the join of its sender and before its leave; news may repeat
@@ -43,11 +43,12 @@ class _Change(NamedTuple):
 class _Pending:
     """A room's news of this tick, in order: changes by user id, other texts by their number."""
 
-    __slots__ = ("dropped", "entries", "said_bytes")
+    __slots__ = ("dropped", "entries", "said_bytes", "was_shown")
 
     def __init__(self) -> None:
         self.entries: dict[str | int, _Change | bytes] = {}
         self.said_bytes = 0
+        self.was_shown = False  # somebody has a snapshot of within this tick
         self.dropped: dict[Socket, None] = {}
 
 
@@ -75,7 +76,8 @@ class Updates:
             data: JSON text.
             was_member: before this change.
         """
-        entries = self._of(room).entries
+        pending = self._of(room)
+        entries = pending.entries
         last = entries.get(user_id)
         if not isinstance(last, _Change):
             entries[user_id] = _Change(action, data, was_member)
@@ -84,7 +86,7 @@ class Updates:
         if action == "leave" or last.action == "leave":
             del entries[user_id]  # it belongs at the end: after what it said
             if action == "leave":
-                if last.was_there:
+                if last.was_there or pending.was_shown:
                     entries[user_id] = _Change("leave", NULL, True)
                 return
         joined = action == "join" or last.action in ("join", "leave")
@@ -116,6 +118,12 @@ class Updates:
         pending = self._pending.get(room)
         if pending is not None:
             pending.dropped.pop(socket, None)
+
+    def shown(self, room: str) -> None:
+        """A snapshot was given out: who has come in this tick is known to somebody."""
+        pending = self._pending.get(room)
+        if pending is not None:
+            pending.was_shown = True
 
     def take(self, snapshot_of: Callable[[str], bytes]) -> list[RoomTick]:
         """End the tick: its news. `snapshot_of` gives a room's `room-snapshot` text."""
