@@ -26,6 +26,7 @@ import os
 import resource
 import signal
 import socket
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+import machine
 import server as srv
 import subscribers
 
@@ -45,6 +47,9 @@ SETTLE_S = 20.0
 IDLE_S = 10.0
 WATCHERS = 100
 IN_FLIGHT = 1_500  # changes that full speed is ahead of the subscribers, at the most
+BARE_SOCKETS = 200
+BARE_ROUNDS = 25
+BARE_FRAME = b"x" * 250
 FORK = multiprocessing.get_context("fork")
 
 
@@ -245,14 +250,32 @@ def main() -> int:
         return 0
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    reports = []
+    reports: list[dict[str, Any]] = []
     for name in args.scenarios:
         for transport in args.transport:
             report = _run(SCENARIOS[name], transport, args.seconds)
+            report["bare_write_cpu_us"] = bare_write_us()
             reports.append(report)
             print(json.dumps({k: v for k, v in report.items() if k != "processes"}), flush=True)
             _save(args.out, reports)
     return 0 if all(report["missing"] == 0 for report in reports) else 1
+
+
+def bare_write_us() -> float:
+    """CPU of one `write` of a small frame to a loopback socket, and of nothing else, in µs: what
+    a delivery cannot be cheaper than here and now."""
+    with socket.create_server(("127.0.0.1", 0), backlog=BARE_SOCKETS) as listener:
+        theirs = [socket.create_connection(listener.getsockname()) for _ in range(BARE_SOCKETS)]
+        ours = [listener.accept()[0] for _ in theirs]
+    times_us = []
+    for _ in range(BARE_ROUNDS):
+        began_s = time.process_time()
+        for sock in ours:
+            os.write(sock.fileno(), BARE_FRAME)
+        times_us.append((time.process_time() - began_s) * 1e6 / BARE_SOCKETS)
+    for sock in ours + theirs:
+        sock.close()
+    return round(statistics.median(times_us), 2)
 
 
 def _arguments() -> argparse.Namespace:
@@ -427,8 +450,12 @@ def _processes(server: srv.Server, cold: Any, idle: Any) -> dict[str, Any]:
 
 def _save(folder: Path, reports: list[dict[str, Any]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "fan_out.json").write_text(json.dumps({"runs": reports}, indent=2) + "\n")
-    (folder / "fan_out.md").write_text("\n\n".join(_markdown(r) for r in reports) + "\n")
+    fingerprint = machine.fingerprint()
+    whole = {"machine": fingerprint, "runs": reports}
+    (folder / "fan_out.json").write_text(json.dumps(whole, indent=2) + "\n")
+    head = f"Fan-out, server and load tool on the same machine: {machine.text(fingerprint)}."
+    parts = [head, *(_markdown(report) for report in reports)]
+    (folder / "fan_out.md").write_text("\n\n".join(parts) + "\n")
 
 
 def _markdown(report: dict[str, Any]) -> str:
