@@ -67,17 +67,24 @@ class WebSocketTransport:
             parser = connection.receiver = frames.Parser(
                 self._max_message_bytes, unpacks=connection.packing != 0
             )
+        pongs: list[bytes] = []  # leave in one write: who floods with pings costs one call
         for item in parser.feed(data):
+            if isinstance(item, frames.Ping):
+                pongs.append(frames.encode(frames.PONG, item.data))
+                continue
+            if pongs:
+                connection.send(b"".join(pongs), len(pongs))
+                pongs.clear()
             if isinstance(item, frames.Text):
                 self.on_text(connection, item.text)
             elif isinstance(item, frames.Binary):
                 self.on_binary(connection, item.data)
-            elif isinstance(item, frames.Ping):
-                connection.send(frames.encode(frames.PONG, item.data))
             elif isinstance(item, frames.Close):
                 _answer_close(connection, item)
             elif isinstance(item, frames.Violation):
                 connection.close(item.code, item.reason, awaits_peer=False)
+        if pongs:
+            connection.send(b"".join(pongs), len(pongs))
 
     def refuse(self, connection: Connection, error: PylonError, *, greeted: bool) -> None:
         """Tell a client that it must pull anew, or come again later."""
