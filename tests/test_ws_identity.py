@@ -40,6 +40,17 @@ def become(client: WsClient, token: Any) -> Any:
             return message
 
 
+def is_nobody_s(stage: Stage, worker: Worker, token: str) -> None:
+    """A socket with a dead token is anonymous from its first moment on."""
+    client = connect(stage, worker, token)
+    stage.write(
+        stage.insert("Mine", text="no", ownerId="bob"),
+        stage.insert("Mine", text="no", ownerId="ada"),
+        stage.insert("Public", text="all"),
+    )
+    assert client.events(1) == [("insert", "all")]
+
+
 def test_an_identity_changes_without_loss_repetition_or_leak(stage: Stage, ws: Worker) -> None:
     (ada, _), (bob, _) = stage.login("ada"), stage.login("bob")
     client = connect(stage, ws, ada)
@@ -91,6 +102,7 @@ def test_the_new_session_closes_the_socket_and_the_old_no_longer_does(
     stage.logout(bob_id)
     stage.tell(SessionRevoked(bob_id))
     assert client.closed() == (4401, "session revoked")
+    is_nobody_s(stage, ws, bob)
 
 
 def test_a_lost_revocation_is_found_in_the_store(stage: Stage, ws: Worker) -> None:
@@ -100,6 +112,7 @@ def test_a_lost_revocation_is_found_in_the_store(stage: Stage, ws: Worker) -> No
     assert client.closed() == (4401, "session revoked")
     stage.write(stage.insert("Public", text="others stay"))
     assert other.events(1) == [("insert", "others stay")]
+    is_nobody_s(stage, ws, token)
 
 
 def test_a_session_that_expires_closes_its_sockets(stage: Stage, ws: Worker) -> None:

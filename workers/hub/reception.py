@@ -68,7 +68,7 @@ class Reception:
         )
         self._callers: dict[str, tuple[Caller, float]] = {}  # by token; until when, monotonic
         self._callers_stale_s = 0.0  # then all are forgotten, with the next one that is found
-        self.sessions = SessionWatch(booted.reader_pool, app.clock)
+        self.sessions = SessionWatch(booted.reader_pool, app.clock, self.forget_callers)
         self.sessions.watch(hub)
         self.draining = False
         hub.on_gone(self._gone)
@@ -181,7 +181,7 @@ class Reception:
         return caller, None
 
     def forget_callers(self) -> None:
-        """A session has been revoked: look all of them up again."""
+        """A session may have been revoked: look all of them up again."""
         self._callers.clear()
 
     def _gone(self, connection: Connection) -> None:

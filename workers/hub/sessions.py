@@ -13,11 +13,12 @@ other greenlets have their turn. Used by `workers.hub.service` and `reception`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, NoReturn
 
 import gevent
 
-from pylon import limits, log
+from pylon import log
 from pylon.clock import Clock
 from pylon.errors import PylonError
 from pylon.storage.contract import Store
@@ -38,16 +39,19 @@ class SessionWatch:
     """Watches the sessions of one worker's sockets."""
 
     __slots__ = (
-        "_clock", "_hubs", "_next_s", "_rested_s", "_soon", "_store", "_until_s", "_version",
+        "_clock", "_forget_callers", "_has_changed", "_hubs", "_next_s", "_rested_s", "_soon",
+        "_store", "_version",
     )
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, forget_callers: Callable[[], None]) -> None:
+        """`forget_callers`: called when callers who are remembered may be outdated."""
         self._store = store
+        self._forget_callers = forget_callers
         self._hubs: list[Hub] = []
         self._clock = clock
         self._soon: dict[str, float] = {}  # sessions that end soon: when, monotonic
         self._version = -1  # of the store, at the last look
-        self._until_s = 0.0  # something was committed: sweep until then
+        self._has_changed = False  # since the last sweep
         self._next_s = 0.0  # sweep then, whatever was committed
         self._rested_s = 0.0  # no sweep before
 
@@ -83,9 +87,10 @@ class SessionWatch:
         version = self._store.point(lambda reader: reader.data_version())
         if version != self._version:
             self._version = version
-            # Callers are remembered a little: one may come in after the sweep that missed him.
-            self._until_s = max(now_s, self._rested_s) + limits.CALLER_S + _TICK_S
-        if now_s >= self._rested_s and (now_s < self._until_s or now_s >= self._next_s):
+            self._has_changed = True
+            self._forget_callers()  # so that nobody comes in after the sweep who was here before
+        if now_s >= self._rested_s and (self._has_changed or now_s >= self._next_s):
+            self._has_changed = False
             self._next_s = now_s + _SWEEP_S
             self._sweep()
             ended_s = self._clock.monotonic_s()
