@@ -21,6 +21,7 @@ from workers.hub.connection import INTERNAL, Connection
 from workers.hub.hub import Hub
 from workers.ws import frames
 from workers.ws.conversation import Conversation, say
+from workers.ws.deflate import pack
 from workers.ws.transport import WebSocketTransport
 
 LIMIT_BYTES = 1024 * 1024
@@ -272,3 +273,18 @@ def test_a_flood_holds_nobody_else_up(room: Room) -> None:
     settle(lambda: "other" in order)
     assert order.index("other") < 200  # long before the flood is over
     settle(lambda: len(order) == 401)
+
+
+def test_messages_that_unpack_to_a_thousand_times_their_size_hold_nobody_up(room: Room) -> None:
+    flooder, other = room.peer(), room.peer()
+    flooder.connection.packing = 12
+    order: list[Connection] = []
+    transport = flooder.connection._transport
+    assert isinstance(transport, WebSocketTransport)
+    transport.on_text = lambda connection, said: order.append(connection)
+    bomb = client_frame(0x40 | frames.TEXT, pack(b"a" * (LIMIT_BYTES // 2), 12))
+    count = 60_000 // len(bomb)
+    flooder.socket.send(bomb * count)
+    other.socket.send(text({"type": "a"}))
+    settle(lambda: len(order) == count + 1)
+    assert order.index(other.connection) <= 4_096 // len(bomb) + 1

@@ -36,6 +36,7 @@ ABNORMAL: Final = 1006  # never on the wire: the socket died
 INTERNAL: Final = 1011
 
 _RECEIVE_BYTES: Final = 65_536
+_RECEIVE_PACKED_BYTES: Final = 4_096  # it may be a thousand times as much, unpacked
 
 
 class Transport(Protocol):
@@ -298,7 +299,7 @@ class Connection:
 
     def _read(self) -> None:
         try:
-            data = self._raw.recv(_RECEIVE_BYTES)
+            data = self._raw.recv(_RECEIVE_PACKED_BYTES if self.packing else _RECEIVE_BYTES)
         except BlockingIOError:
             return
         except OSError:
