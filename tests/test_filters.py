@@ -217,3 +217,16 @@ def test_any_filter_is_answered_or_refused(reader: SqliteReader, body: dict[str,
         assert error.status == 400
     else:
         assert len(reader.rows("Task", query)) <= len(ROWS)
+
+
+@given(
+    part=st.text(alphabet="0-1 \u00e9\u00c9\u017f\u212a\u65e5\u0301\U0001f680%_aA", max_size=3),
+    value=st.text(alphabet="0-1 \u00e9\u00c9\u017f\u212a\u65e5\u0301\U0001f680%_aAks", max_size=8),
+)
+def test_a_substring_is_found_as_sqlite_s_like_finds_it(part: str, value: str) -> None:
+    clause = parse_filter(TASK, {"title": {"$like": part}}, 100).where
+    ((found, wanted),) = MEMORY.execute(
+        f"SELECT {clause.sql}, title LIKE ? FROM (SELECT ? AS title)",
+        (*clause.params, f"%{part}%", value),
+    )
+    assert found == wanted
