@@ -13,7 +13,15 @@ from typing import Any
 
 import pytest
 
-from pylon.bus.rooms_messages import JoinRoom, LeaveRoom, RoomCommand, RoomRequest, SetPresence
+from pylon import limits
+from pylon.bus.rooms_messages import (
+    JoinRoom,
+    LeaveRoom,
+    Relay,
+    RoomCommand,
+    RoomRequest,
+    SetPresence,
+)
 from pylon.bus.rooms_port import RoomsPort
 from pylon.clock import SystemClock
 from pylon.rooms.desk import Desk
@@ -29,6 +37,7 @@ class Keeper:
         self.desk = Desk(SystemClock(), "g")
         self._port = RoomsPort(stage.runtime)
         self._jobs: queue.Queue[tuple[Callable[[], None], threading.Event]] = queue.Queue()
+        self.relays: list[int] = []  # how many each message had
         self._ended = False
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -37,6 +46,7 @@ class Keeper:
         while not self._ended:
             for peer, requests in self._port.receive(0.01):
                 self._port.reply(peer, self.desk.apply(peer, requests))
+                self.relays.append(sum(isinstance(r.command, Relay) for r in requests))
             while not self._jobs.empty():
                 job, done = self._jobs.get()
                 job()
@@ -203,3 +213,16 @@ def test_unscoped_presence_reaches_everybody(stage: Stage, keeper: Keeper) -> No
     keeper.publish()
     for client in (bob, nobody):
         assert client.text() == {"type": "presence", "event": "disconnect", "clientId": 0}
+
+
+def test_who_says_much_is_heard_whole_and_in_order(stage: Stage, keeper: Keeper) -> None:
+    worker = stage.start("ws", PYLON_SOCKETS_PER_IP="0")
+    ann = subscribed(stage, keeper, worker, "ann")
+    count = limits.ROOM_RELAYS * 3 + 1
+    for n in range(count):
+        say(ann, type="topic", topic="t", data=n, room="r")
+    until(lambda: sum(keeper.relays) == count, "all have been passed on")
+    assert max(keeper.relays) <= limits.ROOM_RELAYS, "no more of one socket at once"
+    keeper.publish()
+    heard = [ann.text() for _ in range(count)]
+    assert [message["data"] for message in heard] == list(range(count))

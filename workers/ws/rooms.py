@@ -19,6 +19,7 @@ from typing import Any, Final, NoReturn
 
 import gevent
 import msgspec
+from gevent.event import Event
 
 from pylon import limits, log, metrics
 from pylon.bus.room_news import RoomNewsSubscriber
@@ -99,6 +100,11 @@ class Rooms:
         self._rooms_of: dict[Connection, set[str]] = {}
         self._generation: str | None = None
         self._counter: int | None = None  # of the newest news heard
+        self._relays: list[Relay] = []  # that wait for their message
+        self._relays_bytes = 0
+        self._relayed: dict[Connection, int] = {}  # how many of them are whose
+        self._relays_left = Event()
+        self._relaying = False
         self._missed_to = 0  # counter of the newest news that are known to be missed
         self._repairing = False
 
@@ -113,7 +119,7 @@ class Rooms:
         """Answer one message.
 
         Raises:
-            MissingRoom, NotInRoom, LimitExceeded, RoomLimitReached, Unavailable.
+            MissingRoom, NotInRoom, LimitExceeded, Unavailable.
         """
         kind = message["type"]
         if kind not in (_SUBSCRIBE, _UNSUBSCRIBE):
@@ -165,9 +171,34 @@ class Rooms:
             raise LimitExceeded(
                 f"The message is too large to pass on (limit {limits.ROOM_DATA_BYTES} bytes)"
             )
-        # The reply has nothing in it. Waiting for it holds up a client that talks faster than
-        # the rooms can take.
-        self._client.submit(Relay(room, user_id, text))
+        while (
+            self._relayed.get(connection, 0) >= limits.ROOM_RELAYS
+            or self._relays_bytes > limits.BUS_ROOM_NEWS_BYTES
+        ):
+            self._relays_left.wait()  # meanwhile the client is not read
+            if not connection.is_open:
+                return
+        self._relayed[connection] = self._relayed.get(connection, 0) + 1
+        self._relays.append(Relay(room, user_id, text))
+        self._relays_bytes += len(text)
+        if not self._relaying:
+            self._relaying = True
+            gevent.spawn(self._send_relays)
+
+    def _send_relays(self) -> None:
+        """What was gathered leaves in one message, at once after a quiet time and then every
+        `limits.ROOM_RELAY_S`: what a message costs the supervisor does not grow with what
+        clients say."""
+        while self._relays:
+            for relay in self._relays:
+                self._client.tell(relay)
+            self._relays = []
+            self._relays_bytes = 0
+            self._relayed = {}
+            left, self._relays_left = self._relays_left, Event()
+            left.set()
+            gevent.sleep(limits.ROOM_RELAY_S)
+        self._relaying = False
 
     # --- What the rooms say ------------------------------------------------------------------
 
