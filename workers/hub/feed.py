@@ -116,7 +116,7 @@ class Feed:
     def _catch_up(self) -> None:
         while True:
             try:
-                page = self._history.page(self.tail.last_seq, limits.REPLAY_PAGE_EVENTS)
+                page = self._history.page(self.tail.last_seq, limits.TURN_EVENTS)
             except ResyncRequired as ex:
                 _log.error("feed.lost", head_seq=self.tail.last_seq, message=ex.message)
                 metrics.RECOVERIES.labels("feed_lost").inc()
@@ -132,6 +132,7 @@ class Feed:
                 return
             metrics.RECOVERIES.labels("feed_gap").inc()
             self._publish(ChangeBatch(self.tail.last_seq, [change.event for change in page]))
+            gevent.sleep(0)  # the way may be long, and reading it need not switch
 
     def _publish(self, batch: ChangeBatch) -> None:
         self._hub.publish(self.tail.append(batch))
