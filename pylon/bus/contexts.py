@@ -26,10 +26,15 @@ def green() -> zmq.Context[zmq.Socket[bytes]]:
 
 
 def open_socket(
-    context: zmq.Context[zmq.Socket[bytes]], kind: int, hwm_messages: int
+    context: zmq.Context[zmq.Socket[bytes]], kind: int, hwm_messages: int, *,
+    watched: bool = False,
 ) -> zmq.Socket[bytes]:
-    """A socket of `kind` (``zmq.DEALER``, ...) that holds at most `hwm_messages` each way."""
-    socket = context.socket(kind)
+    """A socket of `kind` (``zmq.DEALER``, ...) that holds at most `hwm_messages` each way.
+
+    Args:
+        watched: plain, also in the green context: whoever watches its descriptor never blocks.
+    """
+    socket = context.socket(kind, socket_class=zmq.Socket) if watched else context.socket(kind)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, hwm_messages)
     socket.setsockopt(zmq.RCVHWM, hwm_messages)
