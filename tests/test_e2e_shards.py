@@ -452,3 +452,37 @@ def test_two_who_wait_are_matched_and_meet(server: PylonServer) -> None:
     assert call("POST", ada, criteria)["status"] == "queued"
     assert call("DELETE", ada) == {"dequeued": True}
     assert call("GET", ada) == {"status": "idle"}
+
+
+def test_a_match_is_told_to_sockets_that_wait(server: PylonServer) -> None:
+    def socket_of(name: str) -> Any:
+        return websocket.create_connection(
+            f"ws://127.0.0.1:{server.port + 1}/?changes=0", timeout=20,
+            header=[f"Authorization: Bearer {user(server, name)}"],
+        )
+
+    def told(socket: Any) -> Any:
+        return json.loads(socket.recv())
+
+    first, second, third = socket_of("m1"), socket_of("m2"), socket_of("m3")
+    first.send(json.dumps({"type": "match-enqueue", "criteria": {"mode": "duel"}}))
+    assert told(first)["status"] == "queued"
+    third.send(json.dumps({"type": "match-enqueue", "criteria": {"mode": "none"}}))
+    error = told(third)
+    assert (error["type"], error["code"]) == ("error", "INVALID_DATA")
+    first.close()  # who leaves waits no more: the next two are matched with each other
+    wait_until(
+        "the one who left is out of the queue",
+        lambda: server.request("GET", "/api/matchmaking?player=m1", token=ADMIN_TOKEN)[1]
+        == {"status": "idle"},
+    )
+    for socket in (second, third):
+        socket.send(json.dumps({"type": "match-enqueue", "criteria": {"mode": "duel"}}))
+        assert told(socket)["status"] == "queued"
+    matches = [told(socket) for socket in (second, third)]
+    assert matches[0] == matches[1]
+    assert (matches[0]["type"], matches[0]["status"]) == ("match", "matched")
+    second.send(json.dumps({"type": "match-enqueue", "criteria": {"mode": "duel"}}))
+    assert told(second)["status"] == "queued"
+    second.send(json.dumps({"type": "match-dequeue"}))
+    assert told(second) == {"type": "match", "status": "idle"}

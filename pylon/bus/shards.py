@@ -82,12 +82,18 @@ class MatchStatus(msgspec.Struct, frozen=True, array_like=True, tag="match_statu
     player: str
 
 
+class MatchStatuses(msgspec.Struct, frozen=True, array_like=True, tag="match_statuses"):
+    """The statuses of many players, by player."""
+
+    players: list[str]
+
+
 class AcknowledgeMatch(msgspec.Struct, frozen=True, array_like=True, tag="acknowledge"):
     player: str
 
 
 ShardCommand = DescribeShard | SubmitInput | MakeShard | EndShard | ReleaseShard
-MatchCommand = Enqueue | Dequeue | MatchStatus | AcknowledgeMatch
+MatchCommand = Enqueue | Dequeue | MatchStatus | MatchStatuses | AcknowledgeMatch
 Command = ShardCommand | MatchCommand | DescribeAll
 
 _encode: Final = msgspec.msgpack.Encoder().encode

@@ -14,6 +14,7 @@ from pylon.bus.shards import (
     Enqueue,
     MakeShard,
     MatchStatus,
+    MatchStatuses,
     ReleaseShard,
     SubmitInput,
     commands,
@@ -71,6 +72,8 @@ class Answers:
                 return {"dequeued": matchmaking.dequeue(command.player)}
             case MatchStatus():
                 return matchmaking.status(command.player)
+            case MatchStatuses():
+                return {player: matchmaking.status(player) for player in command.players}
             case AcknowledgeMatch():
                 return {"shard_id": matchmaking.acknowledge(command.player)}
 

@@ -15,6 +15,7 @@ from pylon.auth.origin import origins
 from pylon.bus.passing import SocketReceiver
 from pylon.bus.room_news import RoomNewsSubscriber
 from pylon.bus.rooms_client import RoomsClient
+from pylon.bus.shards import ShardsClient
 from pylon.bus.writer_client import WriterClient
 from pylon.errors import PylonError
 from workers.boot import Booted
@@ -29,6 +30,7 @@ from workers.ws.conversation import Conversation, Feature
 from workers.ws.documents import Documents
 from workers.ws.identity import Identity
 from workers.ws.live_queries import LiveQueries
+from workers.ws.matches import Matches
 from workers.ws.rooms import Rooms
 from workers.ws.transport import WebSocketTransport
 
@@ -73,7 +75,11 @@ def serve(booted: Booted) -> NoReturn:
     )
     writer = WriterClient(booted.runtime, app.clock, app.random)
     documents = Documents(app, booted.reader_pool, writer, booted.runtime, hub)
-    features: tuple[Feature, ...] = (rooms, live, documents)
+    shards = ShardsClient(
+        booted.runtime, app.config.workers_of("shards"), booted.reader_pool, app.random
+    )
+    matches = Matches(shards)
+    features: tuple[Feature, ...] = (rooms, live, documents, matches)
     identity = Identity(hub, reception, features)
     transport.on_text = Conversation(hub, features=(identity, *features)).hear
     handshakes = protocol.Handshakes(
@@ -86,4 +92,5 @@ def serve(booted: Booted) -> NoReturn:
     service = Service(booted, (hub,), acceptor, reception, passed=(passed,))
     rooms.start(service.spawn)
     documents.start(service.spawn)
+    matches.start(service.spawn)
     service.run(changes)
