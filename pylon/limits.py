@@ -104,7 +104,7 @@ HTTP_BODIES_BYTES: Final = 128 * 1024 * 1024  # of a worker's requests that are 
 HTTP_OUTGOING_BYTES: Final = 128 * 1024 * 1024  # of its answers whose clients are slow
 SLOW_REQUEST_S: Final = 1.0  # an HTTP request that takes longer is logged
 
-DOCUMENT_UPDATE_BYTES: Final = 256 * 1024  # of one push to a document
+DOCUMENT_UPDATE_BYTES: Final = 128 * 1024  # of one push to a document
 DOCUMENT_BYTES: Final = 1024 * 1024  # of a document, its history included
 DOCUMENT_HISTORY_BYTES: Final = 256 * 1024  # of it, what is more than twice the row
 DOCUMENT_UPDATES: Final = 256  # stored beside a document's snapshot before they go into it

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -491,6 +493,34 @@ def test_an_update_that_swells_is_refused_before_the_writer() -> None:
     assert len(bomb) < limits.DOCUMENT_UPDATE_BYTES
     with pytest.raises(LimitExceeded):
         document.check(bomb)
+
+
+_NESTED = """
+from loro import ExportMode, LoroDoc, LoroMap, VersionVector
+from pylon.crdt import document
+from tests.storage_kit import NOTE
+doc = LoroDoc()
+inner = doc.get_map("row")
+for _ in range(10_000):
+    inner = inner.insert_container("k", LoroMap())
+doc.commit()
+update = doc.export(ExportMode.Updates(VersionVector()))
+document.check(update)
+merging = document.Document(NOTE)
+merging.take(update)
+assert merging.differing({}) == {}
+assert document.Document(NOTE, (merging.snapshot(),)).differing({}) == {}
+print("alive")
+"""
+
+
+def test_containers_within_containers_kill_no_process() -> None:
+    """Loro puts a whole value together by recursion, and overruns the stack."""
+    done = subprocess.run(
+        [sys.executable, "-c", _NESTED], cwd=Path(__file__).parent.parent, check=False,
+        capture_output=True, text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 
 def test_what_is_not_loros_passes_through() -> None:
