@@ -158,8 +158,6 @@ class ShardConnect:
             raise _no_shards()
         raise Unavailable("No shards worker is up", hint="Try again in a moment")
 
-    on_head = on_get
-
 
 def _no_shards() -> ShardsNotAvailable:
     return ShardsNotAvailable(

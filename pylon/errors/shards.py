@@ -27,6 +27,7 @@ class ShardsNotAvailable(PylonError):
 
     code = "SHARDS_NOT_AVAILABLE"
     status = 503
+    retryable = True
 
 
 class SubscribeRefused(Unauthorized):

@@ -22,6 +22,7 @@ from urllib.parse import unquote
 from pylon import limits
 from pylon.auth.cookies import cookie_value
 from pylon.bus.passing import SocketSender
+from pylon.clock import RandomSource
 from pylon.errors import (
     AuthRequired,
     PylonError,
@@ -50,6 +51,8 @@ NO_SUCH_SHARD: Final = 4404
 REFUSED: Final = 1008
 TRY_AGAIN: Final = 1013
 
+_ENDED: Final = 1000
+_REQUEST_ID_BYTES: Final = 8
 _ANONYMOUS_SID: Final = "anon"
 _PATH: Final = "/api/shards/"
 _CONNECT: Final = "/connect"
@@ -71,7 +74,7 @@ class Door:
     def __init__(
         self, *, worker: str, workers: int, hops: int, store: Store, house: House, seats: Seats,
         siblings: SocketSender, handshakes: protocol.Handshakes, reception: Reception,
-        streams: Streams,
+        streams: Streams, random: RandomSource,
     ) -> None:
         self._worker = worker
         self._workers = workers
@@ -83,6 +86,7 @@ class Door:
         self._handshakes = handshakes
         self._reception = reception
         self._streams = streams
+        self._random = random
         self._subscribers: dict[Connection, Subscriber] = {}
 
     # --- The acceptor's side -------------------------------------------------------------
@@ -207,14 +211,20 @@ class Door:
             visitor = Visitor(request.address(self._hops), token, None)
             connection, error = self._reception.enter(raw, visitor, streams.hub)
         except PylonError as ex:
-            return answers.refusal(ex, streams.cors)
+            return answers.refusal(ex, self._stream_headers())
         sid = request.parameters.get("sid") or user_id
         seen = cursor_of(request.field(b"last-event-id")) or 0
         subscriber = Subscriber(connection, shard, sid, STREAM, skip_to=seen, holds=True)
         try:
             self._subscribe(subscriber)
         except PylonError as ex:
-            streams.transport.refuse(connection, ex, greeted=False)
+            connection.send(answers.refusal(ex, self._stream_headers()))
+            connection.close(_ENDED, awaits_peer=False)
         else:
             subscriber.begin(streams.transport.greeting)
         return None
+
+    def _stream_headers(self) -> answers.Headers:
+        """Of a refusal: as an HTTP worker's answer would have."""
+        request_id = self._random.token_hex(_REQUEST_ID_BYTES)
+        return (*self._streams.cors, ("X-Request-Id", request_id))

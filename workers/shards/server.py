@@ -78,7 +78,7 @@ def serve(booted: Booted) -> NoReturn:
             config.trust_proxy_hops, origins(config, app.manifest), cookie_name, deflates=False,
         ),
         reception=reception,
-        streams=Streams(streams, stream_transport, cookie_name, cors),
+        streams=Streams(streams, stream_transport, cookie_name, cors), random=app.random,
     )
     transport.on_text = transport.on_binary = door.hear
     hub.on_gone(door.gone)
