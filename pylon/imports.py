@@ -28,6 +28,8 @@ _ON_USE: Final = (
 )
 # What gevent does to them when it patches all; `workers.patch` puts it off until they are loaded.
 _PATCHES: Final = {"ssl": "patch_ssl", "subprocess": "patch_subprocess"}
+_ANY_NAME: Final = {"ssl": "SSLContext", "subprocess": "Popen"}
+_ABSENT: Final = object()
 _SHA256: Final = ("_sha256", "_sha2")  # CPython's own; the second name from 3.12 on
 
 
@@ -50,6 +52,24 @@ def defer() -> None:
         sys.modules["typing_extensions"] = None  # type: ignore[assignment]
         importlib.import_module("msgspec")
         del sys.modules["typing_extensions"]
+
+
+def give_back() -> None:
+    """Take all stand-ins away, for code that is not ours and may expect anything of a module.
+
+    What is loaded keeps its references, which still work; what is imported from now on is the
+    modules themselves, with OpenSSL's functions in hashlib.
+    """
+    for name, module in list(sys.modules.items()):
+        if isinstance(module, _StandIn):
+            if name in _PATCHES:  # it is patched when it is loaded through its stand-in
+                getattr(module, _ANY_NAME[name])
+            else:
+                del sys.modules[name]
+    if sys.modules.get("_hashlib", _ABSENT) is None:
+        del sys.modules["_hashlib"]
+        if "hashlib" in sys.modules:
+            importlib.reload(sys.modules["hashlib"])
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from pylon.backup.create import create_backup
 from pylon.bus.messages import PutIndexes, RenewSearch
 from pylon.bus.writer_port import LocalWriter
 from pylon.errors import InvalidData, Unavailable
+from pylon.metrics.processes import process_families
 from pylon.metrics.render import JSON_CONTENT_TYPE, TEXT_CONTENT_TYPE
 from supervisor.control import Answer, Line, Say
 from supervisor.events import StopAsked
@@ -92,12 +93,23 @@ class Answers:
         families = self._parts.heartbeats.families(metrics.supervisor_snapshot())
         match request.get("format", "text"):
             case "text":
+                families += process_families(self._processes())
                 return {"content_type": TEXT_CONTENT_TYPE, "body": metrics.render_text(families)}
             case "json":
                 page: dict[str, Any] = metrics.render_json(families, self._uptime_s())
                 return {"content_type": JSON_CONTENT_TYPE, "body": orjson.dumps(page).decode()}
             case other:
                 raise InvalidData(f"format is {other!r}; expected text or json")
+
+    def _processes(self) -> list[tuple[str, str, int]]:
+        """Role, worker and pid of every process; gunicorn's arbiter is the HTTP role's."""
+        parts = self._parts
+        beats = [beat for role in parts.children.views() for beat in parts.heartbeats.of(role)]
+        return [
+            ("supervisor", "", self._pid),
+            *(("http", "arbiter", pid) for pid in parts.children.arbiter_pids()),
+            *((beat.role, beat.worker, beat.pid) for beat in beats),
+        ]
 
     def _stop(self, _request: Line, say: Say) -> Line:
         """Drain; every step is a line."""

@@ -60,7 +60,7 @@ class RoleView:
 
 
 class Children:
-    """All children. For the main thread, except `views`, which any thread may ask."""
+    """All children. For the main thread, except `views` and `arbiter_pids`."""
 
     def __init__(
         self, wanted: Mapping[str, int], listeners: Listeners, runtime: Runtime,
@@ -89,6 +89,11 @@ class Children:
             for role, count in self._wanted.items()
             for number in range(1, (1 if role == _HTTP else count) + 1)
         ]
+
+    def arbiter_pids(self) -> list[int]:
+        """gunicorn's own process, which sends no heartbeats. Any thread may ask."""
+        processes = [slot.process for slot in self._slots if slot.role == _HTTP]
+        return [process.pid for process in processes if process is not None]
 
     # --- What the main loop does, over and over ------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import threading
 
 from hypothesis import given
@@ -11,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pylon import metrics
 from pylon.bus.messages import Family, Sample, WorkerStatus
 from pylon.metrics import Merged, render_json, render_text, snapshot, supervisor_snapshot
+from pylon.metrics.processes import process_families
 
 
 def requests(*counts: tuple[str, str, str, float]) -> Family:
@@ -181,3 +184,19 @@ def test_counting_from_threads_loses_nothing() -> None:
         thread.join()
     found = values(snapshot(), "pylon_connections_closed_total")
     assert found[(("code", "test"),)] == 4_000
+
+
+def test_processes_have_the_standard_metrics_each_for_itself() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        families = process_families([("supervisor", "", os.getpid()), ("ws", "1", child.pid)])
+        child.kill()
+    names = {family.name for family in families}
+    assert {"process_resident_memory_bytes", "process_cpu_seconds_total", "process_open_fds",
+            "process_start_time_seconds"} <= names
+    resident = values(families, "process_resident_memory_bytes")
+    own = resident[(("role", "supervisor"), ("worker", ""))]
+    assert own > resident[(("role", "ws"), ("worker", "1"))] > 0
+    page = render_text(families)
+    read = {f.name for f in text_string_to_metric_families(page)}
+    assert "process_cpu_seconds" in read
+    assert process_families([("ws", "1", child.pid)]) == []

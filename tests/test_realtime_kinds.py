@@ -129,3 +129,32 @@ def test_who_imports_pylon_does_not_load_the_simulations() -> None:
     code = "import pylon, sys; print('pylon.realtime' in sys.modules, pylon.SimState.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert done.stdout == b"False SimState\n"
+
+
+def test_an_app_may_import_what_we_put_off(tmp_path: Path) -> None:
+    (tmp_path / "game.py").write_text(textwrap.dedent("""
+        import asyncio.subprocess
+        import hashlib
+        import importlib.metadata
+        import ssl
+        import subprocess
+        import tempfile
+        import xml.etree.ElementTree as tree
+
+        hashlib.scrypt(b"x", salt=b"y", n=2, r=1, p=1)
+        assert hashlib.new("sha512_256", b"").hexdigest()
+        assert ssl.create_default_context() and tree.fromstring("<a/>").tag == "a"
+        assert asyncio.run(asyncio.sleep(0, 7)) == 7
+        assert subprocess.run(["true"]).returncode == 0
+        assert importlib.metadata.version("pylon-server")
+    """))
+    code = (
+        "from workers.patch import patch; patch()\n"
+        "import hashlib; ours = hashlib.sha256(b'1').hexdigest()\n"
+        "import pylon.app, workers.shards.server\n"
+        "from pathlib import Path; from pylon.realtime.app_module import load_app_module\n"
+        f"load_app_module(Path({str(tmp_path / 'game.py')!r}))\n"
+        "assert hashlib.sha256(b'1').hexdigest() == ours; print('fine')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("fine\n", "")
