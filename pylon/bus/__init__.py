@@ -6,9 +6,11 @@
                                                      ->  SignalReceiver (SUB, anyone)
     rooms        RoomsClient (DEALER, http and ws)   ->  RoomsPort (ROUTER, rooms thread)
     room_news    RoomsPort (PUB)                     ->  RoomNewsSubscriber (SUB, ws)
+    shards       Caller (DEALER, http, ws, shards)   ->  CallPort (ROUTER, each shards worker)
     status       StatusSender (PUSH, each worker)    ->  StatusReceiver (PULL, supervisor)
 
-The supervisor binds every endpoint, workers connect, so a worker may come and go at will.
+The supervisor binds every endpoint but those of shards, workers connect, so a worker may come
+and go at will; who calls a shards worker that has ended reaches its successor.
 The supervisor's ends are used by plain threads, one thread for each socket; the workers'
 ends by gevent, one greenlet for each socket that receives, and no poller.
 
@@ -20,5 +22,6 @@ fresh snapshots; signals and heartbeats are dropped and counted, and are repeate
 by design.
 
 This package is the only place that imports zmq. Importing it never imports gevent: the
-green sockets are made by `pylon.bus.contexts.green`, which workers alone call.
+green sockets are made by `pylon.bus.contexts.green`, which workers alone call. Connections of
+clients go from process to process beside it, by descriptor (`pylon.bus.passing`).
 """

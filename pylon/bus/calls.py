@@ -1,10 +1,7 @@
-"""Requests with answers between workers: greenlets call, one socket carries, replies wake them.
+"""Calls from worker to worker: commands and answers as bytes, whose types are their owners'.
 
-    worker DEALER -> port ROUTER   one frame: list[Call]
+    worker DEALER -> port ROUTER   one frame: list[Call]      (`pylon.bus.exchange`)
     port ROUTER -> worker DEALER   one frame: list[Answer]
-
-All calls that greenlets make during one turn of the event loop leave in one message. Commands
-and answers are the callers' own types; here they are bytes.
 
 Invariants: at most `limits.CALLS_IN_FLIGHT` calls are unanswered; each ends in its answer, or in
 Unavailable when `limits.CALL_TIMEOUT_S` has passed (then it may or may not have been carried
@@ -19,10 +16,10 @@ from typing import Final, NoReturn
 import gevent
 import msgspec
 import zmq
-from gevent.hub import Waiter, get_hub
 
 from pylon import limits, log, metrics
 from pylon.bus import contexts, messages
+from pylon.bus.exchange import Exchange, Route
 from pylon.bus.messages import WriteError
 from pylon.clock import RandomSource
 from pylon.errors import InternalError, PylonError, Unavailable
@@ -53,18 +50,12 @@ class Caller:
 
     def __init__(self, endpoint: str, channel: str, random: RandomSource) -> None:
         """Args: `channel` is the label of the bus's metrics."""
-        self._channel = channel
-        self._pending: dict[int, Waiter[Answer]] = {}
-        self._outgoing: list[Call] = []
-        self._next_id = 1
-        self._flush_scheduled = False
-        self._closed = False
-        self._hub = get_hub()
-        self._socket = contexts.open_socket(contexts.green(), zmq.DEALER, limits.BUS_CALLS_HWM)
-        # A routing id of our own: an answer to a dead process can never reach its successor.
-        self._socket.setsockopt(zmq.ROUTING_ID, b"c" + random.token_hex(12).encode())
-        self._socket.connect(endpoint)
-        self._greenlet = gevent.spawn(self._receive)
+        route = Route(
+            endpoint, channel, channel, limits.BUS_CALLS_HWM, limits.CALLS_IN_FLIGHT,
+            limits.CALL_TIMEOUT_S,
+        )
+        name = b"c" + random.token_hex(12).encode()
+        self._exchange: Exchange[Call, Answer] = Exchange(route, name, _answers.decode)
 
     def call(self, command: bytes) -> bytes:
         """Have a command carried out; blocks this greenlet.
@@ -73,63 +64,11 @@ class Caller:
             Unavailable: see the module.
             PylonError: what the other side answered.
         """
-        if len(self._pending) >= limits.CALLS_IN_FLIGHT or self._closed:
-            raise Unavailable(f"Too many calls to {self._channel} wait", hint=_TRY_AGAIN)
-        number = self._next_id
-        self._next_id += 1
-        waiter: Waiter[Answer] = Waiter()
-        self._pending[number] = waiter
-        self._outgoing.append(Call(number, command))
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            self._hub.loop.run_callback(self._flush)
-        answer: Answer | None = None
-        try:
-            with gevent.Timeout(limits.CALL_TIMEOUT_S, False):
-                answer = waiter.get()
-        finally:
-            self._pending.pop(number, None)
-        if answer is None:
-            raise Unavailable(
-                f"{self._channel} did not answer within {limits.CALL_TIMEOUT_S:g} s",
-                hint=_TRY_AGAIN,
-            )
-        if answer.error is not None:
-            raise answer.error.to_exception()
-        return answer.body
+        return self._exchange.ask(lambda number: Call(number, command)).body
 
     def close(self) -> None:
         """Fail what waits, and let go of the socket."""
-        if self._closed:
-            return
-        self._closed = True
-        for waiter in self._pending.values():
-            self._hub.loop.run_callback(waiter.throw, Unavailable("This worker is stopping"))
-        self._greenlet.kill(block=False)
-        self._socket.close()
-
-    def _flush(self) -> None:
-        """Runs in the hub: send what this turn gathered, without waiting."""
-        self._flush_scheduled = False
-        calls, self._outgoing = self._outgoing, []
-        if self._closed:
-            return
-        try:
-            self._socket.send(messages.encode(calls), zmq.NOBLOCK)
-            metrics.BUS_MESSAGES.labels(self._channel).inc()
-        except zmq.Again:  # who waits gives up in time
-            metrics.BUS_DROPPED.labels(self._channel).inc()
-
-    def _receive(self) -> None:
-        while True:
-            try:
-                frame = self._socket.recv()
-            except zmq.ZMQError:
-                return  # closed
-            for answer in _answers.decode(frame):
-                waiter = self._pending.pop(answer.id, None)
-                if waiter is not None:  # else its caller has given up
-                    self._hub.loop.run_callback(waiter.switch, answer)
+        self._exchange.close()
 
 
 class CallPort:
