@@ -56,7 +56,7 @@ BATCH_S: Final = 0.005
 READ_CONNECTIONS: Final = 4  # each worker process
 SLOW_STATEMENTS: Final = 1_024  # known to need the thread pool, each worker process
 LIST_BYTES: Final = 32 * 1024 * 1024  # of the rows of one list, query or graph
-ANSWERS_BYTES: Final = 8 * 1024 * 1024  # remembered until the next commit, of each kind
+ANSWERS_BYTES: Final = 2 * 1024 * 1024  # remembered until the next commit, of each kind
 READ_TIMEOUT_S: Final = 10.0  # one statement; more: 503 QUERY_TIMEOUT
 
 TAIL_EVENTS: Final = 3_000
