@@ -3,8 +3,9 @@
     python bench/shards.py [SCENARIO …] [--seconds 10] [--out FOLDER]
 
 *many* is 100 shards with 10 players each, who send 2 inputs a second; *crowd* is one shard with
-500 players and a shared snapshot of 2 KB; *idle* is 1,000 shards without anybody; *soak* is
-*many* for `--soak-seconds`, with RSS before and after. All on one shards worker.
+500 players and a shared snapshot of 2 KB; *city* is one with 500 who see only what is near them
+(`snapshot_for` with a `Grid`); *idle* is 1,000 shards without anybody; *soak* is *many* for
+`--soak-seconds`, with RSS before and after. All on one shards worker.
 
 Lateness is the server's own histogram: the figure is the bound of the bucket that the 99th
 percentile lies in. A round trip is from an input to the first snapshot that acknowledges it, in
@@ -39,7 +40,7 @@ SETTLE_S = 10.0
 WARM_S = 2.0
 INPUT = b'{"input":{"x":0.5,"y":-0.5},"client_seq":%d}'
 ACK = re.compile(rb'"client_seq":(\d+)')
-SCENARIOS = ("many", "crowd", "idle", "soak")
+SCENARIOS = ("many", "crowd", "city", "idle", "soak")
 
 
 @dataclass
@@ -237,14 +238,14 @@ def run(scenario: str, seconds: float) -> Row:
     app = str(Path(__file__).parent / "shards_app.py")
     with srv.served(PYLON_APP=app, PYLON_SHARD_WORKERS="1") as server:
         load = Load(server.port + 3)
-        shards = {"many": 100, "soak": 100, "crowd": 1, "idle": 1_000}[scenario]
+        shards = {"many": 100, "soak": 100, "crowd": 1, "city": 1, "idle": 1_000}[scenario]
         rate = 0.0 if scenario == "idle" else 2.0
         for number in range(shards):
             if scenario == "idle":
                 server.request("POST", "/api/shards", {"id": f"small:{number}"})
-            elif scenario == "crowd":
+            elif scenario in ("crowd", "city"):
                 for player in range(500):
-                    load.join("crowd:1", f"p{player}")
+                    load.join(f"{scenario}:1", f"p{player}")
             else:
                 for player in range(10):
                     load.join(f"small:{number}", f"p{player}")
@@ -311,7 +312,7 @@ def main() -> int:
     if unknown:
         parser.error(f"no scenario {unknown[0]!r}; there are {', '.join(SCENARIOS)}")
     rows = []
-    for scenario in options.scenarios or SCENARIOS[:3]:
+    for scenario in options.scenarios or SCENARIOS[:4]:
         rows.append(run(scenario, options.soak_seconds if scenario == "soak" else options.seconds))
         print(table(rows[-1:]), flush=True)
     if options.out is not None:

@@ -7,6 +7,10 @@ from typing import Any
 import msgspec
 
 from pylon import SimState, shard
+from pylon.realtime.area import Grid
+
+SIGHT = 100.0
+SIDE = 2_000.0
 
 
 class Steer(msgspec.Struct):
@@ -49,3 +53,30 @@ class Crowd(Small):
 
     def snapshot(self) -> Any:
         return {"players": len(self.players), "map": "." * 2_000}
+
+
+@shard("city", tick_rate_hz=20, max_subscribers=0)
+class City(Small):
+    """Hundreds on one map, each of whom sees what is near."""
+
+    def __init__(self, context: Any) -> None:
+        super().__init__(context)
+        self.grid: Grid[str] = Grid(SIGHT)
+
+    def joined(self, sid: str, auth: Any) -> None:
+        place = [self.random.uniform(0.0, SIDE), self.random.uniform(0.0, SIDE)]
+        self.players[sid] = [*place, 0.0, 0.0]
+        self.grid.put(sid, *place)
+
+    def left(self, sid: str) -> None:
+        super().left(sid)
+        self.grid.remove(sid)
+
+    def tick(self, dt_s: float) -> None:
+        super().tick(dt_s)
+        for sid, player in self.players.items():
+            self.grid.put(sid, player[0], player[1])
+
+    def snapshot_for(self, sid: str) -> Any:
+        here = self.players[sid]
+        return {near: self.players[near] for near in self.grid.near(here[0], here[1], SIGHT)}
