@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import socket
 
+import pytest
+
+from pylon import limits
 from pylon.auth.context import ANONYMOUS, Caller
 from pylon.clock import ManualClock
 from workers.hub.connection import Connection
@@ -82,4 +85,14 @@ def test_without_a_longest_life_nobody_is_closed() -> None:
     crowd.wait(1_000)
     assert crowd.said_farewell() == 0
     assert len(crowd.hub) == 3
+    crowd.close()
+
+
+def test_a_crowd_has_its_heartbeats_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd = Crowd(0.0)
+    slots = crowd.heartbeat.slots
+    assert crowd.heartbeat.pause_s() == BEAT_S
+    monkeypatch.setattr(limits, "HEARTBEATS_PER_S", 10)
+    crowd.come(9 * slots)
+    assert crowd.heartbeat.pause_s() == 0.9
     crowd.close()

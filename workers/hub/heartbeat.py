@@ -1,7 +1,9 @@
 """One timer for all connections: pings or keep-alive comments, and the end of the dead.
 
 The connections are spread over short ticks (`Hub.shares`), so that ten thousand pings do not
-leave at once, and a tick costs what its own share costs.
+leave at once, and a tick costs what its own share costs. A worker with more connections than
+`limits.HEARTBEATS_PER_S` can serve in a period beats more slowly, rather than spend its time on
+idle sockets.
 A WebSocket that answered nothing for two heartbeats is closed; a stream whose outbox has not
 emptied in two heartbeats is cut. The same timer ends farewells that take too long, and, where
 `PYLON_SOCKET_MAX_LIFE_S` is set, connections that are older; no two that came together at once.
@@ -17,6 +19,7 @@ from typing import Final, NoReturn
 
 import gevent
 
+from pylon import limits
 from pylon.clock import Clock
 from workers.hub.connection import INTERNAL, Connection
 from workers.hub.hub import BEAT_S, Hub
@@ -45,8 +48,12 @@ class Heartbeat:
     def run(self) -> NoReturn:
         """Beat for ever."""
         while True:
-            gevent.sleep(BEAT_S)
+            gevent.sleep(self.pause_s())
             self.tick()
+
+    def pause_s(self) -> float:
+        """Until the next tick."""
+        return max(BEAT_S, len(self._hub) / self.slots / limits.HEARTBEATS_PER_S)
 
     def tick(self) -> None:
         """Serve the connections whose turn it is. Each has its turn once in `slots` ticks."""
