@@ -8,7 +8,7 @@ the row was changed meanwhile by a schema change, by another server or by hand: 
 Invariants: a refused request leaves nothing, neither stored nor in the decoded document (which is
 thrown away); what is stored of a push is what our own document exports, never the client's
 bytes. A row's event has its place in the log before its document's update has its number.
-Called by `pylon.storage.sqlite.engine`, in its transaction.
+Called by `engine` and `row_writes`, in their transaction.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Change:
 
 
 class Rows(Protocol):
-    """What the engine lends: the row of a request, and the way to change it."""
+    """What `row_writes` lends: the row of a request, and the way to change it."""
 
     def table(self, entity: str) -> Table:
         """Raises: EntityNotFound."""

@@ -1,10 +1,9 @@
 """The writer's engine: the only connection that changes rows (design.md §3, "Writer").
 
 `apply` carries out many requests in one transaction. Each changes at most one row with one
-statement, which SQLite undoes by itself when it fails; what goes with the change (its event,
-its op_id) is only noted (`journal`), and written for the whole batch just before COMMIT. So no
-request needs a savepoint, but for `Transact`, which is all or nothing. The search index follows
-the statement; if it cannot, that is a failure that nobody foresaw.
+statement (`row_writes`), which SQLite undoes by itself when it fails; what goes with the change
+(its event, its op_id) is only noted (`journal`), and written for the whole batch just before
+COMMIT. So no request needs a savepoint, but for `Transact`, which is all or nothing.
 
 Invariants: `head` moves only after COMMIT; a seq is given to one committed event at most; an
 exception that nobody foresaw undoes the batch and carries out the rest of it again; a failing
@@ -28,7 +27,6 @@ from pylon.bus.messages import (
     MarkClean,
     MoveShard,
     OpenDocument,
-    OpKey,
     PruneLog,
     PushDocument,
     PutIndexes,
@@ -44,26 +42,17 @@ from pylon.bus.messages import (
 )
 from pylon.changelog.event import ChangeBatch
 from pylon.clock import Clock
-from pylon.errors import (
-    EntityNotFound,
-    IdempotencyKeyReused,
-    InternalError,
-    NotFound,
-    PreconditionFailed,
-    PylonError,
-    StartRefused,
-    StoreUnavailable,
-)
+from pylon.errors import InternalError, PylonError, StartRefused, StoreUnavailable
 from pylon.log import get_logger
 from pylon.manifest.model import Manifest
 from pylon.schema.apply import prepare_store
 from pylon.schema.indexes import put_indexes
 from pylon.schema.search import renew
 from pylon.storage.contract import BatchResult
-from pylon.storage.sqlite import epochs, log, maintenance, pragmas, shards
+from pylon.storage.sqlite import epochs, log, maintenance, pragmas, sessions, shards
 from pylon.storage.sqlite.connect import STORE_FAILURES, open_writer
-from pylon.storage.sqlite.document_writes import DocumentWrites
 from pylon.storage.sqlite.journal import Journal
+from pylon.storage.sqlite.row_writes import RowWrites, replayed
 from pylon.storage.sqlite.search import SearchIndex, text_fields
 from pylon.storage.sqlite.table import Table
 
@@ -82,25 +71,25 @@ class SqliteEngine:
     ) -> None:
         """Used by `open`; the connection is prepared and becomes the engine's own."""
         self._conn = conn
-        # One cursor for all: a new one for each statement costs as much as a third of it.
         self._execute = conn.cursor().execute
         self._clock = clock
         self._manifest = manifest
-        self._tables = {
+        tables = {
             e.name: Table(
                 e, rules.of(e.name), fillers.get(e.name, {}),
                 SearchIndex(conn, e) if text_fields(e) else None,
             )
             for e in manifest.entities
         }
-        self._documents = DocumentWrites(conn, self._tables, self, clock)
+        rows = RowWrites(conn, tables, clock)
+        self._documents = rows.documents
         self._retention = maintenance.Retention(conn)
         self._clean = False
         self.head = log.head_seq(conn)
         self._carry_out: dict[type, Callable[[int, Any, Journal], WriteReply]] = {
-            InsertRow: self._insert,
-            UpdateRow: self._update,
-            DeleteRow: self._delete,
+            InsertRow: rows.insert,
+            UpdateRow: rows.update,
+            DeleteRow: rows.delete,
             Transact: self._transact,
             PutSession: self._put_session,
             DropSession: self._drop_session,
@@ -108,7 +97,7 @@ class SqliteEngine:
             MoveShard: self._move_shard,
             DropShard: self._drop_shard,
             PruneLog: self._prune,
-            ResetRows: self._reset,
+            ResetRows: rows.reset,
             PutIndexes: self._put_indexes,
             RenewSearch: self._renew_search,
             MarkClean: self._mark_clean,
@@ -241,99 +230,11 @@ class SqliteEngine:
         replies = [WriteReply(r.id, error=error) for r in requests]
         return BatchResult(replies, None, self._clock.monotonic_s() - started_s)
 
-    # --- Rows ------------------------------------------------------------------------------
-
-    def _insert(self, number: int, op: InsertRow, journal: Journal) -> WriteReply:
-        key = op.op
-        if key is not None and (replay := self._replay(number, key, journal)) is not None:
-            return replay
-        table = self.table(op.entity)
-        row_id, row_json = op.row_id, op.row_json
-        text = row_json.decode()
-        try:
-            self._execute(
-                table.insert, (row_id, *op.values, text, journal.seq + 1, *table.fill)
-            )
-        except apsw.ConstraintError as error:
-            row = orjson.loads(row_json)
-            raise table.refusals.of(error, row, op.client_id_given) from error
-        if table.search is not None:
-            table.search.inserted(row_id, orjson.loads(row_json))
-        seq = journal.note(op.entity, row_id, "insert", row_json, text, None)
-        if key is not None:
-            journal.note_op(key, seq, row_id)
-        return WriteReply(number, seq, row_id, False, 1)
-
-    def _update(self, number: int, op: UpdateRow, journal: Journal) -> WriteReply:
-        key = op.op
-        if key is not None and (replay := self._replay(number, key, journal)) is not None:
-            return replay
-        table = self.table(op.entity)
-        row_id, patch = op.row_id, op.patch
-        before_json, before = self.readable(table, op)
-        row, row_json = table.codec.merge(before, patch)
-        if not table.rules.may_update(op.auth, before, row):
-            raise table.rules.denied("update", op.auth)
-        if table.has_documents:
-            change = self._documents.following(table, row_id, before, patch)
-        else:
-            change = None
-        try:
-            seq = self.put(table, row_id, patch, before_json, before, row_json, row, journal)
-        except PylonError:
-            if change is not None:
-                self._documents.refuse(change)
-            raise
-        if change is not None:
-            self._documents.append(table, change, seq, journal)
-        if key is not None:
-            journal.note_op(key, seq, row_id)
-        return WriteReply(number, seq, row_id, False, 1)
-
-    def put(
-        self, table: Table, row_id: str, patch: Mapping[str, Any], before_json: bytes,
-        before: Mapping[str, Any], row_json: bytes, row: Mapping[str, Any], journal: Journal,
-    ) -> int:
-        """Change a row's fields in `patch` and note the event; its seq. `before` and `row` are
-        the whole row, then and now.
-
-        Raises:
-            UniqueViolation, NullNotAllowed: nothing was changed.
-        """
-        text = row_json.decode()
-        values = [row[field] for field in patch]
-        try:
-            self._execute(
-                table.update(tuple(patch)), (*values, text, journal.seq + 1, row_id)
-            )
-        except apsw.ConstraintError as error:
-            raise table.refusals.of(error, row, client_id_given=False) from error
-        if table.search is not None:
-            table.search.updated(row_id, before, row)
-        return journal.note(table.entity.name, row_id, "update", row_json, text, before_json)
-
-    def _delete(self, number: int, op: DeleteRow, journal: Journal) -> WriteReply:
-        key = op.op
-        if key is not None and (replay := self._replay(number, key, journal)) is not None:
-            return replay
-        table = self.table(op.entity)
-        row_id = op.row_id
-        before_json, before = self.readable(table, op)
-        if not table.rules.may_delete(op.auth, before):
-            raise table.rules.denied("delete", op.auth)
-        self._execute(table.delete, (row_id,))
-        if table.has_documents:
-            self._documents.deleted(op.entity, row_id)
-        if table.search is not None:
-            table.search.deleted(row_id)
-        seq = journal.note(op.entity, row_id, "delete", None, None, before_json)
-        if key is not None:
-            journal.note_op(key, seq, row_id)
-        return WriteReply(number, seq, row_id, False, 1)
+    # --- What is not one row's ----------------------------------------------------------
 
     def _transact(self, number: int, op: Transact, journal: Journal) -> WriteReply:
         key = op.key
-        if key is not None and (replay := self._replay(number, key, journal)) is not None:
+        if key is not None and (replay := replayed(self._conn, number, key, journal)) is not None:
             ids = orjson.loads(replay.row_id)
             results = [WriteReply(n, 0, row_id, True) for n, row_id in enumerate(ids)]
             return WriteReply(number, replay.seq, "", True, 0, None, results)
@@ -357,67 +258,12 @@ class SqliteEngine:
         seq = journal.seq if done else 0
         return WriteReply(number, seq, "", False, len(done), None, done)
 
-    def table(self, entity: str) -> Table:
-        """
-        Raises:
-            EntityNotFound
-        """
-        table = self._tables.get(entity)
-        if table is None:
-            raise EntityNotFound(f'Unknown entity "{entity}"')
-        return table
-
-    def readable(
-        self, table: Table, op: UpdateRow | DeleteRow | PushDocument
-    ) -> tuple[bytes, dict[str, Any]]:
-        """The row, if it is there, the caller may know that it is, and it has the version that
-        the caller wants."""
-        found = self._execute(table.select, (op.row_id,)).get
-        if found is not None:
-            row_json, version = found
-            row: dict[str, Any] = orjson.loads(row_json)
-            if table.rules.may_read(op.auth, row):
-                if (
-                    not isinstance(op, PushDocument)
-                    and op.if_match is not None and op.if_match != version
-                ):
-                    raise PreconditionFailed(
-                        f"{op.entity}/{op.row_id} has been changed: its version is {version}, "
-                        f"and If-Match asks for {op.if_match}",
-                        hint="Get the row again, and send its new ETag",
-                    )
-                return row_json, row
-        raise NotFound("Row not found")
-
-    def _replay(self, number: int, key: OpKey, journal: Journal) -> WriteReply | None:
-        """The answer of an operation that was carried out before."""
-        done = journal.find_op(self._conn, key)
-        if done is None:
-            return None
-        seq, row_id, digest = done
-        if key.digest is not None and key.digest != digest:
-            raise IdempotencyKeyReused(
-                "This Idempotency-Key was used for another request",
-                hint="Use a new key for each request; the same one only to repeat it unchanged",
-            )
-        return WriteReply(number, seq, row_id, True)
-
-    # --- Sessions and upkeep -----------------------------------------------------------------
-
     def _put_session(self, number: int, op: PutSession, journal: Journal) -> WriteReply:
-        self._conn.execute(
-            "INSERT OR REPLACE INTO _pylon_auth_sessions (session_id, user_id, is_guest, "
-            "created_at, expires_at, device, tenant_id) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (op.session_id, op.user_id, int(op.is_guest), op.created_at_s, op.expires_at_s,
-             op.device, op.tenant_id),
-        )
+        sessions.put(self._conn, op)
         return WriteReply(number, count=1)
 
     def _drop_session(self, number: int, op: DropSession, journal: Journal) -> WriteReply:
-        self._conn.execute(
-            "DELETE FROM _pylon_auth_sessions WHERE session_id = ?", (op.session_id,)
-        )
-        return WriteReply(number, count=self._conn.changes())
+        return WriteReply(number, count=sessions.drop(self._conn, op.session_id))
 
     def _put_shard(self, number: int, op: PutShard, journal: Journal) -> WriteReply:
         shards.put(self._conn, op.shard_id, op.tick, op.data, journal.now_s)
@@ -432,18 +278,6 @@ class SqliteEngine:
 
     def _prune(self, number: int, op: PruneLog, journal: Journal) -> WriteReply:
         return WriteReply(number, count=self._retention.prune(op, journal.now_s))
-
-    def _reset(self, number: int, op: ResetRows, journal: Journal) -> WriteReply:
-        count = 0
-        for table in self._tables.values():
-            for row_id, row_json in maintenance.take_rows(self._conn, table.entity):
-                journal.note(table.entity.name, row_id, "delete", None, None, row_json)
-                count += 1
-            if table.search is not None:
-                table.search.cleared()
-            if table.has_documents:
-                self._documents.cleared(table.entity.name)
-        return WriteReply(number, journal.seq if count else 0, count=count)
 
     def _put_indexes(self, number: int, op: PutIndexes, journal: Journal) -> WriteReply:
         done = put_indexes(self._conn, self._manifest, op.indexes, self._clock)

@@ -4,7 +4,8 @@ Retention works in small steps between other writes. How many events and op_ids 
 counted once (a scan) and then kept by addition, since SQLite keeps no row counts.
 
 Invariants: the newest event stays for ever (it is the head), what is younger than the caller
-says stays, and events go oldest first without holes. Called by the engine, in its transaction.
+says stays, and events go oldest first without holes. Called by `engine`
+and `row_writes`, in their transaction.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pylon import limits
 from pylon.bus.messages import PruneLog
 from pylon.manifest.model import Entity
 from pylon.storage.names import quote
-from pylon.storage.sqlite import log
+from pylon.storage.sqlite import log, sessions
 
 
 class Retention:
@@ -44,7 +45,8 @@ class Retention:
     def prune(self, op: PruneLog, now_s: int) -> int:
         """Drop at most `op.limit` of each kind, so that none waits for another; returns how
         many in all."""
-        return self._prune_events(op) + self._prune_ops(op) + self._prune_sessions(op, now_s)
+        events, ops = self._prune_events(op), self._prune_ops(op)
+        return events + ops + sessions.drop_expired(self._conn, now_s, op.limit)
 
     def _prune_events(self, op: PruneLog) -> int:
         if self._events is None:
@@ -81,15 +83,6 @@ class Retention:
         dropped = self._conn.changes()
         self._ops -= dropped
         return dropped
-
-    def _prune_sessions(self, op: PruneLog, now_s: int) -> int:
-        self._conn.execute(
-            "DELETE FROM _pylon_auth_sessions WHERE session_id IN "
-            "(SELECT session_id FROM _pylon_auth_sessions "
-            "WHERE expires_at > 0 AND expires_at <= ? LIMIT ?)",
-            (now_s, op.limit),
-        )
-        return self._conn.changes()
 
 
 def take_rows(conn: apsw.Connection, entity: Entity) -> list[tuple[str, bytes]]:

@@ -16,10 +16,9 @@ thread at a time.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 import apsw
 
@@ -27,7 +26,7 @@ from pylon import limits
 from pylon.changelog.event import ChangeEvent
 from pylon.clock import Clock, SystemClock
 from pylon.errors import EntityNotFound, PylonError, QueryTimeout
-from pylon.manifest.model import Entity, FieldType, Manifest
+from pylon.manifest.model import Manifest
 from pylon.storage.clause import SqlClause
 from pylon.storage.contract import (
     Aggregate,
@@ -40,16 +39,16 @@ from pylon.storage.contract import (
     StoredDocument,
     Tally,
 )
-from pylon.storage.names import quote
-from pylon.storage.sqlite import documents, log, shards, tally
+from pylon.storage.sqlite import documents, log, sessions, shards, tally
 from pylon.storage.sqlite.aggregate import aggregate_rows
 from pylon.storage.sqlite.connect import open_reader, translate
-from pylon.storage.sqlite.graph import graph_json, is_one_statement, order_by
-from pylon.storage.sqlite.search import RELEVANCE, relevant
+from pylon.storage.sqlite.graph import graph_json, is_one_statement
+from pylon.storage.sqlite.reads import EntityReads, selection
 from pylon.storage.where import NOTHING
 from pylon.values import unknown_column
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 # Instructions of SQLite's machine between two looks at the clock: about 10 ms.
 SCAN_CHECK_STEPS: Final = 500_000
@@ -57,27 +56,6 @@ _SEPARATOR: Final = b"\x1e"  # a control character: JSON has it escaped only
 _BOOL_TEXT: Final = {"true": 1, "false": 0}
 _SLOW_FOR: Final = 63  # times that a slow statement is not tried in a hurry
 _NOT_BEGUN_S: Final = 0.0  # the deadline of a statement that has not been asked about yet
-
-
-class _EntitySql:
-    """The fixed SQL texts of one entity."""
-
-    __slots__ = ("bools", "entity", "get", "get_version", "lookups", "table")
-
-    def __init__(self, entity: Entity) -> None:
-        self.entity = entity
-        self.table = quote(entity.name)
-        self.get = f"SELECT CAST(_json AS BLOB) FROM {self.table} WHERE id = ?"
-        self.get_version = (
-            f"SELECT CAST(_json AS BLOB), _seq FROM {self.table} WHERE id = ?"
-        )
-        # An id is found once, other fields may be in several rows: the first by id.
-        self.lookups = {
-            name: f"SELECT CAST(_json AS BLOB) FROM {self.table} WHERE {quote(name)} = ? "
-            "ORDER BY id LIMIT 1"
-            for name in entity.columns
-        }
-        self.bools = frozenset(f.name for f in entity.fields if f.type is FieldType.BOOL)
 
 
 class _Bounded:
@@ -122,7 +100,7 @@ class SqliteReader:
         Raises:
             StoreUnavailable: the database cannot be opened.
         """
-        self._by_name = {e.name: _EntitySql(e) for e in manifest.entities}
+        self._by_name = {e.name: EntityReads(e) for e in manifest.entities}
         self._clock = clock or SystemClock()
         self._begin_s = self._deadline_s = _NOT_BEGUN_S
         self._hurried = False
@@ -195,7 +173,7 @@ class SqliteReader:
         sql = self._sql(entity)
         if query.where.sql == NOTHING.sql:
             return []
-        selected, params = _selected(sql, query)
+        selected, params = selection(sql, query)
         joined: bytes | None = self._one(
             f"SELECT CAST(group_concat(_j, char(30)) AS BLOB) FROM ({selected})", params
         )
@@ -205,7 +183,7 @@ class SqliteReader:
         sql = self._sql(entity)
         if query.where.sql == NOTHING.sql:
             return 0, b"[]"
-        selected, params = _selected(sql, query)
+        selected, params = selection(sql, query)
         with self._bounded:
             ((count, joined),) = self._all(
                 f"SELECT count(*), CAST(group_concat(_j) AS BLOB) FROM ({selected})", params
@@ -241,105 +219,43 @@ class SqliteReader:
         return aggregate_rows(self._all, self._sql(entity).entity, aggregate)
 
     def head_seq(self) -> int:
-        self._start()
-        try:
-            return log.head_seq(self._conn)
-        except apsw.Error as error:
-            raise translate(error) from error
+        return self._ask(log.head_seq)
 
     def oldest_seq(self) -> int:
-        self._start()
-        try:
-            return log.oldest_seq(self._conn)
-        except apsw.Error as error:
-            raise translate(error) from error
+        return self._ask(log.oldest_seq)
 
     def events_after(self, seq: int, limit: int) -> list[ChangeEvent]:
-        self._start()
-        try:
-            return log.events_after(self._conn, seq, limit)
-        except apsw.Error as error:
-            raise translate(error) from error
+        return self._ask(log.events_after, seq, limit)
 
     def newest_events(self, limit: int) -> list[ChangeEvent]:
-        self._start()
-        try:
-            return log.newest_events(self._conn, limit)
-        except apsw.Error as error:
-            raise translate(error) from error
+        return self._ask(log.newest_events, limit)
 
     def void_ranges(self) -> list[tuple[int, int]]:
-        self._start()
-        try:
-            return log.void_ranges(self._conn)
-        except apsw.Error as error:
-            raise translate(error) from error
+        return self._ask(log.void_ranges)
 
     def session(self, session_id: str) -> SessionRow | None:
-        self._start()
-        try:
-            row = self._conn.execute(
-                "SELECT session_id, user_id, is_guest, created_at, expires_at, device, tenant_id "
-                "FROM _pylon_auth_sessions WHERE session_id = ?",
-                (session_id,),
-            ).fetchone()
-        except apsw.Error as error:
-            raise translate(error) from error
-        if row is None:
-            return None
-        found, user_id, is_guest, created_at_s, expires_at_s, device, tenant_id = row
-        return SessionRow(
-            found, user_id, bool(is_guest), created_at_s, expires_at_s, device, tenant_id
-        )
+        return self._ask(sessions.find, session_id)
 
     def shard(self, shard_id: str) -> ShardAtRest | None:
-        self._start()
-        try:
-            return shards.find(self._conn, shard_id)
-        except apsw.Error as error:
-            raise translate(error) from error
+        return self._ask(shards.find, shard_id)
 
     def shards(self, limit: int) -> list[ShardAtRest]:
-        self._start()
-        try:
-            return shards.listed(self._conn, limit)
-        except apsw.Error as error:
-            raise translate(error) from error
+        return self._ask(shards.listed, limit)
 
     def session_ends(self, session_ids: Sequence[str]) -> dict[str, int]:
-        self._start()
-        try:
-            return dict(self._conn.execute(
-                "SELECT session_id, expires_at FROM _pylon_auth_sessions "
-                "WHERE session_id IN (SELECT value FROM json_each(?))",
-                (json.dumps(session_ids),),
-            ))
-        except apsw.Error as error:
-            raise translate(error) from error
+        return self._ask(sessions.ends, session_ids)
 
     def document(self, entity: str, row_id: str) -> StoredDocument | None:
         return self.at_one_commit(lambda: documents.stored_document(self._conn, entity, row_id))
 
     def document_updates(self, number: int, limit: int) -> list[DocumentUpdate]:
-        self._start()
-        try:
-            return documents.updates_after(self._conn, number, limit)
-        except apsw.Error as error:
-            raise translate(error) from error
+        return self._ask(documents.updates_after, number, limit)
 
     def document_update(self, number: int) -> bytes | None:
-        self._start()
-        try:
-            return documents.update_data(self._conn, number)
-        except apsw.Error as error:
-            raise translate(error) from error
+        return self._ask(documents.update_data, number)
 
     def document_number(self) -> int:
-        self._start()
-        try:
-            return documents.head_number(self._conn)
-        except apsw.Error as error:
-            raise translate(error) from error
+        return self._ask(documents.head_number)
 
     def is_empty(self) -> bool:
         return all(
@@ -367,7 +283,7 @@ class SqliteReader:
     def close(self) -> None:
         self._conn.close()
 
-    def _sql(self, entity: str) -> _EntitySql:
+    def _sql(self, entity: str) -> EntityReads:
         sql = self._by_name.get(entity)
         if sql is None:
             raise _unknown(entity)
@@ -390,6 +306,14 @@ class SqliteReader:
             return self._execute(sql, params).fetchall()
         except apsw.Error as error:
             raise self._failed(sql, error) from error
+
+    def _ask(self, ask: Callable[[apsw.Connection, *Ts], T], *args: *Ts) -> T:
+        """What a function on a connection finds."""
+        self._deadline_s = self._begin_s
+        try:
+            return ask(self._conn, *args)
+        except apsw.Error as error:
+            raise translate(error) from error
 
     def _start(self) -> None:
         """A statement begins."""
@@ -423,19 +347,3 @@ class SqliteReader:
 
 def _unknown(entity: str) -> EntityNotFound:
     return EntityNotFound(f'Unknown entity "{entity}"')
-
-
-def _selected(sql: _EntitySql, query: Query) -> tuple[str, tuple[object, ...]]:
-    """The SELECT of a query's rows, as `_j`, and its parameters."""
-    source, order = sql.table, order_by(query.order)
-    where, params = query.where.sql, query.where.params
-    if query.after_id is not None:
-        where = f"({where}) AND id > ?"
-        params = (*params, query.after_id)
-    if query.relevance is not None:
-        source, order = relevant(sql.entity), f"{RELEVANCE}, id"
-        params = (query.relevance, *params)
-    text = f"SELECT _json AS _j FROM {source} WHERE {where} ORDER BY {order} LIMIT ?"
-    if not query.offset:  # which would be counted for each row
-        return text, (*params, query.limit)
-    return f"{text} OFFSET ?", (*params, query.limit, query.offset)
