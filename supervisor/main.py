@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from pylon import log
+from pylon import descriptors, log
 from pylon.backup.hold import pidfile_of
 from pylon.bus.runtime import Runtime, make_runtime_dir
 from pylon.bus.signals import PlainSignalSender, SignalProxy
@@ -67,7 +67,8 @@ def run(loaded: Loaded) -> int:
     """
     config = loaded.config
     log.configure(config.log_format, config.log_level, "supervisor", "")
-    for warning in loaded.warnings:
+    descriptors.raise_limit()
+    for warning in (*loaded.warnings, *descriptors.warnings()):
         _log.warning("settings", message=warning)
     refuse_unsafe(config)
     manifest = load_manifest(Path(config.manifest))

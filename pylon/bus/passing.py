@@ -185,13 +185,15 @@ class SocketReceiver:
                 data, ancillary, flags = b"", [], 0
             passed = [_adopted(content) for _, kind, content in ancillary
                       if kind == socket.SCM_RIGHTS]
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                # The latter also where this process has no descriptor left for it.
+                _log.error("passing.truncated", size_bytes=len(data))
+                for sock in passed:
+                    sock.close()
+                continue
             if not passed:
                 self._forget(link)  # the sender has ended
                 return False
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                _log.error("passing.truncated", size_bytes=len(data))
-                passed[0].close()
-                continue
             self._take(passed[0], data)
         return True
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from pylon import descriptors
 from pylon.backup.hold import is_held
 from pylon.cli.output import CONFIG, failure_lines, json_flag, note, result, wants_json
 from pylon.cli.settings import dev_flag, read_settings
@@ -46,13 +47,14 @@ def check_config(ctx: click.Context, no_ports: bool, dev: bool) -> None:
     if not no_ports and not is_held(Path(loaded.config.db_path)):
         problems += port_problems(loaded.config)
     problems += data_dir_problems(loaded.config)
-    for warning in loaded.warnings:
+    warnings = [*loaded.warnings, *descriptors.warnings()]
+    for warning in warnings:
         note(f"warning: {warning}")
     if not wants_json():
         for problem in problems:
             note(problem)
     result(
-        {"ok": not problems, "problems": problems, "warnings": list(loaded.warnings)},
+        {"ok": not problems, "problems": problems, "warnings": warnings},
         "" if problems else "the configuration is fine",
     )
     if problems:

@@ -22,7 +22,6 @@ Invariant: a connection is in the queue, or in the hands of one dispatcher, at m
 from __future__ import annotations
 
 import _socket
-import errno
 import sys
 import time
 from collections import deque
@@ -36,6 +35,7 @@ from gevent.hub import get_hub
 
 from pylon import limits, log, metrics
 from pylon.bus.passing import SocketSender
+from pylon.descriptors import OUT_OF_RESOURCES, Room
 from workers.http.answer import Prefixes
 from workers.http.balance import HOLD_S, Share
 from workers.http.connection import Connection
@@ -49,8 +49,7 @@ _WATCHED: Final = _EPOLLIN | _EPOLLOUT | 0x2000 | 0x80000000  # EPOLLET
 _EVENTS_A_TURN: Final = 256
 _IDLE_DISPATCHERS: Final = 64  # kept for the next time that many wait at once
 _ACCEPTS_HELD: Final = 16  # at once, when the others did not come
-_ACCEPT_PAUSE_S: Final = 0.1  # when the process has no descriptors left
-_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_ACCEPT_PAUSE_S: Final = 0.1  # when the process has no descriptors left but the reserve
 _FORGET_S: Final = 5.0  # an idle connection keeps its last header block this long
 _DRAIN_STEP_S: Final = 0.05
 
@@ -94,6 +93,8 @@ class Loop:
         self._watcher.start(self._on_ready)
         self._listeners = list(listeners)
         self._accepting = [self._hub.loop.io(each.fileno(), 1) for each in self._listeners]
+        self._room = Room(self._epoll.fileno())
+        self._full = False  # of descriptors; looked at again after `_ACCEPT_PAUSE_S`
         self._paused = True
         self._resume()
         metrics.HTTP_DISPATCHERS.set_function(lambda: self._dispatchers - len(self._idle))
@@ -225,7 +226,7 @@ class Loop:
 
     def _resume(self) -> None:
         self._held = False
-        if self._paused and len(self._connections) < limits.HTTP_CONNECTIONS:
+        if self._paused and not self._full and len(self._connections) < limits.HTTP_CONNECTIONS:
             self._paused = False
             for watcher, listener in zip(self._accepting, self._listeners, strict=True):
                 watcher.start(self._knock, listener)
@@ -234,6 +235,23 @@ class Loop:
         self._paused = True
         for watcher in self._accepting:
             watcher.stop()
+
+    def _pause_for_descriptors(self, error: str) -> None:
+        self._room.tell_full(self.now_s, error)
+        self._pause()
+        self._held = False
+        if not self._full:
+            self._full = True
+            gevent.spawn_later(_ACCEPT_PAUSE_S, self._look_for_descriptors)
+
+    def _look_for_descriptors(self) -> None:
+        if self.draining:
+            return
+        if self._room.is_there():
+            self._full = False
+            self._resume()
+        else:
+            gevent.spawn_later(_ACCEPT_PAUSE_S, self._look_for_descriptors)
 
     def _knock(self, listener: Any) -> None:
         """Runs in the hub: somebody wants to connect."""
@@ -258,11 +276,8 @@ class Loop:
         try:
             fd, address = listener._sock._accept()
         except OSError as ex:
-            if ex.errno in _OUT_OF_RESOURCES:
-                _log.error("accept.failed", error=str(ex))
-                self._pause()
-                self._held = False
-                gevent.spawn_later(_ACCEPT_PAUSE_S, self._resume)
+            if ex.errno in OUT_OF_RESOURCES:
+                self._pause_for_descriptors(str(ex))
             return False  # or another worker was quicker, or the client has left again
         sock = _socket.socket(listener.family, listener.type, listener.proto, fd)
         sock.setblocking(False)
@@ -284,6 +299,9 @@ class Loop:
         if len(self._connections) >= limits.HTTP_CONNECTIONS:
             self._pause()
             self._held = False
+            return False
+        if self._room.ends_with(fd):
+            self._pause_for_descriptors("all descriptors but the reserve are in use")
             return False
         return True
 

@@ -8,7 +8,8 @@ one piece, and the connection ends when the client has had time to read it.
 
 Bounds: `limits.HTTP_HEAD_BYTES` for a head, `limits.SOCKET_HEADER_S` for its arrival,
 `limits.SOCKETS_PENDING` connections without a complete one: above that the oldest is cut, so
-that silent connections cannot keep others out. Metric: pylon_handshakes_total.
+that silent connections cannot keep others out; `limits.DESCRIPTORS_RESERVED`, which stay free.
+Metric: pylon_handshakes_total.
 
 Invariant: a socket is the acceptor's until `Door.open` returns None, and the door's from then
 on. Everything runs in the hub and never blocks. Called by `workers.hub.service`.
@@ -17,8 +18,8 @@ on. Everything runs in the hub and never blocks. Called by `workers.hub.service`
 from __future__ import annotations
 
 import _socket
-import errno
 import socket
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 import gevent
@@ -26,17 +27,17 @@ from gevent.hub import get_hub
 
 from pylon import limits, log, metrics
 from pylon.clock import Clock
-from pylon.errors import InternalError, PylonError
+from pylon.descriptors import OUT_OF_RESOURCES, Room
+from pylon.errors import InternalError, PylonError, Unavailable
 from workers.hub.poller import READ, Watched, poller
 from workers.hub.request import Request, parse
 
 _ACCEPTS_A_TURN: Final = 16
-_PAUSE_S: Final = 0.1  # when the process has no descriptors left
+_PAUSE_S: Final = 0.1  # when the process has no descriptors left but the reserve
 _SWEEP_S: Final = 0.5
 _RECEIVE_BYTES: Final = 65_536
 _LINGER_BYTES: Final = 1024 * 1024
 _INET: Final = (socket.AF_INET, socket.AF_INET6)
-_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _log = log.get_logger("sockets")
 _RESULTS: Final = {
@@ -141,6 +142,7 @@ class Acceptor:
         self._arriving: dict[_Arriving, None] = {}  # in the order of their deadlines
         self._leaving: dict[_Leaving, None] = {}  # likewise
         self.closed = False
+        self._room = Room(self._listener.fileno())
         loop = get_hub().loop
         self._watcher = loop.io(self._listener.fileno(), READ)
         self._timer = loop.timer(_SWEEP_S, _SWEEP_S)
@@ -172,6 +174,15 @@ class Acceptor:
             _RESULTS["left"].inc()
             raw.close()
             return
+        if self._room.ends_with(raw.fileno()):
+            error = "a connection was passed on to a process without descriptors"
+            self._room.tell_full(self._clock.monotonic_s(), error)
+            _RESULTS["refused"].inc()
+            full = Unavailable("This worker has no room for another connection")
+            with suppress(OSError):  # the client may have left
+                raw.send(self._door.refusal(full))
+            raw.close()  # now: one that is refused may not take from the reserve either
+            return
         self._begin(raw, data, _host_of(peer), on_main_port=on_main_port)
 
     # --- Accepting -----------------------------------------------------------------------
@@ -182,10 +193,8 @@ class Acceptor:
             try:
                 fd, peer = listener._accept()
             except OSError as ex:
-                if ex.errno in _OUT_OF_RESOURCES:
-                    _log.error("accept.failed", error=str(ex))
-                    self._watcher.stop()
-                    gevent.spawn_later(_PAUSE_S, self._go_on)
+                if ex.errno in OUT_OF_RESOURCES:
+                    self._pause(str(ex))
                 return  # or a sibling was quicker, or the client has left again
             raw = _socket.socket(listener.family, listener.type, listener.proto, fd)
             raw.setblocking(False)
@@ -193,18 +202,33 @@ class Acceptor:
                 data = raw.recv(_RECEIVE_BYTES)  # most often it is there already
             except BlockingIOError:
                 self._wait(raw, b"", _host_of(peer), on_main_port=False)
-                continue
             except OSError:
-                data = b""
-            if data:
-                self._begin(raw, data, _host_of(peer), on_main_port=False)
+                self._leave(raw)
             else:
-                _RESULTS["left"].inc()
-                raw.close()
+                if data:
+                    self._begin(raw, data, _host_of(peer), on_main_port=False)
+                else:
+                    self._leave(raw)
+            if self._room.ends_with(fd):
+                self._pause("all descriptors but the reserve are in use")
+                return
+
+    def _leave(self, raw: _socket.socket) -> None:
+        _RESULTS["left"].inc()
+        raw.close()
+
+    def _pause(self, error: str) -> None:
+        self._room.tell_full(self._clock.monotonic_s(), error)
+        self._watcher.stop()
+        gevent.spawn_later(_PAUSE_S, self._go_on)
 
     def _go_on(self) -> None:
-        if not self.closed:
+        if self.closed:
+            return
+        if self._room.is_there():
             self._watcher.start(self._on_knock)
+        else:
+            gevent.spawn_later(_PAUSE_S, self._go_on)
 
     def _begin(self, raw: _socket.socket, data: bytes, peer: str, *, on_main_port: bool) -> None:
         if not self._serve(raw, data, peer, on_main_port=on_main_port):
