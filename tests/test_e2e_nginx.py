@@ -16,6 +16,8 @@ import websocket
 from tests.support.nginx import moved
 from tests.support.server import ADMIN_TOKEN, PylonServer, free_base_port, wait_until
 
+APP = Path(__file__).parent / "shards_app.py"
+
 pytestmark = pytest.mark.processes
 
 
@@ -25,7 +27,9 @@ def proxied(
 ) -> Iterator[tuple[PylonServer, int]]:
     """A server behind nginx, and nginx's port. Only ports and paths of the config are changed."""
     nginx = program("nginx", "nginx-light")
-    server = make_server(PYLON_TRUST_PROXY_HOPS="1", PYLON_SOCKETS_PER_IP="3").start()
+    server = make_server(
+        PYLON_TRUST_PROXY_HOPS="1", PYLON_SOCKETS_PER_IP="3", PYLON_APP=str(APP)
+    ).start()
     port = free_base_port()
     conf_path = tmp_path / "pylon.conf"
     conf_path.write_text(moved(port, server.port))
@@ -163,3 +167,27 @@ def test_sockets_are_counted_by_the_forwarded_address(proxied: tuple[PylonServer
     other.close()
     for ws in held:
         ws.close()
+
+
+def test_shards_on_their_own_path_and_under_the_api(proxied: tuple[PylonServer, int]) -> None:
+    server, port = proxied
+    token, user_id = server.guest()
+    header = [f"Authorization: Bearer {token}"]
+    for path in ("/shards", "/api/shards/ws"):
+        ws = websocket.create_connection(
+            f"ws://127.0.0.1:{port}{path}?shard=counter:1&sid={user_id}", timeout=10, header=header
+        )
+        messages = iter(ws.recv, None)
+        snapshot = next(each for each in messages if isinstance(each, bytes))
+        assert json.loads(snapshot[8:])["here"] == [user_id]
+        ws.close()
+    stream = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    stream.request(
+        "GET", f"/api/shards/counter:2/connect?sid={user_id}",
+        headers={"Authorization": f"Bearer {token}"},
+    )
+    answer = stream.getresponse()
+    assert answer.status == 200
+    data = next(line for line in iter(answer.readline, b"") if line.startswith(b"data: "))
+    assert json.loads(data[6:])["here"] == [user_id]
+    stream.close()
