@@ -299,7 +299,7 @@ def test_a_change_is_packed_once_for_all_who_agreed() -> None:
     for peer in peers.values():
         peer.connection.abort()
     assert hub.contexts == 0
-    assert not hub._groups and not hub._packings
+    assert not len(hub._groups) and not hub._groups.packings
 
 
 def test_one_whose_replay_was_ahead_gets_packed_frames() -> None:

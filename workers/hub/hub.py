@@ -1,27 +1,27 @@
 """The hub: which connections there are, and which of them get which change.
 
-Connections with equal auth contexts see the same, so they form a `Group`, and who may see a
-change is decided for groups. The entity's routing plan (`pylon.policy.routing`) says how: a
-change for everyone costs nothing to decide; one that is keyed by an attribute of the session
-touches only the groups with that value, found in a dictionary; only general rules are judged
-once for each group. Whether a group sees the row, the row's leaving, or nothing, is always
-judged by `pylon.changelog.change.seen_as`; routing only says who need not be asked.
+Connections with equal auth contexts see the same, so who may see a change is decided for groups
+of them (`groups`). The entity's routing plan (`pylon.policy.routing`) says how: a change for
+everyone costs nothing to decide; one that is keyed by an attribute of the session touches only
+the groups with that value, found in a dictionary; only general rules are judged once for each
+group. Whether a group sees the row, the row's leaving, or nothing, is always judged by
+`pylon.changelog.change.seen_as`; routing only says who need not be asked.
 
 A batch becomes one write for each connection, of frames that all receivers share; those that
-agreed to packed frames share these, and form groups of their own. What a delivery costs is that
-system call; so the loop around it (`_deliver`) has nothing in it that could be done once for
-all, or only for those whose outbox is not empty.
+agreed to packed frames share these. What a delivery costs is that system call; so the loop
+around it (`_deliver`) has nothing in it that could be done once for all, or only for those whose
+outbox is not empty.
 
 Invariants: a connection gets events in seq order, each at most once: it joins when it has had
 everything up to the head of the hub, and one whose replay was ahead of the hub waits apart
 until the hub is there. `publish` never blocks and never switches greenlets, so that joining
-after a replay and fan-out cannot overtake each other. Called by `workers.hub.feed` and
-`workers.hub.replay`.
+after a replay and fan-out cannot overtake each other. Called by `workers.hub.feed`, `replay` and
+`reception`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from os import write
 from typing import Final
@@ -30,25 +30,14 @@ from pylon import limits, metrics
 from pylon.auth.context import AuthContext, Caller
 from pylon.changelog.change import Change, seen_as
 from pylon.clock import Clock
-from pylon.policy.routing import ByAuth, Everyone, General, Keyed, Nobody
+from pylon.policy.routing import ByAuth, Everyone, Nobody
 from pylon.policy.rules import EntityRules
 from workers.hub.connection import Connection, Transport
+from workers.hub.groups import Group, Groups
 
 BEAT_S: Final = 0.5  # how often some of the connections have their heartbeat
 
 _Frames = list[tuple[int, bytes]]  # (seq, frame)
-
-
-class Group:
-    """The connections of one auth context that take frames packed in the same way."""
-
-    __slots__ = ("auth", "connections", "packing", "verdicts")
-
-    def __init__(self, auth: AuthContext, packing: int) -> None:
-        self.auth = auth
-        self.packing = packing
-        self.connections: set[Connection] = set()
-        self.verdicts: dict[str, bool] = {}  # entity: may read, where data has no say
 
 
 class Hub:
@@ -62,10 +51,7 @@ class Hub:
         self.spent_s = 0.0  # on the last changes
         self._rules = rules
         self._clock = clock
-        self._groups: dict[tuple[AuthContext, int], Group] = {}  # by context and packing
-        self._admins: set[Group] = set()
-        self._packings: dict[int, int] = {}  # in use; how many groups have it
-        self._by_attribute: dict[str, dict[object, set[Group]]] = {}
+        self._groups = Groups()
         # All connections, spread evenly, so that each heartbeat looks at its own share only.
         self.shares: list[set[Connection]] = [
             set() for _ in range(max(1, round(transport.heartbeat_s / BEAT_S)))
@@ -103,7 +89,7 @@ class Hub:
     @property
     def contexts(self) -> int:
         """How many distinct auth contexts receive events."""
-        return len({auth for auth, _ in self._groups})
+        return self._groups.contexts
 
     def on_gone(self, callback: Callable[[Connection], None]) -> None:
         """Have `callback` called for each connection whose socket is closed."""
@@ -131,16 +117,7 @@ class Hub:
         if connection.last_seq > self._head:
             self._ahead.add(connection)
             return
-        auth, packing = key = connection.caller.auth, connection.packing
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = Group(auth, packing)
-            self._packings[packing] = self._packings.get(packing, 0) + 1
-            if auth.is_admin:
-                self._admins.add(group)
-            for attribute, value in _attributes(auth):
-                self._by_attribute.setdefault(attribute, {}).setdefault(value, set()).add(group)
-        group.connections.add(connection)
+        self._groups.join(connection)
 
     def left(self, connection: Connection) -> None:
         """`workers.hub.connection.Owner`: no more events for it."""
@@ -161,23 +138,7 @@ class Hub:
         if connection in self._ahead:
             self._ahead.discard(connection)
             return True
-        auth, packing = key = connection.caller.auth, connection.packing
-        group = self._groups.get(key)
-        if group is None or connection not in group.connections:
-            return False
-        group.connections.discard(connection)
-        if not group.connections:
-            del self._groups[key]
-            self._admins.discard(group)
-            self._packings[packing] -= 1
-            if not self._packings[packing]:
-                del self._packings[packing]
-            for attribute, value in _attributes(auth):
-                groups = self._by_attribute[attribute]
-                groups[value].discard(group)
-                if not groups[value]:
-                    del groups[value]
-        return True
+        return self._groups.leave(connection)
 
     def gone(self, connection: Connection) -> None:
         """`workers.hub.connection.Owner`: its socket is closed."""
@@ -268,13 +229,13 @@ class Hub:
         common, own, everything = self._sort_out(changes)
         apart: set[Group] = set(own)
         if len(common) < len(everything):
-            apart |= self._admins
+            apart |= self._groups.admins
         made: dict[tuple[bytes, int], bytes] = {}
         sent_frames = 0
         if common:
-            for packing in list(self._packings):
+            for packing in self._groups.packings:
                 rest = [
-                    group.connections for group in self._groups.values()
+                    group.connections for group in self._groups
                     if group.packing == packing and group not in apart
                 ]
                 if rest:
@@ -338,11 +299,11 @@ class Hub:
                 common.append((seq, whole))
                 continue
             if isinstance(routing, ByAuth):
-                for group in self._passing(change.event.entity, rules):
+                for group in self._groups.passing(change.event.entity, rules):
                     own.setdefault(group, []).append((seq, whole))
                 continue
             made: dict[bytes, bytes] = {change.wire: whole}
-            for group in self._candidates(change, routing):
+            for group in self._groups.candidates(change, routing):
                 if group.auth.is_admin:
                     continue
                 wire = seen_as(change, rules, group.auth)
@@ -352,41 +313,6 @@ class Hub:
                         frame = made[wire] = self.transport.frame(seq, wire)
                     own.setdefault(group, []).append((seq, frame))
         return common, own, everything
-
-    def _passing(self, entity: str, rules: EntityRules) -> Iterator[Group]:
-        """The groups whose context alone lets them read `entity`."""
-        for group in self._groups.values():
-            if group.auth.is_admin:
-                continue
-            verdict = group.verdicts.get(entity)
-            if verdict is None:
-                verdict = group.verdicts[entity] = rules.may_read(group.auth, {})
-            if verdict:
-                yield group
-
-    def _candidates(self, change: Change, routing: Nobody | Keyed | General) -> Collection[Group]:
-        """The groups that may be concerned, before the row or after."""
-        if isinstance(routing, Nobody):
-            return ()
-        if isinstance(routing, General):
-            return self._groups.values()
-        groups = self._by_attribute.get(routing.attribute)
-        if groups is None:
-            return ()
-        found: set[Group] = set()
-        for row in (change.row, change.prev_row):
-            value = None if row is None else row.get(routing.field)
-            if isinstance(value, str):
-                found |= groups.get(value, set())
-        return found
-
-
-def _attributes(auth: AuthContext) -> Iterable[tuple[str, str]]:
-    """What `Keyed` routing finds a context by: its attributes that are not null."""
-    if auth.user_id is not None:
-        yield "user_id", auth.user_id
-    if auth.tenant_id is not None:
-        yield "tenant_id", auth.tenant_id
 
 
 def _deliver(connections: Iterable[Connection], frames: _Frames) -> int:

@@ -1,0 +1,129 @@
+"""Groups: the connections that see the same, found by what may decide who sees a change.
+
+Connections with equal auth contexts see the same; those that agreed to packed frames share
+these, and form groups of their own. A change that everyone sees, or whose row is keyed by an
+attribute of the session, finds its groups without asking the others (`pylon.policy.routing`).
+
+Invariants: a group has connections, or it is not here; a connection is in one group at most, that
+of its caller. Nothing here sends. Called by `hub`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from typing import Final
+
+from pylon.auth.context import AuthContext
+from pylon.changelog.change import Change
+from pylon.policy.routing import General, Keyed, Nobody
+from pylon.policy.rules import EntityRules
+from workers.hub.connection import Connection
+
+_NONE: Final[frozenset[Group]] = frozenset()
+
+
+class Group:
+    """The connections of one auth context that take frames packed in the same way."""
+
+    __slots__ = ("auth", "connections", "packing", "verdicts")
+
+    def __init__(self, auth: AuthContext, packing: int) -> None:
+        self.auth = auth
+        self.packing = packing
+        self.connections: set[Connection] = set()
+        self.verdicts: dict[str, bool] = {}  # entity: may read, where data has no say
+
+
+class Groups:
+    """All groups of a hub. `admins` is some of them; `packings` are those in use."""
+
+    __slots__ = ("_by_attribute", "_known", "_packings", "admins")
+
+    def __init__(self) -> None:
+        self.admins: set[Group] = set()
+        self._known: dict[tuple[AuthContext, int], Group] = {}  # by context and packing
+        self._packings: dict[int, int] = {}  # in use; how many groups have it
+        self._by_attribute: dict[str, dict[object, set[Group]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self._known.values())
+
+    @property
+    def packings(self) -> list[int]:
+        return list(self._packings)
+
+    @property
+    def contexts(self) -> int:
+        """How many distinct auth contexts there are."""
+        return len({auth for auth, _ in self._known})
+
+    def join(self, connection: Connection) -> None:
+        """Take a connection in, as its caller is now."""
+        auth, packing = key = connection.caller.auth, connection.packing
+        group = self._known.get(key)
+        if group is None:
+            group = self._known[key] = Group(auth, packing)
+            self._packings[packing] = self._packings.get(packing, 0) + 1
+            if auth.is_admin:
+                self.admins.add(group)
+            for attribute, value in _attributes(auth):
+                self._by_attribute.setdefault(attribute, {}).setdefault(value, set()).add(group)
+        group.connections.add(connection)
+
+    def leave(self, connection: Connection) -> bool:
+        """Take a connection out, before its caller changes; False if it is not here."""
+        auth, packing = key = connection.caller.auth, connection.packing
+        group = self._known.get(key)
+        if group is None or connection not in group.connections:
+            return False
+        group.connections.discard(connection)
+        if not group.connections:
+            del self._known[key]
+            self.admins.discard(group)
+            self._packings[packing] -= 1
+            if not self._packings[packing]:
+                del self._packings[packing]
+            for attribute, value in _attributes(auth):
+                groups = self._by_attribute[attribute]
+                groups[value].discard(group)
+                if not groups[value]:
+                    del groups[value]
+        return True
+
+    def passing(self, entity: str, rules: EntityRules) -> Iterator[Group]:
+        """Those whose context alone lets them read `entity`; without admins."""
+        for group in self._known.values():
+            if group.auth.is_admin:
+                continue
+            verdict = group.verdicts.get(entity)
+            if verdict is None:
+                verdict = group.verdicts[entity] = rules.may_read(group.auth, {})
+            if verdict:
+                yield group
+
+    def candidates(self, change: Change, routing: Nobody | Keyed | General) -> Collection[Group]:
+        """Those that may be concerned, before the row or after."""
+        if isinstance(routing, Nobody):
+            return ()
+        if isinstance(routing, General):
+            return self._known.values()
+        groups = self._by_attribute.get(routing.attribute)
+        if groups is None:
+            return ()
+        found: set[Group] = set()
+        for row in (change.row, change.prev_row):
+            value = None if row is None else row.get(routing.field)
+            if isinstance(value, str):
+                found |= groups.get(value, _NONE)
+        return found
+
+
+def _attributes(auth: AuthContext) -> Iterable[tuple[str, str]]:
+    """What `Keyed` routing finds a context by: its attributes that are not null."""
+    if auth.user_id is not None:
+        yield "user_id", auth.user_id
+    if auth.tenant_id is not None:
+        yield "tenant_id", auth.tenant_id
