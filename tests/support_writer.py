@@ -19,6 +19,7 @@ from pylon.api.notes import NoteTeller
 from pylon.api.readiness import Readiness
 from pylon.api.services import Services
 from pylon.app import build_app
+from pylon.auth.callers import Callers
 from pylon.auth.cookies import session_cookie
 from pylon.auth.origin import origins
 from pylon.bus.messages import (
@@ -171,6 +172,7 @@ def running(
     services = Services(
         app=app,
         store=pool,
+        callers=Callers(config, pool, clock),
         writer=writer,
         rooms=DeskRooms(clock),
         shards=HouseShards(pool, writer, clock, folder),

@@ -10,21 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from pylon import limits
 from pylon.api.notes import NoteTeller
 from pylon.api.readiness import Readiness
 from pylon.api.remembered import Answers
 from pylon.app import App
-from pylon.auth.context import Caller
+from pylon.auth.callers import Callers
 from pylon.auth.cookies import SessionCookie
 from pylon.auth.origin import Origins
-from pylon.auth.sessions import count_again
 from pylon.bus.messages import Signal, WriteOp, WriteReply
 from pylon.bus.rooms_messages import RoomCommand, RoomReply
 from pylon.bus.shards import DescribeAll, MatchCommand, ShardCommand
 from pylon.changelog.feed import Feed
 from pylon.changelog.pull import Pulled
 from pylon.storage.contract import Store
+
+Credentials = tuple[str | None, str | None]  # the Authorization and the Cookie header
 
 
 class Writer(Protocol):
@@ -57,44 +57,13 @@ class ShardKeeper(Protocol):
         """Ask every shards worker."""
 
 
-class Callers:
-    """Whom the credentials of recent requests stand for; see `pylon.api.callers`."""
-
-    __slots__ = ("_known",)
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str | None, str | None], tuple[Caller, float]] = {}
-
-    def find(self, carried: tuple[str | None, str | None], now_s: float) -> Caller | None:
-        """
-        Args:
-            carried: the Authorization and the Cookie header.
-            now_s: monotonic.
-        """
-        known = self._known.get(carried)
-        if known is None or known[1] <= now_s:
-            return None
-        count_again(known[0])
-        return known[0]
-
-    def remember(
-        self, carried: tuple[str | None, str | None], caller: Caller, until_s: float
-    ) -> None:
-        if len(self._known) >= limits.CALLERS:
-            self._known.clear()
-        self._known[carried] = (caller, until_s)
-
-    def forget(self) -> None:
-        """A session has been revoked: look all of them up again."""
-        self._known.clear()
-
-
 @dataclass(frozen=True, slots=True)
 class Services:
     """Everything a resource may use."""
 
     app: App
     store: Store
+    callers: Callers[Credentials]
     writer: Writer
     rooms: RoomKeeper
     shards: ShardKeeper
@@ -106,6 +75,5 @@ class Services:
     send_signal: Callable[[Signal], None]
     control_socket: Path  # the supervisor's, for /metrics
     started_s: float  # monotonic
-    callers: Callers = field(default_factory=Callers)
     answers: Answers[bytes] = field(default_factory=Answers)
     pulls: Answers[Pulled] = field(default_factory=Answers)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import gevent
 
+from pylon.auth.callers import Callers
 from pylon.auth.cookies import session_cookie
 from pylon.auth.origin import origins
 from pylon.bus.messages import NotesWanted, RolesReport, SessionRevoked
@@ -64,6 +65,7 @@ class HttpProcess:
         self._services = Services(
             app=app,
             store=store,
+            callers=Callers(app.config, store, app.clock),
             writer=self._writer,
             rooms=self._rooms,
             shards=self._shards,

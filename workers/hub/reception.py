@@ -1,6 +1,6 @@
 """Reception: lets a client in, once its request is read (ws and sse alike).
 
-Who a token stands for is remembered for `limits.CALLER_S`, for clients that come back together.
+Who a token stands for is remembered for a moment, for clients that come back together.
 All is done at once in the hub's own greenlet; only a client that has missed more than one page
 of the log, or more than memory holds, gets a greenlet until it has caught up.
 
@@ -12,24 +12,22 @@ counts from `check` until the socket is closed, or until it is let go.
 from __future__ import annotations
 
 import _socket
-from typing import Final, Protocol
+from typing import Protocol
 
 import gevent
 import msgspec
 
-from pylon import limits, log
+from pylon import log
+from pylon.auth.callers import Callers
 from pylon.auth.context import Caller
-from pylon.auth.sessions import NOBODY, count_again, resolve
+from pylon.auth.sessions import NOBODY
 from pylon.errors import Draining, PylonError
-from pylon.storage.contract import SessionRow
 from workers.boot import Booted
 from workers.hub.addresses import shared_cap
 from workers.hub.connection import Connection, Transport
 from workers.hub.hub import Hub
 from workers.hub.replay import Replay
 from workers.hub.sessions import SessionWatch
-
-_NS_PER_S: Final = 1_000_000_000
 
 _log = log.get_logger("reception")
 
@@ -59,16 +57,17 @@ class Reception:
     """The door of one worker."""
 
     def __init__(self, booted: Booted, hub: Hub) -> None:
-        app = self._app = booted.app
-        self._store = booted.reader_pool
+        app = booted.app
         self._hub = hub
         self._cap = shared_cap(
             app.config.sockets_per_ip, booted.runtime.dir, booted.role, booted.worker,
             app.config.workers_of(booted.role),
         )
-        self._callers: dict[str, tuple[Caller, float]] = {}  # by token; until when, monotonic
-        self._callers_stale_s = 0.0  # then all are forgotten, with the next one that is found
-        self.sessions = SessionWatch(booted.reader_pool, app.clock, self.forget_callers)
+        self.callers: Callers[str] = Callers(  # by token
+            app.config, booted.reader_pool, app.clock,
+            lambda session_id, at_s: self.sessions.expires(session_id, at_s),  # noqa: PLW0108  (made below)
+        )
+        self.sessions = SessionWatch(booted.reader_pool, app.clock, self.callers.forget)
         self.sessions.watch(hub)
         self.draining = False
         hub.on_gone(self._gone)
@@ -152,37 +151,10 @@ class Reception:
         """Whom `token` stands for; NOBODY and the error where that cannot be found out."""
         if not token:
             return NOBODY, None
-        now_s = self._app.clock.monotonic_s()
-        known = self._callers.get(token)
-        if known is not None and known[1] > now_s:
-            count_again(known[0])
-            return known[0], None
-        clock = self._app.clock
-        until_s = now_s + limits.CALLER_S
-
-        def look_up(session_id: str) -> SessionRow | None:
-            nonlocal until_s
-            session = self._store.point(lambda reader: reader.session(session_id))
-            if session is not None and session.expires_at_s:
-                left_s = session.expires_at_s - clock.wall_ns() / _NS_PER_S
-                until_s = min(until_s, now_s + left_s)
-                self.sessions.expires(session_id, now_s + left_s)
-            return session
-
         try:
-            caller = resolve(token, self._app.config, look_up, clock)
+            return self.callers.find(token) or self.callers.look_up(token, token), None
         except PylonError as ex:
             return NOBODY, ex
-        if caller is not NOBODY:
-            if len(self._callers) >= limits.CALLERS or now_s >= self._callers_stale_s:
-                self._callers.clear()
-                self._callers_stale_s = now_s + limits.CALLER_S
-            self._callers[token] = (caller, until_s)
-        return caller, None
-
-    def forget_callers(self) -> None:
-        """A session may have been revoked: look all of them up again."""
-        self._callers.clear()
 
     def _gone(self, connection: Connection) -> None:
         self._cap.closed(connection.address)

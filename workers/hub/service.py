@@ -85,7 +85,7 @@ class ChangeStream:
                 for key, cursor in signal_.cursors.items():
                     self.notes.put(key, cursor)
             elif isinstance(signal_, SessionRevoked):
-                self._reception.forget_callers()
+                self._reception.callers.forget()
                 closed = self._hub.close_session(
                     signal_.session_id, SESSION_ENDED, "session revoked"
                 )
