@@ -34,6 +34,7 @@ SNAPSHOT_PAGE_ROWS: Final = 1_000
 PUSH_CHANGES: Final = 1_000
 BATCH_OPS: Final = 1_000
 TRANSACT_OPS: Final = 1_000
+APP_TRIAL_S: Final = 60.0  # for the import of PYLON_APP before a start
 SHARD_ID_CHARS: Final = 200
 SHARDS: Final = 20_000  # running or just stopped, each shards worker
 SHARD_KEPT_S: Final = 60.0  # how long a shard that stopped is listed, and not made again

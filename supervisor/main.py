@@ -31,6 +31,7 @@ from pylon.ids import RowIds
 from pylon.manifest.load import load_manifest
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import compile_rules
+from pylon.realtime.app_module import try_app_module
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
 from supervisor import seed
@@ -72,6 +73,7 @@ def run(loaded: Loaded) -> int:
         _log.warning("settings", message=warning)
     refuse_unsafe(config)
     manifest = load_manifest(Path(config.manifest))
+    try_app_module(config)
     prepare_data_dir(config)
     with ExitStack() as stack:
         parts = _assemble(loaded, manifest, os.environ, stack)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pylon.cli.settings import dotenv_files, read_settings
 from pylon.config import load
 from pylon.errors import StartRefused
 from pylon.manifest.load import load_manifest
-from tests.support.server import free_base_port
+from tests.support.server import PylonServer, free_base_port
 
 TODO = Path(__file__).parent.parent / "examples" / "todo" / "pylon.manifest.json"
 
@@ -134,3 +135,25 @@ def test_the_command_line_imports_neither_gevent_nor_a_worker() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("import nothing_of_that_name\n", "No module named"), ("def (\n", "SyntaxError"),
+     ("raise SystemExit(3)\n", "its import ended with 3")],
+)
+def test_an_app_that_cannot_be_imported_is_refused_in_one_line(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    """It used to end its workers over and over, behind a server that looked as if it ran."""
+    game = tmp_path / "game.py"
+    game.write_text(text)
+    server = PylonServer(
+        tmp_path, json.loads(TODO.read_text()), {"PYLON_APP": str(game)}
+    )
+    for verb in ("start", "check-config"):
+        done = server.ctl(verb)
+        assert done.returncode == 78, done.stdout + done.stderr
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("pylonctl: PYLON_APP") and words in line
+    assert not server.db_path.exists()

@@ -1,7 +1,7 @@
 """`pylonctl check-config`: everything that would stop a start, all of it at once.
 
-Settings, manifest and its policies, ports, the data directory. The unit in `systemd/` runs
-it before the start.
+Settings, manifest and its policies, the import of the app, ports, the data directory. The unit
+in `systemd/` runs it before the start.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pylon.cli.settings import dev_flag, read_settings
 from pylon.config import Config, refuse_unsafe
 from pylon.errors import StartRefused
 from pylon.manifest.load import load_manifest
+from pylon.realtime.app_module import try_app_module
 
 _PORT_SETTINGS = {
     "http": "PYLON_PORT", "ws": "PYLON_WS_PORT",
@@ -43,6 +44,11 @@ def check_config(ctx: click.Context, no_ports: bool, dev: bool) -> None:
         load_manifest(Path(loaded.config.manifest))
     except StartRefused as ex:
         problems += failure_lines(ex)
+    if loaded.config.app is not None and Path(loaded.config.app).is_file():  # else said above
+        try:
+            try_app_module(loaded.config)
+        except StartRefused as ex:
+            problems += failure_lines(ex)
     # The ports of a server that runs from this data directory are taken by itself.
     if not no_ports and not is_held(Path(loaded.config.db_path)):
         problems += port_problems(loaded.config)

@@ -3,8 +3,8 @@
 Runs `pylonctl start --dev` as a child and looks twice a second at the modification times of
 the manifest, the seed, the `.env` files and the Python files of the app's folder.
 
-Invariants: a manifest that is not valid is reported and the running server kept; the server
-does not outlive this process; Ctrl-C reaches the server once, through us (it is in a
+Invariants: a manifest or an app that is not valid is reported and the running server kept; the
+server does not outlive this process; Ctrl-C reaches the server once, through us (it is in a
 session of its own, as two signals would cut its drain short).
 """
 
@@ -28,6 +28,7 @@ from pylon.cli.start import serve
 from pylon.config import Config
 from pylon.errors import StartRefused
 from pylon.manifest.load import load_manifest
+from pylon.realtime.app_module import try_app_module
 
 _POLL_S = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -90,7 +91,7 @@ class _Watch:
             started = True
             seen = now
             note(f"changed: {', '.join(sorted(path.name for path in changed))}")
-            if manifest_is_fine():
+            if app_is_fine():
                 self._restart()
 
     def _spawn(self) -> None:
@@ -121,10 +122,12 @@ def _settings() -> Config | None:
         return None
 
 
-def manifest_is_fine() -> bool:
+def app_is_fine() -> bool:
     """Whether a restart has a chance; if not, says why on stderr."""
     try:
-        load_manifest(Path(read_settings(dev=True).config.manifest))
+        config = read_settings(dev=True).config
+        load_manifest(Path(config.manifest))
+        try_app_module(config)
     except StartRefused as ex:
         for line in failure_lines(ex):
             note(line)
