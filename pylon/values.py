@@ -74,13 +74,28 @@ def decode_body(raw: bytes) -> Any:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError:
         raise InvalidJson("Invalid request body") from None
-    # A text with few brackets cannot be deep: most bodies are never walked.
-    if raw.count(b"{") + raw.count(b"[") > limits.JSON_DEPTH:
-        _check_depth(body)
+    _check_depth(raw, body)
     return body
 
 
-def _check_depth(body: Any) -> None:
+def check_depth(raw: bytes) -> None:
+    """Pass if a JSON text, known to be one, is not nested too deeply.
+
+    Raises:
+        LimitExceeded: deeper than `limits.JSON_DEPTH`.
+    """
+    if _may_be_deep(raw):
+        _check_depth(raw, orjson.loads(raw))
+
+
+def _may_be_deep(raw: bytes) -> bool:
+    # A text with few brackets cannot be deep: most bodies are never walked.
+    return raw.count(b"{") + raw.count(b"[") > limits.JSON_DEPTH
+
+
+def _check_depth(raw: bytes, body: Any) -> None:
+    if not _may_be_deep(raw):
+        return
     level = [body]
     for _ in range(limits.JSON_DEPTH):
         inner: list[Any] = []

@@ -35,6 +35,8 @@ class Counter(SimState):
             raise InputRejected("13 brings bad luck")
         if input.by == 99:
             raise ZeroDivisionError("told to")
+        if input.by == 88:
+            raise SystemExit
         while input.by == 77:
             pass
         self.sum += input.by

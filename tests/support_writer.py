@@ -92,8 +92,11 @@ class HouseShards:
 
     def __init__(self, store: ReaderPool, writer: Any, clock: ManualClock, folder: Path) -> None:
         random = SystemRandom()
-        self.house = House(store, writer, clock, random, folder / "recordings")
-        self._answers = Answers("1", self.house, Matchmaking(self, clock))  # type: ignore[arg-type]
+        self.house = House(
+            store, writer, clock, random, folder / "recordings", worker="1", workers=1
+        )
+        matchmaking = Matchmaking(self, clock, lambda: False)  # type: ignore[arg-type]
+        self._answers = Answers("1", self.house, matchmaking)
 
     def of_shard(self, command: ShardCommand) -> bytes:
         return self._call(command)

@@ -17,13 +17,12 @@ from pylon.api.body import read_json
 from pylon.api.callers import caller_of
 from pylon.api.services import Services
 from pylon.auth.context import AuthContext
-from pylon.bus.messages import MoveShard
 from pylon.bus.shards import (
     DescribeAll,
     DescribeShard,
     EndShard,
     MakeShard,
-    ReleaseShard,
+    RehomeShard,
     ShardCommand,
     SubmitInput,
 )
@@ -36,9 +35,7 @@ from pylon.errors import (
     Unauthorized,
     Unavailable,
 )
-from pylon.realtime.home import home_of, settled_home
 
-_NOT_RELEASED: Final = b'{"released":false}'
 # What everybody may see of a shard (spec/realtime.md §4.4).
 _PUBLIC: Final = ("id", "running", "tick", "subscribers", "input_queue")
 
@@ -137,14 +134,7 @@ class ShardMove:
                 f"worker is {worker!r}; it must be one of {', '.join(names)}",
                 hint="null moves the shard to where its id says",
             )
-        answer = _NOT_RELEASED
-        target = home_of(shard_id, workers) if worker is None else worker
-        if settled_home(shard_id, workers, services.store) != target:
-            # Released first, and not made again at the old home for a while: at no time may two
-            # processes think that it is theirs.
-            answer = services.shards.of_shard(ReleaseShard(shard_id))
-        services.writer.submit(MoveShard(shard_id, worker))
-        send_raw(resp, answer)
+        send_raw(resp, services.shards.of_shard(RehomeShard(shard_id, worker)))
 
 
 class ShardConnect:

@@ -61,10 +61,12 @@ class EndShard(msgspec.Struct, frozen=True, array_like=True, tag="end"):
     shard_id: str
 
 
-class ReleaseShard(msgspec.Struct, frozen=True, array_like=True, tag="release"):
-    """Save a shard and let go of it: it lives elsewhere from now on."""
+class RehomeShard(msgspec.Struct, frozen=True, array_like=True, tag="rehome"):
+    """Save a shard and let go of it: it lives at the worker `home` from now on (None: where its
+    id says). The store is told by the worker that had it."""
 
     shard_id: str
+    home: str | None
 
 
 class Enqueue(msgspec.Struct, frozen=True, array_like=True, tag="enqueue"):
@@ -92,7 +94,7 @@ class AcknowledgeMatch(msgspec.Struct, frozen=True, array_like=True, tag="acknow
     player: str
 
 
-ShardCommand = DescribeShard | SubmitInput | MakeShard | EndShard | ReleaseShard
+ShardCommand = DescribeShard | SubmitInput | MakeShard | EndShard | RehomeShard
 MatchCommand = Enqueue | Dequeue | MatchStatus | MatchStatuses | AcknowledgeMatch
 Command = ShardCommand | MatchCommand | DescribeAll
 

@@ -12,6 +12,7 @@ leaves the queue by a match, by its own player, or by its mode's timeout. Queues
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -19,13 +20,13 @@ from typing import Any, Final
 import msgspec
 
 from pylon import limits
-from pylon.errors import InvalidData, MatchQueueFull, StartRefused
+from pylon.errors import InvalidData, LimitExceeded, MatchQueueFull, StartRefused
 
 DEFAULT_MODE: Final = "default"
 _Key = tuple[str, tuple[str, ...]]  # the mode, and the criteria that must be equal
 
 
-class Ticket(msgspec.Struct):
+class Ticket(msgspec.Struct, eq=False):
     """A player who waits."""
 
     player: str
@@ -114,6 +115,7 @@ class Matchmaker:
         self._matching: dict[str, Match] = {}  # by player, while the shard is being made
         self._assigned: dict[str, tuple[str, float]] = {}  # player: shard, until when
         self._numbers = 0
+        self._failures: list[tuple[str, str]] = []
 
     def __len__(self) -> int:
         """How many wait."""
@@ -124,8 +126,11 @@ class Matchmaker:
 
         Raises:
             InvalidData: the mode is unknown, or a criterion that counts is missing.
+            LimitExceeded: the criteria are too large.
             MatchQueueFull.
         """
+        if len(msgspec.json.encode(criteria)) > limits.MATCH_CRITERIA_BYTES:
+            raise LimitExceeded(f"criteria are larger than {limits.MATCH_CRITERIA_BYTES} bytes")
         mode = self._mode_of(criteria)
         key = (mode.name, tuple(_criterion(criteria, name) for name in mode.match_on))
         self.dequeue(player)
@@ -203,6 +208,11 @@ class Matchmaker:
             waiting.sort(key=lambda ticket: ticket.number)
             self._queues[key] = {ticket.player: ticket for ticket in waiting}
 
+    def take_failures(self) -> list[tuple[str, str]]:
+        """The modes whose own grouping failed in the last step, with tracebacks, once."""
+        failures, self._failures = self._failures, []
+        return failures
+
     # --- Within --------------------------------------------------------------------------
 
     def _mode_of(self, criteria: dict[str, Any]) -> Mode:
@@ -239,7 +249,7 @@ class Matchmaker:
         matches = []
         if mode.grouping is not None:
             waiting = tuple(self._queues.get(key, {}).values())
-            for group in mode.grouping(waiting, now_s):
+            for group in self._groups_of(mode.grouping, mode.name, waiting, now_s):
                 mine = [t for t in group if self._key_of.get(t.player) == key]
                 if mine:
                     matches.append(self._match(key, mode, mine, None))
@@ -253,6 +263,20 @@ class Matchmaker:
             if not size or not is_enough:
                 return matches
             matches.append(self._match(key, mode, waiting[:size], None))
+
+    def _groups_of(
+        self, grouping: Grouping, mode: str, waiting: Sequence[Ticket], now_s: float
+    ) -> list[Sequence[Ticket]]:
+        """What the app makes of those who wait; nothing where its code fails."""
+        try:
+            return [
+                [ticket for ticket in dict.fromkeys(group) if isinstance(ticket, Ticket)]
+                for group in grouping(waiting, now_s)
+            ]
+        except Exception as ex:  # noqa: BLE001  the app's code
+            told = "".join(traceback.format_exception(ex))[-limits.TRACEBACK_CHARS :]
+            self._failures.append((mode, told))
+            return []
 
     def _match(
         self, key: _Key, mode: Mode, group: Sequence[Ticket], shard_id: str | None

@@ -70,7 +70,7 @@ _lines: Final = msgspec.json.Decoder(Line)
 class Recording:
     """`pylon.realtime.shard.Recorder` into a file."""
 
-    __slots__ = ("_dt_s", "_file", "_left_bytes", "error", "is_full")
+    __slots__ = ("_dt_s", "_file", "_left_bytes", "_path", "error", "is_full")
 
     def __init__(
         self, path: Path, kind: Kind, context: ShardContext, saved: Saved | None = None
@@ -80,6 +80,7 @@ class Recording:
         Raises:
             OSError: it cannot be written.
         """
+        self._path = path
         self._file: BinaryIO = path.open("wb")
         self._left_bytes = kind.config.record_bytes - _LAST_BYTES
         self._dt_s = 0.0 if kind.is_event_driven else kind.interval_s
@@ -99,25 +100,32 @@ class Recording:
         """`Recorder.left`."""
         self._put(Line(tick, left=sid))
 
-    def ticked(
-        self, simulation: Simulation, dt_s: float, inputs: Sequence[tuple[str, Any]]
-    ) -> None:
-        """`Recorder.ticked`."""
-        tick = simulation.tick
-        if inputs or dt_s != self._dt_s:
+    def ticking(self, tick: int, dt_s: float, inputs: Sequence[tuple[str, Any]]) -> None:
+        """`Recorder.ticking`."""
+        if (inputs or dt_s != self._dt_s) and not self.is_full:
             coded = [(sid, msgspec.Raw(_encoder.encode(value))) for sid, value in inputs]
             self._put(Line(tick, dt_s=dt_s, inputs=coded))
-        if tick % DIGEST_EVERY_TICKS == 0 and not self.is_full:
-            self._put(Line(tick, digest=simulation.digest()))
 
-    def stopped(self, simulation: Simulation) -> None:
+    def ticked(self, simulation: Simulation) -> None:
+        """`Recorder.ticked`."""
+        if simulation.tick % DIGEST_EVERY_TICKS == 0 and not self.is_full:
+            self._put(Line(simulation.tick, digest=simulation.digest()))
+
+    def stopped(self, tick: int, digest: str | None) -> None:
         """`Recorder.stopped`: the last line, and the end of the file."""
         if self._file.closed:
             return
         if not self.is_full:
-            self._write(Line(simulation.tick, digest=simulation.digest(), end=True))
-        if not self._file.closed:
+            self._write(Line(tick, digest=digest, end=True))
+        try:
             self._file.close()
+        except OSError as ex:  # what was buffered has found no room
+            self.error = ex
+
+    def discard(self) -> None:
+        """Remove the file: there was nothing to record."""
+        self._file.close()
+        self._path.unlink(missing_ok=True)
 
     def flush(self) -> None:
         """Give what is written so far to the kernel."""

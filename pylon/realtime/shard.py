@@ -8,10 +8,11 @@ A shard without subscribers and inputs sleeps (unless its kind ticks when empty)
 after `idle_ticks_before_shutdown` ticks' time. The step is fixed, so that a replay gives the
 same states; a shard that is more than one tick behind skips what it missed rather than hurry.
 
-Invariants: subscribers are removed by connection, never by sid. An exception of the app's
-methods stops this shard, with its traceback kept, and goes no further; an input that fails is
-refused to its sender, and the simulation goes on. A stopped shard sends nothing and takes
-nothing. Called by `workers.shards` and `pylon.realtime.replay`. Source: spec/realtime.md §4.
+Invariants: the app's code runs within `guard` alone, which may raise `TickOverrun` into it. What
+it raises stops this shard, with its traceback kept, and goes no further; an input that fails is
+refused to its sender, and the simulation goes on. Inputs of a subscriber who has left are not
+applied. A stopped shard sends nothing and takes nothing. Called by `workers.shards`.
+Source: spec/realtime.md §4.
 """
 
 from __future__ import annotations
@@ -24,17 +25,14 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from pylon import limits
 from pylon.auth.context import AuthContext
-from pylon.errors import (
-    InputQueueFull,
-    InputRejected,
-    PylonError,
-    SubscribeFailed,
-    SubscribeRefused,
-)
+from pylon.errors import InputQueueFull, PylonError, SubscribeFailed, SubscribeRefused
+from pylon.realtime.audience import Audience, Sink
 from pylon.realtime.kinds import Kind
+from pylon.realtime.seating import Seating
 from pylon.realtime.simulation import Saved, Simulation
-from pylon.realtime.snapshots import Ack, Format, View, Wire
+from pylon.realtime.snapshots import Ack, Format, View
 from pylon.realtime.state import ShardContext, SimState
 
 FINISHED: Final = 1000
@@ -44,27 +42,12 @@ _UNGUARDED: Final[AbstractContextManager[Any]] = nullcontext()
 
 
 class TickOverrun(BaseException):
-    """Raised into a tick that takes too long. No `Exception`, so that an app's own
+    """Raised into the app's code that takes too long. No `Exception`, so that an app's own
     ``except Exception`` does not hold it up."""
 
 
-class Sink(Protocol):
-    """One connection of a subscriber."""
-
-    sid: str
-    auth: AuthContext
-    wire: Wire
-    delta: bool  # wants deltas
-    acks: bool  # wants acks
-
-    def send(self, frame: bytes) -> None:
-        """Send or queue a frame. Never blocks; may unsubscribe the sink."""
-
-    def reject(self, client_seq: int | None, reason: str) -> None:
-        """Tell that an input was refused."""
-
-    def end(self, code: int, reason: str) -> None:
-        """The shard lets go of it: close the connection."""
+# What the app's code may end in. `sys.exit()` in a tick must not end the process.
+_FAULTS: Final = (Exception, TickOverrun, SystemExit)
 
 
 class Recorder(Protocol):
@@ -76,13 +59,14 @@ class Recorder(Protocol):
     def left(self, tick: int, sid: str) -> None:
         """After the tick `tick`."""
 
-    def ticked(
-        self, simulation: Simulation, dt_s: float, inputs: Sequence[tuple[str, Any]]
-    ) -> None:
-        """The simulation has done a tick."""
+    def ticking(self, tick: int, dt_s: float, inputs: Sequence[tuple[str, Any]]) -> None:
+        """The tick `tick` is about to be done."""
 
-    def stopped(self, simulation: Simulation) -> None:
-        """There will be no more."""
+    def ticked(self, simulation: Simulation) -> None:
+        """It is done."""
+
+    def stopped(self, tick: int, digest: str | None) -> None:
+        """There will be no more; None where nothing can be said of the last state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +77,7 @@ class Step:
     late_s: float = 0.0
     inputs: int = 0
     frames: int = 0
-
-
-@dataclass(slots=True)
-class _Place:
-    """A connection's own state."""
-
-    ack: Ack | None = None
-    base: Any = None  # the snapshot, as plain values, that its next delta starts from
-    has_base: bool = False
+    failure: str | None = None  # the traceback of an input that failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,39 +95,43 @@ class Shard:
     """A running simulation."""
 
     __slots__ = (
-        "_asleep_s", "_away", "_idle_ticks", "_inputs", "_next_s", "_places", "_recorder",
-        "_reserved", "_server_seq", "_shares", "_sids", "_simulation", "_was_s", "id", "kind",
+        "_asks_inputs", "_asleep_s", "_audience", "_guard", "_idle_ticks", "_inputs", "_next_s",
+        "_recorder", "_seating", "_server_seq", "_shares", "_simulation", "_was_s", "id", "kind",
         "running", "stopped_because", "traceback",
     )
 
     def __init__(
         self, kind: Kind, context: ShardContext, now_s: float, *,
         recorder: Recorder | None = None, saved: Saved | None = None,
+        guard: AbstractContextManager[Any] = _UNGUARDED,
     ) -> None:
         """Make the state; the first tick is due at once.
 
         Args:
             saved: go on from here.
+            guard: entered around every call of the app's code, and around nothing else.
         """
+        config = kind.config
         self.id = context.id
         self.kind = kind
         self.running = True
         self.stopped_because: str | None = None
         self.traceback: str | None = None
+        self._guard = guard
         self._recorder = recorder
         self._shares = kind.state.snapshot_for is SimState.snapshot_for
-        self._places: dict[Sink, _Place] = {}
-        self._sids: dict[str, int] = {}  # connections of each subscriber
-        self._away: dict[str, float] = {}  # whose seat is kept, until when
-        self._reserved: dict[str, float] = {}  # for whom one is kept who was never here
+        self._asks_inputs = kind.state.authorize_input is not SimState.authorize_input
+        self._audience = Audience(config.delta_full_every)
+        self._seating = Seating(config.max_subscribers, config.allow_reconnection_s)
         self._inputs: list[_Input] = []
         self._server_seq = 0
         self._idle_ticks = 0
         self._simulation: Simulation | None = None  # None: it could not be made
         self._next_s = self._was_s = self._asleep_s = now_s
         try:
-            self._simulation = Simulation(kind, context, saved)
-        except Exception as ex:  # noqa: BLE001  the app's code
+            with guard:
+                self._simulation = Simulation(kind, context, saved)
+        except _FAULTS as ex:
             self._fail(ex)
 
     # --- Looking at it -------------------------------------------------------------------
@@ -164,12 +144,12 @@ class Shard:
     @property
     def subscribers(self) -> int:
         """How many there are by sid."""
-        return len(self._sids)
+        return len(self._seating.here)
 
     @property
     def seats_taken(self) -> int:
         """Subscribers, those who may come back, and those for whom a seat is kept."""
-        return len(self._sids) + len(self._away) + len(self._reserved)
+        return len(self._seating)
 
     @property
     def input_queue(self) -> int:
@@ -182,11 +162,11 @@ class Shard:
             return None
         if self._is_awake():
             return self._next_s
-        times = [*self._away.values(), *self._reserved.values()]
+        ends_s = self._seating.ends_s()
         idle_ticks = self.kind.config.idle_ticks_before_shutdown
-        if idle_ticks and not self._places and not times:
-            times.append(self._asleep_s + idle_ticks * self.kind.interval_s)
-        return min(times, default=None)
+        if ends_s is None and idle_ticks and not self._audience:
+            return self._asleep_s + idle_ticks * self.kind.interval_s
+        return ends_s
 
     # --- Subscribers ---------------------------------------------------------------------
 
@@ -205,50 +185,44 @@ class Shard:
         sid = sink.sid
         try:
             if not has_seat or not self.has_seat(sid):
-                simulation.state.authorize_subscribe(sid, sink.auth)
-            is_new = sid not in self._sids and sid not in self._away
-            if is_new and sid not in self._reserved:
-                self._check_room(1)
-            was_awake = self._is_awake()
-            self._away.pop(sid, None)
-            self._reserved.pop(sid, None)
-            self._sids[sid] = self._sids.get(sid, 0) + 1
-            place = self._places[sink] = _Place()
+                with self._guard:
+                    simulation.state.authorize_subscribe(sid, sink.auth)
+        except PylonError:
+            raise
+        except _FAULTS as ex:
+            raise self._failed(ex) from ex
+        if not self.has_seat(sid):
+            self._seating.check_room(1)
+        was_awake = self._is_awake()
+        is_new = self._seating.sit(sid)
+        self._audience.add(sink)
+        try:
             if is_new:
                 if self._recorder is not None:
                     self._recorder.joined(simulation.tick, sid, sink.auth)
-                simulation.state.joined(sid, sink.auth)
+                with self._guard:
+                    simulation.state.joined(sid, sink.auth)
             if not was_awake:
                 self._wake(now_s)
             if simulation.tick:  # else the first tick is due, and brings the first snapshot
-                self._send_whole(sink, place, self._view(simulation, sid))
-        except PylonError:
-            raise
-        except Exception as ex:
-            self._fail(ex)
-            raise SubscribeFailed("shard is stopped") from ex
+                with self._guard:
+                    view = self._view(simulation, sid)
+                self._audience.send_to(sink, view)
+        except _FAULTS as ex:  # a refusal too: whom `joined` is told of, is in
+            raise self._failed(ex) from ex
 
     def unsubscribe(self, sink: Sink, now_s: float) -> None:
         """Forget a connection. Does nothing for one that is not here."""
-        if self._places.pop(sink, None) is None:
+        if not self._audience.remove(sink):
             return
-        sid = sink.sid
-        left = self._sids[sid] - 1
-        if left:
-            self._sids[sid] = left
-        else:
-            del self._sids[sid]
-            keep_s = self.kind.config.allow_reconnection_s
-            if keep_s and self.running:
-                self._away[sid] = now_s + keep_s
-            else:
-                self._leave(sid)
-        if not self._places:
+        if self._seating.rise(sink.sid, now_s):
+            self._leave(sink.sid)
+        if not self._audience:
             self._asleep_s = now_s
 
     def has_seat(self, sid: str) -> bool:
         """Whether `sid` is here, or a seat is kept for it."""
-        return sid in self._sids or sid in self._away or sid in self._reserved
+        return self._seating.has(sid)
 
     def reserve(self, sids: Sequence[str], until_s: float) -> None:
         """Keep a seat for each of them (a match), until they come or the time is over.
@@ -257,10 +231,7 @@ class Shard:
             SubscribeFailed: stopped, or there is no room for all of them.
         """
         self._running()
-        wanted = [sid for sid in dict.fromkeys(sids) if not self.has_seat(sid)]
-        self._check_room(len(wanted))
-        for sid in wanted:
-            self._reserved[sid] = until_s
+        self._seating.expect(sids, until_s)
 
     # --- Inputs --------------------------------------------------------------------------
 
@@ -279,26 +250,21 @@ class Shard:
 
         Raises:
             SubscribeRefused: `sid` has no live subscription.
-            InputRejected: not of the declared type, or refused by the simulation.
+            InputRejected: not of the declared type, too large, or refused by the simulation.
             InputQueueFull, SubscribeFailed (stopped).
         """
         simulation = self._running()
-        if sid not in self._sids:
+        if sid not in self._seating.here:
             raise SubscribeRefused(f'subscriber "{sid}" is not attached to this shard')
-        decoder = self.kind.json_input if format is Format.JSON else self.kind.msgpack_input
         try:
-            value = decoder.decode(raw)
-        except msgspec.MsgspecError as ex:
-            raise InputRejected(f"invalid input {format.name}: {ex}") from ex
-        except RecursionError as ex:
-            raise InputRejected(f"invalid input {format.name}: nested too deeply") from ex
-        try:
-            simulation.state.authorize_input(sid, auth, value)
+            with self._guard:  # the type of an input may have code of its own
+                value = self.kind.decode_input(bytes(raw), format)
+                if self._asks_inputs:
+                    simulation.state.authorize_input(sid, auth, value)
         except PylonError:
             raise
-        except Exception as ex:
-            self._fail(ex)
-            raise SubscribeFailed("shard is stopped") from ex
+        except _FAULTS as ex:
+            raise self._failed(ex) from ex
         self._server_seq += 1
         most = self.kind.config.max_input_queue
         if most and len(self._inputs) >= most:
@@ -310,13 +276,8 @@ class Shard:
 
     # --- Time ----------------------------------------------------------------------------
 
-    def step(self, now_s: float, guard: AbstractContextManager[Any] = _UNGUARDED) -> Step:
-        """Do what is due: a tick, the end of kept seats, or the end of an idle shard.
-
-        Args:
-            guard: entered around the app's code of a tick, and around nothing else. It may
-                raise `TickOverrun` within.
-        """
+    def step(self, now_s: float) -> Step:
+        """Do what is due: a tick, the end of kept seats, or the end of an idle shard."""
         simulation = self._simulation
         if simulation is None or not self.running or not self._let_go_of_seats(now_s):
             return Step(ticked=False)
@@ -331,18 +292,18 @@ class Shard:
         inputs, self._inputs = self._inputs, []
         dt_s = self._step_of(now_s)
         try:
-            frames = self._run_tick(simulation, inputs, dt_s, guard)
-        except (Exception, TickOverrun) as ex:  # noqa: BLE001  the app's code
+            frames = self._run_tick(simulation, inputs, dt_s)
+        except _FAULTS as ex:
             self._fail(ex)
             return Step(True, late_s, len(inputs))
-        if self.running and not inputs and not self._sids:
+        if self.running and not inputs and not self.seats_taken:
             self._idle_ticks += 1
             limit = self.kind.config.idle_ticks_before_shutdown
             if limit and self._idle_ticks >= limit:
                 self.stop(FINISHED, "idle")
         else:
             self._idle_ticks = 0
-        return Step(True, late_s, len(inputs), frames)
+        return Step(True, late_s, len(inputs), frames, simulation.take_failure())
 
     def save(self) -> Saved | None:
         """The shard at rest, or None where its state keeps nothing, or has failed or ended."""
@@ -350,8 +311,9 @@ class Shard:
         if simulation is None or self.traceback is not None:
             return None
         try:
-            return simulation.save()
-        except Exception as ex:  # noqa: BLE001  the app's code
+            with self._guard:
+                return simulation.save()
+        except _FAULTS as ex:
             self._fail(ex)
             return None
 
@@ -361,15 +323,11 @@ class Shard:
             return
         self.running = False
         self.stopped_because = reason
-        for sink in list(self._places):
-            sink.end(code, reason)
-        self._places.clear()
-        self._sids.clear()
-        self._away.clear()
-        self._reserved.clear()
+        self._seating.clear()
         self._inputs.clear()
-        if self._recorder is not None and self._simulation is not None:
-            self._recorder.stopped(self._simulation)
+        for sink in self._audience.clear():
+            sink.end(code, reason)
+        self._end_recording()
 
     # --- Within --------------------------------------------------------------------------
 
@@ -377,8 +335,8 @@ class Shard:
         if self._inputs:
             return True
         if self.kind.is_event_driven:
-            return self.tick == 0 and bool(self._places)
-        return bool(self._places) or self.kind.config.tick_when_empty
+            return self.tick == 0 and bool(self._audience)
+        return bool(self._audience) or self.kind.config.tick_when_empty
 
     def _wake(self, now_s: float) -> None:
         self._next_s = max(self._next_s, now_s)
@@ -399,72 +357,35 @@ class Shard:
         self._next_s += interval_s
         return dt_s
 
-    def _run_tick(
-        self, simulation: Simulation, inputs: list[_Input], dt_s: float,
-        guard: AbstractContextManager[Any],
-    ) -> int:
+    def _run_tick(self, simulation: Simulation, inputs: list[_Input], dt_s: float) -> int:
         told = [(item.sid, item.value) for item in inputs]
-        with guard:
+        if self._recorder is not None:  # first, so that a tick that fails can be replayed
+            self._recorder.ticking(simulation.tick + 1, dt_s, told)
+        with self._guard:
             refused = simulation.advance(told, dt_s)
             views = self._views(simulation)
             is_finished = simulation.state.is_finished()
-        if self._recorder is not None:
-            self._recorder.ticked(simulation, dt_s, told)
+            if self._recorder is not None:
+                self._recorder.ticked(simulation)
         for item, reason in zip(inputs, refused, strict=True):
-            place = None if item.sink is None else self._places.get(item.sink)
-            if place is None or item.sink is None:
+            if item.sink is None:
                 continue
             if reason is None:
-                place.ack = Ack(item.client_seq, item.server_seq, simulation.tick)
+                ack = Ack(item.client_seq, item.server_seq, simulation.tick)
+                self._audience.acknowledge(item.sink, ack)
             else:
-                item.sink.reject(item.client_seq, reason)
-        frames = self._send_views(simulation.tick, views)
+                self._audience.reject(item.sink, item.client_seq, reason)
+        frames = self._audience.send(simulation.tick, views)
         if is_finished:
             self.stop(FINISHED, "finished")
         return frames
 
     def _views(self, simulation: Simulation) -> dict[str, View]:
         """What each subscriber sees, by sid; one for all where the simulation says no more."""
-        if self._shares and self._sids:
-            return dict.fromkeys(self._sids, self._view(simulation, ""))
-        return {sid: self._view(simulation, sid) for sid in self._sids}
-
-    def _send_views(self, tick: int, views: dict[str, View]) -> int:
-        every = self.kind.config.delta_full_every
-        whole = every > 0 and tick % every == 0
-        frames = 0
-        for sink, place in list(self._places.items()):
-            view = views[sink.sid]
-            if not sink.delta:
-                if sink.acks:
-                    sink.send(view.frame_with_ack(sink.wire, place.ack))
-                else:
-                    sink.send(view.frame(sink.wire))
-            elif whole or not place.has_base:
-                self._send_whole(sink, place, view)
-            elif not self._send_delta(sink, place, view):
-                continue
-            frames += 1
-        return frames
-
-    def _send_whole(self, sink: Sink, place: _Place, view: View) -> None:
-        if sink.delta:
-            place.base, place.has_base = view.plain, True
-        if sink.acks:
-            sink.send(view.frame_with_ack(sink.wire, place.ack))
-        else:
-            sink.send(view.frame(sink.wire))
-
-    def _send_delta(self, sink: Sink, place: _Place, view: View) -> bool:
-        base, place.base = place.base, view.plain
-        has_news = place.ack is not None and place.ack.tick == view.tick
-        if sink.acks and has_news:
-            sink.send(view.delta_frame_with_ack(base, sink.wire, place.ack))
-            return True
-        frame = view.delta_frame(base, sink.wire)
-        if frame is not None:
-            sink.send(frame)
-        return frame is not None
+        here = self._seating.here
+        if self._shares and here:
+            return dict.fromkeys(here, self._view(simulation, ""))
+        return {sid: self._view(simulation, sid) for sid in here}
 
     def _view(self, simulation: Simulation, sid: str) -> View:
         state = simulation.state
@@ -473,10 +394,7 @@ class Shard:
 
     def _let_go_of_seats(self, now_s: float) -> bool:
         """End the seats whose time is over; whether the shard runs (still)."""
-        for sid in [sid for sid, until_s in self._reserved.items() if until_s <= now_s]:
-            del self._reserved[sid]
-        for sid in [sid for sid, until_s in self._away.items() if until_s <= now_s]:
-            self._away.pop(sid, None)
+        for sid in self._seating.let_go(now_s):
             self._leave(sid)
         return self.running
 
@@ -484,11 +402,14 @@ class Shard:
         simulation = self._simulation
         if simulation is None or not self.running:
             return
+        # The simulation is about to forget him: it is not to get inputs of somebody unknown.
+        self._inputs = [item for item in self._inputs if item.sid != sid]
         if self._recorder is not None:
             self._recorder.left(simulation.tick, sid)
         try:
-            simulation.state.left(sid)
-        except Exception as ex:  # noqa: BLE001  the app's code
+            with self._guard:
+                simulation.state.left(sid)
+        except _FAULTS as ex:
             self._fail(ex)
 
     def _running(self) -> Simulation:
@@ -496,13 +417,28 @@ class Shard:
             raise SubscribeFailed("shard is stopped", hint=self.stopped_because)
         return self._simulation
 
-    def _check_room(self, wanted: int) -> None:
-        most = self.kind.config.max_subscribers
-        if most and self.seats_taken + wanted > most:
-            raise SubscribeFailed(
-                "shard is at max subscribers", hint=f"There are {most}; come again later"
-            )
+    def _end_recording(self) -> None:
+        recorder, self._recorder = self._recorder, None
+        if recorder is None:
+            return
+        digest = None
+        simulation = self._simulation
+        if simulation is not None and self.traceback is None:
+            try:
+                with self._guard:
+                    digest = simulation.digest()
+            except _FAULTS as ex:
+                self.traceback = _told(ex)
+        recorder.stopped(self.tick, digest)
+
+    def _failed(self, error: BaseException) -> SubscribeFailed:
+        self._fail(error)
+        return SubscribeFailed("shard is stopped", hint=self.stopped_because)
 
     def _fail(self, error: BaseException) -> None:
-        self.traceback = "".join(traceback.format_exception(error))
+        self.traceback = _told(error)
         self.stop(FAILED, f"the simulation failed: {type(error).__name__}")
+
+
+def _told(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))[-limits.TRACEBACK_CHARS :]

@@ -9,11 +9,13 @@ Called by `pylon.realtime.shard` and `pylon.realtime.replay`.
 from __future__ import annotations
 
 import hashlib
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from pylon import limits
 from pylon.errors import InputRejected
 from pylon.realtime.kinds import Kind
 from pylon.realtime.state import ShardContext
@@ -34,13 +36,14 @@ class Saved(msgspec.Struct, frozen=True):
 class Simulation:
     """One state, and how far it is. Every method may raise what the app's code raises."""
 
-    __slots__ = ("context", "state", "tick", "time_s")
+    __slots__ = ("_failure", "context", "state", "tick", "time_s")
 
     def __init__(self, kind: Kind, context: ShardContext, saved: Saved | None = None) -> None:
         """Begin, or go on from where `saved` was."""
         self.context = context
         self.tick = 0
         self.time_s = 0.0  # the sum of all steps
+        self._failure: str | None = None
         self.state = kind.state(context)
         if saved is not None:
             self.tick, self.time_s = saved.tick, saved.time_s
@@ -51,7 +54,8 @@ class Simulation:
         """One tick: apply the inputs (sid, value) in order, then let `dt_s` pass.
 
         Returns:
-            For each input why it was refused, or None.
+            For each input why it was refused, or None. One that fails is refused as well, as
+            it is its sender's to have found what the app did not think of.
         """
         self.tick += 1
         started_s = self.time_s
@@ -62,10 +66,18 @@ class Simulation:
                 self.state.apply_input(sid, value, started_s)
             except InputRejected as ex:
                 refused.append(ex.message)
+            except Exception as ex:  # noqa: BLE001  the app's code
+                refused.append("the input failed")
+                self._failure = "".join(traceback.format_exception(ex))[-limits.TRACEBACK_CHARS :]
             else:
                 refused.append(None)
         self.state.tick(dt_s)
         return refused
+
+    def take_failure(self) -> str | None:
+        """The traceback of the last input that failed, once."""
+        failure, self._failure = self._failure, None
+        return failure
 
     def digest(self) -> str:
         """A hash of what everybody sees now: equal states have equal ones."""

@@ -15,7 +15,7 @@ from pylon.bus.shards import (
     MakeShard,
     MatchStatus,
     MatchStatuses,
-    ReleaseShard,
+    RehomeShard,
     SubmitInput,
     commands,
 )
@@ -59,8 +59,8 @@ class Answers:
             case EndShard():
                 house.end(command.shard_id, _ENDED, "ended by an admin")
                 return {"ended": command.shard_id}
-            case ReleaseShard():
-                was = house.release(command.shard_id, SERVICE_RESTART, "moved")
+            case RehomeShard():
+                was = house.move(command.shard_id, command.home, SERVICE_RESTART, "moved")
                 return {"released": was}
         matchmaking = self._matchmaking
         if matchmaking is None:  # two processes count the workers differently: a mixed-up start
@@ -79,12 +79,13 @@ class Answers:
 
     def _submit(self, command: SubmitInput) -> int:
         shard = self._house.found(command.shard_id)
-        seq = shard.submit(
-            command.sid, command.auth, command.input, self._house.now_s(),
-            client_seq=command.client_seq,
-        )
-        self._house.changed(shard)
-        return seq
+        try:
+            return shard.submit(
+                command.sid, command.auth, command.input, self._house.now_s(),
+                client_seq=command.client_seq,
+            )
+        finally:  # a refusal may have been its end
+            self._house.changed(shard)
 
     def _make(self, command: MakeShard) -> dict[str, Any]:
         house = self._house

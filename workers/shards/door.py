@@ -51,8 +51,13 @@ NO_SUCH_SHARD: Final = 4404
 REFUSED: Final = 1008
 TRY_AGAIN: Final = 1013
 
+# The first byte of a connection that is passed on: where it came in, for cookies count only there.
+MAIN_PORT: Final = b"m"
+OWN_PORT: Final = b"o"
+
 _ENDED: Final = 1000
 _REQUEST_ID_BYTES: Final = 8
+_NO_SNIFF: Final = ("X-Content-Type-Options", "nosniff")
 _ANONYMOUS_SID: Final = "anon"
 _PATH: Final = "/api/shards/"
 _CONNECT: Final = "/connect"
@@ -99,7 +104,7 @@ class Door:
             return self._open_stream(request, raw, early)
         handshake = self._handshakes.read(request, on_main_port=on_main_port)
         shard_id = handshake.parameters.get("shard", "")
-        if self._passed_on(shard_id, request, raw, early):
+        if self._passed_on(shard_id, request, raw, early, on_main_port=on_main_port):
             return None
         visitor = Visitor(handshake.address, handshake.token, None, early, handshake.answer)
         connection, error = self._reception.enter(raw, visitor)
@@ -140,12 +145,14 @@ class Door:
     # --- Within --------------------------------------------------------------------------
 
     def _passed_on(
-        self, shard_id: str, request: Request, raw: _socket.socket, early: bytes
+        self, shard_id: str, request: Request, raw: _socket.socket, early: bytes, *,
+        on_main_port: bool,
     ) -> bool:
         home = settled_home(shard_id, self._workers, self._store)
         if home == self._worker:
             return False
-        if not self._siblings.pass_to(home, raw, request.head + early):
+        port = MAIN_PORT if on_main_port else OWN_PORT
+        if not self._siblings.pass_to(home, raw, port + request.head + early):
             raise Unavailable(
                 f"The process of this shard (worker {home}) is not up", hint="Try again"
             )
@@ -162,6 +169,7 @@ class Door:
         seated = None if seat is None else self._seats.sid_of(shard_id, seat)
         sid = seated or parameters.get("sid") or _ANONYMOUS_SID
         if len(sid) > limits.SHARD_SID_CHARS:
+            self._house.subscribed(shard, is_in=False)
             raise SubscribeRefused(f"sid is longer than {limits.SHARD_SID_CHARS} characters")
         form = Format.MSGPACK if parameters.get("format") == "msgpack" else Format.JSON
         subscriber = Subscriber(
@@ -185,9 +193,9 @@ class Door:
             shard.subscribe(subscriber, self._house.now_s(), has_seat=has_seat)
         except PylonError:
             self._subscribers.pop(subscriber.connection, None)
+            self._house.subscribed(shard, is_in=False)
             raise
-        finally:
-            self._house.changed(shard)
+        self._house.subscribed(shard, is_in=True)
 
     def _open_stream(
         self, request: Request, raw: _socket.socket, early: bytes
@@ -196,7 +204,7 @@ class Door:
         streams = self._streams
         try:
             shard_id = unquote(request.path[len(_PATH) : -len(_CONNECT)])
-            if self._passed_on(shard_id, request, raw, early):
+            if self._passed_on(shard_id, request, raw, early, on_main_port=True):
                 return None
             token = request.bearer or request.parameters.get("token") or cookie_value(
                 request.field(b"cookie"), streams.cookie_name
@@ -207,14 +215,22 @@ class Door:
             user_id = caller.auth.user_id
             if user_id is None:
                 raise AuthRequired("Authentication required")
+            sid = request.parameters.get("sid") or user_id
+            if len(sid) > limits.SHARD_SID_CHARS:
+                raise SubscribeRefused(f"sid is longer than {limits.SHARD_SID_CHARS} characters")
             shard = self._house.visited(shard_id)
             visitor = Visitor(request.address(self._hops), token, None)
-            connection, error = self._reception.enter(raw, visitor, streams.hub)
+            try:
+                connection, error = self._reception.enter(raw, visitor, streams.hub)
+            except PylonError:
+                self._house.subscribed(shard, is_in=False)
+                raise
         except PylonError as ex:
             return answers.refusal(ex, self._stream_headers())
-        sid = request.parameters.get("sid") or user_id
         seen = cursor_of(request.field(b"last-event-id")) or 0
-        subscriber = Subscriber(connection, shard, sid, STREAM, skip_to=seen, holds=True)
+        # A tick that this shard has not come to is of one that was here before it.
+        skip_to = seen if seen <= shard.tick else 0
+        subscriber = Subscriber(connection, shard, sid, STREAM, skip_to=skip_to, holds=True)
         try:
             self._subscribe(subscriber)
         except PylonError as ex:
@@ -227,4 +243,4 @@ class Door:
     def _stream_headers(self) -> answers.Headers:
         """Of a refusal: as an HTTP worker's answer would have."""
         request_id = self._random.token_hex(_REQUEST_ID_BYTES)
-        return (*self._streams.cors, ("X-Request-Id", request_id))
+        return (*self._streams.cors, ("X-Request-Id", request_id), _NO_SNIFF)

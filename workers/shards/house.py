@@ -3,15 +3,16 @@
 A shard is made when somebody subscribes to an id of a kind that allows it, or by command. One
 whose state was saved goes on from there. One that has stopped stays listed for a while with the
 reason (`limits.SHARD_KEPT_S`) and is not made again meanwhile, so that a simulation that fails
-at once does not do so in a loop; one that ended for want of company goes at once.
+at once does not do so in a loop; one that ended for want of company goes at once, and so does
+one whose only visitor was refused.
 
-What is saved goes through the writer: every `save_every_ticks`, when a shard ends for want of
-company, and at the drain. A finished shard's state is forgotten, a failed one's is kept as it
+States are kept by the `Keeper`: every `save_every_ticks`, when a shard ends for want of company
+or moves, and at the drain. A finished shard's state is forgotten, a failed one's is kept as it
 was last saved.
 
-Invariants: an id has one running shard. Saves of a shard reach the writer in order, and one that
-is on its way counts: a shard that is made again goes on from it. Called by
-`workers.shards.door`, `answers` and `server`.
+Invariants: an id has one running shard, here or elsewhere: none is made of an id that lives in
+another process, and a move is written here, after the shard has stopped. While the house drains
+nothing is made. Called by `workers.shards.door`, `answers` and `server`.
 """
 
 from __future__ import annotations
@@ -20,25 +21,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import gevent
 import msgspec
 
 from pylon import limits, log, metrics
-from pylon.bus.messages import DropShard, PutShard
 from pylon.bus.writer_client import WriterClient
 from pylon.clock import Clock, RandomSource
-from pylon.errors import PylonError, ShardNotFound, SubscribeFailed
+from pylon.errors import Draining, LimitExceeded, ShardNotFound, SubscribeFailed
+from pylon.realtime.home import home_of, settled_home
 from pylon.realtime.kinds import Kind, kind_of
 from pylon.realtime.replay import Recording
-from pylon.realtime.shard import Shard
+from pylon.realtime.shard import Shard, Step
 from pylon.realtime.simulation import Saved
 from pylon.realtime.state import ShardContext
 from pylon.storage.contract import Store
+from workers.shards.keeper import Change, Keeper
+from workers.shards.recordings import Recordings
 from workers.shards.scheduler import Scheduler
 
-_NS_PER_S: Final = 1_000_000_000
+_FAILURE_EVERY_S: Final = 10.0  # inputs that fail are logged so often for each process
 _FINISHED: Final = "finished"
 _IDLE: Final = "idle"
+_REFUSED: Final = "nobody was let in"
+_OK: Final = 1000
 _log = log.get_logger("shards")
 
 
@@ -47,19 +51,26 @@ class House:
 
     def __init__(
         self, store: Store, writer: WriterClient, clock: Clock, random: RandomSource,
-        recordings: Path,
+        recordings: Path, *, worker: str, workers: int,
     ) -> None:
-        """Args: `recordings` is the folder for those of kinds with `record_bytes`."""
+        """
+        Args:
+            recordings: the folder for those of kinds with `record_bytes`.
+            worker: the name of this process, of so many `workers`.
+        """
         self._store = store
-        self._writer = writer
         self._clock = clock
         self._random = random
-        self._recordings = recordings
+        self._worker = worker
+        self._workers = workers
+        self._keeper = Keeper(writer)
+        self._recordings = Recordings(recordings, clock)
         self._shards: dict[str, Shard] = {}
         self._ended: dict[str, float] = {}  # stopped ones: until when they are listed
-        self._moving: dict[str, float] = {}  # until when they are not made here
-        self._saving: dict[str, Saved] = {}  # on their way to the writer
+        self._unused: set[str] = set()  # made for a visitor who is not in yet
         self._recording: dict[str, Recording] = {}
+        self._failure_told_s = -_FAILURE_EVERY_S
+        self.draining = False
         self.scheduler = Scheduler(clock, self._stepped)
         metrics.SHARDS.labels("running").set_function(
             lambda: sum(shard.running for shard in self._shards.values())
@@ -80,7 +91,8 @@ class House:
 
         Raises:
             ShardNotFound: there is none, and none may be made.
-            SubscribeFailed: there are as many as a process may have.
+            SubscribeFailed: there are as many as a process may have, or it lives elsewhere.
+            Draining.
             QueryTimeout, StoreUnavailable: its saved state cannot be read now.
         """
         shard = self._known(shard_id)
@@ -93,7 +105,21 @@ class House:
             raise ShardNotFound(
                 f'no such shard "{shard_id}"', hint="Shards of this kind are made by the server"
             )
-        return self._make(kind, shard_id, {})
+        shard = self._make(kind, shard_id, {})
+        self._unused.add(shard_id)
+        return shard
+
+    def subscribed(self, shard: Shard, *, is_in: bool) -> None:
+        """What became of a visitor. A shard that was made for one who was refused is forgotten,
+        or strangers could fill the house."""
+        if shard.id in self._unused and self._shards.get(shard.id) is shard:
+            self._unused.discard(shard.id)
+            if not is_in and shard.running and not shard.seats_taken:
+                shard.stop(_OK, _REFUSED)
+                recording = self._recording.get(shard.id)
+                if recording is not None:
+                    recording.discard()
+        self.changed(shard)
 
     def found(self, shard_id: str) -> Shard:
         """The shard of an id, running or just stopped.
@@ -107,10 +133,18 @@ class House:
         return shard
 
     def made(self, shard_id: str, params: Mapping[str, Any]) -> Shard:
-        """The running shard of an id, made with `params` if there is none. Raises as `visited`."""
+        """The running shard of an id, made with `params` if there is none.
+
+        Raises:
+            LimitExceeded: `params` are too large.
+            And as `visited`.
+        """
         shard = self._known(shard_id)
         if shard is not None and shard.running:
+            self._unused.discard(shard_id)
             return shard
+        if len(msgspec.json.encode(params)) > limits.SHARD_PARAMS_BYTES:
+            raise LimitExceeded(f"params are larger than {limits.SHARD_PARAMS_BYTES} bytes")
         self._forget(shard_id)
         kind = kind_of(shard_id)
         if kind is None:
@@ -137,58 +171,59 @@ class House:
         """Stop a shard and forget its saved state.
 
         Raises:
-            ShardNotFound; what the writer raises.
+            ShardNotFound.
+            Unavailable: it is stopped, but not forgotten yet.
         """
         shard = self._known(shard_id)
         if shard is None and self._saved(shard_id) is None:
             raise ShardNotFound(f'no such shard "{shard_id}"')
         if shard is not None:
             shard.stop(code, reason)
+            self.changed(shard)
             self._forget(shard_id)
-        self._writer.submit(DropShard(shard_id))
+        self._keeper.put(Change(shard_id, None, keeps=False))
+        self._keeper.settle(shard_id)
 
-    def release(self, shard_id: str, code: int, reason: str) -> bool:
-        """Save a shard and let go of it, so that another process can go on; whether it ran.
+    def move(self, shard_id: str, home: str | None, code: int, reason: str) -> bool:
+        """Have a shard live at the worker `home` (None: where its id says) from now on; whether
+        it ran. It stops here first, and is not made here again.
 
-        It is not made here again for `limits.SHARD_MOVE_S`, in which the store is told where it
-        lives now.
-
-        Raises: what the writer raises; the shard goes on here then.
+        Raises:
+            SubscribeFailed: it lives elsewhere already.
+            Unavailable: it is stopped, but the store does not know yet where it lives.
         """
-        self._moving[shard_id] = self.now_s() + limits.SHARD_MOVE_S
-        shard = self._shards.get(shard_id)
-        if shard is None or not shard.running:
+        self._check_home(shard_id)
+        target = home_of(shard_id, self._workers) if home is None else home
+        shard = self._known(shard_id)
+        saved = None
+        ran = shard is not None and shard.running and target != self._worker
+        if shard is not None and target != self._worker:
+            if shard.running:
+                saved = shard.save()
+            shard.stop(code, reason)
+            self.changed(shard)
             self._forget(shard_id)
-            return False
-        saved = shard.save()
-        if saved is not None:
-            try:
-                self._writer.submit(_put(saved))
-            except PylonError:
-                del self._moving[shard_id]
-                raise
-        shard.stop(code, reason)
-        self._forget(shard_id)
-        return True
+        if saved is None:
+            pending = self._keeper.pending(shard_id)
+            saved, keeps = (None, True) if pending is None else (pending.saved, pending.keeps)
+        else:
+            keeps = True
+        self._keeper.put(Change(shard_id, saved, keeps=keeps, moves=True, home=home))
+        self._keeper.settle(shard_id)
+        return ran
 
     def drain(self, code: int, reason: str) -> int:
-        """A last tick for every shard, then save and stop them all; how many were saved."""
+        """A last tick for every shard, then save and stop them all; how many were not saved."""
+        self.draining = True
         now_s = self.now_s()
-        running = [shard for shard in self._shards.values() if shard.running]
-        for shard in running:
+        for shard in [shard for shard in self._shards.values() if shard.running]:
             if shard.input_queue:
                 shard.step(max(now_s, shard.due_s() or now_s))
-        saved = [state for shard in running if (state := shard.save()) is not None]
-        for shard in running:
-            shard.stop(code, reason)
-        failed = 0
-        for begin in range(0, len(saved), limits.WRITES_IN_FLIGHT):
-            part = saved[begin : begin + limits.WRITES_IN_FLIGHT]
-            replies = self._writer.submit_all([_put(state) for state in part])
-            failed += sum(reply.error is not None for reply in replies)
-        if failed:
-            _log.error("shards.unsaved", shards=failed)
-        return len(saved) - failed
+            if shard.running:
+                self._save(shard)
+                shard.stop(code, reason)
+            self.changed(shard)
+        return self._keeper.finish()
 
     # --- Within --------------------------------------------------------------------------
 
@@ -199,60 +234,66 @@ class House:
         return self._shards.get(shard_id)
 
     def _make(self, kind: Kind, shard_id: str, params: Mapping[str, Any]) -> Shard:
-        now_s = self.now_s()
-        for moved in [each for each, until_s in self._moving.items() if until_s <= now_s]:
-            del self._moving[moved]
-        if shard_id in self._moving:
-            raise SubscribeFailed("shard is being moved", hint="Connect again")
+        if self.draining:
+            raise Draining("This server is shutting down", hint="Connect again")
         if len(self._shards) >= limits.SHARDS:
             self._tidy()
         if len(self._shards) >= limits.SHARDS:
             raise SubscribeFailed(f"{limits.SHARDS} shards are here, and no more may be")
+        # The reads of the store do not switch greenlets: nobody makes the same one meanwhile.
+        self._check_home(shard_id)
         saved = self._saved(shard_id)
-        other = self._shards.get(shard_id)  # reading may have let somebody else in
-        if other is not None:
-            return other
         if saved is None:
             context = ShardContext(shard_id, kind.name, params, self._random.below(1 << 63))
         else:
             context = ShardContext(shard_id, kind.name, saved.params, saved.seed)
-        recorder = self._recorder(kind, context, saved)
-        shard = Shard(kind, context, self.now_s(), recorder=recorder, saved=saved)
+        recording = self._recordings.begin(kind, context, saved)
+        if recording is not None:
+            self._recording[shard_id] = recording
+        shard = Shard(
+            kind, context, self.now_s(), recorder=recording, saved=saved,
+            guard=self.scheduler.guard(kind),
+        )
         self._shards[shard_id] = shard
         _log.info("shard.made", shard=shard_id, restored=saved is not None)
         self.changed(shard)
         return shard
 
+    def _check_home(self, shard_id: str) -> None:
+        pending = self._keeper.pending(shard_id)
+        if pending is not None and pending.moves:
+            raise SubscribeFailed("shard is being moved", hint="Connect again")
+        if settled_home(shard_id, self._workers, self._store) != self._worker:
+            raise SubscribeFailed("shard lives in another process now", hint="Connect again")
+
     def _saved(self, shard_id: str) -> Saved | None:
-        on_its_way = self._saving.get(shard_id)
-        if on_its_way is not None:
-            return on_its_way
+        pending = self._keeper.pending(shard_id)
+        if pending is not None and (pending.saved is not None or not pending.keeps):
+            return pending.saved
         at_rest = self._store.point(lambda reader: reader.shard(shard_id))
         if at_rest is None or at_rest.data is None:
             return None
         return msgspec.msgpack.decode(at_rest.data, type=Saved)
 
-    def _recorder(
-        self, kind: Kind, context: ShardContext, saved: Saved | None
-    ) -> Recording | None:
-        if not kind.config.record_bytes:
-            return None
-        self._recordings.mkdir(parents=True, exist_ok=True)
-        stamp = self._clock.wall_ns() // _NS_PER_S
-        name = f"{context.id.replace('/', '_').replace(':', '-')}-{stamp}.jsonl"
-        recording = Recording(self._recordings / name, kind, context, saved)
-        self._recording[context.id] = recording
-        return recording
-
-    def _stepped(self, shard: Shard) -> None:
-        """A shard has done a tick, or has stopped."""
+    def _stepped(self, shard: Shard, step: Step | None = None) -> None:
+        """A shard has been stepped, or has stopped."""
         if shard.running:
+            if step is None or not step.ticked:
+                return
+            if step.failure is not None and self.now_s() >= self._failure_told_s + _FAILURE_EVERY_S:
+                self._failure_told_s = self.now_s()
+                _log.error("shard.input_failed", shard=shard.id, traceback=step.failure)
             every = shard.kind.config.save_every_ticks
-            if every and shard.tick % every == 0 and shard.id not in self._saving:
-                self._save(shard)
-            return
+            if not every or shard.tick % every or self._save(shard):
+                return
         if shard.id in self._ended or self._shards.get(shard.id) is not shard:
             return
+        if shard.stopped_because == _IDLE:
+            self._save(shard)
+        self._settle(shard)
+
+    def _settle(self, shard: Shard) -> None:
+        """A shard has stopped: say so, and forget it, or list it for a while."""
         recording = self._recording.pop(shard.id, None)
         if recording is not None and recording.error is not None:
             _log.warning("shard.recording_cut", shard=shard.id, error=str(recording.error))
@@ -264,44 +305,26 @@ class House:
         else:
             metrics.SHARD_STOPS.labels(reason if reason in (_FINISHED, _IDLE) else "other").inc()
             _log.info("shard.stopped", shard=shard.id, tick=shard.tick, reason=reason)
-        if reason == _IDLE:
-            del self._shards[shard.id]
-            self._save(shard)
-            return
+            if reason in (_IDLE, _REFUSED):
+                self._forget(shard.id)
+                return
         self._ended[shard.id] = self.now_s() + limits.SHARD_KEPT_S
         if reason == _FINISHED:
-            gevent.spawn(self._drop, shard.id)
+            self._keeper.put(Change(shard.id, None, keeps=False))
 
-    def _save(self, shard: Shard) -> None:
+    def _save(self, shard: Shard) -> bool:
+        """Have the state of a shard kept, if it has one; whether it has not failed of that."""
         saved = shard.save()
         if saved is not None:
-            self._saving[shard.id] = saved
-            gevent.spawn(self._put, saved)
-
-    def _put(self, saved: Saved) -> None:
-        try:
-            self._writer.submit(_put(saved))
-        except PylonError as ex:  # the next save will do; the one before is still there
-            _log.warning("shard.unsaved", shard=saved.id, code=ex.code, message=ex.message)
-        finally:
-            if self._saving.get(saved.id) is saved:
-                del self._saving[saved.id]
-
-    def _drop(self, shard_id: str) -> None:
-        try:
-            self._writer.submit(DropShard(shard_id))
-        except PylonError as ex:
-            _log.warning("shard.undropped", shard=shard_id, code=ex.code, message=ex.message)
+            self._keeper.put(Change(shard.id, saved))
+        return shard.traceback is None
 
     def _forget(self, shard_id: str) -> None:
         self._shards.pop(shard_id, None)
         self._ended.pop(shard_id, None)
+        self._unused.discard(shard_id)
 
     def _tidy(self) -> None:
         now_s = self.now_s()
         for shard_id in [each for each, until_s in self._ended.items() if until_s <= now_s]:
             self._forget(shard_id)
-
-
-def _put(saved: Saved) -> PutShard:
-    return PutShard(saved.id, saved.tick, msgspec.msgpack.encode(saved))

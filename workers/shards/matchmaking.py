@@ -8,6 +8,7 @@ says `idle`. Called by `workers.shards.answers`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 import gevent
@@ -15,7 +16,7 @@ import gevent
 from pylon import log
 from pylon.bus.shards import DescribeAll, MakeShard, ShardsClient
 from pylon.clock import Clock
-from pylon.errors import PylonError
+from pylon.errors import Draining, PylonError
 from pylon.realtime.kinds import modes
 from pylon.realtime.matchmaker import Match, Matchmaker, Opening
 from workers.shards.descriptions import decoded
@@ -28,21 +29,25 @@ _log = log.get_logger("matchmaking")
 class Matchmaking:
     """Keeps the matchmaker going."""
 
-    def __init__(self, shards: ShardsClient, clock: Clock) -> None:
+    def __init__(
+        self, shards: ShardsClient, clock: Clock, is_draining: Callable[[], bool]
+    ) -> None:
         self._shards = shards
         self._clock = clock
         self._made = 0
         self._modes = modes()
         self._open: dict[str, Match] = {}  # shards of modes with backfill, by id
         self._matchmaker = Matchmaker(self._modes, self._new_id)
-        self.draining = False
+        self._is_draining = is_draining
 
     def enqueue(self, player: str, criteria: dict[str, Any]) -> dict[str, Any]:
         """Have a player wait; the player's status.
 
         Raises:
-            InvalidData, MatchQueueFull.
+            InvalidData, MatchQueueFull, Draining.
         """
+        if self._is_draining():
+            raise Draining("This server is shutting down", hint="Ask again in a moment")
         now_s = self._clock.monotonic_s()
         self._matchmaker.enqueue(player, criteria, now_s)
         return self._matchmaker.status(player, now_s)
@@ -63,7 +68,7 @@ class Matchmaking:
         """Form groups for ever, until a drain begins."""
         while True:
             gevent.sleep(_PERIOD_S)
-            if self._modes and not self.draining:
+            if self._modes and not self._is_draining():
                 self.step()
 
     def step(self) -> None:
@@ -71,6 +76,8 @@ class Matchmaking:
         openings = self._openings() if self._open and len(self._matchmaker) else []
         for match in self._matchmaker.step(self._clock.monotonic_s(), openings):
             self._place(match)
+        for mode, failure in self._matchmaker.take_failures():
+            _log.error("match.grouping_failed", mode=mode, traceback=failure)
 
     def _place(self, match: Match) -> None:
         params = dict(match.params) if match.is_new else None

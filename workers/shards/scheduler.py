@@ -2,22 +2,20 @@
 
 One greenlet for all shards of the process, and a heap of due times. A shard that sleeps is not
 in the heap, so thousands of them cost nothing; whoever wakes one says so with `changed`. Steps
-are run one after the other: a tick holds up the process for as long as it runs, so a tick past
-its budget is cut by an alarm (SIGALRM raises `TickOverrun` into it) and its shard stopped.
+are run one after the other: a tick holds up the process for as long as it runs, so one past its
+budget is cut by an alarm (`workers.shards.alarm`) and its shard stopped.
 
 Metrics: pylon_shard_ticks_total, pylon_shard_tick_seconds, pylon_shard_lateness_seconds,
 pylon_shard_inputs_total, pylon_shard_frames_total.
 
-Invariants: `run` ends never; no shard is stepped while another is. The alarm is armed only
-while a step runs. Called by `workers.shards.house`.
+Invariants: `run` ends never; no shard is stepped while another is; the heap is at most twice as
+long as there are shards in it. Called by `workers.shards.house`.
 """
 
 from __future__ import annotations
 
 import heapq
-import signal
 from collections.abc import Callable
-from types import FrameType
 from typing import Final, NoReturn
 
 import gevent
@@ -25,16 +23,19 @@ from gevent.event import Event
 
 from pylon import metrics
 from pylon.clock import Clock
-from pylon.realtime.shard import Shard, TickOverrun
+from pylon.realtime.kinds import Kind
+from pylon.realtime.shard import Shard, Step
+from workers.shards.alarm import Alarm, Guard
 
 _LONGEST_WAIT_S: Final = 3_600.0
+_STALE_ABOVE: Final = 64
 _STEPS_A_TURN: Final = 64  # then sockets are looked after
 
 
 class Scheduler:
     """The clockwork of one process."""
 
-    def __init__(self, clock: Clock, stepped: Callable[[Shard], None]) -> None:
+    def __init__(self, clock: Clock, stepped: Callable[[Shard, Step], None]) -> None:
         """Args: `stepped` is told of each shard that has done a tick or has stopped."""
         self._clock = clock
         self._stepped = stepped
@@ -42,7 +43,11 @@ class Scheduler:
         self._heap: list[tuple[float, int, Shard]] = []
         self._pushed = 0
         self._wake = Event()
-        self._alarm = _Alarm()
+        self._alarm = Alarm()
+
+    def guard(self, kind: Kind) -> Guard:
+        """What a shard of this kind is to enter around the app's code."""
+        return Guard(self._alarm, kind.config.tick_budget_s)
 
     def changed(self, shard: Shard) -> None:
         """Its next due time may be another one now: somebody came, went, or sent something."""
@@ -55,12 +60,18 @@ class Scheduler:
         self._due[shard] = due_s
         self._pushed += 1
         heapq.heappush(self._heap, (due_s, self._pushed, shard))
+        if len(self._heap) > 2 * len(self._due) + _STALE_ABOVE:
+            self._heap = [entry for entry in self._heap if self._due.get(entry[2]) == entry[0]]
+            heapq.heapify(self._heap)
         if self._heap[0][0] == due_s:
             self._wake.set()
 
+    def install(self) -> None:
+        """Have the alarm, for this process. Once, before any shard is made."""
+        self._alarm.install()
+
     def run(self) -> NoReturn:
         """Step what is due, for ever."""
-        self._alarm.install()
         while True:
             self.step_due()
             wait_s = _LONGEST_WAIT_S
@@ -90,8 +101,7 @@ class Scheduler:
         return steps
 
     def _step(self, shard: Shard, now_s: float) -> None:
-        self._alarm.budget_s = shard.kind.config.tick_budget_s
-        step = shard.step(now_s, self._alarm)
+        step = shard.step(now_s)
         if step.ticked:
             metrics.SHARD_TICKS.inc()
             metrics.SHARD_LATENESS.observe(step.late_s)
@@ -99,32 +109,4 @@ class Scheduler:
             metrics.SHARD_INPUTS.inc(step.inputs)
             metrics.SHARD_FRAMES.inc(step.frames)
         self.changed(shard)
-        self._stepped(shard)
-
-
-class _Alarm:
-    """The budget of a tick, as a context manager around the app's code."""
-
-    __slots__ = ("_armed", "budget_s")
-
-    def __init__(self) -> None:
-        self.budget_s = 0.0  # 0: any time
-        self._armed = False
-
-    def install(self) -> None:
-        """Take SIGALRM. Python runs the handler in whatever the main thread is doing."""
-        signal.signal(signal.SIGALRM, self._ring)
-
-    def __enter__(self) -> None:
-        self._armed = True
-        if self.budget_s:
-            signal.setitimer(signal.ITIMER_REAL, self.budget_s)
-
-    def __exit__(self, *raised: object) -> None:
-        self._armed = False
-        if self.budget_s:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-
-    def _ring(self, number: int, frame: FrameType | None) -> None:
-        if self._armed:
-            raise TickOverrun(f"the tick took longer than its budget of {self.budget_s:g} s")
+        self._stepped(shard, step)

@@ -31,7 +31,7 @@ from workers.hub.hub import Hub
 from workers.hub.reception import Reception
 from workers.hub.service import GOING_AWAY, Service
 from workers.shards.answers import Answers
-from workers.shards.door import Door, Streams
+from workers.shards.door import MAIN_PORT, Door, Streams
 from workers.shards.house import House
 from workers.shards.matchmaking import Matchmaking
 from workers.shards.seats import KEY_BYTES, Seats
@@ -54,11 +54,14 @@ def serve(booted: Booted) -> NoReturn:
     store = booted.reader_pool
     workers = config.workers_of("shards")
     writer = WriterClient(booted.runtime, app.clock, app.random)
-    house = House(store, writer, app.clock, app.random, config.data_dir / "recordings")
+    house = House(
+        store, writer, app.clock, app.random, config.data_dir / "recordings",
+        worker=booted.worker, workers=workers,
+    )
     client = ShardsClient(booted.runtime, workers, store, app.random)
     matchmaking = None
     if home_of(MATCHMAKER, workers) == booted.worker:
-        matchmaking = Matchmaking(client, app.clock)
+        matchmaking = Matchmaking(client, app.clock, lambda: reception.draining)
     answers = Answers(booted.worker, house, matchmaking)
     port = CallPort(booted.runtime.shards(booted.worker), CHANNEL, answers.answer)
 
@@ -87,19 +90,18 @@ def serve(booted: Booted) -> NoReturn:
     from_http = SocketReceiver(booted.runtime, booted.role, booted.worker, acceptor.adopt)
     from_siblings = SocketReceiver(
         booted.runtime, SIBLINGS, booted.worker,
-        lambda raw, data: acceptor.adopt(raw, data, on_main_port=False),
+        lambda raw, data: acceptor.adopt(raw, data[1:], on_main_port=data[:1] == MAIN_PORT),
     )
 
     def at_drain() -> None:
-        if matchmaking is not None:
-            matchmaking.draining = True
-        saved = house.drain(GOING_AWAY, "server is going away")
-        _log.info("shards.saved", shards=saved)
+        unsaved = house.drain(GOING_AWAY, "server is going away")
+        (_log.error if unsaved else _log.info)("shards.drained", unsaved=unsaved)
 
     service = Service(
         booted, (hub, streams), acceptor, reception, passed=(from_http, from_siblings),
         at_drain=at_drain,
     )
+    house.scheduler.install()
     service.spawn(house.scheduler.run)
     service.spawn(port.run)
     if matchmaking is not None:

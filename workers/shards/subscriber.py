@@ -7,7 +7,7 @@ with the tick as its id.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -52,7 +52,7 @@ class _Message(msgspec.Struct):
     """What a client sends (spec/realtime.md §4.2)."""
 
     input: msgspec.Raw
-    client_seq: int | None = None
+    client_seq: Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
 
 
 _MESSAGES: Final[
@@ -113,7 +113,9 @@ class Subscriber:
             self.connection.send(frames.encode(frames.TEXT, msgspec.json.encode(message)))
 
     def end(self, code: int, reason: str) -> None:
-        """`Sink.end`."""
+        """`Sink.end`. Before `begin` it is the door's to answer."""
+        if self._held is not None:
+            return
         self.connection.close(code, reason, awaits_peer=self.wire is not STREAM)
 
     def hear(self, data: str | bytes, now_s: float) -> None:
