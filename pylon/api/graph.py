@@ -20,12 +20,13 @@ from pylon.api.access import entity_named, readable
 from pylon.api.answers import send_raw
 from pylon.api.body import read_body
 from pylon.api.callers import caller_of
+from pylon.api.relations import relation_of
 from pylon.api.remembered import answered
 from pylon.api.services import Services
 from pylon.app import App
 from pylon.auth.context import AuthContext
-from pylon.errors import InvalidQuery, LimitExceeded, RelationNotFound
-from pylon.manifest.model import Entity, Relation
+from pylon.errors import InvalidQuery, LimitExceeded
+from pylon.manifest.model import Entity
 from pylon.storage.contract import GraphInclude, GraphNode
 from pylon.storage.sqlite.conditions import parse_where
 from pylon.storage.sqlite.filters import parse_count, parse_limit, parse_order
@@ -118,7 +119,7 @@ class _Parsing:
             )
         includes = []
         for name, wanted in asked.items():
-            relation = _relation(entity, name)
+            relation = relation_of(entity, name)
             target = self._app.manifest.by_name[relation.target]
             node = self._node(target, wanted, f"{path}.{name}", depth + 1)
             includes.append(GraphInclude(relation, node))
@@ -134,14 +135,3 @@ def _members(wanted: object, path: str) -> dict[str, Any]:
                 f'Unknown key "{key[:100]}" of {path[:200]} -- known keys: {", ".join(_KEYS)}'
             )
     return wanted
-
-
-def _relation(entity: Entity, name: str) -> Relation:
-    for relation in entity.relations:
-        if relation.name == name:
-            return relation
-    known = ", ".join(relation.name for relation in entity.relations) or "none"
-    raise RelationNotFound(
-        f'{entity.name} has no relation "{name[:100]}" -- known relations: {known}',
-        entity=entity.name,
-    )

@@ -8,7 +8,7 @@ update policy, and with a change event like any other update.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import falcon
 import orjson
@@ -20,14 +20,13 @@ from pylon.api.body import read_body
 from pylon.api.callers import caller_of
 from pylon.api.entities import SEQ_HEADER
 from pylon.api.idempotency import key_of, say_replayed
+from pylon.api.relations import relation_of
 from pylon.api.services import Services
 from pylon.auth.context import AuthContext
 from pylon.bus.messages import OpKey, UpdateRow
-from pylon.errors import InvalidJson, MissingField, NotFound, RelationNotFound
+from pylon.errors import InvalidJson, MissingField, NotFound
 from pylon.manifest.model import Entity, Relation
 from pylon.values import decode_body
-
-_SHOWN_CHARS: Final = 100
 
 
 class Link:
@@ -61,7 +60,7 @@ def _answer(
     key = key_of(req, services, auth, raw)
     entity = entity_named(services.app, _text(body, "entity"), auth)
     row_id = _text(body, "id")
-    relation = _relation(entity, _text(body, "relation"))
+    relation = relation_of(entity, _text(body, "relation"))
     if _is_ours(services, entity, relation):
         target_id = _text(body, "target_id") if linked else None
         op = changes.update(
@@ -114,16 +113,6 @@ def _of_target(
         seq if key is None else None,
     )
 
-
-def _relation(entity: Entity, name: str) -> Relation:
-    for relation in entity.relations:
-        if relation.name == name:
-            return relation
-    known = ", ".join(relation.name for relation in entity.relations) or "none"
-    raise RelationNotFound(
-        f'{entity.name} has no relation "{name[:_SHOWN_CHARS]}" -- known relations: {known}',
-        entity=entity.name,
-    )
 
 
 def _text(body: Mapping[str, Any], name: str) -> str:

@@ -23,6 +23,7 @@ CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 CLOSE: Final = b"connection: close\r\n"
 KEEP: Final = b"connection: keep-alive\r\n"  # said to clients of HTTP/1.0 only
 CHUNKED: Final = b"transfer-encoding: chunked\r\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"
 
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS: Final = (
@@ -104,6 +105,11 @@ def declared(headers: Headers, name: str) -> str | None:
         if key.lower() == name:
             return value
     return None
+
+
+def length(size_bytes: int) -> bytes:
+    """The header line that says how long the body is."""
+    return b"content-length: %d\r\n" % size_bytes
 
 
 def chunk(part: bytes) -> bytes:

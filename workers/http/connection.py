@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import _socket
 import io
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from pylon import limits, log, metrics
@@ -26,15 +25,13 @@ from pylon.errors import PylonError
 from workers.http import answer
 from workers.http.bodies import Body, ChunkedBody, Oversized
 from workers.http.request import CHUNKED, Environ, Refused, Request, Template, parse, template_of
+from workers.http.roles import SHARDS, role_of
+from workers.http.streamed import Streamed
 
 if TYPE_CHECKING:
     from workers.http.loop import Loop
 
 _log = log.get_logger("http")
-# WebSockets on this port, by the role that they belong to (spec/realtime.md §2.1, §4).
-_UPGRADES: Final = {"/api/sync/ws": "ws", "/api/shards/ws": "shards"}
-_SHARDS: Final = "/api/shards/"
-_STREAM: Final = "/connect"  # of a shard's snapshots
 _RECV_BYTES: Final = 65_536
 _GATHER_BYTES: Final = 32_768  # a longer body is sent from where it is, not copied to its head
 # So much of one connection at a time; then it is another one's turn.
@@ -51,10 +48,10 @@ class Connection:
     """Made by `loop` for each socket that it accepts."""
 
     __slots__ = (
-        "_base", "_body", "_closing", "_discarded_bytes", "_framed", "_headers", "_input",
-        "_later", "_left_bytes", "_lingering", "_loop", "_may_read", "_outgoing", "_parts",
-        "_request", "_sock", "_source", "_starved", "_status", "_template", "_written", "again",
-        "closed", "deadline_s", "ending", "fd", "queued",
+        "_base", "_body", "_closing", "_discarded_bytes", "_headers", "_input", "_later",
+        "_lingering", "_loop", "_may_read", "_outgoing", "_request", "_sock", "_starved",
+        "_status", "_streamed", "_template", "_written", "again", "closed", "deadline_s",
+        "ending", "fd", "queued",
     )
 
     def __init__(self, loop: Loop, sock: _socket.socket, base: Environ, now_s: float) -> None:
@@ -75,10 +72,7 @@ class Connection:
         self._body: Body | ChunkedBody | None = None
         self._template: Template | None = None
         self._outgoing: memoryview[int] | bytes = b""
-        self._parts: Iterator[bytes] | None = None  # of a streamed answer
-        self._source: Any = None  # what `_parts` iterates over
-        self._framed = False  # the parts are sent as chunks
-        self._left_bytes: int | None = None  # of a streamed answer whose length was declared
+        self._streamed: Streamed | None = None  # what is left of an answer that comes in parts
         self._closing = False  # after this answer
         self._lingering = False
         self._discarded_bytes = 0
@@ -92,7 +86,7 @@ class Connection:
     def is_idle(self) -> bool:
         """Whether nothing is under way in either direction."""
         return not (
-            self.queued or self._input or self._request or self._outgoing or self._parts
+            self.queued or self._input or self._request or self._outgoing or self._streamed
             or self._lingering
         )
 
@@ -109,7 +103,7 @@ class Connection:
 
     def expire(self) -> None:
         """The deadline has passed. Called by the loop, never while the connection is queued."""
-        if self._outgoing or self._parts is not None:
+        if self._outgoing or self._streamed is not None:
             metrics.HTTP_CUT.labels("slow reader").inc()
             self.close()
         elif self._request is not None or self._input:
@@ -125,7 +119,7 @@ class Connection:
         if self.closed:
             return
         self.closed = True
-        self._end_source()
+        self._end_streamed()
         if self._body is not None:
             self._loop.bodies_bytes -= self._body.held_bytes
             self._body = None
@@ -156,7 +150,7 @@ class Connection:
     def _advance(self) -> None:
         answered = 0
         while True:
-            if (self._outgoing or self._parts is not None) and not self._pump():
+            if (self._outgoing or self._streamed is not None) and not self._pump():
                 return
             if self._closing:
                 self._end()
@@ -209,8 +203,8 @@ class Connection:
                 return None
             self._template = template_of(data, request)
         environ = request.environ
-        if "HTTP_UPGRADE" in environ or environ["PATH_INFO"].startswith(_SHARDS):
-            role = _role_of(request)
+        if "HTTP_UPGRADE" in environ or environ["PATH_INFO"].startswith(SHARDS):
+            role = role_of(request)
             if role is not None and self._pass_on(role, environ, data):
                 raise _PassedOn
         # Most often the request was all that came.
@@ -275,15 +269,14 @@ class Connection:
                     body = framing = b""
                 elif environ["REQUEST_METHOD"] == "HEAD":
                     length = answer.declared(self._headers, "content-length")
-                    framing = b"content-length: %d\r\n" % int(length or len(body))
+                    framing = answer.length(int(length or len(body)))
                     body = b""
                 else:
                     framing = b"content-length: %d\r\n" % len(body)
             else:
                 body, framing = self._begin_parts(request, result)
                 # Without either, the end of the connection is the end of the body.
-                keep = keep and (self._framed or self._left_bytes is not None
-                                 or self._parts is None)
+                keep = keep and (self._streamed is None or self._streamed.has_end)
         except Exception as ex:  # noqa: BLE001  (the app's own handlers let it pass: a defect, whatever it is)
             self._fail(environ, ex)
             return
@@ -309,38 +302,18 @@ class Connection:
     # --- Streamed answers ----------------------------------------------------------------
 
     def _begin_parts(self, request: Request, result: Any) -> tuple[bytes, bytes]:
-        """Prepare to send what the app will yield.
-
-        Returns:
-            The first part that is not empty, as it goes on the wire, and the header line that
-            says how the body ends.
-        """
-        self._source = result
+        """Prepare to send what the app will yield: see `Streamed.begin`."""
+        streamed = self._streamed = Streamed(result)
         written, self._written = self._written, []
-        length = answer.declared(self._headers, "content-length")
-        framing = b"" if length is None else b"content-length: %d\r\n" % int(length)
-        self._framed = False
+        declared = answer.declared(self._headers, "content-length")
+        length_bytes = None if declared is None else int(declared)
         if self._status[:3] in ("204", "304"):
-            self._end_source()
+            self._end_streamed()
             return b"", b""
         if request.environ["REQUEST_METHOD"] == "HEAD":
-            self._end_source()
-            return b"", framing
-        first = b"".join(written)
-        self._parts = iter(result)
-        while not first:
-            part = next(self._parts, None)
-            if part is None:
-                break
-            first = part
-        if length is not None:
-            first = first[:int(length)]
-            self._left_bytes = int(length) - len(first)
-            return first, framing
-        if not request.minor:
-            return first, b""
-        self._framed = True
-        return answer.chunk(first) if first else b"", answer.CHUNKED
+            self._end_streamed()
+            return b"", b"" if length_bytes is None else answer.length(length_bytes)
+        return streamed.begin(written, length_bytes, chunks=bool(request.minor))
 
     def _pump(self) -> bool:
         """Send what there is. False where the client must make room first."""
@@ -348,47 +321,33 @@ class Connection:
         while True:
             if self._outgoing and not self._flush():
                 return False
-            if self._parts is None:
+            streamed = self._streamed
+            if streamed is None:
                 return True
             if turns >= _PARTS_A_TURN:
                 self._later = True
                 return False
             turns += 1
             try:
-                part = next(self._parts, None)
+                part = streamed.next()
             except Exception as ex:  # noqa: BLE001  (whatever it is, the answer cannot be completed)
                 _log.exception("answer.broken", error=ex)
                 self.close()
                 return False
-            if part is None:
-                self._end_parts()
-            elif part:
-                self._send_part(part)
+            if part:
+                self.deadline_s = self._loop.now_s + limits.HTTP_SEND_S
+                self._send(part)
+            elif part is None:
+                self._end_streamed()
+                if streamed.framed:
+                    self._send(answer.LAST_CHUNK)
+                elif streamed.left_bytes:
+                    self.close()
 
-    def _send_part(self, part: bytes) -> None:
-        if self._left_bytes is not None:
-            part = part[:self._left_bytes]  # more would be read as the next answer
-            self._left_bytes -= len(part)
-        self.deadline_s = self._loop.now_s + limits.HTTP_SEND_S
-        self._send(answer.chunk(part) if self._framed else part)
-
-    def _end_parts(self) -> None:
-        framed, missing_bytes = self._framed, self._left_bytes
-        self._end_source()
-        if framed:
-            self._send(b"0\r\n\r\n")
-        elif missing_bytes:
-            self.close()
-
-    def _end_source(self) -> None:
-        source, self._source, self._parts = self._source, None, None
-        self._left_bytes = None
-        close = getattr(source, "close", None)
-        if close is not None:
-            try:
-                close()
-            except Exception as ex:  # noqa: BLE001  (an app's defect must not keep the socket open)
-                _log.exception("answer.close_failed", error=ex)
+    def _end_streamed(self) -> None:
+        streamed, self._streamed = self._streamed, None
+        if streamed is not None:
+            streamed.close()
 
     # --- Sending -------------------------------------------------------------------------
 
@@ -439,7 +398,7 @@ class Connection:
 
     def _fail(self, environ: Environ, ex: Exception) -> None:
         """The app raised instead of answering."""
-        self._end_source()
+        self._end_streamed()
         self._written = []
         if isinstance(ex, PylonError):
             refused = Refused(ex.status, ex.message)
@@ -490,14 +449,3 @@ class Connection:
                 self.close()
                 return
         self._later = True
-
-
-def _role_of(request: Request) -> str | None:
-    """The role whose workers a request is for, if it is not for this one."""
-    environ = request.environ
-    if environ["REQUEST_METHOD"] != "GET" or request.length:
-        return None
-    path: str = environ["PATH_INFO"]
-    if environ.get("HTTP_UPGRADE", "").lower() == "websocket":
-        return _UPGRADES.get(path)
-    return "shards" if path.startswith(_SHARDS) and path.endswith(_STREAM) else None

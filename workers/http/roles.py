@@ -1,0 +1,25 @@
+"""Requests on the HTTP port that workers of another role answer (spec/realtime.md §2.1, §4).
+
+Used by `connection`, which passes such connections on.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from workers.http.request import Request
+
+SHARDS: Final = "/api/shards/"
+_UPGRADES: Final = {"/api/sync/ws": "ws", "/api/shards/ws": "shards"}  # WebSockets
+_STREAM: Final = "/connect"  # of a shard's snapshots
+
+
+def role_of(request: Request) -> str | None:
+    """The role whose workers a request is for; None: for this one."""
+    environ = request.environ
+    if environ["REQUEST_METHOD"] != "GET" or request.length:
+        return None
+    path: str = environ["PATH_INFO"]
+    if environ.get("HTTP_UPGRADE", "").lower() == "websocket":
+        return _UPGRADES.get(path)
+    return "shards" if path.startswith(SHARDS) and path.endswith(_STREAM) else None

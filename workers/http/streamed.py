@@ -1,0 +1,84 @@
+"""A streamed answer: what the app yields, part by part, as it goes on the wire.
+
+Invariants: no more bytes than a declared length, which would be read as the next answer; nothing
+is asked of the app before the part before it was taken. Errors of the app pass through. Used by
+`connection`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pylon import log
+from workers.http import answer
+
+_log = log.get_logger("http")
+
+
+class Streamed:
+    """See the module. `framed`: the parts are chunks. `left_bytes`: of a declared length."""
+
+    __slots__ = ("_parts", "_source", "framed", "left_bytes")
+
+    def __init__(self, source: Any) -> None:
+        """`source`: what the app returned (PEP 3333)."""
+        self._source = source
+        self._parts: Iterator[bytes] = iter(())
+        self.framed = False
+        self.left_bytes: int | None = None
+
+    @property
+    def has_end(self) -> bool:
+        """Whether the client can tell where the body ends; else the connection's end is it."""
+        return self.framed or self.left_bytes is not None
+
+    def begin(
+        self, written: Sequence[bytes], length_bytes: int | None, *, chunks: bool
+    ) -> tuple[bytes, bytes]:
+        """Ask for the first part that is not empty.
+
+        Args:
+            written: what the app wrote before it returned.
+            length_bytes: that the app declared.
+            chunks: whether the client knows chunks.
+
+        Returns:
+            The part as it goes on the wire, and the header line that says how the body ends.
+        """
+        first = b"".join(written)
+        self._parts = iter(self._source)
+        while not first:
+            part = next(self._parts, None)
+            if part is None:
+                break
+            first = part
+        if length_bytes is not None:
+            self.left_bytes = length_bytes
+            return self._cut(first), answer.length(length_bytes)
+        if not chunks:
+            return first, b""
+        self.framed = True
+        return answer.chunk(first) if first else b"", answer.CHUNKED
+
+    def next(self) -> bytes | None:
+        """The next part, as it goes on the wire; it may be empty. None: there are no more."""
+        part = next(self._parts, None)
+        if not part:
+            return part
+        return answer.chunk(part) if self.framed else self._cut(part)
+
+    def close(self) -> None:
+        """Let the app know that nobody asks for more."""
+        close = getattr(self._source, "close", None)
+        if close is not None:
+            try:
+                close()
+            except Exception as ex:  # noqa: BLE001  (an app's defect must not keep the socket open)
+                _log.exception("answer.close_failed", error=ex)
+
+    def _cut(self, part: bytes) -> bytes:
+        if self.left_bytes is not None:
+            part = part[:self.left_bytes]
+            self.left_bytes -= len(part)
+        return part
