@@ -25,6 +25,7 @@ from workers.hub.feed import Feed
 from workers.hub.history import History
 from workers.hub.hub import Hub
 from workers.hub.replay import Replay
+from workers.hub.sessions import SessionWatch
 from workers.ws import frames
 from workers.ws.transport import WebSocketTransport
 
@@ -161,10 +162,95 @@ def test_batches_of_a_turn_arrive_once_and_in_order_whatever_was_lost(
         hall.close()
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.one_of(
+    st.tuples(st.just("write"), st.integers(1, 4), st.booleans()),
+    st.tuples(st.just("visit"), st.integers(0, 20), st.just(False)),
+    st.tuples(st.just("leave"), st.just(0), st.just(False)),
+    st.tuples(st.just("idle"), st.just(0), st.just(False)),
+), max_size=14), st.sampled_from([1, 3, limits.TAIL_EVENTS]))
+def test_who_comes_after_a_time_without_anybody_misses_nothing(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int, bool]], aside: int
+) -> None:
+    """Batches that came while nobody was there were set aside unread, or lost, or too many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("workers.hub.feed._IDLE_S", 0.001)
+        patch.setattr("workers.hub.feed._ASIDE_BATCHES", aside)
+        hall = Hall(tmp_path_factory.mktemp("idle"))
+        runner = gevent.spawn(hall.feed.run)
+        watcher = gevent.spawn(hall.feed.watch)
+        try:
+            wanted = []
+            with gevent.Timeout(WAIT_S):  # the first batches may find nobody subscribed
+                while not hall.feed.heard:
+                    wanted += hall.write(1)
+                    gevent.sleep(0.001)
+            hall.feed.check_head()
+            visitor: tuple[Connection, socket.socket, int] | None = None
+            for what, number, lost in [*steps, ("visit", 20, False), ("write", 1, False)]:
+                if what == "write":
+                    rows = [hall.stage.insert("Public") for _ in range(number)]
+                    batch = hall.stage.write(*rows, publish=not lost)
+                    wanted += [event.seq for event in batch.events]
+                elif what == "visit" and visitor is None:
+                    cursor = wanted[max(0, len(wanted) - 1 - number)]
+                    connection, client = hall.visit(ANONYMOUS)
+                    rest = hall.replay.run_at_once(connection, cursor)
+                    if rest is not None:
+                        gevent.spawn(hall.replay.run, connection, rest)
+                    visitor = connection, client, cursor
+                elif what == "leave" and visitor is not None:
+                    connection, client, cursor = visitor
+                    connection.abort()
+                    told = events_in(client)
+                    begin = wanted.index(cursor) + 1
+                    assert told == wanted[begin : begin + len(told)]
+                    visitor = None
+                elif what == "idle":
+                    gevent.sleep(0.004)  # a few turns of the feed; nothing depends on how many
+            assert visitor is not None
+            _, client, cursor = visitor
+            told = []
+            hall.feed.check_head()
+            with gevent.Timeout(WAIT_S):
+                while not told or told[-1] != wanted[-1]:
+                    gevent.sleep(0.001)
+                    told += events_in(client)
+            assert told == wanted[wanted.index(cursor) + 1 :]
+        finally:
+            gevent.killall([runner, watcher])
+            hall.close()
+
+
 def test_a_change_that_comes_alone_is_not_waited_for(hall: Hall) -> None:
     batch = hall.stage.write(hall.stage.insert("Public"), publish=False)
     hall.feed.take([batch])
     assert hall.turns == [[batch.events[0].seq]]
+
+
+def test_sockets_are_heard_while_many_sessions_end(hall: Hall) -> None:
+    """Who speaks is heard before all sockets of ended sessions are closed."""
+    clock = ManualClock()
+    watch = SessionWatch(hall.pool, clock, lambda: None)
+    watch.watch(hall.hub)
+    clients = []
+    for number in range(300):
+        connection, client = hall.visit(ADA)
+        hall.hub.change_caller(connection, Caller(ADA, f"s{number}"))
+        watch.expires(f"s{number}", clock.monotonic_s())
+        clients.append(client)
+    _, speaker = hall.visit(BOB)
+    open_then: list[int] = []
+    transport = hall.hub.transport
+    assert isinstance(transport, WebSocketTransport)
+    transport.on_text = lambda connection, text: open_then.append(
+        sum(each.is_open for each in hall.hub.connections)
+    )
+    speaker.send(b"\x81\x82\0\0\0\0hi")
+    watch.tick()
+    assert sum(each.is_open for each in hall.hub.connections) == 1
+    assert open_then
+    assert 1 < open_then[0] < 301
 
 
 # --- The poller ------------------------------------------------------------------------------

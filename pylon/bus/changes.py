@@ -7,6 +7,8 @@ every loss visible: a subscriber whose last seq is another one reads the change 
 
 from __future__ import annotations
 
+from typing import Any
+
 import zmq
 
 from pylon import limits, metrics
@@ -34,15 +36,25 @@ class ChangesPublisher:
 
 
 class ChangesSubscriber:
-    """Receives every batch from now on, except those that were dropped."""
+    """Receives every batch from now on, except those that were dropped.
 
-    __slots__ = ("_last_seq", "_socket")
+    Its descriptor is watched only while somebody waits: a green socket costs several switches,
+    and exceptions, for each message.
+    """
+
+    __slots__ = ("_last_seq", "_loop", "_readable", "_socket")
 
     def __init__(self, runtime: Runtime) -> None:
+        from gevent.hub import get_hub  # the supervisor imports this module, without gevent
+
         self._last_seq: int | None = None
-        self._socket = contexts.open_socket(contexts.green(), zmq.SUB, limits.BUS_CHANGES_HWM)
+        self._socket = contexts.open_socket(
+            contexts.green(), zmq.SUB, limits.BUS_CHANGES_HWM, watched=True
+        )
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
         self._socket.connect(runtime.changes)
+        self._loop = get_hub()
+        self._readable = self._loop.loop.io(self._socket.getsockopt(zmq.FD), 1)
 
     def receive(self) -> ChangeBatch:
         """The next batch; blocks this greenlet. Counts gaps; closing them is the caller's.
@@ -50,17 +62,26 @@ class ChangesSubscriber:
         Raises:
             zmq.ZMQError: the socket was closed.
         """
-        return self._take(self._socket.recv())
+        while (batch := self.waiting()) is None:
+            self._loop.wait(self._readable)
+        return batch
+
+    def wait(self) -> None:
+        """Block this greenlet until a batch is here."""
+        while not self._is_here():
+            self._loop.wait(self._readable)
 
     def waiting(self) -> ChangeBatch | None:
         """The next batch if it is here already, else None. Never blocks."""
-        try:
-            data = self._socket.recv(zmq.NOBLOCK)
-        except zmq.Again:
-            return None
-        return self._take(data)
+        data = self.unread()
+        return None if data is None else self.read(data)
 
-    def _take(self, data: bytes) -> ChangeBatch:
+    def unread(self) -> bytes | None:
+        """The next batch if it is here already, as it came: for `read`, in order. Never blocks."""
+        return self._socket.recv(zmq.NOBLOCK) if self._is_here() else None
+
+    def read(self, data: bytes) -> ChangeBatch:
+        """What `unread` gave."""
         batch = messages.change_batch.decode(data)
         if self._last_seq is not None and batch.prev_seq != self._last_seq:
             metrics.BUS_DROPPED.labels("changes").inc()
@@ -68,5 +89,16 @@ class ChangesSubscriber:
             self._last_seq = batch.events[-1].seq
         return batch
 
+    def pass_over(self) -> None:
+        """Batches will not be read: the next one that is read is no sign of a loss."""
+        self._last_seq = None
+
+    def _is_here(self) -> bool:
+        # The descriptor tells of changes only, so whoever waits must have seen that there is none.
+        events: Any = self._socket.getsockopt(zmq.EVENTS)
+        return bool(events & zmq.POLLIN)
+
     def close(self) -> None:
+        self._readable.stop()
+        self._readable.close()
         self._socket.close()

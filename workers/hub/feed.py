@@ -5,6 +5,9 @@ when that is not where we are, the missing part is read from the change log befo
 newer is published. As the very last batch may be the lost one, the log is also asked when the
 bus has been quiet for `limits.HEAD_CHECK_S`.
 
+While a worker has no connection, batches are set aside as they came, some tens of times a second,
+and read when somebody comes (`tail`): what was committed then counts as published.
+
 What has gathered on the bus is published together, so that the busier the hub is, the more
 changes go to a socket in one write. A change that comes alone is published at once.
 
@@ -17,10 +20,12 @@ in silence. A store that cannot be read delays the feed; it does not end it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from typing import Final, NoReturn
 
 import gevent
+from gevent.event import Event
 from gevent.lock import RLock
 
 from pylon import limits, log, metrics
@@ -31,9 +36,13 @@ from pylon.changelog.tail import Tail
 from pylon.errors import PylonError, ResyncRequired
 from workers.hub.history import History
 from workers.hub.hub import Hub
+from workers.hub.turns import let_others
 
 SERVICE_RESTART: Final = 1012
 _RETRY_S: Final = 0.5
+_IDLE_S: Final = 0.03  # how often a worker without connections empties its socket
+_ASIDE_BATCHES: Final = limits.TAIL_EVENTS
+_ASIDE_BYTES: Final = limits.TAIL_BYTES // 4
 _WATCH_STEPS: Final = 5  # how finely the quiet of the bus is measured
 
 _log = log.get_logger("feed")
@@ -49,7 +58,20 @@ class Feed:
         self._history = history
         self._hub = hub
         self._lock = RLock()
-        self.tail = Tail(0)
+        self._tail = Tail(0)
+        self._aside: deque[bytes] = deque()  # batches that nobody needed yet
+        self._aside_bytes = 0
+        self._has_hole = False  # before what is set aside
+        self.heard = 0  # how often the bus brought something
+        self._wanted = Event()
+
+    @property
+    def tail(self) -> Tail:
+        """The newest changes, current to the head of the hub. Never blocks."""
+        if self._aside:
+            self._read_aside()
+        self._wanted.set()
+        return self._tail
 
     def start(self) -> None:
         """Take the log's newest events as the tail. What came before is for replays.
@@ -57,18 +79,54 @@ class Feed:
         Raises:
             QueryTimeout, StoreUnavailable: the store cannot be read now.
         """
-        self.tail = self._primed()
-        self._hub.advance(self.tail.last_seq)
+        self._tail = self._primed()
+        self._hub.advance(self._tail.last_seq)
 
     def run(self) -> NoReturn:
         """Publish what the bus brings, for ever."""
         while True:
+            if not len(self._hub):
+                self._subscriber.wait()
+                self._wanted.clear()
+                if not len(self._hub):
+                    self._wanted.wait(_IDLE_S)
+                if not len(self._hub):
+                    self._set_aside()
+                    continue
             self.take(self._gathered(self._subscriber.receive()))
+            self.heard += 1
             # While it is quick to publish, the next turn waits as long as this one took, so that
             # a busy hub works half of its time; a slow turn lets enough gather by itself. Other
             # greenlets have their turn either way: the bus would never make this one wait.
             spent_s = self._hub.spent_s
-            gevent.sleep(max(0.0, min(spent_s, limits.TURN_S - spent_s)))
+            rest_s = min(spent_s, limits.TURN_S - spent_s)
+            if rest_s > 0:
+                gevent.sleep(rest_s)
+            else:
+                let_others()
+
+    def _set_aside(self) -> None:
+        """Empty the socket, without reading what comes."""
+        while (data := self._subscriber.unread()) is not None:
+            self.heard += 1
+            self._aside.append(data)
+            self._aside_bytes += len(data)
+            if len(self._aside) > _ASIDE_BATCHES or self._aside_bytes > _ASIDE_BYTES:
+                self._aside_bytes -= len(self._aside.popleft())
+                self._has_hole = True
+
+    def _read_aside(self) -> None:
+        """Bring the tail to the end of what was set aside; nobody was there to be told of it."""
+        aside, self._aside, self._aside_bytes = self._aside, deque(), 0
+        if self._has_hole:
+            self._subscriber.pass_over()
+            self._has_hole = False
+        for data in aside:
+            batch = self._subscriber.read(data)
+            if batch.prev_seq > self._tail.last_seq:  # older ones are in the log
+                self._tail = Tail(batch.prev_seq)
+            self._tail.append(ChangeBatch(self._tail.last_seq, batch.events))
+        self._hub.advance(self._tail.last_seq)
 
     def _gathered(self, first: ChangeBatch) -> list[ChangeBatch]:
         """A batch and those that wait behind it, as many as go in one turn."""
@@ -88,9 +146,9 @@ class Feed:
         """Look after a lost last batch, for ever."""
         quiet_steps = 0
         while True:
-            before = self.tail.last_seq
+            before = self.heard
             gevent.sleep(limits.HEAD_CHECK_S / _WATCH_STEPS)
-            quiet_steps = quiet_steps + 1 if self.tail.last_seq == before else 0
+            quiet_steps = quiet_steps + 1 if self.heard == before else 0
             if quiet_steps >= _WATCH_STEPS:
                 quiet_steps = 0
                 self.check_head()
@@ -120,7 +178,7 @@ class Feed:
             except ResyncRequired as ex:
                 _log.error("feed.lost", head_seq=self.tail.last_seq, message=ex.message)
                 metrics.RECOVERIES.labels("feed_lost").inc()
-                self.tail = self._primed()
+                self._tail = self._primed()
                 self._hub.advance(self.tail.last_seq)
                 self._hub.close_all(SERVICE_RESTART, "resync required")
                 return
@@ -132,7 +190,7 @@ class Feed:
                 return
             metrics.RECOVERIES.labels("feed_gap").inc()
             self._publish(ChangeBatch(self.tail.last_seq, [change.event for change in page]))
-            gevent.sleep(0)  # the way may be long, and reading it need not switch
+            let_others()  # the way may be long, and reading it need not switch
 
     def _publish(self, batch: ChangeBatch) -> None:
         self._hub.publish(self.tail.append(batch))

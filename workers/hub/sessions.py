@@ -7,8 +7,9 @@ next such sweep are kept in a list of their own.
 
 Invariant: a session that is gone has no socket a second later. (Where the signal was lost and a
 worker has more than 20,000 sessions, while others write all the time, it takes longer: sweeps,
-1.7 µs for each session, are held to `_SHARE` of the time.) Sweeps go in slices, between which
-other greenlets have their turn. Used by `workers.hub.service` and `reception`.
+1.7 µs for each session, are held to `_SHARE` of the time.) Sweeps go in slices, and so do closes,
+between which other greenlets and sockets have their turn. Used by `workers.hub.service` and
+`reception`.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from pylon.clock import Clock
 from pylon.errors import PylonError
 from pylon.storage.contract import Store
 from workers.hub.hub import Hub
+from workers.hub.turns import let_others
 
 SESSION_ENDED: Final = 4401
 _TICK_S: Final = 0.7
 _SWEEP_S: Final = 60.0
 _SOON_S: Final = 2 * _SWEEP_S
 _SLICE: Final = 500
+_CLOSES: Final = 100  # sockets that are closed before others have their turn
 _SHARE: Final = 0.05
 _NS_PER_S: Final = 1_000_000_000
 
@@ -39,8 +42,8 @@ class SessionWatch:
     """Watches the sessions of one worker's sockets."""
 
     __slots__ = (
-        "_clock", "_forget_callers", "_has_changed", "_hubs", "_next_s", "_rested_s", "_soon",
-        "_store", "_version",
+        "_clock", "_closed", "_forget_callers", "_has_changed", "_hubs", "_next_s",
+        "_rested_s", "_soon", "_store", "_version",
     )
 
     def __init__(self, store: Store, clock: Clock, forget_callers: Callable[[], None]) -> None:
@@ -49,6 +52,7 @@ class SessionWatch:
         self._forget_callers = forget_callers
         self._hubs: list[Hub] = []
         self._clock = clock
+        self._closed = 0  # sockets, since others had their turn
         self._soon: dict[str, float] = {}  # sessions that end soon: when, monotonic
         self._version = -1  # of the store, at the last look
         self._has_changed = False  # since the last sweep
@@ -100,7 +104,7 @@ class SessionWatch:
         waiting = [session_id for hub in self._hubs for session_id in hub.session_ids()]
         for first in range(0, len(waiting), _SLICE):
             if first:
-                gevent.sleep(0)
+                let_others()
             self._check(waiting[first:first + _SLICE])
 
     def _check(self, session_ids: list[str]) -> None:
@@ -118,4 +122,7 @@ class SessionWatch:
 
     def _end(self, session_id: str, reason: str) -> None:
         for hub in self._hubs:
-            hub.close_session(session_id, SESSION_ENDED, reason)
+            self._closed += hub.close_session(session_id, SESSION_ENDED, reason)
+        if self._closed >= _CLOSES:
+            self._closed = 0
+            let_others()
