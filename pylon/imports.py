@@ -18,18 +18,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from threading import Lock
 from types import ModuleType
 from typing import Any, Final
 
 _ON_USE: Final = (
-    "argparse", "ast", "asyncio", "difflib", "email.utils", "html", "importlib.metadata",
-    "inspect", "loro", "pickle", "shutil", "ssl", "subprocess", "tempfile",
-    "xml.etree.ElementTree",
+    "argparse", "difflib", "email.utils", "html", "importlib.metadata", "inspect", "loro",
+    "pickle", "shutil", "ssl", "subprocess", "tempfile", "xml.etree.ElementTree",
 )
+_PACKAGES: Final = frozenset({"asyncio", "html", "importlib.metadata", "loro"})
 # What gevent does to them when it patches all; `workers.patch` puts it off until they are loaded.
 _PATCHES: Final = {"ssl": "patch_ssl", "subprocess": "patch_subprocess"}
 _ANY_NAME: Final = {"ssl": "SSLContext", "subprocess": "Popen"}
 _ABSENT: Final = object()
+_taking_over: Final = Lock()  # made before gevent patches anything; never held for an import
 _SHA256: Final = ("_sha256", "_sha2")  # CPython's own; the second name from 3.12 on
 
 
@@ -82,11 +84,11 @@ def mentioning(name: str, **values: object) -> Iterator[None]:
     if stand_in is None:
         yield
         return
-    stand_in.__dict__.update(values)
+    stand_in.__dict__.update(values, _is_mentioned=True)
     try:
         yield
     finally:
-        for each in values:
+        for each in (*values, "_is_mentioned"):
             del stand_in.__dict__[each]
 
 
@@ -108,12 +110,18 @@ class _StandIn(ModuleType):
     (importlib's LazyLoader makes modules that a second `import` loads.)
     """
 
+    _is_mentioned = False
+
     def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__"):
-            raise AttributeError(attribute)  # the import system looks around
         name = self.__name__
-        if sys.modules.get(name) is self:
-            del sys.modules[name]
+        if attribute.startswith("__") and (
+            # The import system looks around; for `__path__` before it imports a submodule.
+            attribute != "__path__" or name not in _PACKAGES or self._is_mentioned
+        ):
+            raise AttributeError(attribute)
+        with _taking_over:  # two threads may ask at once
+            if sys.modules.get(name) is self:
+                del sys.modules[name]
         loaded = importlib.import_module(name)
         _make_cooperative(name)
         value = self.__dict__[attribute] = getattr(loaded, attribute)

@@ -86,3 +86,29 @@ def test_what_is_known_of_a_module_is_true() -> None:
         "from pylon import imports\n"
         "assert imports._KNOWN['pickle'] == {'DEFAULT_PROTOCOL': pickle.DEFAULT_PROTOCOL}\n"
     )
+
+
+def test_a_part_of_a_package_that_has_a_stand_in_can_be_imported() -> None:
+    run(
+        "from pylon.imports import defer; defer()\n"
+        "import html.parser\n"
+        "assert html.parser.HTMLParser and html.escape('<') == '&lt;'\n"
+        "assert type(html).__name__ == 'module'\n"
+    )
+
+
+def test_threads_that_ask_at_once_get_the_same_module() -> None:
+    run(
+        "from pylon.imports import defer; defer()\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from threading import Barrier\n"
+        "import difflib, html, shutil, tempfile, argparse\n"
+        "sys.setswitchinterval(1e-6)\n"
+        "for module, name in ((difflib, 'ndiff'), (html, 'escape'), (argparse, 'Action')):\n"
+        "    barrier = Barrier(8)\n"
+        "    def ask(_):\n"
+        "        barrier.wait()\n"
+        "        return getattr(module, name)\n"
+        "    with ThreadPoolExecutor(8) as pool:\n"
+        "        assert len(set(pool.map(ask, range(8)))) == 1\n"
+    )
