@@ -60,7 +60,7 @@ class Machine(RuleBasedStateMachine):
         self.folder = TemporaryDirectory()
         self.world = World(Path(self.folder.name), APP)
         # A short tail, so that catching up also reads the log.
-        self.world.feed.tail = Tail(self.world.engine.head, max_events=3)
+        self.world.feed._tail = Tail(self.world.engine.head, max_events=3)
         self.there: set[tuple[str, int]] = set()
         self.clients = [LiveClient(self.world, auth) for auth in CONTEXTS]
 
@@ -336,7 +336,7 @@ def test_what_the_log_no_longer_has_ends_the_subscription(world: World) -> None:
         for n in range(20):
             world.write(world.insert("Public", row_id(n), text="a"))
         world.publish()
-        world.feed.tail = Tail(world.engine.head)
+        world.feed._tail = Tail(world.engine.head)
         world.engine.apply([WriteRequest(1, PruneLog(0, 2**40, 1_000))])
 
     world.store.meanwhile = meanwhile
