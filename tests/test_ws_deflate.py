@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import zlib
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pylon import limits
+from pylon import limits, metrics
 from pylon.auth.context import ADMIN, AuthContext
 from pylon.changelog.change import Change
 from pylon.changelog.event import ChangeEvent
@@ -21,6 +22,7 @@ from tests.hub_kit import Stage, WsClient, client_frame
 from tests.test_hub_fanout import BY_ENTITY, Peer, row
 from workers.hub.hub import Hub
 from workers.ws import frames
+from workers.ws.conversation import say
 from workers.ws.deflate import WINDOW_BITS, Deflate, Inflater, negotiate, pack
 from workers.ws.frames import Binary, Parser, Ping, Received, Text, Violation
 from workers.ws.transport import WebSocketTransport
@@ -326,6 +328,27 @@ def test_what_packing_would_not_make_smaller_goes_as_it_is() -> None:
         packed = transport.packed(frame, 12)
         assert packed[0] == 0x80 | PACKED | frames.BINARY
         assert messages_of(packed, 12) == ([b"a" * size], 1)
+
+
+def saved_bytes() -> float:
+    """The metric's value."""
+    return metrics.PACKING_SAVED.samples()[0].value
+
+
+def test_answers_are_packed_for_those_who_agreed() -> None:
+    hub = Hub(BY_ENTITY, WebSocketTransport("ws", LIMIT_BYTES), ManualClock())
+    long, short = {"type": "rows", "text": "x" * 1_000}, {"type": "ok"}
+    for packing, wanted in ((0, 0), (12, 1)):
+        peer = Peer(hub, ADMIN)
+        peer.connection.packing = packing
+        before = saved_bytes()
+        assert say(peer.connection, long)
+        assert say(peer.connection, short)
+        texts, packed_count = messages_of(peer.received(), 12)
+        assert [json.loads(text) for text in texts] == [long, short]
+        assert packed_count == wanted
+        assert (saved_bytes() > before) == bool(wanted)
+        peer.connection.abort()
 
 
 # --- The ws worker -------------------------------------------------------------------------

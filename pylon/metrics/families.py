@@ -96,6 +96,11 @@ SOCKETS_PASSED: Final = Counter(
 MESSAGES_SENT: Final = Counter(
     "pylon_messages_sent_total", "Messages written to client sockets.", registry=WORKER,
 )
+PACKING_SAVED: Final = Counter(
+    "pylon_packing_saved_bytes_total",
+    "Bytes by which permessage-deflate made frames smaller; once where many sockets share one.",
+    registry=WORKER,
+)
 MESSAGES_RECEIVED: Final = Counter(
     "pylon_messages_received_total", "Messages read from client sockets, by type.", ("type",),
     registry=WORKER,
@@ -261,7 +266,8 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "WRITES_IN_FLIGHT", "POOL_WAIT", "READS_MOVED", "ANSWERS", "ANSWERS_BYTES",
     "CONNECTIONS", "CONNECTIONS_OPENED", "CONNECTIONS_CLOSED",
     "HANDSHAKES", "SOCKETS_PASSED",
-    "MESSAGES_SENT", "MESSAGES_RECEIVED", "SEND_QUEUE_BYTES", "SLOW_CLIENTS", "SYNC_DELIVERY",
+    "MESSAGES_SENT", "PACKING_SAVED", "MESSAGES_RECEIVED", "SEND_QUEUE_BYTES", "SLOW_CLIENTS",
+    "SYNC_DELIVERY",
     "RECOVERIES", "LIVE_QUERIES", "LIVE_DIFFS", "LIVE_EVALUATION", "DOCUMENT_SUBSCRIPTIONS",
     "NOTES_DROPPED", "HUB_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ",
     "CHANGELOG_OLDEST_SEQ",

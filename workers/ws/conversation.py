@@ -27,6 +27,7 @@ from pylon.errors import InternalError, PylonError
 from workers.hub.connection import INTERNAL, Connection
 from workers.hub.hub import Hub
 from workers.ws import frames
+from workers.ws.transport import packed
 
 _TURN_MESSAGES: Final = 32
 # Not 0: gevent's loop looks at sockets only after 50 turns of those who sleep for no time.
@@ -108,8 +109,10 @@ class Conversation:
 
 
 def say(connection: Connection, message: Any) -> bool:
-    """Send `message` as JSON in a text frame; False when the connection does not take it."""
-    return connection.send(frames.encode(frames.TEXT, msgspec.json.encode(message)))
+    """Send `message` as JSON in a text frame, packed for a client that agreed to that; False when
+    the connection does not take it."""
+    frame = frames.encode(frames.TEXT, msgspec.json.encode(message))
+    return connection.send(packed(frame, connection.packing))
 
 
 def error_message(error: PylonError, message: dict[str, Any]) -> dict[str, Any]:

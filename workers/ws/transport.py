@@ -45,12 +45,8 @@ class WebSocketTransport:
         return frames.encode(frames.TEXT, wire)
 
     def packed(self, frame: bytes, packing: int) -> bytes:
-        """The frame compressed with a window of `packing` bits, if that makes it smaller."""
-        if not packing or len(frame) < limits.DEFLATE_MIN_BYTES:
-            return frame
-        payload = deflate.pack(frames.payload_of(frame), packing)
-        made = frames.encode(frame[0] & 0x0F, payload, packed=True)
-        return made if len(made) < len(frame) else frame
+        """See the function."""
+        return packed(frame, packing)
 
     def farewell(self, code: int, reason: str) -> bytes:
         """A close frame."""
@@ -93,6 +89,18 @@ class WebSocketTransport:
             connection.close(SERVICE_RESTART, "resync required")
         else:
             connection.close(OVERFLOW, error.code)
+
+
+def packed(frame: bytes, packing: int) -> bytes:
+    """The frame compressed with a window of `packing` bits, if that makes it smaller."""
+    if not packing or len(frame) < limits.DEFLATE_MIN_BYTES:
+        return frame
+    payload = deflate.pack(frames.payload_of(frame), packing)
+    made = frames.encode(frame[0] & 0x0F, payload, packed=True)
+    if len(made) >= len(frame):
+        return frame
+    metrics.PACKING_SAVED.inc(len(frame) - len(made))
+    return made
 
 
 def _ignore(connection: Connection, message: str | bytes) -> None:
