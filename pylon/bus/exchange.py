@@ -76,6 +76,7 @@ class Exchange(Generic[_Request, _Reply]):
         self._socket.setsockopt(zmq.ROUTING_ID, name)
         self._socket.connect(route.endpoint)
         self._sent = metrics.BUS_MESSAGES.labels(route.channel)
+        metrics.BUS_IN_FLIGHT.labels(route.channel).set_function(lambda: len(self._pending))
         self._greenlet: gevent.Greenlet[..., Any] = gevent.spawn(self._receive)
 
     def ask(self, make: Callable[[int], _Request]) -> _Reply:

@@ -250,6 +250,11 @@ BUS_DROPPED: Final = Counter(
     "pylon_bus_dropped_total", "Messages lost on the bus (gaps seen), by channel.", ("channel",),
     registry=WORKER,
 )
+BUS_IN_FLIGHT: Final = Gauge(
+    "pylon_bus_requests_in_flight",
+    "Requests to rooms and shards that are not yet answered, by channel.", ("channel",),
+    registry=WORKER,
+)
 SUPERVISOR.register(BUS_MESSAGES)
 SUPERVISOR.register(BUS_DROPPED)
 
@@ -276,5 +281,5 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "WORKERS_READY", "ROOMS", "ROOM_MEMBERS", "ROOM_EVENTS", "BACKUP_LAST_SUCCESS",
     "BACKUP_DURATION", "SHARDS", "SHARD_SUBSCRIBERS", "SHARD_TICKS", "SHARD_LATENESS",
     "SHARD_TICK", "SHARD_INPUTS", "SHARD_INPUTS_REJECTED", "SHARD_FRAMES", "SHARD_STOPS",
-    "BUS_MESSAGES", "BUS_DROPPED",
+    "BUS_MESSAGES", "BUS_DROPPED", "BUS_IN_FLIGHT",
 ]
