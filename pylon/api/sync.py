@@ -57,13 +57,20 @@ class Pull:
             if len(first) < _SMALL_BYTES:
                 send_raw(resp, first)
             else:
-                resp.stream = chain((first,), pieces)
+                # Said again at the end: a slow download outlives a note.
+                again = self._noted(key, head)
+                resp.stream = chain((first,), pieces, again)
             return
         pulled = self._delta(caller.auth, since)
         services.notes.note(key, pulled.cursor)
         send_raw(resp, pulled.body)
 
     on_head = on_get
+
+    def _noted(self, key: str, cursor: int) -> Iterator[bytes]:
+        """No more of an answer, but a note that its client has all of it."""
+        self._services.notes.note(key, cursor)
+        yield from ()
 
     def _delta(self, auth: AuthContext, since: int) -> Pulled:
         """What all who follow the changes ask for after each of them."""
