@@ -89,9 +89,10 @@ class Player:
     def closed(self) -> tuple[int, str]:
         """The close code and reason that the server ends with."""
         while True:
-            opcode, data = self.socket.recv_data()
-            if opcode == websocket.ABNF.OPCODE_CLOSE:
-                return self._reason(data)
+            # Not recv_data, which answers the close: a server that has ended takes no answer.
+            frame = self.socket.recv_frame()
+            if frame is not None and frame.opcode == websocket.ABNF.OPCODE_CLOSE:
+                return self._reason(frame.data)
 
     def say(self, value: Any, client_seq: int | None = None) -> None:
         message = {"input": value}
