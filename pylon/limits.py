@@ -67,6 +67,7 @@ ANSWERS_BYTES: Final = 2 * 1024 * 1024  # remembered until the next commit, of e
 READ_TIMEOUT_S: Final = 10.0  # one statement; more: 503 QUERY_TIMEOUT
 
 TAIL_EVENTS: Final = 3_000
+ASIDE_BYTES: Final = 1024 * 1024  # of changes that a hub without connections has not read
 TAIL_BYTES: Final = 32 * 1024 * 1024
 REPLAY_WITHOUT_NOTE_EVENTS: Final = 200
 NOTE_TTL_S: Final = 60.0  # a pull's cursor is remembered this long, at the least
@@ -113,6 +114,9 @@ HTTP_BODIES_BYTES: Final = 128 * 1024 * 1024  # of a worker's requests that are 
 HTTP_OUTGOING_BYTES: Final = 128 * 1024 * 1024  # of its answers whose clients are slow
 SLOW_REQUEST_S: Final = 1.0  # an HTTP request that takes longer is logged
 
+TASTE_S: Final = 2.0  # to merge an update before the writer does
+TASTES_WAITING: Final = 100  # each HTTP worker
+TASTER_BYTES: Final = 1024 * 1024 * 1024  # of address space; most of it is never touched
 DOCUMENT_UPDATE_BYTES: Final = 128 * 1024  # of one push to a document
 DOCUMENT_BYTES: Final = 1024 * 1024  # of a document, its history included
 DOCUMENT_HISTORY_BYTES: Final = 256 * 1024  # of it, what is more than twice the row

@@ -40,6 +40,7 @@ from pylon.manifest.load import parse_manifest
 from pylon.rooms.desk import Desk
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.pool import ReaderPool
+from workers.http.tasting import Tasting
 from workers.shards.answers import Answers
 from workers.shards.house import House
 from workers.shards.matchmaking import Matchmaking
@@ -172,6 +173,7 @@ def running(
     pool = ReaderPool(path, parsed)
     writer = EngineWriter(engine)
     signals: list[Signal] = []
+    tasting = Tasting()
     services = Services(
         app=app,
         store=pool,
@@ -179,6 +181,7 @@ def running(
         writer=writer,
         rooms=DeskRooms(clock),
         shards=HouseShards(pool, writer, clock, folder),
+        tasting=tasting,
         feed=Feed(pool),
         notes=NoteTeller(signals.append, clock, lambda tell: tell()),
         readiness=Readiness(lambda: pool.point(lambda reader: reader.head_seq()), clock),
@@ -191,5 +194,6 @@ def running(
     try:
         yield Server(testing.TestClient(make_app(services)), services, writer, clock, signals)
     finally:
+        tasting.close()
         pool.close()
         engine.close()

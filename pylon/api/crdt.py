@@ -1,7 +1,8 @@
 """Pushes to rows' documents (spec/realtime.md §6.4).
 
-The update is merged into nothing first, in this worker: what is no update, or swells beyond the
-limit, never reaches the writer. All else is judged there, on the row as it is.
+The update is merged first by a process that may die of it (`pylon.crdt.taster`): what is no
+update, swells beyond the limit, takes too long or breaks Loro never reaches the writer. All else
+is judged there, on the row as it is.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from pylon.api.callers import caller_of
 from pylon.api.entities import SEQ_HEADER
 from pylon.api.services import Services
 from pylon.bus.messages import PushDocument
-from pylon.crdt.document import check
 from pylon.errors import (
     AuthRequired,
     BadPath,
@@ -52,7 +52,9 @@ class DocumentPush:
         if not named.crdt:
             raise NotSupported(f'{named.name} has no documents: its manifest says "crdt": false')
         update = _update(read_json(req))
-        check(update)
+        stored = services.store.point(lambda reader: reader.document(named.name, row_id))
+        parts = () if stored is None else (stored.snapshot, *stored.updates)
+        services.tasting.taste(parts, update)
         reply = services.writer.submit(PushDocument(named.name, row_id, update, auth))
         if reply.seq:
             resp.set_header(SEQ_HEADER, str(reply.seq))

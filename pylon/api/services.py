@@ -57,6 +57,14 @@ class ShardKeeper(Protocol):
         """Ask every shards worker."""
 
 
+class Taster(Protocol):
+    """Tries updates of documents: `workers.http.tasting`."""
+
+    def taste(self, parts: Sequence[bytes], update: bytes) -> None:
+        """Pass if the update can be merged into the document of `parts`, or raise the
+        `PylonError` that it is refused with."""
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """Everything a resource may use."""
@@ -67,6 +75,7 @@ class Services:
     writer: Writer
     rooms: RoomKeeper
     shards: ShardKeeper
+    tasting: Taster
     feed: Feed
     notes: NoteTeller
     readiness: Readiness

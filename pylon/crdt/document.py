@@ -182,6 +182,20 @@ def check(update: bytes) -> None:
         raise too_large()
 
 
+def check_merge(parts: Sequence[bytes], update: bytes) -> None:
+    """Merge an update into what is stored of a document, as the writer will.
+
+    Raises:
+        CrdtDecodeFailed: it cannot be done.
+    """
+    with _loro():
+        doc = loro.LoroDoc()
+        doc.import_batch(parts)
+        before = doc.oplog_vv
+        doc.import_(update)
+        doc.export(loro.ExportMode.Updates(before))
+
+
 def too_large() -> LimitExceeded:
     """The error for a document, or an update, that is too large."""
     return LimitExceeded(

@@ -131,6 +131,10 @@ LIVE_EVALUATION: Final = Histogram(
     "pylon_live_evaluation_seconds", "Time to judge a batch of changes for all live queries.",
     buckets=_FAST_S, registry=WORKER,
 )
+DOCUMENT_TASTES: Final = Counter(
+    "pylon_document_tastes_total", "Pushed document updates merged on trial, by result.",
+    ("result",), registry=WORKER,
+)
 DOCUMENT_SUBSCRIPTIONS: Final = Gauge(
     "pylon_document_subscriptions", "Subscriptions of sockets to rows' documents.",
     registry=WORKER,
@@ -274,6 +278,7 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "MESSAGES_SENT", "PACKING_SAVED", "MESSAGES_RECEIVED", "SEND_QUEUE_BYTES", "SLOW_CLIENTS",
     "SYNC_DELIVERY",
     "RECOVERIES", "LIVE_QUERIES", "LIVE_DIFFS", "LIVE_EVALUATION", "DOCUMENT_SUBSCRIPTIONS",
+    "DOCUMENT_TASTES",
     "NOTES_DROPPED", "HUB_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ",
     "CHANGELOG_OLDEST_SEQ",
     "WRITE_QUEUE_DEPTH", "COMMIT", "BATCH_SIZE", "DOCUMENTS_DECODED",

@@ -27,6 +27,7 @@ from pylon.changelog.feed import Feed
 from pylon.imports import mentioning
 from pylon.log import get_logger
 from workers.boot import boot, freeze, run_status
+from workers.http.tasting import Tasting
 
 # falcon names them in an annotation, and wraps them for apps of another kind.
 _NOT_USED: Final = {"Runner": object, "create_task": object, "get_running_loop": object}
@@ -55,6 +56,7 @@ class HttpProcess:
         self._shards = ShardsClient(
             runtime, app.config.workers_of("shards"), booted.reader_pool, app.random
         )
+        self._tasting = Tasting()
         self._notes = NoteTeller(
             self._sender.send, app.clock, gevent.get_hub().loop.run_callback
         )
@@ -69,6 +71,7 @@ class HttpProcess:
             writer=self._writer,
             rooms=self._rooms,
             shards=self._shards,
+            tasting=self._tasting,
             feed=Feed(store),
             notes=self._notes,
             readiness=self._readiness,
@@ -112,6 +115,7 @@ class HttpProcess:
         self._writer.close()
         self._rooms.close()
         self._shards.close()
+        self._tasting.close()
         self._receiver.close()
         self._sender.close()
         self._booted.reader_pool.close()

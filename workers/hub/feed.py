@@ -42,7 +42,6 @@ SERVICE_RESTART: Final = 1012
 _RETRY_S: Final = 0.5
 _IDLE_S: Final = 0.03  # how often a worker without connections empties its socket
 _ASIDE_BATCHES: Final = limits.TAIL_EVENTS
-_ASIDE_BYTES: Final = limits.TAIL_BYTES // 4
 _WATCH_STEPS: Final = 5  # how finely the quiet of the bus is measured
 
 _log = log.get_logger("feed")
@@ -111,7 +110,7 @@ class Feed:
             self.heard += 1
             self._aside.append(data)
             self._aside_bytes += len(data)
-            if len(self._aside) > _ASIDE_BATCHES or self._aside_bytes > _ASIDE_BYTES:
+            if len(self._aside) > _ASIDE_BATCHES or self._aside_bytes > limits.ASIDE_BYTES:
                 self._aside_bytes -= len(self._aside.popleft())
                 self._has_hole = True
 

@@ -1,0 +1,109 @@
+"""Updates are merged on trial by a process that may die of them: pylon.crdt.taster, tasting."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import gevent
+import loro
+import pytest
+
+from pylon import limits, metrics
+from pylon.errors import CrdtDecodeFailed, LimitExceeded, Unavailable
+from workers.http import tasting as module
+from workers.http.tasting import Tasting
+
+
+@pytest.fixture
+def tasting() -> Iterator[Tasting]:
+    made = Tasting()
+    yield made
+    made.close()
+
+
+def stored(text: str) -> tuple[bytes, loro.LoroDoc]:
+    """A document with a text, as it is stored, and a client's copy of it."""
+    doc = loro.LoroDoc()
+    field = doc.get_map("row").insert_container("body", loro.LoroText())
+    field.insert(0, text)
+    doc.commit()
+    return doc.export(loro.ExportMode.Snapshot()), doc
+
+
+def edited(doc: loro.LoroDoc, text: str) -> bytes:
+    before = doc.oplog_vv
+    doc.get_map("row").get("body").container.insert(0, text)
+    doc.commit()
+    return doc.export(loro.ExportMode.Updates(before))
+
+
+def replaced(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Another program in the taster's place."""
+    monkeypatch.setattr(module, "_COMMAND", (sys.executable, "-c", code))
+
+
+def counted(result: str) -> float:
+    return metrics.DOCUMENT_TASTES.labels(result).value
+
+
+def test_one_process_tastes_one_update_after_the_other(tasting: Tasting) -> None:
+    parts, doc = stored("hello")
+    tasting.taste((parts,), edited(doc, "a"))
+    process = tasting._process
+    for bad in (b"", b"\0", edited(doc, "b")[:-3]):
+        with pytest.raises(CrdtDecodeFailed):
+            tasting.taste((parts,), bad)
+    tasting.taste((), parts)
+    tasting.taste((parts,), edited(doc, "c"))
+    assert tasting._process is process
+    assert process is not None
+    assert process.poll() is None
+
+
+def test_what_is_too_large_is_refused(tasting: Tasting) -> None:
+    _, doc = stored("x" * (limits.DOCUMENT_BYTES + 1))
+    with pytest.raises(LimitExceeded):
+        tasting.taste((), doc.export(loro.ExportMode.Updates(loro.VersionVector())))
+
+
+@pytest.mark.parametrize("code", [
+    "import os; os.read(0, 1); os.abort()",
+    "import os; os.read(0, 1); os.write(1, bytes(3))",
+    "",
+])
+def test_an_update_that_ends_the_process_is_refused_and_the_next_one_is_not(
+    tasting: Tasting, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    parts, doc = stored("hello")
+    before = counted("died")
+    with monkeypatch.context() as patched:
+        replaced(patched, code)
+        with pytest.raises(CrdtDecodeFailed, match="cannot be merged"):
+            tasting.taste((parts,), edited(doc, "a"))
+    assert counted("died") == before + 1
+    tasting.taste((parts,), edited(doc, "b"))
+
+
+def test_a_process_that_died_between_two_updates_is_not_noticed(tasting: Tasting) -> None:
+    parts, doc = stored("hello")
+    tasting.taste((parts,), edited(doc, "a"))
+    assert tasting._process is not None
+    tasting._process.kill()
+    tasting._process.wait()
+    tasting.taste((parts,), edited(doc, "b"))
+
+
+def test_what_takes_too_long_is_refused_and_who_waits_is_bounded(
+    tasting: Tasting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "TASTE_S", 0.2)
+    monkeypatch.setattr(limits, "TASTES_WAITING", 2)
+    replaced(monkeypatch, "import time; time.sleep(60)")
+    asked = [gevent.spawn(tasting.taste, (), b"x") for _ in range(3)]
+    gevent.joinall(asked, timeout=20)
+    assert [type(greenlet.exception) for greenlet in asked] == [
+        CrdtDecodeFailed, CrdtDecodeFailed, Unavailable,
+    ]
+    assert "takes longer than 0.2 s" in str(asked[0].exception)
+    assert tasting._process is None
