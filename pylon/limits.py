@@ -114,7 +114,7 @@ HTTP_BODIES_BYTES: Final = 128 * 1024 * 1024  # of a worker's requests that are 
 HTTP_OUTGOING_BYTES: Final = 128 * 1024 * 1024  # of its answers whose clients are slow
 SLOW_REQUEST_S: Final = 1.0  # an HTTP request that takes longer is logged
 
-TASTE_S: Final = 2.0  # to merge an update before the writer does
+TASTE_S: Final = 2.0  # of CPU, to merge an update before the writer does
 TASTES_WAITING: Final = 100  # each HTTP worker
 TASTER_BYTES: Final = 1024 * 1024 * 1024  # of address space; most of it is never touched
 DOCUMENT_UPDATE_BYTES: Final = 128 * 1024  # of one push to a document

@@ -76,7 +76,7 @@ class Exchange(Generic[_Request, _Reply]):
         self._socket.setsockopt(zmq.ROUTING_ID, name)
         self._socket.connect(route.endpoint)
         self._sent = metrics.BUS_MESSAGES.labels(route.channel)
-        metrics.BUS_IN_FLIGHT.labels(route.channel).set_function(lambda: len(self._pending))
+        self._in_flight = metrics.BUS_IN_FLIGHT.labels(route.channel)  # of all on this channel
         self._greenlet: gevent.Greenlet[..., Any] = gevent.spawn(self._receive)
 
     def ask(self, make: Callable[[int], _Request]) -> _Reply:
@@ -93,13 +93,15 @@ class Exchange(Generic[_Request, _Reply]):
         self._next_id += 1
         waiter: Waiter[_Reply] = Waiter()
         self._pending[number] = waiter
-        self.tell(make(number))
+        self._in_flight.inc()
         reply: _Reply | None = None
         try:
+            self.tell(make(number))
             with gevent.Timeout(route.timeout_s, False):
                 reply = waiter.get()
         finally:
             self._pending.pop(number, None)
+            self._in_flight.dec()
         if reply is None:
             raise Unavailable(
                 f"No answer from {route.whom} within {route.timeout_s:g} s", hint=_TRY_AGAIN

@@ -23,7 +23,7 @@ _ERRORS: Final[tuple[ErrorClass, ...]] = (
     *WRITE_ERRORS, *ROW_ERRORS, errors.AuthRequired, errors.PolicyDenied, errors.EntityNotFound,
     errors.NotFound, errors.NotSupported, errors.BadPath, errors.MissingUpdate,
     errors.InvalidHex, errors.CrdtDecodeFailed, errors.CrdtApplyFailed,
-    errors.CrdtHistoryMissing, errors.LimitExceeded, errors.UniqueViolation,
+    errors.CrdtHistoryMissing, errors.LimitExceeded, errors.UniqueViolation, errors.Unavailable,
 )
 _BODY: Final[Schema] = obj(
     {"update": {

@@ -1,8 +1,9 @@
 """Has updates of documents tasted by a process that may die of them (`pylon.crdt.taster`).
 
 One process for each HTTP worker, started with the first push, one update at a time. An update
-over which it ends, or for which it takes longer than `limits.TASTE_S`, is refused: 400, and the
-next one has a new process. At most `limits.TASTES_WAITING` wait; more are told to come again.
+over which it ends, also for the CPU time that it takes (`limits.TASTE_S`), is refused: 400, and
+the next one has a new process. A process that does not start, or gives no verdict in time, is
+the machine's fault: 503. At most `limits.TASTES_WAITING` wait; more are told to come again.
 Metric: pylon_document_tastes_total.
 
 Invariant: a call ends in a verdict on its own update; a process whose answer was not waited for
@@ -41,9 +42,9 @@ class Tasting:
         """Pass if `update` can be merged into the document of `parts`.
 
         Raises:
-            CrdtDecodeFailed: it cannot, ended the process, or took too long.
+            CrdtDecodeFailed: it cannot, or ended the process.
             LimitExceeded: the document would be too large.
-            Unavailable: too many wait.
+            Unavailable: too many wait, or there is no verdict.
         """
         if self._waiting >= limits.TASTES_WAITING:
             raise Unavailable("Too many document updates wait", hint="Try again in a moment")
@@ -68,17 +69,11 @@ class Tasting:
                     pipe.close()
 
     def _taste(self, morsel: Morsel) -> WriteError | None:
-        process = self._running()
-        stdin: Any = process.stdin
-        stdout: Any = process.stdout
         done = False
         try:
-            with gevent.Timeout(limits.TASTE_S, False):
-                stdin.write(frame(morsel))
-                stdin.flush()
-                head = _exactly(stdout, LENGTH_BYTES)
-                body = _exactly(stdout, int.from_bytes(head, "big"))
-                verdict: WriteError | None = verdicts.decode(body)
+            with gevent.Timeout(limits.CALL_TIMEOUT_S, False):
+                process = self._running()
+                verdict = _verdict_of(process, morsel)
                 done = True
         except (OSError, EOFError):
             metrics.DOCUMENT_TASTES.labels("died").inc()
@@ -87,23 +82,51 @@ class Tasting:
             if not done:  # also when this greenlet is killed meanwhile
                 self.close()
         if not done:
-            metrics.DOCUMENT_TASTES.labels("slow").inc()
-            raise CrdtDecodeFailed(
-                f"Merging the update takes longer than {limits.TASTE_S:g} s",
-                hint="Take a new copy of the document with crdt-subscribe, and push less at once",
-            )
+            metrics.DOCUMENT_TASTES.labels("silent").inc()
+            raise _no_verdict()
         return verdict
 
     def _running(self) -> Popen[bytes]:
+        """The process, ready for an update.
+
+        Raises:
+            Unavailable: it does not start.
+        """
         from gevent import subprocess  # its pipes let others run; loaded with the first push
 
-        if self._process is None or self._process.poll() is not None:
-            self.close()
-            self._process = subprocess.Popen(
-                _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self.close()
+        try:
+            process: Popen[bytes] = subprocess.Popen(
+                (*_COMMAND, str(limits.TASTE_S)), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
             )
-        return self._process
+            self._process = process
+            _read(process)
+        except (OSError, EOFError) as ex:
+            raise _no_verdict() from ex
+        return process
+
+
+def _verdict_of(process: Popen[bytes], morsel: Morsel) -> WriteError | None:
+    stdin: Any = process.stdin
+    stdin.write(frame(morsel))
+    stdin.flush()
+    return _read(process)
+
+
+def _read(process: Popen[bytes]) -> WriteError | None:
+    stdout: Any = process.stdout
+    head = _exactly(stdout, LENGTH_BYTES)
+    verdict: WriteError | None = verdicts.decode(
+        _exactly(stdout, int.from_bytes(head, "big"))
+    )
+    return verdict
+
+
+def _no_verdict() -> Unavailable:
+    return Unavailable("The update could not be tried", hint="Try again in a moment")
 
 
 def _exactly(stream: Any, size_bytes: int) -> bytes:
