@@ -39,7 +39,7 @@ class ShardContext:
 
 
 class SimState:
-    """Base class of simulations. Every method but `tick` and `snapshot` has a default."""
+    """Base class of simulations. Every method but `snapshot` has a default."""
 
     Input: ClassVar[Any] = dict[str, Any]
     """What clients send; validated on arrival by msgspec, so methods see this type only."""
