@@ -36,6 +36,7 @@ from pylon.bus.shards import DescribeAll, MatchCommand, ShardCommand
 from pylon.changelog.feed import Feed
 from pylon.clock import ManualClock, SystemRandom
 from pylon.errors import PylonError
+from pylon.limiter import RateLimiter, RateTable
 from pylon.manifest.load import parse_manifest
 from pylon.rooms.desk import Desk
 from pylon.storage.sqlite.engine import SqliteEngine
@@ -53,6 +54,7 @@ ENVIRON = {
     "PYLON_CSRF_ORIGINS": "http://localhost:3000",
     "PYLON_ADMIN_TOKEN": ADMIN_TOKEN,
     "PYLON_METRICS_TOKEN": METRICS_TOKEN,
+    "PYLON_GUESTS_PER_IP_PER_MIN": "0",
 }
 
 
@@ -185,6 +187,7 @@ def running(
         feed=Feed(pool),
         notes=NoteTeller(signals.append, clock, lambda tell: tell()),
         readiness=Readiness(lambda: pool.point(lambda reader: reader.head_seq()), clock),
+        limiter=RateLimiter(RateTable(), clock),
         origins=origins(config, parsed),
         cookie=session_cookie(config, parsed),
         send_signal=signals.append,

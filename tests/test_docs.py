@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from pylon import limits
+from pylon import limits, rates
 from pylon.cli.main import VERBS
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +35,18 @@ def test_every_limit_is_in_the_limits_page_and_no_other() -> None:
     page = (ROOT / "docs" / "limits.md").read_text()
     named = set(re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE))
     assert named == {name for name in vars(limits) if name.isupper()}
+
+
+def test_every_rate_is_in_the_limits_page_and_no_other() -> None:
+    page = (ROOT / "docs" / "limits.md").read_text()
+    (section,) = re.findall(r"^## Rates$(.*?)^## ", page, re.MULTILINE | re.DOTALL)
+    named = set(re.findall(r"^\| `([a-z-]+)` \|", section, re.MULTILINE))
+    fixed = {value.name for value in vars(rates).values() if isinstance(value, rates.Rate)}
+    settable = {
+        function(1).name for function in vars(rates).values()
+        if inspect.isfunction(function) and inspect.signature(function).return_annotation == "Rate"
+    }
+    assert named == fixed | settable
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -31,6 +31,7 @@ from pylon.bus.runtime import Runtime
 from pylon.bus.status import StatusSender
 from pylon.clock import Clock
 from pylon.errors import StartRefused
+from pylon.limiter import RateLimiter, RateTable
 from pylon.storage.sqlite.pool import ReaderPool
 from workers.lifeline import die_with_parent
 
@@ -52,6 +53,7 @@ class Booted:
     listen_socket: socket.socket
     reader_pool: ReaderPool
     clock: Clock
+    limiter: RateLimiter
 
 
 def boot() -> Booted:
@@ -85,6 +87,7 @@ def boot() -> Booted:
         listen_socket=_inherited(child.listen_fd),
         reader_pool=reader_pool,
         clock=app.clock,
+        limiter=RateLimiter(RateTable(runtime.rates), app.clock),
     )
 
 

@@ -23,7 +23,6 @@ from pylon.errors import (
 from pylon.log import get_logger
 
 _log = get_logger("http")
-_RETRY_AFTER_S: Final = "1"
 _CHALLENGE: Final = 'Bearer realm="pylon"'  # RFC 9110 §15.5.2; browsers show no dialogue for it
 
 
@@ -54,7 +53,7 @@ def on_pylon_error(
     resp.text = None
     send(resp, ex.body(), ex.status)
     if ex.retryable:
-        resp.set_header("retry-after", _RETRY_AFTER_S)
+        resp.set_header("retry-after", str(ex.retry_after_s))
     if ex.status == 401:
         resp.set_header("www-authenticate", _CHALLENGE)
 

@@ -14,13 +14,14 @@ import orjson
 
 from pylon.api.answers import send
 from pylon.api.body import read_json
-from pylon.api.callers import caller_of, token_of
+from pylon.api.callers import address_of, caller_of, token_of
 from pylon.api.services import Services
 from pylon.auth.context import AuthContext
 from pylon.auth.devices import device_label
 from pylon.auth.sessions import NewSession, new_session
 from pylon.bus.messages import DropSession, SessionRevoked
 from pylon.errors import AuthRequired, Forbidden, InvalidData, MissingUserId, SessionExpired
+from pylon.rates import address_subject, guests
 
 _GUEST_BYTES = 16
 _USER_ID_CHARS = 200
@@ -31,6 +32,7 @@ class Sessions:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._guest_rate = guests(services.app.config.guests_per_ip_per_min)
 
     def made(
         self,
@@ -53,7 +55,13 @@ class Sessions:
         )
 
     def guest(self, req: falcon.Request, resp: falcon.Response) -> NewSession:
-        """A stored guest session; the cookie is set if the request is a browser's."""
+        """A stored guest session; the cookie is set if the request is a browser's.
+
+        Raises:
+            RateLimited: the address has made too many.
+        """
+        address = address_of(req, self._services)
+        self._services.limiter.require(self._guest_rate, address_subject(address))
         user_id = f"guest_{self._services.app.random.token_hex(_GUEST_BYTES)}"
         session = self.made(req, user_id, is_guest=True)
         self._services.writer.submit(session.put)

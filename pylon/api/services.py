@@ -22,6 +22,7 @@ from pylon.bus.rooms_messages import RoomCommand, RoomReply
 from pylon.bus.shards import DescribeAll, MatchCommand, ShardCommand
 from pylon.changelog.feed import Feed
 from pylon.changelog.pull import Pulled
+from pylon.limiter import RateLimiter
 from pylon.storage.contract import Store
 
 Credentials = tuple[str | None, str | None]  # the Authorization and the Cookie header
@@ -79,6 +80,7 @@ class Services:
     feed: Feed
     notes: NoteTeller
     readiness: Readiness
+    limiter: RateLimiter
     origins: Origins
     cookie: SessionCookie
     send_signal: Callable[[Signal], None]

@@ -32,6 +32,21 @@ def client_address(peer: str, x_forwarded_for: str | None, hops: int) -> str:
     return _normal(peer) or peer
 
 
+@lru_cache(maxsize=4_096)
+def network_of(address: str) -> str:
+    """The network that a client is counted by: its IPv4 address, or the /64 of an IPv6 address.
+
+    A subscriber has at least a /64 of IPv6 (RFC 6177), so single addresses of one count nothing.
+    """
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(parsed, IPv6Address):
+        return f"{IPv6Address(int(parsed) >> 64 << 64)}/64"
+    return address
+
+
 def is_loopback(address: str) -> bool:
     """Whether the address is this machine's own."""
     try:

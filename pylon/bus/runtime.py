@@ -23,7 +23,7 @@ _PATH_BYTES_MAX: Final = 100  # sun_path holds 108; the longest name below needs
 _OWN_PATTERNS: Final = ("passing-*", "addresses-*", "shards-*")
 _OWN_FILES: Final = (
     "writes", "changes", "signals_in", "signals_out", "status", "rooms", "room_news",
-    "control.sock", "manifest.json",
+    "control.sock", "manifest.json", "rates",
 )
 
 
@@ -76,6 +76,11 @@ class Runtime:
     def manifest(self) -> Path:
         """The validated copy that every worker loads."""
         return self.dir / "manifest.json"
+
+    @property
+    def rates(self) -> Path:
+        """The table of `pylon.limiter`, which all workers map."""
+        return self.dir / "rates"
 
     def remove(self) -> None:
         """Delete our files, and the folder if nothing of others is in it."""

@@ -16,6 +16,7 @@ loads every family, so that `from_wire` and the catalogue know every code.
 from pylon.errors.availability import (
     Draining,
     QueryTimeout,
+    RateLimited,
     StoreUnavailable,
     Unavailable,
     WriteQueueFull,
@@ -154,6 +155,7 @@ __all__ = [
     "PreconditionFailed",
     "PylonError",
     "QueryTimeout",
+    "RateLimited",
     "RecordingInvalid",
     "RelationNotFound",
     "RequestTimeout",

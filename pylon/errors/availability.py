@@ -1,4 +1,4 @@
-"""Errors of a server that cannot answer now: 503, retryable.
+"""Errors of a server that cannot answer now: 503, or 429 for one client; retryable.
 
 Part of the one error tree; see `pylon.errors`."""
 
@@ -62,6 +62,20 @@ class QueryTimeout(PylonError):
 
     code = "QUERY_TIMEOUT"
     status = 503
+    retryable = True
+
+
+class RateLimited(PylonError):
+    """This identity or network address has done too much of one kind in a short time. Nothing was
+    done. `retry_after_secs` and Retry-After say when it is allowed again; docs/limits.md lists the
+    rates.
+
+    Remedy: wait for Retry-After, and send fewer requests of this kind; behind a proxy, set
+    PYLON_TRUST_PROXY_HOPS, so that clients do not count as one address.
+    """
+
+    code = "RATE_LIMITED"
+    status = 429
     retryable = True
 
 

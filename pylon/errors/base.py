@@ -34,6 +34,11 @@ class PylonError(Exception):
             error["hint"] = self.hint
         return {"error": error}
 
+    @property
+    def retry_after_s(self) -> int:
+        """Seconds until a retryable request may be sent again: the value of Retry-After."""
+        return int(self.details.get("retry_after_secs", 1))
+
     def to_wire(self) -> tuple[str, str, str | None, dict[str, Any]]:
         """What the bus carries: code, message, hint, details."""
         return self.code, self.message, self.hint, self.details

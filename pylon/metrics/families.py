@@ -45,6 +45,19 @@ HTTP_CUT: Final = Counter(
     "pylon_http_cut_total", "HTTP connections ended by a limit, by reason.", ("reason",),
     registry=WORKER,
 )
+RATE_LIMITED: Final = Counter(
+    "pylon_rate_limited_total", "Requests and messages refused by a rate, by rate.", ("rate",),
+    registry=WORKER,
+)
+RATE_SKIPPED: Final = Counter(
+    "pylon_rate_limit_skipped_total",
+    "Rates that were not spent because another process kept the bucket locked.", registry=WORKER,
+)
+RATE_EVICTED: Final = Counter(
+    "pylon_rate_limit_evicted_total",
+    "Cells of the rate table that were given up early because their bucket was full.",
+    registry=WORKER,
+)
 AUTH_ATTEMPTS: Final = Counter(
     "pylon_auth_attempts_total", "Credentials judged, by result.", ("result",), registry=WORKER,
 )
@@ -279,8 +292,8 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "SYNC_DELIVERY",
     "RECOVERIES", "LIVE_QUERIES", "LIVE_DIFFS", "LIVE_EVALUATION", "DOCUMENT_SUBSCRIPTIONS",
     "DOCUMENT_TASTES",
-    "NOTES_DROPPED", "HUB_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ",
-    "CHANGELOG_OLDEST_SEQ",
+    "RATE_LIMITED", "RATE_SKIPPED", "RATE_EVICTED", "NOTES_DROPPED",
+    "HUB_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ", "CHANGELOG_OLDEST_SEQ",
     "WRITE_QUEUE_DEPTH", "COMMIT", "BATCH_SIZE", "DOCUMENTS_DECODED",
     "DOCUMENTS_DECODED_BYTES", "DOCUMENT_MERGE", "WAL_BYTES", "CHECKPOINT", "WORKER_RESTARTS",
     "WORKERS_READY", "ROOMS", "ROOM_MEMBERS", "ROOM_EVENTS", "BACKUP_LAST_SUCCESS",

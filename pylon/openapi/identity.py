@@ -49,7 +49,7 @@ def identity_paths() -> Paths:
                 "The session; its cookie too, if the request has an Origin",
                 obj({"guest": {"const": True}, "token": _TOKEN, "user_id": _TEXT}),
             )},
-            fails=WRITE_ERRORS,
+            fails=(*WRITE_ERRORS, errors.RateLimited),
         ),
         "/api/auth/anonymous": operation(
             "post", "anonymous", "auth", "The same, with another answer",
@@ -57,7 +57,7 @@ def identity_paths() -> Paths:
                 "token": _TOKEN, "user_id": _TEXT, "is_guest": {"const": True},
                 "expires_at": _UNIX_S,
             }))},
-            fails=WRITE_ERRORS,
+            fails=(*WRITE_ERRORS, errors.RateLimited),
         ),
         "/api/auth/me": operation(
             "get", "me", "auth", "Who the caller is; also of nobody",

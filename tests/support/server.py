@@ -72,6 +72,7 @@ class PylonServer:
             "PYLON_BIND": "127.0.0.1",
             "PYLON_PORT": str(self.port),
             "PYLON_SOCKETS_PER_IP": "0",
+            "PYLON_GUESTS_PER_IP_PER_MIN": "0",
             "PYLON_LOG_FORMAT": "json",
             **(env or {}),
         }

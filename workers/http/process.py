@@ -75,6 +75,7 @@ class HttpProcess:
             feed=Feed(store),
             notes=self._notes,
             readiness=self._readiness,
+            limiter=booted.limiter,
             origins=origins(app.config, app.manifest),
             cookie=session_cookie(app.config, app.manifest),
             send_signal=self._sender.send,

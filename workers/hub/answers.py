@@ -7,7 +7,6 @@ its connection.
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Final
 
 import msgspec
 
@@ -15,7 +14,6 @@ from pylon.errors import PylonError
 
 Headers = tuple[tuple[str, str], ...]
 
-_RETRY_AFTER_S: Final = "1"
 
 
 def head(status: int, headers: Headers) -> bytes:
@@ -28,7 +26,7 @@ def head(status: int, headers: Headers) -> bytes:
 def refusal(error: PylonError, headers: Headers = (), status: int | None = None) -> bytes:
     """The whole answer for an error: ``{"error": {...}}``, after which the connection ends."""
     body = msgspec.json.encode(error.body())
-    again = (("Retry-After", _RETRY_AFTER_S),) if error.retryable else ()
+    again = (("Retry-After", str(error.retry_after_s)),) if error.retryable else ()
     return head(
         error.status if status is None else status,
         (

@@ -1,0 +1,187 @@
+"""Rate limiter: one table of rates that all worker processes of a node share.
+
+The algorithm is GCRA, a token bucket without refills: a cell holds the theoretical arrival time
+(`tat`) of the next unit, and a take is allowed while `tat` is at most the rate's tolerance ahead
+of the clock (spec/identity.md §4). The table is a file of 1 MiB in the runtime folder that every
+process maps. A cell's key is a salted 64-bit digest, so nobody can aim at a stranger's bucket.
+
+Invariants: a take is atomic over all processes, by a record lock on the byte of its bucket; a
+process that dies lets go of its locks. A bucket that stays locked (its owner was stopped) lets
+takes through and counts them. A full bucket gives up the cell whose budget is nearest to full.
+A take never switches greenlets. Memory is fixed.
+
+Metrics: pylon_rate_limited_total, pylon_rate_limit_skipped_total, pylon_rate_limit_evicted_total.
+Called by the API and by the socket workers, one `RateLimiter` for each process and thread.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import mmap
+import os
+import secrets
+import struct
+import time
+from hashlib import blake2b
+from pathlib import Path
+from typing import Final
+
+from pylon import metrics
+from pylon.clock import Clock
+from pylon.errors import RateLimited
+from pylon.rates import Rate
+
+_BUCKETS: Final = 8_192
+_WAYS: Final = 8  # cells in a bucket
+_CELL: Final = struct.Struct("<Qd")  # key, tat in monotonic seconds
+_BUCKET: Final = struct.Struct("<" + "Qd" * _WAYS)
+_SALT_BYTES: Final = 16
+_SALT_OFFSET: Final = _BUCKETS * _BUCKET.size
+_FILE_BYTES: Final = _SALT_OFFSET + _SALT_BYTES
+_LOCK_WAIT_S: Final = 0.005  # a process that was stopped inside a take holds its bucket
+_STUCK_S: Final = 1.0  # a bucket that could not be locked is not waited for again this long
+
+
+class RateTable:
+    """The cells. Without a path they are this process's own (tests)."""
+
+    __slots__ = ("_fd", "_map", "_stuck_until_s", "salt")
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Map the file; the first process to come makes it.
+
+        Raises:
+            OSError: the runtime folder is full or gone.
+        """
+        self._fd = -1
+        self._stuck_until_s: dict[int, float] = {}  # at most one entry a bucket
+        if path is None:
+            self._map = mmap.mmap(-1, _FILE_BYTES)
+            self.salt = secrets.token_bytes(_SALT_BYTES)
+            return
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        try:
+            if os.fstat(self._fd).st_size < _FILE_BYTES:
+                os.posix_fallocate(self._fd, 0, _FILE_BYTES)  # a full disk must show here
+                os.pwrite(self._fd, secrets.token_bytes(_SALT_BYTES), _SALT_OFFSET)
+        finally:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        self._map = mmap.mmap(self._fd, _FILE_BYTES)
+        self.salt = bytes(self._map[_SALT_OFFSET:])
+
+    def take(self, key: int, units_s: float, tolerance_s: float, now_s: float) -> float:
+        """Spend `units_s` of a key, if that is allowed.
+
+        Args:
+            key: any 64-bit number but 0.
+            units_s: the units to spend, as the time in which they come back.
+
+        Returns:
+            Seconds to wait until it is allowed; 0.0 where it was spent.
+        """
+        bucket = key % _BUCKETS
+        if not self._lock(bucket):
+            metrics.RATE_SKIPPED.inc()
+            return 0.0
+        try:
+            offset = bucket * _BUCKET.size
+            cells = _BUCKET.unpack_from(self._map, offset)
+            keys, tats = cells[::2], cells[1::2]
+            if key in keys:
+                cell = keys.index(key)
+                tat_s = max(tats[cell], now_s)
+            else:
+                cell = tats.index(min(tats))
+                tat_s = now_s
+                if tats[cell] > now_s:
+                    metrics.RATE_EVICTED.inc()
+            wait_s: float = tat_s + units_s - now_s - tolerance_s
+            if wait_s > 0:
+                return wait_s
+            _CELL.pack_into(self._map, offset + cell * _CELL.size, key, tat_s + units_s)
+            return 0.0
+        finally:
+            self._unlock(bucket)
+
+    def close(self) -> None:
+        """Unmap the table."""
+        self._map.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def _lock(self, bucket: int) -> bool:
+        if self._fd < 0:
+            return True
+        if self._try_lock(bucket):
+            return True
+        if self._stuck_until_s.get(bucket, 0.0) > (now_s := time.monotonic()):
+            return False
+        while time.monotonic() < now_s + _LOCK_WAIT_S:
+            os.sched_yield()
+            if self._try_lock(bucket):
+                self._stuck_until_s.pop(bucket, None)
+                return True
+        self._stuck_until_s[bucket] = now_s + _STUCK_S
+        return False
+
+    def _try_lock(self, bucket: int) -> bool:
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, bucket)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def _unlock(self, bucket: int) -> None:
+        if self._fd >= 0:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, bucket)
+
+
+class RateLimiter:
+    """Spends rates. One for each process."""
+
+    __slots__ = ("_clock", "_table")
+
+    def __init__(self, table: RateTable, clock: Clock) -> None:
+        """`clock.monotonic_s` must be the same clock in all processes of the table."""
+        self._table = table
+        self._clock = clock
+
+    def take(self, rate: Rate, subject: str, units: float = 1) -> float:
+        """Spend units of a rate for a subject (`rates.user_subject`, `rates.address_subject`).
+
+        Returns:
+            Seconds to wait until it is allowed; 0.0 where it was spent.
+        """
+        if rate.limit <= 0:
+            return 0.0
+        digest = blake2b(f"{rate.name}\0{subject}".encode(), digest_size=8, key=self._table.salt)
+        key = int.from_bytes(digest.digest(), "big") or 1
+        wait_s = self._table.take(
+            key, units * rate.interval_s, rate.tolerance_s, self._clock.monotonic_s()
+        )
+        if wait_s > 0:
+            metrics.RATE_LIMITED.labels(rate.name).inc()
+        return wait_s
+
+    def require(self, rate: Rate, subject: str, units: float = 1) -> None:
+        """Spend units of a rate.
+
+        Raises:
+            RateLimited: the subject has spent them; the error says when to come again.
+        """
+        wait_s = self.take(rate, subject, units)
+        if wait_s > 0:
+            raise rate_limited(rate, wait_s)
+
+
+def rate_limited(rate: Rate, wait_s: float) -> RateLimited:
+    """The refusal of a take that has to wait for `wait_s`."""
+    seconds = max(1, math.ceil(wait_s))
+    return RateLimited(
+        f"Too many requests of this kind ({rate.name}): {rate.limit:g} are allowed in "
+        f"{rate.window_s:g} s. Retry after {seconds} seconds.",
+        hint=f"Try again in {seconds}s",
+        retry_after_secs=seconds,
+    )

@@ -1,0 +1,54 @@
+"""Every rate that limits a client: how much of something one subject may do in a time.
+
+A subject is an identity (`user_subject`) or a network address (`address_subject`). A rate is
+spent with `pylon.limiter.RateLimiter`. A fixed rate is a constant of this module; a rate that an
+operator may set is a function of its setting. docs/limits.md lists every rate; a test compares
+the two.
+
+Called by the API and by the socket workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pylon.auth.forwarded import network_of
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """At most `limit` in `window_s`, and at most `burst` at once.
+
+    `name` is the label of the metric and part of the key, so two rates must not share one.
+    A `limit` of 0 allows everything.
+    """
+
+    name: str
+    limit: float
+    window_s: float
+    burst: float | None = None
+
+    @property
+    def interval_s(self) -> float:
+        """The time in which one unit comes back."""
+        return self.window_s / self.limit
+
+    @property
+    def tolerance_s(self) -> float:
+        """How far the units spent may be ahead of the clock."""
+        return (self.limit if self.burst is None else self.burst) * self.interval_s
+
+
+def address_subject(address: str) -> str:
+    """The subject of a client address: IPv6 clients are counted by their /64."""
+    return f"ip:{network_of(address)}"
+
+
+def user_subject(user_id: str) -> str:
+    """The subject of an identity."""
+    return f"user:{user_id}"
+
+
+def guests(per_minute: int) -> Rate:
+    """New guest sessions of an address (`PYLON_GUESTS_PER_IP_PER_MIN`)."""
+    return Rate("guests", per_minute, 60.0)

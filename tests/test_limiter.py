@@ -1,0 +1,150 @@
+"""pylon.limiter: one budget for all processes, exact, with memory that does not grow."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pylon import metrics
+from pylon.auth.forwarded import network_of
+from pylon.clock import ManualClock
+from pylon.errors import RateLimited
+from pylon.limiter import RateLimiter, RateTable
+from pylon.rates import Rate, address_subject, user_subject
+
+TEN_A_MINUTE = Rate("test", 10, 60.0)
+ROOT = Path(__file__).parent.parent
+
+TAKER = """
+import sys
+from pathlib import Path
+from pylon import metrics
+from pylon.clock import SystemClock
+from pylon.limiter import RateLimiter, RateTable
+from pylon.rates import Rate
+limiter = RateLimiter(RateTable(Path(sys.argv[1])), SystemClock())
+rate = Rate("shared", 1_000, 1e9)
+print("ready", flush=True)
+sys.stdin.readline()
+allowed = sum(limiter.take(rate, "ip:192.0.2.1") == 0 for _ in range(1_000))
+print(allowed - int(metrics.RATE_SKIPPED.labels().value))  # skipped takes were not spent
+"""
+
+
+def limiter_at(clock: ManualClock) -> RateLimiter:
+    return RateLimiter(RateTable(), clock)
+
+
+def test_a_burst_is_allowed_and_then_one_unit_each_interval() -> None:
+    clock = ManualClock()
+    limiter = limiter_at(clock)
+    assert [limiter.take(TEN_A_MINUTE, "a") for _ in range(10)] == [0.0] * 10
+    assert limiter.take(TEN_A_MINUTE, "a") == pytest.approx(6.0)
+    clock.advance(6.0)
+    assert limiter.take(TEN_A_MINUTE, "a") == 0.0
+    assert limiter.take(TEN_A_MINUTE, "a") > 0
+
+
+def test_subjects_and_rates_do_not_share_a_budget() -> None:
+    limiter = limiter_at(ManualClock())
+    for subject in (user_subject("a"), address_subject("a")):
+        for rate in (TEN_A_MINUTE, Rate("other", 10, 60.0)):
+            assert limiter.take(rate, subject, units=10) == 0.0
+            assert limiter.take(rate, subject) > 0
+
+
+def test_a_refusal_says_when_to_come_again_and_is_counted() -> None:
+    limiter = limiter_at(ManualClock())
+    limiter.require(TEN_A_MINUTE, "a", units=10)
+    refused = metrics.RATE_LIMITED.labels("test").value
+    with pytest.raises(RateLimited) as caught:
+        limiter.require(TEN_A_MINUTE, "a")
+    assert caught.value.body()["error"]["retry_after_secs"] == 6
+    assert caught.value.retry_after_s == 6
+    assert metrics.RATE_LIMITED.labels("test").value == refused + 1
+
+
+def test_a_limit_of_zero_allows_everything() -> None:
+    limiter = limiter_at(ManualClock())
+    assert all(limiter.take(Rate("off", 0, 60.0), "a") == 0.0 for _ in range(1_000))
+
+
+@given(st.lists(st.floats(0, 30), max_size=60))
+def test_no_window_ever_has_more_than_twice_the_limit(pauses: list[float]) -> None:
+    clock = ManualClock()
+    limiter = limiter_at(clock)
+    allowed_at: list[float] = []
+    for pause in pauses:
+        clock.advance(pause)
+        if limiter.take(TEN_A_MINUTE, "a") == 0.0:
+            allowed_at.append(clock.monotonic_s())
+    for begin in allowed_at:
+        # A full bucket and what comes back during the window.
+        assert sum(begin <= at < begin + 60 for at in allowed_at) <= 20
+
+
+def test_many_subjects_cost_no_memory_and_a_full_bucket_gives_up_the_fullest_budget() -> None:
+    limiter = limiter_at(ManualClock())
+    before = metrics.RATE_EVICTED.labels().value
+    for number in range(100_000):
+        assert limiter.take(TEN_A_MINUTE, f"ip:{number}") == 0.0
+    assert metrics.RATE_EVICTED.labels().value > before
+
+
+def test_processes_share_one_budget_exactly(tmp_path: Path) -> None:
+    takers = [
+        subprocess.Popen(
+            [sys.executable, "-c", TAKER, str(tmp_path / "rates")], cwd=ROOT,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(4)
+    ]
+    for taker in takers:
+        assert taker.stdout is not None
+        assert taker.stdout.readline() == "ready\n"
+    for taker in takers:
+        assert taker.stdin is not None
+        taker.stdin.write("go\n")
+        taker.stdin.flush()
+    assert sum(int(taker.communicate(timeout=60)[0]) for taker in takers) == 1_000
+
+
+def test_a_bucket_that_a_stopped_process_holds_lets_takes_through(tmp_path: Path) -> None:
+    path = tmp_path / "rates"
+    limiter = RateLimiter(RateTable(path), ManualClock())
+    held, release = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with path.open("r+b") as table:
+            fcntl.lockf(table, fcntl.LOCK_EX)
+            os.write(release, b"x")
+            os.read(os.pipe()[0], 1)
+    try:
+        os.read(held, 1)
+        before = metrics.RATE_SKIPPED.labels().value
+        assert [limiter.take(TEN_A_MINUTE, "a") for _ in range(20)] == [0.0] * 20
+        assert metrics.RATE_SKIPPED.labels().value == before + 20
+    finally:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::1", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
+        ("unix", "unix"),
+    ],
+)
+def test_an_ipv6_client_is_counted_by_its_64(address: str, network: str) -> None:
+    assert network_of(address) == network
