@@ -148,6 +148,30 @@ def test_a_mode_is_checked(mode: Mode) -> None:
 _player = st.sampled_from([f"p{number}" for number in range(8)])
 
 
+def test_a_request_that_is_sent_again_keeps_the_match_of_the_first() -> None:
+    matchmaker = maker(DUEL)
+    matchmaker.enqueue("ada", {}, 0.0)
+    matchmaker.enqueue("bob", {}, 0.0)
+    (match,) = matchmaker.step(1.0)
+    matchmaker.enqueue("ada", {}, 1.5)  # while its shard is being made
+    assert matchmaker.placed(match, 2.0) == ["ada", "bob"]
+    matchmaker.enqueue("ada", {}, 2.5)
+    assert matchmaker.status("ada", 2.5) == {"status": "matched", "shard_id": match.shard_id}
+    assert matchmaker.step(3.0) == []
+    assert not matchmaker.dequeue("ada")
+    matchmaker.enqueue("ada", {}, 3.5)
+    assert matchmaker.status("ada", 3.5)["status"] == "queued"
+
+
+def test_a_match_that_is_no_longer_kept_is_waited_for_anew() -> None:
+    matchmaker = maker(Mode("default", "arena", 1, seat_s=30.0))
+    matchmaker.enqueue("ada", {}, 0.0)
+    (match,) = matchmaker.step(1.0)
+    matchmaker.placed(match, 1.0)
+    matchmaker.enqueue("ada", {}, 31.5)
+    assert matchmaker.status("ada", 31.5)["status"] == "queued"
+
+
 class QueueMachine(RuleBasedStateMachine):
     """Nobody waits twice, nobody waits and plays, nobody is lost."""
 
@@ -159,20 +183,30 @@ class QueueMachine(RuleBasedStateMachine):
         self.now_s = 0.0
         self.open: list[Match] = []
         self.expected: dict[str, str] = {}  # player: queued or matching
+        self.matched: dict[str, str] = {}  # player: shard, as long as it is kept
 
     @rule(player=_player, region=st.sampled_from("ab"))
     def enqueue(self, player: str, region: str) -> None:
         self.matchmaker.enqueue(player, {"r": region}, self.now_s)
-        self.expected[player] = "queued"
+        status = self.matchmaker.status(player, self.now_s)
+        if player in self.matched:
+            assert status == {"status": "matched", "shard_id": self.matched[player]}
+        else:
+            assert status["status"] == "queued"
+            self.expected.setdefault(player, "queued")
 
     @rule(player=_player)
     def dequeue(self, player: str) -> None:
         was = self.expected.pop(player, None)
+        self.matched.pop(player, None)
         assert self.matchmaker.dequeue(player) is (was == "queued")
 
     @rule(after_s=st.floats(0, 12))
     def step(self, after_s: float) -> None:
         self.now_s += after_s
+        for player in list(self.matched):
+            if self.matchmaker.status(player, self.now_s)["status"] != "matched":
+                del self.matched[player]
         for match in self.matchmaker.step(self.now_s):
             assert 2 <= len(match.players) <= 3
             assert len({ticket.criteria["r"] for ticket in match.tickets}) == 1
@@ -194,6 +228,7 @@ class QueueMachine(RuleBasedStateMachine):
                 assert self.expected.pop(player) == "matching"
                 status = self.matchmaker.status(player, self.now_s)
                 assert status == {"status": "matched", "shard_id": match.shard_id}
+                self.matched[player] = match.shard_id
         else:
             self.matchmaker.failed(match)
             for player in match.players:

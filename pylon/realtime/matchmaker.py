@@ -5,7 +5,7 @@ one. `Matchmaker` keeps the queues; `step` (once a second) forms groups and hand
 `Match`es. Whoever makes the shards reports each as `placed`, which is when its players are
 told, or as `failed`, which puts them back where they stood.
 
-Invariants: a player has one ticket or one assignment; a new request replaces both. A ticket
+Invariants: a player has one ticket or one assignment; a new request replaces the ticket. A ticket
 leaves the queue by a match, by its own player, or by its mode's timeout. Queues are bounded
 (`limits.MATCH_TICKETS`). Time is handed in. Used by `workers.shards`; spec/realtime.md §4.5.
 """
@@ -122,7 +122,10 @@ class Matchmaker:
         return len(self._key_of)
 
     def enqueue(self, player: str, criteria: dict[str, Any], now_s: float) -> None:
-        """Have a player wait, in place of what they waited for or were given.
+        """Have a player wait, in place of what they waited for.
+
+        A player for whom a match is kept, or is being made, keeps it: the request repeats one
+        whose answer was lost. `dequeue` gives a match up.
 
         Raises:
             InvalidData: the mode is unknown, or a criterion that counts is missing.
@@ -133,8 +136,9 @@ class Matchmaker:
             raise LimitExceeded(f"criteria are larger than {limits.MATCH_CRITERIA_BYTES} bytes")
         mode = self._mode_of(criteria)
         key = (mode.name, tuple(_criterion(criteria, name) for name in mode.match_on))
-        self.dequeue(player)
-        self._assigned.pop(player, None)
+        if self.status(player, now_s)["status"] == "matched" or player in self._matching:
+            return
+        self._take_out(player)
         if len(self._key_of) >= limits.MATCH_TICKETS:
             raise MatchQueueFull(f"{limits.MATCH_TICKETS} players wait; come again later")
         self._numbers += 1
@@ -143,8 +147,10 @@ class Matchmaker:
         self._key_of[player] = key
 
     def dequeue(self, player: str) -> bool:
-        """Have a player wait no more; whether they did."""
+        """Have a player wait no more, and give up the match that is kept for them; whether they
+        waited."""
         self._matching.pop(player, None)
+        self._assigned.pop(player, None)
         return self._take_out(player) is not None
 
     def status(self, player: str, now_s: float) -> dict[str, Any]:
