@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pylon import ShardConfig, SimState, shard
-from pylon.errors import StartRefused
+from pylon.errors import InputRejected, StartRefused
 from pylon.realtime import app_module, kinds
+from pylon.realtime.snapshots import Format
 from tests.realtime_kit import Counters
 
 
@@ -158,3 +161,35 @@ def test_an_app_may_import_what_we_put_off(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("fine\n", "")
+
+
+NOT_UTF8 = [
+    b"\x81\xa1\x76\xa2\xff\xfe",  # {"v": a string that is not UTF-8}
+    b"\x81\xa2\xff\xfe\x01",  # a key that is not
+    b"\x91\x81\xa1\x76\xa1\x80",
+]
+
+
+@pytest.mark.parametrize("raw", NOT_UTF8, ids=lambda raw: raw.hex())
+def test_a_text_that_is_not_utf8_is_refused_to_its_sender(raw: bytes) -> None:
+    shard("arena")(Counters)
+    kind = kinds.kind_of("arena")
+    assert kind is not None
+    with pytest.raises(InputRejected):
+        kind.decode_input(raw, Format.MSGPACK)
+
+
+@given(st.binary(max_size=40), st.sampled_from(Format))
+def test_no_bytes_raise_anything_but_a_refusal(raw: bytes, form: Format) -> None:
+    kinds.forget()
+    for declared in (dict[str, Any], Any):
+        shard("arena" if declared is Any else "dicts")(
+            type("Sim", (Counters,), {"Input": declared})
+        )
+    for name in ("arena", "dicts"):
+        kind = kinds.kind_of(name)
+        assert kind is not None
+        try:
+            kind.decode_input(raw, form)
+        except InputRejected:
+            continue

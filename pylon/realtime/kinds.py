@@ -73,7 +73,9 @@ class Kind:
                 raw = msgspec.json.encode(msgspec.msgpack.decode(raw))
             value = self.json_input.decode(raw)
             check_depth(raw)
-        except (msgspec.MsgspecError, TypeError, OverflowError, LimitExceeded) as ex:
+        except (
+            msgspec.MsgspecError, TypeError, OverflowError, UnicodeError, LimitExceeded
+        ) as ex:
             raise InputRejected(f"invalid input {format.name}: {ex}") from ex
         except RecursionError as ex:
             raise InputRejected(f"invalid input {format.name}: nested too deeply") from ex
