@@ -11,6 +11,7 @@ Called by the API and by the socket workers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from pylon.auth.forwarded import network_of
 
@@ -47,6 +48,18 @@ def address_subject(address: str) -> str:
 def user_subject(user_id: str) -> str:
     """The subject of an identity."""
     return f"user:{user_id}"
+
+
+def is_user_subject(subject: str) -> bool:
+    """Whether a subject is an identity, and not an address."""
+    return subject.startswith("user:")
+
+
+# One address may be an office or a mobile carrier, so it gets ten times what an identity gets.
+SHARDS_BY_USER: Final = Rate("shards-of-user", 60, 60.0)
+SHARDS_BY_ADDRESS: Final = Rate("shards-of-address", 600, 60.0)
+MATCHES_BY_USER: Final = Rate("matches-of-user", 60, 60.0)
+MATCHES_BY_ADDRESS: Final = Rate("matches-of-address", 600, 60.0)
 
 
 def guests(per_minute: int) -> Rate:

@@ -96,7 +96,8 @@ class HouseShards:
     def __init__(self, store: ReaderPool, writer: Any, clock: ManualClock, folder: Path) -> None:
         random = SystemRandom()
         self.house = House(
-            store, writer, clock, random, folder / "recordings", worker="1", workers=1
+            store, writer, clock, random, folder / "recordings", RateLimiter(RateTable(), clock),
+            worker="1", workers=1,
         )
         matchmaking = Matchmaking(self, clock, lambda: False)  # type: ignore[arg-type]
         self._answers = Answers("1", self.house, matchmaking)

@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import signal
-import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import websocket
 
 from tests.support.manifests import notes_app
 from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
+from tests.support.shard_client import Player, user
 
 pytestmark = pytest.mark.processes
 
@@ -38,80 +38,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PylonServer]:
 def own_server(make_server: Callable[..., PylonServer]) -> PylonServer:
     """The same for a test that ends it."""
     return make_server(**ENVIRON).start()
-
-
-class Player:
-    """A client of a shard."""
-
-    def __init__(
-        self, server: PylonServer, shard: str, *, token: str | None = None, sid: str | None = None,
-        main_port: bool = False, **options: str,
-    ) -> None:
-        query = "&".join(
-            f"{key}={value}" for key, value in {"shard": shard, "sid": sid, **options}.items()
-            if value is not None
-        )
-        port, path = (server.port, "/api/shards/ws") if main_port else (server.port + 3, "/")
-        headers = [] if token is None else [f"Authorization: Bearer {token}"]
-        self.socket = websocket.create_connection(
-            f"ws://127.0.0.1:{port}{path}?{query}", timeout=20, header=headers
-        )
-        self.packed = options.get("format") == "msgpack"
-        self.texts: list[Any] = []
-
-    def frame(self) -> tuple[int, Any]:
-        """The next snapshot: tick and body. Texts before it are kept in `texts`."""
-        while True:
-            opcode, data = self.socket.recv_data()
-            if opcode == websocket.ABNF.OPCODE_BINARY:
-                body = data[8:]
-                value = msgspec.msgpack.decode(body) if self.packed else json.loads(body)
-                return struct.unpack(">Q", data[:8])[0], value
-            if opcode == websocket.ABNF.OPCODE_TEXT:
-                self.texts.append(json.loads(data))
-                continue
-            raise AssertionError(f"closed: {self._reason(data)}")
-
-    def until(self, seen: Callable[[Any], bool]) -> Any:
-        """The first snapshot for which `seen` holds."""
-        for _ in range(1_000):
-            _, body = self.frame()
-            if seen(body):
-                return body
-        raise AssertionError("never seen")
-
-    def text(self) -> Any:
-        """The next text frame."""
-        while not self.texts:
-            self.frame()
-        return self.texts.pop(0)
-
-    def closed(self) -> tuple[int, str]:
-        """The close code and reason that the server ends with."""
-        while True:
-            # Not recv_data, which answers the close: a server that has ended takes no answer.
-            frame = self.socket.recv_frame()
-            if frame is not None and frame.opcode == websocket.ABNF.OPCODE_CLOSE:
-                return self._reason(frame.data)
-
-    def say(self, value: Any, client_seq: int | None = None) -> None:
-        message = {"input": value}
-        if client_seq is not None:
-            message["client_seq"] = client_seq
-        self.socket.send(json.dumps(message))
-
-    @staticmethod
-    def _reason(data: bytes) -> tuple[int, str]:
-        return struct.unpack(">H", data[:2])[0], data[2:].decode()
-
-
-def user(server: PylonServer, name: str) -> str:
-    status, body, _ = server.request(
-        "POST", "/api/auth/session", {"user_id": name}, token=ADMIN_TOKEN
-    )
-    assert status in (200, 201), body
-    token: str = body["token"]
-    return token
 
 
 def shards(server: PylonServer) -> dict[str, dict[str, Any]]:
@@ -231,15 +157,18 @@ def test_an_input_that_fails_is_refused_and_nothing_else(server: PylonServer) ->
 
 
 def test_a_seat_is_found_again_by_its_token(server: PylonServer) -> None:
-    ada = Player(server, "counter:s", token=user(server, "ada"), sid="ada")
+    session = user(server, "ada")
+    ada = Player(server, "counter:s", token=session, sid="ada")
     seat = ada.text()
     assert (seat["type"], seat["sid"], seat["expires_in_s"]) == ("seat", "ada", 30)
     watcher = Player(server, "counter:s", token=ADMIN_TOKEN, sid="admin")
     ada.socket.close()
     assert watcher.until(lambda body: body["here"] == ["ada", "admin"])
-    back = Player(server, "counter:s", seat=seat["token"])
+    back = Player(server, "counter:s", token=session, seat=seat["token"])
     assert back.frame()[1]["here"] == ["ada", "admin"]
-    other = Player(server, "counter:other", seat=seat["token"])
+    assert back.text()["token"] != seat["token"]
+    # Seat tokens are of one shard.
+    other = Player(server, "counter:other", token=session, seat=seat["token"])
     assert other.closed()[0] == 1008
 
 
@@ -462,6 +391,9 @@ def test_two_who_wait_are_matched_and_meet(server: PylonServer) -> None:
     for name, token in (("ada", ada), ("bob", bob)):
         player = Player(server, match["shard_id"], token=token, sid=name)
         assert player.until(lambda body, name=name: name in body["here"])
+    # Asked again before it was taken (the answer was lost, say), it is answered with the match.
+    assert call("POST", ada, criteria) == match
+    assert call("POST", ada, {}, "/ack") == {"shard_id": match["shard_id"]}
     assert call("POST", ada, criteria)["status"] == "queued"
     assert call("DELETE", ada) == {"dequeued": True}
     assert call("GET", ada) == {"status": "idle"}
@@ -499,3 +431,24 @@ def test_a_match_is_told_to_sockets_that_wait(server: PylonServer) -> None:
     assert told(second)["status"] == "queued"
     second.send(json.dumps({"type": "match-dequeue"}))
     assert told(second) == {"type": "match", "status": "idle"}
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"\x81\xa5input\x81\xa1v\xa2\xff\xfe",  # a text of the input
+        b"\x81\xa5input\x81\xa2\xff\xfe\x01",  # a key of the input
+        b"\x82\xa5input\x80\xa2\xff\xfe\x01",  # a key beside it
+    ],
+    ids=lambda message: message.hex(),
+)
+def test_an_input_that_is_not_utf8_harms_nobody_but_its_sender(
+    server: PylonServer, message: bytes
+) -> None:
+    ada = Player(server, "counter:utf8", token=user(server, "ada"), sid="ada", format="msgpack")
+    bob = Player(server, "counter:utf8", token=user(server, "bob"), sid="bob")
+    assert (ada.text()["type"], bob.text()["type"]) == ("seat", "seat")
+    ada.socket.send_binary(message)
+    assert ada.text()["type"] == "input-rejected"
+    before = bob.frame()[1]["sum"]
+    bob.say({"by": 1})
+    assert bob.until(lambda body: body["sum"] == before + 1)

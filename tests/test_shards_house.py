@@ -24,6 +24,7 @@ from pylon import limits
 from pylon.bus.messages import WriteOp, WriteReply
 from pylon.clock import ManualClock, SystemRandom
 from pylon.errors import LimitExceeded, PylonError, SubscribeFailed, Unavailable, WriterUnavailable
+from pylon.limiter import RateLimiter, RateTable
 from pylon.realtime.home import settled_home
 from pylon.realtime.kinds import Kind
 from pylon.realtime.shard import Shard
@@ -68,8 +69,8 @@ def house_of(
     workers: int = 1,
 ) -> House:
     return House(
-        store, writer, clock, SystemRandom(), folder / "recordings", worker=worker,
-        workers=workers,
+        store, writer, clock, SystemRandom(), folder / "recordings",
+        RateLimiter(RateTable(), clock), worker=worker, workers=workers,
     )
 
 

@@ -15,10 +15,11 @@ import falcon
 
 from pylon.api.answers import send_raw
 from pylon.api.body import read_json
-from pylon.api.callers import caller_of
+from pylon.api.callers import address_of, caller_of
 from pylon.api.services import Services
 from pylon.bus.shards import AcknowledgeMatch, Dequeue, Enqueue, MatchCommand, MatchStatus
 from pylon.errors import AuthRequired, InvalidData, InvalidJson
+from pylon.rates import MATCHES_BY_ADDRESS, MATCHES_BY_USER, address_subject, user_subject
 
 
 class Match:
@@ -34,6 +35,10 @@ class Match:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         player = _player(self._services, req)
+        if not caller_of(req, self._services).auth.is_admin:
+            limiter = self._services.limiter
+            limiter.require(MATCHES_BY_USER, user_subject(player))
+            limiter.require(MATCHES_BY_ADDRESS, address_subject(address_of(req, self._services)))
         body = read_json(req)
         if not isinstance(body, dict):
             raise InvalidJson("Invalid request body", hint='Send {"criteria": {}}')

@@ -148,7 +148,7 @@ def _match_paths() -> Paths:
             **verb("get", "matchStatus", "Where the caller stands", status, fails=fails),
             **verb(
                 "post", "enqueue", "Wait for a match", status,
-                fails=(*fails, errors.MatchQueueFull),
+                fails=(*fails, errors.MatchQueueFull, errors.RateLimited),
                 body=obj({"criteria": {"type": "object"}}, (), more=True),
             ),
             **verb(

@@ -2,14 +2,16 @@
 
 A client names a shard with ``?shard=`` and itself with ``&sid=``; on the HTTP port an event
 stream names the shard in its path. A connection to a shard that lives in another process is
-passed on to it, head and all. Options of our own: ``ack=1``, ``delta=1``, ``format=msgpack``,
-``seat=<token>`` and, for streams, `Last-Event-ID`.
+passed on to it, head and all. Options of our own: ``ack=1``, ``delta=1``, ``format=msgpack``, the
+subprotocol ``seat.<token>`` (`workers.shards.seats`) and, for streams, `Last-Event-ID`.
 
 Where the published server drops the connection without a word, this one closes it with a code
 that says why: 4400 without `shard`, 4404 for an unknown one, 1008 for a refusal, 1013 for a
-shard that takes nobody now. Event streams get the HTTP status.
+shard that takes nobody now, 4409 for a place that its owner's next connection has taken over.
+Event streams get the HTTP status.
 
-Invariant: a socket that is passed on is not counted here. Called by `workers.hub.acceptor`.
+Invariants: a socket that is passed on is not counted here; a connection that is closing says
+nothing more to its shard. Called by `workers.hub.acceptor`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from pylon import limits
+from pylon.auth.context import Caller
 from pylon.auth.cookies import cookie_value
 from pylon.bus.passing import SocketSender
 from pylon.clock import RandomSource
@@ -31,8 +34,8 @@ from pylon.errors import (
     SubscribeRefused,
     Unavailable,
 )
+from pylon.rates import address_subject, user_subject
 from pylon.realtime.home import settled_home
-from pylon.realtime.shard import Shard
 from pylon.realtime.snapshots import Format
 from pylon.storage.contract import Store
 from workers.hub import answers
@@ -41,7 +44,7 @@ from workers.hub.hub import Hub
 from workers.hub.reception import Reception, Visitor
 from workers.hub.request import Request, cursor_of
 from workers.shards.house import House
-from workers.shards.seats import Seats
+from workers.shards.seats import Seat, SeatTokens
 from workers.shards.subscriber import STREAM, WEBSOCKET, Subscriber
 from workers.sse.stream import EventStreamTransport
 from workers.ws import protocol
@@ -50,6 +53,7 @@ NO_SHARD_NAMED: Final = 4400
 NO_SUCH_SHARD: Final = 4404
 REFUSED: Final = 1008
 TRY_AGAIN: Final = 1013
+TAKEN_OVER: Final = 4409
 
 # The first byte of a connection that is passed on: where it came in, for cookies count only there.
 MAIN_PORT: Final = b"m"
@@ -59,6 +63,9 @@ _ENDED: Final = 1000
 _REQUEST_ID_BYTES: Final = 8
 _NO_SNIFF: Final = ("X-Content-Type-Options", "nosniff")
 _ANONYMOUS_SID: Final = "anon"
+_SEAT_IN_URL: Final = (
+    "a seat token in the URL ends up in logs: send it as the subprotocol seat.<token>"
+)
 _PATH: Final = "/api/shards/"
 _CONNECT: Final = "/connect"
 
@@ -77,9 +84,9 @@ class Door:
     """`workers.hub.acceptor.Door` of the shards worker."""
 
     def __init__(
-        self, *, worker: str, workers: int, hops: int, store: Store, house: House, seats: Seats,
-        siblings: SocketSender, handshakes: protocol.Handshakes, reception: Reception,
-        streams: Streams, random: RandomSource,
+        self, *, worker: str, workers: int, hops: int, store: Store, house: House,
+        seats: SeatTokens, siblings: SocketSender, handshakes: protocol.Handshakes,
+        reception: Reception, streams: Streams, random: RandomSource,
     ) -> None:
         self._worker = worker
         self._workers = workers
@@ -111,7 +118,7 @@ class Door:
         try:
             if error is not None:
                 raise error
-            self._let_in(connection, shard_id, handshake.parameters)
+            self._let_in(connection, shard_id, handshake)
         except ShardNotFound as ex:
             connection.close(NO_SUCH_SHARD if shard_id else NO_SHARD_NAMED, ex.message)
         except SubscribeRefused as ex:
@@ -131,16 +138,21 @@ class Door:
     def hear(self, connection: Connection, data: str | bytes) -> None:
         """A client has said something. Never blocks."""
         subscriber = self._subscribers.get(connection)
-        if subscriber is not None:
+        if subscriber is not None and connection.is_open:
             subscriber.hear(data, self._house.now_s())
             self._house.changed(subscriber.shard)
 
     def gone(self, connection: Connection) -> None:
         """A connection has closed."""
         subscriber = self._subscribers.pop(connection, None)
-        if subscriber is not None:
-            subscriber.shard.unsubscribe(subscriber, self._house.now_s())
-            self._house.changed(subscriber.shard)
+        if subscriber is None:
+            return
+        shard, now_s = subscriber.shard, self._house.now_s()
+        if subscriber.seat_token is not None:
+            keep_s = shard.kind.config.allow_reconnection_s
+            self._seats.lose(subscriber.seat_token, now_s + keep_s)
+        shard.unsubscribe(subscriber, now_s)
+        self._house.changed(shard)
 
     # --- Within --------------------------------------------------------------------------
 
@@ -160,14 +172,20 @@ class Door:
         return True
 
     def _let_in(
-        self, connection: Connection, shard_id: str, parameters: dict[str, str]
-    ) -> Shard:
+        self, connection: Connection, shard_id: str, handshake: protocol.Handshake
+    ) -> None:
         if not shard_id:
             raise ShardNotFound("the parameter shard is missing")
-        shard = self._house.visited(shard_id)
-        seat = parameters.get("seat")
-        seated = None if seat is None else self._seats.sid_of(shard_id, seat)
-        sid = seated or parameters.get("sid") or _ANONYMOUS_SID
+        parameters = handshake.parameters
+        if "seat" in parameters:
+            raise SubscribeRefused(_SEAT_IN_URL)
+        shard = self._house.visited(shard_id, _subjects(connection.caller, connection.address))
+        seat = None
+        if handshake.seat is not None:
+            seat = self._seats.claim(
+                handshake.seat, shard_id, connection.caller, self._house.now_s()
+            )
+        sid = seat.sid if seat else parameters.get("sid") or _ANONYMOUS_SID
         if len(sid) > limits.SHARD_SID_CHARS:
             self._house.subscribed(shard, is_in=False)
             raise SubscribeRefused(f"sid is longer than {limits.SHARD_SID_CHARS} characters")
@@ -176,14 +194,23 @@ class Door:
             connection, shard, sid, WEBSOCKET[form],
             delta=parameters.get("delta") == "1", acks=parameters.get("ack") == "1",
         )
-        self._subscribe(subscriber, has_seat=seated is not None)
+        self._subscribe(subscriber, has_seat=seat is not None)
+        if seat is not None:
+            self._take_over(seat)
         keep_s = shard.kind.config.allow_reconnection_s
         if keep_s and connection.is_open:
-            token = self._seats.token(shard_id, sid)
+            token = self._seats.issue(Seat(shard_id, sid, connection.caller, connection))
+            subscriber.seat_token = token
             subscriber.tell(
                 {"type": "seat", "token": token, "sid": sid, "expires_in_s": keep_s}
             )
-        return shard
+
+    def _take_over(self, seat: Seat) -> None:
+        """The owner of a place has come again: end the connection that it had, if it is open."""
+        before = self._subscribers.pop(seat.connection, None)
+        if before is not None:
+            before.shard.unsubscribe(before, self._house.now_s())
+            seat.connection.close(TAKEN_OVER, "taken over by a later connection")
 
     def _subscribe(self, subscriber: Subscriber, *, has_seat: bool = False) -> None:
         shard = subscriber.shard
@@ -218,8 +245,9 @@ class Door:
             sid = request.parameters.get("sid") or user_id
             if len(sid) > limits.SHARD_SID_CHARS:
                 raise SubscribeRefused(f"sid is longer than {limits.SHARD_SID_CHARS} characters")
-            shard = self._house.visited(shard_id)
-            visitor = Visitor(request.address(self._hops), token, None)
+            address = request.address(self._hops)
+            shard = self._house.visited(shard_id, _subjects(caller, address))
+            visitor = Visitor(address, token, None)
             try:
                 connection, error = self._reception.enter(raw, visitor, streams.hub)
             except PylonError:
@@ -244,3 +272,13 @@ class Door:
         """Of a refusal: as an HTTP worker's answer would have."""
         request_id = self._random.token_hex(_REQUEST_ID_BYTES)
         return (*self._streams.cors, ("X-Request-Id", request_id), _NO_SNIFF)
+
+
+def _subjects(caller: Caller, address: str) -> tuple[str, ...]:
+    """The identity, if there is one, and the address that a new shard counts for; an admin's
+    counts for nobody."""
+    if caller.auth.is_admin:
+        return ()
+    user_id = caller.auth.user_id
+    user = () if user_id is None else (user_subject(user_id),)
+    return (*user, address_subject(address))

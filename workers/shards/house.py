@@ -10,6 +10,9 @@ States are kept by the `Keeper`: every `save_every_ticks`, when a shard ends for
 or moves, and at the drain. A finished shard's state is forgotten, a failed one's is kept as it
 was last saved.
 
+A shard that a subscriber brings into being counts for that identity and that address, until it is
+forgotten: one client cannot take the places of all (`limits.SHARDS_OF_USER`, `rates`).
+
 Invariants: an id has one running shard, here or elsewhere: none is made of an id that lives in
 another process, and a move is written here, after the shard has stopped. While the house drains
 nothing is made. Called by `workers.shards.door`, `answers` and `server`.
@@ -17,6 +20,7 @@ nothing is made. Called by `workers.shards.door`, `answers` and `server`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +31,8 @@ from pylon import limits, log, metrics
 from pylon.bus.writer_client import WriterClient
 from pylon.clock import Clock, RandomSource
 from pylon.errors import Draining, LimitExceeded, ShardNotFound, SubscribeFailed
+from pylon.limiter import RateLimiter
+from pylon.rates import SHARDS_BY_ADDRESS, SHARDS_BY_USER, is_user_subject
 from pylon.realtime.home import home_of, settled_home
 from pylon.realtime.kinds import Kind, kind_of
 from pylon.realtime.replay import Recording
@@ -51,11 +57,12 @@ class House:
 
     def __init__(
         self, store: Store, writer: WriterClient, clock: Clock, random: RandomSource,
-        recordings: Path, *, worker: str, workers: int,
+        recordings: Path, limiter: RateLimiter, *, worker: str, workers: int,
     ) -> None:
         """
         Args:
             recordings: the folder for those of kinds with `record_bytes`.
+            limiter: for the shards that clients bring into being.
             worker: the name of this process, of so many `workers`.
         """
         self._store = store
@@ -68,6 +75,9 @@ class House:
         self._shards: dict[str, Shard] = {}
         self._ended: dict[str, float] = {}  # stopped ones: until when they are listed
         self._unused: set[str] = set()  # made for a visitor who is not in yet
+        self._limiter = limiter
+        self._makers: dict[str, tuple[str, ...]] = {}  # the subjects that a shard counts for
+        self._made_by: Counter[str] = Counter()  # shards by subject
         self._recording: dict[str, Recording] = {}
         self._failure_told_s = -_FAILURE_EVERY_S
         self.draining = False
@@ -86,12 +96,17 @@ class House:
 
     # --- Making and finding --------------------------------------------------------------
 
-    def visited(self, shard_id: str) -> Shard:
+    def visited(self, shard_id: str, subjects: tuple[str, ...] = ()) -> Shard:
         """The shard that somebody wants to subscribe to; made if its kind allows that.
+
+        Args:
+            subjects: the identity and the address (`pylon.rates`) that a new shard counts for.
 
         Raises:
             ShardNotFound: there is none, and none may be made.
-            SubscribeFailed: there are as many as a process may have, or it lives elsewhere.
+            SubscribeFailed: there are as many as a process or a subject may have, or it lives
+                elsewhere.
+            RateLimited: a subject makes them too fast.
             Draining.
             QueryTimeout, StoreUnavailable: its saved state cannot be read now.
         """
@@ -105,8 +120,12 @@ class House:
             raise ShardNotFound(
                 f'no such shard "{shard_id}"', hint="Shards of this kind are made by the server"
             )
+        self._check_quota(subjects)
         shard = self._make(kind, shard_id, {})
         self._unused.add(shard_id)
+        if subjects:
+            self._makers[shard_id] = subjects
+            self._made_by.update(subjects)
         return shard
 
     def subscribed(self, shard: Shard, *, is_in: bool) -> None:
@@ -323,6 +342,30 @@ class House:
         self._shards.pop(shard_id, None)
         self._ended.pop(shard_id, None)
         self._unused.discard(shard_id)
+        for subject in self._makers.pop(shard_id, ()):
+            self._made_by[subject] -= 1
+            if not self._made_by[subject]:
+                del self._made_by[subject]
+
+    def _check_quota(self, subjects: tuple[str, ...]) -> None:
+        """Pass if one more shard may count for each of these.
+
+        Raises:
+            SubscribeFailed, RateLimited.
+        """
+        for subject in subjects:
+            is_user = is_user_subject(subject)
+            most = limits.SHARDS_OF_USER if is_user else limits.SHARDS_OF_ADDRESS
+            if self._made_by[subject] >= most:
+                self._tidy()
+            if self._made_by[subject] >= most:
+                raise SubscribeFailed(
+                    f"{most} shards that you have made are here, which is the limit",
+                    hint="They end when nobody is in them; join one that is there, or wait",
+                )
+        for subject in subjects:
+            is_user = is_user_subject(subject)
+            self._limiter.require(SHARDS_BY_USER if is_user else SHARDS_BY_ADDRESS, subject)
 
     def _tidy(self) -> None:
         now_s = self.now_s()

@@ -1,48 +1,89 @@
-"""Seats: who lost the connection may show that the seat of a sid is its own.
+"""Seat tokens: a client that lost its connection to a shard shows that its place is its own.
 
-A token is the sid and an HMAC over the shard and the sid, under a key that this process has for
-itself; so there is nothing to remember, and nothing that outlives the seats. It is good for as
-long as the shard keeps the seat (`allow_reconnection_s`). Called by `workers.shards.door`.
+A shard type with `allow_reconnection_s` keeps the place of a lost subscriber for that time. Every
+WebSocket that joins such a shard gets a fresh random token. A later connection that presents it
+takes the place over, without being asked by the simulation again.
+
+Invariants: a token works once, for one shard, for the session and user that it was issued to, and
+until `keep_s` after the connection that it was issued to has closed. A connection that is still
+open when its token is claimed loses its place to the claimant. Tokens travel in the header
+Sec-WebSocket-Protocol and in frames, never in a URL. Nothing outlives the process.
+
+Bound: `limits.SHARD_SEAT_TOKENS`; when it is reached, the oldest token of all is dropped.
+Called by `workers.shards.door`.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-import hmac
+import heapq
+from dataclasses import dataclass
 from typing import Final
 
-KEY_BYTES: Final = 32
+from pylon import limits
+from pylon.auth.context import Caller
+from pylon.clock import RandomSource
+from workers.hub.connection import Connection
+
+_TOKEN_BYTES: Final = 32
 
 
-class Seats:
-    """Makes and reads the tokens of one process."""
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """The place of a subscriber that a token stands for."""
 
-    __slots__ = ("_key",)
+    shard_id: str
+    sid: str
+    caller: Caller
+    connection: Connection  # that the token was issued to
 
-    def __init__(self, key_hex: str) -> None:
-        """Args: `key_hex`: `KEY_BYTES` random bytes, as hex."""
-        self._key = bytes.fromhex(key_hex)
 
-    def token(self, shard_id: str, sid: str) -> str:
-        """What brings `sid` back to its seat in a shard."""
-        name = base64.urlsafe_b64encode(sid.encode()).decode().rstrip("=")
-        return f"{name}.{self._proof(shard_id, sid)}"
+class SeatTokens:
+    """The tokens of one process."""
 
-    def sid_of(self, shard_id: str, token: str) -> str | None:
-        """Whose seat a token is for; None where it is none of ours for this shard."""
-        name, _, proof = token.partition(".")
-        try:
-            padded = name + "=" * (-len(name) % 4)
-            sid = base64.b64decode(padded, altchars=b"-_", validate=True).decode()
-        except (binascii.Error, ValueError):
+    __slots__ = ("_ends", "_max_tokens", "_random", "_seat_by_token")
+
+    def __init__(
+        self, random: RandomSource, max_tokens: int = limits.SHARD_SEAT_TOKENS
+    ) -> None:
+        self._random = random
+        self._max_tokens = max_tokens
+        self._seat_by_token: dict[str, Seat] = {}
+        self._ends: list[tuple[float, str]] = []  # a heap: tokens of lost connections, by end
+
+    def __len__(self) -> int:
+        return len(self._seat_by_token)
+
+    def issue(self, seat: Seat) -> str:
+        """A new token for a place."""
+        if len(self._seat_by_token) >= self._max_tokens:
+            del self._seat_by_token[next(iter(self._seat_by_token))]
+        token = self._random.token_hex(_TOKEN_BYTES)
+        self._seat_by_token[token] = seat
+        return token
+
+    def claim(self, token: str, shard_id: str, caller: Caller, now_s: float) -> Seat | None:
+        """Use a token up.
+
+        Returns:
+            The place, or None where the token is unknown, used, expired, of another shard, or of
+            another session or user. A token that somebody else presents stays good for its owner.
+        """
+        self._drop_ended(now_s)
+        seat = self._seat_by_token.get(token)
+        if seat is None or seat.shard_id != shard_id or seat.caller != caller:
             return None
-        # Text that is not ASCII cannot be compared in constant time, and is no proof anyway.
-        if not proof.isascii() or not hmac.compare_digest(proof, self._proof(shard_id, sid)):
-            return None
-        return sid
+        del self._seat_by_token[token]
+        return seat
 
-    def _proof(self, shard_id: str, sid: str) -> str:
-        text = f"{len(shard_id)}:{shard_id}{sid}".encode()
-        return hmac.new(self._key, text, hashlib.sha256).hexdigest()
+    def lose(self, token: str, until_s: float) -> None:
+        """The connection of a token has closed; the token is good until `until_s`."""
+        if token in self._seat_by_token:
+            heapq.heappush(self._ends, (until_s, token))
+
+    def revoke(self, token: str) -> None:
+        """Drop a token. Does nothing for one that is gone."""
+        self._seat_by_token.pop(token, None)
+
+    def _drop_ended(self, now_s: float) -> None:
+        while self._ends and self._ends[0][0] <= now_s:
+            self.revoke(heapq.heappop(self._ends)[1])

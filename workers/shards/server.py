@@ -34,7 +34,7 @@ from workers.shards.answers import Answers
 from workers.shards.door import MAIN_PORT, Door, Streams
 from workers.shards.house import House
 from workers.shards.matchmaking import Matchmaking
-from workers.shards.seats import KEY_BYTES, Seats
+from workers.shards.seats import SeatTokens
 from workers.sse.stream import EventStreamTransport, cors_of
 from workers.ws import protocol
 from workers.ws.transport import WebSocketTransport
@@ -55,7 +55,7 @@ def serve(booted: Booted) -> NoReturn:
     workers = config.workers_of("shards")
     writer = WriterClient(booted.runtime, app.clock, app.random)
     house = House(
-        store, writer, app.clock, app.random, config.data_dir / "recordings",
+        store, writer, app.clock, app.random, config.data_dir / "recordings", booted.limiter,
         worker=booted.worker, workers=workers,
     )
     client = ShardsClient(booted.runtime, workers, store, app.random)
@@ -75,7 +75,7 @@ def serve(booted: Booted) -> NoReturn:
     reception.serve(streams)
     door = Door(
         worker=booted.worker, workers=workers, hops=config.trust_proxy_hops, store=store,
-        house=house, seats=Seats(app.random.token_hex(KEY_BYTES)),
+        house=house, seats=SeatTokens(app.random),
         siblings=SocketSender(booted.runtime, SIBLINGS, workers),
         handshakes=protocol.Handshakes(
             config.trust_proxy_hops, origins(config, app.manifest), cookie_name, deflates=False,

@@ -67,7 +67,8 @@ class Subscriber:
     """One connection, from its entry into a shard to its end."""
 
     __slots__ = (
-        "_held", "acks", "auth", "connection", "delta", "shard", "sid", "skip_to", "wire",
+        "_held", "acks", "auth", "connection", "delta", "seat_token", "shard", "sid", "skip_to",
+        "wire",
     )
 
     def __init__(
@@ -81,6 +82,7 @@ class Subscriber:
         """
         self._held: list[bytes] | None = [] if holds else None
         self.connection = connection
+        self.seat_token: str | None = None  # where its place is kept after the connection
         self.shard = shard
         self.sid = sid
         self.auth: AuthContext = connection.caller.auth
@@ -125,7 +127,7 @@ class Subscriber:
         try:
             try:
                 message = _MESSAGES[form].decode(data.encode() if isinstance(data, str) else data)
-            except (msgspec.MsgspecError, RecursionError) as ex:
+            except (msgspec.MsgspecError, RecursionError, UnicodeError) as ex:
                 raise InputRejected(f"invalid message: {ex}") from ex
             client_seq = message.client_seq
             self.shard.submit(

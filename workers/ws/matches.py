@@ -30,6 +30,8 @@ from pylon.bus.shards import (
     ShardsClient,
 )
 from pylon.errors import AuthRequired, InvalidData, PylonError
+from pylon.limiter import RateLimiter
+from pylon.rates import MATCHES_BY_ADDRESS, MATCHES_BY_USER, address_subject, user_subject
 from workers.hub.connection import Connection
 from workers.ws.conversation import say
 
@@ -44,8 +46,9 @@ class Matches:
 
     message_types: tuple[str, ...] = ("match-enqueue", "match-dequeue")
 
-    def __init__(self, shards: ShardsClient) -> None:
+    def __init__(self, shards: ShardsClient, limiter: RateLimiter) -> None:
         self._shards = shards
+        self._limiter = limiter
         self._waiting: dict[str, set[Connection]] = {}  # by player
         self._player_of: dict[Connection, str] = {}
 
@@ -66,6 +69,8 @@ class Matches:
         criteria = message.get("criteria", {})
         if not isinstance(criteria, dict):
             raise InvalidData("criteria must be an object", hint='Send {"criteria": {}}')
+        self._limiter.require(MATCHES_BY_USER, user_subject(player))
+        self._limiter.require(MATCHES_BY_ADDRESS, address_subject(connection.address))
         status = self._ask(Enqueue(player, criteria))
         if connection.is_open:
             self._forget(connection)

@@ -7,7 +7,8 @@ and answers some bad requests with a traceback. Its conversation
 blocks a greenlet for each socket, reads frames before it looks at their size, accepts unmasked
 ones, and checks UTF-8 byte by byte in Python (see `workers.ws.frames`).
 
-Invariants: the chosen `bearer.` item is echoed verbatim, whether its token is good or not. No
+Invariants: the chosen `bearer.` item is echoed verbatim, whether its token is good or not; without
+one, a `seat.` item is (a browser gives up where none of its offers is echoed). No
 token, or an unknown one, is an anonymous client. A request that is not an upgrade gets 426 with
 `BAD_UPGRADE`. The session cookie counts on the main port only, and there only if the page's
 Origin may send writes: a socket opened by a page of somebody else must not speak for the
@@ -44,6 +45,7 @@ _KEY_BYTES: Final = 16
 _ITEM: Final = re.compile(r"[!-+\--~]+")
 _ESCAPES: Final = re.compile(r"(?:[^%]|%[0-9A-Fa-f]{2})*")
 _BEARER: Final = "bearer."
+_SEAT: Final = "seat."
 
 
 @dataclass(slots=True)
@@ -52,6 +54,7 @@ class Handshake:
 
     address: str
     token: str | None
+    seat: str | None  # the token of a place in a shard (`workers.shards.seats`)
     parameters: dict[str, str]
     packing: int  # the window of the permessage-deflate that `answer` agrees to; 0: none
     answer: bytes  # the 101, whole
@@ -78,7 +81,9 @@ class Handshakes:
         fault = upgrade_fault(request)
         if fault is not None:
             raise BadUpgrade(fault)
-        item = chosen_item(request.field(b"sec-websocket-protocol"))
+        offered = request.field(b"sec-websocket-protocol")
+        seat_item = chosen_item(offered, _SEAT)
+        item = chosen_item(offered)
         token = request.bearer or token_of(item)
         if token is None and on_main_port:
             token = self._cookie_of(request)
@@ -86,8 +91,10 @@ class Handshakes:
         if self.deflates:
             deflate = negotiate(request.field(b"sec-websocket-extensions"))
         return Handshake(
-            request.address(self.trust_proxy_hops), token, request.parameters,
-            0 if deflate is None else deflate.window_bits, _answer(request, item, deflate),
+            request.address(self.trust_proxy_hops), token,
+            None if seat_item is None else seat_item.removeprefix(_SEAT), request.parameters,
+            0 if deflate is None else deflate.window_bits,
+            _answer(request, item or seat_item, deflate),
         )
 
     def _cookie_of(self, request: Request) -> str | None:
@@ -104,13 +111,13 @@ def refusal(error: PylonError) -> bytes:
     return answers.refusal(error)
 
 
-def chosen_item(offered: str | None) -> str | None:
-    """The subprotocol to echo: the first offered one that carries a token."""
+def chosen_item(offered: str | None, prefix: str = _BEARER) -> str | None:
+    """The first offered subprotocol that carries a token of the kind that `prefix` names."""
     if not offered:
         return None
     for item in offered.split(","):
         item = item.strip()
-        if item.startswith(_BEARER) and _ITEM.fullmatch(item):
+        if item.startswith(prefix) and _ITEM.fullmatch(item):
             return item
     return None
 

@@ -78,7 +78,7 @@ def serve(booted: Booted) -> NoReturn:
     shards = ShardsClient(
         booted.runtime, app.config.workers_of("shards"), booted.reader_pool, app.random
     )
-    matches = Matches(shards)
+    matches = Matches(shards, booted.limiter)
     features: tuple[Feature, ...] = (rooms, live, documents, matches)
     identity = Identity(hub, reception, features)
     transport.on_text = Conversation(hub, features=(identity, *features)).hear
