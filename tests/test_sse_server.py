@@ -71,13 +71,36 @@ def test_head_and_event_byte_for_byte(stage: Stage, sse: Worker) -> None:
     assert b"\\n" in event.wire()
 
 
-def test_any_path_and_method_but_options_is_a_stream(sse: Worker) -> None:
-    for method, path in (("GET", "/"), ("GET", "/a/b?x=1"), ("POST", "/events")):
-        assert Stream(sse.port, path, method).head == HEAD
+def test_any_path_is_a_stream(sse: Worker) -> None:
+    for path in ("/", "/a/b?x=1", "/events"):
+        assert Stream(sse.port, path).head == HEAD
+
+
+def test_head_has_the_headers_of_a_stream_and_ends(sse: Worker) -> None:
+    stream = Stream(sse.port, method="HEAD", greeted=False)
+    assert stream.head == HEAD.removesuffix(b": connected\n\n").replace(b"keep-alive", b"close")
+    assert stream.rest() == b""
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "TRACE"])
+def test_another_method_is_405_with_allow(sse: Worker, method: str) -> None:
+    stream = Stream(sse.port, method=method, greeted=False, Content_Length="5")
+    status, headers = http_head(stream.head)
+    assert (status, headers["allow"]) == (405, "GET, HEAD, OPTIONS")
+    assert headers["access-control-allow-origin"] == "https://app.example.com"
+    assert json.loads(stream.rest())["error"]["code"] == "METHOD_NOT_ALLOWED"
+
+
+@pytest.mark.parametrize("role", ["ws", "sse", "shards"])
+def test_a_refusal_of_head_has_no_body(stage: Stage, role: str) -> None:
+    worker = stage.start(role)
+    stream = Stream(worker.port, "/api/shards/a/connect", "HEAD", greeted=False)
+    assert b"\r\nContent-Length: " in stream.head or role == "sse"
+    assert stream.rest() == b""
 
 
 def test_a_request_body_is_left_alone(sse: Worker) -> None:
-    stream = Stream(sse.port, "/", "POST", Content_Length="5", greeted=False)
+    stream = Stream(sse.port, "/", Content_Length="5", greeted=False)
     stream.send(b"hello")
     assert stream.until(b": connected\n\n")
 

@@ -29,6 +29,7 @@ from pylon import limits, log, metrics
 from pylon.clock import Clock
 from pylon.descriptors import OUT_OF_RESOURCES, Room
 from pylon.errors import InternalError, PylonError, Unavailable
+from workers.hub.answers import without_body
 from workers.hub.poller import READ, Watched, poller
 from workers.hub.request import Request, parse
 
@@ -236,6 +237,7 @@ class Acceptor:
 
     def _serve(self, raw: _socket.socket, data: bytes, peer: str, *, on_main_port: bool) -> bool:
         """Deal with the request in `data`; False if it is not complete."""
+        request = None
         try:
             request = parse(data, peer)
             if request is None:
@@ -252,6 +254,8 @@ class Acceptor:
             _RESULTS["accepted"].inc()
         else:
             _RESULTS["refused"].inc()
+            if request is not None and request.method == "HEAD":
+                answer = without_body(answer)
             self._refuse(raw, answer)
         return True
 

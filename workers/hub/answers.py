@@ -34,3 +34,8 @@ def refusal(error: PylonError, headers: Headers = (), status: int | None = None)
             ("Connection", "close"), ("Content-Length", str(len(body))),
         ),
     ) + body
+
+
+def without_body(answer: bytes) -> bytes:
+    """The answer to HEAD where `answer` is the answer to GET (RFC 9110 §9.3.2)."""
+    return answer[: answer.index(b"\r\n\r\n") + 4]

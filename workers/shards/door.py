@@ -28,6 +28,7 @@ from pylon.bus.passing import SocketSender
 from pylon.clock import RandomSource
 from pylon.errors import (
     AuthRequired,
+    MethodNotAllowed,
     PylonError,
     ShardNotFound,
     SubscribeFailed,
@@ -230,6 +231,10 @@ class Door:
         """``GET /api/shards/<id>/connect?sid=``: snapshots as an event stream."""
         streams = self._streams
         try:
+            if request.method != "GET":
+                raise MethodNotAllowed(
+                    f"A shard's event stream is opened with GET, not with {request.method[:20]}"
+                )
             shard_id = unquote(request.path[len(_PATH) : -len(_CONNECT)])
             if self._passed_on(shard_id, request, raw, early, on_main_port=True):
                 return None
@@ -253,6 +258,8 @@ class Door:
             except PylonError:
                 self._house.subscribed(shard, is_in=False)
                 raise
+        except MethodNotAllowed as ex:
+            return answers.refusal(ex, (("Allow", "GET"), *self._stream_headers()))
         except PylonError as ex:
             return answers.refusal(ex, self._stream_headers())
         seen = cursor_of(request.field(b"last-event-id")) or 0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import _socket
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from pylon.auth.cookies import session_cookie
-from pylon.errors import PylonError
+from pylon.errors import MethodNotAllowed, PylonError
 from workers.boot import Booted
 from workers.hub import answers
 from workers.hub.acceptor import Acceptor
@@ -17,7 +17,9 @@ from workers.hub.replay import Replay
 from workers.hub.request import Request
 from workers.hub.service import ChangeStream, Service
 from workers.sse.protocol import visitor_of
-from workers.sse.stream import EventStreamTransport, cors_of, preflight
+from workers.sse.stream import EventStreamTransport, cors_of, head_alone, preflight
+
+_ALLOW: Final = (("Allow", "GET, HEAD, OPTIONS"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +36,29 @@ class _Door:
     def open(
         self, request: Request, raw: _socket.socket, early: bytes, *, on_main_port: bool
     ) -> bytes | None:
-        """Stream changes to a client, or answer its preflight."""
+        """Stream changes to a client, or answer a request that opens no stream.
+
+        Raises:
+            MethodNotAllowed, Draining, SocketLimit: nothing was done with the socket.
+        """
         if request.method == "OPTIONS":
             return answers.head(204, (*preflight(self.cors), ("Connection", "close")))
+        if request.method == "HEAD":
+            self.reception.check()
+            return head_alone(self.cors)
+        if request.method != "GET":
+            raise MethodNotAllowed(
+                f"An event stream is opened with GET, not with {request.method[:20]}",
+                hint="EventSource and curl send GET by default",
+            )
         visitor = visitor_of(request, early, self.cookie_name, self.trust_proxy_hops)
         self.reception.stream(raw, visitor, self.replay, self.transport)
         return None
 
     def refusal(self, error: PylonError) -> bytes:
         """An error that the page's script may read."""
-        return answers.refusal(error, self.cors)
+        allow = _ALLOW if isinstance(error, MethodNotAllowed) else ()
+        return answers.refusal(error, (*allow, *self.cors))
 
 
 def serve(booted: Booted) -> NoReturn:

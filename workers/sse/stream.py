@@ -77,11 +77,16 @@ class EventStreamTransport:
         connection.close(_ENDED, awaits_peer=False)
 
 
-def _stream_head(cors: Headers) -> bytes:
+def head_alone(cors: Headers) -> bytes:
+    """The answer to HEAD: the headers of a stream, and the end of the connection."""
+    return _stream_head(cors, connection="close")
+
+
+def _stream_head(cors: Headers, *, connection: str = "keep-alive") -> bytes:
     return answers.head(200, (
         ("Content-Type", "text/event-stream"),
         ("Cache-Control", "no-cache"),
-        ("Connection", "keep-alive"),
+        ("Connection", connection),
         *cors,
         ("X-Content-Type-Options", "nosniff"),
         ("X-Accel-Buffering", "no"),
