@@ -14,6 +14,8 @@ import websocket
 
 from pylon import limits
 from pylon.bus.messages import PruneLog, PulledTo, SessionRevoked
+from pylon.clock import SystemClock
+from pylon.storage.sqlite.epochs import open_epoch
 from tests.hub_kit import (
     ADMIN_TOKEN,
     RawClient,
@@ -444,6 +446,21 @@ def test_a_cursor_ahead_of_the_log_must_resync(
         "type": "resync", "code": "RESYNC_REQUIRED", "oldest_seq": head + 1,
     }
     assert client.closed() == (1012, "resync required")
+
+
+def test_a_void_cursor_is_told_where_the_log_goes_on(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    try:
+        cursor = fill(stage, 3)[-1]
+        first_seq = open_epoch(stage.engine._conn, "restore", SystemClock(), void_from=cursor - 2)
+        ws = stage.start("ws")
+        client = WsClient(ws.port, path=f"/?since={cursor}")
+        assert client.text() == {
+            "type": "resync", "code": "RESYNC_REQUIRED", "oldest_seq": first_seq + 1,
+        }
+        assert client.closed() == (1012, "resync required")
+    finally:
+        stage.close()
 
 
 def test_a_log_pruned_past_the_feed_closes_everyone_with_1012(

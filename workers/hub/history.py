@@ -55,11 +55,9 @@ class History:
 
 def _check(reader: Reader, cursor: int) -> None:
     head, oldest = reader.head_seq(), reader.oldest_seq()
-    if cursor > head:
-        oldest = head + 1
-    elif cursor + 1 >= oldest and not any(
-        low < cursor < high for low, high in reader.void_ranges()
-    ):
+    if cursor > head or any(low < cursor < high for low, high in reader.void_ranges()):
+        oldest = head + 1  # as in a pull: no retained event continues such a cursor
+    elif cursor + 1 >= oldest:
         return
     raise ResyncRequired(
         f"cursor last_seq={cursor} is older than the oldest retained seq={oldest}; "
