@@ -87,6 +87,7 @@ TURN_BYTES: Final = 256 * 1024  # of row images in them, about
 TURN_S: Final = 0.002  # while changes keep coming, they are gathered this long
 OUTBOX_BYTES: Final = 1024 * 1024
 OUTBOX_FRAMES: Final = 1_000
+OUTBOX_WRITE_BYTES: Final = 256 * 1024  # with which one write counts against OUTBOX_BYTES, at most
 DEFLATE_MIN_BYTES: Final = 512  # smaller frames are sent as they are
 SOCKET_PING_S: Final = 25.0
 HEARTBEATS_PER_S: Final = 1_000  # each worker; with more sockets than that, less often

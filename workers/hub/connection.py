@@ -10,10 +10,11 @@ long as the connection is open and nothing waits before them; else -1. Whoever w
 tells the connection what the kernel did not take (`wrote`).
 
 Invariants: everything that goes out on the socket goes through `send`, `close` or `direct`, so
-that frames never interleave. Nothing is sent after the farewell. The outbox holds at most
-`limits.OUTBOX_BYTES` or `limits.OUTBOX_FRAMES`, plus one write that was begun when it was
-empty (an event larger than the limit must be deliverable); a client that lets it fill is
-closed, and no other client notices. `Owner.left` is called once when the connection stops
+that frames never interleave. Nothing is sent after the farewell. The bound of the outbox,
+`limits.OUTBOX_BYTES` and `limits.OUTBOX_FRAMES`, counts the writes that wait behind the one under
+way. Each counts with `limits.OUTBOX_WRITE_BYTES` at the most, so a message of any size can be
+delivered, and a few of them in a row. A client that lets its outbox fill is closed, and no other
+client notices. `Owner.left` is called once when the connection stops
 receiving, `Owner.gone` once when its socket is closed. Called by `workers.hub.hub`,
 `workers.hub.replay` and the transports.
 """
@@ -34,6 +35,8 @@ from workers.hub.poller import READ, WRITE, poller
 OVERFLOW: Final = 1013  # try again later: the reconnect pulls what was missed
 ABNORMAL: Final = 1006  # never on the wire: the socket died
 INTERNAL: Final = 1011
+
+_Waiting = tuple[memoryview, int, int]
 
 _RECEIVE_BYTES: Final = 65_536
 _RECEIVE_PACKED_BYTES: Final = 4_096  # it may be a thousand times as much, unpacked
@@ -74,9 +77,9 @@ class Connection:
     """A client that the hub can reach."""
 
     __slots__ = (
-        "_asked", "_close_code", "_drained", "_outbox", "_outbox_bytes", "_outbox_frames", "_owner",
-        "_raw", "_shut", "_state", "_transport", "address", "caller", "direct",
-        "heartbeats_unanswered", "last_seq", "number", "packing", "receiver",
+        "_asked", "_close_code", "_drained", "_outbox", "_outbox_bytes", "_outbox_counted_bytes",
+        "_outbox_frames", "_owner", "_raw", "_shut", "_state", "_transport", "address", "caller",
+        "direct", "heartbeats_unanswered", "last_seq", "number", "packing", "receiver",
     )
 
     _OPEN, _CLOSING, _CLOSED = range(3)
@@ -96,8 +99,10 @@ class Connection:
         self._transport = transport
         self._owner = owner
         self.direct = raw.fileno()
-        self._outbox: deque[tuple[memoryview, int]] | None = None  # never an empty one
+        # (bytes, frames, bytes that count against the bound); never an empty one
+        self._outbox: deque[_Waiting] | None = None
         self._outbox_bytes = 0
+        self._outbox_counted_bytes = 0
         self._outbox_frames = 0
         self._asked = 0  # of the poller
         self._drained: Event | None = None
@@ -143,10 +148,7 @@ class Connection:
         if self._state != self._OPEN:
             return False
         if self._outbox:
-            if (
-                self._outbox_bytes + len(data) > limits.OUTBOX_BYTES
-                or self._outbox_frames + frames > limits.OUTBOX_FRAMES
-            ):
+            if len(self._outbox) > 1 and self._is_above_bound(data, frames):
                 self._overflow()
                 return False
             self._put(memoryview(data), frames)
@@ -235,21 +237,32 @@ class Connection:
             self._put(memoryview(data)[sent_bytes:], frames)
         return True
 
+    def _is_above_bound(self, data: bytes, frames: int) -> bool:
+        """Whether a write would pass the bound of what waits behind the write under way."""
+        assert self._outbox is not None
+        _, head_frames, head_bytes = self._outbox[0]
+        waiting_bytes = self._outbox_counted_bytes - head_bytes + _counted(data)
+        waiting_frames = self._outbox_frames - head_frames + frames
+        return waiting_bytes > limits.OUTBOX_BYTES or waiting_frames > limits.OUTBOX_FRAMES
+
     def _put(self, data: memoryview, frames: int) -> None:
         if self._outbox is None:
             self._outbox = deque()
             self.direct = -1
             self._ask(self._asked | WRITE)
-        self._outbox.append((data, frames))
+        counted_bytes = _counted(data)
+        self._outbox.append((data, frames, counted_bytes))
         self._outbox_bytes += len(data)
+        self._outbox_counted_bytes += counted_bytes
         self._outbox_frames += frames
         metrics.SEND_QUEUE_BYTES.observe(self._outbox_bytes)
 
     def _clear_outbox(self, keep: int = 0) -> None:
         """Drop all but the first `keep` writes."""
         while self._outbox and len(self._outbox) > keep:
-            data, frames = self._outbox.pop()
+            data, frames, counted_bytes = self._outbox.pop()
             self._outbox_bytes -= len(data)
+            self._outbox_counted_bytes -= counted_bytes
             self._outbox_frames -= frames
         if not self._outbox:
             self._outbox = None
@@ -273,9 +286,9 @@ class Connection:
         elif events & ~(READ | WRITE):  # broken, and nobody is reading
             self.abort()
 
-    def _send_outbox(self, outbox: deque[tuple[memoryview, int]]) -> None:
+    def _send_outbox(self, outbox: deque[_Waiting]) -> None:
         while outbox:
-            data, frames = outbox[0]
+            data, frames, counted_bytes = outbox[0]
             try:
                 sent_bytes = self._raw.send(data)
             except BlockingIOError:
@@ -285,9 +298,10 @@ class Connection:
                 return
             self._outbox_bytes -= sent_bytes
             if sent_bytes < len(data):
-                outbox[0] = (data[sent_bytes:], frames)
+                outbox[0] = (data[sent_bytes:], frames, counted_bytes)
                 return
             outbox.popleft()
+            self._outbox_counted_bytes -= counted_bytes
             self._outbox_frames -= frames
         self._outbox = None
         self._ask(self._asked & ~WRITE)
@@ -321,3 +335,8 @@ class Connection:
             self._raw.shutdown(socket_module.SHUT_WR)
         except OSError:
             self.abort()
+
+
+def _counted(data: bytes | memoryview) -> int:
+    """With how many bytes a write counts against the bound of the outbox."""
+    return min(len(data), limits.OUTBOX_WRITE_BYTES)
