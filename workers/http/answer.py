@@ -17,7 +17,7 @@ from typing import Final
 import orjson
 
 from pylon.errors import InvalidRequest, PayloadTooLarge, RequestTimeout, Unavailable
-from workers.http.request import Refused
+from workers.net.head import Refused
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 CLOSE: Final = b"connection: close\r\n"

@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 
 from pylon import limits
 from pylon.errors import PayloadTooLarge
-from workers.http.request import Refused
+from workers.net.head import Refused
 
 # The size, then extensions, which nobody reads.
 _SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e]*)?")

@@ -24,9 +24,10 @@ from pylon import limits, log, metrics
 from pylon.errors import PylonError
 from workers.http import answer
 from workers.http.bodies import Body, ChunkedBody, Oversized
-from workers.http.request import CHUNKED, Environ, Refused, Request, Template, parse, template_of
+from workers.http.request import Environ, Request, Template, parse, template_of
 from workers.http.roles import SHARDS, role_of
 from workers.http.streamed import Streamed
+from workers.net.head import CHUNKED, Refused
 
 if TYPE_CHECKING:
     from workers.http.loop import Loop

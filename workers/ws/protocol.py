@@ -138,18 +138,17 @@ def token_of(item: str | None) -> str | None:
 
 def upgrade_fault(request: Request) -> str | None:
     """Why a request is no WebSocket handshake (RFC 6455 §4.2.1), or None if it is one."""
-    fields = request.fields
-    if request.method != "GET" or fields.get(b"upgrade", b"").lower() != b"websocket":
+    if request.method != "GET" or (request.field(b"upgrade") or "").lower() != "websocket":
         return "This port speaks WebSocket: send a GET request with Upgrade: websocket"
-    connection = fields.get(b"connection", b"").lower().split(b",")
-    if b"upgrade" not in [part.strip() for part in connection]:
+    connection = (request.field(b"connection") or "").lower().split(",")
+    if "upgrade" not in [part.strip() for part in connection]:
         return "The Connection header must contain Upgrade"
     if request.minor != 1:
         return "A WebSocket handshake needs HTTP/1.1"
     if request.field(b"sec-websocket-version") != _VERSION:
         return "Sec-WebSocket-Version must be 13"
     try:
-        key = base64.b64decode(fields.get(b"sec-websocket-key", b""), validate=True)
+        key = base64.b64decode(request.field(b"sec-websocket-key") or "", validate=True)
     except (binascii.Error, ValueError):
         key = b""
     if len(key) != _KEY_BYTES:
@@ -158,9 +157,8 @@ def upgrade_fault(request: Request) -> str | None:
 
 
 def _answer(request: Request, item: str | None, deflate: Deflate | None) -> bytes:
-    digest = hashlib.sha1(
-        request.fields[b"sec-websocket-key"] + _GUID, usedforsecurity=False
-    ).digest()
+    key = (request.field(b"sec-websocket-key") or "").encode()
+    digest = hashlib.sha1(key + _GUID, usedforsecurity=False).digest()
     accept = binascii.b2a_base64(digest, newline=False)
     chosen = b"" if item is None else f"Sec-WebSocket-Protocol: {item}\r\n".encode("latin-1")
     if deflate is not None:
