@@ -2,6 +2,7 @@
 # make run         serve examples/todo on ports 4321 to 4324 (Ctrl-C ends it)
 # make arena       the same with examples/arena, a game
 # make test        the whole suite; what is missing on the machine is skipped by name
+# make test-fast   the part of it that starts no servers: about a minute and a half
 # make test-tools  install the programs that some tests use (Debian, as root)
 # make check       ruff, and mypy --strict
 # make bench       a short form of all load tools, into bench/results/local/, and how it compares
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: setup run arena test test-tools check bench clean
+.PHONY: setup run arena test test-fast test-tools check bench clean
 
 setup: $(VENV)/installed
 
@@ -46,6 +47,9 @@ arena: $(VENV)/installed examples/arena/.env
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -q
+
+test-fast: $(VENV)/installed-test
+	$(BIN)/python -m pytest -q -m "not processes and not slow"
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .
