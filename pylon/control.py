@@ -1,8 +1,9 @@
 """The client of the supervisor's control socket: how `pylonctl` and /metrics ask it things.
 
 One connection carries one request, a JSON line ``{"cmd": ..., ...}``; the answers are JSON
-lines and the last one has ``"done": true``. Plain sockets only, so that it works in an
-ordinary process and under gevent's monkey-patching alike. The server is `supervisor.control`.
+lines and the last one has ``"done": true``. A `ControlDialogue` sends further lines after its
+request (a backup reports how it goes). Plain sockets only, so that it works in an ordinary
+process and under gevent's monkey-patching alike. The server is `supervisor.control`.
 
 Invariants: `call` ends with the line that has ``done``, or raises; a failure that the
 supervisor reports arrives as the `PylonError` that it raised.
@@ -11,10 +12,13 @@ supervisor reports arrives as the `PylonError` that it raised.
 from __future__ import annotations
 
 import json
+import select
 import socket
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
 from pylon.errors import NotRunning, PylonError
@@ -43,7 +47,8 @@ class ControlClient:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
                 sock.settimeout(self._timeout_s)
                 sock.connect(str(self._path))
-                sock.sendall(json.dumps({"cmd": cmd, **args}).encode() + b"\n")
+                with suppress(BrokenPipeError):  # refused unread; the refusal is there to read
+                    sock.sendall(json.dumps({"cmd": cmd, **args}).encode() + b"\n")
                 for line in _lines(sock):
                     answer = json.loads(line)
                     _raise_error(answer)
@@ -61,6 +66,98 @@ class ControlClient:
     def ask(self, cmd: str, **args: Any) -> dict[str, Any]:
         """`call`, where only the last answer matters."""
         return deque(self.call(cmd, **args), maxlen=1)[0]
+
+    def open_dialogue(self, cmd: str, **args: Any) -> ControlDialogue:
+        """Send a request to which further lines belong; the caller closes the dialogue.
+
+        Raises:
+            NotRunning: nobody listens there.
+        """
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(self._timeout_s)
+            sock.connect(str(self._path))
+            with suppress(BrokenPipeError):
+                sock.sendall(json.dumps({"cmd": cmd, **args}).encode() + b"\n")
+        except OSError as ex:
+            sock.close()
+            raise NotRunning(f"No supervisor listens at {self._path}: {ex.strerror or ex}") from ex
+        return ControlDialogue(sock, self._path)
+
+
+class ControlDialogue:
+    """A request during which both sides send lines. A context manager; not for threads."""
+
+    __slots__ = ("_buffer", "_path", "_sock")
+
+    def __init__(self, sock: socket.socket, path: Path) -> None:
+        self._sock = sock
+        self._path = path
+        self._buffer = bytearray()
+
+    def __enter__(self) -> ControlDialogue:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, ex: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._sock.close()
+
+    def send_line(self, **line: Any) -> None:
+        """Send one line.
+
+        Raises:
+            NotRunning: the supervisor has ended.
+        """
+        try:
+            self._sock.sendall(json.dumps(line).encode() + b"\n")
+        except OSError as ex:
+            raise NotRunning(f"The supervisor at {self._path} has ended: {ex.strerror}") from ex
+
+    def receive_line(self) -> dict[str, Any]:
+        """Wait for the supervisor's next line.
+
+        Raises:
+            NotRunning: it has ended, or says nothing for the timeout.
+            PylonError: it refuses the request.
+        """
+        while (line := self._take_line()) is None:
+            try:
+                chunk = self._sock.recv(65_536)
+            except OSError as ex:
+                raise NotRunning(f"The supervisor at {self._path} says nothing: {ex}") from ex
+            if not chunk:
+                raise NotRunning(f"The supervisor at {self._path} ended without a last answer")
+            self._buffer += chunk
+        return line
+
+    def poll_line(self) -> dict[str, Any] | None:
+        """The supervisor's next line if it is there already; None otherwise.
+
+        Raises:
+            NotRunning: the supervisor has ended.
+            PylonError: it refuses the request.
+        """
+        line = self._take_line()
+        if line is None and is_readable(self._sock, 0.0):
+            return self.receive_line()
+        return line
+
+    def _take_line(self) -> dict[str, Any] | None:
+        end = self._buffer.find(b"\n")
+        if end < 0:
+            return None
+        answer: dict[str, Any] = json.loads(self._buffer[:end])
+        del self._buffer[: end + 1]
+        _raise_error(answer)
+        return answer
+
+
+def is_readable(sock: socket.socket, timeout_s: float) -> bool:
+    """Whether there is something to read, or an end, within the time."""
+    poll = select.poll()  # select() ends at 1,024 descriptors
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1_000))
 
 
 def _lines(sock: socket.socket) -> Iterator[bytes]:

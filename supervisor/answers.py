@@ -1,5 +1,5 @@
-"""What the control socket answers: ping, status, metrics, stop, backup, indexes and the
-rebuilding of search.
+"""The answers of the control socket: ping, status, metrics, stop, indexes and the
+rebuilding of search. (A backup is a dialogue: `supervisor.backups`.)
 
 Runs in the threads of `supervisor.control`, so it only reads what is safe to read from any
 thread, and asks the main loop by events for everything else.
@@ -7,8 +7,6 @@ thread, and asks the main loop by events for everything else.
 
 from __future__ import annotations
 
-import threading
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,10 +14,9 @@ import orjson
 
 import pylon
 from pylon import metrics
-from pylon.backup.create import create_backup
 from pylon.bus.messages import PutIndexes, RenewSearch
 from pylon.bus.writer_port import LocalWriter
-from pylon.errors import InvalidData, Unavailable
+from pylon.errors import InvalidData
 from pylon.metrics.processes import process_families
 from pylon.metrics.render import JSON_CONTENT_TYPE, TEXT_CONTENT_TYPE
 from supervisor.control import Answer, Line, Say
@@ -27,7 +24,6 @@ from supervisor.events import StopAsked
 from supervisor.loop import Loop
 from supervisor.parts import Parts
 
-_NS_PER_S = 1_000_000_000
 _PROGRESS_EVERY_S = 0.2
 _SEARCH_PORTION_ROWS = 200  # others write in between
 _INDEXES_S = 3600.0  # a large table takes long; who waits for the writer is told so meanwhile
@@ -47,13 +43,12 @@ class Answers:
         self._loop = loop
         self._pid = pid
         self._started_s = started_s
-        self._backup = threading.Lock()
         metrics.UPTIME.set_function(self._uptime_s)
 
     def by_name(self) -> dict[str, Answer]:
         return {
             "ping": self._ping, "status": self._status, "metrics": self._metrics,
-            "stop": self._stop, "backup": self._make_backup, "indexes": self._put_indexes,
+            "stop": self._stop, "indexes": self._put_indexes,
             "search_rebuild": self._rebuild_search,
         }
 
@@ -161,33 +156,3 @@ class Answers:
         finally:
             writer.close()
         return {"entities": built}
-
-    def _make_backup(self, request: Line, say: Say) -> Line:
-        """A bundle in the folder ``target``, with progress lines {remaining, pages}.
-
-        A client that goes away ends its backup.
-        """
-        target = request.get("target")
-        if not isinstance(target, str) or not Path(target).is_absolute():
-            raise InvalidData("target: expected an absolute path")
-        if not self._backup.acquire(blocking=False):
-            raise Unavailable("Another backup is being made")
-        clock = self._parts.clock
-        said_s = clock.monotonic_s()
-
-        def progress(remaining: int, pages: int) -> None:
-            nonlocal said_s
-            now_s = clock.monotonic_s()
-            if now_s - said_s >= _PROGRESS_EVERY_S:
-                said_s = now_s
-                say({"remaining": remaining, "pages": pages})
-
-        try:
-            report = create_backup(
-                self._parts.db_path, self._parts.runtime.manifest, Path(target), clock, progress
-            )
-        finally:
-            self._backup.release()
-        metrics.BACKUP_LAST_SUCCESS.set(clock.wall_ns() // _NS_PER_S)
-        metrics.BACKUP_DURATION.set(report.duration_s)
-        return report.to_json()

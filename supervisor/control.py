@@ -1,39 +1,103 @@
 """The control socket: how `pylonctl` and the metrics route speak to the supervisor.
 
 A Unix stream socket (0600, in the private runtime folder). One JSON line asks; JSON lines
-answer, the last one with ``"done": true``; a failure is a last line with ``error``. Each
-connection has a thread; at most `limits.CONTROL_CONNECTIONS` at once, more are refused.
-The client is `pylon.control`; what is answered is in `supervisor.answers`.
+answer, the last one with ``"done": true``; a failure is a last line with ``error``. In a
+dialogue the client sends further lines while its request is answered. Each connection has a
+thread; at most `limits.CONTROL_CONNECTIONS` at once, more are refused. The client is
+`pylon.control`; the answers are in `supervisor.answers` and `supervisor.backups`.
 """
 
 from __future__ import annotations
 
 import json
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from pylon import limits, log
+from pylon.control import is_readable
 from pylon.errors import InternalError, InvalidData, PylonError, Unavailable
 
 _log = log.get_logger("control")
 _REQUEST_TIMEOUT_S: Final = 5.0
 _SEND_TIMEOUT_S: Final = 30.0
 _CLOSE_PATIENCE_S: Final = 2.0
+_PEERCRED: Final = struct.Struct("3i")  # pid, uid, gid
 
 Line = dict[str, Any]
 Say = Callable[[Line], None]
 Answer = Callable[[Line, Say], Line]  # the request and a way to stream; the last line
 
 
-class ControlServer:
-    """`start` it, `close` it; answers by command name."""
+class ClientLeft(Exception):
+    """The client of a dialogue closed its connection."""
 
-    def __init__(self, path: Path, answers: dict[str, Answer]) -> None:
+
+class Dialogue:
+    """Both directions of one connection, once its request has been read."""
+
+    def __init__(self, conn: socket.socket, received: bytes) -> None:
+        """Args: `received` came behind the request's line."""
+        self._conn = conn
+        self._buffer = bytearray(received)
+
+    @property
+    def peer_pid(self) -> int:
+        """The client's process, as the kernel knows it."""
+        raw = self._conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+        pid: int = _PEERCRED.unpack(raw)[0]
+        return pid
+
+    def say(self, line: Line) -> None:
+        """Send a line that is not the last one.
+
+        Raises:
+            ClientLeft: nobody reads it.
+        """
+        try:
+            _send(self._conn, line)
+        except OSError as ex:
+            raise ClientLeft(str(ex)) from ex
+
+    def hear(self, timeout_s: float) -> Line | None:
+        """The client's next line; None when none comes within `timeout_s`.
+
+        Raises:
+            ClientLeft: the client closed the connection.
+            InvalidData: the line is no JSON object, or too long.
+        """
+        while b"\n" not in self._buffer:
+            if len(self._buffer) > limits.CONTROL_LINE_BYTES:
+                raise InvalidData(f"A line has at most {limits.CONTROL_LINE_BYTES} bytes")
+            if not is_readable(self._conn, timeout_s):
+                return None
+            try:
+                chunk = self._conn.recv(4_096)
+            except OSError as ex:
+                raise ClientLeft(str(ex)) from ex
+            if not chunk:
+                raise ClientLeft("the connection was closed")
+            self._buffer += chunk
+        line, _, rest = bytes(self._buffer).partition(b"\n")
+        self._buffer[:] = rest
+        return _parse(line)
+
+
+Talk = Callable[[Line, Dialogue], Line]  # the request and both directions; the last line
+
+
+class ControlServer:
+    """`start` it, `close` it; answers and dialogues by command name."""
+
+    def __init__(
+        self, path: Path, answers: dict[str, Answer], talks: dict[str, Talk] | None = None
+    ) -> None:
         self._path = path
         self._answers = answers
+        self._talks = talks or {}
         self._slots = threading.BoundedSemaphore(limits.CONTROL_CONNECTIONS)
         self._connections: set[threading.Thread] = set()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -89,13 +153,16 @@ class ControlServer:
     def _converse(self, conn: socket.socket) -> None:
         conn.settimeout(_REQUEST_TIMEOUT_S)
         try:
-            request = _read_request(conn)
-            answer = self._answers.get(str(request.get("cmd")))
-            if answer is None:
-                known = ", ".join(self._answers)
-                raise InvalidData(f"Unknown command {request.get('cmd')!r}; known: {known}")
+            request, rest = _read_request(conn)
+            name = str(request.get("cmd"))
             conn.settimeout(_SEND_TIMEOUT_S)
-            last = answer(request, lambda line: _send(conn, line))
+            if name in self._answers:
+                last = self._answers[name](request, lambda line: _send(conn, line))
+            elif name in self._talks:
+                last = self._talks[name](request, Dialogue(conn, rest))
+            else:
+                known = ", ".join((*self._answers, *self._talks))
+                raise InvalidData(f"Unknown command {request.get('cmd')!r}; known: {known}")
         except PylonError as ex:
             last = _error_line(ex)
         except OSError as ex:
@@ -108,7 +175,7 @@ class ControlServer:
         _send(conn, {**last, "done": True})
 
 
-def _read_request(conn: socket.socket) -> Line:
+def _read_request(conn: socket.socket) -> tuple[Line, bytes]:
     buffer = b""
     while b"\n" not in buffer:
         chunk = conn.recv(4_096)
@@ -117,13 +184,18 @@ def _read_request(conn: socket.socket) -> Line:
         buffer += chunk
         if len(buffer) > limits.CONTROL_LINE_BYTES:
             raise InvalidData(f"A request has at most {limits.CONTROL_LINE_BYTES} bytes")
+    line, _, rest = buffer.partition(b"\n")
+    return _parse(line), rest
+
+
+def _parse(raw: bytes) -> Line:
     try:
-        request = json.loads(buffer.partition(b"\n")[0])
+        line = json.loads(raw)
     except ValueError as ex:
         raise InvalidData(f"Not JSON: {ex}") from ex
-    if not isinstance(request, dict):
+    if not isinstance(line, dict):
         raise InvalidData("Expected a JSON object")
-    return request
+    return line
 
 
 def _error_line(error: PylonError) -> Line:

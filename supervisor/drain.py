@@ -2,12 +2,15 @@
 
 The order matters: readiness first, so that load balancers turn away; then nothing new; then
 HTTP, which writes; then shards and sockets; then the rooms and the writer, which by now have no
-clients; then the WAL. Each step is told to `DrainNews` (control clients, the log) as it happens.
+clients; then a backup that still copies; then the WAL. Each step is told to `DrainNews` (control
+clients, the log) as it happens.
 
 A second SIGTERM or the deadline (PYLON_DRAIN_DELAY_S + PYLON_DRAIN_SECS +
 `limits.DRAIN_GRACE_S`) kills what is left of the children; the writer still finishes what it
-has accepted, and the WAL is still flushed. Exit code 0 for a complete drain, 75 for one that
-was cut short or could not flush: acknowledged writes are safe in both.
+has accepted, and the WAL is still flushed. A backup may copy until then; it is cancelled and has
+`limits.BACKUP_CANCEL_S` to end. A reader of the database file has `limits.FLUSH_PATIENCE_S`; one
+that stays is named in the log. Exit code 0 for a complete drain, 75 for one that was cut short or
+could not flush the WAL: acknowledged writes are safe in both.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from pylon.errors import PylonError
 from supervisor.datadir import sync_files
 from supervisor.loop import Loop
 from supervisor.parts import Parts
+from supervisor.readers import find_readers
 
 EXIT_COMPLETE: Final = 0
 EXIT_CUT_SHORT: Final = 75  # EX_TEMPFAIL
@@ -112,14 +116,46 @@ class Drain:
             local.close()
         parts.writer.stop()
         self._say("writer stopped", head_seq=parts.writer.head)
+        self._end_backup()
+        self._flush()
+
+    def _end_backup(self) -> None:
+        """Cancel a backup that still reads the database, and wait until it has let go."""
+        pid = self._parts.backups.end_copy(0.0)
+        if pid is None:
+            return
+        until_s = self._now_s() + limits.BACKUP_CANCEL_S
+        while pid is not None and self._now_s() < until_s:
+            self._loop.pump(0.0)
+            pid = self._parts.backups.end_copy(_POLL_S)
+        if pid is not None:
+            _log.error("drain.backup_left", pid=pid, waited_s=limits.BACKUP_CANCEL_S)
+        self._say("backup cancelled", left=int(pid is not None))
+
+    def _flush(self) -> None:
+        parts = self._parts
+        flushed = False
+        until_s = self._now_s() + limits.FLUSH_PATIENCE_S
         try:
-            flushed = parts.flusher.finish()
+            while not (flushed := parts.flusher.flush_all()) and self._now_s() < until_s:
+                self._loop.pump(_POLL_S)
+            readers = [] if flushed else find_readers(parts.db_path)
+            parts.flusher.close()
             parts.engine.close()
             sync_files(parts.db_path)
         except (PylonError, OSError) as ex:
             # Everything acknowledged is in the WAL, which the next start reads: report it.
             _log.exception("drain.not_flushed", error=ex)
-            self._complete = flushed = False
+            flushed = False
+        else:
+            if not flushed:
+                _log.error(
+                    "drain.wal_held", readers=[str(reader) for reader in readers],
+                    waited_s=limits.FLUSH_PATIENCE_S, wal_bytes=parts.flusher.wal_bytes,
+                    hint="these processes read the database file; nothing is lost, the next "
+                    "start reads the WAL, but the file must not be copied without its -wal",
+                )
+        self._complete = self._complete and flushed
         self._say("flushed", wal_truncated=flushed)
 
     def _hurried(self) -> bool:

@@ -3,7 +3,7 @@
 The writer never checkpoints. PASSIVE checkpoints run when the WAL has grown or aged; they
 block nobody. When readers have kept the WAL from being reset until it passes
 `limits.WAL_LIMIT_BYTES`, a RESTART waits for them for a short time, and is logged if they do
-not let go. `finish` truncates the WAL at the end of a drain. Old change events are dropped
+not let go. `flush_all` truncates the WAL at the end of a drain. Old change events are dropped
 through the writer, in small steps, so that they share its transactions.
 """
 
@@ -36,7 +36,7 @@ _MODES: Final = {
 
 
 class Flusher:
-    """`start` it once the schema is in place; `finish` it after the writer has stopped."""
+    """`start` it once the schema is in place; `flush_all` and `close` after the writer's end."""
 
     def __init__(
         self, db_path: Path, runtime: Runtime, keep_events: int, clock: Clock
@@ -67,14 +67,16 @@ class Flusher:
         if self._thread.is_alive():
             self._thread.join(_STOP_PATIENCE_S)  # it may wait for a writer that is broken
 
-    def finish(self) -> bool:
+    def flush_all(self) -> bool:
         """Write the whole WAL into the database and empty it; whether that worked.
 
-        Call it after `stop`. Readers that still hold the WAL make it fail, not wait for ever.
+        Call it after `stop`. Readers that still hold the WAL make it fail after a second.
         """
-        done = self.checkpoint("truncate")
+        return self.checkpoint("truncate")
+
+    def close(self) -> None:
+        """Close the connection. Nothing else may be called afterwards."""
         self._conn.close()
-        return done
 
     def checkpoint(self, mode: str) -> bool:
         """Checkpoint now; whether all of the WAL was written back (and reset, unless passive)."""

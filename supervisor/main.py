@@ -36,6 +36,7 @@ from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
 from supervisor import seed
 from supervisor.answers import Answers
+from supervisor.backups import Backups
 from supervisor.children import Children
 from supervisor.control import ControlServer
 from supervisor.datadir import database, prepare_data_dir
@@ -138,7 +139,8 @@ def _assemble(
     return Parts(
         config=config, clock=clock, runtime=runtime, db_path=db_path, listeners=listeners,
         events=events, news=DrainNews(), engine=engine, writer=writer, flusher=flusher,
-        heartbeats=heartbeats, rooms=rooms, children=children, signals=signals,
+        heartbeats=heartbeats, rooms=rooms, children=children,
+        backups=Backups(db_path, runtime.manifest, clock), signals=signals,
         notifier=Notifier(environ, pid),
     )
 
@@ -147,7 +149,9 @@ def _serve(parts: Parts, stack: ExitStack) -> int:
     started_s = parts.clock.monotonic_s()
     loop = Loop(parts, started_s)
     answers = Answers(parts, loop, os.getpid(), started_s)
-    control = ControlServer(parts.runtime.control_socket, answers.by_name())
+    control = ControlServer(
+        parts.runtime.control_socket, answers.by_name(), {"backup": parts.backups.converse}
+    )
     stack.callback(control.close)
     control.start()
     while not loop.stop_asked and loop.broken is None:

@@ -10,6 +10,7 @@ from pylon.bus.signals import PlainSignalSender
 from pylon.clock import Clock
 from pylon.config import Config
 from pylon.storage.contract import WriteEngine
+from supervisor.backups import Backups
 from supervisor.children import Children
 from supervisor.events import DrainNews, Events
 from supervisor.flusher import Flusher
@@ -37,5 +38,6 @@ class Parts:
     heartbeats: Heartbeats
     rooms: RoomsThread
     children: Children
+    backups: Backups
     signals: PlainSignalSender  # for the main thread
     notifier: Notifier

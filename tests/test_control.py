@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import stat
 import threading
@@ -14,7 +15,7 @@ import pytest
 from pylon import limits
 from pylon.control import ControlClient
 from pylon.errors import InternalError, InvalidData, NotRunning, PolicyDenied, Unavailable
-from supervisor.control import ControlServer, Line, Say
+from supervisor.control import ClientLeft, ControlServer, Dialogue, Line, Say
 
 
 def count(request: Line, say: Say) -> Line:
@@ -171,3 +172,42 @@ def test_a_missing_or_silent_or_dying_supervisor_is_not_running(tmp_path: Path) 
                 seen.append(line)
         thread.join()
         assert seen == [{"step": 1}]
+
+
+def test_a_dialogue_goes_both_ways(tmp_path: Path) -> None:
+    heard: list[Line | None] = []
+    ended = threading.Event()
+
+    def talk(request: Line, dialogue: Dialogue) -> Line:
+        dialogue.say({"hello": request["name"], "pid": dialogue.peer_pid})
+        heard.append(dialogue.hear(10))
+        heard.append(dialogue.hear(10))
+        heard.append(dialogue.hear(0.0))
+        return {"sum": 3}
+
+    def left(_request: Line, dialogue: Dialogue) -> Line:
+        with pytest.raises(ClientLeft):
+            dialogue.hear(10)
+        ended.set()
+        return {}
+
+    made = ControlServer(tmp_path / "s.sock", {}, {"talk": talk, "left": left})
+    made.start()
+    client = ControlClient(tmp_path / "s.sock", 10)
+    with client.open_dialogue("talk", name="x") as dialogue:
+        assert dialogue.receive_line() == {"hello": "x", "pid": os.getpid()}
+        assert dialogue.poll_line() is None
+        dialogue.send_line(n=1)
+        dialogue.send_line(n=2)
+        assert dialogue.receive_line() == {"sum": 3, "done": True}
+        with pytest.raises(NotRunning):
+            dialogue.receive_line()
+    assert heard == [{"n": 1}, {"n": 2}, None]
+    with client.open_dialogue("left"):
+        pass
+    assert ended.wait(10)
+    with client.open_dialogue("talk") as dialogue, pytest.raises(InternalError):
+        dialogue.receive_line()  # a request without a name is a defect of the talk above
+    made.close()
+    with pytest.raises(NotRunning):
+        client.open_dialogue("talk")

@@ -16,7 +16,7 @@ import apsw
 import pytest
 
 from pylon.control import ControlClient
-from pylon.errors import InvalidData, NotRunning, PylonError
+from pylon.errors import InvalidData, NotRunning
 from tests.support.server import free_base_port, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -317,7 +317,7 @@ def test_sockets_of_systemd_survive_us(make: Maker, tmp_path: Path) -> None:
             pass  # still listening: no connection is refused over a restart
 
 
-def test_metrics_backup_and_bad_requests(make: Maker, tmp_path: Path) -> None:
+def test_metrics_and_bad_requests(make: Maker) -> None:
     it = make().start()
     page = json.loads(it.control.ask("metrics", format="json")["body"])
     assert page["requests"] == {"total": 0, "ok": 0, "error": 0}
@@ -326,15 +326,6 @@ def test_metrics_backup_and_bad_requests(make: Maker, tmp_path: Path) -> None:
         it.control.ask("nope")
     with pytest.raises(InvalidData, match="text or json"):
         it.control.ask("metrics", format="xml")
-    with pytest.raises(InvalidData, match="absolute"):
-        it.control.ask("backup", target="relative")
-    report = it.control.ask("backup", target=str(tmp_path / "bundle"))
-    assert report["ok"]
-    assert (tmp_path / "bundle").is_dir()
-    with pytest.raises(PylonError, match="not an empty folder"):
-        it.control.ask("backup", target=str(tmp_path / "bundle"))
-    text = it.control.ask("metrics", format="text")["body"]
-    assert "pylon_backup_last_success_timestamp_seconds 1" in text
     assert it.end(signal.SIGINT) == 0
 
 

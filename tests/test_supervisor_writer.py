@@ -256,7 +256,8 @@ def test_above_its_limit_the_wal_is_reset(
 
 def test_finish_truncates(store: Store, flusher: Flusher) -> None:
     fill(store, 10)
-    assert flusher.finish()
+    assert flusher.flush_all()
+    flusher.close()
     wal = Path(f"{store.db_path}-wal")
     assert not wal.exists() or wal.stat().st_size == 0
     assert store.count() == 10

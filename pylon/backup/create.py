@@ -6,8 +6,8 @@ what it is, so the copy never starts over however much is written meanwhile, and
 waits. The price is that the WAL cannot be reset until the copy is done.
 
 Invariants: the target appears complete or not at all (temporary name, fsync, rename); a
-folder with something in it is never written to. Called by the supervisor's control port,
-and by `pylonctl backup` itself when no supervisor runs.
+folder with something in it is never written to. Called by `pylonctl backup`, whether a
+supervisor runs or not, and by `pylonctl schema apply`.
 """
 
 from __future__ import annotations
@@ -58,13 +58,16 @@ def create_backup(
     target: Path,
     clock: Clock,
     on_progress: Progress | None = None,
+    on_copied: Callable[[], None] | None = None,
 ) -> BackupReport:
     """Write a bundle of `db_path` to the folder `target`, which must be missing or empty.
 
     Args:
         db_path: the SQLite file; it may be open and written to by others.
         manifest_path: the app's manifest; left out of the bundle if there is none.
-        on_progress: called after each step with the pages left and the pages in all.
+        on_progress: called after each step with the pages left and the pages in all; the
+            copy ends with what it raises.
+        on_copied: called once the database is no longer read.
 
     Raises:
         BackupRefused: the target is taken, or there is no database.
@@ -80,7 +83,11 @@ def create_backup(
     folder = target.with_name(f"{target.name}.tmp-{SystemRandom().token_hex(4)}")
     folder.mkdir(mode=0o700)
     try:
-        contents = _fill(folder, db_path, manifest_path, clock, on_progress)
+        created_at = datetime.fromtimestamp(clock.wall_ns() // 10**9, UTC).isoformat()
+        _copy_database(db_path, folder / bundle.DATABASE, on_progress)
+        if on_copied is not None:
+            on_copied()
+        contents = _fill(folder, manifest_path, created_at)
         try:
             folder.rename(target)  # replaces an empty folder, fails on one that is not
         except OSError as ex:
@@ -112,11 +119,7 @@ def _check_target(target: Path) -> None:
         )
 
 
-def _fill(
-    folder: Path, db_path: Path, manifest_path: Path, clock: Clock, on_progress: Progress | None
-) -> bundle.Contents:
-    created_at = datetime.fromtimestamp(clock.wall_ns() // 10**9, UTC).isoformat()
-    _copy_database(db_path, folder / bundle.DATABASE, on_progress)
+def _fill(folder: Path, manifest_path: Path, created_at: str) -> bundle.Contents:
     with bundle.open_unchanging(folder / bundle.DATABASE) as conn:
         bundle.check_integrity(conn)
         facts = bundle.read_facts(conn)

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pylon.backup.record import give_to_owner
+
 
 class Held(Exception):
     """Another process holds the data directory."""
@@ -55,6 +57,7 @@ def hold(db_path: Path) -> Iterator[None]:
         except BlockingIOError:
             raise Held(str(path)) from None
         os.ftruncate(fd, 0)  # what a killed supervisor left is no longer true
+        give_to_owner(fd, db_path)
         yield
     finally:
         os.close(fd)

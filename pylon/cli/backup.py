@@ -1,25 +1,42 @@
 """`pylonctl backup DIR` and `pylonctl backup verify DIR`.
 
-While a server runs it makes the bundle itself, so that its metrics know of it; without one
-the file is copied here, and the data directory is held meanwhile.
+The copy is always made here, by the caller: DIR is whatever folder the caller may write to, and
+belongs to the caller, whatever sandbox the server runs in. A running server is told how the
+backup goes (`supervisor.backups`), so that its metrics know of it, and so that its end does not
+wait for a long copy. Without a server the data directory is held meanwhile.
+
+Invariants: no folder with a temporary name stays after an end by error, Ctrl-C or SIGTERM; what is
+reported as made was looked at under its final name.
 """
 
 from __future__ import annotations
 
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Final
 
 import click
 
-from pylon.backup.create import create_backup
+from pylon.backup import bundle
+from pylon.backup.create import BackupReport, create_backup
 from pylon.backup.hold import Held, hold
+from pylon.backup.record import BackupRecord, write_record
 from pylon.backup.verify import verify_backup
 from pylon.cli.output import json_flag, note, result, wants_json
 from pylon.cli.running import require
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.clock import SystemClock
 from pylon.config import Config
-from pylon.errors import BackupRefused
+from pylon.control import ControlDialogue
+from pylon.errors import BackupInvalid, BackupRefused, NotRunning, Unavailable
+
+_clock = SystemClock()
+_PROGRESS_EVERY_S: Final = 0.2
+_NS_PER_S: Final = 1_000_000_000
 
 
 @click.command()
@@ -35,11 +52,12 @@ def backup(words: tuple[str, ...], dev: bool) -> None:
     if len(words) != 1:
         raise click.UsageError("give one folder, or: verify FOLDER")
     target = Path(words[0]).absolute()
-    body = _make(read_settings(dev=dev).config, target)
-    result(body, f"{target}: seq {body.get('seq')}, {body.get('size_bytes')} bytes")
+    with _ended_by_signals():
+        made = _make(read_settings(dev=dev).config, target)
+    result(made.to_json(), f"{target}: seq {made.seq}, {made.size_bytes} bytes")
 
 
-def _make(config: Config, target: Path) -> dict[str, Any]:
+def _make(config: Config, target: Path) -> BackupReport:
     if config.in_memory:
         raise BackupRefused("PYLON_IN_MEMORY is on: there is no file to back up")
     db_path = Path(config.db_path).absolute()
@@ -47,16 +65,96 @@ def _make(config: Config, target: Path) -> dict[str, Any]:
         raise BackupRefused(f"there is no database at {db_path} (PYLON_DB_PATH)")
     try:
         with hold(db_path):
-            return create_backup(
-                db_path, Path(config.manifest).absolute(), target, SystemClock()
-            ).to_json()
+            report = create_backup(db_path, Path(config.manifest).absolute(), target, _clock)
+            _check_made(target)
+            _record(db_path, report)
+            return report
     except Held:
-        return _ask(config, target)
+        dialogue = require(config).control().open_dialogue("backup")
+    with dialogue:
+        return _Copy(dialogue, db_path).make(target)
 
 
-def _ask(config: Config, target: Path) -> dict[str, Any]:
-    last: dict[str, Any] = {}
-    for last in require(config).control().call("backup", target=str(target)):
-        if not last.get("done") and "remaining" in last and not wants_json():
-            note(f"{last['remaining']} of {last.get('pages', '?')} pages left")
-    return {"ok": True, **{key: value for key, value in last.items() if key != "done"}}
+class _Copy:
+    """A copy of a running server's database, and the dialogue with its supervisor."""
+
+    def __init__(self, dialogue: ControlDialogue, db_path: Path) -> None:
+        self._dialogue = dialogue
+        self._db_path = db_path
+        self._noted_s = _clock.monotonic_s()
+
+    def make(self, target: Path) -> BackupReport:
+        """The whole backup.
+
+        Raises:
+            Unavailable: another one is being made, or the server ends while it is read.
+        """
+        manifest = Path(self._dialogue.receive_line()["manifest"])
+        report = create_backup(
+            self._db_path, manifest, target, _clock, self._note_progress, self._tell_copied
+        )
+        _check_made(target)
+        try:
+            self._dialogue.send_line(report=report.to_json())
+            self._dialogue.receive_line()
+        except NotRunning:  # it ended meanwhile, which the bundle does not need it for
+            _record(self._db_path, report)
+        return report
+
+    def _note_progress(self, remaining: int, pages: int) -> None:
+        if self._is_cancelled():
+            raise Unavailable(
+                "The server is stopping, so the backup was given up: make it again once the "
+                "server runs, or while it is stopped"
+            )
+        now_s = _clock.monotonic_s()
+        if now_s - self._noted_s >= _PROGRESS_EVERY_S and not wants_json():
+            self._noted_s = now_s
+            note(f"{remaining} of {pages} pages left")
+
+    def _is_cancelled(self) -> bool:
+        try:
+            line = self._dialogue.poll_line()
+        except NotRunning:  # killed; our snapshot of its database is as good as before
+            return False
+        return line is not None and bool(line.get("cancel"))
+
+    def _tell_copied(self) -> None:
+        try:
+            self._dialogue.send_line(copied=True)
+        except NotRunning:
+            return  # the copy is whole, and nobody waits for it
+
+
+def _check_made(target: Path) -> None:
+    """Look at the target under its name: the answer must be true for whoever reads it."""
+    contents = bundle.read_contents(target)
+    for name, entry in contents.files.items():
+        if (target / name).stat().st_size != entry.size_bytes:
+            raise BackupInvalid(f"{target / name} is not there as it was written")
+
+
+def _record(db_path: Path, report: BackupReport) -> None:
+    record = BackupRecord(
+        _clock.wall_ns() // _NS_PER_S, report.duration_s, report.target, report.seq,
+        report.size_bytes,
+    )
+    try:
+        write_record(db_path, record)
+    except OSError as ex:
+        note(f"warning: the backup is good, but the server will not know of it: {ex}")
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that nothing half made stays."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

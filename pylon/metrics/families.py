@@ -227,6 +227,16 @@ BACKUP_LAST_SUCCESS: Final = Gauge(
 BACKUP_DURATION: Final = Gauge(
     "pylon_backup_duration_seconds", "How long the last good backup took.", registry=SUPERVISOR,
 )
+BACKUP_BYTES: Final = Gauge(
+    "pylon_backup_size_bytes", "Size of the last good backup.", registry=SUPERVISOR,
+)
+BACKUP_RUNNING: Final = Gauge(
+    "pylon_backup_running", "Backups that are being made.", registry=SUPERVISOR,
+)
+BACKUPS: Final = Counter(
+    "pylon_backups_total", "Backups of the running server, by result.", ("result",),
+    registry=SUPERVISOR,
+)
 
 # --- Shards workers --------------------------------------------------------------------------
 
@@ -297,7 +307,8 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "WRITE_QUEUE_DEPTH", "COMMIT", "BATCH_SIZE", "DOCUMENTS_DECODED",
     "DOCUMENTS_DECODED_BYTES", "DOCUMENT_MERGE", "WAL_BYTES", "CHECKPOINT", "WORKER_RESTARTS",
     "WORKERS_READY", "ROOMS", "ROOM_MEMBERS", "ROOM_EVENTS", "BACKUP_LAST_SUCCESS",
-    "BACKUP_DURATION", "SHARDS", "SHARD_SUBSCRIBERS", "SHARD_TICKS", "SHARD_LATENESS",
+    "BACKUP_DURATION", "BACKUP_BYTES", "BACKUP_RUNNING", "BACKUPS",
+    "SHARDS", "SHARD_SUBSCRIBERS", "SHARD_TICKS", "SHARD_LATENESS",
     "SHARD_TICK", "SHARD_INPUTS", "SHARD_INPUTS_REJECTED", "SHARD_FRAMES", "SHARD_STOPS",
     "BUS_MESSAGES", "BUS_DROPPED", "BUS_IN_FLIGHT",
 ]

@@ -1,0 +1,125 @@
+"""Backups of the running server: `pylonctl` copies, the supervisor keeps the record.
+
+`pylonctl backup` copies the database in its own process, so that any folder that its caller may
+write to is a target, whatever sandbox the server runs in. It holds a dialogue meanwhile:
+
+    pylonctl     {"cmd": "backup"}
+    supervisor   {"manifest": PATH}        the copy may begin
+    supervisor   {"cancel": true}          only if the server ends while the database is read
+    pylonctl     {"copied": true}          the database is no longer read
+    pylonctl     {"report": {...}}         the bundle is in its place
+    supervisor   {"recorded": true, "done": true}
+
+Invariants: one backup at a time; a drain flushes the WAL only after the copy has ended or has
+been given up (`end_copy`). Metrics: `pylon_backups_total`, `pylon_backup_running`, the time and
+duration of the last good one, which `pylon.backup.record` keeps over restarts. Called by the
+threads of `supervisor.control` and by `supervisor.drain`.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from pylon import log, metrics
+from pylon.backup.record import BackupRecord, read_record, write_record
+from pylon.clock import Clock
+from pylon.errors import InvalidData, Unavailable
+from supervisor.control import ClientLeft, Dialogue, Line
+
+_log = log.get_logger("backups")
+_POLL_S: Final = 0.1
+_NS_PER_S: Final = 1_000_000_000
+
+
+class _Report(msgspec.Struct, frozen=True):
+    """The part of `BackupReport` that is kept."""
+
+    target: str
+    seq: int
+    size_bytes: int
+    duration_s: float
+
+
+class Backups:
+    """`converse` is the dialogue of the command ``backup``."""
+
+    def __init__(self, db_path: Path, manifest: Path, clock: Clock) -> None:
+        self._db_path = db_path
+        self._manifest = manifest
+        self._clock = clock
+        self._one = threading.Lock()
+        self._ending = threading.Event()
+        self._copied = threading.Event()
+        self._copied.set()
+        self._copier_pid = 0
+        self._show(read_record(db_path))
+
+    def converse(self, _request: Line, talk: Dialogue) -> Line:
+        """Accompany one backup."""
+        if not self._one.acquire(blocking=False):
+            raise Unavailable("Another backup is being made")
+        report: _Report | None = None
+        try:
+            self._copier_pid = talk.peer_pid
+            self._copied.clear()
+            if self._ending.is_set():
+                raise Unavailable("The server is stopping")
+            metrics.BACKUP_RUNNING.set(1)
+            report = self._accompany(talk)
+        except ClientLeft:
+            _log.warning("backup.abandoned", pid=self._copier_pid,
+                         hint="pylonctl ended before the bundle was complete; it says why")
+        finally:
+            self._copied.set()
+            metrics.BACKUP_RUNNING.set(0)
+            metrics.BACKUPS.labels("ok" if report is not None else "failed").inc()
+            self._one.release()
+        if report is not None:
+            self._keep(report)
+        return {"recorded": report is not None}
+
+    def end_copy(self, wait_s: float) -> int | None:
+        """Let no backup read the database any more; the pid of one that does not give up."""
+        self._ending.set()
+        return None if self._copied.wait(wait_s) else self._copier_pid
+
+    def _accompany(self, talk: Dialogue) -> _Report:
+        talk.say({"manifest": str(self._manifest)})
+        told = False
+        while True:
+            line = talk.hear(_POLL_S)
+            if line is None:
+                if self._ending.is_set() and not told and not self._copied.is_set():
+                    told = True
+                    talk.say({"cancel": True})
+            elif line.get("copied"):
+                self._copied.set()
+            elif "report" in line:
+                try:
+                    return msgspec.convert(line["report"], _Report)
+                except msgspec.ValidationError as ex:
+                    raise InvalidData(f"report: {ex}") from ex
+            else:
+                raise InvalidData(f"Unknown line {line!r}; known: copied, report")
+
+    def _keep(self, report: _Report) -> None:
+        record = BackupRecord(
+            self._clock.wall_ns() // _NS_PER_S, report.duration_s, report.target, report.seq,
+            report.size_bytes,
+        )
+        self._show(record)
+        try:
+            write_record(self._db_path, record)
+        except OSError as ex:
+            _log.warning("backup.not_recorded", error=str(ex),
+                         hint="the backup is good; after a restart its time is not known")
+
+    def _show(self, record: BackupRecord | None) -> None:
+        if record is not None:
+            metrics.BACKUP_LAST_SUCCESS.set(record.at_s)
+            metrics.BACKUP_DURATION.set(record.duration_s)
+            metrics.BACKUP_BYTES.set(record.size_bytes)

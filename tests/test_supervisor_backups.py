@@ -1,0 +1,213 @@
+"""Backups of a running server: the caller copies, and the supervisor's end does not wait long."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import apsw
+import pytest
+
+from pylon.backup.record import read_record
+from pylon.backup.verify import verify_backup
+from pylon.cli.backup import _Copy
+from pylon.control import ControlDialogue
+from pylon.errors import Unavailable
+from supervisor.readers import find_readers
+from tests.support.server import wait_until
+from tests.test_supervisor import Supervised
+
+pytestmark = pytest.mark.processes
+
+Maker = Callable[..., Supervised]
+AT = "pylon_backup_last_success_timestamp_seconds"
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Maker]:
+    made: list[Supervised] = []
+
+    def maker(name: str = "a", **env: str) -> Supervised:
+        made.append(Supervised(tmp_path / name, **env))
+        return made[-1]
+
+    yield maker
+    for supervised in made:
+        if supervised.process is not None and supervised.process.poll() is None:
+            supervised.process.kill()
+            supervised.process.wait()
+
+
+def run_backup(it: Supervised, target: Path, *prefix: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*prefix, sys.executable, "-m", "pylon.cli.main", "backup", str(target)],
+        env=it.env, cwd=it.folder, capture_output=True, text=True, timeout=60, check=False,
+    )
+
+
+def value_of(it: Supervised, name: str) -> float:
+    page = it.control.ask("metrics", format="text")["body"]
+    (line,) = [line for line in page.splitlines() if line.startswith(f"{name} ")]
+    return float(line.split()[1])
+
+
+def test_backup_reaches_a_folder_that_only_its_caller_sees(make: Maker, tmp_path: Path) -> None:
+    it = make().start()
+    hidden, kept = tmp_path / "hidden", tmp_path / "kept"
+    hidden.mkdir()
+    # In a mount namespace of its own, as the server has one under PrivateTmp=yes.
+    script = f'mount -t tmpfs none {hidden}; "$@" || exit; cp -a {hidden}/bundle {kept}'
+    unshare = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    if subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this machine allows no mount namespaces")
+    done = run_backup(it, hidden / "bundle", *unshare, "sh", "-ec", script, "sh")
+    assert done.returncode == 0, done.stderr
+    assert verify_backup(kept).seq == it.status()["head_seq"]
+    assert (kept.stat().st_mode & 0o777, (kept / "pylon.db").stat().st_mode & 0o777) == (
+        0o700, 0o600)
+    assert not list(hidden.iterdir()), "the server wrote nothing there either"
+    assert it.end() == 0
+
+
+def test_last_success_survives_a_restart(make: Maker, tmp_path: Path) -> None:
+    it = make().start()
+    assert value_of(it, AT) == 0
+    assert run_backup(it, tmp_path / "one").returncode == 0
+    at_s = value_of(it, AT)
+    assert at_s > 1_600_000_000
+    assert it.end() == 0
+    it.start()
+    assert value_of(it, AT) == at_s
+    refused = run_backup(it, tmp_path / "one")
+    assert (refused.returncode, "not an empty folder" in refused.stderr) == (1, True)
+    page = it.control.ask("metrics", format="text")["body"]
+    assert 'pylon_backups_total{result="failed"} 1' in page.splitlines()
+    assert it.end() == 0
+
+
+def test_backup_of_a_stopped_server_is_known_after_its_start(make: Maker, tmp_path: Path) -> None:
+    it = make().start()
+    assert it.end() == 0
+    assert run_backup(it, tmp_path / "one").returncode == 0
+    record = read_record(it.db_path)
+    assert record is not None and record.target == str(tmp_path / "one")
+    it.start()
+    assert value_of(it, AT) == record.at_s
+    assert it.end() == 0
+
+
+def test_one_backup_at_a_time(make: Maker, tmp_path: Path) -> None:
+    it = make().start()
+    with it.control.open_dialogue("backup") as first:
+        assert "manifest" in first.receive_line()
+        second = run_backup(it, tmp_path / "b")
+        assert (second.returncode, "Another backup" in second.stderr) == (69, True)
+    assert run_backup(it, tmp_path / "b").returncode == 0
+    assert it.end() == 0
+
+
+class HaltedCopy(_Copy):
+    """A copy that stands still in its first step until something comes from the server."""
+
+    def __init__(self, dialogue: ControlDialogue, db_path: Path) -> None:
+        super().__init__(dialogue, db_path)
+        self.reading = threading.Event()
+
+    def _note_progress(self, remaining: int, pages: int) -> None:
+        self.reading.set()
+        wait_until("cancelled", self._is_cancelled)
+        raise Unavailable("cancelled")
+
+
+def test_sigterm_cancels_a_backup_and_empties_the_wal(make: Maker, tmp_path: Path) -> None:
+    it = make().start()
+    wal = it.db_path.with_name(it.db_path.name + "-wal")
+    assert wal.stat().st_size > 0
+    failures: list[Exception] = []
+    dialogue = it.control.open_dialogue("backup")
+    copy = HaltedCopy(dialogue, it.db_path)
+
+    def run() -> None:
+        try:
+            with dialogue:
+                copy.make(tmp_path / "bundles" / "one")
+        except Unavailable as ex:
+            failures.append(ex)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert copy.reading.wait(20)
+    assert it.end() == 0
+    thread.join()
+    assert it.events("drain")[-2]["wal_truncated"]
+    assert len(failures) == 1
+    assert list((tmp_path / "bundles").iterdir()) == [], "no temporary folder stays"
+    assert not wal.exists() or wal.stat().st_size == 0
+
+
+def test_a_backup_that_has_copied_outlives_the_server(make: Maker, tmp_path: Path) -> None:
+    it = make().start()
+
+    class EndsServer(_Copy):
+        def _tell_copied(self) -> None:
+            super()._tell_copied()
+            assert it.end() == 0
+
+    with it.control.open_dialogue("backup") as dialogue:
+        report = EndsServer(dialogue, it.db_path).make(tmp_path / "one")
+    assert verify_backup(tmp_path / "one").seq == report.seq
+    record = read_record(it.db_path)
+    assert record is not None and record.seq == report.seq
+
+
+def test_a_reader_that_stays_is_named_and_the_exit_code_is_75(make: Maker) -> None:
+    it = make(LIMIT_FLUSH_PATIENCE_S="0.1").start()
+    conn = apsw.Connection(str(it.db_path))
+    conn.execute("BEGIN; SELECT count(*) FROM sqlite_schema").fetchall()
+    assert it.end() == 75
+    (event,) = it.events("drain.wal_held")
+    assert len(event["readers"]) == 1
+    assert event["readers"][0].startswith(f"pid {os.getpid()} (")
+    conn.close()
+    it.start()
+    assert it.end() == 0
+
+
+def test_readers_are_found_by_their_transactions(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    conn = apsw.Connection(str(path))
+    conn.execute("PRAGMA journal_mode = WAL").fetchall()
+    conn.execute("CREATE TABLE t (n)")
+    assert find_readers(path) == []
+    conn.execute("BEGIN; SELECT * FROM t").fetchall()
+    assert [reader.pid for reader in find_readers(path)] == [os.getpid()]
+    conn.execute("COMMIT")
+    assert find_readers(path) == []
+    conn.close()
+    assert find_readers(tmp_path / "none.db") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_pylonctl_ended_by_a_signal_leaves_nothing_half_made(
+    make: Maker, tmp_path: Path, number: signal.Signals
+) -> None:
+    it = make().start()
+    target = tmp_path / "bundles" / "one"
+    code = (
+        "import sys, time, pylon.backup.create as create; from pylon.cli.main import main\n"
+        "create.bundle.check_integrity = lambda conn: time.sleep(60)\n"
+        "main(sys.argv[1:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "backup", str(target)], env=it.env, cwd=it.folder,
+    )
+    wait_until("it copies", lambda: list(tmp_path.glob("bundles/one.tmp-*/pylon.db")))
+    process.send_signal(number)
+    assert process.wait(20) == 128 + number
+    assert list((tmp_path / "bundles").iterdir()) == []
+    assert it.end() == 0
