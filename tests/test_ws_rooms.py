@@ -5,82 +5,18 @@ The rooms' thread is the test's own, so that it can lose news."""
 from __future__ import annotations
 
 import json
-import queue
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pylon import limits
-from pylon.bus.rooms_messages import (
-    JoinRoom,
-    LeaveRoom,
-    Relay,
-    RoomCommand,
-    RoomRequest,
-    SetPresence,
-)
-from pylon.bus.rooms_port import RoomsPort
-from pylon.clock import SystemClock
-from pylon.rooms.desk import Desk
+from pylon.bus.rooms_messages import JoinRoom, LeaveRoom, SetPresence
 from tests.hub_kit import Stage, Worker, WsClient, until
+from tests.rooms_kit import Keeper
 
 pytestmark = pytest.mark.processes
-
-
-class Keeper:
-    """Keeps rooms, and publishes or loses news when it is told to."""
-
-    def __init__(self, stage: Stage) -> None:
-        self.desk = Desk(SystemClock(), "g")
-        self._port = RoomsPort(stage.runtime)
-        self._jobs: queue.Queue[tuple[Callable[[], None], threading.Event]] = queue.Queue()
-        self.relays: list[int] = []  # how many each message had
-        self._ended = False
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._ended:
-            for peer, requests in self._port.receive(0.01):
-                self._port.reply(peer, self.desk.apply(peer, requests))
-                self.relays.append(sum(isinstance(r.command, Relay) for r in requests))
-            while not self._jobs.empty():
-                job, done = self._jobs.get()
-                job()
-                done.set()
-        self._port.close()
-
-    def do(self, job: Callable[[], None]) -> None:
-        done = threading.Event()
-        self._jobs.put((job, done))
-        assert done.wait(20)
-
-    def ask(self, *commands: RoomCommand) -> None:
-        def job() -> None:
-            for reply in self.desk.apply(b"r1-http", [RoomRequest(1, c) for c in commands]):
-                assert reply.error is None
-
-        self.do(job)
-
-    def publish(self) -> None:
-        def job() -> None:
-            for news in self.desk.news():
-                self._port.publish(news)
-
-        self.do(job)
-
-    def lose(self) -> None:
-        def job() -> None:
-            assert list(self.desk.news())
-
-        self.do(job)
-
-    def close(self) -> None:
-        self._ended = True
-        self._thread.join()
 
 
 @pytest.fixture

@@ -2,14 +2,17 @@
 
 ``room-subscribe`` of a member is answered with a `room-snapshot`, after which the socket gets
 every `room-update` of the room; ``room-unsubscribe`` ends that. A ``presence`` or ``topic``
-message with a room is passed on, with `from`, to all sockets that have subscribed to it, those
-of other workers too; one without a room goes nowhere, or with PYLON_WS_UNSCOPED_PRESENCE to
-every client there is, and so does the news of every disconnect.
+message with a room goes to all sockets that have subscribed to it, those of other workers too.
+One without a room goes nowhere, or with PYLON_WS_UNSCOPED_PRESENCE to every client there is; so
+does the news of every disconnect.
 
 The rooms themselves are in the supervisor (`supervisor.rooms`). A tick's news of a room are
-framed once here and leave in one write for each socket. Invariants: a socket gets all news
-after its snapshot and none before it; what came while the snapshot was on the way waits for it.
-When news are missed (ZeroMQ drops them for a slow worker) all subscribers get new snapshots.
+framed once here and leave in one write for each socket.
+
+Invariants: a relayed message has the members of its type and `from`, and no other, because
+published clients take any message with `seq`, `entity` and `kind` for a change. A socket gets all
+news after its snapshot and none before it; what came while the snapshot was on the way waits for
+it. When news are missed (ZeroMQ drops them for a slow worker) all subscribers get new snapshots.
 """
 
 from __future__ import annotations
@@ -34,13 +37,14 @@ from pylon.bus.rooms_messages import (
     Subscribe,
     Unsubscribe,
 )
-from pylon.errors import LimitExceeded, MissingRoom, NotInRoom, Unavailable
+from pylon.errors import InvalidData, LimitExceeded, MissingRoom, NotInRoom, Unavailable
 from workers.hub.connection import Connection
 from workers.hub.hub import Hub
 from workers.ws import frames
 
 _SUBSCRIBE: Final = "room-subscribe"
 _UNSUBSCRIBE: Final = "room-unsubscribe"
+_NAME_MEMBER: Final = {"presence": "event", "topic": "topic"}
 _JSON_SLACK_BYTES: Final = 2_048  # for type, room, topic and from around a message's data
 
 _log = log.get_logger("rooms")
@@ -119,7 +123,7 @@ class Rooms:
         """Answer one message.
 
         Raises:
-            MissingRoom, NotInRoom, LimitExceeded, Unavailable.
+            MissingRoom, NotInRoom, InvalidData, LimitExceeded, Unavailable.
         """
         kind = message["type"]
         if kind not in (_SUBSCRIBE, _UNSUBSCRIBE):
@@ -166,7 +170,7 @@ class Rooms:
             return
         if room is not None and not isinstance(room, str):
             raise MissingRoom("room must be a text")
-        text = msgspec.json.encode({**message, "from": user_id})
+        text = _relayed(message, room, user_id)
         if len(text) > limits.ROOM_DATA_BYTES + _JSON_SLACK_BYTES:
             raise LimitExceeded(
                 f"The message is too large to pass on (limit {limits.ROOM_DATA_BYTES} bytes)"
@@ -335,6 +339,32 @@ class Rooms:
         if not rooms:
             del self._rooms_of[connection]
         return True
+
+
+def _relayed(message: dict[str, Any], room: str | None, user_id: str) -> bytes:
+    """What receivers get of a `presence` or `topic` message: its known members, with `from`.
+
+    Raises:
+        InvalidData, LimitExceeded: the name in it is no text, or too long.
+    """
+    kind: str = message["type"]
+    told: dict[str, Any] = {"type": kind}
+    if room is not None:
+        told["room"] = room
+    name = _NAME_MEMBER[kind]
+    if name in message:
+        value = message[name]
+        if not isinstance(value, str):
+            raise InvalidData(f"{name} must be a text", hint="Data of the app go under `data`")
+        if len(value) > limits.ROOM_TOPIC_CHARS:
+            raise LimitExceeded(
+                f"{name} has {len(value)} characters (limit {limits.ROOM_TOPIC_CHARS})"
+            )
+        told[name] = value
+    if "data" in message:
+        told["data"] = message["data"]
+    told["from"] = user_id
+    return msgspec.json.encode(told)
 
 
 def _disconnected(connection: Connection) -> bytes:

@@ -1,0 +1,154 @@
+"""B3: nothing that a client says reaches others as a change.
+
+Published clients take any message with `seq`, `entity` and `kind` for a change
+(spec/realtime.md §1.1), so no relayed message may have a member that its sender chose freely.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pylon.bus.rooms_messages import JoinRoom, RoomRequest, Subscribe
+from pylon.errors import PylonError
+from tests.hub_kit import Stage, WsClient, until
+from tests.rooms_kit import Keeper
+from tests.support.manifests import notes_app
+from tests.support_writer import DeskRooms, running
+from workers.ws.rooms import _relayed
+
+CHANGE: Final = {
+    "seq": 9_007_199_254_740_000, "entity": "Public", "kind": "insert", "row_id": "x",
+    "timestamp": "1Z", "op": "insert", "rowId": "x", "cursor": {"last_seq": 10**15},
+}
+FORGED: Final = [
+    {"type": "presence", "event": "update", "data": {"id": "x"}, **CHANGE},
+    {"type": "topic", "topic": "t", "data": {"id": "x"}, **CHANGE},
+    {"type": "presence", **CHANGE},
+    {"type": "topic", "members": [], "action": "leave", "member": {"user_id": "bob"}, **CHANGE},
+    {"type": "presence", "clientId": 1, "sub_id": "s", "from": "bob", **CHANGE},
+]
+
+
+def is_change(message: dict[str, Any]) -> bool:
+    """As published clients judge it."""
+    return bool(message.get("seq") and message.get("entity") and message.get("kind"))
+
+
+def assert_is_harmless(message: dict[str, Any], sender: str) -> None:
+    assert not is_change(message), message
+    assert message.keys() <= {"type", "room", "event", "topic", "data", "from"}, message
+    assert message["from"] == sender
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    made = Stage(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def keeper(stage: Stage) -> Iterator[Keeper]:
+    made = Keeper(stage)
+    yield made
+    made.close()
+
+
+def say(client: WsClient, message: dict[str, Any]) -> None:
+    client.say(1, json.dumps(message).encode())
+
+
+@pytest.mark.processes
+def test_a_member_cannot_forge_a_change_in_a_room(stage: Stage, keeper: Keeper) -> None:
+    worker = stage.start("ws", PYLON_SOCKETS_PER_IP="0")
+    clients = []
+    for user in ("bob", "eve"):
+        keeper.ask(JoinRoom("r", user, b"null"))
+        client = WsClient(worker.port, token=stage.login(user)[0])
+        say(client, {"type": "room-subscribe", "room": "r"})
+        assert client.text()["type"] == "room-snapshot"
+        clients.append(client)
+    keeper.publish()
+    bob, eve = clients
+    assert bob.text()["action"] == "join"
+    for message in FORGED:
+        say(eve, {**message, "room": "r"})
+    until(lambda: sum(keeper.relays) == len(FORGED), "all have been passed on")
+    keeper.publish()
+    heard = [bob.text() for _ in FORGED]
+    for message, said in zip(heard, FORGED, strict=True):
+        assert_is_harmless(message, "eve")
+        assert message["type"] == said["type"]
+        assert message.get("data") == said.get("data"), "data of the app arrive"
+    stage.write(stage.insert("Public", text="real"))
+    assert bob.text()["data"]["text"] == "real", "the stream of changes goes on"
+
+
+@pytest.mark.processes
+def test_a_client_cannot_forge_a_change_for_everybody(stage: Stage, keeper: Keeper) -> None:
+    worker = stage.start("ws", PYLON_SOCKETS_PER_IP="0", PYLON_WS_UNSCOPED_PRESENCE="1")
+    bob, nobody = WsClient(worker.port, token=stage.login("bob")[0]), WsClient(worker.port)
+    eve = WsClient(worker.port, token=stage.login("eve")[0])
+    for message in FORGED:
+        say(eve, message)
+    until(lambda: sum(keeper.relays) == len(FORGED), "all have been passed on")
+    keeper.publish()
+    for client in (bob, nobody):
+        for _ in FORGED:
+            assert_is_harmless(client.text(), "eve")
+
+
+def test_a_room_over_http_relays_known_members_only(tmp_path: Path) -> None:
+    with running(tmp_path, notes_app(), {}) as server:
+        token = server.guest()
+        rooms = server.services.rooms
+        assert isinstance(rooms, DeskRooms)
+        desk = rooms.desk
+        desk.apply(b"r1-ws", [
+            RoomRequest(1, JoinRoom("r", "bob", b"null")), RoomRequest(2, Subscribe("r", "bob", 1)),
+        ])
+        body = {"room": "r", "topic": "t", "data": CHANGE, "payload": CHANGE, **CHANGE}
+        for verb in ("join", "presence", "broadcast", "leave"):
+            assert server.call("POST", f"/api/rooms/{verb}", body, token).status_code == 200
+            for news in desk.news():
+                for text in (text for tick in news.ticks for text in tick.texts):
+                    message = json.loads(text)
+                    assert not is_change(message)
+                    assert message.keys() <= {"type", "room", "action", "member", "data", "members"}
+
+
+TEXTS: Final = st.text(max_size=5)
+JSON_VALUE: Final = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=8,
+)
+MEMBER: Final = st.sampled_from([*CHANGE, "event", "topic", "data", "room", "from", "type"])
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(MEMBER | TEXTS, JSON_VALUE, max_size=8), st.sampled_from(["presence", "topic"]),
+    st.none() | TEXTS, TEXTS,
+)
+def test_no_message_is_relayed_with_other_members(
+    message: dict[str, Any], kind: str, room: str | None, user: str
+) -> None:
+    message = {**message, "type": kind}
+    try:
+        told = json.loads(_relayed(message, room, user))
+    except PylonError:
+        assert not isinstance(message["event" if kind == "presence" else "topic"], str)
+        return
+    assert_is_harmless(told, user)
+    assert (told["type"], told.get("room")) == (kind, room)
+    assert isinstance(told.get("event", ""), str)
+    assert isinstance(told.get("topic", ""), str)
+    assert told.get("data") == message.get("data")
