@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from pylon.config import SETTINGS, load, parse_dotenv
 from pylon.manifest.load import load_manifest
 from pylon.values import EntityCodec
 from tests.support.nginx import moved
-from tests.support.server import free_base_port
+from tests.support.server import free_base_port, wait_until
 
 ROOT = Path(__file__).parent.parent
 UNITS = sorted((ROOT / "systemd").iterdir())
@@ -80,6 +82,49 @@ def test_nginx_accepts_the_configuration(program: Program, tmp_path: Path) -> No
     )
     done = run(nginx, "-t", "-c", str(conf), "-p", str(tmp_path))
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.processes
+def test_nginx_logs_no_query_string_of_a_socket(program: Program, tmp_path: Path) -> None:
+    """Nobody is there behind nginx, so that it has errors to log too."""
+    nginx = program("nginx", "nginx-light")
+    port, nobody = free_base_port(), free_base_port()
+    shipped = tmp_path / "pylon.conf"
+    shipped.write_text(moved(port, nobody, logs=tmp_path))
+    conf = tmp_path / "nginx.conf"
+    conf.write_text(
+        f"pid {tmp_path}/nginx.pid; error_log {tmp_path}/error.log; daemon off;\n"
+        f"master_process off; events {{ worker_connections 64; }}\n"
+        f"http {{ include {shipped}; }}\n"
+    )
+    process = subprocess.Popen([nginx, "-c", str(conf), "-p", str(tmp_path)])
+    upgrade = {"Upgrade": "websocket", "Connection": "Upgrade"}
+    paths = ["/ws", "/", "/events", "/shards", "/api/sync/ws", "/api/shards/ws",
+             "/api/shards/counter:1/connect"]
+    try:
+        wait_until("nginx listens", lambda: is_listening(port))
+        for path in paths:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection.request("GET", f"{path}?token=a-secret&seat=a-secret", headers={
+                **upgrade, "Referer": "https://app.example.com/page?token=a-secret#a-secret",
+            })
+            assert connection.getresponse().status == 502
+            connection.close()
+        access_log = tmp_path / "access.log"
+        wait_until("all are logged", lambda: access_log.read_text().count("\n") == len(paths))
+    finally:
+        process.terminate()
+        process.wait(10)
+    for path, line in zip(paths, access_log.read_text().splitlines(), strict=True):
+        assert f'"GET {path} HTTP/1.1" 502 ' in line
+        assert '"https://app.example.com/page"' in line
+    for log in (access_log, tmp_path / "error.log"):
+        assert "a-secret" not in log.read_text()
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_the_example_seed_fits_its_manifest_and_its_env_file_is_made_of_settings() -> None:
