@@ -201,6 +201,19 @@ def test_an_index_is_built_anew_for_another_config_and_goes_with_it(path: Path) 
     assert checked(path, MANIFEST).problems == ()
 
 
+def test_an_index_of_another_tokenizer_is_built_anew_by_a_start(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("pylon.schema.search.TOKENIZER", "unicode61 remove_diacritics 2")
+        engine = open_pages(path)
+        apply(engine, page(1, title="สวัสดี"))
+        engine.close()
+        assert found(path, "สวัส") == [], "its words end at each mark"
+    open_pages(path).close()
+    assert found(path, "สวัส") == [1]
+
+
 def test_what_another_server_left_or_did_is_made_good(path: Path) -> None:
     damage(
         path,
