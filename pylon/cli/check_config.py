@@ -1,7 +1,7 @@
 """`pylonctl check-config`: everything that would stop a start, all of it at once.
 
-Settings, manifest and its policies, the import of the app, ports, the data directory. The unit
-in `systemd/` runs it before the start.
+Settings, manifest and its policies, the import of the app, ports, the data directory. For people
+and deploy scripts: a start checks the same itself.
 """
 
 from __future__ import annotations
