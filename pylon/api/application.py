@@ -1,8 +1,9 @@
 """The falcon app: routes, the gate, error answers.
 
-`make_app` is called once in each HTTP worker, after the fork. Routing is falcon's: segments are
-percent-decoded, HEAD answers like GET without the body, a known path with another method is 405
-with Allow, an unknown path 404, and OPTIONS is answered by the gate for any path.
+`make_app` is called once in each HTTP worker, after the fork. Routing is falcon's, by the path as
+it was sent (`routing`): segments are percent-decoded one by one, HEAD answers like GET without the
+body, a known path with another method is 405 with Allow, an unknown path 404, and OPTIONS is
+answered by the gate for any path.
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ from pylon.api import (
     system,
 )
 from pylon.api.gate import Gate
+from pylon.api.routing import RawPathRouter
 from pylon.api.services import Services
 from pylon.errors import PylonError
 
 
 def make_app(services: Services) -> falcon.App[falcon.Request, falcon.Response]:
     """Build the WSGI app of one process."""
-    app = falcon.App(middleware=[Gate(services)])
+    app = falcon.App(middleware=[Gate(services)], router=RawPathRouter())
     # Bodies are JSON whatever their content type says, and never form data (spec/http.md §3.0).
     app.req_options.auto_parse_form_urlencoded = False
     app.req_options.keep_blank_qs_values = True

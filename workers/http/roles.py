@@ -22,4 +22,7 @@ def role_of(request: Request) -> str | None:
     path: str = environ["PATH_INFO"]
     if environ.get("HTTP_UPGRADE", "").lower() == "websocket":
         return _UPGRADES.get(path)
-    return "shards" if path.startswith(SHARDS) and path.endswith(_STREAM) else None
+    if not (path.startswith(SHARDS) and path.endswith(_STREAM)):
+        return None
+    # The slash before the last segment may be one of a shard's id.
+    return "shards" if environ.get("pylon.raw_path", path).endswith(_STREAM) else None

@@ -1,0 +1,88 @@
+"""Ids with a slash, a space, ? or # in paths, percent-encoded as encodeURIComponent does (B47)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from pylon.bus.messages import OpenDocument
+from tests.document_kit import LoroClient
+from tests.support.wsgi import Lines, ask
+from tests.support_writer import ADMIN_TOKEN, Server, running
+from tests.test_api_crdt import app
+
+ADMIN = ("Authorization", f"Bearer {ADMIN_TOKEN}")
+IDS = ["a/b c?d#e", "/", "a/", "/a", "a//b", "a%2Fb", "ü/😀", "..", "a/../b", "a;b=c", "cursor/x"]
+NOTE = {"title": "t", "ownerId": "ada", "shared": True, "body": "hello"}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with running(tmp_path, app()) as made:
+        yield made
+
+
+def put(server: Server, *row_ids: str) -> None:
+    rows = [{"id": row_id, **NOTE} for row_id in row_ids]
+    answer = server.call("POST", "/api/import", {"entities": {"Note": rows}}, ADMIN_TOKEN)
+    assert answer.status_code == 200, answer.text
+
+
+def asked(server: Server, method: str, path: str, body: object = None) -> Lines:
+    raw = b"" if body is None else json.dumps(body).encode()
+    return ask(server, method, path, raw, [ADMIN])
+
+
+@pytest.mark.parametrize("row_id", IDS)
+def test_a_row_is_addressed_by_its_encoded_id(server: Server, row_id: str) -> None:
+    put(server, row_id, "other")
+    path = f"/api/entities/Note/{quote(row_id, safe='')}"
+    got = asked(server, "GET", path)
+    assert (got.status, json.loads(got.body)["id"]) == (200, row_id)
+    assert asked(server, "HEAD", path).status == 200
+    assert asked(server, "PATCH", path, {"title": "changed"}).status == 200
+    assert json.loads(asked(server, "GET", path).body)["title"] == "changed"
+    assert json.loads(asked(server, "GET", "/api/entities/Note/other").body)["title"] == "t"
+    assert asked(server, "DELETE", path).status == 200
+    assert asked(server, "GET", path).status == 404
+
+
+def test_small_letters_in_the_escape_mean_the_same(server: Server) -> None:
+    put(server, "a/b")
+    assert asked(server, "GET", "/api/entities/Note/a%2fb").status == 200
+
+
+def test_a_slash_that_is_not_encoded_is_another_path(server: Server) -> None:
+    put(server, "a/b")
+    assert asked(server, "GET", "/api/entities/Note/a/b").status == 404
+    # An encoded slash parts no segments: these are no entities.
+    assert asked(server, "GET", "/api/entities/Note%2Fa%2Fb").status == 404
+    assert asked(server, "GET", "/api%2Fentities%2FNote%2Fother").status == 404
+
+
+def test_documents_and_lookups_take_such_ids_too(server: Server) -> None:
+    put(server, "a/b")
+    server.writer.submit(OpenDocument("Note", "a/b"))
+    stored = server.services.store.point(lambda reader: reader.document("Note", "a/b"))
+    assert stored is not None
+    client = LoroClient(stored.snapshot, *stored.updates)
+    client.text("body").insert(5, " world")
+    pushed = asked(server, "POST", "/api/crdt/Note/a%2Fb", {"update": client.update().hex()})
+    assert pushed.status == 200
+    row = json.loads(asked(server, "GET", "/api/entities/Note/a%2Fb").body)
+    assert row["body"] == "hello world"
+    for path in ("/api/lookup/Note/id/a%2Fb", "/api/lookup/Note/id/a/b"):
+        assert asked(server, "GET", path).status == 200
+
+
+def test_rooms_and_shards_take_such_ids_too(server: Server) -> None:
+    joined = asked(server, "POST", "/api/rooms/join", {"room": "a/b"})
+    assert joined.status in (200, 201), joined.body
+    assert asked(server, "GET", "/api/rooms/a%2Fb").status == 200
+    missing = asked(server, "GET", "/api/shards/a%2Fb")
+    assert missing.status == 404
+    assert b"SHARD_NOT_FOUND" in missing.body
