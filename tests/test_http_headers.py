@@ -117,6 +117,35 @@ def test_304_has_the_etag_and_no_body(client: RawClient) -> None:
     assert client.send("GET", path).status == 200  # on the same connection: nothing was left over
 
 
+@pytest.mark.parametrize(("sent", "status"), [
+    (b"GET /" + b"p" * 9_000 + b" HTTP/1.1\r\n\r\n", 414),
+    (b"GET /health HTTP/1.1\r\nHost: h\r\nX: " + b"v" * 9_000 + b"\r\n\r\n", 431),
+    (b"GET /health HTTP/1.1\r\n\r\n", 400),
+    (b"POST /api/query/Item HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", 400),
+    (b"POST /api/query/Item HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\na00001\r\n",
+     413),
+    (b"POST /a HTTP/1.1\r\nHost: h\r\nExpect: else\r\n\r\n", 417),
+    (b"POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+    (b"GET / HTTP/3.0\r\n\r\n", 505),
+], ids=["414", "431", "no host", "bad chunk", "large chunk", "417", "501", "505"])
+def test_a_page_can_read_what_the_server_refuses_before_the_app(
+    served: PylonServer, client: RawClient, sent: bytes, status: int
+) -> None:
+    """B52: without CORS headers the page learns "CORS error" and no more."""
+    wanted = client.send("GET", "/api/auth/me").headers
+    refusing = RawClient(served.port)
+    answer = refusing.exchange(sent)
+    refusing.close()
+    assert answer.status == status
+    assert answer.json["error"]["code"]
+    for name, value in wanted.items():
+        if name.startswith(("access-control-", "x-")) and name not in OF_ONE_ANSWER:
+            assert answer.headers[name] == value
+    assert answer.headers["access-control-allow-origin"]
+    assert answer.headers["vary"] == "Origin"
+    assert answer.headers["cache-control"] == "no-store"
+
+
 def test_what_may_pass_says_when_to_try_again(served: PylonServer) -> None:
     """A drain: 503 with Retry-After, or a connection that is closed in order."""
     client = RawClient(served.port)

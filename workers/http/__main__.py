@@ -137,6 +137,7 @@ class HttpApplication(BaseApplication):  # type: ignore[misc]  # gunicorn has no
     def _start(self, worker: Any) -> None:
         if self._process is not None:
             worker.passing = self._process.passing
+            worker.lines_of_all = self._process.lines_of_all
             self._process.start(lambda: worker.alive, lambda: worker.open_connections)
 
     def _end(self, arbiter: Any, worker: Any) -> None:

@@ -23,6 +23,7 @@ CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 CLOSE: Final = b"connection: close\r\n"
 KEEP: Final = b"connection: keep-alive\r\n"  # said to clients of HTTP/1.0 only
 CHUNKED: Final = b"transfer-encoding: chunked\r\n"
+_RETRY_AFTER: Final = b"retry-after: 1\r\n"
 LAST_CHUNK: Final = b"0\r\n\r\n"
 
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -117,13 +118,20 @@ def chunk(part: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(part), part)
 
 
-def refusal(prefixes: Prefixes, refused: Refused, *, with_body: bool = True) -> bytes:
-    """The server's own answer to what it does not take; the connection ends with it."""
+def refusal(
+    prefixes: Prefixes, refused: Refused, lines_of_all: bytes, *, with_body: bool = True
+) -> bytes:
+    """The server's own answer to what it does not take; the connection ends with it.
+
+    Args:
+        lines_of_all: header lines that every answer has, so that a page can read this one too.
+    """
     status = f"{refused.status} {http.HTTPStatus(refused.status).phrase}"
     code = _CODES.get(refused.status, "INTERNAL" if refused.status == 500 else InvalidRequest.code)
     body = orjson.dumps({"error": {"code": code, "message": refused.message}})
-    return b"%bcontent-type: application/json\r\n%bcontent-length: %d\r\n\r\n%b" % (
-        prefixes.of(status), CLOSE, len(body), body if with_body else b""
+    again = _RETRY_AFTER if refused.status == 503 else b""
+    return b"%b%bcontent-type: application/json\r\n%b%bcontent-length: %d\r\n\r\n%b" % (
+        prefixes.of(status), lines_of_all, again, CLOSE, len(body), body if with_body else b""
     )
 
 

@@ -420,7 +420,7 @@ class Connection:
         self._closing = True
         self._may_read = self._starved = True
         try:
-            self._send(answer.refusal(self._loop.prefixes, refused, with_body=with_body))
+            self._send(self._loop.refusal(refused, with_body=with_body))
             if not self._outgoing and not self.closed:
                 self._end()
         except OSError:

@@ -36,10 +36,12 @@ from gevent.hub import get_hub
 from pylon import limits, log, metrics
 from pylon.bus.passing import SocketSender
 from pylon.descriptors import OUT_OF_RESOURCES, Room
+from workers.http import answer
 from workers.http.answer import Prefixes
 from workers.http.balance import HOLD_S, Share
 from workers.http.connection import Connection
 from workers.http.request import base_environ
+from workers.net.head import Refused
 
 epoll: Final = monkey.get_original("select", "epoll")  # gevent takes it away from `select`
 _EPOLLIN: Final = 0x001
@@ -63,7 +65,7 @@ class Loop:
 
     def __init__(
         self, app: App, listeners: Iterable[Any], number: int, workers: int,
-        passing: Mapping[str, SocketSender] | None = None,
+        passing: Mapping[str, SocketSender] | None = None, lines_of_all: bytes = b"",
     ) -> None:
         """
         Args:
@@ -72,6 +74,7 @@ class Loop:
             number: of this worker, from 1.
             workers: how many of those there are, this one included.
             passing: where connections go that are for other roles.
+            lines_of_all: header lines that the app gives all its answers.
         """
         self.app = app
         self.prefixes = Prefixes()
@@ -81,6 +84,7 @@ class Loop:
         self.outgoing_bytes = 0  # of answers that their clients have not made room for
         self._workers = workers
         self._passing = passing or {}
+        self._lines_of_all = lines_of_all
         self._share = Share(number, workers)
         self._held = False  # the next connection is left to the other workers
         self._hub = get_hub()
@@ -113,6 +117,10 @@ class Loop:
         self._share.report(len(self._connections))
         if self._paused and not self.draining:
             self._resume()
+
+    def refusal(self, refused: Refused, *, with_body: bool = True) -> bytes:
+        """The answer to a request that the app never sees."""
+        return answer.refusal(self.prefixes, refused, self._lines_of_all, with_body=with_body)
 
     def pass_on(self, role: str, sock: _socket.socket, data: bytes) -> bool:
         """Give a socket to a worker of `role`, which goes on with `data`; the caller closes it

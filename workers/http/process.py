@@ -33,6 +33,7 @@ from workers.http.tasting import Tasting
 _NOT_USED: Final = {"Runner": object, "create_task": object, "get_running_loop": object}
 with mentioning("http.cookiejar", Cookie=object), mentioning("asyncio", **_NOT_USED):
     from pylon.api.application import make_app
+    from pylon.api.gate import api_headers, header_lines
     from pylon.api.notes import NoteTeller
     from pylon.api.readiness import Readiness
     from pylon.api.services import Services
@@ -83,6 +84,7 @@ class HttpProcess:
             started_s=app.clock.monotonic_s(),
         )
         self.wsgi = make_app(self._services)
+        self.lines_of_all = header_lines(api_headers(app.config))
         self.passing = {
             role: SocketSender(runtime, role, app.config.workers_of(role))
             for role in ("ws", "shards")

@@ -131,8 +131,8 @@ class Door:
         return None
 
     def refusal(self, error: PylonError) -> bytes:
-        """See `workers.ws.protocol.refusal`."""
-        return protocol.refusal(error)
+        """See `workers.ws.protocol.refusal`; pages read event streams here, so CORS applies."""
+        return protocol.refusal(error, self._streams.cors)
 
     # --- The transports' side ------------------------------------------------------------
 

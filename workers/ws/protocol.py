@@ -103,12 +103,12 @@ class Handshakes:
         return cookie_value(request.field(b"cookie"), self.cookie_name)
 
 
-def refusal(error: PylonError) -> bytes:
-    """The answer to a request that is not let in."""
+def refusal(error: PylonError, more: answers.Headers = ()) -> bytes:
+    """The answer to a request that is not let in; `more`: headers that it has besides."""
     if isinstance(error, BadUpgrade):
         headers = (("Upgrade", "websocket"), ("Sec-WebSocket-Version", _VERSION))
-        return answers.refusal(error, headers, _UPGRADE_REQUIRED)
-    return answers.refusal(error)
+        return answers.refusal(error, (*headers, *more), _UPGRADE_REQUIRED)
+    return answers.refusal(error, more)
 
 
 def chosen_item(offered: str | None, prefix: str = _BEARER) -> str | None:
