@@ -58,9 +58,10 @@ def test_a_cookie_counts_only_without_a_bearer_and_from_our_pages(server: Server
     assert server.call("GET", "/api/auth/me", headers=cookie).json["user_id"] == "u1"
 
 
-def test_the_admin_token_works_as_a_cookie(server: Server) -> None:
+def test_the_admin_token_counts_in_the_header_only(server: Server) -> None:
     cookie = {"Cookie": f"My_App_session={ADMIN_TOKEN}"}
-    assert server.call("GET", "/api/auth/me", headers=cookie).json["is_admin"]
+    assert server.call("GET", "/api/auth/me", token=ADMIN_TOKEN).json["is_admin"]
+    assert not server.call("GET", "/api/auth/me", headers=cookie).json["is_admin"]
 
 
 def test_only_the_hash_of_a_token_leaves_the_worker(server: Server, tmp_path: Path) -> None:

@@ -58,6 +58,25 @@ def test_what_needs_no_check(method: str, origin: str | None, bearer: bool) -> N
     assert not allowed.any_origin
 
 
+@pytest.mark.parametrize("site", ["cross-site", "Cross-Site", " cross-site "])
+def test_a_cross_site_request_without_origin_and_referer_is_refused(site: str) -> None:
+    allowed = made(PRODUCTION)
+    with pytest.raises(CsrfRejected, match="Sec-Fetch-Site"):
+        allowed.check("POST", None, None, has_bearer=False, fetch_site=site)
+    with pytest.raises(CsrfRejected):
+        allowed.check("POST", None, "https://evil.example/", has_bearer=False, fetch_site=site)
+    page = "https://app.example.com"
+    allowed.check("POST", page, None, has_bearer=False, fetch_site=site)
+    allowed.check("POST", None, f"{page}/page", has_bearer=False, fetch_site=site)
+    allowed.check("POST", None, None, has_bearer=True, fetch_site=site)
+    allowed.check("GET", None, None, has_bearer=False, fetch_site=site)
+
+
+@pytest.mark.parametrize("site", [None, "same-origin", "same-site", "none"])
+def test_other_requests_that_name_no_page_pass(site: str | None) -> None:
+    made(PRODUCTION).check("POST", None, None, has_bearer=False, fetch_site=site)
+
+
 def test_in_dev_mode_every_origin_passes() -> None:
     allowed = made({"PYLON_DEV_MODE": "1", "PYLON_ADMIN_TOKEN": "x"})
     allowed.check("POST", "http://evil.example", None, has_bearer=False)

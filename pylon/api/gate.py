@@ -1,8 +1,9 @@
 """The gate: what happens before and after every request, whatever its route.
 
-Before: a request id (the client's, if it is sane), the answer to a CORS preflight, the CSRF
-check. After: the header sets (built once), `no-store` on API answers, metrics by route
-template, and a log line for what was slow or went wrong inside.
+Before: a request id (the client's, if it is sane), Set-Cookie lines that clear two session
+cookies which differ, the answer to a CORS preflight, the CSRF check. After: the header sets (built
+once), `no-store` on API answers, metrics by route template, and a log line for what was slow or
+went wrong inside.
 
 Probes (/health, /livez, /readyz) are not counted (spec/http.md §7).
 """
@@ -19,8 +20,10 @@ import falcon
 from pylon import limits, metrics
 from pylon.api.callers import address_of
 from pylon.api.services import Services
+from pylon.auth.cookies import has_conflict
 from pylon.auth.origin import SAFE_METHODS, cors_headers
 from pylon.auth.tokens import bearer_token
+from pylon.config import Config
 from pylon.log import get_logger
 from pylon.metrics.plain import Count, Distribution
 
@@ -50,9 +53,9 @@ class Gate:
         self._clock = services.app.clock
         self._random = services.app.random
         self._origins = services.origins
-        plain = (*SECURITY_HEADERS, *cors_headers(services.app.config))
-        self._plain_headers = plain
-        self._api_headers = (*plain, ("cache-control", "no-store"))
+        self._cookie = services.cookie
+        self._plain_headers = (*SECURITY_HEADERS, *cors_headers(services.app.config))
+        self._api_headers = api_headers(services.app.config)
         self._plain_lines = header_lines(self._plain_headers)
         self._api_lines = header_lines(self._api_headers)
         # Unique enough to find a request in a log, at no cost: eight digits of this process,
@@ -70,6 +73,10 @@ class Gate:
             context.request_id = given
         else:
             context.request_id = f"{self._ids_prefix}{next(self._ids) & 0xFFFFFFFF:08x}"
+        cookies = req.env.get("HTTP_COOKIE")
+        if cookies is not None and has_conflict(cookies, self._cookie.name):
+            for line in self._cookie.cleared_everywhere(req.env.get("HTTP_HOST"), req.path):
+                resp.append_header("set-cookie", line)  # before any that the resource sets
         method = req.method
         if method == "OPTIONS":
             resp.status = 204
@@ -81,6 +88,7 @@ class Gate:
                 env.get("HTTP_ORIGIN"),
                 env.get("HTTP_REFERER"),
                 has_bearer=bearer_token(env.get("HTTP_AUTHORIZATION")) is not None,
+                fetch_site=env.get("HTTP_SEC_FETCH_SITE"),
             )
 
     def process_response(
@@ -153,6 +161,11 @@ class _Counters:
         if known == method:  # methods that clients make up are not kept
             self._by_key[template, method, status] = children
         return children
+
+
+def api_headers(config: Config) -> tuple[tuple[str, str], ...]:
+    """The headers of every answer of the API, and of those that the HTTP server makes itself."""
+    return (*SECURITY_HEADERS, *cors_headers(config), ("cache-control", "no-store"))
 
 
 def header_lines(headers: Iterable[tuple[str, str]]) -> bytes:

@@ -2,8 +2,9 @@
 
 Invariants: nobody is remembered for longer than limits.CALLER_S after the session was read from
 the store, so that a revoked session is dead everywhere within a second even where the signal was
-lost; nor beyond the session's own end; and what stood for nobody is not remembered at all. At
-limits.CALLERS entries all are forgotten, and likewise with the first one that is looked up when
+lost; nor beyond the session's own end. What stood for nobody is not remembered at all. Nor is the
+admin, who costs no look-up: a cookie that holds the admin's token would find what a header left.
+At limits.CALLERS entries all are forgotten, and likewise with the first one that is looked up when
 the oldest have had their time. One for each process, used by `pylon.api.callers` and
 `workers.hub.reception`.
 """
@@ -15,7 +16,7 @@ from typing import Final, Generic, TypeVar
 
 from pylon import limits
 from pylon.auth.context import Caller
-from pylon.auth.sessions import NOBODY, count_again, resolve
+from pylon.auth.sessions import count_again, resolve
 from pylon.clock import Clock
 from pylon.config import Config
 from pylon.storage.contract import SessionRow, Store
@@ -51,7 +52,7 @@ class Callers(Generic[Carried]):
         known = self._known.get(carried)
         if known is None or known[1] <= self._clock.monotonic_s():
             return None
-        count_again(known[0])
+        count_again()
         return known[0]
 
     def look_up(self, carried: Carried, token: str | None) -> Caller:
@@ -75,7 +76,7 @@ class Callers(Generic[Carried]):
             return session
 
         caller = resolve(token, self._config, session_of, clock)
-        if caller is not NOBODY:
+        if caller.session_id is not None:
             if len(self._known) >= limits.CALLERS or now_s >= self._stale_s:
                 self._known.clear()
                 self._stale_s = now_s + limits.CALLER_S

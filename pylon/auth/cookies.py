@@ -3,6 +3,12 @@
 Invariants: it is HttpOnly always; Secure whenever it is SameSite=None, whatever the settings
 say. A browser gets it only on an answer to a request that carries an Origin header, so that
 scripts and native apps never hold an ambient credential they did not ask for (§3.11).
+
+Two session cookies that differ count as none. A neighbouring host can set one for the whole
+domain, or one for a longer path, and nothing in a request says which of them is ours; whichever
+a server takes, somebody can choose it. So the API clears both, and the user signs in again.
+
+Used by the API and by the handshakes of the socket workers.
 """
 
 from __future__ import annotations
@@ -11,11 +17,15 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from pylon.auth.tokens import CookieToken
 from pylon.config import Config
 from pylon.manifest.model import Manifest
 
 _NOT_IN_A_NAME: Final = re.compile(r"[^A-Za-z0-9\-_]")
 _LONGEST_S: Final = 34_560_000  # 400 days: what browsers cut longer lifetimes to
+_PATHS_CLEARED: Final = 4
+_DOMAINS_CLEARED: Final = 4
+_HOST_NAME: Final = re.compile(r"(?:[a-z0-9_\-]+\.)+[a-z][a-z0-9\-]*", re.IGNORECASE)
 _SAME_SITE: Final = {"lax": "Lax", "strict": "Strict", "none": "None"}
 
 
@@ -26,6 +36,8 @@ class SessionCookie:
     name: str
     attributes: str  # what follows the value, Max-Age excepted
     max_age_s: int
+    domain: str | None = None
+    flags: str = "HttpOnly"  # the attributes but Path and Domain
 
     def set(self, token: str) -> str:
         """The Set-Cookie value that stores a token."""
@@ -35,20 +47,45 @@ class SessionCookie:
         """The Set-Cookie value that makes a browser forget it."""
         return f"{self.name}=; {self.attributes}; Max-Age=0"
 
+    def cleared_everywhere(self, host: str | None, path: str) -> list[str]:
+        """The Set-Cookie values that make a browser forget every cookie of this name.
+
+        A browser forgets a cookie only by its own domain and path, and does not send those. So
+        each domain and each path is named that the cookies of this request can have.
+
+        Args:
+            host: the Host field.
+            path: of the request.
+        """
+        domains = [""]
+        name = (host or "").partition(":")[0].lower()
+        named = [] if self.domain is None else [self.domain.lstrip(".").lower()]
+        while _HOST_NAME.fullmatch(name):
+            named.append(name)
+            name = name.partition(".")[2]
+        domains += [f"; Domain={each}" for each in dict.fromkeys(named)]
+        steps = path.split("/")[1:_PATHS_CLEARED]
+        paths = ["/", *("/" + "/".join(steps[:n]) for n in range(1, len(steps) + 1))]
+        return [
+            f"{self.name}=; Path={each}{domain}; {self.flags}; Max-Age=0"
+            for domain in domains[:_DOMAINS_CLEARED + 1]
+            for each in dict.fromkeys(paths) if _is_plain_path(each)
+        ]
+
 
 def session_cookie(config: Config, manifest: Manifest) -> SessionCookie:
     """The cookie that the settings and the manifest ask for."""
-    parts = ["Path=/"]
-    if config.cookie_domain:
-        parts.append(f"Domain={config.cookie_domain}")
-    parts.append("HttpOnly")
+    flags = ["HttpOnly"]
     if config.cookie_secure or config.cookie_same_site == "none":
-        parts.append("Secure")
-    parts.append(f"SameSite={_SAME_SITE[config.cookie_same_site]}")
+        flags.append("Secure")
+    flags.append(f"SameSite={_SAME_SITE[config.cookie_same_site]}")
+    domain = [f"Domain={config.cookie_domain}"] if config.cookie_domain else []
     return SessionCookie(
         name=config.cookie_name or cookie_name(manifest.name),
-        attributes="; ".join(parts),
+        attributes="; ".join(["Path=/", *domain, *flags]),
         max_age_s=manifest.auth.session_expires_in_s or _LONGEST_S,
+        domain=config.cookie_domain or None,
+        flags="; ".join(flags),
     )
 
 
@@ -57,12 +94,32 @@ def cookie_name(app_name: str) -> str:
     return f"{_NOT_IN_A_NAME.sub('_', app_name) or 'pylon'}_session"
 
 
-def cookie_value(header: str | None, name: str) -> str | None:
-    """The value of the first cookie called `name` in a Cookie header, unquoted; or None."""
+def cookie_value(header: str | None, name: str) -> CookieToken | None:
+    """The value of the cookie called `name` in a Cookie header, unquoted.
+
+    None where there is no such cookie, and where there are two that differ.
+    """
+    values = _values(header, name)
+    return CookieToken(values[0]) if values and values.count(values[0]) == len(values) else None
+
+
+def has_conflict(header: str, name: str) -> bool:
+    """Whether a Cookie header holds two cookies called `name` that differ."""
+    if header.count(name) < 2:  # nearly always, and told at once
+        return False
+    return len(set(_values(header, name))) > 1
+
+
+def _values(header: str | None, name: str) -> list[str]:
     if not header:
-        return None
+        return []
+    values = []
     for pair in header.split(";"):
         key, separator, value = pair.partition("=")
         if separator and key.strip() == name:
-            return value.strip().strip('"')
-    return None
+            values.append(value.strip().strip('"'))
+    return values
+
+
+def _is_plain_path(path: str) -> bool:
+    return path.isascii() and path.isprintable() and ";" not in path

@@ -21,14 +21,16 @@ def client_address(peer: str, x_forwarded_for: str | None, hops: int) -> str:
         x_forwarded_for: the header, all its lines joined by commas; or None.
         hops: number of trusted proxies; with 0 the header is not looked at.
 
-    Where the header is missing, shorter than `hops` or not an address, the best that is known
-    is taken: the leftmost entry that a proxy of ours wrote, else the peer.
+    Where the header is missing, not an address, or shorter than `hops`, it is the peer's: a
+    request that has passed fewer proxies than there are came around them, and its client may have
+    written every entry.
     """
     if hops > 0 and x_forwarded_for:
-        entries = [entry.strip() for entry in x_forwarded_for.split(",")]
-        claimed = _normal(entries[max(len(entries) - hops, 0)])
-        if claimed is not None:
-            return claimed
+        entries = x_forwarded_for.split(",")
+        if len(entries) >= hops:
+            claimed = _normal(entries[-hops].strip())
+            if claimed is not None:
+                return claimed
     return _normal(peer) or peer
 
 

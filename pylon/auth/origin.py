@@ -3,7 +3,8 @@
 CORS (spec/http.md §4.5): one configured origin, never a reflected one. CSRF (§4.4): a
 state-changing request without a bearer token may ride on a cookie, so the page that it comes
 from must be on the list. A request that says nothing of its origin is not a browser's cross-site
-request and passes. In dev mode every origin passes.
+request and passes, unless Sec-Fetch-Site says that it is one: a browser leaves out Origin and
+Referer where a page or an extension makes it. In dev mode every origin passes.
 
 Built once for each process; used by the API and by the socket workers' handshakes.
 """
@@ -34,9 +35,13 @@ class Origins:
         return origin is not None and (self.any_origin or _normal(origin) in self.allowed)
 
     def check(
-        self, method: str, origin: str | None, referer: str | None, *, has_bearer: bool
+        self, method: str, origin: str | None, referer: str | None, *, has_bearer: bool,
+        fetch_site: str | None = None,
     ) -> None:
         """Pass, or raise.
+
+        Args:
+            fetch_site: the Sec-Fetch-Site header.
 
         Raises:
             CsrfRejected: a state-changing request from an origin that is not on the list.
@@ -45,7 +50,13 @@ class Origins:
             return
         if origin is None:
             if referer is None:
-                return
+                if fetch_site is None or fetch_site.strip().lower() != "cross-site":
+                    return
+                raise CsrfRejected(
+                    "CSRF gate rejected a cross-site request (Sec-Fetch-Site) that names neither "
+                    "Origin nor Referer — send one of them, from an origin in "
+                    "manifest.auth.trustedOrigins (or PYLON_CSRF_ORIGINS), or a bearer token"
+                )
             origin = origin_of(referer)
         if not self.allows(origin):
             raise CsrfRejected(

@@ -2,7 +2,7 @@
 
 Invariants: an unknown, malformed or expired token makes the caller anonymous, never an error.
 A session's lifetime is fixed when it is made and does not slide. No session makes an admin:
-only the admin token does.
+only the admin token does, and only outside of cookies.
 
 `resolve` is called for each request and each socket handshake; the writes (`PutSession`,
 `DropSession`) go through the writer like any other.
@@ -16,7 +16,13 @@ from typing import Final
 
 from pylon import metrics
 from pylon.auth.context import ADMIN, ANONYMOUS, AuthContext, Caller
-from pylon.auth.tokens import is_session_token, new_session_token, same_token, session_id_of
+from pylon.auth.tokens import (
+    CookieToken,
+    is_session_token,
+    new_session_token,
+    same_token,
+    session_id_of,
+)
 from pylon.bus.messages import PutSession
 from pylon.clock import Clock, RandomSource, SystemClock
 from pylon.config import Config
@@ -55,7 +61,7 @@ def resolve(
     """
     if not token:
         return NOBODY
-    if same_token(token, config.admin_token):
+    if not isinstance(token, CookieToken) and same_token(token, config.admin_token):
         _ATTEMPTS["admin"].inc()
         return _ADMIN_CALLER
     session = lookup(session_id_of(token)) if is_session_token(token) else None
@@ -72,9 +78,9 @@ def resolve(
     return Caller(auth, session.session_id)
 
 
-def count_again(caller: Caller) -> None:
+def count_again() -> None:
     """Count a caller whom an earlier `resolve` had found, and who is not asked for again."""
-    _ATTEMPTS["session" if caller.session_id is not None else "admin"].inc()
+    _ATTEMPTS["session"].inc()
 
 
 def new_session(

@@ -21,6 +21,13 @@ _FORM: Final = re.compile(r"pylon_[0-9a-f]{64}")
 _BEARER: Final = "bearer"
 
 
+class CookieToken(str):
+    """A token that a cookie carried. A browser sends cookies by itself, so such a token stands
+    for a session and never for the admin."""
+
+    __slots__ = ()
+
+
 def new_session_token(random: RandomSource) -> str:
     """A fresh session token: `pylon_` and 64 hex characters."""
     return _PREFIX + random.token_hex(32)

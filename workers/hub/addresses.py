@@ -5,7 +5,8 @@ directory that its siblings map into their memory too; nobody writes in another'
 owner holds a lock on it, so the counts of a worker that was killed end with it: whoever would
 refuse somebody because of a sibling's counts looks first whether that sibling lives.
 
-The address is the one behind trusted proxies (`pylon.auth.forwarded`). In the table it is a
+The address is the one behind trusted proxies, and of IPv6 its /64 (`pylon.auth.forwarded`), since
+one client has as many addresses as it likes in that. In the table it is a
 64-bit digest; where its bucket is full (improbable below 50,000 addresses) it is counted in its
 own process only. A count goes up before it is compared, so two workers cannot both let the last
 one in; at that border both may refuse. Called by `workers.hub.reception`.
@@ -21,6 +22,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from pylon.auth.forwarded import network_of
 from pylon.errors import SocketLimit
 
 _BUCKETS: Final = 8_192
@@ -107,6 +109,7 @@ class AddressCap:
         """
         if not self._limit:
             return
+        address = network_of(address)
         count = self._open.get(address, 0) + 1
         self._set(address, count)
         if count > self._limit or self._elsewhere(address, count) > self._limit:
@@ -120,6 +123,7 @@ class AddressCap:
     def closed(self, address: str) -> None:
         """One less."""
         if self._limit:
+            address = network_of(address)
             self._set(address, self._open[address] - 1)
 
     def _set(self, address: str, count: int) -> None:
