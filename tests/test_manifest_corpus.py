@@ -1,4 +1,5 @@
-"""Each file of corpora/manifest has one error; its name says the code, the line and the column."""
+"""Each file of corpora/manifest has one error, each of corpora/manifest_warnings one warning; its
+name says the code, the line and the column."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from pylon.manifest.load import load_manifest
 
 CORPUS = Path(__file__).parent / "corpora" / "manifest"
 FILES = sorted(CORPUS.glob("*.json"))
+WARNINGS = sorted((CORPUS.parent / "manifest_warnings").glob("*.json"))
 NAME = re.compile(r"([A-Z_]+)(?:\.[a-z-]+)?@([0-9]+)\.([0-9]+)\.json")
 
 # spec/http.md §2.5, and the codes that are ours.
@@ -28,13 +30,16 @@ ROUTE_PATH_DUPLICATE ROUTE_QUERY_NOT_FOUND ROUTE_PARAM_NOT_IN_QUERY ROUTE_AUTH_I
 OWN_CODES = """
 ENTITY_NAME_INVALID ENTITY_NAME_RESERVED FIELD_NAME_INVALID FIELD_NAME_RESERVED INDEX_NAME_INVALID
 RELATION_TARGET_NOT_FOUND RELATION_FIELD_NOT_FOUND SEARCH_FIELD_NOT_FOUND
-POLICY_EXPRESSION_INVALID
+POLICY_EXPRESSION_INVALID RELATION_NAME_EMPTY RELATION_NAME_TAKEN RELATION_DUPLICATE
 """
+WARNING_CODES = "MANIFEST_KEY_UNKNOWN MANIFEST_KEY_WITHOUT_EFFECT AUTH_ORIGIN_INVALID"
 
 
 def test_every_code_has_a_file() -> None:
     covered = {NAME.fullmatch(path.name).group(1) for path in FILES}  # type: ignore[union-attr]
     assert covered == {*SPEC_CODES.split(), *OWN_CODES.split()}
+    warned = {NAME.fullmatch(path.name).group(1) for path in WARNINGS}  # type: ignore[union-attr]
+    assert warned == {*WARNING_CODES.split()}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -59,3 +64,33 @@ def test_the_diagnostic_object_is_that_of_the_spec(path: Path) -> None:
     }
     assert found["span"]["file"] == str(path)
     assert found["span"]["line"] >= 1 and found["span"]["column"] >= 1
+
+
+@pytest.mark.parametrize("path", WARNINGS, ids=lambda path: path.stem)
+def test_a_warning_is_found_where_it_is_and_an_unknown_key_is_an_error_in_dev_mode(
+    path: Path,
+) -> None:
+    match = NAME.fullmatch(path.name)
+    assert match is not None
+    (only,) = load_manifest(path).warnings
+    assert (only.severity, only.code) == ("warning", match[1])
+    assert (only.line, only.column) == (int(match[2]), int(match[3]))
+    if match[1] != "MANIFEST_KEY_UNKNOWN":
+        assert load_manifest(path, strict=True).warnings == (only,)
+        return
+    assert only.hint is not None
+    with pytest.raises(ManifestInvalid) as caught:
+        load_manifest(path, strict=True)
+    assert [d.code for d in caught.value.diagnostics] == [match[1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("policy", "allowDelete"), ("policy-snake", "allowDelete"), ("entity", "indexes"),
+     ("index", "unique"), ("relation", "many"), ("search", "facets"), ("top", "policies"),
+     ("auth", "trusted_origins")],
+)
+def test_the_hint_for_a_misspelt_key_names_the_known_one(name: str, hint: str) -> None:
+    (path,) = CORPUS.parent.glob(f"manifest_warnings/MANIFEST_KEY_UNKNOWN.{name}@*.json")
+    (only,) = load_manifest(path).warnings
+    assert only.hint == f"did you mean {hint}?"

@@ -199,6 +199,37 @@ def test_a_file_is_read_like_its_text(tmp_path: Path) -> None:
     assert load_manifest(path) == parse_manifest(path.read_text(), "other")
 
 
+def wide(fields: int, text_fields: int) -> str:
+    """A manifest with one entity of so many fields, of which search covers so many."""
+    names = [f"f{number}" for number in range(fields)]
+    entity = {
+        "name": "Wide", "indexes": [], "search": {"text": names[:text_fields]},
+        "fields": [{"name": n, "type": "int", "optional": True, "unique": False} for n in names],
+    }
+    return json.dumps(RICH | {"entities": [entity], "policies": []})
+
+
+def test_more_fields_than_a_table_has_columns_for_are_refused_with_the_limit() -> None:
+    assert parse_manifest(wide(limits.ENTITY_FIELDS, limits.SEARCH_FIELDS), "m.json")
+    (fields,) = diagnostics(wide(limits.ENTITY_FIELDS + 1, 0))
+    assert (fields.code, fields.hint) == ("ENTITY_FIELDS_TOO_MANY", "at most 1,997")
+    (search,) = diagnostics(wide(limits.ENTITY_FIELDS, limits.SEARCH_FIELDS + 1))
+    assert (search.code, search.hint) == ("SEARCH_FIELDS_TOO_MANY", "at most 1,992")
+
+
+def test_a_byte_order_mark_before_a_manifest_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    path.write_text("\ufeff" + json.dumps(RICH), encoding="utf-8")
+    assert load_manifest(path).name == "Desk"
+
+
+def test_annotations_of_ones_own_are_no_misspelt_keys() -> None:
+    policy = {"name": "p", "entity": "User", "allow": "true", "x-owner": "ops", "_why": 1}
+    document = RICH | {"$schema": "pylon.json", "policies": [policy | {"description": "all"}]}
+    del document["later"]
+    assert parse_manifest(json.dumps(document), "m.json", strict=True).policies
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"])),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from pylon import limits, setting_values
 from pylon.manifest.build import field_type
 from pylon.manifest.document import Node
 from pylon.manifest.findings import Findings, items_of, text_of, texts_of
@@ -34,6 +35,7 @@ def check_all(root: Node, findings: Findings) -> None:
         _operations(root, "queries" if key == "query" else "actions", key, findings)
     _policies(root, findings)
     _routes(root, findings)
+    _trusted_origins(root, findings)
 
 
 def _entities(root: Node, findings: Findings) -> None:
@@ -45,8 +47,15 @@ def _entities(root: Node, findings: Findings) -> None:
     known = _known_names(entities)
     tables: set[str] = set()
     for entity in entities:
-        _name(entity, "entity", "ENTITY", tables, findings)
+        name = _name(entity, "entity", "ENTITY", tables, findings)
         columns = _fields(entity, known, findings)
+        fields = items_of(entity, "fields")
+        if len(fields) > limits.ENTITY_FIELDS:
+            findings.error(
+                "ENTITY_FIELDS_TOO_MANY",
+                f'the entity "{name or ""}" has {len(fields):,} fields',
+                fields[limits.ENTITY_FIELDS].at, f"at most {limits.ENTITY_FIELDS:,}",
+            )
         _indexes(entity, columns, tables, findings)
         _relations(entity, entities, columns, findings)
         search = entity.value.get("search") if isinstance(entity.value, dict) else None
@@ -158,7 +167,15 @@ def _indexes(entity: Node, columns: set[str], tables: set[str], findings: Findin
 def _relations(
     entity: Node, entities: list[Node], columns: set[str], findings: Findings
 ) -> None:
+    taken: set[str] = set()
     for relation in items_of(entity, "relations"):
+        _plain_name(relation, "relation", "RELATION", taken, findings)
+        name = text_of(relation, "name")
+        if name is not None and name.value in columns:
+            findings.error(
+                "RELATION_NAME_TAKEN", f'the relation "{name.value}" is named like a field',
+                name.at, "in an answer its rows would take the place of the field",
+            )
         target, field = text_of(relation, "target"), text_of(relation, "field")
         is_many = relation.value.get("many", relation).value is True
         if field is not None and not is_many:
@@ -177,6 +194,12 @@ def _relations(
 
 
 def _search(search: Node, columns: set[str], findings: Findings) -> None:
+    texts = texts_of(search, "text")
+    if len({field.value for field in texts}) > limits.SEARCH_FIELDS:
+        findings.error(
+            "SEARCH_FIELDS_TOO_MANY", f"text of search has {len(texts):,} fields",
+            texts[limits.SEARCH_FIELDS].at, f"at most {limits.SEARCH_FIELDS:,}",
+        )
     for key in ("text", "facets", "sortable"):
         for field in texts_of(search, key):
             _has_field(field, columns, "SEARCH_FIELD_NOT_FOUND", f"{key} of search", findings)
@@ -279,6 +302,19 @@ def _routes(root: Node, findings: Findings) -> None:
             )
         elif path is not None:
             _parameters(path, found, findings)
+
+
+def _trusted_origins(root: Node, findings: Findings) -> None:
+    """An entry that no browser's Origin header equals lets nobody in: a warning."""
+    auth = root.value.get("auth") if isinstance(root.value, dict) else None
+    for node in texts_of(auth, "trusted_origins") if auth is not None else ():
+        try:
+            setting_values.origin(node.value)
+        except ValueError as ex:
+            findings.warning(
+                "AUTH_ORIGIN_INVALID", f'"{node.value}" is no origin of a browser', node.at,
+                str(ex),
+            )
 
 
 def _parameters(path: Node, query: Node, findings: Findings) -> None:

@@ -20,6 +20,19 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
         "manifest_version is one that this version of Pylon does not know.",
         "set it to the version that the hint names, or run a newer Pylon.",
     ),
+    "MANIFEST_KEY_UNKNOWN": (
+        "A key that Pylon does not know, most likely a misspelt one. A warning; in dev mode an "
+        "error, outside of entities and policies only if it resembles a known key.",
+        "correct the key, or start its name with x- if it is a note of yours.",
+    ),
+    "MANIFEST_KEY_WITHOUT_EFFECT": (
+        "A key of the published tools that changes nothing on this server. A warning.",
+        "remove it, or do without what it asks for.",
+    ),
+    "AUTH_ORIGIN_INVALID": (
+        "An entry of auth.trusted_origins that no page's origin can be equal to. A warning.",
+        "write scheme://host, with a port where it is not the scheme's own.",
+    ),
     "SCHEMA_EMPTY": ("The manifest declares no entity.", "declare at least one."),
     "ENTITY_NAME_EMPTY": ("An entity has no name.", "name it."),
     "ENTITY_NAME_INVALID": ("An entity's name cannot name a table.", f"{_NAMES}."),
@@ -29,6 +42,10 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
     "ENTITY_DUPLICATE": (
         "Two entities have the same name. Names that differ only in case are the same.",
         "rename one of them.",
+    ),
+    "ENTITY_FIELDS_TOO_MANY": (
+        "An entity has more fields than a table can have columns.",
+        "divide it into entities of at most as many fields as the hint says.",
     ),
     "FIELD_NAME_EMPTY": ("A field has no name.", "name it."),
     "FIELD_NAME_INVALID": ("A field's name cannot name a column.", f"{_NAMES}."),
@@ -56,12 +73,24 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
         "A relation names a field that does not exist where it is looked for.",
         "use one of the hint.",
     ),
+    "RELATION_NAME_EMPTY": ("A relation has no name.", "name it."),
+    "RELATION_NAME_TAKEN": (
+        "A relation is named id or like a field of its entity, whose value it would cover.",
+        "rename the relation.",
+    ),
+    "RELATION_DUPLICATE": (
+        "Two relations of an entity have the same name.", "rename one of them."
+    ),
     "RELATION_TARGET_NOT_FOUND": (
         "A relation points at an entity that is not declared.", "use one of the hint."
     ),
     "SEARCH_FIELD_NOT_FOUND": (
         "The search configuration names a field that the entity does not have.",
         "use one of the hint.",
+    ),
+    "SEARCH_FIELDS_TOO_MANY": (
+        "The search configuration names more text fields than an index can have.",
+        "name at most as many as the hint says.",
     ),
     "QUERY_NAME_EMPTY": ("A query has no name.", "name it."),
     "QUERY_DUPLICATE": ("Two queries have the same name.", "rename one of them."),

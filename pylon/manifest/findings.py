@@ -6,7 +6,7 @@ readers here give nothing for a value of the wrong shape, which has been reporte
 
 from __future__ import annotations
 
-from pylon.manifest.diagnostics import Diagnostic, one_line
+from pylon.manifest.diagnostics import Diagnostic, Severity, one_line
 from pylon.manifest.document import Node, line_and_column, offset_in_string
 
 
@@ -28,18 +28,31 @@ class Findings:
 
     def error(self, code: str, message: str, at: int, hint: str | None = None) -> None:
         """Report an error at an offset of the file."""
-        line, column = line_and_column(self._text, at)
-        self._found[at, code, message] = Diagnostic(
-            "error", code, one_line(message), self._file, line, column, hint
-        )
+        self._report("error", code, message, at, hint)
+
+    def warning(self, code: str, message: str, at: int, hint: str | None = None) -> None:
+        """Report something that does not stop a start."""
+        self._report("warning", code, message, at, hint)
 
     def touch(self, node: Node) -> bool:
-        """Whether anything has been reported at the node or inside it."""
-        return any(node.at <= at < node.end for at, _, _ in self._found)
+        """Whether an error has been reported at the node or inside it."""
+        return any(
+            node.at <= at < node.end
+            for (at, _, _), found in self._found.items() if found.severity == "error"
+        )
 
-    def in_order(self) -> list[Diagnostic]:
-        """All diagnostics in the order of the file."""
-        return [self._found[key] for key in sorted(self._found)]
+    def in_order(self, severity: Severity) -> list[Diagnostic]:
+        """The diagnostics of a severity in the order of the file."""
+        found = [self._found[key] for key in sorted(self._found)]
+        return [diagnostic for diagnostic in found if diagnostic.severity == severity]
+
+    def _report(
+        self, severity: Severity, code: str, message: str, at: int, hint: str | None
+    ) -> None:
+        line, column = line_and_column(self._text, at)
+        self._found[at, code, message] = Diagnostic(
+            severity, code, one_line(message), self._file, line, column, hint
+        )
 
 
 def text_of(node: Node, key: str) -> Node | None:

@@ -9,6 +9,7 @@ Called at start by every process, and by ``pylonctl check``.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pylon import limits
@@ -26,8 +27,11 @@ from pylon.policy.rules import RULE_KEYS
 _CARET_CHARS = 80  # of an expression, shown around the bad character
 
 
-def load_manifest(path: Path) -> Manifest:
+def load_manifest(path: Path, *, strict: bool = False) -> Manifest:
     """Read and validate the manifest in a file (UTF-8).
+
+    Args:
+        strict: unknown keys are errors and not warnings; so it is in dev mode.
 
     Raises:
         ManifestInvalid: with every diagnostic.
@@ -45,31 +49,33 @@ def load_manifest(path: Path) -> Manifest:
     except UnicodeDecodeError as error:
         good = raw[: error.start].decode("utf-8")
         raise _parse_error(good, file, len(good), "this byte is not UTF-8") from error
-    return parse_manifest(text, file)
+    return parse_manifest(text, file, strict=strict)
 
 
-def parse_manifest(text: str, file: str) -> Manifest:
-    """Validate a manifest's text.
+def parse_manifest(text: str, file: str, *, strict: bool = False) -> Manifest:
+    """Validate a manifest's text. Warnings are in the manifest's `warnings`.
 
     Args:
-        text: the JSON document.
+        text: the JSON document; a byte order mark before it is passed over.
         file: its name, for the diagnostics.
+        strict: see `load_manifest`.
 
     Raises:
         ManifestInvalid: with every diagnostic, in the order of the file.
     """
+    text = text.removeprefix("\ufeff")
     try:
         root = read_document(text)
     except NotJsonError as error:
         raise _parse_error(text, file, error.at, error.message) from error
     findings = Findings(text, file)
-    check_shape(root, findings)
+    check_shape(root, findings, strict=strict)
     check_all(root, findings)
     _check_rules(root, findings)
-    found = findings.in_order()
-    if found:
-        raise ManifestInvalid(found)
-    return build_manifest(root)
+    errors = findings.in_order("error")
+    if errors:
+        raise ManifestInvalid(errors)
+    return replace(build_manifest(root), warnings=tuple(findings.in_order("warning")))
 
 
 def _parse_error(text: str, file: str, at: int, message: str) -> ManifestInvalid:

@@ -11,6 +11,8 @@ from enum import Enum
 from functools import cached_property
 from typing import Any, Literal
 
+from pylon.manifest.diagnostics import Diagnostic
+
 
 class FieldType(Enum):
     """The six scalar types, and references to another entity."""
@@ -144,6 +146,7 @@ class Manifest:
     policies: tuple[Policy, ...] = ()
     auth: AuthConfig = field(default_factory=AuthConfig)
     source: dict[str, Any] = field(default_factory=dict)  # the document as read, for /api/manifest
+    warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)
 
     @cached_property
     def by_name(self) -> dict[str, Entity]:
