@@ -122,6 +122,25 @@ def test_plan_without_a_database(ctl: Ctl) -> None:
         "create_entity", "add_index", "create_entity"]
 
 
+def test_plan_and_check_config_name_the_value_that_is_in_a_unique_indexs_way(
+    ctl: Ctl, database: Path, tmp_path: Path
+) -> None:
+    conn = apsw.Connection(str(database))
+    conn.execute("INSERT INTO Note (id, title, n) VALUES ('3', 'a', '8')")
+    conn.close()
+    app = json.loads(json.dumps(OLD))
+    app["entities"][0]["indexes"].append({"name": "one", "fields": ["title"], "unique": True})
+    write(tmp_path, app)
+    plan = ctl("schema", "plan", "--json")
+    (refusal,) = answer(plan)["diagnostics"]
+    assert plan.returncode == 1
+    assert "Note_one" in refusal["message"] and "'a' (2 times)" in refusal["message"]
+    for verb in ("check-config", "start"):
+        done = ctl(verb)
+        (line,) = [x for x in done.stderr.splitlines() if "warning" not in x]
+        assert (done.returncode, "'a' (2 times)" in line) == (78, True), done.stderr
+
+
 def test_apply_needs_to_be_told_and_makes_a_backup(
     ctl: Ctl, database: Path, tmp_path: Path
 ) -> None:
@@ -129,7 +148,10 @@ def test_apply_needs_to_be_told_and_makes_a_backup(
     assert blocked.returncode == 1 and answer(blocked)["code"] == "PUSH_BLOCKED"
     assert "--allow-destructive" in blocked.stderr and notes(database)[0] == ("1", "a", "7")
     aborted = ctl("schema", "apply", "--allow-destructive", stdin="n\n")
-    assert aborted.stdout == "Aborted.\n" and notes(database)[0] == ("1", "a", "7")
+    assert (aborted.returncode, aborted.stdout) == (1, "Aborted.\n")
+    closed = ctl("schema", "apply", "--allow-destructive", stdin="")
+    assert (closed.returncode, closed.stdout) == (1, "Aborted.\n")
+    assert notes(database)[0] == ("1", "a", "7")
     assert not list(tmp_path.glob(".pylon/*.before-*"))
 
     done = ctl("schema", "apply", "--allow-destructive", "--yes", "--json")

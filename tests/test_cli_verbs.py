@@ -170,6 +170,8 @@ def test_backup_verify_restore_without_a_server(ctl: Ctl, tmp_path: Path) -> Non
     assert answer(ctl("backup", "verify", "b", "--json"))["ok"]
     aborted = ctl("restore", "b", stdin="n\n")
     assert (aborted.returncode, aborted.stdout) == (0, "Aborted.\n")
+    nobody = ctl("restore", "b", stdin="")
+    assert (nobody.returncode, nobody.stdout) == (1, "Aborted.\n")
     done = ctl("restore", "b", "--json", stdin="y\n")
     assert done.returncode == 0, done.stderr
     assert answer(done)["replaced"]

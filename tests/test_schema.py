@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import orjson
 import pytest
 
+from pylon import limits
 from pylon.clock import ManualClock
 from pylon.errors import SchemaRefused, StartRefused
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest
@@ -188,6 +190,55 @@ def test_indexes(tmp_path: Path) -> None:
     assert [s.kind for s in prepare(path, unique).plan.steps] == ["remove_index", "add_index"]
     with pytest.raises(apsw.ConstraintError):
         conn.execute("UPDATE Note SET text = 'x'")
+
+
+@pytest.mark.parametrize(("fields", "rows", "words"), [
+    (("s",), "('1', 'x', 1), ('2', 'x', 2), ('3', 'y', 3)", "'x' (2 times)"),
+    (("s", "n"), "('1', 'x', 1), ('2', 'x', 1), ('3', 'x', 2)", "'x' and '1' (2 times)"),
+    (("s", "n"), "('1', 'x', NULL), ('2', 'x', NULL)", ""),
+    (("id", "s"), "('1', 'x', 1), ('2', 'x', 2)", ""),
+    (("s", "later"), "('1', 'x', 1), ('2', 'x', 2)", ""),
+])
+def test_a_unique_index_over_rows_that_share_values_is_refused_with_the_values(
+    tmp_path: Path, fields: tuple[str, ...], rows: str, words: str
+) -> None:
+    path = tmp_path / "a.db"
+    columns = (some("s"), some("n", FieldType.INT))
+    prepare(path, Entity("A", columns))
+    connect(path).execute(f"INSERT INTO A (id, s, n) VALUES {rows}")
+    columns += (some("later"),) if "later" in fields else ()
+    indexed = Entity("A", columns, (Index("one", fields, unique=True),))
+    if not words:
+        assert prepare(path, indexed).plan.steps[-1].name == "A_one"
+        return
+    with pytest.raises(SchemaRefused) as refused:
+        prepare(path, indexed)
+    assert "A_one: a unique index over" in refused.value.message
+    assert words in refused.value.message and "\n" not in refused.value.message
+
+
+def test_as_many_fields_as_a_table_has_columns_for(tmp_path: Path) -> None:
+    """999 was the most: SQLite calls a function with 1,000 values at most."""
+    path = tmp_path / "a.db"
+    fields = tuple(some(f"f{number}") for number in range(limits.ENTITY_FIELDS))
+    prepare(path, with_fields(NOTE, *fields))
+    conn = connect(path)
+    conn.execute("INSERT INTO Note (id, f0, f1000, f1996) VALUES ('1', 'a', 'b', 'c')")
+    conn.execute("DELETE FROM _pylon_meta WHERE key = 'shape:Note'")  # so that rows are made anew
+    conn.close()
+    prepare(path, with_fields(NOTE, *fields))
+    text = connect(path).execute("SELECT _json FROM Note").get
+    row = orjson.loads(text)
+    assert (row["f0"], row["f1000"], row["f1996"], len(row)) == ("a", "b", "c", 1_998)
+
+
+def test_columns_that_stay_count_in_what_a_table_takes(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    prepare(path, with_fields(NOTE, *(some(f"old{number}") for number in range(1_000))))
+    more = tuple(some(f"new{number}") for number in range(1_000))
+    with pytest.raises(SchemaRefused, match=r"2,003 columns.*--drop-field Note\.old0"):
+        prepare(path, with_fields(NOTE, *more))
+    prepare(path, with_fields(NOTE, *more[:-3]))
 
 
 def index_names(path: Path) -> set[str]:

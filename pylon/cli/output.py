@@ -6,6 +6,7 @@ Exit codes (spec/http.md §8, and EX_CONFIG): 0 ok, 1 error, 64 usage, 69 unavai
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -49,6 +50,15 @@ def result(body: dict[str, Any], text: str) -> None:
         click.echo(orjson.dumps(body).decode())
     elif text:
         click.echo(text)
+
+
+def ask(question: str) -> str:
+    """The answer to a question on stderr, in lower case; "" if nobody answers."""
+    click.echo(question, nl=False, err=True)
+    if sys.stdin is None:  # the caller closed it (`<&-`)
+        return ""
+    line = sys.stdin.buffer.readline().decode(errors="replace")
+    return line.strip().lower() or ("no" if line else "")
 
 
 def note(text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
@@ -10,7 +9,7 @@ import click
 from pylon.backup.hold import Held, hold
 from pylon.backup.restore import restore_backup
 from pylon.backup.verify import verify_backup
-from pylon.cli.output import json_flag, note, result
+from pylon.cli.output import ERROR, OK, ask, json_flag, note, result
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.clock import SystemClock
 from pylon.errors import BackupRefused
@@ -23,11 +22,13 @@ _YES = ("y", "yes")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @dev_flag
 @json_flag
-def restore(source: Path, yes: bool, dev: bool) -> None:
+@click.pass_context
+def restore(ctx: click.Context, source: Path, yes: bool, dev: bool) -> None:
     """Replace database and manifest by the bundle in DIR. The server must be stopped.
 
     What is replaced stays beside it as <name>.replaced-<time>. Clients whose cursors the
-    restored history does not know are told to resync.
+    restored history does not know are told to resync. Exit code 0 if the question is answered
+    with no, 1 if nobody answers it (stdin is closed): nothing was changed then.
     """
     config = read_settings(dev=dev).config
     db_path = Path(config.db_path)
@@ -38,10 +39,10 @@ def restore(source: Path, yes: bool, dev: bool) -> None:
         with hold(db_path):
             if not yes:
                 note(f"{db_path} becomes {source} (seq {bundle.seq}, made {bundle.created_at})")
-                click.echo("Continue? [y/N] ", nl=False, err=True)
-                if sys.stdin.readline().strip().lower() not in _YES:
+                answer = ask("Continue? [y/N] ")
+                if answer not in _YES:
                     result({"ok": False, "aborted": True}, "Aborted.")
-                    return
+                    ctx.exit(OK if answer else ERROR)
             report = restore_backup(source, db_path, Path(config.manifest), SystemClock())
     except Held:
         raise BackupRefused(

@@ -48,10 +48,10 @@ def schema() -> None:
 @json_flag
 @click.pass_context
 def check(ctx: click.Context, manifest: str | None, dev: bool) -> None:
-    """Validate a manifest (PYLON_MANIFEST if none is named)."""
+    """Validate a manifest (PYLON_MANIFEST if none is named). With --dev, as dev mode does."""
     path = manifest or read_settings(dev=dev).config.manifest
     try:
-        app = load_manifest(Path(path))
+        app = load_manifest(Path(path), strict=dev)
     except ManifestInvalid as ex:
         for line in failure_lines(ex):
             note(line)
@@ -59,8 +59,11 @@ def check(ctx: click.Context, manifest: str | None, dev: bool) -> None:
         ctx.exit(ERROR)
     body = {
         "code": "SCHEMA_OK", "ok": True, "name": app.name, "version": app.version,
-        "entities": len(app.entities), "policies": len(app.policies), "diagnostics": [],
+        "entities": len(app.entities), "policies": len(app.policies),
+        "diagnostics": [diagnostic.to_json() for diagnostic in app.warnings],
     }
+    for diagnostic in app.warnings:
+        note(diagnostic.render())
     result(body, f"{path} is valid: {len(app.entities)} entities, {len(app.policies)} policies")
 
 

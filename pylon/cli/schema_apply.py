@@ -6,7 +6,6 @@ and a backup made first. The JSON is that of `schema push` in spec/http.md §8.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ import click
 
 from pylon.backup.create import create_backup
 from pylon.backup.hold import Held, hold
-from pylon.cli.output import ERROR, json_flag, note, result
+from pylon.cli.output import ERROR, ask, json_flag, note, result
 from pylon.cli.running import require
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.clock import SystemClock
@@ -123,7 +122,8 @@ def apply(
     """Bring the database to the manifest. The server must be stopped, but for --indexes.
 
     What only adds needs no flag (a start does it too). If data is renamed, rewritten or
-    removed, a backup is made first and named; clients then resync.
+    removed, a backup is made first and named; clients then resync. Exit code 1 if the question
+    is answered with anything but y or yes, or by nobody: nothing was changed then.
     """
     config = read_settings(dev=dev, flags={"PYLON_MANIFEST": manifest}).config
     app = load_manifest(Path(config.manifest))
@@ -170,7 +170,7 @@ def _apply(
         return ERROR
     if planned.rewrites and not yes and not _agreed(planned, path):
         result({"ok": False, "aborted": True}, "Aborted.")
-        return 0
+        return ERROR
     saved = _save(path) if planned.rewrites else None
     try:
         with closing(open_writer(path)) as conn:
@@ -194,8 +194,7 @@ def _apply(
 def _agreed(planned: Plan, path: Path) -> bool:
     for line in _lines(planned):
         note(line)
-    click.echo(f"Change {path}? [y/N] ", nl=False, err=True)
-    return sys.stdin.readline().strip().lower() in _YES
+    return ask(f"Change {path}? [y/N] ") in _YES
 
 
 def _save(path: Path) -> Path:

@@ -16,7 +16,7 @@ catalogue. Called by the engine.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import apsw
 import orjson
@@ -34,6 +34,7 @@ from pylon.storage.sqlite.epochs import open_epoch
 from pylon.values import EntityCodec
 
 _LINEAGE_BYTES: Final = 16
+_PORTION_COLUMNS: Final = 500  # of a row that is handed to Python; SQLite's bound is 1,000
 _FILLERS: Final = {"TEXT": "", "INTEGER": 0, "REAL": 0.0}
 
 
@@ -97,11 +98,7 @@ def complete(
     """
     plan = make_plan(conn, manifest)
     plan.check()
-    for step in plan.steps:
-        try:
-            conn.execute(step.sql)
-        except (apsw.ConstraintError, apsw.SQLError) as error:
-            raise SchemaRefused(f"{step.render()}: {error}") from error
+    carry_out(conn, plan)
     note_indexes(conn, manifest, plan)
 
     lineage = meta.get(conn, "lineage")
@@ -124,6 +121,19 @@ def complete(
     lines = [*before, *(s.render() for s in plan.steps)]
     history.record(conn, manifest, baseline, lines, clock)
     return Prepared(plan, created, epoch_opened, lineage, _fillers(conn, manifest))
+
+
+def carry_out(conn: apsw.Connection, plan: Plan) -> None:
+    """Execute the additive steps, within the transaction that is open.
+
+    Raises:
+        SchemaRefused: SQLite does not carry one out; names it.
+    """
+    for step in plan.steps:
+        try:
+            conn.execute(step.sql)
+        except (apsw.ConstraintError, apsw.SQLError) as error:
+            raise SchemaRefused(f"{step.render()}: {error}") from error
 
 
 def _bring_rows_up(
@@ -153,18 +163,36 @@ def _next_version(conn: apsw.Connection) -> int:
 
 
 def rebuild_rows(conn: apsw.Connection, entity: Entity, version: int) -> None:
-    """Make `_json` of every row of `entity` anew from its columns, and `_seq` the version."""
-    codec = EntityCodec(entity)
+    """Make `_json` of every row of `entity` anew from its columns, and `_seq` the version.
 
-    def row_json(*values: object) -> str:
+    SQLite calls a function with 1,000 values at most, and an entity may have twice as many
+    columns. So a row comes in portions, each noted by a function of its own that answers with
+    the portion's number, and one more function that takes the numbers.
+    """
+    codec = EntityCodec(entity)
+    portions: list[tuple[object, ...]] = []
+
+    def note_portion(*values: object) -> int:
+        portions.append(values)
+        return len(portions) - 1
+
+    def row_json(*numbers: Any) -> str:
+        values = [value for number in numbers for value in portions[number]]
+        portions.clear()
         return codec.encode(codec.row_from_sql(values)).decode()
 
+    conn.create_scalar_function("pylon_row_portion", note_portion)
     conn.create_scalar_function("pylon_row_json", row_json)
-    columns = ", ".join(quote(c) for c in entity.columns)
+    columns = [quote(c) for c in entity.columns]
+    calls = ", ".join(
+        f"pylon_row_portion({', '.join(columns[at:at + _PORTION_COLUMNS])})"
+        for at in range(0, len(columns), _PORTION_COLUMNS)
+    )
     conn.execute(
-        f"UPDATE {quote(entity.name)} SET {ddl.JSON_COLUMN} = pylon_row_json({columns}), "
+        f"UPDATE {quote(entity.name)} SET {ddl.JSON_COLUMN} = pylon_row_json({calls}), "
         f"{ddl.SEQ_COLUMN} = ?", (version,)
     )
+    conn.create_scalar_function("pylon_row_portion", None)
     conn.create_scalar_function("pylon_row_json", None)
 
 

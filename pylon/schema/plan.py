@@ -12,6 +12,7 @@ changes. Called by `apply` and `rewrite`; `pylonctl schema plan` prints it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from pylon.schema.wishes import Wishes
 from pylon.storage.names import quote
 
 _SHOWN: Final = 3  # values named where rows are in the way
+_SHOWN_CHARS: Final = 40  # of each
 
 
 @dataclass(slots=True)
@@ -163,6 +165,7 @@ def _compare_table(making: _Making, entity: Entity, table: LiveTable) -> None:
         making.steps.append(
             Step("add_seq", entity.name, ddl.SEQ_COLUMN, ddl.add_seq_column(entity))
         )
+    _count_columns(making, entity, table)
     for wanted in entity.fields:
         column = table.columns.get(wanted.name.lower())
         if column is None:
@@ -177,6 +180,20 @@ def _compare_table(making: _Making, entity: Entity, table: LiveTable) -> None:
         if any(i.unique and column.name in i.fields for i in table.indexes)
         and (entity.name.lower(), column.name.lower()) not in making.wishes.drop_fields
     ]
+
+
+def _count_columns(making: _Making, entity: Entity, table: LiveTable) -> None:
+    """Columns of fields that left the manifest stay, and count in SQLite's limit."""
+    dropped = {name for owner, name in making.wishes.drop_fields if owner == entity.name.lower()}
+    wanted = {c.lower() for c in entity.columns} | {ddl.JSON_COLUMN, ddl.SEQ_COLUMN}
+    stay = table.columns.keys() - dropped - wanted
+    limit = making.conn.limit(apsw.SQLITE_LIMIT_COLUMN)
+    if stay and len(wanted) + len(stay) > limit:
+        making.refusals.append(
+            f"{entity.name}: {len(wanted) + len(stay):,} columns, of which the manifest no "
+            f"longer names {len(stay):,}; SQLite takes {limit:,} "
+            f"(remove some: --drop-field {entity.name}.{min(stay)})"
+        )
 
 
 def left_over(conn: apsw.Connection, entity: Entity, table: LiveTable) -> list[LiveColumn]:
@@ -270,7 +287,7 @@ def _compare_field(
     if wanted.unique and single and all(i.name.lower() in passing for i in single):
         _add_unique(making, entity, wanted)
     elif wanted.unique and not single:
-        repeated = _repeated(making, table, column)
+        repeated = _repeated(making, table, (column,))
         if repeated:
             making.refusals.append(f"{where}: unique in the manifest, not in the database, and "
                                    f"rows share {repeated}: change or remove them first")
@@ -297,14 +314,44 @@ def _is_field_unique(making: _Making, entity: Entity, wanted: Field, index: Live
     )
 
 
-def _repeated(making: _Making, table: LiveTable, column: LiveColumn) -> str:
-    """Values that more rows than one have, for people; empty if there are none."""
-    name = quote(column.source)
+def _repeated(making: _Making, table: LiveTable, columns: Sequence[LiveColumn]) -> str:
+    """Values that more rows than one have, for people; empty if there are none. A null is
+    equal to nothing."""
+    names = [quote(column.source) for column in columns]
+    group = ", ".join(names)
     rows: list[Any] = making.conn.execute(
-        f"SELECT {name}, count(*) FROM {quote(table.source)} WHERE {name} IS NOT NULL "
-        f"GROUP BY {name} HAVING count(*) > 1 LIMIT {_SHOWN}"
+        f"SELECT {group}, count(*) FROM {quote(table.source)} "
+        f"WHERE {' AND '.join(f'{name} IS NOT NULL' for name in names)} "
+        f"GROUP BY {group} HAVING count(*) > 1 LIMIT {_SHOWN}"
     ).fetchall()
-    return ", ".join(f"{str(value)[:40]!r} ({count} times)" for value, count in rows)
+    return ", ".join(
+        f"{' and '.join(repr(str(value)[:_SHOWN_CHARS]) for value in values)} ({count} times)"
+        for *values, count in rows
+    )
+
+
+def _add_index(making: _Making, entity: Entity, index: Index, add: Step) -> None:
+    """Plan an index; a unique one is refused while rows are in its way."""
+    making.steps.append(add)
+    table = making.live.tables.get(entity.name.lower())
+    if table is None or not index.unique or "id" in index.fields:
+        return
+    columns = [table.columns.get(name.lower()) for name in index.fields]
+    defaults = making.wishes.defaults
+    there = [column for column in columns if column is not None]
+    for name, column in zip(index.fields, columns, strict=True):
+        if column is None and (entity.name.lower(), name.lower()) not in defaults:
+            return  # a new field is null in every row, and a null is equal to nothing
+    if there:
+        repeated = _repeated(making, table, there)
+    else:
+        rows = making.count(f"SELECT count(*) FROM {quote(table.source)}")
+        repeated = f"the default ({rows} rows)" if rows > 1 else ""
+    if repeated:
+        making.refusals.append(
+            f"{add.name}: a unique index over {', '.join(index.fields)}, and rows share "
+            f"{repeated}: UNIQUE constraint failed; change or remove them first"
+        )
 
 
 def _compare_index(making: _Making, entity: Entity, index: Index) -> None:
@@ -313,7 +360,7 @@ def _compare_index(making: _Making, entity: Entity, index: Index) -> None:
     add = Step("add_index", entity.name, name,
                ddl.create_index(name, entity, index.fields, index.unique))
     if existing is None or name.lower() in making.wishes.drop_indexes:
-        making.steps.append(add)
+        _add_index(making, entity, index, add)
         return
     same = (
         existing.table.lower() == entity.name.lower()
@@ -323,13 +370,14 @@ def _compare_index(making: _Making, entity: Entity, index: Index) -> None:
     if same:
         return
     if making.own.get(name.lower(), "").lower() == entity.name.lower():
-        making.steps += [_remove_index(existing, destructive=False), add]
+        making.steps.append(_remove_index(existing, destructive=False))
+        _add_index(making, entity, index, add)
     elif existing.table.lower() == entity.name.lower() and not existing.constraint:
         making.rewrites.append(_remove_index(
             existing, destructive=True,
             detail="an index of this name exists and is another one, which Pylon has not made",
         ))
-        making.steps.append(add)
+        _add_index(making, entity, index, add)
     else:
         making.refusals.append(f"{name}: an index of this name exists and is another one")
 
