@@ -2,76 +2,40 @@
 
 `load` reads the table from the environment (and, for `pylonctl dev`, from `.env` files and
 dev defaults) into a `Config`; `pylonctl config` prints it with each value's origin; the
-README's settings table is generated from it. What is unsafe is refused in `refusals`.
+README's settings table is generated from it. `refuse_unsafe` refuses unsafe combinations.
 
-Invariants: no other module reads a `PYLON_*` variable, except the names that the supervisor
-hands to its own children (`pylon.bus.runtime`). A bad value names the setting, the value and
-what is allowed.
+Invariants: an empty value means that the setting has its default. No other module reads a
+`PYLON_*` variable, except the names that the supervisor hands to its own children
+(`pylon.bus.runtime`). A bad value names the setting, the value and what is allowed.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pylon.errors import StartRefused
-
-Parser = Callable[[str], Any]
-
-
-def _text(raw: str) -> str:
-    return raw
-
-
-def _bool(raw: str) -> bool:
-    """spec/http.md §1.1: true is `1` or `true`; we refuse what is neither yes nor no."""
-    if raw in ("1", "true"):
-        return True
-    if raw in ("0", "false", ""):
-        return False
-    raise ValueError("expected true, false, 1 or 0")
-
-
-def _int(low: int, high: int) -> Parser:
-    def parse(raw: str) -> int:
-        try:
-            value = int(raw)
-        except ValueError:
-            raise ValueError(f"expected a whole number from {low} to {high}") from None
-        if not low <= value <= high:
-            raise ValueError(f"expected a whole number from {low} to {high}")
-        return value
-
-    return parse
-
-
-def _float(low: float, high: float) -> Parser:
-    def parse(raw: str) -> float:
-        try:
-            value = float(raw)
-        except ValueError:
-            raise ValueError(f"expected a number from {low:g} to {high:g}") from None
-        if not low <= value <= high:
-            raise ValueError(f"expected a number from {low:g} to {high:g}")
-        return value
-
-    return parse
-
-
-def _choice(*allowed: str) -> Parser:
-    def parse(raw: str) -> str:
-        if raw not in allowed:
-            raise ValueError(f"expected one of {', '.join(allowed)}")
-        return raw
-
-    return parse
-
-
-def _list(raw: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in raw.split(",") if part.strip())
+from pylon.dotenv import parse_dotenv as parse_dotenv
+from pylon.errors import SettingsRefused
+from pylon.foreign_settings import find_foreign, judge_foreign
+from pylon.setting_checks import refuse_unsafe as refuse_unsafe
+from pylon.setting_values import (
+    Parser,
+    address,
+    cookie_domain,
+    cookie_name,
+    origin,
+    origins,
+    token,
+    url,
+)
+from pylon.setting_values import boolean as _bool
+from pylon.setting_values import choice as _choice
+from pylon.setting_values import decimal as _float
+from pylon.setting_values import integer as _int
+from pylon.setting_values import text as _text
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +54,9 @@ class Setting:
 SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("PYLON_DEV_MODE", "dev_mode", _bool, "false",
             "Open defaults for a developer's machine. Never on a server."),
-    Setting("PYLON_ADMIN_TOKEN", "admin_token", _text, None,
+    Setting("PYLON_ADMIN_TOKEN", "admin_token", token, None,
             "Bearer token that grants admin. Mandatory in dev mode.", secret=True),
-    Setting("PYLON_METRICS_TOKEN", "metrics_token", _text, None,
+    Setting("PYLON_METRICS_TOKEN", "metrics_token", token, None,
             "Bearer token that may read /metrics and nothing else.", secret=True),
     Setting("PYLON_MANIFEST", "manifest", _text, "pylon.manifest.json",
             "The app's manifest."),
@@ -104,7 +68,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "normal: survives the death of every process; full: also loss of power."),
     Setting("PYLON_SEED", "seed", _text, None,
             "A JSON file {Entity: [rows]} that is inserted once, into an empty database."),
-    Setting("PYLON_BIND", "bind", _text, "0.0.0.0",
+    Setting("PYLON_BIND", "bind", address, "0.0.0.0",
             "Address that all ports listen on.", dev_default="127.0.0.1"),
     Setting("PYLON_PORT", "port", _int(1, 65535), "4321",
             "HTTP port P; the others default to P+1, P+2 and P+3."),
@@ -122,11 +86,12 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "SSE worker processes; 0 switches the role off."),
     Setting("PYLON_SHARD_WORKERS", "shard_workers", _int(0, 64), "1",
             "Shard worker processes; 0 switches the role off."),
-    Setting("PYLON_CORS_ORIGIN", "cors_origin", _text, None,
-            "The web app's origin, for Access-Control-Allow-Origin. Mandatory outside dev mode.",
+    Setting("PYLON_CORS_ORIGIN", "cors_origin", origin, None,
+            "The web app's one origin, for Access-Control-Allow-Origin, for example "
+            "https://app.example.com. Mandatory outside dev mode.",
             dev_default="*"),
-    Setting("PYLON_CSRF_ORIGINS", "csrf_origins", _list, "",
-            "Comma list of origins that may send state-changing requests; the CORS origin "
+    Setting("PYLON_CSRF_ORIGINS", "csrf_origins", origins, "",
+            "Comma list of further origins that may send state-changing requests; the CORS origin "
             "always may."),
     Setting("PYLON_TRUST_PROXY_HOPS", "trust_proxy_hops", _int(0, 16), "0",
             "Number of trusted proxies in front: the client is the N-th entry from the right of "
@@ -140,17 +105,18 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("PYLON_SOCKET_MAX_LIFE_S", "socket_max_life_s", _int(0, 31_536_000), "0",
             "Seconds after which a socket is closed, so that its client connects anew; for each "
             "between three quarters of this and all of it. 0 means never."),
-    Setting("PYLON_PUBLIC_URL", "public_url", _text, None,
+    Setting("PYLON_PUBLIC_URL", "public_url", url("http", "https"), None,
             "Base URL that clients reach the HTTP port by, e.g. https://api.example.com."),
-    Setting("PYLON_WS_URL", "ws_url", _text, None,
+    Setting("PYLON_WS_URL", "ws_url", url("ws", "wss"), None,
             "WebSocket URL that clients are told, e.g. wss://api.example.com/ws."),
-    Setting("PYLON_SSE_URL", "sse_url", _text, None,
+    Setting("PYLON_SSE_URL", "sse_url", url("http", "https"), None,
             "SSE URL that clients are told."),
-    Setting("PYLON_SHARD_URL", "shard_url", _text, None,
+    Setting("PYLON_SHARD_URL", "shard_url", url("ws", "wss"), None,
             "Shards URL that clients are told."),
-    Setting("PYLON_COOKIE_NAME", "cookie_name", _text, None,
+    Setting("PYLON_COOKIE_NAME", "cookie_name", cookie_name, None,
             "Session cookie; default is <app name>_session."),
-    Setting("PYLON_COOKIE_DOMAIN", "cookie_domain", _text, None, "Domain of the session cookie."),
+    Setting("PYLON_COOKIE_DOMAIN", "cookie_domain", cookie_domain, None,
+            "Domain of the session cookie."),
     Setting("PYLON_COOKIE_SECURE", "cookie_secure", _bool, "true",
             "Send the session cookie over TLS only.", dev_default="false"),
     Setting("PYLON_COOKIE_SAME_SITE", "cookie_same_site", _choice("lax", "strict", "none"), "lax",
@@ -267,6 +233,10 @@ class Loaded:
     # by variable name: "environment", path of a .env file, "default", "dev default", ...
     origin: dict[str, str]
     warnings: tuple[str, ...]
+    refusals: tuple[str, ...] = ()  # a start ends with these; other verbs do not mind
+
+
+Sources = list[tuple[str, Mapping[str, str]]]  # the weightiest first, each with its name
 
 
 def load(
@@ -275,49 +245,70 @@ def load(
     """Read the table. The environment wins over `dotenv`, which wins over defaults.
 
     Raises:
-        StartRefused: a value cannot be read; the message names setting, value and remedy.
+        SettingsRefused: values cannot be read; for each a line with setting, value and remedy.
     """
-    sources: list[tuple[str, Mapping[str, str]]] = [("environment", environ)]
+    sources: Sources = [("environment", environ)]
     if dotenv:
         sources.append((dotenv_path, dotenv))
-
-    def look_up(setting: Setting, dev: bool) -> tuple[str | None, str]:
-        for origin, source in sources:
-            if setting.env in source:
-                return source[setting.env], origin
-        if dev and setting.dev_default is not None:
-            return setting.dev_default, "dev default"
-        return setting.default, "default"
-
-    dev = _parse(_BY_ENV["PYLON_DEV_MODE"], look_up(_BY_ENV["PYLON_DEV_MODE"], dev=False)[0])
+    problems: list[str] = []
+    is_dev = _BY_ENV["PYLON_DEV_MODE"]
+    dev, _, _ = _read(is_dev, sources, False, problems)
+    problems.clear()  # the table's own turn reports it
     values: dict[str, Any] = {}
     raw: dict[str, str | None] = {}
-    origins: dict[str, str] = {}
+    origin_by_env: dict[str, str] = {}
     for setting in SETTINGS:
-        raw[setting.env], origins[setting.env] = look_up(setting, dev)
-        values[setting.field] = _parse(setting, raw[setting.env])
+        value, raw[setting.env], origin_by_env[setting.env] = _read(
+            setting, sources, dev, problems
+        )
+        values[setting.field] = value
     config = Config(**values)
-    return Loaded(config, raw, origins, tuple(_unknown_names(sources)) + tuple(_warnings(config)))
+    judged = list(judge_foreign(sources, dev_mode=config.dev_mode))
+    loaded = Loaded(
+        config, raw, origin_by_env,
+        warnings=(
+            *_unknown_names(sources), *(text for refused, text in judged if not refused),
+            *_warnings(config),
+        ),
+        refusals=tuple(text for refused, text in judged if refused),
+    )
+    if problems:
+        raise SettingsRefused(problems, loaded)
+    return loaded
 
 
-def _parse(setting: Setting, raw: str | None) -> Any:
-    if raw is None or (raw == "" and setting.default is None):
-        return None
-    try:
-        return setting.parse(raw)
-    except ValueError as ex:
-        shown = "(hidden)" if setting.secret else repr(raw)
-        raise StartRefused(f"{setting.env} is {shown}: {ex}") from None
+def _read(
+    setting: Setting, sources: Sources, dev: bool, problems: list[str]
+) -> tuple[Any, str | None, str]:
+    """The value, its text and its origin. A bad value is a problem and gives the default.
+
+    The weightiest source that names the setting decides, also when it leaves it empty: so an
+    empty variable takes back a line of a `.env` file.
+    """
+    default, where = setting.default, "default"
+    if dev and setting.dev_default is not None:
+        default, where = setting.dev_default, "dev default"
+    given = next(((name, source) for name, source in sources if setting.env in source), None)
+    if given is not None and given[1][setting.env] != "":
+        raw = given[1][setting.env]
+        try:
+            return setting.parse(raw), raw, given[0]
+        except ValueError as ex:
+            shown = "(hidden)" if setting.secret else repr(raw)
+            problems.append(f"{setting.env} is {shown}: {ex}")
+    return None if default is None else setting.parse(default), default, where
 
 
-def _unknown_names(sources: list[tuple[str, Mapping[str, str]]]) -> list[str]:
+def _unknown_names(sources: Sources) -> list[str]:
     found = []
-    for origin, source in sources:
+    for where, source in sources:
         for name in sorted(source):
-            if name.startswith("PYLON_") and name not in _BY_ENV and name not in INTERNAL_NAMES:
+            if not name.startswith("PYLON_") or name in _BY_ENV or name in INTERNAL_NAMES:
+                continue
+            if find_foreign(name) is None:
                 near = difflib.get_close_matches(name, _BY_ENV, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
-                found.append(f"{name} (from {origin}) is not a setting and is ignored{hint}")
+                found.append(f"{name} (from {where}) is not a setting and is ignored{hint}")
     return found
 
 
@@ -338,49 +329,3 @@ def _warnings(config: Config) -> list[str]:
             f"use at least {_ADMIN_TOKEN_MIN_CHARS} (for example: openssl rand -hex 32)"
         ]
     return []
-
-
-def refuse_unsafe(config: Config) -> None:
-    """The refusals that need little but the settings (spec/http.md §1.3, design.md §2.7).
-
-    Raises:
-        StartRefused: with one line that says what and how to mend it.
-    """
-    if config.dev_mode:
-        if not config.admin_token:
-            raise StartRefused(
-                "PYLON_DEV_MODE is on and PYLON_ADMIN_TOKEN is not set: "
-                "set one (for example: export PYLON_ADMIN_TOKEN=$(openssl rand -hex 32))"
-            )
-    elif not config.cors_origin:
-        raise StartRefused(
-            "PYLON_CORS_ORIGIN must be set in production (non-dev mode): "
-            "give the web app's origin, for example https://app.example.com"
-        )
-    elif config.cors_origin == "*":
-        raise StartRefused(
-            'PYLON_CORS_ORIGIN="*" is refused in production mode: '
-            "give the web app's origin, for example https://app.example.com"
-        )
-    origin = config.cors_origin or ""
-    if not (origin.isascii() and origin.isprintable()):
-        raise StartRefused("PYLON_CORS_ORIGIN has characters that a header cannot carry")
-    if config.app is not None and not Path(config.app).is_file():
-        raise StartRefused(f"PYLON_APP is {config.app!r}, which is not a file")
-    if config.static_dir is not None and not Path(config.static_dir).is_dir():
-        raise StartRefused(f"PYLON_STATIC_DIR is {config.static_dir!r}, which is not a folder")
-
-
-def parse_dotenv(text: str) -> dict[str, str]:
-    """The `NAME=value` lines of a `.env` file; quotes around a value are taken off."""
-    out: dict[str, str] = {}
-    for line in text.splitlines():
-        line = line.strip().removeprefix("export ")
-        name, separator, value = line.partition("=")
-        if not separator or line.startswith("#"):
-            continue
-        value = value.strip()
-        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
-            value = value[1:-1]
-        out[name.strip()] = value
-    return out

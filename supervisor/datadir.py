@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from pylon.config import Config
+from pylon.data_dir import data_dir_problems
 from pylon.errors import StartRefused
 
 _SHARED_MEMORY: Final = Path("/dev/shm")
@@ -24,7 +25,7 @@ def prepare_data_dir(config: Config) -> None:
     """Make the data directory if it is missing, and see that files can be made in it.
 
     Raises:
-        StartRefused: it cannot be made or written to.
+        StartRefused: it cannot be made or written to, or others may put files in its place.
     """
     path = config.data_dir
     try:
@@ -36,8 +37,8 @@ def prepare_data_dir(config: Config) -> None:
             f"The data directory {path} cannot be written to: {ex.strerror or ex} "
             "(PYLON_DB_PATH sets it)"
         ) from ex
-    if Path(config.db_path).is_dir():
-        raise StartRefused(f"PYLON_DB_PATH is {config.db_path}, a folder: name a file in it")
+    for problem in data_dir_problems(config):
+        raise StartRefused(problem)
 
 
 @contextmanager

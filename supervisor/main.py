@@ -26,12 +26,13 @@ from pylon.bus.runtime import Runtime, make_runtime_dir
 from pylon.bus.signals import PlainSignalSender, SignalProxy
 from pylon.bus.status import StatusReceiver
 from pylon.clock import SystemClock, SystemRandom
-from pylon.config import Loaded, refuse_unsafe
+from pylon.config import Loaded
+from pylon.data_dir import data_dir_warnings, keep_private
 from pylon.ids import RowIds
-from pylon.manifest.load import load_manifest
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import compile_rules
 from pylon.realtime.app_module import try_app_module
+from pylon.startup import load_checked
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
 from supervisor import seed
@@ -69,13 +70,17 @@ def run(loaded: Loaded) -> int:
     """
     config = loaded.config
     log.configure(config.log_format, config.log_level, "supervisor", "")
+    keep_private()
     descriptors.raise_limit()
     for warning in (*loaded.warnings, *descriptors.warnings()):
         _log.warning("settings", message=warning)
-    refuse_unsafe(config)
-    manifest = load_manifest(Path(config.manifest))
+    manifest = load_checked(loaded)
+    for diagnostic in manifest.warnings:
+        _log.warning("manifest", message=diagnostic.render())
     try_app_module(config)
     prepare_data_dir(config)
+    for warning in data_dir_warnings(config):
+        _log.warning("data_dir", message=warning)
     with ExitStack() as stack:
         parts = _assemble(loaded, manifest, os.environ, stack)
         return _serve(parts, stack)

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from pylon.data_dir import open_private
 from pylon.errors import StartRefused
 
 _PATIENCE_S: Final = 1.0  # `pylonctl status` and `stop` hold the lock for a moment
@@ -34,10 +35,11 @@ class Pidfile:
         """Take the lock.
 
         Raises:
-            StartRefused: another supervisor holds it (named by its pid), or it cannot be made.
+            StartRefused: another supervisor holds it (named by its pid), or it cannot be made,
+                or it is a symlink.
         """
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = open_private(path, os.O_RDWR | os.O_CREAT)
         except OSError as ex:
             raise StartRefused(f"The pidfile {path} cannot be made: {ex.strerror}") from ex
         tries = int(_PATIENCE_S / _POLL_S)

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import apsw
 import pytest
 
 from pylon.cli.announce import dev_lines, start_body, urls
@@ -17,6 +19,7 @@ from pylon.cli.settings import dotenv_files, read_settings
 from pylon.config import load
 from pylon.errors import StartRefused
 from pylon.manifest.load import load_manifest
+from tests.support.manifests import field
 from tests.support.server import PylonServer, free_base_port
 
 TODO = Path(__file__).parent.parent / "examples" / "todo" / "pylon.manifest.json"
@@ -124,6 +127,84 @@ def test_check_config_sees_a_data_dir_that_cannot_be(tmp_path: Path) -> None:
         f"PYLON_DB_PATH is {bad.db_path}: {tmp_path / 'file'} is not a folder"
     ]
     assert data_dir_problems(load({"PYLON_DB_PATH": str(tmp_path / "new" / "a.db")}).config) == []
+
+
+def refusals(server: PylonServer, *verbs: str) -> list[list[str]]:
+    """The lines that each verb ends with, warnings left out; the exit code is 78."""
+    found = []
+    for verb in verbs:
+        done = server.ctl(verb)
+        assert done.returncode == 78, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        found.append([x for x in done.stderr.splitlines() if "warning" not in x])
+    return found
+
+
+def app(**more: Any) -> dict[str, Any]:
+    entity = {"name": "A", "fields": [field("s", "string")], "indexes": []}
+    return {"manifest_version": 1, "name": "a", "version": "1", "routes": [],
+            "entities": [entity | more]}
+
+
+def test_check_config_finds_a_schema_that_cannot_be_reached(tmp_path: Path) -> None:
+    server = PylonServer(tmp_path, app(fields=[field("s", "string"), field("n", "int", True)]))
+    server.db_path.parent.mkdir()
+    conn = apsw.Connection(str(server.db_path))
+    conn.execute("CREATE TABLE A (id TEXT PRIMARY KEY NOT NULL, s TEXT NOT NULL, n TEXT)")
+    conn.execute("CREATE VIEW B AS SELECT 1")
+    conn.close()
+    started, checked = refusals(server, "start", "check-config")
+    assert started == checked and "A.n: the type changes from TEXT to INTEGER" in checked[0]
+
+    manifest = app()
+    manifest["entities"].append({"name": "B", "fields": [], "indexes": []})
+    server.manifest_path.write_text(json.dumps(manifest))
+    started, checked = refusals(server, "start", "check-config")
+    assert started == checked == ["pylonctl: create_entity B: view \"B\" already exists"]
+
+    server.db_path.write_bytes(b"no database" * 100)
+    started, checked = refusals(server, "start", "check-config")
+    assert "not a database" in checked[0] and "not a database" in started[0]
+
+
+def test_check_config_finds_everything_at_once(tmp_path: Path) -> None:
+    many = app(fields=[field(f"f{n}", "int", True) for n in range(2_001)])
+    (tmp_path / "seed.json").write_text('{"A": [{"s": 1}]}')
+    server = PylonServer(tmp_path, many, {
+        "PYLON_COOKIE_NAME": "a b", "PYLON_CSRF_ORIGINS": "*", "PYLON_WS_PORT": "x",
+        "DATABASE_URL": "postgres://u:p@h/d", "PYLON_SEED": "seed.json", "PYLON_APP": "no.py",
+        "PYLON_RUNTIME_DIR": "r" * 120,
+    })
+    (lines,) = refusals(server, "check-config")
+    for words in (
+        "PYLON_COOKIE_NAME is 'a b'", "PYLON_WS_PORT is 'x'", "DATABASE_URL (from", "PYLON_CSRF",
+        "ENTITY_FIELDS_TOO_MANY", "PYLON_APP is 'no.py'", "socket paths of",
+    ):
+        assert [line for line in lines if words in line], (words, lines)
+    server.manifest_path.write_text(json.dumps(app()))
+    (lines,) = refusals(server, "check-config")
+    assert [line for line in lines if "A[0]" in line and "PYLON_SEED" in line]
+    assert not server.db_path.exists()
+
+
+def test_a_misspelt_key_of_a_policy_is_warned_of_and_refused_in_dev_mode(tmp_path: Path) -> None:
+    manifest = app() | {"policies": [
+        {"name": "p", "entity": "A", "allow": "true", "allowDelet": "auth.isAdmin"}]}
+    server = PylonServer(tmp_path, manifest)
+    done = server.ctl("check-config", "--json")
+    (warning,) = json.loads(done.stdout)["warnings"]
+    assert done.returncode == 0 and "did you mean allowDelete?" in warning
+    server.env["PYLON_DEV_MODE"] = "true"
+    for (line,) in refusals(server, "start", "check-config"):
+        assert "error MANIFEST_KEY_UNKNOWN" in line and "did you mean allowDelete?" in line
+
+
+def test_other_verbs_do_not_mind_variables_of_the_published_server(tmp_path: Path) -> None:
+    server = PylonServer(tmp_path, app(), {"DATABASE_URL": "postgres://u:p@h/d"})
+    assert server.ctl("config").returncode == 0
+    assert server.ctl("status").returncode == 69
+    for (line,) in refusals(server, "start", "check-config"):
+        assert line.startswith("pylonctl: DATABASE_URL (from environment) has no effect")
 
 
 def test_the_command_line_imports_neither_gevent_nor_a_worker() -> None:

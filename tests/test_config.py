@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pylon import config
-from pylon.errors import StartRefused
+from pylon.errors import SettingsRefused, StartRefused
+from pylon.setting_checks import unsafe_settings
 
 GOOD = {"PYLON_CORS_ORIGIN": "https://app.example.com", "PYLON_ADMIN_TOKEN": "x" * 40}
 
@@ -86,6 +87,173 @@ def test_an_unknown_name_is_pointed_out() -> None:
     warnings = config.load({**GOOD, "PYLON_PROT": "1"}).warnings
     assert len(warnings) == 1
     assert "PYLON_PORT" in warnings[0]
+
+
+@pytest.mark.parametrize("given", [
+    "https://a.example/", "https://A.example", "HTTPS://a.example", "https://a.example:443",
+    " https://a.example ", "https://a.example:",
+])
+def test_an_origin_is_spelled_as_browsers_spell_it(given: str) -> None:
+    loaded = config.load({**GOOD, "PYLON_CORS_ORIGIN": given, "PYLON_CSRF_ORIGINS": given + ","})
+    assert loaded.config.cors_origin == "https://a.example"
+    assert loaded.config.csrf_origins == ("https://a.example",)
+
+
+@pytest.mark.parametrize("origin", [
+    "http://localhost:3000", "http://[::1]:3000", "capacitor://localhost", "https://a_b.example",
+    "chrome-extension://abcdefghijklmnop", "https://xn--bcher-kva.example", "http://10.0.0.1",
+])
+def test_origins_of_honest_pages_are_taken_as_they_are(origin: str) -> None:
+    loaded = config.load({**GOOD, "PYLON_CORS_ORIGIN": origin})
+    config.refuse_unsafe(loaded.config)
+    assert loaded.config.cors_origin == origin
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ("https://a.example, https://b.example", "PYLON_CSRF_ORIGINS takes"),
+    ("https://a.example https://b.example", "without spaces"),
+    ("a.example", "for example https://a.example"),
+    ("a.example:3000", "for example https://a.example:3000"),
+    ("https://*.example", "name one host"),
+    ("https://a.example/app", "write https://a.example"),
+    ("https://a.example:443/app?x", "write https://a.example"),
+    ("https://me@a.example", "write https://a.example"),
+    ("https://a.example:0", "its port"), ("https://a.example:99999", "its port"),
+    ("https://bücher.example", "xn--bcher-kva.example"),
+    ("https://", "the host is missing"), ("file:///app", "the host is missing"),
+    ("https://[::1", "no host"), ("https://[1.2]", " no "), ("javascript:x", "scheme"),
+])
+def test_an_origin_that_no_browser_sends_is_refused_with_the_right_spelling(
+    given: str, words: str
+) -> None:
+    with pytest.raises(StartRefused) as refused:
+        config.load({**GOOD, "PYLON_CORS_ORIGIN": given})
+    assert "PYLON_CORS_ORIGIN" in refused.value.message and words in refused.value.message
+
+
+@pytest.mark.parametrize(("env", "field", "value"), [
+    ({"PYLON_COOKIE_SECURE": ""}, "cookie_secure", True),
+    ({"PYLON_DEV_MODE": "1", "PYLON_BIND": ""}, "bind", "127.0.0.1"),
+    ({"PYLON_DEV_MODE": ""}, "dev_mode", False),
+    ({"PYLON_PORT": ""}, "port", 4321),
+    ({"PYLON_ADMIN_TOKEN": ""}, "admin_token", None),
+    ({"PYLON_DURABILITY": ""}, "durability", "normal"),
+])
+def test_an_empty_value_means_the_default(
+    env: dict[str, str], field: str, value: object
+) -> None:
+    assert getattr(config.load(env).config, field) == value
+
+
+def test_every_setting_may_be_empty() -> None:
+    empty = {s.env: "" for s in config.SETTINGS}
+    assert config.load(empty).config == config.load({}).config
+    dev = {"PYLON_DEV_MODE": "1"}
+    assert config.load(empty | dev).config == config.load(dev).config
+
+
+def test_an_empty_variable_takes_back_a_line_of_the_file() -> None:
+    loaded = config.load({"PYLON_SEED": ""}, {"PYLON_SEED": "rows.json"})
+    assert (loaded.config.seed, loaded.origin["PYLON_SEED"]) == (None, "default")
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("PYLON_COOKIE_NAME", "a;b"), ("PYLON_COOKIE_NAME", "a b"), ("PYLON_COOKIE_NAME", "ü"),
+    ("PYLON_COOKIE_NAME", "a=b"), ("PYLON_COOKIE_NAME", "sid # the cookie"),
+    ("PYLON_COOKIE_NAME", "a\r\nX: y"), ("PYLON_COOKIE_DOMAIN", "https://a.example"),
+    ("PYLON_COOKIE_DOMAIN", "a.example\r\nX: y"), ("PYLON_COOKIE_DOMAIN", "a.example:80"),
+    ("PYLON_COOKIE_DOMAIN", "a.example/"), ("PYLON_COOKIE_DOMAIN", "a.example; Secure"),
+    ("PYLON_WS_URL", "a b"), ("PYLON_WS_URL", "api.example.com"), ("PYLON_WS_URL", "https://a/"),
+    ("PYLON_WS_URL", "wss://a/ws#x"), ("PYLON_PUBLIC_URL", "ftp://a"), ("PYLON_SSE_URL", "/sse"),
+    ("PYLON_SHARD_URL", "wss://a b/"), ("PYLON_PUBLIC_URL", "https://a\n"),
+    ("PYLON_BIND", "localhost:80"), ("PYLON_BIND", "*"), ("PYLON_BIND", "http://localhost"),
+    ("PYLON_BIND", "a" * 64 + "ü"), ("PYLON_ADMIN_TOKEN", "abc # the token"),
+    ("PYLON_ADMIN_TOKEN", "x" * 40 + "\n"), ("PYLON_METRICS_TOKEN", "schlüssel"),
+    ("PYLON_DB_PATH", "/data/app.db # the database"), ("PYLON_MANIFEST", "a\nb"),
+])
+def test_a_malformed_value_is_refused_in_one_line(name: str, value: str) -> None:
+    with pytest.raises(StartRefused) as refused:
+        config.load({**GOOD, name: value})
+    assert refused.value.message.startswith(f"{name} is ")
+    assert "\n" not in refused.value.message
+    assert "TOKEN" not in name or value.strip() not in refused.value.message
+
+
+@pytest.mark.parametrize(("name", "value", "words"), [
+    ("PYLON_COOKIE_NAME", "__Host-sid", "no PYLON_COOKIE_DOMAIN"),
+    ("PYLON_COOKIE_NAME", "__Secure-sid", "PYLON_COOKIE_SECURE=true"),
+    ("PYLON_PORT", "65534", "the sse port would be 65536"),
+])
+def test_settings_that_cannot_go_together_are_refused(name: str, value: str, words: str) -> None:
+    env = {**GOOD, "PYLON_COOKIE_DOMAIN": ".A.example", "PYLON_COOKIE_SECURE": "0", name: value}
+    loaded = config.load(env)
+    assert loaded.config.cookie_domain == "a.example"
+    with pytest.raises(StartRefused) as refused:
+        config.refuse_unsafe(loaded.config)
+    messages = list(unsafe_settings(loaded.config))
+    assert refused.value.message == messages[0]
+    assert any(words in message for message in messages)
+
+
+def test_every_bad_value_is_told_of() -> None:
+    with pytest.raises(SettingsRefused) as refused:
+        config.load({**GOOD, "PYLON_PORT": "x", "PYLON_BIND": "*"})
+    assert [p.partition(" ")[0] for p in refused.value.problems] == ["PYLON_BIND", "PYLON_PORT"]
+    assert "1 more" in refused.value.message and "\n" not in refused.value.message
+
+
+def foreign(name: str, value: str, **more: str) -> tuple[int, int]:
+    """How many refusals, and warnings, a variable of the published server gets."""
+    loaded = config.load({**GOOD, **more, name: value})
+    secret = value in str((loaded.refusals, loaded.warnings))
+    assert not (secret and "://" in value), "its password is shown"
+    return len(loaded.refusals), len(loaded.warnings)
+
+
+@pytest.mark.parametrize("name", [
+    "DATABASE_URL", "PYLON_SESSION_DB", "PYLON_RATE_LIMIT_MAX", "PYLON_RATE_LIMIT_WINDOW",
+    "PYLON_WS_MAX_FRAME", "PYLON_JWT_SECRET",
+])
+def test_a_variable_whose_intent_would_not_hold_is_refused(name: str) -> None:
+    loaded = config.load({**GOOD, name: "postgres://ada:pw@db/app"})
+    (line,) = loaded.refusals
+    assert line.startswith(f"{name} (from environment) has no effect: ") and "pw" not in line
+    assert foreign(name, "") == (0, 0)
+
+
+def test_where_the_intent_holds_or_the_feature_is_missing_it_is_a_warning_at_most() -> None:
+    assert foreign("PYLON_SESSION_IN_MEMORY", "true") == (1, 0)
+    assert foreign("PYLON_SESSION_IN_MEMORY", "false") == (0, 0)
+    assert foreign("PYLON_FILES_DIR", "/data/uploads") == (0, 1)
+    assert foreign("PYLON_OAUTH_GOOGLE_CLIENT_ID", "x") == (0, 1)
+    assert foreign("RUST_LOG", "info") == (0, 1)
+    dev = {"PYLON_DEV_MODE": "1"}
+    assert foreign("PYLON_RATE_LIMIT_MAX", "100000", **dev) == (0, 1)
+    assert foreign("DATABASE_URL", "file:./prisma.db", **dev) == (0, 1)
+    assert foreign("DATABASE_URL", "POSTGRESQL://u:p@h/d", **dev) == (1, 0)
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("\ufeffPYLON_X=1", "1"), ("PYLON_X=sid # the cookie", "sid"), ("PYLON_X=a#b", "a#b"),
+    ("PYLON_X='sid' # c", "sid"), ('PYLON_X="sid" # c', "sid"), ("PYLON_X= # nothing", ""),
+    ("PYLON_X=", ""), ("PYLON_X='a # b'", "a # b"), ('PYLON_X="a # b"#c', "a # b"),
+    ('PYLON_X="say \\"hi\\""', 'say "hi"'), ("PYLON_X='c:\\new'", "c:\\new"),
+    ("export PYLON_X = 7\r\nB=1", "7"), ("PYLON_X=it's", "it's"), ("PYLON_X=a=b", "a=b"),
+    ("KEY='two\nlines'\nPYLON_X=1", "1"), ("NAME='Tis\nPYLON_X=1", "1"),
+    ("# PYLON_X=0\n\nPYLON_X=1\nPYLON_X=2", "2"), ("PYLON_X=/data/app.db\t# db", "/data/app.db"),
+    ("PYLON_X='${HOME}'", "${HOME}"), ("A=${HOME}\nPYLON_X=1", "1"),
+])
+def test_env_files_are_read_as_the_well_known_readers_do(text: str, value: str) -> None:
+    assert config.parse_dotenv(text)["PYLON_X"] == value
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("A=1\nPYLON_X='open", "line 2: PYLON_X: the value's opening '"),
+    ('PYLON_X="a" b', "text after"), ("PYLON_X=${HOME}/db", "not replaced"),
+])
+def test_env_lines_that_can_be_read_in_two_ways_are_refused(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        config.parse_dotenv(text)
 
 
 def test_ports_follow_the_http_port() -> None:

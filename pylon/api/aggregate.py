@@ -14,7 +14,7 @@ import falcon
 
 from pylon.api.access import entity_named, readable
 from pylon.api.answers import send
-from pylon.api.body import read_body
+from pylon.api.body import read_json
 from pylon.api.callers import caller_of
 from pylon.api.services import Services
 from pylon.auth.context import AuthContext
@@ -23,7 +23,6 @@ from pylon.storage.clause import SqlClause
 from pylon.storage.names import quote
 from pylon.storage.sqlite.aggregate import parse_aggregate
 from pylon.storage.where import ALL, and_
-from pylon.values import decode_query
 
 TENANT_FIELD: Final = "orgId"
 
@@ -39,7 +38,7 @@ class EntityAggregate:
         auth = caller_of(req, services).auth
         named = entity_named(services.app, entity, auth)
         allowed = readable(services.app, named, auth)
-        asked = parse_aggregate(named, decode_query(read_body(req)))
+        asked = parse_aggregate(named, read_json(req))
         asked = replace(asked, where=and_(asked.where, allowed, of_tenant(named, auth)))
         rows = services.store.scan(lambda reader: reader.aggregate(named.name, asked))
         send(resp, {"rows": rows})

@@ -31,7 +31,7 @@ from pylon.storage.contract import GraphInclude, GraphNode
 from pylon.storage.sqlite.conditions import parse_where
 from pylon.storage.sqlite.filters import parse_count, parse_limit, parse_order
 from pylon.storage.where import and_
-from pylon.values import decode_query
+from pylon.values import decode_body
 
 _KEYS: Final = ("where", "order", "limit", "offset", "include")
 _EXAMPLE: Final = '{"Ticket": {"where": {"open": true}, "include": {"owner": {}}}}'
@@ -49,7 +49,7 @@ class GraphQuery:
         raw = read_body(req)
 
         def read() -> bytes:
-            nodes = parse_graph(services.app, auth, decode_query(raw))
+            nodes = parse_graph(services.app, auth, decode_body(raw))
             return services.store.scan(lambda reader: reader.graph(nodes))
 
         send_raw(resp, answered(services.answers, services.store, auth, raw, read))

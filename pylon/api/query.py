@@ -23,7 +23,7 @@ from pylon.storage.contract import Query
 from pylon.storage.names import quote
 from pylon.storage.sqlite.filters import parse_filter
 from pylon.storage.where import and_
-from pylon.values import decode_query
+from pylon.values import decode_body
 
 _SHOWN_CHARS: Final = 200
 _BOOL_TEXT: Final[dict[str, str | int]] = {"true": 1, "false": 0}
@@ -44,7 +44,7 @@ class EntityQuery:
         raw = read_body(req)
 
         def read() -> bytes:
-            query = parse_filter(named, decode_query(raw), self._list_limit, allowed)
+            query = parse_filter(named, decode_body(raw), self._list_limit, allowed)
             return services.store.scan(lambda reader: reader.page(named.name, query))[1]
 
         key = ("query", named.name, scope_of(allowed, auth))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
+from pylon import setting_values
 from pylon.config import Config
 from pylon.errors import CsrfRejected
 from pylon.manifest.model import Manifest
@@ -71,7 +72,7 @@ def origins(config: Config, manifest: Manifest) -> Origins:
     if config.cors_origin:
         named.add(config.cors_origin)
     return Origins(
-        allowed=frozenset(_normal(origin) for origin in named),
+        allowed=frozenset(_spelled(origin) for origin in named),
         any_origin=config.dev_mode or "*" in named,
     )
 
@@ -105,6 +106,14 @@ def cors_headers(config: Config) -> tuple[tuple[str, str], ...]:
         headers.append(("access-control-allow-credentials", "true"))
         headers.append(("vary", "Origin"))
     return tuple(headers)
+
+
+def _spelled(named: str) -> str:
+    """A named origin as browsers spell it: `https://a.example:443` is `https://a.example`."""
+    try:
+        return setting_values.origin(named)
+    except ValueError:  # of the manifest, which has a warning about it; equal to no Origin header
+        return _normal(named)
 
 
 def _normal(origin: str) -> str:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pylon.backup.record import give_to_owner
+from pylon.data_dir import open_private
 
 
 class Held(Exception):
@@ -26,9 +27,13 @@ def pidfile_of(db_path: Path) -> Path:
 
 
 def is_held(db_path: Path) -> bool:
-    """Whether a live process holds the data directory of `db_path`."""
+    """Whether a live process holds the data directory of `db_path`.
+
+    Raises:
+        StartRefused: the pidfile is a symlink, or no plain file.
+    """
     try:
-        fd = os.open(pidfile_of(db_path), os.O_RDWR | os.O_CLOEXEC)
+        fd = open_private(pidfile_of(db_path), os.O_RDWR)
     except (FileNotFoundError, NotADirectoryError):
         return False
     try:
@@ -47,10 +52,11 @@ def hold(db_path: Path) -> Iterator[None]:
 
     Raises:
         Held: somebody else does.
+        StartRefused: the pidfile is a symlink, or no plain file.
     """
     path = pidfile_of(db_path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = open_private(path, os.O_RDWR | os.O_CREAT)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

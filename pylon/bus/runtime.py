@@ -101,20 +101,44 @@ def make_runtime_dir(config: Config, environ_dir: str | None = None) -> Runtime:
     Raises:
         StartRefused: it cannot be made, is too long for a socket path, or is not private.
     """
-    asked = config.runtime_dir or (environ_dir or "").split(":")[0] or None
+    asked, setting = _asked(config, environ_dir)
     if asked is None:
         path = Path(tempfile.mkdtemp(prefix="pylon-"))
     else:
         path = Path(asked).absolute()
-        _make_private(path, "PYLON_RUNTIME_DIR" if config.runtime_dir else "RUNTIME_DIRECTORY")
+        _make_private(path, setting)
+    _refuse_long(path)
+    _unlink_own(path)  # what a killed supervisor left behind
+    return Runtime(path)
+
+
+def refuse_unfit_runtime_dir(config: Config, environ_dir: str | None = None) -> None:
+    """Look whether `make_runtime_dir` would refuse, without making anything.
+
+    Raises:
+        StartRefused: as `make_runtime_dir`.
+    """
+    asked, setting = _asked(config, environ_dir)
+    path = Path(asked).absolute() if asked is not None else Path(tempfile.gettempdir(), "pylon-")
+    _refuse_long(path)
+    if asked is not None and os.path.lexists(path):
+        _refuse_shared(path, setting)
+
+
+def _asked(config: Config, environ_dir: str | None) -> tuple[str | None, str]:
+    """The folder that somebody named, if any, and the name of the variable."""
+    if config.runtime_dir:
+        return config.runtime_dir, "PYLON_RUNTIME_DIR"
+    return (environ_dir or "").split(":")[0] or None, "RUNTIME_DIRECTORY"
+
+
+def _refuse_long(path: Path) -> None:
     longest = max(len(os.fsencode(path / name)) for name in _OWN_FILES)
     if longest > _PATH_BYTES_MAX:
         raise StartRefused(
             f"The runtime directory {path} makes socket paths of {longest} bytes; at most "
             f"{_PATH_BYTES_MAX} work: set PYLON_RUNTIME_DIR to a shorter path"
         )
-    _unlink_own(path)  # what a killed supervisor left behind
-    return Runtime(path)
 
 
 def _unlink_own(path: Path) -> None:
@@ -128,13 +152,23 @@ def _unlink_own(path: Path) -> None:
 def _make_private(path: Path, setting: str) -> None:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = path.stat()
     except OSError as ex:
         raise StartRefused(f"{setting} is {path}: {ex.strerror or ex}") from ex
-    if found.st_uid != os.geteuid():
+    _refuse_shared(path, setting)
+    path.chmod(0o700)
+
+
+def _refuse_shared(path: Path, setting: str) -> None:
+    try:
+        own, found = path.lstat(), path.stat()
+    except OSError as ex:
+        raise StartRefused(f"{setting} is {path}: {ex.strerror or ex}") from ex
+    # A symlink of another user may lead to any folder of ours, whose files would be removed.
+    if found.st_uid != os.geteuid() or own.st_uid not in (0, os.geteuid()):
         raise StartRefused(f"{setting} is {path}, which belongs to another user: choose another")
+    if not stat.S_ISDIR(found.st_mode):
+        raise StartRefused(f"{setting} is {path}, which is not a folder")
     if stat.S_IMODE(found.st_mode) & 0o022:
         raise StartRefused(
             f"{setting} is {path}, which others may write to: chmod 700 {path}"
         )
-    path.chmod(0o700)

@@ -1,7 +1,8 @@
 """`pylonctl check-config`: everything that would stop a start, all of it at once.
 
-Settings, manifest and its policies, the import of the app, ports, the data directory. For people
-and deploy scripts: a start checks the same itself.
+Settings, manifest and its policies, the import of the app, the data directory, the changes that
+the database's schema needs, the seed, the ports. The checks are those of the start itself
+(`pylon.startup`). Nothing is changed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import cast
 
 import click
 
@@ -16,15 +18,13 @@ from pylon import descriptors
 from pylon.backup.hold import is_held
 from pylon.cli.output import CONFIG, failure_lines, json_flag, note, result, wants_json
 from pylon.cli.settings import dev_flag, read_settings
-from pylon.config import Config, refuse_unsafe
-from pylon.errors import StartRefused
-from pylon.manifest.load import load_manifest
-from pylon.realtime.app_module import try_app_module
-
-_PORT_SETTINGS = {
-    "http": "PYLON_PORT", "ws": "PYLON_WS_PORT",
-    "sse": "PYLON_SSE_PORT", "shards": "PYLON_SHARD_PORT",
-}
+from pylon.config import Config, Loaded
+from pylon.data_dir import data_dir_problems as data_dir_problems
+from pylon.data_dir import data_dir_warnings
+from pylon.errors import SettingsRefused, StartRefused
+from pylon.manifest.model import Manifest
+from pylon.setting_checks import PORT_SETTINGS
+from pylon.startup import find_problems, read_manifest, start_warnings
 
 
 @click.command("check-config")
@@ -33,27 +33,32 @@ _PORT_SETTINGS = {
 @json_flag
 @click.pass_context
 def check_config(ctx: click.Context, no_ports: bool, dev: bool) -> None:
-    """Check settings, manifest, ports and data directory; list every problem. Exit 78."""
-    loaded = read_settings(dev=dev)
+    """Check settings, manifest, schema, data directory and ports; list every problem. Exit 78."""
     problems: list[str] = []
     try:
-        refuse_unsafe(loaded.config)
-    except StartRefused as ex:
-        problems += failure_lines(ex)
+        loaded = read_settings(dev=dev)
+    except SettingsRefused as ex:
+        problems += ex.problems
+        loaded = cast(Loaded, ex.loaded)
+    config = loaded.config
+    manifest: Manifest | StartRefused
     try:
-        load_manifest(Path(loaded.config.manifest))
+        manifest = read_manifest(config)
     except StartRefused as ex:
-        problems += failure_lines(ex)
-    if loaded.config.app is not None and Path(loaded.config.app).is_file():  # else said above
-        try:
-            try_app_module(loaded.config)
-        except StartRefused as ex:
-            problems += failure_lines(ex)
+        manifest = ex
+    for refusal in find_problems(loaded, os.environ, manifest):
+        problems += failure_lines(refusal)
     # The ports of a server that runs from this data directory are taken by itself.
-    if not no_ports and not is_held(Path(loaded.config.db_path)):
-        problems += port_problems(loaded.config)
-    problems += data_dir_problems(loaded.config)
-    warnings = [*loaded.warnings, *descriptors.warnings()]
+    try:
+        if not no_ports and not is_held(Path(config.db_path)):
+            problems += port_problems(config)
+    except StartRefused as ex:  # the pidfile
+        problems += failure_lines(ex)
+    problems = list(dict.fromkeys(problems))
+    warnings = [
+        *start_warnings(loaded, manifest if isinstance(manifest, Manifest) else None),
+        *data_dir_warnings(config), *descriptors.warnings(),
+    ]
     for warning in warnings:
         note(f"warning: {warning}")
     if not wants_json():
@@ -71,7 +76,7 @@ def port_problems(config: Config) -> list[str]:
     """Ports that two roles share, that do not exist, or that somebody else listens on."""
     problems: list[str] = []
     seen: dict[int, str] = {}
-    for role, setting in _PORT_SETTINGS.items():
+    for role, setting in PORT_SETTINGS.items():
         port = config.port_of(role)
         if config.workers_of(role) == 0:
             continue
@@ -97,18 +102,3 @@ def _bind_failure(address: str, port: int) -> str | None:
     except OSError as ex:
         return ex.strerror or str(ex)
     return None
-
-
-def data_dir_problems(config: Config) -> list[str]:
-    """Whether the database's folder can be written to, or made."""
-    if config.in_memory:
-        return []
-    folder = config.data_dir
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
-    if not nearest.is_dir():
-        return [f"PYLON_DB_PATH is {config.db_path}: {nearest} is not a folder"]
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        return [f"PYLON_DB_PATH is {config.db_path}: {nearest} is not writable"]
-    if Path(config.db_path).is_file() and not os.access(config.db_path, os.R_OK | os.W_OK):
-        return [f"PYLON_DB_PATH is {config.db_path}: the file is not writable"]
-    return []

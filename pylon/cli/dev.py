@@ -27,8 +27,8 @@ from pylon.cli.settings import dotenv_files, read_settings
 from pylon.cli.start import serve
 from pylon.config import Config
 from pylon.errors import StartRefused
-from pylon.manifest.load import load_manifest
 from pylon.realtime.app_module import try_app_module
+from pylon.startup import load_checked
 
 _POLL_S = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -125,9 +125,9 @@ def _settings() -> Config | None:
 def app_is_fine() -> bool:
     """Whether a restart has a chance; if not, says why on stderr."""
     try:
-        config = read_settings(dev=True).config
-        load_manifest(Path(config.manifest))
-        try_app_module(config)
+        loaded = read_settings(dev=True)
+        load_checked(loaded)
+        try_app_module(loaded.config)
     except StartRefused as ex:
         for line in failure_lines(ex):
             note(line)

@@ -3,7 +3,8 @@
 A verb's module is loaded when the verb is called (or the help lists it): the process of
 `pylonctl start` becomes the supervisor, and keeps what it has loaded for as long as it serves.
 
-Invariants: a `PylonError` never shows a traceback; a usage error exits with 64.
+Invariants: a `PylonError` never shows a traceback; a usage error exits with 64. Files that a
+verb makes (exports, bundles, logs) are for their owner only.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pylon.cli.output import (
     json_flag,
     note,
 )
+from pylon.data_dir import keep_private
 from pylon.errors import PylonError
 from pylon.imports import defer
 
@@ -58,6 +60,7 @@ def cli() -> None:
 def main(args: list[str] | None = None) -> None:
     """Run `pylonctl` and exit. `args` default to the process's."""
     defer()
+    keep_private()
     args = sys.argv[1:] if args is None else args
     sys.exit(_run(args))
 

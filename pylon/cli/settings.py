@@ -15,12 +15,14 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from pylon.config import Loaded, load, parse_dotenv
+from pylon.config import Loaded, load
+from pylon.dotenv import DotenvInvalid, parse_dotenv
 from pylon.errors import StartRefused
 
 DOTENV_NAMES: Final = (".env.local", ".env")  # the first wins
 
 _DOTENV: Final = ".env files"
+_MODE: Final = "PYLON_DEV_MODE"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,14 +69,15 @@ def read_settings(
                 if name not in dotenv:
                     dotenv[name] = value
                     origins[name] = str(path)
-        if "PYLON_DEV_MODE" not in environ and "PYLON_DEV_MODE" not in dotenv:
-            dotenv["PYLON_DEV_MODE"] = "1"
-            origins["PYLON_DEV_MODE"] = "pylonctl dev"
+        if not any(source.get(_MODE) for source in (environ, dotenv)):
+            environ.pop(_MODE, None)  # an empty one counts as not set
+            dotenv[_MODE] = "1"
+            origins[_MODE] = "pylonctl dev"
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     loaded = load({**environ, **given}, dotenv, _DOTENV)
     named = {
-        env: "command line" if env in given else origins.get(env, origin)
-        if origin == _DOTENV else origin
+        env: "command line" if env in given and origin == "environment"
+        else origins.get(env, origin) if origin == _DOTENV else origin
         for env, origin in loaded.origin.items()
     }
     return replace(loaded, origin=named)
@@ -82,6 +85,12 @@ def read_settings(
 
 def _read_dotenv(path: Path) -> dict[str, str]:
     try:
-        return parse_dotenv(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as ex:
-        raise StartRefused(f"{path} cannot be read: {ex}") from None
+        return parse_dotenv(path.read_bytes().decode("utf-8"))
+    except OSError as ex:
+        raise StartRefused(f"{path} cannot be read: {ex.strerror or ex}") from None
+    except UnicodeDecodeError as ex:
+        raise StartRefused(
+            f"{path} cannot be read: byte {ex.start} is not UTF-8 (save the file as UTF-8)"
+        ) from None
+    except DotenvInvalid as ex:
+        raise StartRefused(f"{path}, {ex}") from None

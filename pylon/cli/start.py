@@ -19,8 +19,10 @@ from pylon.backup.hold import pidfile_of
 from pylon.cli.announce import announce, announce_when_ready, is_ready
 from pylon.cli.output import json_flag, note, wants_json
 from pylon.cli.settings import dev_flag, read_settings
-from pylon.config import Loaded, refuse_unsafe
-from pylon.manifest.load import load_manifest
+from pylon.config import Loaded
+from pylon.data_dir import data_dir_problems, data_dir_warnings, open_private
+from pylon.errors import StartRefused
+from pylon.startup import load_checked, start_warnings
 
 _POLL_S = 0.05
 
@@ -52,8 +54,7 @@ def serve(loaded: Loaded) -> int:
     Raises:
         StartRefused: before anything was touched, or by the supervisor.
     """
-    refuse_unsafe(loaded.config)
-    app = load_manifest(Path(loaded.config.manifest))
+    app = load_checked(loaded)
     from supervisor.main import run
 
     waiter = Thread(
@@ -70,15 +71,16 @@ def start_detached(loaded: Loaded) -> int:
 
     Its log goes to `<db_path>.log`.
     """
-    for warning in loaded.warnings:
+    app = load_checked(loaded)
+    for warning in (*start_warnings(loaded, app), *data_dir_warnings(loaded.config)):
         note(f"warning: {warning}")
-    refuse_unsafe(loaded.config)
-    app = load_manifest(Path(loaded.config.manifest))
+    for problem in data_dir_problems(loaded.config):
+        raise StartRefused(problem)
     pidfile = pidfile_of(Path(loaded.config.db_path)).absolute()
-    pidfile.parent.mkdir(parents=True, exist_ok=True)
+    pidfile.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     log_path = pidfile.with_suffix(".log")
     environ = {**os.environ, **{k: v for k, v in loaded.raw.items() if v is not None}}
-    with log_path.open("ab") as log:
+    with os.fdopen(_open_log(log_path), "ab") as log:
         started_at = log.tell()
         child = subprocess.Popen(
             [sys.executable, "-m", "pylon.cli.main", "start"],
@@ -95,3 +97,10 @@ def start_detached(loaded: Loaded) -> int:
     announce(loaded.config, app)
     note(f"runs as pid {child.pid}; log in {log_path}; end it with: pylonctl stop")
     return 0
+
+
+def _open_log(path: Path) -> int:
+    try:
+        return open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    except OSError as ex:
+        raise StartRefused(f"The log {path} cannot be written to: {ex.strerror or ex}") from ex

@@ -51,6 +51,7 @@ from pylon.errors.operation import (
     BackupRefused,
     NotRunning,
     SchemaRefused,
+    SettingsRefused,
     StartRefused,
 )
 from pylon.errors.request import (
@@ -166,6 +167,7 @@ __all__ = [
     "SchemaRefused",
     "SearchNotConfigured",
     "SessionExpired",
+    "SettingsRefused",
     "ShardNotFound",
     "ShardsNotAvailable",
     "SnapshotCursorInvalid",

@@ -4,6 +4,8 @@ Part of the one error tree; see `pylon.errors`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pylon.errors.base import PylonError
 
 
@@ -16,6 +18,27 @@ class StartRefused(PylonError):
 
     code = "START_REFUSED"
     status = 500
+
+
+class SettingsRefused(StartRefused):
+    """Settings have values that cannot be read; `problems` has a line for each.
+
+    Remedy: correct the values that the lines name; pylonctl check-config lists everything at
+    once.
+    """
+
+    code = "SETTINGS_REFUSED"
+
+    def __init__(self, problems: Sequence[str], loaded: object = None) -> None:
+        """
+        Args:
+            loaded: the settings with the default in place of each bad value
+                (`pylon.config.Loaded`), so that a check can go on.
+        """
+        more = f" (and {len(problems) - 1} more: pylonctl check-config lists them)"
+        super().__init__(problems[0] + (more if len(problems) > 1 else ""))
+        self.problems = tuple(problems)
+        self.loaded = loaded
 
 
 class SchemaRefused(StartRefused):

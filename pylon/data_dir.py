@@ -1,0 +1,138 @@
+"""The data directory: whether its files can be made, and whether others can read them.
+
+The database, its WAL, the log of `start --detach`, the pidfile and recordings lie in one folder,
+and hold everything that the policies hide. They are made for their owner only: every process of
+ours has the umask 077. Files and folders of earlier versions, or of other programs, keep their
+modes; the operator gets a warning with the command that changes them, because a backup program
+of another user may rely on them. A folder that everybody may write to is refused in production:
+anybody could put another database in its place.
+
+Called by `pylon.startup` and the supervisor; `open_private` wherever a file is made under a name
+that is known beforehand.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+from pylon.config import Config
+from pylon.errors import StartRefused
+
+PRIVATE_UMASK: Final = 0o077
+_OTHERS_READ: Final = 0o004
+_OTHERS_WRITE: Final = 0o002
+_FILES: Final = ("", "-wal", "-shm", ".log", ".pid")
+
+
+def keep_private() -> None:
+    """Make the files of this process, and of those that it starts, for their owner only."""
+    os.umask(PRIVATE_UMASK)
+
+
+def data_dir_problems(config: Config) -> list[str]:
+    """Reasons why a start could not use the database's folder, without touching it."""
+    if config.in_memory:
+        return []
+    folder, db_path = config.data_dir, Path(config.db_path)
+    where = f"PYLON_DB_PATH is {config.db_path}"
+    try:
+        nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        if not nearest.is_dir():
+            return [f"{where}: {nearest} is not a folder"]
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            return [f"{where}: {nearest} is not writable"]
+        if db_path.is_dir():
+            return [f"{where}, a folder: name a file in it"]
+        if db_path.exists() and not db_path.is_file():
+            return [f"{where}: it is not a plain file"]
+        if db_path.is_file() and not os.access(db_path, os.R_OK | os.W_OK):
+            return [f"{where}: the file is not writable"]
+    except OSError as ex:
+        return [f"{where}: {ex.strerror or ex}"]
+    if not config.dev_mode and nearest == folder and _is_open_to_all(folder):
+        return [
+            f"{where}: everybody may write to {folder}, and put another database there: "
+            f"chmod 700 {folder}, or choose another folder"
+        ]
+    return []
+
+
+def data_dir_warnings(config: Config) -> list[str]:
+    """What others may read of the data, with the command that ends it."""
+    if config.in_memory:
+        return []
+    found = []
+    folder, db_path = config.data_dir, Path(config.db_path).absolute()
+    owner = _owner(folder)
+    if owner not in (None, 0, os.geteuid()):
+        found.append(
+            f"the data directory {folder} belongs to another user (uid {owner}), who may replace "
+            f"the database: chown {os.geteuid()} {folder}"
+        )
+    if not config.dev_mode and _mode(folder) & _OTHERS_WRITE:
+        found.append(
+            f"everybody may make files in the data directory {folder}: choose a folder of its "
+            "own (PYLON_DB_PATH)"
+        )
+    paths = [db_path.with_name(db_path.name + suffix) for suffix in _FILES]
+    readable = [str(path) for path in paths if _mode(path) & _OTHERS_READ]
+    if readable and _is_entered_by_all(folder):
+        found.append(
+            f"every user of this machine may read {', '.join(readable)}: "
+            f"chmod 600 {' '.join(readable)}"
+        )
+    return found
+
+
+def open_private(path: Path, flags: int) -> int:
+    """Open a file of ours, made for its owner only if it is missing; a descriptor.
+
+    A name in a folder where others may write could be a symlink of theirs to a file of ours, or
+    a FIFO that blocks: both are refused.
+
+    Raises:
+        StartRefused: it is not a plain file.
+        OSError: it cannot be opened.
+    """
+    flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        fd = os.open(path, flags, 0o600)
+    except OSError as ex:
+        if ex.errno == errno.ELOOP:
+            raise StartRefused(f"{path} is a symlink: remove it") from ex
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StartRefused(f"{path} is not a plain file: remove it")
+    os.set_blocking(fd, True)
+    return fd
+
+
+def _mode(path: Path) -> int:
+    """The permissions; 0 for what is not there. Those of a symlink's target count."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return 0
+
+
+def _owner(path: Path) -> int | None:
+    try:
+        return path.stat().st_uid
+    except OSError:
+        return None
+
+
+def _is_open_to_all(folder: Path) -> bool:
+    """Whether anybody may replace files in it; in a sticky folder only their owners may."""
+    mode = _mode(folder)
+    return bool(mode & _OTHERS_WRITE) and not mode & stat.S_ISVTX
+
+
+def _is_entered_by_all(folder: Path) -> bool:
+    """Whether every user may open a file in the folder by its name."""
+    return all(_mode(path) & 0o001 for path in (folder, *folder.parents))

@@ -1,0 +1,105 @@
+"""Variables of the published server (spec/http.md §1.2) that change nothing here.
+
+An operator who moves from that server brings its environment along. A variable is refused where
+the intent behind it would silently not hold: data would lie in another place than the one it
+names, or a protection that it asks for would be missing. In dev mode a missing protection is a
+warning. A variable of a feature that this server does not have is a warning: each use of that
+feature is answered by an error, so nobody takes it for granted for long.
+
+Invariants: the text of a value is never shown (many are secrets); an empty value counts as not
+set. Called by `pylon.config`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from fnmatch import fnmatchcase
+from typing import Final
+
+
+class Effect(Enum):
+    """The consequence of passing a variable over."""
+
+    DATA = "data lies elsewhere"
+    PROTECTION = "a protection is missing"
+    FEATURE = "a feature is missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """One variable, or a family of them; `names` are patterns, divided by spaces."""
+
+    names: str
+    effect: Effect
+    remedy: str
+
+
+_NO_LIMIT: Final = (
+    "this server counts requests by the fixed rates of docs/limits.md: unset it, and limit all "
+    "requests of an address in the proxy in front (nginx: limit_req)"
+)
+FOREIGN: Final[tuple[Foreign, ...]] = (
+    Foreign("DATABASE_URL", Effect.DATA,
+            "this server keeps its data in the SQLite file of PYLON_DB_PATH, not there: unset it "
+            "(pylonctl import takes over rows that were exported)"),
+    Foreign("PYLON_SESSION_DB", Effect.DATA,
+            "sessions are kept in the main database (PYLON_DB_PATH), not there: unset it"),
+    Foreign("PYLON_SESSION_IN_MEMORY", Effect.PROTECTION,
+            "sessions are kept in the database, on disk: unset it"),
+    Foreign("PYLON_RATE_LIMIT_MAX PYLON_RATE_LIMIT_WINDOW", Effect.PROTECTION, _NO_LIMIT),
+    Foreign("PYLON_WS_MAX_FRAME", Effect.PROTECTION,
+            "set PYLON_WS_MAX_MESSAGE_BYTES instead, and unset it"),
+    Foreign("PYLON_JWT_*", Effect.PROTECTION,
+            "sessions are not JWTs here: unset it; the manifest's auth.session.expires_in is "
+            "the lifetime of a session"),
+    Foreign("RUST_LOG", Effect.FEATURE, "PYLON_LOG_LEVEL is the setting here"),
+    Foreign("PYLON_TRUSTED_ORIGINS", Effect.FEATURE,
+            "there is no sign-in by redirect; PYLON_CSRF_ORIGINS names who may send writes"),
+    Foreign("PYLON_JOBS_* PYLON_WORKFLOW_*", Effect.FEATURE, "there are no background jobs"),
+    Foreign("PYLON_FUNCTIONS_* PYLON_FN_*", Effect.FEATURE, "there are no functions"),
+    Foreign("PYLON_FILES_* PYLON_S3_* PYLON_STACK0_*", Effect.FEATURE, "there are no uploads"),
+    Foreign("PYLON_AI_*", Effect.FEATURE, "there are no AI routes"),
+    Foreign("PYLON_STRIPE_*", Effect.FEATURE, "there is no billing"),
+    Foreign("PYLON_API_KEY_*", Effect.FEATURE, "there are no API keys"),
+    Foreign("PYLON_EMAIL_* PYLON_TWILIO_*", Effect.FEATURE, "no mail and no SMS is sent"),
+    Foreign("PYLON_TOTP_* PYLON_SSO_* PYLON_SAML_* PYLON_SCIM_* PYLON_WEBAUTHN_* PYLON_OIDC_* "
+            "PYLON_OAUTH_* PYLON_CAPTCHA_* PYLON_DISABLE_HIBP PYLON_DASHBOARD_URL",
+            Effect.FEATURE, "there is no such way to sign in"),
+    Foreign("PYLON_TEST_DIR", Effect.FEATURE, "there is no test runner"),
+)
+
+
+def find_foreign(name: str) -> Foreign | None:
+    """The entry that a variable falls under."""
+    for entry in FOREIGN:
+        if any(fnmatchcase(name, pattern) for pattern in entry.names.split(" ")):
+            return entry
+    return None
+
+
+def judge_foreign(
+    sources: list[tuple[str, Mapping[str, str]]], *, dev_mode: bool
+) -> Iterator[tuple[bool, str]]:
+    """Pairs for the foreign variables that are set: whether a start is refused, and why."""
+    for origin, source in sources:
+        for name in sorted(source):
+            entry = find_foreign(name)
+            value = source[name].strip()
+            if entry is None or not value or _asks_for_nothing(name, value):
+                continue
+            is_refused = entry.effect is Effect.DATA or (
+                entry.effect is Effect.PROTECTION and not dev_mode
+            )
+            if dev_mode and name == "DATABASE_URL" and not _is_postgres(value):
+                is_refused = False  # the published `dev` passes it over as well
+            yield is_refused, f"{name} (from {origin}) has no effect: {entry.remedy}"
+
+
+def _asks_for_nothing(name: str, value: str) -> bool:
+    return name.endswith("_IN_MEMORY") and value not in ("1", "true")
+
+
+def _is_postgres(url: str) -> bool:
+    return url.lower().startswith(("postgres://", "postgresql://"))

@@ -1,0 +1,106 @@
+"""Check combinations of settings that are refused, though each value can be read alone.
+
+Each check yields one line that names the setting, the value and the remedy. `refuse_unsafe`
+raises the first for a start; `pylonctl check-config` prints them all. Re-exported by
+`pylon.config`; called by `pylon.startup` and the supervisor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pylon.errors import StartRefused
+
+if TYPE_CHECKING:
+    from pylon.config import Config
+
+PORT_SETTINGS: Final = {
+    "http": "PYLON_PORT", "ws": "PYLON_WS_PORT", "sse": "PYLON_SSE_PORT",
+    "shards": "PYLON_SHARD_PORT",
+}
+_LAST_PORT: Final = 65_535
+
+
+def refuse_unsafe(config: Config) -> None:
+    """The refusals that need little but the settings (spec/http.md §1.3, design.md §2.7).
+
+    Raises:
+        StartRefused: with one line that says what and how to mend it.
+    """
+    for problem in unsafe_settings(config):
+        raise StartRefused(problem)
+
+
+def unsafe_settings(config: Config) -> Iterator[str]:
+    """Every reason of `refuse_unsafe`, one line each."""
+    if config.dev_mode:
+        if not config.admin_token:
+            yield (
+                "PYLON_DEV_MODE is on and PYLON_ADMIN_TOKEN is not set: "
+                "set one (for example: export PYLON_ADMIN_TOKEN=$(openssl rand -hex 32))"
+            )
+    else:
+        yield from _unsafe_origins(config)
+    yield from _cookie_problems(config)
+    for role, setting in PORT_SETTINGS.items():
+        if config.workers_of(role) and config.port_of(role) > _LAST_PORT:
+            yield (
+                f"the {role} port would be {config.port_of(role)}: "
+                f"set {setting} or lower PYLON_PORT"
+            )
+    if config.app is not None and not Path(config.app).is_file():
+        yield f"PYLON_APP is {config.app!r}, which is not a file"
+    if config.static_dir is not None:
+        yield from _static_dir_problems(config, Path(config.static_dir))
+
+
+def _unsafe_origins(config: Config) -> Iterator[str]:
+    example = "give the web app's origin, for example https://app.example.com"
+    if not config.cors_origin:
+        yield f"PYLON_CORS_ORIGIN must be set in production (non-dev mode): {example}"
+    elif config.cors_origin == "*":
+        yield f'PYLON_CORS_ORIGIN="*" is refused in production mode: {example}'
+    elif config.cors_origin == "null":
+        yield (
+            'PYLON_CORS_ORIGIN="null" is refused in production mode (every sandboxed frame has '
+            f"that origin): {example}"
+        )
+    for origin in unsafe_origins(config.csrf_origins):
+        yield (
+            f'PYLON_CSRF_ORIGINS with "{origin}" is refused in production mode (any page could '
+            "send writes with a visitor's cookie): name the origins"
+        )
+
+
+def unsafe_origins(names: Iterable[str]) -> list[str]:
+    """Those of `names` that stand for pages of anybody: `*`, and `null` of sandboxed frames."""
+    return [name for name in names if name.strip() in ("*", "null")]
+
+
+def _cookie_problems(config: Config) -> Iterator[str]:
+    name = config.cookie_name or ""
+    is_secure = config.cookie_secure or config.cookie_same_site == "none"
+    if name.lower().startswith(("__secure-", "__host-")) and not is_secure:
+        yield f"PYLON_COOKIE_NAME is {name!r}, which browsers want PYLON_COOKIE_SECURE=true for"
+    if name.lower().startswith("__host-") and config.cookie_domain:
+        yield f"PYLON_COOKIE_NAME is {name!r}, which browsers want no PYLON_COOKIE_DOMAIN for"
+
+
+def _static_dir_problems(config: Config, folder: Path) -> Iterator[str]:
+    if not folder.is_dir():
+        yield f"PYLON_STATIC_DIR is {config.static_dir!r}, which is not a folder"
+        return
+    root = folder.resolve()
+    private = {"PYLON_DB_PATH": config.data_dir}
+    if config.runtime_dir is not None:
+        private["PYLON_RUNTIME_DIR"] = Path(config.runtime_dir)
+    if config.in_memory:
+        del private["PYLON_DB_PATH"]
+    for setting, path in private.items():
+        if path.resolve().is_relative_to(root):
+            yield (
+                f"PYLON_STATIC_DIR is {config.static_dir!r}, and the folder of {setting} "
+                f"({path}) is in it: its files would be served to everybody; move one of them"
+            )

@@ -1,0 +1,107 @@
+"""Check what a start refuses, in the order of the start.
+
+`load_checked` is the beginning of each start: settings and manifest. `find_problems` goes on
+after the first one and looks at everything else that could stop a start, without changing
+anything; `pylonctl check-config` prints what it finds.
+
+Invariants: both use the same checks; a problem is one `StartRefused`, whose text names the
+setting or file, the value and the remedy. Called by `pylon.cli` and the supervisor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pylon.bus.runtime import refuse_unfit_runtime_dir
+from pylon.config import Config, Loaded
+from pylon.data_dir import data_dir_problems
+from pylon.errors import PylonError, StartRefused
+from pylon.manifest.load import load_manifest
+from pylon.manifest.model import Manifest
+from pylon.realtime.app_module import try_app_module
+from pylon.schema.trial import refuse_unreachable
+from pylon.seed_file import refuse_bad_seed
+from pylon.setting_checks import unsafe_origins, unsafe_settings
+
+
+def load_checked(loaded: Loaded) -> Manifest:
+    """The manifest of a start whose settings and manifest are good.
+
+    Raises:
+        StartRefused: the first problem.
+    """
+    for text in (*loaded.refusals, *unsafe_settings(loaded.config)):
+        raise StartRefused(text)
+    manifest = read_manifest(loaded.config)
+    for text in manifest_problems(loaded.config, manifest):
+        raise StartRefused(text)
+    return manifest
+
+
+def read_manifest(config: Config) -> Manifest:
+    """The manifest; in dev mode an unknown key is an error.
+
+    Raises:
+        StartRefused: it has errors.
+    """
+    return load_manifest(Path(config.manifest), strict=config.dev_mode)
+
+
+def manifest_problems(config: Config, manifest: Manifest) -> Iterator[str]:
+    """Parts of a sound manifest that are unsafe with these settings."""
+    if config.dev_mode:
+        return
+    for name in unsafe_origins(manifest.auth.trusted_origins):
+        yield (
+            f'{config.manifest}: auth.trusted_origins with "{name}" is refused in production '
+            "mode (any page could send writes with a visitor's cookie): name the origins"
+        )
+
+
+def start_warnings(loaded: Loaded, manifest: Manifest | None) -> list[str]:
+    """Lines for the operator that do not stop a start."""
+    return [*loaded.warnings, *(d.render() for d in (manifest.warnings if manifest else ()))]
+
+
+def find_problems(
+    loaded: Loaded, environ: Mapping[str, str], manifest: Manifest | StartRefused
+) -> Iterator[StartRefused]:
+    """Every problem but those of ports, of values of settings and of descriptors.
+
+    Args:
+        manifest: the manifest, or the reason why there is none.
+    """
+    config = loaded.config
+    for text in (*loaded.refusals, *unsafe_settings(config)):
+        yield StartRefused(text)
+    if isinstance(manifest, StartRefused):
+        yield manifest
+    else:
+        for text in manifest_problems(config, manifest):
+            yield StartRefused(text)
+    if config.app is None or Path(config.app).is_file():  # else reported above
+        try:
+            try_app_module(config)
+        except StartRefused as ex:
+            yield ex
+    try:
+        refuse_unfit_runtime_dir(config, environ.get("RUNTIME_DIRECTORY"))
+    except StartRefused as ex:
+        yield ex
+    unusable = data_dir_problems(config)
+    for text in unusable:
+        yield StartRefused(text)
+    if not unusable and isinstance(manifest, Manifest):
+        yield from _database_problems(config, manifest)
+
+
+def _database_problems(config: Config, manifest: Manifest) -> Iterator[StartRefused]:
+    path = None if config.in_memory else Path(config.db_path)
+    try:
+        refuse_unreachable(path, manifest)
+        refuse_bad_seed(config, manifest)
+    except StartRefused as ex:
+        yield ex
+    except PylonError as ex:
+        yield StartRefused(ex.message)
