@@ -58,7 +58,7 @@ def test_a_row_has_the_etag_of_its_last_change(server: Server) -> None:
 
 @pytest.mark.parametrize(("header", "status"), [
     ('"1"', 304), ('W/"1"', 304), ('"0", "1"', 304), ("*", 304), ('"2"', 200), ("1", 200),
-    ('"x", W/"7"', 200), ("", 200),
+    ('"x", W/"7"', 200), ("", 200), ('"x",W/"1" ,"7"', 304), (',"1",', 304),
 ])
 def test_if_none_match(server: Server, header: str, status: int) -> None:
     path = f"{NOTES}/{add(server, text='a')}"
@@ -71,7 +71,12 @@ def test_if_none_match(server: Server, header: str, status: int) -> None:
 
 @pytest.mark.parametrize(("header", "code"), [
     ('"1"', None), ("*", None), ('"2"', "PRECONDITION_FAILED"), ('W/"1"', "PRECONDITION_FAILED"),
-    ('"x"', "PRECONDITION_FAILED"), ("1", "INVALID_DATA"), ('"1", "2"', "INVALID_DATA"),
+    ('"x"', "PRECONDITION_FAILED"), ("1", "INVALID_DATA"),
+    ('"1", "2"', None), ('"x", "1"', None), ('"a,b" ,\t"1",', None), (',, "1"', None),
+    ('W/"2", "1"', None), ('"2", "3"', "PRECONDITION_FAILED"), ('"01"', "PRECONDITION_FAILED"),
+    ('W/"1", "x"', "PRECONDITION_FAILED"),
+    ('"1", *', "INVALID_DATA"), ('"1" "2"', "INVALID_DATA"), (", ,", "INVALID_DATA"),
+    ('"1", 2', "INVALID_DATA"), ('w/"1"', "INVALID_DATA"), ("", "INVALID_DATA"),
 ])
 @pytest.mark.parametrize("method", ["PATCH", "DELETE"])
 def test_if_match(server: Server, method: str, header: str, code: str | None) -> None:

@@ -43,12 +43,13 @@ def update(
     row_id: str,
     body: object,
     op: OpKey | None = None,
-    if_match: int | None = None,
+    if_match: int | tuple[int, ...] | None = None,
 ) -> UpdateRow:
     """The change of the fields in `body`.
 
     Args:
-        if_match: the version (seq of its last change) that the row must have; None: any.
+        if_match: the version (seq of its last change) that the row must have, or several of which
+            it must have one; None: any.
 
     Raises:
         InvalidData: nothing is left to change; others as for `insert`.
@@ -64,7 +65,7 @@ def delete(
     auth: AuthContext,
     row_id: str,
     op: OpKey | None = None,
-    if_match: int | None = None,
+    if_match: int | tuple[int, ...] | None = None,
 ) -> DeleteRow:
     """The deletion of a row. `if_match`: the version that it must have, as for `update`."""
     return DeleteRow(entity.name, row_id, auth, op, if_match)

@@ -56,7 +56,7 @@ class UpdateRow(msgspec.Struct, frozen=True, array_like=True, tag="update", gc=F
     patch: dict[str, Any]  # validated JSON values by field
     auth: AuthContext
     op: OpKey | None = None
-    if_match: int | None = None  # the seq that the row's last change must have
+    if_match: int | tuple[int, ...] | None = None  # seqs, one of which its last change must have
 
 
 class DeleteRow(msgspec.Struct, frozen=True, array_like=True, tag="delete", gc=False):
@@ -66,7 +66,7 @@ class DeleteRow(msgspec.Struct, frozen=True, array_like=True, tag="delete", gc=F
     row_id: str
     auth: AuthContext
     op: OpKey | None = None
-    if_match: int | None = None
+    if_match: int | tuple[int, ...] | None = None
 
 
 RowOp = InsertRow | UpdateRow | DeleteRow

@@ -53,6 +53,7 @@ _HEADERS: Final[dict[str, Schema]] = {
         "schema": {"type": "string", "pattern": "^[0-9]+$"},
     },
 }
+_TAGS_PATTERN: Final = r'^("[0-9]{1,18}"(, "[0-9]{1,18}"){0,9}|\*)$'
 _PARAMETERS: Final[dict[str, Schema]] = {
     "IdempotencyKey": header(
         "Idempotency-Key",
@@ -60,12 +61,12 @@ _PARAMETERS: Final[dict[str, Schema]] = {
         "Sent again with the same key, the request is answered as the first time, not repeated",
     ),
     "IfMatch": header(
-        "If-Match", {"type": "string", "pattern": r'^("[0-9]{1,18}"|\*)$'},
-        "Write only if the row still has this ETag",
+        "If-Match", {"type": "string", "pattern": _TAGS_PATTERN},
+        "Write only if the row still has one of these ETags",
     ),
     "IfNoneMatch": header(
-        "If-None-Match", {"type": "string", "pattern": r'^("[0-9]{1,18}"|\*)$'},
-        "Answer only if the row has another ETag",
+        "If-None-Match", {"type": "string", "pattern": _TAGS_PATTERN},
+        "Answer only if the row has none of these ETags",
     ),
 }
 _ERROR: Final = obj({

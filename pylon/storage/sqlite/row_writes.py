@@ -12,7 +12,7 @@ in its transaction, and by `document_writes` for the row of a document.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import apsw
 import orjson
@@ -38,6 +38,8 @@ from pylon.storage.sqlite import maintenance
 from pylon.storage.sqlite.document_writes import DocumentWrites
 from pylon.storage.sqlite.journal import Journal
 from pylon.storage.sqlite.table import Table
+
+_VERSIONS_SHOWN: Final = 5  # of those that If-Match asks for, in a message
 
 
 class RowWrites:
@@ -197,15 +199,26 @@ class RowWrites:
             if table.rules.may_read(op.auth, row):
                 if (
                     not isinstance(op, PushDocument)
-                    and op.if_match is not None and op.if_match != version
+                    and op.if_match is not None and not _has_version(version, op.if_match)
                 ):
                     raise PreconditionFailed(
                         f"{op.entity}/{op.row_id} has been changed: its version is {version}, "
-                        f"and If-Match asks for {op.if_match}",
+                        f"and If-Match asks for {_shown(op.if_match)}",
                         hint="Get the row again, and send its new ETag",
                     )
                 return row_json, row
         raise NotFound("Row not found")
+
+
+def _has_version(version: int, wanted: int | tuple[int, ...]) -> bool:
+    return version == wanted if isinstance(wanted, int) else version in wanted
+
+
+def _shown(wanted: int | tuple[int, ...]) -> str:
+    if isinstance(wanted, int):
+        return str(wanted)
+    shown = ", ".join(map(str, wanted[:_VERSIONS_SHOWN]))
+    return f"one of {shown}{' ...' if len(wanted) > _VERSIONS_SHOWN else ''}"
 
 
 def replayed(
