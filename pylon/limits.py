@@ -8,6 +8,11 @@ from typing import Final
 
 BODY_BYTES: Final = 10 * 1024 * 1024
 JSON_DEPTH: Final = 64
+JSON_INLINE_BYTES: Final = 262_144  # a larger body is decoded in the thread pool
+JSON_NODES: Final = 500_000  # values of one JSON text: the decoder holds the worker for 30 ms
+PUSH_NODES: Final = 1_000_000  # values of a push: only the first changes are decoded
+MESSAGE_NODES: Final = 50_000  # values of one message on a WebSocket
+JSON_REPAIR_BYTES: Final = 2 * 1024 * 1024  # of a list of changes, some of which hold no UTF-8
 CURSOR_PAGE_DEFAULT: Final = 20
 CURSOR_PAGE_MAX: Final = 100
 FILTER_TERMS: Final = 64
@@ -65,7 +70,10 @@ BATCH_REQUESTS: Final = 1_000
 BATCH_BYTES: Final = 8 * 1024 * 1024
 BATCH_S: Final = 0.005
 
-READ_CONNECTIONS: Final = 4  # each worker process
+READ_CONNECTIONS: Final = 5  # each worker process: one for short reads, the others scan
+SCANS_PER_CALLER: Final = 3  # at a time, of one identity or address; below the scanning ones
+ADMISSION_WAITING: Final = 1_024  # requests that wait for a share of something, each of those
+ADMISSION_WAITING_PER_CALLER: Final = 128
 SLOW_STATEMENTS: Final = 1_024  # known to need the thread pool, each worker process
 LIST_BYTES: Final = 32 * 1024 * 1024  # of the rows of one list, query or graph
 ANSWERS_BYTES: Final = 2 * 1024 * 1024  # remembered until the next commit, of each kind
@@ -121,7 +129,7 @@ HTTP_OUTGOING_BYTES: Final = 128 * 1024 * 1024  # of its answers whose clients a
 SLOW_REQUEST_S: Final = 1.0  # an HTTP request that takes longer is logged
 
 TASTE_S: Final = 2.0  # of CPU, to merge an update before the writer does
-TASTES_WAITING: Final = 100  # each HTTP worker
+TASTERS: Final = 2  # processes that merge on trial, each HTTP worker; a caller has one at a time
 TASTER_BYTES: Final = 1024 * 1024 * 1024  # of address space; most of it is never touched
 DOCUMENT_UPDATE_BYTES: Final = 128 * 1024  # of one push to a document
 DOCUMENT_BYTES: Final = 1024 * 1024  # of a document, its history included

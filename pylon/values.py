@@ -24,18 +24,17 @@ from typing import Annotated, Any, Final
 import msgspec
 import orjson
 
-from pylon import limits
 from pylon.errors import (
     InvalidColumn,
     InvalidData,
     InvalidId,
     InvalidJson,
     InvalidValue,
-    LimitExceeded,
     MissingField,
     NullNotAllowed,
 )
 from pylon.ids import is_row_id
+from pylon.json_text import check_bounds
 from pylon.manifest.model import Entity, Field, FieldType
 
 SqlValue = str | int | float | None
@@ -67,47 +66,15 @@ def decode_body(raw: bytes) -> Any:
     """A request body as JSON.
 
     Raises:
-        InvalidJson: it is not JSON in UTF-8 (spec/http.md §3.0).
-        LimitExceeded: it is nested deeper than `limits.JSON_DEPTH`.
+        InvalidJson: it is not JSON in UTF-8 (spec/http.md §3.0), or nested deeper than
+            `limits.JSON_DEPTH`.
+        LimitExceeded: it has more than `limits.JSON_NODES` values.
     """
+    check_bounds(raw)
     try:
-        body = orjson.loads(raw)
+        return orjson.loads(raw)
     except orjson.JSONDecodeError:
         raise InvalidJson("Invalid request body") from None
-    _check_depth(raw, body)
-    return body
-
-
-def check_depth(raw: bytes) -> None:
-    """Pass if a JSON text, known to be one, is not nested too deeply.
-
-    Raises:
-        LimitExceeded: deeper than `limits.JSON_DEPTH`.
-    """
-    if _may_be_deep(raw):
-        _check_depth(raw, orjson.loads(raw))
-
-
-def _may_be_deep(raw: bytes) -> bool:
-    # A text with few brackets cannot be deep: most bodies are never walked.
-    return raw.count(b"{") + raw.count(b"[") > limits.JSON_DEPTH
-
-
-def _check_depth(raw: bytes, body: Any) -> None:
-    if not _may_be_deep(raw):
-        return
-    level = [body]
-    for _ in range(limits.JSON_DEPTH):
-        inner: list[Any] = []
-        for node in level:
-            if isinstance(node, dict):
-                inner.extend(v for v in node.values() if isinstance(v, (dict, list)))
-            elif isinstance(node, list):
-                inner.extend(v for v in node if isinstance(v, (dict, list)))
-        if not inner:
-            return
-        level = inner
-    raise LimitExceeded(f"JSON is nested deeper than {limits.JSON_DEPTH} levels")
 
 
 def encode_row(row: Mapping[str, Any]) -> bytes:

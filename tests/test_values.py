@@ -16,7 +16,6 @@ from pylon.errors import (
     InvalidId,
     InvalidJson,
     InvalidValue,
-    LimitExceeded,
     MissingField,
     NullNotAllowed,
 )
@@ -188,5 +187,5 @@ def test_bodies() -> None:
     depth = limits.JSON_DEPTH
     assert decode_body(b"[" * depth + b"]" * depth)
     assert decode_body(b"[" + b"[]," * 500 + b"[]]")
-    with pytest.raises(LimitExceeded):
+    with pytest.raises(InvalidJson, match="deeper than 64 levels"):
         decode_body(b"[" * (depth + 1) + b"]" * (depth + 1))

@@ -18,11 +18,11 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from pylon import limits
-from pylon.errors import InputRejected, LimitExceeded, StartRefused
+from pylon.errors import InputRejected, InvalidJson, LimitExceeded, StartRefused
+from pylon.json_text import check_bounds
 from pylon.realtime.matchmaker import DEFAULT_MODE, Mode, check_mode
 from pylon.realtime.snapshots import Format
 from pylon.realtime.state import SimState
-from pylon.values import check_depth
 
 EVENT_POLL_S: Final = 0.01
 
@@ -71,10 +71,10 @@ class Kind:
         try:
             if format is Format.MSGPACK:
                 raw = msgspec.json.encode(msgspec.msgpack.decode(raw))
+            check_bounds(raw)
             value = self.json_input.decode(raw)
-            check_depth(raw)
         except (
-            msgspec.MsgspecError, TypeError, OverflowError, UnicodeError, LimitExceeded
+            msgspec.MsgspecError, TypeError, OverflowError, UnicodeError, InvalidJson, LimitExceeded
         ) as ex:
             raise InputRejected(f"invalid input {format.name}: {ex}") from ex
         except RecursionError as ex:
