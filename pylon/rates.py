@@ -15,6 +15,8 @@ from typing import Final
 
 from pylon.auth.forwarded import network_of
 
+SERVER: Final = "server"  # the subject of what the server does by itself
+
 
 @dataclass(frozen=True, slots=True)
 class Rate:
@@ -58,6 +60,8 @@ def is_user_subject(subject: str) -> bool:
 # One address may be an office or a mobile carrier, so it gets ten times what an identity gets.
 SHARDS_BY_USER: Final = Rate("shards-of-user", 60, 60.0)
 SHARDS_BY_ADDRESS: Final = Rate("shards-of-address", 600, 60.0)
+DOCUMENT_PUSHES: Final = Rate("document-pushes", 1_200, 60.0)
+DOCUMENT_OPENS: Final = Rate("document-opens", 6_000, 60.0)
 MATCHES_BY_USER: Final = Rate("matches-of-user", 60, 60.0)
 MATCHES_BY_ADDRESS: Final = Rate("matches-of-address", 600, 60.0)
 

@@ -19,6 +19,7 @@ from pylon.bus.messages import DeleteRow, InsertRow, RowOp, UpdateRow, WriteRequ
 from pylon.clock import ManualClock
 from pylon.errors import PylonError
 from pylon.manifest.model import Manifest
+from pylon.rates import SERVER
 from pylon.storage.contract import Query, Reader
 from pylon.storage.sqlite.conditions import parse_where
 from pylon.storage.sqlite.engine import SqliteEngine
@@ -85,7 +86,9 @@ class RacingStore:
     def point(self, read: Callable[[Reader], T]) -> T:
         return self._pool.point(read)
 
-    def scan(self, read: Callable[[Reader], T], inline: bool = True) -> T:
+    def scan(
+        self, read: Callable[[Reader], T], inline: bool = True, caller: str = SERVER
+    ) -> T:
         found = self._pool.point(read)
         meanwhile, self.meanwhile = self.meanwhile, None
         if meanwhile is not None:

@@ -338,7 +338,7 @@ def test_a_small_snapshot_is_of_one_commit(store: Setup) -> None:
         def point(self, read: Any) -> Any:
             return store.pool.point(read)
 
-        def scan(self, read: Any) -> Any:
+        def scan(self, read: Any, inline: bool = True, caller: str = "") -> Any:
             reader = open_reader(store.path)
             rows = reader.rows
 

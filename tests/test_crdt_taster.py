@@ -49,14 +49,14 @@ def counted(result: str) -> float:
 
 def test_one_process_tastes_one_update_after_the_other(tasting: Tasting) -> None:
     parts, doc = stored("hello")
-    tasting.taste((parts,), edited(doc, "a"))
-    process = tasting._process
+    tasting.taste((parts,), edited(doc, "a"), "user:ada")
+    process = tasting._all[-1].process
     for bad in (b"", b"\0", edited(doc, "b")[:-3]):
         with pytest.raises(CrdtDecodeFailed):
-            tasting.taste((parts,), bad)
-    tasting.taste((), parts)
-    tasting.taste((parts,), edited(doc, "c"))
-    assert tasting._process is process
+            tasting.taste((parts,), bad, "user:ada")
+    tasting.taste((), parts, "user:ada")
+    tasting.taste((parts,), edited(doc, "c"), "user:ada")
+    assert tasting._all[-1].process is process
     assert process is not None
     assert process.poll() is None
 
@@ -64,7 +64,7 @@ def test_one_process_tastes_one_update_after_the_other(tasting: Tasting) -> None
 def test_what_is_too_large_is_refused(tasting: Tasting) -> None:
     _, doc = stored("x" * (limits.DOCUMENT_BYTES + 1))
     with pytest.raises(LimitExceeded):
-        tasting.taste((), doc.export(loro.ExportMode.Updates(loro.VersionVector())))
+        tasting.taste((), doc.export(loro.ExportMode.Updates(loro.VersionVector())), "user:ada")
 
 
 READY = "import os, sys; os.write(1, b'\\0\\0\\0\\1\\xc0'); os.read(0, 1); "
@@ -79,9 +79,9 @@ def test_an_update_that_ends_the_process_is_refused_and_the_next_one_is_not(
     with monkeypatch.context() as patched:
         replaced(patched, READY + code)
         with pytest.raises(CrdtDecodeFailed, match="cannot be merged"):
-            tasting.taste((parts,), edited(doc, "a"))
+            tasting.taste((parts,), edited(doc, "a"), "user:ada")
     assert counted("died") == before + 1
-    tasting.taste((parts,), edited(doc, "b"))
+    tasting.taste((parts,), edited(doc, "b"), "user:ada")
 
 
 def test_an_update_may_take_so_much_of_the_processor(
@@ -98,12 +98,12 @@ def test_an_update_may_take_so_much_of_the_processor(
         doc.commit()
     parts = (ours.export(loro.ExportMode.Snapshot()),)
     update = theirs.export(loro.ExportMode.Updates(before_them))
-    tasting.taste(parts, update)
+    tasting.taste(parts, update, "user:ada")
     tasting.close()
     monkeypatch.setattr(limits, "TASTE_S", 0.001)
     before = counted("died")
     with pytest.raises(CrdtDecodeFailed):
-        tasting.taste(parts, update)
+        tasting.taste(parts, update, "user:ada")
     assert counted("died") == before + 1
 
 
@@ -116,8 +116,8 @@ def test_a_process_that_says_nothing_is_no_fault_of_the_update(
     monkeypatch.setattr(limits, "CALL_TIMEOUT_S", 0.3)
     replaced(monkeypatch, code)
     with pytest.raises(Unavailable, match="could not be tried"):
-        tasting.taste((), b"x" * 10)
-    assert tasting._process is None
+        tasting.taste((), b"x" * 10, "user:ada")
+    assert tasting._all[-1].process is None
 
 
 def test_a_program_that_cannot_be_started_is_no_fault_either(
@@ -125,24 +125,24 @@ def test_a_program_that_cannot_be_started_is_no_fault_either(
 ) -> None:
     monkeypatch.setattr(module, "_COMMAND", ("/nowhere/python",))
     with pytest.raises(Unavailable):
-        tasting.taste((), b"x")
+        tasting.taste((), b"x", "user:ada")
 
 
 def test_a_process_that_died_between_two_updates_is_not_noticed(tasting: Tasting) -> None:
     parts, doc = stored("hello")
-    tasting.taste((parts,), edited(doc, "a"))
-    assert tasting._process is not None
-    tasting._process.kill()
-    tasting._process.wait()
-    tasting.taste((parts,), edited(doc, "b"))
+    tasting.taste((parts,), edited(doc, "a"), "user:ada")
+    assert tasting._all[-1].process is not None
+    tasting._all[-1].process.kill()
+    tasting._all[-1].process.wait()
+    tasting.taste((parts,), edited(doc, "b"), "user:ada")
 
 
 def test_who_waits_is_bounded(tasting: Tasting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "CALL_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(limits, "TASTES_WAITING", 2)
+    monkeypatch.setattr(limits, "ADMISSION_WAITING_PER_CALLER", 1)
     replaced(monkeypatch, "import time; time.sleep(60)")
-    asked = [gevent.spawn(tasting.taste, (), b"x") for _ in range(3)]
+    asked = [gevent.spawn(tasting.taste, (), b"x", "user:ada") for _ in range(3)]
     gevent.joinall(asked, timeout=20)
     whys = [str(greenlet.exception) for greenlet in asked]
     assert [type(greenlet.exception) for greenlet in asked] == [Unavailable] * 3
-    assert ["many" in why for why in whys] == [False, False, True]
+    assert ["Too many requests" in why for why in whys] == [False, False, True]

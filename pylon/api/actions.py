@@ -38,7 +38,7 @@ class Action:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
         auth = caller_of(req, self._services).auth
-        body = read_json(req)
+        body = read_json(req, self._services)
         if not isinstance(body, dict):
             raise InvalidJson("Invalid request body", hint="Send the inputs as an object")
         action = self._by_name.get(name)

@@ -15,7 +15,7 @@ import falcon
 from pylon.api.access import entity_named, readable
 from pylon.api.answers import send
 from pylon.api.body import read_json
-from pylon.api.callers import caller_of
+from pylon.api.callers import caller_of, subject_of
 from pylon.api.services import Services
 from pylon.auth.context import AuthContext
 from pylon.manifest.model import Entity
@@ -38,9 +38,11 @@ class EntityAggregate:
         auth = caller_of(req, services).auth
         named = entity_named(services.app, entity, auth)
         allowed = readable(services.app, named, auth)
-        asked = parse_aggregate(named, read_json(req))
+        asked = parse_aggregate(named, read_json(req, services))
         asked = replace(asked, where=and_(asked.where, allowed, of_tenant(named, auth)))
-        rows = services.store.scan(lambda reader: reader.aggregate(named.name, asked))
+        rows = services.store.scan(
+            lambda reader: reader.aggregate(named.name, asked), caller=subject_of(req, services)
+        )
         send(resp, {"rows": rows})
 
 

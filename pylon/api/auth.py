@@ -139,7 +139,7 @@ class Session:
         is_admin = caller_of(req, services).auth.is_admin
         if not services.app.config.dev_mode and not is_admin:
             raise Forbidden("/api/auth/session requires admin auth in non-dev mode")
-        body = read_json(req)
+        body = read_json(req, services)
         user_id = body.get("user_id") if isinstance(body, dict) else None
         if user_id is None or user_id == "":
             raise MissingUserId("user_id is required")

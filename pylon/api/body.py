@@ -2,30 +2,75 @@
 
 A declared length over limits.BODY_BYTES is refused before a byte is read; a chunked body is
 counted while it is read. A client that is slower than limits.HTTP_REQUEST_S is given up.
+
+A body of more than limits.JSON_INLINE_BYTES is scanned and decoded in the thread pool, one at a
+time, callers in turn (`Services.decoding`). PERF: the scan lets other greenlets run; the decoder
+holds the interpreter for 10 to 30 ms, which limits.JSON_NODES bounds.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+import gc
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import falcon
 import gevent
 
 from pylon import limits
-from pylon.errors import InvalidJson, PayloadTooLarge, RequestTimeout
+from pylon.api.callers import subject_of
+from pylon.api.services import Services
+from pylon.errors import InvalidJson, PayloadTooLarge, RequestTimeout, Unavailable
 from pylon.values import decode_body
+
+T = TypeVar("T")
 
 _CHUNK_BYTES: Final = 65_536
 
 
-def read_json(req: falcon.Request) -> Any:
-    """The decoded body.
+def read_json(req: falcon.Request, services: Services) -> Any:
+    """The decoded body. Ask who the caller is first: a large body is no work for nobody.
 
     Raises:
-        InvalidJson: it is empty, cut short or not JSON.
+        InvalidJson: it is empty, cut short, not JSON or nested too deeply.
+        LimitExceeded: it has too many values.
         PayloadTooLarge, RequestTimeout: as the module says.
+        Unavailable: too many large bodies wait to be decoded.
     """
-    return decode_body(read_body(req))
+    return decode_json(req, services, read_body(req))
+
+
+def decode_json(req: falcon.Request, services: Services, raw: bytes) -> Any:
+    """The same for a body that was read."""
+    return decoded(req, services, raw, decode_body)
+
+
+def decoded(
+    req: falcon.Request, services: Services, raw: bytes, decode: Callable[[bytes], T]
+) -> T:
+    """What `decode` makes of a body, in the thread pool if that is large."""
+    if len(raw) <= limits.JSON_INLINE_BYTES:
+        return decode(raw)
+    caller = subject_of(req, services)
+    if not services.decoding.enter(caller, limits.READ_TIMEOUT_S):
+        raise Unavailable("The body waited too long to be decoded", hint="Try again in a moment")
+    # Left by the thread's own end: see `pylon.storage.sqlite.pool`.
+    job = gevent.get_hub().threadpool.spawn(_decode_uncollected, decode, raw)
+    job.rawlink(lambda _: services.decoding.leave(caller))
+    result: T = job.get()
+    return result
+
+
+def _decode_uncollected(decode: Callable[[bytes], T], raw: bytes) -> T:
+    """Decode without collections of garbage: there is none in what a decoder makes.
+    PERF: 835 ms become 141 ms for 3.5 million lists."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return decode(raw)
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def read_body(req: falcon.Request) -> bytes:

@@ -1,8 +1,9 @@
 """Pushes to rows' documents (spec/realtime.md §6.4).
 
-The update is merged first by a process that may die of it (`pylon.crdt.taster`): what is no
-update, swells beyond the limit, takes too long or breaks Loro never reaches the writer. All else
-is judged there, on the row as it is.
+The caller's rights are judged before anything is decoded or merged. The update is merged first by
+a process that may die of it (`pylon.crdt.taster`): what is no update, swells beyond the limit,
+takes too long or breaks Loro never reaches the writer. All else, and the rights again, are judged
+there, on the row as it is.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import binascii
 from typing import Any, NoReturn
 
 import falcon
+import orjson
 
 from pylon import limits
-from pylon.api.access import entity_named
+from pylon.api.access import entity_named, may_see_row
 from pylon.api.answers import send
 from pylon.api.body import read_json
-from pylon.api.callers import caller_of
+from pylon.api.callers import caller_of, subject_of
 from pylon.api.entities import SEQ_HEADER
 from pylon.api.services import Services
+from pylon.auth.context import AuthContext
 from pylon.bus.messages import PushDocument
 from pylon.errors import (
     AuthRequired,
@@ -27,8 +30,11 @@ from pylon.errors import (
     InvalidJson,
     LimitExceeded,
     MissingUpdate,
+    NotFound,
     NotSupported,
 )
+from pylon.manifest.model import Entity
+from pylon.rates import DOCUMENT_PUSHES
 
 PREFIX = "/api/crdt"
 
@@ -51,14 +57,35 @@ class DocumentPush:
         named = entity_named(services.app, entity, auth)
         if not named.crdt:
             raise NotSupported(f'{named.name} has no documents: its manifest says "crdt": false')
-        update = _update(read_json(req))
+        subject = subject_of(req, services)
+        if not auth.is_admin:
+            services.limiter.require(DOCUMENT_PUSHES, subject)
+        self._check_rights(named, row_id, auth)
+        update = _update(read_json(req, services))
         stored = services.store.point(lambda reader: reader.document(named.name, row_id))
         parts = () if stored is None else (stored.snapshot, *stored.updates)
-        services.tasting.taste(parts, update)
+        services.tasting.taste(parts, update, subject)
         reply = services.writer.submit(PushDocument(named.name, row_id, update, auth))
         if reply.seq:
             resp.set_header(SEQ_HEADER, str(reply.seq))
         send(resp, {"ok": True})
+
+    def _check_rights(self, entity: Entity, row_id: str, auth: AuthContext) -> None:
+        """Refuse what the writer would refuse whatever the update is.
+
+        Raises:
+            NotFound: there is no such row, or none that the caller may read.
+            PolicyDenied: the caller may not change it.
+        """
+        services = self._services
+        row_json = None
+        if may_see_row(services.app, services.store, entity, auth, row_id):
+            row_json = services.store.point(lambda reader: reader.get(entity.name, row_id))
+        if row_json is None:
+            raise NotFound("Row not found")
+        rules = services.app.rules.of(entity.name)
+        if not rules.may_begin_update(auth, orjson.loads(row_json)):
+            raise rules.denied("update", auth)
 
 
 def bad_path(req: falcon.Request, resp: falcon.Response, **parameters: object) -> NoReturn:

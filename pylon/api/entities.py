@@ -13,8 +13,8 @@ from pylon import limits
 from pylon.api import changes
 from pylon.api.access import entity_named, may_see, readable
 from pylon.api.answers import joined, send, send_raw
-from pylon.api.body import read_body
-from pylon.api.callers import caller_of
+from pylon.api.body import decode_json, read_body
+from pylon.api.callers import caller_of, subject_of
 from pylon.api.idempotency import key_of, say_replayed
 from pylon.api.parameters import flag, text_value, whole_number
 from pylon.api.remembered import answered, scope_of
@@ -23,7 +23,6 @@ from pylon.api.versions import if_match, is_known, set_etag
 from pylon.bus.messages import WriteReply
 from pylon.errors import LimitExceeded, NotFound
 from pylon.storage.contract import Query, Reader
-from pylon.values import decode_body
 
 SEQ_HEADER = "x-pylon-change-seq"
 
@@ -55,7 +54,8 @@ class EntityList:
 
         def read() -> bytes:
             count, rows, total = services.store.scan(
-                lambda reader: _listed(reader, named.name, query, with_total)
+                lambda reader: _listed(reader, named.name, query, with_total),
+                caller=subject_of(req, services),
             )
             return b'{"count":%d,"data":%b,"limit":%b,"offset":%d%b}' % (
                 count, rows, b"null" if limit is None else b"%d" % limit, offset,
@@ -73,7 +73,7 @@ class EntityList:
         named = entity_named(services.app, entity, auth)
         raw = read_body(req)
         key = key_of(req, services, auth, raw)
-        op = changes.insert(services.app, named, auth, decode_body(raw), key)
+        op = changes.insert(services.app, named, auth, decode_json(req, services, raw), key)
         reply = services.writer.submit(op)
         _say_version(resp, reply)
         send(resp, {"id": reply.row_id or op.row_id}, 201)
@@ -104,7 +104,9 @@ class EntityPage:
         asked = whole_number(req, "limit", low=1)
         limit = min(asked or limits.CURSOR_PAGE_DEFAULT, limits.CURSOR_PAGE_MAX)
         query = Query(where=where, limit=limit + 1, after_id=text_value(req, "after") or None)
-        rows = services.store.scan(lambda reader: reader.rows(named.name, query))
+        rows = services.store.scan(
+            lambda reader: reader.rows(named.name, query), caller=subject_of(req, services)
+        )
         has_more = len(rows) > limit
         page = rows[:limit]
         cursor = orjson.dumps(orjson.loads(page[-1])["id"]) if page else b"null"
@@ -152,7 +154,7 @@ class EntityRow:
         raw = read_body(req)
         key = key_of(req, services, auth, raw)
         op = changes.update(
-            services.app, named, auth, row_id, decode_body(raw), key, if_match(req)
+            services.app, named, auth, row_id, decode_json(req, services, raw), key, if_match(req)
         )
         reply = services.writer.submit(op)
         _say_version(resp, reply)

@@ -19,7 +19,7 @@ import orjson
 from pylon import limits
 from pylon.api.access import entity_named
 from pylon.api.answers import joined
-from pylon.api.callers import caller_of
+from pylon.api.callers import caller_of, subject_of
 from pylon.api.services import Services
 from pylon.errors import Forbidden
 from pylon.manifest.model import Entity
@@ -45,19 +45,20 @@ class Export:
         entities: tuple[Entity, ...] = services.app.manifest.entities
         if entity is not None:
             entities = (entity_named(services.app, entity, auth),)
+        turns, who = services.turns, subject_of(req, services)
         if JSON_LINES in req.env.get("HTTP_ACCEPT", ""):
             resp.content_type = JSON_LINES
-            resp.stream = self._lines(entities)
+            resp.stream = turns.paced(self._lines(entities, who), who)
         else:
-            resp.stream = self._document(entities)
+            resp.stream = turns.paced(self._document(entities, who), who)
 
-    def _lines(self, entities: Iterable[Entity]) -> Iterator[bytes]:
+    def _lines(self, entities: Iterable[Entity], caller: str) -> Iterator[bytes]:
         for entity in entities:
             head = b'{"entity":%b,"row":' % orjson.dumps(entity.name)
-            for page in self._pages(entity):
+            for page in self._pages(entity, caller):
                 yield b"".join([b"%b%b}\n" % (head, row) for row in page])
 
-    def _document(self, entities: Iterable[Entity]) -> Iterator[bytes]:
+    def _document(self, entities: Iterable[Entity], caller: str) -> Iterator[bytes]:
         counts: dict[str, int] = {}
         now = datetime.fromtimestamp(self._services.app.clock.wall_ns() / 1e9, UTC)
         stamp = now.isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -65,7 +66,7 @@ class Export:
         for entity in entities:
             piece += b"%b%b:[" % (b"," if counts else b"", orjson.dumps(entity.name))
             counts[entity.name] = 0
-            for page in self._pages(entity):
+            for page in self._pages(entity, caller):
                 piece += b"," if counts[entity.name] else b""
                 counts[entity.name] += len(page)
                 yield piece + joined(page)[1:-1]
@@ -75,11 +76,13 @@ class Export:
             orjson.dumps(counts), stamp.encode(),
         )
 
-    def _pages(self, entity: Entity) -> Iterator[list[bytes]]:
+    def _pages(self, entity: Entity, caller: str) -> Iterator[list[bytes]]:
         after_id: str | None = None
         while True:
             query = Query(ALL, limit=limits.SNAPSHOT_PAGE_ROWS, after_id=after_id)
-            page = self._services.store.scan(partial(_rows, entity=entity.name, query=query))
+            page = self._services.store.scan(
+                partial(_rows, entity=entity.name, query=query), caller=caller
+            )
             if page:
                 yield page
             if len(page) < limits.SNAPSHOT_PAGE_ROWS:

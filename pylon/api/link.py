@@ -16,7 +16,7 @@ import orjson
 from pylon.api import changes
 from pylon.api.access import entity_named, may_see
 from pylon.api.answers import send
-from pylon.api.body import read_body
+from pylon.api.body import decode_json, read_body
 from pylon.api.callers import caller_of
 from pylon.api.entities import SEQ_HEADER
 from pylon.api.idempotency import key_of, say_replayed
@@ -26,7 +26,6 @@ from pylon.auth.context import AuthContext
 from pylon.bus.messages import OpKey, UpdateRow
 from pylon.errors import InvalidJson, MissingField, NotFound
 from pylon.manifest.model import Entity, Relation
-from pylon.values import decode_body
 
 
 class Link:
@@ -54,7 +53,7 @@ def _answer(
 ) -> None:
     auth = caller_of(req, services).auth
     raw = read_body(req)
-    body = decode_body(raw)
+    body = decode_json(req, services, raw)
     if not isinstance(body, dict):
         raise InvalidJson("Invalid request body", hint='Send {"entity", "id", "relation", ...}')
     key = key_of(req, services, auth, raw)

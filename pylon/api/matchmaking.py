@@ -39,7 +39,7 @@ class Match:
             limiter = self._services.limiter
             limiter.require(MATCHES_BY_USER, user_subject(player))
             limiter.require(MATCHES_BY_ADDRESS, address_subject(address_of(req, self._services)))
-        body = read_json(req)
+        body = read_json(req, self._services)
         if not isinstance(body, dict):
             raise InvalidJson("Invalid request body", hint='Send {"criteria": {}}')
         criteria = body.get("criteria", {})

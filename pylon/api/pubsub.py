@@ -23,7 +23,7 @@ class PublishTo:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         _admins_only(self._services, req)
-        body = read_json(req)
+        body = read_json(req, self._services)
         if not isinstance(body, dict):
             raise InvalidJson("Invalid request body", hint='Send {"channel", "message"}')
         channel, message = body.get("channel"), body.get("message")

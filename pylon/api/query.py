@@ -12,8 +12,8 @@ import falcon
 
 from pylon.api.access import entity_named, may_see, readable
 from pylon.api.answers import send_raw
-from pylon.api.body import read_body
-from pylon.api.callers import caller_of
+from pylon.api.body import decode_json, read_body
+from pylon.api.callers import caller_of, subject_of
 from pylon.api.remembered import answered, scope_of
 from pylon.api.services import Services
 from pylon.errors import NotFound
@@ -23,7 +23,6 @@ from pylon.storage.contract import Query
 from pylon.storage.names import quote
 from pylon.storage.sqlite.filters import parse_filter
 from pylon.storage.where import and_
-from pylon.values import decode_body
 
 _SHOWN_CHARS: Final = 200
 _BOOL_TEXT: Final[dict[str, str | int]] = {"true": 1, "false": 0}
@@ -44,8 +43,10 @@ class EntityQuery:
         raw = read_body(req)
 
         def read() -> bytes:
-            query = parse_filter(named, decode_body(raw), self._list_limit, allowed)
-            return services.store.scan(lambda reader: reader.page(named.name, query))[1]
+            query = parse_filter(named, decode_json(req, services, raw), self._list_limit, allowed)
+            return services.store.scan(
+                lambda reader: reader.page(named.name, query), caller=subject_of(req, services)
+            )[1]
 
         key = ("query", named.name, scope_of(allowed, auth))
         send_raw(resp, answered(services.answers, services.store, key, raw, read))
@@ -64,11 +65,14 @@ class Lookup:
         auth = caller_of(req, services).auth
         named = entity_named(services.app, entity, auth)
         allowed = readable(services.app, named, auth)
-        row = services.store.scan(lambda reader: reader.lookup(named.name, field, value))
+        who = subject_of(req, services)
+        row = services.store.scan(
+            lambda reader: reader.lookup(named.name, field, value), caller=who
+        )
         if row is not None and not may_see(services.app, named, auth, row):
             # The first one is hidden from this caller: is there another?
             query = Query(where=and_(_equals(named, field, value), allowed), limit=1)
-            rows = services.store.scan(lambda reader: reader.rows(named.name, query))
+            rows = services.store.scan(lambda reader: reader.rows(named.name, query), caller=who)
             row = rows[0] if rows else None
         if row is None:
             raise NotFound(f"{named.name}.{field} = {value[:_SHOWN_CHARS]} not found")

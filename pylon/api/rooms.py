@@ -61,7 +61,7 @@ class Verb:
         auth = caller_of(req, self._services).auth
         if auth.user_id is None:
             raise AuthRequired("Authentication required")
-        body = read_json(req)
+        body = read_json(req, self._services)
         if not isinstance(body, dict):
             raise InvalidJson("Invalid request body", hint='Send {"room": "...", ...}')
         room = body.get("room")

@@ -24,7 +24,7 @@ from pylon import limits
 from pylon.api.access import entity_named, readable
 from pylon.api.answers import joined, send_raw
 from pylon.api.body import read_json
-from pylon.api.callers import caller_of
+from pylon.api.callers import caller_of, subject_of
 from pylon.api.services import Services
 from pylon.errors import InvalidQuery, LimitExceeded, SearchNotConfigured
 from pylon.manifest.model import Entity, Field, FieldType, Search
@@ -68,9 +68,10 @@ class EntitySearch:
         auth = caller_of(req, services).auth
         named = entity_named(services.app, entity, auth)
         allowed = readable(services.app, named, auth)
-        wanted = _wanted(named, _search_of(named), read_json(req))
+        wanted = _wanted(named, _search_of(named), read_json(req, services))
         rows, tally = services.store.scan(
-            lambda reader: _find(reader, named, wanted, allowed), inline=not wanted.words.params
+            lambda reader: _find(reader, named, wanted, allowed), inline=not wanted.words.params,
+            caller=subject_of(req, services),
         )
         took_ms = round((clock.monotonic_s() - started_s) * 1000)
         send_raw(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from pylon.admission import Admission
 from pylon.api.notes import NoteTeller
 from pylon.api.readiness import Readiness
 from pylon.api.remembered import Answers
@@ -23,6 +24,7 @@ from pylon.bus.shards import DescribeAll, MatchCommand, ShardCommand
 from pylon.changelog.feed import Feed
 from pylon.changelog.pull import Pulled
 from pylon.limiter import RateLimiter
+from pylon.round_robin import RoundRobin
 from pylon.storage.contract import Store
 
 Credentials = tuple[str | None, str | None]  # the Authorization and the Cookie header
@@ -61,9 +63,9 @@ class ShardKeeper(Protocol):
 class Taster(Protocol):
     """Tries updates of documents: `workers.http.tasting`."""
 
-    def taste(self, parts: Sequence[bytes], update: bytes) -> None:
+    def taste(self, parts: Sequence[bytes], update: bytes, caller: str) -> None:
         """Pass if the update can be merged into the document of `parts`, or raise the
-        `PylonError` that it is refused with."""
+        `PylonError` that it is refused with. Trials share the processes by `caller`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +90,6 @@ class Services:
     started_s: float  # monotonic
     answers: Answers[bytes] = field(default_factory=Answers)
     pulls: Answers[Pulled] = field(default_factory=Answers)
+    # The decoder holds the interpreter: two at once would only wait for each other.
+    decoding: Admission = field(default_factory=lambda: Admission("decode", 1, 1))
+    turns: RoundRobin = field(default_factory=RoundRobin)

@@ -61,7 +61,7 @@ class ShardList:
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Make a shard, unless it is there: ``{"id", "params"?}``."""
         _admins_only(self._services, req)
-        body = _object(req, '{"id": "arena:42"}')
+        body = _object(self._services, req, '{"id": "arena:42"}')
         shard_id, params = body.get("id"), body.get("params", {})
         if not isinstance(shard_id, str) or not shard_id:
             raise InvalidData("id is required", hint='Send {"id": "arena:42"}')
@@ -100,7 +100,7 @@ class ShardInput:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, shard_id: str) -> None:
         auth = caller_of(req, self._services).auth
-        body = _object(req, '{"input": ...}')
+        body = _object(self._services, req, '{"input": ...}')
         if "input" not in body:
             raise InvalidData("input is required", hint='Send {"input": ...}')
         client_seq = body.get("client_seq")
@@ -127,7 +127,7 @@ class ShardMove:
         workers = services.app.config.workers_of("shards")
         if not workers:
             raise _no_shards()
-        worker = _object(req, '{"worker": "2"}').get("worker")
+        worker = _object(self._services, req, '{"worker": "2"}').get("worker")
         names = [str(number) for number in range(1, workers + 1)]
         if worker is not None and worker not in names:
             raise InvalidData(
@@ -175,8 +175,8 @@ def _subscriber(auth: AuthContext, named: Any, sid: str | None) -> str:
     return named
 
 
-def _object(req: falcon.Request, example: str) -> dict[str, Any]:
-    body = read_json(req)
+def _object(services: Services, req: falcon.Request, example: str) -> dict[str, Any]:
+    body = read_json(req, services)
     if not isinstance(body, dict):
         raise InvalidJson("Invalid request body", hint=f"Send {example}")
     return body

@@ -29,6 +29,7 @@ from pylon.changelog.feed import Feed
 from pylon.manifest.model import Entity, Manifest
 from pylon.policy.routing import Everyone
 from pylon.policy.rules import EntityRules, RuleSet
+from pylon.rates import SERVER
 from pylon.storage.clause import SqlClause
 from pylon.storage.contract import Query, Reader, Store
 
@@ -93,9 +94,10 @@ def _rules_of(rules: RuleSet, entity: str) -> EntityRules | None:
 
 
 def snapshot(
-    store: Store, manifest: Manifest, rules: RuleSet, auth: AuthContext
+    store: Store, manifest: Manifest, rules: RuleSet, auth: AuthContext, caller: str = SERVER
 ) -> Iterator[bytes]:
-    """The response body for since=0, in pieces of about a page of rows.
+    """The response body for since=0, in pieces of about a page of rows. `caller` is whose share
+    of the store its pages take.
 
     Rows are sent as inserts with the head's seq. At head 0 there are no rows (a database with
     rows has an epoch, see `pylon.schema.apply`), so a seq of 0 is never sent.
@@ -104,11 +106,13 @@ def snapshot(
         QueryTimeout, StoreUnavailable: from the store, also in the middle of the stream.
     """
     plans = [(e, rules.of(e.name).read_clause(auth)) for e in manifest.entities]
-    first = store.scan(lambda reader: reader.at_one_commit(lambda: _begin(reader, plans)))
+    first = store.scan(
+        lambda reader: reader.at_one_commit(lambda: _begin(reader, plans)), caller=caller
+    )
     head = first.head
     piece = b'{"changes":['
     separator = b""
-    for entity, page in chain(first.pages, _remaining(store, first)):
+    for entity, page in chain(first.pages, _remaining(store, first, caller)):
         name = orjson.dumps(entity.name)
         piece += separator + b",".join([_as_insert(row, name, head) for row in page])
         separator = b","
@@ -146,12 +150,14 @@ def _begin(reader: Reader, plans: list[tuple[Entity, SqlClause]]) -> _Beginning:
     return _Beginning(head, pages, [], None)
 
 
-def _remaining(store: Store, first: _Beginning) -> Iterator[Page]:
+def _remaining(store: Store, first: _Beginning, caller: str) -> Iterator[Page]:
     after_id = first.after_id
     for entity, where in first.rest:
         while True:
             query = Query(where, limit=limits.SNAPSHOT_PAGE_ROWS, after_id=after_id)
-            page = store.scan(partial(_rows, entity=entity.name, query=query))
+            page = store.scan(
+                partial(_rows, entity=entity.name, query=query), caller=caller
+            )
             if page:
                 yield entity, page
             if len(page) < limits.SNAPSHOT_PAGE_ROWS:

@@ -72,7 +72,19 @@ POOL_WAIT: Final = Histogram(
     "pylon_db_pool_wait_seconds", "Time that a read waited for a connection.",
     buckets=_FAST_S, registry=WORKER,
 )
-
+ADMISSION_WAITING: Final = Gauge(
+    "pylon_admission_waiting", "Requests that wait for a share of something, by what it is.",
+    ("queue",), registry=WORKER,
+)
+ADMISSION_REFUSED: Final = Counter(
+    "pylon_admission_refused_total",
+    "Requests refused because too many of their client waited already, by what they waited for.",
+    ("queue",), registry=WORKER,
+)
+PIECES_WAITING: Final = Gauge(
+    "pylon_pieces_waiting", "Answers of many pages that wait for the turn of their next piece.",
+    registry=WORKER,
+)
 READS_MOVED: Final = Counter(
     "pylon_reads_moved_total", "Reads that took too long for the loop and went to the thread pool.",
     registry=WORKER,
@@ -295,7 +307,8 @@ DERIVED_HELP: Final = {
 __all__ = [  # noqa: RUF022  (in the order above)
     "WORKER", "SUPERVISOR", "HTTP_REQUESTS", "HTTP_DURATION", "HTTP_DISPATCHERS",
     "HTTP_WAITING", "HTTP_CUT", "AUTH_ATTEMPTS", "WRITE_WAIT",
-    "WRITES_IN_FLIGHT", "POOL_WAIT", "READS_MOVED", "ANSWERS", "ANSWERS_BYTES",
+    "WRITES_IN_FLIGHT", "POOL_WAIT", "ADMISSION_WAITING", "ADMISSION_REFUSED",
+    "PIECES_WAITING", "READS_MOVED", "ANSWERS", "ANSWERS_BYTES",
     "CONNECTIONS", "CONNECTIONS_OPENED", "CONNECTIONS_CLOSED",
     "HANDSHAKES", "SOCKETS_PASSED",
     "MESSAGES_SENT", "PACKING_SAVED", "MESSAGES_RECEIVED", "SEND_QUEUE_BYTES", "SLOW_CLIENTS",

@@ -61,8 +61,8 @@ class EntityRules:
     """The compiled rules of one entity."""
 
     __slots__ = (
-        "_clause", "_clauses", "_declared", "_delete", "_entity", "_insert", "_read", "_state",
-        "_step", "routing",
+        "_begin", "_clause", "_clauses", "_declared", "_delete", "_entity", "_insert", "_read",
+        "_state", "_step", "routing",
     )
 
     def __init__(self, entity: str, chosen: Mapping[Action, list[Expr]]) -> None:
@@ -83,6 +83,10 @@ class EntityRules:
         self._delete = compile_condition(_one_row(_all(chosen["delete"])))
         self._state = compile_condition(_all(states or [e.TRUE]))
         self._step = compile_condition(_all(steps or [e.TRUE]))
+        known = [
+            part for rule in steps for part in e.conjuncts(rule) if "data" not in e.roots(part)
+        ]
+        self._begin = compile_condition(_all([*states, *known] or [e.TRUE]))
         self.routing: Routing = plan(read)
 
     def may_read(self, auth: AuthContext, row: Mapping[str, Any]) -> bool:
@@ -102,6 +106,11 @@ class EntityRules:
             and self._state(auth, after, after)
             and self._step(auth, after, before)
         )
+
+    def may_begin_update(self, auth: AuthContext, before: Mapping[str, Any]) -> bool:
+        """Whether any update of the row `before` by the caller may pass `may_update`, as far as
+        that can be known without the row after it."""
+        return auth.is_admin or self._begin(auth, before, before)
 
     def may_delete(self, auth: AuthContext, row: Mapping[str, Any]) -> bool:
         """Whether the caller may remove the row."""

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 from pylon.bus.messages import WriteReply, WriteRequest
 from pylon.changelog.event import ChangeBatch, ChangeEvent
 from pylon.manifest.model import Entity, Relation
+from pylon.rates import SERVER
 from pylon.storage.clause import SqlClause
 
 T = TypeVar("T")
@@ -275,10 +276,13 @@ class Store(Protocol):
     def point(self, read: Callable[[Reader], T]) -> T:
         """Run a read of a few rows, at once."""
 
-    def scan(self, read: Callable[[Reader], T], inline: bool = True) -> T:
+    def scan(
+        self, read: Callable[[Reader], T], inline: bool = True, caller: str = SERVER
+    ) -> T:
         """Run a read that may be long, without stopping other requests. `read` must have no
         effect but its answer: it may be interrupted and begun again. `inline` False: it may
-        be hard to interrupt, so it is not to be tried where other requests would wait."""
+        be hard to interrupt, so it is not to be tried where other requests would wait. Scans
+        share the connections by `caller` (`pylon.admission`)."""
 
 
 class WriteEngine(Protocol):

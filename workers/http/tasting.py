@@ -1,10 +1,11 @@
-"""Has updates of documents tasted by a process that may die of them (`pylon.crdt.taster`).
+"""Has updates of documents merged on trial by processes that may die of them (`pylon.crdt.taster`).
 
-One process for each HTTP worker, started with the first push, one update at a time. An update
-over which it ends, also for the CPU time that it takes (`limits.TASTE_S`), is refused: 400, and
-the next one has a new process. A process that does not start, or gives no verdict in time, is
-the machine's fault: 503. At most `limits.TASTES_WAITING` wait; more are told to come again.
-Metric: pylon_document_tastes_total.
+At most limits.TASTERS processes for each HTTP worker, started when pushes come, one update at a
+time in each. A caller has one of them at most, and callers wait in turn (`pylon.admission`), so
+whoever pushes updates that take long delays only themselves. An update over which a process ends,
+also for the CPU time that it takes (`limits.TASTE_S`), is refused: 400, and the next one has a new
+process. A process that does not start, or gives no verdict in time, is the machine's fault: 503.
+Metrics: pylon_document_tastes_total, pylon_admission_waiting{queue="merge"}.
 
 Invariant: a call ends in a verdict on its own update; a process whose answer was not waited for
 is ended, so that its answer cannot be taken for another's. Called by `pylon.api.crdt`.
@@ -17,9 +18,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
-from gevent.lock import BoundedSemaphore
 
 from pylon import limits, metrics
+from pylon.admission import Admission
 from pylon.bus.messages import WriteError
 from pylon.crdt.taster import LENGTH_BYTES, Morsel, frame, verdicts
 from pylon.errors import CrdtDecodeFailed, Unavailable
@@ -31,44 +32,51 @@ _COMMAND: Final = (sys.executable, "-P", "-m", "pylon.crdt.taster")
 
 
 class Tasting:
-    """The taster of one process. `close` it at the end."""
+    """The processes of one worker. `close` them at the end."""
 
     def __init__(self) -> None:
-        self._process: Popen[bytes] | None = None
-        self._turn = BoundedSemaphore(1)
-        self._waiting = 0
+        self._admission = Admission("merge", limits.TASTERS, 1)
+        self._all = [_Taster() for _ in range(limits.TASTERS)]
+        self._free = list(self._all)
 
-    def taste(self, parts: Sequence[bytes], update: bytes) -> None:
+    def taste(self, parts: Sequence[bytes], update: bytes, caller: str) -> None:
         """Pass if `update` can be merged into the document of `parts`.
+
+        Args:
+            caller: whose share of the processes it takes (a subject of `pylon.rates`).
 
         Raises:
             CrdtDecodeFailed: it cannot, or ended the process.
             LimitExceeded: the document would be too large.
             Unavailable: too many wait, or there is no verdict.
         """
-        if self._waiting >= limits.TASTES_WAITING:
+        if not self._admission.enter(caller, limits.CALL_TIMEOUT_S):
             raise Unavailable("Too many document updates wait", hint="Try again in a moment")
-        self._waiting += 1
+        taster = self._free.pop()
         try:
-            with self._turn:
-                verdict = self._taste(Morsel(list(parts), update))
+            verdict = taster.taste(Morsel(list(parts), update))
         finally:
-            self._waiting -= 1
+            self._free.append(taster)
+            self._admission.leave(caller)
         metrics.DOCUMENT_TASTES.labels("good" if verdict is None else "refused").inc()
         if verdict is not None:
             raise verdict.to_exception()
 
     def close(self) -> None:
-        """End the process."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    pipe.close()
+        """End the processes."""
+        for taster in self._all:
+            taster.close()
 
-    def _taste(self, morsel: Morsel) -> WriteError | None:
+
+class _Taster:
+    """One process, or none yet."""
+
+    __slots__ = ("process",)
+
+    def __init__(self) -> None:
+        self.process: Popen[bytes] | None = None
+
+    def taste(self, morsel: Morsel) -> WriteError | None:
         done = False
         try:
             with gevent.Timeout(limits.CALL_TIMEOUT_S, False):
@@ -86,6 +94,16 @@ class Tasting:
             raise _no_verdict()
         return verdict
 
+    def close(self) -> None:
+        """End the process."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+
     def _running(self) -> Popen[bytes]:
         """The process, ready for an update.
 
@@ -94,15 +112,15 @@ class Tasting:
         """
         from gevent import subprocess  # its pipes let others run; loaded with the first push
 
-        if self._process is not None and self._process.poll() is None:
-            return self._process
+        if self.process is not None and self.process.poll() is None:
+            return self.process
         self.close()
         try:
             process: Popen[bytes] = subprocess.Popen(
                 (*_COMMAND, str(limits.TASTE_S)), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
             )
-            self._process = process
+            self.process = process
             _read(process)
         except (OSError, EOFError) as ex:
             raise _no_verdict() from ex

@@ -8,9 +8,10 @@ by one of the scanning connections, in gevent's thread pool, and the next time t
 begun inline. It is work that is measured, not time: on a busy machine every statement takes long,
 and to do all of them twice in threads that fight for the interpreter would be the end of it.
 
-Bound: `limits.READ_CONNECTIONS` connections; who finds none free waits, at most
-`limits.READ_TIMEOUT_S`, then QueryTimeout. Metrics: pylon_db_pool_wait_seconds,
-pylon_reads_moved_total.
+Bound: `limits.READ_CONNECTIONS` connections, of which a caller has at most
+`limits.SCANS_PER_CALLER`; a scan that finds none free waits in its caller's queue
+(`pylon.admission`), at most `limits.READ_TIMEOUT_S`, then QueryTimeout. Metrics:
+pylon_db_pool_wait_seconds, pylon_reads_moved_total, pylon_admission_waiting{queue="scan"}.
 Used by the workers, one pool each: it is their `pylon.storage.contract.Store`.
 """
 
@@ -21,13 +22,14 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import gevent
-from gevent.queue import Empty, LifoQueue
 
 from pylon import limits
+from pylon.admission import Admission
 from pylon.clock import Clock, SystemClock, WorkClock
 from pylon.errors import QueryTimeout
 from pylon.manifest.model import Manifest
 from pylon.metrics.families import POOL_WAIT, READS_MOVED
+from pylon.rates import SERVER
 from pylon.storage.contract import Reader
 from pylon.storage.sqlite.reader import SqliteReader
 
@@ -49,7 +51,8 @@ class ReaderPool:
     ) -> None:
         """
         Args:
-            connections: one runs inline, the others scan; at least 2.
+            connections: one runs inline, the others scan; at least 3, so that a caller that
+                scans leaves a connection to the others.
 
         Raises:
             StoreUnavailable: the database cannot be opened.
@@ -59,29 +62,37 @@ class ReaderPool:
         self._scanners = [
             SqliteReader(path, manifest, self._clock) for _ in range(connections - 1)
         ]
-        self._free: LifoQueue = LifoQueue(items=self._scanners)
+        self._free = list(self._scanners)
+        scanners = len(self._scanners)
+        self._admission = Admission(
+            "scan", scanners, max(1, min(limits.SCANS_PER_CALLER, scanners - 1))
+        )
 
     def point(self, read: Callable[[Reader], T]) -> T:
         """Run a read of a few rows at once, without a switch of greenlets."""
         return read(self._inline)
 
-    def scan(self, read: Callable[[Reader], T], inline: bool = True) -> T:
+    def scan(
+        self, read: Callable[[Reader], T], inline: bool = True, caller: str = SERVER
+    ) -> T:
         """Run a read that may be long; other greenlets go on meanwhile.
 
         Args:
             read: must have no effect but its answer: it may be interrupted and begun again.
             inline: try it here first. Not for a full-text match: FTS5 may work for long
                 between two of the steps at which SQLite looks at the clock.
+            caller: whose share of the connections it counts against.
 
         Raises:
             QueryTimeout: it took too long, or no connection became free in time.
+            Unavailable: too many of the caller's scans wait already.
         """
         if inline:
             try:
                 return self._inline.within(INLINE_S, read)
             except QueryTimeout:
                 READS_MOVED.inc()  # it needs longer than others can wait
-        return self._scan(read)
+        return self._scan(read, caller)
 
     def close(self) -> None:
         """Close all connections. No scan may be under way."""
@@ -89,17 +100,22 @@ class ReaderPool:
         for reader in self._scanners:
             reader.close()
 
-    def _scan(self, read: Callable[[Reader], T]) -> T:
+    def _scan(self, read: Callable[[Reader], T], caller: str) -> T:
         started_s = self._clock.monotonic_s()
         try:
-            reader: SqliteReader = self._free.get(timeout=limits.READ_TIMEOUT_S)
-        except Empty:
-            raise QueryTimeout("no database connection became free in time") from None
+            if not self._admission.enter(caller, limits.READ_TIMEOUT_S):
+                raise QueryTimeout("no database connection became free in time")
         finally:
             POOL_WAIT.observe(self._clock.monotonic_s() - started_s)
+        reader = self._free.pop()
+
+        def give_back(_: object) -> None:
+            self._free.append(reader)
+            self._admission.leave(caller)
+
         # Given back by the thread's own end, not by the greenlet: a greenlet that is killed
         # while it waits must not hand out a connection that a thread still uses.
         job = gevent.get_hub().threadpool.spawn(read, reader)
-        job.rawlink(lambda _: self._free.put(reader))
+        job.rawlink(give_back)
         result: T = job.get()
         return result
