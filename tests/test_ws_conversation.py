@@ -11,7 +11,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from pylon import metrics
+from pylon import limits, metrics
 from pylon.auth.context import ADMIN
 from pylon.clock import ManualClock
 from pylon.errors import InvalidData
@@ -288,3 +288,38 @@ def test_messages_that_unpack_to_a_thousand_times_their_size_hold_nobody_up(room
     other.socket.send(text({"type": "a"}))
     settle(lambda: len(order) == count + 1)
     assert order.index(other.connection) <= 4_096 // len(bomb) + 1
+
+
+@pytest.mark.parametrize(("filter_json", "code", "words"), [
+    (rb'{"s":"\ud83d"}', "INVALID_VALUE", "half of a surrogate pair"),
+    (rb'{"\udc00":1}', "INVALID_VALUE", "half of a surrogate pair"),
+    (b'{"n":1e400}', "INVALID_JSON", "too large"),
+    (b"[" * 70 + b"]" * 70, "INVALID_JSON", "deeper than 64 levels"),
+    (b"[" + b"[]," * limits.MESSAGE_NODES + b"0]", "LIMIT_EXCEEDED", "50000 values"),
+])
+def test_message_that_cannot_be_decoded_is_answered_with_an_error_that_names_it(
+    room: Room, filter_json: bytes, code: str, words: str
+) -> None:
+    peer = room.peer()
+    peer.socket.send(text(b'{"type":"a","sub_id":"q","filter":%b}' % filter_json))
+    peer.socket.send(text({"type": "a", "n": 2}))
+    settle(lambda: room.first.numbers(peer) == [2])
+    (error,) = sent_to(peer)
+    assert (error["type"], error["for"], error["sub_id"]) == ("error", "a", "q")
+    assert error["code"] == code and words in error["message"]
+
+
+def test_error_about_a_message_can_be_written_whatever_names_it(room: Room) -> None:
+    peer = room.peer()
+    peer.socket.send(text(rb'{"type":"a","sub_id":"q\ud83d"}'))
+    settle(lambda: bool(room.hub.connections))
+    received: list[Any] = []
+    settle(lambda: bool(received.extend(sent_to(peer)) or received))
+    assert received[0]["sub_id"] == "q\ufffd"
+
+
+@pytest.mark.parametrize("value", ["[" * 60_000, '"[{' * 20_000, "\\[" * 30_000])
+def test_long_texts_full_of_brackets_are_taken(room: Room, value: str) -> None:
+    peer = room.peer()
+    peer.socket.send(text({"type": "a", "n": value}))
+    settle(lambda: room.first.numbers(peer) == [value])

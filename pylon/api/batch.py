@@ -14,15 +14,15 @@ import falcon
 from pylon import limits
 from pylon.api import idempotency
 from pylon.api.answers import send
-from pylon.api.body import read_body
+from pylon.api.body import decode_json, decoded, read_body
 from pylon.api.callers import caller_of
 from pylon.api.entities import SEQ_HEADER
 from pylon.api.operations import Operation, operation
 from pylon.api.services import Services
+from pylon.api.unreadable import decode_changes, problem_of
 from pylon.auth.context import AuthContext
 from pylon.bus.messages import OpKey, Transact, WriteReply
 from pylon.errors import InvalidJson, LimitExceeded, MissingOperations, PylonError
-from pylon.values import decode_body
 
 # Written in portions, so that one long batch leaves room for others in the writes in flight.
 _PORTION_OPS: Final = 256
@@ -38,7 +38,7 @@ class Batch:
         services = self._services
         auth = caller_of(req, services).auth
         raw = read_body(req)
-        body = decode_body(raw)
+        body, is_doubtful = decoded(req, services, raw, decode_changes)
         sent = body.get("operations") if isinstance(body, dict) else None
         if not isinstance(sent, list):
             raise MissingOperations(
@@ -51,7 +51,10 @@ class Batch:
             # Claimed first, for the whole request: another one with this key ends here.
             services.writer.submit(Transact([], key))
         entries = [
-            operation(services.app, auth, entry, idempotency.part(key, number))
+            operation(
+                services.app, auth, entry, idempotency.part(key, number),
+                problem=problem_of(entry) if is_doubtful else None,
+            )
             for number, entry in enumerate(sent)
         ]
         replayed = _carry_out(services, entries)
@@ -75,7 +78,7 @@ class Transaction:
         services = self._services
         auth = caller_of(req, services).auth
         raw = read_body(req)
-        sent = decode_body(raw)
+        sent = decode_json(req, services, raw)
         if not isinstance(sent, list):
             raise InvalidJson(
                 "Invalid request body", hint='Send an array of {"op", "entity", "id", "data"}'

@@ -16,15 +16,17 @@ from typing import Any, Final
 
 import falcon
 import gevent
+import msgspec
 import orjson
 
 from pylon import limits
 from pylon.api.answers import send
-from pylon.api.body import read_body
+from pylon.api.body import decoded, read_body
 from pylon.api.callers import caller_of
 from pylon.api.export import JSON_LINES
 from pylon.api.parameters import text_value
 from pylon.api.services import Services
+from pylon.api.unreadable import decode_changes, problem_of
 from pylon.bus.messages import InsertRow
 from pylon.errors import (
     EntityNotFound,
@@ -93,7 +95,8 @@ class Import:
             resp.stream = self._answer_lines(_from_lines(raw), ids == "keep")
             return
         tally = _Tally()
-        for _ in self._portions(_from_document(decode_body(raw)), ids == "keep", tally):
+        sent = decoded(req, self._services, raw, _from_document)
+        for _ in self._portions(sent, ids == "keep", tally):
             pass
         send(resp, tally.result())
 
@@ -174,7 +177,32 @@ def _is_id(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= limits.ROW_ID_CHARS and "\0" not in value
 
 
-def _from_document(body: Any) -> Iterator[Sent | PylonError]:
+class _Document(msgspec.Struct):
+    """An import whose rows are not decoded yet."""
+
+    entities: dict[str, list[msgspec.Raw]]
+
+
+def _from_document(raw: bytes) -> Iterator[Sent | PylonError]:
+    """The rows of a document. Each is decoded when its turn has come, so that a document may
+    have more values than a decoder may make at once."""
+    try:
+        entities = msgspec.json.decode(raw, type=_Document).entities
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _from_small_document(*decode_changes(raw))  # which says what is wrong
+    return (
+        _decoded(name, bytes(row)) for name, rows in entities.items() for row in rows
+    )
+
+
+def _decoded(name: str, row: bytes) -> Sent | PylonError:
+    try:
+        return name, decode_body(row)
+    except PylonError as error:
+        return error
+
+
+def _from_small_document(body: Any, is_doubtful: bool) -> Iterator[Sent | PylonError]:
     entities = body.get("entities") if isinstance(body, dict) else None
     if not isinstance(entities, dict):
         raise MissingField(
@@ -184,7 +212,10 @@ def _from_document(body: Any) -> Iterator[Sent | PylonError]:
     for name, rows in entities.items():
         if not isinstance(rows, list):
             raise InvalidData(f'entities["{name[:_SHOWN_CHARS]}"] must be an array of rows')
-    return ((name, row) for name, rows in entities.items() for row in rows)
+    return (
+        (is_doubtful and problem_of(row)) or (name, row)
+        for name, rows in entities.items() for row in rows
+    )
 
 
 def _from_lines(raw: bytes) -> Iterator[Sent | PylonError]:

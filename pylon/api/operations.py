@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from pylon.api import changes
 from pylon.api.access import entity_named
+from pylon.api.unreadable import readable
 from pylon.app import App
 from pylon.auth.context import AuthContext
 from pylon.bus.messages import InsertRow, OpKey, RowOp
@@ -49,16 +50,20 @@ def operation(
     entry: object,
     key: OpKey | None = None,
     earlier: Sequence[Operation] | None = None,
+    problem: PylonError | None = None,
 ) -> Operation:
     """What an entry asks for.
 
     Args:
+        problem: why it cannot be read.
         earlier: the operations before it, where it may refer to them.
     """
     if not isinstance(entry, dict):
         return Operation(None, error=InvalidData("An operation must be an object"))
-    kind, row_id = entry.get("op"), entry.get("id")
-    made = Operation(kind, row_id if isinstance(row_id, str) else None)
+    kind, row_id = readable(entry.get("op")), readable(entry.get("id"))
+    made = Operation(kind, row_id if isinstance(row_id, str) else None, error=problem)
+    if problem is not None:
+        return made
     try:
         made.write = _write(app, auth, entry, key, earlier)
         made.row_id = made.write.row_id

@@ -10,24 +10,33 @@ replayed one counts as applied too, since the official client keeps what is not 
 and sends it for ever. Of a longer list the first limits.PUSH_CHANGES are carried out and the
 answer says how many remain: the official client sends those again by itself, while a refusal
 would leave its queue stuck.
+
+Within one push a `_pending_` id stands for the row that an earlier insert of the same push made
+(spec/realtime.md §1.5): as `row_id`, and in `data` as `id` or in a field of type id(...).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
+
+import msgspec
 
 from pylon import limits
 from pylon.api import changes
 from pylon.api.access import entity_named
 from pylon.api.idempotency import identity_of, part
 from pylon.api.services import Services
-from pylon.app import App
+from pylon.api.unreadable import decode_changes, problem_of, readable
 from pylon.auth.context import AuthContext
 from pylon.bus.messages import OpKey, RowOp, Transact, WriteReply
-from pylon.errors import InvalidData, InvalidJson, PylonError
+from pylon.errors import InvalidData, InvalidJson, LimitExceeded, PylonError
+from pylon.json_text import check_bounds
+from pylon.manifest.model import Entity, FieldType
+from pylon.values import decode_body
 
 _KINDS: Final = ("insert", "update", "delete")
+_PENDING: Final = "_pending_"  # how clients name rows that have no id yet
 _SHOWN_CHARS: Final = 100
 # Written in portions, so that one long push leaves room for others in the writes in flight.
 _PORTION_OPS: Final = 256
@@ -41,7 +50,6 @@ class _Entry:
     entity: object
     row_id: object
     op_id: object
-    op: RowOp | None = None
     error: PylonError | None = None
     reply: WriteReply | None = None
 
@@ -69,8 +77,40 @@ class _Entry:
         return out
 
 
+_NULL: Final = msgspec.Raw(b"null")
+
+
+class _LongPush(msgspec.Struct):
+    changes: list[msgspec.Raw]
+    client_id: msgspec.Raw = _NULL
+
+
+def decode_push(raw: bytes) -> tuple[Any, bool]:
+    """The body of a push, and whether some of its changes may be unreadable.
+
+    A queue of more values than a body may have is not refused: its first changes are decoded,
+    and of the others is only known how many they are.
+
+    Raises:
+        InvalidJson, LimitExceeded: as `decode_body`.
+    """
+    try:
+        return decode_changes(raw)
+    except LimitExceeded:
+        check_bounds(raw, limits.PUSH_NODES)
+    try:
+        push = msgspec.json.decode(raw, type=_LongPush)
+    except (msgspec.DecodeError, RecursionError):
+        raise InvalidJson("Invalid request body") from None
+    first, rest = push.changes[: limits.PUSH_CHANGES], push.changes[limits.PUSH_CHANGES :]
+    changes, is_doubtful = decode_changes(b"[%b]" % b",".join(map(bytes, first)))
+    client_id = decode_body(bytes(push.client_id))
+    return {"changes": changes + [None] * len(rest), "client_id": client_id}, is_doubtful
+
+
 def push(
-    services: Services, auth: AuthContext, body: object, address: str, key: OpKey | None = None
+    services: Services, auth: AuthContext, body: object, address: str, key: OpKey | None = None,
+    *, is_doubtful: bool = False,
 ) -> dict[str, Any]:
     """Carry out a push and describe its outcome.
 
@@ -78,6 +118,7 @@ def push(
         body: the decoded request.
         address: the client's address; scopes the op_ids of a client without any name.
         key: of the request as a whole.
+        is_doubtful: some changes may be unreadable (`pylon.api.unreadable`).
 
     Raises:
         InvalidJson: the body has no list `changes`.
@@ -92,11 +133,12 @@ def push(
     if key is not None:
         # Claimed first, for the whole request: another one with this key ends here.
         services.writer.submit(Transact([], key))
-    entries = [
-        _prepared(services.app, auth, identity, change, part(key, number))
-        for number, change in enumerate(sent[: limits.PUSH_CHANGES])
-    ]
-    _carry_out(services, entries)
+    run = _Run(services, auth, identity)
+    for number, change in enumerate(sent[: limits.PUSH_CHANGES]):
+        problem = problem_of(change) if is_doubtful else None
+        run.add(change, part(key, number), problem)
+    run.write()
+    entries = run.entries
     failed = [entry for entry in entries if entry.error is not None]
     answer: dict[str, Any] = {
         "applied": len(entries) - len(failed),
@@ -110,55 +152,57 @@ def push(
     return answer
 
 
-def _prepared(
-    app: App, auth: AuthContext, identity: str, change: object, key: OpKey | None
-) -> _Entry:
-    """The entry of one change, with its operation or with why there is none."""
-    if not isinstance(change, dict):
-        return _Entry(None, None, None, None, error=InvalidData("A change must be an object"))
-    entry = _Entry(
-        change.get("kind"), change.get("entity"), change.get("row_id"), change.get("op_id")
-    )
-    try:
-        entry.op = _operation(app, auth, identity, change, key)
-    except PylonError as ex:
-        entry.error = ex
-    return entry
+class _Run:
+    """The changes of one push: prepared and written in order, in portions.
 
+    A change that refers to a row by its `_pending_` id waits until the insert of that row has
+    been answered: an insert that is repeated has the id of its first time.
+    """
 
-def _operation(
-    app: App, auth: AuthContext, identity: str, change: dict[str, Any], key: OpKey | None
-) -> RowOp:
-    kind, row_id, data = change.get("kind"), change.get("row_id"), change.get("data")
-    if kind not in _KINDS:
-        raise InvalidData(f"kind must be one of {', '.join(_KINDS)}")
-    key = _op_key(identity, change.get("op_id")) or key
-    entity = entity_named(app, change.get("entity"), auth)
-    if kind != "delete" and data is None:
-        raise InvalidData(f"An {kind} needs data")
-    if kind == "insert":
-        return changes.insert(app, entity, auth, data, key)
-    if not isinstance(row_id, str) or not row_id:
-        raise InvalidData(f"A change of kind {kind} needs a row_id")
-    if kind == "update":
-        return changes.update(app, entity, auth, row_id, data, key)
-    return changes.delete(entity, auth, row_id, key)
+    __slots__ = ("_app", "_auth", "_identity", "_inserts", "_portion", "_services", "entries")
 
+    def __init__(self, services: Services, auth: AuthContext, identity: str) -> None:
+        self._services = services
+        self._app = services.app
+        self._auth = auth
+        self._identity = identity
+        self._inserts: dict[str, _Entry] = {}  # by the `_pending_` id of the row
+        self._portion: list[tuple[_Entry, RowOp]] = []
+        self.entries: list[_Entry] = []
 
-def _op_key(identity: str, op_id: object) -> OpKey | None:
-    if op_id is None or op_id == "":
-        return None
-    if not isinstance(op_id, str) or len(op_id) > limits.OP_ID_CHARS:
-        raise InvalidData(f"op_id must be text of at most {limits.OP_ID_CHARS} characters")
-    return OpKey(identity, op_id)
+    def add(self, change: object, key: OpKey | None, problem: PylonError | None) -> None:
+        """Prepare a change, and write it with its portion.
 
+        Raises: see `push`.
+        """
+        if not isinstance(change, dict):
+            problem = InvalidData("A change must be an object")
+            self.entries.append(_Entry(None, None, None, None, error=problem))
+            return
+        kind, row_id = readable(change.get("kind")), readable(change.get("row_id"))
+        entry = _Entry(
+            kind, readable(change.get("entity")), row_id, readable(change.get("op_id")), problem
+        )
+        self.entries.append(entry)
+        if problem is None:
+            try:
+                op = self._operation(change, key)  # which may write what waits
+                self._portion.append((entry, op))
+            except PylonError as ex:
+                if ex.status == 503:
+                    raise
+                entry.error = ex
+        if kind == "insert" and _is_pending(row_id):
+            self._inserts[row_id] = entry
+        if len(self._portion) == _PORTION_OPS:
+            self.write()
 
-def _carry_out(services: Services, entries: list[_Entry]) -> None:
-    """Have the writer do what was prepared, in order, and note each outcome."""
-    todo = [(entry, entry.op) for entry in entries if entry.op is not None]
-    for start in range(0, len(todo), _PORTION_OPS):
-        portion = todo[start : start + _PORTION_OPS]
-        replies = services.writer.submit_all([op for _, op in portion])
+    def write(self) -> None:
+        """Have the writer do what was prepared, in order, and note each outcome."""
+        portion, self._portion = self._portion, []
+        if not portion:
+            return
+        replies = self._services.writer.submit_all([op for _, op in portion])
         for (entry, _), reply in zip(portion, replies, strict=True):
             if reply.error is None:
                 entry.reply = reply
@@ -168,6 +212,72 @@ def _carry_out(services: Services, entries: list[_Entry]) -> None:
                 # Not this change's fault: the official client must keep it and try again,
                 # which it does with every answer that is not a success.
                 raise entry.error
+
+    def _operation(self, change: dict[str, Any], key: OpKey | None) -> RowOp:
+        app, auth = self._app, self._auth
+        kind, row_id, data = change.get("kind"), change.get("row_id"), change.get("data")
+        if kind not in _KINDS:
+            raise InvalidData(f"kind must be one of {', '.join(_KINDS)}")
+        key = _op_key(self._identity, change.get("op_id")) or key
+        entity = entity_named(app, change.get("entity"), auth)
+        if kind != "delete" and data is None:
+            raise InvalidData(f"An {kind} needs data")
+        if self._inserts:
+            data = self._with_row_ids(entity, data)
+        if kind == "insert":
+            return changes.insert(app, entity, auth, data, key)
+        if not isinstance(row_id, str) or not row_id:
+            raise InvalidData(f"A change of kind {kind} needs a row_id")
+        row_id = self._row_id(row_id)
+        if kind == "update":
+            return changes.update(app, entity, auth, row_id, data, key)
+        return changes.delete(entity, auth, row_id, key)
+
+    def _with_row_ids(self, entity: Entity, data: Any) -> Any:
+        """`data`, with row ids in place of `_pending_` ids in its `id` and id(...) fields."""
+        if not isinstance(data, dict):
+            return data
+        return {
+            name: self._row_id(value)
+            if isinstance(value, str) and value in self._inserts and _is_reference(entity, name)
+            else value
+            for name, value in data.items()
+        }
+
+    def _row_id(self, named: str) -> str:
+        """The id of the row that a `_pending_` id stands for; any other id as it is.
+
+        Raises:
+            InvalidData: the insert of that row has failed.
+        """
+        insert = self._inserts.get(named)
+        if insert is None:
+            return named
+        if insert.reply is None and insert.error is None:
+            self.write()
+        if insert.reply is None:
+            raise InvalidData(
+                f'The row "{_shown(named)}" was not made: its insert, earlier in this push, failed',
+                hint="Mend the insert; the errors of this answer say what is wrong with it",
+            )
+        return insert.reply.row_id
+
+
+def _is_pending(row_id: object) -> TypeGuard[str]:
+    return isinstance(row_id, str) and row_id.startswith(_PENDING)
+
+
+def _is_reference(entity: Entity, name: str) -> bool:
+    field = entity.by_name.get(name)
+    return name == "id" if field is None else field.type is FieldType.ID
+
+
+def _op_key(identity: str, op_id: object) -> OpKey | None:
+    if op_id is None or op_id == "":
+        return None
+    if not isinstance(op_id, str) or len(op_id) > limits.OP_ID_CHARS:
+        raise InvalidData(f"op_id must be text of at most {limits.OP_ID_CHARS} characters")
+    return OpKey(identity, op_id)
 
 
 def _shown(value: object) -> str:

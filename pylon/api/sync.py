@@ -14,18 +14,17 @@ from typing import Final
 import falcon
 
 from pylon.api.answers import send, send_raw
-from pylon.api.body import read_body
-from pylon.api.callers import address_of, caller_of
+from pylon.api.body import decoded, read_body
+from pylon.api.callers import address_of, caller_of, subject_of
 from pylon.api.idempotency import key_of, say_replayed
 from pylon.api.parameters import text_value
-from pylon.api.push import push
+from pylon.api.push import decode_push, push
 from pylon.api.remembered import version_of
 from pylon.api.services import Services
 from pylon.auth.context import AuthContext
 from pylon.changelog.notes import note_key
 from pylon.changelog.pull import Pulled, delta, snapshot
 from pylon.errors import SnapshotCursorInvalid
-from pylon.values import decode_body
 
 _SINCE: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 _SMALL_BYTES: Final = 256 * 1024
@@ -51,7 +50,10 @@ class Pull:
         app = services.app
         if since == 0:
             head = services.store.point(lambda reader: reader.head_seq())
-            pieces = snapshot(services.store, app.manifest, app.rules, caller.auth)
+            subject = subject_of(req, services)
+            pieces = services.turns.paced(
+                snapshot(services.store, app.manifest, app.rules, caller.auth, subject), subject
+            )
             first = _leading(pieces)
             services.notes.note(key, head)
             if len(first) < _SMALL_BYTES:
@@ -99,8 +101,11 @@ class Push:
         auth = caller_of(req, services).auth
         address = address_of(req, services)
         raw = read_body(req)
-        body = decode_body(raw)
-        answer = push(services, auth, body, address, key_of(req, services, auth, raw))
+        body, is_doubtful = decoded(req, services, raw, decode_push)
+        answer = push(
+            services, auth, body, address, key_of(req, services, auth, raw),
+            is_doubtful=is_doubtful,
+        )
         if answer["deduped"] and answer["deduped"] == answer["applied"]:
             say_replayed(resp)
         send(resp, answer)

@@ -4,7 +4,8 @@ A `Feature` (rooms, live queries, documents, identity) names the message types t
 Messages of one connection are taken one after the other, in the order sent, by a greenlet that
 exists only while there are some, so a feature may block on the store or on the bus and keeps
 nobody but its own client waiting. What is no JSON object with a known `type` is counted and
-ignored (spec/realtime.md §2.3).
+ignored (spec/realtime.md §2.3). A message of a known type that cannot be decoded, or is beyond
+`limits.JSON_DEPTH` or `limits.MESSAGE_NODES`, is answered with an error that names it.
 
 Invariants: what waits for one connection is bounded by what two reads from its socket bring,
 for when more has come before all was taken, the socket is not read again until then; a client
@@ -15,6 +16,7 @@ turn after `_TURN_MESSAGES` of it. A feature hears of the end of every connectio
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final, Protocol
@@ -22,8 +24,10 @@ from typing import Any, Final, Protocol
 import gevent
 import msgspec
 
-from pylon import log, metrics
-from pylon.errors import InternalError, PylonError
+from pylon import limits, log, metrics
+from pylon.api.unreadable import problem_of, readable, refuse_constant
+from pylon.errors import InternalError, InvalidJson, PylonError
+from pylon.json_text import check_bounds
 from workers.hub.connection import INTERNAL, Connection
 from workers.hub.hub import Hub
 from workers.ws import frames
@@ -66,13 +70,16 @@ class Conversation:
 
     def hear(self, connection: Connection, text: str) -> None:
         """A text message has arrived. Never blocks."""
-        message = _message_of(text)
+        message, problem = _message_of(text)
         kind = None if message is None else message.get("type")
         feature = self._by_type.get(kind) if isinstance(kind, str) else None
         if message is None or feature is None:
             metrics.MESSAGES_RECEIVED.labels("ignored").inc()
             return
         metrics.MESSAGES_RECEIVED.labels(str(kind)).inc()
+        if problem is not None:
+            say(connection, error_message(problem, message))
+            return
         waiting = self._waiting.get(connection)
         if waiting is not None:
             waiting.append((feature, message))
@@ -125,9 +132,56 @@ def error_message(error: PylonError, message: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _message_of(text: str) -> dict[str, Any] | None:
+def _message_of(text: str) -> tuple[dict[str, Any] | None, PylonError | None]:
+    """The message, and why it cannot be taken. Of such a message only its `type` counts, and what
+    names it. None: it is no message."""
     try:
+        _check_bounds(text)
         value = msgspec.json.decode(text)
+        problem = None
+    except PylonError as ex:
+        value, problem = _names_of(text), ex
+    except (msgspec.DecodeError, RecursionError):
+        value, problem = _doubtful(text)
+    return (value if isinstance(value, dict) else None), problem
+
+
+def _check_bounds(text: str) -> None:
+    # PERF: an encoded copy would cost as much as the decoding of a short message.
+    if (
+        text.count("[") + text.count("{") > limits.JSON_DEPTH
+        or len(text) > 2 * limits.MESSAGE_NODES
+    ):
+        check_bounds(text.encode(), limits.MESSAGE_NODES)
+
+
+class _Names(msgspec.Struct, omit_defaults=True):
+    type: str
+    sub_id: str | None = None
+    room: str | None = None
+    entity: str | None = None
+    rowId: str | None = None  # noqa: N815  (the wire's own word)
+    row_id: str | None = None
+
+
+def _names_of(text: str) -> Any:
+    """The members that name a message, of which nothing else is decoded."""
+    try:
+        return msgspec.to_builtins(msgspec.json.decode(text, type=_Names))
     except (msgspec.DecodeError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+
+
+def _doubtful(text: str) -> tuple[Any, PylonError | None]:
+    """A message that is JSON, but of which a part is no value here: half of a surrogate pair, or
+    a number beyond all bounds."""
+    if len(text) > limits.JSON_REPAIR_BYTES:
+        return None, None
+    try:
+        value = json.loads(text, parse_constant=refuse_constant)
+    except (ValueError, RecursionError):
+        return None, None
+    problem = problem_of(value) or InvalidJson("The message holds a number that is too large")
+    if isinstance(value, dict):
+        value = {readable(name): readable(inner) for name, inner in value.items()}
+    return value, problem

@@ -1,0 +1,91 @@
+"""Reads lists of changes of which some hold text that is no UTF-8, so that the others count.
+
+A client that cuts a text between the halves of a surrogate pair sends `"\\ud83d"`: valid JSON,
+but no text that anything here could store. One such change must not make the whole list
+unreadable: official clients send a list that was refused again, for ever.
+
+Invariant: only what orjson can write again leaves here unmarked. Bound:
+`limits.JSON_REPAIR_BYTES`; a larger body is refused as a whole. Called by push, batch and
+import, and by the conversation of WebSockets.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final, NoReturn
+
+import orjson
+
+from pylon import limits
+from pylon.errors import InvalidJson, InvalidValue
+from pylon.json_text import check_bounds
+
+_HALF: Final = re.compile("[\ud800-\udfff]")
+_ESCAPED_HALF: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+_TEXT: Final = "text without half surrogate pairs"
+
+
+def decode_changes(raw: bytes) -> tuple[Any, bool]:
+    """The decoded body, and whether it has to be looked through with `problem_of`.
+
+    Raises:
+        InvalidJson, LimitExceeded: as `decode_body`.
+    """
+    check_bounds(raw)
+    try:
+        return orjson.loads(raw), False
+    except orjson.JSONDecodeError:
+        pass
+    if len(raw) <= limits.JSON_REPAIR_BYTES and _ESCAPED_HALF.search(raw) is not None:
+        try:
+            return json.loads(raw, parse_constant=refuse_constant), True
+        except (ValueError, RecursionError):  # ValueError: also what is no UTF-8
+            pass
+    raise InvalidJson("Invalid request body")
+
+
+def problem_of(entry: Any) -> InvalidValue | None:
+    """Why an entry of the list cannot be carried out; None if it can be read."""
+    try:
+        orjson.dumps(entry)
+    except (TypeError, ValueError):
+        pass
+    else:
+        return None
+    found = _found(entry, "")
+    if found is None:
+        return InvalidValue("The change holds a number beyond 64 bits", expected="64 bits")
+    name, value = found
+    return InvalidValue(
+        f"{name or 'The change'} holds half of a surrogate pair, which is no text in UTF-8",
+        field=name, value=readable(value), expected=_TEXT,
+        hint="Cut texts between characters: [...text] in JavaScript, not text.slice",
+    )
+
+
+def readable(value: object) -> object:
+    """A value that can be written: each half pair in a text becomes U+FFFD."""
+    return _HALF.sub("\ufffd", value) if isinstance(value, str) else value
+
+
+def _found(value: Any, name: str) -> tuple[str, str] | None:
+    """The first text with a half, and the member that it is in."""
+    if isinstance(value, str):
+        return (name, value[:100]) if _HALF.search(value) else None
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            found = _found(key, str(readable(key))) or _found(inner, str(readable(key)))
+            if found is not None:
+                return found
+    elif isinstance(value, list):
+        for inner in value:
+            found = _found(inner, name)
+            if found is not None:
+                return found
+    return None
+
+
+def refuse_constant(constant: str) -> NoReturn:
+    """For `json.loads`: it knows NaN and Infinity, which are no JSON."""
+    raise ValueError(f"{constant} is no JSON")
