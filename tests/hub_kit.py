@@ -36,7 +36,7 @@ from pylon.storage.sqlite.engine import SqliteEngine
 from workers.ws import frames
 
 ROOT = Path(__file__).parent.parent
-ADMIN_TOKEN = "an admin token of more than 32 characters"
+ADMIN_TOKEN = "an-admin-token-of-more-than-32-characters"
 WAIT_S = 20.0
 
 FIELDS = [
