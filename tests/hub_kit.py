@@ -319,7 +319,10 @@ class WsClient(RawClient):
 
     def events(self, count: int) -> list[tuple[str, str]]:
         """The next `count` events as (kind, text of the row)."""
-        return [(e["kind"], e["data"]["text"]) for e in (self.text() for _ in range(count))]
+        events = [self.text() for _ in range(count)]
+        return [
+            (e["kind"], e["data"]["text"] if "data" in e else e["row_id"]) for e in events
+        ]
 
     def closed(self) -> tuple[int, str]:
         """The close frame, after which nothing comes."""

@@ -260,7 +260,8 @@ def test_a_subscription_ends(stage: DocumentStage) -> None:
     assert one.socket.text()["kind"] == "delete"
     one.say("crdt-unsubscribe", "Public", left)
     until(lambda: stage.metric(worker, "pylon_document_subscriptions") == 0, "none is left")
-    stage.write(stage.update("Public", left, text="a"), stage.update("Public", left, text="b"))
+    for text in ("a", "b"):
+        stage.write(stage.update("Public", left, text=text))
     assert [one.socket.text()["data"]["text"] for _ in range(2)] == ["a", "b"]
     one.follow("Public", left)
     until(lambda: stage.metric(worker, "pylon_document_subscriptions") == 1, "one is counted")

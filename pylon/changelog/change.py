@@ -3,14 +3,18 @@
 A `Change` wraps an event that many receivers share: its wire text is made once, its row images
 are decoded once, and both only when somebody needs them.
 
-Invariant: whoever may read neither the row before nor the row after learns nothing, not even
-that there was a change; a row that leaves a caller's view is a delete for that caller. Used by
-pull and by the hub.
+Once a row has changed again, `newer` leads to the next change that is known. Pulls and replays
+then judge an image by what the row is now as well: a caller who may not read the row as it is now
+gets no older image of it. The later change that took the row out of view tells that caller so.
+
+Invariants: a caller who may read neither the row before nor the row after learns nothing, not even
+that there was a change; a row that leaves a caller's view is a delete for that caller; a delete
+carries no image. Used by pull and by the hub.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any
 
@@ -33,16 +37,17 @@ class View(Enum):
 
     NONE = "none"
     AS_IS = "as_is"
-    AS_DELETE = "as_delete"  # the row has left the caller's view; shows the row before
+    AS_DELETE = "as_delete"  # the row has left the caller's view
     AS_UPDATE = "as_update"  # the row has come into view; shows the whole row after
 
 
 class Change(msgspec.Struct, gc=False):
-    """An event with what is derived from it, made on first use. Nothing here leads back to it,
-    so the collector need not know it."""
+    """An event with what is derived from it, made on first use. Nothing here leads back to it
+    (`newer` leads forward only), so the collector need not know it."""
 
     event: ChangeEvent
     known_wire: bytes | None = None  # what `wire` gives, once somebody asked
+    newer: Change | None = None  # a later change of the same row, or the row as it is now
     _as_delete: bytes | None = None
     _row: dict[str, Any] | None = None
     _prev_row: dict[str, Any] | None = None
@@ -78,9 +83,19 @@ class Change(msgspec.Struct, gc=False):
             self.known_wire = self.event.wire()
         return self.known_wire
 
+    @property
+    def newest(self) -> Change:
+        """The last change of the row that is known: itself, where there is no newer one."""
+        if self.newer is None:
+            return self
+        found = self.newer
+        while found.newer is not None:
+            found = found.newer
+        self.newer = found  # the way is walked once
+        return found
+
     def wire_as(self, kind: Kind) -> bytes:
-        """The JSON text under another kind: a delete shows the row before, all else the row
-        after."""
+        """The JSON text under another kind: a delete shows nothing, all else the row after."""
         event = self.event
         if kind == event.kind:
             return self.wire
@@ -90,9 +105,24 @@ class Change(msgspec.Struct, gc=False):
             )
         if self._as_delete is None:
             self._as_delete = encode(
-                event.seq, event.entity, event.row_id, kind, event.prev_data, event.timestamp_s
+                event.seq, event.entity, event.row_id, kind, None, event.timestamp_s
             )
         return self._as_delete
+
+
+def relate(changes: Iterable[Change], newest: dict[tuple[str, str], Change]) -> None:
+    """Let each change lead to the next one of its row.
+
+    Args:
+        changes: in seq order.
+        newest: the last change of each row before them; becomes that of each row after them.
+    """
+    for change in changes:
+        key = (change.event.entity, change.event.row_id)
+        earlier = newest.get(key)
+        if earlier is not None:
+            earlier.newer = change
+        newest[key] = change
 
 
 def view(change: Change, rules: EntityRules, auth: AuthContext) -> View:
@@ -105,6 +135,10 @@ def view(change: Change, rules: EntityRules, auth: AuthContext) -> View:
     before, after = change.prev_row, change.row
     saw = before is not None and rules.may_read(auth, before)
     sees = after is not None and rules.may_read(auth, after)
+    if sees and change.newer is not None:
+        now = change.newest.row
+        if now is None or not rules.may_read(auth, now):
+            return View.NONE  # the change that took the row out of view is still to come
     if change.event.kind == "update":
         if saw and not sees:
             return View.AS_DELETE

@@ -1,5 +1,9 @@
 """One change: what the writer commits, the log keeps, the bus carries and clients receive.
 
+An event is what one commit did to one row; a delete of a row that the same commit had made has
+neither image. Clients get the image after the change only: a delete names the row and no more,
+since its receiver has the row, or must not have it.
+
 Invariants: `seq` is positive, strictly increasing in commit order, and never used twice.
 `data` is the full row after the change (None for a delete), `prev_data` the full row before
 (None for an insert), both as JSON text in bytes, so that policy can be judged on both images
@@ -29,8 +33,7 @@ class ChangeEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     def wire(self) -> bytes:
         """The event as clients get it, over pull, WebSocket and SSE alike."""
         return encode(
-            self.seq, self.entity, self.row_id, self.kind,
-            self.data if self.data is not None else self.prev_data, self.timestamp_s,
+            self.seq, self.entity, self.row_id, self.kind, self.data, self.timestamp_s
         )
 
 
@@ -41,6 +44,13 @@ class ChangeBatch(msgspec.Struct, frozen=True, array_like=True):
 
     prev_seq: int
     events: list[ChangeEvent]
+
+
+def kind_of(prev_data: bytes | None, data: bytes | None) -> Kind:
+    """What a change from one image to the other is."""
+    if data is None:
+        return "delete"
+    return "insert" if prev_data is None else "update"
 
 
 def encode(

@@ -10,10 +10,12 @@ Invariants: a cursor is either answered without a hole or refused with ResyncReq
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from pylon import limits
 from pylon.changelog.change import Change
+from pylon.changelog.current import relate_to_store
 from pylon.changelog.event import ChangeBatch, ChangeEvent
 from pylon.changelog.tail import Tail
 from pylon.errors import ResyncRequired
@@ -56,6 +58,20 @@ class Feed:
                 raise _resync(since, oldest)
             changes = _bounded(self._read(since, limit))
         return changes, self._head
+
+    def relate(self, changes: Sequence[Change], entities: Collection[str]) -> None:
+        """Let changes of `entities`, as `after` gave them, lead to the newest of their rows.
+
+        Raises:
+            QueryTimeout, StoreUnavailable: the store cannot be read now.
+        """
+        if not changes:
+            return
+        held = self._tail.after(changes[0].seq - 1, 1)
+        if held and held[0] is changes[0]:
+            self._tail.relate()
+        else:
+            relate_to_store(self._store, changes, entities)
 
     def _refresh(self) -> None:
         version = self._store.point(_data_version)

@@ -4,7 +4,8 @@
 response: the clients of one generation do not know continued snapshots, and nobody needs them
 when rows are streamed page by page from the store.
 
-Invariants: every event and row passes the caller's read policy; `cursor.last_seq` advances by
+Invariants: every event and row passes the caller's read policy, as it was and as it is now;
+`cursor.last_seq` advances by
 what was examined, whether it was shown or not; `has_more` is true only when the cursor is above
 `since`. The first `limits.SNAPSHOT_PAGE_ROWS` rows of a snapshot are of the very commit that its
 cursor names; for most apps that is all. Holding one commit for longer would hold up the store,
@@ -56,14 +57,16 @@ def delta(feed: Feed, rules: RuleSet, auth: AuthContext, since: int) -> Pulled:
     """
     changes, head = feed.after(since, limits.PULL_PAGE_EVENTS)
     last_seq = changes[-1].seq if changes else since
-    shown = _shown(changes, rules, auth)
+    shown = _shown(feed, changes, rules, auth)
     body = b'{"changes":[%s],"cursor":{"last_seq":%d},"has_more":%s}' % (
         b",".join(shown), last_seq, _TRUTH[bool(changes) and last_seq < head],
     )
     return Pulled(body, last_seq)
 
 
-def _shown(changes: list[Change], rules: RuleSet, auth: AuthContext) -> list[bytes]:
+def _shown(
+    feed: Feed, changes: list[Change], rules: RuleSet, auth: AuthContext
+) -> list[bytes]:
     if auth.is_admin:
         return [c.known_wire or c.wire for c in changes]
     by_entity = {e: _rules_of(rules, e) for e in {c.event.entity for c in changes}}
@@ -73,6 +76,7 @@ def _shown(changes: list[Change], rules: RuleSet, auth: AuthContext) -> list[byt
     }
     if not closed:
         return [c.known_wire or c.wire for c in changes]
+    feed.relate(changes, {entity for entity in closed if by_entity[entity] is not None})
     shown = []
     for change in changes:
         entity = change.event.entity

@@ -3,7 +3,8 @@
 Invariants: the changes are those with the highest seqs up to `last_seq`, without a hole, in
 ascending order; at most `limits.TAIL_EVENTS` of them and about `limits.TAIL_BYTES`. When full,
 the oldest go, a tenth at a time, so that a change costs the same whether the tail is full or
-not; a cursor below `first_covered` is then answered from the store. Used by `Feed` and the hub.
+not; a cursor below `first_covered` is then answered from the store. After `relate`, each change
+leads to the newest one of its row. Used by `Feed` and the hub.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from bisect import bisect_left, bisect_right
 from itertools import accumulate
 
 from pylon import limits
-from pylon.changelog.change import Change, sizes_bytes
+from pylon.changelog.change import Change, relate, sizes_bytes
 from pylon.changelog.event import ChangeBatch
 from pylon.errors import InternalError
 
@@ -21,8 +22,8 @@ class Tail:
     """`last_seq`: the head that it is current to. `first_covered`: the smallest cursor whose
     followers are all here."""
 
-    __slots__ = ("_changes", "_ends", "_freed_bytes", "_max_bytes", "_max_events", "_seqs",
-                 "first_covered", "last_seq")
+    __slots__ = ("_changes", "_ends", "_freed_bytes", "_max_bytes", "_max_events", "_newest",
+                 "_related", "_seqs", "first_covered", "last_seq")
 
     def __init__(
         self,
@@ -36,6 +37,8 @@ class Tail:
         # How many bytes there have been up to and with each change, those that are gone too.
         self._ends: list[int] = []
         self._freed_bytes = 0
+        self._newest: dict[tuple[str, str], Change] = {}  # of each row, by entity and id
+        self._related = 0  # so many of the changes are in `_newest`, or lead to one that is
         self._max_events = max_events
         self._max_bytes = max_bytes
         self.first_covered = last_seq
@@ -92,6 +95,15 @@ class Tail:
                 end = max(start + 1, bisect_right(self._ends, begun + max_bytes, start, end))
         return self._changes[start:end]
 
+    def relate(self) -> None:
+        """Let each change lead to the newer ones of its row (`Change.newest`).
+
+        Only callers that judge rows need it, so appending does not pay for it.
+        """
+        if self._related < len(self._changes):
+            relate(self._changes[self._related :], self._newest)
+            self._related = len(self._changes)
+
     def advance(self, head: int) -> None:
         """The head has moved without an event (an epoch)."""
         self.last_seq = max(self.last_seq, head)
@@ -105,6 +117,15 @@ class Tail:
             count = max(count, bisect_left(self._ends, excess) + 1)
         self.first_covered = self._seqs[count - 1]
         self._freed_bytes = self._ends[count - 1]
+        self._forget(count)
         del self._changes[:count]
         del self._seqs[:count]
         del self._ends[:count]
+
+    def _forget(self, count: int) -> None:
+        """The first `count` changes are about to go."""
+        for change in self._changes[: min(count, self._related)]:
+            key = (change.event.entity, change.event.row_id)
+            if self._newest.get(key) is change:
+                del self._newest[key]
+        self._related = max(0, self._related - count)

@@ -1,1 +1,1 @@
-"""Attacks on a served app: one module for each number of parts A and B of the review of 2026-11."""
+"""The attacks of the security review, one module for each of its numbers."""

@@ -192,7 +192,9 @@ class Feed:
             let_others()  # the way may be long, and reading it need not switch
 
     def _publish(self, batch: ChangeBatch) -> None:
-        self._hub.publish(self.tail.append(batch))
+        changes = self.tail.append(batch)
+        self.tail.relate()  # these are late: their rows may have changed since
+        self._hub.publish(changes)
 
     def _primed(self) -> Tail:
         """A tail of the log's newest events, current to its head."""

@@ -7,7 +7,10 @@ Invariants: a page is answered only if the log still has everything after the cu
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from pylon.changelog.change import Change
+from pylon.changelog.current import relate_to_store
 from pylon.changelog.event import ChangeEvent
 from pylon.errors import ResyncRequired
 from pylon.storage.contract import Reader, Store
@@ -39,6 +42,14 @@ class History:
             return events
 
         return [Change(event) for event in self._store.scan(read)]
+
+    def relate(self, changes: Sequence[Change], entities: Collection[str]) -> None:
+        """Let changes of `entities` lead to their rows as they are now (`Change.newest`).
+
+        Raises:
+            QueryTimeout, StoreUnavailable: the store cannot be read now.
+        """
+        relate_to_store(self._store, changes, entities)
 
     def newest(self, limit: int) -> list[ChangeEvent]:
         """The newest events, ascending."""

@@ -200,13 +200,14 @@ class Hub:
         """Everything up to `head` counts as published: nobody joined before."""
         self._head = max(self._head, head)
 
-    def looks_alike(self, changes: Iterable[Change]) -> bool:
-        """Whether all clients but admins see the same of `changes`."""
-        for change in changes:
-            rules = self._rules.get(change.event.entity)
+    def judged_entities(self, changes: Iterable[Change]) -> set[str]:
+        """Those of the changes' entities whose rows not all clients but admins see alike."""
+        found = set()
+        for entity in {change.event.entity for change in changes}:
+            rules = self._rules.get(entity)
             if rules is not None and not isinstance(rules.routing, Everyone | Nobody):
-                return False
-        return True
+                found.add(entity)
+        return found
 
     def publish(self, changes: Sequence[Change]) -> None:
         """Deliver changes, in seq order, to all who joined and may see them."""

@@ -10,6 +10,9 @@ After a worker's death all of its clients come back at once, with the same few c
 was read, judged and encoded for one of them is kept for the next (`_Shared`), as long as nothing
 new is published and within `limits.REPLAY_SHARED_BYTES`.
 
+An image that a client may read as it was, but not as the row is now, is left out: the event that
+took the row out of its view follows (`pylon.changelog.change`).
+
 Invariants: a client that named its cursor gets every event after it, or `ResyncRequired`. A
 cursor note that no longer reaches is treated the same way, since its client believes in it.
 Called by `workers.hub.reception`: `run_at_once` in the hub's greenlet, `run` in one of its own.
@@ -181,6 +184,7 @@ class Replay:
         page = self._shared.at(head).page(cursor)
         if page is None:
             page = _head_of(self._history.page(cursor, limits.REPLAY_PAGE_EVENTS))
+            self._history.relate(page, self._hub.judged_entities(page))
             self._shared.at(head).keep_page(cursor, page)
         return page
 
@@ -198,8 +202,10 @@ class Replay:
             known = shared.encoded(page, None, packing)
         if known is not None:
             return known
-        alike = not auth.is_admin and self._hub.looks_alike(page)
-        viewer = None if alike else auth
+        is_judged = bool(self._hub.judged_entities(page))
+        if is_judged:
+            self._feed.tail.relate()
+        viewer = auth if is_judged or auth.is_admin else None
         frames = [
             self._hub.transport.frame(change.seq, wire)
             for change in page

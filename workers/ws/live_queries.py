@@ -181,6 +181,7 @@ class LiveQueries:
         connection = subscription.connection
         while _is_drained(connection):
             tail = self._feed.tail
+            tail.relate()
             changes: Sequence[Change] | None = tail.after(seq)
             if changes is not None and len(changes) <= limits.REPLAY_PAGE_EVENTS:
                 self._tell(subscription, changes)
@@ -189,6 +190,8 @@ class LiveQueries:
                 return
             if changes is None:
                 changes = self._history.page(seq, limits.REPLAY_PAGE_EVENTS)
+                if subscription.watch.auth is not None:
+                    self._history.relate(changes, {subscription.watch.key[0]})
             else:
                 changes = changes[: limits.REPLAY_PAGE_EVENTS]
             self._tell(subscription, changes)

@@ -91,9 +91,18 @@ class Watch:
     def kind(self, change: Change) -> str | None:
         """What the change is to the result: insert, update, delete; None if it is nothing."""
         was, now = self._has(change.prev_row), self._has(change.row)
+        if now and change.newer is not None and not self._may_read_now(change):
+            return None  # the change that hid the row is still to come, and is a delete
         if now:
             return "update" if was else "insert"
         return "delete" if was else None
+
+    def _may_read_now(self, change: Change) -> bool:
+        """Whether the row as it is now may be read, where not everybody may read all."""
+        if self.auth is None:
+            return True
+        row = change.newest.row
+        return row is not None and self._may_read(self.auth, row)
 
     def _has(self, row: dict[str, Any] | None) -> bool:
         if row is None or not self._holds(row):

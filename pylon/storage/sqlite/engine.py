@@ -214,7 +214,7 @@ class SqliteEngine:
     def _finish(self, journal: Journal) -> None:
         if journal.clean:
             epochs.end_run(self._conn, journal.seq)
-        elif self._clean and journal.events:  # the run has not ended after all
+        elif self._clean and journal.seq > self.head:  # the run has not ended after all
             epochs.resume_run(self._conn)
         journal.write(self._conn)
 
@@ -238,9 +238,9 @@ class SqliteEngine:
             ids = orjson.loads(replay.row_id)
             results = [WriteReply(n, 0, row_id, True) for n, row_id in enumerate(ids)]
             return WriteReply(number, replay.seq, "", True, 0, None, results)
-        start = journal.seq
         done: list[WriteReply] = []
         self._execute("SAVEPOINT transact")
+        journal.open_step()
         for position, step in enumerate(op.ops):
             try:
                 done.append(self._carry_out[type(step)](position, step, journal))
@@ -249,13 +249,15 @@ class SqliteEngine:
                 self._execute("ROLLBACK TO transact")
                 self._documents.undone()
                 self._execute("RELEASE transact")
-                journal.back_to(start)
+                journal.undo_step()
                 return WriteReply(number, results=done)
         self._execute("RELEASE transact")
+        journal.keep_step()
+        # A row that the same commit had changed before keeps its seq, so the last need not be it.
+        seq = max((reply.seq for reply in done), default=0)
         if key is not None:
             ids = orjson.dumps([reply.row_id for reply in done]).decode()
-            journal.note_op(key, journal.seq, ids)
-        seq = journal.seq if done else 0
+            journal.note_op(key, seq or journal.seq, ids)
         return WriteReply(number, seq, "", False, len(done), None, done)
 
     def _put_session(self, number: int, op: PutSession, journal: Journal) -> WriteReply:

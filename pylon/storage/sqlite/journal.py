@@ -1,7 +1,17 @@
 """What a transaction has done so far: the events and op_ids that are written at its end.
 
-Invariants: seqs go up by one from the head; what `back_to` undoes leaves no trace, and its seqs
-are given to others. One journal for each transaction of the engine.
+The journal keeps one event for each row: what the commit as a whole did to it. Two changes of a
+row in one commit become one event, from the image before the first to the image after the last,
+and both have the seq of the first. So no image leaves that no commit ever showed, and a row that
+is changed a hundred times costs two images. A row that came and went within the commit leaves a
+delete without images, since its seq has been given out.
+
+A `Transact` notes its changes after `open_step`, so that `undo_step` can take them back.
+
+Invariants: seqs go up by one with each row that changes, from the head, and each has an event;
+what `undo_step` takes back leaves no trace, and its seqs are given to others. Events are in the
+order of their seqs. One journal for each transaction of the engine, which calls it together with
+`row_writes` and `document_writes`.
 """
 
 from __future__ import annotations
@@ -9,6 +19,7 @@ from __future__ import annotations
 from typing import Final
 
 import apsw
+from msgspec.structs import astuple
 
 from pylon.bus.messages import OpKey
 from pylon.changelog.event import ChangeEvent, Kind
@@ -26,10 +37,11 @@ Done = tuple[int, str, str | None]
 
 
 class Journal:
-    """See the module. `clean`: the run ends in order with this transaction. `documents`: one
-    has changed without an event of its row."""
+    """See the module. `events` has one for each row that changed. `clean`: the run ends in order
+    with this transaction. `documents`: one has changed without an event of its row."""
 
-    __slots__ = ("_lines", "clean", "documents", "events", "now_s", "ops", "seq")
+    __slots__ = ("_begun", "_head", "_indexed", "_replaced", "_seq_by_row", "clean", "documents",
+                 "events", "has_deletes", "now_s", "ops", "seq")
 
     def __init__(self, head: int, now_s: int) -> None:
         self.seq = head
@@ -38,20 +50,73 @@ class Journal:
         self.ops: dict[tuple[str, str], Done] = {}
         self.clean = False
         self.documents = False
-        self._lines: list[tuple[int, str, str, str, str | None, str | None, int]] = []
+        self.has_deletes = False  # else a row that is inserted has no event yet
+        self._head = head
+        # By entity, then by row id, of the first `_indexed` events. PERF: made when a row is first
+        # looked for, so that inserts, 4.6 us each, do not pay 0.3 us for it.
+        self._seq_by_row: dict[str, dict[str, int]] = {}
+        self._indexed = 0
+        self._begun = head  # the seq before the open step
+        self._replaced: dict[int, ChangeEvent] = {}  # by that step; by seq
+
+    def find(self, entity: str, row_id: str) -> ChangeEvent | None:
+        """The event that the row has so far."""
+        events, by_row = self.events, self._seq_by_row
+        for event in events[self._indexed :]:
+            seq_by_id = by_row.get(event.entity)
+            if seq_by_id is None:
+                seq_by_id = by_row[event.entity] = {}
+            seq_by_id[event.row_id] = event.seq
+        self._indexed = len(events)
+        own = by_row.get(entity)
+        seq = None if own is None else own.get(row_id)
+        return None if seq is None else events[seq - self._head - 1]
 
     def note(
-        self, entity: str, row_id: str, kind: Kind,
-        data: bytes | None, text: str | None, prev: bytes | None,
+        self, entity: str, row_id: str, earlier: ChangeEvent | None, data: bytes | None,
+        prev: bytes | None,
     ) -> int:
-        """Note a change and give its seq. `text` is `data`, decoded."""
-        seq = self.seq = self.seq + 1
-        now_s = self.now_s
-        self.events.append(ChangeEvent(seq, entity, row_id, kind, data, prev, now_s))
-        self._lines.append(
-            (seq, entity, row_id, kind, text, None if prev is None else prev.decode(), now_s)
+        """Note a change of a row, from the image `prev` to `data`, and give its seq.
+
+        Args:
+            earlier: the event that the row has so far.
+        """
+        if data is None:
+            self.has_deletes = True
+        if earlier is None:
+            seq = self.seq = self.seq + 1
+            kind: Kind = "insert" if prev is None else "delete" if data is None else "update"
+            self.events.append(ChangeEvent(seq, entity, row_id, kind, data, prev, self.now_s))
+            return seq
+        seq, prev = earlier.seq, earlier.prev_data
+        kind = "delete" if data is None else "insert" if prev is None else "update"
+        if seq <= self._begun:
+            self._replaced.setdefault(seq, earlier)
+        self.events[seq - self._head - 1] = ChangeEvent(
+            seq, entity, row_id, kind, data, prev, self.now_s
         )
         return seq
+
+    def open_step(self) -> None:
+        """What is noted from now on can be taken back together. Steps do not nest."""
+        self._begun = self.seq
+
+    def keep_step(self) -> None:
+        """What was noted since `open_step` stays."""
+        self._begun = self._head  # so that nothing is remembered until the next step
+        self._replaced.clear()
+
+    def undo_step(self) -> None:
+        """Forget what was noted since `open_step`; its op_ids must not have been noted yet."""
+        begin = self._begun - self._head
+        for event in self.events[begin : self._indexed]:
+            del self._seq_by_row[event.entity][event.row_id]
+        self._indexed = min(self._indexed, begin)
+        del self.events[begin:]
+        for seq, event in self._replaced.items():
+            self.events[seq - self._head - 1] = event
+        self.seq = self._begun
+        self.keep_step()
 
     def note_op(self, key: OpKey, seq: int, row_id: str) -> None:
         """Note that an operation has been carried out."""
@@ -63,18 +128,10 @@ class Journal:
         done: Done | None = self.ops.get(name) or conn.execute(_FIND_OP_ID, name).get
         return done
 
-    def back_to(self, seq: int) -> None:
-        """Forget the changes above `seq`; their op_ids must not have been noted yet."""
-        undone = self.seq - seq
-        if undone:
-            del self.events[-undone:]
-            del self._lines[-undone:]
-            self.seq = seq
-
     def write(self, conn: apsw.Connection) -> None:
         """Append the events to the log, and the op_ids, as part of the transaction."""
-        if self._lines:
-            conn.executemany(log.INSERT, self._lines)
+        if self.events:
+            conn.executemany(log.INSERT, map(astuple, self.events))
         if self.ops:
             conn.executemany(
                 _PUT_OP_ID,

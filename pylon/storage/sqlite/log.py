@@ -18,9 +18,10 @@ import apsw
 from pylon import limits
 from pylon.changelog.event import ChangeEvent
 
+# Binds the members of a `ChangeEvent`, whose images are bytes of UTF-8.
 INSERT: Final = (
     "INSERT INTO _pylon_change_log (seq, entity, row_id, kind, data, prev_data, timestamp) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?)"
+    "VALUES (?, ?, ?, ?, CAST(? AS TEXT), CAST(? AS TEXT), ?)"
 )
 _HEAD: Final = (
     "SELECT max(ifnull((SELECT max(seq) FROM _pylon_change_log), 0), "

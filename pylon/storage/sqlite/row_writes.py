@@ -67,17 +67,18 @@ class RowWrites:
             return replay
         table = self.table(op.entity)
         row_id, row_json = op.row_id, op.row_json
-        text = row_json.decode()
+        earlier = journal.find(op.entity, row_id) if journal.has_deletes else None
+        seq = journal.seq + 1 if earlier is None else earlier.seq
         try:
             self._execute(
-                table.insert, (row_id, *op.values, text, journal.seq + 1, *table.fill)
+                table.insert, (row_id, *op.values, row_json.decode(), seq, *table.fill)
             )
         except apsw.ConstraintError as error:
             row = orjson.loads(row_json)
             raise table.refusals.of(error, row, op.client_id_given) from error
         if table.search is not None:
             table.search.inserted(row_id, orjson.loads(row_json))
-        seq = journal.note(op.entity, row_id, "insert", row_json, text, None)
+        journal.note(op.entity, row_id, earlier, row_json, None)
         if key is not None:
             journal.note_op(key, seq, row_id)
         return WriteReply(number, seq, row_id, False, 1)
@@ -124,17 +125,18 @@ class RowWrites:
         Raises:
             UniqueViolation, NullNotAllowed: nothing was changed.
         """
-        text = row_json.decode()
         values = [row[field] for field in patch]
+        earlier = journal.find(table.entity.name, row_id)
+        seq = journal.seq + 1 if earlier is None else earlier.seq
         try:
             self._execute(
-                table.update(tuple(patch)), (*values, text, journal.seq + 1, row_id)
+                table.update(tuple(patch)), (*values, row_json.decode(), seq, row_id)
             )
         except apsw.ConstraintError as error:
             raise table.refusals.of(error, row, client_id_given=False) from error
         if table.search is not None:
             table.search.updated(row_id, before, row)
-        return journal.note(table.entity.name, row_id, "update", row_json, text, before_json)
+        return journal.note(table.entity.name, row_id, earlier, row_json, before_json)
 
     def delete(self, number: int, op: DeleteRow, journal: Journal) -> WriteReply:
         """Drop one row, and its document.
@@ -155,7 +157,8 @@ class RowWrites:
             self.documents.deleted(op.entity, row_id)
         if table.search is not None:
             table.search.deleted(row_id)
-        seq = journal.note(op.entity, row_id, "delete", None, None, before_json)
+        earlier = journal.find(op.entity, row_id)
+        seq = journal.note(op.entity, row_id, earlier, None, before_json)
         if key is not None:
             journal.note_op(key, seq, row_id)
         return WriteReply(number, seq, row_id, False, 1)
@@ -165,7 +168,8 @@ class RowWrites:
         count = 0
         for table in self._tables.values():
             for row_id, row_json in maintenance.take_rows(self._conn, table.entity):
-                journal.note(table.entity.name, row_id, "delete", None, None, row_json)
+                name = table.entity.name
+                journal.note(name, row_id, journal.find(name, row_id), None, row_json)
                 count += 1
             if table.search is not None:
                 table.search.cleared()
