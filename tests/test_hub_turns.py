@@ -20,7 +20,7 @@ from pylon.changelog.notes import CursorNotes
 from pylon.clock import ManualClock
 from pylon.storage.sqlite.pool import ReaderPool
 from tests.hub_kit import Stage
-from workers.hub.connection import Connection
+from workers.hub.connection import ANSWERING, Connection
 from workers.hub.feed import Feed
 from workers.hub.history import History
 from workers.hub.hub import Hub
@@ -281,14 +281,14 @@ def test_a_socket_whose_handling_fails_ends_alone(hall: Hall) -> None:
 
 def test_a_paused_connection_is_heard_after_it_resumes(hall: Hall) -> None:
     connection, client = hall.visit(ANONYMOUS)
-    connection.pause()
+    connection.pause(ANSWERING)
     client.send(b"\x89\x80\0\0\0\0")
     for _ in range(20):
         gevent.sleep(0)
     assert _received(client) == b""
     connection.send(b"still written to")
     assert _received(client) == b"still written to"
-    connection.resume()
+    connection.resume(ANSWERING)
     with gevent.Timeout(WAIT_S):
         while not (pong := _received(client)):
             gevent.sleep(0.001)

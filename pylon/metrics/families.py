@@ -138,6 +138,10 @@ SLOW_CLIENTS: Final = Counter(
     "pylon_slow_clients_total", "Clients that read too slowly, by what was done.", ("action",),
     registry=WORKER,
 )
+SOCKETS_OVER_BUDGET: Final = Counter(
+    "pylon_sockets_over_budget_total", "WebSockets that said too much, by what was done.",
+    ("action",), registry=WORKER,
+)
 SYNC_DELIVERY: Final = Histogram(
     "pylon_sync_delivery_seconds", "Time from the receipt of a change to its last socket.",
     buckets=_FAST_S, registry=WORKER,
@@ -312,7 +316,7 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "CONNECTIONS", "CONNECTIONS_OPENED", "CONNECTIONS_CLOSED",
     "HANDSHAKES", "SOCKETS_PASSED",
     "MESSAGES_SENT", "PACKING_SAVED", "MESSAGES_RECEIVED", "SEND_QUEUE_BYTES", "SLOW_CLIENTS",
-    "SYNC_DELIVERY",
+    "SOCKETS_OVER_BUDGET", "SYNC_DELIVERY",
     "RECOVERIES", "LIVE_QUERIES", "LIVE_DIFFS", "LIVE_EVALUATION", "DOCUMENT_SUBSCRIPTIONS",
     "DOCUMENT_TASTES",
     "RATE_LIMITED", "RATE_SKIPPED", "RATE_EVICTED", "NOTES_DROPPED",

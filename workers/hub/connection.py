@@ -36,6 +36,10 @@ OVERFLOW: Final = 1013  # try again later: the reconnect pulls what was missed
 ABNORMAL: Final = 1006  # never on the wire: the socket died
 INTERNAL: Final = 1011
 
+# Reasons for a pause.
+ANSWERING: Final = 1  # messages wait for their answers
+OVER_BUDGET: Final = 2  # the client has said too much, or has more to be decoded in its next turn
+
 _Waiting = tuple[memoryview, int, int]
 
 _RECEIVE_BYTES: Final = 65_536
@@ -62,6 +66,9 @@ class Transport(Protocol):
     def received(self, connection: Connection, data: bytes) -> None:
         """Bytes from the client. Must not block."""
 
+    def resumed(self, connection: Connection) -> None:
+        """The connection is read again, after a pause. Must not block."""
+
 
 class Owner(Protocol):
     """Who keeps the connections (the hub)."""
@@ -78,8 +85,8 @@ class Connection:
 
     __slots__ = (
         "_asked", "_close_code", "_drained", "_outbox", "_outbox_bytes", "_outbox_counted_bytes",
-        "_outbox_frames", "_owner", "_raw", "_shut", "_state", "_transport", "address", "caller",
-        "direct", "heartbeats_unanswered", "last_seq", "number", "packing", "receiver",
+        "_outbox_frames", "_owner", "_pauses", "_raw", "_shut", "_state", "_transport", "address",
+        "caller", "direct", "heartbeats_unanswered", "last_seq", "number", "packing", "receiver",
     )
 
     _OPEN, _CLOSING, _CLOSED = range(3)
@@ -105,6 +112,7 @@ class Connection:
         self._outbox_counted_bytes = 0
         self._outbox_frames = 0
         self._asked = 0  # of the poller
+        self._pauses = 0  # reasons why it is not read
         self._drained: Event | None = None
         self._state = self._OPEN
         self._shut = False
@@ -129,14 +137,17 @@ class Connection:
         if early:
             self._transport.received(self, early)
 
-    def pause(self) -> None:
-        """Leave what the client sends in the kernel until `resume`."""
+    def pause(self, reason: int) -> None:
+        """Leave what the client sends in the kernel until `resume` was called for every reason."""
+        self._pauses |= reason
         self._ask(self._asked & ~READ)
 
-    def resume(self) -> None:
-        """Read again."""
-        if self._state != self._CLOSED:
+    def resume(self, reason: int) -> None:
+        """This is no reason any more; read again if there is no other."""
+        pauses, self._pauses = self._pauses, self._pauses & ~reason
+        if pauses and not self._pauses and self._state != self._CLOSED:
             self._ask(self._asked | READ)
+            self._transport.resumed(self)
 
     def send(self, data: bytes, frames: int = 1) -> bool:
         """Send whole frames, now or when the client reads. Never blocks.

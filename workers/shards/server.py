@@ -67,7 +67,10 @@ def serve(booted: Booted) -> NoReturn:
 
     cookie_name = session_cookie(config, app.manifest).name
     cors = cors_of(config)
-    transport = WebSocketTransport("shards", config.ws_max_message_bytes)
+    transport = WebSocketTransport(
+        "shards", config.ws_max_message_bytes, clock=app.clock,
+        counts_addresses=config.sockets_per_ip > 0,
+    )
     stream_transport = EventStreamTransport(cors)
     hub = Hub({}, transport, app.clock)
     streams = Hub({}, stream_transport, app.clock)

@@ -70,6 +70,9 @@ class EventStreamTransport:
     def received(self, connection: Connection, data: bytes) -> None:
         """Ignored: all was said in the request."""
 
+    def resumed(self, connection: Connection) -> None:
+        """Never called: streams are not paused."""
+
     def refuse(self, connection: Connection, error: PylonError, *, greeted: bool) -> None:
         """Before the stream an HTTP error; within it the end: the reconnect gets the error."""
         if not greeted:

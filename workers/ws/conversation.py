@@ -7,10 +7,11 @@ nobody but its own client waiting. What is no JSON object with a known `type` is
 ignored (spec/realtime.md §2.3). A message of a known type that cannot be decoded, or is beyond
 `limits.JSON_DEPTH` or `limits.MESSAGE_NODES`, is answered with an error that names it.
 
-Invariants: what waits for one connection is bounded by what two reads from its socket bring,
-for when more has come before all was taken, the socket is not read again until then; a client
-that talks faster than it is answered is held up by TCP, and nobody else is: others have their
-turn after `_TURN_MESSAGES` of it. A feature hears of the end of every connection. Called by
+Invariants: what waits for one connection is bounded by what two steps of its transport bring
+(`limits.SOCKET_STEP_FRAMES`): when more has come before all was taken, the socket is not read
+again until then. TCP holds up a client that talks faster than it is answered, and nobody else:
+others have their turn after `_TURN_MESSAGES` of it. A feature hears of the end of every
+connection. Called by
 `workers.ws.transport`; features are given by `workers.ws.server`.
 """
 
@@ -28,7 +29,7 @@ from pylon import limits, log, metrics
 from pylon.api.unreadable import problem_of, readable, refuse_constant
 from pylon.errors import InternalError, InvalidJson, PylonError
 from pylon.json_text import check_bounds
-from workers.hub.connection import INTERNAL, Connection
+from workers.hub.connection import ANSWERING, INTERNAL, Connection
 from workers.hub.hub import Hub
 from workers.ws import frames
 from workers.ws.transport import packed
@@ -83,7 +84,7 @@ class Conversation:
         waiting = self._waiting.get(connection)
         if waiting is not None:
             waiting.append((feature, message))
-            connection.pause()
+            connection.pause(ANSWERING)
             return
         # Most clients wait for the answer before they go on: no need to pause them.
         self._waiting[connection] = deque([(feature, message)])
@@ -101,7 +102,7 @@ class Conversation:
                     gevent.sleep(_PAUSE_S)
         finally:
             del self._waiting[connection]
-            connection.resume()
+            connection.resume(ANSWERING)
 
     def _take(self, feature: Feature, connection: Connection, message: dict[str, Any]) -> None:
         try:

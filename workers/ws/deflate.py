@@ -17,6 +17,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Final
 
+from pylon import limits
 from pylon.errors import BadUpgrade
 
 EXTENSION: Final = "permessage-deflate"
@@ -49,6 +50,10 @@ class CorruptError(Exception):
 
 class TooLargeError(Exception):
     """A payload is larger unpacked than the message may be."""
+
+
+class RatioError(Exception):
+    """A payload unpacks to more than `limits.DEFLATE_RATIO` times its size."""
 
 
 def negotiate(header: str | None) -> Deflate | None:
@@ -112,39 +117,67 @@ def pack(payload: bytes, window_bits: int) -> bytes:
 
 
 class Inflater:
-    """Unpacks one message, given in any pieces."""
+    """Unpacks one message, given in any pieces, in steps of about `limits.DEFLATE_STEP_BYTES`.
 
-    __slots__ = ("_left_bytes", "_stream")
+    While `has_more` is true the last piece is not unpacked wholly: `feed` with nothing goes on.
+    """
+
+    __slots__ = (
+        "_has_tail", "_left_bytes", "_packed_bytes", "_stream", "_unpacked_bytes", "has_more",
+    )
 
     def __init__(self, max_bytes: int) -> None:
         """`max_bytes`: how much the message may be, unpacked."""
         self._stream = zlib.decompressobj(_INFLATE_BITS)
         self._left_bytes = max_bytes
+        self._packed_bytes = 0
+        self._unpacked_bytes = 0
+        self._has_tail = False
+        self.has_more = False
 
     def feed(self, piece: bytes, *, final: bool) -> bytes:
-        """What `piece` amounts to; `final` with the last one.
+        """What the next step amounts to; `final` with the last piece.
 
         Raises:
-            CorruptError, TooLargeError: at once, before more than the limit is unpacked.
+            CorruptError, TooLargeError, RatioError: at once, before more than a limit is unpacked.
         """
+        self._packed_bytes += len(piece)
+        if self.has_more:
+            piece = self._stream.unconsumed_tail + piece
         data = self._inflate(piece)
-        return data + self._inflate(_TAIL) if final else data
+        if final and not self.has_more and not self._has_tail:
+            self._has_tail = True
+            data += self._inflate(_TAIL)
+        return data
 
     def _inflate(self, piece: bytes) -> bytes:
         stream = self._stream
         if stream.eof:
             # After a block that says it is the last, only the start of an empty one makes
             # sense (section 7.2.3.4); a stream anew for each would be work without bound.
-            if piece.strip(b"\x00") not in (b"", b"\xff\xff"):
+            if not _is_empty_block(piece):
                 raise CorruptError
+            self.has_more = False
             return b""
+        step_bytes = min(self._left_bytes + 1, limits.DEFLATE_STEP_BYTES)
         try:
-            data = stream.decompress(piece, self._left_bytes + 1)
+            data = stream.decompress(piece, step_bytes)
         except zlib.error:
             raise CorruptError from None
         if len(data) > self._left_bytes:
             raise TooLargeError
-        if stream.unused_data.strip(b"\x00") not in (b"", b"\xff\xff"):
-            raise CorruptError
         self._left_bytes -= len(data)
+        self._unpacked_bytes += len(data)
+        if self._unpacked_bytes > max(
+            limits.DEFLATE_FREE_BYTES, limits.DEFLATE_RATIO * self._packed_bytes
+        ):
+            raise RatioError
+        if not _is_empty_block(stream.unused_data):
+            raise CorruptError
+        # zlib may hold more even where it has consumed the whole piece.
+        self.has_more = len(data) == step_bytes and not stream.eof
         return data
+
+
+def _is_empty_block(data: bytes) -> bool:
+    return data.strip(b"\x00") in (b"", b"\xff\xff")

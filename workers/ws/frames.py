@@ -6,8 +6,10 @@ refuses what breaks the protocol or passes the size limit as soon as that can be
 by its head, text that is not UTF-8 in the middle of a frame.
 
 Invariants: after a `Close` or a `Violation` the parser gives nothing more; it never holds more
-than one message of `max_message_bytes`, and between messages it holds next to nothing. Called
-by `workers.ws.transport`; the cases in tests/corpora/ws/ are its contract.
+than one message of `max_message_bytes`, and between messages it holds next to nothing. One step
+looks at `limits.SOCKET_STEP_FRAMES` frames at most, and unpacks about `limits.DEFLATE_STEP_BYTES`;
+the rest of what it was fed stays with it (`has_rest`) until the next step. Called by
+`workers.ws.transport`; the cases in tests/corpora/ws/ are its contract.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from typing import Final
 
 import msgspec
 
-from workers.ws.deflate import CorruptError, Inflater, TooLargeError
+from pylon import limits
+from workers.ws.deflate import CorruptError, Inflater, RatioError, TooLargeError
 
 CONTINUATION: Final = 0x0
 TEXT: Final = 0x1
@@ -130,9 +133,10 @@ class _Message:
         self._inflater = Inflater(max_bytes) if packed else None
 
     def take(self, payload: bytes, final: bool) -> Received | None:
-        """The next piece, unmasked. The whole message if it is the `final` one."""
+        """The next piece, unmasked. The whole message if it is the `final` one, and unpacked."""
         if self._inflater is not None:
             payload = _unpacked(self._inflater, payload, final)
+            final = final and not self._inflater.has_more
         self._data += payload
         if self._check is None:
             return Binary(bytes(self._data)) if final else None
@@ -142,12 +146,23 @@ class _Message:
             raise _RefusedError(INVALID_DATA, "text is not UTF-8") from None
         return Text(self._data.decode()) if final else None
 
+    @property
+    def size_bytes(self) -> int:
+        """What there is of it, unpacked."""
+        return len(self._data)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is more to unpack of what it was given."""
+        return self._inflater is not None and self._inflater.has_more
+
 
 class Parser:
     """Turns a client's bytes into messages. One for each connection."""
 
     __slots__ = (
-        "_ended", "_held", "_key", "_last", "_left_bytes", "_max_bytes", "_message", "_unpacks",
+        "_ended", "_held", "_key", "_last", "_left_bytes", "_max_bytes", "_message", "_stopped",
+        "_unpacks", "frames", "size_bytes",
     )
 
     def __init__(self, max_message_bytes: int, *, unpacks: bool = False) -> None:
@@ -160,21 +175,40 @@ class Parser:
         self._key = b""  # its mask, turned to where it stands
         self._last = False  # whether it is its message's last
         self._ended = False
+        self._stopped = False
+        self.frames = 0
+        self.size_bytes = 0  # of data frames, unpacked
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether it stopped before the end of what it was given. A step with nothing goes on."""
+        return self._stopped
 
     def feed(self, data: bytes) -> list[Received]:
-        """Everything that `data` completes, in order."""
+        """Everything that `data` completes, in order, in as many steps as that takes."""
+        received = self.step(data)
+        while self._stopped:
+            received += self.step(b"")
+        return received
+
+    def step(self, data: bytes) -> list[Received]:
+        """What one step completes of `data` and of what was left before it, in order. The frames
+        and the unpacked bytes of the step are added to `frames` and `size_bytes`."""
         if self._ended:
             return []
         received: list[Received] = []
+        self._stopped = False
         try:
             self._parse(data, received)
         except _RefusedError as ex:
             received.append(ex.violation)
-            self._end()
+            self.end()
         return received
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Give nothing more, whatever comes."""
         self._ended = True
+        self._stopped = False
         self._held = b""
         self._message = None
 
@@ -182,8 +216,16 @@ class Parser:
         if self._held:
             data = self._held + data
             self._held = b""
-        at, end = self._go_on(data, 0, received) if self._left_bytes else 0, len(data)
+        if self._is_behind():
+            self._take(b"", received)
+        at, end = 0, len(data)
+        if self._left_bytes and not self._is_behind():
+            at = self._go_on(data, 0, received)
+        last_frame = self.frames + limits.SOCKET_STEP_FRAMES
         while end - at >= 2:
+            if self.frames >= last_frame or self._is_behind():
+                self._stopped = True
+                break
             first, second = data[at], data[at + 1]
             size_bytes = second & 0x7F
             # What most clients send need not be looked at closely.
@@ -204,12 +246,15 @@ class Parser:
             if stop > end:
                 if opcode >= CLOSE:
                     break
+                self.frames += 1
                 self._begin(first, size_bytes, data[start - 4 : start])
-                self._go_on(data, start, received)
-                return
+                at = self._go_on(data, start, received)
+                break
             payload = _unmask(data[start:stop], data[start - 4 : start])
             at = stop
+            self.frames += 1
             if first == _WHOLE_TEXT:
+                self.size_bytes += size_bytes
                 received.append(_whole_text(payload))
             elif opcode < CLOSE:
                 self._begin(first, 0, b"")
@@ -218,10 +263,16 @@ class Parser:
                 item = _control(opcode, payload)
                 received.append(item)
                 if isinstance(item, Close):
-                    self._end()
+                    self.end()
                     return
+        if self._is_behind():
+            self._stopped = True
         if at < end:
             self._held = data[at:]
+
+    def _is_behind(self) -> bool:
+        """Whether a message under way has more to unpack before anything else is looked at."""
+        return self._message is not None and self._message.has_more
 
     def _check_head(self, first: int, second: int, size_bytes: int) -> None:
         opcode = first & 0x0F
@@ -275,7 +326,9 @@ class Parser:
         message = self._message
         assert message is not None  # `_begin` made it
         message.wire_bytes += len(payload)
+        before_bytes = message.size_bytes
         item = message.take(payload, self._last and not self._left_bytes)
+        self.size_bytes += message.size_bytes - before_bytes
         if item is not None:
             received.append(item)
             self._message = None
@@ -306,6 +359,10 @@ def _unpacked(inflater: Inflater, payload: bytes, final: bool) -> bytes:
         raise _RefusedError(INVALID_DATA, "packed message is no DEFLATE stream") from None
     except TooLargeError:
         raise _RefusedError(TOO_BIG, "message is too large unpacked") from None
+    except RatioError:
+        raise _RefusedError(
+            TOO_BIG, f"message unpacks to more than {limits.DEFLATE_RATIO} times its size"
+        ) from None
 
 
 def _control(opcode: int, payload: bytes) -> Ping | Pong | Close:

@@ -64,7 +64,10 @@ class _Door:
 def serve(booted: Booted) -> NoReturn:
     """Serve until SIGTERM."""
     app = booted.app
-    transport = WebSocketTransport("ws", app.config.ws_max_message_bytes)
+    transport = WebSocketTransport(
+        "ws", app.config.ws_max_message_bytes, clock=app.clock,
+        counts_addresses=app.config.sockets_per_ip > 0,
+    )
     hub = Hub({name: app.rules.of(name) for name in app.manifest.by_name}, transport, app.clock)
     reception = Reception(booted, hub)
     changes = ChangeStream(booted, hub, reception)
