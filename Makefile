@@ -61,8 +61,9 @@ test-tools:
 	  exit 1; }
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-	  nginx-light systemd wrk chromium
+	  nginx-light systemd wrk chromium debootstrap systemd-container
 	-@$(PYTHON) -m tests.support.autobahn
+	-@$(PYTHON) -m tests.support.debian
 
 bench: $(VENV)/installed
 	$(BIN)/pylonctl bench --seconds 0.5 --out bench/results/local

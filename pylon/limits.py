@@ -21,6 +21,7 @@ FILTER_VALUES: Final = 10_000  # of one $in or $nin
 LIKE_CHARS: Final = 10_000  # SQLite refuses patterns above 50,000 bytes
 SEARCH_CHARS: Final = 1_000  # of a text to search for
 SEARCH_WORDS: Final = 32
+SEARCH_TERMS: Final = 64  # runs of letters or digits in them: foo-bar has two
 SEARCH_PAGE_DEFAULT: Final = 20
 SEARCH_PAGE_MAX: Final = 100
 FACET_VALUES: Final = 1_000  # counted values that are answered for each facet

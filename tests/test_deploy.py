@@ -20,7 +20,10 @@ from tests.support.nginx import moved
 from tests.support.server import free_base_port, wait_until
 
 ROOT = Path(__file__).parent.parent
-UNITS = sorted((ROOT / "systemd").iterdir())
+UNITS = sorted(
+    path for path in (ROOT / "systemd").iterdir()
+    if path.suffix in (".service", ".socket", ".timer")
+)
 Program = Callable[[str, str], str]
 
 
@@ -69,6 +72,24 @@ def test_the_unit_gives_the_drain_enough_time_and_only_known_settings() -> None:
     known = {setting.env for setting in SETTINGS}
     for unit in UNITS:
         assert set(re.findall(r"^Environment=(PYLON_\w+)", unit.read_text(), re.MULTILINE)) <= known
+
+
+def test_shipped_settings_and_wrapper_are_sound(tmp_path: Path) -> None:
+    env = parse_dotenv((ROOT / "systemd" / "pylon.env").read_text())
+    assert set(env) <= {setting.env for setting in SETTINGS}
+    wrapper = ROOT / "systemd" / "pylonctl"
+    assert run("sh", "-n", str(wrapper)).returncode == 0
+    # A value is taken as it is: nothing in it is expanded or run.
+    settings = tmp_path / "pylon.env"
+    token = "a b$(touch x)`id`'\"$HOME"
+    settings.write_text(f"# a comment\nPYLON_ADMIN_TOKEN={token}\n\nPYLON_PORT=1\n")
+    text = wrapper.read_text().replace("/etc/pylon/pylon.env", str(settings))
+    text = text.replace('/opt/pylon/bin/pylonctl "$@"', "/usr/bin/env")
+    (tmp_path / "wrapper").write_text(text)
+    lines = run("sh", str(tmp_path / "wrapper"), "backup").stdout.splitlines()
+    assert {
+        f"PYLON_ADMIN_TOKEN={token}", "PYLON_PORT=1", "PYLON_DB_PATH=/var/lib/pylon/pylon.db",
+    } <= set(lines)
 
 
 def test_nginx_accepts_the_configuration(program: Program, tmp_path: Path) -> None:

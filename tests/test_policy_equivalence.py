@@ -7,6 +7,7 @@ real SQLite table with the columns that the schema makes.
 from __future__ import annotations
 
 import apsw
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -187,6 +188,28 @@ def test_an_absent_field_is_a_null(row: dict[str, object], auth: AuthContext) ->
     rules = rules_for("data.n == null || data.n + 1 > data.m || data.s starts_with auth.userId")
     sparse = {key: value for key, value in row.items() if value is not None}
     assert rules.may_read(auth, sparse) is rules.may_read(auth, row)
+
+
+@pytest.mark.parametrize(
+    "affix", ["data.s, ''", "data.s, data.t", "'', data.t", "data.s, auth.userId", "data.t, 'a'"]
+)
+@pytest.mark.parametrize("function", ["starts_with", "ends_with"])
+def test_an_empty_text_is_an_affix_of_every_text(function: str, affix: str) -> None:
+    """SQLite has no empty part of an empty text."""
+    for rule in (f"{function}({affix})", f"!{function}({affix})", f"{function}({affix}) == false"):
+        rules = rules_for(rule)
+        for auth in (AuthContext(""), AuthContext("a"), AuthContext()):
+            clause = rules.read_clause(auth)
+            for s in ("", "a", "ba", None):
+                for t in ("", "a", None):
+                    row: dict[str, object] = dict.fromkeys(THING.columns) | {
+                        "id": "1", "s": s, "t": t
+                    }
+                    stored(row)
+                    selected = STORE.execute(
+                        f"SELECT count(*) FROM Thing WHERE {clause.sql}", clause.params
+                    ).get
+                    assert bool(selected) is rules.may_read(auth, row), (rule, s, t)
 
 
 def test_the_plan_uses_an_index_for_an_owner_rule() -> None:

@@ -201,6 +201,22 @@ def test_an_index_is_built_anew_for_another_config_and_goes_with_it(path: Path) 
     assert checked(path, MANIFEST).problems == ()
 
 
+def test_an_index_of_another_tokenizer_is_built_anew_by_a_start(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("pylon.schema.search.TOKENIZER", "unicode61 remove_diacritics 2")
+        engine = open_pages(path)
+        apply(engine, page(1, title="สวัสดี"))
+        engine.close()
+        made = "SELECT sql FROM sqlite_schema WHERE name = '_fts_Page'"
+    conn = apsw.Connection(str(path))
+    assert "M*" not in conn.execute(made).get
+    open_pages(path).close()
+    assert "M*" in conn.execute(made).get
+    assert found(path, "สวัส") == [1]
+
+
 def test_what_another_server_left_or_did_is_made_good(path: Path) -> None:
     damage(
         path,

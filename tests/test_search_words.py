@@ -16,6 +16,7 @@ from pylon.storage.sqlite.search import (
     SearchIndex,
     index_columns,
     match_of,
+    runs_of,
     search_clause,
     text_of,
 )
@@ -52,6 +53,28 @@ def found(conn: apsw.Connection, entity: Entity, text: str) -> str:
     clause = search_clause(entity, text)
     rows = conn.execute(f"SELECT id FROM Page WHERE {clause.sql} ORDER BY id", clause.params)
     return "".join(row_id for (row_id,) in rows)
+
+
+@pytest.mark.parametrize(("word", "beginning"), [
+    ("สวัสดี", "สวัส"),  # Thai: vowels above and below are marks
+    ("हिन्दी", "हिन्"),  # Hindi: so are vowels and the virama
+    ("مُحَمَّد", "مُحَ"),  # Arabic, vocalised
+    ("שָׁלוֹם", "שָׁל"),  # Hebrew, pointed
+    ("ភាសាខ្មែរ", "ភាសា"),  # Khmer
+])
+def test_a_mark_belongs_to_its_word(word: str, beginning: str) -> None:
+    conn = apsw.Connection(":memory:")
+    for statement in (*ddl.SYSTEM_TABLES, ddl.create_table(INDEXED)):
+        conn.execute(statement)
+    build(conn, INDEXED)
+    index = SearchIndex(conn, INDEXED)
+    conn.execute("INSERT INTO Page (id, title) VALUES ('1', ?)", (word,))
+    index.inserted("1", {"id": "1", "title": word, "body": None})
+    assert runs_of(f"{word}, {word}") == [word, word]
+    for text in (word, beginning):
+        assert found(conn, INDEXED, text) == "1"
+    assert found(conn, INDEXED, beginning + " ") == "", "a finished word is no beginning"
+    assert found(conn, INDEXED, word[1:]) == "", "the middle of a word is no word"
 
 
 @pytest.mark.parametrize(("text", "indexed", "plain"), [
@@ -129,6 +152,9 @@ def test_a_long_text_is_refused() -> None:
     with pytest.raises(LimitExceeded, match="32 words"):
         search_clause(PLAIN, "x " * (limits.SEARCH_WORDS + 1))
     assert match_of(INDEXED, "x " * limits.SEARCH_WORDS) is not None
+    with pytest.raises(LimitExceeded, match="runs of letters or digits"):
+        match_of(INDEXED, "a." * (limits.SEARCH_TERMS + 1))
+    assert match_of(INDEXED, "a b a b pump") == '"a" "b" "pump" *', "no word is asked for twice"
 
 
 def test_a_wide_entity_can_be_searched() -> None:

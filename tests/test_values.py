@@ -20,7 +20,7 @@ from pylon.errors import (
     NullNotAllowed,
 )
 from pylon.manifest.model import Entity, Field, FieldType
-from pylon.values import EntityCodec, decode_body, is_datetime
+from pylon.values import EntityCodec, decode_body, decode_query, is_datetime
 from tests.storage_kit import CODECS, row_id
 
 TASK = CODECS["Task"]
@@ -37,6 +37,26 @@ def test_a_row_has_every_column_sorted_and_typed() -> None:
     assert list(row.values) == ["a", 1, 3, 2.0, None, None, None]
     assert row.values[1] is True  # bound as 1
     assert orjson.loads(row.row_json) == row.row
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["-9223372036854775809", "-9223372036854776832", "9223372036854775808",
+     "18446744073709551616"],
+)
+def test_an_integer_beyond_64_bits_is_refused_on_both_sides(text: str) -> None:
+    body = decode_body(b'{"title":"a","done":false,"rank":%s}' % text.encode())
+    with pytest.raises(InvalidValue, match="whole number of 64 bits"):
+        TASK.insert(body, ID)
+    with pytest.raises(InvalidValue, match="whole number of 64 bits"):
+        TASK.patch({"rank": body["rank"]}, ID)
+    assert decode_query(b"[%s]" % text.encode()) == [int(text)]
+
+
+def test_the_smallest_and_the_largest_integer_are_taken() -> None:
+    for number in (-(2**63), 2**63 - 1):
+        body = decode_body(b'{"title":"a","done":false,"rank":%d}' % number)
+        assert TASK.insert(body, ID).row["rank"] == number
 
 
 @pytest.mark.parametrize(

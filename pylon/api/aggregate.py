@@ -14,7 +14,7 @@ import falcon
 
 from pylon.api.access import entity_named, readable
 from pylon.api.answers import send
-from pylon.api.body import read_json
+from pylon.api.body import decoded, read_body
 from pylon.api.callers import caller_of, subject_of
 from pylon.api.services import Services
 from pylon.auth.context import AuthContext
@@ -23,6 +23,7 @@ from pylon.storage.clause import SqlClause
 from pylon.storage.names import quote
 from pylon.storage.sqlite.aggregate import parse_aggregate
 from pylon.storage.where import ALL, and_
+from pylon.values import decode_query
 
 TENANT_FIELD: Final = "orgId"
 
@@ -38,7 +39,7 @@ class EntityAggregate:
         auth = caller_of(req, services).auth
         named = entity_named(services.app, entity, auth)
         allowed = readable(services.app, named, auth)
-        asked = parse_aggregate(named, read_json(req, services))
+        asked = parse_aggregate(named, decoded(req, services, read_body(req), decode_query))
         asked = replace(asked, where=and_(asked.where, allowed, of_tenant(named, auth)))
         rows = services.store.scan(
             lambda reader: reader.aggregate(named.name, asked), caller=subject_of(req, services)

@@ -18,7 +18,7 @@ import falcon
 from pylon import limits
 from pylon.api.access import entity_named, readable
 from pylon.api.answers import send_raw
-from pylon.api.body import decode_json, read_body
+from pylon.api.body import decoded, read_body
 from pylon.api.callers import caller_of, subject_of
 from pylon.api.relations import relation_of
 from pylon.api.remembered import answered
@@ -31,6 +31,7 @@ from pylon.storage.contract import GraphInclude, GraphNode
 from pylon.storage.sqlite.conditions import parse_where
 from pylon.storage.sqlite.filters import parse_count, parse_limit, parse_order
 from pylon.storage.where import and_
+from pylon.values import decode_query
 
 _KEYS: Final = ("where", "order", "limit", "offset", "include")
 _EXAMPLE: Final = '{"Ticket": {"where": {"open": true}, "include": {"owner": {}}}}'
@@ -48,7 +49,7 @@ class GraphQuery:
         raw = read_body(req)
 
         def read() -> bytes:
-            nodes = parse_graph(services.app, auth, decode_json(req, services, raw))
+            nodes = parse_graph(services.app, auth, decoded(req, services, raw, decode_query))
             return services.store.scan(
                 lambda reader: reader.graph(nodes), caller=subject_of(req, services)
             )

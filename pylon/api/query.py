@@ -12,7 +12,7 @@ import falcon
 
 from pylon.api.access import entity_named, may_see, readable
 from pylon.api.answers import send_raw
-from pylon.api.body import decode_json, read_body
+from pylon.api.body import decoded, read_body
 from pylon.api.callers import caller_of, subject_of
 from pylon.api.remembered import answered, scope_of
 from pylon.api.services import Services
@@ -23,6 +23,7 @@ from pylon.storage.contract import Query
 from pylon.storage.names import quote
 from pylon.storage.sqlite.filters import parse_filter
 from pylon.storage.where import and_
+from pylon.values import decode_query
 
 _SHOWN_CHARS: Final = 200
 _BOOL_TEXT: Final[dict[str, str | int]] = {"true": 1, "false": 0}
@@ -43,7 +44,8 @@ class EntityQuery:
         raw = read_body(req)
 
         def read() -> bytes:
-            query = parse_filter(named, decode_json(req, services, raw), self._list_limit, allowed)
+            asked = decoded(req, services, raw, decode_query)
+            query = parse_filter(named, asked, self._list_limit, allowed)
             return services.store.scan(
                 lambda reader: reader.page(named.name, query), caller=subject_of(req, services)
             )[1]

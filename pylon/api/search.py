@@ -23,7 +23,7 @@ import orjson
 from pylon import limits
 from pylon.api.access import entity_named, readable
 from pylon.api.answers import joined, send_raw
-from pylon.api.body import read_json
+from pylon.api.body import decoded, read_body
 from pylon.api.callers import caller_of, subject_of
 from pylon.api.services import Services
 from pylon.errors import InvalidQuery, LimitExceeded, SearchNotConfigured
@@ -33,7 +33,7 @@ from pylon.storage.contract import Query, Reader, Tally
 from pylon.storage.names import quote
 from pylon.storage.sqlite.search import match_of, search_clause, text_fields, text_of
 from pylon.storage.where import NOTHING, and_
-from pylon.values import INT_MAX, INT_MIN, invalid_value
+from pylon.values import INT_MAX, INT_MIN, decode_query, invalid_value
 
 _MEMBERS: Final = ("query", "filters", "facets", "sort", "page", "page_size", "pageSize")
 _ID: Final = Field("id", FieldType.ID, optional=False, unique=True)
@@ -68,7 +68,8 @@ class EntitySearch:
         auth = caller_of(req, services).auth
         named = entity_named(services.app, entity, auth)
         allowed = readable(services.app, named, auth)
-        wanted = _wanted(named, _search_of(named), read_json(req, services))
+        asked = decoded(req, services, read_body(req), decode_query)
+        wanted = _wanted(named, _search_of(named), asked)
         rows, tally = services.store.scan(
             lambda reader: _find(reader, named, wanted, allowed), inline=not wanted.words.params,
             caller=subject_of(req, services),

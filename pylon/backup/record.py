@@ -69,3 +69,12 @@ def give_to_owner(fd: int, db_path: Path) -> None:
     if os.geteuid() == 0:
         owner = db_path.parent.stat()
         os.fchown(fd, owner.st_uid, owner.st_gid)
+
+
+def give_path_to_owner(path: Path) -> None:
+    """`give_to_owner` for a file that was just made under this name."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        give_to_owner(fd, path)
+    finally:
+        os.close(fd)

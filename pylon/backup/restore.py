@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from typing import Any, Final
 import apsw
 
 from pylon.backup import bundle
+from pylon.backup.record import give_path_to_owner
 from pylon.backup.verify import verify_backup
 from pylon.clock import Clock, SystemRandom
 from pylon.errors import BackupInvalid
@@ -31,6 +33,7 @@ from pylon.schema import ddl
 from pylon.storage.sqlite.epochs import open_epoch
 
 _SIDE_FILES: Final = ("-wal", "-shm")
+_MANIFEST_MODE: Final = 0o644
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ def restore_backup(
         copy.chmod(0o600)
         _check_copy(copy, source)
         _begin_epoch(copy, old, clock)
+        give_path_to_owner(copy)
         bundle.sync(copy)
         replaced = _set_aside(db_path, stamp)
         copy.rename(db_path)
@@ -170,15 +174,18 @@ def _set_aside(db_path: Path, stamp: str) -> list[str]:
 def _put_manifest(new: Path, manifest_path: Path, stamp: str) -> list[str]:
     text = new.read_bytes()
     replaced: list[str] = []
+    mode = _MANIFEST_MODE
     if manifest_path.exists():
         if manifest_path.read_bytes() == text:
             return []
+        mode = stat.S_IMODE(manifest_path.stat().st_mode)
         kept = _aside(manifest_path, stamp)
         shutil.copy2(manifest_path, kept)
         replaced.append(str(kept))
     manifest_path.parent.mkdir(parents=True, exist_ok=True)
     copy = manifest_path.with_name(f".{manifest_path.name}.{SystemRandom().token_hex(4)}")
     copy.write_bytes(text)
+    copy.chmod(mode)  # the service, another user than root, has to read it
     bundle.sync(copy)
     copy.rename(manifest_path)
     bundle.sync(manifest_path.parent)

@@ -2,7 +2,7 @@
 
 Settings, manifest and its policies, the import of the app, the data directory, the changes that
 the database's schema needs, the seed, the ports. The checks are those of the start itself
-(`pylon.startup`). Nothing is changed.
+(`pylon.startup`). Nothing is changed. For people and deploy scripts.
 """
 
 from __future__ import annotations

@@ -150,14 +150,27 @@ def _one_of(item: _Sql, options: list[_Sql]) -> _Sql | None:
 
 
 def _affix(text: _Sql, affix: _Sql, at_end: bool) -> _Sql | None:
-    """Compared as bytes: SQLite's text functions stop at NUL, and UTF-8 needs no more."""
+    """Compared as bytes: SQLite's text functions stop at NUL, and UTF-8 needs no more.
+
+    SQLite has no empty part of an empty blob: substr() gives NULL for it.
+    """
     if _is_null(text) or _is_null(affix):
         return None
     whole, part = _bytes(text), _bytes(affix)
-    if not at_end:
-        return _join("substr(", whole, ", 1, length(", part, ")) = ", part)
-    rest = ("length(", whole, ") - length(", part, ")")
-    return _join("(", *rest, " >= 0 AND substr(", whole, ", ", *rest, " + 1) = ", part, ")")
+    if part.is_fixed and part.fixed == b"":
+        return _join(text, " IS NOT NULL")
+    size = _fixed(len(part.fixed)) if isinstance(part.fixed, bytes) else _join(
+        "length(", part, ")"
+    )
+    if at_end:
+        rest = ("length(", whole, ") - ", size)
+        same = _join("substr(", whole, ", ", *rest, " + 1) = ", part)
+        same = _join("(", *rest, " >= 0 AND ", same, ")")
+    else:
+        same = _join("substr(", whole, ", 1, ", size, ") = ", part)
+    if part.is_fixed:
+        return same
+    return _join("(", text, " IS NOT NULL AND ", size, " = 0 OR ", same, ")")
 
 
 def _bytes(value: _Sql) -> _Sql:

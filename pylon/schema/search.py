@@ -245,7 +245,7 @@ def _create_numbers(entity: Entity) -> str:
 def _create_index(entity: Entity, table: str) -> str:
     columns = ", ".join(quote(c) for c in index_columns(entity))
     return (
-        f"CREATE VIRTUAL TABLE {table} USING fts5({columns}, tokenize='{TOKENIZER}', "
+        f'CREATE VIRTUAL TABLE {table} USING fts5({columns}, tokenize="{TOKENIZER}", '
         "content='', contentless_delete=1)"
     )
 

@@ -15,9 +15,9 @@ word of it becomes a quoted string. The engine calls the index, the API and the 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, Final
+from unicodedata import category
 
 import apsw
 import orjson
@@ -29,11 +29,12 @@ from pylon.storage.clause import SqlClause
 from pylon.storage.names import quote
 from pylon.storage.where import ALL, NOTHING, and_
 
-TOKENIZER: Final = "unicode61 remove_diacritics 2"
+# Marks are letters' parts: Thai, Hindi and Arabic write vowels with them.
+TOKENIZER: Final = "unicode61 remove_diacritics 2 categories 'L* N* Co M*'"
 _NOT_FOR_COLUMNS: Final = frozenset({"rank", "rowid"})  # FTS5 keeps them for itself
 RELEVANCE: Final = '".rank"'  # the best first; no field can have this name
 _LIKE_FIELDS: Final = (FieldType.STRING, FieldType.RICHTEXT)
-_RUN: Final = re.compile(r"[^\W_]+")  # of letters and digits: a word of the index, or nearly
+_WORD_CATEGORIES: Final = frozenset("LNM")  # as in TOKENIZER; private use ("Co") beside them
 _MANY_LETTERS: Final = "\u2e80"  # from here on: the scripts of East Asia
 _CHAIN: Final = 50  # SQLite bounds the depth of expressions
 
@@ -89,11 +90,19 @@ def match_of(entity: Entity, text: str) -> str | None:
 
     Raises:
         InvalidQuery: the text has a NUL character.
-        LimitExceeded: `limits.SEARCH_CHARS` or `limits.SEARCH_WORDS`.
+        LimitExceeded: `limits.SEARCH_CHARS`, `limits.SEARCH_WORDS` or `limits.SEARCH_TERMS`.
     """
     words = _words(entity, text)
     if not words:
         return None
+    terms = len(runs_of(text))
+    if terms > limits.SEARCH_TERMS:
+        raise LimitExceeded(
+            f"A search takes {limits.SEARCH_TERMS} runs of letters or digits at most, and this "
+            f"has {terms}"
+        )
+    last = words.pop()
+    words = [*dict.fromkeys(words), last]  # a word twice is no other search, and costs twice
     # Strings side by side are an AND in which one without letters or digits is left out.
     quoted = " ".join('"' + word.replace('"', '""') + '"' for word in words)
     is_open = not text[-1].isspace() and _may_be_a_beginning(words[-1])
@@ -147,8 +156,18 @@ def _may_be_a_beginning(word: str) -> bool:
     """A single letter begins so many words that to merge their rows takes long (35 ms for
     50,000 rows of 36 words, where no time limit is looked at); a single character of a script
     that has thousands does not."""
-    runs = _RUN.findall(word)
+    runs = runs_of(word)
     return bool(runs) and (len(runs[-1]) > 1 or runs[-1] >= _MANY_LETTERS)
+
+
+def runs_of(text: str) -> list[str]:
+    """The runs of letters, digits and marks in a text: words of the index, or nearly."""
+    return "".join([c if _is_of_word(c) else " " for c in text]).split()
+
+
+def _is_of_word(character: str) -> bool:
+    kind = category(character)
+    return kind[0] in _WORD_CATEGORIES or kind == "Co"
 
 
 def _words(entity: Entity, text: str) -> list[str]:
