@@ -39,19 +39,27 @@ class WorkClock:
     """The time that the calling thread has worked, plus a twentieth of the time that passes.
 
     For limits on what a piece of work costs others: a thread that is not given a core does
-    not use its time up, one that waits for a disk does, in the end.
+    not use its time up, one that waits for a disk does, in the end. Within `_GRAIN_S` it says
+    the same again: to ask what a thread has worked costs 0.4 us. For one thread.
     """
 
-    __slots__ = ("_wall_share",)
+    _GRAIN_S = 0.0001
+
+    __slots__ = ("_asked_s", "_last_s", "_wall_share")
 
     def __init__(self, wall_share: float = 0.05) -> None:
         self._wall_share = wall_share
+        self._asked_s = self._last_s = 0.0
 
     def wall_ns(self) -> int:
         return time.time_ns()
 
     def monotonic_s(self) -> float:
-        return time.thread_time() + self._wall_share * time.monotonic()
+        now_s = time.monotonic()
+        if now_s - self._asked_s > self._GRAIN_S:
+            self._asked_s = now_s
+            self._last_s = time.thread_time() + self._wall_share * now_s
+        return self._last_s
 
 
 class ManualClock:
