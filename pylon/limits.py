@@ -19,6 +19,8 @@ FILTER_TERMS: Final = 64
 FILTER_DEPTH: Final = 8  # $or and $and within each other
 FILTER_VALUES: Final = 10_000  # of one $in or $nin
 LIKE_CHARS: Final = 10_000  # SQLite refuses patterns above 50,000 bytes
+HARD_PATTERNS: Final = 8  # of a filter, that SQLite's own LIKE would take too long for
+SHORT_ROW_BYTES: Final = 2_048  # of a row's JSON; patterns over longer ones never run inline
 SEARCH_CHARS: Final = 1_000  # of a text to search for
 SEARCH_WORDS: Final = 32
 SEARCH_TERMS: Final = 64  # runs of letters or digits in them: foo-bar has two
@@ -169,7 +171,6 @@ LIVE_RESULT_BYTES: Final = 16 * 1024 * 1024
 LIVE_PAGE_BYTES: Final = 256 * 1024  # of rows in one message, if they are more than one
 LIVE_SENDING_BYTES: Final = 64 * 1024 * 1024  # of results that wait for their clients, each worker
 LIVE_SUB_ID_CHARS: Final = 200
-LIVE_WILD_CHARS: Final = 100  # of a `$like`, between two `%`, that has a `_`
 
 ROOMS: Final = 10_000  # more: 429 ROOM_LIMIT_REACHED
 ROOMS_OF_USER: Final = 100

@@ -31,6 +31,7 @@ from pylon.schema.steps import Plan
 from pylon.storage.names import quote
 from pylon.storage.sqlite import log, meta
 from pylon.storage.sqlite.epochs import open_epoch
+from pylon.storage.sqlite.short_rows import note_short_rows
 from pylon.values import EntityCodec
 
 _LINEAGE_BYTES: Final = 16
@@ -113,6 +114,7 @@ def complete(
         epoch_opened = True
     _bring_rows_up(conn, manifest, plan, visited, epoch_opened)
     search.bring_up(conn, manifest, stale=visited)
+    note_short_rows(conn, manifest, is_stale=visited)
 
     created = lineage is None
     if lineage is None:

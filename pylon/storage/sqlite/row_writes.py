@@ -17,6 +17,7 @@ from typing import Any, Final
 import apsw
 import orjson
 
+from pylon import limits
 from pylon.bus.messages import (
     DeleteRow,
     InsertRow,
@@ -37,6 +38,7 @@ from pylon.errors import (
 from pylon.storage.sqlite import maintenance
 from pylon.storage.sqlite.document_writes import DocumentWrites
 from pylon.storage.sqlite.journal import Journal
+from pylon.storage.sqlite.short_rows import forget_short_rows
 from pylon.storage.sqlite.table import Table
 
 _VERSIONS_SHOWN: Final = 5  # of those that If-Match asks for, in a message
@@ -76,6 +78,8 @@ class RowWrites:
         except apsw.ConstraintError as error:
             row = orjson.loads(row_json)
             raise table.refusals.of(error, row, op.client_id_given) from error
+        if len(row_json) > limits.SHORT_ROW_BYTES:
+            forget_short_rows(self._conn, op.entity)
         if table.search is not None:
             table.search.inserted(row_id, orjson.loads(row_json))
         journal.note(op.entity, row_id, earlier, row_json, None)
@@ -134,6 +138,8 @@ class RowWrites:
             )
         except apsw.ConstraintError as error:
             raise table.refusals.of(error, row, client_id_given=False) from error
+        if len(row_json) > limits.SHORT_ROW_BYTES:
+            forget_short_rows(self._conn, table.entity.name)
         if table.search is not None:
             table.search.updated(row_id, before, row)
         return journal.note(table.entity.name, row_id, earlier, row_json, before_json)

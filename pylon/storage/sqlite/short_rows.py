@@ -1,0 +1,57 @@
+"""Which entities have short rows only, so that a pattern may be run where others wait for it.
+
+A key `short_rows:<Entity>` in `_pylon_meta` says that no row's JSON has ever been longer than
+`limits.SHORT_ROW_BYTES`. A start looks through the rows of an entity without the key; the writer
+takes the key away, for good, in the transaction that writes the first long row. So the usual
+write pays for one comparison, and a pattern for one look-up and not for a look at each length.
+
+Invariant: the key is only missing too often, never too seldom. Called by the schema
+(`note_short_rows`), the writer (`forget_short_rows`) and `reader` (`has_short_rows`).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import apsw
+
+from pylon import limits
+from pylon.manifest.model import Manifest
+from pylon.storage.names import quote
+from pylon.storage.sqlite import meta
+
+_KEY: Final = "short_rows:"
+
+
+def note_short_rows(conn: apsw.Connection, manifest: Manifest, is_stale: bool) -> None:
+    """Note which entities have no long row, within the transaction that is open. All rows have
+    their JSON by then.
+
+    Args:
+        is_stale: somebody else has written to the database: look at all of them again.
+    """
+    for entity in manifest.entities:
+        if not is_stale and has_short_rows(conn, entity.name):
+            continue
+        found = conn.execute(
+            f"SELECT 1 FROM {quote(entity.name)} WHERE octet_length(_json) > ? "
+            "OR _json IS NULL LIMIT 1", (limits.SHORT_ROW_BYTES,),
+        ).get
+        if found is None:
+            meta.put(conn, _KEY + entity.name, "1")
+        else:
+            forget_short_rows(conn, entity.name)
+
+
+def forget_short_rows(conn: apsw.Connection, entity: str) -> None:
+    """A long row is written, within the transaction that is open."""
+    conn.execute("DELETE FROM _pylon_meta WHERE key = ?", (_KEY + entity,))
+
+
+def has_short_rows(conn: apsw.Connection, entity: str) -> bool:
+    """Whether no row of `entity` is long.
+
+    Raises:
+        apsw.Error
+    """
+    return meta.get(conn, _KEY + entity) is not None
