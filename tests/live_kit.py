@@ -24,7 +24,6 @@ from pylon.storage.contract import Query, Reader
 from pylon.storage.sqlite.conditions import parse_where
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.pool import ReaderPool
-from pylon.storage.where import and_
 from workers.hub.connection import Connection
 from workers.hub.feed import Feed
 from workers.hub.history import History
@@ -151,10 +150,8 @@ class World:
 
     def query(self, entity: str, body: Any, auth: AuthContext) -> Rows:
         """What a fresh query answers."""
-        where = and_(
-            parse_where(self.app.manifest.by_name[entity], body),
-            self.app.rules.of(entity).read_clause(auth),
-        )
+        allowed = self.app.rules.of(entity).read_clause(auth)
+        where = parse_where(self.app.manifest.by_name[entity], body, allowed=allowed)
         found = self.pool.point(lambda reader: reader.rows(entity, Query(where, 100_000)))
         return {row["id"]: row for row in map(orjson.loads, found)}
 

@@ -15,6 +15,7 @@ from pylon.errors import InvalidColumn, InvalidQuery, InvalidValue, LimitExceede
 from pylon.manifest.model import Entity, Field, FieldType
 from pylon.storage.sqlite.conditions import parse_where
 from pylon.storage.sqlite.matching import matcher_of
+from pylon.storage.sqlite.patterns import UNMETERED, add_functions
 from pylon.values import INT_MAX, INT_MIN
 
 NAMES = ("s", "t", "d", "n", "m", "f", "b")
@@ -31,6 +32,7 @@ THING = Entity(
     ),
 )
 STORE = apsw.Connection(":memory:")
+add_functions(STORE, UNMETERED)
 STORE.execute(
     "CREATE TABLE Thing (id TEXT PRIMARY KEY NOT NULL, s TEXT, t TEXT, d TEXT, n INTEGER,"
     " m INTEGER, f REAL, b INTEGER) WITHOUT ROWID"
@@ -60,6 +62,11 @@ FLOATS = st.one_of(
     ]),
     st.floats(allow_nan=False, allow_infinity=False),
 )
+# What no row has, but a filter may compare with.
+FAR_INTS = st.sampled_from([
+    INT_MAX + 1, INT_MIN - 1, 2**64, -(2**64) - 1, 10**20, 10**20 + 1, 2**1023 + 1, 10**309,
+    -(10**309), int(1e308), int(1.7976931348623157e308) + 1,
+]) | st.integers(-(2**70), 2**70)
 NUMBERS = INTS | FLOATS
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "id": TEXTS, "s": TEXTS, "t": TEXTS, "d": TEXTS, "n": INTS, "m": INTS, "f": FLOATS,
@@ -79,13 +86,20 @@ def condition(draw: st.DrawFn) -> dict[str, Any]:
     name = draw(st.sampled_from(sorted(OPERANDS)))
     value = OPERANDS[name]
     if draw(st.booleans()):
-        return {name: draw(value | st.none())}
+        return {name: draw((value | FAR_INTS if name == "f" else value) | st.none())}
     choices = {
         "$not": value | st.none(), "$ne": value | st.none(), "$gt": value, "$gte": value,
         "$lt": value, "$lte": value, "$exists": st.booleans(),
         "$in": st.lists(value | st.none(), max_size=4),
         "$nin": st.lists(value | st.none(), max_size=4),
     }
+    if name in ("n", "m", "f"):
+        choices |= dict.fromkeys(("$gt", "$gte", "$lt", "$lte"), value | FAR_INTS)
+    if name == "f":
+        choices |= dict.fromkeys(("$ne", "$not"), value | FAR_INTS)
+        choices |= {
+            sign: st.lists(value | FAR_INTS | st.none(), max_size=4) for sign in ("$in", "$nin")
+        }
     if name in TEXT_FIELDS:
         choices |= {"$like": TEXTS | st.just("a\0"), "$startsWith": TEXTS}
     operators = draw(st.lists(st.sampled_from(sorted(choices)), min_size=1, max_size=2))
@@ -195,7 +209,7 @@ def test_terms(body: dict[str, Any], terms: dict[str, set[object]]) -> None:
         ({"nope": 1}, InvalidColumn, "valid columns"),
         ({"n": "1"}, InvalidValue, "whole number"),
         ({"n": {"$near": 1}}, InvalidQuery, "known operators"),
-        ({"s": {"$like": "x" * 101 + "_"}}, LimitExceeded, "around a _"),
+        ({"s": {"$like": "x" * (limits.LIKE_CHARS + 1)}}, LimitExceeded, "characters at most"),
         ({"$or": [{}] * limits.FILTER_TERMS}, LimitExceeded, "conditions"),
     ],
 )

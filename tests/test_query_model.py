@@ -5,7 +5,6 @@ that policy refuses shows at any level or in any number."""
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -233,9 +232,8 @@ def test_filters(
     limit: int | None, auth: AuthContext,
 ) -> None:
     store.fill(rows)
-    query = parse_filter(TASK, {**where, "$order": order, "$limit": limit}, LIST_LIMIT)
     allowed = store.app.rules.of("Task").read_clause(auth)
-    query = replace(query, where=and_(query.where, allowed))
+    query = parse_filter(TASK, {**where, "$order": order, "$limit": limit}, LIST_LIMIT, allowed)
     seen = query_model.readable(store.app.rules, auth, rows)["Task"]
     wanted = query_model.selected({"where": where, "order": order, "limit": limit}, seen, None)
     event(f"rows: {len(wanted)}")
@@ -292,10 +290,8 @@ def test_aggregates(
     store: Store, rows: query_model.Rows, body: dict[str, Any], auth: AuthContext
 ) -> None:
     store.fill(rows)
-    asked = parse_aggregate(TASK, body)
-    allowed = store.app.rules.of("Task").read_clause(auth)
-    where = and_(asked.where, allowed, of_tenant(TASK, auth))
-    found = store.reader.aggregate("Task", replace(asked, where=where))
+    allowed = and_(store.app.rules.of("Task").read_clause(auth), of_tenant(TASK, auth))
+    found = store.reader.aggregate("Task", parse_aggregate(TASK, body, allowed))
     seen = [
         row for row in query_model.readable(store.app.rules, auth, rows)["Task"]
         if auth.tenant_id is None or row["orgId"] == auth.tenant_id

@@ -7,7 +7,6 @@ not read; a caller with a tenant gets numbers of that tenant only, where rows ha
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
 
 import falcon
@@ -38,9 +37,9 @@ class EntityAggregate:
         services = self._services
         auth = caller_of(req, services).auth
         named = entity_named(services.app, entity, auth)
-        allowed = readable(services.app, named, auth)
-        asked = parse_aggregate(named, decoded(req, services, read_body(req), decode_query))
-        asked = replace(asked, where=and_(asked.where, allowed, of_tenant(named, auth)))
+        allowed = and_(readable(services.app, named, auth), of_tenant(named, auth))
+        body = decoded(req, services, read_body(req), decode_query)
+        asked = parse_aggregate(named, body, allowed)
         rows = services.store.scan(
             lambda reader: reader.aggregate(named.name, asked), caller=subject_of(req, services)
         )

@@ -30,7 +30,6 @@ from pylon.manifest.model import Entity
 from pylon.storage.contract import GraphInclude, GraphNode
 from pylon.storage.sqlite.conditions import parse_where
 from pylon.storage.sqlite.filters import parse_count, parse_limit, parse_order
-from pylon.storage.where import and_
 from pylon.values import decode_query
 
 _KEYS: Final = ("where", "order", "limit", "offset", "include")
@@ -101,7 +100,7 @@ class _Parsing:
         limit = parse_limit(f"limit of {path}", members.get("limit"), most)
         return GraphNode(
             entity,
-            and_(parse_where(entity, {} if where is None else where), allowed),
+            parse_where(entity, {} if where is None else where, (), allowed, is_led=depth > 0),
             parse_order(entity, f"order of {path}", members.get("order")),
             most if limit is None and depth == 0 else limit,
             parse_count(f"offset of {path}", members.get("offset")) or 0,

@@ -1,7 +1,8 @@
 """Faceted full-text search: ``POST /api/search/{entity}`` (spec/http.md §3.7).
 
 The caller's read policy is part of the SQL of hits, total and facet counts alike, so none of
-them tells of a row that the caller may not read, and a policy may depend on the row. What the
+them tells of a row that the caller may not read, and a policy may depend on the row. A row is
+compared with the request's filters only after policy has passed it. What the
 original ignores (a filter on a field that is no facet, a sort on one that is not sortable, an
 unknown member) is refused: it would make a search answer something else than was asked for.
 
@@ -28,11 +29,12 @@ from pylon.api.callers import caller_of, subject_of
 from pylon.api.services import Services
 from pylon.errors import InvalidQuery, LimitExceeded, SearchNotConfigured
 from pylon.manifest.model import Entity, Field, FieldType, Search
-from pylon.storage.clause import SqlClause
+from pylon.storage.clause import SqlClause, Work
 from pylon.storage.contract import Query, Reader, Tally
 from pylon.storage.names import quote
+from pylon.storage.sqlite.conditions import exact_float, is_beyond_64_bits
 from pylon.storage.sqlite.search import match_of, search_clause, text_fields, text_of
-from pylon.storage.where import NOTHING, and_
+from pylon.storage.where import NOTHING, and_, judged_first
 from pylon.values import INT_MAX, INT_MIN, decode_query, invalid_value
 
 _MEMBERS: Final = ("query", "filters", "facets", "sort", "page", "page_size", "pageSize")
@@ -44,10 +46,12 @@ _SHOWN_CHARS: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A request, understood. `relevance`: see `Query`; it finds the same rows as `words`."""
+    """A request, understood. `relevance`: see `Query`; it finds the same rows as `words`. `path`:
+    what of `filters` an index may serve."""
 
     words: SqlClause
     filters: SqlClause
+    path: SqlClause
     relevance: str | None
     facets: tuple[str, ...]
     order: tuple[tuple[str, bool], ...]
@@ -85,8 +89,12 @@ class EntitySearch:
 def _find(
     reader: Reader, entity: Entity, wanted: _Wanted, allowed: SqlClause
 ) -> tuple[list[bytes], Tally]:
-    where = and_(wanted.filters, allowed)
-    everything = and_(wanted.words, where)
+    where = judged_first(allowed, wanted.filters)
+    if wanted.words.work is Work.MATCH:
+        everything = and_(wanted.words, where)  # the index leads
+    else:
+        asked = and_(wanted.words, wanted.filters)
+        everything = judged_first(allowed, asked, wanted.path)
     query = Query(
         everything if wanted.relevance is None else where,
         wanted.size, wanted.order, wanted.offset, relevance=wanted.relevance,
@@ -149,9 +157,12 @@ def _wanted(entity: Entity, search: Search, body: object) -> _Wanted:
     order = _order(search, body.get("sort"))
     match = match_of(entity, query) if query and text_fields(entity) else None
     size = _page_size(body)
+    filters = _filters(entity, search, body.get("filters"))
+    first = {columns[0] for columns in entity.index_columns}
     return _Wanted(
         words=search_clause(entity, query or ""),
-        filters=and_(*_filters(entity, search, body.get("filters"))),
+        filters=and_(*filters.values()),
+        path=and_(*[clause for name, clause in filters.items() if name in first]),
         relevance=None if order else match,
         facets=_facets(search, body.get("facets")),
         order=order,
@@ -160,22 +171,24 @@ def _wanted(entity: Entity, search: Search, body: object) -> _Wanted:
     )
 
 
-def _filters(entity: Entity, search: Search, filters: object) -> list[SqlClause]:
+def _filters(entity: Entity, search: Search, filters: object) -> dict[str, SqlClause]:
+    """A condition for each field that the request names."""
     if filters is None:
-        return []
+        return {}
     if not isinstance(filters, dict):
         raise InvalidQuery('filters must be an object, for example {"field": "value"}')
-    clauses = []
+    clauses: dict[str, SqlClause] = {}
     for name, value in filters.items():
         if name not in search.facets:
             raise _not_among("filters", name, "facets", search.facets)
         field = entity.by_name.get(name, _ID)
         if isinstance(value, list):
-            clauses.append(_any_of(entity, field, value))
+            clauses[name] = _any_of(entity, field, value)
         elif value is None:
-            clauses.append(SqlClause(f"{quote(name)} IS NULL"))
+            clauses[name] = SqlClause(f"{quote(name)} IS NULL")
         else:
-            clauses.append(SqlClause(f"{quote(name)} = ?", (_operand(entity, field, value),)))
+            operand = _operand(entity, field, value)
+            clauses[name] = SqlClause(f"{quote(name)} = ?", (operand,))
     return clauses
 
 
@@ -204,7 +217,9 @@ def _operand(entity: Entity, field: Field, value: object) -> object:
         if value in ("true", "false"):
             return int(value == "true")
     elif field.type in _NUMBERS:
-        number = _number(value) if isinstance(value, str) else value
+        number: Any = _number(value) if isinstance(value, str) else value
+        if is_beyond_64_bits(number) and field.type is FieldType.FLOAT:
+            number = exact_float(number)
         if isinstance(number, float) or (
             isinstance(number, int) and not isinstance(number, bool)
             and INT_MIN <= number <= INT_MAX

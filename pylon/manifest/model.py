@@ -88,6 +88,13 @@ class Entity:
         """All columns that a row shows, `id` first, then manifest order."""
         return ("id", *(f.name for f in self.fields))
 
+    @cached_property
+    def index_columns(self) -> tuple[tuple[str, ...], ...]:
+        """The columns of each index that the table has, that of the ids among them."""
+        unique = tuple((f.name,) for f in self.fields if f.unique)
+        sortable = () if self.search is None else tuple((name,) for name in self.search.sortable)
+        return (("id",), *unique, *(index.fields for index in self.indexes), *sortable)
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:

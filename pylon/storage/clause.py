@@ -8,6 +8,15 @@ filter parser, put together and executed by the store.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Work(IntEnum):
+    """What the store may meet in a step that it cannot interrupt while it evaluates a clause."""
+
+    PLAIN = 0  # comparisons of values
+    PATTERN = 1  # a look through a text, for each row
+    MATCH = 2  # a look through the full-text index
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,3 +25,4 @@ class SqlClause:
 
     sql: str
     params: tuple[object, ...] = ()
+    work: Work = Work.PLAIN

@@ -1,4 +1,4 @@
-"""Joins predicates: a filter AND the caller's read policy is what every list runs.
+"""Joins predicates: what every list runs is a filter, behind the caller's read policy.
 
 Invariants: parameters stay in the order of their placeholders; a constant true ("1") vanishes
 and a constant false ("0") swallows the rest, so that the store may skip the query; for OR the
@@ -13,6 +13,7 @@ from pylon.storage.clause import SqlClause
 
 ALL: Final = SqlClause("1", ())
 NOTHING: Final = SqlClause("0", ())
+_INDEXABLE: Final = '" = ?'  # as in '"owner" = ?'
 
 
 def and_(*clauses: SqlClause) -> SqlClause:
@@ -25,8 +26,9 @@ def and_(*clauses: SqlClause) -> SqlClause:
     if any(c.sql == NOTHING.sql for c in kept):
         return NOTHING
     return SqlClause(
-        " AND ".join(f"({c.sql})" for c in kept),
-        tuple(p for c in kept for p in c.params),
+        " AND ".join([f"({c.sql})" for c in kept]),
+        tuple([p for c in kept for p in c.params]),
+        max([c.work for c in kept]),
     )
 
 
@@ -40,6 +42,29 @@ def or_(*clauses: SqlClause) -> SqlClause:
     if len(kept) == 1:
         return kept[0]
     return SqlClause(
-        " OR ".join(f"({c.sql})" for c in kept),
-        tuple(p for c in kept for p in c.params),
+        " OR ".join([f"({c.sql})" for c in kept]),
+        tuple([p for c in kept for p in c.params]),
+        max([c.work for c in kept]),
     )
+
+
+def judged_first(allowed: SqlClause, wanted: SqlClause, path: SqlClause = ALL) -> SqlClause:
+    """The rows of `allowed` for which `wanted` holds.
+
+    No row that is not of `allowed` ever meets `wanted`: SQLite evaluates a CASE lazily and in
+    order, while it puts the terms of an AND into any order that it likes.
+
+    Args:
+        path: a condition that holds wherever `wanted` does, for an index. It may be evaluated
+            for any row.
+    """
+    if allowed.sql == ALL.sql:
+        return wanted
+    if allowed.sql == NOTHING.sql or wanted.sql in (ALL.sql, NOTHING.sql):
+        return and_(allowed, wanted)
+    judged = SqlClause(
+        f"CASE WHEN {allowed.sql} THEN {wanted.sql} ELSE 0 END",
+        (*allowed.params, *wanted.params), max(allowed.work, wanted.work),
+    )
+    # Beside the CASE, so that an index may serve it.
+    return and_(path, allowed, judged) if _INDEXABLE in allowed.sql else and_(path, judged)

@@ -37,7 +37,6 @@ from pylon.errors import (
 from pylon.storage.clause import SqlClause
 from pylon.storage.contract import Query, Reader, Store
 from pylon.storage.sqlite.matching import matcher_of
-from pylon.storage.where import and_
 from workers.hub.connection import Connection
 from workers.hub.feed import Feed
 from workers.hub.history import History
@@ -106,7 +105,7 @@ class LiveQueries:
         entity = entity_named(self._app, message.get("entity"), auth)
         allowed = readable(self._app, entity, auth)
         body = message.get("filter")
-        matcher = matcher_of(entity, {} if body is None else body)
+        matcher = matcher_of(entity, {} if body is None else body, allowed)
         rules = self._app.rules.of(entity.name)
         # Not orjson's: that text keeps the kilobytes in which it was made.
         text = msgspec.json.encode(body or {}, order="deterministic")
@@ -117,7 +116,7 @@ class LiveQueries:
         subscription = Subscription(connection, sub_id, watch)
         self._of.setdefault(connection, {})[sub_id] = subscription
         self._add(1, watch.size_bytes)
-        return subscription, and_(matcher.where, allowed)
+        return subscription, matcher.where
 
     def _check_room(self, connection: Connection, size_bytes: int) -> None:
         own = self._of.get(connection, {})

@@ -105,9 +105,9 @@ class Watch:
         return row is not None and self._may_read(self.auth, row)
 
     def _has(self, row: dict[str, Any] | None) -> bool:
-        if row is None or not self._holds(row):
-            return False
-        return self.auth is None or self._may_read(self.auth, row)
+        if row is None or (self.auth is not None and not self._may_read(self.auth, row)):
+            return False  # a row that policy hides meets no filter of the caller's
+        return self._holds(row)
 
 
 def viewer(rules: EntityRules, auth: AuthContext) -> AuthContext | None:

@@ -18,9 +18,11 @@ from typing import Any, Final
 from pylon import limits
 from pylon.errors import InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity, FieldType
+from pylon.storage.clause import SqlClause
 from pylon.storage.contract import Aggregate, Figure, Group
 from pylon.storage.names import quote
 from pylon.storage.sqlite.conditions import NUMBERS, field_of, parse_where
+from pylon.storage.where import ALL
 from pylon.values import INT_MAX, INT_MIN
 
 _KEYS: Final = ("count", "sum", "avg", "min", "max", "countDistinct", "groupBy", "where")
@@ -41,8 +43,8 @@ _FORMATS: Final = {
 _DEFAULT_BUCKET: Final = "day"
 
 
-def parse_aggregate(entity: Entity, body: object) -> Aggregate:
-    """What `body` asks for. The caller's read policy is still to be added to `where`.
+def parse_aggregate(entity: Entity, body: object, allowed: SqlClause = ALL) -> Aggregate:
+    """What `body` asks for of the rows of `allowed`.
 
     Raises:
         InvalidQuery: not an object, nothing requested, an unknown key, a bad bucket, a field
@@ -71,7 +73,8 @@ def parse_aggregate(entity: Entity, body: object) -> Aggregate:
     if twice is not None:
         raise InvalidQuery(f'Two members of the answer would be called "{twice}"')
     where = body.get("where")
-    return Aggregate(figures, groups, parse_where(entity, {} if where is None else where))
+    wanted = parse_where(entity, {} if where is None else where, allowed=allowed)
+    return Aggregate(figures, groups, wanted)
 
 
 def _figures(entity: Entity, body: dict[str, Any]) -> Iterator[Figure]:

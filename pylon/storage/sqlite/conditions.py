@@ -5,16 +5,20 @@ entity's text. What is not understood is refused: a condition that is left out w
 answer more than was asked for. `null` written as an operand means IS NULL; besides that a null
 in a row fulfils no condition, `$ne` and `$nin` included.
 
+Numbers compare as in mathematics, whatever their type and size. SQLite does so too, within 64
+bits; a larger whole number becomes a float for which the comparison has the same answer.
+
 Invariants: values travel as parameters only; every operand is of its field's type; at most
 `limits.FILTER_TERMS` conditions, counting `$or` and `$and`, in at most `limits.FILTER_DEPTH`
-levels. Called by `filters` (queries, graph queries) and `aggregate`.
+levels. A row that the caller may not read meets no condition but those that an index can serve
+(`_path`): comparisons of indexed fields, each of them once. Called by `filters` (queries, graph
+queries), `aggregate` and `matching`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, Final
 
 import orjson
@@ -22,26 +26,32 @@ import orjson
 from pylon import limits
 from pylon.errors import InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity, Field, FieldType
-from pylon.storage.clause import SqlClause
+from pylon.storage.clause import SqlClause, Work
 from pylon.storage.names import quote
+from pylon.storage.sqlite.patterns import is_hard, like_clause
 from pylon.storage.sqlite.search import search_clause
-from pylon.storage.where import ALL, NOTHING, and_, or_
+from pylon.storage.where import ALL, NOTHING, and_, judged_first, or_
 from pylon.values import INT_MAX, INT_MIN, invalid_value, unknown_column
 
 ID: Final = Field("id", FieldType.ID, optional=False, unique=True)
 NUMBERS: Final = (FieldType.INT, FieldType.FLOAT)
 COMBINING: Final = ("$or", "$and", "$search")
-# A substring that LIKE compares as it is: without wildcards, and without letters of two cases.
-_EXACT: Final = re.compile(r"[^%_A-Za-z]*")
+_EQUALITIES: Final = ("=", "$in")
+_RANGES: Final = ("$gt", "$gte", "$lt", "$lte", "$startsWith")
 _LAST_CHARACTER: Final = "\U0010ffff"
 
 
-def parse_where(entity: Entity, body: object, directives: Collection[str] = ()) -> SqlClause:
-    """The rows that `body` describes.
+def parse_where(
+    entity: Entity, body: object, directives: Collection[str] = (), allowed: SqlClause = ALL,
+    is_led: bool = False,
+) -> SqlClause:
+    """The rows of `allowed` that `body` describes.
 
     Args:
         body: a decoded JSON object.
         directives: further keys that it may have, which the caller reads.
+        allowed: the rows that the caller may read.
+        is_led: the statement finds the rows by other rows, so that no index serves the filter.
 
     Raises:
         InvalidQuery: not an object, an unknown operator, a malformed list.
@@ -49,7 +59,12 @@ def parse_where(entity: Entity, body: object, directives: Collection[str] = ()) 
         InvalidValue: an operand of another type than the field.
         LimitExceeded: too many conditions, or too deep.
     """
-    return _Conditions(entity, directives).of(body, 0)
+    conditions = _Conditions(entity, directives)
+    compared = _Compared()
+    wanted = conditions.of(body, 0, compared)
+    if allowed.sql == ALL.sql:
+        return wanted
+    return judged_first(allowed, wanted, ALL if is_led else _path(entity, compared))
 
 
 def filter_object(body: object) -> dict[str, Any]:
@@ -77,18 +92,66 @@ def field_of(entity: Entity, name: object) -> Field:
     return field
 
 
+class _Compared:
+    """Conditions that every row of a result fulfils, as far as an index may serve them."""
+
+    __slots__ = ("equal", "others", "within")
+
+    def __init__(self) -> None:
+        self.equal: dict[str, SqlClause] = {}  # by field
+        self.within: dict[str, list[SqlClause]] = {}
+        self.others: list[SqlClause] = []
+
+    def note(self, name: str, operator: str, clause: SqlClause) -> None:
+        if operator in _EQUALITIES:
+            self.equal.setdefault(name, clause)
+        elif operator in _RANGES:
+            self.within.setdefault(name, []).append(clause)
+
+
+def _path(entity: Entity, compared: _Compared) -> SqlClause:
+    """What of a filter an index can serve: equalities with its first columns, then a range.
+
+    An index that serves it shows by the time how many rows there are in that range, so each
+    range is looked through once: of an `$or`, different values of first columns only.
+    """
+    served: dict[str, SqlClause] = {}
+    for columns in entity.index_columns:
+        for column in columns:
+            equal = compared.equal.get(column)
+            if equal is None:
+                served.update((clause.sql, clause) for clause in compared.within.get(column, ()))
+                break
+            served[equal.sql] = equal
+    return and_(*served.values(), *compared.others)
+
+
+def _path_of_either(entity: Entity, parts: list[_Compared]) -> SqlClause | None:
+    """The same for an `$or`; None where an index cannot serve all of its parts."""
+    first = {columns[0] for columns in entity.index_columns}
+    served: dict[SqlClause, None] = {}
+    for part in parts:
+        equal = next((c for name, c in part.equal.items() if name in first), None)
+        if equal is None:
+            return None
+        served[equal] = None
+    return or_(*served)
+
+
 class _Conditions:
     """Reads one filter, and counts."""
 
-    __slots__ = ("_directives", "_entity", "_searches", "_terms")
+    __slots__ = ("_directives", "_entity", "_hard", "_searches", "_terms")
 
     def __init__(self, entity: Entity, directives: Collection[str]) -> None:
         self._entity = entity
         self._directives = directives
         self._searches = False
+        self._hard = 0
         self._terms = 0
 
-    def of(self, body: object, depth: int) -> SqlClause:
+    def of(self, body: object, depth: int, compared: _Compared) -> SqlClause:
+        """A filter's clause. What an index may serve of it is noted in `compared`."""
         clauses: list[SqlClause] = []
         for key, operand in filter_object(body).items():
             if key.startswith("$"):
@@ -96,20 +159,24 @@ class _Conditions:
                     if depth:
                         raise InvalidQuery(f"{key} has its place in the outermost filter only")
                     continue
-                clauses.append(self._combined(key, operand, depth))
+                clauses.append(self._combined(key, operand, depth, compared))
                 continue
             field = field_of(self._entity, key)
             if isinstance(operand, dict):
-                clauses += self._operators(field, operand)
+                clauses += self._operators(field, operand, compared)
             else:
                 self._count()
-                clauses.append(_equal(self._entity, field, operand))
+                clause = _equal(self._entity, field, operand)
+                compared.note(field.name, "=", clause)
+                clauses.append(clause)
         return and_(*clauses)
 
-    def _combined(self, key: str, operand: object, depth: int) -> SqlClause:
+    def _combined(
+        self, key: str, operand: object, depth: int, compared: _Compared
+    ) -> SqlClause:
         self._count()
         if key == "$search":
-            return self._search(operand)
+            return self._search(operand, compared)
         if key not in ("$or", "$and"):
             raise _unknown(key, (*COMBINING, *self._directives))
         if not isinstance(operand, list):
@@ -118,21 +185,33 @@ class _Conditions:
             raise LimitExceeded(
                 f"$or and $and may be nested {limits.FILTER_DEPTH} levels deep at most"
             )
-        parts = []
+        clauses: list[SqlClause] = []
+        parts: list[_Compared] = []
         for part in operand:
             self._count()
-            parts.append(self.of(part, depth + 1))
-        return or_(*parts) if key == "$or" else and_(*parts)
+            parts.append(compared if key == "$and" else _Compared())
+            clauses.append(self.of(part, depth + 1, parts[-1]))
+        if key == "$and":
+            return and_(*clauses)
+        path = _path_of_either(self._entity, parts)
+        if path is not None:
+            compared.others.append(path)
+        return or_(*clauses)
 
-    def _search(self, text: object) -> SqlClause:
+    def _search(self, text: object, compared: _Compared) -> SqlClause:
         if not isinstance(text, str):
             raise InvalidQuery("$search takes a text")
         if self._searches:
             raise InvalidQuery("A filter may have one $search")
         self._searches = True
-        return search_clause(self._entity, text)
+        clause = search_clause(self._entity, text)
+        if clause.work is Work.MATCH:
+            compared.others.append(clause)
+        return clause
 
-    def _operators(self, field: Field, operand: dict[str, Any]) -> list[SqlClause]:
+    def _operators(
+        self, field: Field, operand: dict[str, Any], compared: _Compared
+    ) -> list[SqlClause]:
         if not operand:
             raise InvalidQuery(
                 f"The condition on {field.name} has no operator -- "
@@ -144,8 +223,21 @@ class _Conditions:
             make = _OPERATORS.get(operator)
             if make is None:
                 raise _unknown(operator, tuple(_OPERATORS))
-            clauses.append(make(self._entity, field, value))
+            clause = make(self._entity, field, value)
+            if is_hard(clause):
+                self._count_hard()
+            compared.note(field.name, operator, clause)
+            clauses.append(clause)
         return clauses
+
+    def _count_hard(self) -> None:
+        self._hard += 1
+        if self._hard > limits.HARD_PATTERNS:
+            raise LimitExceeded(
+                f"A filter may have {limits.HARD_PATTERNS} $like patterns at most that are long "
+                "or repeat their first character often",
+                hint="ask for shorter texts",
+            )
 
     def _count(self) -> None:
         self._terms += 1
@@ -167,42 +259,81 @@ def _operand(entity: Entity, field: Field, value: object) -> object:
         if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
             return int(value)
     elif field.type in NUMBERS:
-        if (isinstance(value, float) and isfinite(value)) or (
-            isinstance(value, int) and not isinstance(value, bool) and INT_MIN <= value <= INT_MAX
-        ):
+        if _is_number(value) and (field.type is FieldType.FLOAT or not is_beyond_64_bits(value)):
             return value
     elif isinstance(value, str):
         return value
     raise invalid_value(entity, field, value)
 
 
+def _is_number(value: object) -> bool:
+    if isinstance(value, float):
+        return isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_beyond_64_bits(value: object) -> bool:
+    """Whether it is a whole number that neither a row nor SQLite has."""
+    return isinstance(value, int) and not INT_MIN <= value <= INT_MAX
+
+
+def exact_float(value: float) -> float | None:
+    """The float that equals a number; None if there is none."""
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if number == value else None
+
+
 def _equal(entity: Entity, field: Field, value: object) -> SqlClause:
     if value is None:
         return SqlClause(f"{quote(field.name)} IS NULL")
-    return SqlClause(f"{quote(field.name)} = ?", (_operand(entity, field, value),))
+    operand: Any = _operand(entity, field, value)
+    if is_beyond_64_bits(operand):
+        operand = exact_float(operand)
+        if operand is None:
+            return NOTHING
+    return SqlClause(f"{quote(field.name)} = ?", (operand,))
 
 
 def _unequal(entity: Entity, field: Field, value: object) -> SqlClause:
     if value is None:
         return SqlClause(f"{quote(field.name)} IS NOT NULL")
-    return SqlClause(f"{quote(field.name)} <> ?", (_operand(entity, field, value),))
+    operand: Any = _operand(entity, field, value)
+    if is_beyond_64_bits(operand):
+        operand = exact_float(operand)
+        if operand is None:
+            return SqlClause(f"{quote(field.name)} IS NOT NULL")
+    return SqlClause(f"{quote(field.name)} <> ?", (operand,))
 
 
 def _comparison(sign: str) -> Callable[[Entity, Field, object], SqlClause]:
     def compared(entity: Entity, field: Field, value: object) -> SqlClause:
+        if field.type in NUMBERS and is_beyond_64_bits(value) and not isinstance(value, bool):
+            return _far_bound(field, sign, value)
         return SqlClause(f"{quote(field.name)} {sign} ?", (_operand(entity, field, value),))
 
     return compared
 
 
+def _far_bound(field: Field, sign: str, value: Any) -> SqlClause:
+    """A comparison with a whole number beyond 64 bits, by a float beside it. No number that a
+    row can have lies between the two."""
+    try:
+        near = float(value)
+    except OverflowError:
+        near = inf if value > 0 else -inf
+    if near > value:
+        sign = "<" if sign[0] == "<" else ">="
+    elif near < value:
+        sign = "<=" if sign[0] == "<" else ">"
+    return SqlClause(f"{quote(field.name)} {sign} ?", (near,))
+
+
 def _like(entity: Entity, field: Field, value: object) -> SqlClause:
     """A substring; `%` and `_` in it stay wildcards."""
-    text = _text(entity, field, value, "$like")
-    if "\0" in text:  # no row has it, and SQLite's patterns end there
-        return NOTHING
-    if _EXACT.fullmatch(text):  # the same rows in two thirds of the time (measured)
-        return SqlClause(f"instr({quote(field.name)}, ?) > 0", (text,))
-    return SqlClause(f"{quote(field.name)} LIKE ?", (f"%{text}%",))
+    return like_clause(quote(field.name), _text(entity, field, value, "$like"))
 
 
 def _starts_with(entity: Entity, field: Field, value: object) -> SqlClause:
@@ -242,17 +373,17 @@ def _in(entity: Entity, field: Field, value: object) -> SqlClause:
 
 def _not_in(entity: Entity, field: Field, value: object) -> SqlClause:
     """As `$ne` of each member; of none: every row."""
-    members, has_null = _members(entity, field, value, "$nin")
+    members, _ = _members(entity, field, value, "$nin")
     column = quote(field.name)
     if not members:
-        return SqlClause(f"{column} IS NOT NULL") if has_null else ALL
+        return SqlClause(f"{column} IS NOT NULL") if value else ALL
     listed = orjson.dumps(members).decode()
     return SqlClause(f"{column} NOT IN (SELECT value FROM json_each(?))", (listed,))
 
 
 def _members(
     entity: Entity, field: Field, value: object, operator: str
-) -> tuple[list[object], bool]:
+) -> tuple[list[Any], bool]:
     if not isinstance(value, list):
         raise InvalidQuery(f"{operator} takes a list (field {field.name})")
     if len(value) > limits.FILTER_VALUES:
@@ -260,7 +391,10 @@ def _members(
             f"{operator} takes {limits.FILTER_VALUES} values at most, and {field.name} has "
             f"{len(value)}"
         )
-    return [_operand(entity, field, v) for v in value if v is not None], None in value
+    members: list[Any] = [_operand(entity, field, v) for v in value if v is not None]
+    if field.type is FieldType.FLOAT:  # SQLite gives a list the type of the column
+        members = [m for m in map(exact_float, members) if m is not None]
+    return members, None in value
 
 
 def _exists(entity: Entity, field: Field, value: object) -> SqlClause:

@@ -17,7 +17,7 @@ from pylon.storage.clause import SqlClause
 from pylon.storage.contract import Query
 from pylon.storage.sqlite.conditions import field_of, filter_object, parse_where
 from pylon.storage.sqlite.search import match_of, text_fields
-from pylon.storage.where import ALL, and_
+from pylon.storage.where import ALL
 from pylon.values import INT_MAX
 
 DIRECTIVES: Final = ("$order", "$limit", "$offset")
@@ -42,7 +42,7 @@ def parse_filter(
     """
     body = filter_object(body)
     if _KEYS.isdisjoint(body):
-        return Query(and_(parse_where(entity, body, DIRECTIVES), allowed), max_limit)
+        return Query(parse_where(entity, body, DIRECTIVES, allowed), max_limit)
     order = parse_order(entity, "$order", body.get("$order"))
     text = body.get("$search")
     relevance = None
@@ -51,7 +51,7 @@ def parse_filter(
     directives = DIRECTIVES if relevance is None else (*DIRECTIVES, "$search")
     limit = parse_limit("$limit", body.get("$limit"), max_limit)
     return Query(
-        and_(parse_where(entity, body, directives), allowed),
+        parse_where(entity, body, directives, allowed),
         limit=max_limit if limit is None else limit,
         order=order,
         offset=parse_count("$offset", body.get("$offset")) or 0,

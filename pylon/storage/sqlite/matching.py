@@ -8,35 +8,30 @@ ordered by code point, integers and floats are compared exactly. There is no NOT
 so SQL's third truth value never matters: it counts as false at once.
 
 Invariants: what `parse_where` refuses is refused here with the same error; judging a row never
-raises and costs time linear in its texts, with a factor of at most `limits.LIVE_WILD_CHARS` where
-a `$like` has `_`. tests/test_matching.py compares verdicts with SQL's. Called by
-`workers.ws.live_queries`.
+raises and costs time linear in its texts (see `patterns`). tests/test_matching.py compares
+verdicts with SQL's. Called by `workers.ws.live_queries`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from operator import ge, gt, le, lt
 from typing import Any, Final
 
-from pylon import limits
-from pylon.errors import InvalidQuery, LimitExceeded
+from pylon.errors import InvalidQuery
 from pylon.manifest.model import Entity, Field, FieldType
 from pylon.storage.clause import SqlClause
-from pylon.storage.sqlite.conditions import field_of, filter_object, parse_where
+from pylon.storage.sqlite.conditions import exact_float, field_of, filter_object, parse_where
 from pylon.storage.sqlite.filters import DIRECTIVES
+from pylon.storage.sqlite.patterns import LikePattern
+from pylon.storage.where import ALL
 
 Row = Mapping[str, Any]
 Verdict = Callable[[Row], bool]
 
 _SUPPORTED: Final = "conditions on fields, $or and $and"
-# ASCII capitals are small ones to LIKE, and SQLite reads the two non-characters as U+FFFD.
-_FOLDED: Final = {
-    **{ord(c): c.lower() for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}, 0xFFFE: "\ufffd", 0xFFFF: "\ufffd"
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +46,41 @@ class Term:
 @dataclass(frozen=True, slots=True)
 class Matcher:
     """A compiled filter: the same condition for a row and as SQL. All of `terms` are fulfilled
-    by every row that it passes."""
+    by every row that it passes. `where` has the caller's read policy in it, `holds` has not.
+    `patterns` of its conditions look through texts."""
 
     holds: Verdict
     where: SqlClause
     terms: tuple[Term, ...]
+    patterns: int
 
 
-def matcher_of(entity: Entity, body: object) -> Matcher:
+def matcher_of(entity: Entity, body: object, allowed: SqlClause = ALL) -> Matcher:
     """Compile a filter (spec/http.md §3.3) that has no directives and no `$search`.
+
+    Args:
+        allowed: the rows that the caller may read.
 
     Raises:
         InvalidQuery: also for a directive or `$search`, which no single row can answer.
         InvalidColumn, InvalidValue: as `parse_where`.
-        LimitExceeded: as `parse_where`, or `limits.LIVE_WILD_CHARS`.
+        LimitExceeded: as `parse_where`.
     """
     for key in filter_object(body):
         if key in DIRECTIVES:
             raise _unsupported(key)
-    where = parse_where(entity, body)
+    where = parse_where(entity, body, allowed=allowed)
     terms: list[Term] = []
-    return Matcher(_all_of(entity, filter_object(body), terms), where, tuple(terms))
+    holds = _all_of(entity, filter_object(body), terms)
+    return Matcher(holds, where, tuple(terms), _count_patterns(body))
+
+
+def _count_patterns(body: object) -> int:
+    if isinstance(body, dict):
+        return sum(
+            1 if key == "$like" else _count_patterns(operand) for key, operand in body.items()
+        )
+    return sum(map(_count_patterns, body)) if isinstance(body, list) else 0
 
 
 def _unsupported(key: str) -> InvalidQuery:
@@ -174,51 +183,13 @@ def _compared(
 def _like(field: Field, value: str) -> Verdict:
     if "\0" in value:
         return lambda row: False
-    name = field.name
-    wanted = [piece for piece in _folded(value).split("%") if piece]
-    if any("_" in piece and len(piece) > limits.LIVE_WILD_CHARS for piece in wanted):
-        raise LimitExceeded(
-            f"In a live query $like takes {limits.LIVE_WILD_CHARS} characters at most around a _ "
-            f"(field {name})"
-        )
-    pieces = tuple(map(_finder, wanted))
+    name, matches = field.name, LikePattern(value).matches
 
     def holds(row: Row) -> bool:
         found = row.get(name)
-        if not isinstance(found, str):
-            return False
-        if pieces:
-            text, at = _folded(found), 0
-            for find in pieces:  # the first place of each is as good as any: `%` on both sides
-                at = find(text, at)
-                if at < 0:
-                    return False
-        return True
+        return isinstance(found, str) and matches(found)
 
     return holds
-
-
-def _finder(piece: str) -> Callable[[str, int], int]:
-    """What finds the next place of a text without `%`: gives where it ends, or -1."""
-    if "_" not in piece:
-        size = len(piece)
-
-        def find(text: str, start: int) -> int:
-            at = text.find(piece, start)
-            return at if at < 0 else at + size
-
-        return find
-    pattern = re.compile("".join("." if c == "_" else re.escape(c) for c in piece), re.DOTALL)
-
-    def search(text: str, start: int) -> int:
-        match = pattern.search(text, start)
-        return -1 if match is None else match.end()
-
-    return search
-
-
-def _folded(text: str) -> str:
-    return text.lower() if text.isascii() else text.translate(_FOLDED)
 
 
 def _starts_with(field: Field, value: str) -> Verdict:
@@ -232,9 +203,11 @@ def _starts_with(field: Field, value: str) -> Verdict:
 
 
 def _members(field: Field, value: list[Any]) -> frozenset[object]:
-    if field.type is FieldType.FLOAT:  # SQLite gives a list the type of the column
-        return frozenset(None if member is None else float(member) for member in value)
-    return frozenset(value)
+    if field.type is not FieldType.FLOAT:
+        return frozenset(value)
+    # SQLite gives a list the type of the column.
+    floats = {member: None if member is None else exact_float(member) for member in value}
+    return frozenset(f for member, f in floats.items() if f is not None or member is None)
 
 
 def _in(field: Field, value: list[Any]) -> Verdict:
@@ -250,9 +223,9 @@ def _in(field: Field, value: list[Any]) -> Verdict:
 
 
 def _not_in(field: Field, value: list[Any]) -> Verdict:
-    name, members = field.name, _members(field, value)
-    if not members:
+    if not value:
         return lambda row: True
+    name, members = field.name, _members(field, value)
 
     def holds(row: Row) -> bool:
         found = row.get(name)

@@ -7,6 +7,8 @@ they take microseconds, less than a change of threads. A scan is begun inline to
 by one of the scanning connections, in gevent's thread pool, and the next time they are not even
 begun inline. It is work that is measured, not time: on a busy machine every statement takes long,
 and to do all of them twice in threads that fight for the interpreter would be the end of it.
+Patterns that may meet a long text, and full-text matches, are begun in the pool at once. What
+runs there is watched from here, and interrupted when its time is over.
 
 Bound: `limits.READ_CONNECTIONS` connections, of which a caller has at most
 `limits.SCANS_PER_CALLER`; a scan that finds none free waits in its caller's queue
@@ -36,7 +38,8 @@ from pylon.storage.sqlite.reader import SqliteReader
 T = TypeVar("T")
 
 INLINE_S: Final = 0.001
-_INLINE_CHECK_STEPS: Final = 5_000
+_INLINE_CHECK_STEPS: Final = 500  # some 60 rows, or 120 patterns: half a millisecond at worst
+_LATE_CHECK_S: Final = 0.25
 
 
 class ReaderPool:
@@ -108,14 +111,19 @@ class ReaderPool:
         finally:
             POOL_WAIT.observe(self._clock.monotonic_s() - started_s)
         reader = self._free.pop()
+        hub = gevent.get_hub()
+        watch = hub.loop.timer(_LATE_CHECK_S, _LATE_CHECK_S)
+        watch.start(reader.interrupt_late)
 
         def give_back(_: object) -> None:
+            watch.stop()
+            watch.close()
             self._free.append(reader)
             self._admission.leave(caller)
 
         # Given back by the thread's own end, not by the greenlet: a greenlet that is killed
         # while it waits must not hand out a connection that a thread still uses.
-        job = gevent.get_hub().threadpool.spawn(read, reader)
+        job = hub.threadpool.spawn(read, reader)
         job.rawlink(give_back)
         result: T = job.get()
         return result

@@ -8,10 +8,13 @@ Likewise CAST AS BLOB gives bytes as fast as text (measured), and saves the enco
 rows go out as they are (`page`), they are joined with commas and not split at all.
 
 The time limit costs a read nothing but a note that a statement begins: the clock is first read
-when SQLite asks whether to go on, which short statements never live to see.
+when SQLite asks whether to go on, which short statements never live to see. SQLite asks between
+rows only, so a reader that hurries runs no pattern where a text may be long, and no full-text
+match. A reader in a thread is also interrupted from outside (`interrupt_late`): SQLite looks at
+that for each row, and FTS5 for each page of its index.
 
-Invariants: no statement runs for longer than its time limit and one look at the clock; one
-thread at a time.
+Invariants: no statement runs for longer than its time limit, one look at the clock, and what
+one row costs; one thread at a time, but for `interrupt_late`.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from pylon.changelog.event import ChangeEvent
 from pylon.clock import Clock, SystemClock
 from pylon.errors import EntityNotFound, PylonError, QueryTimeout
 from pylon.manifest.model import Manifest
-from pylon.storage.clause import SqlClause
+from pylon.storage.clause import SqlClause, Work
 from pylon.storage.contract import (
     Aggregate,
     DocumentUpdate,
@@ -43,7 +46,9 @@ from pylon.storage.sqlite import documents, log, sessions, shards, tally
 from pylon.storage.sqlite.aggregate import aggregate_rows
 from pylon.storage.sqlite.connect import open_reader, translate
 from pylon.storage.sqlite.graph import graph_json, is_one_statement
+from pylon.storage.sqlite.patterns import Meter, add_functions
 from pylon.storage.sqlite.reads import EntityReads, selection
+from pylon.storage.sqlite.short_rows import has_short_rows
 from pylon.storage.where import NOTHING
 from pylon.values import unknown_column
 
@@ -83,7 +88,7 @@ class SqliteReader:
 
     __slots__ = (
         "_begin_s", "_bounded", "_by_name", "_clock", "_conn", "_deadline_s", "_execute",
-        "_hurried", "_slow", "_timeout_s",
+        "_hurried", "_slow", "_timeout_s", "meter",
     )
 
     def __init__(
@@ -107,6 +112,8 @@ class SqliteReader:
         self._slow: dict[str, int] = {}
         self._timeout_s = limits.READ_TIMEOUT_S
         self._conn = open_reader(path)
+        self.meter = Meter(self._is_late)  # of the patterns of this connection
+        add_functions(self._conn, self.meter)
         self._bounded = _Bounded(self._conn)
         self._execute = self._conn.execute
         self._conn.set_progress_handler(self._is_late, check_steps)
@@ -173,6 +180,8 @@ class SqliteReader:
         sql = self._sql(entity)
         if query.where.sql == NOTHING.sql:
             return []
+        if self._hurried:
+            self._refuse_long(entity, query.where, query.relevance)
         selected, params = selection(sql, query)
         joined: bytes | None = self._one(
             f"SELECT CAST(group_concat(_j, char(30)) AS BLOB) FROM ({selected})", params
@@ -183,6 +192,8 @@ class SqliteReader:
         sql = self._sql(entity)
         if query.where.sql == NOTHING.sql:
             return 0, b"[]"
+        if self._hurried:
+            self._refuse_long(entity, query.where, query.relevance)
         selected, params = selection(sql, query)
         with self._bounded:
             ((count, joined),) = self._all(
@@ -192,6 +203,8 @@ class SqliteReader:
 
     def count(self, entity: str, where: SqlClause) -> int:
         sql = self._sql(entity)
+        if self._hurried:
+            self._refuse_long(entity, where)
         found = self._one(f"SELECT count(*) FROM {sql.table} WHERE {where.sql}", where.params)
         return int(found)
 
@@ -199,12 +212,16 @@ class SqliteReader:
         self, entity: str, where: SqlClause, fields: Sequence[str], most: int
     ) -> Tally:
         sql = self._sql(entity)
+        if self._hurried:
+            self._refuse_long(entity, where)
         select = tally.statement(sql.table, where, fields, most)
         return tally.fold(fields, self._all(select.sql, select.params))
 
     def graph(self, nodes: Sequence[GraphNode]) -> bytes:
         for node in nodes:
             self._sql(node.entity.name)
+            if self._hurried:
+                self._refuse_long_node(node)
         if is_one_statement(nodes):
             with self._bounded:
                 return graph_json(self._all, nodes)
@@ -216,7 +233,10 @@ class SqliteReader:
         return self.at_one_commit(read)
 
     def aggregate(self, entity: str, aggregate: Aggregate) -> list[dict[str, Any]]:
-        return aggregate_rows(self._all, self._sql(entity).entity, aggregate)
+        sql = self._sql(entity)
+        if self._hurried:
+            self._refuse_long(entity, aggregate.where)
+        return aggregate_rows(self._all, sql.entity, aggregate)
 
     def head_seq(self) -> int:
         return self._ask(log.head_seq)
@@ -283,6 +303,12 @@ class SqliteReader:
     def close(self) -> None:
         self._conn.close()
 
+    def interrupt_late(self) -> None:
+        """End the statement that another thread runs here, if its time is over. A statement that
+        has not been asked about yet has its whole time from now on."""
+        if self._is_late():
+            self._conn.interrupt()
+
     def _sql(self, entity: str) -> EntityReads:
         sql = self._by_name.get(entity)
         if sql is None:
@@ -334,6 +360,23 @@ class SqliteReader:
             return
         self._slow[sql] = left - 1
         raise QueryTimeout("the statement is known to take longer")
+
+    def _refuse_long(
+        self, entity: str, where: SqlClause, relevance: str | None = None
+    ) -> None:
+        """
+        Raises:
+            QueryTimeout: a single step of the statement may take too long for a hurry.
+        """
+        if relevance is not None or where.work is Work.MATCH:
+            raise QueryTimeout("a full-text match cannot be hurried")
+        if where.work is Work.PATTERN and not self._ask(has_short_rows, entity):
+            raise QueryTimeout("a pattern may meet long texts")
+
+    def _refuse_long_node(self, node: GraphNode) -> None:
+        self._refuse_long(node.entity.name, node.where)
+        for include in node.includes:
+            self._refuse_long_node(include.node)
 
     def _is_late(self) -> bool:
         now_s = self._clock.monotonic_s()

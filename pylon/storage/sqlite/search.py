@@ -25,9 +25,10 @@ import orjson
 from pylon import limits
 from pylon.errors import InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity, Field, FieldType
-from pylon.storage.clause import SqlClause
+from pylon.storage.clause import SqlClause, Work
 from pylon.storage.names import quote
-from pylon.storage.where import ALL, NOTHING, and_
+from pylon.storage.sqlite.patterns import contains_clause
+from pylon.storage.where import ALL, NOTHING, and_, or_
 
 # Marks are letters' parts: Thai, Hindi and Arabic write vowels with them.
 TOKENIZER: Final = "unicode61 remove_diacritics 2 categories 'L* N* Co M*'"
@@ -126,13 +127,14 @@ def search_clause(entity: Entity, text: str) -> SqlClause:
         return ALL
     if not columns:
         return NOTHING
-    either = _either([f"{column} LIKE ? ESCAPE '\\'" for column in columns])
-    return and_(*(SqlClause(either, (_pattern(word),) * len(columns)) for word in words))
+    return and_(*[
+        _either([contains_clause(column, word) for column in columns]) for word in words
+    ])
 
 
 def match_clause(entity: Entity, match: str) -> SqlClause:
     """The rows that an expression of `match_of` finds."""
-    return SqlClause(f"{quote('id')} IN (SELECT {_matches(entity)})", (match,))
+    return SqlClause(f"{quote('id')} IN (SELECT {_matches(entity)})", (match,), Work.MATCH)
 
 
 def relevant(entity: Entity) -> str:
@@ -185,16 +187,9 @@ def _words(entity: Entity, text: str) -> list[str]:
     return words
 
 
-def _pattern(word: str) -> str:
-    for special in ("\\", "%", "_"):
-        word = word.replace(special, "\\" + special)
-    return f"%{word}%"
-
-
-def _either(tests: list[str]) -> str:
+def _either(tests: list[SqlClause]) -> SqlClause:
     while len(tests) > 1:
-        groups = [tests[i:i + _CHAIN] for i in range(0, len(tests), _CHAIN)]
-        tests = ["(" + " OR ".join(group) + ")" for group in groups]
+        tests = [or_(*tests[i:i + _CHAIN]) for i in range(0, len(tests), _CHAIN)]
     return tests[0]
 
 
