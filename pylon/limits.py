@@ -223,3 +223,6 @@ CONTROL_CONNECTIONS: Final = 16
 CONTROL_LINE_BYTES: Final = 65_536
 PRUNE_STEP: Final = 1_000
 PRUNE_PERIOD_S: Final = 10.0
+SESSION_STEP: Final = 100  # expired sessions in one write
+SESSION_STEPS: Final = 100  # in each PRUNE_PERIOD_S
+SESSIONS_COUNT_S: Final = 60.0

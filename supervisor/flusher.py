@@ -3,8 +3,8 @@
 The writer never checkpoints. PASSIVE checkpoints run when the WAL has grown or aged; they
 block nobody. When readers have kept the WAL from being reset until it passes
 `limits.WAL_LIMIT_BYTES`, a RESTART waits for them for a short time, and is logged if they do
-not let go. `flush_all` truncates the WAL at the end of a drain. Old change events are dropped
-through the writer, in small steps, so that they share its transactions.
+not let go. `flush_all` truncates the WAL at the end of a drain. Old change events and expired
+sessions are dropped through the writer, in small steps, so that they share its transactions.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Final
 import apsw
 
 from pylon import limits, log, metrics
-from pylon.bus.messages import PruneLog
+from pylon.bus.messages import PruneLog, PruneSessions
 from pylon.bus.runtime import Runtime
 from pylon.bus.writer_port import LocalWriter
 from pylon.clock import Clock
 from pylon.errors import PylonError, StoreUnavailable
+from pylon.storage.sqlite import sessions
 
 _log = log.get_logger("flusher")
 _PERIOD_S: Final = 1.0
@@ -55,8 +56,10 @@ class Flusher:
         self._flushed_mtime_ns = 0
         self._flushed_at_s = clock.monotonic_s()
         self._pruned_at_s = clock.monotonic_s()
+        self._sessions_counted_s = float("-inf")
         self.oldest_seq = 0
         self.wal_bytes = 0
+        self.sessions: dict[str, int] = {}  # by kind
 
     def start(self) -> None:
         self._thread.start()
@@ -103,6 +106,9 @@ class Flusher:
         row = self._conn.execute(_OLDEST).fetchone()
         self.oldest_seq = int(row[0]) if row else 0
         metrics.CHANGELOG_OLDEST_SEQ.set(self.oldest_seq)
+        if now_s - self._sessions_counted_s >= limits.SESSIONS_COUNT_S:
+            self._sessions_counted_s = now_s
+            self._count_sessions()
 
     def _flush(self, mtime_ns: int) -> None:
         if self.checkpoint("passive"):
@@ -136,6 +142,23 @@ class Flusher:
         if dropped:
             _log.debug("log.pruned", events=dropped)
 
+    def _count_sessions(self) -> None:
+        # A scan in this thread: 0.03 s for 100,000 sessions, 0.7 s for a million.
+        self.sessions = sessions.count_by_kind(self._conn)
+        for kind, count in self.sessions.items():
+            metrics.SESSIONS.labels(kind).set(count)
+
+    def _collect_sessions(self, writer: LocalWriter) -> None:
+        """Drop what has expired. A step is small because a session lies anywhere in its table:
+        1,000 of a million took the writer 150 ms."""
+        for _ in range(limits.SESSION_STEPS):
+            if self._ending.is_set():
+                break
+            count = writer.submit(PruneSessions(limits.SESSION_STEP)).count
+            metrics.SESSIONS_COLLECTED.inc(count)
+            if count < limits.SESSION_STEP:
+                break
+
     def _run(self) -> None:
         writer = LocalWriter(self._runtime)
         failing = False
@@ -145,6 +168,7 @@ class Flusher:
                 if self._clock.monotonic_s() - self._pruned_at_s >= limits.PRUNE_PERIOD_S:
                     self._pruned_at_s = self._clock.monotonic_s()
                     self._prune(writer)
+                    self._collect_sessions(writer)
                 failing = False
             except (PylonError, apsw.Error) as ex:
                 # A full disk passes; until then we try again each round, and say so once.

@@ -18,6 +18,7 @@ from pylon.bus.messages import (
     MarkClean,
     OpKey,
     PruneLog,
+    PruneSessions,
     PutSession,
     ResetRows,
     Transact,
@@ -237,17 +238,28 @@ def test_retention_goes_in_steps(tmp_path: Path) -> None:
     start_s = clock.wall_ns() // 10**9
     apply(engine, *[task(n) for n in range(1, 21)])
     clock.advance(100)
-    apply(engine, *[task(n) for n in range(21, 31)],
-          PutSession("old", "a", False, 0, start_s, ""), PutSession("ever", "a", False, 0, 0, ""))
+    apply(engine, *[task(n) for n in range(21, 31)])
 
     def prune(keep: int, older_than_s: int, limit: int) -> int:
         return apply(engine, PruneLog(keep, older_than_s, limit))[0].count
 
-    assert prune(25, start_s + 50, 3) == 4  # three events and the expired session
+    assert prune(25, start_s + 50, 3) == 3
     assert reader.oldest_seq() == 4
-    assert reader.session("old") is None and reader.session("ever") is not None
     assert [prune(25, start_s + 50, 3) for _ in range(2)] == [2, 0]
     assert reader.oldest_seq() == 6
+
+
+def test_expired_sessions_are_dropped_in_steps_and_others_stay(tmp_path: Path) -> None:
+    clock = ManualClock()
+    engine = open_engine(tmp_path / "a.db", clock)
+    reader = open_reader(tmp_path / "a.db")
+    now_s = clock.wall_ns() // 10**9
+    apply(engine, *[PutSession(f"old{n}", "a", True, 0, now_s - n, "") for n in range(5)],
+          PutSession("ever", "a", True, 0, 0, ""),
+          PutSession("later", "a", False, 0, now_s + 1, ""))
+    assert [apply(engine, PruneSessions(2))[0].count for _ in range(4)] == [2, 2, 1, 0]
+    assert reader.session("old0") is None
+    assert reader.session("ever") is not None and reader.session("later") is not None
 
 
 def test_retention_keeps_the_young_and_the_newest(tmp_path: Path) -> None:

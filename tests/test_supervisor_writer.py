@@ -12,7 +12,7 @@ import apsw
 import pytest
 
 from pylon import limits
-from pylon.bus.messages import InsertRow, MarkClean, OpKey, WriteReply, WriteRequest
+from pylon.bus.messages import InsertRow, MarkClean, OpKey, PutSession, WriteReply, WriteRequest
 from pylon.bus.runtime import Runtime, make_runtime_dir
 from pylon.bus.writer_port import LocalWriter
 from pylon.clock import ManualClock, SystemClock, SystemRandom
@@ -286,5 +286,30 @@ def test_start_and_stop(store: Store, flusher: Flusher) -> None:
     flusher.stop()
     flusher.stop()
     assert not flusher._thread.is_alive()
+    local.close()
+    writer.stop()
+
+
+def test_expired_sessions_are_collected_in_bounded_steps_and_counted(
+    store: Store, flusher: Flusher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SESSION_STEP", 10)
+    monkeypatch.setattr(limits, "SESSION_STEPS", 3)
+    now_s = store.clock.wall_ns() // 10**9
+    store.engine.apply([
+        WriteRequest(n, PutSession(f"s{n}", "u", True, now_s, now_s + 100, "")) for n in range(45)
+    ])
+    store.engine.apply([WriteRequest(0, PutSession("for ever", "u", False, now_s, 0, ""))])
+    flusher.look()
+    assert flusher.sessions == {"guest": 45, "user": 1}
+    store.clock.advance(101)
+    writer, local = writing(store)
+    left = []
+    for _ in range(3):
+        flusher._collect_sessions(local)
+        store.clock.advance(limits.SESSIONS_COUNT_S)
+        flusher.look()
+        left.append(flusher.sessions)
+    assert left == [{"guest": n, "user": 1} for n in (15, 0, 0)]
     local.close()
     writer.stop()

@@ -138,10 +138,16 @@ class DropShard(msgspec.Struct, frozen=True, array_like=True, tag="drop_shard"):
 
 
 class PruneLog(msgspec.Struct, frozen=True, array_like=True, tag="prune_log"):
-    """Drop at most `limit` old change events, op_ids and expired sessions (retention)."""
+    """Drop at most `limit` old change events, and as many op_ids (retention)."""
 
     keep_events: int
     older_than_s: int  # Unix seconds: what is younger stays
+    limit: int
+
+
+class PruneSessions(msgspec.Struct, frozen=True, array_like=True, tag="prune_sessions"):
+    """Drop at most `limit` expired sessions (retention)."""
+
     limit: int
 
 
@@ -170,8 +176,8 @@ class MarkClean(msgspec.Struct, frozen=True, array_like=True, tag="mark_clean"):
 
 WriteOp = (
     InsertRow | UpdateRow | DeleteRow | Transact | PutSession | DropSession | PutShard | MoveShard
-    | DropShard | PruneLog | ResetRows | PutIndexes | RenewSearch | MarkClean | OpenDocument
-    | PushDocument
+    | DropShard | PruneLog | PruneSessions | ResetRows | PutIndexes | RenewSearch | MarkClean
+    | OpenDocument | PushDocument
 )
 
 

@@ -228,6 +228,25 @@ WORKER_RESTARTS: Final = Counter(
 WORKERS_READY: Final = Gauge(
     "pylon_workers_ready", "Worker processes that are ready.", ("role",), registry=SUPERVISOR,
 )
+WORKERS_WANTED: Final = Gauge(
+    "pylon_workers_wanted", "Worker processes that there should be.", ("role",),
+    registry=SUPERVISOR,
+)
+DB_BYTES: Final = Gauge(
+    "pylon_db_bytes", "Size of the database file, without its write-ahead log.",
+    registry=SUPERVISOR,
+)
+DISK_FREE_BYTES: Final = Gauge(
+    "pylon_disk_free_bytes", "Space that the server may still use on the database's disk.",
+    registry=SUPERVISOR,
+)
+SESSIONS: Final = Gauge(
+    "pylon_sessions", "Stored sessions, expired ones not yet collected included, by kind; counted "
+    "once a minute.", ("kind",), registry=SUPERVISOR,
+)
+SESSIONS_COLLECTED: Final = Counter(
+    "pylon_sessions_collected_total", "Expired sessions that were deleted.", registry=SUPERVISOR,
+)
 ROOMS: Final = Gauge("pylon_rooms", "Rooms that have members.", registry=SUPERVISOR)
 ROOM_MEMBERS: Final = Gauge(
     "pylon_room_members", "Members of all rooms; who is in two counts twice.", registry=SUPERVISOR,
@@ -305,7 +324,9 @@ SUPERVISOR.register(BUS_DROPPED)
 DERIVED_HELP: Final = {
     "pylon_http_requests_ok_total": "Answered HTTP requests with a status from 200 to 399.",
     "pylon_http_requests_errors_total": "Answered HTTP requests with any other status.",
-    "pylon_http_requests_by_method": "Answered HTTP requests by method.",
+    "pylon_http_requests_by_method": "The same as pylon_http_requests_by_method_total: the name "
+    "that dashboards of the other server read.",
+    "pylon_http_requests_by_method_total": "Answered HTTP requests by method.",
 }
 
 __all__ = [  # noqa: RUF022  (in the order above)
@@ -323,7 +344,8 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "HUB_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ", "CHANGELOG_OLDEST_SEQ",
     "WRITE_QUEUE_DEPTH", "COMMIT", "BATCH_SIZE", "DOCUMENTS_DECODED",
     "DOCUMENTS_DECODED_BYTES", "DOCUMENT_MERGE", "WAL_BYTES", "CHECKPOINT", "WORKER_RESTARTS",
-    "WORKERS_READY", "ROOMS", "ROOM_MEMBERS", "ROOM_EVENTS", "BACKUP_LAST_SUCCESS",
+    "WORKERS_READY", "WORKERS_WANTED", "DB_BYTES", "DISK_FREE_BYTES", "SESSIONS",
+    "SESSIONS_COLLECTED", "ROOMS", "ROOM_MEMBERS", "ROOM_EVENTS", "BACKUP_LAST_SUCCESS",
     "BACKUP_DURATION", "BACKUP_BYTES", "BACKUP_RUNNING", "BACKUPS",
     "SHARDS", "SHARD_SUBSCRIBERS", "SHARD_TICKS", "SHARD_LATENESS",
     "SHARD_TICK", "SHARD_INPUTS", "SHARD_INPUTS_REJECTED", "SHARD_FRAMES", "SHARD_STOPS",

@@ -28,6 +28,7 @@ from pylon.bus.messages import (
     MoveShard,
     OpenDocument,
     PruneLog,
+    PruneSessions,
     PushDocument,
     PutIndexes,
     PutSession,
@@ -97,6 +98,7 @@ class SqliteEngine:
             MoveShard: self._move_shard,
             DropShard: self._drop_shard,
             PruneLog: self._prune,
+            PruneSessions: self._prune_sessions,
             ResetRows: rows.reset,
             PutIndexes: self._put_indexes,
             RenewSearch: self._renew_search,
@@ -279,7 +281,11 @@ class SqliteEngine:
         return WriteReply(number, count=shards.drop(self._conn, op.shard_id))
 
     def _prune(self, number: int, op: PruneLog, journal: Journal) -> WriteReply:
-        return WriteReply(number, count=self._retention.prune(op, journal.now_s))
+        return WriteReply(number, count=self._retention.prune(op))
+
+    def _prune_sessions(self, number: int, op: PruneSessions, journal: Journal) -> WriteReply:
+        count = sessions.drop_expired(self._conn, journal.now_s, op.limit)
+        return WriteReply(number, count=count)
 
     def _put_indexes(self, number: int, op: PutIndexes, journal: Journal) -> WriteReply:
         done = put_indexes(self._conn, self._manifest, op.indexes, self._clock)

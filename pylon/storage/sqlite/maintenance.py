@@ -1,4 +1,4 @@
-"""The writer's upkeep: retention of the change log, op_ids and sessions; the test reset.
+"""The writer's upkeep: retention of the change log and of op_ids; the test reset.
 
 Retention works in small steps between other writes. How many events and op_ids there are is
 counted once (a scan) and then kept by addition, since SQLite keeps no row counts.
@@ -18,7 +18,7 @@ from pylon import limits
 from pylon.bus.messages import PruneLog
 from pylon.manifest.model import Entity
 from pylon.storage.names import quote
-from pylon.storage.sqlite import log, sessions
+from pylon.storage.sqlite import log
 
 
 class Retention:
@@ -42,11 +42,10 @@ class Retention:
         """A transaction was undone: count again."""
         self._events = self._ops = None
 
-    def prune(self, op: PruneLog, now_s: int) -> int:
+    def prune(self, op: PruneLog) -> int:
         """Drop at most `op.limit` of each kind, so that none waits for another; returns how
         many in all."""
-        events, ops = self._prune_events(op), self._prune_ops(op)
-        return events + ops + sessions.drop_expired(self._conn, now_s, op.limit)
+        return self._prune_events(op) + self._prune_ops(op)
 
     def _prune_events(self, op: PruneLog) -> int:
         if self._events is None:

@@ -42,6 +42,16 @@ def drop_expired(conn: apsw.Connection, now_s: int, limit: int) -> int:
     return conn.changes()
 
 
+def count_by_kind(conn: apsw.Connection) -> dict[str, int]:
+    """How many sessions are stored, of guests and of users; a scan of the table."""
+    counts = {"guest": 0, "user": 0}
+    for is_guest, count in conn.execute(
+        "SELECT is_guest <> 0, count(*) FROM _pylon_auth_sessions GROUP BY 1"
+    ):
+        counts["guest" if is_guest else "user"] = count
+    return counts
+
+
 def find(conn: apsw.Connection, session_id: str) -> SessionRow | None:
     """A session, over or not."""
     row = conn.execute(
