@@ -20,6 +20,7 @@ from pylon.errors import InvalidData
 from pylon.metrics.processes import process_families
 from pylon.metrics.render import JSON_CONTENT_TYPE, TEXT_CONTENT_TYPE
 from supervisor.control import Answer, Line, Say
+from supervisor.datadir import free_bytes, size_bytes
 from supervisor.events import StopAsked
 from supervisor.loop import Loop
 from supervisor.parts import Parts
@@ -44,6 +45,8 @@ class Answers:
         self._pid = pid
         self._started_s = started_s
         metrics.UPTIME.set_function(self._uptime_s)
+        metrics.DB_BYTES.set_function(lambda: size_bytes(parts.db_path))
+        metrics.DISK_FREE_BYTES.set_function(lambda: free_bytes(parts.db_path.parent))
 
     def by_name(self) -> dict[str, Answer]:
         return {
@@ -77,7 +80,10 @@ class Answers:
             "ports": parts.listeners.ports,
             "head_seq": parts.writer.head,
             "oldest_seq": parts.flusher.oldest_seq,
+            "db_bytes": size_bytes(parts.db_path),
             "wal_bytes": parts.flusher.wal_bytes,
+            "disk_free_bytes": free_bytes(parts.db_path.parent),
+            "sessions": parts.flusher.sessions,
             "write_queue_depth": parts.writer.depth,
             "restarts": parts.children.restarts,
             "db_path": str(parts.db_path),

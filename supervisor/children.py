@@ -15,7 +15,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,7 +25,7 @@ from pylon import limits, log, metrics
 from pylon.bus.child import ChildEnv
 from pylon.bus.runtime import Runtime
 from pylon.clock import Clock, RandomSource
-from supervisor.heartbeats import Heartbeats
+from supervisor.heartbeats import Beat, Heartbeats
 from supervisor.notify import SYSTEMD_NAMES
 from supervisor.sockets import Listeners
 
@@ -205,6 +205,24 @@ class Children:
         if slot.unready and slot.unready % limits.RESTARTS_UNTIL_REPORTED == 0:
             _log.error("role.failing", child=facts["child"], deaths_in_a_row=slot.unready,
                        hint="its log lines above say why; the role is not ready until it stays up")
+
+    def count_dead_workers(self, dead: Iterable[Beat]) -> None:
+        """Count gunicorn's workers that have ended; their arbiter starts others.
+
+        With the arbiter they all end, which `reap` counts as one death.
+        """
+        arbiters = [slot.process for slot in self._slots if slot.role == _HTTP]
+        living = {p.pid for p in arbiters if p is not None and p.poll() is None}
+        for beat in dead:
+            was_silent = self._aborted_workers.pop(beat.pid, None) is not None
+            if beat.role != _HTTP or self.draining or not living or beat.pid in living:
+                continue
+            self.restarts += 1
+            if not was_silent:  # else counted when it was aborted
+                metrics.WORKER_RESTARTS.labels(_HTTP, "died").inc()
+            _log.warning("child.died", child=f"{_HTTP}/{beat.worker}", pid=beat.pid,
+                         reason="silent" if was_silent else "died",
+                         hint="its arbiter starts another one, and its log line above says why")
 
     # --- Ending them -----------------------------------------------------------------------
 

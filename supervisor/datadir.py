@@ -67,3 +67,20 @@ def sync_files(db_path: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def size_bytes(path: Path) -> int:
+    """The size of a file; 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def free_bytes(folder: Path) -> int:
+    """What this user may still write on the folder's disk; 0 where nobody can say."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return 0
+    return disk.f_bavail * disk.f_frsize

@@ -88,8 +88,8 @@ class Heartbeats:
             self._beats.pop((role, worker), None)
             self._merged.forget(role, worker)
 
-    def forget_dead(self) -> bool:
-        """Forget every process that no longer exists; whether there was one.
+    def forget_dead(self) -> list[Beat]:
+        """Forget every process that no longer exists; the last heartbeats of those.
 
         The HTTP role's workers are children of its arbiter, so nobody tells us of their end.
         """
@@ -98,7 +98,7 @@ class Heartbeats:
         dead = [beat for beat in beats if not _exists(beat.pid)]
         for beat in dead:
             self.forget(beat.role, beat.worker)
-        return bool(dead)
+        return dead
 
     def families(self, own: list[Family]) -> list[Family]:
         """Everybody's metrics, with the supervisor's `own`."""

@@ -67,7 +67,7 @@ class Loop:
                 event = self._parts.events.get_nowait()
         except queue.Empty:
             pass
-        self._parts.heartbeats.forget_dead()
+        self._parts.children.count_dead_workers(self._parts.heartbeats.forget_dead())
         self._parts.children.tick()
         self.report()
 
@@ -85,6 +85,7 @@ class Loop:
         parts.signals.send(RolesReport(states, self.draining))
         for role, view in views.items():
             metrics.WORKERS_READY.labels(role).set(view.ready)
+            metrics.WORKERS_WANTED.labels(role).set(view.wanted)
         self._tell_systemd(views, now_s)
 
     def is_ready(self) -> bool:

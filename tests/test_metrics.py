@@ -136,7 +136,10 @@ def test_text_page_begins_with_the_specs_families_and_parses() -> None:
     assert types == [
         "pylon_uptime_seconds", "pylon_http_requests_total", "pylon_http_requests_ok_total",
         "pylon_http_requests_errors_total", "pylon_http_requests_by_method", "pylon_connections",
+        "pylon_http_requests_by_method_total",
     ]
+    # The spec's name has no `_total`; as a counter, promtool would refuse it.
+    assert "# TYPE pylon_http_requests_by_method untyped" in page.splitlines()
     lines = page.splitlines()
     assert "pylon_uptime_seconds 12" in lines
     assert "pylon_http_requests_ok_total 2" in lines

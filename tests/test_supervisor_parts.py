@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pylon import limits
+from pylon import limits, metrics
 from pylon.bus.messages import Family, Sample, WorkerStatus
 from pylon.bus.runtime import Runtime
 from pylon.clock import ManualClock, SeededRandom
@@ -216,8 +217,8 @@ def test_readiness_is_fresh_and_dead_processes_are_forgotten() -> None:
     heartbeats.take(beat("2", gone.pid))
     assert changes == [2]
     assert heartbeats.ready_pids("http") == sorted([os.getpid(), gone.pid])
-    assert heartbeats.forget_dead()
-    assert not heartbeats.forget_dead()
+    assert [dead.pid for dead in heartbeats.forget_dead()] == [gone.pid]
+    assert heartbeats.forget_dead() == []
     assert heartbeats.ready_pids("http") == [os.getpid()]
     assert [s.value for f in heartbeats.families([]) for s in f.samples] == [4]
     heartbeats.take(beat("1", os.getpid(), ready=False))
@@ -293,3 +294,37 @@ def test_an_arbiter_whose_workers_have_all_died_gets_the_time_to_start_new_ones(
     made.tick()
     clock.advance(limits.ABORT_GRACE_S + 1)
     wait_until("it is aborted", lambda: made.tick() or made.restarts == 1)
+
+
+def http_restarts() -> float:
+    return sum(
+        sample.value for family in metrics.supervisor_snapshot() for sample in family.samples
+        if sample.name == "pylon_worker_restarts_total" and sample.labels["role"] == "http"
+    )
+
+
+def test_dead_gunicorn_workers_are_counted_unless_their_arbiter_or_a_drain_ended_them(
+    arbiter: tuple[Children, Heartbeats, ManualClock],
+) -> None:
+    made, heartbeats, _ = arbiter
+    before = http_restarts()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+
+    def die(*workers: str) -> float:
+        for worker in workers:
+            heartbeats.take(beat(worker, gone.pid))
+        made.count_dead_workers(heartbeats.forget_dead())
+        return http_restarts() - before
+
+    heartbeats.take(beat("0", os.getpid()))
+    assert (die(), die("1", "2"), die()) == (0, 2, 2)
+    assert made.restarts == 2
+    (pid,) = made.arbiter_pids()
+    os.kill(pid, signal.SIGKILL)
+    wait_until("the arbiter has ended", lambda: made._slots[0].process.poll() is not None)
+    assert die("3") == 2
+    made.reap()
+    assert die() == 3  # the arbiter
+    made.draining = True
+    assert die("4") == 3

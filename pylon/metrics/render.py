@@ -19,6 +19,8 @@ JSON_CONTENT_TYPE: Final = "application/json"
 
 _METHODS: Final = ("GET", "POST", "PATCH", "DELETE", "OPTIONS")
 _JSON_METHODS: Final = _METHODS[:4]
+# A counter whose name the spec gives, without `_total`: called one, `promtool` refuses the page.
+_UNTYPED: Final = "pylon_http_requests_by_method"
 _FIRST: Final = (
     "pylon_uptime_seconds", "pylon_http_requests_total", "pylon_http_requests_ok_total",
     "pylon_http_requests_errors_total", "pylon_http_requests_by_method",
@@ -73,8 +75,9 @@ def _derived(requests: Family | None) -> list[Family]:
         "pylon_http_requests_errors_total": [({}, errors)],
         "pylon_http_requests_by_method": [({"method": m}, methods[m]) for m in _METHODS],
     }
+    values["pylon_http_requests_by_method_total"] = values[_UNTYPED]
     return [
-        Family(name, DERIVED_HELP[name], "counter",
+        Family(name, DERIVED_HELP[name], "untyped" if name == _UNTYPED else "counter",
                [Sample(name, labels, float(value)) for labels, value in samples])
         for name, samples in values.items()
     ]

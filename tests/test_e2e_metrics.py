@@ -1,0 +1,93 @@
+"""The metrics page of a real server, read by promtool, and the alerts of docs/deploy.md."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pylon.metrics.families import SUPERVISOR, WORKER
+from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
+
+pytestmark = pytest.mark.processes
+
+ROOT = Path(__file__).parent.parent
+Program = Callable[[str, str], str]
+
+
+def page_of(server: PylonServer) -> str:
+    status, page, _ = server.request(
+        "GET", "/metrics", token=ADMIN_TOKEN, headers={"Accept": "text/plain"}
+    )
+    assert status == 200
+    return str(page)
+
+
+def value_of(page: str, series: str) -> float:
+    (value,) = re.findall(rf"^{re.escape(series)} (\S+)$", page, re.MULTILINE)
+    return float(value)
+
+
+def test_page_of_a_busy_server_passes_promtool(server: PylonServer, program: Program) -> None:
+    promtool = program("promtool", "prometheus")
+    token, user = server.guest()
+    server.request("POST", "/api/entities/Tick", {"n": 1, "sender": user}, token=token)
+    server.request("GET", "/api/entities/Nothing", token=token)
+    server.request("GET", "/api/sync/pull?since=0", token=token)
+    assert server.ctl("backup", str(server.folder / "bundle")).returncode == 0
+    page = page_of(server)
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=page, text=True, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert value_of(page, "pylon_db_bytes") == server.db_path.stat().st_size
+    disk = os.statvfs(server.folder)
+    free = value_of(page, "pylon_disk_free_bytes")
+    assert 0 < free <= disk.f_blocks * disk.f_frsize
+    assert value_of(page, "pylon_backup_size_bytes") > 0
+    assert value_of(page, 'pylon_workers_wanted{role="http"}') >= 1
+    assert value_of(page, 'pylon_sessions{kind="user"}') == 0
+
+
+def test_a_dead_http_worker_is_counted_as_a_restart(server: PylonServer) -> None:
+    [pid, *_] = server.pids("http")
+    os.kill(pid, signal.SIGKILL)
+    wait_until("another one answers", lambda: (
+        (pids := server.pids("http")) and pid not in pids and server.status()["ready"]))
+    series = 'pylon_worker_restarts_total{role="http",reason="died"}'
+    assert value_of(page_of(server), series) == 1
+    assert server.status()["restarts"] == 1
+    assert server.terminate() == 0
+    assert '"event":"child.died"' in server.log_path.read_text()
+
+
+def test_alerts_of_the_guide_are_valid_and_name_metrics_that_exist(
+    program: Program, tmp_path: Path
+) -> None:
+    promtool = program("promtool", "prometheus")
+    guide = (ROOT / "docs" / "deploy.md").read_text()
+    (config, rules) = re.findall(r"^```yaml\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    (tmp_path / "rules.yml").write_text(rules)
+    (tmp_path / "metrics.token").write_text("x")
+    (tmp_path / "prometheus.yml").write_text(
+        config.replace("/etc/prometheus/pylon.rules.yml", str(tmp_path / "rules.yml"))
+        .replace("/etc/prometheus/pylon.token", str(tmp_path / "metrics.token"))
+    )
+    done = subprocess.run(
+        [promtool, "check", "config", str(tmp_path / "prometheus.yml")], text=True,
+        capture_output=True, check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    known = {metric.name for registry in (SUPERVISOR, WORKER) for metric in registry._metrics}
+    named = {
+        name.removesuffix("_bucket")
+        for expression in re.findall(r"expr: (.*)", rules)
+        for name in re.findall(r"\b(pylon_\w+)", expression)
+    }
+    assert len(named) >= 6
+    assert named <= known
