@@ -138,6 +138,8 @@ class HttpApplication(BaseApplication):  # type: ignore[misc]  # gunicorn has no
         if self._process is not None:
             worker.passing = self._process.passing
             worker.lines_of_all = self._process.lines_of_all
+            worker.hops = self._config.trust_proxy_hops
+            worker.counts = self._process.counts
             self._process.start(lambda: worker.alive, lambda: worker.open_connections)
 
     def _end(self, arbiter: Any, worker: Any) -> None:

@@ -17,12 +17,15 @@ connection; an answer that cannot be completed ends it too, without its proper e
 from __future__ import annotations
 
 import _socket
+import contextlib
 import io
 from typing import TYPE_CHECKING, Any, Final
 
 from pylon import limits, log, metrics
+from pylon.auth.forwarded import client_address, network_of
 from pylon.errors import PylonError
 from workers.http import answer
+from workers.http.admission import BODY, HEAD, IDLE, READER
 from workers.http.bodies import Body, ChunkedBody, Oversized
 from workers.http.request import Environ, Request, Template, parse, template_of
 from workers.http.roles import SHARDS, role_of
@@ -39,6 +42,7 @@ _GATHER_BYTES: Final = 32_768  # a longer body is sent from where it is, not cop
 _REQUESTS_A_TURN: Final = 16
 _PARTS_A_TURN: Final = 16
 _DISCARDS_A_TURN: Final = 16
+_PROGRESS_BYTES: Final = 16_384  # of a body; a client that sends less has not moved
 
 
 class _PassedOn(Exception):
@@ -49,16 +53,21 @@ class Connection:
     """Made by `loop` for each socket that it accepts."""
 
     __slots__ = (
-        "_base", "_body", "_closing", "_discarded_bytes", "_headers", "_input", "_later",
-        "_lingering", "_loop", "_may_read", "_outgoing", "_request", "_sock", "_starved",
-        "_status", "_streamed", "_template", "_written", "again", "closed", "deadline_s",
-        "ending", "fd", "queued",
+        "_base", "_body", "_closing", "_discarded_bytes", "_forwarded", "_headers", "_input",
+        "_later", "_lingering", "_loop", "_may_read", "_outgoing", "_progress_bytes", "_request",
+        "_sock", "_starved", "_status", "_streamed", "_template", "_written", "again", "closed",
+        "deadline_s", "ending", "fd", "network", "progress_s", "queued",
     )
 
-    def __init__(self, loop: Loop, sock: _socket.socket, base: Environ, now_s: float) -> None:
+    def __init__(
+        self, loop: Loop, sock: _socket.socket, base: Environ, network: str, now_s: float
+    ) -> None:
+        """`network`: of the address that it comes from (`pylon.auth.forwarded.network_of`)."""
         self._loop = loop
         self._sock = sock
         self._base = base
+        self.network = network
+        self._forwarded: str | None = None  # what trusted proxies say of the client
         self.fd = sock.fileno()
         self.again = False  # another event came while this one was dealt with
         self.closed = False
@@ -71,6 +80,8 @@ class Connection:
         self._may_read = False
         self._request: Request | None = None  # whose body is to come
         self._body: Body | ChunkedBody | None = None
+        self._progress_bytes = 0  # with so many of the body it has moved on
+        self.progress_s = now_s  # when it last had
         self._template: Template | None = None
         self._outgoing: memoryview[int] | bytes = b""
         self._streamed: Streamed | None = None  # what is left of an answer that comes in parts
@@ -90,6 +101,40 @@ class Connection:
             self.queued or self._input or self._request or self._outgoing or self._streamed
             or self._lingering
         )
+
+    def waiting_since(self) -> tuple[int, float] | None:
+        """What of its client it waits for (`admission`), and since when; None: it does not."""
+        if self.queued or self.closed:
+            return None
+        if self._lingering:
+            return IDLE, self.deadline_s - limits.HTTP_LINGER_S
+        if self._outgoing or self._streamed is not None:
+            return READER, self.deadline_s - limits.HTTP_SEND_S
+        if self._request is not None:
+            return BODY, self.progress_s
+        if self._input:
+            return HEAD, self.deadline_s - limits.HTTP_HEAD_S
+        patience_s = limits.HTTP_KEEPALIVE_S if self._status else limits.HTTP_HEAD_S
+        return IDLE, self.deadline_s - patience_s
+
+    @property
+    def client_network(self) -> str:
+        """The network of the client whose request it is, behind trusted proxies."""
+        forwarded = self._forwarded
+        if forwarded is None:
+            return self.network
+        peer: str = self._base["REMOTE_ADDR"]
+        return network_of(client_address(peer, forwarded, self._loop.hops))
+
+    @property
+    def body_bytes(self) -> int:
+        """How much it holds of a body that is arriving."""
+        return 0 if self._body is None else self._body.held_bytes
+
+    @property
+    def outgoing_bytes(self) -> int:
+        """How much it holds of an answer that its client has not made room for."""
+        return len(self._outgoing)
 
     def has_arrived(self) -> bool:
         """Whether something waits to be read."""
@@ -114,6 +159,28 @@ class Connection:
             self._refuse(Refused(408, f"The request {what} did not arrive within {limit_s:g} s"))
         else:
             self.close()
+
+    def give_way(self) -> None:
+        """End it, so that another one has its place. For one that waits for its client."""
+        waiting = self.waiting_since()
+        if waiting is None or (waiting[0] == IDLE and self.has_arrived()):
+            return  # it does not, any more
+        metrics.HTTP_CUT.labels("gave way").inc()
+        if waiting[0] in (HEAD, BODY):
+            refused = Refused(503, "Too many connections are open; try again in a moment")
+            with contextlib.suppress(OSError):
+                self._sock.send(self._loop.refusal(refused))
+        self.close()
+
+    def give_up_body(self) -> None:
+        """Refuse the request whose body is arriving: there is no memory for it."""
+        metrics.HTTP_CUT.labels("bodies").inc()
+        self._refuse(_no_room_for_bodies())
+
+    def give_up_answer(self) -> None:
+        """End it: there is no memory for what its client does not read."""
+        metrics.HTTP_CUT.labels("outgoing").inc()
+        self.close()
 
     def close(self) -> None:
         """End it now."""
@@ -204,6 +271,8 @@ class Connection:
                 return None
             self._template = template_of(data, request)
         environ = request.environ
+        if self._loop.hops:
+            self._forwarded = environ.get("HTTP_X_FORWARDED_FOR")
         if "HTTP_UPGRADE" in environ or environ["PATH_INFO"].startswith(SHARDS):
             role = role_of(request)
             if role is not None and self._pass_on(role, environ, data):
@@ -233,6 +302,8 @@ class Connection:
             return
         self._request = request
         self._body = ChunkedBody() if request.length == CHUNKED else Body(request.length)
+        self.progress_s = self._loop.now_s
+        self._progress_bytes = _PROGRESS_BYTES
         self.deadline_s = self._loop.now_s + limits.HTTP_REQUEST_S
         if request.expects and not self._input:
             self._send(answer.CONTINUE)
@@ -242,13 +313,17 @@ class Connection:
         assert body is not None  # begun with the head
         before_bytes = body.held_bytes
         self._input = body.feed(self._input)
-        self._loop.bodies_bytes += body.held_bytes - before_bytes
+        loop = self._loop
+        loop.bodies_bytes += body.held_bytes - before_bytes
         if body.value is None:
-            if self._loop.bodies_bytes > limits.HTTP_BODIES_BYTES:
+            if body.held_bytes >= self._progress_bytes:
+                self._progress_bytes = body.held_bytes + _PROGRESS_BYTES
+                self.progress_s = loop.now_s
+            if loop.bodies_bytes > limits.HTTP_BODIES_BYTES and not loop.free_bodies(self):
                 metrics.HTTP_CUT.labels("bodies").inc()
-                raise Refused(503, "Too many request bodies are arriving; try again in a moment")
+                raise _no_room_for_bodies()
             return False
-        self._loop.bodies_bytes -= body.held_bytes
+        loop.bodies_bytes -= body.held_bytes
         self._request = self._body = None
         self._starved = not self._input
         environ = request.environ
@@ -375,9 +450,8 @@ class Connection:
         loop = self._loop
         loop.outgoing_bytes += len(rest)
         self.deadline_s = loop.now_s + limits.HTTP_SEND_S
-        if loop.outgoing_bytes > limits.HTTP_OUTGOING_BYTES:
-            metrics.HTTP_CUT.labels("outgoing").inc()
-            self.close()
+        if loop.outgoing_bytes > limits.HTTP_OUTGOING_BYTES and not loop.free_answers(self):
+            self.give_up_answer()
 
     def _flush(self) -> bool:
         """Whether all has been sent."""
@@ -450,3 +524,7 @@ class Connection:
                 self.close()
                 return
         self._later = True
+
+
+def _no_room_for_bodies() -> Refused:
+    return Refused(503, "Too many request bodies are arriving; try again in a moment")

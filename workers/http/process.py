@@ -28,6 +28,7 @@ from pylon.imports import mentioning
 from pylon.log import get_logger
 from workers.boot import boot, freeze, run_status
 from workers.http.tasting import Tasting
+from workers.net.counts import shared_counts
 
 # falcon names them in an annotation, and wraps them for apps of another kind.
 _NOT_USED: Final = {"Runner": object, "create_task": object, "get_running_loop": object}
@@ -84,6 +85,9 @@ class HttpProcess:
             started_s=app.clock.monotonic_s(),
         )
         self.wsgi = make_app(self._services)
+        self.counts = shared_counts(
+            runtime.dir, booted.role, booted.worker, app.config.workers_of(booted.role)
+        )
         self.lines_of_all = header_lines(api_headers(app.config))
         self.passing = {
             role: SocketSender(runtime, role, app.config.workers_of(role))

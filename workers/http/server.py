@@ -36,6 +36,8 @@ class HttpWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         self.number = 1  # the hooks of `__main__` give each worker its own
         self.passing: Any = None  # `pylon.bus.passing.SocketSender` by role; after the fork
         self.lines_of_all = b""  # header lines of every answer; after the fork
+        self.hops = 0  # trusted proxies in front
+        self.counts: Any = None  # `workers.net.counts.SharedCounts`; after the fork
         self._loop: Any = None  # `workers.http.loop.Loop`, once the process is patched
         self._stopping: Event | None = None  # made after the fork
 
@@ -62,7 +64,7 @@ class HttpWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         self._stopping = Event()
         loop = self._loop = Loop(
             self.wsgi, self.sockets, self.number, self.cfg.workers, self.passing,
-            self.lines_of_all,
+            self.lines_of_all, self.hops, self.counts,
         )
         while self.alive:
             self.notify()

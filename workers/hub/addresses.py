@@ -1,105 +1,37 @@
 """How many sockets each client address has open, against `PYLON_SOCKETS_PER_IP`.
 
-Counted over all processes of a role. Each keeps its own counts in a file of the runtime
-directory that its siblings map into their memory too; nobody writes in another's. The file's
-owner holds a lock on it, so the counts of a worker that was killed end with it: whoever would
-refuse somebody because of a sibling's counts looks first whether that sibling lives.
+Counted over all processes of a role (`workers.net.counts`). The address is the one behind trusted
+proxies, and of IPv6 its /64 (`pylon.auth.forwarded`), since one client has as many addresses as it
+likes in that.
 
-The address is the one behind trusted proxies, and of IPv6 its /64 (`pylon.auth.forwarded`), since
-one client has as many addresses as it likes in that. In the table it is a
-64-bit digest; where its bucket is full (improbable below 50,000 addresses) it is counted in its
-own process only. A count goes up before it is compared, so two workers cannot both let the last
-one in; at that border both may refuse. Called by `workers.hub.reception`.
+A count goes up before it is compared, so two workers cannot both let the last one in; at that
+border both may refuse. Called by `workers.hub.reception`.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import mmap
-import os
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
 
 from pylon.auth.forwarded import network_of
 from pylon.errors import SocketLimit
+from workers.net.counts import SharedCounts, Table, shared_counts
 
-_BUCKETS: Final = 8_192
-_WAYS: Final = 16  # places in a bucket
-_PLACES: Final = _BUCKETS * _WAYS
-_KEYS_BYTES: Final = 8 * _PLACES
-_FILE_BYTES: Final = _KEYS_BYTES + 4 * _PLACES
-
-
-class Table:
-    """The counts of one process, its own or a sibling's."""
-
-    __slots__ = ("_counts", "_fd", "_keys", "_map")
-
-    def __init__(self, path: Path) -> None:
-        """Map the file, and make it if it is not there."""
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if os.fstat(self._fd).st_size < _FILE_BYTES:  # never made smaller: others have mapped it
-            os.posix_fallocate(self._fd, 0, _FILE_BYTES)  # a full disk must show here
-        self._map = mmap.mmap(self._fd, _FILE_BYTES)
-        view = memoryview(self._map)
-        self._keys = view[:_KEYS_BYTES].cast("Q")
-        self._counts = view[_KEYS_BYTES:].cast("I")
-
-    def own(self) -> None:
-        """Take it for this process, until it ends: lock it, and begin at zero."""
-        fcntl.flock(self._fd, fcntl.LOCK_EX)  # a sibling that probes holds it for an instant
-        os.pwrite(self._fd, bytes(_FILE_BYTES), 0)  # not through the map, which would stay in RSS
-
-    def has_owner(self) -> bool:
-        """Whether the process that owns it lives."""
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
-        return False
-
-    def count(self, key: int) -> int:
-        """How many sockets are counted for a key."""
-        first = key % _BUCKETS * _WAYS
-        keys = self._keys[first:first + _WAYS].tolist()
-        return self._counts[first + keys.index(key)] if key in keys else 0
-
-    def set(self, key: int, count: int) -> None:
-        """Count `count` for a key; nothing where there is no place for it."""
-        first = key % _BUCKETS * _WAYS
-        keys = self._keys[first:first + _WAYS].tolist()
-        if key in keys:
-            place = first + keys.index(key)
-        elif 0 in keys:
-            place = first + keys.index(0)
-        else:
-            return
-        # In this order: what another process reads in between is one too few, never a stranger's.
-        self._counts[place] = count if self._keys[place] == key else 0
-        self._keys[place] = key if count else 0
-        self._counts[place] = count
+__all__ = ["AddressCap", "Table", "shared_cap"]
 
 
 class AddressCap:
     """Counts sockets by address; `limit` 0 means any number."""
 
-    __slots__ = ("_limit", "_open", "_own", "_siblings")
+    __slots__ = ("_counts", "_limit", "_open")
 
-    def __init__(
-        self, limit: int, own: Table | None = None, siblings: Iterable[Table] = ()
-    ) -> None:
+    def __init__(self, limit: int, counts: SharedCounts | None = None) -> None:
         """
         Args:
-            own: this process's table, when others are to know its counts.
-            siblings: the tables of the other processes of the role.
+            counts: of all processes of the role, when there are others.
         """
         self._limit = limit
         self._open: dict[str, int] = {}
-        self._own = own
-        self._siblings = tuple(siblings)
+        self._counts = counts
 
     def open(self, address: str) -> None:
         """Count one more.
@@ -112,7 +44,10 @@ class AddressCap:
         address = network_of(address)
         count = self._open.get(address, 0) + 1
         self._set(address, count)
-        if count > self._limit or self._elsewhere(address, count) > self._limit:
+        elsewhere = 0
+        if self._counts is not None and count <= self._limit:
+            elsewhere = self._counts.elsewhere(address, self._limit - count)
+        if count + elsewhere > self._limit:
             self._set(address, count - 1)
             raise SocketLimit(
                 f"{self._limit} sockets are open from {address}, which is the limit",
@@ -131,32 +66,10 @@ class AddressCap:
             self._open[address] = count
         else:
             del self._open[address]
-        if self._own is not None:
-            self._own.set(_key(address), count)
-
-    def _elsewhere(self, address: str, count: int) -> int:
-        """With `count` here, how many there are in all processes that live."""
-        if not self._siblings:
-            return count
-        key = _key(address)
-        counts = [(table, table.count(key)) for table in self._siblings]
-        if count + sum(each for _, each in counts) <= self._limit:
-            return count
-        return count + sum(each for table, each in counts if each and table.has_owner())
+        if self._counts is not None:
+            self._counts.publish(address, count)
 
 
 def shared_cap(limit: int, folder: Path, role: str, worker: str, workers: int) -> AddressCap:
     """The cap of a worker that has `workers` - 1 siblings, named "1", "2" and so on."""
-    if not limit or workers < 2:
-        return AddressCap(limit)
-    own = Table(folder / f"addresses-{role}-{worker}")
-    own.own()
-    names = {str(number) for number in range(1, workers + 1)} - {worker}
-    return AddressCap(
-        limit, own, [Table(folder / f"addresses-{role}-{name}") for name in sorted(names)]
-    )
-
-
-def _key(address: str) -> int:
-    # Never 0, which marks an empty place.
-    return int.from_bytes(hashlib.blake2b(address.encode(), digest_size=8).digest(), "big") or 1
+    return AddressCap(limit, shared_counts(folder, role, worker, workers) if limit else None)

@@ -1,0 +1,274 @@
+"""A5: whoever fills a server with connections or half-sent bodies loses those, and nobody else.
+
+The attacker is 127.0.0.1, others come from 127.0.0.2 and so on. Limits are small, so that few
+connections fill a worker; every budget is a count of requests that are served, not a time.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from pylon import limits
+from tests.echo_server import LARGE_BYTES
+from tests.support.http_wire import Wire, echo_server
+from tests.support.server import wait_until
+from workers.http.admission import Admission
+from workers.net.counts import SharedCounts, Table
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
+
+END = b" HTTP/1.1\r\nHost: h\r\n\r\n"
+PLACES = 20
+ATTACKER, OTHER, THIRD = "127.0.0.1", "127.0.0.2", "127.0.0.3"
+
+
+class From(Wire):
+    """A connection from an address of one's own."""
+
+    def __init__(self, port: int, address: str) -> None:
+        super().__init__(port)
+        self.sock.close()
+        self.sock = socket.create_connection(
+            ("127.0.0.1", port), timeout=30, source_address=(address, 0)
+        )
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def asks(self, path: bytes = b"/a") -> bool:
+        """Whether a request on it is answered."""
+        try:
+            self.send(b"GET " + path + END)
+            return self.answer().status == 200
+        except (AssertionError, OSError):
+            return False
+
+    def is_closed(self) -> bool:
+        """Whether the server has closed it. Nothing may be left to read."""
+        self.sock.setblocking(False)
+        try:
+            return self.sock.recv(1) == b""
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            return True
+        finally:
+            self.sock.settimeout(30)
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with echo_server(HTTP_CONNECTIONS=PLACES, HTTP_GRACE_S=0.2) as (port, _):
+        still_serves(port, OTHER)
+        yield port
+
+
+def still_serves(port: int, address: str, requests: int = 1) -> None:
+    """Each request on a connection of its own."""
+    for _ in range(requests):
+        with From(port, address) as wire:
+            assert wire.asks()
+
+
+def opened(stack: ExitStack, port: int, address: str, count: int) -> list[From]:
+    return [stack.enter_context(From(port, address)) for _ in range(count)]
+
+
+# --- Connections ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sent", [
+    b"", b"GET /a HTTP/1.1\r\nHo", b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nx",
+    b"GET /large" + END,
+], ids=["silent", "half a head", "half a body", "not reading"])
+def test_connections_that_wait_for_their_client_keep_nobody_out(port: int, sent: bytes) -> None:
+    with ExitStack() as stack:
+        for wire in opened(stack, port, ATTACKER, PLACES * 3):
+            wire.send(sent)
+        still_serves(port, OTHER, PLACES)
+        still_serves(port, ATTACKER, PLACES)  # one who shares the attacker's address
+
+
+def test_the_longest_idle_connection_of_the_address_with_most_gives_way(port: int) -> None:
+    with ExitStack() as stack:
+        others = opened(stack, port, OTHER, 6)
+        attackers = opened(stack, port, ATTACKER, PLACES - 6)
+        for wire in (*others, *attackers):
+            assert wire.asks()
+        assert attackers[0].asks()  # so the second one is now idle for longer than any
+        newcomers = opened(stack, port, THIRD, 3)
+        assert all(wire.asks() for wire in newcomers)
+        wait_until("room was made", lambda: sum(wire.is_closed() for wire in attackers) >= 2)
+        assert attackers[1].is_closed()
+        assert not attackers[0].is_closed()
+        assert all(wire.asks() for wire in (*others, *newcomers))
+
+
+def test_a_request_that_is_being_answered_is_never_cut(port: int) -> None:
+    with ExitStack() as stack:
+        busy = opened(stack, port, ATTACKER, PLACES - 1)
+        for wire in busy:
+            wire.send(b"GET /wait?1" + END)
+        idle = opened(stack, port, ATTACKER, 1)
+        assert idle[0].asks()
+        still_serves(port, OTHER)
+        assert [wire.answer().status for wire in busy] == [200] * len(busy)
+
+
+def test_one_address_has_a_cap_and_its_longest_idle_connections_go() -> None:
+    with echo_server(HTTP_ADDRESS_CONNECTIONS=10, HTTP_GRACE_S=0.0) as (port, _), \
+            ExitStack() as stack:
+        others = opened(stack, port, OTHER, 5)
+        assert all(wire.asks() for wire in others)
+        attackers = opened(stack, port, ATTACKER, 30)
+        assert attackers[-1].asks()
+        wait_until("the cap holds", lambda: sum(not w.is_closed() for w in attackers) <= 10)
+        assert all(wire.asks() for wire in (*others, attackers[-1]))
+
+
+def test_few_descriptors_are_as_good_as_few_places() -> None:
+    """The reserve stays free, and whoever took the rest gives way."""
+    with limited(120) as (port, arbiter), ExitStack() as stack:
+        still_serves(port, OTHER)
+        opened(stack, port, ATTACKER, 300)
+        still_serves(port, OTHER, 60)
+        (worker,) = Path(f"/proc/{arbiter.pid}/task/{arbiter.pid}/children").read_text().split()
+        used = [int(each.name) for each in Path(f"/proc/{worker}/fd").iterdir()]
+        assert max(used) <= 120 - 120 // 4 + 2  # but for one that is on its way down
+
+
+class limited:  # noqa: N801  used as a function
+    """An echo server whose processes may have so many descriptors."""
+
+    def __init__(self, descriptors: int) -> None:
+        self._descriptors = descriptors
+        self._stack = ExitStack()
+
+    def __enter__(self) -> tuple[int, subprocess.Popen[bytes]]:
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with ExitStack() as until_started:
+            until_started.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self._descriptors, hard))
+            return self._stack.enter_context(echo_server(HTTP_GRACE_S=0.2))
+
+    def __exit__(self, *ex: object) -> None:
+        self._stack.close()
+
+
+# --- Bodies and answers --------------------------------------------------------------------
+
+
+# Who shares the attacker's address is told from it by moving; others by their address, at once.
+WHOSE = pytest.mark.parametrize(("address", "stalled_s"), [(ATTACKER, 0.0), (OTHER, 60.0)])
+
+
+@WHOSE
+def test_half_sent_bodies_do_not_make_other_large_bodies_a_503(
+    address: str, stalled_s: float
+) -> None:
+    size = 300_000
+    head = b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n"
+    with echo_server(HTTP_BODIES_BYTES=2_000_000, HTTP_STALLED_S=stalled_s) as (port, _), \
+            ExitStack() as stack:
+        attackers = opened(stack, port, ATTACKER, 42)
+        for wire in attackers:
+            wire.send(head % size + b"a" * (size // 2))
+        still_serves(port, OTHER)
+        served = 0
+        for _ in range(8):
+            with From(port, address) as wire:
+                wire.send(head % 1_000_000 + b"b" * 500_000)
+                wire.send(b"b" * 500_000)
+                served += wire.answer().status == 200
+        assert served == 8
+        cut = sum(bool(refusal(wire)) for wire in attackers)
+        assert cut >= 42 - 2_000_000 // (size // 2)
+
+
+def refusal(wire: From) -> bytes:
+    wire.sock.settimeout(0.01)
+    try:
+        got = wire.sock.recv(1 << 16)
+    except OSError:
+        return b""
+    assert got.startswith(b"HTTP/1.1 503 "), got
+    assert b"retry-after" in got
+    return got
+
+
+def test_a_body_that_moves_is_not_cut_for_one_that_begins() -> None:
+    head = b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 900000\r\n\r\n"
+    with echo_server(HTTP_BODIES_BYTES=1_000_000, HTTP_STALLED_S=60) as (port, _), \
+            From(port, OTHER) as moving, From(port, ATTACKER) as late:
+        moving.send(head + b"a" * 400_000)
+        late.send(head + b"b" * 800_000)
+        assert late.answer().status == 503  # it holds more than the other
+        moving.send(b"a" * 500_000)
+        assert moving.answer().status == 200
+
+
+@WHOSE
+def test_answers_that_nobody_reads_do_not_cost_others_theirs(
+    address: str, stalled_s: float
+) -> None:
+    with echo_server(
+        HTTP_OUTGOING_BYTES=3 * LARGE_BYTES, HTTP_STALLED_S=stalled_s
+    ) as (port, _), ExitStack() as stack:
+        for wire in opened(stack, port, ATTACKER, 8):
+            wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8_192)
+            wire.send(b"GET /large" + END)
+        still_serves(port, OTHER)
+        for _ in range(6):
+            with From(port, address) as wire:
+                wire.send(b"GET /large" + END)
+                assert len(wire.answer().body) == LARGE_BYTES
+
+
+# --- Counting ------------------------------------------------------------------------------
+
+
+def both_counts(folder: Path) -> tuple[SharedCounts, SharedCounts]:
+    """The counts of two workers, as each has them. (Both live in this process.)"""
+    one, two = Table(folder / "1"), Table(folder / "2")
+    one.own()
+    two.own()
+    return (
+        SharedCounts(one, [Table(folder / "2")]), SharedCounts(two, [Table(folder / "1")])
+    )
+
+
+def test_the_cap_counts_the_connections_of_all_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "HTTP_ADDRESS_CONNECTIONS", 100)
+    first, second = (
+        Admission(2, counts, has_proxies=False) for counts in both_counts(tmp_path)
+    )
+    for _ in range(120):
+        first.opened("a")
+    for number in range(1, 121):
+        second.opened("a")
+        assert second.has_too_many("a") is (number > 80)
+        second.opened("b")
+        assert not second.has_too_many("b")
+    for _ in range(60):
+        first.closed("a")
+    assert not second.has_too_many("a")
+
+
+def test_behind_proxies_their_connections_have_no_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HTTP_ADDRESS_CONNECTIONS", 10)
+    behind, direct = (Admission(1, None, has_proxies=proxies) for proxies in (True, False))
+    for _ in range(11):
+        behind.opened("10.0.0.1")
+        direct.opened("10.0.0.1")
+        behind.opened("")  # a Unix socket has no address
+    assert direct.has_too_many("10.0.0.1")
+    assert not behind.has_too_many("10.0.0.1")
+    assert not behind.has_too_many("")

@@ -1,0 +1,122 @@
+"""Counts by client address, known to all processes of a role.
+
+Each process keeps its own counts in a file of the runtime directory that its siblings map into
+their memory too; nobody writes in another's. The file's owner holds a lock on it, so the counts
+of a worker that was killed end with it: whoever would refuse somebody because of a sibling's
+counts looks first whether that sibling lives.
+
+In the table an address is a 64-bit digest; where its bucket is full (improbable below 50,000
+addresses) it is counted in its own process only.
+
+Called by `workers.hub.addresses` (sockets) and `workers.http.admission` (HTTP connections).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import mmap
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+_BUCKETS: Final = 8_192
+_WAYS: Final = 16  # places in a bucket
+_PLACES: Final = _BUCKETS * _WAYS
+_KEYS_BYTES: Final = 8 * _PLACES
+_FILE_BYTES: Final = _KEYS_BYTES + 4 * _PLACES
+
+
+class Table:
+    """The counts of one process, its own or a sibling's."""
+
+    __slots__ = ("_counts", "_fd", "_keys", "_map")
+
+    def __init__(self, path: Path) -> None:
+        """Map the file, and make it if it is not there."""
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if os.fstat(self._fd).st_size < _FILE_BYTES:  # never made smaller: others have mapped it
+            os.posix_fallocate(self._fd, 0, _FILE_BYTES)  # a full disk must show here
+        self._map = mmap.mmap(self._fd, _FILE_BYTES)
+        view = memoryview(self._map)
+        self._keys = view[:_KEYS_BYTES].cast("Q")
+        self._counts = view[_KEYS_BYTES:].cast("I")
+
+    def own(self) -> None:
+        """Take it for this process, until it ends: lock it, and begin at zero."""
+        fcntl.flock(self._fd, fcntl.LOCK_EX)  # a sibling that probes holds it for an instant
+        os.pwrite(self._fd, bytes(_FILE_BYTES), 0)  # not through the map, which would stay in RSS
+
+    def has_owner(self) -> bool:
+        """Whether the process that owns it lives."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        return False
+
+    def count(self, key: int) -> int:
+        """How many are counted for a key."""
+        first = key % _BUCKETS * _WAYS
+        keys = self._keys[first:first + _WAYS].tolist()
+        return self._counts[first + keys.index(key)] if key in keys else 0
+
+    def set(self, key: int, count: int) -> None:
+        """Count `count` for a key; nothing where there is no place for it."""
+        first = key % _BUCKETS * _WAYS
+        keys = self._keys[first:first + _WAYS].tolist()
+        if key in keys:
+            place = first + keys.index(key)
+        elif 0 in keys:
+            place = first + keys.index(0)
+        else:
+            return
+        # In this order: what another process reads in between is one too few, never a stranger's.
+        self._counts[place] = count if self._keys[place] == key else 0
+        self._keys[place] = key if count else 0
+        self._counts[place] = count
+
+
+class SharedCounts:
+    """The table of this process, and those of its siblings."""
+
+    __slots__ = ("_own", "_siblings")
+
+    def __init__(self, own: Table, siblings: Iterable[Table]) -> None:
+        self._own = own
+        self._siblings = tuple(siblings)
+
+    def publish(self, address: str, count: int) -> None:
+        """Let the siblings know how many there are here."""
+        self._own.set(_key(address), count)
+
+    def elsewhere(self, address: str, spare: int) -> int:
+        """How many there are in the siblings that live.
+
+        Args:
+            spare: with so many or fewer the caller has no objection, so that nobody need look
+                whether the siblings live.
+        """
+        key = _key(address)
+        counts = [(table, table.count(key)) for table in self._siblings]
+        total = sum(each for _, each in counts)
+        if total <= spare:
+            return total
+        return sum(each for table, each in counts if each and table.has_owner())
+
+
+def shared_counts(folder: Path, role: str, worker: str, workers: int) -> SharedCounts | None:
+    """The counts of a worker that has `workers` - 1 siblings, named "1", "2" and so on."""
+    if workers < 2:
+        return None
+    own = Table(folder / f"addresses-{role}-{worker}")
+    own.own()
+    names = {str(number) for number in range(1, workers + 1)} - {worker}
+    return SharedCounts(own, [Table(folder / f"addresses-{role}-{name}") for name in sorted(names)])
+
+
+def _key(address: str) -> int:
+    # Never 0, which marks an empty place.
+    return int.from_bytes(hashlib.blake2b(address.encode(), digest_size=8).digest(), "big") or 1
