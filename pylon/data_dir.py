@@ -104,6 +104,8 @@ def open_private(path: Path, flags: int) -> int:
     except OSError as ex:
         if ex.errno == errno.ELOOP:
             raise StartRefused(f"{path} is a symlink: remove it") from ex
+        if ex.errno == errno.ENXIO:  # a FIFO without a reader, a socket
+            raise StartRefused(f"{path} is not a plain file: remove it") from ex
         raise
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)

@@ -61,7 +61,22 @@ def manifest_problems(config: Config, manifest: Manifest) -> Iterator[str]:
 
 def start_warnings(loaded: Loaded, manifest: Manifest | None) -> list[str]:
     """Lines for the operator that do not stop a start."""
-    return [*loaded.warnings, *(d.render() for d in (manifest.warnings if manifest else ()))]
+    return [
+        *loaded.warnings, *(d.render() for d in (manifest.warnings if manifest else ())),
+        *_served_files(loaded.config),
+    ]
+
+
+def _served_files(config: Config) -> Iterator[str]:
+    """Files of the app itself that everybody would get."""
+    if config.static_dir is None:
+        return
+    root = Path(config.static_dir).resolve()
+    for setting, name in (
+        ("PYLON_MANIFEST", config.manifest), ("PYLON_APP", config.app), ("PYLON_SEED", config.seed)
+    ):
+        if name is not None and Path(name).resolve().is_relative_to(root):
+            yield f"{setting} is {name}, in PYLON_STATIC_DIR: everybody can read it under /app/"
 
 
 def find_problems(

@@ -32,7 +32,7 @@ from pylon.ids import RowIds
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import compile_rules
 from pylon.realtime.app_module import try_app_module
-from pylon.startup import load_checked
+from pylon.startup import load_checked, start_warnings
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
 from supervisor import seed
@@ -72,11 +72,9 @@ def run(loaded: Loaded) -> int:
     log.configure(config.log_format, config.log_level, "supervisor", "")
     keep_private()
     descriptors.raise_limit()
-    for warning in (*loaded.warnings, *descriptors.warnings()):
-        _log.warning("settings", message=warning)
     manifest = load_checked(loaded)
-    for diagnostic in manifest.warnings:
-        _log.warning("manifest", message=diagnostic.render())
+    for warning in (*start_warnings(loaded, manifest), *descriptors.warnings()):
+        _log.warning("settings", message=warning)
     try_app_module(config)
     prepare_data_dir(config)
     for warning in data_dir_warnings(config):

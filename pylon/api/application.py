@@ -38,6 +38,7 @@ from pylon.api import (
 from pylon.api.gate import Gate
 from pylon.api.routing import RawPathRouter
 from pylon.api.services import Services
+from pylon.api.static_files import PREFIX, StaticFiles
 from pylon.errors import PylonError
 
 
@@ -53,22 +54,10 @@ def make_app(services: Services) -> falcon.App[falcon.Request, falcon.Response]:
     for path, resource in _routes(services):
         app.add_route(path, resource)
     app.add_sink(crdt.bad_path, f"{crdt.PREFIX}(/|$)")
-    _serve_files(app, services)
-    return app
-
-
-def _serve_files(
-    app: falcon.App[falcon.Request, falcon.Response], services: Services
-) -> None:
-    """PYLON_STATIC_DIR under /app/. A path without a file gets `index.html`, if there is one:
-    the page's own router knows what to do with it."""
     static_dir = services.app.config.static_dir
-    if static_dir is None:
-        return
-    folder = Path(static_dir).absolute()
-    index = folder / "index.html"
-    fallback = str(index) if index.is_file() else None
-    app.add_static_route("/app", str(folder), fallback_filename=fallback)
+    if static_dir is not None:
+        app.add_sink(StaticFiles(Path(static_dir)).serve, f"{PREFIX}(/|$)")
+    return app
 
 
 def _routes(services: Services) -> list[tuple[str, object]]:
