@@ -32,6 +32,7 @@ from pylon.ids import RowIds
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import compile_rules
 from pylon.realtime.app_module import try_app_module
+from pylon.setting_checks import PORT_SETTINGS
 from pylon.startup import load_checked, start_warnings
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
@@ -50,7 +51,7 @@ from supervisor.notify import Notifier
 from supervisor.parts import Parts
 from supervisor.pidfile import Pidfile
 from supervisor.rooms import RoomsThread
-from supervisor.sockets import open_listeners
+from supervisor.sockets import open_listeners, port_warnings
 from supervisor.writer import Writer
 
 EXIT_BROKEN: Final = 70  # EX_SOFTWARE: a part failed that nothing works without
@@ -93,6 +94,8 @@ def _assemble(
     stack.callback(pidfile.release)
     listeners = open_listeners(config, environ, pid)
     stack.callback(listeners.close)
+    for warning in (*listeners.warnings, *port_warnings(loaded, listeners.ports)):
+        _log.warning("settings", message=warning)
     db_path = stack.enter_context(database(config))
     runtime = make_runtime_dir(config, environ.get("RUNTIME_DIRECTORY"))
     stack.callback(runtime.remove)
@@ -130,8 +133,8 @@ def _assemble(
         _plant_seed(Path(config.seed), db_path, manifest, runtime)
     wanted = {role: config.workers_of(role) for role in listeners.by_role}
     children = Children(
-        wanted, listeners, runtime, _child_environ(loaded, environ, db_path), heartbeats, clock,
-        SystemRandom(),
+        wanted, listeners, runtime, _child_environ(loaded, environ, db_path, listeners.ports),
+        heartbeats, clock, SystemRandom(),
     )
     children.on_ended = rooms.worker_ended
     stack.callback(children.kill_all)
@@ -181,10 +184,14 @@ def _plant_seed(path: Path, db_path: Path, manifest: Manifest, runtime: Runtime)
 
 
 def _child_environ(
-    loaded: Loaded, environ: Mapping[str, str], db_path: Path
+    loaded: Loaded, environ: Mapping[str, str], db_path: Path, ports: Mapping[str, int]
 ) -> dict[str, str]:
-    """Our environment with every setting resolved, so that a child reads exactly ours."""
+    """Our environment with every setting resolved, so that a child reads exactly ours.
+
+    Children tell clients the ports; those of systemd's sockets win over the settings.
+    """
     out = {name: value for name, value in environ.items() if not name.startswith("PYLON_")}
     out.update({name: value for name, value in loaded.raw.items() if value is not None})
     out["PYLON_DB_PATH"] = str(db_path)
+    out.update({PORT_SETTINGS[role]: str(port) for role, port in ports.items()})
     return out

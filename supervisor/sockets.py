@@ -3,6 +3,10 @@
 Children inherit the descriptor, so a worker that dies never refuses a connection. Sockets
 from systemd (LISTEN_FDS) are matched to roles by FileDescriptorName, else in the order http,
 ws, sse, shards; systemd keeps them open over our restart, so closing ours is all we may do.
+
+The ports that count are those that are listened on: `Listeners.ports`, which children and clients
+are told of. A socket for a role that is switched off is closed here and warned of, as is a port
+setting that systemd's sockets make void.
 """
 
 from __future__ import annotations
@@ -14,8 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from pylon.config import Config
+from pylon.config import Config, Loaded
 from pylon.errors import StartRefused
+from pylon.setting_checks import PORT_SETTINGS
 
 ROLES: Final = ("http", "ws", "sse", "shards")
 _SETTINGS: Final = {
@@ -34,6 +39,7 @@ class Listeners:
 
     by_role: dict[str, socket.socket]
     ports: dict[str, int]
+    warnings: tuple[str, ...] = ()
 
     def close(self) -> None:
         """Close our descriptors. Never a shutdown: that would end systemd's socket too."""
@@ -52,6 +58,13 @@ def open_listeners(
     """
     wanted = [role for role in ROLES if config.workers_of(role)]
     opened = _from_systemd(wanted, environ, pid, first_fd)
+    warnings = []
+    for role in [role for role in opened if role not in wanted]:
+        opened.pop(role).close()
+        warnings.append(
+            f"systemd listens for {role}, which is switched off: who connects there waits in vain "
+            f"(systemctl disable --now pylon-{role}.socket)"
+        )
     try:
         for role in wanted:
             if role not in opened:
@@ -61,7 +74,24 @@ def open_listeners(
             sock.close()
         raise
     by_role = {role: opened[role] for role in wanted}
-    return Listeners(by_role, {role: s.getsockname()[1] for role, s in by_role.items()})
+    ports = {role: _port_of(sock, config.port_of(role)) for role, sock in by_role.items()}
+    return Listeners(by_role, ports, tuple(warnings))
+
+
+def port_warnings(loaded: Loaded, ports: Mapping[str, int]) -> list[str]:
+    """Lines for ports that somebody has set and that systemd's sockets make void."""
+    return [
+        f"{setting} makes the {role} port {loaded.config.port_of(role)}, but systemd listens on "
+        f"{ports[role]}, which counts: ListenStream= of its unit sets it"
+        for role, setting in PORT_SETTINGS.items()
+        if role in ports and ports[role] != loaded.config.port_of(role)
+        and {loaded.origin[setting], loaded.origin["PYLON_PORT"]} != {"default"}
+    ]
+
+
+def _port_of(sock: socket.socket, default: int) -> int:
+    """The port that is listened on; `default` for a Unix socket, which a proxy connects to."""
+    return default if sock.family == socket.AF_UNIX else int(sock.getsockname()[1])
 
 
 def _from_systemd(
@@ -72,8 +102,8 @@ def _from_systemd(
     fds = range(first_fd, first_fd + int(environ["LISTEN_FDS"]))
     names = environ.get("LISTEN_FDNAMES", "").split(":")
     if len(names) != len(fds) or not set(names) <= set(ROLES):
-        names = wanted[: len(fds)]
-    if len(fds) > len(wanted) or len(set(names)) != len(fds) or not set(names) <= set(wanted):
+        names = list(ROLES) if len(fds) == len(ROLES) else wanted[: len(fds)]
+    if len(set(names)) != len(fds):
         raise StartRefused(
             f"systemd passed {len(fds)} sockets ({environ.get('LISTEN_FDNAMES', 'unnamed')}) for "
             f"the roles {', '.join(wanted)}: give one socket for each role, named after it"

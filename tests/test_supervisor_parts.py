@@ -100,7 +100,8 @@ import os, sys, socket
 sys.path.insert(0, sys.argv[1])
 from pylon.config import load
 from pylon.errors import StartRefused
-from supervisor.sockets import open_listeners
+from pylon.setting_checks import PORT_SETTINGS
+from supervisor.sockets import open_listeners, port_warnings
 base, names, kind = int(sys.argv[2]), sys.argv[3], sys.argv[4]
 found = []
 for n in range(2):
@@ -108,10 +109,17 @@ for n in range(2):
     if kind == "listening": s.listen()
     found.append(s.getsockname()[1]); os.dup2(s.detach(), 50 + n)
 environ = {"LISTEN_FDS": "2", "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": names}
-config = load({"PYLON_PORT": str(base), "PYLON_BIND": "127.0.0.1"}).config
+loaded = load({"PYLON_PORT": str(base), "PYLON_BIND": "127.0.0.1", "PYLON_SHARD_WORKERS": "0"}
+              if "shards" in names else {"PYLON_PORT": str(base), "PYLON_BIND": "127.0.0.1"})
 try:
-    ports = open_listeners(config, environ, os.getpid(), 50).ports
+    listeners = open_listeners(loaded.config, environ, os.getpid(), 50)
+    ports = listeners.ports
     print(*[found.index(p) if p in found else p - base for p in ports.values()])
+    print(*listeners.warnings, *port_warnings(loaded, ports), sep="\\n")
+    from supervisor.main import _child_environ
+    from pathlib import Path
+    child = _child_environ(loaded, {}, Path("x.db"), ports)
+    assert all(child[PORT_SETTINGS[role]] == str(port) for role, port in ports.items())
 except StartRefused as ex:
     print(ex.message)
 """
@@ -120,6 +128,8 @@ except StartRefused as ex:
 @pytest.mark.parametrize(("names", "kind", "answer"), [
     ("unknown:unknown", "listening", "0 1 2 3"),  # by order: http and ws; the rest are bound
     ("ws:http", "listening", "1 0 2 3"),
+    ("http:ws", "listening", "PYLON_WS_PORT makes the ws port"),
+    ("http:shards", "listening", "0 1 2\nsystemd listens for shards, which is switched off"),
     ("http:http", "listening", "systemd passed 2 sockets"),
     ("http:ws", "bound only", "does not listen"),
 ])

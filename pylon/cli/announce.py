@@ -7,6 +7,7 @@ tells. Used by `start` (from a thread beside the supervisor) and `start --detach
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,13 @@ def announce_when_ready(config: Config, manifest: Manifest, pid: int) -> None:
 
 def announce(config: Config, manifest: Manifest) -> None:
     """Print that the server is ready."""
+    running = find(config)
+    if isinstance(running, Running):  # systemd's sockets may have other ports than the settings
+        ports = {role: running.ports.get(role, config.port_of(role)) for role in _NAMES}
+        config = replace(
+            config, port=ports["http"], ws_port=ports["ws"], sse_port=ports["sse"],
+            shard_port=ports["shards"],
+        )
     if wants_json():
         result(start_body(config, manifest), "")
     elif config.dev_mode:
