@@ -22,6 +22,7 @@ from pylon.bus.writer_port import LocalWriter
 from pylon.clock import Clock
 from pylon.errors import PylonError, StoreUnavailable
 from pylon.storage.sqlite import sessions
+from pylon.storage.sqlite.error_text import error_text
 
 _log = log.get_logger("flusher")
 _PERIOD_S: Final = 1.0
@@ -89,7 +90,7 @@ class Flusher:
         except apsw.BusyError:
             frames, written = -1, 0
         except apsw.Error as ex:
-            raise StoreUnavailable(f"The WAL checkpoint failed: {ex}") from ex
+            raise StoreUnavailable(f"The WAL checkpoint failed: {error_text(ex)}") from ex
         metrics.CHECKPOINT.labels(mode).observe(self._clock.monotonic_s() - started_s)
         self._measure()
         return 0 <= frames == written

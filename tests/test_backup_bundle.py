@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,14 @@ from pathlib import Path
 import apsw
 import pytest
 
+from pylon import __version__
 from pylon.backup import bundle
 from pylon.backup.create import create_backup
 from pylon.backup.hold import Held, hold, is_held, pidfile_of
 from pylon.backup.verify import verify_backup
 from pylon.clock import ManualClock
 from pylon.errors import BackupInvalid, BackupRefused
+from pylon.storage.sqlite.error_text import error_text
 
 
 def make_database(path: Path, rows: int = 5_000) -> apsw.Connection:
@@ -194,3 +197,72 @@ def test_hold_excludes_and_lets_go(tmp_path: Path) -> None:
             pass
     assert not is_held(db_path)
     assert pidfile_of(db_path).name == "live.db.pid"
+
+
+def sign_again(target: Path, **contents: object) -> None:
+    """Make MANIFEST.json true of the files as they are now, with other `contents`."""
+    stated = json.loads((target / "MANIFEST.json").read_text())
+    for name in stated["files"]:
+        entry = bundle.entry_of(target / name)
+        stated["files"][name] = {"size_bytes": entry.size_bytes, "sha256": entry.sha256}
+    (target / "MANIFEST.json").write_text(json.dumps(stated | contents))
+
+
+@pytest.mark.parametrize("version", ["9.9.9", "0.1.1", "0.2", "1.0.0rc1"])
+@pytest.mark.parametrize("where", ["MANIFEST.json", "VERSION"])
+def test_a_bundle_of_a_newer_version_is_refused_with_both_versions(
+    app: Path, version: str, where: str
+) -> None:
+    target = app / "one"
+    back_up(app, target)
+    if where == "VERSION":
+        (target / "VERSION").write_text(version + "\n")
+        sign_again(target)
+    else:
+        sign_again(target, version=version)
+    with pytest.raises(BackupInvalid) as refused:
+        verify_backup(target)
+    assert version in refused.value.message and __version__ in refused.value.message
+
+
+def test_a_bundle_of_an_older_version_or_of_this_one_is_taken(app: Path) -> None:
+    target = app / "one"
+    back_up(app, target)
+    for version in ("0.0.9", "0.1.0.dev3", "0.1", __version__):
+        sign_again(target, version=version)
+        assert verify_backup(target).version == version
+    sign_again(target, version="newest")
+    with pytest.raises(BackupInvalid, match="which is none"):
+        verify_backup(target)
+
+
+def test_a_bundle_with_a_newer_schema_format_is_refused(app: Path) -> None:
+    conn = apsw.Connection(os.fspath(app / "live.db"))
+    conn.execute("INSERT INTO _pylon_meta VALUES ('schema_format', '7')")
+    conn.close()
+    back_up(app, app / "one")
+    with pytest.raises(BackupInvalid, match="schema format 7"):
+        verify_backup(app / "one")
+
+
+def test_a_failure_that_sqlite_has_no_text_for_is_named_by_its_kind(tmp_path: Path) -> None:
+    (tmp_path / "garbage.db").write_bytes(b"no database" * 1_000)
+    source = apsw.Connection(os.fspath(tmp_path / "garbage.db"))
+    target = apsw.Connection(":memory:")
+    with pytest.raises(apsw.NotADBError) as failed, target.backup("main", source, "main") as copy:
+        copy.step(1)
+    assert str(failed.value) == "not an error"
+    assert error_text(failed.value) == "the file is not a database"
+    assert error_text(apsw.FullError("database or disk is full")) == "database or disk is full"
+    assert error_text(apsw.RangeError("not an error")) == "RangeError"
+
+
+def test_no_message_has_the_bare_text_of_an_sqlite_error() -> None:
+    root = Path(__file__).parent.parent
+    bare = re.compile(r"except \(?[^:\n]*apsw[^:\n]*as (\w+):\n(?:(?! +except).*\n){0,9}?.*\{\1\}")
+    found = [
+        str(path.relative_to(root))
+        for package in ("pylon", "supervisor", "workers")
+        for path in (root / package).rglob("*.py") if bare.search(path.read_text())
+    ]
+    assert found == []

@@ -27,6 +27,7 @@ from pylon import __version__
 from pylon.backup import bundle
 from pylon.clock import Clock, SystemRandom
 from pylon.errors import BackupInvalid, BackupRefused
+from pylon.storage.sqlite.error_text import error_text
 
 _STEP_PAGES: Final = 512  # 2 MiB of 4 KiB pages between two looks at on_progress
 
@@ -148,7 +149,7 @@ def _copy_database(source_path: Path, target_path: Path, on_progress: Progress |
     try:
         source = apsw.Connection(os.fspath(source_path), flags=apsw.SQLITE_OPEN_READONLY)
     except apsw.Error as ex:
-        raise BackupInvalid(f"{source_path} cannot be opened: {ex}") from None
+        raise BackupInvalid(f"{source_path} cannot be opened: {error_text(ex)}") from None
     target = apsw.Connection(os.fspath(target_path))
     try:
         source.set_busy_timeout(5_000)
@@ -163,7 +164,7 @@ def _copy_database(source_path: Path, target_path: Path, on_progress: Progress |
         # The copied header says WAL; one plain file is what a bundle needs.
         target.execute("PRAGMA journal_mode = DELETE").fetchall()
     except apsw.Error as ex:
-        raise BackupInvalid(f"{source_path} cannot be copied: {ex}") from None
+        raise BackupInvalid(f"{source_path} cannot be copied: {error_text(ex)}") from None
     finally:
         target.close()
         source.close()

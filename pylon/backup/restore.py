@@ -31,6 +31,7 @@ from pylon.clock import Clock, SystemRandom
 from pylon.errors import BackupInvalid
 from pylon.schema import ddl
 from pylon.storage.sqlite.epochs import open_epoch
+from pylon.storage.sqlite.error_text import error_text
 
 _SIDE_FILES: Final = ("-wal", "-shm")
 _MANIFEST_MODE: Final = 0o644
@@ -122,7 +123,7 @@ def _settle(db_path: Path) -> tuple[bundle.Facts | None, str]:
         finally:
             conn.close()
     except apsw.Error as ex:
-        return None, str(ex)
+        return None, error_text(ex)
     return facts, ""
 
 

@@ -30,6 +30,7 @@ from pylon.schema.history import refuse_newer
 from pylon.schema.live import introspect
 from pylon.storage.names import quote as quote_sql
 from pylon.storage.sqlite.connect import open_reader
+from pylon.storage.sqlite.error_text import error_text
 from pylon.values import EntityCodec
 
 _PROGRESS_ROWS: Final = 10_000
@@ -99,7 +100,7 @@ def _from_file(config: Config, name: str | None) -> Iterator[bytes]:
                 if name in (None, entity.name):
                     yield from _rows(conn, entity)
         except apsw.Error as ex:
-            raise StoreUnavailable(f"{path} cannot be read: {ex}") from ex
+            raise StoreUnavailable(f"{path} cannot be read: {error_text(ex)}") from ex
 
 
 def _rows(conn: apsw.Connection, entity: Entity) -> Iterator[bytes]:

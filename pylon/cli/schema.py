@@ -30,6 +30,7 @@ from pylon.schema import history as schema_history
 from pylon.schema.diff import differences, summary
 from pylon.schema.live import LiveTable, introspect, table_names
 from pylon.storage.sqlite.connect import open_reader
+from pylon.storage.sqlite.error_text import error_text
 
 sqlite_option = click.option(
     "--sqlite", metavar="PATH", help="A database file, instead of PYLON_DB_PATH."
@@ -143,7 +144,7 @@ def history(ctx: click.Context, limit: str, sqlite: str | None, dev: bool) -> No
         try:
             found = schema_history.entries(conn, int(limit))
         except apsw.SQLError as ex:  # another program's table of this name
-            raise click.ClickException(f"the history cannot be read: {ex}") from ex
+            raise click.ClickException(f"the history cannot be read: {error_text(ex)}") from ex
     lines = []
     for entry in found:
         lines.append(

@@ -31,6 +31,7 @@ from pylon.schema.rewrite import apply_plan
 from pylon.schema.steps import Plan
 from pylon.schema.wishes import Wishes, read_wishes
 from pylon.storage.sqlite.connect import open_reader, open_writer
+from pylon.storage.sqlite.error_text import error_text
 
 _YES: Final = ("y", "yes")
 _WARNINGS: Final = {
@@ -97,7 +98,7 @@ def plan(
             with conn:  # one commit for all that is looked at
                 planned = make_plan(conn, app, wishes)
     except apsw.Error as ex:
-        raise SchemaRefused(f"{path} cannot be read: {ex}") from ex
+        raise SchemaRefused(f"{path} cannot be read: {error_text(ex)}") from ex
     body = {
         "code": "PUSH_DRY_RUN", "dry_run": True, "applied": False,
         **_body(planned, path, "live_sqlite" if found else "empty"),
@@ -177,7 +178,7 @@ def _apply(
             planned, prepared = apply_plan(conn, app, wishes, allow_destructive, SystemClock())
             conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     except apsw.Error as ex:
-        raise SchemaRefused(f"{path}: nothing was changed: {ex}") from ex
+        raise SchemaRefused(f"{path}: nothing was changed: {error_text(ex)}") from ex
     steps = [*planned.rewrites, *prepared.plan.steps]
     body["plan"] = {"operations": [s.to_json() for s in steps] or [{"op": "noop"}]}
     if saved is not None:

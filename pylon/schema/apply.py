@@ -31,6 +31,7 @@ from pylon.schema.steps import Plan
 from pylon.storage.names import quote
 from pylon.storage.sqlite import log, meta
 from pylon.storage.sqlite.epochs import open_epoch
+from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.short_rows import note_short_rows
 from pylon.values import EntityCodec
 
@@ -135,7 +136,7 @@ def carry_out(conn: apsw.Connection, plan: Plan) -> None:
         try:
             conn.execute(step.sql)
         except (apsw.ConstraintError, apsw.SQLError) as error:
-            raise SchemaRefused(f"{step.render()}: {error}") from error
+            raise SchemaRefused(f"{step.render()}: {error_text(error)}") from error
 
 
 def _bring_rows_up(

@@ -20,6 +20,7 @@ from pylon.manifest.model import Index, Manifest
 from pylon.schema import history
 from pylon.schema.apply import note_indexes
 from pylon.schema.plan import make_plan
+from pylon.storage.sqlite.error_text import error_text
 
 Spec = tuple[str, str, tuple[str, ...], bool]  # entity, name, fields, unique
 
@@ -50,7 +51,7 @@ def put_indexes(
         conn.execute("RELEASE put_indexes")
         if isinstance(error, PylonError):
             raise
-        raise SchemaRefused(f"the indexes are as they were: {error}") from error
+        raise SchemaRefused(f"the indexes are as they were: {error_text(error)}") from error
     conn.execute("RELEASE put_indexes")
     return len(plan.steps)
 

@@ -30,6 +30,7 @@ from pylon.schema.wishes import Wishes
 from pylon.storage.names import quote
 from pylon.storage.sqlite import documents
 from pylon.storage.sqlite.epochs import open_epoch
+from pylon.storage.sqlite.error_text import error_text
 
 _NEW: Final = "_pylon_new_table"
 _RESHAPING: Final = frozenset(
@@ -62,7 +63,7 @@ def apply_plan(
         try:
             _rewrite(conn, manifest, asked, plan, clock)
         except (apsw.ConstraintError, apsw.SQLError) as error:
-            raise SchemaRefused(f"the database refused the change: {error}") from error
+            raise SchemaRefused(f"the database refused the change: {error_text(error)}") from error
         lines = [s.render() for s in plan.rewrites]
         prepared = complete(conn, manifest, clock, "apply", lines)
         conn.execute("COMMIT")

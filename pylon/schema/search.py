@@ -25,6 +25,7 @@ from pylon.manifest.model import Entity, Manifest
 from pylon.schema import ddl
 from pylon.storage.names import quote
 from pylon.storage.sqlite import meta
+from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.search import (
     TOKENIZER,
     index_columns,
@@ -128,7 +129,7 @@ def renew(
         conn.execute("ROLLBACK TO renew")
         conn.execute("RELEASE renew")
         raise SchemaRefused(
-            f"the index of {name} is too damaged to be renewed beside writes: {error}",
+            f"the index of {name} is too damaged to be renewed beside writes: {error_text(error)}",
             hint="stop the server (pylonctl stop), then: pylonctl search rebuild",
         ) from error
     conn.execute("RELEASE renew")

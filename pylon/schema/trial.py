@@ -20,6 +20,7 @@ from pylon.schema.apply import carry_out
 from pylon.schema.history import refuse_newer
 from pylon.schema.plan import make_plan
 from pylon.storage.sqlite.connect import open_reader
+from pylon.storage.sqlite.error_text import error_text
 
 _SCHEMA: Final = (
     "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' "
@@ -51,7 +52,7 @@ def refuse_unreachable(path: Path | None, manifest: Manifest) -> None:
         except StartRefused:
             raise
         except (apsw.Error, PylonError) as ex:
-            raise StartRefused(f"the database {path} cannot be used: {ex}") from ex
+            raise StartRefused(f"the database {path} cannot be used: {error_text(ex)}") from ex
         plan.check()
         for (sql,) in schema:
             # What another program made may need functions or modules of its own.

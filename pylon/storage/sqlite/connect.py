@@ -15,6 +15,7 @@ import apsw
 from pylon import limits
 from pylon.errors import InternalError, LimitExceeded, PylonError, QueryTimeout, StoreUnavailable
 from pylon.storage.sqlite import memory, pragmas
+from pylon.storage.sqlite.error_text import error_text
 
 STATEMENT_CACHE: Final = 256
 
@@ -65,7 +66,7 @@ def translate(error: apsw.Error) -> PylonError:
     if isinstance(error, apsw.InterruptError):
         return QueryTimeout("the query took too long", hint="narrow it, or add an index")
     if isinstance(error, STORE_FAILURES):
-        return StoreUnavailable(f"the database is not available: {error}")
+        return StoreUnavailable(f"the database is not available: {error_text(error)}")
     if isinstance(error, apsw.TooBigError):
         return LimitExceeded(
             f"the rows of an answer have {limits.LIST_BYTES} bytes at most",

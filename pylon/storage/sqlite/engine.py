@@ -52,6 +52,7 @@ from pylon.schema.search import renew
 from pylon.storage.contract import BatchResult
 from pylon.storage.sqlite import epochs, log, maintenance, pragmas, sessions, shards
 from pylon.storage.sqlite.connect import STORE_FAILURES, open_writer
+from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.journal import Journal
 from pylon.storage.sqlite.row_writes import RowWrites, replayed
 from pylon.storage.sqlite.search import SearchIndex, text_fields
@@ -138,7 +139,9 @@ class SqliteEngine:
         except apsw.Error as error:
             if conn is not None:
                 conn.close()
-            raise StartRefused(f"the database {path} cannot be used: {error}") from error
+            raise StartRefused(
+                f"the database {path} cannot be used: {error_text(error)}"
+            ) from error
         except PylonError:
             if conn is not None:
                 conn.close()

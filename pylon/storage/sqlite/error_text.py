@@ -1,0 +1,39 @@
+"""The text of an error of SQLite, for people.
+
+SQLite keeps the text of a connection's last failure; where a call fails without setting it (each
+step of a backup does), the text is "not an error" and the class of the error is all there is.
+Used wherever an `apsw.Error` becomes part of a message.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import apsw
+
+_EMPTY: Final = ("not an error", "")
+_TEXTS: Final[dict[type[apsw.Error], str]] = {
+    apsw.BusyError: "the database is locked by another process",
+    apsw.CantOpenError: "unable to open the database file",
+    apsw.CorruptError: "the database file is malformed",
+    apsw.FullError: "the database or the disk is full",
+    apsw.IOError: "the disk failed to read or write",
+    apsw.InterruptError: "it was interrupted",
+    apsw.LockedError: "a table of the database is locked",
+    apsw.NoMemError: "there is not enough memory",
+    apsw.NotADBError: "the file is not a database",
+    apsw.PermissionsError: "the file may not be accessed",
+    apsw.ReadOnlyError: "the database may not be written to",
+    apsw.TooBigError: "a value is too large",
+}
+
+
+def error_text(error: BaseException) -> str:
+    """The error's own text, or one for its class."""
+    text = str(error).strip()
+    if text not in _EMPTY:
+        return text
+    for kind, words in _TEXTS.items():
+        if isinstance(error, kind):
+            return words
+    return type(error).__name__
