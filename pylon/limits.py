@@ -165,10 +165,16 @@ WAL_CHECKPOINT_AGE_S: Final = 5.0
 WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024  # RESTART above this
 
 LIVE_QUERIES: Final = 1_000  # of one connection
+LIVE_QUERIES_OF_USER: Final = 4_000  # of one identity over all its sockets, each worker process
+LIVE_QUERIES_OF_ADDRESS: Final = 20_000  # likewise, of one address
 LIVE_QUERIES_TOTAL: Final = 100_000  # each worker process; more: 503 UNAVAILABLE
 LIVE_BYTES: Final = 4 * 1024 * 1024  # of memory, about, for those of one connection
+LIVE_BYTES_OF_USER: Final = 16 * 1024 * 1024
+LIVE_BYTES_OF_ADDRESS: Final = 64 * 1024 * 1024
 LIVE_BYTES_TOTAL: Final = 256 * 1024 * 1024
 LIVE_SCANNED: Final = 1_000  # different ones of an entity that no equality finds
+LIVE_SCANNED_OF_USER: Final = 100
+LIVE_SCANNED_OF_ADDRESS: Final = 400
 LIVE_ROWS: Final = 10_000  # of a result
 LIVE_RESULT_BYTES: Final = 16 * 1024 * 1024
 LIVE_PAGE_BYTES: Final = 256 * 1024  # of rows in one message, if they are more than one
@@ -177,7 +183,10 @@ LIVE_SUB_ID_CHARS: Final = 200
 
 ROOMS: Final = 10_000  # more: 429 ROOM_LIMIT_REACHED
 ROOMS_OF_USER: Final = 100
+ROOMS_OF_ADDRESS: Final = 1_000  # that members from one network address began
+ROOM_MEMBERS_OF_ADDRESS: Final = 10_000  # from one network address, in all rooms
 ROOMS_BYTES: Final = 64 * 1024 * 1024  # what all members of all rooms hold, as JSON text
+ROOMS_BYTES_OF_ADDRESS: Final = 8 * 1024 * 1024  # of these, those from one network address
 ROOM_MEMBERS: Final = 5_000
 ROOM_BYTES: Final = 1024 * 1024  # what a room's members hold: the size of its snapshot
 ROOM_NAME_CHARS: Final = 200

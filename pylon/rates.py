@@ -64,6 +64,10 @@ DOCUMENT_PUSHES: Final = Rate("document-pushes", 1_200, 60.0)
 DOCUMENT_OPENS: Final = Rate("document-opens", 6_000, 60.0)
 MATCHES_BY_USER: Final = Rate("matches-of-user", 60, 60.0)
 MATCHES_BY_ADDRESS: Final = Rate("matches-of-address", 600, 60.0)
+ROOM_JOINS_BY_USER: Final = Rate("room-joins-of-user", 300, 60.0)
+ROOM_JOINS_BY_ADDRESS: Final = Rate("room-joins-of-address", 3_000, 60.0)
+ROOM_MESSAGES_BY_USER: Final = Rate("room-messages-of-user", 15_000, 60.0, burst=3_000)
+ROOM_MESSAGES_BY_ADDRESS: Final = Rate("room-messages-of-address", 300_000, 60.0, burst=30_000)
 
 
 def guests(per_minute: int) -> Rate:

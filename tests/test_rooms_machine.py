@@ -4,6 +4,7 @@ clients are answered, and what a subscriber makes of snapshots and news, is the 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any, NamedTuple
 
 import pytest
@@ -47,6 +48,7 @@ ROOMS = st.sampled_from(["r", 'a "quoted" room/ü'])
 USERS = st.sampled_from(["ann", "bob", 'c"\\'])
 DATA = st.sampled_from([None, 0, {"x": [1]}, 'te"xt', {"name": "n" * 40}])
 WORKERS = st.sampled_from([client_name(11, "aa"), client_name(12, "bb")])
+NETWORKS = st.sampled_from(["", "192.0.2.1", "2001:db8::/64"])
 NUMBERS = st.integers(1, 3)
 
 
@@ -134,10 +136,10 @@ class RoomsMachine(RuleBasedStateMachine):
 
     # --- Clients ---------------------------------------------------------------------------
 
-    @rule(room=ROOMS, user=USERS, data=DATA)
-    def join(self, room: str, user: str, data: Any) -> None:
+    @rule(room=ROOMS, user=USERS, data=DATA, network=NETWORKS)
+    def join(self, room: str, user: str, data: Any, network: str) -> None:
         before = dict(self.members.get(room, {}))
-        answer = self.answer(JoinRoom(room, user, json.dumps(data).encode()))
+        answer = self.answer(JoinRoom(room, user, json.dumps(data).encode(), network))
         snapshot = answer["snapshot"]
         assert (answer["joined"], snapshot["type"], snapshot["room"]) == (room, "snapshot", room)
         assert {p["user_id"]: p["data"] for p in snapshot["peers"]} == before
@@ -194,7 +196,7 @@ class RoomsMachine(RuleBasedStateMachine):
     def join_and_subscribe(
         self, room: str, user: str, data: Any, worker: bytes, number: int
     ) -> None:
-        self.join(room, user, data)
+        self.join(room, user, data, "192.0.2.1")
         self.subscribe(room, user, worker, number)
 
     @precondition(lambda self: self.sockets)
@@ -325,6 +327,17 @@ class RoomsMachine(RuleBasedStateMachine):
         rooms = self.desk._rooms
         assert rooms.members == sum(listed.values())
         assert rooms._size_bytes == sum(room.size_bytes for room in rooms._rooms.values())
+        held: dict[str, Counter[str]] = {}
+        for room in rooms._rooms.values():
+            held.setdefault(room.network, Counter())["rooms"] += 1
+            for member in room.members.values():
+                held.setdefault(member.network, Counter())["members"] += 1
+                held[member.network]["size_bytes"] += len(member.peer) + 1
+        held.pop("", None)
+        names = ("rooms", "members", "size_bytes")
+        assert rooms._networks._held.keys() == held.keys()
+        for network, kept in rooms._networks._held.items():
+            assert [getattr(kept, name) for name in names] == [held[network][n] for n in names]
         if not self.members:
             assert rooms._size_bytes == 0
             assert not rooms._silent

@@ -2,13 +2,14 @@
 
 The acting user is the session's; only an admin's body may name another one as `user_id`, which
 other callers' bodies may have and which is ignored there, for `useRoom` sends it. Invariants:
-what is kept of a request is bounded here (names, data); the answers are the rooms' own texts.
+what is kept of a request is bounded here (names, data), and so is how often an identity and an
+address ask, but for admins, who act for others; the answers are the rooms' own texts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import falcon
 import orjson
@@ -16,9 +17,10 @@ import orjson
 from pylon import limits
 from pylon.api.answers import send_raw
 from pylon.api.body import read_json
-from pylon.api.callers import caller_of
+from pylon.api.callers import address_of, caller_of
 from pylon.api.services import Services
 from pylon.auth.context import AuthContext
+from pylon.auth.forwarded import network_of
 from pylon.bus.rooms_messages import (
     Broadcast,
     GetRoom,
@@ -36,21 +38,45 @@ from pylon.errors import (
     MissingRoom,
     MissingTopic,
 )
+from pylon.rates import (
+    ROOM_JOINS_BY_ADDRESS,
+    ROOM_JOINS_BY_USER,
+    ROOM_MESSAGES_BY_ADDRESS,
+    ROOM_MESSAGES_BY_USER,
+    Rate,
+    address_subject,
+    user_subject,
+)
 
 _Body = dict[str, Any]
 _USER_ID_CHARS: Final = 200
+
+
+class _Asked(NamedTuple):
+    """What a request asks for, checked."""
+
+    room: str
+    user_id: str
+    body: _Body
+    network: str  # that the request comes from; "" for an admin
 
 
 class Verb:
     """A ``POST /api/rooms/<verb>``. A room may be called like the verb: ``GET`` asks for it."""
 
     def __init__(
-        self, services: Services, name: str, command: Callable[[str, str, _Body], RoomCommand]
+        self, services: Services, name: str, command: Callable[[_Asked], RoomCommand],
+        rates: tuple[Rate, Rate] | None,
     ) -> None:
-        """Args: `command` makes the command out of room, user id and body."""
+        """
+        Args:
+            command: makes the command out of what was asked.
+            rates: how often an identity and an address may ask; None: for ever.
+        """
         self._services = services
         self._name = name
         self._command = command
+        self._rates = rates
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         _send_room(self._services, req, resp, self._name)
@@ -61,6 +87,11 @@ class Verb:
         auth = caller_of(req, self._services).auth
         if auth.user_id is None:
             raise AuthRequired("Authentication required")
+        address = "" if auth.is_admin else address_of(req, self._services)
+        if self._rates is not None and not auth.is_admin:
+            of_user, of_address = self._rates
+            self._services.limiter.require(of_user, user_subject(auth.user_id))
+            self._services.limiter.require(of_address, address_subject(address))
         body = read_json(req, self._services)
         if not isinstance(body, dict):
             raise InvalidJson("Invalid request body", hint='Send {"room": "...", ...}')
@@ -68,36 +99,42 @@ class Verb:
         if not isinstance(room, str) or not room:
             raise MissingRoom("room is required")
         _check_chars("room", room, limits.ROOM_NAME_CHARS)
-        command = self._command(room, _acting(auth, body), body)
+        network = network_of(address) if address else ""
+        command = self._command(_Asked(room, _acting(auth, body), body, network))
         send_raw(resp, self._services.rooms.submit(command).body)
 
 
 def verbs(services: Services) -> list[tuple[str, object]]:
     """The routes of what can be done in a room."""
-    made = {"join": _join, "leave": _leave, "presence": _presence, "broadcast": _broadcast}
+    joins = (ROOM_JOINS_BY_USER, ROOM_JOINS_BY_ADDRESS)
+    messages = (ROOM_MESSAGES_BY_USER, ROOM_MESSAGES_BY_ADDRESS)
     return [
-        (f"/api/rooms/{name}", Verb(services, name, command)) for name, command in made.items()
+        (f"/api/rooms/{name}", Verb(services, name, command, rates))
+        for name, command, rates in (
+            ("join", _join, joins), ("leave", _leave, None), ("presence", _presence, messages),
+            ("broadcast", _broadcast, messages),
+        )
     ]
 
 
-def _join(room: str, user_id: str, body: _Body) -> RoomCommand:
-    return JoinRoom(room, user_id, _data(body.get("data")))
+def _join(asked: _Asked) -> RoomCommand:
+    return JoinRoom(asked.room, asked.user_id, _data(asked.body.get("data")), asked.network)
 
 
-def _leave(room: str, user_id: str, body: _Body) -> RoomCommand:
-    return LeaveRoom(room, user_id)
+def _leave(asked: _Asked) -> RoomCommand:
+    return LeaveRoom(asked.room, asked.user_id)
 
 
-def _presence(room: str, user_id: str, body: _Body) -> RoomCommand:
-    return SetPresence(room, user_id, _data(body.get("data", {})))
+def _presence(asked: _Asked) -> RoomCommand:
+    return SetPresence(asked.room, asked.user_id, _data(asked.body.get("data", {})))
 
 
-def _broadcast(room: str, user_id: str, body: _Body) -> RoomCommand:
-    topic = body.get("topic")
+def _broadcast(asked: _Asked) -> RoomCommand:
+    topic = asked.body.get("topic")
     if not isinstance(topic, str) or not topic:
         raise MissingTopic("topic is required")
     _check_chars("topic", topic, limits.ROOM_TOPIC_CHARS)
-    return Broadcast(room, user_id, topic, _data(body.get("data", {})))
+    return Broadcast(asked.room, asked.user_id, topic, _data(asked.body.get("data", {})))
 
 
 class RoomList:

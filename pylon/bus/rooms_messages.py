@@ -19,11 +19,15 @@ from pylon.bus.messages import WriteError
 
 
 class JoinRoom(msgspec.Struct, frozen=True, array_like=True, tag="join", gc=False):
-    """Be a member, with this data (JSON text). The answer has the peers before that."""
+    """Be a member, with this data (JSON text). The answer has the peers before that.
+
+    The member counts for the network `network` (`pylon.auth.forwarded.network_of`); "" is of none.
+    """
 
     room: str
     user_id: str
     data: bytes
+    network: str = ""
 
 
 class LeaveRoom(msgspec.Struct, frozen=True, array_like=True, tag="leave", gc=False):

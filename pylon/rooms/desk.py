@@ -148,8 +148,8 @@ class Desk:
             case Broadcast(room, user_id, topic, data):
                 done = rooms.broadcast(room, user_id, topic, data)
                 return b'{"broadcasted":true}' if done else _NOT_IN_ROOM % b"broadcasted"
-            case JoinRoom(room, user_id, data):
-                name, peers = json_text(room), rooms.join(room, user_id, data)
+            case JoinRoom(room, user_id, data, network):
+                name, peers = json_text(room), rooms.join(room, user_id, data, network)
                 snapshot = b'{"peers":%b,"room":%b,"type":"snapshot"}' % (peers, name)
                 return b'{"joined":%b,"snapshot":%b}' % (name, snapshot)
             case LeaveRoom(room, user_id):

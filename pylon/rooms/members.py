@@ -6,9 +6,11 @@ of silence. When its last socket closes it leaves at once, unless it also polls:
 `useRoom` knows no sockets and asks for the room every five seconds.
 
 Invariants: a room exists while it has members. A socket is subscribed only to rooms that its
-user is in, and never after the leave. What is kept is bounded in rooms, members and bytes
-(`limits.ROOM*`); the bytes of a room are the size of its snapshot. Answers are made of texts
-that each member has ready. Used by `pylon.rooms.desk`.
+user is in, and never after the leave. Rooms, members and bytes are bounded in all, and for each
+user and each network address (`limits.ROOM*`), so that no client can take all of them; the bytes
+of a room are the size of its snapshot. A member counts for the network that it last joined from, a
+room for the network of the member that it began with. Answers are made of texts that each member
+has ready. Used by `pylon.rooms.desk`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pylon import limits
 from pylon.bus.rooms_messages import RoomSnapshot
 from pylon.clock import Clock
 from pylon.errors import NotInRoom, RoomFull, RoomLimitReached
+from pylon.rooms.networks import Networks
 from pylon.rooms.updates import NULL, Socket, Updates, broadcast_text, json_text
 
 _NS_PER_S: Final = 1_000_000_000
@@ -26,10 +29,11 @@ _NEVER_S: Final = float("-inf")
 
 
 class _Member:
-    __slots__ = ("data", "joined_at_s", "peer", "polled_s", "sockets", "user_id")
+    __slots__ = ("data", "joined_at_s", "network", "peer", "polled_s", "sockets", "user_id")
 
-    def __init__(self, user_id: str) -> None:
+    def __init__(self, user_id: str, network: str) -> None:
         self.user_id = user_id
+        self.network = network
         self.data = NULL
         self.joined_at_s = 0  # Unix
         self.peer = b""  # the member as JSON text
@@ -38,10 +42,11 @@ class _Member:
 
 
 class _Room:
-    __slots__ = ("_line", "_peers", "members", "name", "size_bytes", "subscribers")
+    __slots__ = ("_line", "_peers", "members", "name", "network", "size_bytes", "subscribers")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, network: str) -> None:
         self.name = json_text(name)
+        self.network = network
         self.members: dict[str, _Member] = {}
         self.size_bytes = 0
         self.subscribers = 0
@@ -78,6 +83,7 @@ class Rooms:
         self._rooms: dict[str, _Room] = {}
         self._size_bytes = 0
         self._rooms_of: dict[str, set[str]] = {}  # by user id
+        self._networks = Networks()
         self._subscriptions: dict[Socket, dict[str, str]] = {}  # room: user id
         # When a member without sockets was last heard of, the longest silent first.
         self._silent: dict[tuple[str, str], float] = {}
@@ -88,8 +94,8 @@ class Rooms:
 
     # --- Members ---------------------------------------------------------------------------
 
-    def join(self, name: str, user_id: str, data: bytes) -> bytes:
-        """Add or replace a member.
+    def join(self, name: str, user_id: str, data: bytes, network: str = "") -> bytes:
+        """Add or replace a member, which counts for `network` (`pylon.rooms.networks`).
 
         Returns:
             The peers before that, as a JSON array.
@@ -104,14 +110,26 @@ class Rooms:
         if member is None:
             self._check_new_member(room, user_id)
         self._check_size(room, len(peer) + 1 - _size(member))
+        is_new = member is None or member.network != network
+        self._networks.check(
+            network, rooms=int(room is None), members=int(is_new),
+            size_bytes=len(peer) + 1 - (0 if is_new else _size(member)),
+        )
         before = b"[]" if room is None else room.peers()
         was_member = member is not None
         if room is None:
-            room = self._rooms[name] = _Room(name)
+            room = self._rooms[name] = _Room(name, network)
+            self._networks.add(network, rooms=1)
         if member is None:
-            member = room.members[user_id] = _Member(user_id)
+            member = room.members[user_id] = _Member(user_id, network)
+            self._networks.add(network, members=1)
             self._rooms_of.setdefault(user_id, set()).add(name)
             self.members += 1
+        elif is_new:
+            size_bytes = _size(member)
+            self._networks.add(member.network, members=-1, size_bytes=-size_bytes)
+            self._networks.add(network, members=1, size_bytes=size_bytes)
+            member.network = network
         member.joined_at_s = joined_at_s
         self._put(room, member, data, peer)
         self._heard(name, member)
@@ -133,6 +151,7 @@ class Rooms:
         self._silent.pop((name, user_id), None)
         self._size_bytes -= _size(member)
         room.changed(-_size(member))
+        self._networks.add(member.network, members=-1, size_bytes=-_size(member))
         self.members -= 1
         mine = self._rooms_of[user_id]
         mine.discard(name)
@@ -140,6 +159,7 @@ class Rooms:
             del self._rooms_of[user_id]
         if not room.members:
             del self._rooms[name]
+            self._networks.add(room.network, rooms=-1)
         return True
 
     def set_presence(self, name: str, user_id: str, data: bytes) -> bool:
@@ -153,7 +173,9 @@ class Rooms:
         if room is None or member is None:
             return False
         peer = _peer(user_id, data, member.joined_at_s)
-        self._check_size(room, len(peer) + 1 - _size(member))
+        delta_bytes = len(peer) + 1 - _size(member)
+        self._check_size(room, delta_bytes)
+        self._networks.check(member.network, rooms=0, members=0, size_bytes=delta_bytes)
         self._put(room, member, data, peer)
         self._heard(name, member)
         if self._has_listeners(name, room):
@@ -285,6 +307,7 @@ class Rooms:
         member.data = data
         member.peer = peer
         self._size_bytes += delta_bytes
+        self._networks.add(member.network, size_bytes=delta_bytes)
         room.changed(delta_bytes)
 
     def _heard(self, name: str, member: _Member) -> None:

@@ -10,9 +10,9 @@ their seq.
 
 Invariants: no diff is lost, sent twice or out of order, and a subscription that cannot be kept
 so is ended with an error; a row that the caller may not read is not in its result, and leaves
-with a delete. Counted against their limits: subscriptions of a socket and of the worker, memory
-of both, rows and bytes of a result, results under way. A feature of `workers.ws.conversation`;
-made by `workers.ws.server`.
+with a delete. Counted against their limits: subscriptions of a socket, of an identity, of an
+address and of the worker, and their memory; rows and bytes of a result; results under way. A
+feature of `workers.ws.conversation`; made by `workers.ws.server`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from workers.hub.history import History
 from workers.hub.hub import Hub
 from workers.ws import frames
 from workers.ws.conversation import error_message, say
+from workers.ws.holdings import Holdings
 from workers.ws.live_watches import Subscription, Watch, Watches, WatchKey, diff_body, viewer
 
 _WAIT_S: Final = 1.0  # how often one who waits for a client looks whether it still lives
@@ -60,6 +61,7 @@ class LiveQueries:
         self._history = History(store)
         self._transport = hub.transport
         self._watches = Watches(hub.transport, clock)
+        self._holdings = Holdings()
         self._of: dict[Connection, dict[str, Subscription]] = {}
         self._count = 0
         self._size_bytes = 0
@@ -112,8 +114,11 @@ class LiveQueries:
         key: WatchKey = (entity.name, text, viewer(rules, auth))
         watch = self._watches.known(key) or Watch(key, entity, matcher, rules)
         self._check_room(connection, watch.size_bytes)
+        holders = self._holdings.holders_of(connection)
+        self._holdings.check(holders, watch)
         self._watches.check(watch)
-        subscription = Subscription(connection, sub_id, watch)
+        subscription = Subscription(connection, sub_id, watch, holders)
+        self._holdings.add(holders, watch)
         self._of.setdefault(connection, {})[sub_id] = subscription
         self._add(1, watch.size_bytes)
         return subscription, matcher.where
@@ -142,6 +147,7 @@ class LiveQueries:
         if not own:
             del self._of[connection]
         self._watches.end(subscription)
+        self._holdings.remove(subscription.holders, subscription.watch)
         self._add(-1, -subscription.watch.size_bytes)
 
     def _add(self, count: int, size_bytes: int) -> None:

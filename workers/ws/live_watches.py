@@ -51,11 +51,15 @@ _INDEXED_BYTES: Final = 300
 class Subscription:
     """One client's live query. Until it is activated it gets nothing."""
 
-    __slots__ = ("after_seq", "connection", "tail", "watch")
+    __slots__ = ("after_seq", "connection", "holders", "tail", "watch")
 
-    def __init__(self, connection: Connection, sub_id: str, watch: Watch) -> None:
+    def __init__(
+        self, connection: Connection, sub_id: str, watch: Watch, holders: tuple[str, ...] = ()
+    ) -> None:
+        """`holders`: for whom it counts (`workers.ws.holdings`)."""
         self.connection = connection
         self.watch = watch
+        self.holders = holders
         self.tail = b',"sub_id":' + msgspec.json.encode(sub_id) + b"}"
         self.after_seq = 0  # its client knows everything up to here
 

@@ -38,6 +38,13 @@ from pylon.bus.rooms_messages import (
     Unsubscribe,
 )
 from pylon.errors import InvalidData, LimitExceeded, MissingRoom, NotInRoom, Unavailable
+from pylon.limiter import RateLimiter
+from pylon.rates import (
+    ROOM_MESSAGES_BY_ADDRESS,
+    ROOM_MESSAGES_BY_USER,
+    address_subject,
+    user_subject,
+)
 from workers.hub.connection import Connection
 from workers.hub.hub import Hub
 from workers.ws import frames
@@ -94,11 +101,13 @@ class Rooms:
     message_types: tuple[str, ...] = (_SUBSCRIBE, _UNSUBSCRIBE, "presence", "topic")
 
     def __init__(
-        self, hub: Hub, client: RoomsClient, news: RoomNewsSubscriber, *, unscoped: bool
+        self, hub: Hub, client: RoomsClient, news: RoomNewsSubscriber, limiter: RateLimiter, *,
+        unscoped: bool,
     ) -> None:
         self._hub = hub
         self._client = client
         self._news = news
+        self._limiter = limiter
         self._unscoped = unscoped
         self._rooms: dict[str, dict[int, _Subscription]] = {}  # by the connection's number
         self._rooms_of: dict[Connection, set[str]] = {}
@@ -123,7 +132,7 @@ class Rooms:
         """Answer one message.
 
         Raises:
-            MissingRoom, NotInRoom, InvalidData, LimitExceeded, Unavailable.
+            MissingRoom, NotInRoom, InvalidData, LimitExceeded, RateLimited, Unavailable.
         """
         kind = message["type"]
         if kind not in (_SUBSCRIBE, _UNSUBSCRIBE):
@@ -175,6 +184,9 @@ class Rooms:
             raise LimitExceeded(
                 f"The message is too large to pass on (limit {limits.ROOM_DATA_BYTES} bytes)"
             )
+        if not connection.caller.auth.is_admin:
+            self._limiter.require(ROOM_MESSAGES_BY_USER, user_subject(user_id))
+            self._limiter.require(ROOM_MESSAGES_BY_ADDRESS, address_subject(connection.address))
         while (
             self._relayed.get(connection, 0) >= limits.ROOM_RELAYS
             or self._relays_bytes > limits.BUS_ROOM_NEWS_BYTES

@@ -74,7 +74,7 @@ def serve(booted: Booted) -> NoReturn:
     live = LiveQueries(app, booted.reader_pool, changes.feed, hub, app.clock)
     rooms = Rooms(
         hub, RoomsClient(booted.runtime, app.random), RoomNewsSubscriber(booted.runtime),
-        unscoped=app.config.ws_unscoped_presence,
+        booted.limiter, unscoped=app.config.ws_unscoped_presence,
     )
     writer = WriterClient(booted.runtime, app.clock, app.random)
     documents = Documents(app, booted.reader_pool, writer, booted.runtime, hub)
