@@ -238,3 +238,5 @@ PRUNE_PERIOD_S: Final = 10.0
 SESSION_STEP: Final = 100  # expired sessions in one write
 SESSION_STEPS: Final = 100  # in each PRUNE_PERIOD_S
 SESSIONS_COUNT_S: Final = 60.0
+GUEST_UNUSED_S: Final = 86_400  # a guest whose token was never presented lives so long
+USED_GUESTS: Final = 10_000  # noted at once, in each worker and in the supervisor

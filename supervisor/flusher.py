@@ -3,8 +3,9 @@
 The writer never checkpoints. PASSIVE checkpoints run when the WAL has grown or aged; they
 block nobody. When readers have kept the WAL from being reset until it passes
 `limits.WAL_LIMIT_BYTES`, a RESTART waits for them for a short time, and is logged if they do
-not let go. `flush_all` truncates the WAL at the end of a drain. Old change events and expired
-sessions are dropped through the writer, in small steps, so that they share its transactions.
+not let go. `flush_all` truncates the WAL at the end of a drain. Old change events, expired sessions
+and guests that nobody used are dropped through the writer, in small steps, so that they share its
+transactions; guests that workers saw for the first time are marked as used likewise.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Final
 import apsw
 
 from pylon import limits, log, metrics
-from pylon.bus.messages import PruneLog, PruneSessions
+from pylon.bus.messages import PruneLog, PruneSessions, UseSessions
 from pylon.bus.runtime import Runtime
 from pylon.bus.writer_port import LocalWriter
 from pylon.clock import Clock
@@ -57,6 +58,8 @@ class Flusher:
         self._flushed_mtime_ns = 0
         self._flushed_at_s = clock.monotonic_s()
         self._pruned_at_s = clock.monotonic_s()
+        self._used_guests: set[str] = set()
+        self._used_guests_lock = threading.Lock()
         self._sessions_counted_s = float("-inf")
         self.oldest_seq = 0
         self.wal_bytes = 0
@@ -149,13 +152,26 @@ class Flusher:
         for kind, count in self.sessions.items():
             metrics.SESSIONS.labels(kind).set(count)
 
+    def note_used_guests(self, session_ids: list[str]) -> None:
+        """Mark these guests as used in the next round; from any thread."""
+        with self._used_guests_lock:
+            if len(self._used_guests) < limits.USED_GUESTS:  # others come again
+                self._used_guests.update(session_ids)
+
+    def _mark_used_guests(self, writer: LocalWriter) -> None:
+        with self._used_guests_lock:
+            noted, self._used_guests = list(self._used_guests), set()
+        for start in range(0, len(noted), limits.SESSION_STEP):
+            writer.submit(UseSessions(noted[start : start + limits.SESSION_STEP]))
+
     def _collect_sessions(self, writer: LocalWriter) -> None:
-        """Drop what has expired. A step is small because a session lies anywhere in its table:
-        1,000 of a million took the writer 150 ms."""
+        """Drop what has expired, and guests that were never used. A step is small because a
+        session lies anywhere in its table: 1,000 of a million took the writer 150 ms."""
+        unused_before_s = self._clock.wall_ns() // _NS_PER_S - limits.GUEST_UNUSED_S
         for _ in range(limits.SESSION_STEPS):
             if self._ending.is_set():
                 break
-            count = writer.submit(PruneSessions(limits.SESSION_STEP)).count
+            count = writer.submit(PruneSessions(limits.SESSION_STEP, unused_before_s)).count
             metrics.SESSIONS_COLLECTED.inc(count)
             if count < limits.SESSION_STEP:
                 break
@@ -166,6 +182,7 @@ class Flusher:
         while not self._ending.wait(_PERIOD_S):
             try:
                 self.look()
+                self._mark_used_guests(writer)
                 if self._clock.monotonic_s() - self._pruned_at_s >= limits.PRUNE_PERIOD_S:
                     self._pruned_at_s = self._clock.monotonic_s()
                     self._prune(writer)
@@ -176,4 +193,9 @@ class Flusher:
                 if not failing:
                     _log.exception("flusher.failed", error=ex)
                 failing = True
+        try:
+            self._mark_used_guests(writer)
+        except PylonError as ex:
+            _log.warning("guests.not_marked", error=ex.message,
+                         hint="they are marked when they come again")
         writer.close()

@@ -35,11 +35,16 @@ class Beat:
 
 
 class Heartbeats:
-    """`changed` is called, from the thread, when a worker's readiness changes."""
+    """`changed` is called, from the thread, when a worker's readiness changes; `used_guests`
+    with the guests that a heartbeat names."""
 
-    def __init__(self, clock: Clock, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, clock: Clock, changed: Callable[[], None],
+        used_guests: Callable[[list[str]], None] = lambda _: None,
+    ) -> None:
         self._clock = clock
         self._changed = changed
+        self._used_guests = used_guests
         self._lock = threading.Lock()
         self._beats: dict[tuple[str, str], Beat] = {}
         self._merged = Merged()
@@ -69,6 +74,8 @@ class Heartbeats:
             before = self._beats.get(key)
             self._beats[key] = beat
             self._merged.update(status)
+        if status.used_guests:
+            self._used_guests(status.used_guests)
         if before is None or (before.ready, before.pid) != (beat.ready, beat.pid):
             self._changed()
 

@@ -124,7 +124,9 @@ def _assemble(
     rooms = RoomsThread(runtime, clock, SystemRandom())
     rooms.start()
     stack.callback(rooms.stop)
-    heartbeats = Heartbeats(clock, lambda: events.put(RolesChanged()))
+    heartbeats = Heartbeats(
+        clock, lambda: events.put(RolesChanged()), flusher.note_used_guests
+    )
     heartbeats.start(StatusReceiver(runtime))
     stack.callback(heartbeats.stop)
     signals = PlainSignalSender(runtime)

@@ -9,10 +9,12 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import apsw
 import pytest
 
 from pylon.metrics.families import SUPERVISOR, WORKER
 from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
+from tests.support.sync_client import SyncClient
 
 pytestmark = pytest.mark.processes
 
@@ -64,6 +66,23 @@ def test_a_dead_http_worker_is_counted_as_a_restart(server: PylonServer) -> None
     assert server.status()["restarts"] == 1
     assert server.terminate() == 0
     assert '"event":"child.died"' in server.log_path.read_text()
+
+
+def test_a_guest_is_in_use_once_its_token_was_seen(server: PylonServer) -> None:
+    token, _ = server.guest()
+    socket_token, _ = server.guest()
+    server.guest()
+    conn = apsw.Connection(str(server.db_path), flags=apsw.SQLITE_OPEN_READONLY)
+
+    def unused() -> int:
+        return int(conn.execute("SELECT count(*) FROM _pylon_unused_guests").get)
+
+    assert unused() == 3
+    assert server.request("GET", "/api/auth/me", token=token)[0] == 200
+    wait_until("an HTTP worker has told", lambda: unused() == 2)
+    with SyncClient(server, "ws", socket_token):
+        wait_until("the other one is in use as well", lambda: unused() == 1)
+    conn.close()
 
 
 def test_alerts_of_the_guide_are_valid_and_name_metrics_that_exist(

@@ -257,7 +257,7 @@ def test_expired_sessions_are_dropped_in_steps_and_others_stay(tmp_path: Path) -
     apply(engine, *[PutSession(f"old{n}", "a", True, 0, now_s - n, "") for n in range(5)],
           PutSession("ever", "a", True, 0, 0, ""),
           PutSession("later", "a", False, 0, now_s + 1, ""))
-    assert [apply(engine, PruneSessions(2))[0].count for _ in range(4)] == [2, 2, 1, 0]
+    assert [apply(engine, PruneSessions(2, 0))[0].count for _ in range(4)] == [2, 2, 1, 0]
     assert reader.session("old0") is None
     assert reader.session("ever") is not None and reader.session("later") is not None
 

@@ -12,7 +12,15 @@ import apsw
 import pytest
 
 from pylon import limits
-from pylon.bus.messages import InsertRow, MarkClean, OpKey, PutSession, WriteReply, WriteRequest
+from pylon.bus.messages import (
+    DropSession,
+    InsertRow,
+    MarkClean,
+    OpKey,
+    PutSession,
+    WriteReply,
+    WriteRequest,
+)
 from pylon.bus.runtime import Runtime, make_runtime_dir
 from pylon.bus.writer_port import LocalWriter
 from pylon.clock import ManualClock, SystemClock, SystemRandom
@@ -311,5 +319,36 @@ def test_expired_sessions_are_collected_in_bounded_steps_and_counted(
         flusher.look()
         left.append(flusher.sessions)
     assert left == [{"guest": n, "user": 1} for n in (15, 0, 0)]
+    local.close()
+    writer.stop()
+
+
+def test_guests_that_nobody_used_are_collected_after_a_day(store: Store, flusher: Flusher) -> None:
+    now_s = store.clock.wall_ns() // 10**9
+    store.engine.apply([
+        *(WriteRequest(n, PutSession(f"guest{n}", "u", True, now_s, 0, "")) for n in range(5)),
+        WriteRequest(9, PutSession("user", "u", False, now_s, 0, "")),
+    ])
+    reader = SqliteReader(store.db_path, store.manifest)
+
+    def left() -> dict[str, bool]:
+        found = {name: reader.session(name) for name in ("guest0", "guest1", "guest2", "user")}
+        return {name: row.is_unused for name, row in found.items() if row is not None}
+
+    writer, local = writing(store)
+    assert left() == {"guest0": True, "guest1": True, "guest2": True, "user": False}
+    flusher.note_used_guests(["guest0", "guest1"])
+    flusher.note_used_guests(["guest1", "unknown"])
+    flusher._mark_used_guests(local)
+    assert left() == {"guest0": False, "guest1": False, "guest2": True, "user": False}
+    store.clock.advance(limits.GUEST_UNUSED_S)
+    flusher._collect_sessions(local)
+    assert left()["guest2"]
+    store.clock.advance(1)
+    flusher._collect_sessions(local)
+    assert left() == {"guest0": False, "guest1": False, "user": False}
+    local.submit(DropSession("guest1"))
+    assert left() == {"guest0": False, "user": False}
+    reader.close()
     local.close()
     writer.stop()

@@ -17,7 +17,7 @@ import gc
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
 import gevent
@@ -25,6 +25,7 @@ import gevent
 from pylon import config as settings
 from pylon import log, metrics
 from pylon.app import App, load_app
+from pylon.auth.callers import UsedGuests
 from pylon.bus.child import ChildEnv
 from pylon.bus.messages import WorkerStatus
 from pylon.bus.runtime import Runtime
@@ -54,6 +55,7 @@ class Booted:
     reader_pool: ReaderPool
     clock: Clock
     limiter: RateLimiter
+    used_guests: UsedGuests = field(default_factory=UsedGuests)
 
 
 def boot() -> Booted:
@@ -134,6 +136,7 @@ def run_status(
                     ready=was_ready,
                     connections=connections(),
                     metrics=metrics.snapshot(),
+                    used_guests=booted.used_guests.take_all(),
                 )
             )
         gevent.sleep(max(0.0, due_s - clock.monotonic_s()))

@@ -26,20 +26,44 @@ _NS_PER_S: Final = 1_000_000_000
 Carried = TypeVar("Carried")  # what credentials come in: headers, or a token
 
 
+class UsedGuests:
+    """Guests whose tokens were presented for the first time, until the next heartbeat tells.
+
+    Bound: limits.USED_GUESTS; one that finds no place is noted when it comes again, as is one
+    whose heartbeat was lost.
+    """
+
+    __slots__ = ("_session_ids",)
+
+    def __init__(self) -> None:
+        self._session_ids: set[str] = set()
+
+    def add(self, session_id: str) -> None:
+        if len(self._session_ids) < limits.USED_GUESTS:
+            self._session_ids.add(session_id)
+
+    def take_all(self) -> list[str]:
+        """Those that were noted since the last call."""
+        taken, self._session_ids = self._session_ids, set()
+        return list(taken)
+
+
 class Callers(Generic[Carried]):
     """See the module."""
 
-    __slots__ = ("_clock", "_config", "_ends", "_known", "_stale_s", "_store")
+    __slots__ = ("_clock", "_config", "_ends", "_known", "_stale_s", "_store", "_used_guests")
 
     def __init__(
         self, config: Config, store: Store, clock: Clock,
-        ends: Callable[[str, float], None] | None = None,
+        ends: Callable[[str, float], None] | None = None, used_guests: UsedGuests | None = None,
     ) -> None:
         """
         Args:
             ends: told of each session that is looked up and has an end: its id, and that end
                 in monotonic seconds.
+            used_guests: gets the guests that the store takes for unused.
         """
+        self._used_guests = UsedGuests() if used_guests is None else used_guests
         self._config = config
         self._store = store
         self._clock = clock
@@ -68,6 +92,8 @@ class Callers(Generic[Carried]):
         def session_of(session_id: str) -> SessionRow | None:
             nonlocal until_s
             session = self._store.point(lambda reader: reader.session(session_id))
+            if session is not None and session.is_unused:
+                self._used_guests.add(session_id)
             if session is not None and session.expires_at_s:
                 left_s = (session.expires_at_s * _NS_PER_S - clock.wall_ns()) / _NS_PER_S
                 until_s = min(until_s, now_s + left_s)

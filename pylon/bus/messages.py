@@ -146,9 +146,17 @@ class PruneLog(msgspec.Struct, frozen=True, array_like=True, tag="prune_log"):
 
 
 class PruneSessions(msgspec.Struct, frozen=True, array_like=True, tag="prune_sessions"):
-    """Drop at most `limit` expired sessions (retention)."""
+    """Drop at most `limit` expired sessions, and as many guests that were made before
+    `unused_before_s` (Unix time) and never used (retention)."""
 
     limit: int
+    unused_before_s: int
+
+
+class UseSessions(msgspec.Struct, frozen=True, array_like=True, tag="use_sessions"):
+    """The tokens of these guests were presented, so they stay until they expire."""
+
+    session_ids: list[str]
 
 
 class ResetRows(msgspec.Struct, frozen=True, array_like=True, tag="reset_rows"):
@@ -176,8 +184,8 @@ class MarkClean(msgspec.Struct, frozen=True, array_like=True, tag="mark_clean"):
 
 WriteOp = (
     InsertRow | UpdateRow | DeleteRow | Transact | PutSession | DropSession | PutShard | MoveShard
-    | DropShard | PruneLog | PruneSessions | ResetRows | PutIndexes | RenewSearch | MarkClean
-    | OpenDocument | PushDocument
+    | DropShard | PruneLog | PruneSessions | UseSessions | ResetRows | PutIndexes | RenewSearch
+    | MarkClean | OpenDocument | PushDocument
 )
 
 
@@ -270,7 +278,8 @@ class Family(msgspec.Struct, frozen=True, array_like=True):
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, array_like=True):
-    """A heartbeat, once a second: alive, ready, and the process's metrics."""
+    """A heartbeat, once a second: alive, ready, the process's metrics, and the sessions of guests
+    whose tokens it saw for the first time."""
 
     role: str
     worker: str  # unique name of the process within the role, e.g. "1"
@@ -278,6 +287,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, array_like=True):
     ready: bool
     connections: int
     metrics: list[Family]
+    used_guests: list[str] = []
 
 
 write_requests = msgspec.msgpack.Decoder(list[WriteRequest])

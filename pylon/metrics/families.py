@@ -245,7 +245,9 @@ SESSIONS: Final = Gauge(
     "once a minute.", ("kind",), registry=SUPERVISOR,
 )
 SESSIONS_COLLECTED: Final = Counter(
-    "pylon_sessions_collected_total", "Expired sessions that were deleted.", registry=SUPERVISOR,
+    "pylon_sessions_collected_total",
+    "Sessions deleted because they had expired, or were guests that nobody had used.",
+    registry=SUPERVISOR,
 )
 ROOMS: Final = Gauge("pylon_rooms", "Rooms that have members.", registry=SUPERVISOR)
 ROOM_MEMBERS: Final = Gauge(

@@ -44,6 +44,11 @@ SYSTEM_TABLES: Final[tuple[str, ...]] = (
         tenant_id TEXT) WITHOUT ROWID""",
     """CREATE INDEX IF NOT EXISTS _pylon_auth_sessions_by_expiry
         ON _pylon_auth_sessions (expires_at) WHERE expires_at > 0""",
+    # Guests whose token nobody has presented yet: they go after limits.GUEST_UNUSED_S.
+    """CREATE TABLE IF NOT EXISTS _pylon_unused_guests (
+        session_id TEXT PRIMARY KEY NOT NULL, created_at INTEGER NOT NULL) WITHOUT ROWID""",
+    """CREATE INDEX IF NOT EXISTS _pylon_unused_guests_by_age
+        ON _pylon_unused_guests (created_at)""",
     """CREATE TABLE IF NOT EXISTS _pylon_epochs (
         first_seq INTEGER PRIMARY KEY, void_from INTEGER NOT NULL, reason TEXT NOT NULL,
         at INTEGER NOT NULL)""",

@@ -104,7 +104,10 @@ class Aggregate:
 
 @dataclass(frozen=True, slots=True)
 class SessionRow:
-    """A stored session; `session_id` is the hash of its token. `expires_at_s` 0: never."""
+    """A stored session; `session_id` is the hash of its token. `expires_at_s` 0: never.
+
+    `is_unused`: a guest's whose token has not been presented as far as the store knows.
+    """
 
     session_id: str
     user_id: str
@@ -113,6 +116,7 @@ class SessionRow:
     expires_at_s: int
     device: str
     tenant_id: str | None
+    is_unused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ class HttpProcess:
         self._services = Services(
             app=app,
             store=store,
-            callers=Callers(app.config, store, app.clock),
+            callers=Callers(app.config, store, app.clock, used_guests=booted.used_guests),
             writer=self._writer,
             rooms=self._rooms,
             shards=self._shards,

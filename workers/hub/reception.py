@@ -66,6 +66,7 @@ class Reception:
         self.callers: Callers[str] = Callers(  # by token
             app.config, booted.reader_pool, app.clock,
             lambda session_id, at_s: self.sessions.expires(session_id, at_s),  # noqa: PLW0108  (made below)
+            booted.used_guests,
         )
         self.sessions = SessionWatch(booted.reader_pool, app.clock, self.callers.forget)
         self.sessions.watch(hub)

@@ -37,6 +37,7 @@ from pylon.bus.messages import (
     ResetRows,
     Transact,
     UpdateRow,
+    UseSessions,
     WriteError,
     WriteReply,
     WriteRequest,
@@ -100,6 +101,7 @@ class SqliteEngine:
             DropShard: self._drop_shard,
             PruneLog: self._prune,
             PruneSessions: self._prune_sessions,
+            UseSessions: self._use_sessions,
             ResetRows: rows.reset,
             PutIndexes: self._put_indexes,
             RenewSearch: self._renew_search,
@@ -287,8 +289,12 @@ class SqliteEngine:
         return WriteReply(number, count=self._retention.prune(op))
 
     def _prune_sessions(self, number: int, op: PruneSessions, journal: Journal) -> WriteReply:
-        count = sessions.drop_expired(self._conn, journal.now_s, op.limit)
-        return WriteReply(number, count=count)
+        expired = sessions.drop_expired(self._conn, journal.now_s, op.limit)
+        unused = sessions.drop_unused(self._conn, op.unused_before_s, op.limit)
+        return WriteReply(number, count=expired + unused)
+
+    def _use_sessions(self, number: int, op: UseSessions, journal: Journal) -> WriteReply:
+        return WriteReply(number, count=sessions.mark_used(self._conn, op.session_ids))
 
     def _put_indexes(self, number: int, op: PutIndexes, journal: Journal) -> WriteReply:
         done = put_indexes(self._conn, self._manifest, op.indexes, self._clock)

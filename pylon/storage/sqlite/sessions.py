@@ -1,7 +1,11 @@
-"""`_pylon_auth_sessions`: who is signed in.
+"""`_pylon_auth_sessions`: who is signed in; `_pylon_unused_guests`: guests nobody came back as.
 
-Rows are written by the engine and read by whoever resolves tokens and watches sockets. Functions
-on a connection; apsw's errors are the caller's to translate.
+Anybody may make guests, and a guest lives for as long as every session. So a new guest is also
+noted as unused, until a worker has seen its token (`mark_used`); one that stays unused is dropped
+long before it expires. Sessions from before that table are in use.
+
+The engine writes the rows; resolvers of tokens and the watch of sockets read them. Functions on a
+connection; apsw's errors are the caller's to translate.
 """
 
 from __future__ import annotations
@@ -23,23 +27,54 @@ def put(conn: apsw.Connection, session: PutSession) -> None:
         (session.session_id, session.user_id, int(session.is_guest), session.created_at_s,
          session.expires_at_s, session.device, session.tenant_id),
     )
+    if session.is_guest:
+        conn.execute(
+            "INSERT OR REPLACE INTO _pylon_unused_guests (session_id, created_at) VALUES (?, ?)",
+            (session.session_id, session.created_at_s),
+        )
 
 
 def drop(conn: apsw.Connection, session_id: str) -> int:
     """End a session; how many there were (0 or 1)."""
+    conn.execute("DELETE FROM _pylon_unused_guests WHERE session_id = ?", (session_id,))
     conn.execute("DELETE FROM _pylon_auth_sessions WHERE session_id = ?", (session_id,))
+    return conn.changes()
+
+
+def mark_used(conn: apsw.Connection, session_ids: Sequence[str]) -> int:
+    """The tokens of these sessions were presented; how many of them were unused until now."""
+    conn.execute(
+        "DELETE FROM _pylon_unused_guests WHERE session_id IN (SELECT value FROM json_each(?))",
+        (json.dumps(session_ids),),
+    )
     return conn.changes()
 
 
 def drop_expired(conn: apsw.Connection, now_s: int, limit: int) -> int:
     """Forget sessions that are over, `limit` at most; how many there were."""
-    conn.execute(
-        "DELETE FROM _pylon_auth_sessions WHERE session_id IN "
-        "(SELECT session_id FROM _pylon_auth_sessions "
-        "WHERE expires_at > 0 AND expires_at <= ? LIMIT ?)",
-        (now_s, limit),
+    return _drop_found(
+        conn,
+        "SELECT session_id FROM _pylon_auth_sessions "
+        "WHERE expires_at > 0 AND expires_at <= ? LIMIT ?",
+        now_s, limit,
     )
-    return conn.changes()
+
+
+def drop_unused(conn: apsw.Connection, made_before_s: int, limit: int) -> int:
+    """Forget guests that were made before then and never used, `limit` at most; how many."""
+    return _drop_found(
+        conn,
+        "SELECT session_id FROM _pylon_unused_guests WHERE created_at < ? "
+        "ORDER BY created_at LIMIT ?",
+        made_before_s, limit,
+    )
+
+
+def _drop_found(conn: apsw.Connection, query: str, *params: int) -> int:
+    found = conn.execute(query, params).fetchall()
+    for (session_id,) in found:
+        drop(conn, str(session_id))
+    return len(found)
 
 
 def count_by_kind(conn: apsw.Connection) -> dict[str, int]:
@@ -55,15 +90,18 @@ def count_by_kind(conn: apsw.Connection) -> dict[str, int]:
 def find(conn: apsw.Connection, session_id: str) -> SessionRow | None:
     """A session, over or not."""
     row = conn.execute(
-        "SELECT session_id, user_id, is_guest, created_at, expires_at, device, tenant_id "
-        "FROM _pylon_auth_sessions WHERE session_id = ?",
+        "SELECT session_id, user_id, is_guest, created_at, expires_at, device, tenant_id, "
+        "is_guest AND EXISTS (SELECT 1 FROM _pylon_unused_guests AS u "
+        "WHERE u.session_id = s.session_id) "
+        "FROM _pylon_auth_sessions AS s WHERE session_id = ?",
         (session_id,),
     ).fetchone()
     if row is None:
         return None
-    found, user_id, is_guest, created_at_s, expires_at_s, device, tenant_id = row
+    found, user_id, is_guest, created_at_s, expires_at_s, device, tenant_id, is_unused = row
     return SessionRow(
-        found, user_id, bool(is_guest), created_at_s, expires_at_s, device, tenant_id
+        found, user_id, bool(is_guest), created_at_s, expires_at_s, device, tenant_id,
+        bool(is_unused),
     )
 
 
