@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import gevent
 import orjson
 
+from pylon import limits
 from pylon.app import App
 from pylon.auth.context import AuthContext
 from pylon.errors import EntityNotFound, PolicyDenied
@@ -61,13 +63,27 @@ def readable(app: App, entity: Entity, auth: AuthContext) -> SqlClause:
 def may_see_row(
     app: App, store: Store, entity: Entity, auth: AuthContext, row_id: str
 ) -> bool:
-    """Whether the row is there and the caller may read it. Takes as long for a row that is
-    hidden, however large, as for none: the store judges it, and no row is decoded."""
+    """Whether the row is there and the caller may read it. The store judges it, and no row is
+    decoded; see `wait_before_absence` for what is left to measure."""
     clause = ALL if auth.is_admin else app.rules.of(entity.name).read_clause(auth)
     if clause.sql == NOTHING.sql:
         return False
     where = and_(SqlClause(f"{quote('id')} = ?", (row_id,)), clause)
     return store.point(lambda reader: reader.count(entity.name, where)) > 0
+
+
+def wait_before_absence(app: App, entity: Entity, auth: AuthContext, started_s: float) -> None:
+    """Before a caller is told that there is no such row: let a row that is hidden from it take
+    as long as none. What the store needs to pass over a hidden row grows with its size.
+
+    Args:
+        started_s: when the request began, on the app's monotonic clock.
+    """
+    if auth.is_admin or isinstance(app.rules.of(entity.name).routing, Everyone | ByAuth):
+        return  # no row can be hidden
+    left_s = started_s + limits.ABSENCE_S - app.clock.monotonic_s()
+    if left_s > 0:
+        gevent.sleep(left_s)
 
 
 def may_see(app: App, entity: Entity, auth: AuthContext, row_json: bytes) -> bool:

@@ -11,7 +11,7 @@ import orjson
 
 from pylon import limits
 from pylon.api import changes
-from pylon.api.access import entity_named, may_see, readable
+from pylon.api.access import entity_named, readable, wait_before_absence
 from pylon.api.answers import joined, send, send_raw
 from pylon.api.body import decode_json, read_body
 from pylon.api.callers import caller_of, subject_of
@@ -129,11 +129,15 @@ class EntityRow:
         self, req: falcon.Request, resp: falcon.Response, entity: str, row_id: str
     ) -> None:
         services = self._services
+        started_s = services.app.clock.monotonic_s()
         auth = caller_of(req, services).auth
         named = entity_named(services.app, entity, auth)
-        readable(services.app, named, auth)
-        found = services.store.point(lambda reader: reader.get_version(named.name, row_id))
-        if found is None or not may_see(services.app, named, auth, found[0]):
+        allowed = readable(services.app, named, auth)
+        found = services.store.point(
+            lambda reader: reader.get_version(named.name, row_id, allowed)
+        )
+        if found is None:
+            wait_before_absence(services.app, named, auth, started_s)
             raise NotFound(f'{named.name} with id "{row_id}" not found')
         row, seq = found
         if seq is not None:

@@ -14,7 +14,7 @@ import falcon
 import orjson
 
 from pylon.api import changes
-from pylon.api.access import entity_named, may_see
+from pylon.api.access import entity_named
 from pylon.api.answers import send
 from pylon.api.body import decode_json, read_body
 from pylon.api.callers import caller_of
@@ -92,14 +92,20 @@ def _of_target(
 ) -> UpdateRow:
     """The update of the row at the other end of a to-many relation."""
     target = services.app.manifest.by_name[relation.target]
-    source = services.store.point(lambda reader: reader.get(entity.name, row_id))
-    if source is None or not may_see(services.app, entity, auth, source):
+    allowed = services.app.rules.of(entity.name).read_clause(auth)
+    source = services.store.point(
+        lambda reader: reader.get_version(entity.name, row_id, allowed)
+    )
+    if source is None:
         raise NotFound("Source entity not found")
     if linked:
         patch = {relation.field: row_id}
         return changes.update(services.app, target, auth, target_id, patch, key)
-    found = services.store.point(lambda reader: reader.get_version(target.name, target_id))
-    if found is None or not may_see(services.app, target, auth, found[0]):
+    visible = services.app.rules.of(target.name).read_clause(auth)
+    found = services.store.point(
+        lambda reader: reader.get_version(target.name, target_id, visible)
+    )
+    if found is None:
         raise NotFound("Target entity not found")
     row, seq = found
     if key is None and orjson.loads(row)[relation.field] != row_id:

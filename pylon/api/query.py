@@ -10,23 +10,17 @@ from typing import Final
 
 import falcon
 
-from pylon.api.access import entity_named, may_see, readable
+from pylon.api.access import entity_named, readable, wait_before_absence
 from pylon.api.answers import send_raw
 from pylon.api.body import decoded, read_body
 from pylon.api.callers import caller_of, subject_of
 from pylon.api.remembered import answered, scope_of
 from pylon.api.services import Services
 from pylon.errors import NotFound
-from pylon.manifest.model import Entity, FieldType
-from pylon.storage.clause import SqlClause
-from pylon.storage.contract import Query
-from pylon.storage.names import quote
 from pylon.storage.sqlite.filters import parse_filter
-from pylon.storage.where import and_
 from pylon.values import decode_query
 
 _SHOWN_CHARS: Final = 200
-_BOOL_TEXT: Final[dict[str, str | int]] = {"true": 1, "false": 0}
 
 
 class EntityQuery:
@@ -64,28 +58,17 @@ class Lookup:
         self, req: falcon.Request, resp: falcon.Response, entity: str, field: str, value: str
     ) -> None:
         services = self._services
+        started_s = services.app.clock.monotonic_s()
         auth = caller_of(req, services).auth
         named = entity_named(services.app, entity, auth)
         allowed = readable(services.app, named, auth)
-        who = subject_of(req, services)
         row = services.store.scan(
-            lambda reader: reader.lookup(named.name, field, value), caller=who
+            lambda reader: reader.lookup(named.name, field, value, allowed),
+            caller=subject_of(req, services),
         )
-        if row is not None and not may_see(services.app, named, auth, row):
-            # The first one is hidden from this caller: is there another?
-            query = Query(where=and_(_equals(named, field, value), allowed), limit=1)
-            rows = services.store.scan(lambda reader: reader.rows(named.name, query), caller=who)
-            row = rows[0] if rows else None
         if row is None:
+            wait_before_absence(services.app, named, auth, started_s)
             raise NotFound(f"{named.name}.{field} = {value[:_SHOWN_CHARS]} not found")
         send_raw(resp, row)
 
     on_head = on_get
-
-
-def _equals(entity: Entity, name: str, value: str) -> SqlClause:
-    """The same comparison as `Reader.lookup`: text from a URL against a field of any type."""
-    field = entity.by_name.get(name)
-    is_bool = field is not None and field.type is FieldType.BOOL
-    param = _BOOL_TEXT.get(value, value) if is_bool else value
-    return SqlClause(f"{quote(name)} = ?", (param,))

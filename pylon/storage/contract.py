@@ -19,6 +19,7 @@ from pylon.changelog.event import ChangeBatch, ChangeEvent
 from pylon.manifest.model import Entity, Relation
 from pylon.rates import SERVER
 from pylon.storage.clause import SqlClause
+from pylon.storage.where import ALL
 
 T = TypeVar("T")
 
@@ -176,11 +177,17 @@ class Reader(Protocol):
     def get(self, entity: str, row_id: str) -> bytes | None:
         """The row's JSON, or None."""
 
-    def get_version(self, entity: str, row_id: str) -> tuple[bytes, int | None] | None:
-        """The row's JSON and the seq of its last change (None: not known), or None."""
+    def get_version(
+        self, entity: str, row_id: str, allowed: SqlClause = ALL
+    ) -> tuple[bytes, int | None] | None:
+        """The row's JSON and the seq of its last change (None: not known); None if there is no
+        such row among the rows of `allowed`."""
 
-    def lookup(self, entity: str, field: str, value: object) -> bytes | None:
-        """The first row, by id, whose `field` is `value` (which may be text from a URL).
+    def lookup(
+        self, entity: str, field: str, value: object, allowed: SqlClause = ALL
+    ) -> bytes | None:
+        """The first row of `allowed`, by id, whose `field` is `value` (which may be text from a
+        URL).
 
         Raises:
             InvalidColumn: the entity has no such field.

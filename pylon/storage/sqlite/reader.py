@@ -49,7 +49,7 @@ from pylon.storage.sqlite.graph import graph_json, is_one_statement
 from pylon.storage.sqlite.patterns import Meter, add_functions
 from pylon.storage.sqlite.reads import EntityReads, selection
 from pylon.storage.sqlite.short_rows import has_short_rows
-from pylon.storage.where import NOTHING
+from pylon.storage.where import ALL, NOTHING
 from pylon.values import unknown_column
 
 T = TypeVar("T")
@@ -129,15 +129,19 @@ class SqliteReader:
             raise translate(error) from error
         return found
 
-    def get_version(self, entity: str, row_id: str) -> tuple[bytes, int | None] | None:
+    def get_version(
+        self, entity: str, row_id: str, allowed: SqlClause = ALL
+    ) -> tuple[bytes, int | None] | None:
         sql = self._by_name.get(entity)
         if sql is None:
             raise _unknown(entity)
+        text = sql.get_version
+        params: tuple[object, ...] = (row_id,)
+        if allowed.sql != ALL.sql:
+            text, params = f"{text} AND ({allowed.sql})", (row_id, *allowed.params)
         self._deadline_s = _NOT_BEGUN_S
         try:
-            found: tuple[bytes, int | None] | None = self._execute(
-                sql.get_version, (row_id,)
-            ).get
+            found: tuple[bytes, int | None] | None = self._execute(text, params).get
         except apsw.Error as error:
             raise translate(error) from error
         return found
@@ -160,7 +164,9 @@ class SqliteReader:
             self._timeout_s = usual_s
             self._begin_s = _NOT_BEGUN_S
 
-    def lookup(self, entity: str, field: str, value: object) -> bytes | None:
+    def lookup(
+        self, entity: str, field: str, value: object, allowed: SqlClause = ALL
+    ) -> bytes | None:
         sql = self._by_name.get(entity)
         if sql is None:
             raise _unknown(entity)
@@ -169,9 +175,12 @@ class SqliteReader:
             raise unknown_column(sql.entity, field)
         if field in sql.bools and isinstance(value, str):
             value = _BOOL_TEXT.get(value, value)
+        params: tuple[object, ...] = (value,)
+        if allowed.sql != ALL.sql:
+            text, params = sql.lookup_among(field, value, allowed)
         self._deadline_s = _NOT_BEGUN_S
         try:
-            found: bytes | None = self._execute(text, (value,)).get
+            found: bytes | None = self._execute(text, params).get
         except apsw.Error as error:
             raise translate(error) from error
         return found

@@ -6,16 +6,18 @@ Rows are selected as the JSON texts that are stored beside their columns. Called
 from __future__ import annotations
 
 from pylon.manifest.model import Entity, FieldType
+from pylon.storage.clause import SqlClause
 from pylon.storage.contract import Query
 from pylon.storage.names import quote
 from pylon.storage.sqlite.graph import order_by
 from pylon.storage.sqlite.search import RELEVANCE, relevant
+from pylon.storage.where import ALL, judged_first
 
 
 class EntityReads:
     """The fixed texts of one entity: `get`, `get_version` by id; `lookups` by each column."""
 
-    __slots__ = ("bools", "entity", "get", "get_version", "lookups", "table")
+    __slots__ = ("_indexed", "bools", "entity", "get", "get_version", "lookups", "table")
 
     def __init__(self, entity: Entity) -> None:
         self.entity = entity
@@ -31,6 +33,17 @@ class EntityReads:
             for name in entity.columns
         }
         self.bools = frozenset(f.name for f in entity.fields if f.type is FieldType.BOOL)
+        self._indexed = frozenset(columns[0] for columns in entity.index_columns)
+
+    def lookup_among(
+        self, field: str, value: object, allowed: SqlClause
+    ) -> tuple[str, tuple[object, ...]]:
+        """A look-up among the rows that the caller may read, and its parameters."""
+        equal = SqlClause(f"{quote(field)} = ?", (value,))
+        path = equal if field in self._indexed else ALL
+        where = judged_first(allowed, equal, path)
+        text = f"SELECT CAST(_json AS BLOB) FROM {self.table} WHERE {where.sql} ORDER BY id LIMIT 1"
+        return text, where.params
 
 
 def selection(reads: EntityReads, query: Query) -> tuple[str, tuple[object, ...]]:
