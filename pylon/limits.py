@@ -180,6 +180,7 @@ LIVE_ROWS: Final = 10_000  # of a result
 LIVE_RESULT_BYTES: Final = 16 * 1024 * 1024
 LIVE_PAGE_BYTES: Final = 256 * 1024  # of rows in one message, if they are more than one
 LIVE_SENDING_BYTES: Final = 64 * 1024 * 1024  # of results that wait for their clients, each worker
+LIVE_PATTERN_BYTES: Final = 8 * 1024 * 1024  # of texts x patterns, for one change; about 10 ms
 LIVE_SUB_ID_CHARS: Final = 200
 
 ROOMS: Final = 10_000  # more: 429 ROOM_LIMIT_REACHED

@@ -156,6 +156,10 @@ LIVE_QUERIES: Final = Gauge(
 LIVE_DIFFS: Final = Counter(
     "pylon_live_diffs_total", "Changes of live queries told to clients.", registry=WORKER,
 )
+LIVE_SHED: Final = Counter(
+    "pylon_live_shed_total", "Live queries ended because patterns met too much text.",
+    registry=WORKER,
+)
 LIVE_EVALUATION: Final = Histogram(
     "pylon_live_evaluation_seconds", "Time to judge a batch of changes for all live queries.",
     buckets=_FAST_S, registry=WORKER,
@@ -340,7 +344,8 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "HANDSHAKES", "SOCKETS_PASSED",
     "MESSAGES_SENT", "PACKING_SAVED", "MESSAGES_RECEIVED", "SEND_QUEUE_BYTES", "SLOW_CLIENTS",
     "SOCKETS_OVER_BUDGET", "SYNC_DELIVERY",
-    "RECOVERIES", "LIVE_QUERIES", "LIVE_DIFFS", "LIVE_EVALUATION", "DOCUMENT_SUBSCRIPTIONS",
+    "RECOVERIES", "LIVE_QUERIES", "LIVE_DIFFS", "LIVE_EVALUATION", "LIVE_SHED",
+    "DOCUMENT_SUBSCRIPTIONS",
     "DOCUMENT_TASTES",
     "RATE_LIMITED", "RATE_SKIPPED", "RATE_EVICTED", "NOTES_DROPPED",
     "HUB_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ", "CHANGELOG_OLDEST_SEQ",

@@ -32,6 +32,7 @@ from pylon.errors import (
     IdentityChanged,
     InvalidData,
     LimitExceeded,
+    PylonError,
     Unavailable,
 )
 from pylon.storage.clause import SqlClause
@@ -44,7 +45,16 @@ from workers.hub.hub import Hub
 from workers.ws import frames
 from workers.ws.conversation import error_message, say
 from workers.ws.holdings import Holdings
-from workers.ws.live_watches import Subscription, Watch, Watches, WatchKey, diff_body, viewer
+from workers.ws.live_watches import (
+    Subscription,
+    Watch,
+    Watches,
+    WatchKey,
+    diff_body,
+    text_bytes,
+    too_much_text,
+    viewer,
+)
 
 _WAIT_S: Final = 1.0  # how often one who waits for a client looks whether it still lives
 
@@ -60,7 +70,7 @@ class LiveQueries:
         self._feed = feed
         self._history = History(store)
         self._transport = hub.transport
-        self._watches = Watches(hub.transport, clock)
+        self._watches = Watches(hub.transport, clock, self._refuse)
         self._holdings = Holdings()
         self._of: dict[Connection, dict[str, Subscription]] = {}
         self._count = 0
@@ -139,6 +149,13 @@ class LiveQueries:
         ):
             raise Unavailable("This server has as many live queries as it can keep")
 
+    def _refuse(self, subscription: Subscription, error: PylonError) -> None:
+        """End a subscription, and tell its client why."""
+        connection, sub_id = subscription.connection, subscription.sub_id
+        self._end(connection, sub_id)
+        if connection.is_open:
+            say(connection, error_message(error, {"type": "subscribe", "sub_id": sub_id}))
+
     def _end(self, connection: Connection, sub_id: str) -> None:
         own = self._of.get(connection)
         subscription = None if own is None else own.pop(sub_id, None)
@@ -204,11 +221,19 @@ class LiveQueries:
             seq = changes[-1].seq if changes else max(seq, self._feed.tail.first_covered)
 
     def _tell(self, subscription: Subscription, changes: Sequence[Change]) -> None:
-        """Send the diffs of changes that its result does not have, in one write."""
+        """Send the diffs of changes that its result does not have, in one write.
+
+        Raises:
+            LimitExceeded: `limits.LIVE_PATTERN_BYTES`; nothing was sent.
+        """
         watch, connection = subscription.watch, subscription.connection
         told: list[bytes] = []
+        looked_bytes = 0
         for change in changes:
             if change.event.entity == watch.key[0]:
+                looked_bytes += watch.weight * text_bytes(change)
+                if looked_bytes > limits.LIVE_PATTERN_BYTES:
+                    raise too_much_text()
                 kind = watch.kind(change)
                 if kind is not None:
                     text = diff_body(change, kind) + subscription.tail

@@ -11,6 +11,10 @@ the caller (`Keyed` routing). A change looks up the values that its row had and 
 what it concerns, however many watches there are. Watches without a term are asked about every
 change of their entity; there are at most `limits.LIVE_SCANNED` of them for an entity.
 
+Patterns cost what they meet. Where the texts of a change times the patterns of the queries that
+it concerns come to more than `limits.LIVE_PATTERN_BYTES`, queries of the network with the most
+patterns are ended first: their clients may subscribe again, which costs a read in the pool.
+
 Invariants: `published` neither blocks nor switches greenlets, and never raises for a row; a
 subscription gets the diffs of each change after its `after_seq`, in seq order, those of one
 call in one write. Called by `workers.ws.live_queries` and, for each batch, by the hub.
@@ -18,16 +22,17 @@ call in one write. Called by `workers.ws.live_queries` and, for each batch, by t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from pylon import limits, metrics
 from pylon.auth.context import AuthContext
+from pylon.auth.forwarded import network_of
 from pylon.changelog.change import Change
 from pylon.clock import Clock
-from pylon.errors import LimitExceeded
+from pylon.errors import LimitExceeded, PylonError
 from pylon.manifest.model import Entity, FieldType
 from pylon.policy.routing import ByAuth, Everyone, Keyed
 from pylon.policy.rules import EntityRules
@@ -51,13 +56,14 @@ _INDEXED_BYTES: Final = 300
 class Subscription:
     """One client's live query. Until it is activated it gets nothing."""
 
-    __slots__ = ("after_seq", "connection", "holders", "tail", "watch")
+    __slots__ = ("after_seq", "connection", "holders", "sub_id", "tail", "watch")
 
     def __init__(
         self, connection: Connection, sub_id: str, watch: Watch, holders: tuple[str, ...] = ()
     ) -> None:
         """`holders`: for whom it counts (`workers.ws.holdings`)."""
         self.connection = connection
+        self.sub_id = sub_id
         self.watch = watch
         self.holders = holders
         self.tail = b',"sub_id":' + msgspec.json.encode(sub_id) + b"}"
@@ -69,6 +75,7 @@ class Watch:
 
     __slots__ = (
         "_holds", "_may_read", "auth", "field", "key", "members", "size_bytes", "values",
+        "weight",
     )
 
     def __init__(
@@ -82,6 +89,7 @@ class Watch:
         self.auth = key[2]
         self._holds = matcher.holds
         self._may_read = rules.may_read
+        self.weight = matcher.weight  # of its patterns
         self.members: set[Subscription] = set()  # the active ones
         term = _term_of(entity, matcher, rules, key[2])
         self.field = None if term is None else term.field.name  # what it is found by
@@ -136,10 +144,11 @@ def diff_body(change: Change, kind: str) -> bytes:
 class _EntityWatches:
     """The watches of one entity."""
 
-    __slots__ = ("by_value", "count", "scanned")
+    __slots__ = ("by_value", "count", "scanned", "weight")
 
     def __init__(self) -> None:
         self.count = 0
+        self.weight = 0
         # By field, then by value. Many watches may share one, and each must be quick to remove.
         self.by_value: dict[str, dict[object, dict[Watch, None]]] = {}
         self.scanned: dict[Watch, None] = {}
@@ -161,6 +170,7 @@ class _EntityWatches:
 
     def add(self, watch: Watch) -> None:
         self.count += 1
+        self.weight += watch.weight
         if watch.field is None:
             self.scanned[watch] = None
         elif watch.values:  # else no row can be in its result
@@ -170,6 +180,7 @@ class _EntityWatches:
 
     def remove(self, watch: Watch) -> None:
         self.count -= 1
+        self.weight -= watch.weight
         if watch.field is None:
             del self.scanned[watch]
         elif watch.values:
@@ -186,7 +197,15 @@ class _EntityWatches:
 class Watches:
     """All live queries of one worker."""
 
-    def __init__(self, transport: Transport, clock: Clock) -> None:
+    def __init__(
+        self, transport: Transport, clock: Clock,
+        refuse: Callable[[Subscription, PylonError], None],
+    ) -> None:
+        """
+        Args:
+            refuse: ends a subscription and tells its client why.
+        """
+        self._refuse = refuse
         self._transport = transport
         self._clock = clock
         self._by_key: dict[WatchKey, Watch] = {}
@@ -258,6 +277,8 @@ class Watches:
             of_entity = self._by_entity.get(change.event.entity)
             if of_entity is None:
                 continue
+            if of_entity.weight * text_bytes(change) > limits.LIVE_PATTERN_BYTES:
+                self._shed(of_entity, change)
             made: _Made = {}
             for watch in of_entity.concerned(change):
                 kind = watch.kind(change)
@@ -266,6 +287,30 @@ class Watches:
         metrics.LIVE_EVALUATION.observe(self._clock.monotonic_s() - started_s)
         if outgoing:
             _send(outgoing)
+
+    def _shed(self, of_entity: _EntityWatches, change: Change) -> None:
+        """Make the patterns that the change concerns few enough for its texts."""
+        members = [
+            member for watch in of_entity.concerned(change) if watch.weight
+            for member in watch.members
+        ]
+        weight = sum({member.watch: member.watch.weight for member in members}.values())
+        most = limits.LIVE_PATTERN_BYTES // max(text_bytes(change), 1)
+        held_by_network: dict[str, list[Subscription]] = {}
+        for member in members:
+            network = network_of(member.connection.address)
+            held_by_network.setdefault(network, []).append(member)
+        held = sorted(
+            held_by_network.values(), key=lambda own: sum(m.watch.weight for m in own)
+        )
+        while weight > most and held:
+            for member in held.pop():
+                self._refuse(member, too_much_text())
+                metrics.LIVE_SHED.inc()
+                if not member.watch.members:
+                    weight -= member.watch.weight
+                    if weight <= most:
+                        return
 
     def _put(
         self, change: Change, kind: str, members: Iterable[Subscription], made: _Made,
@@ -299,6 +344,21 @@ class Watches:
             body = made[kind, b"", 0] = diff_body(change, kind)
         frame = frames.encode(frames.TEXT, body + tail)
         return self._transport.packed(frame, connection.packing)
+
+
+def text_bytes(change: Change) -> int:
+    """Of the row before and after, which a pattern may look through."""
+    event = change.event
+    return len(event.data or b"") + len(event.prev_data or b"")
+
+
+def too_much_text() -> LimitExceeded:
+    """Why a live query ends because of its patterns."""
+    return LimitExceeded(
+        "The $like conditions of live queries met more text than may be looked through for one "
+        f"change ({limits.LIVE_PATTERN_BYTES} bytes x patterns)",
+        hint="subscribe again, with fewer $like conditions, or compare a field with a value too",
+    )
 
 
 def _send(outgoing: dict[Connection, list[bytes]]) -> None:

@@ -25,7 +25,7 @@ from pylon.manifest.model import Entity, Field, FieldType
 from pylon.storage.clause import SqlClause
 from pylon.storage.sqlite.conditions import exact_float, field_of, filter_object, parse_where
 from pylon.storage.sqlite.filters import DIRECTIVES
-from pylon.storage.sqlite.patterns import LikePattern
+from pylon.storage.sqlite.patterns import LikePattern, weigh_pattern
 from pylon.storage.where import ALL
 
 Row = Mapping[str, Any]
@@ -47,12 +47,12 @@ class Term:
 class Matcher:
     """A compiled filter: the same condition for a row and as SQL. All of `terms` are fulfilled
     by every row that it passes. `where` has the caller's read policy in it, `holds` has not.
-    `patterns` of its conditions look through texts."""
+    `weight` says what its patterns may take for a character of a row's texts; 0: it has none."""
 
     holds: Verdict
     where: SqlClause
     terms: tuple[Term, ...]
-    patterns: int
+    weight: int
 
 
 def matcher_of(entity: Entity, body: object, allowed: SqlClause = ALL) -> Matcher:
@@ -72,15 +72,19 @@ def matcher_of(entity: Entity, body: object, allowed: SqlClause = ALL) -> Matche
     where = parse_where(entity, body, allowed=allowed)
     terms: list[Term] = []
     holds = _all_of(entity, filter_object(body), terms)
-    return Matcher(holds, where, tuple(terms), _count_patterns(body))
+    return Matcher(holds, where, tuple(terms), _weigh_patterns(body))
 
 
-def _count_patterns(body: object) -> int:
-    if isinstance(body, dict):
-        return sum(
-            1 if key == "$like" else _count_patterns(operand) for key, operand in body.items()
-        )
-    return sum(map(_count_patterns, body)) if isinstance(body, list) else 0
+def _weigh_patterns(body: Any) -> int:
+    """Of a filter, a part of one, or the condition on a field."""
+    if isinstance(body, list):
+        return sum(map(_weigh_patterns, body))
+    if not isinstance(body, dict):
+        return 0
+    return sum(
+        weigh_pattern(operand) if key == "$like" else _weigh_patterns(operand)
+        for key, operand in body.items()
+    )
 
 
 def _unsupported(key: str) -> InvalidQuery:
