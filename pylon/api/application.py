@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import falcon
+from falcon.routing import CompiledRouter
 
 from pylon.api import (
     actions,
@@ -36,7 +37,7 @@ from pylon.api import (
     system,
 )
 from pylon.api.gate import Gate
-from pylon.api.routing import RawPathRouter
+from pylon.api.routing import SINK, EncodedSlashes
 from pylon.api.services import Services
 from pylon.api.static_files import PREFIX, StaticFiles
 from pylon.errors import PylonError
@@ -44,7 +45,8 @@ from pylon.errors import PylonError
 
 def make_app(services: Services) -> falcon.App[falcon.Request, falcon.Response]:
     """Build the WSGI app of one process."""
-    app = falcon.App(middleware=[Gate(services)], router=RawPathRouter())
+    router = CompiledRouter()
+    app = falcon.App(middleware=[Gate(services)], router=router)
     # Bodies are JSON whatever their content type says, and never form data (spec/http.md §3.0).
     app.req_options.auto_parse_form_urlencoded = False
     app.req_options.keep_blank_qs_values = True
@@ -53,6 +55,7 @@ def make_app(services: Services) -> falcon.App[falcon.Request, falcon.Response]:
     app.add_error_handler(PylonError, answers.on_pylon_error)
     for path, resource in _routes(services):
         app.add_route(path, resource)
+    app.add_sink(EncodedSlashes(router), SINK)
     app.add_sink(crdt.bad_path, f"{crdt.PREFIX}(/|$)")
     static_dir = services.app.config.static_dir
     if static_dir is not None:

@@ -1,9 +1,9 @@
 """The gate: what happens before and after every request, whatever its route.
 
-Before: a request id (the client's, if it is sane), Set-Cookie lines that clear two session
-cookies which differ, the answer to a CORS preflight, the CSRF check. After: the header sets (built
-once), `no-store` on API answers, metrics by route template, and a log line for what was slow or
-went wrong inside.
+Before: a path with an encoded slash is marked (`routing`), a request id (the client's, if it is
+sane), Set-Cookie lines that clear two session cookies which differ, the answer to a CORS preflight,
+the CSRF check. After: the header sets (built once), `no-store` on API answers, metrics by route
+template, and a log line for what was slow or went wrong inside.
 
 Probes (/health, /livez, /readyz) are not counted (spec/http.md §7).
 """
@@ -19,6 +19,7 @@ import falcon
 
 from pylon import limits, metrics
 from pylon.api.callers import address_of
+from pylon.api.routing import mark_slashes
 from pylon.api.services import Services
 from pylon.auth.cookies import has_conflict
 from pylon.auth.origin import SAFE_METHODS, cors_headers
@@ -68,21 +69,23 @@ class Gate:
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         context = req.context
         context.started_s = self._clock.monotonic_s()
-        given = req.env.get("HTTP_X_REQUEST_ID")
+        env = req.env
+        if "pylon.raw_path" in env or "pylon.head" not in env:
+            mark_slashes(req)
+        given = env.get("HTTP_X_REQUEST_ID")
         if given is not None and _REQUEST_ID.fullmatch(given):
             context.request_id = given
         else:
             context.request_id = f"{self._ids_prefix}{next(self._ids) & 0xFFFFFFFF:08x}"
-        cookies = req.env.get("HTTP_COOKIE")
+        cookies = env.get("HTTP_COOKIE")
         if cookies is not None and has_conflict(cookies, self._cookie.name):
-            for line in self._cookie.cleared_everywhere(req.env.get("HTTP_HOST"), req.path):
+            for line in self._cookie.cleared_everywhere(env.get("HTTP_HOST"), req.path):
                 resp.append_header("set-cookie", line)  # before any that the resource sets
         method = req.method
         if method == "OPTIONS":
             resp.status = 204
             resp.complete = True
         elif method not in SAFE_METHODS:
-            env = req.env
             self._origins.check(
                 method,
                 env.get("HTTP_ORIGIN"),

@@ -2,54 +2,66 @@
 
 WSGI hands the path over decoded, so that `/api/entities/A/a%2Fb` cannot be told from
 `/api/entities/A/a/b`. Our HTTP server keeps the path as it was sent (`pylon.raw_path`), other
-servers mostly do (`RAW_URI`). The router splits that one, and decodes each segment by itself.
+servers mostly do (`RAW_URI`). The gate gives a request whose path holds %2F another path, which
+no route has and only `EncodedSlashes` takes: it asks the router with a stand-in for the slash in
+each segment, and calls the responder with the ids as they are.
 
-Called by falcon for each request; only a path with %2F costs more than one look.
+Requests without %2F, nearly all, cost one look into the environ. Called by `gate` and, as a sink,
+by falcon.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 from urllib.parse import unquote
 
 import falcon
-from falcon.inspect import inspect_compiled_router, register_router
 from falcon.routing import CompiledRouter
+
+from pylon.api import crdt
+from pylon.errors import NotFound
 
 # Stands for the slash of a segment while falcon splits the path. A lone surrogate comes out of no
 # decoding, so no client can send one.
 _SLASH: Final = "\udc2f"
+_PREFIX: Final = "/api/"
+SINK: Final = re.compile(_SLASH)
 
 
-class RawPathRouter(CompiledRouter):
-    """falcon's router, over segments that may hold a slash."""
-
-    def find(self, uri: str, req: falcon.Request | None = None) -> Any:
-        """See `falcon.routing.CompiledRouter.find`."""
-        raw = None if req is None else _raw_path(req.env)
-        if raw is None or "%2f" not in raw.lower():
-            return super().find(uri, req)
+def mark_slashes(req: falcon.Request) -> None:
+    """Have `EncodedSlashes` take the request if a segment of its path holds a slash."""
+    raw = _raw_path(req.env)
+    if raw is not None and raw.startswith(_PREFIX) and "%2f" in raw.lower():
         segments = [unquote(segment).replace("/", _SLASH) for segment in raw.split("/")]
-        found = super().find("/".join(segments), req)
+        req.context.decoded_path = req.path
+        req.path = _SLASH + "/".join(segments)
+
+
+class EncodedSlashes:
+    """The sink of requests that `mark_slashes` has marked."""
+
+    def __init__(self, router: CompiledRouter) -> None:
+        self._router = router
+
+    def __call__(self, req: falcon.Request, resp: falcon.Response, **more: Any) -> None:
+        marked = req.path[1:]
+        req.path = req.context.decoded_path
+        found: Any = self._router.find(marked, req)  # falcon's types have asgi's responders too
         if found is None:
-            return None
-        resource, methods, params, template = found
-        params = {
-            name: value.replace(_SLASH, "/") if isinstance(value, str) else value
-            for name, value in params.items()
-        }
-        return resource, methods, params, template
-
-
-# falcon's inspection knows routers by their very class.
-register_router(RawPathRouter)(inspect_compiled_router)
+            if req.path.startswith(crdt.PREFIX):
+                crdt.bad_path(req, resp)
+            raise NotFound("Not found")
+        _, methods, params, req.uri_template = found
+        for name, value in params.items():
+            if isinstance(value, str):
+                params[name] = value.replace(_SLASH, "/")
+        methods[req.method](req, resp, **params)
 
 
 def _raw_path(env: dict[str, Any]) -> str | None:
-    if "pylon.head" in env:  # our own server
-        raw: str | None = env.get("pylon.raw_path")
+    raw: str | None = env.get("pylon.raw_path")
+    if raw is not None or "pylon.head" in env:  # our own server
         return raw
     target: str | None = env.get("RAW_URI") or env.get("REQUEST_URI")
-    if target is None or not target.startswith("/"):
-        return None
-    return target.partition("?")[0]
+    return target.partition("?")[0] if target is not None else None

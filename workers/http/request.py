@@ -62,7 +62,10 @@ class Template:
             return None
         environ = self._environ.copy()
         environ["REQUEST_METHOD"], path, environ["QUERY_STRING"] = line.groups("")
-        _add_path(environ, path)
+        if "%" in path:
+            _add_path(environ, path)
+        else:
+            environ["PATH_INFO"] = path
         return Request(
             environ, end + len(self._block), self._length, 1, self._keep, self._expects
         )
