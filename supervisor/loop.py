@@ -69,6 +69,7 @@ class Loop:
             pass
         self._parts.children.count_dead_workers(self._parts.heartbeats.forget_dead())
         self._parts.children.tick()
+        self._parts.marks.note(self._parts.writer.head)
         self.report()
 
     def report(self) -> None:

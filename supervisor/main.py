@@ -35,6 +35,7 @@ from pylon.realtime.app_module import try_app_module
 from pylon.setting_checks import PORT_SETTINGS
 from pylon.startup import load_checked, start_warnings
 from pylon.storage.sqlite.engine import SqliteEngine
+from pylon.storage.sqlite.epochs import read_boot_id
 from pylon.storage.sqlite.reader import SqliteReader
 from supervisor import seed
 from supervisor.answers import Answers
@@ -47,6 +48,7 @@ from supervisor.events import Broken, DrainNews, Events, RolesChanged
 from supervisor.flusher import Flusher
 from supervisor.heartbeats import Heartbeats
 from supervisor.loop import Loop, queue_signals
+from supervisor.notes import Continuity, save_notes
 from supervisor.notify import Notifier
 from supervisor.parts import Parts
 from supervisor.pidfile import Pidfile
@@ -97,6 +99,8 @@ def _assemble(
     for warning in (*listeners.warnings, *port_warnings(loaded, listeners.ports)):
         _log.warning("settings", message=warning)
     db_path = stack.enter_context(database(config))
+    boot_id = read_boot_id()
+    continuity = Continuity(db_path, pidfile.left_behind, boot_id, clock)
     runtime = make_runtime_dir(config, environ.get("RUNTIME_DIRECTORY"))
     stack.callback(runtime.remove)
     # What was validated is what every worker loads, whatever happens to the file meanwhile.
@@ -112,6 +116,8 @@ def _assemble(
     threading.excepthook = log.thread_hook(broken)
     engine = SqliteEngine.open(db_path, manifest, rules, clock, config.durability)
     stack.callback(engine.close)
+    _carry_notes_over(continuity, db_path, manifest, runtime)
+    stack.callback(save_notes, db_path, runtime, boot_id, clock)
     flusher = Flusher(db_path, runtime, config.change_log_retain, clock)
     writer = Writer(runtime, engine, broken)
     writer.start()
@@ -147,7 +153,7 @@ def _assemble(
     return Parts(
         config=config, clock=clock, runtime=runtime, db_path=db_path, listeners=listeners,
         events=events, news=DrainNews(), engine=engine, writer=writer, flusher=flusher,
-        heartbeats=heartbeats, rooms=rooms, children=children,
+        heartbeats=heartbeats, rooms=rooms, children=children, marks=continuity.marks,
         backups=Backups(db_path, runtime.manifest, clock), signals=signals,
         notifier=Notifier(environ, pid),
     )
@@ -170,6 +176,16 @@ def _serve(parts: Parts, stack: ExitStack) -> int:
                hint="ending at once; what was acknowledged is committed")
     parts.children.kill_all()
     return EXIT_BROKEN
+
+
+def _carry_notes_over(
+    continuity: Continuity, db_path: Path, manifest: Manifest, runtime: Runtime
+) -> None:
+    reader = SqliteReader(db_path, manifest)
+    try:
+        continuity.begin(reader, runtime)
+    finally:
+        reader.close()
 
 
 def _plant_seed(path: Path, db_path: Path, manifest: Manifest, runtime: Runtime) -> None:

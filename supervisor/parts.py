@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pylon.bus.runtime import Runtime
 from pylon.bus.signals import PlainSignalSender
+from pylon.changelog.marks import HeadMarks
 from pylon.clock import Clock
 from pylon.config import Config
 from pylon.storage.contract import WriteEngine
@@ -38,6 +39,7 @@ class Parts:
     heartbeats: Heartbeats
     rooms: RoomsThread
     children: Children
+    marks: HeadMarks
     backups: Backups
     signals: PlainSignalSender  # for the main thread
     notifier: Notifier

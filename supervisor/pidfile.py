@@ -24,10 +24,12 @@ _POLL_S: Final = 0.02
 class Pidfile:
     """Locked by `acquire`; `write` says who we are; `release` lets go."""
 
-    __slots__ = ("_fd", "path")
+    __slots__ = ("_fd", "left_behind", "path")
 
-    def __init__(self, path: Path, fd: int) -> None:
+    def __init__(self, path: Path, fd: int, left_behind: dict[str, Any]) -> None:
+        """Args: `left_behind` is what a run that was killed had written."""
         self.path = path
+        self.left_behind = left_behind
         self._fd = fd
 
     @classmethod
@@ -57,8 +59,9 @@ class Pidfile:
                 time.sleep(_POLL_S)
             else:
                 break
+        left_behind = _facts(path)
         os.ftruncate(fd, 0)
-        return cls(path, fd)
+        return cls(path, fd, left_behind)
 
     def write(self, **facts: Any) -> None:
         """Say who holds the lock, as one JSON object."""
@@ -75,7 +78,14 @@ class Pidfile:
 
 
 def _holder(path: Path) -> str:
+    pid = _facts(path).get("pid")
+    return "a process that is starting" if pid is None else f"pid {pid}"
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """What the file says; nothing where it is empty or unreadable."""
     try:
-        return f"pid {json.loads(path.read_text())['pid']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "a process that is starting"
+        facts = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}

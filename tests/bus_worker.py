@@ -19,7 +19,7 @@ from pylon.auth.context import ADMIN
 from pylon.bus.changes import ChangesSubscriber
 from pylon.bus.messages import (
     DeleteRow,
-    PulledTo,
+    DocumentsChanged,
     RolesReport,
     SessionRevoked,
     WorkerStatus,
@@ -67,7 +67,7 @@ def main() -> None:
                 except PylonError as ex:
                     say(error=ex.code)
             case {"cmd": "signal", "key": key}:
-                sender.send(PulledTo({key: 7}))
+                sender.send(DocumentsChanged())
                 sender.send(SessionRevoked(key))
                 say(sent=True)
             case {"cmd": "status"}:

@@ -30,6 +30,9 @@ from pylon.bus.runtime import make_runtime_dir
 from pylon.bus.signals import PlainSignalSender, SignalProxy
 from pylon.bus.status import StatusReceiver
 from pylon.changelog.event import ChangeBatch
+from pylon.changelog.marks import HeadMarks, marks_path
+from pylon.changelog.note_journal import NoteWriter
+from pylon.changelog.notes import note_key
 from pylon.clock import SystemClock, SystemRandom
 from pylon.manifest.load import load_manifest
 from pylon.storage.sqlite.engine import SqliteEngine
@@ -119,7 +122,7 @@ class Stage:
         self.status = StatusReceiver(self.runtime)
         self.workers: list[Worker] = []
         self.metrics: dict[str, float] = {}  # by "name{labels}", of the last heartbeat
-        self._next = 0
+        self._notes: NoteWriter | None = None
 
     def start(self, role: str, worker: str = "1", **env: str) -> Worker:
         """Start a worker and wait until it is ready."""
@@ -192,6 +195,16 @@ class Stage:
     def logout(self, session_id: str) -> None:
         self.write(DropSession(session_id))
 
+    def note(self, session_id: str | None, cursor: int) -> None:
+        """What an HTTP worker does before it answers a pull."""
+        if self._notes is None:
+            self._notes = NoteWriter(self.runtime.notes, 1, SystemClock())
+        self._notes.put(note_key(session_id, "127.0.0.1"), cursor)
+
+    def mark(self, head: int) -> None:
+        """What the supervisor does at its start: `head` is older than any window."""
+        HeadMarks(marks_path(Path(self.config.db_path)), "", SystemClock()).begin(head, head)
+
     def tell(self, signal_: Signal) -> None:
         self.signals.send(signal_)
 
@@ -200,6 +213,8 @@ class Stage:
             if worker.process.poll() is None:
                 worker.process.kill()
             worker.process.wait(WAIT_S)
+        if self._notes is not None:
+            self._notes.close()
         self.signals.close()
         self.status.close()
         self.publisher.close()

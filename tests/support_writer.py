@@ -127,6 +127,7 @@ class Server:
     writer: EngineWriter
     clock: ManualClock
     signals: list[Signal] = field(default_factory=list)
+    noted: list[tuple[int, int]] = field(default_factory=list)  # keys and cursors
 
     def call(
         self, method: str, target: str, body: Any = None, token: str | None = None,
@@ -176,6 +177,7 @@ def running(
     pool = ReaderPool(path, parsed)
     writer = EngineWriter(engine)
     signals: list[Signal] = []
+    noted: list[tuple[int, int]] = []
     tasting = Tasting()
     services = Services(
         app=app,
@@ -186,7 +188,7 @@ def running(
         shards=HouseShards(pool, writer, clock, folder),
         tasting=tasting,
         feed=Feed(pool),
-        notes=NoteTeller(signals.append, clock, lambda tell: tell()),
+        notes=NoteTeller(lambda key, cursor: noted.append((key, cursor)), clock),
         readiness=Readiness(lambda: pool.point(lambda reader: reader.head_seq()), clock),
         limiter=RateLimiter(RateTable(), clock),
         origins=origins(config, parsed),
@@ -196,7 +198,9 @@ def running(
         started_s=clock.monotonic_s(),
     )
     try:
-        yield Server(testing.TestClient(make_app(services)), services, writer, clock, signals)
+        yield Server(
+            testing.TestClient(make_app(services)), services, writer, clock, signals, noted
+        )
     finally:
         tasting.close()
         pool.close()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from pylon import limits
+from pylon.api import sync
 from pylon.api.notes import NoteTeller
 from pylon.auth.tokens import session_id_of
-from pylon.bus.messages import PulledTo, Signal, WriteError
+from pylon.bus.messages import WriteError
+from pylon.changelog.notes import note_key
 from pylon.clock import ManualClock
-from pylon.errors import StoreUnavailable
+from pylon.errors import QueryTimeout, StoreUnavailable
 from tests.support_writer import ADMIN_TOKEN, Server, running
 
 MANIFEST: dict[str, Any] = {
@@ -56,51 +58,46 @@ def test_a_pull_is_noted_under_its_session_or_its_address(server: Server) -> Non
     server.call("GET", "/api/sync/pull?since=3")
     server.call("GET", "/api/sync/pull?since=1", token=ADMIN_TOKEN)
     server.call("GET", "/api/sync/pull?since=99", token=token)  # 410: nothing was pulled
-    mine = f"s:{session_id_of(token)}"
-    assert server.signals == [
-        PulledTo({mine: 3}), PulledTo({mine: 3}), PulledTo({"ip:127.0.0.1": 3}),
-        PulledTo({"ip:127.0.0.1": 3}),
-    ]
+    mine, address = note_key(session_id_of(token), ""), note_key(None, "127.0.0.1")
+    # A snapshot leaves its client at the head; of a delta only the beginning is sure.
+    assert server.noted == [(mine, 3), (mine, 2), (address, 3), (address, 1)]
 
 
-def test_notes_are_repeated_while_they_matter() -> None:
-    clock, sent = ManualClock(), list[Signal]()
-    notes = NoteTeller(sent.append, clock, lambda tell: tell())
-    notes.note("a", 1)
-    clock.advance(limits.NOTE_TTL_S - 1)
-    notes.note("b", 2)
-    sent.clear()
-    notes.repeat()
-    assert sent == [PulledTo({"a": 1, "b": 2})]
-    clock.advance(2 * limits.NOTE_TTL_S)
-    sent.clear()
-    notes.repeat()
-    assert sent == []
+def test_a_pull_that_fails_is_noted_where_its_client_stays(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(server, insert(), insert(), insert())
+
+    def late(*_: object) -> NoReturn:
+        raise QueryTimeout("too slow")
+
+    monkeypatch.setattr(sync, "delta", late)
+    assert server.call("GET", "/api/sync/pull?since=2").status_code == 503
+    assert server.noted == [(note_key(None, "127.0.0.1"), 2)]
 
 
-def test_the_notes_of_a_turn_leave_together_each_key_with_its_smallest_cursor() -> None:
-    sent, turn = list[Signal](), list[Callable[[], None]]()
-    notes = NoteTeller(sent.append, ManualClock(), turn.append)
-    for key, cursor in (("a", 7), ("b", 3), ("a", 5), ("a", 9)):
+def test_a_note_is_written_again_when_it_is_smaller_or_old() -> None:
+    clock, written = ManualClock(), list[tuple[int, int]]()
+    notes = NoteTeller(lambda key, cursor: written.append((key, cursor)), clock)
+    for key, cursor in ((1, 7), (2, 3), (1, 5), (1, 9), (1, 5)):
         notes.note(key, cursor)
-    assert (sent, len(turn)) == ([], 1)
-    turn.pop()()
-    assert sent == [PulledTo({"a": 5, "b": 3})]
-    notes.note("a", 11)
-    turn.pop()()
-    assert sent[1:] == [PulledTo({"a": 11})]
+    assert written == [(1, 7), (2, 3), (1, 5)]
+    clock.advance(limits.NOTE_WINDOW_S - limits.NOTE_TTL_S)
+    notes.note(1, 9)
+    assert written[3:] == [(1, 9)]
 
 
-def test_many_notes_are_repeated_in_several_signals() -> None:
-    sent: list[Signal] = []
-    notes = NoteTeller(sent.append, ManualClock(), lambda tell: tell())
-    for n in range(2_500):
-        notes.note(f"k{n}", n)
-    sent.clear()
-    notes.repeat()
-    said = [signal.cursors for signal in sent if isinstance(signal, PulledTo)]
-    assert max(map(len, said)) <= 1_000
-    assert sum(map(len, said)) == 2_500
+def test_a_pull_whose_note_cannot_be_written_is_not_answered(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: NoteTeller, key: int, cursor: int) -> None:
+        raise StoreUnavailable("The runtime folder cannot be written to")
+
+    monkeypatch.setattr(NoteTeller, "note", full)
+    for since in (0, 1):
+        push(server, insert())
+        answer = server.call("GET", f"/api/sync/pull?since={since}")
+        assert (answer.status_code, answer.json["error"]["code"]) == (503, "STORE_UNAVAILABLE")
 
 
 def test_op_ids_belong_to_the_user_or_else_to_the_client(server: Server) -> None:
@@ -178,8 +175,7 @@ def test_a_large_snapshot_is_one_answer(server: Server) -> None:
     assert len({change["row_id"] for change in page["changes"]}) == 2100
     assert page["cursor"]["last_seq"] == 2100
     assert not page["has_more"]
-    # When it begins, and when the client has it all, for a download may outlive a note.
-    assert server.signals == [PulledTo({"ip:127.0.0.1": 2100})] * 2
+    assert server.noted == [(note_key(None, "127.0.0.1"), 2100)]
 
 
 def test_a_delta_is_paged(server: Server) -> None:
@@ -188,4 +184,4 @@ def test_a_delta_is_paged(server: Server) -> None:
     page = server.call("GET", "/api/sync/pull?since=1").json
     assert page["cursor"]["last_seq"] == 1001
     assert page["has_more"]
-    assert server.signals == [PulledTo({"ip:127.0.0.1": 1001})]
+    assert server.noted == [(note_key(None, "127.0.0.1"), 1001)]

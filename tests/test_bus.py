@@ -292,7 +292,7 @@ def test_signals_pass_the_proxy_by_kind(runtime: Runtime, start: Callable[[], Wo
             continue
     else:
         pytest.fail("no signal arrived")
-    worker.send(cmd="signal", key="s:1")  # PulledTo is not subscribed to, SessionRevoked is
+    worker.send(cmd="signal", key="s:1")  # DocumentsChanged is not subscribed to, SessionRevoked is
     while worker.expect("signal")["signal"] != "SessionRevoked":
         continue
     assert tag_of(RolesReport) == b"roles"

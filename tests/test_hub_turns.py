@@ -16,6 +16,8 @@ from pylon import limits
 from pylon.auth.context import ADMIN, ANONYMOUS, AuthContext, Caller
 from pylon.bus.changes import ChangesSubscriber
 from pylon.changelog.change import Change
+from pylon.changelog.marks import MarkReader, marks_path
+from pylon.changelog.note_journal import NoteReader
 from pylon.changelog.notes import CursorNotes
 from pylon.clock import ManualClock
 from pylon.storage.sqlite.pool import ReaderPool
@@ -26,6 +28,7 @@ from workers.hub.history import History
 from workers.hub.hub import Hub
 from workers.hub.replay import Replay
 from workers.hub.sessions import SessionWatch
+from workers.hub.start_cursors import StartCursors
 from workers.ws import frames
 from workers.ws.transport import WebSocketTransport
 
@@ -48,7 +51,12 @@ class Hall:
         history = History(self.pool)
         self.feed = Feed(self.subscriber, history, self.hub)
         self.feed.start()
-        self.replay = Replay(self.hub, self.feed, history, CursorNotes(ManualClock()))
+        clock = ManualClock()
+        starts = StartCursors(
+            NoteReader(self.stage.runtime.notes, 1, clock, CursorNotes(clock)),
+            MarkReader(marks_path(Path(self.stage.config.db_path))), history, clock,
+        )
+        self.replay = Replay(self.hub, self.feed, history, starts)
         self.turns: list[list[int]] = []
         self.hub.on_published(lambda changes: self.turns.append([c.seq for c in changes]))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pylon.bus.messages import PulledTo, SessionRevoked
+from pylon.bus.messages import SessionRevoked
 from tests.hub_kit import ADMIN_TOKEN, RawClient, Stage, Worker, http_head, until
 
 HEAD = (
@@ -154,6 +154,7 @@ def test_a_lost_view_is_a_delete(stage: Stage, sse: Worker) -> None:
 def test_replay_by_last_event_id_and_since(stage: Stage, sse: Worker) -> None:
     rows = [stage.insert("Public", text=str(i)) for i in range(300)]
     seqs = [event.seq for event in stage.write(*rows).events]
+    stage.mark(seqs[-1])
     for stream in (
         Stream(sse.port, Last_Event_ID=str(seqs[9])),
         Stream(sse.port, f"/events?since={seqs[9]}"),
@@ -167,39 +168,15 @@ def test_replay_by_last_event_id_and_since(stage: Stage, sse: Worker) -> None:
 def test_replay_after_a_note(stage: Stage, sse: Worker) -> None:
     token, session_id = stage.login("ada")
     seqs = [e.seq for e in stage.write(*(stage.insert("Public") for _ in range(300))).events]
-
-    def first_seq() -> int:
-        stage.tell(PulledTo({f"s:{session_id}": seqs[289]}))
-        return Stream(sse.port, f"/events?token={token}").event()[0]
-
-    until(lambda: first_seq() == seqs[290], "the replay begins at the noted cursor")
+    stage.note(session_id, seqs[289])
+    assert Stream(sse.port, f"/events?token={token}").event()[0] == seqs[290]
 
 
-def test_a_new_worker_asks_for_notes(stage: Stage) -> None:
-    """What HTTP workers do: answer NotesWanted with what they know."""
+def test_a_new_worker_reads_the_notes_of_workers_that_have_died(stage: Stage) -> None:
     seqs = [e.seq for e in stage.write(*(stage.insert("Public") for _ in range(300))).events]
-    import threading
-
-    import zmq
-
-    from pylon.bus import contexts
-
-    asked = threading.Event()
-    socket = contexts.open_socket(contexts.plain(), zmq.SUB, 100)
-    socket.setsockopt(zmq.SUBSCRIBE, b"notes_wanted")
-    socket.connect(stage.runtime.signals_out)
-
-    def answer() -> None:
-        if socket.poll(20_000):
-            asked.set()
-            stage.tell(PulledTo({"ip:127.0.0.1": seqs[297]}))
-
-    thread = threading.Thread(target=answer)
-    thread.start()
+    stage.mark(seqs[-1])
+    stage.note(None, seqs[297])
     sse = stage.start("sse")
-    thread.join()
-    socket.close()
-    assert asked.is_set()
     assert Stream(sse.port).event()[0] == seqs[298]
 
 

@@ -13,7 +13,7 @@ import pytest
 import websocket
 
 from pylon import limits
-from pylon.bus.messages import PruneLog, PulledTo, SessionRevoked
+from pylon.bus.messages import PruneLog, SessionRevoked
 from pylon.clock import SystemClock
 from pylon.storage.sqlite.epochs import open_epoch
 from tests.hub_kit import (
@@ -395,23 +395,15 @@ def test_replay_reads_what_is_older_than_the_tail(own_stage: Stage) -> None:
 def test_replay_after_the_session_s_note(own_stage: Stage, own_ws: Worker) -> None:
     token, session_id = own_stage.login("ada")
     seqs = fill(own_stage, 300)
-
-    def first_seq() -> int:
-        own_stage.tell(PulledTo({f"s:{session_id}": seqs[289]}))
-        own_stage.tell(PulledTo({f"s:{session_id}": seqs[294]}))  # a later pull of another tab
-        return int(WsClient(own_ws.port, token=token).text()["seq"])
-
-    until(lambda: first_seq() == seqs[290], "the replay begins at the smallest noted cursor")
+    own_stage.note(session_id, seqs[289])
+    own_stage.note(session_id, seqs[294])  # a later pull of another tab
+    assert WsClient(own_ws.port, token=token).text()["seq"] == seqs[290]
 
 
 def test_replay_after_the_address_s_note(own_stage: Stage, own_ws: Worker) -> None:
     seqs = fill(own_stage, 300)
-
-    def first_seq() -> int:
-        own_stage.tell(PulledTo({"ip:127.0.0.1": seqs[297]}))
-        return int(WsClient(own_ws.port).text()["seq"])
-
-    until(lambda: first_seq() == seqs[298], "the replay begins at the noted cursor")
+    own_stage.note(None, seqs[297])
+    assert WsClient(own_ws.port).text()["seq"] == seqs[298]
 
 
 def test_replay_of_the_newest_without_a_note(own_stage: Stage, own_ws: Worker) -> None:
@@ -419,6 +411,7 @@ def test_replay_of_the_newest_without_a_note(own_stage: Stage, own_ws: Worker) -
     seqs = fill(own_stage, 300)
     # Live, so the worker has taken all of them: its newest are the log's newest.
     assert [witness.text()["seq"] for _ in seqs] == seqs
+    own_stage.mark(seqs[-1])
     client = WsClient(own_ws.port)
     wanted = seqs[-limits.REPLAY_WITHOUT_NOTE_EVENTS:]
     assert [client.text()["seq"] for _ in wanted] == wanted

@@ -1,53 +1,35 @@
-"""Telling the hubs how far each client has pulled (`pylon.changelog.notes`).
+"""Noting how far each client has pulled (`pylon.changelog.notes`), before its answer leaves.
 
-A note leaves at the end of the turn of the event loop in which the pull was answered, and all of
-a turn leave in one signal: under load that is one message for many pulls, to every hub. The
-client needs a connection of its own before it can be missed there, which takes longer.
-
-Invariant: what was said in the last window is said again when a hub asks (`NotesWanted`).
+Invariant: a pull whose note cannot be written is not answered. A note is written once for each
+key and quarter of the window, and again whenever its cursor is smaller. Bounds: those of
+`CursorNotes` for what was written lately. Called by `pylon.api.sync`; one for each HTTP worker.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice
-from typing import Final
 
-from pylon.bus.messages import PulledTo, Signal
 from pylon.changelog.notes import CursorNotes
 from pylon.clock import Clock
 
-_KEYS_A_SIGNAL: Final = 1_000
-
-Later = Callable[[Callable[[], None]], object]
+Write = Callable[[int, int], object]
 
 
 class NoteTeller:
-    """The notes of one HTTP worker, on their way. Used from one thread."""
+    """The notes of one HTTP worker. Used from one thread."""
 
-    __slots__ = ("_kept", "_later", "_send", "_waiting")
+    __slots__ = ("_told", "_write")
 
-    def __init__(self, send: Callable[[Signal], None], clock: Clock, later: Later) -> None:
-        """Args: `later` runs a function at the end of this turn of the event loop."""
-        self._send = send
-        self._later = later
-        self._kept = CursorNotes(clock)
-        self._waiting: dict[str, int] = {}  # of this turn
+    def __init__(self, write: Write, clock: Clock) -> None:
+        """Args: `write` puts a key and its cursor where the hubs find it."""
+        self._write = write
+        self._told = CursorNotes(clock)
 
-    def note(self, key: str, cursor: int) -> None:
-        """Remember, and tell, that a client of `key` has everything up to `cursor`."""
-        self._kept.put(key, cursor)
-        is_first = not self._waiting
-        self._waiting[key] = min(cursor, self._waiting.get(key, cursor))
-        if is_first:
-            self._later(self._tell)
+    def note(self, key: int, cursor: int) -> None:
+        """Tell that a client of `key` will have everything up to `cursor`.
 
-    def repeat(self) -> None:
-        """Tell all recent notes again: a hub has started and asked."""
-        notes = iter(self._kept.all().items())
-        while some := dict(islice(notes, _KEYS_A_SIGNAL)):
-            self._send(PulledTo(some))
-
-    def _tell(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        self._send(PulledTo(waiting))
+        Raises:
+            StoreUnavailable: the note cannot be written.
+        """
+        if self._told.put(key, cursor):
+            self._write(key, cursor)

@@ -1,7 +1,9 @@
 """Sync: pull and push (spec/http.md §3.9, spec/realtime.md §1.4, §1.5).
 
-Each pull sends a cursor note before its answer is finished, so that the socket that the client
-opens next continues exactly where the pull ended.
+Each pull writes a cursor note before its answer leaves, so that the socket that the client
+opens next begins where the pull did. Not where it ended: the answer may be lost on its way, and
+a published client connects all the same. What it has twice it drops. Only a client that is many
+pages behind is noted where each page ended, for else it would be sent all pages again.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from pylon.api.services import Services
 from pylon.auth.context import AuthContext
 from pylon.changelog.notes import note_key
 from pylon.changelog.pull import Pulled, delta, snapshot
-from pylon.errors import SnapshotCursorInvalid
+from pylon.errors import PylonError, ResyncRequired, SnapshotCursorInvalid
 
 _SINCE: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 _SMALL_BYTES: Final = 256 * 1024
@@ -63,13 +65,19 @@ class Pull:
                 again = self._noted(key, head)
                 resp.stream = chain((first,), pieces, again)
             return
-        pulled = self._delta(caller.auth, since)
-        services.notes.note(key, pulled.cursor)
+        try:
+            pulled = self._delta(caller.auth, since)
+        except ResyncRequired:
+            raise
+        except PylonError:
+            services.notes.note(key, since)
+            raise
+        services.notes.note(key, pulled.cursor if pulled.has_more else since)
         send_raw(resp, pulled.body)
 
     on_head = on_get
 
-    def _noted(self, key: str, cursor: int) -> Iterator[bytes]:
+    def _noted(self, key: int, cursor: int) -> Iterator[bytes]:
         """No more of an answer, but a note that its client has all of it."""
         self._services.notes.note(key, cursor)
         yield from ()

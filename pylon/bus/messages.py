@@ -225,17 +225,6 @@ class WriteReply(msgspec.Struct, frozen=True, array_like=True, gc=False):
 # --- Signals ---------------------------------------------------------------------------------
 
 
-class PulledTo(msgspec.Struct, frozen=True, tag="pulled_to"):
-    """These sessions (or, without one, these addresses) have just pulled up to a cursor: by
-    key, "s:<session id>" or "ip:<address>"."""
-
-    cursors: dict[str, int]
-
-
-class NotesWanted(msgspec.Struct, frozen=True, tag="notes_wanted"):
-    """A hub has started and knows no cursors: whoever has recent notes, say them again."""
-
-
 class SessionRevoked(msgspec.Struct, frozen=True, tag="session_revoked"):
     session_id: str
 
@@ -256,7 +245,7 @@ class RolesReport(msgspec.Struct, frozen=True, tag="roles"):
     draining: bool
 
 
-Signal = PulledTo | NotesWanted | SessionRevoked | DocumentsChanged | RolesReport
+Signal = SessionRevoked | DocumentsChanged | RolesReport
 
 
 # --- Status ----------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ _PATH_BYTES_MAX: Final = 100  # sun_path holds 108; the longest name below needs
 _OWN_PATTERNS: Final = ("passing-*", "addresses-*", "shards-*")
 _OWN_FILES: Final = (
     "writes", "changes", "signals_in", "signals_out", "status", "rooms", "room_news",
-    "control.sock", "manifest.json", "rates",
+    "control.sock", "manifest.json", "rates", "notes",
 )
 
 
@@ -67,6 +67,11 @@ class Runtime:
     def shards(self, worker: str) -> str:
         """Where a shards worker answers."""
         return self._endpoint(f"shards-{worker}")
+
+    @property
+    def notes(self) -> Path:
+        """The journal of cursor notes (`pylon.changelog.note_journal`)."""
+        return self.dir / "notes"
 
     @property
     def control_socket(self) -> Path:

@@ -1,8 +1,8 @@
-"""Small news between all processes: cursor notes, revoked sessions, the state of the roles.
+"""Small news between all processes: revoked sessions, changed documents, the state of the roles.
 
 Anyone may send and anyone may listen; the supervisor stands in the middle with a proxy.
-Delivery is not guaranteed: every signal is either repeated (roles), or a hint (cursor
-notes), or backed by the store (sessions). Two frames: the signal's tag, then the signal.
+Delivery is not guaranteed: every signal is either repeated (roles), or backed by the store
+(sessions, documents). Two frames: the signal's tag, then the signal.
 """
 
 from __future__ import annotations

@@ -43,10 +43,12 @@ _TRUTH: Final = {True: b"true", False: b"false"}
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """A response body, and the cursor that it leaves its client with."""
+    """A response body, the cursor that it leaves its client with, and whether that pulls again
+    before it connects."""
 
     body: bytes
     cursor: int
+    has_more: bool
 
 
 def delta(feed: Feed, rules: RuleSet, auth: AuthContext, since: int) -> Pulled:
@@ -58,10 +60,11 @@ def delta(feed: Feed, rules: RuleSet, auth: AuthContext, since: int) -> Pulled:
     changes, head = feed.after(since, limits.PULL_PAGE_EVENTS)
     last_seq = changes[-1].seq if changes else since
     shown = _shown(feed, changes, rules, auth)
+    has_more = bool(changes) and last_seq < head
     body = b'{"changes":[%s],"cursor":{"last_seq":%d},"has_more":%s}' % (
-        b",".join(shown), last_seq, _TRUTH[bool(changes) and last_seq < head],
+        b",".join(shown), last_seq, _TRUTH[has_more],
     )
-    return Pulled(body, last_seq)
+    return Pulled(body, last_seq, has_more)
 
 
 def _shown(

@@ -99,7 +99,7 @@ class SyncClient:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                self._pull()
+                self._pull_or_not()
                 if self.transport == "ws":
                     self._live_ws()
                 else:
@@ -107,6 +107,15 @@ class SyncClient:
             except (OSError, http.client.HTTPException, websocket.WebSocketException, ValueError):
                 pass  # any failure is a reason to back off, as in the published client
             self._stop.wait(random.uniform(0, self.backoff_s))
+
+    def _pull_or_not(self) -> None:
+        """The published client swallows what goes wrong in a pull, and connects all the same. One
+        that has never pulled is let try again: nobody could help it."""
+        try:
+            self._pull()
+        except (OSError, http.client.HTTPException, ValueError):
+            if self.cursor == 0:
+                raise
 
     def _pull(self) -> None:
         refused = 0

@@ -17,13 +17,14 @@ import gevent
 from pylon.auth.callers import Callers
 from pylon.auth.cookies import session_cookie
 from pylon.auth.origin import origins
-from pylon.bus.messages import NotesWanted, RolesReport, SessionRevoked
+from pylon.bus.messages import RolesReport, SessionRevoked
 from pylon.bus.passing import SocketSender
 from pylon.bus.rooms_client import RoomsClient
 from pylon.bus.shards import ShardsClient
 from pylon.bus.signals import SignalReceiver, SignalSender
 from pylon.bus.writer_client import WriterClient
 from pylon.changelog.feed import Feed
+from pylon.changelog.note_journal import NoteWriter
 from pylon.imports import mentioning
 from pylon.log import get_logger
 from workers.boot import boot, freeze, run_status
@@ -52,16 +53,14 @@ class HttpProcess:
         self._booted = booted
         app, runtime = booted.app, booted.runtime
         self._sender = SignalSender(runtime)
-        self._receiver = SignalReceiver(runtime, RolesReport, NotesWanted, SessionRevoked)
+        self._receiver = SignalReceiver(runtime, RolesReport, SessionRevoked)
         self._writer = WriterClient(runtime, app.clock, app.random)
         self._rooms = RoomsClient(runtime, app.random)
         self._shards = ShardsClient(
             runtime, app.config.workers_of("shards"), booted.reader_pool, app.random
         )
         self._tasting = Tasting()
-        self._notes = NoteTeller(
-            self._sender.send, app.clock, gevent.get_hub().loop.run_callback
-        )
+        self._notes = NoteWriter(runtime.notes, app.config.workers_of("http"), app.clock)
         store = booted.reader_pool
         self._readiness = Readiness(
             lambda: store.point(lambda reader: reader.head_seq()), app.clock
@@ -75,7 +74,7 @@ class HttpProcess:
             shards=self._shards,
             tasting=self._tasting,
             feed=Feed(store),
-            notes=self._notes,
+            notes=NoteTeller(self._notes.put, app.clock),
             readiness=self._readiness,
             limiter=booted.limiter,
             origins=origins(app.config, app.manifest),
@@ -125,6 +124,7 @@ class HttpProcess:
         self._tasting.close()
         self._receiver.close()
         self._sender.close()
+        self._notes.close()
         self._booted.reader_pool.close()
 
     def _take_signals(self) -> None:
@@ -132,8 +132,6 @@ class HttpProcess:
             signal_ = self._receiver.receive()
             if isinstance(signal_, RolesReport):
                 self._readiness.report(signal_)
-            elif isinstance(signal_, NotesWanted):
-                self._notes.repeat()
             elif isinstance(signal_, SessionRevoked):
                 self._services.callers.forget()
 

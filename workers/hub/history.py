@@ -8,6 +8,7 @@ Invariants: a page is answered only if the log still has everything after the cu
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from pylon.changelog.change import Change
 from pylon.changelog.current import relate_to_store
@@ -63,15 +64,41 @@ class History:
         """
         self._store.point(lambda reader: _check(reader, cursor))
 
+    def span(self) -> Span:
+        """What the log can tell of."""
+        return self._store.point(_span)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """From where to where the log reaches. `oldest` is head + 1 where it is empty."""
+
+    head: int
+    oldest: int
+    void_ranges: Sequence[tuple[int, int]]
+
+    def check(self, cursor: int) -> None:
+        """Pass if everything after `cursor` can be told; else raise ResyncRequired."""
+        if self._is_void(cursor) or cursor + 1 < self.oldest:
+            raise self.resync(cursor)
+
+    def resync(self, cursor: int) -> ResyncRequired:
+        """The refusal of a cursor."""
+        # As in a pull: no retained event continues a cursor that is void.
+        oldest = self.head + 1 if self._is_void(cursor) else self.oldest
+        return ResyncRequired(
+            f"cursor last_seq={cursor} is older than the oldest retained seq={oldest}; "
+            "client must re-sync",
+            oldest_seq=oldest,
+        )
+
+    def _is_void(self, cursor: int) -> bool:
+        return cursor > self.head or any(low < cursor < high for low, high in self.void_ranges)
+
+
+def _span(reader: Reader) -> Span:
+    return Span(reader.head_seq(), reader.oldest_seq(), reader.void_ranges())
+
 
 def _check(reader: Reader, cursor: int) -> None:
-    head, oldest = reader.head_seq(), reader.oldest_seq()
-    if cursor > head or any(low < cursor < high for low, high in reader.void_ranges()):
-        oldest = head + 1  # as in a pull: no retained event continues such a cursor
-    elif cursor + 1 >= oldest:
-        return
-    raise ResyncRequired(
-        f"cursor last_seq={cursor} is older than the oldest retained seq={oldest}; "
-        "client must re-sync",
-        oldest_seq=oldest,
-    )
+    _span(reader).check(cursor)

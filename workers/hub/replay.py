@@ -1,10 +1,10 @@
 """Replay: what a client missed, before anything newer (spec/realtime.md §1.7).
 
-A new connection begins at the cursor that the client names, else at the cursor note of its key,
-else a little before the head. Pages come from the tail, or from the log where the tail does not
-reach; between pages the outbox must empty, so a long replay goes at the client's own pace and
-never counts as overflow. The last page and the joining of the hub happen without a switch of
-greenlets: what the feed publishes afterwards is exactly what the replay did not have.
+A new connection begins at the cursor that the client names, else where `start_cursors` says. Pages
+come from the tail, or from the log where the tail does not reach; between pages the outbox must
+empty, so a long replay goes at the client's own pace and never counts as overflow. The last page
+and the joining of the hub happen without a switch of greenlets: what the feed publishes
+afterwards is exactly what the replay did not have.
 
 After a worker's death all of its clients come back at once, with the same few cursors. So what
 was read, judged and encoded for one of them is kept for the next (`_Shared`), as long as nothing
@@ -26,12 +26,13 @@ from typing import Final
 from pylon import limits, metrics
 from pylon.auth.context import AuthContext
 from pylon.changelog.change import Change
-from pylon.changelog.notes import CursorNotes, note_key
+from pylon.changelog.notes import note_key
 from pylon.errors import ResyncRequired
 from workers.hub.connection import Connection
 from workers.hub.feed import Feed
 from workers.hub.history import History
 from workers.hub.hub import Hub
+from workers.hub.start_cursors import StartCursors
 
 _PAGE_BYTES: Final = limits.OUTBOX_BYTES // 2
 _PAGES_AT_ONCE: Final = 4  # more would hold up others
@@ -97,13 +98,13 @@ class _Shared:
 class Replay:
     """Starts connections. One for each hub."""
 
-    __slots__ = ("_feed", "_history", "_hub", "_notes", "_shared")
+    __slots__ = ("_feed", "_history", "_hub", "_shared", "_starts")
 
-    def __init__(self, hub: Hub, feed: Feed, history: History, notes: CursorNotes) -> None:
+    def __init__(self, hub: Hub, feed: Feed, history: History, starts: StartCursors) -> None:
         self._hub = hub
         self._feed = feed
         self._history = history
-        self._notes = notes
+        self._starts = starts
         self._shared = _Shared()
 
     def start_cursor(self, named: int | None, session_id: str | None, address: str) -> int:
@@ -117,16 +118,18 @@ class Replay:
             QueryTimeout, StoreUnavailable: the store cannot be read now.
         """
         cursor = named
+        key = note_key(session_id, address)
         if cursor is None:
-            cursor = self._notes.get(note_key(session_id, address))
-        if cursor is None:
-            metrics.RECOVERIES.labels("newest").inc()
-            return self._before_newest()
+            cursor = self._starts.find_noted(key)
+            if cursor is None:
+                return min(self._starts.find_window(key), self._before_newest())
         head = self._feed.tail.last_seq
         if not self._shared.at(head).is_reachable(cursor):
             try:
                 self._history.check(cursor)
             except ResyncRequired:
+                if named is None and not self._starts.refuse_note(key):
+                    return self._starts.find_window(key)
                 metrics.RECOVERIES.labels("resync").inc()
                 raise
             self._shared.at(head).reached(cursor)

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final, NoReturn
 
 import gevent
@@ -21,9 +22,11 @@ from gevent.event import Event
 
 from pylon import limits, log
 from pylon.bus.changes import ChangesSubscriber
-from pylon.bus.messages import NotesWanted, PulledTo, SessionRevoked
+from pylon.bus.messages import SessionRevoked
 from pylon.bus.passing import SocketReceiver
-from pylon.bus.signals import SignalReceiver, SignalSender
+from pylon.bus.signals import SignalReceiver
+from pylon.changelog.marks import MarkReader, marks_path
+from pylon.changelog.note_journal import NoteReader
 from pylon.changelog.notes import CursorNotes
 from workers.boot import Booted, freeze, run_status
 from workers.hub.acceptor import Acceptor
@@ -34,13 +37,14 @@ from workers.hub.hub import Hub
 from workers.hub.reception import Reception
 from workers.hub.replay import Replay
 from workers.hub.sessions import SESSION_ENDED
+from workers.hub.start_cursors import StartCursors
 
 GOING_AWAY: Final = 1001
 _EXIT_DEFECT: Final = 70  # EX_SOFTWARE
 _SPREAD_ABOVE: Final = 1_000  # more sockets than this are not closed at once
 _SPREAD_S: Final = 1.0
 _SPREAD_STEPS: Final = 20
-_NOTES_STEP_S: Final = 0.05
+_NOTES_PERIOD_S: Final = 1.0  # so that a client finds little to be read when it comes
 
 _log = log.get_logger("sockets")
 
@@ -49,42 +53,37 @@ class ChangeStream:
     """Everything that brings changes to the clients of one worker."""
 
     def __init__(self, booted: Booted, hub: Hub, reception: Reception) -> None:
-        self._signals = SignalReceiver(booted.runtime, PulledTo, SessionRevoked)
-        self._sender = SignalSender(booted.runtime)
+        self._signals = SignalReceiver(booted.runtime, SessionRevoked)
         self._hub = hub
         self._reception = reception
-        self._heard = 0
         history = History(booted.reader_pool)
-        self.notes = CursorNotes(booted.clock)
+        config = booted.app.config
+        self._notes = NoteReader(
+            booted.runtime.notes, config.workers_of("http"), booted.clock,
+            CursorNotes(booted.clock, limits.NOTE_WINDOW_S),
+        )
         self.feed = Feed(ChangesSubscriber(booted.runtime), history, hub)
-        self.replay = Replay(hub, self.feed, history, self.notes)
+        starts = StartCursors(
+            self._notes, MarkReader(marks_path(Path(config.db_path))), history, booted.clock
+        )
+        self.replay = Replay(hub, self.feed, history, starts)
 
     def start(self, spawn: Callable[[Callable[[], NoReturn]], None]) -> None:
-        """Bring the feed to the head of the log, and ask for the cursor notes."""
+        """Bring the feed to the head of the log, and read all cursor notes."""
         self.feed.start()
-        for loop in (self.feed.run, self.feed.watch, self._hear):
+        self._notes.refresh()
+        for loop in (self.feed.run, self.feed.watch, self._hear, self._read_notes):
             spawn(loop)
-        self._gather_notes()
 
-    def _gather_notes(self) -> None:
-        """Ask until notes come and then until no more come, `NOTES_WAIT_S` in all."""
-        quiet_at = -1
-        for _ in range(int(limits.NOTES_WAIT_S / _NOTES_STEP_S)):
-            if self._heard and self._heard == quiet_at:
-                return
-            quiet_at = self._heard
-            if not self._heard:  # a new PUB socket loses what it sends before it is connected
-                self._sender.send(NotesWanted())
-            gevent.sleep(_NOTES_STEP_S)
+    def _read_notes(self) -> NoReturn:
+        while True:
+            gevent.sleep(_NOTES_PERIOD_S)
+            self._notes.refresh()
 
     def _hear(self) -> NoReturn:
         while True:
             signal_ = self._signals.receive()
-            if isinstance(signal_, PulledTo):
-                self._heard += 1
-                for key, cursor in signal_.cursors.items():
-                    self.notes.put(key, cursor)
-            elif isinstance(signal_, SessionRevoked):
+            if isinstance(signal_, SessionRevoked):
                 self._reception.callers.forget()
                 closed = self._hub.close_session(
                     signal_.session_id, SESSION_ENDED, "session revoked"

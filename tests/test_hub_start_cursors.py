@@ -1,0 +1,415 @@
+"""Where clients begin, as a state machine: pulls, connects, deaths of every kind, all boots.
+
+The parts are the product's, the processes are objects, the clock is by hand. The rule: a client
+that connects within a minute of its pull begins at or below its cursor, or it must resync.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
+
+from pylon import limits
+from pylon.api.notes import NoteTeller
+from pylon.bus.runtime import Runtime
+from pylon.changelog import note_journal
+from pylon.changelog.marks import MarkReader, marks_path
+from pylon.changelog.note_journal import NoteReader, NoteWriter
+from pylon.changelog.notes import CursorNotes
+from pylon.clock import ManualClock
+from pylon.errors import ResyncRequired
+from supervisor.notes import Continuity, save_notes
+from workers.hub.history import Span
+from workers.hub.start_cursors import StartCursors
+
+HTTP_WORKERS = 2
+CAPACITY = 64
+
+
+def die(writer: NoteWriter) -> None:
+    """What the kernel does for a process that is killed."""
+    os.close(writer._fd)
+
+
+@dataclass
+class Log:
+    """What the store says of its log; `Reader` and `History` in one."""
+
+    head: int = 0
+    pruned_to: int = 0
+    void_ranges: list[tuple[int, int]] = field(default_factory=list)
+
+    def head_seq(self) -> int:
+        return self.head
+
+    def oldest_seq(self) -> int:
+        return min(self.pruned_to, self.head) + 1
+
+    def newest_events(self, limit: int) -> Sequence[Any]:
+        return ()
+
+    def void(self) -> list[tuple[int, int]]:
+        return list(self.void_ranges)
+
+    def span(self) -> Span:
+        return Span(self.head, self.oldest_seq(), list(self.void_ranges))
+
+
+class LogReader:
+    """The part of `Reader` that a start asks."""
+
+    def __init__(self, log: Log) -> None:
+        self.head_seq = log.head_seq
+        self.oldest_seq = log.oldest_seq
+        self.newest_events = log.newest_events
+        self.void_ranges = log.void
+
+
+@dataclass
+class Client:
+    """A published client: connected, or somewhere between its close and its next connect."""
+
+    key: int
+    cursor: int = 0
+    is_connected: bool = False
+    good_until_s: float = 0.0  # on a clock that counts over boots
+
+
+class Server:
+    """One machine with one data directory."""
+
+    def __init__(self, folder: Path, capacity: int = CAPACITY) -> None:
+        self.folder = folder
+        self.db_path = folder / "app.db"
+        self.log = Log()
+        self.capacity = capacity
+        self.clock = ManualClock()
+        self.clock.advance(1_000)
+        self.boot = 1
+        self.runs = 0
+        self.left_behind: dict[str, Any] = {}
+        self.tellers: list[NoteTeller] = []
+        self.writers: list[NoteWriter] = []
+        self.readers: list[NoteReader] = []
+        self.hubs: list[StartCursors] = []
+        self.start()
+
+    def start(self) -> None:
+        continuity = Continuity(self.db_path, self.left_behind, str(self.boot), self.clock)
+        self.runs += 1
+        self.runtime = Runtime(self.folder / f"run-{self.runs}")
+        self.runtime.dir.mkdir()
+        self.left_behind = {"runtime_dir": str(self.runtime.dir)}
+        continuity.begin(LogReader(self.log), self.runtime)  # type: ignore[arg-type]
+        self.marks = continuity.marks
+        for number in range(HTTP_WORKERS):
+            self.start_http(number)
+        for number in range(2):
+            self.start_hub(number)
+
+    def stop(self) -> None:
+        self._end_workers(NoteWriter.close)
+        save_notes(self.db_path, self.runtime, str(self.boot), self.clock)
+        shutil.rmtree(self.runtime.dir)
+        self.left_behind = {}
+
+    def kill(self, *, clears_runtime: bool) -> None:
+        self._end_workers(die)
+        if clears_runtime:
+            shutil.rmtree(self.runtime.dir)
+
+    def _end_workers(self, end: Callable[[NoteWriter], None]) -> None:
+        for writer in self.writers:
+            end(writer)
+        for reader in self.readers:
+            reader.close()
+        self.writers, self.tellers, self.readers, self.hubs = [], [], [], []
+
+    def start_http(self, number: int) -> None:
+        if number < len(self.writers):
+            die(self.writers.pop(number))
+            self.tellers.pop(number)
+        writer = NoteWriter(
+            self.runtime.notes, HTTP_WORKERS, self.clock, slot=number + 1,
+            capacity=self.capacity,
+        )
+        self.writers.insert(number, writer)
+        self.tellers.insert(number, NoteTeller(writer.put, self.clock))
+
+    def start_hub(self, number: int) -> None:
+        if number < len(self.readers):
+            self.readers.pop(number).close()
+            self.hubs.pop(number)
+        reader = NoteReader(
+            self.runtime.notes, HTTP_WORKERS, self.clock,
+            CursorNotes(self.clock, limits.NOTE_WINDOW_S), capacity=self.capacity,
+        )
+        reader.refresh()
+        self.readers.insert(number, reader)
+        self.hubs.insert(number, StartCursors(
+            reader, MarkReader(marks_path(self.db_path)), self.log,  # type: ignore[arg-type]
+            self.clock,
+        ))
+
+    def start_cursor(self, hub: int, key: int) -> int:
+        """As `workers.hub.replay` asks."""
+        noted = self.hubs[hub].find_noted(key)
+        if noted is None:
+            return self.hubs[hub].find_window(key)
+        self.log.span().check(noted)
+        return noted
+
+
+@pytest.fixture(autouse=True)
+def small_rings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(note_journal.read_journal, "__defaults__", (CAPACITY,))
+    monkeypatch.setattr(note_journal.make_journal, "__defaults__", (CAPACITY,))
+
+
+class Lives(RuleBasedStateMachine):
+    """Whoever dies, no client begins behind what it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temp = tempfile.TemporaryDirectory(prefix="start-cursors-")
+        self.server = Server(Path(self.temp.name))
+        self.now_s = 0.0
+        self.clients = [Client(1), Client(1), Client(2), Client(3)]  # two are tabs of a session
+        self.commits: list[tuple[float, int]] = []
+        for client in self.clients:
+            self._pull(client, 0)
+            self._join(client)
+
+    # --- Time and writes ----------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 4.0, 16.0, 40.0, 100.0]))
+    def wait(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.server.clock.advance(seconds)
+        self.server.marks.note(self.server.log.head)
+        # The log keeps `LOG_MIN_AGE_S` at the least.
+        old = [seq for at_s, seq in self.commits if at_s < self.now_s - limits.LOG_MIN_AGE_S]
+        if old:
+            self.server.log.pruned_to = max(self.server.log.pruned_to, old[-1])
+
+    @rule(count=st.integers(1, 1_500))
+    def write(self, count: int) -> None:
+        self.server.log.head += count
+        self.commits.append((self.now_s, self.server.log.head))
+        self.server.marks.note(self.server.log.head)
+        for client in self.clients:
+            if client.is_connected:
+                client.cursor = self.server.log.head
+
+    # --- Clients --------------------------------------------------------------------------
+
+    def _join(self, client: Client) -> None:
+        client.is_connected = True
+        client.cursor = self.server.log.head
+
+    def _drop(self, client: Client) -> None:
+        if client.is_connected:
+            client.is_connected = False
+            client.good_until_s = self.now_s + limits.NOTE_TTL_S
+
+    def _pull(self, client: Client, worker: int) -> None:
+        """Page by page, as `pylon.api.sync` notes it."""
+        note, head = self.server.tellers[worker].note, self.server.log.head
+        if client.cursor + 1 < self.server.log.oldest_seq() or any(
+            low < client.cursor < high for low, high in self.server.log.void_ranges
+        ):
+            client.cursor = head  # 410, and a snapshot
+            note(client.key, head)
+        while head - client.cursor > limits.PULL_PAGE_EVENTS:
+            client.cursor += limits.PULL_PAGE_EVENTS
+            note(client.key, client.cursor)
+        note(client.key, client.cursor)
+        client.cursor = head
+        client.good_until_s = self.now_s + limits.NOTE_TTL_S
+
+    @rule(which=st.sampled_from(range(4)))
+    def drop(self, which: int) -> None:
+        self._drop(self.clients[which])
+
+    @rule(which=st.sampled_from(range(4)), worker=st.integers(0, HTTP_WORKERS - 1))
+    def pull(self, which: int, worker: int) -> None:
+        if not self.clients[which].is_connected:
+            self._pull(self.clients[which], worker)
+
+    @rule(which=st.sampled_from(range(4)), worker=st.integers(0, HTTP_WORKERS - 1))
+    def pull_whose_answer_is_lost(self, which: int, worker: int) -> None:
+        client = self.clients[which]
+        behind = self.server.log.head - client.cursor
+        if not client.is_connected and self.now_s < client.good_until_s and (
+            behind <= limits.PULL_PAGE_EVENTS
+        ):
+            self.server.tellers[worker].note(client.key, client.cursor)
+
+    @rule(which=st.sampled_from(range(4)), worker=st.integers(0, HTTP_WORKERS - 1),
+          is_noted=st.booleans())
+    def pull_whose_worker_dies(self, which: int, worker: int, is_noted: bool) -> None:
+        client = self.clients[which]
+        if not client.is_connected:
+            if is_noted:
+                self.server.tellers[worker].note(client.key, self.server.log.head)
+            self.server.start_http(worker)
+
+    @rule(which=st.sampled_from(range(4)), hub=st.integers(0, 1))
+    def connect(self, which: int, hub: int) -> None:
+        client = self.clients[which]
+        if client.is_connected:
+            return
+        try:
+            found = self.server.start_cursor(hub, client.key)
+        except ResyncRequired:
+            return
+        self.server.log.span().check(found)
+        if self.now_s < client.good_until_s:
+            assert found <= client.cursor
+        self._join(client)
+
+    @rule(worker=st.integers(0, HTTP_WORKERS - 1), count=st.integers(1, 2 * CAPACITY))
+    def pull_by_strangers(self, worker: int, count: int) -> None:
+        """More than a ring holds."""
+        for key in range(100, 100 + count):
+            self.server.tellers[worker].note(key, self.server.log.head)
+
+    @rule(hub=st.integers(0, 1))
+    def connect_without_a_pull(self, hub: int) -> None:
+        """What is sent can be told."""
+        try:
+            found = self.server.start_cursor(hub, 10_000)
+        except ResyncRequired:
+            return
+        self.server.log.span().check(found)
+
+    # --- Deaths -----------------------------------------------------------------------------
+
+    @rule(worker=st.integers(0, HTTP_WORKERS - 1))
+    def kill_http(self, worker: int) -> None:
+        self.server.start_http(worker)
+
+    @rule(hub=st.integers(0, 1), worker=st.sampled_from([None, *range(HTTP_WORKERS)]))
+    def kill_hub(self, hub: int, worker: int | None) -> None:
+        if worker is not None:
+            self.server.start_http(worker)
+        self.server.start_hub(hub)
+        for client in self.clients[hub::2]:
+            self._drop(client)
+
+    def _start(self, down_s: float) -> None:
+        for client in self.clients:
+            self._drop(client)
+        self.now_s += down_s
+        self.server.start()
+
+    @rule()
+    def restart(self) -> None:
+        self.server.stop()
+        self._start(0.0)
+
+    @rule(clears_runtime=st.booleans(), down_s=st.sampled_from([0.0, 3.0]))
+    def kill_server(self, clears_runtime: bool, down_s: float) -> None:
+        self.server.kill(clears_runtime=clears_runtime)
+        self.server.clock.advance(down_s)
+        self._start(down_s)
+
+    @rule(is_orderly=st.booleans(), down_s=st.sampled_from([0.0, 10.0]))
+    def reboot(self, is_orderly: bool, down_s: float) -> None:
+        if is_orderly:
+            self.server.stop()
+        else:
+            self.server.kill(clears_runtime=True)
+        self.server.boot += 1
+        self.server.clock = ManualClock()
+        self.server.clock.advance(down_s / 2)
+        self._start(down_s)
+
+    @rule()
+    def jump_the_wall_clock(self) -> None:
+        self.server.clock.jump(3_600 if self.server.runs % 2 else -3_600)
+
+    @rule(lost=st.integers(0, 500))
+    def restore(self, lost: int) -> None:
+        """A new epoch. Who has seen what is lost must resync."""
+        self.server.stop()
+        log = self.server.log
+        first_seqs = [first_seq for _, first_seq in log.void_ranges]
+        low = max(log.pruned_to, log.head - lost, *first_seqs)
+        high = log.head + 10**9
+        log.void_ranges.append((low, high))
+        log.head = high
+        self.commits = [*((a, min(s, low)) for a, s in self.commits), (self.now_s, high)]
+        self._start(0.0)
+        for client in self.clients:
+            if client.cursor > low:
+                # Within the first seconds it is told so; see `start_cursors` for one whose
+                # session has pulled again before it comes.
+                client.good_until_s = 0.0
+
+    def teardown(self) -> None:
+        self.server.kill(clears_runtime=False)
+        self.temp.cleanup()
+
+
+Lives.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestLives = Lives.TestCase
+
+
+def test_a_young_hub_does_not_guess(tmp_path: Path) -> None:
+    """The case that was reported: hub and HTTP worker die within half a second."""
+    server = Server(tmp_path)
+    server.log.head = 5_000
+    server.tellers[0].note(1, 5_000)
+    server.log.head = 25_000
+    server.start_hub(0)
+    assert server.start_cursor(0, 1) == 5_000
+    server.start_http(0)
+    server.start_hub(0)
+    server.tellers[1].note(1, 25_000)  # what another worker tells is not the whole answer
+    assert server.start_cursor(0, 1) <= 5_000
+    assert server.start_cursor(1, 2) <= 5_000
+
+
+def test_without_notes_the_window_is_replayed(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    for number in range(1, 200):
+        server.clock.advance(1)
+        server.log.head = 100 * number
+        server.marks.note(server.log.head)
+    server.tellers[0].note(1, server.log.head)
+    server.kill(clears_runtime=True)
+    server.start()
+    server.tellers[0].note(1, server.log.head)  # another tab: no reason to trust it
+    for key in (1, 2):
+        assert 100 * (199 - 85) <= server.start_cursor(0, key) <= 100 * (199 - 74)
+    server.clock.advance(1.25 * limits.NOTE_WINDOW_S)
+    server.tellers[0].note(1, server.log.head)
+    server.start_hub(0)
+    assert server.start_cursor(0, 1) == server.log.head
+
+
+def test_after_a_restore_only_the_first_seconds_refuse(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    server.log.head = 1_000
+    server.tellers[0].note(1, 1_000)
+    server.stop()
+    server.log.void_ranges.append((400, 10**9))
+    server.log.head = 10**9
+    server.start()
+    with pytest.raises(ResyncRequired):
+        server.start_cursor(0, 1)
+    server.tellers[0].note(1, 10**9)  # it has pulled again, as it was told
+    assert server.start_cursor(0, 1) == 10**9
+    server.clock.advance(limits.EPOCH_RESYNC_S)
+    assert server.start_cursor(0, 2) <= 400

@@ -1,0 +1,100 @@
+"""Start cursors: where the events of a client that connects begin.
+
+A client that names its cursor begins there. The published clients name none: they pull and then
+connect, so they begin at the cursor note of their key (`pylon.changelog.notes`). Without a note,
+or while notes may be missing, the hub does not guess: it replays everything of the last window
+(`pylon.changelog.marks`), which holds all that can have been missed; clients drop what they have.
+
+Invariants: a cursor that this gives is never above one that a pull of the last window answered
+to the client. A named or noted cursor that the log cannot continue is `ResyncRequired`. In the
+first seconds of a new epoch so is a connection without a note: its pull may be of the lost
+history. Every note that was written before a call is seen by it. Bounds: two reads of the store
+and one of each file for a client. Called by `workers.hub.replay`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pylon import limits, metrics
+from pylon.changelog.marks import Mark, MarkReader, window_cursor
+from pylon.changelog.note_journal import NoteReader
+from pylon.clock import Clock
+from workers.hub.history import History
+
+
+class StartCursors:
+    """The start cursors of one worker."""
+
+    __slots__ = ("_clock", "_history", "_marks", "_notes", "_refused")
+
+    def __init__(
+        self, notes: NoteReader, marks: MarkReader, history: History, clock: Clock
+    ) -> None:
+        self._notes = notes
+        self._marks = marks
+        self._history = history
+        self._clock = clock
+        self._refused: dict[int, float] = {}  # by key: when
+
+    def refuse_note(self, key: int) -> bool:
+        """The log no longer has what follows the note of `key`. Whether its client is to pull
+        again: once in a window, for the note is still there when it comes back."""
+        now_s = self._clock.monotonic_s()
+        refused_s = self._refused.get(key)
+        if refused_s is not None and now_s - refused_s < 2 * limits.NOTE_WINDOW_S:
+            return False
+        if len(self._refused) >= limits.NOTES:
+            self._refused.clear()
+        self._refused[key] = now_s
+        return True
+
+    def find_noted(self, key: int) -> int | None:
+        """The smallest cursor that a client of `key` can have; None if the notes do not tell.
+
+        It is not checked against the log.
+        """
+        self._notes.refresh()
+        notes = self._notes.notes
+        return notes.get(key) if notes.is_whole else None
+
+    def find_window(self, key: int) -> int:
+        """A cursor from which everything of the last window is told.
+
+        Raises:
+            ResyncRequired: the client must pull again.
+            QueryTimeout, StoreUnavailable: the store cannot be read now.
+        """
+        notes = self._notes.notes
+        noted = notes.get(key)
+        span = self._history.span()
+        marks = self._marks.read()
+        if marks:
+            before_s = self._clock.monotonic_s() - limits.NOTE_WINDOW_S
+            cursor = window_cursor(marks, before_s).seq
+        else:  # nobody has said what the head was
+            cursor = span.oldest - 1
+        if noted is not None:
+            cursor = min(cursor, noted)
+        for low, high in span.void_ranges:
+            if cursor < high:
+                if self._is_new_epoch(marks, high):
+                    raise span.resync(cursor)
+                if low < cursor:
+                    cursor = low
+        if cursor > span.head:
+            raise span.resync(cursor)
+        if cursor + 1 < span.oldest:
+            if not notes.is_whole and (noted is None or noted + 1 < span.oldest):
+                raise span.resync(cursor)
+            cursor = span.oldest - 1
+        metrics.RECOVERIES.labels("window").inc()
+        return cursor
+
+    def _is_new_epoch(self, marks: Sequence[Mark], first_seq: int) -> bool:
+        """Whether that epoch was opened a moment ago."""
+        opened_s = next((mark.at_s for mark in marks if mark.seq >= first_seq), None)
+        return (
+            opened_s is not None
+            and self._clock.monotonic_s() - opened_s < limits.EPOCH_RESYNC_S
+        )
