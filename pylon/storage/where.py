@@ -52,7 +52,8 @@ def judged_first(allowed: SqlClause, wanted: SqlClause, path: SqlClause = ALL) -
     """The rows of `allowed` for which `wanted` holds.
 
     No row that is not of `allowed` ever meets `wanted`: SQLite evaluates a CASE lazily and in
-    order, while it puts the terms of an AND into any order that it likes.
+    order, while it puts the terms of an AND into any order that it likes. The inner CASE makes
+    `wanted` a condition: of an AND whose value is asked for, SQLite evaluates both sides always.
 
     Args:
         path: a condition that holds wherever `wanted` does, for an index. It may be evaluated
@@ -63,7 +64,7 @@ def judged_first(allowed: SqlClause, wanted: SqlClause, path: SqlClause = ALL) -
     if allowed.sql == NOTHING.sql or wanted.sql in (ALL.sql, NOTHING.sql):
         return and_(allowed, wanted)
     judged = SqlClause(
-        f"CASE WHEN {allowed.sql} THEN {wanted.sql} ELSE 0 END",
+        f"CASE WHEN {allowed.sql} THEN CASE WHEN {wanted.sql} THEN 1 END END",
         (*allowed.params, *wanted.params), max(allowed.work, wanted.work),
     )
     # Beside the CASE, so that an index may serve it.
