@@ -65,7 +65,7 @@ def build_app(
         config=config,
         manifest=manifest,
         rules=compile_rules(manifest),
-        codecs={entity.name: EntityCodec(entity) for entity in manifest.entities},
+        codecs={e.name: EntityCodec(e, config.row_max_bytes) for e in manifest.entities},
         clock=clock,
         random=random,
         ids=RowIds(clock, random),

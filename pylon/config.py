@@ -127,6 +127,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "Folder of files to serve under /app/."),
     Setting("PYLON_OPENAPI_PUBLIC", "openapi_public", _bool, "false",
             "Serve /api/openapi.json to everybody, not to admins only; dev mode always does."),
+    Setting("PYLON_ROW_MAX_BYTES", "row_max_bytes", _int(1_024, 10_485_760), "1048576",
+            "Most bytes of a row as JSON. Larger rows that are there already can be read, deleted "
+            "and made smaller."),
     Setting("PYLON_CHANGE_LOG_RETAIN", "change_log_retain", _int(1_000, 100_000_000), "100000",
             "Change events kept; what is younger than two minutes is kept in any case."),
     Setting("PYLON_LIST_LIMIT", "list_limit", _int(1, 100_000), "1000",
@@ -192,6 +195,7 @@ class Config:
     app: str | None
     static_dir: str | None
     openapi_public: bool
+    row_max_bytes: int
     change_log_retain: int
     list_limit: int
     ws_max_message_bytes: int

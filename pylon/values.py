@@ -30,6 +30,7 @@ from pylon.errors import (
     InvalidId,
     InvalidJson,
     InvalidValue,
+    LimitExceeded,
     MissingField,
     NullNotAllowed,
 )
@@ -94,6 +95,24 @@ def decode_query(raw: bytes) -> Any:
 def encode_row(row: Mapping[str, Any]) -> bytes:
     """A row's JSON text, with sorted keys."""
     return orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
+
+
+def check_row_size(
+    entity: str, size_bytes: int, limit_bytes: int, before_bytes: int = 0
+) -> None:
+    """Pass if a row may have this size: within the limit, or smaller than it was.
+
+    Raises:
+        LimitExceeded: it names entity, size, limit and setting.
+    """
+    if size_bytes > limit_bytes and size_bytes >= before_bytes:
+        raise LimitExceeded(
+            f"The {entity} row would have {size_bytes} bytes of JSON; "
+            f"a row has {limit_bytes} at most (PYLON_ROW_MAX_BYTES)",
+            hint="Store large texts and files elsewhere, or split the row; "
+            "a larger row that is already there may be made smaller",
+            entity=entity, size_bytes=size_bytes, limit_bytes=limit_bytes,
+        )
 
 
 def unknown_column(entity: Entity, name: str) -> InvalidColumn:
@@ -209,11 +228,16 @@ def _values_of(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[S
 class EntityCodec:
     """Validates, merges and encodes the rows of one entity. Built at start, immutable."""
 
-    __slots__ = ("_bools", "_checks", "_datetimes", "_names", "_record", "_required", "_values",
-                 "entity")
+    __slots__ = ("_bools", "_checks", "_datetimes", "_max_bytes", "_names", "_record",
+                 "_required", "_values", "entity")
 
-    def __init__(self, entity: Entity) -> None:
+    def __init__(self, entity: Entity, max_bytes: int = sys.maxsize) -> None:
+        """
+        Args:
+            max_bytes: of a new row's JSON; the writer bounds rows that change.
+        """
         self.entity = entity
+        self._max_bytes = max_bytes
         self._record = _record_type(entity)
         self._values = _values_of([f.name for f in entity.fields])
         self._datetimes = tuple(f.name for f in entity.fields if f.type is FieldType.DATETIME)
@@ -244,6 +268,7 @@ class EntityCodec:
 
         Raises:
             InvalidData, InvalidColumn, InvalidValue, NullNotAllowed, MissingField
+            LimitExceeded: the row is larger than a row may be.
         """
         try:
             record = msgspec.convert(body, self._record)
@@ -259,6 +284,8 @@ class EntityCodec:
         row_json = orjson.dumps(row)
         if _ESCAPED_NUL in row_json:
             return self._insert_checked(body, row_id)
+        if len(row_json) > self._max_bytes:
+            check_row_size(self.entity.name, len(row_json), self._max_bytes)
         return EncodedRow(self._values(row), row_json, row)
 
     def _insert_checked(self, body: object, row_id: str) -> EncodedRow:
@@ -299,14 +326,17 @@ class EntityCodec:
             after = {name: after.get(name) for name in self.entity.columns}
         return after, encode_row(after)
 
-    def row_from_sql(self, values: Sequence[Any]) -> dict[str, Any]:
-        """A row from its columns (`Entity.columns` order): 0 and 1 become booleans.
+    def row_from_sql(
+        self, values: Sequence[Any], columns: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        """A row from its columns (those of the entity, in order): 0 and 1 become booleans.
 
         Values that no field of ours could hold (a table from elsewhere may have any) stay as
         they are; binary becomes base64 text.
         """
+        names = self.entity.columns if columns is None else columns
         row: dict[str, Any] = {}
-        for name, value in zip(self.entity.columns, values, strict=True):
+        for name, value in zip(names, values, strict=True):
             if isinstance(value, bytes):
                 value = base64.b64encode(value).decode()
             elif isinstance(value, int) and name in self._bools:
@@ -322,7 +352,9 @@ class EntityCodec:
         row: dict[str, Any] = {"id": row_id}
         for name in self._names:
             row[name] = given.get(name)
-        return EncodedRow(self._values(row), encode_row(row), row)
+        row_json = encode_row(row)
+        check_row_size(self.entity.name, len(row_json), self._max_bytes)
+        return EncodedRow(self._values(row), row_json, row)
 
     def _checked(self, body: Mapping[str, Any]) -> dict[str, Any]:
         out: dict[str, Any] = {}

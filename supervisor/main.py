@@ -114,7 +114,8 @@ def _assemble(
         events.put(Broken(error))
 
     threading.excepthook = log.thread_hook(broken)
-    engine = SqliteEngine.open(db_path, manifest, rules, clock, config.durability)
+    engine = SqliteEngine.open(db_path, manifest, rules, clock, config.durability,
+                                row_max_bytes=config.row_max_bytes)
     stack.callback(engine.close)
     _carry_notes_over(continuity, db_path, manifest, runtime)
     stack.callback(save_notes, db_path, runtime, boot_id, clock)

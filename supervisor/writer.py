@@ -5,16 +5,24 @@ carries them out in one transaction, publishes the changes, and answers everyone
 waits for more to come: a lone write is committed at once, and under load the batches grow by
 themselves while a commit runs.
 
+Requests about large rows may take the engine milliseconds each. One transaction takes
+`limits.BATCH_LARGE_BYTES` of them; the engine defers the others, and they wait here in the order of
+their arrival. After large rows the next ones wait as long as these took, so that others have half
+of the time at the least. The writer refuses a call that has waited longer than its worker waits.
+
 Invariants: nothing is answered or published before its commit; every request is answered,
-also when the engine fails in a way that nobody foresaw. After `limits.WRITER_FAILURES` such
-failures in a row the supervisor is told to end rather than to limp.
+also when the engine fails in a way that nobody foresaw; requests of one call keep their order.
+After `limits.WRITER_FAILURES` such failures in a row the supervisor is told to end rather than to
+limp. Metrics: pylon_write_queue_depth, pylon_writes_deferred.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections import deque
+from collections.abc import Callable
+from itertools import chain, islice
+from typing import Final, NamedTuple
 
 from pylon import limits, log, metrics
 from pylon.bus.changes import ChangesPublisher
@@ -22,21 +30,35 @@ from pylon.bus.messages import DocumentsChanged, WriteError, WriteReply, WriteRe
 from pylon.bus.runtime import Runtime
 from pylon.bus.signals import PlainSignalSender
 from pylon.bus.writer_port import LocalWriter, Peer, WriterPort
-from pylon.changelog.event import ChangeBatch
-from pylon.errors import InternalError
-from pylon.storage.contract import WriteEngine
+from pylon.clock import Clock, SystemClock
+from pylon.errors import InternalError, WriterUnavailable
+from pylon.storage.contract import BatchResult, WriteEngine
+from pylon.storage.sqlite import memory
 
 _log = log.get_logger("writer")
 _IDLE_S: Final = 1.0
+_DUE_CALLS: Final = 64  # deferred calls that are tried in one transaction
+_REST_MAX_S: Final = 0.25
+_TRIM_PERIOD_S: Final = 1.0
+
+
+class _Call(NamedTuple):
+    """Requests of one call that are still to be carried out, in order."""
+
+    peer: Peer
+    requests: list[WriteRequest]
+    since_s: float  # when they arrived, monotonic
 
 
 class Writer:
     """`start` it, let others write, `stop` it when nobody writes any more."""
 
     def __init__(
-        self, runtime: Runtime, engine: WriteEngine, broken: Callable[[BaseException], None]
+        self, runtime: Runtime, engine: WriteEngine, broken: Callable[[BaseException], None],
+        clock: Clock | None = None,
     ) -> None:
         """Args: `broken` is told, from the thread, that the writer cannot go on."""
+        self._clock = clock or SystemClock()
         self._runtime = runtime
         self._engine = engine
         self._broken = broken
@@ -45,6 +67,10 @@ class Writer:
         self._signals = PlainSignalSender(runtime)
         self._stopping = threading.Event()
         self._failures = 0
+        self._deferred: deque[_Call] = deque()
+        self._rest_until_s = 0.0  # of the deferred
+        self._trim_at_s = 0.0
+        self._untrimmed_bytes = 0
         self.depth = 0  # requests taken and not yet answered
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         metrics.CHANGELOG_SEQ.set(engine.head)
@@ -69,49 +95,114 @@ class Writer:
 
     def _run(self) -> None:
         while True:
-            arrivals = self._port.receive(0.0 if self._stopping.is_set() else _IDLE_S)
-            if arrivals:
-                self._carry_out(arrivals)
-            elif self._stopping.is_set():
+            arrivals = self._port.receive(self._patience_s())
+            now_s = self._clock.monotonic_s()
+            is_resting = now_s < self._rest_until_s and not self._stopping.is_set()
+            due = [] if is_resting else self._due(now_s)
+            new = [call for peer, sent in arrivals for call in _calls_of(peer, sent, now_s)]
+            if due or new:
+                self._carry_out(due, new, 0 if is_resting else limits.BATCH_LARGE_BYTES)
+            elif not arrivals and not self._deferred and self._stopping.is_set():
                 break
+            self._trim_memory(is_idle=not (due or new))
         self._port.close()
         self._publisher.close()
         self._signals.close()
 
-    def _carry_out(self, arrivals: Sequence[tuple[Peer, list[WriteRequest]]]) -> None:
-        requests = [request for _, sent in arrivals for request in sent]
-        if not requests:
-            return  # only a call to look around
+    def _patience_s(self) -> float:
+        """How long to wait for new requests."""
+        if self._stopping.is_set():
+            return 0.0
+        if not self._deferred:
+            return _IDLE_S
+        return max(0.0, self._rest_until_s - self._clock.monotonic_s())
+
+    def _due(self, now_s: float) -> list[_Call]:
+        """The deferred calls that go into the next transaction, as far as it has room."""
+        due: list[_Call] = []
+        while self._deferred and len(due) < _DUE_CALLS:
+            call = self._deferred.popleft()
+            if now_s - call.since_s < limits.WRITE_TIMEOUT_S:
+                due.append(call)
+                continue
+            refusal = WriteError.of(WriterUnavailable(
+                f"The writer did not come to this within {limits.WRITE_TIMEOUT_S:g} s",
+                hint="Nothing was written: too many large rows are being changed",
+            ))
+            self._port.reply(
+                call.peer, [WriteReply(request.id, error=refusal) for request in call.requests]
+            )
+        return due
+
+    def _carry_out(self, due: list[_Call], new: list[_Call], large_bytes: int) -> None:
+        """Carry out what was deferred before and what is new, in this order.
+
+        Args:
+            large_bytes: how much of large rows the transaction takes.
+        """
+        requests = [request for call in chain(due, new) for request in call.requests]
         self._set_depth(len(requests))
-        replies, batch, documents = self._apply(requests)
-        begin = 0
-        for peer, sent in arrivals:
-            end = begin + len(sent)
-            if sent:
-                self._port.reply(peer, replies[begin:end])
-            begin = end
-        if batch is not None:  # who wrote need not wait for this
+        began_s = self._clock.monotonic_s()
+        result = self._apply(requests, large_bytes)
+        self._reply(due, new, result)
+        if result.batch is not None:  # who wrote need not wait for this
             metrics.CHANGELOG_SEQ.set(self._engine.head)
-            self._publisher.publish(batch)
-        if documents:
+            self._publisher.publish(result.batch)
+        if result.documents:
             self._signals.send(DocumentsChanged())
+        if result.large_bytes:
+            self._untrimmed_bytes += result.large_bytes
+            now_s = self._clock.monotonic_s()
+            self._rest_until_s = now_s + min(now_s - began_s, _REST_MAX_S)
+        metrics.WRITES_DEFERRED.set(len(self._deferred))
         self._set_depth(0)
+
+    def _reply(self, due: list[_Call], new: list[_Call], result: BatchResult) -> None:
+        """Answer what was carried out, in one message for each peer, and keep what was not: in
+        front of what waits, or behind it where it is new."""
+        deferred_ids = {id(request) for request in result.deferred}
+        replies = iter(result.replies)
+        by_peer: dict[Peer, list[WriteReply]] = {}
+        again: list[list[_Call]] = [[], []]
+        for position, call in enumerate(chain(due, new)):
+            left = [r for r in call.requests if id(r) in deferred_ids] if deferred_ids else []
+            done = len(call.requests) - len(left)
+            if done:
+                by_peer.setdefault(call.peer, []).extend(islice(replies, done))
+            if left:
+                is_new = position >= len(due)
+                again[is_new].append(_Call(call.peer, left, call.since_s))
+        for peer, own in by_peer.items():
+            self._port.reply(peer, own)
+        self._deferred.extendleft(reversed(again[False]))
+        self._deferred += again[True]
+
+    def _trim_memory(self, *, is_idle: bool) -> None:
+        """Give free memory back to the kernel after large rows: at once when idle, else not more
+        often than once in a second."""
+        if self._untrimmed_bytes < limits.MEMORY_TRIM_BYTES and not (
+            is_idle and self._untrimmed_bytes
+        ):
+            return
+        now_s = self._clock.monotonic_s()
+        if is_idle or now_s >= self._trim_at_s:
+            memory.give_back()
+            self._untrimmed_bytes = 0
+            self._trim_at_s = now_s + _TRIM_PERIOD_S
 
     def _set_depth(self, depth: int) -> None:
         self.depth = depth
         metrics.WRITE_QUEUE_DEPTH.set(depth)
 
-    def _apply(
-        self, requests: list[WriteRequest]
-    ) -> tuple[list[WriteReply], ChangeBatch | None, bool]:
+    def _apply(self, requests: list[WriteRequest], large_bytes: int) -> BatchResult:
         try:
-            result = self._engine.apply(requests)
+            result = self._engine.apply(requests, large_bytes=large_bytes)
         except Exception as ex:  # noqa: BLE001  whatever it is, every caller must be answered
-            return self._failed(ex, requests), None, False
+            return BatchResult(self._failed(ex, requests), None, 0.0)
         self._failures = 0
         metrics.COMMIT.observe(result.commit_s)
-        metrics.BATCH_SIZE.observe(len(requests))
-        return result.replies, result.batch, result.documents
+        metrics.BATCH_SIZE.observe(len(result.replies))
+        return result
 
     def _failed(self, error: Exception, requests: list[WriteRequest]) -> list[WriteReply]:
         self._failures += 1
@@ -121,3 +212,16 @@ class Writer:
             self._broken(error)
         refusal = WriteError.of(InternalError("The write failed; the server's log says why"))
         return [WriteReply(request.id, error=refusal) for request in requests]
+
+
+def _calls_of(peer: Peer, requests: list[WriteRequest], now_s: float) -> list[_Call]:
+    """The calls of a message."""
+    calls: list[_Call] = []
+    begin = 0
+    for position, request in enumerate(requests, 1):
+        if not request.has_more:
+            calls.append(_Call(peer, requests[begin:position], now_s))
+            begin = position
+    if begin < len(requests):
+        calls.append(_Call(peer, requests[begin:], now_s))
+    return calls

@@ -173,7 +173,9 @@ def running(
     parsed = parse_manifest(json.dumps(manifest), "test.json")
     app = build_app(config, parsed, clock=clock, random=SystemRandom())
     path = folder / "test.db"
-    engine = SqliteEngine.open(path, parsed, app.rules, clock, "normal")
+    engine = SqliteEngine.open(
+        path, parsed, app.rules, clock, "normal", row_max_bytes=config.row_max_bytes
+    )
     pool = ReaderPool(path, parsed)
     writer = EngineWriter(engine)
     signals: list[Signal] = []

@@ -171,10 +171,10 @@ class Slow:
     def head(self) -> int:
         return self._engine.head
 
-    def apply(self, requests: Sequence[WriteRequest]) -> BatchResult:
+    def apply(self, requests: Sequence[WriteRequest], *, large_bytes: int | None) -> BatchResult:
         self.entered.set()
         assert self.go_on.wait(20)
-        return self._engine.apply(requests)
+        return self._engine.apply(requests, large_bytes=large_bytes)
 
 
 class Failing:
@@ -186,10 +186,10 @@ class Failing:
     def __init__(self, engine: SqliteEngine) -> None:
         self._engine = engine
 
-    def apply(self, requests: Sequence[WriteRequest]) -> BatchResult:
+    def apply(self, requests: Sequence[WriteRequest], *, large_bytes: int | None) -> BatchResult:
         if self.defective:
             raise ZeroDivisionError("defect")
-        return self._engine.apply(requests)
+        return self._engine.apply(requests, large_bytes=large_bytes)
 
 
 def test_a_defect_answers_everyone_and_ends_the_supervisor_at_last(store: Store) -> None:

@@ -7,8 +7,9 @@
     status    worker PUSH -> supervisor PULL   one frame: WorkerStatus
 
 Invariants: a `WriteRequest.id` is unique within its worker process; every request gets
-exactly one reply, after its batch has been committed or refused; requests of one worker are
-carried out in the order sent. Each request is atomic by itself. The messages of the write path
+exactly one reply, after its batch has been committed or refused; requests of one call
+(`submit_all`) are carried out, and answered, in the order sent, while calls about large rows may
+be overtaken by others. Each request is atomic by itself. The messages of the write path
 are not looked at by the cyclic collector: nothing in them can refer back to them.
 """
 
@@ -190,8 +191,11 @@ WriteOp = (
 
 
 class WriteRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """`has_more`: the next request belongs to the same call, and is carried out after this one."""
+
     id: int
     op: WriteOp
+    has_more: bool = False
 
 
 class WriteError(msgspec.Struct, frozen=True, array_like=True):

@@ -109,9 +109,10 @@ class WriterClient:
         first_id = self._next_id
         self._next_id += len(ops)
         call = _Call(first_id, len(ops), self._clock.monotonic_s())
+        last_id = first_id + len(ops) - 1
         for number, op in enumerate(ops, first_id):
             self._pending[number] = call
-            self._outgoing.append(WriteRequest(number, op))
+            self._outgoing.append(WriteRequest(number, op, number != last_id))
         if not self._flush_scheduled:
             self._flush_scheduled = True
             self._hub.loop.run_callback(self._flush)

@@ -109,12 +109,15 @@ class LocalWriter:
         """Carry out writes in one message, hence in one commit; errors are in the replies."""
         first_id = self._next_id
         self._next_id += len(ops)
+        last_id = self._next_id - 1
         self._socket.send(messages.encode(
-            [WriteRequest(number, op) for number, op in enumerate(ops, first_id)]
+            [WriteRequest(number, op, number != last_id) for number, op in enumerate(ops, first_id)]
         ))
+        replies: list[WriteReply] = []
         while self._socket.poll(int(timeout_s * _MS_PER_S)):
-            replies = messages.write_replies.decode(self._socket.recv())
-            if replies and replies[0].id >= first_id:  # else: to a call that had timed out
+            some = messages.write_replies.decode(self._socket.recv())
+            replies += [reply for reply in some if reply.id >= first_id]  # others: timed out
+            if len(replies) == len(ops):
                 return replies
         raise WriterUnavailable(f"The writer did not answer within {timeout_s:g} s")
 

@@ -199,6 +199,10 @@ WRITE_QUEUE_DEPTH: Final = Gauge(
     "pylon_write_queue_depth", "Write requests taken by the writer and not yet answered.",
     registry=SUPERVISOR,
 )
+WRITES_DEFERRED: Final = Gauge(
+    "pylon_writes_deferred", "Calls about large rows that wait for a later transaction.",
+    registry=SUPERVISOR,
+)
 COMMIT: Final = Histogram(
     "pylon_commit_seconds", "Time of a commit.", buckets=_FAST_S, registry=SUPERVISOR,
 )
@@ -349,7 +353,7 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "DOCUMENT_TASTES",
     "RATE_LIMITED", "RATE_SKIPPED", "RATE_EVICTED", "NOTES_DROPPED",
     "HUB_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ", "CHANGELOG_OLDEST_SEQ",
-    "WRITE_QUEUE_DEPTH", "COMMIT", "BATCH_SIZE", "DOCUMENTS_DECODED",
+    "WRITE_QUEUE_DEPTH", "WRITES_DEFERRED", "COMMIT", "BATCH_SIZE", "DOCUMENTS_DECODED",
     "DOCUMENTS_DECODED_BYTES", "DOCUMENT_MERGE", "WAL_BYTES", "CHECKPOINT", "WORKER_RESTARTS",
     "WORKERS_READY", "WORKERS_WANTED", "DB_BYTES", "DISK_FREE_BYTES", "SESSIONS",
     "SESSIONS_COLLECTED", "ROOMS", "ROOM_MEMBERS", "ROOM_EVENTS", "BACKUP_LAST_SUCCESS",

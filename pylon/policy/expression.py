@@ -180,6 +180,13 @@ def roots(expr: Expr) -> frozenset[str]:
     return own.union(*(roots(part) for part in parts(expr)))
 
 
+def fields_of(expr: Expr) -> frozenset[str]:
+    """The fields of a row, before or after, that an expression looks at."""
+    if isinstance(expr, Column):
+        return frozenset({expr.field})
+    return frozenset[str]().union(*(fields_of(part) for part in parts(expr)))
+
+
 def is_fixed(expr: Expr) -> bool:
     """Whether the value is the same for all rows (it may differ from caller to caller)."""
     return roots(expr) <= {"auth"}

@@ -62,7 +62,7 @@ class EntityRules:
 
     __slots__ = (
         "_begin", "_clause", "_clauses", "_declared", "_delete", "_entity", "_insert", "_read",
-        "_state", "_step", "routing",
+        "_state", "_step", "fields", "routing",
     )
 
     def __init__(self, entity: str, chosen: Mapping[Action, list[Expr]]) -> None:
@@ -88,6 +88,11 @@ class EntityRules:
         ]
         self._begin = compile_condition(_all([*states, *known] or [e.TRUE]))
         self.routing: Routing = plan(read)
+        # What the rules of rows that are there look at.
+        self.fields = frozenset[str]().union(*(
+            e.fields_of(rule)
+            for action in ("read", "update", "delete") for rule in chosen.get(action, ())
+        ))
 
     def may_read(self, auth: AuthContext, row: Mapping[str, Any]) -> bool:
         """Whether the caller may see the row (a decoded JSON row)."""

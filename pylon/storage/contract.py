@@ -122,14 +122,17 @@ class SessionRow:
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """One reply for each request, in order; what to publish (None: no row changed); how
-    long the transaction took, from BEGIN to the end of COMMIT; and whether a document changed
-    of which no event tells."""
+    """One reply for each request that was not deferred, in order; what to publish (None: no row
+    changed); how long the transaction took, from BEGIN to the end of COMMIT; whether a document
+    changed of which no event tells; what was deferred, in order; and how many bytes of large rows
+    were read and written."""
 
     replies: list[WriteReply]
     batch: ChangeBatch | None
     commit_s: float
     documents: bool = False
+    deferred: Sequence[WriteRequest] = ()
+    large_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,10 +304,17 @@ class WriteEngine(Protocol):
 
     head: int
 
-    def apply(self, requests: Sequence[WriteRequest]) -> BatchResult:
+    def apply(
+        self, requests: Sequence[WriteRequest], *, large_bytes: int | None = None
+    ) -> BatchResult:
         """Carry out all requests in one transaction. Never raises for a request: a failing one
         fails alone, in its reply; when the store fails, nothing is written and every reply
-        carries StoreUnavailable."""
+        carries StoreUnavailable.
+
+        Args:
+            large_bytes: how much of large rows to read and write; requests beyond it, with what
+                follows them in their calls, are deferred. None: all are carried out.
+        """
 
     def close(self) -> None:
         """Close the connection. Idempotent."""

@@ -65,12 +65,15 @@ class Rows(Protocol):
     def table(self, entity: str) -> Table:
         """Raises: EntityNotFound."""
 
-    def readable(self, table: Table, op: PushDocument) -> tuple[bytes, dict[str, Any]]:
-        """The row's JSON, and the row. Raises: NotFound."""
+    def readable(
+        self, table: Table, op: PushDocument
+    ) -> tuple[bytes, dict[str, Any], int | None]:
+        """The row's JSON, the row and its version. Raises: NotFound, PolicyDenied."""
 
     def put(
         self, table: Table, row_id: str, patch: Mapping[str, Any], before_json: bytes,
-        before: Mapping[str, Any], row_json: bytes, row: Mapping[str, Any], journal: Journal,
+        before: Mapping[str, Any], version: int | None, row_json: bytes, row: Mapping[str, Any],
+        journal: Journal,
     ) -> int:
         """Write the changed row and note its event; its seq. Raises: what refuses the row."""
 
@@ -133,7 +136,7 @@ class DocumentWrites:
         """
         began_s = self._clock.monotonic_s()
         table = self._rows.table(op.entity)
-        before_json, before = self._rows.readable(table, op)
+        before_json, before, version = self._rows.readable(table, op)
         key = (op.entity, op.row_id)
         kept = self._open(table, key, before)
         self._cache.touch(key)
@@ -148,7 +151,7 @@ class DocumentWrites:
             change = _change(key, kept) if kept.changed else None
             if patch:
                 seq = self._rows.put(
-                    table, op.row_id, patch, before_json, before, row_json, row, journal
+                    table, op.row_id, patch, before_json, before, version, row_json, row, journal
                 )
         except PylonError:
             self._cache.drop(key)

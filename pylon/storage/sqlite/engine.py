@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import apsw
 import orjson
 
+from pylon import limits
 from pylon.bus.messages import (
     DeleteRow,
     DropSession,
@@ -44,7 +45,7 @@ from pylon.bus.messages import (
 )
 from pylon.changelog.event import ChangeBatch
 from pylon.clock import Clock
-from pylon.errors import InternalError, PylonError, StartRefused, StoreUnavailable
+from pylon.errors import InternalError, LimitExceeded, PylonError, StartRefused, StoreUnavailable
 from pylon.log import get_logger
 from pylon.manifest.model import Manifest
 from pylon.schema.apply import prepare_store
@@ -55,6 +56,7 @@ from pylon.storage.sqlite import epochs, log, maintenance, pragmas, sessions, sh
 from pylon.storage.sqlite.connect import STORE_FAILURES, open_writer
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.journal import Journal
+from pylon.storage.sqlite.large_rows import DeferredError
 from pylon.storage.sqlite.row_writes import RowWrites, replayed
 from pylon.storage.sqlite.search import SearchIndex, text_fields
 from pylon.storage.sqlite.table import Table
@@ -70,7 +72,7 @@ class SqliteEngine:
 
     def __init__(
         self, conn: apsw.Connection, manifest: Manifest, rules: RuleSet, clock: Clock,
-        fillers: Mapping[str, Mapping[str, object]],
+        fillers: Mapping[str, Mapping[str, object]], row_max_bytes: int,
     ) -> None:
         """Used by `open`; the connection is prepared and becomes the engine's own."""
         self._conn = conn
@@ -80,12 +82,13 @@ class SqliteEngine:
         tables = {
             e.name: Table(
                 e, rules.of(e.name), fillers.get(e.name, {}),
-                SearchIndex(conn, e) if text_fields(e) else None,
+                SearchIndex(conn, e) if text_fields(e) else None, row_max_bytes,
             )
             for e in manifest.entities
         }
         rows = RowWrites(conn, tables, clock)
         self._documents = rows.documents
+        self._large = rows.large
         self._retention = maintenance.Retention(conn)
         self._clean = False
         self.head = log.head_seq(conn)
@@ -119,12 +122,14 @@ class SqliteEngine:
         clock: Clock,
         durability: str,
         boot_id: str | None = None,
+        row_max_bytes: int = limits.BODY_BYTES,
     ) -> SqliteEngine:
         """Open the database, bring its schema to the manifest and note the start.
 
         Args:
             durability: `normal` or `full`.
             boot_id: names this boot of the machine; None asks the kernel.
+            row_max_bytes: of a row's JSON (PYLON_ROW_MAX_BYTES).
 
         Raises:
             SchemaRefused: the schema cannot be reached by additive steps.
@@ -137,7 +142,7 @@ class SqliteEngine:
             boot = epochs.read_boot_id() if boot_id is None else boot_id
             epochs.begin_run(conn, durability, boot, clock)
             pragmas.set_durability(conn, durability)
-            return cls(conn, manifest, rules, clock, prepared.fillers)
+            return cls(conn, manifest, rules, clock, prepared.fillers, row_max_bytes)
         except apsw.Error as error:
             if conn is not None:
                 conn.close()
@@ -149,13 +154,15 @@ class SqliteEngine:
                 conn.close()
             raise
 
-    def apply(self, requests: Sequence[WriteRequest]) -> BatchResult:
+    def apply(
+        self, requests: Sequence[WriteRequest], *, large_bytes: int | None = None
+    ) -> BatchResult:
         """See the contract. The policies of updates and deletes are judged here."""
         started_s = self._clock.monotonic_s()
         broken: dict[int, WriteReply] = {}
         while True:
             try:
-                result = self._transaction(requests, broken, started_s)
+                result = self._transaction(requests, broken, started_s, large_bytes)
             except apsw.ConstraintError as error:
                 # The log has events that are not ours: somebody wrote beside us. Go on above.
                 self.head = log.head_seq(self._conn)
@@ -171,7 +178,8 @@ class SqliteEngine:
     # --- The transaction -------------------------------------------------------------------
 
     def _transaction(
-        self, requests: Sequence[WriteRequest], broken: dict[int, WriteReply], started_s: float
+        self, requests: Sequence[WriteRequest], broken: dict[int, WriteReply], started_s: float,
+        large_bytes: int | None,
     ) -> BatchResult | None:
         """Carry out all requests but the `broken` ones; None if one more has broken.
 
@@ -180,18 +188,28 @@ class SqliteEngine:
         """
         journal = Journal(self.head, self._clock.wall_ns() // 10**9)
         replies: list[WriteReply] = []
+        deferred: list[WriteRequest] = []
+        is_deferring = False  # until the end of the call whose request was deferred
         carry_out = self._carry_out
+        self._large.begin(large_bytes)
         self._execute("BEGIN IMMEDIATE")
         try:
             for position, request in enumerate(requests):
                 if broken and position in broken:
                     replies.append(broken[position])
                     continue
+                if is_deferring:
+                    deferred.append(request)
+                    is_deferring = request.has_more
+                    continue
                 op = request.op
                 try:
                     replies.append(carry_out[type(op)](request.id, op, journal))
                 except PylonError as error:
                     replies.append(WriteReply(request.id, error=WriteError.of(error)))
+                except DeferredError:
+                    deferred.append(request)
+                    is_deferring = request.has_more
                 except STORE_FAILURES:
                     raise
                 except Exception as error:  # noqa: BLE001
@@ -215,7 +233,8 @@ class SqliteEngine:
         self._documents.committed()
         published = ChangeBatch(previous, events) if events else None
         return BatchResult(
-            replies, published, self._clock.monotonic_s() - started_s, journal.documents
+            replies, published, self._clock.monotonic_s() - started_s, journal.documents,
+            deferred, self._large.spent_bytes,
         )
 
     def _finish(self, journal: Journal) -> None:
@@ -248,16 +267,22 @@ class SqliteEngine:
         done: list[WriteReply] = []
         self._execute("SAVEPOINT transact")
         journal.open_step()
-        for position, step in enumerate(op.ops):
-            try:
-                done.append(self._carry_out[type(step)](position, step, journal))
-            except PylonError as error:
-                done.append(WriteReply(position, error=WriteError.of(error)))
-                self._execute("ROLLBACK TO transact")
-                self._documents.undone()
-                self._execute("RELEASE transact")
-                journal.undo_step()
-                return WriteReply(number, results=done)
+        self._large.hold()
+        try:
+            for position, step in enumerate(op.ops):
+                try:
+                    done.append(self._carry_out[type(step)](position, step, journal))
+                    _check_transact_size(journal.step_bytes)
+                except PylonError as error:
+                    del done[position:]
+                    done.append(WriteReply(position, error=WriteError.of(error)))
+                    self._undo_transact(journal)
+                    return WriteReply(number, results=done)
+                except DeferredError:
+                    self._undo_transact(journal)
+                    raise
+        finally:
+            self._large.release()
         self._execute("RELEASE transact")
         journal.keep_step()
         # A row that the same commit had changed before keeps its seq, so the last need not be it.
@@ -266,6 +291,12 @@ class SqliteEngine:
             ids = orjson.dumps([reply.row_id for reply in done]).decode()
             journal.note_op(key, seq or journal.seq, ids)
         return WriteReply(number, seq, "", False, len(done), None, done)
+
+    def _undo_transact(self, journal: Journal) -> None:
+        self._execute("ROLLBACK TO transact")
+        self._documents.undone()
+        self._execute("RELEASE transact")
+        journal.undo_step()
 
     def _put_session(self, number: int, op: PutSession, journal: Journal) -> WriteReply:
         sessions.put(self._conn, op)
@@ -308,3 +339,15 @@ class SqliteEngine:
         journal.clean = True
         return WriteReply(number, count=1)
 
+
+def _check_transact_size(size_bytes: int) -> None:
+    """
+    Raises:
+        LimitExceeded
+    """
+    if size_bytes > limits.TRANSACT_BYTES:
+        raise LimitExceeded(
+            f"A transaction may change {limits.TRANSACT_BYTES} bytes of rows, as they were and as "
+            f"they become, and with this operation it is {size_bytes} (TRANSACT_BYTES)",
+            hint="Change fewer or smaller rows at once, in several transactions",
+        )

@@ -17,6 +17,7 @@ import apsw
 from pylon import limits
 from pylon.bus.messages import PruneLog
 from pylon.manifest.model import Entity
+from pylon.schema.ddl import JSON_COLUMN, SEQ_COLUMN
 from pylon.storage.names import quote
 from pylon.storage.sqlite import log
 
@@ -84,11 +85,13 @@ class Retention:
         return dropped
 
 
-def take_rows(conn: apsw.Connection, entity: Entity) -> list[tuple[str, bytes]]:
-    """Delete all rows of `entity`; returns their ids and JSON, by id."""
+def take_rows(
+    conn: apsw.Connection, entity: Entity
+) -> list[tuple[str, bytes, int | None]]:
+    """Delete all rows of `entity`; returns their ids, JSON and versions, by id."""
     table = quote(entity.name)
     rows: list[Any] = conn.execute(
-        f"SELECT id, CAST(_json AS BLOB) FROM {table} ORDER BY id"
+        f"SELECT id, CAST({JSON_COLUMN} AS BLOB), {SEQ_COLUMN} FROM {table} ORDER BY id"
     ).fetchall()
     conn.execute(f"DELETE FROM {table}")
     return rows

@@ -38,8 +38,10 @@ from pylon.errors import (
 from pylon.storage.sqlite import maintenance
 from pylon.storage.sqlite.document_writes import DocumentWrites
 from pylon.storage.sqlite.journal import Journal
+from pylon.storage.sqlite.large_rows import LargeRowBudget
 from pylon.storage.sqlite.short_rows import forget_short_rows
 from pylon.storage.sqlite.table import Table
+from pylon.values import check_row_size
 
 _VERSIONS_SHOWN: Final = 5  # of those that If-Match asks for, in a message
 
@@ -47,7 +49,7 @@ _VERSIONS_SHOWN: Final = 5  # of those that If-Match asks for, in a message
 class RowWrites:
     """All rows of a database, for the one who writes it, and their `documents`."""
 
-    __slots__ = ("_conn", "_execute", "_tables", "documents")
+    __slots__ = ("_conn", "_execute", "_tables", "documents", "large")
 
     def __init__(
         self, conn: apsw.Connection, tables: Mapping[str, Table], clock: Clock
@@ -56,6 +58,7 @@ class RowWrites:
         # One cursor for all: a new one for each statement costs as much as a third of it.
         self._execute = conn.cursor().execute
         self._tables = tables
+        self.large = LargeRowBudget()
         self.documents = DocumentWrites(conn, tables, self, clock)
 
     def insert(self, number: int, op: InsertRow, journal: Journal) -> WriteReply:
@@ -69,7 +72,10 @@ class RowWrites:
             return replay
         table = self.table(op.entity)
         row_id, row_json = op.row_id, op.row_json
-        earlier = journal.find(op.entity, row_id) if journal.has_deletes else None
+        if len(row_json) > limits.LARGE_ROW_BYTES:
+            check_row_size(op.entity, len(row_json), table.row_max_bytes)
+            self.large.charge(len(row_json))
+        earlier = journal.event_of_deleted(op.entity, row_id) if journal.deleted else None
         seq = journal.seq + 1 if earlier is None else earlier.seq
         try:
             self._execute(
@@ -99,7 +105,7 @@ class RowWrites:
             return replay
         table = self.table(op.entity)
         row_id, patch = op.row_id, op.patch
-        before_json, before = self.readable(table, op)
+        before_json, before, version = self.readable(table, op)
         row, row_json = table.codec.merge(before, patch)
         if not table.rules.may_update(op.auth, before, row):
             raise table.rules.denied("update", op.auth)
@@ -108,7 +114,9 @@ class RowWrites:
         else:
             change = None
         try:
-            seq = self.put(table, row_id, patch, before_json, before, row_json, row, journal)
+            seq = self.put(
+                table, row_id, patch, before_json, before, version, row_json, row, journal
+            )
         except PylonError:
             if change is not None:
                 self.documents.refuse(change)
@@ -121,16 +129,21 @@ class RowWrites:
 
     def put(
         self, table: Table, row_id: str, patch: Mapping[str, Any], before_json: bytes,
-        before: Mapping[str, Any], row_json: bytes, row: Mapping[str, Any], journal: Journal,
+        before: Mapping[str, Any], version: int | None, row_json: bytes, row: Mapping[str, Any],
+        journal: Journal,
     ) -> int:
         """Change a row's fields in `patch` and note the event; its seq. `before` and `row` are
-        the whole row, then and now.
+        the whole row, then and now; `version` is that of `before`.
 
         Raises:
             UniqueViolation, NullNotAllowed: nothing was changed.
         """
+        if len(row_json) > table.row_max_bytes:
+            check_row_size(
+                table.entity.name, len(row_json), table.row_max_bytes, len(before_json)
+            )
         values = [row[field] for field in patch]
-        earlier = journal.find(table.entity.name, row_id)
+        earlier = journal.event_of(version)
         seq = journal.seq + 1 if earlier is None else earlier.seq
         try:
             self._execute(
@@ -155,7 +168,7 @@ class RowWrites:
             return replay
         table = self.table(op.entity)
         row_id = op.row_id
-        before_json, before = self.readable(table, op)
+        before_json, before, version = self.readable(table, op)
         if not table.rules.may_delete(op.auth, before):
             raise table.rules.denied("delete", op.auth)
         self._execute(table.delete, (row_id,))
@@ -163,7 +176,7 @@ class RowWrites:
             self.documents.deleted(op.entity, row_id)
         if table.search is not None:
             table.search.deleted(row_id)
-        earlier = journal.find(op.entity, row_id)
+        earlier = journal.event_of(version)
         seq = journal.note(op.entity, row_id, earlier, None, before_json)
         if key is not None:
             journal.note_op(key, seq, row_id)
@@ -173,9 +186,9 @@ class RowWrites:
         """Drop all rows of all entities."""
         count = 0
         for table in self._tables.values():
-            for row_id, row_json in maintenance.take_rows(self._conn, table.entity):
-                name = table.entity.name
-                journal.note(name, row_id, journal.find(name, row_id), None, row_json)
+            for row_id, row_json, version in maintenance.take_rows(self._conn, table.entity):
+                earlier = journal.event_of(version)
+                journal.note(table.entity.name, row_id, earlier, None, row_json)
                 count += 1
             if table.search is not None:
                 table.search.cleared()
@@ -195,32 +208,62 @@ class RowWrites:
 
     def readable(
         self, table: Table, op: UpdateRow | DeleteRow | PushDocument
-    ) -> tuple[bytes, dict[str, Any]]:
-        """The row, if it is there, the caller may know that it is, and it has the version that
-        the caller wants.
+    ) -> tuple[bytes, dict[str, Any], int | None]:
+        """The row's JSON, the row and its version, if it is there, the caller may know that it
+        is, and it has the version that the caller wants. A row that is not small is judged as a
+        whole before it is read.
 
         Raises:
             NotFound, PreconditionFailed
+            PolicyDenied: the row is not small, and the caller may not change it as asked.
+            DeferredError: see `large_rows`.
         """
-        found = self._execute(table.select, (op.row_id,)).get
-        if found is not None:
-            row_json, version = found
-            row: dict[str, Any] = orjson.loads(row_json)
-            if table.rules.may_read(op.auth, row):
-                if (
-                    not isinstance(op, PushDocument)
-                    and op.if_match is not None and not _has_version(version, op.if_match)
-                ):
-                    raise PreconditionFailed(
-                        f"{op.entity}/{op.row_id} has been changed: its version is {version}, "
-                        f"and If-Match asks for {_shown(op.if_match)}",
-                        hint="Get the row again, and send its new ETag",
-                    )
-                return row_json, row
-        raise NotFound("Row not found")
+        found = self._execute(table.select_small, (op.row_id,)).get
+        if found is None:
+            raise NotFound("Row not found")
+        row_json, version = found
+        if row_json is None:
+            row_json = self._large(table, op)
+        row: dict[str, Any] = orjson.loads(row_json)
+        if not table.rules.may_read(op.auth, row):
+            raise NotFound("Row not found")
+        if (
+            not isinstance(op, PushDocument)
+            and op.if_match is not None and not _has_version(version, op.if_match)
+        ):
+            raise PreconditionFailed(
+                f"{op.entity}/{op.row_id} has been changed: its version is {version}, "
+                f"and If-Match asks for {_shown(op.if_match)}",
+                hint="Get the row again, and send its new ETag",
+            )
+        return row_json, row, version
+
+    def _large(self, table: Table, op: UpdateRow | DeleteRow | PushDocument) -> bytes:
+        """The JSON of a row that is not small. Policies are judged by its columns before it is
+        read, so that a caller who may not costs nothing.
+
+        Raises: see `readable`.
+        """
+        found = self._execute(table.look, (op.row_id,)).get
+        size_bytes, *values = found if isinstance(found, tuple) else (found,)
+        auth, rules, row = op.auth, table.rules, table.judged(values)
+        if not rules.may_read(auth, row):
+            raise NotFound("Row not found")
+        if isinstance(op, DeleteRow):
+            is_allowed = rules.may_delete(auth, row)
+        elif isinstance(op, UpdateRow):
+            is_allowed = rules.may_update(auth, row, {**row, **op.patch})
+        else:
+            is_allowed = rules.may_begin_update(auth, row)
+        if not is_allowed:
+            raise rules.denied("delete" if isinstance(op, DeleteRow) else "update", auth)
+        if size_bytes > limits.LARGE_ROW_BYTES:
+            self.large.charge(size_bytes)
+        row_json: bytes = self._execute(table.select, (op.row_id,)).get[0]
+        return row_json
 
 
-def _has_version(version: int, wanted: int | tuple[int, ...]) -> bool:
+def _has_version(version: int | None, wanted: int | tuple[int, ...]) -> bool:
     return version == wanted if isinstance(wanted, int) else version in wanted
 
 

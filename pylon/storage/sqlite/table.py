@@ -5,9 +5,10 @@ Invariant: a text names exactly the columns that the live table has, quoted. Mad
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
+from pylon import limits
 from pylon.manifest.model import Entity
 from pylon.schema.ddl import JSON_COLUMN, SEQ_COLUMN
 from pylon.storage.names import quote
@@ -25,20 +26,25 @@ class Table:
     """One entity's codec, rules, SQL texts and search index.
 
     `insert` takes id, values, JSON, seq and `fill`; `select` gives JSON and seq of an id.
+    `select_small` gives no JSON above `limits.JUDGED_FIRST_BYTES`; `look` gives its size, and the
+    columns that `judged` makes a row of. Neither reads the pages of a large JSON.
     """
 
-    __slots__ = ("_updates", "codec", "delete", "entity", "fill", "has_documents", "insert",
-                 "refusals", "rules", "search", "select")
+    __slots__ = ("_judged", "_updates", "codec", "delete", "entity", "fill", "has_documents",
+                 "insert", "look", "refusals", "row_max_bytes", "rules", "search", "select",
+                 "select_small")
 
     def __init__(
         self, entity: Entity, rules: EntityRules, fillers: Mapping[str, object],
-        search: SearchIndex | None,
+        search: SearchIndex | None, row_max_bytes: int = limits.BODY_BYTES,
     ) -> None:
         """
         Args:
             fillers: columns that the manifest no longer names but that want a value.
             search: the index to keep, if the entity has one.
+            row_max_bytes: of the JSON of a row that is inserted or grows.
         """
+        self.row_max_bytes = row_max_bytes
         self.entity = entity
         self.rules = rules
         self.search = search
@@ -54,8 +60,20 @@ class Table:
         self.select = (
             f"SELECT CAST({JSON_COLUMN} AS BLOB), {SEQ_COLUMN} FROM {table} WHERE id = ?"
         )
+        self._judged = tuple(name for name in entity.columns if name in rules.fields)
+        size = f"octet_length({JSON_COLUMN})"
+        judged = "".join(f", {quote(name)}" for name in self._judged)
+        self.look = f"SELECT {size}{judged} FROM {table} WHERE id = ?"
+        self.select_small = (
+            f"SELECT CASE WHEN {size} <= {limits.JUDGED_FIRST_BYTES} "
+            f"THEN CAST({JSON_COLUMN} AS BLOB) END, {SEQ_COLUMN} FROM {table} WHERE id = ?"
+        )
         self.delete = f"DELETE FROM {table} WHERE id = ?"
         self._updates: dict[tuple[str, ...], str] = {}
+
+    def judged(self, values: Sequence[Any]) -> dict[str, Any]:
+        """The row as far as the policies of reads, updates and deletes look at it."""
+        return self.codec.row_from_sql(values, self._judged)
 
     def update(self, fields: tuple[str, ...]) -> str:
         """Sets `fields`, JSON and seq of an id. Columns that stay are left out: their indexes

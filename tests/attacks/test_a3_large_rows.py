@@ -1,0 +1,303 @@
+"""A3: large rows have bounds in bytes, and cost those who may not change them nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+import orjson
+import pytest
+
+from pylon import limits
+from pylon.auth.context import ADMIN, ANONYMOUS, AuthContext
+from pylon.bus.messages import Transact, UpdateRow, WriteRequest
+from pylon.bus.runtime import make_runtime_dir
+from pylon.bus.writer_port import LocalWriter
+from pylon.config import load
+from pylon.storage.sqlite.engine import SqliteEngine
+from supervisor.writer import Writer
+from tests.storage_kit import (
+    ADA,
+    BOB,
+    apply,
+    code,
+    delete,
+    insert,
+    open_engine,
+    open_reader,
+    row_id,
+    task,
+    update,
+)
+from tests.support_writer import ADMIN_TOKEN, Server, running
+
+LIMIT = 100_000
+APP: dict[str, Any] = {
+    "manifest_version": 1, "name": "large", "version": "1.0.0",
+    "entities": [{
+        "name": "Note", "relations": [{"name": "boss", "target": "Note", "field": "bossId"}],
+        "indexes": [],
+        "fields": [
+            {"name": "text", "type": "string", "optional": False, "unique": False},
+            {"name": "n", "type": "int", "optional": True, "unique": False},
+            {"name": "bossId", "type": "id(Note)", "optional": True, "unique": False},
+        ],
+    }],
+    "routes": [], "queries": [], "actions": [],
+    "policies": [{"name": "all", "entity": "Note", "allow": "true"}],
+}
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[SqliteEngine]:
+    made = open_engine(tmp_path / "a.db")
+    yield made
+    made.close()
+
+
+# --- The limit of a row --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with running(tmp_path, APP, {"PYLON_ROW_MAX_BYTES": str(LIMIT)}) as made:
+        yield made
+
+
+def too_large(error: dict[str, Any]) -> bool:
+    return (
+        error["code"] == "LIMIT_EXCEEDED" and error["entity"] == "Note"
+        and error["size_bytes"] > error["limit_bytes"] == LIMIT
+        and "PYLON_ROW_MAX_BYTES" in error["message"]
+    )
+
+
+def test_every_way_to_make_a_row_too_large_is_refused(server: Server) -> None:
+    big, half = "x" * LIMIT, "x" * (LIMIT // 2)
+    path = "/api/entities/Note"
+    made = server.call("POST", path, {"text": half}).json["id"]
+    answer = server.call("POST", path, {"text": big})
+    assert answer.status_code == 400 and too_large(answer.json["error"])
+    answer = server.call("PATCH", f"{path}/{made}", {"text": big})
+    assert answer.status_code == 400 and too_large(answer.json["error"])
+    change = {"entity": "Note", "kind": "insert", "row_id": "_pending_1", "data": {"text": big}}
+    pushed = server.call("POST", "/api/sync/push", {"changes": [
+        change, {**change, "kind": "update", "row_id": made}, {**change, "data": {"text": "ok"}},
+    ]}).json
+    assert [r["status"] for r in pushed["results"]] == ["error", "error", "applied"]
+    assert all(too_large(r["error"]) for r in pushed["results"][:2])
+    for op in ({"op": "insert", "entity": "Note", "data": {"text": big}},
+               {"op": "update", "entity": "Note", "id": made, "data": {"text": big}}):
+        outcome = server.call("POST", "/api/transact", [op])
+        assert outcome.status_code == 400 and "PYLON_ROW_MAX_BYTES" in outcome.text
+    rows = {"entities": {"Note": [{"id": "imported", "text": big}, {"id": "good", "text": "x"}]}}
+    imported = server.call("POST", "/api/import", rows, ADMIN_TOKEN).json
+    assert (imported["imported"], imported["failed"]) == (1, 1) and too_large(imported["errors"][0])
+
+
+def test_a_larger_row_is_readable_deletable_and_may_shrink(tmp_path: Path) -> None:
+    with running(tmp_path, APP) as server:
+        ids = [
+            server.call("POST", "/api/entities/Note", {"text": "x" * 3 * LIMIT}).json["id"]
+            for _ in range(2)
+        ]
+    with running(tmp_path, APP, {"PYLON_ROW_MAX_BYTES": str(LIMIT)}) as server:
+        one, two = (f"/api/entities/Note/{row}" for row in ids)
+        assert len(server.call("GET", one).json["text"]) == 3 * LIMIT
+        link = {"entity": "Note", "id": ids[0], "relation": "boss", "target_id": ids[1]}
+        assert too_large(server.call("POST", "/api/link", link).json["error"])
+        assert server.call("PATCH", one, {"text": "x" * 3 * LIMIT + "y"}).status_code == 400
+        assert server.call("PATCH", one, {"text": "x" * 2 * LIMIT}).status_code == 200
+        assert server.call("PATCH", one, {"text": "small"}).status_code == 200
+        assert server.call("DELETE", two).status_code == 200
+
+
+# --- Transactions --------------------------------------------------------------------------------
+
+
+def test_a_row_changed_often_in_one_transaction_is_logged_once(
+    engine: SqliteEngine, tmp_path: Path
+) -> None:
+    size = 50_000
+    apply(engine, insert("Note", 1, {"text": "x" * size}))
+    steps = [update("Note", 1, {"text": f"{n:05}".ljust(size)}) for n in range(100)]
+    (reply,) = apply(engine, Transact(list(steps)))
+    assert reply.count == 100
+    conn = apsw.Connection(str(tmp_path / "a.db"))
+    logged = conn.execute(
+        "SELECT count(*), sum(octet_length(data) + octet_length(prev_data)) "
+        "FROM _pylon_change_log WHERE seq > 1"
+    ).get
+    conn.close()
+    assert logged[0] == 1 and logged[1] < 2 * size + 1_000
+
+
+def test_a_transaction_is_bounded_by_the_images_that_it_makes(
+    engine: SqliteEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "TRANSACT_BYTES", 1_000_000)
+    apply(engine, insert("Note", 1, {"text": "x" * 100_000}))
+    small = [UpdateRow("Note", row_id(1), {"text": "y" * 100_000}, ADMIN)] * 4
+    (reply,) = apply(engine, Transact([*small]))
+    assert reply.count == 4
+    (reply,) = apply(engine, Transact([*small, *small]))
+    last = (reply.results or [])[-1]
+    assert code(last) == "LIMIT_EXCEEDED" and "TRANSACT_BYTES" in (last.error or last).message  # type: ignore[union-attr]
+    assert len(reply.results or []) == 5 and engine.head == 2
+    reader = open_reader(tmp_path / "a.db")
+    assert [e.seq for e in reader.events_after(0, 9)] == [1, 2]
+
+
+# --- Rights before work --------------------------------------------------------------------------
+
+
+class Reads:
+    """Counts how often the JSON of a row is read whole, and the steps of SQLite."""
+
+    def __init__(self, engine: SqliteEngine) -> None:
+        self._conn = engine._conn
+        self.sql: list[str] = []
+
+    def __enter__(self) -> Reads:
+        self._conn.exec_trace = self._note  # for all cursors made from now on
+        return self
+
+    def _note(self, _: Any, sql: str, __: Any) -> bool:
+        self.sql.append(sql)
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        self._conn.exec_trace = None
+
+
+@pytest.mark.parametrize("auth", [BOB, ANONYMOUS], ids=["bob", "anonymous"])
+def test_a_row_that_may_not_be_changed_is_not_read(
+    engine: SqliteEngine, auth: AuthContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply(engine, task(1, title="x" * 1_000_000), task(2, title="y" * 1_000_000, done=True))
+    loaded: list[int] = []
+    real = orjson.loads
+
+    def loads(text: Any) -> Any:
+        loaded.append(len(text))
+        return real(text)
+
+    monkeypatch.setattr("pylon.storage.sqlite.row_writes.orjson.loads", loads)
+    table = engine._carry_out[UpdateRow].__self__._tables["Task"]  # type: ignore[attr-defined]
+    monkeypatch.setattr(table, "select", "SELECT no_row_is_read_whole")
+    missing, hidden, gone = apply(
+        engine, update("Task", 9, {"rank": 1}, auth), update("Task", 1, {"rank": 1}, auth),
+        delete("Task", 1, auth),
+    )
+    assert [code(r) for r in (missing, hidden, gone)] == ["NOT_FOUND"] * 3
+    assert hidden.error == missing.error
+    readable = apply(engine, update("Task", 2, {"rank": 1}, ADA), delete("Task", 2, ADA))
+    assert [code(r) for r in readable] == ["POLICY_DENIED"] * 2
+    assert loaded == []
+
+
+def test_a_verdict_by_columns_is_the_verdict_by_the_whole_row(engine: SqliteEngine) -> None:
+    texts = ("small", "x" * (limits.JUDGED_FIRST_BYTES + 1), "x" * (limits.LARGE_ROW_BYTES + 1))
+    for number, text in enumerate(texts, 1):
+        apply(engine, task(number, title=text), task(number + 10, title=text, done=True))
+        allowed, finished, again, hidden = apply(
+            engine,
+            update("Task", number, {"rank": number}, ADA),
+            update("Task", number, {"done": True}, ADA),
+            update("Task", number + 10, {"rank": 1}, ADA),
+            update("Task", number, {"rank": 1}, BOB),
+        )
+        verdicts = [code(r) for r in (allowed, finished, again, hidden)]
+        assert verdicts == [None, "POLICY_DENIED", "POLICY_DENIED", "NOT_FOUND"]
+
+
+# --- Others write beside large rows --------------------------------------------------------------
+
+
+def test_one_transaction_takes_few_large_rows_and_all_small_ones(engine: SqliteEngine) -> None:
+    size = limits.BATCH_LARGE_BYTES // 4 - 1_000  # two images of two rows fit
+    apply(engine, *[insert("Note", n, {"text": "x" * size}) for n in range(1, 9)])
+    patches = [update("Note", n, {"text": "y" * size}) for n in range(1, 9)]
+    requests = [WriteRequest(n, op) for n, op in enumerate(patches)]
+    requests += [WriteRequest(100 + n, task(n)) for n in range(50)]
+    result = engine.apply(requests, large_bytes=limits.BATCH_LARGE_BYTES)
+    assert result.large_bytes <= limits.BATCH_LARGE_BYTES
+    assert [r.id for r in result.replies if r.id >= 100] == list(range(100, 150))
+    assert [r.id for r in result.deferred] == [r.id for r in requests[2:8]]
+    assert len(result.replies) == 52
+
+
+def test_a_call_keeps_its_order_when_a_part_of_it_is_deferred(engine: SqliteEngine) -> None:
+    size = limits.BATCH_LARGE_BYTES // 2
+    apply(engine, *[insert("Note", n, {"text": "x" * size}) for n in (1, 2)])
+    first = WriteRequest(1, update("Note", 1, {"text": "y" * size}))
+    call = [
+        WriteRequest(2, task(1), True),
+        WriteRequest(3, update("Note", 2, {"text": "z" * size}), True),
+        WriteRequest(4, task(2), False),
+    ]
+    other = WriteRequest(5, task(3))
+    result = engine.apply([first, *call, other], large_bytes=limits.BATCH_LARGE_BYTES)
+    assert [r.id for r in result.replies] == [1, 2, 5]
+    assert [r.id for r in result.deferred] == [3, 4]
+    again = engine.apply(list(result.deferred), large_bytes=limits.BATCH_LARGE_BYTES)
+    assert [r.id for r in again.replies] == [3, 4] and again.deferred == []
+
+
+def test_a_deferred_transaction_leaves_nothing_behind(engine: SqliteEngine) -> None:
+    size = limits.BATCH_LARGE_BYTES // 2
+    apply(engine, *[insert("Note", n, {"text": "x" * size}) for n in (1, 2)])
+    head = engine.head
+    steps = Transact([task(1), update("Note", 2, {"text": "z" * size})])
+    result = engine.apply(
+        [WriteRequest(1, update("Note", 1, {"text": "y" * size})), WriteRequest(2, steps),
+         WriteRequest(3, task(2))], large_bytes=limits.BATCH_LARGE_BYTES)
+    assert [r.id for r in result.replies] == [1, 3] and [r.id for r in result.deferred] == [2]
+    assert engine.head == head + 2
+    (done,) = engine.apply(list(result.deferred), large_bytes=limits.BATCH_LARGE_BYTES).replies
+    assert done.count == 2 and engine.head == head + 4
+
+
+def test_inserts_overtake_patches_of_large_rows(tmp_path: Path) -> None:
+    """Sixteen clients patch rows of a megabyte without a pause; the others' inserts wait for one
+    transaction of them at the most, however many patches are waiting."""
+    runtime = make_runtime_dir(load({"PYLON_RUNTIME_DIR": str(tmp_path / "r")}).config)
+    engine = open_engine(tmp_path / "a.db")
+    size = 1_000_000
+    apply(engine, *[insert("Note", n, {"text": "x" * size}) for n in range(1, 9)])
+    broken: list[BaseException] = []
+    writer = Writer(runtime, engine, broken.append)
+    writer.start()
+    answered = [0] * 8
+    stop = threading.Event()
+
+    def attack(number: int) -> None:
+        local = LocalWriter(runtime)
+        while not stop.is_set():
+            local.submit_all([update("Note", number + 1, {"text": "y" * size})])
+            answered[number] += 1
+        local.close()
+
+    threads = [threading.Thread(target=attack, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    local = LocalWriter(runtime)
+    while not all(answered):
+        stop.wait(0.01)
+    passed: list[int] = []
+    for number in range(60):
+        before = sum(answered)
+        assert local.submit(task(number)).seq
+        passed.append(sum(answered) - before)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    local.close()
+    writer.stop()
+    engine.close()
+    assert broken == []
+    # In the order of arrival each insert would wait for about eight patches.
+    assert sorted(passed)[len(passed) // 2] <= 2
