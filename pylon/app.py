@@ -64,7 +64,7 @@ def build_app(
     return App(
         config=config,
         manifest=manifest,
-        rules=compile_rules(manifest),
+        rules=compile_rules(manifest, explain=config.dev_mode),
         codecs={e.name: EntityCodec(e, config.row_max_bytes) for e in manifest.entities},
         clock=clock,
         random=random,

@@ -40,6 +40,7 @@ _SALT_BYTES: Final = 16
 _SALT_OFFSET: Final = _BUCKETS * _BUCKET.size
 _FILE_BYTES: Final = _SALT_OFFSET + _SALT_BYTES
 _LOCK_WAIT_S: Final = 0.005  # a process that was stopped inside a take holds its bucket
+_DEBT_WINDOWS: Final = 10
 _STUCK_S: Final = 1.0  # a bucket that could not be locked is not waited for again this long
 
 
@@ -105,6 +106,26 @@ class RateTable:
         finally:
             self._unlock(bucket)
 
+    def ahead_s(self, key: int, now_s: float) -> float:
+        """How far a key's `tat` is ahead of the clock. Nothing is spent."""
+        offset = key % _BUCKETS * _BUCKET.size
+        cells = _BUCKET.unpack_from(self._map, offset)
+        keys, tats = cells[::2], cells[1::2]
+        return max(0.0, tats[keys.index(key)] - now_s) if key in keys else 0.0
+
+    def charge(self, key: int, units_s: float, most_s: float, now_s: float) -> float:
+        """Spend `units_s` of a key in any case, also beyond its tolerance.
+
+        Args:
+            most_s: how far ahead of the clock the key may come.
+
+        Returns:
+            How far its `tat` is ahead of the clock now.
+        """
+        owed_s = min(self.ahead_s(key, now_s) + units_s, most_s)
+        taken_s = owed_s - self.ahead_s(key, now_s)
+        return owed_s if self.take(key, taken_s, most_s, now_s) == 0.0 else most_s
+
     def close(self) -> None:
         """Unmap the table."""
         self._map.close()
@@ -156,14 +177,35 @@ class RateLimiter:
         """
         if rate.limit <= 0:
             return 0.0
-        digest = blake2b(f"{rate.name}\0{subject}".encode(), digest_size=8, key=self._table.salt)
-        key = int.from_bytes(digest.digest(), "big") or 1
         wait_s = self._table.take(
-            key, units * rate.interval_s, rate.tolerance_s, self._clock.monotonic_s()
+            self._key(rate, subject), units * rate.interval_s, rate.tolerance_s,
+            self._clock.monotonic_s(),
         )
         if wait_s > 0:
             metrics.RATE_LIMITED.labels(rate.name).inc()
         return wait_s
+
+    def wait_s(self, rate: Rate, subject: str) -> float:
+        """Seconds until one unit of a rate could be spent. Spends nothing."""
+        if rate.limit <= 0:
+            return 0.0
+        ahead_s = self._table.ahead_s(self._key(rate, subject), self._clock.monotonic_s())
+        return max(0.0, ahead_s + rate.interval_s - rate.tolerance_s)
+
+    def charge(self, rate: Rate, subject: str, units: float = 1) -> float:
+        """Spend units that have been used already, for what is known only afterwards. The
+        subject then waits until they have come back, ten windows of the rate at most.
+
+        Returns:
+            Seconds until one more unit could be spent.
+        """
+        if rate.limit <= 0:
+            return 0.0
+        most_s = rate.tolerance_s + _DEBT_WINDOWS * rate.window_s
+        ahead_s = self._table.charge(
+            self._key(rate, subject), units * rate.interval_s, most_s, self._clock.monotonic_s()
+        )
+        return max(0.0, ahead_s + rate.interval_s - rate.tolerance_s)
 
     def require(self, rate: Rate, subject: str, units: float = 1) -> None:
         """Spend units of a rate.
@@ -174,6 +216,10 @@ class RateLimiter:
         wait_s = self.take(rate, subject, units)
         if wait_s > 0:
             raise rate_limited(rate, wait_s)
+
+    def _key(self, rate: Rate, subject: str) -> int:
+        digest = blake2b(f"{rate.name}\0{subject}".encode(), digest_size=8, key=self._table.salt)
+        return int.from_bytes(digest.digest(), "big") or 1
 
 
 def rate_limited(rate: Rate, wait_s: float) -> RateLimited:

@@ -69,6 +69,12 @@ ROOM_JOINS_BY_ADDRESS: Final = Rate("room-joins-of-address", 3_000, 60.0)
 ROOM_MESSAGES_BY_USER: Final = Rate("room-messages-of-user", 15_000, 60.0, burst=3_000)
 ROOM_MESSAGES_BY_ADDRESS: Final = Rate("room-messages-of-address", 300_000, 60.0, burst=30_000)
 
+# Refusals that tell of rows which the caller may not read (`pylon.api.conflicts`).
+HIDDEN_CONFLICTS_BY_USER: Final = Rate("hidden-conflicts-of-user", 30, 60.0)
+HIDDEN_CONFLICTS_BY_ADDRESS: Final = Rate("hidden-conflicts-of-address", 300, 60.0)
+UNDONE_VALUES_BY_USER: Final = Rate("undone-values-of-user", 600, 60.0, burst=2_000)
+UNDONE_VALUES_BY_ADDRESS: Final = Rate("undone-values-of-address", 6_000, 60.0, burst=20_000)
+
 
 def guests(per_minute: int) -> Rate:
     """New guest sessions of an address (`PYLON_GUESTS_PER_IP_PER_MIN`)."""

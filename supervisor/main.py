@@ -91,7 +91,7 @@ def _assemble(
     loaded: Loaded, manifest: Manifest, environ: Mapping[str, str], stack: ExitStack
 ) -> Parts:
     config, clock, pid = loaded.config, SystemClock(), os.getpid()
-    rules = compile_rules(manifest)
+    rules = compile_rules(manifest, explain=config.dev_mode)
     pidfile = Pidfile.acquire(pidfile_of(Path(config.db_path).absolute()))
     stack.callback(pidfile.release)
     listeners = open_listeners(config, environ, pid)

@@ -15,7 +15,8 @@ from pylon import limits
 from pylon.api import idempotency
 from pylon.api.answers import send
 from pylon.api.body import decode_json, decoded, read_body
-from pylon.api.callers import caller_of
+from pylon.api.callers import address_of, caller_of
+from pylon.api.conflicts import Address, submit_all, transact
 from pylon.api.entities import SEQ_HEADER
 from pylon.api.operations import Operation, operation
 from pylon.api.services import Services
@@ -57,7 +58,7 @@ class Batch:
             )
             for number, entry in enumerate(sent)
         ]
-        replayed = _carry_out(services, entries)
+        replayed = _carry_out(services, auth, lambda: address_of(req, services), entries)
         done = [entry for entry in entries if entry.error is None]
         if done and replayed == len(done):
             idempotency.say_replayed(resp)
@@ -89,7 +90,9 @@ class Transaction:
         if entries and entries[-1].error is not None:
             send(resp, _outcome(entries, committed=False), 400)
             return
-        reply = services.writer.submit(_transact(entries, key))
+        reply = transact(
+            services, auth, lambda: address_of(req, services), _transact(entries, key)
+        )
         _note_replies(entries, reply)
         results = reply.results or []
         if results and results[-1].error is not None:
@@ -145,14 +148,16 @@ def _batch_result(entry: Operation) -> dict[str, Any]:
     return out
 
 
-def _carry_out(services: Services, entries: list[Operation]) -> int:
+def _carry_out(
+    services: Services, auth: AuthContext, address: Address, entries: list[Operation]
+) -> int:
     """Have the writer do what was prepared, in order; how many had been done before."""
     todo = [(entry, entry.write) for entry in entries if entry.write is not None]
     replayed = 0
     for start in range(0, len(todo), _PORTION_OPS):
         portion = todo[start : start + _PORTION_OPS]
         try:
-            replies = services.writer.submit_all([write for _, write in portion])
+            replies = submit_all(services, auth, address, [write for _, write in portion])
         except PylonError as error:
             # Not reached or not answered: so says each of them, beside those that are done.
             for entry, _ in todo[start:]:

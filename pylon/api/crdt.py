@@ -18,7 +18,8 @@ from pylon import limits
 from pylon.api.access import entity_named, may_see_row
 from pylon.api.answers import send
 from pylon.api.body import read_json
-from pylon.api.callers import caller_of, subject_of
+from pylon.api.callers import address_of, caller_of, subject_of
+from pylon.api.conflicts import submit
 from pylon.api.entities import SEQ_HEADER
 from pylon.api.services import Services
 from pylon.auth.context import AuthContext
@@ -65,7 +66,8 @@ class DocumentPush:
         stored = services.store.point(lambda reader: reader.document(named.name, row_id))
         parts = () if stored is None else (stored.snapshot, *stored.updates)
         services.tasting.taste(parts, update, subject)
-        reply = services.writer.submit(PushDocument(named.name, row_id, update, auth))
+        push = PushDocument(named.name, row_id, update, auth)
+        reply = submit(services, auth, lambda: address_of(req, services), push)
         if reply.seq:
             resp.set_header(SEQ_HEADER, str(reply.seq))
         send(resp, {"ok": True})

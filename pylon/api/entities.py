@@ -14,7 +14,8 @@ from pylon.api import changes
 from pylon.api.access import entity_named, readable, wait_before_absence
 from pylon.api.answers import joined, send, send_raw
 from pylon.api.body import decode_json, read_body
-from pylon.api.callers import caller_of, subject_of
+from pylon.api.callers import address_of, caller_of, subject_of
+from pylon.api.conflicts import submit
 from pylon.api.idempotency import key_of, say_replayed
 from pylon.api.parameters import flag, text_value, whole_number
 from pylon.api.remembered import answered, scope_of
@@ -74,7 +75,7 @@ class EntityList:
         raw = read_body(req)
         key = key_of(req, services, auth, raw)
         op = changes.insert(services.app, named, auth, decode_json(req, services, raw), key)
-        reply = services.writer.submit(op)
+        reply = submit(services, auth, lambda: address_of(req, services), op)
         _say_version(resp, reply)
         send(resp, {"id": reply.row_id or op.row_id}, 201)
 
@@ -160,7 +161,7 @@ class EntityRow:
         op = changes.update(
             services.app, named, auth, row_id, decode_json(req, services, raw), key, if_match(req)
         )
-        reply = services.writer.submit(op)
+        reply = submit(services, auth, lambda: address_of(req, services), op)
         _say_version(resp, reply)
         send(resp, {"updated": True})
 

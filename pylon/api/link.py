@@ -17,7 +17,8 @@ from pylon.api import changes
 from pylon.api.access import entity_named
 from pylon.api.answers import send
 from pylon.api.body import decode_json, read_body
-from pylon.api.callers import caller_of
+from pylon.api.callers import address_of, caller_of
+from pylon.api.conflicts import submit
 from pylon.api.entities import SEQ_HEADER
 from pylon.api.idempotency import key_of, say_replayed
 from pylon.api.relations import relation_of
@@ -69,7 +70,7 @@ def _answer(
         op = _of_target(services, auth, entity, row_id, relation, _text(body, "target_id"),
                         linked, key)
     try:
-        reply = services.writer.submit(op)
+        reply = submit(services, auth, lambda: address_of(req, services), op)
     except NotFound as error:
         missing = "Source" if op.entity == entity.name and op.row_id == row_id else "Target"
         raise NotFound(f"{missing} entity not found") from error

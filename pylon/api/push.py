@@ -25,6 +25,7 @@ import msgspec
 from pylon import limits
 from pylon.api import changes
 from pylon.api.access import entity_named
+from pylon.api.conflicts import submit_all
 from pylon.api.idempotency import identity_of, part
 from pylon.api.services import Services
 from pylon.api.unreadable import decode_changes, problem_of, readable
@@ -125,6 +126,7 @@ def push(
         IdempotencyKeyReused: `key` came with another request.
         WriteQueueFull, WriterUnavailable, StoreUnavailable: try again; what has been done
             already is recognised by its op_ids.
+        RateLimited: likewise, later (`pylon.api.conflicts`).
     """
     sent = body.get("changes") if isinstance(body, dict) else None
     if not isinstance(body, dict) or not isinstance(sent, list):
@@ -133,7 +135,7 @@ def push(
     if key is not None:
         # Claimed first, for the whole request: another one with this key ends here.
         services.writer.submit(Transact([], key))
-    run = _Run(services, auth, identity)
+    run = _Run(services, auth, identity, address)
     for number, change in enumerate(sent[: limits.PUSH_CHANGES]):
         problem = problem_of(change) if is_doubtful else None
         run.add(change, part(key, number), problem)
@@ -159,10 +161,15 @@ class _Run:
     been answered: an insert that is repeated has the id of its first time.
     """
 
-    __slots__ = ("_app", "_auth", "_identity", "_inserts", "_portion", "_services", "entries")
+    __slots__ = (
+        "_address", "_app", "_auth", "_identity", "_inserts", "_portion", "_services", "entries",
+    )
 
-    def __init__(self, services: Services, auth: AuthContext, identity: str) -> None:
+    def __init__(
+        self, services: Services, auth: AuthContext, identity: str, address: str
+    ) -> None:
         self._services = services
+        self._address = address
         self._app = services.app
         self._auth = auth
         self._identity = identity
@@ -189,7 +196,7 @@ class _Run:
                 op = self._operation(change, key)  # which may write what waits
                 self._portion.append((entry, op))
             except PylonError as ex:
-                if ex.status == 503:
+                if ex.status in (429, 503):
                     raise
                 entry.error = ex
         if kind == "insert" and _is_pending(row_id):
@@ -202,7 +209,9 @@ class _Run:
         portion, self._portion = self._portion, []
         if not portion:
             return
-        replies = self._services.writer.submit_all([op for _, op in portion])
+        replies = submit_all(
+            self._services, self._auth, lambda: self._address, [op for _, op in portion]
+        )
         for (entry, _), reply in zip(portion, replies, strict=True):
             if reply.error is None:
                 entry.reply = reply

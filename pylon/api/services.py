@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pylon.admission import Admission
+from pylon.api.conflicts import ConflictWatch
 from pylon.api.notes import NoteTeller
 from pylon.api.readiness import Readiness
 from pylon.api.remembered import Answers
@@ -93,3 +94,4 @@ class Services:
     # The decoder holds the interpreter: two at once would only wait for each other.
     decoding: Admission = field(default_factory=lambda: Admission("decode", 1, 1))
     turns: RoundRobin = field(default_factory=RoundRobin)
+    conflicts: ConflictWatch = field(default_factory=ConflictWatch)

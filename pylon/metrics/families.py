@@ -58,6 +58,11 @@ RATE_EVICTED: Final = Counter(
     "Cells of the rate table that were given up early because their bucket was full.",
     registry=WORKER,
 )
+HIDDEN_CONFLICTS: Final = Counter(
+    "pylon_hidden_conflicts_total",
+    "Refused writes that tell of a row which the caller may not read, by what was taken; values "
+    "that an undone transaction had tried.", ("kind",), registry=WORKER,
+)
 AUTH_ATTEMPTS: Final = Counter(
     "pylon_auth_attempts_total", "Credentials judged, by result.", ("result",), registry=WORKER,
 )
@@ -341,7 +346,7 @@ DERIVED_HELP: Final = {
 
 __all__ = [  # noqa: RUF022  (in the order above)
     "WORKER", "SUPERVISOR", "HTTP_REQUESTS", "HTTP_DURATION", "HTTP_DISPATCHERS",
-    "HTTP_WAITING", "HTTP_CUT", "AUTH_ATTEMPTS", "WRITE_WAIT",
+    "HTTP_WAITING", "HTTP_CUT", "HIDDEN_CONFLICTS", "AUTH_ATTEMPTS", "WRITE_WAIT",
     "WRITES_IN_FLIGHT", "POOL_WAIT", "ADMISSION_WAITING", "ADMISSION_REFUSED",
     "PIECES_WAITING", "READS_MOVED", "ANSWERS", "ANSWERS_BYTES",
     "CONNECTIONS", "CONNECTIONS_OPENED", "CONNECTIONS_CLOSED",

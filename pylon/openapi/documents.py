@@ -24,6 +24,7 @@ _ERRORS: Final[tuple[ErrorClass, ...]] = (
     errors.NotFound, errors.NotSupported, errors.BadPath, errors.MissingUpdate,
     errors.InvalidHex, errors.CrdtDecodeFailed, errors.CrdtApplyFailed,
     errors.CrdtHistoryMissing, errors.LimitExceeded, errors.UniqueViolation, errors.Unavailable,
+    errors.RateLimited,
 )
 _BODY: Final[Schema] = obj(
     {"update": {

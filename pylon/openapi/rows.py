@@ -83,6 +83,7 @@ def _insert(entity: Entity) -> Paths:
         fails=(
             *ROW_ERRORS, *WRITE_ERRORS, errors.MissingField, errors.PolicyDenied,
             errors.UniqueViolation, errors.OptimisticIdConflict, errors.IdempotencyKeyReused,
+            errors.RateLimited,
         ),
         parameters=[_KEY],
         body=ref(f"{entity.name}Insert"),
@@ -132,7 +133,7 @@ def _patch(entity: Entity) -> Paths:
         {200: answer("Done", obj({"updated": {"const": True}}), headers=(*_SEQ, "ETag"))},
         fails=(
             *ROW_ERRORS, *WRITE_ERRORS, errors.PolicyDenied, errors.NotFound,
-            errors.UniqueViolation, *_CONDITIONAL,
+            errors.UniqueViolation, errors.RateLimited, *_CONDITIONAL,
         ),
         parameters=[_row_id(entity), _IF_MATCH, _KEY], body=ref(f"{entity.name}Patch"),
     )

@@ -112,7 +112,7 @@ def sync_paths() -> Paths:
         "/api/sync/push": operation(
             "post", "push", "sync", "Carry out a client's queued changes, each by itself",
             {200: answer("What became of each", pushed, headers=("Idempotency-Replayed",))},
-            fails=(*WRITE_ERRORS, errors.IdempotencyKeyReused), body=body,
+            fails=(*WRITE_ERRORS, errors.IdempotencyKeyReused, errors.RateLimited), body=body,
             parameters=[shared("IdempotencyKey")],
         ),
         "/api/sync/ws": operation(

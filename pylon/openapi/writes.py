@@ -111,7 +111,7 @@ def _transact() -> dict[str, Any]:
             obj({"committed": {"const": True}, "results": listed(ref("TransactResult"))}),
             headers=_WRITTEN_MAYBE,
         )},
-        fails=_KEYED, parameters=[_KEY],
+        fails=(*_KEYED, errors.RateLimited), parameters=[_KEY],
         body=listed(
             _each('"$ref:<n>" is the id of the row that the earlier operation n inserts'),
             maxItems=limits.TRANSACT_OPS,
@@ -143,6 +143,7 @@ def _link(manifest: Manifest, *, linked: bool) -> dict[str, Any]:
             *_KEYED, errors.MissingField, errors.RelationNotFound, errors.NotFound,
             errors.EntityNotFound, errors.PolicyDenied, errors.InvalidValue,
             errors.NullNotAllowed, errors.UniqueViolation, errors.PreconditionFailed,
+            errors.RateLimited,
         ),
         parameters=[_KEY], body=obj(members, required, more=True),
     )

@@ -61,14 +61,18 @@ class EntityRules:
     """The compiled rules of one entity."""
 
     __slots__ = (
-        "_begin", "_clause", "_clauses", "_declared", "_delete", "_entity", "_insert", "_read",
-        "_state", "_step", "fields", "routing",
+        "_begin", "_clause", "_clauses", "_declared", "_delete", "_entity", "_explain", "_insert",
+        "_read", "_state", "_step", "fields", "routing",
     )
 
-    def __init__(self, entity: str, chosen: Mapping[Action, list[Expr]]) -> None:
+    def __init__(
+        self, entity: str, chosen: Mapping[Action, list[Expr]], explain: bool = True
+    ) -> None:
         """Args:
         chosen: for each action the expressions that must all be true; an empty list denies.
+        explain: refusals say where no rule exists.
         """
+        self._explain = explain
         read = _one_row(_all(chosen["read"]))
         steps = [rule for rule in chosen["update"] if "existing" in e.roots(rule)]
         states = [rule for rule in chosen["update"] if "existing" not in e.roots(rule)]
@@ -138,9 +142,10 @@ class EntityRules:
         return clause
 
     def denied(self, action: Action, auth: AuthContext) -> PolicyDenied:
-        """The error to raise. It shows no rule; where none exists, it shows how to write one."""
+        """The error to raise. It shows no rule. Where none exists, it shows how to write one, but
+        only with `explain`: strangers are not told which rules there are."""
         hint = "Check your auth token or the policy rules in your schema"
-        if action not in self._declared:
+        if self._explain and action not in self._declared:
             example = {
                 "name": f"{self._entity}_{action}",
                 "entity": self._entity,
@@ -188,8 +193,11 @@ class RuleSet:
         return judge is not None and judge(auth, given, {})
 
 
-def compile_rules(manifest: Manifest) -> RuleSet:
+def compile_rules(manifest: Manifest, *, explain: bool = True) -> RuleSet:
     """Compile all policies.
+
+    Args:
+        explain: refusals tell developers where no rule exists; off in production.
 
     Raises:
         ManifestInvalid: with a diagnostic for each bad expression. A manifest that
@@ -215,7 +223,8 @@ def compile_rules(manifest: Manifest) -> RuleSet:
             problems.append(Diagnostic("error", invalid.code, message, "manifest"))
     if problems:
         raise ManifestInvalid(problems)
-    return RuleSet({name: EntityRules(name, rules) for name, rules in chosen.items()}, acts)
+    by_entity = {name: EntityRules(name, rules, explain) for name, rules in chosen.items()}
+    return RuleSet(by_entity, acts)
 
 
 def _chosen(policy: Policy, entity: Entity) -> dict[Action, Expr]:
