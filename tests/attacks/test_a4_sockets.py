@@ -232,12 +232,16 @@ def close_of(peer: Peer) -> tuple[int, str]:
 
 def test_a_client_that_was_too_quick_once_is_not_closed(place: Place) -> None:
     peer = place.peer()
-    for _ in range(20):  # ten minutes of bursts, with breaks
-        place.say_all((peer, small(3_000)))
-        place.clock.advance(30.0)
-        settle(lambda: not peer.connection.receiver.is_waiting)
+    burst = limits.SOCKET_BURST_BYTES // SMALL_COST_BYTES
+    for number in range(1, 31):  # ten minutes of bursts, with breaks
+        place.say_all((peer, small(2 * burst)))
+        assert peer.connection.receiver.is_waiting
+        for _ in range(10):
+            place.clock.advance(1.0)
+            gevent.sleep(0.003)
+        settle(lambda number=number: place.heard[peer.connection] == number * 2 * burst)
+        place.clock.advance(10.0)
     assert peer.connection.is_open
-    assert place.heard[peer.connection] == 60_000
 
 
 def test_the_sockets_of_an_address_share_a_budget(place: Place) -> None:
@@ -273,8 +277,9 @@ def test_administrators_and_addresses_that_mean_nothing_have_no_budget() -> None
     place.say_all((admin, small(6_000)))
     assert place.heard[admin.connection] == 6_000
     crowd = [place.peer() for _ in range(12)]
-    place.say_all(*((peer, small(4_000)) for peer in crowd))
-    assert sum(place.heard[peer.connection] for peer in crowd) == 12 * 4_000
+    place.say_all(*((peer, small(1_500)) for peer in crowd))
+    assert 12 * 1_500 * SMALL_COST_BYTES > limits.ADDRESS_BURST_BYTES
+    assert sum(place.heard[peer.connection] for peer in crowd) == 12 * 1_500
     place.close()
 
 
