@@ -61,7 +61,7 @@ test-tools:
 	  exit 1; }
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-	  nginx-light systemd wrk chromium debootstrap systemd-container prometheus
+	  nginx-light systemd wrk chromium debootstrap systemd-container prometheus caddy
 	-@$(PYTHON) -m tests.support.autobahn
 	-@$(PYTHON) -m tests.support.debian
 

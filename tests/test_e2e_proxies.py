@@ -1,61 +1,89 @@
-"""The shipped nginx config in front of a real server: one port for all, upgrade, no buffering."""
+"""The shipped nginx and Caddy configurations in front of a real server: one port for all,
+upgrades, no buffering, no query strings in the log."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import websocket
 
+from pylon import limits
 from tests.support.nginx import moved
 from tests.support.server import ADMIN_TOKEN, PylonServer, free_base_port, wait_until
 
+ROOT = Path(__file__).parent.parent
 APP = Path(__file__).parent / "shards_app.py"
 
 pytestmark = pytest.mark.processes
 
 
-@pytest.fixture
+@pytest.fixture(params=["nginx", "caddy"])
 def proxied(
-    make_server: Callable[..., PylonServer], program: Callable[[str, str], str], tmp_path: Path
+    request: pytest.FixtureRequest, make_server: Callable[..., PylonServer],
+    program: Callable[[str, str], str], tmp_path: Path,
 ) -> Iterator[tuple[PylonServer, int]]:
-    """A server behind nginx, and nginx's port. Only ports and paths of the config are changed."""
-    nginx = program("nginx", "nginx-light")
+    """A server behind a proxy, and the proxy's port. Only ports, names and paths of the shipped
+    configuration are changed."""
     server = make_server(
         PYLON_TRUST_PROXY_HOPS="1", PYLON_SOCKETS_PER_IP="3", PYLON_APP=str(APP)
-    ).start()
+    )
     port = free_base_port()
-    conf_path = tmp_path / "pylon.conf"
-    conf_path.write_text(moved(port, server.port))
-    main = tmp_path / "nginx.conf"
+    if request.param == "nginx":
+        command = nginx_command(program("nginx", "nginx-light"), tmp_path, port, server.port)
+    else:
+        command = caddy_command(program("caddy", "caddy"), tmp_path, port, server.port)
+    server.start()
+    env = {**os.environ, "XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    with (tmp_path / "proxy.log").open("wb") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    try:
+        wait_until(f"{request.param} listens", lambda: answers(port))
+        yield server, port
+    finally:
+        process.kill()  # Caddy's own end waits for the event streams
+        process.wait(10)
+
+
+def nginx_command(nginx: str, folder: Path, port: int, first_upstream_port: int) -> list[str]:
+    conf_path = folder / "pylon.conf"
+    conf_path.write_text(moved(port, first_upstream_port, logs=folder))
+    main = folder / "nginx.conf"
     main.write_text(
         f"""
-pid {tmp_path}/nginx.pid;
-error_log {tmp_path}/error.log;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log;
 daemon off;
 master_process off;
 events {{ worker_connections 1024; }}
 http {{
-  access_log off;
-  client_body_temp_path {tmp_path}/b; proxy_temp_path {tmp_path}/p;
-  fastcgi_temp_path {tmp_path}/f; uwsgi_temp_path {tmp_path}/u; scgi_temp_path {tmp_path}/s;
+  client_body_temp_path {folder}/b; proxy_temp_path {folder}/p;
+  fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
   include {conf_path};
 }}
 """
     )
-    process = subprocess.Popen([nginx, "-c", str(main), "-p", str(tmp_path)])
-    try:
-        wait_until("nginx listens", lambda: answers(port))
-        yield server, port
-    finally:
-        process.terminate()
-        process.wait(10)
+    return [nginx, "-c", str(main), "-p", str(folder)]
+
+
+def caddy_command(caddy: str, folder: Path, port: int, first_upstream_port: int) -> list[str]:
+    conf = (ROOT / "caddy" / "Caddyfile").read_text()
+    for offset in range(4):
+        upstream = f"127.0.0.1:{first_upstream_port + offset}"
+        conf = conf.replace(f"127.0.0.1:{4321 + offset}", upstream)
+    conf = conf.replace("/var/log/caddy/pylon.log", f"{folder}/access.log")
+    site = f"{{\n\tadmin off\n}}\nhttp://127.0.0.1:{port} {{"
+    conf = conf.replace("\napi.example.com {", f"\n{site}")
+    (folder / "Caddyfile").write_text(conf)
+    return [caddy, "run", "--adapter", "caddyfile", "--config", str(folder / "Caddyfile")]
 
 
 def answers(port: int) -> bool:
@@ -191,3 +219,36 @@ def test_shards_on_their_own_path_and_under_the_api(proxied: tuple[PylonServer, 
     data = next(line for line in iter(answer.readline, b"") if line.startswith(b"data: "))
     assert json.loads(data[6:])["here"] == [user_id]
     stream.close()
+
+
+def test_the_proxys_log_has_no_query_strings(
+    proxied: tuple[PylonServer, int], tmp_path: Path
+) -> None:
+    _, port = proxied
+    websocket.create_connection(f"ws://127.0.0.1:{port}/ws?token=secret1", timeout=10).close()
+    conn = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    for path in ("/readyz?token=secret2", "/metrics?secret3"):
+        conn.request("GET", path, headers={
+            "Referer": "https://a.example/?t=secret4", "Authorization": "Bearer secret5",
+            "Cookie": "notes_session=secret6",
+        })
+        answer = conn.getresponse()
+        answer.read()
+        assert answer.status in (200, 401)
+    conn.close()
+    log = tmp_path / "access.log"
+    wait_until("all are logged", lambda: all(p in log.read_text() for p in ("/ws", "/metrics")))
+    assert "secret" not in log.read_text()
+
+
+def test_a_body_beyond_the_limit_is_refused_by_pylon_itself(
+    proxied: tuple[PylonServer, int],
+) -> None:
+    _, port = proxied
+    conn = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    with suppress(BrokenPipeError, ConnectionResetError):  # refused before all of it was sent
+        conn.request("POST", "/api/entities/Tick", b" " * (limits.BODY_BYTES + 1), {
+            "Authorization": f"Bearer {ADMIN_TOKEN}"})
+    answer = conn.getresponse()
+    assert (answer.status, json.loads(answer.read())["error"]["code"]) == (413, "PAYLOAD_TOO_LARGE")
+    conn.close()
