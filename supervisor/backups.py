@@ -5,10 +5,14 @@ write to is a target, whatever sandbox the server runs in. It holds a dialogue m
 
     pylonctl     {"cmd": "backup"}
     supervisor   {"manifest": PATH}        the copy may begin
-    supervisor   {"cancel": true}          only if the server ends while the database is read
+    supervisor   {"cancel": true, "why": TEXT}   only while the database is read
     pylonctl     {"copied": true}          the database is no longer read
     pylonctl     {"report": {...}}         the bundle is in its place
     supervisor   {"recorded": true, "done": true}
+
+The copy keeps the WAL from being reset. A copy for which the WAL grows beyond
+`limits.BACKUP_WAL_BYTES`, or beyond the size of the database if that is more, is cancelled; so are
+all when the server ends.
 
 Invariants: one backup at a time; a drain flushes the WAL only after the copy has ended or has
 been given up (`end_copy`). Metrics: `pylon_backups_total`, `pylon_backup_running`, the time and
@@ -24,7 +28,7 @@ from typing import Final
 
 import msgspec
 
-from pylon import log, metrics
+from pylon import limits, log, metrics
 from pylon.backup.record import BackupRecord, read_record, write_record
 from pylon.clock import Clock
 from pylon.errors import InvalidData, Unavailable
@@ -93,9 +97,10 @@ class Backups:
         while True:
             line = talk.hear(_POLL_S)
             if line is None:
-                if self._ending.is_set() and not told and not self._copied.is_set():
+                why = None if told or self._copied.is_set() else self._reason_to_cancel()
+                if why is not None:
                     told = True
-                    talk.say({"cancel": True})
+                    talk.say({"cancel": True, "why": why})
             elif line.get("copied"):
                 self._copied.set()
             elif "report" in line:
@@ -105,6 +110,20 @@ class Backups:
                     raise InvalidData(f"report: {ex}") from ex
             else:
                 raise InvalidData(f"Unknown line {line!r}; known: copied, report")
+
+    def _reason_to_cancel(self) -> str | None:
+        if self._ending.is_set():
+            return ("The server is stopping, so the backup was given up: make it again once the "
+                    "server runs, or while it is stopped")
+        wal_bytes = _size_bytes(self._db_path.with_name(self._db_path.name + "-wal"))
+        most_bytes = max(limits.BACKUP_WAL_BYTES, _size_bytes(self._db_path))
+        if wal_bytes <= most_bytes:
+            return None
+        _log.warning("backup.cancelled", wal_bytes=wal_bytes, limit_bytes=most_bytes,
+                     pid=self._copier_pid)
+        return (f"The backup was given up: while it read the database, {wal_bytes} bytes of writes "
+                f"gathered in the WAL (at most {most_bytes}). Name a target on a faster disk, or "
+                "back up when less is written")
 
     def _keep(self, report: _Report) -> None:
         record = BackupRecord(
@@ -123,3 +142,10 @@ class Backups:
             metrics.BACKUP_LAST_SUCCESS.set(record.at_s)
             metrics.BACKUP_DURATION.set(record.duration_s)
             metrics.BACKUP_BYTES.set(record.size_bytes)
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -1,11 +1,13 @@
 """The flusher: WAL checkpoints and retention, in a thread with a connection of its own.
 
 The writer never checkpoints. PASSIVE checkpoints run when the WAL has grown or aged; they
-block nobody. When readers have kept the WAL from being reset until it passes
-`limits.WAL_LIMIT_BYTES`, a RESTART waits for them for a short time, and is logged if they do
-not let go. `flush_all` truncates the WAL at the end of a drain. Old change events, expired sessions
-and guests that nobody used are dropped through the writer, in small steps, so that they share its
-transactions; guests that workers saw for the first time are marked as used likewise.
+block nobody. Above `limits.WAL_LIMIT_BYTES`, once a PASSIVE one has written everything back, the
+flusher tries to reset the WAL, without waiting: a TRUNCATE takes the writer's lock for the few
+frames that came since, and ends at once where anybody reads. The log names a reader that keeps
+the WAL from being written back or reset (`wal.held`); pylon_wal_held_seconds says for how long.
+`flush_all` truncates the WAL at the end of a drain, and waits for readers. Old change events,
+expired sessions and guests that nobody used are dropped through the writer, in small steps, so that
+they share its transactions; guests that workers saw for the first time are marked as used likewise.
 """
 
 from __future__ import annotations
@@ -24,16 +26,19 @@ from pylon.clock import Clock
 from pylon.errors import PylonError, StoreUnavailable
 from pylon.storage.sqlite import sessions
 from pylon.storage.sqlite.error_text import error_text
+from supervisor.readers import find_readers
 
 _log = log.get_logger("flusher")
 _PERIOD_S: Final = 1.0
 _STOP_PATIENCE_S: Final = 5.0
-_PATIENCE_MS: Final = 1_000  # for readers, and well below the writer's own busy timeout
+_PATIENCE_MS: Final = 1_000  # for readers, at the end of a drain
+_RESET_ATTEMPTS: Final = 5
+_RESET_PAUSE_S: Final = 0.005
+_HELD_LOGGED_EVERY_S: Final = 30.0
 _NS_PER_S: Final = 1_000_000_000
 _OLDEST: Final = "SELECT coalesce(min(seq), 0) FROM _pylon_change_log"
 _MODES: Final = {
     "passive": apsw.SQLITE_CHECKPOINT_PASSIVE,
-    "restart": apsw.SQLITE_CHECKPOINT_RESTART,
     "truncate": apsw.SQLITE_CHECKPOINT_TRUNCATE,
 }
 
@@ -49,13 +54,16 @@ class Flusher:
         self._keep_events = keep_events
         self._clock = clock
         self._conn = apsw.Connection(str(db_path), flags=apsw.SQLITE_OPEN_READWRITE)
-        self._conn.set_busy_timeout(_PATIENCE_MS)
+        self._conn.set_busy_timeout(0)  # while it waited with the writer's lock, no write went on
         self._conn.execute("PRAGMA wal_autocheckpoint=0")
         # A connection that has read nothing does not know of the WAL: its checkpoints do nothing.
         self._conn.execute("SELECT count(*) FROM sqlite_schema").fetchall()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flusher", daemon=True)
+        self._db_path = db_path
         self._flushed_mtime_ns = 0
+        self._held_since_s: float | None = None
+        self._held_logged_s = float("-inf")
         self._flushed_at_s = clock.monotonic_s()
         self._pruned_at_s = clock.monotonic_s()
         self._used_guests: set[str] = set()
@@ -79,6 +87,7 @@ class Flusher:
 
         Call it after `stop`. Readers that still hold the WAL make it fail after a second.
         """
+        self._conn.set_busy_timeout(_PATIENCE_MS)  # nobody writes any more
         return self.checkpoint("truncate")
 
     def close(self) -> None:
@@ -115,14 +124,40 @@ class Flusher:
             self._count_sessions()
 
     def _flush(self, mtime_ns: int) -> None:
-        if self.checkpoint("passive"):
-            self._flushed_mtime_ns = mtime_ns
-        if self.wal_bytes < limits.WAL_LIMIT_BYTES:
+        is_flushed = self.checkpoint("passive")
+        if self.wal_bytes < limits.WAL_LIMIT_BYTES or (is_flushed and self._reset_wal()):
+            self._held_since_s = None
+            metrics.WAL_HELD.set(0.0)
+            if is_flushed:
+                self._flushed_mtime_ns = mtime_ns
             return
-        # TRUNCATE is a RESTART that also gives the space back.
-        if not self.checkpoint("truncate"):
+        self._note_held()
+
+    def _reset_wal(self) -> bool:
+        """Empty a WAL that is written back, if nobody reads at this moment; whether that worked.
+
+        Most reads take less than a millisecond, so of a few attempts one succeeds.
+        """
+        for attempt in range(_RESET_ATTEMPTS):
+            if self.checkpoint("truncate"):
+                return True
+            if attempt + 1 < _RESET_ATTEMPTS and self._ending.wait(_RESET_PAUSE_S):
+                break
+        return False
+
+    def _note_held(self) -> None:
+        now_s = self._clock.monotonic_s()
+        if self._held_since_s is None:
+            self._held_since_s = now_s
+        held_s = now_s - self._held_since_s
+        metrics.WAL_HELD.set(held_s)
+        if now_s - self._held_logged_s >= _HELD_LOGGED_EVERY_S:
+            self._held_logged_s = now_s
+            readers = [str(reader) for reader in find_readers(self._db_path)]
             _log.warning("wal.held", wal_bytes=self.wal_bytes, limit_bytes=limits.WAL_LIMIT_BYTES,
-                         hint="a long read (a backup, a slow scan) keeps the WAL from being reset")
+                         held_s=round(held_s, 1), readers=readers,
+                         hint="a long read (a backup, a slow scan, another program) keeps the WAL "
+                         "from being reset; writes go on, and the file grows until it ends")
 
     def _measure(self) -> int:
         try:

@@ -2,7 +2,7 @@
 
 A read transaction in WAL mode holds a shared lock on one byte of the `-shm` file; `/proc/locks`
 says which process holds it. The file is not opened here: closing it would drop the POSIX locks of
-this whole process. Called by the drain when the WAL cannot be emptied.
+this whole process. Called by the flusher and the drain when the WAL cannot be emptied.
 """
 
 from __future__ import annotations

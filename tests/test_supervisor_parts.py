@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,9 @@ from pylon.clock import ManualClock, SeededRandom
 from pylon.config import Config, load
 from pylon.errors import StartRefused
 from supervisor import children
+from supervisor.backups import Backups
 from supervisor.children import Children
+from supervisor.control import ClientLeft
 from supervisor.datadir import database, prepare_data_dir, sync_files
 from supervisor.events import DrainNews
 from supervisor.heartbeats import Heartbeats
@@ -338,3 +341,30 @@ def test_dead_gunicorn_workers_are_counted_unless_their_arbiter_or_a_drain_ended
     assert die() == 3  # the arbiter
     made.draining = True
     assert die("4") == 3
+
+
+def test_a_backup_that_holds_back_too_much_wal_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "BACKUP_WAL_BYTES", 1_000)
+    db_path = tmp_path / "app.db"
+    db_path.write_bytes(b"x" * 2_000)
+    said: list[dict[str, Any]] = []
+
+    class Talk:
+        """A `pylonctl backup` that gives up when it is told to."""
+
+        peer_pid = 7
+
+        def say(self, line: dict[str, Any]) -> None:
+            said.append(line)
+
+        def hear(self, _patience_s: float) -> None:
+            if said[-1].get("cancel"):
+                raise ClientLeft
+            (tmp_path / "app.db-wal").write_bytes(b"x" * 2_001)
+
+    backups = Backups(db_path, tmp_path / "manifest.json", ManualClock())
+    assert backups.converse({}, Talk()) == {"recorded": False}  # type: ignore[arg-type]
+    assert [sorted(line) for line in said] == [["manifest"], ["cancel", "why"]]
+    assert "2001 bytes of writes" in said[1]["why"] and "(at most 2000)" in said[1]["why"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import apsw
 import pytest
 
-from pylon import limits
+from pylon import limits, metrics
 from pylon.bus.messages import (
     DropSession,
     InsertRow,
@@ -260,6 +262,64 @@ def test_above_its_limit_the_wal_is_reset(
     assert reader.head_seq() == store.engine.head
     reader.close()
     holding.close()
+
+
+def test_a_reader_that_holds_the_wal_never_makes_the_writer_wait(
+    store: Store, flusher: Flusher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case B65: above the limit, a checkpoint that waits would hold the writer's lock."""
+    monkeypatch.setattr(limits, "WAL_LIMIT_BYTES", limits.WAL_CHECKPOINT_BYTES)
+    holding = apsw.Connection(str(store.db_path))
+    holding.execute("BEGIN; SELECT count(*) FROM Todo").fetchall()
+    fill(store, 2_000)
+    modes: list[str] = []
+    checkpoint = flusher.checkpoint
+
+    def noted(mode: str) -> bool:
+        modes.append(mode)
+        return checkpoint(mode)
+
+    monkeypatch.setattr(flusher, "checkpoint", noted)
+    refused = threading.Event()
+    store.engine._conn.set_busy_timeout(0)
+    store.engine._conn.set_busy_handler(lambda _: refused.set() or False)
+    looking = in_thread(lambda: [flusher.look() for _ in range(30)])
+    while looking.is_alive():
+        fill(store, 1)
+    looking.join()
+    assert not refused.is_set()
+    assert set(modes) == {"passive"}  # no attempt to reset what cannot be reset
+    assert flusher._conn.pragma("busy_timeout") == 0
+    holding.execute("COMMIT")
+    flusher.look()
+    assert flusher.wal_bytes == 0 and modes[-1] == "truncate"
+    holding.close()
+
+
+def test_the_log_names_the_reader_that_holds_the_wal(
+    store: Store, flusher: Flusher, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(limits, "WAL_LIMIT_BYTES", limits.WAL_CHECKPOINT_BYTES)
+    reader = subprocess.Popen(
+        [sys.executable, "-c",
+         "import apsw, sys; c = apsw.Connection(sys.argv[1]); "
+         "c.execute('BEGIN; SELECT count(*) FROM Todo').fetchall(); "
+         "print('reading', flush=True); sys.stdin.read()", str(store.db_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )
+    assert reader.stdout is not None and reader.stdout.readline() == "reading\n"
+    fill(store, 2_000)
+    flusher.look()
+    store.clock.advance(5)
+    flusher.look()
+    reader.communicate("")
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    (held,) = [line for line in lines if line["event"] == "wal.held"]  # once, not each second
+    assert f"pid {reader.pid}" in held["readers"][0]
+    assert metrics.WAL_HELD.samples()[0].value == 5.0
+    flusher.look()
+    assert flusher.wal_bytes == 0 and metrics.WAL_HELD.samples()[0].value == 0.0
 
 
 def test_finish_truncates(store: Store, flusher: Flusher) -> None:

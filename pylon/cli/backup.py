@@ -102,22 +102,22 @@ class _Copy:
         return report
 
     def _note_progress(self, remaining: int, pages: int) -> None:
-        if self._is_cancelled():
-            raise Unavailable(
-                "The server is stopping, so the backup was given up: make it again once the "
-                "server runs, or while it is stopped"
-            )
+        why = self._reason_to_cancel()
+        if why is not None:
+            raise Unavailable(why)
         now_s = _clock.monotonic_s()
         if now_s - self._noted_s >= _PROGRESS_EVERY_S and not wants_json():
             self._noted_s = now_s
             note(f"{remaining} of {pages} pages left")
 
-    def _is_cancelled(self) -> bool:
+    def _reason_to_cancel(self) -> str | None:
         try:
             line = self._dialogue.poll_line()
         except NotRunning:  # killed; our snapshot of its database is as good as before
-            return False
-        return line is not None and bool(line.get("cancel"))
+            return None
+        if line is None or not line.get("cancel"):
+            return None
+        return str(line.get("why", "The server cancelled the backup"))
 
     def _tell_copied(self) -> None:
         try:

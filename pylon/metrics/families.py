@@ -230,6 +230,10 @@ DOCUMENT_MERGE: Final = Histogram(
 WAL_BYTES: Final = Gauge(
     "pylon_wal_bytes", "Size of the write-ahead log file.", registry=SUPERVISOR,
 )
+WAL_HELD: Final = Gauge(
+    "pylon_wal_held_seconds", "How long a reader has kept a WAL above its limit from being reset.",
+    registry=SUPERVISOR,
+)
 CHECKPOINT: Final = Histogram(
     "pylon_checkpoint_seconds", "Time of a WAL checkpoint.", ("mode",), buckets=_SLOW_S,
     registry=SUPERVISOR,
@@ -359,7 +363,8 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "RATE_LIMITED", "RATE_SKIPPED", "RATE_EVICTED", "NOTES_DROPPED",
     "HUB_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ", "CHANGELOG_OLDEST_SEQ",
     "WRITE_QUEUE_DEPTH", "WRITES_DEFERRED", "COMMIT", "BATCH_SIZE", "DOCUMENTS_DECODED",
-    "DOCUMENTS_DECODED_BYTES", "DOCUMENT_MERGE", "WAL_BYTES", "CHECKPOINT", "WORKER_RESTARTS",
+    "DOCUMENTS_DECODED_BYTES", "DOCUMENT_MERGE", "WAL_BYTES", "WAL_HELD",
+    "CHECKPOINT", "WORKER_RESTARTS",
     "WORKERS_READY", "WORKERS_WANTED", "DB_BYTES", "DISK_FREE_BYTES", "SESSIONS",
     "SESSIONS_COLLECTED", "ROOMS", "ROOM_MEMBERS", "ROOM_EVENTS", "BACKUP_LAST_SUCCESS",
     "BACKUP_DURATION", "BACKUP_BYTES", "BACKUP_RUNNING", "BACKUPS",

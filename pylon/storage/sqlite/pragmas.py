@@ -11,6 +11,8 @@ from typing import Final
 
 import apsw
 
+from pylon import limits
+
 BUSY_TIMEOUT_MS: Final = 5_000
 _SHARED: Final = (("foreign_keys", "ON"), ("temp_store", "MEMORY"))
 _READER: Final = (
@@ -25,6 +27,7 @@ _WRITER: Final = (
     ("mmap_size", "0"),
     ("journal_mode", "WAL"),
     ("wal_autocheckpoint", "0"),
+    ("journal_size_limit", str(limits.WAL_LIMIT_BYTES)),  # when the WAL begins anew
 )
 
 
