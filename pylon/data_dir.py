@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -39,12 +40,9 @@ def data_dir_problems(config: Config) -> list[str]:
         return []
     folder, db_path = config.data_dir, Path(config.db_path)
     where = f"PYLON_DB_PATH is {config.db_path}"
+    if (problem := making_problem(folder)) is not None:
+        return [f"{where}: {problem}"]
     try:
-        nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-        if not nearest.is_dir():
-            return [f"{where}: {nearest} is not a folder"]
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            return [f"{where}: {nearest} is not writable"]
         if db_path.is_dir():
             return [f"{where}, a folder: name a file in it"]
         if db_path.exists() and not db_path.is_file():
@@ -53,12 +51,27 @@ def data_dir_problems(config: Config) -> list[str]:
             return [f"{where}: the file is not writable"]
     except OSError as ex:
         return [f"{where}: {ex.strerror or ex}"]
-    if not config.dev_mode and nearest == folder and _is_open_to_all(folder):
+    if not config.dev_mode and _is_open_to_all(folder):
         return [
             f"{where}: everybody may write to {folder}, and put another database there: "
             f"chmod 700 {folder}, or choose another folder"
         ]
     return []
+
+
+def making_problem(folder: Path) -> str | None:
+    """Why files cannot be made in a folder, or in one that is made under its name; None if they
+    can. Nothing stays behind."""
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        return f"{nearest} is not a folder"
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return f"{nearest} is not writable"
+    try:
+        with tempfile.TemporaryFile(dir=nearest):  # also root cannot write everywhere
+            return None
+    except OSError as ex:
+        return f"no file can be made in {nearest}: {ex.strerror or ex}"
 
 
 def data_dir_warnings(config: Config) -> list[str]:
@@ -102,7 +115,7 @@ def open_private(path: Path, flags: int) -> int:
     try:
         fd = os.open(path, flags, 0o600)
     except OSError as ex:
-        if ex.errno == errno.ELOOP:
+        if ex.errno == errno.ELOOP and path.is_symlink():
             raise StartRefused(f"{path} is a symlink: remove it") from ex
         if ex.errno == errno.ENXIO:  # a FIFO without a reader, a socket
             raise StartRefused(f"{path} is not a plain file: remove it") from ex

@@ -7,6 +7,7 @@ raises the first for a start; `pylonctl check-config` prints them all. Re-export
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -92,14 +93,14 @@ def _static_dir_problems(config: Config, folder: Path) -> Iterator[str]:
     if not folder.is_dir():
         yield f"PYLON_STATIC_DIR is {config.static_dir!r}, which is not a folder"
         return
-    root = folder.resolve()
+    root = Path(os.path.realpath(folder))
     private = {"PYLON_DB_PATH": config.data_dir}
     if config.runtime_dir is not None:
         private["PYLON_RUNTIME_DIR"] = Path(config.runtime_dir)
     if config.in_memory:
         del private["PYLON_DB_PATH"]
     for setting, path in private.items():
-        if path.resolve().is_relative_to(root):
+        if Path(os.path.realpath(path)).is_relative_to(root):
             yield (
                 f"PYLON_STATIC_DIR is {config.static_dir!r}, and the folder of {setting} "
                 f"({path}) is in it: its files would be served to everybody; move one of them"

@@ -39,6 +39,15 @@ def text(raw: str) -> str:
     return raw
 
 
+def db_path(raw: str) -> str:
+    """The path of a database file; SQLite's own other notations would name a file here."""
+    if raw == ":memory:":
+        raise ValueError("it would be a file of that name; PYLON_IN_MEMORY=true keeps none")
+    if raw.startswith("file:") or "://" in raw:
+        raise ValueError("expected the path of a file, not a URL")
+    return text(raw)
+
+
 def token(raw: str) -> str:
     """A bearer token, as a header can carry it."""
     if not (raw.isascii() and raw.isprintable()) or " " in raw:

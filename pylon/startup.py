@@ -10,6 +10,7 @@ setting or file, the value and the remedy. Called by `pylon.cli` and the supervi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -71,11 +72,11 @@ def _served_files(config: Config) -> Iterator[str]:
     """Files of the app itself that everybody would get."""
     if config.static_dir is None:
         return
-    root = Path(config.static_dir).resolve()
+    root = os.path.realpath(config.static_dir)
     for setting, name in (
         ("PYLON_MANIFEST", config.manifest), ("PYLON_APP", config.app), ("PYLON_SEED", config.seed)
     ):
-        if name is not None and Path(name).resolve().is_relative_to(root):
+        if name is not None and Path(os.path.realpath(name)).is_relative_to(root):
             yield f"{setting} is {name}, in PYLON_STATIC_DIR: everybody can read it under /app/"
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from pylon.config import Config
+from pylon.data_dir import making_problem
 from pylon.errors import StartRefused
 
 _PATH_BYTES_MAX: Final = 100  # sun_path holds 108; the longest name below needs a few
@@ -126,8 +127,12 @@ def refuse_unfit_runtime_dir(config: Config, environ_dir: str | None = None) -> 
     asked, setting = _asked(config, environ_dir)
     path = Path(asked).absolute() if asked is not None else Path(tempfile.gettempdir(), "pylon-")
     _refuse_long(path)
-    if asked is not None and os.path.lexists(path):
+    if asked is None:
+        return
+    if os.path.lexists(path):
         _refuse_shared(path, setting)
+    elif (problem := making_problem(path)) is not None:
+        raise StartRefused(f"{setting} is {path}: {problem}")
 
 
 def _asked(config: Config, environ_dir: str | None) -> tuple[str | None, str]:
@@ -173,7 +178,12 @@ def _refuse_shared(path: Path, setting: str) -> None:
         raise StartRefused(f"{setting} is {path}, which belongs to another user: choose another")
     if not stat.S_ISDIR(found.st_mode):
         raise StartRefused(f"{setting} is {path}, which is not a folder")
-    if stat.S_IMODE(found.st_mode) & 0o022:
+    mode = stat.S_IMODE(found.st_mode)
+    if mode & 0o022 and mode & stat.S_ISVTX:  # /tmp: chmod would be bad advice
+        raise StartRefused(
+            f"{setting} is {path}, which is for everybody's files: choose a folder of its own in it"
+        )
+    if mode & 0o022:
         raise StartRefused(
             f"{setting} is {path}, which others may write to: chmod 700 {path}"
         )

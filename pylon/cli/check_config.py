@@ -54,6 +54,8 @@ def check_config(ctx: click.Context, no_ports: bool, dev: bool) -> None:
             problems += port_problems(config)
     except StartRefused as ex:  # the pidfile
         problems += failure_lines(ex)
+    except OSError as ex:
+        problems.append(f"PYLON_DB_PATH is {config.db_path}: {ex.strerror or ex}")
     problems = list(dict.fromkeys(problems))
     warnings = [
         *start_warnings(loaded, manifest if isinstance(manifest, Manifest) else None),
