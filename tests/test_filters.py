@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import ge, gt, le, lt
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,29 @@ def found(reader: SqliteReader, body: Any, max_limit: int = 100) -> list[int]:
     return [int(orjson.loads(r)["id"], 16) for r in rows]
 
 
+def test_bounds_of_any_size_compare_as_in_mathematics(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path / "a.db")
+    numbers = {1: (-(2**63), -(2.0**63)), 2: (2**63 - 1, 2.0**63), 3: (0, 1e308)}
+    apply(engine, *[
+        task(n, rank=rank, weight=weight, ownerId=f"{n}") for n, (rank, weight) in numbers.items()
+    ])
+    engine.close()
+    reader = open_reader(tmp_path / "a.db")
+    for field, place in (("rank", 0), ("weight", 1)):
+        for bound in (2**63, 2**63 + 1, -(2**63) - 1, 2**64 + 1, 10**308, 10**309, -(10**309)):
+            for sign, holds in (("$gt", gt), ("$gte", ge), ("$lt", lt), ("$lte", le)):
+                wanted = [n for n, row in numbers.items() if holds(row[place], bound)]
+                assert found(reader, {field: {sign: bound}}) == wanted, (field, sign, bound)
+    reader.close()
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1])
+def test_an_integer_that_no_row_can_have_is_no_value_to_ask_for(number: int) -> None:
+    for body in ({"rank": number}, {"rank": {"$ne": number}}, {"rank": {"$in": [number]}}):
+        with pytest.raises(InvalidValue, match="64 bits"):
+            parse_filter(TASK, body, 10)
+
+
 @pytest.mark.parametrize(
     ("body", "wanted"),
     [
@@ -52,6 +76,14 @@ def found(reader: SqliteReader, body: Any, max_limit: int = 100) -> list[int]:
         ({"rank": {"$not": 2}}, [1, 4]),
         ({"rank": {"$gt": -4, "$lte": 2}}, [1, 2]),
         ({"rank": {"$gte": 1.5}}, [2]),
+        ({"rank": {"$lt": 2**63}}, [1, 2, 4]),
+        ({"rank": {"$lte": 10**30}}, [1, 2, 4]),
+        ({"rank": {"$gt": -(2**63) - 1}}, [1, 2, 4]),
+        ({"rank": {"$gte": 2**63}}, []),
+        ({"weight": {"$gt": -(10**400)}}, [1, 3]),
+        ({"weight": {"$ne": 2**70}}, [1, 3]),
+        ({"weight": {"$in": [2**70 + 1, 2.5]}}, [3]),
+        ({"weight": {"$nin": [2**70 + 1]}}, [1, 3]),
         ({"weight": {"$lt": 1}}, [1]),
         ({"weight": 2.5}, [3]),
         ({"title": {"$like": "RED"}}, [1, 2]),

@@ -84,9 +84,10 @@ def _condition(field: Field) -> Schema:
     operand = _OPERANDS[field.type]
     or_null = nullable(operand)
     members = listed(or_null, maxItems=limits.FILTER_VALUES)
+    bound = {"type": "number"} if field.type in _NUMBERS else operand  # of any size
     operators: dict[str, Schema] = {
         "$not": or_null, "$ne": or_null,
-        "$gt": operand, "$gte": operand, "$lt": operand, "$lte": operand,
+        "$gt": bound, "$gte": bound, "$lt": bound, "$lte": bound,
         "$in": members, "$nin": members,
         "$exists": {"type": "boolean"},
     }
