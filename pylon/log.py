@@ -14,8 +14,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, Final
 
 import msgspec
@@ -70,6 +72,7 @@ def configure(
     _sink.journal = _is_journal(fd, os.environ.get("JOURNAL_STREAM", ""))
     _sink.colours = _sink.pretty and os.isatty(fd)
     _sink.clock = clock or SystemClock()
+    sys.excepthook = _log_uncaught
     root = logging.getLogger()
     root.handlers[:] = [_StandardHandler()]
     root.setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
@@ -103,6 +106,14 @@ class Logger:
         """An unexpected error, with its traceback under the key `trace`."""
         trace = "".join(traceback.format_exception(error))
         _write("error", self._name, event, {**keys, "error": str(error), "trace": trace})
+
+    def failure(self, event: str, *, error: BaseException, **keys: Any) -> None:
+        """What ends a process. An error that names its own cause (of ours, or of the system) is
+        one line; any other one is a defect, and has its traceback."""
+        if isinstance(error, OSError) or hasattr(error, "code"):
+            self.error(event, error=f"{type(error).__name__}: {error}", **keys)
+        else:
+            self.exception(event, error=error, error_type=type(error).__name__, **keys)
 
     def enabled(self, level: str) -> bool:
         """Whether a line of this level would be shown, where making its keys costs much."""
@@ -203,6 +214,16 @@ def _is_journal(fd: int, journal_stream: str) -> bool:
     except OSError:
         return False
     return journal_stream == f"{stat.st_dev}:{stat.st_ino}"
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """A `sys.excepthook`: what nobody caught ends the process with a line of the log."""
+    if isinstance(error, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        get_logger("process").failure("process.failed", error=error)
 
 
 class _StandardHandler(logging.Handler):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from tests.hub_kit import ROOT, Stage, until
 
@@ -63,3 +66,43 @@ def test_a_broken_manifest_is_refused_with_78(tmp_path: Path) -> None:
             raise AssertionError("started with a broken manifest")
     finally:
         stage.close()
+
+
+FAILING = """
+import sys
+from pylon import log
+from workers.http.__main__ import HttpApplication
+import workers.http.process
+log.configure("json", "info", "http", "1")
+def broken():
+    raise {error}
+workers.http.process.HttpProcess = broken
+HttpApplication.__new__(HttpApplication).load()
+"""
+UNCAUGHT = """
+from pylon import log
+log.configure("json", "info", "ws", "1")
+raise {error}
+"""
+
+
+@pytest.mark.parametrize("code", [FAILING, UNCAUGHT], ids=["http", "ws"])
+@pytest.mark.parametrize(("error", "has_trace"), [
+    ("OSError(28, 'No space left on device', '/var/lib/pylon')", False),
+    ("__import__('pylon.errors').errors.Unavailable('the store is gone')", False),
+    ("TypeError('a defect')", True),
+], ids=["of the system", "of ours", "a defect"])
+def test_a_worker_that_cannot_boot_says_so_in_one_line(
+    code: str, error: str, has_trace: bool
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("{error}", error)], cwd=ROOT, capture_output=True,
+        text=True, timeout=60,
+    )
+    assert done.returncode == (3 if code == FAILING else 1)
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()  # no traceback between lines of JSON
+    said = json.loads(line)
+    assert said["event"] in ("worker.boot_failed", "process.failed")
+    assert ("trace" in said) is has_trace
+    assert any(word in said["error"] for word in ("No space left", "store is gone", "a defect"))

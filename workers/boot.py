@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
 import gevent
+from gevent.hub import get_hub
 
 from pylon import config as settings
 from pylon import log, metrics
@@ -74,6 +75,7 @@ def boot() -> Booted:
     try:
         loaded = settings.load(os.environ).config
         log.configure(loaded.log_format, loaded.log_level, child.role, child.worker)
+        get_hub().print_exception = _log_greenlet
         runtime = Runtime(child.runtime_dir)
         app = load_app(loaded, runtime.manifest)
         reader_pool = ReaderPool(loaded.db_path, app.manifest, app.clock)
@@ -141,6 +143,15 @@ def run_status(
             )
         gevent.sleep(max(0.0, due_s - clock.monotonic_s()))
         stall_s = max(stall_s, clock.monotonic_s() - due_s)
+
+
+def _log_greenlet(
+    context: object, kind: object, error: BaseException | None, trace: object
+) -> None:
+    """In place of gevent's own, which writes tracebacks between the lines of the log."""
+    _log.exception(
+        "greenlet.died", error=error or RuntimeError("an unknown error"), greenlet=str(context)
+    )
 
 
 def _inherited(listen_fd: int) -> socket.socket:

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 with mentioning("ssl", PROTOCOL_TLS=None, PROTOCOL_SSLv23=None, CERT_NONE=None):
     from gunicorn.app.base import BaseApplication
-from gunicorn.errors import AppImportError
 
 from pylon import config as settings
 from pylon import log
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from workers.http.process import HttpProcess
 
 _EXIT_CONFIG: Final = 78
+_GUNICORN_WORKER_BOOT_ERROR: Final = 3
 _GUNICORN_APP_LOAD_ERROR: Final = 4
 _HUNG_S: Final = 60  # a worker whose hub stands still this long is killed
 _BACKLOG: Final = 2_048
@@ -101,14 +101,21 @@ class HttpApplication(BaseApplication):  # type: ignore[misc]  # gunicorn has no
             self.cfg.set(name, value)
 
     def load(self) -> Any:
-        """The WSGI app. gunicorn calls this in the worker, after the fork."""
+        """The WSGI app. gunicorn calls this in the worker, after the fork.
+
+        Raises:
+            SystemExit: with a status by which the arbiter ends too, instead of trying for ever.
+                The reason is logged: gunicorn would write it to stderr, between lines of JSON.
+        """
         from workers.http.process import HttpProcess
 
         try:
             self._process = HttpProcess()
         except SystemExit as ex:
-            # Told to the arbiter in gunicorn's way; otherwise it would try again for ever.
-            raise AppImportError(f"the app cannot be loaded (exit status {ex.code})") from ex
+            raise SystemExit(_GUNICORN_APP_LOAD_ERROR) from ex
+        except Exception as ex:
+            log.get_logger("worker").failure("worker.boot_failed", error=ex)
+            raise SystemExit(_GUNICORN_WORKER_BOOT_ERROR) from ex
         return self._process.wsgi
 
     # --- In the arbiter ------------------------------------------------------------------
