@@ -326,3 +326,16 @@ def test_sigterm() -> None:
             assert (answer.status, answer.headers["connection"]) == (200, "close")
             assert wire.rest() == b""
         assert arbiter.wait(20) == 0
+
+
+def test_a_drain_that_takes_long_says_what_it_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with echo_server(HTTP_SEND_S=3.0) as (port, arbiter), Wire(port) as reader:
+        reader.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8_192)
+        reader.send(b"GET /large" + END)
+        assert reader.sock.recv(10)
+        arbiter.send_signal(signal.SIGTERM)
+        assert arbiter.wait(20) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "drain.waiting" in line]
+    assert said
+    for part in ("reader", "127.0.0.1", "slowest_unsent_bytes"):
+        assert part in said[0]
