@@ -239,6 +239,7 @@ RESTART_RESET_S: Final = 10.0  # a worker that was up for this long starts with 
 RESTARTS_UNTIL_REPORTED: Final = 5
 WRITER_FAILURES: Final = 3  # unexpected errors in a row; then the supervisor ends
 DRAIN_GRACE_S: Final = 10.0  # on top of PYLON_DRAIN_DELAY_S and PYLON_DRAIN_SECS
+DRAIN_TELL_S: Final = 2.0  # how often a drain says what it waits for
 BACKUP_CANCEL_S: Final = 10.0  # a cancelled backup has so long to let go of the database
 FLUSH_PATIENCE_S: Final = 5.0  # other readers of the database file, at the end of a drain
 CONTROL_CONNECTIONS: Final = 16

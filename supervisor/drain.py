@@ -89,8 +89,12 @@ class Drain:
         if not already_asked:
             children.send(roles, signal.SIGTERM)
         until_s = min(self._now_s() + wait_s, self._deadline_s)
+        tell_at_s = self._now_s() + limits.DRAIN_TELL_S
         while children.alive(roles) and self._now_s() < until_s and not self._hurried():
             self._loop.pump(_POLL_S)
+            if self._now_s() >= tell_at_s:
+                tell_at_s += limits.DRAIN_TELL_S
+                self._tell_waiting(roles, until_s)
         left = children.alive(roles)
         if left:
             # Late for their own reasons, or we are in a hurry: then nobody gets more time.
@@ -100,6 +104,15 @@ class Drain:
                 children.kill(roles)
             self._complete = False
         self._say(f"{' and '.join(roles)} ended", killed=left)
+
+    def _tell_waiting(self, roles: tuple[str, ...], until_s: float) -> None:
+        """Say which processes the drain waits for, and how many clients each still serves."""
+        beats = [beat for role in roles for beat in self._parts.heartbeats.of(role)]
+        self._say(
+            f"waiting for {' and '.join(roles)}",
+            connections={f"{b.role}/{b.worker}": b.connections for b in beats},
+            longest_s=round(until_s - self._now_s(), 1),
+        )
 
     def _stop_writing(self) -> None:
         parts = self._parts
