@@ -18,6 +18,7 @@ from typing import Any
 
 ADMIN = "bench-admin-token-0123456789abcdef0123456789"
 START_S = 60.0
+_PAGE_ROWS = 1_000  # PYLON_LIST_LIMIT
 MANIFEST = {
     "manifest_version": 1, "name": "bench", "version": "1", "routes": [],
     "entities": [{
@@ -100,8 +101,11 @@ def fill(server: Server, count: int) -> list[str]:
         answer = server.request("POST", "/api/sync/push", {"changes": changes})
         if answer["errors"]:
             raise RuntimeError(str(answer["errors"][:3]))
-    rows = server.request("POST", "/api/query/Item", {"$limit": count, "$order": {"count": "asc"}})
-    return [row["id"] for row in rows]
+    ids: list[str] = []
+    while len(ids) < count:
+        page = {"$limit": _PAGE_ROWS, "$offset": len(ids), "$order": {"count": "asc"}}
+        ids += [row["id"] for row in server.request("POST", "/api/query/Item", page)]
+    return ids
 
 
 @contextmanager

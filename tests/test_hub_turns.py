@@ -370,3 +370,27 @@ def test_pages_of_the_log_are_shared_until_something_is_published(hall: Hall) ->
     late = hall.stage.write(hall.stage.insert("Public"), publish=False)
     hall.feed.take([late])
     assert replayed(hall, ANONYMOUS, seqs[0]) == [*seqs[1:], late.events[0].seq]
+
+
+def test_pages_that_all_see_alike_are_read_once_whatever_is_published(
+    hall: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many clients come back to a young hub while writes go on."""
+    stage = hall.stage
+    rows = [stage.insert("Public") for _ in range(limits.TAIL_PRIMED_EVENTS + 1_000)]
+    seqs = [event.seq for event in stage.write(*rows, publish=False).events]
+    hall.feed.start()
+    read: list[int] = []
+    page = History.page
+
+    def counted(self: History, cursor: int, limit: int) -> list[Change]:
+        read.append(cursor)
+        return page(self, cursor, limit)
+
+    monkeypatch.setattr(History, "page", counted)
+    for _ in range(4):
+        assert replayed(hall, ANONYMOUS, seqs[0]) == seqs[1:]
+        late = hall.stage.write(hall.stage.insert("Public"), publish=False)
+        hall.feed.take([late])
+        seqs += [event.seq for event in late.events]
+    assert len(read) == len(set(read)) == 10

@@ -8,7 +8,8 @@ afterwards is exactly what the replay did not have.
 
 After a worker's death all of its clients come back at once, with the same few cursors. So what
 was read, judged and encoded for one of them is kept for the next (`_Shared`), as long as nothing
-new is published and within `limits.REPLAY_SHARED_BYTES`.
+new is published. Pages of the log that all clients see alike do not change, and their frames are
+kept whatever is published (`_Frames`). Each has a bound of `limits.REPLAY_SHARED_BYTES`.
 
 An image that a client may read as it was, but not as the row is now, is left out: the event that
 took the row out of its view follows (`pylon.changelog.change`).
@@ -21,6 +22,7 @@ Called by `workers.hub.reception`: `run_at_once` in the hub's greenlet, `run` in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from pylon import limits, metrics
@@ -33,6 +35,7 @@ from workers.hub.feed import Feed
 from workers.hub.history import History
 from workers.hub.hub import Hub
 from workers.hub.start_cursors import StartCursors
+from workers.hub.turns import let_others
 
 _PAGE_BYTES: Final = limits.OUTBOX_BYTES // 2
 _PAGES_AT_ONCE: Final = 4  # more would hold up others
@@ -95,10 +98,41 @@ class _Shared:
         self._encoded[page[0].seq, page[-1].seq, auth, packing] = data, frames
 
 
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """The frames of a page of the log."""
+
+    data: bytes
+    frames: int
+    last_seq: int
+
+
+class _Frames:
+    """Pages of the log that do not depend on who reads them, nor when; admins apart."""
+
+    __slots__ = ("_bytes", "_pages")
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._pages: dict[tuple[int, int, bool], _Page] = {}
+
+    def find(self, cursor: int, packing: int, *, is_admin: bool) -> _Page | None:
+        """The page that follows `cursor`."""
+        return self._pages.get((cursor, packing, is_admin))
+
+    def keep(self, cursor: int, packing: int, page: _Page, *, is_admin: bool) -> None:
+        """A page was encoded."""
+        if self._bytes > limits.REPLAY_SHARED_BYTES:
+            self._pages.clear()
+            self._bytes = 0
+        self._bytes += _ENTRY_BYTES + len(page.data)
+        self._pages[cursor, packing, is_admin] = page
+
+
 class Replay:
     """Starts connections. One for each hub."""
 
-    __slots__ = ("_feed", "_history", "_hub", "_shared", "_starts")
+    __slots__ = ("_feed", "_frames", "_history", "_hub", "_shared", "_starts")
 
     def __init__(self, hub: Hub, feed: Feed, history: History, starts: StartCursors) -> None:
         self._hub = hub
@@ -106,6 +140,7 @@ class Replay:
         self._history = history
         self._starts = starts
         self._shared = _Shared()
+        self._frames = _Frames()
 
     def start_cursor(self, named: int | None, session_id: str | None, address: str) -> int:
         """Where a client's events begin.
@@ -169,18 +204,37 @@ class Replay:
         while connection.is_open:
             tail = self._feed.tail
             missed = tail.after(cursor, limits.REPLAY_PAGE_EVENTS, _PAGE_BYTES)
-            page = self._logged(cursor) if missed is None else missed
-            if page:
-                self._send(connection, page)
-                cursor = page[-1].seq
-            if missed is not None and not tail.after(cursor, 1):
-                connection.last_seq = max(cursor, tail.last_seq)
-                self._hub.join(connection)
-                return
-            if not page:  # the log has nothing more, and the feed will have heard of that soon
-                cursor = max(cursor, tail.first_covered)
+            if missed is None:
+                last_seq = self._send_logged(connection, cursor)
+                # Without a page the feed will soon have heard that the log has nothing more.
+                cursor = max(cursor, tail.first_covered) if last_seq is None else last_seq
+            else:
+                if missed:
+                    self._send(connection, missed)
+                    cursor = missed[-1].seq
+                if not tail.after(cursor, 1):
+                    connection.last_seq = max(cursor, tail.last_seq)
+                    self._hub.join(connection)
+                    return
+            let_others()  # a page that is known, to a socket that takes it, need not switch
             while connection.is_open and not connection.wait_drained(_WAIT_S):
                 continue
+
+    def _send_logged(self, connection: Connection, cursor: int) -> int | None:
+        """Send the page of the log that follows `cursor`; its last seq, None if it is empty."""
+        auth, packing = connection.caller.auth, connection.packing
+        known = self._frames.find(cursor, packing, is_admin=auth.is_admin)
+        if known is None:
+            page = self._logged(cursor)
+            if not page:
+                return None
+            data, frames = self._encoded(page, auth, packing)
+            known = _Page(data, frames, page[-1].seq)
+            if not self._hub.judged_entities(page):
+                self._frames.keep(cursor, packing, known, is_admin=auth.is_admin)
+        if known.frames and connection.send(known.data, known.frames):
+            metrics.MESSAGES_SENT.inc(known.frames)
+        return known.last_seq
 
     def _logged(self, cursor: int) -> Sequence[Change]:
         head = self._feed.tail.last_seq
