@@ -133,6 +133,10 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "and made smaller."),
     Setting("PYLON_CHANGE_LOG_RETAIN", "change_log_retain", _int(1_000, 100_000_000), "100000",
             "Change events kept; what is younger than two minutes is kept in any case."),
+    Setting("PYLON_CHANGE_LOG_RETAIN_BYTES", "change_log_retain_bytes",
+            _int(1_048_576, 1_099_511_627_776), "268435456",
+            "Most bytes of change events kept. What is younger than two minutes is kept up to four "
+            "times as many; beyond that clients that missed it pull everything again."),
     Setting("PYLON_LIST_LIMIT", "list_limit", _int(1, 100_000), "1000",
             "Most rows that one list or query answers."),
     Setting("PYLON_WS_MAX_MESSAGE_BYTES", "ws_max_message_bytes", _int(1_024, 16_777_216),
@@ -198,6 +202,7 @@ class Config:
     openapi_public: bool
     row_max_bytes: int
     change_log_retain: int
+    change_log_retain_bytes: int
     list_limit: int
     ws_max_message_bytes: int
     ws_deflate: bool

@@ -7,12 +7,17 @@ frames that came since, and ends at once where anybody reads. The log names a re
 the WAL from being written back or reset (`wal.held`); pylon_wal_held_seconds says for how long.
 `flush_all` truncates the WAL at the end of a drain, and waits for readers. Old change events,
 expired sessions and guests that nobody used are dropped through the writer, in small steps, so that
-they share its transactions; guests that workers saw for the first time are marked as used likewise.
+they share its transactions. Events go by their count and by their bytes; those of the last two
+minutes stay, unless the log has grown to `limits.LOG_HARD_FACTOR` times its bytes. What is old is
+known by the monotonic clock, so that a clock that jumps neither ends the retention nor takes young
+events. Guests that workers saw for the first time are marked as used likewise.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections import deque
 from pathlib import Path
 from typing import Final
 
@@ -24,8 +29,10 @@ from pylon.bus.runtime import Runtime
 from pylon.bus.writer_port import LocalWriter
 from pylon.clock import Clock
 from pylon.errors import PylonError, StoreUnavailable
+from pylon.storage.sqlite import log as log_table
 from pylon.storage.sqlite import sessions
 from pylon.storage.sqlite.error_text import error_text
+from supervisor.log_size import LogSize
 from supervisor.readers import find_readers
 
 _log = log.get_logger("flusher")
@@ -47,17 +54,24 @@ class Flusher:
     """`start` it once the schema is in place; `flush_all` and `close` after the writer's end."""
 
     def __init__(
-        self, db_path: Path, runtime: Runtime, keep_events: int, clock: Clock
+        self, db_path: Path, runtime: Runtime, keep_events: int, clock: Clock,
+        keep_bytes: int = sys.maxsize,
     ) -> None:
         self._wal = db_path.with_name(db_path.name + "-wal")
         self._runtime = runtime
         self._keep_events = keep_events
+        self._keep_bytes = keep_bytes
         self._clock = clock
         self._conn = apsw.Connection(str(db_path), flags=apsw.SQLITE_OPEN_READWRITE)
         self._conn.set_busy_timeout(0)  # while it waited with the writer's lock, no write went on
         self._conn.execute("PRAGMA wal_autocheckpoint=0")
         # A connection that has read nothing does not know of the WAL: its checkpoints do nothing.
         self._conn.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        self._log_size = LogSize(self._conn)
+        self._begun_mono_s = clock.monotonic_s()
+        self._begun_wall_s = clock.wall_ns() / _NS_PER_S
+        self._heads: deque[tuple[float, int]] = deque()  # when, by the monotonic clock; head
+        self._cut_logged_s = float("-inf")
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flusher", daemon=True)
         self._db_path = db_path
@@ -70,6 +84,7 @@ class Flusher:
         self._used_guests_lock = threading.Lock()
         self._sessions_counted_s = float("-inf")
         self.oldest_seq = 0
+        self.log_bytes = 0
         self.wal_bytes = 0
         self.sessions: dict[str, int] = {}  # by kind
 
@@ -119,6 +134,9 @@ class Flusher:
         row = self._conn.execute(_OLDEST).fetchone()
         self.oldest_seq = int(row[0]) if row else 0
         metrics.CHANGELOG_OLDEST_SEQ.set(self.oldest_seq)
+        self.log_bytes = self._log_size.count(self.oldest_seq)
+        metrics.CHANGELOG_BYTES.set(self.log_bytes)
+        self._note_head(now_s)
         if now_s - self._sessions_counted_s >= limits.SESSIONS_COUNT_S:
             self._sessions_counted_s = now_s
             self._count_sessions()
@@ -169,15 +187,55 @@ class Flusher:
         metrics.WAL_BYTES.set(self.wal_bytes)
         return mtime_ns
 
-    def _prune(self, writer: LocalWriter) -> None:
-        older_than_s = self._clock.wall_ns() // _NS_PER_S - limits.LOG_MIN_AGE_S
-        step = PruneLog(self._keep_events, older_than_s, limits.PRUNE_STEP)
+    def _note_head(self, now_s: float) -> None:
+        """Remember the head, so that it is known later which events are old."""
+        self._heads.append((now_s, log_table.head_seq(self._conn)))
+        while len(self._heads) > 1 and now_s - self._heads[1][0] >= limits.LOG_MIN_AGE_S:
+            self._heads.popleft()
+
+    def _old_seq(self) -> int:
+        """Events up to this seq are older than `limits.LOG_MIN_AGE_S`, whatever a clock said."""
+        if not self._heads:
+            return 0
+        at_s, head = self._heads[0]
+        return head if self._clock.monotonic_s() - at_s >= limits.LOG_MIN_AGE_S else 0
+
+    def _older_than_s(self) -> int:
+        """What has an earlier time is old. A wall clock that has jumped ahead makes nothing old:
+        time goes on since the start as the monotonic clock says, or slower."""
+        steady_s = self._begun_wall_s + self._clock.monotonic_s() - self._begun_mono_s
+        return int(min(steady_s, self._clock.wall_ns() / _NS_PER_S)) - limits.LOG_MIN_AGE_S
+
+    def _drop_to_seq(self, old_seq: int) -> int:
+        """The seq up to which events must go for their bytes: old ones to keep within the
+        setting, young ones only beyond `limits.LOG_HARD_FACTOR` times that."""
+        if self.log_bytes <= self._keep_bytes:
+            return 0
+        drop_to_seq = min(self._log_size.seq_above(self._keep_bytes), old_seq)
+        hard_bytes = self._keep_bytes * limits.LOG_HARD_FACTOR
+        if self.log_bytes > hard_bytes:
+            hard_seq = self._log_size.seq_above(hard_bytes)
+            now_s = self._clock.monotonic_s()
+            if hard_seq > drop_to_seq and now_s - self._cut_logged_s >= _HELD_LOGGED_EVERY_S:
+                self._cut_logged_s = now_s
+                _log.warning("log.cut_short", log_bytes=self.log_bytes, limit_bytes=hard_bytes,
+                             hint="more was written in two minutes than the change log may hold: "
+                             "clients that missed it pull everything again "
+                             "(PYLON_CHANGE_LOG_RETAIN_BYTES)")
+            drop_to_seq = max(drop_to_seq, hard_seq)
+        return drop_to_seq
+
+    def _prune(self, writer: LocalWriter, drop_to_seq: int = 0) -> None:
+        step = PruneLog(
+            self._keep_events, self._older_than_s(), limits.PRUNE_STEP, self._old_seq(),
+            drop_to_seq,
+        )
         dropped = 0
         while not self._ending.is_set():
             count = writer.submit(step).count
-            dropped += count
-            if count < limits.PRUNE_STEP:
+            if not count:
                 break
+            dropped += count
         if dropped:
             _log.debug("log.pruned", events=dropped)
 
@@ -218,9 +276,12 @@ class Flusher:
             try:
                 self.look()
                 self._mark_used_guests(writer)
-                if self._clock.monotonic_s() - self._pruned_at_s >= limits.PRUNE_PERIOD_S:
+                drop_to_seq = self._drop_to_seq(self._old_seq())
+                is_due = self._clock.monotonic_s() - self._pruned_at_s >= limits.PRUNE_PERIOD_S
+                if is_due or drop_to_seq >= self.oldest_seq > 0:
+                    self._prune(writer, drop_to_seq)
+                if is_due:
                     self._pruned_at_s = self._clock.monotonic_s()
-                    self._prune(writer)
                     self._collect_sessions(writer)
                 failing = False
             except (PylonError, apsw.Error) as ex:

@@ -119,7 +119,8 @@ def _assemble(
     stack.callback(engine.close)
     _carry_notes_over(continuity, db_path, manifest, runtime)
     stack.callback(save_notes, db_path, runtime, boot_id, clock)
-    flusher = Flusher(db_path, runtime, config.change_log_retain, clock)
+    flusher = Flusher(db_path, runtime, config.change_log_retain, clock,
+                      config.change_log_retain_bytes)
     writer = Writer(runtime, engine, broken)
     writer.start()
     stack.callback(writer.stop)

@@ -25,15 +25,17 @@ from pylon.bus.messages import (
 )
 from pylon.bus.runtime import Runtime, make_runtime_dir
 from pylon.bus.writer_port import LocalWriter
+from pylon.changelog.feed import Feed
 from pylon.clock import ManualClock, SystemClock, SystemRandom
 from pylon.config import load
-from pylon.errors import InternalError, UniqueViolation
+from pylon.errors import InternalError, ResyncRequired, UniqueViolation
 from pylon.ids import RowIds
 from pylon.manifest.load import parse_manifest
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import compile_rules
 from pylon.storage.contract import BatchResult
 from pylon.storage.sqlite.engine import SqliteEngine
+from pylon.storage.sqlite.pool import ReaderPool
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.values import EntityCodec
 from supervisor.flusher import Flusher
@@ -342,6 +344,90 @@ def test_old_events_are_pruned_in_steps(
     conn = apsw.Connection(str(store.db_path))
     assert conn.execute("SELECT count(*) FROM _pylon_change_log").get == 1_000
     conn.close()
+    flusher.look()
+    assert flusher.oldest_seq == store.engine.head - 999
+    local.close()
+    writer.stop()
+
+
+@pytest.fixture
+def small_log(store: Store) -> Flusher:
+    """A flusher of a log of 128 KiB."""
+    return Flusher(store.db_path, store.runtime, 1_000_000, store.clock, 131_072)
+
+
+def logged_bytes(store: Store) -> int:
+    conn = apsw.Connection(str(store.db_path))
+    try:
+        return int(conn.execute(
+            "SELECT total(ifnull(octet_length(data), 0) + ifnull(octet_length(prev_data), 0)) "
+            "FROM _pylon_change_log").get)
+    finally:
+        conn.close()
+
+
+def prune_by_bytes(flusher: Flusher, local: LocalWriter) -> None:
+    flusher.look()
+    flusher._prune(local, flusher._drop_to_seq(flusher._old_seq()))
+    flusher.look()
+
+
+def test_the_log_is_pruned_by_bytes_and_spares_the_young(
+    store: Store, small_log: Flusher
+) -> None:
+    writer, local = writing(store)
+    fill(store, 120, 2_000)
+    prune_by_bytes(small_log, local)
+    assert logged_bytes(store) > 240_000  # all of it is young
+    store.clock.advance(limits.LOG_MIN_AGE_S)
+    fill(store, 10, 2_000)
+    prune_by_bytes(small_log, local)
+    # By pages: what is too much for the setting may be a page too much.
+    assert 20_000 < logged_bytes(store) <= 131_072
+    assert small_log.oldest_seq > 1 and store.count() == 130
+    local.close()
+    writer.stop()
+
+
+def test_bytes_bound_the_log_also_within_two_minutes(
+    store: Store, small_log: Flusher, capfd: pytest.CaptureFixture[str]
+) -> None:
+    writer, local = writing(store)
+    for _ in range(20):
+        fill(store, 20, 2_000)
+        prune_by_bytes(small_log, local)
+        assert logged_bytes(store) <= limits.LOG_HARD_FACTOR * 131_072 + 60_000
+    assert small_log.log_bytes <= limits.LOG_HARD_FACTOR * 131_072
+    reader = SqliteReader(store.db_path, store.manifest)
+    with pytest.raises(ResyncRequired):
+        Feed(ReaderPool(store.db_path, store.manifest)).after(1, 10)
+    assert reader.oldest_seq() > 1
+    reader.close()
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [line["event"] for line in lines].count("log.cut_short") == 1
+    local.close()
+    writer.stop()
+
+
+@pytest.mark.parametrize("jump_s", [10**8, -(10**8)])
+def test_a_clock_that_jumps_neither_ends_retention_nor_takes_young_events(
+    store: Store, flusher: Flusher, jump_s: int
+) -> None:
+    writer, local = writing(store)
+    fill(store, 1_500, 1)
+    flusher.look()
+    store.clock.jump(jump_s)
+    fill(store, 1_500, 1)  # stamped by the clock that is wrong
+    flusher.look()
+    flusher._prune(local)
+    flusher.look()
+    assert flusher.oldest_seq == 1  # all of it is seconds old
+    store.clock.jump(-jump_s)
+    fill(store, 10, 1)
+    flusher.look()
+    store.clock.advance(limits.LOG_MIN_AGE_S + 1)
+    flusher.look()
+    flusher._prune(local)
     flusher.look()
     assert flusher.oldest_seq == store.engine.head - 999
     local.close()

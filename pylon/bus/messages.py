@@ -139,11 +139,14 @@ class DropShard(msgspec.Struct, frozen=True, array_like=True, tag="drop_shard"):
 
 
 class PruneLog(msgspec.Struct, frozen=True, array_like=True, tag="prune_log"):
-    """Drop at most `limit` old change events, and as many op_ids (retention)."""
+    """Drop at most `limit` old change events, and as many op_ids (retention). An event is old by
+    its time or by its seq, since its time may come from a clock that was wrong."""
 
     keep_events: int
     older_than_s: int  # Unix seconds: what is younger stays
     limit: int
+    old_seq: int = 0  # events up to this seq are old, whatever their time
+    drop_to_seq: int = 0  # these events go, however few they are
 
 
 class PruneSessions(msgspec.Struct, frozen=True, array_like=True, tag="prune_sessions"):

@@ -230,6 +230,10 @@ DOCUMENT_MERGE: Final = Histogram(
 WAL_BYTES: Final = Gauge(
     "pylon_wal_bytes", "Size of the write-ahead log file.", registry=SUPERVISOR,
 )
+CHANGELOG_BYTES: Final = Gauge(
+    "pylon_changelog_bytes", "Size of the change events that are kept, about.",
+    registry=SUPERVISOR,
+)
 WAL_HELD: Final = Gauge(
     "pylon_wal_held_seconds", "How long a reader has kept a WAL above its limit from being reset.",
     registry=SUPERVISOR,
@@ -363,7 +367,7 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "RATE_LIMITED", "RATE_SKIPPED", "RATE_EVICTED", "NOTES_DROPPED",
     "HUB_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ", "CHANGELOG_OLDEST_SEQ",
     "WRITE_QUEUE_DEPTH", "WRITES_DEFERRED", "COMMIT", "BATCH_SIZE", "DOCUMENTS_DECODED",
-    "DOCUMENTS_DECODED_BYTES", "DOCUMENT_MERGE", "WAL_BYTES", "WAL_HELD",
+    "DOCUMENTS_DECODED_BYTES", "DOCUMENT_MERGE", "WAL_BYTES", "WAL_HELD", "CHANGELOG_BYTES",
     "CHECKPOINT", "WORKER_RESTARTS",
     "WORKERS_READY", "WORKERS_WANTED", "DB_BYTES", "DISK_FREE_BYTES", "SESSIONS",
     "SESSIONS_COLLECTED", "ROOMS", "ROOM_MEMBERS", "ROOM_EVENTS", "BACKUP_LAST_SUCCESS",

@@ -10,7 +10,7 @@ and `row_writes`, in their transaction.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import apsw
 
@@ -20,6 +20,11 @@ from pylon.manifest.model import Entity
 from pylon.schema.ddl import JSON_COLUMN, SEQ_COLUMN
 from pylon.storage.names import quote
 from pylon.storage.sqlite import log
+
+_OLDEST: Final = (
+    "SELECT seq, timestamp, ifnull(octet_length(data), 0) + ifnull(octet_length(prev_data), 0) "
+    "FROM _pylon_change_log ORDER BY seq LIMIT ?"
+)
 
 
 class Retention:
@@ -51,16 +56,21 @@ class Retention:
     def _prune_events(self, op: PruneLog) -> int:
         if self._events is None:
             self._events = int(self._conn.execute("SELECT count(*) FROM _pylon_change_log").get)
-        wanted = min(op.limit, self._events - max(op.keep_events, 1))
-        if wanted <= 0:
+        surplus = self._events - max(op.keep_events, 1)
+        if surplus <= 0 and not op.drop_to_seq:
             return 0
+        most = min(op.limit, self._events - 1)
         cut = None
-        oldest = self._conn.execute(
-            "SELECT seq, timestamp FROM _pylon_change_log ORDER BY seq LIMIT ?", (wanted,)
-        )
-        for seq, timestamp in oldest.fetchall():
-            if log.timestamp_s(timestamp) >= op.older_than_s:
-                break
+        dropped_bytes = 0
+        oldest: list[Any] = self._conn.execute(_OLDEST, (most,)).fetchall()
+        for number, (seq, timestamp, size_bytes) in enumerate(oldest, 1):
+            if seq > op.drop_to_seq:
+                is_young = seq > op.old_seq and log.timestamp_s(timestamp) >= op.older_than_s
+                if number > surplus or is_young:
+                    break
+            dropped_bytes += size_bytes
+            if cut is not None and dropped_bytes > limits.PRUNE_STEP_BYTES:
+                break  # the pages of large images are read to be freed
             cut = seq
         if cut is None:
             return 0
@@ -76,9 +86,9 @@ class Retention:
         if wanted <= 0:
             return 0
         self._conn.execute(
-            "DELETE FROM _pylon_op_ids WHERE at < ? AND (identity, op_id) IN "
+            "DELETE FROM _pylon_op_ids WHERE (at < ? OR seq <= ?) AND (identity, op_id) IN "
             "(SELECT identity, op_id FROM _pylon_op_ids ORDER BY seq LIMIT ?)",
-            (op.older_than_s, wanted),
+            (op.older_than_s, op.old_seq, wanted),
         )
         dropped = self._conn.changes()
         self._ops -= dropped
