@@ -120,8 +120,8 @@ class HaltedCopy(_Copy):
 
     def _note_progress(self, remaining: int, pages: int) -> None:
         self.reading.set()
-        wait_until("cancelled", self._is_cancelled)
-        raise Unavailable("cancelled")
+        why = wait_until("cancelled", self._reason_to_cancel)
+        raise Unavailable(why)
 
 
 def test_sigterm_cancels_a_backup_and_empties_the_wal(make: Maker, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_sigterm_cancels_a_backup_and_empties_the_wal(make: Maker, tmp_path: Pat
     assert it.end() == 0
     thread.join()
     assert it.events("drain")[-2]["wal_truncated"]
-    assert len(failures) == 1
+    assert len(failures) == 1 and "stopping" in str(failures[0])
     assert list((tmp_path / "bundles").iterdir()) == [], "no temporary folder stays"
     assert not wal.exists() or wal.stat().st_size == 0
 
