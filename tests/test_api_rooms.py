@@ -94,6 +94,29 @@ def test_members_and_bytes_are_limited(api: Server, monkeypatch: pytest.MonkeyPa
     assert code(api, "e", "y", big) == ""
 
 
+def test_channels_that_nobody_publishes_to_are_forgotten(api: Server) -> None:
+    def publish(channel: str) -> None:
+        body = {"channel": channel, "message": "m"}
+        assert api.call("POST", "/api/pubsub/publish", body, ADMIN_TOKEN).status_code == 200
+
+    def channels() -> list[str]:
+        api.services.rooms.desk.expire()  # type: ignore[attr-defined]
+        answer = api.call("GET", "/api/pubsub/channels", token=ADMIN_TOKEN)
+        return [channel["channel"] for channel in answer.json["result"]]
+
+    publish("a")
+    publish("b")
+    api.clock.advance(limits.CHANNEL_IDLE_S - 1)
+    publish("a")
+    assert channels() == ["b", "a"]
+    api.clock.advance(1)
+    assert channels() == ["a"]
+    api.clock.advance(limits.CHANNEL_IDLE_S)
+    assert channels() == []
+    desk = api.services.rooms.desk  # type: ignore[attr-defined]
+    assert desk._channels._size_bytes == 0
+
+
 def test_channels_keep_the_newest(api: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     def publish(channel: str, message: str) -> None:
         body = {"channel": channel, "message": message}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pylon import limits
 from pylon.bus.messages import SessionRevoked
 from tests.hub_kit import ADMIN_TOKEN, RawClient, Stage, Worker, http_head, until
 
@@ -103,6 +104,15 @@ def test_a_request_body_is_left_alone(sse: Worker) -> None:
     stream = Stream(sse.port, "/", Content_Length="5", greeted=False)
     stream.send(b"hello")
     assert stream.until(b": connected\n\n")
+
+
+def test_a_client_that_goes_on_sending_is_cut(stage: Stage, sse: Worker) -> None:
+    stream, other = Stream(sse.port), Stream(sse.port)
+    with pytest.raises(OSError):
+        for _ in range(100 * limits.SSE_IGNORED_BYTES // 65_536):
+            stream.send(b"x" * 65_536)
+    stage.write(stage.insert("Public", text="goes on"))
+    assert other.event()[1]["data"]["text"] == "goes on"
 
 
 def test_options_is_a_preflight(sse: Worker) -> None:

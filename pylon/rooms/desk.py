@@ -93,12 +93,13 @@ class Desk:
         self._rooms.lost(source)
 
     def expire(self) -> None:
-        """Remove who has been silent for too long: members, and workers."""
+        """Remove what has been silent for too long: members, workers and channels."""
         since_s = self._clock.monotonic_s() - limits.ROOM_LEASE_S
         for source in [s for s, heard_s in self._heard_s.items() if heard_s <= since_s]:
             _log.error("rooms.worker_silent", worker=source.decode())
             self.lost(source)
         self._rooms.expire()
+        self._channels.expire()
 
     def news(self) -> Iterator[RoomNews]:
         """End the tick: what subscribers are to be told, in messages of a bounded size."""

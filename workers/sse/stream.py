@@ -4,7 +4,8 @@ Raw until close: no Content-Length, no chunks. An event is ``id: <seq>`` and one
 (JSON text has no line breaks), so that `Last-Event-ID` is a cursor.
 
 Invariants: the CORS origin is the configured one, never the request's; an event's block is made
-once and shared. What a client sends after its request is ignored. Used by `workers.sse.server`.
+once and shared. What a client sends after its request is ignored, up to
+`limits.SSE_IGNORED_BYTES`. Used by `workers.sse.server`.
 """
 
 from __future__ import annotations
@@ -68,7 +69,11 @@ class EventStreamTransport:
         return frame
 
     def received(self, connection: Connection, data: bytes) -> None:
-        """Ignored: all was said in the request."""
+        """Ignored, for all was said in the request; but not for ever."""
+        ignored_bytes = (connection.receiver or 0) + len(data)
+        connection.receiver = ignored_bytes
+        if ignored_bytes > limits.SSE_IGNORED_BYTES:
+            connection.abort()
 
     def resumed(self, connection: Connection) -> None:
         """Never called: streams are not paused."""
