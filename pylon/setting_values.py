@@ -49,13 +49,13 @@ def db_path(raw: str) -> str:
 
 
 def token(raw: str) -> str:
-    """A bearer token, as a header can carry it."""
-    if not (raw.isascii() and raw.isprintable()) or " " in raw:
+    """A bearer token, as a header can carry it; a phrase with spaces is one."""
+    if not (raw.isascii() and raw.isprintable()) or raw != raw.strip():
         raise ValueError(
-            "expected printable ASCII characters without spaces (for example of: "
-            "openssl rand -hex 32)"
+            "expected printable ASCII characters, no space at the ends (for example the output "
+            "of: openssl rand -hex 32)"
         )
-    return raw
+    return text(raw)
 
 
 def boolean(raw: str) -> bool:

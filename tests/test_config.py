@@ -181,6 +181,11 @@ def test_a_malformed_value_is_refused_in_one_line(name: str, value: str) -> None
     assert "TOKEN" not in name or value.strip() not in refused.value.message
 
 
+def test_a_phrase_is_a_token() -> None:
+    phrase = "an admin token of more than 32 characters"
+    assert config.load({**GOOD, "PYLON_ADMIN_TOKEN": phrase}).config.admin_token == phrase
+
+
 @pytest.mark.parametrize(("name", "value", "words"), [
     ("PYLON_COOKIE_NAME", "__Host-sid", "no PYLON_COOKIE_DOMAIN"),
     ("PYLON_COOKIE_NAME", "__Secure-sid", "PYLON_COOKIE_SECURE=true"),
