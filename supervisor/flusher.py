@@ -32,6 +32,7 @@ from pylon.errors import PylonError, StoreUnavailable
 from pylon.storage.sqlite import log as log_table
 from pylon.storage.sqlite import sessions
 from pylon.storage.sqlite.error_text import error_text
+from pylon.storage.sqlite.file_watch import FileWatch
 from supervisor.log_size import LogSize
 from supervisor.readers import find_readers
 
@@ -67,6 +68,8 @@ class Flusher:
         self._conn.execute("PRAGMA wal_autocheckpoint=0")
         # A connection that has read nothing does not know of the WAL: its checkpoints do nothing.
         self._conn.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        self._file = FileWatch(db_path, clock)
+        self.file_problem: str | None = None
         self._log_size = LogSize(self._conn)
         self._begun_mono_s = clock.monotonic_s()
         self._begun_wall_s = clock.wall_ns() / _NS_PER_S
@@ -124,6 +127,7 @@ class Flusher:
 
     def look(self) -> None:
         """One round: measure, checkpoint if it is time, prune if it is time."""
+        self._look_at_file()
         mtime_ns = self._measure()
         now_s = self._clock.monotonic_s()
         aged = now_s - self._flushed_at_s >= limits.WAL_CHECKPOINT_AGE_S
@@ -176,6 +180,18 @@ class Flusher:
                          held_s=round(held_s, 1), readers=readers,
                          hint="a long read (a backup, a slow scan, another program) keeps the WAL "
                          "from being reset; writes go on, and the file grows until it ends")
+
+    def _look_at_file(self) -> None:
+        """Note for readiness whether the database file is there and may be written to."""
+        problem = self._file.find_problem() or self._file.find_unwritable()
+        message = None if problem is None else problem.message
+        if message != self.file_problem:
+            if problem is not None:
+                _log.error("database.unusable", reason=problem.reason, message=message)
+            else:
+                _log.info("database.usable", path=str(self._db_path))
+        self.file_problem = message
+        metrics.DB_WRITABLE.set(problem is None)
 
     def _measure(self) -> int:
         try:

@@ -48,7 +48,7 @@ class Loop:
         self._started_s = started_s
         self._report_at_s = 0.0
         self._watchdog_at_s = 0.0
-        self._announced: tuple[dict[str, RoleView], bool] | None = None
+        self._announced: tuple[dict[str, RoleView], bool, str | None] | None = None
         self._said_ready = False
         self.stop_asked = False
         self.cut_short = False
@@ -77,13 +77,14 @@ class Loop:
         parts = self._parts
         now_s = parts.clock.monotonic_s()
         views = parts.children.views()
-        news = (views, self.draining)
+        problem = parts.writer.find_problem() or parts.flusher.file_problem
+        news = (views, self.draining, problem)
         if news == self._announced and now_s < self._report_at_s:
             return
         self._announced = news
         self._report_at_s = now_s + _REPORT_PERIOD_S
         states = {role: RoleState(view.wanted, view.ready) for role, view in views.items()}
-        parts.signals.send(RolesReport(states, self.draining))
+        parts.signals.send(RolesReport(states, self.draining, problem))
         for role, view in views.items():
             metrics.WORKERS_READY.labels(role).set(view.ready)
             metrics.WORKERS_WANTED.labels(role).set(view.wanted)

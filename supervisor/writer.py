@@ -13,7 +13,8 @@ of the time at the least. The writer refuses a call that has waited longer than 
 Invariants: nothing is answered or published before its commit; every request is answered,
 also when the engine fails in a way that nobody foresaw; requests of one call keep their order.
 After `limits.WRITER_FAILURES` such failures in a row the supervisor is told to end rather than to
-limp. Metrics: pylon_write_queue_depth, pylon_writes_deferred.
+limp. A batch that the store refuses is logged and counted by its reason, and told to readiness.
+Metrics: pylon_write_queue_depth, pylon_writes_deferred, pylon_writes_refused_total.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from pylon.bus.signals import PlainSignalSender
 from pylon.bus.writer_port import LocalWriter, Peer, WriterPort
 from pylon.clock import Clock, SystemClock
 from pylon.errors import InternalError, WriterUnavailable
-from pylon.storage.contract import BatchResult, WriteEngine
+from pylon.storage.contract import BatchResult, Refusal, WriteEngine
 from pylon.storage.sqlite import memory
 
 _log = log.get_logger("writer")
@@ -40,6 +41,8 @@ _IDLE_S: Final = 1.0
 _DUE_CALLS: Final = 64  # deferred calls that are tried in one transaction
 _REST_MAX_S: Final = 0.25
 _TRIM_PERIOD_S: Final = 1.0
+_REFUSED_LOGGED_EVERY_S: Final = 10.0
+_REFUSED_FRESH_S: Final = 5.0  # then readiness is given again, so that writes are tried
 
 
 class _Call(NamedTuple):
@@ -71,6 +74,9 @@ class Writer:
         self._rest_until_s = 0.0  # of the deferred
         self._trim_at_s = 0.0
         self._untrimmed_bytes = 0
+        self._refusal: Refusal | None = None  # the last one
+        self._refused_at_s = float("-inf")  # unless a batch has been accepted since
+        self._log_refused_at_s: dict[str, float] = {}  # by reason, not before
         self.depth = 0  # requests taken and not yet answered
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         metrics.CHANGELOG_SEQ.set(engine.head)
@@ -200,9 +206,30 @@ class Writer:
         except Exception as ex:  # noqa: BLE001  whatever it is, every caller must be answered
             return BatchResult(self._failed(ex, requests), None, 0.0)
         self._failures = 0
+        if result.refusal is not None:
+            self._note_refused(result.refusal, len(result.replies))
+            return result
+        self._refused_at_s = float("-inf")
         metrics.COMMIT.observe(result.commit_s)
         metrics.BATCH_SIZE.observe(len(result.replies))
         return result
+
+    def _note_refused(self, refusal: Refusal, count: int) -> None:
+        """The store refused a batch: count it, and log it, each reason once in a while."""
+        metrics.WRITES_REFUSED.labels(refusal.reason).inc(count)
+        self._refusal = refusal
+        now_s = self._refused_at_s = self._clock.monotonic_s()
+        if now_s >= self._log_refused_at_s.get(refusal.reason, 0.0):
+            self._log_refused_at_s[refusal.reason] = now_s + _REFUSED_LOGGED_EVERY_S
+            _log.error("writes.refused", reason=refusal.reason, requests=count,
+                       message=refusal.message)
+
+    def find_problem(self) -> str | None:
+        """Why the store refused the last batch, if that was just now; from any thread."""
+        refusal = self._refusal
+        if refusal is None or self._clock.monotonic_s() - self._refused_at_s > _REFUSED_FRESH_S:
+            return None
+        return refusal.message
 
     def _failed(self, error: Exception, requests: list[WriteRequest]) -> list[WriteReply]:
         self._failures += 1

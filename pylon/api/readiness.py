@@ -1,7 +1,8 @@
 """Readiness: whether this server should get traffic, and if not, why (design.md §8).
 
-Ready means: the store answers, the supervisor has reported in the last seconds, every role has
-as many ready workers as it should have, and nobody is draining. The supervisor's report comes
+Ready means: the store answers, the supervisor has reported in the last seconds, it may write to
+the database file and that is in its place, every role has as many ready workers as it should have,
+and nobody is draining. The supervisor's report comes
 over the signals channel once a second; the worker hands each one to `report`.
 """
 
@@ -67,6 +68,8 @@ class Readiness:
             checks["draining"] = _check(
                 not report.draining, "the server is stopping" if report.draining else None
             )
+            problem = report.store_problem
+            checks["writes"] = _check(problem is None, problem)
             for role, state in sorted(report.roles.items()):
                 enough = state.ready >= state.wanted
                 checks[f"role.{role}"] = _check(

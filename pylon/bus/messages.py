@@ -246,10 +246,12 @@ class RoleState(msgspec.Struct, frozen=True):
 
 
 class RolesReport(msgspec.Struct, frozen=True, tag="roles"):
-    """The supervisor's view of its children, once a second; readiness is judged by it."""
+    """The supervisor's view of its children and of the database file, once a second; readiness
+    is judged by it."""
 
     roles: dict[str, RoleState]
     draining: bool
+    store_problem: str | None = None  # why writes are refused, or will be
 
 
 Signal = SessionRevoked | DocumentsChanged | RolesReport

@@ -204,6 +204,10 @@ WRITE_QUEUE_DEPTH: Final = Gauge(
     "pylon_write_queue_depth", "Write requests taken by the writer and not yet answered.",
     registry=SUPERVISOR,
 )
+WRITES_REFUSED: Final = Counter(
+    "pylon_writes_refused_total", "Writes that the store refused, by reason: nothing of them was "
+    "acknowledged.", ("reason",), registry=SUPERVISOR,
+)
 WRITES_DEFERRED: Final = Gauge(
     "pylon_writes_deferred", "Calls about large rows that wait for a later transaction.",
     registry=SUPERVISOR,
@@ -232,6 +236,10 @@ WAL_BYTES: Final = Gauge(
 )
 CHANGELOG_BYTES: Final = Gauge(
     "pylon_changelog_bytes", "Size of the change events that are kept, about.",
+    registry=SUPERVISOR,
+)
+DB_WRITABLE: Final = Gauge(
+    "pylon_database_writable", "1 while the database file is in its place and may be written to.",
     registry=SUPERVISOR,
 )
 WAL_HELD: Final = Gauge(
@@ -366,8 +374,9 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "DOCUMENT_TASTES",
     "RATE_LIMITED", "RATE_SKIPPED", "RATE_EVICTED", "NOTES_DROPPED",
     "HUB_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ", "CHANGELOG_OLDEST_SEQ",
-    "WRITE_QUEUE_DEPTH", "WRITES_DEFERRED", "COMMIT", "BATCH_SIZE", "DOCUMENTS_DECODED",
-    "DOCUMENTS_DECODED_BYTES", "DOCUMENT_MERGE", "WAL_BYTES", "WAL_HELD", "CHANGELOG_BYTES",
+    "WRITE_QUEUE_DEPTH", "WRITES_REFUSED", "WRITES_DEFERRED", "COMMIT", "BATCH_SIZE",
+    "DOCUMENTS_DECODED", "DOCUMENTS_DECODED_BYTES", "DOCUMENT_MERGE", "WAL_BYTES", "WAL_HELD",
+    "DB_WRITABLE", "CHANGELOG_BYTES",
     "CHECKPOINT", "WORKER_RESTARTS",
     "WORKERS_READY", "WORKERS_WANTED", "DB_BYTES", "DISK_FREE_BYTES", "SESSIONS",
     "SESSIONS_COLLECTED", "ROOMS", "ROOM_MEMBERS", "ROOM_EVENTS", "BACKUP_LAST_SUCCESS",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pylon.bus.messages import WriteReply, WriteRequest
 from pylon.changelog.event import ChangeBatch, ChangeEvent
@@ -120,12 +120,19 @@ class SessionRow:
     is_unused: bool = False
 
 
+class Refusal(NamedTuple):
+    """Why the store refused a batch: a label for metrics, and a sentence with the path."""
+
+    reason: str
+    message: str
+
+
 @dataclass(frozen=True, slots=True)
 class BatchResult:
     """One reply for each request that was not deferred, in order; what to publish (None: no row
     changed); how long the transaction took, from BEGIN to the end of COMMIT; whether a document
-    changed of which no event tells; what was deferred, in order; and how many bytes of large rows
-    were read and written."""
+    changed of which no event tells; what was deferred, in order; how many bytes of large rows
+    were read and written; and why the store refused all of it, if it did."""
 
     replies: list[WriteReply]
     batch: ChangeBatch | None
@@ -133,6 +140,7 @@ class BatchResult:
     documents: bool = False
     deferred: Sequence[WriteRequest] = ()
     large_bytes: int = 0
+    refusal: Refusal | None = None
 
 
 @dataclass(frozen=True, slots=True)

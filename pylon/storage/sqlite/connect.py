@@ -27,6 +27,25 @@ STORE_FAILURES: Final = (
 )
 
 
+_REASONS: Final[tuple[tuple[type[apsw.Error], str], ...]] = (
+    (apsw.FullError, "disk_full"),
+    (apsw.ReadOnlyError, "read_only"),
+    (apsw.CantOpenError, "cannot_open"),
+    (apsw.IOError, "io"),
+    (apsw.BusyError, "busy"),
+    (apsw.LockedError, "busy"),
+    (apsw.CorruptError, "corrupt"),
+    (apsw.NotADBError, "corrupt"),
+    (apsw.NoMemError, "memory"),
+    (apsw.ConstraintError, "foreign_writer"),
+)
+
+
+def refusal_reason(error: apsw.Error) -> str:
+    """Why a batch was refused: the label of pylon_writes_refused_total."""
+    return next((reason for kind, reason in _REASONS if isinstance(error, kind)), "other")
+
+
 def open_writer(path: str | Path) -> apsw.Connection:
     """The read-write connection; makes the file if need be. Commits fsync until told otherwise.
 

@@ -7,7 +7,8 @@ COMMIT. So no request needs a savepoint, but for `Transact`, which is all or not
 
 Invariants: `head` moves only after COMMIT; a seq is given to one committed event at most; an
 exception that nobody foresaw undoes the batch and carries out the rest of it again; a failing
-store leaves nothing written. The supervisor's writer thread is the only caller.
+store leaves nothing written, and nothing is acknowledged into a file that is no longer there. The
+supervisor's writer thread is the only caller.
 """
 
 from __future__ import annotations
@@ -51,10 +52,11 @@ from pylon.manifest.model import Manifest
 from pylon.schema.apply import prepare_store
 from pylon.schema.indexes import put_indexes
 from pylon.schema.search import renew
-from pylon.storage.contract import BatchResult
+from pylon.storage.contract import BatchResult, Refusal
 from pylon.storage.sqlite import epochs, log, maintenance, pragmas, sessions, shards
-from pylon.storage.sqlite.connect import STORE_FAILURES, open_writer
+from pylon.storage.sqlite.connect import STORE_FAILURES, open_writer, refusal_reason
 from pylon.storage.sqlite.error_text import error_text
+from pylon.storage.sqlite.file_watch import FileProblem, FileWatch
 from pylon.storage.sqlite.journal import Journal
 from pylon.storage.sqlite.large_rows import DeferredError
 from pylon.storage.sqlite.row_writes import RowWrites, replayed
@@ -91,6 +93,8 @@ class SqliteEngine:
         self._large = rows.large
         self._retention = maintenance.Retention(conn)
         self._clean = False
+        self._file = FileWatch(conn.filename, clock)
+        self._file_problem: FileProblem | None = None
         self.head = log.head_seq(conn)
         self._carry_out: dict[type, Callable[[int, Any, Journal], WriteReply]] = {
             InsertRow: rows.insert,
@@ -160,6 +164,10 @@ class SqliteEngine:
         """See the contract. The policies of updates and deletes are judged here."""
         started_s = self._clock.monotonic_s()
         broken: dict[int, WriteReply] = {}
+        if self._file_problem is not None:
+            self._file_problem = self._file.find_problem()
+            if self._file_problem is not None:
+                return self._refuse_file(requests, self._file_problem, started_s)
         while True:
             try:
                 result = self._transaction(requests, broken, started_s, large_bytes)
@@ -170,6 +178,10 @@ class SqliteEngine:
             except apsw.Error as error:
                 return self._refuse(requests, error, started_s)
             if result is not None:
+                # After the commit and before its answers: what is not under the path is lost.
+                self._file_problem = self._file.find_problem()
+                if self._file_problem is not None:
+                    return self._refuse_file(requests, self._file_problem, started_s)
                 return result
 
     def close(self) -> None:
@@ -247,14 +259,32 @@ class SqliteEngine:
     def _refuse(
         self, requests: Sequence[WriteRequest], cause: apsw.Error, started_s: float
     ) -> BatchResult:
+        text = error_text(cause)
         error = WriteError.of(
             StoreUnavailable(
-                f"the database is not available, nothing was written: {cause}",
+                f"the database is not available, nothing was written: {text}",
                 hint="see the server's log; free space on the disk if it is full",
             )
         )
         replies = [WriteReply(r.id, error=error) for r in requests]
-        return BatchResult(replies, None, self._clock.monotonic_s() - started_s)
+        refusal = Refusal(refusal_reason(cause), f"{self._conn.filename}: {text}")
+        return BatchResult(
+            replies, None, self._clock.monotonic_s() - started_s, refusal=refusal
+        )
+
+    def _refuse_file(
+        self, requests: Sequence[WriteRequest], problem: FileProblem, started_s: float
+    ) -> BatchResult:
+        error = WriteError.of(
+            StoreUnavailable(
+                "the database file is no longer in its place, nothing was written",
+                hint="see the server's log, which says what to do",
+            )
+        )
+        replies = [WriteReply(r.id, error=error) for r in requests]
+        return BatchResult(
+            replies, None, self._clock.monotonic_s() - started_s, refusal=Refusal(*problem)
+        )
 
     # --- What is not one row's ----------------------------------------------------------
 

@@ -1,0 +1,94 @@
+"""Whether the database is still the file under its path, and may be written to.
+
+A process that has a file open goes on writing to it after somebody has deleted, moved or replaced
+it, and everything that it acknowledges is lost with its last descriptor. So the engine looks after
+each commit, before it acknowledges, and the flusher once in a second, for readiness.
+
+The files are not opened here: closing a descriptor would drop the POSIX locks that SQLite holds
+in this process. Invariant: a check that fails says which file and what to do. Bound: one `stat` for
+each check (PERF: 1.2 us), and two more for the WAL at most every `_WAL_PERIOD_S`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from pylon.clock import Clock
+
+_WAL_PERIOD_S: Final = 0.01
+_Identity = tuple[int, int]  # device and inode
+
+
+class FileProblem(NamedTuple):
+    """Why nothing may be acknowledged: a label for metrics, and a sentence."""
+
+    reason: str  # file_gone, file_replaced, wal_gone, wal_replaced, read_only
+    message: str
+
+
+class FileWatch:
+    """Watches the database file of one connection, as it was when this was made."""
+
+    __slots__ = ("_checked_s", "_clock", "_identity", "_path", "_wal_identity", "_wal_path")
+
+    def __init__(self, path: str | Path, clock: Clock) -> None:
+        """To be made once the connection has written."""
+        self._path = os.fspath(path)
+        self._wal_path = self._path + "-wal"
+        self._clock = clock
+        self._identity = _identity_of(self._path)
+        self._wal_identity = _identity_of(self._wal_path)
+        self._checked_s = float("-inf")
+
+    def find_problem(self) -> FileProblem | None:
+        """What is wrong now, if anything is."""
+        try:
+            stat = os.stat(self._path)  # noqa: PTH116  PERF: a `Path` costs half as much again
+        except OSError:
+            return self._problem("file", self._path, None)
+        if (stat.st_dev, stat.st_ino) != self._identity:
+            return self._problem("file", self._path, (stat.st_dev, stat.st_ino))
+        now_s = self._clock.monotonic_s()
+        if now_s - self._checked_s >= _WAL_PERIOD_S:
+            found = _identity_of(self._wal_path)
+            if self._wal_identity is None:
+                self._wal_identity = found
+            if found != self._wal_identity:
+                return self._problem("wal", self._wal_path, found)
+            self._checked_s = now_s
+        return None
+
+    def find_unwritable(self) -> FileProblem | None:
+        """Whether the files may not be written to, so that writes fail, or the next start would."""
+        folder = str(Path(self._path).parent)
+        try:
+            is_read_only = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+        except OSError:
+            is_read_only = False
+        if is_read_only:
+            return FileProblem("read_only", f"The file system of {folder} is mounted read-only: "
+                               "mount it read-write")
+        for path in (self._path, self._wal_path, folder):
+            if Path(path).exists() and not os.access(path, os.W_OK):
+                return FileProblem("read_only", f"{path} may not be written to by this user: give "
+                                   "it back its owner and mode, or the next start is refused")
+        return None
+
+    def _problem(self, kind: str, path: str, found: _Identity | None) -> FileProblem:
+        state = "is gone" if found is None else "is another file than the one that was opened"
+        return FileProblem(
+            f"{kind}_{'gone' if found is None else 'replaced'}",
+            f"{path} {state}, so that nothing is acknowledged: put the file back. What the server "
+            f"has open is in /proc/{os.getpid()}/fd until it ends; a restart goes on with what is "
+            "under the path then",
+        )
+
+
+def _identity_of(path: str) -> _Identity | None:
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
