@@ -167,6 +167,8 @@ DOCUMENTS_DECODED: Final = 1_000  # in the writer's memory
 DOCUMENTS_DECODED_BYTES: Final = 64 * 1024 * 1024  # as above, about
 DOCUMENT_SUBSCRIPTIONS: Final = 1_000  # of one WebSocket
 DOCUMENTS_OPENING: Final = 8  # that a ws worker has the writer look at, at a time
+SHOWN_DOCUMENTS_BYTES: Final = 8 * 1024 * 1024  # prepared for readers, each ws worker
+DOCUMENT_VIEWS: Final = 64  # changes of who may read a document, before the older half is dropped
 DOCUMENT_PAGE_UPDATES: Final = 500  # that a ws worker reads at a time
 
 WAL_CHECKPOINT_BYTES: Final = 4 * 1024 * 1024  # PASSIVE above this

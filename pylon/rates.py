@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from pylon.auth.context import AuthContext
 from pylon.auth.forwarded import network_of
 
 SERVER: Final = "server"  # the subject of what the server does by itself
@@ -52,6 +53,14 @@ def user_subject(user_id: str) -> str:
     return f"user:{user_id}"
 
 
+def subject_of(auth: AuthContext, address: str) -> str:
+    """The subject of a caller: its user; or its address, where there is no user but a guest,
+    whom anybody may make."""
+    if auth.user_id is None or auth.is_guest:
+        return address_subject(address)
+    return user_subject(auth.user_id)
+
+
 def is_user_subject(subject: str) -> bool:
     """Whether a subject is an identity, and not an address."""
     return subject.startswith("user:")
@@ -61,7 +70,7 @@ def is_user_subject(subject: str) -> bool:
 SHARDS_BY_USER: Final = Rate("shards-of-user", 60, 60.0)
 SHARDS_BY_ADDRESS: Final = Rate("shards-of-address", 600, 60.0)
 DOCUMENT_PUSHES: Final = Rate("document-pushes", 1_200, 60.0)
-DOCUMENT_OPENS: Final = Rate("document-opens", 6_000, 60.0)
+DOCUMENT_OPENS: Final = Rate("document-opens", 36_000, 60.0)
 MATCHES_BY_USER: Final = Rate("matches-of-user", 60, 60.0)
 MATCHES_BY_ADDRESS: Final = Rate("matches-of-address", 600, 60.0)
 ROOM_JOINS_BY_USER: Final = Rate("room-joins-of-user", 300, 60.0)

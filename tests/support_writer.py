@@ -41,10 +41,10 @@ from pylon.manifest.load import parse_manifest
 from pylon.rooms.desk import Desk
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.pool import ReaderPool
-from workers.http.tasting import Tasting
 from workers.shards.answers import Answers
 from workers.shards.house import House
 from workers.shards.matchmaking import Matchmaking
+from workers.tasting import Tasting
 
 ADMIN_TOKEN = "admin-token-for-tests-0123456789abcdef"
 METRICS_TOKEN = "metrics-token-for-tests-0123456789"

@@ -11,8 +11,8 @@ import pytest
 
 from pylon import limits, metrics
 from pylon.errors import CrdtDecodeFailed, LimitExceeded, Unavailable
-from workers.http import tasting as module
-from workers.http.tasting import Tasting
+from workers import tasting as module
+from workers.tasting import Tasting
 
 
 @pytest.fixture

@@ -65,10 +65,7 @@ def may_see_row(
 ) -> bool:
     """Whether the row is there and the caller may read it. The store judges it, and no row is
     decoded; see `wait_before_absence` for what is left to measure."""
-    clause = ALL if auth.is_admin else app.rules.of(entity.name).read_clause(auth)
-    if clause.sql == NOTHING.sql:
-        return False
-    where = and_(SqlClause(f"{quote('id')} = ?", (row_id,)), clause)
+    where = visible_row(app, entity, auth, row_id)
     return store.point(lambda reader: reader.count(entity.name, where)) > 0
 
 
@@ -84,6 +81,12 @@ def wait_before_absence(app: App, entity: Entity, auth: AuthContext, started_s: 
     left_s = started_s + limits.ABSENCE_S - app.clock.monotonic_s()
     if left_s > 0:
         gevent.sleep(left_s)
+
+
+def visible_row(app: App, entity: Entity, auth: AuthContext, row_id: str) -> SqlClause:
+    """The condition for one row, if the caller may read it."""
+    clause = ALL if auth.is_admin else app.rules.of(entity.name).read_clause(auth)
+    return and_(SqlClause(f"{quote('id')} = ?", (row_id,)), clause)
 
 
 def may_see(app: App, entity: Entity, auth: AuthContext, row_json: bytes) -> bool:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import falcon
 
+from pylon import rates
 from pylon.api.services import Services
 from pylon.auth.context import Caller
 from pylon.auth.cookies import cookie_value
 from pylon.auth.forwarded import client_address
 from pylon.auth.sessions import NOBODY
 from pylon.auth.tokens import bearer_token
-from pylon.rates import address_subject, user_subject
 
 
 def token_of(req: falcon.Request, services: Services) -> str | None:
@@ -45,12 +45,8 @@ def caller_of(req: falcon.Request, services: Services) -> Caller:
 
 
 def subject_of(req: falcon.Request, services: Services) -> str:
-    """Whose share of the worker a request takes: its user's, or its network address's where
-    there is no user but a guest, whom anybody may make."""
-    auth = caller_of(req, services).auth
-    if auth.user_id is None or auth.is_guest:
-        return address_subject(address_of(req, services))
-    return user_subject(auth.user_id)
+    """Whose share of the worker a request takes."""
+    return rates.subject_of(caller_of(req, services).auth, address_of(req, services))
 
 
 def address_of(req: falcon.Request, services: Services) -> str:

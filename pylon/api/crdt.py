@@ -15,7 +15,7 @@ import falcon
 import orjson
 
 from pylon import limits
-from pylon.api.access import entity_named, may_see_row
+from pylon.api.access import entity_named, may_see_row, wait_before_absence
 from pylon.api.answers import send
 from pylon.api.body import read_json
 from pylon.api.callers import address_of, caller_of, subject_of
@@ -50,6 +50,7 @@ class DocumentPush:
         self, req: falcon.Request, resp: falcon.Response, entity: str, row_id: str
     ) -> None:
         services = self._services
+        started_s = services.app.clock.monotonic_s()
         auth = caller_of(req, services).auth
         if auth.user_id is None and not auth.is_admin:
             raise AuthRequired("Authentication required")
@@ -61,18 +62,20 @@ class DocumentPush:
         subject = subject_of(req, services)
         if not auth.is_admin:
             services.limiter.require(DOCUMENT_PUSHES, subject)
-        self._check_rights(named, row_id, auth)
+        self._check_rights(named, row_id, auth, started_s)
         update = _update(read_json(req, services))
         stored = services.store.point(lambda reader: reader.document(named.name, row_id))
-        parts = () if stored is None else (stored.snapshot, *stored.updates)
-        services.tasting.taste(parts, update, subject)
+        parts = () if stored is None else stored.parts
+        update = services.tasting.taste(parts, update, subject)
         push = PushDocument(named.name, row_id, update, auth)
         reply = submit(services, auth, lambda: address_of(req, services), push)
         if reply.seq:
             resp.set_header(SEQ_HEADER, str(reply.seq))
         send(resp, {"ok": True})
 
-    def _check_rights(self, entity: Entity, row_id: str, auth: AuthContext) -> None:
+    def _check_rights(
+        self, entity: Entity, row_id: str, auth: AuthContext, started_s: float
+    ) -> None:
         """Refuse what the writer would refuse whatever the update is.
 
         Raises:
@@ -84,6 +87,7 @@ class DocumentPush:
         if may_see_row(services.app, services.store, entity, auth, row_id):
             row_json = services.store.point(lambda reader: reader.get(entity.name, row_id))
         if row_json is None:
+            wait_before_absence(services.app, entity, auth, started_s)
             raise NotFound("Row not found")
         rules = services.app.rules.of(entity.name)
         if not rules.may_begin_update(auth, orjson.loads(row_json)):

@@ -62,11 +62,11 @@ class ShardKeeper(Protocol):
 
 
 class Taster(Protocol):
-    """Tries updates of documents: `workers.http.tasting`."""
+    """Tries updates of documents: `workers.tasting`."""
 
-    def taste(self, parts: Sequence[bytes], update: bytes, caller: str) -> None:
-        """Pass if the update can be merged into the document of `parts`, or raise the
-        `PylonError` that it is refused with. Trials share the processes by `caller`."""
+    def taste(self, parts: Sequence[bytes], update: bytes, caller: str) -> bytes:
+        """What is to be merged into the document of `parts`: the update, or what is new in it.
+        Raises the `PylonError` that it is refused with. Trials share the processes by `caller`."""
 
 
 @dataclass(frozen=True, slots=True)

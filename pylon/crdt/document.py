@@ -21,8 +21,10 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import loro
+import orjson
 
 from pylon import limits
+from pylon.crdt.redaction import Run, Spans, blank, gone_ids, joined, within
 from pylon.errors import CrdtApplyFailed, CrdtDecodeFailed, CrdtHistoryMissing, LimitExceeded
 from pylon.manifest.model import Entity, Field, FieldType
 
@@ -52,6 +54,11 @@ class Document:
                 if status.pending is not None:
                     raise CrdtDecodeFailed("the stored document is not whole")
             self._map = self._doc.get_map(_ROOT)
+
+    def encoded_version(self) -> bytes:
+        """`version` as bytes."""
+        with _loro():
+            return self._doc.oplog_vv.encode()
 
     @property
     def version(self) -> loro.VersionVector:
@@ -215,6 +222,84 @@ def merged(parts: Sequence[bytes]) -> bytes:
         doc = loro.LoroDoc()
         doc.import_batch(parts)
         return doc.export(loro.ExportMode.Snapshot())
+
+
+def shown(parts: Sequence[bytes], runs: Sequence[Run]) -> bytes:
+    """The document of `parts` for a reader from whom `runs` of it were hidden
+    (`pylon.crdt.redaction`).
+
+    Raises:
+        CrdtDecodeFailed: they are no document.
+    """
+    with _loro():
+        doc = loro.LoroDoc()
+        doc.import_batch(parts)
+        until = doc.oplog_vv
+        hidden: Spans = {}
+        for run in runs:
+            until = _version(run.shown, doc)
+            updates = _json_updates(doc, until)
+            gone = gone_ids(updates)
+            begin, end = _version(run.begin, None), _version(run.end, doc)
+            for peer in map(int, updates["peers"]):
+                spans = within(gone, peer, _count(begin, peer), _count(end, peer))
+                hidden[peer] = joined(hidden.get(peer, []) + spans)
+        updates = _json_updates(doc, until)
+        blank(updates, hidden)
+        made = loro.LoroDoc()
+        made.import_json_updates(orjson.dumps(updates).decode())
+        made.import_(doc.export(loro.ExportMode.Updates(until)))
+        if made.oplog_vv == doc.oplog_vv and _fields_of(made) == _fields_of(doc):
+            return made.export(loro.ExportMode.Snapshot())
+        # Redaction has erred: then without any history, which an older copy cannot merge.
+        return doc.export(loro.ExportMode.ShallowSnapshot(doc.oplog_frontiers))
+
+
+def without_known(parts: Sequence[bytes], update: bytes) -> bytes:
+    """What of a client's whole history is not stored. What is may be blank in it.
+
+    Raises:
+        CrdtDecodeFailed: it is no whole history.
+    """
+    with _loro():
+        doc = loro.LoroDoc()
+        doc.import_batch(parts)
+        theirs = loro.LoroDoc()
+        status = theirs.import_(update)
+        if status.pending is not None:
+            raise CrdtDecodeFailed("The update cannot be merged")
+        return theirs.export(loro.ExportMode.Updates(doc.oplog_vv))
+
+
+def _version(encoded: bytes, doc: loro.LoroDoc | None) -> loro.VersionVector:
+    """A version; for no bytes that of `doc`, or of an empty document."""
+    if encoded:
+        return loro.VersionVector.decode(encoded)
+    return loro.VersionVector() if doc is None else doc.oplog_vv
+
+
+def _json_updates(doc: loro.LoroDoc, until: loro.VersionVector) -> Any:
+    return orjson.loads(doc.export_json_updates(loro.VersionVector(), until))
+
+
+def _count(version: loro.VersionVector, peer: int) -> int:
+    """How many of a peer's ids a version has."""
+    last = version.get_last(peer)
+    return 0 if last is None else last + 1
+
+
+def _fields_of(doc: loro.LoroDoc) -> dict[str, object]:
+    """What the document shows as a row."""
+    fields: dict[str, object] = {}
+    root = doc.get_map(_ROOT)
+    for name in root.keys():  # noqa: SIM118  (a LoroMap is no dict)
+        found = root.get(name)
+        if isinstance(found, loro.ValueOrContainer.Container):
+            container = found.container
+            fields[name] = container.to_string() if isinstance(container, loro.LoroText) else None
+        elif isinstance(found, loro.ValueOrContainer.Value):
+            fields[name] = found.value
+    return fields
 
 
 @contextmanager

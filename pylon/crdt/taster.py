@@ -1,14 +1,15 @@
-"""The taster: a process that merges a client's update before the writer does.
+"""The taster: a process that merges a client's update before the writer does, and prepares the
+documents that are handed out without what was hidden of them.
 
 Loro may, very rarely, end its process over bytes that were made to do so: a panic during a panic
 cannot be caught. The writer lives in the supervisor, so whatever reaches it has been merged here
 before, into the document as it is stored; and what takes too long or too much memory here would
 hold up all writes there. If this process ends over an update, that is refused
-(`workers.http.tasting`), and the next one starts another.
+(`workers.tasting`), and the next one starts another.
 
-Frames on stdin and stdout: four bytes of length (big-endian), then MessagePack. A request is the
-stored document's parts and the update, a reply is null or an error; a first reply without a
-request says that it is ready. It ends with its stdin, and by SIGPROF when an update takes more
+Frames on stdin and stdout: four bytes of length (big-endian), then MessagePack. A request is a
+`Morsel` or a `Hidden`; a reply is null, an error, or the bytes to go on with. A first reply without
+a request says that it is ready. It ends with its stdin, and by SIGPROF when a request takes more
 CPU time than it may: on a busy machine no update is to blame for the time that passes. What Loro
 prints of its panics goes nowhere. Run as ``python -m pylon.crdt.taster CPU_SECONDS``.
 """
@@ -24,27 +25,54 @@ import msgspec
 
 from pylon import limits
 from pylon.bus.messages import WriteError
-from pylon.crdt.document import check, check_merge
-from pylon.errors import PylonError
+from pylon.crdt.document import check, check_merge, shown, without_known
+from pylon.crdt.redaction import Run
+from pylon.errors import CrdtDecodeFailed, PylonError
 
 LENGTH_BYTES: Final = 4
 
 
-class Morsel(msgspec.Struct, frozen=True, array_like=True):
+class Morsel(msgspec.Struct, frozen=True, array_like=True, tag="merge"):
     """A document's parts (a snapshot, then updates), and the update to merge into it."""
 
     parts: list[bytes]
     update: bytes
 
 
-def frame(value: Morsel | WriteError | None) -> bytes:
+class Hidden(msgspec.Struct, frozen=True, array_like=True, tag="hidden"):
+    """A document's parts, and what was hidden of it from its reader: see `document.shown`."""
+
+    parts: list[bytes]
+    runs: list[Run]
+
+
+def frame(value: Morsel | Hidden | WriteError | bytes | None) -> bytes:
     """A request or a reply as it travels."""
     body = msgspec.msgpack.encode(value)
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
 
 
-morsels: Final = msgspec.msgpack.Decoder(Morsel)
-verdicts: Final = msgspec.msgpack.Decoder(WriteError | None)
+morsels: Final = msgspec.msgpack.Decoder(Morsel | Hidden)
+verdicts: Final = msgspec.msgpack.Decoder(WriteError | bytes | None)
+
+
+def _merged(morsel: Morsel) -> bytes | None:
+    """Merge an update on trial; what is to be merged in its place, if it cannot be as it is.
+
+    Raises:
+        CrdtDecodeFailed, LimitExceeded
+    """
+    check(morsel.update)
+    if not morsel.parts:
+        return None
+    try:
+        check_merge(morsel.parts, morsel.update)
+    except CrdtDecodeFailed:
+        # A whole history in which something is blank that its client was never shown.
+        new = without_known(morsel.parts, morsel.update)
+        check_merge(morsel.parts, new)
+        return new
+    return None
 
 
 def serve(inbound: BinaryIO, outbound: BinaryIO, budget_s: float) -> None:
@@ -53,12 +81,13 @@ def serve(inbound: BinaryIO, outbound: BinaryIO, budget_s: float) -> None:
     outbound.flush()
     while head := inbound.read(LENGTH_BYTES):
         morsel = morsels.decode(inbound.read(int.from_bytes(head, "big")))
-        verdict: WriteError | None = None
+        verdict: WriteError | bytes | None = None
         signal.setitimer(signal.ITIMER_PROF, budget_s)
         try:
-            check(morsel.update)
-            if morsel.parts:
-                check_merge(morsel.parts, morsel.update)
+            if isinstance(morsel, Hidden):
+                verdict = shown(morsel.parts, morsel.runs)
+            else:
+                verdict = _merged(morsel)
         except PylonError as ex:
             verdict = WriteError.of(ex)
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -58,11 +58,13 @@ _CHOICE: dict[Action, tuple[RuleKey, ...]] = {
 
 
 class EntityRules:
-    """The compiled rules of one entity."""
+    """The compiled rules of one entity. `read_fields` are the fields of a row that decide who may
+    read it; equal rules have equal `read_text`s, also in another process."""
 
     __slots__ = (
         "_begin", "_clause", "_clauses", "_declared", "_delete", "_entity", "_explain", "_insert",
-        "_read", "_state", "_step", "fields", "routing",
+        "_read", "_state", "_step", "fields", "read_fields",
+        "read_text", "routing",
     )
 
     def __init__(
@@ -97,6 +99,8 @@ class EntityRules:
             e.fields_of(rule)
             for action in ("read", "update", "delete") for rule in chosen.get(action, ())
         ))
+        self.read_fields = e.fields_of(read)
+        self.read_text = repr(read)
 
     def may_read(self, auth: AuthContext, row: Mapping[str, Any]) -> bool:
         """Whether the caller may see the row (a decoded JSON row)."""

@@ -62,6 +62,10 @@ SYSTEM_TABLES: Final[tuple[str, ...]] = (
         prev INTEGER NOT NULL, seq INTEGER NOT NULL, data BLOB NOT NULL)""",
     """CREATE INDEX IF NOT EXISTS _pylon_crdt_updates_by_row
         ON _pylon_crdt_updates (entity, row_id, number)""",
+    """CREATE TABLE IF NOT EXISTS _pylon_crdt_views (
+        entity TEXT NOT NULL, row_id TEXT NOT NULL, number INTEGER NOT NULL,
+        before BLOB NOT NULL, after BLOB NOT NULL, facts TEXT NOT NULL,
+        PRIMARY KEY (entity, row_id, number)) WITHOUT ROWID""",
     """CREATE TABLE IF NOT EXISTS _pylon_shards (
         id TEXT PRIMARY KEY NOT NULL, tick INTEGER NOT NULL, data BLOB, home TEXT,
         saved_at INTEGER NOT NULL) WITHOUT ROWID""",

@@ -144,13 +144,31 @@ class BatchResult:
 
 
 @dataclass(frozen=True, slots=True)
+class DocumentView:
+    """From one version of a document on, what decided who may read its row: the version before
+    the change that made it so and the one after it, as `Document.encoded_version` (empty: that
+    of an empty document), and the fields that the read rule names, as JSON (null: not known)."""
+
+    before: bytes
+    after: bytes
+    facts: str
+
+
+@dataclass(frozen=True, slots=True)
 class StoredDocument:
     """What is stored of a row's document. Merged, these are the document; `number` is that of
-    its newest update, 0 where there was none."""
+    its newest update, 0 where there was none. `views` say who could read its row at which of
+    its versions; none: who may read it now."""
 
     snapshot: bytes
     updates: tuple[bytes, ...]
     number: int
+    views: tuple[DocumentView, ...] = ()
+
+    @property
+    def parts(self) -> tuple[bytes, ...]:
+        """What is to be merged."""
+        return (self.snapshot, *self.updates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +274,11 @@ class Reader(Protocol):
     def session(self, session_id: str) -> SessionRow | None:
         """The session, expired or not, or None."""
 
-    def document(self, entity: str, row_id: str) -> StoredDocument | None:
-        """What is stored of the row's document, or None."""
+    def document(
+        self, entity: str, row_id: str, where: SqlClause | None = None
+    ) -> StoredDocument | None:
+        """What is stored of the row's document, or None; also where, at the same commit, the row
+        does not fulfil `where`."""
 
     def document_updates(self, number: int, limit: int) -> list[DocumentUpdate]:
         """The first `limit` updates of any documents after `number`, ascending. Of each

@@ -19,7 +19,7 @@ from pylon.storage.sqlite.reader import SqliteReader
 from tests.document_kit import LoroClient
 from tests.support.manifests import notes_app
 from tests.support_writer import ADMIN_TOKEN, Server, running
-from workers.http import tasting
+from workers import tasting
 
 ATTACKER, HONEST = "192.0.2.1", "192.0.2.2"
 PATIENCE_S = 5

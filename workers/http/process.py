@@ -28,8 +28,8 @@ from pylon.changelog.note_journal import NoteWriter
 from pylon.imports import mentioning
 from pylon.log import get_logger
 from workers.boot import boot, freeze, run_status
-from workers.http.tasting import Tasting
 from workers.net.counts import shared_counts
+from workers.tasting import Tasting
 
 # falcon names them in an annotation, and wraps them for apps of another kind.
 _NOT_USED: Final = {"Runner": object, "create_task": object, "get_running_loop": object}

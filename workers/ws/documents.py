@@ -5,6 +5,10 @@ and sent whole, in one frame. What comes later is read from the store too, as up
 of their numbers: the bus only says that there is something to read, so nothing depends on what
 it loses, nor on which worker was told first. An update is sent when its row's event has been.
 
+A document of which a part was hidden from a reader, when its row was not theirs to read, is handed
+to them without what that part wrote and removed again (`pylon.crdt.redaction`). It is prepared by
+the merge sandbox; while followers wait for it, they get no update.
+
 Invariants: a subscriber's frames, merged, are the document as it was stored, at each moment up to
 some update without a hole; a subscriber who may no longer read the row, and every subscriber
 of a row that is gone, gets no further frame. Reading, judging and sending of one update happen
@@ -14,15 +18,16 @@ without a switch of greenlets. A feature of `workers.ws.conversation`; made by
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 
 import gevent
-from gevent.event import Event
+from gevent.event import AsyncResult, Event
 from gevent.lock import BoundedSemaphore
 
 from pylon import limits, log, metrics
-from pylon.api.access import may_see
+from pylon.api.access import may_see_row, visible_row
 from pylon.app import App
 from pylon.auth.context import AuthContext
 from pylon.bus.messages import DocumentsChanged, OpenDocument
@@ -32,15 +37,22 @@ from pylon.bus.writer_client import WriterClient
 from pylon.changelog.change import Change
 from pylon.crdt import frame
 from pylon.crdt.document import merged
-from pylon.errors import CrdtDecodeFailed, LimitExceeded, NotFound, PylonError
+from pylon.crdt.redaction import Run
+from pylon.crdt.views import hidden_runs
+from pylon.errors import CrdtDecodeFailed, LimitExceeded, NotFound, PylonError, Unavailable
+from pylon.limiter import RateLimiter
+from pylon.rates import DOCUMENT_OPENS, subject_of
 from pylon.storage.contract import DocumentUpdate, Store, StoredDocument
 from workers.hub.connection import Connection
 from workers.hub.hub import Hub
+from workers.tasting import Tasting
 from workers.ws import frames
 
 Key = tuple[str, str]  # entity, row id
+_Version = tuple[Key, int]  # and a hash of what is stored
 
 _RETRY_S: Final = 0.5
+_WAITING: Final = 1 << 62  # the number of a follower whose document is being prepared
 
 _log = log.get_logger("documents")
 
@@ -51,9 +63,12 @@ class Documents:
     message_types: tuple[str, ...] = ("crdt-subscribe", "crdt-unsubscribe")
 
     def __init__(
-        self, app: App, store: Store, writer: WriterClient, runtime: Runtime, hub: Hub
+        self, app: App, store: Store, writer: WriterClient, runtime: Runtime, hub: Hub,
+        limiter: RateLimiter,
     ) -> None:
         self._app = app
+        self._limiter = limiter
+        self._shown = _Shown(Tasting())
         self._store = store
         self._writer = writer
         self._hub = hub
@@ -79,6 +94,7 @@ class Documents:
 
         Raises:
             LimitExceeded: the socket has as many as it may, or the row is too large.
+            RateLimited: its user or address has subscribed too often.
             WriterUnavailable, WriteQueueFull, StoreUnavailable: not now.
         """
         row_id = message.get("rowId", message.get("row_id"))
@@ -97,6 +113,9 @@ class Documents:
             )
         if not self._may_read(key, connection.caller.auth):
             return
+        auth = connection.caller.auth
+        if not auth.is_admin:
+            self._limiter.require(DOCUMENT_OPENS, subject_of(auth, connection.address))
         if key not in self._watches:
             try:
                 with self._opening:
@@ -111,21 +130,43 @@ class Documents:
             self._drop(connection, key)
 
     def _subscribe(self, connection: Connection, key: Key) -> None:
-        """Send the whole document, and what comes after it. Does not switch greenlets."""
-        if not connection.is_open or not self._may_read(key, connection.caller.auth):
+        """Send the whole document, and what comes after it."""
+        stored = self._readable(key, connection)
+        if stored is None:
             return
         if not self._watches:  # nobody read along until now
             self._number = self._store.point(lambda reader: reader.document_number())
-        stored = self._stored(key)
-        if stored is None:
+        payload = self._payload(key, stored, connection)
+        # The payload is of a commit at which the row was the caller's to read; it still is.
+        if not connection.is_open or not self._may_read(key, connection.caller.auth):
             return
-        payload = _whole(stored)
         self._watches.setdefault(key, {})[connection] = stored.number
         own = self._of.setdefault(connection, set())
         if key not in own:
             own.add(key)
             metrics.DOCUMENT_SUBSCRIPTIONS.inc()
         _send((connection,), key, payload)
+        self._reread(stored.number)
+
+    def _reread(self, number: int) -> None:
+        """Look again at the updates after `number`: a follower has none of them."""
+        if number < self._number:
+            self._number = number
+            self._news.set()
+
+    def _payload(self, key: Key, stored: StoredDocument, connection: Connection) -> bytes:
+        """The document in one piece, as it may be handed out. Switches greenlets where a part
+        of it was hidden."""
+        runs = self._hidden_runs(key, stored, connection)
+        if not runs:
+            return _whole(stored)
+        caller = subject_of(connection.caller.auth, connection.address)
+        return self._shown.find(key, stored, runs, caller)
+
+    def _hidden_runs(
+        self, key: Key, stored: StoredDocument, connection: Connection
+    ) -> tuple[Run, ...]:
+        return hidden_runs(stored, self._app.rules.of(key[0]), connection.caller.auth)
 
     def _drop(self, connection: Connection, key: Key) -> None:
         watch = self._watches.get(key)
@@ -218,17 +259,57 @@ class Documents:
             else:  # folded into the snapshot meanwhile
                 others += next_ones
         if others:
-            stored = self._stored(key)
-            try:
-                payload = None if stored is None else _whole(stored)
-            except CrdtDecodeFailed as ex:
-                _log.error("document.unreadable", entity=key[0], row_id=key[1], error=ex.message)
-                payload = None
-            if stored is None or payload is None:
-                self._end(key)
-                return
-            self._note(watch, others, stored.number)
-            _send(others, key, payload)
+            self._renew(key, others)
+
+    def _renew(self, key: Key, followers: Sequence[Connection]) -> None:
+        """Send the whole document to followers whose copy the next update does not fit."""
+        by_auth: dict[AuthContext, list[Connection]] = {}
+        for connection in followers:
+            by_auth.setdefault(connection.caller.auth, []).append(connection)
+        for connections in by_auth.values():
+            stored = self._readable(key, connections[0])
+            if stored is None:
+                for connection in connections:
+                    self._drop(connection, key)
+            elif not self._hidden_runs(key, stored, connections[0]):
+                try:
+                    payload = _whole(stored)
+                except CrdtDecodeFailed as ex:
+                    self._unreadable(key, ex)
+                    return
+                self._note(self._watches[key], connections, stored.number)
+                _send(connections, key, payload)
+            else:
+                self._note(self._watches[key], connections, _WAITING)
+                gevent.spawn(self._send_shown, key, stored, connections)
+
+    def _send_shown(
+        self, key: Key, stored: StoredDocument, connections: Sequence[Connection]
+    ) -> None:
+        """Prepare a document for followers of one auth context, which wait for it meanwhile."""
+        try:
+            payload = self._payload(key, stored, connections[0])
+        except CrdtDecodeFailed as ex:
+            self._unreadable(key, ex)
+            return
+        except PylonError as ex:
+            _log.warning("documents.delayed", code=ex.code, message=ex.message)
+            gevent.sleep(_RETRY_S)
+            payload = None
+        watch = self._watches.get(key, {})
+        waiting = [c for c in connections if watch.get(c) == _WAITING]
+        if not waiting:
+            return
+        if payload is None or not self._may_read(key, waiting[0].caller.auth):
+            self._renew(key, waiting)
+            return
+        self._note(watch, waiting, stored.number)
+        _send(waiting, key, payload)
+        self._reread(stored.number)
+
+    def _unreadable(self, key: Key, error: PylonError) -> None:
+        _log.error("document.unreadable", entity=key[0], row_id=key[1], error=error.message)
+        self._end(key)
 
     @staticmethod
     def _note(watch: dict[Connection, int], who: Sequence[Connection], number: int) -> None:
@@ -237,22 +318,71 @@ class Documents:
 
     # --- The store -------------------------------------------------------------------------
 
-    def _stored(self, key: Key) -> StoredDocument | None:
-        return self._store.point(lambda reader: reader.document(*key))
+    def _readable(self, key: Key, connection: Connection) -> StoredDocument | None:
+        """What is stored of a document, if its row is there and the caller may read it."""
+        entity = self._app.manifest.by_name[key[0]]
+        where = visible_row(self._app, entity, connection.caller.auth, key[1])
+        return self._store.point(lambda reader: reader.document(*key, where))
 
     def _may_read(self, key: Key, auth: AuthContext) -> bool:
         """Whether the row is there, and `auth` may see it as it is now."""
-        row_json = self._store.point(lambda reader: reader.get(*key))
-        if row_json is None:
-            return False
-        return may_see(self._app, self._app.manifest.by_name[key[0]], auth, row_json)
+        entity = self._app.manifest.by_name[key[0]]
+        return may_see_row(self._app, self._store, entity, auth, key[1])
+
+
+class _Shown:
+    """Documents without what was hidden of them. They are found by what is stored: numbers of
+    updates alone do not tell a row from a later one with its id."""
+
+    __slots__ = ("_making", "_payloads", "_size_bytes", "_tasting")
+
+    def __init__(self, tasting: Tasting) -> None:
+        self._tasting = tasting
+        self._payloads: OrderedDict[_Version, bytes] = OrderedDict()
+        self._size_bytes = 0
+        self._making: dict[_Version, AsyncResult[bytes]] = {}
+
+    def find(
+        self, key: Key, stored: StoredDocument, runs: tuple[Run, ...], caller: str
+    ) -> bytes:
+        """The document, prepared once for all who ask for it.
+
+        Raises:
+            CrdtDecodeFailed, Unavailable: see `Tasting.shown`.
+        """
+        version = (key, hash((stored.parts, runs)))
+        payload = self._payloads.get(version)
+        if payload is not None:
+            self._payloads.move_to_end(version)
+            return payload
+        making = self._making.get(version)
+        if making is not None:
+            found: bytes = making.get()
+            return found
+        making = self._making[version] = AsyncResult()
+        try:
+            payload = self._tasting.shown(stored, runs, caller)
+        except BaseException as ex:
+            making.set_exception(ex if isinstance(ex, PylonError) else Unavailable("Try again"))
+            raise
+        finally:
+            del self._making[version]
+        making.set(payload)
+        self._keep(version, payload)
+        return payload
+
+    def _keep(self, version: _Version, payload: bytes) -> None:
+        self._payloads[version] = payload
+        self._size_bytes += len(payload)
+        while self._size_bytes > limits.SHOWN_DOCUMENTS_BYTES:
+            self._size_bytes -= len(self._payloads.popitem(last=False)[1])
 
 
 def _whole(stored: StoredDocument) -> bytes:
     """The document in one piece."""
     if not stored.updates:
         return stored.snapshot
-    return merged((stored.snapshot, *stored.updates))
+    return merged(stored.parts)
 
 
 def _send(connections: Sequence[Connection], key: Key, payload: bytes) -> None:

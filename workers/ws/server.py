@@ -77,7 +77,9 @@ def serve(booted: Booted) -> NoReturn:
         booted.limiter, unscoped=app.config.ws_unscoped_presence,
     )
     writer = WriterClient(booted.runtime, app.clock, app.random)
-    documents = Documents(app, booted.reader_pool, writer, booted.runtime, hub)
+    documents = Documents(
+        app, booted.reader_pool, writer, booted.runtime, hub, booted.limiter
+    )
     shards = ShardsClient(
         booted.runtime, app.config.workers_of("shards"), booted.reader_pool, app.random
     )

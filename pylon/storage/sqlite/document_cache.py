@@ -59,7 +59,10 @@ class Kept:
     snapshot_bytes: int
     pending: int = 0  # updates beside the snapshot
     pending_bytes: int = 0
+    begun: bytes = b""  # the version that was made of the row, until something is stored
     unreadable: bool = False  # what is stored cannot be read: write all of it anew
+    # What is not stored changes who may read the row: the fields that decide it, then and now.
+    view: tuple[str, str] | None = None
 
     @property
     def stored_bytes(self) -> int:

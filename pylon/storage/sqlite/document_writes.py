@@ -5,6 +5,10 @@ changes the document in the same transaction, and each push to the document the 
 that is read from the store is first brought in line with its row, so it does not matter whether
 the row was changed meanwhile by a schema change, by another server or by hand: the row is right.
 
+A change of a field that decides who may read the row (`Kept.view`) is stored as a whole document,
+in place of all updates before it, with a note of who may read it since: followers read the
+document anew, without what was hidden from them (`pylon.crdt.redaction`).
+
 Invariants: a refused request leaves nothing, neither stored nor in the decoded document (which is
 thrown away); what is stored of a push is what our own document exports, never the client's
 bytes. A row's event has its place in the log before its document's update has its number.
@@ -13,7 +17,7 @@ Called by `engine` and `row_writes`, in their transaction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
@@ -27,10 +31,12 @@ from pylon.clock import Clock
 from pylon.crdt.document import Document, refuse_reserved, too_large
 from pylon.errors import CrdtApplyFailed, CrdtDecodeFailed, NotFound, PylonError
 from pylon.log import get_logger
-from pylon.storage.sqlite import documents
+from pylon.storage.contract import DocumentView
+from pylon.storage.sqlite import documents, meta
 from pylon.storage.sqlite.document_cache import DocumentCache, Kept, Key, RowSet
 from pylon.storage.sqlite.journal import Journal
 from pylon.storage.sqlite.table import Table
+from pylon.values import encode_row
 
 _PUT_SNAPSHOT: Final = (
     "INSERT OR REPLACE INTO _pylon_crdt_snapshots (entity, row_id, snapshot, updated_at) "
@@ -40,10 +46,6 @@ _PUT_UPDATE: Final = (
     "INSERT INTO _pylon_crdt_updates (entity, row_id, prev, seq, data) VALUES (?, ?, ?, ?, ?)"
 )
 _FOLD: Final = "DELETE FROM _pylon_crdt_updates WHERE entity = ? AND row_id = ? AND number < ?"
-_DELETE: Final = (
-    "DELETE FROM _pylon_crdt_snapshots WHERE entity = ? AND row_id = ?",
-    "DELETE FROM _pylon_crdt_updates WHERE entity = ? AND row_id = ?",
-)
 _REREAD: Final = -1  # `prev` of an update that follows on nothing that others have
 
 _log: Final = get_logger("documents")
@@ -97,6 +99,7 @@ class DocumentWrites:
             if table is not None and table.entity.crdt:
                 table.has_documents = True
                 self._may_have.add(key)
+        self._check_rules(tables.values())
 
     # --- Requests --------------------------------------------------------------------------
 
@@ -137,6 +140,8 @@ class DocumentWrites:
         began_s = self._clock.monotonic_s()
         table = self._rows.table(op.entity)
         before_json, before, version = self._rows.readable(table, op)
+        if not table.rules.may_begin_update(op.auth, before):
+            raise table.rules.denied("update", op.auth)
         key = (op.entity, op.row_id)
         kept = self._open(table, key, before)
         self._cache.touch(key)
@@ -145,6 +150,7 @@ class DocumentWrites:
             self._check_history(key, kept, before_json, journal)
             kept.document.take(op.update)
             patch = table.codec.patch(kept.document.differing(before), op.row_id)
+            _note_view(table, kept, before, patch)
             row, row_json = table.codec.merge(before, patch) if patch else (before, before_json)
             if not table.rules.may_update(op.auth, before, row):
                 raise table.rules.denied("update", op.auth)
@@ -176,6 +182,7 @@ class DocumentWrites:
             return None
         self._cache.touch(key)
         try:
+            _note_view(table, kept, before, patch)
             kept.document.assign(patch, before)
             return _change(key, kept, bounded=False) if kept.changed else None
         except CrdtDecodeFailed as error:
@@ -198,7 +205,8 @@ class DocumentWrites:
             kept.snapshot_bytes, kept.pending, kept.pending_bytes = len(data), 0, 0
             self._may_have.add(key)
             table.has_documents = True
-            if kept.unreadable:
+            if kept.unreadable or kept.view is not None:
+                # No update from before is left: it may tell what was hidden when it was made.
                 self._conn.execute(_PUT_UPDATE, (*key, _REREAD, seq, b""))
                 kept.number = self._conn.last_insert_rowid()
                 self._conn.execute(_FOLD, (*key, kept.number))
@@ -208,6 +216,12 @@ class DocumentWrites:
             kept.number = self._conn.last_insert_rowid()
             kept.pending += 1
             kept.pending_bytes += len(data)
+        if kept.view is not None:
+            before = kept.begun if kept.version is None else kept.version.encode()
+            facts_before, facts = kept.view
+            view = DocumentView(before, kept.document.encoded_version(), facts)
+            documents.put_view(self._conn, *key, view, facts_before)
+            kept.view = None
         kept.version = kept.document.version
         if kept.pending >= limits.DOCUMENT_UPDATES or (
             kept.pending_bytes > max(limits.DOCUMENT_FOLD_BYTES, kept.snapshot_bytes)
@@ -225,8 +239,7 @@ class DocumentWrites:
         key = (entity, row_id)
         if key in self._may_have:
             self._cache.drop(key)
-            for statement in _DELETE:
-                self._conn.execute(statement, key)
+            documents.delete_document(self._conn, *key)
 
     def cleared(self, entity: str) -> None:
         """All rows are gone."""
@@ -241,6 +254,19 @@ class DocumentWrites:
         """The transaction, or a part of it, was rolled back."""
         self._cache.undone()
 
+    def _check_rules(self, tables: Iterable[Table]) -> None:
+        """Forget who might read documents where another rule decides it from now on."""
+        key_of = "document_rules:{}".format
+        changed = [
+            table for table in tables
+            if meta.get(self._conn, key_of(table.entity.name)) != table.rules.read_text
+        ]
+        with self._conn:
+            for table in changed:
+                if meta.get(self._conn, key_of(table.entity.name)) is not None:
+                    documents.forget_views(self._conn, table.entity.name)
+                meta.put(self._conn, key_of(table.entity.name), table.rules.read_text)
+
     # --- Documents -------------------------------------------------------------------------
 
     def _open(self, table: Table, key: Key, row: Mapping[str, Any]) -> Kept:
@@ -248,7 +274,8 @@ class DocumentWrites:
         kept = self._find(table, key, row)
         if kept is None:
             refuse_reserved(table.entity)
-            kept = Kept(_made(table, row), None, 0, 0)
+            document = _made(table, row)
+            kept = Kept(document, None, 0, 0, begun=document.encoded_version())
             self._cache.put(key, kept)
         return kept
 
@@ -263,7 +290,7 @@ class DocumentWrites:
         if stored is None:
             return None
         try:
-            document = Document(table.entity, (stored.snapshot, *stored.updates))
+            document = Document(table.entity, stored.parts)
             version = document.version
             different = _names_differing(document, table, row)
             document.assign({name: row.get(name) for name in different})
@@ -273,6 +300,14 @@ class DocumentWrites:
             document, version, stored.number, len(stored.snapshot), len(stored.updates),
             sum(len(data) for data in stored.updates),
         )
+        if not table.rules.read_fields.isdisjoint(different):
+            kept.view = (documents.UNKNOWN, _facts(table, row))
+        elif stored.views and stored.views[-1].facts == documents.UNKNOWN:
+            now = document.encoded_version()
+            self._cache.touch(key)
+            documents.put_view(
+                self._conn, *key, DocumentView(now, now, _facts(table, row)), documents.UNKNOWN
+            )
         self._cache.put(key, kept)
         return kept
 
@@ -324,6 +359,23 @@ def _made(table: Table, row: Mapping[str, Any]) -> Document:
     return document
 
 
+def _note_view(
+    table: Table, kept: Kept, before: Mapping[str, Any], patch: Mapping[str, Any]
+) -> None:
+    """Note on `kept` if a patch changes a field that decides who may read the row."""
+    if any(
+        name in table.rules.read_fields and before.get(name) != value
+        for name, value in patch.items()
+    ):
+        earlier = _facts(table, before) if kept.view is None else kept.view[0]
+        kept.view = (earlier, _facts(table, {**before, **patch}))
+
+
+def _facts(table: Table, row: Mapping[str, Any]) -> str:
+    """The fields of a row that decide who may read it, as JSON."""
+    return encode_row({name: row.get(name) for name in table.rules.read_fields}).decode()
+
+
 def _names_differing(document: Document, table: Table, row: Mapping[str, Any]) -> list[str]:
     try:
         return list(document.differing(row))
@@ -338,13 +390,14 @@ def _change(key: Key, kept: Kept, *, bounded: bool = True) -> Change:
         CrdtDecodeFailed: Loro cannot say it.
         LimitExceeded: the document is too large, and `bounded`.
     """
-    whole = kept.version is None
-    data = (
-        kept.document.snapshot() if kept.version is None
-        else kept.document.changes_since(kept.version)
-    )
+    if kept.version is None or kept.view is not None:
+        whole, data = True, kept.document.snapshot()
+        size_bytes = len(data)
+    else:
+        whole, data = False, kept.document.changes_since(kept.version)
+        size_bytes = kept.stored_bytes + len(data)
     if (
-        bounded and kept.stored_bytes + len(data) > limits.DOCUMENT_BYTES
+        bounded and size_bytes > limits.DOCUMENT_BYTES
         and (whole or len(kept.document.snapshot()) > limits.DOCUMENT_BYTES)
     ):
         raise too_large()

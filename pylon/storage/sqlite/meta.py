@@ -3,7 +3,8 @@
 Keys: `lineage` (made with the database, kept by its backups), `history_rows`, `schema_format`
 and `indexes` (see `pylon.schema.history`), `shape:<Entity>` (see `pylon.schema.apply`),
 `search:<Entity>` (see `pylon.schema.search`), `short_rows:<Entity>` (see `short_rows`),
-`boot_id`, `clean` and `durability` of the newest run (see `epochs`).
+`document_rules:<Entity>` (see `document_writes`), `boot_id`, `clean` and `durability` of the newest
+run (see `epochs`).
 """
 
 from __future__ import annotations

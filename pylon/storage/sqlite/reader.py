@@ -274,8 +274,15 @@ class SqliteReader:
     def session_ends(self, session_ids: Sequence[str]) -> dict[str, int]:
         return self._ask(sessions.ends, session_ids)
 
-    def document(self, entity: str, row_id: str) -> StoredDocument | None:
-        return self.at_one_commit(lambda: documents.stored_document(self._conn, entity, row_id))
+    def document(
+        self, entity: str, row_id: str, where: SqlClause | None = None
+    ) -> StoredDocument | None:
+        def read() -> StoredDocument | None:
+            if where is not None and not self.count(entity, where):
+                return None
+            return documents.stored_document(self._conn, entity, row_id)
+
+        return self.at_one_commit(read)
 
     def document_updates(self, number: int, limit: int) -> list[DocumentUpdate]:
         return self._ask(documents.updates_after, number, limit)

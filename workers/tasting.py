@@ -1,14 +1,16 @@
 """Has updates of documents merged on trial by processes that may die of them (`pylon.crdt.taster`).
 
-At most limits.TASTERS processes for each HTTP worker, started when pushes come, one update at a
-time in each. A caller has one of them at most, and callers wait in turn (`pylon.admission`), so
-whoever pushes updates that take long delays only themselves. An update over which a process ends,
-also for the CPU time that it takes (`limits.TASTE_S`), is refused: 400, and the next one has a new
-process. A process that does not start, or gives no verdict in time, is the machine's fault: 503.
+At most limits.TASTERS processes for each HTTP and ws worker, started when they are needed, one
+update at a time in each. A caller has one of them at most, and callers wait in turn
+(`pylon.admission`), so whoever pushes updates that take long delays only themselves. An update over
+which a process ends, also for the CPU time that it takes (`limits.TASTE_S`), is refused: 400, and
+the next one has a new process. A process that does not start, or gives no verdict in time, is the
+machine's fault: 503.
 Metrics: pylon_document_tastes_total, pylon_admission_waiting{queue="merge"}.
 
 Invariant: a call ends in a verdict on its own update; a process whose answer was not waited for
-is ended, so that its answer cannot be taken for another's. Called by `pylon.api.crdt`.
+is ended, so that its answer cannot be taken for another's. Called by `pylon.api.crdt`, and by
+`workers.ws.documents` for documents of which something was hidden.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ import gevent
 from pylon import limits, metrics
 from pylon.admission import Admission
 from pylon.bus.messages import WriteError
-from pylon.crdt.taster import LENGTH_BYTES, Morsel, frame, verdicts
+from pylon.crdt.redaction import Run
+from pylon.crdt.taster import LENGTH_BYTES, Hidden, Morsel, frame, verdicts
 from pylon.errors import CrdtDecodeFailed, Unavailable
+from pylon.storage.contract import StoredDocument
 
 if TYPE_CHECKING:
     from subprocess import Popen
@@ -39,8 +43,8 @@ class Tasting:
         self._all = [_Taster() for _ in range(limits.TASTERS)]
         self._free = list(self._all)
 
-    def taste(self, parts: Sequence[bytes], update: bytes, caller: str) -> None:
-        """Pass if `update` can be merged into the document of `parts`.
+    def taste(self, parts: Sequence[bytes], update: bytes, caller: str) -> bytes:
+        """What is to be merged into the document of `parts`: `update`, or what is new in it.
 
         Args:
             caller: whose share of the processes it takes (a subject of `pylon.rates`).
@@ -50,17 +54,34 @@ class Tasting:
             LimitExceeded: the document would be too large.
             Unavailable: too many wait, or there is no verdict.
         """
+        return self._ask(Morsel(list(parts), update), caller) or update
+
+    def shown(self, stored: StoredDocument, runs: Sequence[Run], caller: str) -> bytes:
+        """A document without what was hidden of it (`pylon.crdt.document.shown`).
+
+        Raises:
+            CrdtDecodeFailed: it cannot be read, or ended the process.
+            Unavailable: as for `taste`.
+        """
+        document = self._ask(Hidden(list(stored.parts), list(runs)), caller)
+        if document is None:
+            raise CrdtDecodeFailed("The document cannot be prepared")
+        return document
+
+    def _ask(self, request: Morsel | Hidden, caller: str) -> bytes | None:
         if not self._admission.enter(caller, limits.CALL_TIMEOUT_S):
-            raise Unavailable("Too many document updates wait", hint="Try again in a moment")
+            raise Unavailable("Too many documents wait", hint="Try again in a moment")
         taster = self._free.pop()
         try:
-            verdict = taster.taste(Morsel(list(parts), update))
+            answer = taster.ask(request)
         finally:
             self._free.append(taster)
             self._admission.leave(caller)
-        metrics.DOCUMENT_TASTES.labels("good" if verdict is None else "refused").inc()
-        if verdict is not None:
-            raise verdict.to_exception()
+        is_error = isinstance(answer, WriteError)
+        metrics.DOCUMENT_TASTES.labels("refused" if is_error else "good").inc()
+        if isinstance(answer, WriteError):
+            raise answer.to_exception()
+        return answer
 
     def close(self) -> None:
         """End the processes."""
@@ -76,12 +97,12 @@ class _Taster:
     def __init__(self) -> None:
         self.process: Popen[bytes] | None = None
 
-    def taste(self, morsel: Morsel) -> WriteError | None:
+    def ask(self, request: Morsel | Hidden) -> WriteError | bytes | None:
         done = False
         try:
             with gevent.Timeout(limits.CALL_TIMEOUT_S, False):
                 process = self._running()
-                verdict = _verdict_of(process, morsel)
+                answer = _answer_of(process, request)
                 done = True
         except (OSError, EOFError):
             metrics.DOCUMENT_TASTES.labels("died").inc()
@@ -92,7 +113,7 @@ class _Taster:
         if not done:
             metrics.DOCUMENT_TASTES.labels("silent").inc()
             raise _no_verdict()
-        return verdict
+        return answer
 
     def close(self) -> None:
         """End the process."""
@@ -127,20 +148,22 @@ class _Taster:
         return process
 
 
-def _verdict_of(process: Popen[bytes], morsel: Morsel) -> WriteError | None:
+def _answer_of(
+    process: Popen[bytes], request: Morsel | Hidden
+) -> WriteError | bytes | None:
     stdin: Any = process.stdin
-    stdin.write(frame(morsel))
+    stdin.write(frame(request))
     stdin.flush()
     return _read(process)
 
 
-def _read(process: Popen[bytes]) -> WriteError | None:
+def _read(process: Popen[bytes]) -> WriteError | bytes | None:
     stdout: Any = process.stdout
     head = _exactly(stdout, LENGTH_BYTES)
-    verdict: WriteError | None = verdicts.decode(
+    answer: WriteError | bytes | None = verdicts.decode(
         _exactly(stdout, int.from_bytes(head, "big"))
     )
-    return verdict
+    return answer
 
 
 def _no_verdict() -> Unavailable:

@@ -1,0 +1,279 @@
+"""Finds what is gone in the history of a document, and blanks it for readers who never saw it.
+
+A reader from whom a row was hidden is handed the same changes, under the same ids, as everybody
+has. So a copy of any age merges them, and what is edited on top of them merges into every other
+copy. But what was written while the row was hidden, and was removed again before it came into
+view, is blank: characters are U+FFFD, values null. (A shallow snapshot would have no such
+history, and a copy from before could not import it: its changes stay pending for ever.)
+
+Works on Loro's JSON updates (schema 1): each character, list item and value is named by the peer
+and counter of the change that made it, and a deletion names what it removes. Invariants: ids,
+positions and lengths stay as they are; what the document shows stays as it is, in the fields of
+rows; the same changes and ids give the same blanks, for Loro refuses a copy of a change that has
+another content. What else clients put into a document (movable lists, trees, marks) loses rather
+too much than too little.
+
+Called by `pylon.crdt.document`, in the merge sandbox: it takes about 1 ms for each KiB of history.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+Id = tuple[str, int]  # peer, as the JSON numbers it, and counter
+Spans = dict[int, list[tuple[int, int]]]  # counters of each peer: first, and the one behind
+Stamp = tuple[int, int]  # Lamport time and peer: the later of two writes is the larger
+Slot = tuple[str, str]  # container and key, or movable list and item
+
+_BLANK: Final = "\ufffd"
+_CONTAINER: Final = "🦜:cid:"
+_ROOT: Final = "cid:root-"
+
+
+class Run(msgspec.Struct, frozen=True, array_like=True):
+    """Changes that were hidden from a reader: those after the version `begin`, up to `end`, and
+    the version `shown` at which the row came into view. Versions as `Document.encoded_version`;
+    an empty `end` and `shown` are the newest one."""
+
+    begin: bytes
+    end: bytes
+    shown: bytes
+
+
+@dataclass(slots=True)
+class _Found:
+    """What a walk over all changes has found."""
+
+    removed: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # spans, by peer
+    winners: dict[Slot, tuple[Stamp, Id]] = field(default_factory=dict)
+    slot_by_id: dict[Id, Slot] = field(default_factory=dict)
+    item_by_id: dict[Id, Slot] = field(default_factory=dict)  # of lists, by what inserted it
+    place_by_item: dict[Slot, tuple[Stamp, Id]] = field(default_factory=dict)  # inserted or moved
+    node_by_id: dict[Id, Slot] = field(default_factory=dict)
+    is_shown: dict[str, bool] = field(default_factory=dict)
+
+
+def gone_ids(updates: dict[str, Any]) -> Spans:
+    """The characters, items and values that changes wrote and that none of them shows at the
+    end, by the id of each."""
+    found = _Found()
+    peers = [int(peer) for peer in updates["peers"]]
+    for change in updates["changes"]:
+        for identity, stamp, op in _ops(change, peers):
+            _note(found, identity, stamp, op["container"], op["content"])
+    for peer, spans in found.removed.items():
+        found.removed[peer] = joined(spans)
+    gone: Spans = {}
+    for change in updates["changes"]:
+        for (peer, counter), _, op in _ops(change, peers):
+            spans = list(_gone_of(found, (peer, counter), op["container"], op["content"]))
+            if spans:
+                gone.setdefault(peers[int(peer)], []).extend(spans)
+    return {peer: joined(spans) for peer, spans in gone.items()}
+
+
+def blank(updates: dict[str, Any], ids: Spans) -> None:
+    """Blank these characters, items and values, in place, and the messages beside them."""
+    peers = [int(peer) for peer in updates["peers"]]
+    for change in updates["changes"]:
+        peer = peers[int(_id(change["id"])[0])]
+        spans = ids.get(peer)
+        if not spans:
+            continue
+        change["msg"] = None
+        for identity, _, op in _ops(change, peers):
+            _blank(identity, op["content"], spans)
+
+
+def within(ids: Spans, peer: int, begin: int, end: int) -> list[tuple[int, int]]:
+    """Those of a peer's ids from `begin` up to and without `end`."""
+    return [
+        (max(first, begin), min(stop, end)) for first, stop in ids.get(peer, ())
+        if first < end and stop > begin
+    ]
+
+
+def _ops(change: dict[str, Any], peers: list[int]) -> Iterator[tuple[Id, Stamp, dict[str, Any]]]:
+    peer, first = _id(change["id"])
+    for op in change["ops"]:
+        counter = op["counter"]
+        stamp = (change["lamport"] + counter - first, peers[int(peer)])
+        yield (peer, counter), stamp, op
+
+
+def _id(text: str) -> Id:
+    counter, _, peer = text.partition("@")
+    return peer, int(counter)
+
+
+def _note(found: _Found, identity: Id, stamp: Stamp, container: str, content: Any) -> None:
+    kind = content["type"]
+    if "start_id" in content:
+        peer, first = _id(content["start_id"])
+        found.removed.setdefault(peer, []).append((first, first + abs(content["len"])))
+    elif "key" in content:
+        _compete(found, (container, content["key"]), stamp, identity)
+    elif kind == "set":
+        _compete(found, (container, content["elem_id"]), stamp, identity)
+    elif kind == "move" and "elem_id" in content:
+        _place(found, (container, content["elem_id"]), stamp, identity)
+    elif "target" in content:
+        slot = (container, content["target"])
+        _compete(found, slot, stamp, identity)
+        if kind == "create":
+            found.node_by_id[_id(content["target"])] = slot
+        elif kind == "delete":
+            found.slot_by_id.pop(identity, None)  # a node whose last change is this is gone
+    elif kind == "insert" and isinstance(content.get("value"), list):
+        peer, counter = identity
+        for number in range(len(content["value"])):
+            # Movable lists name an item by the Lamport time of its insertion.
+            item = (container, f"L{stamp[0] + number}@{peer}")
+            found.item_by_id[peer, counter + number] = item
+            _place(found, item, (stamp[0] + number, stamp[1]), (peer, counter + number))
+
+
+def _place(found: _Found, item: Slot, stamp: Stamp, identity: Id) -> None:
+    known = found.place_by_item.get(item)
+    if known is None or stamp > known[0]:
+        found.place_by_item[item] = (stamp, identity)
+
+
+def _compete(found: _Found, slot: Slot, stamp: Stamp, identity: Id) -> None:
+    found.slot_by_id[identity] = slot
+    winner = found.winners.get(slot)
+    if winner is None or stamp > winner[0]:
+        found.winners[slot] = (stamp, identity)
+
+
+def _gone_of(
+    found: _Found, identity: Id, container: str, content: Any
+) -> Iterator[tuple[int, int]]:
+    is_shown = _is_shown(found, container)
+    peer, counter = identity
+    if "text" in content:
+        end = counter + len(content["text"])
+        if is_shown:
+            yield from within({0: found.removed.get(peer, [])}, 0, counter, end)
+        else:
+            yield counter, end
+    elif "style_value" in content:
+        if not (is_shown and isinstance(content["style_value"], bool)):
+            yield counter, counter + 1
+    elif content["type"] == "insert" and "key" not in content:
+        for at in range(counter, counter + len(content.get("value", ()))):
+            if not (is_shown and _shows(found, peer, at)):
+                yield at, at + 1
+    elif "value" in content and content["type"] in ("insert", "set"):
+        slot = found.slot_by_id[identity]
+        wins = found.winners[slot][1] == identity and not _is_gone(found, slot)
+        if not (is_shown and wins):
+            yield counter, counter + 1
+
+
+def _blank(identity: Id, content: Any, spans: list[tuple[int, int]]) -> None:
+    counter = identity[1]
+    if "text" in content:
+        content["text"] = _without(content["text"], counter, spans)
+    elif "style_value" in content:
+        if _holds(spans, counter):
+            content["style_value"] = None
+    elif content["type"] == "insert" and "key" not in content:
+        content["value"] = [
+            _kept(value, (identity[0], at)) if _holds(spans, at) else value
+            for at, value in enumerate(content.get("value", ()), counter)
+        ]
+    elif "value" in content and content["type"] in ("insert", "set") and _holds(spans, counter):
+        content["value"] = _kept(content["value"], identity)
+
+
+def _shows(found: _Found, peer: str, counter: int) -> bool:
+    """Whether a list item is in the list at the end, with the value that it was inserted with."""
+    item = found.item_by_id[peer, counter]
+    return item not in found.winners and not _is_gone(found, item)
+
+
+def _is_gone(found: _Found, item: Slot) -> bool:
+    """Whether an item of a list has been removed from where it was last."""
+    place = found.place_by_item.get(item)
+    return place is not None and _is_removed(found, *place[1])
+
+
+def _is_removed(found: _Found, peer: str, counter: int) -> bool:
+    return _holds(found.removed.get(peer, []), counter)
+
+
+def _holds(spans: list[tuple[int, int]], counter: int) -> bool:
+    at = bisect_right(spans, (counter, 1 << 62)) - 1
+    return at >= 0 and counter < spans[at][1]
+
+
+def _kept(value: Any, identity: Id) -> Any:
+    """What is left of a blanked value: a container's place, for its content has ids of its own."""
+    own = f"{_CONTAINER}{identity[1]}@{identity[0]}:"
+    return value if isinstance(value, str) and value.startswith(own) else None
+
+
+def _is_shown(found: _Found, container: str) -> bool:
+    """Whether a container is a part of the document at its end."""
+    chain: list[str] = []
+    verdict = True
+    at = container
+    while not at.startswith(_ROOT):
+        known = found.is_shown.get(at)
+        if known is not None:
+            verdict = known
+            break
+        chain.append(at)
+        made_by = _id(at.removeprefix("cid:").rpartition(":")[0])
+        slot = found.slot_by_id.get(made_by)
+        if made_by in found.node_by_id:  # the data of a tree's node
+            slot = found.node_by_id[made_by]
+            verdict = found.winners[slot][1] in found.slot_by_id
+            at = slot[0]
+        elif slot is not None:
+            verdict = found.winners[slot][1] == made_by and not _is_gone(found, slot)
+            at = slot[0]
+        elif made_by in found.item_by_id:
+            verdict = _shows(found, *made_by)
+            at = found.item_by_id[made_by][0]
+        else:
+            verdict = False
+        if not verdict:
+            break
+    for name in chain:
+        found.is_shown[name] = verdict
+    return verdict
+
+
+def _without(text: str, first: int, spans: list[tuple[int, int]]) -> str:
+    """`text`, whose characters count from `first`, without those in `spans`."""
+    end = first + len(text)
+    at = max(bisect_right(spans, (first, 1 << 62)) - 1, 0)
+    parts: list[str] = []
+    done = first
+    for begin, stop in spans[at:]:
+        if begin >= end:
+            break
+        begin, stop = max(begin, done), min(stop, end)
+        if begin < stop:
+            parts += (text[done - first : begin - first], _BLANK * (stop - begin))
+            done = stop
+    return "".join((*parts, text[done - first :])) if parts else text
+
+
+def joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same counters, in order and without overlaps."""
+    joined: list[tuple[int, int]] = []
+    for begin, end in sorted(spans):
+        if joined and begin <= joined[-1][1]:
+            if end > joined[-1][1]:
+                joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((begin, end))
+    return joined

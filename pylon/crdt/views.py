@@ -1,0 +1,36 @@
+"""What of a document was hidden from a reader: changes made while its row was not theirs to read.
+
+A `Run` begins at the version that the row left the reader's view with (or that the document began
+with), ends with the last version before it came into view, and is judged by the version at which
+it did: what is still there then is no secret. Judged with what the reader may do now, so a reader
+has the same runs each time, and the same blanks. Called by `workers.ws.documents`.
+"""
+
+from __future__ import annotations
+
+import orjson
+
+from pylon.auth.context import AuthContext
+from pylon.crdt.redaction import Run
+from pylon.policy.rules import EntityRules
+from pylon.storage.contract import StoredDocument
+
+
+def hidden_runs(
+    stored: StoredDocument, rules: EntityRules, auth: AuthContext
+) -> tuple[Run, ...]:
+    """The runs of a document that were hidden from a caller, in order."""
+    if auth.is_admin:
+        return ()
+    runs: list[Run] = []
+    begin: bytes | None = None
+    for view in stored.views:
+        facts = orjson.loads(view.facts)
+        if facts is None or not rules.may_read(auth, facts):
+            begin = view.before if begin is None else begin
+        elif begin is not None:
+            runs.append(Run(begin, view.before, view.after))
+            begin = None
+    if begin is not None:
+        runs.append(Run(begin, b"", b""))
+    return tuple(runs)
