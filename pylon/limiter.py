@@ -107,7 +107,8 @@ class RateTable:
             self._unlock(bucket)
 
     def ahead_s(self, key: int, now_s: float) -> float:
-        """How far a key's `tat` is ahead of the clock. Nothing is spent."""
+        """How far a key's `tat` is ahead of the clock. Nothing is spent, and nothing locked: a
+        look that meets a take sees the time before it or after it."""
         offset = key % _BUCKETS * _BUCKET.size
         cells = _BUCKET.unpack_from(self._map, offset)
         keys, tats = cells[::2], cells[1::2]

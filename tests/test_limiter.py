@@ -71,6 +71,22 @@ def test_a_refusal_says_when_to_come_again_and_is_counted() -> None:
     assert metrics.RATE_LIMITED.labels("test").value == refused + 1
 
 
+def test_what_is_charged_afterwards_is_owed_and_looking_spends_nothing() -> None:
+    clock = ManualClock()
+    limiter = RateLimiter(RateTable(), clock)
+    for _ in range(100):
+        assert limiter.wait_s(TEN_A_MINUTE, "user:a") == 0.0
+    assert limiter.charge(TEN_A_MINUTE, "user:a", 9) == 0.0
+    assert limiter.charge(TEN_A_MINUTE, "user:a", 11) == pytest.approx(66.0, abs=0.1)
+    assert limiter.wait_s(TEN_A_MINUTE, "user:a") == pytest.approx(66.0, abs=0.1)
+    assert limiter.take(TEN_A_MINUTE, "user:a") > 0
+    assert limiter.wait_s(TEN_A_MINUTE, "user:b") == 0.0
+    clock.advance(66.1)
+    assert limiter.wait_s(TEN_A_MINUTE, "user:a") == 0.0
+    assert limiter.charge(TEN_A_MINUTE, "user:a", 1e9) <= 11 * 60.0, "the debt has a bound"
+    assert limiter.charge(Rate("off", 0, 60.0), "user:a") == 0.0
+
+
 def test_a_limit_of_zero_allows_everything() -> None:
     limiter = limiter_at(ManualClock())
     assert all(limiter.take(Rate("off", 0, 60.0), "a") == 0.0 for _ in range(1_000))

@@ -80,6 +80,9 @@ def failure_body(error: PylonError) -> dict[str, Any]:
     diagnostics = getattr(error, "diagnostics", ())
     if diagnostics:
         body["diagnostics"] = [diagnostic.to_json() for diagnostic in diagnostics]
+    problems = getattr(error, "problems", ())  # bad settings
+    if problems:
+        body["problems"] = list(problems)
     return body
 
 
