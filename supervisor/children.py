@@ -6,7 +6,8 @@ socket.
 
 Invariants: children are started by the main thread only (PR_SET_PDEATHSIG is tied to the
 thread that started them); a child that dies comes back with full-jitter back-off; a child
-that falls silent is aborted, then killed; while draining nothing is started.
+that falls silent is aborted, then killed; while draining nothing is started. The HTTP arbiter
+beats in a file of its own, because its workers may be well while it stands still.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Final
 import pylon
 from pylon import limits, log, metrics
 from pylon.bus.child import ChildEnv
+from pylon.bus.file_beat import last_beat_s
 from pylon.bus.runtime import Runtime
 from pylon.clock import Clock, RandomSource
 from supervisor.heartbeats import Beat, Heartbeats
@@ -91,7 +93,7 @@ class Children:
         ]
 
     def arbiter_pids(self) -> list[int]:
-        """gunicorn's own process, which sends no heartbeats. Any thread may ask."""
+        """gunicorn's own process, which sends no metrics. Any thread may ask."""
         processes = [slot.process for slot in self._slots if slot.role == _HTTP]
         return [process.pid for process in processes if process is not None]
 
@@ -152,13 +154,23 @@ class Children:
                 slot.process.kill()
         elif self.draining:
             return  # the drain has its own deadlines, and who has ended is silent
-        elif silent_s >= patience_s:
+        elif silent_s >= patience_s or self._is_arbiter_silent(slot, now_s):
             _log.error("child.silent", child=f"{slot.role}/{slot.worker}",
                        pid=slot.process.pid, silent_s=round(silent_s, 1))
             slot.aborted_at_s = now_s
             slot.process.send_signal(signal.SIGABRT)
         elif slot.role == _HTTP:
             self._watch_gunicorn_workers(slot.process.pid, now_s)
+
+    def _is_arbiter_silent(self, slot: _Slot, now_s: float) -> bool:
+        """Whether the HTTP arbiter stands still. Its workers go on serving, but nobody replaces
+        them when they die."""
+        if slot.role != _HTTP:
+            return False
+        beat_s = last_beat_s(self._runtime.arbiter)
+        if beat_s is None or beat_s < slot.started_s:
+            return False  # it boots
+        return now_s - beat_s >= limits.HEARTBEAT_LOST_S
 
     def _watch_gunicorn_workers(self, arbiter_pid: int, now_s: float) -> None:
         """A silent worker of the arbiter is aborted here; the arbiter replaces it."""

@@ -1,7 +1,8 @@
 """Runs the real supervisor over stand-in workers: `python -m tests.stand_in_supervisor`.
 
-Limits are lowered by ``LIMIT_<NAME>=<number>``. The exit code is the supervisor's; a refusal
-is printed as one line and answers with 78, as `pylonctl start` does.
+``STAND_IN=real`` has the real workers. Limits are lowered by ``LIMIT_<NAME>=<number>``. The exit
+code is the supervisor's; a refusal is printed as one line and answers with 78, as `pylonctl start`
+does.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ def main() -> int:
     for name, value in os.environ.items():
         if name.startswith("LIMIT_"):
             setattr(limits, name.removeprefix("LIMIT_"), float(value))
-    children.worker_command = stand_in
+    if os.environ.get("STAND_IN") != "real":
+        children.worker_command = stand_in
     try:
         return run(load(os.environ))
     except StartRefused as ex:

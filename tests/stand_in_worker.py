@@ -1,7 +1,8 @@
 """A stand-in for every role, for the supervisor's tests: heartbeats, signals, nothing else.
 
 `STAND_IN_<ROLE>` says how it behaves: ``well`` (the default), ``dies`` at once, ``silent``
-after its first heartbeat, ``stubborn`` (ignores SIGTERM), ``slow`` (takes 1 s to end).
+after its first heartbeat, ``stubborn`` (ignores SIGTERM), ``slow`` (takes 1 s to end), ``frozen``
+(as an arbiter it beats once, and its workers go on).
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import gevent
 import gevent.event
 
 from pylon.bus.child import ChildEnv
+from pylon.bus.file_beat import FileBeat
 from pylon.bus.messages import WorkerStatus
 from pylon.bus.runtime import Runtime
 from pylon.bus.status import StatusSender
+from pylon.clock import SystemClock
 from pylon.metrics import MESSAGES_SENT, snapshot
 
 _SLOW_S = 1.0
@@ -40,6 +43,8 @@ def main() -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
         gevent.signal_handler(signal.SIGTERM, ended.set)
+    if mood == "frozen":
+        FileBeat(Runtime(child.runtime_dir).arbiter, SystemClock())
     sender = StatusSender(Runtime(child.runtime_dir))
     worker = f"1-{os.getpid()}" if child.role == "http" else child.worker
     MESSAGES_SENT.inc(5)

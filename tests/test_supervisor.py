@@ -207,6 +207,31 @@ def test_a_silent_worker_is_aborted(make: Maker) -> None:
     assert it.end() in (0, 75)
 
 
+def test_an_arbiter_that_stands_still_is_replaced_though_its_workers_are_well(make: Maker) -> None:
+    it = make(STAND_IN_HTTP="frozen", LIMIT_HEARTBEAT_LOST_S="0.6", LIMIT_HEARTBEAT_FRESH_S="0.3")
+    it.start()
+    wait_until("replaced", lambda: it.events("child.died"))
+    assert it.events("child.silent")[0]["child"] == "http/1"
+    assert it.events("child.died")[0]["reason"] == "silent"
+
+
+def test_a_stopped_gunicorn_arbiter_is_replaced(make: Maker) -> None:
+    """SIGSTOP: its workers serve, but none of them would be replaced."""
+    it = make(STAND_IN="real", LIMIT_HEARTBEAT_LOST_S="2.5", LIMIT_ABORT_GRACE_S="0.2").start()
+    worker = it.status()["roles"]["http"]["pids"][0]
+    stat = Path(f"/proc/{worker}/stat").read_text()
+    arbiter = int(stat.rpartition(")")[2].split()[1])
+    os.kill(arbiter, signal.SIGSTOP)
+    wait_until("replaced", lambda: [
+        event for event in it.events("child.died") if event["pid"] == arbiter
+    ])
+    wait_until("served by others", lambda: it.status().get("ready") and (
+        worker not in it.status()["roles"]["http"]["pids"]
+    ), 40)
+    assert [event["pid"] for event in it.events("child.silent")] == [arbiter]
+    assert it.end() == 0
+
+
 def test_a_role_that_cannot_stay_up_is_reported_and_not_ready(make: Maker) -> None:
     it = make(STAND_IN_SHARDS="dies", LIMIT_RESTART_DELAY_MAX_S="0.01").start(ready=False)
     wait_until("reported", lambda: it.events("role.failing"))

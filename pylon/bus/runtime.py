@@ -24,7 +24,7 @@ _PATH_BYTES_MAX: Final = 100  # sun_path holds 108; the longest name below needs
 _OWN_PATTERNS: Final = ("passing-*", "addresses-*", "shards-*")
 _OWN_FILES: Final = (
     "writes", "changes", "signals_in", "signals_out", "status", "rooms", "room_news",
-    "control.sock", "manifest.json", "rates", "notes",
+    "control.sock", "manifest.json", "rates", "notes", "arbiter",
 )
 
 
@@ -73,6 +73,11 @@ class Runtime:
     def notes(self) -> Path:
         """The journal of cursor notes (`pylon.changelog.note_journal`)."""
         return self.dir / "notes"
+
+    @property
+    def arbiter(self) -> Path:
+        """The beat of the HTTP arbiter (`pylon.bus.file_beat`)."""
+        return self.dir / "arbiter"
 
     @property
     def control_socket(self) -> Path:

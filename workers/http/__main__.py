@@ -23,10 +23,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 with mentioning("ssl", PROTOCOL_TLS=None, PROTOCOL_SSLv23=None, CERT_NONE=None):
     from gunicorn.app.base import BaseApplication
+    from gunicorn.arbiter import Arbiter
 
 from pylon import config as settings
 from pylon import log
 from pylon.bus.child import ChildEnv
+from pylon.bus.file_beat import FileBeat
+from pylon.bus.runtime import Runtime
+from pylon.clock import SystemClock
 from pylon.config import Config
 from pylon.errors import StartRefused
 from workers.lifeline import die_with_parent
@@ -65,6 +69,19 @@ class BusLogger:
         """There is nothing to close."""
 
 
+class BeatingArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's arbiter, which beats in each turn of its loop (once a second at the least)."""
+
+    def __init__(self, app: Any, beat: FileBeat) -> None:
+        self._beat = beat
+        super().__init__(app)
+
+    def murder_workers(self) -> None:
+        """Beat, and do what gunicorn does in each turn."""
+        self._beat.beat()
+        super().murder_workers()
+
+
 class HttpApplication(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn, set up from Pylon's settings."""
 
@@ -74,6 +91,11 @@ class HttpApplication(BaseApplication):  # type: ignore[misc]  # gunicorn has no
         self._numbers: set[int] = set()  # in use
         self._process: HttpProcess | None = None
         super().__init__()
+
+    def run(self) -> None:
+        """Be the arbiter until a signal ends it."""
+        beat = FileBeat(Runtime(self._child.runtime_dir).arbiter, SystemClock())
+        BeatingArbiter(self, beat).run()
 
     def load_config(self) -> None:
         config = self._config
