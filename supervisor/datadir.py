@@ -1,13 +1,12 @@
 """Where the database file lies: the data directory, or memory.
 
 PYLON_IN_MEMORY keeps the file in a private folder of /dev/shm (a file, because several
-processes read it) and removes it at exit.
+processes read it) and removes it at exit; that of a killed server goes at the next start.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +16,15 @@ from typing import Final
 from pylon.config import Config
 from pylon.data_dir import data_dir_problems
 from pylon.errors import StartRefused
+from pylon.private_folders import (
+    collect_dead_folders,
+    make_private_folder,
+    remove_private_folder,
+)
 
 _SHARED_MEMORY: Final = Path("/dev/shm")
+_MEMORY_PREFIX: Final = "pylon-memory-"
+_MEMORY_FILES: Final = ("memory.db*",)
 
 
 def prepare_data_dir(config: Config) -> None:
@@ -48,11 +54,12 @@ def database(config: Config) -> Iterator[Path]:
         yield Path(config.db_path).absolute()
         return
     parent = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="pylon-memory-", dir=parent))
+    collect_dead_folders(_MEMORY_PREFIX, _MEMORY_FILES, parent)
+    folder = make_private_folder(_MEMORY_PREFIX, parent)
     try:
         yield folder / "memory.db"
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_private_folder(folder, _MEMORY_FILES)
 
 
 def sync_files(db_path: Path) -> None:

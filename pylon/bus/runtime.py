@@ -2,8 +2,8 @@
 
 The supervisor makes it (0700, so that nobody else can speak on the bus) and removes it at
 exit; children are told its path. Invariants: every socket path fits into a Unix socket
-address; a folder of ours that a killed supervisor left behind is taken over, a folder that
-others may enter is refused.
+address; a folder of ours that a killed supervisor left behind is taken over or removed, a folder
+that others may enter is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from typing import Final
 from pylon.config import Config
 from pylon.data_dir import making_problem
 from pylon.errors import StartRefused
+from pylon.private_folders import (
+    collect_dead_folders,
+    make_private_folder,
+    remove_private_folder,
+)
 
+_PREFIX: Final = "pylon-"
 _PATH_BYTES_MAX: Final = 100  # sun_path holds 108; the longest name below needs a few
 # Of the socket workers, one for each.
 _OWN_PATTERNS: Final = ("passing-*", "addresses-*", "shards-*")
@@ -95,12 +101,7 @@ class Runtime:
 
     def remove(self) -> None:
         """Delete our files, and the folder if nothing of others is in it."""
-        _unlink_own(self.dir)
-        try:
-            self.dir.rmdir()
-        except OSError:
-            # Not empty, or systemd's RuntimeDirectory, which systemd removes itself.
-            return
+        remove_private_folder(self.dir, (*_OWN_FILES, *_OWN_PATTERNS))
 
 
 def make_runtime_dir(config: Config, environ_dir: str | None = None) -> Runtime:
@@ -114,12 +115,13 @@ def make_runtime_dir(config: Config, environ_dir: str | None = None) -> Runtime:
     """
     asked, setting = _asked(config, environ_dir)
     if asked is None:
-        path = Path(tempfile.mkdtemp(prefix="pylon-"))
+        path = make_private_folder(_PREFIX)
     else:
         path = Path(asked).absolute()
         _make_private(path, setting)
     _refuse_long(path)
     _unlink_own(path)  # what a killed supervisor left behind
+    collect_dead_folders(_PREFIX, (*_OWN_FILES, *_OWN_PATTERNS))
     return Runtime(path)
 
 
