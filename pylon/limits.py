@@ -119,6 +119,7 @@ SOCKET_FRAME_COST_BYTES: Final = 4_096  # that a client's frame counts besides i
 SOCKET_VALUE_COST_BYTES: Final = 64  # that each JSON value of a text above 4 KiB counts besides it
 SOCKET_BYTES_PER_S: Final = 2 * 1024 * 1024  # that one WebSocket may say
 SOCKET_BURST_BYTES: Final = 8 * 1024 * 1024  # likewise, at once
+SOCKET_ANSWER_SHARE: Final = 8  # so many bytes of an answer that is not packed count as one
 SOCKET_DEBT_S: Final = 120.0  # a socket that has said too much for so long is closed
 ADDRESS_BYTES_PER_S: Final = 32 * 1024 * 1024  # that all WebSockets of an address may say
 ADDRESS_BURST_BYTES: Final = 64 * 1024 * 1024

@@ -43,6 +43,8 @@ from pylon.rates import (
     ROOM_JOINS_BY_USER,
     ROOM_MESSAGES_BY_ADDRESS,
     ROOM_MESSAGES_BY_USER,
+    ROOM_READS_BY_ADDRESS,
+    ROOM_READS_BY_USER,
     Rate,
     address_subject,
     user_subject,
@@ -89,9 +91,7 @@ class Verb:
             raise AuthRequired("Authentication required")
         address = "" if auth.is_admin else address_of(req, self._services)
         if self._rates is not None and not auth.is_admin:
-            of_user, of_address = self._rates
-            self._services.limiter.require(of_user, user_subject(auth.user_id))
-            self._services.limiter.require(of_address, address_subject(address))
+            _spend(self._services, self._rates, auth.user_id, address)
         body = read_json(req, self._services)
         if not isinstance(body, dict):
             raise InvalidJson("Invalid request body", hint='Send {"room": "...", ...}')
@@ -144,7 +144,7 @@ class RoomList:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        _user_of(self._services, req)
+        _reader_of(self._services, req)
         send_raw(resp, self._services.rooms.submit(GetRooms()).body)
 
     on_head = on_get
@@ -165,16 +165,26 @@ class Room:
 def _send_room(
     services: Services, req: falcon.Request, resp: falcon.Response, room: str
 ) -> None:
-    user_id = _user_of(services, req)
+    user_id = _reader_of(services, req)
     _check_chars("room", room, limits.ROOM_NAME_CHARS)
     send_raw(resp, services.rooms.submit(GetRoom(room, user_id)).body)
 
 
-def _user_of(services: Services, req: falcon.Request) -> str:
-    user_id = caller_of(req, services).auth.user_id
-    if user_id is None:
+def _reader_of(services: Services, req: falcon.Request) -> str:
+    """The user id of somebody who looks at rooms, which is counted."""
+    auth = caller_of(req, services).auth
+    if auth.user_id is None:
         raise AuthRequired("Authentication required")
-    return user_id
+    if not auth.is_admin:
+        rates = (ROOM_READS_BY_USER, ROOM_READS_BY_ADDRESS)
+        _spend(services, rates, auth.user_id, address_of(req, services))
+    return auth.user_id
+
+
+def _spend(services: Services, rates: tuple[Rate, Rate], user_id: str, address: str) -> None:
+    of_user, of_address = rates
+    services.limiter.require(of_user, user_subject(user_id))
+    services.limiter.require(of_address, address_subject(address))
 
 
 def _acting(auth: AuthContext, body: _Body) -> str:

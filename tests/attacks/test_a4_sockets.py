@@ -271,6 +271,20 @@ def test_people_behind_one_router_are_not_held_up(place: Place) -> None:
     assert all(peer.connection.receiver.debt_since_s is None for peer in office)
 
 
+@pytest.mark.parametrize("packing", [0, 12])
+def test_answers_count_against_the_budget_of_who_asked(place: Place, packing: int) -> None:
+    """A message of 50 bytes may ask for a megabyte, which is read, packed and sent for it."""
+    greedy, other = place.peer(), place.peer()
+    greedy.connection.packing = packing
+    transport = place.hub.transport
+    place.on_heard = lambda connection: transport.charge(connection, MIB)
+    place.say_all((greedy, small(2_000)), (other, small(1)))
+    each_bytes = SMALL_COST_BYTES + (MIB if packing else MIB // limits.SOCKET_ANSWER_SHARE)
+    answered = limits.SOCKET_BURST_BYTES // each_bytes
+    assert answered <= place.heard[greedy.connection] <= answered + limits.SOCKET_STEP_FRAMES
+    assert place.heard[other.connection] == 1
+
+
 def test_administrators_and_addresses_that_mean_nothing_have_no_budget() -> None:
     place = Place(counts_addresses=False)
     admin = place.peer(auth=ADMIN)

@@ -40,6 +40,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, limit in (
         ("ROOM_JOINS_BY_USER", 20), ("ROOM_JOINS_BY_ADDRESS", 200),
         ("ROOM_MESSAGES_BY_USER", 20), ("ROOM_MESSAGES_BY_ADDRESS", 200),
+        ("ROOM_READS_BY_USER", 20), ("ROOM_READS_BY_ADDRESS", 200),
     ):
         rate = Rate(getattr(rates, name).name, limit, 60.0)
         monkeypatch.setattr(f"pylon.api.rooms.{name}", rate)
@@ -152,6 +153,18 @@ def test_messages_are_limited_for_an_identity(api: Server, verb: str) -> None:
     assert ask(api, verb, other, OFFICE, room="r", topic="t") == ""
 
 
+@pytest.mark.usefixtures("small")
+def test_looking_at_rooms_is_limited_for_an_identity(api: Server) -> None:
+    token, other = api.guest(), api.guest()
+    codes = Counter(
+        api.call("GET", path, token=token).status_code
+        for path in ("/api/rooms", "/api/rooms/r") * 15
+    )
+    assert codes == {200: 20, 429: 10}
+    assert api.call("GET", "/api/rooms", token=other).status_code == 200
+    assert room_count(api) == 0, "an admin may look"
+
+
 def test_two_hundred_guests_behind_one_router_in_two_hundred_rooms_pass(api: Server) -> None:
     tokens = [api.guest() for _ in range(200)]
     for number, token in enumerate(tokens):
@@ -189,6 +202,15 @@ def test_relayed_messages_are_limited_for_an_identity_over_its_sockets(tmp_path:
         errors = [client.text() for client in sockets]
         assert {(error["code"], error["for"]) for error in errors} == {("RATE_LIMITED", "topic")}
         until(lambda: sum(keeper.relays) >= burst, "the burst is relayed")
+        subscribe = json.dumps({"type": "room-subscribe", "room": "r"}).encode()
+        count = int(rates.ROOM_SUBSCRIPTIONS_BY_USER.limit)
+        watcher = WsClient(worker.port, token=token)
+        for _ in range(count + 50):
+            watcher.say(1, subscribe)
+        messages = [watcher.text() for _ in range(count + 50)]
+        heard = Counter(message.get("code", message["type"]) for message in messages)
+        assert heard["RATE_LIMITED"]
+        assert count <= heard["room-snapshot"] < count + 50
     finally:
         keeper.close()
         stage.close()

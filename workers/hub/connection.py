@@ -69,6 +69,9 @@ class Transport(Protocol):
     def resumed(self, connection: Connection) -> None:
         """The connection is read again, after a pause. Must not block."""
 
+    def charge(self, connection: Connection, size_bytes: int) -> None:
+        """An answer of this size was made for the connection alone. Must not block."""
+
 
 class Owner(Protocol):
     """Who keeps the connections (the hub)."""

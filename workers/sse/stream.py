@@ -78,6 +78,9 @@ class EventStreamTransport:
     def resumed(self, connection: Connection) -> None:
         """Never called: streams are not paused."""
 
+    def charge(self, connection: Connection, size_bytes: int) -> None:
+        """Never called: streams ask for nothing."""
+
     def refuse(self, connection: Connection, error: PylonError, *, greeted: bool) -> None:
         """Before the stream an HTTP error; within it the end: the reconnect gets the error."""
         if not greeted:

@@ -180,11 +180,12 @@ class LiveQueries:
         seq, rows = self._store.scan(lambda reader: _read(reader, name, where))
         pages = _pages(seq, rows, subscription.tail)
         del rows
+        connection = subscription.connection
+        self._transport.charge(connection, sum(map(len, pages)))
         waiting_bytes = sum(map(len, pages[1:]))
         if waiting_bytes and self._sending_bytes + waiting_bytes > limits.LIVE_SENDING_BYTES:
             raise Unavailable("Too many results of live queries are on their way to slow clients")
         self._sending_bytes += waiting_bytes
-        connection = subscription.connection
         try:
             for page in pages:
                 frame = self._transport.packed(page, connection.packing)

@@ -42,6 +42,9 @@ from pylon.limiter import RateLimiter
 from pylon.rates import (
     ROOM_MESSAGES_BY_ADDRESS,
     ROOM_MESSAGES_BY_USER,
+    ROOM_SUBSCRIPTIONS_BY_ADDRESS,
+    ROOM_SUBSCRIPTIONS_BY_USER,
+    Rate,
     address_subject,
     user_subject,
 )
@@ -160,6 +163,7 @@ class Rooms:
         user_id = connection.caller.auth.user_id
         if user_id is None:
             raise NotInRoom("You are not a member of this room", hint="Sign in and join it first")
+        self._spend(connection, ROOM_SUBSCRIPTIONS_BY_USER, ROOM_SUBSCRIPTIONS_BY_ADDRESS)
         subscription = _Subscription(connection)
         self._rooms.setdefault(room, {})[connection.number] = subscription
         self._rooms_of.setdefault(connection, set()).add(room)
@@ -171,6 +175,7 @@ class Rooms:
             raise
         if self._is_current(room, subscription):  # else it has closed, which the rooms know
             self._begin(room, subscription, reply.counter, reply.body)
+            self._hub.transport.charge(connection, len(reply.body))
 
     def _relay(self, connection: Connection, message: dict[str, Any]) -> None:
         user_id = connection.caller.auth.user_id
@@ -184,9 +189,7 @@ class Rooms:
             raise LimitExceeded(
                 f"The message is too large to pass on (limit {limits.ROOM_DATA_BYTES} bytes)"
             )
-        if not connection.caller.auth.is_admin:
-            self._limiter.require(ROOM_MESSAGES_BY_USER, user_subject(user_id))
-            self._limiter.require(ROOM_MESSAGES_BY_ADDRESS, address_subject(connection.address))
+        self._spend(connection, ROOM_MESSAGES_BY_USER, ROOM_MESSAGES_BY_ADDRESS)
         while (
             self._relayed.get(connection, 0) >= limits.ROOM_RELAYS
             or self._relays_bytes > limits.BUS_ROOM_NEWS_BYTES
@@ -331,6 +334,12 @@ class Rooms:
                     self._remove(subscription.connection, snapshot.room)
 
     # --- Within ------------------------------------------------------------------------------
+
+    def _spend(self, connection: Connection, of_user: Rate, of_address: Rate) -> None:
+        auth = connection.caller.auth
+        if auth.user_id is not None and not auth.is_admin:
+            self._limiter.require(of_user, user_subject(auth.user_id))
+            self._limiter.require(of_address, address_subject(connection.address))
 
     def _framed(self, texts: list[bytes]) -> _Framed:
         return _Framed(texts, self._hub.transport.packed)
