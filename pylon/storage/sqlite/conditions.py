@@ -60,10 +60,10 @@ def parse_where(
         LimitExceeded: too many conditions, or too deep.
     """
     conditions = _Conditions(entity, directives)
+    if allowed.sql == ALL.sql:
+        return conditions.of(body, 0, None)
     compared = _Compared()
     wanted = conditions.of(body, 0, compared)
-    if allowed.sql == ALL.sql:
-        return wanted
     return judged_first(allowed, wanted, ALL if is_led else _path(entity, compared))
 
 
@@ -150,8 +150,8 @@ class _Conditions:
         self._hard = 0
         self._terms = 0
 
-    def of(self, body: object, depth: int, compared: _Compared) -> SqlClause:
-        """A filter's clause. What an index may serve of it is noted in `compared`."""
+    def of(self, body: object, depth: int, compared: _Compared | None) -> SqlClause:
+        """A filter's clause. What an index may serve of it is noted in `compared`, if given."""
         clauses: list[SqlClause] = []
         for key, operand in filter_object(body).items():
             if key.startswith("$"):
@@ -167,12 +167,13 @@ class _Conditions:
             else:
                 self._count()
                 clause = _equal(self._entity, field, operand)
-                compared.note(field.name, "=", clause)
+                if compared is not None:
+                    compared.note(field.name, "=", clause)
                 clauses.append(clause)
         return and_(*clauses)
 
     def _combined(
-        self, key: str, operand: object, depth: int, compared: _Compared
+        self, key: str, operand: object, depth: int, compared: _Compared | None
     ) -> SqlClause:
         self._count()
         if key == "$search":
@@ -189,28 +190,31 @@ class _Conditions:
         parts: list[_Compared] = []
         for part in operand:
             self._count()
-            parts.append(compared if key == "$and" else _Compared())
-            clauses.append(self.of(part, depth + 1, parts[-1]))
+            if compared is None or key == "$and":
+                clauses.append(self.of(part, depth + 1, compared))
+            else:
+                parts.append(_Compared())
+                clauses.append(self.of(part, depth + 1, parts[-1]))
         if key == "$and":
             return and_(*clauses)
-        path = _path_of_either(self._entity, parts)
-        if path is not None:
+        path = None if compared is None else _path_of_either(self._entity, parts)
+        if compared is not None and path is not None:
             compared.others.append(path)
         return or_(*clauses)
 
-    def _search(self, text: object, compared: _Compared) -> SqlClause:
+    def _search(self, text: object, compared: _Compared | None) -> SqlClause:
         if not isinstance(text, str):
             raise InvalidQuery("$search takes a text")
         if self._searches:
             raise InvalidQuery("A filter may have one $search")
         self._searches = True
         clause = search_clause(self._entity, text)
-        if clause.work is Work.MATCH:
+        if compared is not None and clause.work is Work.MATCH:
             compared.others.append(clause)
         return clause
 
     def _operators(
-        self, field: Field, operand: dict[str, Any], compared: _Compared
+        self, field: Field, operand: dict[str, Any], compared: _Compared | None
     ) -> list[SqlClause]:
         if not operand:
             raise InvalidQuery(
@@ -224,9 +228,10 @@ class _Conditions:
             if make is None:
                 raise _unknown(operator, tuple(_OPERATORS))
             clause = make(self._entity, field, value)
-            if is_hard(clause):
+            if operator == "$like" and is_hard(clause):
                 self._count_hard()
-            compared.note(field.name, operator, clause)
+            if compared is not None:
+                compared.note(field.name, operator, clause)
             clauses.append(clause)
         return clauses
 
@@ -290,7 +295,7 @@ def _equal(entity: Entity, field: Field, value: object) -> SqlClause:
     if value is None:
         return SqlClause(f"{quote(field.name)} IS NULL")
     operand: Any = _operand(entity, field, value)
-    if is_beyond_64_bits(operand):
+    if field.type is FieldType.FLOAT and is_beyond_64_bits(operand):
         operand = exact_float(operand)
         if operand is None:
             return NOTHING
@@ -301,7 +306,7 @@ def _unequal(entity: Entity, field: Field, value: object) -> SqlClause:
     if value is None:
         return SqlClause(f"{quote(field.name)} IS NOT NULL")
     operand: Any = _operand(entity, field, value)
-    if is_beyond_64_bits(operand):
+    if field.type is FieldType.FLOAT and is_beyond_64_bits(operand):
         operand = exact_float(operand)
         if operand is None:
             return SqlClause(f"{quote(field.name)} IS NOT NULL")
