@@ -91,6 +91,11 @@ def data_dir_warnings(config: Config) -> list[str]:
             f"everybody may make files in the data directory {folder}: choose a folder of its "
             "own (PYLON_DB_PATH)"
         )
+    elif not config.dev_mode and _is_entered_by_all(folder):
+        found.append(
+            f"every user of this machine may enter the data directory {folder}, whose files are "
+            f"private: chmod 700 {folder}, or choose a folder of its own (PYLON_DB_PATH)"
+        )
     paths = [db_path.with_name(db_path.name + suffix) for suffix in _FILES]
     readable = [str(path) for path in paths if _mode(path) & _OTHERS_READ]
     if readable and _is_entered_by_all(folder):

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -87,17 +88,27 @@ def test_all_files_of_a_dev_server_are_for_its_user_only(tmp_path: Path) -> None
         process.wait(30)
 
 
-def test_a_database_that_others_read_is_warned_of_with_the_remedy(tmp_path: Path) -> None:
-    server = PylonServer(tmp_path, notes_app())
-    server.db_path.parent.mkdir()
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter; those of pytest are for one user."""
+    folder = Path(tempfile.mkdtemp(prefix="pylon-b6-", dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_a_database_that_others_read_is_warned_of_with_the_remedy(open_folder: Path) -> None:
+    server = PylonServer(open_folder, notes_app())
+    data_dir = server.db_path.parent
+    data_dir.mkdir()
     server.db_path.touch(0o644)
-    for path in (server.db_path.parent, *server.db_path.parents):
-        if path.stat().st_uid == os.geteuid() and path.is_relative_to(Path("/tmp")):
-            path.chmod(path.stat().st_mode | 0o011)
     done = server.ctl("check-config")
     assert done.returncode == 0, done.stderr
     assert f"chmod 600 {server.db_path}" in done.stderr
+    assert f"chmod 700 {data_dir}" in done.stderr
     server.db_path.chmod(0o600)
+    assert "chmod 600" not in server.ctl("check-config").stderr
+    data_dir.chmod(0o700)
     assert "chmod" not in server.ctl("check-config").stderr
 
 
