@@ -2,7 +2,8 @@
 
     __main__   the arbiter: settings for gunicorn, numbers for its workers
     server     gunicorn's side of a worker: signals, heartbeat, the order of the end
-    loop       one epoll set, the greenlets that answer, accepting, limits of time, the drain
+    loop       one epoll set, the greenlets that answer, limits of time and memory, the drain
+    accepting  from the listening sockets, while there is room
     admission  how many connections a worker has, and which give way to others
     balance    how many connections each worker has, so that they share them evenly
     connection one connection: reads requests, has them answered, writes

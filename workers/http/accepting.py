@@ -1,0 +1,208 @@
+"""Accepting: takes connections from the listening sockets, while there is room for them.
+
+All workers accept from the same sockets; one that has more connections than another leaves the
+next one to it for a moment (`balance`). When a worker is full, `admission` names connections that
+give way; while none does, this worker accepts no more, and clients wait in the kernel's backlog
+or go to a sibling.
+
+Everything runs in gevent's hub and never blocks. Bounds: limits.HTTP_CONNECTIONS,
+HTTP_ADDRESS_CONNECTIONS, DESCRIPTORS_RESERVED. Called by `loop`.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+import gevent
+from gevent.hub import get_hub
+
+from pylon import limits
+from pylon.auth.forwarded import client_address, network_of
+from pylon.descriptors import OUT_OF_RESOURCES, Room
+from workers.http.admission import Admission
+from workers.http.balance import HOLD_S, Share
+from workers.http.connection import Connection
+from workers.http.request import base_environ
+from workers.net.counts import SharedCounts
+
+if TYPE_CHECKING:
+    from workers.http.loop import Loop
+
+_ACCEPTS_HELD: Final = 16  # at once, when the others did not come
+_ACCEPT_PAUSE_S: Final = 0.1  # when there is no room: then it is looked for again
+
+
+class Accepting:
+    """Accepts for one `Loop`."""
+
+    def __init__(
+        self, loop: Loop, listeners: Iterable[Any], number: int, workers: int,
+        counts: SharedCounts | None, any_fd: int,
+    ) -> None:
+        """
+        Args:
+            number: of this worker, from 1.
+            workers: how many of those there are, this one included.
+            counts: of the connections by address, in all workers.
+            any_fd: a descriptor that stays open.
+        """
+        self._loop = loop
+        self._workers = workers
+        self._share = Share(number, workers)
+        self._admission = Admission(workers, counts, has_proxies=loop.hops > 0)
+        self._held = False  # the next connection is left to the other workers
+        self._listeners = list(listeners)
+        watch = get_hub().loop.io
+        self._watchers = [watch(each.fileno(), 1) for each in self._listeners]
+        self._room = Room(any_fd)
+        self._full = False  # of descriptors; looked at again after `_ACCEPT_PAUSE_S`
+        self._crowded_s: float | None = None  # since when it is full and nobody gives way
+        self._paused = True
+        self.resume()
+
+    def forget(self, connection: Connection) -> None:
+        """A connection is gone, which makes room."""
+        self._admission.closed(connection.network)
+        self._share.report(len(self._loop.connections))
+        if self._paused and not self._loop.draining:
+            self.resume()
+
+    def resume(self) -> None:
+        """Go on, if there is room."""
+        self._held = False
+        has_place = len(self._loop.connections) < limits.HTTP_CONNECTIONS
+        if self._paused and not self._full and has_place:
+            self._paused = False
+            self._crowded_s = None
+            for watcher, listener in zip(self._watchers, self._listeners, strict=True):
+                watcher.start(self._knock, listener)
+
+    def _pause(self) -> None:
+        self._paused = True
+        for watcher in self._watchers:
+            watcher.stop()
+
+    def _pause_for_descriptors(self, error: str) -> None:
+        self._room.tell_full(self._loop.now_s, error)
+        self._pause()
+        self._held = False
+        if self._crowded_s is None:
+            self._crowded_s = self._loop.now_s
+        if not self._full:
+            self._full = True
+            gevent.spawn_later(_ACCEPT_PAUSE_S, self._look_for_descriptors)
+
+    def _look_for_descriptors(self) -> None:
+        if self._loop.draining:
+            return
+        self._loop.tick()
+        if self._room.is_there() or self._make_room():
+            self._full = False
+            self.resume()
+        else:
+            gevent.spawn_later(_ACCEPT_PAUSE_S, self._look_for_descriptors)
+
+    def _wait_for_room(self) -> None:
+        """All places are taken: look now and then whether somebody gives way."""
+        self._pause()
+        self._held = False
+        if self._crowded_s is None:
+            self._crowded_s = self._loop.now_s
+            gevent.spawn_later(_ACCEPT_PAUSE_S, self._look_for_room)
+
+    def _look_for_room(self) -> None:
+        if self._crowded_s is None or self._loop.draining:
+            return  # somebody has left meanwhile
+        self._loop.tick()
+        if self._make_room():
+            self.resume()
+        else:
+            gevent.spawn_later(_ACCEPT_PAUSE_S, self._look_for_room)
+
+    def _make_room(self, network: str | None = None) -> bool:
+        """Have connections give way: of `network`, or of the one that has most."""
+        grace_s = limits.HTTP_GRACE_S
+        if self._crowded_s is not None and self._loop.now_s - self._crowded_s > grace_s:
+            grace_s = 0.0  # others have waited long enough
+        before = len(self._loop.connections)
+        connections = self._loop.connections.values()
+        for each in self._admission.yielding(connections, network, self._loop.now_s, grace_s):
+            each.give_way()
+        return len(self._loop.connections) < before
+
+    def _knock(self, listener: Any) -> None:
+        """Runs in the hub: somebody wants to connect."""
+        if not self._share.has_most():
+            self._accept(listener)
+        elif not self._held:
+            self._pause()
+            self._held = True
+            gevent.spawn_later(HOLD_S, self._accept_held, listener)
+
+    def _accept_held(self, listener: Any) -> None:
+        if not self._held:
+            return  # something else has made us accept again, or stop for good
+        for _ in range(_ACCEPTS_HELD):
+            if not self._accept(listener):
+                break
+        if not self._loop.draining and self._held:
+            self.resume()
+
+    def _accept(self, listener: Any) -> bool:
+        """Take one connection. False where there is none, or none can be taken."""
+        loop = self._loop
+        try:
+            fd, address = listener._sock._accept()
+        except OSError as ex:
+            if ex.errno in OUT_OF_RESOURCES:
+                self._pause_for_descriptors(str(ex))
+            return False  # or another worker was quicker, or the client has left again
+        fd = self._lowest(fd)
+        sock = _socket.socket(listener.family, listener.type, listener.proto, fd)
+        sock.setblocking(False)
+        try:
+            if listener.family in (_socket.AF_INET, _socket.AF_INET6):
+                sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+            server = sock.getsockname()
+        except OSError:
+            sock.close()  # reset by the client
+            return True
+        client = address if isinstance(address, tuple) else ("", 0)
+        network = network_of(client_address(client[0], None, 0))
+        base = base_environ(
+            server if isinstance(server, tuple) else (server, 0), client, self._workers
+        )
+        loop.add(Connection(loop, sock, base, network, loop.now_s))
+        self._share.report(len(loop.connections))
+        self._admission.opened(network)
+        if self._admission.has_too_many(network):
+            self._make_room(network)
+        if len(self._loop.connections) >= limits.HTTP_CONNECTIONS and not self._make_room():
+            self._wait_for_room()
+            return False
+        if self._room.ends_with(fd):
+            self._pause_for_descriptors("all descriptors but the reserve are in use")
+            return False
+        return True
+
+    def _lowest(self, fd: int) -> int:
+        """The descriptor of a new connection, out of the reserve if others can give way."""
+        if not self._room.ends_with(fd) or not self._make_room():
+            return fd
+        lower = os.dup(fd)
+        os.close(fd)
+        return lower
+
+    def close(self) -> None:
+        """Stop, with what the kernel has accepted for us: it would be reset with the listener."""
+        self._pause()
+        self._held = False
+        for listener in self._listeners:
+            while len(self._loop.connections) < limits.HTTP_CONNECTIONS and self._accept(listener):
+                pass
+        self._pause()
+        for listener in self._listeners:
+            listener.close()
