@@ -7,6 +7,7 @@
     admission  how many connections a worker has, and which give way to others
     balance    how many connections each worker has, so that they share them evenly
     connection one connection: reads requests, has them answered, writes
+    sending    its sending half: what is kept until the client makes room
     request    a request's head: parsed, checked, as a WSGI environ
     bodies     a request's body, by length or in chunks
     answer     what the app says, as bytes

@@ -29,6 +29,7 @@ from workers.http.admission import BODY, HEAD, IDLE, READER
 from workers.http.bodies import Body, ChunkedBody, Oversized
 from workers.http.request import Environ, Request, Template, parse, template_of
 from workers.http.roles import SHARDS, role_of
+from workers.http.sending import Sender
 from workers.http.streamed import Streamed
 from workers.net.head import CHUNKED, Refused
 
@@ -40,7 +41,6 @@ _RECV_BYTES: Final = 65_536
 _GATHER_BYTES: Final = 32_768  # a longer body is sent from where it is, not copied to its head
 # So much of one connection at a time; then it is another one's turn.
 _REQUESTS_A_TURN: Final = 16
-_PARTS_A_TURN: Final = 16
 _DISCARDS_A_TURN: Final = 16
 _PROGRESS_BYTES: Final = 16_384  # of a body; a client that sends less has not moved
 
@@ -49,22 +49,21 @@ class _PassedOn(Exception):
     """The connection belongs to another process now."""
 
 
-class Connection:
+class Connection(Sender):
     """Made by `loop` for each socket that it accepts."""
 
     __slots__ = (
         "_base", "_body", "_closing", "_discarded_bytes", "_forwarded", "_headers", "_input",
-        "_later", "_lingering", "_loop", "_may_read", "_outgoing", "_progress_bytes", "_request",
-        "_sock", "_starved", "_status", "_streamed", "_template", "_written", "again", "closed",
-        "deadline_s", "ending", "fd", "network", "progress_s", "queued",
+        "_lingering", "_may_read", "_progress_bytes", "_request", "_starved", "_status",
+        "_template", "_written", "again", "closed", "ending", "fd", "network", "progress_s",
+        "queued",
     )
 
     def __init__(
         self, loop: Loop, sock: _socket.socket, base: Environ, network: str, now_s: float
     ) -> None:
         """`network`: of the address that it comes from (`pylon.auth.forwarded.network_of`)."""
-        self._loop = loop
-        self._sock = sock
+        super().__init__(loop, sock, now_s + limits.HTTP_HEAD_S)
         self._base = base
         self.network = network
         self._forwarded: str | None = None  # what trusted proxies say of the client
@@ -73,9 +72,7 @@ class Connection:
         self.closed = False
         self.ending = False  # the client has ended its side: read up to that end
         self.queued = False
-        self.deadline_s = now_s + limits.HTTP_HEAD_S
         self._input = b""  # received and not used
-        self._later = False  # enough for this turn, though there is more to do
         self._starved = True  # what has been received is not enough to go on
         self._may_read = False
         self._request: Request | None = None  # whose body is to come
@@ -83,8 +80,6 @@ class Connection:
         self._progress_bytes = 0  # with so many of the body it has moved on
         self.progress_s = now_s  # when it last had
         self._template: Template | None = None
-        self._outgoing: memoryview[int] | bytes = b""
-        self._streamed: Streamed | None = None  # what is left of an answer that comes in parts
         self._closing = False  # after this answer
         self._lingering = False
         self._discarded_bytes = 0
@@ -131,11 +126,6 @@ class Connection:
         """How much it holds of a body that is arriving."""
         return 0 if self._body is None else self._body.held_bytes
 
-    @property
-    def outgoing_bytes(self) -> int:
-        """How much it holds of an answer that its client has not made room for."""
-        return len(self._outgoing)
-
     def has_arrived(self) -> bool:
         """Whether something waits to be read."""
         try:
@@ -177,10 +167,9 @@ class Connection:
         metrics.HTTP_CUT.labels("bodies").inc()
         self._refuse(_no_room_for_bodies())
 
-    def give_up_answer(self) -> None:
-        """End it: there is no memory for what its client does not read."""
-        metrics.HTTP_CUT.labels("outgoing").inc()
-        self.close()
+    def make_room(self) -> bool:
+        """See `Sender`."""
+        return self._loop.free_answers(self)
 
     def close(self) -> None:
         """End it now."""
@@ -375,8 +364,6 @@ class Connection:
         self._headers = headers
         return self._written.append
 
-    # --- Streamed answers ----------------------------------------------------------------
-
     def _begin_parts(self, request: Request, result: Any) -> tuple[bytes, bytes]:
         """Prepare to send what the app will yield: see `Streamed.begin`."""
         streamed = self._streamed = Streamed(result)
@@ -390,84 +377,6 @@ class Connection:
             self._end_streamed()
             return b"", b"" if length_bytes is None else answer.length(length_bytes)
         return streamed.begin(written, length_bytes, chunks=bool(request.minor))
-
-    def _pump(self) -> bool:
-        """Send what there is. False where the client must make room first."""
-        turns = 0
-        while True:
-            if self._outgoing and not self._flush():
-                return False
-            streamed = self._streamed
-            if streamed is None:
-                return True
-            if turns >= _PARTS_A_TURN:
-                self._later = True
-                return False
-            turns += 1
-            try:
-                part = streamed.next()
-            except Exception as ex:  # noqa: BLE001  (whatever it is, the answer cannot be completed)
-                _log.exception("answer.broken", error=ex)
-                self.close()
-                return False
-            if part:
-                self.deadline_s = self._loop.now_s + limits.HTTP_SEND_S
-                self._send(part)
-            elif part is None:
-                self._end_streamed()
-                if streamed.framed:
-                    self._send(answer.LAST_CHUNK)
-                elif streamed.left_bytes:
-                    self.close()
-
-    def _end_streamed(self) -> None:
-        streamed, self._streamed = self._streamed, None
-        if streamed is not None:
-            streamed.close()
-
-    # --- Sending -------------------------------------------------------------------------
-
-    def _send(self, data: bytes) -> None:
-        try:
-            sent = self._sock.send(data)
-        except BlockingIOError:
-            sent = 0
-        if sent < len(data):
-            self._keep_for_later(memoryview(data)[sent:])
-
-    def _send_both(self, head: bytes, body: bytes) -> None:
-        try:
-            sent = self._sock.sendmsg((head, body))
-        except BlockingIOError:
-            sent = 0
-        if sent < len(head):
-            self._keep_for_later(memoryview(head + body)[sent:])
-        elif sent < len(head) + len(body):
-            self._keep_for_later(memoryview(body)[sent - len(head):])
-
-    def _keep_for_later(self, rest: memoryview[int]) -> None:
-        self._outgoing = rest
-        loop = self._loop
-        loop.outgoing_bytes += len(rest)
-        self.deadline_s = loop.now_s + limits.HTTP_SEND_S
-        if loop.outgoing_bytes > limits.HTTP_OUTGOING_BYTES and not loop.free_answers(self):
-            self.give_up_answer()
-
-    def _flush(self) -> bool:
-        """Whether all has been sent."""
-        outgoing = self._outgoing
-        while outgoing:
-            try:
-                sent = self._sock.send(outgoing)
-            except BlockingIOError:
-                break
-            self._loop.outgoing_bytes -= sent
-            outgoing = outgoing[sent:]
-            self.deadline_s = self._loop.now_s + limits.HTTP_SEND_S
-        self._outgoing = outgoing or b""
-        if not outgoing:
-            self.deadline_s = self._loop.now_s + limits.HTTP_KEEPALIVE_S
-        return not outgoing
 
     # --- Ends ----------------------------------------------------------------------------
 
