@@ -19,6 +19,10 @@ from urllib.parse import SplitResult, urlsplit
 
 Parser = Callable[[str], Any]
 
+_WHOLE: Final = re.compile(r"[+-]?[0-9]{1,18}")  # int() also takes 1_000 and digits of all scripts
+_NUMBER: Final = re.compile(
+    r"[+-]?([0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18})([eE][+-]?[0-9]{1,3})?"
+)
 _COMMENT: Final = re.compile(r"\s#")
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _HOST: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.(?!-)[A-Za-z0-9_-]{1,63})*\.?")
@@ -71,10 +75,7 @@ def integer(low: int, high: int) -> Parser:
     """A whole number within bounds."""
 
     def parse(raw: str) -> int:
-        try:
-            value = int(raw)
-        except ValueError:
-            raise ValueError(f"expected a whole number from {low} to {high}") from None
+        value = int(raw) if _WHOLE.fullmatch(raw.strip()) else low - 1
         if not low <= value <= high:
             raise ValueError(f"expected a whole number from {low} to {high}")
         return value
@@ -86,10 +87,7 @@ def decimal(low: float, high: float) -> Parser:
     """A number within bounds."""
 
     def parse(raw: str) -> float:
-        try:
-            value = float(raw)
-        except ValueError:
-            raise ValueError(f"expected a number from {low:g} to {high:g}") from None
+        value = float(raw) if _NUMBER.fullmatch(raw.strip()) else low - 1
         if not low <= value <= high:
             raise ValueError(f"expected a number from {low:g} to {high:g}")
         return value

@@ -41,6 +41,10 @@ def test_the_environment_wins_over_the_file() -> None:
     [
         ({"PYLON_PORT": "http"}, ("PYLON_PORT", "'http'", "1 to 65535")),
         ({"PYLON_PORT": "70000"}, ("PYLON_PORT", "'70000'")),
+        ({"PYLON_PORT": "4_321"}, ("PYLON_PORT", "'4_321'")),
+        ({"PYLON_PORT": "٤٣٢١"}, ("PYLON_PORT", "1 to 65535")),
+        ({"PYLON_PORT": "9" * 5_000}, ("PYLON_PORT", "1 to 65535")),
+        ({"PYLON_DRAIN_SECS": "1_0.5"}, ("PYLON_DRAIN_SECS", "0 to 3600")),
         ({"PYLON_DEV_MODE": "yes"}, ("PYLON_DEV_MODE", "'yes'", "true")),
         ({"PYLON_DURABILITY": "maximal"}, ("PYLON_DURABILITY", "normal, full")),
         ({"PYLON_DRAIN_SECS": "nan"}, ("PYLON_DRAIN_SECS", "'nan'")),

@@ -7,6 +7,7 @@ case of ASCII letters: two names that differ only in case are the same name here
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 
@@ -14,7 +15,7 @@ from pylon import limits, setting_values
 from pylon.manifest.build import field_type
 from pylon.manifest.document import Node
 from pylon.manifest.findings import Findings, items_of, text_of, texts_of
-from pylon.manifest.model import FieldType
+from pylon.manifest.model import AuthConfig, FieldType
 from pylon.policy.rules import RULE_KEYS
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -36,6 +37,7 @@ def check_all(root: Node, findings: Findings) -> None:
     _policies(root, findings)
     _routes(root, findings)
     _trusted_origins(root, findings)
+    _user_names(root, findings)
 
 
 def _entities(root: Node, findings: Findings) -> None:
@@ -45,6 +47,7 @@ def _entities(root: Node, findings: Findings) -> None:
         if holder.value == []:
             findings.error("SCHEMA_EMPTY", "the manifest declares no entity", holder.at)
     known = _known_names(entities)
+    lower = {name.lower() for name in known}
     tables: set[str] = set()
     for entity in entities:
         name = _name(entity, "entity", "ENTITY", tables, findings)
@@ -61,6 +64,7 @@ def _entities(root: Node, findings: Findings) -> None:
         search = entity.value.get("search") if isinstance(entity.value, dict) else None
         if search is not None:
             _search(search, columns, findings)
+            _sort_indexes(entity, search, lower, findings)
 
 
 def _known_names(nodes: Iterable[Node]) -> set[str]:
@@ -205,6 +209,19 @@ def _search(search: Node, columns: set[str], findings: Findings) -> None:
             _has_field(field, columns, "SEARCH_FIELD_NOT_FOUND", f"{key} of search", findings)
 
 
+def _sort_indexes(entity: Node, search: Node, tables: set[str], findings: Findings) -> None:
+    """Search makes an index ``<Entity>_sort_<field>``; a table may not have its name."""
+    owner = text_of(entity, "name")
+    for field in texts_of(search, "sortable") if owner is not None else ():
+        full = f"{owner.value if owner else ''}_sort_{field.value}"
+        if full.lower() in tables:
+            findings.error(
+                "INDEX_NAME_DUPLICATE",
+                f'the index "{full}" of a sortable field is named like an entity', field.at,
+                "rename that entity",
+            )
+
+
 def _is_called(node: Node, name: str) -> bool:
     found = text_of(node, "name")
     return found is not None and found.value == name
@@ -315,6 +332,35 @@ def _trusted_origins(root: Node, findings: Findings) -> None:
                 "AUTH_ORIGIN_INVALID", f'"{node.value}" is no origin of a browser', node.at,
                 str(ex),
             )
+
+
+def _user_names(root: Node, findings: Findings) -> None:
+    """A misspelt entity or field of auth.user, which would hide or show something else."""
+    user = root.value.get("auth") if isinstance(root.value, dict) else None
+    user = user.value.get("user") if user is not None and isinstance(user.value, dict) else None
+    if user is None:
+        return
+    entities = items_of(root, "entities")
+    name = text_of(user, "entity")
+    wanted = name.value if name is not None and name.value else AuthConfig().user_entity
+    found = next((e for e in entities if _is_called(e, wanted)), None)
+    if found is None:
+        if name is not None and name.value:
+            findings.warning(
+                "AUTH_NAME_UNKNOWN", f'no entity is called "{wanted}"', name.at,
+                _listing(_known_names(entities)),
+            )
+        return
+    fields = {"id"} | _known_names(items_of(found, "fields"))
+    for key in ("expose", "hide"):
+        for field in texts_of(user, key):
+            near = difflib.get_close_matches(field.value, fields, n=1)
+            # A field to hide that is not there is harmless, unless it is a misspelt one.
+            if field.value not in fields and (key == "expose" or near):
+                findings.warning(
+                    "AUTH_NAME_UNKNOWN", f'{wanted} has no field "{field.value}"', field.at,
+                    f"did you mean {near[0]}?" if near else _listing(fields),
+                )
 
 
 def _parameters(path: Node, query: Node, findings: Findings) -> None:

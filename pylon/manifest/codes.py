@@ -29,6 +29,11 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
         "A key of the published tools that changes nothing on this server. A warning.",
         "remove it, or do without what it asks for.",
     ),
+    "AUTH_NAME_UNKNOWN": (
+        "auth.user names an entity or a field that is not declared, most likely misspelt. A "
+        "warning.",
+        "use one of the hint.",
+    ),
     "AUTH_ORIGIN_INVALID": (
         "An entry of auth.trusted_origins that no page's origin can be equal to. A warning.",
         "write scheme://host, with a port where it is not the scheme's own.",
