@@ -12,15 +12,19 @@ import pytest
 
 from pylon import limits, metrics
 from pylon.auth.context import AuthContext
+from pylon.clock import ManualClock
 from pylon.errors import LimitExceeded, QueryTimeout
 from pylon.manifest.load import parse_manifest
-from pylon.storage.contract import Reader
+from pylon.policy.rules import compile_rules
+from pylon.storage.contract import Query, Reader
+from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.filters import parse_filter
 from pylon.storage.sqlite.matching import matcher_of
 from pylon.storage.sqlite.pool import ReaderPool
 from pylon.storage.sqlite.reader import SqliteReader
 from tests.hub_kit import MANIFEST as HUB_MANIFEST
 from tests.live_kit import LiveClient, World
+from tests.search_kit import pages_manifest
 from tests.storage_kit import MANIFEST, NOTE, apply, insert, open_engine, row_id, update
 from tests.support.server import ADMIN_TOKEN, ROLES, PylonServer
 
@@ -36,6 +40,10 @@ def either(patterns: list[str]) -> dict[str, Any]:
 def page(body: dict[str, Any]) -> Any:
     query = parse_filter(NOTE, body, 100)
     return lambda reader: reader.page("Note", query)
+
+
+def rows_of(query: Query) -> Any:
+    return lambda reader: reader.rows("Page", query)
 
 
 def notes(folder: Path, *texts: str) -> ReaderPool:
@@ -119,6 +127,22 @@ def test_patterns_over_short_rows_run_inline_until_the_first_long_row(tmp_path: 
     pool = ReaderPool(tmp_path / "a.db", MANIFEST)
     assert pool.scan(asked)[0] == 1
     assert moved() == before + 2
+    pool.close()
+
+
+def test_a_full_text_match_never_runs_inline(tmp_path: Path) -> None:
+    """FTS5 may work for long between two of the steps at which SQLite looks at the clock."""
+    manifest = pages_manifest()
+    named = manifest.by_name["Page"]
+    SqliteEngine.open(
+        tmp_path / "a.db", manifest, compile_rules(manifest), ManualClock(), "normal"
+    ).close()
+    pool = ReaderPool(tmp_path / "a.db", manifest)
+    before = moved()
+    for body in ({"$search": "pump"}, {"$search": "pump", "$order": {"title": "asc"}},
+                 {"$or": [{"$search": "pump"}, {"rank": 1}]}):
+        assert pool.scan(rows_of(parse_filter(named, body, 10))) == []
+    assert moved() == before + 3
     pool.close()
 
 

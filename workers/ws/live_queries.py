@@ -35,6 +35,7 @@ from pylon.errors import (
     PylonError,
     Unavailable,
 )
+from pylon.rates import subject_of
 from pylon.storage.clause import SqlClause
 from pylon.storage.contract import Query, Reader, Store
 from pylon.storage.sqlite.matching import matcher_of
@@ -177,7 +178,9 @@ class LiveQueries:
     def _send_result(self, subscription: Subscription, where: SqlClause) -> int:
         """Send all rows; the seq that they are current to."""
         name = subscription.watch.key[0]
-        seq, rows = self._store.scan(lambda reader: _read(reader, name, where))
+        connection = subscription.connection
+        caller = subject_of(connection.caller.auth, connection.address)
+        seq, rows = self._store.scan(lambda reader: _read(reader, name, where), caller=caller)
         pages = _pages(seq, rows, subscription.tail)
         del rows
         connection = subscription.connection
