@@ -96,9 +96,10 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "always may."),
     Setting("PYLON_TRUST_PROXY_HOPS", "trust_proxy_hops", _int(0, 16), "0",
             "Number of trusted proxies in front: the client is the N-th entry from the right of "
-            "X-Forwarded-For."),
+            "X-Forwarded-For; with fewer entries it is the connection's address."),
     Setting("PYLON_SOCKETS_PER_IP", "sockets_per_ip", _int(0, 1_000_000), "64",
-            "Open sockets of one client address on each port; 0 means no limit.",
+            "Open sockets of one client address on each port (an IPv6 client counts by its /64); "
+            "0 means no limit.",
             dev_default="0"),
     Setting("PYLON_GUESTS_PER_IP_PER_MIN", "guests_per_ip_per_min", _int(0, 1_000_000), "30",
             "New guest sessions of one client address in a minute (an IPv6 client counts by its "
