@@ -28,7 +28,8 @@ import sys, urllib.request, urllib.error
 headers = {"Accept": "text/plain"}
 if len(sys.argv) > 2:
     headers["Authorization"] = f"Bearer {sys.argv[2]}"
-request = urllib.request.Request("http://127.0.0.1:4321" + sys.argv[1], headers=headers)
+where = sys.argv[1] if sys.argv[1].startswith(":") else ":4321" + sys.argv[1]
+request = urllib.request.Request("http://127.0.0.1" + where, headers=headers)
 try:
     answer = urllib.request.urlopen(request, timeout=60)
 except urllib.error.HTTPError as error:
@@ -106,6 +107,12 @@ def test_install_commands_serve_an_app(machine: Machine) -> None:
     assert machine.ask("stat -c '%U %a' /var/lib/pylon /var/lib/pylon/pylon.db /run/pylon") == (
         "pylon 700\npylon 600\npylon 700")
     assert machine.ask("pylonctl check-config --no-ports") == "the configuration is fine"
+
+
+def test_nginx_commands_put_it_in_front(machine: Machine) -> None:
+    (block,) = commands("nginx")
+    machine.ask(f"cd /srv/pylon\n{block}")
+    assert machine.ask("python3 get.py :80/readyz").startswith("200 ")
 
 
 def test_backup_unit_makes_a_bundle_and_keeps_fourteen(machine: Machine) -> None:

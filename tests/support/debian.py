@@ -22,9 +22,11 @@ from types import TracebackType
 from typing import Final
 
 MIRROR: Final = os.environ.get("PYLON_DEBIAN_MIRROR", "http://deb.debian.org/debian")
-PACKAGES: Final = ("systemd", "systemd-sysv", "dbus", "python3", "python3-venv", "ca-certificates")
+PACKAGES: Final = (
+    "systemd", "systemd-sysv", "dbus", "python3", "python3-venv", "ca-certificates", "nginx-light",
+)
 _CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pylon-tests"
-_ROOT: Final = _CACHE / "debian-12-2"
+_ROOT: Final = _CACHE / "debian-12-3"
 _PROGRAMS: Final = (("debootstrap", "debootstrap"), ("systemd-nspawn", "systemd-container"))
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _BOOT_S: Final = 60.0
