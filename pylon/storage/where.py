@@ -56,13 +56,10 @@ def judged_first(allowed: SqlClause, wanted: SqlClause, path: SqlClause = ALL) -
     `wanted` a condition: of an AND whose value is asked for, SQLite evaluates both sides always.
 
     Args:
-        path: a condition that holds wherever `wanted` does, for an index. It may be evaluated
-            for any row.
+        path: a condition besides, for an index to serve. It may be evaluated for any row.
     """
-    if allowed.sql == ALL.sql:
-        return wanted
-    if allowed.sql == NOTHING.sql or wanted.sql in (ALL.sql, NOTHING.sql):
-        return and_(allowed, wanted)
+    if allowed.sql in (ALL.sql, NOTHING.sql) or wanted.sql in (ALL.sql, NOTHING.sql):
+        return and_(path, allowed, wanted)
     judged = SqlClause(
         f"CASE WHEN {allowed.sql} THEN CASE WHEN {wanted.sql} THEN 1 END END",
         (*allowed.params, *wanted.params), max(allowed.work, wanted.work),

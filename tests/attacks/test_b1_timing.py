@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import apsw
 import gevent
 import orjson
 import pytest
@@ -23,7 +24,10 @@ from pylon.clock import ManualClock
 from pylon.config import load
 from pylon.manifest.load import parse_manifest
 from pylon.manifest.model import Manifest
+from pylon.policy.rules import compile_rules
+from pylon.schema.ddl import create_table
 from pylon.storage.sqlite.aggregate import parse_aggregate
+from pylon.storage.sqlite.conditions import parse_where
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.filters import parse_filter
 from pylon.storage.sqlite.matching import matcher_of
@@ -183,12 +187,15 @@ FILTERS: dict[str, dict[str, Any]] = {
     "behind a range": {"pin": {"$gt": "4"}, "text": {"$like": "secret"}},
     "behind ids": {"id": {"$in": [row_id(1), row_id(4)]}, "text": {"$like": "secret"}},
     "either": {"$or": [{"pin": PIN, "text": {"$like": "se"}}, {"text": {"$like": "what"}}]},
+    "either match": {"$or": [{"$search": "nowhere"}, {"text": {"$like": "what"}}]},
     "both": {"$and": [{"pin": PIN}, {"$or": [{"text": {"$like": "w_at"}}, {"note": "x"}]}]},
 }
 
 
-@pytest.mark.parametrize("asked", FILTERS)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("way", "asked"),  # a live query has no $search
+    [(w, a) for w in WAYS for a in FILTERS if (w, a) != ("live", "either match")],
+)
 def test_no_pattern_meets_a_hidden_row(watched: Watched, way: str, asked: str) -> None:
     for entity in ENTITIES:
         watched.seen.clear()
@@ -239,7 +246,7 @@ def test_an_index_serves_what_a_caller_compares(watched: Watched) -> None:
     served: list[dict[str, Any]] = [
         {"pin": PIN}, {"pin": {"$gt": "1", "$lt": "2"}}, {"pin": {"$startsWith": "4"}},
         {"$or": [{"pin": "1"}, {"parentId": "x"}]}, {"$and": [{"pin": {"$in": ["1", "2"]}}]},
-        {"id": row_id(4)},
+        {"id": row_id(4)}, {"ownerId": "bob"},
     ]
     tables = "SELECT count(*) FROM sqlite_schema WHERE name = 'sqlite_stat1'"
     if watched.reader._conn.execute(tables).get:
@@ -250,6 +257,27 @@ def test_an_index_serves_what_a_caller_compares(watched: Watched) -> None:
             f'EXPLAIN QUERY PLAN SELECT _json FROM "Open" WHERE {where.sql}', where.params
         ).fetchall()
         assert all("SCAN Open" not in row[3] for row in plan), (body, plan)
+
+
+def test_an_index_that_begins_with_what_policy_compares_serves_a_range_behind_it() -> None:
+    document = secrets_app()
+    document["entities"] = document["entities"][1:2]
+    document["policies"] = document["policies"][1:2]
+    document["entities"][0]["indexes"] = [
+        {"name": "by_owner_pin", "fields": ["ownerId", "pin"], "unique": False}
+    ]
+    document["entities"][0]["search"] = {"text": [], "facets": [], "sortable": []}
+    manifest = parse_manifest(orjson.dumps(document).decode(), "secrets.json")
+    named = manifest.by_name["Mine"]
+    allowed = compile_rules(manifest).of("Mine").read_clause(BOB)
+    where = parse_where(named, {"pin": {"$gt": "1"}, "note": "n"}, allowed=allowed)
+    conn = apsw.Connection(":memory:")
+    conn.execute(create_table(named))
+    conn.execute('CREATE INDEX by_owner_pin ON "Mine" ("ownerId", pin)')
+    plan = conn.execute(
+        f'EXPLAIN QUERY PLAN SELECT id FROM "Mine" WHERE {where.sql}', where.params
+    ).fetchall()
+    assert "by_owner_pin (ownerId=? AND pin>?)" in plan[0][3]
 
 
 def test_a_range_of_an_index_is_looked_through_once(watched: Watched) -> None:

@@ -11,12 +11,13 @@ bits; a larger whole number becomes a float for which the comparison has the sam
 Invariants: values travel as parameters only; every operand is of its field's type; at most
 `limits.FILTER_TERMS` conditions, counting `$or` and `$and`, in at most `limits.FILTER_DEPTH`
 levels. A row that the caller may not read meets no condition but those that an index can serve
-(`_path`): comparisons of indexed fields, each of them once. Called by `filters` (queries, graph
+(`_served`): comparisons of indexed fields, each of them once. Called by `filters` (queries, graph
 queries), `aggregate` and `matching`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from math import inf, isfinite
 from typing import Any, Final
@@ -38,6 +39,7 @@ NUMBERS: Final = (FieldType.INT, FieldType.FLOAT)
 COMBINING: Final = ("$or", "$and", "$search")
 _EQUALITIES: Final = ("=", "$in")
 _RANGES: Final = ("$gt", "$gte", "$lt", "$lte", "$startsWith")
+_FIXED: Final = re.compile(r'"([^"]+)" = \?')  # as the policy compiler writes it
 _LAST_CHARACTER: Final = "\U0010ffff"
 
 
@@ -62,9 +64,13 @@ def parse_where(
     conditions = _Conditions(entity, directives)
     if allowed.sql == ALL.sql:
         return conditions.of(body, 0, None)
-    compared = _Compared()
-    wanted = conditions.of(body, 0, compared)
-    return judged_first(allowed, wanted, ALL if is_led else _path(entity, compared))
+    compared = _Compared(is_whole=True)
+    conditions.of(body, 0, compared)
+    if is_led:
+        return judged_first(allowed, and_(*compared.clauses))
+    served = _served(entity, compared, _columns_fixed_by(allowed))
+    rest = [clause for clause in compared.clauses if clause not in served]
+    return judged_first(allowed, and_(*rest), and_(*served, *compared.paths))
 
 
 def filter_object(body: object) -> dict[str, Any]:
@@ -93,14 +99,19 @@ def field_of(entity: Entity, name: object) -> Field:
 
 
 class _Compared:
-    """Conditions that every row of a result fulfils, as far as an index may serve them."""
+    """Conditions that all rows of a filter, or of one part of an `$or`, fulfil, as far as an
+    index may serve them. `clauses`: of a whole filter all of them; `paths`: what follows from
+    them, for an index."""
 
-    __slots__ = ("equal", "others", "within")
+    __slots__ = ("clauses", "equal", "is_whole", "matches", "paths", "within")
 
-    def __init__(self) -> None:
+    def __init__(self, is_whole: bool = False) -> None:
+        self.is_whole = is_whole
+        self.clauses: list[SqlClause] = []
         self.equal: dict[str, SqlClause] = {}  # by field
         self.within: dict[str, list[SqlClause]] = {}
-        self.others: list[SqlClause] = []
+        self.matches: list[SqlClause] = []  # by the full-text index
+        self.paths: list[SqlClause] = []
 
     def note(self, name: str, operator: str, clause: SqlClause) -> None:
         if operator in _EQUALITIES:
@@ -109,25 +120,35 @@ class _Compared:
             self.within.setdefault(name, []).append(clause)
 
 
-def _path(entity: Entity, compared: _Compared) -> SqlClause:
+def _served(entity: Entity, compared: _Compared, fixed: Collection[str]) -> list[SqlClause]:
     """What of a filter an index can serve: equalities with its first columns, then a range.
 
     An index that serves it shows by the time how many rows there are in that range, so each
     range is looked through once: of an `$or`, different values of first columns only.
+
+    Args:
+        fixed: columns that the read policy compares with a value. Rows that they lead to are
+            not hidden by it.
     """
     served: dict[str, SqlClause] = {}
     for columns in entity.index_columns:
         for column in columns:
             equal = compared.equal.get(column)
-            if equal is None:
-                served.update((clause.sql, clause) for clause in compared.within.get(column, ()))
+            if equal is not None:
+                served[column] = equal
+            elif column not in fixed:
+                for number, clause in enumerate(compared.within.get(column, ())):
+                    served[f"{column} {number}"] = clause
                 break
-            served[equal.sql] = equal
-    return and_(*served.values(), *compared.others)
+    return [*served.values(), *compared.matches]
+
+
+def _columns_fixed_by(allowed: SqlClause) -> Collection[str]:
+    return () if " OR " in allowed.sql else _FIXED.findall(allowed.sql)
 
 
 def _path_of_either(entity: Entity, parts: list[_Compared]) -> SqlClause | None:
-    """The same for an `$or`; None where an index cannot serve all of its parts."""
+    """What an index can serve of an `$or`; None where it cannot serve all of its parts."""
     first = {columns[0] for columns in entity.index_columns}
     served: dict[SqlClause, None] = {}
     for part in parts:
@@ -151,7 +172,7 @@ class _Conditions:
         self._terms = 0
 
     def of(self, body: object, depth: int, compared: _Compared | None) -> SqlClause:
-        """A filter's clause. What an index may serve of it is noted in `compared`, if given."""
+        """A filter's clause; or it is noted in `compared`, if that is for the whole filter."""
         clauses: list[SqlClause] = []
         for key, operand in filter_object(body).items():
             if key.startswith("$"):
@@ -170,6 +191,9 @@ class _Conditions:
                 if compared is not None:
                     compared.note(field.name, "=", clause)
                 clauses.append(clause)
+        if compared is not None and compared.is_whole:
+            compared.clauses += clauses
+            return ALL
         return and_(*clauses)
 
     def _combined(
@@ -177,7 +201,10 @@ class _Conditions:
     ) -> SqlClause:
         self._count()
         if key == "$search":
-            return self._search(operand, compared)
+            clause = self._search(operand)
+            if compared is not None and clause.work is Work.MATCH:
+                compared.matches.append(clause)
+            return clause
         if key not in ("$or", "$and"):
             raise _unknown(key, (*COMBINING, *self._directives))
         if not isinstance(operand, list):
@@ -199,19 +226,16 @@ class _Conditions:
             return and_(*clauses)
         path = None if compared is None else _path_of_either(self._entity, parts)
         if compared is not None and path is not None:
-            compared.others.append(path)
+            compared.paths.append(path)
         return or_(*clauses)
 
-    def _search(self, text: object, compared: _Compared | None) -> SqlClause:
+    def _search(self, text: object) -> SqlClause:
         if not isinstance(text, str):
             raise InvalidQuery("$search takes a text")
         if self._searches:
             raise InvalidQuery("A filter may have one $search")
         self._searches = True
-        clause = search_clause(self._entity, text)
-        if compared is not None and clause.work is Work.MATCH:
-            compared.others.append(clause)
-        return clause
+        return search_clause(self._entity, text)
 
     def _operators(
         self, field: Field, operand: dict[str, Any], compared: _Compared | None
