@@ -11,15 +11,20 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
+import apsw
+import orjson
+
 from pylon.bus.messages import InsertRow, OpKey
 from pylon.clock import SystemClock, SystemRandom
 from pylon.config import Config
 from pylon.errors import PylonError, StartRefused
 from pylon.ids import RowIds
 from pylon.manifest.model import Manifest
+from pylon.schema import ddl
 from pylon.schema.live import introspect
 from pylon.storage.names import quote
 from pylon.storage.sqlite.connect import open_reader
+from pylon.storage.sqlite.refusal import Refusals
 from pylon.values import EntityCodec, decode_body
 
 IDENTITY: Final = "__seed__"  # scopes the op_ids of seeded rows
@@ -61,10 +66,45 @@ def read_seed(path: Path, manifest: Manifest, ids: RowIds) -> list[InsertRow]:
         raise StartRefused(f"PYLON_SEED ({path}): {ex.message}") from ex
     if not isinstance(document, dict):
         raise StartRefused(f"PYLON_SEED ({path}): expected an object of entity: [rows]")
-    return [
+    inserts = [
         insert for name, rows in document.items()
         for insert in _rows_of(path, manifest, name, rows, ids)
     ]
+    _refuse_conflicts(path, manifest, inserts)
+    return inserts
+
+
+def _refuse_conflicts(path: Path, manifest: Manifest, inserts: list[InsertRow]) -> None:
+    """Insert the rows into empty tables in memory, so that the first of two rows with one unique
+    value is not in the database when the second is refused.
+
+    Raises:
+        StartRefused: names the row that is refused.
+    """
+    with closing(apsw.Connection(":memory:")) as conn:
+        refusals = {}
+        for name in dict.fromkeys(insert.entity for insert in inserts):
+            entity = manifest.by_name[name]
+            refusals[name] = Refusals(entity)
+            conn.execute(ddl.create_table(entity))
+            for index in entity.indexes:
+                if index.unique:
+                    full = ddl.index_name(entity, index)
+                    conn.execute(ddl.create_index(full, entity, index.fields, unique=True))
+        for insert in inserts:
+            entity = manifest.by_name[insert.entity]
+            columns = ", ".join(quote(name) for name in entity.columns)
+            marks = ", ".join("?" * len(entity.columns))
+            try:
+                conn.execute(
+                    f"INSERT INTO {quote(entity.name)} ({columns}) VALUES ({marks})",
+                    (insert.row_id, *insert.values),
+                )
+            except apsw.ConstraintError as ex:
+                row = orjson.loads(insert.row_json)
+                why = refusals[entity.name].of(ex, row, insert.client_id_given).message
+                where = insert.op.op_id if insert.op is not None else entity.name
+                raise StartRefused(f"PYLON_SEED ({path}): {where}: {why}") from ex
 
 
 def _rows_of(

@@ -26,6 +26,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "loop").symlink_to("pool")
     (tmp_path / "pool").symlink_to("loop")
     (tmp_path / "garbage.db").write_bytes(b"garbage" * 1_000)
+    note = {"title": "a", "ownerId": "o", "shared": True, "slug": "s"}
+    (tmp_path / "twice.json").write_text(json.dumps({"Note": [note, note | {"title": "b"}]}))
     (tmp_path / "seed.json").write_text('{"Note": [{"title": 7}]}')
     return tmp_path
 
@@ -57,6 +59,7 @@ def test_a_good_folder_has_no_problem_and_stays_as_it_is(folder: Path) -> None:
     ({"PYLON_MANIFEST": "folder"}, "Is a directory"), ({"PYLON_MANIFEST": "loop"}, "symbolic"),
     ({"PYLON_STATIC_DIR": "loop"}, "not a folder"), ({"PYLON_APP": "folder"}, "not a file"),
     ({"PYLON_STATIC_DIR": "."}, "PYLON_DB_PATH"), ({"PYLON_SEED": "folder"}, "Is a directory"),
+    ({"PYLON_SEED": "twice.json"}, "Note[1]: Note.slug must be unique"),
     ({"PYLON_SEED": "seed.json"}, "Note[0]"), ({"PYLON_SEED": "none.json"}, "No such file"),
     ({"PYLON_RUNTIME_DIR": "garbage.db/x"}, "garbage.db is not a folder"),
     ({"PYLON_RUNTIME_DIR": "loop"}, "symbolic links"), ({"PYLON_RUNTIME_DIR": "/tmp"}, "its own"),
