@@ -48,6 +48,7 @@ class Heartbeats:
         self._lock = threading.Lock()
         self._beats: dict[tuple[str, str], Beat] = {}
         self._merged = Merged()
+        self._replaced: list[Beat] = []
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -73,6 +74,8 @@ class Heartbeats:
         with self._lock:
             before = self._beats.get(key)
             self._beats[key] = beat
+            if before is not None and before.pid != beat.pid:
+                self._replaced.append(before)  # its successor was quicker than `forget_dead`
             self._merged.update(status)
         if status.used_guests:
             self._used_guests(status.used_guests)
@@ -96,16 +99,18 @@ class Heartbeats:
             self._merged.forget(role, worker)
 
     def forget_dead(self) -> list[Beat]:
-        """Forget every process that no longer exists; the last heartbeats of those.
+        """Forget every process that no longer exists; the last heartbeats of those, and of
+        those that another process of the same name has followed since the last call.
 
         The HTTP role's workers are children of its arbiter, so nobody tells us of their end.
         """
         with self._lock:
             beats = list(self._beats.values())
+            replaced, self._replaced = self._replaced, []
         dead = [beat for beat in beats if not _exists(beat.pid)]
         for beat in dead:
             self.forget(beat.role, beat.worker)
-        return dead
+        return replaced + dead
 
     def families(self, own: list[Family]) -> list[Family]:
         """Everybody's metrics, with the supervisor's `own`."""
