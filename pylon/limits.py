@@ -19,6 +19,7 @@ FILTER_TERMS: Final = 64
 FILTER_DEPTH: Final = 8  # $or and $and within each other
 FILTER_VALUES: Final = 10_000  # of one $in or $nin
 LIKE_CHARS: Final = 10_000  # SQLite refuses patterns above 50,000 bytes
+LIKE_WILD_CHARS: Final = 1_000  # of a `$like`, between two `%`, that has a `_`
 ABSENCE_S: Final = 0.002  # from a request for a row to the answer that there is none
 HARD_PATTERNS: Final = 8  # of a filter, that SQLite's own LIKE would take too long for
 SHORT_ROW_BYTES: Final = 2_048  # of a row's JSON; patterns over longer ones never run inline

@@ -362,7 +362,16 @@ def _far_bound(field: Field, sign: str, value: Any) -> SqlClause:
 
 def _like(entity: Entity, field: Field, value: object) -> SqlClause:
     """A substring; `%` and `_` in it stay wildcards."""
-    return like_clause(quote(field.name), _text(entity, field, value, "$like"))
+    text = _text(entity, field, value, "$like")
+    if len(text) > limits.LIKE_WILD_CHARS and any(
+        "_" in piece and len(piece) > limits.LIKE_WILD_CHARS for piece in text.split("%")
+    ):
+        raise LimitExceeded(
+            f"$like takes {limits.LIKE_WILD_CHARS} characters at most around a _ "
+            f"(field {field.name})",
+            hint="put a % where any text may stand",
+        )
+    return like_clause(quote(field.name), text)
 
 
 def _starts_with(entity: Entity, field: Field, value: object) -> SqlClause:

@@ -8,14 +8,15 @@ places that do not match, one pass of shift-and over a Python integer decides.
 
 SQLite's own LIKE and instr() are faster, and quadratic. `like_clause` and `contains_clause` use
 them for patterns whose form bounds the work at `_OVERLAPS` comparisons for each character, and
-the functions `pylon_like` and
-`pylon_contains` for all others. The verdict is SQLite's: LIKE folds ASCII letters only.
-It differs in one place: to SQLite's LIKE the non-characters U+FFFE and U+FFFF are U+FFFD.
+the functions `pylon_like` and `pylon_contains` for all others. The verdict is SQLite's: LIKE
+folds ASCII letters only. It differs in one place: to SQLite's LIKE the non-characters U+FFFE and
+U+FFFF are U+FFFD.
 
 Invariants: `LikePattern.matches` never raises but for its meter; it looks at the clock whenever
 it has looked at `Meter.GRAIN` characters. A statement with such a clause has `Work.PATTERN`, so
-that no reader runs it inline against long texts. Called by `conditions`, `search` and
-`matching`; `connect` registers the function.
+that no reader runs it inline against long texts. Bounds: a compiled piece with `_` takes a
+quarter of a MiB at most (`limits.LIKE_WILD_CHARS`); each process keeps 64 patterns of each kind.
+Called by `conditions`, `search` and `matching`; `reader` registers the functions.
 """
 
 from __future__ import annotations
@@ -303,11 +304,11 @@ def add_functions(conn: apsw.Connection, meter: Meter) -> None:
     register(CONTAINS, _compiled_text)
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=64)
 def _compiled_like(pattern: str) -> LikePattern:
     return LikePattern(pattern)
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=64)
 def _compiled_text(text: str) -> LikePattern:
     return LikePattern(text, wildcards=False)
