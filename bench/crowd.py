@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("--writes-per-s", type=float, default=50.0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    with srv.served(PYLON_SHARD_WORKERS="1", PYLON_RATE_LIMIT="0") as server:
+    with srv.served(PYLON_SHARD_WORKERS="1") as server:
         report = _run(server, args.clients, args.events, args.writes_per_s)
     for name, value in report.items():
         print(f"{name}: {value}")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,11 +109,11 @@ def fill(server: Server, count: int) -> list[str]:
 
 
 @contextmanager
-def served(**settings: str) -> Iterator[Server]:
+def served(manifest: Mapping[str, Any] = MANIFEST, **settings: str) -> Iterator[Server]:
     """Start a server, wait until it is ready, and drain it at the end."""
     with tempfile.TemporaryDirectory(prefix="pylon-load-") as name:
         folder = Path(name)
-        (folder / "pylon.manifest.json").write_text(json.dumps(MANIFEST))
+        (folder / "pylon.manifest.json").write_text(json.dumps(manifest))
         port = free_port()
         env = {k: v for k, v in os.environ.items() if not k.startswith("PYLON_")} | {
             "PYLON_MANIFEST": str(folder / "pylon.manifest.json"),
