@@ -106,3 +106,38 @@ def test_a_worker_that_cannot_boot_says_so_in_one_line(
     assert said["event"] in ("worker.boot_failed", "process.failed")
     assert ("trace" in said) is has_trace
     assert any(word in said["error"] for word in ("No space left", "store is gone", "a defect"))
+
+
+RAISES = """
+import gevent
+from gevent.hub import get_hub
+from pylon import log
+from pylon.errors import InvalidJson
+from workers import boot
+log.configure("json", "info", "http", "1")
+get_hub().print_exception = boot._log_greenlet
+
+def fail(error):
+    raise error
+
+for error in (InvalidJson("refused"), KeyError("defect")):
+    try:
+        get_hub().threadpool.spawn(fail, error).get()
+    except Exception as ex:
+        print("raised", type(ex).__name__, flush=True)
+gevent.spawn(fail, InvalidJson("nobody waits for it")).join()
+"""
+
+
+def test_an_error_for_a_client_that_a_thread_raises_is_not_logged() -> None:
+    """10 MB of brackets, refused over and over, wrote as many tracebacks into the log."""
+    done = subprocess.run(
+        [sys.executable, "-c", RAISES], cwd=ROOT, capture_output=True, text=True, timeout=30,
+        check=True,
+    )
+    lines = (done.stdout + done.stderr).splitlines()
+    assert [line for line in lines if line.startswith("raised")] == [
+        "raised InvalidJson", "raised KeyError"
+    ]
+    logged = [json.loads(line) for line in lines if line.startswith("{")]
+    assert [line["error"] for line in logged] == ["'defect'", "nobody waits for it"]

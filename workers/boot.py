@@ -32,7 +32,7 @@ from pylon.bus.messages import WorkerStatus
 from pylon.bus.runtime import Runtime
 from pylon.bus.status import StatusSender
 from pylon.clock import Clock
-from pylon.errors import StartRefused
+from pylon.errors import PylonError, StartRefused
 from pylon.limiter import RateLimiter, RateTable
 from pylon.storage.sqlite.pool import ReaderPool
 from workers.lifeline import die_with_parent
@@ -148,7 +148,13 @@ def run_status(
 def _log_greenlet(
     context: object, kind: object, error: BaseException | None, trace: object
 ) -> None:
-    """In place of gevent's own, which writes tracebacks between the lines of the log."""
+    """In place of gevent's own, which writes tracebacks between the lines of the log.
+
+    An error that is meant for a client may be raised in a thread of the pool. Its greenlet gets
+    it, and answers with it, so there is nothing to be said here.
+    """
+    if isinstance(error, PylonError) and not isinstance(context, gevent.Greenlet):
+        return
     _log.exception(
         "greenlet.died", error=error or RuntimeError("an unknown error"), greenlet=str(context)
     )
