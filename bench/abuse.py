@@ -7,7 +7,8 @@ One attack at a time (`attacks.py`), by a process with an address of its own. Me
 process gets a row by id, inserts rows, and measures how long each takes, and how long an insert
 takes to reach a WebSocket. The bar: p99 of get-by-id below 50 ms, nothing refused to others, no
 worker restarted. Exit code 1 when an attack is above it. Server and tools share the machine, so
-the line `none` says what is to be expected without an attack.
+the line `none` says what is to be expected without an attack, and the load average how
+much else the machine had to do.
 """
 
 from __future__ import annotations
@@ -146,8 +147,8 @@ def _attacked(name: str | None, seconds: float, items: int) -> dict[str, Any]:
             process.kill()
         restarts = server.status()["restarts"] - before["restarts"]
     return {
-        "attack": name or "none", **figures, "restarts": restarts,
-        "supervisor_peak_mib": round(peak_mib), "attacker_saw": answers,
+        "attack": name or "none", "load_average": round(os.getloadavg()[0], 1), **figures,
+        "restarts": restarts, "supervisor_peak_mib": round(peak_mib), "attacker_saw": answers,
         "holds": figures["get_p99_ms"] < BAR_MS and not restarts and not figures["others_failed"],
     }
 
@@ -279,16 +280,17 @@ def _measure(
 # --- The table --------------------------------------------------------------------------
 
 _HEAD: Final = (
-    "| attack | get p50 / p99 ms | insert p50 / p99 ms | WS p50 / p99 ms | others failed | "
-    "restarts | supervisor MiB | holds | attacker saw |",
-    "|---|---|---|---|---|---|---|---|---|",
+    "| attack | machine's load | get p50 / p99 ms | insert p50 / p99 ms | WS p50 / p99 ms | "
+    "others failed | restarts | supervisor MiB | holds | attacker saw |",
+    "|---|---|---|---|---|---|---|---|---|---|",
 )
 
 
 def _line(report: dict[str, Any]) -> str:
     saw = ", ".join(f"{name}: {count}" for name, count in sorted(report["attacker_saw"].items()))
     return (
-        f"| {report['attack']} | {report['get_p50_ms']} / {report['get_p99_ms']} | "
+        f"| {report['attack']} | {report['load_average']} | "
+        f"{report['get_p50_ms']} / {report['get_p99_ms']} | "
         f"{report['insert_p50_ms']} / {report['insert_p99_ms']} | "
         f"{report['ws_p50_ms']} / {report['ws_p99_ms']} | "
         f"{report['others_failed']} {' '.join(report['failures'])} | {report['restarts']} | "
