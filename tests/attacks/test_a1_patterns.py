@@ -130,6 +130,21 @@ def test_patterns_over_short_rows_run_inline_until_the_first_long_row(tmp_path: 
     pool.close()
 
 
+def test_one_slow_pattern_sends_other_patterns_of_its_entity_to_the_pool(tmp_path: Path) -> None:
+    """Else each new form of a filter would take its time where others wait."""
+    pool = notes(tmp_path, *["a" * 700] * 400)
+    before = moved()
+    assert pool.scan(page({"text": {"$like": "b"}}))[0] == 0
+    assert moved() == before
+    assert pool.scan(page(either(QUADRATIC)))[0] == 0
+    assert moved() == before + 1
+    assert pool.scan(page({"text": {"$like": "b"}}))[0] == 0
+    assert moved() == before + 2
+    assert pool.scan(page({"text": "b"}))[0] == 0
+    assert moved() == before + 2, "comparisons stay where they were"
+    pool.close()
+
+
 def test_a_full_text_match_never_runs_inline(tmp_path: Path) -> None:
     """FTS5 may work for long between two of the steps at which SQLite looks at the clock."""
     manifest = pages_manifest()

@@ -60,6 +60,8 @@ SCAN_CHECK_STEPS: Final = 500_000
 _SEPARATOR: Final = b"\x1e"  # a control character: JSON has it escaped only
 _BOOL_TEXT: Final = {"true": 1, "false": 0}
 _SLOW_FOR: Final = 63  # times that a slow statement is not tried in a hurry
+_PATTERN: Final = "pattern:"
+_BELIEVED_NS: Final = 50_000_000  # PERF: to ask for each pattern took 3 us of 65
 _NOT_BEGUN_S: Final = 0.0  # the deadline of a statement that has not been asked about yet
 
 
@@ -88,7 +90,8 @@ class SqliteReader:
 
     __slots__ = (
         "_begin_s", "_bounded", "_by_name", "_clock", "_conn", "_deadline_s", "_execute",
-        "_hurried", "_slow", "_timeout_s", "meter",
+        "_hurried", "_pattern_of", "_short_rows", "_short_rows_asked_ns", "_slow", "_timeout_s",
+        "meter",
     )
 
     def __init__(
@@ -110,6 +113,9 @@ class SqliteReader:
         self._begin_s = self._deadline_s = _NOT_BEGUN_S
         self._hurried = False
         self._slow: dict[str, int] = {}
+        self._pattern_of = ""  # of a statement with a pattern: the key of its kind in `_slow`
+        self._short_rows: dict[str, bool] = {}
+        self._short_rows_asked_ns = 0
         self._timeout_s = limits.READ_TIMEOUT_S
         self._conn = open_reader(path)
         self.meter = Meter(self._is_late)  # of the patterns of this connection
@@ -157,6 +163,7 @@ class SqliteReader:
         """
         usual_s, self._timeout_s = self._timeout_s, timeout_s
         self._hurried = True
+        self._pattern_of = ""
         try:
             return read(self)
         finally:
@@ -190,7 +197,10 @@ class SqliteReader:
         if query.where.sql == NOTHING.sql:
             return []
         if self._hurried:
-            self._refuse_long(entity, query.where, query.relevance)
+            if query.relevance is not None:
+                raise QueryTimeout("a full-text match cannot be hurried")
+            if query.where.work:
+                self._refuse_long(entity, query.where)
         selected, params = selection(sql, query)
         joined: bytes | None = self._one(
             f"SELECT CAST(group_concat(_j, char(30)) AS BLOB) FROM ({selected})", params
@@ -202,7 +212,10 @@ class SqliteReader:
         if query.where.sql == NOTHING.sql:
             return 0, b"[]"
         if self._hurried:
-            self._refuse_long(entity, query.where, query.relevance)
+            if query.relevance is not None:
+                raise QueryTimeout("a full-text match cannot be hurried")
+            if query.where.work:
+                self._refuse_long(entity, query.where)
         selected, params = selection(sql, query)
         with self._bounded:
             ((count, joined),) = self._all(
@@ -212,7 +225,7 @@ class SqliteReader:
 
     def count(self, entity: str, where: SqlClause) -> int:
         sql = self._sql(entity)
-        if self._hurried:
+        if self._hurried and where.work:
             self._refuse_long(entity, where)
         found = self._one(f"SELECT count(*) FROM {sql.table} WHERE {where.sql}", where.params)
         return int(found)
@@ -221,7 +234,7 @@ class SqliteReader:
         self, entity: str, where: SqlClause, fields: Sequence[str], most: int
     ) -> Tally:
         sql = self._sql(entity)
-        if self._hurried:
+        if self._hurried and where.work:
             self._refuse_long(entity, where)
         select = tally.statement(sql.table, where, fields, most)
         return tally.fold(fields, self._all(select.sql, select.params))
@@ -243,7 +256,7 @@ class SqliteReader:
 
     def aggregate(self, entity: str, aggregate: Aggregate) -> list[dict[str, Any]]:
         sql = self._sql(entity)
-        if self._hurried:
+        if self._hurried and aggregate.where.work:
             self._refuse_long(entity, aggregate.where)
         return aggregate_rows(self._all, sql.entity, aggregate)
 
@@ -366,6 +379,8 @@ class SqliteReader:
             if len(self._slow) >= limits.SLOW_STATEMENTS:
                 self._slow.clear()
             self._slow[sql] = _SLOW_FOR
+            if self._pattern_of:  # others like it may be as slow
+                self._slow[self._pattern_of] = _SLOW_FOR
         return translate(error)
 
     def _refuse(self, sql: str) -> None:
@@ -377,20 +392,34 @@ class SqliteReader:
         self._slow[sql] = left - 1
         raise QueryTimeout("the statement is known to take longer")
 
-    def _refuse_long(
-        self, entity: str, where: SqlClause, relevance: str | None = None
-    ) -> None:
-        """
+    def _refuse_long(self, entity: str, where: SqlClause) -> None:
+        """For a clause that is more than comparisons.
+
         Raises:
-            QueryTimeout: a single step of the statement may take too long for a hurry.
+            QueryTimeout: a single step of the statement may take too long for a hurry, or did
+                so with another pattern.
         """
-        if relevance is not None or where.work is Work.MATCH:
+        if where.work is Work.MATCH:
             raise QueryTimeout("a full-text match cannot be hurried")
-        if where.work is Work.PATTERN and not self._ask(has_short_rows, entity):
+        if not self._has_short_rows(entity):
             raise QueryTimeout("a pattern may meet long texts")
+        self._pattern_of = _PATTERN + entity
+        if self._pattern_of in self._slow:
+            self._refuse(self._pattern_of)
+
+    def _has_short_rows(self, entity: str) -> bool:
+        now_ns = self._clock.wall_ns()
+        if not 0 <= now_ns - self._short_rows_asked_ns < _BELIEVED_NS:
+            self._short_rows.clear()
+            self._short_rows_asked_ns = now_ns
+        known = self._short_rows.get(entity)
+        if known is None:
+            known = self._short_rows[entity] = self._ask(has_short_rows, entity)
+        return known
 
     def _refuse_long_node(self, node: GraphNode) -> None:
-        self._refuse_long(node.entity.name, node.where)
+        if node.where.work:
+            self._refuse_long(node.entity.name, node.where)
         for include in node.includes:
             self._refuse_long_node(include.node)
 

@@ -5,7 +5,8 @@ A key `short_rows:<Entity>` in `_pylon_meta` says that no row's JSON has ever be
 takes the key away, for good, in the transaction that writes the first long row. So the usual
 write pays for one comparison, and a pattern for one look-up and not for a look at each length.
 
-Invariant: the key is only missing too often, never too seldom. Called by the schema
+Invariant: the key is only missing too often, never too seldom. (A reader that hurries asks for
+it 20 times a second at most.) Called by the schema
 (`note_short_rows`), the writer (`forget_short_rows`) and `reader` (`has_short_rows`).
 """
 
