@@ -459,6 +459,14 @@ def test_a_void_cursor_is_told_where_the_log_goes_on(tmp_path: Path) -> None:
         stage.close()
 
 
+def test_a_socket_without_changes_needs_no_cursor(own_stage: Stage, own_ws: Worker) -> None:
+    """One that came for rooms or live queries is not sent away because of what it never gets."""
+    head = fill(own_stage, 3)[-1]
+    client = WsClient(own_ws.port, path=f"/?changes=0&since={head + 5}")
+    client.say(frames.PING, b"p")
+    assert client.reply() == (frames.PONG, b"p")
+
+
 def test_a_log_pruned_past_the_feed_closes_everyone_with_1012(
     own_stage: Stage, own_ws: Worker
 ) -> None:

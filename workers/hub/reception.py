@@ -131,13 +131,15 @@ class Reception:
         try:
             if error is not None:
                 raise error
-            cursor = replay.start_cursor(
-                visitor.cursor, connection.caller.session_id, visitor.address
-            )
+            cursor = None
+            if visitor.wants_changes:
+                cursor = replay.start_cursor(
+                    visitor.cursor, connection.caller.session_id, visitor.address
+                )
             if greeter.greeting:
                 connection.send(greeter.greeting)
             greeted = True
-            if not visitor.wants_changes:
+            if cursor is None:
                 return
             rest = replay.run_at_once(connection, cursor)
             if rest is not None:
