@@ -15,6 +15,7 @@ from typing import Final
 
 from pylon.config import Config
 from pylon.data_dir import data_dir_problems
+from pylon.disk_errors import start_error
 from pylon.errors import StartRefused
 from pylon.private_folders import (
     collect_dead_folders,
@@ -39,10 +40,8 @@ def prepare_data_dir(config: Config) -> None:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as ex:
-        raise StartRefused(
-            f"The data directory {path} cannot be written to: {ex.strerror or ex} "
-            "(PYLON_DB_PATH sets it)"
-        ) from ex
+        what = f"The data directory {path} (PYLON_DB_PATH sets it) cannot be written to"
+        raise start_error(ex, path, what) from ex
     for problem in data_dir_problems(config):
         raise StartRefused(problem)
 

@@ -21,6 +21,7 @@ from typing import Final
 from pylon import limits, log
 from pylon.bus.messages import MarkClean
 from pylon.bus.writer_port import LocalWriter
+from pylon.disk_errors import describe_os_error
 from pylon.errors import PylonError
 from supervisor.datadir import sync_files
 from supervisor.loop import Loop
@@ -158,7 +159,10 @@ class Drain:
             sync_files(parts.db_path)
         except (PylonError, OSError) as ex:
             # Everything acknowledged is in the WAL, which the next start reads: report it.
-            _log.exception("drain.not_flushed", error=ex)
+            text = describe_os_error(ex) if isinstance(ex, OSError) else ex.message
+            _log.error("drain.not_flushed", error=text, path=str(parts.db_path),
+                       hint="nothing is lost: the next start reads the WAL beside the database; "
+                       "make the disk writable, and do not copy the file without its -wal")
             flushed = False
         else:
             if not flushed:

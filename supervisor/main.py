@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import apsw
 import msgspec
 
 from pylon import descriptors, log
@@ -28,6 +29,8 @@ from pylon.bus.status import StatusReceiver
 from pylon.clock import SystemClock, SystemRandom
 from pylon.config import Loaded
 from pylon.data_dir import data_dir_warnings, keep_private
+from pylon.disk_errors import describe_os_error, start_error
+from pylon.errors import PylonError
 from pylon.ids import RowIds
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import compile_rules
@@ -36,6 +39,7 @@ from pylon.setting_checks import PORT_SETTINGS
 from pylon.startup import load_checked, start_warnings
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.epochs import read_boot_id
+from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.reader import SqliteReader
 from supervisor import seed
 from supervisor.answers import Answers
@@ -43,7 +47,7 @@ from supervisor.backups import Backups
 from supervisor.children import Children
 from supervisor.control import ControlServer
 from supervisor.datadir import database, prepare_data_dir
-from supervisor.drain import Drain
+from supervisor.drain import EXIT_COMPLETE, EXIT_CUT_SHORT, Drain
 from supervisor.events import Broken, DrainNews, Events, RolesChanged
 from supervisor.flusher import Flusher
 from supervisor.heartbeats import Heartbeats
@@ -66,7 +70,8 @@ def run(loaded: Loaded) -> int:
     """Serve until stopped.
 
     Returns:
-        0 after a complete drain, 75 after one that was cut short, 70 when the writer broke.
+        0 after a complete drain, 75 after one that was cut short or met a disk that it could not
+        write to, 70 when the writer broke.
 
     Raises:
         StartRefused: nothing was started.
@@ -82,13 +87,40 @@ def run(loaded: Loaded) -> int:
     prepare_data_dir(config)
     for warning in data_dir_warnings(config):
         _log.warning("data_dir", message=warning)
-    with ExitStack() as stack:
-        parts = _assemble(loaded, manifest, os.environ, stack)
-        return _serve(parts, stack)
+    with Closers() as stack:
+        try:
+            parts = _assemble(loaded, manifest, os.environ, stack)
+        except OSError as ex:
+            raise start_error(ex, f"{config.data_dir} or the runtime directory") from ex
+        code = _serve(parts, stack)
+    return EXIT_CUT_SHORT if stack.has_failed and code == EXIT_COMPLETE else code
+
+
+class Closers(ExitStack):
+    """Closes what a run has opened, in the reverse order. A step that the disk refuses is logged,
+    and stops no other: `has_failed`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_failed = False
+
+    def callback(self, callback: Callable[..., Any], /, *args: Any, **kwds: Any) -> Any:
+        """See `ExitStack`."""
+        return super().callback(self._attempt, callback, *args, **kwds)
+
+    def _attempt(self, callback: Callable[..., Any], *args: Any, **kwds: Any) -> None:
+        try:
+            callback(*args, **kwds)
+        except (OSError, PylonError, apsw.Error) as ex:
+            self.has_failed = True
+            text = describe_os_error(ex) if isinstance(ex, OSError) else error_text(ex)
+            _log.error("stop.incomplete", step=callback.__qualname__, error=text,
+                       hint="what was acknowledged is in the database and its WAL; the next start "
+                       "goes on from there")
 
 
 def _assemble(
-    loaded: Loaded, manifest: Manifest, environ: Mapping[str, str], stack: ExitStack
+    loaded: Loaded, manifest: Manifest, environ: Mapping[str, str], stack: Closers
 ) -> Parts:
     config, clock, pid = loaded.config, SystemClock(), os.getpid()
     rules = compile_rules(manifest, explain=config.dev_mode)
@@ -105,7 +137,10 @@ def _assemble(
     stack.callback(runtime.remove)
     # What was validated is what every worker loads, whatever happens to the file meanwhile.
     text = msgspec.json.format(msgspec.json.encode(manifest.source), indent=2)
-    runtime.manifest.write_bytes(text)
+    try:
+        runtime.manifest.write_bytes(text)
+    except OSError as ex:  # names no file where it is the writing that fails
+        raise start_error(ex, runtime.manifest) from ex
 
     events: Events = Events()
     queue_signals(events)
@@ -161,7 +196,7 @@ def _assemble(
     )
 
 
-def _serve(parts: Parts, stack: ExitStack) -> int:
+def _serve(parts: Parts, stack: Closers) -> int:
     started_s = parts.clock.monotonic_s()
     loop = Loop(parts, started_s)
     answers = Answers(parts, loop, os.getpid(), started_s)

@@ -13,6 +13,7 @@ dropped, and `EPOCH_RESYNC_S` makes their clients pull. Called by `supervisor.ma
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from pylon.bus.runtime import Runtime
 from pylon.changelog.marks import HeadMarks, marks_path
 from pylon.changelog.note_journal import LOST, NO_KEY, Note, make_journal, now_us, read_journal
 from pylon.clock import Clock
+from pylon.disk_errors import describe_os_error
 from pylon.storage.contract import Reader
 
 _US_PER_S: Final = 1_000_000
@@ -107,8 +109,10 @@ def save_notes(db_path: Path, runtime: Runtime, boot_id: str, clock: Clock) -> N
             make_journal(saved_path(db_path), boot_id, found[1], clock)
     except OSError as ex:
         # The next start finds none, and says so to the hubs.
-        saved_path(db_path).unlink(missing_ok=True)
-        _log.warning("notes.not_saved", path=str(saved_path(db_path)), error=str(ex))
+        with suppress(OSError):
+            saved_path(db_path).unlink(missing_ok=True)
+        _log.warning("notes.not_saved", error=describe_os_error(ex, saved_path(db_path)),
+                     hint="clients that connect after the next start pull again")
 
 
 def _is_recent(reader: Reader, clock: Clock) -> bool:

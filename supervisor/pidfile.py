@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pylon.data_dir import open_private
+from pylon.disk_errors import start_error
 from pylon.errors import StartRefused
 
 _PATIENCE_S: Final = 1.0  # `pylonctl status` and `stop` hold the lock for a moment
@@ -43,7 +44,7 @@ class Pidfile:
         try:
             fd = open_private(path, os.O_RDWR | os.O_CREAT)
         except OSError as ex:
-            raise StartRefused(f"The pidfile {path} cannot be made: {ex.strerror}") from ex
+            raise start_error(ex, path, "The pidfile cannot be made") from ex
         tries = int(_PATIENCE_S / _POLL_S)
         for attempt in range(tries + 1):
             try:
@@ -60,21 +61,40 @@ class Pidfile:
             else:
                 break
         left_behind = _facts(path)
-        os.ftruncate(fd, 0)
+        try:
+            os.ftruncate(fd, 0)
+        except OSError as ex:
+            os.close(fd)
+            raise start_error(ex, path) from ex
         return cls(path, fd, left_behind)
 
     def write(self, **facts: Any) -> None:
-        """Say who holds the lock, as one JSON object."""
+        """Say who holds the lock, as one JSON object.
+
+        Raises:
+            StartRefused: the disk refuses it.
+        """
         text = json.dumps(facts).encode() + b"\n"
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, text, 0)
+        try:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, text, 0)
+        except OSError as ex:
+            raise start_error(ex, self.path) from ex
 
     def release(self) -> None:
-        """Empty the file and let go of the lock. Idempotent."""
+        """Empty the file and let go of the lock. Idempotent.
+
+        Raises:
+            OSError: the file could not be emptied; the lock is gone in any case.
+        """
         if self._fd >= 0:
-            os.ftruncate(self._fd, 0)
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
+            try:
+                os.ftruncate(fd, 0)
+            except OSError as ex:
+                raise OSError(ex.errno, ex.strerror, str(self.path)) from ex
+            finally:
+                os.close(fd)
 
 
 def _holder(path: Path) -> str:

@@ -1,6 +1,6 @@
 """What the verbs of `pylonctl` share: the `--json` flag, printing, and exit codes.
 
-Exit codes (spec/http.md §8, and EX_CONFIG): 0 ok, 1 error, 64 usage, 69 unavailable,
+Exit codes (spec/http.md §8, and sysexits): 0 ok, 1 error, 64 usage, 69 unavailable, 75 try again,
 78 configuration.
 """
 
@@ -13,12 +13,13 @@ from typing import Any, Final, TypeVar
 import click
 import orjson
 
-from pylon.errors import NotRunning, PylonError, StartRefused
+from pylon.errors import NotRunning, PylonError, StartDelayed, StartRefused
 
 OK: Final = 0
 ERROR: Final = 1
 USAGE: Final = 64
 UNAVAILABLE: Final = 69
+TRY_AGAIN: Final = 75
 CONFIG: Final = 78
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -88,6 +89,8 @@ def failure_body(error: PylonError) -> dict[str, Any]:
 
 def exit_code_of(error: PylonError) -> int:
     """The exit code that an error ends `pylonctl` with."""
+    if isinstance(error, StartDelayed):
+        return TRY_AGAIN
     if isinstance(error, StartRefused):
         return CONFIG
     if isinstance(error, NotRunning) or error.status == 503:

@@ -52,6 +52,7 @@ from pylon.errors.operation import (
     NotRunning,
     SchemaRefused,
     SettingsRefused,
+    StartDelayed,
     StartRefused,
 )
 from pylon.errors.request import (
@@ -172,6 +173,7 @@ __all__ = [
     "ShardsNotAvailable",
     "SnapshotCursorInvalid",
     "SocketLimit",
+    "StartDelayed",
     "StartRefused",
     "StoreUnavailable",
     "SubscribeFailed",

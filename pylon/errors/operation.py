@@ -20,6 +20,16 @@ class StartRefused(PylonError):
     status = 500
 
 
+class StartDelayed(StartRefused):
+    """A start cannot write to a disk: it is full, read-only or broken. One line that names the
+    path, and exit code 75 (EX_TEMPFAIL), after which systemd tries again.
+
+    Remedy: make room on the disk or mend it, and start again.
+    """
+
+    code = "START_DELAYED"
+
+
 class SettingsRefused(StartRefused):
     """Settings have values that cannot be read; `problems` has a line for each.
 

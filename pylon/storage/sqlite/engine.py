@@ -46,7 +46,14 @@ from pylon.bus.messages import (
 )
 from pylon.changelog.event import ChangeBatch
 from pylon.clock import Clock
-from pylon.errors import InternalError, LimitExceeded, PylonError, StartRefused, StoreUnavailable
+from pylon.errors import (
+    InternalError,
+    LimitExceeded,
+    PylonError,
+    StartDelayed,
+    StartRefused,
+    StoreUnavailable,
+)
 from pylon.log import get_logger
 from pylon.manifest.model import Manifest
 from pylon.schema.apply import prepare_store
@@ -150,6 +157,11 @@ class SqliteEngine:
         except apsw.Error as error:
             if conn is not None:
                 conn.close()
+            if isinstance(error, (apsw.FullError, apsw.IOError)):
+                raise StartDelayed(
+                    f"the database {path} cannot be used: {error_text(error)}: make room on its "
+                    "disk or mend it, and start again"
+                ) from error
             raise StartRefused(
                 f"the database {path} cannot be used: {error_text(error)}"
             ) from error

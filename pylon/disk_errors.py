@@ -1,0 +1,50 @@
+"""Errors of the operating system about files, as sentences: which path, what it is, what to do.
+
+`str(OSError)` says "[Errno 28] No space left on device", and where the call had a descriptor only,
+not even the path. Called where a start or a stop meets a disk that is full, read-only or broken.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Final
+
+from pylon.errors import StartDelayed, StartRefused
+
+_REMEDIES: Final = {
+    errno.ENOSPC: "free space on its disk",
+    errno.EDQUOT: "raise the quota, or free space",
+    errno.EROFS: "mount its file system read-write",
+    errno.EACCES: "give it back its owner and mode",
+    errno.EPERM: "give it back its owner and mode",
+    errno.EIO: "its disk fails: see the kernel's log",
+    errno.ENOENT: "make it again, or set the path to where it is",
+}
+# What may pass without a change of the configuration.
+_PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
+
+
+def describe_os_error(error: OSError, path: str | Path | None = None) -> str:
+    """The sentence.
+
+    Args:
+        path: what the call was about, where the error does not name it.
+    """
+    named = error.filename if error.filename is not None else path
+    where = "" if named is None else f"{named}: "
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{where}{error.strerror or error}" + ("" if remedy is None else f" ({remedy})")
+
+
+def start_error(
+    error: OSError, path: str | Path | None = None, what: str | None = None
+) -> StartRefused:
+    """The error for a start that `error` has ended: one that may work later, where it may.
+
+    Args:
+        what: could not be done.
+    """
+    kind = StartDelayed if error.errno in _PASSING else StartRefused
+    text = describe_os_error(error, path)
+    return kind(text if what is None else f"{what}: {text}")
