@@ -162,13 +162,14 @@ def _path_of_either(entity: Entity, parts: list[_Compared]) -> SqlClause | None:
 class _Conditions:
     """Reads one filter, and counts."""
 
-    __slots__ = ("_directives", "_entity", "_hard", "_searches", "_terms")
+    __slots__ = ("_directives", "_entity", "_hard", "_pattern_chars", "_searches", "_terms")
 
     def __init__(self, entity: Entity, directives: Collection[str]) -> None:
         self._entity = entity
         self._directives = directives
         self._searches = False
         self._hard = 0
+        self._pattern_chars = 0
         self._terms = 0
 
     def of(self, body: object, depth: int, compared: _Compared | None) -> SqlClause:
@@ -252,15 +253,21 @@ class _Conditions:
             if make is None:
                 raise _unknown(operator, tuple(_OPERATORS))
             clause = make(self._entity, field, value)
-            if operator == "$like" and is_hard(clause):
-                self._count_hard()
+            if operator == "$like":
+                self._count_pattern(value, clause)
             if compared is not None:
                 compared.note(field.name, operator, clause)
             clauses.append(clause)
         return clauses
 
-    def _count_hard(self) -> None:
-        self._hard += 1
+    def _count_pattern(self, pattern: str, clause: SqlClause) -> None:
+        self._pattern_chars += len(pattern)
+        if self._pattern_chars > limits.LIKE_CHARS:
+            raise LimitExceeded(
+                f"The $like patterns of a filter have {limits.LIKE_CHARS} characters at most, "
+                "all together"
+            )
+        self._hard += is_hard(clause)
         if self._hard > limits.HARD_PATTERNS:
             raise LimitExceeded(
                 f"A filter may have {limits.HARD_PATTERNS} $like patterns at most that are long "
