@@ -16,6 +16,7 @@ import ctypes
 import gc
 import os
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
@@ -39,6 +40,7 @@ from workers.lifeline import die_with_parent
 
 EXIT_CONFIG: Final = 78  # EX_CONFIG: starting again with the same settings cannot help
 _HEARTBEAT_S: Final = 1.0
+_SWITCH_S: Final = 0.000_5
 _TICK_S: Final = 0.1  # how finely a stall of the hub is measured
 
 _log = log.get_logger("worker")
@@ -96,7 +98,8 @@ def boot() -> Booted:
 
 
 def freeze() -> None:
-    """Take everything loaded so far out of the collector's sight, and collect less often.
+    """Take everything loaded so far out of the collector's sight, collect less often, and have
+    threads give way to the hub sooner.
 
     What lives as long as the process need not be traversed; a collection of the oldest
     generation would stop the hub for tens of milliseconds. What loading has left behind goes
@@ -108,6 +111,9 @@ def freeze() -> None:
         libc.malloc_trim(0)
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
+    # PERF: beside a thread that runs Python code, a system call of the hub takes 0.02 ms in place
+    # of 10 (p99), for the hub waits for the interpreter after each of them.
+    sys.setswitchinterval(_SWITCH_S)
 
 
 def run_status(
