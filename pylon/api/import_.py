@@ -10,6 +10,7 @@ same object that the JSON form is answered with, with ``"done": true``.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -219,7 +220,7 @@ def _from_small_document(body: Any, is_doubtful: bool) -> Iterator[Sent | PylonE
 
 
 def _from_lines(raw: bytes) -> Iterator[Sent | PylonError]:
-    for line in raw.split(b"\n"):
+    for line in io.BytesIO(raw):  # not all at once: there may be ten million
         if not line.strip():
             continue
         try:
