@@ -29,6 +29,7 @@ from pylon.changelog.pull import Pulled, delta, snapshot
 from pylon.errors import PylonError, ResyncRequired, SnapshotCursorInvalid
 
 _SINCE: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
+_PIECE_BYTES: Final = 64 * 1024
 _SMALL_BYTES: Final = 256 * 1024
 
 
@@ -72,6 +73,10 @@ class Pull:
         except PylonError:
             services.notes.note(key, since)
             raise
+        if len(pulled.body) > _PIECE_BYTES:
+            # It took long and is paid for now: others, and then other callers' long ones, come
+            # before this caller's next.
+            services.turns.wait(subject_of(req, services))
         services.notes.note(key, pulled.cursor if pulled.has_more else since)
         send_raw(resp, pulled.body)
 

@@ -12,6 +12,7 @@ import gevent
 import pytest
 
 from pylon import limits, metrics
+from pylon.api import sync
 from pylon.changelog import pull
 from pylon.errors import QueryTimeout
 from pylon.storage.contract import Query
@@ -224,3 +225,33 @@ def test_merges_of_one_caller_leave_a_process_to_others(monkeypatch: pytest.Monk
     finally:
         gevent.killall(attack)
         made.close()
+
+
+def test_long_deltas_are_made_in_different_turns_of_the_loop(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks(server, 1_000)
+    first = server.services.store.point(lambda reader: reader.head_seq()) - 900
+    made: list[int] = []  # the turn of each delta
+    turn = 0
+    delta = sync.delta
+    monkeypatch.setattr(sync, "delta", lambda *args: (made.append(turn), delta(*args))[1])
+
+    def count_turns() -> None:
+        nonlocal turn
+        while True:
+            gevent.sleep(0.000_1)
+            turn += 1
+
+    def follow(number: int) -> None:
+        for page in range(10):
+            since = first + 10 * number + page  # no two alike, so none is remembered
+            answer = server.call("GET", f"/api/sync/pull?since={since}", remote_addr=ATTACKER)
+            assert len(answer.json["changes"]) > 500
+
+    clock = gevent.spawn(count_turns)
+    pulls = [gevent.spawn(follow, number) for number in range(8)]
+    gevent.joinall(pulls, timeout=60, raise_error=True)
+    clock.kill()
+    assert len(made) == 80
+    assert len(set(made[8:])) >= 24  # the first of each come at once
