@@ -13,11 +13,13 @@ fits SQLite and PostgreSQL alike. Called by the API (bodies), the writer (merge)
 from __future__ import annotations
 
 import base64
+import json
 import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
+from itertools import islice
 from operator import itemgetter
 from typing import Annotated, Any, Final
 
@@ -403,12 +405,18 @@ def invalid_value(entity: Entity, field: Field, value: object) -> InvalidValue:
 
 
 def shown(value: object) -> object:
-    """`value` as an error may carry it: scalars as they are, all else as text, shortened."""
-    if value is None or isinstance(value, (bool, int, float)):
+    """`value` as an error may carry it: scalars as they are, all else as text, shortened.
+
+    An integer beyond 64 bits, as `decode_query` reads it, is text too: orjson does not write it.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if INT_MIN <= value <= INT_MAX else _shorten(str(value))
+    if value is None or isinstance(value, (bool, float)):
         return value
     if isinstance(value, str):
         return _shorten(value)
-    return _shorten(orjson.dumps(value).decode())
+    pieces = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).iterencode(value)
+    return _shorten("".join(islice(pieces, _SHOWN_CHARS + 1)))
 
 
 def _shorten(text: str) -> str:

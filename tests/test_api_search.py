@@ -199,3 +199,21 @@ def test_only_the_most_frequent_values_are_counted(
     answer = server.call("POST", "/api/search/Page", {"facets": ["price"]}, ADMIN_TOKEN)
     assert len(answer.json["facetCounts"]["price"]) == 2
     assert answer.json["total"] == len(ROWS)
+
+
+@pytest.mark.parametrize("number", ["-9223372036854775809", "1180591620717411303424"])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("search", '{"filters":{"kind":%s}}'), ("search", '{"filters":{"rank":[[%s]]}}'),
+        ("query", '{"rank":%s}'), ("query", '{"rank":{"$ne":%s}}'),
+        ("query", '{"rank":{"$in":[1,%s]}}'), ("query", '{"title":{"$like":[%s]}}'),
+        ("aggregate", '{"count":"*","where":{"rank":%s}}'),
+    ],
+)
+def test_a_refused_integer_beyond_64_bits_is_named_in_the_error(
+    server: Server, path: str, body: str, number: str
+) -> None:
+    answer = server.call("POST", f"/api/{path}/Page", (body % number).encode(), ADMIN_TOKEN)
+    assert answer.status_code == 400, answer.text
+    assert number in str(answer.json["error"]["value"])
