@@ -51,6 +51,16 @@ def test_a_row_is_addressed_by_its_encoded_id(server: Server, row_id: str) -> No
     assert asked(server, "GET", path).status == 404
 
 
+def test_a_row_with_the_id_of_the_page_route_is_changed_and_deleted(server: Server) -> None:
+    put(server, "cursor")
+    path = "/api/entities/Note/cursor"
+    assert asked(server, "PATCH", path, {"title": "changed"}).status == 200
+    assert json.loads(asked(server, "GET", path).body)["data"][0]["title"] == "changed"
+    assert asked(server, "DELETE", path).status == 200
+    assert asked(server, "GET", "/api/lookup/Note/id/cursor").status == 404
+    assert asked(server, "DELETE", path).status == 404
+
+
 def test_small_letters_in_the_escape_mean_the_same(server: Server) -> None:
     put(server, "a/b")
     assert asked(server, "GET", "/api/entities/Note/a%2fb").status == 200
