@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from pylon import ShardConfig, SimState, shard
 from pylon.errors import InputRejected, StartRefused
 from pylon.realtime import app_module, kinds
-from pylon.realtime.snapshots import Format
+from pylon.realtime.snapshots import Format, encode
 from tests.realtime_kit import Counters
 
 
@@ -177,6 +178,22 @@ def test_a_text_that_is_not_utf8_is_refused_to_its_sender(raw: bytes) -> None:
     assert kind is not None
     with pytest.raises(InputRejected):
         kind.decode_input(raw, Format.MSGPACK)
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**200])
+def test_an_integer_that_no_snapshot_could_carry_is_refused_to_its_sender(number: int) -> None:
+    shard("arena")(Counters)
+    kind = kinds.kind_of("arena")
+    assert kind is not None
+    with pytest.raises(InputRejected):
+        kind.decode_input(b'{"by":%d}' % number, Format.JSON)
+    for carried in (2**64 - 1, -(2**63)):
+        assert kind.decode_input(b'{"by":%d}' % carried, Format.JSON).by == carried
+
+
+def test_a_snapshot_with_an_integer_beyond_64_bits_is_sent_in_both_formats() -> None:
+    assert msgspec.json.decode(encode({"sum": 2**70}, Format.JSON)) == {"sum": 2**70}
+    assert msgspec.msgpack.decode(encode({"sum": 2**70}, Format.MSGPACK)) == {"sum": 2.0**70}
 
 
 @given(st.binary(max_size=40), st.sampled_from(Format))

@@ -27,6 +27,7 @@ from pylon.realtime.state import SimState
 EVENT_POLL_S: Final = 0.01
 
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+_LONG_INTEGER: Final = re.compile(rb"[0-9]{19}")
 _MOST: Final = {"tick_rate_hz": 1_000, "allow_reconnection_s": 3_600, "tick_budget_s": 60}
 _State = TypeVar("_State", bound=type[SimState])
 
@@ -72,6 +73,7 @@ class Kind:
             if format is Format.MSGPACK:
                 raw = msgspec.json.encode(msgspec.msgpack.decode(raw))
             check_bounds(raw)
+            _check_integers(raw)
             value = self.json_input.decode(raw)
         except (
             msgspec.MsgspecError, TypeError, OverflowError, UnicodeError, InvalidJson, LimitExceeded
@@ -91,6 +93,19 @@ class Kind:
     def is_event_driven(self) -> bool:
         """Whether it ticks only when inputs wait."""
         return not self.config.tick_rate_hz
+
+
+def _check_integers(raw: bytes) -> None:
+    """Pass if no integer of a JSON text is beyond 64 bits, signed or unsigned.
+
+    A JSON decoder in Python makes such integers, and the app may repeat one in its snapshot, for
+    which MessagePack and the saved state have no form.
+
+    Raises:
+        OverflowError: it holds one.
+    """
+    if _LONG_INTEGER.search(raw) is not None:
+        msgspec.msgpack.encode(msgspec.json.decode(raw))
 
 
 _KINDS: Final[dict[str, Kind]] = {}

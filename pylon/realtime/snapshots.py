@@ -15,6 +15,7 @@ import enum
 from typing import Any, Final, Protocol
 
 import msgspec
+import orjson
 
 
 class Format(enum.Enum):
@@ -51,8 +52,16 @@ _MSGPACK: Final = msgspec.msgpack.Encoder()
 
 
 def encode(value: Any, format: Format) -> bytes:  # noqa: A002  the wire's own word
-    """`value` as bytes; `msgspec.Raw` within it is taken as it is."""
-    return (_JSON if format is Format.JSON else _MSGPACK).encode(value)
+    """`value` as bytes; `msgspec.Raw` within it is taken as it is.
+
+    Integers beyond 64 bits, which MessagePack does not have, are floats in it.
+    """
+    if format is Format.JSON:
+        return _JSON.encode(value)
+    try:
+        return _MSGPACK.encode(value)
+    except OverflowError:
+        return _MSGPACK.encode(orjson.loads(_JSON.encode(value)))
 
 
 def delta_between(before: Any, after: Any) -> Any:
