@@ -76,6 +76,7 @@ BATCH_BYTES: Final = 8 * 1024 * 1024
 BATCH_S: Final = 0.005
 BATCH_LARGE_BYTES: Final = 2 * 1024 * 1024  # of images of large rows in one transaction
 LARGE_ROW_BYTES: Final = 64 * 1024  # of JSON; few larger rows change in one transaction
+LARGE_ROWS_KNOWN: Final = 1_000  # that the writer remembers, so that it need not look for them
 JUDGED_FIRST_BYTES: Final = 4 * 1024  # the writer judges larger rows before it reads their JSON
 TRANSACT_BYTES: Final = 32 * 1024 * 1024  # of images before and after, of one `Transact`
 MEMORY_TRIM_BYTES: Final = 4 * 1024 * 1024  # of large rows written; then free memory is given back

@@ -7,8 +7,9 @@ themselves while a commit runs.
 
 Requests about large rows may take the engine milliseconds each. One transaction takes
 `limits.BATCH_LARGE_BYTES` of them; the engine defers the others, and they wait here in the order of
-their arrival. After large rows the next ones wait as long as these took, so that others have half
-of the time at the least. The writer refuses a call that has waited longer than its worker waits.
+their arrival. While others write, large rows wait after each turn as long as that took, so that
+others have half of the time at the least. The writer refuses a call that has waited longer than
+its worker waits.
 
 Invariants: nothing is answered or published before its commit; every request is answered,
 also when the engine fails in a way that nobody foresaw; requests of one call keep their order.
@@ -38,8 +39,8 @@ from pylon.storage.sqlite import memory
 
 _log = log.get_logger("writer")
 _IDLE_S: Final = 1.0
-_DUE_CALLS: Final = 64  # deferred calls that are tried in one transaction
 _REST_MAX_S: Final = 0.25
+_OTHERS_FRESH_S: Final = 1.0
 _TRIM_PERIOD_S: Final = 1.0
 _REFUSED_LOGGED_EVERY_S: Final = 10.0
 _REFUSED_FRESH_S: Final = 5.0  # then readiness is given again, so that writes are tried
@@ -72,6 +73,7 @@ class Writer:
         self._failures = 0
         self._deferred: deque[_Call] = deque()
         self._rest_until_s = 0.0  # of the deferred
+        self._others_at_s = float("-inf")  # when something else than large rows was changed
         self._trim_at_s = 0.0
         self._untrimmed_bytes = 0
         self._refusal: Refusal | None = None  # the last one
@@ -110,7 +112,7 @@ class Writer:
                 self._carry_out(due, new, 0 if is_resting else limits.BATCH_LARGE_BYTES)
             elif not arrivals and not self._deferred and self._stopping.is_set():
                 break
-            self._trim_memory(is_idle=not (due or new))
+            self._trim_memory(is_idle=not (due or new or self._deferred))
         self._port.close()
         self._publisher.close()
         self._signals.close()
@@ -124,9 +126,9 @@ class Writer:
         return max(0.0, self._rest_until_s - self._clock.monotonic_s())
 
     def _due(self, now_s: float) -> list[_Call]:
-        """The deferred calls that go into the next transaction, as far as it has room."""
+        """The deferred call that goes into the next transaction, if there is one."""
         due: list[_Call] = []
-        while self._deferred and len(due) < _DUE_CALLS:
+        while self._deferred and not due:  # each may take the whole transaction's budget
             call = self._deferred.popleft()
             if now_s - call.since_s < limits.WRITE_TIMEOUT_S:
                 due.append(call)
@@ -156,10 +158,13 @@ class Writer:
             self._publisher.publish(result.batch)
         if result.documents:
             self._signals.send(DocumentsChanged())
+        now_s = self._clock.monotonic_s()
+        if len(result.replies) > result.large_rows:
+            self._others_at_s = now_s
         if result.large_bytes:
             self._untrimmed_bytes += result.large_bytes
-            now_s = self._clock.monotonic_s()
-            self._rest_until_s = now_s + min(now_s - began_s, _REST_MAX_S)
+            if now_s - self._others_at_s < _OTHERS_FRESH_S:
+                self._rest_until_s = now_s + min(now_s - began_s, _REST_MAX_S)
         metrics.WRITES_DEFERRED.set(len(self._deferred))
         self._set_depth(0)
 

@@ -131,14 +131,15 @@ class Refusal(NamedTuple):
 class BatchResult:
     """One reply for each request that was not deferred, in order; what to publish (None: no row
     changed); how long the transaction took, from BEGIN to the end of COMMIT; whether a document
-    changed of which no event tells; what was deferred, in order; how many bytes of large rows
-    were read and written; and why the store refused all of it, if it did."""
+    changed of which no event tells; what was deferred, in order; how many large rows were
+    changed, and bytes of them read and written; and why the store refused all of it, if it did."""
 
     replies: list[WriteReply]
     batch: ChangeBatch | None
     commit_s: float
     documents: bool = False
     deferred: Sequence[WriteRequest] = ()
+    large_rows: int = 0
     large_bytes: int = 0
     refusal: Refusal | None = None
 

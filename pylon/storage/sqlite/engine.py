@@ -258,7 +258,7 @@ class SqliteEngine:
         published = ChangeBatch(previous, events) if events else None
         return BatchResult(
             replies, published, self._clock.monotonic_s() - started_s, journal.documents,
-            deferred, self._large.spent_bytes,
+            deferred, self._large.rows, self._large.spent_bytes,
         )
 
     def _finish(self, journal: Journal) -> None:

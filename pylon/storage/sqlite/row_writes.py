@@ -74,7 +74,7 @@ class RowWrites:
         row_id, row_json = op.row_id, op.row_json
         if len(row_json) > limits.LARGE_ROW_BYTES:
             check_row_size(op.entity, len(row_json), table.row_max_bytes)
-            self.large.charge(len(row_json))
+            self.large.charge(op.entity, row_id, len(row_json))
         earlier = journal.event_of_deleted(op.entity, row_id) if journal.deleted else None
         seq = journal.seq + 1 if earlier is None else earlier.seq
         try:
@@ -218,6 +218,8 @@ class RowWrites:
             PolicyDenied: the row is not small, and the caller may not change it as asked.
             DeferredError: see `large_rows`.
         """
+        if self.large.known:
+            self.large.check_known(op.entity, op.row_id)
         found = self._execute(table.select_small, (op.row_id,)).get
         if found is None:
             raise NotFound("Row not found")
@@ -258,7 +260,7 @@ class RowWrites:
         if not is_allowed:
             raise rules.denied("delete" if isinstance(op, DeleteRow) else "update", auth)
         if size_bytes > limits.LARGE_ROW_BYTES:
-            self.large.charge(size_bytes)
+            self.large.charge(op.entity, op.row_id, size_bytes)
         row_json: bytes = self._execute(table.select, (op.row_id,)).get[0]
         return row_json
 
