@@ -16,7 +16,7 @@ from pylon import limits
 from pylon.auth.context import ADMIN, AuthContext
 from pylon.bus.messages import InsertRow, Transact, WriteRequest
 from pylon.changelog.change import Change, seen_as
-from pylon.changelog.event import ChangeEvent
+from pylon.changelog.event import ChangeBatch, ChangeEvent
 from pylon.changelog.feed import Feed
 from pylon.changelog.pull import delta
 from pylon.changelog.tail import Tail
@@ -25,10 +25,12 @@ from pylon.manifest.model import Entity, Field, FieldType, Manifest, Policy
 from pylon.policy.rules import compile_rules
 from pylon.storage.contract import Query
 from pylon.storage.sqlite.engine import SqliteEngine
+from pylon.storage.sqlite.matching import matcher_of
 from pylon.storage.sqlite.pool import ReaderPool
 from pylon.values import EntityCodec
 from tests import storage_kit as kit
 from tests.storage_kit import apply, row_id
+from workers.ws.live_watches import Watch, viewer
 
 SECRET = "a text that is not for strangers"
 POST = Entity(
@@ -182,6 +184,24 @@ def test_a_delete_names_the_row_and_no_more(store: Store, auth: AuthContext) -> 
                 assert sorted(shown) == ["entity", "kind", "row_id", "seq", "timestamp"]
     deletes = [c for c in store.pull(0, auth)["changes"] if c["kind"] == "delete"]
     assert deletes and not any("data" in change for change in deletes)
+
+
+def test_a_live_query_that_catches_up_gets_no_image_of_a_row_that_is_private_now(
+    store: Store,
+) -> None:
+    events = [
+        *store.commit(insert(1, pub=True)), *store.commit(update(1, text="x")),
+        *store.commit(update(1, pub=False)),
+    ]
+    rules = RULES.of("Post")
+    key = ("Post", b"{}", viewer(rules, STRANGER))
+    watch = Watch(key, POST, matcher_of(POST, {}), rules)
+    alone = [watch.kind(Change(event)) for event in events]
+    assert alone == ["insert", "update", "delete"]  # as each was delivered when it happened
+    tail = Tail(0)
+    tail.append(ChangeBatch(0, events))
+    tail.relate()
+    assert [watch.kind(change) for change in tail.after(0) or []] == [None, None, "delete"]
 
 
 STEP = st.tuples(st.integers(1, 3), st.sampled_from(["show", "hide", "edit", "delete"]))
