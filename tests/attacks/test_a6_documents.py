@@ -1,0 +1,45 @@
+"""A6: pushes to documents are limited for each identity; guests count by their address."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pylon import rates
+from tests.document_kit import LoroClient
+from tests.support.manifests import notes_app
+from tests.support_writer import ADMIN_TOKEN, Server, running
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with running(tmp_path, notes_app()) as made:
+        yield made
+
+
+def test_one_identity_pushes_so_often_and_another_is_not_refused(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rates.DOCUMENT_PUSHES.limit / rates.DOCUMENT_PUSHES.window_s >= 10, "people type"
+    monkeypatch.setattr("pylon.api.crdt.DOCUMENT_PUSHES", rates.Rate("document-pushes", 5, 60.0))
+    note = {"title": "t", "ownerId": "ada", "shared": True}
+    row_id = server.call("POST", "/api/entities/Note", note, ADMIN_TOKEN).json["id"]
+    client = LoroClient()
+    client.doc.get_map("row").insert("title", "x")
+    body = {"update": client.update().hex()}
+
+    def pushes(token: str, count: int = 8) -> list[int]:
+        path = f"/api/crdt/Note/{row_id}"
+        return [server.call("POST", path, body, token).status_code for _ in range(count)]
+
+    assert pushes(server.user("ada")) == [200] * 5 + [429] * 3
+    assert pushes(server.user("ada")) == [429] * 8, "another session of hers"
+    assert pushes(server.user("bob"), 5) == [403] * 5
+    assert pushes(ADMIN_TOKEN) == [200] * 8
+    guests = [server.guest() for _ in range(2)]
+    assert pushes(guests[0], 5) == [403] * 5
+    assert pushes(guests[1], 2) == [429] * 2, "guests are made by anybody"
+    server.clock.advance(60)
+    assert pushes(server.user("ada"), 1) == [200]
