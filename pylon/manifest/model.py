@@ -92,8 +92,16 @@ class Entity:
     def index_columns(self) -> tuple[tuple[str, ...], ...]:
         """The columns of each index that the table has, that of the ids among them."""
         unique = tuple((f.name,) for f in self.fields if f.unique)
+        declared = tuple(index.fields for index in self.indexes if index.unique)
+        return (*self.range_columns, *unique, *declared)
+
+    @cached_property
+    def range_columns(self) -> frozenset[tuple[str, ...]]:
+        """Those of the indexes that are there to look for ranges, and not for uniqueness."""
         sortable = () if self.search is None else tuple((name,) for name in self.search.sortable)
-        return (("id",), *unique, *(index.fields for index in self.indexes), *sortable)
+        return frozenset(
+            (("id",), *(index.fields for index in self.indexes if not index.unique), *sortable)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,8 @@ Ask = Callable[[SqliteReader, App, str, dict[str, Any]], object]
 
 def secrets_app() -> dict[str, Any]:
     """Three entities alike: rows are shared or their owner's; their owner's, by an index; and
-    shared or their owner's with a full-text index. `pin` and `parentId` have an index."""
+    shared or their owner's with a full-text index. `pin` and `parentId` have an index, `token`
+    is unique."""
     rules = {
         "Open": "data.shared || data.ownerId == auth.userId",
         "Mine": "data.ownerId == auth.userId",
@@ -65,6 +66,7 @@ def secrets_app() -> dict[str, Any]:
                 field("text", "string"), field("note", "string"), field("pin", "string"),
                 field("ownerId", "string"), field("shared", "bool"),
                 field("parentId", "string", optional=True),
+                field("token", "string", optional=True, unique=True),
             ],
             "indexes": [
                 {"name": f"{name}_by_{f}", "fields": [f], "unique": False}
@@ -291,6 +293,9 @@ def test_a_range_of_an_index_is_looked_through_once(watched: Watched) -> None:
     assert path({"pin": PIN, "note": "n"}).count('"pin"') == 1
     assert '"note"' not in path({"pin": PIN, "note": "n", "text": {"$gt": "a"}})
     assert '"text"' not in path({"note": "n", "text": {"$gt": "a"}})
+    assert '"token"' in path({"token": "a", "note": "n"})
+    for beginning in ({"$startsWith": "a"}, {"$gt": "a", "$lt": "b"}):
+        assert '"token"' not in path({"token": beginning, "note": "n"}), "it is there to be unique"
     overlapping = [{"pin": {"$gt": f"{n}"}} for n in range(20)]
     assert '"pin"' not in path({"$or": overlapping})
     assert path({"$or": [{"pin": PIN, "note": f"{n}"} for n in range(10)]}).count('"pin"') == 1

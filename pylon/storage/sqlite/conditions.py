@@ -124,7 +124,8 @@ def _served(entity: Entity, compared: _Compared, fixed: Collection[str]) -> list
     """What of a filter an index can serve: equalities with its first columns, then a range.
 
     An index that serves it shows by the time how many rows there are in that range, so each
-    range is looked through once: of an `$or`, different values of first columns only.
+    range is looked through once: of an `$or`, different values of first columns only. An index
+    for uniqueness serves no range, which would tell a token of a hidden row sign by sign.
 
     Args:
         fixed: columns that the read policy compares with a value. Rows that they lead to are
@@ -132,13 +133,16 @@ def _served(entity: Entity, compared: _Compared, fixed: Collection[str]) -> list
     """
     served: dict[str, SqlClause] = {}
     for columns in entity.index_columns:
+        serves_ranges = columns in entity.range_columns
         for column in columns:
             equal = compared.equal.get(column)
             if equal is not None:
                 served[column] = equal
-            elif column not in fixed:
-                for number, clause in enumerate(compared.within.get(column, ())):
-                    served[f"{column} {number}"] = clause
+            elif column in fixed:
+                serves_ranges = True  # among rows that the caller may read
+            else:
+                within = compared.within.get(column, ()) if serves_ranges else ()
+                served.update((f"{column} {n}", clause) for n, clause in enumerate(within))
                 break
     return [*served.values(), *compared.matches]
 
