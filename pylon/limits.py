@@ -155,6 +155,7 @@ HTTP_STALLED_S: Final = 0.25  # a body or an answer that has not moved for so lo
 DESCRIPTORS_RESERVED: Final = 64  # of each worker process, that no connection gets
 HTTP_DISPATCHERS: Final = 2_048  # requests of a worker that wait inside; above WRITES_IN_FLIGHT
 HTTP_BODIES_BYTES: Final = 128 * 1024 * 1024  # of a worker's requests that are arriving
+HTTP_CHUNKS: Final = 16_384  # of a body; beyond that they have 16 bytes each on average
 HTTP_OUTGOING_BYTES: Final = 128 * 1024 * 1024  # of its answers whose clients are slow
 SLOW_REQUEST_S: Final = 1.0  # an HTTP request that takes longer is logged
 

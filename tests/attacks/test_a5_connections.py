@@ -6,8 +6,11 @@ connections fill a worker; every budget is a count of requests that are served, 
 
 from __future__ import annotations
 
+import gc
 import socket
 import subprocess
+import threading
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +22,9 @@ from tests.echo_server import LARGE_BYTES
 from tests.support.http_wire import Wire, echo_server
 from tests.support.server import wait_until
 from workers.http.admission import Admission
+from workers.http.bodies import Body, ChunkedBody
 from workers.net.counts import SharedCounts, Table
+from workers.net.head import Refused
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
 
@@ -228,6 +233,68 @@ def test_answers_that_nobody_reads_do_not_cost_others_theirs(
             with From(port, address) as wire:
                 wire.send(b"GET /large" + END)
                 assert len(wire.answer().body) == LARGE_BYTES
+
+
+def test_a_body_in_tiny_chunks_takes_turns_with_others() -> None:
+    """Work is counted: chunks for each turn, and all of them against the bytes they bring."""
+    body = ChunkedBody()
+    left = b"1\r\nx\r\n" * 5_000
+    turns = []
+    while left:
+        before = body.held_bytes
+        left = body.feed(left)
+        turns.append(body.held_bytes - before)
+    assert max(turns) <= 512
+    assert body.value is None
+    assert body.feed(b"0\r\n\r\nrest") == b"rest"
+    assert body.value == b"x" * 5_000
+
+
+def test_a_body_in_very_many_tiny_chunks_is_refused() -> None:
+    body = ChunkedBody()
+    with pytest.raises(Refused, match="larger"):
+        for _ in range(100):
+            left = b"1\r\nx\r\n" * 500
+            while left:
+                left = body.feed(left)
+    assert body.held_bytes < 20_000
+    lines = ChunkedBody()  # as a client that writes line by line sends them
+    for _ in range(50_000):
+        assert lines.feed(b"14\r\n%b\r\n" % (b"y" * 20)) == b""
+    lines.feed(b"0\r\n\r\n")
+    assert lines.value == b"y" * 1_000_000
+
+
+@pytest.mark.parametrize("length", [None, 300_000])
+def test_a_body_in_single_bytes_takes_no_more_memory_than_it_has_bytes(length: int | None) -> None:
+    body = ChunkedBody() if length is None else Body(length)
+    pieces = [bytes([65 + n % 26, 66]) for n in range(150_000)]  # of two: one is shared by Python
+    gc.collect()
+    tracemalloc.start()
+    try:
+        if length is None:
+            body.feed(b"%x\r\n" % 300_000)
+        for piece in pieces:
+            body.feed(piece)
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert body.held_bytes == 300_000
+    assert used < 2 * 300_000 + 50_000
+
+
+def test_one_who_sends_a_large_body_does_not_keep_the_worker() -> None:
+    """Requests of others are answered while it arrives, however fast it comes."""
+    with echo_server() as (port, _), From(port, OTHER) as other, From(port, ATTACKER) as wire:
+        assert other.asks()
+        piece = b"1\r\nx\r\n" * 8_000
+        head = b"POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+        sending = threading.Thread(target=wire.send, args=(head + piece * 2,))
+        sending.start()
+        assert all(other.asks() for _ in range(10))
+        sending.join()
+        wire.send(b"0\r\n\r\n")
+        assert wire.answer().body.endswith(b"x" * 16_000)
 
 
 # --- Counting ------------------------------------------------------------------------------

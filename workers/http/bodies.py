@@ -5,7 +5,9 @@ complete. One that is longer than limits.BODY_BYTES is not gathered: it is refus
 that is known.
 
 Invariants: not a byte beyond the body is taken; chunks are read strictly, since a reading that
-differs from a proxy's is how requests are smuggled. Used by `connection`.
+differs from a proxy's is how requests are smuggled. A body takes as much memory as it has bytes,
+however small the pieces are that it comes in. Bounds: limits.BODY_BYTES; limits.HTTP_CHUNKS, and
+`_CHUNKS_A_TURN` before others have their turn. Used by `connection`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from workers.net.head import Refused
 # The size, then extensions, which nobody reads.
 _SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e]*)?")
 _TRAILER: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
+_CHUNKS_A_TURN: Final = 512  # PERF: 0.6 ms
+_CHUNK_BYTES: Final = 16  # on average, beyond the first HTTP_CHUNKS
 _LINE_BYTES: Final = 1_024
 _TRAILERS_BYTES: Final = 8_192
 
@@ -27,22 +31,27 @@ _TRAILERS_BYTES: Final = 8_192
 class Body:
     """A body of a known length."""
 
-    __slots__ = ("_left", "_parts", "held_bytes", "value")
+    __slots__ = ("_gathered", "_left", "held_bytes", "value")
 
     def __init__(self, length: int) -> None:
         self._left = length
-        self._parts: list[bytes] = []
+        self._gathered: bytearray | None = None
         self.held_bytes = 0
         self.value: bytes | None = None  # once it is complete
 
     def feed(self, data: bytes) -> bytes:
         """Take what belongs to the body; what is left over is returned."""
         taken = data[:self._left]
-        self._parts.append(taken)
         self._left -= len(taken)
         self.held_bytes += len(taken)
-        if not self._left:
-            self.value = b"".join(self._parts)
+        if self._gathered is not None:
+            self._gathered += taken
+            if not self._left:
+                self.value = bytes(self._gathered)
+        elif self._left:
+            self._gathered = bytearray(taken)
+        else:
+            self.value = taken  # most often all of it comes at once
         return data[len(taken):]
 
 
@@ -67,20 +76,25 @@ class Oversized:
 class ChunkedBody:
     """A body in chunks. Trailers are checked and dropped."""
 
-    __slots__ = ("_buffer", "_left", "_parts", "_step", "_trailers_bytes", "held_bytes", "value")
+    __slots__ = (
+        "_buffer", "_chunks", "_gathered", "_left", "_step", "_trailers_bytes", "held_bytes",
+        "value",
+    )
 
     def __init__(self) -> None:
         self._buffer = b""  # what came of a line that is not complete
+        self._chunks = 0
         self.held_bytes = 0
         self._left = 0  # of the chunk that is being read
-        self._parts: list[bytes] = []
+        self._gathered = bytearray()
         # A plain function, not a bound method: that would make a cycle for the collector.
         self._step = ChunkedBody._size
         self._trailers_bytes = 0
         self.value: bytes | None = None
 
     def feed(self, data: bytes) -> bytes:
-        """As `Body.feed`.
+        """As `Body.feed`, but that after many chunks the rest is returned before the body is
+        complete: others have their turn then.
 
         Raises:
             Refused: these are no chunks (400), or they hold more than limits.BODY_BYTES (413).
@@ -88,7 +102,8 @@ class ChunkedBody:
         data = self._buffer + data if self._buffer else data
         self._buffer = b""
         position = 0
-        while self.value is None:
+        last = self._chunks + _CHUNKS_A_TURN
+        while self.value is None and self._chunks < last:
             then = self._step(self, data, position)
             if then < 0:
                 self._buffer = data[position:]
@@ -106,6 +121,12 @@ class ChunkedBody:
         if line is None:
             raise Refused(400, "A chunk does not begin with its size")
         self._left = int(line.group(1), 16)
+        self._chunks += 1
+        if self._chunks > limits.HTTP_CHUNKS + self.held_bytes // _CHUNK_BYTES:
+            raise Refused(
+                400, f"The body comes in chunks of less than {_CHUNK_BYTES} bytes on average, "
+                f"and in more than {limits.HTTP_CHUNKS} of them: send larger ones",
+            )
         if self.held_bytes + self._left > limits.BODY_BYTES:
             raise Refused(
                 413, f"Request body exceeds maximum size of {limits.BODY_BYTES} bytes"
@@ -117,7 +138,7 @@ class ChunkedBody:
         part = data[position:position + self._left]
         if not part:
             return -1
-        self._parts.append(part)
+        self._gathered += part
         self.held_bytes += len(part)
         self._left -= len(part)
         if not self._left:
@@ -138,7 +159,7 @@ class ChunkedBody:
         if end < 0:
             return -1
         if end == position:
-            self.value = b"".join(self._parts)
+            self.value = bytes(self._gathered)
             return end + 2
         if _TRAILER.fullmatch(data, position, end) is None:
             raise Refused(400, "Invalid trailer field")

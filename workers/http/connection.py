@@ -41,6 +41,7 @@ _RECV_BYTES: Final = 65_536
 _GATHER_BYTES: Final = 32_768  # a longer body is sent from where it is, not copied to its head
 # So much of one connection at a time; then it is another one's turn.
 _REQUESTS_A_TURN: Final = 16
+_READS_A_TURN: Final = 16
 _DISCARDS_A_TURN: Final = 16
 _PROGRESS_BYTES: Final = 16_384  # of a body; a client that sends less has not moved
 
@@ -205,7 +206,7 @@ class Connection(Sender):
         self.queued = False
 
     def _advance(self) -> None:
-        answered = 0
+        answered = read = 0
         while True:
             if (self._outgoing or self._streamed is not None) and not self._pump():
                 return
@@ -237,7 +238,11 @@ class Connection(Sender):
             try:
                 request = self._request or self._take_head()
                 if request is None or (request.length and not self._take_body(request)):
-                    self._starved = True
+                    read += 1
+                    self._starved = not self._input or request is None
+                    if not self._starved or read >= _READS_A_TURN:
+                        self._later = True  # there is more, here or in the kernel
+                        return
                     continue
             except Refused as refused:
                 self._refuse(refused)
