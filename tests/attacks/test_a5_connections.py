@@ -14,6 +14,8 @@ import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -21,8 +23,9 @@ from pylon import limits
 from tests.echo_server import LARGE_BYTES
 from tests.support.http_wire import Wire, echo_server
 from tests.support.server import wait_until
-from workers.http.admission import Admission
+from workers.http.admission import Admission, choose_holder
 from workers.http.bodies import Body, ChunkedBody
+from workers.http.connection import Connection
 from workers.net.counts import SharedCounts, Table
 from workers.net.head import Refused
 
@@ -339,3 +342,21 @@ def test_behind_proxies_their_connections_have_no_cap(monkeypatch: pytest.Monkey
     assert direct.has_too_many("10.0.0.1")
     assert not behind.has_too_many("10.0.0.1")
     assert not behind.has_too_many("")
+
+
+def test_behind_proxies_bytes_count_for_the_client_that_the_proxy_names() -> None:
+    loop: Any = SimpleNamespace(hops=1, now_s=0.0)
+
+    def holder(forwarded: str) -> Connection:
+        made = Connection(loop, socket.socket(), {"REMOTE_ADDR": "10.0.0.1"}, "10.0.0.1", 0.0)
+        made._forwarded = forwarded  # as `_take_head` notes it
+        return made
+
+    attackers = [holder(f"6.6.6.6, 2001:db8::{number}") for number in range(3)]
+    other = holder("192.0.2.1")
+    assert {each.client_network for each in attackers} == {"2001:db8::/64"}
+    held = [(each, 60, 0.0) for each in attackers] + [(other, 100, 0.0)]
+    assert choose_holder(held, other, 0.1) in attackers
+    assert choose_holder(held, attackers[1], 0.1) is attackers[1]
+    for each in (*attackers, other):
+        each._sock.close()
