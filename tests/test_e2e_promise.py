@@ -23,6 +23,7 @@ from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.sync_client import SyncClient, settle
 
 EXAMPLES = int(os.environ.get("PYLON_TEST_EXAMPLES", "4"))
+NEVER = -1  # a rank that rows have within transactions only
 who = st.sampled_from(["ann", "bob"])
 flag = st.booleans()
 
@@ -42,10 +43,11 @@ class Life(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.server.start()
-        for name in ("ann", "bob"):
+        for name in ("ann", "bob", "eve"):
             self.users[name] = self.server.guest()
         for name, user, transport in (
             ("ann-ws", "ann", "ws"), ("bob-ws", "bob", "ws"), ("bob-sse", "bob", "sse"),
+            ("eve-ws", "eve", "ws"), ("eve-sse", "eve", "sse"),
         ):
             client = SyncClient(self.server, transport, self.users[user][0])
             client.__enter__()
@@ -74,6 +76,22 @@ class Life(RuleBasedStateMachine):
         status, _ = self.call("PATCH", f"/api/entities/Note/{row_id}", patch, user)
         assert status in (200, 403, 404)
 
+    @rule(user=who, stays=flag)
+    def flicker(self, user: str, stays: bool) -> None:
+        """A row that is shared within one transaction only: no commit ever showed it."""
+        self.count += 1
+        note = {"title": f"t{self.count}", "ownerId": self.users[user][1], "shared": True,
+                "rank": NEVER}
+        data = {"shared": False, "rank": 0}
+        last = {"op": "update", "data": data} if stays else {"op": "delete"}
+        status, body = self.call("POST", "/api/transact", [
+            {"op": "insert", "entity": "Note", "data": note},
+            {"entity": "Note", "id": "$ref:0", **last},
+        ], user)
+        assert status == 200, body
+        if stays:
+            self.ids.append(body["results"][0]["id"])
+
     @precondition(lambda self: self.ids)
     @rule(user=who, which=st.integers(0, 50))
     def delete(self, user: str, which: int) -> None:
@@ -96,7 +114,7 @@ class Life(RuleBasedStateMachine):
             assert body["deduped"] == (size if round_ else 0)
         assert len(self.server.rows("Tick")) == before + size
 
-    @rule(name=st.sampled_from(["ann-ws", "bob-ws", "bob-sse"]))
+    @rule(name=st.sampled_from(["ann-ws", "bob-ws", "bob-sse", "eve-ws", "eve-sse"]))
     def reconnect(self, name: str) -> None:
         self.clients[name].drop()
 
@@ -128,11 +146,27 @@ class Life(RuleBasedStateMachine):
     @rule()
     def converge(self) -> None:
         settle(list(self.clients.values()), self.server, ("Note", "Tick"))
+        self.check_images()
+
+    def check_images(self) -> None:
+        """What each client was ever given of a row: only images that its user might read, and of
+        a delete none."""
+        for name, client in self.clients.items():
+            user_id = self.users[name.split("-")[0]][1]
+            for change in list(client.received):
+                data = change.get("data")
+                if change["kind"] == "delete":
+                    assert data is None, (name, change)
+                elif change["entity"] == "Note":
+                    is_own = data["ownerId"] == user_id
+                    assert is_own or data["shared"], (name, change)
+                    assert data["rank"] != NEVER, (name, change)
 
     def teardown(self) -> None:
         try:
             if self.clients:
                 settle(list(self.clients.values()), self.server, ("Note", "Tick"))
+                self.check_images()
                 visible = self.server.rows("Note", ADMIN_TOKEN)
                 hidden = {i for i, r in visible.items() if not r["shared"]}
                 for name, user in (("ann-ws", "ann"), ("bob-sse", "bob")):
