@@ -1,12 +1,12 @@
 """Admission: a fixed number of slots that callers share, so that none of them can take them all.
 
-A caller (a subject of `pylon.rates`) holds at most `per_caller` slots. Who
-finds none free waits in its caller's queue; a free slot goes to the waiting caller that holds
-fewest, in turn among equals. So a caller with a hundred requests delays another one's only
-request by what is under way, and not by what waits.
+A caller (a subject of `pylon.rates`) holds at most `per_caller` slots. A
+request that finds none free waits in its caller's queue. A free slot goes to the waiting caller
+that holds fewest, in turn among equals. So a caller with a hundred requests delays another one's
+only request by those under way, and not by those that wait.
 
-Invariants: a slot is given back once for each `enter` that returned; a slot never stays free
-while somebody waits who may have it. Bounds: `limits.ADMISSION_WAITING_PER_CALLER` of a caller and
+Invariants: a slot is given back once for each `enter` that returned True; no slot stays free while
+a request waits that may have it. Bounds: `limits.ADMISSION_WAITING_PER_CALLER` of a caller and
 `limits.ADMISSION_WAITING` in all; more are refused with 503 and Retry-After. Metrics:
 pylon_admission_waiting, pylon_admission_refused_total.
 

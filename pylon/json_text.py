@@ -4,9 +4,9 @@ A decoder makes an object of each value, and holds the interpreter meanwhile: 10
 are 3.5 million lists. So the bytes are scanned first. The scan removes strings with operations on
 whole byte strings, in windows of `_WINDOW_BYTES`, and counts brackets and commas in the rest.
 
-Invariants: a text that passes and is JSON has at most `limits.JSON_DEPTH` levels and `nodes`
-values (keys not counted, an empty container counted as two); a JSON text within these bounds
-always passes, whatever its strings hold. A text that is no JSON may pass or not: its decoder
+Invariants: a JSON text that passes has at most `limits.JSON_DEPTH` levels and `nodes` values. Keys
+are not counted, an empty container is counted as two. A JSON text within these bounds always
+passes, whatever its strings hold. A text that is no JSON may pass or not: its decoder
 refuses it. Bounds: `limits.JSON_DEPTH`, `limits.JSON_NODES`. Called by `pylon.values`, for every
 JSON text that a client sends.
 """

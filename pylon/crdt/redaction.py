@@ -7,11 +7,12 @@ view, is blank: characters are U+FFFD, values null. (A shallow snapshot would ha
 history, and a copy from before could not import it: its changes stay pending for ever.)
 
 Works on Loro's JSON updates (schema 1): each character, list item and value is named by the peer
-and counter of the change that made it, and a deletion names what it removes. Invariants: ids,
-positions and lengths stay as they are; what the document shows stays as it is, in the fields of
-rows; the same changes and ids give the same blanks, for Loro refuses a copy of a change that has
-another content. What else clients put into a document (movable lists, trees, marks) loses rather
-too much than too little.
+and counter of the change that made it, and a deletion names what it removes.
+
+Invariants: ids, positions and lengths stay as they are, and so does all that the document shows in
+the fields of rows. The same changes and ids give the same blanks, for Loro refuses a copy of a
+change that has another content. Other things that clients put into a document (movable lists,
+trees, marks) lose rather too much than too little.
 
 Called by `pylon.crdt.document`, in the merge sandbox: it takes about 1 ms for each KiB of history.
 """

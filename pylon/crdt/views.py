@@ -1,9 +1,9 @@
 """What of a document was hidden from a reader: changes made while its row was not theirs to read.
 
-A `Run` begins at the version that the row left the reader's view with (or that the document began
-with), ends with the last version before it came into view, and is judged by the version at which
-it did: what is still there then is no secret. Judged with what the reader may do now, so a reader
-has the same runs each time, and the same blanks. Called by `workers.ws.documents`.
+A `Run` begins at the version before the row left the reader's view, or with the document. It ends
+before the change that brought the row into view: text that is still there then is no secret. The
+verdicts are those of the reader's present rights, so a reader has the same runs, and the same
+blanks, each time. Called by `workers.ws.documents`.
 """
 
 from __future__ import annotations

@@ -13,13 +13,15 @@ by `pylon.storage.sqlite.document_writes`, one thread.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import loro
 
 from pylon import limits, metrics
 from pylon.crdt.document import Document
+from pylon.values import encode_row
 
 Key = tuple[str, str]  # entity, row id
 
@@ -64,6 +66,14 @@ class Kept:
     # What is not stored changes who may read the row: the fields that decide it, then and now.
     view: tuple[str, str] | None = None
 
+    def note_view(
+        self, fields: frozenset[str], before: Mapping[str, Any], patch: Mapping[str, Any]
+    ) -> None:
+        """Note if a patch of the row changes one of `fields`, which decide who may read it."""
+        if any(name in fields and before.get(name) != value for name, value in patch.items()):
+            earlier = facts_of(fields, before) if self.view is None else self.view[0]
+            self.view = (earlier, facts_of(fields, {**before, **patch}))
+
     @property
     def stored_bytes(self) -> int:
         return self.snapshot_bytes + self.pending_bytes
@@ -72,6 +82,11 @@ class Kept:
     def changed(self) -> bool:
         """Whether it has something that is not stored."""
         return self.version is None or self.document.version != self.version
+
+
+def facts_of(fields: frozenset[str], row: Mapping[str, Any]) -> str:
+    """The values of `fields` in a row, as JSON."""
+    return encode_row({name: row.get(name) for name in fields}).decode()
 
 
 class DocumentCache:

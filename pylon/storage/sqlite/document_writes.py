@@ -33,10 +33,9 @@ from pylon.errors import CrdtApplyFailed, CrdtDecodeFailed, NotFound, PylonError
 from pylon.log import get_logger
 from pylon.storage.contract import DocumentView
 from pylon.storage.sqlite import documents, meta
-from pylon.storage.sqlite.document_cache import DocumentCache, Kept, Key, RowSet
+from pylon.storage.sqlite.document_cache import DocumentCache, Kept, Key, RowSet, facts_of
 from pylon.storage.sqlite.journal import Journal
 from pylon.storage.sqlite.table import Table
-from pylon.values import encode_row
 
 _PUT_SNAPSHOT: Final = (
     "INSERT OR REPLACE INTO _pylon_crdt_snapshots (entity, row_id, snapshot, updated_at) "
@@ -150,7 +149,7 @@ class DocumentWrites:
             self._check_history(key, kept, before_json, journal)
             kept.document.take(op.update)
             patch = table.codec.patch(kept.document.differing(before), op.row_id)
-            _note_view(table, kept, before, patch)
+            kept.note_view(table.rules.read_fields, before, patch)
             row, row_json = table.codec.merge(before, patch) if patch else (before, before_json)
             if not table.rules.may_update(op.auth, before, row):
                 raise table.rules.denied("update", op.auth)
@@ -182,7 +181,7 @@ class DocumentWrites:
             return None
         self._cache.touch(key)
         try:
-            _note_view(table, kept, before, patch)
+            kept.note_view(table.rules.read_fields, before, patch)
             kept.document.assign(patch, before)
             return _change(key, kept, bounded=False) if kept.changed else None
         except CrdtDecodeFailed as error:
@@ -301,13 +300,12 @@ class DocumentWrites:
             sum(len(data) for data in stored.updates),
         )
         if not table.rules.read_fields.isdisjoint(different):
-            kept.view = (documents.UNKNOWN, _facts(table, row))
+            kept.view = (documents.UNKNOWN, facts_of(table.rules.read_fields, row))
         elif stored.views and stored.views[-1].facts == documents.UNKNOWN:
             now = document.encoded_version()
             self._cache.touch(key)
-            documents.put_view(
-                self._conn, *key, DocumentView(now, now, _facts(table, row)), documents.UNKNOWN
-            )
+            view = DocumentView(now, now, facts_of(table.rules.read_fields, row))
+            documents.put_view(self._conn, *key, view, documents.UNKNOWN)
         self._cache.put(key, kept)
         return kept
 
@@ -357,23 +355,6 @@ def _made(table: Table, row: Mapping[str, Any]) -> Document:
     document = Document(table.entity)
     document.assign({f.name: row.get(f.name) for f in table.entity.fields})
     return document
-
-
-def _note_view(
-    table: Table, kept: Kept, before: Mapping[str, Any], patch: Mapping[str, Any]
-) -> None:
-    """Note on `kept` if a patch changes a field that decides who may read the row."""
-    if any(
-        name in table.rules.read_fields and before.get(name) != value
-        for name, value in patch.items()
-    ):
-        earlier = _facts(table, before) if kept.view is None else kept.view[0]
-        kept.view = (earlier, _facts(table, {**before, **patch}))
-
-
-def _facts(table: Table, row: Mapping[str, Any]) -> str:
-    """The fields of a row that decide who may read it, as JSON."""
-    return encode_row({name: row.get(name) for name in table.rules.read_fields}).decode()
 
 
 def _names_differing(document: Document, table: Table, row: Mapping[str, Any]) -> list[str]:
