@@ -29,6 +29,7 @@ from tests.test_hub_fanout import BY_ENTITY, Peer, settle
 from workers.hub.connection import Connection
 from workers.hub.hub import Hub
 from workers.ws import frames
+from workers.ws.conversation import Conversation
 from workers.ws.deflate import pack
 from workers.ws.frames import Parser, Received, Text, Violation
 from workers.ws.transport import WebSocketTransport
@@ -283,6 +284,30 @@ def test_answers_count_against_the_budget_of_who_asked(place: Place, packing: in
     answered = limits.SOCKET_BURST_BYTES // each_bytes
     assert answered <= place.heard[greedy.connection] <= answered + limits.SOCKET_STEP_FRAMES
     assert place.heard[other.connection] == 1
+
+
+def test_a_message_that_has_the_store_asked_counts_more(place: Place) -> None:
+    class Feature:
+        message_types = ("subscribe", "unsubscribe")
+
+        def take(self, connection: Connection, message: dict[str, Any]) -> None:
+            place.heard[connection] += 1
+
+        def gone(self, connection: Connection) -> None:
+            place.heard.pop(connection, None)
+
+    transport = place.hub.transport
+    assert isinstance(transport, WebSocketTransport)
+    transport.on_text = Conversation(place.hub, (Feature(),)).hear
+    asking, other = place.peer(), place.peer()
+    question = client_frame(frames.TEXT, b'{"type":"subscribe"}')
+    place.say_all((asking, memoryview(question * 1_500)))
+    cost_bytes = limits.SOCKET_QUESTION_COST_BYTES + limits.SOCKET_FRAME_COST_BYTES + 20
+    answered = limits.SOCKET_BURST_BYTES // cost_bytes
+    assert answered >= 300, "a client that comes back asks for all of its live queries"
+    assert answered < place.heard[asking.connection] <= answered + 3 * limits.SOCKET_STEP_FRAMES
+    place.say_all((other, memoryview(client_frame(frames.TEXT, b'{"type":"unsubscribe"}') * 1_500)))
+    assert place.heard[other.connection] == 1_500
 
 
 def test_administrators_and_addresses_that_mean_nothing_have_no_budget() -> None:

@@ -69,8 +69,11 @@ class Transport(Protocol):
     def resumed(self, connection: Connection) -> None:
         """The connection is read again, after a pause. Must not block."""
 
-    def charge(self, connection: Connection, size_bytes: int) -> None:
-        """An answer of this size was made for the connection alone. Must not block."""
+    def charge(
+        self, connection: Connection, answer_bytes: int = 0, *, work_bytes: int = 0
+    ) -> None:
+        """Something was done for the connection alone: an answer of this size, and work that costs
+        as much as so many bytes that a client says. Must not block."""
 
 
 class Owner(Protocol):

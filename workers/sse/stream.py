@@ -78,7 +78,9 @@ class EventStreamTransport:
     def resumed(self, connection: Connection) -> None:
         """Never called: streams are not paused."""
 
-    def charge(self, connection: Connection, size_bytes: int) -> None:
+    def charge(
+        self, connection: Connection, answer_bytes: int = 0, *, work_bytes: int = 0
+    ) -> None:
         """Never called: streams ask for nothing."""
 
     def refuse(self, connection: Connection, error: PylonError, *, greeted: bool) -> None:

@@ -39,6 +39,11 @@ _TURN_MESSAGES: Final = 32
 _PAUSE_S: Final = 0.000_1
 _ECHOED: Final = ("sub_id", "room", "entity", "rowId", "row_id")  # names what an error is about
 
+# These have the store or another process asked.
+_QUESTIONS: Final = frozenset(
+    ("auth", "crdt-subscribe", "match-dequeue", "match-enqueue", "room-subscribe", "subscribe")
+)
+
 _log = log.get_logger("conversation")
 
 
@@ -64,6 +69,7 @@ class Conversation:
 
     def __init__(self, hub: Hub, features: Iterable[Feature]) -> None:
         features = tuple(features)
+        self._hub = hub
         self._by_type = {kind: feature for feature in features for kind in feature.message_types}
         self._waiting: dict[Connection, deque[tuple[Feature, dict[str, Any]]]] = {}
         for feature in features:
@@ -105,6 +111,8 @@ class Conversation:
             connection.resume(ANSWERING)
 
     def _take(self, feature: Feature, connection: Connection, message: dict[str, Any]) -> None:
+        if message["type"] in _QUESTIONS:
+            self._hub.transport.charge(connection, work_bytes=limits.SOCKET_QUESTION_COST_BYTES)
         try:
             feature.take(connection, message)
         except PylonError as ex:

@@ -182,9 +182,12 @@ class LiveQueries:
         caller = subject_of(connection.caller.auth, connection.address)
         seq, rows = self._store.scan(lambda reader: _read(reader, name, where), caller=caller)
         pages = _pages(seq, rows, subscription.tail)
+        row_count = len(rows)
         del rows
         connection = subscription.connection
-        self._transport.charge(connection, sum(map(len, pages)))
+        self._transport.charge(
+            connection, sum(map(len, pages)), work_bytes=limits.LIVE_ROW_COST_BYTES * row_count
+        )
         waiting_bytes = sum(map(len, pages[1:]))
         if waiting_bytes and self._sending_bytes + waiting_bytes > limits.LIVE_SENDING_BYTES:
             raise Unavailable("Too many results of live queries are on their way to slow clients")

@@ -87,16 +87,18 @@ class WebSocketTransport:
         if inbox is not None and inbox.parser.has_rest:
             self._step(connection, inbox, b"")
 
-    def charge(self, connection: Connection, size_bytes: int) -> None:
-        """An answer counts against the budget of who asked, like what was said: a message of 50
+    def charge(
+        self, connection: Connection, answer_bytes: int = 0, *, work_bytes: int = 0
+    ) -> None:
+        """What is done for a client counts against its budget, like what it says: a message of 50
         bytes may have a megabyte read, packed and sent."""
         inbox = connection.receiver
         if inbox is None or connection.caller.auth.is_admin:
             return
         # PERF: 1 MiB of JSON takes 15 ms to pack, and 1 ms to send as it is.
-        cost_bytes = size_bytes if connection.packing else size_bytes // limits.SOCKET_ANSWER_SHARE
+        share = 1 if connection.packing else limits.SOCKET_ANSWER_SHARE
         now_s = self._clock.monotonic_s()
-        wait_s = inbox.spend(cost_bytes, now_s)
+        wait_s = inbox.spend(work_bytes + answer_bytes // share, now_s)
         if wait_s > 0.0:
             self._hold(connection, inbox, wait_s, now_s)
 
