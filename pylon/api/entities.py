@@ -92,12 +92,11 @@ def _listed(
 
 
 class EntityPage:
-    """``/api/entities/{entity}/cursor``: keyset pages in id order. A row of that id is read by
-    lookup or query; there is nothing else here that could be changed or deleted."""
+    """``/api/entities/{entity}/cursor``: keyset pages in id order. A row with the id ``cursor`` is
+    read by lookup or query; `routing` leads its PATCH and DELETE to `EntityRow`."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._row = EntityRow(services)
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
         services = self._services
@@ -120,12 +119,6 @@ class EntityPage:
         )
 
     on_head = on_get
-
-    def on_patch(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
-        self._row.on_patch(req, resp, entity, "cursor")
-
-    def on_delete(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
-        self._row.on_delete(req, resp, entity, "cursor")
 
 
 class EntityRow:

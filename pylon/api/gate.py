@@ -19,7 +19,7 @@ import falcon
 
 from pylon import limits, metrics
 from pylon.api.callers import address_of
-from pylon.api.routing import mark_slashes
+from pylon.api.routing import mark_page_name, mark_slashes
 from pylon.api.services import Services
 from pylon.auth.cookies import has_conflict
 from pylon.auth.origin import SAFE_METHODS, cors_headers
@@ -86,6 +86,7 @@ class Gate:
             resp.status = 204
             resp.complete = True
         elif method not in SAFE_METHODS:
+            mark_page_name(req)
             self._origins.check(
                 method,
                 env.get("HTTP_ORIGIN"),

@@ -6,6 +6,9 @@ servers mostly do (`RAW_URI`). The gate gives a request whose path holds %2F ano
 no route has and only `EncodedSlashes` takes: it asks the router with a stand-in for the slash in
 each segment, and calls the responder with the ids as they are.
 
+PATCH and DELETE of `/api/entities/A/cursor` go the same way: they are of the row with that id,
+since pages have neither.
+
 Requests without %2F, nearly all, cost one look into the environ. Called by `gate` and, as a sink,
 by falcon.
 """
@@ -25,7 +28,9 @@ from pylon.errors import NotFound
 # Stands for the slash of a segment while falcon splits the path. A lone surrogate comes out of no
 # decoding, so no client can send one.
 _SLASH: Final = "\udc2f"
+_ID: Final = "\udc1d"  # before a segment that is an id, though a route has it as a word
 _PREFIX: Final = "/api/"
+_PAGES: Final = re.compile(r"/api/entities/[^/]+/(?=cursor$)")
 SINK: Final = re.compile(_SLASH)
 
 
@@ -38,8 +43,15 @@ def mark_slashes(req: falcon.Request) -> None:
         req.path = _SLASH + "/".join(segments)
 
 
+def mark_page_name(req: falcon.Request) -> None:
+    """For a request that changes something: have it lead to the row whose id is ``cursor``."""
+    if req.path.endswith("/cursor") and req.method in ("PATCH", "DELETE"):
+        req.context.decoded_path = req.path
+        req.path = _SLASH + _PAGES.sub(lambda found: found[0] + _ID, req.path)
+
+
 class EncodedSlashes:
-    """The sink of requests that `mark_slashes` has marked."""
+    """The sink of requests that have been marked."""
 
     def __init__(self, router: CompiledRouter) -> None:
         self._router = router
@@ -55,7 +67,7 @@ class EncodedSlashes:
         _, methods, params, req.uri_template = found
         for name, value in params.items():
             if isinstance(value, str):
-                params[name] = value.replace(_SLASH, "/")
+                params[name] = value.replace(_SLASH, "/").removeprefix(_ID)
         methods[req.method](req, resp, **params)
 
 
