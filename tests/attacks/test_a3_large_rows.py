@@ -230,6 +230,16 @@ def test_one_transaction_takes_few_large_rows_and_all_small_ones(engine: SqliteE
     assert len(result.replies) == 52
 
 
+def test_small_rows_that_grow_large_count_as_large(engine: SqliteEngine) -> None:
+    size = limits.BATCH_LARGE_BYTES // 2
+    apply(engine, *[insert("Note", n, {"text": "x"}) for n in range(1, 5)])
+    patches = [WriteRequest(n, update("Note", n, {"text": "y" * size})) for n in range(1, 5)]
+    result = engine.apply([*patches, WriteRequest(9, task(1))],
+                          large_bytes=limits.BATCH_LARGE_BYTES)
+    assert [r.id for r in result.replies] == [1, 9]
+    assert [r.id for r in result.deferred] == [2, 3, 4]
+
+
 def test_a_call_keeps_its_order_when_a_part_of_it_is_deferred(engine: SqliteEngine) -> None:
     size = limits.BATCH_LARGE_BYTES // 2
     apply(engine, *[insert("Note", n, {"text": "x" * size}) for n in (1, 2)])

@@ -109,6 +109,10 @@ class RowWrites:
         row, row_json = table.codec.merge(before, patch)
         if not table.rules.may_update(op.auth, before, row):
             raise table.rules.denied("update", op.auth)
+        if len(row_json) > limits.LARGE_ROW_BYTES:
+            check_row_size(op.entity, len(row_json), table.row_max_bytes, len(before_json))
+            if len(before_json) <= limits.LARGE_ROW_BYTES:  # else it was counted as it was found
+                self.large.charge(op.entity, row_id, len(row_json))
         if table.has_documents:
             change = self.documents.following(table, row_id, before, patch)
         else:
