@@ -112,7 +112,11 @@ def test_install_commands_serve_an_app(machine: Machine) -> None:
 def test_nginx_commands_put_it_in_front(machine: Machine) -> None:
     (block,) = commands("nginx")
     machine.ask(f"cd /srv/pylon\n{block}")
-    assert machine.ask("python3 get.py :80/readyz").startswith("200 ")
+    # systemd's reload is over before nginx's new workers accept.
+    wait_until(
+        "nginx passes requests on",
+        lambda: machine.ask("python3 get.py :80/readyz").startswith("200 "),
+    )
 
 
 def test_backup_unit_makes_a_bundle_and_keeps_fourteen(machine: Machine) -> None:

@@ -29,7 +29,7 @@ _CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 _ROOT: Final = _CACHE / "debian-12-3"
 _PROGRAMS: Final = (("debootstrap", "debootstrap"), ("systemd-nspawn", "systemd-container"))
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_BOOT_S: Final = 60.0
+_BOOT_S: Final = 180.0  # a unit may wait for 90 s before systemd goes on without it
 _CERTIFICATES: Final = "etc/ssl/certs/ca-certificates.crt"
 
 
@@ -119,7 +119,8 @@ class Machine:
         while "running" not in (state := self._state()) and "degraded" not in state:
             if time.monotonic() > deadline_s or self._nspawn.poll() is not None:
                 console_text = (self._folder / "console").read_text(errors="replace")
-                raise AssertionError(f"systemd is {state!r}:\n{console_text[-3_000:]}")
+                jobs = self.run("systemctl list-jobs --no-pager || true").stdout
+                raise AssertionError(f"systemd is {state!r}:\n{jobs}\n{console_text[-3_000:]}")
             time.sleep(0.05)
 
     def power_off(self) -> None:
