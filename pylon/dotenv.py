@@ -5,9 +5,11 @@ and `export ` are passed over. A value without quotes ends before white space an
 closing quote may stand a comment. A quoted value may span lines; in double quotes \\n, \\r, \\t,
 \\", \\\\ and \\$ are escapes, in single quotes nothing is. Nothing is expanded.
 
-Where those readers differ, a line that sets a setting of ours is refused rather than guessed at;
-lines for other programs are passed over. systemd and `docker --env-file` have other rules: no
-quotes (docker) and no comments behind values (both). Called by `pylon.cli.settings`.
+Where those readers differ, a line that sets a setting of ours is refused rather than guessed at.
+So is a line that names one but is no assignment (`PYLON_PORT: 80`, a control character before the
+name), and one that an unclosed quote above it has swallowed. Lines for other programs are passed
+over. systemd and `docker --env-file` have other rules: no quotes (docker) and no comments behind
+values (both). Called by `pylon.cli.settings`.
 """
 
 from __future__ import annotations
@@ -26,6 +28,11 @@ _REFERENCE: Final = re.compile(r"(?<!\\)\$\{")
 _BEHIND: Final = re.compile(r"[ \t]*(#[^\r\n]*)?(?=\r?\n|\Z)")
 _LINE_END: Final = re.compile(r"\r?\n|\Z")
 _OURS: Final = "PYLON_"
+# A line that names a setting of ours and more, but is neither an assignment nor a comment. A name
+# alone is docker's way to say that the environment has it.
+_OUR_LINE: Final = re.compile(
+    r"^[^\w#\n]*(?:(?i:export|set)[^\w#\n]+)?(PYLON_\w+)\b(?=[^\S\n]*\S)", re.M
+)
 
 
 class DotenvInvalid(ValueError):
@@ -44,9 +51,16 @@ def parse_dotenv(text: str) -> dict[str, str]:
     while at < len(text):
         found = _NAME.match(text, at)
         if found is None:
-            at = _next_line(text, at)
+            begin, at = at, _next_line(text, at)
+            _refuse_ours(text, begin, text[begin:at], "expected NAME=value")
             continue
-        name, at = found.group(1), found.end()
+        name, begin, at = found.group(1), found.end(), found.end()
+        if not name.startswith(_OURS):
+            line_end = _next_line(text, found.end())
+            _refuse_ours(
+                text, found.start(1), text[found.start(1) : line_end],
+                "there are other characters before the name",
+            )
         try:
             out[name], at = _value(text, at)
         except DotenvInvalid as ex:
@@ -54,8 +68,25 @@ def parse_dotenv(text: str) -> dict[str, str]:
                 line = text.count("\n", 0, found.start(1)) + 1
                 raise DotenvInvalid(f"line {line}: {name}: {ex}") from None
             out[name] = text[at : _LINE_END.search(text, at).start()].strip()  # type: ignore[union-attr]
+        if "\n" in text[begin:at]:
+            behind = text.index("\n", begin) + 1
+            _refuse_ours(
+                text, behind, text[behind:at],
+                f"it is within the quotes of {name}; is a closing quote missing?",
+            )
         at = _next_line(text, at)
     return out
+
+
+def _refuse_ours(text: str, begin: int, part: str, problem: str) -> None:
+    """
+    Raises:
+        DotenvInvalid: a line of `part`, which begins at `begin`, names a setting of ours.
+    """
+    found = _OUR_LINE.search(part)
+    if found is not None:
+        line = text.count("\n", 0, begin + found.start(1)) + 1
+        raise DotenvInvalid(f"line {line}: {found.group(1)}: {problem}")
 
 
 def _value(text: str, at: int) -> tuple[str, int]:

@@ -252,6 +252,7 @@ def test_where_the_intent_holds_or_the_feature_is_missing_it_is_a_warning_at_mos
     ("export PYLON_X = 7\r\nB=1", "7"), ("PYLON_X=it's", "it's"), ("PYLON_X=a=b", "a=b"),
     ("KEY='two\nlines'\nPYLON_X=1", "1"), ("NAME='Tis\nPYLON_X=1", "1"),
     ("# PYLON_X=0\n\nPYLON_X=1\nPYLON_X=2", "2"), ("PYLON_X=/data/app.db\t# db", "/data/app.db"),
+    ("NEXT_PUBLIC_PYLON_X=2\nPYLON_X=1", "1"), ("KEY='PYLON_Y=1\n # PYLON_X=2'\nPYLON_X=1", "1"),
     ("PYLON_X='${HOME}'", "${HOME}"), ("A=${HOME}\nPYLON_X=1", "1"),
 ])
 def test_env_files_are_read_as_the_well_known_readers_do(text: str, value: str) -> None:
@@ -261,6 +262,10 @@ def test_env_files_are_read_as_the_well_known_readers_do(text: str, value: str) 
 @pytest.mark.parametrize(("text", "words"), [
     ("A=1\nPYLON_X='open", "line 2: PYLON_X: the value's opening '"),
     ('PYLON_X="a" b', "text after"), ("PYLON_X=${HOME}/db", "not replaced"),
+    ("A=1\nPYLON_X: 1", "line 2: PYLON_X: expected NAME=value"), ("PYLON_X 1", "expected NAME"),
+    ("SET PYLON_X=1", "expected NAME=value"), ("\u00a0PYLON_X=1", "expected NAME=value"),
+    ("\0PYLON_X=1", "other characters before"), ("A=1\n\u200bPYLON_X=1", "line 2: PYLON_X: there"),
+    ('A="open\nPYLON_X=1\nB="\n', "line 2: PYLON_X: it is within the quotes of A"),
 ])
 def test_env_lines_that_can_be_read_in_two_ways_are_refused(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
@@ -273,7 +278,7 @@ def test_ports_follow_the_http_port() -> None:
 
 
 def test_dotenv_lines() -> None:
-    text = "# no\nA=1\nexport B='two words'\nC=\"x=y\"\nnothing\n D = 4 \n"
+    text = "# no\nA=1\nexport B='two words'\nC=\"x=y\"\nnothing\nPYLON_X\n D = 4 \n"
     assert config.parse_dotenv(text) == {"A": "1", "B": "two words", "C": "x=y", "D": "4"}
 
 
