@@ -6,10 +6,10 @@ waits for more to come: a lone write is committed at once, and under load the ba
 themselves while a commit runs.
 
 Requests about large rows may take the engine milliseconds each. One transaction takes
-`limits.BATCH_LARGE_BYTES` of them; the engine defers the others, and they wait here in the order of
-their arrival. While others write, large rows wait after each turn as long as that took, so that
-others have half of the time at the least. The writer refuses a call that has waited longer than
-its worker waits.
+`limits.BATCH_LARGE_BYTES` of them. The engine defers the others, and their calls wait here and take
+turns, so that a long batch does not hold up a single patch. While others write, large rows wait
+after each turn as long as that took, so that others have half of the time at the least. The writer
+refuses a call that has waited longer than its worker waits.
 
 Invariants: nothing is answered or published before its commit; every request is answered,
 also when the engine fails in a way that nobody foresaw; requests of one call keep their order.
@@ -169,8 +169,8 @@ class Writer:
         self._set_depth(0)
 
     def _reply(self, due: list[_Call], new: list[_Call], result: BatchResult) -> None:
-        """Answer what was carried out, in one message for each peer, and keep what was not: in
-        front of what waits, or behind it where it is new."""
+        """Answer what was carried out, in one message for each peer, and keep what was not: a call
+        that had its turn, or is new, behind what waits, and any other in front."""
         deferred_ids = {id(request) for request in result.deferred}
         replies = iter(result.replies)
         by_peer: dict[Peer, list[WriteReply]] = {}
@@ -181,8 +181,8 @@ class Writer:
             if done:
                 by_peer.setdefault(call.peer, []).extend(islice(replies, done))
             if left:
-                is_new = position >= len(due)
-                again[is_new].append(_Call(call.peer, left, call.since_s))
+                had_turn = done > 0 or position >= len(due)
+                again[had_turn].append(_Call(call.peer, left, call.since_s))
         for peer, own in by_peer.items():
             self._port.reply(peer, own)
         self._deferred.extendleft(reversed(again[False]))

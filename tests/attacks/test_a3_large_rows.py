@@ -32,6 +32,7 @@ from tests.storage_kit import (
     task,
     update,
 )
+from tests.support.server import wait_until
 from tests.support_writer import ADMIN_TOKEN, Server, running
 
 LIMIT = 100_000
@@ -311,3 +312,35 @@ def test_inserts_overtake_patches_of_large_rows(tmp_path: Path) -> None:
     assert broken == []
     # In the order of arrival each insert would wait for about eight patches.
     assert sorted(passed)[len(passed) // 2] <= 2
+
+
+def test_a_patch_of_a_large_row_waits_for_one_turn_of_a_long_batch(tmp_path: Path) -> None:
+    runtime = make_runtime_dir(load({"PYLON_RUNTIME_DIR": str(tmp_path / "r")}).config)
+    engine = open_engine(tmp_path / "a.db")
+    size = 1_000_000
+    apply(engine, *[insert("Note", n, {"text": "x" * size}) for n in (1, 2)])
+    broken: list[BaseException] = []
+    writer = Writer(runtime, engine, broken.append)
+    writer.start()
+    head = writer.head
+    patches = [update("Note", 1, {"text": f"{n:02}" + "y" * size}) for n in range(60)]
+
+    def attack() -> None:
+        batch = LocalWriter(runtime)
+        batch.submit_all(patches)
+        batch.close()
+
+    thread = threading.Thread(target=attack)
+    thread.start()
+    local = LocalWriter(runtime)
+    wait_until("the batch is being carried out", lambda: writer.head > head)
+    before = writer.head
+    seq = local.submit(update("Note", 2, {"text": "z" * size})).seq
+    thread.join()
+    local.close()
+    writer.stop()
+    done = engine.head - head
+    engine.close()
+    assert broken == [] and done == len(patches) + 1
+    # In the order of arrival the patch would wait for the whole batch.
+    assert seq - before < 15
