@@ -184,13 +184,15 @@ class Flusher:
     def _look_at_file(self) -> None:
         """Note for readiness whether the database file is there and may be written to."""
         problem = self._file.find_problem() or self._file.find_unwritable()
-        message = None if problem is None else problem.message
-        if message != self.file_problem:
+        shown = None  # without the path, since /readyz shows it to everybody
+        if problem is not None:
+            shown = f"the database file: {problem.reason}; the server's log says what to do"
+        if shown != self.file_problem:
             if problem is not None:
-                _log.error("database.unusable", reason=problem.reason, message=message)
+                _log.error("database.unusable", reason=problem.reason, message=problem.message)
             else:
                 _log.info("database.usable", path=str(self._db_path))
-        self.file_problem = message
+        self.file_problem = shown
         metrics.DB_WRITABLE.set(problem is None)
 
     def _measure(self) -> int:

@@ -230,11 +230,12 @@ class Writer:
                        message=refusal.message)
 
     def find_problem(self) -> str | None:
-        """Why the store refused the last batch, if that was just now; from any thread."""
+        """Why the store refused the last batch, if that was just now; from any thread. Without
+        the path, since /readyz shows it to everybody."""
         refusal = self._refusal
         if refusal is None or self._clock.monotonic_s() - self._refused_at_s > _REFUSED_FRESH_S:
             return None
-        return refusal.message
+        return f"writes are refused ({refusal.reason}); the server's log says what to do"
 
     def _failed(self, error: Exception, requests: list[WriteRequest]) -> list[WriteReply]:
         self._failures += 1

@@ -113,11 +113,12 @@ def test_refused_writes_are_logged_and_counted_by_reason_and_end_readiness(
         with pytest.raises(StoreUnavailable):
             local.submit(task(number))
     problem = writer.find_problem()
-    assert problem is not None and str(path) in problem
+    assert problem is not None and "file_gone" in problem and str(path) not in problem
     assert _refused("file_gone") == before + 3
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     refused = [line for line in lines if line["event"] == "writes.refused"]
     assert [line["reason"] for line in refused] == ["file_gone"]  # once, not for each write
+    assert str(path) in refused[0]["message"]
     readiness = Readiness(lambda: None, clock)
     readiness.report(RolesReport({}, draining=False, store_problem=problem))
     verdict = readiness.verdict()
