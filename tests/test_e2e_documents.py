@@ -12,7 +12,7 @@ import pytest
 from tests.document_kit import LoroClient, sealed
 from tests.hub_kit import WsClient
 from tests.support.manifests import field, notes_app
-from tests.support.server import ADMIN_TOKEN, PylonServer
+from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
 from workers.ws import frames
 
 pytestmark = pytest.mark.processes
@@ -137,4 +137,14 @@ def test_kill_9_loses_nothing_that_was_acknowledged(
     restored = server.ctl("restore", str(bundle), "--yes")
     assert restored.returncode == 0, restored.stderr
     server.start()
-    assert Editor(server, row_id).copy.text("body").to_string() == expected
+
+    def come_back() -> Editor | None:
+        """As the published client: just after a restore it is told to pull and connect again."""
+        assert server.request("GET", "/api/sync/pull?since=0", token=ADMIN_TOKEN)[0] == 200
+        try:
+            return Editor(server, row_id)
+        except AssertionError:
+            return None
+
+    back = wait_until("the client is let in", come_back)
+    assert back.copy.text("body").to_string() == expected
