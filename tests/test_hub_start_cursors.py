@@ -407,8 +407,9 @@ def test_after_a_restore_only_the_first_seconds_refuse(tmp_path: Path) -> None:
     server.log.void_ranges.append((400, 10**9))
     server.log.head = 10**9
     server.start()
-    with pytest.raises(ResyncRequired):
+    with pytest.raises(ResyncRequired) as refused:
         server.start_cursor(0, 1)
+    assert refused.value.details == {"oldest_seq": 10**9 + 1}, "the log as it is goes on there"
     server.tellers[0].note(1, 10**9)  # it has pulled again, as it was told
     assert server.start_cursor(0, 1) == 10**9
     server.clock.advance(limits.EPOCH_RESYNC_S)

@@ -82,10 +82,10 @@ class Span:
         if self._is_void(cursor) or cursor + 1 < self.oldest:
             raise self.resync(cursor)
 
-    def resync(self, cursor: int) -> ResyncRequired:
-        """The refusal of a cursor."""
+    def resync(self, cursor: int, *, is_lost: bool = False) -> ResyncRequired:
+        """The refusal of a cursor. `is_lost`: it may be of a history that is lost."""
         # As in a pull: no retained event continues a cursor that is void.
-        oldest = self.head + 1 if self._is_void(cursor) else self.oldest
+        oldest = self.head + 1 if is_lost or self._is_void(cursor) else self.oldest
         return ResyncRequired(
             f"cursor last_seq={cursor} is older than the oldest retained seq={oldest}; "
             "client must re-sync",

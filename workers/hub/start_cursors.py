@@ -79,7 +79,7 @@ class StartCursors:
         for low, high in span.void_ranges:
             if cursor < high:
                 if self._is_new_epoch(marks, high):
-                    raise span.resync(cursor)
+                    raise span.resync(cursor, is_lost=True)
                 if low < cursor:
                     cursor = low
         if cursor > span.head:
