@@ -36,7 +36,8 @@ class Editor:
 
     def __init__(self, server: PylonServer, row_id: str) -> None:
         self.server, self.row_id = server, row_id
-        self.socket = WsClient(server.port + 1, token=ADMIN_TOKEN)
+        # Without the stream of changes: just after a restore a socket with it must pull again.
+        self.socket = WsClient(server.port + 1, token=ADMIN_TOKEN, path="/?changes=0")
         message = {"type": "crdt-subscribe", "entity": "Note", "rowId": row_id}
         self.socket.say(frames.TEXT, json.dumps(message).encode())
         self.copy = LoroClient(self._frame())
