@@ -59,7 +59,8 @@ def read_seed(path: Path, manifest: Manifest, ids: RowIds) -> list[InsertRow]:
         StartRefused: the file cannot be read, or a row is refused (names entity and index).
     """
     try:
-        document = decode_body(path.read_bytes().removeprefix(codecs.BOM_UTF8))
+        raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        document = decode_body(raw, nodes=len(raw))  # the operator's own file
     except OSError as ex:
         raise StartRefused(f"PYLON_SEED is {path}: {ex.strerror}") from ex
     except PylonError as ex:

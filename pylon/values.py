@@ -26,6 +26,7 @@ from typing import Annotated, Any, Final
 import msgspec
 import orjson
 
+from pylon import limits
 from pylon.errors import (
     InvalidColumn,
     InvalidData,
@@ -66,15 +67,18 @@ class EncodedRow(msgspec.Struct, frozen=True, gc=False):
     row: dict[str, Any]
 
 
-def decode_body(raw: bytes) -> Any:
+def decode_body(raw: bytes, nodes: int = limits.JSON_NODES) -> Any:
     """A request body as JSON.
+
+    Args:
+        nodes: how many values it may have.
 
     Raises:
         InvalidJson: it is not JSON in UTF-8 (spec/http.md §3.0), or nested deeper than
             `limits.JSON_DEPTH`.
-        LimitExceeded: it has more than `limits.JSON_NODES` values.
+        LimitExceeded: it has more than `nodes` values.
     """
-    check_bounds(raw)
+    check_bounds(raw, nodes)
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pylon import json_text, limits
 from pylon.errors import InvalidJson, LimitExceeded, PylonError
 from pylon.json_text import check_bounds
+from pylon.values import decode_body
 
 TEXTS = st.text(st.sampled_from('a"\\[]{},:\n\tü😀'), max_size=12)
 JSON = st.recursive(
@@ -107,3 +108,10 @@ def test_the_scan_makes_no_object_for_each_value(monkeypatch: pytest.MonkeyPatch
     finally:
         sys.setprofile(None)
     assert calls < windows * 120
+
+
+def test_operators_own_file_may_have_any_number_of_values() -> None:
+    raw = b"[" + b"0," * limits.JSON_NODES + b"0]"
+    with pytest.raises(LimitExceeded):
+        decode_body(raw)
+    assert len(decode_body(raw, nodes=len(raw))) == limits.JSON_NODES + 1

@@ -91,7 +91,7 @@ def _read(path: Path) -> list[tuple[str, int, Any]]:
         document = orjson.loads(raw)
     except orjson.JSONDecodeError as ex:
         raise InvalidJson(f"{path}:{ex.lineno}:{ex.colno}: {ex.msg}") from ex
-    document = decode_body(raw)
+    document = decode_body(raw, nodes=len(raw))  # the operator's own file
     if not isinstance(document, dict) or not all(isinstance(r, list) for r in document.values()):
         raise InvalidJson(f'{path}: expected {{"Entity": [rows]}}')
     return [
