@@ -23,9 +23,9 @@ from pylon import limits
 from tests.echo_server import LARGE_BYTES
 from tests.support.http_wire import Wire, echo_server
 from tests.support.server import wait_until
-from workers.http.admission import Admission, choose_holder
 from workers.http.bodies import Body, ChunkedBody
 from workers.http.connection import Connection
+from workers.http.connection_limits import ConnectionLimits, choose_holder
 from workers.net.counts import SharedCounts, Table
 from workers.net.head import Refused
 
@@ -76,10 +76,17 @@ def port() -> Iterator[int]:
 
 
 def still_serves(port: int, address: str, requests: int = 1) -> None:
-    """Each request on a connection of its own."""
+    """Assert that the server answers each request, on a connection of its own."""
+    assert answered(port, address, requests) == requests
+
+
+def answered(port: int, address: str, requests: int) -> int:
+    """How many requests the server answers, each on a connection of its own."""
+    count = 0
     for _ in range(requests):
         with From(port, address) as wire:
-            assert wire.asks()
+            count += wire.asks()
+    return count
 
 
 def opened(stack: ExitStack, port: int, address: str, count: int) -> list[From]:
@@ -97,8 +104,8 @@ def test_connections_that_wait_for_their_client_keep_nobody_out(port: int, sent:
     with ExitStack() as stack:
         for wire in opened(stack, port, ATTACKER, PLACES * 3):
             wire.send(sent)
-        still_serves(port, OTHER, PLACES)
-        still_serves(port, ATTACKER, PLACES)  # one who shares the attacker's address
+        assert answered(port, OTHER, PLACES) == PLACES
+        assert answered(port, ATTACKER, PLACES) == PLACES  # a client behind the same address
 
 
 def test_the_longest_idle_connection_of_the_address_with_most_gives_way(port: int) -> None:
@@ -318,27 +325,27 @@ def test_the_cap_counts_the_connections_of_all_workers(
 ) -> None:
     monkeypatch.setattr(limits, "HTTP_ADDRESS_CONNECTIONS", 100)
     first, second = (
-        Admission(2, counts, has_proxies=False) for counts in both_counts(tmp_path)
+        ConnectionLimits(2, counts, has_proxies=False) for counts in both_counts(tmp_path)
     )
     for _ in range(120):
-        first.opened("a")
+        first.add("a")
     for number in range(1, 121):
-        second.opened("a")
+        second.add("a")
         assert second.has_too_many("a") is (number > 80)
-        second.opened("b")
+        second.add("b")
         assert not second.has_too_many("b")
     for _ in range(60):
-        first.closed("a")
+        first.remove("a")
     assert not second.has_too_many("a")
 
 
 def test_behind_proxies_their_connections_have_no_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "HTTP_ADDRESS_CONNECTIONS", 10)
-    behind, direct = (Admission(1, None, has_proxies=proxies) for proxies in (True, False))
+    behind, direct = (ConnectionLimits(1, None, has_proxies=proxies) for proxies in (True, False))
     for _ in range(11):
-        behind.opened("10.0.0.1")
-        direct.opened("10.0.0.1")
-        behind.opened("")  # a Unix socket has no address
+        behind.add("10.0.0.1")
+        direct.add("10.0.0.1")
+        behind.add("")  # a Unix socket has no address
     assert direct.has_too_many("10.0.0.1")
     assert not behind.has_too_many("10.0.0.1")
     assert not behind.has_too_many("")

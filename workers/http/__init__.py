@@ -3,11 +3,11 @@
     __main__   the arbiter: settings for gunicorn, numbers for its workers
     server     gunicorn's side of a worker: signals, heartbeat, the order of the end
     loop       one epoll set, the greenlets that answer, limits of time and memory, the drain
-    accepting  from the listening sockets, while there is room
-    admission  how many connections a worker has, and which give way to others
+    accepting  takes connections from the listening sockets, while there is room
+    connection_limits  how many connections a worker has, and which it closes for others
     balance    how many connections each worker has, so that they share them evenly
     connection one connection: reads requests, has them answered, writes
-    sending    its sending half: what is kept until the client makes room
+    sending    the sending half of a connection: answers that its client has not read yet
     request    a request's head: parsed, checked, as a WSGI environ
     bodies     a request's body, by length or in chunks
     answer     what the app says, as bytes

@@ -1,9 +1,9 @@
 """Accepting: takes connections from the listening sockets, while there is room for them.
 
-All workers accept from the same sockets; one that has more connections than another leaves the
-next one to it for a moment (`balance`). When a worker is full, `admission` names connections that
-give way; while none does, this worker accepts no more, and clients wait in the kernel's backlog
-or go to a sibling.
+All workers accept from the same sockets. A worker with more connections than another one leaves
+the next connection to it for a moment (`balance`). When a worker is full, `connection_limits`
+names connections to close. While it names none, this worker accepts no more, and clients wait in
+the kernel's backlog or reach a sibling.
 
 Everything runs in gevent's hub and never blocks. Bounds: limits.HTTP_CONNECTIONS,
 HTTP_ADDRESS_CONNECTIONS, DESCRIPTORS_RESERVED. Called by `loop`.
@@ -22,17 +22,17 @@ from gevent.hub import get_hub
 from pylon import limits
 from pylon.auth.forwarded import client_address, network_of
 from pylon.descriptors import OUT_OF_RESOURCES, Room
-from workers.http.admission import Admission
 from workers.http.balance import HOLD_S, Share
 from workers.http.connection import Connection
+from workers.http.connection_limits import ConnectionLimits
 from workers.http.request import base_environ
 from workers.net.counts import SharedCounts
 
 if TYPE_CHECKING:
     from workers.http.loop import Loop
 
-_ACCEPTS_HELD: Final = 16  # at once, when the others did not come
-_ACCEPT_PAUSE_S: Final = 0.1  # when there is no room: then it is looked for again
+_ACCEPTS_HELD: Final = 16  # connections at once that no sibling has accepted
+_ACCEPT_PAUSE_S: Final = 0.1  # between two searches for room
 
 
 class Accepting:
@@ -44,41 +44,41 @@ class Accepting:
     ) -> None:
         """
         Args:
-            number: of this worker, from 1.
-            workers: how many of those there are, this one included.
-            counts: of the connections by address, in all workers.
+            number: the number of this worker, from 1.
+            workers: the number of workers, this one included.
+            counts: the connections by address in all workers.
             any_fd: a descriptor that stays open.
         """
         self._loop = loop
         self._workers = workers
         self._share = Share(number, workers)
-        self._admission = Admission(workers, counts, has_proxies=loop.hops > 0)
+        self._limits = ConnectionLimits(workers, counts, has_proxies=loop.hops > 0)
         self._held = False  # the next connection is left to the other workers
         self._listeners = list(listeners)
         watch = get_hub().loop.io
         self._watchers = [watch(each.fileno(), 1) for each in self._listeners]
         self._room = Room(any_fd)
-        self._full = False  # of descriptors; looked at again after `_ACCEPT_PAUSE_S`
-        self._crowded_s: float | None = None  # since when it is full and nobody gives way
+        self._full = False  # no descriptor is free; checked again after `_ACCEPT_PAUSE_S`
+        self._crowded_s: float | None = None  # since when the worker is full and closes none
         self._paused = True
         self.resume()
 
     def forget(self, connection: Connection) -> None:
-        """A connection is gone, which makes room."""
-        self._admission.closed(connection.network)
+        """Stop counting a closed connection, and accept again if that makes room."""
+        self._limits.remove(connection.network)
         self._share.report(len(self._loop.connections))
         if self._paused and not self._loop.draining:
             self.resume()
 
     def resume(self) -> None:
-        """Go on, if there is room."""
+        """Accept again, if there is room."""
         self._held = False
         has_place = len(self._loop.connections) < limits.HTTP_CONNECTIONS
         if self._paused and not self._full and has_place:
             self._paused = False
             self._crowded_s = None
             for watcher, listener in zip(self._watchers, self._listeners, strict=True):
-                watcher.start(self._knock, listener)
+                watcher.start(self._on_readable, listener)
 
     def _pause(self) -> None:
         self._paused = True
@@ -106,7 +106,7 @@ class Accepting:
             gevent.spawn_later(_ACCEPT_PAUSE_S, self._look_for_descriptors)
 
     def _wait_for_room(self) -> None:
-        """All places are taken: look now and then whether somebody gives way."""
+        """Stop accepting at the limit, and search for connections to close every 0.1 s."""
         self._pause()
         self._held = False
         if self._crowded_s is None:
@@ -115,7 +115,7 @@ class Accepting:
 
     def _look_for_room(self) -> None:
         if self._crowded_s is None or self._loop.draining:
-            return  # somebody has left meanwhile
+            return  # a client has left meanwhile
         self._loop.tick()
         if self._make_room():
             self.resume()
@@ -123,18 +123,18 @@ class Accepting:
             gevent.spawn_later(_ACCEPT_PAUSE_S, self._look_for_room)
 
     def _make_room(self, network: str | None = None) -> bool:
-        """Have connections give way: of `network`, or of the one that has most."""
+        """Close connections of `network`, or of the network that has most."""
         grace_s = limits.HTTP_GRACE_S
         if self._crowded_s is not None and self._loop.now_s - self._crowded_s > grace_s:
             grace_s = 0.0  # others have waited long enough
         before = len(self._loop.connections)
         connections = self._loop.connections.values()
-        for each in self._admission.yielding(connections, network, self._loop.now_s, grace_s):
+        for each in self._limits.choose_yielding(connections, network, self._loop.now_s, grace_s):
             each.give_way()
         return len(self._loop.connections) < before
 
-    def _knock(self, listener: Any) -> None:
-        """Runs in the hub: somebody wants to connect."""
+    def _on_readable(self, listener: Any) -> None:
+        """Accept, or leave the connection to a sibling. Runs in the hub."""
         if not self._share.has_most():
             self._accept(listener)
         elif not self._held:
@@ -177,8 +177,8 @@ class Accepting:
         )
         loop.add(Connection(loop, sock, base, network, loop.now_s))
         self._share.report(len(loop.connections))
-        self._admission.opened(network)
-        if self._admission.has_too_many(network):
+        self._limits.add(network)
+        if self._limits.has_too_many(network):
             self._make_room(network)
         if len(self._loop.connections) >= limits.HTTP_CONNECTIONS and not self._make_room():
             self._wait_for_room()

@@ -25,8 +25,8 @@ from pylon import limits, log, metrics
 from pylon.auth.forwarded import client_address, network_of
 from pylon.errors import PylonError
 from workers.http import answer
-from workers.http.admission import BODY, HEAD, IDLE, READER
 from workers.http.bodies import Body, ChunkedBody, Oversized
+from workers.http.connection_limits import BODY, HEAD, IDLE, READER
 from workers.http.request import Environ, Request, Template, parse, template_of
 from workers.http.roles import SHARDS, role_of
 from workers.http.sending import Sender
@@ -99,7 +99,7 @@ class Connection(Sender):
         )
 
     def waiting_since(self) -> tuple[int, float] | None:
-        """What of its client it waits for (`admission`), and since when; None: it does not."""
+        """The kind of its wait for the client (`connection_limits`) and its begin, or None."""
         if self.queued or self.closed:
             return None
         if self._lingering:

@@ -11,7 +11,8 @@ Connections are watched edge-triggered, for both directions, from accept to clos
 further calls to epoll for them.
 
 Bounds: limits.HTTP_CONNECTIONS connections, and limits.HTTP_ADDRESS_CONNECTIONS of one address;
-above them others give way (`admission`), and while none can, clients wait in the kernel's backlog.
+above them the worker closes waiting ones (`connection_limits`). While it can close none, new
+clients wait in the kernel's backlog.
 limits.HTTP_DISPATCHERS greenlets; when all of them wait, so do the connections in the queue,
 unread. limits.HTTP_BODIES_BYTES and HTTP_OUTGOING_BYTES of memory. Metrics: pylon_connections,
 pylon_http_dispatchers, pylon_http_waiting, pylon_http_cut_total.
@@ -38,9 +39,9 @@ from pylon import limits, log, metrics
 from pylon.bus.passing import SocketSender
 from workers.http import answer
 from workers.http.accepting import Accepting
-from workers.http.admission import NAMES, choose_holder
 from workers.http.answer import Prefixes
 from workers.http.connection import Connection
+from workers.http.connection_limits import NAME_BY_KIND, choose_holder
 from workers.net.counts import SharedCounts
 from workers.net.head import Refused
 
@@ -210,18 +211,18 @@ class Loop:
 
     def _awaited(self) -> dict[str, Any]:
         """What the connections that are left wait for, and who keeps the drain waiting longest."""
-        counts = {"app": 0, **dict.fromkeys(NAMES.values(), 0)}
+        counts = {"app": 0, **dict.fromkeys(NAME_BY_KIND.values(), 0)}
         slowest: tuple[float, Connection, int] | None = None
         for connection in self.connections.values():
             waiting = connection.waiting_since()
-            counts["app" if waiting is None else NAMES[waiting[0]]] += 1
+            counts["app" if waiting is None else NAME_BY_KIND[waiting[0]]] += 1
             if waiting is not None and (slowest is None or waiting[1] < slowest[0]):
                 slowest = (waiting[1], connection, waiting[0])
         found: dict[str, Any] = dict(counts)
         if slowest is not None:
             since_s, connection, kind = slowest
             found |= {
-                "slowest": NAMES[kind], "slowest_client": connection.client_network,
+                "slowest": NAME_BY_KIND[kind], "slowest_client": connection.client_network,
                 "slowest_idle_s": round(self.now_s - since_s, 1),
                 "slowest_unsent_bytes": connection.outgoing_bytes,
             }

@@ -8,7 +8,7 @@ counts looks first whether that sibling lives.
 In the table an address is a 64-bit digest; where its bucket is full (improbable below 50,000
 addresses) it is counted in its own process only.
 
-Called by `workers.hub.addresses` (sockets) and `workers.http.admission` (HTTP connections).
+Called by `workers.hub.addresses` (sockets) and `workers.http.connection_limits` (HTTP connections).
 """
 
 from __future__ import annotations

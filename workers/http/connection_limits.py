@@ -1,24 +1,23 @@
-"""Admission: how many connections a worker has, and which of them give way to others.
+"""Limits of HTTP connections: how many a worker has, and which of them it closes for others.
 
-A client may have as many connections as there is room for, until others need it. Then those give
-way that wait for their client, never one whose request is in the app: first idle ones, then those
-whose head, body or reading is under way; of each kind the one that has waited longest. Only
-connections of the address that holds most are asked, so a newcomer is let in, and whoever fills
-the server loses connections of his own.
+A client may have as many connections as the worker has room for. When others need the room, the
+worker closes connections that wait for their client. It closes idle ones first, then those with
+an unfinished head or body, then those whose client reads slowly. Of each kind the connection that
+has waited longest goes first. Only the address with the most connections loses any, so a newcomer
+is let in, and a client that fills the server loses its own connections.
 
-Two bounds ask for it: a worker is full (limits.HTTP_CONNECTIONS, or its descriptors), or one
-address has more than limits.HTTP_ADDRESS_CONNECTIONS for each worker, counted over all of them
-(`workers.net.counts`). A connection that was used in the last limits.HTTP_GRACE_S stays, as long
-as there are others: clients that are busy keep theirs.
+Invariant: a connection whose request is in the app is never closed.
 
-Bytes have no bound for each address either: what arrives of bodies, and what is kept of answers,
-may fill the memory that is meant for it. Above that `choose_holder` says who gives way: of those
-that have not moved for limits.HTTP_STALLED_S the ones of the address that holds most; where all
-move, the address that holds most.
+Bounds: a worker is full at limits.HTTP_CONNECTIONS, or when its descriptors run out. One address
+has at most limits.HTTP_ADDRESS_CONNECTIONS for each worker, counted over all workers
+(`workers.net.counts`). A connection that was used in the last limits.HTTP_GRACE_S seconds stays
+while others can be closed. Unfinished bodies share one memory limit, unread answers
+another. Above it `choose_holder` names the connection that gives up its memory. Metric:
+pylon_http_cut_total.
 
-An address is that of the connection, of IPv6 its /64. Behind trusted proxies, which hold the
-connections of everybody, there is no bound by address, and bytes count for the client that the
-proxy names. Metric: pylon_http_cut_total. Used by `loop`.
+The address is that of the connection; an IPv6 client counts by its /64. Behind trusted proxies no
+limit by address holds, since a proxy's connections are everybody's. Bytes count for the client
+that the proxy names. Called by `accepting` and `loop`.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ IDLE: Final = 0
 HEAD: Final = 1
 BODY: Final = 2
 READER: Final = 3
-NAMES: Final = {IDLE: "idle", HEAD: "head", BODY: "body", READER: "reader"}
+NAME_BY_KIND: Final = {IDLE: "idle", HEAD: "head", BODY: "body", READER: "reader"}
 
-_AT_ONCE: Final = 64  # connections that give way in one go: looking for them costs a look at all
-_PUBLISHED_FROM: Final = 64  # connections of an address, below which siblings need not know
-_FRUITLESS_S: Final = 0.1  # after a search that found none, there is no other one for so long
+_CLOSED_AT_ONCE: Final = 64  # connections closed in one search, which looks at all of the worker
+_PUBLISHED_FROM: Final = 64  # connections of an address; siblings ignore smaller counts
+_FRUITLESS_S: Final = 0.1  # no further search for so long after one that found none
 
 
-class Admission:
+class ConnectionLimits:
     """The connections of one worker by client network."""
 
     __slots__ = ("_by_network", "_counts", "_fruitless_s", "_has_proxies", "_workers")
@@ -54,8 +53,8 @@ class Admission:
         """
         Args:
             workers: how many processes serve.
-            counts: of all of them; None where this is the only one.
-            has_proxies: whether connections are those of trusted proxies.
+            counts: the connections by address in all workers; None with a single worker.
+            has_proxies: whether trusted proxies hold the connections.
         """
         self._by_network: dict[str, int] = {}
         self._workers = workers
@@ -63,15 +62,15 @@ class Admission:
         self._has_proxies = has_proxies
         self._fruitless_s = 0.0
 
-    def opened(self, network: str) -> None:
-        """Count a connection."""
+    def add(self, network: str) -> None:
+        """Count a connection that was opened."""
         count = self._by_network.get(network, 0) + 1
         self._by_network[network] = count
         if self._counts is not None and count >= _PUBLISHED_FROM:
             self._counts.publish(network, count)
 
-    def closed(self, network: str) -> None:
-        """Count one less."""
+    def remove(self, network: str) -> None:
+        """Count a connection that was closed."""
         count = self._by_network[network] - 1
         if count:
             self._by_network[network] = count
@@ -92,16 +91,16 @@ class Admission:
             return False
         return count + self._counts.elsewhere(network, limit - count) > limit
 
-    def yielding(
+    def choose_yielding(
         self, connections: Iterable[Connection], network: str | None, now_s: float,
         grace_s: float,
     ) -> list[Connection]:
-        """Connections that give way now, those first that should go first.
+        """The connections to close now, in that order.
 
         Args:
             connections: all of this worker.
-            network: whose; None: of the network that has most, or those that have equally many.
-            grace_s: what has waited for less stays.
+            network: the one to choose from; None: the network, or networks, with the most.
+            grace_s: a connection that has waited for less stays.
         """
         if now_s < self._fruitless_s:
             return []
@@ -114,7 +113,7 @@ class Admission:
         else:
             networks = {network}
             spare = counts[network]
-        number = max(1, min(_AT_ONCE, spare, sum(counts.values()) // _AT_ONCE))
+        number = max(1, min(_CLOSED_AT_ONCE, spare, sum(counts.values()) // _CLOSED_AT_ONCE))
         latest_s = now_s - grace_s
         waiting = [
             (*since, connection.fd, connection)
@@ -130,10 +129,13 @@ class Admission:
 def choose_holder(
     holders: Iterable[tuple[Connection, int, float]], asking: Connection, now_s: float
 ) -> Connection:
-    """Who gives back memory, so that `asking` can have more.
+    """The connection that gives up its memory, so that `asking` can have more.
+
+    If some connections moved no byte for limits.HTTP_STALLED_S seconds, it is one of those. Of
+    them (or else of all) it belongs to the address that holds most bytes.
 
     Args:
-        holders: the connections that hold any: how many bytes, and since when they have not moved.
+        holders: each connection that holds bytes, their number, and when the last one moved.
     """
     held = list(holders)
     stalled = [each for each in held if now_s - each[2] >= limits.HTTP_STALLED_S]
