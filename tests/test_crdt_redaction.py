@@ -257,7 +257,9 @@ def test_reader_of_a_row_that_comes_and_goes_has_what_it_was_shown_and_no_more(
         served.step()
     if not served.row()["shared"]:
         served.update(shared=True)
-    served.subscribe()
+    served.subscribe()  # asserts the copy's content and history
+    assert served.copy is not None
+    assert served.copy.row().get("body") == served.row()["body"]
     served.close()
 
 

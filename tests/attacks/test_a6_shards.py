@@ -58,6 +58,7 @@ def test_what_the_server_makes_counts_for_nobody(tmp_path: Path) -> None:
         for number in range(2 * limits.SHARDS_OF_USER):
             house.made(f"sim:{number}", {})
         house.visited("sim:ada", ADA)
+        assert len(house.all()) == 2 * limits.SHARDS_OF_USER + 1
 
 
 @pytest.mark.parametrize("is_admin", [False, True])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pylon import config
-from pylon.auth.origin import origins
+from pylon.auth.origin import Origins, origins
 from pylon.errors import StartRefused
 from pylon.manifest.load import parse_manifest
 from pylon.startup import load_checked
@@ -20,18 +20,22 @@ MANIFEST: dict[str, Any] = {
 }
 
 
-def start(folder: Path, manifest: dict[str, Any] | None = None, **env: str) -> None:
-    """The beginning of a start in production."""
+def start(folder: Path, manifest: dict[str, Any] | None = None, **env: str) -> Origins:
+    """Begin a start in production; the origins that it would allow."""
     path = folder / "pylon.manifest.json"
     path.write_text(json.dumps(MANIFEST | (manifest or {})))
-    load_checked(config.load({
+    loaded = config.load({
         "PYLON_CORS_ORIGIN": "https://app.example.com", "PYLON_MANIFEST": str(path), **env,
-    }))
+    })
+    return origins(loaded.config, load_checked(loaded))
 
 
 def test_settings_of_an_honest_operator_start(tmp_path: Path) -> None:
-    start(tmp_path, PYLON_CSRF_ORIGINS="https://b.example, https://C.example/")
-    start(tmp_path, {"auth": {"trusted_origins": ["https://b.example"]}})
+    by_setting = start(tmp_path, PYLON_CSRF_ORIGINS="https://b.example, https://C.example/")
+    by_manifest = start(tmp_path, {"auth": {"trusted_origins": ["https://b.example"]}})
+    app, b, c = "https://app.example.com", "https://b.example", "https://c.example"
+    assert by_setting == Origins(frozenset({app, b, c}), any_origin=False)
+    assert by_manifest == Origins(frozenset({app, b}), any_origin=False)
 
 
 @pytest.mark.parametrize(("name", "value"), [
