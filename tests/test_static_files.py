@@ -31,6 +31,10 @@ def test_files_index_and_no_way_out(
     for path in ("/app/../secret.txt", "/app/%2e%2e/secret.txt", "/app/..%2fsecret.txt"):
         assert "secret" not in str(server.request("GET", path)[1])
     assert server.request("GET", "/nowhere")[0] == 404
+    for method in ("POST", "PUT", "DELETE", "PATCH"):
+        status, body, headers = server.request(method, "/app/a.js")
+        assert (status, body["error"]["code"]) == (405, "METHOD_NOT_ALLOWED")
+        assert headers["allow"] == "GET, HEAD, OPTIONS"
 
 
 def test_a_folder_that_is_not_there_is_refused(make_server: Callable[..., PylonServer]) -> None:

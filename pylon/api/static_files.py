@@ -20,6 +20,7 @@ from falcon.routing import StaticRoute
 
 PREFIX: Final = "/app"
 _INDEX: Final = "index.html"
+_METHODS: Final = ("GET", "HEAD")
 
 
 class StaticFiles:
@@ -37,7 +38,10 @@ class StaticFiles:
 
         Raises:
             falcon.HTTPNotFound: there is neither, or the file is not to be served.
+            falcon.HTTPMethodNotAllowed: the request is neither a GET nor a HEAD.
         """
+        if req.method not in _METHODS:
+            raise falcon.HTTPMethodNotAllowed([*_METHODS, "OPTIONS"])
         path = req.path[len(PREFIX) :].lstrip("/")
         if not self._route.match(req.path) or any(p.startswith(".") for p in path.split("/")):
             raise falcon.HTTPNotFound
