@@ -63,6 +63,10 @@ def _delete_wal(path: Path) -> None:
     path.with_name("a.db-wal").unlink()
 
 
+def _delete_wal_index(path: Path) -> None:
+    path.with_name("a.db-shm").unlink()
+
+
 def _delete_folder(path: Path) -> None:
     shutil.rmtree(path.parent)
 
@@ -70,7 +74,8 @@ def _delete_folder(path: Path) -> None:
 LOSSES = pytest.mark.parametrize(
     ("lose", "reason"),
     [(_delete, "file_gone"), (_move, "file_gone"), (_replace, "file_replaced"),
-     (_delete_wal, "wal_gone"), (_delete_folder, "file_gone")],
+     (_delete_wal, "wal_gone"),
+     (_delete_wal_index, "shm_gone"), (_delete_folder, "file_gone")],
 )
 
 

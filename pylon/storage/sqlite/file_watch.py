@@ -5,8 +5,12 @@ it, and everything that it acknowledges is lost with its last descriptor. So the
 each commit, before it acknowledges, and the flusher once in a second, for readiness.
 
 The files are not opened here: closing a descriptor would drop the POSIX locks that SQLite holds
-in this process. Invariant: a check that fails says which file and what to do. Bound: one `stat` for
-each check (PERF: 1.2 us), and two more for the WAL at most every `_WAL_PERIOD_S`.
+in this process. The WAL and its index (-shm) count as the database does: a process that opens the
+database without the index makes another one, believes itself alone, reads old rows, and removes the
+WAL when it closes.
+
+Invariant: a check that fails says which file and what to do. Bound: one `stat` for each check
+(PERF: 1.2 us), and two more at most every `_BESIDE_PERIOD_S`.
 """
 
 from __future__ import annotations
@@ -17,29 +21,29 @@ from typing import Final, NamedTuple
 
 from pylon.clock import Clock
 
-_WAL_PERIOD_S: Final = 0.01
+_BESIDE_PERIOD_S: Final = 0.01
+_BESIDE: Final = ("wal", "shm")
 _Identity = tuple[int, int]  # device and inode
 
 
 class FileProblem(NamedTuple):
     """Why nothing may be acknowledged: a label for metrics, and a sentence."""
 
-    reason: str  # file_gone, file_replaced, wal_gone, wal_replaced, read_only
+    reason: str  # file_gone, file_replaced, the same of wal and shm, read_only
     message: str
 
 
 class FileWatch:
     """Watches the database file of one connection, as it was when this was made."""
 
-    __slots__ = ("_checked_s", "_clock", "_identity", "_path", "_wal_identity", "_wal_path")
+    __slots__ = ("_beside", "_checked_s", "_clock", "_identity", "_path")
 
     def __init__(self, path: str | Path, clock: Clock) -> None:
         """To be made once the connection has written."""
         self._path = os.fspath(path)
-        self._wal_path = self._path + "-wal"
         self._clock = clock
         self._identity = _identity_of(self._path)
-        self._wal_identity = _identity_of(self._wal_path)
+        self._beside = {kind: _identity_of(f"{self._path}-{kind}") for kind in _BESIDE}
         self._checked_s = float("-inf")
 
     def find_problem(self) -> FileProblem | None:
@@ -51,12 +55,14 @@ class FileWatch:
         if (stat.st_dev, stat.st_ino) != self._identity:
             return self._problem("file", self._path, (stat.st_dev, stat.st_ino))
         now_s = self._clock.monotonic_s()
-        if now_s - self._checked_s >= _WAL_PERIOD_S:
-            found = _identity_of(self._wal_path)
-            if self._wal_identity is None:
-                self._wal_identity = found
-            if found != self._wal_identity:
-                return self._problem("wal", self._wal_path, found)
+        if now_s - self._checked_s >= _BESIDE_PERIOD_S:
+            for kind, known in self._beside.items():
+                path = f"{self._path}-{kind}"
+                found = _identity_of(path)
+                if known is None:
+                    self._beside[kind] = found
+                elif found != known:
+                    return self._problem(kind, path, found)
             self._checked_s = now_s
         return None
 
@@ -70,7 +76,7 @@ class FileWatch:
         if is_read_only:
             return FileProblem("read_only", f"The file system of {folder} is mounted read-only: "
                                "mount it read-write")
-        for path in (self._path, self._wal_path, folder):
+        for path in (self._path, f"{self._path}-wal", folder):
             if Path(path).exists() and not os.access(path, os.W_OK):
                 return FileProblem("read_only", f"{path} may not be written to by this user: give "
                                    "it back its owner and mode, or the next start is refused")
