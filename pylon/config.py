@@ -102,8 +102,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "0 means no limit.",
             dev_default="0"),
     Setting("PYLON_GUESTS_PER_IP_PER_MIN", "guests_per_ip_per_min", _int(0, 1_000_000), "30",
-            "New guest sessions of one client address in a minute (an IPv6 client counts by its "
-            "/64); 0 means no limit.", dev_default="0"),
+            "New guest sessions of one client address in a minute, and ten times as many at once "
+            "(an IPv6 client counts by its /64); 0 means no limit.", dev_default="0"),
     Setting("PYLON_SOCKET_MAX_LIFE_S", "socket_max_life_s", _int(0, 31_536_000), "0",
             "Seconds after which a socket is closed, so that its client connects anew; for each "
             "between three quarters of this and all of it. 0 means never."),

@@ -69,16 +69,17 @@ def is_user_subject(subject: str) -> bool:
 # One address may be an office or a mobile carrier, so it gets ten times what an identity gets.
 SHARDS_BY_USER: Final = Rate("shards-of-user", 60, 60.0)
 SHARDS_BY_ADDRESS: Final = Rate("shards-of-address", 600, 60.0)
-DOCUMENT_PUSHES: Final = Rate("document-pushes", 1_200, 60.0)
+DOCUMENT_PUSHES_BY_USER: Final = Rate("document-pushes-of-user", 1_200, 60.0)
+DOCUMENT_PUSHES_BY_ADDRESS: Final = Rate("document-pushes-of-address", 24_000, 60.0)  # guests'
 DOCUMENT_OPENS: Final = Rate("document-opens", 36_000, 60.0)
 MATCHES_BY_USER: Final = Rate("matches-of-user", 60, 60.0)
 MATCHES_BY_ADDRESS: Final = Rate("matches-of-address", 600, 60.0)
-ROOM_JOINS_BY_USER: Final = Rate("room-joins-of-user", 300, 60.0)
-ROOM_JOINS_BY_ADDRESS: Final = Rate("room-joins-of-address", 3_000, 60.0)
+ROOM_JOINS_BY_USER: Final = Rate("room-joins-of-user", 1_200, 60.0)
+ROOM_JOINS_BY_ADDRESS: Final = Rate("room-joins-of-address", 12_000, 60.0)
 ROOM_READS_BY_USER: Final = Rate("room-reads-of-user", 3_000, 60.0, burst=500)
 ROOM_READS_BY_ADDRESS: Final = Rate("room-reads-of-address", 30_000, 60.0, burst=5_000)
-ROOM_SUBSCRIPTIONS_BY_USER: Final = Rate("room-subscriptions-of-user", 600, 60.0)
-ROOM_SUBSCRIPTIONS_BY_ADDRESS: Final = Rate("room-subscriptions-of-address", 6_000, 60.0)
+ROOM_SUBSCRIPTIONS_BY_USER: Final = Rate("room-subscriptions-of-user", 1_200, 60.0)
+ROOM_SUBSCRIPTIONS_BY_ADDRESS: Final = Rate("room-subscriptions-of-address", 12_000, 60.0)
 ROOM_MESSAGES_BY_USER: Final = Rate("room-messages-of-user", 15_000, 60.0, burst=3_000)
 ROOM_MESSAGES_BY_ADDRESS: Final = Rate("room-messages-of-address", 300_000, 60.0, burst=30_000)
 
@@ -90,5 +91,6 @@ UNDONE_VALUES_BY_ADDRESS: Final = Rate("undone-values-of-address", 6_000, 60.0, 
 
 
 def guests(per_minute: int) -> Rate:
-    """New guest sessions of an address (`PYLON_GUESTS_PER_IP_PER_MIN`)."""
-    return Rate("guests", per_minute, 60.0)
+    """New guest sessions of an address (`PYLON_GUESTS_PER_IP_PER_MIN`). A class or an office may
+    come all at once."""
+    return Rate("guests", per_minute, 60.0, burst=10 * per_minute)

@@ -35,7 +35,12 @@ from pylon.errors import (
     NotSupported,
 )
 from pylon.manifest.model import Entity
-from pylon.rates import DOCUMENT_PUSHES
+from pylon.rates import (
+    DOCUMENT_PUSHES_BY_ADDRESS,
+    DOCUMENT_PUSHES_BY_USER,
+    address_subject,
+    user_subject,
+)
 
 PREFIX = "/api/crdt"
 
@@ -61,7 +66,7 @@ class DocumentPush:
             raise NotSupported(f'{named.name} has no documents: its manifest says "crdt": false')
         subject = subject_of(req, services)
         if not auth.is_admin:
-            services.limiter.require(DOCUMENT_PUSHES, subject)
+            _spend_push(services, auth, address_of(req, services))
         self._check_rights(named, row_id, auth, started_s)
         update = _update(read_json(req, services))
         stored = services.store.point(lambda reader: reader.document(named.name, row_id))
@@ -92,6 +97,17 @@ class DocumentPush:
         rules = services.app.rules.of(entity.name)
         if not rules.may_begin_update(auth, orjson.loads(row_json)):
             raise rules.denied("update", auth)
+
+
+def _spend_push(services: Services, auth: AuthContext, address: str) -> None:
+    """Charge the identity; and its address for a guest, whom anybody may make.
+
+    Raises:
+        RateLimited: either has pushed too often.
+    """
+    services.limiter.require(DOCUMENT_PUSHES_BY_USER, user_subject(auth.user_id or ""))
+    if auth.is_guest:
+        services.limiter.require(DOCUMENT_PUSHES_BY_ADDRESS, address_subject(address))
 
 
 def bad_path(req: falcon.Request, resp: falcon.Response, **parameters: object) -> NoReturn:

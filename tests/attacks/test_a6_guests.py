@@ -9,11 +9,11 @@ import pytest
 from tests.support.manifests import notes_app
 from tests.support_writer import running
 
-PROXIED = {"PYLON_TRUST_PROXY_HOPS": "1", "PYLON_GUESTS_PER_IP_PER_MIN": "30"}
+PROXIED = {"PYLON_TRUST_PROXY_HOPS": "1", "PYLON_GUESTS_PER_IP_PER_MIN": "3"}
 
 
 @pytest.mark.parametrize("path", ["/api/auth/guest", "/api/auth/anonymous"])
-def test_one_address_makes_thirty_guests_and_another_is_not_refused(
+def test_one_address_makes_thirty_guests_at_once_and_another_is_not_refused(
     tmp_path: Path, path: str
 ) -> None:
     with running(tmp_path, notes_app(), PROXIED) as server:
@@ -31,7 +31,8 @@ def test_one_address_makes_thirty_guests_and_another_is_not_refused(
         assert made.count(429) == 70
         assert post("192.0.2.2") < 300
         server.clock.advance(60)
-        assert post("192.0.2.1") < 300
+        again = [post("192.0.2.1") for _ in range(10)]
+        assert sum(status < 300 for status in again) == 3, "as many in a minute"
 
 
 def test_the_addresses_of_one_ipv6_network_count_together(tmp_path: Path) -> None:

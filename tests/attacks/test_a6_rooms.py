@@ -204,13 +204,14 @@ def test_relayed_messages_are_limited_for_an_identity_over_its_sockets(tmp_path:
         until(lambda: sum(keeper.relays) >= burst, "the burst is relayed")
         subscribe = json.dumps({"type": "room-subscribe", "room": "r"}).encode()
         count = int(rates.ROOM_SUBSCRIPTIONS_BY_USER.limit)
+        asked = count + 400
         watcher = WsClient(worker.port, token=token)
-        for _ in range(count + 50):
+        for _ in range(asked):
             watcher.say(1, subscribe)
-        messages = [watcher.text() for _ in range(count + 50)]
+        messages = [watcher.text() for _ in range(asked)]
         heard = Counter(message.get("code", message["type"]) for message in messages)
         assert heard["RATE_LIMITED"]
-        assert count <= heard["room-snapshot"] < count + 50
+        assert count <= heard["room-snapshot"] < asked
     finally:
         keeper.close()
         stage.close()
@@ -319,7 +320,9 @@ def test_the_parts_are_parts() -> None:
     assert limits.ROOMS_BYTES_OF_ADDRESS <= limits.ROOMS_BYTES // 8
     assert limits.ROOM_MEMBERS < limits.ROOM_MEMBERS_OF_ADDRESS
     assert rates.ROOM_JOINS_BY_ADDRESS.limit >= 10 * rates.ROOM_JOINS_BY_USER.limit
-    assert rates.ROOM_JOINS_BY_USER.limit > 2 * limits.ROOMS_OF_USER
+    # A phone in 50 rooms may come back 20 times in a minute.
+    assert rates.ROOM_JOINS_BY_USER.limit >= 20 * 50
+    assert rates.ROOM_SUBSCRIPTIONS_BY_USER.limit >= 20 * 50
     assert limits.LIVE_QUERIES_OF_ADDRESS <= limits.LIVE_QUERIES_TOTAL // 5
     assert limits.LIVE_BYTES_OF_ADDRESS <= limits.LIVE_BYTES_TOTAL // 4
     assert limits.LIVE_SCANNED_OF_ADDRESS <= limits.LIVE_SCANNED // 2
