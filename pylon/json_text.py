@@ -27,21 +27,26 @@ _SQUARE: Final = bytes.maketrans(b"{}", b"[]")
 _COLLAPSES: Final = 8
 
 
-def check_bounds(raw: bytes, nodes: int = limits.JSON_NODES) -> None:
+def check_bounds(
+    raw: bytes, nodes: int = limits.JSON_NODES, depth: int | None = None
+) -> None:
     """Pass if a JSON text is neither nested too deeply nor of too many values.
 
     Args:
         nodes: how many values it may have, containers included and keys not.
+        depth: how many levels; None: `limits.JSON_DEPTH`.
 
     Raises:
-        InvalidJson: deeper than `limits.JSON_DEPTH` (spec/http.md §6).
+        InvalidJson: deeper than `depth` (spec/http.md §6).
         LimitExceeded: more than `nodes` values.
     """
+    if depth is None:
+        depth = limits.JSON_DEPTH
     # A value takes two bytes at the least, its comma included. PERF: nearly all bodies end here,
     # after 0.1 us a kilobyte; the scan takes 1 to 5 us a kilobyte.
-    if raw.count(b"[") + raw.count(b"{") <= limits.JSON_DEPTH and len(raw) <= 2 * nodes:
+    if raw.count(b"[") + raw.count(b"{") <= depth and len(raw) <= 2 * nodes:
         return
-    scan = _Scan(nodes)
+    scan = _Scan(nodes, depth)
     begin = 0
     while begin < len(raw):
         window = raw[begin : begin + _WINDOW_BYTES]
@@ -55,10 +60,11 @@ def check_bounds(raw: bytes, nodes: int = limits.JSON_NODES) -> None:
 class _Scan:
     """What is known of the text up to here."""
 
-    __slots__ = ("_depth", "_in_string", "_most_nodes", "_nodes")
+    __slots__ = ("_depth", "_in_string", "_most_depth", "_most_nodes", "_nodes")
 
-    def __init__(self, most_nodes: int) -> None:
+    def __init__(self, most_nodes: int, most_depth: int) -> None:
         self._depth = 0
+        self._most_depth = most_depth
         self._nodes = 1
         self._most_nodes = most_nodes
         self._in_string = False
@@ -91,15 +97,15 @@ class _Scan:
     def _descend(self, brackets: bytes, opened: int) -> None:
         closed = len(brackets) - opened
         left, levels = brackets, 0
-        while levels < _COLLAPSES and self._depth + levels + left.count(b"[") > limits.JSON_DEPTH:
+        while levels < _COLLAPSES and self._depth + levels + left.count(b"[") > self._most_depth:
             inner = left.replace(b"[]", b"")
             if len(inner) == len(left):
                 break
             left, levels = inner, levels + 1
-        if self._depth + levels + left.count(b"[") > limits.JSON_DEPTH:
+        if self._depth + levels + left.count(b"[") > self._most_depth:
             steps = memoryview(brackets.translate(_STEP_BY_BRACKET)).cast("b")
-            if max(accumulate(steps, initial=self._depth)) > limits.JSON_DEPTH:
+            if max(accumulate(steps, initial=self._depth)) > self._most_depth:
                 raise InvalidJson(
-                    f"JSON is nested deeper than {limits.JSON_DEPTH} levels (JSON_DEPTH)"
+                    f"JSON is nested deeper than {self._most_depth} levels (JSON_DEPTH)"
                 )
         self._depth += opened - closed

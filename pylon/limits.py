@@ -13,6 +13,7 @@ JSON_NODES: Final = 500_000  # values of one JSON text: the decoder holds the wo
 PUSH_NODES: Final = 1_000_000  # values of a push: only the first changes are decoded
 MESSAGE_NODES: Final = 50_000  # values of one message on a WebSocket
 JSON_REPAIR_BYTES: Final = 2 * 1024 * 1024  # of a list of changes, some of which hold no UTF-8
+JSON_REPAIR_DEPTH: Final = 500  # levels up to which a change that is nested too deeply fails alone
 CURSOR_PAGE_DEFAULT: Final = 20
 CURSOR_PAGE_MAX: Final = 100
 FILTER_TERMS: Final = 64

@@ -77,6 +77,30 @@ def test_change_with_half_a_surrogate_pair_fails_alone(server: Server, bad: Any)
     assert push(server, bad, good)["deduped"] == 1
 
 
+def nested(levels: int) -> Any:
+    value: Any = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("levels", [62, 100, 400])
+def test_change_that_is_nested_too_deeply_fails_alone(server: Server, levels: int) -> None:
+    good = change("insert", "Page", "_pending_1", {"text": "good"})
+    bad = change("insert", "Page", "_pending_2", {"text": nested(levels)})
+    answer = push(server, bad, good, nested(levels))
+    assert [result["status"] for result in answer["results"]] == ["error", "applied", "error"]
+    assert [row["text"] for row in rows(server, "Page")] == ["good"]
+    assert push(server, bad, good)["deduped"] == 1
+
+
+def test_push_beyond_the_depth_that_is_repaired_is_refused(server: Server) -> None:
+    for levels in (600, 100_000):
+        body = b'{"changes":[%b%b]}' % (b"[" * levels, b"]" * levels)
+        answer = server.call("POST", "/api/sync/push", body)
+        assert (answer.status_code, answer.json["error"]["code"]) == (400, "INVALID_JSON")
+
+
 def test_error_of_an_unreadable_change_names_its_field(server: Server) -> None:
     bad = change("insert", "Page", "_pending_1", {"text": f"a{HALF}"})
     error = push(server, bad)["results"][0]["error"]
@@ -107,7 +131,8 @@ def test_unreadable_row_of_an_import_fails_alone(server: Server) -> None:
 
 @pytest.mark.parametrize("body", [
     b'{"changes":[{"a":"\\ud83d"}', b'{"changes":["\\ud83d", NaN]}', b'{"x":"\\ud83d"}',
-    b'{"changes":["\\ud83d", "\xff"]}', b'{"changes":["\\ud83d", ' + b"[" * 70 + b"]" * 70 + b"]}",
+    b'{"changes":["\\ud83d", "\xff"]}',
+    b'{"changes":["\\ud83d", ' + b"[" * 600 + b"]" * 600 + b"]}",
 ])
 def test_what_is_no_json_is_refused_as_a_whole(server: Server, body: bytes) -> None:
     answer = server.call("POST", "/api/sync/push", body)
@@ -192,7 +217,7 @@ def test_queue_of_more_changes_than_one_push_takes_is_not_refused(
     """docs/limits.md: the first PUSH_CHANGES are carried out, `remaining` says how many are not."""
     monkeypatch.setattr(limits, "PUSH_CHANGES", 2)
     monkeypatch.setattr(limits, "JSON_NODES", 40)
-    monkeypatch.setattr("pylon.json_text.check_bounds.__defaults__", (40,))
+    monkeypatch.setattr("pylon.json_text.check_bounds.__defaults__", (40, None))
     sent = [
         change("insert", "Folder", f"_pending_{number}", {"name": str(number)})
         for number in range(50)

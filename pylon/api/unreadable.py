@@ -1,11 +1,13 @@
-"""Reads lists of changes of which some hold text that is no UTF-8, so that the others count.
+"""Reads lists of changes of which some cannot be read, so that the others count.
 
 A client that cuts a text between the halves of a surrogate pair sends `"\\ud83d"`: valid JSON,
-but no text that anything here could store. One such change must not make the whole list
-unreadable: official clients send a list that was refused again, for ever.
+but no text that anything here could store. Another one sends a tree of a hundred levels. One such
+change must not make the whole list unreadable: official clients send a list that was refused again,
+for ever.
 
-Invariant: only what orjson can write again leaves here unmarked. Bound:
-`limits.JSON_REPAIR_BYTES`; a larger body is refused as a whole. Called by push, batch and
+Invariant: only what orjson can write again, and no deeper than `limits.JSON_DEPTH`, leaves here
+unmarked. Bounds: `limits.JSON_REPAIR_BYTES`, `limits.JSON_REPAIR_DEPTH`; any other body is refused
+as a whole. Called by push, batch and
 import, and by the conversation of WebSockets.
 """
 
@@ -32,9 +34,19 @@ def decode_changes(raw: bytes) -> tuple[Any, bool]:
     Raises:
         InvalidJson, LimitExceeded: as `decode_body`.
     """
-    check_bounds(raw)
+    is_deep = False
     try:
-        return orjson.loads(raw), False
+        check_bounds(raw)
+    except InvalidJson as error:
+        try:
+            check_bounds(raw, depth=limits.JSON_REPAIR_DEPTH)
+        except InvalidJson:
+            raise error from None
+        if len(raw) > limits.JSON_REPAIR_BYTES:
+            raise
+        is_deep = True
+    try:
+        return orjson.loads(raw), is_deep
     except orjson.JSONDecodeError:
         pass
     if len(raw) <= limits.JSON_REPAIR_BYTES and _ESCAPED_HALF.search(raw) is not None:
@@ -47,6 +59,11 @@ def decode_changes(raw: bytes) -> tuple[Any, bool]:
 
 def problem_of(entry: Any) -> InvalidValue | None:
     """Why an entry of the list cannot be carried out; None if it can be read."""
+    if _is_deep(entry):
+        return InvalidValue(
+            f"The change is nested deeper than {limits.JSON_DEPTH} levels (JSON_DEPTH)",
+            expected=f"{limits.JSON_DEPTH} levels at most",
+        )
     try:
         orjson.dumps(entry)
     except (TypeError, ValueError):
@@ -62,6 +79,20 @@ def problem_of(entry: Any) -> InvalidValue | None:
         field=name, value=readable(value), expected=_TEXT,
         hint="Cut texts between characters: [...text] in JavaScript, not text.slice",
     )
+
+
+def _is_deep(value: object) -> bool:
+    """Whether a value is nested deeper than a change may be."""
+    level = [value]
+    for _ in range(limits.JSON_DEPTH + 1):
+        level = [
+            inner for outer in level if isinstance(outer, (dict, list))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
 
 
 def readable(value: object) -> object:
