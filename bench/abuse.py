@@ -5,10 +5,10 @@
 
 One attack at a time (`attacks.py`), by a process with an address of its own. Meanwhile another
 process gets a row by id, inserts rows, and measures how long each takes, and how long an insert
-takes to reach a WebSocket. The bar: p99 of get-by-id below 50 ms, nothing refused to others, no
+takes to reach a WebSocket. The bar: p99 of get-by-id below 50 ms, no request of others refused, no
 worker restarted. Exit code 1 when an attack is above it. Server and tools share the machine, so
-the line `none` says what is to be expected without an attack, and the load average how
-much else the machine had to do.
+the line `none` shows the figures without an attack, and the load average the machine's other
+work.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _attack(pipe: Connection, name: str, target: attacks.Target) -> None:
 
 
 class _Others:
-    """Those who only want to work."""
+    """Clients that only want to work."""
 
     def __init__(
         self, port: int, token: str, row_id: str, begin_s: float, until_s: float

@@ -1,8 +1,8 @@
 """The attacks that `abuse.py` runs, each a loop of one client in a process of its own.
 
 A function takes the target and works until `target.is_over()`. Connections come from an address
-of the attacker's, so that what the server limits by address does not meet the others. What the
-server answers is counted by status, for a refusal is as good an end of an attack as any.
+of the attacker's own, so that limits by address do not meet the others. The tool counts the
+server's answers by status, since a refusal is as good an end of an attack as any.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PAUSE_S: Final = 0.2  # of a client that was refused and tries again
 
 @dataclass
 class Target:
-    """Where to attack, until when, and what has come of it."""
+    """The target of an attack, its end, and its results."""
 
     port: int
     token: str  # of a guest
@@ -177,7 +177,7 @@ def large_patches(target: Target) -> None:
 
 
 def patches_without_right(target: Target) -> None:
-    """The same by somebody who may not."""
+    """The same by a caller without the right."""
 
     def work(conn: http.client.HTTPConnection) -> None:
         target.ask(conn, "PATCH", f"/api/entities/Own/{target.row_id}", {"n": 1})

@@ -3,9 +3,10 @@
     python bench/crowd.py [--clients 1000] [--events 20000] [--writes-per-s 50] [--out FOLDER]
 
 Events are written, then an HTTP worker and the ws worker are killed, so that cursor notes may be
-missing, and all clients connect at once: each is sent the whole window. The tool reads as fast as
-it can, in one process, and looks at the last seq only. It says how long that takes, what it costs
-the ws worker, and how long get-by-id takes meanwhile. Exit code 1 when a client lacks the end.
+missing. Then all clients connect at once, and each gets the whole window. The tool reads as fast
+as it can, in one process, and looks at the last seq only. It prints the time that this takes, its
+CPU cost to the ws worker, and the latency of get-by-id meanwhile. Exit code 1 when a client lacks
+the end.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def _run(server: srv.Server, count: int, events: int, writes_per_s: float) -> di
 
 
 def _is_ready(server: srv.Server, dead: list[int]) -> bool:
-    """Whether others have taken the places of the dead."""
+    """Whether new workers have replaced the killed ones."""
     roles = server.status()["roles"]
     return all(
         roles[role]["ready"] >= roles[role]["wanted"] and not set(dead) & set(roles[role]["pids"])

@@ -1,10 +1,10 @@
-"""Kills: what published clients miss when processes die together, and when the server restarts.
+"""Kills: the events that published clients miss when processes die, or the server restarts.
 
     python bench/kills.py [--rounds 50] [--clients 40] [--seed 1] [--kinds KIND …] [--out FOLDER]
 
 The rounds take the kinds of death in turn (`tests/support/kill_rounds.py`): all pairs of roles
 within half a second, the whole server by `kill -9`, and a restart in order, with connections that
-wait in the listener's backlog as under systemd's socket units. Writes go on throughout. Exit code
+wait in the listener's backlog, as with systemd's socket units. Writes go on throughout. Exit code
 1 when a client missed an event.
 """
 

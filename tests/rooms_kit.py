@@ -1,4 +1,4 @@
-"""What the tests of rooms in ws workers share: rooms whose news the test publishes or loses."""
+"""Set-up of tests of rooms in ws workers: rooms whose news the test publishes or loses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents for readers from whom a part was hidden: it is not told, and all copies merge."""
+"""Documents with hidden history: readers do not get it, and all copies merge."""
 
 from __future__ import annotations
 

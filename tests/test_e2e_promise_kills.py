@@ -1,4 +1,4 @@
-"""Promise 2 under deaths: 40 published clients miss nothing, whatever dies within half a second.
+"""Promise 2 under kills: 40 published clients miss nothing when processes die within 0.5 s.
 
 Each round also cuts half of the clients off, and writes more events than a hub would replay on a
 guess. `bench/kills.py --rounds 50` is the same at length.

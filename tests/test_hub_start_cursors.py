@@ -1,4 +1,4 @@
-"""Where clients begin, as a state machine: pulls, connects, deaths of every kind, all boots.
+"""Start cursors of clients, as a state machine: pulls, connects, kills of every kind, boots.
 
 The parts are the product's, the processes are objects, the clock is by hand. The rule: a client
 that connects within a minute of its pull begins at or below its cursor, or it must resync.

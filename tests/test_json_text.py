@@ -1,4 +1,4 @@
-"""The bounds of JSON texts: what passes is within them, and honest texts always pass."""
+"""The bounds of JSON texts: no text beyond them passes, and every text within them does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pylon.changelog.note_journal and marks: what outlives workers, torn records, rings, boots."""
+"""pylon.changelog.note_journal and marks: notes outlive workers; torn records, rings, boots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an installation needs: wheels for every run-time dependency, so that no compiler is used.
+"""Installations: every run-time dependency has a wheel, so that no compiler is used.
 
 pip resolves the dependencies of setup.cfg for each interpreter and machine that the README
 names, with `--only-binary=:all:`, and downloads metadata only. `.ci/fresh_debian` installs for

@@ -1,4 +1,4 @@
-"""pylon.private_folders: what a killed run leaves behind goes at the next start, nothing else."""
+"""pylon.private_folders: a start removes the folders of killed runs, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stops a start is found without starting: one line for each problem, never a traceback."""
+"""Problems of a start are found without starting: one line for each, never a traceback."""
 
 from __future__ import annotations
 

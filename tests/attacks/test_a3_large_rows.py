@@ -1,4 +1,4 @@
-"""A3: large rows have bounds in bytes, and cost those who may not change them nothing."""
+"""A3: large rows have bounds in bytes, and a caller without rights makes no work with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A4: what one socket or one address says takes a bounded share of a worker.
+"""A4: the messages of one socket or one address take a bounded share of a worker.
 
 Work is counted: bytes that are unpacked, frames and messages that are handled in one step or
 within a time of the test's own clock.

@@ -1,4 +1,4 @@
-"""A5: whoever fills a server with connections or half-sent bodies loses those, and nobody else.
+"""A5: a client that fills a server with connections or half-sent bodies loses only its own.
 
 The attacker is 127.0.0.1, others come from 127.0.0.2 and so on. Limits are small, so that few
 connections fill a worker; every budget is a count of requests that are served, not a time.
@@ -37,7 +37,7 @@ ATTACKER, OTHER, THIRD = "127.0.0.1", "127.0.0.2", "127.0.0.3"
 
 
 class From(Wire):
-    """A connection from an address of one's own."""
+    """A connection from a given address."""
 
     def __init__(self, port: int, address: str) -> None:
         super().__init__(port)
@@ -146,7 +146,7 @@ def test_one_address_has_a_cap_and_its_longest_idle_connections_go() -> None:
 
 
 def test_few_descriptors_are_as_good_as_few_places() -> None:
-    """The reserve stays free, and whoever took the rest gives way."""
+    """The reserve stays free, and the address that took the rest loses connections."""
     with limited(120) as (port, arbiter), ExitStack() as stack:
         still_serves(port, OTHER)
         opened(stack, port, ATTACKER, 300)

@@ -1,4 +1,4 @@
-"""A6: no client takes all rooms, all live queries or everybody's ears; an office passes.
+"""A6: no client takes all rooms, live queries or room messages; an office has enough of them.
 
 Clients are told apart by X-Forwarded-For, as behind one trusted proxy.
 """

@@ -1,4 +1,4 @@
-"""A6: one client cannot take the places of all shards, nor of all who wait for a match."""
+"""A6: one client cannot take the places of all shards, nor of the queue for matches."""
 
 from __future__ import annotations
 

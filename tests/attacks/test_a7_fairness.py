@@ -1,4 +1,4 @@
-"""A7: callers share what is scarce: connections that scan, snapshots, merges of documents."""
+"""A7: callers share scarce resources: connections that scan, snapshots, merges of documents."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""B1: no time tells of a hidden row. What a caller asks for is compared with rows that policy has
-passed, and with no others: counted where patterns look at texts, and measured by an attack."""
+"""B1: response times do not reveal a hidden row. A filter meets only rows that policy has passed:
+counted where patterns look at texts, and measured by an attack."""
 
 from __future__ import annotations
 

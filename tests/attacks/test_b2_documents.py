@@ -1,4 +1,4 @@
-"""B2: a document does not tell what its row was while it was hidden from the reader.
+"""B2: a document does not reveal its row's content while the row was hidden from the reader.
 
 Each secret is a text of characters that occur nowhere else. What a reader has got is looked
 through change by change, since Loro compresses what it sends.

@@ -1,4 +1,4 @@
-"""B2: history tells nobody what policy hides now, nor what no commit ever showed (case B20)."""
+"""B2: history reveals no row that policy hides now, and no image that no commit showed (B20)."""
 
 from __future__ import annotations
 

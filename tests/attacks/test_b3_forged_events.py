@@ -1,4 +1,4 @@
-"""B3: nothing that a client says reaches others as a change.
+"""B3: no message of a client reaches others as a change.
 
 Published clients take any message with `seq`, `entity` and `kind` for a change
 (spec/realtime.md §1.1), so no relayed message may have a member that its sender chose freely.

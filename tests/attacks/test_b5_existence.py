@@ -1,4 +1,4 @@
-"""B5: refusals tell of hidden rows as little as the wire allows, and never for free."""
+"""B5: refusals reveal hidden rows as little as the wire allows, and each one spends a rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""B7, as the server runs: whose cookie, which page, which address.
+"""B7, in a running server: cookies, origins of pages, addresses of clients.
 
 The half that is judged at the start is in test_b7_settings.
 """

@@ -51,7 +51,7 @@ def test_an_origin_of_anybody_is_refused(tmp_path: Path, name: str, value: str) 
 
 
 @pytest.mark.parametrize("value", ["*", "null"])
-def test_the_manifest_cannot_open_the_gate_either(tmp_path: Path, value: str) -> None:
+def test_the_manifest_cannot_trust_any_origin_either(tmp_path: Path, value: str) -> None:
     with pytest.raises(StartRefused, match=r"auth\.trusted_origins"):
         start(tmp_path, {"auth": {"trusted_origins": ["https://b.example", value]}})
 

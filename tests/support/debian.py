@@ -1,4 +1,4 @@
-"""A fresh Debian 12 with systemd, booted in a container: what docs/deploy.md is tried on.
+"""A fresh Debian 12 with systemd, booted in a container, for the commands of docs/deploy.md.
 
 `install()` makes a root folder with debootstrap, once (about a minute, 350 MB, in the cache).
 `Machine` boots systemd as its first process by systemd-nspawn, over an overlay of that folder, so

@@ -1,4 +1,4 @@
-"""Rounds of deaths under published clients, and what each client missed.
+"""Rounds of killed processes under published clients, and the events that each client missed.
 
 The server has its sockets from a parent, as from systemd, so connections wait in the listener's
 backlog while no server runs. In each round some clients are cut off, and processes end within

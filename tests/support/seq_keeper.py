@@ -1,4 +1,4 @@
-"""A sync client that keeps the seqs of what it accepted, and what the log says that it should."""
+"""A sync client that keeps the seqs of accepted events, to compare them with the log."""
 
 from __future__ import annotations
 
