@@ -1,13 +1,13 @@
 """Admission: a fixed number of slots that callers share, so that none of them can take them all.
 
-A caller (a subject of `pylon.rates`) holds at most `per_caller` slots. A
-request that finds none free waits in its caller's queue. A free slot goes to the waiting caller
-that holds fewest, in turn among equals. So a caller with a hundred requests delays another one's
-only request by those under way, and not by those that wait.
+A caller (a subject of `pylon.rates`) holds at most `per_caller` slots. Without a free slot a
+request waits in its caller's queue. A free slot goes to the waiting caller that holds fewest, in
+turn among equals. So a caller with a hundred requests delays another caller's only request by
+those that hold slots, and not by those that wait.
 
-Invariants: a slot is given back once for each `enter` that returned True; no slot stays free while
-a request waits that may have it. Bounds: `limits.ADMISSION_WAITING_PER_CALLER` of a caller and
-`limits.ADMISSION_WAITING` in all; more are refused with 503 and Retry-After. Metrics:
+Invariants: each `enter` that returned True has one `leave`; no slot stays free while a request
+waits that may have it. Bounds: `limits.ADMISSION_WAITING_PER_CALLER` of a caller and
+`limits.ADMISSION_WAITING` in all; `enter` refuses more with 503 and Retry-After. Metrics:
 pylon_admission_waiting, pylon_admission_refused_total.
 
 One thread: its greenlets, and callbacks of its hub. Called by the reader pool, the decoding of
@@ -34,7 +34,7 @@ class _Waiter:
 
 
 class Admission:
-    """See the module."""
+    """The slots of one shared resource."""
 
     __slots__ = ("_free", "_held_by_caller", "_per_caller", "_queue_by_caller", "_refused",
                  "_waiting", "_waiting_gauge")

@@ -130,14 +130,14 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("PYLON_OPENAPI_PUBLIC", "openapi_public", _bool, "false",
             "Serve /api/openapi.json to everybody, not to admins only; dev mode always does."),
     Setting("PYLON_ROW_MAX_BYTES", "row_max_bytes", _int(1_024, 10_485_760), "1048576",
-            "Most bytes of a row as JSON. Larger rows that are there already can be read, deleted "
+            "Most bytes of a row as JSON. Larger rows that exist already can be read, deleted "
             "and made smaller."),
     Setting("PYLON_CHANGE_LOG_RETAIN", "change_log_retain", _int(1_000, 100_000_000), "100000",
             "Change events kept; what is younger than two minutes is kept in any case."),
     Setting("PYLON_CHANGE_LOG_RETAIN_BYTES", "change_log_retain_bytes",
             _int(1_048_576, 1_099_511_627_776), "268435456",
-            "Most bytes of change events kept. What is younger than two minutes is kept up to four "
-            "times as many; beyond that clients that missed it pull everything again."),
+            "Most bytes of change events kept. Events of the last two minutes are kept up to four "
+            "times as many; beyond that, clients that missed them pull everything again."),
     Setting("PYLON_LIST_LIMIT", "list_limit", _int(1, 100_000), "1000",
             "Most rows that one list or query answers."),
     Setting("PYLON_WS_MAX_MESSAGE_BYTES", "ws_max_message_bytes", _int(1_024, 16_777_216),

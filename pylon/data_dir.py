@@ -1,11 +1,11 @@
 """The data directory: whether its files can be made, and whether others can read them.
 
 The database, its WAL, the log of `start --detach`, the pidfile and recordings lie in one folder,
-and hold everything that the policies hide. They are made for their owner only: every process of
-ours has the umask 077. Files and folders of earlier versions, or of other programs, keep their
-modes; the operator gets a warning with the command that changes them, because a backup program
-of another user may rely on them. A folder that everybody may write to is refused in production:
-anybody could put another database in its place.
+and hold everything that the policies hide. Every Pylon process has the umask 077, so it makes
+files for their owner only. Files and folders of earlier versions, or of other programs, keep their
+modes, because a backup program of another user may rely on them. The operator gets a warning with
+the command that changes them. Production refuses a folder that everybody may write to: any user
+could replace the database.
 
 Called by `pylon.startup` and the supervisor; `open_private` wherever a file is made under a name
 that is known beforehand.
@@ -75,7 +75,7 @@ def making_problem(folder: Path) -> str | None:
 
 
 def data_dir_warnings(config: Config) -> list[str]:
-    """What others may read of the data, with the command that ends it."""
+    """Warnings about data that others may read, each with the command that ends it."""
     if config.in_memory:
         return []
     found = []

@@ -1,7 +1,7 @@
-"""Errors of the operating system about files, as sentences: which path, what it is, what to do.
+"""Disk errors: an OSError about a file as a sentence with the path, the reason and the remedy.
 
-`str(OSError)` says "[Errno 28] No space left on device", and where the call had a descriptor only,
-not even the path. Called where a start or a stop meets a disk that is full, read-only or broken.
+`str(OSError)` says "[Errno 28] No space left on device", without the path if the call had only a
+descriptor. Called by starts and stops, which may meet a full, read-only or broken disk.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _REMEDIES: Final = {
     errno.EIO: "its disk fails: see the kernel's log",
     errno.ENOENT: "make it again, or set the path to where it is",
 }
-# What may pass without a change of the configuration.
+# Errors that may end without a change of the configuration.
 _PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 
 

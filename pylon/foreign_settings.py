@@ -1,10 +1,10 @@
 """Variables of the published server (spec/http.md §1.2) that change nothing here.
 
-An operator who moves from that server brings its environment along. A variable is refused where
-the intent behind it would silently not hold: data would lie in another place than the one it
-names, or a protection that it asks for would be missing. In dev mode a missing protection is a
-warning. A variable of a feature that this server does not have is a warning: each use of that
-feature is answered by an error, so nobody takes it for granted for long.
+An operator who moves from that server brings its environment along. A start refuses a variable
+whose intent would silently fail: data would lie in another place than the variable names, or a
+protection that it asks for would be missing. In dev mode a missing protection is a warning. A
+variable of a feature that this server does not have is a warning: each use of the feature gets an
+error, so the operator learns of it soon.
 
 Invariants: the text of a value is never shown (many are secrets); an empty value counts as not
 set. Called by `pylon.config`.
@@ -20,7 +20,7 @@ from typing import Final
 
 
 class Effect(Enum):
-    """The consequence of passing a variable over."""
+    """The consequence of ignoring a variable."""
 
     DATA = "data lies elsewhere"
     PROTECTION = "a protection is missing"

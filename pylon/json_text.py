@@ -58,7 +58,7 @@ def check_bounds(
 
 
 class _Scan:
-    """What is known of the text up to here."""
+    """The state of the scan at the current position."""
 
     __slots__ = ("_depth", "_in_string", "_most_depth", "_most_nodes", "_nodes")
 

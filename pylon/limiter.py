@@ -7,7 +7,7 @@ process maps. A cell's key is a salted 64-bit digest, so nobody can aim at a str
 
 Invariants: a take is atomic over all processes, by a record lock on the byte of its bucket; a
 process that dies lets go of its locks. A bucket that stays locked (its owner was stopped) lets
-takes through and counts them. A full bucket gives up the cell whose budget is nearest to full.
+takes through and counts them. A full bucket drops the cell whose budget is nearest to full.
 A take never switches greenlets. Memory is fixed.
 
 Metrics: pylon_rate_limited_total, pylon_rate_limit_skipped_total, pylon_rate_limit_evicted_total.
@@ -194,7 +194,7 @@ class RateLimiter:
         return max(0.0, ahead_s + rate.interval_s - rate.tolerance_s)
 
     def charge(self, rate: Rate, subject: str, units: float = 1) -> float:
-        """Spend units that have been used already, for what is known only afterwards. The
+        """Spend units that have been used already, for costs that are known only afterwards. The
         subject then waits until they have come back, ten windows of the rate at most.
 
         Returns:

@@ -1,12 +1,12 @@
 """Private folders: temporary folders of one run, and the removal of those whose run was killed.
 
-A folder has a file `lock`, which its maker holds locked (flock) for as long as it lives. A killed
-process lets go of the lock, so the next start can tell a dead folder from one in use
-(`collect_dead_folders`), whatever pid has been given to whom since.
+A folder has a file `lock`, which the process that made the folder holds locked (flock) while it
+lives. The kernel releases the lock of a killed process. So the next start can tell a dead folder
+from one in use (`collect_dead_folders`), even if another process has the dead one's pid.
 
-Invariants: a folder is removed only if this user owns it, nobody holds its lock, and nothing is
-in it but the files that its maker names; never through a symlink, and never a folder without a
-lock file, whose maker may just be making it. Called by `pylon.bus.runtime` and
+Invariants: a folder is removed only if this user owns it, no process holds its lock, and nothing
+is in it but the files that the caller names; never through a symlink, and never without a lock
+file, since the folder may be in the making. Called by `pylon.bus.runtime` and
 `supervisor.datadir`.
 """
 
@@ -64,7 +64,7 @@ def remove_private_folder(path: Path, patterns: Iterable[str]) -> None:
 def collect_dead_folders(
     prefix: str, patterns: Iterable[str], parent: Path | None = None
 ) -> list[Path]:
-    """Remove the folders that killed processes left behind; which those were.
+    """Remove the folders that killed processes left behind; the removed paths.
 
     Args:
         patterns: of the files that may be in such a folder.
@@ -82,7 +82,7 @@ def collect_dead_folders(
 
 
 def _is_dead(path: Path) -> bool:
-    """Whether it is ours, and nobody holds its lock."""
+    """Whether this user owns the folder, and no process holds its lock."""
     try:
         found = path.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():

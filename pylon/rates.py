@@ -1,4 +1,4 @@
-"""Every rate that limits a client: how much of something one subject may do in a time.
+"""Rates: how often one subject may do something in a time.
 
 A subject is an identity (`user_subject`) or a network address (`address_subject`). A rate is
 spent with `pylon.limiter.RateLimiter`. A fixed rate is a constant of this module; a rate that an
@@ -16,7 +16,7 @@ from typing import Final
 from pylon.auth.context import AuthContext
 from pylon.auth.forwarded import network_of
 
-SERVER: Final = "server"  # the subject of what the server does by itself
+SERVER: Final = "server"  # the subject of the server's own work
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,8 @@ def user_subject(user_id: str) -> str:
 
 
 def subject_of(auth: AuthContext, address: str) -> str:
-    """The subject of a caller: its user; or its address, where there is no user but a guest,
-    whom anybody may make."""
+    """The subject of a caller: its user, or its address if it is a guest or anonymous, since any
+    client can make guests."""
     if auth.user_id is None or auth.is_guest:
         return address_subject(address)
     return user_subject(auth.user_id)
@@ -83,7 +83,7 @@ ROOM_SUBSCRIPTIONS_BY_ADDRESS: Final = Rate("room-subscriptions-of-address", 12_
 ROOM_MESSAGES_BY_USER: Final = Rate("room-messages-of-user", 15_000, 60.0, burst=3_000)
 ROOM_MESSAGES_BY_ADDRESS: Final = Rate("room-messages-of-address", 300_000, 60.0, burst=30_000)
 
-# Refusals that tell of rows which the caller may not read (`pylon.api.conflicts`).
+# Refusals that reveal rows which the caller may not read (`pylon.api.conflicts`).
 HIDDEN_CONFLICTS_BY_USER: Final = Rate("hidden-conflicts-of-user", 30, 60.0)
 HIDDEN_CONFLICTS_BY_ADDRESS: Final = Rate("hidden-conflicts-of-address", 300, 60.0)
 UNDONE_VALUES_BY_USER: Final = Rate("undone-values-of-user", 600, 60.0, burst=2_000)

@@ -1,8 +1,8 @@
 """Round robin: long answers are made piece by piece, one piece in each turn of the event loop.
 
 An answer of many pages (a snapshot, an export) waits here before each piece. Between two pieces
-the loop looks at its sockets. So other requests wait for one piece at the most, whatever number of
-such answers is under way. Callers (subjects of `pylon.rates`) have their turns one after the other.
+the loop looks at its sockets. So other requests wait for at most one piece, however many such
+answers are under way. Callers (subjects of `pylon.rates`) have their turns one after the other.
 
 Invariants: one piece is begun in each turn of the loop. An answer gets its turn after at most one
 piece of each other caller, and of each earlier answer to its own caller. Bound: an answer under way

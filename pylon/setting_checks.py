@@ -1,4 +1,4 @@
-"""Check combinations of settings that are refused, though each value can be read alone.
+"""Checks of settings: combinations that a start refuses, though each value alone is valid.
 
 Each check yields one line that names the setting, the value and the remedy. `refuse_unsafe`
 raises the first for a start; `pylonctl check-config` prints them all. Re-exported by
@@ -28,7 +28,7 @@ def refuse_unsafe(config: Config) -> None:
     """The refusals that need little but the settings (spec/http.md §1.3, design.md §2.7).
 
     Raises:
-        StartRefused: with one line that says what and how to mend it.
+        StartRefused: with one line that names the problem and the remedy.
     """
     for problem in unsafe_settings(config):
         raise StartRefused(problem)
@@ -76,7 +76,7 @@ def _unsafe_origins(config: Config) -> Iterator[str]:
 
 
 def unsafe_origins(names: Iterable[str]) -> list[str]:
-    """Those of `names` that stand for pages of anybody: `*`, and `null` of sandboxed frames."""
+    """The origins in `names` that stand for any page: `*`, and `null` of sandboxed frames."""
     return [name for name in names if name.strip() in ("*", "null")]
 
 
@@ -84,9 +84,9 @@ def _cookie_problems(config: Config) -> Iterator[str]:
     name = config.cookie_name or ""
     is_secure = config.cookie_secure or config.cookie_same_site == "none"
     if name.lower().startswith(("__secure-", "__host-")) and not is_secure:
-        yield f"PYLON_COOKIE_NAME is {name!r}, which browsers want PYLON_COOKIE_SECURE=true for"
+        yield f"PYLON_COOKIE_NAME is {name!r}: browsers want PYLON_COOKIE_SECURE=true with it"
     if name.lower().startswith("__host-") and config.cookie_domain:
-        yield f"PYLON_COOKIE_NAME is {name!r}, which browsers want no PYLON_COOKIE_DOMAIN for"
+        yield f"PYLON_COOKIE_NAME is {name!r}: browsers want no PYLON_COOKIE_DOMAIN with it"
 
 
 def _static_dir_problems(config: Config, folder: Path) -> Iterator[str]:

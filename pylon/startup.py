@@ -1,8 +1,8 @@
-"""Check what a start refuses, in the order of the start.
+"""Start checks: every problem that a start refuses, in the order of the start.
 
-`load_checked` is the beginning of each start: settings and manifest. `find_problems` goes on
-after the first one and looks at everything else that could stop a start, without changing
-anything; `pylonctl check-config` prints what it finds.
+`load_checked` begins each start: it checks settings and manifest, and raises the first problem.
+`find_problems` finds all problems that could stop a start, without changing anything;
+`pylonctl check-config` prints them.
 
 Invariants: both use the same checks; a problem is one `StartRefused`, whose text names the
 setting or file, the value and the remedy. Called by `pylon.cli` and the supervisor.
@@ -69,7 +69,7 @@ def start_warnings(loaded: Loaded, manifest: Manifest | None) -> list[str]:
 
 
 def _served_files(config: Config) -> Iterator[str]:
-    """Files of the app itself that everybody would get."""
+    """Files of the app itself that PYLON_STATIC_DIR would serve to everybody."""
     if config.static_dir is None:
         return
     root = os.path.realpath(config.static_dir)

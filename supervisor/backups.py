@@ -1,7 +1,7 @@
 """Backups of the running server: `pylonctl` copies, the supervisor keeps the record.
 
-`pylonctl backup` copies the database in its own process, so that any folder that its caller may
-write to is a target, whatever sandbox the server runs in. It holds a dialogue meanwhile:
+`pylonctl backup` copies the database in its own process. So any folder that its caller may write
+to can be the target, whatever sandbox the server runs in. It holds a dialogue meanwhile:
 
     pylonctl     {"cmd": "backup"}
     supervisor   {"manifest": PATH}        the copy may begin
@@ -11,11 +11,11 @@ write to is a target, whatever sandbox the server runs in. It holds a dialogue m
     supervisor   {"recorded": true, "done": true}
 
 The copy keeps the WAL from being reset. A copy for which the WAL grows beyond
-`limits.BACKUP_WAL_BYTES`, or beyond the size of the database if that is more, is cancelled; so are
-all when the server ends.
+`limits.BACKUP_WAL_BYTES`, or beyond the size of the database if that is more, is cancelled. So is
+every copy at the end of the server.
 
-Invariants: one backup at a time; a drain flushes the WAL only after the copy has ended or has
-been given up (`end_copy`). Metrics: `pylon_backups_total`, `pylon_backup_running`, the time and
+Invariants: one backup at a time; a drain flushes the WAL only after the copy has ended or was
+cancelled (`end_copy`). Metrics: `pylon_backups_total`, `pylon_backup_running`, the time and
 duration of the last good one, which `pylon.backup.record` keeps over restarts. Called by the
 threads of `supervisor.control` and by `supervisor.drain`.
 """
@@ -87,7 +87,7 @@ class Backups:
         return {"recorded": report is not None}
 
     def end_copy(self, wait_s: float) -> int | None:
-        """Let no backup read the database any more; the pid of one that does not give up."""
+        """Cancel every copy; the pid of a copying process that does not give up."""
         self._ending.set()
         return None if self._copied.wait(wait_s) else self._copier_pid
 

@@ -6,11 +6,11 @@ flusher tries to reset the WAL, without waiting: a TRUNCATE takes the writer's l
 frames that came since, and ends at once where anybody reads. The log names a reader that keeps
 the WAL from being written back or reset (`wal.held`); pylon_wal_held_seconds says for how long.
 `flush_all` truncates the WAL at the end of a drain, and waits for readers. Old change events,
-expired sessions and guests that nobody used are dropped through the writer, in small steps, so that
-they share its transactions. Events go by their count and by their bytes; those of the last two
-minutes stay, unless the log has grown to `limits.LOG_HARD_FACTOR` times its bytes. What is old is
-known by the monotonic clock, so that a clock that jumps neither ends the retention nor takes young
-events. Guests that workers saw for the first time are marked as used likewise.
+expired sessions and unused guests are dropped through the writer, in small steps, so that they
+share its transactions. The bounds of events are a count and a number of bytes. Events of the last
+two minutes stay, unless the log has grown to `limits.LOG_HARD_FACTOR` times its bytes. The age of
+events comes from the monotonic clock, so that a wall clock that jumps neither ends the retention
+nor drops young events. The flusher also marks guests as used that workers saw for the first time.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ class Flusher:
         return mtime_ns
 
     def _note_head(self, now_s: float) -> None:
-        """Remember the head, so that it is known later which events are old."""
+        """Remember the head, so that a later call can tell the old events."""
         self._heads.append((now_s, log_table.head_seq(self._conn)))
         while len(self._heads) > 1 and now_s - self._heads[1][0] >= limits.LOG_MIN_AGE_S:
             self._heads.popleft()
@@ -219,8 +219,8 @@ class Flusher:
         return head if self._clock.monotonic_s() - at_s >= limits.LOG_MIN_AGE_S else 0
 
     def _older_than_s(self) -> int:
-        """What has an earlier time is old. A wall clock that has jumped ahead makes nothing old:
-        time goes on since the start as the monotonic clock says, or slower."""
+        """The time before which events are old. A wall clock that has jumped ahead makes no event
+        old: time goes on since the start as the monotonic clock says, or slower."""
         steady_s = self._begun_wall_s + self._clock.monotonic_s() - self._begun_mono_s
         return int(min(steady_s, self._clock.wall_ns() / _NS_PER_S)) - limits.LOG_MIN_AGE_S
 

@@ -1,9 +1,9 @@
-"""How many bytes the change log has, and up to which seq it must go to have fewer.
+"""Log size: the bytes of the change log, and the seq to prune to so that it has fewer.
 
 `count` reads the sizes of the events that are new since the last call, in pages, on the flusher's
 own connection; SQLite finds a size in the row's header, so no image is read. Of each page one mark
 is kept: its last seq, and the bytes of all events up to it. The oldest seq tells what was pruned,
-so nobody has to say what a pruning step freed.
+so a pruning step need not report the bytes that it freed.
 
 Invariant: `total_bytes` is too large by at most one page. Bound: a mark for each
 `_PAGE_EVENTS` events or `_PAGE_BYTES`. Called by the flusher's thread.

@@ -1,13 +1,13 @@
 """Cursor notes and head marks across runs, so that a restart of the server loses no change.
 
 With socket units a client's pull is answered by the old server and its connect is accepted by
-the new one. So the notes are saved beside the database at the end of a run (`save_notes`), and
-put into the new run's journal at its start (`Continuity.begin`). A run that was killed saves
-nothing, but its runtime folder may still be there: the pidfile names it. Where neither is found
-a record says that notes may be missing, and the hubs replay the whole window for a while.
+the new one. So a run saves its notes beside the database at its end (`save_notes`), and the next
+run puts them into its journal at its start (`Continuity.begin`). A killed run saves nothing, but
+its runtime folder may still exist: the pidfile names it. If neither exists, a record marks that
+notes may be missing, and the hubs replay the whole window for a while.
 
-Invariants: a saved file is used once; notes of another history (void, or ahead of the head) are
-dropped, and `EPOCH_RESYNC_S` makes their clients pull. Called by `supervisor.main`.
+Invariants: a saved file is used once. Notes of another history (void, or ahead of the head) are
+dropped, and their clients pull again within `EPOCH_RESYNC_S`. Called by `supervisor.main`.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _log = log.get_logger("notes")
 
 
 class Continuity:
-    """What the run before has left. Made before its runtime folder is cleared."""
+    """The notes of the run before. Made before its runtime folder is cleared."""
 
     def __init__(
         self, db_path: Path, left_behind: Mapping[str, Any], boot_id: str, clock: Clock
     ) -> None:
         """
         Args:
-            left_behind: what the pidfile said of a run that did not end in order.
+            left_behind: the pidfile of a run that did not end in order.
         """
         self._saved = saved_path(db_path)
         self._boot_id = boot_id
@@ -97,7 +97,7 @@ class Continuity:
 
 
 def saved_path(db_path: Path) -> Path:
-    """Where notes lie between two runs."""
+    """The path of the notes between two runs."""
     return db_path.with_name(db_path.name + ".notes")
 
 

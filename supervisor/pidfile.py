@@ -28,7 +28,7 @@ class Pidfile:
     __slots__ = ("_fd", "left_behind", "path")
 
     def __init__(self, path: Path, fd: int, left_behind: dict[str, Any]) -> None:
-        """Args: `left_behind` is what a run that was killed had written."""
+        """Args: `left_behind` is the content that a killed run had written."""
         self.path = path
         self.left_behind = left_behind
         self._fd = fd
@@ -69,7 +69,7 @@ class Pidfile:
         return cls(path, fd, left_behind)
 
     def write(self, **facts: Any) -> None:
-        """Say who holds the lock, as one JSON object.
+        """Write the holder of the lock into the file, as one JSON object.
 
         Raises:
             StartRefused: the disk refuses it.
@@ -103,7 +103,7 @@ def _holder(path: Path) -> str:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    """What the file says; nothing where it is empty or unreadable."""
+    """The content of the file; nothing where it is empty or unreadable."""
     try:
         facts = json.loads(path.read_text())
     except (OSError, ValueError):

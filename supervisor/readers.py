@@ -1,4 +1,4 @@
-"""Which processes read a SQLite database at the moment, for the log.
+"""Readers: the processes that read a SQLite database at the moment, for the log.
 
 A read transaction in WAL mode holds a shared lock on one byte of the `-shm` file; `/proc/locks`
 says which process holds it. The file is not opened here: closing it would drop the POSIX locks of

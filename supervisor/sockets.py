@@ -4,9 +4,9 @@ Children inherit the descriptor, so a worker that dies never refuses a connectio
 from systemd (LISTEN_FDS) are matched to roles by FileDescriptorName, else in the order http,
 ws, sse, shards; systemd keeps them open over our restart, so closing ours is all we may do.
 
-The ports that count are those that are listened on: `Listeners.ports`, which children and clients
-are told of. A socket for a role that is switched off is closed here and warned of, as is a port
-setting that systemd's sockets make void.
+`Listeners.ports` has the ports of the listening sockets; the supervisor tells them to children and
+clients. A socket for a role that is switched off is closed here, with a warning. A port setting
+that systemd's sockets override is a warning too.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def open_listeners(
     for role in [role for role in opened if role not in wanted]:
         opened.pop(role).close()
         warnings.append(
-            f"systemd listens for {role}, which is switched off: who connects there waits in vain "
+            f"systemd listens for {role}, which is switched off: its clients wait in vain "
             f"(systemctl disable --now pylon-{role}.socket)"
         )
     try:
@@ -79,7 +79,7 @@ def open_listeners(
 
 
 def port_warnings(loaded: Loaded, ports: Mapping[str, int]) -> list[str]:
-    """Lines for ports that somebody has set and that systemd's sockets make void."""
+    """Warnings about port settings that systemd's sockets override."""
     return [
         f"{setting} makes the {role} port {loaded.config.port_of(role)}, but systemd listens on "
         f"{ports[role]}, which counts: ListenStream= of its unit sets it"

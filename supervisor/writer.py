@@ -143,7 +143,7 @@ class Writer:
         return due
 
     def _carry_out(self, due: list[_Call], new: list[_Call], large_bytes: int) -> None:
-        """Carry out what was deferred before and what is new, in this order.
+        """Carry out the deferred requests and the new ones, in this order.
 
         Args:
             large_bytes: how much of large rows the transaction takes.
@@ -169,8 +169,8 @@ class Writer:
         self._set_depth(0)
 
     def _reply(self, due: list[_Call], new: list[_Call], result: BatchResult) -> None:
-        """Answer what was carried out, in one message for each peer, and keep what was not: a call
-        that had its turn, or is new, behind what waits, and any other in front."""
+        """Answer the finished requests, in one message for each peer. Queue the deferred ones: a
+        call that had its turn, or is new, behind the waiting ones, and any other in front."""
         deferred_ids = {id(request) for request in result.deferred}
         replies = iter(result.replies)
         by_peer: dict[Peer, list[WriteReply]] = {}

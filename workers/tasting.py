@@ -1,16 +1,16 @@
-"""Has updates of documents merged on trial by processes that may die of them (`pylon.crdt.taster`).
+"""The merge sandbox of a worker: processes that merge updates on trial (`pylon.crdt.taster`).
 
-At most limits.TASTERS processes for each HTTP and ws worker, started when they are needed, one
-update at a time in each. A caller has one of them at most, and callers wait in turn
-(`pylon.admission`), so whoever pushes updates that take long delays only themselves. An update over
-which a process ends, also for the CPU time that it takes (`limits.TASTE_S`), is refused: 400, and
-the next one has a new process. A process that does not start, or gives no verdict in time, is the
-machine's fault: 503.
-Metrics: pylon_document_tastes_total, pylon_admission_waiting{queue="merge"}.
+A process takes one update at a time. Callers wait in turn and have at most one process each
+(`pylon.admission`), so a client whose updates take long delays only itself. If a process dies over
+an update, or exceeds the CPU time (`limits.TASTE_S`), the update is refused with 400, and the next
+update gets a new process. A process that does not start, or gives no verdict in time, means 503.
 
-Invariant: a call ends in a verdict on its own update; a process whose answer was not waited for
-is ended, so that its answer cannot be taken for another's. Called by `pylon.api.crdt`, and by
-`workers.ws.documents` for documents of which something was hidden.
+Invariant: a call ends in a verdict on its own update. A process whose answer was not awaited is
+ended, so that a later call cannot take that answer for its own.
+
+Bound: limits.TASTERS processes for each HTTP and ws worker, started when needed. Metrics:
+pylon_document_tastes_total, pylon_admission_waiting{queue="merge"}. Called by `pylon.api.crdt`, and
+by `workers.ws.documents` for documents with hidden history.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Tasting:
         self._free = list(self._all)
 
     def taste(self, parts: Sequence[bytes], update: bytes, caller: str) -> bytes:
-        """What is to be merged into the document of `parts`: `update`, or what is new in it.
+        """The update to merge into the document of `parts`: `update`, or its new part.
 
         Args:
-            caller: whose share of the processes it takes (a subject of `pylon.rates`).
+            caller: the subject (`pylon.rates`) whose share of the processes the call takes.
 
         Raises:
             CrdtDecodeFailed: it cannot, or ended the process.
@@ -57,7 +57,7 @@ class Tasting:
         return self._ask(Morsel(list(parts), update), caller) or update
 
     def shown(self, stored: StoredDocument, runs: Sequence[Run], caller: str) -> bytes:
-        """A document without what was hidden of it (`pylon.crdt.document.shown`).
+        """A document without its hidden history (`pylon.crdt.document.shown`).
 
         Raises:
             CrdtDecodeFailed: it cannot be read, or ended the process.

@@ -64,14 +64,14 @@ def may_see_row(
     app: App, store: Store, entity: Entity, auth: AuthContext, row_id: str
 ) -> bool:
     """Whether the row is there and the caller may read it. The store judges it, and no row is
-    decoded; see `wait_before_absence` for what is left to measure."""
+    decoded; `wait_before_absence` hides the time that is left to measure."""
     where = visible_row(app, entity, auth, row_id)
     return store.point(lambda reader: reader.count(entity.name, where)) > 0
 
 
 def wait_before_absence(app: App, entity: Entity, auth: AuthContext, started_s: float) -> None:
-    """Before a caller is told that there is no such row: let a row that is hidden from it take
-    as long as none. What the store needs to pass over a hidden row grows with its size.
+    """Wait before a 404 for a row, so that a hidden row takes as long as a missing one. The time
+    in which the store skips a hidden row grows with the row's size.
 
     Args:
         started_s: when the request began, on the app's monotonic clock.

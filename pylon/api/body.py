@@ -29,7 +29,7 @@ _CHUNK_BYTES: Final = 65_536
 
 
 def read_json(req: falcon.Request, services: Services) -> Any:
-    """The decoded body. Ask who the caller is first: a large body is no work for nobody.
+    """The decoded body. Identify the caller first: decoding a large body counts for a caller.
 
     Raises:
         InvalidJson: it is empty, cut short, not JSON or nested too deeply.
@@ -48,7 +48,7 @@ def decode_json(req: falcon.Request, services: Services, raw: bytes) -> Any:
 def decoded(
     req: falcon.Request, services: Services, raw: bytes, decode: Callable[[bytes], T]
 ) -> T:
-    """What `decode` makes of a body, in the thread pool if that is large."""
+    """The result of `decode` for a body, in the thread pool if the body is large."""
     if len(raw) <= limits.JSON_INLINE_BYTES:
         return decode(raw)
     caller = subject_of(req, services)

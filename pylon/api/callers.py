@@ -45,7 +45,7 @@ def caller_of(req: falcon.Request, services: Services) -> Caller:
 
 
 def subject_of(req: falcon.Request, services: Services) -> str:
-    """Whose share of the worker a request takes."""
+    """The caller against whose share of the worker a request counts."""
     return rates.subject_of(caller_of(req, services).auth, address_of(req, services))
 
 

@@ -1,14 +1,14 @@
-"""Writes whose refusal can tell of a row that the caller may not read.
+"""Conflicts: limits writes whose refusal can reveal a row that the caller may not read.
 
-A unique value or an id that is taken stops a write, whoever may read the row that has it: one
-bit that no text can hide. So the bits are counted. A refusal about a row that the caller may read
-tells nothing new and costs nothing. Each other one is charged to the caller's identity and
-address; so is each unique value and id that a transaction tries and then undoes, since it leaves
-no trace. Who has spent a rate gets 429 for all writes that could tell more, whether they would be
-refused or not. Admins read everything and are not counted; in dev mode nobody is.
+A unique value or an id that a hidden row has stops a write: one bit, which no error text can hide.
+So this module counts the bits. A refusal about a row that the caller may read reveals nothing and
+costs nothing. Each other refusal is charged to the caller's identity and address. So is each
+unique value and id that a transaction tries and then undoes, since it leaves no trace. A caller
+above a rate gets 429 for all writes that could reveal more, whether they would fail or not. Admins
+read everything, so they are not counted; nor is any caller in dev mode.
 
-Invariants: the answer of a counted refusal is that of any other. A write costs nothing more while
-no caller of this process has been charged of late.
+Invariants: a counted refusal has the same answer as any other. A write costs nothing more while no
+caller of this process was charged lately.
 Bounds: the rates `hidden-conflicts-…` and `undone-values-…`. Metric: pylon_hidden_conflicts_total.
 Log: `conflict.hidden_reported`. Called by the routes that write rows.
 """
@@ -57,7 +57,7 @@ _log = log.get_logger("conflicts")
 
 
 class ConflictWatch:
-    """Whether any caller of this process has been charged of late."""
+    """The time until which some caller of this process counts as charged lately."""
 
     __slots__ = ("until_s",)
 
@@ -69,7 +69,7 @@ def submit(services: Services, auth: AuthContext, address: Address, op: Judged) 
     """Carry out one write.
 
     Raises:
-        RateLimited: the caller has been told of too many hidden rows.
+        RateLimited: too many refusals have revealed hidden rows to the caller.
         PylonError: the write was refused.
     """
     _refuse_spent(services, auth, address, (op,))
@@ -144,7 +144,7 @@ def _charge(
     services: Services, auth: AuthContext, address: Address,
     refused: Sequence[tuple[Judged, PylonError]],
 ) -> None:
-    """Charge the refusals that tell of hidden rows."""
+    """Charge the refusals that reveal hidden rows."""
     if auth.is_admin or services.app.config.dev_mode or not refused:
         return
     hidden = [(op, error) for op, error in refused if _is_about_hidden(services, auth, op, error)]
@@ -184,7 +184,7 @@ def _budgets(
 
 
 def _can_tell(services: Services, op: Judged) -> bool:
-    """Whether the fate of an operation depends on values of other rows."""
+    """Whether the outcome of an operation depends on values of other rows."""
     if isinstance(op, InsertRow) and op.client_id_given:
         return True
     entity = services.app.manifest.by_name.get(op.entity)
@@ -204,7 +204,7 @@ def _unique_fields(entity: Entity) -> frozenset[str]:
 def _is_about_hidden(
     services: Services, auth: AuthContext, op: Judged, error: PylonError
 ) -> bool:
-    """Whether the refusal tells of a row that the caller may not read."""
+    """Whether the refusal reveals a row that the caller may not read."""
     app = services.app
     entity = app.manifest.by_name.get(op.entity)
     if entity is None:

@@ -1,9 +1,9 @@
 """Pushes to rows' documents (spec/realtime.md §6.4).
 
-The caller's rights are judged before anything is decoded or merged. The update is merged first by
-a process that may die of it (`pylon.crdt.taster`): what is no update, swells beyond the limit,
-takes too long or breaks Loro never reaches the writer. All else, and the rights again, are judged
-there, on the row as it is.
+The route judges the caller's rights before it decodes or merges anything. Then the merge sandbox
+(`pylon.crdt.taster`) merges the update on trial. Bytes that are no update, swell beyond the limit,
+take too long or crash Loro never reach the writer. The writer judges the rights again, on the row
+as it is then.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class DocumentPush:
     def _check_rights(
         self, entity: Entity, row_id: str, auth: AuthContext, started_s: float
     ) -> None:
-        """Refuse what the writer would refuse whatever the update is.
+        """Refuse a push that the writer would refuse whatever the update is.
 
         Raises:
             NotFound: there is no such row, or none that the caller may read.

@@ -1,8 +1,9 @@
 """Noting how far each client has pulled (`pylon.changelog.notes`), before its answer leaves.
 
-Invariant: a pull whose note cannot be written is not answered. A note is written once for each
-key and quarter of the window, and again whenever its cursor is smaller. Bounds: those of
-`CursorNotes` for what was written lately. Called by `pylon.api.sync`; one for each HTTP worker.
+Invariant: a pull is answered only after its note is written. The worker writes one note for each
+key and quarter of the window, and another one whenever the cursor is smaller. Bounds: those of
+`CursorNotes`, which holds the notes that were written lately. Called by `pylon.api.sync`; one for
+each HTTP worker.
 """
 
 from __future__ import annotations

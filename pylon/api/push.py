@@ -89,8 +89,8 @@ class _LongPush(msgspec.Struct):
 def decode_push(raw: bytes) -> tuple[Any, bool]:
     """The body of a push, and whether some of its changes may be unreadable.
 
-    A queue of more values than a body may have is not refused: its first changes are decoded,
-    and of the others is only known how many they are.
+    A queue with more values than a body may have is not refused: the first changes are decoded,
+    and the others are only counted.
 
     Raises:
         InvalidJson, LimitExceeded: as `decode_body`.

@@ -1,9 +1,9 @@
 """Readiness: whether this server should get traffic, and if not, why (design.md §8).
 
-Ready means: the store answers, the supervisor has reported in the last seconds, it may write to
-the database file and that is in its place, every role has as many ready workers as it should have,
-and nobody is draining. The supervisor's report comes
-over the signals channel once a second; the worker hands each one to `report`.
+Ready means: the store answers, the supervisor has reported in the last seconds, the database file
+is in its place and the supervisor may write to it, every role has as many ready workers as it
+should have, and no drain is under way. The supervisor's report comes over the signals channel
+once a second; the worker hands each report to `report`.
 """
 
 from __future__ import annotations

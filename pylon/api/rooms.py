@@ -2,8 +2,8 @@
 
 The acting user is the session's; only an admin's body may name another one as `user_id`, which
 other callers' bodies may have and which is ignored there, for `useRoom` sends it. Invariants:
-what is kept of a request is bounded here (names, data), and so is how often an identity and an
-address ask, but for admins, who act for others; the answers are the rooms' own texts.
+names and data of a request have bounds here. So have the requests of an identity and of an
+address, except for admins, who act for others. The answers are the rooms' own texts.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _send_room(
 
 
 def _reader_of(services: Services, req: falcon.Request) -> str:
-    """The user id of somebody who looks at rooms, which is counted."""
+    """The user id of a caller who reads rooms; counts the request."""
     auth = caller_of(req, services).auth
     if auth.user_id is None:
         raise AuthRequired("Authentication required")

@@ -3,11 +3,11 @@
 WSGI hands the path over decoded, so that `/api/entities/A/a%2Fb` cannot be told from
 `/api/entities/A/a/b`. Our HTTP server keeps the path as it was sent (`pylon.raw_path`), other
 servers mostly do (`RAW_URI`). The gate gives a request whose path holds %2F another path, which
-no route has and only `EncodedSlashes` takes: it asks the router with a stand-in for the slash in
-each segment, and calls the responder with the ids as they are.
+no route has and only `EncodedSlashes` takes. `EncodedSlashes` asks the router with a substitute
+for the slash in each segment, and calls the responder with the original ids.
 
-PATCH and DELETE of `/api/entities/A/cursor` go the same way: they are of the row with that id,
-since pages have neither.
+PATCH and DELETE of `/api/entities/A/cursor` go the same way: they address the row with the id
+`cursor`, since the route of pages has neither method.
 
 Requests without %2F, nearly all, cost one look into the environ. Called by `gate` and, as a sink,
 by falcon.
@@ -44,14 +44,14 @@ def mark_slashes(req: falcon.Request) -> None:
 
 
 def mark_page_name(req: falcon.Request) -> None:
-    """For a request that changes something: have it lead to the row whose id is ``cursor``."""
+    """Route PATCH and DELETE to the row whose id is ``cursor``."""
     if req.path.endswith("/cursor") and req.method in ("PATCH", "DELETE"):
         req.context.decoded_path = req.path
         req.path = _SLASH + _PAGES.sub(lambda found: found[0] + _ID, req.path)
 
 
 class EncodedSlashes:
-    """The sink of requests that have been marked."""
+    """The sink of requests that the gate has marked."""
 
     def __init__(self, router: CompiledRouter) -> None:
         self._router = router

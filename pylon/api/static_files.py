@@ -1,8 +1,8 @@
-"""PYLON_STATIC_DIR under /app/: files of one folder, and nothing else that is in its reach.
+"""PYLON_STATIC_DIR under /app/: serves the plain files of one folder, and nothing else.
 
-Falcon's static route serves the files (types, ranges, 304). Before it opens one, the path is
-checked here: a segment that begins with a dot (`.env`, `.git`), a symlink that leaves the folder,
-and whatever is no plain file (a FIFO would block the worker, a device is nobody's page) are 404.
+Falcon's static route serves the files (types, ranges, 304). This module checks the path first. A
+segment that begins with a dot (`.env`, `.git`), a symlink that leaves the folder, and a file that
+is not plain (a FIFO would block the worker) are 404.
 A path without a file gets `index.html`, if there is one: the page's own router knows what to do
 with it. Symlinks within the folder, and a folder that is a symlink itself, are followed.
 

@@ -1,9 +1,10 @@
 """Sync: pull and push (spec/http.md §3.9, spec/realtime.md §1.4, §1.5).
 
 Each pull writes a cursor note before its answer leaves, so that the socket that the client
-opens next begins where the pull did. Not where it ended: the answer may be lost on its way, and
-a published client connects all the same. What it has twice it drops. Only a client that is many
-pages behind is noted where each page ended, for else it would be sent all pages again.
+opens next begins at the pull's first cursor. The pull's last cursor would not do: the answer may
+be lost on its way, and a published client connects all the same. It drops events that it has. For
+a client that is many pages behind, the note is the end of each page; otherwise the hub would send
+it all pages again.
 """
 
 from __future__ import annotations

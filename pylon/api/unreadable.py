@@ -1,13 +1,13 @@
 """Reads lists of changes of which some cannot be read, so that the others count.
 
 A client that cuts a text between the halves of a surrogate pair sends `"\\ud83d"`: valid JSON,
-but no text that anything here could store. Another one sends a tree of a hundred levels. One such
-change must not make the whole list unreadable: official clients send a list that was refused again,
-for ever.
+but a text that UTF-8, and so the store, cannot hold. Another client sends a tree of a hundred
+levels. One such change must not make the whole list unreadable: official clients send a refused
+list again, for ever.
 
-Invariant: only what orjson can write again, and no deeper than `limits.JSON_DEPTH`, leaves here
-unmarked. Bounds: `limits.JSON_REPAIR_BYTES`, `limits.JSON_REPAIR_DEPTH`; any other body is refused
-as a whole. Called by push, batch and
+Invariant: a value without a mark is one that orjson can encode, at most `limits.JSON_DEPTH` deep.
+Bounds: `limits.JSON_REPAIR_BYTES`, `limits.JSON_REPAIR_DEPTH`; any other body is refused as a
+whole. Called by push, batch and
 import, and by the conversation of WebSockets.
 """
 

@@ -43,7 +43,7 @@ class UsedGuests:
             self._session_ids.add(session_id)
 
     def take_all(self) -> list[str]:
-        """Those that were noted since the last call."""
+        """The guests that were noted since the last call."""
         taken, self._session_ids = self._session_ids, set()
         return list(taken)
 

@@ -5,8 +5,8 @@ say. A browser gets it only on an answer to a request that carries an Origin hea
 scripts and native apps never hold an ambient credential they did not ask for (§3.11).
 
 Two session cookies that differ count as none. A neighbouring host can set one for the whole
-domain, or one for a longer path, and nothing in a request says which of them is ours; whichever
-a server takes, somebody can choose it. So the API clears both, and the user signs in again.
+domain, or one for a longer path, and nothing in a request says which of them is ours. An attacker
+could choose the one that a server takes. So the API clears both, and the user signs in again.
 
 Used by the API and by the handshakes of the socket workers.
 """

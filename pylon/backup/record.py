@@ -19,7 +19,7 @@ from pylon.clock import SystemRandom
 
 
 class BackupRecord(msgspec.Struct, frozen=True):
-    """When the last good backup was made, where it went, and how much it was."""
+    """Time, target and size of the last good backup."""
 
     at_s: int  # Unix time
     duration_s: float
@@ -29,7 +29,7 @@ class BackupRecord(msgspec.Struct, frozen=True):
 
 
 def record_path(db_path: Path) -> Path:
-    """Where the record of a database lies."""
+    """The path of a database's record."""
     return db_path.with_name(db_path.name + ".backup.json")
 
 

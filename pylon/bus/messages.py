@@ -251,7 +251,7 @@ class RolesReport(msgspec.Struct, frozen=True, tag="roles"):
 
     roles: dict[str, RoleState]
     draining: bool
-    store_problem: str | None = None  # why writes are refused, or will be
+    store_problem: str | None = None  # why the store refuses writes, or will
 
 
 Signal = SessionRevoked | DocumentsChanged | RolesReport

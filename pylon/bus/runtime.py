@@ -120,13 +120,13 @@ def make_runtime_dir(config: Config, environ_dir: str | None = None) -> Runtime:
         path = Path(asked).absolute()
         _make_private(path, setting)
     _refuse_long(path)
-    _unlink_own(path)  # what a killed supervisor left behind
+    _unlink_own(path)  # a killed supervisor left it
     collect_dead_folders(_PREFIX, (*_OWN_FILES, *_OWN_PATTERNS))
     return Runtime(path)
 
 
 def refuse_unfit_runtime_dir(config: Config, environ_dir: str | None = None) -> None:
-    """Look whether `make_runtime_dir` would refuse, without making anything.
+    """Check whether `make_runtime_dir` would refuse, without making anything.
 
     Raises:
         StartRefused: as `make_runtime_dir`.

@@ -3,9 +3,9 @@
 A `Change` wraps an event that many receivers share: its wire text is made once, its row images
 are decoded once, and both only when somebody needs them.
 
-Once a row has changed again, `newer` leads to the next change that is known. Pulls and replays
-then judge an image by what the row is now as well: a caller who may not read the row as it is now
-gets no older image of it. The later change that took the row out of view tells that caller so.
+Once a row has changed again, `newer` leads to the next known change. Pulls and replays then judge
+an image by the row as it is now, too: a caller who may not read the row now gets no older image of
+it. The later change that took the row out of view reaches that caller as a delete.
 
 Invariants: a caller who may read neither the row before nor the row after learns nothing, not even
 that there was a change; a row that leaves a caller's view is a delete for that caller; a delete

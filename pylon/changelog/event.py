@@ -1,8 +1,8 @@
 """One change: what the writer commits, the log keeps, the bus carries and clients receive.
 
-An event is what one commit did to one row; a delete of a row that the same commit had made has
-neither image. Clients get the image after the change only: a delete names the row and no more,
-since its receiver has the row, or must not have it.
+An event describes the effect of one commit on one row; a delete of a row that the same commit had
+made has neither image. Clients get the image after the change only: a delete names the row and no
+more, since its receiver has the row, or must not have it.
 
 Invariants: `seq` is positive, strictly increasing in commit order, and never used twice.
 `data` is the full row after the change (None for a delete), `prev_data` the full row before

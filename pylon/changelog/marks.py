@@ -1,17 +1,17 @@
-"""Head marks: what the head of the log was at some times of the last minutes.
+"""Head marks: the head of the change log at some times of the last minutes.
 
-A client that connects without a cursor, and of which no cursor note tells, has pulled at some
-time of the last window or never. It has everything up to the head of that time, so the hub
-replays from the head of a window ago (`window_cursor`). Marks say what that head was.
+A client that connects without a cursor and without a cursor note has pulled within the last
+window, or never. It has everything up to the head of that time, so the hub replays from the head
+of a window ago (`window_cursor`). Marks record that head.
 
 The supervisor writes a mark every few seconds while the head moves; the hubs read the file when
-they need it. It lies beside the database and outlives the server. It has no wall-clock time: a
-mark's time is CLOCK_MONOTONIC. After a boot all marks are moved so that the newest is of now,
-as if the machine had been down for no time, which makes windows longer and never shorter.
+they need it. The file lies beside the database and outlives the server. A mark's time is
+CLOCK_MONOTONIC, never wall-clock time. After a boot the supervisor moves all marks so that the
+newest is of now, as if the machine had been down for 0 s. That makes windows longer, never shorter.
 
 Invariants: at a mark's time, and ever after, the committed head was at least its seq. Times and
-seqs never decrease. Bounds: `_MARKS` marks, one page of 4 KiB, written in one piece; what a
-reader finds half-written is read again. Called by `supervisor.notes` and `workers.hub.replay`.
+seqs never decrease. Bounds: `_MARKS` marks, one page of 4 KiB, written in one piece; a reader
+reads a half-written page again. Called by `supervisor.notes` and `workers.hub.start_cursors`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _decode = msgspec.json.Decoder(_Content).decode
 
 
 def marks_path(db_path: Path) -> Path:
-    """Where the marks of a database are."""
+    """The path of a database's marks."""
     return db_path.with_name(db_path.name + ".marks")
 
 
@@ -72,7 +72,7 @@ class HeadMarks:
     __slots__ = ("_boot_id", "_clock", "_due_s", "_is_broken", "_marks", "_path")
 
     def __init__(self, path: Path, boot_id: str, clock: Clock) -> None:
-        """Take over what the run before has left."""
+        """Take over the marks of the run before."""
         self._path = path
         self._boot_id = boot_id
         self._clock = clock

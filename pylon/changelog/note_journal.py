@@ -1,22 +1,22 @@
 """Note journal: the cursor notes of all HTTP workers, in a file that outlives each of them.
 
 The file lies in the runtime folder. It has a header, which names the boot of the machine, and
-slots: rings of `limits.NOTES_KEPT` records. Each HTTP worker writes into a slot of its own; slot
-0 is the supervisor's, who carries notes over from the run before (`supervisor.notes`). A record
-is one `pwrite` of 32 bytes before the pull is answered, so a client that has its answer has its
-note, whatever is killed next. The hubs read what is new before they let a client in.
+slots: rings of `limits.NOTES_KEPT` records. Each HTTP worker writes into a slot of its own. Slot
+0 is the supervisor's, which carries notes over from the run before (`supervisor.notes`). A worker
+writes a record of 32 bytes with one `pwrite` before it answers a pull. So a client that has its
+answer has its note, whichever process dies next. A hub reads new records before it admits a client.
 
-A worker that dies takes pulls with it whose notes were not written yet, and the published
-clients connect all the same. So a slot says whether its writer has ended in order: it opens with
-a record and ends with one, and a reader sees from its lock when it ended without.
+A worker may die before it writes the note of a pull, and published clients connect all the same.
+So a slot shows whether its writer has ended in order: a slot opens with a record and ends with
+one, and its lock tells a reader when the last record is missing.
 
 Invariants: a slot has one writer, by a record lock that ends with its process. A record's first
 number is its position xored with the others, so a torn or stale record is not taken for the next
-one. A reader says `CursorNotes.lose` when a ring overtook it, when a writer has died, and when it
-finds a record that says so. Times are CLOCK_MONOTONIC, which all processes of a boot share.
+one. A reader calls `CursorNotes.lose` when a ring overtook it, when a writer has died, and when it
+finds a record of such a loss. Times are CLOCK_MONOTONIC, which all processes of a boot share.
 
 Bounds: `limits.NOTES_KEPT` records of 32 bytes for each slot; the oldest is overwritten.
-Written by `pylon.api.notes` and the supervisor, read by `workers.hub.replay`.
+Written by `pylon.api.notes` and the supervisor, read by `workers.hub.start_cursors`.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class NoteReader:
         self.notes = notes
 
     def refresh(self) -> None:
-        """Read what was written since the last time. Never switches greenlets."""
+        """Read the records since the last call. Never switches greenlets."""
         for slot, ring in enumerate(self._rings):
             position = self._next_positions[slot]
             if not position:

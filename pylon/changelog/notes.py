@@ -10,14 +10,15 @@ go into the bucket of their age, all buckets are read, and the oldest is dropped
 closed for `limits.NOTE_TTL_S`; so a note lives that long, and at most a `_STEPS`th longer.
 
 A client that flaps is therefore sent again what came since its oldest pull of about a minute. A
-connection does not use up a note, because nobody can know whose it was: "one tab pulls, the same
-tab connects" looks like "one tab pulls, another socket of that session connects". The second tab
-would then begin behind what it misses. Only time decides, so only the window was made narrow.
+connection does not use up a note, because the hub cannot know which client pulled: "one tab pulls,
+the same tab connects" looks like "one tab pulls, another socket of that session connects". The
+second tab would then begin behind what it misses. Only time decides, so only the window was made
+narrow.
 
-Invariants: at most `limits.NOTES` keys in a bucket, and twice as many notes in all. When either
-is reached the oldest notes go first (`pylon_cursor_notes_dropped_total`). Whoever drops notes, or
-cannot read some, says so with `lose`: until a window later `is_whole` is False, and the hub
-trusts no note to be the smallest of its key. Used by `workers.hub.replay` and `pylon.api.notes`.
+Invariants: at most `limits.NOTES` keys in a bucket, and twice as many notes in all. At either
+bound the oldest notes go first (`pylon_cursor_notes_dropped_total`). Code that drops notes, or
+cannot read some, calls `lose`: until a window later `is_whole` is False, and the hub trusts no
+note to be the smallest of its key. Used by `workers.hub.start_cursors` and `pylon.api.notes`.
 """
 
 from __future__ import annotations

@@ -5,12 +5,11 @@ response: the clients of one generation do not know continued snapshots, and nob
 when rows are streamed page by page from the store.
 
 Invariants: every event and row passes the caller's read policy, as it was and as it is now;
-`cursor.last_seq` advances by
-what was examined, whether it was shown or not; `has_more` is true only when the cursor is above
-`since`. The first `limits.SNAPSHOT_PAGE_ROWS` rows of a snapshot are of the very commit that its
-cursor names; for most apps that is all. Holding one commit for longer would hold up the store,
-so later rows may be newer: what changed meanwhile comes again after the cursor, which does no
-harm, and nothing is missed.
+`cursor.last_seq` advances over every examined event, whether it was shown or not; `has_more` is
+true only when the cursor is above `since`. The first `limits.SNAPSHOT_PAGE_ROWS` rows of a
+snapshot are of the very commit that its cursor names; for most apps that is all. Holding one
+commit for longer would hold up the store, so later rows may be newer: what changed meanwhile comes
+again after the cursor, which does no harm, and nothing is missed.
 """
 
 from __future__ import annotations

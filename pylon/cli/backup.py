@@ -1,12 +1,12 @@
 """`pylonctl backup DIR` and `pylonctl backup verify DIR`.
 
-The copy is always made here, by the caller: DIR is whatever folder the caller may write to, and
-belongs to the caller, whatever sandbox the server runs in. A running server is told how the
-backup goes (`supervisor.backups`), so that its metrics know of it, and so that its end does not
-wait for a long copy. Without a server the data directory is held meanwhile.
+This process always makes the copy: DIR is any folder that its caller may write to, and belongs to
+the caller, whatever sandbox the server runs in. `pylonctl` reports to a running server
+(`supervisor.backups`), for the server's metrics, and so that a drain does not wait for a long
+copy. Without a server `pylonctl` holds the data directory meanwhile.
 
-Invariants: no folder with a temporary name stays after an end by error, Ctrl-C or SIGTERM; what is
-reported as made was looked at under its final name.
+Invariants: no folder with a temporary name stays after an end by error, Ctrl-C or SIGTERM; a
+backup is reported as made only after a check under its final name.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class _Copy:
 
 
 def _check_made(target: Path) -> None:
-    """Look at the target under its name: the answer must be true for whoever reads it."""
+    """Check the target under its final name, so that the answer is true."""
     contents = bundle.read_contents(target)
     for name, entry in contents.files.items():
         if (target / name).stat().st_size != entry.size_bytes:

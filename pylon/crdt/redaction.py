@@ -1,10 +1,10 @@
-"""Finds what is gone in the history of a document, and blanks it for readers who never saw it.
+"""Redaction: finds removed content in a document's history, and blanks it for some readers.
 
-A reader from whom a row was hidden is handed the same changes, under the same ids, as everybody
-has. So a copy of any age merges them, and what is edited on top of them merges into every other
-copy. But what was written while the row was hidden, and was removed again before it came into
-view, is blank: characters are U+FFFD, values null. (A shallow snapshot would have no such
-history, and a copy from before could not import it: its changes stay pending for ever.)
+A reader from whom a row was hidden gets the same changes, under the same ids, as all others. So a
+copy of any age merges them, and later edits merge into every other copy. Content that was written
+while the row was hidden, and removed before the row came into view, is blank: characters are
+U+FFFD, values null. (A shallow snapshot would have no such history, but an older copy could not
+import it: its changes would stay pending for ever.)
 
 Works on Loro's JSON updates (schema 1): each character, list item and value is named by the peer
 and counter of the change that made it, and a deletion names what it removes.
@@ -60,8 +60,8 @@ class _Found:
 
 
 def gone_ids(updates: dict[str, Any]) -> Spans:
-    """The characters, items and values that changes wrote and that none of them shows at the
-    end, by the id of each."""
+    """The characters, items and values that changes wrote and that the document no longer shows,
+    by the id of each."""
     found = _Found()
     peers = [int(peer) for peer in updates["peers"]]
     for change in updates["changes"]:

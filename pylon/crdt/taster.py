@@ -1,5 +1,6 @@
-"""The taster: a process that merges a client's update before the writer does, and prepares the
-documents that are handed out without what was hidden of them.
+"""The merge sandbox: a process that merges a client's update on trial, before the writer does.
+
+It also prepares documents without their hidden history (`pylon.crdt.redaction`).
 
 Loro may, very rarely, end its process over bytes that were made to do so: a panic during a panic
 cannot be caught. The writer lives in the supervisor, so whatever reaches it has been merged here

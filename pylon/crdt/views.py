@@ -1,4 +1,4 @@
-"""What of a document was hidden from a reader: changes made while its row was not theirs to read.
+"""Views: the runs of a document's changes that were made while its row was hidden from a reader.
 
 A `Run` begins at the version before the row left the reader's view, or with the document. It ends
 before the change that brought the row into view: text that is still there then is no secret. The

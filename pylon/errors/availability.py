@@ -66,9 +66,9 @@ class QueryTimeout(PylonError):
 
 
 class RateLimited(PylonError):
-    """This identity or network address has done too much of one kind in a short time. Nothing was
-    done. `retry_after_secs` and Retry-After say when it is allowed again; docs/limits.md lists the
-    rates.
+    """This identity or network address has sent too many requests of one kind. The request had no
+    effect. `retry_after_secs` and Retry-After say when it is allowed again; docs/limits.md lists
+    the rates.
 
     Remedy: wait for Retry-After, and send fewer requests of this kind; behind a proxy, set
     PYLON_TRUST_PROXY_HOPS, so that clients do not count as one address.

@@ -38,11 +38,11 @@ class NotInRoom(PylonError):
 
 
 class RoomLimitReached(PylonError):
-    """There are too many rooms, in all, of this user or of this network address; or what all rooms
-    hold, or what is said at once in one, is too large. The message says which limit.
+    """There are too many rooms: in all, of this user or of this network address. Or the rooms hold
+    too many bytes, or one of them gets too many bytes at once. The message names the limit.
 
-    Remedy: leave rooms that are not used, say less at once; empty rooms end by themselves. Behind a
-    proxy set PYLON_TRUST_PROXY_HOPS, so that clients do not count as one address.
+    Remedy: leave rooms that are not used, send less at once; empty rooms end by themselves. Behind
+    a proxy set PYLON_TRUST_PROXY_HOPS, so that clients do not count as one address.
     """
 
     code = "ROOM_LIMIT_REACHED"

@@ -5,10 +5,10 @@ A wrong shape is a MANIFEST_PARSE_ERROR at the value, or at the object that lack
 optional key may be null. After this, `checks` and `build` may rely on the shape of every part
 that was not reported.
 
-A key that nobody reads is a warning, since it may be a misspelt one: with `allowDelet` anybody
-deletes. In a strict reading (dev mode) it is an error, outside of what decides on rows only where
-it resembles a known one. Annotations (`_ANNOTATIONS`) are nobody's business. Keys that published
-tools write and that have no effect here are a warning with the reason.
+An unknown key is a warning, since it may be a misspelt one: a policy with `allowDelet` lets all
+callers delete. In a strict reading (dev mode) an unknown key is an error; outside of entities and
+policies only if it resembles a known key. Annotations (`_ANNOTATIONS`) are ignored. Keys of the
+published tools that have no effect here are a warning with the reason.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ RATE_EVICTED: Final = Counter(
 )
 HIDDEN_CONFLICTS: Final = Counter(
     "pylon_hidden_conflicts_total",
-    "Refused writes that tell of a row which the caller may not read, by what was taken; values "
+    "Refused writes that reveal a row which the caller may not read, by kind of value; values "
     "that an undone transaction had tried.", ("kind",), registry=WORKER,
 )
 AUTH_ATTEMPTS: Final = Counter(
@@ -78,12 +78,12 @@ POOL_WAIT: Final = Histogram(
     buckets=_FAST_S, registry=WORKER,
 )
 ADMISSION_WAITING: Final = Gauge(
-    "pylon_admission_waiting", "Requests that wait for a share of something, by what it is.",
+    "pylon_admission_waiting", "Requests that wait for a slot of a shared resource, by resource.",
     ("queue",), registry=WORKER,
 )
 ADMISSION_REFUSED: Final = Counter(
     "pylon_admission_refused_total",
-    "Requests refused because too many of their client waited already, by what they waited for.",
+    "Requests refused because too many waited for a shared resource, by resource.",
     ("queue",), registry=WORKER,
 )
 PIECES_WAITING: Final = Gauge(
@@ -144,7 +144,7 @@ SLOW_CLIENTS: Final = Counter(
     registry=WORKER,
 )
 SOCKETS_OVER_BUDGET: Final = Counter(
-    "pylon_sockets_over_budget_total", "WebSockets that said too much, by what was done.",
+    "pylon_sockets_over_budget_total", "WebSockets that exceeded their budget, by action.",
     ("action",), registry=WORKER,
 )
 SYNC_DELIVERY: Final = Histogram(
@@ -162,7 +162,7 @@ LIVE_DIFFS: Final = Counter(
     "pylon_live_diffs_total", "Changes of live queries told to clients.", registry=WORKER,
 )
 LIVE_SHED: Final = Counter(
-    "pylon_live_shed_total", "Live queries ended because patterns met too much text.",
+    "pylon_live_shed_total", "Live queries ended because their patterns met too much text.",
     registry=WORKER,
 )
 LIVE_EVALUATION: Final = Histogram(

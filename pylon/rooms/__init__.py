@@ -1,7 +1,7 @@
 """Rooms and presence: who is in which room, with which data (spec/realtime.md §5.1 to §5.3).
 
     members    what rooms hold: joins, leaves, presence, sockets, expiry, limits
-    networks   what the clients of each network address hold of them
+    networks   the share of rooms, members and bytes of each network address
     updates    what subscribers are told: gathered for a tick, coalesced, encoded once
     channels   pub/sub: the last messages of each channel
     desk       commands in, replies and news out; the one interface to all of it

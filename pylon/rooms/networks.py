@@ -1,11 +1,11 @@
-"""Networks: what the clients of each network address hold of the rooms.
+"""Networks: counts the rooms, members and bytes of each network address.
 
-The server has room for a fixed number of rooms and for fixed bytes of members. One client that
-makes itself guest after guest would take all of it, so an address may hold a part: enough for the
+The server has a fixed number of rooms and a fixed number of bytes for members. One client that
+makes guest after guest would take all of them, so an address may hold a part: enough for the
 people of an office or a school behind one router, each in some rooms (`limits.ROOM*_OF_ADDRESS`).
 
-Invariants: what is of no network (`""`: what an administrator does for others) is not counted. A
-network that holds nothing takes no memory. Used by `pylon.rooms.members`.
+Invariants: members of no network (`""`: an administrator made them) are not counted. A network
+that holds nothing takes no memory. Used by `pylon.rooms.members`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pylon.errors import RoomLimitReached
 
 
 class _Held:
-    """What one network holds."""
+    """The counts of one network."""
 
     __slots__ = ("members", "rooms", "size_bytes")
 
@@ -26,7 +26,7 @@ class _Held:
 
 
 class Networks:
-    """What all networks hold."""
+    """The counts of all networks."""
 
     __slots__ = ("_held",)
 
@@ -34,7 +34,7 @@ class Networks:
         self._held: dict[str, _Held] = {}
 
     def __len__(self) -> int:
-        """How many hold something."""
+        """The number of networks that hold something."""
         return len(self._held)
 
     def check(self, network: str, *, rooms: int, members: int, size_bytes: int) -> None:
@@ -48,8 +48,8 @@ class Networks:
             return
         if rooms and held.rooms + rooms > limits.ROOMS_OF_ADDRESS:
             raise RoomLimitReached(
-                f"Your network address has begun {held.rooms} rooms that are still there, which is "
-                "the limit", hint="Join a room that there is, or let others leave",
+                f"Your network address has begun {held.rooms} rooms that are still open, which is "
+                "the limit", hint="Join a room that exists, or let others leave",
             )
         if members and held.members + members > limits.ROOM_MEMBERS_OF_ADDRESS:
             raise RoomLimitReached(
@@ -66,7 +66,7 @@ class Networks:
     def add(
         self, network: str, *, rooms: int = 0, members: int = 0, size_bytes: int = 0
     ) -> None:
-        """Count so much more, or less where it is negative."""
+        """Add to the counts of a network; negative numbers subtract."""
         if not network:
             return
         held = self._held.setdefault(network, _Held())

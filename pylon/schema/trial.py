@@ -1,4 +1,4 @@
-"""Try a start's schema changes on a copy of the schema, without touching the database.
+"""Trial: a start's schema changes on a copy of the schema, without touching the database.
 
 The plan is made on a read-only connection, so it sees the rows. Its steps are then carried out
 on an empty database in memory that has the same tables, indexes, views and triggers: SQLite

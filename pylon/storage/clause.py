@@ -12,7 +12,7 @@ from enum import IntEnum
 
 
 class Work(IntEnum):
-    """What the store may meet in a step that it cannot interrupt while it evaluates a clause."""
+    """The kind of work in a step of a clause; the store cannot interrupt a step."""
 
     PLAIN = 0  # comparisons of values
     PATTERN = 1  # a look through a text, for each row

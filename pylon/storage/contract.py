@@ -129,10 +129,11 @@ class Refusal(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """One reply for each request that was not deferred, in order; what to publish (None: no row
-    changed); how long the transaction took, from BEGIN to the end of COMMIT; whether a document
-    changed of which no event tells; what was deferred, in order; how many large rows were
-    changed, and bytes of them read and written; and why the store refused all of it, if it did."""
+    """The result of a transaction, in the order of the fields. One reply for each request that was
+    not deferred, in order. The changes to publish (None: no row changed). The time from BEGIN to
+    the end of COMMIT. Whether a document changed without an event. The deferred requests, in
+    order. The number of changed large rows, and their bytes read and written. The reason why the
+    store refused all requests, if it did."""
 
     replies: list[WriteReply]
     batch: ChangeBatch | None
@@ -146,9 +147,9 @@ class BatchResult:
 
 @dataclass(frozen=True, slots=True)
 class DocumentView:
-    """From one version of a document on, what decided who may read its row: the version before
-    the change that made it so and the one after it, as `Document.encoded_version` (empty: that
-    of an empty document), and the fields that the read rule names, as JSON (null: not known)."""
+    """The values that decide who may read a document's row, from one version on: the versions
+    before and after the change of those values, as `Document.encoded_version` (empty: that of an
+    empty document), and the fields of the read rule, as JSON (null: not known)."""
 
     before: bytes
     after: bytes

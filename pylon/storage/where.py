@@ -1,4 +1,4 @@
-"""Joins predicates: what every list runs is a filter, behind the caller's read policy.
+"""Joins predicates: every list runs a filter behind the caller's read policy.
 
 Invariants: parameters stay in the order of their placeholders; a constant true ("1") vanishes
 and a constant false ("0") swallows the rest, so that the store may skip the query; for OR the

@@ -67,7 +67,7 @@ class Connection(Sender):
         super().__init__(loop, sock, now_s + limits.HTTP_HEAD_S)
         self._base = base
         self.network = network
-        self._forwarded: str | None = None  # what trusted proxies say of the client
+        self._forwarded: str | None = None  # X-Forwarded-For of trusted proxies
         self.fd = sock.fileno()
         self.again = False  # another event came while this one was dealt with
         self.closed = False
@@ -124,7 +124,7 @@ class Connection(Sender):
 
     @property
     def body_bytes(self) -> int:
-        """How much it holds of a body that is arriving."""
+        """The bytes of a body that is arriving."""
         return 0 if self._body is None else self._body.held_bytes
 
     def has_arrived(self) -> bool:
@@ -152,7 +152,7 @@ class Connection(Sender):
             self.close()
 
     def give_way(self) -> None:
-        """End it, so that another one has its place. For one that waits for its client."""
+        """Close the connection for another one, if it waits for its client."""
         waiting = self.waiting_since()
         if waiting is None or (waiting[0] == IDLE and self.has_arrived()):
             return  # it does not, any more

@@ -12,10 +12,10 @@ further calls to epoll for them.
 
 Bounds: limits.HTTP_CONNECTIONS connections, and limits.HTTP_ADDRESS_CONNECTIONS of one address;
 above them the worker closes waiting ones (`connection_limits`). While it can close none, new
-clients wait in the kernel's backlog.
-limits.HTTP_DISPATCHERS greenlets; when all of them wait, so do the connections in the queue,
-unread. limits.HTTP_BODIES_BYTES and HTTP_OUTGOING_BYTES of memory. Metrics: pylon_connections,
-pylon_http_dispatchers, pylon_http_waiting, pylon_http_cut_total.
+clients wait in the kernel's backlog. limits.HTTP_DISPATCHERS greenlets; when all of them wait, so
+do the connections in the queue, unread. limits.HTTP_BODIES_BYTES and HTTP_OUTGOING_BYTES of
+memory. Metrics: pylon_connections, pylon_http_dispatchers, pylon_http_waiting,
+pylon_http_cut_total.
 
 Invariant: a connection is in the queue, or in the hands of one dispatcher, at most once
 (`Connection.queued`). Used by `server`.
@@ -210,7 +210,7 @@ class Loop:
         self._epoll.close()
 
     def _awaited(self) -> dict[str, Any]:
-        """What the connections that are left wait for, and who keeps the drain waiting longest."""
+        """The log fields of a drain: connections by kind of wait, and the slowest one."""
         counts = {"app": 0, **dict.fromkeys(NAME_BY_KIND.values(), 0)}
         slowest: tuple[float, Connection, int] | None = None
         for connection in self.connections.values():

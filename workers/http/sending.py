@@ -1,9 +1,9 @@
-"""Sending: what a connection keeps of its answers until its client makes room for them.
+"""Sending: keeps the bytes of answers until the client reads them.
 
-An answer goes out in one piece, as far as the kernel takes it; the rest is kept, within
-limits.HTTP_OUTGOING_BYTES for all connections of a worker, and a streamed answer is asked for its
-next part when the one before it is out. Invariant: nothing is asked of the app while bytes are
-kept. Used by `connection`.
+The kernel takes as much of an answer as it can at once. The connection keeps the rest, within
+limits.HTTP_OUTGOING_BYTES for all connections of a worker. It asks a streamed answer for its next
+part when the part before is out. Invariant: the connection asks the app for nothing while it keeps
+bytes. Used by `connection`.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Sender:
 
     @property
     def outgoing_bytes(self) -> int:
-        """How much it holds of an answer that its client has not made room for."""
+        """The bytes of an answer that the client has not read yet."""
         return len(self._outgoing)
 
     def give_up_answer(self) -> None:
-        """End it: there is no memory for what its client does not read."""
+        """Close the connection: there is no memory for an answer that its client does not read."""
         metrics.HTTP_CUT.labels("outgoing").inc()
         self.close()
 

@@ -1,8 +1,8 @@
-"""How many sockets each client address has open, against `PYLON_SOCKETS_PER_IP`.
+"""Addresses: how many sockets each client address has open, against `PYLON_SOCKETS_PER_IP`.
 
-Counted over all processes of a role (`workers.net.counts`). The address is the one behind trusted
-proxies, and of IPv6 its /64 (`pylon.auth.forwarded`), since one client has as many addresses as it
-likes in that.
+The count covers all processes of a role (`workers.net.counts`). The address is the one behind
+trusted proxies. An IPv6 client counts by its /64 (`pylon.auth.forwarded`), since it can use any
+address in that.
 
 A count goes up before it is compared, so two workers cannot both let the last one in; at that
 border both may refuse. Called by `workers.hub.reception`.

@@ -65,20 +65,20 @@ class History:
         self._store.point(lambda reader: _check(reader, cursor))
 
     def span(self) -> Span:
-        """What the log can tell of."""
+        """The range of the change log."""
         return self._store.point(_span)
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """From where to where the log reaches. `oldest` is head + 1 where it is empty."""
+    """The oldest seq and the head of the log. `oldest` is head + 1 if the log is empty."""
 
     head: int
     oldest: int
     void_ranges: Sequence[tuple[int, int]]
 
     def check(self, cursor: int) -> None:
-        """Pass if everything after `cursor` can be told; else raise ResyncRequired."""
+        """Pass if the log has everything after `cursor`; else raise ResyncRequired."""
         if self._is_void(cursor) or cursor + 1 < self.oldest:
             raise self.resync(cursor)
 

@@ -1,14 +1,15 @@
-"""Start cursors: where the events of a client that connects begin.
+"""Start cursors: the cursor at which the events of a client that connects begin.
 
 A client that names its cursor begins there. The published clients name none: they pull and then
 connect, so they begin at the cursor note of their key (`pylon.changelog.notes`). Without a note,
-or while notes may be missing, the hub does not guess: it replays everything of the last window
-(`pylon.changelog.marks`), which holds all that can have been missed; clients drop what they have.
+or while notes may be missing, the hub does not guess. It replays all events of the last window
+(`pylon.changelog.marks`), which holds every event that the client can have missed. Clients drop
+events that they have.
 
-Invariants: a cursor that this gives is never above one that a pull of the last window answered
-to the client. A named or noted cursor that the log cannot continue is `ResyncRequired`. In the
-first seconds of a new epoch so is a connection without a note: its pull may be of the lost
-history. Every note that was written before a call is seen by it. Bounds: two reads of the store
+Invariants: a start cursor is never above one that a pull of the last window answered to the
+client. A named or noted cursor that the log cannot continue is `ResyncRequired`. In the first
+seconds of a new epoch so is a connection without a note: its pull may be of the lost history. A
+call sees every note that was written before it. Bounds: two reads of the store
 and one of each file for a client. Called by `workers.hub.replay`.
 """
 
@@ -38,8 +39,8 @@ class StartCursors:
         self._refused: dict[int, float] = {}  # by key: when
 
     def refuse_note(self, key: int) -> bool:
-        """The log no longer has what follows the note of `key`. Whether its client is to pull
-        again: once in a window, for the note is still there when it comes back."""
+        """The log no longer has the events after the note of `key`. Whether the client must pull
+        again: once in a window, since the note still exists when the client comes back."""
         now_s = self._clock.monotonic_s()
         refused_s = self._refused.get(key)
         if refused_s is not None and now_s - refused_s < 2 * limits.NOTE_WINDOW_S:
@@ -59,7 +60,7 @@ class StartCursors:
         return notes.get(key) if notes.is_whole else None
 
     def find_window(self, key: int) -> int:
-        """A cursor from which everything of the last window is told.
+        """A cursor below all events of the last window.
 
         Raises:
             ResyncRequired: the client must pull again.
@@ -72,7 +73,7 @@ class StartCursors:
         if marks:
             before_s = self._clock.monotonic_s() - limits.NOTE_WINDOW_S
             cursor = window_cursor(marks, before_s).seq
-        else:  # nobody has said what the head was
+        else:  # no mark has the head
             cursor = span.oldest - 1
         if noted is not None:
             cursor = min(cursor, noted)

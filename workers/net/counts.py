@@ -1,14 +1,14 @@
-"""Counts by client address, known to all processes of a role.
+"""Shared counts: counts by client address, visible to all processes of a role.
 
-Each process keeps its own counts in a file of the runtime directory that its siblings map into
-their memory too; nobody writes in another's. The file's owner holds a lock on it, so the counts
-of a worker that was killed end with it: whoever would refuse somebody because of a sibling's
-counts looks first whether that sibling lives.
+Each process keeps its own counts in a file of the runtime directory, which its siblings map into
+their memory too; a process writes only into its own file. The owner holds a lock on the file, so
+the counts of a killed worker end with it: a process that would refuse a client because of a
+sibling's counts checks first that the sibling lives.
 
-In the table an address is a 64-bit digest; where its bucket is full (improbable below 50,000
-addresses) it is counted in its own process only.
+In the table an address is a 64-bit digest. If its bucket is full (improbable below 50,000
+addresses), only its own process counts the address.
 
-Called by `workers.hub.addresses` (sockets) and `workers.http.connection_limits` (HTTP connections).
+Called by `workers.hub.addresses` (sockets) and `workers.http.connection_limits` (HTTP).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Table:
         self._counts = view[_KEYS_BYTES:].cast("I")
 
     def own(self) -> None:
-        """Take it for this process, until it ends: lock it, and begin at zero."""
+        """Take the file for this process until its end: lock the file, and begin at zero."""
         fcntl.flock(self._fd, fcntl.LOCK_EX)  # a sibling that probes holds it for an instant
         os.pwrite(self._fd, bytes(_FILE_BYTES), 0)  # not through the map, which would stay in RSS
 
@@ -58,13 +58,13 @@ class Table:
         return False
 
     def count(self, key: int) -> int:
-        """How many are counted for a key."""
+        """The count of a key."""
         first = key % _BUCKETS * _WAYS
         keys = self._keys[first:first + _WAYS].tolist()
         return self._counts[first + keys.index(key)] if key in keys else 0
 
     def set(self, key: int, count: int) -> None:
-        """Count `count` for a key; nothing where there is no place for it."""
+        """Set the count of a key; does nothing if its bucket is full."""
         first = key % _BUCKETS * _WAYS
         keys = self._keys[first:first + _WAYS].tolist()
         if key in keys:
@@ -89,15 +89,15 @@ class SharedCounts:
         self._siblings = tuple(siblings)
 
     def publish(self, address: str, count: int) -> None:
-        """Let the siblings know how many there are here."""
+        """Publish the count of an address in this process to the siblings."""
         self._own.set(_key(address), count)
 
     def elsewhere(self, address: str, spare: int) -> int:
-        """How many there are in the siblings that live.
+        """The count of an address in all siblings that live.
 
         Args:
-            spare: with so many or fewer the caller has no objection, so that nobody need look
-                whether the siblings live.
+            spare: up to this count the caller does not care whether the siblings live, so no
+                lock is probed.
         """
         key = _key(address)
         counts = [(table, table.count(key)) for table in self._siblings]

@@ -1,8 +1,8 @@
 """Request heads: the one parser of the HTTP port and of the socket ports (RFC 9112).
 
-A head is judged by two compiled patterns, one for its first line and one for all its fields, and
-only then taken apart. Nothing is mended: a head that two servers could read differently is
-refused, because that difference is how requests are smuggled past a proxy.
+Two compiled patterns judge a head, one for its first line and one for all its fields; only then
+the parser takes it apart. The parser repairs nothing: it refuses a head that two servers could
+read differently, because such a difference can smuggle requests past a proxy.
 
 Refused are: bare CR or LF, folded lines, white space around a field's name, control characters,
 a target that is no URI, any transfer coding but `chunked`, Content-Length beside
@@ -180,9 +180,9 @@ def _parse_line(line: str) -> Head:
 
 
 def _line_fault(line: str) -> Refused:
-    """Why the first line is none."""
+    """The refusal of a first line."""
     if _OTHER_VERSION.fullmatch(line) and not line.endswith((" HTTP/1.1", " HTTP/1.0")):
-        return Refused(505, "Only HTTP/1.0 and HTTP/1.1 are spoken here")
+        return Refused(505, "This server speaks HTTP/1.0 and HTTP/1.1 only")
     parts = line.split(" ")
     if len(parts) == 3 and _TARGET.fullmatch(parts[1]) is None:
         return Refused(
@@ -219,7 +219,7 @@ def _add_fields(fields: dict[str, Any], block: str) -> None:
 
 
 def _field_fault(lines: list[str]) -> Refused:
-    """Why one of the lines is no field."""
+    """The refusal of a line that is no field."""
     for line in lines:
         if line.startswith((" ", "\t")):
             return Refused(400, "Folded header lines are obsolete")

@@ -1,8 +1,8 @@
-"""Seat tokens: a client that lost its connection to a shard shows that its place is its own.
+"""Seat tokens: a client that lost its connection to a shard proves that a place is its own.
 
 A shard type with `allow_reconnection_s` keeps the place of a lost subscriber for that time. Every
 WebSocket that joins such a shard gets a fresh random token. A later connection that presents it
-takes the place over, without being asked by the simulation again.
+takes the place over, and the simulation does not judge the join again.
 
 Invariants: a token works once, for one shard, for the session and user that it was issued to, and
 until `keep_s` after the connection that it was issued to has closed. A connection that is still

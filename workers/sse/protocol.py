@@ -1,7 +1,7 @@
 """The SSE port's requests: who asks, and from which cursor.
 
-GET opens a stream on any path. The door (`workers.sse.server`) answers OPTIONS as a preflight and
-HEAD with the stream's headers; it refuses every other method with 405.
+GET opens a stream on any path. `workers.sse.server` answers OPTIONS as a preflight and HEAD with
+the stream's headers; it refuses every other method with 405.
 Token sources, first wins: ``Authorization: Bearer``, ``?token=``, the session cookie. Anonymous
 clients are let in and see what anonymous may read. The cursor is `Last-Event-ID` (an automatic
 reconnect knows best), else ``?since=``. Called by `workers.sse.server`.

@@ -4,7 +4,7 @@ Raw until close: no Content-Length, no chunks. An event is ``id: <seq>`` and one
 (JSON text has no line breaks), so that `Last-Event-ID` is a cursor.
 
 Invariants: the CORS origin is the configured one, never the request's; an event's block is made
-once and shared. What a client sends after its request is ignored, up to
+once and shared. Bytes that a client sends after its request are ignored, up to
 `limits.SSE_IGNORED_BYTES`. Used by `workers.sse.server`.
 """
 
@@ -69,7 +69,7 @@ class EventStreamTransport:
         return frame
 
     def received(self, connection: Connection, data: bytes) -> None:
-        """Ignored, for all was said in the request; but not for ever."""
+        """Ignore bytes behind the request, up to a bound."""
         ignored_bytes = (connection.receiver or 0) + len(data)
         connection.receiver = ignored_bytes
         if ignored_bytes > limits.SSE_IGNORED_BYTES:

@@ -1,16 +1,16 @@
-"""Budgets: how much one WebSocket, and all of one network address, may say in a time.
+"""Budgets: how many bytes one WebSocket, and all of one network address, may send in a time.
 
-What a client says is counted in bytes: its payload as unpacked, `limits.SOCKET_FRAME_COST_BYTES`
-for each frame, and `limits.SOCKET_VALUE_COST_BYTES` for each JSON value of a large text. That is
-about in proportion to the CPU that it takes. A budget is a token bucket that may go into debt:
+A budget counts bytes: the payload as unpacked, `limits.SOCKET_FRAME_COST_BYTES` for each frame,
+and `limits.SOCKET_VALUE_COST_BYTES` for each JSON value of a large text. The sum is about in
+proportion to the CPU time of a message. A budget is a token bucket that may go into debt:
 the worker handles what has arrived, and then does not read the socket until the debt is paid. So a
 message of any size passes, and TCP holds up a client that is too quick. A socket that stays in debt
 for `limits.SOCKET_DEBT_S` is closed; one that waits for its address is not.
 
-Invariants: a budget is one number, whatever is spent. Sockets of administrators have none, and
-none counts by address where `PYLON_SOCKETS_PER_IP` is 0, for there addresses stand for nobody.
-Bounds: `limits.SOCKET_ADDRESSES` addresses whose budget is not full. Each worker process counts
-for itself, because it is its own CPU that they protect.
+Invariants: a budget is one number, whatever is spent. Sockets of administrators have no budget. No
+budget counts by address if `PYLON_SOCKETS_PER_IP` is 0, since addresses then do not stand for
+clients. Bounds: `limits.SOCKET_ADDRESSES` addresses whose budget is not full. Each worker process
+counts for itself, since a budget protects the CPU of one process.
 PERF: 1.1 µs a step for both budgets; `pylon.limiter` takes 2.7 µs for each.
 Called by `workers.ws.transport`.
 """
@@ -38,7 +38,7 @@ class Budget:
         self._full_s = 0.0
 
     def spend(self, cost_bytes: int, now_s: float) -> float:
-        """Spend what was done already; seconds until the debt is paid, 0.0 or less without one."""
+        """Spend the cost of finished work; seconds until the debt is paid, or 0.0 or less."""
         self._full_s = max(self._full_s, now_s) + cost_bytes * self._interval_s
         return self._full_s - now_s - self._tolerance_s
 
@@ -47,12 +47,12 @@ class Budget:
         return self._full_s - now_s - self._tolerance_s
 
     def is_full(self, now_s: float) -> bool:
-        """Whether nothing is spent of it."""
+        """Whether the budget is full."""
         return self._full_s <= now_s
 
 
 class Inbox:
-    """What one socket says: its parser, its budget and that of its address."""
+    """The parser of one socket, its budget and that of its address."""
 
     __slots__ = ("_address", "_own", "debt_since_s", "is_waiting", "parser")
 
@@ -64,7 +64,7 @@ class Inbox:
         self._address = address
 
     def spend(self, cost_bytes: int, now_s: float) -> float:
-        """Spend what a step has cost; seconds until both budgets have no debt."""
+        """Spend the cost of a step; seconds until both budgets have no debt."""
         own_s = self._own.spend(cost_bytes, now_s)
         if own_s <= 0.0:
             self.debt_since_s = None
@@ -111,7 +111,7 @@ class AddressBudgets:
         return budget
 
     def _drop_full(self) -> None:
-        """Forget the budgets that a new one is as good as, or else the oldest."""
+        """Forget the budgets that are full again, or else the oldest."""
         now_s = self._clock.monotonic_s()
         for network in [n for n, budget in self._by_network.items() if budget.is_full(now_s)]:
             del self._by_network[network]
@@ -120,7 +120,7 @@ class AddressBudgets:
 
 
 def value_cost_bytes(text: str) -> int:
-    """What the values of a JSON text cost besides its bytes.
+    """The cost of the values of a JSON text, besides its bytes.
 
     PERF: 0.3 ms for 1 MiB; to decode as many empty lists takes 36 ms.
     """

@@ -3,16 +3,15 @@
 A `Feature` (rooms, live queries, documents, identity) names the message types that it takes.
 Messages of one connection are taken one after the other, in the order sent, by a greenlet that
 exists only while there are some, so a feature may block on the store or on the bus and keeps
-nobody but its own client waiting. What is no JSON object with a known `type` is counted and
+nobody but its own client waiting. A text that is no JSON object with a known `type` is counted and
 ignored (spec/realtime.md §2.3). A message of a known type that cannot be decoded, or is beyond
 `limits.JSON_DEPTH` or `limits.MESSAGE_NODES`, is answered with an error that names it.
 
-Invariants: what waits for one connection is bounded by what two steps of its transport bring
-(`limits.SOCKET_STEP_FRAMES`): when more has come before all was taken, the socket is not read
-again until then. TCP holds up a client that talks faster than it is answered, and nobody else:
-others have their turn after `_TURN_MESSAGES` of it. A feature hears of the end of every
-connection. Called by
-`workers.ws.transport`; features are given by `workers.ws.server`.
+Invariants: at most the messages of two steps of its transport (`limits.SOCKET_STEP_FRAMES`) wait
+for one connection: the transport does not read the socket again before all of them are answered.
+TCP holds up a client that sends faster than the server answers, and no other client: others have
+their turn after `_TURN_MESSAGES` messages of one. A feature hears of the end of every connection.
+Called by `workers.ws.transport`; `workers.ws.server` gives the features.
 """
 
 from __future__ import annotations

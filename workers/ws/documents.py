@@ -5,9 +5,9 @@ and sent whole, in one frame. What comes later is read from the store too, as up
 of their numbers: the bus only says that there is something to read, so nothing depends on what
 it loses, nor on which worker was told first. An update is sent when its row's event has been.
 
-A document of which a part was hidden from a reader, when its row was not theirs to read, is handed
-to them without what that part wrote and removed again (`pylon.crdt.redaction`). It is prepared by
-the merge sandbox; while followers wait for it, they get no update.
+A part of a document may have been made while the row was hidden from a reader. Then the reader
+gets the document without content that this part wrote and removed again (`pylon.crdt.redaction`).
+The merge sandbox prepares it; while followers wait for it, they get no update.
 
 Invariants: a subscriber's frames, merged, are the document as it was stored, at each moment up to
 some update without a hole; a subscriber who may no longer read the row, and every subscriber
@@ -319,7 +319,7 @@ class Documents:
     # --- The store -------------------------------------------------------------------------
 
     def _readable(self, key: Key, connection: Connection) -> StoredDocument | None:
-        """What is stored of a document, if its row is there and the caller may read it."""
+        """The stored document, if its row exists and the caller may read it."""
         entity = self._app.manifest.by_name[key[0]]
         where = visible_row(self._app, entity, connection.caller.auth, key[1])
         return self._store.point(lambda reader: reader.document(*key, where))
@@ -331,8 +331,8 @@ class Documents:
 
 
 class _Shown:
-    """Documents without what was hidden of them. They are found by what is stored: numbers of
-    updates alone do not tell a row from a later one with its id."""
+    """A cache of documents without their hidden history. The key has a hash of the stored parts:
+    numbers of updates alone do not tell a row from a later one with the same id."""
 
     __slots__ = ("_making", "_payloads", "_size_bytes", "_tasting")
 

@@ -1,13 +1,13 @@
-"""Holdings: what each identity and each network address has of the live queries of a worker.
+"""Holdings: the share of a worker's live queries that each identity and network address holds.
 
-A worker has room for a fixed number of live queries, for a fixed memory, and, for each entity, for
-a fixed number of them that no equality finds. So that no single client takes all of it, an
-identity may hold a part of it over all of its sockets, and an address a larger part, in which many
-people behind one router have room (`limits.LIVE_*_OF_USER`, `limits.LIVE_*_OF_ADDRESS`).
+A worker has a fixed number of live queries, a fixed memory for them, and for each entity a fixed
+number of live queries that no equality finds. So that no single client takes all of them, an
+identity may hold a part over all of its sockets, and an address a larger part, enough for many
+people behind one router (`limits.LIVE_*_OF_USER`, `limits.LIVE_*_OF_ADDRESS`).
 
 Invariants: a live query counts for the identity and the address that it began with, until it ends.
-Equal live queries of one holder that no equality finds count once, for they share the work. What
-the admin token holds does not count. A holder without live queries takes no memory. Called by
+Equal live queries of one holder that no equality finds count once, since they share the work. Live
+queries of the admin token do not count. A holder without live queries takes no memory. Called by
 `workers.ws.live_queries`.
 """
 
@@ -26,7 +26,7 @@ _IDENTITY: Final = "user:"
 
 
 class _Holding:
-    """What one holder has."""
+    """The live queries of one holder."""
 
     __slots__ = ("count", "scanned", "size_bytes")
 
@@ -45,11 +45,11 @@ class Holdings:
         self._by_holder: dict[str, _Holding] = {}
 
     def __len__(self) -> int:
-        """How many hold something."""
+        """The number of holders."""
         return len(self._by_holder)
 
     def holders_of(self, connection: Connection) -> tuple[str, ...]:
-        """For whom the live queries of a connection count, as it is now."""
+        """The holders that the live queries of a connection count for now."""
         auth = connection.caller.auth
         if auth.is_admin:
             return ()
@@ -101,7 +101,7 @@ class Holdings:
                 holding.scanned.setdefault(watch.key[0], Counter())[watch.key] += 1
 
     def remove(self, holders: tuple[str, ...], watch: Watch) -> None:
-        """Count one less."""
+        """Stop counting one live query."""
         for holder in holders:
             holding = self._by_holder[holder]
             holding.count -= 1

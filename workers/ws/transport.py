@@ -5,7 +5,7 @@ all who agreed to the same window; frames below `limits.DEFLATE_MIN_BYTES` go as
 ping is answered, every close is answered with its own code, every breach of the protocol with
 the code that RFC 6455 names. Messages go to `on_text` (the ws worker's is
 `workers.ws.conversation`) and `on_binary`; without one they are counted and ignored
-(spec/realtime.md §2.3). The transport decodes what one socket says in steps of a bounded size,
+(spec/realtime.md §2.3). The transport decodes the input of one socket in steps of a bounded size,
 between which all other sockets have their turn; it does not read a socket that has spent its
 budget (`workers.ws.budgets`). Metric: pylon_sockets_over_budget_total. Used by the ws and the
 shards workers. All methods run in the poller's callbacks, in the feed or in a greenlet of their
@@ -90,8 +90,8 @@ class WebSocketTransport:
     def charge(
         self, connection: Connection, answer_bytes: int = 0, *, work_bytes: int = 0
     ) -> None:
-        """What is done for a client counts against its budget, like what it says: a message of 50
-        bytes may have a megabyte read, packed and sent."""
+        """Count work for a client against its budget, like the client's own bytes: a message of 50
+        bytes may make the server read, pack and send a megabyte."""
         inbox = connection.receiver
         if inbox is None or connection.caller.auth.is_admin:
             return
@@ -103,7 +103,7 @@ class WebSocketTransport:
             self._hold(connection, inbox, wait_s, now_s)
 
     def _step(self, connection: Connection, inbox: Inbox, data: bytes) -> None:
-        """Decode a part of bounded size, have it answered, and pay for it."""
+        """Decode a part of bounded size, answer it, and spend its cost."""
         parser = inbox.parser
         before_frames, cost_bytes = parser.frames, -parser.size_bytes
         received = parser.step(data)
@@ -120,7 +120,7 @@ class WebSocketTransport:
             self._wait(connection, inbox, 0.0)
 
     def _answer(self, connection: Connection, received: list[frames.Received]) -> int:
-        """Answer what a client has said; what it cost beyond its bytes."""
+        """Answer messages of a client; their cost beyond their bytes."""
         cost_bytes = 0
         pongs: list[bytes] = []  # leave in one write: who floods with pings costs one call
         for item in received:
@@ -152,7 +152,7 @@ class WebSocketTransport:
             inbox.parser.end()
             connection.close(
                 POLICY,
-                f"you ask too much: {limits.SOCKET_BYTES_PER_S} bytes a second are allowed, and "
+                f"you send too much: {limits.SOCKET_BYTES_PER_S} bytes a second are allowed, and "
                 f"a message counts {limits.SOCKET_FRAME_COST_BYTES} more",
                 awaits_peer=False,
             )

@@ -6,8 +6,8 @@ that is read from the store is first brought in line with its row, so it does no
 the row was changed meanwhile by a schema change, by another server or by hand: the row is right.
 
 A change of a field that decides who may read the row (`Kept.view`) is stored as a whole document,
-in place of all updates before it, with a note of who may read it since: followers read the
-document anew, without what was hidden from them (`pylon.crdt.redaction`).
+in place of all updates before it, with a note of its readers since: followers read the document
+anew, without the content that was hidden from them (`pylon.crdt.redaction`).
 
 Invariants: a refused request leaves nothing, neither stored nor in the decoded document (which is
 thrown away); what is stored of a push is what our own document exports, never the client's
@@ -205,7 +205,7 @@ class DocumentWrites:
             self._may_have.add(key)
             table.has_documents = True
             if kept.unreadable or kept.view is not None:
-                # No update from before is left: it may tell what was hidden when it was made.
+                # No earlier update is left: it may hold content that was hidden when it was made.
                 self._conn.execute(_PUT_UPDATE, (*key, _REREAD, seq, b""))
                 kept.number = self._conn.last_insert_rowid()
                 self._conn.execute(_FOLD, (*key, kept.number))
@@ -254,7 +254,7 @@ class DocumentWrites:
         self._cache.undone()
 
     def _check_rules(self, tables: Iterable[Table]) -> None:
-        """Forget who might read documents where another rule decides it from now on."""
+        """Mark the readers of documents as unknown if their entity has another read rule now."""
         key_of = "document_rules:{}".format
         changed = [
             table for table in tables

@@ -5,8 +5,8 @@ it. What came after it is in `_pylon_crdt_updates`: `number` counts through all 
 never used again, `prev` is the number of the same document's update before (0: there was none,
 -1: whoever has the document must read it anew), `seq` the head of the change log when the update
 was made, so that nobody sees it before the row's own event. `_pylon_crdt_views` has, for each
-document of whose row a field was changed that decides who may read it, the versions at which that
-was, and the fields' values since: what was written before may have been hidden from a reader.
+document, the versions at which a field of the read rule changed, and the fields' values since:
+text from before such a version may have been hidden from a reader.
 
 Invariants: snapshot and updates merged are the document, in whatever order and however often;
 of each document the newest update stays when the others are folded into the snapshot, so that
@@ -79,15 +79,15 @@ def head_number(conn: apsw.Connection) -> int:
 def put_view(
     conn: apsw.Connection, entity: str, row_id: str, view: DocumentView, facts_before: str
 ) -> None:
-    """Note who may read a document's row from now on, and, with the first of such notes, who
-    might before."""
+    """Note the readers of a document's row from now on, and with the first such note the readers
+    before it."""
     key = (entity, row_id)
     found: list[Any] = conn.execute(_LAST_VIEW, key).fetchall()
     last, count = found[0]
     if last is None:
         conn.execute(_PUT_VIEW, (*key, 0, b"", b"", facts_before))
         last, count = 0, 1
-    if count >= limits.DOCUMENT_VIEWS:  # of the older half is no longer known whose it was
+    if count >= limits.DOCUMENT_VIEWS:  # the readers of the older half are no longer known
         oldest = last - limits.DOCUMENT_VIEWS // 2
         conn.execute(
             "DELETE FROM _pylon_crdt_views WHERE entity = ? AND row_id = ? AND number < ?",
@@ -98,7 +98,7 @@ def put_view(
 
 
 def forget_views(conn: apsw.Connection, entity: str) -> None:
-    """Of all that the documents of an entity have now it is not known who might read it."""
+    """Mark the readers of all present content of an entity's documents as unknown."""
     conn.execute("DELETE FROM _pylon_crdt_views WHERE entity = ?", (entity,))
     conn.execute(
         "INSERT INTO _pylon_crdt_views SELECT entity, row_id, 0, x'', x'', ? "

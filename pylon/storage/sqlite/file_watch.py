@@ -1,15 +1,16 @@
-"""Whether the database is still the file under its path, and may be written to.
+"""File watch: whether the database is still the file under its path, and may be written to.
 
-A process that has a file open goes on writing to it after somebody has deleted, moved or replaced
-it, and everything that it acknowledges is lost with its last descriptor. So the engine looks after
-each commit, before it acknowledges, and the flusher once in a second, for readiness.
+A process that has a file open goes on writing to it after an operator has deleted, moved or
+replaced the file. Everything that the process then acknowledges is lost with its last descriptor.
+So the engine checks after each commit, before it acknowledges, and the flusher once in a second,
+for readiness.
 
-The files are not opened here: closing a descriptor would drop the POSIX locks that SQLite holds
-in this process. The WAL and its index (-shm) count as the database does: a process that opens the
-database without the index makes another one, believes itself alone, reads old rows, and removes the
-WAL when it closes.
+This module opens no file: closing a descriptor would drop the POSIX locks that SQLite holds in
+this process. The WAL and its index (-shm) count as the database does. A process that opens the
+database without the index makes another one, believes itself alone, reads old rows, and removes
+the WAL when it closes.
 
-Invariant: a check that fails says which file and what to do. Bound: one `stat` for each check
+Invariant: a failed check names the file and the remedy. Bound: one `stat` for each check
 (PERF: 1.2 us), and two more at most every `_BESIDE_PERIOD_S`.
 """
 

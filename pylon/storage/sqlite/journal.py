@@ -1,6 +1,6 @@
 """What a transaction has done so far: the events and op_ids that are written at its end.
 
-The journal keeps one event for each row: what the commit as a whole did to it. Two changes of a
+The journal keeps one event for each row: the effect of the whole commit on it. Two changes of a
 row in one commit become one event, from the image before the first to the image after the last,
 and both have the seq of the first. So no image leaves that no commit ever showed, and a row that
 is changed a hundred times costs two images. A row that came and went within the commit leaves a
@@ -9,9 +9,9 @@ delete without images, since its seq has been given out.
 A `Transact` notes its changes after `open_step`, so that `undo_step` can take them back.
 
 Invariants: seqs go up by one with each row that changes, from the head, and each has an event;
-what `undo_step` takes back leaves no trace, and its seqs are given to others. Events are in the
-order of their seqs. One journal for each transaction of the engine, which calls it together with
-`row_writes` and `document_writes`.
+changes that `undo_step` takes back leave no trace, and later changes get their seqs. Events are in
+the order of their seqs. One journal for each transaction of the engine, which calls it together
+with `row_writes` and `document_writes`.
 """
 
 from __future__ import annotations
@@ -98,13 +98,13 @@ class Journal:
         return seq
 
     def open_step(self) -> None:
-        """What is noted from now on can be taken back together. Steps do not nest."""
+        """Begin a step, whose changes can be undone together. Steps do not nest."""
         self._begun = self.seq
         self._is_step = True
         self.step_bytes = 0
 
     def keep_step(self) -> None:
-        """What was noted since `open_step` stays."""
+        """Keep the changes since `open_step`."""
         self._begun = self._head  # so that nothing is remembered until the next step
         self._is_step = False
         self._replaced.clear()

@@ -5,7 +5,7 @@ transaction has a budget for rows above `limits.LARGE_ROW_BYTES`: a request that
 deferred, untouched, to a later transaction, and the requests of others go on.
 
 Invariant: `charge` is called before anything of the request is changed, except within a
-`Transact`, which is undone as a whole. Bound: what the writer says, of images before and after.
+`Transact`, which is undone as a whole. Bound: the writer's, in bytes of images before and after.
 Used by `engine` and `row_writes`.
 """
 

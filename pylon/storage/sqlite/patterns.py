@@ -1,10 +1,10 @@
 """Patterns of `$like` and substrings, in time linear in text and pattern, in Python and in SQL.
 
-A pattern is split at each `%` into pieces, and each piece is looked for behind the one before:
-the first place is as good as any, because a `%` stands on both sides of every filter's pattern.
-A piece without `_` goes to `str.find`, in a form for which CPython guarantees linear time. A
-piece with `_` is looked for by its longest run of literal characters; when that finds too many
-places that do not match, one pass of shift-and over a Python integer decides.
+A pattern is split at each `%` into pieces. The search finds each piece behind the one before;
+its first place is as good as any, because a `%` stands on both sides of every filter's pattern.
+`str.find` finds a piece without `_`, in a form for which CPython guarantees linear time. For a
+piece with `_`, the search looks for its longest run of literal characters. If too many of these
+places do not match, one pass of shift-and over a Python integer decides.
 
 SQLite's own LIKE and instr() are faster, and quadratic. `like_clause` and `contains_clause` use
 them for patterns whose form bounds the work at `_OVERLAPS` comparisons for each character, and
@@ -260,7 +260,7 @@ def contains_clause(column: str, text: str) -> SqlClause:
 
 
 def weigh_pattern(pattern: str) -> int:
-    """What `LikePattern` takes for a character of a text, at worst, in times of the least."""
+    """The worst cost of `LikePattern` for one character, as a multiple of the least cost."""
     pieces = fold(pattern).split("%")
     if any("_" in piece for piece in pieces):
         return 8 + max(map(len, pieces)) // 16
@@ -288,7 +288,7 @@ def _overlaps(piece: str) -> int:
 
 
 def add_functions(conn: apsw.Connection, meter: Meter) -> None:
-    """Have `conn` know what the clauses of this module call."""
+    """Register the functions that the clauses of this module call."""
 
     def register(name: str, compiled: Callable[[str], LikePattern]) -> None:
         def is_match(*values: Any) -> bool | None:

@@ -1,8 +1,8 @@
-"""`_pylon_auth_sessions`: who is signed in; `_pylon_unused_guests`: guests nobody came back as.
+"""Sessions in SQL: `_pylon_auth_sessions`, and `_pylon_unused_guests` (tokens never presented).
 
-Anybody may make guests, and a guest lives for as long as every session. So a new guest is also
-noted as unused, until a worker has seen its token (`mark_used`); one that stays unused is dropped
-long before it expires. Sessions from before that table are in use.
+Any client may make guests, and a guest lives as long as any other session. So the engine also
+notes a new guest as unused, until a worker has seen its token (`mark_used`). The flusher drops
+unused guests long before they expire. Sessions that are older than that table count as used.
 
 The engine writes the rows; resolvers of tokens and the watch of sockets read them. Functions on a
 connection; apsw's errors are the caller's to translate.

@@ -1,4 +1,4 @@
-"""Which entities have short rows only, so that a pattern may be run where others wait for it.
+"""Short rows: the entities without a long row, over which a pattern may run in the dispatcher.
 
 A key `short_rows:<Entity>` in `_pylon_meta` says that no row's JSON has ever been longer than
 `limits.SHORT_ROW_BYTES`. A start looks through the rows of an entity without the key; the writer
