@@ -15,7 +15,7 @@ Log: `conflict.hidden_reported`. Called by the routes that write rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from pylon import log, metrics
@@ -190,15 +190,27 @@ def _can_tell(services: Services, op: Judged) -> bool:
     entity = services.app.manifest.by_name.get(op.entity)
     if entity is None or not isinstance(op, InsertRow | UpdateRow | PushDocument):
         return False
-    unique = _unique_fields(entity)
-    return not unique.isdisjoint(op.patch) if isinstance(op, UpdateRow) else bool(unique)
-
-
-def _unique_fields(entity: Entity) -> frozenset[str]:
-    return frozenset(
-        [field.name for field in entity.fields if field.unique]
-        + [name for index in entity.indexes if index.unique for name in index.fields]
+    constraints = _unique_constraints(entity)
+    if not constraints or isinstance(op, PushDocument):
+        return bool(constraints)
+    given: Mapping[str, Any] = (
+        op.patch if isinstance(op, UpdateRow)
+        else dict(zip([field.name for field in entity.fields], op.values, strict=True))
     )
+    # Nulls equal no value, and so tell of none.
+    return any(
+        any(name in given for name in names)
+        and all(name not in given or given[name] is not None for name in names)
+        for names in constraints
+    )
+
+
+def _unique_constraints(entity: Entity) -> list[tuple[str, ...]]:
+    """The fields, alone or together, whose values no two rows share."""
+    return [
+        *((field.name,) for field in entity.fields if field.unique),
+        *(tuple(index.fields) for index in entity.indexes if index.unique),
+    ]
 
 
 def _is_about_hidden(

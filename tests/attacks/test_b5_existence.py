@@ -95,6 +95,22 @@ def test_others_are_not_refused_meanwhile(server: Server) -> None:
     assert server.call("POST", ACCOUNTS, {"email": "n@x.example"}, ADMIN_TOKEN).status_code == 201
 
 
+def test_writes_that_can_meet_no_other_value_go_on(server: Server) -> None:
+    eve = Stranger(server)
+    own = eve.post(ACCOUNTS, {"email": "own@x.example", "ownerId": eve.user_id}).json["id"]
+    for number in range(100):
+        eve.insert(taken(number))
+    assert eve.post(ACCOUNTS, {"ownerId": eve.user_id}).status_code == 201
+    assert eve.post(ACCOUNTS, {"label": "x", "email": None}).status_code == 201
+    assert eve.post(ACCOUNTS, {"label": "x", "ownerId": eve.user_id}).status_code == 429
+    for patch, status in (
+        ({"email": None}, 200), ({"label": None}, 200), ({"label": "x"}, 429),
+        ({"email": "free@x.example"}, 429),
+    ):
+        answer = server.call("PATCH", f"{ACCOUNTS}/{own}", patch, eve.token, eve.headers)
+        assert answer.status_code == status, patch
+
+
 def test_new_identities_of_one_address_do_not_begin_anew_for_ever(server: Server) -> None:
     answers = [Stranger(server).insert(taken(number % 200)) for number in range(400)]
     assert 300 <= answers.count(409) <= 305  # a unit comes back every 0.2 s
@@ -131,8 +147,8 @@ def test_updates_and_links_of_own_rows_are_counted_as_well(server: Server) -> No
         for number in range(100)
     ]
     assert (answers.count(409), answers.count(429)) == (BUDGET, 100 - BUDGET)
-    harmless = server.call("PATCH", f"{ACCOUNTS}/{row_id}", {"label": None}, eve.token, eve.headers)
-    assert harmless.status_code == 429  # label is in a unique index
+    paired = server.call("PATCH", f"{ACCOUNTS}/{row_id}", {"label": "a"}, eve.token, eve.headers)
+    assert paired.status_code == 429  # label is in a unique index
     assert server.call("DELETE", f"{ACCOUNTS}/{row_id}", None, eve.token,
                        eve.headers).status_code == 200
 
