@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import apsw
 import orjson
@@ -13,10 +13,12 @@ import pytest
 
 from pylon import limits
 from pylon.auth.context import ADMIN, ANONYMOUS, AuthContext
-from pylon.bus.messages import Transact, UpdateRow, WriteRequest
+from pylon.bus.messages import Transact, UpdateRow, WriteReply, WriteRequest
 from pylon.bus.runtime import make_runtime_dir
 from pylon.bus.writer_port import LocalWriter
+from pylon.clock import ManualClock
 from pylon.config import load
+from pylon.storage.contract import BatchResult, WriteEngine
 from pylon.storage.sqlite.engine import SqliteEngine
 from supervisor.writer import Writer
 from tests.storage_kit import (
@@ -344,3 +346,35 @@ def test_a_patch_of_a_large_row_waits_for_one_turn_of_a_long_batch(tmp_path: Pat
     assert broken == [] and done == len(patches) + 1
     # In the order of arrival the patch would wait for the whole batch.
     assert seq - before < 15
+
+
+def test_large_rows_rest_as_long_as_their_last_turn_took_while_others_write(
+    tmp_path: Path,
+) -> None:
+    runtime = make_runtime_dir(load({"PYLON_RUNTIME_DIR": str(tmp_path / "r")}).config)
+    clock = ManualClock()
+    budgets: list[int | None] = []
+
+    class Costly:
+        """An engine whose transactions take 0.1 s, each with one large row among small ones."""
+
+        head = 0
+
+        def apply(
+            self, requests: Sequence[WriteRequest], *, large_bytes: int | None = None
+        ) -> BatchResult:
+            budgets.append(large_bytes)
+            clock.advance(0.1)
+            replies = [WriteReply(request.id, seq=1) for request in requests]
+            return BatchResult(replies, None, 0.1, large_bytes=1_000_000, large_rows=1)
+
+    writer = Writer(runtime, cast(WriteEngine, Costly()), lambda _: None, clock)
+    writer.start()
+    local = LocalWriter(runtime)
+    for rest_s in (0.0, 0.0, 0.2):
+        clock.advance(rest_s)
+        local.submit_all([task(1), task(2)])
+        wait_until("the turn has ended", lambda: writer.depth == 0)
+    local.close()
+    writer.stop()
+    assert budgets[:3] == [limits.BATCH_LARGE_BYTES, 0, limits.BATCH_LARGE_BYTES]
