@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pylon import limits
+from pylon.cli.seed import _read as read_seed
 from tests.support.manifests import field
 from tests.support_writer import ADMIN_TOKEN, Server, running
 
@@ -127,6 +128,20 @@ def test_unreadable_row_of_an_import_fails_alone(server: Server) -> None:
     )
     assert json.loads(answer.text.splitlines()[-1])["failed"] == 1
     assert {row["text"] for row in rows(server, "Page")} == {"good", "fine"}
+
+
+def test_files_with_a_byte_order_mark_are_imported_and_seeded(
+    server: Server, tmp_path: Path
+) -> None:
+    line = b'\xef\xbb\xbf{"entity":"Page","row":{"text":"line"}}\n'
+    lines = {"Content-Type": "application/x-ndjson"}
+    answer = server.call("POST", "/api/import", line, ADMIN_TOKEN, lines)
+    assert json.loads(answer.text.splitlines()[-1])["imported"] == 1
+    document = b'\xef\xbb\xbf{"entities":{"Page":[{"text":"document"}]}}'
+    assert server.call("POST", "/api/import", document, ADMIN_TOKEN).json["imported"] == 1
+    seed = tmp_path / "seed.json"
+    seed.write_bytes(b'\xef\xbb\xbf{"Page":[{"text":"seed"}]}')
+    assert read_seed(seed) == [("Page", 0, {"text": "seed"})]
 
 
 @pytest.mark.parametrize("body", [

@@ -10,6 +10,7 @@ same object that the JSON form is answered with, with ``"done": true``.
 
 from __future__ import annotations
 
+import codecs
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -90,7 +91,7 @@ class Import:
         ids = text_value(req, "ids") or "keep"
         if ids not in ("keep", "new"):
             raise InvalidQuery(f'ids is "{ids[:_SHOWN_CHARS]}": expected keep or new')
-        raw = read_body(req)
+        raw = read_body(req).removeprefix(codecs.BOM_UTF8)  # it is a file as a rule
         if JSON_LINES in (req.env.get("CONTENT_TYPE") or ""):
             resp.content_type = JSON_LINES
             resp.stream = self._answer_lines(_from_lines(raw), ids == "keep")

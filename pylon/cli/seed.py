@@ -6,6 +6,7 @@ characters) is inserted once, however often the file is sown; others each time.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from pathlib import Path
 from typing import Any, Final
@@ -84,7 +85,7 @@ def _read(path: Path) -> list[tuple[str, int, Any]]:
         PylonError: it is no JSON, or not of the form.
     """
     try:
-        raw = path.read_bytes()
+        raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as ex:
         raise NotFound(f"{path} cannot be read: {ex.strerror}") from ex
     try:
