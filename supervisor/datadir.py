@@ -84,7 +84,7 @@ def size_bytes(path: Path) -> int:
 
 
 def free_bytes(folder: Path) -> int:
-    """What this user may still write on the folder's disk; 0 where nobody can say."""
+    """The bytes that this user may still write on the folder's disk; 0 if unknown."""
     try:
         disk = os.statvfs(folder)
     except OSError:

@@ -55,7 +55,7 @@ _USER_ID_CHARS: Final = 200
 
 
 class _Asked(NamedTuple):
-    """What a request asks for, checked."""
+    """A request for a room, checked."""
 
     room: str
     user_id: str

@@ -2,10 +2,10 @@
 
 Invariants: nobody is remembered for longer than limits.CALLER_S after the session was read from
 the store, so that a revoked session is dead everywhere within a second even where the signal was
-lost; nor beyond the session's own end. What stood for nobody is not remembered at all. Nor is the
-admin, who costs no look-up: a cookie that holds the admin's token would find what a header left.
-At limits.CALLERS entries all are forgotten, and likewise with the first one that is looked up when
-the oldest have had their time. One for each process, used by `pylon.api.callers` and
+lost; nor beyond the session's own end. Credentials without a caller are not remembered at all. Nor
+is the admin, who costs no look-up: a cookie that holds the admin's token would find what a header
+left. At limits.CALLERS entries all are forgotten, and likewise with the first one that is looked
+up when the oldest have had their time. One for each process, used by `pylon.api.callers` and
 `workers.hub.reception`.
 """
 

@@ -47,7 +47,7 @@ class ChangeBatch(msgspec.Struct, frozen=True, array_like=True):
 
 
 def kind_of(prev_data: bytes | None, data: bytes | None) -> Kind:
-    """What a change from one image to the other is."""
+    """The kind of a change from one image to the other."""
     if data is None:
         return "delete"
     return "insert" if prev_data is None else "update"

@@ -256,7 +256,7 @@ def shown(parts: Sequence[bytes], runs: Sequence[Run]) -> bytes:
 
 
 def without_known(parts: Sequence[bytes], update: bytes) -> bytes:
-    """What of a client's whole history is not stored. What is may be blank in it.
+    """The changes of a client's whole history that are not stored. Stored ones may be blank in it.
 
     Raises:
         CrdtDecodeFailed: it is no whole history.
@@ -289,7 +289,7 @@ def _count(version: loro.VersionVector, peer: int) -> int:
 
 
 def _fields_of(doc: loro.LoroDoc) -> dict[str, object]:
-    """What the document shows as a row."""
+    """The row that the document shows."""
     fields: dict[str, object] = {}
     root = doc.get_map(_ROOT)
     for name in root.keys():  # noqa: SIM118  (a LoroMap is no dict)

@@ -48,7 +48,7 @@ class Run(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(slots=True)
 class _Found:
-    """What a walk over all changes has found."""
+    """The results of a walk over all changes."""
 
     removed: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # spans, by peer
     winners: dict[Slot, tuple[Stamp, Id]] = field(default_factory=dict)
@@ -215,7 +215,7 @@ def _holds(spans: list[tuple[int, int]], counter: int) -> bool:
 
 
 def _kept(value: Any, identity: Id) -> Any:
-    """What is left of a blanked value: a container's place, for its content has ids of its own."""
+    """The rest of a blanked value: a container stays, since its content has ids of its own."""
     own = f"{_CONTAINER}{identity[1]}@{identity[0]}:"
     return value if isinstance(value, str) and value.startswith(own) else None
 

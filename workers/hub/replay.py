@@ -3,8 +3,8 @@
 A new connection begins at the cursor that the client names, else where `start_cursors` says. Pages
 come from the tail, or from the log where the tail does not reach; between pages the outbox must
 empty, so a long replay goes at the client's own pace and never counts as overflow. The last page
-and the joining of the hub happen without a switch of greenlets: what the feed publishes
-afterwards is exactly what the replay did not have.
+and the joining of the hub happen without a switch of greenlets: the feed then publishes
+exactly the events that the replay did not have.
 
 After a worker's death all of its clients come back at once, with the same few cursors. So what
 was read, judged and encoded for one of them is kept for the next (`_Shared`), as long as nothing

@@ -100,8 +100,8 @@ def parse_head(
     """Read a head.
 
     Args:
-        data: what the connection has sent, from the beginning of a request.
-        base: what `Head.fields` begins with.
+        data: the bytes of the connection, from the beginning of a request.
+        base: the initial `Head.fields`.
         requires_host: whether HTTP/1.1 without a Host field is refused.
 
     Returns:

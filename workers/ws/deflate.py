@@ -136,7 +136,7 @@ class Inflater:
         self.has_more = False
 
     def feed(self, piece: bytes, *, final: bool) -> bytes:
-        """What the next step amounts to; `final` with the last piece.
+        """The unpacked bytes of the next step; `final` with the last piece.
 
         Raises:
             CorruptError, TooLargeError, RatioError: at once, before more than a limit is unpacked.

@@ -148,7 +148,7 @@ class _Message:
 
     @property
     def size_bytes(self) -> int:
-        """What there is of it, unpacked."""
+        """The unpacked part so far."""
         return len(self._data)
 
     @property
@@ -192,7 +192,7 @@ class Parser:
         return received
 
     def step(self, data: bytes) -> list[Received]:
-        """What one step completes of `data` and of what was left before it, in order. The frames
+        """The messages that one step completes, in order, of the rest before and `data`. The frames
         and the unpacked bytes of the step are added to `frames` and `size_bytes`."""
         if self._ended:
             return []

@@ -363,7 +363,7 @@ class Rooms:
 
 
 def _relayed(message: dict[str, Any], room: str | None, user_id: str) -> bytes:
-    """What receivers get of a `presence` or `topic` message: its known members, with `from`.
+    """The message for receivers of a `presence` or `topic`: its known members, with `from`.
 
     Raises:
         InvalidData, LimitExceeded: the name in it is no text, or too long.

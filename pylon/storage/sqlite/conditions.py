@@ -121,7 +121,7 @@ class _Compared:
 
 
 def _served(entity: Entity, compared: _Compared, fixed: Collection[str]) -> list[SqlClause]:
-    """What of a filter an index can serve: equalities with its first columns, then a range.
+    """The part of a filter an index can serve: equalities with its first columns, then a range.
 
     An index that serves it shows by the time how many rows there are in that range, so each
     range is looked through once: of an `$or`, different values of first columns only. An index
@@ -152,7 +152,7 @@ def _columns_fixed_by(allowed: SqlClause) -> Collection[str]:
 
 
 def _path_of_either(entity: Entity, parts: list[_Compared]) -> SqlClause | None:
-    """What an index can serve of an `$or`; None where it cannot serve all of its parts."""
+    """The part of an `$or` that an index can serve; None if it cannot serve all of its terms."""
     first = {columns[0] for columns in entity.index_columns}
     served: dict[SqlClause, None] = {}
     for part in parts:

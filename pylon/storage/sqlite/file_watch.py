@@ -48,7 +48,7 @@ class FileWatch:
         self._checked_s = float("-inf")
 
     def find_problem(self) -> FileProblem | None:
-        """What is wrong now, if anything is."""
+        """The present problem, or None."""
         try:
             stat = os.stat(self._path)  # noqa: PTH116  PERF: a `Path` costs half as much again
         except OSError:
