@@ -14,7 +14,6 @@ work.
 from __future__ import annotations
 
 import argparse
-import base64
 import http.client
 import json
 import multiprocessing
@@ -223,12 +222,7 @@ class _Others:
         sock = socket.create_connection(
             ("127.0.0.1", self.port + 1), timeout=WAIT_S, source_address=(OTHERS_ADDRESS, 0)
         )
-        key = base64.b64encode(os.urandom(16)).decode()
-        sock.sendall(
-            "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
-            f"Authorization: Bearer {self.token}\r\n\r\n".encode()
-        )
+        sock.sendall(srv.upgrade_request(f"Authorization: Bearer {self.token}"))
         rest = b""
         sock.settimeout(1.0)
         while time.monotonic() < self.until_s + WAIT_S:

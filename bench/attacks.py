@@ -7,7 +7,6 @@ server's answers by status, since a refusal is as good an end of an attack as an
 
 from __future__ import annotations
 
-import base64
 import http.client
 import json
 import os
@@ -19,6 +18,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+import server as srv
 
 ADDRESS: Final = "127.0.0.66"
 TEXT_BYTES: Final = 4_000  # of each of the rows that patterns meet
@@ -89,6 +90,10 @@ def _in_threads(count: int, target: Target, work: Callable[[http.client.HTTPConn
             work(conn)
         conn.close()
 
+    _run_threads(count, run)
+
+
+def _run_threads(count: int, run: Callable[[], None]) -> None:
     threads = [threading.Thread(target=run, daemon=True) for _ in range(count)]
     for thread in threads:
         thread.start()
@@ -188,28 +193,33 @@ def patches_without_right(target: Target) -> None:
 # --- 4. Sockets -------------------------------------------------------------------------
 
 
-def _bombs(target: Target, sockets: int) -> None:
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    payload = packer.compress(b"a" * 1_000_000) + packer.flush(zlib.Z_SYNC_FLUSH)
-    frame = _masked(0xC1, payload[:-4])
+def _send_on_sockets(target: Target, count: int, send: Callable[[socket.socket], None]) -> None:
+    """Call `send` on each of `count` anonymous sockets, over and over; closed ones open again."""
 
     def run() -> None:
         while not target.is_over():
             try:
                 with _upgraded(target) as sock:
                     while not target.is_over():
-                        sock.sendall(frame)
-                        target.counts["sent"] += 1
-                        time.sleep(len(frame) / 50_000)
+                        send(sock)
             except OSError:
                 target.counts["closed"] += 1
                 time.sleep(_PAUSE_S)
 
-    threads = [threading.Thread(target=run, daemon=True) for _ in range(sockets)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    _run_threads(count, run)
+
+
+def _bombs(target: Target, sockets: int) -> None:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    payload = packer.compress(b"a" * 1_000_000) + packer.flush(zlib.Z_SYNC_FLUSH)
+    frame = _masked(0xC1, payload[:-4])
+
+    def send(sock: socket.socket) -> None:
+        sock.sendall(frame)
+        target.counts["sent"] += 1
+        time.sleep(len(frame) / 50_000)
+
+    _send_on_sockets(target, sockets, send)
 
 
 def bomb(target: Target) -> None:
@@ -227,32 +237,16 @@ def messages(target: Target) -> None:
     text = b'{"type":"topic","topic":"t","data":1}'
     burst = _masked(0x81, text) * 200
 
-    def run() -> None:
-        while not target.is_over():
-            try:
-                with _upgraded(target) as sock:
-                    while not target.is_over():
-                        sock.sendall(burst)
-                        target.counts["sent"] += 200
-            except OSError:
-                target.counts["closed"] += 1
-                time.sleep(_PAUSE_S)
+    def send(sock: socket.socket) -> None:
+        sock.sendall(burst)
+        target.counts["sent"] += 200
 
-    threads = [threading.Thread(target=run, daemon=True) for _ in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    _send_on_sockets(target, 20, send)
 
 
 def _upgraded(target: Target) -> socket.socket:
     sock = target.connect(1)
-    key = base64.b64encode(os.urandom(16)).decode()
-    sock.sendall(
-        "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
-        "Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n".encode()
-    )
+    sock.sendall(srv.upgrade_request("Sec-WebSocket-Extensions: permessage-deflate"))
     if b" 101 " not in sock.recv(4_096):
         sock.close()
         raise ConnectionRefusedError

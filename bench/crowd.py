@@ -12,7 +12,6 @@ the end.
 from __future__ import annotations
 
 import argparse
-import base64
 import http.client
 import json
 import os
@@ -136,11 +135,7 @@ def _write(server: srv.Server, writes_per_s: float, done: threading.Event) -> No
 
 def _connect(port: int) -> Client:
     sock = socket.create_connection(("127.0.0.1", port), timeout=60)
-    key = base64.b64encode(os.urandom(16)).decode()
-    sock.sendall(
-        f"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
-    )
+    sock.sendall(srv.upgrade_request())
     sock.setblocking(False)
     return Client(sock)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import os
@@ -89,6 +90,15 @@ def item(number: int) -> dict[str, Any]:
         "sku": f"sku-{number:08d}", "title": f"item-{number}", "shelf": f"shelf-{number % 100}",
         "count": number,
     }
+
+
+def upgrade_request(*lines: str) -> bytes:
+    """The request that opens a WebSocket, with further header lines."""
+    key = base64.b64encode(os.urandom(16)).decode()
+    return "\r\n".join((
+        "GET / HTTP/1.1", "Host: x", "Upgrade: websocket", "Connection: Upgrade",
+        "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {key}", *lines, "", "",
+    )).encode()
 
 
 def fill(server: Server, count: int) -> list[str]:
