@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import apsw
@@ -20,27 +20,17 @@ from pylon.control import ControlDialogue
 from pylon.errors import Unavailable
 from supervisor.readers import find_readers
 from tests.support.server import wait_until
-from tests.test_supervisor import Supervised
+from tests.support.supervised import Maker, Supervised, supervised_maker
 
 pytestmark = pytest.mark.processes
 
-Maker = Callable[..., Supervised]
 AT = "pylon_backup_last_success_timestamp_seconds"
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Maker]:
-    made: list[Supervised] = []
-
-    def maker(name: str = "a", **env: str) -> Supervised:
-        made.append(Supervised(tmp_path / name, **env))
-        return made[-1]
-
-    yield maker
-    for supervised in made:
-        if supervised.process is not None and supervised.process.poll() is None:
-            supervised.process.kill()
-            supervised.process.wait()
+    with supervised_maker(tmp_path) as maker:
+        yield maker
 
 
 def run_backup(it: Supervised, target: Path, *prefix: str) -> subprocess.CompletedProcess[str]:
