@@ -18,7 +18,7 @@ _COMMAND_CHARS: Final = 120
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class ReadingProcess:
     """A process with an open read transaction."""
 
     pid: int
@@ -28,7 +28,7 @@ class Reader:
         return f"pid {self.pid}" + (f" ({self.command})" if self.command else "")
 
 
-def find_readers(db_path: Path) -> list[Reader]:
+def find_readers(db_path: Path) -> list[ReadingProcess]:
     """The processes with a read transaction on the database, by pid; none where /proc is bare."""
     try:
         inode = db_path.with_name(db_path.name + "-shm").stat().st_ino
@@ -36,7 +36,7 @@ def find_readers(db_path: Path) -> list[Reader]:
     except OSError:
         return []
     pids = {pid for line in lines if (pid := _reading_pid(line, inode)) is not None}
-    return [Reader(pid, _command_of(pid)) for pid in sorted(pids)]
+    return [ReadingProcess(pid, _command_of(pid)) for pid in sorted(pids)]
 
 
 def _reading_pid(line: str, inode: int) -> int | None:

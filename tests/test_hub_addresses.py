@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from pylon.errors import SocketLimit
 from tests.hub_kit import ROOT, WAIT_S
-from workers.hub.addresses import AddressCap, Table, shared_cap
+from workers.hub.addresses import AddressCap, shared_cap
+from workers.net.counts import CountTable
 
 _CHILD = """
 import sys
@@ -87,7 +88,7 @@ def test_other_roles_have_counts_of_their_own(tmp_path: Path) -> None:
 def test_a_table_says_what_was_set(steps: list[tuple[int, int]]) -> None:
     """Keys of one bucket: as many as it has room for are told exactly, and none as another's."""
     with tempfile.TemporaryDirectory() as folder:
-        table, reader = Table(Path(folder, "t")), Table(Path(folder, "t"))
+        table, reader = CountTable(Path(folder, "t")), CountTable(Path(folder, "t"))
         table.own()
         model: dict[int, int] = {}
         for number, count in steps:

@@ -26,7 +26,7 @@ from tests.support.server import wait_until
 from workers.http.bodies import Body, ChunkedBody
 from workers.http.connection import Connection
 from workers.http.connection_limits import ConnectionLimits, choose_holder
-from workers.net.counts import SharedCounts, Table
+from workers.net.counts import CountTable, SharedCounts
 from workers.net.head import Refused
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
@@ -312,11 +312,11 @@ def test_one_who_sends_a_large_body_does_not_keep_the_worker() -> None:
 
 def both_counts(folder: Path) -> tuple[SharedCounts, SharedCounts]:
     """The counts of two workers, as each has them. (Both live in this process.)"""
-    one, two = Table(folder / "1"), Table(folder / "2")
+    one, two = CountTable(folder / "1"), CountTable(folder / "2")
     one.own()
     two.own()
     return (
-        SharedCounts(one, [Table(folder / "2")]), SharedCounts(two, [Table(folder / "1")])
+        SharedCounts(one, [CountTable(folder / "2")]), SharedCounts(two, [CountTable(folder / "1")])
     )
 
 

@@ -14,9 +14,7 @@ from pathlib import Path
 
 from pylon.auth.forwarded import network_of
 from pylon.errors import SocketLimit
-from workers.net.counts import SharedCounts, Table, shared_counts
-
-__all__ = ["AddressCap", "Table", "shared_cap"]
+from workers.net.counts import SharedCounts, shared_counts
 
 
 class AddressCap:

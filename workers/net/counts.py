@@ -28,7 +28,7 @@ _KEYS_BYTES: Final = 8 * _PLACES
 _FILE_BYTES: Final = _KEYS_BYTES + 4 * _PLACES
 
 
-class Table:
+class CountTable:
     """The counts of one process, its own or a sibling's."""
 
     __slots__ = ("_counts", "_fd", "_keys", "_map")
@@ -84,7 +84,7 @@ class SharedCounts:
 
     __slots__ = ("_own", "_siblings")
 
-    def __init__(self, own: Table, siblings: Iterable[Table]) -> None:
+    def __init__(self, own: CountTable, siblings: Iterable[CountTable]) -> None:
         self._own = own
         self._siblings = tuple(siblings)
 
@@ -111,10 +111,11 @@ def shared_counts(folder: Path, role: str, worker: str, workers: int) -> SharedC
     """The counts of a worker that has `workers` - 1 siblings, named "1", "2" and so on."""
     if workers < 2:
         return None
-    own = Table(folder / f"addresses-{role}-{worker}")
+    own = CountTable(folder / f"addresses-{role}-{worker}")
     own.own()
     names = {str(number) for number in range(1, workers + 1)} - {worker}
-    return SharedCounts(own, [Table(folder / f"addresses-{role}-{name}") for name in sorted(names)])
+    paths = [folder / f"addresses-{role}-{name}" for name in sorted(names)]
+    return SharedCounts(own, map(CountTable, paths))
 
 
 def _key(address: str) -> int:
