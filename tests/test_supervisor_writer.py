@@ -40,7 +40,7 @@ from pylon.storage.sqlite.reader import SqliteReader
 from pylon.values import EntityCodec
 from supervisor.flusher import Flusher
 from supervisor.writer import Writer
-from tests.test_supervisor import MANIFEST
+from tests.support.supervised import MANIFEST
 
 IDS = RowIds(SystemClock(), SystemRandom())
 
