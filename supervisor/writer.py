@@ -37,6 +37,8 @@ from pylon.errors import InternalError, WriterUnavailable
 from pylon.storage.contract import BatchResult, Refusal, WriteEngine
 from pylon.storage.sqlite import memory
 
+Arrivals = list[tuple[Peer, list[WriteRequest]]]  # of one turn of the writer
+
 _log = log.get_logger("writer")
 _IDLE_S: Final = 1.0
 _REST_MAX_S: Final = 0.25
@@ -107,12 +109,13 @@ class Writer:
             now_s = self._clock.monotonic_s()
             is_resting = now_s < self._rest_until_s and not self._stopping.is_set()
             due = [] if is_resting else self._due(now_s)
-            new = [call for peer, sent in arrivals for call in _calls_of(peer, sent, now_s)]
-            if due or new:
-                self._carry_out(due, new, 0 if is_resting else limits.BATCH_LARGE_BYTES)
+            has_new = any(sent for _, sent in arrivals)
+            if due or has_new:
+                large_bytes = 0 if is_resting else limits.BATCH_LARGE_BYTES
+                self._carry_out(due, arrivals, now_s, large_bytes)
             elif not arrivals and not self._deferred and self._stopping.is_set():
                 break
-            self._trim_memory(is_idle=not (due or new or self._deferred))
+            self._trim_memory(is_idle=not (due or has_new or self._deferred))
         self._port.close()
         self._publisher.close()
         self._signals.close()
@@ -142,17 +145,26 @@ class Writer:
             )
         return due
 
-    def _carry_out(self, due: list[_Call], new: list[_Call], large_bytes: int) -> None:
+    def _carry_out(
+        self, due: list[_Call], arrivals: Arrivals, now_s: float, large_bytes: int
+    ) -> None:
         """Carry out the deferred requests and the new ones, in this order.
 
         Args:
+            now_s: when the new ones arrived.
             large_bytes: how much of large rows the transaction takes.
         """
-        requests = [request for call in chain(due, new) for request in call.requests]
+        requests = [request for call in due for request in call.requests]
+        for _, sent in arrivals:
+            requests += sent
         self._set_depth(len(requests))
         began_s = self._clock.monotonic_s()
         result = self._apply(requests, large_bytes)
-        self._reply(due, new, result)
+        if due or result.deferred:
+            new = [call for peer, sent in arrivals for call in _calls_of(peer, sent, now_s)]
+            self._reply_to_calls(due, new, result)
+        else:
+            self._reply(arrivals, result.replies)
         if result.batch is not None:  # who wrote need not wait for this
             metrics.CHANGELOG_SEQ.set(self._engine.head)
             self._publisher.publish(result.batch)
@@ -168,7 +180,20 @@ class Writer:
         metrics.WRITES_DEFERRED.set(len(self._deferred))
         self._set_depth(0)
 
-    def _reply(self, due: list[_Call], new: list[_Call], result: BatchResult) -> None:
+    def _reply(self, arrivals: Arrivals, replies: list[WriteReply]) -> None:
+        """Answer requests of which none was deferred, in one message for each peer."""
+        # PERF: without calls, which nearly no batch needs: they cost an insert 1 to 2 of 25 us.
+        by_peer: dict[Peer, list[WriteReply]] = {}
+        begin = 0
+        for peer, sent in arrivals:
+            end = begin + len(sent)
+            if end > begin:
+                by_peer.setdefault(peer, []).extend(replies[begin:end])
+            begin = end
+        for peer, own in by_peer.items():
+            self._port.reply(peer, own)
+
+    def _reply_to_calls(self, due: list[_Call], new: list[_Call], result: BatchResult) -> None:
         """Answer the finished requests, in one message for each peer. Queue the deferred ones: a
         call that had its turn, or is new, behind the waiting ones, and any other in front."""
         deferred_ids = {id(request) for request in result.deferred}

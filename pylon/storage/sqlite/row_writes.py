@@ -142,7 +142,8 @@ class RowWrites:
         Raises:
             UniqueViolation, NullNotAllowed: nothing was changed.
         """
-        if len(row_json) > table.row_max_bytes:
+        is_short = len(row_json) <= limits.SHORT_ROW_BYTES  # as nearly every row
+        if not is_short:
             check_row_size(
                 table.entity.name, len(row_json), table.row_max_bytes, len(before_json)
             )
@@ -155,7 +156,7 @@ class RowWrites:
             )
         except apsw.ConstraintError as error:
             raise table.refusals.of(error, row, client_id_given=False) from error
-        if len(row_json) > limits.SHORT_ROW_BYTES:
+        if not is_short:
             forget_short_rows(self._conn, table.entity.name)
         if table.search is not None:
             table.search.updated(row_id, before, row)
