@@ -44,6 +44,7 @@ ENTITY_FIELDS: Final = 1_997  # SQLite's 2,000 columns, without id, _json and _s
 SEARCH_FIELDS: Final = 1_992  # text fields of an index; FTS5 has columns of its own
 PULL_PAGE_EVENTS: Final = 1_000
 SNAPSHOT_PAGE_ROWS: Final = 1_000
+SNAPSHOT_PAGE_BYTES: Final = 8 * 1024 * 1024  # likewise; a larger row is a page of its own
 PUSH_CHANGES: Final = 1_000
 BATCH_OPS: Final = 1_000
 TRANSACT_OPS: Final = 1_000

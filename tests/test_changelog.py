@@ -342,17 +342,19 @@ def test_a_small_snapshot_is_of_one_commit(store: Setup) -> None:
 
         def scan(self, read: Any, inline: bool = True, caller: str = "") -> Any:
             reader = open_reader(store.path)
-            rows = reader.rows
+            rows_within = reader.rows_within
 
             class Meddling:
                 at_one_commit = reader.at_one_commit
                 head_seq = reader.head_seq
 
-                def rows(self, entity: str, query: Any) -> list[bytes]:
+                def rows_within(
+                    self, entity: str, query: Any, size_bytes: int
+                ) -> tuple[list[bytes], bool]:
                     number = int(store.clock.monotonic_s()) + 2
                     store.clock.advance(1)
                     apply(store.engine, task(number), delete("Task", 1))
-                    return rows(entity, query)
+                    return rows_within(entity, query, size_bytes)
 
             return read(Meddling())
 

@@ -281,7 +281,12 @@ def test_the_rows_of_an_answer_are_bounded_in_bytes(
         with pytest.raises(LimitExceeded, match="10000 bytes") as refused:
             read()
         assert refused.value.hint is not None
-    # Who reads row by row, or in portions, is not concerned.
-    assert len(reader.rows("Task", Query(ALL, limit=9))) == 5
+    with pytest.raises(LimitExceeded, match="10000 bytes"):
+        reader.rows("Task", Query(ALL, limit=9))
+    # Readers in pages get fewer rows at a time, and a row that is larger than a page by itself.
+    rows, has_more = reader.rows_within("Task", Query(ALL, limit=9), 10_000)
+    assert 1 <= len(rows) < 4 and has_more
+    rows, has_more = reader.rows_within("Task", Query(ALL, limit=9, after_id=row_id(4)), 10_000)
+    assert len(rows) == 1 and len(rows[0]) > 20_000
     assert len(reader.get("Task", row_id(5)) or b"") > 20_000
     assert reader.page("Task", Query(ALL, limit=2))[0] == 2

@@ -106,11 +106,12 @@ class EntityPage:
         asked = whole_number(req, "limit", low=1)
         limit = min(asked or limits.CURSOR_PAGE_DEFAULT, limits.CURSOR_PAGE_MAX)
         query = Query(where=where, limit=limit + 1, after_id=text_value(req, "after") or None)
-        rows = services.store.scan(
-            lambda reader: reader.rows(named.name, query), caller=subject_of(req, services)
+        rows, is_cut = services.store.scan(
+            lambda reader: reader.rows_within(named.name, query, limits.LIST_BYTES),
+            caller=subject_of(req, services),
         )
-        has_more = len(rows) > limit
         page = rows[:limit]
+        has_more = len(rows) > limit or is_cut  # large rows: fewer than were asked for
         cursor = orjson.dumps(orjson.loads(page[-1])["id"]) if page else b"null"
         send_raw(
             resp,

@@ -21,9 +21,10 @@ from pylon.api.access import entity_named
 from pylon.api.answers import joined
 from pylon.api.callers import caller_of, subject_of
 from pylon.api.services import Services
+from pylon.changelog.pull import rows_of_page
 from pylon.errors import Forbidden
 from pylon.manifest.model import Entity
-from pylon.storage.contract import Query, Reader
+from pylon.storage.contract import Query
 from pylon.storage.where import ALL
 
 JSON_LINES: Final = "application/x-ndjson"
@@ -80,15 +81,11 @@ class Export:
         after_id: str | None = None
         while True:
             query = Query(ALL, limit=limits.SNAPSHOT_PAGE_ROWS, after_id=after_id)
-            page = self._services.store.scan(
-                partial(_rows, entity=entity.name, query=query), caller=caller
+            page, has_more = self._services.store.scan(
+                partial(rows_of_page, entity=entity.name, query=query), caller=caller
             )
             if page:
                 yield page
-            if len(page) < limits.SNAPSHOT_PAGE_ROWS:
+            if not has_more:
                 return
             after_id = orjson.loads(page[-1])["id"]
-
-
-def _rows(reader: Reader, entity: str, query: Query) -> list[bytes]:
-    return reader.rows(entity, query)

@@ -144,13 +144,16 @@ class _Beginning:
 def _begin(reader: Reader, plans: list[tuple[Entity, SqlClause]]) -> _Beginning:
     head = reader.head_seq()
     pages: list[Page] = []
-    wanted = limits.SNAPSHOT_PAGE_ROWS
+    wanted, left_bytes = limits.SNAPSHOT_PAGE_ROWS, limits.SNAPSHOT_PAGE_BYTES
     for position, (entity, where) in enumerate(plans if head else ()):
-        page = reader.rows(entity.name, Query(where, limit=wanted))
+        page, has_more = reader.rows_within(
+            entity.name, Query(where, limit=wanted), max(left_bytes, 1)
+        )
         if page:
             pages.append((entity, page))
         wanted -= len(page)
-        if wanted == 0:
+        left_bytes -= sum(map(len, page))
+        if has_more:
             after_id = orjson.loads(_id_json(page[-1]))
             return _Beginning(head, pages, plans[position:], after_id)
     return _Beginning(head, pages, [], None)
@@ -161,12 +164,12 @@ def _remaining(store: Store, first: _Beginning, caller: str) -> Iterator[Page]:
     for entity, where in first.rest:
         while True:
             query = Query(where, limit=limits.SNAPSHOT_PAGE_ROWS, after_id=after_id)
-            page = store.scan(
-                partial(_rows, entity=entity.name, query=query), caller=caller
+            page, has_more = store.scan(
+                partial(rows_of_page, entity=entity.name, query=query), caller=caller
             )
             if page:
                 yield entity, page
-            if len(page) < limits.SNAPSHOT_PAGE_ROWS:
+            if not has_more:
                 break
             after_id = orjson.loads(_id_json(page[-1]))
         after_id = None
@@ -176,8 +179,9 @@ def _head(reader: Reader) -> int:
     return reader.head_seq()
 
 
-def _rows(reader: Reader, entity: str, query: Query) -> list[bytes]:
-    return reader.rows(entity, query)
+def rows_of_page(reader: Reader, entity: str, query: Query) -> tuple[list[bytes], bool]:
+    """A page of a long answer, and whether there may be more."""
+    return reader.rows_within(entity, query, limits.SNAPSHOT_PAGE_BYTES)
 
 
 def _as_insert(row: bytes, entity_json: bytes, seq: int) -> bytes:

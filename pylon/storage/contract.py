@@ -225,7 +225,17 @@ class Reader(Protocol):
         """
 
     def rows(self, entity: str, query: Query) -> list[bytes]:
-        """The JSON of each row that the query selects, in its order."""
+        """The JSON of each row that the query selects, in its order.
+
+        Raises:
+            LimitExceeded: more than `limits.LIST_BYTES`.
+        """
+
+    def rows_within(
+        self, entity: str, query: Query, size_bytes: int
+    ) -> tuple[list[bytes], bool]:
+        """The first rows that the query selects: as many as `size_bytes` holds, and one at least;
+        and whether there may be more."""
 
     def tally(
         self, entity: str, where: SqlClause, fields: Sequence[str], most: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,8 +19,10 @@ from pylon.bus.runtime import make_runtime_dir
 from pylon.bus.writer_port import LocalWriter
 from pylon.clock import ManualClock
 from pylon.config import load
-from pylon.storage.contract import BatchResult, WriteEngine
+from pylon.storage.contract import BatchResult, Query, Reader, WriteEngine
 from pylon.storage.sqlite.engine import SqliteEngine
+from pylon.storage.sqlite.reader import SqliteReader
+from pylon.storage.where import ALL
 from supervisor.writer import Writer
 from tests.storage_kit import (
     ADA,
@@ -378,3 +381,66 @@ def test_large_rows_rest_as_long_as_their_last_turn_took_while_others_write(
     local.close()
     writer.stop()
     assert budgets[:3] == [limits.BATCH_LARGE_BYTES, 0, limits.BATCH_LARGE_BYTES]
+
+
+# --- Answers of many large rows ------------------------------------------------------------------
+
+
+def test_a_long_answer_is_read_in_pages_of_bounded_size(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page_bytes = 250_000
+    sizes = [100, LIMIT - 1_000, LIMIT // 3]
+    made = {
+        server.call("POST", "/api/entities/Note", {"text": "x" * sizes[n % 3]}).json["id"]
+        for n in range(30)
+    }
+    pages: list[list[bytes]] = []
+    read = SqliteReader.rows_within
+
+    def rows_within(
+        reader: SqliteReader, entity: str, query: Query, size_bytes: int
+    ) -> tuple[list[bytes], bool]:
+        rows, has_more = read(reader, entity, query, size_bytes)
+        pages.append(rows)
+        return rows, has_more
+
+    monkeypatch.setattr(limits, "SNAPSHOT_PAGE_BYTES", page_bytes)
+    monkeypatch.setattr(SqliteReader, "rows_within", rows_within)
+    changes = server.call("GET", "/api/sync/pull?since=0").json["changes"]
+    assert [c["row_id"] for c in changes] == sorted(made)
+    monkeypatch.setattr(limits, "LIST_BYTES", page_bytes)
+    paged: list[str] = []
+    while True:
+        after = paged[-1] if paged else ""
+        page = server.call("GET", f"/api/entities/Note/cursor?limit=100&after={after}").json
+        paged += [row["id"] for row in page["data"]]
+        if not page["has_more"]:
+            break
+    assert paged == sorted(made)
+    exported = server.call("GET", "/api/export", token=ADMIN_TOKEN).json
+    assert [row["id"] for row in exported["entities"]["Note"]] == sorted(made)
+    assert max(sum(map(len, page)) for page in pages) <= page_bytes
+    assert len(pages) > 2 * sum(sizes) * 10 / page_bytes
+
+
+def _read_within(reader: Reader, query: Query, size_bytes: int) -> tuple[list[bytes], bool]:
+    return reader.rows_within("Note", query, size_bytes)
+
+
+def test_a_row_larger_than_a_page_is_a_page_of_its_own(server: Server) -> None:
+    for n in range(3):
+        server.call("POST", "/api/entities/Note", {"text": "x" * 50_000, "n": n})
+    seen: list[bytes] = []
+    after_id = None
+    while True:
+        query = Query(ALL, limit=1_000, after_id=after_id)
+        rows, has_more = server.services.store.point(
+            partial(_read_within, query=query, size_bytes=1_000)
+        )
+        seen += rows
+        if not has_more:
+            break
+        assert len(rows) == 1
+        after_id = orjson.loads(rows[-1])["id"]
+    assert [orjson.loads(row)["n"] for row in seen] == [0, 1, 2]

@@ -27,6 +27,7 @@ from pylon import limits, metrics
 from pylon.api.access import entity_named, readable
 from pylon.app import App
 from pylon.changelog.change import Change
+from pylon.changelog.pull import rows_of_page
 from pylon.clock import Clock
 from pylon.errors import (
     IdentityChanged,
@@ -261,7 +262,7 @@ def _read(reader: Reader, entity: str, where: SqlClause) -> tuple[int, list[byte
         after_id: str | None = None
         while True:
             query = Query(where, limits.SNAPSHOT_PAGE_ROWS, after_id=after_id)
-            page = reader.rows(entity, query)
+            page, has_more = rows_of_page(reader, entity, query)
             rows += page
             size_bytes += sum(map(len, page))
             if len(rows) > limits.LIVE_ROWS or size_bytes > limits.LIVE_RESULT_BYTES:
@@ -270,7 +271,7 @@ def _read(reader: Reader, entity: str, where: SqlClause) -> tuple[int, list[byte
                     f"{limits.LIVE_RESULT_BYTES} bytes when it begins, and this one has more",
                     hint="ask for less with a filter, or pull and follow the changes",
                 )
-            if len(page) < limits.SNAPSHOT_PAGE_ROWS:
+            if not has_more:
                 return seq, rows
             after_id = orjson.loads(page[-1])["id"]
 

@@ -20,6 +20,7 @@ one row costs; one thread at a time, but for `interrupt_late`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar, TypeVarTuple
 
@@ -28,7 +29,7 @@ import apsw
 from pylon import limits
 from pylon.changelog.event import ChangeEvent
 from pylon.clock import Clock, SystemClock
-from pylon.errors import EntityNotFound, PylonError, QueryTimeout
+from pylon.errors import EntityNotFound, LimitExceeded, PylonError, QueryTimeout
 from pylon.manifest.model import Manifest
 from pylon.storage.clause import SqlClause, Work
 from pylon.storage.contract import (
@@ -59,6 +60,8 @@ Ts = TypeVarTuple("Ts")
 SCAN_CHECK_STEPS: Final = 500_000
 _SEPARATOR: Final = b"\x1e"  # a control character: JSON has it escaped only
 _BOOL_TEXT: Final = {"true": 1, "false": 0}
+_FEWER: Final = 8  # rows are too large: this part of them is tried next
+_ROW_BYTES: Final = 1_000_000_000  # SQLite's own limit: one row is always read
 _SLOW_FOR: Final = 63  # times that a slow statement is not tried in a hurry
 _PATTERN: Final = "pattern:"
 _BELIEVED_NS: Final = 50_000_000  # PERF: to ask for each pattern took 3 us of 65
@@ -66,20 +69,21 @@ _NOT_BEGUN_S: Final = 0.0  # the deadline of a statement that has not been asked
 
 
 class _Bounded:
-    """Inside of it SQLite makes no text longer than limits.LIST_BYTES: apsw.TooBigError.
+    """Inside of it SQLite makes no text longer than `size_bytes`: apsw.TooBigError.
 
     SQLite stops at the row that would pass the limit, so what is refused never takes more
     memory than what is answered.
     """
 
-    __slots__ = ("_set", "_usual_bytes")
+    __slots__ = ("_set", "_size_bytes", "_usual_bytes")
 
-    def __init__(self, conn: apsw.Connection) -> None:
+    def __init__(self, conn: apsw.Connection, size_bytes: int) -> None:
         self._set = conn.limit
+        self._size_bytes = size_bytes
         self._usual_bytes = conn.limit(apsw.SQLITE_LIMIT_LENGTH)
 
     def __enter__(self) -> None:
-        self._set(apsw.SQLITE_LIMIT_LENGTH, limits.LIST_BYTES)
+        self._set(apsw.SQLITE_LIMIT_LENGTH, self._size_bytes)
 
     def __exit__(self, *_: object) -> None:
         self._set(apsw.SQLITE_LIMIT_LENGTH, self._usual_bytes)
@@ -120,7 +124,7 @@ class SqliteReader:
         self._conn = open_reader(path)
         self.meter = Meter(self._is_late)  # of the patterns of this connection
         add_functions(self._conn, self.meter)
-        self._bounded = _Bounded(self._conn)
+        self._bounded = _Bounded(self._conn, limits.LIST_BYTES)
         self._execute = self._conn.execute
         self._conn.set_progress_handler(self._is_late, check_steps)
 
@@ -193,6 +197,24 @@ class SqliteReader:
         return found
 
     def rows(self, entity: str, query: Query) -> list[bytes]:
+        return self._rows(entity, query, self._bounded)
+
+    def rows_within(
+        self, entity: str, query: Query, size_bytes: int
+    ) -> tuple[list[bytes], bool]:
+        limit = query.limit
+        bounded = _Bounded(self._conn, size_bytes)
+        while limit > 1:
+            try:
+                rows = self._rows(entity, replace(query, limit=limit), bounded)
+            except LimitExceeded:  # SQLite has read no more than `size_bytes` of them
+                limit //= _FEWER
+                continue
+            return rows, len(rows) == limit
+        rows = self._rows(entity, replace(query, limit=1), _Bounded(self._conn, _ROW_BYTES))
+        return rows, len(rows) == 1
+
+    def _rows(self, entity: str, query: Query, bounded: _Bounded) -> list[bytes]:
         sql = self._sql(entity)
         if query.where.sql == NOTHING.sql:
             return []
@@ -202,9 +224,10 @@ class SqliteReader:
             if query.where.work:
                 self._refuse_long(entity, query.where)
         selected, params = selection(sql, query)
-        joined: bytes | None = self._one(
-            f"SELECT CAST(group_concat(_j, char(30)) AS BLOB) FROM ({selected})", params
-        )
+        with bounded:
+            joined: bytes | None = self._one(
+                f"SELECT CAST(group_concat(_j, char(30)) AS BLOB) FROM ({selected})", params
+            )
         return [] if joined is None else joined.split(_SEPARATOR)
 
     def page(self, entity: str, query: Query) -> tuple[int, bytes]:
