@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,24 @@ def test_stop_carries_out_what_waits(store: Store) -> None:
     threads = [in_thread(lambda: answered.append(local.submit_all([store.insert("1")])))]
     assert slow.entered.wait(10)
     late = LocalWriter(store.runtime)
+    sent = threading.Event()
+
+    class Socket:
+        """The socket of `late`, which says when it has sent."""
+
+        def __init__(self, real: Any) -> None:
+            self.poll, self.recv, self.close = real.poll, real.recv, real.close
+            self._send = real.send
+
+        def send(self, data: bytes) -> None:
+            self._send(data)
+            sent.set()
+
+    late._socket = Socket(late._socket)
     threads.append(in_thread(
         lambda: answered.append(late.submit_all([store.insert(str(n)) for n in range(2, 100)]))))
+    assert sent.wait(10)
+    time.sleep(0.05)  # for ZeroMQ's thread: what has arrived cannot be asked for
     stopper = in_thread(writer.stop)
     slow.go_on.set()
     for thread in (*threads, stopper):
