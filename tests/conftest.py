@@ -32,6 +32,15 @@ def need_program(name: str, package: str) -> str:
     return found
 
 
+@pytest.fixture(autouse=True)
+def _same_umask() -> Iterator[None]:
+    """`pylonctl` that runs within this process sets the umask 077; later tests must not have it."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture
 def program() -> Callable[[str, str], str]:
     return need_program

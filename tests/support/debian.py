@@ -74,9 +74,11 @@ class Machine:
         self.root = folder / "root"
         self._nspawn: subprocess.Popen[bytes] | None = None
         self.init_pid = 0
+        self._umask = 0o022
 
     def __enter__(self) -> Machine:
         base = install()
+        self._umask = os.umask(0o022)  # as of a login: its folders must be open to its users
         for name in ("upper", "work", "root"):
             (self._folder / name).mkdir(parents=True)
         options = f"lowerdir={base},upperdir={self._folder}/upper,workdir={self._folder}/work"
@@ -91,6 +93,7 @@ class Machine:
         self, kind: type[BaseException] | None, ex: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.power_off()
+        os.umask(self._umask)
         subprocess.run(["umount", str(self.root)], check=True)
         for name in ("upper", "work"):
             shutil.rmtree(self._folder / name)
