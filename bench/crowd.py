@@ -109,7 +109,7 @@ def _is_ready(server: srv.Server, dead: list[int]) -> bool:
 
 
 class _Probe(threading.Thread):
-    """Gets one row, over and over."""
+    """Gets one row, over and over, and once at the least."""
 
     def __init__(self, port: int, row_id: str, done: threading.Event) -> None:
         super().__init__(daemon=True)
@@ -118,11 +118,13 @@ class _Probe(threading.Thread):
 
     def run(self) -> None:
         conn = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
-        while not self._done.wait(PROBE_S):
+        is_done = False
+        while not is_done:
             begun_s = time.monotonic()
             conn.request("GET", f"/api/entities/Item/{self._row_id}")
             conn.getresponse().read()
             self.latencies_ms.append((time.monotonic() - begun_s) * 1_000)
+            is_done = self._done.wait(PROBE_S)
         conn.close()
 
 

@@ -42,6 +42,8 @@ def test_page_of_a_busy_server_passes_promtool(server: PylonServer, program: Pro
     server.request("GET", "/api/entities/Nothing", token=token)
     server.request("GET", "/api/sync/pull?since=0", token=token)
     assert server.ctl("backup", str(server.folder / "bundle")).returncode == 0
+    # The flusher counts sessions and sizes some time after the start.
+    wait_until("sessions are counted", lambda: 'pylon_sessions{kind="user"}' in page_of(server))
     page = page_of(server)
     done = subprocess.run(
         [promtool, "check", "metrics"], input=page, text=True, capture_output=True, check=False
