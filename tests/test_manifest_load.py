@@ -312,3 +312,19 @@ def test_a_damaged_manifest_gives_diagnostics_and_never_crashes(data: st.DataObj
         assert all(d.line == 1 and d.column for d in invalid.diagnostics)
     else:
         assert manifest.source == document
+
+
+@pytest.mark.parametrize("item", [None, 1, "x", [], True], ids=repr)
+@pytest.mark.parametrize("place", ["fields", "indexes", "relations"])
+def test_an_item_that_is_no_object_is_named_with_its_place(place: str, item: object) -> None:
+    entity: dict[str, Any] = {
+        "name": "A", "indexes": [], "relations": [],
+        "fields": [{"name": "s", "type": "string", "optional": False, "unique": False}],
+    }
+    entity[place] = [*entity[place], item]
+    source = {
+        "manifest_version": 1, "name": "x", "version": "1", "entities": [entity], "routes": [],
+        "queries": [], "actions": [], "policies": [],
+    }
+    with pytest.raises(ManifestInvalid, match=f"of {place} of item 0 of entities"):
+        parse_manifest(json.dumps(source), "test.json")

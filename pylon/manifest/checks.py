@@ -181,7 +181,8 @@ def _relations(
                 name.at, "in an answer its rows would take the place of the field",
             )
         target, field = text_of(relation, "target"), text_of(relation, "field")
-        is_many = relation.value.get("many", relation).value is True
+        many = relation.value.get("many") if isinstance(relation.value, dict) else None
+        is_many = many is not None and many.value is True
         if field is not None and not is_many:
             _has_field(field, columns, "RELATION_FIELD_NOT_FOUND", "the relation", findings)
         if target is None:
