@@ -108,8 +108,8 @@ class Logger:
         _write("error", self._name, event, {**keys, "error": str(error), "trace": trace})
 
     def failure(self, event: str, *, error: BaseException, **keys: Any) -> None:
-        """What ends a process. An error that names its own cause (of ours, or of the system) is
-        one line; any other one is a defect, and has its traceback."""
+        """Log the error that ends a process. An error that names its own cause (of ours, or of
+        the system) is one line; any other one is a defect, and has its traceback."""
         if isinstance(error, OSError) or hasattr(error, "code"):
             self.error(event, error=f"{type(error).__name__}: {error}", **keys)
         else:

@@ -65,7 +65,7 @@ class Taster(Protocol):
     """Tries updates of documents: `workers.tasting`."""
 
     def taste(self, parts: Sequence[bytes], update: bytes, caller: str) -> bytes:
-        """What is to be merged into the document of `parts`: the update, or what is new in it.
+        """The bytes to merge into the document of `parts`: the update, or the new part of it.
         Raises the `PylonError` that it is refused with. Trials share the processes by `caller`."""
 
 

@@ -94,7 +94,7 @@ class EntityRules:
         ]
         self._begin = compile_condition(_all([*states, *known] or [e.TRUE]))
         self.routing: Routing = plan(read)
-        # What the rules of rows that are there look at.
+        # The fields that the rules of existing rows look at.
         self.fields = frozenset[str]().union(*(
             e.fields_of(rule)
             for action in ("read", "update", "delete") for rule in chosen.get(action, ())

@@ -55,7 +55,7 @@ def refuse_unreachable(path: Path | None, manifest: Manifest) -> None:
             raise StartRefused(f"the database {path} cannot be used: {error_text(ex)}") from ex
         plan.check()
         for (sql,) in schema:
-            # What another program made may need functions or modules of its own.
+            # Objects of another program may need functions or modules of its own.
             with suppress(apsw.Error):
                 copy.execute(sql)
         carry_out(copy, plan)

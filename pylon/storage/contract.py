@@ -169,7 +169,7 @@ class StoredDocument:
 
     @property
     def parts(self) -> tuple[bytes, ...]:
-        """What is to be merged."""
+        """The parts to merge, in order."""
         return (self.snapshot, *self.updates)
 
 
@@ -289,7 +289,7 @@ class Reader(Protocol):
     def document(
         self, entity: str, row_id: str, where: SqlClause | None = None
     ) -> StoredDocument | None:
-        """What is stored of the row's document, or None; also where, at the same commit, the row
+        """The stored parts of the row's document, or None; also where, at the same commit, the row
         does not fulfil `where`."""
 
     def document_updates(self, number: int, limit: int) -> list[DocumentUpdate]:

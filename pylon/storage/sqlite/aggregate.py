@@ -44,7 +44,7 @@ _DEFAULT_BUCKET: Final = "day"
 
 
 def parse_aggregate(entity: Entity, body: object, allowed: SqlClause = ALL) -> Aggregate:
-    """What `body` asks for of the rows of `allowed`.
+    """The aggregate that `body` asks for, over the rows of `allowed`.
 
     Raises:
         InvalidQuery: not an object, nothing requested, an unknown key, a bad bucket, a field

@@ -63,7 +63,7 @@ class Kept:
     pending_bytes: int = 0
     begun: bytes = b""  # the version that was made of the row, until something is stored
     unreadable: bool = False  # what is stored cannot be read: write all of it anew
-    # What is not stored changes who may read the row: the fields that decide it, then and now.
+    # The fields that decide who may read the row, before and after a change that is not stored yet.
     view: tuple[str, str] | None = None
 
     def note_view(
