@@ -151,9 +151,9 @@ class Place:
         return peer
 
     def say_all(self, *senders: tuple[Peer, memoryview]) -> list[int]:
-        """Send as much as the hub takes until it takes no more; how much that was of each."""
+        """Send until the hub takes and handles no more; how much it took of each."""
         sent_bytes = [0] * len(senders)
-        quiet = 0
+        quiet, handled = 0, 0
         while quiet < 40:
             gevent.sleep(0.001)
             quiet += 1
@@ -162,6 +162,8 @@ class Place:
                     more = peer.socket.send(data[sent_bytes[number]:][:65_536])
                     sent_bytes[number] += more
                     quiet = 0 if more else quiet
+            if (now_handled := self.heard.total()) > handled:
+                quiet, handled = 0, now_handled
         return sent_bytes
 
     def close(self) -> None:
