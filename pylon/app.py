@@ -14,8 +14,8 @@ from pathlib import Path
 from pylon.clock import Clock, RandomSource, SystemClock, SystemRandom
 from pylon.config import Config
 from pylon.ids import RowIds
-from pylon.manifest.load import load_manifest
 from pylon.manifest.model import Manifest
+from pylon.manifest_loader import load_manifest
 from pylon.policy.rules import RuleSet, compile_rules
 from pylon.values import EntityCodec
 

@@ -13,10 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from pylon.auth.context import AuthContext
 from pylon.auth.forwarded import network_of
-
-SERVER: Final = "server"  # the subject of the server's own work
+from pylon.auth_context import AuthContext
 
 
 @dataclass(frozen=True, slots=True)

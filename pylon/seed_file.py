@@ -14,7 +14,6 @@ from typing import Any, Final
 import apsw
 import orjson
 
-from pylon.bus.messages import InsertRow, OpKey
 from pylon.clock import SystemClock, SystemRandom
 from pylon.config import Config
 from pylon.errors import PylonError, StartRefused
@@ -23,6 +22,7 @@ from pylon.manifest.model import Manifest
 from pylon.schema import ddl
 from pylon.schema.live import introspect
 from pylon.storage.names import quote
+from pylon.storage.ops import InsertRow, OpKey
 from pylon.storage.sqlite.connect import open_reader
 from pylon.storage.sqlite.refusal import Refusals
 from pylon.values import EntityCodec, decode_body

@@ -18,8 +18,8 @@ from pylon.bus.runtime import refuse_unfit_runtime_dir
 from pylon.config import Config, Loaded
 from pylon.data_dir import data_dir_problems
 from pylon.errors import PylonError, StartRefused
-from pylon.manifest.load import load_manifest
 from pylon.manifest.model import Manifest
+from pylon.manifest_loader import load_manifest
 from pylon.realtime.app_module import try_app_module
 from pylon.schema.trial import refuse_unreachable
 from pylon.seed_file import refuse_bad_seed

@@ -14,11 +14,11 @@ import orjson
 
 import pylon
 from pylon import metrics
-from pylon.bus.messages import PutIndexes, RenewSearch
 from pylon.bus.writer_port import LocalWriter
 from pylon.errors import InvalidData
 from pylon.metrics.processes import process_families
 from pylon.metrics.render import JSON_CONTENT_TYPE, TEXT_CONTENT_TYPE
+from pylon.storage.ops import PutIndexes, RenewSearch
 from supervisor.control import Answer, Line, Say
 from supervisor.datadir import free_bytes, size_bytes
 from supervisor.events import StopAsked

@@ -19,10 +19,10 @@ import signal
 from typing import Final
 
 from pylon import limits, log
-from pylon.bus.messages import MarkClean
 from pylon.bus.writer_port import LocalWriter
 from pylon.disk_errors import describe_os_error
 from pylon.errors import PylonError
+from pylon.storage.ops import MarkClean
 from supervisor.datadir import sync_files
 from supervisor.loop import Loop
 from supervisor.parts import Parts

@@ -24,11 +24,11 @@ from typing import Final
 import apsw
 
 from pylon import limits, log, metrics
-from pylon.bus.messages import PruneLog, PruneSessions, UseSessions
 from pylon.bus.runtime import Runtime
 from pylon.bus.writer_port import LocalWriter
 from pylon.clock import Clock
 from pylon.errors import PylonError, StoreUnavailable
+from pylon.storage.ops import PruneLog, PruneSessions, UseSessions
 from pylon.storage.sqlite import log as log_table
 from pylon.storage.sqlite import sessions
 from pylon.storage.sqlite.error_text import error_text

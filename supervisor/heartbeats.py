@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from pylon import limits
-from pylon.bus.messages import Family, WorkerStatus
+from pylon.bus.messages import WorkerStatus
 from pylon.bus.status import StatusReceiver
 from pylon.clock import Clock
 from pylon.metrics import Merged
+from pylon.metrics.wire import Family
 
 _POLL_S: Final = 0.25
 

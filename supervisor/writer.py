@@ -28,13 +28,15 @@ from typing import Final, NamedTuple
 
 from pylon import limits, log, metrics
 from pylon.bus.changes import ChangesPublisher
-from pylon.bus.messages import DocumentsChanged, WriteError, WriteReply, WriteRequest
+from pylon.bus.messages import DocumentsChanged
 from pylon.bus.runtime import Runtime
 from pylon.bus.signals import PlainSignalSender
 from pylon.bus.writer_port import LocalWriter, Peer, WriterPort
 from pylon.clock import Clock, SystemClock
 from pylon.errors import InternalError, WriterUnavailable
+from pylon.errors.wire import WriteError
 from pylon.storage.contract import BatchResult, Refusal, WriteEngine
+from pylon.storage.ops import WriteReply, WriteRequest
 from pylon.storage.sqlite import memory
 
 Arrivals = list[tuple[Peer, list[WriteRequest]]]  # of one turn of the writer

@@ -15,15 +15,13 @@ from typing import Any
 import gevent
 from gevent.fileobject import FileObject
 
-from pylon.auth.context import ADMIN
+from pylon.auth_context import ADMIN
 from pylon.bus.changes import ChangesSubscriber
 from pylon.bus.messages import (
-    DeleteRow,
     DocumentsChanged,
     RolesReport,
     SessionRevoked,
     WorkerStatus,
-    WriteReply,
 )
 from pylon.bus.runtime import Runtime
 from pylon.bus.signals import SignalReceiver, SignalSender
@@ -31,6 +29,7 @@ from pylon.bus.status import StatusSender
 from pylon.bus.writer_client import WriterClient
 from pylon.errors import PylonError
 from pylon.metrics import snapshot
+from pylon.storage.ops import DeleteRow, WriteReply
 
 
 def say(**answer: Any) -> None:

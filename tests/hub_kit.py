@@ -21,20 +21,27 @@ from typing import Any
 
 from pylon import config as settings
 from pylon.app import App, build_app
-from pylon.auth.context import ADMIN
 from pylon.auth.sessions import new_session
+from pylon.auth_context import ADMIN
 from pylon.bus.changes import ChangesPublisher
 from pylon.bus.child import ChildEnv
-from pylon.bus.messages import DeleteRow, DropSession, InsertRow, Signal, UpdateRow, WriteRequest
+from pylon.bus.messages import Signal
 from pylon.bus.runtime import make_runtime_dir
 from pylon.bus.signals import PlainSignalSender, SignalProxy
 from pylon.bus.status import StatusReceiver
-from pylon.changelog.event import ChangeBatch
 from pylon.changelog.marks import HeadMarks, marks_path
 from pylon.changelog.note_journal import NoteWriter
 from pylon.changelog.notes import note_key
 from pylon.clock import SystemClock, SystemRandom
-from pylon.manifest.load import load_manifest
+from pylon.manifest_loader import load_manifest
+from pylon.storage.events import ChangeBatch
+from pylon.storage.ops import (
+    DeleteRow,
+    DropSession,
+    InsertRow,
+    UpdateRow,
+    WriteRequest,
+)
 from pylon.storage.sqlite.engine import SqliteEngine
 from workers.ws import frames
 

@@ -14,13 +14,18 @@ import orjson
 
 from pylon import config as settings
 from pylon.app import App, build_app
-from pylon.auth.context import ADMIN, AuthContext, Caller
-from pylon.bus.messages import DeleteRow, InsertRow, RowOp, UpdateRow, WriteRequest
+from pylon.auth_context import ADMIN, AuthContext, Caller
 from pylon.clock import ManualClock
 from pylon.errors import PylonError
 from pylon.manifest.model import Manifest
-from pylon.rates import SERVER
-from pylon.storage.contract import Query, Reader
+from pylon.storage.contract import SERVER, Query, Reader
+from pylon.storage.ops import (
+    DeleteRow,
+    InsertRow,
+    RowOp,
+    UpdateRow,
+    WriteRequest,
+)
 from pylon.storage.sqlite.conditions import parse_where
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.pool import ReaderPool

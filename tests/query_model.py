@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.manifest.model import Entity, FieldType, Manifest
 from pylon.policy.rules import RuleSet
 

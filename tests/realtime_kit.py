@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.errors import InputRejected
 from pylon.realtime import kinds
 from pylon.realtime.kinds import Kind

@@ -11,8 +11,8 @@ from typing import Any
 import apsw
 import orjson
 
-from pylon.manifest.load import parse_manifest
 from pylon.manifest.model import Manifest
+from pylon.manifest_loader import parse_manifest
 from pylon.schema.search import Checked, check
 from tests.support.manifests import field
 

@@ -8,11 +8,18 @@ from typing import Any
 
 import orjson
 
-from pylon.auth.context import ADMIN, AuthContext
-from pylon.bus.messages import DeleteRow, InsertRow, OpKey, UpdateRow, WriteReply, WriteRequest
+from pylon.auth_context import ADMIN, AuthContext
 from pylon.clock import Clock, ManualClock
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy
 from pylon.policy.rules import compile_rules
+from pylon.storage.ops import (
+    DeleteRow,
+    InsertRow,
+    OpKey,
+    UpdateRow,
+    WriteReply,
+    WriteRequest,
+)
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.values import EntityCodec

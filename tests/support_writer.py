@@ -22,23 +22,17 @@ from pylon.app import build_app
 from pylon.auth.callers import Callers
 from pylon.auth.cookies import session_cookie
 from pylon.auth.origin import origins
-from pylon.bus.messages import (
-    RolesReport,
-    RoleState,
-    Signal,
-    WriteError,
-    WriteOp,
-    WriteReply,
-    WriteRequest,
-)
+from pylon.bus.messages import RolesReport, RoleState, Signal
 from pylon.bus.rooms_messages import RoomCommand, RoomReply, RoomRequest
 from pylon.bus.shards import DescribeAll, MatchCommand, ShardCommand
 from pylon.changelog.feed import Feed
 from pylon.clock import ManualClock, SystemRandom
 from pylon.errors import PylonError
+from pylon.errors.wire import WriteError
 from pylon.limiter import RateLimiter, RateTable
-from pylon.manifest.load import parse_manifest
+from pylon.manifest_loader import parse_manifest
 from pylon.rooms.desk import Desk
+from pylon.storage.ops import WriteOp, WriteReply, WriteRequest
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.pool import ReaderPool
 from workers.shards.answers import Answers

@@ -10,7 +10,8 @@ import pytest
 
 from pylon import limits
 from pylon.auth.tokens import new_session_token, session_id_of
-from pylon.bus.messages import DropSession, PutSession, SessionRevoked
+from pylon.bus.messages import SessionRevoked
+from pylon.storage.ops import DropSession, PutSession
 from tests.support_writer import ADMIN_TOKEN, Server, running
 
 MANIFEST: dict[str, Any] = {

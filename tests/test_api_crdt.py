@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pylon import limits
-from pylon.bus.messages import OpenDocument
+from pylon.storage.ops import OpenDocument
 from tests.document_kit import LoroClient
 from tests.support.manifests import field, notes_app
 from tests.support_writer import ADMIN_TOKEN, Server, running

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from pylon.bus.messages import OpenDocument
+from pylon.storage.ops import OpenDocument
 from tests.document_kit import LoroClient
 from tests.support.wsgi import Lines, ask
 from tests.support_writer import ADMIN_TOKEN, Server, running

@@ -12,10 +12,10 @@ from pylon import limits
 from pylon.api import sync
 from pylon.api.notes import NoteTeller
 from pylon.auth.tokens import session_id_of
-from pylon.bus.messages import WriteError
 from pylon.changelog.notes import note_key
 from pylon.clock import ManualClock
 from pylon.errors import QueryTimeout, StoreUnavailable
+from pylon.errors.wire import WriteError
 from tests.support_writer import ADMIN_TOKEN, Server, running
 
 MANIFEST: dict[str, Any] = {

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pylon import config as settings
-from pylon.auth.context import ADMIN, ANONYMOUS
 from pylon.auth.sessions import NewSession, new_session, resolve
+from pylon.auth_context import ADMIN, ANONYMOUS
 from pylon.clock import ManualClock, SeededRandom
 from pylon.storage.contract import SessionRow
 

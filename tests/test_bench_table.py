@@ -13,7 +13,7 @@ from pylon.bench import rows
 from pylon.bench.measure import Measured, measure
 from pylon.bench.table import BenchReport, render, save, to_json
 from pylon.clock import ManualClock
-from pylon.manifest.load import load_manifest
+from pylon.manifest_loader import load_manifest
 from pylon.values import EntityCodec
 
 TODO = Path(__file__).parent.parent / "examples" / "todo" / "pylon.manifest.json"

@@ -14,25 +14,24 @@ from typing import Any
 import pytest
 
 from pylon import limits
-from pylon.auth.context import ADMIN
+from pylon.auth_context import ADMIN
 from pylon.bus.changes import ChangesPublisher
 from pylon.bus.child import ChildEnv
-from pylon.bus.messages import (
-    DeleteRow,
-    MarkClean,
-    RolesReport,
-    RoleState,
-    WriteError,
-    WriteReply,
-    WriteRequest,
-)
+from pylon.bus.messages import RolesReport, RoleState
 from pylon.bus.runtime import Runtime, make_runtime_dir
 from pylon.bus.signals import PlainSignalSender, SignalProxy, tag_of
 from pylon.bus.status import StatusReceiver
 from pylon.bus.writer_port import LocalWriter, WriterPort
-from pylon.changelog.event import ChangeBatch, ChangeEvent
 from pylon.config import load
 from pylon.errors import NotFound, StartRefused, WriterUnavailable
+from pylon.errors.wire import WriteError
+from pylon.storage.events import ChangeBatch, ChangeEvent
+from pylon.storage.ops import (
+    DeleteRow,
+    MarkClean,
+    WriteReply,
+    WriteRequest,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 WAIT_S = 20.0

@@ -12,7 +12,6 @@ import gevent
 import pytest
 
 from pylon import limits
-from pylon.bus.messages import WriteError
 from pylon.bus.rooms_client import RoomsClient
 from pylon.bus.rooms_messages import (
     GetRoom,
@@ -26,6 +25,7 @@ from pylon.bus.rooms_port import RoomsPort
 from pylon.bus.runtime import Runtime, make_runtime_dir
 from pylon.config import load
 from pylon.errors import NotInRoom, Unavailable
+from pylon.errors.wire import WriteError
 
 Answer = Callable[[bytes, list[RoomRequest]], list[RoomReply]]
 

@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pylon import limits
-from pylon.auth.context import ADMIN, ANONYMOUS, AuthContext
-from pylon.bus.messages import PruneLog
+from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
 from pylon.changelog.change import Change, View, seen_as, view
-from pylon.changelog.event import ChangeBatch, ChangeEvent, Kind
 from pylon.changelog.feed import Feed
 from pylon.changelog.pull import delta, snapshot
 from pylon.changelog.tail import Tail
 from pylon.clock import ManualClock
 from pylon.errors import InternalError, ResyncRequired
+from pylon.storage.events import ChangeBatch, ChangeEvent, Kind
+from pylon.storage.ops import PruneLog
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.epochs import open_epoch
 from pylon.storage.sqlite.pool import ReaderPool

@@ -40,7 +40,7 @@ def write(folder: Path, manifest: Any, name: str = "pylon.manifest.json") -> Non
 def database(tmp_path: Path, ctl: Ctl) -> Path:
     """The old app's database with two rows, the new app's manifest beside it."""
     from pylon.clock import SystemClock
-    from pylon.manifest.load import parse_manifest
+    from pylon.manifest_loader import parse_manifest
     from pylon.schema.apply import prepare_store
     from pylon.storage.sqlite.connect import open_writer
 

@@ -18,7 +18,7 @@ from pylon.cli.dev import differences, look, watched_files
 from pylon.cli.settings import dotenv_files, read_settings
 from pylon.config import load
 from pylon.errors import StartRefused
-from pylon.manifest.load import load_manifest
+from pylon.manifest_loader import load_manifest
 from tests.support.manifests import field
 from tests.support.server import PylonServer, free_base_port
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from pylon import errors
 from pylon.bus import messages
-from pylon.changelog.event import ChangeBatch, ChangeEvent
 from pylon.clock import ManualClock, SeededRandom, SystemClock, WorkClock
+from pylon.errors.wire import WriteError
 from pylon.ids import RowIds, is_row_id
+from pylon.storage.events import ChangeBatch, ChangeEvent
 
 
 def subclasses(cls: type[errors.PylonError]) -> list[type[errors.PylonError]]:
@@ -30,8 +31,8 @@ def test_every_error_survives_the_bus(cls: type[errors.PylonError]) -> None:
         assert issubclass(cls, errors.StartRefused), "only start-up errors never travel"
         return
     error = cls("what happened", hint="how to mend it", field="title")
-    wire = msgspec.msgpack.decode(msgspec.msgpack.encode(messages.WriteError.of(error)))
-    back = messages.WriteError(*wire).to_exception()
+    wire = msgspec.msgpack.decode(msgspec.msgpack.encode(WriteError.of(error)))
+    back = WriteError(*wire).to_exception()
     assert type(back) is cls
     assert back.body() == error.body()
     assert 400 <= cls.status < 600

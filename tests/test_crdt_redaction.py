@@ -12,8 +12,7 @@ import pytest
 from loro import ExportMode, LoroDoc, LoroMap, LoroText, VersionVector
 
 from pylon import limits
-from pylon.auth.context import ADMIN
-from pylon.bus.messages import OpenDocument, PushDocument
+from pylon.auth_context import ADMIN
 from pylon.crdt.document import shown
 from pylon.crdt.redaction import Run
 from pylon.crdt.taster import Morsel, _merged
@@ -21,6 +20,7 @@ from pylon.crdt.views import hidden_runs
 from pylon.manifest.model import Entity, Field, FieldType, Policy
 from pylon.policy.rules import compile_rules
 from pylon.storage.contract import StoredDocument
+from pylon.storage.ops import OpenDocument, PushDocument
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.values import EntityCodec
 from tests import storage_kit as kit

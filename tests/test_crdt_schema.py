@@ -10,13 +10,13 @@ from typing import Any
 import apsw
 from loro import LoroDoc, LoroText
 
-from pylon.auth.context import ADMIN
-from pylon.bus.messages import OpenDocument, PushDocument
+from pylon.auth_context import ADMIN
 from pylon.clock import ManualClock
-from pylon.manifest.load import parse_manifest
 from pylon.manifest.model import Entity, Manifest, Policy
+from pylon.manifest_loader import parse_manifest
 from pylon.schema.rewrite import apply_plan
 from pylon.schema.wishes import read_wishes
+from pylon.storage.ops import OpenDocument, PushDocument
 from pylon.storage.sqlite.connect import open_writer
 from pylon.storage.sqlite.documents import stored_document
 from pylon.storage.sqlite.engine import SqliteEngine

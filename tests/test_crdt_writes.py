@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 from loro import LoroDoc, LoroList, LoroText
 
 from pylon import limits, metrics
-from pylon.auth.context import ADMIN, AuthContext
-from pylon.bus.messages import (
+from pylon.auth_context import ADMIN, AuthContext
+from pylon.crdt import document
+from pylon.errors import CrdtDecodeFailed, LimitExceeded
+from pylon.manifest.model import Entity, Field, FieldType, Manifest, Policy
+from pylon.storage.ops import (
     InsertRow,
     OpenDocument,
     PushDocument,
@@ -27,9 +30,6 @@ from pylon.bus.messages import (
     WriteReply,
     WriteRequest,
 )
-from pylon.crdt import document
-from pylon.errors import CrdtDecodeFailed, LimitExceeded
-from pylon.manifest.model import Entity, Field, FieldType, Manifest, Policy
 from pylon.storage.sqlite.document_cache import DocumentCache, Kept, RowSet
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader

@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from pylon.config import SETTINGS, load, parse_dotenv
-from pylon.manifest.load import load_manifest
+from pylon.manifest_loader import load_manifest
 from pylon.values import EntityCodec
 from tests.support.nginx import moved
 from tests.support.server import free_base_port, wait_until

@@ -13,12 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylon import limits
-from pylon.auth.context import ADMIN, ANONYMOUS, AuthContext, Caller
+from pylon.auth_context import (
+    ADMIN,
+    ANONYMOUS,
+    AuthContext,
+    Caller,
+)
 from pylon.changelog.change import Change, seen_as
-from pylon.changelog.event import ChangeBatch, ChangeEvent
 from pylon.clock import ManualClock
-from pylon.manifest.load import parse_manifest
+from pylon.manifest_loader import parse_manifest
 from pylon.policy.rules import compile_rules
+from pylon.storage.events import ChangeBatch, ChangeEvent
 from tests.hub_kit import MANIFEST, READ_RULES
 from workers.hub.connection import Connection
 from workers.hub.heartbeat import Heartbeat

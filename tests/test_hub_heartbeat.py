@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from pylon import limits
-from pylon.auth.context import ANONYMOUS, Caller
+from pylon.auth_context import ANONYMOUS, Caller
 from pylon.clock import ManualClock
 from workers.hub.connection import Connection
 from workers.hub.heartbeat import Heartbeat

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pylon.auth.context import Caller
+from pylon.auth_context import Caller
 from pylon.changelog.change import Change, seen_as
 from tests.test_hub_fanout import BY_ENTITY, CONTEXTS, EVENT, Peer, event_of, ws_hub
 from workers.ws import frames

@@ -13,7 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylon import limits
-from pylon.auth.context import ADMIN, ANONYMOUS, AuthContext, Caller
+from pylon.auth_context import (
+    ADMIN,
+    ANONYMOUS,
+    AuthContext,
+    Caller,
+)
 from pylon.bus.changes import ChangesSubscriber
 from pylon.changelog.change import Change
 from pylon.changelog.marks import MarkReader, marks_path

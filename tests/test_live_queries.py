@@ -15,11 +15,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pylon import limits, metrics
-from pylon.auth.context import ADMIN, ANONYMOUS, AuthContext, Caller
-from pylon.bus.messages import PruneLog, WriteRequest
+from pylon.auth_context import (
+    ADMIN,
+    ANONYMOUS,
+    AuthContext,
+    Caller,
+)
 from pylon.changelog.tail import Tail
-from pylon.manifest.load import parse_manifest
+from pylon.manifest_loader import parse_manifest
 from pylon.metrics.plain import Counter, Gauge
+from pylon.storage.ops import PruneLog, WriteRequest
 from tests.hub_kit import MANIFEST, READ_RULES
 from tests.live_kit import LiveClient, LiveSet, World
 from tests.storage_kit import row_id

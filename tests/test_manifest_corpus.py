@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pylon.manifest.diagnostics import ManifestInvalid
-from pylon.manifest.load import load_manifest
+from pylon.manifest_loader import load_manifest
 
 CORPUS = Path(__file__).parent / "corpora" / "manifest"
 FILES = sorted(CORPUS.glob("*.json"))

@@ -14,9 +14,9 @@ from pylon import limits
 from pylon.errors import StartRefused
 from pylon.manifest.diagnostics import Diagnostic, ManifestInvalid
 from pylon.manifest.document import NotJsonError, line_and_column, offset_in_string, read_document
-from pylon.manifest.load import load_manifest, parse_manifest
 from pylon.manifest.model import Field, FieldType, Index, Relation, Search
 from pylon.manifest.public import public_manifest
+from pylon.manifest_loader import load_manifest, parse_manifest
 
 RICH: dict[str, Any] = {
     "manifest_version": 1,

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from pylon import metrics
-from pylon.bus.messages import Family, Sample, WorkerStatus
+from pylon.bus.messages import WorkerStatus
 from pylon.metrics import Merged, render_json, render_text, snapshot, supervisor_snapshot
 from pylon.metrics.processes import process_families
+from pylon.metrics.wire import Family, Sample
 
 
 def requests(*counts: tuple[str, str, str, float]) -> Family:

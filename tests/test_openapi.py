@@ -16,8 +16,8 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from pylon import config as settings
 from pylon.errors import PylonError, SubscribeRefused
-from pylon.manifest.load import parse_manifest
 from pylon.manifest.model import Manifest
+from pylon.manifest_loader import parse_manifest
 from pylon.openapi.document import openapi_document
 from pylon.openapi.values import DATETIME_PATTERN
 from pylon.values import is_datetime

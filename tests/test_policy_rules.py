@@ -9,10 +9,10 @@ import apsw
 import pytest
 
 from pylon import limits
-from pylon.auth.context import ADMIN, ANONYMOUS, AuthContext
+from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
 from pylon.manifest.diagnostics import ManifestInvalid
-from pylon.manifest.load import parse_manifest
 from pylon.manifest.model import Entity, Field, FieldType, Manifest, Operation, Policy
+from pylon.manifest_loader import parse_manifest
 from pylon.policy.routing import ByAuth, Everyone, General, Keyed, Nobody, Routing
 from pylon.policy.rules import EntityRules, RuleSet, compile_rules
 

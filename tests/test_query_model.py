@@ -19,7 +19,7 @@ from pylon import limits
 from pylon.api.aggregate import of_tenant
 from pylon.api.graph import parse_graph
 from pylon.app import App, build_app
-from pylon.auth.context import ADMIN, ANONYMOUS, AuthContext
+from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
 from pylon.errors import LimitExceeded, PylonError
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy, Relation
 from pylon.storage.contract import Query

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.errors import InputRejected, SubscribeFailed, SubscribeRefused
 from pylon.realtime.shard import FAILED
 from pylon.realtime.snapshots import Format

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from pylon.auth.context import ADMIN, ANONYMOUS, AuthContext
+from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
 from pylon.errors import InputQueueFull, InputRejected, SubscribeFailed, SubscribeRefused
 from pylon.realtime.kinds import Kind
 from pylon.realtime.shard import FAILED, FINISHED, Shard, TickOverrun

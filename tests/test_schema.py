@@ -308,7 +308,7 @@ def test_a_removed_required_field_does_not_stop_inserts(tmp_path: Path) -> None:
     less = Entity("Task", tuple(f for f in TASK.fields if f.name not in ("title", "done")))
     manifest = replace(MANIFEST, entities=(less, USER, NOTE), policies=())
     engine = open_engine(path, manifest=manifest)
-    from pylon.bus.messages import InsertRow
+    from pylon.storage.ops import InsertRow
     from pylon.values import EntityCodec
 
     encoded = EntityCodec(less).insert({"rank": 1}, row_id(1))

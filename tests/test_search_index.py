@@ -15,8 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from pylon.auth.context import ADMIN
-from pylon.bus.messages import (
+from pylon.auth_context import ADMIN
+from pylon.clock import ManualClock
+from pylon.manifest.model import Manifest
+from pylon.policy.rules import compile_rules
+from pylon.schema.search import Checked
+from pylon.storage.contract import Query
+from pylon.storage.ops import (
     DeleteRow,
     InsertRow,
     RenewSearch,
@@ -26,11 +31,6 @@ from pylon.bus.messages import (
     WriteReply,
     WriteRequest,
 )
-from pylon.clock import ManualClock
-from pylon.manifest.model import Manifest
-from pylon.policy.rules import compile_rules
-from pylon.schema.search import Checked
-from pylon.storage.contract import Query
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.storage.sqlite.search import search_clause

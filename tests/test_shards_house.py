@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pylon import limits
-from pylon.bus.messages import WriteOp, WriteReply
 from pylon.clock import ManualClock, SystemRandom
 from pylon.errors import LimitExceeded, PylonError, SubscribeFailed, Unavailable, WriterUnavailable
 from pylon.limiter import RateLimiter, RateTable
@@ -30,6 +29,7 @@ from pylon.realtime.kinds import Kind
 from pylon.realtime.shard import Shard
 from pylon.realtime.simulation import Saved
 from pylon.realtime.snapshots import Format
+from pylon.storage.ops import WriteOp, WriteReply
 from pylon.storage.sqlite.pool import ReaderPool
 from tests.realtime_kit import Client, Counters, Wire, registered
 from tests.storage_kit import MANIFEST, open_engine

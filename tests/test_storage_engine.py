@@ -11,8 +11,9 @@ import pytest
 from msgspec.structs import replace
 
 from pylon import limits
-from pylon.auth.context import ADMIN
-from pylon.bus.messages import (
+from pylon.auth_context import ADMIN
+from pylon.clock import ManualClock
+from pylon.storage.ops import (
     DropSession,
     InsertRow,
     MarkClean,
@@ -25,7 +26,6 @@ from pylon.bus.messages import (
     WriteReply,
     WriteRequest,
 )
-from pylon.clock import ManualClock
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
 from tests.storage_kit import (

@@ -13,12 +13,13 @@ import pytest
 
 from pylon import limits, metrics
 from pylon.api.readiness import Readiness
-from pylon.bus.messages import RolesReport, WriteRequest
+from pylon.bus.messages import RolesReport
 from pylon.bus.runtime import make_runtime_dir
 from pylon.bus.writer_port import LocalWriter
 from pylon.clock import ManualClock
 from pylon.config import load
 from pylon.errors import StoreUnavailable
+from pylon.storage.ops import WriteRequest
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.file_watch import FileWatch
 from supervisor.flusher import Flusher

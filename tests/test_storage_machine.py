@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from msgspec.structs import replace
 
-from pylon.bus.messages import OpKey, Transact
+from pylon.storage.ops import OpKey, Transact
 from pylon.storage.sqlite.reader import SqliteReader
 from tests.storage_kit import (
     CODECS,

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from pylon import limits, metrics
-from pylon.bus.messages import Family, Sample, WorkerStatus
+from pylon.bus.messages import WorkerStatus
 from pylon.bus.runtime import Runtime
 from pylon.clock import ManualClock, SeededRandom
 from pylon.config import Config, load
 from pylon.errors import StartRefused
+from pylon.metrics.wire import Family, Sample
 from supervisor import children
 from supervisor.backups import Backups
 from supervisor.children import Children

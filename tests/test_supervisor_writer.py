@@ -15,7 +15,18 @@ import apsw
 import pytest
 
 from pylon import limits, metrics
-from pylon.bus.messages import (
+from pylon.bus.runtime import Runtime, make_runtime_dir
+from pylon.bus.writer_port import LocalWriter
+from pylon.changelog.feed import Feed
+from pylon.clock import ManualClock, SystemClock, SystemRandom
+from pylon.config import load
+from pylon.errors import InternalError, ResyncRequired, UniqueViolation
+from pylon.ids import RowIds
+from pylon.manifest.model import Manifest
+from pylon.manifest_loader import parse_manifest
+from pylon.policy.rules import compile_rules
+from pylon.storage.contract import BatchResult
+from pylon.storage.ops import (
     DropSession,
     InsertRow,
     MarkClean,
@@ -24,17 +35,6 @@ from pylon.bus.messages import (
     WriteReply,
     WriteRequest,
 )
-from pylon.bus.runtime import Runtime, make_runtime_dir
-from pylon.bus.writer_port import LocalWriter
-from pylon.changelog.feed import Feed
-from pylon.clock import ManualClock, SystemClock, SystemRandom
-from pylon.config import load
-from pylon.errors import InternalError, ResyncRequired, UniqueViolation
-from pylon.ids import RowIds
-from pylon.manifest.load import parse_manifest
-from pylon.manifest.model import Manifest
-from pylon.policy.rules import compile_rules
-from pylon.storage.contract import BatchResult
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.pool import ReaderPool
 from pylon.storage.sqlite.reader import SqliteReader

@@ -12,7 +12,7 @@ import pytest
 from gevent.event import Event
 
 from pylon import limits, metrics
-from pylon.auth.context import ADMIN
+from pylon.auth_context import ADMIN
 from pylon.clock import ManualClock
 from pylon.errors import InvalidData
 from tests.hub_kit import client_frame

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylon import limits, metrics
-from pylon.auth.context import ADMIN, AuthContext
+from pylon.auth_context import ADMIN, AuthContext
 from pylon.changelog.change import Change
-from pylon.changelog.event import ChangeEvent
 from pylon.clock import ManualClock
 from pylon.errors import BadUpgrade
+from pylon.storage.events import ChangeEvent
 from tests.hub_kit import Stage, WsClient, client_frame
 from tests.test_hub_fanout import BY_ENTITY, Peer, row
 from workers.hub.hub import Hub

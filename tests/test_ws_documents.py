@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from pylon import limits
-from pylon.auth.context import ADMIN
-from pylon.bus.messages import DocumentsChanged, PushDocument
+from pylon.auth_context import ADMIN
+from pylon.bus.messages import DocumentsChanged
 from pylon.bus.writer_port import WriterPort
+from pylon.storage.ops import PushDocument
 from tests import hub_kit
 from tests.document_kit import LoroClient
 from tests.hub_kit import ADMIN_TOKEN, Stage, WsClient, until

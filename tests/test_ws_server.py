@@ -13,8 +13,9 @@ import pytest
 import websocket
 
 from pylon import limits
-from pylon.bus.messages import PruneLog, SessionRevoked
+from pylon.bus.messages import SessionRevoked
 from pylon.clock import SystemClock
+from pylon.storage.ops import PruneLog
 from pylon.storage.sqlite.epochs import open_epoch
 from tests.hub_kit import (
     ADMIN_TOKEN,

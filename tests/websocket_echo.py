@@ -17,9 +17,9 @@ from typing import Final
 import gevent.event
 
 from pylon import limits
-from pylon.auth.context import Caller
 from pylon.auth.origin import Origins
 from pylon.auth.sessions import NOBODY
+from pylon.auth_context import Caller
 from pylon.clock import SystemClock
 from pylon.errors import PylonError
 from workers.hub.acceptor import Acceptor

@@ -23,10 +23,10 @@ import gevent
 
 from pylon import limits, metrics
 from pylon.admission import Admission
-from pylon.bus.messages import WriteError
 from pylon.crdt.redaction import Run
 from pylon.crdt.taster import LENGTH_BYTES, Hidden, Morsel, frame, verdicts
 from pylon.errors import CrdtDecodeFailed, Unavailable
+from pylon.errors.wire import WriteError
 from pylon.storage.contract import StoredDocument
 
 if TYPE_CHECKING:

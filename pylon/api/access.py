@@ -15,7 +15,7 @@ import orjson
 
 from pylon import limits
 from pylon.app import App
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.errors import EntityNotFound, PolicyDenied
 from pylon.manifest.model import Entity
 from pylon.policy.routing import ByAuth, Everyone, Nobody

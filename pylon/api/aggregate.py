@@ -16,7 +16,7 @@ from pylon.api.answers import send
 from pylon.api.body import decoded, read_body
 from pylon.api.callers import caller_of, subject_of
 from pylon.api.services import Services
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.manifest.model import Entity
 from pylon.storage.clause import SqlClause
 from pylon.storage.names import quote

@@ -16,12 +16,13 @@ from pylon.api.answers import send
 from pylon.api.body import read_json
 from pylon.api.callers import address_of, caller_of, token_of
 from pylon.api.services import Services
-from pylon.auth.context import AuthContext
 from pylon.auth.devices import device_label
 from pylon.auth.sessions import NewSession, new_session
-from pylon.bus.messages import DropSession, SessionRevoked
+from pylon.auth_context import AuthContext
+from pylon.bus.messages import SessionRevoked
 from pylon.errors import AuthRequired, Forbidden, InvalidData, MissingUserId, SessionExpired
 from pylon.rates import address_subject, guests
+from pylon.storage.ops import DropSession
 
 _GUEST_BYTES = 16
 _USER_ID_CHARS = 200

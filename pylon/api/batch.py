@@ -21,9 +21,9 @@ from pylon.api.entities import SEQ_HEADER
 from pylon.api.operations import Operation, operation
 from pylon.api.services import Services
 from pylon.api.unreadable import decode_changes, problem_of
-from pylon.auth.context import AuthContext
-from pylon.bus.messages import OpKey, Transact, WriteReply
+from pylon.auth_context import AuthContext
 from pylon.errors import InvalidJson, LimitExceeded, MissingOperations, PylonError
+from pylon.storage.ops import OpKey, Transact, WriteReply
 
 # Written in portions, so that one long batch leaves room for others in the writes in flight.
 _PORTION_OPS: Final = 256

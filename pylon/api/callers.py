@@ -12,11 +12,11 @@ import falcon
 
 from pylon import rates
 from pylon.api.services import Services
-from pylon.auth.context import Caller
 from pylon.auth.cookies import cookie_value
 from pylon.auth.forwarded import client_address
 from pylon.auth.sessions import NOBODY
 from pylon.auth.tokens import bearer_token
+from pylon.auth_context import Caller
 
 
 def token_of(req: falcon.Request, services: Services) -> str | None:

@@ -8,10 +8,15 @@ the entity routes and by push, so that both accept and refuse the same things.
 from __future__ import annotations
 
 from pylon.app import App
-from pylon.auth.context import AuthContext
-from pylon.bus.messages import DeleteRow, InsertRow, OpKey, UpdateRow
+from pylon.auth_context import AuthContext
 from pylon.errors import InvalidData
 from pylon.manifest.model import Entity
+from pylon.storage.ops import (
+    DeleteRow,
+    InsertRow,
+    OpKey,
+    UpdateRow,
+)
 
 
 def insert(

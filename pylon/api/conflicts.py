@@ -20,15 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pylon import log, metrics
 from pylon.api.access import may_see_row
-from pylon.auth.context import AuthContext
-from pylon.bus.messages import (
-    InsertRow,
-    PushDocument,
-    RowOp,
-    Transact,
-    UpdateRow,
-    WriteReply,
-)
+from pylon.auth_context import AuthContext
 from pylon.errors import OptimisticIdConflict, PylonError, UniqueViolation
 from pylon.limiter import rate_limited
 from pylon.manifest.model import Entity
@@ -43,6 +35,14 @@ from pylon.rates import (
 )
 from pylon.storage.clause import SqlClause
 from pylon.storage.names import quote
+from pylon.storage.ops import (
+    InsertRow,
+    PushDocument,
+    RowOp,
+    Transact,
+    UpdateRow,
+    WriteReply,
+)
 from pylon.storage.where import and_
 
 if TYPE_CHECKING:

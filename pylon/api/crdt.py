@@ -22,8 +22,7 @@ from pylon.api.callers import address_of, caller_of, subject_of
 from pylon.api.conflicts import submit
 from pylon.api.entities import SEQ_HEADER
 from pylon.api.services import Services
-from pylon.auth.context import AuthContext
-from pylon.bus.messages import PushDocument
+from pylon.auth_context import AuthContext
 from pylon.errors import (
     AuthRequired,
     BadPath,
@@ -41,6 +40,7 @@ from pylon.rates import (
     address_subject,
     user_subject,
 )
+from pylon.storage.ops import PushDocument
 
 PREFIX = "/api/crdt"
 

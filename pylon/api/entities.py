@@ -21,9 +21,9 @@ from pylon.api.parameters import flag, text_value, whole_number
 from pylon.api.remembered import answered, scope_of
 from pylon.api.services import Services
 from pylon.api.versions import if_match, is_known, set_etag
-from pylon.bus.messages import WriteReply
 from pylon.errors import LimitExceeded, NotFound
 from pylon.storage.contract import Query, Reader
+from pylon.storage.ops import WriteReply
 
 SEQ_HEADER = "x-pylon-change-seq"
 

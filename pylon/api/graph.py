@@ -24,7 +24,7 @@ from pylon.api.relations import relation_of
 from pylon.api.remembered import answered
 from pylon.api.services import Services
 from pylon.app import App
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.errors import InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity
 from pylon.storage.contract import GraphInclude, GraphNode

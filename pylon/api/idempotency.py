@@ -16,9 +16,9 @@ import falcon
 from pylon import limits
 from pylon.api.callers import address_of
 from pylon.api.services import Services
-from pylon.auth.context import AuthContext
-from pylon.bus.messages import OpKey
+from pylon.auth_context import AuthContext
 from pylon.errors import InvalidData
+from pylon.storage.ops import OpKey
 
 REPLAYED_HEADER: Final = "idempotency-replayed"
 _KEY: Final = re.compile(rf"[\x21-\x7e]{{1,{limits.OP_ID_CHARS}}}", re.ASCII)

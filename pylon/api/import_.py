@@ -29,7 +29,6 @@ from pylon.api.export import JSON_LINES
 from pylon.api.parameters import text_value
 from pylon.api.services import Services
 from pylon.api.unreadable import decode_changes, problem_of
-from pylon.bus.messages import InsertRow
 from pylon.errors import (
     EntityNotFound,
     Forbidden,
@@ -39,6 +38,7 @@ from pylon.errors import (
     MissingField,
     PylonError,
 )
+from pylon.storage.ops import InsertRow
 from pylon.values import decode_body
 
 _PORTION_ROWS: Final = 256

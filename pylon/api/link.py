@@ -23,10 +23,10 @@ from pylon.api.entities import SEQ_HEADER
 from pylon.api.idempotency import key_of, say_replayed
 from pylon.api.relations import relation_of
 from pylon.api.services import Services
-from pylon.auth.context import AuthContext
-from pylon.bus.messages import OpKey, UpdateRow
+from pylon.auth_context import AuthContext
 from pylon.errors import InvalidJson, MissingField, NotFound
 from pylon.manifest.model import Entity, Relation
+from pylon.storage.ops import OpKey, UpdateRow
 
 
 class Link:

@@ -18,10 +18,10 @@ from pylon.api import changes
 from pylon.api.access import entity_named
 from pylon.api.unreadable import readable
 from pylon.app import App
-from pylon.auth.context import AuthContext
-from pylon.bus.messages import InsertRow, OpKey, RowOp
+from pylon.auth_context import AuthContext
 from pylon.errors import InvalidData, PylonError
 from pylon.manifest.model import Entity, FieldType
+from pylon.storage.ops import InsertRow, OpKey, RowOp
 
 UNKNOWN: Final = "unknown operation"
 _KINDS: Final = ("insert", "update", "delete")

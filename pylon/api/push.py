@@ -29,11 +29,16 @@ from pylon.api.conflicts import submit_all
 from pylon.api.idempotency import identity_of, part
 from pylon.api.services import Services
 from pylon.api.unreadable import decode_changes, problem_of, readable
-from pylon.auth.context import AuthContext
-from pylon.bus.messages import OpKey, RowOp, Transact, WriteReply
+from pylon.auth_context import AuthContext
 from pylon.errors import InvalidData, InvalidJson, LimitExceeded, PylonError
 from pylon.json_text import check_bounds
 from pylon.manifest.model import Entity, FieldType
+from pylon.storage.ops import (
+    OpKey,
+    RowOp,
+    Transact,
+    WriteReply,
+)
 from pylon.values import decode_body
 
 _KINDS: Final = ("insert", "update", "delete")

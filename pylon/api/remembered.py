@@ -21,7 +21,7 @@ from collections.abc import Callable, Hashable
 from typing import Final, Generic, TypeVar
 
 from pylon import limits, metrics
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.storage.clause import SqlClause
 from pylon.storage.contract import Reader, Store
 

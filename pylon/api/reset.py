@@ -11,8 +11,8 @@ import falcon
 from pylon.api.answers import send
 from pylon.api.services import Services
 from pylon.auth.forwarded import is_loopback
-from pylon.bus.messages import ResetRows
 from pylon.errors import ResetRefused
+from pylon.storage.ops import ResetRows
 
 
 class TestReset:

@@ -19,8 +19,8 @@ from pylon.api.answers import send_raw
 from pylon.api.body import read_json
 from pylon.api.callers import address_of, caller_of
 from pylon.api.services import Services
-from pylon.auth.context import AuthContext
 from pylon.auth.forwarded import network_of
+from pylon.auth_context import AuthContext
 from pylon.bus.rooms_messages import (
     Broadcast,
     GetRoom,

@@ -19,7 +19,7 @@ from pylon.app import App
 from pylon.auth.callers import Callers
 from pylon.auth.cookies import SessionCookie
 from pylon.auth.origin import Origins
-from pylon.bus.messages import Signal, WriteOp, WriteReply
+from pylon.bus.messages import Signal
 from pylon.bus.rooms_messages import RoomCommand, RoomReply
 from pylon.bus.shards import DescribeAll, MatchCommand, ShardCommand
 from pylon.changelog.feed import Feed
@@ -27,6 +27,7 @@ from pylon.changelog.pull import Pulled
 from pylon.limiter import RateLimiter
 from pylon.round_robin import RoundRobin
 from pylon.storage.contract import Store
+from pylon.storage.ops import WriteOp, WriteReply
 
 Credentials = tuple[str | None, str | None]  # the Authorization and the Cookie header
 

@@ -16,7 +16,7 @@ from pylon.api.answers import send_raw
 from pylon.api.body import read_json
 from pylon.api.callers import caller_of
 from pylon.api.services import Services
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.bus.shards import (
     DescribeAll,
     DescribeShard,

@@ -24,7 +24,7 @@ from pylon.api.parameters import text_value
 from pylon.api.push import decode_push, push
 from pylon.api.remembered import version_of
 from pylon.api.services import Services
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.changelog.notes import note_key
 from pylon.changelog.pull import Pulled, delta, snapshot
 from pylon.errors import PylonError, ResyncRequired, SnapshotCursorInvalid

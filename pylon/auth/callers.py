@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
 from pylon import limits
-from pylon.auth.context import Caller
 from pylon.auth.sessions import count_again, resolve
+from pylon.auth_context import Caller
 from pylon.clock import Clock
 from pylon.config import Config
 from pylon.storage.contract import SessionRow, Store

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from pylon import metrics
-from pylon.auth.context import ADMIN, ANONYMOUS, AuthContext, Caller
 from pylon.auth.tokens import (
     CookieToken,
     is_session_token,
@@ -23,10 +22,16 @@ from pylon.auth.tokens import (
     same_token,
     session_id_of,
 )
-from pylon.bus.messages import PutSession
+from pylon.auth_context import (
+    ADMIN,
+    ANONYMOUS,
+    AuthContext,
+    Caller,
+)
 from pylon.clock import Clock, RandomSource, SystemClock
 from pylon.config import Config
 from pylon.storage.contract import SessionRow
+from pylon.storage.ops import PutSession
 
 NOBODY: Final = Caller(ANONYMOUS)
 _ADMIN_CALLER: Final = Caller(ADMIN)

@@ -11,7 +11,7 @@ import apsw
 
 from pylon.api.graph import parse_graph
 from pylon.app import App
-from pylon.auth.context import ADMIN
+from pylon.auth_context import ADMIN
 from pylon.bench.measure import Step
 from pylon.manifest.model import Entity
 from pylon.policy.rules import EntityRules

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import orjson
 
-from pylon.manifest.load import parse_manifest
 from pylon.manifest.model import Entity, Field, FieldType, Manifest, Relation
+from pylon.manifest_loader import parse_manifest
 
 _GROUPS: Final = 100  # distinct values of a field that is not unique: 10 rows of 1,000 match
 

@@ -1,7 +1,7 @@
 """Measure every line of the table, in a database of its own in a temporary folder.
 
 Called by `pylonctl bench`. The hub's line comes from a process of its own
-(`workers.hub.bench`), because the hub is a worker's and `pylon` imports no worker.
+(`workers.ws.bench`), because the hub is a worker's and `pylon` imports no worker.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from msgspec.structs import replace
 from pylon import __version__
 from pylon import config as settings
 from pylon.app import build_app
-from pylon.auth.context import ADMIN
+from pylon.auth_context import ADMIN
 from pylon.bench import rows
 from pylon.bench.measure import Measured, Step, measure
 from pylon.bench.reads import Reads
 from pylon.bench.table import BenchReport
 from pylon.bench.writes import BATCH, Writes
-from pylon.changelog.event import ChangeBatch
 from pylon.changelog.feed import Feed
 from pylon.changelog.pull import delta
 from pylon.changelog.tail import Tail
 from pylon.clock import SystemClock, SystemRandom
 from pylon.ids import RowIds
-from pylon.manifest.load import load_manifest
 from pylon.manifest.model import Entity, Manifest
+from pylon.manifest_loader import load_manifest
+from pylon.storage.events import ChangeBatch
 from pylon.storage.sqlite.connect import open_reader
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.pool import ReaderPool
@@ -203,7 +203,7 @@ class _Bench:
         if self._progress is not None:
             self._progress(name)
         done = subprocess.run(
-            [sys.executable, "-m", "workers.hub.bench", str(self._budget_s)],
+            [sys.executable, "-m", "workers.ws.bench", str(self._budget_s)],
             capture_output=True, text=True, check=False, timeout=60 + 10 * self._budget_s,
         )
         if done.returncode != 0:

@@ -10,15 +10,21 @@ from collections.abc import Iterator
 from itertools import cycle
 from typing import Final
 
-from pylon.auth.context import ADMIN
+from pylon.auth_context import ADMIN
 from pylon.bench import rows
 from pylon.bench.measure import Step
-from pylon.bus.messages import DeleteRow, InsertRow, UpdateRow, WriteOp, WriteRequest
-from pylon.changelog.event import ChangeBatch
 from pylon.ids import RowIds
 from pylon.manifest.model import Entity
 from pylon.policy.rules import EntityRules
 from pylon.storage.contract import WriteEngine
+from pylon.storage.events import ChangeBatch
+from pylon.storage.ops import (
+    DeleteRow,
+    InsertRow,
+    UpdateRow,
+    WriteOp,
+    WriteRequest,
+)
 from pylon.values import EntityCodec
 
 BATCH: Final = 64

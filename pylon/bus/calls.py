@@ -20,9 +20,9 @@ import zmq
 from pylon import limits, log, metrics
 from pylon.bus import contexts, messages
 from pylon.bus.exchange import Exchange, Route
-from pylon.bus.messages import WriteError
 from pylon.clock import RandomSource
 from pylon.errors import InternalError, PylonError, Unavailable
+from pylon.errors.wire import WriteError
 
 _TRY_AGAIN: Final = "Try again in a moment"
 _log = log.get_logger("calls")

@@ -14,7 +14,7 @@ import zmq
 from pylon import limits, metrics
 from pylon.bus import contexts, messages
 from pylon.bus.runtime import Runtime
-from pylon.changelog.event import ChangeBatch
+from pylon.storage.events import ChangeBatch
 
 
 class ChangesPublisher:

@@ -24,8 +24,8 @@ from gevent.hub import Waiter, get_hub
 
 from pylon import metrics
 from pylon.bus import contexts, messages
-from pylon.bus.messages import WriteError
 from pylon.errors import Unavailable
+from pylon.errors.wire import WriteError
 
 _TRY_AGAIN: Final = "Try again in a moment"
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pylon.bus.messages import WriteError
+from pylon.errors.wire import WriteError
 
 
 class JoinRoom(msgspec.Struct, frozen=True, array_like=True, tag="join", gc=False):

@@ -14,7 +14,7 @@ from typing import Any, Final
 import gevent
 import msgspec
 
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.bus.calls import Caller
 from pylon.bus.runtime import Runtime
 from pylon.clock import RandomSource

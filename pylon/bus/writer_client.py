@@ -21,10 +21,10 @@ from gevent.hub import Waiter, get_hub
 
 from pylon import limits, log, metrics
 from pylon.bus import contexts, messages
-from pylon.bus.messages import WriteOp, WriteReply, WriteRequest
 from pylon.bus.runtime import Runtime
 from pylon.clock import Clock, RandomSource, SystemClock, SystemRandom
 from pylon.errors import WriteQueueFull, WriterUnavailable
+from pylon.storage.ops import WriteOp, WriteReply, WriteRequest
 
 _log = log.get_logger("writer_client")
 _SWEEP_S: Final = 0.5

@@ -17,10 +17,10 @@ import zmq
 
 from pylon import limits, log, metrics
 from pylon.bus import contexts, messages
-from pylon.bus.messages import WriteOp, WriteReply, WriteRequest
 from pylon.bus.runtime import Runtime
 from pylon.clock import Clock, SystemClock
 from pylon.errors import WriterUnavailable
+from pylon.storage.ops import WriteOp, WriteReply, WriteRequest
 
 _log = log.get_logger("writer_port")
 

@@ -21,10 +21,10 @@ from typing import Any
 import msgspec
 import orjson
 
-from pylon.auth.context import AuthContext
-from pylon.changelog.event import ChangeEvent, Kind, encode
+from pylon.auth_context import AuthContext
 from pylon.policy.routing import Everyone, Nobody
 from pylon.policy.rules import EntityRules
+from pylon.storage.events import ChangeEvent, Kind, encode
 
 
 def sizes_bytes(events: Sequence[ChangeEvent]) -> list[int]:

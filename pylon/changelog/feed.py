@@ -16,10 +16,10 @@ from typing import Final
 from pylon import limits
 from pylon.changelog.change import Change
 from pylon.changelog.current import relate_to_store
-from pylon.changelog.event import ChangeBatch, ChangeEvent
 from pylon.changelog.tail import Tail
 from pylon.errors import ResyncRequired
 from pylon.storage.contract import Reader, Store
+from pylon.storage.events import ChangeBatch, ChangeEvent
 
 _PAGE_EVENTS: Final = 100
 _ANSWER_BYTES: Final = limits.BATCH_BYTES

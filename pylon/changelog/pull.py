@@ -23,15 +23,14 @@ from typing import Final
 import orjson
 
 from pylon import limits
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change, seen_as
 from pylon.changelog.feed import Feed
 from pylon.manifest.model import Entity, Manifest
 from pylon.policy.routing import Everyone
 from pylon.policy.rules import EntityRules, RuleSet
-from pylon.rates import SERVER
 from pylon.storage.clause import SqlClause
-from pylon.storage.contract import Query, Reader, Store
+from pylon.storage.contract import SERVER, Query, Reader, Store
 
 Page = tuple[Entity, list[bytes]]
 

@@ -14,8 +14,8 @@ from itertools import accumulate
 
 from pylon import limits
 from pylon.changelog.change import Change, relate, sizes_bytes
-from pylon.changelog.event import ChangeBatch
 from pylon.errors import InternalError
+from pylon.storage.events import ChangeBatch
 
 
 class Tail:

@@ -24,8 +24,8 @@ from pylon.cli.running import find
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.config import Config
 from pylon.errors import EntityNotFound, StoreUnavailable, Unavailable
-from pylon.manifest.load import load_manifest
 from pylon.manifest.model import Entity
+from pylon.manifest_loader import load_manifest
 from pylon.schema.history import refuse_newer
 from pylon.schema.live import introspect
 from pylon.storage.names import quote as quote_sql

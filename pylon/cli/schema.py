@@ -25,7 +25,7 @@ from pylon.cli.output import (
 from pylon.cli.schema_apply import apply, database_of, plan
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.manifest.diagnostics import ManifestInvalid
-from pylon.manifest.load import load_manifest
+from pylon.manifest_loader import load_manifest
 from pylon.schema import history as schema_history
 from pylon.schema.diff import differences, summary
 from pylon.schema.live import LiveTable, introspect, table_names

@@ -23,8 +23,8 @@ from pylon.cli.settings import dev_flag, read_settings
 from pylon.clock import SystemClock
 from pylon.config import Config
 from pylon.errors import BackupRefused, SchemaRefused, Unavailable
-from pylon.manifest.load import load_manifest
 from pylon.manifest.model import Manifest
+from pylon.manifest_loader import load_manifest
 from pylon.schema.history import MANIFEST_VERSION, entries, refuse_newer
 from pylon.schema.plan import make_plan
 from pylon.schema.rewrite import apply_plan

@@ -25,8 +25,8 @@ from pylon.errors import (
     SearchNotConfigured,
     Unavailable,
 )
-from pylon.manifest.load import load_manifest
 from pylon.manifest.model import Entity
+from pylon.manifest_loader import load_manifest
 from pylon.schema.search import build, check
 from pylon.storage.sqlite.connect import open_writer
 from pylon.storage.sqlite.pragmas import BUSY_TIMEOUT_MS

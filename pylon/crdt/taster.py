@@ -25,10 +25,10 @@ from typing import BinaryIO, Final
 import msgspec
 
 from pylon import limits
-from pylon.bus.messages import WriteError
 from pylon.crdt.document import check, check_merge, shown, without_known
 from pylon.crdt.redaction import Run
 from pylon.errors import CrdtDecodeFailed, PylonError
+from pylon.errors.wire import WriteError
 
 LENGTH_BYTES: Final = 4
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import orjson
 
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.crdt.redaction import Run
 from pylon.policy.rules import EntityRules
 from pylon.storage.contract import StoredDocument

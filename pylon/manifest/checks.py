@@ -15,8 +15,7 @@ from pylon import limits, setting_values
 from pylon.manifest.build import field_type
 from pylon.manifest.document import Node
 from pylon.manifest.findings import Findings, items_of, text_of, texts_of
-from pylon.manifest.model import AuthConfig, FieldType
-from pylon.policy.rules import RULE_KEYS
+from pylon.manifest.model import RULE_KEYS, AuthConfig, FieldType
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TYPES = "string, int, float, bool, datetime, richtext, id(Entity)"

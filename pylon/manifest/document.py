@@ -4,7 +4,7 @@ The standard decoder forgets places, and a diagnostic without one sends people s
 reader is strict JSON (RFC 8259) and stricter where a manifest could be misread: a key may not
 occur twice, and half of a surrogate pair is refused.
 
-Called by `pylon.manifest.load`. Invariant: any text gives a `Node` or `NotJsonError`.
+Called by `pylon.manifest_loader`. Invariant: any text gives a `Node` or `NotJsonError`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The manifest in memory: what an app declares (spec/http.md §2.1). Immutable once built.
 
-Built by `pylon.manifest.load` from `pylon.manifest.json`; read by every other part. Field
+Built by `pylon.manifest_loader` from `pylon.manifest.json`; read by every other part. Field
 order is manifest order, and that is the order of columns in the store.
 """
 
@@ -12,6 +12,20 @@ from functools import cached_property
 from typing import Any, Literal
 
 from pylon.manifest.diagnostics import Diagnostic
+
+RuleKey = Literal[
+    "allow", "allow_read", "allow_insert", "allow_update", "allow_delete", "allow_write"
+]
+
+# The keys of a policy: as in the manifest, and as in the model.
+RULE_KEYS: dict[str, RuleKey] = {
+    "allow": "allow",
+    "allowRead": "allow_read",
+    "allowInsert": "allow_insert",
+    "allowUpdate": "allow_update",
+    "allowDelete": "allow_delete",
+    "allowWrite": "allow_write",
+}
 
 
 class FieldType(Enum):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pylon.manifest.model import Manifest
-from pylon.policy.rules import RULE_KEYS
+from pylon.manifest.model import RULE_KEYS, Manifest
 
 
 def public_manifest(manifest: Manifest) -> dict[str, Any]:

@@ -7,13 +7,27 @@ with it. Kept by the supervisor; not thread-safe by itself, the caller holds a l
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-from pylon.bus.messages import Family, Sample, WorkerStatus
+from pylon.metrics.wire import Family, Sample
 
 _LabelKey = tuple[tuple[str, str], ...]
 _Sums = dict[tuple[str, _LabelKey], float]  # by sample name and labels
 _SHARED_WITH_SUPERVISOR = ("pylon_bus_messages_total", "pylon_bus_dropped_total")
+
+
+class Heartbeat(Protocol):
+    """A worker's heartbeat, as far as its metrics go (`pylon.bus.messages.WorkerStatus`)."""
+
+    @property
+    def role(self) -> str: ...
+    @property
+    def worker(self) -> str: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def metrics(self) -> Sequence[Family]: ...
 
 
 class Merged:
@@ -22,11 +36,11 @@ class Merged:
     __slots__ = ("_dead", "_known", "_live")
 
     def __init__(self) -> None:
-        self._live: dict[tuple[str, str], WorkerStatus] = {}
+        self._live: dict[tuple[str, str], Heartbeat] = {}
         self._dead: dict[str, _Sums] = {}  # by role
         self._known: dict[str, Family] = {}  # name, help and kind of each family ever seen
 
-    def update(self, status: WorkerStatus) -> None:
+    def update(self, status: Heartbeat) -> None:
         """Take a heartbeat. One from a new process of the same name retires the old one."""
         key = (status.role, status.worker)
         before = self._live.get(key)
@@ -87,7 +101,7 @@ def _add(sums: _Sums, samples: Iterable[Sample]) -> None:
         sums[key] = sums.get(key, 0.0) + sample.value
 
 
-def _labelled(family: Family, status: WorkerStatus) -> list[Sample]:
+def _labelled(family: Family, status: Heartbeat) -> list[Sample]:
     return [
         Sample(s.name, {**s.labels, "role": status.role, "worker": status.worker}, s.value)
         for s in family.samples

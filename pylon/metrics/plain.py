@@ -16,7 +16,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Generic, TypeVar
 
-from pylon.bus.messages import Family, Sample
+from pylon.metrics.wire import Family, Sample
 
 
 class Count:

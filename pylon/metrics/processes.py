@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from pylon.bus.messages import Family, Sample
 from pylon.imports import mentioning
+from pylon.metrics.wire import Family, Sample
 
 if TYPE_CHECKING:
     from prometheus_client.process_collector import ProcessCollector

@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable
 from typing import Any, Final
 
-from pylon.bus.messages import Family, Sample
 from pylon.metrics.families import DERIVED_HELP
+from pylon.metrics.wire import Family, Sample
 
 TEXT_CONTENT_TYPE: Final = "text/plain; version=0.0.4"
 JSON_CONTENT_TYPE: Final = "application/json"

@@ -5,8 +5,8 @@ Called once a second in each worker (by `workers.boot`) and for each page in the
 
 from __future__ import annotations
 
-from pylon.bus.messages import Family
 from pylon.metrics.families import SUPERVISOR, WORKER
+from pylon.metrics.wire import Family
 
 
 def snapshot() -> list[Family]:

@@ -14,7 +14,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.policy import expression as e
 from pylon.policy.expression import Expr, nullable
 

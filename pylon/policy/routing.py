@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pylon.auth.context import ANONYMOUS
+from pylon.auth_context import ANONYMOUS
 from pylon.policy import expression as e
 from pylon.policy.compile import compile_condition
 from pylon.policy.expression import Expr

@@ -22,10 +22,10 @@ from dataclasses import fields, replace
 from typing import Any, Literal
 
 from pylon import limits
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.errors import PolicyDenied
 from pylon.manifest.diagnostics import Diagnostic, ManifestInvalid
-from pylon.manifest.model import Entity, Manifest, Policy
+from pylon.manifest.model import RULE_KEYS, Entity, Manifest, Policy, RuleKey
 from pylon.policy import expression as e
 from pylon.policy.check import action_scope, check, entity_scope
 from pylon.policy.compile import compile_condition
@@ -36,19 +36,6 @@ from pylon.policy.sql import ALL, clause_maker
 from pylon.storage.clause import SqlClause
 
 Action = Literal["read", "insert", "update", "delete"]
-RuleKey = Literal[
-    "allow", "allow_read", "allow_insert", "allow_update", "allow_delete", "allow_write"
-]
-
-# The keys of a policy: as in the manifest, and as in the model.
-RULE_KEYS: dict[str, RuleKey] = {
-    "allow": "allow",
-    "allowRead": "allow_read",
-    "allowInsert": "allow_insert",
-    "allowUpdate": "allow_update",
-    "allowDelete": "allow_delete",
-    "allowWrite": "allow_write",
-}
 _CHOICE: dict[Action, tuple[RuleKey, ...]] = {
     "read": ("allow_read", "allow"),
     "insert": ("allow_insert", "allow_write", "allow"),
@@ -205,7 +192,7 @@ def compile_rules(manifest: Manifest, *, explain: bool = True) -> RuleSet:
 
     Raises:
         ManifestInvalid: with a diagnostic for each bad expression. A manifest that
-            `pylon.manifest.load` returned has none.
+            `pylon.manifest_loader` returned has none.
     """
     actions = {action.name: action for action in manifest.actions}
     problems: list[Diagnostic] = []

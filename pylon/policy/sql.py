@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.policy import expression as e
 from pylon.policy.compile import compile_condition, compile_value
 from pylon.policy.expression import Expr, Kind, kind_of

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.realtime.snapshots import Ack, View, Wire
 
 

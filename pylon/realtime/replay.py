@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Final
 
 import msgspec
 
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.errors import RecordingInvalid
 from pylon.realtime.kinds import Kind
 from pylon.realtime.simulation import Saved, Simulation

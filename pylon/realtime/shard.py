@@ -26,7 +26,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from pylon import limits
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.errors import InputQueueFull, PylonError, SubscribeFailed, SubscribeRefused
 from pylon.realtime.audience import Audience, Sink
 from pylon.realtime.kinds import Kind

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.errors import SubscribeRefused
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from pylon import limits, log, metrics
-from pylon.bus.messages import WriteError
 from pylon.bus.rooms_messages import (
     Alive,
     Broadcast,
@@ -37,6 +36,7 @@ from pylon.bus.rooms_messages import (
 )
 from pylon.clock import Clock
 from pylon.errors import InternalError, PylonError
+from pylon.errors.wire import WriteError
 from pylon.rooms.channels import Channels
 from pylon.rooms.members import Rooms
 from pylon.rooms.updates import Updates, json_text

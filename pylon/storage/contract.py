@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-from pylon.bus.messages import WriteReply, WriteRequest
-from pylon.changelog.event import ChangeBatch, ChangeEvent
 from pylon.manifest.model import Entity, Relation
-from pylon.rates import SERVER
 from pylon.storage.clause import SqlClause
+from pylon.storage.events import ChangeBatch, ChangeEvent
+from pylon.storage.ops import WriteReply, WriteRequest
 from pylon.storage.where import ALL
 
 T = TypeVar("T")
+
+SERVER: Final = "server"  # the caller of the server's own scans
 
 
 @dataclass(frozen=True, slots=True)

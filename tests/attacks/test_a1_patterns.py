@@ -11,10 +11,10 @@ import orjson
 import pytest
 
 from pylon import limits, metrics
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.clock import ManualClock
 from pylon.errors import LimitExceeded, QueryTimeout
-from pylon.manifest.load import parse_manifest
+from pylon.manifest_loader import parse_manifest
 from pylon.policy.rules import compile_rules
 from pylon.storage.contract import Query, Reader
 from pylon.storage.sqlite.engine import SqliteEngine

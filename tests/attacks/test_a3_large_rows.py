@@ -13,13 +13,18 @@ import orjson
 import pytest
 
 from pylon import limits
-from pylon.auth.context import ADMIN, ANONYMOUS, AuthContext
-from pylon.bus.messages import Transact, UpdateRow, WriteReply, WriteRequest
+from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
 from pylon.bus.runtime import make_runtime_dir
 from pylon.bus.writer_port import LocalWriter
 from pylon.clock import ManualClock
 from pylon.config import load
 from pylon.storage.contract import BatchResult, Query, Reader, WriteEngine
+from pylon.storage.ops import (
+    Transact,
+    UpdateRow,
+    WriteReply,
+    WriteRequest,
+)
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.storage.where import ALL

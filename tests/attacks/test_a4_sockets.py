@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylon import limits
-from pylon.auth.context import ADMIN, ANONYMOUS, AuthContext
+from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
 from pylon.clock import ManualClock
 from tests.hub_kit import Stage, WsClient, client_frame
 from tests.test_hub_fanout import BY_ENTITY, Peer, settle

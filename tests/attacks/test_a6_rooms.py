@@ -14,9 +14,9 @@ from typing import Any, Final
 import pytest
 
 from pylon import limits, rates
-from pylon.auth.context import ADMIN, ANONYMOUS, AuthContext
+from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
 from pylon.bus.rooms_messages import JoinRoom
-from pylon.manifest.load import parse_manifest
+from pylon.manifest_loader import parse_manifest
 from pylon.rates import Rate
 from tests.hub_kit import MANIFEST, Stage, WsClient, until
 from tests.live_kit import LiveClient, World

@@ -18,14 +18,14 @@ from pylon.api.aggregate import of_tenant
 from pylon.api.graph import parse_graph
 from pylon.api.search import _find, _wanted
 from pylon.app import App, build_app
-from pylon.auth.context import AuthContext
-from pylon.bus.messages import InsertRow, WriteRequest
+from pylon.auth_context import AuthContext
 from pylon.clock import ManualClock
 from pylon.config import load
-from pylon.manifest.load import parse_manifest
 from pylon.manifest.model import Manifest
+from pylon.manifest_loader import parse_manifest
 from pylon.policy.rules import compile_rules
 from pylon.schema.ddl import create_table
+from pylon.storage.ops import InsertRow, WriteRequest
 from pylon.storage.sqlite.aggregate import parse_aggregate
 from pylon.storage.sqlite.conditions import parse_where
 from pylon.storage.sqlite.engine import SqliteEngine

@@ -16,13 +16,13 @@ import pytest
 from loro import VersionVector
 
 from pylon import limits
-from pylon.auth.context import ADMIN, ANONYMOUS
-from pylon.bus.messages import OpenDocument, PushDocument, Transact
+from pylon.auth_context import ADMIN, ANONYMOUS
 from pylon.crdt.document import shown
 from pylon.crdt.views import hidden_runs
 from pylon.manifest.model import Policy
 from pylon.policy.rules import compile_rules
 from pylon.storage.contract import StoredDocument
+from pylon.storage.ops import OpenDocument, PushDocument, Transact
 from pylon.storage.sqlite.engine import SqliteEngine
 from tests import storage_kit as kit
 from tests.document_kit import LoroClient

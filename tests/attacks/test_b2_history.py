@@ -13,10 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylon import limits
-from pylon.auth.context import ADMIN, AuthContext
-from pylon.bus.messages import InsertRow, Transact, WriteRequest
+from pylon.auth_context import ADMIN, AuthContext
 from pylon.changelog.change import Change, seen_as
-from pylon.changelog.event import ChangeBatch, ChangeEvent
 from pylon.changelog.feed import Feed
 from pylon.changelog.pull import delta
 from pylon.changelog.tail import Tail
@@ -24,6 +22,8 @@ from pylon.clock import ManualClock
 from pylon.manifest.model import Entity, Field, FieldType, Manifest, Policy
 from pylon.policy.rules import compile_rules
 from pylon.storage.contract import Query
+from pylon.storage.events import ChangeBatch, ChangeEvent
+from pylon.storage.ops import InsertRow, Transact, WriteRequest
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.matching import matcher_of
 from pylon.storage.sqlite.pool import ReaderPool

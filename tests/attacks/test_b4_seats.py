@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import websocket
 
-from pylon.auth.context import AuthContext, Caller
+from pylon.auth_context import AuthContext, Caller
 from pylon.clock import SeededRandom
 from tests.support.manifests import notes_app
 from tests.support.server import ADMIN_TOKEN, PylonServer

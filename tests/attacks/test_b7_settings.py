@@ -11,7 +11,7 @@ import pytest
 from pylon import config
 from pylon.auth.origin import Origins, origins
 from pylon.errors import StartRefused
-from pylon.manifest.load import parse_manifest
+from pylon.manifest_loader import parse_manifest
 from pylon.startup import load_checked
 
 MANIFEST: dict[str, Any] = {

@@ -29,7 +29,7 @@ from typing import Any, Final, Protocol
 from gevent.event import Event
 
 from pylon import limits, metrics
-from pylon.auth.context import Caller
+from pylon.auth_context import Caller
 from workers.hub.poller import READ, WRITE, poller
 
 OVERFLOW: Final = 1013  # try again later: the reconnect pulls what was missed

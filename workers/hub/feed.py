@@ -31,9 +31,9 @@ from gevent.lock import RLock
 from pylon import limits, log, metrics
 from pylon.bus.changes import ChangesSubscriber
 from pylon.changelog.change import Change
-from pylon.changelog.event import ChangeBatch
 from pylon.changelog.tail import Tail
 from pylon.errors import PylonError, ResyncRequired
+from pylon.storage.events import ChangeBatch
 from workers.hub.history import History
 from workers.hub.hub import Hub
 from workers.hub.turns import let_others

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change
 from pylon.policy.routing import General, Keyed, Nobody
 from pylon.policy.rules import EntityRules

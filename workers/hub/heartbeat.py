@@ -21,11 +21,11 @@ import gevent
 
 from pylon import limits
 from pylon.clock import Clock
+from workers.hub.close_codes import GOING_AWAY
 from workers.hub.connection import INTERNAL, Connection
 from workers.hub.hub import BEAT_S, Hub
 
 _UNANSWERED_MAX: Final = 2
-_GOING_AWAY: Final = 1001
 _MARKS: Final = 1_000
 _LEAST_LIFE: Final = 0.75  # of the longest
 _GOLDEN: Final = 0.6180339887  # its multiples lie evenly between 0 and 1
@@ -65,7 +65,7 @@ class Heartbeat:
             if connection.is_open:
                 if self._max_life_s and self._is_old(connection):
                     connection.close(
-                        _GOING_AWAY, "reconnect",
+                        GOING_AWAY, "reconnect",
                         awaits_peer=self._hub.transport.expects_replies,
                     )
                 else:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from pylon.changelog.change import Change
 from pylon.changelog.current import relate_to_store
-from pylon.changelog.event import ChangeEvent
 from pylon.errors import ResyncRequired
 from pylon.storage.contract import Reader, Store
+from pylon.storage.events import ChangeEvent
 
 
 class History:

@@ -27,7 +27,7 @@ from os import write
 from typing import Final
 
 from pylon import limits, metrics
-from pylon.auth.context import AuthContext, Caller
+from pylon.auth_context import AuthContext, Caller
 from pylon.changelog.change import Change, seen_as
 from pylon.clock import Clock
 from pylon.policy.routing import ByAuth, Everyone, Nobody

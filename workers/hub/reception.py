@@ -19,8 +19,8 @@ import msgspec
 
 from pylon import log
 from pylon.auth.callers import Callers
-from pylon.auth.context import Caller
 from pylon.auth.sessions import NOBODY
+from pylon.auth_context import Caller
 from pylon.errors import Draining, PylonError
 from workers.boot import Booted
 from workers.hub.addresses import shared_cap

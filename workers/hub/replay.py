@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pylon import limits, metrics
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change
 from pylon.changelog.notes import note_key
 from pylon.errors import ResyncRequired

@@ -30,6 +30,7 @@ from pylon.changelog.note_journal import NoteReader
 from pylon.changelog.notes import CursorNotes
 from workers.boot import Booted, freeze, run_status
 from workers.hub.acceptor import Acceptor
+from workers.hub.close_codes import GOING_AWAY
 from workers.hub.feed import Feed
 from workers.hub.heartbeat import Heartbeat
 from workers.hub.history import History
@@ -39,7 +40,6 @@ from workers.hub.replay import Replay
 from workers.hub.sessions import SESSION_ENDED
 from workers.hub.start_cursors import StartCursors
 
-GOING_AWAY: Final = 1001
 _EXIT_DEFECT: Final = 70  # EX_SOFTWARE
 _SPREAD_ABOVE: Final = 1_000  # more sockets than this are not closed at once
 _SPREAD_S: Final = 1.0

@@ -22,8 +22,8 @@ from typing import Final
 from urllib.parse import unquote
 
 from pylon import limits
-from pylon.auth.context import Caller
 from pylon.auth.cookies import cookie_value
+from pylon.auth_context import Caller
 from pylon.bus.passing import SocketSender
 from pylon.clock import RandomSource
 from pylon.errors import (

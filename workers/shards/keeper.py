@@ -18,10 +18,15 @@ import msgspec
 from gevent.lock import BoundedSemaphore
 
 from pylon import limits, log
-from pylon.bus.messages import DropShard, MoveShard, PutShard, WriteOp
 from pylon.bus.writer_client import WriterClient
 from pylon.errors import LimitExceeded, PylonError, Unavailable
 from pylon.realtime.simulation import Saved
+from pylon.storage.ops import (
+    DropShard,
+    MoveShard,
+    PutShard,
+    WriteOp,
+)
 
 _log = log.get_logger("shards")
 

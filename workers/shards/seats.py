@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pylon import limits
-from pylon.auth.context import Caller
+from pylon.auth_context import Caller
 from pylon.clock import RandomSource
 from workers.hub.connection import Connection
 

@@ -27,9 +27,10 @@ from pylon.realtime.home import home_of, settled_home
 from pylon.realtime.kinds import kind_of, kinds
 from workers.boot import EXIT_CONFIG, Booted
 from workers.hub.acceptor import Acceptor
+from workers.hub.close_codes import GOING_AWAY
 from workers.hub.hub import Hub
 from workers.hub.reception import Reception
-from workers.hub.service import GOING_AWAY, Service
+from workers.hub.service import Service
 from workers.shards.answers import Answers
 from workers.shards.door import MAIN_PORT, Door, Streams
 from workers.shards.house import House

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from pylon import metrics
-from pylon.auth.context import AuthContext
+from pylon.auth_context import AuthContext
 from pylon.errors import InputRejected, PylonError
 from pylon.realtime.shard import Shard
 from pylon.realtime.snapshots import Format, Wire

@@ -15,8 +15,8 @@ from pylon.config import Config
 from pylon.errors import PylonError
 from workers.hub import answers
 from workers.hub.answers import Headers
+from workers.hub.close_codes import GOING_AWAY
 from workers.hub.connection import Connection
-from workers.ws.frames import GOING_AWAY
 
 CONNECTED = b": connected\n\n"
 KEEPALIVE = b": keepalive\n\n"

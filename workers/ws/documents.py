@@ -29,8 +29,8 @@ from gevent.lock import BoundedSemaphore
 from pylon import limits, log, metrics
 from pylon.api.access import may_see_row, visible_row
 from pylon.app import App
-from pylon.auth.context import AuthContext
-from pylon.bus.messages import DocumentsChanged, OpenDocument
+from pylon.auth_context import AuthContext
+from pylon.bus.messages import DocumentsChanged
 from pylon.bus.runtime import Runtime
 from pylon.bus.signals import SignalReceiver
 from pylon.bus.writer_client import WriterClient
@@ -43,6 +43,7 @@ from pylon.errors import CrdtDecodeFailed, LimitExceeded, NotFound, PylonError, 
 from pylon.limiter import RateLimiter
 from pylon.rates import DOCUMENT_OPENS, subject_of
 from pylon.storage.contract import DocumentUpdate, Store, StoredDocument
+from pylon.storage.ops import OpenDocument
 from workers.hub.connection import Connection
 from workers.hub.hub import Hub
 from workers.tasting import Tasting

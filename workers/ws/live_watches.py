@@ -28,8 +28,8 @@ from typing import Any, Final
 import msgspec
 
 from pylon import limits, metrics
-from pylon.auth.context import AuthContext
 from pylon.auth.forwarded import network_of
+from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change
 from pylon.clock import Clock
 from pylon.errors import LimitExceeded, PylonError

@@ -26,12 +26,12 @@ import apsw
 import orjson
 
 from pylon import limits, metrics
-from pylon.bus.messages import OpenDocument, PushDocument, WriteReply
 from pylon.clock import Clock
 from pylon.crdt.document import Document, refuse_reserved, too_large
 from pylon.errors import CrdtApplyFailed, CrdtDecodeFailed, NotFound, PylonError
 from pylon.log import get_logger
 from pylon.storage.contract import DocumentView
+from pylon.storage.ops import OpenDocument, PushDocument, WriteReply
 from pylon.storage.sqlite import documents, meta
 from pylon.storage.sqlite.document_cache import DocumentCache, Kept, Key, RowSet, facts_of
 from pylon.storage.sqlite.journal import Journal

@@ -21,7 +21,24 @@ import apsw
 import orjson
 
 from pylon import limits
-from pylon.bus.messages import (
+from pylon.clock import Clock
+from pylon.errors import (
+    InternalError,
+    LimitExceeded,
+    PylonError,
+    StartDelayed,
+    StartRefused,
+    StoreUnavailable,
+)
+from pylon.errors.wire import WriteError
+from pylon.log import get_logger
+from pylon.manifest.model import Manifest
+from pylon.schema.apply import prepare_store
+from pylon.schema.indexes import put_indexes
+from pylon.schema.search import renew
+from pylon.storage.contract import BatchResult, Refusal
+from pylon.storage.events import ChangeBatch
+from pylon.storage.ops import (
     DeleteRow,
     DropSession,
     DropShard,
@@ -40,26 +57,9 @@ from pylon.bus.messages import (
     Transact,
     UpdateRow,
     UseSessions,
-    WriteError,
     WriteReply,
     WriteRequest,
 )
-from pylon.changelog.event import ChangeBatch
-from pylon.clock import Clock
-from pylon.errors import (
-    InternalError,
-    LimitExceeded,
-    PylonError,
-    StartDelayed,
-    StartRefused,
-    StoreUnavailable,
-)
-from pylon.log import get_logger
-from pylon.manifest.model import Manifest
-from pylon.schema.apply import prepare_store
-from pylon.schema.indexes import put_indexes
-from pylon.schema.search import renew
-from pylon.storage.contract import BatchResult, Refusal
 from pylon.storage.sqlite import epochs, log, maintenance, pragmas, sessions, shards
 from pylon.storage.sqlite.connect import STORE_FAILURES, open_writer, refusal_reason
 from pylon.storage.sqlite.error_text import error_text

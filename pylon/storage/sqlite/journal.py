@@ -21,8 +21,8 @@ from typing import Final
 import apsw
 from msgspec.structs import astuple
 
-from pylon.bus.messages import OpKey
-from pylon.changelog.event import ChangeEvent, Kind
+from pylon.storage.events import ChangeEvent, Kind
+from pylon.storage.ops import OpKey
 from pylon.storage.sqlite import log
 
 _PUT_OP_ID: Final = (

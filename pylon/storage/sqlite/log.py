@@ -4,7 +4,7 @@ The head is the highest seq in use: that of the newest event, of the newest epoc
 of the counter that the other server keeps in `_pylon_change_seq`; it never goes back.
 
 A log of the other server is read as it is: its timestamps may be text, and a delete may carry
-the row in `data`. Invariant: what leaves here obeys `pylon.changelog.event`. Used by the
+the row in `data`. Invariant: what leaves here obeys `pylon.storage.events`. Used by the
 reader, the engine and the schema.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, Final
 import apsw
 
 from pylon import limits
-from pylon.changelog.event import ChangeEvent
+from pylon.storage.events import ChangeEvent
 
 # Binds the members of a `ChangeEvent`, whose images are bytes of UTF-8.
 INSERT: Final = (

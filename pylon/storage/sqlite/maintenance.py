@@ -15,10 +15,10 @@ from typing import Any, Final
 import apsw
 
 from pylon import limits
-from pylon.bus.messages import PruneLog
 from pylon.manifest.model import Entity
 from pylon.schema.ddl import JSON_COLUMN, SEQ_COLUMN
 from pylon.storage.names import quote
+from pylon.storage.ops import PruneLog
 from pylon.storage.sqlite import log
 
 _OLDEST: Final = (

@@ -31,8 +31,7 @@ from pylon.clock import Clock, SystemClock, WorkClock
 from pylon.errors import QueryTimeout
 from pylon.manifest.model import Manifest
 from pylon.metrics.families import POOL_WAIT, READS_MOVED
-from pylon.rates import SERVER
-from pylon.storage.contract import Reader
+from pylon.storage.contract import SERVER, Reader
 from pylon.storage.sqlite.reader import SqliteReader
 
 T = TypeVar("T")

@@ -27,7 +27,6 @@ from typing import Any, Final, TypeVar, TypeVarTuple
 import apsw
 
 from pylon import limits
-from pylon.changelog.event import ChangeEvent
 from pylon.clock import Clock, SystemClock
 from pylon.errors import EntityNotFound, LimitExceeded, PylonError, QueryTimeout
 from pylon.manifest.model import Manifest
@@ -43,6 +42,7 @@ from pylon.storage.contract import (
     StoredDocument,
     Tally,
 )
+from pylon.storage.events import ChangeEvent
 from pylon.storage.sqlite import documents, log, sessions, shards, tally
 from pylon.storage.sqlite.aggregate import aggregate_rows
 from pylon.storage.sqlite.connect import open_reader, translate

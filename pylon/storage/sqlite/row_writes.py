@@ -18,15 +18,6 @@ import apsw
 import orjson
 
 from pylon import limits
-from pylon.bus.messages import (
-    DeleteRow,
-    InsertRow,
-    OpKey,
-    PushDocument,
-    ResetRows,
-    UpdateRow,
-    WriteReply,
-)
 from pylon.clock import Clock
 from pylon.errors import (
     EntityNotFound,
@@ -34,6 +25,15 @@ from pylon.errors import (
     NotFound,
     PreconditionFailed,
     PylonError,
+)
+from pylon.storage.ops import (
+    DeleteRow,
+    InsertRow,
+    OpKey,
+    PushDocument,
+    ResetRows,
+    UpdateRow,
+    WriteReply,
 )
 from pylon.storage.sqlite import maintenance
 from pylon.storage.sqlite.document_writes import DocumentWrites

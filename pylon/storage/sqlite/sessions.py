@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 import apsw
 
-from pylon.bus.messages import PutSession
 from pylon.storage.contract import SessionRow
+from pylon.storage.ops import PutSession
 
 
 def put(conn: apsw.Connection, session: PutSession) -> None:

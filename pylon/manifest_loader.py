@@ -18,11 +18,10 @@ from pylon.manifest.checks import check_all
 from pylon.manifest.diagnostics import Diagnostic, ManifestInvalid, one_line
 from pylon.manifest.document import Node, NotJsonError, line_and_column, read_document
 from pylon.manifest.findings import Findings, items_of, text_of
-from pylon.manifest.model import Manifest
+from pylon.manifest.model import RULE_KEYS, Manifest
 from pylon.manifest.shape import check_shape
 from pylon.policy.check import Scope, action_scope, check, entity_scope
 from pylon.policy.grammar import PolicyInvalid
-from pylon.policy.rules import RULE_KEYS
 
 _CARET_CHARS = 80  # of an expression, shown around the bad character
 

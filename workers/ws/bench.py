@@ -1,6 +1,6 @@
 """One line of `pylonctl bench`: what it costs the hub to hand one change to its sockets.
 
-Run as ``python -m workers.hub.bench SECONDS`` by `pylon.bench.run`, in a process of its own.
+Run as ``python -m workers.ws.bench SECONDS`` by `pylon.bench.run`, in a process of its own.
 Prints one JSON object. The sockets are real; reading the other ends is not timed.
 """
 
@@ -12,13 +12,13 @@ import sys
 from statistics import median
 from typing import Final
 
-from pylon.auth.context import ADMIN, Caller
+from pylon.auth_context import ADMIN, Caller
 from pylon.bench import rows
 from pylon.bench.measure import REPEATS
 from pylon.changelog.change import Change
-from pylon.changelog.event import ChangeEvent
 from pylon.clock import SystemClock
 from pylon.policy.rules import compile_rules
+from pylon.storage.events import ChangeEvent
 from workers.hub.connection import Connection
 from workers.hub.hub import Hub
 from workers.ws.transport import WebSocketTransport
