@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support import process_guard
 from tests.support.manifests import notes_app
 from tests.support.server import PylonServer
 
 # No test says how long something takes: on a busy machine everything takes longer.
 settings.register_profile("pylon", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("pylon")
+
+process_guard.install()
 
 IN_CI = os.environ.get("PYLON_CI") == "1"
 
@@ -30,6 +33,22 @@ def need_program(name: str, package: str) -> str:
             pytest.fail(f"in CI nothing installable is skipped: {reason}")
         pytest.skip(reason)
     return found
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by mark
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    process_guard.mark_items(items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    with process_guard.watch(item):
+        return (yield)
+
+
+@pytest.fixture(scope="session")
+def processes() -> None:
+    """Let a test start Python processes, and mark it `processes`."""
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +66,7 @@ def program() -> Callable[[str, str], str]:
 
 
 @pytest.fixture
-def make_server(tmp_path: Path) -> Iterator[Callable[..., PylonServer]]:
+def make_server(processes: None, tmp_path: Path) -> Iterator[Callable[..., PylonServer]]:
     """Builds servers that are ended with the test."""
     made: list[PylonServer] = []
 

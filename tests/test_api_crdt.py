@@ -47,6 +47,7 @@ def refused(server: Server, path: str, body: Any, token: str | None) -> tuple[in
     return answer.status_code, answer.json["error"]["code"]
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_push_is_merged_into_the_row(server: Server, row_id: str) -> None:
     client = client_of(server, row_id)
     client.text("body").insert(5, " world")
@@ -61,6 +62,7 @@ def test_a_push_is_merged_into_the_row(server: Server, row_id: str) -> None:
     assert answer.status_code == 200 and "x-pylon-change-seq" not in answer.headers
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_path_is_decoded(server: Server, row_id: str) -> None:
     client = client_of(server, row_id)
     client.text("body").insert(0, "x")
@@ -92,6 +94,7 @@ def test_the_path_is_decoded(server: Server, row_id: str) -> None:
     ("Note/a/b", {"update": "00"}, ADMIN_TOKEN, (400, "BAD_PATH")),
     ("", {"update": "00"}, ADMIN_TOKEN, (400, "BAD_PATH")),
 ])
+@pytest.mark.usefixtures("processes")
 def test_what_is_refused(
     server: Server, row_id: str, path: str, body: Any, token: str | None,
     expected: tuple[int, str],
@@ -102,6 +105,7 @@ def test_what_is_refused(
     )
 
 
+@pytest.mark.usefixtures("processes")
 def test_who_may_not(server: Server, row_id: str) -> None:
     client = client_of(server, row_id)
     client.text("body").insert(0, "x")

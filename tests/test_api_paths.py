@@ -74,6 +74,7 @@ def test_a_slash_that_is_not_encoded_is_another_path(server: Server) -> None:
     assert asked(server, "GET", "/api%2Fentities%2FNote%2Fother").status == 404
 
 
+@pytest.mark.usefixtures("processes")
 def test_documents_and_lookups_take_such_ids_too(server: Server) -> None:
     put(server, "a/b")
     server.writer.submit(OpenDocument("Note", "a/b"))

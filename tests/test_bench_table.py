@@ -69,6 +69,7 @@ def test_the_table_is_kept_as_json_and_as_markdown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("manifest", [None, TODO])
+@pytest.mark.usefixtures("processes")
 def test_every_line_of_the_table(manifest: Path | None) -> None:
     chosen = [] if manifest is None else ["--manifest", str(manifest)]
     done = subprocess.run(

@@ -116,7 +116,7 @@ def run(tool: str, out: Path, *args: str) -> dict[str, object]:
     return report
 
 
-@pytest.mark.processes
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("transport", ["ws", "sse"])
 def test_fan_out_delivers_everything(transport: str, tmp_path: Path) -> None:
     report = run("fan_out.py", tmp_path, "latency", "--transport", transport, "--seconds", "0.5")
@@ -125,7 +125,7 @@ def test_fan_out_delivers_everything(transport: str, tmp_path: Path) -> None:
     assert runs[0]["deliveries"] > 0 == runs[0]["missing"]
 
 
-@pytest.mark.processes
+@pytest.mark.usefixtures("processes")
 @pytest.mark.slow
 def test_http_load_has_no_errors(program: Callable[[str, str], str], tmp_path: Path) -> None:
     program("wrk", "wrk")
@@ -155,7 +155,7 @@ def ran(tool: str, out: Path, *args: str) -> tuple[int, Any]:
     return done.returncode, json.loads(path.read_text())
 
 
-@pytest.mark.processes
+@pytest.mark.usefixtures("processes")
 @pytest.mark.slow
 def test_abuse_shows_what_others_see_of_an_attack(tmp_path: Path) -> None:
     _, report = ran(
@@ -167,7 +167,7 @@ def test_abuse_shows_what_others_see_of_an_attack(tmp_path: Path) -> None:
     assert report["runs"][1]["attacker_saw"]["429"] > 0
 
 
-@pytest.mark.processes
+@pytest.mark.usefixtures("processes")
 @pytest.mark.slow
 def test_a_crowd_that_comes_back_is_sent_everything(tmp_path: Path) -> None:
     code, report = ran("crowd.py", tmp_path, "--clients", "20", "--events", "1500")

@@ -12,6 +12,8 @@ import pytest
 
 from tests.hub_kit import ROOT, Stage, until
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 STARTER = """
 import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", '''

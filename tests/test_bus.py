@@ -87,7 +87,7 @@ def runtime(tmp_path: Path) -> Runtime:
 
 
 @pytest.fixture
-def start(runtime: Runtime) -> Iterator[Callable[[], Worker]]:
+def start(processes: None, runtime: Runtime) -> Iterator[Callable[[], Worker]]:
     workers: list[Worker] = []
 
     def starter() -> Worker:
@@ -347,6 +347,7 @@ def test_child_env_round_trip() -> None:
         ChildEnv.from_environ({})
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_supervisor_side_stays_without_gevent() -> None:
     code = (
         "import sys, pylon.bus.writer_port, pylon.bus.changes, pylon.bus.signals, "

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.server import ADMIN_TOKEN, PylonServer
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.usefixtures("processes")
 ID = "a" * 40
 
 

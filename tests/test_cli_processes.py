@@ -14,8 +14,6 @@ import pytest
 from tests.support.manifests import notes_app
 from tests.support.server import PylonServer, wait_until
 
-pytestmark = pytest.mark.processes
-
 
 def test_detach_status_stop(make_server: Callable[..., PylonServer]) -> None:
     server = make_server()

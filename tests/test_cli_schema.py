@@ -215,7 +215,6 @@ def test_a_newer_database_is_refused_by_all(ctl: Ctl, database: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-@pytest.mark.processes
 def test_indexes_change_while_the_server_runs(make_server: Callable[..., PylonServer]) -> None:
     server = make_server().start()
     for n in (1, 2):
@@ -252,7 +251,6 @@ def test_indexes_change_while_the_server_runs(make_server: Callable[..., PylonSe
     assert server.ctl("schema", "apply", "--indexes").returncode == 69
 
 
-@pytest.mark.processes
 def test_a_served_app_changes_its_schema(make_server: Callable[..., PylonServer]) -> None:
     server = make_server()
     server.start()

@@ -44,7 +44,6 @@ def damage(server: PylonServer) -> None:
     conn.close()
 
 
-@pytest.mark.processes
 def test_a_live_server_is_checked_and_rebuilt(server: PylonServer) -> None:
     server.start()
     add(server, "red pump")
@@ -65,7 +64,6 @@ def test_a_live_server_is_checked_and_rebuilt(server: PylonServer) -> None:
     assert titles(server, "pump") == ["blue pump", "green pump", "red pump"]
 
 
-@pytest.mark.processes
 def test_a_damaged_index_is_found_rebuilt_and_survives_a_restore(
     server: PylonServer, tmp_path: Path
 ) -> None:

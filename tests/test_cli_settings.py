@@ -146,6 +146,7 @@ def app(**more: Any) -> dict[str, Any]:
             "entities": [entity | more]}
 
 
+@pytest.mark.usefixtures("processes")
 def test_check_config_finds_a_schema_that_cannot_be_reached(tmp_path: Path) -> None:
     server = PylonServer(tmp_path, app(fields=[field("s", "string"), field("n", "int", True)]))
     server.db_path.parent.mkdir()
@@ -167,6 +168,7 @@ def test_check_config_finds_a_schema_that_cannot_be_reached(tmp_path: Path) -> N
     assert "not a database" in checked[0] and "not a database" in started[0]
 
 
+@pytest.mark.usefixtures("processes")
 def test_check_config_finds_everything_at_once(tmp_path: Path) -> None:
     many = app(fields=[field(f"f{n}", "int", True) for n in range(2_001)])
     (tmp_path / "seed.json").write_text('{"A": [{"s": 1}]}')
@@ -187,6 +189,7 @@ def test_check_config_finds_everything_at_once(tmp_path: Path) -> None:
     assert not server.db_path.exists()
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_misspelt_key_of_a_policy_is_warned_of_and_refused_in_dev_mode(tmp_path: Path) -> None:
     manifest = app() | {"policies": [
         {"name": "p", "entity": "A", "allow": "true", "allowDelet": "auth.isAdmin"}]}
@@ -199,6 +202,7 @@ def test_a_misspelt_key_of_a_policy_is_warned_of_and_refused_in_dev_mode(tmp_pat
         assert "error MANIFEST_KEY_UNKNOWN" in line and "did you mean allowDelete?" in line
 
 
+@pytest.mark.usefixtures("processes")
 def test_other_verbs_do_not_mind_variables_of_the_published_server(tmp_path: Path) -> None:
     server = PylonServer(tmp_path, app(), {"DATABASE_URL": "postgres://u:p@h/d"})
     assert server.ctl("config").returncode == 0
@@ -207,6 +211,7 @@ def test_other_verbs_do_not_mind_variables_of_the_published_server(tmp_path: Pat
         assert line.startswith("pylonctl: DATABASE_URL (from environment) has no effect")
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_command_line_imports_neither_gevent_nor_a_worker() -> None:
     code = (
         "import sys; from pylon.cli.main import VERBS, cli\n"
@@ -223,6 +228,7 @@ def test_the_command_line_imports_neither_gevent_nor_a_worker() -> None:
     [("import nothing_of_that_name\n", "No module named"), ("def (\n", "SyntaxError"),
      ("raise SystemExit(3)\n", "its import ended with 3")],
 )
+@pytest.mark.usefixtures("processes")
 def test_an_app_that_cannot_be_imported_is_refused_in_one_line(
     tmp_path: Path, text: str, words: str
 ) -> None:

@@ -22,7 +22,7 @@ GOOD = {"PYLON_CORS_ORIGIN": "https://app.example.com", "PYLON_ADMIN_TOKEN": "t"
 
 
 @pytest.fixture
-def ctl(tmp_path: Path) -> Ctl:
+def ctl(processes: None, tmp_path: Path) -> Ctl:
     """Runs `pylonctl` in an app's folder."""
     (tmp_path / "pylon.manifest.json").write_text(json.dumps(notes_app()))
     port = str(free_base_port())

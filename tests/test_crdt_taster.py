@@ -16,7 +16,7 @@ from workers.tasting import Tasting
 
 
 @pytest.fixture
-def tasting() -> Iterator[Tasting]:
+def tasting(processes: None) -> Iterator[Tasting]:
     made = Tasting()
     yield made
     made.close()

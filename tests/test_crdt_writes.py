@@ -531,6 +531,7 @@ print("alive")
 """
 
 
+@pytest.mark.usefixtures("processes")
 def test_containers_within_containers_kill_no_process() -> None:
     """Loro puts a whole value together by recursion, and overruns the stack."""
     done = subprocess.run(

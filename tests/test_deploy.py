@@ -74,6 +74,7 @@ def test_the_unit_gives_the_drain_enough_time_and_only_known_settings() -> None:
         assert set(re.findall(r"^Environment=(PYLON_\w+)", unit.read_text(), re.MULTILINE)) <= known
 
 
+@pytest.mark.usefixtures("processes")
 def test_shipped_settings_and_wrapper_are_sound(tmp_path: Path) -> None:
     env = parse_dotenv((ROOT / "systemd" / "pylon.env").read_text())
     assert set(env) <= {setting.env for setting in SETTINGS}
@@ -105,7 +106,7 @@ def test_nginx_accepts_the_configuration(program: Program, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.processes
+@pytest.mark.usefixtures("processes")
 def test_nginx_logs_no_query_string_of_a_socket(program: Program, tmp_path: Path) -> None:
     """Nobody is there behind nginx, so that it has errors to log too."""
     nginx = program("nginx", "nginx-light")

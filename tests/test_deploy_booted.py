@@ -18,7 +18,7 @@ from tests.conftest import IN_CI
 from tests.support.debian import Machine, UnavailableError, install
 from tests.support.server import wait_until
 
-pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parent.parent
 SOCKETS = "pylon.socket pylon-ws.socket pylon-sse.socket pylon-shards.socket"
@@ -46,7 +46,7 @@ def commands(heading: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def machine(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """A machine on which the page's section "Install" was carried out."""
     try:
         install()

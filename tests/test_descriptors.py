@@ -21,6 +21,7 @@ from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
 LIMIT = 256
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_soft_limit_is_raised_and_a_low_hard_one_is_told_of() -> None:
     script = (
         "import resource; from pylon import descriptors as d\n"
@@ -32,7 +33,6 @@ def test_the_soft_limit_is_raised_and_a_low_hard_one_is_told_of() -> None:
     assert "LimitNOFILE=" in done.stdout
 
 
-@pytest.mark.processes
 def test_without_descriptors_clients_wait_and_the_others_are_served(
     make_server: Callable[..., PylonServer]
 ) -> None:

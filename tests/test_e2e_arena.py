@@ -12,7 +12,7 @@ import pytest
 from tests.support.browser import Browser, Page
 from tests.support.server import PylonServer
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.usefixtures("processes")
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "arena"
 

@@ -14,8 +14,6 @@ from tests.support.load import Writer
 from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
 from tests.support.sync_client import SyncClient, settle
 
-pytestmark = pytest.mark.processes
-
 
 def rows_at(events: list[dict[str, Any]], seq: int, entity: str) -> dict[str, dict[str, Any]]:
     """The rows of `entity` as the change log says they were right after `seq`."""

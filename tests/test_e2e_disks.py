@@ -40,7 +40,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.processes
+@pytest.mark.usefixtures("processes")
 def test_a_start_on_a_full_disk_is_one_sentence_and_may_be_tried_again(
     tmp_path: Path, full_disk: Path
 ) -> None:

@@ -7,15 +7,11 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from tests.document_kit import LoroClient, sealed
 from tests.hub_kit import WsClient
 from tests.support.manifests import field, notes_app
 from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
 from workers.ws import frames
-
-pytestmark = pytest.mark.processes
 
 
 def app() -> dict[str, Any]:

@@ -19,8 +19,6 @@ from tests.support.load import Writer, check_nothing_lost
 from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
 from tests.support.sync_client import SyncClient, settle
 
-pytestmark = pytest.mark.processes
-
 
 def start_writers(server: PylonServer, count: int) -> list[Writer]:
     writers = [Writer(server, f"w{n}", ADMIN_TOKEN) for n in range(count)]

@@ -19,7 +19,7 @@ from tests.live_kit import LiveSet, Rows
 from tests.support.manifests import notes_app
 from tests.support.server import PylonServer, wait_until
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.usefixtures("processes")
 
 
 class LiveClient:

@@ -10,14 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import websocket
 
 from tests.hub_kit import RawClient, WsClient, client_frame
 from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
 from workers.ws import frames
-
-pytestmark = pytest.mark.processes
 
 PATH = "/api/sync/ws"
 ORIGIN = "http://localhost:3000"

@@ -16,7 +16,7 @@ from pylon.metrics.families import SUPERVISOR, WORKER
 from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
 from tests.support.sync_client import SyncClient
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.usefixtures("processes")
 
 ROOT = Path(__file__).parent.parent
 Program = Callable[[str, str], str]

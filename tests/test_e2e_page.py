@@ -6,12 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.support.browser import Browser, Page
 from tests.support.server import PylonServer
-
-pytestmark = pytest.mark.processes
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "todo"
 

@@ -187,4 +187,4 @@ Life.TestCase.settings = settings(
     phases=(Phase.explicit, Phase.generate),  # shrinking would restart servers for hours
     suppress_health_check=list(HealthCheck),
 )
-TestLife = pytest.mark.timeout(900)(pytest.mark.processes(Life.TestCase))
+TestLife = pytest.mark.timeout(900)(pytest.mark.usefixtures("processes")(Life.TestCase))

@@ -23,8 +23,6 @@ from tests.support.server import ADMIN_TOKEN, PylonServer, free_base_port, wait_
 ROOT = Path(__file__).parent.parent
 APP = Path(__file__).parent / "shards_app.py"
 
-pytestmark = pytest.mark.processes
-
 
 @pytest.fixture(params=["nginx", "caddy"])
 def proxied(

@@ -12,7 +12,7 @@ import pytest
 from tests.support.seq_keeper import SeqKeeper, seqs_of_the_log
 from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 CLIENTS = 50
 RECONNECTS = 20

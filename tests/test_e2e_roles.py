@@ -6,13 +6,10 @@ import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 
-import pytest
 import websocket
 
 from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
 from tests.support.sync_client import SyncClient, settle
-
-pytestmark = pytest.mark.processes
 
 
 def listens(port: int) -> bool:

@@ -17,11 +17,9 @@ from tests.hub_kit import WsClient
 from tests.support.manifests import notes_app
 from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
 
-pytestmark = pytest.mark.processes
-
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PylonServer]:
+def server(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PylonServer]:
     env = {"PYLON_WS_WORKERS": "2", "PYLON_SSE_WORKERS": "0", "PYLON_SHARD_WORKERS": "0",
            "PYLON_HTTP_WORKERS": "1"}
     made = PylonServer(tmp_path_factory.mktemp("rooms"), notes_app(), env)

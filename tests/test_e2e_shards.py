@@ -18,8 +18,6 @@ from tests.support.manifests import notes_app
 from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
 from tests.support.shard_client import Player, user
 
-pytestmark = pytest.mark.processes
-
 APP = str(Path(__file__).parent / "shards_app.py")
 
 
@@ -27,7 +25,7 @@ ENVIRON = {"PYLON_APP": APP, "PYLON_SHARD_WORKERS": "2", "PYLON_HTTP_WORKERS": "
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PylonServer]:
+def server(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PylonServer]:
     """Two shards workers, so that half of all connections land where their shard is not."""
     made = PylonServer(tmp_path_factory.mktemp("shards"), notes_app(), ENVIRON).start()
     yield made

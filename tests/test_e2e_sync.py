@@ -13,8 +13,6 @@ import pytest
 from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
 from tests.support.sync_client import SyncClient, settle
 
-pytestmark = pytest.mark.processes
-
 ENTITIES = ("Note", "Tick")
 
 

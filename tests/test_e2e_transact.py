@@ -12,7 +12,6 @@ import pytest
 
 from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
 
-pytestmark = pytest.mark.processes
 ROWS = 7  # of each transaction
 CALLERS = 4
 

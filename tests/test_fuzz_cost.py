@@ -25,7 +25,7 @@ from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wide_app import wide_app
 from tests.test_fuzz_schemathesis import SMALL
 
-pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 CORPUS = json.loads((Path(__file__).parent / "corpora" / "cost.json").read_text())
 ADMIN = ("Authorization", f"Bearer {ADMIN_TOKEN}")
@@ -59,7 +59,7 @@ def spelled(value: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PylonServer]:
+def served(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PylonServer]:
     server = PylonServer(tmp_path_factory.mktemp("cost"), wide_app(), SMALL)
     try:
         server.start()

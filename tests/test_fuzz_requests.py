@@ -22,7 +22,7 @@ from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wide_app import wide_app
 from tests.test_fuzz_schemathesis import SMALL
 
-pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 ADMIN = ("Authorization", f"Bearer {ADMIN_TOKEN}")
 FEW = settings(
@@ -70,7 +70,7 @@ def check(answer: Answer, method: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+def target(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     server = PylonServer(tmp_path_factory.mktemp("requests"), wide_app(), SMALL)
     try:
         server.start()

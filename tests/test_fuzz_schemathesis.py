@@ -38,11 +38,11 @@ ALWAYS = [
 # What is wrong with one entry of these is in the entry's own outcome, and the status is 200.
 EACH_BY_ITSELF = {"POST /api/sync/push", "POST /api/batch"}
 
-pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PylonServer]:
+def served(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PylonServer]:
     folder: Path = tmp_path_factory.mktemp("fuzz")
     server = PylonServer(folder, wide_app(), {**SMALL, **OPEN})
     try:

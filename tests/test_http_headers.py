@@ -12,8 +12,6 @@ from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wide_app import wide_app
 from tests.test_fuzz_schemathesis import SMALL
 
-pytestmark = [pytest.mark.processes]
-
 ADMIN = ("Authorization", f"Bearer {ADMIN_TOKEN}")
 OF_ONE_ANSWER = {"x-request-id", "date", "connection"}
 # What they say changes from one moment to the next, and its length with it.
@@ -21,7 +19,7 @@ ALIVE = {"/metrics", "/health", "/readyz"}
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PylonServer]:
+def served(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PylonServer]:
     server = PylonServer(tmp_path_factory.mktemp("headers"), wide_app(), SMALL)
     try:
         yield server.start()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tests.support.http_wire import Answer, Wire, echo_server
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.timeout(240)]
 
 FOLDER = Path(__file__).parent / "corpora" / "http_requests"
 PARTS = re.compile(
@@ -61,7 +61,7 @@ by_name = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASE
 
 
 @pytest.fixture(scope="module")
-def port() -> Iterator[int]:
+def port(processes: None) -> Iterator[int]:
     with echo_server() as (port, _):
         yield port
 

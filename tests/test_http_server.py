@@ -19,13 +19,13 @@ from tests.echo_server import LARGE_BYTES
 from tests.support.http_wire import Wire, echo_server
 from tests.support.server import wait_until
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.timeout(120)]
 
 END = b" HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
-def echo() -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+def echo(processes: None) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     with echo_server() as served:
         yield served
 
@@ -36,7 +36,7 @@ def port(echo: tuple[int, subprocess.Popen[bytes]]) -> int:
 
 
 @pytest.fixture(scope="module")
-def hasty() -> Iterator[int]:
+def hasty(processes: None) -> Iterator[int]:
     """A server without patience."""
     with echo_server(
         HTTP_HEAD_S=0.4, HTTP_REQUEST_S=0.4, HTTP_KEEPALIVE_S=0.4, HTTP_SEND_S=0.4

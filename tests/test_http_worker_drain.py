@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.timeout(180)
 
 MANIFEST: dict[str, Any] = {
     "manifest_version": 1, "name": "drain", "version": "1.0.0",
@@ -37,7 +37,7 @@ def make_server(folder: Path) -> PylonServer:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[PylonServer]:
+def server(processes: None, tmp_path: Path) -> Iterator[PylonServer]:
     """A server for one test, which may stop it."""
     made = make_server(tmp_path)
     try:
@@ -47,7 +47,7 @@ def server(tmp_path: Path) -> Iterator[PylonServer]:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PylonServer]:
+def shared(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PylonServer]:
     """A server for the tests that leave it running."""
     made = make_server(tmp_path_factory.mktemp("http"))
     try:

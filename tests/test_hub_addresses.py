@@ -47,6 +47,7 @@ def test_no_limit() -> None:
     cap.closed("a")
 
 
+@pytest.mark.usefixtures("processes")
 def test_siblings_count_until_they_are_killed(tmp_path: Path) -> None:
     cap = shared_cap(3, tmp_path, "ws", "1", 2)
     child = subprocess.Popen(

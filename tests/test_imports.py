@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 _LOADED = (
     "loaded = {n for n, m in sys.modules.items() if m and type(m).__name__ != '_StandIn'}\n"
 )

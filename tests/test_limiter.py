@@ -114,6 +114,7 @@ def test_many_subjects_cost_no_memory_and_a_full_bucket_gives_up_the_fullest_bud
     assert metrics.RATE_EVICTED.labels().value > before
 
 
+@pytest.mark.usefixtures("processes")
 def test_processes_share_one_budget_exactly(tmp_path: Path) -> None:
     takers = [
         subprocess.Popen(
@@ -132,6 +133,7 @@ def test_processes_share_one_budget_exactly(tmp_path: Path) -> None:
     assert sum(int(taker.communicate(timeout=60)[0]) for taker in takers) == 1_000
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_bucket_that_a_stopped_process_holds_lets_takes_through(tmp_path: Path) -> None:
     path = tmp_path / "rates"
     limiter = RateLimiter(RateTable(path), ManualClock())

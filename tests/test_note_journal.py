@@ -68,6 +68,7 @@ def test_a_reader_has_every_note_of_every_writer(journal: Journal) -> None:
         assert reader.notes.is_whole
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_writer_s_slot_is_free_when_its_process_dies(journal: Journal) -> None:
     """And its successor goes on behind its notes."""
     text = (

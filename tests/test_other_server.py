@@ -7,13 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import apsw
-import pytest
 
 from tests.support.manifests import notes_app
 from tests.support.other_server import FIRST_SEQ, make_database
 from tests.support.server import ADMIN_TOKEN, PylonServer
-
-pytestmark = pytest.mark.processes
 
 
 def note(number: int, **more: Any) -> dict[str, Any]:

@@ -46,6 +46,7 @@ def resolve(python: str, machine: str, folder: Path) -> subprocess.CompletedProc
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.usefixtures("processes")
 def test_every_dependency_is_a_wheel_for_every_python_and_machine(tmp_path: Path) -> None:
     wanted = [(python, machine) for python in PYTHONS for machine in MACHINES]
     with ThreadPoolExecutor(4) as pool:

@@ -37,6 +37,7 @@ def killed_folder(parent: Path) -> Path:
     return Path(done.stdout.strip())
 
 
+@pytest.mark.usefixtures("processes")
 def test_folders_of_killed_processes_go_and_those_in_use_stay(tmp_path: Path) -> None:
     live, dead = make_private_folder("pylon-", tmp_path), killed_folder(tmp_path)
     assert live.stat().st_mode & 0o777 == 0o700
@@ -46,6 +47,7 @@ def test_folders_of_killed_processes_go_and_those_in_use_stay(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("processes")
 def test_what_is_not_surely_ours_stays(tmp_path: Path) -> None:
     other_name, no_lock = tmp_path / "pylon-life-abcdefgh", tmp_path / "pylon-abcdefgh"
     for folder in (other_name, no_lock):
@@ -65,7 +67,6 @@ def test_what_is_not_surely_ours_stays(tmp_path: Path) -> None:
     assert no_lock.exists()
 
 
-@pytest.mark.processes
 def test_the_runtime_folder_of_a_killed_server_goes_at_the_next_start(
     make_server: Callable[..., PylonServer], tmp_path: Path
 ) -> None:

@@ -129,12 +129,14 @@ def test_what_is_no_python_file_is_refused(tmp_path: Path, name: str) -> None:
         app_module.load_app_module(tmp_path / name)
 
 
+@pytest.mark.usefixtures("processes")
 def test_who_imports_pylon_does_not_load_the_simulations() -> None:
     code = "import pylon, sys; print('pylon.realtime' in sys.modules, pylon.SimState.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert done.stdout == b"False SimState\n"
 
 
+@pytest.mark.usefixtures("processes")
 def test_an_app_may_import_what_we_put_off(tmp_path: Path) -> None:
     (tmp_path / "game.py").write_text(textwrap.dedent("""
         import asyncio.subprocess

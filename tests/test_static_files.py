@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.support.server import PylonServer
-
-pytestmark = pytest.mark.processes
 
 
 def test_files_index_and_no_way_out(

@@ -20,7 +20,7 @@ from tests.support.supervised import Maker, supervised_maker
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Maker]:
+def make(processes: None, tmp_path: Path) -> Iterator[Maker]:
     with supervised_maker(tmp_path) as maker:
         yield maker
 

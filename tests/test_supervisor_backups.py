@@ -22,13 +22,13 @@ from supervisor.readers import find_readers
 from tests.support.server import wait_until
 from tests.support.supervised import Maker, Supervised, supervised_maker
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.usefixtures("processes")
 
 AT = "pylon_backup_last_success_timestamp_seconds"
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Maker]:
+def make(processes: None, tmp_path: Path) -> Iterator[Maker]:
     with supervised_maker(tmp_path) as maker:
         yield maker
 

@@ -137,6 +137,7 @@ except StartRefused as ex:
     ("http:http", "listening", "systemd passed 2 sockets"),
     ("http:ws", "bound only", "does not listen"),
 ])
+@pytest.mark.usefixtures("processes")
 def test_sockets_of_systemd(names: str, kind: str, answer: str) -> None:
     root = str(Path(__file__).resolve().parent.parent)
     done = subprocess.run(
@@ -257,7 +258,7 @@ def test_news_reach_late_listeners_from_the_beginning() -> None:
 
 @pytest.fixture
 def arbiter(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    processes: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[tuple[Children, Heartbeats, ManualClock]]:
     """Children with one HTTP child, a process that only waits, on a clock that stands still."""
     wait = [sys.executable, "-c", "import sys; sys.stdin.read(); import time; time.sleep(60)"]

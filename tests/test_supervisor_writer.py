@@ -315,6 +315,7 @@ def test_a_reader_that_holds_the_wal_never_makes_the_writer_wait(
     holding.close()
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_log_names_the_reader_that_holds_the_wal(
     store: Store, flusher: Flusher, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],

@@ -375,6 +375,7 @@ class DeflateClient(WsClient):
 OFFER = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}
 
 
+@pytest.mark.usefixtures("processes")
 def test_replayed_and_live_changes_are_packed_for_those_who_offer_it(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     try:
@@ -405,6 +406,7 @@ def test_replayed_and_live_changes_are_packed_for_those_who_offer_it(tmp_path: P
         stage.close()
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_setting_turns_it_off(tmp_path: Path) -> None:
     stage = Stage(tmp_path, PYLON_WS_DEFLATE="false")
     try:

@@ -21,7 +21,6 @@ from tests.document_kit import LoroClient
 from tests.hub_kit import ADMIN_TOKEN, Stage, WsClient, until
 from workers.ws import frames
 
-pytestmark = pytest.mark.processes
 FIELDS = [*hub_kit.FIELDS, {"name": "body", "type": "richtext", "optional": True,
                             "unique": False}]
 MANIFEST = {
@@ -62,7 +61,7 @@ class DocumentStage(Stage):
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[DocumentStage]:
+def stage(processes: None, tmp_path: Path) -> Iterator[DocumentStage]:
     stage = DocumentStage(tmp_path)
     yield stage
     stage.close()

@@ -16,11 +16,9 @@ from pylon.bus.rooms_messages import JoinRoom, LeaveRoom, SetPresence
 from tests.hub_kit import Stage, Worker, WsClient, until
 from tests.rooms_kit import Keeper
 
-pytestmark = pytest.mark.processes
-
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
+def stage(processes: None, tmp_path: Path) -> Iterator[Stage]:
     made = Stage(tmp_path)
     yield made
     made.close()

@@ -33,7 +33,7 @@ CASES = json.loads((Path(__file__).parent / "corpora/ws/frames.json").read_text(
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def stage(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """Shared: rows of earlier tests are replayed to later clients, until they have joined."""
     made = Stage(tmp_path_factory.mktemp("ws"))
     yield made
@@ -46,7 +46,7 @@ def ws(stage: Stage) -> Worker:
 
 
 @pytest.fixture
-def own_stage(tmp_path: Path) -> Iterator[Stage]:
+def own_stage(processes: None, tmp_path: Path) -> Iterator[Stage]:
     made = Stage(tmp_path)
     yield made
     made.close()
@@ -445,6 +445,7 @@ def test_a_cursor_ahead_of_the_log_must_resync(
     assert client.closed() == (1012, "resync required")
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_void_cursor_is_told_where_the_log_goes_on(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     try:

@@ -374,7 +374,7 @@ def test_many_addresses_take_little_memory(place: Place, monkeypatch: pytest.Mon
 # --- A worker --------------------------------------------------------------------------------
 
 
-@pytest.mark.processes
+@pytest.mark.usefixtures("processes")
 def test_changes_are_delivered_while_an_anonymous_socket_sends_bombs(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     try:

@@ -29,7 +29,7 @@ from workers.http.connection_limits import ConnectionLimits, choose_holder
 from workers.net.counts import CountTable, SharedCounts
 from workers.net.head import Refused
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.timeout(120)]
 
 END = b" HTTP/1.1\r\nHost: h\r\n\r\n"
 PLACES = 20
@@ -69,7 +69,7 @@ class From(Wire):
 
 
 @pytest.fixture
-def port() -> Iterator[int]:
+def port(processes: None) -> Iterator[int]:
     with echo_server(HTTP_CONNECTIONS=PLACES, HTTP_GRACE_S=0.2) as (port, _):
         still_serves(port, OTHER)
         yield port

@@ -19,6 +19,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield made
 
 
+@pytest.mark.usefixtures("processes")
 def test_one_identity_pushes_so_often_and_another_is_not_refused(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

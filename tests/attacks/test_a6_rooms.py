@@ -185,7 +185,7 @@ def test_an_admin_who_acts_for_others_is_not_counted(api: Server) -> None:
     assert room_count(api) == count
 
 
-@pytest.mark.processes
+@pytest.mark.usefixtures("processes")
 def test_relayed_messages_are_limited_for_an_identity_over_its_sockets(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     keeper = Keeper(stage)

@@ -183,6 +183,7 @@ def test_callers_of_snapshots_have_their_turns_one_after_the_other(server: Serve
     assert last <= 22 + 2 * 10
 
 
+@pytest.mark.usefixtures("processes")
 def test_push_to_a_row_that_is_not_there_is_not_merged(server: Server) -> None:
     note = {"title": "t", "ownerId": "ada", "shared": True}
     row_id = server.call("POST", "/api/entities/Note", note, ADMIN_TOKEN).json["id"]
@@ -205,6 +206,7 @@ def test_push_to_a_row_that_is_not_there_is_not_merged(server: Server) -> None:
     ).status_code == 200
 
 
+@pytest.mark.usefixtures("processes")
 def test_merges_of_one_caller_leave_a_process_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     doc = LoroClient()
     doc.doc.get_map("row").insert("a", "b")

@@ -35,7 +35,7 @@ PUBLIC = "公开的"
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[DocumentStage]:
+def stage(processes: None, tmp_path: Path) -> Iterator[DocumentStage]:
     stage = DocumentStage(tmp_path)
     yield stage
     stage.close()
@@ -213,6 +213,7 @@ def test_documents_from_before_another_rule_are_hidden(tmp_path: Path) -> None:
     engine.close()
 
 
+@pytest.mark.usefixtures("processes")
 def test_hidden_row_costs_a_push_what_no_row_costs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,7 +48,7 @@ def assert_is_harmless(message: dict[str, Any], sender: str) -> None:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
+def stage(processes: None, tmp_path: Path) -> Iterator[Stage]:
     made = Stage(tmp_path)
     yield made
     made.close()
@@ -65,7 +65,6 @@ def say(client: WsClient, message: dict[str, Any]) -> None:
     client.say(1, json.dumps(message).encode())
 
 
-@pytest.mark.processes
 def test_a_member_cannot_forge_a_change_in_a_room(stage: Stage, keeper: Keeper) -> None:
     worker = stage.start("ws", PYLON_SOCKETS_PER_IP="0")
     clients = []
@@ -91,7 +90,6 @@ def test_a_member_cannot_forge_a_change_in_a_room(stage: Stage, keeper: Keeper) 
     assert bob.text()["data"]["text"] == "real", "the stream of changes goes on"
 
 
-@pytest.mark.processes
 def test_a_client_cannot_forge_a_change_for_everybody(stage: Stage, keeper: Keeper) -> None:
     worker = stage.start("ws", PYLON_SOCKETS_PER_IP="0", PYLON_WS_UNSCOPED_PRESENCE="1")
     bob, nobody = WsClient(worker.port, token=stage.login("bob")[0]), WsClient(worker.port)

@@ -24,7 +24,7 @@ REFUSED, SESSION_ENDED, TAKEN_OVER = 1008, 4401, 4409
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PylonServer]:
+def server(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PylonServer]:
     made = PylonServer(tmp_path_factory.mktemp("seats"), notes_app(), ENVIRON).start()
     yield made
     made.close()
@@ -38,7 +38,6 @@ def seat_of(player: Player) -> str:
     return token
 
 
-@pytest.mark.processes
 def test_a_seat_dies_with_its_session(server: PylonServer) -> None:
     session = user(server, "ada")
     ada = Player(server, "counter:revoked", token=session, sid="ada")
@@ -52,7 +51,6 @@ def test_a_seat_dies_with_its_session(server: PylonServer) -> None:
     assert watcher.frame()[1]["sum"] == 0
 
 
-@pytest.mark.processes
 def test_a_seat_serves_no_other_user_while_its_owner_is_connected(server: PylonServer) -> None:
     ada = Player(server, "counter:stolen", token=user(server, "ada"), sid="ada")
     seat = seat_of(ada)
@@ -63,7 +61,6 @@ def test_a_seat_serves_no_other_user_while_its_owner_is_connected(server: PylonS
     assert ada.until(lambda body: body["sum"] == 5)["here"] == ["ada"]
 
 
-@pytest.mark.processes
 def test_a_seat_token_works_once_and_ends_the_connection_before(server: PylonServer) -> None:
     session = user(server, "ada")
     first = Player(server, "counter:twice", token=session, sid="ada")
@@ -77,7 +74,6 @@ def test_a_seat_token_works_once_and_ends_the_connection_before(server: PylonSer
     assert second.until(lambda body: body["sum"] == 7)["here"] == ["ada"]
 
 
-@pytest.mark.processes
 def test_a_connection_that_lost_its_seat_steers_no_more(server: PylonServer) -> None:
     session = user(server, "ada")
     first = Player(server, "counter:half-open", token=session, sid="ada")
@@ -87,7 +83,6 @@ def test_a_connection_that_lost_its_seat_steers_no_more(server: PylonServer) -> 
     assert second.until(lambda body: body["sum"] != 0)["sum"] == 1
 
 
-@pytest.mark.processes
 def test_a_seat_token_in_the_url_is_refused_with_the_remedy(server: PylonServer) -> None:
     session = user(server, "ada")
     ada = Player(server, "counter:url", token=session, sid="ada")

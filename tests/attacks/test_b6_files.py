@@ -17,7 +17,7 @@ import pytest
 from tests.support.manifests import notes_app
 from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.usefixtures("processes")
 
 
 @pytest.fixture(autouse=True)
