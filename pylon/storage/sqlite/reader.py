@@ -7,14 +7,13 @@ of 1,000, so a thread that scans takes the interpreter lock once and not for eac
 Likewise CAST AS BLOB gives bytes as fast as text (measured), and saves the encoding. Where the
 rows go out as they are (`page`), they are joined with commas and not split at all.
 
-The time limit costs a read nothing but a note that a statement begins: the clock is first read
-when SQLite asks whether to go on, which short statements never live to see. SQLite asks between
-rows only, so a reader that hurries runs no pattern where a text may be long, and no full-text
-match. A reader in a thread is also interrupted from outside (`interrupt_late`): SQLite looks at
-that for each row, and FTS5 for each page of its index.
+`Deadline` limits the time of each statement; SQLite calls it between rows only. So within a
+group (`within`) the reader runs no pattern where a text may be long, and no full-text match. The
+pool also interrupts a reader in a thread from outside (`interrupt_late`): SQLite checks that for
+each row, and FTS5 for each page of its index.
 
-Invariants: no statement runs for longer than its time limit, one look at the clock, and what
-one row costs; one thread at a time, but for `interrupt_late`.
+Invariants: no statement runs for longer than its time limit, one check of the clock, and the
+cost of one row; one thread at a time, but for `interrupt_late`.
 """
 
 from __future__ import annotations
@@ -46,10 +45,12 @@ from pylon.storage.events import ChangeEvent
 from pylon.storage.sqlite import documents, log, sessions, shards, tally
 from pylon.storage.sqlite.aggregate import aggregate_rows
 from pylon.storage.sqlite.connect import open_reader, translate
+from pylon.storage.sqlite.deadline import Deadline
 from pylon.storage.sqlite.graph import graph_json, is_one_statement
 from pylon.storage.sqlite.patterns import Meter, add_functions
 from pylon.storage.sqlite.reads import EntityReads, selection
 from pylon.storage.sqlite.short_rows import has_short_rows
+from pylon.storage.sqlite.slow_statements import SlowStatements
 from pylon.storage.where import ALL, NOTHING
 from pylon.values import unknown_column
 
@@ -62,10 +63,9 @@ _SEPARATOR: Final = b"\x1e"  # a control character: JSON has it escaped only
 _BOOL_TEXT: Final = {"true": 1, "false": 0}
 _FEWER: Final = 8  # rows are too large: this part of them is tried next
 _ROW_BYTES: Final = 1_000_000_000  # SQLite's own limit: one row is always read
-_SLOW_FOR: Final = 63  # times that a slow statement is not tried in a hurry
 _PATTERN: Final = "pattern:"
+_KNOWN_SLOW: Final = "the statement is known to take longer"
 _BELIEVED_NS: Final = 50_000_000  # PERF: to ask for each pattern took 3 us of 65
-_NOT_BEGUN_S: Final = 0.0  # the deadline of a statement that has not been asked about yet
 
 
 class _Bounded:
@@ -93,9 +93,8 @@ class SqliteReader:
     """See `pylon.storage.contract.Reader` for the methods' promises."""
 
     __slots__ = (
-        "_begin_s", "_bounded", "_by_name", "_clock", "_conn", "_deadline_s", "_execute",
-        "_hurried", "_pattern_of", "_short_rows", "_short_rows_asked_ns", "_slow", "_timeout_s",
-        "meter",
+        "_bounded", "_by_name", "_clock", "_conn", "_deadline", "_execute", "_pattern_of",
+        "_short_rows", "_short_rows_asked_ns", "_slow", "meter",
     )
 
     def __init__(
@@ -114,25 +113,23 @@ class SqliteReader:
         """
         self._by_name = {e.name: EntityReads(e) for e in manifest.entities}
         self._clock = clock or SystemClock()
-        self._begin_s = self._deadline_s = _NOT_BEGUN_S
-        self._hurried = False
-        self._slow: dict[str, int] = {}
+        self._deadline = Deadline(self._clock, limits.READ_TIMEOUT_S)
+        self._slow = SlowStatements()
         self._pattern_of = ""  # of a statement with a pattern: the key of its kind in `_slow`
         self._short_rows: dict[str, bool] = {}
         self._short_rows_asked_ns = 0
-        self._timeout_s = limits.READ_TIMEOUT_S
         self._conn = open_reader(path)
-        self.meter = Meter(self._is_late)  # of the patterns of this connection
+        self.meter = Meter(self._deadline.is_over)  # of the patterns of this connection
         add_functions(self._conn, self.meter)
         self._bounded = _Bounded(self._conn, limits.LIST_BYTES)
         self._execute = self._conn.execute
-        self._conn.set_progress_handler(self._is_late, check_steps)
+        self._conn.set_progress_handler(self._deadline.is_over, check_steps)
 
     def get(self, entity: str, row_id: str) -> bytes | None:
         sql = self._by_name.get(entity)
         if sql is None:
             raise _unknown(entity)
-        self._deadline_s = _NOT_BEGUN_S
+        self._deadline.start_statement()
         try:
             found: bytes | None = self._execute(sql.get, (row_id,)).get
         except apsw.Error as error:
@@ -149,7 +146,7 @@ class SqliteReader:
         params: tuple[object, ...] = (row_id,)
         if allowed is not ALL and allowed.sql != ALL.sql:
             text, params = f"{text} AND ({allowed.sql})", (row_id, *allowed.params)
-        self._deadline_s = _NOT_BEGUN_S
+        self._deadline.start_statement()
         try:
             found: tuple[bytes, int | None] | None = self._execute(text, params).get
         except apsw.Error as error:
@@ -159,21 +156,18 @@ class SqliteReader:
     def within(self, timeout_s: float, read: Callable[[Reader], T]) -> T:
         """Run `read` on this reader with a shorter time limit, for all its statements together.
 
-        A statement that once took too long is not begun the next times: what is known to be
-        slow costs its time only where there is enough of it.
+        After a statement has passed the limit, the reader refuses it the next times at once
+        (`SlowStatements`).
 
         Raises:
-            QueryTimeout: the time is over, or is known not to be enough.
+            QueryTimeout: the time is over, or a statement is known to need more.
         """
-        usual_s, self._timeout_s = self._timeout_s, timeout_s
-        self._hurried = True
         self._pattern_of = ""
+        self._deadline.begin_group(timeout_s)
         try:
             return read(self)
         finally:
-            self._hurried = False
-            self._timeout_s = usual_s
-            self._begin_s = _NOT_BEGUN_S
+            self._deadline.end_group()
 
     def lookup(
         self, entity: str, field: str, value: object, allowed: SqlClause = ALL
@@ -189,7 +183,7 @@ class SqliteReader:
         params: tuple[object, ...] = (value,)
         if allowed is not ALL and allowed.sql != ALL.sql:  # PERF: `is` spares 0.1 us of 2.5
             text, params = sql.lookup_among(field, value, allowed)
-        self._deadline_s = _NOT_BEGUN_S
+        self._deadline.start_statement()
         try:
             found: bytes | None = self._execute(text, params).get
         except apsw.Error as error:
@@ -218,7 +212,7 @@ class SqliteReader:
         sql = self._sql(entity)
         if query.where.sql == NOTHING.sql:
             return []
-        if self._hurried:
+        if self._deadline.in_group:
             if query.relevance is not None:
                 raise QueryTimeout("a full-text match cannot be hurried")
             if query.where.work:
@@ -234,7 +228,7 @@ class SqliteReader:
         sql = self._sql(entity)
         if query.where.sql == NOTHING.sql:
             return 0, b"[]"
-        if self._hurried:
+        if self._deadline.in_group:
             if query.relevance is not None:
                 raise QueryTimeout("a full-text match cannot be hurried")
             if query.where.work:
@@ -248,7 +242,7 @@ class SqliteReader:
 
     def count(self, entity: str, where: SqlClause) -> int:
         sql = self._sql(entity)
-        if self._hurried and where.work:
+        if self._deadline.in_group and where.work:
             self._refuse_long(entity, where)
         found = self._one(f"SELECT count(*) FROM {sql.table} WHERE {where.sql}", where.params)
         return int(found)
@@ -257,7 +251,7 @@ class SqliteReader:
         self, entity: str, where: SqlClause, fields: Sequence[str], most: int
     ) -> Tally:
         sql = self._sql(entity)
-        if self._hurried and where.work:
+        if self._deadline.in_group and where.work:
             self._refuse_long(entity, where)
         select = tally.statement(sql.table, where, fields, most)
         return tally.fold(fields, self._all(select.sql, select.params))
@@ -265,7 +259,7 @@ class SqliteReader:
     def graph(self, nodes: Sequence[GraphNode]) -> bytes:
         for node in nodes:
             self._sql(node.entity.name)
-            if self._hurried:
+            if self._deadline.in_group:
                 self._refuse_long_node(node)
         if is_one_statement(nodes):
             with self._bounded:
@@ -279,7 +273,7 @@ class SqliteReader:
 
     def aggregate(self, entity: str, aggregate: Aggregate) -> list[dict[str, Any]]:
         sql = self._sql(entity)
-        if self._hurried and aggregate.where.work:
+        if self._deadline.in_group and aggregate.where.work:
             self._refuse_long(entity, aggregate.where)
         return aggregate_rows(self._all, sql.entity, aggregate)
 
@@ -342,12 +336,12 @@ class SqliteReader:
 
     def at_one_commit(self, read: Callable[[], T]) -> T:
         try:
-            self._start()
+            self._deadline.start_statement()
             self._conn.execute("BEGIN")
             try:
                 return read()
             finally:
-                self._start()  # what `read` took of its time is no reason to stay open
+                self._deadline.start_statement()  # COMMIT must run when `read` was too late
                 self._conn.execute("COMMIT")
         except apsw.Error as error:
             raise translate(error) from error
@@ -356,9 +350,8 @@ class SqliteReader:
         self._conn.close()
 
     def interrupt_late(self) -> None:
-        """End the statement that another thread runs here, if its time is over. A statement that
-        has not been asked about yet has its whole time from now on."""
-        if self._is_late():
+        """Interrupt the statement that another thread runs here, if its time is over."""
+        if self._deadline.is_over():
             self._conn.interrupt()
 
     def _sql(self, entity: str) -> EntityReads:
@@ -368,18 +361,20 @@ class SqliteReader:
         return sql
 
     def _one(self, sql: str, params: tuple[object, ...]) -> Any:
-        self._deadline_s = self._begin_s
-        if self._hurried and sql in self._slow:
-            self._refuse(sql)
+        deadline = self._deadline
+        deadline.start_statement()
+        if deadline.in_group and self._slow.should_skip(sql):
+            raise QueryTimeout(_KNOWN_SLOW)
         try:
             return self._execute(sql, params).get
         except apsw.Error as error:
             raise self._failed(sql, error) from error
 
     def _all(self, sql: str, params: tuple[object, ...]) -> list[tuple[Any, ...]]:
-        self._deadline_s = self._begin_s
-        if self._hurried and sql in self._slow:
-            self._refuse(sql)
+        deadline = self._deadline
+        deadline.start_statement()
+        if deadline.in_group and self._slow.should_skip(sql):
+            raise QueryTimeout(_KNOWN_SLOW)
         try:
             return self._execute(sql, params).fetchall()
         except apsw.Error as error:
@@ -387,33 +382,18 @@ class SqliteReader:
 
     def _ask(self, ask: Callable[[apsw.Connection, *Ts], T], *args: *Ts) -> T:
         """What a function on a connection finds."""
-        self._deadline_s = self._begin_s
+        self._deadline.start_statement()
         try:
             return ask(self._conn, *args)
         except apsw.Error as error:
             raise translate(error) from error
 
-    def _start(self) -> None:
-        """A statement begins."""
-        self._deadline_s = self._begin_s
-
     def _failed(self, sql: str, error: apsw.Error) -> PylonError:
-        if self._hurried and isinstance(error, apsw.InterruptError):
-            if len(self._slow) >= limits.SLOW_STATEMENTS:
-                self._slow.clear()
-            self._slow[sql] = _SLOW_FOR
+        if self._deadline.in_group and isinstance(error, apsw.InterruptError):
+            self._slow.add(sql)
             if self._pattern_of:  # others like it may be as slow
-                self._slow[self._pattern_of] = _SLOW_FOR
+                self._slow.add(self._pattern_of)
         return translate(error)
-
-    def _refuse(self, sql: str) -> None:
-        """Not this time; but values and tables change, so it is tried again now and then."""
-        left = self._slow[sql]
-        if left == 0:
-            del self._slow[sql]
-            return
-        self._slow[sql] = left - 1
-        raise QueryTimeout("the statement is known to take longer")
 
     def _refuse_long(self, entity: str, where: SqlClause) -> None:
         """For a clause that is more than comparisons.
@@ -427,8 +407,8 @@ class SqliteReader:
         if not self._has_short_rows(entity):
             raise QueryTimeout("a pattern may meet long texts")
         self._pattern_of = _PATTERN + entity
-        if self._pattern_of in self._slow:
-            self._refuse(self._pattern_of)
+        if self._slow.should_skip(self._pattern_of):
+            raise QueryTimeout(_KNOWN_SLOW)
 
     def _has_short_rows(self, entity: str) -> bool:
         now_ns = self._clock.wall_ns()
@@ -445,15 +425,6 @@ class SqliteReader:
             self._refuse_long(node.entity.name, node.where)
         for include in node.includes:
             self._refuse_long_node(include.node)
-
-    def _is_late(self) -> bool:
-        now_s = self._clock.monotonic_s()
-        if self._deadline_s == _NOT_BEGUN_S:
-            self._deadline_s = now_s + self._timeout_s
-            if self._hurried:
-                self._begin_s = self._deadline_s
-            return False
-        return now_s > self._deadline_s
 
 
 def _unknown(entity: str) -> EntityNotFound:
