@@ -12,11 +12,15 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support import process_guard
+from tests.support.examples import DEFAULT_EXAMPLES, count_examples
 from tests.support.manifests import notes_app
 from tests.support.server import PylonServer
 
 # No test says how long something takes: on a busy machine everything takes longer.
-settings.register_profile("pylon", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "pylon", deadline=None, max_examples=count_examples(DEFAULT_EXAMPLES),
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("pylon")
 
 process_guard.install()

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from pylon import limits
 from tests.search_kit import SEARCH, is_hit, pages_app
+from tests.support.examples import count_examples
 from tests.support_writer import ADMIN_TOKEN, Server, running
 
 WORDS = [
@@ -100,7 +101,7 @@ REQUESTS = st.fixed_dictionaries({}, optional={
 })
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=count_examples(50))
 @given(request=REQUESTS, who=st.sampled_from(CALLERS))
 def test_a_search_is_what_python_makes_of_the_rows(
     server: Server, tokens: dict[str, str | None], rows: list[dict[str, Any]],
@@ -136,7 +137,7 @@ def _ordered(value: Any) -> Any:
     return -math.inf if value is None else value.encode() if isinstance(value, str) else value
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=count_examples(50))
 @given(query=QUERIES, who=st.sampled_from(CALLERS), size=st.integers(3, 15))
 def test_pages_by_relevance_hold_each_hit_once(
     server: Server, tokens: dict[str, str | None], rows: list[dict[str, Any]],
@@ -150,7 +151,7 @@ def test_pages_by_relevance_hold_each_hit_once(
     assert sorted(hit["id"] for hit in seen) == wanted
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=count_examples(50))
 @given(query=QUERIES, who=st.sampled_from(CALLERS))
 def test_the_filter_operator_finds_the_same_in_the_same_order(
     server: Server, tokens: dict[str, str | None], query: str, who: str
@@ -162,7 +163,7 @@ def test_the_filter_operator_finds_the_same_in_the_same_order(
     assert filtered.json == searched.json["hits"]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=count_examples(50))
 @given(query=QUERIES, who=st.sampled_from(CALLERS))
 def test_graphs_and_aggregates_find_the_same(
     server: Server, tokens: dict[str, str | None], rows: list[dict[str, Any]],

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylon import limits
+from tests.support.examples import count_examples
 from tests.support_writer import ADMIN_TOKEN, Server, running
 
 MANIFEST: dict[str, Any] = {
@@ -251,7 +252,7 @@ def test_no_body_is_a_defect_and_a_transaction_is_all_or_nothing(tmp_path: Path)
             found: list[Any] = server.call("GET", NOTES).json["data"]
             return found
 
-        @settings(max_examples=150, deadline=None)
+        @settings(max_examples=count_examples(150))
         @given(st.lists(OPERATION, max_size=4))
         def transact(operations: list[Any]) -> None:
             before = rows()
@@ -264,7 +265,7 @@ def test_no_body_is_a_defect_and_a_transaction_is_all_or_nothing(tmp_path: Path)
             else:
                 assert len(answer.json["results"]) == len(operations)
 
-        @settings(max_examples=100, deadline=None)
+        @settings(max_examples=count_examples(100))
         @given(st.sampled_from(["batch", "transact", "link", "unlink", "import", "actions/a"]),
                JSON)
         def anything(route: str, body: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import apsw
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from loro import LoroDoc, LoroList, LoroText
 
@@ -36,6 +36,7 @@ from pylon.storage.sqlite.reader import SqliteReader
 from tests import storage_kit as kit
 from tests.document_kit import LoroClient, sealed
 from tests.storage_kit import ADA, BOB, apply, code, delete, insert, row_id, task, update
+from tests.support.examples import count_examples
 
 ID = row_id(1)
 NOTE = ("Note", ID)
@@ -560,7 +561,7 @@ _EDIT = st.tuples(
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=count_examples(30))
 @given(edits=st.lists(_EDIT, max_size=40))
 def test_editors_converge(tmp_path_factory: pytest.TempPathFactory, edits: list[Any]) -> None:
     """Three clients and the row's own route edit one text; when all have heard all, all have

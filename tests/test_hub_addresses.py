@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pylon.errors import SocketLimit
 from tests.hub_kit import ROOT, WAIT_S
+from tests.support.examples import count_examples
 from workers.hub.addresses import AddressCap, shared_cap
 from workers.net.counts import CountTable
 
@@ -84,7 +85,7 @@ def test_other_roles_have_counts_of_their_own(tmp_path: Path) -> None:
         cap.open("a")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=count_examples(50))
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), max_size=200))
 def test_a_table_says_what_was_set(steps: list[tuple[int, int]]) -> None:
     """Keys of one bucket: as many as it has room for are told exactly, and none as another's."""

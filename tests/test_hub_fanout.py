@@ -25,6 +25,7 @@ from pylon.manifest_loader import parse_manifest
 from pylon.policy.rules import compile_rules
 from pylon.storage.events import ChangeBatch, ChangeEvent
 from tests.hub_kit import MANIFEST, READ_RULES
+from tests.support.examples import count_examples
 from workers.hub.connection import Connection
 from workers.hub.heartbeat import Heartbeat
 from workers.hub.hub import Hub
@@ -108,7 +109,7 @@ def event_of(seq: int, entity: str, before: Any, after: Any) -> ChangeEvent:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=count_examples(60))
 @given(st.lists(EVENT, min_size=1, max_size=12), st.integers(0, 12), st.integers(1, 12))
 def test_fan_out_equals_asking_each_connection(
     events: list[tuple[str, Any, Any]], ahead: int, cut: int

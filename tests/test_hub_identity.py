@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pylon.auth_context import Caller
 from pylon.changelog.change import Change, seen_as
+from tests.support.examples import count_examples
 from tests.test_hub_fanout import BY_ENTITY, CONTEXTS, EVENT, Peer, event_of, ws_hub
 from workers.ws import frames
 
@@ -26,7 +27,7 @@ STEP = st.one_of(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=count_examples(120))
 @given(st.lists(STEP, max_size=14), st.integers(0, 4))
 def test_each_event_is_judged_once_by_the_identity_of_its_time(
     steps: list[tuple[str, Any]], ahead: int

@@ -29,6 +29,7 @@ from pylon.changelog.notes import CursorNotes
 from pylon.clock import ManualClock
 from pylon.errors import ResyncRequired
 from supervisor.notes import Continuity, save_notes
+from tests.support.examples import count_examples
 from workers.hub.history import Span
 from workers.hub.start_cursors import StartCursors
 
@@ -362,7 +363,7 @@ class Lives(RuleBasedStateMachine):
         self.temp.cleanup()
 
 
-Lives.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+Lives.TestCase.settings = settings(max_examples=count_examples(30), stateful_step_count=30)
 TestLives = Lives.TestCase
 
 

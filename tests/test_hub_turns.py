@@ -27,6 +27,7 @@ from pylon.changelog.notes import CursorNotes
 from pylon.clock import ManualClock
 from pylon.storage.sqlite.pool import ReaderPool
 from tests.hub_kit import Stage
+from tests.support.examples import count_examples
 from workers.hub.connection import ANSWERING, Connection
 from workers.hub.feed import Feed
 from workers.hub.history import History
@@ -151,7 +152,7 @@ def test_what_has_gathered_is_published_in_few_turns(hall: Hall) -> None:
     gevent.killall([runner, watcher])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=count_examples(30))
 @given(st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_size=12))
 def test_batches_of_a_turn_arrive_once_and_in_order_whatever_was_lost(
     tmp_path_factory: pytest.TempPathFactory, batches: list[tuple[int, bool]]
@@ -175,7 +176,7 @@ def test_batches_of_a_turn_arrive_once_and_in_order_whatever_was_lost(
         hall.close()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=count_examples(25))
 @given(st.lists(st.one_of(
     st.tuples(st.just("write"), st.integers(1, 4), st.booleans()),
     st.tuples(st.just("visit"), st.integers(0, 20), st.just(False)),

@@ -15,6 +15,7 @@ from pylon import json_text, limits
 from pylon.errors import InvalidJson, LimitExceeded, PylonError
 from pylon.json_text import check_bounds
 from pylon.values import decode_body
+from tests.support.examples import count_examples
 
 TEXTS = st.text(st.sampled_from('a"\\[]{},:\n\tü😀'), max_size=12)
 JSON = st.recursive(
@@ -49,7 +50,7 @@ def verdict(raw: bytes, nodes: int = limits.JSON_NODES) -> type[PylonError] | No
     return None
 
 
-@settings(max_examples=400)
+@settings(max_examples=count_examples(400))
 @given(JSON, st.booleans(), st.sampled_from([None, 1]), st.integers(1, 12))
 def test_the_scan_counts_as_a_walk_over_the_decoded_value_does(
     value: Any, ascii_only: bool, indent: int | None, window: int

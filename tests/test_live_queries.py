@@ -28,6 +28,7 @@ from pylon.storage.ops import PruneLog, WriteRequest
 from tests.hub_kit import MANIFEST, READ_RULES
 from tests.live_kit import LiveClient, LiveSet, World
 from tests.storage_kit import row_id
+from tests.support.examples import count_examples
 from tests.test_hub_fanout import settle
 from workers.hub.connection import Connection
 from workers.ws import live_queries
@@ -157,7 +158,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)
+TestMachine.settings = settings(max_examples=count_examples(80), stateful_step_count=25)
 
 
 @pytest.fixture

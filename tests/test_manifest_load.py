@@ -17,6 +17,7 @@ from pylon.manifest.document import NotJsonError, line_and_column, offset_in_str
 from pylon.manifest.model import Field, FieldType, Index, Relation, Search
 from pylon.manifest.public import public_manifest
 from pylon.manifest_loader import load_manifest, parse_manifest
+from tests.support.examples import count_examples
 
 RICH: dict[str, Any] = {
     "manifest_version": 1,
@@ -291,7 +292,7 @@ def test_texts_that_are_not_our_json(text: str) -> None:
         read_document(text)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=count_examples(200))
 @given(st.data())
 def test_a_damaged_manifest_gives_diagnostics_and_never_crashes(data: st.DataObject) -> None:
     """Replace any one value of a good manifest by any other."""

@@ -17,6 +17,7 @@ from pylon.storage.sqlite.conditions import parse_where
 from pylon.storage.sqlite.matching import matcher_of
 from pylon.storage.sqlite.patterns import UNMETERED, add_functions
 from pylon.values import INT_MAX, INT_MIN
+from tests.support.examples import count_examples
 
 NAMES = ("s", "t", "d", "n", "m", "f", "b")
 THING = Entity(
@@ -135,7 +136,7 @@ def selected(row: dict[str, Any], body: dict[str, Any]) -> bool:
 
 
 
-@settings(max_examples=1_500, deadline=None)
+@settings(max_examples=count_examples(1_500))
 @given(st.data(), ROW)
 def test_python_passes_exactly_the_rows_that_sql_selects(
     data: st.DataObject, row: dict[str, Any]
@@ -155,7 +156,7 @@ def test_python_passes_exactly_the_rows_that_sql_selects(
             assert stored[term.field.name] in term.values, "a term must be necessary"
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=count_examples(500))
 @given(TEXTS, TEXTS, TEXTS, st.text("ab%_A\n", max_size=6))
 def test_like_folds_and_finds_as_sqlite_does(a: str, b: str, c: str, pattern: str) -> None:
     row: dict[str, Any] = dict.fromkeys(NAMES) | {"id": "1", "s": a + b + c}

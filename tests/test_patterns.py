@@ -20,6 +20,7 @@ from pylon.storage.sqlite.patterns import (
     fold,
     like_clause,
 )
+from tests.support.examples import count_examples
 
 STORE = apsw.Connection(":memory:")
 add_functions(STORE, UNMETERED)
@@ -60,7 +61,7 @@ def selects(clause: SqlClause, text: str) -> bool:
     return bool(STORE.execute(f"SELECT count(*) FROM T WHERE {clause.sql}", clause.params).get)
 
 
-@settings(max_examples=2_000)
+@settings(max_examples=count_examples(2_000))
 @given(TEXTS, PATTERNS)
 @example("a" * 50, "_a" * 20)
 @example("ab" * 20_000, "ab" * 50 + "b")
@@ -76,7 +77,7 @@ def test_verdicts_are_those_of_like(text: str, pattern: str) -> None:
     assert selects(own, text) is wanted
 
 
-@settings(max_examples=1_000)
+@settings(max_examples=count_examples(1_000))
 @given(TEXTS, TEXTS)
 @example("50% off", "50%")
 @example("a\\b", "\\")
@@ -87,7 +88,7 @@ def test_a_substring_is_found_as_it_stands(text: str, part: str) -> None:
     assert selects(own, text) is wanted
 
 
-@settings(max_examples=500)
+@settings(max_examples=count_examples(500))
 @given(st.text("ab", max_size=200), st.text("ab_", min_size=1, max_size=12))
 def test_shift_and_finds_what_the_search_for_runs_finds(text: str, piece: str) -> None:
     if "_" not in piece:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pylon.auth_context import AuthContext
 from pylon.manifest.model import Entity, Field, FieldType, Manifest, Policy
 from pylon.policy.rules import EntityRules, compile_rules
+from tests.support.examples import count_examples
 
 THING = Entity(
     "Thing",
@@ -149,7 +150,7 @@ def stored(row: dict[str, object]) -> None:
     )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=count_examples(1500))
 @given(RULE, ROW, AUTH)
 def test_sql_selects_exactly_the_rows_that_python_passes(
     rule: str, row: dict[str, object], auth: AuthContext
@@ -168,7 +169,7 @@ def test_sql_selects_exactly_the_rows_that_python_passes(
     assert rules.may_delete(auth, row) is not passes, "! must invert exactly"
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=count_examples(500))
 @given(CONDITION, ROW, AUTH)
 def test_negated_sql_selects_exactly_the_others(
     rule: str, row: dict[str, object], auth: AuthContext
@@ -182,7 +183,7 @@ def test_negated_sql_selects_exactly_the_others(
     assert sorted(counts) == [0, 1], (plain, negated)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=count_examples(100))
 @given(ROW, AUTH)
 def test_an_absent_field_is_a_null(row: dict[str, object], auth: AuthContext) -> None:
     rules = rules_for("data.n == null || data.n + 1 > data.m || data.s starts_with auth.userId")

@@ -10,6 +10,7 @@ from pylon import limits
 from pylon.manifest.model import Entity, Field, FieldType, Operation
 from pylon.policy.check import action_scope, check, entity_scope
 from pylon.policy.grammar import PolicyInvalid, Syntax, parse
+from tests.support.examples import count_examples
 
 NOTE = Entity(
     "Note",
@@ -209,7 +210,7 @@ PIECES = [
 ]
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=count_examples(1000))
 @given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join) | st.text(max_size=30))
 def test_any_text_is_a_rule_or_a_policy_error(text: str) -> None:
     try:

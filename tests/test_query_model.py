@@ -31,6 +31,7 @@ from pylon.storage.where import and_
 from pylon.values import EntityCodec
 from tests import query_model
 from tests.storage_kit import open_engine
+from tests.support.examples import count_examples
 from tests.support_writer import ENVIRON
 
 PERSON = Entity(
@@ -217,7 +218,7 @@ AGGREGATES = st.fixed_dictionaries(
     },
 )
 MODEL = settings(
-    max_examples=250, deadline=None,
+    max_examples=count_examples(250),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 

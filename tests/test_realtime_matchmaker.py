@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from pylon import limits
 from pylon.errors import InvalidData, MatchQueueFull, StartRefused
 from pylon.realtime.matchmaker import Match, Matchmaker, Mode, Opening, check_mode
+from tests.support.examples import count_examples
 
 
 def maker(*modes: Mode) -> Matchmaker:
@@ -250,4 +251,4 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 TestQueues = QueueMachine.TestCase
-TestQueues.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestQueues.settings = settings(max_examples=count_examples(60), stateful_step_count=40)

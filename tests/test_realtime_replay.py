@@ -19,6 +19,7 @@ from pylon.realtime.shard import Shard
 from pylon.realtime.snapshots import Format
 from pylon.realtime.state import ShardContext, SimState
 from tests.realtime_kit import Client, Wire, registered
+from tests.support.examples import count_examples
 
 
 class Push(msgspec.Struct):
@@ -100,7 +101,7 @@ _plan = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=count_examples(60))
 @given(plan=_plan, more=_plan, rate_hz=st.sampled_from([20, 0]))
 def test_a_replay_ends_where_the_shard_ended(
     plan: list[Any], more: list[Any], rate_hz: float

@@ -18,6 +18,7 @@ from pylon.realtime.shard import FAILED, FINISHED, Shard, TickOverrun
 from pylon.realtime.snapshots import UNCHANGED, Format, delta_between
 from pylon.realtime.state import SimState
 from tests.realtime_kit import Client, Counters, Wire, registered, shard_of
+from tests.support.examples import count_examples
 
 TICK_S = 0.05
 
@@ -475,7 +476,7 @@ class DeltaMachine(RuleBasedStateMachine):
 
 
 TestDeltas = DeltaMachine.TestCase
-TestDeltas.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestDeltas.settings = settings(max_examples=count_examples(40), stateful_step_count=30)
 
 
 def test_an_unchanged_snapshot_sends_no_delta(kind: Kind, wire: Wire) -> None:

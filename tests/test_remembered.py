@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pylon import metrics
 from pylon.api.remembered import Answers
+from tests.support.examples import count_examples
 from tests.support_writer import ADMIN_TOKEN, Server, running
 
 MANIFEST: dict[str, Any] = {
@@ -130,7 +131,7 @@ def test_questions_that_are_never_asked_again_are_looked_for_seldom() -> None:
     assert all(answers.is_promising() for _ in range(160))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=count_examples(60))
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 900), st.booleans()), max_size=60))
 def test_it_stays_within_its_bound_and_tells_its_size(
     asked: list[tuple[int, int, bool]],

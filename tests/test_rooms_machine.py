@@ -43,6 +43,7 @@ from pylon.bus.rooms_messages import (
 )
 from pylon.clock import ManualClock
 from pylon.rooms.desk import Desk
+from tests.support.examples import count_examples
 
 ROOMS = st.sampled_from(["r", 'a "quoted" room/ü'])
 USERS = st.sampled_from(["ann", "bob", 'c"\\'])
@@ -350,5 +351,5 @@ class RoomsMachine(RuleBasedStateMachine):
 def test_rooms(updates: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "ROOM_TICK_UPDATES", updates)
     run_state_machine_as_test(
-        RoomsMachine, settings=settings(max_examples=80, stateful_step_count=40, deadline=None)
+        RoomsMachine, settings=settings(max_examples=count_examples(80), stateful_step_count=40)
     )

@@ -22,6 +22,7 @@ from pylon.schema.rewrite import apply_plan
 from pylon.schema.wishes import NONE
 from pylon.storage.names import quote
 from pylon.values import EntityCodec
+from tests.support.examples import count_examples
 from tests.test_schema_rewrite import dump
 
 VALUES: dict[FieldType, st.SearchStrategy[Any]] = {
@@ -86,7 +87,7 @@ def apply(conn: apsw.Connection, manifest: Manifest) -> None:
     apply_plan(conn, manifest, NONE, True, ManualClock())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=count_examples(150))
 @given(manifests(), manifests(), st.sampled_from([start, apply]), st.data())
 def test_a_change_of_schema_is_complete_or_nothing(
     old: Manifest, new: Manifest, change: Callable[[apsw.Connection, Manifest], None],

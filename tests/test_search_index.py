@@ -37,6 +37,7 @@ from pylon.storage.sqlite.search import search_clause
 from pylon.values import EntityCodec
 from tests.search_kit import SEARCH, checked, pages_manifest
 from tests.storage_kit import apply, code, row_id
+from tests.support.examples import count_examples
 
 MANIFEST = pages_manifest()
 PAGE = MANIFEST.by_name["Page"]
@@ -152,7 +153,7 @@ class IndexMachine(RuleBasedStateMachine):
 
 
 IndexMachine.TestCase.settings = settings(
-    max_examples=15, stateful_step_count=10, deadline=None
+    max_examples=count_examples(15), stateful_step_count=10
 )
 TestIndex = IndexMachine.TestCase
 
@@ -272,7 +273,7 @@ DAMAGES = (
 
 
 @pytest.mark.parametrize("statement", DAMAGES)
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=count_examples(4))
 @given(between=st.lists(st.lists(STEPS, max_size=3), min_size=1, max_size=4))
 def test_an_index_is_renewed_in_portions_while_others_write(
     statement: str, between: list[list[tuple[str, int, dict[str, Any]]]]

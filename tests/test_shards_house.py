@@ -33,6 +33,7 @@ from pylon.storage.ops import WriteOp, WriteReply
 from pylon.storage.sqlite.pool import ReaderPool
 from tests.realtime_kit import Client, Counters, Wire, registered
 from tests.storage_kit import MANIFEST, open_engine
+from tests.support.examples import count_examples
 from tests.support_writer import EngineWriter
 from workers.shards.house import House
 
@@ -270,7 +271,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 TestProcesses = Processes.TestCase
 TestProcesses.settings = settings(
-    max_examples=40, stateful_step_count=40, deadline=None,
+    max_examples=count_examples(40), stateful_step_count=40,
     suppress_health_check=list(HealthCheck),
 )
 

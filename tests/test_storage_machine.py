@@ -32,6 +32,7 @@ from tests.storage_kit import (
     task,
     update,
 )
+from tests.support.examples import count_examples
 
 Rows = dict[str, dict[str, Any]]
 NUMBERS = st.integers(1, 6)
@@ -235,6 +236,6 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 EngineMachine.TestCase.settings = settings(
-    max_examples=15, stateful_step_count=10, deadline=None
+    max_examples=count_examples(15), stateful_step_count=10
 )
 TestEngine = EngineMachine.TestCase

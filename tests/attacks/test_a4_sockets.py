@@ -25,6 +25,7 @@ from pylon import limits
 from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
 from pylon.clock import ManualClock
 from tests.hub_kit import Stage, WsClient, client_frame
+from tests.support.examples import count_examples
 from tests.test_hub_fanout import BY_ENTITY, Peer, settle
 from workers.hub.connection import Connection
 from workers.hub.hub import Hub
@@ -85,7 +86,7 @@ def test_what_apps_send_is_unpacked(message: str) -> None:
     assert Parser(MIB, unpacks=True).feed(packed(message.encode())) == [Text(message)]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=count_examples(50))
 @given(
     st.lists(
         st.tuples(st.binary(max_size=50), st.integers(0, 4_000), st.integers(1, 3)), max_size=5

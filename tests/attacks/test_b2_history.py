@@ -30,6 +30,7 @@ from pylon.storage.sqlite.pool import ReaderPool
 from pylon.values import EntityCodec
 from tests import storage_kit as kit
 from tests.storage_kit import apply, row_id
+from tests.support.examples import count_examples
 from workers.ws.live_watches import Watch, viewer
 
 SECRET = "a text that is not for strangers"
@@ -207,7 +208,7 @@ def test_a_live_query_that_catches_up_gets_no_image_of_a_row_that_is_private_now
 STEP = st.tuples(st.integers(1, 3), st.sampled_from(["show", "hide", "edit", "delete"]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=count_examples(40))
 @given(
     history=st.lists(st.lists(STEP, min_size=1, max_size=4), min_size=1, max_size=12),
     page=st.integers(1, 4), from_log=st.booleans(), start=st.integers(0, 12),
