@@ -191,7 +191,11 @@ def test_counting_from_threads_loses_nothing() -> None:
 
 
 def test_processes_have_the_standard_metrics_each_for_itself() -> None:
-    with subprocess.Popen(["sleep", "60"]) as child:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None and child.stdout is not None
+        child.stdin.write(b"x")
+        child.stdin.flush()
+        assert child.stdout.read(1) == b"x"  # it runs: before, it has no memory of its own
         families = process_families([("supervisor", "", os.getpid()), ("ws", "1", child.pid)])
         child.kill()
     names = {family.name for family in families}

@@ -13,6 +13,7 @@ import pytest
 from pylon import limits
 from pylon.bus.messages import SessionRevoked
 from tests.hub_kit import ADMIN_TOKEN, RawClient, Stage, Worker, http_head, until
+from workers.sse.stream import KEEPALIVE
 
 HEAD = (
     b"HTTP/1.1 200 OK\r\n"
@@ -52,6 +53,17 @@ class Stream(RawClient):
         lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
         self.send(f"{method} {path} HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode())
         self.head = self.until(b": connected\n\n" if greeted else b"\r\n\r\n")
+
+    def until(self, end: bytes) -> bytes:
+        """Return everything up to `end` but keep-alive comments, whose turn comes at any time."""
+        while True:
+            found = super().until(end)
+            if found != KEEPALIVE:
+                return found
+
+    def rest(self) -> bytes:
+        """Return everything until the server ends the stream, but keep-alive comments."""
+        return super().rest().replace(KEEPALIVE, b"")
 
     def event(self) -> tuple[int, Any]:
         """The next event: its id and its JSON."""
