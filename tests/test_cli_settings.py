@@ -20,7 +20,8 @@ from pylon.config import load
 from pylon.errors import StartRefused
 from pylon.manifest_loader import load_manifest
 from tests.support.manifests import field
-from tests.support.server import PylonServer, free_base_port
+from tests.support.ports import reserve_base_port
+from tests.support.server import PylonServer
 
 TODO = Path(__file__).parent.parent / "examples" / "todo" / "pylon.manifest.json"
 
@@ -111,7 +112,7 @@ def test_announcement_names_every_role_that_is_on() -> None:
 
 
 def test_check_config_lists_every_port_problem() -> None:
-    base = free_base_port()
+    base = reserve_base_port()
     environ = {"PYLON_BIND": "127.0.0.1", "PYLON_PORT": str(base)}
     assert port_problems(load(environ).config) == []
     same = port_problems(load({**environ, "PYLON_WS_PORT": str(base)}).config)

@@ -15,7 +15,7 @@ import apsw
 import pytest
 
 from tests.support.manifests import notes_app
-from tests.support.server import free_base_port
+from tests.support.ports import reserve_base_port
 
 Ctl = Callable[..., subprocess.CompletedProcess[str]]
 GOOD = {"PYLON_CORS_ORIGIN": "https://app.example.com", "PYLON_ADMIN_TOKEN": "t" * 40}
@@ -25,7 +25,7 @@ GOOD = {"PYLON_CORS_ORIGIN": "https://app.example.com", "PYLON_ADMIN_TOKEN": "t"
 def ctl(processes: None, tmp_path: Path) -> Ctl:
     """Runs `pylonctl` in an app's folder."""
     (tmp_path / "pylon.manifest.json").write_text(json.dumps(notes_app()))
-    port = str(free_base_port())
+    port = str(reserve_base_port())
 
     def run(*args: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("PYLON_")}
@@ -83,7 +83,7 @@ def test_check_config_is_content(ctl: Ctl) -> None:
 
 
 def test_check_config_lists_all_problems(ctl: Ctl, tmp_path: Path) -> None:
-    port = free_base_port()
+    port = reserve_base_port()
     bad = notes_app()
     bad["policies"][0]["allow"] = "data.nope =="
     (tmp_path / "pylon.manifest.json").write_text(json.dumps(bad))
@@ -121,7 +121,7 @@ def test_start_refuses_with_one_line_and_78(ctl: Ctl, env: dict[str, str], says:
 
 
 def test_start_names_the_port_that_is_taken_and_its_setting(ctl: Ctl) -> None:
-    port = free_base_port()
+    port = reserve_base_port()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port + 2))
         taken.listen()

@@ -17,7 +17,8 @@ from pylon.config import SETTINGS, load, parse_dotenv
 from pylon.manifest_loader import load_manifest
 from pylon.values import EntityCodec
 from tests.support.nginx import moved
-from tests.support.server import free_base_port, wait_until
+from tests.support.ports import reserve_base_port
+from tests.support.server import wait_until
 
 ROOT = Path(__file__).parent.parent
 UNITS = sorted(
@@ -96,7 +97,7 @@ def test_shipped_settings_and_wrapper_are_sound(tmp_path: Path) -> None:
 def test_nginx_accepts_the_configuration(program: Program, tmp_path: Path) -> None:
     nginx = program("nginx", "nginx-light")
     shipped = tmp_path / "pylon.conf"
-    shipped.write_text(moved(free_base_port()))
+    shipped.write_text(moved(reserve_base_port()))
     conf = tmp_path / "nginx.conf"
     conf.write_text(
         f"pid {tmp_path}/nginx.pid; error_log stderr; events {{ worker_connections 64; }}\n"
@@ -110,7 +111,7 @@ def test_nginx_accepts_the_configuration(program: Program, tmp_path: Path) -> No
 def test_nginx_logs_no_query_string_of_a_socket(program: Program, tmp_path: Path) -> None:
     """Nobody is there behind nginx, so that it has errors to log too."""
     nginx = program("nginx", "nginx-light")
-    port, nobody = free_base_port(), free_base_port()
+    port, nobody = reserve_base_port(), reserve_base_port()
     shipped = tmp_path / "pylon.conf"
     shipped.write_text(moved(port, nobody, logs=tmp_path))
     conf = tmp_path / "nginx.conf"

@@ -18,7 +18,8 @@ import websocket
 
 from pylon import limits
 from tests.support.nginx import moved
-from tests.support.server import ADMIN_TOKEN, PylonServer, free_base_port, wait_until
+from tests.support.ports import reserve_base_port
+from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
 
 ROOT = Path(__file__).parent.parent
 APP = Path(__file__).parent / "shards_app.py"
@@ -34,7 +35,7 @@ def proxied(
     server = make_server(
         PYLON_TRUST_PROXY_HOPS="1", PYLON_SOCKETS_PER_IP="3", PYLON_APP=str(APP)
     )
-    port = free_base_port()
+    port = reserve_base_port()
     if request.param == "nginx":
         command = nginx_command(program("nginx", "nginx-light"), tmp_path, port, server.port)
     else:

@@ -15,7 +15,8 @@ import apsw
 import pytest
 
 from pylon.errors import InvalidData
-from tests.support.server import free_base_port, wait_until
+from tests.support.ports import reserve_base_port
+from tests.support.server import wait_until
 from tests.support.supervised import Maker, supervised_maker
 
 
@@ -168,7 +169,7 @@ def test_a_role_that_cannot_stay_up_is_reported_and_not_ready(make: Maker) -> No
 def test_a_second_start_and_a_taken_port_are_refused(make: Maker) -> None:
     first = make().start()
     assert first.process is not None
-    second = make(PYLON_PORT=str(free_base_port())).start(ready=False)
+    second = make(PYLON_PORT=str(reserve_base_port())).start(ready=False)
     assert second.process is not None
     assert second.process.wait(20) == 78
     assert f"pid {first.process.pid}" in second.log()

@@ -31,7 +31,8 @@ from supervisor.heartbeats import Heartbeats
 from supervisor.notify import Notifier
 from supervisor.pidfile import Pidfile
 from supervisor.sockets import open_listeners
-from tests.support.server import free_base_port, wait_until
+from tests.support.ports import reserve_base_port
+from tests.support.server import wait_until
 
 
 def settings(**env: str) -> Config:
@@ -74,7 +75,7 @@ def test_a_pidfile_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 
 
 def test_roles_that_are_off_bind_nothing() -> None:
-    port = free_base_port()
+    port = reserve_base_port()
     config = settings(
         PYLON_PORT=str(port), PYLON_BIND="127.0.0.1", PYLON_SHARD_WORKERS="0", PYLON_SSE_WORKERS="0"
     )
@@ -85,7 +86,7 @@ def test_roles_that_are_off_bind_nothing() -> None:
 
 
 def test_a_taken_port_is_named_and_the_others_are_let_go() -> None:
-    port = free_base_port()
+    port = reserve_base_port()
     config = settings(PYLON_PORT=str(port), PYLON_BIND="127.0.0.1")
     with socket.create_server(("127.0.0.1", port + 3)):
         with pytest.raises(StartRefused, match=rf"Port {port + 3} .*PYLON_SHARD_PORT"):
@@ -141,14 +142,14 @@ except StartRefused as ex:
 def test_sockets_of_systemd(names: str, kind: str, answer: str) -> None:
     root = str(Path(__file__).resolve().parent.parent)
     done = subprocess.run(
-        [sys.executable, "-c", INHERITED, root, str(free_base_port()), names, kind],
+        [sys.executable, "-c", INHERITED, root, str(reserve_base_port()), names, kind],
         capture_output=True, text=True, check=True,
     )
     assert answer in done.stdout
 
 
 def test_sockets_for_another_process_are_left_alone() -> None:
-    port = free_base_port()
+    port = reserve_base_port()
     config = settings(PYLON_PORT=str(port), PYLON_BIND="127.0.0.1")
     listeners = open_listeners(config, {"LISTEN_FDS": "1", "LISTEN_PID": "1"}, os.getpid())
     assert listeners.ports["http"] == port

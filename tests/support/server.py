@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.support.ports import reserve_base_port
+
 ADMIN_TOKEN = "test-admin-token-0123456789abcdef0123456789abcdef"
 ROLES = ("http", "ws", "sse", "shards")
 
@@ -30,26 +32,6 @@ def wait_until(what: str, condition: Callable[[], Any], timeout_s: float = 20.0)
         time.sleep(0.01)
 
 
-def free_base_port() -> int:
-    """A port P such that P to P+3 are free at the moment; below 32768, where the kernel takes
-    the ports of outgoing connections from."""
-    for attempt in range(200):
-        base = 10_000 + (os.getpid() * 7 + attempt * 13 + time.monotonic_ns() // 1000) % 22_000
-        sockets: list[socket.socket] = []
-        try:
-            for offset in range(4):
-                s = socket.socket()
-                sockets.append(s)
-                s.bind(("127.0.0.1", base + offset))
-            return base
-        except OSError:
-            continue
-        finally:
-            for s in sockets:
-                s.close()
-    raise AssertionError("no four free ports in a row")
-
-
 class PylonServer:
     """One server. `start` waits for /readyz; the folder outlives any number of runs."""
 
@@ -61,7 +43,7 @@ class PylonServer:
         self.manifest_path = folder / "pylon.manifest.json"
         self.manifest_path.write_text(json.dumps(manifest))
         self.db_path = folder / "data" / "app.db"
-        self.port = free_base_port()
+        self.port = reserve_base_port()
         self.log_path = folder / "server.log"
         self.env = {
             "PYLON_DEV_MODE": "false",

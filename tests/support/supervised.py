@@ -14,7 +14,8 @@ from typing import Any
 
 from pylon.control import ControlClient
 from pylon.errors import NotRunning
-from tests.support.server import free_base_port, wait_until
+from tests.support.ports import reserve_base_port
+from tests.support.server import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MANIFEST = {
@@ -34,7 +35,7 @@ class Supervised:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "pylon.manifest.json").write_text(json.dumps(MANIFEST))
-        self.port = free_base_port()
+        self.port = reserve_base_port()
         self.db_path = folder / "data" / "app.db"
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYLON_", "LIMIT_"))}
         self.env = {
