@@ -13,19 +13,19 @@ import falcon
 import orjson
 
 from pylon.api.answers import send
-from pylon.api.body import read_json
+from pylon.api.body import read_typed
 from pylon.api.callers import address_of, caller_of, token_of
+from pylon.api.identity.bodies import MINT_SESSION
 from pylon.api.services import Services
 from pylon.auth.devices import device_label
 from pylon.auth.sessions import NewSession, new_session
 from pylon.auth_context import AuthContext
 from pylon.bus.messages import SessionRevoked
-from pylon.errors import AuthRequired, Forbidden, InvalidData, MissingUserId, SessionExpired
+from pylon.errors import AuthRequired, Forbidden, SessionExpired
 from pylon.rates import address_subject, guests
 from pylon.storage.ops import DropSession
 
 _GUEST_BYTES = 16
-_USER_ID_CHARS = 200
 
 
 class Sessions:
@@ -140,12 +140,7 @@ class Session:
         is_admin = caller_of(req, services).auth.is_admin
         if not services.app.config.dev_mode and not is_admin:
             raise Forbidden("/api/auth/session requires admin auth in non-dev mode")
-        body = read_json(req, services)
-        user_id = body.get("user_id") if isinstance(body, dict) else None
-        if user_id is None or user_id == "":
-            raise MissingUserId("user_id is required")
-        if not isinstance(user_id, str) or len(user_id) > _USER_ID_CHARS:
-            raise InvalidData(f"user_id must be text of at most {_USER_ID_CHARS} characters")
+        user_id = read_typed(req, services, MINT_SESSION).user_id
         session = self._sessions.made(req, user_id)
         services.writer.submit(session.put)
         send(resp, {"token": session.token, "user_id": user_id}, 201)

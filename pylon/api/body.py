@@ -16,14 +16,17 @@ from typing import Any, Final, TypeVar
 
 import falcon
 import gevent
+import msgspec
 
 from pylon import limits
 from pylon.api.callers import subject_of
+from pylon.api.http.body_types import BodyType
 from pylon.api.services import Services
 from pylon.errors import InvalidJson, PayloadTooLarge, RequestTimeout, Unavailable
 from pylon.values import decode_body
 
 T = TypeVar("T")
+B = TypeVar("B", bound=msgspec.Struct)
 
 _CHUNK_BYTES: Final = 65_536
 
@@ -38,6 +41,15 @@ def read_json(req: falcon.Request, services: Services) -> Any:
         Unavailable: too many large bodies wait to be decoded.
     """
     return decode_json(req, services, read_body(req))
+
+
+def read_typed(req: falcon.Request, services: Services, body_type: BodyType[B]) -> B:
+    """The typed body.
+
+    Raises:
+        PylonError: as `read_json`; or the body is not of the type.
+    """
+    return body_type.convert(read_json(req, services))
 
 
 def decode_json(req: falcon.Request, services: Services, raw: bytes) -> Any:

@@ -9,7 +9,7 @@ as it is then.
 from __future__ import annotations
 
 import binascii
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import falcon
 import orjson
@@ -17,19 +17,18 @@ import orjson
 from pylon import limits
 from pylon.api.access import entity_named, may_see_row, wait_before_absence
 from pylon.api.answers import send
-from pylon.api.body import read_json
+from pylon.api.body import read_typed
 from pylon.api.callers import address_of, caller_of, subject_of
 from pylon.api.conflicts import submit
 from pylon.api.entities import SEQ_HEADER
 from pylon.api.services import Services
+from pylon.api.sync_bodies import DOCUMENT_UPDATE, DocumentUpdateBody
 from pylon.auth_context import AuthContext
 from pylon.errors import (
     AuthRequired,
     BadPath,
     InvalidHex,
-    InvalidJson,
     LimitExceeded,
-    MissingUpdate,
     NotFound,
     NotSupported,
 )
@@ -68,7 +67,7 @@ class DocumentPush:
         if not auth.is_admin:
             _spend_push(services, auth, address_of(req, services))
         self._check_rights(named, row_id, auth, started_s)
-        update = _update(read_json(req, services))
+        update = _decode_update(read_typed(req, services, DOCUMENT_UPDATE))
         stored = services.store.point(lambda reader: reader.document(named.name, row_id))
         parts = () if stored is None else stored.parts
         update = services.tasting.taste(parts, update, subject)
@@ -115,12 +114,8 @@ def bad_path(req: falcon.Request, resp: falcon.Response, **parameters: object) -
     raise BadPath("Expected POST /api/crdt/<Entity>/<row id>")
 
 
-def _update(body: Any) -> bytes:
-    if not isinstance(body, dict):
-        raise InvalidJson("Invalid request body", hint='Send {"update": "<hex>"}')
-    text = body.get("update")
-    if not isinstance(text, str):
-        raise MissingUpdate("update is required", hint='Send {"update": "<hex>"}')
+def _decode_update(body: DocumentUpdateBody) -> bytes:
+    text = body.update
     if len(text) > 2 * limits.DOCUMENT_UPDATE_BYTES:
         raise LimitExceeded(
             f"An update may have {limits.DOCUMENT_UPDATE_BYTES} bytes; this one has "

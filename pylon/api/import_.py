@@ -25,6 +25,7 @@ from pylon import limits
 from pylon.api.answers import send
 from pylon.api.body import decoded, read_body
 from pylon.api.callers import caller_of
+from pylon.api.data.bodies import ImportBody
 from pylon.api.export import JSON_LINES
 from pylon.api.parameters import text_value
 from pylon.api.services import Services
@@ -179,17 +180,11 @@ def _is_id(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= limits.ROW_ID_CHARS and "\0" not in value
 
 
-class _Document(msgspec.Struct):
-    """An import whose rows are not decoded yet."""
-
-    entities: dict[str, list[msgspec.Raw]]
-
-
 def _from_document(raw: bytes) -> Iterator[Sent | PylonError]:
     """The rows of a document. Each is decoded when its turn has come, so that a document may
     have more values than a decoder may make at once."""
     try:
-        entities = msgspec.json.decode(raw, type=_Document).entities
+        entities = msgspec.json.decode(raw, type=ImportBody).entities
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _from_small_document(*decode_changes(raw))  # which says what is wrong
     return (

@@ -7,9 +7,6 @@ update policy, and with a change event like any other update.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import falcon
 import orjson
 
@@ -19,12 +16,13 @@ from pylon.api.answers import send
 from pylon.api.body import decode_json, read_body
 from pylon.api.callers import address_of, caller_of
 from pylon.api.conflicts import submit
+from pylon.api.data.bodies import LINK, UNLINK
 from pylon.api.entities import SEQ_HEADER
 from pylon.api.idempotency import key_of, say_replayed
 from pylon.api.relations import relation_of
 from pylon.api.services import Services
 from pylon.auth_context import AuthContext
-from pylon.errors import InvalidJson, MissingField, NotFound
+from pylon.errors import NotFound
 from pylon.manifest.model import Entity, Relation
 from pylon.storage.ops import OpKey, UpdateRow
 
@@ -54,21 +52,20 @@ def _answer(
 ) -> None:
     auth = caller_of(req, services).auth
     raw = read_body(req)
-    body = decode_json(req, services, raw)
-    if not isinstance(body, dict):
-        raise InvalidJson("Invalid request body", hint='Send {"entity", "id", "relation", ...}')
+    decoded = decode_json(req, services, raw)
+    body = LINK.convert(decoded) if linked else UNLINK.convert(decoded)
     key = key_of(req, services, auth, raw)
-    entity = entity_named(services.app, _text(body, "entity"), auth)
-    row_id = _text(body, "id")
-    relation = relation_of(entity, _text(body, "relation"))
-    if _is_ours(services, entity, relation):
-        target_id = _text(body, "target_id") if linked else None
+    entity = entity_named(services.app, body.entity, auth)
+    row_id = body.id
+    relation = relation_of(entity, body.relation)
+    if _is_own_field(services, entity, relation):
+        target_id = body.target_id if linked else None
         op = changes.update(
             services.app, entity, auth, row_id, {relation.field: target_id}, key
         )
     else:
-        op = _of_target(services, auth, entity, row_id, relation, _text(body, "target_id"),
-                        linked, key)
+        target_id = LINK.convert(decoded).target_id
+        op = _update_target(services, auth, entity, row_id, relation, target_id, linked, key)
     try:
         reply = submit(services, auth, lambda: address_of(req, services), op)
     except NotFound as error:
@@ -80,14 +77,14 @@ def _answer(
     send(resp, {"linked" if linked else "unlinked": True})
 
 
-def _is_ours(services: Services, entity: Entity, relation: Relation) -> bool:
+def _is_own_field(services: Services, entity: Entity, relation: Relation) -> bool:
     """Whether the relation is a field of the row itself; a to-many one is, where its target has
     no such field (as in graph queries)."""
     target = services.app.manifest.by_name[relation.target]
     return not (relation.many and relation.field in target.by_name)
 
 
-def _of_target(
+def _update_target(
     services: Services, auth: AuthContext, entity: Entity, row_id: str, relation: Relation,
     target_id: str, linked: bool, key: OpKey | None,
 ) -> UpdateRow:
@@ -119,10 +116,3 @@ def _of_target(
         seq if key is None else None,
     )
 
-
-
-def _text(body: Mapping[str, Any], name: str) -> str:
-    value = body.get(name)
-    if not isinstance(value, str) or not value:
-        raise MissingField(f"{name} is required", field=name, expected="a string")
-    return value

@@ -14,11 +14,12 @@ from __future__ import annotations
 import falcon
 
 from pylon.api.answers import send_raw
-from pylon.api.body import read_json
+from pylon.api.body import read_typed
 from pylon.api.callers import address_of, caller_of
+from pylon.api.realtime.bodies import ENQUEUE
 from pylon.api.services import Services
 from pylon.bus.shards import AcknowledgeMatch, Dequeue, Enqueue, MatchCommand, MatchStatus
-from pylon.errors import AuthRequired, InvalidData, InvalidJson
+from pylon.errors import AuthRequired
 from pylon.rates import MATCHES_BY_ADDRESS, MATCHES_BY_USER, address_subject, user_subject
 
 
@@ -39,13 +40,8 @@ class Match:
             limiter = self._services.limiter
             limiter.require(MATCHES_BY_USER, user_subject(player))
             limiter.require(MATCHES_BY_ADDRESS, address_subject(address_of(req, self._services)))
-        body = read_json(req, self._services)
-        if not isinstance(body, dict):
-            raise InvalidJson("Invalid request body", hint='Send {"criteria": {}}')
-        criteria = body.get("criteria", {})
-        if not isinstance(criteria, dict):
-            raise InvalidData("criteria must be an object", hint='Send {"criteria": {}}')
-        _answer(self._services, resp, Enqueue(player, criteria))
+        body = read_typed(req, self._services, ENQUEUE)
+        _answer(self._services, resp, Enqueue(player, body.criteria))
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response) -> None:
         _answer(self._services, resp, Dequeue(_player(self._services, req)))

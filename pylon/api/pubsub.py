@@ -7,12 +7,13 @@ import falcon
 
 from pylon import limits
 from pylon.api.answers import send_raw
-from pylon.api.body import read_json
+from pylon.api.body import read_typed
 from pylon.api.callers import caller_of
 from pylon.api.parameters import whole_number
+from pylon.api.realtime.bodies import PUBLISH
 from pylon.api.services import Services
 from pylon.bus.rooms_messages import GetChannels, GetHistory, Publish
-from pylon.errors import Forbidden, InvalidJson, LimitExceeded, MissingChannel, MissingMessage
+from pylon.errors import Forbidden, LimitExceeded
 
 
 class PublishTo:
@@ -23,20 +24,13 @@ class PublishTo:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         _admins_only(self._services, req)
-        body = read_json(req, self._services)
-        if not isinstance(body, dict):
-            raise InvalidJson("Invalid request body", hint='Send {"channel", "message"}')
-        channel, message = body.get("channel"), body.get("message")
-        if not isinstance(channel, str) or not channel:
-            raise MissingChannel("channel is required")
-        if not isinstance(message, str):
-            raise MissingMessage("message is required", hint="A message is a text")
-        _check_channel(channel)
-        if len(message.encode()) > limits.CHANNEL_MESSAGE_BYTES:
+        body = read_typed(req, self._services, PUBLISH)
+        if len(body.message.encode()) > limits.CHANNEL_MESSAGE_BYTES:
             raise LimitExceeded(
                 f"message is larger than {limits.CHANNEL_MESSAGE_BYTES} bytes in UTF-8"
             )
-        send_raw(resp, self._services.rooms.submit(Publish(channel, message)).body)
+        command = Publish(body.channel, body.message)
+        send_raw(resp, self._services.rooms.submit(command).body)
 
 
 class ChannelList:

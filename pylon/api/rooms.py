@@ -1,23 +1,37 @@
-"""Rooms and presence over HTTP (spec/realtime.md §5.2): what the official `useRoom` speaks.
+"""Rooms and presence over HTTP (spec/realtime.md §5.2): the routes of the official `useRoom`.
 
-The acting user is the session's; only an admin's body may name another one as `user_id`, which
-other callers' bodies may have and which is ignored there, for `useRoom` sends it. Invariants:
-names and data of a request have bounds here. So have the requests of an identity and of an
-address, except for admins, who act for others. The answers are the rooms' own texts.
+The acting user is the user of the session. An admin may name another one as `user_id` in the
+body; from all other callers this module ignores `user_id`, because `useRoom` always sends it. The
+rooms service returns the JSON of every response.
+
+Bounds: the names and data of a request (limits.ROOM_*), and, except for admins, the requests of
+a user and of an address (pylon.rates).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Final, Generic, TypeVar
 
 import falcon
 import orjson
 
 from pylon import limits
 from pylon.api.answers import send_raw
-from pylon.api.body import read_json
+from pylon.api.body import read_typed
 from pylon.api.callers import address_of, caller_of
+from pylon.api.http.body_types import BodyType
+from pylon.api.realtime.bodies import (
+    BROADCAST,
+    JOIN,
+    LEAVE,
+    PRESENCE,
+    USER_ID_CHARS,
+    BroadcastBody,
+    JoinBody,
+    LeaveBody,
+    PresenceBody,
+)
 from pylon.api.services import Services
 from pylon.auth.forwarded import network_of
 from pylon.auth_context import AuthContext
@@ -30,14 +44,7 @@ from pylon.bus.rooms_messages import (
     RoomCommand,
     SetPresence,
 )
-from pylon.errors import (
-    AuthRequired,
-    InvalidData,
-    InvalidJson,
-    LimitExceeded,
-    MissingRoom,
-    MissingTopic,
-)
+from pylon.errors import AuthRequired, InvalidData, LimitExceeded
 from pylon.rates import (
     ROOM_JOINS_BY_ADDRESS,
     ROOM_JOINS_BY_USER,
@@ -50,34 +57,28 @@ from pylon.rates import (
     user_subject,
 )
 
-_Body = dict[str, Any]
-_USER_ID_CHARS: Final = 200
+B = TypeVar("B", JoinBody, LeaveBody, PresenceBody, BroadcastBody)
+_JOINS: Final = (ROOM_JOINS_BY_USER, ROOM_JOINS_BY_ADDRESS)
+_MESSAGES: Final = (ROOM_MESSAGES_BY_USER, ROOM_MESSAGES_BY_ADDRESS)
 
 
-class _Asked(NamedTuple):
-    """A request for a room, checked."""
-
-    room: str
-    user_id: str
-    body: _Body
-    network: str  # that the request comes from; "" for an admin
-
-
-class Verb:
-    """A ``POST /api/rooms/<verb>``. A room may be called like the verb: ``GET`` asks for it."""
+class RoomAction(Generic[B]):
+    """``POST /api/rooms/<action>``. A room may have the name of an action: ``GET`` reads it."""
 
     def __init__(
-        self, services: Services, name: str, command: Callable[[_Asked], RoomCommand],
-        rates: tuple[Rate, Rate] | None,
+        self, services: Services, name: str, body_type: BodyType[B],
+        command: Callable[[B, str, str], RoomCommand], rates: tuple[Rate, Rate] | None = None,
     ) -> None:
         """
         Args:
-            command: makes the command out of what was asked.
-            rates: how often an identity and an address may ask; None: for ever.
+            command: makes the room command of the body, the acting user and the client's
+                network ("" for an admin).
+            rates: of the caller's requests, by user and by address; None: unlimited.
         """
         self._services = services
         self._name = name
-        self._command = command
+        self._body_type: BodyType[B] = body_type
+        self._command: Callable[[B, str, str], RoomCommand] = command
         self._rates = rates
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -92,49 +93,46 @@ class Verb:
         address = "" if auth.is_admin else address_of(req, self._services)
         if self._rates is not None and not auth.is_admin:
             _spend(self._services, self._rates, auth.user_id, address)
-        body = read_json(req, self._services)
-        if not isinstance(body, dict):
-            raise InvalidJson("Invalid request body", hint='Send {"room": "...", ...}')
-        room = body.get("room")
-        if not isinstance(room, str) or not room:
-            raise MissingRoom("room is required")
-        _check_chars("room", room, limits.ROOM_NAME_CHARS)
+        body = read_typed(req, self._services, self._body_type)
         network = network_of(address) if address else ""
-        command = self._command(_Asked(room, _acting(auth, body), body, network))
+        command = self._command(body, _acting_user(auth, body.user_id), network)
         send_raw(resp, self._services.rooms.submit(command).body)
 
 
-def verbs(services: Services) -> list[tuple[str, object]]:
-    """The routes of what can be done in a room."""
-    joins = (ROOM_JOINS_BY_USER, ROOM_JOINS_BY_ADDRESS)
-    messages = (ROOM_MESSAGES_BY_USER, ROOM_MESSAGES_BY_ADDRESS)
-    return [
-        (f"/api/rooms/{name}", Verb(services, name, command, rates))
-        for name, command, rates in (
-            ("join", _join, joins), ("leave", _leave, None), ("presence", _presence, messages),
-            ("broadcast", _broadcast, messages),
-        )
-    ]
+def join(services: Services) -> RoomAction[JoinBody]:
+    """``POST /api/rooms/join``."""
+
+    def command(body: JoinBody, user_id: str, network: str) -> RoomCommand:
+        return JoinRoom(body.room, user_id, _encode_data(body.data), network)
+
+    return RoomAction(services, "join", JOIN, command, _JOINS)
 
 
-def _join(asked: _Asked) -> RoomCommand:
-    return JoinRoom(asked.room, asked.user_id, _data(asked.body.get("data")), asked.network)
+def leave(services: Services) -> RoomAction[LeaveBody]:
+    """``POST /api/rooms/leave``."""
+
+    def command(body: LeaveBody, user_id: str, network: str) -> RoomCommand:
+        return LeaveRoom(body.room, user_id)
+
+    return RoomAction(services, "leave", LEAVE, command)
 
 
-def _leave(asked: _Asked) -> RoomCommand:
-    return LeaveRoom(asked.room, asked.user_id)
+def set_presence(services: Services) -> RoomAction[PresenceBody]:
+    """``POST /api/rooms/presence``."""
+
+    def command(body: PresenceBody, user_id: str, network: str) -> RoomCommand:
+        return SetPresence(body.room, user_id, _encode_data(body.data))
+
+    return RoomAction(services, "presence", PRESENCE, command, _MESSAGES)
 
 
-def _presence(asked: _Asked) -> RoomCommand:
-    return SetPresence(asked.room, asked.user_id, _data(asked.body.get("data", {})))
+def broadcast(services: Services) -> RoomAction[BroadcastBody]:
+    """``POST /api/rooms/broadcast``."""
 
+    def command(body: BroadcastBody, user_id: str, network: str) -> RoomCommand:
+        return Broadcast(body.room, user_id, body.topic, _encode_data(body.data))
 
-def _broadcast(asked: _Asked) -> RoomCommand:
-    topic = asked.body.get("topic")
-    if not isinstance(topic, str) or not topic:
-        raise MissingTopic("topic is required")
-    _check_chars("topic", topic, limits.ROOM_TOPIC_CHARS)
-    return Broadcast(asked.room, asked.user_id, topic, _data(asked.body.get("data", {})))
+    return RoomAction(services, "broadcast", BROADCAST, command, _MESSAGES)
 
 
 class RoomList:
@@ -166,7 +164,7 @@ def _send_room(
     services: Services, req: falcon.Request, resp: falcon.Response, room: str
 ) -> None:
     user_id = _reader_of(services, req)
-    _check_chars("room", room, limits.ROOM_NAME_CHARS)
+    _check_room_name(room)
     send_raw(resp, services.rooms.submit(GetRoom(room, user_id)).body)
 
 
@@ -187,17 +185,16 @@ def _spend(services: Services, rates: tuple[Rate, Rate], user_id: str, address: 
     services.limiter.require(of_address, address_subject(address))
 
 
-def _acting(auth: AuthContext, body: _Body) -> str:
-    """For whom the caller acts."""
-    named = body.get("user_id")
+def _acting_user(auth: AuthContext, named: object) -> str:
+    """Return the user for whom the caller acts: an admin may name another one."""
     if not auth.is_admin or named is None:
         return str(auth.user_id)
-    if not isinstance(named, str) or not 0 < len(named) <= _USER_ID_CHARS:
-        raise InvalidData(f"user_id must be a text of 1 to {_USER_ID_CHARS} characters")
+    if not isinstance(named, str) or not 0 < len(named) <= USER_ID_CHARS:
+        raise InvalidData(f"user_id must be a text of 1 to {USER_ID_CHARS} characters")
     return named
 
 
-def _data(value: Any) -> bytes:
+def _encode_data(value: object) -> bytes:
     data = orjson.dumps(value)
     if len(data) > limits.ROOM_DATA_BYTES:
         raise LimitExceeded(
@@ -206,6 +203,8 @@ def _data(value: Any) -> bytes:
     return data
 
 
-def _check_chars(what: str, text: str, most: int) -> None:
-    if len(text) > most:
-        raise LimitExceeded(f"{what} has {len(text)} characters (limit {most})")
+def _check_room_name(name: str) -> None:
+    if len(name) > limits.ROOM_NAME_CHARS:
+        raise LimitExceeded(
+            f"room has {len(name)} characters (limit {limits.ROOM_NAME_CHARS})"
+        )

@@ -7,14 +7,15 @@ connection on to a shards worker before anything here sees it; what does come he
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import falcon
 import msgspec
 
 from pylon.api.answers import send_raw
-from pylon.api.body import read_json
+from pylon.api.body import read_typed
 from pylon.api.callers import caller_of
+from pylon.api.realtime.bodies import MAKE_SHARD, MOVE_SHARD, SHARD_INPUT
 from pylon.api.services import Services
 from pylon.auth_context import AuthContext
 from pylon.bus.shards import (
@@ -29,7 +30,6 @@ from pylon.bus.shards import (
 from pylon.errors import (
     Forbidden,
     InvalidData,
-    InvalidJson,
     ShardsNotAvailable,
     SubscribeRefused,
     Unauthorized,
@@ -61,13 +61,8 @@ class ShardList:
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Make a shard, unless it is there: ``{"id", "params"?}``."""
         _admins_only(self._services, req)
-        body = _object(self._services, req, '{"id": "arena:42"}')
-        shard_id, params = body.get("id"), body.get("params", {})
-        if not isinstance(shard_id, str) or not shard_id:
-            raise InvalidData("id is required", hint='Send {"id": "arena:42"}')
-        if not isinstance(params, dict):
-            raise InvalidData("params must be an object")
-        send_raw(resp, self._services.shards.of_shard(MakeShard(shard_id, params)))
+        body = read_typed(req, self._services, MAKE_SHARD)
+        send_raw(resp, self._services.shards.of_shard(MakeShard(body.id, body.params)))
 
 
 class OneShard:
@@ -100,17 +95,10 @@ class ShardInput:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, shard_id: str) -> None:
         auth = caller_of(req, self._services).auth
-        body = _object(self._services, req, '{"input": ...}')
-        if "input" not in body:
-            raise InvalidData("input is required", hint='Send {"input": ...}')
-        client_seq = body.get("client_seq")
-        if isinstance(client_seq, bool) or not isinstance(client_seq, (int, type(None))):
-            raise InvalidData("client_seq must be a whole number")
-        if client_seq is not None and not -(1 << 63) <= client_seq < 1 << 63:
-            raise InvalidData("client_seq must fit into 64 bits")
-        sid = _subscriber(auth, body.get("subscriber_id"), req.get_param("sid"))
-        raw = msgspec.json.encode(body["input"])
-        command = SubmitInput(shard_id, sid, auth, raw, client_seq)
+        body = read_typed(req, self._services, SHARD_INPUT)
+        sid = _subscriber(auth, body.subscriber_id, req.get_param("sid"))
+        raw = msgspec.json.encode(body.input)
+        command = SubmitInput(shard_id, sid, auth, raw, body.client_seq)
         send_raw(resp, _submitted(self._services, command))
 
 
@@ -127,7 +115,7 @@ class ShardMove:
         workers = services.app.config.workers_of("shards")
         if not workers:
             raise _no_shards()
-        worker = _object(self._services, req, '{"worker": "2"}').get("worker")
+        worker = read_typed(req, services, MOVE_SHARD).worker
         names = [str(number) for number in range(1, workers + 1)]
         if worker is not None and worker not in names:
             raise InvalidData(
@@ -162,24 +150,15 @@ def _submitted(services: Services, command: ShardCommand) -> bytes:
         raise SubscribeRefused(ex.message, hint=ex.hint) from ex
 
 
-def _subscriber(auth: AuthContext, named: Any, sid: str | None) -> str:
+def _subscriber(auth: AuthContext, named: str | None, sid: str | None) -> str:
     """Who the input is from: the body's `subscriber_id`, else the caller, else `anon_<sid>`."""
     if named is None:
         return auth.user_id if auth.user_id is not None else f"anon_{sid or '0'}"
-    if not isinstance(named, str):
-        raise InvalidData("subscriber_id must be a text")
     if not auth.is_admin and named != auth.user_id:
         raise SubscribeRefused(
             f'subscriber_id "{named}" is not the caller', hint="Leave it out, or send your user id"
         )
     return named
-
-
-def _object(services: Services, req: falcon.Request, example: str) -> dict[str, Any]:
-    body = read_json(req, services)
-    if not isinstance(body, dict):
-        raise InvalidJson("Invalid request body", hint=f"Send {example}")
-    return body
 
 
 def _admins_only(services: Services, req: falcon.Request) -> None:

@@ -1,0 +1,1 @@
+"""Resources of rows: CRUD, batches, queries, search, import and export."""

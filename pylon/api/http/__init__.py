@@ -1,0 +1,1 @@
+"""HTTP itself for all resources: routing, middleware, bodies, callers, responses."""

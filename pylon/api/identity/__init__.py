@@ -1,0 +1,1 @@
+"""Resources of sessions and sign-in."""

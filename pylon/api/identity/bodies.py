@@ -1,0 +1,31 @@
+"""Request bodies of sessions (spec/http.md §3.11.1).
+
+Called by `pylon.api.identity.sessions`; `pylon.openapi` derives their schemas.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from pylon.api.http.body_types import BodyType, Refusal
+from pylon.errors import InvalidData, MissingUserId
+
+_USER_ID_CHARS: Final = 200
+
+
+class MintSessionBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The user that a session is made for."""
+
+    user_id: Annotated[
+        str, Meta(min_length=1, max_length=_USER_ID_CHARS),
+        Refusal(
+            MissingUserId, InvalidData, expected=f"text of at most {_USER_ID_CHARS} characters"
+        ),
+    ]
+
+
+# The wire answers a body that is no object like one without a user id.
+MINT_SESSION: Final = BodyType(MintSessionBody, '{"user_id": "..."}', is_lenient=True)

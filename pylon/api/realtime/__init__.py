@@ -1,0 +1,1 @@
+"""Resources of rooms, topics, shards and matches."""

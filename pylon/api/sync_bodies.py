@@ -1,0 +1,73 @@
+"""Request bodies of sync: a push and its changes, an update of a document (spec/http.md §3.9).
+
+A push carries out each change by itself, so no change can make the body as a whole unreadable:
+the members of `PushedChange` take any value, and `pylon.api.data.operations` checks them.
+
+Called by `pylon.api.sync`; `pylon.openapi` derives their schemas.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from pylon import limits
+from pylon.api.http.body_types import BodyType, Refusal
+from pylon.errors import InvalidJson, MissingUpdate
+
+_KINDS: Final = {"enum": ["insert", "update", "delete"]}
+_TEXT_OR_NULL: Final = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+_OP_ID: Final = {
+    "anyOf": [{"type": "string", "maxLength": limits.OP_ID_CHARS}, {"type": "null"}],
+}
+_DATA: Final = {"anyOf": [{"type": "object"}, {"type": "null"}]}
+
+
+class PushedChange(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """An update or delete needs row_id, an insert or update data."""
+
+    kind: Annotated[Any, Meta(extra_json_schema=_KINDS)] = None
+    entity: Any = None
+    row_id: Annotated[Any, Meta(extra_json_schema=_TEXT_OR_NULL)] = None
+    data: Annotated[Any, Meta(extra_json_schema=_DATA)] = None
+    op_id: Annotated[Any, Meta(
+        description="Makes the change happen once, however often it is sent",
+        extra_json_schema=_OP_ID,
+    )] = None
+
+
+class PushBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The queue of a client."""
+
+    changes: Annotated[
+        list[Any],
+        Meta(extra_json_schema={"items": {
+            "anyOf": [{"$ref": "#/components/schemas/PushedChange"}, {}],
+            "description": "What cannot be carried out is told of in errors and results",
+        }}),
+        Refusal(InvalidJson, text="Invalid request body"),
+    ]
+    client_id: Annotated[Any, Meta(
+        description="Whose op_ids these are, where the caller has no user",
+    )] = None
+
+
+class DocumentUpdateBody(msgspec.Struct, frozen=True, kw_only=True):
+    """An update of a row's document."""
+
+    update: Annotated[
+        str,
+        Meta(
+            description="What loro-crdt exports, an update or a snapshot, as hex",
+            extra_json_schema={
+                "pattern": "^([0-9a-fA-F]{2})*$", "maxLength": 2 * limits.DOCUMENT_UPDATE_BYTES,
+            },
+        ),
+        Refusal(MissingUpdate, hint='Send {"update": "<hex>"}'),
+    ]
+
+
+PUSH: Final = BodyType(PushBody, '{"changes": [{"kind", "entity", "row_id", "data"}, ...]}')
+DOCUMENT_UPDATE: Final = BodyType(DocumentUpdateBody, '{"update": "<hex>"}')
