@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from pylon import errors, limits
+from pylon import errors
+from pylon.api.sync_bodies import DocumentUpdateBody
 from pylon.manifest.model import Manifest
+from pylon.openapi.bodies import body_schema
 from pylon.openapi.parts import (
     ROW_ERRORS,
     WRITE_ERRORS,
     ErrorClass,
     Paths,
-    Schema,
     answer,
     obj,
     operation,
@@ -26,15 +27,6 @@ _ERRORS: Final[tuple[ErrorClass, ...]] = (
     errors.CrdtHistoryMissing, errors.LimitExceeded, errors.UniqueViolation, errors.Unavailable,
     errors.RateLimited,
 )
-_BODY: Final[Schema] = obj(
-    {"update": {
-        "type": "string", "pattern": "^([0-9a-fA-F]{2})*$",
-        "maxLength": 2 * limits.DOCUMENT_UPDATE_BYTES,
-        "description": "What loro-crdt exports, an update or a snapshot, as hex",
-    }},
-    ("update",), more=True,
-)
-
 
 def document_paths(manifest: Manifest) -> Paths:
     """The paths under /api/crdt."""
@@ -43,8 +35,8 @@ def document_paths(manifest: Manifest) -> Paths:
             "post", f"pushDocument{entity.name}", entity.name,
             "Merge an update into the row's document, and the document into the row",
             {200: answer("Merged, or known already", obj({"ok": {"const": True}}))},
-            fails=_ERRORS, parameters=[path("row_id", "The row's id")], body=_BODY,
-            security=_SIGNED_IN,
+            fails=_ERRORS, parameters=[path("row_id", "The row's id")],
+            body=body_schema(DocumentUpdateBody), security=_SIGNED_IN,
         )
         for entity in manifest.entities
     }

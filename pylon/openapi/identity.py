@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from pylon import errors
+from pylon.api.identity.bodies import MintSessionBody
+from pylon.openapi.bodies import body_schema
 from pylon.openapi.parts import (
     STORE_ERRORS,
     WRITE_ERRORS,
@@ -21,7 +23,6 @@ from pylon.openapi.parts import (
 _TEXT: Final[Schema] = {"type": "string"}
 _TOKEN: Final[Schema] = {"type": "string", "description": "Send as Authorization: Bearer"}
 _UNIX_S: Final[Schema] = {"type": "integer", "description": "Unix seconds; 0: never"}
-_USER_ID_CHARS: Final = 200
 
 
 def identity_schemas() -> dict[str, Schema]:
@@ -78,9 +79,7 @@ def identity_paths() -> Paths:
                 "A session of any user; outside dev mode for admins only",
                 {201: answer("The session", obj({"token": _TOKEN, "user_id": _TEXT}))},
                 fails=(*WRITE_ERRORS, errors.Forbidden, errors.MissingUserId),
-                body=obj({
-                    "user_id": {"type": "string", "minLength": 1, "maxLength": _USER_ID_CHARS}
-                }, more=True),
+                body=body_schema(MintSessionBody),
             ),
             **operation(
                 "delete", "logOut", "auth", "End the session and its cookie",

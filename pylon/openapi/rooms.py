@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import msgspec
+
 from pylon import errors, limits
+from pylon.api.realtime.bodies import (
+    BroadcastBody,
+    JoinBody,
+    LeaveBody,
+    PresenceBody,
+    PublishBody,
+)
+from pylon.openapi.bodies import body_schema
 from pylon.openapi.parts import (
     ADMIN_ONLY,
     STORE_ERRORS,
@@ -23,7 +33,6 @@ from pylon.openapi.parts import (
 _TEXT: Final[Schema] = {"type": "string"}
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 _YES: Final[Schema] = {"type": "boolean"}
-_ANY: Final[Schema] = {"description": f"Any value; at most {limits.ROOM_DATA_BYTES} bytes"}
 _TAG: Final = "rooms"
 _ROOM: Final[Schema] = {"type": "string", "minLength": 1, "maxLength": limits.ROOM_NAME_CHARS}
 _SIGNED_IN: Final[list[dict[str, list[str]]]] = [{"BearerAuth": []}, {"CookieAuth": []}]
@@ -31,10 +40,6 @@ _ERRORS: Final[tuple[ErrorClass, ...]] = (
     *STORE_ERRORS, errors.AuthRequired, errors.Unavailable, errors.LimitExceeded,
 )
 _FULL: Final[tuple[ErrorClass, ...]] = (errors.RoomLimitReached, errors.RoomFull)
-_WHO: Final[Schema] = {
-    "description": "For admins: act for this user; of others it is ignored",
-    "anyOf": [{"type": "string", "minLength": 1, "maxLength": 200}, {"type": "null"}],
-}
 
 
 def room_schemas() -> dict[str, Schema]:
@@ -53,24 +58,23 @@ def room_paths() -> Paths:
     not_in_room = {"reason": {"const": "not_in_room"}}
     verbs = {
         "join": _verb(
-            "join", "Become a member, or replace what one has given", {"data": _ANY},
+            "join", "Become a member, or replace what one has given", JoinBody,
             obj({"joined": _TEXT, "snapshot": obj({
                 "type": {"const": "snapshot"}, "room": _TEXT, "peers": listed(ref("Peer")),
             })}),
             "Joined; the members there were before", _FULL,
         ),
         "leave": _verb(
-            "leave", "Be a member no longer", {}, obj({"left": _TEXT, "was_present": _YES}),
-            "Not a member now",
+            "leave", "Be a member no longer", LeaveBody,
+            obj({"left": _TEXT, "was_present": _YES}), "Not a member now",
         ),
         "presence": _verb(
-            "presence", "Replace what the member has given", {"data": _ANY},
+            "presence", "Replace what the member has given", PresenceBody,
             obj({"updated": _YES, **not_in_room}, ("updated",)), "Whether it was done", _FULL,
         ),
         "broadcast": _verb(
             "broadcast", "Tell all subscribers of the room something; for members",
-            {"topic": {"type": "string", "minLength": 1, "maxLength": limits.ROOM_TOPIC_CHARS},
-             "data": _ANY},
+            BroadcastBody,
             obj({"broadcasted": _YES, **not_in_room}, ("broadcasted",)), "Whether it was done",
             (errors.MissingTopic, errors.RoomLimitReached),
         ),
@@ -88,15 +92,14 @@ def room_paths() -> Paths:
 
 
 def _verb(
-    verb: str, summary: str, members: dict[str, Any], answered: Schema, about: str,
+    verb: str, summary: str, body: type[msgspec.Struct], answered: Schema, about: str,
     fails: tuple[ErrorClass, ...] = (),
 ) -> dict[str, Any]:
-    required = ("room", "topic") if "topic" in members else ("room",)
     return {
         **operation(
             "post", f"{verb}Room", _TAG, summary, {200: answer(about, answered)},
             fails=(*_ERRORS, errors.MissingRoom, *fails), security=_SIGNED_IN,
-            body=obj({"room": _ROOM, "user_id": _WHO, **members}, required, more=True),
+            body=body_schema(body),
         ),
         **_get_room(f"roomCalled{verb.capitalize()}", []),
     }
@@ -120,7 +123,7 @@ def _pubsub_paths() -> Paths:
             "post", "publish", "pubsub", "Remember a message of a channel",
             {200: answer("Done", obj({"ok": {"const": True}, "subscribers": _COUNT}))},
             fails=(*fails, errors.MissingChannel, errors.MissingMessage), security=ADMIN_ONLY,
-            body=obj({"channel": channel, "message": _TEXT}, more=True),
+            body=body_schema(PublishBody),
         ),
         "/api/pubsub/channels": operation(
             "get", "channels", "pubsub", "All channels that are remembered",

@@ -5,6 +5,13 @@ from __future__ import annotations
 from typing import Any, Final
 
 from pylon import errors, limits
+from pylon.api.realtime.bodies import (
+    EnqueueBody,
+    MakeShardBody,
+    MoveShardBody,
+    ShardInputBody,
+)
+from pylon.openapi.bodies import body_schema
 from pylon.openapi.parts import (
     ADMIN_ONLY,
     ANYBODY,
@@ -71,7 +78,7 @@ def shard_paths() -> Paths:
                 {200: answer("The shard", ref("Shard"))},
                 fails=(*admin, errors.ShardNotFound, errors.SubscribeFailed),
                 security=ADMIN_ONLY,
-                body=obj({"id": _ID["schema"], "params": {"type": "object"}}, ("id",), more=True),
+                body=body_schema(MakeShardBody),
             ),
         },
         "/api/shards/{shard_id}": {
@@ -95,21 +102,14 @@ def shard_paths() -> Paths:
                 errors.SubscribeFailed,
             ),
             parameters=[_ID, query("sid", _TEXT, "For callers without a user: anon_<sid>")],
-            body=obj(
-                {
-                    "input": {"description": "Of the type that the simulation declares"},
-                    "subscriber_id": nullable(_TEXT),
-                    "client_seq": nullable({"type": "integer"}),
-                },
-                ("input",), more=True,
-            ),
+            body=body_schema(ShardInputBody),
             security=ANYBODY,
         ),
         "/api/shards/{shard_id}/move": operation(
             "post", "moveShard", "shards", "Have a shard live at another worker",
             {200: answer("Done; whether it ran", obj({"released": _YES}))},
             fails=(*admin, *WRITE_ERRORS), parameters=[_ID], security=ADMIN_ONLY,
-            body=obj({"worker": nullable(_TEXT)}, ("worker",), more=True),
+            body=body_schema(MoveShardBody),
         ),
         "/api/shards/{shard_id}/connect": operation(
             "get", "watchShard", "shards", "The shard's snapshots as an event stream",
@@ -149,7 +149,7 @@ def _match_paths() -> Paths:
             **verb(
                 "post", "enqueue", "Wait for a match", status,
                 fails=(*fails, errors.MatchQueueFull, errors.RateLimited),
-                body=obj({"criteria": {"type": "object"}}, (), more=True),
+                body=body_schema(EnqueueBody),
             ),
             **verb(
                 "delete", "dequeue", "Wait no more",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from pylon import errors, limits
+from pylon import errors
+from pylon.api.sync_bodies import PushBody, PushedChange
 from pylon.manifest.model import Manifest
+from pylon.openapi.bodies import body_schema
 from pylon.openapi.parts import (
     STORE_ERRORS,
     WRITE_ERRORS,
@@ -13,7 +15,6 @@ from pylon.openapi.parts import (
     Schema,
     answer,
     listed,
-    nullable,
     obj,
     operation,
     query,
@@ -41,19 +42,10 @@ def sync_schemas(manifest: Manifest) -> dict[str, Schema]:
             },
             ("seq", "entity", "row_id", "kind", "timestamp"),
         ),
-        "PushedChange": {
-            **obj(
-                {
-                    "kind": {"enum": ["insert", "update", "delete"]},
-                    "entity": {"enum": [entity.name for entity in manifest.entities]},
-                    "row_id": nullable({"type": "string"}),
-                    "data": nullable({"type": "object"}),
-                    "op_id": nullable({"type": "string", "maxLength": limits.OP_ID_CHARS}),
-                },
-                ("kind", "entity"), more=True,
-            ),
-            "description": "An update or delete needs row_id, an insert or update data",
-        },
+        "PushedChange": body_schema(
+            PushedChange, {"entity": {"enum": [entity.name for entity in manifest.entities]}},
+            required=("kind", "entity"),
+        ),
         "PushResult": obj(
             {
                 "op_id": _ANY, "entity": _ANY, "kind": _ANY, "row_id": _ANY,
@@ -86,13 +78,6 @@ def sync_paths() -> Paths:
         },
         ("applied", "deduped", "errors", "cursor", "results"),
     )
-    body = obj(
-        {"changes": listed({
-            "anyOf": [ref("PushedChange"), {}],
-            "description": "What cannot be carried out is told of in errors and results",
-        }), "client_id": {}},
-        ("changes",), more=True,
-    )
     return {
         "/api/sync/pull": operation(
             "get", "pull", "sync", "What has changed after a cursor; with since=0 all rows",
@@ -112,7 +97,8 @@ def sync_paths() -> Paths:
         "/api/sync/push": operation(
             "post", "push", "sync", "Carry out a client's queued changes, each by itself",
             {200: answer("What became of each", pushed, headers=("Idempotency-Replayed",))},
-            fails=(*WRITE_ERRORS, errors.IdempotencyKeyReused, errors.RateLimited), body=body,
+            fails=(*WRITE_ERRORS, errors.IdempotencyKeyReused, errors.RateLimited),
+            body=body_schema(PushBody),
             parameters=[shared("IdempotencyKey")],
         ),
         "/api/sync/ws": operation(

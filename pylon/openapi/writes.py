@@ -7,7 +7,16 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from pylon import errors, limits
-from pylon.manifest.model import Manifest, Operation
+from pylon.api.data.bodies import (
+    BatchBody,
+    ImportBody,
+    LinkBody,
+    Operation,
+    UnlinkBody,
+)
+from pylon.manifest.model import Manifest
+from pylon.manifest.model import Operation as DeclaredAction
+from pylon.openapi.bodies import body_schema
 from pylon.openapi.parts import (
     ADMIN_ONLY,
     JSON,
@@ -28,7 +37,6 @@ from pylon.openapi.parts import (
 from pylon.openapi.values import written
 
 _TEXT: Final[Schema] = {"type": "string"}
-_SOME_TEXT: Final[Schema] = {"type": "string", "minLength": 1}
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 _LINES: Final = "application/x-ndjson"
 _KEY: Final = shared("IdempotencyKey")
@@ -42,18 +50,10 @@ def write_schemas(manifest: Manifest) -> dict[str, Schema]:
     """Operations as they are sent, and what becomes of them."""
     outcome = {"op": {}, "id": nullable(_TEXT), "error": _TEXT}
     return {
-        "Operation": {
-            **obj(
-                {
-                    "op": {"enum": ["insert", "update", "delete"]},
-                    "entity": {"enum": [entity.name for entity in manifest.entities]},
-                    "id": nullable(_TEXT),
-                    "data": nullable({"type": "object"}),
-                },
-                ("op", "entity"), more=True,
-            ),
-            "description": "An update or delete needs id, an insert or update data",
-        },
+        "Operation": body_schema(
+            Operation, {"entity": {"enum": [entity.name for entity in manifest.entities]}},
+            required=("op", "entity"),
+        ),
         "BatchResult": obj({**outcome, "ok": {"type": "boolean"}}, ("op", "ok")),
         "TransactResult": obj(outcome, ("op",)),
     }
@@ -79,11 +79,6 @@ def write_paths(manifest: Manifest) -> Paths:
     }
 
 
-def _each(description: str) -> Schema:
-    """Operations that are judged one by one: any JSON is taken, and has its own outcome."""
-    return {"anyOf": [ref("Operation"), {}], "description": description}
-
-
 def _batch() -> dict[str, Any]:
     return operation(
         "post", "batch", "writes", "Many operations, each by itself",
@@ -93,13 +88,7 @@ def _batch() -> dict[str, Any]:
             headers=("Idempotency-Replayed",),
         )},
         fails=(*_KEYED, errors.MissingOperations), parameters=[_KEY],
-        body=obj(
-            {"operations": listed(
-                _each("What cannot be carried out is told of in its result"),
-                maxItems=limits.BATCH_OPS,
-            )},
-            more=True,
-        ),
+        body=body_schema(BatchBody),
     )
 
 
@@ -113,7 +102,11 @@ def _transact() -> dict[str, Any]:
         )},
         fails=(*_KEYED, errors.RateLimited), parameters=[_KEY],
         body=listed(
-            _each('"$ref:<n>" is the id of the row that the earlier operation n inserts'),
+            {
+                "anyOf": [ref("Operation"), {}],
+                "description": '"$ref:<n>" is the id of the row that the earlier operation n '
+                "inserts",
+            },
             maxItems=limits.TRANSACT_OPS,
         ),
     )
@@ -128,13 +121,6 @@ def _transact() -> dict[str, Any]:
 
 def _link(manifest: Manifest, *, linked: bool) -> dict[str, Any]:
     done = "linked" if linked else "unlinked"
-    members = {
-        "entity": {"enum": [entity.name for entity in manifest.entities]},
-        "id": _SOME_TEXT,
-        "relation": _SOME_TEXT,
-        "target_id": _SOME_TEXT,
-    }
-    required = tuple(members) if linked else ("entity", "id", "relation")
     return operation(
         "post", done.removesuffix("ed"), "writes",
         "Set a relation of a row" if linked else "Clear a relation of a row",
@@ -145,11 +131,14 @@ def _link(manifest: Manifest, *, linked: bool) -> dict[str, Any]:
             errors.NullNotAllowed, errors.UniqueViolation, errors.PreconditionFailed,
             errors.RateLimited,
         ),
-        parameters=[_KEY], body=obj(members, required, more=True),
+        parameters=[_KEY], body=body_schema(
+            LinkBody if linked else UnlinkBody,
+            {"entity": {"enum": [entity.name for entity in manifest.entities]}},
+        ),
     )
 
 
-def _action(action: Operation) -> dict[str, Any]:
+def _action(action: DeclaredAction) -> dict[str, Any]:
     inputs = obj(
         {field.name: written(field) for field in action.input},
         [field.name for field in action.input if not field.optional],
@@ -207,14 +196,9 @@ def _import(manifest: Manifest) -> dict[str, Any]:
         parameters=[query(
             "ids", {"enum": ["keep", "new", ""]}, "new: every row gets a new id; default keep"
         )],
-        body=obj(
-            {"entities": {
-                "type": "object",
-                "properties": {entity.name: listed({}) for entity in manifest.entities},
-                "additionalProperties": {"type": "array"},
-            }},
-            more=True,
-        ),
+        body=body_schema(ImportBody, {"entities": {
+            "properties": {entity.name: listed({}) for entity in manifest.entities},
+        }}),
         security=ADMIN_ONLY,
     )
     made["post"]["requestBody"]["content"][_LINES] = {"schema": _TEXT}
