@@ -48,6 +48,7 @@ SNAPSHOT_PAGE_BYTES: Final = 8 * 1024 * 1024  # likewise; a larger row is a page
 PUSH_CHANGES: Final = 1_000
 BATCH_OPS: Final = 1_000
 TRANSACT_OPS: Final = 1_000
+OPERATIONS_PORTION: Final = 256  # operations of one push or batch that are in flight at once
 APP_TRIAL_S: Final = 60.0  # for the import of PYLON_APP before a start
 SHARD_ID_CHARS: Final = 200
 SHARDS: Final = 20_000  # running or just stopped, each shards worker
