@@ -2,6 +2,8 @@
 # make run         serve examples/todo on ports 4321 to 4324 (Ctrl-C ends it)
 # make arena       the same with examples/arena, a game
 # make test        the whole suite; what is missing on the machine is skipped by name
+# make test-unmarked   the part of it that starts no processes, on every core
+# make test-processes  the rest of it
 # make test-fast   the part of it that starts no processes, with a fifth of the random examples: < 1 min
 # make test-tools  install the programs that some tests use (Debian, as root)
 # make check       ruff, and mypy --strict
@@ -16,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Tests import 430 modules in each process; without cached bytecode that takes 7 s more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup run arena test test-fast test-tools check bench clean
+.PHONY: setup run arena test test-unmarked test-processes test-fast test-tools check bench clean
 
 setup: $(VENV)/installed
 
@@ -48,11 +50,18 @@ run: $(VENV)/installed examples/todo/.env
 arena: $(VENV)/installed examples/arena/.env
 	@cd examples/arena && exec $(BIN)/pylonctl dev
 
-test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -q
+UNMARKED := $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not processes and not slow"
+
+test: test-unmarked test-processes
+
+test-unmarked: $(VENV)/installed-test
+	$(UNMARKED)
+
+test-processes: $(VENV)/installed-test
+	$(BIN)/python -m pytest -q -m "processes or slow"
 
 test-fast: $(VENV)/installed-test
-	TEST_EXAMPLES=few $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not processes and not slow"
+	TEST_EXAMPLES=few $(UNMARKED)
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .
