@@ -50,6 +50,9 @@ end
 local function update()
   return wrk.format("PATCH", "/api/entities/Item/" .. row_id(), headers, '{"count":' .. made .. '}')
 end
+function done(summary, latency, requests)
+  io.write(string.format("  99.9%%%%  %%fus\\n", latency:percentile(99.9)))
+end
 """
 
 # The same questions come again and again, and until the next commit the server has the answers
@@ -113,7 +116,7 @@ def main() -> int:
             for name, body in requests.items():
                 if name == "pull(100)":
                     body %= server.status()["head_seq"] - 100
-                script = _script(token, f"{name[:3]}{suffix[-4:]}", ids, body)
+                script = wrk_script(token, f"{name[:3]}{suffix[-4:]}", ids, body)
                 for connections in args.connections:
                     line = _line(
                         wrk, f"http://127.0.0.1:{server.port}", name + suffix, script, connections,
@@ -172,7 +175,7 @@ def _line(
 ) -> dict[str, Any]:
     runs = [
         # The number makes a run's unique values its own.
-        _run(wrk, url, script, connections, args.seconds, connections * 100 + repeat)
+        run_wrk(wrk, url, script, connections, args.seconds, connections * 100 + repeat)
         for repeat in range(args.repeats)
     ]
     return {"name": name, "connections": connections, **median_run(runs)}
@@ -184,13 +187,13 @@ def median_run(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {**ordered[(len(runs) - 1) // 2], "errors": sum(run["errors"] for run in runs)}
 
 
-def _script(token: str, salt: str, ids: list[str], body: str) -> str:
+def wrk_script(token: str, salt: str, ids: list[str], body: str) -> str:
     quoted = ",".join(f'"{row_id}"' for row_id in ids)
     salt = "".join(c for c in salt if c.isalnum())
     return PRELUDE % (token, SEED, salt, quoted) + f"\nfunction request()\n{body}\nend\n"
 
 
-def _run(
+def run_wrk(
     wrk: str, url: str, script: str | None, connections: int, seconds: int, number: int
 ) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
@@ -209,7 +212,7 @@ def _run(
 def parse_wrk(text: str) -> dict[str, Any]:
     """What wrk prints with --latency: requests/s, percentiles in ms, errors."""
     def percentile(which: str) -> float:
-        found = re.search(rf"^\s+{which}%\s+([\d.]+)(us|ms|s|m)$", text, re.MULTILINE)
+        found = re.search(rf"^\s+{re.escape(which)}%\s+([\d.]+)(us|ms|s|m)$", text, re.MULTILINE)
         return round(float(found[1]) * UNITS[found[2]], 3) if found else 0.0
 
     rps = re.search(r"^Requests/sec:\s+([\d.]+)", text, re.MULTILINE)
@@ -219,7 +222,7 @@ def parse_wrk(text: str) -> dict[str, Any]:
     )
     return {
         "requests_per_s": float(rps[1]) if rps else 0.0,
-        "p50_ms": percentile("50"), "p99_ms": percentile("99"),
+        "p50_ms": percentile("50"), "p99_ms": percentile("99"), "p999_ms": percentile("99.9"),
         "errors": (int(refused[1]) if refused else 0)
         + (sum(int(count) for count in broken.groups()) if broken else 0),
     }

@@ -39,10 +39,15 @@ MANIFEST = {
 class Server:
     """A running server."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, env: dict[str, str]) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], port: int, env: dict[str, str], cli: list[str],
+    ) -> None:
+        """Args: `cli` is the command line of its `pylonctl`."""
         self.process = process
         self.port = port
+        self.db_path = Path(env["PYLON_DB_PATH"])
         self._env = env
+        self._cli = cli
 
     def request(self, method: str, path: str, body: Any = None, token: str = ADMIN) -> Any:
         """One request; the decoded answer. Raises for a status of 400 and more."""
@@ -63,8 +68,8 @@ class Server:
     def status(self) -> dict[str, Any]:
         """`pylonctl status --json`."""
         done = subprocess.run(
-            [sys.executable, "-m", "pylon.cli.main", "status", "--json"],
-            env=self._env, capture_output=True, text=True, check=True,
+            [*self._cli, "status", "--json"], env=self._env, capture_output=True,
+            text=True, check=True,
         )
         out: dict[str, Any] = json.loads(done.stdout)
         return out
@@ -119,8 +124,16 @@ def fill(server: Server, count: int) -> list[str]:
 
 
 @contextmanager
-def served(manifest: Mapping[str, Any] = MANIFEST, **settings: str) -> Iterator[Server]:
-    """Start a server, wait until it is ready, and drain it at the end."""
+def served(
+    manifest: Mapping[str, Any] = MANIFEST, checkout: Path | None = None, **settings: str
+) -> Iterator[Server]:
+    """Start a server, wait until it is ready, and drain it at the end.
+
+    Args:
+        checkout: of the code to serve, with a ``.venv``; None: this one.
+    """
+    python = sys.executable if checkout is None else str(checkout / ".venv/bin/python")
+    cli = [python, "-m", "pylon.cli.main"]
     with tempfile.TemporaryDirectory(prefix="pylon-load-") as name:
         folder = Path(name)
         (folder / "pylon.manifest.json").write_text(json.dumps(manifest))
@@ -132,8 +145,8 @@ def served(manifest: Mapping[str, Any] = MANIFEST, **settings: str) -> Iterator[
             "PYLON_BIND": "127.0.0.1", "PYLON_PORT": str(port), "PYLON_SOCKETS_PER_IP": "0",
             "PYLON_LOG_LEVEL": "warning", **settings,
         }
-        process = subprocess.Popen([sys.executable, "-m", "pylon.cli.main", "start"], env=env)
-        server = Server(process, port, env)
+        process = subprocess.Popen([*cli, "start"], env=env, cwd=checkout)
+        server = Server(process, port, env, cli)
         try:
             _wait_ready(server)
             yield server
