@@ -181,7 +181,8 @@ DOCUMENT_PAGE_UPDATES: Final = 500  # that a ws worker reads at a time
 
 WAL_CHECKPOINT_BYTES: Final = 4 * 1024 * 1024  # PASSIVE above this
 WAL_CHECKPOINT_AGE_S: Final = 5.0
-WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024  # emptied above this, once nobody reads
+WAL_LIMIT_BYTES: Final = 128 * 1024 * 1024  # the WAL begins anew above this, once nobody reads
+WAL_KEPT_BYTES: Final = 160 * 1024 * 1024  # of its file then, to be written over
 BACKUP_WAL_BYTES: Final = 1024 * 1024 * 1024  # a backup that holds more back is given up
 
 LIVE_QUERIES: Final = 1_000  # of one connection

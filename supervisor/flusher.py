@@ -1,10 +1,12 @@
 """The flusher: WAL checkpoints and retention, in a thread with a connection of its own.
 
-The writer never checkpoints. PASSIVE checkpoints run when the WAL has grown or aged; they
-block nobody. Above `limits.WAL_LIMIT_BYTES`, once a PASSIVE one has written everything back, the
-flusher tries to reset the WAL, without waiting: a TRUNCATE takes the writer's lock for the few
-frames that came since, and ends at once where anybody reads. The log names a reader that keeps
-the WAL from being written back or reset (`wal.held`); pylon_wal_held_seconds says for how long.
+The writer never checkpoints. PASSIVE checkpoints run when the WAL has grown or aged; they block
+nobody. SQLite begins the WAL anew with the first commit that finds all of it written back and no
+reader in it. While commits never cease, none does. So above `limits.WAL_LIMIT_BYTES` the flusher
+runs PASSIVE checkpoints one after the other until little is left. It then takes the writer's lock
+`commits` for the last one, which takes two fsyncs (about 10 ms). No checkpoint waits for a reader.
+The log names a reader that keeps the WAL from beginning anew (`wal.held`); pylon_wal_held_seconds
+says for how long.
 `flush_all` truncates the WAL at the end of a drain, and waits for readers. Old change events,
 expired sessions and unused guests are dropped through the writer, in small steps, so that they
 share its transactions. The bounds of events are a count and a number of bytes. Events of the last
@@ -40,13 +42,16 @@ _log = log.get_logger("flusher")
 _PERIOD_S: Final = 1.0
 _STOP_PATIENCE_S: Final = 5.0
 _PATIENCE_MS: Final = 1_000  # for readers, at the end of a drain
-_RESET_ATTEMPTS: Final = 5
-_RESET_PAUSE_S: Final = 0.005
+_RESTART_ATTEMPTS: Final = 5
+_RESTART_PAUSE_S: Final = 0.005
+_CATCH_UP_PASSES: Final = 10
+_REST_BYTES: Final = 256 * 1024  # so little is written back while the writer pauses
 _HELD_LOGGED_EVERY_S: Final = 30.0
 _NS_PER_S: Final = 1_000_000_000
 _OLDEST: Final = "SELECT coalesce(min(seq), 0) FROM _pylon_change_log"
 _MODES: Final = {
     "passive": apsw.SQLITE_CHECKPOINT_PASSIVE,
+    "restart": apsw.SQLITE_CHECKPOINT_RESTART,
     "truncate": apsw.SQLITE_CHECKPOINT_TRUNCATE,
 }
 
@@ -56,12 +61,14 @@ class Flusher:
 
     def __init__(
         self, db_path: Path, runtime: Runtime, keep_events: int, clock: Clock,
-        keep_bytes: int = sys.maxsize,
+        keep_bytes: int = sys.maxsize, commits: threading.Lock | None = None,
     ) -> None:
+        """Args: `commits` is the lock that the writer holds during each transaction."""
         self._wal = db_path.with_name(db_path.name + "-wal")
         self._runtime = runtime
         self._keep_events = keep_events
         self._keep_bytes = keep_bytes
+        self._commits = commits or threading.Lock()
         self._clock = clock
         self._conn = apsw.Connection(str(db_path), flags=apsw.SQLITE_OPEN_READWRITE)
         self._conn.set_busy_timeout(0)  # while it waited with the writer's lock, no write went on
@@ -78,7 +85,8 @@ class Flusher:
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flusher", daemon=True)
         self._db_path = db_path
-        self._flushed_mtime_ns = 0
+        self._page_bytes = int(self._conn.pragma("page_size"))
+        self._unwritten_bytes = 0  # of the WAL, that no checkpoint has written back
         self._held_since_s: float | None = None
         self._held_logged_s = float("-inf")
         self._flushed_at_s = clock.monotonic_s()
@@ -113,7 +121,8 @@ class Flusher:
         self._conn.close()
 
     def checkpoint(self, mode: str) -> bool:
-        """Checkpoint now; whether all of the WAL was written back (and reset, unless passive)."""
+        """Checkpoint now; whether all of the WAL as it was at the beginning was written back (and
+        can begin anew, unless passive). Only `truncate` waits for readers: see `flush_all`."""
         started_s = self._clock.monotonic_s()
         try:
             frames, written = self._conn.wal_checkpoint(mode=_MODES[mode])
@@ -128,13 +137,17 @@ class Flusher:
     def look(self) -> None:
         """One round: measure, checkpoint if it is time, prune if it is time."""
         self._look_at_file()
-        mtime_ns = self._measure()
+        self._measure()
         now_s = self._clock.monotonic_s()
         aged = now_s - self._flushed_at_s >= limits.WAL_CHECKPOINT_AGE_S
-        due = aged or self.wal_bytes >= limits.WAL_CHECKPOINT_BYTES
-        if due and self.wal_bytes and mtime_ns != self._flushed_mtime_ns:
-            self._flush(mtime_ns)
+        if self._unwritten_bytes >= (1 if aged else limits.WAL_CHECKPOINT_BYTES):
+            self.checkpoint("passive")
             self._flushed_at_s = now_s
+        if self.wal_bytes < limits.WAL_LIMIT_BYTES or self._restart_wal():
+            self._held_since_s = None
+            metrics.WAL_HELD.set(0.0)
+        else:
+            self._note_held()
         row = self._conn.execute(_OLDEST).fetchone()
         self.oldest_seq = int(row[0]) if row else 0
         metrics.CHANGELOG_OLDEST_SEQ.set(self.oldest_seq)
@@ -145,27 +158,28 @@ class Flusher:
             self._sessions_counted_s = now_s
             self._count_sessions()
 
-    def _flush(self, mtime_ns: int) -> None:
-        is_flushed = self.checkpoint("passive")
-        if self.wal_bytes < limits.WAL_LIMIT_BYTES or (is_flushed and self._reset_wal()):
-            self._held_since_s = None
-            metrics.WAL_HELD.set(0.0)
-            if is_flushed:
-                self._flushed_mtime_ns = mtime_ns
-            return
-        self._note_held()
-
-    def _reset_wal(self) -> bool:
-        """Empty a WAL that is written back, if nobody reads at this moment; whether that worked.
-
-        Most reads take less than a millisecond, so of a few attempts one succeeds.
-        """
-        for attempt in range(_RESET_ATTEMPTS):
-            if self.checkpoint("truncate"):
-                return True
-            if attempt + 1 < _RESET_ATTEMPTS and self._ending.wait(_RESET_PAUSE_S):
+    def _restart_wal(self) -> bool:
+        """Have the next commit begin the WAL anew, if nobody reads it at this moment; whether that
+        worked. Most reads take less than a millisecond, so of a few attempts one succeeds."""
+        for attempt in range(_RESTART_ATTEMPTS):
+            if not self._catch_up():
+                return False  # a long read keeps a part of the WAL
+            with self._commits:
+                if self.checkpoint("restart"):
+                    return True
+            if attempt + 1 < _RESTART_ATTEMPTS and self._ending.wait(_RESTART_PAUSE_S):
                 break
         return False
+
+    def _catch_up(self) -> bool:
+        """Write back all but `_REST_BYTES` of the WAL, while the writer goes on; whether that
+        worked. Each pass takes in what was committed during the one before, hence less."""
+        for _ in range(_CATCH_UP_PASSES):
+            if self._unwritten_bytes <= _REST_BYTES:
+                return True
+            if not self.checkpoint("passive"):
+                return False
+        return self._unwritten_bytes <= _REST_BYTES
 
     def _note_held(self) -> None:
         now_s = self._clock.monotonic_s()
@@ -179,7 +193,7 @@ class Flusher:
             _log.warning("wal.held", wal_bytes=self.wal_bytes, limit_bytes=limits.WAL_LIMIT_BYTES,
                          held_s=round(held_s, 1), readers=readers,
                          hint="a long read (a backup, a slow scan, another program) keeps the WAL "
-                         "from being reset; writes go on, and the file grows until it ends")
+                         "from beginning anew; writes go on, and the file grows until it ends")
 
     def _look_at_file(self) -> None:
         """Note for readiness whether the database file is there and may be written to."""
@@ -195,15 +209,13 @@ class Flusher:
         self.file_problem = shown
         metrics.DB_WRITABLE.set(problem is None)
 
-    def _measure(self) -> int:
-        try:
-            stat = self._wal.stat()
-        except FileNotFoundError:
-            self.wal_bytes, mtime_ns = 0, 0
-        else:
-            self.wal_bytes, mtime_ns = stat.st_size, stat.st_mtime_ns
+    def _measure(self) -> None:
+        """Look how much of the WAL is in use, and how much of that is not written back. The file
+        keeps its size when the WAL begins anew."""
+        frames, written = self._conn.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+        self.wal_bytes = max(0, frames) * self._page_bytes
+        self._unwritten_bytes = max(0, frames - written) * self._page_bytes
         metrics.WAL_BYTES.set(self.wal_bytes)
-        return mtime_ns
 
     def _note_head(self, now_s: float) -> None:
         """Remember the head, so that a later call can tell the old events."""

@@ -154,9 +154,10 @@ def _assemble(
     stack.callback(engine.close)
     _carry_notes_over(continuity, db_path, manifest, runtime)
     stack.callback(save_notes, db_path, runtime, boot_id, clock)
+    commits = threading.Lock()
     flusher = Flusher(db_path, runtime, config.change_log_retain, clock,
-                      config.change_log_retain_bytes)
-    writer = Writer(runtime, engine, broken)
+                      config.change_log_retain_bytes, commits)
+    writer = Writer(runtime, engine, broken, commits=commits)
     writer.start()
     stack.callback(writer.stop)
     flusher.start()

@@ -250,21 +250,19 @@ def test_the_wal_is_flushed_by_size_and_by_age(store: Store, flusher: Flusher) -
     fill(store, 1)
     flusher.look()
     assert flusher.wal_bytes > 0
-    before = flusher._flushed_mtime_ns
     flusher.look()
-    assert flusher._flushed_mtime_ns == before  # too young, too small
+    assert flusher._unwritten_bytes == flusher.wal_bytes  # too young, too small
     store.clock.advance(limits.WAL_CHECKPOINT_AGE_S)
     flusher.look()
-    after_age = flusher._flushed_mtime_ns
-    assert after_age != before
+    assert flusher._unwritten_bytes == 0
     fill(store, 2_000)
     flusher.look()
     assert flusher.wal_bytes > limits.WAL_CHECKPOINT_BYTES
-    assert flusher._flushed_mtime_ns != after_age
+    assert flusher._unwritten_bytes == 0
     assert flusher.oldest_seq > 0
 
 
-def test_above_its_limit_the_wal_is_reset(
+def test_above_its_limit_the_wal_begins_anew(
     store: Store, flusher: Flusher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "WAL_LIMIT_BYTES", limits.WAL_CHECKPOINT_BYTES)
@@ -277,8 +275,12 @@ def test_above_its_limit_the_wal_is_reset(
     fill(store, 1)  # and the writer is not held up
     holding.execute("COMMIT")
     flusher.look()
-    assert flusher.wal_bytes == 0
+    size_bytes = wal_size_bytes(store)
+    fill(store, 100)
     assert reader.head_seq() == store.engine.head
+    assert wal_size_bytes(store) == size_bytes  # it is written over from its beginning
+    flusher.look()
+    assert flusher.wal_bytes < limits.WAL_CHECKPOINT_BYTES
     reader.close()
     holding.close()
 
@@ -311,8 +313,47 @@ def test_a_reader_that_holds_the_wal_never_makes_the_writer_wait(
     assert flusher._conn.pragma("busy_timeout") == 0
     holding.execute("COMMIT")
     flusher.look()
-    assert flusher.wal_bytes == 0 and modes[-1] == "truncate"
+    assert modes[-1] == "restart"
+    fill(store, 1)
+    flusher.look()
+    assert flusher.wal_bytes < limits.WAL_CHECKPOINT_BYTES
     holding.close()
+
+
+def test_the_wal_begins_anew_while_commits_never_cease(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "WAL_LIMIT_BYTES", limits.WAL_CHECKPOINT_BYTES)
+    commits = threading.Lock()
+    flusher = Flusher(store.db_path, store.runtime, 1_000, store.clock, commits=commits)
+    writer = Writer(store.runtime, store.engine, store.broken.append, store.clock, commits)
+    writer.start()
+    refused, ending = threading.Event(), threading.Event()
+    store.engine._conn.set_busy_timeout(0)
+    store.engine._conn.set_busy_handler(lambda _: refused.set() or False)
+
+    def write() -> None:
+        local = LocalWriter(store.runtime)
+        while not ending.is_set():
+            ops = [store.insert(f"{IDS.new()}" + "x" * 2_000) for _ in range(20)]
+            assert all(reply.error is None for reply in local.submit_all(ops))
+        local.close()
+
+    writing_on = in_thread(write)
+    restarts = written_bytes = 0
+    while restarts < 3:
+        flusher.look()
+        restarts += flusher.wal_bytes < written_bytes
+        written_bytes = flusher.wal_bytes
+    ending.set()
+    writing_on.join()
+    assert not refused.is_set()
+    flusher.close()
+    writer.stop()
+
+
+def wal_size_bytes(store: Store) -> int:
+    return Path(f"{store.db_path}-wal").stat().st_size
 
 
 @pytest.mark.usefixtures("processes")
@@ -339,7 +380,7 @@ def test_the_log_names_the_reader_that_holds_the_wal(
     assert f"pid {reader.pid}" in held["readers"][0]
     assert metrics.WAL_HELD.samples()[0].value == 5.0
     flusher.look()
-    assert flusher.wal_bytes == 0 and metrics.WAL_HELD.samples()[0].value == 0.0
+    assert metrics.WAL_HELD.samples()[0].value == 0.0
 
 
 def test_finish_truncates(store: Store, flusher: Flusher) -> None:

@@ -232,7 +232,8 @@ DOCUMENT_MERGE: Final = Histogram(
     buckets=_FAST_S, registry=SUPERVISOR,
 )
 WAL_BYTES: Final = Gauge(
-    "pylon_wal_bytes", "Size of the write-ahead log file.", registry=SUPERVISOR,
+    "pylon_wal_bytes", "Size of the write-ahead log up to its last frame; its file may be larger.",
+    registry=SUPERVISOR,
 )
 CHANGELOG_BYTES: Final = Gauge(
     "pylon_changelog_bytes", "Size of the change events that are kept, about.",

@@ -27,7 +27,8 @@ _WRITER: Final = (
     ("mmap_size", "0"),
     ("journal_mode", "WAL"),
     ("wal_autocheckpoint", "0"),
-    ("journal_size_limit", str(limits.WAL_LIMIT_BYTES)),  # when the WAL begins anew
+    # When the WAL begins anew. PERF: a commit that cut the file took up to 60 ms.
+    ("journal_size_limit", str(limits.WAL_KEPT_BYTES)),
 )
 
 
