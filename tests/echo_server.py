@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import gevent
+from gevent.event import Event
 from gunicorn.app.base import BaseApplication
 
 from pylon import limits
 
 STREAM = [b"first,", b"", b"second,", b"third"]
 LARGE_BYTES = 8 * 1024 * 1024
+released = Event()  # of the requests to /held
+held: list[str] = []
 
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -42,8 +45,16 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
     if path == "/process":
         start_response("200 OK", plain)
         return [str(os.getpid()).encode()]
+    if path == "/held-count":
+        start_response("200 OK", plain)
+        return [str(len(held)).encode()]
     if path == "/wait":
         gevent.sleep(float(query))
+    elif path == "/held":
+        held.append(path)
+        released.wait()
+    elif path == "/release":
+        released.set()
     elif path == "/broken":
         raise RuntimeError("on purpose")
     elif path == "/broken-stream":

@@ -19,6 +19,7 @@ from pylon.storage.contract import Query
 from pylon.storage.sqlite.reader import SqliteReader
 from tests.document_kit import LoroClient
 from tests.support.manifests import notes_app
+from tests.support.wait import run_greenlets_until
 from tests.support_writer import ADMIN_TOKEN, Server, running
 from workers import tasting
 
@@ -77,7 +78,7 @@ def test_sorts_of_one_address_leave_connections_to_others(
 
     attack = [gevent.spawn(sort, number) for number in range(20)]
     try:
-        gevent.sleep(0.01)
+        run_greenlets_until("sorts run", lambda: sorts.begun == limits.SCANS_PER_CALLER)
         with gevent.Timeout(PATIENCE_S):
             for number in range(3):
                 answer = server.call(
@@ -120,11 +121,14 @@ def test_scans_that_wait_are_bounded_for_each_caller(
 
     refused_before = metrics.ADMISSION_REFUSED.labels("scan").value
     attack = [gevent.spawn(sort, number) for number in range(20)]
-    gevent.sleep(0.01)
+    taken = limits.SCANS_PER_CALLER + limits.ADMISSION_WAITING_PER_CALLER
+    run_greenlets_until(
+        "the others are refused", lambda: sum(each.ready() for each in attack) == 20 - taken
+    )
     sorts.end.set()
     gevent.joinall(attack, timeout=30)
     statuses = [greenlet.value.status_code for greenlet in attack]
-    assert statuses.count(200) == limits.SCANS_PER_CALLER + 4
+    assert statuses.count(200) == taken
     assert statuses.count(503) == 20 - statuses.count(200)
     assert all(
         greenlet.value.headers["retry-after"] for greenlet in attack
