@@ -14,6 +14,7 @@ from pylon import limits
 from pylon.config import Config
 from pylon.manifest.model import Entity, Field, FieldType
 from pylon.openapi.parts import Schema, listed, nullable, obj, ref
+from pylon.openapi.search import search_request
 from pylon.values import INT_MAX, INT_MIN
 
 _TEXT: Final[Schema] = {"type": "string"}
@@ -70,7 +71,7 @@ def filter_schemas(entity: Entity, config: Config) -> dict[str, Schema]:
         f"{name}Aggregate": _aggregate(entity),
     }
     if entity.search is not None:
-        out[f"{name}Search"] = _search(entity)
+        out[f"{name}Search"] = search_request(entity, entity.search)
     return out
 
 
@@ -121,30 +122,3 @@ def _aggregate(entity: Entity) -> Schema:
         ),
         "minProperties": 1,
     }
-
-
-def _search(entity: Entity) -> Schema:
-    search = entity.search
-    if search is None:
-        raise ValueError(f"{entity.name} has no search")
-    number = {"type": "integer", "minimum": 0, "maximum": INT_MAX // limits.SEARCH_PAGE_MAX}
-    sort = [
-        {"type": "array", "prefixItems": [{"const": name}, _ORDER], "minItems": 2, "maxItems": 2}
-        for name in search.sortable
-    ]
-    return obj(
-        {
-            "query": nullable({"type": "string", "maxLength": limits.SEARCH_CHARS}),
-            "filters": nullable(obj({
-                name: {"description": "A value, the text that facet counts have, or a list"}
-                for name in search.facets
-            }, ())),
-            "facets": nullable(listed({"enum": list(search.facets)} if search.facets
-                                      else {"not": {}})),
-            "sort": {"anyOf": [{"type": "null"}, {"type": "array", "maxItems": 0}, *sort]},
-            "page": nullable(number),
-            "page_size": nullable(number),
-            "pageSize": nullable(number),
-        },
-        (),
-    )

@@ -47,7 +47,6 @@ def entity_paths(entity: Entity, config: Config) -> Paths:
         f"{base}/{{row_id}}": {**_get(entity), **_patch(entity), **_delete(entity)},
         f"/api/query/{name}": _query(entity),
         f"/api/aggregate/{name}": _aggregate(entity),
-        f"/api/search/{name}": _search(entity),
         **search_paths(entity),
         **{
             f"/api/lookup/{name}/{field.name}/{{value}}": _look_up(entity, field)
@@ -163,25 +162,6 @@ def _aggregate(entity: Entity) -> Paths:
         {200: answer("A row for each group", obj({"rows": listed({"type": "object"})}))},
         fails=(*_READS, errors.InvalidQuery, errors.InvalidColumn, errors.InvalidValue),
         body=ref(f"{entity.name}Aggregate"),
-    )
-
-
-def _search(entity: Entity) -> Paths:
-    counts = {"type": "object", "additionalProperties": _WHOLE}
-    fails: tuple[ErrorClass, ...] = (*_READS, errors.InvalidQuery, errors.InvalidValue)
-    if entity.search is None:
-        # Everybody but those who may read nothing is told how to make an index.
-        fails = (*_READS, errors.SearchNotConfigured)
-    return operation(
-        "post", f"search{entity.name}", entity.name, "Full-text search with facet counts",
-        {} if entity.search is None else {200: answer("Hits, best first", obj({
-            "hits": listed(ref(entity.name)),
-            "total": _WHOLE,
-            "facetCounts": {"type": "object", "additionalProperties": counts},
-            "tookMs": _WHOLE,
-        }))},
-        fails=fails,
-        body=ref(f"{entity.name}Search") if entity.search is not None else {},
     )
 
 

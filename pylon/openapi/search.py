@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from pylon import errors, limits
-from pylon.manifest.model import Entity, FieldType
+from pylon.manifest.model import Entity, FieldType, Search
 from pylon.openapi.parts import (
     STORE_ERRORS,
     ErrorClass,
@@ -57,14 +57,14 @@ def search_paths(entity: Entity) -> Paths:
     return {where: operation(
         "post", name, entity.name, "Rows by words and facets, the best match first",
         {200: answer("A page of hits", hits)},
-        fails=(*fails, errors.InvalidQuery, errors.InvalidValue), body=_request(entity),
+        fails=(*fails, errors.InvalidQuery, errors.InvalidValue),
+        body=ref(f"{entity.name}Search"),
     )}
 
 
-def _request(entity: Entity) -> Schema:
-    search = entity.search
-    facets = search.facets if search is not None else ()
-    sortable = search.sortable if search is not None else ()
+def search_request(entity: Entity, search: Search) -> Schema:
+    """The schema of the body, `<E>Search`."""
+    facets, sortable = search.facets, search.sortable
     values = {name: _values(entity, name) for name in facets}
     size = nullable({**_WHOLE, "description": f"Cut to 1..{limits.SEARCH_PAGE_MAX}"})
     request = {
@@ -75,12 +75,15 @@ def _request(entity: Entity) -> Schema:
             "white space follows it",
         }),
         "filters": nullable(obj(values, ())),
-        "facets": nullable(listed({"enum": list(facets)} if facets else {}, **_none(facets))),
-        "sort": nullable(listed(
-            {}, **_none(sortable),
-            **({"prefixItems": [{"enum": list(sortable)}, {"enum": ["asc", "desc"]}],
-                "minItems": 2, "maxItems": 2} if sortable else {}),
-        )),
+        "facets": nullable(listed({"enum": list(facets)}) if facets else listed({}, maxItems=0)),
+        "sort": {"anyOf": [
+            *([listed(
+                {}, prefixItems=[{"enum": list(sortable)}, {"enum": ["asc", "desc"]}],
+                minItems=2, maxItems=2,
+            )] if sortable else []),
+            {"type": "array", "maxItems": 0},
+            {"type": "null"},
+        ]},
         "page": nullable({**_WHOLE, "maximum": INT_MAX // limits.SEARCH_PAGE_MAX}),
         "page_size": size,
         "pageSize": size,
@@ -92,8 +95,7 @@ def _values(entity: Entity, name: str) -> Schema:
     field = entity.by_name.get(name)
     one: Schema = _FACET.get(field.type if field is not None else FieldType.ID, {"type": "string"})
     some = listed(nullable(one), maxItems=limits.FILTER_TERMS)
-    return {"anyOf": [one, {"type": "null"}, some]}
-
-
-def _none(known: tuple[str, ...]) -> Schema:
-    return {} if known else {"maxItems": 0}
+    return {
+        "anyOf": [one, {"type": "null"}, some],
+        "description": "A value, the text that facet counts have, or a list",
+    }
