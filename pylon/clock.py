@@ -35,7 +35,7 @@ class SystemClock:
         return time.monotonic()
 
 
-class WorkClock:
+class CpuTimeClock:
     """The time that the calling thread has worked, plus a twentieth of the time that passes.
 
     For limits on what a piece of work costs others: a thread that is not given a core does

@@ -27,7 +27,8 @@ _ON_USE: Final = (
     "pickle", "shutil", "ssl", "subprocess", "tempfile", "xml.etree.ElementTree",
 )
 _PACKAGES: Final = frozenset({"asyncio", "html", "importlib.metadata", "loro"})
-# What gevent does to them when it patches all; `workers.patch` puts it off until they are loaded.
+# What gevent does to them when it patches all; `pylon.runtime.gevent_patch` puts it off until they
+# are loaded.
 _PATCHES: Final = {"ssl": "patch_ssl", "subprocess": "patch_subprocess"}
 _ANY_NAME: Final = {"ssl": "SSLContext", "subprocess": "Popen"}
 _ABSENT: Final = object()

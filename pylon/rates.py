@@ -81,7 +81,7 @@ ROOM_SUBSCRIPTIONS_BY_ADDRESS: Final = Rate("room-subscriptions-of-address", 12_
 ROOM_MESSAGES_BY_USER: Final = Rate("room-messages-of-user", 15_000, 60.0, burst=3_000)
 ROOM_MESSAGES_BY_ADDRESS: Final = Rate("room-messages-of-address", 300_000, 60.0, burst=30_000)
 
-# Refusals that reveal rows which the caller may not read (`pylon.api.conflicts`).
+# Refusals that reveal rows which the caller may not read (`pylon.api.data.conflicts`).
 HIDDEN_CONFLICTS_BY_USER: Final = Rate("hidden-conflicts-of-user", 30, 60.0)
 HIDDEN_CONFLICTS_BY_ADDRESS: Final = Rate("hidden-conflicts-of-address", 300, 60.0)
 UNDONE_VALUES_BY_USER: Final = Rate("undone-values-of-user", 600, 60.0, burst=2_000)

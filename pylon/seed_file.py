@@ -19,12 +19,12 @@ from pylon.config import Config
 from pylon.errors import PylonError, StartRefused
 from pylon.ids import RowIds
 from pylon.manifest.model import Manifest
-from pylon.schema import ddl
-from pylon.schema.live import introspect
 from pylon.storage.names import quote
 from pylon.storage.ops import InsertRow, OpKey
 from pylon.storage.sqlite.connect import open_reader
-from pylon.storage.sqlite.refusal import Refusals
+from pylon.storage.sqlite.constraint_errors import ConstraintErrors
+from pylon.storage.sqlite.schema import ddl
+from pylon.storage.sqlite.schema.live import introspect
 from pylon.values import EntityCodec, decode_body
 
 IDENTITY: Final = "__seed__"  # scopes the op_ids of seeded rows
@@ -86,7 +86,7 @@ def _refuse_conflicts(path: Path, manifest: Manifest, inserts: list[InsertRow]) 
         refusals = {}
         for name in dict.fromkeys(insert.entity for insert in inserts):
             entity = manifest.by_name[name]
-            refusals[name] = Refusals(entity)
+            refusals[name] = ConstraintErrors(entity)
             conn.execute(ddl.create_table(entity))
             for index in entity.indexes:
                 if index.unique:

@@ -21,9 +21,9 @@ from pylon.errors import PylonError, StartRefused
 from pylon.manifest.model import Manifest
 from pylon.manifest_loader import load_manifest
 from pylon.realtime.app_module import try_app_module
-from pylon.schema.trial import refuse_unreachable
 from pylon.seed_file import refuse_bad_seed
 from pylon.setting_checks import unsafe_origins, unsafe_settings
+from pylon.storage.sqlite.schema.trial import refuse_unreachable
 
 
 def load_checked(loaded: Loaded) -> Manifest:

@@ -16,8 +16,8 @@ every copy at the end of the server.
 
 Invariants: one backup at a time; a drain flushes the WAL only after the copy has ended or was
 cancelled (`end_copy`). Metrics: `pylon_backups_total`, `pylon_backup_running`, the time and
-duration of the last good one, which `pylon.backup.record` keeps over restarts. Called by the
-threads of `supervisor.control` and by `supervisor.drain`.
+duration of the last good one, which `pylon.storage.sqlite.backup.record` keeps over restarts.
+Called by the threads of `supervisor.control` and by `supervisor.drain`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from typing import Final
 import msgspec
 
 from pylon import limits, log, metrics
-from pylon.backup.record import BackupRecord, read_record, write_record
 from pylon.clock import Clock
 from pylon.errors import InvalidData, Unavailable
+from pylon.storage.sqlite.backup.record import BackupRecord, read_record, write_record
 from supervisor.control import ClientLeft, Dialogue, Line
 
 _log = log.get_logger("backups")

@@ -4,7 +4,7 @@ A Unix stream socket (0600, in the private runtime folder). One JSON line asks; 
 answer, the last one with ``"done": true``; a failure is a last line with ``error``. In a
 dialogue the client sends further lines while its request is answered. Each connection has a
 thread; at most `limits.CONTROL_CONNECTIONS` at once, more are refused. The client is
-`pylon.control`; the answers are in `supervisor.answers` and `supervisor.backups`.
+`pylon.control`; the answers are in `supervisor.control_handlers` and `supervisor.backups`.
 """
 
 from __future__ import annotations

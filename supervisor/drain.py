@@ -23,9 +23,9 @@ from pylon.bus.writer_port import LocalWriter
 from pylon.disk_errors import describe_os_error
 from pylon.errors import PylonError
 from pylon.storage.ops import MarkClean
+from supervisor.components import Components
 from supervisor.datadir import sync_files
 from supervisor.loop import Loop
-from supervisor.parts import Parts
 from supervisor.readers import find_readers
 
 EXIT_COMPLETE: Final = 0
@@ -41,7 +41,7 @@ _log = log.get_logger("drain")
 class Drain:
     """One drain. `run` blocks the main thread and pumps the loop meanwhile."""
 
-    def __init__(self, parts: Parts, loop: Loop) -> None:
+    def __init__(self, parts: Components, loop: Loop) -> None:
         self._parts = parts
         self._loop = loop
         self._started_s = parts.clock.monotonic_s()
@@ -184,4 +184,4 @@ class Drain:
     def _say(self, step: str, **keys: object) -> None:
         at_s = round(self._now_s() - self._started_s, 3)
         _log.info("drain", step=step, at_s=at_s, **{k: v for k, v in keys.items() if k != "done"})
-        self._parts.news.say(step=step, at_s=at_s, **keys)
+        self._parts.progress.say(step=step, at_s=at_s, **keys)

@@ -40,7 +40,7 @@ Events = SimpleQueue[Event]
 Line = dict[str, Any]
 
 
-class DrainNews:
+class DrainProgress:
     """Hands every step of a drain to all who listen, those before them included."""
 
     def __init__(self) -> None:

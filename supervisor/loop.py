@@ -17,8 +17,8 @@ import pylon
 from pylon import log, metrics
 from pylon.bus.messages import RolesReport, RoleState
 from supervisor.children import RoleView
+from supervisor.components import Components
 from supervisor.events import Broken, Event, Events, RolesChanged, SignalArrived, StopAsked
-from supervisor.parts import Parts
 
 _log = log.get_logger("supervisor")
 
@@ -43,7 +43,7 @@ def queue_signals(events: Events) -> None:
 class Loop:
     """Pumped by `main` until a stop is asked, and by `drain` until the end."""
 
-    def __init__(self, parts: Parts, started_s: float) -> None:
+    def __init__(self, parts: Components, started_s: float) -> None:
         self._parts = parts
         self._started_s = started_s
         self._report_at_s = 0.0
@@ -78,10 +78,10 @@ class Loop:
         now_s = parts.clock.monotonic_s()
         views = parts.children.views()
         problem = parts.writer.find_problem() or parts.flusher.file_problem
-        news = (views, self.draining, problem)
-        if news == self._announced and now_s < self._report_at_s:
+        progress = (views, self.draining, problem)
+        if progress == self._announced and now_s < self._report_at_s:
             return
-        self._announced = news
+        self._announced = progress
         self._report_at_s = now_s + _REPORT_PERIOD_S
         states = {role: RoleState(view.wanted, view.ready) for role, view in views.items()}
         parts.signals.send(RolesReport(states, self.draining, problem))

@@ -21,20 +21,21 @@ from typing import Any, Final
 import apsw
 import msgspec
 
-from pylon import descriptors, log
-from pylon.backup.hold import pidfile_of
+from pylon import log
 from pylon.bus.runtime import Runtime, make_runtime_dir
 from pylon.bus.signals import PlainSignalSender, SignalProxy
 from pylon.bus.status import StatusReceiver
 from pylon.clock import SystemClock, SystemRandom
 from pylon.config import Loaded
 from pylon.data_dir import data_dir_warnings, keep_private
+from pylon.data_dir_lock import pidfile_of
 from pylon.disk_errors import describe_os_error, start_error
 from pylon.errors import PylonError
 from pylon.ids import RowIds
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import compile_rules
 from pylon.realtime.app_module import try_app_module
+from pylon.runtime import fd_budget
 from pylon.setting_checks import PORT_SETTINGS
 from pylon.startup import load_checked, start_warnings
 from pylon.storage.sqlite.engine import SqliteEngine
@@ -42,19 +43,19 @@ from pylon.storage.sqlite.epochs import read_boot_id
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.reader import SqliteReader
 from supervisor import seed
-from supervisor.answers import Answers
 from supervisor.backups import Backups
 from supervisor.children import Children
+from supervisor.components import Components
 from supervisor.control import ControlServer
+from supervisor.control_handlers import ControlHandlers
 from supervisor.datadir import database, prepare_data_dir
 from supervisor.drain import EXIT_COMPLETE, EXIT_CUT_SHORT, Drain
-from supervisor.events import Broken, DrainNews, Events, RolesChanged
+from supervisor.events import Broken, DrainProgress, Events, RolesChanged
 from supervisor.flusher import Flusher
 from supervisor.heartbeats import Heartbeats
+from supervisor.hints import Continuity, save_notes
 from supervisor.loop import Loop, queue_signals
-from supervisor.notes import Continuity, save_notes
 from supervisor.notify import Notifier
-from supervisor.parts import Parts
 from supervisor.pidfile import Pidfile
 from supervisor.rooms import RoomsThread
 from supervisor.sockets import open_listeners, port_warnings
@@ -79,9 +80,9 @@ def run(loaded: Loaded) -> int:
     config = loaded.config
     log.configure(config.log_format, config.log_level, "supervisor", "")
     keep_private()
-    descriptors.raise_limit()
+    fd_budget.raise_limit()
     manifest = load_checked(loaded)
-    for warning in (*start_warnings(loaded, manifest), *descriptors.warnings()):
+    for warning in (*start_warnings(loaded, manifest), *fd_budget.warnings()):
         _log.warning("settings", message=warning)
     try_app_module(config)
     prepare_data_dir(config)
@@ -121,7 +122,7 @@ class Closers(ExitStack):
 
 def _assemble(
     loaded: Loaded, manifest: Manifest, environ: Mapping[str, str], stack: Closers
-) -> Parts:
+) -> Components:
     config, clock, pid = loaded.config, SystemClock(), os.getpid()
     rules = compile_rules(manifest, explain=config.dev_mode)
     pidfile = Pidfile.acquire(pidfile_of(Path(config.db_path).absolute()))
@@ -188,19 +189,19 @@ def _assemble(
         pid=pid, runtime_dir=str(runtime.dir), ports=listeners.ports,
         started_at_s=clock.wall_ns() / _NS_PER_S,
     )
-    return Parts(
+    return Components(
         config=config, clock=clock, runtime=runtime, db_path=db_path, listeners=listeners,
-        events=events, news=DrainNews(), engine=engine, writer=writer, flusher=flusher,
+        events=events, progress=DrainProgress(), engine=engine, writer=writer, flusher=flusher,
         heartbeats=heartbeats, rooms=rooms, children=children, marks=continuity.marks,
         backups=Backups(db_path, runtime.manifest, clock), signals=signals,
         notifier=Notifier(environ, pid),
     )
 
 
-def _serve(parts: Parts, stack: Closers) -> int:
+def _serve(parts: Components, stack: Closers) -> int:
     started_s = parts.clock.monotonic_s()
     loop = Loop(parts, started_s)
-    answers = Answers(parts, loop, os.getpid(), started_s)
+    answers = ControlHandlers(parts, loop, os.getpid(), started_s)
     control = ControlServer(
         parts.runtime.control_socket, answers.by_name(), {"backup": parts.backups.converse}
     )
@@ -235,7 +236,7 @@ def _plant_seed(path: Path, db_path: Path, manifest: Manifest, runtime: Runtime)
     if not empty:
         _log.info("seed.skipped", path=str(path), why="the database has rows")
         return
-    rows = seed.plant(path, manifest, RowIds(SystemClock(), SystemRandom()), runtime)
+    rows = seed.load_seed(path, manifest, RowIds(SystemClock(), SystemRandom()), runtime)
     _log.info("seed.planted", path=str(path), rows=rows)
 
 

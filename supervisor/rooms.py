@@ -5,9 +5,9 @@ worker may die and come back, and the rooms are the same. What they hold is gone
 supervisor restarts (docs/realtime.md).
 
 News are told at once after a quiet time and are gathered for `limits.ROOM_TICK_S` while they
-keep coming. Invariants: nobody else touches the `Desk`; a worker's end is noted after everything
-that it had sent, or the lease ends its sockets. Started by `supervisor.main`, stopped by the
-drain once no client is left.
+keep coming. Invariants: nobody else touches the `RoomService`; a worker's end is noted after
+everything that it had sent, or the lease ends its sockets. Started by `supervisor.main`, stopped by
+the drain once no client is left.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pylon.bus.rooms_messages import pid_of
 from pylon.bus.rooms_port import RoomsPort, RoomsWaker
 from pylon.bus.runtime import Runtime
 from pylon.clock import Clock, RandomSource
-from pylon.rooms.desk import Desk
+from pylon.rooms.service import RoomService
 
 _IDLE_S: Final = 1.0
 
@@ -32,7 +32,7 @@ class RoomsThread:
     def __init__(self, runtime: Runtime, clock: Clock, random: RandomSource) -> None:
         self._runtime = runtime
         self._clock = clock
-        self._desk = Desk(clock, random.token_hex(8))
+        self._desk = RoomService(clock, random.token_hex(8))
         self._port = RoomsPort(runtime)
         self._ended: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._stopping = threading.Event()

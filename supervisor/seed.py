@@ -16,7 +16,7 @@ from pylon.manifest.model import Manifest
 from pylon.seed_file import read_seed
 
 
-def plant(path: Path, manifest: Manifest, ids: RowIds, runtime: Runtime) -> int:
+def load_seed(path: Path, manifest: Manifest, ids: RowIds, runtime: Runtime) -> int:
     """Insert the rows of the file through the writer; how many.
 
     Raises:

@@ -34,10 +34,10 @@ from pylon.bus.signals import PlainSignalSender
 from pylon.bus.writer_port import LocalWriter, Peer, WriterPort
 from pylon.clock import Clock, SystemClock
 from pylon.errors import InternalError, WriterUnavailable
-from pylon.errors.wire import WriteError
-from pylon.storage.contract import BatchResult, Refusal, WriteEngine
+from pylon.errors.wire import WireError
+from pylon.runtime import memory
+from pylon.storage.interface import BatchRefusal, BatchResult, WriteEngine
 from pylon.storage.ops import WriteReply, WriteRequest
-from pylon.storage.sqlite import memory
 
 Arrivals = list[tuple[Peer, list[WriteRequest]]]  # of one turn of the writer
 
@@ -85,7 +85,7 @@ class Writer:
         self._others_at_s = float("-inf")  # when something else than large rows was changed
         self._trim_at_s = 0.0
         self._untrimmed_bytes = 0
-        self._refusal: Refusal | None = None  # the last one
+        self._refusal: BatchRefusal | None = None  # the last one
         self._refused_at_s = float("-inf")  # unless a batch has been accepted since
         self._log_refused_at_s: dict[str, float] = {}  # by reason, not before
         self.depth = 0  # requests taken and not yet answered
@@ -119,7 +119,7 @@ class Writer:
             has_new = any(sent for _, sent in arrivals)
             if due or has_new:
                 large_bytes = 0 if is_resting else limits.BATCH_LARGE_BYTES
-                self._carry_out(due, arrivals, now_s, large_bytes)
+                self._execute(due, arrivals, now_s, large_bytes)
             elif not arrivals and not self._deferred and self._stopping.is_set():
                 break
             self._trim_memory(is_idle=not (due or has_new or self._deferred))
@@ -143,7 +143,7 @@ class Writer:
             if now_s - call.since_s < limits.WRITE_TIMEOUT_S:
                 due.append(call)
                 continue
-            refusal = WriteError.of(WriterUnavailable(
+            refusal = WireError.of(WriterUnavailable(
                 f"The writer did not come to this within {limits.WRITE_TIMEOUT_S:g} s",
                 hint="Nothing was written: too many large rows are being changed",
             ))
@@ -152,7 +152,7 @@ class Writer:
             )
         return due
 
-    def _carry_out(
+    def _execute(
         self, due: list[_Call], arrivals: Arrivals, now_s: float, large_bytes: int
     ) -> None:
         """Carry out the deferred requests and the new ones, in this order.
@@ -252,7 +252,7 @@ class Writer:
         metrics.BATCH_SIZE.observe(len(result.replies))
         return result
 
-    def _note_refused(self, refusal: Refusal, count: int) -> None:
+    def _note_refused(self, refusal: BatchRefusal, count: int) -> None:
         """The store refused a batch: count it, and log it, each reason once in a while."""
         metrics.WRITES_REFUSED.labels(refusal.reason).inc(count)
         self._refusal = refusal
@@ -276,7 +276,7 @@ class Writer:
                        failures_in_a_row=self._failures)
         if self._failures == limits.WRITER_FAILURES:
             self._broken(error)
-        refusal = WriteError.of(InternalError("The write failed; the server's log says why"))
+        refusal = WireError.of(InternalError("The write failed; the server's log says why"))
         return [WriteReply(request.id, error=refusal) for request in requests]
 
 

@@ -12,7 +12,7 @@ from pylon import limits
 from pylon.auth.tokens import new_session_token, session_id_of
 from pylon.bus.messages import SessionRevoked
 from pylon.storage.ops import DropSession, PutSession
-from tests.support_writer import ADMIN_TOKEN, Server, running
+from tests.support.writer import ADMIN_TOKEN, Server, running
 
 MANIFEST: dict[str, Any] = {
     "manifest_version": 1, "name": "My App", "version": "1.0.0",

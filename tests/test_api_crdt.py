@@ -10,9 +10,9 @@ import pytest
 
 from pylon import limits
 from pylon.storage.ops import OpenDocument
-from tests.document_kit import LoroClient
+from tests.support.documents import LoroClient
 from tests.support.manifests import field, notes_app
-from tests.support_writer import ADMIN_TOKEN, Server, running
+from tests.support.writer import ADMIN_TOKEN, Server, running
 
 
 def app() -> dict[str, Any]:

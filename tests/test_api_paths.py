@@ -10,9 +10,9 @@ from urllib.parse import quote
 import pytest
 
 from pylon.storage.ops import OpenDocument
-from tests.document_kit import LoroClient
+from tests.support.documents import LoroClient
+from tests.support.writer import ADMIN_TOKEN, Server, running
 from tests.support.wsgi import Lines, ask
-from tests.support_writer import ADMIN_TOKEN, Server, running
 from tests.test_api_crdt import app
 
 ADMIN = ("Authorization", f"Bearer {ADMIN_TOKEN}")

@@ -12,7 +12,7 @@ import pytest
 from pylon import limits
 from pylon.cli.seed import _read as read_seed
 from tests.support.manifests import field
-from tests.support_writer import ADMIN_TOKEN, Server, running
+from tests.support.writer import ADMIN_TOKEN, Server, running
 
 MANIFEST: dict[str, Any] = {
     "manifest_version": 1, "name": "push", "version": "1.0.0",

@@ -9,7 +9,7 @@ import pytest
 
 from pylon import limits
 from tests.support.manifests import notes_app
-from tests.support_writer import ADMIN_TOKEN, Server, running
+from tests.support.writer import ADMIN_TOKEN, Server, running
 
 
 @pytest.fixture

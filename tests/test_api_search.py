@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylon import limits
-from tests.search_kit import SEARCH, is_hit, pages_app
 from tests.support.examples import count_examples
-from tests.support_writer import ADMIN_TOKEN, Server, running
+from tests.support.search import SEARCH, is_hit, pages_app
+from tests.support.writer import ADMIN_TOKEN, Server, running
 
 WORDS = [
     "red", "Red-Café", "pump", "pumps", "blue", "AND", "NEAR", "x2", "日本語", "\U0001f680", "Ünï",

@@ -9,14 +9,14 @@ from typing import Any, NoReturn
 import pytest
 
 from pylon import limits
-from pylon.api import sync
-from pylon.api.notes import NoteTeller
+from pylon.api.sync import pull
+from pylon.api.sync.hints import HintPublisher
 from pylon.auth.tokens import session_id_of
-from pylon.changelog.notes import note_key
+from pylon.changelog.hints import note_key
 from pylon.clock import ManualClock
 from pylon.errors import QueryTimeout, StoreUnavailable
-from pylon.errors.wire import WriteError
-from tests.support_writer import ADMIN_TOKEN, Server, running
+from pylon.errors.wire import WireError
+from tests.support.writer import ADMIN_TOKEN, Server, running
 
 MANIFEST: dict[str, Any] = {
     "manifest_version": 1, "name": "sync", "version": "1.0.0",
@@ -71,18 +71,18 @@ def test_a_pull_that_fails_is_noted_where_its_client_stays(
     def late(*_: object) -> NoReturn:
         raise QueryTimeout("too slow")
 
-    monkeypatch.setattr(sync, "delta", late)
+    monkeypatch.setattr(pull, "delta", late)
     assert server.call("GET", "/api/sync/pull?since=2").status_code == 503
     assert server.noted == [(note_key(None, "127.0.0.1"), 2)]
 
 
 def test_a_note_is_written_again_when_it_is_smaller_or_old() -> None:
     clock, written = ManualClock(), list[tuple[int, int]]()
-    notes = NoteTeller(lambda key, cursor: written.append((key, cursor)), clock)
+    notes = HintPublisher(lambda key, cursor: written.append((key, cursor)), clock)
     for key, cursor in ((1, 7), (2, 3), (1, 5), (1, 9), (1, 5)):
         notes.note(key, cursor)
     assert written == [(1, 7), (2, 3), (1, 5)]
-    clock.advance(limits.NOTE_WINDOW_S - limits.NOTE_TTL_S)
+    clock.advance(limits.HINT_WINDOW_S - limits.HINT_TTL_S)
     notes.note(1, 9)
     assert written[3:] == [(1, 9)]
 
@@ -90,10 +90,10 @@ def test_a_note_is_written_again_when_it_is_smaller_or_old() -> None:
 def test_a_pull_whose_note_cannot_be_written_is_not_answered(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: NoteTeller, key: int, cursor: int) -> None:
+    def full(self: HintPublisher, key: int, cursor: int) -> None:
         raise StoreUnavailable("The runtime folder cannot be written to")
 
-    monkeypatch.setattr(NoteTeller, "note", full)
+    monkeypatch.setattr(HintPublisher, "note", full)
     for since in (0, 1):
         push(server, insert())
         answer = server.call("GET", f"/api/sync/pull?since={since}")
@@ -154,7 +154,7 @@ def test_a_failing_store_fails_the_push_and_not_its_changes(
     real = server.writer.submit_all
 
     def failing(ops: Any) -> Any:
-        refusal = WriteError.of(StoreUnavailable("disk full"))
+        refusal = WireError.of(StoreUnavailable("disk full"))
         return [type(reply)(reply.id, error=refusal) for reply in real(ops)]
 
     monkeypatch.setattr(server.writer, "submit_all", failing)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.support_writer import ADMIN_TOKEN, METRICS_TOKEN, Server, running
+from tests.support.writer import ADMIN_TOKEN, METRICS_TOKEN, Server, running
 
 CORPUS = Path(__file__).parent / "corpora" / "http"
 ERROR_DETAILS = frozenset({"entity", "field", "fields", "value", "expected"})

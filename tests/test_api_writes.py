@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pylon import limits
 from tests.support.examples import count_examples
-from tests.support_writer import ADMIN_TOKEN, Server, running
+from tests.support.writer import ADMIN_TOKEN, Server, running
 
 MANIFEST: dict[str, Any] = {
     "manifest_version": 1, "name": "writes", "version": "1", "routes": [], "queries": [],

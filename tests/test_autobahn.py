@@ -53,7 +53,7 @@ def echo_url() -> Iterator[str]:
         port = listener.getsockname()[1]
         process = subprocess.Popen(
             [
-                sys.executable, "-m", "tests.websocket_echo", str(listener.fileno()),
+                sys.executable, "-m", "tests.support.websocket_echo", str(listener.fileno()),
                 str(MAX_MESSAGE_BYTES), "deflate",
             ],
             cwd=ROOT, pass_fds=[listener.fileno()], stdout=subprocess.PIPE,

@@ -13,12 +13,12 @@ import apsw
 import pytest
 
 from pylon import __version__
-from pylon.backup import bundle
-from pylon.backup.create import create_backup
-from pylon.backup.hold import Held, hold, is_held, pidfile_of
-from pylon.backup.verify import verify_backup
 from pylon.clock import ManualClock
+from pylon.data_dir_lock import DataDirLocked, is_locked, lock_data_dir, pidfile_of
 from pylon.errors import BackupInvalid, BackupRefused
+from pylon.storage.sqlite.backup import bundle
+from pylon.storage.sqlite.backup.create import create_backup
+from pylon.storage.sqlite.backup.verify import verify_backup
 from pylon.storage.sqlite.error_text import error_text
 
 
@@ -190,12 +190,12 @@ def test_verify_of_no_folder(tmp_path: Path) -> None:
 
 def test_hold_excludes_and_lets_go(tmp_path: Path) -> None:
     db_path = tmp_path / "live.db"
-    assert not is_held(db_path)
-    with hold(db_path):
-        assert is_held(db_path)
-        with pytest.raises(Held), hold(db_path):
+    assert not is_locked(db_path)
+    with lock_data_dir(db_path):
+        assert is_locked(db_path)
+        with pytest.raises(DataDirLocked), lock_data_dir(db_path):
             pass
-    assert not is_held(db_path)
+    assert not is_locked(db_path)
     assert pidfile_of(db_path).name == "live.db.pid"
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import apsw
 import pytest
 
-from pylon.backup import bundle
-from pylon.backup.create import create_backup
-from pylon.backup.restore import RestoreReport, restore_backup
-from pylon.backup.verify import verify_backup
 from pylon.clock import ManualClock
 from pylon.errors import BackupInvalid
-from pylon.schema import ddl
+from pylon.storage.sqlite.backup import bundle
+from pylon.storage.sqlite.backup.create import create_backup
+from pylon.storage.sqlite.backup.restore import RestoreReport, restore_backup
+from pylon.storage.sqlite.backup.verify import verify_backup
+from pylon.storage.sqlite.schema import ddl
 
 
 class Place:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub_kit import ROOT, Stage, until
+from tests.support.hub import ROOT, Stage, until
 
 pytestmark = pytest.mark.usefixtures("processes")
 

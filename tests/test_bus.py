@@ -24,7 +24,7 @@ from pylon.bus.status import StatusReceiver
 from pylon.bus.writer_port import LocalWriter, WriterPort
 from pylon.config import load
 from pylon.errors import NotFound, StartRefused, WriterUnavailable
-from pylon.errors.wire import WriteError
+from pylon.errors.wire import WireError
 from pylon.storage.events import ChangeBatch, ChangeEvent
 from pylon.storage.ops import (
     DeleteRow,
@@ -42,7 +42,7 @@ class Worker:
 
     def __init__(self, runtime: Runtime) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "bus_worker.py"), str(runtime.dir)],
+            [sys.executable, str(ROOT / "tests" / "support" / "bus_worker.py"), str(runtime.dir)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT,
             env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         )
@@ -131,7 +131,7 @@ def test_an_error_comes_back_as_itself_and_fails_alone(
     worker = start()
     worker.send(cmd="writes", ids=["a", "b"])
     [(peer, (first, second))] = receive(port)
-    refused = WriteReply(first.id, error=WriteError.of(NotFound("Row not found")))
+    refused = WriteReply(first.id, error=WireError.of(NotFound("Row not found")))
     port.reply(peer, [refused, echo(second)])
     assert worker.expect("rows")["rows"] == ["NOT_FOUND", "b"]
     worker.send(cmd="write_all", ids=["c", "d"])

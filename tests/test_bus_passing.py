@@ -12,7 +12,7 @@ import pytest
 from pylon import limits
 from pylon.bus.passing import SocketReceiver, SocketSender
 from pylon.bus.runtime import Runtime
-from tests.hub_kit import WAIT_S
+from tests.support.hub import WAIT_S
 
 
 @pytest.fixture

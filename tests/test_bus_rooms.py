@@ -25,7 +25,7 @@ from pylon.bus.rooms_port import RoomsPort
 from pylon.bus.runtime import Runtime, make_runtime_dir
 from pylon.config import load
 from pylon.errors import NotInRoom, Unavailable
-from pylon.errors.wire import WriteError
+from pylon.errors.wire import WireError
 
 Answer = Callable[[bytes, list[RoomRequest]], list[RoomReply]]
 
@@ -69,7 +69,7 @@ def serve(runtime: Runtime) -> Iterator[Callable[[Answer], list[list[RoomRequest
 
 
 def test_commands_of_one_turn_travel_in_one_message(client: RoomsClient, serve: Any) -> None:
-    big = b"x" * (limits.BUS_ROOM_NEWS_BYTES // 10)
+    big = b"x" * (limits.BUS_ROOM_UPDATES_BYTES // 10)
 
     def answer(peer: bytes, requests: list[RoomRequest]) -> list[RoomReply]:
         assert pid_of(peer) == os.getpid()
@@ -88,7 +88,7 @@ def test_commands_of_one_turn_travel_in_one_message(client: RoomsClient, serve: 
 
 
 def test_a_refusal_comes_back_as_itself(client: RoomsClient, serve: Any) -> None:
-    refusal = WriteError.of(NotInRoom("no", hint="join"))
+    refusal = WireError.of(NotInRoom("no", hint="join"))
     serve(lambda peer, requests: [RoomReply(r.id, 0, error=refusal) for r in requests])
     with pytest.raises(NotInRoom) as caught:
         client.submit(GetRooms())

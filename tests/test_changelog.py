@@ -24,7 +24,7 @@ from pylon.storage.ops import PruneLog
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.epochs import open_epoch
 from pylon.storage.sqlite.pool import ReaderPool
-from tests.storage_kit import (
+from tests.support.storage import (
     ADA,
     BOB,
     MANIFEST,

@@ -41,8 +41,8 @@ def database(tmp_path: Path, ctl: Ctl) -> Path:
     """The old app's database with two rows, the new app's manifest beside it."""
     from pylon.clock import SystemClock
     from pylon.manifest_loader import parse_manifest
-    from pylon.schema.apply import prepare_store
     from pylon.storage.sqlite.connect import open_writer
+    from pylon.storage.sqlite.schema.apply import prepare_store
 
     path = tmp_path / ".pylon" / "dev.db"
     path.parent.mkdir()

@@ -11,7 +11,7 @@ from typing import Any
 import apsw
 import pytest
 
-from tests.search_kit import pages_app
+from tests.support.search import pages_app
 from tests.support.server import ADMIN_TOKEN, PylonServer
 
 ADMIN = {"token": ADMIN_TOKEN}

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pylon import errors
 from pylon.bus import messages
-from pylon.clock import ManualClock, SeededRandom, SystemClock, WorkClock
-from pylon.errors.wire import WriteError
+from pylon.clock import CpuTimeClock, ManualClock, SeededRandom, SystemClock
+from pylon.errors.wire import WireError
 from pylon.ids import RowIds, is_row_id
 from pylon.storage.events import ChangeBatch, ChangeEvent
 
@@ -31,8 +31,8 @@ def test_every_error_survives_the_bus(cls: type[errors.PylonError]) -> None:
         assert issubclass(cls, errors.StartRefused), "only start-up errors never travel"
         return
     error = cls("what happened", hint="how to mend it", field="title")
-    wire = msgspec.msgpack.decode(msgspec.msgpack.encode(WriteError.of(error)))
-    back = WriteError(*wire).to_exception()
+    wire = msgspec.msgpack.decode(msgspec.msgpack.encode(WireError.of(error)))
+    back = WireError(*wire).to_exception()
     assert type(back) is cls
     assert back.body() == error.body()
     assert 400 <= cls.status < 600
@@ -75,7 +75,7 @@ def test_the_system_clock_runs() -> None:
 
 
 def test_the_work_clock_counts_work_and_hardly_waiting() -> None:
-    clock, wall = WorkClock(), SystemClock()
+    clock, wall = CpuTimeClock(), SystemClock()
     started_s, wall_started_s = clock.monotonic_s(), wall.monotonic_s()
     threading.Event().wait(0.1)
     waited_s = clock.monotonic_s() - started_s

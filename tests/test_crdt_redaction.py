@@ -15,17 +15,17 @@ from pylon import limits
 from pylon.auth_context import ADMIN
 from pylon.crdt.document import shown
 from pylon.crdt.redaction import Run
-from pylon.crdt.taster import Morsel, _merged
+from pylon.crdt.sandbox import MergeRequest, _merged
 from pylon.crdt.views import hidden_runs
 from pylon.manifest.model import Entity, Field, FieldType, Policy
 from pylon.policy.rules import compile_rules
-from pylon.storage.contract import StoredDocument
+from pylon.storage.interface import StoredDocument
 from pylon.storage.ops import OpenDocument, PushDocument
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.values import EntityCodec
-from tests import storage_kit as kit
-from tests.document_kit import LoroClient
-from tests.storage_kit import BOB
+from tests.support import storage as kit
+from tests.support.documents import LoroClient
+from tests.support.storage import BOB
 
 WHOLE = [Run(b"", b"", b"")]
 PAGE = Entity("Page", (
@@ -191,7 +191,7 @@ class Served:
 
     def push(self, client: LoroClient, update: bytes) -> None:
         """As the route does: tried first, and what is known left out if need be."""
-        update = _merged(Morsel(list(self.stored().parts), update)) or update
+        update = _merged(MergeRequest(list(self.stored().parts), update)) or update
         self.write(PushDocument("Page", self.row_id, update, ADMIN))
 
     def subscribe(self) -> None:

@@ -14,17 +14,17 @@ from pylon.auth_context import ADMIN
 from pylon.clock import ManualClock
 from pylon.manifest.model import Entity, Manifest, Policy
 from pylon.manifest_loader import parse_manifest
-from pylon.schema.rewrite import apply_plan
-from pylon.schema.wishes import read_wishes
+from pylon.schema.options import read_options
 from pylon.storage.ops import OpenDocument, PushDocument
 from pylon.storage.sqlite.connect import open_writer
 from pylon.storage.sqlite.documents import stored_document
 from pylon.storage.sqlite.engine import SqliteEngine
-from tests import storage_kit as kit
-from tests.document_kit import LoroClient
-from tests.storage_kit import apply, insert, row_id
+from pylon.storage.sqlite.schema.rewrite import apply_plan
+from tests.support import storage as kit
+from tests.support.documents import LoroClient
 from tests.support.manifests import field, notes_app
 from tests.support.other_server import make_database
+from tests.support.storage import apply, insert, row_id
 
 ID = row_id(1)
 
@@ -36,7 +36,7 @@ def manifest_of(entity: Entity) -> Manifest:
 
 def changed(path: Path, manifest: Manifest, **flags: tuple[str, ...]) -> None:
     conn = open_writer(path)
-    apply_plan(conn, manifest, read_wishes(manifest, **flags), True, ManualClock())
+    apply_plan(conn, manifest, read_options(manifest, **flags), True, ManualClock())
     conn.close()
 
 

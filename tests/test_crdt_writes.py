@@ -30,13 +30,13 @@ from pylon.storage.ops import (
     WriteReply,
     WriteRequest,
 )
-from pylon.storage.sqlite.document_cache import DocumentCache, Kept, RowSet
+from pylon.storage.sqlite.document_cache import CachedDocument, DocumentCache, RowSet
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
-from tests import storage_kit as kit
-from tests.document_kit import LoroClient, sealed
-from tests.storage_kit import ADA, BOB, apply, code, delete, insert, row_id, task, update
+from tests.support import storage as kit
+from tests.support.documents import LoroClient, sealed
 from tests.support.examples import count_examples
+from tests.support.storage import ADA, BOB, apply, code, delete, insert, row_id, task, update
 
 ID = row_id(1)
 NOTE = ("Note", ID)
@@ -488,7 +488,7 @@ def test_a_row_set_never_says_no_to_what_is_in_it() -> None:
 
 def test_the_cache_counts_what_it_has() -> None:
     cache = DocumentCache()
-    kept = Kept(document.Document(kit.NOTE), None, 0, 1_000)
+    kept = CachedDocument(document.Document(kit.NOTE), None, 0, 1_000)
     for key in (("a", "1"), ("a", "2"), ("b", "1")):
         cache.put(key, kept)
     cache.touch(("b", "1"))
@@ -516,7 +516,7 @@ def test_an_update_that_swells_is_refused_before_the_writer() -> None:
 _NESTED = """
 from loro import ExportMode, LoroDoc, LoroMap, VersionVector
 from pylon.crdt import document
-from tests.storage_kit import NOTE
+from tests.support.storage import NOTE
 doc = LoroDoc()
 inner = doc.get_map("row")
 for _ in range(10_000):

@@ -15,9 +15,9 @@ from pylon.disk_errors import describe_os_error, start_error
 from pylon.errors import StartDelayed, StartRefused
 from supervisor.main import Closers
 from supervisor.pidfile import Pidfile
-from tests.storage_kit import open_engine
 from tests.support.manifests import notes_app
 from tests.support.server import PylonServer
+from tests.support.storage import open_engine
 
 TRY_AGAIN = 75
 

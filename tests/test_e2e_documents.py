@@ -7,8 +7,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from tests.document_kit import LoroClient, sealed
-from tests.hub_kit import WsClient
+from tests.support.documents import LoroClient, sealed
+from tests.support.hub import WsClient
 from tests.support.manifests import field, notes_app
 from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
 from workers.ws import frames

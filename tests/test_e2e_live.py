@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import websocket
 
-from tests.live_kit import LiveSet, Rows
+from tests.support.live import LiveSet, Rows
 from tests.support.manifests import notes_app
 from tests.support.server import PylonServer, wait_until
 

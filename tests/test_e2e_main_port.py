@@ -12,7 +12,7 @@ from typing import Any
 
 import websocket
 
-from tests.hub_kit import RawClient, WsClient, client_frame
+from tests.support.hub import RawClient, WsClient, client_frame
 from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
 from workers.ws import frames
 

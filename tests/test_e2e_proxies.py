@@ -22,7 +22,7 @@ from tests.support.ports import reserve_base_port
 from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
 
 ROOT = Path(__file__).parent.parent
-APP = Path(__file__).parent / "shards_app.py"
+APP = Path(__file__).parent / "support" / "shards_app.py"
 
 
 @pytest.fixture(params=["nginx", "caddy"])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.hub_kit import WsClient
+from tests.support.hub import WsClient
 from tests.support.manifests import notes_app
 from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
 

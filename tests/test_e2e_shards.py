@@ -18,7 +18,7 @@ from tests.support.manifests import notes_app
 from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
 from tests.support.shard_client import Player, user
 
-APP = str(Path(__file__).parent / "shards_app.py")
+APP = str(Path(__file__).parent / "support" / "shards_app.py")
 
 
 ENVIRON = {"PYLON_APP": APP, "PYLON_SHARD_WORKERS": "2", "PYLON_HTTP_WORKERS": "1"}

@@ -16,7 +16,7 @@ from pylon import limits
 from pylon.errors import InvalidColumn, InvalidQuery, InvalidValue, LimitExceeded, PylonError
 from pylon.storage.sqlite.filters import parse_filter
 from pylon.storage.sqlite.reader import SqliteReader
-from tests.storage_kit import TASK, apply, open_engine, open_reader, row_id, task
+from tests.support.storage import TASK, apply, open_engine, open_reader, row_id, task
 
 MEMORY = apsw.Connection(":memory:")
 ROWS = {

@@ -29,7 +29,8 @@ EXAMPLES: Final = int(os.environ.get("PYLON_FUZZ_EXAMPLES", "4"))
 OPEN = {"PYLON_DEV_MODE": "true", "PYLON_CORS_ORIGIN": "*"}
 SMALL = {
     "PYLON_HTTP_WORKERS": "1", "PYLON_WS_WORKERS": "0", "PYLON_SSE_WORKERS": "0",
-    "PYLON_SHARD_WORKERS": "1", "PYLON_APP": str(Path(__file__).parent / "shards_app.py"),
+    "PYLON_SHARD_WORKERS": "1",
+    "PYLON_APP": str(Path(__file__).parent / "support" / "shards_app.py"),
 }
 ALWAYS = [
     chk.not_a_server_error, chk.status_code_conformance, chk.content_type_conformance,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.echo_server import LARGE_BYTES
+from tests.support.echo_server import LARGE_BYTES
 from tests.support.http_wire import Wire, echo_server
 from tests.support.wait import wait_until
 

@@ -16,8 +16,8 @@ import pytest
 from pylon import limits
 from pylon.clock import ManualClock
 from pylon.errors import Draining, PylonError
-from tests.hub_kit import WAIT_S
-from workers.hub import answers
+from tests.support.hub import WAIT_S
+from workers.hub import refusals
 from workers.hub.acceptor import Acceptor
 from workers.hub.request import Request
 
@@ -40,7 +40,7 @@ class Door:
         self.taken.append(raw)
 
     def refusal(self, error: PylonError) -> bytes:
-        return answers.refusal(error)
+        return refusals.refusal(error)
 
 
 class Place:
@@ -196,7 +196,7 @@ def test_without_descriptors_clients_wait(place: Place) -> None:
 def test_an_adopted_connection_is_of_the_main_port(place: Place) -> None:
     client, ours = socket.socketpair()
     client.setblocking(False)
-    place.acceptor.adopt(_socket.socket(fileno=ours.detach()), HEAD[:9])
+    place.acceptor.add_passed_socket(_socket.socket(fileno=ours.detach()), HEAD[:9])
     client.send(HEAD[9:] + b"rest")
     assert said(client) == b"since=1|rest|1"
     client.close()

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylon.errors import SocketLimit
-from tests.hub_kit import ROOT, WAIT_S
 from tests.support.examples import count_examples
+from tests.support.hub import ROOT, WAIT_S
 from workers.hub.addresses import AddressCap, shared_cap
 from workers.net.counts import CountTable
 

@@ -24,8 +24,8 @@ from pylon.clock import ManualClock
 from pylon.manifest_loader import parse_manifest
 from pylon.policy.rules import compile_rules
 from pylon.storage.events import ChangeBatch, ChangeEvent
-from tests.hub_kit import MANIFEST, READ_RULES
 from tests.support.examples import count_examples
+from tests.support.hub import MANIFEST, READ_RULES
 from workers.hub.connection import Connection
 from workers.hub.heartbeat import Heartbeat
 from workers.hub.hub import Hub

@@ -20,15 +20,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from pylon import limits
-from pylon.api.notes import NoteTeller
+from pylon.api.sync.hints import HintPublisher
 from pylon.bus.runtime import Runtime
-from pylon.changelog import note_journal
+from pylon.changelog import hint_journal
+from pylon.changelog.hint_journal import HintReader, HintWriter
+from pylon.changelog.hints import CursorHints
 from pylon.changelog.marks import MarkReader, marks_path
-from pylon.changelog.note_journal import NoteReader, NoteWriter
-from pylon.changelog.notes import CursorNotes
 from pylon.clock import ManualClock
 from pylon.errors import ResyncRequired
-from supervisor.notes import Continuity, save_notes
+from supervisor.hints import Continuity, save_notes
 from tests.support.examples import count_examples
 from workers.hub.history import Span
 from workers.hub.start_cursors import StartCursors
@@ -37,7 +37,7 @@ HTTP_WORKERS = 2
 CAPACITY = 64
 
 
-def die(writer: NoteWriter) -> None:
+def die(writer: HintWriter) -> None:
     """What the kernel does for a process that is killed."""
     os.close(writer._fd)
 
@@ -99,9 +99,9 @@ class Server:
         self.boot = 1
         self.runs = 0
         self.left_behind: dict[str, Any] = {}
-        self.tellers: list[NoteTeller] = []
-        self.writers: list[NoteWriter] = []
-        self.readers: list[NoteReader] = []
+        self.tellers: list[HintPublisher] = []
+        self.writers: list[HintWriter] = []
+        self.readers: list[HintReader] = []
         self.hubs: list[StartCursors] = []
         self.start()
 
@@ -119,7 +119,7 @@ class Server:
             self.start_hub(number)
 
     def stop(self) -> None:
-        self._end_workers(NoteWriter.close)
+        self._end_workers(HintWriter.close)
         save_notes(self.db_path, self.runtime, str(self.boot), self.clock)
         shutil.rmtree(self.runtime.dir)
         self.left_behind = {}
@@ -129,7 +129,7 @@ class Server:
         if clears_runtime:
             shutil.rmtree(self.runtime.dir)
 
-    def _end_workers(self, end: Callable[[NoteWriter], None]) -> None:
+    def _end_workers(self, end: Callable[[HintWriter], None]) -> None:
         for writer in self.writers:
             end(writer)
         for reader in self.readers:
@@ -140,20 +140,20 @@ class Server:
         if number < len(self.writers):
             die(self.writers.pop(number))
             self.tellers.pop(number)
-        writer = NoteWriter(
+        writer = HintWriter(
             self.runtime.notes, HTTP_WORKERS, self.clock, slot=number + 1,
             capacity=self.capacity,
         )
         self.writers.insert(number, writer)
-        self.tellers.insert(number, NoteTeller(writer.put, self.clock))
+        self.tellers.insert(number, HintPublisher(writer.put, self.clock))
 
     def start_hub(self, number: int) -> None:
         if number < len(self.readers):
             self.readers.pop(number).close()
             self.hubs.pop(number)
-        reader = NoteReader(
+        reader = HintReader(
             self.runtime.notes, HTTP_WORKERS, self.clock,
-            CursorNotes(self.clock, limits.NOTE_WINDOW_S), capacity=self.capacity,
+            CursorHints(self.clock, limits.HINT_WINDOW_S), capacity=self.capacity,
         )
         reader.refresh()
         self.readers.insert(number, reader)
@@ -173,8 +173,8 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def small_rings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(note_journal.read_journal, "__defaults__", (CAPACITY,))
-    monkeypatch.setattr(note_journal.make_journal, "__defaults__", (CAPACITY,))
+    monkeypatch.setattr(hint_journal.read_journal, "__defaults__", (CAPACITY,))
+    monkeypatch.setattr(hint_journal.make_journal, "__defaults__", (CAPACITY,))
 
 
 class Lives(RuleBasedStateMachine):
@@ -221,10 +221,10 @@ class Lives(RuleBasedStateMachine):
     def _drop(self, client: Client) -> None:
         if client.is_connected:
             client.is_connected = False
-            client.good_until_s = self.now_s + limits.NOTE_TTL_S
+            client.good_until_s = self.now_s + limits.HINT_TTL_S
 
     def _pull(self, client: Client, worker: int) -> None:
-        """Page by page, as `pylon.api.sync` notes it."""
+        """Page by page, as `pylon.api.sync.pull` notes it."""
         note, head = self.server.tellers[worker].note, self.server.log.head
         if client.cursor + 1 < self.server.log.oldest_seq() or any(
             low < client.cursor < high for low, high in self.server.log.void_ranges
@@ -236,7 +236,7 @@ class Lives(RuleBasedStateMachine):
             note(client.key, client.cursor)
         note(client.key, client.cursor)
         client.cursor = head
-        client.good_until_s = self.now_s + limits.NOTE_TTL_S
+        client.good_until_s = self.now_s + limits.HINT_TTL_S
 
     @rule(which=st.sampled_from(range(4)))
     def drop(self, which: int) -> None:
@@ -394,7 +394,7 @@ def test_without_notes_the_window_is_replayed(tmp_path: Path) -> None:
     server.tellers[0].note(1, server.log.head)  # another tab: no reason to trust it
     for key in (1, 2):
         assert 100 * (199 - 85) <= server.start_cursor(0, key) <= 100 * (199 - 74)
-    server.clock.advance(1.25 * limits.NOTE_WINDOW_S)
+    server.clock.advance(1.25 * limits.HINT_WINDOW_S)
     server.tellers[0].note(1, server.log.head)
     server.start_hub(0)
     assert server.start_cursor(0, 1) == server.log.head

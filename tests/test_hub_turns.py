@@ -21,13 +21,13 @@ from pylon.auth_context import (
 )
 from pylon.bus.changes import ChangesSubscriber
 from pylon.changelog.change import Change
+from pylon.changelog.hint_journal import HintReader
+from pylon.changelog.hints import CursorHints
 from pylon.changelog.marks import MarkReader, marks_path
-from pylon.changelog.note_journal import NoteReader
-from pylon.changelog.notes import CursorNotes
 from pylon.clock import ManualClock
 from pylon.storage.sqlite.pool import ReaderPool
-from tests.hub_kit import Stage
 from tests.support.examples import count_examples
+from tests.support.hub import Stage
 from workers.hub.connection import ANSWERING, Connection
 from workers.hub.feed import Feed
 from workers.hub.history import History
@@ -59,7 +59,7 @@ class Hall:
         self.feed.start()
         clock = ManualClock()
         starts = StartCursors(
-            NoteReader(self.stage.runtime.notes, 1, clock, CursorNotes(clock)),
+            HintReader(self.stage.runtime.notes, 1, clock, CursorHints(clock)),
             MarkReader(marks_path(Path(self.stage.config.db_path))), history, clock,
         )
         self.replay = Replay(self.hub, self.feed, history, starts)

@@ -28,11 +28,14 @@ def run(code: str) -> None:
 
 @pytest.mark.parametrize("code", [
     "import workers.http.__main__\n",
-    "import workers.http.__main__\nfrom workers.patch import patch; patch()\n"
+    "import workers.http.__main__\nfrom pylon.runtime import gevent_patch; gevent_patch.patch()\n"
     "import workers.http.server, workers.http.loop, workers.http.process\n",
-    "from workers.patch import patch; patch()\nimport workers.boot, workers.ws.server\n",
-    "from workers.patch import patch; patch()\nimport workers.boot, workers.sse.server\n",
-    "from workers.patch import patch; patch()\nimport workers.boot, workers.shards.server\n",
+    "from pylon.runtime import gevent_patch; gevent_patch.patch()\n"
+    "import workers.boot, workers.ws.server\n",
+    "from pylon.runtime import gevent_patch; gevent_patch.patch()\n"
+    "import workers.boot, workers.sse.server\n",
+    "from pylon.runtime import gevent_patch; gevent_patch.patch()\n"
+    "import workers.boot, workers.shards.server\n",
     "from pylon.imports import defer; defer()\nimport pylon.cli.start, supervisor.main\n",
 ], ids=["arbiter", "http", "ws", "sse", "shards", "supervisor"])
 def test_no_process_loads_what_only_a_library_might_use(code: str) -> None:
@@ -54,7 +57,7 @@ def test_a_stand_in_becomes_the_module_when_it_is_asked() -> None:
 
 def test_what_is_loaded_late_is_cooperative_all_the_same() -> None:
     run(
-        "from workers.patch import patch; patch()\n"
+        "from pylon.runtime import gevent_patch; gevent_patch.patch()\n"
         "import ssl, subprocess\n"
         "ssl.SSLSocket, subprocess.run\n"
         "import ssl as real, gevent.ssl\n"
@@ -65,7 +68,10 @@ def test_what_is_loaded_late_is_cooperative_all_the_same() -> None:
 
 
 def test_gevents_own_modules_can_be_imported_first() -> None:
-    run("from workers.patch import patch; patch()\nimport gevent.ssl, gevent.subprocess\n")
+    run(
+        "from pylon.runtime import gevent_patch; gevent_patch.patch()\n"
+        "import gevent.ssl, gevent.subprocess\n"
+    )
 
 
 def test_a_module_that_is_mentioned_says_no_more_than_it_was_given() -> None:

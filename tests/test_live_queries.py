@@ -25,10 +25,10 @@ from pylon.changelog.tail import Tail
 from pylon.manifest_loader import parse_manifest
 from pylon.metrics.plain import Counter, Gauge
 from pylon.storage.ops import PruneLog, WriteRequest
-from tests.hub_kit import MANIFEST, READ_RULES
-from tests.live_kit import LiveClient, LiveSet, World
-from tests.storage_kit import row_id
 from tests.support.examples import count_examples
+from tests.support.hub import MANIFEST, READ_RULES
+from tests.support.live import LiveClient, LiveSet, World
+from tests.support.storage import row_id
 from tests.test_hub_fanout import settle
 from workers.hub.connection import Connection
 from workers.ws import live_queries
@@ -291,7 +291,7 @@ def test_large_results_come_in_several_messages(
 
 
 def test_results_and_diffs_are_packed_for_those_who_agreed(world: World) -> None:
-    clients = [LiveClient(world, ADA, packing) for packing in (0, 12, 10)]
+    clients = [LiveClient(world, ADA, deflate_window) for deflate_window in (0, 12, 10)]
     world.write(world.insert("Public", row_id(1), text="x" * 2_000))
     for client in clients:
         client.subscribe("s", "Public", {})

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.hub_kit import Stage, Worker, WsClient, until
-from tests.live_kit import LiveSet
+from tests.support.hub import Stage, Worker, WsClient, until
+from tests.support.live import LiveSet
 from workers.ws import frames
 
 

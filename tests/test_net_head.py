@@ -10,7 +10,7 @@ from pylon import limits
 from pylon.errors import InvalidRequest
 from workers.http import request as http_request
 from workers.hub import request as hub_request
-from workers.net.head import CHUNKED, Refused, parse_head, wsgi_name
+from workers.net.head import CHUNKED, RequestError, parse_head, wsgi_name
 
 HOST = b"Host: h\r\n"
 SMUGGLED = {
@@ -33,7 +33,7 @@ SMUGGLED = {
 
 @pytest.mark.parametrize("data", SMUGGLED.values(), ids=SMUGGLED)
 def test_both_ports_refuse_what_two_servers_could_read_differently(data: bytes) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(RequestError):
         http_request.parse(data, {})
     with pytest.raises(InvalidRequest):
         hub_request.parse(data, "127.0.0.1")
@@ -108,7 +108,7 @@ def test_body_and_connection(data: bytes, expected: tuple[int, bool]) -> None:
 def test_what_cannot_become_a_head_is_refused_before_it_is_complete(
     data: bytes, status: int
 ) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RequestError) as caught:
         parse_head(data, {})
     assert caught.value.status == status
 
@@ -121,7 +121,7 @@ def test_a_head_is_the_same_however_its_bytes_arrive(data: bytes, cut: int) -> N
     def outcome(given: bytes) -> object:
         try:
             head = parse_head(given, {})
-        except Refused:
+        except RequestError:
             return "refused"
         return None if head is None else (head.consumed, head.fields)
 

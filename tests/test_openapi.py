@@ -22,7 +22,7 @@ from pylon.openapi.document import openapi_document
 from pylon.openapi.values import DATETIME_PATTERN
 from pylon.values import is_datetime
 from tests.support.wide_app import wide_app
-from tests.support_writer import ADMIN_TOKEN, running
+from tests.support.writer import ADMIN_TOKEN, running
 
 METHODS = {"get", "head", "post", "put", "patch", "delete"}
 

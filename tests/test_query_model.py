@@ -16,23 +16,23 @@ from hypothesis import strategies as st
 
 from pylon import config as configuration
 from pylon import limits
-from pylon.api.aggregate import of_tenant
-from pylon.api.graph import parse_graph
+from pylon.api.data.aggregate import of_tenant
+from pylon.api.data.graph import parse_graph
 from pylon.app import App, build_app
 from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
 from pylon.errors import LimitExceeded, PylonError
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy, Relation
-from pylon.storage.contract import Query
+from pylon.storage.interface import Query
 from pylon.storage.names import quote
 from pylon.storage.sqlite.aggregate import parse_aggregate
 from pylon.storage.sqlite.filters import parse_filter
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.storage.where import and_
 from pylon.values import EntityCodec
-from tests import query_model
-from tests.storage_kit import open_engine
+from tests.support import query_model
 from tests.support.examples import count_examples
-from tests.support_writer import ENVIRON
+from tests.support.storage import open_engine
+from tests.support.writer import ENVIRON
 
 PERSON = Entity(
     "Person",

@@ -13,7 +13,7 @@ from pylon.errors import InputRejected, SubscribeFailed, SubscribeRefused
 from pylon.realtime.shard import FAILED
 from pylon.realtime.snapshots import Format
 from pylon.realtime.state import SimState
-from tests.realtime_kit import Client, Counters, Wire, registered, shard_of
+from tests.support.realtime import Client, Counters, Wire, registered, shard_of
 
 TICK_S = 0.05
 

@@ -18,7 +18,7 @@ from pylon import ShardConfig, SimState, shard
 from pylon.errors import InputRejected, StartRefused
 from pylon.realtime import app_module, kinds
 from pylon.realtime.snapshots import Format, encode
-from tests.realtime_kit import Counters
+from tests.support.realtime import Counters
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +155,7 @@ def test_an_app_may_import_what_we_put_off(tmp_path: Path) -> None:
         assert importlib.metadata.version("pylon-server")
     """))
     code = (
-        "from workers.patch import patch; patch()\n"
+        "from pylon.runtime.gevent_patch import patch; patch()\n"
         "import hashlib; ours = hashlib.sha256(b'1').hexdigest()\n"
         "import pylon.app, workers.shards.server\n"
         "from pathlib import Path; from pylon.realtime.app_module import load_app_module\n"

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pylon import limits
 from pylon.errors import InvalidData, MatchQueueFull, StartRefused
-from pylon.realtime.matchmaker import Match, Matchmaker, Mode, Opening, check_mode
+from pylon.realtime.matchmaker import Match, Matchmaker, Mode, OpenShard, check_mode
 from tests.support.examples import count_examples
 
 
@@ -69,7 +69,7 @@ def test_only_the_like_are_matched() -> None:
 
 
 def test_after_some_patience_fewer_will_do() -> None:
-    matchmaker = maker(Mode("default", "arena", 4, least=2, patience_s=10))
+    matchmaker = maker(Mode("default", "arena", 4, min_size=2, relax_after_s=10))
     for player in ("a", "b", "c"):
         matchmaker.enqueue(player, {}, 0.0)
     assert matchmaker.step(9.9) == []
@@ -81,7 +81,7 @@ def test_empty_seats_are_filled_first() -> None:
     for player in ("a", "b", "c"):
         matchmaker.enqueue(player, {}, 0.0)
     fill, new = matchmaker.step(1.0, [
-        Opening("arena:old", "default", (), 1), Opening("arena:other", "ranked", (), 5),
+        OpenShard("arena:old", "default", (), 1), OpenShard("arena:other", "ranked", (), 5),
     ])
     assert (fill.shard_id, fill.players, fill.is_new) == ("arena:old", ["a"], False)
     assert (new.players, new.is_new) == (["b", "c"], True)
@@ -137,7 +137,7 @@ def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     "mode",
     [
         Mode("", "arena", 2), Mode("a", "arena", 0), Mode("a", "arena", 1_001),
-        Mode("a", "arena", 2, least=3), Mode("a", "arena", 2, timeout_s=-1),
+        Mode("a", "arena", 2, min_size=3), Mode("a", "arena", 2, timeout_s=-1),
         Mode("a", "arena", 2, seat_s=float("nan")),
     ],
 )
@@ -179,7 +179,7 @@ class QueueMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.matchmaker = maker(
-            Mode("default", "arena", 3, least=2, patience_s=5, timeout_s=30, match_on=("r",)),
+            Mode("default", "arena", 3, min_size=2, relax_after_s=5, timeout_s=30, match_on=("r",)),
         )
         self.now_s = 0.0
         self.open: list[Match] = []

@@ -18,8 +18,8 @@ from pylon.realtime.replay import Recording, replay
 from pylon.realtime.shard import Shard
 from pylon.realtime.snapshots import Format
 from pylon.realtime.state import ShardContext, SimState
-from tests.realtime_kit import Client, Wire, registered
 from tests.support.examples import count_examples
+from tests.support.realtime import Client, Wire, registered
 
 
 class Push(msgspec.Struct):

@@ -17,8 +17,8 @@ from pylon.realtime.kinds import Kind
 from pylon.realtime.shard import FAILED, FINISHED, Shard, TickOverrun
 from pylon.realtime.snapshots import UNCHANGED, Format, delta_between
 from pylon.realtime.state import SimState
-from tests.realtime_kit import Client, Counters, Wire, registered, shard_of
 from tests.support.examples import count_examples
+from tests.support.realtime import Client, Counters, Wire, registered, shard_of
 
 TICK_S = 0.05
 

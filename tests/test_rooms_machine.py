@@ -42,7 +42,7 @@ from pylon.bus.rooms_messages import (
     requests,
 )
 from pylon.clock import ManualClock
-from pylon.rooms.desk import Desk
+from pylon.rooms.service import RoomService
 from tests.support.examples import count_examples
 
 ROOMS = st.sampled_from(["r", 'a "quoted" room/ü'])
@@ -93,7 +93,7 @@ class RoomsMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = ManualClock()
-        self.desk = Desk(self.clock, "g")
+        self.desk = RoomService(self.clock, "g")
         self.members: dict[str, dict[str, Any]] = {}
         self.heard_s: dict[tuple[str, str], float] = {}
         self.polled_s: dict[tuple[str, str], float] = {}

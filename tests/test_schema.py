@@ -14,11 +14,11 @@ from pylon import limits
 from pylon.clock import ManualClock
 from pylon.errors import SchemaRefused, StartRefused
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest
-from pylon.schema.apply import prepare_store
-from pylon.storage.contract import Query
+from pylon.storage.interface import Query
 from pylon.storage.sqlite.reader import SqliteReader
+from pylon.storage.sqlite.schema.apply import prepare_store
 from pylon.storage.where import ALL
-from tests.storage_kit import (
+from tests.support.storage import (
     MANIFEST,
     NOTE,
     TASK,

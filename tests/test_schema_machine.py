@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from pylon.clock import ManualClock
 from pylon.errors import SchemaRefused
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest
-from pylon.schema.apply import prepare_store
-from pylon.schema.live import introspect
-from pylon.schema.plan import make_plan
-from pylon.schema.rewrite import apply_plan
-from pylon.schema.wishes import NONE
+from pylon.schema.options import NONE
 from pylon.storage.names import quote
+from pylon.storage.sqlite.schema.apply import prepare_store
+from pylon.storage.sqlite.schema.live import introspect
+from pylon.storage.sqlite.schema.plan import make_plan
+from pylon.storage.sqlite.schema.rewrite import apply_plan
 from pylon.values import EntityCodec
 from tests.support.examples import count_examples
 from tests.test_schema_rewrite import dump

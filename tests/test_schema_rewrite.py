@@ -13,13 +13,13 @@ import pytest
 from pylon.clock import ManualClock
 from pylon.errors import InvalidData, SchemaRefused
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest
-from pylon.schema.apply import prepare_store
-from pylon.schema.plan import make_plan
-from pylon.schema.rewrite import apply_plan
-from pylon.schema.wishes import read_wishes
+from pylon.schema.options import read_options
 from pylon.storage.sqlite.connect import open_writer
 from pylon.storage.sqlite.reader import SqliteReader
-from tests.storage_kit import MANIFEST, TASK, apply, open_engine, row_id, task
+from pylon.storage.sqlite.schema.apply import prepare_store
+from pylon.storage.sqlite.schema.plan import make_plan
+from pylon.storage.sqlite.schema.rewrite import apply_plan
+from tests.support.storage import MANIFEST, TASK, apply, open_engine, row_id, task
 
 S, INT, FLOAT, BOOL = FieldType.STRING, FieldType.INT, FieldType.FLOAT, FieldType.BOOL
 DATETIME = FieldType.DATETIME
@@ -42,8 +42,8 @@ def prepare(path: Path, manifest: Manifest) -> None:
 def change(path: Path, manifest: Manifest, allow: bool = True, **flags: tuple[str, ...]) -> Any:
     conn = open_writer(path)
     try:
-        wishes = read_wishes(manifest, **flags)
-        return apply_plan(conn, manifest, wishes, allow, ManualClock())
+        options = read_options(manifest, **flags)
+        return apply_plan(conn, manifest, options, allow, ManualClock())
     finally:
         conn.close()
 
@@ -300,7 +300,7 @@ def test_the_history_tells(tmp_path: Path) -> None:
 )
 def test_wishes_that_contradict_the_manifest(flags: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidData, match=says):
-        read_wishes(note(field("a")), **flags)
+        read_options(note(field("a")), **flags)
 
 
 @pytest.mark.parametrize(
@@ -330,9 +330,9 @@ def test_a_plan_changes_nothing(tmp_path: Path) -> None:
     fill(path, note(field("a"), field("b")), "7")
     before = dump(path)
     manifest = note(field("a", INT), field("c"), name="Memo")
-    wishes = read_wishes(manifest, rename_entities=("Note:Memo",), rename_fields=("Memo.b:c",))
+    options = read_options(manifest, rename_entities=("Note:Memo",), rename_fields=("Memo.b:c",))
     conn = apsw.Connection(str(path))
-    plan = make_plan(conn, manifest, wishes)
+    plan = make_plan(conn, manifest, options)
     conn.close()
     assert [s.render() for s in plan.rewrites] == [
         "rename_entity Memo: was Note", "rename_field Memo.c: was b",

@@ -19,8 +19,7 @@ from pylon.auth_context import ADMIN
 from pylon.clock import ManualClock
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import compile_rules
-from pylon.schema.search import Checked
-from pylon.storage.contract import Query
+from pylon.storage.interface import Query
 from pylon.storage.ops import (
     DeleteRow,
     InsertRow,
@@ -33,11 +32,12 @@ from pylon.storage.ops import (
 )
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
+from pylon.storage.sqlite.schema.search import Checked
 from pylon.storage.sqlite.search import search_clause
 from pylon.values import EntityCodec
-from tests.search_kit import SEARCH, checked, pages_manifest
-from tests.storage_kit import apply, code, row_id
 from tests.support.examples import count_examples
+from tests.support.search import SEARCH, checked, pages_manifest
+from tests.support.storage import apply, code, row_id
 
 MANIFEST = pages_manifest()
 PAGE = MANIFEST.by_name["Page"]
@@ -206,7 +206,8 @@ def test_an_index_of_another_tokenizer_is_built_anew_by_a_start(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("pylon.schema.search.TOKENIZER", "unicode61 remove_diacritics 2")
+        name = "pylon.storage.sqlite.schema.search.TOKENIZER"
+        patched.setattr(name, "unicode61 remove_diacritics 2")
         engine = open_pages(path)
         apply(engine, page(1, title="สวัสดี"))
         engine.close()

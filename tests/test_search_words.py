@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pylon import limits
 from pylon.errors import InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity, Field, FieldType, Search
-from pylon.schema import ddl
-from pylon.schema.search import build
+from pylon.storage.sqlite.schema import ddl
+from pylon.storage.sqlite.schema.search import build
 from pylon.storage.sqlite.search import (
     SearchIndex,
     index_columns,

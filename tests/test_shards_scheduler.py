@@ -12,7 +12,7 @@ import pytest
 from pylon.clock import ManualClock
 from pylon.realtime.shard import TickOverrun
 from pylon.realtime.snapshots import Format
-from tests.realtime_kit import Client, Counters, Wire, registered, shard_of
+from tests.support.realtime import Client, Counters, Wire, registered, shard_of
 from workers.shards.alarm import Alarm, Guard
 from workers.shards.scheduler import Scheduler
 

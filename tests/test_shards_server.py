@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub_kit import Stage, Worker, WsClient, drain
+from tests.support.hub import Stage, Worker, WsClient, drain
 from workers.ws import frames
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from pylon import limits
 from pylon.bus.messages import SessionRevoked
-from tests.hub_kit import ADMIN_TOKEN, RawClient, Stage, Worker, http_head, until
+from tests.support.hub import ADMIN_TOKEN, RawClient, Stage, Worker, http_head, until
 from workers.sse.stream import KEEPALIVE
 
 HEAD = (

@@ -28,7 +28,7 @@ from pylon.storage.ops import (
 )
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
-from tests.storage_kit import (
+from tests.support.storage import (
     ADA,
     BOB,
     apply,

@@ -12,7 +12,7 @@ import apsw
 import pytest
 
 from pylon import limits, metrics
-from pylon.api.readiness import Readiness
+from pylon.api.admin.readiness import Readiness
 from pylon.bus.messages import RolesReport
 from pylon.bus.runtime import make_runtime_dir
 from pylon.bus.writer_port import LocalWriter
@@ -24,7 +24,7 @@ from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.file_watch import FileWatch
 from supervisor.flusher import Flusher
 from supervisor.writer import Writer
-from tests.storage_kit import apply, code, open_engine, task
+from tests.support.storage import apply, code, open_engine, task
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from msgspec.structs import replace
 
 from pylon.storage.ops import OpKey, Transact
 from pylon.storage.sqlite.reader import SqliteReader
-from tests.storage_kit import (
+from tests.support.examples import count_examples
+from tests.support.storage import (
     CODECS,
     apply,
     code,
@@ -32,7 +33,6 @@ from tests.storage_kit import (
     task,
     update,
 )
-from tests.support.examples import count_examples
 
 Rows = dict[str, dict[str, Any]]
 NUMBERS = st.integers(1, 6)

@@ -21,13 +21,13 @@ from pylon.errors import (
     StoreUnavailable,
 )
 from pylon.storage.clause import SqlClause
-from pylon.storage.contract import GraphNode, Query, Reader
+from pylon.storage.interface import GraphNode, Query, Reader
 from pylon.storage.names import quote
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.pool import ReaderPool
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.storage.where import ALL, NOTHING, and_
-from tests.storage_kit import (
+from tests.support.storage import (
     MANIFEST,
     apply,
     insert,

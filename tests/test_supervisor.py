@@ -259,7 +259,7 @@ def test_sockets_of_systemd_survive_us(make: Maker, tmp_path: Path) -> None:
         code = (
             "import os, sys; os.dup2(int(sys.argv[1]), 3); os.set_inheritable(3, True); "
             "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES='http');"
-            "os.execv(sys.executable, [sys.executable, '-m', 'tests.stand_in_supervisor'])"
+            "os.execv(sys.executable, [sys.executable, '-m', 'tests.support.stand_in_supervisor'])"
         )
         with (it.folder / "log").open("a") as out:
             it.process = subprocess.Popen(

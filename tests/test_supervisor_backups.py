@@ -13,11 +13,11 @@ from pathlib import Path
 import apsw
 import pytest
 
-from pylon.backup.record import read_record
-from pylon.backup.verify import verify_backup
 from pylon.cli.backup import _Copy
 from pylon.control import ControlDialogue
 from pylon.errors import Unavailable
+from pylon.storage.sqlite.backup.record import read_record
+from pylon.storage.sqlite.backup.verify import verify_backup
 from supervisor.readers import find_readers
 from tests.support.server import wait_until
 from tests.support.supervised import Maker, Supervised, supervised_maker
@@ -189,7 +189,9 @@ def test_pylonctl_ended_by_a_signal_leaves_nothing_half_made(
     it = make().start()
     target = tmp_path / "bundles" / "one"
     code = (
-        "import sys, time, pylon.backup.create as create; from pylon.cli.main import main\n"
+        "import sys, time\n"
+        "from pylon.storage.sqlite.backup import create\n"
+        "from pylon.cli.main import main\n"
         "create.bundle.check_integrity = lambda conn: time.sleep(60)\n"
         "main(sys.argv[1:])"
     )

@@ -26,7 +26,7 @@ from supervisor.backups import Backups
 from supervisor.children import Children
 from supervisor.control import ClientLeft
 from supervisor.datadir import database, prepare_data_dir, sync_files
-from supervisor.events import DrainNews
+from supervisor.events import DrainProgress
 from supervisor.heartbeats import Heartbeats
 from supervisor.notify import Notifier
 from supervisor.pidfile import Pidfile
@@ -248,7 +248,7 @@ def test_readiness_is_fresh_and_dead_processes_are_forgotten() -> None:
 
 
 def test_news_reach_late_listeners_from_the_beginning() -> None:
-    news = DrainNews()
+    news = DrainProgress()
     news.say(step="a")
     lines = news.listen()
     news.say(step="b", done=True)

@@ -25,7 +25,7 @@ from pylon.ids import RowIds
 from pylon.manifest.model import Manifest
 from pylon.manifest_loader import parse_manifest
 from pylon.policy.rules import compile_rules
-from pylon.storage.contract import BatchResult
+from pylon.storage.interface import BatchResult
 from pylon.storage.ops import (
     DropSession,
     InsertRow,

@@ -21,7 +21,7 @@ from pylon.errors import (
 )
 from pylon.manifest.model import Entity, Field, FieldType
 from pylon.values import EntityCodec, decode_body, decode_query, is_datetime
-from tests.storage_kit import CODECS, row_id
+from tests.support.storage import CODECS, row_id
 
 TASK = CODECS["Task"]
 ID = row_id(1)

@@ -15,7 +15,7 @@ from pylon import limits, metrics
 from pylon.auth_context import ADMIN
 from pylon.clock import ManualClock
 from pylon.errors import InvalidData
-from tests.hub_kit import client_frame
+from tests.support.hub import client_frame
 from tests.test_hub_fanout import BY_ENTITY, Peer, settle
 from workers.hub.connection import INTERNAL, Connection
 from workers.hub.hub import Hub
@@ -277,7 +277,7 @@ def test_a_flood_holds_nobody_else_up(room: Room) -> None:
 
 def test_messages_that_unpack_to_a_thousand_times_their_size_hold_nobody_up(room: Room) -> None:
     flooder, other = room.peer(), room.peer()
-    flooder.connection.packing = 12
+    flooder.connection.deflate_window = 12
     order: list[Connection] = []
     transport = flooder.connection._transport
     assert isinstance(transport, WebSocketTransport)

@@ -18,7 +18,7 @@ from pylon.changelog.change import Change
 from pylon.clock import ManualClock
 from pylon.errors import BadUpgrade
 from pylon.storage.events import ChangeEvent
-from tests.hub_kit import Stage, WsClient, client_frame
+from tests.support.hub import Stage, WsClient, client_frame
 from tests.test_hub_fanout import BY_ENTITY, Peer, row
 from workers.hub.hub import Hub
 from workers.ws import frames
@@ -245,10 +245,10 @@ class CountingTransport(WebSocketTransport):
         super().__init__("ws", LIMIT_BYTES)
         self.asked: list[tuple[bytes, int]] = []
 
-    def packed(self, frame: bytes, packing: int) -> bytes:
-        if packing:
-            self.asked.append((frame, packing))
-        return super().packed(frame, packing)
+    def packed(self, frame: bytes, deflate_window: int) -> bytes:
+        if deflate_window:
+            self.asked.append((frame, deflate_window))
+        return super().packed(frame, deflate_window)
 
 
 def messages_of(data: bytes, bits: int) -> tuple[list[bytes], int]:
@@ -279,10 +279,10 @@ def test_a_change_is_packed_once_for_all_who_agreed() -> None:
     contexts = [AuthContext(user_id="ada"), AuthContext(user_id="bob"), ADMIN]
     peers: dict[tuple[AuthContext, int, int], Peer] = {}
     for auth in contexts:
-        for packing in (0, 9, 12):
+        for deflate_window in (0, 9, 12):
             for number in range(3):
-                peer = peers[auth, packing, number] = Peer(hub, auth)
-                peer.connection.packing = packing
+                peer = peers[auth, deflate_window, number] = Peer(hub, auth)
+                peer.connection.deflate_window = deflate_window
                 hub.join(peer.connection)
     assert hub.contexts == len(contexts)
     long = "all work and no play " * 50
@@ -292,11 +292,11 @@ def test_a_change_is_packed_once_for_all_who_agreed() -> None:
         change_of(3, "Mine", long, "ada"),
     ]
     hub.publish(changes)
-    for (auth, packing, _), peer in peers.items():
+    for (auth, deflate_window, _), peer in peers.items():
         sees = changes if auth.user_id != "bob" else changes[:2]
-        texts, packed_count = messages_of(peer.received(), packing or 15)
+        texts, packed_count = messages_of(peer.received(), deflate_window or 15)
         assert texts == [change.wire for change in sees]
-        assert packed_count == (len(sees) - 1 if packing else 0)
+        assert packed_count == (len(sees) - 1 if deflate_window else 0)
     assert len(transport.asked) == len(set(transport.asked)) == 6  # three frames, two windows
     for peer in peers.values():
         peer.connection.abort()
@@ -307,7 +307,7 @@ def test_a_change_is_packed_once_for_all_who_agreed() -> None:
 def test_one_whose_replay_was_ahead_gets_packed_frames() -> None:
     hub = Hub(BY_ENTITY, CountingTransport(), ManualClock())
     peer = Peer(hub, ADMIN)
-    peer.connection.packing = 12
+    peer.connection.deflate_window = 12
     peer.connection.last_seq = 1
     hub.join(peer.connection)
     changes = [change_of(seq, "Public", "x" * 1_000, "ada") for seq in (1, 2)]
@@ -338,9 +338,9 @@ def saved_bytes() -> float:
 def test_answers_are_packed_for_those_who_agreed() -> None:
     hub = Hub(BY_ENTITY, WebSocketTransport("ws", LIMIT_BYTES), ManualClock())
     long, short = {"type": "rows", "text": "x" * 1_000}, {"type": "ok"}
-    for packing, wanted in ((0, 0), (12, 1)):
+    for deflate_window, wanted in ((0, 0), (12, 1)):
         peer = Peer(hub, ADMIN)
-        peer.connection.packing = packing
+        peer.connection.deflate_window = deflate_window
         before = saved_bytes()
         assert say(peer.connection, long)
         assert say(peer.connection, short)

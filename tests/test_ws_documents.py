@@ -16,18 +16,18 @@ from pylon.auth_context import ADMIN
 from pylon.bus.messages import DocumentsChanged
 from pylon.bus.writer_port import WriterPort
 from pylon.storage.ops import PushDocument
-from tests import hub_kit
-from tests.document_kit import LoroClient
-from tests.hub_kit import ADMIN_TOKEN, Stage, WsClient, until
+from tests.support import hub
+from tests.support.documents import LoroClient
+from tests.support.hub import ADMIN_TOKEN, Stage, WsClient, until
 from workers.ws import frames
 
-FIELDS = [*hub_kit.FIELDS, {"name": "body", "type": "richtext", "optional": True,
+FIELDS = [*hub.FIELDS, {"name": "body", "type": "richtext", "optional": True,
                             "unique": False}]
 MANIFEST = {
-    **hub_kit.MANIFEST,
+    **hub.MANIFEST,
     "entities": [
         {"name": name, "fields": FIELDS, "indexes": [], "crdt": name != "Member"}
-        for name in hub_kit.READ_RULES
+        for name in hub.READ_RULES
     ],
 }
 

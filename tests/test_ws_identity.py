@@ -11,7 +11,7 @@ import pytest
 from pylon.auth.sessions import new_session
 from pylon.bus.messages import SessionRevoked
 from pylon.clock import SystemClock, SystemRandom
-from tests.hub_kit import ADMIN_TOKEN, Stage, Worker, WsClient
+from tests.support.hub import ADMIN_TOKEN, Stage, Worker, WsClient
 from workers.ws import frames
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from pylon import limits
 from pylon.bus.rooms_messages import JoinRoom, LeaveRoom, SetPresence
-from tests.hub_kit import Stage, Worker, WsClient, until
-from tests.rooms_kit import Keeper
+from tests.support.hub import Stage, Worker, WsClient, until
+from tests.support.rooms import Keeper
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pylon.bus.messages import SessionRevoked
 from pylon.clock import SystemClock
 from pylon.storage.ops import PruneLog
 from pylon.storage.sqlite.epochs import open_epoch
-from tests.hub_kit import (
+from tests.support.hub import (
     ADMIN_TOKEN,
     RawClient,
     Stage,

@@ -1,13 +1,13 @@
 """How every worker process comes up, and how it says that it is alive.
 
 The supervisor starts `python -m workers.<role>` with a listening socket and a few variables
-(`pylon.bus.child`). `boot` turns that into a `Booted`: the app, the settings, the reader pool,
-the socket. `run_status` then reports once a second, and measures how late its own timer fires,
-which is how long something kept the hub from running.
+(`pylon.bus.child`). `boot` turns that into a `WorkerContext`: the app, the settings, the reader
+pool, the socket. `run_status` then reports once a second, and measures how late its own timer
+fires, which is how long something kept the hub from running.
 
 Invariants: a worker never outlives its supervisor (PR_SET_PDEATHSIG, and a check that the
-parent had not died before that was set). `workers.patch.patch()` has been called by the
-`__main__` module before this one is imported. Called by the `__main__` of each role.
+parent had not died before that was set). `pylon.runtime.gevent_patch.patch()` has been called by
+the `__main__` module before this one is imported. Called by the `__main__` of each role.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gevent.hub import get_hub
 from pylon import config as settings
 from pylon import log, metrics
 from pylon.app import App, load_app
-from pylon.auth.callers import UsedGuests
+from pylon.auth.session_cache import UsedGuests
 from pylon.bus.child import ChildEnv
 from pylon.bus.messages import WorkerStatus
 from pylon.bus.runtime import Runtime
@@ -35,8 +35,8 @@ from pylon.bus.status import StatusSender
 from pylon.clock import Clock
 from pylon.errors import PylonError, StartRefused
 from pylon.limiter import RateLimiter, RateTable
+from pylon.runtime.parent_death import die_with_parent
 from pylon.storage.sqlite.pool import ReaderPool
-from workers.lifeline import die_with_parent
 
 EXIT_CONFIG: Final = 78  # EX_CONFIG: starting again with the same settings cannot help
 _HEARTBEAT_S: Final = 1.0
@@ -47,7 +47,7 @@ _log = log.get_logger("worker")
 
 
 @dataclass(frozen=True, slots=True)
-class Booted:
+class WorkerContext:
     """What a worker has when it begins."""
 
     app: App
@@ -61,7 +61,7 @@ class Booted:
     used_guests: UsedGuests = field(default_factory=UsedGuests)
 
 
-def boot() -> Booted:
+def boot() -> WorkerContext:
     """Read the environment, tie this process to its supervisor, load the app.
 
     Raises:
@@ -85,7 +85,7 @@ def boot() -> Booted:
         log.configure("json", "info", child.role, child.worker)
         _log.error("worker.refused", code=ex.code, message=ex.message)
         raise SystemExit(EXIT_CONFIG) from ex
-    return Booted(
+    return WorkerContext(
         app=app,
         runtime=runtime,
         role=child.role,
@@ -117,7 +117,7 @@ def freeze() -> None:
 
 
 def run_status(
-    booted: Booted, ready: Callable[[], bool], connections: Callable[[], int]
+    booted: WorkerContext, ready: Callable[[], bool], connections: Callable[[], int]
 ) -> NoReturn:
     """Report once a second, and when readiness changes, until the process ends.
 

@@ -13,50 +13,44 @@ from pathlib import Path
 import falcon
 from falcon.routing import CompiledRouter
 
-from pylon.api import (
+from pylon.api.admin import openapi, reset, system
+from pylon.api.data import (
     actions,
     aggregate,
-    answers,
-    auth,
     batch,
-    crdt,
     entities,
     export,
     graph,
     import_,
     link,
-    matchmaking,
-    openapi,
-    pubsub,
     query,
-    reset,
-    rooms,
     search,
-    shards,
-    sync,
-    system,
 )
-from pylon.api.gate import Gate
-from pylon.api.routing import SINK, EncodedSlashes
+from pylon.api.http import responses
+from pylon.api.http.middleware import RequestMiddleware
+from pylon.api.http.routing import SINK, EncodedSlashes
+from pylon.api.http.static_files import PREFIX, StaticFiles
+from pylon.api.identity import sessions
+from pylon.api.realtime import matchmaking, pubsub, rooms, shards
 from pylon.api.services import Services
-from pylon.api.static_files import PREFIX, StaticFiles
+from pylon.api.sync import documents, pull
 from pylon.errors import PylonError
 
 
 def make_app(services: Services) -> falcon.App[falcon.Request, falcon.Response]:
     """Build the WSGI app of one process."""
     router = CompiledRouter()
-    app = falcon.App(middleware=[Gate(services)], router=router)
+    app = falcon.App(middleware=[RequestMiddleware(services)], router=router)
     # Bodies are JSON whatever their content type says, and never form data (spec/http.md §3.0).
     app.req_options.auto_parse_form_urlencoded = False
     app.req_options.keep_blank_qs_values = True
-    app.add_error_handler(Exception, answers.on_defect)
-    app.add_error_handler(falcon.HTTPError, answers.on_falcon_error)
-    app.add_error_handler(PylonError, answers.on_pylon_error)
+    app.add_error_handler(Exception, responses.on_defect)
+    app.add_error_handler(falcon.HTTPError, responses.on_falcon_error)
+    app.add_error_handler(PylonError, responses.on_pylon_error)
     for path, resource in _routes(services):
         app.add_route(path, resource)
     app.add_sink(EncodedSlashes(router), SINK)
-    app.add_sink(crdt.bad_path, f"{crdt.PREFIX}(/|$)")
+    app.add_sink(documents.bad_path, f"{documents.PREFIX}(/|$)")
     static_dir = services.app.config.static_dir
     if static_dir is not None:
         app.add_sink(StaticFiles(Path(static_dir)).serve, f"{PREFIX}(/|$)")
@@ -72,12 +66,12 @@ def _routes(services: Services) -> list[tuple[str, object]]:
         ("/api/manifest", system.ManifestDocument(services)),
         ("/api/openapi.json", openapi.OpenApi(services)),
         ("/api/client-config", system.ClientConfig(services)),
-        ("/api/auth/guest", auth.Guest(services)),
-        ("/api/auth/anonymous", auth.Anonymous(services)),
-        ("/api/auth/me", auth.Me(services)),
-        ("/api/auth/session", auth.Session(services)),
-        ("/api/auth/refresh", auth.Refresh(services)),
-        ("/api/auth/providers", auth.Providers()),
+        ("/api/auth/guest", sessions.Guest(services)),
+        ("/api/auth/anonymous", sessions.Anonymous(services)),
+        ("/api/auth/me", sessions.Me(services)),
+        ("/api/auth/session", sessions.Session(services)),
+        ("/api/auth/refresh", sessions.Refresh(services)),
+        ("/api/auth/providers", sessions.Providers()),
         ("/api/entities/{entity}", entities.EntityList(services)),
         ("/api/entities/{entity}/cursor", entities.EntityPage(services)),
         ("/api/entities/{entity}/{row_id}", entities.EntityRow(services)),
@@ -94,9 +88,9 @@ def _routes(services: Services) -> list[tuple[str, object]]:
         ("/api/export", export.Export(services)),
         ("/api/export/{entity}", export.Export(services)),
         ("/api/import", import_.Import(services)),
-        (f"{crdt.PREFIX}/{{entity}}/{{row_id}}", crdt.DocumentPush(services)),
-        ("/api/sync/pull", sync.Pull(services)),
-        ("/api/sync/push", sync.Push(services)),
+        (f"{documents.PREFIX}/{{entity}}/{{row_id}}", documents.DocumentPush(services)),
+        ("/api/sync/pull", pull.Pull(services)),
+        ("/api/sync/push", pull.Push(services)),
         ("/api/rooms", rooms.RoomList(services)),
         ("/api/rooms/join", rooms.join(services)),
         ("/api/rooms/leave", rooms.leave(services)),

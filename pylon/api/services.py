@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Protocol
 
 from pylon.admission import Admission
-from pylon.api.conflicts import ConflictWatch
-from pylon.api.notes import NoteTeller
-from pylon.api.readiness import Readiness
-from pylon.api.remembered import Answers
+from pylon.api.admin.readiness import Readiness
+from pylon.api.data.conflicts import ConflictWatch
+from pylon.api.data.query_cache import QueryCache
+from pylon.api.sync.hints import HintPublisher
 from pylon.app import App
-from pylon.auth.callers import Callers
 from pylon.auth.cookies import SessionCookie
 from pylon.auth.origin import Origins
+from pylon.auth.session_cache import SessionCache
 from pylon.bus.messages import Signal
 from pylon.bus.rooms_messages import RoomCommand, RoomReply
 from pylon.bus.shards import DescribeAll, MatchCommand, ShardCommand
@@ -26,7 +26,7 @@ from pylon.changelog.feed import Feed
 from pylon.changelog.pull import Pulled
 from pylon.limiter import RateLimiter
 from pylon.round_robin import RoundRobin
-from pylon.storage.contract import Store
+from pylon.storage.interface import Store
 from pylon.storage.ops import WriteOp, WriteReply
 
 Credentials = tuple[str | None, str | None]  # the Authorization and the Cookie header
@@ -42,30 +42,30 @@ class Writer(Protocol):
         """Carry out writes in order; each reply has its own error, if any."""
 
 
-class RoomKeeper(Protocol):
+class RoomCommands(Protocol):
     """Where the rooms and channels are."""
 
     def submit(self, command: RoomCommand) -> RoomReply:
         """Carry out a command; raises the `PylonError` that it was refused with."""
 
 
-class ShardKeeper(Protocol):
+class ShardCommands(Protocol):
     """Where the shards are: `pylon.bus.shards.ShardsClient`."""
 
-    def of_shard(self, command: ShardCommand) -> bytes:
+    def for_shard(self, command: ShardCommand) -> bytes:
         """Ask where a shard lives; a JSON text, or the `PylonError` that it was refused with."""
 
     def of_matchmaker(self, command: MatchCommand) -> bytes:
         """Ask the matchmaker."""
 
-    def of_all(self, command: DescribeAll) -> list[bytes]:
+    def broadcast(self, command: DescribeAll) -> list[bytes]:
         """Ask every shards worker."""
 
 
-class Taster(Protocol):
-    """Tries updates of documents: `workers.tasting`."""
+class MergeChecker(Protocol):
+    """Tries updates of documents: `workers.merge_sandbox`."""
 
-    def taste(self, parts: Sequence[bytes], update: bytes, caller: str) -> bytes:
+    def check_merge(self, parts: Sequence[bytes], update: bytes, caller: str) -> bytes:
         """The bytes to merge into the document of `parts`: the update, or the new part of it.
         Raises the `PylonError` that it is refused with. Trials share the processes by `caller`."""
 
@@ -76,13 +76,13 @@ class Services:
 
     app: App
     store: Store
-    callers: Callers[Credentials]
+    callers: SessionCache[Credentials]
     writer: Writer
-    rooms: RoomKeeper
-    shards: ShardKeeper
-    tasting: Taster
+    rooms: RoomCommands
+    shards: ShardCommands
+    tasting: MergeChecker
     feed: Feed
-    notes: NoteTeller
+    notes: HintPublisher
     readiness: Readiness
     limiter: RateLimiter
     origins: Origins
@@ -90,8 +90,8 @@ class Services:
     send_signal: Callable[[Signal], None]
     control_socket: Path  # the supervisor's, for /metrics
     started_s: float  # monotonic
-    answers: Answers[bytes] = field(default_factory=Answers)
-    pulls: Answers[Pulled] = field(default_factory=Answers)
+    answers: QueryCache[bytes] = field(default_factory=QueryCache)
+    pulls: QueryCache[Pulled] = field(default_factory=QueryCache)
     # The decoder holds the interpreter: two at once would only wait for each other.
     decoding: Admission = field(default_factory=lambda: Admission("decode", 1, 1))
     turns: RoundRobin = field(default_factory=RoundRobin)

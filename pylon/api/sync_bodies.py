@@ -3,7 +3,7 @@
 A push carries out each change by itself, so no change can make the body as a whole unreadable:
 the members of `PushedChange` take any value, and `pylon.api.data.operations` checks them.
 
-Called by `pylon.api.sync`; `pylon.openapi` derives their schemas.
+Called by `pylon.api.sync.pull`; `pylon.openapi` derives their schemas.
 """
 
 from __future__ import annotations

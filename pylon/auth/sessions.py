@@ -30,10 +30,10 @@ from pylon.auth_context import (
 )
 from pylon.clock import Clock, RandomSource, SystemClock
 from pylon.config import Config
-from pylon.storage.contract import SessionRow
+from pylon.storage.interface import SessionRow
 from pylon.storage.ops import PutSession
 
-NOBODY: Final = Caller(ANONYMOUS)
+ANONYMOUS_CALLER: Final = Caller(ANONYMOUS)
 _ADMIN_CALLER: Final = Caller(ADMIN)
 _SYSTEM_CLOCK: Final = SystemClock()
 _NS_PER_S: Final = 1_000_000_000
@@ -65,17 +65,17 @@ def resolve(
     Errors of `lookup` (store unavailable) pass through: who cannot be checked is not anonymous.
     """
     if not token:
-        return NOBODY
+        return ANONYMOUS_CALLER
     if not isinstance(token, CookieToken) and same_token(token, config.admin_token):
         _ATTEMPTS["admin"].inc()
         return _ADMIN_CALLER
     session = lookup(session_id_of(token)) if is_session_token(token) else None
     if session is None:
         _ATTEMPTS["unknown"].inc()
-        return NOBODY
+        return ANONYMOUS_CALLER
     if session.expires_at_s and session.expires_at_s * _NS_PER_S <= clock.wall_ns():
         _ATTEMPTS["expired"].inc()
-        return NOBODY
+        return ANONYMOUS_CALLER
     _ATTEMPTS["session"].inc()
     auth = AuthContext(
         user_id=session.user_id, is_guest=session.is_guest, tenant_id=session.tenant_id

@@ -9,13 +9,13 @@ from typing import Any, Final
 
 import apsw
 
-from pylon.api.graph import parse_graph
+from pylon.api.data.graph import parse_graph
 from pylon.app import App
 from pylon.auth_context import ADMIN
 from pylon.bench.measure import Step
 from pylon.manifest.model import Entity
 from pylon.policy.rules import EntityRules
-from pylon.storage.contract import Query, Reader
+from pylon.storage.interface import Query, Reader
 from pylon.storage.names import quote
 from pylon.storage.sqlite.filters import parse_filter
 

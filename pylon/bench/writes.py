@@ -16,8 +16,8 @@ from pylon.bench.measure import Step
 from pylon.ids import RowIds
 from pylon.manifest.model import Entity
 from pylon.policy.rules import EntityRules
-from pylon.storage.contract import WriteEngine
 from pylon.storage.events import ChangeBatch
+from pylon.storage.interface import WriteEngine
 from pylon.storage.ops import (
     DeleteRow,
     InsertRow,

@@ -5,7 +5,7 @@
     signals      SignalSender (PUB, anyone)          ->  SignalProxy (XSUB, XPUB, supervisor)
                                                      ->  SignalReceiver (SUB, anyone)
     rooms        RoomsClient (DEALER, http and ws)   ->  RoomsPort (ROUTER, rooms thread)
-    room_news    RoomsPort (PUB)                     ->  RoomNewsSubscriber (SUB, ws)
+    room_news    RoomsPort (PUB)                     ->  RoomUpdatesSubscriber (SUB, ws)
     shards       Caller (DEALER, http, ws, shards)   ->  CallPort (ROUTER, each shards worker)
     status       StatusSender (PUSH, each worker)    ->  StatusReceiver (PULL, supervisor)
 
@@ -17,7 +17,7 @@ ends by gevent, one greenlet for each socket that receives, and no poller.
 Every socket has an explicit high-water mark and linger 0. What happens at the mark:
 writes are never dropped (the bound on writes in flight is below the mark); changes are
 dropped, and the subscriber sees the gap by `ChangeBatch.prev_seq` and reads the change log;
-news of rooms are dropped, and the subscriber sees the gap by `RoomNews.counter` and asks for
+news of rooms are dropped, and the subscriber sees the gap by `RoomUpdates.counter` and asks for
 fresh snapshots; signals and heartbeats are dropped and counted, and are repeated or only hints
 by design.
 

@@ -22,7 +22,7 @@ from pylon.bus import contexts, messages
 from pylon.bus.exchange import Exchange, Route
 from pylon.clock import RandomSource
 from pylon.errors import InternalError, PylonError, Unavailable
-from pylon.errors.wire import WriteError
+from pylon.errors.wire import WireError
 
 _TRY_AGAIN: Final = "Try again in a moment"
 _log = log.get_logger("calls")
@@ -38,7 +38,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Answer(msgspec.Struct, frozen=True, array_like=True, gc=False):
     id: int
     body: bytes = b""
-    error: WriteError | None = None
+    error: WireError | None = None
 
 
 _calls: Final = msgspec.msgpack.Decoder(list[Call])
@@ -97,20 +97,20 @@ class CallPort:
             for call in calls:
                 if self._running >= limits.CALLS_IN_FLIGHT:
                     busy = Unavailable(f"{self._channel} is busy", hint=_TRY_AGAIN)
-                    self._send(peer, Answer(call.id, error=WriteError.of(busy)))
+                    self._send(peer, Answer(call.id, error=WireError.of(busy)))
                     continue
                 self._running += 1
-                gevent.spawn(self._carry_out, peer, call)
+                gevent.spawn(self._execute, peer, call)
 
-    def _carry_out(self, peer: bytes, call: Call) -> None:
+    def _execute(self, peer: bytes, call: Call) -> None:
         try:
             answer = Answer(call.id, self._answer(call.command))
         except PylonError as ex:
-            answer = Answer(call.id, error=WriteError.of(ex))
+            answer = Answer(call.id, error=WireError.of(ex))
         except Exception as ex:  # noqa: BLE001  whatever it is, the caller must be answered
             _log.exception("call.failed", channel=self._channel, error=ex)
             refusal = InternalError("The call failed; the server's log says why")
-            answer = Answer(call.id, error=WriteError.of(refusal))
+            answer = Answer(call.id, error=WireError.of(refusal))
         finally:
             self._running -= 1
         self._send(peer, answer)

@@ -73,15 +73,15 @@ class ChangesSubscriber:
 
     def waiting(self) -> ChangeBatch | None:
         """The next batch if it is here already, else None. Never blocks."""
-        data = self.unread()
+        data = self.receive_raw()
         return None if data is None else self.read(data)
 
-    def unread(self) -> bytes | None:
+    def receive_raw(self) -> bytes | None:
         """The next batch if it is here already, as it came: for `read`, in order. Never blocks."""
         return self._socket.recv(zmq.NOBLOCK) if self._is_here() else None
 
     def read(self, data: bytes) -> ChangeBatch:
-        """What `unread` gave."""
+        """What `receive_raw` gave."""
         batch = messages.change_batch.decode(data)
         if self._last_seq is not None and batch.prev_seq != self._last_seq:
             metrics.BUS_DROPPED.labels("changes").inc()
@@ -89,7 +89,7 @@ class ChangesSubscriber:
             self._last_seq = batch.events[-1].seq
         return batch
 
-    def pass_over(self) -> None:
+    def skip(self) -> None:
         """Batches will not be read: the next one that is read is no sign of a loss."""
         self._last_seq = None
 

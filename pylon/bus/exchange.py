@@ -25,7 +25,7 @@ from gevent.hub import Waiter, get_hub
 from pylon import metrics
 from pylon.bus import contexts, messages
 from pylon.errors import Unavailable
-from pylon.errors.wire import WriteError
+from pylon.errors.wire import WireError
 
 _TRY_AGAIN: Final = "Try again in a moment"
 
@@ -37,7 +37,7 @@ class Reply(Protocol):
     def id(self) -> int: ...
 
     @property
-    def error(self) -> WriteError | None: ...
+    def error(self) -> WireError | None: ...
 
 
 _Request = TypeVar("_Request")

@@ -2,10 +2,10 @@
 
     rooms      worker DEALER -> rooms ROUTER   one frame: list[RoomRequest]
                rooms ROUTER -> worker DEALER   one frame: list[RoomReply]
-    room_news  rooms PUB -> SUB, ws workers    one frame: RoomNews
+    room_news  rooms PUB -> SUB, ws workers    one frame: RoomUpdates
 
 Invariants: a request whose id is 0 gets no reply, every other gets exactly one; requests of one
-worker are carried out in the order sent. `RoomNews.counter` grows by one with each message, and
+worker are carried out in the order sent. `RoomUpdates.counter` grows by one with each message, and
 replies carry the counter of the newest message before them: so whoever misses one can tell, and
 whoever gets a snapshot knows which news are in it already. Data of members and whole messages
 are JSON texts, made once and never parsed again.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pylon.errors.wire import WriteError
+from pylon.errors.wire import WireError
 
 
 class JoinRoom(msgspec.Struct, frozen=True, array_like=True, tag="join", gc=False):
@@ -146,7 +146,7 @@ class RoomReply(msgspec.Struct, frozen=True, array_like=True, gc=False):
     id: int
     counter: int
     body: bytes = b""
-    error: WriteError | None = None
+    error: WireError | None = None
     snapshots: list[RoomSnapshot] = []
 
 
@@ -162,7 +162,7 @@ class RoomTick(msgspec.Struct, frozen=True, array_like=True, gc=False):
     dropped: list[tuple[bytes, int]] = []
 
 
-class RoomNews(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class RoomUpdates(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One message of a tick. `generation` is another one after a restart of the rooms."""
 
     generation: str
@@ -183,4 +183,4 @@ def pid_of(name: bytes) -> int:
 
 requests = msgspec.msgpack.Decoder(list[RoomRequest])
 replies = msgspec.msgpack.Decoder(list[RoomReply])
-news = msgspec.msgpack.Decoder(RoomNews)
+news = msgspec.msgpack.Decoder(RoomUpdates)

@@ -14,7 +14,7 @@ import zmq
 
 from pylon import limits, log, metrics
 from pylon.bus import contexts, messages, rooms_messages
-from pylon.bus.rooms_messages import RoomNews, RoomReply, RoomRequest
+from pylon.bus.rooms_messages import RoomReply, RoomRequest, RoomUpdates
 from pylon.bus.runtime import Runtime
 
 _log = log.get_logger("rooms_port")
@@ -62,13 +62,13 @@ class RoomsPort:
         for reply in replies:
             part.append(reply)
             size_bytes += len(reply.body)
-            if size_bytes > limits.BUS_ROOM_NEWS_BYTES:
+            if size_bytes > limits.BUS_ROOM_UPDATES_BYTES:
                 self._send(peer, part)
                 part, size_bytes = [], 0
         if part:
             self._send(peer, part)
 
-    def publish(self, news: RoomNews) -> None:
+    def publish(self, news: RoomUpdates) -> None:
         """Tell every ws worker that keeps up. Never blocks."""
         self._news.send(messages.encode(news), zmq.NOBLOCK)
         metrics.BUS_MESSAGES.labels("room_news").inc()

@@ -77,7 +77,7 @@ class Runtime:
 
     @property
     def notes(self) -> Path:
-        """The journal of cursor notes (`pylon.changelog.note_journal`)."""
+        """The journal of cursor notes (`pylon.changelog.hint_journal`)."""
         return self.dir / "notes"
 
     @property

@@ -19,8 +19,8 @@ from pylon.bus.calls import Caller
 from pylon.bus.runtime import Runtime
 from pylon.clock import RandomSource
 from pylon.errors import ShardsNotAvailable
-from pylon.realtime.home import home_of, settled_home
-from pylon.storage.contract import Store
+from pylon.realtime.placement import home_of, placement_of
+from pylon.storage.interface import Store
 
 CHANNEL: Final = "shards"
 MATCHMAKER: Final = ":matchmaker"  # no shard has this id
@@ -61,7 +61,7 @@ class EndShard(msgspec.Struct, frozen=True, array_like=True, tag="end"):
     shard_id: str
 
 
-class RehomeShard(msgspec.Struct, frozen=True, array_like=True, tag="rehome"):
+class PlaceShard(msgspec.Struct, frozen=True, array_like=True, tag="rehome"):
     """Save a shard and let go of it: it lives at the worker `home` from now on (None: where its
     id says). The store is told by the worker that had it."""
 
@@ -94,7 +94,7 @@ class AcknowledgeMatch(msgspec.Struct, frozen=True, array_like=True, tag="acknow
     player: str
 
 
-ShardCommand = DescribeShard | SubmitInput | MakeShard | EndShard | RehomeShard
+ShardCommand = DescribeShard | SubmitInput | MakeShard | EndShard | PlaceShard
 MatchCommand = Enqueue | Dequeue | MatchStatus | MatchStatuses | AcknowledgeMatch
 Command = ShardCommand | MatchCommand | DescribeAll
 
@@ -115,7 +115,7 @@ class ShardsClient:
         self._random = random
         self._callers: dict[str, Caller] = {}
 
-    def of_shard(self, command: ShardCommand) -> bytes:
+    def for_shard(self, command: ShardCommand) -> bytes:
         """Ask the worker where the shard lives; blocks this greenlet.
 
         Raises:
@@ -124,23 +124,23 @@ class ShardsClient:
             PylonError: what it answered.
         """
         self._check()
-        home = settled_home(command.shard_id, self._workers, self._store)
+        home = placement_of(command.shard_id, self._workers, self._store)
         return self.at(home, command)
 
     def of_matchmaker(self, command: MatchCommand) -> bytes:
-        """Ask the matchmaker. Raises as `of_shard`."""
+        """Ask the matchmaker. Raises as `for_shard`."""
         self._check()
         return self.at(home_of(MATCHMAKER, self._workers), command)
 
-    def of_all(self, command: DescribeAll) -> list[bytes]:
-        """Ask every worker; their answers by number. Raises as `of_shard`."""
+    def broadcast(self, command: DescribeAll) -> list[bytes]:
+        """Ask every worker; their answers by number. Raises as `for_shard`."""
         names = [str(number) for number in range(1, self._workers + 1)]
         asked = [gevent.spawn(self.at, name, command) for name in names]
         gevent.joinall(asked, raise_error=True)
         return [greenlet.value for greenlet in asked]
 
     def at(self, worker: str, command: Command) -> bytes:
-        """Ask one worker. Raises as `of_shard`."""
+        """Ask one worker. Raises as `for_shard`."""
         caller = self._callers.get(worker)
         if caller is None:
             caller = self._callers[worker] = Caller(

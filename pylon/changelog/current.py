@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from pylon.changelog.change import Change, relate
-from pylon.storage.contract import Reader, Store
 from pylon.storage.events import ChangeEvent, kind_of
+from pylon.storage.interface import Reader, Store
 
 _NO_SEQ = 0  # of a row as it is now, which is no event
 

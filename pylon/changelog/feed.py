@@ -18,8 +18,8 @@ from pylon.changelog.change import Change
 from pylon.changelog.current import relate_to_store
 from pylon.changelog.tail import Tail
 from pylon.errors import ResyncRequired
-from pylon.storage.contract import Reader, Store
 from pylon.storage.events import ChangeBatch, ChangeEvent
+from pylon.storage.interface import Reader, Store
 
 _PAGE_EVENTS: Final = 100
 _ANSWER_BYTES: Final = limits.BATCH_BYTES

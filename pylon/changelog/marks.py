@@ -11,7 +11,7 @@ newest is of now, as if the machine had been down for 0 s. That makes windows lo
 
 Invariants: at a mark's time, and ever after, the committed head was at least its seq. Times and
 seqs never decrease. Bounds: `_MARKS` marks, one page of 4 KiB, written in one piece; a reader
-reads a half-written page again. Called by `supervisor.notes` and `workers.hub.start_cursors`.
+reads a half-written page again. Called by `supervisor.hints` and `workers.hub.start_cursors`.
 """
 
 from __future__ import annotations

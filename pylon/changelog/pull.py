@@ -30,7 +30,7 @@ from pylon.manifest.model import Entity, Manifest
 from pylon.policy.routing import Everyone
 from pylon.policy.rules import EntityRules, RuleSet
 from pylon.storage.clause import SqlClause
-from pylon.storage.contract import SERVER, Query, Reader, Store
+from pylon.storage.interface import SERVER, Query, Reader, Store
 
 Page = tuple[Entity, list[bytes]]
 
@@ -105,7 +105,7 @@ def snapshot(
     of the store its pages take.
 
     Rows are sent as inserts with the head's seq. At head 0 there are no rows (a database with
-    rows has an epoch, see `pylon.schema.apply`), so a seq of 0 is never sent.
+    rows has an epoch, see `pylon.storage.sqlite.schema.apply`), so a seq of 0 is never sent.
 
     Raises:
         QueryTimeout, StoreUnavailable: from the store, also in the middle of the stream.

@@ -21,18 +21,18 @@ from typing import Final
 
 import click
 
-from pylon.backup import bundle
-from pylon.backup.create import BackupReport, create_backup
-from pylon.backup.hold import Held, hold
-from pylon.backup.record import BackupRecord, write_record
-from pylon.backup.verify import verify_backup
 from pylon.cli.output import json_flag, note, result, wants_json
 from pylon.cli.running import require
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.clock import SystemClock
 from pylon.config import Config
 from pylon.control import ControlDialogue
+from pylon.data_dir_lock import DataDirLocked, lock_data_dir
 from pylon.errors import BackupInvalid, BackupRefused, NotRunning, Unavailable
+from pylon.storage.sqlite.backup import bundle
+from pylon.storage.sqlite.backup.create import BackupReport, create_backup
+from pylon.storage.sqlite.backup.record import BackupRecord, write_record
+from pylon.storage.sqlite.backup.verify import verify_backup
 
 _clock = SystemClock()
 _PROGRESS_EVERY_S: Final = 0.2
@@ -64,12 +64,12 @@ def _make(config: Config, target: Path) -> BackupReport:
     if not db_path.is_file():
         raise BackupRefused(f"there is no database at {db_path} (PYLON_DB_PATH)")
     try:
-        with hold(db_path):
+        with lock_data_dir(db_path):
             report = create_backup(db_path, Path(config.manifest).absolute(), target, _clock)
             _check_made(target)
             _record(db_path, report)
             return report
-    except Held:
+    except DataDirLocked:
         dialogue = require(config).control().open_dialogue("backup")
     with dialogue:
         return _Copy(dialogue, db_path).make(target)

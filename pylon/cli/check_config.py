@@ -14,15 +14,15 @@ from typing import cast
 
 import click
 
-from pylon import descriptors
-from pylon.backup.hold import is_held
 from pylon.cli.output import CONFIG, failure_lines, json_flag, note, result, wants_json
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.config import Config, Loaded
 from pylon.data_dir import data_dir_problems as data_dir_problems
 from pylon.data_dir import data_dir_warnings
+from pylon.data_dir_lock import is_locked
 from pylon.errors import SettingsRefused, StartRefused
 from pylon.manifest.model import Manifest
+from pylon.runtime import fd_budget
 from pylon.setting_checks import PORT_SETTINGS
 from pylon.startup import find_problems, read_manifest, start_warnings
 
@@ -50,7 +50,7 @@ def check_config(ctx: click.Context, no_ports: bool, dev: bool) -> None:
         problems += failure_lines(refusal)
     # The ports of a server that runs from this data directory are taken by itself.
     try:
-        if not no_ports and not is_held(Path(config.db_path)):
+        if not no_ports and not is_locked(Path(config.db_path)):
             problems += port_problems(config)
     except StartRefused as ex:  # the pidfile
         problems += failure_lines(ex)
@@ -59,7 +59,7 @@ def check_config(ctx: click.Context, no_ports: bool, dev: bool) -> None:
     problems = list(dict.fromkeys(problems))
     warnings = [
         *start_warnings(loaded, manifest if isinstance(manifest, Manifest) else None),
-        *data_dir_warnings(config), *descriptors.warnings(),
+        *data_dir_warnings(config), *fd_budget.warnings(),
     ]
     for warning in warnings:
         note(f"warning: {warning}")

@@ -18,7 +18,7 @@ import apsw
 import click
 import orjson
 
-from pylon.cli.calling import Calling
+from pylon.cli.admin_client import AdminClient
 from pylon.cli.output import json_flag, note, result, wants_json
 from pylon.cli.running import find
 from pylon.cli.settings import dev_flag, read_settings
@@ -26,11 +26,11 @@ from pylon.config import Config
 from pylon.errors import EntityNotFound, StoreUnavailable, Unavailable
 from pylon.manifest.model import Entity
 from pylon.manifest_loader import load_manifest
-from pylon.schema.history import refuse_newer
-from pylon.schema.live import introspect
 from pylon.storage.names import quote as quote_sql
 from pylon.storage.sqlite.connect import open_reader
 from pylon.storage.sqlite.error_text import error_text
+from pylon.storage.sqlite.schema.history import refuse_newer
+from pylon.storage.sqlite.schema.live import introspect
 from pylon.values import EntityCodec
 
 _PROGRESS_ROWS: Final = 10_000
@@ -79,7 +79,7 @@ def _write(lines: Iterator[bytes], to: BinaryIO) -> int:
 
 def _from_server(config: Config, entity: str | None, token: str | None) -> Iterator[bytes]:
     path = "/api/export" if entity is None else f"/api/export/{quote(entity, safe='')}"
-    with Calling(config, token) as server:
+    with AdminClient(config, token) as server:
         yield from server.lines("GET", path, None, {"Accept": "application/x-ndjson"})
 
 

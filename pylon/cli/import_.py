@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Final
 import click
 import orjson
 
-from pylon.cli.calling import Calling
+from pylon.cli.admin_client import AdminClient
 from pylon.cli.output import ERROR, json_flag, note, result
 from pylon.cli.running import find
 from pylon.cli.settings import dev_flag, read_settings
@@ -45,13 +45,13 @@ def import_(
             f"nothing runs on {config.db_path} (PYLON_DB_PATH)",
             hint="rows are checked and logged by the server: pylonctl start, then import",
         )
-    tally = _Tally()
+    tally = _ImportResult()
     path = f"/api/import?ids={'new' if new_ids else 'keep'}"
     with ExitStack() as stack:
         lines: BinaryIO = (
             sys.stdin.buffer if file == "-" else stack.enter_context(Path(file).open("rb"))
         )
-        server = stack.enter_context(Calling(config, token))
+        server = stack.enter_context(AdminClient(config, token))
         for numbers, portion in _portions(lines):
             try:
                 tally.add(numbers, list(server.lines("POST", path, portion, _HEADERS)))
@@ -77,7 +77,7 @@ def import_(
     ctx.exit(ERROR if tally.failed else 0)
 
 
-class _Tally:
+class _ImportResult:
     """What the server has said so far."""
 
     def __init__(self) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from pylon.backup.hold import Held, hold
-from pylon.backup.restore import restore_backup
-from pylon.backup.verify import verify_backup
 from pylon.cli.output import ERROR, OK, ask, json_flag, note, result
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.clock import SystemClock
+from pylon.data_dir_lock import DataDirLocked, lock_data_dir
 from pylon.errors import BackupRefused
+from pylon.storage.sqlite.backup.restore import restore_backup
+from pylon.storage.sqlite.backup.verify import verify_backup
 
 _YES = ("y", "yes")
 
@@ -36,7 +36,7 @@ def restore(ctx: click.Context, source: Path, yes: bool, dev: bool) -> None:
         raise BackupRefused("PYLON_IN_MEMORY is on: there is no file to restore to")
     bundle = verify_backup(source)
     try:
-        with hold(db_path):
+        with lock_data_dir(db_path):
             if not yes:
                 note(f"{db_path} becomes {source} (seq {bundle.seq}, made {bundle.created_at})")
                 answer = ask("Continue? [y/N] ")
@@ -44,7 +44,7 @@ def restore(ctx: click.Context, source: Path, yes: bool, dev: bool) -> None:
                     result({"ok": False, "aborted": True}, "Aborted.")
                     ctx.exit(OK if answer else ERROR)
             report = restore_backup(source, db_path, Path(config.manifest), SystemClock())
-    except Held:
+    except DataDirLocked:
         raise BackupRefused(
             f"a server runs on {db_path}: stop it first (pylonctl stop)"
         ) from None

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import msgspec
 
-from pylon.backup.hold import is_held, pidfile_of
 from pylon.config import Config
 from pylon.control import ControlClient
+from pylon.data_dir_lock import is_locked, pidfile_of
 from pylon.errors import NotRunning
 
 _SILENCE_S = 3600.0  # a drain or a backup may say nothing for long; a dead end closes the socket
@@ -42,7 +42,7 @@ class Starting:
 def find(config: Config) -> Running | Starting | None:
     """The supervisor that holds the data directory of `config`, or None."""
     db_path = Path(config.db_path)
-    if not is_held(db_path):
+    if not is_locked(db_path):
         return None
     pidfile = pidfile_of(db_path)
     try:

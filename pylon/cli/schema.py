@@ -26,11 +26,11 @@ from pylon.cli.schema_apply import apply, database_of, plan
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.manifest.diagnostics import ManifestInvalid
 from pylon.manifest_loader import load_manifest
-from pylon.schema import history as schema_history
 from pylon.schema.diff import differences, summary
-from pylon.schema.live import LiveTable, introspect, table_names
 from pylon.storage.sqlite.connect import open_reader
 from pylon.storage.sqlite.error_text import error_text
+from pylon.storage.sqlite.schema import history as schema_history
+from pylon.storage.sqlite.schema.live import LiveTable, introspect, table_names
 
 sqlite_option = click.option(
     "--sqlite", metavar="PATH", help="A database file, instead of PYLON_DB_PATH."

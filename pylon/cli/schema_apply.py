@@ -15,23 +15,23 @@ from typing import Any, Final, TypeVar
 import apsw
 import click
 
-from pylon.backup.create import create_backup
-from pylon.backup.hold import Held, hold
 from pylon.cli.output import ERROR, ask, json_flag, note, result
 from pylon.cli.running import require
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.clock import SystemClock
 from pylon.config import Config
+from pylon.data_dir_lock import DataDirLocked, lock_data_dir
 from pylon.errors import BackupRefused, SchemaRefused, Unavailable
 from pylon.manifest.model import Manifest
 from pylon.manifest_loader import load_manifest
-from pylon.schema.history import MANIFEST_VERSION, entries, refuse_newer
-from pylon.schema.plan import make_plan
-from pylon.schema.rewrite import apply_plan
+from pylon.schema.options import MigrationOptions, read_options
 from pylon.schema.steps import Plan
-from pylon.schema.wishes import Wishes, read_wishes
+from pylon.storage.sqlite.backup.create import create_backup
 from pylon.storage.sqlite.connect import open_reader, open_writer
 from pylon.storage.sqlite.error_text import error_text
+from pylon.storage.sqlite.schema.history import MANIFEST_VERSION, entries, refuse_newer
+from pylon.storage.sqlite.schema.plan import make_plan
+from pylon.storage.sqlite.schema.rewrite import apply_plan
 
 _YES: Final = ("y", "yes")
 _WARNINGS: Final = {
@@ -44,7 +44,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def wishes_options(command: F) -> F:
-    """The flags that `read_wishes` reads; entities are named as the new manifest does."""
+    """The flags that `read_options` reads; entities are named as the new manifest does."""
     for flag, form, text in (
         ("--default", "Entity.field=VALUE", "A value for rows that have none. Repeatable."),
         ("--drop-index", "NAME", "Remove an index. Repeatable."),
@@ -89,14 +89,14 @@ def plan(
     """
     config = read_settings(dev=dev, flags={"PYLON_MANIFEST": manifest}).config
     app = load_manifest(Path(config.manifest))
-    wishes = _wishes(app, flags)
+    options = _wishes(app, flags)
     path = Path(sqlite or config.db_path)
     found = path.is_file() and not (config.in_memory and sqlite is None)
     try:
         with closing(open_reader(path) if found else apsw.Connection(":memory:")) as conn:
             refuse_newer(conn)
             with conn:  # one commit for all that is looked at
-                planned = make_plan(conn, app, wishes)
+                planned = make_plan(conn, app, options)
     except apsw.Error as ex:
         raise SchemaRefused(f"{path} cannot be read: {error_text(ex)}") from ex
     body = {
@@ -128,15 +128,15 @@ def apply(
     """
     config = read_settings(dev=dev, flags={"PYLON_MANIFEST": manifest}).config
     app = load_manifest(Path(config.manifest))
-    wishes = _wishes(app, flags)
+    options = _wishes(app, flags)
     if indexes:
         _put_indexes(config, app)
         return
     path = database_of(None, dev)
     try:
-        with hold(path):
-            ctx.exit(_apply(app, wishes, path, allow_destructive, yes))
-    except Held:
+        with lock_data_dir(path):
+            ctx.exit(_apply(app, options, path, allow_destructive, yes))
+    except DataDirLocked:
         raise BackupRefused(
             f"a server runs on {path}: stop it first (pylonctl stop)"
         ) from None
@@ -155,11 +155,11 @@ def _put_indexes(config: Config, app: Manifest) -> None:
 
 
 def _apply(
-    app: Manifest, wishes: Wishes, path: Path, allow_destructive: bool, yes: bool
+    app: Manifest, options: MigrationOptions, path: Path, allow_destructive: bool, yes: bool
 ) -> int:
     with closing(open_reader(path)) as conn:
         refuse_newer(conn)
-        planned = make_plan(conn, app, wishes)
+        planned = make_plan(conn, app, options)
     body = _body(planned, path, "live_sqlite")
     blocked = list(planned.refusals)
     if planned.destructive and not allow_destructive:
@@ -175,7 +175,7 @@ def _apply(
     saved = _save(path) if planned.rewrites else None
     try:
         with closing(open_writer(path)) as conn:
-            planned, prepared = apply_plan(conn, app, wishes, allow_destructive, SystemClock())
+            planned, prepared = apply_plan(conn, app, options, allow_destructive, SystemClock())
             conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     except apsw.Error as ex:
         raise SchemaRefused(f"{path}: nothing was changed: {error_text(ex)}") from ex
@@ -208,13 +208,13 @@ def _save(path: Path) -> Path:
     return folder
 
 
-def _wishes(app: Manifest, flags: dict[str, tuple[str, ...]]) -> Wishes:
+def _wishes(app: Manifest, flags: dict[str, tuple[str, ...]]) -> MigrationOptions:
     names = {
         "rename_entity": "rename_entities", "rename_field": "rename_fields",
         "drop_entity": "drop_entities", "drop_field": "drop_fields",
         "drop_index": "drop_indexes", "default": "defaults",
     }
-    return read_wishes(app, **{names[flag]: values for flag, values in flags.items()})
+    return read_options(app, **{names[flag]: values for flag, values in flags.items()})
 
 
 def _body(planned: Plan, path: Path, baseline: str) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from typing import Any
 import apsw
 import click
 
-from pylon.backup.hold import Held, hold
 from pylon.cli.output import ERROR, json_flag, note, result
 from pylon.cli.running import require
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.config import Config
+from pylon.data_dir_lock import DataDirLocked, lock_data_dir
 from pylon.errors import (
     EntityNotFound,
     SchemaRefused,
@@ -27,9 +27,9 @@ from pylon.errors import (
 )
 from pylon.manifest.model import Entity
 from pylon.manifest_loader import load_manifest
-from pylon.schema.search import build, check
 from pylon.storage.sqlite.connect import open_writer
 from pylon.storage.sqlite.pragmas import BUSY_TIMEOUT_MS
+from pylon.storage.sqlite.schema.search import build, check
 from pylon.storage.sqlite.search import text_fields
 
 _entity_option = click.option("--entity", metavar="NAME", help="Only this one.")
@@ -86,9 +86,9 @@ def rebuild_indexes(entity: str | None, dev: bool) -> None:
     config = read_settings(dev=dev).config
     entities, path = _entities(config, entity), _database(config)
     try:
-        with hold(path):
+        with lock_data_dir(path):
             built = _rebuild(path, entities)
-    except Held:
+    except DataDirLocked:
         built = _rebuild_beside(config, entities)
     body: dict[str, Any] = {"ok": True, "entities": built}
     lines = [f"{b['entity']}: built from {b['rows']} rows" for b in built]

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import click
 import orjson
 
-from pylon.cli.calling import Calling
+from pylon.cli.admin_client import AdminClient
 from pylon.cli.output import ERROR, json_flag, note, result
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.clock import SystemRandom
@@ -46,7 +46,7 @@ def seed(ctx: click.Context, file: str, token: str | None, dev: bool) -> None:
     there: dict[str, int] = {}
     refused: list[dict[str, Any]] = []
     failed = 0
-    with Calling(read_settings(dev=dev).config, token) as server:
+    with AdminClient(read_settings(dev=dev).config, token) as server:
         for number, (entity, index, row) in enumerate(document, 1):
             seeded.setdefault(entity, 0)
             try:
@@ -100,7 +100,7 @@ def _read(path: Path) -> list[tuple[str, int, Any]]:
     ]
 
 
-def _insert(server: Calling, entity: str, row: Any) -> bool:
+def _insert(server: AdminClient, entity: str, row: Any) -> bool:
     """Insert a row; whether it is new.
 
     Raises:

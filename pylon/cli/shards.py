@@ -1,6 +1,6 @@
 """`pylonctl shards list|make|move|stop`: the simulations of the running server.
 
-They are asked over HTTP, as every admin may (`pylon.api.shards`).
+They are asked over HTTP, as every admin may (`pylon.api.realtime.shards`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from urllib.parse import quote
 import click
 import orjson
 
-from pylon.cli.calling import Calling
+from pylon.cli.admin_client import AdminClient
 from pylon.cli.output import ERROR, json_flag, result
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.errors import InvalidData
@@ -32,7 +32,7 @@ def shards() -> None:
 @click.pass_context
 def list_shards(ctx: click.Context, token: str | None, dev: bool) -> None:
     """Every shard, with its worker, ticks and subscribers. Exit code 1 if one has failed."""
-    with Calling(read_settings(dev=dev).config, token) as server:
+    with AdminClient(read_settings(dev=dev).config, token) as server:
         found: list[dict[str, Any]] = server.ask("GET", "/api/shards")
     lines = [_line(shard) for shard in found]
     result({"shards": found}, "\n".join(lines) or "no shards")
@@ -51,7 +51,7 @@ def make_shard(shard_id: str, params: str, token: str | None, dev: bool) -> None
         given = orjson.loads(params)
     except orjson.JSONDecodeError as ex:
         raise InvalidData(f"--params is no JSON: {ex}", hint='Give an object: {"map": "n"}') from ex
-    with Calling(read_settings(dev=dev).config, token) as server:
+    with AdminClient(read_settings(dev=dev).config, token) as server:
         made = server.ask("POST", "/api/shards", {"id": shard_id, "params": given})
     result(made, _line(made))
 
@@ -65,7 +65,7 @@ def make_shard(shard_id: str, params: str, token: str | None, dev: bool) -> None
 def move_shard(shard_id: str, worker: str | None, token: str | None, dev: bool) -> None:
     """Have a shard live at another worker. Its subscribers come back; what it saves goes along."""
     path = f"/api/shards/{quote(shard_id, safe='')}/move"
-    with Calling(read_settings(dev=dev).config, token) as server:
+    with AdminClient(read_settings(dev=dev).config, token) as server:
         moved = server.ask("POST", path, {"worker": worker})
     result(moved, f"{shard_id} lives at {'its own' if worker is None else worker} worker now")
 
@@ -77,7 +77,7 @@ def move_shard(shard_id: str, worker: str | None, token: str | None, dev: bool) 
 @json_flag
 def stop_shard(shard_id: str, token: str | None, dev: bool) -> None:
     """Stop a shard and forget its saved state."""
-    with Calling(read_settings(dev=dev).config, token) as server:
+    with AdminClient(read_settings(dev=dev).config, token) as server:
         ended = server.ask("DELETE", f"/api/shards/{quote(shard_id, safe='')}")
     result(ended, f"{shard_id} is stopped")
 

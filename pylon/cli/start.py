@@ -15,12 +15,12 @@ from threading import Thread
 
 import click
 
-from pylon.backup.hold import pidfile_of
 from pylon.cli.announce import announce, announce_when_ready, is_ready
 from pylon.cli.output import json_flag, note, wants_json
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.config import Loaded
 from pylon.data_dir import data_dir_problems, data_dir_warnings, open_private
+from pylon.data_dir_lock import pidfile_of
 from pylon.errors import StartRefused
 from pylon.startup import load_checked, start_warnings
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import click
 
-from pylon.backup.hold import is_held
 from pylon.cli.output import ERROR, OK, UNAVAILABLE, json_flag, note, result, wants_json
 from pylon.cli.running import Running, require
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.clock import SystemClock
+from pylon.data_dir_lock import is_locked
 from pylon.errors import NotRunning
 
 _clock = SystemClock()
@@ -86,7 +86,7 @@ def step_line(answer: dict[str, Any]) -> str:
 
 
 def _await_end(db_path: Path, deadline_s: float) -> bool:
-    while is_held(db_path):
+    while is_locked(db_path):
         if _clock.monotonic_s() > deadline_s:
             return False
         time.sleep(_POLL_S)

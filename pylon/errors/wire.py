@@ -12,7 +12,7 @@ import msgspec
 from pylon.errors.base import PylonError
 
 
-class WriteError(msgspec.Struct, frozen=True, array_like=True):
+class WireError(msgspec.Struct, frozen=True, array_like=True):
     """A `PylonError` on its way to the process that asked."""
 
     code: str
@@ -21,7 +21,7 @@ class WriteError(msgspec.Struct, frozen=True, array_like=True):
     details: dict[str, Any]
 
     @classmethod
-    def of(cls, error: PylonError) -> WriteError:
+    def of(cls, error: PylonError) -> WireError:
         return cls(*error.to_wire())
 
     def to_exception(self) -> PylonError:

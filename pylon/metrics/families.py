@@ -127,7 +127,7 @@ MESSAGES_SENT: Final = Counter(
     "pylon_messages_sent_total", "Messages written to client sockets.", registry=WORKER,
 )
 PACKING_SAVED: Final = Counter(
-    "pylon_packing_saved_bytes_total",
+    "pylon_deflate_saved_bytes_total",
     "Bytes by which permessage-deflate made frames smaller; once where many sockets share one.",
     registry=WORKER,
 )
@@ -170,7 +170,7 @@ LIVE_EVALUATION: Final = Histogram(
     buckets=_FAST_S, registry=WORKER,
 )
 DOCUMENT_TASTES: Final = Counter(
-    "pylon_document_tastes_total", "Pushed document updates merged on trial, by result.",
+    "pylon_document_merge_checks_total", "Pushed document updates merged on trial, by result.",
     ("result",), registry=WORKER,
 )
 DOCUMENT_SUBSCRIPTIONS: Final = Gauge(
@@ -178,7 +178,7 @@ DOCUMENT_SUBSCRIPTIONS: Final = Gauge(
     registry=WORKER,
 )
 NOTES_DROPPED: Final = Counter(
-    "pylon_cursor_notes_dropped_total", "Cursor notes forgotten early because there were too many.",
+    "pylon_cursor_hints_dropped_total", "Cursor notes forgotten early because there were too many.",
     registry=WORKER,
 )
 HUB_STALL: Final = Gauge(

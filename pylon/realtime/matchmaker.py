@@ -47,8 +47,8 @@ class Mode:
     name: str
     shard: str  # the kind of shard that a group gets
     group_size: int
-    least: int = 0  # a group of so many is enough after `patience_s`; 0: never less than all
-    patience_s: float = 0.0
+    min_size: int = 0  # a group of so many is enough after `relax_after_s`; 0: never less than all
+    relax_after_s: float = 0.0
     timeout_s: float = 60.0  # a ticket older than this is dropped
     match_on: tuple[str, ...] = ()  # criteria that must be equal within a group
     backfill: bool = False  # whether empty seats of running shards are filled first
@@ -57,12 +57,12 @@ class Mode:
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class OpenShard:
     """A running shard of a match that has seats to fill."""
 
     shard_id: str
     mode: str
-    alike: tuple[str, ...]  # its players' values of the mode's `match_on`
+    criteria: tuple[str, ...]  # its players' values of the mode's `match_on`
     seats: int
 
 
@@ -73,7 +73,7 @@ class Match:
     shard_id: str
     mode: Mode
     tickets: tuple[Ticket, ...]
-    alike: tuple[str, ...]
+    criteria: tuple[str, ...]
     is_new: bool  # whether the shard is to be made
     params: Mapping[str, Any] = field(default_factory=dict)
 
@@ -95,9 +95,9 @@ def check_mode(mode: Mode) -> Mode:
         raise refuse("the name is empty")
     if not 1 <= mode.group_size <= limits.MATCH_GROUP:
         raise refuse(f"group_size is {mode.group_size}; it must be 1 to {limits.MATCH_GROUP}")
-    if not 0 <= mode.least <= mode.group_size:
-        raise refuse(f"least is {mode.least}; it must be 0 to group_size ({mode.group_size})")
-    for name in ("patience_s", "timeout_s", "seat_s"):
+    if not 0 <= mode.min_size <= mode.group_size:
+        raise refuse(f"least is {mode.min_size}; it must be 0 to group_size ({mode.group_size})")
+    for name in ("relax_after_s", "timeout_s", "seat_s"):
         if not getattr(mode, name) >= 0:
             raise refuse(f"{name} is {getattr(mode, name)}; it must be 0 or more")
     return mode
@@ -173,13 +173,13 @@ class Matchmaker:
         assigned = self._assigned.pop(player, None)
         return None if assigned is None else assigned[0]
 
-    def step(self, now_s: float, openings: Iterable[Opening] = ()) -> list[Match]:
+    def step(self, now_s: float, openings: Iterable[OpenShard] = ()) -> list[Match]:
         """Drop who waited too long, fill openings, form groups."""
         for player in [p for p, (_, until_s) in self._assigned.items() if until_s <= now_s]:
             del self._assigned[player]
-        free: dict[_Key, list[Opening]] = {}
+        free: dict[_Key, list[OpenShard]] = {}
         for opening in openings:
-            free.setdefault((opening.mode, opening.alike), []).append(opening)
+            free.setdefault((opening.mode, opening.criteria), []).append(opening)
         matches: list[Match] = []
         for key in list(self._queues):
             mode = self._modes[key[0]]
@@ -204,7 +204,7 @@ class Matchmaker:
 
     def failed(self, match: Match) -> None:
         """The shard could not be made: they wait again, where they stood."""
-        key = (match.mode.name, match.alike)
+        key = (match.mode.name, match.criteria)
         back = [t for t in match.tickets if self._matching.get(t.player) is match]
         for ticket in back:
             del self._matching[ticket.player]
@@ -247,7 +247,7 @@ class Matchmaker:
         for player in [p for p, t in queue.items() if now_s - t.since_s > mode.timeout_s]:
             self._take_out(player)
 
-    def _fill(self, key: _Key, mode: Mode, opening: Opening) -> list[Match]:
+    def _fill(self, key: _Key, mode: Mode, opening: OpenShard) -> list[Match]:
         group = list(self._queues.get(key, {}).values())[: max(0, opening.seats)]
         return [self._match(key, mode, group, opening.shard_id)] if group else []
 
@@ -264,7 +264,7 @@ class Matchmaker:
             waiting = tuple(self._queues.get(key, {}).values())
             size = min(mode.group_size, len(waiting))
             is_enough = size == mode.group_size or (
-                0 < mode.least <= size and now_s - waiting[0].since_s >= mode.patience_s
+                0 < mode.min_size <= size and now_s - waiting[0].since_s >= mode.relax_after_s
             )
             if not size or not is_enough:
                 return matches

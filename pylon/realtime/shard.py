@@ -30,7 +30,7 @@ from pylon.auth_context import AuthContext
 from pylon.errors import InputQueueFull, PylonError, SubscribeFailed, SubscribeRefused
 from pylon.realtime.audience import Audience, Sink
 from pylon.realtime.kinds import Kind
-from pylon.realtime.seating import Seating
+from pylon.realtime.roster import Roster
 from pylon.realtime.simulation import Saved, Simulation
 from pylon.realtime.snapshots import Ack, Format, View
 from pylon.realtime.state import ShardContext, SimState
@@ -96,7 +96,7 @@ class Shard:
 
     __slots__ = (
         "_asks_inputs", "_asleep_s", "_audience", "_guard", "_idle_ticks", "_inputs", "_next_s",
-        "_recorder", "_seating", "_server_seq", "_shares", "_simulation", "_was_s", "id", "kind",
+        "_recorder", "_roster", "_server_seq", "_shares", "_simulation", "_was_s", "id", "kind",
         "running", "stopped_because", "traceback",
     )
 
@@ -122,7 +122,7 @@ class Shard:
         self._shares = kind.state.snapshot_for is SimState.snapshot_for
         self._asks_inputs = kind.state.authorize_input is not SimState.authorize_input
         self._audience = Audience(config.delta_full_every)
-        self._seating = Seating(config.max_subscribers, config.allow_reconnection_s)
+        self._roster = Roster(config.max_subscribers, config.allow_reconnection_s)
         self._inputs: list[_Input] = []
         self._server_seq = 0
         self._idle_ticks = 0
@@ -144,12 +144,12 @@ class Shard:
     @property
     def subscribers(self) -> int:
         """How many there are by sid."""
-        return len(self._seating.here)
+        return len(self._roster.here)
 
     @property
     def seats_taken(self) -> int:
         """Subscribers, those who may come back, and those for whom a seat is kept."""
-        return len(self._seating)
+        return len(self._roster)
 
     @property
     def input_queue(self) -> int:
@@ -162,7 +162,7 @@ class Shard:
             return None
         if self._is_awake():
             return self._next_s
-        ends_s = self._seating.ends_s()
+        ends_s = self._roster.ends_s()
         idle_ticks = self.kind.config.idle_ticks_before_shutdown
         if ends_s is None and idle_ticks and not self._audience:
             return self._asleep_s + idle_ticks * self.kind.interval_s
@@ -192,9 +192,9 @@ class Shard:
         except _FAULTS as ex:
             raise self._failed(ex) from ex
         if not self.has_seat(sid):
-            self._seating.check_room(1)
+            self._roster.check_room(1)
         was_awake = self._is_awake()
-        is_new = self._seating.sit(sid)
+        is_new = self._roster.connect(sid)
         self._audience.add(sink)
         try:
             if is_new:
@@ -215,14 +215,14 @@ class Shard:
         """Forget a connection. Does nothing for one that is not here."""
         if not self._audience.remove(sink):
             return
-        if self._seating.rise(sink.sid, now_s):
+        if self._roster.disconnect(sink.sid, now_s):
             self._leave(sink.sid)
         if not self._audience:
             self._asleep_s = now_s
 
     def has_seat(self, sid: str) -> bool:
         """Whether `sid` is here, or a seat is kept for it."""
-        return self._seating.has(sid)
+        return self._roster.has(sid)
 
     def reserve(self, sids: Sequence[str], until_s: float) -> None:
         """Keep a seat for each of them (a match), until they come or the time is over.
@@ -231,7 +231,7 @@ class Shard:
             SubscribeFailed: stopped, or there is no room for all of them.
         """
         self._running()
-        self._seating.expect(sids, until_s)
+        self._roster.reserve(sids, until_s)
 
     # --- Inputs --------------------------------------------------------------------------
 
@@ -254,7 +254,7 @@ class Shard:
             InputQueueFull, SubscribeFailed (stopped).
         """
         simulation = self._running()
-        if sid not in self._seating.here:
+        if sid not in self._roster.here:
             raise SubscribeRefused(f'subscriber "{sid}" is not attached to this shard')
         try:
             with self._guard:  # the type of an input may have code of its own
@@ -323,7 +323,7 @@ class Shard:
             return
         self.running = False
         self.stopped_because = reason
-        self._seating.clear()
+        self._roster.clear()
         self._inputs.clear()
         for sink in self._audience.clear():
             sink.end(code, reason)
@@ -382,7 +382,7 @@ class Shard:
 
     def _views(self, simulation: Simulation) -> dict[str, View]:
         """What each subscriber sees, by sid; one for all where the simulation says no more."""
-        here = self._seating.here
+        here = self._roster.here
         if self._shares and here:
             return dict.fromkeys(here, self._view(simulation, ""))
         return {sid: self._view(simulation, sid) for sid in here}
@@ -394,7 +394,7 @@ class Shard:
 
     def _let_go_of_seats(self, now_s: float) -> bool:
         """End the seats whose time is over; whether the shard runs (still)."""
-        for sid in self._seating.let_go(now_s):
+        for sid in self._roster.expire(now_s):
             self._leave(sid)
         return self.running
 

@@ -4,7 +4,7 @@ Nothing subscribes to a channel: the wire has no way to. What is published is re
 can be read back. Only admins publish, so channels are bounded in all and not for each client.
 Invariants: at most `limits.CHANNELS` channels, `limits.CHANNEL_MESSAGES` of each and
 `limits.CHANNELS_BYTES` in all. Above a bound the channel whose last message is oldest is dropped;
-so is every channel after `limits.CHANNEL_IDLE_S` without a message. Used by `pylon.rooms.desk`.
+so is every channel after `limits.CHANNEL_IDLE_S` without a message. Used by `pylon.rooms.service`.
 """
 
 from __future__ import annotations

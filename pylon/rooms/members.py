@@ -10,7 +10,7 @@ user is in, and never after the leave. Rooms, members and bytes are bounded in a
 user and each network address (`limits.ROOM*`), so that no client can take all of them; the bytes
 of a room are the size of its snapshot. A member counts for the network that it last joined from, a
 room for the network of the member that it began with. Answers are made of texts that each member
-has ready. Used by `pylon.rooms.desk`.
+has ready. Used by `pylon.rooms.service`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ a thousand who join at once cost each subscriber about one snapshot, and the ser
 Invariants: the news of a tick, applied to the room as it was at the tick before, give the room
 as it is; a broadcast comes after the join of its sender and before its leave; news may repeat
 what a snapshot that was given out during the tick has already. Every text is one JSON object.
-Used by `pylon.rooms.members` and `pylon.rooms.desk`.
+Used by `pylon.rooms.members` and `pylon.rooms.service`.
 """
 
 from __future__ import annotations

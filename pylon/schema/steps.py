@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from pylon.errors import SchemaRefused
 from pylon.manifest.model import Manifest
-from pylon.schema import ddl
+from pylon.storage.sqlite.schema import ddl
 
 StepKind = Literal[
     "create_entity", "add_field", "add_json", "add_seq", "add_index", "remove_index",

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from pylon.auth_context import AuthContext
-from pylon.errors.wire import WriteError
+from pylon.errors.wire import WireError
 
 
 class OpKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -201,5 +201,5 @@ class WriteReply(msgspec.Struct, frozen=True, array_like=True, gc=False):
     row_id: str = ""
     replayed: bool = False
     count: int = 0
-    error: WriteError | None = None
+    error: WireError | None = None
     results: list[WriteReply] | None = None  # of a `Transact`

@@ -16,17 +16,17 @@ from pylon.clock import ManualClock
 from pylon.errors import LimitExceeded, QueryTimeout
 from pylon.manifest_loader import parse_manifest
 from pylon.policy.rules import compile_rules
-from pylon.storage.contract import Query, Reader
+from pylon.storage.interface import Query, Reader
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.filters import parse_filter
 from pylon.storage.sqlite.matching import matcher_of
 from pylon.storage.sqlite.pool import ReaderPool
 from pylon.storage.sqlite.reader import SqliteReader
-from tests.hub_kit import MANIFEST as HUB_MANIFEST
-from tests.live_kit import LiveClient, World
-from tests.search_kit import pages_manifest
-from tests.storage_kit import MANIFEST, NOTE, apply, insert, open_engine, row_id, update
+from tests.support.hub import MANIFEST as HUB_MANIFEST
+from tests.support.live import LiveClient, World
+from tests.support.search import pages_manifest
 from tests.support.server import ADMIN_TOKEN, ROLES, PylonServer, wait_until
+from tests.support.storage import MANIFEST, NOTE, apply, insert, open_engine, row_id, update
 
 HARD = [f"{'a' * (300 + n)}b" for n in range(limits.HARD_PATTERNS)]
 QUADRATIC = [f"{'a' * 15}{n}" for n in range(30)]  # fifteen partial matches at each place

@@ -12,7 +12,7 @@ import pytest
 
 from pylon import limits
 from tests.support.manifests import notes_app
-from tests.support_writer import ADMIN_TOKEN, Server, running
+from tests.support.writer import ADMIN_TOKEN, Server, running
 
 LISTS = b"[" + b"[]," * (limits.BODY_BYTES // 3 - 1) + b"0]"  # 3.5 million values
 ROUTES = (

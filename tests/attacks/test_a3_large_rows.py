@@ -18,7 +18,7 @@ from pylon.bus.runtime import make_runtime_dir
 from pylon.bus.writer_port import LocalWriter
 from pylon.clock import ManualClock
 from pylon.config import load
-from pylon.storage.contract import BatchResult, Query, Reader, WriteEngine
+from pylon.storage.interface import BatchResult, Query, Reader, WriteEngine
 from pylon.storage.ops import (
     Transact,
     UpdateRow,
@@ -29,7 +29,8 @@ from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.storage.where import ALL
 from supervisor.writer import Writer
-from tests.storage_kit import (
+from tests.support.server import wait_until
+from tests.support.storage import (
     ADA,
     BOB,
     apply,
@@ -42,8 +43,7 @@ from tests.storage_kit import (
     task,
     update,
 )
-from tests.support.server import wait_until
-from tests.support_writer import ADMIN_TOKEN, Server, running
+from tests.support.writer import ADMIN_TOKEN, Server, running
 
 LIMIT = 100_000
 APP: dict[str, Any] = {
@@ -197,7 +197,7 @@ def test_a_row_that_may_not_be_changed_is_not_read(
         return real(text)
 
     monkeypatch.setattr("pylon.storage.sqlite.row_writes.orjson.loads", loads)
-    table = engine._carry_out[UpdateRow].__self__._tables["Task"]  # type: ignore[attr-defined]
+    table = engine._handlers[UpdateRow].__self__._tables["Task"]  # type: ignore[attr-defined]
     monkeypatch.setattr(table, "select", "SELECT no_row_is_read_whole")
     missing, hidden, gone = apply(
         engine, update("Task", 9, {"rank": 1}, auth), update("Task", 1, {"rank": 1}, auth),

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from pylon import limits
 from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
 from pylon.clock import ManualClock
-from tests.hub_kit import Stage, WsClient, client_frame
 from tests.support.examples import count_examples
+from tests.support.hub import Stage, WsClient, client_frame
 from tests.test_hub_fanout import BY_ENTITY, Peer, settle
 from workers.hub.connection import Connection
 from workers.hub.hub import Hub
@@ -275,15 +275,15 @@ def test_people_behind_one_router_are_not_held_up(place: Place) -> None:
     assert all(peer.connection.receiver.debt_since_s is None for peer in office)
 
 
-@pytest.mark.parametrize("packing", [0, 12])
-def test_answers_count_against_the_budget_of_who_asked(place: Place, packing: int) -> None:
+@pytest.mark.parametrize("deflate_window", [0, 12])
+def test_answers_count_against_the_budget_of_who_asked(place: Place, deflate_window: int) -> None:
     """A message of 50 bytes may ask for a megabyte, which is read, packed and sent for it."""
     greedy, other = place.peer(), place.peer()
-    greedy.connection.packing = packing
+    greedy.connection.deflate_window = deflate_window
     transport = place.hub.transport
     place.on_heard = lambda connection: transport.charge(connection, MIB)
     place.say_all((greedy, small(2_000)), (other, small(1)))
-    each_bytes = SMALL_COST_BYTES + (MIB if packing else MIB // limits.SOCKET_ANSWER_SHARE)
+    each_bytes = SMALL_COST_BYTES + (MIB if deflate_window else MIB // limits.SOCKET_ANSWER_SHARE)
     answered = limits.SOCKET_BURST_BYTES // each_bytes
     assert answered <= place.heard[greedy.connection] <= answered + limits.SOCKET_STEP_FRAMES
     assert place.heard[other.connection] == 1
@@ -342,7 +342,7 @@ def test_administrators_and_addresses_that_mean_nothing_have_no_budget() -> None
 )
 def test_others_have_their_turn_after_one_step_of_a_flood(place: Place, flood: bytes) -> None:
     flooder, other = place.peer(), place.peer()
-    flooder.connection.packing = 12
+    flooder.connection.deflate_window = 12
     assert flooder.socket.send(flood) == len(flood)
     done: list[tuple[int, int]] = []
 

@@ -20,14 +20,14 @@ from typing import Any
 import pytest
 
 from pylon import limits
-from tests.echo_server import LARGE_BYTES
+from tests.support.echo_server import LARGE_BYTES
 from tests.support.http_wire import Wire, echo_server
 from tests.support.server import wait_until
 from workers.http.bodies import Body, ChunkedBody
 from workers.http.connection import Connection
 from workers.http.connection_limits import ConnectionLimits, choose_holder
 from workers.net.counts import CountTable, SharedCounts
-from workers.net.head import Refused
+from workers.net.head import RequestError
 
 pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.timeout(120)]
 
@@ -262,7 +262,7 @@ def test_a_body_in_tiny_chunks_takes_turns_with_others() -> None:
 
 def test_a_body_in_very_many_tiny_chunks_is_refused() -> None:
     body = ChunkedBody()
-    with pytest.raises(Refused, match="larger"):
+    with pytest.raises(RequestError, match="larger"):
         for _ in range(100):
             left = b"1\r\nx\r\n" * 500
             while left:

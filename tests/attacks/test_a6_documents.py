@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pylon import rates
-from tests.document_kit import LoroClient
+from tests.support.documents import LoroClient
 from tests.support.manifests import notes_app
-from tests.support_writer import ADMIN_TOKEN, Server, running
+from tests.support.writer import ADMIN_TOKEN, Server, running
 
 
 @pytest.fixture
@@ -26,8 +26,9 @@ def test_one_identity_pushes_so_often_and_another_is_not_refused(
     by_user, by_address = rates.DOCUMENT_PUSHES_BY_USER, rates.DOCUMENT_PUSHES_BY_ADDRESS
     assert by_user.limit / by_user.window_s >= 10, "people type"
     assert by_address.limit / by_address.window_s >= 200, "an office of guests does"
-    monkeypatch.setattr("pylon.api.crdt.DOCUMENT_PUSHES_BY_USER", rates.Rate("user", 5, 60.0))
-    monkeypatch.setattr("pylon.api.crdt.DOCUMENT_PUSHES_BY_ADDRESS", rates.Rate("ip", 7, 60.0))
+    documents = "pylon.api.sync.documents"
+    monkeypatch.setattr(f"{documents}.DOCUMENT_PUSHES_BY_USER", rates.Rate("user", 5, 60.0))
+    monkeypatch.setattr(f"{documents}.DOCUMENT_PUSHES_BY_ADDRESS", rates.Rate("ip", 7, 60.0))
     note = {"title": "t", "ownerId": "ada", "shared": True}
     row_id = server.call("POST", "/api/entities/Note", note, ADMIN_TOKEN).json["id"]
     client = LoroClient()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.manifests import notes_app
-from tests.support_writer import running
+from tests.support.writer import running
 
 PROXIED = {"PYLON_TRUST_PROXY_HOPS": "1", "PYLON_GUESTS_PER_IP_PER_MIN": "3"}
 

@@ -18,11 +18,11 @@ from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
 from pylon.bus.rooms_messages import JoinRoom
 from pylon.manifest_loader import parse_manifest
 from pylon.rates import Rate
-from tests.hub_kit import MANIFEST, Stage, WsClient, until
-from tests.live_kit import LiveClient, World
-from tests.rooms_kit import Keeper
+from tests.support.hub import MANIFEST, Stage, WsClient, until
+from tests.support.live import LiveClient, World
 from tests.support.manifests import notes_app
-from tests.support_writer import ADMIN_TOKEN, DeskRooms, Server, running
+from tests.support.rooms import Keeper
+from tests.support.writer import ADMIN_TOKEN, DeskRooms, Server, running
 
 PROXIED: Final = {"PYLON_TRUST_PROXY_HOPS": "1"}
 ATTACKER: Final = "198.51.100.66"
@@ -43,7 +43,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ROOM_READS_BY_USER", 20), ("ROOM_READS_BY_ADDRESS", 200),
     ):
         rate = Rate(getattr(rates, name).name, limit, 60.0)
-        monkeypatch.setattr(f"pylon.api.rooms.{name}", rate)
+        monkeypatch.setattr(f"pylon.api.realtime.rooms.{name}", rate)
 
 
 @pytest.fixture

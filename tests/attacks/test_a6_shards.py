@@ -10,10 +10,10 @@ from pylon import limits
 from pylon.clock import ManualClock
 from pylon.errors import RateLimited, SubscribeFailed
 from pylon.rates import MATCHES_BY_USER, SHARDS_BY_USER, address_subject, user_subject
-from tests.realtime_kit import Counters, registered
 from tests.support.manifests import notes_app
-from tests.support_writer import ADMIN_TOKEN, running
-from tests.test_shards_house import house_of, shard_store
+from tests.support.realtime import Counters, registered
+from tests.support.writer import ADMIN_TOKEN, running
+from tests.test_shards_registry import house_of, shard_store
 
 ADA = (user_subject("ada"), address_subject("192.0.2.1"))
 BOB = (user_subject("bob"), address_subject("192.0.2.1"))

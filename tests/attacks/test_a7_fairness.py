@@ -12,16 +12,16 @@ import gevent
 import pytest
 
 from pylon import limits, metrics
-from pylon.api import sync
+from pylon.api.sync import pull as pull_resource
 from pylon.changelog import pull
 from pylon.errors import QueryTimeout
-from pylon.storage.contract import Query
+from pylon.storage.interface import Query
 from pylon.storage.sqlite.reader import SqliteReader
-from tests.document_kit import LoroClient
+from tests.support.documents import LoroClient
 from tests.support.manifests import notes_app
 from tests.support.wait import run_greenlets_until
-from tests.support_writer import ADMIN_TOKEN, Server, running
-from workers import tasting
+from tests.support.writer import ADMIN_TOKEN, Server, running
+from workers import merge_sandbox
 
 ATTACKER, HONEST = "192.0.2.1", "192.0.2.2"
 PATIENCE_S = 5
@@ -215,18 +215,18 @@ def test_merges_of_one_caller_leave_a_process_to_others(monkeypatch: pytest.Monk
     doc = LoroClient()
     doc.doc.get_map("row").insert("a", "b")
     update = doc.update()
-    made = tasting.Tasting()
+    made = merge_sandbox.MergeSandbox()
     hung = "import os, sys, time; os.write(1, b'\\0\\0\\0\\1\\xc0'); time.sleep(60)"
     try:
         with monkeypatch.context() as patched:
-            patched.setattr(tasting, "_COMMAND", (sys.executable, "-c", hung))
+            patched.setattr(merge_sandbox, "_COMMAND", (sys.executable, "-c", hung))
             attack = [
-                gevent.spawn(made.taste, (), update, "user:attacker") for _ in range(10)
+                gevent.spawn(made.check_merge, (), update, "user:attacker") for _ in range(10)
             ]
             gevent.sleep(0.05)
         with gevent.Timeout(PATIENCE_S * 4):
             for _ in range(5):
-                made.taste((), update, "user:honest")
+                made.check_merge((), update, "user:honest")
         assert not any(greenlet.ready() for greenlet in attack)
     finally:
         gevent.killall(attack)
@@ -240,8 +240,8 @@ def test_long_deltas_are_made_in_different_turns_of_the_loop(
     first = server.services.store.point(lambda reader: reader.head_seq()) - 900
     made: list[int] = []  # the turn of each delta
     turn = 0
-    delta = sync.delta
-    monkeypatch.setattr(sync, "delta", lambda *args: (made.append(turn), delta(*args))[1])
+    delta = pull_resource.delta
+    monkeypatch.setattr(pull_resource, "delta", lambda *args: (made.append(turn), delta(*args))[1])
 
     def count_turns() -> None:
         nonlocal turn

@@ -14,9 +14,9 @@ import orjson
 import pytest
 
 from pylon import limits
-from pylon.api.aggregate import of_tenant
-from pylon.api.graph import parse_graph
-from pylon.api.search import _find, _wanted
+from pylon.api.data.aggregate import of_tenant
+from pylon.api.data.graph import parse_graph
+from pylon.api.data.search import _find, _wanted
 from pylon.app import App, build_app
 from pylon.auth_context import AuthContext
 from pylon.clock import ManualClock
@@ -24,7 +24,6 @@ from pylon.config import load
 from pylon.manifest.model import Manifest
 from pylon.manifest_loader import parse_manifest
 from pylon.policy.rules import compile_rules
-from pylon.schema.ddl import create_table
 from pylon.storage.ops import InsertRow, WriteRequest
 from pylon.storage.sqlite.aggregate import parse_aggregate
 from pylon.storage.sqlite.conditions import parse_where
@@ -33,13 +32,14 @@ from pylon.storage.sqlite.filters import parse_filter
 from pylon.storage.sqlite.matching import matcher_of
 from pylon.storage.sqlite.patterns import LikePattern
 from pylon.storage.sqlite.reader import SqliteReader
+from pylon.storage.sqlite.schema.ddl import create_table
 from pylon.storage.sqlite.search import RELEVANCE, relevant
 from pylon.storage.where import and_, judged_first
-from tests.hub_kit import MANIFEST as HUB_MANIFEST
-from tests.live_kit import LiveClient, World
-from tests.storage_kit import row_id
+from tests.support.hub import MANIFEST as HUB_MANIFEST
+from tests.support.live import LiveClient, World
 from tests.support.manifests import field
-from tests.support_writer import ADMIN_TOKEN, ENVIRON, Server, running
+from tests.support.storage import row_id
+from tests.support.writer import ADMIN_TOKEN, ENVIRON, Server, running
 
 ADA, BOB = AuthContext(user_id="ada"), AuthContext(user_id="bob")
 PIN = "4071"

@@ -21,13 +21,13 @@ from pylon.crdt.document import shown
 from pylon.crdt.views import hidden_runs
 from pylon.manifest.model import Policy
 from pylon.policy.rules import compile_rules
-from pylon.storage.contract import StoredDocument
+from pylon.storage.interface import StoredDocument
 from pylon.storage.ops import OpenDocument, PushDocument, Transact
 from pylon.storage.sqlite.engine import SqliteEngine
-from tests import storage_kit as kit
-from tests.document_kit import LoroClient
+from tests.support import storage as kit
+from tests.support.documents import LoroClient
 from tests.support.manifests import notes_app
-from tests.support_writer import ADMIN_TOKEN, running
+from tests.support.writer import ADMIN_TOKEN, running
 from tests.test_ws_documents import DocumentStage, Follower
 
 SECRET = "密码秘文"

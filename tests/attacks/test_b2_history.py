@@ -21,16 +21,16 @@ from pylon.changelog.tail import Tail
 from pylon.clock import ManualClock
 from pylon.manifest.model import Entity, Field, FieldType, Manifest, Policy
 from pylon.policy.rules import compile_rules
-from pylon.storage.contract import Query
 from pylon.storage.events import ChangeBatch, ChangeEvent
+from pylon.storage.interface import Query
 from pylon.storage.ops import InsertRow, Transact, WriteRequest
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.matching import matcher_of
 from pylon.storage.sqlite.pool import ReaderPool
 from pylon.values import EntityCodec
-from tests import storage_kit as kit
-from tests.storage_kit import apply, row_id
+from tests.support import storage as kit
 from tests.support.examples import count_examples
+from tests.support.storage import apply, row_id
 from workers.ws.live_watches import Watch, viewer
 
 SECRET = "a text that is not for strangers"

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from pylon.bus.rooms_messages import JoinRoom, RoomRequest, Subscribe
 from pylon.errors import PylonError
-from tests.hub_kit import Stage, WsClient, until
-from tests.rooms_kit import Keeper
+from tests.support.hub import Stage, WsClient, until
 from tests.support.manifests import notes_app
-from tests.support_writer import DeskRooms, running
+from tests.support.rooms import Keeper
+from tests.support.writer import DeskRooms, running
 from workers.ws.rooms import _relayed
 
 CHANGE: Final = {

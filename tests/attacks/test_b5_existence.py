@@ -10,10 +10,10 @@ import pytest
 from falcon import testing
 
 from pylon import metrics
-from pylon.api.conflicts import ConflictWatch
+from pylon.api.data.conflicts import ConflictWatch
 from pylon.rates import HIDDEN_CONFLICTS_BY_USER, UNDONE_VALUES_BY_USER
 from tests.support.manifests import field
-from tests.support_writer import ADMIN_TOKEN, Server, running
+from tests.support.writer import ADMIN_TOKEN, Server, running
 
 BUDGET = int(HIDDEN_CONFLICTS_BY_USER.limit)
 PROXIED = {"PYLON_TRUST_PROXY_HOPS": "1"}

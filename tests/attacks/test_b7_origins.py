@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from pylon import config as settings
-from pylon.auth.callers import Callers
 from pylon.auth.cookies import cookie_value
 from pylon.auth.forwarded import client_address
+from pylon.auth.session_cache import SessionCache
 from pylon.errors import SocketLimit
+from tests.support.writer import ADMIN_TOKEN, Server, running
 from tests.support.wsgi import ask
-from tests.support_writer import ADMIN_TOKEN, Server, running
 from tests.test_api_auth import MANIFEST
 from workers.hub.addresses import AddressCap
 
@@ -57,7 +57,7 @@ def test_the_admin_token_in_a_cookie_is_nobody(server: Server, token: str) -> No
 
 def test_the_admin_token_in_a_cookie_is_nobody_on_sockets(server: Server) -> None:
     """As sockets ask: by the token alone, which a header brought before."""
-    callers: Callers[str] = Callers(
+    callers: SessionCache[str] = SessionCache(
         server.services.app.config, server.services.store, server.clock
     )
     assert callers.look_up(ADMIN_TOKEN, ADMIN_TOKEN).auth.is_admin

@@ -126,7 +126,7 @@ def echo_server(
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
         fd = listener.fileno()
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.echo_server", str(fd), str(workers), *more],
+            [sys.executable, "-m", "tests.support.echo_server", str(fd), str(workers), *more],
             cwd=_ROOT, pass_fds=[fd], stderr=subprocess.PIPE,
         )
         port = listener.getsockname()[1]

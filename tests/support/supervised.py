@@ -54,7 +54,7 @@ class Supervised:
     def start(self, *, ready: bool = True) -> Supervised:
         with (self.folder / "log").open("a") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.stand_in_supervisor"], text=True,
+                [sys.executable, "-m", "tests.support.stand_in_supervisor"], text=True,
                 cwd=self.folder, env=self.env, stdout=out, stderr=out,
             )
         if ready:

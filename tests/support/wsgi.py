@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.support_writer import Server
+from tests.support.writer import Server
 from workers.http.request import base_environ, parse
 
 

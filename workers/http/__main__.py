@@ -33,7 +33,7 @@ from pylon.bus.runtime import Runtime
 from pylon.clock import SystemClock
 from pylon.config import Config
 from pylon.errors import StartRefused
-from workers.lifeline import die_with_parent
+from pylon.runtime.parent_death import die_with_parent
 
 if TYPE_CHECKING:
     from workers.http.process import HttpProcess

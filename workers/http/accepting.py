@@ -21,8 +21,8 @@ from gevent.hub import get_hub
 
 from pylon import limits
 from pylon.auth.forwarded import client_address, network_of
-from pylon.descriptors import OUT_OF_RESOURCES, Room
-from workers.http.balance import HOLD_S, Share
+from pylon.runtime.fd_budget import OUT_OF_RESOURCES, FdBudget
+from workers.http.accept_balancer import BACKOFF_S, AcceptBalancer
 from workers.http.connection import Connection
 from workers.http.connection_limits import ConnectionLimits
 from workers.http.request import base_environ
@@ -51,13 +51,13 @@ class Accepting:
         """
         self._loop = loop
         self._workers = workers
-        self._share = Share(number, workers)
+        self._share = AcceptBalancer(number, workers)
         self._limits = ConnectionLimits(workers, counts, has_proxies=loop.hops > 0)
         self._held = False  # the next connection is left to the other workers
         self._listeners = list(listeners)
         watch = get_hub().loop.io
         self._watchers = [watch(each.fileno(), 1) for each in self._listeners]
-        self._room = Room(any_fd)
+        self._room = FdBudget(any_fd)
         self._full = False  # no descriptor is free; checked again after `_ACCEPT_PAUSE_S`
         self._crowded_s: float | None = None  # since when the worker is full and closes none
         self._paused = True
@@ -86,7 +86,7 @@ class Accepting:
             watcher.stop()
 
     def _pause_for_descriptors(self, error: str) -> None:
-        self._room.tell_full(self._loop.now_s, error)
+        self._room.log_exhausted(self._loop.now_s, error)
         self._pause()
         self._held = False
         if self._crowded_s is None:
@@ -99,7 +99,7 @@ class Accepting:
         if self._loop.draining:
             return
         self._loop.tick()
-        if self._room.is_there() or self._make_room():
+        if self._room.has_room() or self._make_room():
             self._full = False
             self.resume()
         else:
@@ -135,12 +135,12 @@ class Accepting:
 
     def _on_readable(self, listener: Any) -> None:
         """Accept, or leave the connection to a sibling. Runs in the hub."""
-        if not self._share.has_most():
+        if not self._share.is_most_loaded():
             self._accept(listener)
         elif not self._held:
             self._pause()
             self._held = True
-            gevent.spawn_later(HOLD_S, self._accept_held, listener)
+            gevent.spawn_later(BACKOFF_S, self._accept_held, listener)
 
     def _accept_held(self, listener: Any) -> None:
         if not self._held:
@@ -183,14 +183,14 @@ class Accepting:
         if len(self._loop.connections) >= limits.HTTP_CONNECTIONS and not self._make_room():
             self._wait_for_room()
             return False
-        if self._room.ends_with(fd):
+        if self._room.reserves(fd):
             self._pause_for_descriptors("all descriptors but the reserve are in use")
             return False
         return True
 
     def _lowest(self, fd: int) -> int:
         """The descriptor of a new connection, out of the reserve if others can give way."""
-        if not self._room.ends_with(fd) or not self._make_room():
+        if not self._room.reserves(fd) or not self._make_room():
             return fd
         lower = os.dup(fd)
         os.close(fd)

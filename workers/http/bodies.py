@@ -17,7 +17,7 @@ from typing import Final, NoReturn
 
 from pylon import limits
 from pylon.errors import PayloadTooLarge
-from workers.net.head import Refused
+from workers.net.head import RequestError
 
 # The size, then extensions, which nobody reads.
 _SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e]*)?")
@@ -97,7 +97,7 @@ class ChunkedBody:
         complete: others have their turn then.
 
         Raises:
-            Refused: these are no chunks (400), or they hold more than limits.BODY_BYTES (413).
+            RequestError: these are no chunks (400), or they hold more than limits.BODY_BYTES (413).
         """
         data = self._buffer + data if self._buffer else data
         self._buffer = b""
@@ -119,16 +119,16 @@ class ChunkedBody:
             return -1
         line = _SIZE_LINE.fullmatch(data, position, end)
         if line is None:
-            raise Refused(400, "A chunk does not begin with its size")
+            raise RequestError(400, "A chunk does not begin with its size")
         self._left = int(line.group(1), 16)
         self._chunks += 1
         if self._chunks > limits.HTTP_CHUNKS + self.held_bytes // _CHUNK_BYTES:
-            raise Refused(
+            raise RequestError(
                 400, f"The body comes in chunks of less than {_CHUNK_BYTES} bytes on average, "
                 f"and in more than {limits.HTTP_CHUNKS} of them: send larger ones",
             )
         if self.held_bytes + self._left > limits.BODY_BYTES:
-            raise Refused(
+            raise RequestError(
                 413, f"Request body exceeds maximum size of {limits.BODY_BYTES} bytes"
             )
         self._step = ChunkedBody._data if self._left else ChunkedBody._trailer
@@ -148,7 +148,7 @@ class ChunkedBody:
     def _end_of_data(self, data: bytes, position: int) -> int:
         mark = data[position:position + 2]
         if not b"\r\n".startswith(mark):
-            raise Refused(400, "A chunk is longer than it said")
+            raise RequestError(400, "A chunk is longer than it said")
         if len(mark) < 2:
             return -1
         self._step = ChunkedBody._size
@@ -162,10 +162,10 @@ class ChunkedBody:
             self.value = bytes(self._gathered)
             return end + 2
         if _TRAILER.fullmatch(data, position, end) is None:
-            raise Refused(400, "Invalid trailer field")
+            raise RequestError(400, "Invalid trailer field")
         self._trailers_bytes += end - position
         if self._trailers_bytes > _TRAILERS_BYTES:
-            raise Refused(431, f"The trailers exceed {_TRAILERS_BYTES} bytes")
+            raise RequestError(431, f"The trailers exceed {_TRAILERS_BYTES} bytes")
         return end + 2
 
 
@@ -174,7 +174,7 @@ def _line_end(data: bytes, position: int, limit_bytes: int) -> int:
     end = data.find(b"\r\n", position, position + limit_bytes)
     if end < 0:
         if len(data) - position >= limit_bytes:
-            raise Refused(400, f"A line of a chunked body exceeds {limit_bytes} bytes")
+            raise RequestError(400, f"A line of a chunked body exceeds {limit_bytes} bytes")
         if data.find(b"\n", position) >= 0:
-            raise Refused(400, "A line does not end with CR LF")
+            raise RequestError(400, "A line does not end with CR LF")
     return end

@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any, Final
 from pylon import limits, log, metrics
 from pylon.auth.forwarded import client_address, network_of
 from pylon.errors import PylonError
-from workers.http import answer
+from workers.http import response
 from workers.http.bodies import Body, ChunkedBody, Oversized
 from workers.http.connection_limits import BODY, HEAD, IDLE, READER
 from workers.http.request import Environ, Request, Template, parse, template_of
 from workers.http.roles import SHARDS, role_of
 from workers.http.sending import Sender
 from workers.http.streamed import Streamed
-from workers.net.head import CHUNKED, Refused
+from workers.net.head import CHUNKED, RequestError
 
 if TYPE_CHECKING:
     from workers.http.loop import Loop
@@ -85,7 +85,7 @@ class Connection(Sender):
         self._lingering = False
         self._discarded_bytes = 0
         self._status = ""
-        self._headers: answer.Headers = []
+        self._headers: response.Headers = []
         self._written: list[bytes] = []
 
     # --- What the loop asks --------------------------------------------------------------
@@ -147,7 +147,8 @@ class Connection(Sender):
             what = "head" if self._request is None else "body"
             limit_s = limits.HTTP_HEAD_S if self._request is None else limits.HTTP_REQUEST_S
             metrics.HTTP_CUT.labels(f"slow {what}").inc()
-            self._refuse(Refused(408, f"The request {what} did not arrive within {limit_s:g} s"))
+            message = f"The request {what} did not arrive within {limit_s:g} s"
+            self._refuse(RequestError(408, message))
         else:
             self.close()
 
@@ -158,7 +159,7 @@ class Connection(Sender):
             return  # it does not, any more
         metrics.HTTP_CUT.labels("gave way").inc()
         if waiting[0] in (HEAD, BODY):
-            refused = Refused(503, "Too many connections are open; try again in a moment")
+            refused = RequestError(503, "Too many connections are open; try again in a moment")
             with contextlib.suppress(OSError):
                 self._sock.send(self._loop.refusal(refused))
         self.close()
@@ -244,7 +245,7 @@ class Connection(Sender):
                         self._later = True  # there is more, here or in the kernel
                         return
                     continue
-            except Refused as refused:
+            except RequestError as refused:
                 self._refuse(refused)
                 return
             self._answer(request)
@@ -300,7 +301,7 @@ class Connection(Sender):
         self._progress_bytes = _PROGRESS_BYTES
         self.deadline_s = self._loop.now_s + limits.HTTP_REQUEST_S
         if request.expects and not self._input:
-            self._send(answer.CONTINUE)
+            self._send(response.CONTINUE)
 
     def _take_body(self, request: Request) -> bool:
         body = self._body
@@ -331,15 +332,15 @@ class Connection(Sender):
         try:
             result = loop.app(environ, self._start_response)
             prefix = loop.prefixes.of(self._status)
-            lines = answer.lines(self._headers)
+            lines = response.lines(self._headers)
             keep = request.keep and not loop.draining
             if type(result) is list and not self._written:
                 body = result[0] if len(result) == 1 else b"".join(result)
                 if self._status[:3] in ("204", "304"):
                     body = framing = b""
                 elif environ["REQUEST_METHOD"] == "HEAD":
-                    length = answer.declared(self._headers, "content-length")
-                    framing = answer.length(int(length or len(body)))
+                    length = response.declared(self._headers, "content-length")
+                    framing = response.length(int(length or len(body)))
                     body = b""
                 else:
                     framing = b"content-length: %d\r\n" % len(body)
@@ -351,10 +352,10 @@ class Connection(Sender):
             self._fail(environ, ex)
             return
         if not keep:
-            framing += answer.CLOSE
+            framing += response.CLOSE
             self._closing = True
         elif not request.minor:
-            framing += answer.KEEP
+            framing += response.KEEP
         head = b"%b%b%b%b\r\n" % (prefix, lines, environ["pylon.head"], framing)
         self.deadline_s = loop.now_s + limits.HTTP_KEEPALIVE_S
         if len(body) > _GATHER_BYTES:
@@ -363,7 +364,7 @@ class Connection(Sender):
             self._send(head + body)
 
     def _start_response(
-        self, status: str, headers: answer.Headers, exc_info: Any = None
+        self, status: str, headers: response.Headers, exc_info: Any = None
     ) -> Any:
         self._status = status
         self._headers = headers
@@ -373,14 +374,14 @@ class Connection(Sender):
         """Prepare to send what the app will yield: see `Streamed.begin`."""
         streamed = self._streamed = Streamed(result)
         written, self._written = self._written, []
-        declared = answer.declared(self._headers, "content-length")
+        declared = response.declared(self._headers, "content-length")
         length_bytes = None if declared is None else int(declared)
         if self._status[:3] in ("204", "304"):
             self._end_streamed()
             return b"", b""
         if request.environ["REQUEST_METHOD"] == "HEAD":
             self._end_streamed()
-            return b"", b"" if length_bytes is None else answer.length(length_bytes)
+            return b"", b"" if length_bytes is None else response.length(length_bytes)
         return streamed.begin(written, length_bytes, chunks=bool(request.minor))
 
     # --- Ends ----------------------------------------------------------------------------
@@ -390,16 +391,16 @@ class Connection(Sender):
         self._end_streamed()
         self._written = []
         if isinstance(ex, PylonError):
-            refused = Refused(ex.status, ex.message)
+            refused = RequestError(ex.status, ex.message)
         else:
             _log.exception(
                 "request.defect", error=ex, method=environ["REQUEST_METHOD"],
                 path=environ["PATH_INFO"],
             )
-            refused = Refused(500, "Internal error")
+            refused = RequestError(500, "Internal error")
         self._refuse(refused, with_body=environ["REQUEST_METHOD"] != "HEAD")
 
-    def _refuse(self, refused: Refused, *, with_body: bool = True) -> None:
+    def _refuse(self, refused: RequestError, *, with_body: bool = True) -> None:
         """Say why, then end."""
         if self._body is not None:
             self._loop.bodies_bytes -= self._body.held_bytes
@@ -440,5 +441,5 @@ class Connection(Sender):
         self._later = True
 
 
-def _no_room_for_bodies() -> Refused:
-    return Refused(503, "Too many request bodies are arriving; try again in a moment")
+def _no_room_for_bodies() -> RequestError:
+    return RequestError(503, "Too many request bodies are arriving; try again in a moment")

@@ -37,13 +37,13 @@ from gevent.hub import get_hub
 
 from pylon import limits, log, metrics
 from pylon.bus.passing import SocketSender
-from workers.http import answer
+from workers.http import response
 from workers.http.accepting import Accepting
-from workers.http.answer import Prefixes
 from workers.http.connection import Connection
 from workers.http.connection_limits import NAME_BY_KIND, choose_holder
+from workers.http.response import Prefixes
 from workers.net.counts import SharedCounts
-from workers.net.head import Refused
+from workers.net.head import RequestError
 
 epoll: Final = monkey.get_original("select", "epoll")  # gevent takes it away from `select`
 _EPOLLIN: Final = 0x001
@@ -120,9 +120,9 @@ class Loop:
         self.connections[connection.fd] = connection
         self._epoll.register(connection.fd, _WATCHED)
 
-    def refusal(self, refused: Refused, *, with_body: bool = True) -> bytes:
+    def refusal(self, refused: RequestError, *, with_body: bool = True) -> bytes:
         """The answer to a request that the app never sees."""
-        return answer.refusal(self.prefixes, refused, self._lines_of_all, with_body=with_body)
+        return response.refusal(self.prefixes, refused, self._lines_of_all, with_body=with_body)
 
     def pass_on(self, role: str, sock: _socket.socket, data: bytes) -> bool:
         """Give a socket to a worker of `role`, which goes on with `data`; the caller closes it

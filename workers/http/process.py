@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import gevent
 
-from pylon.auth.callers import Callers
 from pylon.auth.cookies import session_cookie
 from pylon.auth.origin import origins
+from pylon.auth.session_cache import SessionCache
 from pylon.bus.messages import RolesReport, SessionRevoked
 from pylon.bus.passing import SocketSender
 from pylon.bus.rooms_client import RoomsClient
@@ -24,21 +24,21 @@ from pylon.bus.shards import ShardsClient
 from pylon.bus.signals import SignalReceiver, SignalSender
 from pylon.bus.writer_client import WriterClient
 from pylon.changelog.feed import Feed
-from pylon.changelog.note_journal import NoteWriter
+from pylon.changelog.hint_journal import HintWriter
 from pylon.imports import mentioning
 from pylon.log import get_logger
 from workers.boot import boot, freeze, run_status
+from workers.merge_sandbox import MergeSandbox
 from workers.net.counts import shared_counts
-from workers.tasting import Tasting
 
 # falcon names them in an annotation, and wraps them for apps of another kind.
 _NOT_USED: Final = {"Runner": object, "create_task": object, "get_running_loop": object}
 with mentioning("http.cookiejar", Cookie=object), mentioning("asyncio", **_NOT_USED):
+    from pylon.api.admin.readiness import Readiness
     from pylon.api.application import make_app
-    from pylon.api.gate import api_headers, header_lines
-    from pylon.api.notes import NoteTeller
-    from pylon.api.readiness import Readiness
+    from pylon.api.http.middleware import api_headers, header_lines
     from pylon.api.services import Services
+    from pylon.api.sync.hints import HintPublisher
 
 _log = get_logger("http")
 
@@ -59,8 +59,8 @@ class HttpProcess:
         self._shards = ShardsClient(
             runtime, app.config.workers_of("shards"), booted.reader_pool, app.random
         )
-        self._tasting = Tasting()
-        self._notes = NoteWriter(runtime.notes, app.config.workers_of("http"), app.clock)
+        self._tasting = MergeSandbox()
+        self._notes = HintWriter(runtime.notes, app.config.workers_of("http"), app.clock)
         store = booted.reader_pool
         self._readiness = Readiness(
             lambda: store.point(lambda reader: reader.head_seq()), app.clock
@@ -68,13 +68,13 @@ class HttpProcess:
         self._services = Services(
             app=app,
             store=store,
-            callers=Callers(app.config, store, app.clock, used_guests=booted.used_guests),
+            callers=SessionCache(app.config, store, app.clock, used_guests=booted.used_guests),
             writer=self._writer,
             rooms=self._rooms,
             shards=self._shards,
             tasting=self._tasting,
             feed=Feed(store),
-            notes=NoteTeller(self._notes.put, app.clock),
+            notes=HintPublisher(self._notes.put, app.clock),
             readiness=self._readiness,
             limiter=booted.limiter,
             origins=origins(app.config, app.manifest),

@@ -12,7 +12,7 @@ import _socket
 from typing import TYPE_CHECKING, Final
 
 from pylon import limits, log, metrics
-from workers.http import answer
+from workers.http import response
 from workers.http.streamed import Streamed
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Sender:
             elif part is None:
                 self._end_streamed()
                 if streamed.framed:
-                    self._send(answer.LAST_CHUNK)
+                    self._send(response.LAST_CHUNK)
                 elif streamed.left_bytes:
                     self.close()
 

@@ -19,8 +19,8 @@ from gevent import hub
 from gevent.event import Event
 
 from pylon.imports import mentioning
-from workers.http import balance  # noqa: F401  (makes the memory that the workers share)
-from workers.patch import patch
+from pylon.runtime.gevent_patch import patch
+from workers.http import accept_balancer  # noqa: F401  (makes the memory that the workers share)
 
 with mentioning("ssl", SSLError=OSError):
     from gunicorn.workers.base import Worker

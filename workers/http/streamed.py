@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pylon import log
-from workers.http import answer
+from workers.http import response
 
 _log = log.get_logger("http")
 
@@ -55,18 +55,18 @@ class Streamed:
             first = part
         if length_bytes is not None:
             self.left_bytes = length_bytes
-            return self._cut(first), answer.length(length_bytes)
+            return self._cut(first), response.length(length_bytes)
         if not chunks:
             return first, b""
         self.framed = True
-        return answer.chunk(first) if first else b"", answer.CHUNKED
+        return response.chunk(first) if first else b"", response.CHUNKED
 
     def next(self) -> bytes | None:
         """The next part, as it goes on the wire; it may be empty. None: there are no more."""
         part = next(self._parts, None)
         if not part:
             return part
-        return answer.chunk(part) if self.framed else self._cut(part)
+        return response.chunk(part) if self.framed else self._cut(part)
 
     def close(self) -> None:
         """Let the app know that nobody asks for more."""

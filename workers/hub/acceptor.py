@@ -3,16 +3,16 @@
 Connections are accepted in libev's callback, a few for each turn of the loop, so that siblings
 on the same listening socket get their share and who is connected already is not held up. A
 request that has come with its connection is read at once; a slower one is waited for by a
-watcher. Complete ones go to the `Door`, which takes the socket or refuses; a refusal is sent in
-one piece, and the connection ends when the client has had time to read it.
+watcher. Complete ones go to the `UpgradeHandler`, which takes the socket or refuses; a refusal is
+sent in one piece, and the connection ends when the client has had time to read it.
 
 Bounds: `limits.HTTP_HEAD_BYTES` for a head, `limits.SOCKET_HEADER_S` for its arrival,
 `limits.SOCKETS_PENDING` connections without a complete one: above that the oldest is cut, so
 that silent connections cannot keep others out; `limits.DESCRIPTORS_RESERVED`, which stay free.
 Metric: pylon_handshakes_total.
 
-Invariant: a socket is the acceptor's until `Door.open` returns None, and the door's from then
-on. Everything runs in the hub and never blocks. Called by `workers.hub.service`.
+Invariant: a socket is the acceptor's until `UpgradeHandler.open` returns None, and the door's from
+then on. Everything runs in the hub and never blocks. Called by `workers.hub.service`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from gevent.hub import get_hub
 
 from pylon import limits, log, metrics
 from pylon.clock import Clock
-from pylon.descriptors import OUT_OF_RESOURCES, Room
 from pylon.errors import InternalError, PylonError, Unavailable
-from workers.hub.answers import without_body
+from pylon.runtime.fd_budget import OUT_OF_RESOURCES, FdBudget
 from workers.hub.poller import READ, Watched, poller
+from workers.hub.refusals import without_body
 from workers.hub.request import Request, parse
 
 _ACCEPTS_A_TURN: Final = 16
@@ -47,7 +47,7 @@ _RESULTS: Final = {
 }
 
 
-class Door(Protocol):
+class UpgradeHandler(Protocol):
     """Where requests go."""
 
     def open(
@@ -70,7 +70,7 @@ class Door(Protocol):
         """The whole answer for an error."""
 
 
-class _Arriving:
+class _PendingHandshake:
     """A connection without a complete request (`workers.hub.poller.Watched`)."""
 
     __slots__ = ("_acceptor", "data", "deadline_s", "on_main_port", "peer", "raw")
@@ -100,7 +100,7 @@ class _Arriving:
         self._acceptor.cut(self, "left")
 
 
-class _Leaving:
+class _LingeringClose:
     """A connection that was refused, until its client ends it (`poller.Watched`)."""
 
     __slots__ = ("_acceptor", "_discarded_bytes", "deadline_s", "raw")
@@ -123,13 +123,13 @@ class _Leaving:
             self.abort()
 
     def abort(self) -> None:
-        self._acceptor.let_go(self)
+        self._acceptor.finish_linger(self)
 
 
 class Acceptor:
     """Accepts for one worker."""
 
-    def __init__(self, listener: socket.socket, door: Door, clock: Clock) -> None:
+    def __init__(self, listener: socket.socket, door: UpgradeHandler, clock: Clock) -> None:
         """Takes over `listener`, which sibling processes may share. Nothing is accepted before
         `start`."""
         self.port: int = listener.getsockname()[1]
@@ -140,10 +140,10 @@ class Acceptor:
         self._listener.setblocking(False)
         self._door = door
         self._clock = clock
-        self._arriving: dict[_Arriving, None] = {}  # in the order of their deadlines
-        self._leaving: dict[_Leaving, None] = {}  # likewise
+        self._arriving: dict[_PendingHandshake, None] = {}  # in the order of their deadlines
+        self._leaving: dict[_LingeringClose, None] = {}  # likewise
         self.closed = False
-        self._room = Room(self._listener.fileno())
+        self._room = FdBudget(self._listener.fileno())
         loop = get_hub().loop
         self._watcher = loop.io(self._listener.fileno(), READ)
         self._timer = loop.timer(_SWEEP_S, _SWEEP_S)
@@ -152,7 +152,7 @@ class Acceptor:
         """Begin to accept."""
         if self._listener.family in _INET:  # Linux hands it on to what is accepted
             self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._watcher.start(self._on_knock)
+        self._watcher.start(self._on_readable)
         self._timer.start(self._sweep)
 
     def close(self) -> None:
@@ -163,7 +163,7 @@ class Acceptor:
             self._watcher.close()
             self._listener.close()
 
-    def adopt(
+    def add_passed_socket(
         self, raw: _socket.socket, data: bytes, *, on_main_port: bool = True
     ) -> None:
         """Go on with a connection that an HTTP worker (or, where `on_main_port` is false, a
@@ -175,9 +175,9 @@ class Acceptor:
             _RESULTS["left"].inc()
             raw.close()
             return
-        if self._room.ends_with(raw.fileno()):
+        if self._room.reserves(raw.fileno()):
             error = "a connection was passed on to a process without descriptors"
-            self._room.tell_full(self._clock.monotonic_s(), error)
+            self._room.log_exhausted(self._clock.monotonic_s(), error)
             _RESULTS["refused"].inc()
             full = Unavailable("This worker has no room for another connection")
             with suppress(OSError):  # the client may have left
@@ -188,7 +188,7 @@ class Acceptor:
 
     # --- Accepting -----------------------------------------------------------------------
 
-    def _on_knock(self) -> None:
+    def _on_readable(self) -> None:
         listener = self._listener
         for _ in range(_ACCEPTS_A_TURN):
             try:
@@ -210,7 +210,7 @@ class Acceptor:
                     self._begin(raw, data, _host_of(peer), on_main_port=False)
                 else:
                     self._leave(raw)
-            if self._room.ends_with(fd):
+            if self._room.reserves(fd):
                 self._pause("all descriptors but the reserve are in use")
                 return
 
@@ -219,15 +219,15 @@ class Acceptor:
         raw.close()
 
     def _pause(self, error: str) -> None:
-        self._room.tell_full(self._clock.monotonic_s(), error)
+        self._room.log_exhausted(self._clock.monotonic_s(), error)
         self._watcher.stop()
         gevent.spawn_later(_PAUSE_S, self._go_on)
 
     def _go_on(self) -> None:
         if self.closed:
             return
-        if self._room.is_there():
-            self._watcher.start(self._on_knock)
+        if self._room.has_room():
+            self._watcher.start(self._on_readable)
         else:
             gevent.spawn_later(_PAUSE_S, self._go_on)
 
@@ -265,11 +265,11 @@ class Acceptor:
         while len(self._arriving) >= limits.SOCKETS_PENDING:
             self.cut(next(iter(self._arriving)), "crowded")
         deadline_s = self._clock.monotonic_s() + limits.SOCKET_HEADER_S
-        arriving = _Arriving(self, raw, data, peer, deadline_s, on_main_port)
+        arriving = _PendingHandshake(self, raw, data, peer, deadline_s, on_main_port)
         self._arriving[arriving] = None
         poller().change(raw.fileno(), arriving, 0, READ)
 
-    def has_more(self, arriving: _Arriving, *, is_end: bool) -> None:
+    def has_more(self, arriving: _PendingHandshake, *, is_end: bool) -> None:
         """More of a request has come."""
         if is_end:
             self.cut(arriving, "left")
@@ -282,7 +282,7 @@ class Acceptor:
         else:
             poller().change(raw.fileno(), arriving, 0, READ)
 
-    def cut(self, arriving: _Arriving, result: str) -> None:
+    def cut(self, arriving: _PendingHandshake, result: str) -> None:
         """End a connection whose request has not come."""
         if arriving in self._arriving:
             del self._arriving[arriving]
@@ -301,12 +301,12 @@ class Acceptor:
             raw.close()
             return
         while len(self._leaving) >= limits.SOCKETS_PENDING:
-            self.let_go(next(iter(self._leaving)))
-        leaving = _Leaving(self, raw, self._clock.monotonic_s() + limits.SOCKET_CLOSE_S)
+            self.finish_linger(next(iter(self._leaving)))
+        leaving = _LingeringClose(self, raw, self._clock.monotonic_s() + limits.SOCKET_CLOSE_S)
         self._leaving[leaving] = None
         poller().change(raw.fileno(), leaving, 0, READ)
 
-    def let_go(self, leaving: _Leaving) -> None:
+    def finish_linger(self, leaving: _LingeringClose) -> None:
         """End a refused connection."""
         if leaving in self._leaving:
             del self._leaving[leaving]
@@ -317,7 +317,7 @@ class Acceptor:
         while self._arriving and (first := next(iter(self._arriving))).deadline_s <= now_s:
             self.cut(first, "slow")
         while self._leaving and (last := next(iter(self._leaving))).deadline_s <= now_s:
-            self.let_go(last)
+            self.finish_linger(last)
 
 
 def _end(raw: _socket.socket, watched: Watched) -> None:

@@ -5,7 +5,7 @@ trusted proxies. An IPv6 client counts by its /64 (`pylon.auth.forwarded`), sinc
 address in that.
 
 A count goes up before it is compared, so two workers cannot both let the last one in; at that
-border both may refuse. Called by `workers.hub.reception`.
+border both may refuse. Called by `workers.hub.admission`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ long as the connection is open and nothing waits before them; else -1. Whoever w
 tells the connection what the kernel did not take (`wrote`).
 
 Invariants: everything that goes out on the socket goes through `send`, `close` or `direct`, so
-that frames never interleave. Nothing is sent after the farewell. The bound of the outbox,
+that frames never interleave. Nothing is sent after the close_frame. The bound of the outbox,
 `limits.OUTBOX_BYTES` and `limits.OUTBOX_FRAMES`, counts the writes that wait behind the one under
 way. Each counts with `limits.OUTBOX_WRITE_BYTES` at the most, so a message of any size can be
 delivered, and a few of them in a row. A client that lets its outbox fill is closed, and no other
@@ -57,10 +57,10 @@ class Transport(Protocol):
     def frame(self, seq: int, wire: bytes) -> bytes:
         """An event as it goes on the socket; made once, shared by all receivers."""
 
-    def packed(self, frame: bytes, packing: int) -> bytes:
+    def packed(self, frame: bytes, deflate_window: int) -> bytes:
         """A frame as it goes to those whose `Connection.packing` this is, if not 0."""
 
-    def farewell(self, code: int, reason: str) -> bytes:
+    def close_frame(self, code: int, reason: str) -> bytes:
         """The last bytes to a client that is closed with `code`."""
 
     def received(self, connection: Connection, data: bytes) -> None:
@@ -80,7 +80,7 @@ class Owner(Protocol):
     """Who keeps the connections (the hub)."""
 
     def left(self, connection: Connection) -> None:
-        """It takes no more events; its farewell may still be on the way."""
+        """It takes no more events; its close_frame may still be on the way."""
 
     def gone(self, connection: Connection) -> None:
         """Its socket is closed."""
@@ -90,9 +90,27 @@ class Connection:
     """A client that the hub can reach."""
 
     __slots__ = (
-        "_asked", "_close_code", "_drained", "_outbox", "_outbox_bytes", "_outbox_counted_bytes",
-        "_outbox_frames", "_owner", "_pauses", "_raw", "_shut", "_state", "_transport", "address",
-        "caller", "direct", "heartbeats_unanswered", "last_seq", "number", "packing", "receiver",
+        "_asked",
+        "_close_code",
+        "_drained",
+        "_outbox",
+        "_outbox_bytes",
+        "_outbox_counted_bytes",
+        "_outbox_frames",
+        "_owner",
+        "_pauses",
+        "_raw",
+        "_shut",
+        "_state",
+        "_transport",
+        "address",
+        "caller",
+        "deflate_window",
+        "direct",
+        "heartbeats_unanswered",
+        "last_seq",
+        "number",
+        "receiver",
     )
 
     _OPEN, _CLOSING, _CLOSED = range(3)
@@ -107,7 +125,7 @@ class Connection:
         self.number = 0  # given by the hub, counting up
         self.heartbeats_unanswered = 0
         self.receiver: Any = None  # the transport's own, for what arrives
-        self.packing = 0  # how its frames may be packed (`Transport.packed`); 0: they may not
+        self.deflate_window = 0  # of its frames (`Transport.packed`); 0: not compressed
         self._raw = raw
         self._transport = transport
         self._owner = owner
@@ -181,19 +199,19 @@ class Connection:
 
         Args:
             awaits_peer: the peer has something to answer; otherwise our side of the stream
-                ends as soon as the farewell is out. Either way the socket is closed when the
+                ends as soon as the close_frame is out. Either way the socket is closed when the
                 peer closes, or after `limits.SOCKET_CLOSE_S`.
         """
         if self._state != self._OPEN:
             return
-        farewell = self._transport.farewell(code, reason)
+        close_frame = self._transport.close_frame(code, reason)
         self._close_code = code
         self._shut = not awaits_peer
-        if farewell and not self._outbox:
-            self._offer(farewell, 0)
-        elif farewell:
-            self._put(memoryview(farewell), 0)
-        if self._state != self._OPEN:  # the farewell found the socket dead
+        if close_frame and not self._outbox:
+            self._offer(close_frame, 0)
+        elif close_frame:
+            self._put(memoryview(close_frame), 0)
+        if self._state != self._OPEN:  # the close_frame found the socket dead
             return
         self._state = self._CLOSING
         self.direct = -1
@@ -203,7 +221,7 @@ class Connection:
             self._shut_down()
 
     def finish(self) -> None:
-        """The peer has answered our farewell, so nothing is under way in either direction:
+        """The peer has answered our close_frame, so nothing is under way in either direction:
         close once the outbox is empty."""
         if self._state == self._CLOSING and not self._outbox:
             self.abort()
@@ -330,7 +348,7 @@ class Connection:
 
     def _read(self) -> None:
         try:
-            data = self._raw.recv(_RECEIVE_PACKED_BYTES if self.packing else _RECEIVE_BYTES)
+            data = self._raw.recv(_RECEIVE_PACKED_BYTES if self.deflate_window else _RECEIVE_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -347,7 +365,7 @@ class Connection:
             self._drained.set()
 
     def _shut_down(self) -> None:
-        # Closing at once could send RST over unread input and destroy the farewell under way.
+        # Closing at once could send RST over unread input and destroy the close_frame under way.
         try:
             self._raw.shutdown(socket_module.SHUT_WR)
         except OSError:

@@ -36,7 +36,7 @@ from pylon.errors import PylonError, ResyncRequired
 from pylon.storage.events import ChangeBatch
 from workers.hub.history import History
 from workers.hub.hub import Hub
-from workers.hub.turns import let_others
+from workers.hub.loop_yield import yield_to_loop
 
 SERVICE_RESTART: Final = 1012
 _RETRY_S: Final = 0.5
@@ -68,7 +68,7 @@ class Feed:
     def tail(self) -> Tail:
         """The newest changes, current to the head of the hub. Never blocks."""
         if self._aside:
-            self._read_aside()
+            self._decode_buffered()
         self._wanted.set()
         return self._tail
 
@@ -90,7 +90,7 @@ class Feed:
                 if not len(self._hub):
                     self._wanted.wait(_IDLE_S)
                 if not len(self._hub):
-                    self._set_aside()
+                    self._buffer_undecoded()
                     continue
             self.take(self._gathered(self._subscriber.receive()))
             self.heard += 1
@@ -102,23 +102,23 @@ class Feed:
             if rest_s > 0:
                 gevent.sleep(rest_s)
             else:
-                let_others()
+                yield_to_loop()
 
-    def _set_aside(self) -> None:
+    def _buffer_undecoded(self) -> None:
         """Empty the socket, without reading what comes."""
-        while (data := self._subscriber.unread()) is not None:
+        while (data := self._subscriber.receive_raw()) is not None:
             self.heard += 1
             self._aside.append(data)
             self._aside_bytes += len(data)
-            if len(self._aside) > _ASIDE_BATCHES or self._aside_bytes > limits.ASIDE_BYTES:
+            if len(self._aside) > _ASIDE_BATCHES or self._aside_bytes > limits.IDLE_BUFFER_BYTES:
                 self._aside_bytes -= len(self._aside.popleft())
                 self._has_hole = True
 
-    def _read_aside(self) -> None:
+    def _decode_buffered(self) -> None:
         """Bring the tail to the end of what was set aside; nobody was there to be told of it."""
         aside, self._aside, self._aside_bytes = self._aside, deque(), 0
         if self._has_hole:
-            self._subscriber.pass_over()
+            self._subscriber.skip()
             self._has_hole = False
         for data in aside:
             batch = self._subscriber.read(data)
@@ -189,7 +189,7 @@ class Feed:
                 return
             metrics.RECOVERIES.labels("feed_gap").inc()
             self._publish(ChangeBatch(self.tail.last_seq, [change.event for change in page]))
-            let_others()  # the way may be long, and reading it need not switch
+            yield_to_loop()  # the way may be long, and reading it need not switch
 
     def _publish(self, batch: ChangeBatch) -> None:
         changes = self.tail.append(batch)

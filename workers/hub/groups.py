@@ -25,11 +25,11 @@ _NONE: Final[frozenset[Group]] = frozenset()
 class Group:
     """The connections of one auth context that take frames packed in the same way."""
 
-    __slots__ = ("auth", "connections", "packing", "verdicts")
+    __slots__ = ("auth", "connections", "deflate_window", "verdicts")
 
-    def __init__(self, auth: AuthContext, packing: int) -> None:
+    def __init__(self, auth: AuthContext, deflate_window: int) -> None:
         self.auth = auth
-        self.packing = packing
+        self.deflate_window = deflate_window
         self.connections: set[Connection] = set()
         self.verdicts: dict[str, bool] = {}  # entity: may read, where data has no say
 
@@ -62,11 +62,11 @@ class Groups:
 
     def join(self, connection: Connection) -> None:
         """Take a connection in, as its caller is now."""
-        auth, packing = key = connection.caller.auth, connection.packing
+        auth, deflate_window = key = connection.caller.auth, connection.deflate_window
         group = self._known.get(key)
         if group is None:
-            group = self._known[key] = Group(auth, packing)
-            self._packings[packing] = self._packings.get(packing, 0) + 1
+            group = self._known[key] = Group(auth, deflate_window)
+            self._packings[deflate_window] = self._packings.get(deflate_window, 0) + 1
             if auth.is_admin:
                 self.admins.add(group)
             for attribute, value in _attributes(auth):
@@ -75,7 +75,7 @@ class Groups:
 
     def leave(self, connection: Connection) -> bool:
         """Take a connection out, before its caller changes; False if it is not here."""
-        auth, packing = key = connection.caller.auth, connection.packing
+        auth, deflate_window = key = connection.caller.auth, connection.deflate_window
         group = self._known.get(key)
         if group is None or connection not in group.connections:
             return False
@@ -83,9 +83,9 @@ class Groups:
         if not group.connections:
             del self._known[key]
             self.admins.discard(group)
-            self._packings[packing] -= 1
-            if not self._packings[packing]:
-                del self._packings[packing]
+            self._packings[deflate_window] -= 1
+            if not self._packings[deflate_window]:
+                del self._packings[deflate_window]
             for attribute, value in _attributes(auth):
                 groups = self._by_attribute[attribute]
                 groups[value].discard(group)

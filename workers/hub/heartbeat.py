@@ -43,7 +43,7 @@ class Heartbeat:
         self._max_life_s = max_life_s
         self._marks: list[tuple[int, float]] = []  # the newest connection's number, and when
         self._slot = 0
-        self.slots = len(hub.shares)
+        self.slots = len(hub.partitions)
 
     def run(self) -> NoReturn:
         """Beat for ever."""
@@ -61,7 +61,7 @@ class Heartbeat:
         self._hub.end_overdue()
         if self._max_life_s:
             self._mark()
-        for connection in list(self._hub.shares[self._slot]):
+        for connection in list(self._hub.partitions[self._slot]):
             if connection.is_open:
                 if self._max_life_s and self._is_old(connection):
                     connection.close(

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pylon.changelog.change import Change
 from pylon.changelog.current import relate_to_store
 from pylon.errors import ResyncRequired
-from pylon.storage.contract import Reader, Store
 from pylon.storage.events import ChangeEvent
+from pylon.storage.interface import Reader, Store
 
 
 class History:

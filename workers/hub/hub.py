@@ -53,7 +53,7 @@ class Hub:
         self._clock = clock
         self._groups = Groups()
         # All connections, spread evenly, so that each heartbeat looks at its own share only.
-        self.shares: list[set[Connection]] = [
+        self.partitions: list[set[Connection]] = [
             set() for _ in range(max(1, round(transport.heartbeat_s / BEAT_S)))
         ]
         self._open = 0
@@ -74,7 +74,7 @@ class Hub:
     @property
     def connections(self) -> list[Connection]:
         """All of them, as they are now."""
-        return list(chain.from_iterable(self.shares))
+        return list(chain.from_iterable(self.partitions))
 
     @property
     def opened(self) -> int:
@@ -104,7 +104,7 @@ class Hub:
         """Count a new connection. It gets no events until it joins."""
         self._opened += 1
         connection.number = self._opened
-        self.shares[self._opened % len(self.shares)].add(connection)
+        self.partitions[self._opened % len(self.partitions)].add(connection)
         self._open += 1
         self._note_session(connection)
         metrics.CONNECTIONS_OPENED.inc()
@@ -143,7 +143,7 @@ class Hub:
     def gone(self, connection: Connection) -> None:
         """`workers.hub.connection.Owner`: its socket is closed."""
         self._closing.pop(connection, None)
-        share = self.shares[connection.number % len(self.shares)]
+        share = self.partitions[connection.number % len(self.partitions)]
         if connection in share:
             share.discard(connection)
             self._open -= 1
@@ -177,12 +177,12 @@ class Hub:
         return len(found)
 
     def close_all(self, code: int, reason: str) -> None:
-        """Close every socket, each with a farewell."""
+        """Close every socket, each with a close_frame."""
         for connection in self.connections:
             connection.close(code, reason, awaits_peer=self.transport.expects_replies)
 
     def end_overdue(self) -> None:
-        """Cut the connections whose farewell has taken longer than `SOCKET_CLOSE_S`."""
+        """Cut the connections whose close_frame has taken longer than `SOCKET_CLOSE_S`."""
         since_s = self._clock.monotonic_s() - limits.SOCKET_CLOSE_S
         for connection in [c for c, at_s in self._closing.items() if at_s <= since_s]:
             connection.abort()
@@ -227,42 +227,42 @@ class Hub:
         started_s = self._clock.monotonic_s()
         for connection in list(self._ahead):
             self._send_ahead(connection, changes)
-        common, own, everything = self._sort_out(changes)
+        common, own, everything = self._partition_changes(changes)
         apart: set[Group] = set(own)
         if len(common) < len(everything):
             apart |= self._groups.admins
         made: dict[tuple[bytes, int], bytes] = {}
         sent_frames = 0
         if common:
-            for packing in self._groups.packings:
+            for deflate_window in self._groups.packings:
                 rest = [
                     group.connections for group in self._groups
-                    if group.packing == packing and group not in apart
+                    if group.deflate_window == deflate_window and group not in apart
                 ]
                 if rest:
-                    frames = self._packed(common, packing, made)
+                    frames = self._packed(common, deflate_window, made)
                     sent_frames += _deliver(chain.from_iterable(rest), frames)
         for group in apart:
             if group.auth.is_admin:
                 frames = everything
             else:
                 frames = sorted(common + own[group]) if common else own[group]
-            frames = self._packed(frames, group.packing, made)
+            frames = self._packed(frames, group.deflate_window, made)
             sent_frames += _deliver(group.connections, frames)
         metrics.MESSAGES_SENT.inc(sent_frames)
         metrics.SYNC_DELIVERY.observe(self._clock.monotonic_s() - started_s)
 
     def _packed(
-        self, frames: _Frames, packing: int, made: dict[tuple[bytes, int], bytes]
+        self, frames: _Frames, deflate_window: int, made: dict[tuple[bytes, int], bytes]
     ) -> _Frames:
         """The frames packed, each once for all groups (`made`)."""
-        if not packing:
+        if not deflate_window:
             return frames
         found: _Frames = []
         for seq, frame in frames:
-            packed = made.get((frame, packing))
+            packed = made.get((frame, deflate_window))
             if packed is None:
-                packed = made[frame, packing] = self.transport.packed(frame, packing)
+                packed = made[frame, deflate_window] = self.transport.packed(frame, deflate_window)
             found.append((seq, packed))
         return found
 
@@ -273,7 +273,7 @@ class Hub:
                 if wire is None:
                     continue
                 frame = self.transport.frame(change.seq, wire)
-                if connection.send(self.transport.packed(frame, connection.packing)):
+                if connection.send(self.transport.packed(frame, connection.deflate_window)):
                     metrics.MESSAGES_SENT.inc()
 
     def _join_those_caught_up(self) -> None:
@@ -281,7 +281,7 @@ class Hub:
             self._ahead.discard(connection)
             self.join(connection)
 
-    def _sort_out(
+    def _partition_changes(
         self, changes: Sequence[Change]
     ) -> tuple[_Frames, dict[Group, _Frames], _Frames]:
         """Frames for everyone, frames for single groups besides, and all frames."""

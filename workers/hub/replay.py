@@ -16,7 +16,7 @@ took the row out of its view follows (`pylon.changelog.change`).
 
 Invariants: a client that named its cursor gets every event after it, or `ResyncRequired`. A
 cursor note that no longer reaches is treated the same way, since its client believes in it.
-Called by `workers.hub.reception`: `run_at_once` in the hub's greenlet, `run` in one of its own.
+Called by `workers.hub.admission`: `run_at_once` in the hub's greenlet, `run` in one of its own.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from typing import Final
 from pylon import limits, metrics
 from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change
-from pylon.changelog.notes import note_key
+from pylon.changelog.hints import note_key
 from pylon.errors import ResyncRequired
 from workers.hub.connection import Connection
 from workers.hub.feed import Feed
 from workers.hub.history import History
 from workers.hub.hub import Hub
+from workers.hub.loop_yield import yield_to_loop
 from workers.hub.start_cursors import StartCursors
-from workers.hub.turns import let_others
 
 _PAGE_BYTES: Final = limits.OUTBOX_BYTES // 2
 _PAGES_AT_ONCE: Final = 4  # more would hold up others
@@ -84,18 +84,18 @@ class _Shared:
         self._pages[cursor] = page
 
     def encoded(
-        self, page: Sequence[Change], auth: AuthContext | None, packing: int
+        self, page: Sequence[Change], auth: AuthContext | None, deflate_window: int
     ) -> tuple[bytes, int] | None:
         """The frames of a page for `auth`, or for all but admins, and how many they are."""
-        return self._encoded.get((page[0].seq, page[-1].seq, auth, packing))
+        return self._encoded.get((page[0].seq, page[-1].seq, auth, deflate_window))
 
     def keep_encoded(
-        self, page: Sequence[Change], auth: AuthContext | None, packing: int, data: bytes,
+        self, page: Sequence[Change], auth: AuthContext | None, deflate_window: int, data: bytes,
         frames: int,
     ) -> None:
         """A page was encoded."""
         self._bytes += _ENTRY_BYTES + len(data)
-        self._encoded[page[0].seq, page[-1].seq, auth, packing] = data, frames
+        self._encoded[page[0].seq, page[-1].seq, auth, deflate_window] = data, frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +116,17 @@ class _Frames:
         self._bytes = 0
         self._pages: dict[tuple[int, int, bool], _Page] = {}
 
-    def find(self, cursor: int, packing: int, *, is_admin: bool) -> _Page | None:
+    def find(self, cursor: int, deflate_window: int, *, is_admin: bool) -> _Page | None:
         """The page that follows `cursor`."""
-        return self._pages.get((cursor, packing, is_admin))
+        return self._pages.get((cursor, deflate_window, is_admin))
 
-    def keep(self, cursor: int, packing: int, page: _Page, *, is_admin: bool) -> None:
+    def keep(self, cursor: int, deflate_window: int, page: _Page, *, is_admin: bool) -> None:
         """A page was encoded."""
         if self._bytes > limits.REPLAY_SHARED_BYTES:
             self._pages.clear()
             self._bytes = 0
         self._bytes += _ENTRY_BYTES + len(page.data)
-        self._pages[cursor, packing, is_admin] = page
+        self._pages[cursor, deflate_window, is_admin] = page
 
 
 class Replay:
@@ -216,22 +216,22 @@ class Replay:
                     connection.last_seq = max(cursor, tail.last_seq)
                     self._hub.join(connection)
                     return
-            let_others()  # a page that is known, to a socket that takes it, need not switch
+            yield_to_loop()  # a page that is known, to a socket that takes it, need not switch
             while connection.is_open and not connection.wait_drained(_WAIT_S):
                 continue
 
     def _send_logged(self, connection: Connection, cursor: int) -> int | None:
         """Send the page of the log that follows `cursor`; its last seq, None if it is empty."""
-        auth, packing = connection.caller.auth, connection.packing
-        known = self._frames.find(cursor, packing, is_admin=auth.is_admin)
+        auth, deflate_window = connection.caller.auth, connection.deflate_window
+        known = self._frames.find(cursor, deflate_window, is_admin=auth.is_admin)
         if known is None:
             page = self._logged(cursor)
             if not page:
                 return None
-            data, frames = self._encoded(page, auth, packing)
+            data, frames = self._encoded(page, auth, deflate_window)
             known = _Page(data, frames, page[-1].seq)
             if not self._hub.judged_entities(page):
-                self._frames.keep(cursor, packing, known, is_admin=auth.is_admin)
+                self._frames.keep(cursor, deflate_window, known, is_admin=auth.is_admin)
         if known.frames and connection.send(known.data, known.frames):
             metrics.MESSAGES_SENT.inc(known.frames)
         return known.last_seq
@@ -246,17 +246,17 @@ class Replay:
         return page
 
     def _send(self, connection: Connection, page: Sequence[Change]) -> None:
-        data, frames = self._encoded(page, connection.caller.auth, connection.packing)
+        data, frames = self._encoded(page, connection.caller.auth, connection.deflate_window)
         if frames and connection.send(data, frames):
             metrics.MESSAGES_SENT.inc(frames)
 
     def _encoded(
-        self, page: Sequence[Change], auth: AuthContext, packing: int
+        self, page: Sequence[Change], auth: AuthContext, deflate_window: int
     ) -> tuple[bytes, int]:
         shared = self._shared.at(self._feed.tail.last_seq)
-        known = shared.encoded(page, auth, packing)
+        known = shared.encoded(page, auth, deflate_window)
         if known is None and not auth.is_admin:
-            known = shared.encoded(page, None, packing)
+            known = shared.encoded(page, None, deflate_window)
         if known is not None:
             return known
         is_judged = bool(self._hub.judged_entities(page))
@@ -268,10 +268,10 @@ class Replay:
             for change in page
             if (wire := self._hub.view(change, auth)) is not None
         ]
-        if packing:
-            frames = [self._hub.transport.packed(frame, packing) for frame in frames]
+        if deflate_window:
+            frames = [self._hub.transport.packed(frame, deflate_window) for frame in frames]
         data = b"".join(frames)
-        shared.keep_encoded(page, viewer, packing, data, len(frames))
+        shared.keep_encoded(page, viewer, deflate_window, data, len(frames))
         return data, len(frames)
 
     def _before_newest(self) -> int:

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 
 from pylon.auth.forwarded import client_address
 from pylon.errors import InvalidRequest
-from workers.net.head import Head, Refused, parse_head, wsgi_name
+from workers.net.head import Head, RequestError, parse_head, wsgi_name
 
 _CURSOR_DIGITS = 18
 
@@ -79,7 +79,7 @@ def parse(data: bytes, peer: str) -> Request | None:
     """
     try:
         head = parse_head(data, {}, requires_host=False)
-    except Refused as refused:
+    except RequestError as refused:
         raise InvalidRequest(refused.message) from refused
     return None if head is None else Request(head, peer, data[:head.consumed])
 

@@ -25,17 +25,17 @@ from pylon.bus.changes import ChangesSubscriber
 from pylon.bus.messages import SessionRevoked
 from pylon.bus.passing import SocketReceiver
 from pylon.bus.signals import SignalReceiver
+from pylon.changelog.hint_journal import HintReader
+from pylon.changelog.hints import CursorHints
 from pylon.changelog.marks import MarkReader, marks_path
-from pylon.changelog.note_journal import NoteReader
-from pylon.changelog.notes import CursorNotes
-from workers.boot import Booted, freeze, run_status
+from workers.boot import WorkerContext, freeze, run_status
 from workers.hub.acceptor import Acceptor
+from workers.hub.admission import SubscriberAdmission
 from workers.hub.close_codes import GOING_AWAY
 from workers.hub.feed import Feed
 from workers.hub.heartbeat import Heartbeat
 from workers.hub.history import History
 from workers.hub.hub import Hub
-from workers.hub.reception import Reception
 from workers.hub.replay import Replay
 from workers.hub.sessions import SESSION_ENDED
 from workers.hub.start_cursors import StartCursors
@@ -52,15 +52,15 @@ _log = log.get_logger("sockets")
 class ChangeStream:
     """Everything that brings changes to the clients of one worker."""
 
-    def __init__(self, booted: Booted, hub: Hub, reception: Reception) -> None:
+    def __init__(self, booted: WorkerContext, hub: Hub, reception: SubscriberAdmission) -> None:
         self._signals = SignalReceiver(booted.runtime, SessionRevoked)
         self._hub = hub
         self._reception = reception
         history = History(booted.reader_pool)
         config = booted.app.config
-        self._notes = NoteReader(
+        self._notes = HintReader(
             booted.runtime.notes, config.workers_of("http"), booted.clock,
-            CursorNotes(booted.clock, limits.NOTE_WINDOW_S),
+            CursorHints(booted.clock, limits.HINT_WINDOW_S),
         )
         self.feed = Feed(ChangesSubscriber(booted.runtime), history, hub)
         starts = StartCursors(
@@ -95,7 +95,8 @@ class Service:
     """Runs one worker from its first accept to its exit."""
 
     def __init__(
-        self, booted: Booted, hubs: Sequence[Hub], acceptor: Acceptor, reception: Reception, *,
+        self, booted: WorkerContext, hubs: Sequence[Hub], acceptor: Acceptor,
+        reception: SubscriberAdmission, *,
         passed: Sequence[SocketReceiver] = (), at_drain: Callable[[], None] | None = None,
     ) -> None:
         """

@@ -22,9 +22,9 @@ import gevent
 from pylon import log
 from pylon.clock import Clock
 from pylon.errors import PylonError
-from pylon.storage.contract import Store
+from pylon.storage.interface import Store
 from workers.hub.hub import Hub
-from workers.hub.turns import let_others
+from workers.hub.loop_yield import yield_to_loop
 
 SESSION_ENDED: Final = 4401
 _TICK_S: Final = 0.7
@@ -104,7 +104,7 @@ class SessionWatch:
         waiting = [session_id for hub in self._hubs for session_id in hub.session_ids()]
         for first in range(0, len(waiting), _SLICE):
             if first:
-                let_others()
+                yield_to_loop()
             self._check(waiting[first:first + _SLICE])
 
     def _check(self, session_ids: list[str]) -> None:
@@ -125,4 +125,4 @@ class SessionWatch:
             self._closed += hub.close_session(session_id, SESSION_ENDED, reason)
         if self._closed >= _CLOSES:
             self._closed = 0
-            let_others()
+            yield_to_loop()

@@ -1,7 +1,7 @@
 """Start cursors: the cursor at which the events of a client that connects begin.
 
 A client that names its cursor begins there. The published clients name none: they pull and then
-connect, so they begin at the cursor note of their key (`pylon.changelog.notes`). Without a note,
+connect, so they begin at the cursor note of their key (`pylon.changelog.hints`). Without a note,
 or while notes may be missing, the hub does not guess. It replays all events of the last window
 (`pylon.changelog.marks`), which holds every event that the client can have missed. Clients drop
 events that they have.
@@ -18,8 +18,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pylon import limits, metrics
+from pylon.changelog.hint_journal import HintReader
 from pylon.changelog.marks import Mark, MarkReader, window_cursor
-from pylon.changelog.note_journal import NoteReader
 from pylon.clock import Clock
 from workers.hub.history import History
 
@@ -30,7 +30,7 @@ class StartCursors:
     __slots__ = ("_clock", "_history", "_marks", "_notes", "_refused")
 
     def __init__(
-        self, notes: NoteReader, marks: MarkReader, history: History, clock: Clock
+        self, notes: HintReader, marks: MarkReader, history: History, clock: Clock
     ) -> None:
         self._notes = notes
         self._marks = marks
@@ -43,7 +43,7 @@ class StartCursors:
         again: once in a window, since the note still exists when the client comes back."""
         now_s = self._clock.monotonic_s()
         refused_s = self._refused.get(key)
-        if refused_s is not None and now_s - refused_s < 2 * limits.NOTE_WINDOW_S:
+        if refused_s is not None and now_s - refused_s < 2 * limits.HINT_WINDOW_S:
             return False
         if len(self._refused) >= limits.NOTES:
             self._refused.clear()
@@ -71,7 +71,7 @@ class StartCursors:
         span = self._history.span()
         marks = self._marks.read()
         if marks:
-            before_s = self._clock.monotonic_s() - limits.NOTE_WINDOW_S
+            before_s = self._clock.monotonic_s() - limits.HINT_WINDOW_S
             cursor = window_cursor(marks, before_s).seq
         else:  # no mark has the head
             cursor = span.oldest - 1

@@ -4,8 +4,8 @@ Two compiled patterns judge a head, one for its first line and one for all its f
 the parser takes it apart. The parser repairs nothing: it refuses a head that two servers could
 read differently, because such a difference can smuggle requests past a proxy.
 
-Refused are: bare CR or LF, folded lines, white space around a field's name, control characters,
-a target that is no URI, any transfer coding but `chunked`, Content-Length beside
+RequestError are: bare CR or LF, folded lines, white space around a field's name, control
+characters, a target that is no URI, any transfer coding but `chunked`, Content-Length beside
 Transfer-Encoding, a field twice that may stand once, and HTTP/1.1 without one sound Host. A field
 whose name holds an underscore is dropped: its WSGI name could not be told from a proxy's own.
 
@@ -45,7 +45,7 @@ _LENGTH_DIGITS: Final = 18
 _NAMES_KEPT: Final = 1_024
 
 
-class Refused(Exception):
+class RequestError(Exception):
     """A request that the server answers itself; its connection is closed then."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -108,7 +108,7 @@ def parse_head(
         None while the head is not complete.
 
     Raises:
-        Refused: it is none that we take, or too long.
+        RequestError: it is none that we take, or too long.
     """
     start = 2 if data.startswith(b"\r\n") else 0  # RFC 9112 §2.2: one empty line is passed over
     end = data.find(b"\r\n\r\n", start)
@@ -132,7 +132,7 @@ def parse_head(
     if (host is None and head.minor and requires_host) or (
         host is not None and _HOST.fullmatch(host) is None
     ):
-        raise Refused(400, "HTTP/1.1 needs one valid Host field")
+        raise RequestError(400, "HTTP/1.1 needs one valid Host field")
     head.consumed = end + 4
     head.length = _length(fields, head.minor)
     named = fields.get("HTTP_CONNECTION")
@@ -144,7 +144,7 @@ def parse_head(
     expected = fields.get("HTTP_EXPECT") if head.minor else None
     if expected is not None:
         if expected.lower() != "100-continue":
-            raise Refused(417, "The only expectation that is understood is 100-continue")
+            raise RequestError(417, "The only expectation that is understood is 100-continue")
         head.expects = True
     return head
 
@@ -166,29 +166,29 @@ def _parse_line(line: str) -> Head:
         raise _line_fault(line)
     method, target, minor = other.groups()
     if method == "CONNECT":
-        raise Refused(405, "This is no proxy")
+        raise RequestError(405, "This is no proxy")
     path, _, query = target.partition("?")
     if not path.startswith("/") and target != "*":
         absolute = _ABSOLUTE.fullmatch(target)
         if absolute is None:
-            raise Refused(400, "The request target is neither a path nor an http URL")
+            raise RequestError(400, "The request target is neither a path nor an http URL")
         _, path, query = absolute.groups("")
         path = path or "/"
     elif target == "*" and method != "OPTIONS":
-        raise Refused(400, "The request target * is for OPTIONS alone")
+        raise RequestError(400, "The request target * is for OPTIONS alone")
     return Head(method, target, path, query, int(minor))
 
 
-def _line_fault(line: str) -> Refused:
+def _line_fault(line: str) -> RequestError:
     """The refusal of a first line."""
     if _OTHER_VERSION.fullmatch(line) and not line.endswith((" HTTP/1.1", " HTTP/1.0")):
-        return Refused(505, "This server speaks HTTP/1.0 and HTTP/1.1 only")
+        return RequestError(505, "This server speaks HTTP/1.0 and HTTP/1.1 only")
     parts = line.split(" ")
     if len(parts) == 3 and _TARGET.fullmatch(parts[1]) is None:
-        return Refused(
+        return RequestError(
             400, "The request target holds a character that must be percent-encoded"
         )
-    return Refused(400, "Invalid request line")
+    return RequestError(400, "Invalid request line")
 
 
 def _add_fields(fields: dict[str, Any], block: str) -> None:
@@ -212,25 +212,27 @@ def _add_fields(fields: dict[str, Any], block: str) -> None:
         if key not in fields:
             fields[key] = value
         elif key in _ONCE:
-            raise Refused(400, f"The field {name} stands more than once")
+            raise RequestError(400, f"The field {name} stands more than once")
         else:
             separator = "; " if key == "HTTP_COOKIE" else ","
             fields[key] = f"{fields[key]}{separator}{value}"
 
 
-def _field_fault(lines: list[str]) -> Refused:
+def _field_fault(lines: list[str]) -> RequestError:
     """The refusal of a line that is no field."""
     for line in lines:
         if line.startswith((" ", "\t")):
-            return Refused(400, "Folded header lines are obsolete")
+            return RequestError(400, "Folded header lines are obsolete")
         if "\r" in line or "\n" in line:
-            return Refused(400, "A line does not end with CR LF")
+            return RequestError(400, "A line does not end with CR LF")
         if _FIELDS.fullmatch(line + "\r\n") is None:
             name = line.partition(":")[0] if ":" in line else ""
             if name and _FIELDS.fullmatch(f"{name}:\r\n"):
-                return Refused(400, f"The value of the field {name} holds a control character")
-            return Refused(400, "A header line is no field: it needs a name, a colon and a value")
-    return Refused(400, "Invalid header fields")
+                return RequestError(400, f"The value of the field {name} holds a control character")
+            return RequestError(
+                400, "A header line is no field: it needs a name, a colon and a value"
+            )
+    return RequestError(400, "Invalid header fields")
 
 
 def _add_authority(head: Head) -> None:
@@ -245,27 +247,27 @@ def _length(fields: Mapping[str, Any], minor: int) -> int:
     declared: str | None = fields.get("CONTENT_LENGTH")
     if coding is not None:
         if declared is not None:
-            raise Refused(400, "Content-Length and Transfer-Encoding exclude each other")
+            raise RequestError(400, "Content-Length and Transfer-Encoding exclude each other")
         if coding.lower() != "chunked":
             raise _coding_fault(coding.lower())
         if not minor:
-            raise Refused(400, "HTTP/1.0 has no transfer codings")
+            raise RequestError(400, "HTTP/1.0 has no transfer codings")
         return CHUNKED
     if declared is None:
         return 0
     if not (declared.isascii() and declared.isdigit() and len(declared) <= _LENGTH_DIGITS):
-        raise Refused(400, "Content-Length is not a number of bytes")
+        raise RequestError(400, "Content-Length is not a number of bytes")
     return int(declared)
 
 
-def _coding_fault(coding: str) -> Refused:
+def _coding_fault(coding: str) -> RequestError:
     """A list of codings that there are is not implemented; anything else is no list."""
     codings = [each.strip(" \t") for each in coding.split(",")]
     if codings[-1] == "chunked":
         codings.pop()
     if codings and all(each in _CODINGS for each in codings):
-        return Refused(501, "The only transfer coding that is understood is chunked")
-    return Refused(400, "Transfer-Encoding names what is no transfer coding")
+        return RequestError(501, "The only transfer coding that is understood is chunked")
+    return RequestError(400, "Transfer-Encoding names what is no transfer coding")
 
 
 def _check_beginning(data: bytes, start: int) -> None:
@@ -276,7 +278,7 @@ def _check_beginning(data: bytes, start: int) -> None:
         raise _too_large()
     lines = data.count(b"\r\n")
     if data.count(b"\n") != lines or data.count(b"\r") != lines + data.endswith(b"\r"):
-        raise Refused(400, "A line does not end with CR LF")
+        raise RequestError(400, "A line does not end with CR LF")
     line_end = data.find(b"\r\n", start)
     if line_end >= 0:
         _parse_line(str(data[start:line_end], "latin-1"))
@@ -285,7 +287,7 @@ def _check_beginning(data: bytes, start: int) -> None:
         return
     begun = str(data[start:], "latin-1").removesuffix("\r")
     if _LINE_BEGUN.fullmatch(begun) is None:
-        raise Refused(400, "Invalid request line")
+        raise RequestError(400, "Invalid request line")
 
 
 def _has_long_line(data: bytes, start: int) -> bool:
@@ -293,12 +295,12 @@ def _has_long_line(data: bytes, start: int) -> bool:
     return (len(data) if line_end < 0 else line_end) - start > limits.HTTP_LINE_BYTES
 
 
-def _line_too_long() -> Refused:
-    return Refused(414, f"The request line exceeds {limits.HTTP_LINE_BYTES} bytes")
+def _line_too_long() -> RequestError:
+    return RequestError(414, f"The request line exceeds {limits.HTTP_LINE_BYTES} bytes")
 
 
-def _too_large() -> Refused:
-    return Refused(
+def _too_large() -> RequestError:
+    return RequestError(
         431,
         f"At most {limits.HTTP_FIELDS} header fields of {limits.HTTP_FIELD_BYTES} bytes each "
         f"and {limits.HTTP_HEAD_BYTES} bytes together are taken",

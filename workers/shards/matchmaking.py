@@ -3,7 +3,7 @@
 It lives in one process of the role (`pylon.bus.shards.MATCHMAKER`). Once a second groups are
 formed; each gets a shard made where its id belongs, with a seat kept for every player, and is
 told when that is done. A process that dies loses its queue: players ask again when their status
-says `idle`. Called by `workers.shards.answers`.
+says `idle`. Called by `workers.shards.rpc_handlers`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pylon.bus.shards import DescribeAll, MakeShard, ShardsClient
 from pylon.clock import Clock
 from pylon.errors import Draining, PylonError
 from pylon.realtime.kinds import modes
-from pylon.realtime.matchmaker import Match, Matchmaker, Opening
+from pylon.realtime.matchmaker import Match, Matchmaker, OpenShard
 from workers.shards.descriptions import decoded
 
 _PERIOD_S: Final = 1.0
@@ -83,7 +83,7 @@ class Matchmaking:
         params = dict(match.params) if match.is_new else None
         command = MakeShard(match.shard_id, params, match.players, match.mode.seat_s)
         try:
-            self._shards.of_shard(command)
+            self._shards.for_shard(command)
         except PylonError as ex:  # they wait on; the next step tries again
             _log.warning("match.failed", shard=match.shard_id, code=ex.code, message=ex.message)
             self._matchmaker.failed(match)
@@ -94,10 +94,10 @@ class Matchmaking:
             self._open[match.shard_id] = match
         _log.info("match.placed", shard=match.shard_id, mode=match.mode.name, players=len(told))
 
-    def _openings(self) -> list[Opening]:
+    def _openings(self) -> list[OpenShard]:
         """The free seats of running matches. Those that have ended are forgotten."""
         try:
-            answers = self._shards.of_all(DescribeAll())
+            answers = self._shards.broadcast(DescribeAll())
         except PylonError as ex:  # then there is nothing to fill this time
             _log.warning("match.openings", code=ex.code, message=ex.message)
             return []
@@ -112,7 +112,7 @@ class Matchmaking:
                 del self._open[shard_id]
             else:
                 seats = match.mode.group_size - shard["seats_taken"]
-                openings.append(Opening(shard_id, match.mode.name, match.alike, seats))
+                openings.append(OpenShard(shard_id, match.mode.name, match.criteria, seats))
         return openings
 
     def _new_id(self) -> str:

@@ -1,7 +1,7 @@
 """The folder of recordings: one file for each recorded shard, the newest ones kept.
 
 A file's name begins with what of the shard's id can stand in one, and a hash of the rest, so
-that no id leads out of the folder or to the file of another. Called by `workers.shards.house`.
+that no id leads out of the folder or to the file of another. Called by `workers.shards.registry`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Metrics: pylon_shard_ticks_total, pylon_shard_tick_seconds, pylon_shard_lateness
 pylon_shard_inputs_total, pylon_shard_frames_total.
 
 Invariants: `run` ends never; no shard is stepped while another is; the heap is at most twice as
-long as there are shards in it. Called by `workers.shards.house`.
+long as there are shards in it. Called by `workers.shards.registry`.
 """
 
 from __future__ import annotations

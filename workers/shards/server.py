@@ -23,19 +23,19 @@ from pylon.bus.shards import CHANNEL, MATCHMAKER, ShardsClient
 from pylon.bus.writer_client import WriterClient
 from pylon.errors import PylonError, StartRefused
 from pylon.realtime.app_module import load_app_module
-from pylon.realtime.home import home_of, settled_home
 from pylon.realtime.kinds import kind_of, kinds
-from workers.boot import EXIT_CONFIG, Booted
+from pylon.realtime.placement import home_of, placement_of
+from workers.boot import EXIT_CONFIG, WorkerContext
 from workers.hub.acceptor import Acceptor
+from workers.hub.admission import SubscriberAdmission
 from workers.hub.close_codes import GOING_AWAY
 from workers.hub.hub import Hub
-from workers.hub.reception import Reception
 from workers.hub.service import Service
-from workers.shards.answers import Answers
-from workers.shards.door import MAIN_PORT, Door, Streams
-from workers.shards.house import House
+from workers.shards.handler import MAIN_PORT, ShardConnectionHandler, Streams
 from workers.shards.matchmaking import Matchmaking
-from workers.shards.seats import SeatTokens
+from workers.shards.reconnect_tokens import ReconnectTokens
+from workers.shards.registry import ShardRegistry
+from workers.shards.rpc_handlers import ShardRpcHandlers
 from workers.sse.stream import EventStreamTransport, cors_of
 from workers.ws import protocol
 from workers.ws.transport import WebSocketTransport
@@ -44,7 +44,7 @@ SIBLINGS: Final = "shards-sibling"
 _log = log.get_logger("shards")
 
 
-def serve(booted: Booted) -> NoReturn:
+def serve(booted: WorkerContext) -> NoReturn:
     """Serve until SIGTERM.
 
     Raises:
@@ -55,7 +55,7 @@ def serve(booted: Booted) -> NoReturn:
     store = booted.reader_pool
     workers = config.workers_of("shards")
     writer = WriterClient(booted.runtime, app.clock, app.random)
-    house = House(
+    house = ShardRegistry(
         store, writer, app.clock, app.random, config.data_dir / "recordings", booted.limiter,
         worker=booted.worker, workers=workers,
     )
@@ -63,7 +63,7 @@ def serve(booted: Booted) -> NoReturn:
     matchmaking = None
     if home_of(MATCHMAKER, workers) == booted.worker:
         matchmaking = Matchmaking(client, app.clock, lambda: reception.draining)
-    answers = Answers(booted.worker, house, matchmaking)
+    answers = ShardRpcHandlers(booted.worker, house, matchmaking)
     port = CallPort(booted.runtime.shards(booted.worker), CHANNEL, answers.answer)
 
     cookie_name = session_cookie(config, app.manifest).name
@@ -75,11 +75,11 @@ def serve(booted: Booted) -> NoReturn:
     stream_transport = EventStreamTransport(cors)
     hub = Hub({}, transport, app.clock)
     streams = Hub({}, stream_transport, app.clock)
-    reception = Reception(booted, hub)
+    reception = SubscriberAdmission(booted, hub)
     reception.serve(streams)
-    door = Door(
+    door = ShardConnectionHandler(
         worker=booted.worker, workers=workers, hops=config.trust_proxy_hops, store=store,
-        house=house, seats=SeatTokens(app.random),
+        house=house, seats=ReconnectTokens(app.random),
         siblings=SocketSender(booted.runtime, SIBLINGS, workers),
         handshakes=protocol.Handshakes(
             config.trust_proxy_hops, origins(config, app.manifest), cookie_name, deflates=False,
@@ -91,10 +91,14 @@ def serve(booted: Booted) -> NoReturn:
     hub.on_gone(door.gone)
     streams.on_gone(door.gone)
     acceptor = Acceptor(booted.listen_socket, door, app.clock)
-    from_http = SocketReceiver(booted.runtime, booted.role, booted.worker, acceptor.adopt)
+    from_http = SocketReceiver(
+        booted.runtime, booted.role, booted.worker, acceptor.add_passed_socket
+    )
     from_siblings = SocketReceiver(
         booted.runtime, SIBLINGS, booted.worker,
-        lambda raw, data: acceptor.adopt(raw, data[1:], on_main_port=data[:1] == MAIN_PORT),
+        lambda raw, data: acceptor.add_passed_socket(
+            raw, data[1:], on_main_port=data[:1] == MAIN_PORT
+        ),
     )
 
     def at_drain() -> None:
@@ -125,7 +129,7 @@ def _load(path: str | None) -> None:
     _log.info("app.loaded", path=path, shards=sorted(kinds()))
 
 
-def _go_on(booted: Booted, house: House, workers: int) -> None:
+def _go_on(booted: WorkerContext, house: ShardRegistry, workers: int) -> None:
     """Bring back the saved shards that live here and tick when empty."""
     store = booted.reader_pool
     try:
@@ -133,7 +137,7 @@ def _go_on(booted: Booted, house: House, workers: int) -> None:
             kind = kind_of(at_rest.id)
             if kind is None or not kind.config.tick_when_empty:
                 continue
-            if settled_home(at_rest.id, workers, store) == booted.worker:
+            if placement_of(at_rest.id, workers, store) == booted.worker:
                 house.visited(at_rest.id)
     except PylonError as ex:  # they come when somebody asks for them
         _log.warning("shards.not_restored", code=ex.code, message=ex.message)

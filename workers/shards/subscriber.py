@@ -100,10 +100,10 @@ class Subscriber:
         else:
             self.connection.send(frame)
 
-    def begin(self, greeting: bytes) -> None:
+    def begin(self, preamble: bytes) -> None:
         """Send the greeting, and what was held behind it."""
         held, self._held = self._held or [], None
-        self.connection.send(greeting + b"".join(held), 1 + len(held))
+        self.connection.send(preamble + b"".join(held), 1 + len(held))
 
     def reject(self, client_seq: int | None, reason: str) -> None:
         """`Sink.reject`: a text frame, which clients that do not know it ignore."""

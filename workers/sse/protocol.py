@@ -10,11 +10,11 @@ reconnect knows best), else ``?since=``. Called by `workers.sse.server`.
 from __future__ import annotations
 
 from pylon.auth.cookies import cookie_value
-from workers.hub.reception import Visitor
+from workers.hub.admission import ConnectRequest
 from workers.hub.request import Request, cursor_of
 
 
-def visitor_of(request: Request, early: bytes, cookie_name: str, hops: int) -> Visitor:
+def visitor_of(request: Request, early: bytes, cookie_name: str, hops: int) -> ConnectRequest:
     """Read a request's address, token and cursor.
 
     Args:
@@ -24,7 +24,7 @@ def visitor_of(request: Request, early: bytes, cookie_name: str, hops: int) -> V
     cursor = cursor_of(request.field(b"last-event-id"))
     if cursor is None:
         cursor = cursor_of(parameters.get("since"))
-    return Visitor(
+    return ConnectRequest(
         address=request.address(hops),
         token=(
             request.bearer

@@ -8,11 +8,11 @@ from typing import Final, NoReturn
 
 from pylon.auth.cookies import session_cookie
 from pylon.errors import MethodNotAllowed, PylonError
-from workers.boot import Booted
-from workers.hub import answers
+from workers.boot import WorkerContext
+from workers.hub import refusals
 from workers.hub.acceptor import Acceptor
+from workers.hub.admission import SubscriberAdmission
 from workers.hub.hub import Hub
-from workers.hub.reception import Reception
 from workers.hub.replay import Replay
 from workers.hub.request import Request
 from workers.hub.service import ChangeStream, Service
@@ -26,11 +26,11 @@ _ALLOW: Final = (("Allow", "GET, HEAD, OPTIONS"),)
 class _Door:
     """What is done with a connection to the SSE port."""
 
-    reception: Reception
+    reception: SubscriberAdmission
     replay: Replay
     transport: EventStreamTransport
     cookie_name: str
-    cors: answers.Headers
+    cors: refusals.Headers
     trust_proxy_hops: int
 
     def open(
@@ -42,7 +42,7 @@ class _Door:
             MethodNotAllowed, Draining, SocketLimit: nothing was done with the socket.
         """
         if request.method == "OPTIONS":
-            return answers.head(204, (*preflight(self.cors), ("Connection", "close")))
+            return refusals.head(204, (*preflight(self.cors), ("Connection", "close")))
         if request.method == "HEAD":
             self.reception.check()
             return head_alone(self.cors)
@@ -58,16 +58,16 @@ class _Door:
     def refusal(self, error: PylonError) -> bytes:
         """An error that the page's script may read."""
         allow = _ALLOW if isinstance(error, MethodNotAllowed) else ()
-        return answers.refusal(error, (*allow, *self.cors))
+        return refusals.refusal(error, (*allow, *self.cors))
 
 
-def serve(booted: Booted) -> NoReturn:
+def serve(booted: WorkerContext) -> NoReturn:
     """Serve until SIGTERM."""
     app = booted.app
     cors = cors_of(app.config)
     transport = EventStreamTransport(cors)
     hub = Hub({name: app.rules.of(name) for name in app.manifest.by_name}, transport, app.clock)
-    reception = Reception(booted, hub)
+    reception = SubscriberAdmission(booted, hub)
     changes = ChangeStream(booted, hub, reception)
     door = _Door(
         reception, changes.replay, transport, session_cookie(app.config, app.manifest).name, cors,

@@ -13,10 +13,10 @@ from __future__ import annotations
 from pylon import limits
 from pylon.config import Config
 from pylon.errors import PylonError
-from workers.hub import answers
-from workers.hub.answers import Headers
+from workers.hub import refusals
 from workers.hub.close_codes import GOING_AWAY
 from workers.hub.connection import Connection
+from workers.hub.refusals import Headers
 
 CONNECTED = b": connected\n\n"
 KEEPALIVE = b": keepalive\n\n"
@@ -45,7 +45,7 @@ def preflight(cors: Headers) -> Headers:
 
 
 class EventStreamTransport:
-    """`workers.hub.connection.Transport` and `workers.hub.reception.Greeter` for SSE."""
+    """`workers.hub.connection.Transport` and `workers.hub.admission.StreamTransport` for SSE."""
 
     role = "sse"
     expects_replies = False
@@ -54,17 +54,17 @@ class EventStreamTransport:
     def __init__(self, cors: Headers, heartbeat_s: float = limits.SSE_KEEPALIVE_S) -> None:
         self.heartbeat_s = heartbeat_s
         self._cors = cors
-        self.greeting = _stream_head(cors) + CONNECTED
+        self.preamble = _stream_head(cors) + CONNECTED
 
     def frame(self, seq: int, wire: bytes) -> bytes:
         """The event as one block."""
         return b"id: %d\ndata: %b\n\n" % (seq, wire)
 
-    def farewell(self, code: int, reason: str) -> bytes:
+    def close_frame(self, code: int, reason: str) -> bytes:
         """A stream just ends; when the server goes away it says when to come back."""
         return RETRY if code == GOING_AWAY else b""
 
-    def packed(self, frame: bytes, packing: int) -> bytes:
+    def packed(self, frame: bytes, deflate_window: int) -> bytes:
         """Never asked for: streams are not packed."""
         return frame
 
@@ -86,7 +86,7 @@ class EventStreamTransport:
     def refuse(self, connection: Connection, error: PylonError, *, greeted: bool) -> None:
         """Before the stream an HTTP error; within it the end: the reconnect gets the error."""
         if not greeted:
-            connection.send(answers.refusal(error, self._cors))
+            connection.send(refusals.refusal(error, self._cors))
         connection.close(_ENDED, awaits_peer=False)
 
 
@@ -96,7 +96,7 @@ def head_alone(cors: Headers) -> bytes:
 
 
 def _stream_head(cors: Headers, *, connection: str = "keep-alive") -> bytes:
-    return answers.head(200, (
+    return refusals.head(200, (
         ("Content-Type", "text/event-stream"),
         ("Cache-Control", "no-cache"),
         ("Connection", connection),

@@ -1,7 +1,7 @@
 """`python -m workers.ws`: started by the supervisor only."""
 
 # ruff: noqa: E402  (the patch must come before every other import)
-from workers.patch import patch
+from pylon.runtime.gevent_patch import patch
 
 patch()
 

@@ -25,7 +25,7 @@ import gevent
 import msgspec
 
 from pylon import limits, log, metrics
-from pylon.api.unreadable import problem_of, readable, refuse_constant
+from pylon.api.http.unreadable import problem_of, readable, refuse_constant
 from pylon.errors import InternalError, InvalidJson, PylonError
 from pylon.json_text import check_bounds
 from workers.hub.connection import ANSWERING, INTERNAL, Connection
@@ -127,7 +127,7 @@ def say(connection: Connection, message: Any) -> bool:
     """Send `message` as JSON in a text frame, packed for a client that agreed to that; False when
     the connection does not take it."""
     frame = frames.encode(frames.TEXT, msgspec.json.encode(message))
-    return connection.send(packed(frame, connection.packing))
+    return connection.send(packed(frame, connection.deflate_window))
 
 
 def error_message(error: PylonError, message: dict[str, Any]) -> dict[str, Any]:

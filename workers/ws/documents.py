@@ -27,7 +27,7 @@ from gevent.event import AsyncResult, Event
 from gevent.lock import BoundedSemaphore
 
 from pylon import limits, log, metrics
-from pylon.api.access import may_see_row, visible_row
+from pylon.api.data.access import may_see_row, visible_row
 from pylon.app import App
 from pylon.auth_context import AuthContext
 from pylon.bus.messages import DocumentsChanged
@@ -42,11 +42,11 @@ from pylon.crdt.views import hidden_runs
 from pylon.errors import CrdtDecodeFailed, LimitExceeded, NotFound, PylonError, Unavailable
 from pylon.limiter import RateLimiter
 from pylon.rates import DOCUMENT_OPENS, subject_of
-from pylon.storage.contract import DocumentUpdate, Store, StoredDocument
+from pylon.storage.interface import DocumentUpdate, Store, StoredDocument
 from pylon.storage.ops import OpenDocument
 from workers.hub.connection import Connection
 from workers.hub.hub import Hub
-from workers.tasting import Tasting
+from workers.merge_sandbox import MergeSandbox
 from workers.ws import frames
 
 Key = tuple[str, str]  # entity, row id
@@ -69,7 +69,7 @@ class Documents:
     ) -> None:
         self._app = app
         self._limiter = limiter
-        self._shown = _Shown(Tasting())
+        self._shown = _Shown(MergeSandbox())
         self._store = store
         self._writer = writer
         self._hub = hub
@@ -337,7 +337,7 @@ class _Shown:
 
     __slots__ = ("_making", "_payloads", "_size_bytes", "_tasting")
 
-    def __init__(self, tasting: Tasting) -> None:
+    def __init__(self, tasting: MergeSandbox) -> None:
         self._tasting = tasting
         self._payloads: OrderedDict[_Version, bytes] = OrderedDict()
         self._size_bytes = 0
@@ -349,7 +349,7 @@ class _Shown:
         """The document, prepared once for all who ask for it.
 
         Raises:
-            CrdtDecodeFailed, Unavailable: see `Tasting.shown`.
+            CrdtDecodeFailed, Unavailable: see `MergeSandbox.shown`.
         """
         version = (key, hash((stored.parts, runs)))
         payload = self._payloads.get(version)

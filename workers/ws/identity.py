@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pylon.auth.sessions import NOBODY
+from pylon.auth.sessions import ANONYMOUS_CALLER
 from pylon.errors import InvalidData, Unauthorized
+from workers.hub.admission import SubscriberAdmission
 from workers.hub.connection import Connection
 from workers.hub.hub import Hub
-from workers.hub.reception import Reception
 from workers.ws.conversation import Feature, say
 
 
@@ -29,7 +29,7 @@ class Identity:
 
     message_types: tuple[str, ...] = ("auth",)
 
-    def __init__(self, hub: Hub, reception: Reception, others: Iterable[Feature]) -> None:
+    def __init__(self, hub: Hub, reception: SubscriberAdmission, others: Iterable[Feature]) -> None:
         """`others`: the features that keep something for a socket."""
         self._hub = hub
         self._reception = reception
@@ -49,7 +49,7 @@ class Identity:
         caller, error = self._reception.caller_of(token)
         if error is not None:
             raise error
-        if token and caller is NOBODY:
+        if token and caller is ANONYMOUS_CALLER:
             raise Unauthorized("The token is unknown or has expired; the identity stays as it was")
         if caller != connection.caller:
             for feature in self._others:

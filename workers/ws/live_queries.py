@@ -24,7 +24,7 @@ import msgspec
 import orjson
 
 from pylon import limits, metrics
-from pylon.api.access import entity_named, readable
+from pylon.api.data.access import entity_named, readable
 from pylon.app import App
 from pylon.changelog.change import Change
 from pylon.changelog.pull import rows_of_page
@@ -38,7 +38,7 @@ from pylon.errors import (
 )
 from pylon.rates import subject_of
 from pylon.storage.clause import SqlClause
-from pylon.storage.contract import Query, Reader, Store
+from pylon.storage.interface import Query, Reader, Store
 from pylon.storage.sqlite.matching import matcher_of
 from workers.hub.connection import Connection
 from workers.hub.feed import Feed
@@ -195,7 +195,7 @@ class LiveQueries:
         self._sending_bytes += waiting_bytes
         try:
             for page in pages:
-                frame = self._transport.packed(page, connection.packing)
+                frame = self._transport.packed(page, connection.deflate_window)
                 if not _is_drained(connection) or not connection.send(frame):
                     break
         finally:
@@ -246,7 +246,7 @@ class LiveQueries:
                 if kind is not None:
                     text = diff_body(change, kind) + subscription.tail
                     frame = frames.encode(frames.TEXT, text)
-                    told.append(self._transport.packed(frame, connection.packing))
+                    told.append(self._transport.packed(frame, connection.deflate_window))
         if told and connection.send(b"".join(told), len(told)):
             metrics.LIVE_DIFFS.inc(len(told))
             metrics.MESSAGES_SENT.inc(len(told))

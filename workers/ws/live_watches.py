@@ -326,7 +326,7 @@ class Watches:
             if seq <= member.after_seq:  # its result was read ahead of the feed
                 continue
             connection = member.connection
-            key = kind, member.tail, connection.packing
+            key = kind, member.tail, connection.deflate_window
             frame = made.get(key)
             if frame is None:
                 frame = made[key] = self._frame(change, kind, member.tail, connection, made)
@@ -343,7 +343,7 @@ class Watches:
         if body is None:
             body = made[kind, b"", 0] = diff_body(change, kind)
         frame = frames.encode(frames.TEXT, body + tail)
-        return self._transport.packed(frame, connection.packing)
+        return self._transport.packed(frame, connection.deflate_window)
 
 
 def text_bytes(change: Change) -> int:

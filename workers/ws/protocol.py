@@ -29,7 +29,7 @@ from pylon.auth.cookies import cookie_value
 from pylon.auth.origin import Origins
 from pylon.errors import BadUpgrade, PylonError
 from pylon.imports import mentioning
-from workers.hub import answers
+from workers.hub import refusals
 from workers.hub.request import Request
 from workers.ws.deflate import Deflate, negotiate
 
@@ -54,9 +54,9 @@ class Handshake:
 
     address: str
     token: str | None
-    seat: str | None  # the token of a place in a shard (`workers.shards.seats`)
+    seat: str | None  # the token of a place in a shard (`workers.shards.reconnect_tokens`)
     parameters: dict[str, str]
-    packing: int  # the window of the permessage-deflate that `answer` agrees to; 0: none
+    deflate_window: int  # the window of the permessage-deflate that `answer` agrees to; 0: none
     answer: bytes  # the 101, whole
 
 
@@ -103,12 +103,12 @@ class Handshakes:
         return cookie_value(request.field(b"cookie"), self.cookie_name)
 
 
-def refusal(error: PylonError, more: answers.Headers = ()) -> bytes:
+def refusal(error: PylonError, more: refusals.Headers = ()) -> bytes:
     """The answer to a request that is not let in; `more`: headers that it has besides."""
     if isinstance(error, BadUpgrade):
         headers = (("Upgrade", "websocket"), ("Sec-WebSocket-Version", _VERSION))
-        return answers.refusal(error, (*headers, *more), _UPGRADE_REQUIRED)
-    return answers.refusal(error, more)
+        return refusals.refusal(error, (*headers, *more), _UPGRADE_REQUIRED)
+    return refusals.refusal(error, more)
 
 
 def chosen_item(offered: str | None, prefix: str = _BEARER) -> str | None:

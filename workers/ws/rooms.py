@@ -25,13 +25,13 @@ import msgspec
 from gevent.event import Event
 
 from pylon import limits, log, metrics
-from pylon.bus.room_news import RoomNewsSubscriber
+from pylon.bus.room_updates import RoomUpdatesSubscriber
 from pylon.bus.rooms_client import RoomsClient
 from pylon.bus.rooms_messages import (
     Alive,
     Relay,
-    RoomNews,
     RoomTick,
+    RoomUpdates,
     Snapshots,
     SocketClosed,
     Subscribe,
@@ -89,11 +89,11 @@ class _Framed:
 
     def send(self, connection: Connection) -> None:
         """Send all of them in one write."""
-        packing = connection.packing
-        data = self._by_packing.get(packing)
+        deflate_window = connection.deflate_window
+        data = self._by_packing.get(deflate_window)
         if data is None:
-            packed = [self._pack(frame, packing) for frame in self._frames]
-            data = self._by_packing[packing] = b"".join(packed)
+            packed = [self._pack(frame, deflate_window) for frame in self._frames]
+            data = self._by_packing[deflate_window] = b"".join(packed)
         if data and connection.send(data, self.count):
             metrics.MESSAGES_SENT.inc(self.count)
 
@@ -104,7 +104,7 @@ class Rooms:
     message_types: tuple[str, ...] = (_SUBSCRIBE, _UNSUBSCRIBE, "presence", "topic")
 
     def __init__(
-        self, hub: Hub, client: RoomsClient, news: RoomNewsSubscriber, limiter: RateLimiter, *,
+        self, hub: Hub, client: RoomsClient, news: RoomUpdatesSubscriber, limiter: RateLimiter, *,
         unscoped: bool,
     ) -> None:
         self._hub = hub
@@ -192,7 +192,7 @@ class Rooms:
         self._spend(connection, ROOM_MESSAGES_BY_USER, ROOM_MESSAGES_BY_ADDRESS)
         while (
             self._relayed.get(connection, 0) >= limits.ROOM_RELAYS
-            or self._relays_bytes > limits.BUS_ROOM_NEWS_BYTES
+            or self._relays_bytes > limits.BUS_ROOM_UPDATES_BYTES
         ):
             self._relays_left.wait()  # meanwhile the client is not read
             if not connection.is_open:
@@ -225,7 +225,7 @@ class Rooms:
         while True:
             self._hear(self._news.receive())
 
-    def _hear(self, news: RoomNews) -> None:
+    def _hear(self, news: RoomUpdates) -> None:
         known = self._counter
         if news.generation != self._generation:
             self._generation = news.generation

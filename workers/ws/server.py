@@ -13,15 +13,15 @@ from typing import NoReturn
 from pylon.auth.cookies import session_cookie
 from pylon.auth.origin import origins
 from pylon.bus.passing import SocketReceiver
-from pylon.bus.room_news import RoomNewsSubscriber
+from pylon.bus.room_updates import RoomUpdatesSubscriber
 from pylon.bus.rooms_client import RoomsClient
 from pylon.bus.shards import ShardsClient
 from pylon.bus.writer_client import WriterClient
 from pylon.errors import PylonError
-from workers.boot import Booted
+from workers.boot import WorkerContext
 from workers.hub.acceptor import Acceptor
+from workers.hub.admission import ConnectRequest, SubscriberAdmission
 from workers.hub.hub import Hub
-from workers.hub.reception import Reception, Visitor
 from workers.hub.replay import Replay
 from workers.hub.request import Request, cursor_of
 from workers.hub.service import ChangeStream, Service
@@ -40,7 +40,7 @@ class _Door:
     """What is done with a connection to the WebSocket port."""
 
     handshakes: protocol.Handshakes
-    reception: Reception
+    reception: SubscriberAdmission
     replay: Replay
     transport: WebSocketTransport
 
@@ -50,8 +50,9 @@ class _Door:
         """Stream changes to a client."""
         handshake = self.handshakes.read(request, on_main_port=on_main_port)
         cursor = cursor_of(handshake.parameters.get("since"))
-        visitor = Visitor(
-            handshake.address, handshake.token, cursor, early, handshake.answer, handshake.packing,
+        visitor = ConnectRequest(
+            handshake.address, handshake.token, cursor, early, handshake.answer,
+            handshake.deflate_window,
             wants_changes=handshake.parameters.get("changes") != "0",
         )
         self.reception.stream(raw, visitor, self.replay, self.transport)
@@ -61,7 +62,7 @@ class _Door:
         return protocol.refusal(error)
 
 
-def serve(booted: Booted) -> NoReturn:
+def serve(booted: WorkerContext) -> NoReturn:
     """Serve until SIGTERM."""
     app = booted.app
     transport = WebSocketTransport(
@@ -69,11 +70,11 @@ def serve(booted: Booted) -> NoReturn:
         counts_addresses=app.config.sockets_per_ip > 0,
     )
     hub = Hub({name: app.rules.of(name) for name in app.manifest.by_name}, transport, app.clock)
-    reception = Reception(booted, hub)
+    reception = SubscriberAdmission(booted, hub)
     changes = ChangeStream(booted, hub, reception)
     live = LiveQueries(app, booted.reader_pool, changes.feed, hub, app.clock)
     rooms = Rooms(
-        hub, RoomsClient(booted.runtime, app.random), RoomNewsSubscriber(booted.runtime),
+        hub, RoomsClient(booted.runtime, app.random), RoomUpdatesSubscriber(booted.runtime),
         booted.limiter, unscoped=app.config.ws_unscoped_presence,
     )
     writer = WriterClient(booted.runtime, app.clock, app.random)
@@ -93,7 +94,7 @@ def serve(booted: Booted) -> NoReturn:
     )
     door = _Door(handshakes, reception, changes.replay, transport)
     acceptor = Acceptor(booted.listen_socket, door, app.clock)
-    passed = SocketReceiver(booted.runtime, booted.role, booted.worker, acceptor.adopt)
+    passed = SocketReceiver(booted.runtime, booted.role, booted.worker, acceptor.add_passed_socket)
     service = Service(booted, (hub,), acceptor, reception, passed=(passed,))
     rooms.start(service.spawn)
     documents.start(service.spawn)

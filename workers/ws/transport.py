@@ -37,10 +37,11 @@ _OVER: Final = {
 
 
 class WebSocketTransport:
-    """`workers.hub.connection.Transport` and `workers.hub.reception.Greeter` for WebSocket."""
+    """`workers.hub.connection.Transport` and `workers.hub.admission.StreamTransport` for
+    WebSocket."""
 
     expects_replies = True
-    greeting = b""  # the handshake's 101 was all
+    preamble = b""  # the handshake's 101 was all
     heartbeat = frames.encode(frames.PING, b"")
 
     def __init__(
@@ -60,11 +61,11 @@ class WebSocketTransport:
         """The event's JSON as one text frame."""
         return frames.encode(frames.TEXT, wire)
 
-    def packed(self, frame: bytes, packing: int) -> bytes:
+    def packed(self, frame: bytes, deflate_window: int) -> bytes:
         """See the function."""
-        return packed(frame, packing)
+        return packed(frame, deflate_window)
 
-    def farewell(self, code: int, reason: str) -> bytes:
+    def close_frame(self, code: int, reason: str) -> bytes:
         """A close frame."""
         if code == _NO_STATUS:
             return frames.encode(frames.CLOSE, b"")
@@ -76,7 +77,7 @@ class WebSocketTransport:
         if inbox is None:  # most clients never send more than pongs
             if frames.is_pong(data):
                 return
-            parser = frames.Parser(self._max_message_bytes, unpacks=connection.packing != 0)
+            parser = frames.Parser(self._max_message_bytes, unpacks=connection.deflate_window != 0)
             inbox = Inbox(parser, self._addresses.of(connection.address))
             connection.receiver = inbox
         self._step(connection, inbox, data)
@@ -96,7 +97,7 @@ class WebSocketTransport:
         if inbox is None or connection.caller.auth.is_admin:
             return
         # PERF: 1 MiB of JSON takes 15 ms to pack, and 1 ms to send as it is.
-        share = 1 if connection.packing else limits.SOCKET_ANSWER_SHARE
+        share = 1 if connection.deflate_window else limits.SOCKET_ANSWER_SHARE
         now_s = self._clock.monotonic_s()
         wait_s = inbox.spend(work_bytes + answer_bytes // share, now_s)
         if wait_s > 0.0:
@@ -183,11 +184,11 @@ class WebSocketTransport:
             connection.close(OVERFLOW, error.code)
 
 
-def packed(frame: bytes, packing: int) -> bytes:
-    """The frame compressed with a window of `packing` bits, if that makes it smaller."""
-    if not packing or len(frame) < limits.DEFLATE_MIN_BYTES:
+def packed(frame: bytes, deflate_window: int) -> bytes:
+    """The frame compressed with a window of `deflate_window` bits, if that makes it smaller."""
+    if not deflate_window or len(frame) < limits.DEFLATE_MIN_BYTES:
         return frame
-    payload = deflate.pack(frames.payload_of(frame), packing)
+    payload = deflate.pack(frames.payload_of(frame), deflate_window)
     made = frames.encode(frame[0] & 0x0F, payload, packed=True)
     if len(made) >= len(frame):
         return frame

@@ -19,7 +19,7 @@ from pylon import limits
 from pylon.errors import InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity, FieldType
 from pylon.storage.clause import SqlClause
-from pylon.storage.contract import Aggregate, Figure, Group
+from pylon.storage.interface import Aggregate, Aggregation, Group
 from pylon.storage.names import quote
 from pylon.storage.sqlite.conditions import NUMBERS, field_of, parse_where
 from pylon.storage.where import ALL
@@ -77,13 +77,13 @@ def parse_aggregate(entity: Entity, body: object, allowed: SqlClause = ALL) -> A
     return Aggregate(figures, groups, wanted)
 
 
-def _figures(entity: Entity, body: dict[str, Any]) -> Iterator[Figure]:
+def _figures(entity: Entity, body: dict[str, Any]) -> Iterator[Aggregation]:
     count = body.get("count")
     if count == "*":
-        yield Figure("count", "count")
+        yield Aggregation("count", "count")
     elif isinstance(count, str):
         name = field_of(entity, count).name
-        yield Figure(f"count_{name}", "count", name)
+        yield Aggregation(f"count_{name}", "count", name)
     elif count is not None:
         raise InvalidQuery('count takes "*" or the name of a field')
     for kind, prefix in _LISTS.items():
@@ -93,7 +93,7 @@ def _figures(entity: Entity, body: dict[str, Any]) -> Iterator[Figure]:
                 raise InvalidQuery(
                     f"{kind} works on numbers, and {field.name} is {field.type.value}"
                 )
-            yield Figure(prefix + field.name, kind, field.name)
+            yield Aggregation(prefix + field.name, kind, field.name)
 
 
 def _groups(entity: Entity, asked: object) -> Iterator[Group]:
@@ -141,7 +141,7 @@ def aggregate_rows(
     fetch: Callable[[str, tuple[object, ...]], list[tuple[Any, ...]]],
     entity: Entity, aggregate: Aggregate,
 ) -> list[dict[str, Any]]:
-    """See `pylon.storage.contract.Reader.aggregate`.
+    """See `pylon.storage.interface.Reader.aggregate`.
 
     Args:
         fetch: runs a statement and gives all its rows.
@@ -175,7 +175,7 @@ def aggregate_rows(
     return rows
 
 
-def _figure(entity: Entity, figure: Figure) -> tuple[list[str], _Decode]:
+def _figure(entity: Entity, figure: Aggregation) -> tuple[list[str], _Decode]:
     """The columns of a figure, and how they make its value."""
     if figure.field is None:
         return ["count(*)"], next

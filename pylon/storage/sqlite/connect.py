@@ -14,7 +14,8 @@ import apsw
 
 from pylon import limits
 from pylon.errors import InternalError, LimitExceeded, PylonError, QueryTimeout, StoreUnavailable
-from pylon.storage.sqlite import memory, pragmas
+from pylon.runtime import memory
+from pylon.storage.sqlite import pragmas
 from pylon.storage.sqlite.error_text import error_text
 
 STATEMENT_CACHE: Final = 256

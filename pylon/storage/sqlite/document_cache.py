@@ -52,7 +52,7 @@ class RowSet:
 
 
 @dataclass(slots=True)
-class Kept:
+class CachedDocument:
     """A decoded document, and what is stored of it."""
 
     document: Document
@@ -95,18 +95,18 @@ class DocumentCache:
     __slots__ = ("_bytes", "_kept", "_sizes", "_touched")
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Key, Kept] = OrderedDict()
+        self._kept: OrderedDict[Key, CachedDocument] = OrderedDict()
         self._sizes: dict[Key, int] = {}
         self._bytes = 0
         self._touched: set[Key] = set()
 
-    def find(self, key: Key) -> Kept | None:
+    def find(self, key: Key) -> CachedDocument | None:
         kept = self._kept.get(key)
         if kept is not None:
             self._kept.move_to_end(key)
         return kept
 
-    def put(self, key: Key, kept: Kept) -> None:
+    def put(self, key: Key, kept: CachedDocument) -> None:
         """Keep it, or note its size anew; others may have to go."""
         size_bytes = _DECODED_BYTES + _DECODED_FACTOR * kept.stored_bytes
         self._bytes += size_bytes - self._sizes.get(key, 0)

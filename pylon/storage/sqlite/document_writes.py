@@ -5,9 +5,9 @@ changes the document in the same transaction, and each push to the document the 
 that is read from the store is first brought in line with its row, so it does not matter whether
 the row was changed meanwhile by a schema change, by another server or by hand: the row is right.
 
-A change of a field that decides who may read the row (`Kept.view`) is stored as a whole document,
-in place of all updates before it, with a note of its readers since: followers read the document
-anew, without the content that was hidden from them (`pylon.crdt.redaction`).
+A change of a field that decides who may read the row (`CachedDocument.view`) is stored as a whole
+document, in place of all updates before it, with a note of its readers since: followers read the
+document anew, without the content that was hidden from them (`pylon.crdt.redaction`).
 
 Invariants: a refused request leaves nothing, neither stored nor in the decoded document (which is
 thrown away); what is stored of a push is what our own document exports, never the client's
@@ -30,10 +30,10 @@ from pylon.clock import Clock
 from pylon.crdt.document import Document, refuse_reserved, too_large
 from pylon.errors import CrdtApplyFailed, CrdtDecodeFailed, NotFound, PylonError
 from pylon.log import get_logger
-from pylon.storage.contract import DocumentView
+from pylon.storage.interface import DocumentView
 from pylon.storage.ops import OpenDocument, PushDocument, WriteReply
 from pylon.storage.sqlite import documents, meta
-from pylon.storage.sqlite.document_cache import DocumentCache, Kept, Key, RowSet, facts_of
+from pylon.storage.sqlite.document_cache import CachedDocument, DocumentCache, Key, RowSet, facts_of
 from pylon.storage.sqlite.journal import Journal
 from pylon.storage.sqlite.table import Table
 
@@ -55,7 +55,7 @@ class Change:
     """A change of a document that is not stored yet: an update, or all of it."""
 
     key: Key
-    kept: Kept
+    kept: CachedDocument
     data: bytes
     whole: bool
 
@@ -268,17 +268,17 @@ class DocumentWrites:
 
     # --- Documents -------------------------------------------------------------------------
 
-    def _open(self, table: Table, key: Key, row: Mapping[str, Any]) -> Kept:
+    def _open(self, table: Table, key: Key, row: Mapping[str, Any]) -> CachedDocument:
         """The row's document, in line with the row; a new one if there is none."""
         kept = self._find(table, key, row)
         if kept is None:
             refuse_reserved(table.entity)
             document = _made(table, row)
-            kept = Kept(document, None, 0, 0, begun=document.encoded_version())
+            kept = CachedDocument(document, None, 0, 0, begun=document.encoded_version())
             self._cache.put(key, kept)
         return kept
 
-    def _find(self, table: Table, key: Key, row: Mapping[str, Any]) -> Kept | None:
+    def _find(self, table: Table, key: Key, row: Mapping[str, Any]) -> CachedDocument | None:
         """The row's document, in line with the row; None if there is none."""
         kept = self._cache.find(key)
         if kept is not None:
@@ -295,7 +295,7 @@ class DocumentWrites:
             document.assign({name: row.get(name) for name in different})
         except CrdtDecodeFailed as error:
             return self._anew(table, key, row, error)
-        kept = Kept(
+        kept = CachedDocument(
             document, version, stored.number, len(stored.snapshot), len(stored.updates),
             sum(len(data) for data in stored.updates),
         )
@@ -311,15 +311,15 @@ class DocumentWrites:
 
     def _anew(
         self, table: Table, key: Key, row: Mapping[str, Any], error: PylonError
-    ) -> Kept:
+    ) -> CachedDocument:
         """A document of the row as it is, in place of one that cannot be used."""
         _log.error("document.unreadable", entity=key[0], row_id=key[1], error=error.message)
-        kept = Kept(_made(table, row), None, 0, 0, unreadable=True)
+        kept = CachedDocument(_made(table, row), None, 0, 0, unreadable=True)
         self._cache.put(key, kept)
         return kept
 
     def _check_history(
-        self, key: Key, kept: Kept, row_json: bytes, journal: Journal
+        self, key: Key, kept: CachedDocument, row_json: bytes, journal: Journal
     ) -> None:
         """See that a merge cannot take long: it may have to go through the whole history.
 
@@ -333,7 +333,7 @@ class DocumentWrites:
         if kept.stored_bytes > most_bytes:
             raise too_large()
 
-    def _fold(self, key: Key, kept: Kept, now_s: int) -> None:
+    def _fold(self, key: Key, kept: CachedDocument, now_s: int) -> None:
         """Make the snapshot current, and drop all updates but the newest."""
         try:
             snapshot = kept.document.snapshot()
@@ -364,7 +364,7 @@ def _names_differing(document: Document, table: Table, row: Mapping[str, Any]) -
         return [field.name for field in table.entity.fields]
 
 
-def _change(key: Key, kept: Kept, *, bounded: bool = True) -> Change:
+def _change(key: Key, kept: CachedDocument, *, bounded: bool = True) -> Change:
     """What of the document is not stored, and has to be.
 
     Raises:

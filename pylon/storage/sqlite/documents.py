@@ -21,7 +21,7 @@ from typing import Any, Final
 import apsw
 
 from pylon import limits
-from pylon.storage.contract import DocumentUpdate, DocumentView, StoredDocument
+from pylon.storage.interface import DocumentUpdate, DocumentView, StoredDocument
 
 _SNAPSHOT: Final = "SELECT snapshot FROM _pylon_crdt_snapshots WHERE entity = ? AND row_id = ?"
 _UPDATES: Final = (

@@ -30,14 +30,11 @@ from pylon.errors import (
     StartRefused,
     StoreUnavailable,
 )
-from pylon.errors.wire import WriteError
+from pylon.errors.wire import WireError
 from pylon.log import get_logger
 from pylon.manifest.model import Manifest
-from pylon.schema.apply import prepare_store
-from pylon.schema.indexes import put_indexes
-from pylon.schema.search import renew
-from pylon.storage.contract import BatchResult, Refusal
 from pylon.storage.events import ChangeBatch
+from pylon.storage.interface import BatchRefusal, BatchResult
 from pylon.storage.ops import (
     DeleteRow,
     DropSession,
@@ -67,6 +64,9 @@ from pylon.storage.sqlite.file_watch import FileProblem, FileWatch
 from pylon.storage.sqlite.journal import Journal
 from pylon.storage.sqlite.large_rows import DeferredError
 from pylon.storage.sqlite.row_writes import RowWrites, replayed
+from pylon.storage.sqlite.schema.apply import prepare_store
+from pylon.storage.sqlite.schema.indexes import put_indexes
+from pylon.storage.sqlite.schema.search import renew
 from pylon.storage.sqlite.search import SearchIndex, text_fields
 from pylon.storage.sqlite.table import Table
 
@@ -77,11 +77,11 @@ _log: Final = get_logger("engine")
 
 
 class SqliteEngine:
-    """`pylon.storage.contract.WriteEngine` on one SQLite file."""
+    """`pylon.storage.interface.WriteEngine` on one SQLite file."""
 
     def __init__(
         self, conn: apsw.Connection, manifest: Manifest, rules: RuleSet, clock: Clock,
-        fillers: Mapping[str, Mapping[str, object]], row_max_bytes: int,
+        retained_columns: Mapping[str, Mapping[str, object]], row_max_bytes: int,
     ) -> None:
         """Used by `open`; the connection is prepared and becomes the engine's own."""
         self._conn = conn
@@ -90,7 +90,7 @@ class SqliteEngine:
         self._manifest = manifest
         tables = {
             e.name: Table(
-                e, rules.of(e.name), fillers.get(e.name, {}),
+                e, rules.of(e.name), retained_columns.get(e.name, {}),
                 SearchIndex(conn, e) if text_fields(e) else None, row_max_bytes,
             )
             for e in manifest.entities
@@ -103,7 +103,7 @@ class SqliteEngine:
         self._file = FileWatch(conn.filename, clock)
         self._file_problem: FileProblem | None = None
         self.head = log.head_seq(conn)
-        self._carry_out: dict[type, Callable[[int, Any, Journal], WriteReply]] = {
+        self._handlers: dict[type, Callable[[int, Any, Journal], WriteReply]] = {
             InsertRow: rows.insert,
             UpdateRow: rows.update,
             DeleteRow: rows.delete,
@@ -153,7 +153,7 @@ class SqliteEngine:
             boot = epochs.read_boot_id() if boot_id is None else boot_id
             epochs.begin_run(conn, durability, boot, clock)
             pragmas.set_durability(conn, durability)
-            return cls(conn, manifest, rules, clock, prepared.fillers, row_max_bytes)
+            return cls(conn, manifest, rules, clock, prepared.retained_columns, row_max_bytes)
         except apsw.Error as error:
             if conn is not None:
                 conn.close()
@@ -214,7 +214,7 @@ class SqliteEngine:
         replies: list[WriteReply] = []
         deferred: list[WriteRequest] = []
         is_deferring = False  # until the end of the call whose request was deferred
-        carry_out = self._carry_out
+        carry_out = self._handlers
         self._large.begin(large_bytes)
         self._execute("BEGIN IMMEDIATE")
         try:
@@ -230,7 +230,7 @@ class SqliteEngine:
                 try:
                     replies.append(carry_out[type(op)](request.id, op, journal))
                 except PylonError as error:
-                    replies.append(WriteReply(request.id, error=WriteError.of(error)))
+                    replies.append(WriteReply(request.id, error=WireError.of(error)))
                 except DeferredError:
                     deferred.append(request)
                     is_deferring = request.has_more
@@ -240,7 +240,7 @@ class SqliteEngine:
                     # Not foreseen, so nobody knows how far it came: undo everything, and do
                     # the batch again without it.
                     _log.exception("write.broken", error=error, op=type(op).__name__)
-                    failure = WriteError.of(InternalError("the write failed unexpectedly"))
+                    failure = WireError.of(InternalError("the write failed unexpectedly"))
                     broken[position] = WriteReply(request.id, error=failure)
                     return None
             self._finish(journal)
@@ -272,14 +272,14 @@ class SqliteEngine:
         self, requests: Sequence[WriteRequest], cause: apsw.Error, started_s: float
     ) -> BatchResult:
         text = error_text(cause)
-        error = WriteError.of(
+        error = WireError.of(
             StoreUnavailable(
                 f"the database is not available, nothing was written: {text}",
                 hint="see the server's log; free space on the disk if it is full",
             )
         )
         replies = [WriteReply(r.id, error=error) for r in requests]
-        refusal = Refusal(refusal_reason(cause), f"{self._conn.filename}: {text}")
+        refusal = BatchRefusal(refusal_reason(cause), f"{self._conn.filename}: {text}")
         return BatchResult(
             replies, None, self._clock.monotonic_s() - started_s, refusal=refusal
         )
@@ -287,7 +287,7 @@ class SqliteEngine:
     def _refuse_file(
         self, requests: Sequence[WriteRequest], problem: FileProblem, started_s: float
     ) -> BatchResult:
-        error = WriteError.of(
+        error = WireError.of(
             StoreUnavailable(
                 "the database file is no longer in its place, nothing was written",
                 hint="see the server's log, which says what to do",
@@ -295,7 +295,7 @@ class SqliteEngine:
         )
         replies = [WriteReply(r.id, error=error) for r in requests]
         return BatchResult(
-            replies, None, self._clock.monotonic_s() - started_s, refusal=Refusal(*problem)
+            replies, None, self._clock.monotonic_s() - started_s, refusal=BatchRefusal(*problem)
         )
 
     # --- What is not one row's ----------------------------------------------------------
@@ -313,11 +313,11 @@ class SqliteEngine:
         try:
             for position, step in enumerate(op.ops):
                 try:
-                    done.append(self._carry_out[type(step)](position, step, journal))
+                    done.append(self._handlers[type(step)](position, step, journal))
                     _check_transact_size(journal.step_bytes)
                 except PylonError as error:
                     del done[position:]
-                    done.append(WriteReply(position, error=WriteError.of(error)))
+                    done.append(WriteReply(position, error=WireError.of(error)))
                     self._undo_transact(journal)
                     return WriteReply(number, results=done)
                 except DeferredError:

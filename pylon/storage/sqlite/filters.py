@@ -14,7 +14,7 @@ from pylon import limits
 from pylon.errors import InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity
 from pylon.storage.clause import SqlClause
-from pylon.storage.contract import Query
+from pylon.storage.interface import Query
 from pylon.storage.sqlite.conditions import field_of, filter_object, parse_where
 from pylon.storage.sqlite.search import match_of, text_fields
 from pylon.storage.where import ALL

@@ -25,7 +25,7 @@ import orjson
 
 from pylon import limits
 from pylon.errors import LimitExceeded
-from pylon.storage.contract import GraphInclude, GraphNode
+from pylon.storage.interface import GraphInclude, GraphNode
 from pylon.storage.names import quote
 from pylon.storage.where import ALL, NOTHING
 
@@ -53,7 +53,7 @@ def _has_many(include: GraphInclude) -> bool:
 
 
 def graph_json(fetch: Fetch, nodes: Sequence[GraphNode]) -> bytes:
-    """See `pylon.storage.contract.Reader.graph`.
+    """See `pylon.storage.interface.Reader.graph`.
 
     Args:
         fetch: runs a statement and gives all its rows.

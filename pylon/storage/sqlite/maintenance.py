@@ -16,10 +16,10 @@ import apsw
 
 from pylon import limits
 from pylon.manifest.model import Entity
-from pylon.schema.ddl import JSON_COLUMN, SEQ_COLUMN
 from pylon.storage.names import quote
 from pylon.storage.ops import PruneLog
 from pylon.storage.sqlite import log
+from pylon.storage.sqlite.schema.ddl import JSON_COLUMN, SEQ_COLUMN
 
 _OLDEST: Final = (
     "SELECT seq, timestamp, ifnull(octet_length(data), 0) + ifnull(octet_length(prev_data), 0) "

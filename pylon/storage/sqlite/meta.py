@@ -1,10 +1,10 @@
 """`_pylon_meta`: the few facts about a database that outlive a run.
 
 Keys: `lineage` (made with the database, kept by its backups), `history_rows`, `schema_format`
-and `indexes` (see `pylon.schema.history`), `shape:<Entity>` (see `pylon.schema.apply`),
-`search:<Entity>` (see `pylon.schema.search`), `short_rows:<Entity>` (see `short_rows`),
-`document_rules:<Entity>` (see `document_writes`), `boot_id`, `clean` and `durability` of the newest
-run (see `epochs`).
+and `indexes` (see `pylon.storage.sqlite.schema.history`), `shape:<Entity>` (see
+`pylon.storage.sqlite.schema.apply`), `search:<Entity>` (see `pylon.storage.sqlite.schema.search`),
+`short_rows:<Entity>` (see `short_rows`), `document_rules:<Entity>` (see `document_writes`),
+`boot_id`, `clean` and `durability` of the newest run (see `epochs`).
 """
 
 from __future__ import annotations

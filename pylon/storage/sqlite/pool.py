@@ -14,7 +14,7 @@ Bound: `limits.READ_CONNECTIONS` connections, of which a caller has at most
 `limits.SCANS_PER_CALLER`; a scan that finds none free waits in its caller's queue
 (`pylon.admission`), at most `limits.READ_TIMEOUT_S`, then QueryTimeout. Metrics:
 pylon_db_pool_wait_seconds, pylon_reads_moved_total, pylon_admission_waiting{queue="scan"}.
-Used by the workers, one pool each: it is their `pylon.storage.contract.Store`.
+Used by the workers, one pool each: it is their `pylon.storage.interface.Store`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ import gevent
 
 from pylon import limits
 from pylon.admission import Admission
-from pylon.clock import Clock, SystemClock, WorkClock
+from pylon.clock import Clock, CpuTimeClock, SystemClock
 from pylon.errors import QueryTimeout
 from pylon.manifest.model import Manifest
 from pylon.metrics.families import POOL_WAIT, READS_MOVED
-from pylon.storage.contract import SERVER, Reader
+from pylon.storage.interface import SERVER, Reader
 from pylon.storage.sqlite.reader import SqliteReader
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class ReaderPool:
             StoreUnavailable: the database cannot be opened.
         """
         self._clock = clock or SystemClock()
-        self._inline = SqliteReader(path, manifest, WorkClock(), _INLINE_CHECK_STEPS)
+        self._inline = SqliteReader(path, manifest, CpuTimeClock(), _INLINE_CHECK_STEPS)
         self._scanners = [
             SqliteReader(path, manifest, self._clock) for _ in range(connections - 1)
         ]

@@ -1,4 +1,4 @@
-"""One read-only SQLite connection: `pylon.storage.contract.Reader`.
+"""One read-only SQLite connection: `pylon.storage.interface.Reader`.
 
 Rows are answered from their stored JSON. A list is joined inside SQLite with a separator that
 no JSON text can contain and split again here: the same speed as a row at a time (measured:
@@ -30,19 +30,19 @@ from pylon.clock import Clock, SystemClock
 from pylon.errors import EntityNotFound, LimitExceeded, PylonError, QueryTimeout
 from pylon.manifest.model import Manifest
 from pylon.storage.clause import SqlClause, Work
-from pylon.storage.contract import (
+from pylon.storage.events import ChangeEvent
+from pylon.storage.interface import (
     Aggregate,
     DocumentUpdate,
+    FacetCounts,
     GraphNode,
     Query,
     Reader,
     SessionRow,
-    ShardAtRest,
     StoredDocument,
-    Tally,
+    StoredShard,
 )
-from pylon.storage.events import ChangeEvent
-from pylon.storage.sqlite import documents, log, sessions, shards, tally
+from pylon.storage.sqlite import documents, facet_counts, log, sessions, shards
 from pylon.storage.sqlite.aggregate import aggregate_rows
 from pylon.storage.sqlite.connect import open_reader, translate
 from pylon.storage.sqlite.deadline import Deadline
@@ -90,7 +90,7 @@ class _Bounded:
 
 
 class SqliteReader:
-    """See `pylon.storage.contract.Reader` for the methods' promises."""
+    """See `pylon.storage.interface.Reader` for the methods' promises."""
 
     __slots__ = (
         "_bounded", "_by_name", "_clock", "_conn", "_deadline", "_execute", "_pattern_of",
@@ -247,14 +247,14 @@ class SqliteReader:
         found = self._one(f"SELECT count(*) FROM {sql.table} WHERE {where.sql}", where.params)
         return int(found)
 
-    def tally(
+    def facet_counts(
         self, entity: str, where: SqlClause, fields: Sequence[str], most: int
-    ) -> Tally:
+    ) -> FacetCounts:
         sql = self._sql(entity)
         if self._deadline.in_group and where.work:
             self._refuse_long(entity, where)
-        select = tally.statement(sql.table, where, fields, most)
-        return tally.fold(fields, self._all(select.sql, select.params))
+        select = facet_counts.statement(sql.table, where, fields, most)
+        return facet_counts.fold(fields, self._all(select.sql, select.params))
 
     def graph(self, nodes: Sequence[GraphNode]) -> bytes:
         for node in nodes:
@@ -295,10 +295,10 @@ class SqliteReader:
     def session(self, session_id: str) -> SessionRow | None:
         return self._ask(sessions.find, session_id)
 
-    def shard(self, shard_id: str) -> ShardAtRest | None:
+    def shard(self, shard_id: str) -> StoredShard | None:
         return self._ask(shards.find, shard_id)
 
-    def shards(self, limit: int) -> list[ShardAtRest]:
+    def shards(self, limit: int) -> list[StoredShard]:
         return self._ask(shards.listed, limit)
 
     def session_ends(self, session_ids: Sequence[str]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pylon.manifest.model import Entity, FieldType
 from pylon.storage.clause import SqlClause
-from pylon.storage.contract import Query
+from pylon.storage.interface import Query
 from pylon.storage.names import quote
 from pylon.storage.sqlite.graph import order_by
 from pylon.storage.sqlite.search import RELEVANCE, relevant

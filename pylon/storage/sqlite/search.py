@@ -10,7 +10,8 @@ in the FTS table, but SQLite 3.54 forgets to drop and to rename what it keeps it
 Invariants: `SearchIndex` writes in the transaction of the row's change and through the same
 connection, so index and rows are of one commit; a user's text is never FTS5 syntax, for each
 word of it becomes a quoted string. The engine calls the index, the API and the filter parser
-`search_clause` and `match_of`; `pylon.schema.search` makes, drops and checks the tables.
+`search_clause` and `match_of`; `pylon.storage.sqlite.schema.search` makes, drops and checks the
+tables.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def index_table(entity: Entity) -> str:
     return f"_fts_{entity.name}"
 
 
-def numbers_table(entity: Entity) -> str:
+def rowid_table(entity: Entity) -> str:
     """The name of the table of row ids and their row numbers in the FTS5 table."""
     return f"_pylon_search_{entity.name}"
 
@@ -146,7 +147,7 @@ def relevant(entity: Entity) -> str:
 
 
 def _matches(entity: Entity, rank: str = "") -> str:
-    table, numbers = quote(index_table(entity)), quote(numbers_table(entity))
+    table, numbers = quote(index_table(entity)), quote(rowid_table(entity))
     ranked = f", bm25({table}) AS {rank}" if rank else ""
     return (
         f'{numbers}.id AS ".id"{ranked} FROM {table} CROSS JOIN {numbers} '
@@ -210,7 +211,7 @@ class SearchIndex:
         """Args: `entity` has text fields in its search config, and its tables exist."""
         self._conn = conn
         self._fields = tuple((f, entity.by_name.get(f)) for f in text_fields(entity))
-        table, numbers = quote(index_table(entity)), quote(numbers_table(entity))
+        table, numbers = quote(index_table(entity)), quote(rowid_table(entity))
         columns = ", ".join(("rowid", *(quote(c) for c in index_columns(entity))))
         marks = ", ".join("?" * (1 + len(index_columns(entity))))
         self._insert = f"INSERT INTO {table} ({columns}) VALUES ({marks})"

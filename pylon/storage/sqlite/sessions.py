@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import apsw
 
-from pylon.storage.contract import SessionRow
+from pylon.storage.interface import SessionRow
 from pylon.storage.ops import PutSession
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import apsw
 
-from pylon.storage.contract import ShardAtRest
+from pylon.storage.interface import StoredShard
 
 
 def put(conn: apsw.Connection, shard_id: str, tick: int, data: bytes, now_s: int) -> None:
@@ -38,18 +38,18 @@ def drop(conn: apsw.Connection, shard_id: str) -> int:
     return conn.changes()
 
 
-def find(conn: apsw.Connection, shard_id: str) -> ShardAtRest | None:
+def find(conn: apsw.Connection, shard_id: str) -> StoredShard | None:
     """What is known of a shard."""
     row = conn.execute(
         "SELECT id, tick, data, home, saved_at FROM _pylon_shards WHERE id = ?", (shard_id,)
     ).fetchone()
-    return None if row is None else ShardAtRest(*row)
+    return None if row is None else StoredShard(*row)
 
 
-def listed(conn: apsw.Connection, limit: int) -> list[ShardAtRest]:
+def listed(conn: apsw.Connection, limit: int) -> list[StoredShard]:
     """All that are known, by id, without their states."""
     return [
-        ShardAtRest(shard_id, tick, None, home, saved_at)
+        StoredShard(shard_id, tick, None, home, saved_at)
         for shard_id, tick, home, saved_at in conn.execute(
             "SELECT id, tick, home, saved_at FROM _pylon_shards ORDER BY id LIMIT ?", (limit,)
         )

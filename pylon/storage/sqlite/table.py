@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pylon import limits
 from pylon.manifest.model import Entity
-from pylon.schema.ddl import JSON_COLUMN, SEQ_COLUMN
 from pylon.storage.names import quote
-from pylon.storage.sqlite.refusal import Refusals
+from pylon.storage.sqlite.constraint_errors import ConstraintErrors
+from pylon.storage.sqlite.schema.ddl import JSON_COLUMN, SEQ_COLUMN
 from pylon.storage.sqlite.search import SearchIndex
 from pylon.values import EntityCodec
 
@@ -35,7 +35,7 @@ class Table:
                  "select_small")
 
     def __init__(
-        self, entity: Entity, rules: EntityRules, fillers: Mapping[str, object],
+        self, entity: Entity, rules: EntityRules, retained_columns: Mapping[str, object],
         search: SearchIndex | None, row_max_bytes: int = limits.BODY_BYTES,
     ) -> None:
         """
@@ -50,10 +50,10 @@ class Table:
         self.search = search
         self.has_documents = False  # whether any row may have one
         self.codec = EntityCodec(entity)
-        self.refusals = Refusals(entity)
-        self.fill = tuple(fillers.values())
+        self.refusals = ConstraintErrors(entity)
+        self.fill = tuple(retained_columns.values())
         table = quote(entity.name)
-        names = (*entity.columns, JSON_COLUMN, SEQ_COLUMN, *fillers)
+        names = (*entity.columns, JSON_COLUMN, SEQ_COLUMN, *retained_columns)
         columns = ", ".join(quote(name) for name in names)
         marks = ", ".join("?" * len(names))
         self.insert = f"INSERT INTO {table} ({columns}) VALUES ({marks})"

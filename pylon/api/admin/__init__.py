@@ -1,0 +1,1 @@
+"""Resources of operation: health, readiness, metrics, reset, the OpenAPI document."""

@@ -1,0 +1,164 @@
+"""The server about itself: health, readiness, metrics, manifest, addresses (spec/http.md §3.1, §7).
+
+`/health` and `/livez` check nothing but that this process answers; `/readyz` runs every check.
+`/metrics` is the supervisor's page of all processes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import falcon
+import orjson
+
+import pylon
+from pylon.api.http.addresses import client_config, url_of
+from pylon.api.http.callers import caller_of
+from pylon.api.http.parameters import text_value
+from pylon.api.http.responses import send, send_raw
+from pylon.api.services import Services
+from pylon.auth.tokens import bearer_token, same_token
+from pylon.control import ControlClient
+from pylon.errors import BadUpgrade, NotRunning, Unauthorized, Unavailable
+from pylon.manifest.public import public_manifest
+
+_TEXT_TYPES: Final = ("text/plain", "openmetrics")
+_CONTROL_TIMEOUT_S: Final = 5.0
+
+
+class Health:
+    """``GET /health``: this process answers, and how long the server has been up."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        services = self._services
+        uptime_s = int(services.app.clock.monotonic_s() - services.started_s)
+        send(
+            resp,
+            {
+                "status": "ok",
+                "uptime_secs": uptime_s,
+                "uptime_seconds": uptime_s,
+                "version": pylon.__version__,
+            },
+        )
+
+    on_head = on_get
+
+
+class Livez:
+    """``GET /livez``: this process answers."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        send_raw(resp, b'{"status":"ok"}')
+
+    on_head = on_get
+
+
+class Readyz:
+    """``GET /readyz``: whether a load balancer should send traffic, and if not, why."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.set_header("cache-control", "no-store")
+        verdict = self._services.readiness.verdict()
+        if not verdict.ready:
+            resp.set_header("retry-after", "1")
+        status = "ready" if verdict.ready else "unavailable"
+        send(resp, {"status": status, "checks": verdict.checks}, 200 if verdict.ready else 503)
+
+    on_head = on_get
+
+
+class Metrics:
+    """``GET /metrics``: Prometheus text if the client asks for it, else JSON."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._control = ControlClient(services.control_socket, _CONTROL_TIMEOUT_S)
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.set_header("cache-control", "no-store")
+        self._admit(req)
+        accept = req.env.get("HTTP_ACCEPT", "")
+        as_text = any(kind in accept for kind in _TEXT_TYPES)
+        try:
+            answer = self._control.ask("metrics", format="text" if as_text else "json")
+        except NotRunning as ex:
+            raise Unavailable("The supervisor does not answer", hint=ex.message) from ex
+        resp.content_type = answer["content_type"]
+        resp.data = answer["body"].encode()
+
+    on_head = on_get
+
+    def _admit(self, req: falcon.Request) -> None:
+        config = self._services.app.config
+        if config.dev_mode:
+            return
+        token = bearer_token(req.env.get("HTTP_AUTHORIZATION")) or ""
+        # Both are compared in any case, so that the time does not tell which one was near.
+        as_admin = same_token(token, config.admin_token)
+        as_reader = same_token(token, config.metrics_token)
+        if not (as_admin or as_reader):
+            raise Unauthorized(
+                "/metrics requires PYLON_ADMIN_TOKEN or PYLON_METRICS_TOKEN bearer in "
+                "non-dev mode"
+            )
+
+
+class ManifestDocument:
+    """``GET /api/manifest``: without the policies' rules; ``?full=1`` shows admins all of it."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        manifest = services.app.manifest
+        # Not sorted: the document keeps the order that its author gave it.
+        self._public = orjson.dumps(public_manifest(manifest))
+        self._full = orjson.dumps(manifest.source)
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        full = text_value(req, "full") in ("1", "true")
+        is_admin = full and caller_of(req, self._services).auth.is_admin
+        send_raw(resp, self._full if is_admin else self._public)
+
+    on_head = on_get
+
+
+class ClientConfig:
+    """``GET /api/client-config``: where the other ports are."""
+
+    def __init__(self, services: Services) -> None:
+        self._app = services.app
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        manifest = self._app.manifest
+        where = client_config(self._app.config, req)
+        send(resp, {"name": manifest.name, "version": manifest.version, **where})
+
+    on_head = on_get
+
+
+class SocketElsewhere:
+    """``GET /api/sync/ws`` that is no upgrade, or that no ws worker took from the server."""
+
+    def __init__(self, services: Services) -> None:
+        self._config = services.app.config
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        url = url_of(self._config, "ws", req)
+        if url is None:
+            raise BadUpgrade(
+                "This server has no WebSocket port (PYLON_WS_WORKERS is 0)",
+                hint="Use SSE or polling",
+            )
+        if req.env.get("pylon.nobody_there"):
+            raise Unavailable("No WebSocket worker takes connections now; try again in a moment")
+        raise BadUpgrade(
+            f"This is a WebSocket: send a GET request with Upgrade: websocket, or connect to {url}"
+        )
+
+    on_head = on_get

@@ -1,0 +1,98 @@
+"""Access: which entity a request means, and what of it the caller may be shown.
+
+Invariants: a row that the caller may not read is treated exactly as one that does not exist; a
+refusal that does not depend on any row (no read policy, wrong role) is an open 403. A caller who
+is not admin gets the same 403 for an entity that does not exist, so that it learns nothing from
+asking.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import gevent
+import orjson
+
+from pylon import limits
+from pylon.app import App
+from pylon.auth_context import AuthContext
+from pylon.errors import EntityNotFound, PolicyDenied
+from pylon.manifest.model import Entity
+from pylon.policy.routing import ByAuth, Everyone, Nobody
+from pylon.storage.clause import SqlClause
+from pylon.storage.interface import Store
+from pylon.storage.names import quote
+from pylon.storage.where import ALL, NOTHING, and_
+
+_SHOWN_CHARS: Final = 100
+_HINT: Final = "Check your auth token or the policy rules in your schema"
+
+
+def entity_named(app: App, name: object, auth: AuthContext) -> Entity:
+    """The entity that a request names.
+
+    Raises:
+        EntityNotFound: there is none, and the caller is admin.
+        PolicyDenied: there is none, for everybody else.
+    """
+    entity = app.manifest.by_name.get(name) if isinstance(name, str) else None
+    if entity is not None:
+        return entity
+    if auth.is_admin:
+        known = ", ".join(sorted(app.manifest.by_name)) or "none"
+        shown = name[:_SHOWN_CHARS] if isinstance(name, str) else "(not text)"
+        raise EntityNotFound(f'Unknown entity "{shown}" -- known entities: {known}')
+    raise PolicyDenied("Access denied by policy", hint=_HINT)
+
+
+def readable(app: App, entity: Entity, auth: AuthContext) -> SqlClause:
+    """The condition for the rows that the caller may read.
+
+    Raises:
+        PolicyDenied: it may read none, whatever is in them.
+    """
+    if auth.is_admin:
+        return ALL
+    rules = app.rules.of(entity.name)
+    clause = rules.read_clause(auth)
+    if clause.sql == NOTHING.sql and isinstance(rules.routing, Nobody | ByAuth):
+        raise rules.denied("read", auth)
+    return clause
+
+
+def may_see_row(
+    app: App, store: Store, entity: Entity, auth: AuthContext, row_id: str
+) -> bool:
+    """Whether the row is there and the caller may read it. The store judges it, and no row is
+    decoded; `wait_before_absence` hides the time that is left to measure."""
+    where = visible_row(app, entity, auth, row_id)
+    return store.point(lambda reader: reader.count(entity.name, where)) > 0
+
+
+def wait_before_absence(app: App, entity: Entity, auth: AuthContext, started_s: float) -> None:
+    """Wait before a 404 for a row, so that a hidden row takes as long as a missing one. The time
+    in which the store skips a hidden row grows with the row's size.
+
+    Args:
+        started_s: when the request began, on the app's monotonic clock.
+    """
+    if auth.is_admin or isinstance(app.rules.of(entity.name).routing, Everyone | ByAuth):
+        return  # no row can be hidden
+    left_s = started_s + limits.ABSENCE_S - app.clock.monotonic_s()
+    if left_s > 0:
+        gevent.sleep(left_s)
+
+
+def visible_row(app: App, entity: Entity, auth: AuthContext, row_id: str) -> SqlClause:
+    """The condition for one row, if the caller may read it."""
+    clause = ALL if auth.is_admin else app.rules.of(entity.name).read_clause(auth)
+    return and_(SqlClause(f"{quote('id')} = ?", (row_id,)), clause)
+
+
+def may_see(app: App, entity: Entity, auth: AuthContext, row_json: bytes) -> bool:
+    """Whether the caller may read this row. Decodes it only where the row matters."""
+    rules = app.rules.of(entity.name)
+    if auth.is_admin or isinstance(rules.routing, Everyone):
+        return True
+    row: dict[str, Any] = orjson.loads(row_json)
+    return rules.may_read(auth, row)

@@ -1,0 +1,88 @@
+"""Actions (spec/http.md §3.8): a caller and its inputs are judged, and that is all.
+
+The wire's answer says ``executed: true``, also for the server whose wire it is, and nothing is
+run there either: an action of the manifest names inputs and policies, and no code. Clients use
+the answer as a check of both.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import falcon
+
+from pylon.api.http.body import read_json
+from pylon.api.http.callers import caller_of
+from pylon.api.http.responses import send
+from pylon.api.services import Services
+from pylon.errors import (
+    ActionMissingInput,
+    ActionNotFound,
+    InvalidData,
+    InvalidJson,
+    InvalidValue,
+    PolicyDenied,
+)
+from pylon.manifest.model import Operation
+from pylon.values import expected, fits, shown
+
+_SHOWN_CHARS: Final = 100
+
+
+class Action:
+    """``POST /api/actions/{name}``."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._by_name = {action.name: action for action in services.app.manifest.actions}
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
+        auth = caller_of(req, self._services).auth
+        body = read_json(req, self._services)
+        if not isinstance(body, dict):
+            raise InvalidJson("Invalid request body", hint="Send the inputs as an object")
+        action = self._by_name.get(name)
+        given = {} if action is None else _typed(action, body)
+        # Who may not run it learns nothing of it, not even whether it is there.
+        if not self._services.app.rules.may_act(name, auth, given):
+            raise PolicyDenied("Access denied by policy")
+        if action is None:
+            known = ", ".join(sorted(self._by_name)) or "none"
+            raise ActionNotFound(
+                f'Action "{name[:_SHOWN_CHARS]}" not found', hint=f"Known actions: {known}"
+            )
+        _check(action, body)
+        send(resp, {"action": name, "input": body, "executed": True})
+
+
+def _typed(action: Operation, body: dict[str, Any]) -> dict[str, Any]:
+    """The inputs that are of their types; a policy sees the others as null."""
+    return {
+        field.name: body[field.name]
+        for field in action.input
+        if field.name in body and fits(field, body[field.name])
+    }
+
+
+def _check(action: Operation, body: dict[str, Any]) -> None:
+    required = [field.name for field in action.input if not field.optional]
+    for name in required:
+        if body.get(name) is None:
+            raise ActionMissingInput(
+                f'Missing required input "{name}" for action "{action.name}"',
+                hint=f"Required fields: {', '.join(required)}",
+            )
+    by_name = {field.name: field for field in action.input}
+    for name, value in body.items():
+        field = by_name.get(name)
+        if field is None:
+            known = ", ".join(by_name) or "none"
+            raise InvalidData(
+                f'Action "{action.name}" has no input "{name[:_SHOWN_CHARS]}" '
+                f"-- valid inputs: {known}"
+            )
+        if value is not None and not fits(field, value):
+            raise InvalidValue(
+                f"{action.name}.{name} must be {expected(field)}",
+                field=name, value=shown(value), expected=expected(field),
+            )

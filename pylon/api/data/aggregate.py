@@ -1,0 +1,53 @@
+"""Aggregates: counts, sums and the like over the rows that the caller may read
+(spec/http.md §3.6).
+
+Invariants: the read policy is part of the SQL, so no number tells of a row that the caller may
+not read; a caller with a tenant gets numbers of that tenant only, where rows have an `orgId`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import falcon
+
+from pylon.api.data.access import entity_named, readable
+from pylon.api.http.body import decoded, read_body
+from pylon.api.http.callers import caller_of, subject_of
+from pylon.api.http.responses import send
+from pylon.api.services import Services
+from pylon.auth_context import AuthContext
+from pylon.manifest.model import Entity
+from pylon.storage.clause import SqlClause
+from pylon.storage.names import quote
+from pylon.storage.sqlite.aggregate import parse_aggregate
+from pylon.storage.where import ALL, and_
+from pylon.values import decode_query
+
+TENANT_FIELD: Final = "orgId"
+
+
+class EntityAggregate:
+    """``POST /api/aggregate/{entity}``."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
+        services = self._services
+        auth = caller_of(req, services).auth
+        named = entity_named(services.app, entity, auth)
+        allowed = and_(readable(services.app, named, auth), of_tenant(named, auth))
+        body = decoded(req, services, read_body(req), decode_query)
+        asked = parse_aggregate(named, body, allowed)
+        rows = services.store.scan(
+            lambda reader: reader.aggregate(named.name, asked), caller=subject_of(req, services)
+        )
+        send(resp, {"rows": rows})
+
+
+def of_tenant(entity: Entity, auth: AuthContext) -> SqlClause:
+    """The rows of the caller's tenant; all rows where there is no such thing."""
+    if auth.tenant_id is None or TENANT_FIELD not in entity.by_name:
+        return ALL
+    return SqlClause(f"{quote(TENANT_FIELD)} = ?", (auth.tenant_id,))

@@ -1,0 +1,245 @@
+"""Conflicts: limits writes whose refusal can reveal a row that the caller may not read.
+
+A unique value or an id that a hidden row has stops a write: one bit, which no error text can hide.
+So this module counts the bits. A refusal about a row that the caller may read reveals nothing and
+costs nothing. Each other refusal is charged to the caller's identity and address. So is each
+unique value and id that a transaction tries and then undoes, since it leaves no trace. A caller
+above a rate gets 429 for all writes that could reveal more, whether they would fail or not. Admins
+read everything, so they are not counted; nor is any caller in dev mode.
+
+Invariants: a counted refusal has the same answer as any other. A write costs nothing more while no
+caller of this process was charged lately.
+Bounds: the rates `hidden-conflicts-…` and `undone-values-…`. Metric: pylon_hidden_conflicts_total.
+Log: `conflict.hidden_reported`. Called by the routes that write rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from pylon import log, metrics
+from pylon.api.data.access import may_see_row
+from pylon.auth_context import AuthContext
+from pylon.errors import OptimisticIdConflict, PylonError, UniqueViolation
+from pylon.limiter import rate_limited
+from pylon.manifest.model import Entity
+from pylon.rates import (
+    HIDDEN_CONFLICTS_BY_ADDRESS,
+    HIDDEN_CONFLICTS_BY_USER,
+    UNDONE_VALUES_BY_ADDRESS,
+    UNDONE_VALUES_BY_USER,
+    Rate,
+    address_subject,
+    user_subject,
+)
+from pylon.storage.clause import SqlClause
+from pylon.storage.names import quote
+from pylon.storage.ops import (
+    InsertRow,
+    PushDocument,
+    RowOp,
+    Transact,
+    UpdateRow,
+    WriteReply,
+)
+from pylon.storage.where import and_
+
+if TYPE_CHECKING:
+    from pylon.api.services import Services
+
+Judged = RowOp | PushDocument
+Address = Callable[[], str]  # of the client; asked for only where it is needed
+
+_HIDDEN: Final = (HIDDEN_CONFLICTS_BY_USER, HIDDEN_CONFLICTS_BY_ADDRESS)
+_UNDONE: Final = (UNDONE_VALUES_BY_USER, UNDONE_VALUES_BY_ADDRESS)
+_log = log.get_logger("conflicts")
+
+
+class ConflictWatch:
+    """The time until which some caller of this process counts as charged lately."""
+
+    __slots__ = ("until_s",)
+
+    def __init__(self) -> None:
+        self.until_s = 0.0
+
+
+def submit(services: Services, auth: AuthContext, address: Address, op: Judged) -> WriteReply:
+    """Carry out one write.
+
+    Raises:
+        RateLimited: too many refusals have revealed hidden rows to the caller.
+        PylonError: the write was refused.
+    """
+    _refuse_spent(services, auth, address, (op,))
+    try:
+        return services.writer.submit(op)
+    except (UniqueViolation, OptimisticIdConflict) as error:
+        _charge(services, auth, address, [(op, error)])
+        raise
+
+
+def submit_all(
+    services: Services, auth: AuthContext, address: Address, ops: Sequence[RowOp]
+) -> list[WriteReply]:
+    """Carry out writes in order; each reply has its own error, if any.
+
+    Raises:
+        RateLimited: as `submit`; nothing was written.
+        PylonError: the writer was not reached.
+    """
+    _refuse_spent(services, auth, address, ops)
+    replies = services.writer.submit_all(ops)
+    _charge(services, auth, address, [
+        (op, reply.error.to_exception())
+        for op, reply in zip(ops, replies, strict=True) if reply.error is not None
+    ])
+    return replies
+
+
+def transact(
+    services: Services, auth: AuthContext, address: Address, op: Transact
+) -> WriteReply:
+    """Carry out a transaction; its results end with the step that undid it.
+
+    Raises:
+        RateLimited: as `submit`; nothing was written.
+        PylonError: the writer was not reached.
+    """
+    _refuse_spent(services, auth, address, op.ops)
+    reply = services.writer.submit(op)
+    results = reply.results or []
+    if not results or results[-1].error is None or auth.is_admin:
+        return reply
+    tried = sum(_can_tell(services, step) for step in op.ops[: len(results) - 1])
+    if tried and not services.app.config.dev_mode:
+        metrics.HIDDEN_CONFLICTS.labels("undone").inc(tried)
+        _spend(services, auth, address, _UNDONE, tried)
+    failed = op.ops[len(results) - 1]
+    _charge(services, auth, address, [(failed, results[-1].error.to_exception())])
+    return reply
+
+
+def _refuse_spent(
+    services: Services, auth: AuthContext, address: Address, ops: Sequence[Judged]
+) -> None:
+    """
+    Raises:
+        RateLimited: a rate of the caller is spent, and an operation could tell more.
+    """
+    if services.app.clock.monotonic_s() >= services.conflicts.until_s or auth.is_admin:
+        return
+    if not any(_can_tell(services, op) for op in ops):
+        return
+    for rates in (_HIDDEN, _UNDONE):
+        for rate, subject in _budgets(auth, address, rates):
+            wait_s = services.limiter.wait_s(rate, subject)
+            if wait_s > 0:
+                metrics.RATE_LIMITED.labels(rate.name).inc()
+                raise rate_limited(rate, wait_s)
+
+
+def _charge(
+    services: Services, auth: AuthContext, address: Address,
+    refused: Sequence[tuple[Judged, PylonError]],
+) -> None:
+    """Charge the refusals that reveal hidden rows."""
+    if auth.is_admin or services.app.config.dev_mode or not refused:
+        return
+    hidden = [(op, error) for op, error in refused if _is_about_hidden(services, auth, op, error)]
+    if not hidden:
+        return
+    for _, error in hidden:
+        kind = "id" if isinstance(error, OptimisticIdConflict) else "unique"
+        metrics.HIDDEN_CONFLICTS.labels(kind).inc()
+    _spend(services, auth, address, _HIDDEN, len(hidden))
+    op, error = hidden[0]
+    _log.warning(
+        "conflict.hidden_reported", entity=op.entity, code=error.code, refusals=len(hidden),
+        field=error.details.get("field") or error.details.get("fields"),
+        user_id=auth.user_id, address=address(),
+    )
+
+
+def _spend(
+    services: Services, auth: AuthContext, address: Address, rates: tuple[Rate, Rate], units: int
+) -> None:
+    waits_s = [
+        services.limiter.charge(rate, subject, units)
+        for rate, subject in _budgets(auth, address, rates)
+    ]
+    watched_s = max(*waits_s, rates[0].window_s)
+    until_s = services.app.clock.monotonic_s() + watched_s
+    services.conflicts.until_s = max(services.conflicts.until_s, until_s)
+
+
+def _budgets(
+    auth: AuthContext, address: Address, rates: tuple[Rate, Rate]
+) -> Iterator[tuple[Rate, str]]:
+    by_user, by_address = rates
+    if auth.user_id is not None:
+        yield by_user, user_subject(auth.user_id)
+    yield by_address, address_subject(address())
+
+
+def _can_tell(services: Services, op: Judged) -> bool:
+    """Whether the outcome of an operation depends on values of other rows."""
+    if isinstance(op, InsertRow) and op.client_id_given:
+        return True
+    entity = services.app.manifest.by_name.get(op.entity)
+    if entity is None or not isinstance(op, InsertRow | UpdateRow | PushDocument):
+        return False
+    constraints = _unique_constraints(entity)
+    if not constraints or isinstance(op, PushDocument):
+        return bool(constraints)
+    given: Mapping[str, Any] = (
+        op.patch if isinstance(op, UpdateRow)
+        else dict(zip([field.name for field in entity.fields], op.values, strict=True))
+    )
+    # Nulls equal no value, and so tell of none.
+    return any(
+        any(name in given for name in names)
+        and all(name not in given or given[name] is not None for name in names)
+        for names in constraints
+    )
+
+
+def _unique_constraints(entity: Entity) -> list[tuple[str, ...]]:
+    """The fields, alone or together, whose values no two rows share."""
+    return [
+        *((field.name,) for field in entity.fields if field.unique),
+        *(tuple(index.fields) for index in entity.indexes if index.unique),
+    ]
+
+
+def _is_about_hidden(
+    services: Services, auth: AuthContext, op: Judged, error: PylonError
+) -> bool:
+    """Whether the refusal reveals a row that the caller may not read."""
+    app = services.app
+    entity = app.manifest.by_name.get(op.entity)
+    if entity is None:
+        return False
+    if isinstance(error, OptimisticIdConflict):
+        return not may_see_row(app, services.store, entity, auth, op.row_id)
+    if not isinstance(error, UniqueViolation):
+        return False
+    values = _values_of(entity, error)
+    if not values:
+        return True
+    same = [SqlClause(f"{quote(name)} = ?", (value,)) for name, value in values.items()]
+    where = and_(*same, app.rules.of(entity.name).read_clause(auth))
+    return services.store.point(lambda reader: reader.count(entity.name, where)) == 0
+
+
+def _values_of(entity: Entity, error: UniqueViolation) -> dict[str, Any]:
+    """The values that are taken, as the error has them; a long one is cut there, equals nothing
+    then, and so counts as a hidden row's."""
+    field = error.details.get("field")
+    if isinstance(field, str):
+        return {field: error.details.get("value")}
+    fields, values = error.details.get("fields"), error.details.get("value")
+    if not isinstance(fields, list) or not isinstance(values, list):
+        return {}
+    return dict(zip(fields, values, strict=True))

@@ -1,0 +1,190 @@
+"""Rows by entity: list, cursor page, get, insert, update, delete (spec/http.md §3.2).
+
+Policies are part of the SQL, so `limit` means what it says: that many rows that the caller may
+read. Rows leave as the JSON text that they are stored with.
+"""
+
+from __future__ import annotations
+
+import falcon
+import orjson
+
+from pylon import limits
+from pylon.api.data.access import entity_named, readable, wait_before_absence
+from pylon.api.data.conflicts import submit
+from pylon.api.data.query_cache import answered, scope_of
+from pylon.api.http.body import decode_json, read_body
+from pylon.api.http.callers import address_of, caller_of, subject_of
+from pylon.api.http.idempotency import key_of, say_replayed
+from pylon.api.http.parameters import flag, text_value, whole_number
+from pylon.api.http.responses import joined, send, send_raw
+from pylon.api.http.versions import if_match, is_known, set_etag
+from pylon.api.services import Services
+from pylon.api.sync import changes
+from pylon.errors import LimitExceeded, NotFound
+from pylon.storage.interface import Query, Reader
+from pylon.storage.ops import WriteReply
+
+SEQ_HEADER = "x-pylon-change-seq"
+
+
+class EntityList:
+    """``/api/entities/{entity}``: the rows as a whole."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._list_limit = services.app.config.list_limit
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
+        services = self._services
+        auth = caller_of(req, services).auth
+        named = entity_named(services.app, entity, auth)
+        where = readable(services.app, named, auth)
+        limit = whole_number(req, "limit")
+        if limit is not None and limit > self._list_limit:
+            raise LimitExceeded(
+                f"limit {limit} exceeds the most that one list answers, {self._list_limit} "
+                "(PYLON_LIST_LIMIT)",
+                hint="Use smaller pages, or GET /api/entities/<Entity>/cursor",
+            )
+        offset = whole_number(req, "offset") or 0
+        query = Query(
+            where=where, limit=self._list_limit if limit is None else limit, offset=offset
+        )
+        with_total = flag(req, "count")
+
+        def read() -> bytes:
+            count, rows, total = services.store.scan(
+                lambda reader: _listed(reader, named.name, query, with_total),
+                caller=subject_of(req, services),
+            )
+            return b'{"count":%d,"data":%b,"limit":%b,"offset":%d%b}' % (
+                count, rows, b"null" if limit is None else b"%d" % limit, offset,
+                b"" if total is None else b',"total":%d' % total,
+            )
+
+        key = ("list", named.name, scope_of(where, auth), limit, offset, with_total)
+        send_raw(resp, answered(services.answers, services.store, key, b"", read))
+
+    on_head = on_get
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
+        services = self._services
+        auth = caller_of(req, services).auth
+        named = entity_named(services.app, entity, auth)
+        raw = read_body(req)
+        key = key_of(req, services, auth, raw)
+        op = changes.insert(services.app, named, auth, decode_json(req, services, raw), key)
+        reply = submit(services, auth, lambda: address_of(req, services), op)
+        _say_version(resp, reply)
+        send(resp, {"id": reply.row_id or op.row_id}, 201)
+
+
+def _listed(
+    reader: Reader, entity: str, query: Query, with_total: bool
+) -> tuple[int, bytes, int | None]:
+    """How many rows, the rows, and how many there are without limit and offset."""
+    if not with_total:
+        return *reader.page(entity, query), None
+    return reader.at_one_commit(
+        lambda: (*reader.page(entity, query), reader.count(entity, query.where))
+    )
+
+
+class EntityPage:
+    """``/api/entities/{entity}/cursor``: keyset pages in id order. A row with the id ``cursor`` is
+    read by lookup or query; `routing` leads its PATCH and DELETE to `EntityRow`."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
+        services = self._services
+        auth = caller_of(req, services).auth
+        named = entity_named(services.app, entity, auth)
+        where = readable(services.app, named, auth)
+        asked = whole_number(req, "limit", low=1)
+        limit = min(asked or limits.CURSOR_PAGE_DEFAULT, limits.CURSOR_PAGE_MAX)
+        query = Query(where=where, limit=limit + 1, after_id=text_value(req, "after") or None)
+        rows, is_cut = services.store.scan(
+            lambda reader: reader.rows_within(named.name, query, limits.LIST_BYTES),
+            caller=subject_of(req, services),
+        )
+        page = rows[:limit]
+        has_more = len(rows) > limit or is_cut  # large rows: fewer than were asked for
+        cursor = orjson.dumps(orjson.loads(page[-1])["id"]) if page else b"null"
+        send_raw(
+            resp,
+            b'{"data":%b,"has_more":%b,"next_cursor":%b}'
+            % (joined(page), b"true" if has_more else b"false", cursor),
+        )
+
+    on_head = on_get
+
+
+class EntityRow:
+    """``/api/entities/{entity}/{row_id}``: one row."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_get(
+        self, req: falcon.Request, resp: falcon.Response, entity: str, row_id: str
+    ) -> None:
+        services = self._services
+        started_s = services.app.clock.monotonic_s()
+        auth = caller_of(req, services).auth
+        named = entity_named(services.app, entity, auth)
+        allowed = readable(services.app, named, auth)
+        found = services.store.point(
+            lambda reader: reader.get_version(named.name, row_id, allowed)
+        )
+        if found is None:
+            wait_before_absence(services.app, named, auth, started_s)
+            raise NotFound(f'{named.name} with id "{row_id}" not found')
+        row, seq = found
+        if seq is not None:
+            set_etag(resp, seq)
+            if is_known(req, seq):
+                resp.status = 304
+                return
+        send_raw(resp, row)
+
+    on_head = on_get
+
+    def on_patch(
+        self, req: falcon.Request, resp: falcon.Response, entity: str, row_id: str
+    ) -> None:
+        services = self._services
+        auth = caller_of(req, services).auth
+        named = entity_named(services.app, entity, auth)
+        raw = read_body(req)
+        key = key_of(req, services, auth, raw)
+        op = changes.update(
+            services.app, named, auth, row_id, decode_json(req, services, raw), key, if_match(req)
+        )
+        reply = submit(services, auth, lambda: address_of(req, services), op)
+        _say_version(resp, reply)
+        send(resp, {"updated": True})
+
+    def on_delete(
+        self, req: falcon.Request, resp: falcon.Response, entity: str, row_id: str
+    ) -> None:
+        services = self._services
+        auth = caller_of(req, services).auth
+        named = entity_named(services.app, entity, auth)
+        key = key_of(req, services, auth, b"")
+        op = changes.delete(named, auth, row_id, key, if_match(req))
+        reply = services.writer.submit(op)
+        resp.set_header(SEQ_HEADER, str(reply.seq))
+        if reply.replayed:
+            say_replayed(resp)
+        send(resp, {"deleted": True})
+
+
+def _say_version(resp: falcon.Response, reply: WriteReply) -> None:
+    """The seq of the change, which is the row's version now."""
+    resp.set_header(SEQ_HEADER, str(reply.seq))
+    set_etag(resp, reply.seq)
+    if reply.replayed:
+        say_replayed(resp)

@@ -1,0 +1,91 @@
+"""Export of all rows, for admins (spec/http.md §3.16): one JSON document, or JSON lines.
+
+The document is the wire's; with ``Accept: application/x-ndjson`` each line is
+``{"entity", "row"}``, which `/api/import` takes back. Both are sent as they are read, in pages
+by id, so an export of any size needs a page of memory. Each page is of one commit, not all of
+them together: for a copy of one moment there is the backup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final
+
+import falcon
+import orjson
+
+from pylon import limits
+from pylon.api.data.access import entity_named
+from pylon.api.http.callers import caller_of, subject_of
+from pylon.api.http.responses import joined
+from pylon.api.services import Services
+from pylon.changelog.pull import rows_of_page
+from pylon.errors import Forbidden
+from pylon.manifest.model import Entity
+from pylon.storage.interface import Query
+from pylon.storage.where import ALL
+
+JSON_LINES: Final = "application/x-ndjson"
+
+
+class Export:
+    """``GET /api/export`` and ``GET /api/export/{entity}``."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_get(
+        self, req: falcon.Request, resp: falcon.Response, entity: str | None = None
+    ) -> None:
+        services = self._services
+        auth = caller_of(req, services).auth
+        if not auth.is_admin:
+            raise Forbidden("Admin access required for data export")
+        entities: tuple[Entity, ...] = services.app.manifest.entities
+        if entity is not None:
+            entities = (entity_named(services.app, entity, auth),)
+        turns, who = services.turns, subject_of(req, services)
+        if JSON_LINES in req.env.get("HTTP_ACCEPT", ""):
+            resp.content_type = JSON_LINES
+            resp.stream = turns.paced(self._lines(entities, who), who)
+        else:
+            resp.stream = turns.paced(self._document(entities, who), who)
+
+    def _lines(self, entities: Iterable[Entity], caller: str) -> Iterator[bytes]:
+        for entity in entities:
+            head = b'{"entity":%b,"row":' % orjson.dumps(entity.name)
+            for page in self._pages(entity, caller):
+                yield b"".join([b"%b%b}\n" % (head, row) for row in page])
+
+    def _document(self, entities: Iterable[Entity], caller: str) -> Iterator[bytes]:
+        counts: dict[str, int] = {}
+        now = datetime.fromtimestamp(self._services.app.clock.wall_ns() / 1e9, UTC)
+        stamp = now.isoformat(timespec="seconds").replace("+00:00", "Z")
+        piece = b'{"entities":{'
+        for entity in entities:
+            piece += b"%b%b:[" % (b"," if counts else b"", orjson.dumps(entity.name))
+            counts[entity.name] = 0
+            for page in self._pages(entity, caller):
+                piece += b"," if counts[entity.name] else b""
+                counts[entity.name] += len(page)
+                yield piece + joined(page)[1:-1]
+                piece = b""
+            piece += b"]"
+        yield piece + b'},"counts":%b,"exported_at":"%b"}' % (
+            orjson.dumps(counts), stamp.encode(),
+        )
+
+    def _pages(self, entity: Entity, caller: str) -> Iterator[list[bytes]]:
+        after_id: str | None = None
+        while True:
+            query = Query(ALL, limit=limits.SNAPSHOT_PAGE_ROWS, after_id=after_id)
+            page, has_more = self._services.store.scan(
+                partial(rows_of_page, entity=entity.name, query=query), caller=caller
+            )
+            if page:
+                yield page
+            if not has_more:
+                return
+            after_id = orjson.loads(page[-1])["id"]

@@ -1,0 +1,230 @@
+"""Import of rows, for admins (spec/http.md §3.16): what `/api/export` gave, as either form.
+
+Rows keep their ids, so that references hold; one without an id gets a new one, and with
+``?ids=new`` all do. Every row is checked as any insert is, makes its change event, and is
+written through the writer in portions, so that others go on writing meanwhile. A row that
+cannot be taken is counted and told of (the first limits.IMPORT_ERRORS of them), and stops no
+other. JSON lines are answered by lines: how far it is, after each portion, and at the end the
+same object that the JSON form is answered with, with ``"done": true``.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import falcon
+import gevent
+import msgspec
+import orjson
+
+from pylon import limits
+from pylon.api.data.bodies import ImportBody
+from pylon.api.data.export import JSON_LINES
+from pylon.api.http.body import decoded, read_body
+from pylon.api.http.callers import caller_of
+from pylon.api.http.parameters import text_value
+from pylon.api.http.responses import send
+from pylon.api.http.unreadable import decode_changes, problem_of
+from pylon.api.services import Services
+from pylon.errors import (
+    EntityNotFound,
+    Forbidden,
+    InvalidData,
+    InvalidId,
+    InvalidQuery,
+    MissingField,
+    PylonError,
+)
+from pylon.storage.ops import InsertRow
+from pylon.values import decode_body
+
+_PORTION_ROWS: Final = 256
+_PORTION_BYTES: Final = 4 * 1024 * 1024
+_SHOWN_CHARS: Final = 100
+
+Sent = tuple[object, object]  # entity and row, as they were sent
+
+
+@dataclass(slots=True)
+class _ImportResult:
+    """What has become of the rows so far."""
+
+    inserted: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, int] = field(default_factory=dict)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    rows: int = 0
+
+    def fail(self, number: int, entity: object, error: PylonError) -> None:
+        name = entity[:_SHOWN_CHARS] if isinstance(entity, str) else "(not text)"
+        self.failed[name] = self.failed.get(name, 0) + 1
+        if len(self.errors) < limits.IMPORT_ERRORS:
+            self.errors.append({"row": number, "entity": name, **error.body()["error"]})
+
+    def progress(self) -> dict[str, Any]:
+        return {"imported": sum(self.inserted.values()), "failed": sum(self.failed.values())}
+
+    def result(self) -> dict[str, Any]:
+        names = sorted(self.inserted.keys() | self.failed.keys())
+        out: dict[str, Any] = self.progress()
+        out["by_entity"] = [
+            {"entity": name, "inserted": self.inserted.get(name, 0),
+             "failed": self.failed.get(name, 0)}
+            for name in names
+        ]
+        if self.errors:
+            out["errors"] = self.errors
+        return out
+
+
+class Import:
+    """``POST /api/import``."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        if not caller_of(req, self._services).auth.is_admin:
+            raise Forbidden("Admin access required for data import")
+        ids = text_value(req, "ids") or "keep"
+        if ids not in ("keep", "new"):
+            raise InvalidQuery(f'ids is "{ids[:_SHOWN_CHARS]}": expected keep or new')
+        raw = read_body(req).removeprefix(codecs.BOM_UTF8)  # it is a file as a rule
+        if JSON_LINES in (req.env.get("CONTENT_TYPE") or ""):
+            resp.content_type = JSON_LINES
+            resp.stream = self._answer_lines(_from_lines(raw), ids == "keep")
+            return
+        tally = _ImportResult()
+        sent = decoded(req, self._services, raw, _from_document)
+        for _ in self._portions(sent, ids == "keep", tally):
+            pass
+        send(resp, tally.result())
+
+    def _answer_lines(
+        self, sent: Iterator[Sent | PylonError], keep_ids: bool
+    ) -> Iterator[bytes]:
+        tally = _ImportResult()
+        try:
+            for _ in self._portions(sent, keep_ids, tally):
+                yield orjson.dumps(tally.progress()) + b"\n"
+        except PylonError as error:  # the answer has begun: it ends with why
+            yield orjson.dumps({**tally.result(), "done": False, **error.body()}) + b"\n"
+            return
+        yield orjson.dumps({**tally.result(), "done": True}) + b"\n"
+
+    def _portions(
+        self, sent: Iterator[Sent | PylonError], keep_ids: bool, tally: _ImportResult
+    ) -> Iterator[None]:
+        """Carry out the import, pausing after each portion.
+
+        Raises:
+            WriteQueueFull, WriterUnavailable, StoreUnavailable: what `tally` has is done.
+        """
+        portion: list[tuple[int, InsertRow]] = []
+        size_bytes = 0
+        for entry in sent:
+            tally.rows += 1
+            if tally.rows % _PORTION_ROWS == 0:
+                gevent.sleep(0)  # rows that fail wait for nobody: let other requests go on
+            if isinstance(entry, PylonError):
+                tally.fail(tally.rows, None, entry)
+                continue
+            try:
+                op = self._insert(*entry, keep_ids)
+            except PylonError as error:
+                tally.fail(tally.rows, entry[0], error)
+                continue
+            portion.append((tally.rows, op))
+            size_bytes += len(op.row_json)
+            if len(portion) == _PORTION_ROWS or size_bytes >= _PORTION_BYTES:
+                self._write(portion, tally)
+                yield
+                portion, size_bytes = [], 0
+        if portion:
+            self._write(portion, tally)
+
+    def _insert(self, name: object, row: object, keep_ids: bool) -> InsertRow:
+        app = self._services.app
+        codec = app.codecs.get(name) if isinstance(name, str) else None
+        if codec is None:
+            known = ", ".join(sorted(app.codecs)) or "none"
+            raise EntityNotFound(f"Unknown entity -- known entities: {known}")
+        given = row.get("id") if keep_ids and isinstance(row, dict) else None
+        if given is not None and not _is_id(given):
+            raise InvalidId(
+                f"id must be text of 1 to {limits.ROW_ID_CHARS} characters without NUL",
+                hint="?ids=new gives every row a new id",
+            )
+        row_id = app.ids.new() if given is None else str(given)
+        encoded = codec.insert(row, row_id)
+        return InsertRow(
+            codec.entity.name, row_id, encoded.values, encoded.row_json, given is not None
+        )
+
+    def _write(self, portion: list[tuple[int, InsertRow]], tally: _ImportResult) -> None:
+        replies = self._services.writer.submit_all([op for _, op in portion])
+        for (number, op), reply in zip(portion, replies, strict=True):
+            if reply.error is None:
+                tally.inserted[op.entity] = tally.inserted.get(op.entity, 0) + 1
+                continue
+            error = reply.error.to_exception()
+            if error.status == 503:
+                raise error
+            tally.fail(number, op.entity, error)
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= limits.ROW_ID_CHARS and "\0" not in value
+
+
+def _from_document(raw: bytes) -> Iterator[Sent | PylonError]:
+    """The rows of a document. Each is decoded when its turn has come, so that a document may
+    have more values than a decoder may make at once."""
+    try:
+        entities = msgspec.json.decode(raw, type=ImportBody).entities
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _from_small_document(*decode_changes(raw))  # which says what is wrong
+    return (
+        _decoded(name, bytes(row)) for name, rows in entities.items() for row in rows
+    )
+
+
+def _decoded(name: str, row: bytes) -> Sent | PylonError:
+    try:
+        return name, decode_body(row)
+    except PylonError as error:
+        return error
+
+
+def _from_small_document(body: Any, is_doubtful: bool) -> Iterator[Sent | PylonError]:
+    entities = body.get("entities") if isinstance(body, dict) else None
+    if not isinstance(entities, dict):
+        raise MissingField(
+            "entities is required", field="entities",
+            hint='Send {"entities": {"<Entity>": [rows]}}, as /api/export answers',
+        )
+    for name, rows in entities.items():
+        if not isinstance(rows, list):
+            raise InvalidData(f'entities["{name[:_SHOWN_CHARS]}"] must be an array of rows')
+    return (
+        (is_doubtful and problem_of(row)) or (name, row)
+        for name, rows in entities.items() for row in rows
+    )
+
+
+def _from_lines(raw: bytes) -> Iterator[Sent | PylonError]:
+    for line in io.BytesIO(raw):  # not all at once: there may be ten million
+        if not line.strip():
+            continue
+        try:
+            entry = decode_body(line)
+        except PylonError as error:
+            yield error
+            continue
+        if isinstance(entry, dict):
+            yield entry.get("entity"), entry.get("row")
+        else:
+            yield InvalidData('A line must be {"entity", "row"}')

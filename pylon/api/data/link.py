@@ -1,0 +1,118 @@
+"""Relations between rows, set and cleared (spec/http.md §3.8).
+
+A to-one relation is a field of the row itself; a to-many relation is a field of the rows that
+it leads to, which then holds this row's id. Either way one row is updated: under its entity's
+update policy, and with a change event like any other update.
+"""
+
+from __future__ import annotations
+
+import falcon
+import orjson
+
+from pylon.api.data.access import entity_named
+from pylon.api.data.bodies import LINK, UNLINK
+from pylon.api.data.conflicts import submit
+from pylon.api.data.entities import SEQ_HEADER
+from pylon.api.data.relations import relation_of
+from pylon.api.http.body import decode_json, read_body
+from pylon.api.http.callers import address_of, caller_of
+from pylon.api.http.idempotency import key_of, say_replayed
+from pylon.api.http.responses import send
+from pylon.api.services import Services
+from pylon.api.sync import changes
+from pylon.auth_context import AuthContext
+from pylon.errors import NotFound
+from pylon.manifest.model import Entity, Relation
+from pylon.storage.ops import OpKey, UpdateRow
+
+
+class Link:
+    """``POST /api/link``."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        _answer(self._services, req, resp, linked=True)
+
+
+class Unlink:
+    """``POST /api/unlink``."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        _answer(self._services, req, resp, linked=False)
+
+
+def _answer(
+    services: Services, req: falcon.Request, resp: falcon.Response, linked: bool
+) -> None:
+    auth = caller_of(req, services).auth
+    raw = read_body(req)
+    decoded = decode_json(req, services, raw)
+    body = LINK.convert(decoded) if linked else UNLINK.convert(decoded)
+    key = key_of(req, services, auth, raw)
+    entity = entity_named(services.app, body.entity, auth)
+    row_id = body.id
+    relation = relation_of(entity, body.relation)
+    if _is_own_field(services, entity, relation):
+        target_id = body.target_id if linked else None
+        op = changes.update(
+            services.app, entity, auth, row_id, {relation.field: target_id}, key
+        )
+    else:
+        target_id = LINK.convert(decoded).target_id
+        op = _update_target(services, auth, entity, row_id, relation, target_id, linked, key)
+    try:
+        reply = submit(services, auth, lambda: address_of(req, services), op)
+    except NotFound as error:
+        missing = "Source" if op.entity == entity.name and op.row_id == row_id else "Target"
+        raise NotFound(f"{missing} entity not found") from error
+    resp.set_header(SEQ_HEADER, str(reply.seq))
+    if reply.replayed:
+        say_replayed(resp)
+    send(resp, {"linked" if linked else "unlinked": True})
+
+
+def _is_own_field(services: Services, entity: Entity, relation: Relation) -> bool:
+    """Whether the relation is a field of the row itself; a to-many one is, where its target has
+    no such field (as in graph queries)."""
+    target = services.app.manifest.by_name[relation.target]
+    return not (relation.many and relation.field in target.by_name)
+
+
+def _update_target(
+    services: Services, auth: AuthContext, entity: Entity, row_id: str, relation: Relation,
+    target_id: str, linked: bool, key: OpKey | None,
+) -> UpdateRow:
+    """The update of the row at the other end of a to-many relation."""
+    target = services.app.manifest.by_name[relation.target]
+    allowed = services.app.rules.of(entity.name).read_clause(auth)
+    source = services.store.point(
+        lambda reader: reader.get_version(entity.name, row_id, allowed)
+    )
+    if source is None:
+        raise NotFound("Source entity not found")
+    if linked:
+        patch = {relation.field: row_id}
+        return changes.update(services.app, target, auth, target_id, patch, key)
+    visible = services.app.rules.of(target.name).read_clause(auth)
+    found = services.store.point(
+        lambda reader: reader.get_version(target.name, target_id, visible)
+    )
+    if found is None:
+        raise NotFound("Target entity not found")
+    row, seq = found
+    if key is None and orjson.loads(row)[relation.field] != row_id:
+        raise NotFound(
+            "Target entity not found", hint=f"{target.name}/{target_id} is not linked to this row"
+        )
+    # Only while it is as it was looked at: somebody may be linking it to another row.
+    return changes.update(
+        services.app, target, auth, target_id, {relation.field: None}, key,
+        seq if key is None else None,
+    )
+

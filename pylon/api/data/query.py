@@ -1,0 +1,74 @@
+"""Filtered queries and look-ups by a field (spec/http.md §3.3, §3.4).
+
+The caller's read policy is ANDed to the filter in SQL. A look-up never tells a row that the
+caller may not read from one that is not there.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import falcon
+
+from pylon.api.data.access import entity_named, readable, wait_before_absence
+from pylon.api.data.query_cache import answered, scope_of
+from pylon.api.http.body import decoded, read_body
+from pylon.api.http.callers import caller_of, subject_of
+from pylon.api.http.responses import send_raw
+from pylon.api.services import Services
+from pylon.errors import NotFound
+from pylon.storage.sqlite.filters import parse_filter
+from pylon.values import decode_query
+
+_SHOWN_CHARS: Final = 200
+
+
+class EntityQuery:
+    """``POST /api/query/{entity}``: a bare array of the rows that match a filter."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._list_limit = services.app.config.list_limit
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
+        services = self._services
+        auth = caller_of(req, services).auth
+        named = entity_named(services.app, entity, auth)
+        allowed = readable(services.app, named, auth)
+        raw = read_body(req)
+
+        def read() -> bytes:
+            asked = decoded(req, services, raw, decode_query)
+            query = parse_filter(named, asked, self._list_limit, allowed)
+            return services.store.scan(
+                lambda reader: reader.page(named.name, query), caller=subject_of(req, services)
+            )[1]
+
+        key = ("query", named.name, scope_of(allowed, auth))
+        send_raw(resp, answered(services.answers, services.store, key, raw, read))
+
+
+class Lookup:
+    """``GET /api/lookup/{entity}/{field}/{value}``: the first row whose field has the value."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_get(
+        self, req: falcon.Request, resp: falcon.Response, entity: str, field: str, value: str
+    ) -> None:
+        services = self._services
+        started_s = services.app.clock.monotonic_s()
+        auth = caller_of(req, services).auth
+        named = entity_named(services.app, entity, auth)
+        allowed = readable(services.app, named, auth)
+        row = services.store.scan(
+            lambda reader: reader.lookup(named.name, field, value, allowed),
+            caller=subject_of(req, services),
+        )
+        if row is None:
+            wait_before_absence(services.app, named, auth, started_s)
+            raise NotFound(f"{named.name}.{field} = {value[:_SHOWN_CHARS]} not found")
+        send_raw(resp, row)
+
+    on_head = on_get

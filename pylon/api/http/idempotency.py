@@ -1,0 +1,67 @@
+"""Idempotency-Key: a request that is sent again is answered as the first time, not done again.
+
+The key is kept beside the change, in its transaction, scoped to the user (or to the address,
+where there is no user), with a digest of the request: the same key with another request is
+refused. What failed has changed nothing and is not remembered: it is tried again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Final
+
+import falcon
+
+from pylon import limits
+from pylon.api.http.callers import address_of
+from pylon.api.services import Services
+from pylon.auth_context import AuthContext
+from pylon.errors import InvalidData
+from pylon.storage.ops import OpKey
+
+REPLAYED_HEADER: Final = "idempotency-replayed"
+_KEY: Final = re.compile(rf"[\x21-\x7e]{{1,{limits.OP_ID_CHARS}}}", re.ASCII)
+_DIGEST_BYTES: Final = 16
+
+
+def identity_of(auth: AuthContext, client_id: object, address: str) -> str:
+    """Whose operations these are: op_ids and keys of different ones never meet."""
+    if auth.user_id is not None:
+        return auth.user_id
+    if isinstance(client_id, str) and client_id:
+        return f"anon:{client_id[: limits.OP_ID_CHARS]}"
+    return f"anon-at:{address}"
+
+
+def key_of(
+    req: falcon.Request, services: Services, auth: AuthContext, raw: bytes
+) -> OpKey | None:
+    """The key of a request, or None where it has none.
+
+    Args:
+        raw: the request's body.
+
+    Raises:
+        InvalidData: the header is not a key.
+    """
+    given = req.env.get("HTTP_IDEMPOTENCY_KEY")
+    if given is None:
+        return None
+    if _KEY.fullmatch(given) is None:
+        raise InvalidData(
+            f"Idempotency-Key must be 1 to {limits.OP_ID_CHARS} ASCII characters without spaces"
+        )
+    request = f"{req.method} {req.path}?{req.query_string}\n".encode() + raw
+    digest = hashlib.blake2b(request, digest_size=_DIGEST_BYTES).hexdigest()
+    return OpKey(identity_of(auth, None, address_of(req, services)), f"ik:{given}", digest)
+
+
+def part(key: OpKey | None, number: int) -> OpKey | None:
+    """The key of one of the operations of a request that is not atomic."""
+    return None if key is None else OpKey(key.identity, f"{key.op_id}:{number}", key.digest)
+
+
+def say_replayed(resp: falcon.Response) -> None:
+    """Tell the client that nothing was done this time."""
+    resp.set_header(REPLAYED_HEADER, "true")

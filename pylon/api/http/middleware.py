@@ -1,0 +1,184 @@
+"""The gate: what happens before and after every request, whatever its route.
+
+Before: a path with an encoded slash is marked (`routing`), a request id (the client's, if it is
+sane), Set-Cookie lines that clear two session cookies which differ, the answer to a CORS preflight,
+the CSRF check. After: the header sets (built once), `no-store` on API answers, metrics by route
+template, and a log line for what was slow or went wrong inside.
+
+Probes (/health, /livez, /readyz) are not counted (spec/http.md §7).
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+import falcon
+
+from pylon import limits, metrics
+from pylon.api.http.callers import address_of
+from pylon.api.http.routing import mark_page_name, mark_slashes
+from pylon.api.services import Services
+from pylon.auth.cookies import has_conflict
+from pylon.auth.origin import SAFE_METHODS, cors_headers
+from pylon.auth.tokens import bearer_token
+from pylon.config import Config
+from pylon.log import get_logger
+from pylon.metrics.plain import Count, Distribution
+
+_log = get_logger("http")
+
+SECURITY_HEADERS: Final = (
+    ("x-content-type-options", "nosniff"),
+    ("x-frame-options", "DENY"),
+    ("x-xss-protection", "1; mode=block"),
+    ("referrer-policy", "strict-origin-when-cross-origin"),
+    (
+        "permissions-policy",
+        "accelerometer=(), camera=(), geolocation=(), gyroscope=(), microphone=(), payment=(), "
+        "usb=()",
+    ),
+)
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._\-]{1,128}", re.ASCII)
+_PROBES: Final = frozenset({"/health", "/livez", "/readyz"})
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"})
+
+
+class RequestMiddleware:
+    """Falcon middleware. One for each app."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._clock = services.app.clock
+        self._random = services.app.random
+        self._origins = services.origins
+        self._cookie = services.cookie
+        self._plain_headers = (*SECURITY_HEADERS, *cors_headers(services.app.config))
+        self._api_headers = api_headers(services.app.config)
+        self._plain_lines = header_lines(self._plain_headers)
+        self._api_lines = header_lines(self._api_headers)
+        # Unique enough to find a request in a log, at no cost: eight digits of this process,
+        # eight that count.
+        self._ids_prefix = self._random.token_hex(4)
+        self._ids = itertools.count(1)
+        self._counters = _Counters()
+        self._log_all = _log.enabled("debug")
+
+    def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        context = req.context
+        context.started_s = self._clock.monotonic_s()
+        env = req.env
+        if "pylon.raw_path" in env or "pylon.head" not in env:
+            mark_slashes(req)
+        given = env.get("HTTP_X_REQUEST_ID")
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            context.request_id = given
+        else:
+            context.request_id = f"{self._ids_prefix}{next(self._ids) & 0xFFFFFFFF:08x}"
+        cookies = env.get("HTTP_COOKIE")
+        if cookies is not None and has_conflict(cookies, self._cookie.name):
+            for line in self._cookie.cleared_everywhere(env.get("HTTP_HOST"), req.path):
+                resp.append_header("set-cookie", line)  # before any that the resource sets
+        method = req.method
+        if method == "OPTIONS":
+            resp.status = 204
+            resp.complete = True
+        elif method not in SAFE_METHODS:
+            mark_page_name(req)
+            self._origins.check(
+                method,
+                env.get("HTTP_ORIGIN"),
+                env.get("HTTP_REFERER"),
+                has_bearer=bearer_token(env.get("HTTP_AUTHORIZATION")) is not None,
+                fetch_site=env.get("HTTP_SEC_FETCH_SITE"),
+            )
+
+    def process_response(
+        self, req: falcon.Request, resp: falcon.Response, resource: object, req_succeeded: bool
+    ) -> None:
+        path, env, context = req.path, req.env, req.context
+        is_api = path.startswith("/api/")
+        request_id = getattr(context, "request_id", None)
+        if "pylon.head" in env:  # our HTTP server takes header lines as they go on the wire
+            lines = self._api_lines if is_api else self._plain_lines
+            if request_id is not None:
+                lines += b"x-request-id: %b\r\n" % request_id.encode()
+            env["pylon.head"] = lines
+        else:
+            resp.set_headers(self._api_headers if is_api else self._plain_headers)
+            if request_id is not None:
+                resp.set_header("x-request-id", request_id)
+        if request_id is None:
+            return  # a method that falcon refuses before any of ours is asked
+        elapsed_s = self._clock.monotonic_s() - context.started_s
+        if path not in _PROBES:
+            self._counters.count(req.uri_template, req.method, resp.status, elapsed_s)
+        if elapsed_s > limits.SLOW_REQUEST_S:
+            _log.warning("request.slow", **self._line(req, resp, elapsed_s))
+        elif self._log_all:
+            _log.debug("request", **self._line(req, resp, elapsed_s))
+
+    def _line(
+        self, req: falcon.Request, resp: falcon.Response, elapsed_s: float
+    ) -> dict[str, Any]:
+        return {
+            "request_id": req.context.request_id,
+            "method": req.method,
+            "path": req.path,
+            "status": resp.status_code,
+            "ms": round(elapsed_s * 1000, 1),
+            "client": address_of(req, self._services),
+        }
+
+
+class _Counters:
+    """The metric children in use, kept so that a request costs no label look-up."""
+
+    __slots__ = ("_by_key",)
+
+    def __init__(self) -> None:
+        self._by_key: dict[tuple[str | None, str, object], tuple[Count, Distribution]] = {}
+
+    def count(self, template: str | None, method: str, status: object, elapsed_s: float) -> None:
+        """Count one answered request. Label values come from the route table only.
+
+        Args:
+            status: as falcon has it, a number or a line.
+        """
+        children = self._by_key.get((template, method, status))
+        if children is None:
+            children = self._children(template, method, status)
+        children[0].inc()
+        children[1].observe(elapsed_s)
+
+    def _children(
+        self, template: str | None, method: str, status: object
+    ) -> tuple[Count, Distribution]:
+        route = template if template is not None else "none"
+        known = method if method in _METHODS else "OTHER"
+        children = (
+            metrics.HTTP_REQUESTS.labels(route=route, method=known, status=str(status)[:3]),
+            metrics.HTTP_DURATION.labels(route=route),
+        )
+        if known == method:  # methods that clients make up are not kept
+            self._by_key[template, method, status] = children
+        return children
+
+
+def api_headers(config: Config) -> tuple[tuple[str, str], ...]:
+    """The headers of every answer of the API, and of those that the HTTP server makes itself."""
+    return (*SECURITY_HEADERS, *cors_headers(config), ("cache-control", "no-store"))
+
+
+def header_lines(headers: Iterable[tuple[str, str]]) -> bytes:
+    """Header lines as they go on the wire.
+
+    Raises:
+        ValueError: a value (of a setting, then) that would break out of its line.
+    """
+    lines = [f"{name}: {value}" for name, value in headers]
+    if any(not line.isprintable() for line in lines):
+        raise ValueError("a header value holds a control character")
+    return "".join(f"{line}\r\n" for line in lines).encode("latin-1")

@@ -1,0 +1,69 @@
+"""Matchmaking over HTTP: wait for a match, ask how it stands, take it, or wait no more.
+
+    POST   /api/matchmaking      {"criteria": {"mode": "duel"}}   the status
+    GET    /api/matchmaking                                      the status
+    DELETE /api/matchmaking                                      {"dequeued": bool}
+    POST   /api/matchmaking/ack                                  {"shard_id": "..." | null}
+
+A player is the caller's user; an admin may name another one with ``?player=``. The statuses are
+those of spec/realtime.md §4.5.
+"""
+
+from __future__ import annotations
+
+import falcon
+
+from pylon.api.http.body import read_typed
+from pylon.api.http.callers import address_of, caller_of
+from pylon.api.http.responses import send_raw
+from pylon.api.realtime.bodies import ENQUEUE
+from pylon.api.services import Services
+from pylon.bus.shards import AcknowledgeMatch, Dequeue, Enqueue, MatchCommand, MatchStatus
+from pylon.errors import AuthRequired
+from pylon.rates import MATCHES_BY_ADDRESS, MATCHES_BY_USER, address_subject, user_subject
+
+
+class Match:
+    """``/api/matchmaking``."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        _answer(self._services, resp, MatchStatus(_player(self._services, req)))
+
+    on_head = on_get
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        player = _player(self._services, req)
+        if not caller_of(req, self._services).auth.is_admin:
+            limiter = self._services.limiter
+            limiter.require(MATCHES_BY_USER, user_subject(player))
+            limiter.require(MATCHES_BY_ADDRESS, address_subject(address_of(req, self._services)))
+        body = read_typed(req, self._services, ENQUEUE)
+        _answer(self._services, resp, Enqueue(player, body.criteria))
+
+    def on_delete(self, req: falcon.Request, resp: falcon.Response) -> None:
+        _answer(self._services, resp, Dequeue(_player(self._services, req)))
+
+
+class MatchAck:
+    """``POST /api/matchmaking/ack``."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        _answer(self._services, resp, AcknowledgeMatch(_player(self._services, req)))
+
+
+def _answer(services: Services, resp: falcon.Response, command: MatchCommand) -> None:
+    send_raw(resp, services.shards.of_matchmaker(command))
+
+
+def _player(services: Services, req: falcon.Request) -> str:
+    auth = caller_of(req, services).auth
+    if auth.user_id is None:
+        raise AuthRequired("Authentication required")
+    named = req.get_param("player") if auth.is_admin else None
+    return named or auth.user_id

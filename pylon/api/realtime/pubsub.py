@@ -1,0 +1,75 @@
+"""Pub/sub over HTTP, for admins (spec/realtime.md §5.3). Nothing subscribes to a channel: what
+is published is remembered for a while and can be read back."""
+
+from __future__ import annotations
+
+import falcon
+
+from pylon import limits
+from pylon.api.http.body import read_typed
+from pylon.api.http.callers import caller_of
+from pylon.api.http.parameters import whole_number
+from pylon.api.http.responses import send_raw
+from pylon.api.realtime.bodies import PUBLISH
+from pylon.api.services import Services
+from pylon.bus.rooms_messages import GetChannels, GetHistory, Publish
+from pylon.errors import Forbidden, LimitExceeded
+
+
+class PublishTo:
+    """``POST /api/pubsub/publish``."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        _admins_only(self._services, req)
+        body = read_typed(req, self._services, PUBLISH)
+        if len(body.message.encode()) > limits.CHANNEL_MESSAGE_BYTES:
+            raise LimitExceeded(
+                f"message is larger than {limits.CHANNEL_MESSAGE_BYTES} bytes in UTF-8"
+            )
+        command = Publish(body.channel, body.message)
+        send_raw(resp, self._services.rooms.submit(command).body)
+
+
+class ChannelList:
+    """``GET /api/pubsub/channels``."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        _admins_only(self._services, req)
+        send_raw(resp, self._services.rooms.submit(GetChannels()).body)
+
+    on_head = on_get
+
+
+class History:
+    """``GET /api/pubsub/history/{channel}?limit=``."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, channel: str) -> None:
+        _admins_only(self._services, req)
+        _check_channel(channel)
+        asked = whole_number(req, "limit")
+        limit = limits.CHANNEL_MESSAGES_DEFAULT if asked is None else asked
+        command = GetHistory(channel, min(limit, limits.CHANNEL_MESSAGES_MAX))
+        send_raw(resp, self._services.rooms.submit(command).body)
+
+    on_head = on_get
+
+
+def _admins_only(services: Services, req: falcon.Request) -> None:
+    if not caller_of(req, services).auth.is_admin:
+        raise Forbidden("Pub/sub requires admin auth")
+
+
+def _check_channel(channel: str) -> None:
+    if len(channel) > limits.CHANNEL_NAME_CHARS:
+        raise LimitExceeded(
+            f"channel has {len(channel)} characters (limit {limits.CHANNEL_NAME_CHARS})"
+        )

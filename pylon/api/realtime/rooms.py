@@ -1,0 +1,210 @@
+"""Rooms and presence over HTTP (spec/realtime.md §5.2): the routes of the official `useRoom`.
+
+The acting user is the user of the session. An admin may name another one as `user_id` in the
+body; from all other callers this module ignores `user_id`, because `useRoom` always sends it. The
+rooms service returns the JSON of every response.
+
+Bounds: the names and data of a request (limits.ROOM_*), and, except for admins, the requests of
+a user and of an address (pylon.rates).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Generic, TypeVar
+
+import falcon
+import orjson
+
+from pylon import limits
+from pylon.api.http.body import read_typed
+from pylon.api.http.body_types import BodyType
+from pylon.api.http.callers import address_of, caller_of
+from pylon.api.http.responses import send_raw
+from pylon.api.realtime.bodies import (
+    BROADCAST,
+    JOIN,
+    LEAVE,
+    PRESENCE,
+    USER_ID_CHARS,
+    BroadcastBody,
+    JoinBody,
+    LeaveBody,
+    PresenceBody,
+)
+from pylon.api.services import Services
+from pylon.auth.forwarded import network_of
+from pylon.auth_context import AuthContext
+from pylon.bus.rooms_messages import (
+    Broadcast,
+    GetRoom,
+    GetRooms,
+    JoinRoom,
+    LeaveRoom,
+    RoomCommand,
+    SetPresence,
+)
+from pylon.errors import AuthRequired, InvalidData, LimitExceeded
+from pylon.rates import (
+    ROOM_JOINS_BY_ADDRESS,
+    ROOM_JOINS_BY_USER,
+    ROOM_MESSAGES_BY_ADDRESS,
+    ROOM_MESSAGES_BY_USER,
+    ROOM_READS_BY_ADDRESS,
+    ROOM_READS_BY_USER,
+    Rate,
+    address_subject,
+    user_subject,
+)
+
+B = TypeVar("B", JoinBody, LeaveBody, PresenceBody, BroadcastBody)
+_JOINS: Final = (ROOM_JOINS_BY_USER, ROOM_JOINS_BY_ADDRESS)
+_MESSAGES: Final = (ROOM_MESSAGES_BY_USER, ROOM_MESSAGES_BY_ADDRESS)
+
+
+class RoomAction(Generic[B]):
+    """``POST /api/rooms/<action>``. A room may have the name of an action: ``GET`` reads it."""
+
+    def __init__(
+        self, services: Services, name: str, body_type: BodyType[B],
+        command: Callable[[B, str, str], RoomCommand], rates: tuple[Rate, Rate] | None = None,
+    ) -> None:
+        """
+        Args:
+            command: makes the room command of the body, the acting user and the client's
+                network ("" for an admin).
+            rates: of the caller's requests, by user and by address; None: unlimited.
+        """
+        self._services = services
+        self._name = name
+        self._body_type: BodyType[B] = body_type
+        self._command: Callable[[B, str, str], RoomCommand] = command
+        self._rates = rates
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        _send_room(self._services, req, resp, self._name)
+
+    on_head = on_get
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        auth = caller_of(req, self._services).auth
+        if auth.user_id is None:
+            raise AuthRequired("Authentication required")
+        address = "" if auth.is_admin else address_of(req, self._services)
+        if self._rates is not None and not auth.is_admin:
+            _spend(self._services, self._rates, auth.user_id, address)
+        body = read_typed(req, self._services, self._body_type)
+        network = network_of(address) if address else ""
+        command = self._command(body, _acting_user(auth, body.user_id), network)
+        send_raw(resp, self._services.rooms.submit(command).body)
+
+
+def join(services: Services) -> RoomAction[JoinBody]:
+    """``POST /api/rooms/join``."""
+
+    def command(body: JoinBody, user_id: str, network: str) -> RoomCommand:
+        return JoinRoom(body.room, user_id, _encode_data(body.data), network)
+
+    return RoomAction(services, "join", JOIN, command, _JOINS)
+
+
+def leave(services: Services) -> RoomAction[LeaveBody]:
+    """``POST /api/rooms/leave``."""
+
+    def command(body: LeaveBody, user_id: str, network: str) -> RoomCommand:
+        return LeaveRoom(body.room, user_id)
+
+    return RoomAction(services, "leave", LEAVE, command)
+
+
+def set_presence(services: Services) -> RoomAction[PresenceBody]:
+    """``POST /api/rooms/presence``."""
+
+    def command(body: PresenceBody, user_id: str, network: str) -> RoomCommand:
+        return SetPresence(body.room, user_id, _encode_data(body.data))
+
+    return RoomAction(services, "presence", PRESENCE, command, _MESSAGES)
+
+
+def broadcast(services: Services) -> RoomAction[BroadcastBody]:
+    """``POST /api/rooms/broadcast``."""
+
+    def command(body: BroadcastBody, user_id: str, network: str) -> RoomCommand:
+        return Broadcast(body.room, user_id, body.topic, _encode_data(body.data))
+
+    return RoomAction(services, "broadcast", BROADCAST, command, _MESSAGES)
+
+
+class RoomList:
+    """``GET /api/rooms``."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        _reader_of(self._services, req)
+        send_raw(resp, self._services.rooms.submit(GetRooms()).body)
+
+    on_head = on_get
+
+
+class Room:
+    """``GET /api/rooms/{room}``; the name is decoded, and may have slashes."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, room: str) -> None:
+        _send_room(self._services, req, resp, room)
+
+    on_head = on_get
+
+
+def _send_room(
+    services: Services, req: falcon.Request, resp: falcon.Response, room: str
+) -> None:
+    user_id = _reader_of(services, req)
+    _check_room_name(room)
+    send_raw(resp, services.rooms.submit(GetRoom(room, user_id)).body)
+
+
+def _reader_of(services: Services, req: falcon.Request) -> str:
+    """The user id of a caller who reads rooms; counts the request."""
+    auth = caller_of(req, services).auth
+    if auth.user_id is None:
+        raise AuthRequired("Authentication required")
+    if not auth.is_admin:
+        rates = (ROOM_READS_BY_USER, ROOM_READS_BY_ADDRESS)
+        _spend(services, rates, auth.user_id, address_of(req, services))
+    return auth.user_id
+
+
+def _spend(services: Services, rates: tuple[Rate, Rate], user_id: str, address: str) -> None:
+    of_user, of_address = rates
+    services.limiter.require(of_user, user_subject(user_id))
+    services.limiter.require(of_address, address_subject(address))
+
+
+def _acting_user(auth: AuthContext, named: object) -> str:
+    """Return the user for whom the caller acts: an admin may name another one."""
+    if not auth.is_admin or named is None:
+        return str(auth.user_id)
+    if not isinstance(named, str) or not 0 < len(named) <= USER_ID_CHARS:
+        raise InvalidData(f"user_id must be a text of 1 to {USER_ID_CHARS} characters")
+    return named
+
+
+def _encode_data(value: object) -> bytes:
+    data = orjson.dumps(value)
+    if len(data) > limits.ROOM_DATA_BYTES:
+        raise LimitExceeded(
+            f"data has {len(data)} bytes as JSON (limit {limits.ROOM_DATA_BYTES})"
+        )
+    return data
+
+
+def _check_room_name(name: str) -> None:
+    if len(name) > limits.ROOM_NAME_CHARS:
+        raise LimitExceeded(
+            f"room has {len(name)} characters (limit {limits.ROOM_NAME_CHARS})"
+        )

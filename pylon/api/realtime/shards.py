@@ -1,0 +1,166 @@
+"""Shards over HTTP (spec/realtime.md §4.4); they live in the shards workers.
+
+Whoever is no admin speaks for himself only: an input's `subscriber_id` must be the caller's own
+user id. ``GET /api/shards/<id>/connect`` is an event stream: the HTTP worker passes its
+connection on to a shards worker before anything here sees it; what does come here found nobody.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import falcon
+import msgspec
+
+from pylon.api.http.body import read_typed
+from pylon.api.http.callers import caller_of
+from pylon.api.http.responses import send_raw
+from pylon.api.realtime.bodies import MAKE_SHARD, MOVE_SHARD, SHARD_INPUT
+from pylon.api.services import Services
+from pylon.auth_context import AuthContext
+from pylon.bus.shards import (
+    DescribeAll,
+    DescribeShard,
+    EndShard,
+    MakeShard,
+    PlaceShard,
+    ShardCommand,
+    SubmitInput,
+)
+from pylon.errors import (
+    Forbidden,
+    InvalidData,
+    ShardsNotAvailable,
+    SubscribeRefused,
+    Unauthorized,
+    Unavailable,
+)
+
+# What everybody may see of a shard (spec/realtime.md §4.4).
+_PUBLIC: Final = ("id", "running", "tick", "subscribers", "input_queue")
+
+
+class ShardList:
+    """``GET`` and ``POST /api/shards``, for admins."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        _admins_only(self._services, req)
+        try:
+            parts = self._services.shards.broadcast(DescribeAll())
+        except ShardsNotAvailable:
+            parts = []
+        shards = [shard for part in parts for shard in msgspec.json.decode(part)]
+        shards.sort(key=lambda shard: str(shard["id"]))
+        send_raw(resp, msgspec.json.encode(shards))
+
+    on_head = on_get
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Make a shard, unless it is there: ``{"id", "params"?}``."""
+        _admins_only(self._services, req)
+        body = read_typed(req, self._services, MAKE_SHARD)
+        send_raw(resp, self._services.shards.for_shard(MakeShard(body.id, body.params)))
+
+
+class OneShard:
+    """``GET`` and ``DELETE /api/shards/{shard_id}``."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, shard_id: str) -> None:
+        is_admin = caller_of(req, self._services).auth.is_admin
+        answer = self._services.shards.for_shard(DescribeShard(shard_id))
+        if not is_admin:
+            shard = msgspec.json.decode(answer)
+            answer = msgspec.json.encode({name: shard[name] for name in _PUBLIC})
+        send_raw(resp, answer)
+
+    on_head = on_get
+
+    def on_delete(self, req: falcon.Request, resp: falcon.Response, shard_id: str) -> None:
+        """Stop the shard and forget its saved state; for admins."""
+        _admins_only(self._services, req)
+        send_raw(resp, self._services.shards.for_shard(EndShard(shard_id)))
+
+
+class ShardInput:
+    """``POST /api/shards/{shard_id}/input``: ``{"input", "subscriber_id"?, "client_seq"?}``."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, shard_id: str) -> None:
+        auth = caller_of(req, self._services).auth
+        body = read_typed(req, self._services, SHARD_INPUT)
+        sid = _subscriber(auth, body.subscriber_id, req.get_param("sid"))
+        raw = msgspec.json.encode(body.input)
+        command = SubmitInput(shard_id, sid, auth, raw, body.client_seq)
+        send_raw(resp, _submitted(self._services, command))
+
+
+class ShardMove:
+    """``POST /api/shards/{shard_id}/move``: ``{"worker": "2"}``, for admins. It is saved where
+    it is, its subscribers come back, and it goes on there."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, shard_id: str) -> None:
+        services = self._services
+        _admins_only(services, req)
+        workers = services.app.config.workers_of("shards")
+        if not workers:
+            raise _no_shards()
+        worker = read_typed(req, services, MOVE_SHARD).worker
+        names = [str(number) for number in range(1, workers + 1)]
+        if worker is not None and worker not in names:
+            raise InvalidData(
+                f"worker is {worker!r}; it must be one of {', '.join(names)}",
+                hint="null moves the shard to where its id says",
+            )
+        send_raw(resp, services.shards.for_shard(PlaceShard(shard_id, worker)))
+
+
+class ShardConnect:
+    """``GET /api/shards/{shard_id}/connect`` that no shards worker took from the server."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, shard_id: str) -> None:
+        if not self._services.app.config.workers_of("shards"):
+            raise _no_shards()
+        raise Unavailable("No shards worker is up", hint="Try again in a moment")
+
+
+def _no_shards() -> ShardsNotAvailable:
+    return ShardsNotAvailable(
+        "This server runs no shards", hint="Set PYLON_SHARD_WORKERS to 1 or more"
+    )
+
+
+def _submitted(services: Services, command: ShardCommand) -> bytes:
+    try:
+        return services.shards.for_shard(command)
+    except Unauthorized as ex:  # the bus carries the code, which both have
+        raise SubscribeRefused(ex.message, hint=ex.hint) from ex
+
+
+def _subscriber(auth: AuthContext, named: str | None, sid: str | None) -> str:
+    """Who the input is from: the body's `subscriber_id`, else the caller, else `anon_<sid>`."""
+    if named is None:
+        return auth.user_id if auth.user_id is not None else f"anon_{sid or '0'}"
+    if not auth.is_admin and named != auth.user_id:
+        raise SubscribeRefused(
+            f'subscriber_id "{named}" is not the caller', hint="Leave it out, or send your user id"
+        )
+    return named
+
+
+def _admins_only(services: Services, req: falcon.Request) -> None:
+    if not caller_of(req, services).auth.is_admin:
+        raise Forbidden("Admin access required")

@@ -1,0 +1,1 @@
+"""Resources of the sync protocol: pull, push, changes, documents."""

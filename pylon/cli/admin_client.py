@@ -1,0 +1,146 @@
+"""How a verb speaks to the running server over HTTP, as an admin.
+
+One keep-alive connection to the HTTP port on this machine. Used by `seed`, `export`, `import`
+and `shards`, which go the way of every client: checked values, change events, live updates.
+
+Invariants: an answer that is an error of the server's is raised as the `PylonError` it was
+there; only `send`, whose key makes a repetition harmless, tries again.
+"""
+
+from __future__ import annotations
+
+import http.client
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Final
+
+import orjson
+
+from pylon.cli.running import require
+from pylon.config import Config
+from pylon.errors import AuthRequired, PylonError, Unavailable
+
+_TIMEOUT_S: Final = 120.0
+_TRIES: Final = 5
+_PAUSE_S: Final = 0.2  # after the first try that failed; twice as long after each further one
+_PIECE_BYTES: Final = 65_536
+_REPLAYED: Final = "Idempotency-Replayed"
+_ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+class AdminClient:
+    """A context manager; not for threads."""
+
+    def __init__(self, config: Config, token: str | None) -> None:
+        """
+        Args:
+            token: instead of PYLON_ADMIN_TOKEN.
+
+        Raises:
+            NotRunning: no server runs on this data directory.
+            AuthRequired: there is no token.
+        """
+        port = require(config).ports["http"]
+        token = token or config.admin_token
+        if not token:
+            raise AuthRequired("no token: set PYLON_ADMIN_TOKEN, or give --token")
+        self._conn = http.client.HTTPConnection(
+            _ANY.get(config.bind, config.bind), port, timeout=_TIMEOUT_S
+        )
+        self._headers = {"Authorization": f"Bearer {token}"}
+
+    def __enter__(self) -> AdminClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, ex: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._conn.close()
+
+    def send(self, path: str, body: bytes, key: str) -> tuple[Any, bool]:
+        """POST of JSON with an Idempotency-Key; tries again what may work later.
+
+        Returns: the decoded answer, and whether it is that of an earlier request.
+
+        Raises:
+            PylonError: the server's refusal.
+            Unavailable: it cannot be reached.
+        """
+        headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+        pause_s = _PAUSE_S
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                answer = self._call("POST", path, body, headers)
+                return orjson.loads(answer.read()), answer.headers[_REPLAYED] == "true"
+            except PylonError as error:
+                if not error.retryable or not tries_left:
+                    raise
+            except (OSError, http.client.HTTPException) as ex:
+                self._conn.close()
+                if not tries_left:
+                    raise Unavailable(f"the server's answer was cut off: {ex!r}") from ex
+            time.sleep(pause_s)
+            pause_s *= 2
+        raise AssertionError("the last try returns or raises")
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """One request, and the decoded answer.
+
+        Raises:
+            PylonError: the server's refusal.
+            Unavailable: it cannot be reached.
+        """
+        sent = None if body is None else orjson.dumps(body)
+        answer = self._call(method, path, sent, {"Content-Type": "application/json"})
+        try:
+            return orjson.loads(answer.read())
+        except (OSError, http.client.HTTPException) as ex:
+            self._conn.close()
+            raise Unavailable(f"the server's answer was cut off: {ex!r}") from ex
+
+    def lines(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str]
+    ) -> Iterator[bytes]:
+        """The lines of a streamed answer as they arrive, without their ends.
+
+        Raises:
+            PylonError: the server's refusal, before the first line.
+            Unavailable: it cannot be reached, or the answer was cut off.
+        """
+        answer = self._call(method, path, body, headers)
+        rest = b""
+        try:
+            # Not its readline, which takes a cut for the end.
+            while piece := answer.read(_PIECE_BYTES):
+                *whole, rest = (rest + piece).split(b"\n")
+                yield from whole
+        except (OSError, http.client.HTTPException) as ex:
+            self._conn.close()
+            raise Unavailable(f"the server's answer was cut off: {ex!r}") from ex
+        if rest:
+            raise Unavailable("the server's answer was cut off in a line")
+
+    def _call(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str]
+    ) -> http.client.HTTPResponse:
+        try:
+            self._conn.request(method, path, body, {**self._headers, **headers})
+            answer = self._conn.getresponse()
+            if answer.status < 400:
+                return answer
+            raw = answer.read()
+        except (OSError, http.client.HTTPException) as ex:
+            self._conn.close()
+            raise Unavailable(f"the server does not answer: {ex!r}") from ex
+        raise _refusal(answer.status, raw)
+
+
+def _refusal(status: int, raw: bytes) -> PylonError:
+    try:
+        error = dict(orjson.loads(raw)["error"])
+        code, message = str(error.pop("code")), str(error.pop("message"))
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        return Unavailable(f"the server answered {status} without saying why")
+    hint = error.pop("hint", None)
+    return PylonError.from_wire(code, message, hint, {str(k): v for k, v in error.items()})

@@ -1,0 +1,176 @@
+"""The desk: commands of all workers in, replies and ticks of news out.
+
+Invariants: every request with an id is answered once, also when a command fails in a way that
+nobody foresaw; a reply's counter is that of the newest news before it. A worker whose sockets
+hear of rooms and that is silent for `limits.ROOM_LEASE_S` has none any more. One thread at a
+time. Called by `supervisor.rooms`, and by tests in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from pylon import limits, log, metrics
+from pylon.bus.rooms_messages import (
+    Alive,
+    Broadcast,
+    GetChannels,
+    GetHistory,
+    GetRoom,
+    GetRooms,
+    JoinRoom,
+    LeaveRoom,
+    Publish,
+    Relay,
+    RoomCommand,
+    RoomReply,
+    RoomRequest,
+    RoomTick,
+    RoomUpdates,
+    SetPresence,
+    Snapshots,
+    SocketClosed,
+    Subscribe,
+    Unsubscribe,
+)
+from pylon.clock import Clock
+from pylon.errors import InternalError, PylonError
+from pylon.errors.wire import WireError
+from pylon.rooms.channels import Channels
+from pylon.rooms.members import Rooms
+from pylon.rooms.updates import Updates, json_text
+
+_NOT_IN_ROOM: Final = b'{"%b":false,"reason":"not_in_room"}'
+
+_log = log.get_logger("rooms")
+
+
+class RoomService:
+    """All rooms and channels of a server."""
+
+    def __init__(self, clock: Clock, generation: str) -> None:
+        """Args: `generation` is another one for each desk."""
+        self._clock = clock
+        self._generation = generation
+        self._updates = Updates()
+        self._rooms = Rooms(clock, self._updates)
+        self._channels = Channels(clock)
+        self._counter = 0
+        self._heard_s: dict[bytes, float] = {}  # workers with sockets, by routing id
+
+    @property
+    def has_news(self) -> bool:
+        """Whether a tick would have anything to tell."""
+        return bool(self._updates)
+
+    @property
+    def workers(self) -> list[bytes]:
+        """The routing ids of the workers whose sockets may hear of rooms."""
+        return list(self._heard_s)
+
+    def apply(self, source: bytes, requests: Sequence[RoomRequest]) -> list[RoomReply]:
+        """Carry out one message of a worker.
+
+        Args:
+            source: the worker's routing id.
+
+        Returns:
+            The replies, in order, to those requests that want one.
+        """
+        replies = []
+        for request in requests:
+            reply = self._reply(source, request)
+            if request.id:
+                replies.append(reply)
+        metrics.ROOMS.set(len(self._rooms))
+        metrics.ROOM_MEMBERS.set(self._rooms.members)
+        return replies
+
+    def lost(self, source: bytes) -> None:
+        """A worker is gone, with all its sockets."""
+        self._heard_s.pop(source, None)
+        self._rooms.lost(source)
+
+    def expire(self) -> None:
+        """Remove what has been silent for too long: members, workers and channels."""
+        since_s = self._clock.monotonic_s() - limits.ROOM_LEASE_S
+        for source in [s for s, heard_s in self._heard_s.items() if heard_s <= since_s]:
+            _log.error("rooms.worker_silent", worker=source.decode())
+            self.lost(source)
+        self._rooms.expire()
+        self._channels.expire()
+
+    def news(self) -> Iterator[RoomUpdates]:
+        """End the tick: what subscribers are to be told, in messages of a bounded size."""
+        ticks: list[RoomTick] = []
+        size_bytes = 0
+        for tick in self._updates.take(self._rooms.snapshot):
+            tick_bytes = sum(len(text) for text in tick.texts)
+            if ticks and size_bytes + tick_bytes > limits.BUS_ROOM_UPDATES_BYTES:
+                yield self._message(ticks)
+                ticks, size_bytes = [], 0
+            ticks.append(tick)
+            size_bytes += tick_bytes
+        if ticks:
+            yield self._message(ticks)
+
+    def _message(self, ticks: list[RoomTick]) -> RoomUpdates:
+        self._counter += 1
+        return RoomUpdates(self._generation, self._counter, ticks)
+
+    def _reply(self, source: bytes, request: RoomRequest) -> RoomReply:
+        command = request.command
+        try:
+            if isinstance(command, Snapshots):
+                snapshots = [self._rooms.snapshot_for(name, source) for name in command.rooms]
+                return RoomReply(request.id, self._counter, snapshots=snapshots)
+            return RoomReply(request.id, self._counter, self._execute(source, command))
+        except PylonError as ex:
+            error = WireError.of(ex)
+        except Exception as ex:  # noqa: BLE001  the others' rooms must go on
+            _log.exception("rooms.failed", error=ex, command=type(command).__name__)
+            error = WireError.of(InternalError("It failed; the server's log says why"))
+        return RoomReply(request.id, self._counter, error=error)
+
+    def _execute(self, source: bytes, command: RoomCommand) -> bytes:
+        """The answer, as JSON text."""
+        rooms = self._rooms
+        match command:
+            case GetRoom(room, user_id):
+                return rooms.look(room, user_id)
+            case SetPresence(room, user_id, data):
+                done = rooms.set_presence(room, user_id, data)
+                return b'{"updated":true}' if done else _NOT_IN_ROOM % b"updated"
+            case Relay(None, _, text):
+                self._updates.say(None, text)
+            case Relay(str(room), user_id, text):
+                rooms.say(room, user_id, text)
+            case Broadcast(room, user_id, topic, data):
+                done = rooms.broadcast(room, user_id, topic, data)
+                return b'{"broadcasted":true}' if done else _NOT_IN_ROOM % b"broadcasted"
+            case JoinRoom(room, user_id, data, network):
+                name, peers = json_text(room), rooms.join(room, user_id, data, network)
+                snapshot = b'{"peers":%b,"room":%b,"type":"snapshot"}' % (peers, name)
+                return b'{"joined":%b,"snapshot":%b}' % (name, snapshot)
+            case LeaveRoom(room, user_id):
+                found = b"true" if rooms.leave(room, user_id) else b"false"
+                return b'{"left":%b,"was_present":%b}' % (json_text(room), found)
+            case GetRooms():
+                return rooms.listed()
+            case Subscribe(room, user_id, socket):
+                self._heard_s[source] = self._clock.monotonic_s()
+                return rooms.subscribe(room, user_id, (source, socket))
+            case Unsubscribe(room, socket):
+                rooms.unsubscribe(room, (source, socket))
+            case SocketClosed(socket):
+                rooms.closed((source, socket))
+            case Alive():
+                self._heard_s[source] = self._clock.monotonic_s()
+            case Publish(channel, message):
+                return self._channels.publish(channel, message)
+            case GetChannels():
+                return self._channels.listed()
+            case GetHistory(channel, limit):
+                return self._channels.history(channel, limit)
+        return b""

@@ -1,0 +1,1 @@
+"""The process itself: file descriptors, memory, gevent's patches, the parent's death."""

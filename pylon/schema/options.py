@@ -1,0 +1,111 @@
+"""What the operator asks of a schema change beyond what the manifest says.
+
+A manifest cannot tell a rename from a removal and an addition, does not say whether data that
+it no longer names may go, and has no values for rows that are there already. These wishes do.
+Names are compared without regard to ASCII case, as SQLite does.
+
+Built by `pylonctl schema` from its flags, read by `plan` and `rewrite`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pylon.errors import InvalidData
+from pylon.manifest.model import Manifest
+
+FieldKey = tuple[str, str]  # entity and field, in lower case
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationOptions:
+    """All names that are looked up are in lower case; the values keep their spelling."""
+
+    rename_entities: Mapping[str, str] = field(default_factory=dict)  # old to new
+    rename_fields: Mapping[FieldKey, str] = field(default_factory=dict)  # (new entity, old) to new
+    drop_entities: frozenset[str] = frozenset()
+    drop_fields: frozenset[FieldKey] = frozenset()
+    drop_indexes: frozenset[str] = frozenset()
+    defaults: Mapping[FieldKey, str] = field(default_factory=dict)  # as typed on the command line
+
+    def entity_now(self, old: str) -> str:
+        """The name of a table after the renames."""
+        return self.rename_entities.get(old.lower(), old)
+
+
+NONE = MigrationOptions()
+
+
+def read_options(
+    manifest: Manifest,
+    *,
+    rename_entities: tuple[str, ...] = (),
+    rename_fields: tuple[str, ...] = (),
+    drop_entities: tuple[str, ...] = (),
+    drop_fields: tuple[str, ...] = (),
+    drop_indexes: tuple[str, ...] = (),
+    defaults: tuple[str, ...] = (),
+) -> MigrationOptions:
+    """Read the flags: ``OLD:NEW``, ``Entity.OLD:NEW``, ``Entity``, ``Entity.field``, ``name``
+    and ``Entity.field=value``. Entities are named as the new manifest does.
+
+    Raises:
+        InvalidData: a flag cannot be read, or contradicts the manifest.
+    """
+    fields = {e.name.lower(): {f.name.lower() for f in e.fields} for e in manifest.entities}
+    entities: dict[str, str] = {}
+    for text in rename_entities:
+        old, new = _pair("--rename-entity", text, ":", "OLD:NEW")
+        if new.lower() not in fields:
+            raise InvalidData(f"--rename-entity {text}: the manifest has no entity {new}")
+        if old.lower() in fields:
+            raise InvalidData(f"--rename-entity {text}: the manifest still has an entity {old}")
+        entities[old.lower()] = new
+    renamed: dict[FieldKey, str] = {}
+    for text in rename_fields:
+        place, new = _pair("--rename-field", text, ":", "Entity.OLD:NEW")
+        entity, old = _pair("--rename-field", place, ".", "Entity.OLD:NEW")
+        known = _fields_of(fields, entity, f"--rename-field {text}")
+        if new.lower() not in known:
+            raise InvalidData(f"--rename-field {text}: the manifest has no field {entity}.{new}")
+        if old.lower() in known or old.lower() == "id":
+            raise InvalidData(f"--rename-field {text}: the manifest still has {entity}.{old}")
+        renamed[entity.lower(), old.lower()] = new
+    for name in drop_entities:
+        if name.lower() in fields:
+            raise InvalidData(f"--drop-entity {name}: the manifest still has it")
+        if name.lower().startswith(("sqlite_", "_pylon_")):
+            raise InvalidData(f"--drop-entity {name}: this table is not an entity's")
+    dropped: set[FieldKey] = set()
+    for text in drop_fields:
+        entity, name = _pair("--drop-field", text, ".", "Entity.field")
+        known = _fields_of(fields, entity, f"--drop-field {text}")
+        if name.lower() in known or name.lower() in ("id", "_json", "_seq"):
+            raise InvalidData(f"--drop-field {text}: the manifest still has it")
+        dropped.add((entity.lower(), name.lower()))
+    values: dict[FieldKey, str] = {}
+    for text in defaults:
+        place, value = _pair("--default", text, "=", "Entity.field=value")
+        entity, name = _pair("--default", place, ".", "Entity.field=value")
+        if name.lower() not in _fields_of(fields, entity, f"--default {text}"):
+            raise InvalidData(f"--default {text}: the manifest has no field {entity}.{name}")
+        values[entity.lower(), name.lower()] = value
+    return MigrationOptions(
+        entities, renamed, frozenset(n.lower() for n in drop_entities), frozenset(dropped),
+        frozenset(n.lower() for n in drop_indexes), values,
+    )
+
+
+def _pair(flag: str, text: str, mark: str, form: str) -> tuple[str, str]:
+    first, found, second = text.partition(mark)
+    if not first or not found or (not second and mark != "="):
+        raise InvalidData(f"{flag} {text}: expected {form}")
+    return first, second
+
+
+def _fields_of(fields: Mapping[str, set[str]], entity: str, flag: str) -> set[str]:
+    known = fields.get(entity.lower())
+    if known is None:
+        raise InvalidData(f"{flag}: the manifest has no entity {entity}")
+    return known

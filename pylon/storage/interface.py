@@ -1,0 +1,362 @@
+"""What a store is: a reader for each connection, and one write engine.
+
+The rest of Pylon knows these protocols only; `pylon.storage.sqlite` implements them. Rows
+travel as the JSON text that they are stored with.
+
+Invariants: what a reader answers was committed; a reader sees each commit whole; the engine is
+the only thing that writes rows, and every change of a row is in the change log of the same
+transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
+
+from pylon.manifest.model import Entity, Relation
+from pylon.storage.clause import SqlClause
+from pylon.storage.events import ChangeBatch, ChangeEvent
+from pylon.storage.ops import WriteReply, WriteRequest
+from pylon.storage.where import ALL
+
+T = TypeVar("T")
+
+SERVER: Final = "server"  # the caller of the server's own scans
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which rows of an entity, in which order.
+
+    `order` has (field, descending) pairs; ties, and no order at all, go by id. `after_id`
+    keeps what sorts behind that id and is meant for the default order (keyset pages).
+    `relevance` is an expression of full-text search, and then rows that do not match are left
+    out and the others come in the order of how well they do; it is not meant for any order
+    beside it.
+    """
+
+    where: SqlClause
+    limit: int
+    order: tuple[tuple[str, bool], ...] = ()
+    offset: int = 0
+    after_id: str | None = None
+    relevance: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FacetCounts:
+    """How many rows there are, and by field how many of them have which value, the most
+    frequent first. Null is not counted as a value."""
+
+    total: int
+    by_field: dict[str, list[tuple[object, int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphNode:
+    """Rows of an entity with related rows inside them (spec/http.md §3.5).
+
+    `where` holds the caller's read policy too. `limit` and `offset` of an included node count
+    for each row that it belongs to; None: all of them.
+    """
+
+    entity: Entity
+    where: SqlClause
+    order: tuple[tuple[str, bool], ...] = ()
+    limit: int | None = None
+    offset: int = 0
+    includes: tuple[GraphInclude, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GraphInclude:
+    """A relation of a node's entity, and what is wanted of its target."""
+
+    relation: Relation
+    node: GraphNode
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What an aggregate's rows are made for each value of; `key` names it in the answer."""
+
+    key: str
+    field: str
+    bucket: str | None = None  # hour, day, week, month or year of a datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregation:
+    """One number of an aggregate; a count without a field counts rows."""
+
+    key: str
+    kind: str  # count, sum, avg, min, max or countDistinct
+    field: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """Figures over the rows of `where`, one row for each distinct value of `groups`."""
+
+    figures: tuple[Aggregation, ...]
+    groups: tuple[Group, ...]
+    where: SqlClause
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """A stored session; `session_id` is the hash of its token. `expires_at_s` 0: never.
+
+    `is_unused`: a guest's whose token has not been presented as far as the store knows.
+    """
+
+    session_id: str
+    user_id: str
+    is_guest: bool
+    created_at_s: int
+    expires_at_s: int
+    device: str
+    tenant_id: str | None
+    is_unused: bool = False
+
+
+class BatchRefusal(NamedTuple):
+    """Why the store refused a batch: a label for metrics, and a sentence with the path."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """The result of a transaction, in the order of the fields. One reply for each request that was
+    not deferred, in order. The changes to publish (None: no row changed). The time from BEGIN to
+    the end of COMMIT. Whether a document changed without an event. The deferred requests, in
+    order. The number of changed large rows, and their bytes read and written. The reason why the
+    store refused all requests, if it did."""
+
+    replies: list[WriteReply]
+    batch: ChangeBatch | None
+    commit_s: float
+    documents: bool = False
+    deferred: Sequence[WriteRequest] = ()
+    large_rows: int = 0
+    large_bytes: int = 0
+    refusal: BatchRefusal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentView:
+    """The values that decide who may read a document's row, from one version on: the versions
+    before and after the change of those values, as `Document.encoded_version` (empty: that of an
+    empty document), and the fields of the read rule, as JSON (null: not known)."""
+
+    before: bytes
+    after: bytes
+    facts: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """What is stored of a row's document. Merged, these are the document; `number` is that of
+    its newest update, 0 where there was none. `views` say who could read its row at which of
+    its versions; none: who may read it now."""
+
+    snapshot: bytes
+    updates: tuple[bytes, ...]
+    number: int
+    views: tuple[DocumentView, ...] = ()
+
+    @property
+    def parts(self) -> tuple[bytes, ...]:
+        """The parts to merge, in order."""
+        return (self.snapshot, *self.updates)
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentUpdate:
+    """That a document has changed: the update's number, that of the same document's update
+    before (0: none; -1: read the whole), and the head of the change log then."""
+
+    number: int
+    prev: int
+    seq: int
+    entity: str
+    row_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredShard:
+    """What the store knows of a shard: its saved state (None: there is none), and the worker
+    that it was moved to (None: it lives where its id says)."""
+
+    id: str
+    tick: int
+    data: bytes | None
+    home: str | None
+    saved_at_s: int
+
+
+class Reader(Protocol):
+    """One read-only connection, used by one thread at a time.
+
+    Raises, from every method: QueryTimeout when a statement ran for longer than
+    `limits.READ_TIMEOUT_S`; StoreUnavailable when the database cannot be read;
+    EntityNotFound for an entity that the manifest does not have.
+    """
+
+    def get(self, entity: str, row_id: str) -> bytes | None:
+        """The row's JSON, or None."""
+
+    def get_version(
+        self, entity: str, row_id: str, allowed: SqlClause = ALL
+    ) -> tuple[bytes, int | None] | None:
+        """The row's JSON and the seq of its last change (None: not known); None if there is no
+        such row among the rows of `allowed`."""
+
+    def lookup(
+        self, entity: str, field: str, value: object, allowed: SqlClause = ALL
+    ) -> bytes | None:
+        """The first row of `allowed`, by id, whose `field` is `value` (which may be text from a
+        URL).
+
+        Raises:
+            InvalidColumn: the entity has no such field.
+        """
+
+    def rows(self, entity: str, query: Query) -> list[bytes]:
+        """The JSON of each row that the query selects, in its order.
+
+        Raises:
+            LimitExceeded: more than `limits.LIST_BYTES`.
+        """
+
+    def rows_within(
+        self, entity: str, query: Query, size_bytes: int
+    ) -> tuple[list[bytes], bool]:
+        """The first rows that the query selects: as many as `size_bytes` holds, and one at least;
+        and whether there may be more."""
+
+    def facet_counts(
+        self, entity: str, where: SqlClause, fields: Sequence[str], most: int
+    ) -> FacetCounts:
+        """Count the rows that `where` selects, and for each of `fields` their values, `most` of
+        them. Values are as the store holds them: a boolean is 0 or 1."""
+
+    def page(self, entity: str, query: Query) -> tuple[int, bytes]:
+        """How many rows the query selects, and all of them as one JSON array.
+
+        Raises:
+            LimitExceeded: more than `limits.LIST_BYTES`.
+        """
+
+    def count(self, entity: str, where: SqlClause) -> int:
+        """How many rows `where` holds for."""
+
+    def graph(self, nodes: Sequence[GraphNode]) -> bytes:
+        """A JSON object with an array of rows for each node, under its entity's name; all are
+        of the same commit. A to-one relation that leads nowhere is left out of its row.
+
+        Raises:
+            LimitExceeded: more than `limits.GRAPH_ROWS` rows, or `limits.LIST_BYTES`.
+        """
+
+    def aggregate(self, entity: str, aggregate: Aggregate) -> list[dict[str, Any]]:
+        """The answer's rows, ordered by their groups. Booleans are bools.
+
+        Raises:
+            LimitExceeded: more than `limits.AGGREGATE_GROUPS` rows.
+        """
+
+    def head_seq(self) -> int:
+        """The highest seq in use: the newest event's, or the mark of the newest epoch."""
+
+    def oldest_seq(self) -> int:
+        """The oldest retained event's seq; head + 1 when the log is empty."""
+
+    def events_after(self, seq: int, limit: int) -> list[ChangeEvent]:
+        """The first `limit` events with a seq above `seq`, ascending."""
+
+    def newest_events(self, limit: int) -> list[ChangeEvent]:
+        """The newest events, ascending: `limit` of them, fewer when they are very large."""
+
+    def void_ranges(self) -> list[tuple[int, int]]:
+        """(void_from, first_seq) of each epoch: cursors strictly between are void."""
+
+    def session(self, session_id: str) -> SessionRow | None:
+        """The session, expired or not, or None."""
+
+    def document(
+        self, entity: str, row_id: str, where: SqlClause | None = None
+    ) -> StoredDocument | None:
+        """The stored parts of the row's document, or None; also where, at the same commit, the row
+        does not fulfil `where`."""
+
+    def document_updates(self, number: int, limit: int) -> list[DocumentUpdate]:
+        """The first `limit` updates of any documents after `number`, ascending. Of each
+        document that has changed since there is at least the newest one."""
+
+    def document_update(self, number: int) -> bytes | None:
+        """The bytes of an update, or None if only the whole document has them by now."""
+
+    def document_number(self) -> int:
+        """The number of the newest update of any document."""
+
+    def shard(self, shard_id: str) -> StoredShard | None:
+        """What is known of a shard that rests, or was moved."""
+
+    def shards(self, limit: int) -> list[StoredShard]:
+        """All such shards, by id, without their states."""
+
+    def session_ends(self, session_ids: Sequence[str]) -> dict[str, int]:
+        """When those of the sessions that there are expire: Unix seconds, 0 for never."""
+
+    def is_empty(self) -> bool:
+        """Whether no entity has a row."""
+
+    def data_version(self) -> int:
+        """A number that changes when another connection has committed."""
+
+    def at_one_commit(self, read: Callable[[], T]) -> T:
+        """Run `read`: all that it reads through this reader is of the same commit. To be
+        short, since the store cannot tidy up behind it meanwhile."""
+
+    def close(self) -> None:
+        """Give the connection back. Idempotent."""
+
+
+class Store(Protocol):
+    """The readers of one process. Used by the API, the hub, `Feed` and snapshots."""
+
+    def point(self, read: Callable[[Reader], T]) -> T:
+        """Run a read of a few rows, at once."""
+
+    def scan(
+        self, read: Callable[[Reader], T], inline: bool = True, caller: str = SERVER
+    ) -> T:
+        """Run a read that may be long, without stopping other requests. `read` must have no
+        effect but its answer: it may be interrupted and begun again. `inline` False: it may
+        be hard to interrupt, so it is not to be tried where other requests would wait. Scans
+        share the connections by `caller` (`pylon.admission`)."""
+
+
+class WriteEngine(Protocol):
+    """The only read-write connection. One thread at a time."""
+
+    head: int
+
+    def apply(
+        self, requests: Sequence[WriteRequest], *, large_bytes: int | None = None
+    ) -> BatchResult:
+        """Carry out all requests in one transaction. Never raises for a request: a failing one
+        fails alone, in its reply; when the store fails, nothing is written and every reply
+        carries StoreUnavailable.
+
+        Args:
+            large_bytes: how much of large rows to read and write; requests beyond it, with what
+                follows them in their calls, are deferred. None: all are carried out.
+        """
+
+    def close(self) -> None:
+        """Close the connection. Idempotent."""

@@ -1,0 +1,1 @@
+"""Bundles of a SQLite database: create, verify, restore."""

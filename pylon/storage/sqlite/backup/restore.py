@@ -1,0 +1,193 @@
+"""Put a bundle back in the place of the live database.
+
+Order, so that a crash at any point leaves either the old database or the new one, never a
+mixture (an old WAL beside a new file would be replayed into it): verify the bundle; copy it
+to a temporary name and open a new epoch there; fold the old WAL into the old database; give
+the old file a second name; move the old side files away; rename the copy over the old file.
+
+Invariants: nothing that is replaced is deleted, it stays as `<db>.replaced-<time>`; no
+cursor of the replaced history is taken for one of the restored history, because the epoch
+voids it. The caller holds the data directory (`pylon.data_dir_lock.lock_data_dir`). Called by
+`pylonctl restore`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import apsw
+
+from pylon.clock import Clock, SystemRandom
+from pylon.errors import BackupInvalid
+from pylon.storage.sqlite.backup import bundle
+from pylon.storage.sqlite.backup.record import give_path_to_owner
+from pylon.storage.sqlite.backup.verify import verify_backup
+from pylon.storage.sqlite.epochs import open_epoch
+from pylon.storage.sqlite.error_text import error_text
+from pylon.storage.sqlite.schema import ddl
+
+_SIDE_FILES: Final = ("-wal", "-shm")
+_MANIFEST_MODE: Final = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReport:
+    """What is live now. `to_json` is the answer of `pylonctl --json restore`."""
+
+    source: str
+    manifest: bool
+    seq: int  # head of the bundle
+    lineage: str
+    replaced: tuple[str, ...]  # files kept under new names
+    unreadable: str  # why the replaced database could not be read; "" if it could
+
+    def to_json(self) -> dict[str, Any]:
+        """spec/http.md §8.1 (`ok`, `source`, `db`, `manifest`, `restored_files`) and ours."""
+        return {"ok": True, "db": True, "restored_files": 0, **asdict(self)}
+
+
+def restore_backup(
+    source: Path, db_path: Path, manifest_path: Path, clock: Clock
+) -> RestoreReport:
+    """Replace `db_path` and `manifest_path` by what the bundle `source` holds.
+
+    Raises:
+        BackupInvalid: the bundle does not pass `verify_backup`; nothing was touched.
+        OSError: the disk refused; the old database is still in its place.
+    """
+    verified = verify_backup(source)
+    db_path = db_path.absolute()
+    db_path.parent.mkdir(parents=True, exist_ok=True)
+    stamp = _free_stamp(db_path, manifest_path, clock)
+    old, unreadable = _settle(db_path)
+    copy = db_path.with_name(f".{db_path.name}.restore-{SystemRandom().token_hex(4)}")
+    try:
+        shutil.copyfile(source / bundle.DATABASE, copy)
+        copy.chmod(0o600)
+        _check_copy(copy, source)
+        _begin_epoch(copy, old, clock)
+        give_path_to_owner(copy)
+        bundle.sync(copy)
+        replaced = _set_aside(db_path, stamp)
+        copy.rename(db_path)
+    except BaseException:  # Ctrl-C too must leave nothing half made behind
+        copy.unlink(missing_ok=True)
+        raise
+    has_manifest = (source / bundle.APP_MANIFEST).is_file()
+    if has_manifest:
+        replaced += _put_manifest(source / bundle.APP_MANIFEST, manifest_path.absolute(), stamp)
+    bundle.sync(db_path.parent)
+    return RestoreReport(
+        source=str(source),
+        manifest=has_manifest,
+        seq=verified.seq,
+        lineage=verified.lineage,
+        replaced=tuple(replaced),
+        unreadable=unreadable,
+    )
+
+
+def _free_stamp(db_path: Path, manifest_path: Path, clock: Clock) -> str:
+    stamp = datetime.fromtimestamp(clock.wall_ns() // 10**9, UTC).strftime("%Y%m%dT%H%M%SZ")
+    tried, number = stamp, 1
+    while any(_aside(path, tried).exists() for path in (db_path, manifest_path)):
+        number += 1
+        tried = f"{stamp}-{number}"
+    return tried
+
+
+def _aside(path: Path, stamp: str) -> Path:
+    return path.with_name(f"{path.name}.replaced-{stamp}")
+
+
+def _settle(db_path: Path) -> tuple[bundle.Facts | None, str]:
+    """Fold the WAL of the database that is to be replaced into it, and say what it is.
+
+    An unreadable one is no reason to stop: it may be why somebody restores.
+    """
+    if not db_path.exists():
+        return None, ""
+    try:
+        conn = apsw.Connection(os.fspath(db_path), flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            conn.set_busy_timeout(5_000)
+            facts = bundle.read_facts(conn)
+            conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        finally:
+            conn.close()
+    except apsw.Error as ex:
+        return None, error_text(ex)
+    return facts, ""
+
+
+def _check_copy(copy: Path, source: Path) -> None:
+    if bundle.entry_of(copy) != bundle.read_contents(source).files[bundle.DATABASE]:
+        raise BackupInvalid(f"{copy} came out unlike {source / bundle.DATABASE}")
+
+
+def _begin_epoch(copy: Path, old: bundle.Facts | None, clock: Clock) -> None:
+    """Void every cursor that the restored history does not know.
+
+    Those above its own head are void in any case, and the new epoch begins above all that the
+    replaced database gave out. If that was another database altogether (another lineage),
+    cursors that clients hold below the head mean something else, so all are void.
+    """
+    conn = apsw.Connection(os.fspath(copy), flags=apsw.SQLITE_OPEN_READWRITE)
+    try:
+        conn.execute("PRAGMA synchronous = FULL")
+        facts = bundle.read_facts(conn)
+        foreign = old is not None and (old.lineage != facts.lineage or not facts.lineage)
+        with conn:
+            for statement in ddl.SYSTEM_TABLES:
+                conn.execute(statement)
+            conn.execute(
+                "INSERT OR REPLACE INTO _pylon_change_seq (id, value) VALUES (1, ?)",
+                (max(facts.seq, old.seq if old is not None else 0),),
+            )
+            open_epoch(conn, "restore", clock, void_from=0 if foreign else facts.seq)
+    finally:
+        conn.close()
+
+
+def _set_aside(db_path: Path, stamp: str) -> list[str]:
+    if not db_path.exists():
+        return []
+    kept = _aside(db_path, stamp)
+    try:
+        os.link(db_path, kept)
+    except OSError:  # a file system without hard links: a moment without a database
+        db_path.rename(kept)
+    names = [str(kept)]
+    for side in _SIDE_FILES:
+        with suppress(FileNotFoundError):
+            db_path.with_name(db_path.name + side).rename(kept.with_name(kept.name + side))
+            names.append(str(kept) + side)
+    return names
+
+
+def _put_manifest(new: Path, manifest_path: Path, stamp: str) -> list[str]:
+    text = new.read_bytes()
+    replaced: list[str] = []
+    mode = _MANIFEST_MODE
+    if manifest_path.exists():
+        if manifest_path.read_bytes() == text:
+            return []
+        mode = stat.S_IMODE(manifest_path.stat().st_mode)
+        kept = _aside(manifest_path, stamp)
+        shutil.copy2(manifest_path, kept)
+        replaced.append(str(kept))
+    manifest_path.parent.mkdir(parents=True, exist_ok=True)
+    copy = manifest_path.with_name(f".{manifest_path.name}.{SystemRandom().token_hex(4)}")
+    copy.write_bytes(text)
+    copy.chmod(mode)  # the service, another user than root, has to read it
+    bundle.sync(copy)
+    copy.rename(manifest_path)
+    bundle.sync(manifest_path.parent)
+    return replaced

@@ -1,0 +1,50 @@
+"""How many rows there are and which values their fields have, in one statement.
+
+The rows are selected once, whatever the number of fields, and total and counts are of one
+commit. Called by the reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pylon.storage.clause import SqlClause
+from pylon.storage.interface import FacetCounts
+from pylon.storage.names import quote
+
+
+def statement(table: str, where: SqlClause, fields: Sequence[str], most: int) -> SqlClause:
+    """The whole SELECT; `fold` understands its rows.
+
+    Args:
+        table: quoted.
+        fields: all different.
+        most: values for each field.
+    """
+    if not fields:
+        return SqlClause(f"SELECT 0, NULL, count(*) FROM {table} WHERE {where.sql}", where.params)
+    columns = ", ".join(quote(field) for field in fields)
+    parts = [
+        f"WITH hits AS MATERIALIZED (SELECT {columns} FROM {table} WHERE {where.sql}) "
+        "SELECT 0, NULL, count(*) FROM hits"
+    ]
+    for number, field in enumerate(fields, 1):
+        column = quote(field)
+        parts.append(
+            f"SELECT * FROM (SELECT {number}, {column}, count(*) FROM hits "
+            f"WHERE {column} IS NOT NULL GROUP BY {column} ORDER BY 3 DESC, 2 LIMIT ?)"
+        )
+    return SqlClause(" UNION ALL ".join(parts), (*where.params, *[most] * len(fields)))
+
+
+def fold(fields: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> FacetCounts:
+    """What the rows of `statement` say."""
+    total = 0
+    values: list[list[tuple[object, int]]] = [[] for _ in fields]
+    for number, value, count in rows:
+        if number == 0:
+            total = count
+        else:
+            values[number - 1].append((value, count))
+    return FacetCounts(total, dict(zip(fields, values, strict=True)))

@@ -1,0 +1,126 @@
+"""What a SQLite database has at the moment: tables, columns, indexes.
+
+Invariant: names are looked up as SQLite compares them, without regard to ASCII case; the
+spelling in the database is kept. Read-only. Called by `plan` and by `pylonctl schema`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import apsw
+
+from pylon.schema.options import MigrationOptions
+
+
+@dataclass(frozen=True, slots=True)
+class LiveColumn:
+    name: str  # after the renames that are wished for
+    type: str  # as declared, upper case
+    not_null: bool
+    primary_key: bool
+    source: str  # its name in the database as it is
+
+
+@dataclass(frozen=True, slots=True)
+class LiveIndex:
+    name: str
+    table: str
+    fields: tuple[str, ...]
+    unique: bool
+    constraint: bool  # made by UNIQUE or PRIMARY KEY in the table itself
+    partial: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTable:
+    name: str  # after the renames that are wished for
+    columns: dict[str, LiveColumn]  # by lower-case name
+    indexes: tuple[LiveIndex, ...]
+    source: str  # its name in the database as it is
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSchema:
+    tables: dict[str, LiveTable]  # by lower-case name
+    indexes: dict[str, LiveIndex]  # by lower-case name, of all tables
+
+
+def table_names(conn: apsw.Connection) -> list[str]:
+    """Every table but SQLite's own, by name."""
+    listed: list[Any] = conn.execute(
+        "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' "
+        "ESCAPE '\\' ORDER BY name"
+    ).fetchall()
+    return [name for (name,) in listed]
+
+
+def introspect(conn: apsw.Connection, names: tuple[str, ...]) -> LiveSchema:
+    """The tables among `names` (in any case), and every index of the database.
+
+    Only what is asked for is looked at closely: start-up must stay cheap in a database
+    with many tables of others.
+    """
+    wanted = {n.lower() for n in names}
+    tables: dict[str, LiveTable] = {}
+    indexes: dict[str, LiveIndex] = {}
+    for name in table_names(conn):
+        if name.lower() in wanted:
+            tables[name.lower()] = LiveTable(name, _columns(conn, name), _indexes(conn, name), name)
+    owners: list[Any] = conn.execute(
+        "SELECT name, tbl_name FROM sqlite_schema WHERE type = 'index'"
+    ).fetchall()
+    known = {i.name: i for t in tables.values() for i in t.indexes}
+    for name, table in owners:
+        indexes[name.lower()] = known.get(name) or LiveIndex(name, table, (), False, False, False)
+    return LiveSchema(tables, indexes)
+
+
+def renamed(live: LiveSchema, options: MigrationOptions) -> LiveSchema:
+    """`live` as it will be when the renames of `options` have been carried out."""
+    if not options.rename_entities and not options.rename_fields:
+        return live
+    tables = {}
+    for table in live.tables.values():
+        name = options.entity_now(table.name)
+        columns = {}
+        for column in table.columns.values():
+            now = options.rename_fields.get((name.lower(), column.name.lower()), column.name)
+            columns[now.lower()] = replace(column, name=now)
+        indexes = tuple(_renamed_index(i, options) for i in table.indexes)
+        tables[name.lower()] = replace(table, name=name, columns=columns, indexes=indexes)
+    return LiveSchema(tables, {k: _renamed_index(i, options) for k, i in live.indexes.items()})
+
+
+def _renamed_index(index: LiveIndex, options: MigrationOptions) -> LiveIndex:
+    table = options.entity_now(index.table)
+    fields = tuple(
+        options.rename_fields.get((table.lower(), f.lower()), f) for f in index.fields
+    )
+    return replace(index, table=table, fields=fields)
+
+
+def _columns(conn: apsw.Connection, table: str) -> dict[str, LiveColumn]:
+    rows: list[Any] = conn.execute(
+        'SELECT name, type, "notnull", pk FROM pragma_table_info(?)', (table,)
+    ).fetchall()
+    return {
+        name.lower(): LiveColumn(name, kind.upper(), bool(not_null), pk > 0, name)
+        for name, kind, not_null, pk in rows
+    }
+
+
+def _indexes(conn: apsw.Connection, table: str) -> tuple[LiveIndex, ...]:
+    listed: list[Any] = conn.execute(
+        'SELECT name, "unique", origin, partial FROM pragma_index_list(?)', (table,)
+    ).fetchall()
+    found = []
+    for name, unique, origin, partial in listed:
+        # An expression has no column name; it is kept as an empty one, which matches no field.
+        columns: list[Any] = conn.execute(
+            "SELECT name FROM pragma_index_info(?) ORDER BY seqno", (name,)
+        ).fetchall()
+        fields = tuple(column or "" for (column,) in columns)
+        found.append(LiveIndex(name, table, fields, bool(unique), origin != "c", bool(partial)))
+    return tuple(found)

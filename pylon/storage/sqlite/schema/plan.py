@@ -1,0 +1,400 @@
+"""The steps from a live schema to the manifest's (spec/http.md §2.9).
+
+Additive steps, and what goes with an index, a start carries out. Steps that rewrite or remove
+data (another type, another nullability, another uniqueness, values for a new required field,
+renames and removals that are wished for) are for `pylonctl schema apply` alone. What cannot be
+done as things are is refused. A start meets both with the whole plan shown. Fields, tables and
+indexes of others that the manifest does not name stay where they are.
+
+Invariant: a plan is made inside the transaction that applies it, so what it saw is what it
+changes. Called by `apply` and `rewrite`; `pylonctl schema plan` prints it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import apsw
+
+from pylon.manifest.model import Entity, Field, Index, Manifest
+from pylon.schema import options
+from pylon.schema.options import MigrationOptions
+from pylon.schema.steps import Plan, Step, name_clashes
+from pylon.storage.names import quote
+from pylon.storage.sqlite.schema import ddl
+from pylon.storage.sqlite.schema.convert import lossy_value
+from pylon.storage.sqlite.schema.history import own_indexes
+from pylon.storage.sqlite.schema.legacy_fts import foreign_search
+from pylon.storage.sqlite.schema.live import (
+    LiveColumn,
+    LiveIndex,
+    LiveSchema,
+    LiveTable,
+    introspect,
+    renamed,
+)
+
+_SHOWN: Final = 3  # values named where rows are in the way
+_SHOWN_CHARS: Final = 40  # of each
+
+
+@dataclass(slots=True)
+class _Making:
+    """A plan while it is being made."""
+
+    conn: apsw.Connection
+    live: LiveSchema
+    options: MigrationOptions
+    own: dict[str, str]  # our indexes, to the entity as it is named after the renames
+    steps: list[Step] = field(default_factory=list)
+    rewrites: list[Step] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+
+    def count(self, select: str, *values: object) -> int:
+        """The number that `select` gives."""
+        return int(self.conn.execute(select, values).get)
+
+    def removed(self) -> set[str]:
+        """The indexes that go by what is planned so far."""
+        planned = (*self.steps, *self.rewrites)
+        return {s.name.lower() for s in planned if s.kind == "remove_index"}
+
+
+def make_plan(
+    conn: apsw.Connection, manifest: Manifest, asked: MigrationOptions = options.NONE
+) -> Plan:
+    """Compare the database, as `asked` wants it renamed, with the manifest."""
+    names = (*(e.name for e in manifest.entities), *asked.rename_entities, *asked.drop_entities)
+    live = introspect(conn, names)
+    own = {name: asked.entity_now(entity) for name, entity in own_indexes(conn).items()}
+    making = _Making(conn, live, asked, own)
+    making.refusals += name_clashes(manifest)
+    _plan_renames(making)
+    making.live = live = renamed(live, asked)
+    _plan_removals(making)
+    _old_indexes(making, manifest)
+    for entity in manifest.entities:
+        table = live.tables.get(entity.name.lower())
+        if table is None:
+            making.steps.append(
+                Step("create_entity", entity.name, entity.name, ddl.create_table(entity))
+            )
+        else:
+            _compare_table(making, entity, table)
+        for index in entity.indexes:
+            _compare_index(making, entity, index)
+    return Plan(tuple(making.steps), tuple(making.rewrites), tuple(making.refusals))
+
+
+def _plan_renames(making: _Making) -> None:
+    tables = making.live.tables
+    for old, new in making.options.rename_entities.items():
+        if old not in tables:
+            making.refusals.append(f"--rename-entity {old}:{new}: there is no table {old}")
+        elif new.lower() in tables:
+            making.refusals.append(f"--rename-entity {old}:{new}: there is a table {new} already")
+        else:
+            name = tables[old].name
+            making.rewrites.append(Step("rename_entity", new, new, detail=f"was {name}"))
+    sources = {new.lower(): old for old, new in making.options.rename_entities.items()}
+    for (entity, old), new in making.options.rename_fields.items():
+        table = tables.get(sources.get(entity, entity))
+        if table is None or old not in table.columns:
+            making.refusals.append(f"--rename-field {entity}.{old}:{new}: there is no such column")
+        elif new.lower() in table.columns:
+            making.refusals.append(f"--rename-field {entity}.{old}:{new}: {new} exists already")
+        else:
+            name = making.options.entity_now(table.name)
+            was = table.columns[old].name
+            making.rewrites.append(Step("rename_field", name, new, detail=f"was {was}"))
+
+
+def _plan_removals(making: _Making) -> None:
+    """What goes by explicit wish."""
+    live, asked = making.live, making.options
+    for name in sorted(asked.drop_indexes):
+        index = live.indexes.get(name)
+        if index is None or index.constraint:
+            making.refusals.append(f"--drop-index {name}: there is no such index")
+        else:
+            making.rewrites.append(_remove_index(index, destructive=True))
+    for name in sorted(asked.drop_entities):
+        table = live.tables.get(name)
+        if table is None:
+            making.refusals.append(f"--drop-entity {name}: there is no such table")
+        else:
+            rows = making.count(f"SELECT count(*) FROM {quote(table.source)}")
+            making.rewrites.append(Step(
+                "remove_entity", table.name, table.name, detail=f"{rows} rows are removed",
+                destructive=True,
+            ))
+    for entity, name in sorted(asked.drop_fields):
+        table = live.tables.get(entity)
+        column = table.columns.get(name) if table is not None else None
+        if table is None or column is None:
+            making.refusals.append(f"--drop-field {entity}.{name}: there is no such column")
+        else:
+            making.rewrites.append(Step(
+                "remove_field", table.name, column.name, detail="its values are removed",
+                destructive=True,
+            ))
+
+
+def _remove_index(index: LiveIndex, destructive: bool, detail: str = "") -> Step:
+    return Step("remove_index", index.table, index.name, f"DROP INDEX {quote(index.name)}",
+                detail, destructive)
+
+
+def _old_indexes(making: _Making, manifest: Manifest) -> None:
+    """Our own indexes go when they leave the manifest; those of others never do."""
+    wanted = {ddl.index_name(e, i).lower() for e in manifest.entities for i in e.indexes}
+    entities = {e.name.lower() for e in manifest.entities}
+    for name, entity in sorted(making.own.items()):
+        index = making.live.indexes.get(name)
+        if index is None or name in wanted or name in making.options.drop_indexes:
+            continue
+        if entity.lower() in entities:
+            making.steps.append(_remove_index(index, destructive=False))
+
+
+def _compare_table(making: _Making, entity: Entity, table: LiveTable) -> None:
+    key = table.columns.get("id")
+    if key is None or not key.primary_key:
+        making.refusals.append(f"{entity.name}: the table has no primary key `id`")
+        return
+    for name, sql in foreign_search(making.conn, table.source):
+        making.steps.append(Step("remove_search_index", entity.name, name, sql,
+                                 "another server's text search; Pylon has its own"))
+    if ddl.JSON_COLUMN not in table.columns:
+        making.steps.append(
+            Step("add_json", entity.name, ddl.JSON_COLUMN, ddl.add_json_column(entity))
+        )
+    if ddl.SEQ_COLUMN not in table.columns:
+        making.steps.append(
+            Step("add_seq", entity.name, ddl.SEQ_COLUMN, ddl.add_seq_column(entity))
+        )
+    _count_columns(making, entity, table)
+    for wanted in entity.fields:
+        column = table.columns.get(wanted.name.lower())
+        if column is None:
+            _add_field(making, entity, wanted, table)
+        else:
+            _compare_field(making, entity, wanted, table, column)
+    making.refusals += [
+        f"{entity.name}.{column.name}: the field is gone from the manifest but its column is "
+        "unique and NOT NULL, so no two rows could be inserted "
+        f"(remove it: --drop-field {entity.name}.{column.name})"
+        for column in left_over(making.conn, entity, table)
+        if any(i.unique and column.name in i.fields for i in table.indexes)
+        and (entity.name.lower(), column.name.lower()) not in making.options.drop_fields
+    ]
+
+
+def _count_columns(making: _Making, entity: Entity, table: LiveTable) -> None:
+    """Columns of fields that left the manifest stay, and count in SQLite's limit."""
+    dropped = {name for owner, name in making.options.drop_fields if owner == entity.name.lower()}
+    wanted = {c.lower() for c in entity.columns} | {ddl.JSON_COLUMN, ddl.SEQ_COLUMN}
+    stay = table.columns.keys() - dropped - wanted
+    limit = making.conn.limit(apsw.SQLITE_LIMIT_COLUMN)
+    if stay and len(wanted) + len(stay) > limit:
+        making.refusals.append(
+            f"{entity.name}: {len(wanted) + len(stay):,} columns, of which the manifest no "
+            f"longer names {len(stay):,}; SQLite takes {limit:,} "
+            f"(remove some: --drop-field {entity.name}.{min(stay)})"
+        )
+
+
+def left_over(conn: apsw.Connection, entity: Entity, table: LiveTable) -> list[LiveColumn]:
+    """Columns that the manifest no longer names and that an INSERT must fill all the same."""
+    known = {c.lower() for c in entity.columns}
+    return [
+        column
+        for lower, column in table.columns.items()
+        if lower not in known and column.not_null and not _has_default(conn, table, column)
+    ]
+
+
+def _add_field(making: _Making, entity: Entity, wanted: Field, table: LiveTable) -> None:
+    where = f"{entity.name}.{wanted.name}"
+    rows = 0 if wanted.optional else making.count(f"SELECT count(*) FROM {quote(table.source)}")
+    if rows:
+        default = making.options.defaults.get((entity.name.lower(), wanted.name.lower()))
+        if default is None:
+            making.refusals.append(
+                f"{where}: a new required field on a table that has rows "
+                f"(make it optional, or give them a value: --default {where}=VALUE)"
+            )
+        elif wanted.unique and rows > 1:
+            making.refusals.append(f"{where}: {rows} rows cannot all have {default!r} in a "
+                                   "unique field (add it as optional, and fill it)")
+        else:
+            making.rewrites.append(Step(
+                "add_field", entity.name, wanted.name,
+                detail=f"a new required field; {rows} rows get {default!r}", destructive=True,
+            ))
+        return
+    making.steps.append(
+        Step("add_field", entity.name, wanted.name, ddl.add_column(entity, wanted))
+    )
+    if wanted.unique:
+        _add_unique(making, entity, wanted)
+
+
+def _add_unique(making: _Making, entity: Entity, wanted: Field) -> None:
+    """Make an index stand in for UNIQUE, where no two rows can be in its way."""
+    name = ddl.unique_name(entity, wanted)
+    for index in entity.indexes:
+        if ddl.index_name(entity, index).lower() == name.lower():
+            if not index.unique or index.fields != (wanted.name,):
+                making.refusals.append(f"{entity.name}.{index.name}: this name is needed for an "
+                                       f"index that keeps {wanted.name} unique")
+            return
+    if name.lower() in making.live.indexes and name.lower() not in making.removed():
+        making.refusals.append(f"{name}: an index of this name exists already")
+    making.steps.append(
+        Step("add_index", entity.name, name,
+             ddl.create_index(name, entity, (wanted.name,), unique=True))
+    )
+
+
+def _compare_field(
+    making: _Making, entity: Entity, wanted: Field, table: LiveTable, column: LiveColumn
+) -> None:
+    where = f"{entity.name}.{wanted.name}"
+    details: list[str] = []
+    sql_type = ddl.COLUMN_TYPES[wanted.type]
+    if column.type != sql_type:
+        details.append(f"the type changes from {column.type or 'none'} to {sql_type}")
+    elif (in_the_way := lossy_value(making.conn, entity, wanted, table, column)) is not None:
+        making.refusals.append(in_the_way)
+    if wanted.optional and column.not_null:
+        details.append("required in the database, optional in the manifest")
+    # Columns that were added later are never NOT NULL in the database; that is no difference
+    # as long as no row makes use of it, since the codec refuses null from then on.
+    if not wanted.optional and not column.not_null:
+        nulls = making.count(
+            f"SELECT count(*) FROM {quote(table.source)} WHERE {quote(column.source)} IS NULL"
+        )
+        default = making.options.defaults.get((entity.name.lower(), wanted.name.lower()))
+        if nulls and default is None:
+            making.refusals.append(
+                f"{where}: required in the manifest, and rows have null there ({nulls}; "
+                f"give them a value: --default {where}=VALUE)"
+            )
+        elif nulls:
+            details.append(f"required in the manifest; {nulls} rows with null get {default!r}")
+    single = [
+        i for i in table.indexes
+        if i.unique and not i.partial
+        and tuple(f.lower() for f in i.fields) == (wanted.name.lower(),)
+    ]
+    # An index of the manifest's may go with it, and does not make the field unique by itself.
+    passing = making.removed() | set(making.own) | {
+        ddl.index_name(entity, i).lower() for i in entity.indexes
+    }
+    if wanted.unique and single and all(i.name.lower() in passing for i in single):
+        _add_unique(making, entity, wanted)
+    elif wanted.unique and not single:
+        repeated = _repeated(making, table, (column,))
+        if repeated:
+            making.refusals.append(f"{where}: unique in the manifest, not in the database, and "
+                                   f"rows share {repeated}: change or remove them first")
+        else:
+            details.append("unique in the manifest, not in the database")
+    if not wanted.unique and any(_is_field_unique(making, entity, wanted, i) for i in single):
+        details.append("unique in the database, not in the manifest")
+    if details:
+        making.rewrites.append(
+            Step("alter_field", entity.name, wanted.name, detail=", ".join(details),
+                 destructive=True)
+        )
+
+
+def _is_field_unique(making: _Making, entity: Entity, wanted: Field, index: LiveIndex) -> bool:
+    """Whether `index` is UNIQUE of the field itself, and not one of the manifest's indexes."""
+    name = index.name.lower()
+    if index.constraint:
+        return True
+    indexes = {ddl.index_name(entity, i).lower() for i in entity.indexes}
+    return (
+        name == ddl.unique_name(entity, wanted).lower()
+        and name not in indexes and name not in making.own
+    )
+
+
+def _repeated(making: _Making, table: LiveTable, columns: Sequence[LiveColumn]) -> str:
+    """Values that more rows than one have, for people; empty if there are none. A null is
+    equal to nothing."""
+    names = [quote(column.source) for column in columns]
+    group = ", ".join(names)
+    rows: list[Any] = making.conn.execute(
+        f"SELECT {group}, count(*) FROM {quote(table.source)} "
+        f"WHERE {' AND '.join(f'{name} IS NOT NULL' for name in names)} "
+        f"GROUP BY {group} HAVING count(*) > 1 LIMIT {_SHOWN}"
+    ).fetchall()
+    return ", ".join(
+        f"{' and '.join(repr(str(value)[:_SHOWN_CHARS]) for value in values)} ({count} times)"
+        for *values, count in rows
+    )
+
+
+def _add_index(making: _Making, entity: Entity, index: Index, add: Step) -> None:
+    """Plan an index; a unique one is refused while rows are in its way."""
+    making.steps.append(add)
+    table = making.live.tables.get(entity.name.lower())
+    if table is None or not index.unique or "id" in index.fields:
+        return
+    columns = [table.columns.get(name.lower()) for name in index.fields]
+    defaults = making.options.defaults
+    there = [column for column in columns if column is not None]
+    for name, column in zip(index.fields, columns, strict=True):
+        if column is None and (entity.name.lower(), name.lower()) not in defaults:
+            return  # a new field is null in every row, and a null is equal to nothing
+    if there:
+        repeated = _repeated(making, table, there)
+    else:
+        rows = making.count(f"SELECT count(*) FROM {quote(table.source)}")
+        repeated = f"the default ({rows} rows)" if rows > 1 else ""
+    if repeated:
+        making.refusals.append(
+            f"{add.name}: a unique index over {', '.join(index.fields)}, and rows share "
+            f"{repeated}: UNIQUE constraint failed; change or remove them first"
+        )
+
+
+def _compare_index(making: _Making, entity: Entity, index: Index) -> None:
+    name = ddl.index_name(entity, index)
+    existing = making.live.indexes.get(name.lower())
+    add = Step("add_index", entity.name, name,
+               ddl.create_index(name, entity, index.fields, index.unique))
+    if existing is None or name.lower() in making.options.drop_indexes:
+        _add_index(making, entity, index, add)
+        return
+    same = (
+        existing.table.lower() == entity.name.lower()
+        and tuple(f.lower() for f in existing.fields) == tuple(f.lower() for f in index.fields)
+        and existing.unique == index.unique and not existing.partial
+    )
+    if same:
+        return
+    if making.own.get(name.lower(), "").lower() == entity.name.lower():
+        making.steps.append(_remove_index(existing, destructive=False))
+        _add_index(making, entity, index, add)
+    elif existing.table.lower() == entity.name.lower() and not existing.constraint:
+        making.rewrites.append(_remove_index(
+            existing, destructive=True,
+            detail="an index of this name exists and is another one, which Pylon has not made",
+        ))
+        _add_index(making, entity, index, add)
+    else:
+        making.refusals.append(f"{name}: an index of this name exists and is another one")
+
+
+def _has_default(conn: apsw.Connection, table: LiveTable, column: LiveColumn) -> bool:
+    found = conn.execute(
+        "SELECT 1 FROM pragma_table_info(?) WHERE name = ? AND dflt_value IS NOT NULL",
+        (table.source, column.source),
+    ).get
+    return found is not None

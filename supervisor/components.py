@@ -1,0 +1,45 @@
+"""What the supervisor consists of once it is up: made by `main`, used by the loop and the drain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pylon.bus.runtime import Runtime
+from pylon.bus.signals import PlainSignalSender
+from pylon.changelog.marks import HeadMarks
+from pylon.clock import Clock
+from pylon.config import Config
+from pylon.storage.interface import WriteEngine
+from supervisor.backups import Backups
+from supervisor.children import Children
+from supervisor.events import DrainProgress, Events
+from supervisor.flusher import Flusher
+from supervisor.heartbeats import Heartbeats
+from supervisor.notify import Notifier
+from supervisor.rooms import RoomsThread
+from supervisor.sockets import Listeners
+from supervisor.writer import Writer
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """Everything that runs. `db_path` is the file of this run, also when it is in memory."""
+
+    config: Config
+    clock: Clock
+    runtime: Runtime
+    db_path: Path
+    listeners: Listeners
+    events: Events
+    progress: DrainProgress
+    engine: WriteEngine
+    writer: Writer
+    flusher: Flusher
+    heartbeats: Heartbeats
+    rooms: RoomsThread
+    children: Children
+    marks: HeadMarks
+    backups: Backups
+    signals: PlainSignalSender  # for the main thread
+    notifier: Notifier

@@ -1,0 +1,164 @@
+"""The answers of the control socket: ping, status, metrics, stop, indexes and the
+rebuilding of search. (A backup is a dialogue: `supervisor.backups`.)
+
+Runs in the threads of `supervisor.control`, so it only reads what is safe to read from any
+thread, and asks the main loop by events for everything else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import orjson
+
+import pylon
+from pylon import metrics
+from pylon.bus.writer_port import LocalWriter
+from pylon.errors import InvalidData
+from pylon.metrics.processes import process_families
+from pylon.metrics.render import JSON_CONTENT_TYPE, TEXT_CONTENT_TYPE
+from pylon.storage.ops import PutIndexes, RenewSearch
+from supervisor.components import Components
+from supervisor.control import Answer, Line, Say
+from supervisor.datadir import free_bytes, size_bytes
+from supervisor.events import StopAsked
+from supervisor.loop import Loop
+
+_PROGRESS_EVERY_S = 0.2
+_SEARCH_PORTION_ROWS = 200  # others write in between
+_INDEXES_S = 3600.0  # a large table takes long; who waits for the writer is told so meanwhile
+
+
+class _Indexes(msgspec.Struct, frozen=True):
+    """What the command ``indexes`` is asked with."""
+
+    indexes: tuple[tuple[str, str, tuple[str, ...], bool], ...]
+
+
+class ControlHandlers:
+    """`by_name` is what `ControlServer` takes."""
+
+    def __init__(self, parts: Components, loop: Loop, pid: int, started_s: float) -> None:
+        self._parts = parts
+        self._loop = loop
+        self._pid = pid
+        self._started_s = started_s
+        metrics.UPTIME.set_function(self._uptime_s)
+        metrics.DB_BYTES.set_function(lambda: size_bytes(parts.db_path))
+        metrics.DISK_FREE_BYTES.set_function(lambda: free_bytes(parts.db_path.parent))
+
+    def by_name(self) -> dict[str, Answer]:
+        return {
+            "ping": self._ping, "status": self._status, "metrics": self._metrics,
+            "stop": self._stop, "indexes": self._put_indexes,
+            "search_rebuild": self._rebuild_search,
+        }
+
+    def _uptime_s(self) -> float:
+        return round(self._parts.clock.monotonic_s() - self._started_s, 3)
+
+    def _ping(self, _request: Line, _say: Say) -> Line:
+        return {"pid": self._pid, "version": pylon.__version__}
+
+    def _status(self, _request: Line, _say: Say) -> Line:
+        """The facts of `pylonctl status --json`."""
+        parts = self._parts
+        roles = {
+            role: {"wanted": view.wanted, "ready": view.ready, "pids": view.pids,
+                   "failing": view.failing,
+                   "connections": sum(b.connections for b in parts.heartbeats.of(role))}
+            for role, view in parts.children.views().items()
+        }
+        return {
+            "pid": self._pid,
+            "version": pylon.__version__,
+            "uptime_s": self._uptime_s(),
+            "ready": self._loop.is_ready() and not self._loop.draining,
+            "draining": self._loop.draining,
+            "roles": roles,
+            "ports": parts.listeners.ports,
+            "head_seq": parts.writer.head,
+            "oldest_seq": parts.flusher.oldest_seq,
+            "db_bytes": size_bytes(parts.db_path),
+            "wal_bytes": parts.flusher.wal_bytes,
+            "disk_free_bytes": free_bytes(parts.db_path.parent),
+            "sessions": parts.flusher.sessions,
+            "write_queue_depth": parts.writer.depth,
+            "restarts": parts.children.restarts,
+            "db_path": str(parts.db_path),
+        }
+
+    def _metrics(self, request: Line, _say: Say) -> Line:
+        """The page: ``format`` is ``text`` (Prometheus) or ``json`` (spec/http.md §7)."""
+        families = self._parts.heartbeats.families(metrics.supervisor_snapshot())
+        match request.get("format", "text"):
+            case "text":
+                families += process_families(self._processes())
+                return {"content_type": TEXT_CONTENT_TYPE, "body": metrics.render_text(families)}
+            case "json":
+                page: dict[str, Any] = metrics.render_json(families, self._uptime_s())
+                return {"content_type": JSON_CONTENT_TYPE, "body": orjson.dumps(page).decode()}
+            case other:
+                raise InvalidData(f"format is {other!r}; expected text or json")
+
+    def _processes(self) -> list[tuple[str, str, int]]:
+        """Role, worker and pid of every process; gunicorn's arbiter is the HTTP role's."""
+        parts = self._parts
+        beats = [beat for role in parts.children.views() for beat in parts.heartbeats.of(role)]
+        return [
+            ("supervisor", "", self._pid),
+            *(("http", "arbiter", pid) for pid in parts.children.arbiter_pids()),
+            *((beat.role, beat.worker, beat.pid) for beat in beats),
+        ]
+
+    def _stop(self, _request: Line, say: Say) -> Line:
+        """Drain; every step is a line."""
+        lines = self._parts.progress.listen()
+        self._parts.events.put(StopAsked())
+        while True:
+            line = lines.get()
+            if line.get("done"):
+                return line
+            say(line)
+
+    def _put_indexes(self, request: Line, _say: Say) -> Line:
+        """Make the manifest's indexes those of ``indexes``; ``count`` of operations done."""
+        try:
+            op = msgspec.convert({"indexes": request.get("indexes")}, _Indexes)
+        except msgspec.ValidationError as ex:
+            raise InvalidData(f"indexes: {ex}") from ex
+        writer = LocalWriter(self._parts.runtime)
+        try:
+            return {"count": writer.submit(PutIndexes(op.indexes), _INDEXES_S).count}
+        finally:
+            writer.close()
+
+    def _rebuild_search(self, request: Line, say: Say) -> Line:
+        """Renew the search indexes of ``entities``, with progress lines {entity, rows}.
+
+        A client that goes away ends it; the next start then builds what was not finished.
+        """
+        names = request.get("entities")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InvalidData("entities: expected a list of names")
+        clock = self._parts.clock
+        said_s = clock.monotonic_s()
+        built = []
+        writer = LocalWriter(self._parts.runtime)
+        try:
+            for name in names:
+                rows, after_id = 0, ""
+                while True:
+                    reply = writer.submit(RenewSearch(name, after_id, _SEARCH_PORTION_ROWS))
+                    rows, after_id = rows + reply.count, reply.row_id
+                    if not after_id:
+                        break
+                    now_s = clock.monotonic_s()
+                    if now_s - said_s >= _PROGRESS_EVERY_S:
+                        said_s = now_s
+                        say({"entity": name, "rows": rows})
+                built.append({"entity": name, "rows": rows})
+        finally:
+            writer.close()
+        return {"entities": built}

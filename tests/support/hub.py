@@ -1,0 +1,379 @@
+"""What the tests of the socket workers share: a stand-in supervisor with a real engine and a
+real bus in the test's process, real worker processes, and raw clients.
+
+The stand-in publishes when it is told to, so that a test can lose a batch; everything else is
+the product's own.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pylon import config as settings
+from pylon.app import App, build_app
+from pylon.auth.sessions import new_session
+from pylon.auth_context import ADMIN
+from pylon.bus.changes import ChangesPublisher
+from pylon.bus.child import ChildEnv
+from pylon.bus.messages import Signal
+from pylon.bus.runtime import make_runtime_dir
+from pylon.bus.signals import PlainSignalSender, SignalProxy
+from pylon.bus.status import StatusReceiver
+from pylon.changelog.hint_journal import HintWriter
+from pylon.changelog.hints import note_key
+from pylon.changelog.marks import HeadMarks, marks_path
+from pylon.clock import SystemClock, SystemRandom
+from pylon.manifest_loader import load_manifest
+from pylon.storage.events import ChangeBatch
+from pylon.storage.ops import (
+    DeleteRow,
+    DropSession,
+    InsertRow,
+    UpdateRow,
+    WriteRequest,
+)
+from pylon.storage.sqlite.engine import SqliteEngine
+from workers.ws import frames
+
+ROOT = Path(__file__).parent.parent
+ADMIN_TOKEN = "an-admin-token-of-more-than-32-characters"
+WAIT_S = 20.0
+
+FIELDS = [
+    {"name": "text", "type": "string", "optional": False, "unique": False},
+    {"name": "ownerId", "type": "string", "optional": True, "unique": False},
+    {"name": "shared", "type": "bool", "optional": True, "unique": False},
+]
+READ_RULES = {
+    "Public": "true",  # everyone
+    "Mine": "auth.userId == data.ownerId",  # keyed
+    "Note": "data.shared || auth.userId == data.ownerId",  # general
+    "Member": "auth.userId != null",  # by context
+    "Secret": "auth.isAdmin",
+}
+MANIFEST: dict[str, Any] = {
+    "manifest_version": 1,
+    "name": "hub",
+    "version": "0.1.0",
+    "entities": [
+        {"name": name, "fields": FIELDS, "indexes": [], "crdt": False} for name in READ_RULES
+    ],
+    "routes": [],
+    "policies": [
+        {"name": name, "entity": name, "allowRead": rule, "allowWrite": "true"}
+        for name, rule in READ_RULES.items()
+    ],
+}
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    """Wait for a condition."""
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"not in {WAIT_S} s: {what}")
+
+
+class Worker:
+    """A worker process."""
+
+    def __init__(self, process: subprocess.Popen[bytes], role: str, port: int) -> None:
+        self.process = process
+        self.role = role
+        self.port = port
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def exit_code(self) -> int:
+        return self.process.wait(WAIT_S)
+
+
+class Stage:
+    """A supervisor's place: database, bus, workers."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any] | None = None, **env: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.env = {
+            "PYLON_DEV_MODE": "false",
+            "PYLON_ADMIN_TOKEN": ADMIN_TOKEN,
+            "PYLON_CORS_ORIGIN": "https://app.example.com",
+            "PYLON_DB_PATH": str(folder / "hub.db"),
+            "PYLON_LOG_LEVEL": "debug",
+            **env,
+        }
+        self.config = settings.load(self.env).config
+        self.runtime = make_runtime_dir(self.config)
+        self.runtime.manifest.write_text(json.dumps(manifest or MANIFEST))
+        self.app: App = build_app(self.config, load_manifest(self.runtime.manifest))
+        self.engine = SqliteEngine.open(
+            self.config.db_path, self.app.manifest, self.app.rules, SystemClock(), "normal"
+        )
+        self.publisher = ChangesPublisher(self.runtime)
+        self.proxy = SignalProxy(self.runtime)
+        self.proxy.start()
+        self.signals = PlainSignalSender(self.runtime)
+        self.status = StatusReceiver(self.runtime)
+        self.workers: list[Worker] = []
+        self.metrics: dict[str, float] = {}  # by "name{labels}", of the last heartbeat
+        self._notes: HintWriter | None = None
+
+    def start(self, role: str, worker: str = "1", **env: str) -> Worker:
+        """Start a worker and wait until it is ready."""
+        listener = socket.create_server(("127.0.0.1", 0), backlog=1_024)
+        listener.set_inheritable(True)
+        port = listener.getsockname()[1]
+        child = ChildEnv(role, worker, self.runtime.dir, listener.fileno(), os.getpid())
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"workers.{role}"],
+            cwd=ROOT,
+            env={"PATH": os.environ["PATH"], **self.env, **child.to_environ(), **env},
+            pass_fds=[listener.fileno()],
+        )
+        listener.close()
+        started = Worker(process, role, port)
+        self.workers.append(started)
+        until(lambda: process.poll() is not None or self.heartbeat(process.pid), "worker ready")
+        assert process.poll() is None, "the worker died"
+        return started
+
+    def heartbeat(self, pid: int) -> bool:
+        """Take the heartbeats that are there; whether one says that `pid` is ready."""
+        ready = False
+        while (status := self.status.receive(0.0)) is not None:
+            if status.pid == pid:
+                ready = status.ready
+                self.metrics = {
+                    sample.name + json.dumps(sample.labels, sort_keys=True): sample.value
+                    for family in status.metrics for sample in family.samples
+                }
+        return ready
+
+    def metric(self, worker: Worker, name: str, **labels: str) -> float:
+        """A metric of the worker's newest heartbeat; 0 if it has none of this name."""
+        self.heartbeat(worker.process.pid)
+        return self.metrics.get(name + json.dumps(labels, sort_keys=True), 0.0)
+
+    def write(self, *ops: Any, publish: bool = True) -> ChangeBatch:
+        """Commit `ops` as one batch; `publish=False` is a batch that the bus loses."""
+        requests = [WriteRequest(i, op) for i, op in enumerate(ops, 1)]
+        result = self.engine.apply(requests)
+        for reply in result.replies:
+            assert reply.error is None, reply.error
+        batch = result.batch or ChangeBatch(self.engine.head, [])
+        if publish and result.batch is not None:
+            self.publisher.publish(result.batch)
+        return batch
+
+    def insert(self, entity: str, **body: Any) -> InsertRow:
+        """An insert with a fresh row id."""
+        row_id = self.app.ids.new()
+        encoded = self.app.codecs[entity].insert({"text": "", **body}, row_id)
+        return InsertRow(entity, row_id, encoded.values, encoded.row_json)
+
+    def update(self, entity: str, row_id: str, **patch: Any) -> UpdateRow:
+        return UpdateRow(entity, row_id, patch, ADMIN)
+
+    def delete(self, entity: str, row_id: str) -> DeleteRow:
+        return DeleteRow(entity, row_id, ADMIN)
+
+    def login(self, user_id: str) -> tuple[str, str]:
+        """A new session: its token and its id."""
+        made = new_session(
+            user_id, is_guest=False, device="test", tenant_id=None, expires_in_s=0,
+            clock=SystemClock(), random=SystemRandom(),
+        )
+        self.write(made.put)
+        return made.token, made.put.session_id
+
+    def logout(self, session_id: str) -> None:
+        self.write(DropSession(session_id))
+
+    def note(self, session_id: str | None, cursor: int) -> None:
+        """What an HTTP worker does before it answers a pull."""
+        if self._notes is None:
+            self._notes = HintWriter(self.runtime.notes, 1, SystemClock())
+        self._notes.put(note_key(session_id, "127.0.0.1"), cursor)
+
+    def mark(self, head: int) -> None:
+        """What the supervisor does at its start: `head` is older than any window."""
+        HeadMarks(marks_path(Path(self.config.db_path)), "", SystemClock()).begin(head, head)
+
+    def tell(self, signal_: Signal) -> None:
+        self.signals.send(signal_)
+
+    def close(self) -> None:
+        for worker in self.workers:
+            if worker.process.poll() is None:
+                worker.process.kill()
+            worker.process.wait(WAIT_S)
+        if self._notes is not None:
+            self._notes.close()
+        self.signals.close()
+        self.status.close()
+        self.publisher.close()
+        self.proxy.stop()
+        self.engine.close()
+        self.runtime.remove()
+
+
+class RawClient:
+    """A TCP client that shows every byte."""
+
+    def __init__(self, port: int, *, receive_buffer_bytes: int | None = None) -> None:
+        self.sock = socket.socket()
+        if receive_buffer_bytes is not None:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+        self.sock.settimeout(WAIT_S)
+        self.sock.connect(("127.0.0.1", port))
+        self.received = b""
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def until(self, end: bytes) -> bytes:
+        """Everything up to and including `end`."""
+        while end not in self.received:
+            self._more(f"waiting for {end!r}")
+        at = self.received.index(end) + len(end)
+        taken, self.received = self.received[:at], self.received[at:]
+        return taken
+
+    def exactly(self, size: int) -> bytes:
+        while len(self.received) < size:
+            self._more(f"waiting for {size} bytes")
+        taken, self.received = self.received[:size], self.received[size:]
+        return taken
+
+    def rest(self) -> bytes:
+        """Everything until the server ends the stream."""
+        while True:
+            try:
+                data = self.sock.recv(65_536)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                return self.received
+            self.received += data
+
+    def _more(self, what: str) -> None:
+        data = self.sock.recv(65_536)
+        if not data:
+            raise AssertionError(f"the server closed while {what}; got {self.received!r}")
+        self.received += data
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+def http_head(head: bytes) -> tuple[int, dict[str, str]]:
+    """Status and headers (names in lower case) of a response."""
+    lines = head.decode("latin-1").strip().split("\r\n")
+    pairs = [line.split(": ", 1) for line in lines[1:]]
+    return int(lines[0].split()[1]), {name.lower(): value for name, value in pairs}
+
+
+class WsClient(RawClient):
+    """A WebSocket client that hides nothing: it answers no ping and no close by itself."""
+
+    def __init__(
+        self, port: int, *, token: str | None = None, path: str = "/",
+        headers: dict[str, str] | None = None, receive_buffer_bytes: int | None = None,
+        early: bytes = b"", upgraded: bool = True,
+    ) -> None:
+        super().__init__(port, receive_buffer_bytes=receive_buffer_bytes)
+        lines = {
+            "Host": f"127.0.0.1:{port}",
+            "Upgrade": "websocket",
+            "Connection": "Upgrade",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
+            **({"Authorization": f"Bearer {token}"} if token else {}),
+            **(headers or {}),
+        }
+        text = "".join(f"{name}: {value}\r\n" for name, value in lines.items() if value != "")
+        self.send(f"GET {path} HTTP/1.1\r\n{text}\r\n".encode("latin-1") + early)
+        self.head = self.until(b"\r\n\r\n")
+        self.status, self.headers = http_head(self.head)
+        if upgraded:
+            assert self.status == 101, self.head
+
+    def frame(self) -> tuple[int, bytes]:
+        """The next frame: opcode and payload."""
+        first, size = self.exactly(2)
+        assert first & 0xF0 == 0x80, "server frames are whole, without reserved bits"
+        assert not size & 0x80, "server frames are not masked"
+        if size == 126:
+            size = int.from_bytes(self.exactly(2), "big")
+        elif size == 127:
+            size = int.from_bytes(self.exactly(8), "big")
+        return first & 0x0F, self.exactly(size)
+
+    def next_but(self, *opcodes: int) -> tuple[int, bytes]:
+        """The next frame that has none of `opcodes`; the server's pings never count."""
+        while True:
+            opcode, payload = self.frame()
+            if opcode != frames.PING and opcode not in opcodes:
+                return opcode, payload
+
+    def reply(self) -> tuple[int, bytes]:
+        """The next frame that is no event."""
+        return self.next_but(frames.TEXT)
+
+    def text(self) -> Any:
+        """The next text message, decoded."""
+        opcode, payload = self.next_but()
+        assert opcode == frames.TEXT, (opcode, payload)
+        return json.loads(payload)
+
+    def events(self, count: int) -> list[tuple[str, str]]:
+        """The next `count` events as (kind, text of the row)."""
+        events = [self.text() for _ in range(count)]
+        return [
+            (e["kind"], e["data"]["text"] if "data" in e else e["row_id"]) for e in events
+        ]
+
+    def closed(self) -> tuple[int, str]:
+        """The close frame, after which nothing comes."""
+        opcode, payload = self.reply()
+        assert opcode == frames.CLOSE, (opcode, payload)
+        return int.from_bytes(payload[:2], "big"), payload[2:].decode()
+
+    def say(self, opcode: int, payload: bytes, *, mask: bool = True, fin: bool = True) -> None:
+        self.send(client_frame(opcode, payload, mask=mask, fin=fin))
+
+
+def client_frame(opcode: int, payload: bytes, *, mask: bool = True, fin: bool = True) -> bytes:
+    """A frame as clients make them."""
+    size = len(payload)
+    bit = 0x80 if mask else 0
+    head = bytes([(0x80 if fin else 0) | opcode])
+    if size < 126:
+        head += bytes([bit | size])
+    elif size < 65_536:
+        head += bytes([bit | 126]) + size.to_bytes(2, "big")
+    else:
+        head += bytes([bit | 127]) + size.to_bytes(8, "big")
+    if not mask:
+        return head + payload
+    key = b"\x0a\x0b\x0c\x0d"
+    return head + key + bytes(byte ^ key[i % 4] for i, byte in enumerate(payload))
+
+
+def drain(worker: Worker) -> int:
+    """SIGTERM, and the exit code."""
+    worker.signal(signal.SIGTERM)
+    return worker.exit_code()

@@ -1,0 +1,237 @@
+"""What the tests of live queries share: a client that applies what it is told and objects to
+anything that does not fit, and a hub with its feed over a real store, in the test's process."""
+
+from __future__ import annotations
+
+import socket
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gevent
+import orjson
+
+from pylon import config as settings
+from pylon.app import App, build_app
+from pylon.auth_context import ADMIN, AuthContext, Caller
+from pylon.clock import ManualClock
+from pylon.errors import PylonError
+from pylon.manifest.model import Manifest
+from pylon.storage.interface import SERVER, Query, Reader
+from pylon.storage.ops import (
+    DeleteRow,
+    InsertRow,
+    RowOp,
+    UpdateRow,
+    WriteRequest,
+)
+from pylon.storage.sqlite.conditions import parse_where
+from pylon.storage.sqlite.engine import SqliteEngine
+from pylon.storage.sqlite.pool import ReaderPool
+from workers.hub.connection import Connection
+from workers.hub.feed import Feed
+from workers.hub.history import History
+from workers.hub.hub import Hub
+from workers.ws import frames
+from workers.ws.conversation import error_message, say
+from workers.ws.live_queries import LiveQueries
+from workers.ws.transport import WebSocketTransport
+
+T = TypeVar("T")
+Rows = dict[str, dict[str, Any]]
+
+
+class LiveSet:
+    """One live query as its client holds it."""
+
+    def __init__(self) -> None:
+        self.rows: Rows = {}
+        self.seq = 0
+        self.complete = False
+        self.messages = 0
+        self.kinds: list[str] = []
+
+    def take(self, message: dict[str, Any]) -> None:
+        """Apply one message of the server; it must be the next that makes sense."""
+        if message["type"] == "subscribed":
+            assert not self.complete, "a result after the result"
+            assert self.seq in (0, message["seq"]), "one result has one seq"
+            self.seq, self.complete = message["seq"], message["last"]
+            self.messages += 1
+            for row in message["rows"]:
+                assert row["id"] not in self.rows, "a row twice in a result"
+                self.rows[row["id"]] = row
+            return
+        assert message["type"] == "diff", message
+        assert "entity" not in message, "published clients would take it for a change"
+        assert self.complete, "a diff within the result"
+        assert message["seq"] > self.seq, "a diff twice, or out of order"
+        self.seq = message["seq"]
+        kind, row_id = message["kind"], message["row_id"]
+        self.kinds.append(kind)
+        assert (row_id in self.rows) is (kind != "insert"), (kind, message)
+        if kind == "delete":
+            assert "data" not in message
+            del self.rows[row_id]
+        else:
+            assert message["data"]["id"] == row_id
+            self.rows[row_id] = message["data"]
+
+
+class RacingStore:
+    """A store whose scans let `meanwhile` happen between the read and its answer, as other
+    greenlets may."""
+
+    def __init__(self, pool: ReaderPool) -> None:
+        self._pool = pool
+        self.meanwhile: Callable[[], None] | None = None
+
+    def point(self, read: Callable[[Reader], T]) -> T:
+        return self._pool.point(read)
+
+    def scan(
+        self, read: Callable[[Reader], T], inline: bool = True, caller: str = SERVER
+    ) -> T:
+        found = self._pool.point(read)
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return found
+
+
+class World:
+    """Engine, store, feed, hub and live queries of one worker, without a bus."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        config = settings.load(
+            {"PYLON_DEV_MODE": "true", "PYLON_DB_PATH": str(folder / "a.db")}
+        ).config
+        self.clock = ManualClock()
+        self.app: App = build_app(config, manifest, clock=self.clock)
+        self.engine = SqliteEngine.open(
+            config.db_path, manifest, self.app.rules, self.clock, "normal"
+        )
+        self.pool = ReaderPool(config.db_path, manifest)
+        self.store = RacingStore(self.pool)
+        self.hub = Hub(
+            {name: self.app.rules.of(name) for name in manifest.by_name},
+            WebSocketTransport("ws", 1_024), self.clock,
+        )
+        self.feed = Feed(None, History(self.pool), self.hub)  # type: ignore[arg-type]  # no bus
+        self.feed.start()
+        self.live = LiveQueries(self.app, self.store, self.feed, self.hub, self.clock)
+        self.hub.on_gone(self.live.gone)
+
+    def close(self) -> None:
+        for connection in self.hub.connections:
+            connection.abort()
+        self.pool.close()
+        self.engine.close()
+
+    def write(self, *ops: RowOp) -> None:
+        """Commit `ops` as one batch; the feed does not hear of it before `publish`."""
+        result = self.engine.apply([WriteRequest(n, op) for n, op in enumerate(ops, 1)])
+        for reply in result.replies:
+            assert reply.error is None, reply.error
+
+    def insert(self, entity: str, row_id: str, **body: Any) -> InsertRow:
+        encoded = self.app.codecs[entity].insert(body, row_id)
+        return InsertRow(entity, row_id, encoded.values, encoded.row_json)
+
+    def update(self, entity: str, row_id: str, **patch: Any) -> UpdateRow:
+        return UpdateRow(entity, row_id, patch, ADMIN)
+
+    def delete(self, entity: str, row_id: str) -> DeleteRow:
+        return DeleteRow(entity, row_id, ADMIN)
+
+    def publish(self) -> None:
+        """The feed publishes all that is committed."""
+        self.feed.check_head()
+
+    @property
+    def is_current(self) -> bool:
+        return self.feed.tail.last_seq >= self.engine.head
+
+    def query(self, entity: str, body: Any, auth: AuthContext) -> Rows:
+        """What a fresh query answers."""
+        allowed = self.app.rules.of(entity).read_clause(auth)
+        where = parse_where(self.app.manifest.by_name[entity], body, allowed=allowed)
+        found = self.pool.point(lambda reader: reader.rows(entity, Query(where, 100_000)))
+        return {row["id"]: row for row in map(orjson.loads, found)}
+
+
+class LiveClient:
+    """A connection of a World and the client behind it."""
+
+    def __init__(self, world: World, auth: AuthContext, deflate_window: int = 0) -> None:
+        """`deflate_window`: the window's bits, if it takes packed messages."""
+        ours, self.socket = socket.socketpair()
+        ours.setblocking(False)
+        self.socket.setblocking(False)
+        self._world = world
+        self.received = b""
+        self.sets: dict[str, LiveSet] = {}
+        self.asked: dict[str, tuple[str, Any]] = {}
+        self.errors: list[dict[str, Any]] = []
+        self.packed = 0  # messages that were
+        self.connection = Connection(ours, world.hub.transport, world.hub, Caller(auth), "::1")
+        self.connection.deflate_window = deflate_window
+        world.hub.add(self.connection)
+        self.connection.start()
+
+    def say(self, **message: Any) -> None:
+        """As `Conversation` has it, but at once."""
+        try:
+            self._world.live.take(self.connection, message)
+        except PylonError as ex:
+            say(self.connection, error_message(ex, message))
+        self.listen()
+
+    def subscribe(self, sub_id: str, entity: str, body: Any) -> None:
+        self.listen()
+        self.sets[sub_id], self.asked[sub_id] = LiveSet(), (entity, body)
+        self.say(type="subscribe", sub_id=sub_id, entity=entity, filter=body)
+
+    def listen(self) -> None:
+        """Take all that has been sent."""
+        while True:
+            gevent.sleep(0)
+            try:
+                data = self.socket.recv(1 << 20)
+            except BlockingIOError:
+                if not self.connection.outbox_bytes:
+                    break
+                continue
+            if not data:
+                break
+            self.received += data
+        for text in self._texts():
+            message = orjson.loads(text)
+            if message["type"] == "unsubscribed":
+                self.sets.pop(message["sub_id"], None)
+            elif message["type"] == "error":
+                self.errors.append(message)
+                self.sets.pop(message.get("sub_id"), None)
+            else:
+                self.sets[message["sub_id"]].take(message)
+
+    def _texts(self) -> Sequence[bytes]:
+        """The payloads of the whole frames that have arrived."""
+        found = []
+        while len(self.received) >= 2:
+            size, head = self.received[1], 2
+            if size >= 126:
+                head += 2 if size == 126 else 8
+                size = int.from_bytes(self.received[2:head], "big")
+            if len(self.received) < head + size:
+                break
+            if self.received[0] & 0x0F == frames.TEXT:
+                payload = self.received[head : head + size]
+                if self.received[0] & 0x40:
+                    inflater = zlib.decompressobj(-self.connection.deflate_window)
+                    payload = inflater.decompress(payload + b"\x00\x00\xff\xff")
+                    self.packed += 1
+                found.append(payload)
+            self.received = self.received[head + size :]
+        return found

@@ -1,0 +1,38 @@
+"""Runs the real supervisor over stand-in workers: `python -m tests.support.stand_in_supervisor`.
+
+``STAND_IN=real`` has the real workers. Limits are lowered by ``LIMIT_<NAME>=<number>``. The exit
+code is the supervisor's; a refusal is printed as one line and answers with 78, as `pylonctl start`
+does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from pylon import limits
+from pylon.config import load
+from pylon.errors import StartRefused
+from supervisor import children
+from supervisor.main import run
+
+
+def stand_in(role: str) -> list[str]:
+    return [sys.executable, "-m", "tests.support.stand_in_worker", role]
+
+
+def main() -> int:
+    for name, value in os.environ.items():
+        if name.startswith("LIMIT_"):
+            setattr(limits, name.removeprefix("LIMIT_"), float(value))
+    if os.environ.get("STAND_IN") != "real":
+        children.worker_command = stand_in
+    try:
+        return run(load(os.environ))
+    except StartRefused as ex:
+        print(ex.message, file=sys.stderr)
+        return 78
+
+
+if __name__ == "__main__":
+    sys.exit(main())

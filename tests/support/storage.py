@@ -1,0 +1,123 @@
+"""What the tests of the store share: a manifest with rules, an open engine, short requests."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from pylon.auth_context import ADMIN, AuthContext
+from pylon.clock import Clock, ManualClock
+from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy
+from pylon.policy.rules import compile_rules
+from pylon.storage.ops import (
+    DeleteRow,
+    InsertRow,
+    OpKey,
+    UpdateRow,
+    WriteReply,
+    WriteRequest,
+)
+from pylon.storage.sqlite.engine import SqliteEngine
+from pylon.storage.sqlite.reader import SqliteReader
+from pylon.values import EntityCodec
+
+TASK = Entity(
+    "Task",
+    (
+        Field("title", FieldType.STRING, optional=False, unique=False),
+        Field("done", FieldType.BOOL, optional=False, unique=False),
+        Field("rank", FieldType.INT, optional=True, unique=False),
+        Field("weight", FieldType.FLOAT, optional=True, unique=False),
+        Field("dueAt", FieldType.DATETIME, optional=True, unique=False),
+        Field("ownerId", FieldType.ID, optional=True, unique=False, target="User"),
+        Field("slug", FieldType.STRING, optional=True, unique=True),
+    ),
+    (Index("by_owner_rank", ("ownerId", "rank"), unique=True),
+     Index("by_title", ("title",), unique=False)),
+)
+USER = Entity("User", (Field("email", FieldType.STRING, optional=False, unique=True),))
+NOTE = Entity("Note", (Field("text", FieldType.RICHTEXT, optional=True, unique=False),))
+
+MANIFEST = Manifest(
+    "kit", "1.0", (TASK, USER, NOTE),
+    policies=(
+        Policy("owner", entity="Task", allow_read="auth.userId == data.ownerId",
+               allow_insert="true", allow_update="auth.userId == data.ownerId && !data.done",
+               allow_delete="auth.userId == data.ownerId && !data.done"),
+        Policy("users", entity="User", allow="auth.isAdmin"),
+        Policy("notes", entity="Note", allow="true"),
+    ),
+)
+RULES = compile_rules(MANIFEST)
+CODECS = {e.name: EntityCodec(e) for e in MANIFEST.entities}
+ADA = AuthContext(user_id="ada")
+BOB = AuthContext(user_id="bob")
+_ids = itertools.count(1)
+
+
+def row_id(number: int) -> str:
+    """A row id that sorts by `number`."""
+    return f"{number:040x}"
+
+
+def open_engine(path: Path, clock: Clock | None = None, **more: Any) -> SqliteEngine:
+    manifest = more.pop("manifest", MANIFEST)
+    rules = RULES if manifest is MANIFEST else compile_rules(manifest)
+    durability = more.pop("durability", "normal")
+    return SqliteEngine.open(path, manifest, rules, clock or ManualClock(), durability, **more)
+
+
+def open_reader(path: Path, **more: Any) -> SqliteReader:
+    return SqliteReader(path, MANIFEST, **more)
+
+
+def insert(
+    entity: str, number: int, body: dict[str, Any], op: str | None = None,
+    client_id: bool = False, identity: str = "",
+) -> InsertRow:
+    encoded = CODECS[entity].insert(body, row_id(number))
+    key = OpKey(identity, op) if op else None
+    return InsertRow(entity, row_id(number), encoded.values, encoded.row_json, client_id, key)
+
+
+def task(number: int, **fields: Any) -> InsertRow:
+    op = fields.pop("op", None)
+    client_id = fields.pop("client_id", False)
+    body = {"title": f"task {number}", "done": False, "ownerId": "ada", **fields}
+    return insert("Task", number, body, op, client_id)
+
+
+def update(
+    entity: str, number: int, patch: dict[str, Any], auth: AuthContext = ADMIN,
+    op: str | None = None,
+) -> UpdateRow:
+    key = OpKey(auth.identity, op) if op else None
+    return UpdateRow(entity, row_id(number), patch, auth, key)
+
+
+def delete(
+    entity: str, number: int, auth: AuthContext = ADMIN, op: str | None = None
+) -> DeleteRow:
+    key = OpKey(auth.identity, op) if op else None
+    return DeleteRow(entity, row_id(number), auth, key)
+
+
+def apply(engine: SqliteEngine, *ops: Any) -> list[WriteReply]:
+    """Carry out `ops` as one batch."""
+    return engine.apply([WriteRequest(next(_ids), op) for op in ops]).replies
+
+
+def code(reply: WriteReply) -> str | None:
+    return reply.error.code if reply.error else None
+
+
+def rows_of(reader: SqliteReader, entity: str) -> dict[str, dict[str, Any]]:
+    """All rows of an entity, decoded, by id."""
+    from pylon.storage.interface import Query
+    from pylon.storage.where import ALL
+
+    found = [orjson.loads(r) for r in reader.rows(entity, Query(ALL, limit=100_000))]
+    return {r["id"]: r for r in found}

@@ -1,0 +1,203 @@
+"""The API with a real database and no processes: the writer is an engine, called directly."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from falcon import testing
+
+from pylon import config as settings
+from pylon.api.admin.readiness import Readiness
+from pylon.api.application import make_app
+from pylon.api.services import Services
+from pylon.api.sync.hints import HintPublisher
+from pylon.app import build_app
+from pylon.auth.cookies import session_cookie
+from pylon.auth.origin import origins
+from pylon.auth.session_cache import SessionCache
+from pylon.bus.messages import RolesReport, RoleState, Signal
+from pylon.bus.rooms_messages import RoomCommand, RoomReply, RoomRequest
+from pylon.bus.shards import DescribeAll, MatchCommand, ShardCommand
+from pylon.changelog.feed import Feed
+from pylon.clock import ManualClock, SystemRandom
+from pylon.errors import PylonError
+from pylon.errors.wire import WireError
+from pylon.limiter import RateLimiter, RateTable
+from pylon.manifest_loader import parse_manifest
+from pylon.rooms.service import RoomService
+from pylon.storage.ops import WriteOp, WriteReply, WriteRequest
+from pylon.storage.sqlite.engine import SqliteEngine
+from pylon.storage.sqlite.pool import ReaderPool
+from workers.merge_sandbox import MergeSandbox
+from workers.shards.matchmaking import Matchmaking
+from workers.shards.registry import ShardRegistry
+from workers.shards.rpc_handlers import ShardRpcHandlers
+
+ADMIN_TOKEN = "admin-token-for-tests-0123456789abcdef"
+METRICS_TOKEN = "metrics-token-for-tests-0123456789"
+ENVIRON = {
+    "PYLON_DEV_MODE": "false",
+    "PYLON_CORS_ORIGIN": "http://localhost:3000",
+    "PYLON_CSRF_ORIGINS": "http://localhost:3000",
+    "PYLON_ADMIN_TOKEN": ADMIN_TOKEN,
+    "PYLON_METRICS_TOKEN": METRICS_TOKEN,
+    "PYLON_GUESTS_PER_IP_PER_MIN": "0",
+}
+
+
+class EngineWriter:
+    """Carries writes out at once, in this process."""
+
+    def __init__(self, engine: SqliteEngine) -> None:
+        self._engine = engine
+        self._ids = itertools.count(1)
+        self.seen: list[WriteOp] = []
+
+    def submit_all(self, ops: Sequence[WriteOp]) -> list[WriteReply]:
+        self.seen.extend(ops)
+        return self._engine.apply([WriteRequest(next(self._ids), op) for op in ops]).replies
+
+    def submit(self, op: WriteOp) -> WriteReply:
+        reply = self.submit_all([op])[0]
+        if reply.error is not None:
+            raise reply.error.to_exception()
+        return reply
+
+
+class DeskRooms:
+    """Carries commands about rooms out at once, in this process."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self.desk = RoomService(clock, "test")
+
+    def submit(self, command: RoomCommand) -> RoomReply:
+        (reply,) = self.desk.apply(b"r1-test", [RoomRequest(1, command)])
+        if reply.error is not None:
+            raise reply.error.to_exception()
+        return reply
+
+
+class HouseShards:
+    """Carries commands about shards and matches out at once, in this process."""
+
+    def __init__(self, store: ReaderPool, writer: Any, clock: ManualClock, folder: Path) -> None:
+        random = SystemRandom()
+        self.house = ShardRegistry(
+            store, writer, clock, random, folder / "recordings", RateLimiter(RateTable(), clock),
+            worker="1", workers=1,
+        )
+        matchmaking = Matchmaking(self, clock, lambda: False)  # type: ignore[arg-type]
+        self._answers = ShardRpcHandlers("1", self.house, matchmaking)
+
+    def for_shard(self, command: ShardCommand) -> bytes:
+        return self._call(command)
+
+    def of_matchmaker(self, command: MatchCommand) -> bytes:
+        return self._call(command)
+
+    def broadcast(self, command: DescribeAll) -> list[bytes]:
+        return [self._call(command)]
+
+    def _call(self, command: Any) -> bytes:
+        try:
+            return self._answers.answer(msgspec.msgpack.encode(command))
+        except PylonError as ex:  # as the bus carries it
+            raise WireError.of(ex).to_exception() from ex
+
+
+@dataclass(slots=True)
+class Server:
+    """An app to send requests to, and what stands behind it."""
+
+    client: testing.TestClient
+    services: Services
+    writer: EngineWriter
+    clock: ManualClock
+    signals: list[Signal] = field(default_factory=list)
+    noted: list[tuple[int, int]] = field(default_factory=list)  # keys and cursors
+
+    def call(
+        self, method: str, target: str, body: Any = None, token: str | None = None,
+        headers: Mapping[str, str] | None = None, **more: Any,
+    ) -> testing.Result:
+        """Send a request; `body` is JSON unless it is bytes. `target` may have a query string."""
+        sent = dict(headers or {})
+        if token is not None:
+            sent["Authorization"] = f"Bearer {token}"
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+        path, _, query = target.partition("?")
+        more.setdefault("remote_addr", "127.0.0.1")
+        self.clock.advance(0.001)  # so that ids and times go on
+        return self.client.simulate_request(
+            method, path, query_string=query or None, body=body, headers=sent, **more
+        )
+
+    def guest(self) -> str:
+        """The token of a new guest."""
+        token: str = self.call("POST", "/api/auth/guest").json["token"]
+        return token
+
+    def user(self, user_id: str) -> str:
+        """The token of a new session of `user_id`."""
+        answer = self.call("POST", "/api/auth/session", {"user_id": user_id}, ADMIN_TOKEN)
+        token: str = answer.json["token"]
+        return token
+
+    def ready(self, **roles: tuple[int, int]) -> None:
+        """A report of the supervisor: (wanted, ready) by role."""
+        states = {role: RoleState(wanted, ready) for role, (wanted, ready) in roles.items()}
+        self.services.readiness.report(RolesReport(states, draining=False))
+
+
+@contextmanager
+def running(
+    folder: Path, manifest: Mapping[str, Any], environ: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """A server on a new database in `folder`."""
+    config = settings.load({**ENVIRON, **(environ or {})}).config
+    clock = ManualClock()
+    parsed = parse_manifest(json.dumps(manifest), "test.json")
+    app = build_app(config, parsed, clock=clock, random=SystemRandom())
+    path = folder / "test.db"
+    engine = SqliteEngine.open(
+        path, parsed, app.rules, clock, "normal", row_max_bytes=config.row_max_bytes
+    )
+    pool = ReaderPool(path, parsed)
+    writer = EngineWriter(engine)
+    signals: list[Signal] = []
+    noted: list[tuple[int, int]] = []
+    tasting = MergeSandbox()
+    services = Services(
+        app=app,
+        store=pool,
+        callers=SessionCache(config, pool, clock),
+        writer=writer,
+        rooms=DeskRooms(clock),
+        shards=HouseShards(pool, writer, clock, folder),
+        tasting=tasting,
+        feed=Feed(pool),
+        notes=HintPublisher(lambda key, cursor: noted.append((key, cursor)), clock),
+        readiness=Readiness(lambda: pool.point(lambda reader: reader.head_seq()), clock),
+        limiter=RateLimiter(RateTable(), clock),
+        origins=origins(config, parsed),
+        cookie=session_cookie(config, parsed),
+        send_signal=signals.append,
+        control_socket=folder / "control.sock",
+        started_s=clock.monotonic_s(),
+    )
+    try:
+        yield Server(
+            testing.TestClient(make_app(services)), services, writer, clock, signals, noted
+        )
+    finally:
+        tasting.close()
+        pool.close()
+        engine.close()

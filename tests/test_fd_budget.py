@@ -1,0 +1,86 @@
+"""Descriptors: the soft limit is raised, the last ones are kept back, and who is in is unharmed."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import websocket
+
+from pylon import limits
+from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
+
+LIMIT = 256
+
+
+@pytest.mark.usefixtures("processes")
+def test_the_soft_limit_is_raised_and_a_low_hard_one_is_told_of() -> None:
+    script = (
+        "import resource; from pylon.runtime import fd_budget as d\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))\n"
+        "d.raise_limit(); print(resource.getrlimit(resource.RLIMIT_NOFILE), d.warnings())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True)
+    assert done.stdout.startswith("(200, 200) ['each process may open 200 files (ulimit -Hn)")
+    assert "LimitNOFILE=" in done.stdout
+
+
+def test_without_descriptors_clients_wait_and_the_others_are_served(
+    make_server: Callable[..., PylonServer]
+) -> None:
+    server = make_server().start()
+    assert server.process is not None
+    assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)[0] == resource.getrlimit(
+        resource.RLIMIT_NOFILE
+    )[1]
+    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
+    old = server.pids("ws")[0]
+    os.kill(old, 9)
+    wait_until("another ws worker", lambda: server.pids("ws") not in ([], [old]))
+    server.wait_ready()
+    pid = server.pids("ws")[0]
+    descriptors = Path(f"/proc/{pid}/fd")
+    header = [f"Authorization: Bearer {ADMIN_TOKEN}"]
+    first = websocket.create_connection(server_url(server), timeout=20, header=header)
+
+    def insert(n: int) -> None:
+        assert server.request(
+            "POST", "/api/entities/Tick", {"n": n, "sender": "x"}, token=ADMIN_TOKEN
+        )[0] == 201
+        assert json.loads(first.recv())["data"]["n"] == n
+
+    insert(1)
+    with ExitStack() as stack:
+        for _ in range(LIMIT):  # more than there is room for; the kernel takes the rest
+            client = socket.create_connection(("127.0.0.1", server.port + 1), timeout=20)
+            stack.callback(client.close)
+            client.sendall(
+                b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            )
+        wait_until("it is full", lambda: "accept.paused" in server.log())
+        insert(2)
+        with pytest.raises(websocket.WebSocketBadStatusException, match="503"):
+            websocket.create_connection(
+                f"ws://127.0.0.1:{server.port}/api/sync/ws", timeout=20, header=header
+            )
+        insert(3)
+        assert len(list(descriptors.iterdir())) <= LIMIT - limits.DESCRIPTORS_RESERVED + 8
+        assert server.log_path.read_text().count("accept.paused") == 1
+    again = websocket.create_connection(server_url(server), timeout=20, header=header)
+    again.close()
+    insert(4)
+    first.close()
+    assert server.pids("ws") == [pid]
+
+
+def server_url(server: PylonServer) -> str:
+    return f"ws://127.0.0.1:{server.port + 1}/"

@@ -1,0 +1,163 @@
+"""Answers: from what the app says to bytes (RFC 9112 §4 to §7, PEP 3333).
+
+Status lines with the date are made once a second, header lines once and then kept. An app may
+have header lines ready as bytes: it puts them into ``environ["pylon.head"]``.
+
+Invariants: no value reaches the wire with a control character in it; hop-by-hop fields and the
+framing (Content-Length, Transfer-Encoding) are ours alone to write. Used by `connection`.
+"""
+
+from __future__ import annotations
+
+import http
+import re
+import time
+from typing import Final
+
+import orjson
+
+from pylon.errors import InvalidRequest, PayloadTooLarge, RequestTimeout, Unavailable
+from workers.net.head import RequestError
+
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+CLOSE: Final = b"connection: close\r\n"
+KEEP: Final = b"connection: keep-alive\r\n"  # said to clients of HTTP/1.0 only
+CHUNKED: Final = b"transfer-encoding: chunked\r\n"
+_RETRY_AFTER: Final = b"retry-after: 1\r\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"
+
+_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS: Final = (
+    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+)
+_LINES_KEPT: Final = 1_024
+_FRAMING: Final = frozenset({
+    "connection", "content-length", "keep-alive", "proxy-authenticate", "proxy-connection", "te",
+    "trailer", "transfer-encoding", "upgrade", "date",
+})
+_REPEATED: Final = frozenset({"content-type", "Content-Type", "cache-control", "vary", "allow"})
+_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_STATUS: Final = re.compile(r"[1-9]\d\d [\t\x20-\x7e\x80-\xff]*", re.ASCII)
+_CODES: Final = {
+    error.status: error.code for error in (PayloadTooLarge, RequestTimeout, Unavailable)
+}
+
+Headers = list[tuple[str, str]]
+
+_lines: dict[tuple[str, str], bytes] = {}  # of headers whose values repeat
+_beginnings: dict[str, bytes] = {}  # by name; empty where the field is ours to write
+
+
+class Prefixes:
+    """The first two lines of an answer, by status: made once a second."""
+
+    __slots__ = ("_by_status", "_second")
+
+    def __init__(self) -> None:
+        self._by_status: dict[str, bytes] = {}
+        self._second = 0
+
+    def tick(self) -> None:
+        """Call it often: it looks whether the second has changed."""
+        # The date on the wire is the machine's, whatever clock the app was given.
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self._by_status.clear()
+
+    def of(self, status: str) -> bytes:
+        """Args: `status` is the code and its phrase, as start_response gets it."""
+        made = self._by_status.get(status)
+        if made is None:
+            if _STATUS.fullmatch(status) is None:
+                raise ValueError(f"invalid status {status!r}")
+            text = f"HTTP/1.1 {status}\r\ndate: {http_date(self._second)}\r\n"
+            made = text.encode("latin-1")
+            self._by_status[status] = made
+        return made
+
+
+def http_date(second: int) -> str:
+    """Unix seconds as RFC 9110 §5.6.7 writes them, whatever the locale."""
+    at = time.gmtime(second)
+    return (
+        f"{_DAYS[at.tm_wday]}, {at.tm_mday:02d} {_MONTHS[at.tm_mon - 1]} {at.tm_year:04d} "
+        f"{at.tm_hour:02d}:{at.tm_min:02d}:{at.tm_sec:02d} GMT"
+    )
+
+
+def lines(headers: Headers) -> bytes:
+    """The header lines that the app may set itself.
+
+    Raises:
+        ValueError: a name or a value that would break the answer.
+    """
+    out = b""
+    for pair in headers:
+        line = _lines.get(pair)
+        out += _line(pair) if line is None else line
+    return out
+
+
+def declared(headers: Headers, name: str) -> str | None:
+    """The value of a header that the app set, whatever the case of its name."""
+    for key, value in headers:
+        if key.lower() == name:
+            return value
+    return None
+
+
+def length(size_bytes: int) -> bytes:
+    """The header line that says how long the body is."""
+    return b"content-length: %d\r\n" % size_bytes
+
+
+def chunk(part: bytes) -> bytes:
+    """One chunk of a chunked body."""
+    return b"%x\r\n%b\r\n" % (len(part), part)
+
+
+def refusal(
+    prefixes: Prefixes, refused: RequestError, lines_of_all: bytes, *, with_body: bool = True
+) -> bytes:
+    """The server's own answer to what it does not take; the connection ends with it.
+
+    Args:
+        lines_of_all: header lines that every answer has, so that a page can read this one too.
+    """
+    status = f"{refused.status} {http.HTTPStatus(refused.status).phrase}"
+    code = _CODES.get(refused.status, "INTERNAL" if refused.status == 500 else InvalidRequest.code)
+    body = orjson.dumps({"error": {"code": code, "message": refused.message}})
+    again = _RETRY_AFTER if refused.status == 503 else b""
+    return b"%b%bcontent-type: application/json\r\n%b%bcontent-length: %d\r\n\r\n%b" % (
+        prefixes.of(status), lines_of_all, again, CLOSE, len(body), body if with_body else b""
+    )
+
+
+def _line(pair: tuple[str, str]) -> bytes:
+    name, value = pair
+    beginning = _beginnings.get(name)
+    if beginning is None:
+        beginning = _remember_beginning(name)
+    if not beginning:
+        return b""
+    # Most values are plain text, which this tells sooner than the pattern.
+    if not (value.isascii() and value.isprintable()) and _VALUE.fullmatch(value) is None:
+        raise ValueError(f"invalid value of header {name}: {value!r}")
+    line = b"%b%b\r\n" % (beginning, value.encode("latin-1"))
+    if name in _REPEATED:
+        if len(_lines) >= _LINES_KEPT:
+            _lines.clear()
+        _lines[pair] = line
+    return line
+
+
+def _remember_beginning(name: str) -> bytes:
+    if _NAME.fullmatch(name) is None:
+        raise ValueError(f"invalid header name {name!r}")
+    if len(_beginnings) >= _LINES_KEPT:
+        _beginnings.clear()
+    made = b"" if name.lower() in _FRAMING else f"{name}: ".encode("latin-1")
+    _beginnings[name] = made
+    return made

@@ -1,0 +1,291 @@
+"""The door of a shards worker: from a request to a subscriber (spec/realtime.md §4.1, §4.4).
+
+A client names a shard with ``?shard=`` and itself with ``&sid=``; on the HTTP port an event
+stream names the shard in its path. A connection to a shard that lives in another process is
+passed on to it, head and all. Options of our own: ``ack=1``, ``delta=1``, ``format=msgpack``, the
+subprotocol ``seat.<token>`` (`workers.shards.reconnect_tokens`) and, for streams, `Last-Event-ID`.
+
+Where the published server drops the connection without a word, this one closes it with a code
+that says why: 4400 without `shard`, 4404 for an unknown one, 1008 for a refusal, 1013 for a
+shard that takes nobody now, 4409 for a place that its owner's next connection has taken over.
+Event streams get the HTTP status.
+
+Invariants: a socket that is passed on is not counted here; a connection that is closing says
+nothing more to its shard. Called by `workers.hub.acceptor`.
+"""
+
+from __future__ import annotations
+
+import _socket
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote
+
+from pylon import limits
+from pylon.auth.cookies import cookie_value
+from pylon.auth_context import Caller
+from pylon.bus.passing import SocketSender
+from pylon.clock import RandomSource
+from pylon.errors import (
+    AuthRequired,
+    MethodNotAllowed,
+    PylonError,
+    ShardNotFound,
+    SubscribeFailed,
+    SubscribeRefused,
+    Unavailable,
+)
+from pylon.rates import address_subject, user_subject
+from pylon.realtime.placement import placement_of
+from pylon.realtime.snapshots import Format
+from pylon.storage.interface import Store
+from workers.hub import refusals
+from workers.hub.admission import ConnectRequest, SubscriberAdmission
+from workers.hub.connection import Connection
+from workers.hub.hub import Hub
+from workers.hub.request import Request, cursor_of
+from workers.shards.reconnect_tokens import ReconnectClaim, ReconnectTokens
+from workers.shards.registry import ShardRegistry
+from workers.shards.subscriber import STREAM, WEBSOCKET, Subscriber
+from workers.sse.stream import EventStreamTransport
+from workers.ws import protocol
+
+NO_SHARD_NAMED: Final = 4400
+NO_SUCH_SHARD: Final = 4404
+REFUSED: Final = 1008
+TRY_AGAIN: Final = 1013
+TAKEN_OVER: Final = 4409
+
+# The first byte of a connection that is passed on: where it came in, for cookies count only there.
+MAIN_PORT: Final = b"m"
+OWN_PORT: Final = b"o"
+
+_ENDED: Final = 1000
+_REQUEST_ID_BYTES: Final = 8
+_NO_SNIFF: Final = ("X-Content-Type-Options", "nosniff")
+_ANONYMOUS_SID: Final = "anon"
+_SEAT_IN_URL: Final = (
+    "a seat token in the URL ends up in logs: send it as the subprotocol seat.<token>"
+)
+_PATH: Final = "/api/shards/"
+_CONNECT: Final = "/connect"
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """What event streams need besides what WebSockets do."""
+
+    hub: Hub
+    transport: EventStreamTransport
+    cookie_name: str
+    cors: refusals.Headers
+
+
+class ShardConnectionHandler:
+    """`workers.hub.acceptor.ShardConnectionHandler` of the shards worker."""
+
+    def __init__(
+        self, *, worker: str, workers: int, hops: int, store: Store, house: ShardRegistry,
+        seats: ReconnectTokens, siblings: SocketSender, handshakes: protocol.Handshakes,
+        reception: SubscriberAdmission, streams: Streams, random: RandomSource,
+    ) -> None:
+        self._worker = worker
+        self._workers = workers
+        self._hops = hops
+        self._store = store
+        self._house = house
+        self._seats = seats
+        self._siblings = siblings
+        self._handshakes = handshakes
+        self._reception = reception
+        self._streams = streams
+        self._random = random
+        self._subscribers: dict[Connection, Subscriber] = {}
+
+    # --- The acceptor's side -------------------------------------------------------------
+
+    def open(
+        self, request: Request, raw: _socket.socket, early: bytes, *, on_main_port: bool
+    ) -> bytes | None:
+        """See `workers.hub.acceptor.ShardConnectionHandler.open`."""
+        if request.path.startswith(_PATH) and request.path.endswith(_CONNECT):
+            return self._open_stream(request, raw, early)
+        handshake = self._handshakes.read(request, on_main_port=on_main_port)
+        shard_id = handshake.parameters.get("shard", "")
+        if self._passed_on(shard_id, request, raw, early, on_main_port=on_main_port):
+            return None
+        visitor = ConnectRequest(handshake.address, handshake.token, None, early, handshake.answer)
+        connection, error = self._reception.enter(raw, visitor)
+        try:
+            if error is not None:
+                raise error
+            self._let_in(connection, shard_id, handshake)
+        except ShardNotFound as ex:
+            connection.close(NO_SUCH_SHARD if shard_id else NO_SHARD_NAMED, ex.message)
+        except SubscribeRefused as ex:
+            connection.close(REFUSED, f"unauthorized: {ex.message}")
+        except SubscribeFailed as ex:
+            connection.close(TRY_AGAIN, ex.message)
+        except PylonError as ex:
+            connection.close(TRY_AGAIN, ex.code)
+        return None
+
+    def refusal(self, error: PylonError) -> bytes:
+        """See `workers.ws.protocol.refusal`; pages read event streams here, so CORS applies."""
+        return protocol.refusal(error, self._streams.cors)
+
+    # --- The transports' side ------------------------------------------------------------
+
+    def hear(self, connection: Connection, data: str | bytes) -> None:
+        """A client has said something. Never blocks."""
+        subscriber = self._subscribers.get(connection)
+        if subscriber is not None and connection.is_open:
+            subscriber.hear(data, self._house.now_s())
+            self._house.changed(subscriber.shard)
+
+    def gone(self, connection: Connection) -> None:
+        """A connection has closed."""
+        subscriber = self._subscribers.pop(connection, None)
+        if subscriber is None:
+            return
+        shard, now_s = subscriber.shard, self._house.now_s()
+        if subscriber.seat_token is not None:
+            keep_s = shard.kind.config.allow_reconnection_s
+            self._seats.lose(subscriber.seat_token, now_s + keep_s)
+        shard.unsubscribe(subscriber, now_s)
+        self._house.changed(shard)
+
+    # --- Within --------------------------------------------------------------------------
+
+    def _passed_on(
+        self, shard_id: str, request: Request, raw: _socket.socket, early: bytes, *,
+        on_main_port: bool,
+    ) -> bool:
+        home = placement_of(shard_id, self._workers, self._store)
+        if home == self._worker:
+            return False
+        port = MAIN_PORT if on_main_port else OWN_PORT
+        if not self._siblings.pass_to(home, raw, port + request.head + early):
+            raise Unavailable(
+                f"The process of this shard (worker {home}) is not up", hint="Try again"
+            )
+        raw.close()
+        return True
+
+    def _let_in(
+        self, connection: Connection, shard_id: str, handshake: protocol.Handshake
+    ) -> None:
+        if not shard_id:
+            raise ShardNotFound("the parameter shard is missing")
+        parameters = handshake.parameters
+        if "seat" in parameters:
+            raise SubscribeRefused(_SEAT_IN_URL)
+        shard = self._house.visited(shard_id, _subjects(connection.caller, connection.address))
+        seat = None
+        if handshake.seat is not None:
+            seat = self._seats.claim(
+                handshake.seat, shard_id, connection.caller, self._house.now_s()
+            )
+        sid = seat.sid if seat else parameters.get("sid") or _ANONYMOUS_SID
+        if len(sid) > limits.SHARD_SID_CHARS:
+            self._house.subscribed(shard, is_in=False)
+            raise SubscribeRefused(f"sid is longer than {limits.SHARD_SID_CHARS} characters")
+        form = Format.MSGPACK if parameters.get("format") == "msgpack" else Format.JSON
+        subscriber = Subscriber(
+            connection, shard, sid, WEBSOCKET[form],
+            delta=parameters.get("delta") == "1", acks=parameters.get("ack") == "1",
+        )
+        self._subscribe(subscriber, has_seat=seat is not None)
+        if seat is not None:
+            self._take_over(seat)
+        keep_s = shard.kind.config.allow_reconnection_s
+        if keep_s and connection.is_open:
+            token = self._seats.issue(ReconnectClaim(shard_id, sid, connection.caller, connection))
+            subscriber.seat_token = token
+            subscriber.tell(
+                {"type": "seat", "token": token, "sid": sid, "expires_in_s": keep_s}
+            )
+
+    def _take_over(self, seat: ReconnectClaim) -> None:
+        """The owner of a place has come again: end the connection that it had, if it is open."""
+        before = self._subscribers.pop(seat.connection, None)
+        if before is not None:
+            before.shard.unsubscribe(before, self._house.now_s())
+            seat.connection.close(TAKEN_OVER, "taken over by a later connection")
+
+    def _subscribe(self, subscriber: Subscriber, *, has_seat: bool = False) -> None:
+        shard = subscriber.shard
+        # First, for a connection that dies of its first frame must be found to be gone.
+        self._subscribers[subscriber.connection] = subscriber
+        try:
+            shard.subscribe(subscriber, self._house.now_s(), has_seat=has_seat)
+        except PylonError:
+            self._subscribers.pop(subscriber.connection, None)
+            self._house.subscribed(shard, is_in=False)
+            raise
+        self._house.subscribed(shard, is_in=True)
+
+    def _open_stream(
+        self, request: Request, raw: _socket.socket, early: bytes
+    ) -> bytes | None:
+        """``GET /api/shards/<id>/connect?sid=``: snapshots as an event stream."""
+        streams = self._streams
+        try:
+            if request.method != "GET":
+                raise MethodNotAllowed(
+                    f"A shard's event stream is opened with GET, not with {request.method[:20]}"
+                )
+            shard_id = unquote(request.path[len(_PATH) : -len(_CONNECT)])
+            if self._passed_on(shard_id, request, raw, early, on_main_port=True):
+                return None
+            token = request.bearer or request.parameters.get("token") or cookie_value(
+                request.field(b"cookie"), streams.cookie_name
+            )
+            caller, error = self._reception.caller_of(token)
+            if error is not None:
+                raise error
+            user_id = caller.auth.user_id
+            if user_id is None:
+                raise AuthRequired("Authentication required")
+            sid = request.parameters.get("sid") or user_id
+            if len(sid) > limits.SHARD_SID_CHARS:
+                raise SubscribeRefused(f"sid is longer than {limits.SHARD_SID_CHARS} characters")
+            address = request.address(self._hops)
+            shard = self._house.visited(shard_id, _subjects(caller, address))
+            visitor = ConnectRequest(address, token, None)
+            try:
+                connection, error = self._reception.enter(raw, visitor, streams.hub)
+            except PylonError:
+                self._house.subscribed(shard, is_in=False)
+                raise
+        except MethodNotAllowed as ex:
+            return refusals.refusal(ex, (("Allow", "GET"), *self._stream_headers()))
+        except PylonError as ex:
+            return refusals.refusal(ex, self._stream_headers())
+        seen = cursor_of(request.field(b"last-event-id")) or 0
+        # A tick that this shard has not come to is of one that was here before it.
+        skip_to = seen if seen <= shard.tick else 0
+        subscriber = Subscriber(connection, shard, sid, STREAM, skip_to=skip_to, holds=True)
+        try:
+            self._subscribe(subscriber)
+        except PylonError as ex:
+            connection.send(refusals.refusal(ex, self._stream_headers()))
+            connection.close(_ENDED, awaits_peer=False)
+        else:
+            subscriber.begin(streams.transport.preamble)
+        return None
+
+    def _stream_headers(self) -> refusals.Headers:
+        """Of a refusal: as an HTTP worker's answer would have."""
+        request_id = self._random.token_hex(_REQUEST_ID_BYTES)
+        return (*self._streams.cors, ("X-Request-Id", request_id), _NO_SNIFF)
+
+
+def _subjects(caller: Caller, address: str) -> tuple[str, ...]:
+    """The identity, if there is one, and the address that a new shard counts for; an admin's
+    counts for nobody."""
+    if caller.auth.is_admin:
+        return ()
+    user_id = caller.auth.user_id
+    user = () if user_id is None else (user_subject(user_id),)
+    return (*user, address_subject(address))

@@ -1,0 +1,99 @@
+"""What a shards worker answers to commands (`pylon.bus.shards`): one JSON text for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pylon.bus.shards import (
+    AcknowledgeMatch,
+    Command,
+    Dequeue,
+    DescribeAll,
+    DescribeShard,
+    EndShard,
+    Enqueue,
+    MakeShard,
+    MatchStatus,
+    MatchStatuses,
+    PlaceShard,
+    SubmitInput,
+    commands,
+)
+from pylon.errors import Unavailable
+from workers.hub.feed import SERVICE_RESTART
+from workers.shards.descriptions import description, encoded
+from workers.shards.matchmaking import Matchmaking
+from workers.shards.registry import ShardRegistry
+
+_ENDED = 1000
+
+
+class ShardRpcHandlers:
+    """Carries out commands in one process."""
+
+    def __init__(self, worker: str, house: ShardRegistry, matchmaking: Matchmaking | None) -> None:
+        """Args: `matchmaking` is None where it lives elsewhere."""
+        self._worker = worker
+        self._house = house
+        self._matchmaking = matchmaking
+
+    def answer(self, data: bytes) -> bytes:
+        """Carry out one command, as it came over the bus.
+
+        Raises:
+            PylonError: what the caller is told.
+        """
+        return encoded(self._execute(commands.decode(data)))
+
+    def _execute(self, command: Command) -> Any:
+        house = self._house
+        match command:
+            case DescribeShard():
+                return description(house.found(command.shard_id), self._worker)
+            case DescribeAll():
+                return [description(shard, self._worker) for shard in house.all()]
+            case SubmitInput():
+                return {"accepted": True, "seq": self._submit(command)}
+            case MakeShard():
+                return self._make(command)
+            case EndShard():
+                house.end(command.shard_id, _ENDED, "ended by an admin")
+                return {"ended": command.shard_id}
+            case PlaceShard():
+                was = house.move(command.shard_id, command.home, SERVICE_RESTART, "moved")
+                return {"released": was}
+        matchmaking = self._matchmaking
+        if matchmaking is None:  # two processes count the workers differently: a mixed-up start
+            raise Unavailable("The matchmaker is not here", hint="Restart the server")
+        match command:
+            case Enqueue():
+                return matchmaking.enqueue(command.player, command.criteria)
+            case Dequeue():
+                return {"dequeued": matchmaking.dequeue(command.player)}
+            case MatchStatus():
+                return matchmaking.status(command.player)
+            case MatchStatuses():
+                return {player: matchmaking.status(player) for player in command.players}
+            case AcknowledgeMatch():
+                return {"shard_id": matchmaking.acknowledge(command.player)}
+
+    def _submit(self, command: SubmitInput) -> int:
+        shard = self._house.found(command.shard_id)
+        try:
+            return shard.submit(
+                command.sid, command.auth, command.input, self._house.now_s(),
+                client_seq=command.client_seq,
+            )
+        finally:  # a refusal may have been its end
+            self._house.changed(shard)
+
+    def _make(self, command: MakeShard) -> dict[str, Any]:
+        house = self._house
+        if command.params is None:
+            shard = house.found(command.shard_id)
+        else:
+            shard = house.made(command.shard_id, command.params)
+        if command.seats:
+            shard.reserve(command.seats, house.now_s() + command.seat_s)
+            house.changed(shard)
+        return description(shard, self._worker)
