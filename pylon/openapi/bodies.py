@@ -23,7 +23,7 @@ def body_schema(
     struct: type[msgspec.Struct], members: dict[str, Schema] | None = None,
     required: Iterable[str] = (),
 ) -> Schema:
-    """The schema of a body.
+    """Return the schema of a body.
 
     Args:
         struct: the type that decodes it.
@@ -33,8 +33,8 @@ def body_schema(
     _, components = msgspec.json.schema_components((struct,), ref_template=_REFS)
     schema: Schema = components[struct.__name__]
     del schema["title"]
-    for name, more in (members or {}).items():
-        schema["properties"][name] = {**schema["properties"][name], **more}
+    for name, keywords in (members or {}).items():
+        schema["properties"][name] = {**schema["properties"][name], **keywords}
     for member in schema["properties"].values():
         _drop_null_default(member)
     names = [*schema.get("required", ()), *required]

@@ -1,7 +1,9 @@
-"""The whole document: ``GET /api/openapi.json``.
+"""The document as a whole: ``GET /api/openapi.json``.
 
-Paths are written with their entities and actions, so that each has its own exact schemas; a
-segment keeps its braces only where any value may stand.
+Each entity and action has paths of its own, so that each has its own exact schemas. A segment
+keeps its braces only where it may have any value.
+
+Called by `pylon.api.admin.openapi`, on the first request of each process.
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ _VERSION: Final = "3.1.0"
 _ABOUT: Final = (
     "Bodies are JSON in UTF-8 whatever their content type says; at most {body} bytes. Every "
     "error has the same envelope and a code that `pylonctl explain CODE` explains. Rows that "
-    "the caller may not read are treated as rows that do not exist. HEAD answers like GET "
-    "without the body; OPTIONS answers 204 with the CORS headers on any path."
+    "the caller may not read are treated as rows that do not exist. HEAD is like GET "
+    "without the body; OPTIONS has status 204 with the CORS headers on any path."
 )
 _HEADERS: Final[dict[str, Schema]] = {
     "X-Request-Id": {
-        "description": "The request's own, if it has a sane one, else a new one",
+        "description": "The request's own, if that is 1 to 128 letters, digits and ._-, "
+        "else a new one",
         "required": True, "schema": {"type": "string"},
     },
     "X-Pylon-Change-Seq": {
@@ -45,7 +48,7 @@ _HEADERS: Final[dict[str, Schema]] = {
         "schema": {"type": "string", "pattern": '^"[0-9]+"$'},
     },
     "Idempotency-Replayed": {
-        "description": "true: this was done before, and is answered as then",
+        "description": "true: an earlier request with the same key or op_ids did it",
         "schema": {"const": "true"},
     },
     "Retry-After": {
@@ -58,7 +61,7 @@ _PARAMETERS: Final[dict[str, Schema]] = {
     "IdempotencyKey": header(
         "Idempotency-Key",
         {"type": "string", "pattern": f"^[!-~]{{1,{limits.OP_ID_CHARS}}}$"},
-        "Sent again with the same key, the request is answered as the first time, not repeated",
+        "A repetition with the same key gets the response of the first time; nothing is done again",
     ),
     "IfMatch": header(
         "If-Match", {"type": "string", "pattern": _TAGS_PATTERN},
@@ -76,7 +79,7 @@ _ERROR: Final = obj({
                 "code": {"type": "string"}, "message": {"type": "string"},
                 "hint": {"type": "string"},
             },
-            ("code", "message"), more=True,
+            ("code", "message"), is_open=True,
         ),
         "description": "Some errors have further members, such as entity, field and value",
     }
@@ -84,7 +87,7 @@ _ERROR: Final = obj({
 
 
 def openapi_document(manifest: Manifest, config: Config) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of an app."""
+    """Return the OpenAPI 3.1 document of an app."""
     schemas: dict[str, Schema] = {
         "Error": _ERROR, **identity_schemas(), **sync_schemas(manifest),
         **write_schemas(manifest), **room_schemas(), **shard_schemas(),

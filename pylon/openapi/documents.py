@@ -1,4 +1,4 @@
-"""Operations of rows' documents (spec/realtime.md §6.4)."""
+"""Operations on the documents of rows (spec/realtime.md §6.4)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pylon.openapi.parts import (
     WRITE_ERRORS,
     ErrorClass,
     Paths,
-    answer,
     obj,
     operation,
     path,
+    response,
 )
 
 _SIGNED_IN: Final[list[dict[str, list[str]]]] = [{"BearerAuth": []}, {"CookieAuth": []}]
@@ -29,13 +29,13 @@ _ERRORS: Final[tuple[ErrorClass, ...]] = (
 )
 
 def document_paths(manifest: Manifest) -> Paths:
-    """The paths under /api/crdt."""
+    """Return the paths under /api/crdt."""
     return {
         f"/api/crdt/{entity.name}/{{row_id}}": operation(
             "post", f"pushDocument{entity.name}", entity.name,
             "Merge an update into the row's document, and the document into the row",
-            {200: answer("Merged, or known already", obj({"ok": {"const": True}}))},
-            fails=_ERRORS, parameters=[path("row_id", "The row's id")],
+            {200: response("Merged, or known already", obj({"ok": {"const": True}}))},
+            raises=_ERRORS, parameters=[path("row_id", "The row's id")],
             body=body_schema(DocumentUpdateBody), security=_SIGNED_IN,
         )
         for entity in manifest.entities

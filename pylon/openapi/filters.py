@@ -1,9 +1,8 @@
-"""Schemas of what queries are asked with: the filter of each entity, graph queries, aggregates,
-searches (spec/http.md §3.3, §3.5 to §3.7).
+"""Schemas of filters, graph queries and aggregates (spec/http.md §3.3, §3.5, §3.6).
 
-`<E>Where` has conditions only; `<E>Filter` has the directives too. Operands are described by the
-JSON type that the field compares with; bounds that depend on the whole filter (conditions, depth)
-are in docs/limits.md and answered with LIMIT_EXCEEDED.
+`<E>Where` has conditions only; `<E>Filter` has the directives too. An operand has the JSON type
+that the field compares with. A schema cannot say the bounds of a filter as a whole (conditions,
+depth): docs/limits.md has them, and the server refuses a larger filter with LIMIT_EXCEEDED.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ _OFFSET: Final = nullable({"type": "integer", "minimum": 0, "maximum": INT_MAX})
 
 
 def columns_of(entity: Entity) -> tuple[Field, ...]:
-    """The fields that a query may name, `id` among them."""
+    """Return the fields that a query may name, `id` among them."""
     return (_ROW_ID, *entity.fields)
 
 
 def filter_schemas(entity: Entity, config: Config) -> dict[str, Schema]:
-    """The schemas `<E>Where`, `<E>Filter`, `<E>Graph`, `<E>Aggregate`, and `<E>Search`."""
+    """Return the schemas `<E>Where`, `<E>Filter`, `<E>Graph`, `<E>Aggregate`, `<E>Search`."""
     name = entity.name
     where = ref(f"{name}Where")
     limit = nullable({"type": "integer", "minimum": 0, "maximum": config.list_limit})
@@ -76,12 +75,12 @@ def filter_schemas(entity: Entity, config: Config) -> dict[str, Schema]:
 
 
 def _order(entity: Entity) -> Schema:
-    """Columns and their directions, in the order given."""
+    """Return the schema of an order: columns and their directions, the first one first."""
     return obj({field.name: _ORDER for field in columns_of(entity)}, ())
 
 
 def _condition(field: Field) -> Schema:
-    """A value that the field equals, or operators on it."""
+    """Return the schema of a condition: a value that the field equals, or operators."""
     operand = _OPERANDS[field.type]
     or_null = nullable(operand)
     members = listed(or_null, maxItems=limits.FILTER_VALUES)

@@ -12,12 +12,12 @@ from pylon.openapi.parts import (
     WRITE_ERRORS,
     Paths,
     Schema,
-    answer,
     listed,
     nullable,
     obj,
     operation,
     ref,
+    response,
 )
 
 _TEXT: Final[Schema] = {"type": "string"}
@@ -26,7 +26,7 @@ _UNIX_S: Final[Schema] = {"type": "integer", "description": "Unix seconds; 0: ne
 
 
 def identity_schemas() -> dict[str, Schema]:
-    """Who a request is from."""
+    """Return the schemas of the caller."""
     members: dict[str, Any] = {
         "user_id": nullable(_TEXT),
         "is_admin": {"type": "boolean"},
@@ -42,61 +42,61 @@ def identity_schemas() -> dict[str, Schema]:
 
 
 def identity_paths() -> Paths:
-    """The paths under /api/auth."""
+    """Return the paths under /api/auth."""
     return {
         "/api/auth/guest": operation(
             "post", "guest", "auth", "A session of a new guest",
-            {201: answer(
+            {201: response(
                 "The session; its cookie too, if the request has an Origin",
                 obj({"guest": {"const": True}, "token": _TOKEN, "user_id": _TEXT}),
             )},
-            fails=(*WRITE_ERRORS, errors.RateLimited),
+            raises=(*WRITE_ERRORS, errors.RateLimited),
         ),
         "/api/auth/anonymous": operation(
-            "post", "anonymous", "auth", "The same, with another answer",
-            {200: answer("The session", obj({
+            "post", "anonymous", "auth", "Like /api/auth/guest, with another response",
+            {200: response("The session", obj({
                 "token": _TOKEN, "user_id": _TEXT, "is_guest": {"const": True},
                 "expires_at": _UNIX_S,
             }))},
-            fails=(*WRITE_ERRORS, errors.RateLimited),
+            raises=(*WRITE_ERRORS, errors.RateLimited),
         ),
         "/api/auth/me": operation(
-            "get", "me", "auth", "Who the caller is; also of nobody",
-            {200: answer("The auth context", ref("Me"))}, fails=STORE_ERRORS,
+            "get", "me", "auth", "The caller, also an anonymous one",
+            {200: response("The auth context", ref("Me"))}, raises=STORE_ERRORS,
         ),
         "/api/auth/session": {
             **operation(
                 "get", "session", "auth", "The caller's session and user row",
-                {200: answer("The session", obj({
+                {200: response("The session", obj({
                     "avatar_url": nullable(_TEXT),
                     "session": ref("SessionContext"),
                     "user": nullable({"type": "object"}),
                 }))},
-                fails=STORE_ERRORS,
+                raises=STORE_ERRORS,
             ),
             **operation(
                 "post", "mintSession", "auth",
                 "A session of any user; outside dev mode for admins only",
-                {201: answer("The session", obj({"token": _TOKEN, "user_id": _TEXT}))},
-                fails=(*WRITE_ERRORS, errors.Forbidden, errors.MissingUserId),
+                {201: response("The session", obj({"token": _TOKEN, "user_id": _TEXT}))},
+                raises=(*WRITE_ERRORS, errors.Forbidden, errors.MissingUserId),
                 body=body_schema(MintSessionBody),
             ),
             **operation(
                 "delete", "logOut", "auth", "End the session and its cookie",
-                {200: answer("Done", obj({"revoked": {"const": True}}))},
-                fails=WRITE_ERRORS,
+                {200: response("Done", obj({"revoked": {"const": True}}))},
+                raises=WRITE_ERRORS,
             ),
         },
         "/api/auth/refresh": operation(
-            "post", "refresh", "auth", "A new token for the old one, which stops working",
-            {200: answer(
+            "post", "refresh", "auth", "Replace the token; the old one ends",
+            {200: response(
                 "The session",
                 obj({"token": _TOKEN, "user_id": _TEXT, "expires_at": _UNIX_S}),
             )},
-            fails=(*WRITE_ERRORS, errors.AuthRequired, errors.SessionExpired),
+            raises=(*WRITE_ERRORS, errors.AuthRequired, errors.SessionExpired),
         ),
         "/api/auth/providers": operation(
-            "get", "providers", "auth", "Sign-in providers, of which there are none",
-            {200: answer("An empty list", listed({"type": "object"}, maxItems=0))},
+            "get", "providers", "auth", "Sign-in providers; this server has none",
+            {200: response("An empty list", listed({"type": "object"}, maxItems=0))},
         ),
     }

@@ -1,7 +1,7 @@
-"""What every operation of the document is made of: parameters, bodies, answers, errors.
+"""The parts of an operation: parameters, bodies, responses, errors.
 
-Invariants: an error answer lists the codes that the operation can give with that status, taken
-from the error classes themselves; every answer says that it carries X-Request-Id.
+Invariants: an error response lists the codes that the operation can raise with that status, as
+the error classes declare them; every response has the header X-Request-Id.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ Paths = dict[str, dict[str, Any]]
 ErrorClass = type[errors.PylonError]
 
 JSON: Final = "application/json"
-# What a body that is read can be refused with, whatever it should hold.
+# Errors of every operation that reads a body, whatever the body holds.
 BODY_ERRORS: Final[tuple[ErrorClass, ...]] = (
     errors.InvalidJson, errors.LimitExceeded, errors.PayloadTooLarge, errors.RequestTimeout,
 )
-# What reading the store, be it only for the session, can fail with.
+# Errors of every operation that reads the store, if only for the session.
 STORE_ERRORS: Final[tuple[ErrorClass, ...]] = (errors.QueryTimeout, errors.StoreUnavailable)
 WRITE_ERRORS: Final[tuple[ErrorClass, ...]] = (
     *STORE_ERRORS, errors.WriteQueueFull, errors.WriterUnavailable,
 )
-# A body that JSON text can hold but no row: see pylon.values.
+# Errors of a body that is JSON but no row: see pylon.values.
 ROW_ERRORS: Final[tuple[ErrorClass, ...]] = (
     errors.InvalidData, errors.InvalidColumn, errors.InvalidValue, errors.NullNotAllowed,
     errors.InvalidId,
@@ -39,40 +39,46 @@ NOBODY: Final[list[dict[str, list[str]]]] = []
 
 
 def ref(name: str) -> Schema:
-    """A reference to a schema of the document's components."""
+    """Return a reference to a schema of the components."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
 def obj(
-    properties: Mapping[str, Any], required: Iterable[str] | None = None, *, more: bool = False
+    properties: Mapping[str, Any], required: Iterable[str] | None = None, *,
+    is_open: bool = False,
 ) -> Schema:
-    """An object with these properties; all of them required unless said otherwise."""
+    """Return the schema of an object.
+
+    Args:
+        required: the names of required properties; None: all.
+        is_open: allow further properties.
+    """
     names = list(properties) if required is None else list(required)
     out: Schema = {
-        "type": "object", "properties": dict(properties), "additionalProperties": more,
+        "type": "object", "properties": dict(properties), "additionalProperties": is_open,
     }
     if names:
         out["required"] = names
     return out
 
 
-def listed(items: Schema, **more: Any) -> Schema:
-    """An array of `items`."""
-    return {"type": "array", "items": items, **more}
+def listed(items: Schema, **keywords: Any) -> Schema:
+    """Return the schema of an array of `items`, with further keywords of JSON Schema."""
+    return {"type": "array", "items": items, **keywords}
 
 
 def nullable(schema: Schema) -> Schema:
-    """`schema`, or null."""
+    """Return a schema that also takes null."""
     return {"anyOf": [schema, {"type": "null"}]}
 
 
 def query(name: str, schema: Schema, description: str) -> Schema:
-    """A query parameter, never required."""
+    """Return an optional query parameter."""
     return {"name": name, "in": "query", "schema": schema, "description": description}
 
 
 def path(name: str, description: str, schema: Schema | None = None) -> Schema:
-    """A path parameter: one percent-encoded segment."""
+    """Return a path parameter: one percent-encoded segment."""
     return {
         "name": name, "in": "path", "required": True, "description": description,
         "schema": schema or {"type": "string", "minLength": 1},
@@ -80,20 +86,24 @@ def path(name: str, description: str, schema: Schema | None = None) -> Schema:
 
 
 def header(name: str, schema: Schema, description: str) -> Schema:
-    """A request header, never required."""
+    """Return an optional request header."""
     return {"name": name, "in": "header", "schema": schema, "description": description}
 
 
 def shared(name: str) -> Schema:
-    """A reference to a parameter of the components."""
+    """Return a reference to a parameter of the components."""
     return {"$ref": f"#/components/parameters/{name}"}
 
 
-def answer(
+def response(
     description: str, schema: Schema | None = None, *,
     headers: Iterable[str] = (), media: str = JSON,
 ) -> Schema:
-    """A successful answer. `headers` are names of header components besides X-Request-Id."""
+    """Return a successful response.
+
+    Args:
+        headers: names of header components, besides X-Request-Id.
+    """
     out: Schema = {
         "description": description,
         "headers": {
@@ -105,8 +115,8 @@ def answer(
     return out
 
 
-def error_answers(classes: Iterable[ErrorClass]) -> dict[str, Any]:
-    """Error answers by status, each with the codes that it can have."""
+def error_responses(classes: Iterable[ErrorClass]) -> dict[str, Any]:
+    """Return the error responses by status, each with its codes."""
     by_status: dict[int, set[str]] = {}
     retryable: set[int] = set()
     for cls in classes:
@@ -123,29 +133,27 @@ def error_answers(classes: Iterable[ErrorClass]) -> dict[str, Any]:
             ]
         }
         headers = ("Retry-After",) if status in retryable else ()
-        out[str(status)] = answer(", ".join(named), schema, headers=headers)
+        out[str(status)] = response(", ".join(named), schema, headers=headers)
     return out
 
 
 def operation(
-    method: str, operation_id: str, tag: str, summary: str, answers: Mapping[int, Schema], *,
-    fails: Iterable[ErrorClass] = (), parameters: Iterable[Schema] = (),
+    method: str, operation_id: str, tag: str, summary: str, responses: Mapping[int, Schema], *,
+    raises: Iterable[ErrorClass] = (), parameters: Iterable[Schema] = (),
     body: Schema | None = None, body_media: str = JSON,
     security: list[dict[str, list[str]]] | None = None, has_head: bool = True,
 ) -> dict[str, Any]:
-    """One operation, and for GET its HEAD where `has_head`.
+    """Return one operation by its method; for GET also HEAD, if `has_head`.
 
     Args:
         method: in lower case.
-        answers: successful answers by status; an error status here replaces the error answer.
-        fails: what it can be refused with, besides what every operation can.
-        body: the schema of the request body, if there is one.
-        security: default: anybody; the policies decide.
-
-    Returns:
-        The operations by method.
+        responses: the successful responses by status; an error status replaces the response of
+            that error.
+        raises: the errors of this operation, besides those of every operation.
+        body: the schema of the request body; None: the operation has no body.
+        security: None: anybody may call it, and the policies decide.
     """
-    classes = {*_COMMON, *fails}
+    classes = {*_COMMON, *raises}
     if method in _UNSAFE:
         classes.add(errors.CsrfRejected)
     if body is not None:
@@ -156,7 +164,8 @@ def operation(
         "summary": summary,
         "security": ANYBODY if security is None else security,
         "responses": {
-            **error_answers(classes), **{str(status): text for status, text in answers.items()},
+            **error_responses(classes),
+            **{str(status): described for status, described in responses.items()},
         },
     }
     given = list(parameters)
@@ -171,10 +180,10 @@ def operation(
 
 
 def _head_of(get: dict[str, Any]) -> dict[str, Any]:
-    """HEAD: the headers of GET and no body."""
+    """Return the HEAD of a GET: its headers, and no body."""
     responses = {
-        status: {key: value for key, value in response.items() if key != "content"}
-        for status, response in get["responses"].items()
+        status: {key: value for key, value in described.items() if key != "content"}
+        for status, described in get["responses"].items()
     }
     return {
         **get,

@@ -1,4 +1,4 @@
-"""Operations on rows: list, page, get, write, look up, query, aggregate, search."""
+"""Operations on the rows of one entity: list, page, get, write, look up, query, aggregate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from pylon.openapi.parts import (
     ErrorClass,
     Paths,
     Schema,
-    answer,
     listed,
     nullable,
     obj,
@@ -23,6 +22,7 @@ from pylon.openapi.parts import (
     path,
     query,
     ref,
+    response,
     shared,
 )
 from pylon.openapi.search import search_paths
@@ -38,7 +38,7 @@ _CONDITIONAL: Final = (errors.PreconditionFailed, errors.IdempotencyKeyReused)
 
 
 def entity_paths(entity: Entity, config: Config) -> Paths:
-    """All paths of one entity."""
+    """Return the paths of one entity."""
     name = entity.name
     base = f"/api/entities/{name}"
     return {
@@ -58,19 +58,21 @@ def entity_paths(entity: Entity, config: Config) -> Paths:
 def _list(entity: Entity, config: Config) -> Paths:
     body = obj({
         "data": listed(ref(entity.name)),
-        "count": {"type": "integer", "description": "Rows in this answer"},
+        "count": {"type": "integer", "description": "Rows in this response"},
         "limit": nullable({"type": "integer"}),
         "offset": {"type": "integer"},
         "total": {"type": "integer", "description": "Rows without limit and offset, with count"},
     }, ("data", "count", "limit", "offset"))
     return operation(
         "get", f"list{entity.name}", entity.name, "Rows that the caller may read, in id order",
-        {200: answer("Rows", body)},
-        fails=(*_READS, errors.InvalidQuery, errors.LimitExceeded),
+        {200: response("Rows", body)},
+        raises=(*_READS, errors.InvalidQuery, errors.LimitExceeded),
         parameters=[
-            query("limit", {**_WHOLE, "maximum": config.list_limit}, "Most rows to answer"),
-            query("offset", _WHOLE, "Rows to pass over"),
-            query("count", {"enum": ["true", "false", "1", "0"]}, "true: answer total too"),
+            query("limit", {**_WHOLE, "maximum": config.list_limit}, "How many rows at most"),
+            query("offset", _WHOLE, "How many rows to skip"),
+            query(
+                "count", {"enum": ["true", "false", "1", "0"]}, "true: the response has the total"
+            ),
         ],
     )
 
@@ -78,8 +80,8 @@ def _list(entity: Entity, config: Config) -> Paths:
 def _insert(entity: Entity) -> Paths:
     return operation(
         "post", f"insert{entity.name}", entity.name, "Insert a row",
-        {201: answer("The row's id", obj({"id": {"type": "string"}}), headers=(*_SEQ, "ETag"))},
-        fails=(
+        {201: response("The row's id", obj({"id": {"type": "string"}}), headers=(*_SEQ, "ETag"))},
+        raises=(
             *ROW_ERRORS, *WRITE_ERRORS, errors.MissingField, errors.PolicyDenied,
             errors.UniqueViolation, errors.OptimisticIdConflict, errors.IdempotencyKeyReused,
             errors.RateLimited,
@@ -97,8 +99,8 @@ def _page(entity: Entity) -> Paths:
     })
     return operation(
         "get", f"page{entity.name}", entity.name, "Rows by key, page after page",
-        {200: answer("A page", body)},
-        fails=(*_READS, errors.InvalidQuery),
+        {200: response("A page", body)},
+        raises=(*_READS, errors.InvalidQuery),
         parameters=[
             query("after", {"type": "string"}, "next_cursor of the page before"),
             query(
@@ -118,10 +120,10 @@ def _get(entity: Entity) -> Paths:
     return operation(
         "get", f"get{entity.name}", entity.name, "One row",
         {
-            200: answer("The row", ref(entity.name), headers=("ETag",)),
-            304: answer("The caller has this version already", headers=("ETag",)),
+            200: response("The row", ref(entity.name), headers=("ETag",)),
+            304: response("The caller has this version already", headers=("ETag",)),
         },
-        fails=(*_READS, errors.NotFound),
+        raises=(*_READS, errors.NotFound),
         parameters=[_row_id(entity), shared("IfNoneMatch")],
     )
 
@@ -129,8 +131,8 @@ def _get(entity: Entity) -> Paths:
 def _patch(entity: Entity) -> Paths:
     return operation(
         "patch", f"update{entity.name}", entity.name, "Change fields of a row",
-        {200: answer("Done", obj({"updated": {"const": True}}), headers=(*_SEQ, "ETag"))},
-        fails=(
+        {200: response("Done", obj({"updated": {"const": True}}), headers=(*_SEQ, "ETag"))},
+        raises=(
             *ROW_ERRORS, *WRITE_ERRORS, errors.PolicyDenied, errors.NotFound,
             errors.UniqueViolation, errors.RateLimited, *_CONDITIONAL,
         ),
@@ -141,8 +143,8 @@ def _patch(entity: Entity) -> Paths:
 def _delete(entity: Entity) -> Paths:
     return operation(
         "delete", f"delete{entity.name}", entity.name, "Delete a row",
-        {200: answer("Done", obj({"deleted": {"const": True}}), headers=_SEQ)},
-        fails=(*WRITE_ERRORS, errors.PolicyDenied, errors.NotFound, *_CONDITIONAL),
+        {200: response("Done", obj({"deleted": {"const": True}}), headers=_SEQ)},
+        raises=(*WRITE_ERRORS, errors.PolicyDenied, errors.NotFound, *_CONDITIONAL),
         parameters=[_row_id(entity), _IF_MATCH, _KEY],
     )
 
@@ -150,8 +152,8 @@ def _delete(entity: Entity) -> Paths:
 def _query(entity: Entity) -> Paths:
     return operation(
         "post", f"query{entity.name}", entity.name, "Rows that match a filter",
-        {200: answer("A bare array of rows", listed(ref(entity.name)))},
-        fails=(*_READS, errors.InvalidQuery, errors.InvalidColumn, errors.InvalidValue),
+        {200: response("A bare array of rows", listed(ref(entity.name)))},
+        raises=(*_READS, errors.InvalidQuery, errors.InvalidColumn, errors.InvalidValue),
         body=ref(f"{entity.name}Filter"),
     )
 
@@ -159,8 +161,8 @@ def _query(entity: Entity) -> Paths:
 def _aggregate(entity: Entity) -> Paths:
     return operation(
         "post", f"aggregate{entity.name}", entity.name, "Counts, sums and the like, by groups",
-        {200: answer("A row for each group", obj({"rows": listed({"type": "object"})}))},
-        fails=(*_READS, errors.InvalidQuery, errors.InvalidColumn, errors.InvalidValue),
+        {200: response("A row for each group", obj({"rows": listed({"type": "object"})}))},
+        raises=(*_READS, errors.InvalidQuery, errors.InvalidColumn, errors.InvalidValue),
         body=ref(f"{entity.name}Aggregate"),
     )
 
@@ -170,22 +172,22 @@ def _look_up(entity: Entity, field: Field) -> Paths:
     return operation(
         "get", f"lookup{entity.name}By_{field.name}", entity.name,
         f"The first row whose {field.name} has a value",
-        {200: answer("The row", ref(entity.name))},
-        fails=(*_READS, errors.NotFound),
+        {200: response("The row", ref(entity.name))},
+        raises=(*_READS, errors.NotFound),
         parameters=[path("value", f"{field.name}: {text}; it may hold slashes")],
     )
 
 
 def graph_paths(manifest: Manifest) -> Paths:
-    """The query over several entities."""
+    """Return the path of the query over several entities."""
     names = [entity.name for entity in manifest.entities]
     return {
         "/api/query": operation(
             "post", "graph", "query", "Rows of several entities, with related rows inside them",
-            {200: answer("Rows by entity", obj(
+            {200: response("Rows by entity", obj(
                 {name: listed({"type": "object"}) for name in names}, (),
             ))},
-            fails=(
+            raises=(
                 *_READS, errors.EntityNotFound, errors.RelationNotFound, errors.InvalidQuery,
                 errors.InvalidColumn, errors.InvalidValue,
             ),

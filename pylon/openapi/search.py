@@ -11,12 +11,12 @@ from pylon.openapi.parts import (
     ErrorClass,
     Paths,
     Schema,
-    answer,
     listed,
     nullable,
     obj,
     operation,
     ref,
+    response,
 )
 from pylon.values import INT_MAX, INT_MIN
 
@@ -33,13 +33,13 @@ _WHOLE: Final[Schema] = {"type": "integer", "minimum": 0}
 
 
 def search_paths(entity: Entity) -> Paths:
-    """The path, also where there is no search config: it says how to get one."""
-    fails: tuple[ErrorClass, ...] = (errors.PolicyDenied, *STORE_ERRORS)
+    """Return the path; without a search config its error says how to add one."""
+    raises: tuple[ErrorClass, ...] = (errors.PolicyDenied, *STORE_ERRORS)
     where, name = f"/api/search/{entity.name}", f"search{entity.name}"
     if entity.search is None:
         return {where: operation(
             "post", name, entity.name, f"{entity.name} has no search config", {},
-            fails=(*fails, errors.SearchNotConfigured), body=obj({}),
+            raises=(*raises, errors.SearchNotConfigured), body=obj({}),
         )}
     hits = obj({
         "hits": listed(ref(entity.name)),
@@ -48,22 +48,22 @@ def search_paths(entity: Entity) -> Paths:
             "additionalProperties": {
                 "type": "object", "additionalProperties": {"type": "integer"},
             },
-            "description": "By facet: how many of all hits have which value. Values are text, "
-            f"the {limits.FACET_VALUES} most frequent ones; null is not counted",
+            "description": "By facet and value: how many of all hits have the value. Values "
+            f"are text, the {limits.FACET_VALUES} most frequent ones; null is not counted",
         },
         "total": {"type": "integer", "description": "Hits on all pages"},
         "tookMs": {"type": "integer"},
     })
     return {where: operation(
         "post", name, entity.name, "Rows by words and facets, the best match first",
-        {200: answer("A page of hits", hits)},
-        fails=(*fails, errors.InvalidQuery, errors.InvalidValue),
+        {200: response("A page of hits", hits)},
+        raises=(*raises, errors.InvalidQuery, errors.InvalidValue),
         body=ref(f"{entity.name}Search"),
     )}
 
 
 def search_request(entity: Entity, search: Search) -> Schema:
-    """The schema of the body, `<E>Search`."""
+    """Return the schema of the body, `<E>Search`."""
     facets, sortable = search.facets, search.sortable
     values = {name: _values(entity, name) for name in facets}
     size = nullable({**_WHOLE, "description": f"Cut to 1..{limits.SEARCH_PAGE_MAX}"})

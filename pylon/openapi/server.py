@@ -1,4 +1,4 @@
-"""Operations of the server about itself: probes, metrics, manifest, this document, test reset."""
+"""Operations of the server itself: probes, metrics, manifest, this document, test reset."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pylon.openapi.parts import (
     WRITE_ERRORS,
     Paths,
     Schema,
-    answer,
     header,
     nullable,
     obj,
     operation,
     query,
+    response,
 )
 
 _TEXT: Final[Schema] = {"type": "string"}
@@ -29,7 +29,7 @@ _ROLES: Final = ("http", "ws", "sse", "shards")
 
 
 def server_paths() -> Paths:
-    """The probes, /metrics, and what /api says of itself."""
+    """Return the paths of the probes, /metrics, and the descriptions of the app."""
     check = obj({"ok": {"type": "boolean"}, "problem": _TEXT}, ("ok",))
     readiness = obj({
         "status": {"enum": ["ready", "unavailable"]},
@@ -37,37 +37,37 @@ def server_paths() -> Paths:
     })
     return {
         "/health": operation(
-            "get", "health", _TAG, "This process answers",
-            {200: answer("It does", obj({
+            "get", "health", _TAG, "This process runs",
+            {200: response("It runs", obj({
                 "status": {"const": "ok"}, "uptime_secs": _COUNT, "uptime_seconds": _COUNT,
                 "version": _TEXT,
             }))},
             security=NOBODY,
         ),
         "/livez": operation(
-            "get", "livez", _TAG, "This process answers",
-            {200: answer("It does", obj({"status": {"const": "ok"}}))}, security=NOBODY,
+            "get", "livez", _TAG, "This process runs",
+            {200: response("It runs", obj({"status": {"const": "ok"}}))}, security=NOBODY,
         ),
         "/readyz": operation(
-            "get", "readyz", _TAG, "Whether a load balancer should send traffic",
-            {200: answer("Ready", readiness), 503: answer("Not ready, and why", readiness)},
+            "get", "readyz", _TAG, "Whether a load balancer should send requests",
+            {200: response("Ready", readiness), 503: response("Not ready, and why", readiness)},
             security=NOBODY,
         ),
         "/metrics": _metrics(),
         "/api/manifest": operation(
             "get", "manifest", _TAG, "The manifest without the rules of its policies",
-            {200: answer("The manifest", {"type": "object"})},
-            fails=STORE_ERRORS,
+            {200: response("The manifest", {"type": "object"})},
+            raises=STORE_ERRORS,
             parameters=[query("full", _TEXT, "1 or true: for admins, the rules too")],
         ),
         "/api/openapi.json": operation(
             "get", "openapi", _TAG, "This document",
-            {200: answer("OpenAPI 3.1", {"type": "object"})},
-            fails=(errors.NotFound, *STORE_ERRORS),
+            {200: response("OpenAPI 3.1", {"type": "object"})},
+            raises=(errors.NotFound, *STORE_ERRORS),
         ),
         "/api/client-config": operation(
-            "get", "clientConfig", _TAG, "Where the other ports are",
-            {200: answer("Addresses", obj({
+            "get", "clientConfig", _TAG, "The URLs and ports of all roles",
+            {200: response("Addresses", obj({
                 "name": _TEXT, "version": _TEXT,
                 "urls": obj({role: nullable(_TEXT) for role in _ROLES}),
                 "ports": obj({role: nullable({"type": "integer"}) for role in _ROLES}),
@@ -76,22 +76,22 @@ def server_paths() -> Paths:
         ),
         "/api/__test__/reset": operation(
             "post", "testReset", _TAG, "Delete every row: in dev mode and in memory only",
-            {200: answer("Done", obj({"reset": {"const": True}}))},
-            fails=(*WRITE_ERRORS, errors.ResetRefused), security=ANYBODY,
+            {200: response("Done", obj({"reset": {"const": True}}))},
+            raises=(*WRITE_ERRORS, errors.ResetRefused), security=ANYBODY,
         ),
     }
 
 
 def _metrics() -> dict[str, Any]:
-    answered = answer("Prometheus text, or JSON", {"type": "object"})
-    answered["content"] = {
+    described = response("Prometheus text, or JSON", {"type": "object"})
+    described["content"] = {
         JSON: {"schema": {"type": "object"}},
         "text/plain": {"schema": _TEXT},
     }
     return operation(
-        "get", "metrics", _TAG, "What all processes count",
-        {200: answered},
-        fails=(errors.Unauthorized, errors.Unavailable),
+        "get", "metrics", _TAG, "The metrics of all processes",
+        {200: described},
+        raises=(errors.Unauthorized, errors.Unavailable),
         parameters=[header("Accept", _TEXT, "text/plain or openmetrics: Prometheus text")],
         security=[{}, *ADMIN_ONLY],
     )

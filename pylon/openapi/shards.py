@@ -20,7 +20,6 @@ from pylon.openapi.parts import (
     ErrorClass,
     Paths,
     Schema,
-    answer,
     listed,
     nullable,
     obj,
@@ -28,6 +27,7 @@ from pylon.openapi.parts import (
     path,
     query,
     ref,
+    response,
 )
 
 _TEXT: Final[Schema] = {"type": "string"}
@@ -38,7 +38,7 @@ _ID: Final = path(
     "shard_id", "The shard's id, e.g. arena:42",
     {"type": "string", "minLength": 1, "maxLength": limits.SHARD_ID_CHARS},
 )
-_FAILS: Final[tuple[ErrorClass, ...]] = (
+_ERRORS: Final[tuple[ErrorClass, ...]] = (
     *STORE_ERRORS, errors.ShardsNotAvailable, errors.Unavailable,
 )
 _PUBLIC: Final[dict[str, Schema]] = {
@@ -51,7 +51,7 @@ _INNER: Final[dict[str, Schema]] = {
 
 
 def shard_schemas() -> dict[str, Schema]:
-    """A shard, and where a player stands."""
+    """Return the schemas of a shard and of the status of a player."""
     return {
         "Shard": obj({**_PUBLIC, **_INNER}, tuple(_PUBLIC)),
         "MatchStatus": {"oneOf": [
@@ -63,20 +63,20 @@ def shard_schemas() -> dict[str, Schema]:
 
 
 def shard_paths() -> Paths:
-    """The paths under /api/shards and /api/matchmaking."""
-    one = (*_FAILS, errors.ShardNotFound)
-    admin = (*_FAILS, errors.Forbidden)
+    """Return the paths under /api/shards and /api/matchmaking."""
+    one = (*_ERRORS, errors.ShardNotFound)
+    admin = (*_ERRORS, errors.Forbidden)
     return {
         "/api/shards": {
             **operation(
                 "get", "shards", "shards", "Every shard",
-                {200: answer("The shards", listed(ref("Shard")))}, fails=admin,
+                {200: response("The shards", listed(ref("Shard")))}, raises=admin,
                 security=ADMIN_ONLY,
             ),
             **operation(
-                "post", "makeShard", "shards", "Make a shard, unless it is there",
-                {200: answer("The shard", ref("Shard"))},
-                fails=(*admin, errors.ShardNotFound, errors.SubscribeFailed),
+                "post", "makeShard", "shards", "Make a shard, unless it exists",
+                {200: response("The shard", ref("Shard"))},
+                raises=(*admin, errors.ShardNotFound, errors.SubscribeFailed),
                 security=ADMIN_ONLY,
                 body=body_schema(MakeShardBody),
             ),
@@ -84,20 +84,20 @@ def shard_paths() -> Paths:
         "/api/shards/{shard_id}": {
             **operation(
                 "get", "shard", "shards", "One shard; admins see why it has stopped",
-                {200: answer("The shard", ref("Shard"))}, fails=one, parameters=[_ID],
+                {200: response("The shard", ref("Shard"))}, raises=one, parameters=[_ID],
                 security=ANYBODY,
             ),
             **operation(
                 "delete", "endShard", "shards", "Stop a shard and forget its saved state",
-                {200: answer("Done", obj({"ended": _TEXT}))},
-                fails=(*admin, *WRITE_ERRORS, errors.ShardNotFound), parameters=[_ID],
+                {200: response("Done", obj({"ended": _TEXT}))},
+                raises=(*admin, *WRITE_ERRORS, errors.ShardNotFound), parameters=[_ID],
                 security=ADMIN_ONLY,
             ),
         },
         "/api/shards/{shard_id}/input": operation(
             "post", "submitInput", "shards", "Queue an input for the next tick",
-            {200: answer("Queued", obj({"accepted": {"const": True}, "seq": _COUNT}))},
-            fails=(
+            {200: response("Queued", obj({"accepted": {"const": True}, "seq": _COUNT}))},
+            raises=(
                 *one, errors.SubscribeRefused, errors.InputRejected, errors.InputQueueFull,
                 errors.SubscribeFailed,
             ),
@@ -106,19 +106,19 @@ def shard_paths() -> Paths:
             security=ANYBODY,
         ),
         "/api/shards/{shard_id}/move": operation(
-            "post", "moveShard", "shards", "Have a shard live at another worker",
-            {200: answer("Done; whether it ran", obj({"released": _YES}))},
-            fails=(*admin, *WRITE_ERRORS), parameters=[_ID], security=ADMIN_ONLY,
+            "post", "moveShard", "shards", "Move a shard to another worker",
+            {200: response("Done; whether the shard was running", obj({"released": _YES}))},
+            raises=(*admin, *WRITE_ERRORS), parameters=[_ID], security=ADMIN_ONLY,
             body=body_schema(MoveShardBody),
         ),
         "/api/shards/{shard_id}/connect": operation(
             "get", "watchShard", "shards", "The shard's snapshots as an event stream",
             {200: _stream()},
-            fails=(
+            raises=(
                 *one, errors.AuthRequired, errors.SubscribeRefused, errors.SubscribeFailed,
                 errors.Draining, errors.SocketLimit,
             ),
-            parameters=[_ID, query("sid", _TEXT, "The subscriber, the caller's user unless told")],
+            parameters=[_ID, query("sid", _TEXT, "The subscriber; the caller's user if not given")],
             security=_SIGNED_IN, has_head=False,
         ),
         **_match_paths(),
@@ -126,39 +126,44 @@ def shard_paths() -> Paths:
 
 
 def _stream() -> Schema:
-    """The one answer that is not an HTTP worker's, and so has none of its headers."""
-    out = answer("A snapshot for each tick", _TEXT, media="text/event-stream")
-    del out["headers"]
-    return out
+    """Return the one response that a shards worker sends, without the headers of HTTP workers."""
+    described = response("A snapshot for each tick", _TEXT, media="text/event-stream")
+    del described["headers"]
+    return described
 
 
 def _match_paths() -> Paths:
-    status = {200: answer("Where the player stands", ref("MatchStatus"))}
-    fails = (*_FAILS, errors.AuthRequired)
+    status = {200: response("The status of the player", ref("MatchStatus"))}
+    raises = (*_ERRORS, errors.AuthRequired)
     player = [query("player", _TEXT, "For admins: of this player")]
 
-    def verb(method: str, name: str, summary: str, answers: Any, **more: Any) -> dict[str, Any]:
+    def describe(
+        method: str, name: str, summary: str, responses: Any, **keywords: Any
+    ) -> dict[str, Any]:
         return operation(
-            method, name, "matchmaking", summary, answers, parameters=player,
-            security=_SIGNED_IN, **more,
+            method, name, "matchmaking", summary, responses, parameters=player,
+            security=_SIGNED_IN, **keywords,
         )
 
     return {
         "/api/matchmaking": {
-            **verb("get", "matchStatus", "Where the caller stands", status, fails=fails),
-            **verb(
+            **describe("get", "matchStatus", "The status of the caller", status, raises=raises),
+            **describe(
                 "post", "enqueue", "Wait for a match", status,
-                fails=(*fails, errors.MatchQueueFull, errors.RateLimited),
+                raises=(*raises, errors.MatchQueueFull, errors.RateLimited),
                 body=body_schema(EnqueueBody),
             ),
-            **verb(
-                "delete", "dequeue", "Wait no more",
-                {200: answer("Whether the caller waited", obj({"dequeued": _YES}))}, fails=fails,
+            **describe(
+                "delete", "dequeue", "Leave the queue",
+                {200: response("Whether the caller waited", obj({"dequeued": _YES}))},
+                raises=raises,
             ),
         },
-        "/api/matchmaking/ack": verb(
+        "/api/matchmaking/ack": describe(
             "post", "acknowledgeMatch", "Take the match that was found",
-            {200: answer("Its shard, told once", obj({"shard_id": nullable(_TEXT)}))},
-            fails=fails,
+            {200: response(
+                "Its shard; the next request gets null", obj({"shard_id": nullable(_TEXT)}),
+            )},
+            raises=raises,
         ),
     }

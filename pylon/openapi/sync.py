@@ -13,12 +13,12 @@ from pylon.openapi.parts import (
     WRITE_ERRORS,
     Paths,
     Schema,
-    answer,
     listed,
     obj,
     operation,
     query,
     ref,
+    response,
     shared,
 )
 
@@ -28,8 +28,8 @@ _CURSOR: Final = obj({"last_seq": _SEQ})
 
 
 def sync_schemas(manifest: Manifest) -> dict[str, Schema]:
-    """The schemas of changes, pulled and pushed."""
-    row = {"type": "object", "description": "A row, or what of it has changed"}
+    """Return the schemas of changes, pulled and pushed."""
+    row = {"type": "object", "description": "The row; of an update, the fields that it changes"}
     return {
         "ChangeEvent": obj(
             {
@@ -59,7 +59,7 @@ def sync_schemas(manifest: Manifest) -> dict[str, Schema]:
 
 
 def sync_paths() -> Paths:
-    """The paths under /api/sync."""
+    """Return the paths under /api/sync."""
     pulled = obj(
         {
             "changes": listed(ref("ChangeEvent")),
@@ -80,30 +80,32 @@ def sync_paths() -> Paths:
     )
     return {
         "/api/sync/pull": operation(
-            "get", "pull", "sync", "What has changed after a cursor; with since=0 all rows",
-            {200: answer("Changes that the caller may see", pulled)},
-            fails=(*STORE_ERRORS, errors.ResyncRequired, errors.SnapshotCursorInvalid),
+            "get", "pull", "sync", "The changes after a cursor; with since=0 all rows",
+            {200: response("Changes that the caller may see", pulled)},
+            raises=(*STORE_ERRORS, errors.ResyncRequired, errors.SnapshotCursorInvalid),
             parameters=[
                 query(
                     "since", {"type": "string", "examples": ["0"]},
-                    "The cursor; what is missing or unreadable counts as 0",
+                    "The cursor; a missing or unreadable one counts as 0",
                 ),
                 query(
                     "snapshot_after", {"type": "string", "maxLength": 0},
-                    "Not given out by this server: a snapshot is one answer",
+                    "This server issues none: a snapshot is one response",
                 ),
             ],
         ),
         "/api/sync/push": operation(
-            "post", "push", "sync", "Carry out a client's queued changes, each by itself",
-            {200: answer("What became of each", pushed, headers=("Idempotency-Replayed",))},
-            fails=(*WRITE_ERRORS, errors.IdempotencyKeyReused, errors.RateLimited),
+            "post", "push", "sync", "Execute the queued changes of a client, each by itself",
+            {200: response(
+                "The outcome of each change", pushed, headers=("Idempotency-Replayed",),
+            )},
+            raises=(*WRITE_ERRORS, errors.IdempotencyKeyReused, errors.RateLimited),
             body=body_schema(PushBody),
             parameters=[shared("IdempotencyKey")],
         ),
         "/api/sync/ws": operation(
             "get", "openSocket", "sync",
             "The WebSocket of the ws port, for proxies with a single port: send an upgrade",
-            {}, fails=(errors.BadUpgrade, errors.Unavailable),
+            {}, raises=(errors.BadUpgrade, errors.Unavailable),
         ),
     }

@@ -1,8 +1,8 @@
-"""Schemas of values and rows, true to what `pylon.values` accepts and what the store answers.
+"""Schemas of values and rows: what `pylon.values` accepts, and what the store returns.
 
-Three schemas for each entity: `<E>` (a row as read: every column is there), `<E>Insert` and
-`<E>Patch` (as written). What is written is described exactly; what is read is described by its
-JSON type only, since a database that another server filled may hold other texts.
+Each entity has three schemas: `<E>`, a row as read, with every column; `<E>Insert` and
+`<E>Patch`, rows as written. The schema of a written value is exact. The schema of a read value
+has the JSON type only, because a database that another server filled may hold other texts.
 """
 
 from __future__ import annotations
@@ -55,22 +55,22 @@ _WRITTEN: Final[dict[FieldType, Schema]] = {
 }
 CLIENT_ID: Final[Schema] = {
     "type": "string", "pattern": "^[0-9a-f]{40}$",
-    "description": "A row id that the client made; the server makes one where it is missing",
+    "description": "A row id that the client made; the server makes one if it is missing",
 }
 
 
 def read(field: Field) -> Schema:
-    """A value of the field as it is answered."""
+    """Return the schema of a value of the field as it is read."""
     return _described(field, _READ[field.type])
 
 
 def written(field: Field) -> Schema:
-    """A value of the field as it may be written."""
+    """Return the schema of a value of the field as it may be written."""
     return _described(field, _WRITTEN[field.type])
 
 
 def entity_schemas(entity: Entity) -> dict[str, Schema]:
-    """The schemas of one entity's rows by name."""
+    """Return the schemas of the rows of one entity, by name."""
     writes = {field.name: written(field) for field in entity.fields}
     patch = obj({"id": {"type": "string", "description": "The row's own id"}, **writes}, ())
     if entity.fields:

@@ -1,5 +1,5 @@
-"""Operations that write more than a row, or not by its own route: batch, transaction, links,
-actions, export and import (spec/http.md §3.8, §3.16)."""
+"""Operations on several rows or entities: batch, transaction, links, actions, export, import
+(spec/http.md §3.8, §3.16)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from pylon.openapi.parts import (
     WRITE_ERRORS,
     Paths,
     Schema,
-    answer,
     header,
     listed,
     nullable,
@@ -32,6 +31,7 @@ from pylon.openapi.parts import (
     operation,
     query,
     ref,
+    response,
     shared,
 )
 from pylon.openapi.values import written
@@ -47,7 +47,7 @@ _KEYED: Final = (*WRITE_ERRORS, errors.IdempotencyKeyReused)
 
 
 def write_schemas(manifest: Manifest) -> dict[str, Schema]:
-    """Operations as they are sent, and what becomes of them."""
+    """Return the schemas of operations and their outcomes."""
     outcome = {"op": {}, "id": nullable(_TEXT), "error": _TEXT}
     return {
         "Operation": body_schema(
@@ -60,7 +60,7 @@ def write_schemas(manifest: Manifest) -> dict[str, Schema]:
 
 
 def write_paths(manifest: Manifest) -> Paths:
-    """The paths of this family."""
+    """Return the paths of this family."""
     return {
         "/api/batch": _batch(),
         "/api/transact": _transact(),
@@ -82,25 +82,25 @@ def write_paths(manifest: Manifest) -> Paths:
 def _batch() -> dict[str, Any]:
     return operation(
         "post", "batch", "writes", "Many operations, each by itself",
-        {200: answer(
-            "What became of each",
+        {200: response(
+            "The outcome of each operation",
             obj({"results": listed(ref("BatchResult")), "succeeded": _COUNT, "failed": _COUNT}),
             headers=("Idempotency-Replayed",),
         )},
-        fails=(*_KEYED, errors.MissingOperations), parameters=[_KEY],
+        raises=(*_KEYED, errors.MissingOperations), parameters=[_KEY],
         body=body_schema(BatchBody),
     )
 
 
 def _transact() -> dict[str, Any]:
-    made = operation(
+    operations = operation(
         "post", "transact", "writes", "Many operations, all or nothing",
-        {200: answer(
-            "All are done",
+        {200: response(
+            "All operations are committed",
             obj({"committed": {"const": True}, "results": listed(ref("TransactResult"))}),
             headers=_WRITTEN_MAYBE,
         )},
-        fails=(*_KEYED, errors.RateLimited), parameters=[_KEY],
+        raises=(*_KEYED, errors.RateLimited), parameters=[_KEY],
         body=listed(
             {
                 "anyOf": [ref("Operation"), {}],
@@ -110,13 +110,13 @@ def _transact() -> dict[str, Any]:
             maxItems=limits.TRANSACT_OPS,
         ),
     )
-    refused = made["post"]["responses"]["400"]
+    refused = operations["post"]["responses"]["400"]
     schema = refused["content"][JSON]["schema"]
-    refused["description"] += "; or the first operation that failed, and nothing is done"
+    refused["description"] += "; or the first operation that failed; nothing is committed"
     refused["content"][JSON]["schema"] = {"anyOf": [
         obj({"committed": {"const": False}, "results": listed(ref("TransactResult"))}), schema,
     ]}
-    return made
+    return operations
 
 
 def _link(manifest: Manifest, *, linked: bool) -> dict[str, Any]:
@@ -124,8 +124,8 @@ def _link(manifest: Manifest, *, linked: bool) -> dict[str, Any]:
     return operation(
         "post", done.removesuffix("ed"), "writes",
         "Set a relation of a row" if linked else "Clear a relation of a row",
-        {200: answer("Done", obj({done: {"const": True}}), headers=_WRITTEN)},
-        fails=(
+        {200: response("Done", obj({done: {"const": True}}), headers=_WRITTEN)},
+        raises=(
             *_KEYED, errors.MissingField, errors.RelationNotFound, errors.NotFound,
             errors.EntityNotFound, errors.PolicyDenied, errors.InvalidValue,
             errors.NullNotAllowed, errors.UniqueViolation, errors.PreconditionFailed,
@@ -145,12 +145,12 @@ def _action(action: DeclaredAction) -> dict[str, Any]:
     )
     return operation(
         "post", f"act_{action.name}", "actions",
-        f"Judge the caller and the inputs of {action.name}",
-        {200: answer("Allowed, and complete", obj({
+        f"Check the caller and the inputs of {action.name}",
+        {200: response("The caller is allowed, the inputs are complete", obj({
             "action": {"const": action.name}, "input": {"type": "object"},
             "executed": {"const": True},
         }))},
-        fails=(
+        raises=(
             *STORE_ERRORS, errors.PolicyDenied, errors.ActionNotFound,
             errors.ActionMissingInput, errors.InvalidValue,
         ),
@@ -164,12 +164,12 @@ def _export(operation_id: str, entities: list[str]) -> dict[str, Any]:
         "entities": obj({name: listed(ref(name)) for name in entities}),
         "counts": obj(dict.fromkeys(entities, _COUNT)),
     })
-    answered = answer("The rows, streamed", document)
-    answered["content"][_LINES] = {"schema": _TEXT}
+    described = response("The rows, streamed", document)
+    described["content"][_LINES] = {"schema": _TEXT}
     return operation(
         "get", operation_id, "admin", "All rows, for admins",
-        {200: answered},
-        fails=(*STORE_ERRORS, errors.Forbidden),
+        {200: described},
+        raises=(*STORE_ERRORS, errors.Forbidden),
         parameters=[header("Accept", _TEXT, f"{_LINES}: a line for each row")],
         security=ADMIN_ONLY, has_head=False,
     )
@@ -185,21 +185,21 @@ def _import(manifest: Manifest) -> dict[str, Any]:
         },
         (*counts, "by_entity"),
     )
-    answered = answer("What became of the rows", result)
-    answered["content"][_LINES] = {"schema": _TEXT}
-    made = operation(
-        "post", "import", "admin", "Take rows as /api/export answers them, for admins",
-        {200: answered},
-        fails=(
+    described = response("How many rows were imported, and the errors of the others", result)
+    described["content"][_LINES] = {"schema": _TEXT}
+    operations = operation(
+        "post", "import", "admin", "Import rows as /api/export returns them, for admins",
+        {200: described},
+        raises=(
             *WRITE_ERRORS, errors.Forbidden, errors.MissingField, errors.InvalidQuery,
         ),
         parameters=[query(
-            "ids", {"enum": ["keep", "new", ""]}, "new: every row gets a new id; default keep"
+            "ids", {"enum": ["keep", "new", ""]}, "new: every row gets a new id; default: keep"
         )],
         body=body_schema(ImportBody, {"entities": {
             "properties": {entity.name: listed({}) for entity in manifest.entities},
         }}),
         security=ADMIN_ONLY,
     )
-    made["post"]["requestBody"]["content"][_LINES] = {"schema": _TEXT}
-    return made
+    operations["post"]["requestBody"]["content"][_LINES] = {"schema": _TEXT}
+    return operations
