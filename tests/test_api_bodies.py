@@ -11,11 +11,11 @@ import msgspec
 import pytest
 
 from pylon import config as settings
-from pylon.api import sync_bodies
 from pylon.api.data import bodies as data_bodies
 from pylon.api.http.body_types import BodyType
 from pylon.api.identity import bodies as identity_bodies
 from pylon.api.realtime import bodies as realtime_bodies
+from pylon.api.sync import bodies as sync_bodies
 from pylon.errors import PylonError
 from pylon.manifest_loader import parse_manifest
 from pylon.openapi.document import openapi_document

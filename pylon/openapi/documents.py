@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from pylon import errors
-from pylon.api.sync_bodies import DocumentUpdateBody
+from pylon.api.sync.bodies import DocumentUpdateBody
 from pylon.manifest.model import Manifest
 from pylon.openapi.bodies import body_schema
 from pylon.openapi.parts import (

@@ -10,6 +10,7 @@ import falcon
 import orjson
 
 from pylon import limits
+from pylon.api.data import changes
 from pylon.api.data.access import entity_named, readable, wait_before_absence
 from pylon.api.data.conflicts import submit
 from pylon.api.data.query_cache import answered, scope_of
@@ -20,7 +21,6 @@ from pylon.api.http.parameters import flag, text_value, whole_number
 from pylon.api.http.responses import joined, send, send_raw
 from pylon.api.http.versions import if_match, is_known, set_etag
 from pylon.api.services import Services
-from pylon.api.sync import changes
 from pylon.errors import LimitExceeded, NotFound
 from pylon.storage.interface import Query, Reader
 from pylon.storage.ops import WriteReply

@@ -10,6 +10,7 @@ from __future__ import annotations
 import falcon
 import orjson
 
+from pylon.api.data import changes
 from pylon.api.data.access import entity_named
 from pylon.api.data.bodies import LINK, UNLINK
 from pylon.api.data.conflicts import submit
@@ -20,7 +21,6 @@ from pylon.api.http.callers import address_of, caller_of
 from pylon.api.http.idempotency import key_of, say_replayed
 from pylon.api.http.responses import send
 from pylon.api.services import Services
-from pylon.api.sync import changes
 from pylon.auth_context import AuthContext
 from pylon.errors import NotFound
 from pylon.manifest.model import Entity, Relation

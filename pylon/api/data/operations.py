@@ -19,13 +19,13 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 import msgspec
 
 from pylon import limits
+from pylon.api.data import changes
 from pylon.api.data.access import entity_named
 from pylon.api.data.bodies import Operation
 from pylon.api.data.conflicts import Address, submit_all
 from pylon.api.http.unreadable import problem_of, readable
 from pylon.api.services import Services
-from pylon.api.sync import changes
-from pylon.api.sync_bodies import PushedChange
+from pylon.api.sync.bodies import PushedChange
 from pylon.app import App
 from pylon.auth_context import AuthContext
 from pylon.errors import InvalidData, PylonError

@@ -22,7 +22,7 @@ from pylon.api.http.body import read_typed
 from pylon.api.http.callers import address_of, caller_of, subject_of
 from pylon.api.http.responses import send
 from pylon.api.services import Services
-from pylon.api.sync_bodies import DOCUMENT_UPDATE, DocumentUpdateBody
+from pylon.api.sync.bodies import DOCUMENT_UPDATE, DocumentUpdateBody
 from pylon.auth_context import AuthContext
 from pylon.errors import (
     AuthRequired,

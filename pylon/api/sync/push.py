@@ -29,7 +29,7 @@ from pylon.api.data.operations import Entry, Envelope, OperationRun, read_entry
 from pylon.api.http.idempotency import identity_of, part
 from pylon.api.http.unreadable import decode_changes
 from pylon.api.services import Services
-from pylon.api.sync_bodies import PUSH, PushedChange
+from pylon.api.sync.bodies import PUSH, PushedChange
 from pylon.auth_context import AuthContext
 from pylon.errors import InvalidData, InvalidJson, LimitExceeded
 from pylon.json_text import check_bounds
