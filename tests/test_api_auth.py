@@ -148,7 +148,7 @@ def test_a_revoked_session_is_dead_within_a_second_even_if_nobody_tells(server: 
 
 
 def test_a_session_that_ends_is_not_remembered_beyond_its_end(server: Server) -> None:
-    token = new_session_token(server.services.app.random)
+    token = new_session_token(server.services.requests.app.random)
     now_s = server.clock.wall_ns() // 10**9
     server.writer.submit(PutSession(
         session_id=session_id_of(token), user_id="u", is_guest=False, created_at_s=now_s,

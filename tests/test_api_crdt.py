@@ -37,7 +37,7 @@ def row_id(server: Server) -> str:
 
 def client_of(server: Server, row_id: str) -> LoroClient:
     server.writer.submit(OpenDocument("Note", row_id))
-    stored = server.services.store.point(lambda reader: reader.document("Note", row_id))
+    stored = server.services.data.store.point(lambda reader: reader.document("Note", row_id))
     assert stored is not None
     return LoroClient(stored.snapshot, *stored.updates)
 

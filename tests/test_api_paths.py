@@ -78,7 +78,7 @@ def test_a_slash_that_is_not_encoded_is_another_path(server: Server) -> None:
 def test_documents_and_lookups_take_such_ids_too(server: Server) -> None:
     put(server, "a/b")
     server.writer.submit(OpenDocument("Note", "a/b"))
-    stored = server.services.store.point(lambda reader: reader.document("Note", "a/b"))
+    stored = server.services.data.store.point(lambda reader: reader.document("Note", "a/b"))
     assert stored is not None
     client = LoroClient(stored.snapshot, *stored.updates)
     client.text("body").insert(5, " world")

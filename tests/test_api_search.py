@@ -187,7 +187,7 @@ def test_more_of_the_words_is_more_relevant(server: Server) -> None:
 
 
 def test_words_are_not_looked_for_where_other_requests_wait(server: Server) -> None:
-    store = server.services.store
+    store = server.services.data.store
     here = get_ident()
     assert store.scan(lambda _: get_ident()) == here
     assert store.scan(lambda _: get_ident(), inline=False) != here

@@ -80,10 +80,10 @@ def test_a_note_is_written_again_when_it_is_smaller_or_old() -> None:
     clock, written = ManualClock(), list[tuple[int, int]]()
     notes = HintPublisher(lambda key, cursor: written.append((key, cursor)), clock)
     for key, cursor in ((1, 7), (2, 3), (1, 5), (1, 9), (1, 5)):
-        notes.note(key, cursor)
+        notes.publish(key, cursor)
     assert written == [(1, 7), (2, 3), (1, 5)]
     clock.advance(limits.HINT_WINDOW_S - limits.HINT_TTL_S)
-    notes.note(1, 9)
+    notes.publish(1, 9)
     assert written[3:] == [(1, 9)]
 
 
@@ -93,7 +93,7 @@ def test_a_pull_whose_note_cannot_be_written_is_not_answered(
     def full(self: HintPublisher, key: int, cursor: int) -> None:
         raise StoreUnavailable("The runtime folder cannot be written to")
 
-    monkeypatch.setattr(HintPublisher, "note", full)
+    monkeypatch.setattr(HintPublisher, "publish", full)
     for since in (0, 1):
         push(server, insert())
         answer = server.call("GET", f"/api/sync/pull?since={since}")

@@ -225,16 +225,16 @@ class Lives(RuleBasedStateMachine):
 
     def _pull(self, client: Client, worker: int) -> None:
         """Page by page, as `pylon.api.sync.pull` notes it."""
-        note, head = self.server.tellers[worker].note, self.server.log.head
+        publish, head = self.server.tellers[worker].publish, self.server.log.head
         if client.cursor + 1 < self.server.log.oldest_seq() or any(
             low < client.cursor < high for low, high in self.server.log.void_ranges
         ):
             client.cursor = head  # 410, and a snapshot
-            note(client.key, head)
+            publish(client.key, head)
         while head - client.cursor > limits.PULL_PAGE_EVENTS:
             client.cursor += limits.PULL_PAGE_EVENTS
-            note(client.key, client.cursor)
-        note(client.key, client.cursor)
+            publish(client.key, client.cursor)
+        publish(client.key, client.cursor)
         client.cursor = head
         client.good_until_s = self.now_s + limits.HINT_TTL_S
 
@@ -254,7 +254,7 @@ class Lives(RuleBasedStateMachine):
         if not client.is_connected and self.now_s < client.good_until_s and (
             behind <= limits.PULL_PAGE_EVENTS
         ):
-            self.server.tellers[worker].note(client.key, client.cursor)
+            self.server.tellers[worker].publish(client.key, client.cursor)
 
     @rule(which=st.sampled_from(range(4)), worker=st.integers(0, HTTP_WORKERS - 1),
           is_noted=st.booleans())
@@ -262,7 +262,7 @@ class Lives(RuleBasedStateMachine):
         client = self.clients[which]
         if not client.is_connected:
             if is_noted:
-                self.server.tellers[worker].note(client.key, self.server.log.head)
+                self.server.tellers[worker].publish(client.key, self.server.log.head)
             self.server.start_http(worker)
 
     @rule(which=st.sampled_from(range(4)), hub=st.integers(0, 1))
@@ -283,7 +283,7 @@ class Lives(RuleBasedStateMachine):
     def pull_by_strangers(self, worker: int, count: int) -> None:
         """More than a ring holds."""
         for key in range(100, 100 + count):
-            self.server.tellers[worker].note(key, self.server.log.head)
+            self.server.tellers[worker].publish(key, self.server.log.head)
 
     @rule(hub=st.integers(0, 1))
     def connect_without_a_pull(self, hub: int) -> None:
@@ -371,13 +371,13 @@ def test_a_young_hub_does_not_guess(tmp_path: Path) -> None:
     """The case that was reported: hub and HTTP worker die within half a second."""
     server = Server(tmp_path)
     server.log.head = 5_000
-    server.tellers[0].note(1, 5_000)
+    server.tellers[0].publish(1, 5_000)
     server.log.head = 25_000
     server.start_hub(0)
     assert server.start_cursor(0, 1) == 5_000
     server.start_http(0)
     server.start_hub(0)
-    server.tellers[1].note(1, 25_000)  # what another worker tells is not the whole answer
+    server.tellers[1].publish(1, 25_000)  # what another worker tells is not the whole answer
     assert server.start_cursor(0, 1) <= 5_000
     assert server.start_cursor(1, 2) <= 5_000
 
@@ -388,14 +388,14 @@ def test_without_notes_the_window_is_replayed(tmp_path: Path) -> None:
         server.clock.advance(1)
         server.log.head = 100 * number
         server.marks.note(server.log.head)
-    server.tellers[0].note(1, server.log.head)
+    server.tellers[0].publish(1, server.log.head)
     server.kill(clears_runtime=True)
     server.start()
-    server.tellers[0].note(1, server.log.head)  # another tab: no reason to trust it
+    server.tellers[0].publish(1, server.log.head)  # another tab: no reason to trust it
     for key in (1, 2):
         assert 100 * (199 - 85) <= server.start_cursor(0, key) <= 100 * (199 - 74)
     server.clock.advance(1.25 * limits.HINT_WINDOW_S)
-    server.tellers[0].note(1, server.log.head)
+    server.tellers[0].publish(1, server.log.head)
     server.start_hub(0)
     assert server.start_cursor(0, 1) == server.log.head
 
@@ -403,7 +403,7 @@ def test_without_notes_the_window_is_replayed(tmp_path: Path) -> None:
 def test_after_a_restore_only_the_first_seconds_refuse(tmp_path: Path) -> None:
     server = Server(tmp_path)
     server.log.head = 1_000
-    server.tellers[0].note(1, 1_000)
+    server.tellers[0].publish(1, 1_000)
     server.stop()
     server.log.void_ranges.append((400, 10**9))
     server.log.head = 10**9
@@ -411,7 +411,7 @@ def test_after_a_restore_only_the_first_seconds_refuse(tmp_path: Path) -> None:
     with pytest.raises(ResyncRequired) as refused:
         server.start_cursor(0, 1)
     assert refused.value.details == {"oldest_seq": 10**9 + 1}, "the log as it is goes on there"
-    server.tellers[0].note(1, 10**9)  # it has pulled again, as it was told
+    server.tellers[0].publish(1, 10**9)  # it has pulled again, as it was told
     assert server.start_cursor(0, 1) == 10**9
     server.clock.advance(limits.EPOCH_RESYNC_S)
     assert server.start_cursor(0, 2) <= 400

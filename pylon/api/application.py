@@ -33,14 +33,14 @@ from pylon.api.http.static_files import PREFIX, StaticFiles
 from pylon.api.identity import sessions
 from pylon.api.realtime import matchmaking, pubsub, rooms, shards
 from pylon.api.services import Services
-from pylon.api.sync import documents, pull
+from pylon.api.sync import documents, pull, push
 from pylon.errors import PylonError
 
 
 def make_app(services: Services) -> falcon.App[falcon.Request, falcon.Response]:
     """Build the WSGI app of one process."""
     router = CompiledRouter()
-    app = falcon.App(middleware=[RequestMiddleware(services)], router=router)
+    app = falcon.App(middleware=[RequestMiddleware(services.requests)], router=router)
     # Bodies are JSON whatever their content type says, and never form data (spec/http.md §3.0).
     app.req_options.auto_parse_form_urlencoded = False
     app.req_options.keep_blank_qs_values = True
@@ -51,62 +51,68 @@ def make_app(services: Services) -> falcon.App[falcon.Request, falcon.Response]:
         app.add_route(path, resource)
     app.add_sink(EncodedSlashes(router), SINK)
     app.add_sink(documents.bad_path, f"{documents.PREFIX}(/|$)")
-    static_dir = services.app.config.static_dir
+    static_dir = services.requests.app.config.static_dir
     if static_dir is not None:
         app.add_sink(StaticFiles(Path(static_dir)).serve, f"{PREFIX}(/|$)")
     return app
 
 
 def _routes(services: Services) -> list[tuple[str, object]]:
+    """Return the resource of each path, in falcon's notation."""
+    data, sync, realtime = services.data, services.sync, services.realtime
+    identity, admin = services.identity, services.admin
     return [
-        ("/health", system.Health(services)),
+        ("/health", system.Health(admin)),
         ("/livez", system.Livez()),
-        ("/readyz", system.Readyz(services)),
-        ("/metrics", system.Metrics(services)),
-        ("/api/manifest", system.ManifestDocument(services)),
-        ("/api/openapi.json", openapi.OpenApi(services)),
-        ("/api/client-config", system.ClientConfig(services)),
-        ("/api/auth/guest", sessions.Guest(services)),
-        ("/api/auth/anonymous", sessions.Anonymous(services)),
-        ("/api/auth/me", sessions.Me(services)),
-        ("/api/auth/session", sessions.Session(services)),
-        ("/api/auth/refresh", sessions.Refresh(services)),
+        ("/readyz", system.Readyz(admin)),
+        ("/metrics", system.Metrics(admin)),
+        ("/api/manifest", system.ManifestDocument(admin)),
+        ("/api/openapi.json", openapi.OpenApi(admin)),
+        ("/api/client-config", system.ClientConfig(admin)),
+        ("/api/auth/guest", sessions.Guest(identity)),
+        ("/api/auth/anonymous", sessions.Anonymous(identity)),
+        ("/api/auth/me", sessions.Me(identity)),
+        ("/api/auth/session", sessions.Session(identity)),
+        ("/api/auth/refresh", sessions.Refresh(identity)),
         ("/api/auth/providers", sessions.Providers()),
-        ("/api/entities/{entity}", entities.EntityList(services)),
-        ("/api/entities/{entity}/cursor", entities.EntityPage(services)),
-        ("/api/entities/{entity}/{row_id}", entities.EntityRow(services)),
-        ("/api/query", graph.GraphQuery(services)),
-        ("/api/query/{entity}", query.EntityQuery(services)),
-        ("/api/aggregate/{entity}", aggregate.EntityAggregate(services)),
-        ("/api/search/{entity}", search.EntitySearch(services)),
-        ("/api/lookup/{entity}/{field}/{value:path}", query.Lookup(services)),
-        ("/api/batch", batch.Batch(services)),
-        ("/api/transact", batch.Transaction(services)),
-        ("/api/link", link.Link(services)),
-        ("/api/unlink", link.Unlink(services)),
-        ("/api/actions/{name}", actions.Action(services)),
-        ("/api/export", export.Export(services)),
-        ("/api/export/{entity}", export.Export(services)),
-        ("/api/import", import_.Import(services)),
-        (f"{documents.PREFIX}/{{entity}}/{{row_id}}", documents.DocumentPush(services)),
-        ("/api/sync/pull", pull.Pull(services)),
-        ("/api/sync/push", pull.Push(services)),
-        ("/api/rooms", rooms.RoomList(services)),
-        ("/api/rooms/join", rooms.join(services)),
-        ("/api/rooms/leave", rooms.leave(services)),
-        ("/api/rooms/presence", rooms.set_presence(services)),
-        ("/api/rooms/broadcast", rooms.broadcast(services)),
-        ("/api/rooms/{room:path}", rooms.Room(services)),
-        ("/api/pubsub/publish", pubsub.PublishTo(services)),
-        ("/api/pubsub/channels", pubsub.ChannelList(services)),
-        ("/api/pubsub/history/{channel:path}", pubsub.History(services)),
-        ("/api/shards", shards.ShardList(services)),
-        ("/api/shards/{shard_id}", shards.OneShard(services)),
-        ("/api/shards/{shard_id}/input", shards.ShardInput(services)),
-        ("/api/shards/{shard_id}/move", shards.ShardMove(services)),
-        ("/api/shards/{shard_id}/connect", shards.ShardConnect(services)),
-        ("/api/matchmaking", matchmaking.Match(services)),
-        ("/api/matchmaking/ack", matchmaking.MatchAck(services)),
-        ("/api/sync/ws", system.SocketElsewhere(services)),
-        ("/api/__test__/reset", reset.TestReset(services)),
+        ("/api/entities/{entity}", entities.EntityList(data)),
+        ("/api/entities/{entity}/cursor", entities.EntityPage(data)),
+        ("/api/entities/{entity}/{row_id}", entities.EntityRow(data)),
+        ("/api/query", graph.GraphQuery(data)),
+        ("/api/query/{entity}", query.EntityQuery(data)),
+        ("/api/aggregate/{entity}", aggregate.EntityAggregate(data)),
+        ("/api/search/{entity}", search.EntitySearch(data)),
+        ("/api/lookup/{entity}/{field}/{value:path}", query.Lookup(data)),
+        ("/api/batch", batch.Batch(data)),
+        ("/api/transact", batch.Transaction(data)),
+        ("/api/link", link.Link(data)),
+        ("/api/unlink", link.Unlink(data)),
+        ("/api/actions/{name}", actions.Action(data)),
+        ("/api/export", export.Export(data)),
+        ("/api/export/{entity}", export.Export(data)),
+        ("/api/import", import_.Import(data)),
+        (
+            f"{documents.PREFIX}/{{entity}}/{{row_id}}",
+            documents.DocumentPush(data, sync.merge_checker),
+        ),
+        ("/api/sync/pull", pull.Pull(data, sync)),
+        ("/api/sync/push", push.Push(data)),
+        ("/api/rooms", rooms.RoomList(realtime)),
+        ("/api/rooms/join", rooms.join(realtime)),
+        ("/api/rooms/leave", rooms.leave(realtime)),
+        ("/api/rooms/presence", rooms.set_presence(realtime)),
+        ("/api/rooms/broadcast", rooms.broadcast(realtime)),
+        ("/api/rooms/{room:path}", rooms.Room(realtime)),
+        ("/api/pubsub/publish", pubsub.PublishTo(realtime)),
+        ("/api/pubsub/channels", pubsub.ChannelList(realtime)),
+        ("/api/pubsub/history/{channel:path}", pubsub.History(realtime)),
+        ("/api/shards", shards.ShardList(realtime)),
+        ("/api/shards/{shard_id}", shards.OneShard(realtime)),
+        ("/api/shards/{shard_id}/input", shards.ShardInput(realtime)),
+        ("/api/shards/{shard_id}/move", shards.ShardMove(realtime)),
+        ("/api/shards/{shard_id}/connect", shards.ShardConnect(realtime)),
+        ("/api/matchmaking", matchmaking.Match(realtime)),
+        ("/api/matchmaking/ack", matchmaking.MatchAck(realtime)),
+        ("/api/sync/ws", system.SocketElsewhere(admin)),
+        ("/api/__test__/reset", reset.TestReset(admin)),
     ]

@@ -1,6 +1,10 @@
-"""What the resources work with: one bundle for each process, built by the worker at start.
+"""Services: what the resources of one process work with, grouped by family.
 
-The worker passes a `ReaderPool` and a `WriterClient`; tests an engine of their own.
+`RequestServices` is what every request needs: its caller, its bounds. Each other group adds what
+one family of resources needs, and holds the requests group too. The HTTP worker builds all groups
+once, at its start; tests build them over a store of their own.
+
+Invariant: the resources keep no state of their own; all of it is in these objects.
 """
 
 from __future__ import annotations
@@ -33,66 +37,145 @@ Credentials = tuple[str | None, str | None]  # the Authorization and the Cookie 
 
 
 class Writer(Protocol):
-    """Writes. Both calls return after the commit."""
+    """Executes writes. Both calls return after the commit."""
 
     def submit(self, op: WriteOp) -> WriteReply:
-        """Carry out one write; raises the `PylonError` that it was refused with."""
+        """Execute one write.
+
+        Raises:
+            PylonError: the write is refused, or the writer is not reached.
+        """
 
     def submit_all(self, ops: Sequence[WriteOp]) -> list[WriteReply]:
-        """Carry out writes in order; each reply has its own error, if any."""
+        """Execute writes in order; a reply has the error of its write, if any.
+
+        Raises:
+            PylonError: the writer is not reached.
+        """
 
 
 class RoomCommands(Protocol):
-    """Where the rooms and channels are."""
+    """Sends commands to the rooms service: `pylon.bus.rooms_client.RoomsClient`."""
 
     def submit(self, command: RoomCommand) -> RoomReply:
-        """Carry out a command; raises the `PylonError` that it was refused with."""
+        """Execute a command.
+
+        Raises:
+            PylonError: the command is refused, or the service is not reached.
+        """
 
 
 class ShardCommands(Protocol):
-    """Where the shards are: `pylon.bus.shards.ShardsClient`."""
+    """Sends commands to the shards workers: `pylon.bus.shards.ShardsClient`.
+
+    Each call returns JSON texts, and raises the `PylonError` of a command that is refused.
+    """
 
     def for_shard(self, command: ShardCommand) -> bytes:
-        """Ask where a shard lives; a JSON text, or the `PylonError` that it was refused with."""
+        """Send a command to the worker that has the shard."""
 
-    def of_matchmaker(self, command: MatchCommand) -> bytes:
-        """Ask the matchmaker."""
+    def for_matchmaker(self, command: MatchCommand) -> bytes:
+        """Send a command to the worker that has the matchmaker."""
 
     def broadcast(self, command: DescribeAll) -> list[bytes]:
-        """Ask every shards worker."""
+        """Send a command to every shards worker; return a text of each."""
 
 
 class MergeChecker(Protocol):
-    """Tries updates of documents: `workers.merge_sandbox`."""
+    """Merges updates of documents on trial: `workers.merge_sandbox.MergeSandbox`."""
 
     def check_merge(self, parts: Sequence[bytes], update: bytes, caller: str) -> bytes:
-        """The bytes to merge into the document of `parts`: the update, or the new part of it.
-        Raises the `PylonError` that it is refused with. Trials share the processes by `caller`."""
+        """Return the bytes to merge into the document of `parts`: the update, or its new part.
+
+        Args:
+            caller: the callers share the sandbox processes in turn.
+
+        Raises:
+            PylonError: the update is refused.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class RequestServices:
+    """What every request needs."""
+
+    app: App
+    session_cache: SessionCache[Credentials]
+    cookie: SessionCookie
+    origins: Origins
+    limiter: RateLimiter
+    # One at a time: the decoder holds the interpreter, so a second one would only wait for it.
+    decoding: Admission = field(default_factory=lambda: Admission("decode", 1, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class DataServices:
+    """What the resources of rows need; those of pushes and documents too."""
+
+    requests: RequestServices
+    app: App
+    store: Store
+    writer: Writer
+    query_cache: QueryCache[bytes] = field(default_factory=QueryCache)
+    turns: RoundRobin = field(default_factory=RoundRobin)
+    conflicts: ConflictWatch = field(default_factory=ConflictWatch)
+
+
+@dataclass(frozen=True, slots=True)
+class SyncServices:
+    """What pulls need, besides the store."""
+
+    feed: Feed
+    hints: HintPublisher
+    merge_checker: MergeChecker
+    pull_cache: QueryCache[Pulled] = field(default_factory=QueryCache)
+
+
+@dataclass(frozen=True, slots=True)
+class RealtimeServices:
+    """What the resources of rooms, channels, shards and matches need."""
+
+    requests: RequestServices
+    app: App
+    rooms: RoomCommands
+    shards: ShardCommands
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityServices:
+    """What the resources of sessions need."""
+
+    requests: RequestServices
+    app: App
+    store: Store
+    writer: Writer
+    send_signal: Callable[[Signal], None]
+
+
+@dataclass(frozen=True, slots=True)
+class AdminServices:
+    """What the resources of the server itself need.
+
+    Args:
+        control_socket: the supervisor's, which has the metrics of all processes.
+        started_s: when the worker started, on the monotonic clock of the app.
+    """
+
+    requests: RequestServices
+    app: App
+    writer: Writer
+    readiness: Readiness
+    control_socket: Path
+    started_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything a resource may use."""
+    """The groups of one process, for `pylon.api.application`."""
 
-    app: App
-    store: Store
-    callers: SessionCache[Credentials]
-    writer: Writer
-    rooms: RoomCommands
-    shards: ShardCommands
-    tasting: MergeChecker
-    feed: Feed
-    notes: HintPublisher
-    readiness: Readiness
-    limiter: RateLimiter
-    origins: Origins
-    cookie: SessionCookie
-    send_signal: Callable[[Signal], None]
-    control_socket: Path  # the supervisor's, for /metrics
-    started_s: float  # monotonic
-    answers: QueryCache[bytes] = field(default_factory=QueryCache)
-    pulls: QueryCache[Pulled] = field(default_factory=QueryCache)
-    # The decoder holds the interpreter: two at once would only wait for each other.
-    decoding: Admission = field(default_factory=lambda: Admission("decode", 1, 1))
-    turns: RoundRobin = field(default_factory=RoundRobin)
-    conflicts: ConflictWatch = field(default_factory=ConflictWatch)
+    requests: RequestServices
+    data: DataServices
+    sync: SyncServices
+    realtime: RealtimeServices
+    identity: IdentityServices
+    admin: AdminServices

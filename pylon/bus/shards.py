@@ -127,7 +127,7 @@ class ShardsClient:
         home = placement_of(command.shard_id, self._workers, self._store)
         return self.at(home, command)
 
-    def of_matchmaker(self, command: MatchCommand) -> bytes:
+    def for_matchmaker(self, command: MatchCommand) -> bytes:
         """Ask the matchmaker. Raises as `for_shard`."""
         self._check()
         return self.at(home_of(MATCHMAKER, self._workers), command)

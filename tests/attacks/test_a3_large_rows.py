@@ -440,7 +440,7 @@ def test_a_row_larger_than_a_page_is_a_page_of_its_own(server: Server) -> None:
     after_id = None
     while True:
         query = Query(ALL, limit=1_000, after_id=after_id)
-        rows, has_more = server.services.store.point(
+        rows, has_more = server.services.data.store.point(
             partial(_read_within, query=query, size_bytes=1_000)
         )
         seen += rows

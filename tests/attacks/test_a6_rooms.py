@@ -70,7 +70,7 @@ def room_count(api: Server) -> int:
 
 
 def expire(api: Server) -> None:
-    rooms = api.services.rooms
+    rooms = api.services.realtime.rooms
     assert isinstance(rooms, DeskRooms)
     rooms.desk.expire()
 

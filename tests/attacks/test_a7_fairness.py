@@ -64,7 +64,7 @@ def test_sorts_of_one_address_leave_connections_to_others(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks(server, 10)
-    store = server.services.store
+    store = server.services.data.store
     # All scans go to the threads, as those of a large table do.
     monkeypatch.setattr(
         store, "_inline", _NeverInline(store._inline)  # type: ignore[attr-defined]
@@ -108,7 +108,7 @@ class _NeverInline:
 def test_scans_that_wait_are_bounded_for_each_caller(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = server.services.store
+    store = server.services.data.store
     monkeypatch.setattr(
         store, "_inline", _NeverInline(store._inline)  # type: ignore[attr-defined]
     )
@@ -172,7 +172,7 @@ def test_snapshots_let_the_loop_go_on_after_each_piece(
 
 def test_callers_of_snapshots_have_their_turns_one_after_the_other(server: Server) -> None:
     ticks(server, 1_000)
-    turns = server.services.turns
+    turns = server.services.data.turns
     order: list[str] = []
 
     def answer(caller: str) -> None:
@@ -237,7 +237,7 @@ def test_long_deltas_are_made_in_different_turns_of_the_loop(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks(server, 1_000)
-    first = server.services.store.point(lambda reader: reader.head_seq()) - 900
+    first = server.services.data.store.point(lambda reader: reader.head_seq()) - 900
     made: list[int] = []  # the turn of each delta
     turn = 0
     delta = pull_resource.delta

@@ -106,7 +106,7 @@ def test_a_client_cannot_forge_a_change_for_everybody(stage: Stage, keeper: Keep
 def test_a_room_over_http_relays_known_members_only(tmp_path: Path) -> None:
     with running(tmp_path, notes_app(), {}) as server:
         token = server.guest()
-        rooms = server.services.rooms
+        rooms = server.services.realtime.rooms
         assert isinstance(rooms, DeskRooms)
         desk = rooms.desk
         desk.apply(b"r1-ws", [

@@ -235,10 +235,10 @@ def test_an_entity_without_a_policy_is_refused_like_one_that_does_not_exist(
 
 def test_while_nobody_is_charged_a_write_spends_nothing(server: Server) -> None:
     ada = Stranger(server)
-    assert server.services.conflicts.until_s == ConflictWatch().until_s == 0.0
+    assert server.services.data.conflicts.until_s == ConflictWatch().until_s == 0.0
     for number in range(50):
         assert ada.insert(f"ok{number}@x.example") == 201
-    assert server.services.conflicts.until_s == 0.0
+    assert server.services.data.conflicts.until_s == 0.0
 
 
 def test_dev_mode_counts_nobody(tmp_path: Path) -> None:

@@ -16,7 +16,15 @@ from falcon import testing
 from pylon import config as settings
 from pylon.api.admin.readiness import Readiness
 from pylon.api.application import make_app
-from pylon.api.services import Services
+from pylon.api.services import (
+    AdminServices,
+    DataServices,
+    IdentityServices,
+    RealtimeServices,
+    RequestServices,
+    Services,
+    SyncServices,
+)
 from pylon.api.sync.hints import HintPublisher
 from pylon.app import build_app
 from pylon.auth.cookies import session_cookie
@@ -99,7 +107,7 @@ class HouseShards:
     def for_shard(self, command: ShardCommand) -> bytes:
         return self._call(command)
 
-    def of_matchmaker(self, command: MatchCommand) -> bytes:
+    def for_matchmaker(self, command: MatchCommand) -> bytes:
         return self._call(command)
 
     def broadcast(self, command: DescribeAll) -> list[bytes]:
@@ -154,7 +162,7 @@ class Server:
     def ready(self, **roles: tuple[int, int]) -> None:
         """A report of the supervisor: (wanted, ready) by role."""
         states = {role: RoleState(wanted, ready) for role, (wanted, ready) in roles.items()}
-        self.services.readiness.report(RolesReport(states, draining=False))
+        self.services.admin.readiness.report(RolesReport(states, draining=False))
 
 
 @contextmanager
@@ -174,30 +182,39 @@ def running(
     writer = EngineWriter(engine)
     signals: list[Signal] = []
     noted: list[tuple[int, int]] = []
-    tasting = MergeSandbox()
-    services = Services(
+    merge_sandbox = MergeSandbox()
+    requests = RequestServices(
         app=app,
-        store=pool,
-        callers=SessionCache(config, pool, clock),
-        writer=writer,
-        rooms=DeskRooms(clock),
-        shards=HouseShards(pool, writer, clock, folder),
-        tasting=tasting,
-        feed=Feed(pool),
-        notes=HintPublisher(lambda key, cursor: noted.append((key, cursor)), clock),
-        readiness=Readiness(lambda: pool.point(lambda reader: reader.head_seq()), clock),
-        limiter=RateLimiter(RateTable(), clock),
-        origins=origins(config, parsed),
+        session_cache=SessionCache(config, pool, clock),
         cookie=session_cookie(config, parsed),
-        send_signal=signals.append,
-        control_socket=folder / "control.sock",
-        started_s=clock.monotonic_s(),
+        origins=origins(config, parsed),
+        limiter=RateLimiter(RateTable(), clock),
+    )
+    services = Services(
+        requests=requests,
+        data=DataServices(requests, app, pool, writer),
+        sync=SyncServices(
+            feed=Feed(pool),
+            hints=HintPublisher(lambda key, cursor: noted.append((key, cursor)), clock),
+            merge_checker=merge_sandbox,
+        ),
+        realtime=RealtimeServices(
+            requests, app, rooms=DeskRooms(clock),
+            shards=HouseShards(pool, writer, clock, folder),
+        ),
+        identity=IdentityServices(requests, app, pool, writer, signals.append),
+        admin=AdminServices(
+            requests, app, writer,
+            readiness=Readiness(lambda: pool.point(lambda reader: reader.head_seq()), clock),
+            control_socket=folder / "control.sock",
+            started_s=clock.monotonic_s(),
+        ),
     )
     try:
         yield Server(
             testing.TestClient(make_app(services)), services, writer, clock, signals, noted
         )
     finally:
-        tasting.close()
+        merge_sandbox.close()
         pool.close()
         engine.close()

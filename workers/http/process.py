@@ -37,7 +37,15 @@ with mentioning("http.cookiejar", Cookie=object), mentioning("asyncio", **_NOT_U
     from pylon.api.admin.readiness import Readiness
     from pylon.api.application import make_app
     from pylon.api.http.middleware import api_headers, header_lines
-    from pylon.api.services import Services
+    from pylon.api.services import (
+        AdminServices,
+        DataServices,
+        IdentityServices,
+        RealtimeServices,
+        RequestServices,
+        Services,
+        SyncServices,
+    )
     from pylon.api.sync.hints import HintPublisher
 
 _log = get_logger("http")
@@ -59,31 +67,40 @@ class HttpProcess:
         self._shards = ShardsClient(
             runtime, app.config.workers_of("shards"), booted.reader_pool, app.random
         )
-        self._tasting = MergeSandbox()
+        self._merge_sandbox = MergeSandbox()
         self._notes = HintWriter(runtime.notes, app.config.workers_of("http"), app.clock)
         store = booted.reader_pool
         self._readiness = Readiness(
             lambda: store.point(lambda reader: reader.head_seq()), app.clock
         )
-        self._services = Services(
+        requests = RequestServices(
             app=app,
-            store=store,
-            callers=SessionCache(app.config, store, app.clock, used_guests=booted.used_guests),
-            writer=self._writer,
-            rooms=self._rooms,
-            shards=self._shards,
-            tasting=self._tasting,
-            feed=Feed(store),
-            notes=HintPublisher(self._notes.put, app.clock),
-            readiness=self._readiness,
-            limiter=booted.limiter,
-            origins=origins(app.config, app.manifest),
+            session_cache=SessionCache(
+                app.config, store, app.clock, used_guests=booted.used_guests
+            ),
             cookie=session_cookie(app.config, app.manifest),
-            send_signal=self._sender.send,
-            control_socket=runtime.control_socket,
-            started_s=app.clock.monotonic_s(),
+            origins=origins(app.config, app.manifest),
+            limiter=booted.limiter,
         )
-        self.wsgi = make_app(self._services)
+        self._session_cache = requests.session_cache
+        services = Services(
+            requests=requests,
+            data=DataServices(requests, app, store, self._writer),
+            sync=SyncServices(
+                feed=Feed(store),
+                hints=HintPublisher(self._notes.put, app.clock),
+                merge_checker=self._merge_sandbox,
+            ),
+            realtime=RealtimeServices(requests, app, rooms=self._rooms, shards=self._shards),
+            identity=IdentityServices(requests, app, store, self._writer, self._sender.send),
+            admin=AdminServices(
+                requests, app, self._writer,
+                readiness=self._readiness,
+                control_socket=runtime.control_socket,
+                started_s=app.clock.monotonic_s(),
+            ),
+        )
+        self.wsgi = make_app(services)
         self.counts = shared_counts(
             runtime.dir, booted.role, booted.worker, app.config.workers_of(booted.role)
         )
@@ -121,7 +138,7 @@ class HttpProcess:
         self._writer.close()
         self._rooms.close()
         self._shards.close()
-        self._tasting.close()
+        self._merge_sandbox.close()
         self._receiver.close()
         self._sender.close()
         self._notes.close()
@@ -133,7 +150,7 @@ class HttpProcess:
             if isinstance(signal_, RolesReport):
                 self._readiness.report(signal_)
             elif isinstance(signal_, SessionRevoked):
-                self._services.callers.forget()
+                self._session_cache.forget()
 
 
 def _end_this_worker(greenlet: gevent.Greenlet[..., Any]) -> None:

@@ -131,7 +131,7 @@ class Matches:
             _log.debug("match.undequeued", code=ex.code, message=ex.message)
 
     def _ask(self, command: MatchCommand) -> Any:
-        return msgspec.json.decode(self._shards.of_matchmaker(command))
+        return msgspec.json.decode(self._shards.for_matchmaker(command))
 
 
 def _tell(connection: Connection, status: dict[str, Any]) -> None:

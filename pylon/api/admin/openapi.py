@@ -11,21 +11,21 @@ import orjson
 
 from pylon.api.http.callers import caller_of
 from pylon.api.http.responses import send_raw
-from pylon.api.services import Services
+from pylon.api.services import AdminServices
 from pylon.errors import NotFound
 
 
 class OpenApi:
     """The document of this app. One for each process."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: AdminServices) -> None:
         self._services = services
         config = services.app.config
         self._is_public = config.dev_mode or config.openapi_public
         self._text: bytes | None = None
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        if not self._is_public and not caller_of(req, self._services).auth.is_admin:
+        if not self._is_public and not caller_of(req, self._services.requests).auth.is_admin:
             raise NotFound(
                 "OpenAPI spec is admin-only outside dev mode",
                 hint="Set PYLON_OPENAPI_PUBLIC=true to serve it to anonymous callers "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import falcon
 
 from pylon.api.http.responses import send
-from pylon.api.services import Services
+from pylon.api.services import AdminServices
 from pylon.auth.forwarded import is_loopback
 from pylon.errors import ResetRefused
 from pylon.storage.ops import ResetRows
@@ -20,7 +20,7 @@ class TestReset:
 
     __test__ = False  # for pytest: this is a resource, not a test
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: AdminServices) -> None:
         self._services = services
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:

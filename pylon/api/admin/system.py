@@ -16,7 +16,7 @@ from pylon.api.http.addresses import client_config, url_of
 from pylon.api.http.callers import caller_of
 from pylon.api.http.parameters import text_value
 from pylon.api.http.responses import send, send_raw
-from pylon.api.services import Services
+from pylon.api.services import AdminServices
 from pylon.auth.tokens import bearer_token, same_token
 from pylon.control import ControlClient
 from pylon.errors import BadUpgrade, NotRunning, Unauthorized, Unavailable
@@ -29,7 +29,7 @@ _CONTROL_TIMEOUT_S: Final = 5.0
 class Health:
     """``GET /health``: this process answers, and how long the server has been up."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: AdminServices) -> None:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -60,7 +60,7 @@ class Livez:
 class Readyz:
     """``GET /readyz``: whether a load balancer should send traffic, and if not, why."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: AdminServices) -> None:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -77,7 +77,7 @@ class Readyz:
 class Metrics:
     """``GET /metrics``: Prometheus text if the client asks for it, else JSON."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: AdminServices) -> None:
         self._services = services
         self._control = ControlClient(services.control_socket, _CONTROL_TIMEOUT_S)
 
@@ -113,7 +113,7 @@ class Metrics:
 class ManifestDocument:
     """``GET /api/manifest``: without the policies' rules; ``?full=1`` shows admins all of it."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: AdminServices) -> None:
         self._services = services
         manifest = services.app.manifest
         # Not sorted: the document keeps the order that its author gave it.
@@ -122,7 +122,7 @@ class ManifestDocument:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         full = text_value(req, "full") in ("1", "true")
-        is_admin = full and caller_of(req, self._services).auth.is_admin
+        is_admin = full and caller_of(req, self._services.requests).auth.is_admin
         send_raw(resp, self._full if is_admin else self._public)
 
     on_head = on_get
@@ -131,7 +131,7 @@ class ManifestDocument:
 class ClientConfig:
     """``GET /api/client-config``: where the other ports are."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: AdminServices) -> None:
         self._app = services.app
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -145,7 +145,7 @@ class ClientConfig:
 class SocketElsewhere:
     """``GET /api/sync/ws`` that is no upgrade, or that no ws worker took from the server."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: AdminServices) -> None:
         self._config = services.app.config
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:

@@ -14,7 +14,7 @@ import falcon
 from pylon.api.http.body import read_json
 from pylon.api.http.callers import caller_of
 from pylon.api.http.responses import send
-from pylon.api.services import Services
+from pylon.api.services import DataServices
 from pylon.errors import (
     ActionMissingInput,
     ActionNotFound,
@@ -32,13 +32,13 @@ _SHOWN_CHARS: Final = 100
 class Action:
     """``POST /api/actions/{name}``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: DataServices) -> None:
         self._services = services
         self._by_name = {action.name: action for action in services.app.manifest.actions}
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
-        auth = caller_of(req, self._services).auth
-        body = read_json(req, self._services)
+        auth = caller_of(req, self._services.requests).auth
+        body = read_json(req, self._services.requests)
         if not isinstance(body, dict):
             raise InvalidJson("Invalid request body", hint="Send the inputs as an object")
         action = self._by_name.get(name)

@@ -15,7 +15,7 @@ from pylon.api.data.access import entity_named, readable
 from pylon.api.http.body import decoded, read_body
 from pylon.api.http.callers import caller_of, subject_of
 from pylon.api.http.responses import send
-from pylon.api.services import Services
+from pylon.api.services import DataServices
 from pylon.auth_context import AuthContext
 from pylon.manifest.model import Entity
 from pylon.storage.clause import SqlClause
@@ -30,18 +30,19 @@ TENANT_FIELD: Final = "orgId"
 class EntityAggregate:
     """``POST /api/aggregate/{entity}``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: DataServices) -> None:
         self._services = services
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
         services = self._services
-        auth = caller_of(req, services).auth
+        auth = caller_of(req, services.requests).auth
         named = entity_named(services.app, entity, auth)
         allowed = and_(readable(services.app, named, auth), of_tenant(named, auth))
-        body = decoded(req, services, read_body(req), decode_query)
+        body = decoded(req, services.requests, read_body(req), decode_query)
         asked = parse_aggregate(named, body, allowed)
         rows = services.store.scan(
-            lambda reader: reader.aggregate(named.name, asked), caller=subject_of(req, services)
+            lambda reader: reader.aggregate(named.name, asked),
+            caller=subject_of(req, services.requests),
         )
         send(resp, {"rows": rows})
 

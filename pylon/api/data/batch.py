@@ -26,7 +26,7 @@ from pylon.api.http.body import decode_json, decoded, read_body
 from pylon.api.http.callers import address_of, caller_of
 from pylon.api.http.responses import send
 from pylon.api.http.unreadable import decode_changes
-from pylon.api.services import Services
+from pylon.api.services import DataServices
 from pylon.auth_context import AuthContext
 from pylon.errors import InvalidData, InvalidJson, LimitExceeded
 from pylon.manifest.model import Entity, FieldType
@@ -44,22 +44,23 @@ _ENVELOPE: Final = Envelope(
 class Batch:
     """``POST /api/batch``: each operation succeeds or fails alone."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: DataServices) -> None:
         self._services = services
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         services = self._services
-        auth = caller_of(req, services).auth
+        auth = caller_of(req, services.requests).auth
         raw = read_body(req)
-        body, is_doubtful = decoded(req, services, raw, decode_changes)
+        body, is_doubtful = decoded(req, services.requests, raw, decode_changes)
         sent = BATCH.convert(body).operations
         _check_count(len(sent), "BATCH_OPS", limits.BATCH_OPS)
-        key = idempotency.key_of(req, services, auth, raw)
+        key = idempotency.key_of(req, services.requests, auth, raw)
         if key is not None:
             # Claimed first, for the whole request: another request with this key ends here.
             services.writer.submit(Transact([], key))
         run = OperationRun(
-            services, auth, lambda: address_of(req, services), _ENVELOPE, raises_unavailable=False
+            services, auth, lambda: address_of(req, services.requests), _ENVELOPE,
+            raises_unavailable=False,
         )
         for number, operation in enumerate(sent):
             entry = read_entry(operation, _ENVELOPE, is_doubtful=is_doubtful)
@@ -78,27 +79,27 @@ class Batch:
 class Transaction:
     """``POST /api/transact``: all operations, or none."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: DataServices) -> None:
         self._services = services
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         services = self._services
-        auth = caller_of(req, services).auth
+        auth = caller_of(req, services.requests).auth
         raw = read_body(req)
-        sent = decode_json(req, services, raw)
+        sent = decode_json(req, services.requests, raw)
         if not isinstance(sent, list):
             raise InvalidJson(
                 "Invalid request body", hint='Send an array of {"op", "entity", "id", "data"}'
             )
         _check_count(len(sent), "TRANSACT_OPS", limits.TRANSACT_OPS)
-        key = idempotency.key_of(req, services, auth, raw)
+        key = idempotency.key_of(req, services.requests, auth, raw)
         entries = self._prepare(auth, sent)
         if entries and entries[-1].error is not None:
             send(resp, _outcome(entries, committed=False), 400)
             return
         writes = [entry.write for entry in entries if entry.write is not None]
         reply = transact(
-            services, auth, lambda: address_of(req, services), Transact(writes, key)
+            services, auth, lambda: address_of(req, services.requests), Transact(writes, key)
         )
         _note_replies(entries, reply)
         results = reply.results or []

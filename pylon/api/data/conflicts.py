@@ -46,7 +46,7 @@ from pylon.storage.ops import (
 from pylon.storage.where import and_
 
 if TYPE_CHECKING:
-    from pylon.api.services import Services
+    from pylon.api.services import DataServices
 
 Judged = RowOp | PushDocument
 Address = Callable[[], str]  # of the client; asked for only where it is needed
@@ -65,7 +65,7 @@ class ConflictWatch:
         self.until_s = 0.0
 
 
-def submit(services: Services, auth: AuthContext, address: Address, op: Judged) -> WriteReply:
+def submit(services: DataServices, auth: AuthContext, address: Address, op: Judged) -> WriteReply:
     """Carry out one write.
 
     Raises:
@@ -81,7 +81,7 @@ def submit(services: Services, auth: AuthContext, address: Address, op: Judged) 
 
 
 def submit_all(
-    services: Services, auth: AuthContext, address: Address, ops: Sequence[RowOp]
+    services: DataServices, auth: AuthContext, address: Address, ops: Sequence[RowOp]
 ) -> list[WriteReply]:
     """Carry out writes in order; each reply has its own error, if any.
 
@@ -99,7 +99,7 @@ def submit_all(
 
 
 def transact(
-    services: Services, auth: AuthContext, address: Address, op: Transact
+    services: DataServices, auth: AuthContext, address: Address, op: Transact
 ) -> WriteReply:
     """Carry out a transaction; its results end with the step that undid it.
 
@@ -122,7 +122,7 @@ def transact(
 
 
 def _refuse_spent(
-    services: Services, auth: AuthContext, address: Address, ops: Sequence[Judged]
+    services: DataServices, auth: AuthContext, address: Address, ops: Sequence[Judged]
 ) -> None:
     """
     Raises:
@@ -134,14 +134,14 @@ def _refuse_spent(
         return
     for rates in (_HIDDEN, _UNDONE):
         for rate, subject in _budgets(auth, address, rates):
-            wait_s = services.limiter.wait_s(rate, subject)
+            wait_s = services.requests.limiter.wait_s(rate, subject)
             if wait_s > 0:
                 metrics.RATE_LIMITED.labels(rate.name).inc()
                 raise rate_limited(rate, wait_s)
 
 
 def _charge(
-    services: Services, auth: AuthContext, address: Address,
+    services: DataServices, auth: AuthContext, address: Address,
     refused: Sequence[tuple[Judged, PylonError]],
 ) -> None:
     """Charge the refusals that reveal hidden rows."""
@@ -163,10 +163,11 @@ def _charge(
 
 
 def _spend(
-    services: Services, auth: AuthContext, address: Address, rates: tuple[Rate, Rate], units: int
+    services: DataServices, auth: AuthContext, address: Address, rates: tuple[Rate, Rate],
+    units: int,
 ) -> None:
     waits_s = [
-        services.limiter.charge(rate, subject, units)
+        services.requests.limiter.charge(rate, subject, units)
         for rate, subject in _budgets(auth, address, rates)
     ]
     watched_s = max(*waits_s, rates[0].window_s)
@@ -183,7 +184,7 @@ def _budgets(
     yield by_address, address_subject(address())
 
 
-def _can_tell(services: Services, op: Judged) -> bool:
+def _can_tell(services: DataServices, op: Judged) -> bool:
     """Whether the outcome of an operation depends on values of other rows."""
     if isinstance(op, InsertRow) and op.client_id_given:
         return True
@@ -214,7 +215,7 @@ def _unique_constraints(entity: Entity) -> list[tuple[str, ...]]:
 
 
 def _is_about_hidden(
-    services: Services, auth: AuthContext, op: Judged, error: PylonError
+    services: DataServices, auth: AuthContext, op: Judged, error: PylonError
 ) -> bool:
     """Whether the refusal reveals a row that the caller may not read."""
     app = services.app

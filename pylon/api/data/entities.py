@@ -20,7 +20,7 @@ from pylon.api.http.idempotency import key_of, say_replayed
 from pylon.api.http.parameters import flag, text_value, whole_number
 from pylon.api.http.responses import joined, send, send_raw
 from pylon.api.http.versions import if_match, is_known, set_etag
-from pylon.api.services import Services
+from pylon.api.services import DataServices
 from pylon.errors import LimitExceeded, NotFound
 from pylon.storage.interface import Query, Reader
 from pylon.storage.ops import WriteReply
@@ -31,13 +31,13 @@ SEQ_HEADER = "x-pylon-change-seq"
 class EntityList:
     """``/api/entities/{entity}``: the rows as a whole."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: DataServices) -> None:
         self._services = services
         self._list_limit = services.app.config.list_limit
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
         services = self._services
-        auth = caller_of(req, services).auth
+        auth = caller_of(req, services.requests).auth
         named = entity_named(services.app, entity, auth)
         where = readable(services.app, named, auth)
         limit = whole_number(req, "limit")
@@ -56,7 +56,7 @@ class EntityList:
         def read() -> bytes:
             count, rows, total = services.store.scan(
                 lambda reader: _listed(reader, named.name, query, with_total),
-                caller=subject_of(req, services),
+                caller=subject_of(req, services.requests),
             )
             return b'{"count":%d,"data":%b,"limit":%b,"offset":%d%b}' % (
                 count, rows, b"null" if limit is None else b"%d" % limit, offset,
@@ -64,18 +64,19 @@ class EntityList:
             )
 
         key = ("list", named.name, scope_of(where, auth), limit, offset, with_total)
-        send_raw(resp, answered(services.answers, services.store, key, b"", read))
+        send_raw(resp, answered(services.query_cache, services.store, key, b"", read))
 
     on_head = on_get
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
         services = self._services
-        auth = caller_of(req, services).auth
+        auth = caller_of(req, services.requests).auth
         named = entity_named(services.app, entity, auth)
         raw = read_body(req)
-        key = key_of(req, services, auth, raw)
-        op = changes.insert(services.app, named, auth, decode_json(req, services, raw), key)
-        reply = submit(services, auth, lambda: address_of(req, services), op)
+        key = key_of(req, services.requests, auth, raw)
+        body = decode_json(req, services.requests, raw)
+        op = changes.insert(services.app, named, auth, body, key)
+        reply = submit(services, auth, lambda: address_of(req, services.requests), op)
         _say_version(resp, reply)
         send(resp, {"id": reply.row_id or op.row_id}, 201)
 
@@ -95,12 +96,12 @@ class EntityPage:
     """``/api/entities/{entity}/cursor``: keyset pages in id order. A row with the id ``cursor`` is
     read by lookup or query; `routing` leads its PATCH and DELETE to `EntityRow`."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: DataServices) -> None:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
         services = self._services
-        auth = caller_of(req, services).auth
+        auth = caller_of(req, services.requests).auth
         named = entity_named(services.app, entity, auth)
         where = readable(services.app, named, auth)
         asked = whole_number(req, "limit", low=1)
@@ -108,7 +109,7 @@ class EntityPage:
         query = Query(where=where, limit=limit + 1, after_id=text_value(req, "after") or None)
         rows, is_cut = services.store.scan(
             lambda reader: reader.rows_within(named.name, query, limits.LIST_BYTES),
-            caller=subject_of(req, services),
+            caller=subject_of(req, services.requests),
         )
         page = rows[:limit]
         has_more = len(rows) > limit or is_cut  # large rows: fewer than were asked for
@@ -125,7 +126,7 @@ class EntityPage:
 class EntityRow:
     """``/api/entities/{entity}/{row_id}``: one row."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: DataServices) -> None:
         self._services = services
 
     def on_get(
@@ -133,7 +134,7 @@ class EntityRow:
     ) -> None:
         services = self._services
         started_s = services.app.clock.monotonic_s()
-        auth = caller_of(req, services).auth
+        auth = caller_of(req, services.requests).auth
         named = entity_named(services.app, entity, auth)
         allowed = readable(services.app, named, auth)
         found = services.store.point(
@@ -156,14 +157,13 @@ class EntityRow:
         self, req: falcon.Request, resp: falcon.Response, entity: str, row_id: str
     ) -> None:
         services = self._services
-        auth = caller_of(req, services).auth
+        auth = caller_of(req, services.requests).auth
         named = entity_named(services.app, entity, auth)
         raw = read_body(req)
-        key = key_of(req, services, auth, raw)
-        op = changes.update(
-            services.app, named, auth, row_id, decode_json(req, services, raw), key, if_match(req)
-        )
-        reply = submit(services, auth, lambda: address_of(req, services), op)
+        key = key_of(req, services.requests, auth, raw)
+        body = decode_json(req, services.requests, raw)
+        op = changes.update(services.app, named, auth, row_id, body, key, if_match(req))
+        reply = submit(services, auth, lambda: address_of(req, services.requests), op)
         _say_version(resp, reply)
         send(resp, {"updated": True})
 
@@ -171,9 +171,9 @@ class EntityRow:
         self, req: falcon.Request, resp: falcon.Response, entity: str, row_id: str
     ) -> None:
         services = self._services
-        auth = caller_of(req, services).auth
+        auth = caller_of(req, services.requests).auth
         named = entity_named(services.app, entity, auth)
-        key = key_of(req, services, auth, b"")
+        key = key_of(req, services.requests, auth, b"")
         op = changes.delete(named, auth, row_id, key, if_match(req))
         reply = services.writer.submit(op)
         resp.set_header(SEQ_HEADER, str(reply.seq))

@@ -20,7 +20,7 @@ from pylon import limits
 from pylon.api.data.access import entity_named
 from pylon.api.http.callers import caller_of, subject_of
 from pylon.api.http.responses import joined
-from pylon.api.services import Services
+from pylon.api.services import DataServices
 from pylon.changelog.pull import rows_of_page
 from pylon.errors import Forbidden
 from pylon.manifest.model import Entity
@@ -33,20 +33,20 @@ JSON_LINES: Final = "application/x-ndjson"
 class Export:
     """``GET /api/export`` and ``GET /api/export/{entity}``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: DataServices) -> None:
         self._services = services
 
     def on_get(
         self, req: falcon.Request, resp: falcon.Response, entity: str | None = None
     ) -> None:
         services = self._services
-        auth = caller_of(req, services).auth
+        auth = caller_of(req, services.requests).auth
         if not auth.is_admin:
             raise Forbidden("Admin access required for data export")
         entities: tuple[Entity, ...] = services.app.manifest.entities
         if entity is not None:
             entities = (entity_named(services.app, entity, auth),)
-        turns, who = services.turns, subject_of(req, services)
+        turns, who = services.turns, subject_of(req, services.requests)
         if JSON_LINES in req.env.get("HTTP_ACCEPT", ""):
             resp.content_type = JSON_LINES
             resp.stream = turns.paced(self._lines(entities, who), who)

@@ -22,7 +22,7 @@ from pylon.api.data.relations import relation_of
 from pylon.api.http.body import decoded, read_body
 from pylon.api.http.callers import caller_of, subject_of
 from pylon.api.http.responses import send_raw
-from pylon.api.services import Services
+from pylon.api.services import DataServices
 from pylon.app import App
 from pylon.auth_context import AuthContext
 from pylon.errors import InvalidQuery, LimitExceeded
@@ -39,21 +39,22 @@ _EXAMPLE: Final = '{"Ticket": {"where": {"open": true}, "include": {"owner": {}}
 class GraphQuery:
     """``POST /api/query``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: DataServices) -> None:
         self._services = services
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         services = self._services
-        auth = caller_of(req, services).auth
+        auth = caller_of(req, services.requests).auth
         raw = read_body(req)
 
         def read() -> bytes:
-            nodes = parse_graph(services.app, auth, decoded(req, services, raw, decode_query))
+            body = decoded(req, services.requests, raw, decode_query)
+            nodes = parse_graph(services.app, auth, body)
             return services.store.scan(
-                lambda reader: reader.graph(nodes), caller=subject_of(req, services)
+                lambda reader: reader.graph(nodes), caller=subject_of(req, services.requests)
             )
 
-        send_raw(resp, answered(services.answers, services.store, auth, raw, read))
+        send_raw(resp, answered(services.query_cache, services.store, auth, raw, read))
 
 
 def parse_graph(app: App, auth: AuthContext, body: object) -> list[GraphNode]:

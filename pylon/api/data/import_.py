@@ -29,7 +29,7 @@ from pylon.api.http.callers import caller_of
 from pylon.api.http.parameters import text_value
 from pylon.api.http.responses import send
 from pylon.api.http.unreadable import decode_changes, problem_of
-from pylon.api.services import Services
+from pylon.api.services import DataServices
 from pylon.errors import (
     EntityNotFound,
     Forbidden,
@@ -83,11 +83,11 @@ class _ImportResult:
 class Import:
     """``POST /api/import``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: DataServices) -> None:
         self._services = services
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        if not caller_of(req, self._services).auth.is_admin:
+        if not caller_of(req, self._services.requests).auth.is_admin:
             raise Forbidden("Admin access required for data import")
         ids = text_value(req, "ids") or "keep"
         if ids not in ("keep", "new"):
@@ -98,7 +98,7 @@ class Import:
             resp.stream = self._answer_lines(_from_lines(raw), ids == "keep")
             return
         tally = _ImportResult()
-        sent = decoded(req, self._services, raw, _from_document)
+        sent = decoded(req, self._services.requests, raw, _from_document)
         for _ in self._portions(sent, ids == "keep", tally):
             pass
         send(resp, tally.result())

@@ -20,7 +20,7 @@ from pylon.api.http.body import decode_json, read_body
 from pylon.api.http.callers import address_of, caller_of
 from pylon.api.http.idempotency import key_of, say_replayed
 from pylon.api.http.responses import send
-from pylon.api.services import Services
+from pylon.api.services import DataServices
 from pylon.auth_context import AuthContext
 from pylon.errors import NotFound
 from pylon.manifest.model import Entity, Relation
@@ -30,7 +30,7 @@ from pylon.storage.ops import OpKey, UpdateRow
 class Link:
     """``POST /api/link``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: DataServices) -> None:
         self._services = services
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -40,7 +40,7 @@ class Link:
 class Unlink:
     """``POST /api/unlink``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: DataServices) -> None:
         self._services = services
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -48,13 +48,13 @@ class Unlink:
 
 
 def _answer(
-    services: Services, req: falcon.Request, resp: falcon.Response, linked: bool
+    services: DataServices, req: falcon.Request, resp: falcon.Response, linked: bool
 ) -> None:
-    auth = caller_of(req, services).auth
+    auth = caller_of(req, services.requests).auth
     raw = read_body(req)
-    decoded = decode_json(req, services, raw)
+    decoded = decode_json(req, services.requests, raw)
     body = LINK.convert(decoded) if linked else UNLINK.convert(decoded)
-    key = key_of(req, services, auth, raw)
+    key = key_of(req, services.requests, auth, raw)
     entity = entity_named(services.app, body.entity, auth)
     row_id = body.id
     relation = relation_of(entity, body.relation)
@@ -67,7 +67,7 @@ def _answer(
         target_id = LINK.convert(decoded).target_id
         op = _update_target(services, auth, entity, row_id, relation, target_id, linked, key)
     try:
-        reply = submit(services, auth, lambda: address_of(req, services), op)
+        reply = submit(services, auth, lambda: address_of(req, services.requests), op)
     except NotFound as error:
         missing = "Source" if op.entity == entity.name and op.row_id == row_id else "Target"
         raise NotFound(f"{missing} entity not found") from error
@@ -77,7 +77,7 @@ def _answer(
     send(resp, {"linked" if linked else "unlinked": True})
 
 
-def _is_own_field(services: Services, entity: Entity, relation: Relation) -> bool:
+def _is_own_field(services: DataServices, entity: Entity, relation: Relation) -> bool:
     """Whether the relation is a field of the row itself; a to-many one is, where its target has
     no such field (as in graph queries)."""
     target = services.app.manifest.by_name[relation.target]
@@ -85,7 +85,7 @@ def _is_own_field(services: Services, entity: Entity, relation: Relation) -> boo
 
 
 def _update_target(
-    services: Services, auth: AuthContext, entity: Entity, row_id: str, relation: Relation,
+    services: DataServices, auth: AuthContext, entity: Entity, row_id: str, relation: Relation,
     target_id: str, linked: bool, key: OpKey | None,
 ) -> UpdateRow:
     """The update of the row at the other end of a to-many relation."""

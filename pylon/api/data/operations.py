@@ -24,7 +24,7 @@ from pylon.api.data.access import entity_named
 from pylon.api.data.bodies import Operation
 from pylon.api.data.conflicts import Address, submit_all
 from pylon.api.http.unreadable import problem_of, readable
-from pylon.api.services import Services
+from pylon.api.services import DataServices
 from pylon.api.sync.bodies import PushedChange
 from pylon.app import App
 from pylon.auth_context import AuthContext
@@ -161,8 +161,8 @@ class OperationRun(Generic[Op]):
     )
 
     def __init__(
-        self, services: Services, auth: AuthContext, address: Address, envelope: Envelope[Op], *,
-        raises_unavailable: bool,
+        self, services: DataServices, auth: AuthContext, address: Address,
+        envelope: Envelope[Op], *, raises_unavailable: bool,
     ) -> None:
         """
         Args:

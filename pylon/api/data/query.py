@@ -15,7 +15,7 @@ from pylon.api.data.query_cache import answered, scope_of
 from pylon.api.http.body import decoded, read_body
 from pylon.api.http.callers import caller_of, subject_of
 from pylon.api.http.responses import send_raw
-from pylon.api.services import Services
+from pylon.api.services import DataServices
 from pylon.errors import NotFound
 from pylon.storage.sqlite.filters import parse_filter
 from pylon.values import decode_query
@@ -26,32 +26,33 @@ _SHOWN_CHARS: Final = 200
 class EntityQuery:
     """``POST /api/query/{entity}``: a bare array of the rows that match a filter."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: DataServices) -> None:
         self._services = services
         self._list_limit = services.app.config.list_limit
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
         services = self._services
-        auth = caller_of(req, services).auth
+        auth = caller_of(req, services.requests).auth
         named = entity_named(services.app, entity, auth)
         allowed = readable(services.app, named, auth)
         raw = read_body(req)
 
         def read() -> bytes:
-            asked = decoded(req, services, raw, decode_query)
+            asked = decoded(req, services.requests, raw, decode_query)
             query = parse_filter(named, asked, self._list_limit, allowed)
             return services.store.scan(
-                lambda reader: reader.page(named.name, query), caller=subject_of(req, services)
+                lambda reader: reader.page(named.name, query),
+                caller=subject_of(req, services.requests),
             )[1]
 
         key = ("query", named.name, scope_of(allowed, auth))
-        send_raw(resp, answered(services.answers, services.store, key, raw, read))
+        send_raw(resp, answered(services.query_cache, services.store, key, raw, read))
 
 
 class Lookup:
     """``GET /api/lookup/{entity}/{field}/{value}``: the first row whose field has the value."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: DataServices) -> None:
         self._services = services
 
     def on_get(
@@ -59,12 +60,12 @@ class Lookup:
     ) -> None:
         services = self._services
         started_s = services.app.clock.monotonic_s()
-        auth = caller_of(req, services).auth
+        auth = caller_of(req, services.requests).auth
         named = entity_named(services.app, entity, auth)
         allowed = readable(services.app, named, auth)
         row = services.store.scan(
             lambda reader: reader.lookup(named.name, field, value, allowed),
-            caller=subject_of(req, services),
+            caller=subject_of(req, services.requests),
         )
         if row is None:
             wait_before_absence(services.app, named, auth, started_s)

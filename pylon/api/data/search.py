@@ -26,7 +26,7 @@ from pylon.api.data.access import entity_named, readable
 from pylon.api.http.body import decoded, read_body
 from pylon.api.http.callers import caller_of, subject_of
 from pylon.api.http.responses import joined, send_raw
-from pylon.api.services import Services
+from pylon.api.services import DataServices
 from pylon.errors import InvalidQuery, LimitExceeded, SearchNotConfigured
 from pylon.manifest.model import Entity, Field, FieldType, Search
 from pylon.storage.clause import SqlClause, Work
@@ -62,21 +62,21 @@ class _Wanted:
 class EntitySearch:
     """``POST /api/search/{entity}``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: DataServices) -> None:
         self._services = services
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
         services = self._services
         clock = services.app.clock
         started_s = clock.monotonic_s()
-        auth = caller_of(req, services).auth
+        auth = caller_of(req, services.requests).auth
         named = entity_named(services.app, entity, auth)
         allowed = readable(services.app, named, auth)
-        asked = decoded(req, services, read_body(req), decode_query)
+        asked = decoded(req, services.requests, read_body(req), decode_query)
         wanted = _wanted(named, _search_of(named), asked)
         rows, facet_counts = services.store.scan(
             lambda reader: _find(reader, named, wanted, allowed), inline=not wanted.words.params,
-            caller=subject_of(req, services),
+            caller=subject_of(req, services.requests),
         )
         took_ms = round((clock.monotonic_s() - started_s) * 1000)
         send_raw(

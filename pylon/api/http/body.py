@@ -4,8 +4,8 @@ A declared length over limits.BODY_BYTES is refused before a byte is read; a chu
 counted while it is read. A client that is slower than limits.HTTP_REQUEST_S is given up.
 
 A body of more than limits.JSON_INLINE_BYTES is scanned and decoded in the thread pool, one at a
-time, callers in turn (`Services.decoding`). PERF: the scan lets other greenlets run; the decoder
-holds the interpreter for 10 to 30 ms, which limits.JSON_NODES bounds.
+time, callers in turn (`RequestServices.decoding`). PERF: the scan lets other greenlets run; the
+decoder holds the interpreter for 10 to 30 ms, which limits.JSON_NODES bounds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import msgspec
 from pylon import limits
 from pylon.api.http.body_types import BodyType
 from pylon.api.http.callers import subject_of
-from pylon.api.services import Services
+from pylon.api.services import RequestServices
 from pylon.errors import InvalidJson, PayloadTooLarge, RequestTimeout, Unavailable
 from pylon.values import decode_body
 
@@ -31,7 +31,7 @@ B = TypeVar("B", bound=msgspec.Struct)
 _CHUNK_BYTES: Final = 65_536
 
 
-def read_json(req: falcon.Request, services: Services) -> Any:
+def read_json(req: falcon.Request, services: RequestServices) -> Any:
     """The decoded body. Identify the caller first: decoding a large body counts for a caller.
 
     Raises:
@@ -43,7 +43,7 @@ def read_json(req: falcon.Request, services: Services) -> Any:
     return decode_json(req, services, read_body(req))
 
 
-def read_typed(req: falcon.Request, services: Services, body_type: BodyType[B]) -> B:
+def read_typed(req: falcon.Request, services: RequestServices, body_type: BodyType[B]) -> B:
     """The typed body.
 
     Raises:
@@ -52,13 +52,13 @@ def read_typed(req: falcon.Request, services: Services, body_type: BodyType[B]) 
     return body_type.convert(read_json(req, services))
 
 
-def decode_json(req: falcon.Request, services: Services, raw: bytes) -> Any:
+def decode_json(req: falcon.Request, services: RequestServices, raw: bytes) -> Any:
     """The same for a body that was read."""
     return decoded(req, services, raw, decode_body)
 
 
 def decoded(
-    req: falcon.Request, services: Services, raw: bytes, decode: Callable[[bytes], T]
+    req: falcon.Request, services: RequestServices, raw: bytes, decode: Callable[[bytes], T]
 ) -> T:
     """The result of `decode` for a body, in the thread pool if the body is large."""
     if len(raw) <= limits.JSON_INLINE_BYTES:

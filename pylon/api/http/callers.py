@@ -11,7 +11,7 @@ from __future__ import annotations
 import falcon
 
 from pylon import rates
-from pylon.api.services import Services
+from pylon.api.services import RequestServices
 from pylon.auth.cookies import cookie_value
 from pylon.auth.forwarded import client_address
 from pylon.auth.sessions import ANONYMOUS_CALLER
@@ -19,7 +19,7 @@ from pylon.auth.tokens import bearer_token
 from pylon.auth_context import Caller
 
 
-def token_of(req: falcon.Request, services: Services) -> str | None:
+def token_of(req: falcon.Request, services: RequestServices) -> str | None:
     """The token that the request carries, from wherever it carries it."""
     token = bearer_token(req.env.get("HTTP_AUTHORIZATION"))
     if token is not None:
@@ -27,7 +27,7 @@ def token_of(req: falcon.Request, services: Services) -> str | None:
     return cookie_value(req.env.get("HTTP_COOKIE"), services.cookie.name)
 
 
-def caller_of(req: falcon.Request, services: Services) -> Caller:
+def caller_of(req: falcon.Request, services: RequestServices) -> Caller:
     """Who asks."""
     env = req.env
     caller: Caller | None = env.get("pylon.caller")
@@ -37,19 +37,19 @@ def caller_of(req: falcon.Request, services: Services) -> Caller:
     if carried == (None, None):
         caller = ANONYMOUS_CALLER
     else:
-        caller = services.callers.find(carried)
+        caller = services.session_cache.find(carried)
         if caller is None:
-            caller = services.callers.look_up(carried, token_of(req, services))
+            caller = services.session_cache.look_up(carried, token_of(req, services))
     env["pylon.caller"] = caller
     return caller
 
 
-def subject_of(req: falcon.Request, services: Services) -> str:
+def subject_of(req: falcon.Request, services: RequestServices) -> str:
     """The caller against whose share of the worker a request counts."""
     return rates.subject_of(caller_of(req, services).auth, address_of(req, services))
 
 
-def address_of(req: falcon.Request, services: Services) -> str:
+def address_of(req: falcon.Request, services: RequestServices) -> str:
     """The client's address, seen through the trusted proxies."""
     return client_address(
         req.env.get("REMOTE_ADDR", ""),

@@ -15,7 +15,7 @@ import falcon
 
 from pylon import limits
 from pylon.api.http.callers import address_of
-from pylon.api.services import Services
+from pylon.api.services import RequestServices
 from pylon.auth_context import AuthContext
 from pylon.errors import InvalidData
 from pylon.storage.ops import OpKey
@@ -35,7 +35,7 @@ def identity_of(auth: AuthContext, client_id: object, address: str) -> str:
 
 
 def key_of(
-    req: falcon.Request, services: Services, auth: AuthContext, raw: bytes
+    req: falcon.Request, services: RequestServices, auth: AuthContext, raw: bytes
 ) -> OpKey | None:
     """The key of a request, or None where it has none.
 

@@ -20,7 +20,7 @@ import falcon
 from pylon import limits, metrics
 from pylon.api.http.callers import address_of
 from pylon.api.http.routing import mark_page_name, mark_slashes
-from pylon.api.services import Services
+from pylon.api.services import RequestServices
 from pylon.auth.cookies import has_conflict
 from pylon.auth.origin import SAFE_METHODS, cors_headers
 from pylon.auth.tokens import bearer_token
@@ -49,7 +49,7 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "O
 class RequestMiddleware:
     """Falcon middleware. One for each app."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: RequestServices) -> None:
         self._services = services
         self._clock = services.app.clock
         self._random = services.app.random

@@ -16,7 +16,7 @@ from pylon.api.http.body import read_typed
 from pylon.api.http.callers import address_of, caller_of, token_of
 from pylon.api.http.responses import send
 from pylon.api.identity.bodies import MINT_SESSION
-from pylon.api.services import Services
+from pylon.api.services import IdentityServices
 from pylon.auth.devices import device_label
 from pylon.auth.sessions import NewSession, new_session
 from pylon.auth_context import AuthContext
@@ -31,7 +31,7 @@ _GUEST_BYTES = 16
 class Sessions:
     """Makes and ends sessions; shared by the resources below."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: IdentityServices) -> None:
         self._services = services
         self._guest_rate = guests(services.app.config.guests_per_ip_per_min)
 
@@ -61,25 +61,25 @@ class Sessions:
         Raises:
             RateLimited: the address has made too many.
         """
-        address = address_of(req, self._services)
-        self._services.limiter.require(self._guest_rate, address_subject(address))
+        address = address_of(req, self._services.requests)
+        self._services.requests.limiter.require(self._guest_rate, address_subject(address))
         user_id = f"guest_{self._services.app.random.token_hex(_GUEST_BYTES)}"
         session = self.made(req, user_id, is_guest=True)
         self._services.writer.submit(session.put)
         if "HTTP_ORIGIN" in req.env:
-            resp.append_header("set-cookie", self._services.cookie.set(session.token))
+            resp.append_header("set-cookie", self._services.requests.cookie.set(session.token))
         return session
 
     def revoked(self, session_id: str) -> None:
         """Tell the other processes that a session has ended."""
-        self._services.callers.forget()
+        self._services.requests.session_cache.forget()
         self._services.send_signal(SessionRevoked(session_id))
 
 
 class Guest:
     """``POST /api/auth/guest``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: IdentityServices) -> None:
         self._sessions = Sessions(services)
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -91,7 +91,7 @@ class Guest:
 class Anonymous:
     """``POST /api/auth/anonymous``: the same, with another answer."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: IdentityServices) -> None:
         self._sessions = Sessions(services)
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -110,11 +110,11 @@ class Anonymous:
 class Me:
     """``GET /api/auth/me``: the auth context, also of nobody."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: IdentityServices) -> None:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        send(resp, caller_of(req, self._services).auth.to_json())
+        send(resp, caller_of(req, self._services.requests).auth.to_json())
 
     on_head = on_get
 
@@ -122,12 +122,12 @@ class Me:
 class Session:
     """``/api/auth/session``: show it, mint one, end it."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: IdentityServices) -> None:
         self._services = services
         self._sessions = Sessions(services)
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        auth = caller_of(req, self._services).auth
+        auth = caller_of(req, self._services.requests).auth
         context = auth.to_json()
         avatar_url = context.pop("avatar_url")
         user = self._user_row(auth)
@@ -137,21 +137,21 @@ class Session:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         services = self._services
-        is_admin = caller_of(req, services).auth.is_admin
+        is_admin = caller_of(req, services.requests).auth.is_admin
         if not services.app.config.dev_mode and not is_admin:
             raise Forbidden("/api/auth/session requires admin auth in non-dev mode")
-        user_id = read_typed(req, services, MINT_SESSION).user_id
+        user_id = read_typed(req, services.requests, MINT_SESSION).user_id
         session = self._sessions.made(req, user_id)
         services.writer.submit(session.put)
         send(resp, {"token": session.token, "user_id": user_id}, 201)
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response) -> None:
         services = self._services
-        session_id = caller_of(req, services).session_id
+        session_id = caller_of(req, services.requests).session_id
         if session_id is not None:
             services.writer.submit(DropSession(session_id))
             self._sessions.revoked(session_id)
-        resp.append_header("set-cookie", services.cookie.cleared())
+        resp.append_header("set-cookie", services.requests.cookie.cleared())
         send(resp, {"revoked": True})
 
     def _user_row(self, auth: AuthContext) -> dict[str, Any] | None:
@@ -181,15 +181,15 @@ class Session:
 class Refresh:
     """``POST /api/auth/refresh``: a new token for the old one, which stops working."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: IdentityServices) -> None:
         self._services = services
         self._sessions = Sessions(services)
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         services = self._services
-        if not token_of(req, services):
+        if not token_of(req, services.requests):
             raise AuthRequired("Login required")
-        caller = caller_of(req, services)
+        caller = caller_of(req, services.requests)
         auth, old_id = caller.auth, caller.session_id
         if old_id is None or auth.user_id is None:
             raise SessionExpired("The session is unknown or has expired: sign in again")

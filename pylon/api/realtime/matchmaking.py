@@ -17,7 +17,7 @@ from pylon.api.http.body import read_typed
 from pylon.api.http.callers import address_of, caller_of
 from pylon.api.http.responses import send_raw
 from pylon.api.realtime.bodies import ENQUEUE
-from pylon.api.services import Services
+from pylon.api.services import RealtimeServices
 from pylon.bus.shards import AcknowledgeMatch, Dequeue, Enqueue, MatchCommand, MatchStatus
 from pylon.errors import AuthRequired
 from pylon.rates import MATCHES_BY_ADDRESS, MATCHES_BY_USER, address_subject, user_subject
@@ -26,7 +26,7 @@ from pylon.rates import MATCHES_BY_ADDRESS, MATCHES_BY_USER, address_subject, us
 class Match:
     """``/api/matchmaking``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: RealtimeServices) -> None:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -36,11 +36,12 @@ class Match:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         player = _player(self._services, req)
-        if not caller_of(req, self._services).auth.is_admin:
-            limiter = self._services.limiter
-            limiter.require(MATCHES_BY_USER, user_subject(player))
-            limiter.require(MATCHES_BY_ADDRESS, address_subject(address_of(req, self._services)))
-        body = read_typed(req, self._services, ENQUEUE)
+        if not caller_of(req, self._services.requests).auth.is_admin:
+            requests = self._services.requests
+            address = address_of(req, requests)
+            requests.limiter.require(MATCHES_BY_USER, user_subject(player))
+            requests.limiter.require(MATCHES_BY_ADDRESS, address_subject(address))
+        body = read_typed(req, self._services.requests, ENQUEUE)
         _answer(self._services, resp, Enqueue(player, body.criteria))
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -50,19 +51,19 @@ class Match:
 class MatchAck:
     """``POST /api/matchmaking/ack``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: RealtimeServices) -> None:
         self._services = services
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         _answer(self._services, resp, AcknowledgeMatch(_player(self._services, req)))
 
 
-def _answer(services: Services, resp: falcon.Response, command: MatchCommand) -> None:
-    send_raw(resp, services.shards.of_matchmaker(command))
+def _answer(services: RealtimeServices, resp: falcon.Response, command: MatchCommand) -> None:
+    send_raw(resp, services.shards.for_matchmaker(command))
 
 
-def _player(services: Services, req: falcon.Request) -> str:
-    auth = caller_of(req, services).auth
+def _player(services: RealtimeServices, req: falcon.Request) -> str:
+    auth = caller_of(req, services.requests).auth
     if auth.user_id is None:
         raise AuthRequired("Authentication required")
     named = req.get_param("player") if auth.is_admin else None

@@ -11,7 +11,7 @@ from pylon.api.http.callers import caller_of
 from pylon.api.http.parameters import whole_number
 from pylon.api.http.responses import send_raw
 from pylon.api.realtime.bodies import PUBLISH
-from pylon.api.services import Services
+from pylon.api.services import RealtimeServices
 from pylon.bus.rooms_messages import GetChannels, GetHistory, Publish
 from pylon.errors import Forbidden, LimitExceeded
 
@@ -19,12 +19,12 @@ from pylon.errors import Forbidden, LimitExceeded
 class PublishTo:
     """``POST /api/pubsub/publish``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: RealtimeServices) -> None:
         self._services = services
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         _admins_only(self._services, req)
-        body = read_typed(req, self._services, PUBLISH)
+        body = read_typed(req, self._services.requests, PUBLISH)
         if len(body.message.encode()) > limits.CHANNEL_MESSAGE_BYTES:
             raise LimitExceeded(
                 f"message is larger than {limits.CHANNEL_MESSAGE_BYTES} bytes in UTF-8"
@@ -36,7 +36,7 @@ class PublishTo:
 class ChannelList:
     """``GET /api/pubsub/channels``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: RealtimeServices) -> None:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -49,7 +49,7 @@ class ChannelList:
 class History:
     """``GET /api/pubsub/history/{channel}?limit=``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: RealtimeServices) -> None:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, channel: str) -> None:
@@ -63,8 +63,8 @@ class History:
     on_head = on_get
 
 
-def _admins_only(services: Services, req: falcon.Request) -> None:
-    if not caller_of(req, services).auth.is_admin:
+def _admins_only(services: RealtimeServices, req: falcon.Request) -> None:
+    if not caller_of(req, services.requests).auth.is_admin:
         raise Forbidden("Pub/sub requires admin auth")
 
 

@@ -11,7 +11,7 @@ a user and of an address (pylon.rates).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import falcon
 import orjson
@@ -32,7 +32,7 @@ from pylon.api.realtime.bodies import (
     LeaveBody,
     PresenceBody,
 )
-from pylon.api.services import Services
+from pylon.api.services import RealtimeServices
 from pylon.auth.forwarded import network_of
 from pylon.auth_context import AuthContext
 from pylon.bus.rooms_messages import (
@@ -58,15 +58,13 @@ from pylon.rates import (
 )
 
 B = TypeVar("B", JoinBody, LeaveBody, PresenceBody, BroadcastBody)
-_JOINS: Final = (ROOM_JOINS_BY_USER, ROOM_JOINS_BY_ADDRESS)
-_MESSAGES: Final = (ROOM_MESSAGES_BY_USER, ROOM_MESSAGES_BY_ADDRESS)
 
 
 class RoomAction(Generic[B]):
     """``POST /api/rooms/<action>``. A room may have the name of an action: ``GET`` reads it."""
 
     def __init__(
-        self, services: Services, name: str, body_type: BodyType[B],
+        self, services: RealtimeServices, name: str, body_type: BodyType[B],
         command: Callable[[B, str, str], RoomCommand], rates: tuple[Rate, Rate] | None = None,
     ) -> None:
         """
@@ -87,28 +85,29 @@ class RoomAction(Generic[B]):
     on_head = on_get
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        auth = caller_of(req, self._services).auth
+        auth = caller_of(req, self._services.requests).auth
         if auth.user_id is None:
             raise AuthRequired("Authentication required")
-        address = "" if auth.is_admin else address_of(req, self._services)
+        address = "" if auth.is_admin else address_of(req, self._services.requests)
         if self._rates is not None and not auth.is_admin:
             _spend(self._services, self._rates, auth.user_id, address)
-        body = read_typed(req, self._services, self._body_type)
+        body = read_typed(req, self._services.requests, self._body_type)
         network = network_of(address) if address else ""
         command = self._command(body, _acting_user(auth, body.user_id), network)
         send_raw(resp, self._services.rooms.submit(command).body)
 
 
-def join(services: Services) -> RoomAction[JoinBody]:
+def join(services: RealtimeServices) -> RoomAction[JoinBody]:
     """``POST /api/rooms/join``."""
 
     def command(body: JoinBody, user_id: str, network: str) -> RoomCommand:
         return JoinRoom(body.room, user_id, _encode_data(body.data), network)
 
-    return RoomAction(services, "join", JOIN, command, _JOINS)
+    rates = (ROOM_JOINS_BY_USER, ROOM_JOINS_BY_ADDRESS)
+    return RoomAction(services, "join", JOIN, command, rates)
 
 
-def leave(services: Services) -> RoomAction[LeaveBody]:
+def leave(services: RealtimeServices) -> RoomAction[LeaveBody]:
     """``POST /api/rooms/leave``."""
 
     def command(body: LeaveBody, user_id: str, network: str) -> RoomCommand:
@@ -117,28 +116,30 @@ def leave(services: Services) -> RoomAction[LeaveBody]:
     return RoomAction(services, "leave", LEAVE, command)
 
 
-def set_presence(services: Services) -> RoomAction[PresenceBody]:
+def set_presence(services: RealtimeServices) -> RoomAction[PresenceBody]:
     """``POST /api/rooms/presence``."""
 
     def command(body: PresenceBody, user_id: str, network: str) -> RoomCommand:
         return SetPresence(body.room, user_id, _encode_data(body.data))
 
-    return RoomAction(services, "presence", PRESENCE, command, _MESSAGES)
+    rates = (ROOM_MESSAGES_BY_USER, ROOM_MESSAGES_BY_ADDRESS)
+    return RoomAction(services, "presence", PRESENCE, command, rates)
 
 
-def broadcast(services: Services) -> RoomAction[BroadcastBody]:
+def broadcast(services: RealtimeServices) -> RoomAction[BroadcastBody]:
     """``POST /api/rooms/broadcast``."""
 
     def command(body: BroadcastBody, user_id: str, network: str) -> RoomCommand:
         return Broadcast(body.room, user_id, body.topic, _encode_data(body.data))
 
-    return RoomAction(services, "broadcast", BROADCAST, command, _MESSAGES)
+    rates = (ROOM_MESSAGES_BY_USER, ROOM_MESSAGES_BY_ADDRESS)
+    return RoomAction(services, "broadcast", BROADCAST, command, rates)
 
 
 class RoomList:
     """``GET /api/rooms``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: RealtimeServices) -> None:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -151,7 +152,7 @@ class RoomList:
 class Room:
     """``GET /api/rooms/{room}``; the name is decoded, and may have slashes."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: RealtimeServices) -> None:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, room: str) -> None:
@@ -161,28 +162,30 @@ class Room:
 
 
 def _send_room(
-    services: Services, req: falcon.Request, resp: falcon.Response, room: str
+    services: RealtimeServices, req: falcon.Request, resp: falcon.Response, room: str
 ) -> None:
     user_id = _reader_of(services, req)
     _check_room_name(room)
     send_raw(resp, services.rooms.submit(GetRoom(room, user_id)).body)
 
 
-def _reader_of(services: Services, req: falcon.Request) -> str:
+def _reader_of(services: RealtimeServices, req: falcon.Request) -> str:
     """The user id of a caller who reads rooms; counts the request."""
-    auth = caller_of(req, services).auth
+    auth = caller_of(req, services.requests).auth
     if auth.user_id is None:
         raise AuthRequired("Authentication required")
     if not auth.is_admin:
         rates = (ROOM_READS_BY_USER, ROOM_READS_BY_ADDRESS)
-        _spend(services, rates, auth.user_id, address_of(req, services))
+        _spend(services, rates, auth.user_id, address_of(req, services.requests))
     return auth.user_id
 
 
-def _spend(services: Services, rates: tuple[Rate, Rate], user_id: str, address: str) -> None:
-    of_user, of_address = rates
-    services.limiter.require(of_user, user_subject(user_id))
-    services.limiter.require(of_address, address_subject(address))
+def _spend(
+    services: RealtimeServices, rates: tuple[Rate, Rate], user_id: str, address: str
+) -> None:
+    user_rate, address_rate = rates
+    services.requests.limiter.require(user_rate, user_subject(user_id))
+    services.requests.limiter.require(address_rate, address_subject(address))
 
 
 def _acting_user(auth: AuthContext, named: object) -> str:

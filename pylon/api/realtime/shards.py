@@ -16,7 +16,7 @@ from pylon.api.http.body import read_typed
 from pylon.api.http.callers import caller_of
 from pylon.api.http.responses import send_raw
 from pylon.api.realtime.bodies import MAKE_SHARD, MOVE_SHARD, SHARD_INPUT
-from pylon.api.services import Services
+from pylon.api.services import RealtimeServices
 from pylon.auth_context import AuthContext
 from pylon.bus.shards import (
     DescribeAll,
@@ -43,7 +43,7 @@ _PUBLIC: Final = ("id", "running", "tick", "subscribers", "input_queue")
 class ShardList:
     """``GET`` and ``POST /api/shards``, for admins."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: RealtimeServices) -> None:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -61,18 +61,18 @@ class ShardList:
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Make a shard, unless it is there: ``{"id", "params"?}``."""
         _admins_only(self._services, req)
-        body = read_typed(req, self._services, MAKE_SHARD)
+        body = read_typed(req, self._services.requests, MAKE_SHARD)
         send_raw(resp, self._services.shards.for_shard(MakeShard(body.id, body.params)))
 
 
 class OneShard:
     """``GET`` and ``DELETE /api/shards/{shard_id}``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: RealtimeServices) -> None:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, shard_id: str) -> None:
-        is_admin = caller_of(req, self._services).auth.is_admin
+        is_admin = caller_of(req, self._services.requests).auth.is_admin
         answer = self._services.shards.for_shard(DescribeShard(shard_id))
         if not is_admin:
             shard = msgspec.json.decode(answer)
@@ -90,12 +90,12 @@ class OneShard:
 class ShardInput:
     """``POST /api/shards/{shard_id}/input``: ``{"input", "subscriber_id"?, "client_seq"?}``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: RealtimeServices) -> None:
         self._services = services
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, shard_id: str) -> None:
-        auth = caller_of(req, self._services).auth
-        body = read_typed(req, self._services, SHARD_INPUT)
+        auth = caller_of(req, self._services.requests).auth
+        body = read_typed(req, self._services.requests, SHARD_INPUT)
         sid = _subscriber(auth, body.subscriber_id, req.get_param("sid"))
         raw = msgspec.json.encode(body.input)
         command = SubmitInput(shard_id, sid, auth, raw, body.client_seq)
@@ -106,7 +106,7 @@ class ShardMove:
     """``POST /api/shards/{shard_id}/move``: ``{"worker": "2"}``, for admins. It is saved where
     it is, its subscribers come back, and it goes on there."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: RealtimeServices) -> None:
         self._services = services
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, shard_id: str) -> None:
@@ -115,7 +115,7 @@ class ShardMove:
         workers = services.app.config.workers_of("shards")
         if not workers:
             raise _no_shards()
-        worker = read_typed(req, services, MOVE_SHARD).worker
+        worker = read_typed(req, services.requests, MOVE_SHARD).worker
         names = [str(number) for number in range(1, workers + 1)]
         if worker is not None and worker not in names:
             raise InvalidData(
@@ -128,7 +128,7 @@ class ShardMove:
 class ShardConnect:
     """``GET /api/shards/{shard_id}/connect`` that no shards worker took from the server."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: RealtimeServices) -> None:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, shard_id: str) -> None:
@@ -143,7 +143,7 @@ def _no_shards() -> ShardsNotAvailable:
     )
 
 
-def _submitted(services: Services, command: ShardCommand) -> bytes:
+def _submitted(services: RealtimeServices, command: ShardCommand) -> bytes:
     try:
         return services.shards.for_shard(command)
     except Unauthorized as ex:  # the bus carries the code, which both have
@@ -161,6 +161,6 @@ def _subscriber(auth: AuthContext, named: str | None, sid: str | None) -> str:
     return named
 
 
-def _admins_only(services: Services, req: falcon.Request) -> None:
-    if not caller_of(req, services).auth.is_admin:
+def _admins_only(services: RealtimeServices, req: falcon.Request) -> None:
+    if not caller_of(req, services.requests).auth.is_admin:
         raise Forbidden("Admin access required")

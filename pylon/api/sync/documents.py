@@ -21,7 +21,7 @@ from pylon.api.data.entities import SEQ_HEADER
 from pylon.api.http.body import read_typed
 from pylon.api.http.callers import address_of, caller_of, subject_of
 from pylon.api.http.responses import send
-from pylon.api.services import Services
+from pylon.api.services import DataServices, MergeChecker
 from pylon.api.sync.bodies import DOCUMENT_UPDATE, DocumentUpdateBody
 from pylon.auth_context import AuthContext
 from pylon.errors import (
@@ -47,15 +47,16 @@ PREFIX = "/api/crdt"
 class DocumentPush:
     """``POST /api/crdt/{entity}/{row_id}``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: DataServices, merge_checker: MergeChecker) -> None:
         self._services = services
+        self._merge_checker = merge_checker
 
     def on_post(
         self, req: falcon.Request, resp: falcon.Response, entity: str, row_id: str
     ) -> None:
         services = self._services
         started_s = services.app.clock.monotonic_s()
-        auth = caller_of(req, services).auth
+        auth = caller_of(req, services.requests).auth
         if auth.user_id is None and not auth.is_admin:
             raise AuthRequired("Authentication required")
         if not row_id:
@@ -63,16 +64,16 @@ class DocumentPush:
         named = entity_named(services.app, entity, auth)
         if not named.crdt:
             raise NotSupported(f'{named.name} has no documents: its manifest says "crdt": false')
-        subject = subject_of(req, services)
+        subject = subject_of(req, services.requests)
         if not auth.is_admin:
-            _spend_push(services, auth, address_of(req, services))
+            _spend_push(services, auth, address_of(req, services.requests))
         self._check_rights(named, row_id, auth, started_s)
-        update = _decode_update(read_typed(req, services, DOCUMENT_UPDATE))
+        update = _decode_update(read_typed(req, services.requests, DOCUMENT_UPDATE))
         stored = services.store.point(lambda reader: reader.document(named.name, row_id))
         parts = () if stored is None else stored.parts
-        update = services.tasting.check_merge(parts, update, subject)
+        update = self._merge_checker.check_merge(parts, update, subject)
         push = PushDocument(named.name, row_id, update, auth)
-        reply = submit(services, auth, lambda: address_of(req, services), push)
+        reply = submit(services, auth, lambda: address_of(req, services.requests), push)
         if reply.seq:
             resp.set_header(SEQ_HEADER, str(reply.seq))
         send(resp, {"ok": True})
@@ -98,15 +99,15 @@ class DocumentPush:
             raise rules.denied("update", auth)
 
 
-def _spend_push(services: Services, auth: AuthContext, address: str) -> None:
+def _spend_push(services: DataServices, auth: AuthContext, address: str) -> None:
     """Charge the identity; and its address for a guest, whom anybody may make.
 
     Raises:
         RateLimited: either has pushed too often.
     """
-    services.limiter.require(DOCUMENT_PUSHES_BY_USER, user_subject(auth.user_id or ""))
+    services.requests.limiter.require(DOCUMENT_PUSHES_BY_USER, user_subject(auth.user_id or ""))
     if auth.is_guest:
-        services.limiter.require(DOCUMENT_PUSHES_BY_ADDRESS, address_subject(address))
+        services.requests.limiter.require(DOCUMENT_PUSHES_BY_ADDRESS, address_subject(address))
 
 
 def bad_path(req: falcon.Request, resp: falcon.Response, **parameters: object) -> NoReturn:

@@ -1,9 +1,12 @@
-"""Noting how far each client has pulled (`pylon.changelog.hints`), before its answer leaves.
+"""Cursor hints of pulls: how far each client has pulled, published before its response leaves.
 
-Invariant: a pull is answered only after its note is written. The worker writes one note for each
+The hubs read the hints (`pylon.changelog.hints`), so that the socket that a client opens after a
+pull begins where the pull ended.
+
+Invariant: a pull is answered only after its hint is written. The worker writes one hint for each
 key and quarter of the window, and another one whenever the cursor is smaller. Bounds: those of
-`CursorHints`, which holds the notes that were written lately. Called by `pylon.api.sync.pull`; one
-for each HTTP worker.
+`CursorHints`, which keeps the hints written last. One for each HTTP worker; called by
+`pylon.api.sync.pull`.
 """
 
 from __future__ import annotations
@@ -17,20 +20,23 @@ Write = Callable[[int, int], object]
 
 
 class HintPublisher:
-    """The notes of one HTTP worker. Used from one thread."""
+    """The hints of one HTTP worker. Used from one thread."""
 
-    __slots__ = ("_told", "_write")
+    __slots__ = ("_published", "_write")
 
     def __init__(self, write: Write, clock: Clock) -> None:
-        """Args: `write` puts a key and its cursor where the hubs find it."""
+        """
+        Args:
+            write: puts a key and its cursor where the hubs find them.
+        """
         self._write = write
-        self._told = CursorHints(clock)
+        self._published = CursorHints(clock)
 
-    def note(self, key: int, cursor: int) -> None:
-        """Tell that a client of `key` will have everything up to `cursor`.
+    def publish(self, key: int, cursor: int) -> None:
+        """Publish that a client of `key` will have everything up to `cursor`.
 
         Raises:
-            StoreUnavailable: the note cannot be written.
+            StoreUnavailable: the hint cannot be written.
         """
-        if self._told.put(key, cursor):
+        if self._published.put(key, cursor):
             self._write(key, cursor)

@@ -1,4 +1,4 @@
-"""Sync: pull and push (spec/http.md §3.9, spec/realtime.md §1.4, §1.5).
+"""Pull (spec/http.md §3.9, spec/realtime.md §1.4).
 
 Each pull writes a cursor note before its answer leaves, so that the socket that the client
 opens next begins at the pull's first cursor. The pull's last cursor would not do: the answer may
@@ -17,13 +17,10 @@ from typing import Final
 import falcon
 
 from pylon.api.data.query_cache import version_of
-from pylon.api.http.body import decoded, read_body
 from pylon.api.http.callers import address_of, caller_of, subject_of
-from pylon.api.http.idempotency import key_of, say_replayed
 from pylon.api.http.parameters import text_value
-from pylon.api.http.responses import send, send_raw
-from pylon.api.services import Services
-from pylon.api.sync.push import decode_push, push
+from pylon.api.http.responses import send_raw
+from pylon.api.services import DataServices, SyncServices
 from pylon.auth_context import AuthContext
 from pylon.changelog.hints import note_key
 from pylon.changelog.pull import Pulled, delta, snapshot
@@ -37,8 +34,9 @@ _SMALL_BYTES: Final = 256 * 1024
 class Pull:
     """``GET /api/sync/pull``."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: DataServices, sync: SyncServices) -> None:
         self._services = services
+        self._sync = sync
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         if text_value(req, "snapshot_after"):
@@ -48,18 +46,18 @@ class Pull:
                 hint="Pull again with since=0 and without snapshot_after",
             )
         services = self._services
-        caller = caller_of(req, services)
-        key = note_key(caller.session_id, address_of(req, services))
+        caller = caller_of(req, services.requests)
+        key = note_key(caller.session_id, address_of(req, services.requests))
         since = _cursor(text_value(req, "since"))
         app = services.app
         if since == 0:
             head = services.store.point(lambda reader: reader.head_seq())
-            subject = subject_of(req, services)
+            subject = subject_of(req, services.requests)
             pieces = services.turns.paced(
                 snapshot(services.store, app.manifest, app.rules, caller.auth, subject), subject
             )
             first = _leading(pieces)
-            services.notes.note(key, head)
+            self._sync.hints.publish(key, head)
             if len(first) < _SMALL_BYTES:
                 send_raw(resp, first)
             else:
@@ -72,57 +70,36 @@ class Pull:
         except ResyncRequired:
             raise
         except PylonError:
-            services.notes.note(key, since)
+            self._sync.hints.publish(key, since)
             raise
         if len(pulled.body) > _PIECE_BYTES:
             # It took long and is paid for now: others, and then other callers' long ones, come
             # before this caller's next.
-            services.turns.wait(subject_of(req, services))
-        services.notes.note(key, pulled.cursor if pulled.has_more else since)
+            services.turns.wait(subject_of(req, services.requests))
+        self._sync.hints.publish(key, pulled.cursor if pulled.has_more else since)
         send_raw(resp, pulled.body)
 
     on_head = on_get
 
     def _noted(self, key: int, cursor: int) -> Iterator[bytes]:
         """No more of an answer, but a note that its client has all of it."""
-        self._services.notes.note(key, cursor)
+        self._sync.hints.publish(key, cursor)
         yield from ()
 
     def _delta(self, auth: AuthContext, since: int) -> Pulled:
         """What all who follow the changes ask for after each of them."""
         services = self._services
-        rules, answers = services.app.rules, services.pulls
+        rules, answers = services.app.rules, self._sync.pull_cache
         if not answers.should_probe():
-            return delta(services.feed, rules, auth, since)
+            return delta(self._sync.feed, rules, auth, since)
         # Admins also see what is left of entities that are no more.
         key = (auth if auth.is_admin or not rules.is_open else None, since)
         version = version_of(services.store)
         pulled = answers.find(version, key)
         if pulled is None:
-            pulled = delta(services.feed, rules, auth, since)
+            pulled = delta(self._sync.feed, rules, auth, since)
             answers.keep(version, key, pulled, len(pulled.body))
         return pulled
-
-
-class Push:
-    """``POST /api/sync/push``."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
-
-    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        services = self._services
-        auth = caller_of(req, services).auth
-        address = address_of(req, services)
-        raw = read_body(req)
-        body, is_doubtful = decoded(req, services, raw, decode_push)
-        answer = push(
-            services, auth, body, address, key_of(req, services, auth, raw),
-            is_doubtful=is_doubtful,
-        )
-        if answer["deduped"] and answer["deduped"] == answer["applied"]:
-            say_replayed(resp)
-        send(resp, answer)
 
 
 def _cursor(raw: str | None) -> int:

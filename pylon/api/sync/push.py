@@ -22,13 +22,17 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import falcon
 import msgspec
 
 from pylon import limits
 from pylon.api.data.operations import Entry, Envelope, OperationRun, read_entry
-from pylon.api.http.idempotency import identity_of, part
+from pylon.api.http.body import decoded, read_body
+from pylon.api.http.callers import address_of, caller_of
+from pylon.api.http.idempotency import identity_of, key_of, part, say_replayed
+from pylon.api.http.responses import send
 from pylon.api.http.unreadable import decode_changes
-from pylon.api.services import Services
+from pylon.api.services import DataServices
 from pylon.api.sync.bodies import PUSH, PushedChange
 from pylon.auth_context import AuthContext
 from pylon.errors import InvalidData, InvalidJson, LimitExceeded
@@ -46,6 +50,27 @@ _NULL: Final = msgspec.Raw(b"null")
 _ENVELOPE: Final = Envelope(
     PushedChange, "A change", "a row_id", "kind must be one of insert, update, delete"
 )
+
+
+class Push:
+    """``POST /api/sync/push``."""
+
+    def __init__(self, services: DataServices) -> None:
+        self._services = services
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        services = self._services
+        auth = caller_of(req, services.requests).auth
+        address = address_of(req, services.requests)
+        raw = read_body(req)
+        body, is_doubtful = decoded(req, services.requests, raw, decode_push)
+        answer = execute_push(
+            services, auth, body, address, key_of(req, services.requests, auth, raw),
+            is_doubtful=is_doubtful,
+        )
+        if answer["deduped"] and answer["deduped"] == answer["applied"]:
+            say_replayed(resp)
+        send(resp, answer)
 
 
 class _LongPush(msgspec.Struct):
@@ -78,8 +103,8 @@ def decode_push(raw: bytes) -> tuple[Any, bool]:
     return {"changes": changes + [None] * len(rest), "client_id": client_id}, is_doubtful
 
 
-def push(
-    services: Services, auth: AuthContext, body: object, address: str, key: OpKey | None = None,
+def execute_push(
+    services: DataServices, auth: AuthContext, body: object, address: str, key: OpKey | None = None,
     *, is_doubtful: bool = False,
 ) -> dict[str, Any]:
     """Execute a push and describe its outcome.
