@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _socket
 import json
 import os
 import resource
@@ -16,6 +15,7 @@ import pytest
 from pylon import limits
 from pylon.clock import ManualClock
 from pylon.errors import Draining, PylonError
+from pylon.runtime.raw_socket import RawSocket
 from tests.support.hub import WAIT_S
 from workers.hub import refusals
 from workers.hub.acceptor import Acceptor
@@ -28,11 +28,11 @@ class Door:
     """Echoes what it got, and keeps the sockets."""
 
     def __init__(self) -> None:
-        self.taken: list[_socket.socket] = []
+        self.taken: list[RawSocket] = []
         self.error: Exception | None = None
 
     def open(
-        self, request: Request, raw: _socket.socket, early: bytes, *, on_main_port: bool
+        self, request: Request, raw: RawSocket, early: bytes, *, on_main_port: bool
     ) -> None:
         if self.error is not None:
             raise self.error
@@ -196,7 +196,7 @@ def test_without_descriptors_clients_wait(place: Place) -> None:
 def test_an_adopted_connection_is_of_the_main_port(place: Place) -> None:
     client, ours = socket.socketpair()
     client.setblocking(False)
-    place.acceptor.add_passed_socket(_socket.socket(fileno=ours.detach()), HEAD[:9])
+    place.acceptor.add_passed_socket(RawSocket(fileno=ours.detach()), HEAD[:9])
     client.send(HEAD[9:] + b"rest")
     assert said(client) == b"since=1|rest|1"
     client.close()

@@ -16,7 +16,6 @@ connection closed and come again. Used by `workers.http` (senders) and the socke
 
 from __future__ import annotations
 
-import _socket
 import array
 import socket
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from gevent.hub import get_hub
 
 from pylon import limits, log, metrics
 from pylon.bus.runtime import Runtime
+from pylon.runtime.raw_socket import RawSocket
 
 _READ: Final = 1  # libev's event mask
 _BACKLOG: Final = 64
@@ -51,10 +51,10 @@ class SocketSender:
         self._paths = {
             str(number): _path_of(runtime, role, str(number)) for number in range(1, workers + 1)
         }
-        self._links: dict[str, _socket.socket] = {}  # those that are connected
+        self._links: dict[str, RawSocket] = {}  # those that are connected
         self._turn = 0
 
-    def pass_on(self, sock: _socket.socket, data: bytes) -> bool:
+    def pass_on(self, sock: RawSocket, data: bytes) -> bool:
         """Pass a connection to any worker; False if none takes it. See `pass_to`."""
         names = list(self._paths)
         self._turn += 1
@@ -63,7 +63,7 @@ class SocketSender:
             for offset in range(len(names))
         )
 
-    def pass_to(self, worker: str, sock: _socket.socket, data: bytes) -> bool:
+    def pass_to(self, worker: str, sock: RawSocket, data: bytes) -> bool:
         """Pass a connection to `worker`, with what has been read of it.
 
         Returns:
@@ -98,10 +98,10 @@ class SocketSender:
             link.close()
         self._links.clear()
 
-    def _link(self, worker: str) -> _socket.socket | None:
+    def _link(self, worker: str) -> RawSocket | None:
         link = self._links.get(worker)
         if link is None:
-            link = _socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+            link = RawSocket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
             link.setblocking(False)
             try:
                 link.connect(str(self._paths[worker]))
@@ -117,18 +117,18 @@ class SocketReceiver:
 
     def __init__(
         self, runtime: Runtime, role: str, worker: str,
-        take: Callable[[_socket.socket, bytes], None],
+        take: Callable[[RawSocket, bytes], None],
     ) -> None:
         """`take` gets each connection, with what was read of it. It must not block."""
         self._path = _path_of(runtime, role, worker)
         self._take = take
-        self._listener: _socket.socket | None = None
-        self._watched: dict[_socket.socket, Any] = {}  # it, and the links
+        self._listener: RawSocket | None = None
+        self._watched: dict[RawSocket, Any] = {}  # it, and the links
 
     def start(self) -> None:
         """Begin to listen. What a predecessor left at the path is removed."""
         self._path.unlink(missing_ok=True)
-        listener = _socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        listener = RawSocket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         listener.setblocking(False)
         listener.bind(str(self._path))
         listener.listen(_BACKLOG)
@@ -150,29 +150,29 @@ class SocketReceiver:
             if link in self._watched:
                 self._forget(link)
 
-    def _watch(self, sock: _socket.socket, callback: Callable[[_socket.socket], object]) -> None:
+    def _watch(self, sock: RawSocket, callback: Callable[[RawSocket], object]) -> None:
         watcher = get_hub().loop.io(sock.fileno(), _READ)
         self._watched[sock] = watcher
         watcher.start(callback, sock)
 
-    def _forget(self, sock: _socket.socket) -> None:
+    def _forget(self, sock: RawSocket) -> None:
         watcher = self._watched.pop(sock)
         watcher.stop()
         watcher.close()
         sock.close()
 
-    def _on_link(self, listener: _socket.socket) -> bool:
+    def _on_link(self, listener: RawSocket) -> bool:
         """Accept a link; False if there is none."""
         try:
             fd, _ = listener._accept()  # type: ignore[attr-defined]  # what socket.accept calls
         except OSError:
             return False
-        link = _socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
+        link = RawSocket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
         link.setblocking(False)
         self._watch(link, self._on_message)
         return True
 
-    def _on_message(self, link: _socket.socket) -> bool:
+    def _on_message(self, link: RawSocket) -> bool:
         """Take what has come over a link; False if that was all."""
         for _ in range(_MESSAGES_A_TURN):
             try:
@@ -198,7 +198,7 @@ class SocketReceiver:
         return True
 
 
-def _adopted(content: bytes) -> _socket.socket:
+def _adopted(content: bytes) -> RawSocket:
     numbers = array.array("i")
     numbers.frombytes(content)
-    return _socket.socket(fileno=numbers[0])
+    return RawSocket(fileno=numbers[0])

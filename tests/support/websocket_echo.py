@@ -7,10 +7,10 @@ socket FD.
 
 # ruff: noqa: E402  (the patch must come before every other import)
 from pylon.runtime.gevent_patch import patch
+from pylon.runtime.raw_socket import RawSocket
 
 patch()
 
-import _socket
 import socket
 import sys
 from typing import Final
@@ -41,7 +41,7 @@ class _Door:
         self._handshakes = protocol.Handshakes(0, origins, "session", deflates=deflates)
 
     def open(
-        self, request: Request, raw: _socket.socket, early: bytes, *, on_main_port: bool
+        self, request: Request, raw: RawSocket, early: bytes, *, on_main_port: bool
     ) -> None:
         """Talk to a client."""
         handshake = self._handshakes.read(request, on_main_port=on_main_port)

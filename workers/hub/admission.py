@@ -11,7 +11,6 @@ counts from `check` until the socket is closed, or until it is let go.
 
 from __future__ import annotations
 
-import _socket
 from typing import Protocol
 
 import gevent
@@ -22,6 +21,7 @@ from pylon.auth.session_cache import SessionCache
 from pylon.auth.sessions import ANONYMOUS_CALLER
 from pylon.auth_context import Caller
 from pylon.errors import Draining, PylonError
+from pylon.runtime.raw_socket import RawSocket
 from workers.boot import WorkerContext
 from workers.hub.addresses import shared_cap
 from workers.hub.connection import Connection, Transport
@@ -88,7 +88,7 @@ class SubscriberAdmission:
         hub.on_gone(self._gone)
 
     def enter(
-        self, raw: _socket.socket, visitor: ConnectRequest, hub: Hub | None = None
+        self, raw: RawSocket, visitor: ConnectRequest, hub: Hub | None = None
     ) -> tuple[Connection, PylonError | None]:
         """Make a connection of a socket, and count it. It reads already, but gets no events.
 
@@ -119,7 +119,7 @@ class SubscriberAdmission:
         return connection, error
 
     def stream(
-        self, raw: _socket.socket, visitor: ConnectRequest, replay: Replay, greeter: StreamTransport
+        self, raw: RawSocket, visitor: ConnectRequest, replay: Replay, greeter: StreamTransport
     ) -> None:
         """Let a client in, send what it missed, and have it receive what comes; if it wants that.
 

@@ -6,7 +6,6 @@ the ws workers (`pylon.bus.passing`).
 
 from __future__ import annotations
 
-import _socket
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -18,6 +17,7 @@ from pylon.bus.rooms_client import RoomsClient
 from pylon.bus.shards import ShardsClient
 from pylon.bus.writer_client import WriterClient
 from pylon.errors import PylonError
+from pylon.runtime.raw_socket import RawSocket
 from workers.boot import WorkerContext
 from workers.hub.acceptor import Acceptor
 from workers.hub.admission import ConnectRequest, SubscriberAdmission
@@ -45,7 +45,7 @@ class _Door:
     transport: WebSocketTransport
 
     def open(
-        self, request: Request, raw: _socket.socket, early: bytes, *, on_main_port: bool
+        self, request: Request, raw: RawSocket, early: bytes, *, on_main_port: bool
     ) -> None:
         """Stream changes to a client."""
         handshake = self.handshakes.read(request, on_main_port=on_main_port)
