@@ -9,21 +9,18 @@ framing (Content-Length, Transfer-Encoding) are ours alone to write. Used by `co
 
 from __future__ import annotations
 
-import http
 import re
 import time
 from typing import Final
 
-import orjson
-
-from pylon.errors import InvalidRequest, PayloadTooLarge, RequestTimeout, Unavailable
+from pylon.errors import Unavailable
 from workers.net.head import RequestError
+from workers.net.response import error_response, request_error_body, status_text
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 CLOSE: Final = b"connection: close\r\n"
 KEEP: Final = b"connection: keep-alive\r\n"  # said to clients of HTTP/1.0 only
 CHUNKED: Final = b"transfer-encoding: chunked\r\n"
-_RETRY_AFTER: Final = b"retry-after: 1\r\n"
 LAST_CHUNK: Final = b"0\r\n\r\n"
 
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -39,9 +36,6 @@ _REPEATED: Final = frozenset({"content-type", "Content-Type", "cache-control", "
 _NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _STATUS: Final = re.compile(r"[1-9]\d\d [\t\x20-\x7e\x80-\xff]*", re.ASCII)
-_CODES: Final = {
-    error.status: error.code for error in (PayloadTooLarge, RequestTimeout, Unavailable)
-}
 
 Headers = list[tuple[str, str]]
 
@@ -121,17 +115,15 @@ def chunk(part: bytes) -> bytes:
 def refusal(
     prefixes: Prefixes, refused: RequestError, lines_of_all: bytes, *, with_body: bool = True
 ) -> bytes:
-    """The server's own answer to what it does not take; the connection ends with it.
+    """Return the server's own response to a request that it refuses; the connection ends then.
 
     Args:
-        lines_of_all: header lines that every answer has, so that a page can read this one too.
+        lines_of_all: header lines of every response, so that a page can read this one too.
     """
-    status = f"{refused.status} {http.HTTPStatus(refused.status).phrase}"
-    code = _CODES.get(refused.status, "INTERNAL" if refused.status == 500 else InvalidRequest.code)
-    body = orjson.dumps({"error": {"code": code, "message": refused.message}})
-    again = _RETRY_AFTER if refused.status == 503 else b""
-    return b"%b%bcontent-type: application/json\r\n%b%bcontent-length: %d\r\n\r\n%b" % (
-        prefixes.of(status), lines_of_all, again, CLOSE, len(body), body if with_body else b""
+    return error_response(
+        prefixes.of(status_text(refused.status)), request_error_body(refused), lines_of_all,
+        retry_after_s=1 if refused.status == Unavailable.status else None, with_body=with_body,
+        lower_case=True,
     )
 
 

@@ -16,7 +16,6 @@ nothing more to its shard. Called by `workers.hub.acceptor`.
 
 from __future__ import annotations
 
-import _socket
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
@@ -38,12 +37,14 @@ from pylon.errors import (
 from pylon.rates import address_subject, user_subject
 from pylon.realtime.placement import placement_of
 from pylon.realtime.snapshots import Format
+from pylon.runtime.raw_socket import RawSocket
 from pylon.storage.interface import Store
 from workers.hub import refusals
 from workers.hub.admission import ConnectRequest, SubscriberAdmission
 from workers.hub.connection import Connection
 from workers.hub.hub import Hub
 from workers.hub.request import Request, cursor_of
+from workers.net.response import Headers
 from workers.shards.reconnect_tokens import ReconnectClaim, ReconnectTokens
 from workers.shards.registry import ShardRegistry
 from workers.shards.subscriber import STREAM, WEBSOCKET, Subscriber
@@ -78,7 +79,7 @@ class Streams:
     hub: Hub
     transport: EventStreamTransport
     cookie_name: str
-    cors: refusals.Headers
+    cors: Headers
 
 
 class ShardConnectionHandler:
@@ -105,7 +106,7 @@ class ShardConnectionHandler:
     # --- The acceptor's side -------------------------------------------------------------
 
     def open(
-        self, request: Request, raw: _socket.socket, early: bytes, *, on_main_port: bool
+        self, request: Request, raw: RawSocket, early: bytes, *, on_main_port: bool
     ) -> bytes | None:
         """See `workers.hub.acceptor.ShardConnectionHandler.open`."""
         if request.path.startswith(_PATH) and request.path.endswith(_CONNECT):
@@ -158,7 +159,7 @@ class ShardConnectionHandler:
     # --- Within --------------------------------------------------------------------------
 
     def _passed_on(
-        self, shard_id: str, request: Request, raw: _socket.socket, early: bytes, *,
+        self, shard_id: str, request: Request, raw: RawSocket, early: bytes, *,
         on_main_port: bool,
     ) -> bool:
         home = placement_of(shard_id, self._workers, self._store)
@@ -226,7 +227,7 @@ class ShardConnectionHandler:
         self._house.subscribed(shard, is_in=True)
 
     def _open_stream(
-        self, request: Request, raw: _socket.socket, early: bytes
+        self, request: Request, raw: RawSocket, early: bytes
     ) -> bytes | None:
         """``GET /api/shards/<id>/connect?sid=``: snapshots as an event stream."""
         streams = self._streams
@@ -275,7 +276,7 @@ class ShardConnectionHandler:
             subscriber.begin(streams.transport.preamble)
         return None
 
-    def _stream_headers(self) -> refusals.Headers:
+    def _stream_headers(self) -> Headers:
         """Of a refusal: as an HTTP worker's answer would have."""
         request_id = self._random.token_hex(_REQUEST_ID_BYTES)
         return (*self._streams.cors, ("X-Request-Id", request_id), _NO_SNIFF)

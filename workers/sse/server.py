@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import _socket
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
 from pylon.auth.cookies import session_cookie
 from pylon.errors import MethodNotAllowed, PylonError
+from pylon.runtime.raw_socket import RawSocket
 from workers.boot import WorkerContext
 from workers.hub import refusals
 from workers.hub.acceptor import Acceptor
@@ -16,6 +16,7 @@ from workers.hub.hub import Hub
 from workers.hub.replay import Replay
 from workers.hub.request import Request
 from workers.hub.service import ChangeStream, Service
+from workers.net.response import Headers, encode_head
 from workers.sse.protocol import visitor_of
 from workers.sse.stream import EventStreamTransport, cors_of, head_alone, preflight
 
@@ -30,11 +31,11 @@ class _Door:
     replay: Replay
     transport: EventStreamTransport
     cookie_name: str
-    cors: refusals.Headers
+    cors: Headers
     trust_proxy_hops: int
 
     def open(
-        self, request: Request, raw: _socket.socket, early: bytes, *, on_main_port: bool
+        self, request: Request, raw: RawSocket, early: bytes, *, on_main_port: bool
     ) -> bytes | None:
         """Stream changes to a client, or answer a request that opens no stream.
 
@@ -42,7 +43,7 @@ class _Door:
             MethodNotAllowed, Draining, SocketLimit: nothing was done with the socket.
         """
         if request.method == "OPTIONS":
-            return refusals.head(204, (*preflight(self.cors), ("Connection", "close")))
+            return encode_head(204, (*preflight(self.cors), ("Connection", "close")))
         if request.method == "HEAD":
             self.reception.check()
             return head_alone(self.cors)

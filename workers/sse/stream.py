@@ -16,7 +16,7 @@ from pylon.errors import PylonError
 from workers.hub import refusals
 from workers.hub.close_codes import GOING_AWAY
 from workers.hub.connection import Connection
-from workers.hub.refusals import Headers
+from workers.net.response import Headers, encode_head
 
 CONNECTED = b": connected\n\n"
 KEEPALIVE = b": keepalive\n\n"
@@ -96,7 +96,7 @@ def head_alone(cors: Headers) -> bytes:
 
 
 def _stream_head(cors: Headers, *, connection: str = "keep-alive") -> bytes:
-    return refusals.head(200, (
+    return encode_head(200, (
         ("Content-Type", "text/event-stream"),
         ("Cache-Control", "no-cache"),
         ("Connection", connection),

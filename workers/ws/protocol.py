@@ -31,6 +31,7 @@ from pylon.errors import BadUpgrade, PylonError
 from pylon.imports import mentioning
 from workers.hub import refusals
 from workers.hub.request import Request
+from workers.net.response import Headers
 from workers.ws.deflate import Deflate, negotiate
 
 # Its server would bring an HTTP server and a mail parser along.
@@ -103,7 +104,7 @@ class Handshakes:
         return cookie_value(request.field(b"cookie"), self.cookie_name)
 
 
-def refusal(error: PylonError, more: refusals.Headers = ()) -> bytes:
+def refusal(error: PylonError, more: Headers = ()) -> bytes:
     """The answer to a request that is not let in; `more`: headers that it has besides."""
     if isinstance(error, BadUpgrade):
         headers = (("Upgrade", "websocket"), ("Sec-WebSocket-Version", _VERSION))
