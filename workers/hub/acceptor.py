@@ -17,7 +17,6 @@ then on. Everything runs in the hub and never blocks. Called by `workers.hub.ser
 
 from __future__ import annotations
 
-import _socket
 import socket
 from contextlib import suppress
 from typing import Any, Final, Protocol
@@ -29,9 +28,10 @@ from pylon import limits, log, metrics
 from pylon.clock import Clock
 from pylon.errors import InternalError, PylonError, Unavailable
 from pylon.runtime.fd_budget import OUT_OF_RESOURCES, FdBudget
-from workers.hub.poller import READ, Watched, poller
-from workers.hub.refusals import without_body
+from pylon.runtime.raw_socket import RawSocket
 from workers.hub.request import Request, parse
+from workers.net.poller import READ, Watched, poller
+from workers.net.response import without_body
 
 _ACCEPTS_A_TURN: Final = 16
 _PAUSE_S: Final = 0.1  # when the process has no descriptors left but the reserve
@@ -51,7 +51,7 @@ class UpgradeHandler(Protocol):
     """Where requests go."""
 
     def open(
-        self, request: Request, raw: _socket.socket, early: bytes, *, on_main_port: bool
+        self, request: Request, raw: RawSocket, early: bytes, *, on_main_port: bool
     ) -> bytes | None:
         """Take the socket, whose request has been read and not answered.
 
@@ -71,12 +71,12 @@ class UpgradeHandler(Protocol):
 
 
 class _PendingHandshake:
-    """A connection without a complete request (`workers.hub.poller.Watched`)."""
+    """A connection without a complete request (`workers.net.poller.Watched`)."""
 
     __slots__ = ("_acceptor", "data", "deadline_s", "on_main_port", "peer", "raw")
 
     def __init__(
-        self, acceptor: Acceptor, raw: _socket.socket, data: bytes, peer: str, deadline_s: float,
+        self, acceptor: Acceptor, raw: RawSocket, data: bytes, peer: str, deadline_s: float,
         on_main_port: bool,
     ) -> None:
         self._acceptor = acceptor
@@ -105,7 +105,7 @@ class _LingeringClose:
 
     __slots__ = ("_acceptor", "_discarded_bytes", "deadline_s", "raw")
 
-    def __init__(self, acceptor: Acceptor, raw: _socket.socket, deadline_s: float) -> None:
+    def __init__(self, acceptor: Acceptor, raw: RawSocket, deadline_s: float) -> None:
         self._acceptor = acceptor
         self._discarded_bytes = 0
         self.raw = raw
@@ -134,7 +134,7 @@ class Acceptor:
         `start`."""
         self.port: int = listener.getsockname()[1]
         # Not gevent's, which would wait where there is nobody to accept.
-        self._listener: Any = _socket.socket(
+        self._listener: Any = RawSocket(
             listener.family, listener.type, listener.proto, listener.detach()
         )
         self._listener.setblocking(False)
@@ -164,7 +164,7 @@ class Acceptor:
             self._listener.close()
 
     def add_passed_socket(
-        self, raw: _socket.socket, data: bytes, *, on_main_port: bool = True
+        self, raw: RawSocket, data: bytes, *, on_main_port: bool = True
     ) -> None:
         """Go on with a connection that an HTTP worker (or, where `on_main_port` is false, a
         sibling of this one) has accepted, and read `data` of."""
@@ -197,7 +197,7 @@ class Acceptor:
                 if ex.errno in OUT_OF_RESOURCES:
                     self._pause(str(ex))
                 return  # or a sibling was quicker, or the client has left again
-            raw = _socket.socket(listener.family, listener.type, listener.proto, fd)
+            raw = RawSocket(listener.family, listener.type, listener.proto, fd)
             raw.setblocking(False)
             try:
                 data = raw.recv(_RECEIVE_BYTES)  # most often it is there already
@@ -214,7 +214,7 @@ class Acceptor:
                 self._pause("all descriptors but the reserve are in use")
                 return
 
-    def _leave(self, raw: _socket.socket) -> None:
+    def _leave(self, raw: RawSocket) -> None:
         _RESULTS["left"].inc()
         raw.close()
 
@@ -231,11 +231,11 @@ class Acceptor:
         else:
             gevent.spawn_later(_PAUSE_S, self._go_on)
 
-    def _begin(self, raw: _socket.socket, data: bytes, peer: str, *, on_main_port: bool) -> None:
+    def _begin(self, raw: RawSocket, data: bytes, peer: str, *, on_main_port: bool) -> None:
         if not self._serve(raw, data, peer, on_main_port=on_main_port):
             self._wait(raw, data, peer, on_main_port=on_main_port)
 
-    def _serve(self, raw: _socket.socket, data: bytes, peer: str, *, on_main_port: bool) -> bool:
+    def _serve(self, raw: RawSocket, data: bytes, peer: str, *, on_main_port: bool) -> bool:
         """Deal with the request in `data`; False if it is not complete."""
         request = None
         try:
@@ -261,7 +261,7 @@ class Acceptor:
 
     # --- Slow requests -------------------------------------------------------------------
 
-    def _wait(self, raw: _socket.socket, data: bytes, peer: str, *, on_main_port: bool) -> None:
+    def _wait(self, raw: RawSocket, data: bytes, peer: str, *, on_main_port: bool) -> None:
         while len(self._arriving) >= limits.SOCKETS_PENDING:
             self.cut(next(iter(self._arriving)), "crowded")
         deadline_s = self._clock.monotonic_s() + limits.SOCKET_HEADER_S
@@ -291,7 +291,7 @@ class Acceptor:
 
     # --- Refused requests ----------------------------------------------------------------
 
-    def _refuse(self, raw: _socket.socket, answer: bytes) -> None:
+    def _refuse(self, raw: RawSocket, answer: bytes) -> None:
         """Answer and end our side. Closing over unread bytes would reset the connection, and
         the client might lose the answer by it, so what it still sends is thrown away."""
         try:
@@ -320,7 +320,7 @@ class Acceptor:
             self.finish_linger(last)
 
 
-def _end(raw: _socket.socket, watched: Watched) -> None:
+def _end(raw: RawSocket, watched: Watched) -> None:
     poller().change(raw.fileno(), watched, READ, 0)
     raw.close()
 

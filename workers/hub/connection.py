@@ -21,7 +21,6 @@ receiving, `Owner.gone` once when its socket is closed. Called by `workers.hub.h
 
 from __future__ import annotations
 
-import _socket
 import socket as socket_module
 from collections import deque
 from typing import Any, Final, Protocol
@@ -30,7 +29,8 @@ from gevent.event import Event
 
 from pylon import limits, metrics
 from pylon.auth_context import Caller
-from workers.hub.poller import READ, WRITE, poller
+from pylon.runtime.raw_socket import RawSocket
+from workers.net.poller import READ, WRITE, poller
 
 OVERFLOW: Final = 1013  # try again later: the reconnect pulls what was missed
 ABNORMAL: Final = 1006  # never on the wire: the socket died
@@ -116,7 +116,7 @@ class Connection:
     _OPEN, _CLOSING, _CLOSED = range(3)
 
     def __init__(
-        self, raw: _socket.socket, transport: Transport, owner: Owner, caller: Caller, address: str
+        self, raw: RawSocket, transport: Transport, owner: Owner, caller: Caller, address: str
     ) -> None:
         """Take over a connected, non-blocking socket. Reading begins with `start`."""
         self.caller = caller
@@ -313,7 +313,7 @@ class Connection:
         self.close(OVERFLOW, "too slow")
 
     def on_ready(self, events: int) -> None:
-        """`workers.hub.poller.Watched`: the socket can be written to, or read, or is broken."""
+        """`workers.net.poller.Watched`: the socket can be written to, or read, or is broken."""
         if events & WRITE and self._outbox:
             self._send_outbox(self._outbox)
         if events & ~WRITE and self._asked & READ:
