@@ -352,7 +352,7 @@ def test_behind_proxies_their_connections_have_no_cap(monkeypatch: pytest.Monkey
 
 
 def test_behind_proxies_bytes_count_for_the_client_that_the_proxy_names() -> None:
-    loop: Any = SimpleNamespace(hops=1, now_s=0.0)
+    loop: Any = SimpleNamespace(hops=1, now_s=0.0, bodies=None, outgoing=None)
 
     def holder(forwarded: str) -> Connection:
         made = Connection(loop, socket.socket(), {"REMOTE_ADDR": "10.0.0.1"}, "10.0.0.1", 0.0)

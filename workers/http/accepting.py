@@ -1,9 +1,10 @@
-"""Accepting: takes connections from the listening sockets, while there is room for them.
+"""Accepting: takes connections from the listening sockets, while the worker has room for them.
 
 All workers accept from the same sockets. A worker with more connections than another one leaves
-the next connection to it for a moment (`balance`). When a worker is full, `connection_limits`
-names connections to close. While it names none, this worker accepts no more, and clients wait in
-the kernel's backlog or reach a sibling.
+the next connection to it for a moment (`accept_balancer`). When a worker is full,
+`connection_limits` names connections to close. While it names none, this worker accepts no more,
+and clients wait in the kernel's backlog or reach a sibling. `workers.net.listener` pauses while
+the process is out of descriptors.
 
 Everything runs in gevent's hub and never blocks. Bounds: limits.HTTP_CONNECTIONS,
 HTTP_ADDRESS_CONNECTIONS, DESCRIPTORS_RESERVED. Called by `loop`.
@@ -11,129 +12,88 @@ HTTP_ADDRESS_CONNECTIONS, DESCRIPTORS_RESERVED. Called by `loop`.
 
 from __future__ import annotations
 
-import _socket
-import os
+import socket
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import gevent
-from gevent.hub import get_hub
 
 from pylon import limits
 from pylon.auth.forwarded import client_address, network_of
-from pylon.runtime.fd_budget import OUT_OF_RESOURCES, FdBudget
+from pylon.runtime.raw_socket import RawSocket, move_lower
 from workers.http.accept_balancer import BACKOFF_S, AcceptBalancer
 from workers.http.connection import Connection
 from workers.http.connection_limits import ConnectionLimits
 from workers.http.request import base_environ
 from workers.net.counts import SharedCounts
+from workers.net.listener import Listeners
 
 if TYPE_CHECKING:
     from workers.http.loop import Loop
 
 _ACCEPTS_HELD: Final = 16  # connections at once that no sibling has accepted
-_ACCEPT_PAUSE_S: Final = 0.1  # between two searches for room
+_SEARCH_S: Final = 0.1  # between two searches for a connection to close
 
 
 class Accepting:
     """Accepts for one `Loop`."""
 
     def __init__(
-        self, loop: Loop, listeners: Iterable[Any], number: int, workers: int,
-        counts: SharedCounts | None, any_fd: int,
+        self, loop: Loop, sockets: Iterable[socket.socket], number: int, workers: int,
+        counts: SharedCounts | None,
     ) -> None:
         """
         Args:
+            sockets: listening sockets, which sibling workers share.
             number: the number of this worker, from 1.
             workers: the number of workers, this one included.
             counts: the connections by address in all workers.
-            any_fd: a descriptor that stays open.
         """
         self._loop = loop
         self._workers = workers
         self._share = AcceptBalancer(number, workers)
         self._limits = ConnectionLimits(workers, counts, has_proxies=loop.hops > 0)
         self._held = False  # the next connection is left to the other workers
-        self._listeners = list(listeners)
-        watch = get_hub().loop.io
-        self._watchers = [watch(each.fileno(), 1) for each in self._listeners]
-        self._room = FdBudget(any_fd)
-        self._full = False  # no descriptor is free; checked again after `_ACCEPT_PAUSE_S`
-        self._crowded_s: float | None = None  # since when the worker is full and closes none
-        self._paused = True
+        self._full_since_s: float | None = None  # since when the worker is full and closes none
+        self._listeners = Listeners(
+            sockets, self._on_readable, loop.read_clock, find_room=self._find_room,
+            on_room=self.resume,
+        )
         self.resume()
 
-    def forget(self, connection: Connection) -> None:
+    def remove(self, connection: Connection) -> None:
         """Stop counting a closed connection, and accept again if that makes room."""
         self._limits.remove(connection.network)
         self._share.report(len(self._loop.connections))
-        if self._paused and not self._loop.draining:
+        if self._listeners.is_paused:
             self.resume()
 
     def resume(self) -> None:
         """Accept again, if there is room."""
         self._held = False
-        has_place = len(self._loop.connections) < limits.HTTP_CONNECTIONS
-        if self._paused and not self._full and has_place:
-            self._paused = False
-            self._crowded_s = None
-            for watcher, listener in zip(self._watchers, self._listeners, strict=True):
-                watcher.start(self._on_readable, listener)
+        if len(self._loop.connections) < limits.HTTP_CONNECTIONS:
+            self._listeners.resume()
+            if not self._listeners.is_paused:
+                self._full_since_s = None
+
+    def close(self) -> None:
+        """Stop accepting.
+
+        The kernel resets connections in the backlog when the last listener closes. So the worker
+        first accepts those for which it has room.
+        """
+        self._pause()
+        loop = self._loop
+        for listener in self._listeners.sockets:
+            while len(loop.connections) < limits.HTTP_CONNECTIONS and self._accept(listener):
+                pass
+        self._listeners.close()
 
     def _pause(self) -> None:
-        self._paused = True
-        for watcher in self._watchers:
-            watcher.stop()
-
-    def _pause_for_descriptors(self, error: str) -> None:
-        self._room.log_exhausted(self._loop.now_s, error)
-        self._pause()
+        self._listeners.pause()
         self._held = False
-        if self._crowded_s is None:
-            self._crowded_s = self._loop.now_s
-        if not self._full:
-            self._full = True
-            gevent.spawn_later(_ACCEPT_PAUSE_S, self._look_for_descriptors)
 
-    def _look_for_descriptors(self) -> None:
-        if self._loop.draining:
-            return
-        self._loop.tick()
-        if self._room.has_room() or self._make_room():
-            self._full = False
-            self.resume()
-        else:
-            gevent.spawn_later(_ACCEPT_PAUSE_S, self._look_for_descriptors)
-
-    def _wait_for_room(self) -> None:
-        """Stop accepting at the limit, and search for connections to close every 0.1 s."""
-        self._pause()
-        self._held = False
-        if self._crowded_s is None:
-            self._crowded_s = self._loop.now_s
-            gevent.spawn_later(_ACCEPT_PAUSE_S, self._look_for_room)
-
-    def _look_for_room(self) -> None:
-        if self._crowded_s is None or self._loop.draining:
-            return  # a client has left meanwhile
-        self._loop.tick()
-        if self._make_room():
-            self.resume()
-        else:
-            gevent.spawn_later(_ACCEPT_PAUSE_S, self._look_for_room)
-
-    def _make_room(self, network: str | None = None) -> bool:
-        """Close connections of `network`, or of the network that has most."""
-        grace_s = limits.HTTP_GRACE_S
-        if self._crowded_s is not None and self._loop.now_s - self._crowded_s > grace_s:
-            grace_s = 0.0  # others have waited long enough
-        before = len(self._loop.connections)
-        connections = self._loop.connections.values()
-        for each in self._limits.choose_yielding(connections, network, self._loop.now_s, grace_s):
-            each.give_way()
-        return len(self._loop.connections) < before
-
-    def _on_readable(self, listener: Any) -> None:
+    def _on_readable(self, listener: RawSocket) -> None:
         """Accept, or leave the connection to a sibling. Runs in the hub."""
         if not self._share.is_most_loaded():
             self._accept(listener)
@@ -142,34 +102,36 @@ class Accepting:
             self._held = True
             gevent.spawn_later(BACKOFF_S, self._accept_held, listener)
 
-    def _accept_held(self, listener: Any) -> None:
+    def _accept_held(self, listener: RawSocket) -> None:
         if not self._held:
-            return  # something else has made us accept again, or stop for good
+            return  # the worker accepts again already, or never again
         for _ in range(_ACCEPTS_HELD):
             if not self._accept(listener):
                 break
-        if not self._loop.draining and self._held:
+        if self._held:
             self.resume()
 
-    def _accept(self, listener: Any) -> bool:
+    def _accept(self, listener: RawSocket) -> bool:
         """Take one connection. False where there is none, or none can be taken."""
-        loop = self._loop
+        accepted = self._listeners.accept(listener)
+        if accepted is None:
+            self._note_exhausted()
+            return False
+        sock, address = accepted
+        if self._listeners.budget.reserves(sock.fileno()) and self._make_room():
+            sock = move_lower(sock)  # out of the reserve
+        if self._add(sock, address):
+            return not self._pause_if_full(sock.fileno())
+        return True
+
+    def _add(self, sock: RawSocket, address: object) -> bool:
+        """Serve a connection. False if its client has reset it already."""
         try:
-            fd, address = listener._sock._accept()
-        except OSError as ex:
-            if ex.errno in OUT_OF_RESOURCES:
-                self._pause_for_descriptors(str(ex))
-            return False  # or another worker was quicker, or the client has left again
-        fd = self._lowest(fd)
-        sock = _socket.socket(listener.family, listener.type, listener.proto, fd)
-        sock.setblocking(False)
-        try:
-            if listener.family in (_socket.AF_INET, _socket.AF_INET6):
-                sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
             server = sock.getsockname()
         except OSError:
-            sock.close()  # reset by the client
-            return True
+            sock.close()
+            return False
+        loop = self._loop
         client = address if isinstance(address, tuple) else ("", 0)
         network = network_of(client_address(client[0], None, 0))
         base = base_environ(
@@ -180,29 +142,53 @@ class Accepting:
         self._limits.add(network)
         if self._limits.has_too_many(network):
             self._make_room(network)
-        if len(self._loop.connections) >= limits.HTTP_CONNECTIONS and not self._make_room():
-            self._wait_for_room()
-            return False
-        if self._room.reserves(fd):
-            self._pause_for_descriptors("all descriptors but the reserve are in use")
-            return False
         return True
 
-    def _lowest(self, fd: int) -> int:
-        """The descriptor of a new connection, out of the reserve if others can give way."""
-        if not self._room.reserves(fd) or not self._make_room():
-            return fd
-        lower = os.dup(fd)
-        os.close(fd)
-        return lower
+    def _pause_if_full(self, fd: int) -> bool:
+        """Pause if the worker has no room for another connection after the one of `fd`."""
+        if len(self._loop.connections) >= limits.HTTP_CONNECTIONS and not self._make_room():
+            self._wait_for_room()
+            return True
+        if self._listeners.pause_at_reserve(fd):
+            self._note_exhausted()
+            return True
+        return False
 
-    def close(self) -> None:
-        """Stop, with what the kernel has accepted for us: it would be reset with the listener."""
+    # --- Full ------------------------------------------------------------------------------
+
+    def _note_exhausted(self) -> None:
+        if self._listeners.is_exhausted:
+            self._held = False
+            if self._full_since_s is None:
+                self._full_since_s = self._loop.now_s
+
+    def _wait_for_room(self) -> None:
+        """Stop accepting at the limit, and search for connections to close every 0.1 s."""
         self._pause()
-        self._held = False
-        for listener in self._listeners:
-            while len(self._loop.connections) < limits.HTTP_CONNECTIONS and self._accept(listener):
-                pass
-        self._pause()
-        for listener in self._listeners:
-            listener.close()
+        if self._full_since_s is None:
+            self._full_since_s = self._loop.now_s
+            gevent.spawn_later(_SEARCH_S, self._search)
+
+    def _search(self) -> None:
+        if self._full_since_s is None or self._listeners.is_closed:
+            return  # a client has left meanwhile
+        if self._find_room():
+            self.resume()
+        else:
+            gevent.spawn_later(_SEARCH_S, self._search)
+
+    def _find_room(self) -> bool:
+        self._loop.read_clock()
+        return self._make_room()
+
+    def _make_room(self, network: str | None = None) -> bool:
+        """Close connections of `network`, or of the network with the most connections."""
+        loop = self._loop
+        grace_s = limits.HTTP_GRACE_S
+        if self._full_since_s is not None and loop.now_s - self._full_since_s > grace_s:
+            grace_s = 0.0  # other clients have waited long enough
+        before = len(loop.connections)
+        connections = loop.connections.values()
+        for each in self._limits.choose_yielding(connections, network, loop.now_s, grace_s):
+            each.give_way()
+        return len(loop.connections) < before

@@ -1,130 +1,151 @@
-"""Sending: keeps the bytes of answers until the client reads them.
+"""Sending: keeps the bytes of a response until the client reads them.
 
-The kernel takes as much of an answer as it can at once. The connection keeps the rest, within
-limits.HTTP_OUTGOING_BYTES for all connections of a worker. It asks a streamed answer for its next
-part when the part before is out. Invariant: the connection asks the app for nothing while it keeps
-bytes. Used by `connection`.
+The kernel takes as much of a response as it can at once. The sender keeps the rest, and asks a
+streamed response for its next part when the part before is out.
+
+Invariants: the sender asks the app for nothing while it keeps bytes. `ByteBudget.held_bytes` counts
+all bytes that are kept. Bounds: limits.HTTP_OUTGOING_BYTES for all connections of a worker, and
+`_PARTS_A_TURN` parts before other connections run. Used by `connection`.
 """
 
 from __future__ import annotations
 
-import _socket
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from pylon import limits, log, metrics
+from pylon import log
+from pylon.runtime.raw_socket import RawSocket
 from workers.http import response
+from workers.http.byte_budget import ByteBudget
 from workers.http.streamed import Streamed
 
-if TYPE_CHECKING:
-    from workers.http.loop import Loop
+_PARTS_A_TURN: Final = 16
 
 _log = log.get_logger("http")
-_PARTS_A_TURN: Final = 16
+
+
+class BrokenResponse(Exception):
+    """The response cannot be completed; the connection ends without its proper end."""
 
 
 class Sender:
     """The sending half of a connection."""
 
-    __slots__ = ("_later", "_loop", "_outgoing", "_sock", "_streamed", "deadline_s")
+    __slots__ = (
+        "_budget", "_outgoing", "_sock", "_streamed", "has_more", "is_sending", "moved_s",
+    )
 
-    def __init__(self, loop: Loop, sock: _socket.socket, deadline_s: float) -> None:
-        self._loop = loop
+    def __init__(self, sock: RawSocket, budget: ByteBudget) -> None:
         self._sock = sock
-        self._later = False  # enough for this turn, though there is more to do
+        self._budget = budget
         self._outgoing: memoryview[int] | bytes = b""
-        self._streamed: Streamed | None = None  # what is left of an answer that comes in parts
-        self.deadline_s = deadline_s
-
-    def close(self) -> None:
-        """End the connection now."""
-        raise NotImplementedError
-
-    def make_room(self) -> bool:
-        """Have other connections give up their answers. False where this one must."""
-        raise NotImplementedError
+        self._streamed: Streamed | None = None  # the rest of a response that comes in parts
+        self.is_sending = False  # a response is not complete yet
+        self.moved_s = 0.0  # while sending: when the client last took bytes
+        self.has_more = False  # the turn of this connection ended, and the app has more
 
     @property
     def outgoing_bytes(self) -> int:
-        """The bytes of an answer that the client has not read yet."""
+        """The bytes of a response that the client has not read yet."""
         return len(self._outgoing)
 
-    def give_up_answer(self) -> None:
-        """Close the connection: there is no memory for an answer that its client does not read."""
-        metrics.HTTP_CUT.labels("outgoing").inc()
-        self.close()
+    def send(self, data: bytes, now_s: float) -> None:
+        """Send bytes; keep those that the kernel does not take.
 
-    def _pump(self) -> bool:
-        """Send what there is. False where the client must make room first."""
-        turns = 0
+        Raises:
+            OSError: the connection is broken.
+        """
+        try:
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):
+            self._keep(memoryview(data)[sent:], now_s)
+
+    def send_both(self, head: bytes, body: bytes, now_s: float) -> None:
+        """Send a head and a long body, without a copy of the body. Raises as `send` does."""
+        try:
+            sent = self._sock.sendmsg((head, body))
+        except BlockingIOError:
+            sent = 0
+        if sent < len(head):
+            self._keep(memoryview(head + body)[sent:], now_s)
+        elif sent < len(head) + len(body):
+            self._keep(memoryview(body)[sent - len(head):], now_s)
+
+    def stream(self, streamed: Streamed, now_s: float) -> None:
+        """Send a response's further parts after what was sent; `pump` asks for them."""
+        self._streamed = streamed
+        self.is_sending = True
+        self.moved_s = now_s
+
+    def pump(self, now_s: float) -> bool:
+        """Send as much as the client takes.
+
+        Returns:
+            True if the response is complete. False if the client must read first, or
+            (`has_more`) if other connections must run first.
+
+        Raises:
+            OSError: the connection is broken.
+            BrokenResponse: the app failed in the middle of a response, or yielded too little.
+        """
+        parts = 0
         while True:
-            if self._outgoing and not self._flush():
+            if self._outgoing and not self._flush(now_s):
                 return False
-            streamed = self._streamed
-            if streamed is None:
+            if self._streamed is None:
+                self.is_sending = False
                 return True
-            if turns >= _PARTS_A_TURN:
-                self._later = True
+            if parts >= _PARTS_A_TURN:
+                self.has_more = True
                 return False
-            turns += 1
-            try:
-                part = streamed.next()
-            except Exception as ex:  # noqa: BLE001  (whatever it is, the answer cannot be completed)
-                _log.exception("answer.broken", error=ex)
-                self.close()
-                return False
-            if part:
-                self.deadline_s = self._loop.now_s + limits.HTTP_SEND_S
-                self._send(part)
-            elif part is None:
-                self._end_streamed()
-                if streamed.framed:
-                    self._send(response.LAST_CHUNK)
-                elif streamed.left_bytes:
-                    self.close()
+            parts += 1
+            self._send_part(self._streamed, now_s)
+
+    def clear(self) -> None:
+        """Drop what is left to send; tell the app that nobody reads more."""
+        self._end_streamed()
+        self._budget.held_bytes -= len(self._outgoing)
+        self._outgoing = b""
+        self.is_sending = False
+
+    def _send_part(self, streamed: Streamed, now_s: float) -> None:
+        try:
+            part = streamed.next()
+        except Exception as ex:
+            _log.exception("answer.broken", error=ex)
+            raise BrokenResponse from ex
+        if part:
+            self.moved_s = now_s
+            self.send(part, now_s)
+        elif part is None:
+            self._end_streamed()
+            if streamed.framed:
+                self.send(response.LAST_CHUNK, now_s)
+            elif streamed.left_bytes:
+                raise BrokenResponse
 
     def _end_streamed(self) -> None:
         streamed, self._streamed = self._streamed, None
         if streamed is not None:
             streamed.close()
 
-    def _send(self, data: bytes) -> None:
-        try:
-            sent = self._sock.send(data)
-        except BlockingIOError:
-            sent = 0
-        if sent < len(data):
-            self._keep_for_later(memoryview(data)[sent:])
-
-    def _send_both(self, head: bytes, body: bytes) -> None:
-        try:
-            sent = self._sock.sendmsg((head, body))
-        except BlockingIOError:
-            sent = 0
-        if sent < len(head):
-            self._keep_for_later(memoryview(head + body)[sent:])
-        elif sent < len(head) + len(body):
-            self._keep_for_later(memoryview(body)[sent - len(head):])
-
-    def _keep_for_later(self, rest: memoryview[int]) -> None:
+    def _keep(self, rest: memoryview[int], now_s: float) -> None:
         self._outgoing = rest
-        loop = self._loop
-        loop.outgoing_bytes += len(rest)
-        self.deadline_s = loop.now_s + limits.HTTP_SEND_S
-        if loop.outgoing_bytes > limits.HTTP_OUTGOING_BYTES and not self.make_room():
-            self.give_up_answer()
+        self.is_sending = True
+        self._budget.held_bytes += len(rest)
+        self.moved_s = now_s
 
-    def _flush(self) -> bool:
-        """Whether all has been sent."""
+    def _flush(self, now_s: float) -> bool:
+        """Send bytes that were kept. Return whether all of them are out."""
         outgoing = self._outgoing
         while outgoing:
             try:
                 sent = self._sock.send(outgoing)
             except BlockingIOError:
                 break
-            self._loop.outgoing_bytes -= sent
+            self._budget.held_bytes -= sent
             outgoing = outgoing[sent:]
-            self.deadline_s = self._loop.now_s + limits.HTTP_SEND_S
+            self.moved_s = now_s
         self._outgoing = outgoing or b""
-        if not outgoing:
-            self.deadline_s = self._loop.now_s + limits.HTTP_KEEPALIVE_S
         return not outgoing

@@ -1,0 +1,96 @@
+"""One call of the WSGI app, and its response as bytes (PEP 3333).
+
+Invariants: the framing of a response (Content-Length, Transfer-Encoding, Connection) is ours to
+write; a response to HEAD and those with status 204 and 304 have no body. Used by `connection`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from workers.http import response
+from workers.http.request import Request
+from workers.http.streamed import Streamed
+
+if TYPE_CHECKING:
+    from workers.http.loop import Loop
+
+_BODILESS = ("204", "304")
+
+
+class WsgiResponse:
+    """The app's response to one request. `call` sets the public attributes."""
+
+    __slots__ = ("_headers", "_status", "_written", "body", "head", "keep", "streamed")
+
+    def __init__(self) -> None:
+        self._status = ""
+        self._headers: response.Headers = []
+        self._written: list[bytes] = []  # with the callable that start_response returns
+        self.head = b""
+        self.body = b""  # all of it, or its first part
+        self.keep = True  # the connection may be used again
+        self.streamed: Streamed | None = None  # the further parts
+
+    def call(self, loop: Loop, request: Request) -> None:
+        """Call the app, in a dispatcher: the app may block.
+
+        Raises:
+            Exception: whatever the app lets pass, or ValueError for an invalid header.
+        """
+        environ = request.environ
+        result = loop.app(environ, self._start)
+        prefix = loop.prefixes.of(self._status)
+        lines = response.lines(self._headers)
+        if type(result) is list and not self._written:
+            framing = self._frame(environ["REQUEST_METHOD"], result)
+        else:
+            framing = self._begin_parts(request, result)
+        if not (self.keep and request.keep) or loop.draining:
+            self.keep = False
+            framing += response.CLOSE
+        elif not request.minor:
+            framing += response.KEEP
+        self.head = b"%b%b%b%b\r\n" % (prefix, lines, environ["pylon.head"], framing)
+
+    def close(self) -> None:
+        """Tell the app that nobody reads the further parts."""
+        if self.streamed is not None:
+            self.streamed.close()
+
+    def _start(self, status: str, headers: response.Headers, exc_info: Any = None) -> Any:
+        self._status = status
+        self._headers = headers
+        return self._written.append
+
+    def _frame(self, method: str, result: list[bytes]) -> bytes:
+        """Set `body`; return the header line that says where the body ends."""
+        body = result[0] if len(result) == 1 else b"".join(result)
+        if self._status[:3] in _BODILESS:
+            return b""
+        if method == "HEAD":
+            length = response.declared(self._headers, "content-length")
+            return response.length(int(length or len(body)))
+        self.body = body
+        return b"content-length: %d\r\n" % len(body)
+
+    def _begin_parts(self, request: Request, result: Any) -> bytes:
+        """Prepare to send parts that the app will yield: see `Streamed.begin`."""
+        streamed = self.streamed = Streamed(result)
+        declared = response.declared(self._headers, "content-length")
+        length_bytes = None if declared is None else int(declared)
+        is_bodiless = self._status[:3] in _BODILESS
+        if is_bodiless or request.environ["REQUEST_METHOD"] == "HEAD":
+            self.streamed = None
+            streamed.close()
+            return b"" if is_bodiless or length_bytes is None else response.length(length_bytes)
+        try:
+            self.body, framing = streamed.begin(
+                self._written, length_bytes, chunks=bool(request.minor)
+            )
+        except BaseException:
+            self.close()
+            raise
+        # Without a length and without chunks, the end of the connection is the end of the body.
+        self.keep = streamed.has_end
+        return framing
