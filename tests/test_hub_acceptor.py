@@ -117,7 +117,7 @@ def test_a_request_that_does_not_come_is_cut_and_one_that_came_is_not(place: Pla
     place.clock.advance(limits.SOCKET_HEADER_S - 1)
     later = place.client(HEAD[:-1])
     later.send(b"")
-    settle(lambda: len(place.acceptor._arriving) == 3)
+    settle(lambda: len(place.acceptor.pending) == 3)
     place.clock.advance(1)
     assert said(slow) == b""
     assert said(silent) == b""
@@ -159,9 +159,9 @@ def test_a_refused_client_can_read_why_though_it_goes_on_sending(place: Place) -
     assert said(client) == b"", "our side has ended"
     silent = place.client(HEAD)
     assert said(silent).startswith(b"HTTP/1.1 503 ")
-    settle(lambda: len(place.acceptor._leaving) == 2)
+    settle(lambda: len(place.acceptor.refused) == 2)
     place.clock.advance(limits.SOCKET_CLOSE_S)
-    settle(lambda: not place.acceptor._leaving)
+    settle(lambda: not place.acceptor.refused)
 
 
 def test_a_defect_in_the_door_harms_one_client(place: Place) -> None:
