@@ -254,6 +254,8 @@ def test_where_the_intent_holds_or_the_feature_is_missing_it_is_a_warning_at_mos
     ("# PYLON_X=0\n\nPYLON_X=1\nPYLON_X=2", "2"), ("PYLON_X=/data/app.db\t# db", "/data/app.db"),
     ("NEXT_PUBLIC_PYLON_X=2\nPYLON_X=1", "1"), ("KEY='PYLON_Y=1\n # PYLON_X=2'\nPYLON_X=1", "1"),
     ("PYLON_X='${HOME}'", "${HOME}"), ("A=${HOME}\nPYLON_X=1", "1"),
+    ('PYLON_X="a\\nb\\t\\\\c"', "a\nb\t\\c"), ("PYLON_X='#1'", "#1"), ("A=1\rPYLON_X=2\r", "2"),
+    ("A=\"x\" y\nB='\n?\nPYLON_X=1", "1"), ("PYLON_X='it\\'s'", "it's"),
 ])
 def test_env_files_are_read_as_the_well_known_readers_do(text: str, value: str) -> None:
     assert config.parse_dotenv(text)["PYLON_X"] == value
@@ -266,6 +268,13 @@ def test_env_files_are_read_as_the_well_known_readers_do(text: str, value: str) 
     ("SET PYLON_X=1", "expected NAME=value"), ("\u00a0PYLON_X=1", "expected NAME=value"),
     ("\0PYLON_X=1", "other characters before"), ("A=1\n\u200bPYLON_X=1", "line 2: PYLON_X: there"),
     ('A="open\nPYLON_X=1\nB="\n', "line 2: PYLON_X: it is within the quotes of A"),
+    ('A="open\nPYLON_X=1\nB="x"\n', "line 2: PYLON_X: it is within the quotes of A"),
+    ("\n\n  PYLON_X=\"open\n", 'line 3: PYLON_X: the value\'s opening " has no'),
+    ('PYLON_X="a\nb" c', "line 1: PYLON_X: text after"), ('PYLON_X="${HOME}"', "not replaced"),
+    ('A=1\r\nPYLON_X="\\$HOME"', "line 2: PYLON_X: ${...} is not replaced, and \\$ has no"),
+    ("PYLON_X=#1", "the value begins with #"), ("'PYLON_X'=1", "expected NAME=value"),
+    ("PYLON_X\u00a0=1", "expected NAME=value"), ("PYLON_X:", "expected NAME=value"),
+    ("A='x\n\nPYLON_X=1\n'", "line 3: PYLON_X: it is within the quotes of A"),
 ])
 def test_env_lines_that_can_be_read_in_two_ways_are_refused(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
