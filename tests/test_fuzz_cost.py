@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pylon import limits
-from tests.support.raw_http import Answer, RawClient
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wide_app import wide_app
+from tests.support.wire import KeepAliveClient, Response
 from tests.test_fuzz_schemathesis import SMALL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -77,11 +77,11 @@ def served(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         server.close()
 
 
-def ask(server: PylonServer, path: str, body: Any) -> tuple[Answer, float]:
-    client = RawClient(server.port, timeout_s=PATIENCE_S)
+def ask(server: PylonServer, path: str, body: Any) -> tuple[Response, float]:
+    client = KeepAliveClient(server.port, timeout_s=PATIENCE_S)
     started_s = time.monotonic()
     try:
-        answer = client.send("POST", path, json.dumps(body).encode(), [ADMIN])
+        answer = client.request("POST", path, json.dumps(body).encode(), [ADMIN])
     finally:
         client.close()
     return answer, time.monotonic() - started_s
@@ -100,7 +100,7 @@ def test_slow_queries_do_not_keep_the_others_waiting(served: PylonServer) -> Non
     """More of them than there are connections for reading, all at once."""
     slow = next(case for case in CORPUS if case["name"] == "like, many wildcards")
     body = spelled(slow["body"])
-    answers: list[Answer] = []
+    answers: list[Response] = []
     threads = [
         threading.Thread(target=lambda: answers.append(ask(served, slow["path"], body)[0]))
         for _ in range(limits.READ_CONNECTIONS * 2)
@@ -187,4 +187,4 @@ def test_any_question_is_answered_in_time(
 ) -> None:
     answer, took_s = ask(served, *request_)
     assert took_s < PATIENCE_S
-    assert answer.status == 200 or answer.json["error"]["code"] in REFUSALS | WRONG, answer.raw
+    assert answer.status == 200 or answer.json["error"]["code"] in REFUSALS | WRONG, answer.body

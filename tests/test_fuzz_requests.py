@@ -17,9 +17,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.support.raw_http import Answer, RawClient
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wide_app import wide_app
+from tests.support.wire import KeepAliveClient, Response
 from tests.test_fuzz_schemathesis import SMALL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -37,8 +37,8 @@ class Target:
 
     def __init__(self, server: PylonServer) -> None:
         self.server = server
-        self.client = RawClient(server.port)
-        document = self.client.send("GET", "/api/openapi.json", headers=[ADMIN]).json
+        self.client = KeepAliveClient(server.port)
+        document = self.client.request("GET", "/api/openapi.json", headers=[ADMIN]).json
         self.writes = sorted(
             (method.upper(), path)
             for path, item in document["paths"].items()
@@ -46,15 +46,15 @@ class Target:
             if method in ("post", "patch") and path != "/api/__test__/reset"
         )
 
-    def ask(self, *request: Any, **more: Any) -> Answer:
+    def ask(self, *request: Any, **more: Any) -> Response:
         """Send a request and check what must be true of every answer."""
-        answer = self.client.send(*request, **more)
+        answer = self.client.request(*request, **more)
         check(answer, request[0])
         return answer
 
 
-def check(answer: Answer, method: str) -> None:
-    assert answer.status != 500, answer.raw
+def check(answer: Response, method: str) -> None:
+    assert answer.status != 500, answer.body
     assert 200 <= answer.status < 600
     if answer.status >= 400 and method != "HEAD":
         assert answer.headers.get("content-type") == "application/json", answer
@@ -235,7 +235,7 @@ def test_any_headers(
 ))
 def test_any_request_line(target: Target, line: bytes) -> None:
     """What is not HTTP gets an answer that says so, or none; and nothing breaks."""
-    client = RawClient(target.server.port, timeout_s=10)
+    client = KeepAliveClient(target.server.port, timeout_s=10)
     try:
         answer = client.exchange(line + b"\r\nHost: x\r\nConnection: close\r\n\r\n")
     except ConnectionError:

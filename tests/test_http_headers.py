@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.raw_http import Answer, RawClient
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wide_app import wide_app
+from tests.support.wire import KeepAliveClient, Response
 from tests.test_fuzz_schemathesis import SMALL
 
 ADMIN = ("Authorization", f"Bearer {ADMIN_TOKEN}")
@@ -28,15 +28,15 @@ def served(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.fixture
-def client(served: PylonServer) -> Iterator[RawClient]:
-    made = RawClient(served.port)
+def client(served: PylonServer) -> Iterator[KeepAliveClient]:
+    made = KeepAliveClient(served.port)
     yield made
     made.close()
 
 
-def paths(client: RawClient, method: str) -> list[str]:
+def paths(client: KeepAliveClient, method: str) -> list[str]:
     """Every path with the method, its variables filled."""
-    document = client.send("GET", "/api/openapi.json", headers=[ADMIN]).json
+    document = client.request("GET", "/api/openapi.json", headers=[ADMIN]).json
     found = [
         path.replace("{row_id}", "x").replace("{value}", "y")
         for path, item in document["paths"].items() if method in item
@@ -45,26 +45,26 @@ def paths(client: RawClient, method: str) -> list[str]:
     return found
 
 
-def lasting(answer: Answer, path: str) -> dict[str, str]:
+def lasting(answer: Response, path: str) -> dict[str, str]:
     left_out = OF_ONE_ANSWER | ({"content-length"} if path in ALIVE else set())
     return {name: value for name, value in answer.headers.items() if name not in left_out}
 
 
-def test_head_has_the_headers_of_get_and_no_body(client: RawClient) -> None:
+def test_head_has_the_headers_of_get_and_no_body(client: KeepAliveClient) -> None:
     for path in paths(client, "head"):
-        get = client.send("GET", path, headers=[ADMIN])
-        head = client.send("HEAD", path, headers=[ADMIN])
-        assert (head.status, head.raw) == (get.status, b""), path
+        get = client.request("GET", path, headers=[ADMIN])
+        head = client.request("HEAD", path, headers=[ADMIN])
+        assert (head.status, head.body) == (get.status, b""), path
         assert lasting(head, path) == lasting(get, path), path
 
 
-def test_every_answer_says_its_length_and_type_and_id(client: RawClient) -> None:
+def test_every_answer_says_its_length_and_type_and_id(client: KeepAliveClient) -> None:
     for path in paths(client, "get"):
         if path.endswith("/connect"):  # a stream, by a shards worker: tests/test_e2e_shards.py
             continue
-        answer = client.send("GET", path, headers=[ADMIN])
+        answer = client.request("GET", path, headers=[ADMIN])
         if "transfer-encoding" not in answer.headers:
-            assert int(answer.headers["content-length"]) == len(answer.raw), path
+            assert int(answer.headers["content-length"]) == len(answer.body), path
         assert answer.headers["content-type"].startswith(("application/json", "text/plain")), path
         assert answer.headers["x-request-id"], path
         assert answer.headers["x-content-type-options"] == "nosniff", path
@@ -74,29 +74,29 @@ def test_every_answer_says_its_length_and_type_and_id(client: RawClient) -> None
             assert answer.headers["cache-control"] == "no-store", path
 
 
-def test_405_names_the_methods_that_are_there(client: RawClient) -> None:
-    document = client.send("GET", "/api/openapi.json", headers=[ADMIN]).json
+def test_405_names_the_methods_that_are_there(client: KeepAliveClient) -> None:
+    document = client.request("GET", "/api/openapi.json", headers=[ADMIN]).json
     for path, item in document["paths"].items():
         filled = path.replace("{row_id}", "x").replace("{value}", "y")
-        answer = client.send("PUT", filled, b"{}", [ADMIN])
+        answer = client.request("PUT", filled, b"{}", [ADMIN])
         assert answer.status == 405, path
         allowed = {name.strip().lower() for name in answer.headers["allow"].split(",")}
         assert allowed - {"options"} == item.keys(), path
 
 
-def test_401_has_a_challenge(client: RawClient) -> None:
+def test_401_has_a_challenge(client: KeepAliveClient) -> None:
     for method, path in (("GET", "/metrics"), ("POST", "/api/auth/refresh")):
-        answer = client.send(method, path, b"" if method == "POST" else None)
+        answer = client.request(method, path, b"" if method == "POST" else None)
         assert answer.status == 401
         assert answer.headers["www-authenticate"] == 'Bearer realm="pylon"'
 
 
-def test_a_preflight_allows_what_clients_send(client: RawClient) -> None:
-    answer = client.send("OPTIONS", "/api/entities/Item/x", headers=[
+def test_a_preflight_allows_what_clients_send(client: KeepAliveClient) -> None:
+    answer = client.request("OPTIONS", "/api/entities/Item/x", headers=[
         ("Origin", "http://localhost:3000"), ("Access-Control-Request-Method", "PATCH"),
         ("Access-Control-Request-Headers", "if-match, idempotency-key"),
     ])
-    assert (answer.status, answer.raw) == (204, b"")
+    assert (answer.status, answer.body) == (204, b"")
     assert "content-length" not in answer.headers  # RFC 9110 §8.6
     allowed = answer.headers["access-control-allow-headers"].lower().split(", ")
     assert {"if-match", "if-none-match", "idempotency-key", "authorization"} <= set(allowed)
@@ -104,15 +104,16 @@ def test_a_preflight_allows_what_clients_send(client: RawClient) -> None:
     assert {"etag", "idempotency-replayed", "x-pylon-change-seq", "retry-after"} <= set(exposed)
 
 
-def test_304_has_the_etag_and_no_body(client: RawClient) -> None:
-    made = client.send("POST", "/api/entities/Tag", b'{"name":"t"}')
+def test_304_has_the_etag_and_no_body(client: KeepAliveClient) -> None:
+    made = client.request("POST", "/api/entities/Tag", b'{"name":"t"}')
     assert made.status == 201
     path = f"/api/entities/Tag/{made.json['id']}"
     etag = made.headers["etag"]
-    assert client.send("GET", path).headers["etag"] == etag
-    known = client.send("GET", path, headers=[("If-None-Match", etag)])
-    assert (known.status, known.raw, known.headers["etag"]) == (304, b"", etag)
-    assert client.send("GET", path).status == 200  # on the same connection: nothing was left over
+    assert client.request("GET", path).headers["etag"] == etag
+    known = client.request("GET", path, headers=[("If-None-Match", etag)])
+    assert (known.status, known.body, known.headers["etag"]) == (304, b"", etag)
+    again = client.request("GET", path)
+    assert again.status == 200  # on the same connection: nothing was left over
 
 
 @pytest.mark.parametrize(("sent", "status"), [
@@ -127,11 +128,11 @@ def test_304_has_the_etag_and_no_body(client: RawClient) -> None:
     (b"GET / HTTP/3.0\r\n\r\n", 505),
 ], ids=["414", "431", "no host", "bad chunk", "large chunk", "417", "501", "505"])
 def test_a_page_can_read_what_the_server_refuses_before_the_app(
-    served: PylonServer, client: RawClient, sent: bytes, status: int
+    served: PylonServer, client: KeepAliveClient, sent: bytes, status: int
 ) -> None:
     """B52: without CORS headers the page learns "CORS error" and no more."""
-    wanted = client.send("GET", "/api/auth/me").headers
-    refusing = RawClient(served.port)
+    wanted = client.request("GET", "/api/auth/me").headers
+    refusing = KeepAliveClient(served.port)
     answer = refusing.exchange(sent)
     refusing.close()
     assert answer.status == status
@@ -146,14 +147,14 @@ def test_a_page_can_read_what_the_server_refuses_before_the_app(
 
 def test_what_may_pass_says_when_to_try_again(served: PylonServer) -> None:
     """A drain: 503 with Retry-After, or a connection that is closed in order."""
-    client = RawClient(served.port)
-    assert client.send("GET", "/readyz").status == 200
+    client = KeepAliveClient(served.port)
+    assert client.request("GET", "/readyz").status == 200
     assert served.process is not None
     served.process.terminate()
     seen = []
     try:
         while served.process.poll() is None:
-            answer = client.send("GET", "/readyz")
+            answer = client.request("GET", "/readyz")
             seen.append(answer.status)
             if answer.status == 503:
                 assert answer.headers["retry-after"] == "1"

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.http_wire import Answer, Wire, echo_server
+from tests.support.echo import echo_server
+from tests.support.wire import Response, Wire
 
 pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.timeout(240)]
 
@@ -68,9 +69,9 @@ def port(processes: None) -> Iterator[int]:
 
 def check(expected: str, wire: Wire) -> None:
     status, _, asked = expected.partition(" ")
-    answer = wire.answer(bodiless=asked == "HEAD")
+    answer = wire.read_response(is_bodiless=asked == "HEAD")
     while answer.status == 100:
-        answer = wire.answer(bodiless=asked == "HEAD")
+        answer = wire.read_response(is_bodiless=asked == "HEAD")
     assert answer.status == int(status), answer
     if asked == "HEAD":
         assert answer.body == b""
@@ -85,7 +86,7 @@ def check(expected: str, wire: Wire) -> None:
         assert answer.headers["connection"] == "close"
 
 
-def check_parts(asked: str, answer: Answer) -> None:
+def check_parts(asked: str, answer: Response) -> None:
     wanted, got = PARTS.fullmatch(unescaped(asked)), PARTS.fullmatch(answer.body.decode("latin-1"))
     assert wanted is not None
     assert got is not None
@@ -100,7 +101,7 @@ def check_all(case: Case, wire: Wire) -> None:
         wire.send(PROBE)
         check("200 GET /probe", wire)
     else:
-        assert wire.rest() == b""
+        assert wire.read_rest() == b""
 
 
 def test_the_corpus_is_there() -> None:
@@ -177,7 +178,7 @@ def test_mutated(port: int, data: st.DataObject) -> None:
     with Wire(port) as wire:
         wire.send(bytes(stream))
         wire.sock.shutdown(1)  # no more will come, so nothing may be waited for
-        got = wire.rest()
+        got = wire.read_rest()
     assert b"HTTP/1.1 5" not in got.replace(b"HTTP/1.1 505", b"").replace(b"HTTP/1.1 501", b"")
     with Wire(port) as wire:
         wire.send(PROBE)

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.echo import echo_server
 from tests.support.echo_server import LARGE_BYTES
-from tests.support.http_wire import Wire, echo_server
 from tests.support.wait import wait_until
+from tests.support.wire import Wire
 
 pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.timeout(120)]
 
@@ -42,7 +43,7 @@ def hasty(processes: None) -> Iterator[int]:
     ) as (port, _):
         with Wire(port) as wire:
             wire.send(b"GET /" + END)
-            assert wire.answer().status == 200
+            assert wire.read_response().status == 200
         yield port
 
 
@@ -71,14 +72,14 @@ def is_socket(descriptor: Path) -> bool:
 def still_serves(port: int) -> None:
     with Wire(port) as wire:
         wire.send(b"GET /alive" + END)
-        assert wire.answer().body.startswith(b"GET /alive")
+        assert wire.read_response().body.startswith(b"GET /alive")
 
 
 def held_requests(port: int) -> int:
     """Return how many requests wait in the app for `/release`."""
     with Wire(port) as wire:
         wire.send(b"GET /held-count" + END)
-        return int(wire.answer().body)
+        return int(wire.read_response().body)
 
 
 # --- The conversation ---------------------------------------------------------------------
@@ -88,11 +89,11 @@ def test_continue_is_said_only_when_the_body_is_awaited(port: int) -> None:
     head = b"POST /a HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
     with Wire(port) as wire:
         wire.send(head)
-        assert wire.answer().status == 100
+        assert wire.read_response().status == 100
         wire.send(b"hi")
-        assert wire.answer().body.endswith(b"body=hi")
+        assert wire.read_response().body.endswith(b"body=hi")
         wire.send(head + b"ho")
-        answer = wire.answer()
+        answer = wire.read_response()
         assert (answer.status, answer.body[-2:]) == (200, b"ho")
 
 
@@ -100,8 +101,8 @@ def test_a_client_that_has_ended_its_side_gets_its_answer(port: int) -> None:
     with Wire(port) as wire:
         wire.send(b"GET /wait?0.05" + END)
         wire.sock.shutdown(socket.SHUT_WR)
-        assert wire.answer().status == 200
-        assert wire.rest() == b""
+        assert wire.read_response().status == 200
+        assert wire.read_rest() == b""
 
 
 def test_a_large_answer_arrives_whole_however_slowly_it_is_read(port: int) -> None:
@@ -109,8 +110,8 @@ def test_a_large_answer_arrives_whole_however_slowly_it_is_read(port: int) -> No
         wire.send((b"GET /large" + END) * 2)
         wire.send(b"GET /wait?0.1" + END)  # answered only when the others have been read
         for _ in range(2):
-            assert len(wire.answer().body) == LARGE_BYTES
-        assert wire.answer().status == 200
+            assert len(wire.read_response().body) == LARGE_BYTES
+        assert wire.read_response().status == 200
 
 
 def test_a_body_of_the_largest_size(port: int) -> None:
@@ -118,7 +119,7 @@ def test_a_body_of_the_largest_size(port: int) -> None:
     with Wire(port) as wire:
         wire.send(b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % size)
         wire.send(b"b" * size)
-        assert wire.answer().body.endswith(b"b" * 1_000)
+        assert wire.read_response().body.endswith(b"b" * 1_000)
 
 
 def test_a_refused_body_does_not_cost_the_client_its_answer(port: int) -> None:
@@ -126,21 +127,21 @@ def test_a_refused_body_does_not_cost_the_client_its_answer(port: int) -> None:
     with Wire(port) as wire:
         wire.send(b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % size)
         wire.send(b"b" * size)  # all of it, though the answer is long there
-        answer = wire.answer()
+        answer = wire.read_response()
         assert answer.status == 413
         assert json.loads(answer.body)["error"]["code"] == "PAYLOAD_TOO_LARGE"
-        assert wire.rest() == b""
+        assert wire.read_rest() == b""
 
 
 def test_an_app_that_fails(port: int) -> None:
     with Wire(port) as wire:
         wire.send(b"GET /broken" + END)
-        answer = wire.answer()
+        answer = wire.read_response()
         assert answer.status == 500
         assert b"purpose" not in answer.body
     with Wire(port) as wire:
         wire.send(b"GET /broken-stream" + END)
-        got = wire.rest()
+        got = wire.read_rest()
         assert b"begun" in got
         assert not got.endswith(b"0\r\n\r\n")  # so the client knows that it is not whole
     still_serves(port)
@@ -149,7 +150,7 @@ def test_an_app_that_fails(port: int) -> None:
 def test_an_answer_cannot_be_split(port: int) -> None:
     with Wire(port) as wire:
         wire.send(b"GET /split" + END)
-        got = wire.rest()
+        got = wire.read_rest()
     assert got.startswith(b"HTTP/1.1 500 ")
     assert b"Injected" not in got
 
@@ -168,7 +169,7 @@ def test_an_answer_cannot_be_split(port: int) -> None:
 def test_who_is_slow_is_given_up(hasty: int, sent: bytes, answered: bytes) -> None:
     with Wire(hasty) as wire:
         wire.send(sent)
-        assert wire.rest().startswith(answered)
+        assert wire.read_rest().startswith(answered)
 
 
 def test_who_drips_is_given_up_too(hasty: int) -> None:
@@ -224,9 +225,9 @@ def test_bodies_that_arrive_have_a_budget() -> None:
         a.send(head + b"a" * 99_999)
         still_serves(port)
         b.send(head + b"b" * 99_999)
-        assert b.answer().status == 503
+        assert b.read_response().status == 503
         a.send(b"a")
-        assert a.answer().status == 200
+        assert a.read_response().status == 200
 
 
 def test_requests_beyond_the_greenlets_wait_their_turn() -> None:
@@ -234,7 +235,7 @@ def test_requests_beyond_the_greenlets_wait_their_turn() -> None:
         wires = [stack.enter_context(Wire(port)) for _ in range(7)]
         for wire in wires:
             wire.send(b"GET /wait?0.05" + END)
-        assert [wire.answer().status for wire in wires] == [200] * 7
+        assert [wire.read_response().status for wire in wires] == [200] * 7
 
 
 def test_connections_beyond_the_limit_wait_until_one_closes() -> None:
@@ -242,14 +243,14 @@ def test_connections_beyond_the_limit_wait_until_one_closes() -> None:
         wires = [stack.enter_context(Wire(port)) for _ in range(4)]
         for wire in wires:
             wire.send(b"GET /a" + END)
-        answered = [wire.answer().status for wire in wires[:3]]
+        answered = [wire.read_response().status for wire in wires[:3]]
         assert answered == [200] * 3
         wires[3].sock.settimeout(0.2)
         with pytest.raises(TimeoutError):
             wires[3].sock.recv(1)
         wires[3].sock.settimeout(30)
         wires[0].sock.close()
-        assert wires[3].answer().status == 200
+        assert wires[3].read_response().status == 200
 
 
 # --- Many ---------------------------------------------------------------------------------
@@ -264,8 +265,8 @@ def test_blocked_requests_block_nobody_else(port: int) -> None:
         wait_until("all requests are held", lambda: held_requests(port) == 200)
         with Wire(port) as other:
             other.send(b"GET /release" + END)
-            assert other.answer().status == 200
-        assert [wire.answer().status for wire in wires] == [200] * 200
+            assert other.read_response().status == 200
+        assert [wire.read_response().status for wire in wires] == [200] * 200
 
 
 def test_idle_connections_are_cheap(echo: tuple[int, subprocess.Popen[bytes]]) -> None:
@@ -282,7 +283,7 @@ def test_idle_connections_are_cheap(echo: tuple[int, subprocess.Popen[bytes]]) -
             for wire in wires:
                 wire.send(b"GET /a" + END)
             for wire in wires:
-                assert wire.answer().status == 200
+                assert wire.read_response().status == 200
             assert (rss_bytes(pid) - before) / count < 8_192
             still_serves(port)
     finally:
@@ -298,7 +299,7 @@ def test_connections_are_shared_evenly() -> None:
             for _ in range(20):
                 with Wire(port) as wire:
                     wire.send(b"GET /process" + END)
-                    seen.add(wire.answer().body)
+                    seen.add(wire.read_response().body)
             return len(seen) == len(children.read_text().split()) == 2
 
         wait_until("both workers serve", both_serve)
@@ -306,7 +307,7 @@ def test_connections_are_shared_evenly() -> None:
         for _ in range(40):
             wire = stack.enter_context(Wire(port))
             wire.send(b"GET /process" + END)
-            counts[wire.answer().body] += 1
+            counts[wire.read_response().body] += 1
     assert min(counts.values()) >= 12, counts
 
 
@@ -317,19 +318,19 @@ def test_sigterm() -> None:
     with echo_server() as (port, arbiter), ExitStack() as stack:
         idle, waiting, partial, half = (stack.enter_context(Wire(port)) for _ in range(4))
         idle.send(b"GET /a" + END)
-        assert idle.answer().status == 200
+        assert idle.read_response().status == 200
         waiting.send(b"GET /wait?1" + END)
         partial.send(b"GET /a HTTP/1.1\r\nHo")
         half.send(b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhel")
         still_serves(port)
         arbiter.send_signal(signal.SIGTERM)
-        assert idle.rest() == b""
+        assert idle.read_rest() == b""
         partial.send(b"st: h\r\n\r\n")
         half.send(b"lo")
         for wire in (partial, half, waiting):
-            answer = wire.answer()
+            answer = wire.read_response()
             assert (answer.status, answer.headers["connection"]) == (200, "close")
-            assert wire.rest() == b""
+            assert wire.read_rest() == b""
         assert arbiter.wait(20) == 0
 
 

@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 
 from pylon import limits
+from tests.support.echo import echo_server
 from tests.support.echo_server import LARGE_BYTES
-from tests.support.http_wire import Wire, echo_server
 from tests.support.server import wait_until
+from tests.support.wire import Wire
 from workers.http.bodies import Body, ChunkedBody
 from workers.http.connection import Connection
 from workers.http.connection_limits import ConnectionLimits, choose_holder
@@ -40,18 +41,13 @@ class From(Wire):
     """A connection from a given address."""
 
     def __init__(self, port: int, address: str) -> None:
-        super().__init__(port)
-        self.sock.close()
-        self.sock = socket.create_connection(
-            ("127.0.0.1", port), timeout=30, source_address=(address, 0)
-        )
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super().__init__(port, address=address)
 
     def asks(self, path: bytes = b"/a") -> bool:
         """Whether a request on it is answered."""
         try:
             self.send(b"GET " + path + END)
-            return self.answer().status == 200
+            return self.read_response().status == 200
         except (AssertionError, OSError):
             return False
 
@@ -131,7 +127,7 @@ def test_a_request_that_is_being_answered_is_never_cut(port: int) -> None:
         idle = opened(stack, port, ATTACKER, 1)
         assert idle[0].asks()
         still_serves(port, OTHER)
-        assert [wire.answer().status for wire in busy] == [200] * len(busy)
+        assert [wire.read_response().status for wire in busy] == [200] * len(busy)
 
 
 def test_one_address_has_a_cap_and_its_longest_idle_connections_go() -> None:
@@ -200,7 +196,7 @@ def test_half_sent_bodies_do_not_make_other_large_bodies_a_503(
             with From(port, address) as wire:
                 wire.send(head % 1_000_000 + b"b" * 500_000)
                 wire.send(b"b" * 500_000)
-                served += wire.answer().status == 200
+                served += wire.read_response().status == 200
         assert served == 8
         cut = sum(bool(refusal(wire)) for wire in attackers)
         assert cut >= 42 - 2_000_000 // (size // 2)
@@ -223,9 +219,9 @@ def test_a_body_that_moves_is_not_cut_for_one_that_begins() -> None:
             From(port, OTHER) as moving, From(port, ATTACKER) as late:
         moving.send(head + b"a" * 400_000)
         late.send(head + b"b" * 800_000)
-        assert late.answer().status == 503  # it holds more than the other
+        assert late.read_response().status == 503  # it holds more than the other
         moving.send(b"a" * 500_000)
-        assert moving.answer().status == 200
+        assert moving.read_response().status == 200
 
 
 @WHOSE
@@ -242,7 +238,7 @@ def test_answers_that_nobody_reads_do_not_cost_others_theirs(
         for _ in range(6):
             with From(port, address) as wire:
                 wire.send(b"GET /large" + END)
-                assert len(wire.answer().body) == LARGE_BYTES
+                assert len(wire.read_response().body) == LARGE_BYTES
 
 
 def test_a_body_in_tiny_chunks_takes_turns_with_others() -> None:
@@ -304,7 +300,7 @@ def test_one_who_sends_a_large_body_does_not_keep_the_worker() -> None:
         assert all(other.asks() for _ in range(10))
         sending.join()
         wire.send(b"0\r\n\r\n")
-        assert wire.answer().body.endswith(b"x" * 16_000)
+        assert wire.read_response().body.endswith(b"x" * 16_000)
 
 
 # --- Counting ------------------------------------------------------------------------------

@@ -26,9 +26,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Final
 
-from tests.support.raw_http import RawClient
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wide_app import wide_app
+from tests.support.wire import KeepAliveClient
 
 SMALL: Final = {
     "PYLON_HTTP_WORKERS": "1", "PYLON_WS_WORKERS": "0", "PYLON_SSE_WORKERS": "0",
@@ -118,7 +118,7 @@ def scan(program: str, port: int, target: tuple[str, str | None], level: int) ->
     return None if NOTHING in output else f"sqlmap did not test this:\n{output[-2_000:]}"
 
 
-def fill(client: RawClient) -> None:
+def fill(client: KeepAliveClient) -> None:
     """Rows to be found, and the proof that each target is answered as it is."""
     admin = ("Authorization", f"Bearer {ADMIN_TOKEN}")
     for n in range(ROWS):
@@ -126,11 +126,11 @@ def fill(client: RawClient) -> None:
             f'{{"title": "t{n}", "body": "b{n}", "count": {n % 3}, "done": true, '
             f'"dueAt": "2026-01-{n % 9 + 1:02}"}}'
         )
-        assert client.send("POST", "/api/entities/Item", row.encode(), [admin]).status == 201
+        assert client.request("POST", "/api/entities/Item", row.encode(), [admin]).status == 201
     for path, body in TARGETS:
         sent = None if body is None else body.replace("*", "").encode()
         method = "GET" if body is None else "POST"
-        answer = client.send(method, path.replace("*", ""), sent, [admin])
+        answer = client.request(method, path.replace("*", ""), sent, [admin])
         assert answer.status in (200, 404), (path, body, answer)
 
 
@@ -149,7 +149,7 @@ def main() -> int:
         server = PylonServer(Path(folder) / "server", wide_app(), SMALL)
         try:
             server.start()
-            client = RawClient(server.port)
+            client = KeepAliveClient(server.port)
             fill(client)
             client.close()
             with ThreadPoolExecutor(2) as pool:
