@@ -22,12 +22,14 @@ from pylon.bus.runtime import Runtime
 from pylon.bus.status import StatusSender
 from pylon.clock import SystemClock
 from pylon.metrics import MESSAGES_SENT, snapshot
+from pylon.runtime.parent_death import die_with_parent
 
 _SLOW_S = 1.0
 
 
 def main() -> int:
     child = ChildEnv.from_environ(os.environ)
+    die_with_parent(child.supervisor_pid)
     mood = os.environ.get(f"STAND_IN_{child.role.upper()}", "well")
     if mood == "dies":
         return 3
