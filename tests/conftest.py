@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support import process_guard
+from tests.support.cli import Ctl, make_ctl
 from tests.support.examples import DEFAULT_EXAMPLES, count_examples
 from tests.support.manifests import notes_app
 from tests.support.server import PylonServer
@@ -67,6 +68,12 @@ def _same_umask() -> Iterator[None]:
 @pytest.fixture
 def program() -> Callable[[str, str], str]:
     return need_program
+
+
+@pytest.fixture
+def ctl(processes: None, tmp_path: Path) -> Ctl:
+    """Run `pylonctl` in an app's folder."""
+    return make_ctl(tmp_path)
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.hub import ROOT, Stage, until
+from tests.support.hub import ROOT, Stage
+from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.usefixtures("processes")
 
@@ -43,7 +44,7 @@ def test_a_worker_dies_with_its_supervisor() -> None:
         except FileNotFoundError:
             return True
 
-    until(gone, "the worker died")
+    wait_until("the worker died", gone)
     supervisor.stdout.close()
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import gevent
 import pytest
 
 from pylon import limits
 from pylon.bus.passing import SocketReceiver, SocketSender
 from pylon.bus.runtime import Runtime
-from tests.support.hub import WAIT_S
+from tests.support.wait import WAIT_S, run_greenlets_until
 
 
 @pytest.fixture
@@ -41,12 +40,6 @@ class Worker:
         self.taken.append(data)
 
 
-def settle(condition: Callable[[], bool]) -> None:
-    with gevent.Timeout(WAIT_S):
-        while not condition():
-            gevent.sleep(0.001)
-
-
 def test_the_connection_and_its_bytes_arrive(
     tmp_path: Path, pair: tuple[socket.socket, socket.socket]
 ) -> None:
@@ -55,7 +48,7 @@ def test_the_connection_and_its_bytes_arrive(
     data = b"x" * limits.PASSED_BYTES
     assert sender.pass_on(passed, data)
     passed.close()
-    settle(lambda: worker.taken == [data])
+    run_greenlets_until("the socket came", lambda: worker.taken == [data])
     assert client.recv(100) == b"1 has %d bytes" % len(data)
     assert client.recv(100) == b"", "nobody else has it open"
     sender.close()
@@ -70,7 +63,7 @@ def test_workers_take_turns_and_a_certain_one_can_be_named(
     sender = SocketSender(Runtime(tmp_path), "ws", 3)
     assert all(sender.pass_on(pair[1], b"any") for _ in range(6))
     assert sender.pass_to("2", pair[1], b"named")
-    settle(lambda: sum(len(worker.taken) for worker in workers) == 7)
+    run_greenlets_until("all came", lambda: sum(len(worker.taken) for worker in workers) == 7)
     assert [len(worker.taken) for worker in workers] == [2, 3, 2]
     assert workers[1].taken[-1] == b"named"
     sender.close()
@@ -85,13 +78,13 @@ def test_who_is_not_there_is_passed_over_and_found_again(
     assert not sender.pass_on(pair[1], b"nobody")
     first = Worker(tmp_path, "1")
     assert all(sender.pass_on(pair[1], b"one") for _ in range(4))
-    settle(lambda: len(first.taken) == 4)
+    run_greenlets_until("four came", lambda: len(first.taken) == 4)
     first.receiver.close()
     assert not sender.pass_on(pair[1], b"gone")
     again = Worker(tmp_path, "1")
     (tmp_path / "passing-ws-2").touch()  # what a killed worker leaves is no socket that answers
     assert sender.pass_on(pair[1], b"two")
-    settle(lambda: again.taken == [b"two"])
+    run_greenlets_until("the next came", lambda: again.taken == [b"two"])
     sender.close()
     again.receiver.close()
 
@@ -109,7 +102,9 @@ def test_a_worker_that_does_not_read_fills_up_and_the_next_is_asked(
     assert sender.pass_on(pair[1], data)
     assert sender.pass_on(pair[1], data), "the full one is passed over"
     assert not sender.pass_to("2", pair[1], b"x" * (limits.PASSED_BYTES + 1))
-    settle(lambda: len(slow.taken) == sent and len(quick.taken) == 2)
+    run_greenlets_until(
+        "all came", lambda: len(slow.taken) == sent and len(quick.taken) == 2
+    )
     assert sender.pass_to("1", pair[1], b"room again")
     slow.receiver.close()  # takes what is on its way
     assert slow.taken[-1] == b"room again"

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.manifests import notes_app
-from tests.support.server import PylonServer, wait_until
+from tests.support.server import PylonServer
+from tests.support.wait import wait_until
 
 
 def test_detach_status_stop(make_server: Callable[..., PylonServer]) -> None:

@@ -10,11 +10,9 @@ from typing import Any
 import apsw
 import pytest
 
+from tests.support.cli import Ctl, decode_output
 from tests.support.manifests import field, notes_app
 from tests.support.server import ADMIN_TOKEN, PylonServer
-from tests.test_cli_verbs import Ctl, answer, ctl
-
-__all__ = ["ctl"]  # a fixture
 
 OLD = {
     "manifest_version": 1, "name": "app", "version": "1", "routes": [], "policies": [],
@@ -63,14 +61,14 @@ def notes(path: Path) -> list[Any]:
 
 
 def test_check(ctl: Ctl, tmp_path: Path) -> None:
-    done = answer(ctl("schema", "check", "--json"))
+    done = decode_output(ctl("schema", "check", "--json"))
     assert (done["code"], done["entities"], done["diagnostics"]) == ("SCHEMA_OK", 2, [])
     bad = notes_app()
     bad["entities"][0]["fields"][0]["type"] = "text"
     write(tmp_path, bad, "bad.json")
     done = ctl("schema", "check", "bad.json", "--json")
     assert done.returncode == 1 and "bad.json:1:" in done.stderr
-    body = answer(done)
+    body = decode_output(done)
     assert body["code"] == "SCHEMA_INVALID" and body["diagnostics"][0]["severity"] == "error"
 
 
@@ -84,7 +82,7 @@ def test_diff(ctl: Ctl, tmp_path: Path) -> None:
     new["entities"][1] = {"name": "Tock", "fields": [field("n", "int")], "indexes": []}
     new["policies"] = new["policies"][:1]
     write(tmp_path, new, "new.json")
-    body = answer(ctl("schema", "diff", "pylon.manifest.json", "new.json", "--json"))
+    body = decode_output(ctl("schema", "diff", "pylon.manifest.json", "new.json", "--json"))
     assert body["changes"] == [
         {"kind": "field_changed", "entity": "Note", "name": "title",
          "detail": "from string to optional string"},
@@ -98,13 +96,13 @@ def test_diff(ctl: Ctl, tmp_path: Path) -> None:
     same = ctl("schema", "diff", "new.json", "new.json")
     assert same.stdout == "no differences\n"
     missing = ctl("schema", "diff", "new.json", "--json")
-    assert missing.returncode == 64 and answer(missing)["code"] == "DIFF_MISSING_ARGS"
+    assert missing.returncode == 64 and decode_output(missing)["code"] == "DIFF_MISSING_ARGS"
 
 
 def test_plan_says_what_a_start_would_do(ctl: Ctl, database: Path) -> None:
     done = ctl("schema", "plan", "--json")
     assert done.returncode == 1
-    body = answer(done)
+    body = decode_output(done)
     assert (body["code"], body["dry_run"], body["start"]) == ("PUSH_DRY_RUN", True, "refused")
     assert body["baseline"] == "live_sqlite" and body["analysis"]["destructive"]
     assert [o["op"] for o in body["plan"]["operations"]] == ["alter_field", "remove_index"]
@@ -116,7 +114,7 @@ def test_plan_says_what_a_start_would_do(ctl: Ctl, database: Path) -> None:
 
 
 def test_plan_without_a_database(ctl: Ctl) -> None:
-    body = answer(ctl("schema", "plan", "--json"))
+    body = decode_output(ctl("schema", "plan", "--json"))
     assert (body["baseline"], body["start"]) == ("empty", "applies")
     assert [o["op"] for o in body["plan"]["operations"]] == [
         "create_entity", "add_index", "create_entity"]
@@ -132,7 +130,7 @@ def test_plan_and_check_config_name_the_value_that_is_in_a_unique_indexs_way(
     app["entities"][0]["indexes"].append({"name": "one", "fields": ["title"], "unique": True})
     write(tmp_path, app)
     plan = ctl("schema", "plan", "--json")
-    (refusal,) = answer(plan)["diagnostics"]
+    (refusal,) = decode_output(plan)["diagnostics"]
     assert plan.returncode == 1
     assert "Note_one" in refusal["message"] and "'a' (2 times)" in refusal["message"]
     for verb in ("check-config", "start"):
@@ -145,7 +143,7 @@ def test_apply_needs_to_be_told_and_makes_a_backup(
     ctl: Ctl, database: Path, tmp_path: Path
 ) -> None:
     blocked = ctl("schema", "apply", "--yes", "--json")
-    assert blocked.returncode == 1 and answer(blocked)["code"] == "PUSH_BLOCKED"
+    assert blocked.returncode == 1 and decode_output(blocked)["code"] == "PUSH_BLOCKED"
     assert "--allow-destructive" in blocked.stderr and notes(database)[0] == ("1", "a", "7")
     aborted = ctl("schema", "apply", "--allow-destructive", stdin="n\n")
     assert (aborted.returncode, aborted.stdout) == (1, "Aborted.\n")
@@ -155,11 +153,11 @@ def test_apply_needs_to_be_told_and_makes_a_backup(
     assert not list(tmp_path.glob(".pylon/*.before-*"))
 
     done = ctl("schema", "apply", "--allow-destructive", "--yes", "--json")
-    body = answer(done)
+    body = decode_output(done)
     assert (done.returncode, body["code"], body["applied"]) == (0, "PUSH_APPLIED", True)
     assert notes(database) == [("1", "a", 7), ("2", "b", None)]
     assert ctl("backup", "verify", body["backup"]).returncode == 0
-    entry = answer(ctl("schema", "history", "--limit", "1", "--json"))["history"][0]
+    entry = decode_output(ctl("schema", "history", "--limit", "1", "--json"))["history"][0]
     assert entry["baseline"] == "apply" and entry["plan"][0].startswith("alter_field Note.n")
     again = ctl("schema", "apply", "--yes")
     assert (again.returncode, again.stdout) == (0, "nothing to do\n")
@@ -173,7 +171,7 @@ def test_apply_refuses_what_it_cannot_do_and_says_how(
     write(tmp_path, changed(title=("string",), n=("string",)))
     done = ctl("schema", "apply", "--allow-destructive", "--yes", "--json")
     assert done.returncode == 1
-    assert "--default Note.n=VALUE" in answer(done)["diagnostics"][0]["message"]
+    assert "--default Note.n=VALUE" in decode_output(done)["diagnostics"][0]["message"]
     wrong = ctl("schema", "apply", "--default", "Note.x=1")
     assert wrong.returncode == 1 and "has no field Note.x" in wrong.stderr
     done = ctl("schema", "apply", "--allow-destructive", "--yes", "--default", "Note.n=none")
@@ -192,15 +190,15 @@ def test_a_value_that_does_not_convert_stops_apply(ctl: Ctl, database: Path) -> 
 
 
 def test_inspect_and_history(ctl: Ctl, database: Path) -> None:
-    tables = {t["name"]: t for t in answer(ctl("schema", "inspect", "--json"))["tables"]}
+    tables = {t["name"]: t for t in decode_output(ctl("schema", "inspect", "--json"))["tables"]}
     assert {"name": "title", "column_type": "TEXT", "notnull": True, "primary_key": False} in (
         tables["Note"]["columns"])
     assert {"name": "Note_by_n", "columns": ["n"], "unique": False} in tables["Note"]["indexes"]
     assert "  title TEXT NOT NULL" in ctl("schema", "inspect", "--sqlite", str(database)).stdout
-    entry = answer(ctl("schema", "history", "--json"))["history"][0]
+    entry = decode_output(ctl("schema", "history", "--json"))["history"][0]
     assert (entry["baseline"], entry["manifest_version"], entry["app_version"]) == ("start", 1, "1")
     bad = ctl("schema", "history", "--limit", "0", "--json")
-    assert bad.returncode == 64 and answer(bad)["code"] == "HISTORY_INVALID_LIMIT"
+    assert bad.returncode == 64 and decode_output(bad)["code"] == "HISTORY_INVALID_LIMIT"
     assert ctl("schema", "inspect", "--sqlite", "none.db").returncode == 69
 
 
@@ -225,7 +223,7 @@ def test_indexes_change_while_the_server_runs(make_server: Callable[..., PylonSe
     write(server.folder, app)
     done = server.ctl("schema", "apply", "--indexes", "--json")
     assert done.returncode == 0, done.stderr
-    assert answer(done)["steps"] == [
+    assert decode_output(done)["steps"] == [
         "remove_index Note.Note_by_owner", "add_index Tick.Tick_by_n"]
     row = {"n": 2, "sender": "y"}
     status, body, _ = server.request("POST", "/api/entities/Tick", row, token=ADMIN_TOKEN)

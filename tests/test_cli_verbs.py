@@ -5,48 +5,20 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import apsw
 import pytest
 
+from tests.support.cli import GOOD, Ctl, decode_output
 from tests.support.manifests import notes_app
 from tests.support.ports import reserve_base_port
-
-Ctl = Callable[..., subprocess.CompletedProcess[str]]
-GOOD = {"PYLON_CORS_ORIGIN": "https://app.example.com", "PYLON_ADMIN_TOKEN": "t" * 40}
-
-
-@pytest.fixture
-def ctl(processes: None, tmp_path: Path) -> Ctl:
-    """Runs `pylonctl` in an app's folder."""
-    (tmp_path / "pylon.manifest.json").write_text(json.dumps(notes_app()))
-    port = str(reserve_base_port())
-
-    def run(*args: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("PYLON_")}
-        return subprocess.run(
-            [sys.executable, "-m", "pylon.cli.main", *args], input=stdin, cwd=tmp_path,
-            env={**clean, "PYLON_PORT": port, "PYLON_BIND": "127.0.0.1", **GOOD, **env},
-            text=True, capture_output=True, timeout=60, check=False,
-        )
-
-    return run
-
-
-def answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(done.stdout)
-    return body
 
 
 def test_version(ctl: Ctl) -> None:
     assert ctl("version").stdout.startswith("pylonctl 0.")
-    assert set(answer(ctl("--json", "version"))) == {"version"}
-    assert answer(ctl("version", "--json")) == answer(ctl("--json", "version"))
+    assert set(decode_output(ctl("--json", "version"))) == {"version"}
+    assert decode_output(ctl("version", "--json")) == decode_output(ctl("--json", "version"))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +35,7 @@ def test_config_prints_values_and_origins_and_masks_secrets(ctl: Ctl) -> None:
     assert "PYLON_LIST_LIMIT=7" in done.stdout
     assert "# environment" in done.stdout
     assert GOOD["PYLON_ADMIN_TOKEN"] not in done.stdout
-    settings = answer(ctl("config", "--json"))["settings"]
+    settings = decode_output(ctl("config", "--json"))["settings"]
     assert settings["PYLON_ADMIN_TOKEN"]["value"] == "********"
     assert settings["PYLON_DURABILITY"] == {
         "value": "normal", "origin": "default", "secret": False,
@@ -95,7 +67,7 @@ def test_check_config_lists_all_problems(ctl: Ctl, tmp_path: Path) -> None:
             PYLON_DB_PATH="pylon.manifest.json/x.db",
         )
     assert done.returncode == 78
-    problems = "\n".join(answer(done)["problems"])
+    problems = "\n".join(decode_output(done)["problems"])
     for part in ('PYLON_CORS_ORIGIN="*"', "POLICY_EXPRESSION_INVALID", "PYLON_WS_PORT",
                  "is not a folder"):
         assert part in problems
@@ -137,7 +109,7 @@ def test_start_prints_every_diagnostic_of_a_bad_manifest(ctl: Ctl, tmp_path: Pat
     (tmp_path / "pylon.manifest.json").write_text(json.dumps(bad, indent=1))
     done = ctl("start", "--json")
     assert done.returncode == 78
-    codes = {d["code"] for d in answer(done)["diagnostics"]}
+    codes = {d["code"] for d in decode_output(done)["diagnostics"]}
     assert {"FIELD_TYPE_UNKNOWN", "ENTITY_NAME_EMPTY"} <= codes
     assert all(code in done.stderr for code in codes)
 
@@ -145,7 +117,7 @@ def test_start_prints_every_diagnostic_of_a_bad_manifest(ctl: Ctl, tmp_path: Pat
 @pytest.mark.parametrize("verb", ["status", "stop"])
 def test_nothing_runs(ctl: Ctl, verb: str) -> None:
     assert ctl(verb).returncode == 69
-    body = answer(ctl(verb, "--json"))
+    body = decode_output(ctl(verb, "--json"))
     assert body.get("running") is False or body["error"]["code"] == "NOT_RUNNING"
 
 
@@ -164,17 +136,17 @@ def test_backup_verify_restore_without_a_server(ctl: Ctl, tmp_path: Path) -> Non
     conn = apsw.Connection(str(tmp_path / ".pylon" / "dev.db"))
     conn.execute("CREATE TABLE t(x); INSERT INTO t VALUES (1)")
     conn.close()
-    body = answer(ctl("backup", "b", "--json"))
+    body = decode_output(ctl("backup", "b", "--json"))
     assert body["ok"] and body["db"] and body["manifest"] and body["uploaded_files"] == 0
     assert ctl("backup", "b").returncode == 1
-    assert answer(ctl("backup", "verify", "b", "--json"))["ok"]
+    assert decode_output(ctl("backup", "verify", "b", "--json"))["ok"]
     aborted = ctl("restore", "b", stdin="n\n")
     assert (aborted.returncode, aborted.stdout) == (0, "Aborted.\n")
     nobody = ctl("restore", "b", stdin="")
     assert (nobody.returncode, nobody.stdout) == (1, "Aborted.\n")
     done = ctl("restore", "b", "--json", stdin="y\n")
     assert done.returncode == 0, done.stderr
-    assert answer(done)["replaced"]
+    assert decode_output(done)["replaced"]
     assert ctl("restore", "nowhere", "--yes").returncode == 1
 
 

@@ -18,7 +18,7 @@ from pylon.manifest_loader import load_manifest
 from pylon.values import EntityCodec
 from tests.support.nginx import moved
 from tests.support.ports import reserve_base_port
-from tests.support.server import wait_until
+from tests.support.wait import wait_until
 
 ROOT = Path(__file__).parent.parent
 UNITS = sorted(

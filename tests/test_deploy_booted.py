@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import IN_CI
 from tests.support.debian import Machine, UnavailableError, install
-from tests.support.server import wait_until
+from tests.support.wait import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from tests.support.load import Writer
-from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
+from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.sync_client import SyncClient, settle
+from tests.support.wait import wait_until
 
 
 def rows_at(events: list[dict[str, Any]], seq: int, entity: str) -> dict[str, dict[str, Any]]:

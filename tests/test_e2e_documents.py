@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.support.documents import LoroClient, sealed
-from tests.support.hub import WsClient
 from tests.support.manifests import field, notes_app
-from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
+from tests.support.server import ADMIN_TOKEN, PylonServer
+from tests.support.wait import wait_until
+from tests.support.websocket_client import WebSocketClient
 from workers.ws import frames
 
 
@@ -33,16 +34,16 @@ class Editor:
     def __init__(self, server: PylonServer, row_id: str) -> None:
         self.server, self.row_id = server, row_id
         # Without the stream of changes: just after a restore a socket with it must pull again.
-        self.socket = WsClient(server.port + 1, token=ADMIN_TOKEN, path="/?changes=0")
+        self.socket = WebSocketClient(server.port + 1, token=ADMIN_TOKEN, path="/?changes=0")
         message = {"type": "crdt-subscribe", "entity": "Note", "rowId": row_id}
-        self.socket.say(frames.TEXT, json.dumps(message).encode())
+        self.socket.send_frame(frames.TEXT, json.dumps(message).encode())
         self.copy = LoroClient(self._frame())
 
     def _frame(self) -> bytes:
         """The next frame's payload; events are passed over."""
         head = b"\x10\x00\x04Note" + len(self.row_id).to_bytes(2, "big") + self.row_id.encode()
         while True:
-            opcode, data = self.socket.next_but()
+            opcode, data = self.socket.read_frame_except()
             if opcode == frames.BINARY:
                 assert data.startswith(head)
                 return data[len(head):]

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.load import Writer, check_nothing_lost
-from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
+from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.sync_client import SyncClient, settle
+from tests.support.wait import wait_until
 
 
 def start_writers(server: PylonServer, count: int) -> list[Writer]:

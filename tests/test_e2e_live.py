@@ -17,7 +17,8 @@ import websocket
 
 from tests.support.live import LiveSet, Rows
 from tests.support.manifests import notes_app
-from tests.support.server import PylonServer, wait_until
+from tests.support.server import PylonServer
+from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.usefixtures("processes")
 

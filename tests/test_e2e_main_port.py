@@ -12,8 +12,10 @@ from typing import Any
 
 import websocket
 
-from tests.support.hub import RawClient, WsClient, client_frame
-from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
+from tests.support.server import ADMIN_TOKEN, PylonServer
+from tests.support.wait import wait_until
+from tests.support.websocket_client import WebSocketClient, client_frame
+from tests.support.wire import Wire
 from workers.ws import frames
 
 PATH = "/api/sync/ws"
@@ -48,14 +50,14 @@ def test_an_upgrade_on_the_main_port_is_passed_to_a_ws_worker(
 ) -> None:
     server = make_server(PYLON_HTTP_WORKERS="2", PYLON_WS_WORKERS="2").start()
     # With the frames that came in one piece with the request, and in two.
-    client = WsClient(server.port, path=PATH, early=client_frame(frames.PING, b"early"))
-    assert client.reply() == (frames.PONG, b"early")
+    client = WebSocketClient(server.port, path=PATH, early=client_frame(frames.PING, b"early"))
+    assert client.read_control() == (frames.PONG, b"early")
     others = [
         websocket.create_connection(f"ws://127.0.0.1:{server.port}{PATH}", timeout=20)
         for _ in range(7)
     ]
     insert(server, 1)
-    assert client.text()["data"]["n"] == 1
+    assert client.read_json()["data"]["n"] == 1
     for other in others:
         assert json.loads(other.recv())["data"]["n"] == 1
     wait_until(
@@ -63,12 +65,12 @@ def test_an_upgrade_on_the_main_port_is_passed_to_a_ws_worker(
         lambda: server.status()["roles"]["ws"]["connections"] == 8,
     )
     # A request before it, on the same connection.
-    raw = RawClient(server.port)
+    raw = Wire(server.port)
     lines = "".join(f"{name}: {value}\r\n" for name, value in UPGRADE.items())
     raw.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-    raw.until(b"}")
+    raw.read_until(b"}")
     raw.send(f"GET {PATH} HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode())
-    assert raw.until(b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
+    assert raw.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
     for other in others:
         other.close()
 
@@ -94,21 +96,21 @@ def test_what_is_answered_in_place_of_a_101(make_server: Callable[..., PylonServ
 def the_session_cookie_counts_for_our_own_pages(server: PylonServer) -> None:
     token, user_id = server.guest()
     cookie = f"notes_session={token}"
-    ours = WsClient(server.port, path=PATH, headers={"Cookie": cookie, "Origin": ORIGIN})
-    foreign = WsClient(
+    ours = WebSocketClient(server.port, path=PATH, headers={"Cookie": cookie, "Origin": ORIGIN})
+    foreign = WebSocketClient(
         server.port, path=PATH, headers={"Cookie": cookie, "Origin": "https://evil.example"}
     )
-    silent = WsClient(server.port, path=PATH, headers={"Cookie": cookie})
-    other_port = WsClient(server.port + 1, headers={"Cookie": cookie, "Origin": ORIGIN})
+    silent = WebSocketClient(server.port, path=PATH, headers={"Cookie": cookie})
+    other_port = WebSocketClient(server.port + 1, headers={"Cookie": cookie, "Origin": ORIGIN})
     status, _, _ = server.request(
         "POST", "/api/entities/Note", {"title": "mine", "ownerId": user_id, "shared": False},
         token=token,
     )
     assert status == 201
     insert(server, 1)
-    assert [ours.text()["entity"] for _ in range(2)] == ["Note", "Tick"]
+    assert [ours.read_json()["entity"] for _ in range(2)] == ["Note", "Tick"]
     for stranger in (foreign, silent, other_port):
-        assert stranger.text()["entity"] == "Tick"
+        assert stranger.read_json()["entity"] == "Tick"
 
 
 def test_the_cap_holds_over_all_workers_and_a_killed_one_counts_no_more(
@@ -117,17 +119,18 @@ def test_the_cap_holds_over_all_workers_and_a_killed_one_counts_no_more(
     server = make_server(
         PYLON_HTTP_WORKERS="1", PYLON_WS_WORKERS="2", PYLON_SOCKETS_PER_IP="6"
     ).start()
-    clients = [WsClient(server.port, path=PATH) for _ in range(6)]  # three each: they take turns
+    # Three each: the workers take turns.
+    clients = [WebSocketClient(server.port, path=PATH) for _ in range(6)]
     for port, path in ((server.port + 1, "/"), (server.port, PATH)):
-        refused = WsClient(port, path=path, upgraded=False)
+        refused = WebSocketClient(port, path=path, upgraded=False)
         assert refused.status == 429
     victim = server.pids("ws")[0]
     os.kill(victim, signal.SIGKILL)
     for _ in range(3):
         wait_until(
             "its sockets do not count",
-            lambda: WsClient(server.port + 1, upgraded=False).status == 101,
+            lambda: WebSocketClient(server.port + 1, upgraded=False).status == 101,
         )
-    assert WsClient(server.port, path=PATH, upgraded=False).status in (101, 429)
+    assert WebSocketClient(server.port, path=PATH, upgraded=False).status in (101, 429)
     for client in clients:
         client.close()

@@ -13,8 +13,9 @@ import apsw
 import pytest
 
 from pylon.metrics.families import SUPERVISOR, WORKER
-from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
+from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.sync_client import SyncClient
+from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.usefixtures("processes")
 

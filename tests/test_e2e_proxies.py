@@ -19,7 +19,8 @@ import websocket
 from pylon import limits
 from tests.support.nginx import moved
 from tests.support.ports import reserve_base_port
-from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
+from tests.support.server import ADMIN_TOKEN, PylonServer
+from tests.support.wait import wait_until
 
 ROOT = Path(__file__).parent.parent
 APP = Path(__file__).parent / "support" / "shards_app.py"

@@ -10,7 +10,8 @@ from contextlib import ExitStack
 import pytest
 
 from tests.support.seq_keeper import SeqKeeper, seqs_of_the_log
-from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
+from tests.support.server import ADMIN_TOKEN, PylonServer
+from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.timeout(300)
 

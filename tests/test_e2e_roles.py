@@ -8,8 +8,9 @@ from contextlib import ExitStack
 
 import websocket
 
-from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
+from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.sync_client import SyncClient, settle
+from tests.support.wait import wait_until
 
 
 def listens(port: int) -> bool:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.hub import WsClient
 from tests.support.manifests import notes_app
-from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
+from tests.support.server import ADMIN_TOKEN, PylonServer
+from tests.support.wait import wait_until
+from tests.support.websocket_client import WebSocketClient
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ class Subscriber:
         self.token, self.user_id = server.guest()
         self.room = room
         post(server, "join", self.token, room=room, data=data)
-        self.client = WsClient(server.port + 1, token=self.token)
+        self.client = WebSocketClient(server.port + 1, token=self.token)
         self.members: dict[str, Any] = {}
         self.said: list[Any] = []
         self.frames = self.size_bytes = self.snapshots = 0
@@ -59,11 +60,11 @@ class Subscriber:
         assert self.user_id in self.members
 
     def say(self, **message: Any) -> None:
-        self.client.say(1, json.dumps(message).encode())
+        self.client.send_frame(1, json.dumps(message).encode())
 
     def hear(self) -> Any:
         """Take one message."""
-        opcode, payload = self.client.next_but()
+        opcode, payload = self.client.read_frame_except()
         assert opcode == 1, (opcode, payload)
         self.frames += 1
         self.size_bytes += len(payload)
@@ -140,13 +141,13 @@ def test_news_reach_the_subscribers_of_both_workers(server: PylonServer) -> None
     for s in everybody:
         s.until(lambda s=s: first.user_id not in s.members)
     first.say(type="room-subscribe", room="r")
-    error = first.client.text()
+    error = first.client.read_json()
     assert (error["type"], error["code"], error["room"]) == ("error", "NOT_IN_ROOM", "r")
     post(server, "broadcast", everybody[1].token, room="r", topic="t", data="not for the first")
     everybody[1].until(lambda: len(everybody[1].said) == 4)
     first.say(type="room-unsubscribe", room="r")
     first.say(type="room-subscribe", room="")
-    assert first.client.text()["code"] == "MISSING_ROOM", "nothing came in between"
+    assert first.client.read_json()["code"] == "MISSING_ROOM", "nothing came in between"
     for s in everybody:
         s.client.close()
     wait_until("all have left with their sockets", lambda: members(server, "r") == set())
@@ -154,9 +155,9 @@ def test_news_reach_the_subscribers_of_both_workers(server: PylonServer) -> None
 
 def test_a_member_leaves_with_its_last_socket_unless_it_polls(server: PylonServer) -> None:
     one, poller, watcher = (Subscriber(server, "s") for _ in range(3))
-    second = WsClient(server.port + 1, token=one.token)
-    second.say(1, b'{"type":"room-subscribe","room":"s"}')
-    assert second.text()["type"] == "room-snapshot"
+    second = WebSocketClient(server.port + 1, token=one.token)
+    second.send_frame(1, b'{"type":"room-subscribe","room":"s"}')
+    assert second.read_json()["type"] == "room-snapshot"
     server.request("GET", "/api/rooms/s", token=poller.token)
     poller.client.close()
     one.client.close()
@@ -228,7 +229,7 @@ def test_kill_9_of_a_ws_worker_takes_its_members_only(server: PylonServer) -> No
         s.until(lambda s=s: s.members.keys() == {http_user, *(o.user_id for o in survivors)})
     for s in everybody:
         if s not in survivors:
-            assert s.client.rest() is not None, "its socket has ended"
+            assert s.client.read_rest() is not None, "its socket has ended"
     back = Subscriber(server, "k", "again")
     survivors[0].until(lambda: survivors[0].members.get(back.user_id) == "again")
     assert back.members.keys() == survivors[0].members.keys()

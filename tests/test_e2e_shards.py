@@ -15,8 +15,9 @@ import pytest
 import websocket
 
 from tests.support.manifests import notes_app
-from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
+from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.shard_client import Player, user
+from tests.support.wait import wait_until
 
 APP = str(Path(__file__).parent / "support" / "shards_app.py")
 

@@ -10,8 +10,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
+from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.sync_client import SyncClient, settle
+from tests.support.wait import wait_until
 
 ENTITIES = ("Note", "Tick")
 

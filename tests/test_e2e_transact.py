@@ -10,7 +10,8 @@ from collections import Counter
 
 import pytest
 
-from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
+from tests.support.server import ADMIN_TOKEN, PylonServer
+from tests.support.wait import wait_until
 
 ROWS = 7  # of each transaction
 CALLERS = 4

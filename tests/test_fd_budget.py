@@ -16,7 +16,8 @@ import pytest
 import websocket
 
 from pylon import limits
-from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
+from tests.support.server import ADMIN_TOKEN, PylonServer
+from tests.support.wait import wait_until
 
 LIMIT = 256
 

@@ -21,9 +21,8 @@ from hypothesis import strategies as st
 
 from pylon import limits
 from tests.support.server import ADMIN_TOKEN, PylonServer
-from tests.support.wide_app import wide_app
+from tests.support.wide_app import SMALL, wide_app
 from tests.support.wire import KeepAliveClient, Response
-from tests.test_fuzz_schemathesis import SMALL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -23,15 +23,10 @@ from schemathesis.core.failures import FailureGroup
 from schemathesis.generation import GenerationMode
 
 from tests.support.server import ADMIN_TOKEN, PylonServer
-from tests.support.wide_app import wide_app
+from tests.support.wide_app import SMALL, wide_app
 
 EXAMPLES: Final = int(os.environ.get("PYLON_FUZZ_EXAMPLES", "4"))
 OPEN = {"PYLON_DEV_MODE": "true", "PYLON_CORS_ORIGIN": "*"}
-SMALL = {
-    "PYLON_HTTP_WORKERS": "1", "PYLON_WS_WORKERS": "0", "PYLON_SSE_WORKERS": "0",
-    "PYLON_SHARD_WORKERS": "1",
-    "PYLON_APP": str(Path(__file__).parent / "support" / "shards_app.py"),
-}
 ALWAYS = [
     chk.not_a_server_error, chk.status_code_conformance, chk.content_type_conformance,
     chk.response_headers_conformance, chk.response_schema_conformance,

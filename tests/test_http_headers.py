@@ -8,9 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.server import ADMIN_TOKEN, PylonServer
-from tests.support.wide_app import wide_app
+from tests.support.wide_app import SMALL, wide_app
 from tests.support.wire import KeepAliveClient, Response
-from tests.test_fuzz_schemathesis import SMALL
 
 ADMIN = ("Authorization", f"Bearer {ADMIN_TOKEN}")
 OF_ONE_ANSWER = {"x-request-id", "date", "connection"}

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
+from tests.support.server import ADMIN_TOKEN, PylonServer
+from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.timeout(180)
 

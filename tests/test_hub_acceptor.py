@@ -6,7 +6,7 @@ import json
 import os
 import resource
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import gevent
@@ -16,7 +16,7 @@ from pylon import limits
 from pylon.clock import ManualClock
 from pylon.errors import Draining, PylonError
 from pylon.runtime.raw_socket import RawSocket
-from tests.support.hub import WAIT_S
+from tests.support.wait import run_greenlets_until
 from workers.hub import refusals
 from workers.hub.acceptor import Acceptor
 from workers.hub.request import Request
@@ -87,14 +87,8 @@ def said(client: socket.socket, size: int = 65_536) -> bytes:
             got.append(b"")
         return True
 
-    settle(came)
+    run_greenlets_until("the acceptor has said something", came)
     return got[0]
-
-
-def settle(condition: Callable[[], object]) -> None:
-    with gevent.Timeout(WAIT_S):
-        while not condition():
-            gevent.sleep(0.001)
 
 
 def test_a_request_in_one_piece_with_what_follows_it(place: Place) -> None:
@@ -117,7 +111,7 @@ def test_a_request_that_does_not_come_is_cut_and_one_that_came_is_not(place: Pla
     place.clock.advance(limits.SOCKET_HEADER_S - 1)
     later = place.client(HEAD[:-1])
     later.send(b"")
-    settle(lambda: len(place.acceptor.pending) == 3)
+    run_greenlets_until("three arrive", lambda: len(place.acceptor.pending) == 3)
     place.clock.advance(1)
     assert said(slow) == b""
     assert said(silent) == b""
@@ -159,9 +153,9 @@ def test_a_refused_client_can_read_why_though_it_goes_on_sending(place: Place) -
     assert said(client) == b"", "our side has ended"
     silent = place.client(HEAD)
     assert said(silent).startswith(b"HTTP/1.1 503 ")
-    settle(lambda: len(place.acceptor.refused) == 2)
+    run_greenlets_until("two leave", lambda: len(place.acceptor.refused) == 2)
     place.clock.advance(limits.SOCKET_CLOSE_S)
-    settle(lambda: not place.acceptor.refused)
+    run_greenlets_until("none leaves", lambda: not place.acceptor.refused)
 
 
 def test_a_defect_in_the_door_harms_one_client(place: Place) -> None:

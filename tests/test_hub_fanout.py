@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import gevent
-import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,75 +13,17 @@ from pylon import limits
 from pylon.auth_context import (
     ADMIN,
     ANONYMOUS,
-    AuthContext,
-    Caller,
 )
 from pylon.changelog.change import Change, seen_as
 from pylon.clock import ManualClock
-from pylon.manifest_loader import parse_manifest
-from pylon.policy.rules import compile_rules
 from pylon.storage.events import ChangeBatch, ChangeEvent
 from tests.support.examples import count_examples
-from tests.support.hub import MANIFEST, READ_RULES
-from workers.hub.connection import Connection
+from tests.support.hub_peer import BY_ENTITY, CONTEXTS, EVENT, Peer, event_of, row, ws_hub
+from tests.support.wait import run_greenlets_until
 from workers.hub.heartbeat import Heartbeat
 from workers.hub.hub import Hub
 from workers.sse.stream import EventStreamTransport
 from workers.ws import frames
-from workers.ws.transport import WebSocketTransport
-
-APP = parse_manifest(orjson.dumps(MANIFEST).decode(), "manifest.json")
-RULES = compile_rules(APP)
-BY_ENTITY = {name: RULES.of(name) for name in APP.by_name}
-CONTEXTS = [
-    ANONYMOUS, ADMIN, AuthContext(user_id="ada"), AuthContext(user_id="bob"),
-    AuthContext(user_id="ada", tenant_id="t"),
-]
-
-
-class Peer:
-    """A connection in a hub, and the client's end of its socket."""
-
-    def __init__(self, hub: Hub, auth: AuthContext, session_id: str | None = None) -> None:
-        ours, self.socket = socket.socketpair()
-        ours.setblocking(False)
-        self.socket.setblocking(False)
-        self.connection = Connection(
-            ours, hub.transport, hub, Caller(auth, session_id), "127.0.0.1"
-        )
-        hub.add(self.connection)
-        self.connection.start()
-
-    def received(self) -> bytes:
-        """What has arrived, the hub's loop having run."""
-        data = b""
-        while True:
-            gevent.sleep(0)
-            try:
-                more = self.socket.recv(1 << 20)
-            except BlockingIOError:
-                if not self.connection.outbox_bytes:
-                    return data
-                gevent.sleep(0.001)
-                continue
-            if not more:
-                return data
-            data += more
-
-
-def settle(condition: Callable[[], bool]) -> None:
-    """Let the loop run until a condition holds."""
-    with gevent.Timeout(10):
-        while not condition():
-            gevent.sleep(0.001)
-
-
-def ws_hub(clock: ManualClock | None = None) -> Hub:
-    return Hub(BY_ENTITY, WebSocketTransport("ws", 1_024), clock or ManualClock())
-
-
-def row(owner: str | None, shared: bool | None, text: str = "") -> bytes:
-    return orjson.dumps({"id": "1", "text": text, "ownerId": owner, "shared": shared})
 
 
 @pytest.fixture
@@ -93,20 +32,6 @@ def hub() -> Iterator[Hub]:
     yield made
     for connection in made.connections:
         connection.abort()
-
-
-IMAGE = st.one_of(st.none(), st.tuples(st.sampled_from([None, "ada", "bob"]), st.booleans()))
-EVENT = st.tuples(st.sampled_from(sorted(READ_RULES)), IMAGE, IMAGE).filter(
-    lambda e: e[1] is not None or e[2] is not None
-)
-
-
-def event_of(seq: int, entity: str, before: Any, after: Any) -> ChangeEvent:
-    kind: Any = "insert" if before is None else "delete" if after is None else "update"
-    return ChangeEvent(
-        seq, entity, f"{seq:040x}", kind,
-        None if after is None else row(*after), None if before is None else row(*before), 1,
-    )
 
 
 @settings(max_examples=count_examples(60))
@@ -269,7 +194,7 @@ def test_heartbeat_pings_everyone_once_in_a_round_and_drops_the_silent(hub: Hub)
             assert peer.received() == ping
             peer.socket.send(b"\x8a\x80\0\0\0\0")  # a masked pong
             connection = peer.connection
-            settle(lambda c=connection: c.heartbeats_unanswered == 0)  # type: ignore[misc]
+            run_greenlets_until("a pong", lambda c=connection: not c.heartbeats_unanswered)
     assert silent.received() == ping * 2 + frames.encode_close(1011, "no answer to pings")
     assert all(peer.connection.is_open for peer in answering)
 
@@ -292,6 +217,6 @@ def test_a_dead_peer_is_noticed_at_once(hub: Hub) -> None:
     peer = Peer(hub, ANONYMOUS)
     hub.join(peer.connection)
     peer.socket.close()
-    settle(lambda: len(hub) == 0)
+    run_greenlets_until("no socket is left", lambda: len(hub) == 0)
     assert hub.contexts == 0
     assert not peer.connection.send(b"late")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pylon.auth_context import Caller
 from pylon.changelog.change import Change, seen_as
 from tests.support.examples import count_examples
-from tests.test_hub_fanout import BY_ENTITY, CONTEXTS, EVENT, Peer, event_of, ws_hub
+from tests.support.hub_peer import BY_ENTITY, CONTEXTS, EVENT, Peer, event_of, ws_hub
 from workers.ws import frames
 
 PEERS = 3

@@ -29,7 +29,7 @@ from tests.support.examples import count_examples
 from tests.support.hub import MANIFEST, READ_RULES
 from tests.support.live import LiveClient, LiveSet, World
 from tests.support.storage import row_id
-from tests.test_hub_fanout import settle
+from tests.support.wait import run_greenlets_until
 from workers.hub.connection import Connection
 from workers.ws import live_queries
 
@@ -322,13 +322,13 @@ def test_a_client_that_takes_its_result_slowly_counts_as_alive(
     client.sets["s"] = LiveSet()
     message = {"type": "subscribe", "sub_id": "s", "entity": "Public"}
     asking = gevent.spawn(world.live.take, client.connection, message)
-    settle(lambda: client.connection.outbox_bytes > 0)
+    run_greenlets_until("the outbox fills", lambda: client.connection.outbox_bytes > 0)
     client.connection.heartbeats_unanswered = 1
     looks.clear()
-    settle(lambda: len(looks) > 3)
+    run_greenlets_until("the feed looks on", lambda: len(looks) > 3)
     assert client.connection.heartbeats_unanswered == 1, "it takes nothing"
     client.received += client.socket.recv(200_000)
-    settle(lambda: client.connection.heartbeats_unanswered == 0)
+    run_greenlets_until("a pong", lambda: client.connection.heartbeats_unanswered == 0)
     while not asking.dead:
         client.listen()
     client.listen()

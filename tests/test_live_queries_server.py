@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.hub import Stage, Worker, WsClient, until
+from tests.support.hub import Stage, Worker
 from tests.support.live import LiveSet
+from tests.support.wait import wait_until
+from tests.support.websocket_client import WebSocketClient
 from workers.ws import frames
 
 
@@ -25,7 +27,7 @@ def ws(stage: Stage) -> Worker:
     return stage.start("ws", PYLON_SOCKETS_PER_IP="0")
 
 
-class Follower(WsClient):
+class Follower(WebSocketClient):
     """A client of live queries only."""
 
     def __init__(self, worker: Worker, token: str | None = None, path: str = "/?changes=0") -> None:
@@ -33,7 +35,7 @@ class Follower(WsClient):
         self.sets: dict[str, LiveSet] = {}
 
     def ask(self, **message: Any) -> None:
-        self.say(frames.TEXT, json.dumps(message).encode())
+        self.send_frame(frames.TEXT, json.dumps(message).encode())
 
     def subscribe(self, sub_id: str, entity: str, body: Any = None) -> LiveSet:
         """Subscribe and take the result."""
@@ -45,7 +47,7 @@ class Follower(WsClient):
 
     def follow(self) -> dict[str, Any]:
         """Take the next message."""
-        message: dict[str, Any] = self.text()
+        message: dict[str, Any] = self.read_json()
         if message["type"] in ("subscribed", "diff"):
             self.sets[message["sub_id"]].take(message)
         return message
@@ -80,7 +82,7 @@ def test_changes_and_diffs_go_over_one_socket(stage: Stage, ws: Worker) -> None:
     client.subscribe("s", "Public", {"text": "both"})
     row = stage.insert("Public", text="both")
     seq = stage.write(row).events[0].seq
-    change, diff = client.text(), client.text()
+    change, diff = client.read_json(), client.read_json()
     assert change["entity"] == "Public"
     assert change["seq"] == diff["seq"] == seq
     assert change["data"] == diff["data"]
@@ -144,12 +146,12 @@ def test_closed_sockets_are_forgotten(stage: Stage, ws: Worker) -> None:
     for client in clients:
         client.subscribe("a", "Public", {"text": "nothing"})
         client.subscribe("b", "Public", {"text": "nothing"})
-    before = until(lambda: stage.metric(ws, "pylon_live_queries") >= 6, "they are counted")
+    before = wait_until("they are counted", lambda: stage.metric(ws, "pylon_live_queries") >= 6)
     assert before
     told = stage.metric(ws, "pylon_live_diffs_total")
     stage.write(stage.insert("Public", text="nothing"))
-    until(lambda: stage.metric(ws, "pylon_live_diffs_total") == told + 6, "diffs are counted")
+    wait_until("diffs are counted", lambda: stage.metric(ws, "pylon_live_diffs_total") == told + 6)
     for client in clients:
         client.close()
-    until(lambda: stage.metric(ws, "pylon_connections") == 0, "all are gone")
-    until(lambda: stage.metric(ws, "pylon_live_queries") == 0, "none is left")
+    wait_until("all are gone", lambda: stage.metric(ws, "pylon_connections") == 0)
+    wait_until("none is left", lambda: stage.metric(ws, "pylon_live_queries") == 0)

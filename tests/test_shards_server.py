@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.hub import Stage, Worker, WsClient, drain
+from tests.support.hub import Stage, Worker, drain
+from tests.support.websocket_client import WebSocketClient
 from workers.ws import frames
 
 
@@ -32,13 +33,13 @@ def test_unknown_and_missing_shards_are_named(stage: Stage, shards: Worker) -> N
         ("/?sid=ada", (4400, "the parameter shard is missing")),
         ("/?shard=", (4400, "the parameter shard is missing")),
     ):
-        client = WsClient(
+        client = WebSocketClient(
             shards.port, path=path, headers={"Sec-WebSocket-Protocol": f"bearer.{token}"}
         )
         assert client.headers["sec-websocket-protocol"] == f"bearer.{token}"
-        assert client.closed() == expected
-        client.say(frames.CLOSE, expected[0].to_bytes(2, "big"))
-        assert client.rest() == b""
+        assert client.read_close() == expected
+        client.send_frame(frames.CLOSE, expected[0].to_bytes(2, "big"))
+        assert client.read_rest() == b""
 
 
 def test_drain_exits_0(stage: Stage, shards: Worker) -> None:

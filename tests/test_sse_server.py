@@ -12,7 +12,9 @@ import pytest
 
 from pylon import limits
 from pylon.bus.messages import SessionRevoked
-from tests.support.hub import ADMIN_TOKEN, RawClient, Stage, Worker, http_head, until
+from tests.support.hub import ADMIN_TOKEN, Stage, Worker
+from tests.support.wait import wait_until
+from tests.support.wire import Wire, parse_head
 from workers.sse.stream import KEEPALIVE
 
 HEAD = (
@@ -42,7 +44,7 @@ def sse(stage: Stage) -> Worker:
     return stage.start("sse")
 
 
-class Stream(RawClient):
+class Stream(Wire):
     """An EventSource that shows its bytes."""
 
     def __init__(
@@ -52,22 +54,22 @@ class Stream(RawClient):
         super().__init__(port, receive_buffer_bytes=receive_buffer_bytes)
         lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
         self.send(f"{method} {path} HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode())
-        self.head = self.until(b": connected\n\n" if greeted else b"\r\n\r\n")
+        self.head = self.read_until(b": connected\n\n" if greeted else b"\r\n\r\n")
 
-    def until(self, end: bytes) -> bytes:
+    def read_until(self, end: bytes) -> bytes:
         """Return everything up to `end` but keep-alive comments, whose turn comes at any time."""
         while True:
-            found = super().until(end)
+            found = super().read_until(end)
             if found != KEEPALIVE:
                 return found
 
-    def rest(self) -> bytes:
+    def read_rest(self) -> bytes:
         """Return everything until the server ends the stream, but keep-alive comments."""
-        return super().rest().replace(KEEPALIVE, b"")
+        return super().read_rest().replace(KEEPALIVE, b"")
 
     def event(self) -> tuple[int, Any]:
         """The next event: its id and its JSON."""
-        block = self.until(b"\n\n").decode()
+        block = self.read_until(b"\n\n").decode()
         if block.startswith(":"):
             return self.event()
         name, data = block.rstrip("\n").split("\n")
@@ -80,7 +82,7 @@ def test_head_and_event_byte_for_byte(stage: Stage, sse: Worker) -> None:
     stream = Stream(sse.port)
     event = stage.write(stage.insert("Public", text="zwei\nZeilen")).events[0]
     assert stream.head == HEAD
-    assert stream.until(b"\n\n") == b"id: %d\ndata: %b\n\n" % (event.seq, event.wire())
+    assert stream.read_until(b"\n\n") == b"id: %d\ndata: %b\n\n" % (event.seq, event.wire())
     assert b"\\n" in event.wire()
 
 
@@ -92,16 +94,16 @@ def test_any_path_is_a_stream(sse: Worker) -> None:
 def test_head_has_the_headers_of_a_stream_and_ends(sse: Worker) -> None:
     stream = Stream(sse.port, method="HEAD", greeted=False)
     assert stream.head == HEAD.removesuffix(b": connected\n\n").replace(b"keep-alive", b"close")
-    assert stream.rest() == b""
+    assert stream.read_rest() == b""
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "TRACE"])
 def test_another_method_is_405_with_allow(sse: Worker, method: str) -> None:
     stream = Stream(sse.port, method=method, greeted=False, Content_Length="5")
-    status, headers = http_head(stream.head)
+    status, headers = parse_head(stream.head)
     assert (status, headers["allow"]) == (405, "GET, HEAD, OPTIONS")
     assert headers["access-control-allow-origin"] == "https://app.example.com"
-    assert json.loads(stream.rest())["error"]["code"] == "METHOD_NOT_ALLOWED"
+    assert json.loads(stream.read_rest())["error"]["code"] == "METHOD_NOT_ALLOWED"
 
 
 @pytest.mark.parametrize("role", ["ws", "sse", "shards"])
@@ -109,38 +111,38 @@ def test_a_refusal_of_head_has_no_body(stage: Stage, role: str) -> None:
     worker = stage.start(role)
     stream = Stream(worker.port, "/api/shards/a/connect", "HEAD", greeted=False)
     assert b"\r\nContent-Length: " in stream.head or role == "sse"
-    assert stream.rest() == b""
+    assert stream.read_rest() == b""
 
 
 def test_a_request_body_is_left_alone(sse: Worker) -> None:
     stream = Stream(sse.port, "/", Content_Length="5", greeted=False)
     stream.send(b"hello")
-    assert stream.until(b": connected\n\n")
+    assert stream.read_until(b": connected\n\n")
 
 
 def test_a_client_that_goes_on_sending_is_cut(stage: Stage, sse: Worker) -> None:
     stream, other = Stream(sse.port), Stream(sse.port)
     with pytest.raises(OSError):
         for _ in range(100 * limits.SSE_IGNORED_BYTES // 65_536):
-            stream.send(b"x" * 65_536)
+            stream.sock.sendall(b"x" * 65_536)
     stage.write(stage.insert("Public", text="goes on"))
     assert other.event()[1]["data"]["text"] == "goes on"
 
 
 def test_options_is_a_preflight(sse: Worker) -> None:
     stream = Stream(sse.port, method="OPTIONS", greeted=False, Origin="https://evil.example")
-    status, headers = http_head(stream.head)
+    status, headers = parse_head(stream.head)
     assert status == 204
     assert headers["access-control-allow-origin"] == "https://app.example.com"
     assert headers["access-control-allow-credentials"] == "true"
     assert headers["access-control-allow-methods"] == "GET, OPTIONS"
     assert "Last-Event-ID" in headers["access-control-allow-headers"]
-    assert stream.rest() == b""
+    assert stream.read_rest() == b""
 
 
 def test_any_origin_is_a_star_without_credentials(stage: Stage) -> None:
     sse = stage.start("sse", PYLON_CORS_ORIGIN="*", PYLON_DEV_MODE="true")
-    _, headers = http_head(Stream(sse.port).head.partition(b"\r\n\r\n")[0])
+    _, headers = parse_head(Stream(sse.port).head.partition(b"\r\n\r\n")[0])
     assert headers["access-control-allow-origin"] == "*"
     assert "access-control-allow-credentials" not in headers
 
@@ -205,11 +207,11 @@ def test_a_new_worker_reads_the_notes_of_workers_that_have_died(stage: Stage) ->
 def test_a_cursor_that_cannot_be_served_is_410(stage: Stage, sse: Worker) -> None:
     head = stage.write(stage.insert("Public")).events[0].seq
     stream = Stream(sse.port, Last_Event_ID=str(head + 5), greeted=False)
-    status, headers = http_head(stream.head)
+    status, headers = parse_head(stream.head)
     assert status == 410
     assert headers["content-type"] == "application/json"
     assert headers["access-control-allow-origin"] == "https://app.example.com"
-    body = json.loads(stream.rest())
+    body = json.loads(stream.read_rest())
     assert len(json.dumps(body, separators=(",", ":"))) == int(headers["content-length"])
     assert body["error"]["code"] == "RESYNC_REQUIRED"
     assert body["error"]["oldest_seq"] == head + 1
@@ -219,10 +221,13 @@ def test_a_closed_client_is_noticed_at_once_and_frees_its_slot(stage: Stage) -> 
     sse = stage.start("sse", PYLON_SOCKETS_PER_IP="1")
     first = Stream(sse.port)
     refused = Stream(sse.port, greeted=False)
-    assert http_head(refused.head)[0] == 429
-    assert json.loads(refused.rest())["error"]["code"] == "SOCKET_LIMIT"
+    assert parse_head(refused.head)[0] == 429
+    assert json.loads(refused.read_rest())["error"]["code"] == "SOCKET_LIMIT"
     first.close()
-    until(lambda: Stream(sse.port, greeted=False).head.startswith(b"HTTP/1.1 200"), "a free slot")
+    wait_until(
+        "a free slot",
+        lambda: Stream(sse.port, greeted=False).head.startswith(b"HTTP/1.1 200"),
+    )
 
 
 def test_a_slow_stream_ends_and_another_goes_on(stage: Stage, sse: Worker) -> None:
@@ -233,8 +238,8 @@ def test_a_slow_stream_ends_and_another_goes_on(stage: Stage, sse: Worker) -> No
         assert quick.event()[1]["data"]["text"].startswith(str(number))
         if stage.metric(sse, "pylon_slow_clients_total", action="closed"):
             break
-    until(lambda: stage.metric(sse, "pylon_slow_clients_total", action="closed"), "overflow")
-    assert slow.rest().endswith(b"\n\n")
+    wait_until("overflow", lambda: stage.metric(sse, "pylon_slow_clients_total", action="closed"))
+    assert slow.read_rest().endswith(b"\n\n")
 
 
 def test_a_revoked_session_ends_its_stream(stage: Stage, sse: Worker) -> None:
@@ -242,13 +247,13 @@ def test_a_revoked_session_ends_its_stream(stage: Stage, sse: Worker) -> None:
     stream = Stream(sse.port, f"/events?token={token}")
     stage.logout(session_id)
     stage.tell(SessionRevoked(session_id))
-    assert stream.rest() == b""
+    assert stream.read_rest() == b""
 
 
 def test_drain_says_when_to_come_back(stage: Stage, sse: Worker) -> None:
     streams = [Stream(sse.port) for _ in range(3)]
     sse.signal(signal.SIGTERM)
     for stream in streams:
-        assert stream.rest() == b"retry: 1000\n\n"
+        assert stream.read_rest() == b"retry: 1000\n\n"
         stream.close()
     assert sse.exit_code() == 0

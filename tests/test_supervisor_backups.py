@@ -19,8 +19,8 @@ from pylon.errors import Unavailable
 from pylon.storage.sqlite.backup.record import read_record
 from pylon.storage.sqlite.backup.verify import verify_backup
 from supervisor.readers import find_readers
-from tests.support.server import wait_until
 from tests.support.supervised import Maker, Supervised, supervised_maker
+from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.usefixtures("processes")
 

@@ -32,7 +32,7 @@ from supervisor.notify import Notifier
 from supervisor.pidfile import Pidfile
 from supervisor.sockets import open_listeners
 from tests.support.ports import reserve_base_port
-from tests.support.server import wait_until
+from tests.support.wait import wait_until
 
 
 def settings(**env: str) -> Config:

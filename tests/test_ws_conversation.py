@@ -15,8 +15,9 @@ from pylon import limits, metrics
 from pylon.auth_context import ADMIN
 from pylon.clock import ManualClock
 from pylon.errors import InvalidData
-from tests.support.hub import client_frame
-from tests.test_hub_fanout import BY_ENTITY, Peer, settle
+from tests.support.hub_peer import BY_ENTITY, Peer
+from tests.support.wait import run_greenlets_until
+from tests.support.websocket_client import client_frame
 from workers.hub.connection import INTERNAL, Connection
 from workers.hub.hub import Hub
 from workers.ws import frames
@@ -104,7 +105,7 @@ def ignored() -> float:
 def test_messages_go_to_the_feature_that_names_their_type(room: Room) -> None:
     peer = room.peer()
     peer.socket.send(text({"type": "c", "n": 1}) + text({"type": "b"}) + text({"type": "a"}))
-    settle(lambda: len(room.first.taken) == 2)
+    run_greenlets_until("two are taken", lambda: len(room.first.taken) == 2)
     assert [message["type"] for _, message in room.first.taken] == ["b", "a"]
     assert [message for _, message in room.second.taken] == [{"type": "c", "n": 1}]
 
@@ -124,7 +125,9 @@ def test_messages_of_a_client_are_taken_in_order_and_one_after_the_other(room: R
         peer.socket.send(text({"type": "ac"[n % 2], "n": n}))
         if n % 10 == 0:
             gevent.sleep(0.001)
-    settle(lambda: len(room.first.taken) + len(room.second.taken) == 100)
+    run_greenlets_until(
+        "all are taken", lambda: len(room.first.taken) + len(room.second.taken) == 100
+    )
     assert room.first.numbers(peer) == list(range(0, 100, 2))
     assert room.second.numbers(peer) == list(range(1, 100, 2))
 
@@ -144,7 +147,7 @@ def test_what_makes_no_sense_is_counted_and_ignored(room: Room, message: bytes) 
     before = ignored()
     gevent.spawn(peer.connection._transport.received, peer.connection, text(message)).join()
     peer.socket.send(text({"type": "a", "n": 1}))
-    settle(lambda: bool(room.first.taken))
+    run_greenlets_until("one is taken", lambda: bool(room.first.taken))
     assert [said for _, said in room.first.taken] == [{"type": "a", "n": 1}]
     assert ignored() - before == 1
     assert sent_to(peer) == []
@@ -155,7 +158,7 @@ def test_binary_messages_are_counted_and_ignored(room: Room) -> None:
     peer = room.peer()
     before = ignored()
     peer.socket.send(client_frame(frames.BINARY, b'{"type":"a"}'))
-    settle(lambda: ignored() - before == 1)
+    run_greenlets_until("it is ignored", lambda: ignored() - before == 1)
     assert room.first.taken == []
     assert peer.connection.is_open
 
@@ -170,7 +173,7 @@ def test_an_error_is_told_with_what_names_the_message(room: Room) -> None:
     peer = room.peer()
     named = {"sub_id": "s", "room": "r", "entity": "E", "rowId": "x", "row_id": 1, "text": "t"}
     peer.socket.send(text({"type": "a", "n": 1, **named}) + text({"type": "b", "n": 2}))
-    settle(lambda: len(room.first.taken) == 2)
+    run_greenlets_until("two are taken", lambda: len(room.first.taken) == 2)
     error, done = sent_to(peer)
     assert error == {
         "type": "error", "for": "a", "code": InvalidData("").code, "message": "no such thing",
@@ -187,26 +190,26 @@ def test_a_defect_of_a_feature_closes_that_client_only(room: Room) -> None:
     room.first.does = does
     harmed, other = room.peer(), room.peer()
     harmed.socket.send(numbered(3))
-    settle(lambda: not harmed.connection.is_open)
+    run_greenlets_until("the socket is closed", lambda: not harmed.connection.is_open)
     told, code = sent_to(harmed)
     assert told["code"] == "INTERNAL"
     assert "secret" not in json.dumps(told)
     assert code == INTERNAL
     assert room.first.numbers(harmed) == [0, 1]  # what it said after that is not heard
     other.socket.send(text({"type": "a", "n": 7}))
-    settle(lambda: room.first.numbers(other) == [7])
+    run_greenlets_until("the other is heard", lambda: room.first.numbers(other) == [7])
     assert other.connection.is_open
 
 
 def test_every_feature_hears_of_the_end_of_every_connection(room: Room) -> None:
     silent, talker = room.peer(), room.peer()
     talker.socket.send(numbered(1))
-    settle(lambda: bool(room.first.taken))
+    run_greenlets_until("one is taken", lambda: bool(room.first.taken))
     silent.socket.close()
     talker.socket.send(client_frame(frames.CLOSE, b""))
-    settle(lambda: not talker.connection.is_open)
+    run_greenlets_until("the socket is closed", lambda: not talker.connection.is_open)
     talker.socket.close()
-    settle(lambda: len(room.second.left) == 2)
+    run_greenlets_until("both have left", lambda: len(room.second.left) == 2)
     for feature in (room.first, room.second):
         assert set(feature.left) == {silent.connection, talker.connection}
         assert len(feature.left) == 2
@@ -217,12 +220,12 @@ def test_a_connection_that_ends_while_it_is_answered(room: Room) -> None:
     room.first.does = lambda connection, message: ended.wait() and None
     peer = room.peer()
     peer.socket.send(numbered(5))
-    settle(lambda: bool(room.first.taken))
+    run_greenlets_until("one is taken", lambda: bool(room.first.taken))
     peer.connection.abort()
     assert room.first.left == [peer.connection]
     ended.set()
     gevent.sleep(0)
-    settle(lambda: room.waiting(peer) is None)
+    run_greenlets_until("nothing waits", lambda: room.waiting(peer) is None)
     assert room.first.numbers(peer) == [0]  # the rest has nobody who would read the answers
 
 
@@ -252,7 +255,7 @@ def test_a_client_is_not_read_while_its_messages_wait(room: Room) -> None:
             at += peer.socket.send(stream[at:]) if at < len(stream) else 0
         return len(room.first.taken) == 2_000
 
-    settle(all_taken)
+    run_greenlets_until("all are taken", all_taken)
 
 
 def test_a_flood_holds_nobody_else_up(room: Room) -> None:
@@ -268,11 +271,11 @@ def test_a_flood_holds_nobody_else_up(room: Room) -> None:
 
     room.first.does = does
     flooder.socket.send(numbered(400))
-    settle(lambda: len(order) > 10)
+    run_greenlets_until("some are handled", lambda: len(order) > 10)
     other.socket.send(numbered(1))
-    settle(lambda: "other" in order)
+    run_greenlets_until("the other is heard", lambda: "other" in order)
     assert order.index("other") < 200  # long before the flood is over
-    settle(lambda: len(order) == 401)
+    run_greenlets_until("all are handled", lambda: len(order) == 401)
 
 
 def test_messages_that_unpack_to_a_thousand_times_their_size_hold_nobody_up(room: Room) -> None:
@@ -285,7 +288,7 @@ def test_messages_that_unpack_to_a_thousand_times_their_size_hold_nobody_up(room
     bomb = client_frame(0x40 | frames.TEXT, pack(b"a" * limits.DEFLATE_FREE_BYTES, 12))
     flooder.socket.send(bomb * 40)
     other.socket.send(text({"type": "a"}))
-    settle(lambda: len(order) == 41)
+    run_greenlets_until("all are handled", lambda: len(order) == 41)
     assert order.index(other.connection) <= 2
 
 
@@ -302,7 +305,7 @@ def test_message_that_cannot_be_decoded_is_answered_with_an_error_that_names_it(
     peer = room.peer()
     peer.socket.send(text(b'{"type":"a","sub_id":"q","filter":%b}' % filter_json))
     peer.socket.send(text({"type": "a", "n": 2}))
-    settle(lambda: room.first.numbers(peer) == [2])
+    run_greenlets_until("the second is heard", lambda: room.first.numbers(peer) == [2])
     (error,) = sent_to(peer)
     assert (error["type"], error["for"], error["sub_id"]) == ("error", "a", "q")
     assert error["code"] == code and words in error["message"]
@@ -311,9 +314,9 @@ def test_message_that_cannot_be_decoded_is_answered_with_an_error_that_names_it(
 def test_error_about_a_message_can_be_written_whatever_names_it(room: Room) -> None:
     peer = room.peer()
     peer.socket.send(text(rb'{"type":"a","sub_id":"q\ud83d"}'))
-    settle(lambda: bool(room.hub.connections))
+    run_greenlets_until("somebody has come", lambda: bool(room.hub.connections))
     received: list[Any] = []
-    settle(lambda: bool(received.extend(sent_to(peer)) or received))
+    run_greenlets_until("an answer", lambda: bool(received.extend(sent_to(peer)) or received))
     assert received[0]["sub_id"] == "q\ufffd"
 
 
@@ -321,4 +324,4 @@ def test_error_about_a_message_can_be_written_whatever_names_it(room: Room) -> N
 def test_long_texts_full_of_brackets_are_taken(room: Room, value: str) -> None:
     peer = room.peer()
     peer.socket.send(text({"type": "a", "n": value}))
-    settle(lambda: room.first.numbers(peer) == [value])
+    run_greenlets_until("it is heard", lambda: room.first.numbers(peer) == [value])

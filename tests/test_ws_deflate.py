@@ -18,8 +18,9 @@ from pylon.changelog.change import Change
 from pylon.clock import ManualClock
 from pylon.errors import BadUpgrade
 from pylon.storage.events import ChangeEvent
-from tests.support.hub import Stage, WsClient, client_frame
-from tests.test_hub_fanout import BY_ENTITY, Peer, row
+from tests.support.hub import Stage
+from tests.support.hub_peer import BY_ENTITY, Peer, row
+from tests.support.websocket_client import WebSocketClient, client_frame
 from workers.hub.hub import Hub
 from workers.ws import frames
 from workers.ws.conversation import say
@@ -354,18 +355,18 @@ def test_answers_are_packed_for_those_who_agreed() -> None:
 # --- The ws worker -------------------------------------------------------------------------
 
 
-class DeflateClient(WsClient):
+class DeflateClient(WebSocketClient):
     """Unpacks what comes, and counts it."""
 
     packed_count = 0
 
-    def frame(self) -> tuple[int, bytes]:
-        first, size = self.exactly(2)
+    def read_frame(self) -> tuple[int, bytes]:
+        first, size = self.read_exactly(2)
         if size == 126:
-            size = int.from_bytes(self.exactly(2), "big")
+            size = int.from_bytes(self.read_exactly(2), "big")
         elif size == 127:
-            size = int.from_bytes(self.exactly(8), "big")
-        payload = self.exactly(size)
+            size = int.from_bytes(self.read_exactly(8), "big")
+        payload = self.read_exactly(size)
         if first & PACKED:
             self.packed_count += 1
             payload = unpack(payload, WINDOW_BITS)
@@ -390,16 +391,16 @@ def test_replayed_and_live_changes_are_packed_for_those_who_offer_it(tmp_path: P
             ANSWER, None, ANSWER
         ]
         for client in clients:
-            assert client.events(1) == [("insert", long)]
+            assert client.read_events(1) == [("insert", long)]
         stage.write(stage.insert("Public", text=long[1:]), stage.insert("Public", text="short"))
         for client in clients:
-            assert client.events(2) == [("insert", long[1:]), ("insert", "short")]
+            assert client.read_events(2) == [("insert", long[1:]), ("insert", "short")]
         assert [c.packed_count for c in clients] == [2, 0, 2]
         clients[0].send(packed_frame(frames.TEXT, pack(b'{"type":"unknown"}', 15)))
-        clients[0].say(frames.PING, b"still there?")
-        assert clients[0].reply() == (frames.PONG, b"still there?")
+        clients[0].send_frame(frames.PING, b"still there?")
+        assert clients[0].read_control() == (frames.PONG, b"still there?")
         clients[1].send(packed_frame(frames.TEXT, pack(b"not agreed", 15)))
-        assert clients[1].closed()[0] == frames.PROTOCOL_ERROR
+        assert clients[1].read_close()[0] == frames.PROTOCOL_ERROR
         for client in clients:
             client.close()
     finally:

@@ -4,7 +4,6 @@ may read the row; whatever the bus loses and whichever worker serves."""
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,50 +13,11 @@ import pytest
 from pylon import limits
 from pylon.auth_context import ADMIN
 from pylon.bus.messages import DocumentsChanged
-from pylon.bus.writer_port import WriterPort
 from pylon.storage.ops import PushDocument
-from tests.support import hub
+from tests.support.document_stage import DocumentStage, Follower
 from tests.support.documents import LoroClient
-from tests.support.hub import ADMIN_TOKEN, Stage, WsClient, until
+from tests.support.wait import wait_until
 from workers.ws import frames
-
-FIELDS = [*hub.FIELDS, {"name": "body", "type": "richtext", "optional": True,
-                            "unique": False}]
-MANIFEST = {
-    **hub.MANIFEST,
-    "entities": [
-        {"name": name, "fields": FIELDS, "indexes": [], "crdt": name != "Member"}
-        for name in hub.READ_RULES
-    ],
-}
-
-
-class DocumentStage(Stage):
-    """A stage whose workers can write, through a writer's port in the test's process."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, MANIFEST)
-        self._one = threading.Lock()
-        self._port = WriterPort(self.runtime)
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while not self._ended.is_set():
-            for peer, requests in self._port.receive(0.05):
-                with self._one:
-                    self._port.reply(peer, self.engine.apply(requests).replies)
-        self._port.close()
-
-    def write(self, *ops: Any, publish: bool = True) -> Any:
-        with self._one:
-            return super().write(*ops, publish=publish)
-
-    def close(self) -> None:
-        self._ended.set()
-        self._thread.join()
-        super().close()
 
 
 @pytest.fixture
@@ -65,39 +25,6 @@ def stage(processes: None, tmp_path: Path) -> Iterator[DocumentStage]:
     stage = DocumentStage(tmp_path)
     yield stage
     stage.close()
-
-
-class Follower:
-    """A socket and the documents that it follows."""
-
-    def __init__(self, port: int, token: str | None = ADMIN_TOKEN) -> None:
-        self.socket = WsClient(port, token=token)
-        self.copies: dict[str, LoroClient] = {}
-
-    def say(self, kind: str, entity: str, row_id: str, name: str = "rowId") -> None:
-        message = {"type": kind, "entity": entity, name: row_id}
-        self.socket.say(frames.TEXT, json.dumps(message).encode())
-
-    def follow(self, entity: str, row_id: str, name: str = "rowId") -> LoroClient:
-        """Subscribe, and take the first frame."""
-        self.say("crdt-subscribe", entity, row_id, name)
-        self.copies[row_id] = LoroClient(self.binary(entity, row_id))
-        return self.copies[row_id]
-
-    def binary(self, entity: str, row_id: str) -> bytes:
-        """The payload of the next message, which is a frame of this document."""
-        opcode, data = self.socket.next_but()
-        assert opcode == frames.BINARY, (opcode, data)
-        names = entity.encode(), row_id.encode()
-        head = b"\x10" + b"".join(len(n).to_bytes(2, "big") + n for n in names)
-        assert data.startswith(head)
-        return data[len(head):]
-
-    def hear(self, entity: str, row_id: str) -> Any:
-        """Take the event of a change, and then its frame; the document as a row."""
-        assert self.socket.text()["row_id"] == row_id
-        self.copies[row_id].hear(self.binary(entity, row_id))
-        return self.copies[row_id].row()
 
 
 def made(stage: DocumentStage, entity: str = "Public", **body: Any) -> str:
@@ -109,7 +36,7 @@ def made(stage: DocumentStage, entity: str = "Public", **body: Any) -> str:
 def follower(stage: DocumentStage, port: int, entity: str, row_id: str) -> Follower:
     """One who follows the document, and has had the events until now."""
     new = Follower(port)
-    first = new.socket.text()
+    first = new.socket.read_json()
     assert first["row_id"] == row_id  # the replay
     new.follow(entity, row_id)
     return new
@@ -156,7 +83,7 @@ def test_no_frame_before_its_event(stage: DocumentStage) -> None:
     batch = stage.write(stage.update("Public", row_id, text="a"), publish=False)
     stage.tell(DocumentsChanged())
     one.say("room-subscribe", "", "")
-    assert one.socket.text()["code"] == "MISSING_ROOM", "an answer, and no frame before it"
+    assert one.socket.read_json()["code"] == "MISSING_ROOM", "an answer, and no frame before it"
     stage.publisher.publish(batch)
     assert one.hear("Public", row_id)["text"] == "a"
 
@@ -170,9 +97,9 @@ def test_what_was_in_the_first_frame_does_not_come_again(stage: DocumentStage) -
     assert late.copies[row_id].row()["text"] == "a", "read from the store, ahead of the bus"
     stage.publisher.publish(batch)
     assert one.hear("Public", row_id)["text"] == "a"
-    assert late.socket.text()["data"]["text"] == "a"
+    assert late.socket.read_json()["data"]["text"] == "a"
     stage.write(stage.update("Public", row_id, text="b"))
-    assert late.socket.text()["data"]["text"] == "b", "the event, and no frame before it"
+    assert late.socket.read_json()["data"]["text"] == "b", "the event, and no frame before it"
     late.copies[row_id].hear(late.binary("Public", row_id))
     assert late.copies[row_id].row()["text"] == "b"
 
@@ -187,7 +114,7 @@ def test_nothing_depends_on_what_the_bus_brings(stage: DocumentStage) -> None:
     for n in range(3):
         stage.write(stage.update("Public", row_id, text=str(n)), publish=False)
     stage.write(stage.update("Public", row_id, text="last"))
-    assert [one.socket.text()["data"]["text"] for _ in range(4)] == ["0", "1", "2", "last"]
+    assert [one.socket.read_json()["data"]["text"] for _ in range(4)] == ["0", "1", "2", "last"]
     for _ in range(5):
         one.copies[row_id].hear(one.binary("Public", row_id))
     assert one.copies[row_id].row() == {"text": "last", "body": "hello"}
@@ -203,7 +130,7 @@ def test_who_missed_what_was_folded_gets_the_whole(stage: DocumentStage) -> None
         stage.write(stage.update("Public", row_id, text=str(n)), publish=n == count - 1)
     copy = one.copies[row_id]
     while copy.row()["text"] != str(count - 1):
-        opcode, data = one.socket.next_but()
+        opcode, data = one.socket.read_frame_except()
         if opcode == frames.BINARY:
             copy.hear(data[data.index(b"loro"):])
     assert copy.row() == {"text": str(count - 1), "body": "hello"}
@@ -221,7 +148,7 @@ def test_workers_are_told_alike_and_one_may_die(stage: DocumentStage) -> None:
     assert two.hear("Public", row_id)["text"] == "b"
     back = Follower(second.port)
     for _ in range(3):
-        back.socket.text()  # the replay
+        back.socket.read_json()  # the replay
     assert back.follow("Public", row_id).row() == {"text": "b", "body": "hello"}
 
 
@@ -232,19 +159,19 @@ def test_who_may_not_read_gets_nothing(stage: DocumentStage) -> None:
     stranger, owner = Follower(worker.port, bob), Follower(worker.port, ada)
     for row_id, entity in ((mine, "Mine"), ("nope", "Mine"), ("x", "Nothing"), ("x", "Member")):
         stranger.say("crdt-subscribe", entity, row_id)
-    assert owner.socket.text()["row_id"] == mine
+    assert owner.socket.read_json()["row_id"] == mine
     owner.follow("Mine", mine)
     stage.write(stage.update("Mine", mine, text="a"))
     assert owner.hear("Mine", mine)["text"] == "a"
     stage.write(stage.update("Mine", mine, ownerId="bob"))
-    assert owner.socket.text()["kind"] == "delete"
+    assert owner.socket.read_json()["kind"] == "delete"
     stage.write(stage.update("Mine", mine, text="b"))
     shared = made(stage, "Public")
-    assert owner.socket.text()["row_id"] == shared, "no frame of a row that has left the view"
+    assert owner.socket.read_json()["row_id"] == shared, "no frame of a row that has left the view"
     owner.follow("Public", shared)
-    events = [stranger.socket.text() for _ in range(3)]
+    events = [stranger.socket.read_json() for _ in range(3)]
     assert [e["row_id"] for e in events] == [mine, mine, shared], "no frame, and no error"
-    until(lambda: stage.metric(worker, "pylon_document_subscriptions") == 1, "one is left")
+    wait_until("one is left", lambda: stage.metric(worker, "pylon_document_subscriptions") == 1)
 
 
 def test_a_subscription_ends(stage: DocumentStage) -> None:
@@ -252,21 +179,23 @@ def test_a_subscription_ends(stage: DocumentStage) -> None:
     gone, left = made(stage), made(stage)
     one = Follower(worker.port)
     for _ in range(2):
-        one.socket.text()
+        one.socket.read_json()
     one.follow("Public", gone)
     one.follow("Public", left)
-    until(lambda: stage.metric(worker, "pylon_document_subscriptions") == 2, "both are counted")
+    wait_until(
+        "both are counted", lambda: stage.metric(worker, "pylon_document_subscriptions") == 2
+    )
     stage.write(stage.delete("Public", gone))
-    assert one.socket.text()["kind"] == "delete"
+    assert one.socket.read_json()["kind"] == "delete"
     one.say("crdt-unsubscribe", "Public", left)
-    until(lambda: stage.metric(worker, "pylon_document_subscriptions") == 0, "none is left")
+    wait_until("none is left", lambda: stage.metric(worker, "pylon_document_subscriptions") == 0)
     for text in ("a", "b"):
         stage.write(stage.update("Public", left, text=text))
-    assert [one.socket.text()["data"]["text"] for _ in range(2)] == ["a", "b"]
+    assert [one.socket.read_json()["data"]["text"] for _ in range(2)] == ["a", "b"]
     one.follow("Public", left)
-    until(lambda: stage.metric(worker, "pylon_document_subscriptions") == 1, "one is counted")
+    wait_until("one is counted", lambda: stage.metric(worker, "pylon_document_subscriptions") == 1)
     one.socket.close()
-    until(lambda: stage.metric(worker, "pylon_document_subscriptions") == 0, "none is left")
+    wait_until("none is left", lambda: stage.metric(worker, "pylon_document_subscriptions") == 0)
 
 
 def test_a_socket_has_a_largest_number(stage: DocumentStage) -> None:
@@ -279,7 +208,7 @@ def test_a_socket_has_a_largest_number(stage: DocumentStage) -> None:
         one.say("crdt-subscribe", "Public", row_id)
     frames_seen = 0
     while True:
-        opcode, data = one.socket.next_but()
+        opcode, data = one.socket.read_frame_except()
         if opcode == frames.BINARY:
             frames_seen += 1
         elif b'"error"' in data:

@@ -11,7 +11,8 @@ import pytest
 from pylon.auth.sessions import new_session
 from pylon.bus.messages import SessionRevoked
 from pylon.clock import SystemClock, SystemRandom
-from tests.support.hub import ADMIN_TOKEN, Stage, Worker, WsClient
+from tests.support.hub import ADMIN_TOKEN, Stage, Worker
+from tests.support.websocket_client import WebSocketClient
 from workers.ws import frames
 
 
@@ -27,15 +28,15 @@ def ws(stage: Stage) -> Worker:
     return stage.start("ws", PYLON_SOCKETS_PER_IP="0")
 
 
-def connect(stage: Stage, worker: Worker, token: str | None = None) -> WsClient:
-    return WsClient(worker.port, path=f"/?since={stage.engine.head}", token=token)
+def connect(stage: Stage, worker: Worker, token: str | None = None) -> WebSocketClient:
+    return WebSocketClient(worker.port, path=f"/?since={stage.engine.head}", token=token)
 
 
-def become(client: WsClient, token: Any) -> Any:
+def become(client: WebSocketClient, token: Any) -> Any:
     """Send `auth`; the answer. Events before it are handed to the caller by `seen`."""
-    client.say(frames.TEXT, json.dumps({"type": "auth", "token": token}).encode())
+    client.send_frame(frames.TEXT, json.dumps({"type": "auth", "token": token}).encode())
     while True:
-        message = client.text()
+        message = client.read_json()
         if message.get("type") in ("auth", "error"):
             return message
 
@@ -48,7 +49,7 @@ def is_nobody_s(stage: Stage, worker: Worker, token: str) -> None:
         stage.insert("Mine", text="no", ownerId="ada"),
         stage.insert("Public", text="all"),
     )
-    assert client.events(1) == [("insert", "all")]
+    assert client.read_events(1) == [("insert", "all")]
 
 
 def test_an_identity_changes_without_loss_repetition_or_leak(stage: Stage, ws: Worker) -> None:
@@ -56,24 +57,24 @@ def test_an_identity_changes_without_loss_repetition_or_leak(stage: Stage, ws: W
     client = connect(stage, ws, ada)
     row = stage.insert("Mine", text="ada's", ownerId="ada")
     head = stage.write(row, stage.insert("Public", text="1")).events[-1].seq
-    assert [text for _, text in client.events(2)] == ["ada's", "1"]
+    assert [text for _, text in client.read_events(2)] == ["ada's", "1"]
     assert become(client, bob) == {"type": "auth", "ok": True, "user_id": "bob", "last_seq": head}
     stage.write(
         stage.update("Mine", row.row_id, text="still ada's"),
         stage.insert("Mine", text="bob's", ownerId="bob"),
         stage.insert("Public", text="2"),
     )
-    assert [text for _, text in client.events(2)] == ["bob's", "2"]
+    assert [text for _, text in client.read_events(2)] == ["bob's", "2"]
     assert become(client, None)["user_id"] is None
     stage.write(
         stage.insert("Mine", text="bob's", ownerId="bob"),
         stage.insert("Member", text="members"),
         stage.insert("Public", text="3"),
     )
-    assert client.events(1) == [("insert", "3")]
+    assert client.read_events(1) == [("insert", "3")]
     assert become(client, ADMIN_TOKEN)["ok"]
     stage.write(stage.insert("Secret", text="secret"))
-    assert client.events(1) == [("insert", "secret")]
+    assert client.read_events(1) == [("insert", "secret")]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_a_bad_token_is_an_error_and_the_identity_stays(
     answer = become(client, token)
     assert (answer["type"], answer["for"], answer["code"]) == ("error", "auth", code)
     stage.write(stage.insert("Mine", text="ada's", ownerId="ada"))
-    assert client.events(1) == [("insert", "ada's")]
+    assert client.read_events(1) == [("insert", "ada's")]
 
 
 def test_the_new_session_closes_the_socket_and_the_old_no_longer_does(
@@ -98,10 +99,10 @@ def test_the_new_session_closes_the_socket_and_the_old_no_longer_does(
     stage.logout(ada_id)
     stage.tell(SessionRevoked(ada_id))
     stage.write(stage.insert("Public", text="still here"))
-    assert client.events(1) == [("insert", "still here")]
+    assert client.read_events(1) == [("insert", "still here")]
     stage.logout(bob_id)
     stage.tell(SessionRevoked(bob_id))
-    assert client.closed() == (4401, "session revoked")
+    assert client.read_close() == (4401, "session revoked")
     is_nobody_s(stage, ws, bob)
 
 
@@ -109,9 +110,9 @@ def test_a_lost_revocation_is_found_in_the_store(stage: Stage, ws: Worker) -> No
     token, session_id = stage.login("ada")
     client, other = connect(stage, ws, token), connect(stage, ws, stage.login("bob")[0])
     stage.logout(session_id)  # and no signal
-    assert client.closed() == (4401, "session revoked")
+    assert client.read_close() == (4401, "session revoked")
     stage.write(stage.insert("Public", text="others stay"))
-    assert other.events(1) == [("insert", "others stay")]
+    assert other.read_events(1) == [("insert", "others stay")]
     is_nobody_s(stage, ws, token)
 
 
@@ -122,9 +123,9 @@ def test_a_session_that_expires_closes_its_sockets(stage: Stage, ws: Worker) -> 
     )
     stage.write(made.put)
     client = connect(stage, ws, made.token)
-    assert client.closed() == (4401, "session expired")
+    assert client.read_close() == (4401, "session expired")
     late = connect(stage, ws, made.token)
     stage.write(
         stage.insert("Mine", text="ada's", ownerId="ada"), stage.insert("Public", text="end")
     )
-    assert late.events(1) == [("insert", "end")]
+    assert late.read_events(1) == [("insert", "end")]

@@ -13,8 +13,10 @@ import pytest
 
 from pylon import limits
 from pylon.bus.rooms_messages import JoinRoom, LeaveRoom, SetPresence
-from tests.support.hub import Stage, Worker, WsClient, until
+from tests.support.hub import Stage, Worker
 from tests.support.rooms import Keeper
+from tests.support.wait import wait_until
+from tests.support.websocket_client import WebSocketClient
 
 
 @pytest.fixture
@@ -31,16 +33,16 @@ def keeper(stage: Stage) -> Iterator[Keeper]:
     made.close()
 
 
-def say(client: WsClient, **message: Any) -> None:
-    client.say(1, json.dumps(message).encode())
+def say(client: WebSocketClient, **message: Any) -> None:
+    client.send_frame(1, json.dumps(message).encode())
 
 
-def subscribed(stage: Stage, keeper: Keeper, worker: Worker, user_id: str) -> WsClient:
+def subscribed(stage: Stage, keeper: Keeper, worker: Worker, user_id: str) -> WebSocketClient:
     token, _ = stage.login(user_id)
     keeper.ask(JoinRoom("r", user_id, b"null"))
-    client = WsClient(worker.port, token=token)
+    client = WebSocketClient(worker.port, token=token)
     say(client, type="room-subscribe", room="r")
-    snapshot = client.text()
+    snapshot = client.read_json()
     assert (snapshot["type"], snapshot["room"]) == ("room-snapshot", "r")
     assert user_id in [peer["user_id"] for peer in snapshot["members"]]
     return client
@@ -60,34 +62,35 @@ def test_lost_news_are_made_good_by_snapshots(stage: Stage, keeper: Keeper) -> N
     ann = subscribed(stage, keeper, worker, "ann")
     bob = subscribed(stage, keeper, worker, "bob")
     keeper.publish()
-    assert ann.text()["member"] == {"user_id": "bob"}
-    assert bob.text()["member"] == {"user_id": "bob"}, "its snapshot had that already"
+    assert ann.read_json()["member"] == {"user_id": "bob"}
+    assert bob.read_json()["member"] == {"user_id": "bob"}, "its snapshot had that already"
 
     keeper.ask(JoinRoom("r", "carl", b"1"))
     keeper.lose()
-    assert users(ann.text()) == users(bob.text()) == ["ann", "bob", "carl"], "nothing follows"
+    everybody = ["ann", "bob", "carl"]
+    assert users(ann.read_json()) == users(bob.read_json()) == everybody, "nothing follows"
 
     keeper.ask(JoinRoom("r", "dora", b"1"))
     keeper.lose()
     keeper.ask(SetPresence("r", "ann", b"7"))
     keeper.publish()
     for client in (ann, bob):
-        heard = [client.text(), client.text()]
+        heard = [client.read_json(), client.read_json()]
         assert {message["type"] for message in heard} == {"room-update", "room-snapshot"}
         (snapshot,) = [m for m in heard if m["type"] == "room-snapshot"]
         assert users(snapshot) == ["ann", "bob", "carl", "dora"]
         assert snapshot["members"][0]["data"] == 7
-    until(lambda: lost(stage, worker) == 2, "both gaps are counted")
+    wait_until("both gaps are counted", lambda: lost(stage, worker) == 2)
 
     keeper.ask(LeaveRoom("r", "bob"))
     keeper.lose()
-    assert users(ann.text()) == ["ann", "carl", "dora"]
-    assert users(bob.text()) == ["ann", "carl", "dora"], "it hears once that it has left"
+    assert users(ann.read_json()) == ["ann", "carl", "dora"]
+    assert users(bob.read_json()) == ["ann", "carl", "dora"], "it hears once that it has left"
     keeper.ask(SetPresence("r", "ann", b"8"))
     keeper.publish()
-    assert ann.text()["data"] == 8
+    assert ann.read_json()["data"] == 8
     say(bob, type="room-subscribe", room="r")
-    assert bob.text()["code"] == "NOT_IN_ROOM", "and then no more"
+    assert bob.read_json()["code"] == "NOT_IN_ROOM", "and then no more"
 
 
 def test_a_changed_identity_leaves_the_rooms_of_the_old_one(stage: Stage, keeper: Keeper) -> None:
@@ -95,17 +98,17 @@ def test_a_changed_identity_leaves_the_rooms_of_the_old_one(stage: Stage, keeper
     ann = subscribed(stage, keeper, worker, "ann")
     bob = subscribed(stage, keeper, worker, "bob")
     keeper.publish()
-    assert ann.text() == bob.text()
+    assert ann.read_json() == bob.read_json()
     token, _ = stage.login("eve")
     say(bob, type="auth", token=token)
-    assert bob.text()["user_id"] == "eve"
+    assert bob.read_json()["user_id"] == "eve"
     say(bob, type="room-subscribe", room="r")
-    assert bob.text()["code"] == "NOT_IN_ROOM"
+    assert bob.read_json()["code"] == "NOT_IN_ROOM"
     keeper.ask(JoinRoom("r", "eve", b"1"))
     say(bob, type="room-subscribe", room="r")
-    assert users(bob.text()) == ["ann", "eve"]
+    assert users(bob.read_json()) == ["ann", "eve"]
     keeper.publish()
-    heard = [(m["action"], m["member"]["user_id"]) for m in (ann.text(), ann.text())]
+    heard = [(m["action"], m["member"]["user_id"]) for m in (ann.read_json(), ann.read_json())]
     assert heard == [("leave", "bob"), ("join", "eve")]
 
 
@@ -114,39 +117,40 @@ def test_presence_without_a_room_goes_nowhere(stage: Stage, keeper: Keeper) -> N
     bob = subscribed(stage, keeper, worker, "bob")
     ann = subscribed(stage, keeper, worker, "ann")
     keeper.publish()
-    assert ann.text() == bob.text()
+    assert ann.read_json() == bob.read_json()
     say(ann, type="presence", event="update", data={})
     say(ann, type="topic", topic="t", data={})
     say(ann, type="topic", topic="t", data="x" * 12_000, room="r")
-    error = ann.text()
+    error = ann.read_json()
     assert (error["code"], error["for"]) == ("LIMIT_EXCEEDED", "topic")
     say(ann, type="topic", topic="t", data=1, room="r")
     say(ann, type="room-unsubscribe", room="r")
     say(ann, type="room-unsubscribe")
-    assert ann.text()["code"] == "MISSING_ROOM"
+    assert ann.read_json()["code"] == "MISSING_ROOM"
     keeper.publish()
-    assert bob.text()["type"] == "topic"
+    assert bob.read_json()["type"] == "topic"
 
 
 def test_unscoped_presence_reaches_everybody(stage: Stage, keeper: Keeper) -> None:
     setting = {"PYLON_WS_UNSCOPED_PRESENCE": "1", "PYLON_SOCKETS_PER_IP": "0"}
     first, second = (stage.start("ws", name, **setting) for name in ("1", "2"))
     tokens = [stage.login(user)[0] for user in ("ann", "bob")]
-    ann, bob = (WsClient(w.port, token=t) for w, t in zip((first, second), tokens, strict=True))
-    nobody = WsClient(second.port)
+    ann = WebSocketClient(first.port, token=tokens[0])
+    bob = WebSocketClient(second.port, token=tokens[1])
+    nobody = WebSocketClient(second.port)
     say(nobody, type="topic", topic="t", data="nobody")
     say(ann, type="presence", event="update", data={"x": 1}, **{"from": "eve"})
-    until(lambda: keeper.desk.has_news, "the rooms have it")
+    wait_until("the rooms have it", lambda: keeper.desk.has_news)
     keeper.publish()
     for client in (ann, bob, nobody):
-        assert client.text() == {
+        assert client.read_json() == {
             "type": "presence", "event": "update", "data": {"x": 1}, "from": "ann",
         }
     ann.close()
-    until(lambda: keeper.desk.has_news, "the rooms know of the end")
+    wait_until("the rooms know of the end", lambda: keeper.desk.has_news)
     keeper.publish()
     for client in (bob, nobody):
-        assert client.text() == {"type": "presence", "event": "disconnect", "clientId": 0}
+        assert client.read_json() == {"type": "presence", "event": "disconnect", "clientId": 0}
 
 
 def test_who_says_much_is_heard_whole_and_in_order(stage: Stage, keeper: Keeper) -> None:
@@ -155,8 +159,8 @@ def test_who_says_much_is_heard_whole_and_in_order(stage: Stage, keeper: Keeper)
     count = limits.ROOM_RELAYS * 3 + 1
     for n in range(count):
         say(ann, type="topic", topic="t", data=n, room="r")
-    until(lambda: sum(keeper.relays) == count, "all have been passed on")
+    wait_until("all have been passed on", lambda: sum(keeper.relays) == count)
     assert max(keeper.relays) <= limits.ROOM_RELAYS, "no more of one socket at once"
     keeper.publish()
-    heard = [ann.text() for _ in range(count)]
+    heard = [ann.read_json() for _ in range(count)]
     assert [message["data"] for message in heard] == list(range(count))

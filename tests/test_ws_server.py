@@ -17,16 +17,10 @@ from pylon.bus.messages import SessionRevoked
 from pylon.clock import SystemClock
 from pylon.storage.ops import PruneLog
 from pylon.storage.sqlite.epochs import open_epoch
-from tests.support.hub import (
-    ADMIN_TOKEN,
-    RawClient,
-    Stage,
-    Worker,
-    WsClient,
-    client_frame,
-    drain,
-    until,
-)
+from tests.support.hub import ADMIN_TOKEN, Stage, Worker, drain
+from tests.support.wait import wait_until
+from tests.support.websocket_client import WebSocketClient, client_frame
+from tests.support.wire import Wire
 from workers.ws import frames
 
 CASES = json.loads((Path(__file__).parent / "corpora/ws/frames.json").read_text())
@@ -57,16 +51,16 @@ def own_ws(own_stage: Stage) -> Worker:
     return own_stage.start("ws", PYLON_SOCKETS_PER_IP="0")
 
 
-def joined(stage: Stage, worker: Worker, **options: Any) -> WsClient:
+def joined(stage: Stage, worker: Worker, **options: Any) -> WebSocketClient:
     """A client that has nothing to catch up with, and that receives what comes from now on.
 
     The first ping may travel with the handshake and be answered before the client has joined;
     the second is read by the loop, which means that the handshake is done.
     """
-    client = WsClient(worker.port, path=f"/?since={stage.engine.head}", **options)
+    client = WebSocketClient(worker.port, path=f"/?since={stage.engine.head}", **options)
     for payload in (b"there?", b"joined?"):
-        client.say(frames.PING, payload)
-        assert client.reply() == (frames.PONG, payload)
+        client.send_frame(frames.PING, payload)
+        assert client.read_control() == (frames.PONG, payload)
     return client
 
 
@@ -75,14 +69,14 @@ def joined(stage: Stage, worker: Worker, **options: Any) -> WsClient:
 
 @pytest.mark.parametrize("path", ["/", "/ws", "/any/where?x=1"])
 def test_any_path_is_upgraded(ws: Worker, path: str) -> None:
-    client = WsClient(ws.port, path=path)
+    client = WebSocketClient(ws.port, path=path)
     assert client.headers["upgrade"].lower() == "websocket"
     assert "sec-websocket-protocol" not in client.headers
     assert "sec-websocket-extensions" not in client.headers
 
 
 def test_accept_key_of_the_rfc(ws: Worker) -> None:
-    client = WsClient(ws.port, headers={"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="})
+    client = WebSocketClient(ws.port, headers={"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="})
     assert client.headers["sec-websocket-accept"] == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 
 
@@ -96,7 +90,7 @@ def test_accept_key_of_the_rfc(ws: Worker) -> None:
     ],
 )
 def test_subprotocol_is_echoed_verbatim(ws: Worker, offered: str, echoed: str | None) -> None:
-    client = WsClient(ws.port, headers={"Sec-WebSocket-Protocol": offered})
+    client = WebSocketClient(ws.port, headers={"Sec-WebSocket-Protocol": offered})
     assert client.headers.get("sec-websocket-protocol") == echoed
 
 
@@ -112,14 +106,14 @@ def test_token_sources(stage: Stage, ws: Worker, how: str) -> None:
     }[how]
     client = joined(stage, ws, headers=headers)
     stage.write(stage.insert("Mine", text="ada's", ownerId="ada"))
-    assert client.events(1) == [("insert", "ada's")]
+    assert client.read_events(1) == [("insert", "ada's")]
 
 
 def test_token_in_subprotocol_is_percent_decoded(stage: Stage, ws: Worker) -> None:
     item = "bearer." + ADMIN_TOKEN.replace(" ", "+", 1).replace(" ", "%20")
     client = joined(stage, ws, headers={"Sec-WebSocket-Protocol": item})
     stage.write(stage.insert("Secret", text="for admins"))
-    assert client.events(1) == [("insert", "for admins")]
+    assert client.read_events(1) == [("insert", "for admins")]
 
 
 @pytest.mark.parametrize(
@@ -136,8 +130,8 @@ def test_token_in_subprotocol_is_percent_decoded(stage: Stage, ws: Worker) -> No
     ],
 )
 def test_what_is_no_handshake_gets_426(ws: Worker, headers: dict[str, str]) -> None:
-    client = WsClient(ws.port, headers=headers, upgraded=False)
-    body = json.loads(client.rest())
+    client = WebSocketClient(ws.port, headers=headers, upgraded=False)
+    body = json.loads(client.read_rest())
     assert client.status == 426
     assert client.headers["upgrade"] == "websocket"
     assert client.headers["sec-websocket-version"] == "13"
@@ -147,34 +141,34 @@ def test_what_is_no_handshake_gets_426(ws: Worker, headers: dict[str, str]) -> N
 def test_http_1_0_and_post_get_426(ws: Worker) -> None:
     for request in (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi",
                     b"GET / HTTP/1.0\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"):
-        client = RawClient(ws.port)
+        client = Wire(ws.port)
         client.send(request)
-        assert client.rest().startswith(b"HTTP/1.1 426 ")
+        assert client.read_rest().startswith(b"HTTP/1.1 426 ")
 
 
 def test_frames_sent_with_the_handshake_are_heard(ws: Worker) -> None:
-    client = WsClient(ws.port, early=client_frame(frames.PING, b"early"))
-    assert client.reply() == (frames.PONG, b"early")
+    client = WebSocketClient(ws.port, early=client_frame(frames.PING, b"early"))
+    assert client.read_control() == (frames.PONG, b"early")
 
 
 def test_sockets_per_address_are_capped_and_freed(own_stage: Stage) -> None:
     ws = own_stage.start("ws", PYLON_SOCKETS_PER_IP="2")
     first, _ = joined(own_stage, ws), joined(own_stage, ws)
-    refused = WsClient(ws.port, upgraded=False)
+    refused = WebSocketClient(ws.port, upgraded=False)
     assert refused.status == 429
-    assert json.loads(refused.rest())["error"]["code"] == "SOCKET_LIMIT"
+    assert json.loads(refused.read_rest())["error"]["code"] == "SOCKET_LIMIT"
     first.close()
 
     def has_room() -> bool:
-        return WsClient(ws.port, upgraded=False).status == 101
+        return WebSocketClient(ws.port, upgraded=False).status == 101
 
-    until(has_room, "a slot is free again")
+    wait_until("a slot is free again", has_room)
 
 
 def test_cap_counts_behind_trusted_proxies(own_stage: Stage) -> None:
     ws = own_stage.start("ws", PYLON_SOCKETS_PER_IP="1", PYLON_TRUST_PROXY_HOPS="1")
     statuses = [
-        WsClient(ws.port, headers={"X-Forwarded-For": address}, upgraded=False)
+        WebSocketClient(ws.port, headers={"X-Forwarded-For": address}, upgraded=False)
         for address in ("10.0.0.1", "10.0.0.2", "6.6.6.6, 10.0.0.1")
     ]
     assert [client.status for client in statuses] == [101, 101, 429]
@@ -184,10 +178,11 @@ def test_cap_counts_behind_trusted_proxies(own_stage: Stage) -> None:
 
 
 def test_ping_is_answered_once(ws: Worker) -> None:
-    client = WsClient(ws.port)
-    client.say(frames.PING, b"one")
-    client.say(frames.PING, b"two")
-    assert [client.reply(), client.reply()] == [(frames.PONG, b"one"), (frames.PONG, b"two")]
+    client = WebSocketClient(ws.port)
+    client.send_frame(frames.PING, b"one")
+    client.send_frame(frames.PING, b"two")
+    assert client.read_control() == (frames.PONG, b"one")
+    assert client.read_control() == (frames.PONG, b"two")
 
 
 @pytest.mark.parametrize(
@@ -196,34 +191,34 @@ def test_ping_is_answered_once(ws: Worker) -> None:
      b'{"type":"topic","topic":"t","data":1}', b'{"type":"crdt-subscribe","entity":"E"}'],
 )
 def test_messages_are_ignored(ws: Worker, message: bytes) -> None:
-    client = WsClient(ws.port)
-    client.say(frames.TEXT, message)
-    client.say(frames.BINARY, message)
-    client.say(frames.PING, b"still there?")
-    assert client.reply() == (frames.PONG, b"still there?")
+    client = WebSocketClient(ws.port)
+    client.send_frame(frames.TEXT, message)
+    client.send_frame(frames.BINARY, message)
+    client.send_frame(frames.PING, b"still there?")
+    assert client.read_control() == (frames.PONG, b"still there?")
 
 
 @pytest.mark.parametrize(("sent", "answered"), [(1000, 1000), (1001, 1001), (3999, 3999)])
 def test_close_is_answered_with_its_code(ws: Worker, sent: int, answered: int) -> None:
-    client = WsClient(ws.port)
-    client.say(frames.CLOSE, sent.to_bytes(2, "big") + b"bye")
-    assert client.closed() == (answered, "bye")
-    assert client.rest() == b""
+    client = WebSocketClient(ws.port)
+    client.send_frame(frames.CLOSE, sent.to_bytes(2, "big") + b"bye")
+    assert client.read_close() == (answered, "bye")
+    assert client.read_rest() == b""
 
 
 def test_close_without_a_code_is_answered_without_one(ws: Worker) -> None:
-    client = WsClient(ws.port)
-    client.say(frames.CLOSE, b"")
-    assert client.reply() == (frames.CLOSE, b"")
-    assert client.rest() == b""
+    client = WebSocketClient(ws.port)
+    client.send_frame(frames.CLOSE, b"")
+    assert client.read_control() == (frames.CLOSE, b"")
+    assert client.read_rest() == b""
 
 
 def test_message_above_the_limit_closes_1009_before_it_is_sent(own_stage: Stage) -> None:
     ws = own_stage.start("ws", PYLON_WS_MAX_MESSAGE_BYTES="1024")
-    client = WsClient(ws.port)
+    client = WebSocketClient(ws.port)
     client.send(client_frame(frames.TEXT, b"x" * 100_000)[:14])
-    assert client.closed()[0] == 1009
-    assert client.rest() == b""
+    assert client.read_close()[0] == 1009
+    assert client.read_rest() == b""
 
 
 def test_corpus_over_the_wire(own_stage: Stage) -> None:
@@ -232,18 +227,18 @@ def test_corpus_over_the_wire(own_stage: Stage) -> None:
     for case in CASES:
         ending = case["expect"][-1] if case["expect"] else ["none"]
         offer = {"Sec-WebSocket-Extensions": "permessage-deflate"} if "unpacks" in case else {}
-        client = WsClient(ws.port, headers=offer)
+        client = WebSocketClient(ws.port, headers=offer)
         client.send(bytes.fromhex(case["hex"]))
         pings = [bytes.fromhex(e[1]) for e in case["expect"] if e[0] == "ping"]
         for payload in pings:
-            assert client.reply() == (frames.PONG, payload), case["name"]
+            assert client.read_control() == (frames.PONG, payload), case["name"]
         if ending[0] == "violation":
-            assert client.closed()[0] == ending[1], case["name"]
+            assert client.read_close()[0] == ending[1], case["name"]
         elif ending[0] == "close":
             code = b"" if ending[1] is None else int(ending[1]).to_bytes(2, "big")
-            assert client.reply() == (frames.CLOSE, code + ending[2].encode()), case["name"]
+            assert client.read_control() == (frames.CLOSE, code + ending[2].encode()), case["name"]
         client.close()
-    until(lambda: own_stage.metric(ws, "pylon_connections") == 0, "every socket is gone")
+    wait_until("every socket is gone", lambda: own_stage.metric(ws, "pylon_connections") == 0)
     assert joined(own_stage, ws).status == 101
 
 
@@ -279,7 +274,7 @@ def test_three_contexts_and_an_admin_get_what_they_may_see(stage: Stage, ws: Wor
         stage.insert("Public", text="end"),
     )
     seen = {
-        name: [text for _, text in client.events(count)]
+        name: [text for _, text in client.read_events(count)]
         for name, client, count in (
             ("ada", ada, 5), ("bob", bob, 5), ("admin", admin, 8), ("anonymous", anonymous, 3),
         )
@@ -305,15 +300,15 @@ def test_a_lost_view_is_a_delete_and_a_won_one_an_update(stage: Stage, ws: Worke
         stage.insert("Public", text="end"),
     )
     stage.write(stage.delete("Mine", keyed.row_id), stage.insert("Public", text="end 2"))
-    assert ada.events(6) == [
+    assert ada.read_events(6) == [
         ("insert", "m"), ("insert", "n"), ("delete", keyed.row_id), ("delete", general.row_id),
         ("insert", "end"), ("insert", "end 2"),
     ]
-    assert bob.events(6) == [
+    assert bob.read_events(6) == [
         ("insert", "n"), ("update", "m"), ("update", "n"), ("insert", "end"),
         ("delete", keyed.row_id), ("insert", "end 2"),
     ]
-    assert anonymous.events(4) == [
+    assert anonymous.read_events(4) == [
         ("insert", "n"), ("delete", general.row_id), ("insert", "end"), ("insert", "end 2"),
     ]
 
@@ -324,13 +319,13 @@ def test_lost_batches_are_read_from_the_log(stage: Stage, ws: Worker) -> None:
     stage.write(stage.insert("Public", text="2"), publish=False)
     stage.write(stage.insert("Public", text="3"), stage.insert("Public", text="4"), publish=False)
     stage.write(stage.insert("Public", text="5"))
-    assert [text for _, text in client.events(5)] == ["1", "2", "3", "4", "5"]
+    assert [text for _, text in client.read_events(5)] == ["1", "2", "3", "4", "5"]
 
 
 def test_a_lost_last_batch_is_found_by_asking(own_stage: Stage, own_ws: Worker) -> None:
     client = joined(own_stage, own_ws)
     own_stage.write(own_stage.insert("Public", text="nobody tells"), publish=False)
-    assert client.events(1) == [("insert", "nobody tells")]  # within HEAD_CHECK_S
+    assert client.read_events(1) == [("insert", "nobody tells")]  # within HEAD_CHECK_S
 
 
 def test_a_batch_twice_is_sent_once(stage: Stage, ws: Worker) -> None:
@@ -338,7 +333,7 @@ def test_a_batch_twice_is_sent_once(stage: Stage, ws: Worker) -> None:
     batch = stage.write(stage.insert("Public", text="once"))
     stage.publisher.publish(batch)
     stage.write(stage.insert("Public", text="end"))
-    assert [text for _, text in client.events(2)] == ["once", "end"]
+    assert [text for _, text in client.read_events(2)] == ["once", "end"]
 
 
 def test_a_slow_client_is_closed_and_others_are_not_held_up(
@@ -349,13 +344,15 @@ def test_a_slow_client_is_closed_and_others_are_not_held_up(
     body = "x" * 500_000
     for number in range(40):
         own_stage.write(own_stage.insert("Public", text=f"{number}{body}"))
-        assert quick.events(1)[0][1].startswith(str(number))
+        assert quick.read_events(1)[0][1].startswith(str(number))
         if own_stage.metric(own_ws, "pylon_slow_clients_total", action="closed"):
             break
-    until(lambda: own_stage.metric(own_ws, "pylon_slow_clients_total", action="closed"), "overflow")
-    assert slow.closed() == (1013, "too slow")
+    wait_until(
+        "overflow", lambda: own_stage.metric(own_ws, "pylon_slow_clients_total", action="closed")
+    )
+    assert slow.read_close() == (1013, "too slow")
     own_stage.write(own_stage.insert("Public", text="after"))
-    while quick.text()["data"]["text"] != "after":
+    while quick.read_json()["data"]["text"] != "after":
         pass
 
 
@@ -370,27 +367,27 @@ def fill(own_stage: Stage, count: int) -> list[int]:
 
 def test_replay_after_since(own_stage: Stage, own_ws: Worker) -> None:
     seqs = fill(own_stage, 20)
-    client = WsClient(own_ws.port, path=f"/?since={seqs[9]}")
-    assert [client.text()["seq"] for _ in range(10)] == seqs[10:]
+    client = WebSocketClient(own_ws.port, path=f"/?since={seqs[9]}")
+    assert [client.read_json()["seq"] for _ in range(10)] == seqs[10:]
     own_stage.write(own_stage.insert("Public", text="live"))
-    assert client.events(1) == [("insert", "live")]
+    assert client.read_events(1) == [("insert", "live")]
 
 
 def test_long_replay_from_the_log_is_paced_and_meets_live_events(
     own_stage: Stage, own_ws: Worker
 ) -> None:
     seqs = [seq for _ in range(5) for seq in fill(own_stage, 900)]
-    client = WsClient(own_ws.port, path=f"/?since={seqs[0]}", receive_buffer_bytes=4_096)
+    client = WebSocketClient(own_ws.port, path=f"/?since={seqs[0]}", receive_buffer_bytes=4_096)
     own_stage.write(own_stage.insert("Public", text="live"))
-    assert [client.text()["seq"] for _ in range(len(seqs) - 1)] == seqs[1:]
-    assert client.events(1) == [("insert", "live")]
+    assert [client.read_json()["seq"] for _ in range(len(seqs) - 1)] == seqs[1:]
+    assert client.read_events(1) == [("insert", "live")]
 
 
 def test_replay_reads_what_is_older_than_the_tail(own_stage: Stage) -> None:
     seqs = fill(own_stage, 900) + fill(own_stage, 900)
     own_ws = own_stage.start("ws")
-    client = WsClient(own_ws.port, path=f"/?since={seqs[99]}")
-    assert [client.text()["seq"] for _ in range(1_700)] == seqs[100:]
+    client = WebSocketClient(own_ws.port, path=f"/?since={seqs[99]}")
+    assert [client.read_json()["seq"] for _ in range(1_700)] == seqs[100:]
 
 
 def test_replay_after_the_session_s_note(own_stage: Stage, own_ws: Worker) -> None:
@@ -398,24 +395,24 @@ def test_replay_after_the_session_s_note(own_stage: Stage, own_ws: Worker) -> No
     seqs = fill(own_stage, 300)
     own_stage.note(session_id, seqs[289])
     own_stage.note(session_id, seqs[294])  # a later pull of another tab
-    assert WsClient(own_ws.port, token=token).text()["seq"] == seqs[290]
+    assert WebSocketClient(own_ws.port, token=token).read_json()["seq"] == seqs[290]
 
 
 def test_replay_after_the_address_s_note(own_stage: Stage, own_ws: Worker) -> None:
     seqs = fill(own_stage, 300)
     own_stage.note(None, seqs[297])
-    assert WsClient(own_ws.port).text()["seq"] == seqs[298]
+    assert WebSocketClient(own_ws.port).read_json()["seq"] == seqs[298]
 
 
 def test_replay_of_the_newest_without_a_note(own_stage: Stage, own_ws: Worker) -> None:
-    witness = WsClient(own_ws.port)
+    witness = WebSocketClient(own_ws.port)
     seqs = fill(own_stage, 300)
     # Live, so the worker has taken all of them: its newest are the log's newest.
-    assert [witness.text()["seq"] for _ in seqs] == seqs
+    assert [witness.read_json()["seq"] for _ in seqs] == seqs
     own_stage.mark(seqs[-1])
-    client = WsClient(own_ws.port)
+    client = WebSocketClient(own_ws.port)
     wanted = seqs[-limits.REPLAY_WITHOUT_NOTE_EVENTS:]
-    assert [client.text()["seq"] for _ in wanted] == wanted
+    assert [client.read_json()["seq"] for _ in wanted] == wanted
 
 
 def test_replay_is_policy_filtered(own_stage: Stage, own_ws: Worker) -> None:
@@ -425,12 +422,12 @@ def test_replay_is_policy_filtered(own_stage: Stage, own_ws: Worker) -> None:
     own_stage.write(own_stage.update("Note", row.row_id, shared=False))
     own_stage.write(own_stage.insert("Mine", text="ada's", ownerId="ada"))
     own_stage.write(own_stage.insert("Public", text="end"))
-    while watcher.text().get("data", {}).get("text") != "end":
+    while watcher.read_json().get("data", {}).get("text") != "end":
         continue  # the hub has all of it, once one of its clients has
-    client = WsClient(own_ws.port, path=f"/?since={seq - 1}")
-    assert client.events(2) == [("delete", row.row_id), ("insert", "end")]
-    again = WsClient(own_ws.port, path=f"/?since={seq}", token=own_stage.login("ada")[0])
-    assert again.events(3) == [("update", "n"), ("insert", "ada's"), ("insert", "end")]
+    client = WebSocketClient(own_ws.port, path=f"/?since={seq - 1}")
+    assert client.read_events(2) == [("delete", row.row_id), ("insert", "end")]
+    again = WebSocketClient(own_ws.port, path=f"/?since={seq}", token=own_stage.login("ada")[0])
+    assert again.read_events(3) == [("update", "n"), ("insert", "ada's"), ("insert", "end")]
 
 
 @pytest.mark.parametrize("ahead", [1, 10**12])
@@ -438,11 +435,11 @@ def test_a_cursor_ahead_of_the_log_must_resync(
     own_stage: Stage, own_ws: Worker, ahead: int
 ) -> None:
     head = fill(own_stage, 3)[-1]
-    client = WsClient(own_ws.port, path=f"/?since={head + ahead}")
-    assert client.text() == {
+    client = WebSocketClient(own_ws.port, path=f"/?since={head + ahead}")
+    assert client.read_json() == {
         "type": "resync", "code": "RESYNC_REQUIRED", "oldest_seq": head + 1,
     }
-    assert client.closed() == (1012, "resync required")
+    assert client.read_close() == (1012, "resync required")
 
 
 @pytest.mark.usefixtures("processes")
@@ -452,11 +449,11 @@ def test_a_void_cursor_is_told_where_the_log_goes_on(tmp_path: Path) -> None:
         cursor = fill(stage, 3)[-1]
         first_seq = open_epoch(stage.engine._conn, "restore", SystemClock(), void_from=cursor - 2)
         ws = stage.start("ws")
-        client = WsClient(ws.port, path=f"/?since={cursor}")
-        assert client.text() == {
+        client = WebSocketClient(ws.port, path=f"/?since={cursor}")
+        assert client.read_json() == {
             "type": "resync", "code": "RESYNC_REQUIRED", "oldest_seq": first_seq + 1,
         }
-        assert client.closed() == (1012, "resync required")
+        assert client.read_close() == (1012, "resync required")
     finally:
         stage.close()
 
@@ -464,9 +461,9 @@ def test_a_void_cursor_is_told_where_the_log_goes_on(tmp_path: Path) -> None:
 def test_a_socket_without_changes_needs_no_cursor(own_stage: Stage, own_ws: Worker) -> None:
     """One that came for rooms or live queries is not sent away because of what it never gets."""
     head = fill(own_stage, 3)[-1]
-    client = WsClient(own_ws.port, path=f"/?changes=0&since={head + 5}")
-    client.say(frames.PING, b"p")
-    assert client.reply() == (frames.PONG, b"p")
+    client = WebSocketClient(own_ws.port, path=f"/?changes=0&since={head + 5}")
+    client.send_frame(frames.PING, b"p")
+    assert client.read_control() == (frames.PONG, b"p")
 
 
 def test_a_log_pruned_past_the_feed_closes_everyone_with_1012(
@@ -477,14 +474,14 @@ def test_a_log_pruned_past_the_feed_closes_everyone_with_1012(
     for _ in range(3):  # lost on the bus, and then gone from the log
         own_stage.write(own_stage.insert("Public", text="lost"), publish=False)
     own_stage.write(PruneLog(keep_events=1, older_than_s=2**40, limit=1_000), publish=False)
-    assert client.closed() == (1012, "resync required")
-    again = WsClient(own_ws.port, path=f"/?since={seqs[0]}")
-    assert again.text() == {
+    assert client.read_close() == (1012, "resync required")
+    again = WebSocketClient(own_ws.port, path=f"/?since={seqs[0]}")
+    assert again.read_json() == {
         "type": "resync", "code": "RESYNC_REQUIRED", "oldest_seq": seqs[-1] + 3,
     }
     fresh = joined(own_stage, own_ws)
     own_stage.write(own_stage.insert("Public", text="goes on"))
-    assert fresh.events(1) == [("insert", "goes on")]
+    assert fresh.read_events(1) == [("insert", "goes on")]
 
 
 # --- Sessions, drain -------------------------------------------------------------------------
@@ -496,9 +493,9 @@ def test_a_revoked_session_loses_its_sockets(own_stage: Stage, own_ws: Worker) -
     other = joined(own_stage, own_ws, token=own_stage.login("ada")[0])
     own_stage.logout(session_id)
     own_stage.tell(SessionRevoked(session_id))
-    assert [client.closed() for client in mine] == [(4401, "session revoked")] * 2
+    assert [client.read_close() for client in mine] == [(4401, "session revoked")] * 2
     own_stage.write(own_stage.insert("Mine", text="still mine", ownerId="ada"))
-    assert other.events(1) == [("insert", "still mine")]
+    assert other.read_events(1) == [("insert", "still mine")]
 
 
 def test_drain_sends_1001_waits_for_the_answer_and_exits_0(
@@ -509,26 +506,26 @@ def test_drain_sends_1001_waits_for_the_answer_and_exits_0(
 
     def refused() -> bool:
         try:
-            WsClient(own_ws.port, upgraded=False)
+            WebSocketClient(own_ws.port, upgraded=False)
         except (OSError, AssertionError):
             return True
         return False
 
-    until(refused, "no new connections")
+    wait_until("no new connections", refused)
     own_stage.write(own_stage.insert("Public", text="kept"))
-    assert [client.events(1) for client in clients] == [[("insert", "kept")]] * 3
+    assert [client.read_events(1) for client in clients] == [[("insert", "kept")]] * 3
     own_ws.signal(signal.SIGTERM)
     for client in clients:
-        assert client.closed() == (1001, "server is going away")
-        client.say(frames.CLOSE, (1001).to_bytes(2, "big"))
-        assert client.rest() == b""
+        assert client.read_close() == (1001, "server is going away")
+        client.send_frame(frames.CLOSE, (1001).to_bytes(2, "big"))
+        assert client.read_rest() == b""
     assert own_ws.exit_code() == 0
 
 
 def test_drain_does_not_wait_for_ever(own_stage: Stage, own_ws: Worker) -> None:
     silent = joined(own_stage, own_ws)
     assert drain(own_ws) == 0
-    assert silent.closed()[0] == 1001
+    assert silent.read_close()[0] == 1001
 
 
 def test_the_worker_dies_with_its_supervisor_s_pid_wrong(own_stage: Stage) -> None:
@@ -539,21 +536,21 @@ def test_the_worker_dies_with_its_supervisor_s_pid_wrong(own_stage: Stage) -> No
 
 def test_connections_and_messages_are_counted(own_stage: Stage, own_ws: Worker) -> None:
     client = joined(own_stage, own_ws)
-    client.say(frames.TEXT, b"{}")
+    client.send_frame(frames.TEXT, b"{}")
     own_stage.write(own_stage.insert("Public", text="x"))
-    assert client.events(1)
-    until(
-        lambda: own_stage.metric(own_ws, "pylon_messages_received_total", type="ignored") == 1,
+    assert client.read_events(1)
+    wait_until(
         "received",
+        lambda: own_stage.metric(own_ws, "pylon_messages_received_total", type="ignored") == 1,
     )
     assert own_stage.metric(own_ws, "pylon_messages_sent_total") >= 1
     assert own_stage.metric(own_ws, "pylon_connections") == 1
-    client.say(frames.CLOSE, (1000).to_bytes(2, "big"))
-    client.rest()
+    client.send_frame(frames.CLOSE, (1000).to_bytes(2, "big"))
+    client.read_rest()
     client.close()
-    until(
-        lambda: own_stage.metric(own_ws, "pylon_connections_closed_total", code="1000") == 1,
+    wait_until(
         "closed",
+        lambda: own_stage.metric(own_ws, "pylon_connections_closed_total", code="1000") == 1,
     )
 
 

@@ -25,8 +25,9 @@ from pylon.storage.sqlite.reader import SqliteReader
 from tests.support.hub import MANIFEST as HUB_MANIFEST
 from tests.support.live import LiveClient, World
 from tests.support.search import pages_manifest
-from tests.support.server import ADMIN_TOKEN, ROLES, PylonServer, wait_until
+from tests.support.server import ADMIN_TOKEN, ROLES, PylonServer
 from tests.support.storage import MANIFEST, NOTE, apply, insert, open_engine, row_id, update
+from tests.support.wait import wait_until
 
 HARD = [f"{'a' * (300 + n)}b" for n in range(limits.HARD_PATTERNS)]
 QUADRATIC = [f"{'a' * 15}{n}" for n in range(30)]  # fifteen partial matches at each place

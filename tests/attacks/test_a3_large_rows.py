@@ -29,7 +29,6 @@ from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.storage.where import ALL
 from supervisor.writer import Writer
-from tests.support.server import wait_until
 from tests.support.storage import (
     ADA,
     BOB,
@@ -43,6 +42,7 @@ from tests.support.storage import (
     task,
     update,
 )
+from tests.support.wait import wait_until
 from tests.support.writer import ADMIN_TOKEN, Server, running
 
 LIMIT = 100_000

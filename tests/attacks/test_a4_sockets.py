@@ -25,8 +25,10 @@ from pylon import limits
 from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
 from pylon.clock import ManualClock
 from tests.support.examples import count_examples
-from tests.support.hub import Stage, WsClient, client_frame
-from tests.test_hub_fanout import BY_ENTITY, Peer, settle
+from tests.support.hub import Stage
+from tests.support.hub_peer import BY_ENTITY, Peer
+from tests.support.wait import run_greenlets_until
+from tests.support.websocket_client import WebSocketClient, client_frame
 from workers.hub.connection import Connection
 from workers.hub.hub import Hub
 from workers.ws import frames
@@ -198,7 +200,10 @@ def test_a_socket_is_read_as_its_budget_allows_and_loses_nothing(place: Place) -
     assert burst < place.heard[peer.connection] <= burst + limits.SOCKET_STEP_FRAMES
     assert at < len(stream), "the rest waits with the client"
     place.clock.advance(1.0)
-    settle(lambda: place.heard[peer.connection] > burst + limits.SOCKET_STEP_FRAMES)
+    run_greenlets_until(
+        "more than the burst is heard",
+        lambda: place.heard[peer.connection] > burst + limits.SOCKET_STEP_FRAMES,
+    )
     at += place.say_all((peer, stream[at:]))[0]
     a_second = limits.SOCKET_BYTES_PER_S // SMALL_COST_BYTES
     assert place.heard[peer.connection] <= burst + a_second + limits.SOCKET_STEP_FRAMES
@@ -243,7 +248,10 @@ def test_a_client_that_was_too_quick_once_is_not_closed(place: Place) -> None:
         for _ in range(10):
             place.clock.advance(1.0)
             gevent.sleep(0.003)
-        settle(lambda number=number: place.heard[peer.connection] == number * 2 * burst)
+        run_greenlets_until(
+            "all is heard",
+            lambda number=number: place.heard[peer.connection] == number * 2 * burst,
+        )
         place.clock.advance(10.0)
     assert peer.connection.is_open
 
@@ -271,7 +279,7 @@ def test_people_behind_one_router_are_not_held_up(place: Place) -> None:
                 peer.socket.send(client_frame(frames.TEXT, b"x" * 300))
         place.clock.advance(1.0)
         gevent.sleep(0.01)
-    settle(lambda: sum(place.heard.values()) == 200 * 10 * 20)
+    run_greenlets_until("all is heard", lambda: sum(place.heard.values()) == 200 * 10 * 20)
     assert all(peer.connection.receiver.debt_since_s is None for peer in office)
 
 
@@ -353,7 +361,7 @@ def test_others_have_their_turn_after_one_step_of_a_flood(place: Place, flood: b
 
     place.on_heard = note
     other.socket.send(SMALL)
-    settle(lambda: place.heard[other.connection] == 1)
+    run_greenlets_until("the other is heard", lambda: place.heard[other.connection] == 1)
     for step_frames, step_bytes in done:
         assert step_frames <= limits.SOCKET_STEP_FRAMES
         assert step_bytes <= max(limits.DEFLATE_STEP_BYTES, 65_536)
@@ -380,9 +388,9 @@ def test_changes_are_delivered_while_an_anonymous_socket_sends_bombs(tmp_path: P
     stage = Stage(tmp_path)
     try:
         worker = stage.start("ws")
-        victim = WsClient(worker.port)
+        victim = WebSocketClient(worker.port)
         offer = {"Sec-WebSocket-Extensions": "permessage-deflate"}
-        bombers = [WsClient(worker.port, headers=offer) for _ in range(5)]
+        bombers = [WebSocketClient(worker.port, headers=offer) for _ in range(5)]
         bomb = packed(b" " * limits.DEFLATE_FREE_BYTES)  # as large as passes with its ratio
         threads = [
             threading.Thread(target=send_bombs, args=(bomber, bomb * 5_000), daemon=True)
@@ -392,7 +400,7 @@ def test_changes_are_delivered_while_an_anonymous_socket_sends_bombs(tmp_path: P
             thread.start()
         for number in range(50):
             stage.write(stage.insert("Public", text=str(number)))
-            assert victim.events(1) == [("insert", str(number))]
+            assert victim.read_events(1) == [("insert", str(number))]
         heard = stage.metric(worker, "pylon_messages_received_total", type="ignored")
         size_bytes = limits.DEFLATE_FREE_BYTES + limits.SOCKET_FRAME_COST_BYTES
         # A burst and ten seconds of each, of 25,000 that would have gone through otherwise.
@@ -406,6 +414,6 @@ def test_changes_are_delivered_while_an_anonymous_socket_sends_bombs(tmp_path: P
         stage.close()
 
 
-def send_bombs(client: WsClient, stream: bytes) -> None:
+def send_bombs(client: WebSocketClient, stream: bytes) -> None:
     with contextlib.suppress(OSError):  # it is closed when the test is over
         client.send(stream)

@@ -22,7 +22,7 @@ import pytest
 from pylon import limits
 from tests.support.echo import echo_server
 from tests.support.echo_server import LARGE_BYTES
-from tests.support.server import wait_until
+from tests.support.wait import wait_until
 from tests.support.wire import Wire
 from workers.http.bodies import Body, ChunkedBody
 from workers.http.connection import Connection

@@ -14,14 +14,17 @@ from typing import Any, Final
 import pytest
 
 from pylon import limits, rates
+from pylon.api.realtime import rooms
 from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
 from pylon.bus.rooms_messages import JoinRoom
 from pylon.manifest_loader import parse_manifest
 from pylon.rates import Rate
-from tests.support.hub import MANIFEST, Stage, WsClient, until
+from tests.support.hub import MANIFEST, Stage
 from tests.support.live import LiveClient, World
 from tests.support.manifests import notes_app
 from tests.support.rooms import Keeper
+from tests.support.wait import wait_until
+from tests.support.websocket_client import WebSocketClient
 from tests.support.writer import ADMIN_TOKEN, DeskRooms, Server, running
 
 PROXIED: Final = {"PYLON_TRUST_PROXY_HOPS": "1"}
@@ -43,7 +46,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ROOM_READS_BY_USER", 20), ("ROOM_READS_BY_ADDRESS", 200),
     ):
         rate = Rate(getattr(rates, name).name, limit, 60.0)
-        monkeypatch.setattr(f"pylon.api.realtime.rooms.{name}", rate)
+        monkeypatch.setattr(rooms, name, rate)
+    monkeypatch.setattr(rooms, "_JOINS", (rooms.ROOM_JOINS_BY_USER, rooms.ROOM_JOINS_BY_ADDRESS))
+    monkeypatch.setattr(
+        rooms, "_MESSAGES", (rooms.ROOM_MESSAGES_BY_USER, rooms.ROOM_MESSAGES_BY_ADDRESS)
+    )
 
 
 @pytest.fixture
@@ -193,22 +200,22 @@ def test_relayed_messages_are_limited_for_an_identity_over_its_sockets(tmp_path:
         worker = stage.start("ws", PYLON_SOCKETS_PER_IP="0")
         token, _ = stage.login("eve")
         keeper.ask(JoinRoom("r", "eve", b"null"))
-        sockets = [WsClient(worker.port, token=token) for _ in range(2)]
+        sockets = [WebSocketClient(worker.port, token=token) for _ in range(2)]
         say = json.dumps({"type": "topic", "topic": "t", "data": 1, "room": "r"}).encode()
         burst = int(rates.ROOM_MESSAGES_BY_USER.burst or 0)
         for _ in range(burst):
             for client in sockets:
-                client.say(1, say)
-        errors = [client.text() for client in sockets]
+                client.send_frame(1, say)
+        errors = [client.read_json() for client in sockets]
         assert {(error["code"], error["for"]) for error in errors} == {("RATE_LIMITED", "topic")}
-        until(lambda: sum(keeper.relays) >= burst, "the burst is relayed")
+        wait_until("the burst is relayed", lambda: sum(keeper.relays) >= burst)
         subscribe = json.dumps({"type": "room-subscribe", "room": "r"}).encode()
         count = int(rates.ROOM_SUBSCRIPTIONS_BY_USER.limit)
         asked = count + 400
-        watcher = WsClient(worker.port, token=token)
+        watcher = WebSocketClient(worker.port, token=token)
         for _ in range(asked):
-            watcher.say(1, subscribe)
-        messages = [watcher.text() for _ in range(asked)]
+            watcher.send_frame(1, subscribe)
+        messages = [watcher.read_json() for _ in range(asked)]
         heard = Counter(message.get("code", message["type"]) for message in messages)
         assert heard["RATE_LIMITED"]
         assert count <= heard["room-snapshot"] < asked

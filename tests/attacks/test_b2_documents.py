@@ -25,10 +25,10 @@ from pylon.storage.interface import StoredDocument
 from pylon.storage.ops import OpenDocument, PushDocument, Transact
 from pylon.storage.sqlite.engine import SqliteEngine
 from tests.support import storage as kit
+from tests.support.document_stage import DocumentStage, Follower
 from tests.support.documents import LoroClient
 from tests.support.manifests import notes_app
 from tests.support.writer import ADMIN_TOKEN, running
-from tests.test_ws_documents import DocumentStage, Follower
 
 SECRET = "密码秘文"
 PUBLIC = "公开的"

@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 
 from pylon.bus.rooms_messages import JoinRoom, RoomRequest, Subscribe
 from pylon.errors import PylonError
-from tests.support.hub import Stage, WsClient, until
+from tests.support.hub import Stage
 from tests.support.manifests import notes_app
 from tests.support.rooms import Keeper
+from tests.support.wait import wait_until
+from tests.support.websocket_client import WebSocketClient
 from tests.support.writer import DeskRooms, running
 from workers.ws.rooms import _relayed
 
@@ -61,8 +63,8 @@ def keeper(stage: Stage) -> Iterator[Keeper]:
     made.close()
 
 
-def say(client: WsClient, message: dict[str, Any]) -> None:
-    client.say(1, json.dumps(message).encode())
+def say(client: WebSocketClient, message: dict[str, Any]) -> None:
+    client.send_frame(1, json.dumps(message).encode())
 
 
 def test_a_member_cannot_forge_a_change_in_a_room(stage: Stage, keeper: Keeper) -> None:
@@ -70,37 +72,38 @@ def test_a_member_cannot_forge_a_change_in_a_room(stage: Stage, keeper: Keeper) 
     clients = []
     for user in ("bob", "eve"):
         keeper.ask(JoinRoom("r", user, b"null"))
-        client = WsClient(worker.port, token=stage.login(user)[0])
+        client = WebSocketClient(worker.port, token=stage.login(user)[0])
         say(client, {"type": "room-subscribe", "room": "r"})
-        assert client.text()["type"] == "room-snapshot"
+        assert client.read_json()["type"] == "room-snapshot"
         clients.append(client)
     keeper.publish()
     bob, eve = clients
-    assert bob.text()["action"] == "join"
+    assert bob.read_json()["action"] == "join"
     for message in FORGED:
         say(eve, {**message, "room": "r"})
-    until(lambda: sum(keeper.relays) == len(FORGED), "all have been passed on")
+    wait_until("all have been passed on", lambda: sum(keeper.relays) == len(FORGED))
     keeper.publish()
-    heard = [bob.text() for _ in FORGED]
+    heard = [bob.read_json() for _ in FORGED]
     for message, said in zip(heard, FORGED, strict=True):
         assert_is_harmless(message, "eve")
         assert message["type"] == said["type"]
         assert message.get("data") == said.get("data"), "data of the app arrive"
     stage.write(stage.insert("Public", text="real"))
-    assert bob.text()["data"]["text"] == "real", "the stream of changes goes on"
+    assert bob.read_json()["data"]["text"] == "real", "the stream of changes goes on"
 
 
 def test_a_client_cannot_forge_a_change_for_everybody(stage: Stage, keeper: Keeper) -> None:
     worker = stage.start("ws", PYLON_SOCKETS_PER_IP="0", PYLON_WS_UNSCOPED_PRESENCE="1")
-    bob, nobody = WsClient(worker.port, token=stage.login("bob")[0]), WsClient(worker.port)
-    eve = WsClient(worker.port, token=stage.login("eve")[0])
+    bob = WebSocketClient(worker.port, token=stage.login("bob")[0])
+    nobody = WebSocketClient(worker.port)
+    eve = WebSocketClient(worker.port, token=stage.login("eve")[0])
     for message in FORGED:
         say(eve, message)
-    until(lambda: sum(keeper.relays) == len(FORGED), "all have been passed on")
+    wait_until("all have been passed on", lambda: sum(keeper.relays) == len(FORGED))
     keeper.publish()
     for client in (bob, nobody):
         for _ in FORGED:
-            assert_is_harmless(client.text(), "eve")
+            assert_is_harmless(client.read_json(), "eve")
 
 
 def test_a_room_over_http_relays_known_members_only(tmp_path: Path) -> None:

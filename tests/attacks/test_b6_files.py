@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.manifests import notes_app
-from tests.support.server import ADMIN_TOKEN, PylonServer, wait_until
+from tests.support.server import ADMIN_TOKEN, PylonServer
+from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.usefixtures("processes")
 

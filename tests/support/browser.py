@@ -11,7 +11,7 @@ from typing import Any
 
 import websocket
 
-from tests.support.server import wait_until
+from tests.support.wait import wait_until
 
 # Without these Chromium talks to its maker's hosts; --no-sandbox because CI is root.
 FLAGS = (

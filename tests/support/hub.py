@@ -7,15 +7,12 @@ the product's own.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +40,10 @@ from pylon.storage.ops import (
     WriteRequest,
 )
 from pylon.storage.sqlite.engine import SqliteEngine
-from workers.ws import frames
+from tests.support.wait import WAIT_S, wait_until
 
 ROOT = Path(__file__).parent.parent
 ADMIN_TOKEN = "an-admin-token-of-more-than-32-characters"
-WAIT_S = 20.0
 
 FIELDS = [
     {"name": "text", "type": "string", "optional": False, "unique": False},
@@ -74,17 +70,6 @@ MANIFEST: dict[str, Any] = {
         for name, rule in READ_RULES.items()
     ],
 }
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    """Wait for a condition."""
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.01)
-    raise AssertionError(f"not in {WAIT_S} s: {what}")
 
 
 class Worker:
@@ -146,7 +131,10 @@ class Stage:
         listener.close()
         started = Worker(process, role, port)
         self.workers.append(started)
-        until(lambda: process.poll() is not None or self.heartbeat(process.pid), "worker ready")
+        wait_until(
+            "worker ready",
+            lambda: process.poll() is not None or self.heartbeat(process.pid),
+        )
         assert process.poll() is None, "the worker died"
         return started
 
@@ -228,149 +216,6 @@ class Stage:
         self.proxy.stop()
         self.engine.close()
         self.runtime.remove()
-
-
-class RawClient:
-    """A TCP client that shows every byte."""
-
-    def __init__(self, port: int, *, receive_buffer_bytes: int | None = None) -> None:
-        self.sock = socket.socket()
-        if receive_buffer_bytes is not None:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
-        self.sock.settimeout(WAIT_S)
-        self.sock.connect(("127.0.0.1", port))
-        self.received = b""
-
-    def send(self, data: bytes) -> None:
-        self.sock.sendall(data)
-
-    def until(self, end: bytes) -> bytes:
-        """Everything up to and including `end`."""
-        while end not in self.received:
-            self._more(f"waiting for {end!r}")
-        at = self.received.index(end) + len(end)
-        taken, self.received = self.received[:at], self.received[at:]
-        return taken
-
-    def exactly(self, size: int) -> bytes:
-        while len(self.received) < size:
-            self._more(f"waiting for {size} bytes")
-        taken, self.received = self.received[:size], self.received[size:]
-        return taken
-
-    def rest(self) -> bytes:
-        """Everything until the server ends the stream."""
-        while True:
-            try:
-                data = self.sock.recv(65_536)
-            except ConnectionResetError:
-                data = b""
-            if not data:
-                return self.received
-            self.received += data
-
-    def _more(self, what: str) -> None:
-        data = self.sock.recv(65_536)
-        if not data:
-            raise AssertionError(f"the server closed while {what}; got {self.received!r}")
-        self.received += data
-
-    def close(self) -> None:
-        self.sock.close()
-
-
-def http_head(head: bytes) -> tuple[int, dict[str, str]]:
-    """Status and headers (names in lower case) of a response."""
-    lines = head.decode("latin-1").strip().split("\r\n")
-    pairs = [line.split(": ", 1) for line in lines[1:]]
-    return int(lines[0].split()[1]), {name.lower(): value for name, value in pairs}
-
-
-class WsClient(RawClient):
-    """A WebSocket client that hides nothing: it answers no ping and no close by itself."""
-
-    def __init__(
-        self, port: int, *, token: str | None = None, path: str = "/",
-        headers: dict[str, str] | None = None, receive_buffer_bytes: int | None = None,
-        early: bytes = b"", upgraded: bool = True,
-    ) -> None:
-        super().__init__(port, receive_buffer_bytes=receive_buffer_bytes)
-        lines = {
-            "Host": f"127.0.0.1:{port}",
-            "Upgrade": "websocket",
-            "Connection": "Upgrade",
-            "Sec-WebSocket-Version": "13",
-            "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
-            **({"Authorization": f"Bearer {token}"} if token else {}),
-            **(headers or {}),
-        }
-        text = "".join(f"{name}: {value}\r\n" for name, value in lines.items() if value != "")
-        self.send(f"GET {path} HTTP/1.1\r\n{text}\r\n".encode("latin-1") + early)
-        self.head = self.until(b"\r\n\r\n")
-        self.status, self.headers = http_head(self.head)
-        if upgraded:
-            assert self.status == 101, self.head
-
-    def frame(self) -> tuple[int, bytes]:
-        """The next frame: opcode and payload."""
-        first, size = self.exactly(2)
-        assert first & 0xF0 == 0x80, "server frames are whole, without reserved bits"
-        assert not size & 0x80, "server frames are not masked"
-        if size == 126:
-            size = int.from_bytes(self.exactly(2), "big")
-        elif size == 127:
-            size = int.from_bytes(self.exactly(8), "big")
-        return first & 0x0F, self.exactly(size)
-
-    def next_but(self, *opcodes: int) -> tuple[int, bytes]:
-        """The next frame that has none of `opcodes`; the server's pings never count."""
-        while True:
-            opcode, payload = self.frame()
-            if opcode != frames.PING and opcode not in opcodes:
-                return opcode, payload
-
-    def reply(self) -> tuple[int, bytes]:
-        """The next frame that is no event."""
-        return self.next_but(frames.TEXT)
-
-    def text(self) -> Any:
-        """The next text message, decoded."""
-        opcode, payload = self.next_but()
-        assert opcode == frames.TEXT, (opcode, payload)
-        return json.loads(payload)
-
-    def events(self, count: int) -> list[tuple[str, str]]:
-        """The next `count` events as (kind, text of the row)."""
-        events = [self.text() for _ in range(count)]
-        return [
-            (e["kind"], e["data"]["text"] if "data" in e else e["row_id"]) for e in events
-        ]
-
-    def closed(self) -> tuple[int, str]:
-        """The close frame, after which nothing comes."""
-        opcode, payload = self.reply()
-        assert opcode == frames.CLOSE, (opcode, payload)
-        return int.from_bytes(payload[:2], "big"), payload[2:].decode()
-
-    def say(self, opcode: int, payload: bytes, *, mask: bool = True, fin: bool = True) -> None:
-        self.send(client_frame(opcode, payload, mask=mask, fin=fin))
-
-
-def client_frame(opcode: int, payload: bytes, *, mask: bool = True, fin: bool = True) -> bytes:
-    """A frame as clients make them."""
-    size = len(payload)
-    bit = 0x80 if mask else 0
-    head = bytes([(0x80 if fin else 0) | opcode])
-    if size < 126:
-        head += bytes([bit | size])
-    elif size < 65_536:
-        head += bytes([bit | 126]) + size.to_bytes(2, "big")
-    else:
-        head += bytes([bit | 127]) + size.to_bytes(8, "big")
-    if not mask:
-        return head + payload
-    key = b"\x0a\x0b\x0c\x0d"
-    return head + key + bytes(byte ^ key[i % 4] for i, byte in enumerate(payload))
 
 
 def drain(worker: Worker) -> int:

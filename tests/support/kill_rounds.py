@@ -26,7 +26,8 @@ from typing import Any, Final
 
 from tests.support.manifests import notes_app
 from tests.support.seq_keeper import SeqKeeper, seqs_of_the_log
-from tests.support.server import ADMIN_TOKEN, ROLES, PylonServer, wait_until
+from tests.support.server import ADMIN_TOKEN, ROLES, PylonServer
+from tests.support.wait import wait_until
 
 KINDS: Final = ("http+ws", "http+sse", "ws+sse", "http+http", "kill server", "restart server")
 PAIR_S: Final = 0.5  # the longest time between two deaths of a round

@@ -9,27 +9,15 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tests.support.ports import reserve_base_port
+from tests.support.wait import wait_until
 
 ADMIN_TOKEN = "test-admin-token-0123456789abcdef0123456789abcdef"
 ROLES = ("http", "ws", "sse", "shards")
-
-
-def wait_until(what: str, condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
-    """Poll `condition` until it is true and give its value; fail naming `what` otherwise."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout_s:g} s: {what}")
-        time.sleep(0.01)
 
 
 class PylonServer:

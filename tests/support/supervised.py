@@ -15,7 +15,7 @@ from typing import Any
 from pylon.control import ControlClient
 from pylon.errors import NotRunning
 from tests.support.ports import reserve_base_port
-from tests.support.server import wait_until
+from tests.support.wait import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MANIFEST = {

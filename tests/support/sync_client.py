@@ -18,7 +18,8 @@ from typing import Any
 
 import websocket
 
-from tests.support.server import PylonServer, wait_until
+from tests.support.server import PylonServer
+from tests.support.wait import wait_until
 
 Rows = dict[str, dict[str, dict[str, Any]]]
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from tests.support.manifests import field
+
+SMALL = {  # settings of a server that is soon up
+    "PYLON_HTTP_WORKERS": "1", "PYLON_WS_WORKERS": "0", "PYLON_SSE_WORKERS": "0",
+    "PYLON_SHARD_WORKERS": "1", "PYLON_APP": str(Path(__file__).parent / "shards_app.py"),
+}
 
 
 def wide_app() -> dict[str, Any]:
