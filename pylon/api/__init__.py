@@ -1,11 +1,18 @@
 """The HTTP API (spec/http.md §3): a falcon app over the store, the writer and the bus.
 
-    application   builds the app: routes, middleware, error answers
-    services      what every resource is given
-    gate          runs around each request: ids, CSRF, headers, metrics, the access log
-    callers       who asks;  body, answers, parameters: reading and writing JSON
-    entities query auth sync push reset system   the resources, one module for each family
+    application   builds the app: routes, middleware, error responses
+    services      what the resources work with, a group for each family
+    http/         HTTP for all resources: middleware, routing, callers, bodies, responses
+    data/         rows: entities, queries, search, batches, links, actions, import and export
+    sync/         pull, push, documents
+    realtime/     rooms, channels, shards, the matchmaker
+    identity/     sessions
+    admin/        the server itself: health, metrics, manifest, the OpenAPI document, reset
 
-Reads go to the store, policies are part of the SQL; writes are validated and encoded here and
-carried out by the writer. The resources hold no state of their own: all of it is in `Services`.
+A route is one resource class in a module of its family, one line in `application`, the types of
+its bodies in the family's `bodies` module, and its description in `pylon.openapi`. Tests fail if
+the document lacks a route or a body type.
+
+Invariants: a read is limited by the caller's read policy inside its query; a worker validates and
+encodes a write, and the supervisor's writer executes it. The resources keep no state of their own.
 """

@@ -1,9 +1,11 @@
-"""The falcon app: routes, the gate, error answers.
+"""The falcon app: routes, middleware, error responses.
 
-`make_app` is called once in each HTTP worker, after the fork. Routing is falcon's, by the path as
-it was sent (`routing`): segments are percent-decoded one by one, HEAD answers like GET without the
-body, a known path with another method is 405 with Allow, an unknown path 404, and OPTIONS is
-answered by the gate for any path.
+`make_app` builds it once in each HTTP worker, after the fork. falcon routes a request by the path
+as the client sent it (`routing`) and decodes the segments one by one. HEAD is like GET without
+the body. A known path with another method is 405 with Allow, an unknown path 404. The middleware
+answers OPTIONS for any path.
+
+A new route is one line in `_routes`.
 """
 
 from __future__ import annotations

@@ -1,1 +1,13 @@
-"""Resources of rows: CRUD, batches, queries, search, import and export."""
+"""Resources of rows (spec/http.md §3.2 to §3.8, §3.16).
+
+    entities      lists, pages and single rows: read, insert, update, delete
+    query, aggregate, graph, search   reads with a filter
+    batch         many operations in one request;  operations  what it shares with pushes
+    link          sets and clears relations;  relations  finds them
+    actions       checks a caller and the inputs of an action
+    export, import_   all rows, out and in
+    access        what a caller may read;  conflicts  limits what refusals reveal
+    changes       makes the writer's op of an insert, update or delete
+    query_cache   results that stay valid until the next commit
+    bodies        the types of request bodies
+"""

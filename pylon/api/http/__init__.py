@@ -1,1 +1,13 @@
-"""HTTP itself for all resources: routing, middleware, bodies, callers, responses."""
+"""HTTP for all resources: middleware, routing, callers, bodies, responses.
+
+    middleware    runs before and after each request: ids, CSRF, headers, metrics, the access log
+    routing       paths with an encoded slash
+    callers       the caller and the address of a request
+    body          reads and decodes request bodies;  body_types  declares typed ones
+    unreadable    decodes lists of changes of which some cannot be stored
+    parameters    reads query parameters
+    idempotency   the Idempotency-Key header;  versions  ETag, If-Match and If-None-Match
+    responses     sends JSON and errors
+    addresses     the URLs and ports of the roles
+    static_files  serves PYLON_STATIC_DIR
+"""

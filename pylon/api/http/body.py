@@ -1,11 +1,13 @@
-"""Request bodies: bounded in size and in time, then JSON (spec/http.md §3.0, §6).
+"""Reads and decodes request bodies, within bounds of size and time (spec/http.md §3.0, §6).
 
-A declared length over limits.BODY_BYTES is refused before a byte is read; a chunked body is
-counted while it is read. A client that is slower than limits.HTTP_REQUEST_S is given up.
+A declared length above limits.BODY_BYTES is refused before a byte is read; the bytes of a chunked
+body are counted while they arrive. A body that takes longer than limits.HTTP_REQUEST_S is refused.
 
-A body of more than limits.JSON_INLINE_BYTES is scanned and decoded in the thread pool, one at a
-time, callers in turn (`RequestServices.decoding`). PERF: the scan lets other greenlets run; the
+A body of more than limits.JSON_INLINE_BYTES is scanned and decoded in the thread pool, one body at
+a time, callers in turn (`RequestServices.decoding`). PERF: the scan lets other greenlets run; the
 decoder holds the interpreter for 10 to 30 ms, which limits.JSON_NODES bounds.
+
+Called by every resource that has a body.
 """
 
 from __future__ import annotations
@@ -32,19 +34,19 @@ _CHUNK_BYTES: Final = 65_536
 
 
 def read_json(req: falcon.Request, services: RequestServices) -> Any:
-    """The decoded body. Identify the caller first: decoding a large body counts for a caller.
+    """Return the decoded body. Call `caller_of` first: a large body counts for its caller.
 
     Raises:
         InvalidJson: it is empty, cut short, not JSON or nested too deeply.
         LimitExceeded: it has too many values.
-        PayloadTooLarge, RequestTimeout: as the module says.
+        PayloadTooLarge, RequestTimeout: it is too large, or too slow.
         Unavailable: too many large bodies wait to be decoded.
     """
     return decode_json(req, services, read_body(req))
 
 
 def read_typed(req: falcon.Request, services: RequestServices, body_type: BodyType[B]) -> B:
-    """The typed body.
+    """Return the typed body.
 
     Raises:
         PylonError: as `read_json`; or the body is not of the type.
@@ -53,20 +55,24 @@ def read_typed(req: falcon.Request, services: RequestServices, body_type: BodyTy
 
 
 def decode_json(req: falcon.Request, services: RequestServices, raw: bytes) -> Any:
-    """The same for a body that was read."""
+    """Return the decoded JSON of a body that is read already."""
     return decoded(req, services, raw, decode_body)
 
 
 def decoded(
     req: falcon.Request, services: RequestServices, raw: bytes, decode: Callable[[bytes], T]
 ) -> T:
-    """The result of `decode` for a body, in the thread pool if the body is large."""
+    """Return `decode(raw)`, called in the thread pool if the body is large.
+
+    Raises:
+        Unavailable: too many large bodies wait to be decoded.
+    """
     if len(raw) <= limits.JSON_INLINE_BYTES:
         return decode(raw)
     caller = subject_of(req, services)
     if not services.decoding.enter(caller, limits.READ_TIMEOUT_S):
         raise Unavailable("The body waited too long to be decoded", hint="Try again in a moment")
-    # Left by the thread's own end: see `pylon.storage.sqlite.pool`.
+    # The end of the thread job leaves the admission: see `pylon.storage.sqlite.pool`.
     job = gevent.get_hub().threadpool.spawn(_decode_uncollected, decode, raw)
     job.rawlink(lambda _: services.decoding.leave(caller))
     result: T = job.get()
@@ -74,8 +80,8 @@ def decoded(
 
 
 def _decode_uncollected(decode: Callable[[bytes], T], raw: bytes) -> T:
-    """Decode without collections of garbage: there is none in what a decoder makes.
-    PERF: 835 ms become 141 ms for 3.5 million lists."""
+    """Decode with the garbage collector off: a decoder makes no garbage.
+    PERF: 141 ms instead of 835 ms for 3.5 million lists."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -86,10 +92,15 @@ def _decode_uncollected(decode: Callable[[bytes], T], raw: bytes) -> T:
 
 
 def read_body(req: falcon.Request) -> bytes:
-    """The body's bytes; empty where there is none."""
+    """Return the bytes of the body; empty if there is none.
+
+    Raises:
+        InvalidJson: the body is cut short.
+        PayloadTooLarge, RequestTimeout: it is too large, or too slow.
+    """
     body: bytes | None = req.env.get("pylon.body")
     if body is not None:
-        return body  # our HTTP server calls the app when the body is there
+        return body  # our HTTP server calls the app when it has the whole body
     try:
         with gevent.Timeout(limits.HTTP_REQUEST_S):
             return _read(req)
@@ -105,7 +116,7 @@ def _read(req: falcon.Request) -> bytes:
     declared = req.env.get("CONTENT_LENGTH")
     if not declared:
         return b""
-    # Our HTTP server has refused what is not a plain number, so this cannot fail.
+    # Our HTTP server refuses a length that is not a plain number, so this cannot fail.
     size_bytes = int(declared)
     if size_bytes > limits.BODY_BYTES:
         raise PayloadTooLarge(

@@ -1,9 +1,10 @@
-"""Callers: who sends a request, resolved once and kept on it (spec/http.md §4.1).
+"""The caller of a request, found once and kept in its environ (spec/http.md §4.1).
 
-The bearer header wins; without one the session cookie counts. Resolution is lazy, so that
-answers that are the same for everybody cost no look-up.
+The bearer header wins; without one the session cookie counts. A caller is found when a resource
+first asks for it, so that a response that is the same for everybody costs no lookup. The session
+cache (`pylon.auth.session_cache`) keeps the callers found last.
 
-Who was found is remembered for a moment (`pylon.auth.session_cache`).
+Called by the resources and the middleware.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pylon.auth_context import Caller
 
 
 def token_of(req: falcon.Request, services: RequestServices) -> str | None:
-    """The token that the request carries, from wherever it carries it."""
+    """Return the token of the bearer header, or of the session cookie."""
     token = bearer_token(req.env.get("HTTP_AUTHORIZATION"))
     if token is not None:
         return token
@@ -28,7 +29,11 @@ def token_of(req: falcon.Request, services: RequestServices) -> str | None:
 
 
 def caller_of(req: falcon.Request, services: RequestServices) -> Caller:
-    """Who asks."""
+    """Return the caller of the request.
+
+    Raises:
+        StoreUnavailable: the session could not be read.
+    """
     env = req.env
     caller: Caller | None = env.get("pylon.caller")
     if caller is not None:
@@ -45,12 +50,12 @@ def caller_of(req: falcon.Request, services: RequestServices) -> Caller:
 
 
 def subject_of(req: falcon.Request, services: RequestServices) -> str:
-    """The caller against whose share of the worker a request counts."""
+    """Return the subject whose share of the worker the request counts against."""
     return rates.subject_of(caller_of(req, services).auth, address_of(req, services))
 
 
 def address_of(req: falcon.Request, services: RequestServices) -> str:
-    """The client's address, seen through the trusted proxies."""
+    """Return the client's address, as the trusted proxies report it."""
     return client_address(
         req.env.get("REMOTE_ADDR", ""),
         req.env.get("HTTP_X_FORWARDED_FOR"),

@@ -1,8 +1,10 @@
-"""Idempotency-Key: a request that is sent again is answered as the first time, not done again.
+"""The Idempotency-Key header: a request that is sent again gets the response of the first time.
 
-The key is kept beside the change, in its transaction, scoped to the user (or to the address,
-where there is no user), with a digest of the request: the same key with another request is
-refused. What failed has changed nothing and is not remembered: it is tried again.
+The writer keeps the key in the transaction of the change, scoped to the user, or to the address
+of a caller without one, with a digest of the request. It refuses the same key with another
+request. A request that fails changes nothing and leaves no key, so it can be tried again.
+
+Called by the resources that write rows.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ _DIGEST_BYTES: Final = 16
 
 
 def identity_of(auth: AuthContext, client_id: object, address: str) -> str:
-    """Whose operations these are: op_ids and keys of different ones never meet."""
+    """Return the scope of op_ids and keys: those of two identities never meet."""
     if auth.user_id is not None:
         return auth.user_id
     if isinstance(client_id, str) and client_id:
@@ -37,7 +39,7 @@ def identity_of(auth: AuthContext, client_id: object, address: str) -> str:
 def key_of(
     req: falcon.Request, services: RequestServices, auth: AuthContext, raw: bytes
 ) -> OpKey | None:
-    """The key of a request, or None where it has none.
+    """Return the key of a request, or None if it has none.
 
     Args:
         raw: the request's body.
@@ -58,10 +60,10 @@ def key_of(
 
 
 def part(key: OpKey | None, number: int) -> OpKey | None:
-    """The key of one of the operations of a request that is not atomic."""
+    """Return the key of one operation of a request that is not atomic."""
     return None if key is None else OpKey(key.identity, f"{key.op_id}:{number}", key.digest)
 
 
 def say_replayed(resp: falcon.Response) -> None:
-    """Tell the client that nothing was done this time."""
+    """Set the header that says that nothing was done this time."""
     resp.set_header(REPLAYED_HEADER, "true")

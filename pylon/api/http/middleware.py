@@ -1,11 +1,14 @@
-"""The gate: what happens before and after every request, whatever its route.
+"""The middleware: runs before and after every request, whatever its route.
 
-Before: a path with an encoded slash is marked (`routing`), a request id (the client's, if it is
-sane), Set-Cookie lines that clear two session cookies which differ, the answer to a CORS preflight,
-the CSRF check. After: the header sets (built once), `no-store` on API answers, metrics by route
-template, and a log line for what was slow or went wrong inside.
+Before: it marks a path with an encoded slash (`routing`), takes or makes the request id, clears
+two session cookies that differ, answers a CORS preflight, and checks the origin (CSRF). After: it
+sets the security and CORS headers and `no-store` on responses of the API, counts the request by
+its route template, and logs a request that was slow.
 
 Probes (/health, /livez, /readyz) are not counted (spec/http.md §7).
+
+Metrics: pylon_http_requests_total, pylon_http_request_duration_seconds. Log: `request`,
+`request.slow`. Called by falcon.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "O
 
 
 class RequestMiddleware:
-    """Falcon middleware. One for each app."""
+    """falcon middleware. One for each app."""
 
     def __init__(self, services: RequestServices) -> None:
         self._services = services
@@ -59,8 +62,8 @@ class RequestMiddleware:
         self._api_headers = api_headers(services.app.config)
         self._plain_lines = header_lines(self._plain_headers)
         self._api_lines = header_lines(self._api_headers)
-        # Unique enough to find a request in a log, at no cost: eight digits of this process,
-        # eight that count.
+        # Unique enough to find a request in a log, at no cost: eight digits of the process and
+        # a counter of eight digits.
         self._ids_prefix = self._random.token_hex(4)
         self._ids = itertools.count(1)
         self._counters = _Counters()
@@ -111,7 +114,7 @@ class RequestMiddleware:
             if request_id is not None:
                 resp.set_header("x-request-id", request_id)
         if request_id is None:
-            return  # a method that falcon refuses before any of ours is asked
+            return  # falcon refuses some methods before it calls `process_request`
         elapsed_s = self._clock.monotonic_s() - context.started_s
         if path not in _PROBES:
             self._counters.count(req.uri_template, req.method, resp.status, elapsed_s)
@@ -134,7 +137,7 @@ class RequestMiddleware:
 
 
 class _Counters:
-    """The metric children in use, kept so that a request costs no label look-up."""
+    """The metric children in use, so that a request costs no label lookup."""
 
     __slots__ = ("_by_key",)
 
@@ -142,10 +145,10 @@ class _Counters:
         self._by_key: dict[tuple[str | None, str, object], tuple[Count, Distribution]] = {}
 
     def count(self, template: str | None, method: str, status: object, elapsed_s: float) -> None:
-        """Count one answered request. Label values come from the route table only.
+        """Count one request. Label values come from the route table only.
 
         Args:
-            status: as falcon has it, a number or a line.
+            status: as falcon has it, a number or a status line.
         """
         children = self._by_key.get((template, method, status))
         if children is None:
@@ -162,21 +165,21 @@ class _Counters:
             metrics.HTTP_REQUESTS.labels(route=route, method=known, status=str(status)[:3]),
             metrics.HTTP_DURATION.labels(route=route),
         )
-        if known == method:  # methods that clients make up are not kept
+        if known == method:  # a client could fill the cache with methods of its own
             self._by_key[template, method, status] = children
         return children
 
 
 def api_headers(config: Config) -> tuple[tuple[str, str], ...]:
-    """The headers of every answer of the API, and of those that the HTTP server makes itself."""
+    """Return the headers of every response of the API, and of the HTTP server's own ones."""
     return (*SECURITY_HEADERS, *cors_headers(config), ("cache-control", "no-store"))
 
 
 def header_lines(headers: Iterable[tuple[str, str]]) -> bytes:
-    """Header lines as they go on the wire.
+    """Return header lines as they go on the wire.
 
     Raises:
-        ValueError: a value (of a setting, then) that would break out of its line.
+        ValueError: a value, of a setting then, would break out of its line.
     """
     lines = [f"{name}: {value}" for name, value in headers]
     if any(not line.isprintable() for line in lines):

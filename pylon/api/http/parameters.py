@@ -1,4 +1,7 @@
-"""Query parameters: numbers within bounds, flags; errors name the parameter and its value."""
+"""Reads query parameters: whole numbers, flags, texts. An error names the parameter and its value.
+
+Called by the resources.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ _SHOWN_CHARS: Final = 100
 
 
 def whole_number(req: falcon.Request, name: str, low: int = 0) -> int | None:
-    """The parameter as a whole number of at least `low`; None where it is not given.
+    """Return the parameter as a whole number of at least `low`; None if it is absent.
 
     Raises:
-        InvalidQuery: it is something else.
+        InvalidQuery: it has another value.
     """
     raw = req.params.get(name)
     if raw is None:
@@ -31,10 +34,10 @@ def whole_number(req: falcon.Request, name: str, low: int = 0) -> int | None:
 
 
 def flag(req: falcon.Request, name: str) -> bool:
-    """The parameter as yes or no: true or 1, false or 0; no where it is not given.
+    """Return whether the parameter is true or 1; False if it is false, 0 or absent.
 
     Raises:
-        InvalidQuery: it is something else.
+        InvalidQuery: it has another value.
     """
     text = text_value(req, name)
     if text is None or text in ("false", "0"):
@@ -45,6 +48,6 @@ def flag(req: falcon.Request, name: str) -> bool:
 
 
 def text_value(req: falcon.Request, name: str) -> str | None:
-    """The parameter as text, the last one if it is given several times; None if it is not."""
+    """Return the parameter as text, the last one of several; None if it is absent."""
     raw = req.params.get(name)
     return raw[-1] if isinstance(raw, list) else raw

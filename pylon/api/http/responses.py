@@ -1,8 +1,10 @@
-"""Answers: JSON out, and every exception as the error envelope of spec/http.md §3.0.
+"""Sends JSON, and every exception as the error envelope of spec/http.md §3.0.
 
-Invariants: an answer's body is JSON text in UTF-8 with sorted keys; an error never shows more
-than its own message, hint and details; an exception that nobody expected is a 500 without
-details, and its traceback goes to the log with the request's id.
+Invariants: a body is JSON text in UTF-8 with sorted keys. An error shows no more than its own
+message, hint and details. An unexpected exception is a 500 without details; its traceback goes to
+the log with the id of the request.
+
+Log: `request.defect`, `request.internal_error`. Called by the resources and by falcon.
 """
 
 from __future__ import annotations
@@ -27,28 +29,28 @@ _CHALLENGE: Final = 'Bearer realm="pylon"'  # RFC 9110 §15.5.2; browsers show n
 
 
 def send(resp: falcon.Response, value: object, status: int = 200) -> None:
-    """Answer with `value` as JSON."""
+    """Send `value` as JSON."""
     resp.status = status
     resp.data = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
 def send_raw(resp: falcon.Response, json_text: bytes) -> None:
-    """Answer 200 with text that is JSON already."""
+    """Send text that is JSON already, with status 200."""
     resp.data = json_text
 
 
 def joined(rows: list[bytes]) -> bytes:
-    """A JSON array of rows that are JSON texts."""
+    """Return a JSON array of rows that are JSON texts."""
     return b"[" + b",".join(rows) + b"]"
 
 
 def on_pylon_error(
     req: falcon.Request, resp: falcon.Response, ex: PylonError, params: dict[str, Any]
 ) -> None:
-    """An error of ours: its envelope and its status."""
+    """Send the envelope of an error of ours."""
     if isinstance(ex, InternalError):
         _log.error("request.internal_error", request_id=_id(req), path=req.path, error=ex.message)
-        ex = InternalError("Internal error", hint=_look_up(req))
+        ex = InternalError("Internal error", hint=_log_hint(req))
     resp.stream = None
     resp.text = None
     send(resp, ex.body(), ex.status)
@@ -61,7 +63,7 @@ def on_pylon_error(
 def on_falcon_error(
     req: falcon.Request, resp: falcon.Response, ex: falcon.HTTPError, params: dict[str, Any]
 ) -> None:
-    """What falcon refuses by itself: no such route, no such method, headers it cannot read."""
+    """Send the envelope for an error of falcon: no such route or method, unreadable headers."""
     if ex.status_code == 405:
         headers = dict(ex.headers or {})
         resp.set_header("allow", headers.get("Allow", ""))
@@ -77,16 +79,16 @@ def on_falcon_error(
 def on_defect(
     req: falcon.Request, resp: falcon.Response, ex: Exception, params: dict[str, Any]
 ) -> None:
-    """Anything else is a defect of ours."""
+    """Send a 500 for an unexpected exception, and log its traceback."""
     _log.exception(
         "request.defect", error=ex, request_id=_id(req), method=req.method, path=req.path
     )
     resp.stream = None
     resp.text = None
-    send(resp, InternalError("Internal error", hint=_look_up(req)).body(), 500)
+    send(resp, InternalError("Internal error", hint=_log_hint(req)).body(), 500)
 
 
-def _look_up(req: falcon.Request) -> str:
+def _log_hint(req: falcon.Request) -> str:
     return f"The server's log has the details under request id {_id(req)}"
 
 

@@ -1,12 +1,12 @@
-"""PYLON_STATIC_DIR under /app/: serves the plain files of one folder, and nothing else.
+"""Serves the plain files of PYLON_STATIC_DIR under /app/, and nothing else.
 
-Falcon's static route serves the files (types, ranges, 304). This module checks the path first. A
-segment that begins with a dot (`.env`, `.git`), a symlink that leaves the folder, and a file that
-is not plain (a FIFO would block the worker) are 404.
-A path without a file gets `index.html`, if there is one: the page's own router knows what to do
-with it. Symlinks within the folder, and a folder that is a symlink itself, are followed.
+falcon's static route serves the files (types, ranges, 304). This module checks the path first. It
+refuses with 404: a segment that begins with a dot (`.env`, `.git`), a symlink that leaves the
+folder, and a file that is not plain (a FIFO would block the worker). Symlinks within the folder
+are followed, and so is a folder that is a symlink itself.
 
-Used by `pylon.api.application`.
+A path without a file gets `index.html`, if the folder has one, so that the router of a page in
+the browser can handle the path. Called by falcon, as a sink.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class StaticFiles:
         self._route = StaticRoute(PREFIX, self._folder, fallback_filename=fallback)
 
     def serve(self, req: falcon.Request, resp: falcon.Response, **_: Any) -> None:
-        """Answer with the file, or with the index.
+        """Send the file, or the index.
 
         Raises:
-            falcon.HTTPNotFound: there is neither, or the file is not to be served.
+            falcon.HTTPNotFound: there is neither, or the file may not be served.
             falcon.HTTPMethodNotAllowed: the request is neither a GET nor a HEAD.
         """
         if req.method not in _METHODS:
@@ -50,17 +50,18 @@ class StaticFiles:
         self._route(req, resp)
 
     def _is_servable(self, path: str) -> bool:
-        """Whether there is a plain file of this path in the folder.
+        """Return whether the folder has a plain file of this path.
 
         Raises:
-            falcon.HTTPNotFound: it lies elsewhere, or is neither a plain file nor a folder.
+            falcon.HTTPNotFound: the path leaves the folder, or is neither a plain file nor a
+                folder.
         """
         try:
             real = (self._folder / path).resolve()
             if not real.is_relative_to(self._folder.resolve()):
                 raise falcon.HTTPNotFound
             mode = real.stat().st_mode
-        except (OSError, RuntimeError, ValueError):  # not there, a loop of symlinks, a NUL
+        except (OSError, RuntimeError, ValueError):  # absent, a loop of symlinks, a NUL
             return False
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise falcon.HTTPNotFound

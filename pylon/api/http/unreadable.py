@@ -1,14 +1,13 @@
-"""Reads lists of changes of which some cannot be read, so that the others count.
+"""Decodes lists of changes of which some cannot be stored, so that the other ones count.
 
-A client that cuts a text between the halves of a surrogate pair sends `"\\ud83d"`: valid JSON,
-but a text that UTF-8, and so the store, cannot hold. Another client sends a tree of a hundred
-levels. One such change must not make the whole list unreadable: official clients send a refused
-list again, for ever.
+A client that cuts a text between the halves of a surrogate pair sends `"\\ud83d"`: valid JSON, but
+a text that UTF-8, and so the store, cannot hold. Another client sends a tree of a hundred levels.
+One such change must not make the whole list unreadable, because official clients send a refused
+list again for ever.
 
-Invariant: a value without a mark is one that orjson can encode, at most `limits.JSON_DEPTH` deep.
-Bounds: `limits.JSON_REPAIR_BYTES`, `limits.JSON_REPAIR_DEPTH`; any other body is refused as a
-whole. Called by push, batch and
-import, and by the conversation of WebSockets.
+Invariant: a change for which `problem_of` returns None can be encoded by orjson, and has at most
+limits.JSON_DEPTH levels. Bounds: limits.JSON_REPAIR_BYTES, limits.JSON_REPAIR_DEPTH; any other
+body is refused as a whole. Called by push, batch and import, and by the hub for WebSockets.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _TEXT: Final = "text without half surrogate pairs"
 
 
 def decode_changes(raw: bytes) -> tuple[Any, bool]:
-    """The decoded body, and whether it has to be looked through with `problem_of`.
+    """Return the decoded body, and whether its changes have to be checked with `problem_of`.
 
     Raises:
         InvalidJson, LimitExceeded: as `decode_body`.
@@ -58,7 +57,7 @@ def decode_changes(raw: bytes) -> tuple[Any, bool]:
 
 
 def problem_of(entry: Any) -> InvalidValue | None:
-    """Why an entry of the list cannot be carried out; None if it can be read."""
+    """Return why an entry of the list cannot be executed; None if it can be read."""
     if _is_deep(entry):
         return InvalidValue(
             f"The change is nested deeper than {limits.JSON_DEPTH} levels (JSON_DEPTH)",
@@ -82,7 +81,7 @@ def problem_of(entry: Any) -> InvalidValue | None:
 
 
 def _is_deep(value: object) -> bool:
-    """Whether a value is nested deeper than a change may be."""
+    """Return whether a value is nested deeper than a change may be."""
     level = [value]
     for _ in range(limits.JSON_DEPTH + 1):
         level = [
@@ -96,12 +95,12 @@ def _is_deep(value: object) -> bool:
 
 
 def readable(value: object) -> object:
-    """A value that can be written: each half pair in a text becomes U+FFFD."""
+    """Return a value that can be encoded: each half of a pair in a text becomes U+FFFD."""
     return _HALF.sub("\ufffd", value) if isinstance(value, str) else value
 
 
 def _found(value: Any, name: str) -> tuple[str, str] | None:
-    """The first text with a half, and the member that it is in."""
+    """Return the member that holds the first text with a half, and the text."""
     if isinstance(value, str):
         return (name, value[:100]) if _HALF.search(value) else None
     if isinstance(value, dict):
@@ -118,5 +117,5 @@ def _found(value: Any, name: str) -> tuple[str, str] | None:
 
 
 def refuse_constant(constant: str) -> NoReturn:
-    """For `json.loads`: it knows NaN and Infinity, which are no JSON."""
+    """Refuse NaN and Infinity, which `json.loads` accepts although they are no JSON."""
     raise ValueError(f"{constant} is no JSON")
