@@ -120,7 +120,7 @@ class HttpProcess:
         """
 
         def ready() -> bool:
-            return alive() and self._readiness.store_answers() is None
+            return alive() and self._readiness.store_problem() is None
 
         self._greenlets = [
             gevent.spawn(self._take_signals),

@@ -1,7 +1,7 @@
 """``GET /api/openapi.json``: the document of `pylon.openapi`, made at the first request.
 
-It names every entity and action of the app, so outside dev mode it is for admins, unless
-PYLON_OPENAPI_PUBLIC says that it is for everybody (spec/http.md §3.17).
+The document names every entity and action of the app. Outside dev mode only admins get it, unless
+PYLON_OPENAPI_PUBLIC makes it public (spec/http.md §3.17).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pylon.errors import NotFound
 
 
 class OpenApi:
-    """The document of this app. One for each process."""
+    """Serves the document of the app. One for each process."""
 
     def __init__(self, services: AdminServices) -> None:
         self._services = services
@@ -32,7 +32,7 @@ class OpenApi:
                 "(it enumerates every entity and callable function).",
             )
         if self._text is None:
-            # Imported here: few processes are ever asked for it.
+            # Imported here, because most processes never serve it.
             from pylon.openapi.document import openapi_document
 
             app = self._services.app

@@ -1,9 +1,11 @@
-"""Readiness: whether this server should get traffic, and if not, why (design.md §8).
+"""Readiness: whether this server should get requests, and if not, why (design.md §8).
 
-Ready means: the store answers, the supervisor has reported in the last seconds, the database file
-is in its place and the supervisor may write to it, every role has as many ready workers as it
-should have, and no drain is under way. The supervisor's report comes over the signals channel
-once a second; the worker hands each report to `report`.
+The server is ready if the store can be read, the supervisor has reported within REPORT_FRESH_S,
+the database can be written, each role has as many ready workers as it should, and no drain is in
+progress. The supervisor reports once a second over the signals channel; the worker hands each
+report to `Readiness.report`.
+
+Called by `pylon.api.admin.system` and by the HTTP worker.
 """
 
 from __future__ import annotations
@@ -21,31 +23,34 @@ REPORT_FRESH_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The outcome of all checks; `checks` is what /readyz shows."""
+    """The outcome of all checks; /readyz shows `checks`."""
 
     ready: bool
     checks: dict[str, Any]
 
 
 class Readiness:
-    """What is known of the server's state in one process."""
+    """The state of the server, as one process knows it."""
 
     __slots__ = ("_clock", "_probe", "_report", "_reported_s")
 
     def __init__(self, probe: Callable[[], object], clock: Clock) -> None:
-        """`probe` reads something small from the store and raises if it cannot."""
+        """
+        Args:
+            probe: reads something small from the store; raises a `PylonError` if it cannot.
+        """
         self._probe = probe
         self._clock = clock
         self._report: RolesReport | None = None
         self._reported_s = 0.0
 
     def report(self, report: RolesReport) -> None:
-        """Take the supervisor's newest report."""
+        """Keep the newest report of the supervisor."""
         self._report = report
         self._reported_s = self._clock.monotonic_s()
 
-    def store_answers(self) -> str | None:
-        """None if the store answers, else why not."""
+    def store_problem(self) -> str | None:
+        """Return why the store cannot be read, or None."""
         try:
             self._probe()
         except PylonError as ex:
@@ -54,7 +59,7 @@ class Readiness:
 
     def verdict(self) -> Verdict:
         """Run all checks."""
-        problem = self.store_answers()
+        problem = self.store_problem()
         checks: dict[str, Any] = {"store": _check(problem is None, problem)}
         report = self._report
         age_s = self._clock.monotonic_s() - self._reported_s

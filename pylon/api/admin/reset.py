@@ -1,7 +1,7 @@
-"""Test reset: delete every row, for test suites that share a server (spec/http.md §3.18).
+"""Test reset: deletes all rows, for test suites that share a server (spec/http.md §3.18).
 
-Only in dev mode, with an in-memory database, and from this machine itself: a request that a
-proxy has passed on is not from this machine.
+Bounds: only in dev mode, with an in-memory database, and for a request from this machine. A
+request that a proxy has forwarded is not from this machine.
 """
 
 from __future__ import annotations

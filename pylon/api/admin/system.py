@@ -1,7 +1,7 @@
-"""The server about itself: health, readiness, metrics, manifest, addresses (spec/http.md §3.1, §7).
+"""The server itself: health, readiness, metrics, manifest, URLs (spec/http.md §3.1, §7).
 
-`/health` and `/livez` check nothing but that this process answers; `/readyz` runs every check.
-`/metrics` is the supervisor's page of all processes.
+`/health` and `/livez` only show that this process runs; `/readyz` runs every check. The supervisor
+makes the page of `/metrics`, of all processes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CONTROL_TIMEOUT_S: Final = 5.0
 
 
 class Health:
-    """``GET /health``: this process answers, and how long the server has been up."""
+    """``GET /health``: this process runs, and for how long."""
 
     def __init__(self, services: AdminServices) -> None:
         self._services = services
@@ -49,7 +49,7 @@ class Health:
 
 
 class Livez:
-    """``GET /livez``: this process answers."""
+    """``GET /livez``: this process runs."""
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         send_raw(resp, b'{"status":"ok"}')
@@ -58,7 +58,7 @@ class Livez:
 
 
 class Readyz:
-    """``GET /readyz``: whether a load balancer should send traffic, and if not, why."""
+    """``GET /readyz``: whether a load balancer should send requests, and if not, why."""
 
     def __init__(self, services: AdminServices) -> None:
         self._services = services
@@ -83,7 +83,7 @@ class Metrics:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         resp.set_header("cache-control", "no-store")
-        self._admit(req)
+        self._check_token(req)
         accept = req.env.get("HTTP_ACCEPT", "")
         as_text = any(kind in accept for kind in _TEXT_TYPES)
         try:
@@ -95,12 +95,12 @@ class Metrics:
 
     on_head = on_get
 
-    def _admit(self, req: falcon.Request) -> None:
+    def _check_token(self, req: falcon.Request) -> None:
         config = self._services.app.config
         if config.dev_mode:
             return
         token = bearer_token(req.env.get("HTTP_AUTHORIZATION")) or ""
-        # Both are compared in any case, so that the time does not tell which one was near.
+        # Always compare both, so that the time does not reveal which one the token resembles.
         as_admin = same_token(token, config.admin_token)
         as_reader = same_token(token, config.metrics_token)
         if not (as_admin or as_reader):
@@ -111,12 +111,12 @@ class Metrics:
 
 
 class ManifestDocument:
-    """``GET /api/manifest``: without the policies' rules; ``?full=1`` shows admins all of it."""
+    """``GET /api/manifest``: the manifest; the rules of policies for admins with ``?full=1``."""
 
     def __init__(self, services: AdminServices) -> None:
         self._services = services
         manifest = services.app.manifest
-        # Not sorted: the document keeps the order that its author gave it.
+        # Not sorted: the document keeps the order of the manifest.
         self._public = orjson.dumps(public_manifest(manifest))
         self._full = orjson.dumps(manifest.source)
 
@@ -129,7 +129,7 @@ class ManifestDocument:
 
 
 class ClientConfig:
-    """``GET /api/client-config``: where the other ports are."""
+    """``GET /api/client-config``: the URLs and ports of all roles."""
 
     def __init__(self, services: AdminServices) -> None:
         self._app = services.app
@@ -142,8 +142,11 @@ class ClientConfig:
     on_head = on_get
 
 
-class SocketElsewhere:
-    """``GET /api/sync/ws`` that is no upgrade, or that no ws worker took from the server."""
+class SyncSocket:
+    """``GET /api/sync/ws`` without an upgrade, or that no ws worker accepts.
+
+    The HTTP server passes the socket of an upgrade to a ws worker, without calling the app.
+    """
 
     def __init__(self, services: AdminServices) -> None:
         self._config = services.app.config

@@ -1,8 +1,8 @@
 """Identity and sessions: guest, me, session, refresh, logout (spec/http.md §3.11.1).
 
-Invariants: a token is answered only after its session is committed; the cookie is set only for
-a request with an Origin header, and never by `POST /api/auth/session` and `refresh`; a session
-that ends is told to the socket workers, which close its sockets.
+Invariants: a token is sent only after its session is committed. The cookie is set only for a
+request with an Origin header, and never by `POST /api/auth/session` and `refresh`. When a session
+ends, a signal tells the socket workers, which close its sockets.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _GUEST_BYTES = 16
 
 
 class Sessions:
-    """Makes and ends sessions; shared by the resources below."""
+    """Makes and ends sessions, for the resources below."""
 
     def __init__(self, services: IdentityServices) -> None:
         self._services = services
         self._guest_rate = guests(services.app.config.guests_per_ip_per_min)
 
-    def made(
+    def make(
         self,
         req: falcon.Request,
         user_id: str,
@@ -43,7 +43,7 @@ class Sessions:
         is_guest: bool = False,
         tenant_id: str | None = None,
     ) -> NewSession:
-        """A session for `user_id`, not stored yet."""
+        """Return a session for `user_id`, which is not stored yet."""
         app = self._services.app
         return new_session(
             user_id,
@@ -55,23 +55,23 @@ class Sessions:
             random=app.random,
         )
 
-    def guest(self, req: falcon.Request, resp: falcon.Response) -> NewSession:
-        """A stored guest session; the cookie is set if the request is a browser's.
+    def store_guest(self, req: falcon.Request, resp: falcon.Response) -> NewSession:
+        """Store the session of a new guest; set the cookie if the request is a browser's.
 
         Raises:
-            RateLimited: the address has made too many.
+            RateLimited: the address has made too many guests.
         """
         address = address_of(req, self._services.requests)
         self._services.requests.limiter.require(self._guest_rate, address_subject(address))
         user_id = f"guest_{self._services.app.random.token_hex(_GUEST_BYTES)}"
-        session = self.made(req, user_id, is_guest=True)
+        session = self.make(req, user_id, is_guest=True)
         self._services.writer.submit(session.put)
         if "HTTP_ORIGIN" in req.env:
             resp.append_header("set-cookie", self._services.requests.cookie.set(session.token))
         return session
 
-    def revoked(self, session_id: str) -> None:
-        """Tell the other processes that a session has ended."""
+    def announce_end(self, session_id: str) -> None:
+        """Signal to the other processes that a session has ended."""
         self._services.requests.session_cache.forget()
         self._services.send_signal(SessionRevoked(session_id))
 
@@ -83,19 +83,19 @@ class Guest:
         self._sessions = Sessions(services)
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        session = self._sessions.guest(req, resp)
+        session = self._sessions.store_guest(req, resp)
         body = {"guest": True, "token": session.token, "user_id": session.put.user_id}
         send(resp, body, 201)
 
 
 class Anonymous:
-    """``POST /api/auth/anonymous``: the same, with another answer."""
+    """``POST /api/auth/anonymous``: the same, with another response."""
 
     def __init__(self, services: IdentityServices) -> None:
         self._sessions = Sessions(services)
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        session = self._sessions.guest(req, resp)
+        session = self._sessions.store_guest(req, resp)
         send(
             resp,
             {
@@ -108,7 +108,7 @@ class Anonymous:
 
 
 class Me:
-    """``GET /api/auth/me``: the auth context, also of nobody."""
+    """``GET /api/auth/me``: the auth context, also of an anonymous caller."""
 
     def __init__(self, services: IdentityServices) -> None:
         self._services = services
@@ -120,7 +120,7 @@ class Me:
 
 
 class Session:
-    """``/api/auth/session``: show it, mint one, end it."""
+    """``/api/auth/session``: read the caller's, mint one, end the caller's."""
 
     def __init__(self, services: IdentityServices) -> None:
         self._services = services
@@ -141,7 +141,7 @@ class Session:
         if not services.app.config.dev_mode and not is_admin:
             raise Forbidden("/api/auth/session requires admin auth in non-dev mode")
         user_id = read_typed(req, services.requests, MINT_SESSION).user_id
-        session = self._sessions.made(req, user_id)
+        session = self._sessions.make(req, user_id)
         services.writer.submit(session.put)
         send(resp, {"token": session.token, "user_id": user_id}, 201)
 
@@ -150,12 +150,12 @@ class Session:
         session_id = caller_of(req, services.requests).session_id
         if session_id is not None:
             services.writer.submit(DropSession(session_id))
-            self._sessions.revoked(session_id)
+            self._sessions.announce_end(session_id)
         resp.append_header("set-cookie", services.requests.cookie.cleared())
         send(resp, {"revoked": True})
 
     def _user_row(self, auth: AuthContext) -> dict[str, Any] | None:
-        """The caller's row of the user entity, without what the manifest hides."""
+        """Return the caller's row of the user entity, without the hidden fields."""
         rules = self._services.app.manifest.auth
         user_id = auth.user_id
         entity = self._services.app.manifest.by_name.get(rules.user_entity)
@@ -179,7 +179,7 @@ class Session:
 
 
 class Refresh:
-    """``POST /api/auth/refresh``: a new token for the old one, which stops working."""
+    """``POST /api/auth/refresh``: replace the token; the old one ends."""
 
     def __init__(self, services: IdentityServices) -> None:
         self._services = services
@@ -193,7 +193,7 @@ class Refresh:
         auth, old_id = caller.auth, caller.session_id
         if old_id is None or auth.user_id is None:
             raise SessionExpired("The session is unknown or has expired: sign in again")
-        session = self._sessions.made(
+        session = self._sessions.make(
             req, auth.user_id, is_guest=auth.is_guest, tenant_id=auth.tenant_id
         )
         stored, dropped = services.writer.submit_all([session.put, DropSession(old_id)])
@@ -201,10 +201,10 @@ class Refresh:
             if reply.error is not None:
                 raise reply.error.to_exception()
         if dropped.count == 0:
-            # It ended while we were at it (a logout, another refresh): that one counts.
+            # A logout or another refresh has ended the old session meanwhile: that one counts.
             services.writer.submit(DropSession(session.put.session_id))
             raise SessionExpired("The session has ended: sign in again")
-        self._sessions.revoked(old_id)
+        self._sessions.announce_end(old_id)
         send(
             resp,
             {
@@ -216,7 +216,7 @@ class Refresh:
 
 
 class Providers:
-    """``GET /api/auth/providers``: the sign-in providers, of which there are none."""
+    """``GET /api/auth/providers``: the sign-in providers; this server has none."""
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         send(resp, [])

@@ -1,12 +1,12 @@
-"""Matchmaking over HTTP: wait for a match, ask how it stands, take it, or wait no more.
+"""Matchmaking over HTTP: enter the queue, read the status, take the match, leave the queue.
 
     POST   /api/matchmaking      {"criteria": {"mode": "duel"}}   the status
     GET    /api/matchmaking                                      the status
     DELETE /api/matchmaking                                      {"dequeued": bool}
     POST   /api/matchmaking/ack                                  {"shard_id": "..." | null}
 
-A player is the caller's user; an admin may name another one with ``?player=``. The statuses are
-those of spec/realtime.md §4.5.
+A player is the caller's user; an admin may name another one with ``?player=``. spec/realtime.md
+§4.5 has the statuses. The matchmaker runs in a shards worker.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Match:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        _answer(self._services, resp, MatchStatus(_player(self._services, req)))
+        _send_command(self._services, resp, MatchStatus(_player(self._services, req)))
 
     on_head = on_get
 
@@ -42,10 +42,10 @@ class Match:
             requests.limiter.require(MATCHES_BY_USER, user_subject(player))
             requests.limiter.require(MATCHES_BY_ADDRESS, address_subject(address))
         body = read_typed(req, self._services.requests, ENQUEUE)
-        _answer(self._services, resp, Enqueue(player, body.criteria))
+        _send_command(self._services, resp, Enqueue(player, body.criteria))
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response) -> None:
-        _answer(self._services, resp, Dequeue(_player(self._services, req)))
+        _send_command(self._services, resp, Dequeue(_player(self._services, req)))
 
 
 class MatchAck:
@@ -55,10 +55,10 @@ class MatchAck:
         self._services = services
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        _answer(self._services, resp, AcknowledgeMatch(_player(self._services, req)))
+        _send_command(self._services, resp, AcknowledgeMatch(_player(self._services, req)))
 
 
-def _answer(services: RealtimeServices, resp: falcon.Response, command: MatchCommand) -> None:
+def _send_command(services: RealtimeServices, resp: falcon.Response, command: MatchCommand) -> None:
     send_raw(resp, services.shards.for_matchmaker(command))
 
 

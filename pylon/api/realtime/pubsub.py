@@ -1,5 +1,10 @@
-"""Pub/sub over HTTP, for admins (spec/realtime.md §5.3). Nothing subscribes to a channel: what
-is published is remembered for a while and can be read back."""
+"""Channels over HTTP, for admins (spec/realtime.md §5.3): publish, list, read the history.
+
+Nothing subscribes to a channel. The rooms service keeps the newest messages of each channel for a
+while.
+
+Bounds: limits.CHANNEL_NAME_CHARS, limits.CHANNEL_MESSAGE_BYTES, limits.CHANNEL_MESSAGES_MAX.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +21,14 @@ from pylon.bus.rooms_messages import GetChannels, GetHistory, Publish
 from pylon.errors import Forbidden, LimitExceeded
 
 
-class PublishTo:
+class ChannelPublish:
     """``POST /api/pubsub/publish``."""
 
     def __init__(self, services: RealtimeServices) -> None:
         self._services = services
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        _admins_only(self._services, req)
+        _require_admin(self._services, req)
         body = read_typed(req, self._services.requests, PUBLISH)
         if len(body.message.encode()) > limits.CHANNEL_MESSAGE_BYTES:
             raise LimitExceeded(
@@ -40,21 +45,21 @@ class ChannelList:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        _admins_only(self._services, req)
+        _require_admin(self._services, req)
         send_raw(resp, self._services.rooms.submit(GetChannels()).body)
 
     on_head = on_get
 
 
-class History:
+class ChannelHistory:
     """``GET /api/pubsub/history/{channel}?limit=``."""
 
     def __init__(self, services: RealtimeServices) -> None:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, channel: str) -> None:
-        _admins_only(self._services, req)
-        _check_channel(channel)
+        _require_admin(self._services, req)
+        _check_channel_name(channel)
         asked = whole_number(req, "limit")
         limit = limits.CHANNEL_MESSAGES_DEFAULT if asked is None else asked
         command = GetHistory(channel, min(limit, limits.CHANNEL_MESSAGES_MAX))
@@ -63,12 +68,12 @@ class History:
     on_head = on_get
 
 
-def _admins_only(services: RealtimeServices, req: falcon.Request) -> None:
+def _require_admin(services: RealtimeServices, req: falcon.Request) -> None:
     if not caller_of(req, services.requests).auth.is_admin:
         raise Forbidden("Pub/sub requires admin auth")
 
 
-def _check_channel(channel: str) -> None:
+def _check_channel_name(channel: str) -> None:
     if len(channel) > limits.CHANNEL_NAME_CHARS:
         raise LimitExceeded(
             f"channel has {len(channel)} characters (limit {limits.CHANNEL_NAME_CHARS})"

@@ -143,14 +143,14 @@ class RoomList:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        _reader_of(self._services, req)
+        _admit_reader(self._services, req)
         send_raw(resp, self._services.rooms.submit(GetRooms()).body)
 
     on_head = on_get
 
 
 class Room:
-    """``GET /api/rooms/{room}``; the name is decoded, and may have slashes."""
+    """``GET /api/rooms/{room}``; the name is decoded and may hold slashes."""
 
     def __init__(self, services: RealtimeServices) -> None:
         self._services = services
@@ -164,13 +164,18 @@ class Room:
 def _send_room(
     services: RealtimeServices, req: falcon.Request, resp: falcon.Response, room: str
 ) -> None:
-    user_id = _reader_of(services, req)
+    user_id = _admit_reader(services, req)
     _check_room_name(room)
     send_raw(resp, services.rooms.submit(GetRoom(room, user_id)).body)
 
 
-def _reader_of(services: RealtimeServices, req: falcon.Request) -> str:
-    """The user id of a caller who reads rooms; counts the request."""
+def _admit_reader(services: RealtimeServices, req: falcon.Request) -> str:
+    """Return the user id of a caller who reads rooms, and charge the request.
+
+    Raises:
+        AuthRequired: the caller has no user.
+        RateLimited: the caller or the address has read too often.
+    """
     auth = caller_of(req, services.requests).auth
     if auth.user_id is None:
         raise AuthRequired("Authentication required")

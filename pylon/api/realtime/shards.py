@@ -1,8 +1,8 @@
-"""Shards over HTTP (spec/realtime.md §4.4); they live in the shards workers.
+"""Shards over HTTP (spec/realtime.md §4.4): each resource sends a command to the shards workers.
 
-Whoever is no admin speaks for himself only: an input's `subscriber_id` must be the caller's own
-user id. ``GET /api/shards/<id>/connect`` is an event stream: the HTTP worker passes its
-connection on to a shards worker before anything here sees it; what does come here found nobody.
+Only an admin may act for others: the `subscriber_id` of an input must be the caller's own user id.
+``GET /api/shards/<id>/connect`` is an event stream. The HTTP server passes its socket to a shards
+worker without calling the app; the resource here gets the requests that no worker accepts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pylon.errors import (
     Unavailable,
 )
 
-# What everybody may see of a shard (spec/realtime.md §4.4).
+# The members of a shard that every caller may read (spec/realtime.md §4.4).
 _PUBLIC: Final = ("id", "running", "tick", "subscribers", "input_queue")
 
 
@@ -47,7 +47,7 @@ class ShardList:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        _admins_only(self._services, req)
+        _require_admin(self._services, req)
         try:
             parts = self._services.shards.broadcast(DescribeAll())
         except ShardsNotAvailable:
@@ -59,13 +59,13 @@ class ShardList:
     on_head = on_get
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Make a shard, unless it is there: ``{"id", "params"?}``."""
-        _admins_only(self._services, req)
+        """Make a shard, unless it exists: ``{"id", "params"?}``."""
+        _require_admin(self._services, req)
         body = read_typed(req, self._services.requests, MAKE_SHARD)
         send_raw(resp, self._services.shards.for_shard(MakeShard(body.id, body.params)))
 
 
-class OneShard:
+class ShardDetail:
     """``GET`` and ``DELETE /api/shards/{shard_id}``."""
 
     def __init__(self, services: RealtimeServices) -> None:
@@ -82,8 +82,8 @@ class OneShard:
     on_head = on_get
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, shard_id: str) -> None:
-        """Stop the shard and forget its saved state; for admins."""
-        _admins_only(self._services, req)
+        """Stop the shard and delete its saved state; for admins."""
+        _require_admin(self._services, req)
         send_raw(resp, self._services.shards.for_shard(EndShard(shard_id)))
 
 
@@ -96,25 +96,27 @@ class ShardInput:
     def on_post(self, req: falcon.Request, resp: falcon.Response, shard_id: str) -> None:
         auth = caller_of(req, self._services.requests).auth
         body = read_typed(req, self._services.requests, SHARD_INPUT)
-        sid = _subscriber(auth, body.subscriber_id, req.get_param("sid"))
+        sid = _resolve_subscriber(auth, body.subscriber_id, req.get_param("sid"))
         raw = msgspec.json.encode(body.input)
         command = SubmitInput(shard_id, sid, auth, raw, body.client_seq)
-        send_raw(resp, _submitted(self._services, command))
+        send_raw(resp, _submit_input(self._services, command))
 
 
 class ShardMove:
-    """``POST /api/shards/{shard_id}/move``: ``{"worker": "2"}``, for admins. It is saved where
-    it is, its subscribers come back, and it goes on there."""
+    """``POST /api/shards/{shard_id}/move``: ``{"worker": "2"}``, for admins.
+
+    The old worker saves the shard and ends its connections; the shard continues at the new one.
+    """
 
     def __init__(self, services: RealtimeServices) -> None:
         self._services = services
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, shard_id: str) -> None:
         services = self._services
-        _admins_only(services, req)
+        _require_admin(services, req)
         workers = services.app.config.workers_of("shards")
         if not workers:
-            raise _no_shards()
+            raise _no_shards_error()
         worker = read_typed(req, services.requests, MOVE_SHARD).worker
         names = [str(number) for number in range(1, workers + 1)]
         if worker is not None and worker not in names:
@@ -126,32 +128,32 @@ class ShardMove:
 
 
 class ShardConnect:
-    """``GET /api/shards/{shard_id}/connect`` that no shards worker took from the server."""
+    """``GET /api/shards/{shard_id}/connect`` that no shards worker accepts."""
 
     def __init__(self, services: RealtimeServices) -> None:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, shard_id: str) -> None:
         if not self._services.app.config.workers_of("shards"):
-            raise _no_shards()
+            raise _no_shards_error()
         raise Unavailable("No shards worker is up", hint="Try again in a moment")
 
 
-def _no_shards() -> ShardsNotAvailable:
+def _no_shards_error() -> ShardsNotAvailable:
     return ShardsNotAvailable(
         "This server runs no shards", hint="Set PYLON_SHARD_WORKERS to 1 or more"
     )
 
 
-def _submitted(services: RealtimeServices, command: ShardCommand) -> bytes:
+def _submit_input(services: RealtimeServices, command: ShardCommand) -> bytes:
     try:
         return services.shards.for_shard(command)
-    except Unauthorized as ex:  # the bus carries the code, which both have
+    except Unauthorized as ex:  # both errors have one code, and the bus carries the code
         raise SubscribeRefused(ex.message, hint=ex.hint) from ex
 
 
-def _subscriber(auth: AuthContext, named: str | None, sid: str | None) -> str:
-    """Who the input is from: the body's `subscriber_id`, else the caller, else `anon_<sid>`."""
+def _resolve_subscriber(auth: AuthContext, named: str | None, sid: str | None) -> str:
+    """Return the subscriber: the body's `subscriber_id`, else the caller, else `anon_<sid>`."""
     if named is None:
         return auth.user_id if auth.user_id is not None else f"anon_{sid or '0'}"
     if not auth.is_admin and named != auth.user_id:
@@ -161,6 +163,6 @@ def _subscriber(auth: AuthContext, named: str | None, sid: str | None) -> str:
     return named
 
 
-def _admins_only(services: RealtimeServices, req: falcon.Request) -> None:
+def _require_admin(services: RealtimeServices, req: falcon.Request) -> None:
     if not caller_of(req, services.requests).auth.is_admin:
         raise Forbidden("Admin access required")
