@@ -20,6 +20,7 @@ Metrics: pylon_write_queue_depth, pylon_writes_deferred, pylon_writes_refused_to
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -104,9 +105,10 @@ class Writer:
         """Carry out what waits, then end the thread. The engine stays open. Idempotent."""
         if not self._thread.is_alive() or self._stopping.is_set():
             return
-        self._stopping.set()
         local = LocalWriter(self._runtime)
-        local.wake()
+        self._stopping.set()
+        with contextlib.suppress(WriterUnavailable):  # it may have seen that by itself, and ended
+            local.wake()
         self._thread.join()
         local.close()
 

@@ -21,7 +21,7 @@ from pylon.bus.messages import RolesReport, RoleState
 from pylon.bus.runtime import Runtime, make_runtime_dir
 from pylon.bus.signals import PlainSignalSender, SignalProxy, tag_of
 from pylon.bus.status import StatusReceiver
-from pylon.bus.writer_port import LocalWriter, WriterPort
+from pylon.bus.writer_port import LocalWriter, Peer, WriterPort
 from pylon.config import load
 from pylon.errors import NotFound, StartRefused, WriterUnavailable
 from pylon.errors.wire import WireError
@@ -100,7 +100,7 @@ def start(processes: None, runtime: Runtime) -> Iterator[Callable[[], Worker]]:
             worker.kill()
 
 
-def receive(port: WriterPort) -> list[tuple[bytes, list[WriteRequest]]]:
+def receive(port: WriterPort) -> list[tuple[Peer, list[WriteRequest]]]:
     got = port.receive(WAIT_S)
     assert got, "no message arrived"
     return got
@@ -227,10 +227,10 @@ def test_a_killed_worker_harms_nobody(runtime: Runtime, start: Callable[[], Work
 
 def test_an_unreadable_message_is_passed_over(runtime: Runtime) -> None:
     port, local = WriterPort(runtime), LocalWriter(runtime)
-    local._socket.send(b"\xc1 not msgpack")
+    local._stream.send(b"\xc1 not msgpack")
     local.wake()
-    local._socket.send(b"\xc1 not msgpack")
-    got: list[tuple[bytes, list[WriteRequest]]] = []
+    local._stream.send(b"\xc1 not msgpack")
+    got: list[tuple[Peer, list[WriteRequest]]] = []
     while not got:
         got = port.receive(WAIT_S)
     assert [requests for _, requests in got] == [[]]

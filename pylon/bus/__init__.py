@@ -1,6 +1,7 @@
-"""The bus between the processes of one machine: ZeroMQ over ``ipc://`` in a private folder.
+"""The bus between the processes of one machine: Unix sockets in a private folder. All channels but
+writes are ZeroMQ over ``ipc://``; writes are frames on streams (`pylon.bus.frames`).
 
-    writes       WriterClient (DEALER, each worker)  ->  WriterPort (ROUTER, writer thread)
+    writes       WriterClient (each worker)          ->  WriterPort (writer thread)
     changes      ChangesPublisher (PUB, writer)      ->  ChangesSubscriber (SUB, ws and sse)
     signals      SignalSender (PUB, anyone)          ->  SignalProxy (XSUB, XPUB, supervisor)
                                                      ->  SignalReceiver (SUB, anyone)
@@ -14,12 +15,12 @@ and go at will; who calls a shards worker that has ended reaches its successor.
 The supervisor's ends are used by plain threads, one thread for each socket; the workers'
 ends by gevent, one greenlet for each socket that receives, and no poller.
 
-Every socket has an explicit high-water mark and linger 0. What happens at the mark:
-writes are never dropped (the bound on writes in flight is below the mark); changes are
-dropped, and the subscriber sees the gap by `ChangeBatch.prev_seq` and reads the change log;
-news of rooms are dropped, and the subscriber sees the gap by `RoomUpdates.counter` and asks for
-fresh snapshots; signals and heartbeats are dropped and counted, and are repeated or only hints
-by design.
+Writes are never dropped: a worker keeps what the kernel does not take, and the bound on writes in
+flight bounds that. Every ZeroMQ socket has an explicit high-water mark and linger 0. What happens
+at the mark: changes are dropped, and the subscriber sees the gap by `ChangeBatch.prev_seq` and
+reads the change log; news of rooms are dropped, and the subscriber sees the gap by
+`RoomUpdates.counter` and asks for fresh snapshots; signals and heartbeats are dropped and counted,
+and are repeated or only hints by design.
 
 This package is the only place that imports zmq. Importing it never imports gevent: the
 green sockets are made by `pylon.bus.contexts.green`, which workers alone call. Connections of

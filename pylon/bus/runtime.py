@@ -44,8 +44,9 @@ class Runtime:
         return f"ipc://{self.dir / name}"
 
     @property
-    def writes(self) -> str:
-        return self._endpoint("writes")
+    def writes(self) -> Path:
+        """The socket of the writer (`pylon.bus.frames`)."""
+        return self.dir / "writes"
 
     @property
     def changes(self) -> str:

@@ -11,25 +11,24 @@ supervisor went away (then it may or may not have happened: op_ids make a repeat
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import Any, Final
 
 import gevent
-import zmq
 from gevent.hub import Waiter, get_hub
 
 from pylon import limits, log, metrics
-from pylon.bus import contexts, messages
+from pylon.bus import messages
+from pylon.bus.frames import FrameStream
 from pylon.bus.runtime import Runtime
-from pylon.clock import Clock, RandomSource, SystemClock, SystemRandom
+from pylon.clock import Clock, SystemClock
 from pylon.errors import WriteQueueFull, WriterUnavailable
 from pylon.storage.ops import WriteOp, WriteReply, WriteRequest
 
 _log = log.get_logger("writer_client")
 _SWEEP_S: Final = 0.5
-# zmq_socket_monitor(3): an event and its value. (pyzmq's own parser imports asyncio and TLS.)
-_EVENT: Final = struct.Struct("=Hi")
+_READ: Final = 1  # events of a libev watcher
+_WRITE: Final = 2
 
 
 class _Call:
@@ -53,31 +52,20 @@ class _Call:
 class WriterClient:
     """Made after any fork, once in each process. `close` it at the end."""
 
-    def __init__(
-        self, runtime: Runtime, clock: Clock | None = None, random: RandomSource | None = None
-    ) -> None:
+    def __init__(self, runtime: Runtime, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
+        self._path = runtime.writes
         self._pending: dict[int, _Call] = {}  # by request id
         self._outgoing: list[WriteRequest] = []
         self._next_id = 1
         self._flush_scheduled = False
         self._closed = False
         self._hub = get_hub()
-        self._socket = contexts.open_socket(
-            contexts.green(), zmq.DEALER, limits.BUS_WRITES_HWM, watched=True
-        )
-        # A routing id of our own: a reply to a dead worker can never reach its successor.
-        routing_id = b"w" + (random or SystemRandom()).token_hex(12).encode()
-        self._socket.setsockopt(zmq.ROUTING_ID, routing_id)
-        monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self._socket.connect(runtime.writes)
+        self._stream: FrameStream | None = None  # connected with the first write
+        self._watcher: Any = None  # of the stream
         self._sent = metrics.BUS_MESSAGES.labels("writes")
         metrics.WRITES_IN_FLIGHT.set_function(lambda: len(self._pending))
-        # Watched here, not by a greenlet on a green socket: that costs several switches, and
-        # exceptions, for each message.
-        self._readable = self._hub.loop.io(self._socket.getsockopt(zmq.FD), 1)
-        self._readable.start(self._take_replies)
-        self._greenlets = [gevent.spawn(self._watch, monitor), gevent.spawn(self._sweep)]
+        self._greenlet = gevent.spawn(self._sweep)
 
     def submit(self, op: WriteOp) -> WriteReply:
         """Carry out one write; blocks this greenlet.
@@ -130,12 +118,9 @@ class WriterClient:
         if self._closed:
             return
         self._closed = True
-        self._readable.stop()
+        self._disconnect()
         self._fail_all("This worker is stopping")
-        for greenlet in self._greenlets:
-            greenlet.kill(block=False)
-        self._socket.disable_monitor()
-        self._socket.close()
+        self._greenlet.kill(block=False)
 
     def _flush(self) -> None:
         """Runs in the hub: send what this turn gathered, without waiting."""
@@ -146,21 +131,58 @@ class WriterClient:
         if not requests or self._closed:
             return
         try:
-            self._socket.send(messages.encode(requests), zmq.NOBLOCK)
+            stream = self._stream or self._connect()
+            if not stream.send(messages.encode(requests)):
+                self._watch(_READ | _WRITE)
             self._sent.inc()
-        except zmq.ZMQError as ex:
-            # The mark lies above the bound on writes in flight: only a dead socket gets here.
-            _log.error("writes.not_sent", count=len(requests), error=str(ex))
-            for request in requests:
-                self._fail(request.id, f"The writer cannot be reached: {ex}")
-        self._take_replies()  # sending may have used up what the descriptor had to tell
+        except (OSError, EOFError) as ex:
+            self._lose(str(ex))
 
-    def _take_replies(self) -> None:
-        """Runs in the hub. The descriptor tells of changes only, so take all there is."""
-        socket, pending = self._socket, self._pending
-        ask: Any = socket.getsockopt
-        while not self._closed and ask(zmq.EVENTS) & zmq.POLLIN:
-            for reply in messages.write_replies.decode(socket.recv(zmq.NOBLOCK)):
+    def _connect(self) -> FrameStream:
+        """
+        Raises:
+            OSError: no writer listens.
+        """
+        self._stream = stream = FrameStream.connect(self._path)
+        self._watcher = self._hub.loop.io(stream.fd, _READ)
+        self._watcher.start(self._on_ready, pass_events=True)
+        return stream
+
+    def _watch(self, events: int) -> None:
+        watcher = self._watcher
+        watcher.stop()
+        watcher.events = events
+        watcher.start(self._on_ready, pass_events=True)
+
+    def _disconnect(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            self._watcher.stop()
+            self._watcher.close()
+            stream.close()
+
+    def _lose(self, why: str) -> None:
+        """The connection is lost: fail what waits. The next write connects again."""
+        if self._pending:
+            _log.warning("writer.lost", in_flight=len(self._pending), error=why)
+        self._disconnect()
+        self._fail_all("The connection to the writer was lost")
+
+    def _on_ready(self, events: int) -> None:
+        """Runs in the hub."""
+        stream = self._stream
+        if stream is None:
+            return
+        try:
+            if events & _WRITE and stream.flush():
+                self._watch(_READ)
+            frames = stream.receive()
+        except EOFError:
+            self._lose("the writer closed it")
+            return
+        pending = self._pending
+        for frame in frames:
+            for reply in messages.write_replies.decode(frame):
                 call = pending.pop(reply.id, None)
                 if call is None:
                     continue  # its caller has given up
@@ -168,20 +190,6 @@ class WriterClient:
                 if len(call.replies) == call.count and not call.woken:
                     call.woken = True
                     call.waiter.switch(None)  # returns when its greenlet waits again or ends
-
-    def _watch(self, monitor: zmq.Socket[bytes]) -> None:
-        """Fail what waits as soon as the connection to the supervisor is lost."""
-        while True:
-            try:
-                event, _ = _EVENT.unpack(monitor.recv_multipart()[0])
-            except zmq.ZMQError:
-                return  # closed
-            if event == zmq.EVENT_DISCONNECTED:
-                if self._pending:
-                    _log.warning("writer.lost", in_flight=len(self._pending))
-                self._fail_all("The connection to the writer was lost")
-            elif event == zmq.EVENT_MONITOR_STOPPED:
-                return
 
     def _sweep(self) -> None:
         while True:

@@ -3,42 +3,55 @@
 `WriterPort` belongs to the writer thread alone. `LocalWriter` is for other threads of the
 supervisor (seeding, pruning, the end of a drain), each with one of its own.
 
-Invariants: a message is handed over whole, so what a worker sent together is committed
-together; a reply to a peer that is gone is dropped by ZeroMQ and harms nobody.
+A worker's message is a frame (`pylon.bus.frames`). The port reads each worker once in a turn, so
+what does not fit a batch waits here for the next one, and what comes meanwhile in the kernel.
+
+Invariants: a message is handed over whole, so what a worker sent together is committed together; a
+peer is a connection, so no reply to a dead worker reaches its successor. Bound: replies that a
+worker does not read have at most the size of those to its `limits.WRITES_IN_FLIGHT` writes.
 """
 
 from __future__ import annotations
 
+import select
+import socket
+import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
 import msgspec
-import zmq
 
 from pylon import limits, log, metrics
-from pylon.bus import contexts, messages
+from pylon.bus import messages
+from pylon.bus.frames import FrameStream
 from pylon.bus.runtime import Runtime
-from pylon.clock import Clock, SystemClock
 from pylon.errors import WriterUnavailable
 from pylon.storage.ops import WriteOp, WriteReply, WriteRequest
 
 _log = log.get_logger("writer_port")
 
-Peer = bytes
+Peer = FrameStream
+_BACKLOG: Final = 128
 _MS_PER_S: Final = 1_000
 
 
 class WriterPort:
     """Binds the writes endpoint. One thread only."""
 
-    __slots__ = ("_clock", "_poller", "_socket")
+    __slots__ = ("_arrived", "_epoll", "_listener", "_peers", "_replies")
 
-    def __init__(self, runtime: Runtime, clock: Clock | None = None) -> None:
-        self._clock = clock or SystemClock()
-        self._socket = contexts.open_socket(contexts.plain(), zmq.ROUTER, limits.BUS_WRITES_HWM)
-        self._socket.bind(runtime.writes)
-        self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
+    def __init__(self, runtime: Runtime) -> None:
+        runtime.writes.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(runtime.writes))
+        self._listener.listen(_BACKLOG)
+        self._listener.setblocking(False)
+        self._epoll = select.epoll()
+        self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+        self._peers: dict[int, Peer] = {}
+        self._arrived: deque[tuple[Peer, bytes]] = deque()  # frames, of peers that may be gone
+        self._replies = metrics.BUS_MESSAGES.labels("replies")
 
     def receive(self, timeout_s: float) -> list[tuple[Peer, list[WriteRequest]]]:
         """What waits, up to the bounds of a batch (`limits.BATCH_*`); never waits for more.
@@ -50,16 +63,16 @@ class WriterPort:
             Messages in order of arrival, empty when none came.
         """
         out: list[tuple[Peer, list[WriteRequest]]] = []
-        if not self._poller.poll(int(timeout_s * _MS_PER_S)):
-            return out
-        until_s = self._clock.monotonic_s() + limits.BATCH_S
+        arrived = self._arrived
+        until_s = time.monotonic() + timeout_s
+        self._read(0.0 if arrived else timeout_s)
+        while not arrived and (left_s := until_s - time.monotonic()) > 0:
+            self._read(left_s)  # a worker has connected, or sent a part of a message
         count = size_bytes = 0
-        while count < limits.BATCH_REQUESTS and size_bytes < limits.BATCH_BYTES:
+        while arrived and count < limits.BATCH_REQUESTS and size_bytes < limits.BATCH_BYTES:
+            peer, frame = arrived.popleft()
             try:
-                peer, frame = self._socket.recv_multipart(zmq.NOBLOCK)
                 requests = messages.write_requests.decode(frame)
-            except zmq.Again:
-                break
             except (ValueError, msgspec.DecodeError) as ex:
                 # The folder is private, so this is a defect or a mixed-up version of ours.
                 _log.error("writes.unreadable", error=str(ex))
@@ -68,28 +81,77 @@ class WriterPort:
             out.append((peer, requests))
             count += len(requests)
             size_bytes += len(frame)
-            if self._clock.monotonic_s() >= until_s:
-                break
         return out
 
     def reply(self, peer: Peer, replies: list[WriteReply]) -> None:
-        """Answer one message. Never blocks."""
-        self._socket.send_multipart((peer, messages.encode(replies)), zmq.NOBLOCK)
-        metrics.BUS_MESSAGES.labels("replies").inc()
+        """Answer one message. Never blocks; a reply to a peer that is gone is dropped."""
+        if peer.is_closed:
+            return
+        try:
+            if not peer.send(messages.encode(replies)):
+                self._epoll.modify(peer.fd, select.EPOLLIN | select.EPOLLOUT)
+        except EOFError:
+            self._drop(peer)
+        self._replies.inc()
 
     def close(self) -> None:
-        self._socket.close()
+        for peer in list(self._peers.values()):
+            self._drop(peer)
+        self._epoll.close()
+        self._listener.close()
+
+    def _read(self, timeout_s: float) -> None:
+        """Wait until a peer has sent something, and read each such peer once."""
+        for descriptor, events in self._epoll.poll(timeout_s):
+            peer = self._peers.get(descriptor)
+            if peer is None:
+                self._accept()
+                continue
+            try:
+                if events & select.EPOLLOUT and peer.flush():
+                    self._epoll.modify(descriptor, select.EPOLLIN)
+                self._take(peer)
+            except EOFError:
+                self._drop(peer)
+
+    def _take(self, peer: Peer) -> None:
+        """
+        Raises:
+            EOFError
+        """
+        for frame in peer.receive():
+            self._arrived.append((peer, frame))
+
+    def _accept(self) -> None:
+        try:
+            peer = FrameStream(self._listener.accept()[0])
+        except OSError as ex:  # the peer is gone again, or there is no descriptor for it
+            _log.warning("writes.not_accepted", error=str(ex))
+            return
+        self._peers[peer.fd] = peer
+        self._epoll.register(peer.fd, select.EPOLLIN)
+        try:
+            self._take(peer)  # what it has sent already belongs to this batch
+        except EOFError:
+            self._drop(peer)
+
+    def _drop(self, peer: Peer) -> None:
+        del self._peers[peer.fd]
+        peer.close()
 
 
 class LocalWriter:
     """Writes from a thread of the supervisor, through the same queue as everyone."""
 
-    __slots__ = ("_next_id", "_socket")
+    __slots__ = ("_next_id", "_stream")
 
     def __init__(self, runtime: Runtime) -> None:
+        """
+        Raises:
+            OSError: no writer listens.
+        """
         self._next_id = 1
-        self._socket = contexts.open_socket(contexts.plain(), zmq.DEALER, limits.BUS_WRITES_HWM)
-        self._socket.connect(runtime.writes)
+        self._stream = FrameStream.connect(runtime.writes)
 
     def submit(self, op: WriteOp, timeout_s: float = limits.WRITE_TIMEOUT_S) -> WriteReply:
         """Carry out one write; blocks this thread.
@@ -110,20 +172,46 @@ class LocalWriter:
         first_id = self._next_id
         self._next_id += len(ops)
         last_id = self._next_id - 1
-        self._socket.send(messages.encode(
+        self._send(
             [WriteRequest(number, op, number != last_id) for number, op in enumerate(ops, first_id)]
-        ))
+        )
         replies: list[WriteReply] = []
-        while self._socket.poll(int(timeout_s * _MS_PER_S)):
-            some = messages.write_replies.decode(self._socket.recv())
-            replies += [reply for reply in some if reply.id >= first_id]  # others: timed out
+        until_s = time.monotonic() + timeout_s
+        while _is_ready(self._stream, select.POLLIN, until_s):
+            try:
+                frames = self._stream.receive()
+            except EOFError as ex:
+                raise WriterUnavailable("The writer has ended") from ex
+            for frame in frames:
+                some = messages.write_replies.decode(frame)
+                replies += [reply for reply in some if reply.id >= first_id]  # others: timed out
             if len(replies) == len(ops):
                 return replies
         raise WriterUnavailable(f"The writer did not answer within {timeout_s:g} s")
 
     def wake(self) -> None:
         """Let a waiting writer thread look around: an empty message has no answer."""
-        self._socket.send(messages.encode([]))
+        self._send([])
 
     def close(self) -> None:
-        self._socket.close()
+        self._stream.close()
+
+    def _send(self, requests: list[WriteRequest]) -> None:
+        """
+        Raises:
+            WriterUnavailable
+        """
+        until_s = time.monotonic() + limits.WRITE_TIMEOUT_S
+        try:
+            is_sent = self._stream.send(messages.encode(requests))
+            while not is_sent and _is_ready(self._stream, select.POLLOUT, until_s):
+                is_sent = self._stream.flush()
+        except EOFError as ex:
+            raise WriterUnavailable("The writer has ended") from ex
+
+
+def _is_ready(stream: FrameStream, events: int, until_s: float) -> bool:
+    """Wait until one of `events` is possible; False when the time has come first."""
+    poll = select.poll()
+    poll.register(stream.fd, events)
+    return bool(poll.poll(max(0.0, until_s - time.monotonic()) * _MS_PER_S))

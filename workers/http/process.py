@@ -62,7 +62,7 @@ class HttpProcess:
         app, runtime = booted.app, booted.runtime
         self._sender = SignalSender(runtime)
         self._receiver = SignalReceiver(runtime, RolesReport, SessionRevoked)
-        self._writer = WriterClient(runtime, app.clock, app.random)
+        self._writer = WriterClient(runtime, app.clock)
         self._rooms = RoomsClient(runtime, app.random)
         self._shards = ShardsClient(
             runtime, app.config.workers_of("shards"), booted.reader_pool, app.random

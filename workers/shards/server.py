@@ -54,7 +54,7 @@ def serve(booted: WorkerContext) -> NoReturn:
     _load(config.app)
     store = booted.reader_pool
     workers = config.workers_of("shards")
-    writer = WriterClient(booted.runtime, app.clock, app.random)
+    writer = WriterClient(booted.runtime, app.clock)
     house = ShardRegistry(
         store, writer, app.clock, app.random, config.data_dir / "recordings", booted.limiter,
         worker=booted.worker, workers=workers,

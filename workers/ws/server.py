@@ -77,7 +77,7 @@ def serve(booted: WorkerContext) -> NoReturn:
         hub, RoomsClient(booted.runtime, app.random), RoomUpdatesSubscriber(booted.runtime),
         booted.limiter, unscoped=app.config.ws_unscoped_presence,
     )
-    writer = WriterClient(booted.runtime, app.clock, app.random)
+    writer = WriterClient(booted.runtime, app.clock)
     documents = Documents(
         app, booted.reader_pool, writer, booted.runtime, hub, booted.limiter
     )
