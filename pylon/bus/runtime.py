@@ -49,8 +49,9 @@ class Runtime:
         return self.dir / "writes"
 
     @property
-    def changes(self) -> str:
-        return self._endpoint("changes")
+    def changes(self) -> Path:
+        """The socket of the publisher of changes (`pylon.bus.frames`)."""
+        return self.dir / "changes"
 
     @property
     def signals_in(self) -> str:
