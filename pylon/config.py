@@ -20,6 +20,7 @@ from typing import Any, Final
 from pylon.dotenv import parse_dotenv as parse_dotenv
 from pylon.errors import SettingsRefused
 from pylon.foreign_settings import find_foreign, judge_foreign
+from pylon.roles import ROLE_BY_NAME
 from pylon.setting_checks import refuse_unsafe as refuse_unsafe
 from pylon.setting_values import (
     Parser,
@@ -215,20 +216,13 @@ class Config:
     log_level: str
 
     def port_of(self, role: str) -> int:
-        """The port of `http`, `ws`, `sse` or `shards`."""
-        if role == "http":
-            return self.port
-        own, offset = {
-            "ws": (self.ws_port, 1), "sse": (self.sse_port, 2), "shards": (self.shard_port, 3),
-        }[role]
-        return own or self.port + offset
+        """Return the port of a role of `pylon.roles`."""
+        entry = ROLE_BY_NAME[role]
+        return int(getattr(self, entry.port_field)) or self.port + entry.port_offset
 
     def workers_of(self, role: str) -> int:
-        """How many processes the role has."""
-        return {
-            "http": self.http_workers, "ws": self.ws_workers,
-            "sse": self.sse_workers, "shards": self.shard_workers,
-        }[role]
+        """Return how many processes the role has; 0: it is switched off."""
+        return int(getattr(self, ROLE_BY_NAME[role].workers_field))
 
     @property
     def data_dir(self) -> Path:

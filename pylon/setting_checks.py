@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pylon.errors import StartRefused
+from pylon.roles import ROLES
 
 if TYPE_CHECKING:
     from pylon.config import Config
 
-PORT_SETTINGS: Final = {
-    "http": "PYLON_PORT", "ws": "PYLON_WS_PORT", "sse": "PYLON_SSE_PORT",
-    "shards": "PYLON_SHARD_PORT",
-}
 _LAST_PORT: Final = 65_535
 
 
@@ -45,11 +42,12 @@ def unsafe_settings(config: Config) -> Iterator[str]:
     else:
         yield from _unsafe_origins(config)
     yield from _cookie_problems(config)
-    for role, setting in PORT_SETTINGS.items():
-        if config.workers_of(role) and config.port_of(role) > _LAST_PORT:
+    for role in ROLES:
+        port = config.port_of(role.name)
+        if config.workers_of(role.name) and port > _LAST_PORT:
             yield (
-                f"the {role} port would be {config.port_of(role)}: "
-                f"set {setting} or lower PYLON_PORT"
+                f"the {role.name} port would be {port}: "
+                f"set {role.port_setting} or lower PYLON_PORT"
             )
     if config.app is not None and not Path(config.app).is_file():
         yield f"PYLON_APP is {config.app!r}, which is not a file"

@@ -22,6 +22,7 @@ from pylon import limits, log
 from pylon.bus.writer_port import LocalWriter
 from pylon.disk_errors import describe_os_error
 from pylon.errors import PylonError
+from pylon.roles import ROLES, drain_stages
 from pylon.storage.ops import MarkClean
 from supervisor.components import Components
 from supervisor.datadir import sync_files
@@ -32,7 +33,10 @@ EXIT_COMPLETE: Final = 0
 EXIT_CUT_SHORT: Final = 75  # EX_TEMPFAIL
 
 _POLL_S: Final = 0.05
-_HTTP_GRACE_S: Final = 2.0  # for the arbiter to end after its last worker
+_ARBITER_GRACE_S: Final = 2.0  # for an arbiter to end after its last worker
+# gunicorn's arbiter stops accepting and ends with one signal, the other roles take two.
+_ARBITERS: Final = tuple(role.name for role in ROLES if role.is_arbiter)
+_SOCKET_ROLES: Final = tuple(role.name for role in ROLES if not role.is_arbiter)
 _MARK_TIMEOUT_S: Final = 10.0
 
 _log = log.get_logger("drain")
@@ -55,9 +59,12 @@ class Drain:
         """All steps, in order; the exit code."""
         self._announce()
         self._stop_accepting()
-        self._end(("http",), self._parts.config.drain_s + _HTTP_GRACE_S, already_asked=True)
-        self._end(("shards",))
-        self._end(("ws", "sse"))
+        for roles in drain_stages():
+            if roles == _ARBITERS:
+                patience_s = self._parts.config.drain_s + _ARBITER_GRACE_S
+                self._end(roles, patience_s, already_asked=True)
+            else:
+                self._end(roles)
         self._stop_writing()
         code = EXIT_COMPLETE if self._complete else EXIT_CUT_SHORT
         self._say("ended", exit_code=code, done=True, ok=code == EXIT_COMPLETE)
@@ -77,8 +84,8 @@ class Drain:
     def _stop_accepting(self) -> None:
         children = self._parts.children
         children.draining = True
-        children.send(("http",), signal.SIGTERM)
-        children.send(("ws", "sse", "shards"), signal.SIGUSR1)
+        children.send(_ARBITERS, signal.SIGTERM)
+        children.send(_SOCKET_ROLES, signal.SIGUSR1)
         self._parts.listeners.close()
         self._say("not accepting", ports=list(self._parts.listeners.by_role))
 

@@ -16,6 +16,7 @@ from typing import Final
 import pylon
 from pylon import log, metrics
 from pylon.bus.messages import RolesReport, RoleState
+from pylon.roles import ROLE_BY_NAME
 from supervisor.children import RoleView
 from supervisor.components import Components
 from supervisor.events import Broken, Event, Events, RolesChanged, SignalArrived, StopAsked
@@ -26,7 +27,6 @@ _WAIT_S: Final = 0.25  # the longest the loop sleeps
 _REPORT_PERIOD_S: Final = 1.0
 _EXTEND_S: Final = 15.0
 _ENDS: Final = (signal.SIGTERM, signal.SIGINT)
-_SCHEMES: Final = {"http": "http", "ws": "ws", "sse": "http", "shards": "ws"}
 
 
 def queue_signals(events: Events) -> None:
@@ -113,7 +113,10 @@ class Loop:
     def _log_ready(self, now_s: float) -> None:
         bind = self._parts.config.bind
         host = "localhost" if bind in ("0.0.0.0", "::") else f"[{bind}]" if ":" in bind else bind
-        urls = {r: f"{_SCHEMES[r]}://{host}:{p}" for r, p in self._parts.listeners.ports.items()}
+        urls = {
+            name: f"{ROLE_BY_NAME[name].scheme}://{host}:{port}"
+            for name, port in self._parts.listeners.ports.items()
+        }
         _log.info("ready", version=pylon.__version__, **urls,
                   took_s=round(now_s - self._started_s, 3))
 

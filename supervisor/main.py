@@ -35,8 +35,8 @@ from pylon.ids import RowIds
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import compile_rules
 from pylon.realtime.app_module import try_app_module
+from pylon.roles import ROLE_BY_NAME
 from pylon.runtime import fd_budget
-from pylon.setting_checks import PORT_SETTINGS
 from pylon.startup import load_checked, start_warnings
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.epochs import read_boot_id
@@ -250,5 +250,5 @@ def _child_environ(
     out = {name: value for name, value in environ.items() if not name.startswith("PYLON_")}
     out.update({name: value for name, value in loaded.raw.items() if value is not None})
     out["PYLON_DB_PATH"] = str(db_path)
-    out.update({PORT_SETTINGS[role]: str(port) for role, port in ports.items()})
+    out.update({ROLE_BY_NAME[role].port_setting: str(port) for role, port in ports.items()})
     return out

@@ -20,15 +20,8 @@ from typing import Final
 
 from pylon.config import Config, Loaded
 from pylon.errors import StartRefused
-from pylon.setting_checks import PORT_SETTINGS
+from pylon.roles import ROLE_BY_NAME, ROLE_NAMES, ROLES, port_hint
 
-ROLES: Final = ("http", "ws", "sse", "shards")
-_SETTINGS: Final = {
-    "http": "PYLON_PORT",
-    "ws": "PYLON_WS_PORT (or PYLON_PORT + 1)",
-    "sse": "PYLON_SSE_PORT (or PYLON_PORT + 2)",
-    "shards": "PYLON_SHARD_PORT (or PYLON_PORT + 3)",
-}
 _FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
 _BACKLOG: Final = 4_096
 
@@ -56,7 +49,7 @@ def open_listeners(
         StartRefused: a port is taken or may not be bound (names port and setting), or what
             systemd passed does not fit the roles.
     """
-    wanted = [role for role in ROLES if config.workers_of(role)]
+    wanted = [role for role in ROLE_NAMES if config.workers_of(role)]
     opened = _from_systemd(wanted, environ, pid, first_fd)
     warnings = []
     for role in [role for role in opened if role not in wanted]:
@@ -68,7 +61,9 @@ def open_listeners(
     try:
         for role in wanted:
             if role not in opened:
-                opened[role] = _bind(config.bind, config.port_of(role), _SETTINGS[role])
+                opened[role] = _bind(
+                    config.bind, config.port_of(role), port_hint(ROLE_BY_NAME[role])
+                )
     except StartRefused:
         for sock in opened.values():
             sock.close()
@@ -81,11 +76,11 @@ def open_listeners(
 def port_warnings(loaded: Loaded, ports: Mapping[str, int]) -> list[str]:
     """Warnings about port settings that systemd's sockets override."""
     return [
-        f"{setting} makes the {role} port {loaded.config.port_of(role)}, but systemd listens on "
-        f"{ports[role]}, which counts: ListenStream= of its unit sets it"
-        for role, setting in PORT_SETTINGS.items()
-        if role in ports and ports[role] != loaded.config.port_of(role)
-        and {loaded.origin[setting], loaded.origin["PYLON_PORT"]} != {"default"}
+        f"{role.port_setting} makes the {role.name} port {loaded.config.port_of(role.name)}, but "
+        f"systemd listens on {ports[role.name]}, which counts: ListenStream= of its unit sets it"
+        for role in ROLES
+        if role.name in ports and ports[role.name] != loaded.config.port_of(role.name)
+        and {loaded.origin[role.port_setting], loaded.origin["PYLON_PORT"]} != {"default"}
     ]
 
 
@@ -101,8 +96,8 @@ def _from_systemd(
         return {}  # none, or meant for another process
     fds = range(first_fd, first_fd + int(environ["LISTEN_FDS"]))
     names = environ.get("LISTEN_FDNAMES", "").split(":")
-    if len(names) != len(fds) or not set(names) <= set(ROLES):
-        names = list(ROLES) if len(fds) == len(ROLES) else wanted[: len(fds)]
+    if len(names) != len(fds) or not set(names) <= set(ROLE_NAMES):
+        names = list(ROLE_NAMES) if len(fds) == len(ROLES) else wanted[: len(fds)]
     if len(set(names)) != len(fds):
         raise StartRefused(
             f"systemd passed {len(fds)} sockets ({environ.get('LISTEN_FDNAMES', 'unnamed')}) for "

@@ -105,7 +105,7 @@ import os, sys, socket
 sys.path.insert(0, sys.argv[1])
 from pylon.config import load
 from pylon.errors import StartRefused
-from pylon.setting_checks import PORT_SETTINGS
+from pylon.roles import ROLE_BY_NAME
 from supervisor.sockets import open_listeners, port_warnings
 base, names, kind = int(sys.argv[2]), sys.argv[3], sys.argv[4]
 found = []
@@ -124,7 +124,7 @@ try:
     from supervisor.main import _child_environ
     from pathlib import Path
     child = _child_environ(loaded, {}, Path("x.db"), ports)
-    assert all(child[PORT_SETTINGS[role]] == str(port) for role, port in ports.items())
+    assert all(child[ROLE_BY_NAME[role].port_setting] == str(port) for role, port in ports.items())
 except StartRefused as ex:
     print(ex.message)
 """

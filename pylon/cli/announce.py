@@ -16,12 +16,10 @@ from pylon.cli.running import Running, find
 from pylon.config import Config
 from pylon.errors import PylonError
 from pylon.manifest.model import Manifest
+from pylon.roles import ROLE_BY_NAME, ROLES
 
 _POLL_S = 0.05
 _ANSWER_S = 5.0
-_SCHEMES = {"http": "http", "ws": "ws", "sse": "http", "shards": "ws"}
-_PATHS = {"http": "", "ws": "", "sse": "/events", "shards": ""}
-_NAMES = {"http": "HTTP", "ws": "WebSocket", "sse": "SSE", "shards": "Shards"}
 
 
 def is_ready(config: Config, pid: int) -> bool:
@@ -46,11 +44,11 @@ def announce(config: Config, manifest: Manifest) -> None:
     """Print that the server is ready."""
     running = find(config)
     if isinstance(running, Running):  # systemd's sockets may have other ports than the settings
-        ports = {role: running.ports.get(role, config.port_of(role)) for role in _NAMES}
-        config = replace(
-            config, port=ports["http"], ws_port=ports["ws"], sse_port=ports["sse"],
-            shard_port=ports["shards"],
-        )
+        ports: dict[str, Any] = {
+            role.port_field: running.ports.get(role.name, config.port_of(role.name))
+            for role in ROLES
+        }
+        config = replace(config, **ports)
     if wants_json():
         result(start_body(config, manifest), "")
     elif config.dev_mode:
@@ -73,9 +71,9 @@ def urls(config: Config) -> dict[str, str]:
     if ":" in host:
         host = f"[{host}]"
     return {
-        role: f"{scheme}://{host}:{config.port_of(role)}{_PATHS[role]}"
-        for role, scheme in _SCHEMES.items()
-        if config.workers_of(role)
+        role.name: f"{role.scheme}://{host}:{config.port_of(role.name)}{role.url_path.rstrip('/')}"
+        for role in ROLES
+        if config.workers_of(role.name)
     }
 
 
@@ -83,7 +81,7 @@ def dev_lines(config: Config, manifest: Manifest) -> list[str]:
     """What a developer wants to see: where everything is, and something to try."""
     found = urls(config)
     lines = [f"{manifest.name} is ready"]
-    lines += [f"  {_NAMES[role]:<10} {url}" for role, url in found.items()]
+    lines += [f"  {ROLE_BY_NAME[role].title:<10} {url}" for role, url in found.items()]
     if config.static_dir is not None and Path(config.static_dir).is_dir():
         lines.append(f"  {'App':<10} {found['http']}/app/")
     lines.append("  Admin      Authorization: Bearer $PYLON_ADMIN_TOKEN (it is in .env)")

@@ -22,8 +22,8 @@ from pylon.data_dir import data_dir_warnings
 from pylon.data_dir_lock import is_locked
 from pylon.errors import SettingsRefused, StartRefused
 from pylon.manifest.model import Manifest
+from pylon.roles import ROLES
 from pylon.runtime import fd_budget
-from pylon.setting_checks import PORT_SETTINGS
 from pylon.startup import find_problems, read_manifest, start_warnings
 
 
@@ -78,8 +78,8 @@ def port_problems(config: Config) -> list[str]:
     """Ports that two roles share, that do not exist, or that somebody else listens on."""
     problems: list[str] = []
     seen: dict[int, str] = {}
-    for role, setting in PORT_SETTINGS.items():
-        port = config.port_of(role)
+    for entry in ROLES:
+        role, setting, port = entry.name, entry.port_setting, config.port_of(entry.name)
         if config.workers_of(role) == 0:
             continue
         if port > 65535:

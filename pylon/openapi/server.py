@@ -21,11 +21,11 @@ from pylon.openapi.parts import (
     query,
     response,
 )
+from pylon.roles import ROLE_NAMES
 
 _TEXT: Final[Schema] = {"type": "string"}
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 _TAG: Final = "server"
-_ROLES: Final = ("http", "ws", "sse", "shards")
 
 
 def server_paths() -> Paths:
@@ -69,8 +69,8 @@ def server_paths() -> Paths:
             "get", "clientConfig", _TAG, "The URLs and ports of all roles",
             {200: response("Addresses", obj({
                 "name": _TEXT, "version": _TEXT,
-                "urls": obj({role: nullable(_TEXT) for role in _ROLES}),
-                "ports": obj({role: nullable({"type": "integer"}) for role in _ROLES}),
+                "urls": obj({role: nullable(_TEXT) for role in ROLE_NAMES}),
+                "ports": obj({role: nullable({"type": "integer"}) for role in ROLE_NAMES}),
             }))},
             security=NOBODY,
         ),

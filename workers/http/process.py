@@ -28,6 +28,7 @@ from pylon.changelog.hint_journal import HintWriter
 from pylon.imports import mentioning
 from pylon.log import get_logger
 from workers.boot import boot, freeze, run_status
+from workers.http.roles import UPGRADED_ROLES
 from workers.merge_sandbox import MergeSandbox
 from workers.net.counts import shared_counts
 
@@ -107,7 +108,7 @@ class HttpProcess:
         self.lines_of_all = header_lines(api_headers(app.config))
         self.passing = {
             role: SocketSender(runtime, role, app.config.workers_of(role))
-            for role in ("ws", "shards")
+            for role in UPGRADED_ROLES
         }
         self._greenlets: list[gevent.Greenlet[..., Any]] = []
 

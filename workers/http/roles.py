@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from pylon.roles import ROLES
 from workers.http.request import Request
 
 SHARDS: Final = "/api/shards/"
-_UPGRADES: Final = {"/api/sync/ws": "ws", "/api/shards/ws": "shards"}  # WebSockets
+_UPGRADES: Final = {role.upgrade_path: role.name for role in ROLES if role.upgrade_path}
+UPGRADED_ROLES: Final = tuple(_UPGRADES.values())
 _STREAM: Final = "/connect"  # of a shard's snapshots
 
 

@@ -7,43 +7,36 @@ A role that is switched off has no URL.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import falcon
 
 from pylon.config import Config
-
-_ROLES: Final = ("http", "ws", "sse", "shards")
+from pylon.roles import ROLE_BY_NAME, ROLE_NAMES
 
 
 def client_config(config: Config, req: falcon.Request) -> dict[str, Any]:
     """URLs and ports by role; None where the role is off."""
     return {
-        "urls": {role: url_of(config, role, req) for role in _ROLES},
+        "urls": {role: url_of(config, role, req) for role in ROLE_NAMES},
         "ports": {
-            role: config.port_of(role) if config.workers_of(role) else None for role in _ROLES
+            role: config.port_of(role) if config.workers_of(role) else None for role in ROLE_NAMES
         },
     }
 
 
 def url_of(config: Config, role: str, req: falcon.Request) -> str | None:
-    """The URL of `http`, `ws`, `sse` or `shards`."""
+    """Return the URL of a role of `pylon.roles`; None: it is switched off."""
     if not config.workers_of(role):
         return None
-    configured = {
-        "http": config.public_url, "ws": config.ws_url,
-        "sse": config.sse_url, "shards": config.shard_url,
-    }[role]
+    entry = ROLE_BY_NAME[role]
+    configured: str | None = getattr(config, entry.url_field)
     if configured:
         return configured
-    secure = _is_secure(config, req)
-    given = req.env.get("HTTP_HOST") or f"127.0.0.1:{config.port}"
-    if role == "http":
-        return f"{'https' if secure else 'http'}://{given}"
-    address = f"{_host_only(given)}:{config.port_of(role)}"
-    if role == "sse":
-        return f"{'https' if secure else 'http'}://{address}/events"
-    return f"{'wss' if secure else 'ws'}://{address}/"
+    address = req.env.get("HTTP_HOST") or f"127.0.0.1:{config.port}"
+    if entry.port_offset:
+        address = f"{_host_only(address)}:{config.port_of(role)}"
+    return f"{entry.scheme}{'s' if _is_secure(config, req) else ''}://{address}{entry.url_path}"
 
 
 def _is_secure(config: Config, req: falcon.Request) -> bool:
