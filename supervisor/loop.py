@@ -69,6 +69,9 @@ class Loop:
             pass
         self._parts.children.count_dead_workers(self._parts.heartbeats.forget_dead())
         self._parts.children.tick()
+        problem = self._parts.children.problem()
+        if problem is not None and self.broken is None:
+            self.broken = RuntimeError(problem)
         self._parts.marks.note(self._parts.writer.head)
         self.report()
 

@@ -59,6 +59,7 @@ from supervisor.notify import Notifier
 from supervisor.pidfile import Pidfile
 from supervisor.rooms import RoomsThread
 from supervisor.sockets import open_listeners, port_warnings
+from supervisor.template import Template, start_template
 from supervisor.writer import Writer
 
 EXIT_BROKEN: Final = 70  # EX_SOFTWARE: a part failed that nothing works without
@@ -67,8 +68,12 @@ _NS_PER_S: Final = 1_000_000_000
 _log = log.get_logger("supervisor")
 
 
-def run(loaded: Loaded) -> int:
+def run(loaded: Loaded, template: Template | None = None) -> int:
     """Serve until stopped.
+
+    Args:
+        template: one that has been started, so that its imports run beside ours. This function
+            ends it.
 
     Returns:
         0 after a complete drain, 75 after one that was cut short or met a disk that it could not
@@ -77,6 +82,15 @@ def run(loaded: Loaded) -> int:
     Raises:
         StartRefused: nothing was started.
     """
+    if template is None:
+        template = start_template()
+    try:
+        return _run(loaded, template)
+    finally:
+        template.stop()
+
+
+def _run(loaded: Loaded, template: Template) -> int:
     config = loaded.config
     log.configure(config.log_format, config.log_level, "supervisor", "")
     keep_private()
@@ -90,7 +104,7 @@ def run(loaded: Loaded) -> int:
         _log.warning("data_dir", message=warning)
     with Closers() as stack:
         try:
-            parts = _assemble(loaded, manifest, os.environ, stack)
+            parts = _assemble(loaded, manifest, template, os.environ, stack)
         except OSError as ex:
             raise start_error(ex, f"{config.data_dir} or the runtime directory") from ex
         code = _serve(parts, stack)
@@ -121,7 +135,8 @@ class Closers(ExitStack):
 
 
 def _assemble(
-    loaded: Loaded, manifest: Manifest, environ: Mapping[str, str], stack: Closers
+    loaded: Loaded, manifest: Manifest, template: Template, environ: Mapping[str, str],
+    stack: Closers,
 ) -> Components:
     config, clock, pid = loaded.config, SystemClock(), os.getpid()
     rules = compile_rules(manifest, explain=config.dev_mode)
@@ -180,7 +195,8 @@ def _assemble(
         _plant_seed(Path(config.seed), db_path, manifest, runtime)
     wanted = {role: config.workers_of(role) for role in listeners.by_role}
     children = Children(
-        wanted, listeners, runtime, _child_environ(loaded, environ, db_path, listeners.ports),
+        template, wanted, listeners, runtime,
+        _child_environ(loaded, environ, db_path, listeners.ports),
         heartbeats, clock, SystemRandom(),
     )
     children.on_ended = rooms.worker_ended

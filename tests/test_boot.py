@@ -19,8 +19,7 @@ STARTER = """
 import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", '''
 import os, signal, time
-from gevent import monkey; monkey.patch_all()
-from workers.boot import die_with_parent
+from pylon.runtime.parent_death import die_with_parent
 die_with_parent(os.getppid())
 print(os.getpid(), flush=True)
 while True: time.sleep(60)
@@ -51,7 +50,7 @@ def test_a_worker_dies_with_its_supervisor() -> None:
 def test_a_worker_started_by_hand_is_refused() -> None:
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYLON_")}
     done = subprocess.run(
-        [sys.executable, "-m", "workers.ws"], cwd=ROOT, env=env, capture_output=True, timeout=30
+        [sys.executable, "-m", "workers", "ws"], cwd=ROOT, env=env, capture_output=True, timeout=30
     )
     assert done.returncode == 78
     assert b"pylonctl start" in done.stderr
@@ -73,13 +72,14 @@ def test_a_broken_manifest_is_refused_with_78(tmp_path: Path) -> None:
 
 FAILING = """
 import sys
+from pylon.runtime.gevent_patch import patch; patch()
 from pylon import log
-from workers.http.__main__ import HttpApplication
-import workers.http.process
+from workers.http import arbiter
+from workers.http.arbiter import HttpApplication
 log.configure("json", "info", "http", "1")
 def broken():
     raise {error}
-workers.http.process.HttpProcess = broken
+arbiter.HttpProcess = broken
 HttpApplication.__new__(HttpApplication).load()
 """
 UNCAUGHT = """

@@ -1,4 +1,4 @@
-"""What the processes of a server do not load, and that it is there for whoever asks."""
+"""What each process imports: the CLI's quick verbs little, the template all that workers need."""
 
 from __future__ import annotations
 
@@ -9,114 +9,63 @@ import pytest
 
 pytestmark = pytest.mark.usefixtures("processes")
 
-_LOADED = (
-    "loaded = {n for n, m in sys.modules.items() if m and type(m).__name__ != '_StandIn'}\n"
-)
-_HEAVY = (
-    "{'ssl', '_ssl', '_hashlib', 'asyncio', 'importlib.metadata', 'urllib.request', 'loro', "
-    "'http.client', 'email.message', 'gevent.pywsgi', 'subprocess'}"
-)
+_SERVER = ("supervisor", "workers", "gevent", "gunicorn", "falcon", "zmq", "loro")
 
 
-def run(code: str) -> None:
+def run(code: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", f"import sys\n{code}"], capture_output=True, text=True, timeout=60,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
 
 
-@pytest.mark.parametrize("code", [
-    "import workers.http.__main__\n",
-    "import workers.http.__main__\nfrom pylon.runtime import gevent_patch; gevent_patch.patch()\n"
-    "import workers.http.server, workers.http.loop, workers.http.process\n",
-    "from pylon.runtime import gevent_patch; gevent_patch.patch()\n"
-    "import workers.boot, workers.ws.server\n",
-    "from pylon.runtime import gevent_patch; gevent_patch.patch()\n"
-    "import workers.boot, workers.sse.server\n",
-    "from pylon.runtime import gevent_patch; gevent_patch.patch()\n"
-    "import workers.boot, workers.shards.server\n",
-    "from pylon.imports import defer; defer()\nimport pylon.cli.start, supervisor.main\n",
-], ids=["arbiter", "http", "ws", "sse", "shards", "supervisor"])
-def test_no_process_loads_what_only_a_library_might_use(code: str) -> None:
-    run(f"{code}{_LOADED}sys.exit(', '.join(loaded & {_HEAVY}) or None)")
-
-
-def test_a_stand_in_becomes_the_module_when_it_is_asked() -> None:
+@pytest.mark.parametrize("arguments", [
+    ["version"], ["explain", "NOT_FOUND"], ["status", "--help"], ["stop", "--help"],
+], ids=lambda arguments: arguments[0])
+def test_a_quick_verb_does_not_import_the_server(arguments: list[str]) -> None:
     run(
-        "from pylon.imports import defer; defer(); defer()\n"
-        "import ssl, importlib.metadata as metadata, email.utils, hashlib\n"
-        "assert type(ssl).__name__ == '_StandIn'\n"
-        "context = ssl.create_default_context()\n"
-        "import ssl as real\n"
-        "assert type(context) is real.SSLContext and type(real).__name__ == 'module'\n"
-        "assert metadata.version('falcon') and email.utils.formatdate(0, usegmt=True)\n"
-        "assert hashlib.sha256(b'abc').hexdigest().startswith('ba7816bf')\n"
+        "from pylon.cli.main import cli\n"
+        f"cli.main({arguments!r}, standalone_mode=False)\n"
+        f"loaded = {{name.partition('.')[0] for name in sys.modules}} & set({_SERVER!r})\n"
+        "sys.exit(', '.join(loaded) or None)"
     )
 
 
-def test_what_is_loaded_late_is_cooperative_all_the_same() -> None:
+def test_the_supervisor_imports_no_gevent() -> None:
+    """It has threads, which gevent's patches would turn into greenlets."""
     run(
-        "from pylon.runtime import gevent_patch; gevent_patch.patch()\n"
-        "import ssl, subprocess\n"
-        "ssl.SSLSocket, subprocess.run\n"
-        "import ssl as real, gevent.ssl\n"
-        "assert real.SSLSocket is ssl.SSLSocket is gevent.ssl.SSLSocket\n"
-        "import subprocess as real, gevent.subprocess\n"
-        "assert real.Popen is gevent.subprocess.Popen\n"
+        "import pylon.cli.start, supervisor.main\n"
+        "sys.exit(', '.join({'gevent', 'workers'} & set(sys.modules)) or None)"
     )
 
 
-def test_gevents_own_modules_can_be_imported_first() -> None:
-    run(
-        "from pylon.runtime import gevent_patch; gevent_patch.patch()\n"
-        "import gevent.ssl, gevent.subprocess\n"
+def test_the_template_has_no_hub_and_no_thread_after_its_imports() -> None:
+    said = run(
+        "from workers import template\n"
+        "import importlib, os\n"
+        "template.import_all()\n"
+        "from gevent._hub_local import get_hub_if_exists\n"
+        "print(get_hub_if_exists(), len(os.listdir('/proc/self/task')))\n"
+        "links = [os.readlink(f'/proc/self/fd/{fd}') for fd in range(3, 64)\n"
+        "         if os.path.exists(f'/proc/self/fd/{fd}')]\n"
+        "print([link for link in links if 'anon_inode' in link or 'socket' in link])\n"
+        "import zmq; print(zmq.Context._instance)\n"
+        "os._exit(sys.stdout.flush() or 0)\n"
     )
+    assert said.splitlines() == ["None 1", "[]", "None"]
 
 
-def test_a_module_that_is_mentioned_says_no_more_than_it_was_given() -> None:
+def test_ssl_and_subprocess_are_cooperative_after_the_patch() -> None:
     run(
-        "from pylon.imports import mentioning\n"
-        "with mentioning('ssl', CERT_NONE='none'):\n"
-        "    from ssl import CERT_NONE\n"
-        "assert CERT_NONE == 'none' and '_ssl' not in sys.modules\n"
-        "from ssl import CERT_NONE\n"
-        "assert CERT_NONE == 0 and '_ssl' in sys.modules\n"
-        "with mentioning('ssl', CERT_NONE='none'):\n"
-        "    from ssl import CERT_NONE\n"
-        "assert CERT_NONE == 0\n"
-    )
-
-
-def test_what_is_known_of_a_module_is_true() -> None:
-    run(
-        "import pickle\n"
-        "from pylon import imports\n"
-        "assert imports._KNOWN['pickle'] == {'DEFAULT_PROTOCOL': pickle.DEFAULT_PROTOCOL}\n"
-    )
-
-
-def test_a_part_of_a_package_that_has_a_stand_in_can_be_imported() -> None:
-    run(
-        "from pylon.imports import defer; defer()\n"
-        "import html.parser\n"
-        "assert html.parser.HTMLParser and html.escape('<') == '&lt;'\n"
-        "assert type(html).__name__ == 'module'\n"
-    )
-
-
-def test_threads_that_ask_at_once_get_the_same_module() -> None:
-    run(
-        "from pylon.imports import defer; defer()\n"
-        "from concurrent.futures import ThreadPoolExecutor\n"
-        "from threading import Barrier\n"
-        "import difflib, html, shutil, tempfile, argparse\n"
-        "sys.setswitchinterval(1e-6)\n"
-        "for module, name in ((difflib, 'ndiff'), (html, 'escape'), (argparse, 'Action')):\n"
-        "    barrier = Barrier(8)\n"
-        "    def ask(_):\n"
-        "        barrier.wait()\n"
-        "        return getattr(module, name)\n"
-        "    with ThreadPoolExecutor(8) as pool:\n"
-        "        assert len(set(pool.map(ask, range(8)))) == 1\n"
+        "from pylon.runtime.gevent_patch import patch, patch_worker; patch()\n"
+        "import ssl, subprocess, gevent.ssl, gevent.subprocess\n"
+        "assert ssl.SSLSocket is gevent.ssl.SSLSocket\n"
+        "assert subprocess.Popen is gevent.subprocess.Popen\n"
+        "import os, queue, signal, gevent.os, gevent.queue, gevent.signal\n"
+        "assert os.fork is not gevent.os.fork_and_watch\n"
+        "patch_worker(); patch_worker()\n"
+        "assert os.waitpid is gevent.os.waitpid and signal.signal is gevent.signal.signal\n"
+        "assert queue.SimpleQueue is gevent.queue.SimpleQueue\n"
     )

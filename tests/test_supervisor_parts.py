@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -17,11 +18,11 @@ import pytest
 from pylon import limits, metrics
 from pylon.bus.messages import WorkerStatus
 from pylon.bus.runtime import Runtime
-from pylon.clock import ManualClock, SeededRandom
+from pylon.clock import ManualClock, SeededRandom, SystemClock
 from pylon.config import Config, load
 from pylon.errors import StartRefused
 from pylon.metrics.wire import Family, Sample
-from supervisor import children
+from supervisor import template
 from supervisor.backups import Backups
 from supervisor.children import Children
 from supervisor.control import ClientLeft
@@ -257,26 +258,39 @@ def test_news_reach_late_listeners_from_the_beginning() -> None:
     assert lines.empty()
 
 
+PR_SET_CHILD_SUBREAPER = 36
+WAITING_TEMPLATE = """
+from workers import template
+import time
+template._LATE, template.ROLES = (), ()
+template.main(lambda role: time.sleep(60))
+"""
+
+
 @pytest.fixture
 def arbiter(
     processes: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[tuple[Children, Heartbeats, ManualClock]]:
     """Children with one HTTP child, a process that only waits, on a clock that stands still."""
-    wait = [sys.executable, "-c", "import sys; sys.stdin.read(); import time; time.sleep(60)"]
-    monkeypatch.setattr(children, "worker_command", lambda role: wait)
+    wait = [sys.executable, "-c", WAITING_TEMPLATE]
+    monkeypatch.setattr(template, "template_command", lambda: wait)
     clock = ManualClock()
     clock.advance(1000)
     heartbeats = Heartbeats(clock, lambda: None)
     listeners = open_listeners(
         settings(PYLON_WS_WORKERS="0", PYLON_SSE_WORKERS="0", PYLON_SHARD_WORKERS="0"), {}, 0
     )
+    first = template.Template(SystemClock(), SeededRandom(1))
     made = Children(
-        {"http": 1}, listeners, Runtime(tmp_path), os.environ, heartbeats, clock, SeededRandom(1)
+        first, {"http": 1}, listeners, Runtime(tmp_path), os.environ, heartbeats, clock,
+        SeededRandom(1),
     )
-    made.tick()
+    wait_until("it is started", lambda: made.tick() or made.arbiter_pids())
     yield made, heartbeats, clock
     made.kill_all()
+    first.stop()
     listeners.close()
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def test_an_arbiter_is_not_silent_because_its_workers_have_ended_in_a_drain(
@@ -339,10 +353,10 @@ def test_dead_gunicorn_workers_are_counted_unless_their_arbiter_or_a_drain_ended
     assert made.restarts == 2
     (pid,) = made.arbiter_pids()
     os.kill(pid, signal.SIGKILL)
-    wait_until("the arbiter has ended", lambda: made._slots[0].process.poll() is not None)
-    assert die("3") == 2
-    made.reap()
-    assert die() == 3  # the arbiter
+    wait_until("the arbiter has ended", lambda: (
+        "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    ))
+    assert die("3") == 3  # the arbiter alone
     made.draining = True
     assert die("4") == 3
 

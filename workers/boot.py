@@ -1,13 +1,13 @@
 """How every worker process comes up, and how it says that it is alive.
 
-The supervisor starts `python -m workers.<role>` with a listening socket and a few variables
+The template (`workers.template`) forks a worker with a listening socket and a few variables
 (`pylon.bus.child`). `boot` turns that into a `WorkerContext`: the app, the settings, the reader
 pool, the socket. `run_status` then reports once a second, and measures how late its own timer
 fires, which is how long something kept the hub from running.
 
-Invariants: a worker never outlives its supervisor (PR_SET_PDEATHSIG, and a check that the
-parent had not died before that was set). `pylon.runtime.gevent_patch.patch()` has been called by
-the `__main__` module before this one is imported. Called by the `__main__` of each role.
+Invariant: a worker never outlives its parent, the supervisor or gunicorn's arbiter
+(PR_SET_PDEATHSIG, and a check that the parent had not died before that was set). Called by the
+module of each role.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from pylon.bus.status import StatusSender
 from pylon.clock import Clock
 from pylon.errors import PylonError, StartRefused
 from pylon.limiter import RateLimiter, RateTable
+from pylon.runtime.gevent_patch import patch_worker
 from pylon.runtime.parent_death import die_with_parent
 from pylon.storage.sqlite.pool import ReaderPool
 
@@ -74,6 +75,7 @@ def boot() -> WorkerContext:
         _log.error("worker.refused", code=ex.code, message=ex.message)
         raise SystemExit(EXIT_CONFIG) from ex
     die_with_parent(child.supervisor_pid)
+    patch_worker()
     try:
         loaded = settings.load(os.environ).config
         log.configure(loaded.log_format, loaded.log_level, child.role, child.worker)
@@ -97,6 +99,16 @@ def boot() -> WorkerContext:
     )
 
 
+def freeze_template() -> None:
+    """Take what the template has imported out of the collector's sight, before any fork.
+
+    A collection would write to each object, and so copy its page in each worker.
+    """
+    gc.collect()
+    _trim()
+    gc.freeze()
+
+
 def freeze() -> None:
     """Take everything loaded so far out of the collector's sight, collect less often, and have
     threads give way to the hub sooner.
@@ -106,14 +118,18 @@ def freeze() -> None:
     back to the kernel.
     """
     gc.collect()
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # the GNU C library
-        libc.malloc_trim(0)
+    _trim()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
     # PERF: beside a thread that runs Python code, a system call of the hub takes 0.02 ms in place
     # of 10 (p99), for the hub waits for the interpreter after each of them.
     sys.setswitchinterval(_SWITCH_S)
+
+
+def _trim() -> None:
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # the GNU C library
+        libc.malloc_trim(0)
 
 
 def run_status(

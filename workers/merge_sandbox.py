@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
+from gevent import subprocess  # its pipes let other greenlets run
 
 from pylon import limits, metrics
 from pylon.admission import Admission
@@ -132,8 +133,6 @@ class _SandboxProcess:
         Raises:
             Unavailable: it does not start.
         """
-        from gevent import subprocess  # its pipes let others run; loaded with the first push
-
         if self.process is not None and self.process.poll() is None:
             return self.process
         self.close()

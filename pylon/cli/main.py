@@ -28,7 +28,6 @@ from pylon.cli.output import (
 )
 from pylon.data_dir import keep_private
 from pylon.errors import PylonError
-from pylon.imports import defer
 
 VERBS: Final = (  # in the order of the help; module and function are named alike
     "start", "dev", "stop", "status", "config", "check-config", "backup", "restore", "schema",
@@ -59,7 +58,6 @@ def cli() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run `pylonctl` and exit. `args` default to the process's."""
-    defer()
     keep_private()
     args = sys.argv[1:] if args is None else args
     sys.exit(_run(args))

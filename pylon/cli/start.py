@@ -55,6 +55,9 @@ def serve(loaded: Loaded) -> int:
         StartRefused: before anything was touched, or by the supervisor.
     """
     app = load_checked(loaded)
+    from supervisor.template import start_template
+
+    template = start_template()  # it imports while we do
     from supervisor.main import run
 
     waiter = Thread(
@@ -63,7 +66,7 @@ def serve(loaded: Loaded) -> int:
     )
     if loaded.config.dev_mode or wants_json():
         waiter.start()
-    return run(loaded)
+    return run(loaded, template)
 
 
 def start_detached(loaded: Loaded) -> int:

@@ -17,7 +17,6 @@ from typing import Final
 from pylon import limits
 from pylon.config import Config
 from pylon.errors import StartRefused
-from pylon.imports import give_back
 
 _NAME: Final = "pylon_app"
 _ROOT: Final = Path(__file__).resolve().parent.parent.parent  # where this package is
@@ -70,7 +69,6 @@ def load_app_module(path: Path) -> None:
         raise StartRefused(
             f"PYLON_APP is {path}, which is no file", hint="Name the app's Python file"
         )
-    give_back()
     spec = importlib.util.spec_from_file_location(_NAME, path)
     if spec is None or spec.loader is None:
         raise StartRefused(f"PYLON_APP is {path}: the name of a Python file ends in .py")

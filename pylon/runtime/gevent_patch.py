@@ -1,19 +1,34 @@
-"""The standard library made cooperative: the first thing in every worker.
+"""The standard library made cooperative by gevent, in two steps.
 
-As `gevent.monkey.patch_all`, but for `ssl` and `subprocess`, which are patched when they are
-loaded, if ever (`pylon.imports`), and for gevent's plug-ins: looking for those reads the metadata
-of every installed distribution, a dozen times.
+`patch` is the first call of the template process: it patches everything but `os.fork`,
+`os.waitpid`, `signal.signal` and the queues. Gevent's forms of these make a hub, which a process
+that forks workers (the template, gunicorn's arbiter) must not have. `patch_worker` patches these
+too, in a worker, after the last fork.
+
+Invariant: `patch` makes no hub. Called by `workers.template`, `workers.boot` and
+`workers.http.server`.
 """
 
 from __future__ import annotations
 
-from gevent import events, monkey
+import warnings
 
-from pylon.imports import defer
+from gevent import events, monkey
 
 
 def patch() -> None:
-    """Call it once, before anything else is imported."""
-    defer()
+    """Patch what a forking process may have patched. Call it before any other import."""
+    # PERF: gevent would look for plug-ins in the metadata of each installed distribution, at each
+    # of 12 events: FIGURE.
     events.notify_and_call_entry_points = events.notify
-    monkey.patch_all(ssl=False, subprocess=False)
+    monkey.patch_all(os=False, signal=False, queue=False)
+
+
+def patch_worker() -> None:
+    """Patch the rest, in a process that forks no more."""
+    with warnings.catch_warnings():
+        # gevent warns of a patch that comes after the import of `ssl`, which it has patched itself.
+        warnings.simplefilter("ignore", monkey.MonkeyPatchWarning)
+        monkey.patch_os()
+        monkey.patch_signal()
+        monkey.patch_queue()

@@ -5,11 +5,18 @@ FD, with other limits where a test does not want to wait for the real ones. The 
 asked, and can answer in every way that a server must know how to send.
 """
 
+# ruff: noqa: E402  (gevent patches the standard library before any other import)
 from __future__ import annotations
+
+from pylon.runtime.gevent_patch import patch
+
+patch()
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -17,6 +24,10 @@ from gevent.event import Event
 from gunicorn.app.base import BaseApplication
 
 from pylon import limits
+from pylon.bus.file_beat import FileBeat
+from pylon.clock import SystemClock
+from workers.http.arbiter import BeatingArbiter, Listener
+from workers.http.server import HttpWorker
 
 STREAM = [b"first,", b"", b"second,", b"third"]
 LARGE_BYTES = 8 * 1024 * 1024
@@ -91,8 +102,8 @@ def _broken() -> Iterator[bytes]:
 class EchoApplication(BaseApplication):  # type: ignore[misc]
     def load_config(self) -> None:
         for name, value in {
-            "bind": f"fd://{sys.argv[1]}", "workers": int(sys.argv[2]), "accesslog": None,
-            "worker_class": "workers.http.server.HttpWorker", "control_socket_disable": True,
+            "workers": int(workers), "accesslog": None,
+            "worker_class": HttpWorker, "control_socket_disable": True,
             "graceful_timeout": 10, "worker_tmp_dir": "/dev/shm", "loglevel": "warning",
         }.items():
             self.cfg.set(name, value)
@@ -108,8 +119,9 @@ class EchoApplication(BaseApplication):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
-    for setting in sys.argv[3:]:
+    _, fd, workers, *settings = sys.argv
+    for setting in settings:
         name, _, value = setting.partition("=")
         setattr(limits, name, type(getattr(limits, name))(value))
-    sys.argv = sys.argv[:3]
-    EchoApplication().run()
+    beat = Path(tempfile.mkdtemp()) / "arbiter"
+    BeatingArbiter(EchoApplication(), FileBeat(beat, SystemClock()), Listener(int(fd))).run()

@@ -123,7 +123,7 @@ class Stage:
         port = listener.getsockname()[1]
         child = ChildEnv(role, worker, self.runtime.dir, listener.fileno(), os.getpid())
         process = subprocess.Popen(
-            [sys.executable, "-m", f"workers.{role}"],
+            [sys.executable, "-m", "workers", role],
             cwd=ROOT,
             env={"PATH": os.environ["PATH"], **self.env, **child.to_environ(), **env},
             pass_fds=[listener.fileno()],

@@ -13,12 +13,12 @@ import sys
 from pylon import limits
 from pylon.config import load
 from pylon.errors import StartRefused
-from supervisor import children
+from supervisor import template
 from supervisor.main import run
 
 
-def stand_in(role: str) -> list[str]:
-    return [sys.executable, "-m", "tests.support.stand_in_worker", role]
+def stand_in() -> list[str]:
+    return [sys.executable, "-m", "tests.stand_in_template"]
 
 
 def main() -> int:
@@ -26,7 +26,7 @@ def main() -> int:
         if name.startswith("LIMIT_"):
             setattr(limits, name.removeprefix("LIMIT_"), float(value))
     if os.environ.get("STAND_IN") != "real":
-        children.worker_command = stand_in
+        template.template_command = stand_in
     try:
         return run(load(os.environ))
     except StartRefused as ex:

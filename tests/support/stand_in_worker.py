@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 
 import gevent
 import gevent.event
@@ -60,6 +59,3 @@ def main() -> int:
     print(f"{child.role} ended", flush=True)
     return 0
 
-
-if __name__ == "__main__":
-    sys.exit(main())

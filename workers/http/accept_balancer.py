@@ -6,8 +6,8 @@ worker writes its number of connections into memory that all share, and one that
 the least leaves the next connection to the others for `BACKOFF_S`. If none of them takes it by
 then (it is busy, or gone), it takes it all the same.
 
-Invariant: the memory is made by importing this module, in the arbiter, before any fork. Used by
-`server` and `loop`.
+Invariant: the arbiter makes the memory (`share_counts`) before it forks a worker. Used by
+`arbiter` and `accepting`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from typing import Final
 BACKOFF_S: Final = 0.004
 _PLACES: Final = 1_024
 
-_counts: Final = memoryview(mmap.mmap(-1, 4 * _PLACES)).cast("I")
+_counts = memoryview(bytearray(4 * _PLACES)).cast("I")  # of this process alone
+
+
+def share_counts() -> None:
+    """Count in memory that this process shares with those that it forks from now on."""
+    global _counts
+    _counts = memoryview(mmap.mmap(-1, 4 * _PLACES)).cast("I")
 
 
 class AcceptBalancer:

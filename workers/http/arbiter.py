@@ -1,29 +1,23 @@
-"""The arbiter of the HTTP workers: `python -m workers.http`, started by the supervisor.
+"""The arbiter of the HTTP workers: gunicorn's, forked from the template process.
 
 It configures gunicorn, gives each worker a number that stays with the place and not with the
 process (so that metrics do not multiply with restarts), and ends with the exit status that the
 supervisor knows: 78 where a worker cannot load the app.
 
-Invariant: nothing that opens greenlets, bus sockets or the database is imported here; the
-workers do that after the fork and after monkey-patching.
+Invariants: this process opens no bus socket and no database, and has no gevent hub while it forks;
+its workers have theirs. So its listener is no socket of gevent's. Called by `workers.template`.
 """
 
-# ruff: noqa: E402  (what is not needed is put off before the other imports)
 from __future__ import annotations
-
-from pylon.imports import defer, mentioning
-
-defer()
 
 import logging
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-with mentioning("ssl", PROTOCOL_TLS=None, PROTOCOL_SSLv23=None, CERT_NONE=None):
-    from gunicorn.app.base import BaseApplication
-    from gunicorn.arbiter import Arbiter
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
 
 from pylon import config as settings
 from pylon import log
@@ -33,10 +27,9 @@ from pylon.bus.runtime import Runtime
 from pylon.clock import SystemClock
 from pylon.config import Config
 from pylon.errors import StartRefused
-from pylon.runtime.parent_death import die_with_parent
-
-if TYPE_CHECKING:
-    from workers.http.process import HttpProcess
+from workers.http import accept_balancer
+from workers.http.process import HttpProcess
+from workers.http.server import HttpWorker
 
 _EXIT_CONFIG: Final = 78
 _GUNICORN_WORKER_BOOT_ERROR: Final = 3
@@ -69,12 +62,46 @@ class BusLogger:
         """There is nothing to close."""
 
 
+class Listener:
+    """The listening descriptor, with the methods that gunicorn calls on its sockets.
+
+    It is closed and never shut down or unlinked, as the supervisor holds it too.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """Return the descriptor; -1 after `close`."""
+        return self._fd
+
+    def getsockname(self) -> tuple[str, int]:
+        """Return no true name: gunicorn would remove the file of a Unix socket."""
+        return ("", 0)
+
+    def close(self) -> None:
+        """Close the descriptor, once."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __str__(self) -> str:
+        return f"fd://{self._fd}"
+
+
 class BeatingArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's arbiter, which beats in each turn of its loop (once a second at the least)."""
 
-    def __init__(self, app: Any, beat: FileBeat) -> None:
+    def __init__(self, app: Any, beat: FileBeat, listener: Listener) -> None:
         self._beat = beat
         super().__init__(app)
+        accept_balancer.share_counts()
+        self.LISTENERS = [listener]
+
+    def spawn_workers(self) -> None:
+        """Fork the workers that are missing. gunicorn sleeps up to 0.1 s after each of them."""
+        while len(self.WORKERS) < self.num_workers:
+            self.spawn_worker()
 
     def murder_workers(self) -> None:
         """Beat, and do what gunicorn does in each turn."""
@@ -95,15 +122,14 @@ class HttpApplication(BaseApplication):  # type: ignore[misc]  # gunicorn has no
     def run(self) -> None:
         """Be the arbiter until a signal ends it."""
         beat = FileBeat(Runtime(self._child.runtime_dir).arbiter, SystemClock())
-        BeatingArbiter(self, beat).run()
+        BeatingArbiter(self, beat, Listener(self._child.listen_fd)).run()
 
     def load_config(self) -> None:
         config = self._config
         shared_memory = Path("/dev/shm")
         chosen: dict[str, Any] = {
-            "bind": f"fd://{self._child.listen_fd}",
             "workers": config.http_workers,
-            "worker_class": "workers.http.server.HttpWorker",
+            "worker_class": HttpWorker,
             "backlog": _BACKLOG,
             "timeout": _HUNG_S,
             "graceful_timeout": max(1, math.ceil(config.drain_s)),
@@ -129,8 +155,6 @@ class HttpApplication(BaseApplication):  # type: ignore[misc]  # gunicorn has no
             SystemExit: with a status by which the arbiter ends too, instead of trying for ever.
                 The reason is logged: gunicorn would write it to stderr, between lines of JSON.
         """
-        from workers.http.process import HttpProcess
-
         try:
             self._process = HttpProcess()
         except SystemExit as ex:
@@ -177,7 +201,7 @@ class HttpApplication(BaseApplication):  # type: ignore[misc]  # gunicorn has no
             self._process.close()
 
 
-def main() -> None:
+def run() -> None:
     """Run until SIGTERM.
 
     Raises:
@@ -190,7 +214,6 @@ def main() -> None:
         log.configure("json", "info", "http", "arbiter")
         log.get_logger("worker").error("worker.refused", code=ex.code, message=ex.message)
         raise SystemExit(_EXIT_CONFIG) from ex
-    die_with_parent(child.supervisor_pid)
     log.configure(config.log_format, config.log_level, child.role, "arbiter")
     # The supervisor alone speaks to systemd; gunicorn would, if it found these.
     for name in ("NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
@@ -201,7 +224,3 @@ def main() -> None:
         if ex.code == _GUNICORN_APP_LOAD_ERROR:
             raise SystemExit(_EXIT_CONFIG) from ex
         raise
-
-
-if __name__ == "__main__":
-    main()

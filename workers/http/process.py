@@ -2,7 +2,7 @@
 
 `HttpProcess()` boots like every worker, builds the falcon app and connects to the bus; `start`
 spawns the two greenlets that run beside the requests: signals in, heartbeats out. Called by
-`workers.http.__main__` through gunicorn's hooks, in the worker, after monkey-patching.
+`workers.http.arbiter` through gunicorn's hooks, in the worker.
 """
 
 from __future__ import annotations
@@ -10,10 +10,23 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import gevent
 
+from pylon.api.admin.readiness import Readiness
+from pylon.api.application import make_app
+from pylon.api.http.middleware import api_headers, header_lines
+from pylon.api.services import (
+    AdminServices,
+    DataServices,
+    IdentityServices,
+    RealtimeServices,
+    RequestServices,
+    Services,
+    SyncServices,
+)
+from pylon.api.sync.hints import HintPublisher
 from pylon.auth.cookies import session_cookie
 from pylon.auth.origin import origins
 from pylon.auth.session_cache import SessionCache
@@ -25,29 +38,11 @@ from pylon.bus.signals import SignalReceiver, SignalSender
 from pylon.bus.writer_client import WriterClient
 from pylon.changelog.feed import Feed
 from pylon.changelog.hint_journal import HintWriter
-from pylon.imports import mentioning
 from pylon.log import get_logger
 from workers.boot import boot, freeze, run_status
 from workers.http.roles import UPGRADED_ROLES
 from workers.merge_sandbox import MergeSandbox
 from workers.net.counts import shared_counts
-
-# falcon names them in an annotation, and wraps them for apps of another kind.
-_NOT_USED: Final = {"Runner": object, "create_task": object, "get_running_loop": object}
-with mentioning("http.cookiejar", Cookie=object), mentioning("asyncio", **_NOT_USED):
-    from pylon.api.admin.readiness import Readiness
-    from pylon.api.application import make_app
-    from pylon.api.http.middleware import api_headers, header_lines
-    from pylon.api.services import (
-        AdminServices,
-        DataServices,
-        IdentityServices,
-        RealtimeServices,
-        RequestServices,
-        Services,
-        SyncServices,
-    )
-    from pylon.api.sync.hints import HintPublisher
 
 _log = get_logger("http")
 

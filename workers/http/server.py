@@ -5,7 +5,7 @@ the order of the end. After SIGTERM nothing new is accepted; a connection that w
 request is closed at once; one that is in a request gets its answer and is closed then; the
 worker ends with the last one, or when `graceful_timeout` has passed.
 
-Invariant: gevent has patched the process before the app is imported.
+Invariant: the hub of gevent is made in the worker, after the fork. Made by gunicorn in the arbiter.
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ import sys
 from typing import Any, Final
 
 import gevent
-from gevent import hub
 from gevent.event import Event
+from gevent.socket import socket as gevent_socket
+from gunicorn.workers.base import Worker
 
-from pylon.imports import mentioning
-from pylon.runtime.gevent_patch import patch
-from workers.http import accept_balancer  # noqa: F401  (makes the memory that the workers share)
-
-with mentioning("ssl", SSLError=OSError):
-    from gunicorn.workers.base import Worker
+from pylon.runtime.gevent_patch import patch_worker
+from workers.http.loop import Loop
 
 _HEARTBEAT_S: Final = 1.0  # gunicorn's arbiter kills a worker that is silent for `timeout`
 
@@ -33,12 +30,12 @@ class HttpWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.number = 1  # the hooks of `__main__` give each worker its own
+        self.number = 1  # the hooks of `arbiter` give each worker its own
         self.passing: Any = None  # `pylon.bus.passing.SocketSender` by role; after the fork
         self.lines_of_all = b""  # header lines of every answer; after the fork
         self.hops = 0  # trusted proxies in front
         self.counts: Any = None  # `workers.net.counts.SharedCounts`; after the fork
-        self._loop: Any = None  # `workers.http.loop.Loop`, once the process is patched
+        self._loop: Loop | None = None  # after the fork
         self._stopping: Event | None = None  # made after the fork
 
     @property
@@ -47,20 +44,13 @@ class HttpWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
 
     def init_process(self) -> None:
         """In the worker, after the fork: runs until the end."""
-        patch()
-        # gevent's sockets over the listeners, whose descriptors stay the same.
-        plain: list[Any] = self.sockets
-        self.sockets: list[Any] = [
-            gevent.socket.socket(each.FAMILY, each.sock.type, fileno=each.sock.detach())
-            for each in plain
-        ]
-        hub.reinit()
+        patch_worker()
+        listeners: list[Any] = self.sockets
+        self.sockets: list[Any] = [gevent_socket(fileno=each.fileno()) for each in listeners]
         super().init_process()
 
     def run(self) -> None:
         """Serve until SIGTERM, then drain."""
-        from workers.http.loop import Loop
-
         self._stopping = Event()
         loop = self._loop = Loop(
             self.wsgi, self.sockets, self.number, self.cfg.workers, self.passing,

@@ -25,7 +25,7 @@ from pylon.errors import PylonError, StartRefused
 from pylon.realtime.app_module import load_app_module
 from pylon.realtime.kinds import kind_of, kinds
 from pylon.realtime.placement import home_of, placement_of
-from workers.boot import EXIT_CONFIG, WorkerContext
+from workers.boot import EXIT_CONFIG, WorkerContext, boot
 from workers.hub.acceptor import Acceptor
 from workers.hub.admission import SubscriberAdmission
 from workers.hub.close_codes import GOING_AWAY
@@ -42,6 +42,11 @@ from workers.ws.transport import WebSocketTransport
 
 SIBLINGS: Final = "shards-sibling"
 _log = log.get_logger("shards")
+
+
+def run() -> NoReturn:
+    """Be a worker of this role, from its fork to its end."""
+    serve(boot())
 
 
 def serve(booted: WorkerContext) -> NoReturn:

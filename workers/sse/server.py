@@ -8,7 +8,7 @@ from typing import Final, NoReturn
 from pylon.auth.cookies import session_cookie
 from pylon.errors import MethodNotAllowed, PylonError
 from pylon.runtime.raw_socket import RawSocket
-from workers.boot import WorkerContext
+from workers.boot import WorkerContext, boot
 from workers.hub import refusals
 from workers.hub.acceptor import Acceptor
 from workers.hub.admission import SubscriberAdmission
@@ -60,6 +60,11 @@ class _Door:
         """An error that the page's script may read."""
         allow = _ALLOW if isinstance(error, MethodNotAllowed) else ()
         return refusals.refusal(error, (*allow, *self.cors))
+
+
+def run() -> NoReturn:
+    """Be a worker of this role, from its fork to its end."""
+    serve(boot())
 
 
 def serve(booted: WorkerContext) -> NoReturn:

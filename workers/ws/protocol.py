@@ -25,18 +25,15 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
+from geventwebsocket.handler import WebSocketHandler
+
 from pylon.auth.cookies import cookie_value
 from pylon.auth.origin import Origins
 from pylon.errors import BadUpgrade, PylonError
-from pylon.imports import mentioning
 from workers.hub import refusals
 from workers.hub.request import Request
 from workers.net.response import Headers
 from workers.ws.deflate import Deflate, negotiate
-
-# Its server would bring an HTTP server and a mail parser along.
-with mentioning("gevent.pywsgi", WSGIServer=object, WSGIHandler=object):
-    from geventwebsocket.handler import WebSocketHandler
 
 _UPGRADE_REQUIRED: Final = 426
 _VERSION: Final = "13"

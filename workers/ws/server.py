@@ -18,7 +18,7 @@ from pylon.bus.shards import ShardsClient
 from pylon.bus.writer_client import WriterClient
 from pylon.errors import PylonError
 from pylon.runtime.raw_socket import RawSocket
-from workers.boot import WorkerContext
+from workers.boot import WorkerContext, boot
 from workers.hub.acceptor import Acceptor
 from workers.hub.admission import ConnectRequest, SubscriberAdmission
 from workers.hub.hub import Hub
@@ -60,6 +60,11 @@ class _Door:
     def refusal(self, error: PylonError) -> bytes:
         """See `protocol.refusal`."""
         return protocol.refusal(error)
+
+
+def run() -> NoReturn:
+    """Be a worker of this role, from its fork to its end."""
+    serve(boot())
 
 
 def serve(booted: WorkerContext) -> NoReturn:

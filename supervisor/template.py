@@ -1,0 +1,199 @@
+"""The supervisor's end of the template process (`workers.template`), which forks the workers.
+
+`Template` executes the process, asks it for workers, and executes another one when it has died.
+The workers are children of the supervisor: the template forks twice, and this process is a
+subreaper (PR_SET_CHILD_SUBREAPER), so orphans below it become its children. The end of the
+template therefore concerns no living worker.
+
+Invariants: one template at a time; only the main thread calls these methods (the kernel ties the
+template's life to the thread that has started it). A template that ends before it was ever ready
+cannot import Pylon, which no restart mends: `is_broken` then ends the supervisor.
+Made by `supervisor.main`, used by `supervisor.children`.
+"""
+
+from __future__ import annotations
+
+import _socket
+import ctypes
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pylon
+from pylon import limits, log
+from pylon.bus import fork_requests
+from pylon.bus.fork_requests import ForkReply, ForkRequest
+from pylon.clock import Clock, RandomSource, SystemClock, SystemRandom
+
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_FORK_S: Final = 5.0  # a fork takes 0.01 s; a template that takes longer is replaced
+
+_log = log.get_logger("template")
+
+
+class ForkFailed(Exception):
+    """The template is gone, takes too long, or could not fork."""
+
+
+class Template:
+    """One template process after another."""
+
+    def __init__(self, clock: Clock, random: RandomSource) -> None:
+        """Make this process the parent of the orphans below it.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+        self._clock = clock
+        self._random = random
+        self._process: subprocess.Popen[bytes] | None = None
+        self._sock: _socket.socket | None = None
+        self._poll = select.poll()
+        self._is_ready = False
+        self._was_ready = False
+        self._failures = 0  # lives in a row that ended early
+        self._started_s = 0.0
+        self.start_at_s = 0.0  # when to execute the next one, where none runs
+
+    @property
+    def pid(self) -> int | None:
+        """The process that runs, if any."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the first process ended before it was ready: Pylon cannot be imported."""
+        return self._process is None and self._failures > 0 and not self._was_ready
+
+    def start(self) -> None:
+        """Execute the process. It imports for some 0.6 s before it is ready."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # In a process group of its own: Ctrl-C in a terminal is for the supervisor alone.
+            self._process = subprocess.Popen(
+                [*template_command(), str(theirs.fileno()), str(os.getpid())],
+                env={**os.environ, "PYTHONPATH": _python_path(os.environ.get("PYTHONPATH", ""))},
+                pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, process_group=0,
+            )
+        self._sock = _socket.socket(fileno=ours.detach())
+        self._sock.settimeout(_FORK_S)
+        self._poll = select.poll()
+        self._poll.register(self._sock, select.POLLIN)
+        self._started_s = self._clock.monotonic_s()
+
+    def is_ready(self) -> bool:
+        """Return whether it takes requests. It sends SIGCHLD when that becomes true."""
+        if not self._is_ready and self._sock is not None and self._poll.poll(0):
+            try:
+                fork_requests.receive_reply(self._sock)
+            except (EOFError, OSError):  # it is ending, and will be reaped
+                return False
+            self._is_ready = self._was_ready = True
+            _log.info("template.ready", pid=self.pid,
+                      took_s=round(self._clock.monotonic_s() - self._started_s, 3))
+        return self._is_ready
+
+    def fork(self, request: ForkRequest, listen_fd: int) -> int:
+        """Fork a worker; its pid.
+
+        Raises:
+            ForkFailed: there is none. A template that did not answer has been ended.
+        """
+        if self._sock is None:
+            raise ForkFailed("the template has ended")
+        try:
+            fork_requests.send_request(self._sock, request, [listen_fd])
+            reply = fork_requests.receive_reply(self._sock)
+        except (EOFError, OSError) as ex:
+            reply = self._last_reply() or ForkReply(0, f"the template did not answer: {ex}")
+        if not reply.pid:
+            raise ForkFailed(reply.error)
+        return reply.pid
+
+    def _last_reply(self) -> ForkReply | None:
+        """End the process; what it had answered until then, for a worker may live."""
+        sock, process = self._sock, self._process
+        if sock is None or process is None:
+            return None
+        process.kill()
+        code = process.wait()
+        try:
+            reply = fork_requests.receive_reply(sock)
+        except (EOFError, OSError):
+            reply = None
+        self._note_end(code)
+        return reply
+
+    def reaped(self, status: int) -> None:
+        """Note that the process has ended, with its wait status."""
+        self._note_end(os.waitstatus_to_exitcode(status))
+
+    def _note_end(self, code: int) -> None:
+        pid = self.pid
+        if self._process is not None:
+            self._process.returncode = code  # it has been reaped
+        self._close()
+        now_s = self._clock.monotonic_s()
+        up_s = now_s - self._started_s
+        self._failures = 1 if up_s >= limits.RESTART_RESET_S else self._failures + 1
+        longest_s = min(
+            limits.RESTART_DELAY_MAX_S, limits.RESTART_DELAY_FIRST_S * 2.0 ** (self._failures - 1)
+        )
+        delay_s = self._random.uniform(0.0, longest_s)
+        self.start_at_s = now_s + delay_s
+        _log.warning("template.died", pid=pid, exit=exit_text(code), up_s=round(up_s, 1),
+                     restart_in_s=round(delay_s, 2), hint="workers that live are not concerned")
+
+    def stop(self) -> None:
+        """End the process, and wait for that."""
+        process = self._process
+        self._close()
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def _close(self) -> None:
+        self._process = None
+        self._is_ready = False
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+
+def start_template() -> Template:
+    """Execute the first template process, before anything here has threads."""
+    template = Template(SystemClock(), SystemRandom())
+    template.start()
+    return template
+
+
+def exit_text(code: int) -> str:
+    """Return an exit code as log lines show it; negative codes are signals."""
+    if code >= 0:
+        return str(code)
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+def template_command() -> list[str]:
+    """Return what to execute; the descriptor and our pid follow."""
+    # -P: a folder named "workers" in the app's directory must not be taken for ours.
+    return [sys.executable, "-P", "-m", "workers.template"]
+
+
+def _python_path(inherited: str) -> str:
+    """Where the template finds our packages when Pylon runs from a source tree."""
+    root = Path(pylon.__file__).resolve().parent.parent
+    if root.name in ("site-packages", "dist-packages"):
+        return inherited
+    return os.pathsep.join([str(root), *([inherited] if inherited else [])])

@@ -1,0 +1,11 @@
+"""The template process, whose workers are stand-ins: `python -m tests.stand_in_template`."""
+
+from __future__ import annotations
+
+from workers import template  # isort: skip  (it patches the standard library)
+
+import sys
+
+from tests.support import stand_in_worker
+
+template.main(lambda _role: sys.exit(stand_in_worker.main()))
