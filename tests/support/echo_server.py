@@ -5,12 +5,13 @@ FD, with other limits where a test does not want to wait for the real ones. The 
 asked, and can answer in every way that a server must know how to send.
 """
 
-# ruff: noqa: E402  (gevent patches the standard library before any other import)
+
 from __future__ import annotations
 
 from pylon.runtime.gevent_patch import patch
 
-patch()
+if __name__ == "__main__":  # tests import the module for its constants
+    patch()
 
 import os
 import sys
