@@ -47,8 +47,9 @@ _PID_BYTES: Final = 8
 _GO: Final = b"1"
 # Libraries that workers load while they serve, beside those that the roles' modules import.
 _LATE: Final = (
-    "asyncio", "gevent.libev.corecext", "gevent.resolver.thread", "gevent.subprocess",
-    "gevent.threadpool", "loro", "prometheus_client", "pylon.openapi.document", "ssl", "zmq.green",
+    "asyncio", "gevent.libev.corecext", "gevent.queue", "gevent.resolver.thread", "gevent.signal",
+    "gevent.subprocess", "gevent.threadpool", "loro", "prometheus_client", "pylon.openapi.document",
+    "ssl", "zmq.green",
 )
 
 

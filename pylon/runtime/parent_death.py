@@ -1,7 +1,9 @@
-"""The lifeline: a process that dies when its parent does.
+"""The parent's death: a process asks the kernel to end it when its parent ends (prctl(2)).
 
-Kept apart from `workers.boot`, because the arbiter of the HTTP workers needs it too and must
-not import what opens greenlets, sockets of the bus or the store before it forks.
+The kernel forgets the request at a fork, and repeats it for each parent that the process gets. So
+a worker makes it when the supervisor has become its parent.
+
+Called by `workers.template`, `workers.boot` and `pylon.cli.dev`.
 """
 
 from __future__ import annotations

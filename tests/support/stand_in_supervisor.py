@@ -1,8 +1,8 @@
 """Runs the real supervisor over stand-in workers: `python -m tests.support.stand_in_supervisor`.
 
-``STAND_IN=real`` has the real workers. Limits are lowered by ``LIMIT_<NAME>=<number>``. The exit
-code is the supervisor's; a refusal is printed as one line and answers with 78, as `pylonctl start`
-does.
+``STAND_IN=real`` has the real workers, ``probe`` those of `probe_template`. Limits are lowered by
+``LIMIT_<NAME>=<number>``. The exit code is the supervisor's; a refusal is printed as one line and
+answers with 78, as `pylonctl start` does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from supervisor.main import run
 
 
 def stand_in() -> list[str]:
-    return [sys.executable, "-m", "tests.stand_in_template"]
+    module = "probe_template" if os.environ.get("STAND_IN") == "probe" else "stand_in_template"
+    return [sys.executable, "-m", f"tests.support.{module}"]
 
 
 def main() -> int:

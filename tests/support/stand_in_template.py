@@ -1,4 +1,4 @@
-"""The template process, whose workers are stand-ins: `python -m tests.stand_in_template`."""
+"""The template process with stand-ins as workers: `python -m tests.support.stand_in_template`."""
 
 from __future__ import annotations
 
