@@ -1,8 +1,7 @@
-"""Actions (spec/http.md §3.8): a caller and its inputs are judged, and that is all.
+"""Actions (spec/http.md §3.8): check a caller and the inputs of an action, and no more.
 
-The wire's answer says ``executed: true``, also for the server whose wire it is, and nothing is
-run there either: an action of the manifest names inputs and policies, and no code. Clients use
-the answer as a check of both.
+The wire's response says ``executed: true``, but no server of this wire runs anything: an action of
+the manifest names inputs and policies, and no code. Clients use the response as a check of both.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ class Action:
         if not isinstance(body, dict):
             raise InvalidJson("Invalid request body", hint="Send the inputs as an object")
         action = self._by_name.get(name)
-        given = {} if action is None else _typed(action, body)
-        # Who may not run it learns nothing of it, not even whether it is there.
+        given = {} if action is None else _typed_inputs(action, body)
+        # A caller whom the policies refuse learns nothing, not even whether the action exists.
         if not self._services.app.rules.may_act(name, auth, given):
             raise PolicyDenied("Access denied by policy")
         if action is None:
@@ -51,12 +50,12 @@ class Action:
             raise ActionNotFound(
                 f'Action "{name[:_SHOWN_CHARS]}" not found', hint=f"Known actions: {known}"
             )
-        _check(action, body)
+        _check_inputs(action, body)
         send(resp, {"action": name, "input": body, "executed": True})
 
 
-def _typed(action: Operation, body: dict[str, Any]) -> dict[str, Any]:
-    """The inputs that are of their types; a policy sees the others as null."""
+def _typed_inputs(action: Operation, body: dict[str, Any]) -> dict[str, Any]:
+    """Return the inputs that are of their types; a policy sees the others as null."""
     return {
         field.name: body[field.name]
         for field in action.input
@@ -64,7 +63,12 @@ def _typed(action: Operation, body: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check(action: Operation, body: dict[str, Any]) -> None:
+def _check_inputs(action: Operation, body: dict[str, Any]) -> None:
+    """Pass if all required inputs are there and each is of its type.
+
+    Raises:
+        ActionMissingInput, InvalidData, InvalidValue: an input is missing, unknown or wrong.
+    """
     required = [field.name for field in action.input if not field.optional]
     for name in required:
         if body.get(name) is None:

@@ -1,8 +1,8 @@
-"""Changes: from a request to a write operation, checked as far as it can be before the commit.
+"""Makes the writer's op of an insert, update or delete, checked as far as a worker can.
 
-A worker validates, encodes and judges the insert policy; what depends on the row as it is at
-commit time (update and delete policies, uniqueness, op_ids) is left to the writer. Shared by
-the entity routes and by push, so that both accept and refuse the same things.
+A worker validates and encodes the row and judges the insert policy. The writer judges what
+depends on the row at the commit: update and delete policies, uniqueness, op_ids. The entity
+routes, batches and pushes all call this module, so that they accept and refuse the same changes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pylon.storage.ops import (
 def insert(
     app: App, entity: Entity, auth: AuthContext, body: object, op: OpKey | None = None
 ) -> InsertRow:
-    """The insertion of `body`, a decoded JSON value, under its own id or a new one.
+    """Return the op that inserts `body`, a decoded JSON value, under its own id or a new one.
 
     Raises:
         InvalidData, InvalidColumn, InvalidValue, NullNotAllowed, MissingField, InvalidId:
@@ -50,14 +50,14 @@ def update(
     op: OpKey | None = None,
     if_match: int | tuple[int, ...] | None = None,
 ) -> UpdateRow:
-    """The change of the fields in `body`.
+    """Return the op that changes the fields of `body`.
 
     Args:
         if_match: the version (seq of its last change) that the row must have, or several of which
             it must have one; None: any.
 
     Raises:
-        InvalidData: nothing is left to change; others as for `insert`.
+        InvalidData: the body names no field; others as for `insert`.
     """
     patch = app.codecs[entity.name].patch(body, row_id)
     if not patch:
@@ -72,5 +72,9 @@ def delete(
     op: OpKey | None = None,
     if_match: int | tuple[int, ...] | None = None,
 ) -> DeleteRow:
-    """The deletion of a row. `if_match`: the version that it must have, as for `update`."""
+    """Return the op that deletes a row.
+
+    Args:
+        if_match: the version that the row must have, as for `update`.
+    """
     return DeleteRow(entity.name, row_id, auth, op, if_match)

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from pylon.api.services import DataServices
 
 Judged = RowOp | PushDocument
-Address = Callable[[], str]  # of the client; asked for only where it is needed
+Address = Callable[[], str]  # returns the client's address; called only if it is needed
 
 _HIDDEN: Final = (HIDDEN_CONFLICTS_BY_USER, HIDDEN_CONFLICTS_BY_ADDRESS)
 _UNDONE: Final = (UNDONE_VALUES_BY_USER, UNDONE_VALUES_BY_ADDRESS)
@@ -66,7 +66,7 @@ class ConflictWatch:
 
 
 def submit(services: DataServices, auth: AuthContext, address: Address, op: Judged) -> WriteReply:
-    """Carry out one write.
+    """Execute one write.
 
     Raises:
         RateLimited: too many refusals have revealed hidden rows to the caller.
@@ -83,7 +83,7 @@ def submit(services: DataServices, auth: AuthContext, address: Address, op: Judg
 def submit_all(
     services: DataServices, auth: AuthContext, address: Address, ops: Sequence[RowOp]
 ) -> list[WriteReply]:
-    """Carry out writes in order; each reply has its own error, if any.
+    """Execute writes in order; a reply has the error of its write, if any.
 
     Raises:
         RateLimited: as `submit`; nothing was written.
@@ -101,7 +101,7 @@ def submit_all(
 def transact(
     services: DataServices, auth: AuthContext, address: Address, op: Transact
 ) -> WriteReply:
-    """Carry out a transaction; its results end with the step that undid it.
+    """Execute a transaction; the results of a failed one end with the step that failed.
 
     Raises:
         RateLimited: as `submit`; nothing was written.
@@ -112,7 +112,7 @@ def transact(
     results = reply.results or []
     if not results or results[-1].error is None or auth.is_admin:
         return reply
-    tried = sum(_can_tell(services, step) for step in op.ops[: len(results) - 1])
+    tried = sum(_can_reveal(services, step) for step in op.ops[: len(results) - 1])
     if tried and not services.app.config.dev_mode:
         metrics.HIDDEN_CONFLICTS.labels("undone").inc(tried)
         _spend(services, auth, address, _UNDONE, tried)
@@ -124,13 +124,14 @@ def transact(
 def _refuse_spent(
     services: DataServices, auth: AuthContext, address: Address, ops: Sequence[Judged]
 ) -> None:
-    """
+    """Pass if no rate of the caller is spent, or no operation could reveal more.
+
     Raises:
-        RateLimited: a rate of the caller is spent, and an operation could tell more.
+        RateLimited: otherwise.
     """
     if services.app.clock.monotonic_s() >= services.conflicts.until_s or auth.is_admin:
         return
-    if not any(_can_tell(services, op) for op in ops):
+    if not any(_can_reveal(services, op) for op in ops):
         return
     for rates in (_HIDDEN, _UNDONE):
         for rate, subject in _budgets(auth, address, rates):
@@ -184,8 +185,8 @@ def _budgets(
     yield by_address, address_subject(address())
 
 
-def _can_tell(services: DataServices, op: Judged) -> bool:
-    """Whether the outcome of an operation depends on values of other rows."""
+def _can_reveal(services: DataServices, op: Judged) -> bool:
+    """Return whether the outcome of an operation depends on values of other rows."""
     if isinstance(op, InsertRow) and op.client_id_given:
         return True
     entity = services.app.manifest.by_name.get(op.entity)
@@ -198,7 +199,7 @@ def _can_tell(services: DataServices, op: Judged) -> bool:
         op.patch if isinstance(op, UpdateRow)
         else dict(zip([field.name for field in entity.fields], op.values, strict=True))
     )
-    # Nulls equal no value, and so tell of none.
+    # Null equals no value, and so reveals none.
     return any(
         any(name in given for name in names)
         and all(name not in given or given[name] is not None for name in names)
@@ -207,7 +208,7 @@ def _can_tell(services: DataServices, op: Judged) -> bool:
 
 
 def _unique_constraints(entity: Entity) -> list[tuple[str, ...]]:
-    """The fields, alone or together, whose values no two rows share."""
+    """Return the fields, alone or together, whose values are unique."""
     return [
         *((field.name,) for field in entity.fields if field.unique),
         *(tuple(index.fields) for index in entity.indexes if index.unique),
@@ -217,7 +218,7 @@ def _unique_constraints(entity: Entity) -> list[tuple[str, ...]]:
 def _is_about_hidden(
     services: DataServices, auth: AuthContext, op: Judged, error: PylonError
 ) -> bool:
-    """Whether the refusal reveals a row that the caller may not read."""
+    """Return whether the refusal reveals a row that the caller may not read."""
     app = services.app
     entity = app.manifest.by_name.get(op.entity)
     if entity is None:
@@ -235,8 +236,8 @@ def _is_about_hidden(
 
 
 def _values_of(entity: Entity, error: UniqueViolation) -> dict[str, Any]:
-    """The values that are taken, as the error has them; a long one is cut there, equals nothing
-    then, and so counts as a hidden row's."""
+    """Return the values that are taken, from the error. The error cuts a long value, which then
+    equals nothing, so that the refusal counts as one about a hidden row."""
     field = error.details.get("field")
     if isinstance(field, str):
         return {field: error.details.get("value")}

@@ -1,7 +1,7 @@
 """Rows by entity: list, cursor page, get, insert, update, delete (spec/http.md §3.2).
 
-Policies are part of the SQL, so `limit` means what it says: that many rows that the caller may
-read. Rows leave as the JSON text that they are stored with.
+The read policy is part of the query, so `limit` is the number of rows that the caller may read. A
+row is sent as the JSON text that it is stored with.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class EntityList:
 
         def read() -> bytes:
             count, rows, total = services.store.scan(
-                lambda reader: _listed(reader, named.name, query, with_total),
+                lambda reader: _read_list(reader, named.name, query, with_total),
                 caller=subject_of(req, services.requests),
             )
             return b'{"count":%d,"data":%b,"limit":%b,"offset":%d%b}' % (
@@ -77,14 +77,14 @@ class EntityList:
         body = decode_json(req, services.requests, raw)
         op = changes.insert(services.app, named, auth, body, key)
         reply = submit(services, auth, lambda: address_of(req, services.requests), op)
-        _say_version(resp, reply)
+        _set_version(resp, reply)
         send(resp, {"id": reply.row_id or op.row_id}, 201)
 
 
-def _listed(
+def _read_list(
     reader: Reader, entity: str, query: Query, with_total: bool
 ) -> tuple[int, bytes, int | None]:
-    """How many rows, the rows, and how many there are without limit and offset."""
+    """Return the number of rows, the rows, and the number without limit and offset if wanted."""
     if not with_total:
         return *reader.page(entity, query), None
     return reader.at_one_commit(
@@ -93,8 +93,11 @@ def _listed(
 
 
 class EntityPage:
-    """``/api/entities/{entity}/cursor``: keyset pages in id order. A row with the id ``cursor`` is
-    read by lookup or query; `routing` leads its PATCH and DELETE to `EntityRow`."""
+    """``/api/entities/{entity}/cursor``: keyset pages in id order.
+
+    A row with the id ``cursor`` can be read by lookup or query; `routing` leads its PATCH and
+    DELETE to `EntityRow`.
+    """
 
     def __init__(self, services: DataServices) -> None:
         self._services = services
@@ -112,7 +115,7 @@ class EntityPage:
             caller=subject_of(req, services.requests),
         )
         page = rows[:limit]
-        has_more = len(rows) > limit or is_cut  # large rows: fewer than were asked for
+        has_more = len(rows) > limit or is_cut  # limits.LIST_BYTES cuts a page of large rows
         cursor = orjson.dumps(orjson.loads(page[-1])["id"]) if page else b"null"
         send_raw(
             resp,
@@ -164,7 +167,7 @@ class EntityRow:
         body = decode_json(req, services.requests, raw)
         op = changes.update(services.app, named, auth, row_id, body, key, if_match(req))
         reply = submit(services, auth, lambda: address_of(req, services.requests), op)
-        _say_version(resp, reply)
+        _set_version(resp, reply)
         send(resp, {"updated": True})
 
     def on_delete(
@@ -182,8 +185,8 @@ class EntityRow:
         send(resp, {"deleted": True})
 
 
-def _say_version(resp: falcon.Response, reply: WriteReply) -> None:
-    """The seq of the change, which is the row's version now."""
+def _set_version(resp: falcon.Response, reply: WriteReply) -> None:
+    """Set the headers of a write: the seq of the change is the new version of the row."""
     resp.set_header(SEQ_HEADER, str(reply.seq))
     set_etag(resp, reply.seq)
     if reply.replayed:

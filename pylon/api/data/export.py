@@ -1,9 +1,9 @@
 """Export of all rows, for admins (spec/http.md §3.16): one JSON document, or JSON lines.
 
-The document is the wire's; with ``Accept: application/x-ndjson`` each line is
-``{"entity", "row"}``, which `/api/import` takes back. Both are sent as they are read, in pages
-by id, so an export of any size needs a page of memory. Each page is of one commit, not all of
-them together: for a copy of one moment there is the backup.
+The document is the wire's. With ``Accept: application/x-ndjson`` each line is
+``{"entity", "row"}``, which `/api/import` accepts. Both are read in pages by id and streamed, so
+an export of any size needs the memory of one page. Each page is of one commit, but not all pages
+are of the same one; a backup is a copy of one moment.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Import of rows, for admins (spec/http.md §3.16): what `/api/export` gave, as either form.
+"""Import of rows, for admins (spec/http.md §3.16): accepts both forms of `/api/export`.
 
-Rows keep their ids, so that references hold; one without an id gets a new one, and with
-``?ids=new`` all do. Every row is checked as any insert is, makes its change event, and is
-written through the writer in portions, so that others go on writing meanwhile. A row that
-cannot be taken is counted and told of (the first limits.IMPORT_ERRORS of them), and stops no
-other. JSON lines are answered by lines: how far it is, after each portion, and at the end the
-same object that the JSON form is answered with, with ``"done": true``.
+Rows keep their ids, so that references hold. A row without an id gets a new one; with
+``?ids=new`` all rows do. Every row is checked like an insert and makes its change event. The rows
+are written in portions, so that other writes come in between. A row that is refused is counted,
+and the first limits.IMPORT_ERRORS of them are described; it stops no other row.
+
+The response to JSON lines is JSON lines: the progress after each portion, and at the end the
+object that the JSON form gets, with ``"done": true``.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ _PORTION_ROWS: Final = 256
 _PORTION_BYTES: Final = 4 * 1024 * 1024
 _SHOWN_CHARS: Final = 100
 
-Sent = tuple[object, object]  # entity and row, as they were sent
+Sent = tuple[object, object]  # entity and row, as the client sent them
 
 
 @dataclass(slots=True)
 class _ImportResult:
-    """What has become of the rows so far."""
+    """The outcome so far."""
 
     inserted: dict[str, int] = field(default_factory=dict)
     failed: dict[str, int] = field(default_factory=dict)
@@ -67,7 +68,7 @@ class _ImportResult:
     def progress(self) -> dict[str, Any]:
         return {"imported": sum(self.inserted.values()), "failed": sum(self.failed.values())}
 
-    def result(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         names = sorted(self.inserted.keys() | self.failed.keys())
         out: dict[str, Any] = self.progress()
         out["by_entity"] = [
@@ -92,59 +93,59 @@ class Import:
         ids = text_value(req, "ids") or "keep"
         if ids not in ("keep", "new"):
             raise InvalidQuery(f'ids is "{ids[:_SHOWN_CHARS]}": expected keep or new')
-        raw = read_body(req).removeprefix(codecs.BOM_UTF8)  # it is a file as a rule
+        raw = read_body(req).removeprefix(codecs.BOM_UTF8)  # files often have one
         if JSON_LINES in (req.env.get("CONTENT_TYPE") or ""):
             resp.content_type = JSON_LINES
             resp.stream = self._answer_lines(_from_lines(raw), ids == "keep")
             return
-        tally = _ImportResult()
+        result = _ImportResult()
         sent = decoded(req, self._services.requests, raw, _from_document)
-        for _ in self._portions(sent, ids == "keep", tally):
+        for _ in self._portions(sent, ids == "keep", result):
             pass
-        send(resp, tally.result())
+        send(resp, result.summary())
 
     def _answer_lines(
         self, sent: Iterator[Sent | PylonError], keep_ids: bool
     ) -> Iterator[bytes]:
-        tally = _ImportResult()
+        result = _ImportResult()
         try:
-            for _ in self._portions(sent, keep_ids, tally):
-                yield orjson.dumps(tally.progress()) + b"\n"
-        except PylonError as error:  # the answer has begun: it ends with why
-            yield orjson.dumps({**tally.result(), "done": False, **error.body()}) + b"\n"
+            for _ in self._portions(sent, keep_ids, result):
+                yield orjson.dumps(result.progress()) + b"\n"
+        except PylonError as error:  # the response has begun: its last line is the error
+            yield orjson.dumps({**result.summary(), "done": False, **error.body()}) + b"\n"
             return
-        yield orjson.dumps({**tally.result(), "done": True}) + b"\n"
+        yield orjson.dumps({**result.summary(), "done": True}) + b"\n"
 
     def _portions(
-        self, sent: Iterator[Sent | PylonError], keep_ids: bool, tally: _ImportResult
+        self, sent: Iterator[Sent | PylonError], keep_ids: bool, result: _ImportResult
     ) -> Iterator[None]:
-        """Carry out the import, pausing after each portion.
+        """Execute the import; yield after each portion.
 
         Raises:
-            WriteQueueFull, WriterUnavailable, StoreUnavailable: what `tally` has is done.
+            WriteQueueFull, WriterUnavailable, StoreUnavailable: the rows of `result` are done.
         """
         portion: list[tuple[int, InsertRow]] = []
         size_bytes = 0
         for entry in sent:
-            tally.rows += 1
-            if tally.rows % _PORTION_ROWS == 0:
-                gevent.sleep(0)  # rows that fail wait for nobody: let other requests go on
+            result.rows += 1
+            if result.rows % _PORTION_ROWS == 0:
+                gevent.sleep(0)  # rows that fail never wait: let other requests run
             if isinstance(entry, PylonError):
-                tally.fail(tally.rows, None, entry)
+                result.fail(result.rows, None, entry)
                 continue
             try:
                 op = self._insert(*entry, keep_ids)
             except PylonError as error:
-                tally.fail(tally.rows, entry[0], error)
+                result.fail(result.rows, entry[0], error)
                 continue
-            portion.append((tally.rows, op))
+            portion.append((result.rows, op))
             size_bytes += len(op.row_json)
             if len(portion) == _PORTION_ROWS or size_bytes >= _PORTION_BYTES:
-                self._write(portion, tally)
+                self._write(portion, result)
                 yield
                 portion, size_bytes = [], 0
         if portion:
-            self._write(portion, tally)
+            self._write(portion, result)
 
     def _insert(self, name: object, row: object, keep_ids: bool) -> InsertRow:
         app = self._services.app
@@ -164,16 +165,16 @@ class Import:
             codec.entity.name, row_id, encoded.values, encoded.row_json, given is not None
         )
 
-    def _write(self, portion: list[tuple[int, InsertRow]], tally: _ImportResult) -> None:
+    def _write(self, portion: list[tuple[int, InsertRow]], result: _ImportResult) -> None:
         replies = self._services.writer.submit_all([op for _, op in portion])
         for (number, op), reply in zip(portion, replies, strict=True):
             if reply.error is None:
-                tally.inserted[op.entity] = tally.inserted.get(op.entity, 0) + 1
+                result.inserted[op.entity] = result.inserted.get(op.entity, 0) + 1
                 continue
             error = reply.error.to_exception()
             if error.status == 503:
                 raise error
-            tally.fail(number, op.entity, error)
+            result.fail(number, op.entity, error)
 
 
 def _is_id(value: object) -> bool:
@@ -181,12 +182,12 @@ def _is_id(value: object) -> bool:
 
 
 def _from_document(raw: bytes) -> Iterator[Sent | PylonError]:
-    """The rows of a document. Each is decoded when its turn has come, so that a document may
+    """Yield the rows of a document. Each is decoded when its turn comes, so that a document may
     have more values than a decoder may make at once."""
     try:
         entities = msgspec.json.decode(raw, type=ImportBody).entities
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _from_small_document(*decode_changes(raw))  # which says what is wrong
+        return _from_small_document(*decode_changes(raw))  # raises what is wrong
     return (
         _decoded(name, bytes(row)) for name, rows in entities.items() for row in rows
     )
@@ -216,7 +217,7 @@ def _from_small_document(body: Any, is_doubtful: bool) -> Iterator[Sent | PylonE
 
 
 def _from_lines(raw: bytes) -> Iterator[Sent | PylonError]:
-    for line in io.BytesIO(raw):  # not all at once: there may be ten million
+    for line in io.BytesIO(raw):  # one at a time: there may be ten million
         if not line.strip():
             continue
         try:

@@ -1,8 +1,8 @@
-"""Relations between rows, set and cleared (spec/http.md §3.8).
+"""Sets and clears relations between rows (spec/http.md §3.8).
 
-A to-one relation is a field of the row itself; a to-many relation is a field of the rows that
-it leads to, which then holds this row's id. Either way one row is updated: under its entity's
-update policy, and with a change event like any other update.
+A to-one relation is a field of the row itself. A to-many relation is a field of the rows that it
+leads to, which holds this row's id. Either way one row is updated: under the update policy of its
+entity, and with a change event like any other update.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Link:
         self._services = services
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        _answer(self._services, req, resp, linked=True)
+        _execute(self._services, req, resp, linked=True)
 
 
 class Unlink:
@@ -44,10 +44,10 @@ class Unlink:
         self._services = services
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        _answer(self._services, req, resp, linked=False)
+        _execute(self._services, req, resp, linked=False)
 
 
-def _answer(
+def _execute(
     services: DataServices, req: falcon.Request, resp: falcon.Response, linked: bool
 ) -> None:
     auth = caller_of(req, services.requests).auth
@@ -78,8 +78,8 @@ def _answer(
 
 
 def _is_own_field(services: DataServices, entity: Entity, relation: Relation) -> bool:
-    """Whether the relation is a field of the row itself; a to-many one is, where its target has
-    no such field (as in graph queries)."""
+    """Return whether the relation is a field of the row itself. A to-many relation is one too, if
+    its target has no such field, as in graph queries."""
     target = services.app.manifest.by_name[relation.target]
     return not (relation.many and relation.field in target.by_name)
 
@@ -88,7 +88,11 @@ def _update_target(
     services: DataServices, auth: AuthContext, entity: Entity, row_id: str, relation: Relation,
     target_id: str, linked: bool, key: OpKey | None,
 ) -> UpdateRow:
-    """The update of the row at the other end of a to-many relation."""
+    """Return the op that updates the row at the other end of a to-many relation.
+
+    Raises:
+        NotFound: the caller may not read one of the rows, or they are not linked.
+    """
     target = services.app.manifest.by_name[relation.target]
     allowed = services.app.rules.of(entity.name).read_clause(auth)
     source = services.store.point(
@@ -110,7 +114,7 @@ def _update_target(
         raise NotFound(
             "Target entity not found", hint=f"{target.name}/{target_id} is not linked to this row"
         )
-    # Only while it is as it was looked at: somebody may be linking it to another row.
+    # Only if the row is unchanged: another request may be linking it to another row.
     return changes.update(
         services.app, target, auth, target_id, {relation.field: None}, key,
         seq if key is None else None,

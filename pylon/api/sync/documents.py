@@ -1,9 +1,11 @@
-"""Pushes to rows' documents (spec/realtime.md §6.4).
+"""Pushes of updates to the documents of rows (spec/realtime.md §6.4).
 
 The route judges the caller's rights before it decodes or merges anything. Then the merge sandbox
-(`pylon.crdt.sandbox`) merges the update on trial. Bytes that are no update, swell beyond the limit,
-take too long or crash Loro never reach the writer. The writer judges the rights again, on the row
-as it is then.
+(`pylon.crdt.sandbox`) merges the update on trial: bytes that are no update, that swell beyond the
+limit, take too long or crash Loro never reach the writer. The writer judges the rights again, on
+the row as it is at the commit.
+
+Bounds: limits.DOCUMENT_UPDATE_BYTES, and the rates `document-pushes-…`.
 """
 
 from __future__ import annotations
@@ -81,10 +83,10 @@ class DocumentPush:
     def _check_rights(
         self, entity: Entity, row_id: str, auth: AuthContext, started_s: float
     ) -> None:
-        """Refuse a push that the writer would refuse whatever the update is.
+        """Refuse a push that the writer would refuse for any update.
 
         Raises:
-            NotFound: there is no such row, or none that the caller may read.
+            NotFound: there is no such row that the caller may read.
             PolicyDenied: the caller may not change it.
         """
         services = self._services
@@ -100,10 +102,10 @@ class DocumentPush:
 
 
 def _spend_push(services: DataServices, auth: AuthContext, address: str) -> None:
-    """Charge the identity; and its address for a guest, whom anybody may make.
+    """Charge the identity; for a guest also the address, because anybody can make guests.
 
     Raises:
-        RateLimited: either has pushed too often.
+        RateLimited: the identity or the address has pushed too often.
     """
     services.requests.limiter.require(DOCUMENT_PUSHES_BY_USER, user_subject(auth.user_id or ""))
     if auth.is_guest:
@@ -111,7 +113,7 @@ def _spend_push(services: DataServices, auth: AuthContext, address: str) -> None
 
 
 def bad_path(req: falcon.Request, resp: falcon.Response, **parameters: object) -> NoReturn:
-    """The sink of every other path below the prefix."""
+    """Refuse every other path below the prefix: a sink."""
     raise BadPath("Expected POST /api/crdt/<Entity>/<row id>")
 
 

@@ -1,10 +1,10 @@
 """Pull (spec/http.md §3.9, spec/realtime.md §1.4).
 
-Each pull writes a cursor note before its answer leaves, so that the socket that the client
-opens next begins at the pull's first cursor. The pull's last cursor would not do: the answer may
-be lost on its way, and a published client connects all the same. It drops events that it has. For
-a client that is many pages behind, the note is the end of each page; otherwise the hub would send
-it all pages again.
+Each pull writes a cursor hint before its response leaves, so that the socket that the client opens
+next begins at the first cursor of the pull. The last cursor would not do: the response may be
+lost on its way, and a published client connects all the same. The client drops events that it has.
+For a client that is many pages behind, the hint is the end of each page; otherwise the hub would
+send it all pages again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Pull:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         if text_value(req, "snapshot_after"):
-            # A snapshot is answered whole, so none of these tokens was ever given out.
+            # A snapshot is one response, so this server never issues such a token.
             raise SnapshotCursorInvalid(
                 "snapshot_after is not a cursor of this server",
                 hint="Pull again with since=0 and without snapshot_after",
@@ -48,7 +48,7 @@ class Pull:
         services = self._services
         caller = caller_of(req, services.requests)
         key = note_key(caller.session_id, address_of(req, services.requests))
-        since = _cursor(text_value(req, "since"))
+        since = _parse_cursor(text_value(req, "since"))
         app = services.app
         if since == 0:
             head = services.store.point(lambda reader: reader.head_seq())
@@ -56,13 +56,13 @@ class Pull:
             pieces = services.turns.paced(
                 snapshot(services.store, app.manifest, app.rules, caller.auth, subject), subject
             )
-            first = _leading(pieces)
+            first = _read_beginning(pieces)
             self._sync.hints.publish(key, head)
             if len(first) < _SMALL_BYTES:
                 send_raw(resp, first)
             else:
-                # Said again at the end: a slow download outlives a note.
-                again = self._noted(key, head)
+                # Published again at the end: a slow download outlives a hint.
+                again = self._publish_hint(key, head)
                 resp.stream = chain((first,), pieces, again)
             return
         try:
@@ -73,43 +73,47 @@ class Pull:
             self._sync.hints.publish(key, since)
             raise
         if len(pulled.body) > _PIECE_BYTES:
-            # It took long and is paid for now: others, and then other callers' long ones, come
-            # before this caller's next.
+            # This pull took long: other callers, and their long pulls, come before the next one
+            # of this caller.
             services.turns.wait(subject_of(req, services.requests))
         self._sync.hints.publish(key, pulled.cursor if pulled.has_more else since)
         send_raw(resp, pulled.body)
 
     on_head = on_get
 
-    def _noted(self, key: int, cursor: int) -> Iterator[bytes]:
-        """No more of an answer, but a note that its client has all of it."""
+    def _publish_hint(self, key: int, cursor: int) -> Iterator[bytes]:
+        """Yield nothing, but publish that the client has the whole response."""
         self._sync.hints.publish(key, cursor)
         yield from ()
 
     def _delta(self, auth: AuthContext, since: int) -> Pulled:
-        """What all who follow the changes ask for after each of them."""
+        """Return the changes after a cursor. Every follower asks for them after each change, so
+        the pull cache keeps them until the next commit."""
         services = self._services
-        rules, answers = services.app.rules, self._sync.pull_cache
-        if not answers.should_probe():
+        rules, cache = services.app.rules, self._sync.pull_cache
+        if not cache.should_probe():
             return delta(self._sync.feed, rules, auth, since)
-        # Admins also see what is left of entities that are no more.
+        # Admins also see changes of entities that the manifest no longer has.
         key = (auth if auth.is_admin or not rules.is_open else None, since)
         version = version_of(services.store)
-        pulled = answers.find(version, key)
+        pulled = cache.find(version, key)
         if pulled is None:
             pulled = delta(self._sync.feed, rules, auth, since)
-            answers.keep(version, key, pulled, len(pulled.body))
+            cache.keep(version, key, pulled, len(pulled.body))
         return pulled
 
 
-def _cursor(raw: str | None) -> int:
-    """`since`; what is missing or unreadable means 0 (§1.4)."""
+def _parse_cursor(raw: str | None) -> int:
+    """Return `since` as a number; 0 if it is missing or unreadable (§1.4)."""
     return int(raw) if raw is not None and _SINCE.fullmatch(raw) else 0
 
 
-def _leading(pieces: Iterator[bytes]) -> bytes:
-    """The beginning of the answer; all of it where it is short. A failure before this many
-    bytes can still be answered as an error, and a short answer gets its Content-Length."""
+def _read_beginning(pieces: Iterator[bytes]) -> bytes:
+    """Return the first _SMALL_BYTES of the response, or all of it.
+
+    A failure before these bytes are sent can still become an error response, and a short response
+    gets its Content-Length.
+    """
     parts: list[bytes] = []
     size_bytes = 0
     for piece in pieces:
