@@ -235,7 +235,7 @@ CHANNEL_MESSAGE_BYTES: Final = 64 * 1024
 CHANNELS_BYTES: Final = 16 * 1024 * 1024  # of all messages kept
 
 BUS_ROOMS_HWM: Final = 8_192  # messages; above what ROOM_COMMANDS_IN_FLIGHT lets through
-BUS_ROOM_NEWS_HWM: Final = 1_000  # for each socket worker; more are dropped: fresh snapshots
+BUS_ROOM_UPDATES_HWM: Final = 1_000  # for each socket worker; more are dropped: fresh snapshots
 BUS_ROOM_UPDATES_BYTES: Final = 1024 * 1024  # one message of news, or of replies, is cut here
 CHANGES_UNREAD_BYTES: Final = 8 * 1024 * 1024  # kept for each subscriber; then the log is read
 BUS_SIGNALS_HWM: Final = 10_000

@@ -32,7 +32,7 @@ class RoomsThread:
     def __init__(self, runtime: Runtime, clock: Clock, random: RandomSource) -> None:
         self._runtime = runtime
         self._clock = clock
-        self._desk = RoomService(clock, random.token_hex(8))
+        self._service = RoomService(clock, random.token_hex(8))
         self._port = RoomsPort(runtime)
         self._ended: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._stopping = threading.Event()
@@ -58,25 +58,25 @@ class RoomsThread:
             self._waker.wake()
 
     def _run(self) -> None:
-        desk, port = self._desk, self._port
+        service, port = self._service, self._port
         due_s = self._clock.monotonic_s()
         while not self._stopping.is_set():
             wait_s = _IDLE_S
-            if desk.has_news:
+            if service.has_updates:
                 wait_s = max(0.0, due_s - self._clock.monotonic_s())
             for peer, requests in port.receive(wait_s):
-                port.reply(peer, desk.apply(peer, requests))
+                port.reply(peer, service.apply(peer, requests))
             self._note_ends()
-            desk.expire()
-            if desk.has_news and self._clock.monotonic_s() >= due_s:
-                for news in desk.news():
-                    port.publish(news)
+            service.expire()
+            if service.has_updates and self._clock.monotonic_s() >= due_s:
+                for updates in service.take_updates():
+                    port.publish(updates)
                 due_s = self._clock.monotonic_s() + limits.ROOM_TICK_S
         port.close()
 
     def _note_ends(self) -> None:
         while not self._ended.empty():
             pid = self._ended.get_nowait()
-            for name in self._desk.workers:
+            for name in self._service.workers:
                 if pid_of(name) == pid:
-                    self._desk.lost(name)
+                    self._service.lost(name)

@@ -46,7 +46,7 @@ def test_a_member_who_polls_stays_and_one_who_is_silent_leaves(api: Server) -> N
     for _ in range(30):
         api.clock.advance(5)
         api.call("GET", "/api/rooms/r", token=ann)
-    api.services.realtime.rooms.desk.expire()  # type: ignore[attr-defined]
+    api.services.realtime.rooms.service.expire()  # type: ignore[attr-defined]
     assert members(api, "r") == ["ann"]
 
 
@@ -59,7 +59,7 @@ def test_what_a_member_does_is_a_sign_of_life(api: Server, path: str) -> None:
     for _ in range(3):
         api.clock.advance(limits.ROOM_IDLE_S - 1)
         api.call("POST", path, {"room": "r", "topic": "t"}, ann)
-        api.services.realtime.rooms.desk.expire()  # type: ignore[attr-defined]
+        api.services.realtime.rooms.service.expire()  # type: ignore[attr-defined]
     assert members(api, "r") == ["ann"]
 
 
@@ -100,7 +100,7 @@ def test_channels_that_nobody_publishes_to_are_forgotten(api: Server) -> None:
         assert api.call("POST", "/api/pubsub/publish", body, ADMIN_TOKEN).status_code == 200
 
     def channels() -> list[str]:
-        api.services.realtime.rooms.desk.expire()  # type: ignore[attr-defined]
+        api.services.realtime.rooms.service.expire()  # type: ignore[attr-defined]
         answer = api.call("GET", "/api/pubsub/channels", token=ADMIN_TOKEN)
         return [channel["channel"] for channel in answer.json["result"]]
 
@@ -113,8 +113,8 @@ def test_channels_that_nobody_publishes_to_are_forgotten(api: Server) -> None:
     assert channels() == ["a"]
     api.clock.advance(limits.CHANNEL_IDLE_S)
     assert channels() == []
-    desk = api.services.realtime.rooms.desk  # type: ignore[attr-defined]
-    assert desk._channels._size_bytes == 0
+    service = api.services.realtime.rooms.service  # type: ignore[attr-defined]
+    assert service._channels._size_bytes == 0
 
 
 def test_channels_keep_the_newest(api: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,10 +36,10 @@ from pylon.bus.rooms_messages import (
     Subscribe,
     Unsubscribe,
     client_name,
-    news,
     pid_of,
     replies,
     requests,
+    updates,
 )
 from pylon.clock import ManualClock
 from pylon.rooms.service import RoomService
@@ -93,7 +93,7 @@ class RoomsMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = ManualClock()
-        self.desk = RoomService(self.clock, "g")
+        self.service = RoomService(self.clock, "g")
         self.members: dict[str, dict[str, Any]] = {}
         self.heard_s: dict[tuple[str, str], float] = {}
         self.polled_s: dict[tuple[str, str], float] = {}
@@ -108,7 +108,7 @@ class RoomsMachine(RuleBasedStateMachine):
     def ask(self, command: RoomCommand, worker: bytes = b"r1-http") -> RoomReply:
         self.ids += 1
         sent = requests.decode(encode([RoomRequest(self.ids, command)]))
-        (reply,) = replies.decode(encode(self.desk.apply(worker, sent)))
+        (reply,) = replies.decode(encode(self.service.apply(worker, sent)))
         assert (reply.id, reply.counter) == (self.ids, self.counter)
         return reply
 
@@ -254,7 +254,7 @@ class RoomsMachine(RuleBasedStateMachine):
     @rule(worker=WORKERS)
     def crash(self, worker: bytes) -> None:
         assert pid_of(worker) in (11, 12)
-        self.desk.lost(worker)
+        self.service.lost(worker)
         self.end([p for p in [*self.sockets, *self.leaving] if p.worker == worker])
 
     # --- Time ------------------------------------------------------------------------------
@@ -262,9 +262,9 @@ class RoomsMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.1, limits.ROOM_POLL_S, limits.ROOM_IDLE_S / 2]))
     def wait(self, seconds: float) -> None:
         self.clock.advance(seconds)
-        for worker in self.desk.workers:
-            self.desk._heard_s[worker] = self.clock.monotonic_s()  # they say so once a second
-        self.desk.expire()
+        for worker in self.service.workers:
+            self.service._heard_s[worker] = self.clock.monotonic_s()  # they say so once a second
+        self.service.expire()
         since_s = self.clock.monotonic_s() - limits.ROOM_IDLE_S
         for (room, user), heard_s in list(self.heard_s.items()):
             if heard_s <= since_s and self.is_member(room, user) and not self.held(room, user):
@@ -276,9 +276,9 @@ class RoomsMachine(RuleBasedStateMachine):
         heard: dict[Place, list[Any]] = {place: [] for place in [*self.sockets, *self.leaving]}
         dropped: set[Place] = set()
         before = {place: len(w.said) for place, w in self.sockets.items()}
-        for message in self.desk.news():
+        for message in self.service.take_updates():
             self.counter += 1
-            decoded = news.decode(encode(message))
+            decoded = updates.decode(encode(message))
             assert (decoded.generation, decoded.counter) == ("g", self.counter)
             for tick in decoded.ticks:
                 assert tick.room is not None
@@ -286,7 +286,7 @@ class RoomsMachine(RuleBasedStateMachine):
                     if place.room == tick.room:
                         heard[place] += [json.loads(text) for text in tick.texts]
                 dropped |= {Place(w, number, tick.room) for w, number in tick.dropped}
-        assert not self.desk.has_news
+        assert not self.service.has_updates
         assert dropped <= set(self.leaving) | dropped - set(self.sockets)
         assert set(self.leaving) <= dropped
         if lost:
@@ -325,7 +325,7 @@ class RoomsMachine(RuleBasedStateMachine):
     def the_rooms_are_those_of_the_model(self) -> None:
         listed = {room["name"]: room["members"] for room in self.answer(GetRooms())}
         assert listed == {room: len(members) for room, members in self.members.items()}
-        rooms = self.desk._rooms
+        rooms = self.service._rooms
         assert rooms.members == sum(listed.values())
         assert rooms._size_bytes == sum(room.size_bytes for room in rooms._rooms.values())
         held: dict[str, Counter[str]] = {}

@@ -35,10 +35,10 @@ class Asking:
 
     def __init__(self) -> None:
         self.clock = ManualClock()
-        self.desk = RoomService(self.clock, "g")
+        self.service = RoomService(self.clock, "g")
 
     def ask(self, *commands: RoomCommand) -> list[RoomReply]:
-        return self.desk.apply(WS, [RoomRequest(n, c) for n, c in enumerate(commands, 1)])
+        return self.service.apply(WS, [RoomRequest(n, c) for n, c in enumerate(commands, 1)])
 
     def join(self, room: str, *users: str, data: bytes = b"null") -> None:
         for reply in self.ask(*(JoinRoom(room, user, data) for user in users)):
@@ -54,7 +54,8 @@ class Asking:
         """All texts of a tick, decoded."""
         return [
             json.loads(text)
-            for news in self.desk.news() for tick in news.ticks for text in tick.texts
+            for updates in self.service.take_updates() for tick in updates.ticks
+            for text in tick.texts
         ]
 
     def members(self, room: str) -> list[str]:
@@ -71,7 +72,8 @@ def test_a_thousand_joins_in_a_tick_are_one_snapshot(asking: Asking) -> None:
     asking.watched("r")
     users = [f"user-{n:04}" for n in range(1_000)]
     asking.join("r", *users, data=b'{"name":"Somebody"}')
-    texts = [text for news in asking.desk.news() for tick in news.ticks for text in tick.texts]
+    updates = list(asking.service.take_updates())
+    texts = [text for each in updates for tick in each.ticks for text in tick.texts]
     assert len(texts) == 1
     snapshot = json.loads(texts[0])
     assert snapshot["type"] == "room-snapshot"
@@ -106,7 +108,7 @@ def test_changes_of_one_member_are_told_once(asking: Asking) -> None:
     asking.ask(Broadcast("r", "ann", "bye", b"{}"), LeaveRoom("r", "ann"))
     assert [text["action"] for text in asking.tick()] == ["broadcast", "leave"]
     asking.ask(LeaveRoom("r", "ann"))
-    assert not asking.desk.has_news
+    assert not asking.service.has_updates
 
 
 def test_who_is_in_a_snapshot_and_leaves_is_told_of(asking: Asking) -> None:
@@ -126,7 +128,7 @@ def test_rooms_without_subscribers_make_no_news(asking: Asking) -> None:
         SetPresence("r", "ann", b"1"), Broadcast("r", "ann", "t", b"1"), Relay("r", "ann", b"{}"),
         LeaveRoom("r", "ann"),
     )
-    assert not asking.desk.has_news
+    assert not asking.service.has_updates
 
 
 def test_what_is_said_in_a_tick_is_bounded(asking: Asking) -> None:
@@ -151,13 +153,13 @@ def test_news_are_cut_into_messages_of_a_bounded_size(asking: Asking) -> None:
         asking.watched(f"room-{room}", f"user-{room}", room)
     for room in range(40):
         asking.ask(*(Broadcast(f"room-{room}", f"user-{room}", "t", data) for _ in range(10)))
-    messages = list(asking.desk.news())
-    counters = [news.counter for news in messages]
+    messages = list(asking.service.take_updates())
+    counters = [updates.counter for updates in messages]
     assert counters == list(range(counters[0], counters[0] + len(messages)))
     assert len(messages) > 2
-    assert sum(len(tick.texts) for news in messages for tick in news.ticks) == 400
-    for news in messages:
-        assert len(encode(news)) < limits.BUS_ROOM_UPDATES_BYTES + limits.ROOM_TICK_BYTES
+    assert sum(len(tick.texts) for updates in messages for tick in updates.ticks) == 400
+    for updates in messages:
+        assert len(encode(updates)) < limits.BUS_ROOM_UPDATES_BYTES + limits.ROOM_TICK_BYTES
 
 
 def test_a_silent_worker_loses_its_sockets(asking: Asking) -> None:
@@ -165,13 +167,13 @@ def test_a_silent_worker_loses_its_sockets(asking: Asking) -> None:
     asking.clock.advance(limits.ROOM_LEASE_S - 1)
     asking.ask(Alive())
     asking.clock.advance(limits.ROOM_LEASE_S - 1)
-    asking.desk.expire()
+    asking.service.expire()
     assert asking.members("r") == ["watcher"]
     asking.clock.advance(1)
-    asking.desk.expire()
+    asking.service.expire()
     assert asking.members("r") == []
-    assert asking.desk.workers == []
-    ((tick,),) = [news.ticks for news in asking.desk.news()]
+    assert asking.service.workers == []
+    ((tick,),) = [updates.ticks for updates in asking.service.take_updates()]
     assert json.loads(tick.texts[0])["action"] == "leave"
     assert tick.dropped == [(WS, 1)], "a worker that only slept learns what it has lost"
 
@@ -189,6 +191,6 @@ def test_a_command_that_fails_fails_alone(asking: Asking) -> None:
 def test_what_wants_no_reply_gets_none(asking: Asking) -> None:
     asking.watched("r")
     requests = [RoomRequest(0, SocketClosed(1)), RoomRequest(7, GetRoom("r", ""))]
-    (reply,) = asking.desk.apply(WS, requests)
+    (reply,) = asking.service.apply(WS, requests)
     assert reply.id == 7
     assert json.loads(reply.body)["count"] == 0

@@ -65,7 +65,7 @@ def kind() -> Any:
         yield found
 
 
-def house_of(
+def registry_of(
     store: ReaderPool, writer: Any, clock: ManualClock, folder: Path, worker: str = "1",
     workers: int = 1,
 ) -> ShardRegistry:
@@ -108,16 +108,16 @@ class Processes(RuleBasedStateMachine):
         self.store, self.engine = self.kept.__enter__()
         self.away = False
         self.writers: dict[str, Writer] = {}
-        self.houses = {name: self.new_house(name) for name in ("1", "2")}
+        self.registries = {name: self.new_registry(name) for name in ("1", "2")}
         self.clients: list[tuple[str, Shard, Client]] = []
         # Sums that nothing may fall below: what was saved when nobody crashed after it.
         self.least: dict[str, int] = dict.fromkeys(IDS, 0)
         self.most: dict[str, int] = dict.fromkeys(IDS, 0)
         self.names = itertools.count()
 
-    def new_house(self, name: str) -> ShardRegistry:
+    def new_registry(self, name: str) -> ShardRegistry:
         self.writers[name] = Writer(self.engine, lambda: self.away)
-        return house_of(
+        return registry_of(
             self.store, self.writers[name], self.clock, Path(self.folder.name), name, 2
         )
 
@@ -129,7 +129,7 @@ class Processes(RuleBasedStateMachine):
         self.folder.cleanup()
 
     def running(self, name: str) -> list[Shard]:
-        return [shard for shard in self.houses[name].all() if shard.running]
+        return [shard for shard in self.registries[name].list_shards() if shard.running]
 
     def stored(self, shard_id: str) -> int:
         at_rest = self.store.point(lambda reader: reader.shard(shard_id))
@@ -147,14 +147,14 @@ class Processes(RuleBasedStateMachine):
 
     @rule(shard_id=st.sampled_from(IDS), name=st.sampled_from("12"))
     def visit(self, shard_id: str, name: str) -> None:
-        house = self.houses[name]
+        registry = self.registries[name]
         try:
-            shard = house.visited(shard_id)
+            shard = registry.find_or_make(shard_id)
             client = Client(f"u{next(self.names)}", WIRE)
-            shard.subscribe(client, house.now_s())
+            shard.subscribe(client, registry.now_s())
         except SubscribeFailed:
             return
-        house.subscribed(shard, is_in=True)
+        registry.settle_join(shard, is_in=True)
         assert self.sum_of(shard) >= self.least[shard_id], "what was saved is lost"
         assert self.sum_of(shard) <= self.most[shard_id], "what was forgotten is back"
         self.clients.append((name, shard, client))
@@ -169,7 +169,7 @@ class Processes(RuleBasedStateMachine):
                     raw = b'{"by":1}'
                     shard.submit(client.sid, client.auth, raw, self.clock.monotonic_s())
                     self.most[shard_id] += 1
-                self.houses[name_of].changed(shard)
+                self.registries[name_of].reschedule(shard)
                 break
         self.wait(ticks)
 
@@ -178,15 +178,15 @@ class Processes(RuleBasedStateMachine):
     def leave(self, pick: int) -> None:
         name, shard, client = self.clients.pop(pick % len(self.clients))
         shard.unsubscribe(client, self.clock.monotonic_s())
-        self.houses[name].changed(shard)
+        self.registries[name].reschedule(shard)
 
     @rule(ticks=st.integers(1, 6))
     def wait(self, ticks: int) -> None:
         for _ in range(ticks):
             self.clock.advance(TICK_S)
-            shards = [shard for name in self.houses for shard in self.running(name)]
-            for house in self.houses.values():
-                house.scheduler.step_due()
+            shards = [shard for name in self.registries for shard in self.running(name)]
+            for registry in self.registries.values():
+                registry.scheduler.step_due()
             for shard in shards:
                 if shard.stopped_because == "idle":
                     self.least[shard.id] = self.most[shard.id] = self.sum_of(shard)
@@ -208,7 +208,7 @@ class Processes(RuleBasedStateMachine):
         was = next((s for s in self.running(name) if s.id == shard_id), None)
         expected = None if was is None else self.sum_of(was)
         try:
-            ran = self.houses[name].move(shard_id, home, 1012, "moved")
+            ran = self.registries[name].move(shard_id, home, 1012, "moved")
         except (SubscribeFailed, Unavailable):
             return
         assert placement_of(shard_id, 2, self.store) == home
@@ -221,7 +221,7 @@ class Processes(RuleBasedStateMachine):
             return
         home = placement_of(shard_id, 2, self.store)
         try:
-            self.houses[home].end(shard_id, 1000, "ended")
+            self.registries[home].end(shard_id, 1000, "ended")
         except PylonError:
             return
         self.least[shard_id] = self.most[shard_id] = 0
@@ -241,12 +241,12 @@ class Processes(RuleBasedStateMachine):
         name = placement_of(shard_id, 2, self.store)
         self.play(shard_id, 2, 1)
         here = {shard.id: self.sum_of(shard) + shard.input_queue for shard in self.running(name)}
-        unsaved = self.houses[name].drain(1001, "bye")
+        unsaved = self.registries[name].drain(1001, "bye")
         assert unsaved == 0
         assert not self.running(name)
         for shard_id, total in here.items():
             self.least[shard_id] = self.most[shard_id] = total
-        self.houses[name] = self.new_house(name)
+        self.registries[name] = self.new_registry(name)
 
     @rule(name=st.sampled_from("12"))
     def crash(self, name: str) -> None:
@@ -255,12 +255,12 @@ class Processes(RuleBasedStateMachine):
         for shard_id in IDS:  # what has not reached the store is lost, and nothing else
             if placement_of(shard_id, 2, self.store) == name:
                 self.least[shard_id] = self.stored(shard_id)
-        self.houses[name] = self.new_house(name)
+        self.registries[name] = self.new_registry(name)
         self.clients = [each for each in self.clients if each[0] != name]
 
     @invariant()
     def one_running_shard_of_each_id(self) -> None:
-        ids = [shard.id for name in self.houses for shard in self.running(name)]
+        ids = [shard.id for name in self.registries for shard in self.running(name)]
         assert len(ids) == len(set(ids))
 
 
@@ -279,13 +279,13 @@ TestProcesses.settings = settings(
 def test_a_refused_visitor_leaves_no_shard(kind: Kind, tmp_path: Path) -> None:
     clock = ManualClock()
     with shard_store(tmp_path, clock) as (store, engine):
-        house = house_of(store, engine, clock, tmp_path)
-        shard = house.visited("sim:1")
-        house.subscribed(shard, is_in=False)
-        assert house.all() == []
-        assert house.made("sim:1", {}).running
-        house.subscribed(house.visited("sim:1"), is_in=False)
-        assert [shard.id for shard in house.all()] == ["sim:1"]
+        registry = registry_of(store, engine, clock, tmp_path)
+        shard = registry.find_or_make("sim:1")
+        registry.settle_join(shard, is_in=False)
+        assert registry.list_shards() == []
+        assert registry.get_or_make("sim:1", {}).running
+        registry.settle_join(registry.find_or_make("sim:1"), is_in=False)
+        assert [shard.id for shard in registry.list_shards()] == ["sim:1"]
 
 
 def test_recordings_stay_in_their_folder_and_are_bounded(
@@ -297,14 +297,14 @@ def test_recordings_stay_in_their_folder_and_are_bounded(
         registered(Counters, record_bytes=100_000, tick_budget_s=0),
         shard_store(tmp_path, clock) as (store, engine),
     ):
-        house = house_of(store, engine, clock, tmp_path)
+        registry = registry_of(store, engine, clock, tmp_path)
         for shard_id in ("sim:../../x", "sim:" + "é" * 190, "sim:a/b", "sim:a_b", "sim:a-b"):
             clock.advance(0.001)
-            house.made(shard_id, {})
+            registry.get_or_make(shard_id, {})
             names = sorted(path.name for path in (tmp_path / "recordings").iterdir())
             assert all(len(name) < 128 for name in names)
         assert len(names) == 3
-        house.drain(1001, "bye")
+        registry.drain(1001, "bye")
 
 
 def test_params_and_states_are_bounded(
@@ -312,10 +312,10 @@ def test_params_and_states_are_bounded(
 ) -> None:
     clock = ManualClock()
     with shard_store(tmp_path, clock) as (store, engine):
-        house = house_of(store, engine, clock, tmp_path)
+        registry = registry_of(store, engine, clock, tmp_path)
         with pytest.raises(LimitExceeded, match="params are larger"):
-            house.made("sim:1", {"x": "y" * limits.SHARD_PARAMS_BYTES})
+            registry.get_or_make("sim:1", {"x": "y" * limits.SHARD_PARAMS_BYTES})
         monkeypatch.setattr(limits, "SHARD_STATE_BYTES", 10)
-        house.made("sim:1", {})
-        house.drain(1001, "bye")
+        registry.get_or_make("sim:1", {})
+        registry.drain(1001, "bye")
         assert engine.seen == []

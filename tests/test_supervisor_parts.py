@@ -249,10 +249,10 @@ def test_readiness_is_fresh_and_dead_processes_are_forgotten() -> None:
 
 
 def test_news_reach_late_listeners_from_the_beginning() -> None:
-    news = DrainProgress()
-    news.say(step="a")
-    lines = news.listen()
-    news.say(step="b", done=True)
+    updates = DrainProgress()
+    updates.say(step="a")
+    lines = updates.listen()
+    updates.say(step="b", done=True)
     assert [lines.get_nowait() for _ in range(2)] == [
         {"step": "a"}, {"step": "b", "done": True}]
     assert lines.empty()

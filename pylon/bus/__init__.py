@@ -6,7 +6,7 @@ changes are frames on streams (`pylon.bus.frames`); all other channels are ZeroM
     signals      SignalSender (PUB, anyone)          ->  SignalProxy (XSUB, XPUB, supervisor)
                                                      ->  SignalReceiver (SUB, anyone)
     rooms        RoomsClient (DEALER, http and ws)   ->  RoomsPort (ROUTER, rooms thread)
-    room_news    RoomsPort (PUB)                     ->  RoomUpdatesSubscriber (SUB, ws)
+    room_updates    RoomsPort (PUB)                     ->  RoomUpdatesSubscriber (SUB, ws)
     shards       Caller (DEALER, http, ws, shards)   ->  CallPort (ROUTER, each shards worker)
     status       StatusSender (PUSH, each worker)    ->  StatusReceiver (PULL, supervisor)
 

@@ -20,10 +20,10 @@ class RoomUpdatesSubscriber:
 
     def __init__(self, runtime: Runtime) -> None:
         self._socket = contexts.open_socket(
-            contexts.green(), zmq.SUB, limits.BUS_ROOM_NEWS_HWM
+            contexts.green(), zmq.SUB, limits.BUS_ROOM_UPDATES_HWM
         )
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
-        self._socket.connect(runtime.room_news)
+        self._socket.connect(runtime.room_updates)
 
     def receive(self) -> RoomUpdates:
         """The next message; blocks this greenlet.
@@ -31,7 +31,7 @@ class RoomUpdatesSubscriber:
         Raises:
             zmq.ZMQError: the socket was closed.
         """
-        return rooms_messages.news.decode(self._socket.recv())
+        return rooms_messages.updates.decode(self._socket.recv())
 
     def close(self) -> None:
         self._socket.close()

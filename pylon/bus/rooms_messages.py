@@ -2,7 +2,7 @@
 
     rooms      worker DEALER -> rooms ROUTER   one frame: list[RoomRequest]
                rooms ROUTER -> worker DEALER   one frame: list[RoomReply]
-    room_news  rooms PUB -> SUB, ws workers    one frame: RoomUpdates
+    room_updates  rooms PUB -> SUB, ws workers    one frame: RoomUpdates
 
 Invariants: a request whose id is 0 gets no reply, every other gets exactly one; requests of one
 worker are carried out in the order sent. `RoomUpdates.counter` grows by one with each message, and
@@ -183,4 +183,4 @@ def pid_of(name: bytes) -> int:
 
 requests = msgspec.msgpack.Decoder(list[RoomRequest])
 replies = msgspec.msgpack.Decoder(list[RoomReply])
-news = msgspec.msgpack.Decoder(RoomUpdates)
+updates = msgspec.msgpack.Decoder(RoomUpdates)

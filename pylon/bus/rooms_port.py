@@ -23,16 +23,16 @@ _TURN_MESSAGES: Final = 100  # then the news have their turn
 
 
 class RoomsPort:
-    """Binds the rooms and the room_news endpoints. One thread only."""
+    """Binds the rooms and the room_updates endpoints. One thread only."""
 
-    __slots__ = ("_news", "_socket")
+    __slots__ = ("_socket", "_updates")
 
     def __init__(self, runtime: Runtime) -> None:
         context = contexts.plain()
         self._socket = contexts.open_socket(context, zmq.ROUTER, limits.BUS_ROOMS_HWM)
         self._socket.bind(runtime.rooms)
-        self._news = contexts.open_socket(context, zmq.PUB, limits.BUS_ROOM_NEWS_HWM)
-        self._news.bind(runtime.room_news)
+        self._updates = contexts.open_socket(context, zmq.PUB, limits.BUS_ROOM_UPDATES_HWM)
+        self._updates.bind(runtime.room_updates)
 
     def receive(self, timeout_s: float) -> list[tuple[bytes, list[RoomRequest]]]:
         """What waits, up to a bound; the wait for the first message takes `timeout_s` at most.
@@ -68,14 +68,14 @@ class RoomsPort:
         if part:
             self._send(peer, part)
 
-    def publish(self, news: RoomUpdates) -> None:
+    def publish(self, updates: RoomUpdates) -> None:
         """Tell every ws worker that keeps up. Never blocks."""
-        self._news.send(messages.encode(news), zmq.NOBLOCK)
-        metrics.BUS_MESSAGES.labels("room_news").inc()
+        self._updates.send(messages.encode(updates), zmq.NOBLOCK)
+        metrics.BUS_MESSAGES.labels("room_updates").inc()
 
     def close(self) -> None:
         self._socket.close()
-        self._news.close()
+        self._updates.close()
 
     def _send(self, peer: bytes, replies: list[RoomReply]) -> None:
         self._socket.send_multipart((peer, messages.encode(replies)), zmq.NOBLOCK)

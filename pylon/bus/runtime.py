@@ -29,7 +29,7 @@ _PATH_BYTES_MAX: Final = 100  # sun_path holds 108; the longest name below needs
 # Of the socket workers, one for each.
 _OWN_PATTERNS: Final = ("passing-*", "addresses-*", "shards-*")
 _OWN_FILES: Final = (
-    "writes", "changes", "signals_in", "signals_out", "status", "rooms", "room_news",
+    "writes", "changes", "signals_in", "signals_out", "status", "rooms", "room_updates",
     "control.sock", "manifest.json", "rates", "notes", "arbiter",
 )
 
@@ -70,8 +70,8 @@ class Runtime:
         return self._endpoint("rooms")
 
     @property
-    def room_news(self) -> str:
-        return self._endpoint("room_news")
+    def room_updates(self) -> str:
+        return self._endpoint("room_updates")
 
     def shards(self, worker: str) -> str:
         """Where a shards worker answers."""

@@ -60,7 +60,7 @@ class RoomService:
         self._heard_s: dict[bytes, float] = {}  # workers with sockets, by routing id
 
     @property
-    def has_news(self) -> bool:
+    def has_updates(self) -> bool:
         """Whether a tick would have anything to tell."""
         return bool(self._updates)
 
@@ -101,7 +101,7 @@ class RoomService:
         self._rooms.expire()
         self._channels.expire()
 
-    def news(self) -> Iterator[RoomUpdates]:
+    def take_updates(self) -> Iterator[RoomUpdates]:
         """End the tick: what subscribers are to be told, in messages of a bounded size."""
         ticks: list[RoomTick] = []
         size_bytes = 0

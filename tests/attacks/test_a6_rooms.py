@@ -22,7 +22,7 @@ from pylon.rates import Rate
 from tests.support.hub import MANIFEST, Stage
 from tests.support.live import LiveClient, World
 from tests.support.manifests import notes_app
-from tests.support.rooms import Keeper
+from tests.support.rooms import RoomServer
 from tests.support.wait import wait_until
 from tests.support.websocket_client import WebSocketClient
 from tests.support.writer import ADMIN_TOKEN, DeskRooms, Server, running
@@ -79,7 +79,7 @@ def room_count(api: Server) -> int:
 def expire(api: Server) -> None:
     rooms = api.services.realtime.rooms
     assert isinstance(rooms, DeskRooms)
-    rooms.desk.expire()
+    rooms.service.expire()
 
 
 # --- Rooms -----------------------------------------------------------------------------------
@@ -195,11 +195,11 @@ def test_an_admin_who_acts_for_others_is_not_counted(api: Server) -> None:
 @pytest.mark.usefixtures("processes")
 def test_relayed_messages_are_limited_for_an_identity_over_its_sockets(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
-    keeper = Keeper(stage)
+    room_server = RoomServer(stage)
     try:
         worker = stage.start("ws", PYLON_SOCKETS_PER_IP="0")
         token, _ = stage.login("eve")
-        keeper.ask(JoinRoom("r", "eve", b"null"))
+        room_server.ask(JoinRoom("r", "eve", b"null"))
         sockets = [WebSocketClient(worker.port, token=token) for _ in range(2)]
         say = json.dumps({"type": "topic", "topic": "t", "data": 1, "room": "r"}).encode()
         burst = int(rates.ROOM_MESSAGES_BY_USER.burst or 0)
@@ -208,7 +208,7 @@ def test_relayed_messages_are_limited_for_an_identity_over_its_sockets(tmp_path:
                 client.send_frame(1, say)
         errors = [client.read_json() for client in sockets]
         assert {(error["code"], error["for"]) for error in errors} == {("RATE_LIMITED", "topic")}
-        wait_until("the burst is relayed", lambda: sum(keeper.relays) >= burst)
+        wait_until("the burst is relayed", lambda: sum(room_server.relays) >= burst)
         subscribe = json.dumps({"type": "room-subscribe", "room": "r"}).encode()
         count = int(rates.ROOM_SUBSCRIPTIONS_BY_USER.limit)
         asked = count + 400
@@ -220,7 +220,7 @@ def test_relayed_messages_are_limited_for_an_identity_over_its_sockets(tmp_path:
         assert heard["RATE_LIMITED"]
         assert count <= heard["room-snapshot"] < asked
     finally:
-        keeper.close()
+        room_server.close()
         stage.close()
 
 

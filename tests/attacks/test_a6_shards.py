@@ -13,7 +13,7 @@ from pylon.rates import MATCHES_BY_USER, SHARDS_BY_USER, address_subject, user_s
 from tests.support.manifests import notes_app
 from tests.support.realtime import Counters, registered
 from tests.support.writer import ADMIN_TOKEN, running
-from tests.test_shards_registry import house_of, shard_store
+from tests.test_shards_registry import registry_of, shard_store
 
 ADA = (user_subject("ada"), address_subject("192.0.2.1"))
 BOB = (user_subject("bob"), address_subject("192.0.2.1"))
@@ -23,42 +23,42 @@ CYD = (user_subject("cyd"), address_subject("192.0.2.2"))
 def test_one_identity_makes_so_many_shards_and_the_next_client_is_let_in(tmp_path: Path) -> None:
     clock = ManualClock()
     with registered(Counters), shard_store(tmp_path, clock) as (store, writer):
-        house = house_of(store, writer, clock, tmp_path)
+        registry = registry_of(store, writer, clock, tmp_path)
         made = 0
         for number in range(400):
             try:
-                house.visited(f"sim:{number}", ADA)
+                registry.find_or_make(f"sim:{number}", ADA)
                 made += 1
             except RateLimited:
                 clock.advance(SHARDS_BY_USER.interval_s)
             except SubscribeFailed:
                 break
         assert made == limits.SHARDS_OF_USER
-        house.visited("sim:bob", BOB)
-        house.visited("sim:cyd", CYD)
+        registry.find_or_make("sim:bob", BOB)
+        registry.find_or_make("sim:cyd", CYD)
         # A shard that is there may be joined by anybody.
-        house.visited("sim:bob", ADA)
+        registry.find_or_make("sim:bob", ADA)
 
 
 def test_shards_that_are_forgotten_do_not_count(tmp_path: Path) -> None:
     clock = ManualClock()
     with registered(Counters), shard_store(tmp_path, clock) as (store, writer):
-        house = house_of(store, writer, clock, tmp_path)
+        registry = registry_of(store, writer, clock, tmp_path)
         for number in range(3 * limits.SHARDS_OF_USER):
             clock.advance(SHARDS_BY_USER.interval_s)
-            shard = house.visited(f"sim:{number}", ADA)
-            house.subscribed(shard, is_in=False)
-        assert house.all() == []
+            shard = registry.find_or_make(f"sim:{number}", ADA)
+            registry.settle_join(shard, is_in=False)
+        assert registry.list_shards() == []
 
 
 def test_what_the_server_makes_counts_for_nobody(tmp_path: Path) -> None:
     clock = ManualClock()
     with registered(Counters), shard_store(tmp_path, clock) as (store, writer):
-        house = house_of(store, writer, clock, tmp_path)
+        registry = registry_of(store, writer, clock, tmp_path)
         for number in range(2 * limits.SHARDS_OF_USER):
-            house.made(f"sim:{number}", {})
-        house.visited("sim:ada", ADA)
-        assert len(house.all()) == 2 * limits.SHARDS_OF_USER + 1
+            registry.get_or_make(f"sim:{number}", {})
+        registry.find_or_make("sim:ada", ADA)
+        assert len(registry.list_shards()) == 2 * limits.SHARDS_OF_USER + 1
 
 
 @pytest.mark.parametrize("is_admin", [False, True])

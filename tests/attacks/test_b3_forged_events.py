@@ -19,7 +19,7 @@ from pylon.bus.rooms_messages import JoinRoom, RoomRequest, Subscribe
 from pylon.errors import PylonError
 from tests.support.hub import Stage
 from tests.support.manifests import notes_app
-from tests.support.rooms import Keeper
+from tests.support.rooms import RoomServer
 from tests.support.wait import wait_until
 from tests.support.websocket_client import WebSocketClient
 from tests.support.writer import DeskRooms, running
@@ -57,8 +57,8 @@ def stage(processes: None, tmp_path: Path) -> Iterator[Stage]:
 
 
 @pytest.fixture
-def keeper(stage: Stage) -> Iterator[Keeper]:
-    made = Keeper(stage)
+def room_server(stage: Stage) -> Iterator[RoomServer]:
+    made = RoomServer(stage)
     yield made
     made.close()
 
@@ -67,22 +67,22 @@ def say(client: WebSocketClient, message: dict[str, Any]) -> None:
     client.send_frame(1, json.dumps(message).encode())
 
 
-def test_a_member_cannot_forge_a_change_in_a_room(stage: Stage, keeper: Keeper) -> None:
+def test_a_member_cannot_forge_a_change_in_a_room(stage: Stage, room_server: RoomServer) -> None:
     worker = stage.start("ws", PYLON_SOCKETS_PER_IP="0")
     clients = []
     for user in ("bob", "eve"):
-        keeper.ask(JoinRoom("r", user, b"null"))
+        room_server.ask(JoinRoom("r", user, b"null"))
         client = WebSocketClient(worker.port, token=stage.login(user)[0])
         say(client, {"type": "room-subscribe", "room": "r"})
         assert client.read_json()["type"] == "room-snapshot"
         clients.append(client)
-    keeper.publish()
+    room_server.publish()
     bob, eve = clients
     assert bob.read_json()["action"] == "join"
     for message in FORGED:
         say(eve, {**message, "room": "r"})
-    wait_until("all have been passed on", lambda: sum(keeper.relays) == len(FORGED))
-    keeper.publish()
+    wait_until("all have been passed on", lambda: sum(room_server.relays) == len(FORGED))
+    room_server.publish()
     heard = [bob.read_json() for _ in FORGED]
     for message, said in zip(heard, FORGED, strict=True):
         assert_is_harmless(message, "eve")
@@ -92,15 +92,17 @@ def test_a_member_cannot_forge_a_change_in_a_room(stage: Stage, keeper: Keeper) 
     assert bob.read_json()["data"]["text"] == "real", "the stream of changes goes on"
 
 
-def test_a_client_cannot_forge_a_change_for_everybody(stage: Stage, keeper: Keeper) -> None:
+def test_a_client_cannot_forge_a_change_for_everybody(
+    stage: Stage, room_server: RoomServer
+) -> None:
     worker = stage.start("ws", PYLON_SOCKETS_PER_IP="0", PYLON_WS_UNSCOPED_PRESENCE="1")
     bob = WebSocketClient(worker.port, token=stage.login("bob")[0])
     nobody = WebSocketClient(worker.port)
     eve = WebSocketClient(worker.port, token=stage.login("eve")[0])
     for message in FORGED:
         say(eve, message)
-    wait_until("all have been passed on", lambda: sum(keeper.relays) == len(FORGED))
-    keeper.publish()
+    wait_until("all have been passed on", lambda: sum(room_server.relays) == len(FORGED))
+    room_server.publish()
     for client in (bob, nobody):
         for _ in FORGED:
             assert_is_harmless(client.read_json(), "eve")
@@ -111,15 +113,15 @@ def test_a_room_over_http_relays_known_members_only(tmp_path: Path) -> None:
         token = server.guest()
         rooms = server.services.realtime.rooms
         assert isinstance(rooms, DeskRooms)
-        desk = rooms.desk
-        desk.apply(b"r1-ws", [
+        service = rooms.service
+        service.apply(b"r1-ws", [
             RoomRequest(1, JoinRoom("r", "bob", b"null")), RoomRequest(2, Subscribe("r", "bob", 1)),
         ])
         body = {"room": "r", "topic": "t", "data": CHANGE, "payload": CHANGE, **CHANGE}
         for verb in ("join", "presence", "broadcast", "leave"):
             assert server.call("POST", f"/api/rooms/{verb}", body, token).status_code == 200
-            for news in desk.news():
-                for text in (text for tick in news.ticks for text in tick.texts):
+            for updates in service.take_updates():
+                for text in (text for tick in updates.ticks for text in tick.texts):
                     message = json.loads(text)
                     assert not is_change(message)
                     assert message.keys() <= {"type", "room", "action", "member", "data", "members"}

@@ -13,11 +13,11 @@ from pylon.rooms.service import RoomService
 from tests.support.hub import Stage
 
 
-class Keeper:
+class RoomServer:
     """Keeps rooms, and publishes or loses news when it is told to."""
 
     def __init__(self, stage: Stage) -> None:
-        self.desk = RoomService(SystemClock(), "g")
+        self.service = RoomService(SystemClock(), "g")
         self._port = RoomsPort(stage.runtime)
         self._jobs: queue.Queue[tuple[Callable[[], None], threading.Event]] = queue.Queue()
         self.relays: list[int] = []  # how many each message had
@@ -28,7 +28,7 @@ class Keeper:
     def _run(self) -> None:
         while not self._ended:
             for peer, requests in self._port.receive(0.01):
-                self._port.reply(peer, self.desk.apply(peer, requests))
+                self._port.reply(peer, self.service.apply(peer, requests))
                 self.relays.append(sum(isinstance(r.command, Relay) for r in requests))
             while not self._jobs.empty():
                 job, done = self._jobs.get()
@@ -43,21 +43,21 @@ class Keeper:
 
     def ask(self, *commands: RoomCommand) -> None:
         def job() -> None:
-            for reply in self.desk.apply(b"r1-http", [RoomRequest(1, c) for c in commands]):
+            for reply in self.service.apply(b"r1-http", [RoomRequest(1, c) for c in commands]):
                 assert reply.error is None
 
         self.do(job)
 
     def publish(self) -> None:
         def job() -> None:
-            for news in self.desk.news():
-                self._port.publish(news)
+            for updates in self.service.take_updates():
+                self._port.publish(updates)
 
         self.do(job)
 
     def lose(self) -> None:
         def job() -> None:
-            assert list(self.desk.news())
+            assert list(self.service.take_updates())
 
         self.do(job)
 

@@ -83,10 +83,10 @@ class DeskRooms:
     """Carries commands about rooms out at once, in this process."""
 
     def __init__(self, clock: ManualClock) -> None:
-        self.desk = RoomService(clock, "test")
+        self.service = RoomService(clock, "test")
 
     def submit(self, command: RoomCommand) -> RoomReply:
-        (reply,) = self.desk.apply(b"r1-test", [RoomRequest(1, command)])
+        (reply,) = self.service.apply(b"r1-test", [RoomRequest(1, command)])
         if reply.error is not None:
             raise reply.error.to_exception()
         return reply
@@ -97,12 +97,12 @@ class HouseShards:
 
     def __init__(self, store: ReaderPool, writer: Any, clock: ManualClock, folder: Path) -> None:
         random = SystemRandom()
-        self.house = ShardRegistry(
+        self.registry = ShardRegistry(
             store, writer, clock, random, folder / "recordings", RateLimiter(RateTable(), clock),
             worker="1", workers=1,
         )
         matchmaking = Matchmaking(self, clock, lambda: False)  # type: ignore[arg-type]
-        self._answers = ShardRpcHandlers("1", self.house, matchmaking)
+        self._answers = ShardRpcHandlers("1", self.registry, matchmaking)
 
     def for_shard(self, command: ShardCommand) -> bytes:
         return self._call(command)

@@ -86,16 +86,16 @@ class ShardConnectionHandler:
     """`workers.hub.acceptor.ShardConnectionHandler` of the shards worker."""
 
     def __init__(
-        self, *, worker: str, workers: int, hops: int, store: Store, house: ShardRegistry,
-        seats: ReconnectTokens, siblings: SocketSender, handshakes: protocol.Handshakes,
+        self, *, worker: str, workers: int, hops: int, store: Store, registry: ShardRegistry,
+        reconnect_tokens: ReconnectTokens, siblings: SocketSender, handshakes: protocol.Handshakes,
         reception: SubscriberAdmission, streams: Streams, random: RandomSource,
     ) -> None:
         self._worker = worker
         self._workers = workers
         self._hops = hops
         self._store = store
-        self._house = house
-        self._seats = seats
+        self._registry = registry
+        self._reconnect_tokens = reconnect_tokens
         self._siblings = siblings
         self._handshakes = handshakes
         self._reception = reception
@@ -137,24 +137,24 @@ class ShardConnectionHandler:
 
     # --- The transports' side ------------------------------------------------------------
 
-    def hear(self, connection: Connection, data: str | bytes) -> None:
+    def on_message(self, connection: Connection, data: str | bytes) -> None:
         """A client has said something. Never blocks."""
         subscriber = self._subscribers.get(connection)
         if subscriber is not None and connection.is_open:
-            subscriber.hear(data, self._house.now_s())
-            self._house.changed(subscriber.shard)
+            subscriber.on_message(data, self._registry.now_s())
+            self._registry.reschedule(subscriber.shard)
 
     def gone(self, connection: Connection) -> None:
         """A connection has closed."""
         subscriber = self._subscribers.pop(connection, None)
         if subscriber is None:
             return
-        shard, now_s = subscriber.shard, self._house.now_s()
+        shard, now_s = subscriber.shard, self._registry.now_s()
         if subscriber.seat_token is not None:
             keep_s = shard.kind.config.allow_reconnection_s
-            self._seats.lose(subscriber.seat_token, now_s + keep_s)
+            self._reconnect_tokens.lose(subscriber.seat_token, now_s + keep_s)
         shard.unsubscribe(subscriber, now_s)
-        self._house.changed(shard)
+        self._registry.reschedule(shard)
 
     # --- Within --------------------------------------------------------------------------
 
@@ -181,15 +181,16 @@ class ShardConnectionHandler:
         parameters = handshake.parameters
         if "seat" in parameters:
             raise SubscribeRefused(_SEAT_IN_URL)
-        shard = self._house.visited(shard_id, _subjects(connection.caller, connection.address))
+        subjects = _subjects(connection.caller, connection.address)
+        shard = self._registry.find_or_make(shard_id, subjects)
         seat = None
         if handshake.seat is not None:
-            seat = self._seats.claim(
-                handshake.seat, shard_id, connection.caller, self._house.now_s()
+            seat = self._reconnect_tokens.claim(
+                handshake.seat, shard_id, connection.caller, self._registry.now_s()
             )
         sid = seat.sid if seat else parameters.get("sid") or _ANONYMOUS_SID
         if len(sid) > limits.SHARD_SID_CHARS:
-            self._house.subscribed(shard, is_in=False)
+            self._registry.settle_join(shard, is_in=False)
             raise SubscribeRefused(f"sid is longer than {limits.SHARD_SID_CHARS} characters")
         form = Format.MSGPACK if parameters.get("format") == "msgpack" else Format.JSON
         subscriber = Subscriber(
@@ -201,7 +202,9 @@ class ShardConnectionHandler:
             self._take_over(seat)
         keep_s = shard.kind.config.allow_reconnection_s
         if keep_s and connection.is_open:
-            token = self._seats.issue(ReconnectClaim(shard_id, sid, connection.caller, connection))
+            token = self._reconnect_tokens.issue(
+                ReconnectClaim(shard_id, sid, connection.caller, connection)
+            )
             subscriber.seat_token = token
             subscriber.tell(
                 {"type": "seat", "token": token, "sid": sid, "expires_in_s": keep_s}
@@ -211,7 +214,7 @@ class ShardConnectionHandler:
         """The owner of a place has come again: end the connection that it had, if it is open."""
         before = self._subscribers.pop(seat.connection, None)
         if before is not None:
-            before.shard.unsubscribe(before, self._house.now_s())
+            before.shard.unsubscribe(before, self._registry.now_s())
             seat.connection.close(TAKEN_OVER, "taken over by a later connection")
 
     def _subscribe(self, subscriber: Subscriber, *, has_seat: bool = False) -> None:
@@ -219,12 +222,12 @@ class ShardConnectionHandler:
         # First, for a connection that dies of its first frame must be found to be gone.
         self._subscribers[subscriber.connection] = subscriber
         try:
-            shard.subscribe(subscriber, self._house.now_s(), has_seat=has_seat)
+            shard.subscribe(subscriber, self._registry.now_s(), has_seat=has_seat)
         except PylonError:
             self._subscribers.pop(subscriber.connection, None)
-            self._house.subscribed(shard, is_in=False)
+            self._registry.settle_join(shard, is_in=False)
             raise
-        self._house.subscribed(shard, is_in=True)
+        self._registry.settle_join(shard, is_in=True)
 
     def _open_stream(
         self, request: Request, raw: RawSocket, early: bytes
@@ -252,12 +255,12 @@ class ShardConnectionHandler:
             if len(sid) > limits.SHARD_SID_CHARS:
                 raise SubscribeRefused(f"sid is longer than {limits.SHARD_SID_CHARS} characters")
             address = request.address(self._hops)
-            shard = self._house.visited(shard_id, _subjects(caller, address))
+            shard = self._registry.find_or_make(shard_id, _subjects(caller, address))
             visitor = ConnectRequest(address, token, None)
             try:
                 connection, error = self._reception.enter(raw, visitor, streams.hub)
             except PylonError:
-                self._house.subscribed(shard, is_in=False)
+                self._registry.settle_join(shard, is_in=False)
                 raise
         except MethodNotAllowed as ex:
             return refusals.refusal(ex, (("Allow", "GET"), *self._stream_headers()))

@@ -70,7 +70,7 @@ class ShardRegistry:
         self._random = random
         self._worker = worker
         self._workers = workers
-        self._keeper = ShardStateWriter(writer)
+        self._state_writer = ShardStateWriter(writer)
         self._recordings = Recordings(recordings, clock)
         self._shards: dict[str, Shard] = {}
         self._ended: dict[str, float] = {}  # stopped ones: until when they are listed
@@ -96,7 +96,7 @@ class ShardRegistry:
 
     # --- Making and finding --------------------------------------------------------------
 
-    def visited(self, shard_id: str, subjects: tuple[str, ...] = ()) -> Shard:
+    def find_or_make(self, shard_id: str, subjects: tuple[str, ...] = ()) -> Shard:
         """The shard that somebody wants to subscribe to; made if its kind allows that.
 
         Args:
@@ -128,7 +128,7 @@ class ShardRegistry:
             self._made_by.update(subjects)
         return shard
 
-    def subscribed(self, shard: Shard, *, is_in: bool) -> None:
+    def settle_join(self, shard: Shard, *, is_in: bool) -> None:
         """What became of a visitor. A shard that was made for one who was refused is forgotten,
         or strangers could fill the house."""
         if shard.id in self._unused and self._shards.get(shard.id) is shard:
@@ -138,9 +138,9 @@ class ShardRegistry:
                 recording = self._recording.get(shard.id)
                 if recording is not None:
                     recording.discard()
-        self.changed(shard)
+        self.reschedule(shard)
 
-    def found(self, shard_id: str) -> Shard:
+    def get(self, shard_id: str) -> Shard:
         """The shard of an id, running or just stopped.
 
         Raises:
@@ -151,12 +151,12 @@ class ShardRegistry:
             raise ShardNotFound(f'no such shard "{shard_id}"')
         return shard
 
-    def made(self, shard_id: str, params: Mapping[str, Any]) -> Shard:
+    def get_or_make(self, shard_id: str, params: Mapping[str, Any]) -> Shard:
         """The running shard of an id, made with `params` if there is none.
 
         Raises:
             LimitExceeded: `params` are too large.
-            And as `visited`.
+            And as `find_or_make`.
         """
         shard = self._known(shard_id)
         if shard is not None and shard.running:
@@ -172,12 +172,12 @@ class ShardRegistry:
             )
         return self._make(kind, shard_id, params)
 
-    def all(self) -> list[Shard]:
+    def list_shards(self) -> list[Shard]:
         """Every shard, those that have just stopped included, by id."""
         self._tidy()
         return [self._shards[shard_id] for shard_id in sorted(self._shards)]
 
-    def changed(self, shard: Shard) -> None:
+    def reschedule(self, shard: Shard) -> None:
         """Somebody came, went, or sent something."""
         if shard.running:
             self.scheduler.changed(shard)
@@ -198,10 +198,10 @@ class ShardRegistry:
             raise ShardNotFound(f'no such shard "{shard_id}"')
         if shard is not None:
             shard.stop(code, reason)
-            self.changed(shard)
+            self.reschedule(shard)
             self._forget(shard_id)
-        self._keeper.put(Change(shard_id, None, keeps=False))
-        self._keeper.settle(shard_id)
+        self._state_writer.put(Change(shard_id, None, keeps=False))
+        self._state_writer.settle(shard_id)
 
     def move(self, shard_id: str, home: str | None, code: int, reason: str) -> bool:
         """Have a shard live at the worker `home` (None: where its id says) from now on; whether
@@ -220,15 +220,15 @@ class ShardRegistry:
             if shard.running:
                 saved = shard.save()
             shard.stop(code, reason)
-            self.changed(shard)
+            self.reschedule(shard)
             self._forget(shard_id)
         if saved is None:
-            pending = self._keeper.pending(shard_id)
+            pending = self._state_writer.pending(shard_id)
             saved, keeps = (None, True) if pending is None else (pending.saved, pending.keeps)
         else:
             keeps = True
-        self._keeper.put(Change(shard_id, saved, keeps=keeps, moves=True, home=home))
-        self._keeper.settle(shard_id)
+        self._state_writer.put(Change(shard_id, saved, keeps=keeps, moves=True, home=home))
+        self._state_writer.settle(shard_id)
         return ran
 
     def drain(self, code: int, reason: str) -> int:
@@ -241,8 +241,8 @@ class ShardRegistry:
             if shard.running:
                 self._save(shard)
                 shard.stop(code, reason)
-            self.changed(shard)
-        return self._keeper.finish()
+            self.reschedule(shard)
+        return self._state_writer.finish()
 
     # --- Within --------------------------------------------------------------------------
 
@@ -275,18 +275,18 @@ class ShardRegistry:
         )
         self._shards[shard_id] = shard
         _log.info("shard.made", shard=shard_id, restored=saved is not None)
-        self.changed(shard)
+        self.reschedule(shard)
         return shard
 
     def _check_home(self, shard_id: str) -> None:
-        pending = self._keeper.pending(shard_id)
+        pending = self._state_writer.pending(shard_id)
         if pending is not None and pending.moves:
             raise SubscribeFailed("shard is being moved", hint="Connect again")
         if placement_of(shard_id, self._workers, self._store) != self._worker:
             raise SubscribeFailed("shard lives in another process now", hint="Connect again")
 
     def _saved(self, shard_id: str) -> Saved | None:
-        pending = self._keeper.pending(shard_id)
+        pending = self._state_writer.pending(shard_id)
         if pending is not None and (pending.saved is not None or not pending.keeps):
             return pending.saved
         at_rest = self._store.point(lambda reader: reader.shard(shard_id))
@@ -329,13 +329,13 @@ class ShardRegistry:
                 return
         self._ended[shard.id] = self.now_s() + limits.SHARD_KEPT_S
         if reason == _FINISHED:
-            self._keeper.put(Change(shard.id, None, keeps=False))
+            self._state_writer.put(Change(shard.id, None, keeps=False))
 
     def _save(self, shard: Shard) -> bool:
         """Have the state of a shard kept, if it has one; whether it has not failed of that."""
         saved = shard.save()
         if saved is not None:
-            self._keeper.put(Change(shard.id, saved))
+            self._state_writer.put(Change(shard.id, saved))
         return shard.traceback is None
 
     def _forget(self, shard_id: str) -> None:

@@ -31,10 +31,12 @@ _ENDED = 1000
 class ShardRpcHandlers:
     """Carries out commands in one process."""
 
-    def __init__(self, worker: str, house: ShardRegistry, matchmaking: Matchmaking | None) -> None:
+    def __init__(
+        self, worker: str, registry: ShardRegistry, matchmaking: Matchmaking | None
+    ) -> None:
         """Args: `matchmaking` is None where it lives elsewhere."""
         self._worker = worker
-        self._house = house
+        self._registry = registry
         self._matchmaking = matchmaking
 
     def answer(self, data: bytes) -> bytes:
@@ -46,21 +48,21 @@ class ShardRpcHandlers:
         return encoded(self._execute(commands.decode(data)))
 
     def _execute(self, command: Command) -> Any:
-        house = self._house
+        registry = self._registry
         match command:
             case DescribeShard():
-                return description(house.found(command.shard_id), self._worker)
+                return description(registry.get(command.shard_id), self._worker)
             case DescribeAll():
-                return [description(shard, self._worker) for shard in house.all()]
+                return [description(shard, self._worker) for shard in registry.list_shards()]
             case SubmitInput():
                 return {"accepted": True, "seq": self._submit(command)}
             case MakeShard():
                 return self._make(command)
             case EndShard():
-                house.end(command.shard_id, _ENDED, "ended by an admin")
+                registry.end(command.shard_id, _ENDED, "ended by an admin")
                 return {"ended": command.shard_id}
             case PlaceShard():
-                was = house.move(command.shard_id, command.home, SERVICE_RESTART, "moved")
+                was = registry.move(command.shard_id, command.home, SERVICE_RESTART, "moved")
                 return {"released": was}
         matchmaking = self._matchmaking
         if matchmaking is None:  # two processes count the workers differently: a mixed-up start
@@ -78,22 +80,22 @@ class ShardRpcHandlers:
                 return {"shard_id": matchmaking.acknowledge(command.player)}
 
     def _submit(self, command: SubmitInput) -> int:
-        shard = self._house.found(command.shard_id)
+        shard = self._registry.get(command.shard_id)
         try:
             return shard.submit(
-                command.sid, command.auth, command.input, self._house.now_s(),
+                command.sid, command.auth, command.input, self._registry.now_s(),
                 client_seq=command.client_seq,
             )
         finally:  # a refusal may have been its end
-            self._house.changed(shard)
+            self._registry.reschedule(shard)
 
     def _make(self, command: MakeShard) -> dict[str, Any]:
-        house = self._house
+        registry = self._registry
         if command.params is None:
-            shard = house.found(command.shard_id)
+            shard = registry.get(command.shard_id)
         else:
-            shard = house.made(command.shard_id, command.params)
+            shard = registry.get_or_make(command.shard_id, command.params)
         if command.seats:
-            shard.reserve(command.seats, house.now_s() + command.seat_s)
-            house.changed(shard)
+            shard.reserve(command.seats, registry.now_s() + command.seat_s)
+            registry.reschedule(shard)
         return description(shard, self._worker)

@@ -60,7 +60,7 @@ def serve(booted: WorkerContext) -> NoReturn:
     store = booted.reader_pool
     workers = config.workers_of("shards")
     writer = WriterClient(booted.runtime, app.clock)
-    house = ShardRegistry(
+    registry = ShardRegistry(
         store, writer, app.clock, app.random, config.data_dir / "recordings", booted.limiter,
         worker=booted.worker, workers=workers,
     )
@@ -68,7 +68,7 @@ def serve(booted: WorkerContext) -> NoReturn:
     matchmaking = None
     if home_of(MATCHMAKER, workers) == booted.worker:
         matchmaking = Matchmaking(client, app.clock, lambda: reception.draining)
-    answers = ShardRpcHandlers(booted.worker, house, matchmaking)
+    answers = ShardRpcHandlers(booted.worker, registry, matchmaking)
     port = CallPort(booted.runtime.shards(booted.worker), CHANNEL, answers.answer)
 
     cookie_name = session_cookie(config, app.manifest).name
@@ -84,7 +84,7 @@ def serve(booted: WorkerContext) -> NoReturn:
     reception.serve(streams)
     door = ShardConnectionHandler(
         worker=booted.worker, workers=workers, hops=config.trust_proxy_hops, store=store,
-        house=house, seats=ReconnectTokens(app.random),
+        registry=registry, reconnect_tokens=ReconnectTokens(app.random),
         siblings=SocketSender(booted.runtime, SIBLINGS, workers),
         handshakes=protocol.Handshakes(
             config.trust_proxy_hops, origins(config, app.manifest), cookie_name, deflates=False,
@@ -92,7 +92,7 @@ def serve(booted: WorkerContext) -> NoReturn:
         reception=reception,
         streams=Streams(streams, stream_transport, cookie_name, cors), random=app.random,
     )
-    transport.on_text = transport.on_binary = door.hear
+    transport.on_text = transport.on_binary = door.on_message
     hub.on_gone(door.gone)
     streams.on_gone(door.gone)
     acceptor = Acceptor(booted.listen_socket, door, app.clock)
@@ -107,19 +107,19 @@ def serve(booted: WorkerContext) -> NoReturn:
     )
 
     def at_drain() -> None:
-        unsaved = house.drain(GOING_AWAY, "server is going away")
+        unsaved = registry.drain(GOING_AWAY, "server is going away")
         (_log.error if unsaved else _log.info)("shards.drained", unsaved=unsaved)
 
     service = Service(
         booted, (hub, streams), acceptor, reception, passed=(from_http, from_siblings),
         at_drain=at_drain,
     )
-    house.scheduler.install()
-    service.spawn(house.scheduler.run)
+    registry.scheduler.install()
+    service.spawn(registry.scheduler.run)
     service.spawn(port.run)
     if matchmaking is not None:
         service.spawn(matchmaking.run)
-    _go_on(booted, house, workers)
+    _resume_saved(booted, registry, workers)
     service.run()
 
 
@@ -134,7 +134,7 @@ def _load(path: str | None) -> None:
     _log.info("app.loaded", path=path, shards=sorted(kinds()))
 
 
-def _go_on(booted: WorkerContext, house: ShardRegistry, workers: int) -> None:
+def _resume_saved(booted: WorkerContext, registry: ShardRegistry, workers: int) -> None:
     """Bring back the saved shards that live here and tick when empty."""
     store = booted.reader_pool
     try:
@@ -143,6 +143,6 @@ def _go_on(booted: WorkerContext, house: ShardRegistry, workers: int) -> None:
             if kind is None or not kind.config.tick_when_empty:
                 continue
             if placement_of(at_rest.id, workers, store) == booted.worker:
-                house.visited(at_rest.id)
+                registry.find_or_make(at_rest.id)
     except PylonError as ex:  # they come when somebody asks for them
         _log.warning("shards.not_restored", code=ex.code, message=ex.message)

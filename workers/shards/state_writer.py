@@ -108,7 +108,7 @@ class ShardStateWriter:
     def _write(self, shard_id: str) -> None:
         try:
             while (change := self._waiting.get(shard_id)) is not None:
-                if self._carried_out(change):
+                if self._write_once(change):
                     if self._waiting.get(shard_id) is change:
                         del self._waiting[shard_id]
                 elif self.closing:
@@ -118,7 +118,7 @@ class ShardStateWriter:
         finally:
             del self._greenlets[shard_id]
 
-    def _carried_out(self, change: Change) -> bool:
+    def _write_once(self, change: Change) -> bool:
         """Whether there is nothing more to do about it."""
         try:
             with self._share:

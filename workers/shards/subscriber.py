@@ -120,7 +120,7 @@ class Subscriber:
             return
         self.connection.close(code, reason, awaits_peer=self.wire is not STREAM)
 
-    def hear(self, data: str | bytes, now_s: float) -> None:
+    def on_message(self, data: str | bytes, now_s: float) -> None:
         """The client has sent an input. A refusal is told, and ends nothing."""
         form = self.wire.format if isinstance(data, bytes) else Format.JSON
         client_seq = None

@@ -104,12 +104,13 @@ class Rooms:
     message_types: tuple[str, ...] = (_SUBSCRIBE, _UNSUBSCRIBE, "presence", "topic")
 
     def __init__(
-        self, hub: Hub, client: RoomsClient, news: RoomUpdatesSubscriber, limiter: RateLimiter, *,
+        self, hub: Hub, client: RoomsClient, updates: RoomUpdatesSubscriber,
+        limiter: RateLimiter, *,
         unscoped: bool,
     ) -> None:
         self._hub = hub
         self._client = client
-        self._news = news
+        self._updates = updates
         self._limiter = limiter
         self._unscoped = unscoped
         self._rooms: dict[str, dict[int, _Subscription]] = {}  # by the connection's number
@@ -223,21 +224,21 @@ class Rooms:
 
     def _listen(self) -> NoReturn:
         while True:
-            self._hear(self._news.receive())
+            self._hear(self._updates.receive())
 
-    def _hear(self, news: RoomUpdates) -> None:
+    def _hear(self, updates: RoomUpdates) -> None:
         known = self._counter
-        if news.generation != self._generation:
-            self._generation = news.generation
-            known = known if known == news.counter - 1 else None
-        is_next = known is not None and news.counter == known + 1
-        if known is not None and news.counter <= known:
+        if updates.generation != self._generation:
+            self._generation = updates.generation
+            known = known if known == updates.counter - 1 else None
+        is_next = known is not None and updates.counter == known + 1
+        if known is not None and updates.counter <= known:
             return
-        self._counter = news.counter
-        for tick in news.ticks:
-            self._deliver(news.counter, tick)
+        self._counter = updates.counter
+        for tick in updates.ticks:
+            self._deliver(updates.counter, tick)
         if not is_next and self._rooms:
-            self._repair(news.counter - 1)
+            self._repair(updates.counter - 1)
 
     def _deliver(self, counter: int, tick: RoomTick) -> None:
         if tick.room is None:
@@ -298,7 +299,7 @@ class Rooms:
 
     def _repair(self, missed_to: int) -> None:
         """Send new snapshots to all subscribers; what comes meanwhile waits for them."""
-        metrics.BUS_DROPPED.labels("room_news").inc()
+        metrics.BUS_DROPPED.labels("room_updates").inc()
         self._missed_to = max(self._missed_to, missed_to)
         for subscriptions in self._rooms.values():
             for subscription in subscriptions.values():
