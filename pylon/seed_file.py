@@ -19,6 +19,7 @@ from pylon.config import Config
 from pylon.errors import PylonError, StartRefused
 from pylon.ids import RowIds
 from pylon.manifest.model import Manifest
+from pylon.storage.core.constraint_errors import constraint_error
 from pylon.storage.names import quote
 from pylon.storage.ops import InsertRow, OpKey
 from pylon.storage.sqlite.connect import open_reader
@@ -103,7 +104,10 @@ def _refuse_conflicts(path: Path, manifest: Manifest, inserts: list[InsertRow]) 
                 )
             except apsw.ConstraintError as ex:
                 row = orjson.loads(insert.row_json)
-                why = refusals[entity.name].of(ex, row, insert.client_id_given).message
+                why = constraint_error(
+                    entity.name, refusals[entity.name].of(ex), row,
+                    client_id_given=insert.client_id_given,
+                ).message
                 where = insert.op.op_id if insert.op is not None else entity.name
                 raise StartRefused(f"PYLON_SEED ({path}): {where}: {why}") from ex
 

@@ -14,11 +14,10 @@ import orjson
 
 import pylon
 from pylon import metrics
-from pylon.bus.writer_port import LocalWriter
 from pylon.errors import InvalidData
 from pylon.metrics.processes import process_families
 from pylon.metrics.render import JSON_CONTENT_TYPE, TEXT_CONTENT_TYPE
-from pylon.storage.ops import PutIndexes, RenewSearch
+from pylon.storage.interface import IndexSpec
 from supervisor.components import Components
 from supervisor.control import Answer, Line, Say
 from supervisor.datadir import free_bytes, size_bytes
@@ -27,13 +26,12 @@ from supervisor.loop import Loop
 
 _PROGRESS_EVERY_S = 0.2
 _SEARCH_PORTION_ROWS = 200  # others write in between
-_INDEXES_S = 3600.0  # a large table takes long; who waits for the writer is told so meanwhile
 
 
 class _Indexes(msgspec.Struct, frozen=True):
     """What the command ``indexes`` is asked with."""
 
-    indexes: tuple[tuple[str, str, tuple[str, ...], bool], ...]
+    indexes: tuple[IndexSpec, ...]
 
 
 class ControlHandlers:
@@ -128,11 +126,7 @@ class ControlHandlers:
             op = msgspec.convert({"indexes": request.get("indexes")}, _Indexes)
         except msgspec.ValidationError as ex:
             raise InvalidData(f"indexes: {ex}") from ex
-        writer = LocalWriter(self._parts.runtime)
-        try:
-            return {"count": writer.submit(PutIndexes(op.indexes), _INDEXES_S).count}
-        finally:
-            writer.close()
+        return {"count": self._parts.engine.maintenance.put_indexes(op.indexes)}
 
     def _rebuild_search(self, request: Line, say: Say) -> Line:
         """Renew the search indexes of ``entities``, with progress lines {entity, rows}.
@@ -145,20 +139,17 @@ class ControlHandlers:
         clock = self._parts.clock
         said_s = clock.monotonic_s()
         built = []
-        writer = LocalWriter(self._parts.runtime)
-        try:
-            for name in names:
-                rows, after_id = 0, ""
-                while True:
-                    reply = writer.submit(RenewSearch(name, after_id, _SEARCH_PORTION_ROWS))
-                    rows, after_id = rows + reply.count, reply.row_id
-                    if not after_id:
-                        break
-                    now_s = clock.monotonic_s()
-                    if now_s - said_s >= _PROGRESS_EVERY_S:
-                        said_s = now_s
-                        say({"entity": name, "rows": rows})
-                built.append({"entity": name, "rows": rows})
-        finally:
-            writer.close()
+        maintenance = self._parts.engine.maintenance
+        for name in names:
+            rows, after_id = 0, ""
+            while True:
+                count, after_id = maintenance.renew_search(name, after_id, _SEARCH_PORTION_ROWS)
+                rows += count
+                if not after_id:
+                    break
+                now_s = clock.monotonic_s()
+                if now_s - said_s >= _PROGRESS_EVERY_S:
+                    said_s = now_s
+                    say({"entity": name, "rows": rows})
+            built.append({"entity": name, "rows": rows})
         return {"entities": built}

@@ -19,11 +19,9 @@ import signal
 from typing import Final
 
 from pylon import limits, log
-from pylon.bus.writer_port import LocalWriter
 from pylon.disk_errors import describe_os_error
 from pylon.errors import PylonError
 from pylon.roles import ROLES, drain_stages
-from pylon.storage.ops import MarkClean
 from supervisor.components import Components
 from supervisor.datadir import sync_files
 from supervisor.loop import Loop
@@ -37,7 +35,6 @@ _ARBITER_GRACE_S: Final = 2.0  # for an arbiter to end after its last worker
 # gunicorn's arbiter stops accepting and ends with one signal, the other roles take two.
 _ARBITERS: Final = tuple(role.name for role in ROLES if role.is_arbiter)
 _SOCKET_ROLES: Final = tuple(role.name for role in ROLES if not role.is_arbiter)
-_MARK_TIMEOUT_S: Final = 10.0
 
 _log = log.get_logger("drain")
 
@@ -126,15 +123,12 @@ class Drain:
         parts = self._parts
         parts.rooms.stop()
         parts.flusher.stop()
-        local = LocalWriter(parts.runtime)
         try:
-            local.submit(MarkClean(), _MARK_TIMEOUT_S)
+            parts.engine.maintenance.end_run()
         except PylonError as ex:
             # The disk may be full. Without the mark the next start takes this run for a crash,
             # which is always safe.
             _log.error("drain.not_marked", code=ex.code, message=ex.message)
-        finally:
-            local.close()
         parts.writer.stop()
         self._say("writer stopped", head_seq=parts.writer.head)
         self._end_backup()

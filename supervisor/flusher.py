@@ -7,9 +7,9 @@ runs PASSIVE checkpoints one after the other until little is left. It then takes
 `commits` for the last one, which takes two fsyncs (about 10 ms). No checkpoint waits for a reader.
 The log names a reader that keeps the WAL from beginning anew (`wal.held`); pylon_wal_held_seconds
 says for how long.
-`flush_all` truncates the WAL at the end of a drain, and waits for readers. Old change events,
-expired sessions and unused guests are dropped through the writer, in small steps, so that they
-share its transactions. The bounds of events are a count and a number of bytes. Events of the last
+`flush_all` truncates the WAL at the end of a drain, and waits for readers. The flusher drops old
+change events, expired sessions and unused guests in small steps (`Maintenance`), between the
+writer's transactions. The bounds of events are a count and a number of bytes. Events of the last
 two minutes stay, unless the log has grown to `limits.LOG_HARD_FACTOR` times its bytes. The age of
 events comes from the monotonic clock, so that a wall clock that jumps neither ends the retention
 nor drops young events. The flusher also marks guests as used that workers saw for the first time.
@@ -26,11 +26,9 @@ from typing import Final
 import apsw
 
 from pylon import limits, log, metrics
-from pylon.bus.runtime import Runtime
-from pylon.bus.writer_port import LocalWriter
 from pylon.clock import Clock
 from pylon.errors import PylonError, StoreUnavailable
-from pylon.storage.ops import PruneLog, PruneSessions, UseSessions
+from pylon.storage.interface import LogRetention, Maintenance
 from pylon.storage.sqlite import log as log_table
 from pylon.storage.sqlite import sessions
 from pylon.storage.sqlite.error_text import error_text
@@ -60,12 +58,12 @@ class Flusher:
     """`start` it once the schema is in place; `flush_all` and `close` after the writer's end."""
 
     def __init__(
-        self, db_path: Path, runtime: Runtime, keep_events: int, clock: Clock,
+        self, db_path: Path, maintenance: Maintenance, keep_events: int, clock: Clock,
         keep_bytes: int = sys.maxsize, commits: threading.Lock | None = None,
     ) -> None:
         """Args: `commits` is the lock that the writer holds during each transaction."""
         self._wal = db_path.with_name(db_path.name + "-wal")
-        self._runtime = runtime
+        self._maintenance = maintenance
         self._keep_events = keep_events
         self._keep_bytes = keep_bytes
         self._commits = commits or threading.Lock()
@@ -255,14 +253,14 @@ class Flusher:
             drop_to_seq = max(drop_to_seq, hard_seq)
         return drop_to_seq
 
-    def _prune(self, writer: LocalWriter, drop_to_seq: int = 0) -> None:
-        step = PruneLog(
+    def _prune(self, drop_to_seq: int = 0) -> None:
+        step = LogRetention(
             self._keep_events, self._older_than_s(), limits.PRUNE_STEP, self._old_seq(),
             drop_to_seq,
         )
         dropped = 0
         while not self._ending.is_set():
-            count = writer.submit(step).count
+            count = self._maintenance.prune_log(step)
             if not count:
                 break
             dropped += count
@@ -281,38 +279,37 @@ class Flusher:
             if len(self._used_guests) < limits.USED_GUESTS:  # others come again
                 self._used_guests.update(session_ids)
 
-    def _mark_used_guests(self, writer: LocalWriter) -> None:
+    def _mark_used_guests(self) -> None:
         with self._used_guests_lock:
             noted, self._used_guests = list(self._used_guests), set()
         for start in range(0, len(noted), limits.SESSION_STEP):
-            writer.submit(UseSessions(noted[start : start + limits.SESSION_STEP]))
+            self._maintenance.mark_sessions_used(noted[start : start + limits.SESSION_STEP])
 
-    def _collect_sessions(self, writer: LocalWriter) -> None:
+    def _collect_sessions(self) -> None:
         """Drop what has expired, and guests that were never used. A step is small because a
         session lies anywhere in its table: 1,000 of a million took the writer 150 ms."""
         unused_before_s = self._clock.wall_ns() // _NS_PER_S - limits.GUEST_UNUSED_S
         for _ in range(limits.SESSION_STEPS):
             if self._ending.is_set():
                 break
-            count = writer.submit(PruneSessions(limits.SESSION_STEP, unused_before_s)).count
+            count = self._maintenance.prune_sessions(limits.SESSION_STEP, unused_before_s)
             metrics.SESSIONS_COLLECTED.inc(count)
             if count < limits.SESSION_STEP:
                 break
 
     def _run(self) -> None:
-        writer = LocalWriter(self._runtime)
         failing = False
         while not self._ending.wait(_PERIOD_S):
             try:
                 self.look()
-                self._mark_used_guests(writer)
+                self._mark_used_guests()
                 drop_to_seq = self._drop_to_seq(self._old_seq())
                 is_due = self._clock.monotonic_s() - self._pruned_at_s >= limits.PRUNE_PERIOD_S
                 if is_due or drop_to_seq >= self.oldest_seq > 0:
-                    self._prune(writer, drop_to_seq)
+                    self._prune(drop_to_seq)
                 if is_due:
                     self._pruned_at_s = self._clock.monotonic_s()
-                    self._collect_sessions(writer)
+                    self._collect_sessions()
                 failing = False
             except (PylonError, apsw.Error) as ex:
                 # A full disk passes; until then we try again each round, and say so once.
@@ -320,8 +317,7 @@ class Flusher:
                     _log.exception("flusher.failed", error=ex)
                 failing = True
         try:
-            self._mark_used_guests(writer)
+            self._mark_used_guests()
         except PylonError as ex:
             _log.warning("guests.not_marked", error=ex.message,
                          hint="they are marked when they come again")
-        writer.close()

@@ -171,7 +171,7 @@ def _assemble(
     _carry_notes_over(continuity, db_path, manifest, runtime)
     stack.callback(save_notes, db_path, runtime, boot_id, clock)
     commits = threading.Lock()
-    flusher = Flusher(db_path, runtime, config.change_log_retain, clock,
+    flusher = Flusher(db_path, engine.maintenance, config.change_log_retain, clock,
                       config.change_log_retain_bytes, commits)
     writer = Writer(runtime, engine, broken, commits=commits)
     writer.start()

@@ -28,7 +28,6 @@ from pylon.errors.wire import WireError
 from pylon.storage.events import ChangeBatch, ChangeEvent
 from pylon.storage.ops import (
     DeleteRow,
-    MarkClean,
     WriteReply,
     WriteRequest,
 )
@@ -241,7 +240,7 @@ def test_an_unreadable_message_is_passed_over(runtime: Runtime) -> None:
 def test_the_local_writer_waits_for_its_own_answer(runtime: Runtime) -> None:
     port, local = WriterPort(runtime), LocalWriter(runtime)
     with pytest.raises(WriterUnavailable):
-        local.submit(MarkClean(), timeout_s=0.01)
+        local.submit(DeleteRow("Todo", "early", ADMIN), timeout_s=0.01)
     answered: list[WriteReply] = []
     thread = threading.Thread(target=lambda: answered.append(
         local.submit(DeleteRow("Todo", "late", ADMIN), WAIT_S)))

@@ -20,7 +20,7 @@ from pylon.changelog.tail import Tail
 from pylon.clock import ManualClock
 from pylon.errors import InternalError, ResyncRequired
 from pylon.storage.events import ChangeBatch, ChangeEvent, Kind
-from pylon.storage.ops import PruneLog
+from pylon.storage.interface import LogRetention
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.epochs import open_epoch
 from pylon.storage.sqlite.pool import ReaderPool
@@ -276,7 +276,7 @@ def test_a_cursor_older_than_the_log(tmp_path: Path) -> None:
     apply(store.engine, *[task(n) for n in range(1, 31)])
     store.clock.advance(10)
     now_s = store.clock.wall_ns() // 10**9
-    apply(store.engine, PruneLog(10, now_s, 1_000))
+    store.engine.maintenance.prune_log(LogRetention(10, now_s, 1_000))
     store.feed = Feed(store.pool)
     assert refused(store, 19) == {"oldest_seq": 21}
     assert [c["seq"] for c in store.pull(20)["changes"]] == list(range(21, 31))

@@ -21,6 +21,7 @@ from pylon.auth_context import ADMIN, AuthContext
 from pylon.crdt import document
 from pylon.errors import CrdtDecodeFailed, LimitExceeded
 from pylon.manifest.model import Entity, Field, FieldType, Manifest, Policy
+from pylon.storage.core.document_cache import CachedDocument, DocumentCache, RowSet
 from pylon.storage.ops import (
     InsertRow,
     OpenDocument,
@@ -30,7 +31,6 @@ from pylon.storage.ops import (
     WriteReply,
     WriteRequest,
 )
-from pylon.storage.sqlite.document_cache import CachedDocument, DocumentCache, RowSet
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
 from tests.support import storage as kit
@@ -488,11 +488,11 @@ def test_a_row_set_never_says_no_to_what_is_in_it() -> None:
 
 def test_the_cache_counts_what_it_has() -> None:
     cache = DocumentCache()
-    kept = CachedDocument(document.Document(kit.NOTE), None, 0, 1_000)
+    cached = CachedDocument(document.Document(kit.NOTE), None, 0, 1_000)
     for key in (("a", "1"), ("a", "2"), ("b", "1")):
-        cache.put(key, kept)
+        cache.put(key, cached)
     cache.touch(("b", "1"))
-    cache.undone()
+    cache.undo()
     cache.drop_entity("a")
     assert cache._bytes == 0 and cache.find(("a", "1")) is None
     (size,) = metrics.DOCUMENTS_DECODED.samples()
@@ -595,7 +595,7 @@ def test_editors_converge(tmp_path_factory: pytest.TempPathFactory, edits: list[
             elif what == "patch":
                 ok(*apply(engine, update("Note", 1, {"text": (note(reader) or "") + text})))
             elif what == "evict":
-                engine._documents._cache.drop(NOTE)
+                engine._batches._documents._cache.drop(NOTE)
         for editor in editors:
             ok(*apply(engine, push(editor.everything())))
         for who in range(3):

@@ -24,7 +24,7 @@ from pylon.auth_context import (
 from pylon.changelog.tail import Tail
 from pylon.manifest_loader import parse_manifest
 from pylon.metrics.plain import Counter, Gauge
-from pylon.storage.ops import PruneLog, WriteRequest
+from pylon.storage.interface import LogRetention
 from tests.support.examples import count_examples
 from tests.support.hub import MANIFEST, READ_RULES
 from tests.support.live import LiveClient, LiveSet, World
@@ -343,7 +343,7 @@ def test_what_the_log_no_longer_has_ends_the_subscription(world: World) -> None:
             world.write(world.insert("Public", row_id(n), text="a"))
         world.publish()
         world.feed._tail = Tail(world.engine.head)
-        world.engine.apply([WriteRequest(1, PruneLog(0, 2**40, 1_000))])
+        world.engine.maintenance.prune_log(LogRetention(0, 2**40, 1_000))
 
     world.store.meanwhile = meanwhile
     client.subscribe("s", "Public", {})

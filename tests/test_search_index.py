@@ -17,13 +17,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pylon.auth_context import ADMIN
 from pylon.clock import ManualClock
+from pylon.errors import SchemaRefused
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import compile_rules
 from pylon.storage.interface import Query
 from pylon.storage.ops import (
     DeleteRow,
     InsertRow,
-    RenewSearch,
     ResetRows,
     Transact,
     UpdateRow,
@@ -287,9 +287,7 @@ def test_an_index_is_renewed_in_portions_while_others_write(
         steps = iter(between)
         after_id = ""
         while True:
-            (reply,) = apply(engine, RenewSearch("Page", after_id, 2))
-            assert reply.error is None, reply.error
-            after_id = reply.row_id
+            _, after_id = engine.maintenance.renew_search("Page", after_id, 2)
             if not after_id:
                 break
             for step in next(steps, []):
@@ -302,8 +300,7 @@ def test_a_renewal_that_is_not_finished_is_made_good_by_the_next_start(path: Pat
     engine = open_pages(path)
     apply(engine, page(1, title="red pump"), page(2), page(3))
     damage(path, "DELETE FROM _fts_Page WHERE rowid = 3")
-    (reply,) = apply(engine, RenewSearch("Page", "", 1))
-    assert reply.row_id == row_id(1)
+    assert engine.maintenance.renew_search("Page", "", 1) == (1, row_id(1))
     assert checked(path, MANIFEST).problems
     engine.close()
     open_pages(path).close()
@@ -313,7 +310,8 @@ def test_a_renewal_that_is_not_finished_is_made_good_by_the_next_start(path: Pat
 def test_only_what_the_server_knows_can_be_renewed(path: Path) -> None:
     engine = open_pages(path)
     for name in ("Plain", "Nope"):
-        assert code(*apply(engine, RenewSearch(name, "", 10))) == "SCHEMA_REFUSED"
+        with pytest.raises(SchemaRefused):
+            engine.maintenance.renew_search(name, "", 10)
     engine.close()
 
 

@@ -13,13 +13,11 @@ from msgspec.structs import replace
 from pylon import limits
 from pylon.auth_context import ADMIN
 from pylon.clock import ManualClock
+from pylon.storage.interface import LogRetention
 from pylon.storage.ops import (
     DropSession,
     InsertRow,
-    MarkClean,
     OpKey,
-    PruneLog,
-    PruneSessions,
     PutSession,
     ResetRows,
     Transact,
@@ -241,7 +239,7 @@ def test_retention_goes_in_steps(tmp_path: Path) -> None:
     apply(engine, *[task(n) for n in range(21, 31)])
 
     def prune(keep: int, older_than_s: int, limit: int) -> int:
-        return apply(engine, PruneLog(keep, older_than_s, limit))[0].count
+        return engine.maintenance.prune_log(LogRetention(keep, older_than_s, limit))
 
     assert prune(25, start_s + 50, 3) == 3
     assert reader.oldest_seq() == 4
@@ -257,7 +255,7 @@ def test_expired_sessions_are_dropped_in_steps_and_others_stay(tmp_path: Path) -
     apply(engine, *[PutSession(f"old{n}", "a", True, 0, now_s - n, "") for n in range(5)],
           PutSession("ever", "a", True, 0, 0, ""),
           PutSession("later", "a", False, 0, now_s + 1, ""))
-    assert [apply(engine, PruneSessions(2, 0))[0].count for _ in range(4)] == [2, 2, 1, 0]
+    assert [engine.maintenance.prune_sessions(2, 0) for _ in range(4)] == [2, 2, 1, 0]
     assert reader.session("old0") is None
     assert reader.session("ever") is not None and reader.session("later") is not None
 
@@ -272,7 +270,7 @@ def test_retention_keeps_the_young_and_the_newest(tmp_path: Path) -> None:
     apply(engine, *[task(n) for n in range(21, 31)])
 
     def prune(keep: int, older_than_s: int) -> int:
-        return apply(engine, PruneLog(keep, older_than_s, 1_000))[0].count
+        return engine.maintenance.prune_log(LogRetention(keep, older_than_s, 1_000))
 
     assert prune(1_000, start_s + 50) == 0
     assert prune(5, start_s + 50) == 20
@@ -292,8 +290,8 @@ def test_old_op_ids_go_when_there_are_too_many(
     apply(engine, *[task(n, op=f"o{n}") for n in range(1, 6)])
     clock.advance(10)
     later_s = clock.wall_ns() // 10**9
-    assert apply(engine, PruneLog(1_000, later_s - 10, 100))[0].count == 0
-    assert apply(engine, PruneLog(1_000, later_s, 100))[0].count == 2
+    assert engine.maintenance.prune_log(LogRetention(1_000, later_s - 10, 100)) == 0
+    assert engine.maintenance.prune_log(LogRetention(1_000, later_s, 100)) == 2
     replies = apply(engine, delete("Task", 1, op="o1"))
     assert not replies[0].replayed
     assert [r.replayed for r in apply(engine, task(8, op="o2"), task(9, op="o3"))] == [False, True]
@@ -332,7 +330,9 @@ def test_only_power_loss_opens_an_epoch(
 ) -> None:
     path = tmp_path / "a.db"
     engine = start(path, "one", durability)
-    apply(engine, task(1), *([MarkClean()] if clean else []))
+    apply(engine, task(1))
+    if clean:
+        engine.maintenance.end_run()
     engine.close()
     engine = start(path, boot)
     reader = open_reader(path)
@@ -349,7 +349,7 @@ def test_only_power_loss_opens_an_epoch(
 def test_a_write_after_the_mark_makes_the_run_unclean_again(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     engine = start(path, "one")
-    apply(engine, MarkClean())
+    engine.maintenance.end_run()
     apply(engine, task(1))
     engine.close()
     assert start(path, "two").head > 10**9
@@ -357,7 +357,8 @@ def test_a_write_after_the_mark_makes_the_run_unclean_again(tmp_path: Path) -> N
 
 def test_the_mark_writes_the_counter(tmp_path: Path) -> None:
     engine = open_engine(tmp_path / "a.db")
-    apply(engine, task(1), MarkClean(), task(2))
+    apply(engine, task(1), task(2))
+    engine.maintenance.end_run()
     conn = apsw.Connection(str(tmp_path / "a.db"))
     assert conn.execute("SELECT id, value FROM _pylon_change_seq").get == (1, 2)
 

@@ -159,8 +159,7 @@ def test_the_flusher_tells_readiness_of_a_lost_file_without_a_write(
     engine: SqliteEngine, path: Path, tmp_path: Path, clock: ManualClock,
     lose: Callable[[Path], None], reason: str, capfd: pytest.CaptureFixture[str],
 ) -> None:
-    runtime = make_runtime_dir(load({"PYLON_RUNTIME_DIR": str(tmp_path / "r")}).config)
-    flusher = Flusher(path, runtime, 1_000, clock)
+    flusher = Flusher(path, engine.maintenance, 1_000, clock)
     flusher._look_at_file()
     assert flusher.file_problem is None and metrics.DB_WRITABLE.samples()[0].value == 1
     lose(path)

@@ -28,7 +28,6 @@ from pylon.storage.interface import BatchResult
 from pylon.storage.ops import (
     DropSession,
     InsertRow,
-    MarkClean,
     OpKey,
     PutSession,
     WriteReply,
@@ -219,7 +218,7 @@ def test_a_defect_answers_everyone_and_ends_the_supervisor_at_last(store: Store)
     assert local.submit(store.insert("a")).error is None  # a success starts the count again
     engine.defective = True
     for _ in range(limits.WRITER_FAILURES):
-        local.submit_all([MarkClean()])
+        local.submit_all([DropSession("none")])
     assert [type(error) for error in store.broken] == [ZeroDivisionError]
     local.close()
     writer.stop()
@@ -230,7 +229,7 @@ def test_a_defect_answers_everyone_and_ends_the_supervisor_at_last(store: Store)
 
 @pytest.fixture
 def flusher(store: Store) -> Flusher:
-    return Flusher(store.db_path, store.runtime, 1_000, store.clock)
+    return Flusher(store.db_path, store.engine.maintenance, 1_000, store.clock)
 
 
 def fill(store: Store, rows: int, size_chars: int = 2_000) -> None:
@@ -392,7 +391,7 @@ def test_old_events_are_pruned_in_steps(
     store.clock.advance(limits.LOG_MIN_AGE_S + 1)
     monkeypatch.setattr(limits, "PRUNE_STEP", 400)
     writer, local = writing(store)
-    flusher._prune(local)
+    flusher._prune()
     conn = apsw.Connection(str(store.db_path))
     assert conn.execute("SELECT count(*) FROM _pylon_change_log").get == 1_000
     conn.close()
@@ -405,7 +404,7 @@ def test_old_events_are_pruned_in_steps(
 @pytest.fixture
 def small_log(store: Store) -> Flusher:
     """A flusher of a log of 128 KiB."""
-    return Flusher(store.db_path, store.runtime, 1_000_000, store.clock, 131_072)
+    return Flusher(store.db_path, store.engine.maintenance, 1_000_000, store.clock, 131_072)
 
 
 def logged_bytes(store: Store) -> int:
@@ -420,7 +419,7 @@ def logged_bytes(store: Store) -> int:
 
 def prune_by_bytes(flusher: Flusher, local: LocalWriter) -> None:
     flusher.look()
-    flusher._prune(local, flusher._drop_to_seq(flusher._old_seq()))
+    flusher._prune(flusher._drop_to_seq(flusher._old_seq()))
     flusher.look()
 
 
@@ -471,7 +470,7 @@ def test_a_clock_that_jumps_neither_ends_retention_nor_takes_young_events(
     store.clock.jump(jump_s)
     fill(store, 1_500, 1)  # stamped by the clock that is wrong
     flusher.look()
-    flusher._prune(local)
+    flusher._prune()
     flusher.look()
     assert flusher.oldest_seq == 1  # all of it is seconds old
     store.clock.jump(-jump_s)
@@ -479,7 +478,7 @@ def test_a_clock_that_jumps_neither_ends_retention_nor_takes_young_events(
     flusher.look()
     store.clock.advance(limits.LOG_MIN_AGE_S + 1)
     flusher.look()
-    flusher._prune(local)
+    flusher._prune()
     flusher.look()
     assert flusher.oldest_seq == store.engine.head - 999
     local.close()
@@ -512,7 +511,7 @@ def test_expired_sessions_are_collected_in_bounded_steps_and_counted(
     writer, local = writing(store)
     left = []
     for _ in range(3):
-        flusher._collect_sessions(local)
+        flusher._collect_sessions()
         store.clock.advance(limits.SESSIONS_COUNT_S)
         flusher.look()
         left.append(flusher.sessions)
@@ -537,13 +536,13 @@ def test_guests_that_nobody_used_are_collected_after_a_day(store: Store, flusher
     assert left() == {"guest0": True, "guest1": True, "guest2": True, "user": False}
     flusher.note_used_guests(["guest0", "guest1"])
     flusher.note_used_guests(["guest1", "unknown"])
-    flusher._mark_used_guests(local)
+    flusher._mark_used_guests()
     assert left() == {"guest0": False, "guest1": False, "guest2": True, "user": False}
     store.clock.advance(limits.GUEST_UNUSED_S)
-    flusher._collect_sessions(local)
+    flusher._collect_sessions()
     assert left()["guest2"]
     store.clock.advance(1)
-    flusher._collect_sessions(local)
+    flusher._collect_sessions()
     assert left() == {"guest0": False, "guest1": False, "user": False}
     local.submit(DropSession("guest1"))
     assert left() == {"guest0": False, "user": False}

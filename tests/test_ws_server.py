@@ -15,7 +15,7 @@ import websocket
 from pylon import limits
 from pylon.bus.messages import SessionRevoked
 from pylon.clock import SystemClock
-from pylon.storage.ops import PruneLog
+from pylon.storage.interface import LogRetention
 from pylon.storage.sqlite.epochs import open_epoch
 from tests.support.hub import ADMIN_TOKEN, Stage, Worker, drain
 from tests.support.wait import wait_until
@@ -473,7 +473,7 @@ def test_a_log_pruned_past_the_feed_closes_everyone_with_1012(
     client = joined(own_stage, own_ws)
     for _ in range(3):  # lost on the bus, and then gone from the log
         own_stage.write(own_stage.insert("Public", text="lost"), publish=False)
-    own_stage.write(PruneLog(keep_events=1, older_than_s=2**40, limit=1_000), publish=False)
+    own_stage.engine.maintenance.prune_log(LogRetention(1, 2**40, 1_000))
     assert client.read_close() == (1012, "resync required")
     again = WebSocketClient(own_ws.port, path=f"/?since={seqs[0]}")
     assert again.read_json() == {

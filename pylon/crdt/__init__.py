@@ -2,5 +2,5 @@
 
 `document` wraps Loro and is the only module that imports it; `frame` makes the bytes that
 subscribers get. Storage is `pylon.storage.sqlite.documents` and the writer's
-`pylon.storage.sqlite.document_writes`.
+`pylon.storage.core.documents`.
 """

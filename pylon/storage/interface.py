@@ -146,6 +146,22 @@ class BatchResult:
     refusal: BatchRefusal | None = None
 
 
+# An index as maintenance makes it: entity, name, fields, whether it is unique.
+IndexSpec = tuple[str, str, tuple[str, ...], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class LogRetention:
+    """A step of the change log's retention: drop at most `limit` old events, and as many op_ids. An
+    event is old by its time or by its seq, since its time may come from a clock that was wrong."""
+
+    keep_events: int
+    older_than_s: int  # Unix seconds: younger events stay
+    limit: int
+    old_seq: int = 0  # events up to this seq are old, whatever their time
+    drop_to_seq: int = 0  # these events go, however few they are
+
+
 @dataclass(frozen=True, slots=True)
 class DocumentView:
     """The values that decide who may read a document's row, from one version on: the versions
@@ -341,10 +357,51 @@ class Store(Protocol):
         share the connections by `caller` (`pylon.admission`)."""
 
 
-class WriteEngine(Protocol):
-    """The only read-write connection. One thread at a time."""
+class Maintenance(Protocol):
+    """The upkeep of a store that is written to, in short steps between its batches; from any
+    thread.
 
-    head: int
+    Raises, from every method: StoreUnavailable when the store failed or refuses writes, and
+    WriterUnavailable when the writer did not come to the step in time. Nothing was changed then.
+    """
+
+    def prune_log(self, step: LogRetention) -> int:
+        """Drop old events and op_ids; how many. 0: nothing is left to drop."""
+
+    def prune_sessions(self, limit: int, unused_before_s: int) -> int:
+        """Drop at most `limit` expired sessions, and as many guests that were made before
+        `unused_before_s` (Unix time) and never used; how many in all."""
+
+    def mark_sessions_used(self, session_ids: Sequence[str]) -> int:
+        """Note that the tokens of these guests were presented, so that they stay until they
+        expire; how many were unused until now."""
+
+    def put_indexes(self, indexes: Sequence[IndexSpec]) -> int:
+        """Make the manifest's indexes these ones, while others read and wait to write; how many
+        were made or dropped.
+
+        Raises:
+            SchemaRefused: an index is over something unknown, or its rows are not unique.
+        """
+
+    def renew_search(self, entity: str, after_id: str, rows: int) -> tuple[int, str]:
+        """Renew the search index of the first `rows` rows of an entity after an id; how many, and
+        the id of the last one ("": it was the last portion)."""
+
+    def end_run(self) -> None:
+        """Note that the run ends in order. A later write takes the note back."""
+
+
+class WriteEngine(Protocol):
+    """The only writer of a store. One thread at a time calls `apply`."""
+
+    @property
+    def head(self) -> int:
+        """The newest seq that was committed. From any thread."""
+
+    @property
+    def maintenance(self) -> Maintenance:
+        """The upkeep of this store."""
 
     def apply(
         self, requests: Sequence[WriteRequest], *, large_bytes: int | None = None

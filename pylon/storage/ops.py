@@ -130,58 +130,13 @@ class DropShard(msgspec.Struct, frozen=True, array_like=True, tag="drop_shard"):
     shard_id: str
 
 
-class PruneLog(msgspec.Struct, frozen=True, array_like=True, tag="prune_log"):
-    """Drop at most `limit` old change events, and as many op_ids (retention). An event is old by
-    its time or by its seq, since its time may come from a clock that was wrong."""
-
-    keep_events: int
-    older_than_s: int  # Unix seconds: what is younger stays
-    limit: int
-    old_seq: int = 0  # events up to this seq are old, whatever their time
-    drop_to_seq: int = 0  # these events go, however few they are
-
-
-class PruneSessions(msgspec.Struct, frozen=True, array_like=True, tag="prune_sessions"):
-    """Drop at most `limit` expired sessions, and as many guests that were made before
-    `unused_before_s` (Unix time) and never used (retention)."""
-
-    limit: int
-    unused_before_s: int
-
-
-class UseSessions(msgspec.Struct, frozen=True, array_like=True, tag="use_sessions"):
-    """The tokens of these guests were presented, so they stay until they expire."""
-
-    session_ids: list[str]
-
-
 class ResetRows(msgspec.Struct, frozen=True, array_like=True, tag="reset_rows"):
     """Delete every row of every entity, with a change event for each (test reset)."""
 
 
-class PutIndexes(msgspec.Struct, frozen=True, array_like=True, tag="put_indexes"):
-    """Make the manifest's indexes these ones, while others read and wait to write."""
-
-    indexes: tuple[tuple[str, str, tuple[str, ...], bool], ...]  # entity, name, fields, unique
-
-
-class RenewSearch(msgspec.Struct, frozen=True, array_like=True, tag="renew_search"):
-    """Renew the search index of some rows of an entity, in id order; the reply names the last of
-    them in `row_id`, and none after the last portion."""
-
-    entity: str
-    after_id: str  # "" begins
-    rows: int
-
-
-class MarkClean(msgspec.Struct, frozen=True, array_like=True, tag="mark_clean"):
-    """The last write of a drain: this run ended in order."""
-
-
 WriteOp = (
-    InsertRow | UpdateRow | DeleteRow | Transact | PutSession | DropSession | PutShard | MoveShard
-    | DropShard | PruneLog | PruneSessions | UseSessions | ResetRows | PutIndexes | RenewSearch
-    | MarkClean | OpenDocument | PushDocument
+    InsertRow | UpdateRow | DeleteRow | Transact | ResetRows | OpenDocument | PushDocument
+    | PutSession | DropSession | PutShard | MoveShard | DropShard
 )
 
 

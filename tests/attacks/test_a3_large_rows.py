@@ -196,9 +196,10 @@ def test_a_row_that_may_not_be_changed_is_not_read(
         loaded.append(len(text))
         return real(text)
 
-    monkeypatch.setattr("pylon.storage.sqlite.row_writes.orjson.loads", loads)
-    table = engine._handlers[UpdateRow].__self__._tables["Task"]  # type: ignore[attr-defined]
-    monkeypatch.setattr(table, "select", "SELECT no_row_is_read_whole")
+    monkeypatch.setattr("pylon.storage.core.rows.orjson.loads", loads)
+    rows: Any = engine._batches._handlers[UpdateRow]
+    table = rows.__self__.entity("Task").table
+    monkeypatch.setattr(table, "_find", "SELECT no_row_is_read_whole")
     missing, hidden, gone = apply(
         engine, update("Task", 9, {"rank": 1}, auth), update("Task", 1, {"rank": 1}, auth),
         delete("Task", 1, auth),

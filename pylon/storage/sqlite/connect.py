@@ -42,7 +42,7 @@ _REASONS: Final[tuple[tuple[type[apsw.Error], str], ...]] = (
 )
 
 
-def refusal_reason(error: apsw.Error) -> str:
+def refusal_reason(error: Exception) -> str:
     """Why a batch was refused: the label of pylon_writes_refused_total."""
     return next((reason for kind, reason in _REASONS if isinstance(error, kind)), "other")
 

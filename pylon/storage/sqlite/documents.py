@@ -11,16 +11,18 @@ text from before such a version may have been hidden from a reader.
 Invariants: snapshot and updates merged are the document, in whatever order and however often;
 of each document the newest update stays when the others are folded into the snapshot, so that
 "what changed since number n" finds every document that changed. Written by
-`pylon.storage.sqlite.document_writes` and the schema only.
+`transaction` and the schema only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import apsw
 
-from pylon import limits
+from pylon.storage.core.transaction import DocumentKey
 from pylon.storage.interface import DocumentUpdate, DocumentView, StoredDocument
 
 _SNAPSHOT: Final = "SELECT snapshot FROM _pylon_crdt_snapshots WHERE entity = ? AND row_id = ?"
@@ -36,12 +38,19 @@ _VIEWS: Final = (
     "SELECT before, after, facts FROM _pylon_crdt_views WHERE entity = ? AND row_id = ? "
     "ORDER BY number"
 )
+_PUT_SNAPSHOT: Final = (
+    "INSERT OR REPLACE INTO _pylon_crdt_snapshots (entity, row_id, snapshot, updated_at) "
+    "VALUES (?, ?, ?, ?)"
+)
+_PUT_UPDATE: Final = (
+    "INSERT INTO _pylon_crdt_updates (entity, row_id, prev, seq, data) VALUES (?, ?, ?, ?, ?)"
+)
+_FOLD: Final = "DELETE FROM _pylon_crdt_updates WHERE entity = ? AND row_id = ? AND number < ?"
 _LAST_VIEW: Final = (
     "SELECT max(number), count(*) FROM _pylon_crdt_views WHERE entity = ? AND row_id = ?"
 )
 _PUT_VIEW: Final = "REPLACE INTO _pylon_crdt_views VALUES (?, ?, ?, ?, ?, ?)"
 _TABLES: Final = ("_pylon_crdt_snapshots", "_pylon_crdt_updates", "_pylon_crdt_views")
-UNKNOWN: Final = "null"  # facts
 _DATA: Final = "SELECT data FROM _pylon_crdt_updates WHERE number = ?"
 
 
@@ -76,33 +85,59 @@ def head_number(conn: apsw.Connection) -> int:
     return int(conn.execute(_HEAD).get or 0)
 
 
+def keys(conn: apsw.Connection) -> Iterator[DocumentKey]:
+    """The rows that have a document."""
+    for entity, row_id in conn.execute("SELECT entity, row_id FROM _pylon_crdt_snapshots"):
+        yield str(entity), str(row_id)
+
+
+def put_snapshot(conn: apsw.Connection, key: DocumentKey, snapshot: bytes, now_s: int) -> None:
+    """Store a whole document in place of the snapshot before."""
+    # The published server writes times like that.
+    at = datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    conn.execute(_PUT_SNAPSHOT, (*key, snapshot, at))
+
+
+def append_update(
+    conn: apsw.Connection, key: DocumentKey, prev: int, seq: int, data: bytes
+) -> int:
+    """Store an update; its number."""
+    conn.execute(_PUT_UPDATE, (*key, prev, seq, data))
+    return conn.last_insert_rowid()
+
+
+def drop_updates_before(conn: apsw.Connection, key: DocumentKey, number: int) -> None:
+    """Remove the updates of a document below a number."""
+    conn.execute(_FOLD, (*key, number))
+
+
+def last_view(conn: apsw.Connection, key: DocumentKey) -> tuple[int | None, int]:
+    """The number of the newest view of a document, and how many there are."""
+    found: tuple[int | None, int] = conn.execute(_LAST_VIEW, key).get
+    return found
+
+
 def put_view(
-    conn: apsw.Connection, entity: str, row_id: str, view: DocumentView, facts_before: str
+    conn: apsw.Connection, key: DocumentKey, number: int, view: DocumentView
 ) -> None:
-    """Note the readers of a document's row from now on, and with the first such note the readers
-    before it."""
-    key = (entity, row_id)
-    found: list[Any] = conn.execute(_LAST_VIEW, key).fetchall()
-    last, count = found[0]
-    if last is None:
-        conn.execute(_PUT_VIEW, (*key, 0, b"", b"", facts_before))
-        last, count = 0, 1
-    if count >= limits.DOCUMENT_VIEWS:  # the readers of the older half are no longer known
-        oldest = last - limits.DOCUMENT_VIEWS // 2
-        conn.execute(
-            "DELETE FROM _pylon_crdt_views WHERE entity = ? AND row_id = ? AND number < ?",
-            (*key, oldest),
-        )
-        conn.execute(_PUT_VIEW, (*key, oldest, b"", b"", UNKNOWN))
-    conn.execute(_PUT_VIEW, (*key, last + 1, view.before, view.after, view.facts))
+    """Store a view under its number, in place of the one before."""
+    conn.execute(_PUT_VIEW, (*key, number, view.before, view.after, view.facts))
 
 
-def forget_views(conn: apsw.Connection, entity: str) -> None:
-    """Mark the readers of all present content of an entity's documents as unknown."""
+def drop_views_before(conn: apsw.Connection, key: DocumentKey, number: int) -> None:
+    """Remove the views of a document below a number."""
+    conn.execute(
+        "DELETE FROM _pylon_crdt_views WHERE entity = ? AND row_id = ? AND number < ?",
+        (*key, number),
+    )
+
+
+def forget_views(conn: apsw.Connection, entity: str, facts: str) -> None:
+    """Replace the views of each document of an entity by one with these facts."""
     conn.execute("DELETE FROM _pylon_crdt_views WHERE entity = ?", (entity,))
     conn.execute(
         "INSERT INTO _pylon_crdt_views SELECT entity, row_id, 0, x'', x'', ? "
-        "FROM _pylon_crdt_snapshots WHERE entity = ?", (UNKNOWN, entity),
+        "FROM _pylon_crdt_snapshots WHERE entity = ?", (facts, entity),
     )
 
 

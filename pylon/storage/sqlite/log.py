@@ -16,6 +16,7 @@ from typing import Any, Final
 import apsw
 
 from pylon import limits
+from pylon.storage.core.transaction import LoggedEvent
 from pylon.storage.events import ChangeEvent
 
 # Binds the members of a `ChangeEvent`, whose images are bytes of UTF-8.
@@ -27,6 +28,10 @@ _HEAD: Final = (
     "SELECT max(ifnull((SELECT max(seq) FROM _pylon_change_log), 0), "
     "ifnull((SELECT max(first_seq) FROM _pylon_epochs), 0), "
     "ifnull((SELECT max(value) FROM _pylon_change_seq), 0))"
+)
+_OLDEST: Final = (
+    "SELECT seq, timestamp, ifnull(octet_length(data), 0) + ifnull(octet_length(prev_data), 0) "
+    "FROM _pylon_change_log ORDER BY seq LIMIT ?"
 )
 _COLUMNS: Final = (
     "SELECT seq, entity, row_id, kind, CAST(data AS BLOB), CAST(prev_data AS BLOB), timestamp "
@@ -65,6 +70,25 @@ def newest_events(conn: apsw.Connection, limit: int) -> list[ChangeEvent]:
         events.append(event)
     events.reverse()
     return events
+
+
+def count(conn: apsw.Connection) -> int:
+    """How many events there are; a scan."""
+    return int(conn.execute("SELECT count(*) FROM _pylon_change_log").get)
+
+
+def oldest(conn: apsw.Connection, limit: int) -> list[LoggedEvent]:
+    """The oldest events, ascending, without their images."""
+    return [
+        LoggedEvent(seq, timestamp_s(timestamp), size_bytes)
+        for seq, timestamp, size_bytes in conn.execute(_OLDEST, (limit,))
+    ]
+
+
+def drop(conn: apsw.Connection, to_seq: int) -> int:
+    """Remove the events up to a seq; how many."""
+    conn.execute("DELETE FROM _pylon_change_log WHERE seq <= ?", (to_seq,))
+    return conn.changes()
 
 
 def void_ranges(conn: apsw.Connection) -> list[tuple[int, int]]:

@@ -1,107 +1,78 @@
-"""The writer's upkeep: retention of the change log and of op_ids; the test reset.
+"""Maintenance of a SQLite database: the steps that change it, between the writer's batches.
 
-Retention works in small steps between other writes. How many events and op_ids there are is
-counted once (a scan) and then kept by addition, since SQLite keeps no row counts.
+Each step is a transaction of its own on the writer's connection. It is short, so that no batch
+waits for long: a caller repeats it until it has nothing to do.
 
-Invariants: the newest event stays for ever (it is the head), what is younger than the caller
-says stays, and events go oldest first without holes. Called by `engine`
-and `row_writes`, in their transaction.
+Called by the flusher, the drain and the control commands, from any thread.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
 
 import apsw
 
 from pylon import limits
-from pylon.manifest.model import Entity
-from pylon.storage.names import quote
-from pylon.storage.ops import PruneLog
-from pylon.storage.sqlite import log
-from pylon.storage.sqlite.schema.ddl import JSON_COLUMN, SEQ_COLUMN
+from pylon.clock import Clock
+from pylon.manifest.model import Manifest
+from pylon.storage.core.engine import BatchEngine
+from pylon.storage.interface import IndexSpec, LogRetention
+from pylon.storage.sqlite.schema.indexes import put_indexes
+from pylon.storage.sqlite.schema.search import renew
+from pylon.storage.sqlite.turn_lock import TurnLock
 
-_OLDEST: Final = (
-    "SELECT seq, timestamp, ifnull(octet_length(data), 0) + ifnull(octet_length(prev_data), 0) "
-    "FROM _pylon_change_log ORDER BY seq LIMIT ?"
-)
+T = TypeVar("T")
+
+_INDEXES_S: Final = 3600.0  # a large table takes long; batches wait meanwhile, and are told so
+_END_RUN_S: Final = 10.0
 
 
-class Retention:
-    """Prunes, and remembers how much there is."""
+class SqliteMaintenance:
+    """See the module, and `pylon.storage.interface.Maintenance`."""
 
-    __slots__ = ("_conn", "_events", "_ops")
-
-    def __init__(self, conn: apsw.Connection) -> None:
+    def __init__(
+        self, conn: apsw.Connection, batches: BatchEngine, turns: TurnLock, manifest: Manifest,
+        clock: Clock,
+    ) -> None:
         self._conn = conn
-        self._events: int | None = None  # None: not counted yet
-        self._ops: int | None = None
+        self._batches = batches
+        self._turns = turns
+        self._manifest = manifest
+        self._clock = clock
 
-    def committed(self, events: int, ops: int) -> None:
-        """So many were added by a transaction that has been committed."""
-        if self._events is not None:
-            self._events += events
-        if self._ops is not None:
-            self._ops += ops
+    def prune_log(self, step: LogRetention) -> int:
+        """See `Maintenance`."""
+        return self._run(lambda: self._batches.prune_log(step))
 
-    def forget(self) -> None:
-        """A transaction was undone: count again."""
-        self._events = self._ops = None
+    def prune_sessions(self, limit: int, unused_before_s: int) -> int:
+        """See `Maintenance`."""
+        return self._run(lambda: self._batches.prune_sessions(limit, unused_before_s))
 
-    def prune(self, op: PruneLog) -> int:
-        """Drop at most `op.limit` of each kind, so that none waits for another; returns how
-        many in all."""
-        return self._prune_events(op) + self._prune_ops(op)
+    def mark_sessions_used(self, session_ids: Sequence[str]) -> int:
+        """See `Maintenance`."""
+        return self._run(lambda: self._batches.mark_sessions_used(session_ids))
 
-    def _prune_events(self, op: PruneLog) -> int:
-        if self._events is None:
-            self._events = int(self._conn.execute("SELECT count(*) FROM _pylon_change_log").get)
-        surplus = self._events - max(op.keep_events, 1)
-        if surplus <= 0 and not op.drop_to_seq:
-            return 0
-        most = min(op.limit, self._events - 1)
-        cut = None
-        dropped_bytes = 0
-        oldest: list[Any] = self._conn.execute(_OLDEST, (most,)).fetchall()
-        for number, (seq, timestamp, size_bytes) in enumerate(oldest, 1):
-            if seq > op.drop_to_seq:
-                is_young = seq > op.old_seq and log.timestamp_s(timestamp) >= op.older_than_s
-                if number > surplus or is_young:
-                    break
-            dropped_bytes += size_bytes
-            if cut is not None and dropped_bytes > limits.PRUNE_STEP_BYTES:
-                break  # the pages of large images are read to be freed
-            cut = seq
-        if cut is None:
-            return 0
-        self._conn.execute("DELETE FROM _pylon_change_log WHERE seq <= ?", (cut,))
-        dropped = self._conn.changes()
-        self._events -= dropped
-        return dropped
-
-    def _prune_ops(self, op: PruneLog) -> int:
-        if self._ops is None:
-            self._ops = int(self._conn.execute("SELECT count(*) FROM _pylon_op_ids").get)
-        wanted = min(op.limit, self._ops - limits.OP_IDS_KEPT)
-        if wanted <= 0:
-            return 0
-        self._conn.execute(
-            "DELETE FROM _pylon_op_ids WHERE (at < ? OR seq <= ?) AND (identity, op_id) IN "
-            "(SELECT identity, op_id FROM _pylon_op_ids ORDER BY seq LIMIT ?)",
-            (op.older_than_s, op.old_seq, wanted),
+    def put_indexes(self, indexes: Sequence[IndexSpec]) -> int:
+        """See `Maintenance`."""
+        return self._run(
+            lambda: self._batches.run_step(
+                lambda: put_indexes(self._conn, self._manifest, indexes, self._clock)
+            ), _INDEXES_S,
         )
-        dropped = self._conn.changes()
-        self._ops -= dropped
-        return dropped
 
+    def renew_search(self, entity: str, after_id: str, rows: int) -> tuple[int, str]:
+        """See `Maintenance`."""
+        return self._run(
+            lambda: self._batches.run_step(
+                lambda: renew(self._conn, self._manifest, entity, after_id, rows)
+            )
+        )
 
-def take_rows(
-    conn: apsw.Connection, entity: Entity
-) -> list[tuple[str, bytes, int | None]]:
-    """Delete all rows of `entity`; returns their ids, JSON and versions, by id."""
-    table = quote(entity.name)
-    rows: list[Any] = conn.execute(
-        f"SELECT id, CAST({JSON_COLUMN} AS BLOB), {SEQ_COLUMN} FROM {table} ORDER BY id"
-    ).fetchall()
-    conn.execute(f"DELETE FROM {table}")
-    return rows
+    def end_run(self) -> None:
+        """See `Maintenance`."""
+        self._run(self._batches.end_run, _END_RUN_S)
+
+    def _run(self, step: Callable[[], T], timeout_s: float = limits.WRITE_TIMEOUT_S) -> T:
+        with self._turns.behind(timeout_s):
+            return step()

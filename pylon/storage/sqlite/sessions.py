@@ -1,11 +1,10 @@
 """Sessions in SQL: `_pylon_auth_sessions`, and `_pylon_unused_guests` (tokens never presented).
 
-Any client may make guests, and a guest lives as long as any other session. So the engine also
-notes a new guest as unused, until a worker has seen its token (`mark_used`). The flusher drops
-unused guests long before they expire. Sessions that are older than that table count as used.
+Sessions that are older than the second table count as used. The rules of sessions stand in
+`pylon.storage.core.sessions`.
 
-The engine writes the rows; resolvers of tokens and the watch of sockets read them. Functions on a
-connection; apsw's errors are the caller's to translate.
+`transaction` writes the rows; resolvers of tokens and the watch of sockets read them. Functions on
+a connection; apsw's errors are the caller's to translate.
 """
 
 from __future__ import annotations
@@ -16,18 +15,17 @@ from collections.abc import Sequence
 import apsw
 
 from pylon.storage.interface import SessionRow
-from pylon.storage.ops import PutSession
 
 
-def put(conn: apsw.Connection, session: PutSession) -> None:
-    """Keep a session."""
+def put(conn: apsw.Connection, session: SessionRow) -> None:
+    """Store a session in place of one with its id."""
     conn.execute(
         "INSERT OR REPLACE INTO _pylon_auth_sessions (session_id, user_id, is_guest, "
         "created_at, expires_at, device, tenant_id) VALUES (?, ?, ?, ?, ?, ?, ?)",
         (session.session_id, session.user_id, int(session.is_guest), session.created_at_s,
          session.expires_at_s, session.device, session.tenant_id),
     )
-    if session.is_guest:
+    if session.is_unused:
         conn.execute(
             "INSERT OR REPLACE INTO _pylon_unused_guests (session_id, created_at) VALUES (?, ?)",
             (session.session_id, session.created_at_s),
@@ -50,9 +48,9 @@ def mark_used(conn: apsw.Connection, session_ids: Sequence[str]) -> int:
     return conn.changes()
 
 
-def drop_expired(conn: apsw.Connection, now_s: int, limit: int) -> int:
-    """Forget sessions that are over, `limit` at most; how many there were."""
-    return _drop_found(
+def expired(conn: apsw.Connection, now_s: int, limit: int) -> list[str]:
+    """Ids of expired sessions, at most `limit`."""
+    return _ids(
         conn,
         "SELECT session_id FROM _pylon_auth_sessions "
         "WHERE expires_at > 0 AND expires_at <= ? LIMIT ?",
@@ -60,9 +58,9 @@ def drop_expired(conn: apsw.Connection, now_s: int, limit: int) -> int:
     )
 
 
-def drop_unused(conn: apsw.Connection, made_before_s: int, limit: int) -> int:
-    """Forget guests that were made before then and never used, `limit` at most; how many."""
-    return _drop_found(
+def unused(conn: apsw.Connection, made_before_s: int, limit: int) -> list[str]:
+    """Ids of guests that were made before then and never used, at most `limit`."""
+    return _ids(
         conn,
         "SELECT session_id FROM _pylon_unused_guests WHERE created_at < ? "
         "ORDER BY created_at LIMIT ?",
@@ -70,11 +68,8 @@ def drop_unused(conn: apsw.Connection, made_before_s: int, limit: int) -> int:
     )
 
 
-def _drop_found(conn: apsw.Connection, query: str, *params: int) -> int:
-    found = conn.execute(query, params).fetchall()
-    for (session_id,) in found:
-        drop(conn, str(session_id))
-    return len(found)
+def _ids(conn: apsw.Connection, query: str, *params: int) -> list[str]:
+    return [str(session_id) for (session_id,) in conn.execute(query, params)]
 
 
 def count_by_kind(conn: apsw.Connection) -> dict[str, int]:

@@ -1,87 +1,149 @@
-"""What the write engine knows of one entity: codec, rules, and the SQL texts of its writes.
+"""The stored rows of one entity in SQLite: `pylon.storage.core.transaction.RowTable`.
 
-Invariant: a text names exactly the columns that the live table has, quoted. Made by the engine.
+The SQL texts are made once. Columns that stay are left out of an update, so that their indexes
+rest. The search index follows each change in the same transaction. The first long row takes the
+mark of short rows away (`short_rows`).
+
+Invariant: a text names exactly the columns that the live table has, quoted. Made by `transaction`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, NoReturn
+
+import apsw
+import orjson
 
 from pylon import limits
 from pylon.manifest.model import Entity
+from pylon.policy.rules import EntityRules
 from pylon.storage.names import quote
 from pylon.storage.sqlite.constraint_errors import ConstraintErrors
 from pylon.storage.sqlite.schema.ddl import JSON_COLUMN, SEQ_COLUMN
 from pylon.storage.sqlite.search import SearchIndex
+from pylon.storage.sqlite.short_rows import forget_short_rows
 from pylon.values import EntityCodec
-
-if TYPE_CHECKING:
-    from pylon.policy.rules import EntityRules
 
 _UPDATE_TEXTS: Final = 256  # field combinations remembered for each entity
 
 
-class Table:
-    """One entity's codec, rules, SQL texts and search index.
+class SqliteTable:
+    """See the module."""
 
-    `insert` takes id, values, JSON, seq and `fill`; `select` gives JSON and seq of an id.
-    `select_small` gives no JSON above `limits.JUDGED_FIRST_BYTES`; `look` gives its size, and the
-    columns that `judged` makes a row of. Neither reads the pages of a large JSON.
-    """
-
-    __slots__ = ("_judged", "_updates", "codec", "delete", "entity", "fill", "has_documents",
-                 "insert", "look", "refusals", "row_max_bytes", "rules", "search", "select",
-                 "select_small")
+    __slots__ = ("_codec", "_conn", "_delete", "_entity", "_errors", "_execute", "_fill", "_find",
+                 "_find_judged", "_find_small", "_insert", "_judged", "_name", "_search",
+                 "_updates")
 
     def __init__(
-        self, entity: Entity, rules: EntityRules, retained_columns: Mapping[str, object],
-        search: SearchIndex | None, row_max_bytes: int = limits.BODY_BYTES,
+        self, conn: apsw.Connection, execute: Any, entity: Entity, rules: EntityRules,
+        retained: Mapping[str, object], search: SearchIndex | None,
     ) -> None:
         """
         Args:
-            fillers: columns that the manifest no longer names but that want a value.
+            execute: of the cursor that all tables of the connection share. PERF: a new cursor
+                for each statement costs as much as a third of it.
+            retained: columns that the manifest no longer names but that want a value.
             search: the index to keep, if the entity has one.
-            row_max_bytes: of the JSON of a row that is inserted or grows.
         """
-        self.row_max_bytes = row_max_bytes
-        self.entity = entity
-        self.rules = rules
-        self.search = search
-        self.has_documents = False  # whether any row may have one
-        self.codec = EntityCodec(entity)
-        self.refusals = ConstraintErrors(entity)
-        self.fill = tuple(retained_columns.values())
-        table = quote(entity.name)
-        names = (*entity.columns, JSON_COLUMN, SEQ_COLUMN, *retained_columns)
+        self._conn = conn
+        self._execute = execute
+        self._entity = entity
+        self._errors = ConstraintErrors(entity)
+        self._search = search
+        self._codec = EntityCodec(entity)
+        self._fill = tuple(retained.values())
+        table = self._name = quote(entity.name)
+        names = (*entity.columns, JSON_COLUMN, SEQ_COLUMN, *retained)
         columns = ", ".join(quote(name) for name in names)
         marks = ", ".join("?" * len(names))
-        self.insert = f"INSERT INTO {table} ({columns}) VALUES ({marks})"
-        self.select = (
-            f"SELECT CAST({JSON_COLUMN} AS BLOB), {SEQ_COLUMN} FROM {table} WHERE id = ?"
+        self._insert = f"INSERT INTO {table} ({columns}) VALUES ({marks})"
+        json = f"CAST({JSON_COLUMN} AS BLOB)"
+        self._find = f"SELECT {json}, {SEQ_COLUMN} FROM {table} WHERE id = ?"
+        # Neither of these two reads the pages of a large JSON.
+        size = f"octet_length({JSON_COLUMN})"
+        self._find_small = (
+            f"SELECT CASE WHEN {size} <= {limits.JUDGED_FIRST_BYTES} THEN {json} END, "
+            f"{SEQ_COLUMN} FROM {table} WHERE id = ?"
         )
         self._judged = tuple(name for name in entity.columns if name in rules.fields)
-        size = f"octet_length({JSON_COLUMN})"
         judged = "".join(f", {quote(name)}" for name in self._judged)
-        self.look = f"SELECT {size}{judged} FROM {table} WHERE id = ?"
-        self.select_small = (
-            f"SELECT CASE WHEN {size} <= {limits.JUDGED_FIRST_BYTES} "
-            f"THEN CAST({JSON_COLUMN} AS BLOB) END, {SEQ_COLUMN} FROM {table} WHERE id = ?"
-        )
-        self.delete = f"DELETE FROM {table} WHERE id = ?"
+        self._find_judged = f"SELECT {size}{judged} FROM {table} WHERE id = ?"
+        self._delete = f"DELETE FROM {table} WHERE id = ?"
         self._updates: dict[tuple[str, ...], str] = {}
 
-    def judged(self, values: Sequence[Any]) -> dict[str, Any]:
-        """The row as far as the policies of reads, updates and deletes look at it."""
-        return self.codec.row_from_sql(values, self._judged)
+    def find(self, row_id: str) -> tuple[bytes, int | None] | None:
+        """See `RowTable`."""
+        found: tuple[bytes, int | None] | None = self._execute(self._find, (row_id,)).get
+        return found
 
-    def update(self, fields: tuple[str, ...]) -> str:
-        """Sets `fields`, JSON and seq of an id. Columns that stay are left out: their indexes
-        rest."""
-        text = self._updates.get(fields)
-        if text is None:
-            sets = ", ".join(f"{quote(f)} = ?" for f in (*fields, JSON_COLUMN, SEQ_COLUMN))
-            text = f"UPDATE {quote(self.entity.name)} SET {sets} WHERE id = ?"
-            if len(self._updates) < _UPDATE_TEXTS:
-                self._updates[fields] = text
+    def find_small(self, row_id: str) -> tuple[bytes | None, int | None] | None:
+        """See `RowTable`."""
+        found: tuple[bytes | None, int | None] | None
+        found = self._execute(self._find_small, (row_id,)).get
+        return found
+
+    def find_judged(self, row_id: str) -> tuple[int, dict[str, Any]]:
+        """See `RowTable`."""
+        found = self._execute(self._find_judged, (row_id,)).get
+        size_bytes, *values = found if isinstance(found, tuple) else (found,)
+        return size_bytes, self._codec.row_from_sql(values, self._judged)
+
+    def insert(
+        self, row_id: str, values: Sequence[Any], row_json: bytes, seq: int
+    ) -> None:
+        """See `RowTable`."""
+        try:
+            self._execute(
+                self._insert, (row_id, *values, row_json.decode(), seq, *self._fill)
+            )
+        except apsw.ConstraintError as error:
+            self._raise_constraint(error)
+        if len(row_json) > limits.SHORT_ROW_BYTES:
+            forget_short_rows(self._conn, self._entity.name)
+        if self._search is not None:
+            self._search.inserted(row_id, orjson.loads(row_json))
+
+    def update(
+        self, row_id: str, patch: Mapping[str, Any], before: Mapping[str, Any],
+        row: Mapping[str, Any], row_json: bytes, seq: int,
+    ) -> None:
+        """See `RowTable`."""
+        fields = tuple(patch)
+        try:
+            self._execute(
+                self._updates.get(fields) or self._update_text(fields),
+                (*[row[field] for field in fields], row_json.decode(), seq, row_id),
+            )
+        except apsw.ConstraintError as error:
+            self._raise_constraint(error)
+        if len(row_json) > limits.SHORT_ROW_BYTES:
+            forget_short_rows(self._conn, self._entity.name)
+        if self._search is not None:
+            self._search.updated(row_id, before, row)
+
+    def delete(self, row_id: str) -> None:
+        """See `RowTable`."""
+        self._execute(self._delete, (row_id,))
+        if self._search is not None:
+            self._search.deleted(row_id)
+
+    def take_all(self) -> list[tuple[str, bytes, int | None]]:
+        """See `RowTable`."""
+        rows: list[Any] = self._execute(
+            f"SELECT id, CAST({JSON_COLUMN} AS BLOB), {SEQ_COLUMN} FROM {self._name} ORDER BY id"
+        ).fetchall()
+        self._execute(f"DELETE FROM {self._name}")
+        if self._search is not None:
+            self._search.cleared()
+        return rows
+
+    def _update_text(self, fields: tuple[str, ...]) -> str:
+        sets = ", ".join(f"{quote(f)} = ?" for f in (*fields, JSON_COLUMN, SEQ_COLUMN))
+        text = f"UPDATE {self._name} SET {sets} WHERE id = ?"
+        if len(self._updates) < _UPDATE_TEXTS:
+            self._updates[fields] = text
         return text
+
+    def _raise_constraint(self, error: apsw.ConstraintError) -> NoReturn:
+        raise self._errors.of(error) from error

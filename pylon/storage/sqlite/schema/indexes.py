@@ -4,7 +4,7 @@ The writer makes and drops them between other writes; reads go on meanwhile, wri
 running server keeps its manifest: only indexes over fields that it knows can be made, and a
 restart with the old manifest takes them away again.
 
-Called by the engine; asked for by `pylonctl schema apply --indexes`.
+Called by `maintenance`; asked for by `pylonctl schema apply --indexes`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ import apsw
 from pylon.clock import Clock
 from pylon.errors import PylonError, SchemaRefused
 from pylon.manifest.model import Index, Manifest
+from pylon.storage.interface import IndexSpec
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.schema import history
 from pylon.storage.sqlite.schema.apply import note_indexes
 from pylon.storage.sqlite.schema.plan import make_plan
 
-Spec = tuple[str, str, tuple[str, ...], bool]  # entity, name, fields, unique
-
 
 def put_indexes(
-    conn: apsw.Connection, manifest: Manifest, wanted: Sequence[Spec], clock: Clock
+    conn: apsw.Connection, manifest: Manifest, wanted: Sequence[IndexSpec], clock: Clock
 ) -> int:
     """Make the indexes of the entities of `manifest` the `wanted` ones, within the transaction
     that is open; all or nothing.
@@ -56,7 +55,7 @@ def put_indexes(
     return len(plan.steps)
 
 
-def _with_indexes(manifest: Manifest, wanted: Sequence[Spec]) -> Manifest:
+def _with_indexes(manifest: Manifest, wanted: Sequence[IndexSpec]) -> Manifest:
     by_entity: dict[str, list[Index]] = {e.name: [] for e in manifest.entities}
     for entity, name, fields, unique in wanted:
         known = manifest.by_name.get(entity)

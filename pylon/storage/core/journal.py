@@ -1,4 +1,4 @@
-"""What a transaction has done so far: the events and op_ids that are written at its end.
+"""Journal: what a transaction has done so far, which is written at its end.
 
 The journal keeps one event for each row: the effect of the whole commit on it. Two changes of a
 row in one commit become one event, from the image before the first to the image after the last,
@@ -10,30 +10,15 @@ A `Transact` notes its changes after `open_step`, so that `undo_step` can take t
 
 Invariants: seqs go up by one with each row that changes, from the head, and each has an event;
 changes that `undo_step` takes back leave no trace, and later changes get their seqs. Events are in
-the order of their seqs. One journal for each transaction of the engine, which calls it together
-with `row_writes` and `document_writes`.
+the order of their seqs. `engine` makes one journal for each transaction; `rows` and `documents`
+note their changes in it.
 """
 
 from __future__ import annotations
 
-from typing import Final
-
-import apsw
-from msgspec.structs import astuple
-
+from pylon.storage.core.transaction import DoneOp, LogRows, OpName
 from pylon.storage.events import ChangeEvent, Kind
 from pylon.storage.ops import OpKey
-from pylon.storage.sqlite import log
-
-_PUT_OP_ID: Final = (
-    "INSERT INTO _pylon_op_ids (identity, op_id, seq, row_id, at, digest) "
-    "VALUES (?, ?, ?, ?, ?, ?)"
-)
-_FIND_OP_ID: Final = (
-    "SELECT seq, row_id, digest FROM _pylon_op_ids WHERE identity = ? AND op_id = ?"
-)
-# Of an operation that was carried out: seq, row id (of several: their ids as JSON), digest.
-Done = tuple[int, str, str | None]
 
 
 class Journal:
@@ -47,7 +32,7 @@ class Journal:
         self.seq = head
         self.now_s = now_s
         self.events: list[ChangeEvent] = []
-        self.ops: dict[tuple[str, str], Done] = {}
+        self.ops: dict[OpName, DoneOp] = {}
         self.clean = False
         self.documents = False
         self._head = head
@@ -122,21 +107,16 @@ class Journal:
 
     def note_op(self, key: OpKey, seq: int, row_id: str) -> None:
         """Note that an operation has been carried out."""
-        self.ops[key.identity, key.op_id] = (seq, row_id, key.digest)
+        self.ops[key.identity, key.op_id] = DoneOp(seq, row_id, key.digest)
 
-    def find_op(self, conn: apsw.Connection, key: OpKey) -> Done | None:
+    def find_op(self, rows: LogRows, key: OpKey) -> DoneOp | None:
         """What became of an operation that was carried out, in this transaction or earlier."""
         name = (key.identity, key.op_id)
-        done: Done | None = self.ops.get(name) or conn.execute(_FIND_OP_ID, name).get
-        return done
+        return self.ops.get(name) or rows.find_op(name)
 
-    def write(self, conn: apsw.Connection) -> None:
+    def write(self, rows: LogRows) -> None:
         """Append the events to the log, and the op_ids, as part of the transaction."""
         if self.events:
-            conn.executemany(log.INSERT, map(astuple, self.events))
+            rows.append_events(self.events)
         if self.ops:
-            conn.executemany(
-                _PUT_OP_ID,
-                [(*name, seq, row_id, self.now_s, digest)
-                 for name, (seq, row_id, digest) in self.ops.items()],
-            )
+            rows.put_ops(self.ops, self.now_s)

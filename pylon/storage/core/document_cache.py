@@ -3,11 +3,11 @@
 Which rows have one is a bitmap under a hash: two mebibytes for any number of documents, made
 with the first. It may err on the side of yes (with 100,000 documents for one row in 170), which
 costs a look-up; never on the side of no. Entities without any document are not even looked up
-there (`Table.has_documents`).
+there (`EntityWrites.has_documents`).
 
 Invariant: a decoded document that is here says what the database says, uncommitted changes of
-the transaction that is open included; `undone` throws out what that transaction touched. Used
-by `pylon.storage.sqlite.document_writes`, one thread.
+the transaction that is open included; `undo` throws out what that transaction touched. Used by
+`documents`, one thread.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ import loro
 
 from pylon import limits, metrics
 from pylon.crdt.document import Document
+from pylon.storage.core.transaction import DocumentKey
 from pylon.values import encode_row
-
-Key = tuple[str, str]  # entity, row id
 
 _BITS: Final = 1 << 24
 _DECODED_FACTOR: Final = 5  # memory of a decoded document by its stored size (measured: 2 to 5)
@@ -38,13 +37,13 @@ class RowSet:
     def __init__(self) -> None:
         self._bits = bytearray()
 
-    def add(self, key: Key) -> None:
+    def add(self, key: DocumentKey) -> None:
         if not self._bits:
             self._bits = bytearray(_BITS // 8)
         place = hash(key) & (_BITS - 1)
         self._bits[place >> 3] |= 1 << (place & 7)
 
-    def __contains__(self, key: Key) -> bool:
+    def __contains__(self, key: DocumentKey) -> bool:
         if not self._bits:
             return False
         place = hash(key) & (_BITS - 1)
@@ -92,58 +91,58 @@ def facts_of(fields: frozenset[str], row: Mapping[str, Any]) -> str:
 class DocumentCache:
     """The most recently used decoded documents, bounded in number and in estimated bytes."""
 
-    __slots__ = ("_bytes", "_kept", "_sizes", "_touched")
+    __slots__ = ("_bytes", "_documents", "_sizes", "_touched")
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Key, CachedDocument] = OrderedDict()
-        self._sizes: dict[Key, int] = {}
+        self._documents: OrderedDict[DocumentKey, CachedDocument] = OrderedDict()
+        self._sizes: dict[DocumentKey, int] = {}
         self._bytes = 0
-        self._touched: set[Key] = set()
+        self._touched: set[DocumentKey] = set()
 
-    def find(self, key: Key) -> CachedDocument | None:
-        kept = self._kept.get(key)
-        if kept is not None:
-            self._kept.move_to_end(key)
-        return kept
+    def find(self, key: DocumentKey) -> CachedDocument | None:
+        cached = self._documents.get(key)
+        if cached is not None:
+            self._documents.move_to_end(key)
+        return cached
 
-    def put(self, key: Key, kept: CachedDocument) -> None:
+    def put(self, key: DocumentKey, cached: CachedDocument) -> None:
         """Keep it, or note its size anew; others may have to go."""
-        size_bytes = _DECODED_BYTES + _DECODED_FACTOR * kept.stored_bytes
+        size_bytes = _DECODED_BYTES + _DECODED_FACTOR * cached.stored_bytes
         self._bytes += size_bytes - self._sizes.get(key, 0)
         self._sizes[key] = size_bytes
-        self._kept[key] = kept
-        self._kept.move_to_end(key)
-        while len(self._kept) > 1 and (
-            len(self._kept) > limits.DOCUMENTS_DECODED
+        self._documents[key] = cached
+        self._documents.move_to_end(key)
+        while len(self._documents) > 1 and (
+            len(self._documents) > limits.DOCUMENTS_DECODED
             or self._bytes > limits.DOCUMENTS_DECODED_BYTES
         ):
-            self.drop(next(iter(self._kept)))
-        self._tell()
+            self.drop(next(iter(self._documents)))
+        self._publish_metrics()
 
-    def drop(self, key: Key) -> None:
+    def drop(self, key: DocumentKey) -> None:
         """Forget it; the database has it."""
-        if self._kept.pop(key, None) is not None:
+        if self._documents.pop(key, None) is not None:
             self._bytes -= self._sizes.pop(key)
-            self._tell()
+            self._publish_metrics()
 
     def drop_entity(self, entity: str) -> None:
-        for key in [key for key in self._kept if key[0] == entity]:
+        for key in [key for key in self._documents if key[0] == entity]:
             self.drop(key)
 
-    def touch(self, key: Key) -> None:
+    def touch(self, key: DocumentKey) -> None:
         """The transaction that is open changes it."""
         self._touched.add(key)
 
-    def committed(self) -> None:
-        """What was touched is stored."""
+    def commit(self) -> None:
+        """Note that the touched documents are stored."""
         if self._touched:
             self._touched.clear()
 
-    def undone(self) -> None:
-        """The transaction, or a part of it, was rolled back."""
+    def undo(self) -> None:
+        """Forget the touched documents: the transaction, or a part of it, was rolled back."""
         for key in self._touched:
             self.drop(key)
 
-    def _tell(self) -> None:
-        metrics.DOCUMENTS_DECODED.set(len(self._kept))
+    def _publish_metrics(self) -> None:
+        metrics.DOCUMENTS_DECODED.set(len(self._documents))
         metrics.DOCUMENTS_DECODED_BYTES.set(self._bytes)

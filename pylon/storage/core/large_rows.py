@@ -6,7 +6,7 @@ deferred, untouched, to a later transaction, and the requests of others go on.
 
 Invariant: `charge` is called before anything of the request is changed, except within a
 `Transact`, which is undone as a whole. Bound: the writer's, in bytes of images before and after.
-Used by `engine` and `row_writes`.
+Used by `engine` and `rows`.
 """
 
 from __future__ import annotations

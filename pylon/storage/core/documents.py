@@ -1,0 +1,393 @@
+"""Document writes: make, merge, follow, delete (spec/realtime.md §6).
+
+A row gets a document with the first subscription or push; from then on each change of the row
+changes the document in the same transaction, and each push to the document the row. A document
+that is read from the store is first brought in line with its row, so it does not matter whether
+the row was changed meanwhile by a schema change, by another server or by hand: the row is right.
+
+A change of a field that decides who may read the row (`CachedDocument.view`) is stored as a whole
+document, in place of all updates before it, with a note of its readers since: followers read the
+document anew, without the content that was hidden from them (`pylon.crdt.redaction`).
+
+Invariants: a refused request leaves nothing, neither stored nor in the decoded document (which is
+thrown away); what is stored of a push is what our own document exports, never the client's
+bytes. A row's event has its place in the log before its document's update has its number.
+Called by `engine` and `rows`, in their transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import orjson
+
+from pylon import limits, metrics
+from pylon.clock import Clock
+from pylon.crdt.document import Document, refuse_reserved, too_large
+from pylon.errors import CrdtApplyFailed, CrdtDecodeFailed, NotFound, PylonError
+from pylon.log import get_logger
+from pylon.storage.core.document_cache import CachedDocument, DocumentCache, RowSet, facts_of
+from pylon.storage.core.entity import EntityWrites
+from pylon.storage.core.journal import Journal
+from pylon.storage.core.transaction import DocumentKey, RowTransaction
+from pylon.storage.interface import DocumentView
+from pylon.storage.ops import OpenDocument, PushDocument, WriteReply
+
+UNKNOWN: Final = "null"  # facts of a view whose readers nobody knows
+_REREAD: Final = -1  # `prev` of an update: subscribers must reload the whole document
+
+_log: Final = get_logger("documents")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of a document that is not stored yet: an update, or all of it."""
+
+    key: DocumentKey
+    cached: CachedDocument
+    data: bytes
+    whole: bool
+
+
+class Rows(Protocol):
+    """What `rows` lends: the row of a request, and the way to change it."""
+
+    def entity(self, name: str) -> EntityWrites:
+        """Raises: EntityNotFound."""
+
+    def find_readable(
+        self, entity: EntityWrites, op: PushDocument
+    ) -> tuple[bytes, dict[str, Any], int | None]:
+        """The row's JSON, the row and its version. Raises: NotFound, PolicyDenied."""
+
+    def put(
+        self, entity: EntityWrites, row_id: str, patch: Mapping[str, Any], before_json: bytes,
+        before: Mapping[str, Any], version: int | None, row_json: bytes, row: Mapping[str, Any],
+        journal: Journal,
+    ) -> int:
+        """Write the changed row and note its event; its seq. Raises: what refuses the row."""
+
+
+class DocumentWrites:
+    """All documents of a database, for its writer."""
+
+    __slots__ = ("_cache", "_clock", "_may_have", "_rows", "_transaction")
+
+    def __init__(
+        self, transaction: RowTransaction, entities: Mapping[str, EntityWrites], rows: Rows,
+        clock: Clock,
+    ) -> None:
+        """Look up which rows have documents, and mark the entities that have any."""
+        self._transaction = transaction
+        self._rows = rows
+        self._clock = clock
+        self._cache = DocumentCache()
+        self._may_have = RowSet()
+        for key in transaction.document_keys():
+            entity = entities.get(key[0])
+            if entity is not None and entity.entity.crdt:
+                entity.has_documents = True
+                self._may_have.add(key)
+        self._check_rules(entities.values())
+
+    # --- Requests --------------------------------------------------------------------------
+
+    def open(self, request_id: int, op: OpenDocument, journal: Journal) -> WriteReply:
+        """Make the row's document if it has none, and see that it is stored as the row is.
+
+        Raises:
+            NotFound: there is no such row, or its entity has no documents.
+            CrdtApplyFailed: the entity has fields of a reserved kind.
+            LimitExceeded: the row is too large for a document.
+        """
+        entity = self._rows.entity(op.entity)
+        found = entity.table.find(op.row_id)
+        if found is None or not entity.entity.crdt:
+            raise NotFound("Row not found")
+        key = (op.entity, op.row_id)
+        cached = self._open(entity, key, orjson.loads(found[0]))
+        if cached.changed:
+            self._cache.touch(key)
+            try:
+                change = _change(key, cached)
+            except PylonError:
+                self._cache.drop(key)
+                raise
+            self.append(entity, change, journal.seq, journal, alone=True)
+        return WriteReply(request_id, 0, op.row_id, False, 1)
+
+    def push(self, request_id: int, op: PushDocument, journal: Journal) -> WriteReply:
+        """Merge a client's update, and let the row follow. The reply's seq is 0 when the row
+        did not change.
+
+        Raises:
+            NotFound: no such row, or none that the caller may read.
+            PolicyDenied: the caller may not change the row like that.
+            CrdtDecodeFailed, CrdtHistoryMissing, CrdtApplyFailed, LimitExceeded
+            InvalidValue, NullNotAllowed, UniqueViolation: the row that would come of it.
+        """
+        began_s = self._clock.monotonic_s()
+        entity = self._rows.entity(op.entity)
+        before_json, before, version = self._rows.find_readable(entity, op)
+        if not entity.rules.may_begin_update(op.auth, before):
+            raise entity.rules.denied("update", op.auth)
+        key = (op.entity, op.row_id)
+        cached = self._open(entity, key, before)
+        self._cache.touch(key)
+        seq = 0
+        try:
+            self._check_history(key, cached, before_json, journal)
+            cached.document.take(op.update)
+            patch = entity.codec.patch(cached.document.differing(before), op.row_id)
+            cached.note_view(entity.rules.read_fields, before, patch)
+            row, row_json = entity.codec.merge(before, patch) if patch else (before, before_json)
+            if not entity.rules.may_update(op.auth, before, row):
+                raise entity.rules.denied("update", op.auth)
+            change = _change(key, cached) if cached.changed else None
+            if patch:
+                seq = self._rows.put(
+                    entity, op.row_id, patch, before_json, before, version, row_json, row, journal
+                )
+        except PylonError:
+            self._cache.drop(key)
+            raise
+        if change is not None:
+            self.append(entity, change, seq or journal.seq, journal, alone=not seq)
+        metrics.DOCUMENT_MERGE.observe(self._clock.monotonic_s() - began_s)
+        return WriteReply(request_id, seq, op.row_id, False, 1)
+
+    # --- Changes of rows -------------------------------------------------------------------
+
+    def follow(
+        self, entity: EntityWrites, row_id: str, before: Mapping[str, Any], patch: Mapping[str, Any]
+    ) -> Change | None:
+        """Change the row's document, if it has one, as its row is about to be changed.
+
+        Returns: what to `append` when the row was written, or to `refuse`.
+        """
+        key = (entity.name, row_id)
+        cached = self._find(entity, key, before)
+        if cached is None:
+            return None
+        self._cache.touch(key)
+        try:
+            cached.note_view(entity.rules.read_fields, before, patch)
+            cached.document.assign(patch, before)
+            return _change(key, cached, bounded=False) if cached.changed else None
+        except CrdtDecodeFailed as error:
+            # Loro has failed on a document that it had read. The row's write is not at fault.
+            cached = self._anew(entity, key, {**before, **patch}, error)
+            return _change(key, cached, bounded=False)
+
+    def append(
+        self, entity: EntityWrites, change: Change, seq: int, journal: Journal, *,
+        alone: bool = False,
+    ) -> None:
+        """Store a change.
+
+        Args:
+            seq: of the row's event; the head where there is none.
+            alone: no event tells of it, so a signal has to.
+        """
+        key, cached, data = change.key, change.cached, change.data
+        if change.whole:
+            self._transaction.put_snapshot(key, data, journal.now_s)
+            cached.snapshot_bytes, cached.pending, cached.pending_bytes = len(data), 0, 0
+            self._may_have.add(key)
+            entity.has_documents = True
+            if cached.unreadable or cached.view is not None:
+                # No earlier update is left: it may hold content that was hidden when it was made.
+                cached.number = self._transaction.append_update(key, _REREAD, seq, b"")
+                self._transaction.drop_updates_before(key, cached.number)
+                cached.unreadable = False
+        else:
+            cached.number = self._transaction.append_update(key, cached.number, seq, data)
+            cached.pending += 1
+            cached.pending_bytes += len(data)
+        if cached.view is not None:
+            before = cached.begun if cached.version is None else cached.version.encode()
+            facts_before, facts = cached.view
+            view = DocumentView(before, cached.document.encoded_version(), facts)
+            self._put_view(key, view, facts_before)
+            cached.view = None
+        cached.version = cached.document.version
+        if cached.pending >= limits.DOCUMENT_UPDATES or (
+            cached.pending_bytes > max(limits.DOCUMENT_FOLD_BYTES, cached.snapshot_bytes)
+        ):
+            self._fold(key, cached, journal.now_s)
+        self._cache.put(key, cached)
+        journal.documents = journal.documents or alone
+
+    def refuse(self, change: Change) -> None:
+        """The row's change, which a document had followed already, was refused."""
+        self._cache.drop(change.key)
+
+    def drop(self, entity: str, row_id: str) -> None:
+        """Drop the document of a row that is gone."""
+        key = (entity, row_id)
+        if key in self._may_have:
+            self._cache.drop(key)
+            self._transaction.drop_document(key)
+
+    def drop_all(self, entity: str) -> None:
+        """Drop the documents of an entity whose rows are all gone."""
+        self._cache.drop_entity(entity)
+        self._transaction.drop_documents(entity)
+
+    def commit(self) -> None:
+        """Note that the transaction is committed."""
+        self._cache.commit()
+
+    def undo(self) -> None:
+        """Forget what the transaction touched: it, or a part of it, was rolled back."""
+        self._cache.undo()
+
+    def _check_rules(self, entities: Iterable[EntityWrites]) -> None:
+        """Mark the readers of documents as unknown if their entity has another read rule now."""
+        store = self._transaction
+        key_of = "document_rules:{}".format
+        changed = [e for e in entities if store.get_fact(key_of(e.name)) != e.rules.read_text]
+        if not changed:
+            return
+        store.begin()
+        try:
+            for entity in changed:
+                if store.get_fact(key_of(entity.name)) is not None:
+                    store.forget_views(entity.name, UNKNOWN)
+                store.put_fact(key_of(entity.name), entity.rules.read_text)
+            store.commit()
+        finally:
+            store.roll_back()
+
+    def _put_view(self, key: DocumentKey, view: DocumentView, facts_before: str) -> None:
+        """Note the readers of a document's row from now on, and with the first such note the
+        readers before it."""
+        store = self._transaction
+        last, count = store.last_view(key)
+        if last is None:
+            store.put_view(key, 0, DocumentView(b"", b"", facts_before))
+            last, count = 0, 1
+        if count >= limits.DOCUMENT_VIEWS:  # the readers of the older half are no longer known
+            oldest = last - limits.DOCUMENT_VIEWS // 2
+            store.drop_views_before(key, oldest)
+            store.put_view(key, oldest, DocumentView(b"", b"", UNKNOWN))
+        store.put_view(key, last + 1, view)
+
+    # --- Documents -------------------------------------------------------------------------
+
+    def _open(
+        self, entity: EntityWrites, key: DocumentKey, row: Mapping[str, Any]
+    ) -> CachedDocument:
+        """The row's document, in line with the row; a new one if there is none."""
+        cached = self._find(entity, key, row)
+        if cached is None:
+            refuse_reserved(entity.entity)
+            document = _made(entity, row)
+            cached = CachedDocument(document, None, 0, 0, begun=document.encoded_version())
+            self._cache.put(key, cached)
+        return cached
+
+    def _find(
+        self, entity: EntityWrites, key: DocumentKey, row: Mapping[str, Any]
+    ) -> CachedDocument | None:
+        """The row's document, in line with the row; None if there is none."""
+        cached = self._cache.find(key)
+        if cached is not None:
+            return cached
+        if key not in self._may_have:
+            return None
+        stored = self._transaction.find_document(key)
+        if stored is None:
+            return None
+        try:
+            document = Document(entity.entity, stored.parts)
+            version = document.version
+            different = _names_differing(document, entity, row)
+            document.assign({name: row.get(name) for name in different})
+        except CrdtDecodeFailed as error:
+            return self._anew(entity, key, row, error)
+        cached = CachedDocument(
+            document, version, stored.number, len(stored.snapshot), len(stored.updates),
+            sum(len(data) for data in stored.updates),
+        )
+        if not entity.rules.read_fields.isdisjoint(different):
+            cached.view = (UNKNOWN, facts_of(entity.rules.read_fields, row))
+        elif stored.views and stored.views[-1].facts == UNKNOWN:
+            now = document.encoded_version()
+            self._cache.touch(key)
+            view = DocumentView(now, now, facts_of(entity.rules.read_fields, row))
+            self._put_view(key, view, UNKNOWN)
+        self._cache.put(key, cached)
+        return cached
+
+    def _anew(
+        self, entity: EntityWrites, key: DocumentKey, row: Mapping[str, Any], error: PylonError
+    ) -> CachedDocument:
+        """A document of the row as it is, in place of one that cannot be used."""
+        _log.error("document.unreadable", entity=key[0], row_id=key[1], error=error.message)
+        cached = CachedDocument(_made(entity, row), None, 0, 0, unreadable=True)
+        self._cache.put(key, cached)
+        return cached
+
+    def _check_history(
+        self, key: DocumentKey, cached: CachedDocument, row_json: bytes, journal: Journal
+    ) -> None:
+        """See that a merge cannot take long: it may have to go through the whole history.
+
+        Raises:
+            LimitExceeded
+        """
+        # A snapshot has the content twice: as it is, and in the history.
+        most_bytes = limits.DOCUMENT_HISTORY_BYTES + 2 * len(row_json)
+        if cached.stored_bytes > most_bytes and cached.pending:
+            self._fold(key, cached, journal.now_s)  # updates one by one take more
+        if cached.stored_bytes > most_bytes:
+            raise too_large()
+
+    def _fold(self, key: DocumentKey, cached: CachedDocument, now_s: int) -> None:
+        """Make the snapshot current, and drop all updates but the newest."""
+        try:
+            snapshot = cached.document.snapshot()
+        except CrdtDecodeFailed as error:
+            # The updates stay. The next use reads them, and makes a new document if need be.
+            _log.error("document.not_folded", entity=key[0], row_id=key[1], error=error.message)
+            return
+        self._transaction.put_snapshot(key, snapshot, now_s)
+        self._transaction.drop_updates_before(key, cached.number)
+        cached.snapshot_bytes, cached.pending, cached.pending_bytes = len(snapshot), 0, 0
+
+
+def _made(entity: EntityWrites, row: Mapping[str, Any]) -> Document:
+    document = Document(entity.entity)
+    document.assign({f.name: row.get(f.name) for f in entity.entity.fields})
+    return document
+
+
+def _names_differing(document: Document, entity: EntityWrites, row: Mapping[str, Any]) -> list[str]:
+    try:
+        return list(document.differing(row))
+    except CrdtApplyFailed:  # another server let in what no row can hold
+        return [field.name for field in entity.entity.fields]
+
+
+def _change(key: DocumentKey, cached: CachedDocument, *, bounded: bool = True) -> Change:
+    """What of the document is not stored, and has to be.
+
+    Raises:
+        CrdtDecodeFailed: Loro cannot say it.
+        LimitExceeded: the document is too large, and `bounded`.
+    """
+    if cached.version is None or cached.view is not None:
+        whole, data = True, cached.document.snapshot()
+        size_bytes = len(data)
+    else:
+        whole, data = False, cached.document.changes_since(cached.version)
+        size_bytes = cached.stored_bytes + len(data)
+    if (
+        bounded and size_bytes > limits.DOCUMENT_BYTES
+        and (whole or len(cached.document.snapshot()) > limits.DOCUMENT_BYTES)
+    ):
+        raise too_large()
+    return Change(key, cached, data, whole)

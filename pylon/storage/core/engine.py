@@ -1,0 +1,353 @@
+"""Batch engine: carries out many requests in one transaction (design.md §3, "Writer").
+
+Each request changes at most one row with one primitive (`rows`), which has no effect when it fails.
+What goes with the change (its event, its op_id) is only noted (`journal`), and written for the
+whole batch just before the commit. So no request needs a savepoint, but for `Transact`, which is
+all or nothing. `run_step` carries out a step of maintenance in a transaction of its own.
+
+Invariants: `head` moves only after a commit; a seq is given to one committed event at most; an
+exception that nobody foresaw undoes the batch and carries out the rest of it again; a failing store
+leaves nothing written, and nothing is acknowledged while `RowTransaction.find_problem` finds one.
+A backend's writer makes one engine; one thread at a time calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import orjson
+
+from pylon import limits
+from pylon.clock import Clock
+from pylon.errors import InternalError, LimitExceeded, PylonError, StoreUnavailable
+from pylon.errors.wire import WireError
+from pylon.log import get_logger
+from pylon.manifest.model import Manifest
+from pylon.policy.rules import RuleSet
+from pylon.storage.core.entity import EntityWrites
+from pylon.storage.core.journal import Journal
+from pylon.storage.core.large_rows import DeferredError
+from pylon.storage.core.retention import Retention
+from pylon.storage.core.rows import RowWrites, find_replay
+from pylon.storage.core.sessions import prune_sessions, put_session
+from pylon.storage.core.transaction import ForeignWriterError, RowTransaction
+from pylon.storage.events import ChangeBatch
+from pylon.storage.interface import BatchRefusal, BatchResult, LogRetention
+from pylon.storage.ops import (
+    DeleteRow,
+    DropSession,
+    DropShard,
+    InsertRow,
+    MoveShard,
+    OpenDocument,
+    PushDocument,
+    PutSession,
+    PutShard,
+    ResetRows,
+    Transact,
+    UpdateRow,
+    WriteReply,
+    WriteRequest,
+)
+
+T = TypeVar("T")
+Handler = Callable[[int, Any, Journal], WriteReply]
+
+_NS_PER_S: Final = 1_000_000_000
+_log: Final = get_logger("engine")
+
+
+class BatchEngine:
+    """See the module, and `pylon.storage.interface.WriteEngine`."""
+
+    def __init__(
+        self, transaction: RowTransaction, manifest: Manifest, rules: RuleSet, clock: Clock,
+        row_max_bytes: int = limits.BODY_BYTES,
+    ) -> None:
+        """
+        Args:
+            row_max_bytes: of a row's JSON (PYLON_ROW_MAX_BYTES).
+        """
+        self._transaction = transaction
+        self._clock = clock
+        entities = {
+            e.name: EntityWrites(
+                e, rules.of(e.name), transaction.table(e, rules.of(e.name)), row_max_bytes
+            )
+            for e in manifest.entities
+        }
+        rows = RowWrites(transaction, entities, clock)
+        self._documents = rows.documents
+        self._large = rows.large
+        self._retention = Retention(transaction)
+        self._is_run_ended = False
+        self._problem: BatchRefusal | None = None
+        self.head = transaction.head_seq()
+        self._handlers: dict[type, Handler] = {
+            InsertRow: rows.insert,
+            UpdateRow: rows.update,
+            DeleteRow: rows.delete,
+            ResetRows: rows.reset,
+            Transact: self._transact,
+            OpenDocument: self._documents.open,
+            PushDocument: self._documents.push,
+            PutSession: self._put_session,
+            DropSession: self._drop_session,
+            PutShard: self._put_shard,
+            MoveShard: self._place_shard,
+            DropShard: self._drop_shard,
+        }
+
+    def apply(
+        self, requests: Sequence[WriteRequest], *, large_bytes: int | None = None
+    ) -> BatchResult:
+        """See the contract. The policies of updates and deletes are judged here."""
+        started_s = self._clock.monotonic_s()
+        broken: dict[int, WriteReply] = {}
+        if self._problem is not None:
+            self._problem = self._transaction.find_problem()
+            if self._problem is not None:
+                return self._refuse_batch(requests, self._problem, started_s)
+        while True:
+            try:
+                result = self._apply_once(requests, broken, started_s, large_bytes)
+            except ForeignWriterError as error:
+                # The log has events of another program. Go on above them.
+                self.head = self._transaction.head_seq()
+                cause = error.__cause__
+                return self._refuse(
+                    requests, cause if isinstance(cause, Exception) else error, started_s
+                )
+            except self._transaction.errors as error:
+                return self._refuse(requests, error, started_s)
+            if result is not None:
+                # After the commit and before its answers: see `RowTransaction.find_problem`.
+                self._problem = self._transaction.find_problem()
+                if self._problem is not None:
+                    return self._refuse_batch(requests, self._problem, started_s)
+                return result
+
+    def run_step(self, step: Callable[[], T]) -> T:
+        """Run a step of maintenance in a transaction of its own; it changes no row.
+
+        Raises:
+            StoreUnavailable: the store failed, and nothing was changed.
+            PylonError: what the step raises; nothing was changed.
+        """
+        transaction = self._transaction
+        self._refuse_misplaced()
+        try:
+            transaction.begin()
+            try:
+                result = step()
+                transaction.commit()
+            finally:
+                if transaction.roll_back():
+                    self._retention.undo()
+        except transaction.errors as error:
+            raise _unavailable(transaction.refusal_of(error)[1]) from error
+        self._refuse_misplaced()
+        return result
+
+    def _refuse_misplaced(self) -> None:
+        """
+        Raises:
+            StoreUnavailable: see `RowTransaction.find_problem`.
+        """
+        self._problem = self._transaction.find_problem()
+        if self._problem is not None:
+            raise _misplaced()
+
+    # --- Maintenance, each within a step ----------------------------------------------------
+
+    def prune_log(self, step: LogRetention) -> int:
+        """See `pylon.storage.interface.Maintenance`."""
+        return self.run_step(lambda: self._retention.prune(step))
+
+    def prune_sessions(self, limit: int, unused_before_s: int) -> int:
+        """See `pylon.storage.interface.Maintenance`."""
+        now_s = self._clock.wall_ns() // _NS_PER_S
+        return self.run_step(
+            lambda: prune_sessions(self._transaction, limit, now_s, unused_before_s)
+        )
+
+    def mark_sessions_used(self, session_ids: Sequence[str]) -> int:
+        """See `pylon.storage.interface.Maintenance`."""
+        return self.run_step(lambda: self._transaction.mark_sessions_used(session_ids))
+
+    def end_run(self) -> None:
+        """See `pylon.storage.interface.Maintenance`."""
+        self.run_step(lambda: self._transaction.end_run(self.head))
+        self._is_run_ended = True
+
+    # --- The transaction -------------------------------------------------------------------
+
+    def _apply_once(
+        self, requests: Sequence[WriteRequest], broken: dict[int, WriteReply], started_s: float,
+        large_bytes: int | None,
+    ) -> BatchResult | None:
+        """Carry out all requests but the `broken` ones; None if one more has broken.
+
+        Raises: what the transaction raises, which has been undone then.
+        """
+        transaction = self._transaction
+        journal = Journal(self.head, self._clock.wall_ns() // _NS_PER_S)
+        replies: list[WriteReply] = []
+        deferred: list[WriteRequest] = []
+        is_deferring = False  # until the end of the call whose request was deferred
+        handlers = self._handlers
+        self._large.begin(large_bytes)
+        transaction.begin()
+        try:
+            for position, request in enumerate(requests):
+                if broken and position in broken:
+                    replies.append(broken[position])
+                    continue
+                if is_deferring:
+                    deferred.append(request)
+                    is_deferring = request.has_more
+                    continue
+                op = request.op
+                try:
+                    replies.append(handlers[type(op)](request.id, op, journal))
+                except PylonError as error:
+                    replies.append(WriteReply(request.id, error=WireError.of(error)))
+                except DeferredError:
+                    deferred.append(request)
+                    is_deferring = request.has_more
+                except transaction.store_failures:
+                    raise
+                except Exception as error:  # noqa: BLE001
+                    # Not foreseen, so nobody knows how far it came: undo everything, and do
+                    # the batch again without it.
+                    _log.exception("write.broken", error=error, op=type(op).__name__)
+                    failure = WireError.of(InternalError("the write failed unexpectedly"))
+                    broken[position] = WriteReply(request.id, error=failure)
+                    return None
+            if self._is_run_ended and journal.seq > self.head:
+                transaction.resume_run()
+            journal.write(transaction)
+            transaction.commit()
+        finally:
+            if transaction.roll_back():
+                self._retention.undo()
+                self._documents.undo()
+        previous, self.head = self.head, journal.seq
+        events = journal.events
+        if events:
+            self._is_run_ended = False
+        self._retention.commit(len(events), len(journal.ops))
+        self._documents.commit()
+        published = ChangeBatch(previous, events) if events else None
+        return BatchResult(
+            replies, published, self._clock.monotonic_s() - started_s, journal.documents,
+            deferred, self._large.rows, self._large.spent_bytes,
+        )
+
+    def _refuse(
+        self, requests: Sequence[WriteRequest], cause: Exception, started_s: float
+    ) -> BatchResult:
+        refusal, text = self._transaction.refusal_of(cause)
+        error = WireError.of(_unavailable(text))
+        replies = [WriteReply(r.id, error=error) for r in requests]
+        return BatchResult(
+            replies, None, self._clock.monotonic_s() - started_s, refusal=refusal
+        )
+
+    def _refuse_batch(
+        self, requests: Sequence[WriteRequest], problem: BatchRefusal, started_s: float
+    ) -> BatchResult:
+        error = WireError.of(_misplaced())
+        replies = [WriteReply(r.id, error=error) for r in requests]
+        return BatchResult(
+            replies, None, self._clock.monotonic_s() - started_s, refusal=problem
+        )
+
+    # --- Operations on more or less than one row ---------------------------------------------
+
+    def _transact(self, request_id: int, op: Transact, journal: Journal) -> WriteReply:
+        transaction, key = self._transaction, op.key
+        if key is not None:
+            replay = find_replay(transaction, request_id, key, journal)
+            if replay is not None:
+                ids = orjson.loads(replay.row_id)
+                results = [WriteReply(n, 0, row_id, True) for n, row_id in enumerate(ids)]
+                return WriteReply(request_id, replay.seq, "", True, 0, None, results)
+        done: list[WriteReply] = []
+        transaction.open_savepoint()
+        journal.open_step()
+        self._large.hold()
+        try:
+            for position, step in enumerate(op.ops):
+                try:
+                    done.append(self._handlers[type(step)](position, step, journal))
+                    _check_transact_size(journal.step_bytes)
+                except PylonError as error:
+                    del done[position:]
+                    done.append(WriteReply(position, error=WireError.of(error)))
+                    self._undo_transact(journal)
+                    return WriteReply(request_id, results=done)
+                except DeferredError:
+                    self._undo_transact(journal)
+                    raise
+        finally:
+            self._large.release()
+        transaction.keep_savepoint()
+        journal.keep_step()
+        # A row that the same commit had changed before keeps its seq, so the last need not be it.
+        seq = max((reply.seq for reply in done), default=0)
+        if key is not None:
+            ids = orjson.dumps([reply.row_id for reply in done]).decode()
+            journal.note_op(key, seq or journal.seq, ids)
+        return WriteReply(request_id, seq, "", False, len(done), None, done)
+
+    def _undo_transact(self, journal: Journal) -> None:
+        self._transaction.undo_savepoint()
+        self._documents.undo()
+        journal.undo_step()
+
+    def _put_session(self, request_id: int, op: PutSession, _: Journal) -> WriteReply:
+        put_session(self._transaction, op)
+        return WriteReply(request_id, count=1)
+
+    def _drop_session(self, request_id: int, op: DropSession, _: Journal) -> WriteReply:
+        return WriteReply(request_id, count=self._transaction.drop_session(op.session_id))
+
+    def _put_shard(self, request_id: int, op: PutShard, journal: Journal) -> WriteReply:
+        self._transaction.put_shard(op.shard_id, op.tick, op.data, journal.now_s)
+        return WriteReply(request_id, count=1)
+
+    def _place_shard(self, request_id: int, op: MoveShard, journal: Journal) -> WriteReply:
+        self._transaction.place_shard(op.shard_id, op.home, journal.now_s)
+        return WriteReply(request_id, count=1)
+
+    def _drop_shard(self, request_id: int, op: DropShard, _: Journal) -> WriteReply:
+        return WriteReply(request_id, count=self._transaction.drop_shard(op.shard_id))
+
+
+def _unavailable(text: str) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"the database is not available, nothing was written: {text}",
+        hint="see the server's log; free space on the disk if it is full",
+    )
+
+
+def _misplaced() -> StoreUnavailable:
+    return StoreUnavailable(
+        "the database file is no longer in its place, nothing was written",
+        hint="see the server's log, which says what to do",
+    )
+
+
+def _check_transact_size(size_bytes: int) -> None:
+    """
+    Raises:
+        LimitExceeded
+    """
+    if size_bytes > limits.TRANSACT_BYTES:
+        raise LimitExceeded(
+            f"A transaction may change {limits.TRANSACT_BYTES} bytes of rows, as they were and as "
+            f"they become, and with this operation it is {size_bytes} (TRANSACT_BYTES)",
+            hint="Change fewer or smaller rows at once, in several transactions",
+        )

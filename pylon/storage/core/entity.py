@@ -1,0 +1,31 @@
+"""The writer's view of one entity: its codec, its rules and its stored rows.
+
+Made by `engine` for each entity of the manifest, used by `rows` and `documents`.
+"""
+
+from __future__ import annotations
+
+from pylon import limits
+from pylon.manifest.model import Entity
+from pylon.policy.rules import EntityRules
+from pylon.storage.core.transaction import RowTable
+from pylon.values import EntityCodec
+
+
+class EntityWrites:
+    """`has_documents`: whether any row may have a document. `row_max_bytes`: of the JSON of a row
+    that is inserted or grows."""
+
+    __slots__ = ("codec", "entity", "has_documents", "name", "row_max_bytes", "rules", "table")
+
+    def __init__(
+        self, entity: Entity, rules: EntityRules, table: RowTable,
+        row_max_bytes: int = limits.BODY_BYTES,
+    ) -> None:
+        self.entity = entity
+        self.name = entity.name
+        self.rules = rules
+        self.table = table
+        self.row_max_bytes = row_max_bytes
+        self.codec = EntityCodec(entity)
+        self.has_documents = False

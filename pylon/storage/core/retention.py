@@ -1,0 +1,78 @@
+"""Retention: which events and op_ids of the change log may be dropped, in small steps.
+
+A step drops at most `limit` of each. How many there are is counted once (a scan) and then kept by
+addition.
+
+Invariants: the newest event stays for ever, because it is the head. Events go oldest first, without
+holes. An event that is younger than the caller says stays, unless its seq is in `drop_to_seq`.
+Called by `engine`, within its transaction.
+"""
+
+from __future__ import annotations
+
+from pylon import limits
+from pylon.storage.core.transaction import LogRows
+from pylon.storage.interface import LogRetention
+
+
+class Retention:
+    """Prunes the log, and remembers how much there is."""
+
+    __slots__ = ("_events", "_ops", "_rows")
+
+    def __init__(self, rows: LogRows) -> None:
+        self._rows = rows
+        self._events: int | None = None  # None: not counted yet
+        self._ops: int | None = None
+
+    def commit(self, events: int, ops: int) -> None:
+        """Note how many a committed transaction has added."""
+        if self._events is not None:
+            self._events += events
+        if self._ops is not None:
+            self._ops += ops
+
+    def undo(self) -> None:
+        """Forget the counts: a transaction was rolled back."""
+        self._events = self._ops = None
+
+    def prune(self, step: LogRetention) -> int:
+        """Drop at most `step.limit` of each kind, so that none waits for another; how many in
+        all."""
+        return self._prune_events(step) + self._prune_ops(step)
+
+    def _prune_events(self, step: LogRetention) -> int:
+        if self._events is None:
+            self._events = self._rows.count_events()
+        surplus = self._events - max(step.keep_events, 1)
+        if surplus <= 0 and not step.drop_to_seq:
+            return 0
+        limit = min(step.limit, self._events - 1)
+        cut_seq = None
+        dropped_bytes = 0
+        for number, event in enumerate(self._rows.oldest_events(limit), 1):
+            if event.seq > step.drop_to_seq:
+                is_young = (
+                    event.seq > step.old_seq and event.timestamp_s >= step.older_than_s
+                )
+                if number > surplus or is_young:
+                    break
+            dropped_bytes += event.size_bytes
+            if cut_seq is not None and dropped_bytes > limits.PRUNE_STEP_BYTES:
+                break  # the pages of large images are read to be freed
+            cut_seq = event.seq
+        if cut_seq is None:
+            return 0
+        dropped = self._rows.drop_events(cut_seq)
+        self._events -= dropped
+        return dropped
+
+    def _prune_ops(self, step: LogRetention) -> int:
+        if self._ops is None:
+            self._ops = self._rows.count_ops()
+        limit = min(step.limit, self._ops - limits.OP_IDS_KEPT)
+        if limit <= 0:
+            return 0
+        dropped = self._rows.drop_ops(limit, step.older_than_s, step.old_seq)
+        self._ops -= dropped
+        return dropped

@@ -1,0 +1,288 @@
+"""Row writes: insert, update and delete one row, or delete all.
+
+The writer judges the policies of updates and deletes here, and If-Match and op_ids, on the rows as
+they are. A change is one primitive of `transaction.RowTable`; its event and its op_id are noted in
+the `Journal`. The row's document follows in the same transaction.
+
+Invariant: an operation that raises has changed nothing, neither a row nor a document. Called by
+`engine`, in its transaction, and by `documents` for the row of a document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
+
+from pylon import limits
+from pylon.clock import Clock
+from pylon.errors import (
+    EntityNotFound,
+    IdempotencyKeyReused,
+    NotFound,
+    PreconditionFailed,
+    PylonError,
+)
+from pylon.storage.core.constraint_errors import constraint_error
+from pylon.storage.core.documents import DocumentWrites
+from pylon.storage.core.entity import EntityWrites
+from pylon.storage.core.journal import Journal
+from pylon.storage.core.large_rows import LargeRowBudget
+from pylon.storage.core.transaction import ConstraintFailed, RowTransaction
+from pylon.storage.ops import (
+    DeleteRow,
+    InsertRow,
+    OpKey,
+    PushDocument,
+    ResetRows,
+    UpdateRow,
+    WriteReply,
+)
+from pylon.values import check_row_size
+
+_VERSIONS_SHOWN: Final = 5  # of those that If-Match asks for, in a message
+
+
+class RowWrites:
+    """All rows of a database, for its writer, and their `documents`."""
+
+    __slots__ = ("_entities", "_transaction", "documents", "large")
+
+    def __init__(
+        self, transaction: RowTransaction, entities: Mapping[str, EntityWrites], clock: Clock
+    ) -> None:
+        self._transaction = transaction
+        self._entities = entities
+        self.large = LargeRowBudget()
+        self.documents = DocumentWrites(transaction, entities, self, clock)
+
+    def insert(self, request_id: int, op: InsertRow, journal: Journal) -> WriteReply:
+        """Add one row, whose policy was judged before.
+
+        Raises:
+            EntityNotFound, IdempotencyKeyReused, UniqueViolation, NullNotAllowed
+        """
+        key = op.op
+        if key is not None:
+            replay = find_replay(self._transaction, request_id, key, journal)
+            if replay is not None:
+                return replay
+        entity = self.entity(op.entity)
+        row_id, row_json = op.row_id, op.row_json
+        if len(row_json) > limits.LARGE_ROW_BYTES:
+            check_row_size(op.entity, len(row_json), entity.row_max_bytes)
+            self.large.charge(op.entity, row_id, len(row_json))
+        earlier = journal.event_of_deleted(op.entity, row_id) if journal.deleted else None
+        seq = journal.seq + 1 if earlier is None else earlier.seq
+        try:
+            entity.table.insert(row_id, op.values, row_json, seq)
+        except ConstraintFailed as failure:
+            raise constraint_error(
+                op.entity, failure, orjson.loads(row_json), client_id_given=op.client_id_given
+            ) from failure
+        journal.note(op.entity, row_id, earlier, row_json, None)
+        if key is not None:
+            journal.note_op(key, seq, row_id)
+        return WriteReply(request_id, seq, row_id, False, 1)
+
+    def update(self, request_id: int, op: UpdateRow, journal: Journal) -> WriteReply:
+        """Change fields of one row.
+
+        Raises:
+            EntityNotFound, NotFound, PreconditionFailed, PolicyDenied
+            IdempotencyKeyReused, UniqueViolation, NullNotAllowed
+        """
+        key = op.op
+        if key is not None:
+            replay = find_replay(self._transaction, request_id, key, journal)
+            if replay is not None:
+                return replay
+        entity = self.entity(op.entity)
+        row_id, patch = op.row_id, op.patch
+        before_json, before, version = self.find_readable(entity, op)
+        row, row_json = entity.codec.merge(before, patch)
+        if not entity.rules.may_update(op.auth, before, row):
+            raise entity.rules.denied("update", op.auth)
+        if len(row_json) > limits.LARGE_ROW_BYTES:
+            check_row_size(op.entity, len(row_json), entity.row_max_bytes, len(before_json))
+            if len(before_json) <= limits.LARGE_ROW_BYTES:  # else it was counted as it was found
+                self.large.charge(op.entity, row_id, len(row_json))
+        if entity.has_documents:
+            change = self.documents.follow(entity, row_id, before, patch)
+        else:
+            change = None
+        try:
+            seq = self.put(
+                entity, row_id, patch, before_json, before, version, row_json, row, journal
+            )
+        except PylonError:
+            if change is not None:
+                self.documents.refuse(change)
+            raise
+        if change is not None:
+            self.documents.append(entity, change, seq, journal)
+        if key is not None:
+            journal.note_op(key, seq, row_id)
+        return WriteReply(request_id, seq, row_id, False, 1)
+
+    def put(
+        self, entity: EntityWrites, row_id: str, patch: Mapping[str, Any], before_json: bytes,
+        before: Mapping[str, Any], version: int | None, row_json: bytes, row: Mapping[str, Any],
+        journal: Journal,
+    ) -> int:
+        """Change a row's fields in `patch` and note the event; its seq. `before` and `row` are
+        the whole row, then and now; `version` is that of `before`.
+
+        Raises:
+            UniqueViolation, NullNotAllowed: nothing was changed.
+        """
+        if len(row_json) > limits.SHORT_ROW_BYTES:  # nearly no row is
+            check_row_size(entity.name, len(row_json), entity.row_max_bytes, len(before_json))
+        earlier = journal.event_of(version)
+        seq = journal.seq + 1 if earlier is None else earlier.seq
+        try:
+            entity.table.update(row_id, patch, before, row, row_json, seq)
+        except ConstraintFailed as failure:
+            raise constraint_error(
+                entity.name, failure, row, client_id_given=False
+            ) from failure
+        return journal.note(entity.name, row_id, earlier, row_json, before_json)
+
+    def delete(self, request_id: int, op: DeleteRow, journal: Journal) -> WriteReply:
+        """Drop one row, and its document.
+
+        Raises:
+            EntityNotFound, NotFound, PreconditionFailed, PolicyDenied, IdempotencyKeyReused
+        """
+        key = op.op
+        if key is not None:
+            replay = find_replay(self._transaction, request_id, key, journal)
+            if replay is not None:
+                return replay
+        entity = self.entity(op.entity)
+        row_id = op.row_id
+        before_json, before, version = self.find_readable(entity, op)
+        if not entity.rules.may_delete(op.auth, before):
+            raise entity.rules.denied("delete", op.auth)
+        entity.table.delete(row_id)
+        if entity.has_documents:
+            self.documents.drop(op.entity, row_id)
+        earlier = journal.event_of(version)
+        seq = journal.note(op.entity, row_id, earlier, None, before_json)
+        if key is not None:
+            journal.note_op(key, seq, row_id)
+        return WriteReply(request_id, seq, row_id, False, 1)
+
+    def reset(self, request_id: int, op: ResetRows, journal: Journal) -> WriteReply:
+        """Drop all rows of all entities."""
+        count = 0
+        for entity in self._entities.values():
+            for row_id, row_json, version in entity.table.take_all():
+                earlier = journal.event_of(version)
+                journal.note(entity.name, row_id, earlier, None, row_json)
+                count += 1
+            if entity.has_documents:
+                self.documents.drop_all(entity.name)
+        return WriteReply(request_id, journal.seq if count else 0, count=count)
+
+    def entity(self, name: str) -> EntityWrites:
+        """
+        Raises:
+            EntityNotFound
+        """
+        entity = self._entities.get(name)
+        if entity is None:
+            raise EntityNotFound(f'Unknown entity "{name}"')
+        return entity
+
+    def find_readable(
+        self, entity: EntityWrites, op: UpdateRow | DeleteRow | PushDocument
+    ) -> tuple[bytes, dict[str, Any], int | None]:
+        """Return the row's JSON, the row and its version, after checking existence, read permission
+        and If-Match. A row that is not small is judged as a whole before it is read.
+
+        Raises:
+            NotFound, PreconditionFailed
+            PolicyDenied: the row is not small, and the caller may not change it as asked.
+            DeferredError: see `large_rows`.
+        """
+        if self.large.known:
+            self.large.check_known(op.entity, op.row_id)
+        found = entity.table.find_small(op.row_id)
+        if found is None:
+            raise NotFound("Row not found")
+        row_json, version = found
+        if row_json is None:
+            row_json = self._find_large(entity, op)
+        row: dict[str, Any] = orjson.loads(row_json)
+        if not entity.rules.may_read(op.auth, row):
+            raise NotFound("Row not found")
+        if (
+            not isinstance(op, PushDocument)
+            and op.if_match is not None and not _has_version(version, op.if_match)
+        ):
+            raise PreconditionFailed(
+                f"{op.entity}/{op.row_id} has been changed: its version is {version}, "
+                f"and If-Match asks for {_shown(op.if_match)}",
+                hint="Get the row again, and send its new ETag",
+            )
+        return row_json, row, version
+
+    def _find_large(
+        self, entity: EntityWrites, op: UpdateRow | DeleteRow | PushDocument
+    ) -> bytes:
+        """Return the JSON of a row that is not small. Policies are judged by its columns before it
+        is read, so that a caller who may not read it costs nothing.
+
+        Raises: see `find_readable`.
+        """
+        size_bytes, row = entity.table.find_judged(op.row_id)
+        auth, rules = op.auth, entity.rules
+        if not rules.may_read(auth, row):
+            raise NotFound("Row not found")
+        if isinstance(op, DeleteRow):
+            is_allowed = rules.may_delete(auth, row)
+        elif isinstance(op, UpdateRow):
+            is_allowed = rules.may_update(auth, row, {**row, **op.patch})
+        else:
+            is_allowed = rules.may_begin_update(auth, row)
+        if not is_allowed:
+            raise rules.denied("delete" if isinstance(op, DeleteRow) else "update", auth)
+        if size_bytes > limits.LARGE_ROW_BYTES:
+            self.large.charge(op.entity, op.row_id, size_bytes)
+        found = entity.table.find(op.row_id)
+        if found is None:
+            raise NotFound("Row not found")
+        return found[0]
+
+
+def _has_version(version: int | None, wanted: int | tuple[int, ...]) -> bool:
+    return version == wanted if isinstance(wanted, int) else version in wanted
+
+
+def _shown(wanted: int | tuple[int, ...]) -> str:
+    if isinstance(wanted, int):
+        return str(wanted)
+    shown = ", ".join(map(str, wanted[:_VERSIONS_SHOWN]))
+    return f"one of {shown}{' ...' if len(wanted) > _VERSIONS_SHOWN else ''}"
+
+
+def find_replay(
+    transaction: RowTransaction, request_id: int, key: OpKey, journal: Journal
+) -> WriteReply | None:
+    """The answer of an operation that was carried out before; None if it was not.
+
+    Raises:
+        IdempotencyKeyReused: it was another request.
+    """
+    done = journal.find_op(transaction, key)
+    if done is None:
+        return None
+    seq, row_id, digest = done
+    if key.digest is not None and key.digest != digest:
+        raise IdempotencyKeyReused(
+            "This Idempotency-Key was used for another request",
+            hint="Use a new key for each request; the same one only to repeat it unchanged",
+        )
+    return WriteReply(request_id, seq, row_id, True)

@@ -1,0 +1,32 @@
+"""Rules of stored sessions: which ones are new and unused, and which ones may be dropped.
+
+Any client may make guest sessions, and a guest lives as long as any other session. So a new guest
+counts as unused until a worker has seen its token. Maintenance drops unused guests long before
+they expire.
+
+Called by `engine`, within its transaction.
+"""
+
+from __future__ import annotations
+
+from pylon.storage.core.transaction import SessionRows
+from pylon.storage.interface import SessionRow
+from pylon.storage.ops import PutSession
+
+
+def put_session(rows: SessionRows, op: PutSession) -> None:
+    """Store a session; a guest counts as unused."""
+    rows.put_session(SessionRow(
+        op.session_id, op.user_id, op.is_guest, op.created_at_s, op.expires_at_s, op.device,
+        op.tenant_id, is_unused=op.is_guest,
+    ))
+
+
+def prune_sessions(rows: SessionRows, limit: int, now_s: int, unused_before_s: int) -> int:
+    """Drop at most `limit` expired sessions, and as many guests that were made before
+    `unused_before_s` (Unix time) and never used; how many in all."""
+    ended = rows.expired_sessions(now_s, limit)
+    dropped = [rows.drop_session(session_id) for session_id in ended]
+    unused = rows.unused_sessions(unused_before_s, limit)
+    dropped += [rows.drop_session(session_id) for session_id in unused]
+    return len(dropped)

@@ -1,0 +1,48 @@
+"""`_pylon_op_ids` in SQL: operations that were carried out, by identity and op_id.
+
+Functions on a connection; apsw's errors are the caller's to translate. Called by `transaction`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import apsw
+
+from pylon.storage.core.transaction import DoneOp, OpName
+
+_PUT: Final = (
+    "INSERT INTO _pylon_op_ids (identity, op_id, seq, row_id, at, digest) "
+    "VALUES (?, ?, ?, ?, ?, ?)"
+)
+_FIND: Final = "SELECT seq, row_id, digest FROM _pylon_op_ids WHERE identity = ? AND op_id = ?"
+_DROP: Final = (
+    "DELETE FROM _pylon_op_ids WHERE (at < ? OR seq <= ?) AND (identity, op_id) IN "
+    "(SELECT identity, op_id FROM _pylon_op_ids ORDER BY seq LIMIT ?)"
+)
+
+
+def find(conn: apsw.Connection, name: OpName) -> DoneOp | None:
+    """What became of an operation."""
+    found: Any = conn.execute(_FIND, name).get
+    return None if found is None else DoneOp(*found)
+
+
+def put(conn: apsw.Connection, ops: Mapping[OpName, DoneOp], now_s: int) -> None:
+    """Store operations that were carried out."""
+    conn.executemany(
+        _PUT,
+        [(*name, done.seq, done.row_id, now_s, done.digest) for name, done in ops.items()],
+    )
+
+
+def count(conn: apsw.Connection) -> int:
+    """How many there are; a scan."""
+    return int(conn.execute("SELECT count(*) FROM _pylon_op_ids").get)
+
+
+def drop(conn: apsw.Connection, limit: int, older_than_s: int, old_seq: int) -> int:
+    """Remove old ones among the `limit` oldest; how many. See `LogRows.drop_ops`."""
+    conn.execute(_DROP, (older_than_s, old_seq, limit))
+    return conn.changes()

@@ -1,0 +1,239 @@
+"""Row transaction of SQLite: `pylon.storage.core.transaction.RowTransaction` on one connection.
+
+The statements on `_pylon_*` tables stand in `log`, `documents`, `sessions`, `shards`, `meta` and
+`epochs`, on entity tables in `table`. BEGIN IMMEDIATE keeps other writers out.
+
+Invariant: SQLite undoes a statement that fails by itself, so a primitive that raises has changed
+nothing. Made by `engine`; one thread at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import apsw
+from msgspec.structs import astuple
+
+from pylon.clock import Clock
+from pylon.manifest.model import Entity
+from pylon.policy.rules import EntityRules
+from pylon.storage.core.transaction import (
+    DocumentKey,
+    DoneOp,
+    ForeignWriterError,
+    LoggedEvent,
+    OpName,
+)
+from pylon.storage.events import ChangeEvent
+from pylon.storage.interface import BatchRefusal, DocumentView, SessionRow, StoredDocument
+from pylon.storage.sqlite import documents, epochs, log, meta, op_ids, sessions, shards
+from pylon.storage.sqlite.connect import STORE_FAILURES, refusal_reason
+from pylon.storage.sqlite.error_text import error_text
+from pylon.storage.sqlite.file_watch import FileWatch
+from pylon.storage.sqlite.search import SearchIndex, text_fields
+from pylon.storage.sqlite.table import SqliteTable
+
+_DRIVER_ERRORS: Final = (apsw.Error,)
+
+
+class SqliteTransaction:
+    """See the module."""
+
+    def __init__(
+        self, conn: apsw.Connection, clock: Clock,
+        retained_columns: Mapping[str, Mapping[str, object]],
+    ) -> None:
+        """
+        Args:
+            conn: a writer's; it has written already.
+            retained_columns: see `schema.apply.Prepared`.
+        """
+        self._conn = conn
+        self._execute = conn.cursor().execute
+        self._retained = retained_columns
+        self._file = FileWatch(conn.filename, clock)
+        self.store_failures: tuple[type[Exception], ...] = STORE_FAILURES
+        self.errors: tuple[type[Exception], ...] = _DRIVER_ERRORS
+
+    def table(self, entity: Entity, rules: EntityRules) -> SqliteTable:
+        """See `RowTransaction`."""
+        search = SearchIndex(self._conn, entity) if text_fields(entity) else None
+        return SqliteTable(
+            self._conn, self._execute, entity, rules, self._retained.get(entity.name, {}), search
+        )
+
+    def begin(self) -> None:
+        """See `RowTransaction`."""
+        self._execute("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        """See `RowTransaction`."""
+        self._execute("COMMIT")
+
+    def roll_back(self) -> bool:
+        """See `RowTransaction`."""
+        if not self._conn.in_transaction:
+            return False
+        self._execute("ROLLBACK")
+        return True
+
+    def open_savepoint(self) -> None:
+        """See `RowTransaction`."""
+        self._execute("SAVEPOINT step")
+
+    def keep_savepoint(self) -> None:
+        """See `RowTransaction`."""
+        self._execute("RELEASE step")
+
+    def undo_savepoint(self) -> None:
+        """See `RowTransaction`."""
+        self._execute("ROLLBACK TO step")
+        self._execute("RELEASE step")
+
+    def get_fact(self, key: str) -> str | None:
+        """See `RowTransaction`."""
+        return meta.get(self._conn, key)
+
+    def put_fact(self, key: str, value: str) -> None:
+        """See `RowTransaction`."""
+        meta.put(self._conn, key, value)
+
+    def end_run(self, head: int) -> None:
+        """See `RowTransaction`."""
+        epochs.end_run(self._conn, head)
+
+    def resume_run(self) -> None:
+        """See `RowTransaction`."""
+        epochs.resume_run(self._conn)
+
+    def refusal_of(self, error: Exception) -> tuple[BatchRefusal, str]:
+        """See `RowTransaction`."""
+        text = error_text(error)
+        return BatchRefusal(refusal_reason(error), f"{self._conn.filename}: {text}"), text
+
+    def find_problem(self) -> BatchRefusal | None:
+        """Return why the file under the path is not the one that was opened: see `file_watch`."""
+        problem = self._file.find_problem()
+        return None if problem is None else BatchRefusal(*problem)
+
+    # --- The change log ------------------------------------------------------------------------
+
+    def head_seq(self) -> int:
+        """See `LogRows`."""
+        return log.head_seq(self._conn)
+
+    def append_events(self, events: Sequence[ChangeEvent]) -> None:
+        """See `LogRows`."""
+        try:
+            self._conn.executemany(log.INSERT, map(astuple, events))
+        except apsw.ConstraintError as error:
+            raise ForeignWriterError from error
+
+    def find_op(self, name: OpName) -> DoneOp | None:
+        """See `LogRows`."""
+        return op_ids.find(self._conn, name)
+
+    def put_ops(self, ops: Mapping[OpName, DoneOp], now_s: int) -> None:
+        """See `LogRows`."""
+        op_ids.put(self._conn, ops, now_s)
+
+    def count_events(self) -> int:
+        """See `LogRows`."""
+        return log.count(self._conn)
+
+    def oldest_events(self, limit: int) -> list[LoggedEvent]:
+        """See `LogRows`."""
+        return log.oldest(self._conn, limit)
+
+    def drop_events(self, to_seq: int) -> int:
+        """See `LogRows`."""
+        return log.drop(self._conn, to_seq)
+
+    def count_ops(self) -> int:
+        """See `LogRows`."""
+        return op_ids.count(self._conn)
+
+    def drop_ops(self, limit: int, older_than_s: int, old_seq: int) -> int:
+        """See `LogRows`."""
+        return op_ids.drop(self._conn, limit, older_than_s, old_seq)
+
+    # --- Documents -----------------------------------------------------------------------------
+
+    def document_keys(self) -> Iterable[DocumentKey]:
+        """See `DocumentRows`."""
+        return documents.keys(self._conn)
+
+    def find_document(self, key: DocumentKey) -> StoredDocument | None:
+        """See `DocumentRows`."""
+        return documents.stored_document(self._conn, *key)
+
+    def put_snapshot(self, key: DocumentKey, snapshot: bytes, now_s: int) -> None:
+        """See `DocumentRows`."""
+        documents.put_snapshot(self._conn, key, snapshot, now_s)
+
+    def append_update(self, key: DocumentKey, prev: int, seq: int, data: bytes) -> int:
+        """See `DocumentRows`."""
+        return documents.append_update(self._conn, key, prev, seq, data)
+
+    def drop_updates_before(self, key: DocumentKey, number: int) -> None:
+        """See `DocumentRows`."""
+        documents.drop_updates_before(self._conn, key, number)
+
+    def last_view(self, key: DocumentKey) -> tuple[int | None, int]:
+        """See `DocumentRows`."""
+        return documents.last_view(self._conn, key)
+
+    def put_view(self, key: DocumentKey, number: int, view: DocumentView) -> None:
+        """See `DocumentRows`."""
+        documents.put_view(self._conn, key, number, view)
+
+    def drop_views_before(self, key: DocumentKey, number: int) -> None:
+        """See `DocumentRows`."""
+        documents.drop_views_before(self._conn, key, number)
+
+    def forget_views(self, entity: str, facts: str) -> None:
+        """See `DocumentRows`."""
+        documents.forget_views(self._conn, entity, facts)
+
+    def drop_document(self, key: DocumentKey) -> None:
+        """See `DocumentRows`."""
+        documents.delete_document(self._conn, *key)
+
+    def drop_documents(self, entity: str) -> None:
+        """See `DocumentRows`."""
+        documents.drop_entity(self._conn, entity)
+
+    # --- Sessions and shards -------------------------------------------------------------------
+
+    def put_session(self, session: SessionRow) -> None:
+        """See `SessionRows`."""
+        sessions.put(self._conn, session)
+
+    def drop_session(self, session_id: str) -> int:
+        """See `SessionRows`."""
+        return sessions.drop(self._conn, session_id)
+
+    def mark_sessions_used(self, session_ids: Sequence[str]) -> int:
+        """See `SessionRows`."""
+        return sessions.mark_used(self._conn, session_ids)
+
+    def expired_sessions(self, now_s: int, limit: int) -> list[str]:
+        """See `SessionRows`."""
+        return sessions.expired(self._conn, now_s, limit)
+
+    def unused_sessions(self, made_before_s: int, limit: int) -> list[str]:
+        """See `SessionRows`."""
+        return sessions.unused(self._conn, made_before_s, limit)
+
+    def put_shard(self, shard_id: str, tick: int, data: bytes, now_s: int) -> None:
+        """See `ShardRows`."""
+        shards.put(self._conn, shard_id, tick, data, now_s)
+
+    def place_shard(self, shard_id: str, home: str | None, now_s: int) -> None:
+        """See `ShardRows`."""
+        shards.move(self._conn, shard_id, home, now_s)
+
+    def drop_shard(self, shard_id: str) -> int:
+        """See `ShardRows`."""
+        return shards.drop(self._conn, shard_id)
