@@ -237,7 +237,7 @@ CHANNELS_BYTES: Final = 16 * 1024 * 1024  # of all messages kept
 BUS_ROOMS_HWM: Final = 8_192  # messages; above what ROOM_COMMANDS_IN_FLIGHT lets through
 BUS_ROOM_UPDATES_HWM: Final = 1_000  # for each socket worker; more are dropped: fresh snapshots
 BUS_ROOM_UPDATES_BYTES: Final = 1024 * 1024  # one message of news, or of replies, is cut here
-CHANGES_UNREAD_BYTES: Final = 8 * 1024 * 1024  # kept for each subscriber; then the log is read
+BUS_CHANGES_HWM: Final = 2_000  # batches for each subscriber; more are dropped, read from the log
 BUS_SIGNALS_HWM: Final = 10_000
 BUS_STATUS_HWM: Final = 4  # for each worker; an old heartbeat is worth nothing
 

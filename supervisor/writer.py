@@ -76,8 +76,8 @@ class Writer:
         self._engine = engine
         self._broken = broken
         self._commits = commits or threading.Lock()
+        self._port = WriterPort(runtime)
         self._publisher = ChangesPublisher(runtime)
-        self._port = WriterPort(runtime, self._publisher)
         self._signals = PlainSignalSender(runtime)
         self._stopping = threading.Event()
         self._failures = 0

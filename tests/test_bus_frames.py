@@ -10,13 +10,10 @@ import pytest
 
 from pylon import limits
 from pylon.auth_context import ADMIN
-from pylon.bus import messages
-from pylon.bus.changes import ChangesPublisher
 from pylon.bus.frames import FrameStream
 from pylon.bus.runtime import Runtime, make_runtime_dir
 from pylon.bus.writer_port import LocalWriter, WriterPort
 from pylon.config import load
-from pylon.storage.events import ChangeBatch, ChangeEvent
 from pylon.storage.ops import DeleteRow, WriteReply, WriteRequest
 
 LARGE_BYTES = 3 * 1024 * 1024  # beyond the buffers of a socket
@@ -125,40 +122,3 @@ def test_a_reply_to_a_worker_that_has_ended_is_dropped(runtime: Runtime) -> None
     assert next_peer is not peer
     successor.close()
     port.close()
-
-
-def batch(seq: int, size_bytes: int = 1) -> ChangeBatch:
-    event = ChangeEvent(seq, "Todo", "r", "insert", b"x" * size_bytes, None, 1)
-    return ChangeBatch(seq - 1, [event])
-
-
-def test_a_subscriber_that_does_not_read_loses_batches_and_others_lose_none(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "CHANGES_UNREAD_BYTES", LARGE_BYTES)
-    publisher = ChangesPublisher(runtime)
-    idle, keen = FrameStream.connect(runtime.changes), FrameStream.connect(runtime.changes)
-    read: list[bytes] = []
-    for seq in range(1, 11):
-        publisher.publish(batch(seq, LARGE_BYTES // 2))
-        while len(read) < seq:
-            read += keen.receive()
-            publisher.attend()
-    found: list[bytes] = []
-    while any(each.unsent_bytes for each in publisher._subscribers.values()):
-        publisher.attend()
-        found += idle.receive()
-    while frames := idle.receive():
-        found += frames
-    seqs = [messages.change_batch.decode(frame).events[0].seq for frame in found]
-    assert 0 < len(seqs) < 10 and seqs == list(range(1, len(seqs) + 1))
-    publisher.publish(batch(11))
-    [last] = [messages.change_batch.decode(frame) for frame in idle.receive()]
-    assert last.prev_seq == 10 > seqs[-1]  # the gap shows
-    idle.close()
-    publisher.publish(batch(12))
-    publisher.publish(batch(13))
-    got = [messages.change_batch.decode(frame).events[0].seq for frame in keen.receive()]
-    assert got == [11, 12, 13]
-    keen.close()
-    publisher.close()

@@ -1,8 +1,8 @@
-"""The bus between the processes of one machine: Unix sockets in a private folder. Writes and
-changes are frames on streams (`pylon.bus.frames`); all other channels are ZeroMQ over ``ipc://``.
+"""The bus between the processes of one machine: Unix sockets in a private folder. All channels but
+writes are ZeroMQ over ``ipc://``; writes are frames on streams (`pylon.bus.frames`).
 
     writes       WriterClient (each worker)          ->  WriterPort (writer thread)
-    changes      ChangesPublisher (writer thread)    ->  ChangesSubscriber (ws and sse)
+    changes      ChangesPublisher (PUB, writer)      ->  ChangesSubscriber (SUB, ws and sse)
     signals      SignalSender (PUB, anyone)          ->  SignalProxy (XSUB, XPUB, supervisor)
                                                      ->  SignalReceiver (SUB, anyone)
     rooms        RoomsClient (DEALER, http and ws)   ->  RoomsPort (ROUTER, rooms thread)
@@ -16,11 +16,11 @@ The supervisor's ends are used by plain threads, one thread for each socket; the
 ends by gevent, one greenlet for each socket that receives, and no poller.
 
 Writes are never dropped: a worker keeps what the kernel does not take, and the bound on writes in
-flight bounds that. Changes are dropped for a subscriber that does not read; it sees the gap by
-`ChangeBatch.prev_seq` and reads the change log. Every ZeroMQ socket has an explicit high-water
-mark and linger 0. What happens at the mark: news of rooms are dropped, and the subscriber sees
-the gap by `RoomUpdates.counter` and asks for fresh snapshots; signals and heartbeats are dropped
-and counted, and are repeated or only hints by design.
+flight bounds that. Every ZeroMQ socket has an explicit high-water mark and linger 0. What happens
+at the mark: changes are dropped, and the subscriber sees the gap by `ChangeBatch.prev_seq` and
+reads the change log; news of rooms are dropped, and the subscriber sees the gap by
+`RoomUpdates.counter` and asks for fresh snapshots; signals and heartbeats are dropped and counted,
+and are repeated or only hints by design.
 
 This package is the only place that imports zmq. Importing it never imports gevent: the
 green sockets are made by `pylon.bus.contexts.green`, which workers alone call. Connections of

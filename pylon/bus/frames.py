@@ -1,58 +1,24 @@
 """Frames: messages on a Unix stream socket, each behind its length.
 
-Writes and changes use them instead of ZeroMQ, which has a thread of its own at each end. PERF: an
-insert at 16 connections cost 165 us of CPU with ZeroMQ and costs 120 without, at 64 92 and 79
-(`bench/writes.py`, in one run).
+The writes channel uses them instead of ZeroMQ, which has a thread of its own at each end: with it
+a message cost two more hand-overs between threads (PERF: 134 us of CPU for an insert at 16
+connections, see `bench/writes.py`; without it 100).
 
 A `FrameStream` never blocks. It keeps the bytes of a frame that has arrived in part, and those
 that the kernel does not take yet. Bounds: the owner's, on what is sent and not answered. Used by
-`writer_client`, `writer_port` and `changes`.
+`writer_client` and `writer_port`.
 """
 
 from __future__ import annotations
 
 import _socket
-import socket
 import struct
 from pathlib import Path
 from typing import Final
 
-from pylon import log
-
 _LENGTH: Final = struct.Struct("<I")
 _HEAD_BYTES: Final = _LENGTH.size
 _RECEIVE_BYTES: Final = 256 * 1024
-_BACKLOG: Final = 128
-
-_log = log.get_logger("bus")
-
-
-class Listener:
-    """The socket at a path that streams connect to. `fd` is readable when `accept` has one."""
-
-    __slots__ = ("_sock", "fd")
-
-    def __init__(self, path: Path) -> None:
-        """Take the path over from a process that has ended."""
-        path.unlink(missing_ok=True)
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.bind(str(path))
-        self._sock.listen(_BACKLOG)
-        self._sock.setblocking(False)
-        self.fd = self._sock.fileno()
-
-    def accept(self) -> FrameStream | None:
-        """The next connection, or None where there is none."""
-        try:
-            return FrameStream(self._sock.accept()[0])
-        except BlockingIOError:
-            return None
-        except OSError as ex:  # there is no descriptor for it, most likely
-            _log.warning("bus.not_accepted", error=str(ex))
-            return None
-
-    def close(self) -> None:
-        self._sock.close()
 
 
 class FrameStream:
@@ -150,11 +116,6 @@ class FrameStream:
                 return False
             del self._outgoing[:sent_bytes]
         return True
-
-    @property
-    def unsent_bytes(self) -> int:
-        """The bytes that the kernel has not taken yet."""
-        return len(self._outgoing)
 
     def _write(self, data: bytes) -> int:
         try:

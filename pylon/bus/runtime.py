@@ -49,9 +49,8 @@ class Runtime:
         return self.dir / "writes"
 
     @property
-    def changes(self) -> Path:
-        """The socket of the publisher of changes (`pylon.bus.frames`)."""
-        return self.dir / "changes"
+    def changes(self) -> str:
+        return self._endpoint("changes")
 
     @property
     def signals_in(self) -> str:

@@ -14,6 +14,7 @@ worker does not read have at most the size of those to its `limits.WRITES_IN_FLI
 from __future__ import annotations
 
 import select
+import socket
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -23,8 +24,7 @@ import msgspec
 
 from pylon import limits, log, metrics
 from pylon.bus import messages
-from pylon.bus.changes import ChangesPublisher
-from pylon.bus.frames import FrameStream, Listener
+from pylon.bus.frames import FrameStream
 from pylon.bus.runtime import Runtime
 from pylon.errors import WriterUnavailable
 from pylon.storage.ops import WriteOp, WriteReply, WriteRequest
@@ -32,22 +32,23 @@ from pylon.storage.ops import WriteOp, WriteReply, WriteRequest
 _log = log.get_logger("writer_port")
 
 Peer = FrameStream
+_BACKLOG: Final = 128
 _MS_PER_S: Final = 1_000
 
 
 class WriterPort:
     """Binds the writes endpoint. One thread only."""
 
-    __slots__ = ("_arrived", "_epoll", "_listener", "_peers", "_replies", "_watched")
+    __slots__ = ("_arrived", "_epoll", "_listener", "_peers", "_replies")
 
-    def __init__(self, runtime: Runtime, watched: ChangesPublisher | None = None) -> None:
-        """Args: `watched` is attended while the thread waits for writes."""
-        self._listener = Listener(runtime.writes)
-        self._watched = watched
+    def __init__(self, runtime: Runtime) -> None:
+        runtime.writes.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(runtime.writes))
+        self._listener.listen(_BACKLOG)
+        self._listener.setblocking(False)
         self._epoll = select.epoll()
-        self._epoll.register(self._listener.fd, select.EPOLLIN)
-        if watched is not None:
-            self._epoll.register(watched.fd, select.EPOLLIN)
+        self._epoll.register(self._listener.fileno(), select.EPOLLIN)
         self._peers: dict[int, Peer] = {}
         self._arrived: deque[tuple[Peer, bytes]] = deque()  # frames, of peers that may be gone
         self._replies = metrics.BUS_MESSAGES.labels("replies")
@@ -104,10 +105,7 @@ class WriterPort:
         for descriptor, events in self._epoll.poll(timeout_s):
             peer = self._peers.get(descriptor)
             if peer is None:
-                if self._watched is not None and descriptor == self._watched.fd:
-                    self._watched.attend()
-                else:
-                    self._accept()
+                self._accept()
                 continue
             try:
                 if events & select.EPOLLOUT and peer.flush():
@@ -125,8 +123,10 @@ class WriterPort:
             self._arrived.append((peer, frame))
 
     def _accept(self) -> None:
-        peer = self._listener.accept()
-        if peer is None:
+        try:
+            peer = FrameStream(self._listener.accept()[0])
+        except OSError as ex:  # the peer is gone again, or there is no descriptor for it
+            _log.warning("writes.not_accepted", error=str(ex))
             return
         self._peers[peer.fd] = peer
         self._epoll.register(peer.fd, select.EPOLLIN)
