@@ -25,7 +25,7 @@ import gevent
 import msgspec
 
 from pylon import limits, log, metrics
-from pylon.api.http.unreadable import problem_of, readable, refuse_constant
+from pylon.api.http.unreadable import problem_of, refuse_constant, replace_halves
 from pylon.errors import InternalError, InvalidJson, PylonError
 from pylon.json_text import check_bounds
 from workers.hub.connection import ANSWERING, INTERNAL, Connection
@@ -191,5 +191,7 @@ def _doubtful(text: str) -> tuple[Any, PylonError | None]:
         return None, None
     problem = problem_of(value) or InvalidJson("The message holds a number that is too large")
     if isinstance(value, dict):
-        value = {readable(name): readable(inner) for name, inner in value.items()}
+        value = {
+            replace_halves(name): replace_halves(inner) for name, inner in value.items()
+        }
     return value, problem

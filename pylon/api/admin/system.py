@@ -14,7 +14,7 @@ import orjson
 import pylon
 from pylon.api.http.addresses import client_config, url_of
 from pylon.api.http.callers import caller_of
-from pylon.api.http.parameters import text_value
+from pylon.api.http.parameters import read_text
 from pylon.api.http.responses import send, send_raw
 from pylon.api.services import AdminServices
 from pylon.auth.tokens import bearer_token, same_token
@@ -121,7 +121,7 @@ class ManifestDocument:
         self._full = orjson.dumps(manifest.source)
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        full = text_value(req, "full") in ("1", "true")
+        full = read_text(req, "full") in ("1", "true")
         is_admin = full and caller_of(req, self._services.requests).auth.is_admin
         send_raw(resp, self._full if is_admin else self._public)
 

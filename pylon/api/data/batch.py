@@ -64,11 +64,11 @@ class Batch:
         )
         for number, operation in enumerate(sent):
             entry = read_entry(operation, _ENVELOPE, is_doubtful=is_doubtful)
-            run.add(entry, idempotency.part(key, number))
+            run.add(entry, idempotency.operation_key(key, number))
         run.flush()
         succeeded = sum(1 for entry in run.entries if entry.error is None)
         if succeeded and run.replayed == succeeded:
-            idempotency.say_replayed(resp)
+            idempotency.mark_replayed(resp)
         send(resp, {
             "results": [_batch_result(entry) for entry in run.entries],
             "succeeded": succeeded,
@@ -109,7 +109,7 @@ class Transaction:
         if reply.seq:
             resp.set_header(SEQ_HEADER, str(reply.seq))
         if reply.replayed:
-            idempotency.say_replayed(resp)
+            idempotency.mark_replayed(resp)
         send(resp, _outcome(entries, committed=True))
 
     def _prepare(self, auth: AuthContext, sent: list[Any]) -> list[Entry[Operation]]:

@@ -16,8 +16,8 @@ from pylon.api.data.conflicts import submit
 from pylon.api.data.query_cache import answered, scope_of
 from pylon.api.http.body import decode_json, read_body
 from pylon.api.http.callers import address_of, caller_of, subject_of
-from pylon.api.http.idempotency import key_of, say_replayed
-from pylon.api.http.parameters import flag, text_value, whole_number
+from pylon.api.http.idempotency import key_of, mark_replayed
+from pylon.api.http.parameters import read_flag, read_number, read_text
 from pylon.api.http.responses import joined, send, send_raw
 from pylon.api.http.versions import if_match, is_known, set_etag
 from pylon.api.services import DataServices
@@ -40,18 +40,18 @@ class EntityList:
         auth = caller_of(req, services.requests).auth
         named = entity_named(services.app, entity, auth)
         where = readable(services.app, named, auth)
-        limit = whole_number(req, "limit")
+        limit = read_number(req, "limit")
         if limit is not None and limit > self._list_limit:
             raise LimitExceeded(
                 f"limit {limit} exceeds the most that one list answers, {self._list_limit} "
                 "(PYLON_LIST_LIMIT)",
                 hint="Use smaller pages, or GET /api/entities/<Entity>/cursor",
             )
-        offset = whole_number(req, "offset") or 0
+        offset = read_number(req, "offset") or 0
         query = Query(
             where=where, limit=self._list_limit if limit is None else limit, offset=offset
         )
-        with_total = flag(req, "count")
+        with_total = read_flag(req, "count")
 
         def read() -> bytes:
             count, rows, total = services.store.scan(
@@ -107,9 +107,9 @@ class EntityPage:
         auth = caller_of(req, services.requests).auth
         named = entity_named(services.app, entity, auth)
         where = readable(services.app, named, auth)
-        asked = whole_number(req, "limit", low=1)
+        asked = read_number(req, "limit", low=1)
         limit = min(asked or limits.CURSOR_PAGE_DEFAULT, limits.CURSOR_PAGE_MAX)
-        query = Query(where=where, limit=limit + 1, after_id=text_value(req, "after") or None)
+        query = Query(where=where, limit=limit + 1, after_id=read_text(req, "after") or None)
         rows, is_cut = services.store.scan(
             lambda reader: reader.rows_within(named.name, query, limits.LIST_BYTES),
             caller=subject_of(req, services.requests),
@@ -181,7 +181,7 @@ class EntityRow:
         reply = services.writer.submit(op)
         resp.set_header(SEQ_HEADER, str(reply.seq))
         if reply.replayed:
-            say_replayed(resp)
+            mark_replayed(resp)
         send(resp, {"deleted": True})
 
 
@@ -190,4 +190,4 @@ def _set_version(resp: falcon.Response, reply: WriteReply) -> None:
     resp.set_header(SEQ_HEADER, str(reply.seq))
     set_etag(resp, reply.seq)
     if reply.replayed:
-        say_replayed(resp)
+        mark_replayed(resp)

@@ -27,7 +27,7 @@ from pylon.api.data.bodies import ImportBody
 from pylon.api.data.export import JSON_LINES
 from pylon.api.http.body import decoded, read_body
 from pylon.api.http.callers import caller_of
-from pylon.api.http.parameters import text_value
+from pylon.api.http.parameters import read_text
 from pylon.api.http.responses import send
 from pylon.api.http.unreadable import decode_changes, problem_of
 from pylon.api.services import DataServices
@@ -90,7 +90,7 @@ class Import:
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         if not caller_of(req, self._services.requests).auth.is_admin:
             raise Forbidden("Admin access required for data import")
-        ids = text_value(req, "ids") or "keep"
+        ids = read_text(req, "ids") or "keep"
         if ids not in ("keep", "new"):
             raise InvalidQuery(f'ids is "{ids[:_SHOWN_CHARS]}": expected keep or new')
         raw = read_body(req).removeprefix(codecs.BOM_UTF8)  # files often have one

@@ -18,7 +18,7 @@ from pylon.api.data.entities import SEQ_HEADER
 from pylon.api.data.relations import relation_of
 from pylon.api.http.body import decode_json, read_body
 from pylon.api.http.callers import address_of, caller_of
-from pylon.api.http.idempotency import key_of, say_replayed
+from pylon.api.http.idempotency import key_of, mark_replayed
 from pylon.api.http.responses import send
 from pylon.api.services import DataServices
 from pylon.auth_context import AuthContext
@@ -73,7 +73,7 @@ def _execute(
         raise NotFound(f"{missing} entity not found") from error
     resp.set_header(SEQ_HEADER, str(reply.seq))
     if reply.replayed:
-        say_replayed(resp)
+        mark_replayed(resp)
     send(resp, {"linked" if linked else "unlinked": True})
 
 

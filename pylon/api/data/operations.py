@@ -23,7 +23,7 @@ from pylon.api.data import changes
 from pylon.api.data.access import entity_named
 from pylon.api.data.bodies import Operation
 from pylon.api.data.conflicts import Address, submit_all
-from pylon.api.http.unreadable import problem_of, readable
+from pylon.api.http.unreadable import problem_of, replace_halves
 from pylon.api.services import DataServices
 from pylon.api.sync.bodies import PushedChange
 from pylon.app import App
@@ -94,7 +94,7 @@ def _read_doubtful(sent: Mapping[str, Any], struct: type[Op]) -> Op:
     """Return the operation with each half of a surrogate pair in its texts replaced. msgspec
     refuses a dict of which a key holds such a half."""
     return struct(**{
-        field.name: readable(sent.get(field.encode_name))
+        field.name: replace_halves(sent.get(field.encode_name))
         for field in msgspec.structs.fields(struct)
     })
 

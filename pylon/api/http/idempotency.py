@@ -59,11 +59,11 @@ def key_of(
     return OpKey(identity_of(auth, None, address_of(req, services)), f"ik:{given}", digest)
 
 
-def part(key: OpKey | None, number: int) -> OpKey | None:
+def operation_key(key: OpKey | None, number: int) -> OpKey | None:
     """Return the key of one operation of a request that is not atomic."""
     return None if key is None else OpKey(key.identity, f"{key.op_id}:{number}", key.digest)
 
 
-def say_replayed(resp: falcon.Response) -> None:
+def mark_replayed(resp: falcon.Response) -> None:
     """Set the header that says that nothing was done this time."""
     resp.set_header(REPLAYED_HEADER, "true")

@@ -16,7 +16,7 @@ _WHOLE: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 _SHOWN_CHARS: Final = 100
 
 
-def whole_number(req: falcon.Request, name: str, low: int = 0) -> int | None:
+def read_number(req: falcon.Request, name: str, low: int = 0) -> int | None:
     """Return the parameter as a whole number of at least `low`; None if it is absent.
 
     Raises:
@@ -33,13 +33,13 @@ def whole_number(req: falcon.Request, name: str, low: int = 0) -> int | None:
     return int(text)
 
 
-def flag(req: falcon.Request, name: str) -> bool:
+def read_flag(req: falcon.Request, name: str) -> bool:
     """Return whether the parameter is true or 1; False if it is false, 0 or absent.
 
     Raises:
         InvalidQuery: it has another value.
     """
-    text = text_value(req, name)
+    text = read_text(req, name)
     if text is None or text in ("false", "0"):
         return False
     if text in ("true", "1"):
@@ -47,7 +47,7 @@ def flag(req: falcon.Request, name: str) -> bool:
     raise InvalidQuery(f'{name} is "{text[:_SHOWN_CHARS]}": expected true or false')
 
 
-def text_value(req: falcon.Request, name: str) -> str | None:
+def read_text(req: falcon.Request, name: str) -> str | None:
     """Return the parameter as text, the last one of several; None if it is absent."""
     raw = req.params.get(name)
     return raw[-1] if isinstance(raw, list) else raw

@@ -75,7 +75,7 @@ def problem_of(entry: Any) -> InvalidValue | None:
     name, value = found
     return InvalidValue(
         f"{name or 'The change'} holds half of a surrogate pair, which is no text in UTF-8",
-        field=name, value=readable(value), expected=_TEXT,
+        field=name, value=replace_halves(value), expected=_TEXT,
         hint="Cut texts between characters: [...text] in JavaScript, not text.slice",
     )
 
@@ -94,7 +94,7 @@ def _is_deep(value: object) -> bool:
     return True
 
 
-def readable(value: object) -> object:
+def replace_halves(value: object) -> object:
     """Return a value that can be encoded: each half of a pair in a text becomes U+FFFD."""
     return _HALF.sub("\ufffd", value) if isinstance(value, str) else value
 
@@ -105,7 +105,8 @@ def _found(value: Any, name: str) -> tuple[str, str] | None:
         return (name, value[:100]) if _HALF.search(value) else None
     if isinstance(value, dict):
         for key, inner in value.items():
-            found = _found(key, str(readable(key))) or _found(inner, str(readable(key)))
+            shown = str(replace_halves(key))
+            found = _found(key, shown) or _found(inner, shown)
             if found is not None:
                 return found
     elif isinstance(value, list):

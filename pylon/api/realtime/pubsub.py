@@ -13,7 +13,7 @@ import falcon
 from pylon import limits
 from pylon.api.http.body import read_typed
 from pylon.api.http.callers import caller_of
-from pylon.api.http.parameters import whole_number
+from pylon.api.http.parameters import read_number
 from pylon.api.http.responses import send_raw
 from pylon.api.realtime.bodies import PUBLISH
 from pylon.api.services import RealtimeServices
@@ -60,7 +60,7 @@ class ChannelHistory:
     def on_get(self, req: falcon.Request, resp: falcon.Response, channel: str) -> None:
         _require_admin(self._services, req)
         _check_channel_name(channel)
-        asked = whole_number(req, "limit")
+        asked = read_number(req, "limit")
         limit = limits.CHANNEL_MESSAGES_DEFAULT if asked is None else asked
         command = GetHistory(channel, min(limit, limits.CHANNEL_MESSAGES_MAX))
         send_raw(resp, self._services.rooms.submit(command).body)

@@ -18,7 +18,7 @@ import falcon
 
 from pylon.api.data.query_cache import version_of
 from pylon.api.http.callers import address_of, caller_of, subject_of
-from pylon.api.http.parameters import text_value
+from pylon.api.http.parameters import read_text
 from pylon.api.http.responses import send_raw
 from pylon.api.services import DataServices, SyncServices
 from pylon.auth_context import AuthContext
@@ -39,7 +39,7 @@ class Pull:
         self._sync = sync
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        if text_value(req, "snapshot_after"):
+        if read_text(req, "snapshot_after"):
             # A snapshot is one response, so this server never issues such a token.
             raise SnapshotCursorInvalid(
                 "snapshot_after is not a cursor of this server",
@@ -48,7 +48,7 @@ class Pull:
         services = self._services
         caller = caller_of(req, services.requests)
         key = note_key(caller.session_id, address_of(req, services.requests))
-        since = _parse_cursor(text_value(req, "since"))
+        since = _parse_cursor(read_text(req, "since"))
         app = services.app
         if since == 0:
             head = services.store.point(lambda reader: reader.head_seq())

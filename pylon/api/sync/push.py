@@ -29,7 +29,7 @@ from pylon import limits
 from pylon.api.data.operations import Entry, Envelope, OperationRun, read_entry
 from pylon.api.http.body import decoded, read_body
 from pylon.api.http.callers import address_of, caller_of
-from pylon.api.http.idempotency import identity_of, key_of, part, say_replayed
+from pylon.api.http.idempotency import identity_of, key_of, mark_replayed, operation_key
 from pylon.api.http.responses import send
 from pylon.api.http.unreadable import decode_changes
 from pylon.api.services import DataServices
@@ -69,7 +69,7 @@ class Push:
             is_doubtful=is_doubtful,
         )
         if answer["deduped"] and answer["deduped"] == answer["applied"]:
-            say_replayed(resp)
+            mark_replayed(resp)
         send(resp, answer)
 
 
@@ -137,7 +137,7 @@ def execute_push(
                 own_key = _op_key(identity, entry.sent)
             except InvalidData as error:
                 entry.error = error
-        run.add(entry, own_key or part(key, number), pending.any_known())
+        run.add(entry, own_key or operation_key(key, number), pending.any_known())
         pending.note(entry)
     run.flush()
     entries = run.entries
