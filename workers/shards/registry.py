@@ -1,26 +1,22 @@
-"""The house: the shards that live in this process, from their making to their end.
+"""The registry of shards: all shards of one process, from their making to their end.
 
-A shard is made when somebody subscribes to an id of a kind that allows it, or by command. One
-whose state was saved goes on from there. One that has stopped stays listed for a while with the
-reason (`limits.SHARD_KEPT_S`) and is not made again meanwhile, so that a simulation that fails
-at once does not do so in a loop; one that ended for want of company goes at once, and so does
-one whose only visitor was refused.
+The registry makes a shard when a client subscribes to an id whose kind allows that, or by command.
+A shard with a saved state continues from it. A shard that has stopped stays listed with its reason
+for limits.SHARD_KEPT_S seconds, and is not made again meanwhile: a simulation that fails at once
+must not fail in a loop. The registry forgets a shard at once if it ended because it was empty, or
+if its only subscriber was refused.
 
-States are kept by the `ShardStateWriter`: every `save_every_ticks`, when a shard ends for want of
-company or moves, and at the drain. A finished shard's state is forgotten, a failed one's is kept as
-it was last saved.
+`ShardStateWriter` writes states: every `save_every_ticks`, when a shard ends empty or moves, and at
+the drain. The state of a finished shard is deleted; that of a failed one stays as last saved.
 
-A shard that a subscriber brings into being counts for that identity and that address, until it is
-forgotten: one client cannot take the places of all (`limits.SHARDS_OF_USER`, `rates`).
-
-Invariants: an id has one running shard, here or elsewhere: none is made of an id that lives in
-another process, and a move is written here, after the shard has stopped. While the house drains
-nothing is made. Called by `workers.shards.handler`, `answers` and `server`.
+Invariants: an id has one running shard in all processes. A process makes no shard that lives in
+another one, and it writes a move after the shard has stopped. While the registry drains it makes
+none. Bounds: limits.SHARDS; `ShardQuota` for a client. Called by `workers.shards.handler`,
+`rpc_handlers` and `server`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +28,6 @@ from pylon.bus.writer_client import WriterClient
 from pylon.clock import Clock, RandomSource
 from pylon.errors import Draining, LimitExceeded, ShardNotFound, SubscribeFailed
 from pylon.limiter import RateLimiter
-from pylon.rates import SHARDS_BY_ADDRESS, SHARDS_BY_USER, is_user_subject
 from pylon.realtime.kinds import Kind, kind_of
 from pylon.realtime.placement import home_of, placement_of
 from pylon.realtime.replay import Recording
@@ -40,6 +35,7 @@ from pylon.realtime.shard import Shard, Step
 from pylon.realtime.simulation import Saved
 from pylon.realtime.state import ShardContext
 from pylon.storage.interface import Store
+from workers.shards.quota import ShardQuota
 from workers.shards.recordings import Recordings
 from workers.shards.scheduler import Scheduler
 from workers.shards.state_writer import Change, ShardStateWriter
@@ -61,9 +57,9 @@ class ShardRegistry:
     ) -> None:
         """
         Args:
-            recordings: the folder for those of kinds with `record_bytes`.
-            limiter: for the shards that clients bring into being.
-            worker: the name of this process, of so many `workers`.
+            recordings: the folder for recordings of kinds with `record_bytes`.
+            limiter: the rate at which clients may make shards.
+            worker: the name of this process, one of `workers`.
         """
         self._store = store
         self._clock = clock
@@ -73,11 +69,9 @@ class ShardRegistry:
         self._state_writer = ShardStateWriter(writer)
         self._recordings = Recordings(recordings, clock)
         self._shards: dict[str, Shard] = {}
-        self._ended: dict[str, float] = {}  # stopped ones: until when they are listed
-        self._unused: set[str] = set()  # made for a visitor who is not in yet
-        self._limiter = limiter
-        self._makers: dict[str, tuple[str, ...]] = {}  # the subjects that a shard counts for
-        self._made_by: Counter[str] = Counter()  # shards by subject
+        self._ended: dict[str, float] = {}  # stopped shards: until when they are listed
+        self._unused: set[str] = set()  # made for a subscriber that is not admitted yet
+        self._quota = ShardQuota(limiter)
         self._recording: dict[str, Recording] = {}
         self._failure_told_s = -_FAILURE_EVERY_S
         self.draining = False
@@ -91,24 +85,26 @@ class ShardRegistry:
         )
 
     def now_s(self) -> float:
-        """The time of all shards."""
+        """Return the time of all shards."""
         return self._clock.monotonic_s()
 
     # --- Making and finding --------------------------------------------------------------
 
     def find_or_make(self, shard_id: str, subjects: tuple[str, ...] = ()) -> Shard:
-        """The shard that somebody wants to subscribe to; made if its kind allows that.
+        """Return the shard that a client wants to subscribe to; make it if its kind allows that.
+
+        The caller calls `settle_join` afterwards.
 
         Args:
             subjects: the identity and the address (`pylon.rates`) that a new shard counts for.
 
         Raises:
-            ShardNotFound: there is none, and none may be made.
-            SubscribeFailed: there are as many as a process or a subject may have, or it lives
-                elsewhere.
-            RateLimited: a subject makes them too fast.
-            Draining.
-            QueryTimeout, StoreUnavailable: its saved state cannot be read now.
+            ShardNotFound: there is no such shard, and clients may not make it.
+            SubscribeFailed: a process or a subject has too many shards, or the shard lives in
+                another process.
+            RateLimited: a subject makes shards too fast.
+            Draining: the server is shutting down.
+            QueryTimeout, StoreUnavailable: the saved state cannot be read now.
         """
         shard = self._known(shard_id)
         if shard is not None:
@@ -120,17 +116,20 @@ class ShardRegistry:
             raise ShardNotFound(
                 f'no such shard "{shard_id}"', hint="Shards of this kind are made by the server"
             )
-        self._check_quota(subjects)
+        if self._quota.is_reached(subjects):
+            self._tidy()
+        self._quota.check(subjects)
         shard = self._make(kind, shard_id, {})
         self._unused.add(shard_id)
-        if subjects:
-            self._makers[shard_id] = subjects
-            self._made_by.update(subjects)
+        self._quota.add(shard_id, subjects)
         return shard
 
     def settle_join(self, shard: Shard, *, is_in: bool) -> None:
-        """What became of a visitor. A shard that was made for one who was refused is forgotten,
-        or strangers could fill the house."""
+        """Note whether a subscriber was admitted.
+
+        A shard that was made for a refused subscriber is forgotten: otherwise strangers could fill
+        the registry.
+        """
         if shard.id in self._unused and self._shards.get(shard.id) is shard:
             self._unused.discard(shard.id)
             if not is_in and shard.running and not shard.seats_taken:
@@ -141,10 +140,10 @@ class ShardRegistry:
         self.reschedule(shard)
 
     def get(self, shard_id: str) -> Shard:
-        """The shard of an id, running or just stopped.
+        """Return the shard of an id, running or just stopped.
 
         Raises:
-            ShardNotFound.
+            ShardNotFound: there is none.
         """
         shard = self._known(shard_id)
         if shard is None:
@@ -152,11 +151,11 @@ class ShardRegistry:
         return shard
 
     def get_or_make(self, shard_id: str, params: Mapping[str, Any]) -> Shard:
-        """The running shard of an id, made with `params` if there is none.
+        """Return the running shard of an id; make it with `params` if there is none.
 
         Raises:
             LimitExceeded: `params` are too large.
-            And as `find_or_make`.
+            PylonError: as `find_or_make`.
         """
         shard = self._known(shard_id)
         if shard is not None and shard.running:
@@ -173,12 +172,12 @@ class ShardRegistry:
         return self._make(kind, shard_id, params)
 
     def list_shards(self) -> list[Shard]:
-        """Every shard, those that have just stopped included, by id."""
+        """Return every shard by id, those that have just stopped included."""
         self._tidy()
         return [self._shards[shard_id] for shard_id in sorted(self._shards)]
 
     def reschedule(self, shard: Shard) -> None:
-        """Somebody came, went, or sent something."""
+        """Schedule a shard anew after a subscriber came, left, or sent an input."""
         if shard.running:
             self.scheduler.changed(shard)
         else:
@@ -187,11 +186,11 @@ class ShardRegistry:
     # --- Ending --------------------------------------------------------------------------
 
     def end(self, shard_id: str, code: int, reason: str) -> None:
-        """Stop a shard and forget its saved state.
+        """Stop a shard and delete its saved state.
 
         Raises:
-            ShardNotFound.
-            Unavailable: it is stopped, but not forgotten yet.
+            ShardNotFound: there is none.
+            Unavailable: the shard has stopped, but its state is not deleted yet.
         """
         shard = self._known(shard_id)
         if shard is None and self._saved(shard_id) is None:
@@ -204,12 +203,17 @@ class ShardRegistry:
         self._state_writer.settle(shard_id)
 
     def move(self, shard_id: str, home: str | None, code: int, reason: str) -> bool:
-        """Have a shard live at the worker `home` (None: where its id says) from now on; whether
-        it ran. It stops here first, and is not made here again.
+        """Move a shard to another worker. It stops here first, and is not made here again.
+
+        Args:
+            home: the worker; None for the one that the id names.
+
+        Returns:
+            Whether the shard ran here.
 
         Raises:
-            SubscribeFailed: it lives elsewhere already.
-            Unavailable: it is stopped, but the store does not know yet where it lives.
+            SubscribeFailed: the shard lives in another process already.
+            Unavailable: the shard has stopped, but its placement is not stored yet.
         """
         self._check_home(shard_id)
         target = home_of(shard_id, self._workers) if home is None else home
@@ -232,7 +236,7 @@ class ShardRegistry:
         return ran
 
     def drain(self, code: int, reason: str) -> int:
-        """A last tick for every shard, then save and stop them all; how many were not saved."""
+        """Step, save and stop every shard. Return how many states were not saved."""
         self.draining = True
         now_s = self.now_s()
         for shard in [shard for shard in self._shards.values() if shard.running]:
@@ -259,7 +263,7 @@ class ShardRegistry:
             self._tidy()
         if len(self._shards) >= limits.SHARDS:
             raise SubscribeFailed(f"{limits.SHARDS} shards are here, and no more may be")
-        # The reads of the store do not switch greenlets: nobody makes the same one meanwhile.
+        # Reads of the store do not switch greenlets, so no other greenlet makes the same shard.
         self._check_home(shard_id)
         saved = self._saved(shard_id)
         if saved is None:
@@ -295,7 +299,7 @@ class ShardRegistry:
         return msgspec.msgpack.decode(at_rest.data, type=Saved)
 
     def _stepped(self, shard: Shard, step: Step | None = None) -> None:
-        """A shard has been stepped, or has stopped."""
+        """Save or settle a shard that was stepped, or has stopped."""
         if shard.running:
             if step is None or not step.ticked:
                 return
@@ -312,7 +316,7 @@ class ShardRegistry:
         self._settle(shard)
 
     def _settle(self, shard: Shard) -> None:
-        """A shard has stopped: say so, and forget it, or list it for a while."""
+        """Log that a shard has stopped; forget it, or list it for a while."""
         recording = self._recording.pop(shard.id, None)
         if recording is not None and recording.error is not None:
             _log.warning("shard.recording_cut", shard=shard.id, error=str(recording.error))
@@ -332,7 +336,7 @@ class ShardRegistry:
             self._state_writer.put(Change(shard.id, None, keeps=False))
 
     def _save(self, shard: Shard) -> bool:
-        """Have the state of a shard kept, if it has one; whether it has not failed of that."""
+        """Write the state of a shard, if it has one. Return False if the shard failed of that."""
         saved = shard.save()
         if saved is not None:
             self._state_writer.put(Change(shard.id, saved))
@@ -342,30 +346,7 @@ class ShardRegistry:
         self._shards.pop(shard_id, None)
         self._ended.pop(shard_id, None)
         self._unused.discard(shard_id)
-        for subject in self._makers.pop(shard_id, ()):
-            self._made_by[subject] -= 1
-            if not self._made_by[subject]:
-                del self._made_by[subject]
-
-    def _check_quota(self, subjects: tuple[str, ...]) -> None:
-        """Pass if one more shard may count for each of these.
-
-        Raises:
-            SubscribeFailed, RateLimited.
-        """
-        for subject in subjects:
-            is_user = is_user_subject(subject)
-            most = limits.SHARDS_OF_USER if is_user else limits.SHARDS_OF_ADDRESS
-            if self._made_by[subject] >= most:
-                self._tidy()
-            if self._made_by[subject] >= most:
-                raise SubscribeFailed(
-                    f"{most} shards that you have made are here, which is the limit",
-                    hint="They end when nobody is in them; join one that is there, or wait",
-                )
-        for subject in subjects:
-            is_user = is_user_subject(subject)
-            self._limiter.require(SHARDS_BY_USER if is_user else SHARDS_BY_ADDRESS, subject)
+        self._quota.remove(shard_id)
 
     def _tidy(self) -> None:
         now_s = self.now_s()
