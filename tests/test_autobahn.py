@@ -48,7 +48,7 @@ def suite() -> Suite:
 
 
 @pytest.fixture
-def echo_url() -> Iterator[str]:
+def echo_url(processes: None) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         port = listener.getsockname()[1]
         process = subprocess.Popen(

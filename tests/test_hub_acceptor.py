@@ -24,7 +24,7 @@ from workers.hub.request import Request
 HEAD = b"GET /?since=1 HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-class Door:
+class Handler:
     """Echoes what it got, and keeps the sockets."""
 
     def __init__(self) -> None:
@@ -47,9 +47,9 @@ class Place:
     """An acceptor whose time goes as it is told."""
 
     def __init__(self) -> None:
-        self.door = Door()
+        self.handler = Handler()
         self.clock = ManualClock()
-        self.acceptor = Acceptor(socket.create_server(("127.0.0.1", 0)), self.door, self.clock)
+        self.acceptor = Acceptor(socket.create_server(("127.0.0.1", 0)), self.handler, self.clock)
         self.acceptor.start()
         self.clients: list[socket.socket] = []
 
@@ -63,7 +63,7 @@ class Place:
 
     def close(self) -> None:
         self.acceptor.close()
-        for sock in (*self.clients, *self.door.taken):
+        for sock in (*self.clients, *self.handler.taken):
             sock.close()
 
 
@@ -102,7 +102,7 @@ def test_a_request_byte_by_byte(place: Place) -> None:
         gevent.sleep(0)
     client.send(b"late")  # for whoever has the socket now
     assert said(client).startswith(b"since=1|")
-    assert len(place.door.taken) == 1
+    assert len(place.handler.taken) == 1
 
 
 def test_a_request_that_does_not_come_is_cut_and_one_that_came_is_not(place: Place) -> None:
@@ -142,7 +142,7 @@ def test_what_is_no_request_is_refused(place: Place, data: bytes, status: int) -
 
 
 def test_a_refused_client_can_read_why_though_it_goes_on_sending(place: Place) -> None:
-    place.door.error = Draining("not now")
+    place.handler.error = Draining("not now")
     client = place.client(HEAD)
     answer = said(client)
     assert answer.startswith(b"HTTP/1.1 503 ")
@@ -158,10 +158,10 @@ def test_a_refused_client_can_read_why_though_it_goes_on_sending(place: Place) -
     run_greenlets_until("none leaves", lambda: not place.acceptor.refused)
 
 
-def test_a_defect_in_the_door_harms_one_client(place: Place) -> None:
-    place.door.error = ZeroDivisionError()
+def test_a_defect_of_the_handler_harms_one_client(place: Place) -> None:
+    place.handler.error = ZeroDivisionError()
     assert said(place.client(HEAD)).startswith(b"HTTP/1.1 500 ")
-    place.door.error = None
+    place.handler.error = None
     assert said(place.client(HEAD)) == b"since=1||0"
 
 
@@ -179,7 +179,7 @@ def test_without_descriptors_clients_wait(place: Place) -> None:
         except OSError:
             pass  # none is left
         gevent.sleep(0.01)
-        assert len(place.door.taken) == 1
+        assert len(place.handler.taken) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for fd in held:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pylon.auth.origin import Origins
 from pylon.errors import InvalidRequest
 from workers.hub.request import Request, cursor_of, parse
-from workers.sse.protocol import visitor_of
+from workers.sse.protocol import read_connect_request
 from workers.ws.protocol import Handshakes, chosen_item, token_of, upgrade_fault
 
 GOOD = {
@@ -181,10 +181,10 @@ def test_the_cookie_counts_for_our_own_pages_on_the_main_port(
 
 def test_sse_visitor_prefers_the_header_and_the_last_event_id() -> None:
     fields = {"Authorization": "Bearer h", "Cookie": "app_session=c", "Last-Event-ID": "9"}
-    visitor = visitor_of(request(fields, "/?token=q&since=3"), b"", "app_session", 0)
-    assert (visitor.token, visitor.cursor) == ("h", 9)
+    made = read_connect_request(request(fields, "/?token=q&since=3"), b"", "app_session", 0)
+    assert (made.token, made.cursor) == ("h", 9)
     del fields["Authorization"], fields["Last-Event-ID"]
-    visitor = visitor_of(request(fields, "/?token=q&since=3"), b"", "app_session", 0)
-    assert (visitor.token, visitor.cursor) == ("q", 3)
-    visitor = visitor_of(request(fields), b"", "app_session", 0)
-    assert (visitor.token, visitor.cursor) == ("c", None)
+    made = read_connect_request(request(fields, "/?token=q&since=3"), b"", "app_session", 0)
+    assert (made.token, made.cursor) == ("q", 3)
+    made = read_connect_request(request(fields), b"", "app_session", 0)
+    assert (made.token, made.cursor) == ("c", None)

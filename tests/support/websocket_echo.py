@@ -33,7 +33,7 @@ from workers.ws.transport import WebSocketTransport
 OUTBOX_BYTES: Final = 64 * 1024 * 1024  # a suite may send several large messages before it reads
 
 
-class _Door:
+class EchoHandler:
     def __init__(self, hub: Hub, transport: WebSocketTransport, deflates: bool) -> None:
         self._hub = hub
         self._transport = transport
@@ -72,7 +72,7 @@ def main(listener: socket.socket, max_message_bytes: int, deflates: bool) -> Non
     transport.on_binary = lambda connection, data: say(connection, frames.BINARY, data)
     clock = SystemClock()
     hub = Hub({}, transport, clock)
-    Acceptor(listener, _Door(hub, transport, deflates), clock).start()
+    Acceptor(listener, EchoHandler(hub, transport, deflates), clock).start()
     print("ready", flush=True)
     gevent.event.Event().wait()
 

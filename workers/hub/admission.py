@@ -1,12 +1,14 @@
-"""SubscriberAdmission: lets a client in, once its request is read (ws and sse alike).
+"""Admission: turns a client's request into a connection of the hub (ws, sse and shards).
 
-Who a token stands for is remembered for a moment, for clients that come back together.
-All is done at once in the hub's own greenlet; only a client that has missed more than one page
-of the log, or more than memory holds, gets a greenlet until it has caught up.
+`SubscriberAdmission` counts the address, looks the caller up, and starts the stream. A cache of
+callers serves clients that reconnect together. Everything happens at once in gevent's hub. Only a
+client that has missed more than one page of the log, or more than memory holds, gets a greenlet
+until it has caught up.
 
-Invariants: between the look at the session and the entry in the hub there is no switch of
-greenlets, so a session that is revoked meanwhile is found in the hub by its signal. An address
-counts from `check` until the socket is closed, or until it is let go.
+Invariants: no greenlet switch lies between the lookup of the session and the entry in the hub, so
+the signal of a revocation finds the connection there. An address counts from `enter` until the
+socket is closed. Bound: PYLON_SOCKETS_PER_IP. Log event: admission.failed. Called by the handlers
+of ws, sse and shards.
 """
 
 from __future__ import annotations
@@ -29,32 +31,36 @@ from workers.hub.hub import Hub
 from workers.hub.replay import Replay
 from workers.hub.sessions import SessionWatch
 
-_log = log.get_logger("reception")
+_log = log.get_logger("admission")
 
 
 class StreamTransport(Transport, Protocol):
     """A transport that streams changes."""
 
-    preamble: bytes  # the first bytes of a stream that is let in
+    preamble: bytes  # the first bytes of an admitted stream
 
-    def refuse(self, connection: Connection, error: PylonError, *, greeted: bool) -> None:
-        """Tell the client why there is no stream (or no more of it), and close."""
+    def refuse(self, connection: Connection, error: PylonError, *, has_begun: bool) -> None:
+        """Tell the client why its stream does not begin, or ends, and close.
+
+        Args:
+            has_begun: whether the preamble was sent.
+        """
 
 
 class ConnectRequest(msgspec.Struct, frozen=True):
-    """Who knocks."""
+    """A client that wants to connect."""
 
     address: str
     token: str | None
     cursor: int | None  # that the client named
-    early: bytes = b""  # what has arrived behind the request
+    early: bytes = b""  # the bytes that arrived behind the request
     answer: bytes = b""  # sent before anything else: the 101 of a WebSocket
     deflate_window: int = 0  # see `Connection.packing`
     wants_changes: bool = True  # else only what it subscribes to
 
 
 class SubscriberAdmission:
-    """The door of one worker."""
+    """The admission of one worker."""
 
     def __init__(self, booted: WorkerContext, hub: Hub) -> None:
         app = booted.app
@@ -74,85 +80,85 @@ class SubscriberAdmission:
         hub.on_gone(self._gone)
 
     def check(self) -> None:
-        """Pass if anybody may come in.
+        """Raise if the worker admits nobody.
 
         Raises:
-            Draining.
+            Draining: the server is shutting down.
         """
         if self.draining:
             raise Draining("This server is shutting down", hint="Connect again")
 
     def serve(self, hub: Hub) -> None:
-        """Let clients into this hub as well (`enter`)."""
+        """Admit clients to this hub as well (`enter`)."""
         self.sessions.watch(hub)
         hub.on_gone(self._gone)
 
     def enter(
-        self, raw: RawSocket, visitor: ConnectRequest, hub: Hub | None = None
+        self, raw: RawSocket, connect_request: ConnectRequest, hub: Hub | None = None
     ) -> tuple[Connection, PylonError | None]:
-        """Make a connection of a socket, and count it. It reads already, but gets no events.
+        """Make a connection of a socket, and count it. It reads, but gets no events.
 
         Args:
-            hub: instead of the one that most clients are let into.
+            hub: the hub to enter; None: the hub of the constructor.
 
         Returns:
             The connection, and the error if the caller could not be looked up.
 
         Raises:
-            Draining, SocketLimit: nothing was done with the socket.
+            Draining, SocketLimit: the caller still owns the socket.
         """
         self.check()
-        caller, error = self.caller_of(visitor.token)
-        self._cap.open(visitor.address)
+        caller, error = self.caller_of(connect_request.token)
+        self._cap.open(connect_request.address)
         hub = self._hub if hub is None else hub
-        connection = Connection(raw, hub.transport, hub, caller, visitor.address)
-        connection.deflate_window = visitor.deflate_window
+        connection = Connection(raw, hub.transport, hub, caller, connect_request.address)
+        connection.deflate_window = connect_request.deflate_window
         hub.add(connection)
         try:
-            if visitor.answer:
-                connection.send(visitor.answer)
+            if connect_request.answer:
+                connection.send(connect_request.answer)
             if connection.is_open:
-                connection.start(visitor.early)
+                connection.start(connect_request.early)
         except Exception:
             connection.abort()  # the socket is no longer the acceptor's
             raise
         return connection, error
 
     def stream(
-        self, raw: RawSocket, visitor: ConnectRequest, replay: Replay, greeter: StreamTransport
+        self, raw: RawSocket, connect_request: ConnectRequest, replay: Replay,
+        transport: StreamTransport,
     ) -> None:
-        """Let a client in, send what it missed, and have it receive what comes; if it wants that.
+        """Admit a client, and stream the changes that it missed and those to come, if it wants any.
 
         Raises:
-            Draining, SocketLimit: nothing was done with the socket.
+            Draining, SocketLimit: the caller still owns the socket.
         """
-        connection, error = self.enter(raw, visitor)
-        greeted = False
+        connection, error = self.enter(raw, connect_request)
+        has_begun = False
         try:
             if error is not None:
                 raise error
             cursor = None
-            if visitor.wants_changes:
+            if connect_request.wants_changes:
                 cursor = replay.start_cursor(
-                    visitor.cursor, connection.caller.session_id, visitor.address
+                    connect_request.cursor, connection.caller.session_id, connect_request.address
                 )
-            if greeter.preamble:
-                connection.send(greeter.preamble)
-            greeted = True
+            if transport.preamble:
+                connection.send(transport.preamble)
+            has_begun = True
             if cursor is None:
                 return
             rest = replay.run_at_once(connection, cursor)
             if rest is not None:
-                gevent.spawn(self._catch_up, connection, rest, replay, greeter)
+                gevent.spawn(self._catch_up, connection, rest, replay, transport)
         except PylonError as ex:
-            greeter.refuse(connection, ex, greeted=greeted)
-        except Exception as ex:  # noqa: BLE001  a defect must not leave a socket that hears nothing
-            _log.exception("reception.failed", error=ex)
+            transport.refuse(connection, ex, has_begun=has_begun)
+        except Exception as ex:  # noqa: BLE001  a defect must not leave a socket without events
+            _log.exception("admission.failed", error=ex)
             connection.abort()
 
     def caller_of(self, token: str | None) -> tuple[Caller, PylonError | None]:
-        """Whom `token` stands for; ANONYMOUS_CALLER and the error where that cannot be found
-        out."""
+        """Return the caller of a token; ANONYMOUS_CALLER and the error if the lookup fails."""
         if not token:
             return ANONYMOUS_CALLER, None
         try:
@@ -164,14 +170,14 @@ class SubscriberAdmission:
         self._cap.closed(connection.address)
 
     def _catch_up(
-        self, connection: Connection, cursor: int, replay: Replay, greeter: StreamTransport
+        self, connection: Connection, cursor: int, replay: Replay, transport: StreamTransport
     ) -> None:
         try:
             replay.run(connection, cursor)
         except PylonError as ex:
-            greeter.refuse(connection, ex, greeted=True)
+            transport.refuse(connection, ex, has_begun=True)
         except BaseException as ex:  # see `stream`
             connection.abort()
             if not isinstance(ex, Exception):
                 raise
-            _log.exception("reception.failed", error=ex)
+            _log.exception("admission.failed", error=ex)

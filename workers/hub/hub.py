@@ -16,7 +16,7 @@ Invariants: a connection gets events in seq order, each at most once: it joins w
 everything up to the head of the hub, and one whose replay was ahead of the hub waits apart
 until the hub is there. `publish` never blocks and never switches greenlets, so that joining
 after a replay and fan-out cannot overtake each other. Called by `workers.hub.feed`, `replay` and
-`reception`.
+`admission`.
 """
 
 from __future__ import annotations

@@ -52,10 +52,10 @@ _log = log.get_logger("sockets")
 class ChangeStream:
     """Everything that brings changes to the clients of one worker."""
 
-    def __init__(self, booted: WorkerContext, hub: Hub, reception: SubscriberAdmission) -> None:
+    def __init__(self, booted: WorkerContext, hub: Hub, admission: SubscriberAdmission) -> None:
         self._signals = SignalReceiver(booted.runtime, SessionRevoked)
         self._hub = hub
-        self._reception = reception
+        self._admission = admission
         history = History(booted.reader_pool)
         config = booted.app.config
         self._notes = HintReader(
@@ -84,7 +84,7 @@ class ChangeStream:
         while True:
             signal_ = self._signals.receive()
             if isinstance(signal_, SessionRevoked):
-                self._reception.callers.forget()
+                self._admission.callers.forget()
                 closed = self._hub.close_session(
                     signal_.session_id, SESSION_ENDED, "session revoked"
                 )
@@ -96,7 +96,7 @@ class Service:
 
     def __init__(
         self, booted: WorkerContext, hubs: Sequence[Hub], acceptor: Acceptor,
-        reception: SubscriberAdmission, *,
+        admission: SubscriberAdmission, *,
         passed: Sequence[SocketReceiver] = (), at_drain: Callable[[], None] | None = None,
     ) -> None:
         """
@@ -108,7 +108,7 @@ class Service:
         self._hubs = hubs
         self._acceptor = acceptor
         self._passed = passed
-        self._reception = reception
+        self._admission = admission
         self._at_drain = at_drain
         self._stop = Event()
         self._accepting = False
@@ -128,7 +128,7 @@ class Service:
             self.spawn(Heartbeat(hub, self._booted.clock, max_life_s).run)
         if changes is not None:
             changes.start(self.spawn)
-        self.spawn(self._reception.sessions.run)
+        self.spawn(self._admission.sessions.run)
         self._acceptor.start()
         for receiver in self._passed:
             receiver.start()
@@ -142,7 +142,7 @@ class Service:
 
     def stop_accepting(self) -> None:
         """Close the listening socket (ours: the supervisor has its own)."""
-        self._reception.draining = True
+        self._admission.draining = True
         self._accepting = False
         self._acceptor.close()
         for receiver in self._passed:

@@ -9,7 +9,7 @@ Invariant: a session that is gone has no socket a second later. (Where the signa
 worker has more than 20,000 sessions, while others write all the time, it takes longer: sweeps,
 1.7 µs for each session, are held to `_SHARE` of the time.) Sweeps go in slices, and so do closes,
 between which other greenlets and sockets have their turn. Used by `workers.hub.service` and
-`reception`.
+`admission`.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""The door of a shards worker: from a request to a subscriber (spec/realtime.md §4.1, §4.4).
+"""Connections of a shards worker: from a request to a subscriber (spec/realtime.md §4.1, §4.4).
 
-A client names a shard with ``?shard=`` and itself with ``&sid=``; on the HTTP port an event
-stream names the shard in its path. A connection to a shard that lives in another process is
-passed on to it, head and all. Options of our own: ``ack=1``, ``delta=1``, ``format=msgpack``, the
-subprotocol ``seat.<token>`` (`workers.shards.reconnect_tokens`) and, for streams, `Last-Event-ID`.
+A WebSocket client names a shard with ``?shard=`` and itself with ``&sid=``. On the HTTP port an
+event stream names the shard in its path. The handler passes a connection to a shard of another
+process on to that process, with its head. Options of our own: ``ack=1``, ``delta=1``,
+``format=msgpack``, the subprotocol ``seat.<token>`` (`reconnect_tokens`) and, for streams,
+`Last-Event-ID`.
 
-Where the published server drops the connection without a word, this one closes it with a code
-that says why: 4400 without `shard`, 4404 for an unknown one, 1008 for a refusal, 1013 for a
-shard that takes nobody now, 4409 for a place that its owner's next connection has taken over.
-Event streams get the HTTP status.
+The published server drops a refused connection. This one closes it with a code: 4400 without
+`shard`, 4404 for an unknown shard, 1008 for a refusal, 1013 for a shard that admits nobody now,
+4409 for a place that its owner's next connection has taken over. Event streams get an HTTP status.
 
-Invariants: a socket that is passed on is not counted here; a connection that is closing says
-nothing more to its shard. Called by `workers.hub.acceptor`.
+Invariants: a socket that is passed on is not counted here. A connection that is closing sends
+nothing to its shard. Called by `workers.hub.acceptor` and the transports.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ REFUSED: Final = 1008
 TRY_AGAIN: Final = 1013
 TAKEN_OVER: Final = 4409
 
-# The first byte of a connection that is passed on: where it came in, for cookies count only there.
+# The first byte of a connection that is passed on: the port on which it was accepted. Cookies count
+# on the main port only.
 MAIN_PORT: Final = b"m"
 OWN_PORT: Final = b"o"
 
@@ -74,7 +75,7 @@ _CONNECT: Final = "/connect"
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """What event streams need besides what WebSockets do."""
+    """The parts that only event streams need."""
 
     hub: Hub
     transport: EventStreamTransport
@@ -83,12 +84,12 @@ class Streams:
 
 
 class ShardConnectionHandler:
-    """`workers.hub.acceptor.ShardConnectionHandler` of the shards worker."""
+    """`workers.hub.acceptor.UpgradeHandler` of the shards worker."""
 
     def __init__(
         self, *, worker: str, workers: int, hops: int, store: Store, registry: ShardRegistry,
         reconnect_tokens: ReconnectTokens, siblings: SocketSender, handshakes: protocol.Handshakes,
-        reception: SubscriberAdmission, streams: Streams, random: RandomSource,
+        admission: SubscriberAdmission, streams: Streams, random: RandomSource,
     ) -> None:
         self._worker = worker
         self._workers = workers
@@ -98,7 +99,7 @@ class ShardConnectionHandler:
         self._reconnect_tokens = reconnect_tokens
         self._siblings = siblings
         self._handshakes = handshakes
-        self._reception = reception
+        self._admission = admission
         self._streams = streams
         self._random = random
         self._subscribers: dict[Connection, Subscriber] = {}
@@ -108,15 +109,17 @@ class ShardConnectionHandler:
     def open(
         self, request: Request, raw: RawSocket, early: bytes, *, on_main_port: bool
     ) -> bytes | None:
-        """See `workers.hub.acceptor.ShardConnectionHandler.open`."""
+        """Connect a client to a shard (`workers.hub.acceptor.UpgradeHandler.open`)."""
         if request.path.startswith(_PATH) and request.path.endswith(_CONNECT):
             return self._open_stream(request, raw, early)
         handshake = self._handshakes.read(request, on_main_port=on_main_port)
         shard_id = handshake.parameters.get("shard", "")
         if self._passed_on(shard_id, request, raw, early, on_main_port=on_main_port):
             return None
-        visitor = ConnectRequest(handshake.address, handshake.token, None, early, handshake.answer)
-        connection, error = self._reception.enter(raw, visitor)
+        connect_request = ConnectRequest(
+            handshake.address, handshake.token, None, early, handshake.answer
+        )
+        connection, error = self._admission.enter(raw, connect_request)
         try:
             if error is not None:
                 raise error
@@ -132,20 +135,20 @@ class ShardConnectionHandler:
         return None
 
     def refusal(self, error: PylonError) -> bytes:
-        """See `workers.ws.protocol.refusal`; pages read event streams here, so CORS applies."""
+        """Return the response for an error, with CORS: pages read event streams here."""
         return protocol.refusal(error, self._streams.cors)
 
     # --- The transports' side ------------------------------------------------------------
 
     def on_message(self, connection: Connection, data: str | bytes) -> None:
-        """A client has said something. Never blocks."""
+        """Submit a client's message to its shard. Never blocks."""
         subscriber = self._subscribers.get(connection)
         if subscriber is not None and connection.is_open:
             subscriber.on_message(data, self._registry.now_s())
             self._registry.reschedule(subscriber.shard)
 
     def gone(self, connection: Connection) -> None:
-        """A connection has closed."""
+        """Unsubscribe a connection that has closed."""
         subscriber = self._subscribers.pop(connection, None)
         if subscriber is None:
             return
@@ -211,7 +214,7 @@ class ShardConnectionHandler:
             )
 
     def _take_over(self, seat: ReconnectClaim) -> None:
-        """The owner of a place has come again: end the connection that it had, if it is open."""
+        """End the earlier connection of a client that has reconnected, if it is open."""
         before = self._subscribers.pop(seat.connection, None)
         if before is not None:
             before.shard.unsubscribe(before, self._registry.now_s())
@@ -219,7 +222,7 @@ class ShardConnectionHandler:
 
     def _subscribe(self, subscriber: Subscriber, *, has_seat: bool = False) -> None:
         shard = subscriber.shard
-        # First, for a connection that dies of its first frame must be found to be gone.
+        # First: `gone` must find a connection that ends while it gets its first frame.
         self._subscribers[subscriber.connection] = subscriber
         try:
             shard.subscribe(subscriber, self._registry.now_s(), has_seat=has_seat)
@@ -232,7 +235,7 @@ class ShardConnectionHandler:
     def _open_stream(
         self, request: Request, raw: RawSocket, early: bytes
     ) -> bytes | None:
-        """``GET /api/shards/<id>/connect?sid=``: snapshots as an event stream."""
+        """Serve ``GET /api/shards/<id>/connect?sid=``: snapshots as an event stream."""
         streams = self._streams
         try:
             if request.method != "GET":
@@ -245,7 +248,7 @@ class ShardConnectionHandler:
             token = request.bearer or request.parameters.get("token") or cookie_value(
                 request.field(b"cookie"), streams.cookie_name
             )
-            caller, error = self._reception.caller_of(token)
+            caller, error = self._admission.caller_of(token)
             if error is not None:
                 raise error
             user_id = caller.auth.user_id
@@ -256,9 +259,9 @@ class ShardConnectionHandler:
                 raise SubscribeRefused(f"sid is longer than {limits.SHARD_SID_CHARS} characters")
             address = request.address(self._hops)
             shard = self._registry.find_or_make(shard_id, _subjects(caller, address))
-            visitor = ConnectRequest(address, token, None)
+            connect_request = ConnectRequest(address, token, None)
             try:
-                connection, error = self._reception.enter(raw, visitor, streams.hub)
+                connection, error = self._admission.enter(raw, connect_request, streams.hub)
             except PylonError:
                 self._registry.settle_join(shard, is_in=False)
                 raise
@@ -267,7 +270,7 @@ class ShardConnectionHandler:
         except PylonError as ex:
             return refusals.refusal(ex, self._stream_headers())
         seen = cursor_of(request.field(b"last-event-id")) or 0
-        # A tick that this shard has not come to is of one that was here before it.
+        # A tick that this shard has not reached belongs to an earlier shard of the same id.
         skip_to = seen if seen <= shard.tick else 0
         subscriber = Subscriber(connection, shard, sid, STREAM, skip_to=skip_to, holds=True)
         try:
@@ -280,14 +283,16 @@ class ShardConnectionHandler:
         return None
 
     def _stream_headers(self) -> Headers:
-        """Of a refusal: as an HTTP worker's answer would have."""
+        """Return the headers of a refusal, which an HTTP worker's response has too."""
         request_id = self._random.token_hex(_REQUEST_ID_BYTES)
         return (*self._streams.cors, ("X-Request-Id", request_id), _NO_SNIFF)
 
 
 def _subjects(caller: Caller, address: str) -> tuple[str, ...]:
-    """The identity, if there is one, and the address that a new shard counts for; an admin's
-    counts for nobody."""
+    """Return the identity, if there is one, and the address that a new shard counts for.
+
+    A shard of an admin counts for nobody.
+    """
     if caller.auth.is_admin:
         return ()
     user_id = caller.auth.user_id

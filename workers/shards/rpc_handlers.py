@@ -1,4 +1,7 @@
-"""What a shards worker answers to commands (`pylon.bus.shards`): one JSON text for each."""
+"""Commands to a shards worker (`pylon.bus.shards`): executes each, and replies with JSON.
+
+Called by `workers.shards.server`, through a call port of the bus.
+"""
 
 from __future__ import annotations
 
@@ -29,21 +32,21 @@ _ENDED = 1000
 
 
 class ShardRpcHandlers:
-    """Carries out commands in one process."""
+    """Executes commands in one process."""
 
     def __init__(
         self, worker: str, registry: ShardRegistry, matchmaking: Matchmaking | None
     ) -> None:
-        """Args: `matchmaking` is None where it lives elsewhere."""
+        """`matchmaking` is None in all processes but one."""
         self._worker = worker
         self._registry = registry
         self._matchmaking = matchmaking
 
     def answer(self, data: bytes) -> bytes:
-        """Carry out one command, as it came over the bus.
+        """Execute one encoded command, and return the encoded reply.
 
         Raises:
-            PylonError: what the caller is told.
+            PylonError: the error that the caller gets.
         """
         return encoded(self._execute(commands.decode(data)))
 
@@ -86,7 +89,7 @@ class ShardRpcHandlers:
                 command.sid, command.auth, command.input, self._registry.now_s(),
                 client_seq=command.client_seq,
             )
-        finally:  # a refusal may have been its end
+        finally:  # the input may have ended the shard
             self._registry.reschedule(shard)
 
     def _make(self, command: MakeShard) -> dict[str, Any]:

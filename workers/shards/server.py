@@ -67,7 +67,7 @@ def serve(booted: WorkerContext) -> NoReturn:
     client = ShardsClient(booted.runtime, workers, store, app.random)
     matchmaking = None
     if home_of(MATCHMAKER, workers) == booted.worker:
-        matchmaking = Matchmaking(client, app.clock, lambda: reception.draining)
+        matchmaking = Matchmaking(client, app.clock, lambda: admission.draining)
     answers = ShardRpcHandlers(booted.worker, registry, matchmaking)
     port = CallPort(booted.runtime.shards(booted.worker), CHANNEL, answers.answer)
 
@@ -80,22 +80,22 @@ def serve(booted: WorkerContext) -> NoReturn:
     stream_transport = EventStreamTransport(cors)
     hub = Hub({}, transport, app.clock)
     streams = Hub({}, stream_transport, app.clock)
-    reception = SubscriberAdmission(booted, hub)
-    reception.serve(streams)
-    door = ShardConnectionHandler(
+    admission = SubscriberAdmission(booted, hub)
+    admission.serve(streams)
+    handler = ShardConnectionHandler(
         worker=booted.worker, workers=workers, hops=config.trust_proxy_hops, store=store,
         registry=registry, reconnect_tokens=ReconnectTokens(app.random),
         siblings=SocketSender(booted.runtime, SIBLINGS, workers),
         handshakes=protocol.Handshakes(
             config.trust_proxy_hops, origins(config, app.manifest), cookie_name, deflates=False,
         ),
-        reception=reception,
+        admission=admission,
         streams=Streams(streams, stream_transport, cookie_name, cors), random=app.random,
     )
-    transport.on_text = transport.on_binary = door.on_message
-    hub.on_gone(door.gone)
-    streams.on_gone(door.gone)
-    acceptor = Acceptor(booted.listen_socket, door, app.clock)
+    transport.on_text = transport.on_binary = handler.on_message
+    hub.on_gone(handler.gone)
+    streams.on_gone(handler.gone)
+    acceptor = Acceptor(booted.listen_socket, handler, app.clock)
     from_http = SocketReceiver(
         booted.runtime, booted.role, booted.worker, acceptor.add_passed_socket
     )
@@ -111,7 +111,7 @@ def serve(booted: WorkerContext) -> NoReturn:
         (_log.error if unsaved else _log.info)("shards.drained", unsaved=unsaved)
 
     service = Service(
-        booted, (hub, streams), acceptor, reception, passed=(from_http, from_siblings),
+        booted, (hub, streams), acceptor, admission, passed=(from_http, from_siblings),
         at_drain=at_drain,
     )
     registry.scheduler.install()

@@ -115,7 +115,7 @@ class Subscriber:
             self.connection.send(frames.encode(frames.TEXT, msgspec.json.encode(message)))
 
     def end(self, code: int, reason: str) -> None:
-        """`Sink.end`. Before `begin` it is the door's to answer."""
+        """`Sink.end`. Before `begin` it is the handler's to answer."""
         if self._held is not None:
             return
         self.connection.close(code, reason, awaits_peer=self.wire is not STREAM)

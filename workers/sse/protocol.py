@@ -1,10 +1,8 @@
-"""The SSE port's requests: who asks, and from which cursor.
+"""Requests of the SSE port: the caller, and the cursor from which the stream begins.
 
-GET opens a stream on any path. `workers.sse.server` answers OPTIONS as a preflight and HEAD with
-the stream's headers; it refuses every other method with 405.
-Token sources, first wins: ``Authorization: Bearer``, ``?token=``, the session cookie. Anonymous
-clients are let in and see what anonymous may read. The cursor is `Last-Event-ID` (an automatic
-reconnect knows best), else ``?since=``. Called by `workers.sse.server`.
+A token comes from the first of ``Authorization: Bearer``, ``?token=`` and the session cookie. A
+client without a token is anonymous. The cursor is `Last-Event-ID`, which an automatic reconnect
+sends, else ``?since=``. Called by `workers.sse.server`.
 """
 
 from __future__ import annotations
@@ -14,11 +12,14 @@ from workers.hub.admission import ConnectRequest
 from workers.hub.request import Request, cursor_of
 
 
-def visitor_of(request: Request, early: bytes, cookie_name: str, hops: int) -> ConnectRequest:
-    """Read a request's address, token and cursor.
+def read_connect_request(
+    request: Request, early: bytes, cookie_name: str, hops: int
+) -> ConnectRequest:
+    """Return a request's address, token and cursor.
 
     Args:
-        early: what has arrived behind it.
+        early: the bytes that arrived behind it.
+        hops: the number of trusted proxies in front.
     """
     parameters = request.parameters
     cursor = cursor_of(request.field(b"last-event-id"))

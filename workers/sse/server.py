@@ -1,4 +1,8 @@
-"""The sse worker: changes as server-sent events (spec/realtime.md §3)."""
+"""The sse worker: changes as server-sent events, on its own port (spec/realtime.md §3).
+
+GET opens a stream on any path. OPTIONS is answered as a preflight, HEAD with the stream's headers,
+every other method with 405. Started by `workers.sse.__main__`.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +21,17 @@ from workers.hub.replay import Replay
 from workers.hub.request import Request
 from workers.hub.service import ChangeStream, Service
 from workers.net.response import Headers, encode_head
-from workers.sse.protocol import visitor_of
+from workers.sse.protocol import read_connect_request
 from workers.sse.stream import EventStreamTransport, cors_of, head_alone, preflight
 
 _ALLOW: Final = (("Allow", "GET, HEAD, OPTIONS"),)
 
 
 @dataclass(frozen=True, slots=True)
-class _Door:
-    """What is done with a connection to the SSE port."""
+class EventStreamHandler:
+    """`workers.hub.acceptor.UpgradeHandler` of the SSE port."""
 
-    reception: SubscriberAdmission
+    admission: SubscriberAdmission
     replay: Replay
     transport: EventStreamTransport
     cookie_name: str
@@ -37,27 +41,29 @@ class _Door:
     def open(
         self, request: Request, raw: RawSocket, early: bytes, *, on_main_port: bool
     ) -> bytes | None:
-        """Stream changes to a client, or answer a request that opens no stream.
+        """Stream changes to a client, or return the response to OPTIONS and HEAD.
 
         Raises:
-            MethodNotAllowed, Draining, SocketLimit: nothing was done with the socket.
+            MethodNotAllowed, Draining, SocketLimit: the acceptor still owns the socket.
         """
         if request.method == "OPTIONS":
             return encode_head(204, (*preflight(self.cors), ("Connection", "close")))
         if request.method == "HEAD":
-            self.reception.check()
+            self.admission.check()
             return head_alone(self.cors)
         if request.method != "GET":
             raise MethodNotAllowed(
                 f"An event stream is opened with GET, not with {request.method[:20]}",
                 hint="EventSource and curl send GET by default",
             )
-        visitor = visitor_of(request, early, self.cookie_name, self.trust_proxy_hops)
-        self.reception.stream(raw, visitor, self.replay, self.transport)
+        connect_request = read_connect_request(
+            request, early, self.cookie_name, self.trust_proxy_hops
+        )
+        self.admission.stream(raw, connect_request, self.replay, self.transport)
         return None
 
     def refusal(self, error: PylonError) -> bytes:
-        """An error that the page's script may read."""
+        """Return the response for an error, which the page's script may read (CORS)."""
         allow = _ALLOW if isinstance(error, MethodNotAllowed) else ()
         return refusals.refusal(error, (*allow, *self.cors))
 
@@ -73,11 +79,11 @@ def serve(booted: WorkerContext) -> NoReturn:
     cors = cors_of(app.config)
     transport = EventStreamTransport(cors)
     hub = Hub({name: app.rules.of(name) for name in app.manifest.by_name}, transport, app.clock)
-    reception = SubscriberAdmission(booted, hub)
-    changes = ChangeStream(booted, hub, reception)
-    door = _Door(
-        reception, changes.replay, transport, session_cookie(app.config, app.manifest).name, cors,
+    admission = SubscriberAdmission(booted, hub)
+    changes = ChangeStream(booted, hub, admission)
+    handler = EventStreamHandler(
+        admission, changes.replay, transport, session_cookie(app.config, app.manifest).name, cors,
         app.config.trust_proxy_hops,
     )
-    acceptor = Acceptor(booted.listen_socket, door, app.clock)
-    Service(booted, (hub,), acceptor, reception).run(changes)
+    acceptor = Acceptor(booted.listen_socket, handler, app.clock)
+    Service(booted, (hub,), acceptor, admission).run(changes)

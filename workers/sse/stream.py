@@ -1,11 +1,12 @@
 """Server-sent events as bytes, and as a transport of the hub (spec/realtime.md §3).
 
-Raw until close: no Content-Length, no chunks. An event is ``id: <seq>`` and one ``data:`` line
-(JSON text has no line breaks), so that `Last-Event-ID` is a cursor.
+A stream has no Content-Length and no chunks, and ends with its connection. An event is
+``id: <seq>`` and one ``data:`` line, because JSON text has no line breaks. So `Last-Event-ID` is a
+cursor.
 
-Invariants: the CORS origin is the configured one, never the request's; an event's block is made
-once and shared. Bytes that a client sends after its request are ignored, up to
-`limits.SSE_IGNORED_BYTES`. Used by `workers.sse.server`.
+Invariants: the CORS origin is the configured one, never the request's. All receivers share the
+bytes of an event. Bound: limits.SSE_IGNORED_BYTES of input behind the request, which the transport
+ignores. Used by `workers.sse.server` and `workers.shards.server`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _ENDED = 1000
 
 
 def cors_of(config: Config) -> Headers:
-    """The CORS headers of this port: the configured origin, with cookies if it is a single one."""
+    """Return the CORS headers: the configured origin, with cookies if it is a single one."""
     if config.cors_origin is None:
         return ()
     origin = (("Access-Control-Allow-Origin", config.cors_origin),)
@@ -35,7 +36,7 @@ def cors_of(config: Config) -> Headers:
 
 
 def preflight(cors: Headers) -> Headers:
-    """The headers that answer OPTIONS."""
+    """Return the headers of the response to OPTIONS."""
     return (
         *cors,
         ("Access-Control-Allow-Methods", "GET, OPTIONS"),
@@ -57,15 +58,15 @@ class EventStreamTransport:
         self.preamble = _stream_head(cors) + CONNECTED
 
     def frame(self, seq: int, wire: bytes) -> bytes:
-        """The event as one block."""
+        """Return the event as one block."""
         return b"id: %d\ndata: %b\n\n" % (seq, wire)
 
     def close_frame(self, code: int, reason: str) -> bytes:
-        """A stream just ends; when the server goes away it says when to come back."""
+        """Return when to reconnect if the server ends; otherwise nothing."""
         return RETRY if code == GOING_AWAY else b""
 
     def packed(self, frame: bytes, deflate_window: int) -> bytes:
-        """Never asked for: streams are not packed."""
+        """Return the frame. Never called: streams are not compressed."""
         return frame
 
     def received(self, connection: Connection, data: bytes) -> None:
@@ -81,17 +82,17 @@ class EventStreamTransport:
     def charge(
         self, connection: Connection, answer_bytes: int = 0, *, work_bytes: int = 0
     ) -> None:
-        """Never called: streams ask for nothing."""
+        """Never called: streams send no messages."""
 
-    def refuse(self, connection: Connection, error: PylonError, *, greeted: bool) -> None:
-        """Before the stream an HTTP error; within it the end: the reconnect gets the error."""
-        if not greeted:
+    def refuse(self, connection: Connection, error: PylonError, *, has_begun: bool) -> None:
+        """Send an HTTP error before the stream. In the stream, end it: the reconnect gets it."""
+        if not has_begun:
             connection.send(refusals.refusal(error, self._cors))
         connection.close(_ENDED, awaits_peer=False)
 
 
 def head_alone(cors: Headers) -> bytes:
-    """The answer to HEAD: the headers of a stream, and the end of the connection."""
+    """Return the response to HEAD: the headers of a stream, with ``Connection: close``."""
     return _stream_head(cors, connection="close")
 
 

@@ -29,10 +29,10 @@ class Identity:
 
     message_types: tuple[str, ...] = ("auth",)
 
-    def __init__(self, hub: Hub, reception: SubscriberAdmission, others: Iterable[Feature]) -> None:
+    def __init__(self, hub: Hub, admission: SubscriberAdmission, others: Iterable[Feature]) -> None:
         """`others`: the features that keep something for a socket."""
         self._hub = hub
-        self._reception = reception
+        self._admission = admission
         self._others = tuple(others)
 
     def take(self, connection: Connection, message: dict[str, Any]) -> None:
@@ -46,7 +46,7 @@ class Identity:
         token = message.get("token")
         if token is not None and not isinstance(token, str):
             raise InvalidData("auth needs a token, a string or null")
-        caller, error = self._reception.caller_of(token)
+        caller, error = self._admission.caller_of(token)
         if error is not None:
             raise error
         if token and caller is ANONYMOUS_CALLER:

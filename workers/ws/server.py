@@ -1,7 +1,7 @@
-"""The ws worker: changes over WebSocket (spec/realtime.md §2), on its own port and on the main one.
+"""The ws worker: changes over WebSocket, on its own port and on the main one (spec/realtime.md §2).
 
-Upgrades that were sent to ``/api/sync/ws`` of the HTTP port are accepted there and passed to
-the ws workers (`pylon.bus.passing`).
+HTTP workers accept upgrades of ``/api/sync/ws`` on the main port, and pass them to the ws workers
+(`pylon.bus.passing`). Started by `workers.ws.__main__`.
 """
 
 from __future__ import annotations
@@ -36,29 +36,33 @@ from workers.ws.transport import WebSocketTransport
 
 
 @dataclass(frozen=True, slots=True)
-class _Door:
-    """What is done with a connection to the WebSocket port."""
+class WebSocketHandler:
+    """`workers.hub.acceptor.UpgradeHandler` of the ws worker."""
 
     handshakes: protocol.Handshakes
-    reception: SubscriberAdmission
+    admission: SubscriberAdmission
     replay: Replay
     transport: WebSocketTransport
 
     def open(
         self, request: Request, raw: RawSocket, early: bytes, *, on_main_port: bool
     ) -> None:
-        """Stream changes to a client."""
+        """Stream changes to a client.
+
+        Raises:
+            BadUpgrade, Draining, SocketLimit: the acceptor still owns the socket.
+        """
         handshake = self.handshakes.read(request, on_main_port=on_main_port)
         cursor = cursor_of(handshake.parameters.get("since"))
-        visitor = ConnectRequest(
+        connect_request = ConnectRequest(
             handshake.address, handshake.token, cursor, early, handshake.answer,
             handshake.deflate_window,
             wants_changes=handshake.parameters.get("changes") != "0",
         )
-        self.reception.stream(raw, visitor, self.replay, self.transport)
+        self.admission.stream(raw, connect_request, self.replay, self.transport)
 
     def refusal(self, error: PylonError) -> bytes:
-        """See `protocol.refusal`."""
+        """Return the response for an error (`protocol.refusal`)."""
         return protocol.refusal(error)
 
 
@@ -75,8 +79,8 @@ def serve(booted: WorkerContext) -> NoReturn:
         counts_addresses=app.config.sockets_per_ip > 0,
     )
     hub = Hub({name: app.rules.of(name) for name in app.manifest.by_name}, transport, app.clock)
-    reception = SubscriberAdmission(booted, hub)
-    changes = ChangeStream(booted, hub, reception)
+    admission = SubscriberAdmission(booted, hub)
+    changes = ChangeStream(booted, hub, admission)
     live = LiveQueries(app, booted.reader_pool, changes.feed, hub, app.clock)
     rooms = Rooms(
         hub, RoomsClient(booted.runtime, app.random), RoomUpdatesSubscriber(booted.runtime),
@@ -91,16 +95,16 @@ def serve(booted: WorkerContext) -> NoReturn:
     )
     matches = Matches(shards, booted.limiter)
     features: tuple[Feature, ...] = (rooms, live, documents, matches)
-    identity = Identity(hub, reception, features)
+    identity = Identity(hub, admission, features)
     transport.on_text = Conversation(hub, features=(identity, *features)).hear
     handshakes = protocol.Handshakes(
         app.config.trust_proxy_hops, origins(app.config, app.manifest),
         session_cookie(app.config, app.manifest).name, app.config.ws_deflate,
     )
-    door = _Door(handshakes, reception, changes.replay, transport)
-    acceptor = Acceptor(booted.listen_socket, door, app.clock)
+    handler = WebSocketHandler(handshakes, admission, changes.replay, transport)
+    acceptor = Acceptor(booted.listen_socket, handler, app.clock)
     passed = SocketReceiver(booted.runtime, booted.role, booted.worker, acceptor.add_passed_socket)
-    service = Service(booted, (hub,), acceptor, reception, passed=(passed,))
+    service = Service(booted, (hub,), acceptor, admission, passed=(passed,))
     rooms.start(service.spawn)
     documents.start(service.spawn)
     matches.start(service.spawn)

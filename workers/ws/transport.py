@@ -175,7 +175,7 @@ class WebSocketTransport:
         else:
             connection.resume(OVER_BUDGET)
 
-    def refuse(self, connection: Connection, error: PylonError, *, greeted: bool) -> None:
+    def refuse(self, connection: Connection, error: PylonError, *, has_begun: bool) -> None:
         """Tell a client that it must pull anew, or come again later."""
         if isinstance(error, ResyncRequired):
             connection.send(frames.encode(frames.TEXT, _resync(error)))
