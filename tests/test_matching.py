@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from pylon import limits
 from pylon.errors import InvalidColumn, InvalidQuery, InvalidValue, LimitExceeded, PylonError
 from pylon.manifest.model import Entity, Field, FieldType
-from pylon.storage.sqlite.conditions import parse_where
-from pylon.storage.sqlite.matching import matcher_of
-from pylon.storage.sqlite.patterns import UNMETERED, add_functions
+from pylon.query.matcher import matcher_of
+from pylon.query.parse import parse_where
+from pylon.query.patterns import UNMETERED
+from pylon.storage.sqlite.compiler import compile_predicate
+from pylon.storage.sqlite.patterns import add_functions
 from pylon.values import INT_MAX, INT_MIN
 from tests.support.examples import count_examples
 
@@ -125,7 +127,7 @@ def selected(row: dict[str, Any], body: dict[str, Any]) -> bool:
         "INSERT INTO Thing VALUES (?,?,?,?,?,?,?,?)",
         tuple(int(v) if isinstance(v := row[c], bool) else v for c in ("id", *NAMES)),
     )
-    clause = parse_where(THING, body)
+    clause = compile_predicate(THING, parse_where(THING, body))
     counts = {
         STORE.execute(f"SELECT count(*) FROM Thing {how} WHERE {clause.sql}", clause.params).get
         for how in ("", "NOT INDEXED")
@@ -187,7 +189,7 @@ def test_text_in_a_column_of_numbers_sorts_behind_them() -> None:
         ({"$and": [{"s": "x"}, {"n": 1}]}, {"s": {"x"}, "n": {1}}),
         ({"$or": [{"s": "x"}, {"n": 1}]}, {}),
         ({"s": {"$in": ["x", None]}}, {"s": {"x", None}}),
-        ({"s": {"$in": []}}, {"s": set()}),
+        ({"s": {"$in": []}}, {"id": set()}),
         ({"s": {"$exists": False}}, {"s": {None}}),
         ({"s": {"$exists": True, "$ne": "x", "$nin": ["y"]}}, {}),
         ({"b": True}, {"b": {True}}),

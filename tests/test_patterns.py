@@ -7,21 +7,16 @@ import pytest
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
-from pylon.storage.clause import SqlClause
-from pylon.storage.sqlite import patterns
-from pylon.storage.sqlite.patterns import (
-    CONTAINS,
-    LIKE,
-    UNMETERED,
-    LikePattern,
-    Meter,
-    add_functions,
-    contains_clause,
-    fold,
-    like_clause,
-)
+from pylon.manifest.model import Entity, Field, FieldType
+from pylon.query import patterns
+from pylon.query.evaluate import evaluator_of
+from pylon.query.patterns import UNMETERED, LikePattern, Meter, MeterExpired, fold
+from pylon.query.predicate import Like, Predicate, contains, like
+from pylon.storage.sqlite.compiler import compile_predicate
+from pylon.storage.sqlite.patterns import CONTAINS, LIKE, add_functions
 from tests.support.examples import count_examples
 
+T = Entity("T", (Field("x", FieldType.STRING, True, False),))
 STORE = apsw.Connection(":memory:")
 add_functions(STORE, UNMETERED)
 STORE.execute("CREATE TABLE T (x TEXT)")
@@ -39,7 +34,7 @@ PATTERNS = st.one_of(
 )
 
 
-def like(text: str, pattern: str) -> bool:
+def is_like(text: str, pattern: str) -> bool:
     """What LIKE means, by the book: a table of which prefixes match."""
     text, pattern = fold(text), f"%{fold(pattern)}%"
     matching = [True] + [False] * len(text)
@@ -55,10 +50,14 @@ def like(text: str, pattern: str) -> bool:
     return matching[-1]
 
 
-def selects(clause: SqlClause, text: str) -> bool:
+def selects(condition: Predicate, text: str) -> bool:
+    """The verdict of SQLite, which is also that of Python."""
+    clause = compile_predicate(T, condition)
     STORE.execute("DELETE FROM T")
     STORE.execute("INSERT INTO T VALUES (?)", (text,))
-    return bool(STORE.execute(f"SELECT count(*) FROM T WHERE {clause.sql}", clause.params).get)
+    found = bool(STORE.execute(f"SELECT count(*) FROM T WHERE {clause.sql}", clause.params).get)
+    assert evaluator_of(condition)({"x": text}) is found
+    return found
 
 
 @settings(max_examples=count_examples(2_000))
@@ -68,12 +67,12 @@ def selects(clause: SqlClause, text: str) -> bool:
 @example("\ufffe", "\ufffd")
 @example("x\uffff", "X\uffff")
 def test_verdicts_are_those_of_like(text: str, pattern: str) -> None:
-    clause = like_clause("x", pattern)
-    wanted = like(text, pattern)
-    event(f"{wanted}, {clause.sql.split('(')[0]}")
-    assert selects(clause, text) is wanted
+    condition = like("x", pattern)
+    wanted = is_like(text, pattern)
+    event(f"{wanted}, {compile_predicate(T, condition).sql.split('(')[0]}")
+    assert selects(condition, text) is wanted
     assert LikePattern(pattern).matches(text) is wanted
-    own = SqlClause(f"{LIKE}(CAST(x AS BLOB), ?)", (pattern,))
+    own = Like("x", pattern, has_wildcards=True, is_hard=True)
     assert selects(own, text) is wanted
 
 
@@ -83,8 +82,8 @@ def test_verdicts_are_those_of_like(text: str, pattern: str) -> None:
 @example("a\\b", "\\")
 def test_a_substring_is_found_as_it_stands(text: str, part: str) -> None:
     wanted = fold(part) in fold(text)
-    assert selects(contains_clause("x", part), text) is wanted
-    own = SqlClause(f"{CONTAINS}(CAST(x AS BLOB), ?)", (part,))
+    assert selects(contains("x", part), text) is wanted
+    own = Like("x", part, has_wildcards=False, is_hard=True)
     assert selects(own, text) is wanted
 
 
@@ -114,7 +113,7 @@ def test_a_null_is_neither_found_nor_missed() -> None:
     ("%".join(["a" * 9] * 900), "LIKE"), ("%".join(["aB" * 17] * 2), LIKE),
 ])
 def test_the_form_of_a_pattern_decides_who_looks_for_it(pattern: str, native: str) -> None:
-    assert native in like_clause("x", pattern).sql
+    assert native in compile_predicate(T, like("x", pattern)).sql
 
 
 HARD = {
@@ -153,6 +152,6 @@ def test_a_pattern_ends_when_its_time_is_over() -> None:
         asked, meter = 0, Meter(is_late)
         if len(text) < 3 * Meter.GRAIN:
             continue
-        with pytest.raises(apsw.InterruptError):
+        with pytest.raises(MeterExpired):
             for _ in range(3):
                 LikePattern(pattern).matches(text, meter)

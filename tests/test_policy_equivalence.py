@@ -14,6 +14,10 @@ from hypothesis import strategies as st
 from pylon.auth_context import AuthContext
 from pylon.manifest.model import Entity, Field, FieldType, Manifest, Policy
 from pylon.policy.rules import EntityRules, compile_rules
+from pylon.query.evaluate import evaluator_of
+from pylon.query.predicate import FALSE, TRUE, Constant, equal
+from pylon.storage.sqlite.clause import SqlClause
+from pylon.storage.sqlite.compiler import compile_predicate
 from tests.support.examples import count_examples
 
 THING = Entity(
@@ -142,6 +146,10 @@ def rules_for(rule: str) -> EntityRules:
     return compile_rules(Manifest("x", "1", (THING,), policies=policies)).of("Thing")
 
 
+def clause_of(rules: EntityRules, auth: AuthContext) -> SqlClause:
+    return compile_predicate(THING, rules.readable_by(auth))
+
+
 def stored(row: dict[str, object]) -> None:
     STORE.execute("DELETE FROM Thing")
     STORE.execute(
@@ -152,14 +160,16 @@ def stored(row: dict[str, object]) -> None:
 
 @settings(max_examples=count_examples(1500))
 @given(RULE, ROW, AUTH)
-def test_sql_selects_exactly_the_rows_that_python_passes(
+def test_sql_and_both_evaluators_pass_the_same_rows(
     rule: str, row: dict[str, object], auth: AuthContext
 ) -> None:
     rules = rules_for(rule)
     stored(row)
-    clause = rules.read_clause(auth)
+    readable = rules.readable_by(auth)
+    clause = compile_predicate(THING, readable)
     passes = rules.may_read(auth, row)
-    event(f"passes: {passes}, depends on the row: {clause.sql not in ('0', '1')}")
+    event(f"passes: {passes}, depends on the row: {type(readable) is not Constant}")
+    assert evaluator_of(readable)(row) is passes, readable
     selected = STORE.execute(
         f"SELECT count(*) FROM Thing WHERE {clause.sql}", clause.params
     ).get
@@ -175,7 +185,7 @@ def test_negated_sql_selects_exactly_the_others(
     rule: str, row: dict[str, object], auth: AuthContext
 ) -> None:
     stored(row)
-    plain, negated = rules_for(rule).read_clause(auth), rules_for(f"!{rule}").read_clause(auth)
+    plain, negated = (clause_of(rules_for(text), auth) for text in (rule, f"!{rule}"))
     counts = [
         STORE.execute(f"SELECT count(*) FROM Thing WHERE {c.sql}", c.params).get
         for c in (plain, negated)
@@ -200,7 +210,7 @@ def test_an_empty_text_is_an_affix_of_every_text(function: str, affix: str) -> N
     for rule in (f"{function}({affix})", f"!{function}({affix})", f"{function}({affix}) == false"):
         rules = rules_for(rule)
         for auth in (AuthContext(""), AuthContext("a"), AuthContext()):
-            clause = rules.read_clause(auth)
+            clause = clause_of(rules, auth)
             for s in ("", "a", "ba", None):
                 for t in ("", "a", None):
                     row: dict[str, object] = dict.fromkeys(THING.columns) | {
@@ -216,15 +226,16 @@ def test_an_empty_text_is_an_affix_of_every_text(function: str, affix: str) -> N
 def test_the_plan_uses_an_index_for_an_owner_rule() -> None:
     STORE.execute("CREATE INDEX IF NOT EXISTS by_s ON Thing(s)")
     rules = rules_for("auth.userId != null && (data.s == auth.userId || auth.hasRole('lead'))")
-    clause = rules.read_clause(AuthContext("u1"))
+    assert rules.readable_by(AuthContext("u1")) == equal("s", "u1")
+    clause = clause_of(rules, AuthContext("u1"))
     assert (clause.sql, clause.params) == ('"s" = ?', ("u1",))
     steps = STORE.execute(
         f"EXPLAIN QUERY PLAN SELECT id FROM Thing WHERE {clause.sql}", clause.params
     ).fetchall()
     assert "USING COVERING INDEX by_s" in steps[0][3]
-    assert rules.read_clause(AuthContext()).sql == "0"
-    assert rules.read_clause(AuthContext("u1", roles=("lead",))).sql == "1"
-    assert rules.read_clause(AuthContext("root", is_admin=True)).sql == "1"
+    assert rules.readable_by(AuthContext()) is FALSE
+    assert rules.readable_by(AuthContext("u1", roles=("lead",))) is TRUE
+    assert rules.readable_by(AuthContext("root", is_admin=True)) is TRUE
 
 
 def test_very_long_chains_and_lists_stay_within_the_limits_of_sqlite_and_python() -> None:
@@ -233,7 +244,8 @@ def test_very_long_chains_and_lists_stay_within_the_limits_of_sqlite_and_python(
     rules = rules_for(f"({chain}) && data.n in [{items}]")
     row = dict.fromkeys(THING.columns) | {"id": "1", "n": 899}
     stored(row)
-    clause = rules.read_clause(AuthContext())
+    clause = clause_of(rules, AuthContext())
     assert STORE.execute(f"SELECT ({clause.sql}) FROM Thing", clause.params).get == 1
-    assert rules.may_read(AuthContext(), row)
-    assert not rules.may_read(AuthContext(), row | {"n": 900})
+    holds = evaluator_of(rules.readable_by(AuthContext()))
+    for judged, passes in ((row, True), (row | {"n": 900}, False)):
+        assert rules.may_read(AuthContext(), judged) is holds(judged) is passes

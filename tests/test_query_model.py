@@ -17,17 +17,16 @@ from hypothesis import strategies as st
 from pylon import config as configuration
 from pylon import limits
 from pylon.api.data.aggregate import of_tenant
-from pylon.api.data.graph import parse_graph
+from pylon.api.data.graph import parse_request
 from pylon.app import App, build_app
 from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
 from pylon.errors import LimitExceeded, PylonError
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy, Relation
-from pylon.storage.interface import Query
+from pylon.query.aggregate import parse_aggregate
+from pylon.query.predicate import and_
+from pylon.query.rows import Query, parse_filter
 from pylon.storage.names import quote
-from pylon.storage.sqlite.aggregate import parse_aggregate
-from pylon.storage.sqlite.filters import parse_filter
 from pylon.storage.sqlite.reader import SqliteReader
-from pylon.storage.where import and_
 from pylon.values import EntityCodec
 from tests.support import query_model
 from tests.support.examples import count_examples
@@ -233,7 +232,7 @@ def test_filters(
     limit: int | None, auth: AuthContext,
 ) -> None:
     store.fill(rows)
-    allowed = store.app.rules.of("Task").read_clause(auth)
+    allowed = store.app.rules.of("Task").readable_by(auth)
     query = parse_filter(TASK, {**where, "$order": order, "$limit": limit}, LIST_LIMIT, allowed)
     seen = query_model.readable(store.app.rules, auth, rows)["Task"]
     wanted = query_model.selected({"where": where, "order": order, "limit": limit}, seen, None)
@@ -255,7 +254,7 @@ def test_graphs(
     seen = query_model.readable(store.app.rules, auth, rows)
     wanted = query_model.graph(MANIFEST, asked, seen, LIST_LIMIT)
     try:
-        graph = parse_graph(store.app, auth, asked)
+        graph = parse_request(store.app, auth, asked)
     except PylonError as error:
         assert isinstance(error, LimitExceeded), error
         event("too large")
@@ -291,7 +290,7 @@ def test_aggregates(
     store: Store, rows: query_model.Rows, body: dict[str, Any], auth: AuthContext
 ) -> None:
     store.fill(rows)
-    allowed = and_(store.app.rules.of("Task").read_clause(auth), of_tenant(TASK, auth))
+    allowed = and_(store.app.rules.of("Task").readable_by(auth), of_tenant(TASK, auth))
     found = store.reader.aggregate("Task", parse_aggregate(TASK, body, allowed))
     seen = [
         row for row in query_model.readable(store.app.rules, auth, rows)["Task"]
@@ -328,17 +327,17 @@ def test_the_rows_of_a_graph_are_bounded(store: Store, monkeypatch: pytest.Monke
                 "Task": tasks})
     body = {"Person": {"include": {"tasks": {}}}}
     monkeypatch.setattr(limits, "GRAPH_ROWS", 21)
-    answer = orjson.loads(store.reader.graph(parse_graph(store.app, ADMIN, body)))
+    answer = orjson.loads(store.reader.graph(parse_request(store.app, ADMIN, body)))
     assert len(answer["Person"][0]["tasks"]) == 20
     monkeypatch.setattr(limits, "GRAPH_ROWS", 20)
     with pytest.raises(LimitExceeded, match="20 rows"):
-        store.reader.graph(parse_graph(store.app, ADMIN, body))
+        store.reader.graph(parse_request(store.app, ADMIN, body))
     with pytest.raises(LimitExceeded, match="20 rows"):
-        store.reader.graph(parse_graph(store.app, ADMIN, {"Task": {}, "Person": {}}))
+        store.reader.graph(parse_request(store.app, ADMIN, {"Task": {}, "Person": {}}))
     many = {"Task": {"include": {"owner": {"include": {r: {} for r in ("boss", "team", "tasks")}}}}}
     monkeypatch.setattr(limits, "GRAPH_NODES", 4)
     with pytest.raises(LimitExceeded, match="4 entities"):
-        parse_graph(store.app, ADMIN, many)
+        parse_request(store.app, ADMIN, many)
 
 
 def test_the_groups_of_an_aggregate_are_bounded(
@@ -363,7 +362,7 @@ def test_one_statement_for_each_to_many_relation(store: Store) -> None:
     store.fill({"Person": people, "Task": []})
     body = {"Person": {"include": {"boss": {"include": {"tasks": {}}}, "team": {
         "include": {"tasks": {}, "boss": {}}}}}}
-    graph = parse_graph(store.app, ADMIN, body)
+    graph = parse_request(store.app, ADMIN, body)
     statements: list[str] = []
     store.reader._conn.exec_trace = lambda _, sql, __: statements.append(sql) or True
     try:

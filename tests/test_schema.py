@@ -14,10 +14,10 @@ from pylon import limits
 from pylon.clock import ManualClock
 from pylon.errors import SchemaRefused, StartRefused
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest
-from pylon.storage.interface import Query
+from pylon.query.predicate import TRUE
+from pylon.query.rows import Query
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.storage.sqlite.schema.apply import prepare_store
-from pylon.storage.where import ALL
 from tests.support.storage import (
     MANIFEST,
     NOTE,
@@ -432,7 +432,7 @@ def test_another_servers_visit_is_noticed(tmp_path: Path) -> None:
     texts = {k: r["text"] for k, r in rows_of(reader, "Note").items()}
     assert texts == {row_id(1): "new", "n2": "more"}
     assert engine.head > head and reader.void_ranges() == [(0, engine.head)]
-    assert b'"more"' in reader.rows("Note", Query(ALL, limit=10))[1]
+    assert b'"more"' in reader.rows("Note", Query(TRUE, limit=10))[1]
     assert versions(path, "Note") == {row_id(1): engine.head, "n2": engine.head}
 
 

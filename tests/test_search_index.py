@@ -20,7 +20,8 @@ from pylon.clock import ManualClock
 from pylon.errors import SchemaRefused
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import compile_rules
-from pylon.storage.interface import Query
+from pylon.query.rows import Query
+from pylon.query.words import parse_words
 from pylon.storage.ops import (
     DeleteRow,
     InsertRow,
@@ -33,7 +34,6 @@ from pylon.storage.ops import (
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.storage.sqlite.schema.search import Checked
-from pylon.storage.sqlite.search import search_clause
 from pylon.values import EntityCodec
 from tests.support.examples import count_examples
 from tests.support.search import SEARCH, checked, pages_manifest
@@ -81,7 +81,7 @@ def found(path: Path, text: str, manifest: Manifest = MANIFEST) -> list[int]:
     entity = manifest.by_name["Page"]
     reader = SqliteReader(path, manifest)
     try:
-        rows = reader.rows("Page", Query(search_clause(entity, text), limit=100))
+        rows = reader.rows("Page", Query(parse_words(entity, text), limit=100))
     finally:
         reader.close()
     return [int(orjson.loads(row)["id"], 16) for row in rows]

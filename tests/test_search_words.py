@@ -10,15 +10,14 @@ from hypothesis import strategies as st
 from pylon import limits
 from pylon.errors import InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity, Field, FieldType, Search
+from pylon.query.words import parse_match, parse_words, runs_of, text_of
+from pylon.storage.sqlite.compiler import compile_predicate
 from pylon.storage.sqlite.schema import ddl
 from pylon.storage.sqlite.schema.search import build
 from pylon.storage.sqlite.search import (
     SearchIndex,
     index_columns,
-    match_of,
-    runs_of,
-    search_clause,
-    text_of,
+    match_expression,
 )
 
 TITLE = Field("title", FieldType.STRING, optional=False, unique=False)
@@ -50,7 +49,7 @@ def conn() -> apsw.Connection:
 
 
 def found(conn: apsw.Connection, entity: Entity, text: str) -> str:
-    clause = search_clause(entity, text)
+    clause = compile_predicate(entity, parse_words(entity, text))
     rows = conn.execute(f"SELECT id FROM Page WHERE {clause.sql} ORDER BY id", clause.params)
     return "".join(row_id for (row_id,) in rows)
 
@@ -141,20 +140,22 @@ def test_no_text_is_syntax(conn: apsw.Connection, text: str) -> None:
     for entity in (INDEXED, PLAIN):
         if "\0" in text:
             with pytest.raises(InvalidQuery, match="NUL"):
-                search_clause(entity, text)
+                parse_words(entity, text)
         else:
             assert set(found(conn, entity, text)) <= set("1234")
 
 
 def test_a_long_text_is_refused() -> None:
     with pytest.raises(LimitExceeded, match="1000 characters"):
-        match_of(INDEXED, "x" * (limits.SEARCH_CHARS + 1))
+        parse_match(INDEXED, "x" * (limits.SEARCH_CHARS + 1))
     with pytest.raises(LimitExceeded, match="32 words"):
-        search_clause(PLAIN, "x " * (limits.SEARCH_WORDS + 1))
-    assert match_of(INDEXED, "x " * limits.SEARCH_WORDS) is not None
+        parse_words(PLAIN, "x " * (limits.SEARCH_WORDS + 1))
+    assert parse_match(INDEXED, "x " * limits.SEARCH_WORDS) is not None
     with pytest.raises(LimitExceeded, match="runs of letters or digits"):
-        match_of(INDEXED, "a." * (limits.SEARCH_TERMS + 1))
-    assert match_of(INDEXED, "a b a b pump") == '"a" "b" "pump" *', "no word is asked for twice"
+        parse_match(INDEXED, "a." * (limits.SEARCH_TERMS + 1))
+    match = parse_match(INDEXED, "a b a b pump")
+    assert match is not None
+    assert match_expression(match) == '"a" "b" "pump" *', "no word is asked for twice"
 
 
 def test_a_wide_entity_can_be_searched() -> None:
@@ -165,7 +166,7 @@ def test_a_wide_entity_can_be_searched() -> None:
     conn = apsw.Connection(":memory:")
     conn.execute(f"CREATE TABLE Wide (id TEXT, {', '.join(f.name for f in fields)})")
     conn.execute("INSERT INTO Wide (id, f1499) VALUES ('1', 'needle')")
-    clause = search_clause(wide, "nee dle")
+    clause = compile_predicate(wide, parse_words(wide, "nee dle"))
     assert conn.execute(f"SELECT id FROM Wide WHERE {clause.sql}", clause.params).get == "1"
 
 

@@ -20,13 +20,25 @@ from pylon.errors import (
     QueryTimeout,
     StoreUnavailable,
 )
-from pylon.storage.clause import SqlClause
-from pylon.storage.interface import GraphNode, Query, Reader
+from pylon.query.graph import GraphNode
+from pylon.query.predicate import (
+    FALSE,
+    TRUE,
+    Column,
+    Literal,
+    and_,
+    compare,
+    equal,
+    like,
+    or_,
+)
+from pylon.query.rows import Query
+from pylon.storage.interface import Reader
 from pylon.storage.names import quote
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.pool import ReaderPool
 from pylon.storage.sqlite.reader import SqliteReader
-from pylon.storage.where import ALL, NOTHING, and_
+from tests.support.raw_sql import raw_sql
 from tests.support.storage import (
     MANIFEST,
     apply,
@@ -39,16 +51,14 @@ from tests.support.storage import (
 )
 
 # Counts so far that no machine is done within the tests' limits.
-ENDLESS = SqlClause(
+ENDLESS = raw_sql(
     "(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1e12) "
-    "SELECT count(*) FROM n) = 0",
-    (),
+    "SELECT count(*) FROM n) = 0"
 )
 
-SLOW = SqlClause(
+SLOW = raw_sql(
     "(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) "
-    "SELECT count(*) FROM n) > 0",
-    (),
+    "SELECT count(*) FROM n) > 0"
 )
 
 
@@ -86,15 +96,15 @@ def test_lookups(engine: SqliteEngine, path: Path) -> None:
 def test_pages_and_orders(engine: SqliteEngine, path: Path) -> None:
     reader = open_reader(path)
     apply(engine, *[task(n, title="same" if n % 2 else "other") for n in range(1, 8)])
-    assert ids(reader.rows("Task", Query(ALL, limit=3, after_id=row_id(2)))) == [3, 4, 5]
+    assert ids(reader.rows("Task", Query(TRUE, limit=3, after_id=row_id(2)))) == [3, 4, 5]
     by_title = (("title", True),)
-    assert ids(reader.rows("Task", Query(ALL, limit=9, order=by_title))) == [1, 3, 5, 7, 2, 4, 6]
-    assert ids(reader.rows("Task", Query(ALL, limit=2, offset=5))) == [6, 7]
-    assert reader.rows("Task", Query(NOTHING, limit=9)) == []
-    same = SqlClause("title = ? OR title = ?", ("same", "x"))
-    some = and_(same, ALL, SqlClause("id > ?", (row_id(3),)))
+    assert ids(reader.rows("Task", Query(TRUE, limit=9, order=by_title))) == [1, 3, 5, 7, 2, 4, 6]
+    assert ids(reader.rows("Task", Query(TRUE, limit=2, offset=5))) == [6, 7]
+    assert reader.rows("Task", Query(FALSE, limit=9)) == []
+    same = or_(equal("title", "same"), equal("title", "x"))
+    some = and_(same, TRUE, compare(">", Column("id"), Literal(row_id(3))))
     assert ids(reader.rows("Task", Query(some, limit=9))) == [5, 7]
-    assert and_() == ALL and and_(some, NOTHING) == NOTHING and and_(ALL, some) == some
+    assert and_() is TRUE and and_(some, FALSE) is FALSE and and_(TRUE, some) == some
 
 
 CHARACTERS = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
@@ -108,7 +118,7 @@ def test_any_text_comes_back_in_lists(
     engine = open_engine(path)
     apply(engine, *[insert("Note", n, {"text": t}) for n, t in enumerate(texts)])
     reader = open_reader(path)
-    rows = reader.rows("Note", Query(ALL, limit=9))
+    rows = reader.rows("Note", Query(TRUE, limit=9))
     assert [orjson.loads(r)["text"] for r in rows] == texts
     engine.close()
     reader.close()
@@ -137,7 +147,7 @@ def test_a_long_statement_is_stopped(
     apply(engine, task(1))
     with pytest.raises(QueryTimeout):
         reader.rows("Task", Query(ENDLESS, limit=1))
-    assert ids(reader.rows("Task", Query(ALL, limit=1))) == [1]
+    assert ids(reader.rows("Task", Query(TRUE, limit=1))) == [1]
 
 
 def test_a_commit_is_left_after_a_timeout(
@@ -175,13 +185,13 @@ def test_the_pool_answers_short_and_long_reads(engine: SqliteEngine, path: Path)
     pool = ReaderPool(path, MANIFEST)
     apply(engine, *[task(n) for n in range(1, 3_001)], update("Task", 1, {"rank": 1}))
     assert pool.point(lambda r: r.get("Task", row_id(2))) is not None
-    assert len(pool.scan(lambda r: r.rows("Task", Query(ALL, limit=5)))) == 5
+    assert len(pool.scan(lambda r: r.rows("Task", Query(TRUE, limit=5)))) == 5
     # Long enough to be interrupted inline and done again in a thread.
-    slow = SqlClause("title LIKE ? OR title LIKE ? OR title LIKE ?", ("%a%b%", "%c%d%", "%3%7%"))
+    slow = or_(*[like("title", pattern) for pattern in ("a%b", "c%d", "3%7")])
     wanted = [n for n in range(1, 3_001) if "3" in str(n) and "7" in str(n).partition("3")[2]]
     assert ids(pool.scan(lambda r: r.rows("Task", Query(slow, limit=9_999)))) == wanted
     with pytest.raises(EntityNotFound):
-        pool.scan(lambda r: r.rows("Nope", Query(ALL, limit=1)))
+        pool.scan(lambda r: r.rows("Nope", Query(TRUE, limit=1)))
     pool.close()
 
 
@@ -190,7 +200,7 @@ def test_what_is_known_to_be_slow_is_not_begun_in_the_loop(
 ) -> None:
     apply(engine, *[task(n) for n in range(1, 101)])
     reader = SqliteReader(path, MANIFEST, check_steps=100)
-    slow, quick = Query(SLOW, limit=3), Query(ALL, limit=3)
+    slow, quick = Query(SLOW, limit=3), Query(TRUE, limit=3)
 
     def hurry(query: Query) -> bool:
         """Whether the time was enough."""
@@ -237,7 +247,7 @@ def test_scans_leave_the_hub_free_and_wait_for_a_connection(
     assert any("connection" in m for m in messages)
 
     def again(reader: Reader) -> list[bytes]:
-        return reader.rows("Task", Query(ALL, limit=1))
+        return reader.rows("Task", Query(TRUE, limit=1))
 
     assert ids(pool.scan(again)) == [1]
     pool.close()
@@ -267,11 +277,11 @@ def test_the_rows_of_an_answer_are_bounded_in_bytes(
     reader = open_reader(path)
     apply(engine, *[task(n, title="x" * 3_000) for n in range(1, 5)])
     apply(engine, task(5, title="x" * 20_000))
-    assert reader.page("Task", Query(ALL, limit=2))[0] == 2
-    node = GraphNode(MANIFEST.by_name["Task"], ALL)
+    assert reader.page("Task", Query(TRUE, limit=2))[0] == 2
+    node = GraphNode(MANIFEST.by_name["Task"], TRUE)
     for read in (
-        lambda: reader.page("Task", Query(ALL, limit=4)),
-        lambda: reader.page("Task", Query(ALL, limit=1, after_id=row_id(4))),
+        lambda: reader.page("Task", Query(TRUE, limit=4)),
+        lambda: reader.page("Task", Query(TRUE, limit=1, after_id=row_id(4))),
         lambda: reader.graph([node]),
         lambda: reader.graph([node, replace(node, limit=1)]),
     ):
@@ -279,11 +289,11 @@ def test_the_rows_of_an_answer_are_bounded_in_bytes(
             read()
         assert refused.value.hint is not None
     with pytest.raises(LimitExceeded, match="10000 bytes"):
-        reader.rows("Task", Query(ALL, limit=9))
+        reader.rows("Task", Query(TRUE, limit=9))
     # Readers in pages get fewer rows at a time, and a row that is larger than a page by itself.
-    rows, has_more = reader.rows_within("Task", Query(ALL, limit=9), 10_000)
+    rows, has_more = reader.rows_within("Task", Query(TRUE, limit=9), 10_000)
     assert 1 <= len(rows) < 4 and has_more
-    rows, has_more = reader.rows_within("Task", Query(ALL, limit=9, after_id=row_id(4)), 10_000)
+    rows, has_more = reader.rows_within("Task", Query(TRUE, limit=9, after_id=row_id(4)), 10_000)
     assert len(rows) == 1 and len(rows[0]) > 20_000
     assert len(reader.get("Task", row_id(5)) or b"") > 20_000
-    assert reader.page("Task", Query(ALL, limit=2))[0] == 2
+    assert reader.page("Task", Query(TRUE, limit=2))[0] == 2

@@ -1,4 +1,4 @@
-"""The read rows of the table: parsing of the request, SQL with the read policy's clause, JSON
+"""The read rows of the table: parsing of the request, SQL with the read policy's condition, JSON
 out. Beside the reads by key stands the bare call of SQLite's binding that they wrap."""
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from typing import Any, Final
 
 import apsw
 
-from pylon.api.data.graph import parse_graph
+from pylon.api.data.graph import parse_request
 from pylon.app import App
 from pylon.auth_context import ADMIN
 from pylon.bench.measure import Step
 from pylon.manifest.model import Entity
 from pylon.policy.rules import EntityRules
-from pylon.storage.interface import Query, Reader
+from pylon.query.rows import Query, parse_filter
+from pylon.storage.interface import Reader
 from pylon.storage.names import quote
-from pylon.storage.sqlite.filters import parse_filter
 
 _ROUND: Final = 50  # point reads between two looks at the clock
 
@@ -63,7 +63,7 @@ class Reads:
     def query(self, body: dict[str, Any]) -> Step:
         """Each op: parse the filter, select, and join the answer."""
         def step() -> int:
-            allowed = self._rules.read_clause(ADMIN)
+            allowed = self._rules.readable_by(ADMIN)
             if self._answer(parse_filter(self._entity, body, 1_000, allowed)) == 0:
                 raise AssertionError("no row answers the filter")
             return 1
@@ -73,7 +73,7 @@ class Reads:
     def list_rows(self, count: int) -> Step:
         """Each op: the JSON text of the first `count` rows."""
         def step() -> int:
-            if self._answer(Query(self._rules.read_clause(ADMIN), limit=count)) != count:
+            if self._answer(Query(self._rules.readable_by(ADMIN), limit=count)) != count:
                 raise AssertionError(f"fewer than {count} rows")
             return 1
 
@@ -83,11 +83,11 @@ class Reads:
         """Each op: parse the query, and the JSON text of `count` rows with a relation each."""
         body = {self._entity.name: {"include": {relation: {}}, "limit": count}}
         wanted = b'"%b":{' % relation.encode()
-        if self._reader.graph(parse_graph(app, ADMIN, body)).count(wanted) != count:
+        if self._reader.graph(parse_request(app, ADMIN, body)).count(wanted) != count:
             raise AssertionError(f"fewer than {count} rows with {relation}")
 
         def step() -> int:
-            self._reader.graph(parse_graph(app, ADMIN, body))
+            self._reader.graph(parse_request(app, ADMIN, body))
             return 1
 
         return step

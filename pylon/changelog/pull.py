@@ -29,8 +29,9 @@ from pylon.changelog.feed import Feed
 from pylon.manifest.model import Entity, Manifest
 from pylon.policy.routing import Everyone
 from pylon.policy.rules import EntityRules, RuleSet
-from pylon.storage.clause import SqlClause
-from pylon.storage.interface import SERVER, Query, Reader, Store
+from pylon.query.predicate import Predicate
+from pylon.query.rows import Query
+from pylon.storage.interface import SERVER, Reader, Store
 
 Page = tuple[Entity, list[bytes]]
 
@@ -110,7 +111,7 @@ def snapshot(
     Raises:
         QueryTimeout, StoreUnavailable: from the store, also in the middle of the stream.
     """
-    plans = [(e, rules.of(e.name).read_clause(auth)) for e in manifest.entities]
+    plans = [(e, rules.of(e.name).readable_by(auth)) for e in manifest.entities]
     first = store.scan(
         lambda reader: reader.at_one_commit(lambda: _begin(reader, plans)), caller=caller
     )
@@ -136,11 +137,11 @@ class _Beginning:
 
     head: int
     pages: list[Page]
-    rest: list[tuple[Entity, SqlClause]]
+    rest: list[tuple[Entity, Predicate]]
     after_id: str | None
 
 
-def _begin(reader: Reader, plans: list[tuple[Entity, SqlClause]]) -> _Beginning:
+def _begin(reader: Reader, plans: list[tuple[Entity, Predicate]]) -> _Beginning:
     head = reader.head_seq()
     pages: list[Page] = []
     wanted, left_bytes = limits.SNAPSHOT_PAGE_ROWS, limits.SNAPSHOT_PAGE_BYTES

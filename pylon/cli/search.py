@@ -27,10 +27,10 @@ from pylon.errors import (
 )
 from pylon.manifest.model import Entity
 from pylon.manifest_loader import load_manifest
+from pylon.query.words import text_fields
 from pylon.storage.sqlite.connect import open_writer
 from pylon.storage.sqlite.pragmas import BUSY_TIMEOUT_MS
 from pylon.storage.sqlite.schema.search import build, check
-from pylon.storage.sqlite.search import text_fields
 
 _entity_option = click.option("--entity", metavar="NAME", help="Only this one.")
 

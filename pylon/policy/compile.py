@@ -5,24 +5,22 @@ only operators and names made here (`k0`, `t0`, ...): literals, field names and 
 handed over as values, so nothing from a manifest can become code.
 
 Invariants: a compiled function never raises for a decoded JSON row, treats an absent field as
-null, and agrees with `pylon.policy.sql` on every row.
+null, and agrees with the tree of `pylon.policy.bind` on every row.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from pylon.auth_context import AuthContext
 from pylon.policy import expression as e
 from pylon.policy.expression import Expr, nullable
+from pylon.query.evaluate import ARITHMETIC
 
 Row = Mapping[str, Any]
 Judge = Callable[[AuthContext, Row, Row], bool]
 Value = Callable[[AuthContext, Row, Row], Any]
-
-_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
 def compile_condition(expr: Expr) -> Judge:
@@ -36,41 +34,6 @@ def compile_value(expr: Expr) -> Value:
     return _Writer().function(expr, as_condition=False)
 
 
-def _calculator(apply: Callable[[float, float], float]) -> Callable[[Any, Any], float | None]:
-    """Arithmetic in doubles, with null for null and for NaN."""
-
-    def calculate(left: Any, right: Any) -> float | None:
-        if left is None or right is None:
-            return None
-        result = apply(float(left), float(right))
-        return result if result == result else None
-
-    return calculate
-
-
-def _divide(left: Any, right: Any) -> float | None:
-    return None if right is None or right == 0 else _quotient(left, right)
-
-
-def _remainder(left: Any, right: Any) -> int | None:
-    if left is None or right is None:
-        return None
-    dividend, divisor = _whole(left), _whole(right)
-    if divisor == 0:
-        return None
-    size = abs(dividend) % abs(divisor)
-    return -size if dividend < 0 else size
-
-
-def _whole(number: float) -> int:
-    """The whole part, kept within 64 bits, as SQLite's CAST does."""
-    if isinstance(number, int):
-        return number
-    if number >= 2.0**63:
-        return _INT64_MAX
-    return _INT64_MIN if number <= -(2.0**63) else int(number)
-
-
 def _starts(text: str | None, affix: str | None) -> bool:
     return text is not None and affix is not None and text.startswith(affix)
 
@@ -79,14 +42,6 @@ def _ends(text: str | None, affix: str | None) -> bool:
     return text is not None and affix is not None and text.endswith(affix)
 
 
-_quotient = _calculator(operator.truediv)
-_ARITHMETIC: dict[str, Callable[[Any, Any], float | None]] = {
-    "+": _calculator(operator.add),
-    "-": _calculator(operator.sub),
-    "*": _calculator(operator.mul),
-    "/": _divide,
-    "%": _remainder,
-}
 _ROWS = {"data": "d", "existing": "e", "input": "d"}
 
 
@@ -129,7 +84,7 @@ class _Writer:
         if isinstance(expr, e.Column):
             return f"{_ROWS[expr.root]}.get({self._constant(expr.field)})"
         if isinstance(expr, e.Arithmetic):
-            function = self._constant(_ARITHMETIC[expr.op])
+            function = self._constant(ARITHMETIC[expr.op])
             return f"{function}({self._value(expr.left)}, {self._value(expr.right)})"
         if isinstance(expr, e.Affix):
             function = self._constant(_ends if expr.at_end else _starts)

@@ -11,7 +11,7 @@ hold for the row before and for the row after. For an insert all of ``existing``
 read and delete ``existing`` and ``data`` are the same row.
 
 Made once by `compile_rules` in each process; safe to use from any thread. Nothing in it changes
-but what it remembers: the SQL of callers who asked before, for a bounded number of them.
+but its cache of read conditions, which holds those of `limits.READ_CLAUSES_KEPT` callers.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pylon.errors import PolicyDenied
 from pylon.manifest.diagnostics import Diagnostic, ManifestInvalid
 from pylon.manifest.model import RULE_KEYS, Entity, Manifest, Policy, RuleKey
 from pylon.policy import expression as e
+from pylon.policy.bind import binder_of
 from pylon.policy.check import action_scope, check, entity_scope
 from pylon.policy.compile import compile_condition
 from pylon.policy.expression import Expr
 from pylon.policy.grammar import PolicyInvalid
 from pylon.policy.routing import Everyone, Routing, plan
-from pylon.policy.sql import ALL, clause_maker
-from pylon.storage.clause import SqlClause
+from pylon.query.predicate import TRUE, Predicate
 
 Action = Literal["read", "insert", "update", "delete"]
 _CHOICE: dict[Action, tuple[RuleKey, ...]] = {
@@ -49,8 +49,8 @@ class EntityRules:
     read it; equal rules have equal `read_text`s, also in another process."""
 
     __slots__ = (
-        "_begin", "_clause", "_clauses", "_declared", "_delete", "_entity", "_explain", "_insert",
-        "_read", "_state", "_step", "fields", "read_fields",
+        "_begin", "_bind_read", "_declared", "_delete", "_entity", "_explain", "_insert",
+        "_read", "_readable", "_state", "_step", "fields", "read_fields",
         "read_text", "routing",
     )
 
@@ -70,8 +70,8 @@ class EntityRules:
         self._entity = entity
         self._declared = frozenset(action for action, rules in chosen.items() if rules)
         self._read = compile_condition(read)
-        self._clause = clause_maker(read)
-        self._clauses: dict[AuthContext, SqlClause] = {}
+        self._bind_read = binder_of(read)
+        self._readable: dict[AuthContext, Predicate] = {}
         self._insert = compile_condition(_all(chosen["insert"]))
         self._delete = compile_condition(_one_row(_all(chosen["delete"])))
         self._state = compile_condition(_all(states or [e.TRUE]))
@@ -116,21 +116,17 @@ class EntityRules:
         """Whether the caller may remove the row."""
         return auth.is_admin or self._delete(auth, row, row)
 
-    def read_clause(self, auth: AuthContext) -> SqlClause:
-        """The rows that the caller may read, as SQL over the entity's columns.
-
-        True for exactly the rows that `may_read` passes, otherwise 0 or NULL, so it is not to be
-        negated. ``1`` for all rows and ``0`` for none.
-        """
+    def readable_by(self, auth: AuthContext) -> Predicate:
+        """The rows that the caller may read: exactly those that `may_read` passes."""
         if auth.is_admin:
-            return ALL
-        clause = self._clauses.get(auth)
-        if clause is None:
-            clause = self._clause(auth)
-            if len(self._clauses) >= limits.READ_CLAUSES_KEPT:
-                self._clauses.clear()
-            self._clauses[auth] = clause
-        return clause
+            return TRUE
+        found = self._readable.get(auth)
+        if found is None:
+            found = self._bind_read(auth)
+            if len(self._readable) >= limits.READ_CLAUSES_KEPT:
+                self._readable.clear()
+            self._readable[auth] = found
+        return found
 
     def denied(self, action: Action, auth: AuthContext) -> PolicyDenied:
         """The error to raise. It shows no rule. Where none exists, it shows how to write one, but

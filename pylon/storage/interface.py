@@ -14,34 +14,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-from pylon.manifest.model import Entity, Relation
-from pylon.storage.clause import SqlClause
+from pylon.query.aggregate import Aggregate
+from pylon.query.graph import GraphNode
+from pylon.query.predicate import TRUE, Predicate, Scalar
+from pylon.query.rows import Query
 from pylon.storage.events import ChangeBatch, ChangeEvent
 from pylon.storage.ops import WriteReply, WriteRequest
-from pylon.storage.where import ALL
 
 T = TypeVar("T")
 
 SERVER: Final = "server"  # the caller of the server's own scans
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """Which rows of an entity, in which order.
-
-    `order` has (field, descending) pairs; ties, and no order at all, go by id. `after_id`
-    keeps what sorts behind that id and is meant for the default order (keyset pages).
-    `relevance` is an expression of full-text search, and then rows that do not match are left
-    out and the others come in the order of how well they do; it is not meant for any order
-    beside it.
-    """
-
-    where: SqlClause
-    limit: int
-    order: tuple[tuple[str, bool], ...] = ()
-    offset: int = 0
-    after_id: str | None = None
-    relevance: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,57 +33,6 @@ class FacetCounts:
 
     total: int
     by_field: dict[str, list[tuple[object, int]]]
-
-
-@dataclass(frozen=True, slots=True)
-class GraphNode:
-    """Rows of an entity with related rows inside them (spec/http.md §3.5).
-
-    `where` holds the caller's read policy too. `limit` and `offset` of an included node count
-    for each row that it belongs to; None: all of them.
-    """
-
-    entity: Entity
-    where: SqlClause
-    order: tuple[tuple[str, bool], ...] = ()
-    limit: int | None = None
-    offset: int = 0
-    includes: tuple[GraphInclude, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class GraphInclude:
-    """A relation of a node's entity, and what is wanted of its target."""
-
-    relation: Relation
-    node: GraphNode
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """What an aggregate's rows are made for each value of; `key` names it in the answer."""
-
-    key: str
-    field: str
-    bucket: str | None = None  # hour, day, week, month or year of a datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Aggregation:
-    """One number of an aggregate; a count without a field counts rows."""
-
-    key: str
-    kind: str  # count, sum, avg, min, max or countDistinct
-    field: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Aggregate:
-    """Figures over the rows of `where`, one row for each distinct value of `groups`."""
-
-    figures: tuple[Aggregation, ...]
-    groups: tuple[Group, ...]
-    where: SqlClause
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,13 +157,13 @@ class Reader(Protocol):
         """The row's JSON, or None."""
 
     def get_version(
-        self, entity: str, row_id: str, allowed: SqlClause = ALL
+        self, entity: str, row_id: str, allowed: Predicate = TRUE
     ) -> tuple[bytes, int | None] | None:
         """The row's JSON and the seq of its last change (None: not known); None if there is no
         such row among the rows of `allowed`."""
 
     def lookup(
-        self, entity: str, field: str, value: object, allowed: SqlClause = ALL
+        self, entity: str, field: str, value: Scalar, allowed: Predicate = TRUE
     ) -> bytes | None:
         """The first row of `allowed`, by id, whose `field` is `value` (which may be text from a
         URL).
@@ -255,7 +186,7 @@ class Reader(Protocol):
         and whether there may be more."""
 
     def facet_counts(
-        self, entity: str, where: SqlClause, fields: Sequence[str], most: int
+        self, entity: str, where: Predicate, fields: Sequence[str], most: int
     ) -> FacetCounts:
         """Count the rows that `where` selects, and for each of `fields` their values, `most` of
         them. Values are as the store holds them: a boolean is 0 or 1."""
@@ -267,7 +198,7 @@ class Reader(Protocol):
             LimitExceeded: more than `limits.LIST_BYTES`.
         """
 
-    def count(self, entity: str, where: SqlClause) -> int:
+    def count(self, entity: str, where: Predicate) -> int:
         """How many rows `where` holds for."""
 
     def graph(self, nodes: Sequence[GraphNode]) -> bytes:
@@ -304,7 +235,7 @@ class Reader(Protocol):
         """The session, expired or not, or None."""
 
     def document(
-        self, entity: str, row_id: str, where: SqlClause | None = None
+        self, entity: str, row_id: str, where: Predicate | None = None
     ) -> StoredDocument | None:
         """The stored parts of the row's document, or None; also where, at the same commit, the row
         does not fulfil `where`."""

@@ -16,10 +16,10 @@ from pylon.clock import ManualClock
 from pylon.errors import LimitExceeded, QueryTimeout
 from pylon.manifest_loader import parse_manifest
 from pylon.policy.rules import compile_rules
-from pylon.storage.interface import Query, Reader
+from pylon.query.matcher import matcher_of
+from pylon.query.rows import Query, parse_filter
+from pylon.storage.interface import Reader
 from pylon.storage.sqlite.engine import SqliteEngine
-from pylon.storage.sqlite.filters import parse_filter
-from pylon.storage.sqlite.matching import matcher_of
 from pylon.storage.sqlite.pool import ReaderPool
 from pylon.storage.sqlite.reader import SqliteReader
 from tests.support.hub import MANIFEST as HUB_MANIFEST

@@ -18,7 +18,9 @@ from pylon.bus.runtime import make_runtime_dir
 from pylon.bus.writer_port import LocalWriter
 from pylon.clock import ManualClock
 from pylon.config import load
-from pylon.storage.interface import BatchResult, Query, Reader, WriteEngine
+from pylon.query.predicate import TRUE
+from pylon.query.rows import Query
+from pylon.storage.interface import BatchResult, Reader, WriteEngine
 from pylon.storage.ops import (
     Transact,
     UpdateRow,
@@ -27,7 +29,6 @@ from pylon.storage.ops import (
 )
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
-from pylon.storage.where import ALL
 from supervisor.writer import Writer
 from tests.support.storage import (
     ADA,
@@ -440,7 +441,7 @@ def test_a_row_larger_than_a_page_is_a_page_of_its_own(server: Server) -> None:
     seen: list[bytes] = []
     after_id = None
     while True:
-        query = Query(ALL, limit=1_000, after_id=after_id)
+        query = Query(TRUE, limit=1_000, after_id=after_id)
         rows, has_more = server.services.data.store.point(
             partial(_read_within, query=query, size_bytes=1_000)
         )

@@ -15,7 +15,7 @@ from pylon import limits, metrics
 from pylon.api.sync import pull as pull_resource
 from pylon.changelog import pull
 from pylon.errors import QueryTimeout
-from pylon.storage.interface import Query
+from pylon.query.rows import Query
 from pylon.storage.sqlite.reader import SqliteReader
 from tests.support.documents import LoroClient
 from tests.support.manifests import notes_app

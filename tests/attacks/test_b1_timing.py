@@ -15,8 +15,8 @@ import pytest
 
 from pylon import limits
 from pylon.api.data.aggregate import of_tenant
-from pylon.api.data.graph import parse_graph
-from pylon.api.data.search import _find, _wanted
+from pylon.api.data.graph import parse_request
+from pylon.api.data.search import _find
 from pylon.app import App, build_app
 from pylon.auth_context import AuthContext
 from pylon.clock import ManualClock
@@ -24,17 +24,19 @@ from pylon.config import load
 from pylon.manifest.model import Manifest
 from pylon.manifest_loader import parse_manifest
 from pylon.policy.rules import compile_rules
+from pylon.query.aggregate import parse_aggregate
+from pylon.query.matcher import matcher_of
+from pylon.query.parse import parse_where
+from pylon.query.patterns import LikePattern
+from pylon.query.predicate import and_, guarded
+from pylon.query.rows import parse_filter
+from pylon.query.search import parse_search
 from pylon.storage.ops import InsertRow, WriteRequest
-from pylon.storage.sqlite.aggregate import parse_aggregate
-from pylon.storage.sqlite.conditions import parse_where
+from pylon.storage.sqlite.compiler import compile_predicate
 from pylon.storage.sqlite.engine import SqliteEngine
-from pylon.storage.sqlite.filters import parse_filter
-from pylon.storage.sqlite.matching import matcher_of
-from pylon.storage.sqlite.patterns import LikePattern
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.storage.sqlite.schema.ddl import create_table
 from pylon.storage.sqlite.search import RELEVANCE, relevant
-from pylon.storage.where import and_, judged_first
 from tests.support.hub import MANIFEST as HUB_MANIFEST
 from tests.support.live import LiveClient, World
 from tests.support.manifests import field
@@ -146,34 +148,34 @@ def watched(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Watched]
 
 
 def ask_query(reader: SqliteReader, app: App, entity: str, where: dict[str, Any]) -> object:
-    named, allowed = app.manifest.by_name[entity], app.rules.of(entity).read_clause(BOB)
+    named, allowed = app.manifest.by_name[entity], app.rules.of(entity).readable_by(BOB)
     query = parse_filter(named, {**where, "$order": {"text": "desc"}}, 100, allowed)
     return reader.rows(entity, query), reader.count(entity, query.where)
 
 
 def ask_aggregate(reader: SqliteReader, app: App, entity: str, where: dict[str, Any]) -> object:
-    named, allowed = app.manifest.by_name[entity], app.rules.of(entity).read_clause(BOB)
+    named, allowed = app.manifest.by_name[entity], app.rules.of(entity).readable_by(BOB)
     allowed = and_(allowed, of_tenant(named, BOB))
     body = {"count": "*", "min": ["text"], "groupBy": ["pin"], "where": where}
     return reader.aggregate(entity, parse_aggregate(named, body, allowed))
 
 
 def ask_graph(reader: SqliteReader, app: App, entity: str, where: dict[str, Any]) -> object:
-    return reader.graph(parse_graph(app, BOB, {entity: {"where": where}}))
+    return reader.graph(parse_request(app, BOB, {entity: {"where": where}}))
 
 
 def ask_one(reader: SqliteReader, app: App, entity: str, where: dict[str, Any]) -> object:
     body = {entity: {"include": {"parent": {"where": where}}}}
-    return reader.graph(parse_graph(app, BOB, body))
+    return reader.graph(parse_request(app, BOB, body))
 
 
 def ask_many(reader: SqliteReader, app: App, entity: str, where: dict[str, Any]) -> object:
     inner = {"children": {"where": where, "order": {"text": "asc"}, "limit": 2}}
-    return reader.graph(parse_graph(app, BOB, {entity: {"include": inner}}))
+    return reader.graph(parse_request(app, BOB, {entity: {"include": inner}}))
 
 
 def ask_live(reader: SqliteReader, app: App, entity: str, where: dict[str, Any]) -> object:
-    named, allowed = app.manifest.by_name[entity], app.rules.of(entity).read_clause(BOB)
+    named, allowed = app.manifest.by_name[entity], app.rules.of(entity).readable_by(BOB)
     return reader.count(entity, matcher_of(named, where, allowed).where)
 
 
@@ -219,9 +221,9 @@ def test_no_word_is_looked_for_in_a_hidden_row(watched: Watched, body: dict[str,
     for entity in ("Open", "Mine"):
         named = watched.app.manifest.by_name[entity]
         assert named.search is not None
-        allowed = watched.app.rules.of(entity).read_clause(BOB)
+        allowed = watched.app.rules.of(entity).readable_by(BOB)
         watched.seen.clear()
-        _find(watched.reader, named, _wanted(named, named.search, body), allowed)
+        _find(watched.reader, named, parse_search(named, named.search, body), allowed)
         query = parse_filter(named, {"$search": "secret", "$order": {"text": "asc"}}, 9, allowed)
         watched.reader.rows(entity, query)
         assert VISIBLE in watched.seen
@@ -230,8 +232,8 @@ def test_no_word_is_looked_for_in_a_hidden_row(watched: Watched, body: dict[str,
 
 def test_relevance_is_computed_for_rows_that_policy_has_passed(watched: Watched) -> None:
     named = watched.app.manifest.by_name["Found"]
-    allowed = watched.app.rules.of("Found").read_clause(BOB)
-    where = judged_first(allowed, and_(parse_filter(named, {"note": "n"}, 1).where))
+    allowed = watched.app.rules.of("Found").readable_by(BOB)
+    where = compile_predicate(named, guarded(allowed, parse_where(named, {"note": "n"})), True)
     sql = f"SELECT _json FROM {relevant(named)} WHERE {where.sql} ORDER BY {RELEVANCE}, id"
     program = watched.reader._conn.execute(f"EXPLAIN {sql}", ("secret", *where.params))
     steps = [(row[1], str(row[5])) for row in program.fetchall()]
@@ -244,7 +246,7 @@ def test_relevance_is_computed_for_rows_that_policy_has_passed(watched: Watched)
 def test_an_index_serves_what_a_caller_compares(watched: Watched) -> None:
     """Policy first must not mean that each row of a table is looked at."""
     named = watched.app.manifest.by_name["Open"]
-    allowed = watched.app.rules.of("Open").read_clause(BOB)
+    allowed = watched.app.rules.of("Open").readable_by(BOB)
     served: list[dict[str, Any]] = [
         {"pin": PIN}, {"pin": {"$gt": "1", "$lt": "2"}}, {"pin": {"$startsWith": "4"}},
         {"$or": [{"pin": "1"}, {"parentId": "x"}]}, {"$and": [{"pin": {"$in": ["1", "2"]}}]},
@@ -254,7 +256,7 @@ def test_an_index_serves_what_a_caller_compares(watched: Watched) -> None:
     if watched.reader._conn.execute(tables).get:
         return  # SQLite knows by now that its 40 rows are alike
     for body in served:
-        where = parse_filter(named, body, 10, allowed).where
+        where = compile_predicate(named, parse_filter(named, body, 10, allowed).where)
         plan = watched.reader._conn.execute(
             f'EXPLAIN QUERY PLAN SELECT _json FROM "Open" WHERE {where.sql}', where.params
         ).fetchall()
@@ -271,8 +273,9 @@ def test_an_index_that_begins_with_what_policy_compares_serves_a_range_behind_it
     document["entities"][0]["search"] = {"text": [], "facets": [], "sortable": []}
     manifest = parse_manifest(orjson.dumps(document).decode(), "secrets.json")
     named = manifest.by_name["Mine"]
-    allowed = compile_rules(manifest).of("Mine").read_clause(BOB)
-    where = parse_where(named, {"pin": {"$gt": "1"}, "note": "n"}, allowed=allowed)
+    allowed = compile_rules(manifest).of("Mine").readable_by(BOB)
+    wanted = parse_where(named, {"pin": {"$gt": "1"}, "note": "n"})
+    where = compile_predicate(named, guarded(allowed, wanted))
     conn = apsw.Connection(":memory:")
     conn.execute(create_table(named))
     conn.execute('CREATE INDEX by_owner_pin ON "Mine" ("ownerId", pin)')
@@ -285,10 +288,11 @@ def test_an_index_that_begins_with_what_policy_compares_serves_a_range_behind_it
 def test_a_range_of_an_index_is_looked_through_once(watched: Watched) -> None:
     """Twice the ranges would be twice the time that one hidden row takes."""
     app = watched.app
-    named, allowed = app.manifest.by_name["Open"], app.rules.of("Open").read_clause(BOB)
+    named, allowed = app.manifest.by_name["Open"], app.rules.of("Open").readable_by(BOB)
 
     def path(body: dict[str, Any]) -> str:
-        return parse_filter(named, body, 10, allowed).where.sql.split("CASE WHEN")[0]
+        query = parse_filter(named, body, 10, allowed)
+        return compile_predicate(named, query.where).sql.split("CASE WHEN")[0]
 
     assert path({"pin": PIN, "note": "n"}).count('"pin"') == 1
     assert '"note"' not in path({"pin": PIN, "note": "n", "text": {"$gt": "a"}})
@@ -300,8 +304,8 @@ def test_a_range_of_an_index_is_looked_through_once(watched: Watched) -> None:
     assert '"pin"' not in path({"$or": overlapping})
     assert path({"$or": [{"pin": PIN, "note": f"{n}"} for n in range(10)]}).count('"pin"') == 1
     for body in ({"parent": {"where": {"pin": PIN}}}, {"children": {"where": {"pin": PIN}}}):
-        (node,) = parse_graph(app, BOB, {"Open": {"include": body}})
-        included = node.includes[0].node.where.sql
+        (node,) = parse_request(app, BOB, {"Open": {"include": body}})
+        included = compile_predicate(named, node.includes[0].node.where, True).sql
         assert included.index("CASE WHEN") < included.index('"pin"'), "many rows lead to one"
 
 
@@ -313,7 +317,7 @@ def test_the_attack_that_read_a_pin_by_the_time_reads_nothing(watched: Watched) 
         named, rules = watched.app.manifest.by_name[entity], watched.app.rules.of(entity)
         # What an index could serve would be no secret: the text has none.
         body = {"text": {"$startsWith": guess, "$like": f"{'secret ' * 30}_{'s' * 40}"}}
-        query = parse_filter(named, body, 10, rules.read_clause(auth))
+        query = parse_filter(named, body, 10, rules.readable_by(auth))
         times = []
         for _ in range(25):
             started = time.thread_time_ns()

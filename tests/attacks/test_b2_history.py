@@ -21,11 +21,11 @@ from pylon.changelog.tail import Tail
 from pylon.clock import ManualClock
 from pylon.manifest.model import Entity, Field, FieldType, Manifest, Policy
 from pylon.policy.rules import compile_rules
+from pylon.query.matcher import matcher_of
+from pylon.query.rows import Query
 from pylon.storage.events import ChangeBatch, ChangeEvent
-from pylon.storage.interface import Query
 from pylon.storage.ops import InsertRow, Transact, WriteRequest
 from pylon.storage.sqlite.engine import SqliteEngine
-from pylon.storage.sqlite.matching import matcher_of
 from pylon.storage.sqlite.pool import ReaderPool
 from pylon.values import EntityCodec
 from tests.support import storage as kit
@@ -262,6 +262,6 @@ def test_a_stranger_converges_and_gets_only_what_was_and_is_readable(
 
 
 def _rows(store: Store) -> list[dict[str, Any]]:
-    where = RULES.of("Post").read_clause(ADMIN)
+    where = RULES.of("Post").readable_by(ADMIN)
     rows = store.pool.point(lambda reader: reader.rows("Post", Query(where, limit=100)))
     return [msgspec.json.decode(row) for row in rows]

@@ -18,7 +18,10 @@ from pylon.auth_context import ADMIN, AuthContext, Caller
 from pylon.clock import ManualClock
 from pylon.errors import PylonError
 from pylon.manifest.model import Manifest
-from pylon.storage.interface import SERVER, Query, Reader
+from pylon.query.parse import parse_where
+from pylon.query.predicate import guarded
+from pylon.query.rows import Query
+from pylon.storage.interface import SERVER, Reader
 from pylon.storage.ops import (
     DeleteRow,
     InsertRow,
@@ -26,7 +29,6 @@ from pylon.storage.ops import (
     UpdateRow,
     WriteRequest,
 )
-from pylon.storage.sqlite.conditions import parse_where
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.pool import ReaderPool
 from workers.hub.connection import Connection
@@ -155,8 +157,8 @@ class World:
 
     def query(self, entity: str, body: Any, auth: AuthContext) -> Rows:
         """What a fresh query answers."""
-        allowed = self.app.rules.of(entity).read_clause(auth)
-        where = parse_where(self.app.manifest.by_name[entity], body, allowed=allowed)
+        allowed = self.app.rules.of(entity).readable_by(auth)
+        where = guarded(allowed, parse_where(self.app.manifest.by_name[entity], body))
         found = self.pool.point(lambda reader: reader.rows(entity, Query(where, 100_000)))
         return {row["id"]: row for row in map(orjson.loads, found)}
 

@@ -116,8 +116,8 @@ def code(reply: WriteReply) -> str | None:
 
 def rows_of(reader: SqliteReader, entity: str) -> dict[str, dict[str, Any]]:
     """All rows of an entity, decoded, by id."""
-    from pylon.storage.interface import Query
-    from pylon.storage.where import ALL
+    from pylon.query.predicate import TRUE
+    from pylon.query.rows import Query
 
-    found = [orjson.loads(r) for r in reader.rows(entity, Query(ALL, limit=100_000))]
+    found = [orjson.loads(r) for r in reader.rows(entity, Query(TRUE, limit=100_000))]
     return {r["id"]: r for r in found}

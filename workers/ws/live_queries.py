@@ -36,10 +36,11 @@ from pylon.errors import (
     PylonError,
     Unavailable,
 )
+from pylon.query.matcher import matcher_of
+from pylon.query.predicate import Predicate
+from pylon.query.rows import Query
 from pylon.rates import subject_of
-from pylon.storage.clause import SqlClause
-from pylon.storage.interface import Query, Reader, Store
-from pylon.storage.sqlite.matching import matcher_of
+from pylon.storage.interface import Reader, Store
 from workers.hub.connection import Connection
 from workers.hub.feed import Feed
 from workers.hub.history import History
@@ -113,7 +114,7 @@ class LiveQueries:
 
     def _begin(
         self, connection: Connection, sub_id: str, message: dict[str, Any]
-    ) -> tuple[Subscription, SqlClause]:
+    ) -> tuple[Subscription, Predicate]:
         """A subscription that counts, but is not active yet, and what its rows are."""
         auth = connection.caller.auth
         entity = entity_named(self._app, message.get("entity"), auth)
@@ -176,7 +177,7 @@ class LiveQueries:
 
     # --- The result ----------------------------------------------------------------------
 
-    def _send_result(self, subscription: Subscription, where: SqlClause) -> int:
+    def _send_result(self, subscription: Subscription, where: Predicate) -> int:
         """Send all rows; the seq that they are current to."""
         name = subscription.watch.key[0]
         connection = subscription.connection
@@ -252,7 +253,7 @@ class LiveQueries:
             metrics.MESSAGES_SENT.inc(len(told))
 
 
-def _read(reader: Reader, entity: str, where: SqlClause) -> tuple[int, list[bytes]]:
+def _read(reader: Reader, entity: str, where: Predicate) -> tuple[int, list[bytes]]:
     """The head, and the rows of the same commit."""
 
     def read() -> tuple[int, list[bytes]]:

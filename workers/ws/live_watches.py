@@ -36,8 +36,8 @@ from pylon.errors import LimitExceeded, PylonError
 from pylon.manifest.model import Entity, FieldType
 from pylon.policy.routing import ByAuth, Everyone, Keyed
 from pylon.policy.rules import EntityRules
-from pylon.storage.sqlite.conditions import field_of
-from pylon.storage.sqlite.matching import Matcher, Term
+from pylon.query.matcher import Matcher, Term
+from pylon.query.parse import field_of
 from workers.hub.connection import Connection, Transport
 from workers.ws import frames
 

@@ -19,10 +19,8 @@ from pylon.auth_context import AuthContext
 from pylon.errors import EntityNotFound, PolicyDenied
 from pylon.manifest.model import Entity
 from pylon.policy.routing import ByAuth, Everyone, Nobody
-from pylon.storage.clause import SqlClause
+from pylon.query.predicate import FALSE, TRUE, Predicate, and_, equal
 from pylon.storage.interface import Store
-from pylon.storage.names import quote
-from pylon.storage.where import ALL, NOTHING, and_
 
 _SHOWN_CHARS: Final = 100
 _HINT: Final = "Check your auth token or the policy rules in your schema"
@@ -45,19 +43,19 @@ def entity_named(app: App, name: object, auth: AuthContext) -> Entity:
     raise PolicyDenied("Access denied by policy", hint=_HINT)
 
 
-def readable(app: App, entity: Entity, auth: AuthContext) -> SqlClause:
+def readable(app: App, entity: Entity, auth: AuthContext) -> Predicate:
     """The condition for the rows that the caller may read.
 
     Raises:
         PolicyDenied: it may read none, whatever is in them.
     """
     if auth.is_admin:
-        return ALL
+        return TRUE
     rules = app.rules.of(entity.name)
-    clause = rules.read_clause(auth)
-    if clause.sql == NOTHING.sql and isinstance(rules.routing, Nobody | ByAuth):
+    allowed = rules.readable_by(auth)
+    if allowed is FALSE and isinstance(rules.routing, Nobody | ByAuth):
         raise rules.denied("read", auth)
-    return clause
+    return allowed
 
 
 def may_see_row(
@@ -83,10 +81,9 @@ def wait_before_absence(app: App, entity: Entity, auth: AuthContext, started_s: 
         gevent.sleep(left_s)
 
 
-def visible_row(app: App, entity: Entity, auth: AuthContext, row_id: str) -> SqlClause:
+def visible_row(app: App, entity: Entity, auth: AuthContext, row_id: str) -> Predicate:
     """The condition for one row, if the caller may read it."""
-    clause = ALL if auth.is_admin else app.rules.of(entity.name).read_clause(auth)
-    return and_(SqlClause(f"{quote('id')} = ?", (row_id,)), clause)
+    return and_(equal("id", row_id), app.rules.of(entity.name).readable_by(auth))
 
 
 def may_see(app: App, entity: Entity, auth: AuthContext, row_json: bytes) -> bool:

@@ -1,8 +1,9 @@
 """Aggregates: counts, sums and the like over the rows that the caller may read
 (spec/http.md §3.6).
 
-Invariants: the read policy is part of the SQL, so no number tells of a row that the caller may
-not read; a caller with a tenant gets numbers of that tenant only, where rows have an `orgId`.
+Invariants: the read policy is part of the condition, so no number tells of a row that the
+caller may not read; a caller with a tenant gets numbers of that tenant only, where rows have an
+`orgId`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,8 @@ from pylon.api.http.responses import send
 from pylon.api.services import DataServices
 from pylon.auth_context import AuthContext
 from pylon.manifest.model import Entity
-from pylon.storage.clause import SqlClause
-from pylon.storage.names import quote
-from pylon.storage.sqlite.aggregate import parse_aggregate
-from pylon.storage.where import ALL, and_
+from pylon.query.aggregate import parse_aggregate
+from pylon.query.predicate import TRUE, Predicate, and_, equal
 from pylon.values import decode_query
 
 TENANT_FIELD: Final = "orgId"
@@ -47,8 +46,8 @@ class EntityAggregate:
         send(resp, {"rows": rows})
 
 
-def of_tenant(entity: Entity, auth: AuthContext) -> SqlClause:
+def of_tenant(entity: Entity, auth: AuthContext) -> Predicate:
     """The rows of the caller's tenant; all rows where there is no such thing."""
     if auth.tenant_id is None or TENANT_FIELD not in entity.by_name:
-        return ALL
-    return SqlClause(f"{quote(TENANT_FIELD)} = ?", (auth.tenant_id,))
+        return TRUE
+    return equal(TENANT_FIELD, auth.tenant_id)

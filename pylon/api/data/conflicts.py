@@ -24,6 +24,7 @@ from pylon.auth_context import AuthContext
 from pylon.errors import OptimisticIdConflict, PylonError, UniqueViolation
 from pylon.limiter import rate_limited
 from pylon.manifest.model import Entity
+from pylon.query.predicate import Column, Compare, Literal, and_
 from pylon.rates import (
     HIDDEN_CONFLICTS_BY_ADDRESS,
     HIDDEN_CONFLICTS_BY_USER,
@@ -33,8 +34,6 @@ from pylon.rates import (
     address_subject,
     user_subject,
 )
-from pylon.storage.clause import SqlClause
-from pylon.storage.names import quote
 from pylon.storage.ops import (
     InsertRow,
     PushDocument,
@@ -43,7 +42,6 @@ from pylon.storage.ops import (
     UpdateRow,
     WriteReply,
 )
-from pylon.storage.where import and_
 
 if TYPE_CHECKING:
     from pylon.api.services import DataServices
@@ -230,8 +228,8 @@ def _is_about_hidden(
     values = _values_of(entity, error)
     if not values:
         return True
-    same = [SqlClause(f"{quote(name)} = ?", (value,)) for name, value in values.items()]
-    where = and_(*same, app.rules.of(entity.name).read_clause(auth))
+    same = [Compare("=", Column(name), Literal(value)) for name, value in values.items()]
+    where = and_(*same, app.rules.of(entity.name).readable_by(auth))
     return services.store.point(lambda reader: reader.count(entity.name, where)) == 0
 
 

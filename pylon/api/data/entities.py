@@ -13,7 +13,7 @@ from pylon import limits
 from pylon.api.data import changes
 from pylon.api.data.access import entity_named, readable, wait_before_absence
 from pylon.api.data.conflicts import submit
-from pylon.api.data.query_cache import answered, scope_of
+from pylon.api.data.query_cache import answered
 from pylon.api.http.body import decode_json, read_body
 from pylon.api.http.callers import address_of, caller_of, subject_of
 from pylon.api.http.idempotency import key_of, mark_replayed
@@ -22,7 +22,8 @@ from pylon.api.http.responses import joined, send, send_raw
 from pylon.api.http.versions import if_match, is_known, set_etag
 from pylon.api.services import DataServices
 from pylon.errors import LimitExceeded, NotFound
-from pylon.storage.interface import Query, Reader
+from pylon.query.rows import Query
+from pylon.storage.interface import Reader
 from pylon.storage.ops import WriteReply
 
 SEQ_HEADER = "x-pylon-change-seq"
@@ -63,7 +64,7 @@ class EntityList:
                 b"" if total is None else b',"total":%d' % total,
             )
 
-        key = ("list", named.name, scope_of(where, auth), limit, offset, with_total)
+        key = ("list", named.name, where, limit, offset, with_total)
         send_raw(resp, answered(services.query_cache, services.store, key, b"", read))
 
     on_head = on_get

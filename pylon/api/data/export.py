@@ -24,8 +24,8 @@ from pylon.api.services import DataServices
 from pylon.changelog.pull import rows_of_page
 from pylon.errors import Forbidden
 from pylon.manifest.model import Entity
-from pylon.storage.interface import Query
-from pylon.storage.where import ALL
+from pylon.query.predicate import TRUE
+from pylon.query.rows import Query
 
 JSON_LINES: Final = "application/x-ndjson"
 
@@ -80,7 +80,7 @@ class Export:
     def _pages(self, entity: Entity, caller: str) -> Iterator[list[bytes]]:
         after_id: str | None = None
         while True:
-            query = Query(ALL, limit=limits.SNAPSHOT_PAGE_ROWS, after_id=after_id)
+            query = Query(TRUE, limit=limits.SNAPSHOT_PAGE_ROWS, after_id=after_id)
             page, has_more = self._services.store.scan(
                 partial(rows_of_page, entity=entity.name, query=query), caller=caller
             )

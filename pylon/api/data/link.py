@@ -15,7 +15,6 @@ from pylon.api.data.access import entity_named
 from pylon.api.data.bodies import LINK, UNLINK
 from pylon.api.data.conflicts import submit
 from pylon.api.data.entities import SEQ_HEADER
-from pylon.api.data.relations import relation_of
 from pylon.api.http.body import decode_json, read_body
 from pylon.api.http.callers import address_of, caller_of
 from pylon.api.http.idempotency import key_of, mark_replayed
@@ -24,6 +23,7 @@ from pylon.api.services import DataServices
 from pylon.auth_context import AuthContext
 from pylon.errors import NotFound
 from pylon.manifest.model import Entity, Relation
+from pylon.query.graph import relation_of
 from pylon.storage.ops import OpKey, UpdateRow
 
 
@@ -94,7 +94,7 @@ def _update_target(
         NotFound: the caller may not read one of the rows, or they are not linked.
     """
     target = services.app.manifest.by_name[relation.target]
-    allowed = services.app.rules.of(entity.name).read_clause(auth)
+    allowed = services.app.rules.of(entity.name).readable_by(auth)
     source = services.store.point(
         lambda reader: reader.get_version(entity.name, row_id, allowed)
     )
@@ -103,7 +103,7 @@ def _update_target(
     if linked:
         patch = {relation.field: row_id}
         return changes.update(services.app, target, auth, target_id, patch, key)
-    visible = services.app.rules.of(target.name).read_clause(auth)
+    visible = services.app.rules.of(target.name).readable_by(auth)
     found = services.store.point(
         lambda reader: reader.get_version(target.name, target_id, visible)
     )

@@ -1,7 +1,7 @@
 """Filtered queries and look-ups by a field (spec/http.md §3.3, §3.4).
 
-The caller's read policy is ANDed to the filter in SQL. A look-up never tells a row that the
-caller may not read from one that is not there.
+The caller's read policy guards the filter (`pylon.query.predicate.Guarded`). A look-up never
+tells a row that the caller may not read from one that is not there.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Final
 import falcon
 
 from pylon.api.data.access import entity_named, readable, wait_before_absence
-from pylon.api.data.query_cache import answered, scope_of
+from pylon.api.data.query_cache import answered
 from pylon.api.http.body import decoded, read_body
 from pylon.api.http.callers import caller_of, subject_of
 from pylon.api.http.responses import send_raw
 from pylon.api.services import DataServices
 from pylon.errors import NotFound
-from pylon.storage.sqlite.filters import parse_filter
+from pylon.query.rows import parse_filter
 from pylon.values import decode_query
 
 _SHOWN_CHARS: Final = 200
@@ -45,7 +45,7 @@ class EntityQuery:
                 caller=subject_of(req, services.requests),
             )[1]
 
-        key = ("query", named.name, scope_of(allowed, auth))
+        key = ("query", named.name, allowed)
         send_raw(resp, answered(services.query_cache, services.store, key, raw, read))
 
 

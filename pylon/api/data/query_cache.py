@@ -21,8 +21,6 @@ from collections.abc import Callable, Hashable
 from typing import Final, Generic, TypeVar
 
 from pylon import limits, metrics
-from pylon.auth_context import AuthContext
-from pylon.storage.clause import SqlClause
 from pylon.storage.interface import Reader, Store
 
 T = TypeVar("T")
@@ -110,12 +108,6 @@ class QueryCache(Generic[T]):
 def version_of(store: Store) -> int:
     """What changes with every commit."""
     return store.point(_data_version)
-
-
-def scope_of(allowed: SqlClause, auth: AuthContext) -> Hashable:
-    """What of the caller decides an answer: the condition on rows, or, where values of the
-    caller are in it, the caller."""
-    return auth if allowed.params else allowed.sql
 
 
 def answered(

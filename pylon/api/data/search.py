@@ -1,6 +1,6 @@
 """Faceted full-text search: ``POST /api/search/{entity}`` (spec/http.md §3.7).
 
-The caller's read policy is part of the SQL of hits, total and facet counts alike, so none of
+The caller's read policy is part of the condition of hits, total and facet counts alike, so none of
 them tells of a row that the caller may not read, and a policy may depend on the row. A row is
 compared with the request's filters only after policy has passed it. What the
 original ignores (a filter on a field that is no facet, a sort on one that is not sortable, an
@@ -13,11 +13,6 @@ an answer is of one commit.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
-
 import falcon
 import orjson
 
@@ -27,36 +22,15 @@ from pylon.api.http.body import decoded, read_body
 from pylon.api.http.callers import caller_of, subject_of
 from pylon.api.http.responses import joined, send_raw
 from pylon.api.services import DataServices
-from pylon.errors import InvalidQuery, LimitExceeded, SearchNotConfigured
-from pylon.manifest.model import Entity, Field, FieldType, Search
-from pylon.storage.clause import SqlClause, Work
-from pylon.storage.interface import FacetCounts, Query, Reader
-from pylon.storage.names import quote
-from pylon.storage.sqlite.conditions import exact_float, is_beyond_64_bits
-from pylon.storage.sqlite.search import match_of, search_clause, text_fields, text_of
-from pylon.storage.where import NOTHING, and_, judged_first
-from pylon.values import INT_MAX, INT_MIN, decode_query, invalid_value
-
-_MEMBERS: Final = ("query", "filters", "facets", "sort", "page", "page_size", "pageSize")
-_ID: Final = Field("id", FieldType.ID, optional=False, unique=True)
-_NUMBERS: Final = (FieldType.INT, FieldType.FLOAT)
-_NUMBER: Final = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?", re.ASCII)
-_SHOWN_CHARS: Final = 100
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """A request, understood. `relevance`: see `Query`; it finds the same rows as `words`. `path`:
-    what of `filters` an index may serve."""
-
-    words: SqlClause
-    filters: SqlClause
-    path: SqlClause
-    relevance: str | None
-    facets: tuple[str, ...]
-    order: tuple[tuple[str, bool], ...]
-    size: int
-    offset: int
+from pylon.errors import SearchNotConfigured
+from pylon.manifest.model import Entity, FieldType, Search
+from pylon.query.parse import NUMBERS
+from pylon.query.predicate import Predicate, guarded
+from pylon.query.rows import Query
+from pylon.query.search import FacetedSearch, parse_search
+from pylon.query.words import text_of
+from pylon.storage.interface import FacetCounts, Reader
+from pylon.values import decode_query
 
 
 class EntitySearch:
@@ -73,9 +47,9 @@ class EntitySearch:
         named = entity_named(services.app, entity, auth)
         allowed = readable(services.app, named, auth)
         asked = decoded(req, services.requests, read_body(req), decode_query)
-        wanted = _wanted(named, _search_of(named), asked)
+        wanted = parse_search(named, _search_of(named), asked)
         rows, facet_counts = services.store.scan(
-            lambda reader: _find(reader, named, wanted, allowed), inline=not wanted.words.params,
+            lambda reader: _find(reader, named, wanted, allowed), inline=not wanted.has_words,
             caller=subject_of(req, services.requests),
         )
         took_ms = round((clock.monotonic_s() - started_s) * 1000)
@@ -87,16 +61,11 @@ class EntitySearch:
 
 
 def _find(
-    reader: Reader, entity: Entity, wanted: _Wanted, allowed: SqlClause
+    reader: Reader, entity: Entity, wanted: FacetedSearch, allowed: Predicate
 ) -> tuple[list[bytes], FacetCounts]:
-    where = judged_first(allowed, wanted.filters)
-    if wanted.words.work is Work.MATCH:
-        everything = and_(wanted.words, where)  # the index leads
-    else:
-        asked = and_(wanted.words, wanted.filters)
-        everything = judged_first(allowed, asked, wanted.path)
+    everything = wanted.rows_of(allowed)
     query = Query(
-        everything if wanted.relevance is None else where,
+        everything if wanted.relevance is None else guarded(allowed, wanted.filters),
         wanted.size, wanted.order, wanted.offset, relevance=wanted.relevance,
     )
 
@@ -121,9 +90,6 @@ def _facet_counts(entity: Entity, facet_counts: FacetCounts) -> bytes:
     return orjson.dumps(counts, option=orjson.OPT_SORT_KEYS)
 
 
-# --- What a request asks for --------------------------------------------------------------------
-
-
 def _search_of(entity: Entity) -> Search:
     if entity.search is not None:
         return entity.search
@@ -132,7 +98,7 @@ def _search_of(entity: Entity) -> Search:
                  if f.type in (FieldType.STRING, FieldType.RICHTEXT)],
         "facets": [f.name for f in entity.fields if f.type is FieldType.BOOL],
         "sortable": [f.name for f in entity.fields
-                     if f.type in (*_NUMBERS, FieldType.DATETIME)],
+                     if f.type in (*NUMBERS, FieldType.DATETIME)],
     }
     raise SearchNotConfigured(
         f"{entity.name} has no search config",
@@ -140,151 +106,3 @@ def _search_of(entity: Entity) -> Search:
         + orjson.dumps(example).decode(),
         entity=entity.name,
     )
-
-
-def _wanted(entity: Entity, search: Search, body: object) -> _Wanted:
-    """
-    Raises:
-        InvalidQuery, InvalidValue, LimitExceeded: the request cannot be understood.
-    """
-    if not isinstance(body, dict):
-        raise InvalidQuery('A search must be a JSON object, for example {"query": "word"}')
-    for name in body:
-        if name not in _MEMBERS:
-            raise InvalidQuery(
-                f'A search has no "{name[:_SHOWN_CHARS]}" -- it may have: {", ".join(_MEMBERS)}'
-            )
-    query = body.get("query")
-    if query is not None and not isinstance(query, str):
-        raise InvalidQuery("query must be a text")
-    order = _order(search, body.get("sort"))
-    match = match_of(entity, query) if query and text_fields(entity) else None
-    size = _page_size(body)
-    filters = _filters(entity, search, body.get("filters"))
-    first = {columns[0] for columns in entity.index_columns}
-    return _Wanted(
-        words=search_clause(entity, query or ""),
-        filters=and_(*filters.values()),
-        path=and_(*[clause for name, clause in filters.items() if name in first]),
-        relevance=None if order else match,
-        facets=_facets(search, body.get("facets")),
-        order=order,
-        size=size,
-        offset=_page(body, size) * size,
-    )
-
-
-def _filters(entity: Entity, search: Search, filters: object) -> dict[str, SqlClause]:
-    """A condition for each field that the request names."""
-    if filters is None:
-        return {}
-    if not isinstance(filters, dict):
-        raise InvalidQuery('filters must be an object, for example {"field": "value"}')
-    clauses: dict[str, SqlClause] = {}
-    for name, value in filters.items():
-        if name not in search.facets:
-            raise _not_among("filters", name, "facets", search.facets)
-        field = entity.by_name.get(name, _ID)
-        if isinstance(value, list):
-            clauses[name] = _any_of(entity, field, value)
-        elif value is None:
-            clauses[name] = SqlClause(f"{quote(name)} IS NULL")
-        else:
-            operand = _operand(entity, field, value)
-            clauses[name] = SqlClause(f"{quote(name)} = ?", (operand,))
-    return clauses
-
-
-def _any_of(entity: Entity, field: Field, values: list[Any]) -> SqlClause:
-    if len(values) > limits.FILTER_TERMS:
-        raise LimitExceeded(
-            f"A filter may list {limits.FILTER_TERMS} values at most (field {field.name})"
-        )
-    column = quote(field.name)
-    members = [_operand(entity, field, value) for value in values if value is not None]
-    clauses = [
-        *([f"{column} IN (SELECT value FROM json_each(?))"] if members else []),
-        *([f"{column} IS NULL"] if None in values else []),
-    ]
-    if not clauses:
-        return NOTHING
-    params = (orjson.dumps(members).decode(),) if members else ()
-    return SqlClause(" OR ".join(clauses), params)
-
-
-def _operand(entity: Entity, field: Field, value: object) -> object:
-    """A filter's value, which may be given as the text that facet counts have, as in SQL."""
-    if field.type is FieldType.BOOL:
-        if isinstance(value, bool):
-            return int(value)
-        if value in ("true", "false"):
-            return int(value == "true")
-    elif field.type in _NUMBERS:
-        number: Any = _number(value) if isinstance(value, str) else value
-        if is_beyond_64_bits(number) and field.type is FieldType.FLOAT:
-            number = exact_float(number)
-        if isinstance(number, float) or (
-            isinstance(number, int) and not isinstance(number, bool)
-            and INT_MIN <= number <= INT_MAX
-        ):
-            return number
-    elif isinstance(value, str):
-        return value
-    raise invalid_value(entity, field, value)
-
-
-def _number(text: str) -> int | float | None:
-    found = _NUMBER.fullmatch(text)
-    if found is None:
-        return None
-    if found[1] is None and found[2] is None:
-        return int(text)
-    number = float(text)
-    return number if abs(number) != float("inf") else None
-
-
-def _facets(search: Search, facets: object) -> tuple[str, ...]:
-    if facets is None:
-        return ()
-    if not isinstance(facets, list):
-        raise InvalidQuery('facets must be a list of fields, for example ["field"]')
-    for name in facets:
-        if name not in search.facets:
-            raise _not_among("facets", name, "facets", search.facets)
-    return tuple(dict.fromkeys(facets))
-
-
-def _order(search: Search, sort: object) -> tuple[tuple[str, bool], ...]:
-    if sort is None or sort == []:
-        return ()
-    if not isinstance(sort, list) or len(sort) != 2 or sort[1] not in ("asc", "desc"):
-        raise InvalidQuery('sort must be a field and "asc" or "desc", for example ["field","asc"]')
-    if sort[0] not in search.sortable:
-        raise _not_among("sort", sort[0], "sortable fields", search.sortable)
-    return ((sort[0], sort[1] == "desc"),)
-
-
-def _not_among(where: str, name: object, what: str, known: tuple[str, ...]) -> InvalidQuery:
-    shown = name[:_SHOWN_CHARS] if isinstance(name, str) else "(not text)"
-    listed = ", ".join(known) or "none"
-    return InvalidQuery(f'{where}: "{shown}" is not one of the {what} -- {what}: {listed}')
-
-
-def _page_size(body: Mapping[str, Any]) -> int:
-    for name in ("page_size", "pageSize"):
-        if body.get(name) is not None:
-            return min(max(_whole(name, body[name]), 1), limits.SEARCH_PAGE_MAX)
-    return limits.SEARCH_PAGE_DEFAULT
-
-
-def _page(body: Mapping[str, Any], size: int) -> int:
-    page = 0 if body.get("page") is None else _whole("page", body["page"])
-    if not 0 <= page <= INT_MAX // size:
-        raise InvalidQuery(f"page must be a whole number from 0, and is {page}")
-    return page
-
-
-def _whole(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidQuery(f"{name} must be a whole number")
-    return value

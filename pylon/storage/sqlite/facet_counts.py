@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pylon.storage.clause import SqlClause
 from pylon.storage.interface import FacetCounts
 from pylon.storage.names import quote
+from pylon.storage.sqlite.clause import SqlClause
 
 
 def statement(table: str, where: SqlClause, fields: Sequence[str], most: int) -> SqlClause:

@@ -25,11 +25,14 @@ import orjson
 
 from pylon import limits
 from pylon.errors import LimitExceeded
-from pylon.storage.interface import GraphInclude, GraphNode
+from pylon.query.graph import GraphInclude, GraphNode
+from pylon.query.predicate import FALSE
 from pylon.storage.names import quote
-from pylon.storage.where import ALL, NOTHING
+from pylon.storage.sqlite.clause import SqlClause
+from pylon.storage.sqlite.compiler import ALL
 
 Fetch = Callable[[str, tuple[object, ...]], list[tuple[Any, ...]]]
+Compile = Callable[[GraphNode, bool], SqlClause]  # a node's condition; whether other rows lead
 
 _GS: Final = "\x1d"
 _HOLE: Final = _GS.encode()
@@ -52,22 +55,25 @@ def _has_many(include: GraphInclude) -> bool:
     return include.relation.many or any(_has_many(i) for i in include.node.includes)
 
 
-def graph_json(fetch: Fetch, nodes: Sequence[GraphNode]) -> bytes:
+def graph_json(fetch: Fetch, compile_node: Compile, nodes: Sequence[GraphNode]) -> bytes:
     """See `pylon.storage.interface.Reader.graph`.
 
     Args:
         fetch: runs a statement and gives all its rows.
+        compile_node: gives the SQL of a node's condition; an included node is led by the rows
+            that it belongs to.
     """
-    return _Graph(fetch).answer(nodes)
+    return _Graph(fetch, compile_node).answer(nodes)
 
 
 class _Graph:
     """One query: the rows it may still read, and the holes of the texts so far."""
 
-    __slots__ = ("_aliases", "_bytes_left", "_fetch", "_holes", "_rows_left")
+    __slots__ = ("_aliases", "_bytes_left", "_compile", "_fetch", "_holes", "_rows_left")
 
-    def __init__(self, fetch: Fetch) -> None:
+    def __init__(self, fetch: Fetch, compile_node: Compile) -> None:
         self._fetch = fetch
+        self._compile = compile_node
         self._holes: list[GraphInclude] = []
         self._aliases = 0
         self._rows_left = limits.GRAPH_ROWS
@@ -82,23 +88,24 @@ class _Graph:
 
     def _rows(self, node: GraphNode) -> bytes:
         """The rows of an entity of the query itself."""
-        if node.where.sql == NOTHING.sql:
+        if node.where is FALSE:
             return b""
+        where = self._compile(node, False)
         alias = self._alias()
         params: list[object] = []
         table, row = quote(node.entity.name), self._row(node, alias, params)
-        limited = (*node.where.params, *self._span(node))
+        limited = (*where.params, *self._span(node))
         if node.order:
             # Sorted by id alone: a sorter keeps whatever is selected, for all rows there are.
             sorted_ids = self._alias()
             source = (
-                f"(SELECT id AS _id FROM {table} WHERE {node.where.sql} "
+                f"(SELECT id AS _id FROM {table} WHERE {where.sql} "
                 f"ORDER BY {order_by(node.order)} LIMIT ? OFFSET ?) AS {sorted_ids} "
                 f"CROSS JOIN {table} AS {alias} ON {alias}.id = {sorted_ids}._id"
             )
         else:
             source = (
-                f"{table} AS {alias} WHERE {node.where.sql} ORDER BY {alias}.id LIMIT ? OFFSET ?"
+                f"{table} AS {alias} WHERE {where.sql} ORDER BY {alias}.id LIMIT ? OFFSET ?"
             )
         ((count, text),) = self._fetch(
             f"SELECT count(*), CAST(group_concat(_j) AS BLOB) FROM (SELECT {row} AS _j "
@@ -114,6 +121,7 @@ class _Graph:
             ids: of the rows that they belong to, as JSON.
         """
         node = include.node
+        where = self._compile(node, True)
         alias, chosen = self._alias(), self._alias()
         params: list[object] = []
         table, row = quote(node.entity.name), self._row(node, alias, params)
@@ -125,10 +133,10 @@ class _Graph:
             f"ORDER BY {chosen}._n) AS BLOB), count(*) FROM (SELECT _k, _id, _n FROM ("
             f"SELECT {field} AS _k, id AS _id, row_number() OVER (PARTITION BY {field} "
             f"ORDER BY {order_by(node.order)}) AS _n FROM {table} WHERE {field} IN "
-            f"(SELECT value FROM json_each(?)) AND ({node.where.sql})"
+            f"(SELECT value FROM json_each(?)) AND ({where.sql})"
             f") WHERE _n > ? AND _n <= ? LIMIT ?) AS {chosen} "
             f"CROSS JOIN {table} AS {alias} ON {alias}.id = {chosen}._id GROUP BY {chosen}._k",
-            (*params, (b"[" + b",".join(ids) + b"]").decode(), *node.where.params,
+            (*params, (b"[" + b",".join(ids) + b"]").decode(), *where.params,
              offset, last, first),
         )
         for _, _, rows in found:
@@ -153,7 +161,7 @@ class _Graph:
         """SQL for ``"relation":...,``, in parts."""
         key = f"{orjson.dumps(include.relation.name).decode()}:"
         node = include.node
-        is_empty = node.where.sql == NOTHING.sql or node.limit == 0
+        is_empty = node.where is FALSE or node.limit == 0
         if include.relation.many:
             if is_empty:
                 return [_literal(f"{key}[],")]
@@ -164,8 +172,9 @@ class _Graph:
             return []
         target = self._alias()
         row = self._row(node, target, params)
-        params += node.where.params
-        condition = "" if node.where.sql == ALL.sql else f" AND ({node.where.sql})"
+        where = self._compile(node, True)
+        params += where.params
+        condition = "" if where is ALL else f" AND ({where.sql})"
         return [
             f"ifnull({_literal(key)} || (SELECT {row} FROM {quote(node.entity.name)} AS {target} "
             f"WHERE {target}.id = {alias}.{quote(include.relation.field)}{condition}) || ',', '')"

@@ -29,14 +29,15 @@ from pylon import limits
 from pylon.clock import Clock, SystemClock
 from pylon.errors import EntityNotFound, LimitExceeded, PylonError, QueryTimeout
 from pylon.manifest.model import Manifest
-from pylon.storage.clause import SqlClause, Work
+from pylon.query.aggregate import Aggregate
+from pylon.query.graph import GraphNode
+from pylon.query.patterns import Meter
+from pylon.query.predicate import FALSE, TRUE, Cost, Predicate, Scalar
+from pylon.query.rows import Query
 from pylon.storage.events import ChangeEvent
 from pylon.storage.interface import (
-    Aggregate,
     DocumentUpdate,
     FacetCounts,
-    GraphNode,
-    Query,
     Reader,
     SessionRow,
     StoredDocument,
@@ -44,14 +45,14 @@ from pylon.storage.interface import (
 )
 from pylon.storage.sqlite import documents, facet_counts, log, sessions, shards
 from pylon.storage.sqlite.aggregate import aggregate_rows
+from pylon.storage.sqlite.clause import SqlClause
 from pylon.storage.sqlite.connect import open_reader, translate
 from pylon.storage.sqlite.deadline import Deadline
 from pylon.storage.sqlite.graph import graph_json, is_one_statement
-from pylon.storage.sqlite.patterns import Meter, add_functions
+from pylon.storage.sqlite.patterns import add_functions
 from pylon.storage.sqlite.reads import EntityReads, selection
 from pylon.storage.sqlite.short_rows import has_short_rows
 from pylon.storage.sqlite.slow_statements import SlowStatements
-from pylon.storage.where import ALL, NOTHING
 from pylon.values import unknown_column
 
 T = TypeVar("T")
@@ -137,15 +138,16 @@ class SqliteReader:
         return found
 
     def get_version(
-        self, entity: str, row_id: str, allowed: SqlClause = ALL
+        self, entity: str, row_id: str, allowed: Predicate = TRUE
     ) -> tuple[bytes, int | None] | None:
         sql = self._by_name.get(entity)
         if sql is None:
             raise _unknown(entity)
         text = sql.get_version
         params: tuple[object, ...] = (row_id,)
-        if allowed is not ALL and allowed.sql != ALL.sql:
-            text, params = f"{text} AND ({allowed.sql})", (row_id, *allowed.params)
+        if allowed is not TRUE:
+            where = sql.compile(allowed)
+            text, params = f"{text} AND ({where.sql})", (row_id, *where.params)
         self._deadline.start_statement()
         try:
             found: tuple[bytes, int | None] | None = self._execute(text, params).get
@@ -170,7 +172,7 @@ class SqliteReader:
             self._deadline.end_group()
 
     def lookup(
-        self, entity: str, field: str, value: object, allowed: SqlClause = ALL
+        self, entity: str, field: str, value: Scalar, allowed: Predicate = TRUE
     ) -> bytes | None:
         sql = self._by_name.get(entity)
         if sql is None:
@@ -181,7 +183,7 @@ class SqliteReader:
         if field in sql.bools and isinstance(value, str):
             value = _BOOL_TEXT.get(value, value)
         params: tuple[object, ...] = (value,)
-        if allowed is not ALL and allowed.sql != ALL.sql:  # PERF: `is` spares 0.1 us of 2.5
+        if allowed is not TRUE:
             text, params = sql.lookup_among(field, value, allowed)
         self._deadline.start_statement()
         try:
@@ -209,15 +211,10 @@ class SqliteReader:
         return rows, len(rows) == 1
 
     def _rows(self, entity: str, query: Query, bounded: _Bounded) -> list[bytes]:
-        sql = self._sql(entity)
-        if query.where.sql == NOTHING.sql:
+        if query.where is FALSE:
+            self._sql(entity)
             return []
-        if self._deadline.in_group:
-            if query.relevance is not None:
-                raise QueryTimeout("a full-text match cannot be hurried")
-            if query.where.work:
-                self._refuse_long(entity, query.where)
-        selected, params = selection(sql, query)
+        selected, params = self._selection(entity, query)
         with bounded:
             joined: bytes | None = self._one(
                 f"SELECT CAST(group_concat(_j, char(30)) AS BLOB) FROM ({selected})", params
@@ -225,57 +222,66 @@ class SqliteReader:
         return [] if joined is None else joined.split(_SEPARATOR)
 
     def page(self, entity: str, query: Query) -> tuple[int, bytes]:
-        sql = self._sql(entity)
-        if query.where.sql == NOTHING.sql:
+        if query.where is FALSE:
+            self._sql(entity)
             return 0, b"[]"
-        if self._deadline.in_group:
-            if query.relevance is not None:
-                raise QueryTimeout("a full-text match cannot be hurried")
-            if query.where.work:
-                self._refuse_long(entity, query.where)
-        selected, params = selection(sql, query)
+        selected, params = self._selection(entity, query)
         with self._bounded:
             ((count, joined),) = self._all(
                 f"SELECT count(*), CAST(group_concat(_j) AS BLOB) FROM ({selected})", params
             )
         return count, b"[%b]" % (joined or b"")
 
-    def count(self, entity: str, where: SqlClause) -> int:
+    def _selection(self, entity: str, query: Query) -> tuple[str, tuple[object, ...]]:
+        """The SELECT of a query, if it may run now."""
         sql = self._sql(entity)
-        if self._deadline.in_group and where.work:
-            self._refuse_long(entity, where)
-        found = self._one(f"SELECT count(*) FROM {sql.table} WHERE {where.sql}", where.params)
+        clause = sql.compile(query.where, query.relevance is not None)
+        if self._deadline.in_group:
+            if query.relevance is not None:
+                raise QueryTimeout("a full-text match cannot be hurried")
+            if clause.cost:
+                self._refuse_long(entity, clause)
+        return selection(sql, query, clause)
+
+    def count(self, entity: str, where: Predicate) -> int:
+        sql = self._sql(entity)
+        clause = sql.compile(where)
+        if self._deadline.in_group and clause.cost:
+            self._refuse_long(entity, clause)
+        found = self._one(f"SELECT count(*) FROM {sql.table} WHERE {clause.sql}", clause.params)
         return int(found)
 
     def facet_counts(
-        self, entity: str, where: SqlClause, fields: Sequence[str], most: int
+        self, entity: str, where: Predicate, fields: Sequence[str], most: int
     ) -> FacetCounts:
         sql = self._sql(entity)
-        if self._deadline.in_group and where.work:
-            self._refuse_long(entity, where)
-        select = facet_counts.statement(sql.table, where, fields, most)
+        clause = sql.compile(where)
+        if self._deadline.in_group and clause.cost:
+            self._refuse_long(entity, clause)
+        select = facet_counts.statement(sql.table, clause, fields, most)
         return facet_counts.fold(fields, self._all(select.sql, select.params))
 
     def graph(self, nodes: Sequence[GraphNode]) -> bytes:
         for node in nodes:
             self._sql(node.entity.name)
             if self._deadline.in_group:
-                self._refuse_long_node(node)
+                self._refuse_long_node(node, False)
         if is_one_statement(nodes):
             with self._bounded:
-                return graph_json(self._all, nodes)
+                return graph_json(self._all, self._compile_node, nodes)
 
         def read() -> bytes:
             with self._bounded:
-                return graph_json(self._all, nodes)
+                return graph_json(self._all, self._compile_node, nodes)
 
         return self.at_one_commit(read)
 
     def aggregate(self, entity: str, aggregate: Aggregate) -> list[dict[str, Any]]:
         sql = self._sql(entity)
-        if self._deadline.in_group and aggregate.where.work:
-            self._refuse_long(entity, aggregate.where)
-        return aggregate_rows(self._all, sql.entity, aggregate)
+        clause = sql.compile(aggregate.where)
+        if self._deadline.in_group and clause.cost:
+            self._refuse_long(entity, clause)
+        return aggregate_rows(self._all, sql.entity, aggregate, clause)
 
     def head_seq(self) -> int:
         return self._ask(log.head_seq)
@@ -305,7 +311,7 @@ class SqliteReader:
         return self._ask(sessions.ends, session_ids)
 
     def document(
-        self, entity: str, row_id: str, where: SqlClause | None = None
+        self, entity: str, row_id: str, where: Predicate | None = None
     ) -> StoredDocument | None:
         def read() -> StoredDocument | None:
             if where is not None and not self.count(entity, where):
@@ -395,14 +401,14 @@ class SqliteReader:
                 self._slow.add(self._pattern_of)
         return translate(error)
 
-    def _refuse_long(self, entity: str, where: SqlClause) -> None:
+    def _refuse_long(self, entity: str, clause: SqlClause) -> None:
         """For a clause that is more than comparisons.
 
         Raises:
             QueryTimeout: a single step of the statement may take too long for a hurry, or did
                 so with another pattern.
         """
-        if where.work is Work.MATCH:
+        if clause.cost is Cost.MATCH:
             raise QueryTimeout("a full-text match cannot be hurried")
         if not self._has_short_rows(entity):
             raise QueryTimeout("a pattern may meet long texts")
@@ -420,11 +426,15 @@ class SqliteReader:
             known = self._short_rows[entity] = self._ask(has_short_rows, entity)
         return known
 
-    def _refuse_long_node(self, node: GraphNode) -> None:
-        if node.where.work:
-            self._refuse_long(node.entity.name, node.where)
+    def _refuse_long_node(self, node: GraphNode, is_led: bool) -> None:
+        clause = self._compile_node(node, is_led)
+        if clause.cost:
+            self._refuse_long(node.entity.name, clause)
         for include in node.includes:
-            self._refuse_long_node(include.node)
+            self._refuse_long_node(include.node, True)
+
+    def _compile_node(self, node: GraphNode, is_led: bool) -> SqlClause:
+        return self._sql(node.entity.name).compile(node.where, is_led)
 
 
 def _unknown(entity: str) -> EntityNotFound:

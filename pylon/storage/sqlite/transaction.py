@@ -18,6 +18,7 @@ from msgspec.structs import astuple
 from pylon.clock import Clock
 from pylon.manifest.model import Entity
 from pylon.policy.rules import EntityRules
+from pylon.query.words import text_fields
 from pylon.storage.core.transaction import (
     DocumentKey,
     DoneOp,
@@ -31,7 +32,7 @@ from pylon.storage.sqlite import documents, epochs, log, meta, op_ids, sessions,
 from pylon.storage.sqlite.connect import STORE_FAILURES, refusal_reason
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.file_watch import FileWatch
-from pylon.storage.sqlite.search import SearchIndex, text_fields
+from pylon.storage.sqlite.search import SearchIndex
 from pylon.storage.sqlite.table import SqliteTable
 
 _DRIVER_ERRORS: Final = (apsw.Error,)

@@ -23,6 +23,7 @@ import orjson
 from pylon.errors import SchemaRefused
 from pylon.log import get_logger
 from pylon.manifest.model import Entity, Manifest
+from pylon.query.words import text_fields, text_of
 from pylon.storage.names import quote
 from pylon.storage.sqlite import meta
 from pylon.storage.sqlite.error_text import error_text
@@ -32,8 +33,6 @@ from pylon.storage.sqlite.search import (
     index_columns,
     index_table,
     rowid_table,
-    text_fields,
-    text_of,
 )
 
 _log = get_logger("schema")

@@ -1,31 +1,52 @@
-"""The filter object of queries becomes a `Query` (spec/http.md §3.3): its conditions, and the
-directives `$order`, `$limit` and `$offset`. What `$search` finds with an index comes in the order
-of relevance unless there is an `$order`.
+"""Queries of rows: a condition, an order and a window (spec/http.md §3.3).
 
-Invariants: see `conditions`; an answer has at most as many rows as the caller of `parse_filter`
-allows, and who explicitly asks for more is told so. Called by the API.
+`parse_filter` reads the filter object of a request: its conditions, and the directives `$order`,
+`$limit` and `$offset`. Rows that a `$search` finds by the full-text index come in the order of
+relevance unless there is an `$order`.
+
+Invariants: see `parse`; an answer has at most as many rows as the caller of `parse_filter`
+allows, and a request that asks for more gets an error. Called by the API and the benchmark; the
+store answers a `Query`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from pylon import limits
 from pylon.errors import InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity
-from pylon.storage.clause import SqlClause
-from pylon.storage.interface import Query
-from pylon.storage.sqlite.conditions import field_of, filter_object, parse_where
-from pylon.storage.sqlite.search import match_of, text_fields
-from pylon.storage.where import ALL
+from pylon.query.parse import field_of, filter_object, parse_where
+from pylon.query.predicate import TRUE, Match, Predicate, guarded
+from pylon.query.words import parse_match
 from pylon.values import INT_MAX
 
 DIRECTIVES: Final = ("$order", "$limit", "$offset")
-_KEYS: Final = frozenset((*DIRECTIVES, "$search"))  # what may have a meaning besides a condition
+_KEYS: Final = frozenset((*DIRECTIVES, "$search"))  # keys that may be more than a condition
+
+Order = tuple[tuple[str, bool], ...]  # (field, descending) pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which rows of an entity, in which order.
+
+    Ties in `order`, and no order at all, go by id. Null sorts before every value. `after_id`
+    keeps the rows behind that id, for keyset pages in the default order. `relevance` keeps the
+    rows that it matches, the most relevant first; it must not be combined with `order`.
+    """
+
+    where: Predicate
+    limit: int
+    order: Order = ()
+    offset: int = 0
+    after_id: str | None = None
+    relevance: Match | None = None
 
 
 def parse_filter(
-    entity: Entity, body: object, max_limit: int, allowed: SqlClause = ALL
+    entity: Entity, body: object, max_limit: int, allowed: Predicate = TRUE
 ) -> Query:
     """The query that `body` describes.
 
@@ -42,16 +63,16 @@ def parse_filter(
     """
     body = filter_object(body)
     if _KEYS.isdisjoint(body):
-        return Query(parse_where(entity, body, DIRECTIVES, allowed), max_limit)
+        return Query(guarded(allowed, parse_where(entity, body, DIRECTIVES)), max_limit)
     order = parse_order(entity, "$order", body.get("$order"))
     text = body.get("$search")
     relevance = None
-    if isinstance(text, str) and not order and text_fields(entity):
-        relevance = match_of(entity, text)
+    if isinstance(text, str) and not order:
+        relevance = parse_match(entity, text)
     directives = DIRECTIVES if relevance is None else (*DIRECTIVES, "$search")
     limit = parse_limit("$limit", body.get("$limit"), max_limit)
     return Query(
-        parse_where(entity, body, directives, allowed),
+        guarded(allowed, parse_where(entity, body, directives)),
         limit=max_limit if limit is None else limit,
         order=order,
         offset=parse_count("$offset", body.get("$offset")) or 0,
@@ -59,11 +80,11 @@ def parse_filter(
     )
 
 
-def parse_order(entity: Entity, name: str, order: object) -> tuple[tuple[str, bool], ...]:
+def parse_order(entity: Entity, name: str, order: object) -> Order:
     """(field, descending) pairs of an order object, in its order; none for null.
 
     Args:
-        name: what the request calls it.
+        name: how the request calls it.
     """
     if order is None:
         return ()

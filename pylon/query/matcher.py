@@ -1,0 +1,114 @@
+"""A live query's filter: a verdict for single rows, and the same condition for the store.
+
+A *term* is a field that has one of a few values in every row of the result. The index of
+`workers.ws.live_watches` finds live queries by a term.
+
+Invariant: `matcher_of` refuses what `parse_where` refuses, with the same error, and all that no
+single row can answer. Called by `workers.ws.live_queries`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from pylon.errors import InvalidQuery
+from pylon.manifest.model import Entity, Field
+from pylon.query.evaluate import Evaluator, evaluator_of
+from pylon.query.parse import ID, FilterParser, field_of, filter_object
+from pylon.query.patterns import weigh_pattern
+from pylon.query.predicate import (
+    FALSE,
+    TRUE,
+    Column,
+    Compare,
+    InValues,
+    IsNull,
+    Like,
+    Literal,
+    Predicate,
+    conjuncts,
+    guarded,
+    parts,
+)
+from pylon.query.rows import DIRECTIVES
+
+_SUPPORTED: Final = "conditions on fields, $or and $and"
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """Every selected row has one of `values` in `field`. Equal numbers are one value,
+    whatever their type; null is None."""
+
+    field: Field
+    values: frozenset[object]
+
+
+@dataclass(frozen=True, slots=True)
+class Matcher:
+    """A filter, ready to judge rows.
+
+    `where` has the caller's read policy as a guard, `holds` has not. Every row that the filter
+    passes fulfils all of `terms`. `weight` is the work of its patterns for a character of a
+    row's texts; 0: it has none.
+    """
+
+    holds: Evaluator
+    where: Predicate
+    terms: tuple[Term, ...]
+    weight: int
+
+
+def matcher_of(entity: Entity, body: object, allowed: Predicate = TRUE) -> Matcher:
+    """The matcher of a filter (spec/http.md §3.3) that has no directives and no `$search`.
+
+    Args:
+        allowed: the rows that the caller may read.
+
+    Raises:
+        InvalidQuery: also for a directive or `$search`, which no single row can answer.
+        InvalidColumn, InvalidValue: as `parse_where`.
+        LimitExceeded: as `parse_where`.
+    """
+    for key in filter_object(body):
+        if key in DIRECTIVES:
+            raise _unsupported(key)
+    parser = FilterParser(entity)
+    wanted = parser.parse(body)
+    if parser.has_search:
+        raise _unsupported("$search")
+    return Matcher(
+        evaluator_of(wanted), guarded(allowed, wanted), tuple(_terms_of(entity, wanted)),
+        sum([weigh_pattern(like.pattern) for like in _likes_of(wanted)]),
+    )
+
+
+def _unsupported(key: str) -> InvalidQuery:
+    return InvalidQuery(f"A live query has no {key} -- it takes {_SUPPORTED}", operator=key)
+
+
+def _terms_of(entity: Entity, wanted: Predicate) -> Iterator[Term]:
+    """A condition that no row fulfils has a term without values."""
+    if wanted is FALSE:
+        yield Term(ID, frozenset())
+    for item in conjuncts(wanted):
+        if type(item) is InValues and not item.is_negated:
+            values: frozenset[object] = frozenset(item.values)
+            yield Term(field_of(entity, item.field), values | {None} if item.has_null else values)
+        elif type(item) is IsNull and type(item.operand) is Column:
+            yield Term(field_of(entity, item.operand.field), frozenset({None}))
+        elif (
+            type(item) is Compare and item.sign == "="
+            and type(item.left) is Column and type(item.right) is Literal
+        ):
+            yield Term(field_of(entity, item.left.field), frozenset({item.right.value}))
+
+
+def _likes_of(predicate: Predicate) -> Iterator[Like]:
+    if type(predicate) is Like:
+        yield predicate
+    for part in parts(predicate):
+        if isinstance(part, Predicate):
+            yield from _likes_of(part)

@@ -1,0 +1,364 @@
+"""The filter object of the wire becomes a `Predicate` (spec/http.md §3.3).
+
+A filter's fields are ANDed; `$or` and `$and` take lists of filters; `$search` looks in the
+entity's text. The parser refuses whatever it does not understand: a condition that is left out
+would make a query answer more than the client asked for. `null` as an operand means "is null";
+besides that a null in a row fulfils no condition, `$ne` and `$nin` included.
+
+Numbers compare as in mathematics, whatever their type and size. A whole number beyond 64 bits
+becomes a float for which the comparison has the same result.
+
+Invariants: every operand is of its field's type; at most `limits.FILTER_TERMS` conditions,
+counting `$or` and `$and`, in at most `limits.FILTER_DEPTH` levels; at most
+`limits.HARD_PATTERNS` hard patterns. Called by `rows`, `graph`, `aggregate` and `matcher`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from math import inf, isfinite
+from typing import Any, Final
+
+from pylon import limits
+from pylon.errors import InvalidQuery, LimitExceeded
+from pylon.manifest.model import Entity, Field, FieldType
+from pylon.query.predicate import (
+    FALSE,
+    TRUE,
+    Affix,
+    Column,
+    Compare,
+    InValues,
+    IsNull,
+    Like,
+    Literal,
+    Not,
+    Predicate,
+    Sign,
+    and_,
+    equal,
+    in_values,
+    like,
+    or_,
+)
+from pylon.query.words import parse_words
+from pylon.values import INT_MAX, INT_MIN, invalid_value, unknown_column
+
+ID: Final = Field("id", FieldType.ID, optional=False, unique=True)
+NUMBERS: Final = (FieldType.INT, FieldType.FLOAT)
+COMBINING: Final = ("$or", "$and", "$search")
+_SHOWN_CHARS: Final = 100
+
+
+def parse_where(
+    entity: Entity, body: object, directives: Collection[str] = ()
+) -> Predicate:
+    """The condition that `body` describes.
+
+    Args:
+        body: a decoded JSON object.
+        directives: further keys that it may have, which the caller reads.
+
+    Raises:
+        InvalidQuery: not an object, an unknown operator, a malformed list.
+        InvalidColumn: a field that the entity does not have.
+        InvalidValue: an operand of another type than the field.
+        LimitExceeded: too many conditions, or too deep.
+    """
+    return FilterParser(entity, directives).parse(body)
+
+
+def filter_object(body: object) -> dict[str, Any]:
+    """`body`, if it can be a filter at all.
+
+    Raises:
+        InvalidQuery
+    """
+    if not isinstance(body, dict):
+        raise InvalidQuery("A filter must be a JSON object, for example {}")
+    return body
+
+
+def field_of(entity: Entity, name: object) -> Field:
+    """The field, or `id`.
+
+    Raises:
+        InvalidColumn
+    """
+    if name == "id":
+        return ID
+    field = entity.by_name.get(name) if isinstance(name, str) else None
+    if field is None:
+        raise unknown_column(entity, str(name))
+    return field
+
+
+class FilterParser:
+    """Parses one filter and counts its conditions. `has_search`: it has a `$search`."""
+
+    __slots__ = ("_directives", "_entity", "_hard", "_pattern_chars", "_terms", "has_search")
+
+    def __init__(self, entity: Entity, directives: Collection[str] = ()) -> None:
+        self._entity = entity
+        self._directives = directives
+        self._hard = 0
+        self._pattern_chars = 0
+        self._terms = 0
+        self.has_search = False
+
+    def parse(self, body: object, depth: int = 0) -> Predicate:
+        """The condition of a filter object. Errors as those of `parse_where`."""
+        found: list[Predicate] = []
+        for key, operand in filter_object(body).items():
+            if key.startswith("$"):
+                if key in self._directives:
+                    if depth:
+                        raise InvalidQuery(f"{key} has its place in the outermost filter only")
+                    continue
+                found.append(self._parse_combined(key, operand, depth))
+                continue
+            field = field_of(self._entity, key)
+            if isinstance(operand, dict):
+                found += self._parse_operators(field, operand)
+            else:
+                self._count()
+                found.append(_equal(self._entity, field, operand))
+        return found[0] if len(found) == 1 else and_(*found)
+
+    def _parse_combined(self, key: str, operand: object, depth: int) -> Predicate:
+        self._count()
+        if key == "$search":
+            return self._parse_search(operand)
+        if key not in ("$or", "$and"):
+            raise _unknown(key, (*COMBINING, *self._directives))
+        if not isinstance(operand, list):
+            raise InvalidQuery(f'{key} takes a list of filters, for example [{{"id": "x"}}]')
+        if depth == limits.FILTER_DEPTH:
+            raise LimitExceeded(
+                f"$or and $and may be nested {limits.FILTER_DEPTH} levels deep at most"
+            )
+        found: list[Predicate] = []
+        for part in operand:
+            self._count()
+            found.append(self.parse(part, depth + 1))
+        return and_(*found) if key == "$and" else or_(*found)
+
+    def _parse_search(self, text: object) -> Predicate:
+        if not isinstance(text, str):
+            raise InvalidQuery("$search takes a text")
+        if self.has_search:
+            raise InvalidQuery("A filter may have one $search")
+        self.has_search = True
+        return parse_words(self._entity, text)
+
+    def _parse_operators(self, field: Field, operand: dict[str, Any]) -> list[Predicate]:
+        if not operand:
+            raise InvalidQuery(
+                f"The condition on {field.name} has no operator -- "
+                f"known operators: {', '.join(_OPERATORS)}"
+            )
+        found = []
+        for operator, value in operand.items():
+            self._count()
+            make = _OPERATORS.get(operator)
+            if make is None:
+                raise _unknown(operator, tuple(_OPERATORS))
+            condition = make(self._entity, field, value)
+            if operator == "$like":
+                self._count_pattern(value, condition)
+            found.append(condition)
+        return found
+
+    def _count_pattern(self, pattern: str, condition: Predicate) -> None:
+        self._pattern_chars += len(pattern)
+        if self._pattern_chars > limits.LIKE_CHARS:
+            raise LimitExceeded(
+                f"The $like patterns of a filter have {limits.LIKE_CHARS} characters at most, "
+                "all together"
+            )
+        if type(condition) is Like and condition.is_hard:
+            self._hard += 1
+        if self._hard > limits.HARD_PATTERNS:
+            raise LimitExceeded(
+                f"A filter may have {limits.HARD_PATTERNS} $like patterns at most that are long "
+                "or repeat their first character often",
+                hint="ask for shorter texts",
+            )
+
+    def _count(self) -> None:
+        self._terms += 1
+        if self._terms > limits.FILTER_TERMS:
+            raise LimitExceeded(f"A filter may have {limits.FILTER_TERMS} conditions at most")
+
+
+def _unknown(operator: str, known: tuple[str, ...]) -> InvalidQuery:
+    shown = operator[:_SHOWN_CHARS]
+    return InvalidQuery(
+        f'Unknown operator "{shown}" -- known operators: {", ".join(known)}', operator=shown
+    )
+
+
+# --- Operands -----------------------------------------------------------------------------------
+
+
+def _parse_operand(entity: Entity, field: Field, value: object) -> Any:
+    """`value`, if it compares with the field. Numbers of both kinds compare with each other; the
+    clients also send booleans as 0 and 1."""
+    if field.type is FieldType.BOOL:
+        if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
+            return bool(value)
+    elif field.type in NUMBERS:
+        if _is_number(value) and (field.type is FieldType.FLOAT or not is_beyond_64_bits(value)):
+            return value
+    elif isinstance(value, str):
+        return value
+    raise invalid_value(entity, field, value)
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, float):
+        return isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_beyond_64_bits(value: object) -> bool:
+    """Whether it is a whole number that no row has."""
+    return isinstance(value, int) and not INT_MIN <= value <= INT_MAX
+
+
+def exact_float(value: float) -> float | None:
+    """The float that equals a number; None if there is none."""
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if number == value else None
+
+
+# --- Operators ----------------------------------------------------------------------------------
+
+
+def _equal(entity: Entity, field: Field, value: object) -> Predicate:
+    if value is None:
+        return IsNull(Column(field.name))
+    operand: Any = _parse_operand(entity, field, value)
+    if field.type is FieldType.FLOAT and is_beyond_64_bits(operand):
+        operand = exact_float(operand)
+        if operand is None:
+            return FALSE
+    return Compare("=", Column(field.name), Literal(operand))
+
+
+def _unequal(entity: Entity, field: Field, value: object) -> Predicate:
+    if value is None:
+        return Not(IsNull(Column(field.name)))
+    operand: Any = _parse_operand(entity, field, value)
+    if field.type is FieldType.FLOAT and is_beyond_64_bits(operand):
+        operand = exact_float(operand)
+        if operand is None:
+            return Not(IsNull(Column(field.name)))
+    return Compare("<>", Column(field.name), Literal(operand))
+
+
+def _comparison(sign: Sign) -> Callable[[Entity, Field, object], Predicate]:
+    def compared(entity: Entity, field: Field, value: object) -> Predicate:
+        if field.type in NUMBERS and is_beyond_64_bits(value) and not isinstance(value, bool):
+            return _far_bound(field, sign, value)
+        return Compare(sign, Column(field.name), Literal(_parse_operand(entity, field, value)))
+
+    return compared
+
+
+def _far_bound(field: Field, sign: Sign, value: Any) -> Predicate:
+    """A comparison with a whole number beyond 64 bits, by a float beside it. No number that a
+    row can have lies between the two."""
+    try:
+        near = float(value)
+    except OverflowError:
+        near = inf if value > 0 else -inf
+    if near > value:
+        sign = "<" if sign[0] == "<" else ">="
+    elif near < value:
+        sign = "<=" if sign[0] == "<" else ">"
+    return Compare(sign, Column(field.name), Literal(near))
+
+
+def _like(entity: Entity, field: Field, value: object) -> Predicate:
+    """A part of the text; `%` and `_` in it are wildcards."""
+    text = _parse_text(entity, field, value, "$like")
+    if len(text) > limits.LIKE_WILD_CHARS and any(
+        "_" in piece and len(piece) > limits.LIKE_WILD_CHARS for piece in text.split("%")
+    ):
+        raise LimitExceeded(
+            f"$like takes {limits.LIKE_WILD_CHARS} characters at most around a _ "
+            f"(field {field.name})",
+            hint="put a % where any text may stand",
+        )
+    return like(field.name, text)
+
+
+def _starts_with(entity: Entity, field: Field, value: object) -> Predicate:
+    text = _parse_text(entity, field, value, "$startsWith")
+    if not text:
+        return Not(IsNull(Column(field.name)))
+    return Affix(False, Column(field.name), Literal(text))
+
+
+def _parse_text(entity: Entity, field: Field, value: object, operator: str) -> str:
+    if field.type in NUMBERS or field.type is FieldType.BOOL:
+        raise InvalidQuery(f"{operator} works on text, and {field.name} is {field.type.value}")
+    if not isinstance(value, str):
+        raise invalid_value(entity, field, value)
+    if len(value) > limits.LIKE_CHARS:
+        raise LimitExceeded(f"{operator} takes {limits.LIKE_CHARS} characters at most")
+    return value
+
+
+def _in(entity: Entity, field: Field, value: object) -> Predicate:
+    return in_values(field.name, *_parse_members(entity, field, value, "$in"))
+
+
+def _not_in(entity: Entity, field: Field, value: object) -> Predicate:
+    """As `$ne` of each member; of none: every row."""
+    members, _ = _parse_members(entity, field, value, "$nin")
+    if members:
+        return InValues(field.name, members, is_negated=True)
+    return Not(IsNull(Column(field.name))) if value else TRUE
+
+
+def _parse_members(
+    entity: Entity, field: Field, value: object, operator: str
+) -> tuple[tuple[Any, ...], bool]:
+    """The members of a list but null, and whether it has a null."""
+    if not isinstance(value, list):
+        raise InvalidQuery(f"{operator} takes a list (field {field.name})")
+    if len(value) > limits.FILTER_VALUES:
+        raise LimitExceeded(
+            f"{operator} takes {limits.FILTER_VALUES} values at most, and {field.name} has "
+            f"{len(value)}"
+        )
+    members: list[Any] = [_parse_operand(entity, field, v) for v in value if v is not None]
+    if field.type is FieldType.FLOAT:
+        members = [m for m in map(exact_float, members) if m is not None]
+    return tuple(members), None in value
+
+
+def _exists(entity: Entity, field: Field, value: object) -> Predicate:
+    if not isinstance(value, bool):
+        raise InvalidQuery(f"$exists takes true or false (field {field.name})")
+    return Not(IsNull(Column(field.name))) if value else equal(field.name, None)
+
+
+_OPERATORS: Final[dict[str, Callable[[Entity, Field, object], Predicate]]] = {
+    "$not": _unequal,
+    "$ne": _unequal,
+    "$gt": _comparison(">"),
+    "$gte": _comparison(">="),
+    "$lt": _comparison("<"),
+    "$lte": _comparison("<="),
+    "$like": _like,
+    "$startsWith": _starts_with,
+    "$in": _in,
+    "$nin": _not_in,
+    "$exists": _exists,
+}
