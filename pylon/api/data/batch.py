@@ -1,8 +1,8 @@
 """Many operations in one request: a batch, each by itself, and a transaction, all or nothing
 (spec/http.md §3.8).
 
-Everybody may send both; the policy of its entity judges each operation. `pylon.api.data.operations`
-prepares and writes the operations; this module reads the two envelopes and makes the responses.
+Any caller may send both; the policy of its entity judges each operation. `operations` prepares
+and writes the operations; this module reads the two envelopes and makes the responses.
 
 In a transaction ``"$ref:<n>"`` stands for the id of the row that operation n (counted from 0, an
 insert and an earlier one) makes: as `id`, or as the value of a string or id(...) field.

@@ -48,7 +48,7 @@ class BatchBody(msgspec.Struct, frozen=True, kw_only=True):
         Meta(extra_json_schema={
             "items": {
                 "anyOf": [_OPERATION, {}],
-                "description": "What cannot be carried out is told of in its result",
+                "description": "An operation that cannot be executed has an error in its result",
             },
             "maxItems": limits.BATCH_OPS,
         }),
@@ -60,7 +60,7 @@ class BatchBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LinkBody(msgspec.Struct, frozen=True, kw_only=True):
-    """A row, one of its relations, and the row that the relation shall lead to."""
+    """A row, one of its relations, and the row to link."""
 
     entity: _SomeText
     id: _SomeText
@@ -69,7 +69,7 @@ class LinkBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnlinkBody(msgspec.Struct, frozen=True, kw_only=True):
-    """A row, and one of its relations to clear; of a to-many relation, the row at its end."""
+    """A row, and one of its relations to clear; a to-many relation needs target_id too."""
 
     entity: _SomeText
     id: _SomeText
@@ -79,7 +79,7 @@ class UnlinkBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImportBody(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows by entity, as an export answers them."""
+    """Rows by entity, as an export returns them."""
 
     # Each row is decoded when its turn comes: a document may have more values than one body.
     entities: dict[str, list[msgspec.Raw]]

@@ -7,8 +7,8 @@ unique value and id that a transaction tries and then undoes, since it leaves no
 above a rate gets 429 for all writes that could reveal more, whether they would fail or not. Admins
 read everything, so they are not counted; nor is any caller in dev mode.
 
-Invariants: a counted refusal has the same answer as any other. A write costs nothing more while no
-caller of this process was charged lately.
+Invariants: a counted refusal has the same response as any other. A write costs nothing more
+while no caller of this process was charged lately.
 Bounds: the rates `hidden-conflicts-…` and `undone-values-…`. Metric: pylon_hidden_conflicts_total.
 Log: `conflict.hidden_reported`. Called by the routes that write rows.
 """

@@ -46,12 +46,12 @@ class Export:
         entities: tuple[Entity, ...] = services.app.manifest.entities
         if entity is not None:
             entities = (entity_named(services.app, entity, auth),)
-        turns, who = services.turns, subject_of(req, services.requests)
+        turns, caller = services.turns, subject_of(req, services.requests)
         if JSON_LINES in req.env.get("HTTP_ACCEPT", ""):
             resp.content_type = JSON_LINES
-            resp.stream = turns.paced(self._lines(entities, who), who)
+            resp.stream = turns.paced(self._lines(entities, caller), caller)
         else:
-            resp.stream = turns.paced(self._document(entities, who), who)
+            resp.stream = turns.paced(self._document(entities, caller), caller)
 
     def _lines(self, entities: Iterable[Entity], caller: str) -> Iterator[bytes]:
         for entity in entities:

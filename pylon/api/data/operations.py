@@ -103,7 +103,7 @@ def prepare(
     entry: Entry[Op], app: App, auth: AuthContext, envelope: Envelope[Op], key: OpKey | None = None,
     references: References | None = None,
 ) -> None:
-    """Give the entry its write, or the error that says why it can have none.
+    """Set the `write` of the entry, or its `error` if it can have none.
 
     Raises:
         PylonError: status 429 or 503: the request as a whole may be sent again later.

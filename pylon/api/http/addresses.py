@@ -1,8 +1,10 @@
-"""Addresses: the URLs that clients are told (`GET /api/client-config`).
+"""The URLs and ports of the roles, for clients (`GET /api/client-config`).
 
-A PYLON_*_URL setting wins. Without one the URL is derived from the host that the client itself
-used, and the port of the role; behind a proxy that is a guess, which is why there are settings.
-A role that is switched off has no URL.
+A PYLON_*_URL setting wins. Without one the URL is made of the host that the client itself used and
+the port of the role. Behind a proxy that may be wrong: set the URLs there. A role that is switched
+off has no URL.
+
+Called by `pylon.api.admin.system`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from pylon.roles import ROLE_BY_NAME, ROLE_NAMES
 
 
 def client_config(config: Config, req: falcon.Request) -> dict[str, Any]:
-    """URLs and ports by role; None where the role is off."""
+    """Return the URLs and ports by role; None for a role that is off."""
     return {
         "urls": {role: url_of(config, role, req) for role in ROLE_NAMES},
         "ports": {
@@ -43,11 +45,11 @@ def _is_secure(config: Config, req: falcon.Request) -> bool:
     if config.trust_proxy_hops:
         scheme: str = req.env.get("HTTP_X_FORWARDED_PROTO", "")
         return scheme.rpartition(",")[2].strip() == "https"
-    return False  # we end no TLS ourselves
+    return False  # Pylon itself accepts no TLS
 
 
 def _host_only(host: str) -> str:
-    """The host without its port; an IPv6 address keeps its brackets."""
+    """Return the host without its port; an IPv6 address keeps its brackets."""
     if host.startswith("["):
         return host.partition("]")[0] + "]"
     return host.partition(":")[0]

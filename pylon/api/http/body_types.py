@@ -5,9 +5,9 @@ binds the struct to its faults. orjson decodes the JSON text after the scan of `
 `msgspec.convert` then checks the decoded value, which costs 0.2 to 0.5 us. `pylon.openapi.bodies`
 derives the schema of the OpenAPI document from the same struct.
 
-A struct ignores members that it does not declare, unless it forbids them, and takes null only
-where its type says so. A member of type `Any` has a meaning that a type cannot say: a row, a
-filter, a value of the user's. The resource checks it, and `extra_json_schema` describes it.
+A struct ignores members that it does not declare, unless it forbids them, and accepts null only
+where its type says so. A member of type `Any` is a value that no type describes: a row, a filter,
+data of the app. The resource checks it, and `extra_json_schema` describes it.
 
 Invariant: of several faults, the one that is declared first is reported, whatever the order of
 the text. Called by the resources of `pylon.api`.
@@ -43,7 +43,7 @@ class Refusal:
     Args:
         missing: the error where the member is absent, null or an empty text.
         wrong: the error of a value of another type; None: `missing` too.
-        expected: what the member takes, in words: ``<name> must be <expected>``.
+        expected: what the member accepts, in words: ``<name> must be <expected>``.
         text: the message of `missing`; None: ``<name> is required``.
         hint: the remedy.
         names_field: give the error the members `field`, and `expected` where it is set.
@@ -62,7 +62,7 @@ _PLAIN: Final = Refusal()
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """One member of a body. `max_chars`: the longest text; None: any."""
+    """One member of a body. `max_chars`: the longest text; None: no limit."""
 
     name: str
     type: Any
@@ -79,7 +79,7 @@ class BodyType(Generic[T]):
         example: a body, as the hint of an error shows it.
         noun: the body in words, for a struct that forbids further members.
         error: the error of a body that is no object, and of a member that is forbidden.
-        is_lenient: judge a body that is no object as an empty one.
+        is_lenient: treat a body that is no object as an empty object.
     """
 
     __slots__ = ("_error", "_example", "_is_lenient", "_is_strict", "_members", "_noun", "struct")
@@ -101,10 +101,10 @@ class BodyType(Generic[T]):
         )
 
     def convert(self, body: object) -> T:
-        """The typed body of a decoded JSON value.
+        """Return the typed body of a decoded JSON value.
 
         Raises:
-            PylonError: what the first member that does not fit declares.
+            PylonError: the error that the first member that does not fit declares.
         """
         try:
             return msgspec.convert(body, self.struct)
@@ -112,7 +112,7 @@ class BodyType(Generic[T]):
             return self._convert_members(body)
 
     def _convert_members(self, body: object) -> T:
-        """The same, member by member.
+        """Return the same, checked member by member.
 
         msgspec refuses a dict of which a key holds half of a surrogate pair, whether the struct
         declares the key or not; such a body passes here.

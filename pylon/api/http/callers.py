@@ -38,13 +38,13 @@ def caller_of(req: falcon.Request, services: RequestServices) -> Caller:
     caller: Caller | None = env.get("pylon.caller")
     if caller is not None:
         return caller
-    carried = (env.get("HTTP_AUTHORIZATION"), env.get("HTTP_COOKIE"))
-    if carried == (None, None):
+    credentials = (env.get("HTTP_AUTHORIZATION"), env.get("HTTP_COOKIE"))
+    if credentials == (None, None):
         caller = ANONYMOUS_CALLER
     else:
-        caller = services.session_cache.find(carried)
+        caller = services.session_cache.find(credentials)
         if caller is None:
-            caller = services.session_cache.look_up(carried, token_of(req, services))
+            caller = services.session_cache.look_up(credentials, token_of(req, services))
     env["pylon.caller"] = caller
     return caller
 

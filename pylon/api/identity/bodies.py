@@ -27,5 +27,5 @@ class MintSessionBody(msgspec.Struct, frozen=True, kw_only=True):
     ]
 
 
-# The wire answers a body that is no object like one without a user id.
+# On the wire a body that is no object is the same as one without a user id.
 MINT_SESSION: Final = BodyType(MintSessionBody, '{"user_id": "..."}', is_lenient=True)

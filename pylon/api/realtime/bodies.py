@@ -20,9 +20,9 @@ USER_ID_CHARS: Final = 200
 _RoomName = Annotated[
     str, Meta(min_length=1, max_length=limits.ROOM_NAME_CHARS), Refusal(MissingRoom)
 ]
-# A caller who is no admin may send any value here: `useRoom` does, and it is ignored.
+# Any type: `useRoom` always sends it, and the server ignores it unless the caller is admin.
 _ActingUser = Annotated[Any, Meta(
-    description="For admins: act for this user; of others it is ignored",
+    description="For admins: act for this user; ignored for all other callers",
     extra_json_schema={"anyOf": [
         {"type": "string", "minLength": 1, "maxLength": USER_ID_CHARS}, {"type": "null"},
     ]},
@@ -33,7 +33,7 @@ _Data = Annotated[
 
 
 class JoinBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The room to join, and what the others shall see of the member."""
+    """The room to join, and the data that the other members see."""
 
     room: _RoomName
     user_id: _ActingUser = None
@@ -48,7 +48,7 @@ class LeaveBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PresenceBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What the other members shall see of the member from now on."""
+    """A room, and the data that its other members see from now on."""
 
     room: _RoomName
     user_id: _ActingUser = None
@@ -79,11 +79,11 @@ class PublishBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MakeShardBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The shard to make, and what its kind is told of it."""
+    """The shard to make, and the parameters for its kind."""
 
     id: Annotated[
         str,
-        # The shards worker refuses a longer id: it knows the kinds.
+        # The shards worker checks the length, together with the kind.
         Meta(min_length=1, extra_json_schema={"maxLength": limits.SHARD_ID_CHARS}),
         Refusal(hint='Send {"id": "arena:42"}'),
     ]
@@ -109,16 +109,16 @@ class ShardInputBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MoveShardBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The worker that a shard shall live at."""
+    """The worker to move a shard to."""
 
     worker: Annotated[Any, Meta(
-        description="Its number, as text; null: where the shard's id says",
+        description="Its number, as text; null: the worker that the shard's id selects",
         extra_json_schema={"anyOf": [{"type": "string"}, {"type": "null"}]},
     )] = None
 
 
 class EnqueueBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What a match has to agree on."""
+    """The criteria that all players of a match must share."""
 
     criteria: Annotated[
         dict[str, Any],

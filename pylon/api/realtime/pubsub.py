@@ -60,8 +60,8 @@ class ChannelHistory:
     def on_get(self, req: falcon.Request, resp: falcon.Response, channel: str) -> None:
         _require_admin(self._services, req)
         _check_channel_name(channel)
-        asked = read_number(req, "limit")
-        limit = limits.CHANNEL_MESSAGES_DEFAULT if asked is None else asked
+        given = read_number(req, "limit")
+        limit = limits.CHANNEL_MESSAGES_DEFAULT if given is None else given
         command = GetHistory(channel, min(limit, limits.CHANNEL_MESSAGES_MAX))
         send_raw(resp, self._services.rooms.submit(command).body)
 

@@ -1,7 +1,7 @@
 """Request bodies of sync: a push and its changes, an update of a document (spec/http.md §3.9).
 
-A push carries out each change by itself, so no change can make the body as a whole unreadable:
-the members of `PushedChange` take any value, and `pylon.api.data.operations` checks them.
+A push executes each change by itself, so no change may make the whole body unreadable: the
+members of `PushedChange` accept any value, and `pylon.api.data.operations` checks them.
 
 Called by `pylon.api.sync.pull`; `pylon.openapi` derives their schemas.
 """
@@ -39,18 +39,18 @@ class PushedChange(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class PushBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The queue of a client."""
+    """The queued changes of a client."""
 
     changes: Annotated[
         list[Any],
         Meta(extra_json_schema={"items": {
             "anyOf": [{"$ref": "#/components/schemas/PushedChange"}, {}],
-            "description": "What cannot be carried out is told of in errors and results",
+            "description": "A change that cannot be executed has an entry in errors and results",
         }}),
         Refusal(InvalidJson, text="Invalid request body"),
     ]
     client_id: Annotated[Any, Meta(
-        description="Whose op_ids these are, where the caller has no user",
+        description="The scope of the op_ids, if the caller has no user",
     )] = None
 
 

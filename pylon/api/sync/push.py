@@ -1,9 +1,9 @@
-"""Push: a client's queued operations, carried out in order, each with its own outcome
+"""Push: a client's queued changes, executed in order, each with its own outcome
 (spec/realtime.md §1.5).
 
-Everybody may push; the policy of its entity judges each change. An op_id makes an operation
-happen once: its scope is the user, or the client where there is no user. A repetition is answered
-like the first time. An Idempotency-Key does the same for changes without an op_id.
+Any caller may push; the policy of its entity judges each change. An op_id makes a change happen
+once: its scope is the user, or the client of a caller without a user. A repetition gets the
+result of the first time. An Idempotency-Key does the same for changes without an op_id.
 
 `pylon.api.data.operations` writes the changes; this module reads the envelope of a push and makes
 its response.
