@@ -123,7 +123,7 @@ def test_a_token_that_a_stranger_tried_stays_good_for_its_owner() -> None:
 def test_a_token_ends_some_time_after_its_connection_and_its_memory_with_it() -> None:
     tokens = ReconnectTokens(SeededRandom(1), max_tokens=3)
     lost, kept = tokens.issue(seat(ADA)), tokens.issue(seat(ADA))
-    tokens.lose(lost, until_s=30.0)
+    tokens.start_expiry(lost, until_s=30.0)
     assert tokens.claim(lost, "sim:1", ADA, 30.0) is None
     assert len(tokens) == 1
     for _ in range(3):

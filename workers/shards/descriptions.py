@@ -1,4 +1,4 @@
-"""Shards as JSON: what the API, `pylonctl shards` and the matchmaker see of them."""
+"""Descriptions of shards as JSON, for the API, `pylonctl shards` and the matchmaker."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pylon.realtime.shard import Shard
 
 
 def description(shard: Shard, home: str) -> dict[str, Any]:
-    """``{"id","running","tick","subscribers","input_queue"}`` (spec/realtime.md §4.4), and for
-    eyes that may see it the worker, the seats, and why it has stopped."""
+    """Return a shard as a JSON object (spec/realtime.md §4.4).
+
+    The API shows `seats_taken`, `worker`, `stopped_because` and `traceback` to administrators only.
+    """
     found: dict[str, Any] = {
         "id": shard.id,
         "running": shard.running,
@@ -29,10 +31,10 @@ def description(shard: Shard, home: str) -> dict[str, Any]:
 
 
 def encoded(value: Any) -> bytes:
-    """An answer as JSON text."""
+    """Return a value as JSON text."""
     return msgspec.json.encode(value)
 
 
 def decoded(answer: bytes) -> Any:
-    """What `encoded` made."""
+    """Return the value of a JSON text."""
     return msgspec.json.decode(answer)

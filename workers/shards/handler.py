@@ -104,7 +104,7 @@ class ShardConnectionHandler:
         self._random = random
         self._subscribers: dict[Connection, Subscriber] = {}
 
-    # --- The acceptor's side -------------------------------------------------------------
+    # --- Calls of the acceptor -----------------------------------------------------------
 
     def open(
         self, request: Request, raw: RawSocket, early: bytes, *, on_main_port: bool
@@ -138,7 +138,7 @@ class ShardConnectionHandler:
         """Return the response for an error, with CORS: pages read event streams here."""
         return protocol.refusal(error, self._streams.cors)
 
-    # --- The transports' side ------------------------------------------------------------
+    # --- Calls of the transports ---------------------------------------------------------
 
     def on_message(self, connection: Connection, data: str | bytes) -> None:
         """Submit a client's message to its shard. Never blocks."""
@@ -155,11 +155,11 @@ class ShardConnectionHandler:
         shard, now_s = subscriber.shard, self._registry.now_s()
         if subscriber.seat_token is not None:
             keep_s = shard.kind.config.allow_reconnection_s
-            self._reconnect_tokens.lose(subscriber.seat_token, now_s + keep_s)
+            self._reconnect_tokens.start_expiry(subscriber.seat_token, now_s + keep_s)
         shard.unsubscribe(subscriber, now_s)
         self._registry.reschedule(shard)
 
-    # --- Within --------------------------------------------------------------------------
+    # --- Internals -----------------------------------------------------------------------
 
     def _passed_on(
         self, shard_id: str, request: Request, raw: RawSocket, early: bytes, *,
@@ -209,7 +209,7 @@ class ShardConnectionHandler:
                 ReconnectClaim(shard_id, sid, connection.caller, connection)
             )
             subscriber.seat_token = token
-            subscriber.tell(
+            subscriber.send_message(
                 {"type": "seat", "token": token, "sid": sid, "expires_in_s": keep_s}
             )
 

@@ -73,7 +73,7 @@ class ShardRegistry:
         self._unused: set[str] = set()  # made for a subscriber that is not admitted yet
         self._quota = ShardQuota(limiter)
         self._recording: dict[str, Recording] = {}
-        self._failure_told_s = -_FAILURE_EVERY_S
+        self._failure_logged_s = -_FAILURE_EVERY_S
         self.draining = False
         self.scheduler = Scheduler(clock, self._stepped)
         metrics.SHARDS.labels("running").set_function(
@@ -117,7 +117,7 @@ class ShardRegistry:
                 f'no such shard "{shard_id}"', hint="Shards of this kind are made by the server"
             )
         if self._quota.is_reached(subjects):
-            self._tidy()
+            self._drop_expired()
         self._quota.check(subjects)
         shard = self._make(kind, shard_id, {})
         self._unused.add(shard_id)
@@ -173,7 +173,7 @@ class ShardRegistry:
 
     def list_shards(self) -> list[Shard]:
         """Return every shard by id, those that have just stopped included."""
-        self._tidy()
+        self._drop_expired()
         return [self._shards[shard_id] for shard_id in sorted(self._shards)]
 
     def reschedule(self, shard: Shard) -> None:
@@ -248,7 +248,7 @@ class ShardRegistry:
             self.reschedule(shard)
         return self._state_writer.finish()
 
-    # --- Within --------------------------------------------------------------------------
+    # --- Internals -----------------------------------------------------------------------
 
     def _known(self, shard_id: str) -> Shard | None:
         until_s = self._ended.get(shard_id)
@@ -260,7 +260,7 @@ class ShardRegistry:
         if self.draining:
             raise Draining("This server is shutting down", hint="Connect again")
         if len(self._shards) >= limits.SHARDS:
-            self._tidy()
+            self._drop_expired()
         if len(self._shards) >= limits.SHARDS:
             raise SubscribeFailed(f"{limits.SHARDS} shards are here, and no more may be")
         # Reads of the store do not switch greenlets, so no other greenlet makes the same shard.
@@ -303,8 +303,9 @@ class ShardRegistry:
         if shard.running:
             if step is None or not step.ticked:
                 return
-            if step.failure is not None and self.now_s() >= self._failure_told_s + _FAILURE_EVERY_S:
-                self._failure_told_s = self.now_s()
+            is_due = self.now_s() >= self._failure_logged_s + _FAILURE_EVERY_S
+            if step.failure is not None and is_due:
+                self._failure_logged_s = self.now_s()
                 _log.error("shard.input_failed", shard=shard.id, traceback=step.failure)
             every = shard.kind.config.save_every_ticks
             if not every or shard.tick % every or self._save(shard):
@@ -348,7 +349,7 @@ class ShardRegistry:
         self._unused.discard(shard_id)
         self._quota.remove(shard_id)
 
-    def _tidy(self) -> None:
+    def _drop_expired(self) -> None:
         now_s = self.now_s()
         for shard_id in [each for each, until_s in self._ended.items() if until_s <= now_s]:
             self._forget(shard_id)

@@ -68,8 +68,11 @@ class ShardRpcHandlers:
                 was = registry.move(command.shard_id, command.home, SERVICE_RESTART, "moved")
                 return {"released": was}
         matchmaking = self._matchmaking
-        if matchmaking is None:  # two processes count the workers differently: a mixed-up start
-            raise Unavailable("The matchmaker is not here", hint="Restart the server")
+        if matchmaking is None:  # the sender counts another number of shards workers
+            raise Unavailable(
+                f"Shards worker {self._worker} does not run the matchmaker",
+                hint="Restart the server, so that all processes count the same shards workers",
+            )
         match command:
             case Enqueue():
                 return matchmaking.enqueue(command.player, command.criteria)

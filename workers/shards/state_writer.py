@@ -1,12 +1,12 @@
-"""The keeper: the states of shards on their way to the writer.
+"""Write-behind of shard states: one pending change for each shard, sent to the writer in order.
 
-Of a shard only its last state counts, so a newer one takes the place of one that waits. What the
-writer does not take now (it restarts, its queue is full) is sent again every
-`limits.SHARD_SAVE_RETRY_S`; what it refuses for good is logged and given up.
+Only the newest state of a shard counts, so a newer change replaces the pending one. The state
+writer retries a change every `limits.SHARD_SAVE_RETRY_S` while the writer is away or its queue is
+full. It logs and drops a change that the writer refuses for good.
 
-Invariants: writes about one shard reach the writer in order, one at a time, and what waits is
-what `pending` answers: a shard that is made again meanwhile goes on from it. At most one state
-waits for each shard id. Called by `workers.shards.registry`.
+Invariants: the writer receives the changes of one shard one at a time and in order. `pending`
+returns the change that is not known to be written, so a shard that is made again continues from it.
+Bound: one pending change for each shard id. Called by `workers.shards.registry`.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ _log = log.get_logger("shards")
 
 
 class Change(msgspec.Struct, frozen=True):
-    """What the store is to know of a shard from now on."""
+    """A change of one shard's row in the store."""
 
     shard_id: str
-    saved: Saved | None  # None: nothing
-    keeps: bool = True  # whether its row stays as it is where `saved` is None
+    saved: Saved | None  # the new state; None: no new state
+    keeps: bool = True  # without a new state: whether the stored state stays
     moves: bool = False
-    home: str | None = None  # with `moves`: where it lives
+    home: str | None = None  # with `moves`: the worker that the shard belongs to
 
     def ops(self) -> list[WriteOp]:
-        """The writes, in order.
+        """Return the write operations, in order.
 
         Raises:
-            LimitExceeded: the state is too large.
+            LimitExceeded: the state is larger than `limits.SHARD_STATE_BYTES`.
         """
         ops: list[WriteOp] = []
         if self.saved is not None:
@@ -64,22 +64,22 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class ShardStateWriter:
-    """Writes what is to be kept, in the background."""
+    """Writes shard states in the background: one greenlet for each shard with a pending change."""
 
     def __init__(self, writer: WriterClient) -> None:
         self._writer = writer
-        self._waiting: dict[str, Change] = {}  # what of each is not known to be written
+        self._waiting: dict[str, Change] = {}  # by shard id: not known to be written
         self._greenlets: dict[str, gevent.Greenlet] = {}
-        # Others of this process write too, and have a share of what may be in flight.
+        # States may take a quarter of the writes in flight; inputs and matches need the rest.
         self._share = BoundedSemaphore(limits.WRITES_IN_FLIGHT // 4)
-        self.closing = False  # at the drain nothing is tried again
+        self.closing = False  # a draining process retries nothing
 
     def pending(self, shard_id: str) -> Change | None:
-        """What waits to be written of a shard."""
+        """Return the change of a shard that is not known to be written."""
         return self._waiting.get(shard_id)
 
     def put(self, change: Change) -> None:
-        """Write this, in place of what waits of the same shard. A move that waits stays."""
+        """Queue a change. It replaces the pending change of the same shard, but keeps its move."""
         waiting = self._waiting.get(change.shard_id)
         if waiting is not None and waiting.moves and not change.moves:
             change = msgspec.structs.replace(change, moves=True, home=waiting.home)
@@ -88,10 +88,10 @@ class ShardStateWriter:
             self._greenlets[change.shard_id] = gevent.spawn(self._write, change.shard_id)
 
     def settle(self, shard_id: str) -> None:
-        """Wait until nothing of a shard waits any more.
+        """Wait until a shard has no pending change.
 
         Raises:
-            Unavailable: it takes longer than `limits.CALL_TIMEOUT_S`; it goes on.
+            Unavailable: after `limits.CALL_TIMEOUT_S`; the change stays pending.
         """
         greenlet = self._greenlets.get(shard_id)
         if greenlet is not None:
@@ -100,7 +100,7 @@ class ShardStateWriter:
             raise Unavailable("The writer does not answer", hint="It is tried again; look later")
 
     def finish(self) -> int:
-        """Write all that waits, once; how many could not be."""
+        """Try each pending change once more; return the number that could not be written."""
         self.closing = True
         gevent.joinall(list(self._greenlets.values()))
         return len(self._waiting)
@@ -119,7 +119,7 @@ class ShardStateWriter:
             del self._greenlets[shard_id]
 
     def _write_once(self, change: Change) -> bool:
-        """Whether there is nothing more to do about it."""
+        """Send a change; return whether it is done, so that no retry follows."""
         try:
             with self._share:
                 errors = self._errors(change.ops())

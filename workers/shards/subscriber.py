@@ -1,8 +1,9 @@
 """A connection as a subscriber of a shard (`pylon.realtime.shard.Sink`), and its frames.
 
-On a WebSocket a snapshot is a binary frame, eight bytes of tick number (big-endian) and the
-payload, and everything else is text (spec/realtime.md §4.2). On an event stream it is a block
-with the tick as its id.
+On a WebSocket a snapshot is a binary frame: the tick number in eight bytes (big-endian), then the
+payload. All other messages are text frames (spec/realtime.md §4.2). On an event stream a snapshot
+is an event with the tick as its id. Called by `workers.shards.handler`; the shard calls `Sink`'s
+methods.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class WebSocketWire:
         self.format = format
 
     def frame(self, tick: int, payload: bytes) -> bytes:
-        """A binary frame."""
+        """Return a binary frame."""
         return frames.encode(frames.BINARY, tick.to_bytes(8, "big") + payload)
 
 
@@ -40,7 +41,7 @@ class StreamWire:
     format = Format.JSON
 
     def frame(self, tick: int, payload: bytes) -> bytes:
-        """A block with an id, so that `Last-Event-ID` is a tick."""
+        """Return an event whose id is the tick, so that `Last-Event-ID` names a tick."""
         return b"id: %d\ndata: %b\n\n" % (tick, payload)
 
 
@@ -49,7 +50,7 @@ STREAM: Final[Wire] = StreamWire()
 
 
 class _Message(msgspec.Struct):
-    """What a client sends (spec/realtime.md §4.2)."""
+    """An input of a client (spec/realtime.md §4.2)."""
 
     input: msgspec.Raw
     client_seq: Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
@@ -64,7 +65,7 @@ _MESSAGES: Final[
 
 
 class Subscriber:
-    """One connection, from its entry into a shard to its end."""
+    """One connection that is subscribed to one shard."""
 
     __slots__ = (
         "_held", "acks", "auth", "connection", "delta", "seat_token", "shard", "sid", "skip_to",
@@ -77,12 +78,12 @@ class Subscriber:
     ) -> None:
         """
         Args:
-            skip_to: the client has seen this tick, and wants newer ones only.
-            holds: send nothing before `begin`.
+            skip_to: the last tick that the client has seen; older snapshots are not sent.
+            holds: buffer all frames until `begin`.
         """
         self._held: list[bytes] | None = [] if holds else None
         self.connection = connection
-        self.seat_token: str | None = None  # where its place is kept after the connection
+        self.seat_token: str | None = None  # reconnect token, if the kind issues them
         self.shard = shard
         self.sid = sid
         self.auth: AuthContext = connection.caller.auth
@@ -101,16 +102,16 @@ class Subscriber:
             self.connection.send(frame)
 
     def begin(self, preamble: bytes) -> None:
-        """Send the greeting, and what was held behind it."""
+        """Send the preamble of an event stream, then the buffered frames."""
         held, self._held = self._held or [], None
         self.connection.send(preamble + b"".join(held), 1 + len(held))
 
     def reject(self, client_seq: int | None, reason: str) -> None:
-        """`Sink.reject`: a text frame, which clients that do not know it ignore."""
-        self.tell({"type": "input-rejected", "client_seq": client_seq, "reason": reason})
+        """Send `Sink.reject`'s refusal as a text frame, which older clients ignore."""
+        self.send_message({"type": "input-rejected", "client_seq": client_seq, "reason": reason})
 
-    def tell(self, message: dict[str, Any]) -> None:
-        """Send a message that is no snapshot; on event streams there are none."""
+    def send_message(self, message: dict[str, Any]) -> None:
+        """Send a text message. Event streams carry snapshots only, so they get none."""
         if self.wire is not STREAM:
             self.connection.send(frames.encode(frames.TEXT, msgspec.json.encode(message)))
 
@@ -121,7 +122,7 @@ class Subscriber:
         self.connection.close(code, reason, awaits_peer=self.wire is not STREAM)
 
     def on_message(self, data: str | bytes, now_s: float) -> None:
-        """The client has sent an input. A refusal is told, and ends nothing."""
+        """Submit an input of the client. The client receives a refusal; the connection stays."""
         form = self.wire.format if isinstance(data, bytes) else Format.JSON
         client_seq = None
         try:
