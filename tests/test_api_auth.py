@@ -12,7 +12,7 @@ from pylon import limits
 from pylon.auth.tokens import new_session_token, session_id_of
 from pylon.bus.messages import SessionRevoked
 from pylon.storage.ops import DropSession, PutSession
-from tests.support.writer import ADMIN_TOKEN, Server, running
+from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 
 MANIFEST: dict[str, Any] = {
     "manifest_version": 1, "name": "My App", "version": "1.0.0",
@@ -32,12 +32,12 @@ ORIGIN = {"Origin": "http://localhost:3000"}
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with running(tmp_path, MANIFEST) as made:
+def server(tmp_path: Path) -> Iterator[ApiStage]:
+    with serve_api(tmp_path, MANIFEST) as made:
         yield made
 
 
-def test_a_browser_gets_a_cookie_that_signs_it_in(server: Server) -> None:
+def test_a_browser_gets_a_cookie_that_signs_it_in(server: ApiStage) -> None:
     answer = server.call("POST", "/api/auth/guest", headers=ORIGIN)
     token = answer.json["token"]
     assert answer.headers["set-cookie"] == (
@@ -49,7 +49,7 @@ def test_a_browser_gets_a_cookie_that_signs_it_in(server: Server) -> None:
     )
 
 
-def test_a_cookie_counts_only_without_a_bearer_and_from_our_pages(server: Server) -> None:
+def test_a_cookie_counts_only_without_a_bearer_and_from_our_pages(server: ApiStage) -> None:
     cookie = {"Cookie": f"My_App_session={server.user('u1')}"}
     for header in ("Bearer pylon_nonsense", "Bearer "):
         answer = server.call("GET", "/api/auth/me", headers={**cookie, "Authorization": header})
@@ -59,13 +59,13 @@ def test_a_cookie_counts_only_without_a_bearer_and_from_our_pages(server: Server
     assert server.call("GET", "/api/auth/me", headers=cookie).json["user_id"] == "u1"
 
 
-def test_the_admin_token_counts_in_the_header_only(server: Server) -> None:
+def test_the_admin_token_counts_in_the_header_only(server: ApiStage) -> None:
     cookie = {"Cookie": f"My_App_session={ADMIN_TOKEN}"}
     assert server.call("GET", "/api/auth/me", token=ADMIN_TOKEN).json["is_admin"]
     assert not server.call("GET", "/api/auth/me", headers=cookie).json["is_admin"]
 
 
-def test_only_the_hash_of_a_token_leaves_the_worker(server: Server, tmp_path: Path) -> None:
+def test_only_the_hash_of_a_token_leaves_the_worker(server: ApiStage, tmp_path: Path) -> None:
     token = server.guest()
     put = next(op for op in server.writer.seen if isinstance(op, PutSession))
     assert put.session_id == session_id_of(token)
@@ -74,7 +74,7 @@ def test_only_the_hash_of_a_token_leaves_the_worker(server: Server, tmp_path: Pa
     assert all(secret not in path.read_bytes() for path in tmp_path.iterdir())
 
 
-def test_sessions_end_at_their_time(server: Server) -> None:
+def test_sessions_end_at_their_time(server: ApiStage) -> None:
     token = server.user("u1")
     server.clock.advance(3599)
     assert server.call("GET", "/api/auth/me", token=token).json["user_id"] == "u1"
@@ -85,7 +85,7 @@ def test_sessions_end_at_their_time(server: Server) -> None:
     )
 
 
-def test_refresh_changes_the_token_and_keeps_the_rest(server: Server) -> None:
+def test_refresh_changes_the_token_and_keeps_the_rest(server: ApiStage) -> None:
     old = server.guest()
     me = server.call("GET", "/api/auth/me", token=old).json
     answer = server.call("POST", "/api/auth/refresh", token=old, headers=ORIGIN)
@@ -97,7 +97,7 @@ def test_refresh_changes_the_token_and_keeps_the_rest(server: Server) -> None:
     assert server.signals == [SessionRevoked(session_id_of(old))]
 
 
-def test_logout_ends_the_session_and_tells_the_hubs(server: Server) -> None:
+def test_logout_ends_the_session_and_tells_the_hubs(server: ApiStage) -> None:
     token = server.user("u1")
     other = server.user("u1")
     answer = server.call("DELETE", "/api/auth/session", token=token)
@@ -109,7 +109,7 @@ def test_logout_ends_the_session_and_tells_the_hubs(server: Server) -> None:
     assert DropSession(session_id_of(token)) in server.writer.seen
 
 
-def test_the_session_shows_the_user_without_what_is_hidden(server: Server) -> None:
+def test_the_session_shows_the_user_without_what_is_hidden(server: ApiStage) -> None:
     body = {"email": "a@b.c", "passwordHash": "x", "phone": "1"}
     user_id = server.call("POST", "/api/entities/User", body, ADMIN_TOKEN).json["id"]
     answer = server.call("GET", "/api/auth/session", token=server.user(user_id)).json
@@ -119,20 +119,20 @@ def test_the_session_shows_the_user_without_what_is_hidden(server: Server) -> No
 
 
 def test_in_dev_mode_anybody_may_mint_a_session(tmp_path: Path) -> None:
-    with running(tmp_path, MANIFEST, {"PYLON_DEV_MODE": "true"}) as server:
+    with serve_api(tmp_path, MANIFEST, {"PYLON_DEV_MODE": "true"}) as server:
         answer = server.call("POST", "/api/auth/session", {"user_id": "u9"})
         assert answer.status_code == 201
         token = answer.json["token"]
         assert server.call("GET", "/api/auth/me", token=token).json["user_id"] == "u9"
 
 
-def test_user_ids_have_a_bound(server: Server) -> None:
+def test_user_ids_have_a_bound(server: ApiStage) -> None:
     for user_id in ("x" * 201, 7, ["a"]):
         answer = server.call("POST", "/api/auth/session", {"user_id": user_id}, ADMIN_TOKEN)
         assert answer.json["error"]["code"] == "INVALID_DATA"
 
 
-def test_a_revoked_session_is_dead_within_a_second_even_if_nobody_tells(server: Server) -> None:
+def test_a_revoked_session_is_dead_within_a_second_even_if_nobody_tells(server: ApiStage) -> None:
     guest = server.call("POST", "/api/auth/guest").json
     token, session_id = guest["token"], session_id_of(guest["token"])
 
@@ -147,7 +147,7 @@ def test_a_revoked_session_is_dead_within_a_second_even_if_nobody_tells(server: 
     assert user_id() is None
 
 
-def test_a_session_that_ends_is_not_remembered_beyond_its_end(server: Server) -> None:
+def test_a_session_that_ends_is_not_remembered_beyond_its_end(server: ApiStage) -> None:
     token = new_session_token(server.services.requests.app.random)
     now_s = server.clock.wall_ns() // 10**9
     server.writer.submit(PutSession(

@@ -10,9 +10,9 @@ import pytest
 
 from pylon import limits
 from pylon.storage.ops import OpenDocument
+from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.documents import LoroClient
 from tests.support.manifests import field, notes_app
-from tests.support.writer import ADMIN_TOKEN, Server, running
 
 
 def app() -> dict[str, Any]:
@@ -22,33 +22,33 @@ def app() -> dict[str, Any]:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with running(tmp_path, app()) as server:
+def server(tmp_path: Path) -> Iterator[ApiStage]:
+    with serve_api(tmp_path, app()) as server:
         yield server
 
 
 @pytest.fixture
-def row_id(server: Server) -> str:
+def row_id(server: ApiStage) -> str:
     note = {"title": "t", "ownerId": "ada", "shared": True, "body": "hello"}
     made = server.call("POST", "/api/entities/Note", note, ADMIN_TOKEN)
     assert made.status_code == 201, made.text
     return str(made.json["id"])
 
 
-def client_of(server: Server, row_id: str) -> LoroClient:
+def client_of(server: ApiStage, row_id: str) -> LoroClient:
     server.writer.submit(OpenDocument("Note", row_id))
     stored = server.services.data.store.point(lambda reader: reader.document("Note", row_id))
     assert stored is not None
     return LoroClient(stored.snapshot, *stored.updates)
 
 
-def refused(server: Server, path: str, body: Any, token: str | None) -> tuple[int, str]:
+def refused(server: ApiStage, path: str, body: Any, token: str | None) -> tuple[int, str]:
     answer = server.call("POST", path, body, token)
     return answer.status_code, answer.json["error"]["code"]
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_push_is_merged_into_the_row(server: Server, row_id: str) -> None:
+def test_a_push_is_merged_into_the_row(server: ApiStage, row_id: str) -> None:
     client = client_of(server, row_id)
     client.text("body").insert(5, " world")
     path, ada = f"/api/crdt/Note/{row_id}", server.user("ada")
@@ -63,7 +63,7 @@ def test_a_push_is_merged_into_the_row(server: Server, row_id: str) -> None:
 
 
 @pytest.mark.usefixtures("processes")
-def test_the_path_is_decoded(server: Server, row_id: str) -> None:
+def test_the_path_is_decoded(server: ApiStage, row_id: str) -> None:
     client = client_of(server, row_id)
     client.text("body").insert(0, "x")
     encoded = "".join(f"%{ord(c):02X}" for c in row_id)
@@ -96,7 +96,7 @@ def test_the_path_is_decoded(server: Server, row_id: str) -> None:
 ])
 @pytest.mark.usefixtures("processes")
 def test_what_is_refused(
-    server: Server, row_id: str, path: str, body: Any, token: str | None,
+    server: ApiStage, row_id: str, path: str, body: Any, token: str | None,
     expected: tuple[int, str],
 ) -> None:
     assert refused(server, f"/api/crdt/{path.format(id=row_id)}", body, token) == expected
@@ -106,7 +106,7 @@ def test_what_is_refused(
 
 
 @pytest.mark.usefixtures("processes")
-def test_who_may_not(server: Server, row_id: str) -> None:
+def test_who_may_not(server: ApiStage, row_id: str) -> None:
     client = client_of(server, row_id)
     client.text("body").insert(0, "x")
     body = {"update": client.update().hex()}
@@ -118,6 +118,6 @@ def test_who_may_not(server: Server, row_id: str) -> None:
     assert server.call("POST", path, body, server.user("ada")).status_code == 200
 
 
-def test_other_methods(server: Server, row_id: str) -> None:
+def test_other_methods(server: ApiStage, row_id: str) -> None:
     answer = server.call("GET", f"/api/crdt/Note/{row_id}", token=ADMIN_TOKEN)
     assert answer.status_code == 405 and "POST" in answer.headers["allow"]

@@ -12,17 +12,17 @@ import pytest
 
 from pylon import limits, metrics
 from pylon.errors import InternalError, WriteQueueFull
-from tests.support.writer import ADMIN_TOKEN, METRICS_TOKEN, Server, running
+from tests.support.api import ADMIN_TOKEN, METRICS_TOKEN, ApiStage, serve_api
 from tests.test_api_sync import MANIFEST
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with running(tmp_path, MANIFEST) as made:
+def server(tmp_path: Path) -> Iterator[ApiStage]:
+    with serve_api(tmp_path, MANIFEST) as made:
         yield made
 
 
-def test_a_request_id_is_taken_over_or_made(server: Server) -> None:
+def test_a_request_id_is_taken_over_or_made(server: ApiStage) -> None:
     given = server.call("GET", "/api/auth/me", headers={"X-Request-Id": "trace-1.a_B"})
     assert given.headers["x-request-id"] == "trace-1.a_B"
     for bad in ("a b", "x" * 129, "é", "a\tb", ""):
@@ -35,7 +35,7 @@ def test_a_request_id_is_taken_over_or_made(server: Server) -> None:
     RuntimeError("secret detail"), InternalError("secret detail"),
 ], ids=["unexpected", "of the writer"])
 def test_a_defect_shows_no_details(
-    server: Server, monkeypatch: pytest.MonkeyPatch, error: Exception, capfd: Any
+    server: ApiStage, monkeypatch: pytest.MonkeyPatch, error: Exception, capfd: Any
 ) -> None:
     def broken(op: object) -> None:
         raise error
@@ -51,7 +51,7 @@ def test_a_defect_shows_no_details(
 
 
 def test_a_full_queue_says_when_to_try_again(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ApiStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(op: object) -> None:
         raise WriteQueueFull("full")
@@ -62,7 +62,7 @@ def test_a_full_queue_says_when_to_try_again(
     assert answer.headers["retry-after"] == "1"
 
 
-def test_a_body_over_the_limit_is_refused_by_its_length(server: Server) -> None:
+def test_a_body_over_the_limit_is_refused_by_its_length(server: ApiStage) -> None:
     answer = server.call(
         "POST", "/api/entities/Note", b"{}", headers={"Content-Length": "11534418"}
     )
@@ -73,14 +73,14 @@ def test_a_body_over_the_limit_is_refused_by_its_length(server: Server) -> None:
     }}
 
 
-def test_a_body_that_is_cut_short_is_not_json(server: Server) -> None:
+def test_a_body_that_is_cut_short_is_not_json(server: ApiStage) -> None:
     answer = server.call(
         "POST", "/api/entities/Note", b'{"text":"x"}', headers={"Content-Length": "13"}
     )
     assert answer.json["error"]["code"] == "INVALID_JSON"
 
 
-def test_bodies_are_json_whatever_their_type_says(server: Server) -> None:
+def test_bodies_are_json_whatever_their_type_says(server: ApiStage) -> None:
     answer = server.call(
         "POST", "/api/entities/Note", b'{"text":"x"}',
         headers={"Content-Type": "application/x-www-form-urlencoded"},
@@ -92,7 +92,7 @@ def test_bodies_are_json_whatever_their_type_says(server: Server) -> None:
     "/health", "/livez", "/readyz", "/api/auth/me", "/api/entities/Note",
     "/api/entities/Note/x", "/api/sync/pull", "/api/manifest", "/api/client-config", "/nope",
 ])
-def test_head_answers_like_get_without_a_body(server: Server, target: str) -> None:
+def test_head_answers_like_get_without_a_body(server: ApiStage, target: str) -> None:
     got, head = server.call("GET", target), server.call("HEAD", target)
     assert head.status_code == got.status_code
     assert head.content == b""
@@ -107,11 +107,11 @@ def test_head_answers_like_get_without_a_body(server: Server, target: str) -> No
     "/api/lookup/Note/text/%ed%a0%80", "/api/sync/pull?since=%ff", "/api/entities/Note/",
     "/api/entities//", "/api/entities/Note?limit=%00", "/api/entities/Note/%2e%2e%2f",
 ])
-def test_strange_paths_never_break_anything(server: Server, path: str) -> None:
+def test_strange_paths_never_break_anything(server: ApiStage, path: str) -> None:
     assert server.call("GET", path).status_code in (200, 400, 403, 404)
 
 
-def test_requests_are_counted_by_template_and_probes_are_not(server: Server) -> None:
+def test_requests_are_counted_by_template_and_probes_are_not(server: ApiStage) -> None:
     def counted(route: str, status: str = "200") -> float:
         return sum(
             sample.value for sample in metrics.HTTP_REQUESTS.samples()
@@ -129,7 +129,7 @@ def test_requests_are_counted_by_template_and_probes_are_not(server: Server) -> 
     assert counted("/health") == before[2] == 0
 
 
-def test_readiness_needs_every_role_and_a_fresh_report(server: Server) -> None:
+def test_readiness_needs_every_role_and_a_fresh_report(server: ApiStage) -> None:
     server.ready(http=(2, 2), ws=(1, 1))
     assert server.call("GET", "/readyz").json["status"] == "ready"
     server.ready(http=(2, 1), ws=(1, 1))
@@ -144,7 +144,7 @@ def test_readiness_needs_every_role_and_a_fresh_report(server: Server) -> None:
     assert checks["supervisor"] == {"ok": False, "problem": "last report 6 s ago"}
 
 
-def test_clients_are_told_where_the_other_ports_are(server: Server) -> None:
+def test_clients_are_told_where_the_other_ports_are(server: ApiStage) -> None:
     answer = server.call("GET", "/api/client-config", headers={"Host": "app.local:4321"})
     assert answer.json == {
         "name": "sync", "version": "1.0.0",
@@ -161,7 +161,7 @@ def test_settings_and_switched_off_roles_show_in_the_addresses(tmp_path: Path) -
         "PYLON_PUBLIC_URL": "https://api.example.com", "PYLON_WS_URL": "wss://api.example.com/ws",
         "PYLON_SSE_WORKERS": "0", "PYLON_TRUST_PROXY_HOPS": "1",
     }
-    with running(tmp_path, MANIFEST, environ) as server:
+    with serve_api(tmp_path, MANIFEST, environ) as server:
         answer = server.call("GET", "/api/client-config", headers={
             "Host": "[::1]:80", "X-Forwarded-Proto": "https",
         })
@@ -172,7 +172,7 @@ def test_settings_and_switched_off_roles_show_in_the_addresses(tmp_path: Path) -
         assert answer.json["ports"]["sse"] is None
 
 
-def test_rules_show_in_the_manifest_to_admins_only(server: Server) -> None:
+def test_rules_show_in_the_manifest_to_admins_only(server: ApiStage) -> None:
     assert "allowWrite" not in server.call("GET", "/api/manifest?full=1").text
     assert "allowWrite" not in server.call("GET", "/api/manifest", token=ADMIN_TOKEN).text
     full = server.call("GET", "/api/manifest?full=1", token=ADMIN_TOKEN)
@@ -180,7 +180,7 @@ def test_rules_show_in_the_manifest_to_admins_only(server: Server) -> None:
     assert server.call("GET", "/api/manifest").json["entities"][0]["name"] == "Note"
 
 
-def test_the_metrics_token_reads_metrics_and_nothing_else(server: Server) -> None:
+def test_the_metrics_token_reads_metrics_and_nothing_else(server: ApiStage) -> None:
     # 503: past the gate; there is no supervisor here to answer.
     assert server.call("GET", "/metrics", token=METRICS_TOKEN).status_code == 503
     assert server.call("GET", "/metrics", token=ADMIN_TOKEN).status_code == 503
@@ -189,7 +189,7 @@ def test_the_metrics_token_reads_metrics_and_nothing_else(server: Server) -> Non
 
 def test_reset_needs_memory_dev_mode_and_this_machine(tmp_path: Path) -> None:
     environ = {"PYLON_DEV_MODE": "1", "PYLON_IN_MEMORY": "1"}
-    with running(tmp_path, MANIFEST, environ) as server:
+    with serve_api(tmp_path, MANIFEST, environ) as server:
         server.call("POST", "/api/entities/Note", {"text": "x"})
         target = "/api/__test__/reset"
         for more in ({"headers": {"X-Forwarded-For": "127.0.0.1"}}, {"remote_addr": "10.0.0.9"}):
@@ -200,14 +200,14 @@ def test_reset_needs_memory_dev_mode_and_this_machine(tmp_path: Path) -> None:
 
 
 def test_reset_is_refused_for_a_database_file(tmp_path: Path) -> None:
-    with running(tmp_path, MANIFEST, {"PYLON_DEV_MODE": "1"}) as server:
+    with serve_api(tmp_path, MANIFEST, {"PYLON_DEV_MODE": "1"}) as server:
         answer = server.call("POST", "/api/__test__/reset")
         assert answer.status_code == 403
         assert "PYLON_IN_MEMORY" in answer.json["error"]["hint"]
 
 
 def test_a_list_may_not_ask_for_more_than_the_setting(tmp_path: Path) -> None:
-    with running(tmp_path, MANIFEST, {"PYLON_LIST_LIMIT": "2"}) as server:
+    with serve_api(tmp_path, MANIFEST, {"PYLON_LIST_LIMIT": "2"}) as server:
         for _ in range(3):
             server.call("POST", "/api/entities/Note", {"text": "x"})
         listed = server.call("GET", "/api/entities/Note").json
@@ -226,7 +226,7 @@ class NeverArrives(io.BytesIO):
 
 
 def test_a_body_that_does_not_arrive_is_given_up(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ApiStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "HTTP_REQUEST_S", 0.01)
     answer = server.call(
@@ -238,7 +238,7 @@ def test_a_body_that_does_not_arrive_is_given_up(
 
 
 def test_slow_requests_are_logged(
-    server: Server, monkeypatch: pytest.MonkeyPatch, capfd: Any
+    server: ApiStage, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     real = server.writer.submit
 

@@ -10,8 +10,8 @@ from urllib.parse import quote
 import pytest
 
 from pylon.storage.ops import OpenDocument
+from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.documents import LoroClient
-from tests.support.writer import ADMIN_TOKEN, Server, running
 from tests.support.wsgi import Lines, ask
 from tests.test_api_crdt import app
 
@@ -21,24 +21,24 @@ NOTE = {"title": "t", "ownerId": "ada", "shared": True, "body": "hello"}
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with running(tmp_path, app()) as made:
+def server(tmp_path: Path) -> Iterator[ApiStage]:
+    with serve_api(tmp_path, app()) as made:
         yield made
 
 
-def put(server: Server, *row_ids: str) -> None:
+def put(server: ApiStage, *row_ids: str) -> None:
     rows = [{"id": row_id, **NOTE} for row_id in row_ids]
     answer = server.call("POST", "/api/import", {"entities": {"Note": rows}}, ADMIN_TOKEN)
     assert answer.status_code == 200, answer.text
 
 
-def asked(server: Server, method: str, path: str, body: object = None) -> Lines:
+def asked(server: ApiStage, method: str, path: str, body: object = None) -> Lines:
     raw = b"" if body is None else json.dumps(body).encode()
     return ask(server, method, path, raw, [ADMIN])
 
 
 @pytest.mark.parametrize("row_id", IDS)
-def test_a_row_is_addressed_by_its_encoded_id(server: Server, row_id: str) -> None:
+def test_a_row_is_addressed_by_its_encoded_id(server: ApiStage, row_id: str) -> None:
     put(server, row_id, "other")
     path = f"/api/entities/Note/{quote(row_id, safe='')}"
     got = asked(server, "GET", path)
@@ -51,7 +51,7 @@ def test_a_row_is_addressed_by_its_encoded_id(server: Server, row_id: str) -> No
     assert asked(server, "GET", path).status == 404
 
 
-def test_a_row_with_the_id_of_the_page_route_is_changed_and_deleted(server: Server) -> None:
+def test_a_row_with_the_id_of_the_page_route_is_changed_and_deleted(server: ApiStage) -> None:
     put(server, "cursor")
     path = "/api/entities/Note/cursor"
     assert asked(server, "PATCH", path, {"title": "changed"}).status == 200
@@ -61,12 +61,12 @@ def test_a_row_with_the_id_of_the_page_route_is_changed_and_deleted(server: Serv
     assert asked(server, "DELETE", path).status == 404
 
 
-def test_small_letters_in_the_escape_mean_the_same(server: Server) -> None:
+def test_small_letters_in_the_escape_mean_the_same(server: ApiStage) -> None:
     put(server, "a/b")
     assert asked(server, "GET", "/api/entities/Note/a%2fb").status == 200
 
 
-def test_a_slash_that_is_not_encoded_is_another_path(server: Server) -> None:
+def test_a_slash_that_is_not_encoded_is_another_path(server: ApiStage) -> None:
     put(server, "a/b")
     assert asked(server, "GET", "/api/entities/Note/a/b").status == 404
     # An encoded slash parts no segments: these are no entities.
@@ -75,7 +75,7 @@ def test_a_slash_that_is_not_encoded_is_another_path(server: Server) -> None:
 
 
 @pytest.mark.usefixtures("processes")
-def test_documents_and_lookups_take_such_ids_too(server: Server) -> None:
+def test_documents_and_lookups_take_such_ids_too(server: ApiStage) -> None:
     put(server, "a/b")
     server.writer.submit(OpenDocument("Note", "a/b"))
     stored = server.services.data.store.point(lambda reader: reader.document("Note", "a/b"))
@@ -90,7 +90,7 @@ def test_documents_and_lookups_take_such_ids_too(server: Server) -> None:
         assert asked(server, "GET", path).status == 200
 
 
-def test_rooms_and_shards_take_such_ids_too(server: Server) -> None:
+def test_rooms_and_shards_take_such_ids_too(server: ApiStage) -> None:
     joined = asked(server, "POST", "/api/rooms/join", {"room": "a/b"})
     assert joined.status in (200, 201), joined.body
     assert asked(server, "GET", "/api/rooms/a%2Fb").status == 200

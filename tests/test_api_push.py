@@ -11,8 +11,8 @@ import pytest
 
 from pylon import limits
 from pylon.cli.seed import _read as read_seed
+from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.manifests import field
-from tests.support.writer import ADMIN_TOKEN, Server, running
 
 MANIFEST: dict[str, Any] = {
     "manifest_version": 1, "name": "push", "version": "1.0.0",
@@ -30,8 +30,8 @@ HALF = "\ud83d"  # what JavaScript's "😀".slice(0, 1) is
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with running(tmp_path, MANIFEST) as made:
+def server(tmp_path: Path) -> Iterator[ApiStage]:
+    with serve_api(tmp_path, MANIFEST) as made:
         yield made
 
 
@@ -40,7 +40,7 @@ def change(kind: str, entity: str, row_id: str, data: Any = None, **more: Any) -
     return made if data is None else {**made, "data": data}
 
 
-def push(server: Server, *changes: Any) -> Any:
+def push(server: ApiStage, *changes: Any) -> Any:
     body = json.dumps({"changes": changes, "client_id": "c"}).encode()
     answer = server.call("POST", "/api/sync/push", body)
     assert answer.status_code == 200, answer.text
@@ -48,7 +48,7 @@ def push(server: Server, *changes: Any) -> Any:
     return answer.json
 
 
-def rows(server: Server, entity: str) -> list[dict[str, Any]]:
+def rows(server: ApiStage, entity: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = server.call(
         "GET", f"/api/entities/{entity}", token=ADMIN_TOKEN
     ).json["data"]
@@ -67,7 +67,7 @@ def rows(server: Server, entity: str) -> list[dict[str, Any]]:
     change(f"insert{HALF}", "Page", "_pending_2", {"text": "x"}),
     change("update", "Page", HALF, {"text": "x"}),
 ])
-def test_change_with_half_a_surrogate_pair_fails_alone(server: Server, bad: Any) -> None:
+def test_change_with_half_a_surrogate_pair_fails_alone(server: ApiStage, bad: Any) -> None:
     good = change("insert", "Page", "_pending_1", {"text": "whole 😀 \\ud83d"})
     answer = push(server, bad, good, HALF)
     assert answer["applied"] == 1 and len(answer["errors"]) == 2
@@ -86,7 +86,7 @@ def nested(levels: int) -> Any:
 
 
 @pytest.mark.parametrize("levels", [62, 100, 400])
-def test_change_that_is_nested_too_deeply_fails_alone(server: Server, levels: int) -> None:
+def test_change_that_is_nested_too_deeply_fails_alone(server: ApiStage, levels: int) -> None:
     good = change("insert", "Page", "_pending_1", {"text": "good"})
     bad = change("insert", "Page", "_pending_2", {"text": nested(levels)})
     answer = push(server, bad, good, nested(levels))
@@ -95,21 +95,21 @@ def test_change_that_is_nested_too_deeply_fails_alone(server: Server, levels: in
     assert push(server, bad, good)["deduped"] == 1
 
 
-def test_push_beyond_the_depth_that_is_repaired_is_refused(server: Server) -> None:
+def test_push_beyond_the_depth_that_is_repaired_is_refused(server: ApiStage) -> None:
     for levels in (600, 100_000):
         body = b'{"changes":[%b%b]}' % (b"[" * levels, b"]" * levels)
         answer = server.call("POST", "/api/sync/push", body)
         assert (answer.status_code, answer.json["error"]["code"]) == (400, "INVALID_JSON")
 
 
-def test_error_of_an_unreadable_change_names_its_field(server: Server) -> None:
+def test_error_of_an_unreadable_change_names_its_field(server: ApiStage) -> None:
     bad = change("insert", "Page", "_pending_1", {"text": f"a{HALF}"})
     error = push(server, bad)["results"][0]["error"]
     assert error["code"] == "INVALID_VALUE"
     assert (error["field"], error["value"]) == ("text", "a\ufffd")
 
 
-def test_unreadable_operation_of_a_batch_fails_alone(server: Server) -> None:
+def test_unreadable_operation_of_a_batch_fails_alone(server: ApiStage) -> None:
     sent = [{"op": "insert", "entity": "Page", "data": {"text": text}} for text in (HALF, "good")]
     answer = server.call("POST", "/api/batch", json.dumps({"operations": sent}).encode())
     assert answer.status_code == 200, answer.text
@@ -117,7 +117,7 @@ def test_unreadable_operation_of_a_batch_fails_alone(server: Server) -> None:
     assert [row["text"] for row in rows(server, "Page")] == ["good"]
 
 
-def test_unreadable_row_of_an_import_fails_alone(server: Server) -> None:
+def test_unreadable_row_of_an_import_fails_alone(server: ApiStage) -> None:
     sent = {"entities": {"Page": [{"text": HALF}, {"text": "good"}]}}
     answer = server.call("POST", "/api/import", json.dumps(sent).encode(), ADMIN_TOKEN)
     assert (answer.json["imported"], answer.json["failed"]) == (1, 1)
@@ -131,7 +131,7 @@ def test_unreadable_row_of_an_import_fails_alone(server: Server) -> None:
 
 
 def test_files_with_a_byte_order_mark_are_imported_and_seeded(
-    server: Server, tmp_path: Path
+    server: ApiStage, tmp_path: Path
 ) -> None:
     line = b'\xef\xbb\xbf{"entity":"Page","row":{"text":"line"}}\n'
     lines = {"Content-Type": "application/x-ndjson"}
@@ -149,12 +149,12 @@ def test_files_with_a_byte_order_mark_are_imported_and_seeded(
     b'{"changes":["\\ud83d", "\xff"]}',
     b'{"changes":["\\ud83d", ' + b"[" * 600 + b"]" * 600 + b"]}",
 ])
-def test_what_is_no_json_is_refused_as_a_whole(server: Server, body: bytes) -> None:
+def test_what_is_no_json_is_refused_as_a_whole(server: ApiStage, body: bytes) -> None:
     answer = server.call("POST", "/api/sync/push", body)
     assert (answer.status_code, answer.json["error"]["code"]) == (400, "INVALID_JSON")
 
 
-def test_number_beyond_all_bounds_is_the_fault_of_its_change(server: Server) -> None:
+def test_number_beyond_all_bounds_is_the_fault_of_its_change(server: ApiStage) -> None:
     body = b'{"changes":[%b,%b,{"x":"\\ud83d"}]}' % tuple(
         b'{"kind":"insert","entity":"Page","row_id":"_pending_1","data":{"text":"x","size":%b}}'
         % number for number in (b"1e400", b"1" * 30)
@@ -166,7 +166,7 @@ def test_number_beyond_all_bounds_is_the_fault_of_its_change(server: Server) -> 
 # --- Rows that have no id yet ---------------------------------------------------------------
 
 
-def test_pending_id_stands_for_the_row_made_earlier_in_the_push(server: Server) -> None:
+def test_pending_id_stands_for_the_row_made_earlier_in_the_push(server: ApiStage) -> None:
     sent = (
         change("insert", "Folder", "_pending_f", {"name": "new"}),
         change("insert", "Page", "_pending_p", {"text": "_pending_f", "folderId": "_pending_f"}),
@@ -189,7 +189,7 @@ def test_pending_id_stands_for_the_row_made_earlier_in_the_push(server: Server) 
     assert rows(server, "Page") == [page]
 
 
-def test_repeated_insert_names_the_row_of_its_first_time(server: Server) -> None:
+def test_repeated_insert_names_the_row_of_its_first_time(server: ApiStage) -> None:
     first = change("insert", "Folder", "_pending_f", {"name": "new"})
     made = push(server, first)["results"][0]["row_id"]
     answer = push(
@@ -202,7 +202,7 @@ def test_repeated_insert_names_the_row_of_its_first_time(server: Server) -> None
     assert rows(server, "Page")[0]["folderId"] == made
 
 
-def test_change_of_a_row_whose_insert_failed_says_so(server: Server) -> None:
+def test_change_of_a_row_whose_insert_failed_says_so(server: ApiStage) -> None:
     answer = push(
         server, change("insert", "Folder", "_pending_f", {"name": 5}),
         change("update", "Folder", "_pending_f", {"name": "x"}),
@@ -214,7 +214,7 @@ def test_change_of_a_row_whose_insert_failed_says_so(server: Server) -> None:
     assert [row["text"] for row in rows(server, "Page")] == ["alone"]
 
 
-def test_texts_and_later_inserts_are_no_references(server: Server) -> None:
+def test_texts_and_later_inserts_are_no_references(server: ApiStage) -> None:
     push(
         server, change("insert", "Page", "_pending_p", {"text": "", "folderId": "_pending_f"}),
         change("insert", "Folder", "_pending_f", {"name": "_pending_f"}),
@@ -227,7 +227,7 @@ def test_texts_and_later_inserts_are_no_references(server: Server) -> None:
 
 
 def test_queue_of_more_changes_than_one_push_takes_is_not_refused(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ApiStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """docs/limits.md: the first PUSH_CHANGES are carried out, `remaining` says how many are not."""
     monkeypatch.setattr(limits, "PUSH_CHANGES", 2)
@@ -244,7 +244,7 @@ def test_queue_of_more_changes_than_one_push_takes_is_not_refused(
     assert {row["name"] for row in rows(server, "Folder")} == {"0", "1"}
 
 
-def test_deep_body_is_invalid_json_as_the_limits_say(server: Server) -> None:
+def test_deep_body_is_invalid_json_as_the_limits_say(server: ApiStage) -> None:
     row = (Path(__file__).parent.parent / "docs/limits.md").read_text()
     assert "| `JSON_DEPTH` | 64 levels | 400 `INVALID_JSON` for bodies" in row
     body = b'{"text":' + b"[" * limits.JSON_DEPTH + b"]" * limits.JSON_DEPTH + b"}"

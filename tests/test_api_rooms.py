@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 from pylon import limits
+from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.manifests import notes_app
-from tests.support.writer import ADMIN_TOKEN, Server, running
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[Server]:
-    with running(tmp_path, notes_app()) as server:
+def api(tmp_path: Path) -> Iterator[ApiStage]:
+    with serve_api(tmp_path, notes_app()) as server:
         yield server
 
 
-def join(api: Server, room: str, user_id: str, data: object = None) -> int:
+def join(api: ApiStage, room: str, user_id: str, data: object = None) -> int:
     body = {"room": room, "user_id": user_id, "data": data}
     answer = api.call("POST", "/api/rooms/join", body, ADMIN_TOKEN)
     if answer.status_code != 200:
@@ -27,19 +27,19 @@ def join(api: Server, room: str, user_id: str, data: object = None) -> int:
     return status
 
 
-def code(api: Server, room: str, user_id: str, data: object = None) -> str:
+def code(api: ApiStage, room: str, user_id: str, data: object = None) -> str:
     body = {"room": room, "user_id": user_id, "data": data}
     answer = api.call("POST", "/api/rooms/join", body, ADMIN_TOKEN)
     found: str = answer.json.get("error", {}).get("code", "")
     return found
 
 
-def members(api: Server, room: str, token: str = ADMIN_TOKEN) -> list[str]:
+def members(api: ApiStage, room: str, token: str = ADMIN_TOKEN) -> list[str]:
     answer = api.call("GET", f"/api/rooms/{room}", token=token)
     return [member["user_id"] for member in answer.json["members"]]
 
 
-def test_a_member_who_polls_stays_and_one_who_is_silent_leaves(api: Server) -> None:
+def test_a_member_who_polls_stays_and_one_who_is_silent_leaves(api: ApiStage) -> None:
     ann, bob = api.user("ann"), api.user("bob")
     for token in (ann, bob):
         api.call("POST", "/api/rooms/join", {"room": "r"}, token)
@@ -53,7 +53,7 @@ def test_a_member_who_polls_stays_and_one_who_is_silent_leaves(api: Server) -> N
 @pytest.mark.parametrize(
     "path", ["/api/rooms/presence", "/api/rooms/broadcast", "/api/rooms/join"]
 )
-def test_what_a_member_does_is_a_sign_of_life(api: Server, path: str) -> None:
+def test_what_a_member_does_is_a_sign_of_life(api: ApiStage, path: str) -> None:
     ann = api.user("ann")
     api.call("POST", "/api/rooms/join", {"room": "r"}, ann)
     for _ in range(3):
@@ -63,7 +63,7 @@ def test_what_a_member_does_is_a_sign_of_life(api: Server, path: str) -> None:
     assert members(api, "r") == ["ann"]
 
 
-def test_rooms_are_limited(api: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rooms_are_limited(api: ApiStage, monkeypatch: pytest.MonkeyPatch) -> None:
     assert limits.ROOMS == 10_000
     monkeypatch.setattr(limits, "ROOMS", 2)
     assert [join(api, room, "ann") for room in ("a", "b", "b")] == [200, 200, 200]
@@ -76,7 +76,7 @@ def test_rooms_are_limited(api: Server, monkeypatch: pytest.MonkeyPatch) -> None
     assert join(api, "c", "ann") == 200
 
 
-def test_members_and_bytes_are_limited(api: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_members_and_bytes_are_limited(api: ApiStage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "ROOM_MEMBERS", 2)
     monkeypatch.setattr(limits, "ROOMS_OF_USER", 3)
     assert [code(api, "a", user) for user in ("x", "y", "z")] == ["", "", "ROOM_FULL"]
@@ -94,7 +94,7 @@ def test_members_and_bytes_are_limited(api: Server, monkeypatch: pytest.MonkeyPa
     assert code(api, "e", "y", big) == ""
 
 
-def test_channels_that_nobody_publishes_to_are_forgotten(api: Server) -> None:
+def test_channels_that_nobody_publishes_to_are_forgotten(api: ApiStage) -> None:
     def publish(channel: str) -> None:
         body = {"channel": channel, "message": "m"}
         assert api.call("POST", "/api/pubsub/publish", body, ADMIN_TOKEN).status_code == 200
@@ -117,7 +117,7 @@ def test_channels_that_nobody_publishes_to_are_forgotten(api: Server) -> None:
     assert service._channels._size_bytes == 0
 
 
-def test_channels_keep_the_newest(api: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_channels_keep_the_newest(api: ApiStage, monkeypatch: pytest.MonkeyPatch) -> None:
     def publish(channel: str, message: str) -> None:
         body = {"channel": channel, "message": message}
         assert api.call("POST", "/api/pubsub/publish", body, ADMIN_TOKEN).status_code == 200

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylon import limits
+from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.examples import count_examples
 from tests.support.search import SEARCH, is_hit, pages_app
-from tests.support.writer import ADMIN_TOKEN, Server, running
 
 WORDS = [
     "red", "Red-Café", "pump", "pumps", "blue", "AND", "NEAR", "x2", "日本語", "\U0001f680", "Ünï",
@@ -42,21 +42,21 @@ CALLERS = ["admin", "ada", "bob", "nobody"]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("search"), pages_app()) as made:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiStage]:
+    with serve_api(tmp_path_factory.mktemp("search"), pages_app()) as made:
         for row in ROWS:
             assert made.call("POST", "/api/entities/Page", row, ADMIN_TOKEN).status_code == 201
         yield made
 
 
 @pytest.fixture(scope="module")
-def tokens(server: Server) -> dict[str, str | None]:
+def tokens(server: ApiStage) -> dict[str, str | None]:
     users = {name: server.user(name) for name in ("ada", "bob")}
     return {"admin": ADMIN_TOKEN, "nobody": None, **users}
 
 
 @pytest.fixture(scope="module")
-def rows(server: Server) -> list[dict[str, Any]]:
+def rows(server: ApiStage) -> list[dict[str, Any]]:
     """All rows, by id."""
     listed: list[dict[str, Any]] = server.call("GET", "/api/entities/Page", None, ADMIN_TOKEN).json[
         "data"]
@@ -104,7 +104,7 @@ REQUESTS = st.fixed_dictionaries({}, optional={
 @settings(max_examples=count_examples(50))
 @given(request=REQUESTS, who=st.sampled_from(CALLERS))
 def test_a_search_is_what_python_makes_of_the_rows(
-    server: Server, tokens: dict[str, str | None], rows: list[dict[str, Any]],
+    server: ApiStage, tokens: dict[str, str | None], rows: list[dict[str, Any]],
     request: dict[str, Any], who: str,
 ) -> None:
     answer = server.call("POST", "/api/search/Page", request, tokens[who])
@@ -140,7 +140,7 @@ def _ordered(value: Any) -> Any:
 @settings(max_examples=count_examples(50))
 @given(query=QUERIES, who=st.sampled_from(CALLERS), size=st.integers(3, 15))
 def test_pages_by_relevance_hold_each_hit_once(
-    server: Server, tokens: dict[str, str | None], rows: list[dict[str, Any]],
+    server: ApiStage, tokens: dict[str, str | None], rows: list[dict[str, Any]],
     query: str, who: str, size: int,
 ) -> None:
     seen = []
@@ -154,7 +154,7 @@ def test_pages_by_relevance_hold_each_hit_once(
 @settings(max_examples=count_examples(50))
 @given(query=QUERIES, who=st.sampled_from(CALLERS))
 def test_the_filter_operator_finds_the_same_in_the_same_order(
-    server: Server, tokens: dict[str, str | None], query: str, who: str
+    server: ApiStage, tokens: dict[str, str | None], query: str, who: str
 ) -> None:
     searched = server.call(
         "POST", "/api/search/Page", {"query": query, "page_size": 100}, tokens[who]
@@ -166,7 +166,7 @@ def test_the_filter_operator_finds_the_same_in_the_same_order(
 @settings(max_examples=count_examples(50))
 @given(query=QUERIES, who=st.sampled_from(CALLERS))
 def test_graphs_and_aggregates_find_the_same(
-    server: Server, tokens: dict[str, str | None], rows: list[dict[str, Any]],
+    server: ApiStage, tokens: dict[str, str | None], rows: list[dict[str, Any]],
     query: str, who: str,
 ) -> None:
     where = {"$search": query}
@@ -179,14 +179,14 @@ def test_graphs_and_aggregates_find_the_same(
     assert figures.json == {"rows": [{"count": len(wanted)}]}
 
 
-def test_more_of_the_words_is_more_relevant(server: Server) -> None:
+def test_more_of_the_words_is_more_relevant(server: ApiStage) -> None:
     hits = server.call("POST", "/api/search/Page", {"query": "pump "}, ADMIN_TOKEN).json["hits"]
     lengths = [sum(len(r[f] or "") for f in ("title", "body")) for r in hits]
     assert len(hits) > 3
     assert lengths[0] < lengths[-1]  # a word in a short text says more than in a long one
 
 
-def test_words_are_not_looked_for_where_other_requests_wait(server: Server) -> None:
+def test_words_are_not_looked_for_where_other_requests_wait(server: ApiStage) -> None:
     store = server.services.data.store
     here = get_ident()
     assert store.scan(lambda _: get_ident()) == here
@@ -194,7 +194,7 @@ def test_words_are_not_looked_for_where_other_requests_wait(server: Server) -> N
 
 
 def test_only_the_most_frequent_values_are_counted(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ApiStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "FACET_VALUES", 2)
     answer = server.call("POST", "/api/search/Page", {"facets": ["price"]}, ADMIN_TOKEN)
@@ -213,7 +213,7 @@ def test_only_the_most_frequent_values_are_counted(
     ],
 )
 def test_a_refused_integer_beyond_64_bits_is_named_in_the_error(
-    server: Server, path: str, body: str, number: str
+    server: ApiStage, path: str, body: str, number: str
 ) -> None:
     answer = server.call("POST", f"/api/{path}/Page", (body % number).encode(), ADMIN_TOKEN)
     assert answer.status_code == 400, answer.text

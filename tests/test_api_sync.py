@@ -16,7 +16,7 @@ from pylon.changelog.hints import note_key
 from pylon.clock import ManualClock
 from pylon.errors import QueryTimeout, StoreUnavailable
 from pylon.errors.wire import WireError
-from tests.support.writer import ADMIN_TOKEN, Server, running
+from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 
 MANIFEST: dict[str, Any] = {
     "manifest_version": 1, "name": "sync", "version": "1.0.0",
@@ -34,8 +34,8 @@ MANIFEST: dict[str, Any] = {
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with running(tmp_path, MANIFEST) as made:
+def server(tmp_path: Path) -> Iterator[ApiStage]:
+    with serve_api(tmp_path, MANIFEST) as made:
         yield made
 
 
@@ -44,13 +44,13 @@ def insert(op_id: Any = None, **data: Any) -> dict[str, Any]:
             "data": {"text": "x", **data}}
 
 
-def push(server: Server, *changes: Any, token: str | None = None, **more: Any) -> Any:
+def push(server: ApiStage, *changes: Any, token: str | None = None, **more: Any) -> Any:
     answer = server.call("POST", "/api/sync/push", {"changes": list(changes), **more}, token)
     assert answer.status_code == 200, answer.text
     return answer.json
 
 
-def test_a_pull_is_noted_under_its_session_or_its_address(server: Server) -> None:
+def test_a_pull_is_noted_under_its_session_or_its_address(server: ApiStage) -> None:
     token = server.guest()
     push(server, insert(), insert(), insert())
     server.call("GET", "/api/sync/pull?since=0", token=token)
@@ -64,7 +64,7 @@ def test_a_pull_is_noted_under_its_session_or_its_address(server: Server) -> Non
 
 
 def test_a_pull_that_fails_is_noted_where_its_client_stays(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ApiStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     push(server, insert(), insert(), insert())
 
@@ -88,7 +88,7 @@ def test_a_note_is_written_again_when_it_is_smaller_or_old() -> None:
 
 
 def test_a_pull_whose_note_cannot_be_written_is_not_answered(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ApiStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: HintPublisher, key: int, cursor: int) -> None:
         raise StoreUnavailable("The runtime folder cannot be written to")
@@ -100,7 +100,7 @@ def test_a_pull_whose_note_cannot_be_written_is_not_answered(
         assert (answer.status_code, answer.json["error"]["code"]) == (503, "STORE_UNAVAILABLE")
 
 
-def test_op_ids_belong_to_the_user_or_else_to_the_client(server: Server) -> None:
+def test_op_ids_belong_to_the_user_or_else_to_the_client(server: ApiStage) -> None:
     ada, bob = server.user("ada"), server.user("bob")
     assert push(server, insert("op"), token=ada)["deduped"] == 0
     assert push(server, insert("op"), token=bob)["deduped"] == 0
@@ -114,13 +114,13 @@ def test_op_ids_belong_to_the_user_or_else_to_the_client(server: Server) -> None
 
 
 @pytest.mark.parametrize("op_id", ["x" * 201, 7, {}])
-def test_op_ids_have_a_form(server: Server, op_id: Any) -> None:
+def test_op_ids_have_a_form(server: ApiStage, op_id: Any) -> None:
     answer = push(server, insert(op_id))
     assert answer["errors"] == ["insert Note: op_id must be text of at most 200 characters"]
     assert answer["results"][0]["error"]["code"] == "INVALID_DATA"
 
 
-def test_policies_are_judged_for_each_change(server: Server) -> None:
+def test_policies_are_judged_for_each_change(server: ApiStage) -> None:
     ada = server.user("ada")
     answer = push(server, insert(ownerId="bob"), insert(ownerId="ada"), insert("x"), token=ada)
     assert [r["status"] for r in answer["results"]] == ["error", "applied", "applied"]
@@ -128,7 +128,7 @@ def test_policies_are_judged_for_each_change(server: Server) -> None:
     assert (answer["applied"], answer["cursor"]["last_seq"]) == (2, 2)
 
 
-def test_changes_of_one_row_keep_their_order(server: Server) -> None:
+def test_changes_of_one_row_keep_their_order(server: ApiStage) -> None:
     row_id = "0" * 40
     change = {"entity": "Note", "row_id": row_id}
     answer = push(
@@ -140,7 +140,7 @@ def test_changes_of_one_row_keep_their_order(server: Server) -> None:
 
 
 def test_of_a_long_push_the_beginning_is_done_and_the_rest_named(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ApiStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "PUSH_CHANGES", 3)
     answer = push(server, *[insert() for _ in range(5)])
@@ -149,7 +149,7 @@ def test_of_a_long_push_the_beginning_is_done_and_the_rest_named(
 
 
 def test_a_failing_store_fails_the_push_and_not_its_changes(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ApiStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = server.writer.submit_all
 
@@ -164,7 +164,7 @@ def test_a_failing_store_fails_the_push_and_not_its_changes(
     assert answer.json["error"]["code"] == "STORE_UNAVAILABLE"
 
 
-def test_a_large_snapshot_is_one_answer(server: Server) -> None:
+def test_a_large_snapshot_is_one_answer(server: ApiStage) -> None:
     text = "x" * 500
     for _ in range(3):
         push(server, *[insert(text=text) for _ in range(700)])
@@ -178,7 +178,7 @@ def test_a_large_snapshot_is_one_answer(server: Server) -> None:
     assert server.noted == [(note_key(None, "127.0.0.1"), 2100)]
 
 
-def test_a_delta_is_paged(server: Server) -> None:
+def test_a_delta_is_paged(server: ApiStage) -> None:
     push(server, *[insert() for _ in range(900)])
     push(server, *[insert() for _ in range(900)])
     page = server.call("GET", "/api/sync/pull?since=1").json

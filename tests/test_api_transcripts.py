@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.writer import ADMIN_TOKEN, METRICS_TOKEN, Server, running
+from tests.support.api import ADMIN_TOKEN, METRICS_TOKEN, ApiStage, serve_api
 
 CORPUS = Path(__file__).parent / "corpora" / "http"
 ERROR_DETAILS = frozenset({"entity", "field", "fields", "value", "expected"})
@@ -54,7 +54,7 @@ def matches(got: Any, wanted: Any) -> bool:
     return type(got) is type(wanted) and bool(got == wanted)
 
 
-def token_for(server: Server, who: str, tokens: dict[str, str]) -> str | None:
+def token_for(server: ApiStage, who: str, tokens: dict[str, str]) -> str | None:
     if who == "nobody":
         return None
     if who not in tokens:
@@ -67,7 +67,7 @@ def test_conversation(path: Path, tmp_path: Path) -> None:
     script = json.loads(path.read_text())
     known: dict[str, str] = {}
     tokens = {"admin": ADMIN_TOKEN, "metrics": METRICS_TOKEN}
-    with running(tmp_path, script["manifest"], script.get("environ")) as server:
+    with serve_api(tmp_path, script["manifest"], script.get("environ")) as server:
         for step in script["steps"]:
             name = step["name"]
             method, target, *body = fill(step["send"], known)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylon import limits
+from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.examples import count_examples
-from tests.support.writer import ADMIN_TOKEN, Server, running
 
 MANIFEST: dict[str, Any] = {
     "manifest_version": 1, "name": "writes", "version": "1", "routes": [], "queries": [],
@@ -30,23 +30,23 @@ NOTES = "/api/entities/Note"
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with running(tmp_path, MANIFEST) as made:
+def server(tmp_path: Path) -> Iterator[ApiStage]:
+    with serve_api(tmp_path, MANIFEST) as made:
         yield made
 
 
-def add(server: Server, **row: Any) -> str:
+def add(server: ApiStage, **row: Any) -> str:
     answer = server.call("POST", NOTES, row, ADMIN_TOKEN)
     assert answer.status_code == 201
     row_id: str = answer.json["id"]
     return row_id
 
 
-def tag(server: Server, row_id: str) -> str:
+def tag(server: ApiStage, row_id: str) -> str:
     return str(server.call("GET", f"{NOTES}/{row_id}").headers["etag"])
 
 
-def test_a_row_has_the_etag_of_its_last_change(server: Server) -> None:
+def test_a_row_has_the_etag_of_its_last_change(server: ApiStage) -> None:
     made = server.call("POST", NOTES, {"text": "a"}, ADMIN_TOKEN)
     path = f"{NOTES}/{made.json['id']}"
     assert made.headers["etag"] == f'"{made.headers["x-pylon-change-seq"]}"'
@@ -61,7 +61,7 @@ def test_a_row_has_the_etag_of_its_last_change(server: Server) -> None:
     ('"1"', 304), ('W/"1"', 304), ('"0", "1"', 304), ("*", 304), ('"2"', 200), ("1", 200),
     ('"x", W/"7"', 200), ("", 200), ('"x",W/"1" ,"7"', 304), (',"1",', 304),
 ])
-def test_if_none_match(server: Server, header: str, status: int) -> None:
+def test_if_none_match(server: ApiStage, header: str, status: int) -> None:
     path = f"{NOTES}/{add(server, text='a')}"
     answer = server.call("GET", path, headers={"If-None-Match": header})
     assert (answer.status_code, answer.headers["etag"]) == (status, '"1"')
@@ -80,7 +80,7 @@ def test_if_none_match(server: Server, header: str, status: int) -> None:
     ('"1", 2', "INVALID_DATA"), ('w/"1"', "INVALID_DATA"), ("", "INVALID_DATA"),
 ])
 @pytest.mark.parametrize("method", ["PATCH", "DELETE"])
-def test_if_match(server: Server, method: str, header: str, code: str | None) -> None:
+def test_if_match(server: ApiStage, method: str, header: str, code: str | None) -> None:
     path = f"{NOTES}/{add(server, text='a')}"
     body = {"text": "b"} if method == "PATCH" else None
     answer = server.call(method, path, body, headers={"If-Match": header})
@@ -94,7 +94,7 @@ def test_if_match(server: Server, method: str, header: str, code: str | None) ->
     assert missing.status_code == 404
 
 
-def test_one_of_two_who_saw_the_same_version_wins(server: Server) -> None:
+def test_one_of_two_who_saw_the_same_version_wins(server: ApiStage) -> None:
     path = f"{NOTES}/{add(server, text='a')}"
     seen = {"If-Match": '"1"'}
     answers = [server.call("PATCH", path, {"text": t}, headers=seen) for t in ("b", "c")]
@@ -103,7 +103,7 @@ def test_one_of_two_who_saw_the_same_version_wins(server: Server) -> None:
     assert server.call("GET", path).json["text"] == "b"
 
 
-def test_a_key_makes_an_insert_happen_once(server: Server) -> None:
+def test_a_key_makes_an_insert_happen_once(server: ApiStage) -> None:
     user = server.user("ada")
     sent = {"Idempotency-Key": "k-1"}
     first = server.call("POST", NOTES, {"text": "a"}, user, sent)
@@ -121,7 +121,7 @@ def test_a_key_makes_an_insert_happen_once(server: Server) -> None:
     assert server.call("GET", NOTES).json["count"] == 2
 
 
-def test_a_key_on_update_and_delete(server: Server) -> None:
+def test_a_key_on_update_and_delete(server: ApiStage) -> None:
     user = server.user("ada")
     path = f"{NOTES}/{add(server, text='a')}"
     for method, body in (("PATCH", {"text": "b"}), ("DELETE", None)):
@@ -134,7 +134,7 @@ def test_a_key_on_update_and_delete(server: Server) -> None:
     assert server.call("DELETE", path, token=user).status_code == 404
 
 
-def test_a_failure_is_not_remembered(server: Server) -> None:
+def test_a_failure_is_not_remembered(server: ApiStage) -> None:
     row_id = add(server, rank=1)
     sent = {"Idempotency-Key": "k"}
     assert server.call("POST", NOTES, {"rank": 1}, ADMIN_TOKEN, sent).status_code == 409
@@ -144,12 +144,12 @@ def test_a_failure_is_not_remembered(server: Server) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "a b", "x" * (limits.OP_ID_CHARS + 1), "\u00e9"])
-def test_a_bad_key_is_refused(server: Server, key: str) -> None:
+def test_a_bad_key_is_refused(server: ApiStage, key: str) -> None:
     answer = server.call("POST", NOTES, {}, ADMIN_TOKEN, {"Idempotency-Key": key})
     assert answer.status_code == 400 and "Idempotency-Key" in answer.json["error"]["message"]
 
 
-def test_a_key_on_transact_and_batch(server: Server) -> None:
+def test_a_key_on_transact_and_batch(server: ApiStage) -> None:
     operations = [{"op": "insert", "entity": "Note", "data": {"rank": n}} for n in (1, 2)]
     operations.append({"op": "delete", "entity": "Note", "id": "$ref:1"})
     sent = {"Idempotency-Key": "t"}
@@ -174,7 +174,7 @@ def test_a_key_on_transact_and_batch(server: Server) -> None:
     ("/api/transact", lambda ops: ops, "TRANSACT_OPS", limits.TRANSACT_OPS),
 ])
 def test_limits_of_operations(
-    server: Server, target: str, wrap: Any, name: str, most: int
+    server: ApiStage, target: str, wrap: Any, name: str, most: int
 ) -> None:
     operations = [{"op": "insert", "entity": "Note", "data": {}}] * (most + 1)
     answer = server.call("POST", target, wrap(operations), ADMIN_TOKEN)
@@ -189,7 +189,7 @@ def lines(text: bytes) -> list[Any]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_lines_go_out_and_come_back(server: Server, tmp_path: Path) -> None:
+def test_lines_go_out_and_come_back(server: ApiStage, tmp_path: Path) -> None:
     count = limits.SNAPSHOT_PAGE_ROWS + 5
     rows = [{"text": f"note {n} \u00e9\n\"", "rank": n} for n in range(count)]
     ids = {add(server, **row): row for row in rows}
@@ -199,7 +199,7 @@ def test_lines_go_out_and_come_back(server: Server, tmp_path: Path) -> None:
     assert {entry["row"].pop("id"): entry["row"] for entry in lines(out.content)} == ids
     (tmp_path / "two").mkdir()
     typed = {"Content-Type": "application/x-ndjson"}
-    with running(tmp_path / "two", MANIFEST) as other:
+    with serve_api(tmp_path / "two", MANIFEST) as other:
         answer = other.call("POST", "/api/import", out.content, ADMIN_TOKEN, typed)
         *progress, last = lines(answer.content)
         assert [p["imported"] for p in progress] == [256, 512, 768]
@@ -216,7 +216,7 @@ def test_lines_go_out_and_come_back(server: Server, tmp_path: Path) -> None:
         assert again[-1]["errors"][0]["code"] == "UNIQUE_VIOLATION"
 
 
-def test_bad_lines_are_told_of(server: Server) -> None:
+def test_bad_lines_are_told_of(server: ApiStage) -> None:
     body = b'{"entity":"Note","row":{"rank":1}}\n\nnot json\n[1]\n{"entity":"Note"}\n' \
            b'{"row":{}}\n{"entity":"Note","row":{"nope":1}}\n{"entity":"Note","row":{"id":5}}'
     answer = server.call("POST", "/api/import", body, ADMIN_TOKEN,
@@ -246,7 +246,7 @@ OPERATION = st.fixed_dictionaries(
 
 
 def test_no_body_is_a_defect_and_a_transaction_is_all_or_nothing(tmp_path: Path) -> None:
-    with running(tmp_path, MANIFEST) as server:
+    with serve_api(tmp_path, MANIFEST) as server:
 
         def rows() -> list[Any]:
             found: list[Any] = server.call("GET", NOTES).json["data"]
@@ -276,7 +276,7 @@ def test_no_body_is_a_defect_and_a_transaction_is_all_or_nothing(tmp_path: Path)
         anything()
 
 
-def test_a_key_makes_a_push_happen_once(server: Server) -> None:
+def test_a_key_makes_a_push_happen_once(server: ApiStage) -> None:
     insert = {"kind": "insert", "entity": "Note", "data": {"text": "a"}}
     wrong = {"kind": "insert", "entity": "Note", "data": {"nope": 1}}
     own = {**insert, "op_id": "op-1"}

@@ -17,7 +17,7 @@ from pylon.storage.sqlite.backup.verify import verify_backup
 from pylon.storage.sqlite.schema import ddl
 
 
-class Place:
+class BackupStage:
     """A data directory with a database of one lineage, and its manifest."""
 
     def __init__(self, folder: Path, lineage: str = "abc") -> None:
@@ -63,45 +63,45 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path / "data")
+def stage(tmp_path: Path) -> BackupStage:
+    return BackupStage(tmp_path / "data")
 
 
-def test_restore_opens_an_epoch_above_everything_and_keeps_the_old(place: Place) -> None:
-    place.write(100)
-    source = place.back_up("bundle")
-    place.write(150)
-    place.close()
-    place.manifest.write_text('{"name": "second"}')
-    report = place.restore(source)
-    ((void_from, first_seq),) = place.epochs()
+def test_restore_opens_an_epoch_above_everything_and_keeps_the_old(stage: BackupStage) -> None:
+    stage.write(100)
+    source = stage.back_up("bundle")
+    stage.write(150)
+    stage.close()
+    stage.manifest.write_text('{"name": "second"}')
+    report = stage.restore(source)
+    ((void_from, first_seq),) = stage.epochs()
     assert void_from == 100
     assert first_seq >= 150 + 10**9
     assert report.seq == 100
-    assert place.manifest.read_text() == '{"name": "first"}'
+    assert stage.manifest.read_text() == '{"name": "first"}'
     kept_db, kept_manifest = (Path(name) for name in (report.replaced[0], report.replaced[-1]))
     with bundle.open_unchanging(kept_db) as conn:
         assert bundle.read_facts(conn).seq == 150, "the WAL was folded in before it was set aside"
     assert kept_manifest.read_text() == '{"name": "second"}'
-    assert not place.db.with_name("pylon.db-wal").exists()
+    assert not stage.db.with_name("pylon.db-wal").exists()
 
 
-def test_restore_of_another_database_voids_all_cursors(place: Place, tmp_path: Path) -> None:
-    place.write(10)
-    place.close()
-    other = Place(tmp_path / "other", lineage="xyz")
+def test_restore_of_another_database_voids_all_cursors(stage: BackupStage, tmp_path: Path) -> None:
+    stage.write(10)
+    stage.close()
+    other = BackupStage(tmp_path / "other", lineage="xyz")
     other.write(500)
     source = other.back_up("bundle")
     other.close()
-    place.restore(source)
-    ((void_from, _),) = place.epochs()
+    stage.restore(source)
+    ((void_from, _),) = stage.epochs()
     assert void_from == 0
 
 
-def test_restore_onto_nothing(place: Place, tmp_path: Path) -> None:
-    place.write(5)
-    source = place.back_up("bundle")
-    place.close()
+def test_restore_onto_nothing(stage: BackupStage, tmp_path: Path) -> None:
+    stage.write(5)
+    source = stage.back_up("bundle")
+    stage.close()
     target = tmp_path / "fresh" / "deep" / "pylon.db"
     report = restore_backup(source, target, tmp_path / "fresh" / "app.json", ManualClock())
     assert report.replaced == ()
@@ -111,54 +111,56 @@ def test_restore_onto_nothing(place: Place, tmp_path: Path) -> None:
         assert conn.execute("SELECT void_from FROM _pylon_epochs").fetchall() == [(5,)]
 
 
-def test_new_epoch_is_above_the_replaced_head_even_if_the_clock_went_back(place: Place) -> None:
-    place.write(3)
-    source = place.back_up("bundle")
-    place.conn.execute("INSERT INTO _pylon_epochs VALUES (?, 3, 'x', 0)", (9 * 10**17,))
-    place.close()
-    place.clock.jump(-10**9)
-    place.restore(source)
-    assert place.epochs() == [(3, 9 * 10**17 + 10**9)]
+def test_new_epoch_is_above_the_replaced_head_even_if_the_clock_went_back(
+    stage: BackupStage
+) -> None:
+    stage.write(3)
+    source = stage.back_up("bundle")
+    stage.conn.execute("INSERT INTO _pylon_epochs VALUES (?, 3, 'x', 0)", (9 * 10**17,))
+    stage.close()
+    stage.clock.jump(-10**9)
+    stage.restore(source)
+    assert stage.epochs() == [(3, 9 * 10**17 + 10**9)]
 
 
-def test_damaged_bundle_touches_nothing(place: Place) -> None:
-    place.write(20)
-    source = place.back_up("bundle")
-    place.close()
+def test_damaged_bundle_touches_nothing(stage: BackupStage) -> None:
+    stage.write(20)
+    source = stage.back_up("bundle")
+    stage.close()
     raw = bytearray((source / "pylon.db").read_bytes())
     raw[-1] ^= 1
     (source / "pylon.db").write_bytes(bytes(raw))
-    before = {path.name: path.read_bytes() for path in place.folder.iterdir() if path.is_file()}
+    before = {path.name: path.read_bytes() for path in stage.folder.iterdir() if path.is_file()}
     with pytest.raises(BackupInvalid, match="SHA-256"):
-        place.restore(source)
-    after = {path.name: path.read_bytes() for path in place.folder.iterdir() if path.is_file()}
+        stage.restore(source)
+    after = {path.name: path.read_bytes() for path in stage.folder.iterdir() if path.is_file()}
     assert after == before
 
 
-def test_unreadable_live_database_is_replaced_and_kept(place: Place) -> None:
-    place.write(20)
-    source = place.back_up("bundle")
-    place.close()
-    place.db.write_bytes(b"garbage" * 1000)
-    report = place.restore(source)
+def test_unreadable_live_database_is_replaced_and_kept(stage: BackupStage) -> None:
+    stage.write(20)
+    source = stage.back_up("bundle")
+    stage.close()
+    stage.db.write_bytes(b"garbage" * 1000)
+    report = stage.restore(source)
     assert report.unreadable
     assert Path(report.replaced[0]).read_bytes() == b"garbage" * 1000
-    assert place.epochs()[0][0] == 20
+    assert stage.epochs()[0][0] == 20
 
 
-def test_two_restores_in_one_second_keep_both(place: Place) -> None:
-    place.write(1)
-    source = place.back_up("bundle")
-    place.close()
-    first, second = place.restore(source), place.restore(source)
+def test_two_restores_in_one_second_keep_both(stage: BackupStage) -> None:
+    stage.write(1)
+    source = stage.back_up("bundle")
+    stage.close()
+    first, second = stage.restore(source), stage.restore(source)
     assert first.replaced[0] != second.replaced[0]
     assert all(Path(name).exists() for name in first.replaced + second.replaced)
 
 
-def test_restored_database_can_be_backed_up_again(place: Place) -> None:
-    place.write(8)
-    source = place.back_up("bundle")
-    place.close()
-    place.restore(source)
-    again = place.back_up("again")
-    assert verify_backup(again).seq == place.epochs()[-1][1]
+def test_restored_database_can_be_backed_up_again(stage: BackupStage) -> None:
+    stage.write(8)
+    source = stage.back_up("bundle")
+    stage.close()
+    stage.restore(source)
+    again = stage.back_up("again")
+    assert verify_backup(again).seq == stage.epochs()[-1][1]

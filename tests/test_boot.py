@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.hub import ROOT, Stage
+from tests.support.stage import ROOT, Stage
 from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.usefixtures("processes")

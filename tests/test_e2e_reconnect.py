@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.support.seq_keeper import SeqKeeper, seqs_of_the_log
+from tests.support.seq_recorder import SeqRecorder, seqs_of_the_log
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wait import wait_until
 
@@ -57,7 +57,7 @@ def test_fifty_clients_that_reconnect_lose_nothing_of_500_events_a_second(
 
     with ExitStack() as stack:
         clients = [
-            stack.enter_context(SeqKeeper(server, ("ws", "sse")[n % 2], server.guest()[0]))
+            stack.enter_context(SeqRecorder(server, ("ws", "sse")[n % 2], server.guest()[0]))
             for n in range(CLIENTS)
         ]
         writer = threading.Thread(target=write, daemon=True)

@@ -43,7 +43,7 @@ class Handler:
         return refusals.refusal(error)
 
 
-class Place:
+class AcceptorStage:
     """An acceptor whose time goes as it is told."""
 
     def __init__(self) -> None:
@@ -68,8 +68,8 @@ class Place:
 
 
 @pytest.fixture
-def place() -> Iterator[Place]:
-    made = Place()
+def stage() -> Iterator[AcceptorStage]:
+    made = AcceptorStage()
     yield made
     made.close()
 
@@ -91,28 +91,28 @@ def said(client: socket.socket, size: int = 65_536) -> bytes:
     return got[0]
 
 
-def test_a_request_in_one_piece_with_what_follows_it(place: Place) -> None:
-    assert said(place.client(HEAD + b"early")) == b"since=1|early|0"
+def test_a_request_in_one_piece_with_what_follows_it(stage: AcceptorStage) -> None:
+    assert said(stage.client(HEAD + b"early")) == b"since=1|early|0"
 
 
-def test_a_request_byte_by_byte(place: Place) -> None:
-    client = place.client()
+def test_a_request_byte_by_byte(stage: AcceptorStage) -> None:
+    client = stage.client()
     for at in range(len(HEAD)):
         client.send(HEAD[at:at + 1])
         gevent.sleep(0)
     client.send(b"late")  # for whoever has the socket now
     assert said(client).startswith(b"since=1|")
-    assert len(place.handler.taken) == 1
+    assert len(stage.handler.taken) == 1
 
 
-def test_a_request_that_does_not_come_is_cut_and_one_that_came_is_not(place: Place) -> None:
-    slow, silent, done = place.client(HEAD[:-1]), place.client(), place.client(HEAD)
+def test_a_request_that_does_not_come_is_cut_and_one_that_came_is_not(stage: AcceptorStage) -> None:
+    slow, silent, done = stage.client(HEAD[:-1]), stage.client(), stage.client(HEAD)
     assert said(done) == b"since=1||0"
-    place.clock.advance(limits.SOCKET_HEADER_S - 1)
-    later = place.client(HEAD[:-1])
+    stage.clock.advance(limits.SOCKET_HEADER_S - 1)
+    later = stage.client(HEAD[:-1])
     later.send(b"")
-    run_greenlets_until("three arrive", lambda: len(place.acceptor.pending) == 3)
-    place.clock.advance(1)
+    run_greenlets_until("three arrive", lambda: len(stage.acceptor.pending) == 3)
+    stage.clock.advance(1)
     assert said(slow) == b""
     assert said(silent) == b""
     later.send(HEAD[-1:])
@@ -120,12 +120,12 @@ def test_a_request_that_does_not_come_is_cut_and_one_that_came_is_not(place: Pla
 
 
 def test_silent_connections_do_not_keep_others_out(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    stage: AcceptorStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "SOCKETS_PENDING", 3)
-    silent = [place.client() for _ in range(4)]
+    silent = [stage.client() for _ in range(4)]
     assert said(silent[0]) == b"", "the oldest is cut"
-    assert said(place.client(HEAD)) == b"since=1||0"
+    assert said(stage.client(HEAD)) == b"since=1||0"
     silent[3].send(HEAD)
     assert said(silent[3]) == b"since=1||0"
 
@@ -135,15 +135,15 @@ def test_silent_connections_do_not_keep_others_out(
     [(b"nonsense\r\n\r\n", 400), (b"GET / HTTP/1.1\nHost: x\n\n", 400),
      (b"GET / HTTP/1.1\r\nA: " + b"x" * 70_000, 400)],
 )
-def test_what_is_no_request_is_refused(place: Place, data: bytes, status: int) -> None:
-    answer = said(place.client(data))
+def test_what_is_no_request_is_refused(stage: AcceptorStage, data: bytes, status: int) -> None:
+    answer = said(stage.client(data))
     assert answer.startswith(b"HTTP/1.1 %d " % status)
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "INVALID_REQUEST"
 
 
-def test_a_refused_client_can_read_why_though_it_goes_on_sending(place: Place) -> None:
-    place.handler.error = Draining("not now")
-    client = place.client(HEAD)
+def test_a_refused_client_can_read_why_though_it_goes_on_sending(stage: AcceptorStage) -> None:
+    stage.handler.error = Draining("not now")
+    client = stage.client(HEAD)
     answer = said(client)
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert b"\r\nRetry-After: 1\r\n" in answer
@@ -151,23 +151,23 @@ def test_a_refused_client_can_read_why_though_it_goes_on_sending(place: Place) -
         client.send(b"x" * 1_000)  # a reset would destroy the answer for one that reads late
         gevent.sleep(0.001)
     assert said(client) == b"", "our side has ended"
-    silent = place.client(HEAD)
+    silent = stage.client(HEAD)
     assert said(silent).startswith(b"HTTP/1.1 503 ")
-    run_greenlets_until("two leave", lambda: len(place.acceptor.refused) == 2)
-    place.clock.advance(limits.SOCKET_CLOSE_S)
-    run_greenlets_until("none leaves", lambda: not place.acceptor.refused)
+    run_greenlets_until("two leave", lambda: len(stage.acceptor.refused) == 2)
+    stage.clock.advance(limits.SOCKET_CLOSE_S)
+    run_greenlets_until("none leaves", lambda: not stage.acceptor.refused)
 
 
-def test_a_defect_of_the_handler_harms_one_client(place: Place) -> None:
-    place.handler.error = ZeroDivisionError()
-    assert said(place.client(HEAD)).startswith(b"HTTP/1.1 500 ")
-    place.handler.error = None
-    assert said(place.client(HEAD)) == b"since=1||0"
+def test_a_defect_of_the_handler_harms_one_client(stage: AcceptorStage) -> None:
+    stage.handler.error = ZeroDivisionError()
+    assert said(stage.client(HEAD)).startswith(b"HTTP/1.1 500 ")
+    stage.handler.error = None
+    assert said(stage.client(HEAD)) == b"since=1||0"
 
 
-def test_without_descriptors_clients_wait(place: Place) -> None:
-    assert said(place.client(HEAD)) == b"since=1||0"
-    client = place.client(HEAD)
+def test_without_descriptors_clients_wait(stage: AcceptorStage) -> None:
+    assert said(stage.client(HEAD)) == b"since=1||0"
+    client = stage.client(HEAD)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(each.name) for each in Path("/proc/self/fd").iterdir())
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
@@ -179,7 +179,7 @@ def test_without_descriptors_clients_wait(place: Place) -> None:
         except OSError:
             pass  # none is left
         gevent.sleep(0.01)
-        assert len(place.handler.taken) == 1
+        assert len(stage.handler.taken) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for fd in held:
@@ -187,10 +187,10 @@ def test_without_descriptors_clients_wait(place: Place) -> None:
     assert said(client) == b"since=1||0"
 
 
-def test_an_adopted_connection_is_of_the_main_port(place: Place) -> None:
+def test_an_adopted_connection_is_of_the_main_port(stage: AcceptorStage) -> None:
     client, ours = socket.socketpair()
     client.setblocking(False)
-    place.acceptor.add_passed_socket(RawSocket(fileno=ours.detach()), HEAD[:9])
+    stage.acceptor.add_passed_socket(RawSocket(fileno=ours.detach()), HEAD[:9])
     client.send(HEAD[9:] + b"rest")
     assert said(client) == b"since=1|rest|1"
     client.close()

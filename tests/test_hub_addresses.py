@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pylon.errors import SocketLimit
 from tests.support.examples import count_examples
-from tests.support.hub import ROOT
+from tests.support.stage import ROOT
 from tests.support.wait import WAIT_S
 from workers.hub.addresses import AddressCap, shared_cap
 from workers.net.counts import CountTable

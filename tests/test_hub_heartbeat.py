@@ -17,7 +17,7 @@ from workers.sse.stream import RETRY, EventStreamTransport
 LIFE_S = 600.0
 
 
-class Crowd:
+class StreamStage:
     """Event streams of one hub, whose time goes as it is told."""
 
     def __init__(self, max_life_s: float) -> None:
@@ -59,7 +59,7 @@ class Crowd:
 
 
 def test_connections_end_between_three_quarters_of_the_longest_life_and_all_of_it() -> None:
-    crowd = Crowd(LIFE_S)
+    crowd = StreamStage(LIFE_S)
     crowd.wait(60)  # from here on no connection is the first of a worker
     crowd.come(40)
     crowd.wait(LIFE_S * 0.75 - 1)
@@ -80,7 +80,7 @@ def test_connections_end_between_three_quarters_of_the_longest_life_and_all_of_i
 
 
 def test_without_a_longest_life_nobody_is_closed() -> None:
-    crowd = Crowd(0)
+    crowd = StreamStage(0)
     crowd.come(3)
     crowd.wait(1_000)
     assert crowd.said_farewell() == 0
@@ -89,7 +89,7 @@ def test_without_a_longest_life_nobody_is_closed() -> None:
 
 
 def test_a_crowd_has_its_heartbeats_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    crowd = Crowd(0.0)
+    crowd = StreamStage(0.0)
     slots = crowd.heartbeat.slots
     assert crowd.heartbeat.pause_s() == BEAT_S
     monkeypatch.setattr(limits, "HEARTBEATS_PER_S", 10)

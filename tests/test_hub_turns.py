@@ -27,7 +27,7 @@ from pylon.changelog.marks import MarkReader, marks_path
 from pylon.clock import ManualClock
 from pylon.storage.sqlite.pool import ReaderPool
 from tests.support.examples import count_examples
-from tests.support.hub import Stage
+from tests.support.stage import Stage
 from workers.hub.connection import ANSWERING, Connection
 from workers.hub.feed import Feed
 from workers.hub.history import History
@@ -42,7 +42,7 @@ WAIT_S = 20
 ADA, BOB = AuthContext(user_id="ada"), AuthContext(user_id="bob")
 
 
-class Hall:
+class HubStage:
     """The parts of a ws worker that changes go through, in this process, on a real bus."""
 
     def __init__(self, folder: Path) -> None:
@@ -94,23 +94,23 @@ class Hall:
 
 
 @pytest.fixture
-def hall(tmp_path: Path) -> Iterator[Hall]:
-    made = Hall(tmp_path)
+def hub_stage(tmp_path: Path) -> Iterator[HubStage]:
+    made = HubStage(tmp_path)
     yield made
     made.close()
 
 
-def settle(hall: Hall, last_seq: int) -> None:
+def settle(hub_stage: HubStage, last_seq: int) -> None:
     """Wait until everything up to `last_seq` is published."""
     with gevent.Timeout(WAIT_S):
-        while hall.feed.tail.last_seq < last_seq:
+        while hub_stage.feed.tail.last_seq < last_seq:
             gevent.sleep(0.001)
 
 
-def replayed(hall: Hall, auth: AuthContext, cursor: int) -> list[int]:
+def replayed(hub_stage: HubStage, auth: AuthContext, cursor: int) -> list[int]:
     """The seqs that a client which comes with `cursor` is sent before it joins."""
-    connection, client = hall.visit(auth)
-    run = gevent.spawn(hall.replay.run, connection, cursor)
+    connection, client = hub_stage.visit(auth)
+    run = gevent.spawn(hub_stage.replay.run, connection, cursor)
     data = b""
     with gevent.Timeout(WAIT_S):
         while not run.dead:
@@ -136,18 +136,18 @@ def events_in(client: socket.socket, data: bytes = b"") -> list[int]:
 # --- Turns -----------------------------------------------------------------------------------
 
 
-def test_what_has_gathered_is_published_in_few_turns(hall: Hall) -> None:
-    connection, client = hall.visit(ANONYMOUS)
-    hall.hub.join(connection)
-    runner = gevent.spawn(hall.feed.run)
-    watcher = gevent.spawn(hall.feed.watch)  # the first batches may find nobody subscribed
-    settle(hall, hall.write(1)[-1])
+def test_what_has_gathered_is_published_in_few_turns(hub_stage: HubStage) -> None:
+    connection, client = hub_stage.visit(ANONYMOUS)
+    hub_stage.hub.join(connection)
+    runner = gevent.spawn(hub_stage.feed.run)
+    watcher = gevent.spawn(hub_stage.feed.watch)  # the first batches may find nobody subscribed
+    settle(hub_stage, hub_stage.write(1)[-1])
     count = 300
-    seqs = hall.write(count)  # without a switch of greenlets: the hub finds them all
-    settle(hall, seqs[-1])
-    assert hall.published()[-count:] == seqs
-    assert len(hall.turns) < count / 2
-    assert max(map(len, hall.turns)) <= limits.TURN_EVENTS
+    seqs = hub_stage.write(count)  # without a switch of greenlets: the hub finds them all
+    settle(hub_stage, seqs[-1])
+    assert hub_stage.published()[-count:] == seqs
+    assert len(hub_stage.turns) < count / 2
+    assert max(map(len, hub_stage.turns)) <= limits.TURN_EVENTS
     assert events_in(client)[-count:] == seqs
     gevent.killall([runner, watcher])
 
@@ -158,22 +158,22 @@ def test_batches_of_a_turn_arrive_once_and_in_order_whatever_was_lost(
     tmp_path_factory: pytest.TempPathFactory, batches: list[tuple[int, bool]]
 ) -> None:
     """Batches may be lost, or come twice; the last one comes."""
-    hall = Hall(tmp_path_factory.mktemp("turn"))
+    hub_stage = HubStage(tmp_path_factory.mktemp("turn"))
     try:
-        connection, client = hall.visit(ANONYMOUS)
-        hall.hub.join(connection)
+        connection, client = hub_stage.visit(ANONYMOUS)
+        hub_stage.hub.join(connection)
         wanted, turn = [], []
         for number, (size, lost) in enumerate(batches, 1):
-            rows = [hall.stage.insert("Public") for _ in range(size)]
-            batch = hall.stage.write(*rows, publish=False)
+            rows = [hub_stage.stage.insert("Public") for _ in range(size)]
+            batch = hub_stage.stage.write(*rows, publish=False)
             wanted += [event.seq for event in batch.events]
             if not lost or number == len(batches):
                 turn += [batch] if lost else [batch, batch]
-        hall.feed.take(turn)
-        assert hall.published() == wanted
+        hub_stage.feed.take(turn)
+        assert hub_stage.published() == wanted
         assert events_in(client) == wanted
     finally:
-        hall.close()
+        hub_stage.close()
 
 
 @settings(max_examples=count_examples(25))
@@ -190,28 +190,28 @@ def test_who_comes_after_a_time_without_anybody_misses_nothing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("workers.hub.feed._IDLE_S", 0.001)
         patch.setattr("workers.hub.feed._ASIDE_BATCHES", aside)
-        hall = Hall(tmp_path_factory.mktemp("idle"))
-        runner = gevent.spawn(hall.feed.run)
-        watcher = gevent.spawn(hall.feed.watch)
+        hub_stage = HubStage(tmp_path_factory.mktemp("idle"))
+        runner = gevent.spawn(hub_stage.feed.run)
+        watcher = gevent.spawn(hub_stage.feed.watch)
         try:
             wanted = []
             with gevent.Timeout(WAIT_S):  # the first batches may find nobody subscribed
-                while not hall.feed.heard:
-                    wanted += hall.write(1)
+                while not hub_stage.feed.heard:
+                    wanted += hub_stage.write(1)
                     gevent.sleep(0.001)
-            hall.feed.check_head()
+            hub_stage.feed.check_head()
             visitor: tuple[Connection, socket.socket, int] | None = None
             for what, number, lost in [*steps, ("visit", 20, False), ("write", 1, False)]:
                 if what == "write":
-                    rows = [hall.stage.insert("Public") for _ in range(number)]
-                    batch = hall.stage.write(*rows, publish=not lost)
+                    rows = [hub_stage.stage.insert("Public") for _ in range(number)]
+                    batch = hub_stage.stage.write(*rows, publish=not lost)
                     wanted += [event.seq for event in batch.events]
                 elif what == "visit" and visitor is None:
                     cursor = wanted[max(0, len(wanted) - 1 - number)]
-                    connection, client = hall.visit(ANONYMOUS)
-                    rest = hall.replay.run_at_once(connection, cursor)
+                    connection, client = hub_stage.visit(ANONYMOUS)
+                    rest = hub_stage.replay.run_at_once(connection, cursor)
                     if rest is not None:
-                        gevent.spawn(hall.replay.run, connection, rest)
+                        gevent.spawn(hub_stage.replay.run, connection, rest)
                     visitor = connection, client, cursor
                 elif what == "leave" and visitor is not None:
                     connection, client, cursor = visitor
@@ -225,7 +225,7 @@ def test_who_comes_after_a_time_without_anybody_misses_nothing(
             assert visitor is not None
             _, client, cursor = visitor
             told = []
-            hall.feed.check_head()
+            hub_stage.feed.check_head()
             with gevent.Timeout(WAIT_S):
                 while not told or told[-1] != wanted[-1]:
                     gevent.sleep(0.001)
@@ -233,36 +233,36 @@ def test_who_comes_after_a_time_without_anybody_misses_nothing(
             assert told == wanted[wanted.index(cursor) + 1 :]
         finally:
             gevent.killall([runner, watcher])
-            hall.close()
+            hub_stage.close()
 
 
-def test_a_change_that_comes_alone_is_not_waited_for(hall: Hall) -> None:
-    batch = hall.stage.write(hall.stage.insert("Public"), publish=False)
-    hall.feed.take([batch])
-    assert hall.turns == [[batch.events[0].seq]]
+def test_a_change_that_comes_alone_is_not_waited_for(hub_stage: HubStage) -> None:
+    batch = hub_stage.stage.write(hub_stage.stage.insert("Public"), publish=False)
+    hub_stage.feed.take([batch])
+    assert hub_stage.turns == [[batch.events[0].seq]]
 
 
-def test_sockets_are_heard_while_many_sessions_end(hall: Hall) -> None:
+def test_sockets_are_heard_while_many_sessions_end(hub_stage: HubStage) -> None:
     """Who speaks is heard before all sockets of ended sessions are closed."""
     clock = ManualClock()
-    watch = SessionWatch(hall.pool, clock, lambda: None)
-    watch.watch(hall.hub)
+    watch = SessionWatch(hub_stage.pool, clock, lambda: None)
+    watch.watch(hub_stage.hub)
     clients = []
     for number in range(300):
-        connection, client = hall.visit(ADA)
-        hall.hub.change_caller(connection, Caller(ADA, f"s{number}"))
+        connection, client = hub_stage.visit(ADA)
+        hub_stage.hub.change_caller(connection, Caller(ADA, f"s{number}"))
         watch.expires(f"s{number}", clock.monotonic_s())
         clients.append(client)
-    _, speaker = hall.visit(BOB)
+    _, speaker = hub_stage.visit(BOB)
     open_then: list[int] = []
-    transport = hall.hub.transport
+    transport = hub_stage.hub.transport
     assert isinstance(transport, WebSocketTransport)
     transport.on_text = lambda connection, text: open_then.append(
-        sum(each.is_open for each in hall.hub.connections)
+        sum(each.is_open for each in hub_stage.hub.connections)
     )
     speaker.send(b"\x81\x82\0\0\0\0hi")
     watch.tick()
-    assert sum(each.is_open for each in hall.hub.connections) == 1
+    assert sum(each.is_open for each in hub_stage.hub.connections) == 1
     assert open_then
     assert 1 < open_then[0] < 301
 
@@ -270,20 +270,20 @@ def test_sockets_are_heard_while_many_sessions_end(hall: Hall) -> None:
 # --- The poller ------------------------------------------------------------------------------
 
 
-def test_a_socket_whose_handling_fails_ends_alone(hall: Hall) -> None:
-    bad, its_client = hall.visit(ANONYMOUS)
-    good, client = hall.visit(ANONYMOUS)
+def test_a_socket_whose_handling_fails_ends_alone(hub_stage: HubStage) -> None:
+    bad, its_client = hub_stage.visit(ANONYMOUS)
+    good, client = hub_stage.visit(ANONYMOUS)
 
     def fail(connection: Connection, text: str) -> None:
         raise RuntimeError(f"cannot take {text}")
 
-    transport = hall.hub.transport
+    transport = hub_stage.hub.transport
     assert isinstance(transport, WebSocketTransport)
     transport.on_text = fail
     its_client.send(b"\x81\x82\0\0\0\0hi")
     client.send(b"\x89\x80\0\0\0\0")  # a ping, in the same turn
     with gevent.Timeout(WAIT_S):
-        while len(hall.hub) > 1:
+        while len(hub_stage.hub) > 1:
             gevent.sleep(0.001)
     assert not bad.is_open
     assert good.is_open
@@ -293,8 +293,8 @@ def test_a_socket_whose_handling_fails_ends_alone(hall: Hall) -> None:
     assert pong == frames.encode(frames.PONG, b"")
 
 
-def test_a_paused_connection_is_heard_after_it_resumes(hall: Hall) -> None:
-    connection, client = hall.visit(ANONYMOUS)
+def test_a_paused_connection_is_heard_after_it_resumes(hub_stage: HubStage) -> None:
+    connection, client = hub_stage.visit(ANONYMOUS)
     connection.pause(ANSWERING)
     client.send(b"\x89\x80\0\0\0\0")
     for _ in range(20):
@@ -309,15 +309,15 @@ def test_a_paused_connection_is_heard_after_it_resumes(hall: Hall) -> None:
     assert pong == frames.encode(frames.PONG, b"")
 
 
-def test_nothing_overtakes_what_waits_in_an_outbox(hall: Hall) -> None:
+def test_nothing_overtakes_what_waits_in_an_outbox(hub_stage: HubStage) -> None:
     """The short cut around an empty outbox is closed while there is something in it."""
-    connection, client = hall.visit(ANONYMOUS)
-    hall.hub.join(connection)
+    connection, client = hub_stage.visit(ANONYMOUS)
+    hub_stage.hub.join(connection)
     connection.send(b"x" * 900_000)
     assert connection.outbox_bytes
-    batch = hall.stage.write(hall.stage.insert("Public"), publish=False)
+    batch = hub_stage.stage.write(hub_stage.stage.insert("Public"), publish=False)
     received = _received(client)  # the kernel has room again, and the poller has not run
-    hall.feed.take([batch])
+    hub_stage.feed.take([batch])
     end = frames.encode(frames.TEXT, Change(batch.events[0]).wire)
     with gevent.Timeout(WAIT_S):
         while len(received) < 900_000 + len(end):
@@ -337,55 +337,55 @@ def _received(client: socket.socket) -> bytes:
 # --- Replays that share ----------------------------------------------------------------------
 
 
-def test_clients_that_come_back_together_each_get_their_own_view(hall: Hall) -> None:
+def test_clients_that_come_back_together_each_get_their_own_view(hub_stage: HubStage) -> None:
     """Pages are kept for the next client of the same context, or of any where all see the same;
     never for one who may not see them; and never beyond what is published meanwhile."""
-    stage = hall.stage
+    stage = hub_stage.stage
     first = stage.write(stage.insert("Public")).events[0].seq
     seen: dict[AuthContext, list[int]] = {ANONYMOUS: [], ADA: [], BOB: [], ADMIN: []}
 
     def commit(entity: str, viewers: Sequence[AuthContext], **body: object) -> None:
         batch = stage.write(stage.insert(entity, **body), publish=False)
-        hall.feed.take([batch])
+        hub_stage.feed.take([batch])
         for viewer in viewers:
             seen[viewer].append(batch.events[0].seq)
 
-    hall.feed.check_head()
+    hub_stage.feed.check_head()
     commit("Mine", (ADA, ADMIN), ownerId="ada")
     commit("Note", (BOB, ADMIN), ownerId="bob", shared=False)
     for _ in range(2):
         for auth, seqs in seen.items():
             for _ in range(2):
-                assert replayed(hall, auth, first) == seqs
+                assert replayed(hub_stage, auth, first) == seqs
         commit("Public", (ANONYMOUS, ADA, BOB, ADMIN))
         commit("Secret", (ADMIN,))
     for _ in range(limits.REPLAY_PAGE_EVENTS):  # pages that look alike to all but admins
         commit("Public", (ANONYMOUS, ADA, BOB, ADMIN))
     for auth in (BOB, ANONYMOUS, ADMIN, ADA):
-        assert replayed(hall, auth, first) == seen[auth]
+        assert replayed(hub_stage, auth, first) == seen[auth]
 
 
-def test_pages_of_the_log_are_shared_until_something_is_published(hall: Hall) -> None:
+def test_pages_of_the_log_are_shared_until_something_is_published(hub_stage: HubStage) -> None:
     """A worker that has just started has only the newest events in memory."""
-    stage = hall.stage
+    stage = hub_stage.stage
     rows = [stage.insert("Public") for _ in range(limits.TAIL_PRIMED_EVENTS + 250)]
     seqs = [event.seq for event in stage.write(*rows, publish=False).events]
-    hall.feed.start()
+    hub_stage.feed.start()
     for _ in range(3):
-        assert replayed(hall, ANONYMOUS, seqs[0]) == seqs[1:]
-    late = hall.stage.write(hall.stage.insert("Public"), publish=False)
-    hall.feed.take([late])
-    assert replayed(hall, ANONYMOUS, seqs[0]) == [*seqs[1:], late.events[0].seq]
+        assert replayed(hub_stage, ANONYMOUS, seqs[0]) == seqs[1:]
+    late = hub_stage.stage.write(hub_stage.stage.insert("Public"), publish=False)
+    hub_stage.feed.take([late])
+    assert replayed(hub_stage, ANONYMOUS, seqs[0]) == [*seqs[1:], late.events[0].seq]
 
 
 def test_pages_that_all_see_alike_are_read_once_whatever_is_published(
-    hall: Hall, monkeypatch: pytest.MonkeyPatch
+    hub_stage: HubStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many clients come back to a young hub while writes go on."""
-    stage = hall.stage
+    stage = hub_stage.stage
     rows = [stage.insert("Public") for _ in range(limits.TAIL_PRIMED_EVENTS + 1_000)]
     seqs = [event.seq for event in stage.write(*rows, publish=False).events]
-    hall.feed.start()
+    hub_stage.feed.start()
     read: list[int] = []
     page = History.page
 
@@ -395,8 +395,8 @@ def test_pages_that_all_see_alike_are_read_once_whatever_is_published(
 
     monkeypatch.setattr(History, "page", counted)
     for _ in range(4):
-        assert replayed(hall, ANONYMOUS, seqs[0]) == seqs[1:]
-        late = hall.stage.write(hall.stage.insert("Public"), publish=False)
-        hall.feed.take([late])
+        assert replayed(hub_stage, ANONYMOUS, seqs[0]) == seqs[1:]
+        late = hub_stage.stage.write(hub_stage.stage.insert("Public"), publish=False)
+        hub_stage.feed.take([late])
         seqs += [event.seq for event in late.events]
     assert len(read) == len(set(read)) == 10

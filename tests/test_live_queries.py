@@ -26,8 +26,8 @@ from pylon.manifest_loader import parse_manifest
 from pylon.metrics.plain import Counter, Gauge
 from pylon.storage.interface import LogRetention
 from tests.support.examples import count_examples
-from tests.support.hub import MANIFEST, READ_RULES
-from tests.support.live import LiveClient, LiveSet, World
+from tests.support.live import LiveClient, LiveSet, LiveStage
+from tests.support.stage import MANIFEST, READ_RULES
 from tests.support.storage import row_id
 from tests.support.wait import run_greenlets_until
 from workers.hub.connection import Connection
@@ -64,7 +64,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = TemporaryDirectory()
-        self.world = World(Path(self.folder.name), APP)
+        self.world = LiveStage(Path(self.folder.name), APP)
         # A short tail, so that catching up also reads the log.
         self.world.feed._tail = Tail(self.world.engine.head, max_events=3)
         self.there: set[tuple[str, int]] = set()
@@ -162,13 +162,13 @@ TestMachine.settings = settings(max_examples=count_examples(80), stateful_step_c
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path, APP)
+def world(tmp_path: Path) -> Iterator[LiveStage]:
+    made = LiveStage(tmp_path, APP)
     yield made
     made.close()
 
 
-def test_diffs_are_exact(world: World) -> None:
+def test_diffs_are_exact(world: LiveStage) -> None:
     client = LiveClient(world, ADA)
     world.write(world.insert("Note", row_id(1), text="a", shared=True))
     client.subscribe("s", "Note", {"text": "a"})
@@ -218,7 +218,7 @@ def test_diffs_are_exact(world: World) -> None:
     ],
 )
 def test_refusals_name_the_subscription(
-    world: World, message: dict[str, Any], code: str, says: str
+    world: LiveStage, message: dict[str, Any], code: str, says: str
 ) -> None:
     client = LiveClient(world, ADA)
     client.say(type="subscribe", **message)
@@ -230,7 +230,7 @@ def test_refusals_name_the_subscription(
     assert number(metrics.LIVE_QUERIES) == 0
 
 
-def test_a_refused_subscription_ends_the_one_that_it_replaces(world: World) -> None:
+def test_a_refused_subscription_ends_the_one_that_it_replaces(world: LiveStage) -> None:
     client = LiveClient(world, ADA)
     client.subscribe("s", "Public", {})
     client.say(type="subscribe", sub_id="s", entity="Secret")
@@ -241,7 +241,7 @@ def test_a_refused_subscription_ends_the_one_that_it_replaces(world: World) -> N
     assert number(metrics.LIVE_QUERIES) == 0
 
 
-def test_limits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits(world: LiveStage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "LIVE_QUERIES", 2)
     monkeypatch.setattr(limits, "LIVE_QUERIES_TOTAL", 3)
     monkeypatch.setattr(limits, "LIVE_SCANNED", 1)
@@ -270,7 +270,7 @@ def test_limits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_large_results_come_in_several_messages(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: LiveStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "LIVE_PAGE_BYTES", 1_000)
     monkeypatch.setattr(limits, "SNAPSHOT_PAGE_ROWS", 7)
@@ -290,7 +290,7 @@ def test_large_results_come_in_several_messages(
     assert client.errors.pop()["code"] == "UNAVAILABLE"
 
 
-def test_results_and_diffs_are_packed_for_those_who_agreed(world: World) -> None:
+def test_results_and_diffs_are_packed_for_those_who_agreed(world: LiveStage) -> None:
     clients = [LiveClient(world, ADA, deflate_window) for deflate_window in (0, 12, 10)]
     world.write(world.insert("Public", row_id(1), text="x" * 2_000))
     for client in clients:
@@ -306,7 +306,7 @@ def test_results_and_diffs_are_packed_for_those_who_agreed(world: World) -> None
 
 
 def test_a_client_that_takes_its_result_slowly_counts_as_alive(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: LiveStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[float] = []
     wait_drained = Connection.wait_drained
@@ -335,7 +335,7 @@ def test_a_client_that_takes_its_result_slowly_counts_as_alive(
     assert len(client.sets["s"].rows) == 400
 
 
-def test_what_the_log_no_longer_has_ends_the_subscription(world: World) -> None:
+def test_what_the_log_no_longer_has_ends_the_subscription(world: LiveStage) -> None:
     client = LiveClient(world, ADA)
 
     def meanwhile() -> None:
@@ -351,7 +351,7 @@ def test_what_the_log_no_longer_has_ends_the_subscription(world: World) -> None:
     assert number(metrics.LIVE_QUERIES) == 0
 
 
-def test_a_client_that_does_not_read_is_closed_and_forgotten(world: World) -> None:
+def test_a_client_that_does_not_read_is_closed_and_forgotten(world: LiveStage) -> None:
     client, other = LiveClient(world, ADA), LiveClient(world, ADA)
     client.subscribe("s", "Public", {})
     other.subscribe("s", "Public", {"text": "b"})
@@ -368,7 +368,7 @@ def test_a_client_that_does_not_read_is_closed_and_forgotten(world: World) -> No
     assert number(metrics.LIVE_QUERIES) == 1
 
 
-def test_only_what_a_change_concerns_is_judged(world: World) -> None:
+def test_only_what_a_change_concerns_is_judged(world: LiveStage) -> None:
     """By the filter's equality, or by the owner that the policy asks for."""
     clients = [LiveClient(world, AuthContext(user_id=f"u{n}")) for n in range(50)]
     for n, client in enumerate(clients):
@@ -386,7 +386,7 @@ def test_only_what_a_change_concerns_is_judged(world: World) -> None:
     assert [len(found) for found in concerned] == [1, 1]
 
 
-def test_queries_that_nothing_can_match_come_and_go_with_others(world: World) -> None:
+def test_queries_that_nothing_can_match_come_and_go_with_others(world: LiveStage) -> None:
     client, nobody = LiveClient(world, ADA), LiveClient(world, ANONYMOUS)
     client.subscribe("none", "Mine", {"text": {"$in": []}})
     nobody.subscribe("none", "Mine", {})
@@ -396,7 +396,7 @@ def test_queries_that_nothing_can_match_come_and_go_with_others(world: World) ->
     assert number(metrics.LIVE_QUERIES) == len(world.live._watches) == 0
 
 
-def test_equal_queries_share_a_watch_and_a_frame(world: World) -> None:
+def test_equal_queries_share_a_watch_and_a_frame(world: LiveStage) -> None:
     clients = [LiveClient(world, auth) for auth in (ADA, BOB, ADMIN)]
     for client in clients:
         client.subscribe("s", "Public", {"text": "a", "shared": True})

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.hub import Stage, Worker
 from tests.support.live import LiveSet
+from tests.support.stage import Stage, Worker
 from tests.support.wait import wait_until
 from tests.support.websocket_client import WebSocketClient
 from workers.ws import frames

@@ -21,8 +21,8 @@ from pylon.manifest_loader import parse_manifest
 from pylon.openapi.document import openapi_document
 from pylon.openapi.values import DATETIME_PATTERN
 from pylon.values import is_datetime
+from tests.support.api import ADMIN_TOKEN, serve_api
 from tests.support.wide_app import wide_app
-from tests.support.writer import ADMIN_TOKEN, running
 
 METHODS = {"get", "head", "post", "put", "patch", "delete"}
 
@@ -70,7 +70,7 @@ def test_every_route_and_method_is_in_the_document(tmp_path: Path) -> None:
     manifest = parsed(wide_app())
     described = document(wide_app())["paths"]
     missing = []
-    with running(tmp_path, wide_app()) as server:
+    with serve_api(tmp_path, wide_app()) as server:
         routes = falcon.inspect.inspect_routes(server.client.app)
     served = set()
     for route in routes:
@@ -129,7 +129,7 @@ def test_the_datetime_pattern_takes_what_the_server_takes(text: str) -> None:
 def test_who_gets_the_document(
     tmp_path: Path, environ: dict[str, str], token: str | None, status: int
 ) -> None:
-    with running(tmp_path, wide_app(), environ) as server:
+    with serve_api(tmp_path, wide_app(), environ) as server:
         answer = server.call("GET", "/api/openapi.json", token=token)
         assert answer.status_code == status
         if status == 200:

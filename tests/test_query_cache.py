@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pylon import metrics
 from pylon.api.data.query_cache import QueryCache
+from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.examples import count_examples
-from tests.support.writer import ADMIN_TOKEN, Server, running
 
 MANIFEST: dict[str, Any] = {
     "manifest_version": 1, "name": "t", "version": "1", "routes": [],
@@ -35,7 +35,7 @@ MANIFEST: dict[str, Any] = {
 
 @pytest.fixture
 def server(tmp_path: Path) -> Any:
-    with running(tmp_path, MANIFEST) as running_server:
+    with serve_api(tmp_path, MANIFEST) as running_server:
         yield running_server
 
 
@@ -48,14 +48,14 @@ def _held_bytes() -> float:
     return sample.value
 
 
-def _add(server: Server, entity: str, owner: str, rank: int) -> None:
+def _add(server: ApiStage, entity: str, owner: str, rank: int) -> None:
     answer = server.call(
         "POST", f"/api/entities/{entity}", {"owner": owner, "rank": rank}, ADMIN_TOKEN
     )
     assert answer.status_code == 201
 
 
-def _reads(server: Server, entity: str, token: str) -> list[Any]:
+def _reads(server: ApiStage, entity: str, token: str) -> list[Any]:
     """The same rows by each of the ways that remember."""
     query = server.call("POST", f"/api/query/{entity}", {"rank": {"$gte": 0}}, token).json
     listed = server.call("GET", f"/api/entities/{entity}?limit=100", token=token).json["data"]
@@ -63,7 +63,7 @@ def _reads(server: Server, entity: str, token: str) -> list[Any]:
     return [query, listed, graph]
 
 
-def test_the_second_time_is_remembered_and_a_write_is_seen_at_once(server: Server) -> None:
+def test_the_second_time_is_remembered_and_a_write_is_seen_at_once(server: ApiStage) -> None:
     token = server.guest()
     for rank in range(3):
         _add(server, "Open", "x", rank)
@@ -75,7 +75,7 @@ def test_the_second_time_is_remembered_and_a_write_is_seen_at_once(server: Serve
         assert _hits() == before + 3
 
 
-def test_callers_share_what_does_not_depend_on_them_only(server: Server) -> None:
+def test_callers_share_what_does_not_depend_on_them_only(server: ApiStage) -> None:
     _add(server, "Own", "ann", 1)
     _add(server, "Own", "bob", 2)
     _add(server, "Open", "ann", 3)
@@ -93,7 +93,7 @@ def test_callers_share_what_does_not_depend_on_them_only(server: Server) -> None
     assert _hits() == before + 1
 
 
-def test_pulls_are_remembered_by_cursor_and_by_who_may_see_what(server: Server) -> None:
+def test_pulls_are_remembered_by_cursor_and_by_who_may_see_what(server: ApiStage) -> None:
     for rank, owner in enumerate(("ann", "bob", "ann")):
         _add(server, "Own", owner, rank)
     tokens = {name: server.user(name) for name in ("ann", "bob")}

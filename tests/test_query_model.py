@@ -29,9 +29,9 @@ from pylon.storage.names import quote
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.values import EntityCodec
 from tests.support import query_model
+from tests.support.api import ENVIRON
 from tests.support.examples import count_examples
 from tests.support.storage import open_engine
-from tests.support.writer import ENVIRON
 
 PERSON = Entity(
     "Person",

@@ -325,7 +325,7 @@ def test_a_fault_stops_the_shard_and_keeps_the_traceback(
 
 
 @pytest.mark.parametrize("place", ["joined", "left"])
-def test_a_fault_at_the_door_stops_it_too(wire: Wire, place: str) -> None:
+def test_fault_in_a_subscription_stops_it_too(wire: Wire, place: str) -> None:
     with registered(Faulty) as kind:
         shard = shard_of(kind)
         ada, bob = Client("ada", wire), Client("bob", wire)

@@ -53,7 +53,7 @@ NETWORKS = st.sampled_from(["", "192.0.2.1", "2001:db8::/64"])
 NUMBERS = st.integers(1, 3)
 
 
-class Place(NamedTuple):
+class Membership(NamedTuple):
     """A socket in a room."""
 
     worker: bytes
@@ -97,13 +97,13 @@ class RoomsMachine(RuleBasedStateMachine):
         self.members: dict[str, dict[str, Any]] = {}
         self.heard_s: dict[tuple[str, str], float] = {}
         self.polled_s: dict[tuple[str, str], float] = {}
-        self.sockets: dict[Place, Watcher] = {}
-        self.leaving: dict[Place, Watcher] = {}  # have left, and hear this tick to its end
+        self.sockets: dict[Membership, Watcher] = {}
+        self.leaving: dict[Membership, Watcher] = {}  # have left, and hear this tick to its end
         self.said: dict[str, list[Any]] = {}  # in this tick
         self.counter = 0
         self.ids = 0
 
-    # --- What the desk is asked ------------------------------------------------------------
+    # --- What the service is asked ------------------------------------------------------------
 
     def ask(self, command: RoomCommand, worker: bytes = b"r1-http") -> RoomReply:
         self.ids += 1
@@ -211,7 +211,7 @@ class RoomsMachine(RuleBasedStateMachine):
 
     @rule(room=ROOMS, user=USERS, worker=WORKERS, number=NUMBERS)
     def subscribe(self, room: str, user: str, worker: bytes, number: int) -> None:
-        place = Place(worker, number, room)
+        place = Membership(worker, number, room)
         known = [w.user for p, w in self.sockets.items() if p[:2] == place[:2]]
         if known:
             user = known[0]  # a socket speaks for one user
@@ -229,11 +229,11 @@ class RoomsMachine(RuleBasedStateMachine):
     @rule(room=ROOMS, worker=WORKERS, number=NUMBERS)
     def unsubscribe(self, room: str, worker: bytes, number: int) -> None:
         self.ask(Unsubscribe(room, number), worker)
-        watcher = self.sockets.pop(Place(worker, number, room), None)
+        watcher = self.sockets.pop(Membership(worker, number, room), None)
         if watcher is not None:
             self.heard(room, watcher.user)
 
-    def end(self, places: list[Place]) -> None:
+    def end(self, places: list[Membership]) -> None:
         for place in places:
             watcher = self.sockets.pop(place, None)
             self.leaving.pop(place, None)
@@ -273,8 +273,8 @@ class RoomsMachine(RuleBasedStateMachine):
     @rule(lost=st.booleans())
     def tick(self, lost: bool) -> None:
         """The news of a tick reach the subscribers; or are lost, and they get snapshots."""
-        heard: dict[Place, list[Any]] = {place: [] for place in [*self.sockets, *self.leaving]}
-        dropped: set[Place] = set()
+        heard: dict[Membership, list[Any]] = {place: [] for place in [*self.sockets, *self.leaving]}
+        dropped: set[Membership] = set()
         before = {place: len(w.said) for place, w in self.sockets.items()}
         for message in self.service.take_updates():
             self.counter += 1
@@ -285,7 +285,7 @@ class RoomsMachine(RuleBasedStateMachine):
                 for place in heard:
                     if place.room == tick.room:
                         heard[place] += [json.loads(text) for text in tick.texts]
-                dropped |= {Place(w, number, tick.room) for w, number in tick.dropped}
+                dropped |= {Membership(w, number, tick.room) for w, number in tick.dropped}
         assert not self.service.has_updates
         assert dropped <= set(self.leaving) | dropped - set(self.sockets)
         assert set(self.leaving) <= dropped
@@ -318,7 +318,7 @@ class RoomsMachine(RuleBasedStateMachine):
                     worker, snapshot.room)}
                 assert set(snapshot.sockets) == mine
                 for number in mine:
-                    watcher = self.sockets[Place(worker, number, snapshot.room)]
+                    watcher = self.sockets[Membership(worker, number, snapshot.room)]
                     watcher.replace(json.loads(snapshot.text))
 
     @invariant()

@@ -31,7 +31,7 @@ WS = b"r1-ws"
 
 
 class Asking:
-    """A desk, and who asks it."""
+    """A service, and who asks it."""
 
     def __init__(self) -> None:
         self.clock = ManualClock()

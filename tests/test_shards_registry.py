@@ -31,10 +31,10 @@ from pylon.realtime.simulation import Saved
 from pylon.realtime.snapshots import Format
 from pylon.storage.ops import WriteOp, WriteReply
 from pylon.storage.sqlite.pool import ReaderPool
+from tests.support.api import DirectWriter
 from tests.support.examples import count_examples
 from tests.support.realtime import Client, Counters, Wire, registered
 from tests.support.storage import MANIFEST, open_engine
-from tests.support.writer import EngineWriter
 from workers.shards.registry import ShardRegistry
 
 IDS = ("sim:2", "sim:é/../..")  # at home in the one process, and in the other
@@ -45,7 +45,7 @@ WIRE = Wire(Format.JSON)
 class Writer:
     """An engine that may be away for a while. One for each process."""
 
-    def __init__(self, engine: EngineWriter, is_away: Callable[[], bool]) -> None:
+    def __init__(self, engine: DirectWriter, is_away: Callable[[], bool]) -> None:
         self._engine = engine
         self._is_away = is_away
         self.is_dead = False
@@ -76,19 +76,19 @@ def registry_of(
 
 
 @contextmanager
-def shard_store(folder: Path, clock: ManualClock) -> Iterator[tuple[ReaderPool, EngineWriter]]:
+def shard_store(folder: Path, clock: ManualClock) -> Iterator[tuple[ReaderPool, DirectWriter]]:
     """A new store, and the engine that writes to it."""
     engine = open_engine(folder / "test.db", clock)
     pool = ReaderPool(folder / "test.db", MANIFEST)
     try:
-        yield pool, EngineWriter(engine)
+        yield pool, DirectWriter(engine)
     finally:
         pool.close()
         engine.close()
 
 
 def settled() -> None:
-    """Let the greenlets of the keeper do what they can now."""
+    """Let the greenlets of the state writer do what they can now."""
     for _ in range(20):
         gevent.sleep(0)
 

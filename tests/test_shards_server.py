@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.hub import Stage, Worker, drain
+from tests.support.stage import Stage, Worker, drain
 from tests.support.websocket_client import WebSocketClient
 from workers.ws import frames
 

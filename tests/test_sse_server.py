@@ -12,7 +12,7 @@ import pytest
 
 from pylon import limits
 from pylon.bus.messages import SessionRevoked
-from tests.support.hub import ADMIN_TOKEN, Stage, Worker
+from tests.support.stage import ADMIN_TOKEN, Stage, Worker
 from tests.support.wait import wait_until
 from tests.support.wire import Wire, parse_head
 from workers.sse.stream import KEEPALIVE

@@ -18,8 +18,8 @@ from pylon.changelog.change import Change
 from pylon.clock import ManualClock
 from pylon.errors import BadUpgrade
 from pylon.storage.events import ChangeEvent
-from tests.support.hub import Stage
 from tests.support.hub_peer import BY_ENTITY, Peer, row
+from tests.support.stage import Stage
 from tests.support.websocket_client import WebSocketClient, client_frame
 from workers.hub.hub import Hub
 from workers.ws import frames

@@ -11,7 +11,7 @@ import pytest
 from pylon.auth.sessions import new_session
 from pylon.bus.messages import SessionRevoked
 from pylon.clock import SystemClock, SystemRandom
-from tests.support.hub import ADMIN_TOKEN, Stage, Worker
+from tests.support.stage import ADMIN_TOKEN, Stage, Worker
 from tests.support.websocket_client import WebSocketClient
 from workers.ws import frames
 

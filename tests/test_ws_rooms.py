@@ -13,8 +13,8 @@ import pytest
 
 from pylon import limits
 from pylon.bus.rooms_messages import JoinRoom, LeaveRoom, SetPresence
-from tests.support.hub import Stage, Worker
 from tests.support.rooms import RoomServer
+from tests.support.stage import Stage, Worker
 from tests.support.wait import wait_until
 from tests.support.websocket_client import WebSocketClient
 

@@ -17,7 +17,7 @@ from pylon.bus.messages import SessionRevoked
 from pylon.clock import SystemClock
 from pylon.storage.interface import LogRetention
 from pylon.storage.sqlite.epochs import open_epoch
-from tests.support.hub import ADMIN_TOKEN, Stage, Worker, drain
+from tests.support.stage import ADMIN_TOKEN, Stage, Worker, drain
 from tests.support.wait import wait_until
 from tests.support.websocket_client import WebSocketClient, client_frame
 from tests.support.wire import Wire

@@ -22,10 +22,10 @@ from pylon.storage.interface import Reader
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.pool import ReaderPool
 from pylon.storage.sqlite.reader import SqliteReader
-from tests.support.hub import MANIFEST as HUB_MANIFEST
-from tests.support.live import LiveClient, World
+from tests.support.live import LiveClient, LiveStage
 from tests.support.search import pages_manifest
 from tests.support.server import ADMIN_TOKEN, ROLES, PylonServer
+from tests.support.stage import MANIFEST as HUB_MANIFEST
 from tests.support.storage import MANIFEST, NOTE, apply, insert, open_engine, row_id, update
 from tests.support.wait import wait_until
 
@@ -182,13 +182,15 @@ ADA = AuthContext(user_id="ada")
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path, parse_manifest(orjson.dumps(HUB_MANIFEST).decode(), "manifest.json"))
+def world(tmp_path: Path) -> Iterator[LiveStage]:
+    made = LiveStage(tmp_path, parse_manifest(orjson.dumps(HUB_MANIFEST).decode(), "manifest.json"))
     yield made
     made.close()
 
 
-def test_patterns_of_the_network_with_most_of_them_end_when_texts_are_long(world: World) -> None:
+def test_patterns_of_the_network_with_most_of_them_end_when_texts_are_long(
+    world: LiveStage
+) -> None:
     attacker, honest = LiveClient(world, ADA), LiveClient(world, ADA)
     attacker.connection.address, honest.connection.address = "192.0.2.1", "192.0.2.2"
     for number in range(30):
@@ -207,7 +209,7 @@ def test_patterns_of_the_network_with_most_of_them_end_when_texts_are_long(world
 
 
 def test_a_live_query_that_catches_up_looks_through_so_much_text_and_no_more(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: LiveStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "LIVE_PATTERN_BYTES", 10_000)
     client = LiveClient(world, ADA)

@@ -11,8 +11,8 @@ import orjson
 import pytest
 
 from pylon import limits
+from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.manifests import notes_app
-from tests.support.writer import ADMIN_TOKEN, Server, running
 
 LISTS = b"[" + b"[]," * (limits.BODY_BYTES // 3 - 1) + b"0]"  # 3.5 million values
 ROUTES = (
@@ -23,8 +23,8 @@ ROUTES = (
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with running(tmp_path, notes_app()) as made:
+def server(tmp_path: Path) -> Iterator[ApiStage]:
+    with serve_api(tmp_path, notes_app()) as made:
         yield made
 
 
@@ -45,7 +45,7 @@ class Decoded:
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_body_of_millions_of_values_is_never_decoded(
-    server: Server, monkeypatch: pytest.MonkeyPatch, route: str
+    server: ApiStage, monkeypatch: pytest.MonkeyPatch, route: str
 ) -> None:
     decoded = Decoded(monkeypatch)
     for token in (None, ADMIN_TOKEN):
@@ -60,7 +60,7 @@ def test_body_of_millions_of_values_is_never_decoded(
 
 @pytest.mark.parametrize("route", ["rooms/join", "import", "crdt/Note/x", "shards", "matchmaking"])
 def test_identity_is_asked_before_a_large_body_is_looked_at(
-    server: Server, monkeypatch: pytest.MonkeyPatch, route: str
+    server: ApiStage, monkeypatch: pytest.MonkeyPatch, route: str
 ) -> None:
     """The largest body that may be decoded, from a caller who may not send any."""
     decoded = Decoded(monkeypatch)
@@ -70,7 +70,7 @@ def test_identity_is_asked_before_a_large_body_is_looked_at(
     assert not decoded.size_bytes
 
 
-def test_other_requests_are_answered_while_large_bodies_are_decoded(server: Server) -> None:
+def test_other_requests_are_answered_while_large_bodies_are_decoded(server: ApiStage) -> None:
     """Largest bodies of all kinds, one after the other, with one request at a time beside them."""
     texts = b'["%b"]' % (b"[" * (limits.BODY_BYTES - 4))
     rows = b"[" + b'{"title":"[","rank":1},' * (limits.JSON_NODES // 4) + b"0]"
@@ -89,7 +89,7 @@ def test_other_requests_are_answered_while_large_bodies_are_decoded(server: Serv
     assert answered >= 12
 
 
-def test_honest_bodies_of_any_size_are_taken(server: Server) -> None:
+def test_honest_bodies_of_any_size_are_taken(server: ApiStage) -> None:
     text = '"[{\\' * 2_000_000
     answer = server.call(
         "POST", "/api/entities/Note",

@@ -30,6 +30,7 @@ from pylon.storage.ops import (
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
 from supervisor.writer import Writer
+from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.storage import (
     ADA,
     BOB,
@@ -44,7 +45,6 @@ from tests.support.storage import (
     update,
 )
 from tests.support.wait import wait_until
-from tests.support.writer import ADMIN_TOKEN, Server, running
 
 LIMIT = 100_000
 APP: dict[str, Any] = {
@@ -74,8 +74,8 @@ def engine(tmp_path: Path) -> Iterator[SqliteEngine]:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with running(tmp_path, APP, {"PYLON_ROW_MAX_BYTES": str(LIMIT)}) as made:
+def server(tmp_path: Path) -> Iterator[ApiStage]:
+    with serve_api(tmp_path, APP, {"PYLON_ROW_MAX_BYTES": str(LIMIT)}) as made:
         yield made
 
 
@@ -87,7 +87,7 @@ def too_large(error: dict[str, Any]) -> bool:
     )
 
 
-def test_every_way_to_make_a_row_too_large_is_refused(server: Server) -> None:
+def test_every_way_to_make_a_row_too_large_is_refused(server: ApiStage) -> None:
     big, half = "x" * LIMIT, "x" * (LIMIT // 2)
     path = "/api/entities/Note"
     made = server.call("POST", path, {"text": half}).json["id"]
@@ -111,12 +111,12 @@ def test_every_way_to_make_a_row_too_large_is_refused(server: Server) -> None:
 
 
 def test_a_larger_row_is_readable_deletable_and_may_shrink(tmp_path: Path) -> None:
-    with running(tmp_path, APP) as server:
+    with serve_api(tmp_path, APP) as server:
         ids = [
             server.call("POST", "/api/entities/Note", {"text": "x" * 3 * LIMIT}).json["id"]
             for _ in range(2)
         ]
-    with running(tmp_path, APP, {"PYLON_ROW_MAX_BYTES": str(LIMIT)}) as server:
+    with serve_api(tmp_path, APP, {"PYLON_ROW_MAX_BYTES": str(LIMIT)}) as server:
         one, two = (f"/api/entities/Note/{row}" for row in ids)
         assert len(server.call("GET", one).json["text"]) == 3 * LIMIT
         link = {"entity": "Note", "id": ids[0], "relation": "boss", "target_id": ids[1]}
@@ -394,7 +394,7 @@ def test_large_rows_rest_as_long_as_their_last_turn_took_while_others_write(
 
 
 def test_a_long_answer_is_read_in_pages_of_bounded_size(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ApiStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page_bytes = 250_000
     sizes = [100, LIMIT - 1_000, LIMIT // 3]
@@ -435,7 +435,7 @@ def _read_within(reader: Reader, query: Query, size_bytes: int) -> tuple[list[by
     return reader.rows_within("Note", query, size_bytes)
 
 
-def test_a_row_larger_than_a_page_is_a_page_of_its_own(server: Server) -> None:
+def test_a_row_larger_than_a_page_is_a_page_of_its_own(server: ApiStage) -> None:
     for n in range(3):
         server.call("POST", "/api/entities/Note", {"text": "x" * 50_000, "n": n})
     seen: list[bytes] = []

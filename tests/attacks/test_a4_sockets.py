@@ -25,8 +25,8 @@ from pylon import limits
 from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
 from pylon.clock import ManualClock
 from tests.support.examples import count_examples
-from tests.support.hub import Stage
 from tests.support.hub_peer import BY_ENTITY, Peer
+from tests.support.stage import Stage
 from tests.support.wait import run_greenlets_until
 from tests.support.websocket_client import WebSocketClient, client_frame
 from workers.hub.connection import Connection
@@ -131,7 +131,7 @@ def test_steps_give_the_same_messages_as_one_piece(
 # --- Budgets ---------------------------------------------------------------------------------
 
 
-class Place:
+class BudgetStage:
     """A hub on the test's clock, and how many messages each connection was heard saying."""
 
     def __init__(self, *, counts_addresses: bool = True) -> None:
@@ -175,14 +175,14 @@ class Place:
 
 
 @pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[BudgetStage]:
     spawn_later = gevent.spawn_later
 
     def spawn_soon(seconds: float, *called: Any) -> Any:
         return spawn_later(min(seconds, 0.001), *called)
 
     monkeypatch.setattr(gevent, "spawn_later", spawn_soon)  # the test's clock decides
-    made = Place()
+    made = BudgetStage()
     yield made
     made.close()
 
@@ -191,43 +191,43 @@ def small(count: int) -> memoryview:
     return memoryview(SMALL * count)
 
 
-def test_a_socket_is_read_as_its_budget_allows_and_loses_nothing(place: Place) -> None:
-    peer = place.peer()
+def test_a_socket_is_read_as_its_budget_allows_and_loses_nothing(stage: BudgetStage) -> None:
+    peer = stage.peer()
     count = 25_000
     stream = small(count)
-    at = place.say_all((peer, stream))[0]
+    at = stage.say_all((peer, stream))[0]
     burst = limits.SOCKET_BURST_BYTES // SMALL_COST_BYTES
-    assert burst < place.heard[peer.connection] <= burst + limits.SOCKET_STEP_FRAMES
+    assert burst < stage.heard[peer.connection] <= burst + limits.SOCKET_STEP_FRAMES
     assert at < len(stream), "the rest waits with the client"
-    place.clock.advance(1.0)
+    stage.clock.advance(1.0)
     run_greenlets_until(
         "more than the burst is heard",
-        lambda: place.heard[peer.connection] > burst + limits.SOCKET_STEP_FRAMES,
+        lambda: stage.heard[peer.connection] > burst + limits.SOCKET_STEP_FRAMES,
     )
-    at += place.say_all((peer, stream[at:]))[0]
+    at += stage.say_all((peer, stream[at:]))[0]
     a_second = limits.SOCKET_BYTES_PER_S // SMALL_COST_BYTES
-    assert place.heard[peer.connection] <= burst + a_second + limits.SOCKET_STEP_FRAMES
-    while place.heard[peer.connection] < count:
-        place.clock.advance(1.0)
+    assert stage.heard[peer.connection] <= burst + a_second + limits.SOCKET_STEP_FRAMES
+    while stage.heard[peer.connection] < count:
+        stage.clock.advance(1.0)
         gevent.sleep(0.002)
         with contextlib.suppress(BlockingIOError):
             at += peer.socket.send(stream[at:]) if at < len(stream) else 0
     assert peer.connection.is_open
 
 
-def test_a_socket_that_always_says_too_much_is_closed_with_1008(place: Place) -> None:
-    peer = place.peer()
+def test_a_socket_that_always_says_too_much_is_closed_with_1008(stage: BudgetStage) -> None:
+    peer = stage.peer()
     stream, at = small(200_000), 0
-    before_s = place.clock.monotonic_s()
+    before_s = stage.clock.monotonic_s()
     while peer.connection.is_open:
         with contextlib.suppress(BlockingIOError):
             at += peer.socket.send(stream[at : at + 65_536])
         gevent.sleep(0.001)
         inbox = peer.connection.receiver
         if inbox.is_waiting:
-            place.clock.advance(max(0.0, inbox.wait_s(place.clock.monotonic_s())))
-        assert place.clock.monotonic_s() - before_s < 3 * limits.SOCKET_DEBT_S
-    assert place.clock.monotonic_s() - before_s >= limits.SOCKET_DEBT_S
+            stage.clock.advance(max(0.0, inbox.wait_s(stage.clock.monotonic_s())))
+        assert stage.clock.monotonic_s() - before_s < 3 * limits.SOCKET_DEBT_S
+    assert stage.clock.monotonic_s() - before_s >= limits.SOCKET_DEBT_S
     code, reason = close_of(peer)
     assert code == 1008
     assert str(limits.SOCKET_BYTES_PER_S) in reason
@@ -239,98 +239,100 @@ def close_of(peer: Peer) -> tuple[int, str]:
     return int.from_bytes(data[2:4], "big"), data[4:].decode()
 
 
-def test_a_client_that_was_too_quick_once_is_not_closed(place: Place) -> None:
-    peer = place.peer()
+def test_a_client_that_was_too_quick_once_is_not_closed(stage: BudgetStage) -> None:
+    peer = stage.peer()
     burst = limits.SOCKET_BURST_BYTES // SMALL_COST_BYTES
     for number in range(1, 31):  # ten minutes of bursts, with breaks
-        place.say_all((peer, small(2 * burst)))
+        stage.say_all((peer, small(2 * burst)))
         assert peer.connection.receiver.is_waiting
         for _ in range(10):
-            place.clock.advance(1.0)
+            stage.clock.advance(1.0)
             gevent.sleep(0.003)
         run_greenlets_until(
             "all is heard",
-            lambda number=number: place.heard[peer.connection] == number * 2 * burst,
+            lambda number=number: stage.heard[peer.connection] == number * 2 * burst,
         )
-        place.clock.advance(10.0)
+        stage.clock.advance(10.0)
     assert peer.connection.is_open
 
 
-def test_the_sockets_of_an_address_share_a_budget(place: Place) -> None:
-    many = [place.peer("2001:db8::1:1") for _ in range(20)]
-    other = place.peer("2001:db8:0:1::1")
-    place.say_all(*((peer, small(4_000)) for peer in many))
+def test_the_sockets_of_an_address_share_a_budget(stage: BudgetStage) -> None:
+    many = [stage.peer("2001:db8::1:1") for _ in range(20)]
+    other = stage.peer("2001:db8:0:1::1")
+    stage.say_all(*((peer, small(4_000)) for peer in many))
     burst = limits.ADDRESS_BURST_BYTES // SMALL_COST_BYTES
-    heard = sum(place.heard[peer.connection] for peer in many)
+    heard = sum(stage.heard[peer.connection] for peer in many)
     assert burst < heard <= burst + len(many) * limits.SOCKET_STEP_FRAMES
-    place.say_all((other, small(1_000)))
-    assert place.heard[other.connection] == 1_000
-    again = place.peer("2001:db8::1:2")  # a new socket of the /64 begins with its debt
-    place.say_all((again, small(1_000)))
-    assert place.heard[again.connection] <= limits.SOCKET_STEP_FRAMES
+    stage.say_all((other, small(1_000)))
+    assert stage.heard[other.connection] == 1_000
+    again = stage.peer("2001:db8::1:2")  # a new socket of the /64 begins with its debt
+    stage.say_all((again, small(1_000)))
+    assert stage.heard[again.connection] <= limits.SOCKET_STEP_FRAMES
     assert all(peer.connection.is_open for peer in (*many, again))
 
 
-def test_people_behind_one_router_are_not_held_up(place: Place) -> None:
-    office = [place.peer("198.51.100.7") for _ in range(200)]
+def test_people_behind_one_router_are_not_held_up(stage: BudgetStage) -> None:
+    office = [stage.peer("198.51.100.7") for _ in range(200)]
     for _ in range(10):  # seconds
         for peer in office:
             for _ in range(20):
                 peer.socket.send(client_frame(frames.TEXT, b"x" * 300))
-        place.clock.advance(1.0)
+        stage.clock.advance(1.0)
         gevent.sleep(0.01)
-    run_greenlets_until("all is heard", lambda: sum(place.heard.values()) == 200 * 10 * 20)
+    run_greenlets_until("all is heard", lambda: sum(stage.heard.values()) == 200 * 10 * 20)
     assert all(peer.connection.receiver.debt_since_s is None for peer in office)
 
 
 @pytest.mark.parametrize("deflate_window", [0, 12])
-def test_answers_count_against_the_budget_of_who_asked(place: Place, deflate_window: int) -> None:
+def test_answers_count_against_the_budget_of_who_asked(
+    stage: BudgetStage, deflate_window: int
+) -> None:
     """A message of 50 bytes may ask for a megabyte, which is read, packed and sent for it."""
-    greedy, other = place.peer(), place.peer()
+    greedy, other = stage.peer(), stage.peer()
     greedy.connection.deflate_window = deflate_window
-    transport = place.hub.transport
-    place.on_heard = lambda connection: transport.charge(connection, MIB)
-    place.say_all((greedy, small(2_000)), (other, small(1)))
+    transport = stage.hub.transport
+    stage.on_heard = lambda connection: transport.charge(connection, MIB)
+    stage.say_all((greedy, small(2_000)), (other, small(1)))
     each_bytes = SMALL_COST_BYTES + (MIB if deflate_window else MIB // limits.SOCKET_ANSWER_SHARE)
     answered = limits.SOCKET_BURST_BYTES // each_bytes
-    assert answered <= place.heard[greedy.connection] <= answered + limits.SOCKET_STEP_FRAMES
-    assert place.heard[other.connection] == 1
+    assert answered <= stage.heard[greedy.connection] <= answered + limits.SOCKET_STEP_FRAMES
+    assert stage.heard[other.connection] == 1
 
 
-def test_a_message_that_has_the_store_asked_counts_more(place: Place) -> None:
+def test_a_message_that_has_the_store_asked_counts_more(stage: BudgetStage) -> None:
     class Feature:
         message_types = ("subscribe", "unsubscribe")
 
         def take(self, connection: Connection, message: dict[str, Any]) -> None:
-            place.heard[connection] += 1
+            stage.heard[connection] += 1
 
         def gone(self, connection: Connection) -> None:
-            place.heard.pop(connection, None)
+            stage.heard.pop(connection, None)
 
-    transport = place.hub.transport
+    transport = stage.hub.transport
     assert isinstance(transport, WebSocketTransport)
-    transport.on_text = Conversation(place.hub, (Feature(),)).hear
-    asking, other = place.peer(), place.peer()
+    transport.on_text = Conversation(stage.hub, (Feature(),)).hear
+    asking, other = stage.peer(), stage.peer()
     question = client_frame(frames.TEXT, b'{"type":"subscribe"}')
-    place.say_all((asking, memoryview(question * 1_500)))
+    stage.say_all((asking, memoryview(question * 1_500)))
     cost_bytes = limits.SOCKET_QUESTION_COST_BYTES + limits.SOCKET_FRAME_COST_BYTES + 20
     answered = limits.SOCKET_BURST_BYTES // cost_bytes
     assert answered >= 300, "a client that comes back asks for all of its live queries"
-    assert answered < place.heard[asking.connection] <= answered + 3 * limits.SOCKET_STEP_FRAMES
-    place.say_all((other, memoryview(client_frame(frames.TEXT, b'{"type":"unsubscribe"}') * 1_500)))
-    assert place.heard[other.connection] == 1_500
+    assert answered < stage.heard[asking.connection] <= answered + 3 * limits.SOCKET_STEP_FRAMES
+    stage.say_all((other, memoryview(client_frame(frames.TEXT, b'{"type":"unsubscribe"}') * 1_500)))
+    assert stage.heard[other.connection] == 1_500
 
 
 def test_administrators_and_addresses_that_mean_nothing_have_no_budget() -> None:
-    place = Place(counts_addresses=False)
-    admin = place.peer(auth=ADMIN)
-    place.say_all((admin, small(6_000)))
-    assert place.heard[admin.connection] == 6_000
-    crowd = [place.peer() for _ in range(12)]
-    place.say_all(*((peer, small(1_500)) for peer in crowd))
+    stage = BudgetStage(counts_addresses=False)
+    admin = stage.peer(auth=ADMIN)
+    stage.say_all((admin, small(6_000)))
+    assert stage.heard[admin.connection] == 6_000
+    crowd = [stage.peer() for _ in range(12)]
+    stage.say_all(*((peer, small(1_500)) for peer in crowd))
     assert 12 * 1_500 * SMALL_COST_BYTES > limits.ADDRESS_BURST_BYTES
-    assert sum(place.heard[peer.connection] for peer in crowd) == 12 * 1_500
-    place.close()
+    assert sum(stage.heard[peer.connection] for peer in crowd) == 12 * 1_500
+    stage.close()
 
 
 # --- Turns -----------------------------------------------------------------------------------
@@ -348,8 +350,8 @@ def test_administrators_and_addresses_that_mean_nothing_have_no_budget() -> None
     ],
     ids=["messages", "pings", "fragments", "bombs", "a large one"],
 )
-def test_others_have_their_turn_after_one_step_of_a_flood(place: Place, flood: bytes) -> None:
-    flooder, other = place.peer(), place.peer()
+def test_others_have_their_turn_after_one_step_of_a_flood(stage: BudgetStage, flood: bytes) -> None:
+    flooder, other = stage.peer(), stage.peer()
     flooder.connection.deflate_window = 12
     assert flooder.socket.send(flood) == len(flood)
     done: list[tuple[int, int]] = []
@@ -359,17 +361,19 @@ def test_others_have_their_turn_after_one_step_of_a_flood(place: Place, flood: b
         if connection is other.connection and inbox is not None:
             done.append((inbox.parser.frames, inbox.parser.size_bytes))
 
-    place.on_heard = note
+    stage.on_heard = note
     other.socket.send(SMALL)
-    run_greenlets_until("the other is heard", lambda: place.heard[other.connection] == 1)
+    run_greenlets_until("the other is heard", lambda: stage.heard[other.connection] == 1)
     for step_frames, step_bytes in done:
         assert step_frames <= limits.SOCKET_STEP_FRAMES
         assert step_bytes <= max(limits.DEFLATE_STEP_BYTES, 65_536)
 
 
-def test_many_addresses_take_little_memory(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_addresses_take_little_memory(
+    stage: BudgetStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(limits, "SOCKET_ADDRESSES", 10)
-    transport = place.hub.transport
+    transport = stage.hub.transport
     assert isinstance(transport, WebSocketTransport)
     addresses = transport._addresses
     for number in range(100):

@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 
 from pylon import rates
+from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.documents import LoroClient
 from tests.support.manifests import notes_app
-from tests.support.writer import ADMIN_TOKEN, Server, running
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with running(tmp_path, notes_app()) as made:
+def server(tmp_path: Path) -> Iterator[ApiStage]:
+    with serve_api(tmp_path, notes_app()) as made:
         yield made
 
 
 @pytest.mark.usefixtures("processes")
 def test_one_identity_pushes_so_often_and_another_is_not_refused(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ApiStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_user, by_address = rates.DOCUMENT_PUSHES_BY_USER, rates.DOCUMENT_PUSHES_BY_ADDRESS
     assert by_user.limit / by_user.window_s >= 10, "people type"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.api import serve_api
 from tests.support.manifests import notes_app
-from tests.support.writer import running
 
 PROXIED = {"PYLON_TRUST_PROXY_HOPS": "1", "PYLON_GUESTS_PER_IP_PER_MIN": "3"}
 
@@ -16,7 +16,7 @@ PROXIED = {"PYLON_TRUST_PROXY_HOPS": "1", "PYLON_GUESTS_PER_IP_PER_MIN": "3"}
 def test_one_address_makes_thirty_guests_at_once_and_another_is_not_refused(
     tmp_path: Path, path: str
 ) -> None:
-    with running(tmp_path, notes_app(), PROXIED) as server:
+    with serve_api(tmp_path, notes_app(), PROXIED) as server:
         def post(address: str) -> int:
             answer = server.call("POST", path, headers={"X-Forwarded-For": address})
             if answer.status_code == 429:
@@ -36,7 +36,7 @@ def test_one_address_makes_thirty_guests_at_once_and_another_is_not_refused(
 
 
 def test_the_addresses_of_one_ipv6_network_count_together(tmp_path: Path) -> None:
-    with running(tmp_path, notes_app(), PROXIED) as server:
+    with serve_api(tmp_path, notes_app(), PROXIED) as server:
         made = [
             server.call(
                 "POST", "/api/auth/guest", headers={"X-Forwarded-For": f"2001:db8::{number:x}"}

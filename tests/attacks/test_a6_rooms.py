@@ -19,13 +19,13 @@ from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
 from pylon.bus.rooms_messages import JoinRoom
 from pylon.manifest_loader import parse_manifest
 from pylon.rates import Rate
-from tests.support.hub import MANIFEST, Stage
-from tests.support.live import LiveClient, World
+from tests.support.api import ADMIN_TOKEN, ApiStage, DirectRooms, serve_api
+from tests.support.live import LiveClient, LiveStage
 from tests.support.manifests import notes_app
 from tests.support.rooms import RoomServer
+from tests.support.stage import MANIFEST, Stage
 from tests.support.wait import wait_until
 from tests.support.websocket_client import WebSocketClient
-from tests.support.writer import ADMIN_TOKEN, DeskRooms, Server, running
 
 PROXIED: Final = {"PYLON_TRUST_PROXY_HOPS": "1"}
 ATTACKER: Final = "198.51.100.66"
@@ -54,12 +54,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[Server]:
-    with running(tmp_path, notes_app(), PROXIED) as server:
+def api(tmp_path: Path) -> Iterator[ApiStage]:
+    with serve_api(tmp_path, notes_app(), PROXIED) as server:
         yield server
 
 
-def ask(api: Server, verb: str, token: str, address: str, **body: Any) -> str:
+def ask(api: ApiStage, verb: str, token: str, address: str, **body: Any) -> str:
     """Do something in a room; the error's code, or nothing."""
     answer = api.call(
         "POST", f"/api/rooms/{verb}", body, token, headers={"X-Forwarded-For": address}
@@ -72,13 +72,13 @@ def ask(api: Server, verb: str, token: str, address: str, **body: Any) -> str:
     return str(error["code"])
 
 
-def room_count(api: Server) -> int:
+def room_count(api: ApiStage) -> int:
     return len(api.call("GET", "/api/rooms", token=ADMIN_TOKEN).json)
 
 
-def expire(api: Server) -> None:
+def expire(api: ApiStage) -> None:
     rooms = api.services.realtime.rooms
-    assert isinstance(rooms, DeskRooms)
+    assert isinstance(rooms, DirectRooms)
     rooms.service.expire()
 
 
@@ -86,7 +86,7 @@ def expire(api: Server) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_one_address_cannot_take_all_rooms(api: Server) -> None:
+def test_one_address_cannot_take_all_rooms(api: ApiStage) -> None:
     codes = Counter[str]()
     for number in range(20):  # guests of one client, each with all rooms that it may have
         token = api.guest()
@@ -103,7 +103,7 @@ def test_one_address_cannot_take_all_rooms(api: Server) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_one_address_cannot_take_all_memory_of_rooms(api: Server) -> None:
+def test_one_address_cannot_take_all_memory_of_rooms(api: ApiStage) -> None:
     data = "x" * (limits.ROOM_DATA_BYTES - 2)
     codes = Counter[str]()
     for number in range(20):
@@ -120,7 +120,7 @@ def test_one_address_cannot_take_all_memory_of_rooms(api: Server) -> None:
 
 
 def test_members_of_one_address_are_bounded(
-    api: Server, monkeypatch: pytest.MonkeyPatch
+    api: ApiStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "ROOM_MEMBERS_OF_ADDRESS", 5)
     codes = [ask(api, "join", api.guest(), ATTACKER, room="r") for _ in range(8)]
@@ -132,7 +132,7 @@ def test_members_of_one_address_are_bounded(
 
 
 @pytest.mark.usefixtures("small")
-def test_joins_are_limited_for_an_identity_and_an_address(api: Server) -> None:
+def test_joins_are_limited_for_an_identity_and_an_address(api: ApiStage) -> None:
     token = api.guest()
     codes = [ask(api, "join", token, OFFICE, room="r") for _ in range(30)]
     assert codes == [""] * 20 + ["RATE_LIMITED"] * 10
@@ -151,7 +151,7 @@ def test_joins_are_limited_for_an_identity_and_an_address(api: Server) -> None:
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("verb", ["presence", "broadcast"])
-def test_messages_are_limited_for_an_identity(api: Server, verb: str) -> None:
+def test_messages_are_limited_for_an_identity(api: ApiStage, verb: str) -> None:
     token, other = api.guest(), api.guest()
     for each in (token, other):
         ask(api, "join", each, OFFICE, room="r")
@@ -161,7 +161,7 @@ def test_messages_are_limited_for_an_identity(api: Server, verb: str) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_looking_at_rooms_is_limited_for_an_identity(api: Server) -> None:
+def test_looking_at_rooms_is_limited_for_an_identity(api: ApiStage) -> None:
     token, other = api.guest(), api.guest()
     codes = Counter(
         api.call("GET", path, token=token).status_code
@@ -172,7 +172,7 @@ def test_looking_at_rooms_is_limited_for_an_identity(api: Server) -> None:
     assert room_count(api) == 0, "an admin may look"
 
 
-def test_two_hundred_guests_behind_one_router_in_two_hundred_rooms_pass(api: Server) -> None:
+def test_two_hundred_guests_behind_one_router_in_two_hundred_rooms_pass(api: ApiStage) -> None:
     tokens = [api.guest() for _ in range(200)]
     for number, token in enumerate(tokens):
         for room in range(2):  # the own one, and a neighbour's
@@ -184,7 +184,7 @@ def test_two_hundred_guests_behind_one_router_in_two_hundred_rooms_pass(api: Ser
 
 
 @pytest.mark.usefixtures("small")
-def test_an_admin_who_acts_for_others_is_not_counted(api: Server) -> None:
+def test_an_admin_who_acts_for_others_is_not_counted(api: ApiStage) -> None:
     count = 30
     for number in range(count):
         body = {"room": f"r{number}", "user_id": f"user{number}"}
@@ -228,8 +228,8 @@ def test_relayed_messages_are_limited_for_an_identity_over_its_sockets(tmp_path:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path, parse_manifest(json.dumps(MANIFEST), "manifest.json"))
+def world(tmp_path: Path) -> Iterator[LiveStage]:
+    made = LiveStage(tmp_path, parse_manifest(json.dumps(MANIFEST), "manifest.json"))
     yield made
     made.close()
 
@@ -237,7 +237,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 EVE: Final = AuthContext(user_id="eve")
 
 
-def client(world: World, address: str, auth: AuthContext = EVE) -> LiveClient:
+def client(world: LiveStage, address: str, auth: AuthContext = EVE) -> LiveClient:
     made = LiveClient(world, auth)
     made.connection.address = address
     return made
@@ -257,7 +257,7 @@ def scanned(number: int) -> Any:
      ("LIVE_SCANNED_OF_USER", "LIVE_SCANNED_OF_ADDRESS", scanned)],
 )
 def test_live_queries_are_counted_over_all_sockets(
-    world: World, monkeypatch: pytest.MonkeyPatch, of_user: str, of_address: str,
+    world: LiveStage, monkeypatch: pytest.MonkeyPatch, of_user: str, of_address: str,
     made: Callable[[int], Any],
 ) -> None:
     monkeypatch.setattr(limits, of_user, 6)
@@ -286,7 +286,7 @@ def test_live_queries_are_counted_over_all_sockets(
 
 
 def test_the_memory_of_live_queries_is_counted_over_all_sockets(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: LiveStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "LIVE_BYTES_OF_USER", 10_000)
     monkeypatch.setattr(limits, "LIVE_BYTES_OF_ADDRESS", 15_000)
@@ -305,7 +305,7 @@ def test_the_memory_of_live_queries_is_counted_over_all_sockets(
 
 
 def test_equal_scanned_live_queries_of_an_office_count_once(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: LiveStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "LIVE_SCANNED_OF_USER", 1)
     monkeypatch.setattr(limits, "LIVE_SCANNED_OF_ADDRESS", 2)

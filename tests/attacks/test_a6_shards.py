@@ -10,9 +10,9 @@ from pylon import limits
 from pylon.clock import ManualClock
 from pylon.errors import RateLimited, SubscribeFailed
 from pylon.rates import MATCHES_BY_USER, SHARDS_BY_USER, address_subject, user_subject
+from tests.support.api import ADMIN_TOKEN, serve_api
 from tests.support.manifests import notes_app
 from tests.support.realtime import Counters, registered
-from tests.support.writer import ADMIN_TOKEN, running
 from tests.test_shards_registry import registry_of, shard_store
 
 ADA = (user_subject("ada"), address_subject("192.0.2.1"))
@@ -65,7 +65,7 @@ def test_what_the_server_makes_counts_for_nobody(tmp_path: Path) -> None:
 def test_requests_for_matches_have_a_rate_but_not_an_admins(
     tmp_path: Path, is_admin: bool
 ) -> None:
-    with running(tmp_path, notes_app()) as server:
+    with serve_api(tmp_path, notes_app()) as server:
         token = server.guest()
         target = "/api/matchmaking"
         if is_admin:

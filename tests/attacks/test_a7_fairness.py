@@ -17,10 +17,10 @@ from pylon.changelog import pull
 from pylon.errors import QueryTimeout
 from pylon.query.rows import Query
 from pylon.storage.sqlite.reader import SqliteReader
+from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.documents import LoroClient
 from tests.support.manifests import notes_app
 from tests.support.wait import run_greenlets_until
-from tests.support.writer import ADMIN_TOKEN, Server, running
 from workers import merge_sandbox
 
 ATTACKER, HONEST = "192.0.2.1", "192.0.2.2"
@@ -28,12 +28,12 @@ PATIENCE_S = 5
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with running(tmp_path, notes_app()) as made:
+def server(tmp_path: Path) -> Iterator[ApiStage]:
+    with serve_api(tmp_path, notes_app()) as made:
         yield made
 
 
-def ticks(server: Server, count: int) -> None:
+def ticks(server: ApiStage, count: int) -> None:
     sent = [
         {"op": "insert", "entity": "Tick", "data": {"n": n, "sender": "x"}} for n in range(count)
     ]
@@ -61,7 +61,7 @@ class SlowSorts:
 
 
 def test_sorts_of_one_address_leave_connections_to_others(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ApiStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks(server, 10)
     store = server.services.data.store
@@ -106,7 +106,7 @@ class _NeverInline:
 
 
 def test_scans_that_wait_are_bounded_for_each_caller(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ApiStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = server.services.data.store
     monkeypatch.setattr(
@@ -138,7 +138,7 @@ def test_scans_that_wait_are_bounded_for_each_caller(
 
 
 def test_snapshots_let_the_loop_go_on_after_each_piece(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ApiStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight clients pull everything: between two turns of the loop one piece is made."""
     ticks(server, 2_000)
@@ -170,7 +170,7 @@ def test_snapshots_let_the_loop_go_on_after_each_piece(
     assert len(set(made)) >= 8 * 10 // 3
 
 
-def test_callers_of_snapshots_have_their_turns_one_after_the_other(server: Server) -> None:
+def test_callers_of_snapshots_have_their_turns_one_after_the_other(server: ApiStage) -> None:
     ticks(server, 1_000)
     turns = server.services.data.turns
     order: list[str] = []
@@ -188,7 +188,7 @@ def test_callers_of_snapshots_have_their_turns_one_after_the_other(server: Serve
 
 
 @pytest.mark.usefixtures("processes")
-def test_push_to_a_row_that_is_not_there_is_not_merged(server: Server) -> None:
+def test_push_to_a_row_that_is_not_there_is_not_merged(server: ApiStage) -> None:
     note = {"title": "t", "ownerId": "ada", "shared": True}
     row_id = server.call("POST", "/api/entities/Note", note, ADMIN_TOKEN).json["id"]
     hidden = server.call(
@@ -234,7 +234,7 @@ def test_merges_of_one_caller_leave_a_process_to_others(monkeypatch: pytest.Monk
 
 
 def test_long_deltas_are_made_in_different_turns_of_the_loop(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ApiStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks(server, 1_000)
     first = server.services.data.store.point(lambda reader: reader.head_seq()) - 900

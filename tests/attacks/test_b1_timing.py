@@ -37,11 +37,11 @@ from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.storage.sqlite.schema.ddl import create_table
 from pylon.storage.sqlite.search import RELEVANCE, relevant
-from tests.support.hub import MANIFEST as HUB_MANIFEST
-from tests.support.live import LiveClient, World
+from tests.support.api import ADMIN_TOKEN, ENVIRON, ApiStage, serve_api
+from tests.support.live import LiveClient, LiveStage
 from tests.support.manifests import field
+from tests.support.stage import MANIFEST as HUB_MANIFEST
 from tests.support.storage import row_id
-from tests.support.writer import ADMIN_TOKEN, ENVIRON, Server, running
 
 ADA, BOB = AuthContext(user_id="ada"), AuthContext(user_id="bob")
 PIN = "4071"
@@ -351,7 +351,8 @@ def test_no_live_query_looks_at_a_change_of_a_hidden_row(
         return matches(self, text, *more)
 
     monkeypatch.setattr(LikePattern, "matches", noted)
-    world = World(tmp_path, parse_manifest(orjson.dumps(HUB_MANIFEST).decode(), "manifest.json"))
+    manifest = parse_manifest(orjson.dumps(HUB_MANIFEST).decode(), "manifest.json")
+    world = LiveStage(tmp_path, manifest)
     try:
         client = LiveClient(world, BOB)
         for name in ("Note", "Mine"):
@@ -367,13 +368,13 @@ def test_no_live_query_looks_at_a_change_of_a_hidden_row(
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with running(tmp_path, secrets_app()) as made:
+def server(tmp_path: Path) -> Iterator[ApiStage]:
+    with serve_api(tmp_path, secrets_app()) as made:
         yield made
 
 
 def test_a_hidden_row_is_answered_no_later_than_none(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ApiStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = {"text": "x" * 500_000, "note": "n", "pin": PIN, "ownerId": "ada", "shared": False}
     made = server.call("POST", "/api/entities/Open", body, ADMIN_TOKEN)

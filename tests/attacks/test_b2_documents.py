@@ -25,10 +25,10 @@ from pylon.storage.interface import StoredDocument
 from pylon.storage.ops import OpenDocument, PushDocument, Transact
 from pylon.storage.sqlite.engine import SqliteEngine
 from tests.support import storage as kit
+from tests.support.api import ADMIN_TOKEN, serve_api
 from tests.support.document_stage import DocumentStage, Follower
 from tests.support.documents import LoroClient
 from tests.support.manifests import notes_app
-from tests.support.writer import ADMIN_TOKEN, running
 
 SECRET = "密码秘文"
 PUBLIC = "公开的"
@@ -218,7 +218,7 @@ def test_hidden_row_costs_a_push_what_no_row_costs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing of a hidden row is decoded, however large it and its document are."""
-    with running(tmp_path, notes_app()) as server:
+    with serve_api(tmp_path, notes_app()) as server:
         note = {"title": "x" * 200_000, "ownerId": "ada", "shared": False}
         hidden = server.call("POST", "/api/entities/Note", note, ADMIN_TOKEN).json["id"]
         client = LoroClient()

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from pylon.bus.rooms_messages import JoinRoom, RoomRequest, Subscribe
 from pylon.errors import PylonError
-from tests.support.hub import Stage
+from tests.support.api import DirectRooms, serve_api
 from tests.support.manifests import notes_app
 from tests.support.rooms import RoomServer
+from tests.support.stage import Stage
 from tests.support.wait import wait_until
 from tests.support.websocket_client import WebSocketClient
-from tests.support.writer import DeskRooms, running
 from workers.ws.rooms import _relayed
 
 CHANGE: Final = {
@@ -109,10 +109,10 @@ def test_a_client_cannot_forge_a_change_for_everybody(
 
 
 def test_a_room_over_http_relays_known_members_only(tmp_path: Path) -> None:
-    with running(tmp_path, notes_app(), {}) as server:
+    with serve_api(tmp_path, notes_app(), {}) as server:
         token = server.guest()
         rooms = server.services.realtime.rooms
-        assert isinstance(rooms, DeskRooms)
+        assert isinstance(rooms, DirectRooms)
         service = rooms.service
         service.apply(b"r1-ws", [
             RoomRequest(1, JoinRoom("r", "bob", b"null")), RoomRequest(2, Subscribe("r", "bob", 1)),

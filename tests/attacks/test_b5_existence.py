@@ -12,8 +12,8 @@ from falcon import testing
 from pylon import metrics
 from pylon.api.data.conflicts import ConflictWatch
 from pylon.rates import HIDDEN_CONFLICTS_BY_USER, UNDONE_VALUES_BY_USER
+from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.manifests import field
-from tests.support.writer import ADMIN_TOKEN, Server, running
 
 BUDGET = int(HIDDEN_CONFLICTS_BY_USER.limit)
 PROXIED = {"PYLON_TRUST_PROXY_HOPS": "1"}
@@ -38,8 +38,8 @@ ACCOUNTS = "/api/entities/Account"
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with running(tmp_path, MANIFEST, PROXIED) as made:
+def server(tmp_path: Path) -> Iterator[ApiStage]:
+    with serve_api(tmp_path, MANIFEST, PROXIED) as made:
         for number in range(200):
             row = {"email": f"{number}@x.example", "ownerId": "somebody"}
             assert made.call("POST", ACCOUNTS, row, ADMIN_TOKEN).status_code == 201
@@ -49,7 +49,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 class Stranger:
     """A guest at an address."""
 
-    def __init__(self, server: Server, address: str = "192.0.2.1") -> None:
+    def __init__(self, server: ApiStage, address: str = "192.0.2.1") -> None:
         self.server = server
         self.headers = {"X-Forwarded-For": address}
         made = server.call("POST", "/api/auth/guest", headers=self.headers).json
@@ -72,7 +72,7 @@ def taken(number: int) -> str:
     return f"{number}@x.example"
 
 
-def test_values_of_hidden_rows_are_probed_no_more_than_the_rate_allows(server: Server) -> None:
+def test_values_of_hidden_rows_are_probed_no_more_than_the_rate_allows(server: ApiStage) -> None:
     eve = Stranger(server)
     before = counted("unique")
     answers = [eve.insert(taken(number)) for number in range(100)]
@@ -87,7 +87,7 @@ def test_values_of_hidden_rows_are_probed_no_more_than_the_rate_allows(server: S
     assert eve.insert("free@x.example") == 201
 
 
-def test_others_are_not_refused_meanwhile(server: Server) -> None:
+def test_others_are_not_refused_meanwhile(server: ApiStage) -> None:
     eve, ada = Stranger(server), Stranger(server, "192.0.2.2")
     for number in range(100):
         eve.insert(taken(number))
@@ -95,7 +95,7 @@ def test_others_are_not_refused_meanwhile(server: Server) -> None:
     assert server.call("POST", ACCOUNTS, {"email": "n@x.example"}, ADMIN_TOKEN).status_code == 201
 
 
-def test_writes_that_can_meet_no_other_value_go_on(server: Server) -> None:
+def test_writes_that_can_meet_no_other_value_go_on(server: ApiStage) -> None:
     eve = Stranger(server)
     own = eve.post(ACCOUNTS, {"email": "own@x.example", "ownerId": eve.user_id}).json["id"]
     for number in range(100):
@@ -111,12 +111,12 @@ def test_writes_that_can_meet_no_other_value_go_on(server: Server) -> None:
         assert answer.status_code == status, patch
 
 
-def test_new_identities_of_one_address_do_not_begin_anew_for_ever(server: Server) -> None:
+def test_new_identities_of_one_address_do_not_begin_anew_for_ever(server: ApiStage) -> None:
     answers = [Stranger(server).insert(taken(number % 200)) for number in range(400)]
     assert 300 <= answers.count(409) <= 305  # a unit comes back every 0.2 s
 
 
-def test_conflicts_with_rows_that_the_caller_may_read_cost_nothing(server: Server) -> None:
+def test_conflicts_with_rows_that_the_caller_may_read_cost_nothing(server: ApiStage) -> None:
     ada = Stranger(server)
     assert ada.insert("ada@x.example", label="l") == 201
     for _ in range(3 * BUDGET):
@@ -129,7 +129,7 @@ def test_conflicts_with_rows_that_the_caller_may_read_cost_nothing(server: Serve
     assert ada.insert("free@x.example") == 201
 
 
-def test_ids_of_hidden_rows_are_probed_no_more_than_the_rate_allows(server: Server) -> None:
+def test_ids_of_hidden_rows_are_probed_no_more_than_the_rate_allows(server: ApiStage) -> None:
     eve = Stranger(server)
     listed = server.call("GET", f"{ACCOUNTS}?limit=100", token=ADMIN_TOKEN).json["data"]
     before = counted("id")
@@ -138,7 +138,7 @@ def test_ids_of_hidden_rows_are_probed_no_more_than_the_rate_allows(server: Serv
     assert counted("id") == before + BUDGET
 
 
-def test_updates_and_links_of_own_rows_are_counted_as_well(server: Server) -> None:
+def test_updates_and_links_of_own_rows_are_counted_as_well(server: ApiStage) -> None:
     eve = Stranger(server)
     row_id = eve.post(ACCOUNTS, {"email": "eve@x.example", "ownerId": eve.user_id}).json["id"]
     answers = [
@@ -153,7 +153,7 @@ def test_updates_and_links_of_own_rows_are_counted_as_well(server: Server) -> No
                        eve.headers).status_code == 200
 
 
-def test_a_long_batch_and_a_long_push_pay_for_all_that_they_were_told(server: Server) -> None:
+def test_a_long_batch_and_a_long_push_pay_for_all_that_they_were_told(server: ApiStage) -> None:
     eve, mallory = Stranger(server), Stranger(server, "192.0.2.9")
     operations = [
         {"op": "insert", "entity": "Account", "data": {"email": taken(number)}}
@@ -175,7 +175,7 @@ def test_a_long_batch_and_a_long_push_pay_for_all_that_they_were_told(server: Se
     assert eve.insert("free@x.example") == 201
 
 
-def test_a_transaction_that_is_undone_leaves_no_trace_but_a_charge(server: Server) -> None:
+def test_a_transaction_that_is_undone_leaves_no_trace_but_a_charge(server: ApiStage) -> None:
     eve = Stranger(server)
     before = counted("undone")
 
@@ -195,7 +195,7 @@ def test_a_transaction_that_is_undone_leaves_no_trace_but_a_charge(server: Serve
     assert rows["total"] == 200
 
 
-def test_honest_transactions_that_fail_now_and_then_go_on(server: Server) -> None:
+def test_honest_transactions_that_fail_now_and_then_go_on(server: ApiStage) -> None:
     ada = Stranger(server)
     for number in range(200):
         steps = [{"op": "insert", "entity": "Account", "data": {"email": f"{number}@z.example"}},
@@ -205,7 +205,7 @@ def test_honest_transactions_that_fail_now_and_then_go_on(server: Server) -> Non
     assert ada.insert("ada@x.example") == 201
 
 
-def test_a_refusal_reads_the_same_whoever_may_read_the_other_row(server: Server) -> None:
+def test_a_refusal_reads_the_same_whoever_may_read_the_other_row(server: ApiStage) -> None:
     ada = Stranger(server)
     assert ada.insert("ada@x.example") == 201
     own = ada.post(ACCOUNTS, {"email": "ada@x.example"}).json["error"]
@@ -217,7 +217,7 @@ def test_a_refusal_reads_the_same_whoever_may_read_the_other_row(server: Server)
     ("GET", "", None), ("POST", "", {"text": "a"}),
 ])
 def test_an_entity_without_a_policy_is_refused_like_one_that_does_not_exist(
-    server: Server, tmp_path: Path, method: str, path: str, body: Any
+    server: ApiStage, tmp_path: Path, method: str, path: str, body: Any
 ) -> None:
     eve = Stranger(server)
     answers = [
@@ -228,12 +228,12 @@ def test_an_entity_without_a_policy_is_refused_like_one_that_does_not_exist(
     assert answers[0].json == answers[1].json
     dev = {"PYLON_DEV_MODE": "true"}
     (tmp_path / "dev").mkdir()
-    with running(tmp_path / "dev", MANIFEST, dev) as developer:
+    with serve_api(tmp_path / "dev", MANIFEST, dev) as developer:
         told = developer.call(method, f"/api/entities/Bare{path}", body)
         assert "No policy allows" in told.json["error"]["hint"]
 
 
-def test_while_nobody_is_charged_a_write_spends_nothing(server: Server) -> None:
+def test_while_nobody_is_charged_a_write_spends_nothing(server: ApiStage) -> None:
     ada = Stranger(server)
     assert server.services.data.conflicts.until_s == ConflictWatch().until_s == 0.0
     for number in range(50):
@@ -242,7 +242,7 @@ def test_while_nobody_is_charged_a_write_spends_nothing(server: Server) -> None:
 
 
 def test_dev_mode_counts_nobody(tmp_path: Path) -> None:
-    with running(tmp_path, MANIFEST, {"PYLON_DEV_MODE": "true", **PROXIED}) as server:
+    with serve_api(tmp_path, MANIFEST, {"PYLON_DEV_MODE": "true", **PROXIED}) as server:
         server.call("POST", ACCOUNTS, {"email": taken(0), "ownerId": "s"}, ADMIN_TOKEN)
         eve = Stranger(server)
         assert {eve.insert(taken(0)) for _ in range(3 * BUDGET)} == {409}

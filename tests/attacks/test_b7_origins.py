@@ -16,7 +16,7 @@ from pylon.auth.cookies import cookie_value
 from pylon.auth.forwarded import client_address
 from pylon.auth.session_cache import SessionCache
 from pylon.errors import SocketLimit
-from tests.support.writer import ADMIN_TOKEN, Server, running
+from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.wsgi import ask
 from tests.test_api_auth import MANIFEST
 from workers.hub.addresses import AddressCap
@@ -27,12 +27,12 @@ PRODUCTION = {"PYLON_CSRF_ORIGINS": PAGE}
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with running(tmp_path, MANIFEST, PRODUCTION) as made:
+def server(tmp_path: Path) -> Iterator[ApiStage]:
+    with serve_api(tmp_path, MANIFEST, PRODUCTION) as made:
         yield made
 
 
-def me(server: Server, **headers: str) -> dict[str, object]:
+def me(server: ApiStage, **headers: str) -> dict[str, object]:
     answer = server.call(
         "GET", "/api/auth/me", headers={k.replace("_", "-"): v for k, v in headers.items()}
     )
@@ -44,7 +44,7 @@ def me(server: Server, **headers: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("token", [ADMIN_TOKEN, f'"{ADMIN_TOKEN}"'])
-def test_the_admin_token_in_a_cookie_is_nobody(server: Server, token: str) -> None:
+def test_the_admin_token_in_a_cookie_is_nobody(server: ApiStage, token: str) -> None:
     assert me(server, Authorization=f"Bearer {ADMIN_TOKEN}")["is_admin"] is True
     for _ in range(2):  # nor by what the header left
         found = me(server, Cookie=f"{COOKIE}={token}")
@@ -55,7 +55,7 @@ def test_the_admin_token_in_a_cookie_is_nobody(server: Server, token: str) -> No
     assert answer.status_code == 403
 
 
-def test_the_admin_token_in_a_cookie_is_nobody_on_sockets(server: Server) -> None:
+def test_the_admin_token_in_a_cookie_is_nobody_on_sockets(server: ApiStage) -> None:
     """As sockets ask: by the token alone, which a header brought before."""
     callers: SessionCache[str] = SessionCache(
         server.services.requests.app.config, server.services.data.store, server.clock
@@ -70,7 +70,7 @@ def test_the_admin_token_in_a_cookie_is_nobody_on_sockets(server: Server) -> Non
 # --- Two cookies (B56) ---------------------------------------------------------------------
 
 
-def test_two_session_cookies_that_differ_are_nobody_and_are_both_cleared(server: Server) -> None:
+def test_two_session_cookies_that_differ_are_nobody_and_are_both_cleared(server: ApiStage) -> None:
     mine, planted = server.user("u1"), server.user("evil")
     for first, second in ((mine, planted), (planted, mine), ("stale", mine), (mine, "")):
         cookies = f"{COOKIE}={first}; a=b; {COOKIE}={second}"
@@ -84,7 +84,7 @@ def test_two_session_cookies_that_differ_are_nobody_and_are_both_cleared(server:
         assert all(line.startswith(f"{COOKIE}=; ") for line in cleared)
 
 
-def test_a_session_that_is_sent_twice_counts(server: Server) -> None:
+def test_a_session_that_is_sent_twice_counts(server: ApiStage) -> None:
     token = server.user("u1")
     answer = server.call(
         "GET", "/api/auth/me", headers={"Cookie": f"{COOKIE}={token}; {COOKIE}={token}"}
@@ -93,7 +93,7 @@ def test_a_session_that_is_sent_twice_counts(server: Server) -> None:
     assert "set-cookie" not in answer.headers
 
 
-def test_a_sign_in_beside_two_cookies_leaves_the_new_one(server: Server) -> None:
+def test_a_sign_in_beside_two_cookies_leaves_the_new_one(server: ApiStage) -> None:
     """Browsers take Set-Cookie lines in order: ours comes behind the ones that clear."""
     answer = ask(
         server, "POST", "/api/auth/guest",
@@ -121,7 +121,7 @@ def test_a_sign_in_beside_two_cookies_leaves_the_new_one(server: Server) -> None
     ({}, 200),  # no browser
 ])
 def test_a_cookie_post_of_another_site(
-    server: Server, headers: dict[str, str], status: int
+    server: ApiStage, headers: dict[str, str], status: int
 ) -> None:
     cookie = {"Cookie": f"{COOKIE}={server.user('u1')}"}
     answer = server.call("DELETE", "/api/auth/session", headers={**cookie, **headers})

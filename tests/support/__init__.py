@@ -1,1 +1,1 @@
-"""What the tests share: real servers, clients that behave as the published ones do, load."""
+"""Servers, stages, clients and waits that several test modules use; each exists once, here."""

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from pylon.bus.writer_port import WriterPort
-from tests.support import hub
+from tests.support import stage
 from tests.support.documents import LoroClient
-from tests.support.hub import ADMIN_TOKEN, Stage
+from tests.support.stage import ADMIN_TOKEN, Stage
 from tests.support.websocket_client import WebSocketClient
 from workers.ws import frames
 
-FIELDS = [*hub.FIELDS, {"name": "body", "type": "richtext", "optional": True,
+FIELDS = [*stage.FIELDS, {"name": "body", "type": "richtext", "optional": True,
                             "unique": False}]
 MANIFEST = {
-    **hub.MANIFEST,
+    **stage.MANIFEST,
     "entities": [
         {"name": name, "fields": FIELDS, "indexes": [], "crdt": name != "Member"}
-        for name in hub.READ_RULES
+        for name in stage.READ_RULES
     ],
 }
 

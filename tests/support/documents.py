@@ -1,4 +1,4 @@
-"""What the tests of documents share: clients that edit with Loro, and sealed bytes."""
+"""Clients that edit documents with Loro, and bytes with Loro's checksum."""
 
 from __future__ import annotations
 

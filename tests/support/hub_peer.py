@@ -1,4 +1,4 @@
-"""Connections of a hub in the test's process, and events under the policies of `hub.MANIFEST`.
+"""Connections of a hub in the test's process, and events under the policies of `stage.MANIFEST`.
 
 `Peer` is a connection and the client's end of its socket pair; no network and no bus. `EVENT`
 draws an event: an entity, and the row before and after. Used by the tests of `workers.hub` and
@@ -19,7 +19,7 @@ from pylon.clock import ManualClock
 from pylon.manifest_loader import parse_manifest
 from pylon.policy.rules import compile_rules
 from pylon.storage.events import ChangeEvent
-from tests.support.hub import MANIFEST, READ_RULES
+from tests.support.stage import MANIFEST, READ_RULES
 from workers.hub.connection import Connection
 from workers.hub.hub import Hub
 from workers.ws.transport import WebSocketTransport

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.support.manifests import notes_app
-from tests.support.seq_keeper import SeqKeeper, seqs_of_the_log
+from tests.support.seq_recorder import SeqRecorder, seqs_of_the_log
 from tests.support.server import ADMIN_TOKEN, ROLES, PylonServer
 from tests.support.wait import wait_until
 
@@ -109,7 +109,7 @@ class Trial:
             "PYLON_LOG_LEVEL": "warning",
         })
         self._wanted = clients
-        self.clients: list[SeqKeeper] = []
+        self.clients: list[SeqRecorder] = []
         self._begin = 0
         self._checked = 0  # seqs up to here have been compared
         self._done = threading.Event()
@@ -131,7 +131,7 @@ class Trial:
             tokens = [self.server.guest()[0] for _ in range((self._wanted + 1) // 2)]
             for number in range(self._wanted):
                 token = None if number < min(4, self._wanted // 4) else tokens[number // 2]
-                client = SeqKeeper(self.server, ("ws", "sse")[number % 2], token)
+                client = SeqRecorder(self.server, ("ws", "sse")[number % 2], token)
                 self.clients.append(stack.enter_context(client))
             self._writer.start()
             stack.callback(self._writer.join, 40)

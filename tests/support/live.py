@@ -1,5 +1,8 @@
-"""What the tests of live queries share: a client that applies what it is told and objects to
-anything that does not fit, and a hub with its feed over a real store, in the test's process."""
+"""Live queries in the test's process: a hub with its feed over a real store, and strict clients.
+
+`LiveStage` has the parts of one ws worker without a bus. `LiveClient` applies each message and
+refuses one that does not fit what it holds; `LiveSet` is one live query as a client holds it.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +105,7 @@ class RacingStore:
         return found
 
 
-class World:
+class LiveStage:
     """Engine, store, feed, hub and live queries of one worker, without a bus."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -164,9 +167,9 @@ class World:
 
 
 class LiveClient:
-    """A connection of a World and the client behind it."""
+    """A connection of a LiveStage and the client behind it."""
 
-    def __init__(self, world: World, auth: AuthContext, deflate_window: int = 0) -> None:
+    def __init__(self, world: LiveStage, auth: AuthContext, deflate_window: int = 0) -> None:
         """`deflate_window`: the window's bits, if it takes packed messages."""
         ours, self.socket = socket.socketpair()
         ours.setblocking(False)

@@ -1,4 +1,4 @@
-"""Writers that keep score: what was acknowledged, what failed, what nobody knows.
+"""Writers that record which of their writes were acknowledged, refused or left unknown.
 
 A write is *acknowledged* when its answer was read whole with a success status; *unknown* when
 it was sent and no whole answer came (it may or may not have happened); *refused* when the

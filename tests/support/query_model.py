@@ -1,5 +1,6 @@
-"""Filters, graph queries and aggregates in plain Python, over plain rows: what the store's
-answers are compared with. Slow and short on purpose."""
+"""Filters, graph queries and aggregates in plain Python over plain rows.
+
+Tests compare the store's answers with these. The code is slow and short on purpose."""
 
 from __future__ import annotations
 

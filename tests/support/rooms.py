@@ -10,7 +10,7 @@ from pylon.bus.rooms_messages import Relay, RoomCommand, RoomRequest
 from pylon.bus.rooms_port import RoomsPort
 from pylon.clock import SystemClock
 from pylon.rooms.service import RoomService
-from tests.support.hub import Stage
+from tests.support.stage import Stage
 
 
 class RoomServer:

@@ -1,4 +1,4 @@
-"""What the tests of search share: pages with texts, and words as Python sees them."""
+"""Pages with texts for the tests of search, and words as Python splits them."""
 
 from __future__ import annotations
 

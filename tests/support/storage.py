@@ -1,4 +1,7 @@
-"""What the tests of the store share: a manifest with rules, an open engine, short requests."""
+"""A manifest with rules, engines and readers on it, and short write operations.
+
+Used by the tests of `pylon.storage`, of schemas and of the change log.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.support.writer import Server
+from tests.support.api import ApiStage
 from workers.http.request import base_environ, parse
 
 
@@ -24,7 +24,7 @@ class Lines:
 
 
 def ask(
-    server: Server, method: str, target: str, body: bytes = b"",
+    server: ApiStage, method: str, target: str, body: bytes = b"",
     headers: Iterable[tuple[str, str]] = (),
 ) -> Lines:
     """One request, parsed from the wire by our own parser."""

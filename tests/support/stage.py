@@ -1,8 +1,9 @@
-"""What the tests of the socket workers share: a stand-in supervisor with a real engine and a
-real bus in the test's process, real worker processes, and raw clients.
+"""A stage for worker processes: the test's process is their supervisor.
 
-The stand-in publishes when it is told to, so that a test can lose a batch; everything else is
-the product's own.
+`Stage` has a real database, the real bus and real workers of any role; the test commits batches
+and decides which of them the bus carries, so that it can lose one. All other parts are the
+product's own. Used by the tests of the ws, sse and shards workers; `document_stage` adds the
+writer's port, `rooms` the rooms.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from pylon.storage.ops import (
 from pylon.storage.sqlite.engine import SqliteEngine
 from tests.support.wait import WAIT_S, wait_until
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ADMIN_TOKEN = "an-admin-token-of-more-than-32-characters"
 
 FIELDS = [
@@ -88,7 +89,7 @@ class Worker:
 
 
 class Stage:
-    """A supervisor's place: database, bus, workers."""
+    """A database, a bus and the workers that a test starts."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any] | None = None, **env: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)

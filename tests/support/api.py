@@ -1,4 +1,9 @@
-"""The API with a real database and no processes: the writer is an engine, called directly."""
+"""The HTTP API over a real database, without processes and sockets.
+
+`serve_api` makes the WSGI app with all of its services. Writes, rooms and shards are carried out
+at once, in this process, where the product sends them over the bus. Used by the tests of
+`pylon.api` and of attacks on it.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +65,7 @@ ENVIRON = {
 }
 
 
-class EngineWriter:
+class DirectWriter:
     """Carries writes out at once, in this process."""
 
     def __init__(self, engine: SqliteEngine) -> None:
@@ -79,7 +84,7 @@ class EngineWriter:
         return reply
 
 
-class DeskRooms:
+class DirectRooms:
     """Carries commands about rooms out at once, in this process."""
 
     def __init__(self, clock: ManualClock) -> None:
@@ -92,7 +97,7 @@ class DeskRooms:
         return reply
 
 
-class HouseShards:
+class DirectShards:
     """Carries commands about shards and matches out at once, in this process."""
 
     def __init__(self, store: ReaderPool, writer: Any, clock: ManualClock, folder: Path) -> None:
@@ -121,12 +126,12 @@ class HouseShards:
 
 
 @dataclass(slots=True)
-class Server:
+class ApiStage:
     """An app to send requests to, and what stands behind it."""
 
     client: testing.TestClient
     services: Services
-    writer: EngineWriter
+    writer: DirectWriter
     clock: ManualClock
     signals: list[Signal] = field(default_factory=list)
     noted: list[tuple[int, int]] = field(default_factory=list)  # keys and cursors
@@ -166,9 +171,9 @@ class Server:
 
 
 @contextmanager
-def running(
+def serve_api(
     folder: Path, manifest: Mapping[str, Any], environ: Mapping[str, str] | None = None
-) -> Iterator[Server]:
+) -> Iterator[ApiStage]:
     """A server on a new database in `folder`."""
     config = settings.load({**ENVIRON, **(environ or {})}).config
     clock = ManualClock()
@@ -179,7 +184,7 @@ def running(
         path, parsed, app.rules, clock, "normal", row_max_bytes=config.row_max_bytes
     )
     pool = ReaderPool(path, parsed)
-    writer = EngineWriter(engine)
+    writer = DirectWriter(engine)
     signals: list[Signal] = []
     noted: list[tuple[int, int]] = []
     merge_sandbox = MergeSandbox()
@@ -199,8 +204,8 @@ def running(
             merge_checker=merge_sandbox,
         ),
         realtime=RealtimeServices(
-            requests, app, rooms=DeskRooms(clock),
-            shards=HouseShards(pool, writer, clock, folder),
+            requests, app, rooms=DirectRooms(clock),
+            shards=DirectShards(pool, writer, clock, folder),
         ),
         identity=IdentityServices(requests, app, pool, writer, signals.append),
         admin=AdminServices(
@@ -211,7 +216,7 @@ def running(
         ),
     )
     try:
-        yield Server(
+        yield ApiStage(
             testing.TestClient(make_app(services)), services, writer, clock, signals, noted
         )
     finally:

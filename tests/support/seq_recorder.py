@@ -11,7 +11,7 @@ from tests.support.sync_client import SyncClient
 from workers.ws import frames
 
 
-class SeqKeeper(SyncClient):
+class SeqRecorder(SyncClient):
     """A client that keeps the seqs of what it accepted, pulled or live, and no rows."""
 
     def __init__(self, server: PylonServer, transport: str, token: str | None) -> None:
