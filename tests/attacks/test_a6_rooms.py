@@ -47,10 +47,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         rate = Rate(getattr(rates, name).name, limit, 60.0)
         monkeypatch.setattr(rooms, name, rate)
-    monkeypatch.setattr(rooms, "_JOINS", (rooms.ROOM_JOINS_BY_USER, rooms.ROOM_JOINS_BY_ADDRESS))
-    monkeypatch.setattr(
-        rooms, "_MESSAGES", (rooms.ROOM_MESSAGES_BY_USER, rooms.ROOM_MESSAGES_BY_ADDRESS)
-    )
 
 
 @pytest.fixture
