@@ -119,16 +119,20 @@ def test_what_was_read_before_a_commit_is_not_kept_after_it() -> None:
     assert answers.find(1, "q") is None  # versions need not grow
 
 
-def test_questions_that_are_never_asked_again_are_looked_for_seldom() -> None:
+def test_after_64_misses_in_a_row_one_question_of_16_is_looked_up_until_a_hit() -> None:
     answers: QueryCache[bytes] = QueryCache()
-    for number in range(2_000):
-        if answers.should_probe():
-            assert answers.find(1, number) is None
-    assert sum(answers.should_probe() for _ in range(160)) == 10
+    for number in range(64):
+        assert answers.should_probe()
+        assert answers.find(1, number) is None
+    probes = []
+    for number in range(160):
+        probes.append(answers.should_probe())
+        if probes[-1]:
+            assert answers.find(1, -1 - number) is None
+    assert probes == [n % 16 == 0 for n in range(160)]
     answers.keep(1, "q", b"a", 1)
-    for _ in range(100):
-        assert answers.find(1, "q") == b"a"
-    assert all(answers.should_probe() for _ in range(160))
+    assert answers.find(1, "q") == b"a"
+    assert answers.should_probe()
 
 
 @settings(max_examples=count_examples(60))
