@@ -1,18 +1,25 @@
 """The HTTP role: a gunicorn arbiter and its workers on gevent's hub, serving the falcon app.
 
-    __main__   the arbiter: settings for gunicorn, numbers for its workers
+    arbiter    the arbiter: settings for gunicorn, numbers for its workers
     server     gunicorn's side of a worker: signals, heartbeat, the order of the end
-    loop       one epoll set, the greenlets that answer, limits of time and memory, the drain
+    process    the parts of a worker: app, store, writer, signals, status
+    loop       the connections of a worker, and what they share
     accepting  takes connections from the listening sockets, while there is room
+    accept_balancer    spreads connections evenly over the workers
     connection_limits  how many connections a worker has, and which it closes for others
-    balance    how many connections each worker has, so that they share them evenly
-    connection one connection: reads requests, has them answered, writes
-    sending    the sending half of a connection: answers that its client has not read yet
-    request    a request's head: parsed, checked, as a WSGI environ
+    byte_budget        memory that all connections share for bodies or for responses
+    dispatchers        the greenlets that serve connections with an event
+    drain      ends the connections of a worker that stops
+    connection the states of one connection
+    receiving  its receiving half: heads and bodies
+    sending    its sending half: responses that the client has not read
+    wsgi       one call of the app
+    request    a request's head as a WSGI environ
     bodies     a request's body, by length or in chunks
-    answer     what the app says, as bytes
-    process    what one worker builds after the fork: app, store, writer, signals, status
+    response   a response's head as bytes
+    streamed   a response that the app yields in parts
+    roles      requests for workers of other roles
 
-The arbiter itself opens nothing: no greenlet, no bus socket, no database. The supervisor holds
-the listening socket, starts the arbiter and stops it with SIGTERM.
+The arbiter itself opens no greenlet, bus socket or database. The supervisor holds the listening
+socket, starts the arbiter and stops it with SIGTERM. `workers.net` has what the socket roles share.
 """

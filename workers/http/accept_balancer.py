@@ -1,13 +1,13 @@
-"""Balance: how many connections each worker of the HTTP role has, known to all of them.
+"""Accept balancing: shares the number of connections of each HTTP worker with its siblings.
 
-All workers accept from one listening socket, and the kernel wakes whichever is quickest; a few
-keep-alive connections would all end up at one process while the other cores idle. So each
-worker writes its number of connections into memory that all share, and one that has more than
-the least leaves the next connection to the others for `BACKOFF_S`. If none of them takes it by
-then (it is busy, or gone), it takes it all the same.
+All workers accept from one listening socket, and the kernel wakes the quickest. So a few keep-alive
+connections would all end up in one process while other cores idle. Each worker writes its number
+of connections into shared memory. A worker with more connections than the least loaded one leaves
+the next connection to its siblings for `BACKOFF_S`. If none of them accepts it in that time, the
+worker does.
 
-Invariant: the arbiter makes the memory (`share_counts`) before it forks a worker. Used by
-`arbiter` and `accepting`.
+Invariant: the arbiter makes the memory (`share_counts`) before it forks a worker. Used by `arbiter`
+and `accepting`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _counts = memoryview(bytearray(4 * _PLACES)).cast("I")  # of this process alone
 
 
 def share_counts() -> None:
-    """Count in memory that this process shares with those that it forks from now on."""
+    """Count in memory that this process shares with its later children."""
     global _counts
     _counts = memoryview(mmap.mmap(-1, 4 * _PLACES)).cast("I")
 
 
 class AcceptBalancer:
-    """One worker's view."""
+    """The balancing of one worker."""
 
     __slots__ = ("_number", "_workers")
 
@@ -43,11 +43,11 @@ class AcceptBalancer:
         self.report(0)
 
     def report(self, connections: int) -> None:
-        """Tell the others how many connections are open here."""
+        """Publish how many connections are open in this worker."""
         _counts[self._number] = connections
 
     def is_most_loaded(self) -> bool:
-        """Whether some other worker has fewer connections than this one."""
+        """Return whether another worker has fewer connections than this one."""
         if self._workers < 2:
             return False
         return _counts[self._number] > min(_counts[1:self._workers + 1])

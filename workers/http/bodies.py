@@ -1,13 +1,12 @@
 """Request bodies as they arrive: by length, or in chunks (RFC 9112 §6, §7.1).
 
-A body is gathered here, without a greenlet that waits for it; the app sees it when it is
-complete. One that is longer than limits.BODY_BYTES is not gathered: it is refused as soon as
-that is known.
+A body gathers its bytes without a greenlet; the app sees it when it is complete. A body above
+limits.BODY_BYTES is refused as soon as its size is known.
 
-Invariants: not a byte beyond the body is taken; chunks are read strictly, since a reading that
-differs from a proxy's is how requests are smuggled. A body takes as much memory as it has bytes,
-however small the pieces are that it comes in. Bounds: limits.BODY_BYTES; limits.HTTP_CHUNKS, and
-`_CHUNKS_A_TURN` before others have their turn. Used by `connection`.
+Invariants: a body takes no byte beyond its end. Chunks are read strictly, because a reading that
+differs from a proxy's can smuggle requests. A body takes as much memory as it has bytes, however
+small the pieces are. Bounds: limits.BODY_BYTES; limits.HTTP_CHUNKS, and `_CHUNKS_A_TURN` before
+other connections run. Used by `receiving`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pylon import limits
 from pylon.errors import PayloadTooLarge
 from workers.net.head import RequestError
 
-# The size, then extensions, which nobody reads.
+# The size, then extensions, which are ignored.
 _SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e]*)?")
 _TRAILER: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 _CHUNKS_A_TURN: Final = 512  # PERF: 0.6 ms
@@ -40,7 +39,7 @@ class Body:
         self.value: bytes | None = None  # once it is complete
 
     def feed(self, data: bytes) -> bytes:
-        """Take what belongs to the body; what is left over is returned."""
+        """Take the bytes of the body, and return the rest of `data`."""
         taken = data[:self._left]
         self._left -= len(taken)
         self.held_bytes += len(taken)
@@ -51,12 +50,12 @@ class Body:
         elif self._left:
             self._gathered = bytearray(taken)
         else:
-            self.value = taken  # most often all of it comes at once
+            self.value = taken  # mostly the whole body comes at once
         return data[len(taken):]
 
 
 class Oversized:
-    """Stands for a body whose declared length is too much; nothing of it is read."""
+    """The stream of a body whose declared length is above the limit."""
 
     __slots__ = ("_length",)
 
@@ -64,7 +63,7 @@ class Oversized:
         self._length = length
 
     def read(self, size: int = -1) -> NoReturn:
-        """Raises PayloadTooLarge, always."""
+        """Raise PayloadTooLarge, always."""
         raise PayloadTooLarge(f"Content-Length {self._length} exceeds max of {limits.BODY_BYTES}")
 
     readline = readlines = read
@@ -82,10 +81,10 @@ class ChunkedBody:
     )
 
     def __init__(self) -> None:
-        self._buffer = b""  # what came of a line that is not complete
+        self._buffer = b""  # the beginning of a line that is not complete
         self._chunks = 0
         self.held_bytes = 0
-        self._left = 0  # of the chunk that is being read
+        self._left = 0  # bytes of the current chunk
         self._gathered = bytearray()
         # A plain function, not a bound method: that would make a cycle for the collector.
         self._step = ChunkedBody._size
@@ -93,11 +92,12 @@ class ChunkedBody:
         self.value: bytes | None = None
 
     def feed(self, data: bytes) -> bytes:
-        """As `Body.feed`, but that after many chunks the rest is returned before the body is
-        complete: others have their turn then.
+        """Take the bytes of the body, and return the rest of `data`.
+
+        After many chunks this returns before the body is complete, so that other connections run.
 
         Raises:
-            RequestError: these are no chunks (400), or they hold more than limits.BODY_BYTES (413).
+            RequestError: the chunks are invalid (400), or hold more than limits.BODY_BYTES (413).
         """
         data = self._buffer + data if self._buffer else data
         self._buffer = b""
@@ -111,7 +111,7 @@ class ChunkedBody:
             position = then
         return data[position:]
 
-    # Each step returns the position behind what it has read, or -1 where that is not all there.
+    # Each step returns the position behind what it has read, or -1 if that has not all arrived.
 
     def _size(self, data: bytes, position: int) -> int:
         end = _line_end(data, position, _LINE_BYTES)
@@ -170,7 +170,7 @@ class ChunkedBody:
 
 
 def _line_end(data: bytes, position: int, limit_bytes: int) -> int:
-    """Where the line's CR LF begins; -1 where it has not arrived."""
+    """Return where the line's CR LF begins; -1 if it has not arrived."""
     end = data.find(b"\r\n", position, position + limit_bytes)
     if end < 0:
         if len(data) - position >= limit_bytes:

@@ -73,7 +73,7 @@ class Receiver:
         """Return the request that the input begins with; None while its head is not complete.
 
         Raises:
-            Refused: the head is invalid.
+            RequestError: the head is invalid.
         """
         data = self.input
         template = self._template
@@ -114,7 +114,7 @@ class Receiver:
         """Take bytes of the body from the input. Return whether the body is complete.
 
         Raises:
-            Refused: the chunks are invalid, or hold more than limits.BODY_BYTES.
+            RequestError: the chunks are invalid, or hold more than limits.BODY_BYTES.
         """
         body, request = self._body, self.request
         assert body is not None and request is not None  # see `begin_body`

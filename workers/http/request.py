@@ -1,11 +1,11 @@
 """Requests: from the bytes of a connection to a WSGI environ (RFC 9112, PEP 3333).
 
-`workers.net.head` reads and judges the head; this module makes an environ of it.
+`workers.net.head` parses and checks the head; this module makes an environ of it.
 
-A connection mostly repeats its header block. `Template` keeps the environ of the last one; as
-long as the block is the same, byte for byte, `again` needs to read the request line only.
+A connection mostly repeats its header block. `Template` keeps the environ of the last request.
+While the block stays the same, byte for byte, `again` parses the request line only.
 
-Used by `connection`.
+Used by `receiving`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Environ = dict[str, Any]
 
 
 class Request:
-    """A head that is complete. `length` is the body's in bytes, or CHUNKED."""
+    """A complete head. `length` is that of the body in bytes, or CHUNKED."""
 
     __slots__ = ("consumed", "environ", "expects", "keep", "length", "minor")
 
@@ -40,7 +40,7 @@ class Request:
 
 
 class Template:
-    """The header block of a connection's last request, and what it meant."""
+    """The header block of a connection's last request, and its environ."""
 
     __slots__ = ("_block", "_environ", "_expects", "_keep", "_length")
 
@@ -53,7 +53,7 @@ class Template:
         self._expects = request.expects
 
     def again(self, data: bytes) -> Request | None:
-        """The request that `data` begins with, if its header block is the same."""
+        """Return the request that `data` begins with, if its header block is the same."""
         end = data.find(b"\r\n")
         if not data.startswith(self._block, end) or end > limits.HTTP_LINE_BYTES:
             return None
@@ -75,14 +75,14 @@ def parse(data: bytes, base: Environ) -> Request | None:
     """Read a head.
 
     Args:
-        data: what the connection has sent, from the beginning of a request.
+        data: the input of the connection, from the beginning of a request.
         base: the part of the environ that every request of the connection has.
 
     Returns:
         None while the head is not complete.
 
     Raises:
-        Refused: it is none that we take, or too long.
+        RequestError: the head is invalid or too long.
     """
     head = parse_head(data, base)
     if head is None:
@@ -96,19 +96,19 @@ def parse(data: bytes, base: Environ) -> Request | None:
 
 
 def template_of(data: bytes, request: Request) -> Template | None:
-    """What is worth to be kept of the request that `data` begins with."""
+    """Return a template of the request that `data` begins with; None if it may not be repeated."""
     end = data.find(b"\r\n")
-    # Any other line may have changed what the fields mean (an absolute target, HTTP/1.0).
+    # Another form of line may change the fields (an absolute target, HTTP/1.0).
     if ORIGIN_LINE.fullmatch(str(data[:end], "latin-1")) is None:
         return None
     return Template(data[end:request.consumed], request)
 
 
 def base_environ(server: tuple[str, int], client: tuple[str, int], workers: int) -> Environ:
-    """What is the same for every request of a connection.
+    """Return the part of the environ that all requests of a connection share.
 
     Args:
-        workers: how many processes serve.
+        workers: the number of processes that serve.
     """
     return {
         "wsgi.version": (1, 0),
@@ -131,7 +131,7 @@ def base_environ(server: tuple[str, int], client: tuple[str, int], workers: int)
 
 def _add_path(environ: Environ, path: str) -> None:
     if "%" in path:
-        # What is decoded cannot tell the slash of an id from the one between two segments.
+        # A decoded path cannot tell the slash of an id from one between two segments.
         environ["pylon.raw_path"] = path
         path = unquote_to_bytes(path).decode("latin-1")
     environ["PATH_INFO"] = path

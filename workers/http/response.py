@@ -1,10 +1,11 @@
-"""Answers: from what the app says to bytes (RFC 9112 §4 to §7, PEP 3333).
+"""Responses: from what the app returns to bytes (RFC 9112 §4 to §7, PEP 3333).
 
-Status lines with the date are made once a second, header lines once and then kept. An app may
-have header lines ready as bytes: it puts them into ``environ["pylon.head"]``.
+Status lines with the date are made once a second. Header lines whose values repeat are made once
+and kept. An app may have header lines ready as bytes: it puts them into ``environ["pylon.head"]``.
 
-Invariants: no value reaches the wire with a control character in it; hop-by-hop fields and the
-framing (Content-Length, Transfer-Encoding) are ours alone to write. Used by `connection`.
+Invariants: no value with a control character reaches the wire. This server alone writes hop-by-hop
+fields and the framing (Content-Length, Transfer-Encoding). Used by `wsgi`, `sending` and
+`connection`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from workers.net.response import error_response, request_error_body, status_text
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 CLOSE: Final = b"connection: close\r\n"
-KEEP: Final = b"connection: keep-alive\r\n"  # said to clients of HTTP/1.0 only
+KEEP: Final = b"connection: keep-alive\r\n"  # for clients of HTTP/1.0 only
 CHUNKED: Final = b"transfer-encoding: chunked\r\n"
 LAST_CHUNK: Final = b"0\r\n\r\n"
 
@@ -40,11 +41,11 @@ _STATUS: Final = re.compile(r"[1-9]\d\d [\t\x20-\x7e\x80-\xff]*", re.ASCII)
 Headers = list[tuple[str, str]]
 
 _lines: dict[tuple[str, str], bytes] = {}  # of headers whose values repeat
-_beginnings: dict[str, bytes] = {}  # by name; empty where the field is ours to write
+_beginnings: dict[str, bytes] = {}  # by name; empty for fields that the app may not set
 
 
 class Prefixes:
-    """The first two lines of an answer, by status: made once a second."""
+    """The first two lines of a response by status, made once a second."""
 
     __slots__ = ("_by_status", "_second")
 
@@ -53,15 +54,15 @@ class Prefixes:
         self._second = 0
 
     def tick(self) -> None:
-        """Call it often: it looks whether the second has changed."""
-        # The date on the wire is the machine's, whatever clock the app was given.
+        """Drop the lines if the second has changed. Call it often."""
+        # The date on the wire is the machine's, whatever the app's clock says.
         second = int(time.time())
         if second != self._second:
             self._second = second
             self._by_status.clear()
 
     def of(self, status: str) -> bytes:
-        """Args: `status` is the code and its phrase, as start_response gets it."""
+        """Return the lines for a status: its code and phrase, as start_response gets them."""
         made = self._by_status.get(status)
         if made is None:
             if _STATUS.fullmatch(status) is None:
@@ -73,7 +74,7 @@ class Prefixes:
 
 
 def http_date(second: int) -> str:
-    """Unix seconds as RFC 9110 §5.6.7 writes them, whatever the locale."""
+    """Return Unix seconds in the form of RFC 9110 §5.6.7, whatever the locale."""
     at = time.gmtime(second)
     return (
         f"{_DAYS[at.tm_wday]}, {at.tm_mday:02d} {_MONTHS[at.tm_mon - 1]} {at.tm_year:04d} "
@@ -82,10 +83,10 @@ def http_date(second: int) -> str:
 
 
 def lines(headers: Headers) -> bytes:
-    """The header lines that the app may set itself.
+    """Return the header lines that the app may set itself.
 
     Raises:
-        ValueError: a name or a value that would break the answer.
+        ValueError: a name or a value would break the response.
     """
     out = b""
     for pair in headers:
@@ -95,7 +96,7 @@ def lines(headers: Headers) -> bytes:
 
 
 def declared(headers: Headers, name: str) -> str | None:
-    """The value of a header that the app set, whatever the case of its name."""
+    """Return the value of a header that the app set; names have no case."""
     for key, value in headers:
         if key.lower() == name:
             return value
@@ -103,12 +104,12 @@ def declared(headers: Headers, name: str) -> str | None:
 
 
 def length(size_bytes: int) -> bytes:
-    """The header line that says how long the body is."""
+    """Return the header line with the length of the body."""
     return b"content-length: %d\r\n" % size_bytes
 
 
 def chunk(part: bytes) -> bytes:
-    """One chunk of a chunked body."""
+    """Return one chunk of a chunked body."""
     return b"%x\r\n%b\r\n" % (len(part), part)
 
 
@@ -134,7 +135,7 @@ def _line(pair: tuple[str, str]) -> bytes:
         beginning = _remember_beginning(name)
     if not beginning:
         return b""
-    # Most values are plain text, which this tells sooner than the pattern.
+    # PERF: this recognises plain text, which most values are, sooner than the pattern does.
     if not (value.isascii() and value.isprintable()) and _VALUE.fullmatch(value) is None:
         raise ValueError(f"invalid value of header {name}: {value!r}")
     line = b"%b%b\r\n" % (beginning, value.encode("latin-1"))

@@ -1,6 +1,7 @@
-"""Requests on the HTTP port that workers of another role answer (spec/realtime.md §2.1, §4).
+"""Requests on the HTTP port for workers of other roles (spec/realtime.md §2.1, §4).
 
-Used by `connection`, which passes such connections on.
+Upgrades go to the role that has their path; event streams of shards go to the shards workers.
+`connection` passes the connection on.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _STREAM: Final = "/connect"  # of a shard's snapshots
 
 
 def role_of(request: Request) -> str | None:
-    """The role whose workers a request is for; None: for this one."""
+    """Return the role that serves a request; None for the HTTP role."""
     environ = request.environ
     if environ["REQUEST_METHOD"] != "GET" or request.length:
         return None
@@ -26,5 +27,5 @@ def role_of(request: Request) -> str | None:
         return _UPGRADES.get(path)
     if not (path.startswith(SHARDS) and path.endswith(_STREAM)):
         return None
-    # The slash before the last segment may be one of a shard's id.
+    # The slash before the last segment may belong to the id of a shard.
     return "shards" if environ.get("pylon.raw_path", path).endswith(_STREAM) else None

@@ -1,9 +1,8 @@
-"""gunicorn's worker for the HTTP role: the arbiter's side of a process (design.md §8, §11).
+"""gunicorn's worker class for the HTTP role: signals, heartbeat, the order of the end.
 
-Connections and requests belong to `loop`; here are the patching, the signals, the heartbeat and
-the order of the end. After SIGTERM nothing new is accepted; a connection that waits for its next
-request is closed at once; one that is in a request gets its answer and is closed then; the
-worker ends with the last one, or when `graceful_timeout` has passed.
+Connections and requests belong to `loop`. After SIGTERM the worker accepts no more. It closes idle
+connections at once, and others after the response to their request. The worker ends with its last
+connection, or after `graceful_timeout`.
 
 Invariant: the hub of gevent is made in the worker, after the fork. Made by gunicorn in the arbiter.
 """

@@ -1,8 +1,8 @@
-"""A streamed answer: what the app yields, part by part, as it goes on the wire.
+"""A streamed response: the parts that the app yields, as they go on the wire.
 
-Invariants: no more bytes than a declared length, which would be read as the next answer; nothing
-is asked of the app before the part before it was taken. Errors of the app pass through. Used by
-`connection`.
+Invariants: no more bytes leave than a declared length, because the client would read them as the
+next response. The app is asked for a part only when the part before was taken. Errors of the app
+pass through. Used by `wsgi` and `sending`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ _log = log.get_logger("http")
 
 
 class Streamed:
-    """See the module. `framed`: the parts are chunks. `left_bytes`: of a declared length."""
+    """A response in parts.
+
+    `framed`: the parts are chunks. `left_bytes`: the rest of a declared length.
+    """
 
     __slots__ = ("_parts", "_source", "framed", "left_bytes")
 
@@ -30,21 +33,21 @@ class Streamed:
 
     @property
     def has_end(self) -> bool:
-        """Whether the client can tell where the body ends; else the connection's end is it."""
+        """Whether the client can tell where the body ends; else the connection ends with it."""
         return self.framed or self.left_bytes is not None
 
     def begin(
         self, written: Sequence[bytes], length_bytes: int | None, *, chunks: bool
     ) -> tuple[bytes, bytes]:
-        """Ask for the first part that is not empty.
+        """Ask the app for its first part that is not empty.
 
         Args:
-            written: what the app wrote before it returned.
-            length_bytes: that the app declared.
+            written: the bytes that the app wrote before it returned.
+            length_bytes: the length that the app declared.
             chunks: whether the client knows chunks.
 
         Returns:
-            The part as it goes on the wire, and the header line that says how the body ends.
+            The part as it goes on the wire, and the header line that frames the body.
         """
         first = b"".join(written)
         self._parts = iter(self._source)
@@ -62,14 +65,14 @@ class Streamed:
         return response.chunk(first) if first else b"", response.CHUNKED
 
     def next(self) -> bytes | None:
-        """The next part, as it goes on the wire; it may be empty. None: there are no more."""
+        """Return the next part as it goes on the wire, which may be empty; None at the end."""
         part = next(self._parts, None)
         if not part:
             return part
         return response.chunk(part) if self.framed else self._cut(part)
 
     def close(self) -> None:
-        """Let the app know that nobody asks for more."""
+        """Tell the app that nobody asks for more."""
         close = getattr(self._source, "close", None)
         if close is not None:
             try:

@@ -1,14 +1,16 @@
-"""One timer for all connections: pings or keep-alive comments, and the end of the dead.
+"""One timer for all connections: pings or keep-alive comments, and the end of dead connections.
 
-The connections are spread over short ticks (`Hub.shares`), so that ten thousand pings do not
-leave at once, and a tick costs what its own share costs. A worker with more connections than
-`limits.HEARTBEATS_PER_S` can serve in a period beats more slowly, rather than spend its time on
-idle sockets.
-A WebSocket that answered nothing for two heartbeats is closed; a stream whose outbox has not
-emptied in two heartbeats is cut. The same timer ends farewells that take too long, and, where
-`PYLON_SOCKET_MAX_LIFE_S` is set, connections that are older; no two that came together at once.
-How old a connection is, is known from its number: every now and then the number of the newest
-is noted with the time, at most `_MARKS` in a life, so idle connections carry no time.
+The connections are spread over short ticks (`Hub.partitions`), so that ten thousand pings do not
+leave at once. A worker with more connections than limits.HEARTBEATS_PER_S can serve in a period
+beats more slowly.
+
+The timer closes a WebSocket that answered nothing for two heartbeats, and a stream whose outbox did
+not empty in two heartbeats. It ends closes that take too long. If PYLON_SOCKET_MAX_LIFE_S is set,
+it closes older connections, each after another life, so that they do not all reconnect at once.
+
+The number of a connection tells its age: now and then the timer notes the number of the newest
+connection with the time, at most `_MARKS` times in a life. So idle connections carry no time. Run
+by `workers.hub.service`.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class Heartbeat:
     __slots__ = ("_clock", "_hub", "_marks", "_max_life_s", "_slot", "slots")
 
     def __init__(self, hub: Hub, clock: Clock, max_life_s: float = 0.0) -> None:
-        """`max_life_s`: of a connection, 0 for any; its end comes with its heartbeat."""
+        """`max_life_s`: the longest life of a connection; 0 sets no limit."""
         self._hub = hub
         self._clock = clock
         self._max_life_s = max_life_s
@@ -46,17 +48,17 @@ class Heartbeat:
         self.slots = len(hub.partitions)
 
     def run(self) -> NoReturn:
-        """Beat for ever."""
+        """Beat without end."""
         while True:
             gevent.sleep(self.pause_s())
             self.tick()
 
     def pause_s(self) -> float:
-        """Until the next tick."""
+        """Return the time until the next tick."""
         return max(BEAT_S, len(self._hub) / self.slots / limits.HEARTBEATS_PER_S)
 
     def tick(self) -> None:
-        """Serve the connections whose turn it is. Each has its turn once in `slots` ticks."""
+        """Serve the next partition of the connections. Each comes once in `slots` ticks."""
         self._slot = (self._slot + 1) % self.slots
         self._hub.end_overdue()
         if self._max_life_s:
@@ -78,7 +80,7 @@ class Heartbeat:
             newest > marks[-1][0] and now_s >= marks[-1][1] + self._max_life_s / _MARKS
         ):
             marks.append((newest, now_s))
-        # Of those that are older than any life, the youngest stays: it stands for all before it.
+        # Of the marks older than any life the newest stays: it stands for all before it.
         old = bisect_left(marks, now_s - self._max_life_s, key=itemgetter(1))
         del marks[: max(0, old - 1)]
 

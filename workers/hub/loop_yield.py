@@ -1,8 +1,9 @@
-"""Turns: how a greenlet with much to do lets others have theirs, sockets included.
+"""Yielding: lets a greenlet with much work give other greenlets and sockets a turn.
 
-``gevent.sleep(0)`` is not enough: gevent's loop looks at sockets only after 50 turns of those who
-sleep for no time. A short sleep is a wait, of a millisecond with epoll. Who waits for a
-descriptor that is always readable comes back as soon as the sockets have been looked at.
+``gevent.sleep(0)`` is not enough, because gevent's loop polls sockets only after 50 turns of such
+sleepers. A short sleep costs a millisecond with epoll. A greenlet that waits for a descriptor which
+is always readable continues as soon as the loop has polled all sockets. Used by `feed`, `replay`
+and `sessions`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from gevent.hub import get_hub
 
 
 def yield_to_loop() -> None:
-    """Give way to all that are ready, callbacks of sockets included, once."""
+    """Run everything else that is ready once, callbacks of sockets included."""
     hub = get_hub()
-    watcher = hub.loop.io(_always(), 1)  # one each: several may be waiting
+    watcher = hub.loop.io(_always(), 1)  # one for each call: several greenlets may wait
     try:
         hub.wait(watcher)
     finally:

@@ -1,11 +1,10 @@
-"""A request on a socket port: its head, read once, and what the handshakes want of it.
+"""A request on a socket port: its head, and the values that handshakes need.
 
-ws, sse and shards serve one kind of request each, and one for each connection, so there is no
-WSGI environ. `workers.net.head` reads and judges the head, as on the HTTP port, but that no
-Host field is needed.
+ws, sse and shards serve one kind of request each, and one for each connection, so there is no WSGI
+environ. `workers.net.head` parses and checks the head, as on the HTTP port, but needs no Host.
 
-Invariant: a head is taken whole or refused. Called by `workers.hub.acceptor` and by the
-handshakes of ws, sse and shards.
+Invariant: a head is taken whole or refused. Called by `workers.hub.acceptor` and the handshakes of
+ws, sse and shards.
 """
 
 from __future__ import annotations
@@ -33,20 +32,20 @@ class Request:
         self.query = parsed.query  # raw
         self.minor = parsed.minor  # of HTTP/1.x
         self.peer = peer  # the address that the connection comes from
-        self.head = head  # the bytes that were read
+        self.head = head  # its bytes
         self._parameters: dict[str, str] | None = None
 
     def field(self, name: bytes) -> str | None:
-        """The value of a field; None where there is none. Lines with one name are joined."""
+        """Return the value of a field, joined if several lines have its name; None without it."""
         key = wsgi_name(str(name, "latin-1"))
         return None if key is None else self._fields.get(key)
 
     @property
     def parameters(self) -> dict[str, str]:
-        """The query's parameters, decoded; of several with one name the first counts."""
+        """The decoded parameters of the query; of several with one name the first counts."""
         if self._parameters is None:
             self._parameters = {}
-            if self.query:  # what is not UTF-8 in it becomes U+FFFD
+            if self.query:  # invalid UTF-8 becomes U+FFFD
                 for name, value in parse_qsl(self.query, keep_blank_values=True):
                     self._parameters.setdefault(name, value)
         return self._parameters
@@ -58,7 +57,7 @@ class Request:
         return token.strip() or None if scheme.lower() == "bearer" else None
 
     def address(self, hops: int) -> str:
-        """The client's address, behind `hops` trusted proxies."""
+        """Return the client's address, behind `hops` trusted proxies."""
         return client_address(
             self.peer, self.field(b"x-forwarded-for") if hops else None, hops
         )
@@ -68,14 +67,14 @@ def parse(data: bytes, peer: str) -> Request | None:
     """Read a head.
 
     Args:
-        data: what has arrived on the connection so far.
+        data: the input of the connection so far.
         peer: the address that the connection comes from.
 
     Returns:
         None while the head is not complete.
 
     Raises:
-        InvalidRequest: it is none, or too long (`limits.HTTP_HEAD_BYTES` and its like).
+        InvalidRequest: the head is invalid or too long.
     """
     try:
         head = parse_head(data, {}, requires_host=False)
@@ -85,7 +84,7 @@ def parse(data: bytes, peer: str) -> Request | None:
 
 
 def cursor_of(text: str | None) -> int | None:
-    """A cursor as text, or None for what is no cursor."""
+    """Return the cursor that a text means; None if it means none."""
     if text is None or not text.isascii() or not text.isdigit() or len(text) > _CURSOR_DIGITS:
         return None
     return int(text)

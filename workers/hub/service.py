@@ -1,11 +1,11 @@
-"""A socket worker's life: start, serve, drain. Shared by ws, sse and shards.
+"""The life of a socket worker: start, serve, drain. Shared by ws, sse and shards.
 
-Signals: SIGUSR1 stops accepting and keeps the connections; SIGTERM closes them all with 1001,
-waits for the farewells, and exits 0. The supervisor sends both, in this order, when it drains.
+SIGUSR1 stops accepting and keeps the connections. SIGTERM closes them all with 1001, waits for the
+close frames, and exits 0. The supervisor sends both, in this order, when it drains.
 
-Invariants: the worker reports ready only when it accepts; a greenlet that ends in error takes
-the process down with it (the supervisor starts another), for a hub without its feed would be
-silent without anyone noticing.
+Invariants: the worker reports ready only while it accepts. A greenlet that fails ends the process,
+and the supervisor starts another one: a hub without its feed would silently send nothing. Log
+events: worker.ready, worker.drained, worker.failed. Called by the servers of ws, sse and shards.
 """
 
 from __future__ import annotations

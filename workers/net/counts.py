@@ -1,12 +1,12 @@
 """Shared counts: counts by client address, visible to all processes of a role.
 
-Each process keeps its own counts in a file of the runtime directory, which its siblings map into
-their memory too; a process writes only into its own file. The owner holds a lock on the file, so
-the counts of a killed worker end with it: a process that would refuse a client because of a
-sibling's counts checks first that the sibling lives.
+Each process keeps its counts in a file of the runtime directory, and its siblings map that file. A
+process writes only into its own file, and holds a lock on it, so the counts of a killed worker end
+with the lock. Before a process refuses a client because of a sibling's counts, it checks that the
+sibling lives.
 
-In the table an address is a 64-bit digest. If its bucket is full (improbable below 50,000
-addresses), only its own process counts the address.
+The table stores a 64-bit digest in place of an address. If the bucket of a digest is full
+(improbable below 50,000 addresses), only its own process counts the address.
 
 Called by `workers.hub.addresses` (sockets) and `workers.http.connection_limits` (HTTP).
 """
@@ -34,9 +34,9 @@ class CountTable:
     __slots__ = ("_counts", "_fd", "_keys", "_map")
 
     def __init__(self, path: Path) -> None:
-        """Map the file, and make it if it is not there."""
+        """Map the file, which is made if it does not exist."""
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if os.fstat(self._fd).st_size < _FILE_BYTES:  # never made smaller: others have mapped it
+        if os.fstat(self._fd).st_size < _FILE_BYTES:  # never smaller: siblings have mapped it
             os.posix_fallocate(self._fd, 0, _FILE_BYTES)  # a full disk must show here
         self._map = mmap.mmap(self._fd, _FILE_BYTES)
         view = memoryview(self._map)
@@ -44,12 +44,12 @@ class CountTable:
         self._counts = view[_KEYS_BYTES:].cast("I")
 
     def own(self) -> None:
-        """Take the file for this process until its end: lock the file, and begin at zero."""
-        fcntl.flock(self._fd, fcntl.LOCK_EX)  # a sibling that probes holds it for an instant
+        """Lock the file for this process until its end, and set all counts to zero."""
+        fcntl.flock(self._fd, fcntl.LOCK_EX)  # a checking sibling holds it for an instant
         os.pwrite(self._fd, bytes(_FILE_BYTES), 0)  # not through the map, which would stay in RSS
 
     def has_owner(self) -> bool:
-        """Whether the process that owns it lives."""
+        """Return whether the process that owns the file lives."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -58,7 +58,7 @@ class CountTable:
         return False
 
     def count(self, key: int) -> int:
-        """The count of a key."""
+        """Return the count of a key."""
         first = key % _BUCKETS * _WAYS
         keys = self._keys[first:first + _WAYS].tolist()
         return self._counts[first + keys.index(key)] if key in keys else 0
@@ -73,7 +73,8 @@ class CountTable:
             place = first + keys.index(0)
         else:
             return
-        # In this order: what another process reads in between is one too few, never a stranger's.
+        # In this order a concurrent reader may see a count that is one too low, and never a count
+        # of another address.
         self._counts[place] = count if self._keys[place] == key else 0
         self._keys[place] = key if count else 0
         self._counts[place] = count
@@ -93,11 +94,11 @@ class SharedCounts:
         self._own.set(_key(address), count)
 
     def elsewhere(self, address: str, spare: int) -> int:
-        """The count of an address in all siblings that live.
+        """Return the count of an address in all living siblings.
 
         Args:
-            spare: up to this count the caller does not care whether the siblings live, so no
-                lock is probed.
+            spare: up to this count the caller does not care whether the siblings live, and no
+                lock is checked.
         """
         key = _key(address)
         counts = [(table, table.count(key)) for table in self._siblings]
@@ -108,7 +109,7 @@ class SharedCounts:
 
 
 def shared_counts(folder: Path, role: str, worker: str, workers: int) -> SharedCounts | None:
-    """The counts of a worker that has `workers` - 1 siblings, named "1", "2" and so on."""
+    """Return the counts of a worker with `workers` - 1 siblings, named "1", "2" and so on."""
     if workers < 2:
         return None
     own = CountTable(folder / f"addresses-{role}-{worker}")

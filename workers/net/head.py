@@ -1,13 +1,14 @@
 """Request heads: the one parser of the HTTP port and of the socket ports (RFC 9112).
 
-Two compiled patterns judge a head, one for its first line and one for all its fields; only then
-the parser takes it apart. The parser repairs nothing: it refuses a head that two servers could
-read differently, because such a difference can smuggle requests past a proxy.
+Two compiled patterns check a head, one its first line and one all its fields. Only then the parser
+takes the head apart. It repairs nothing: it refuses a head that two servers could read differently,
+because such a difference can smuggle requests past a proxy.
 
-RequestError are: bare CR or LF, folded lines, white space around a field's name, control
+The parser refuses: bare CR or LF, folded lines, white space around a field's name, control
 characters, a target that is no URI, any transfer coding but `chunked`, Content-Length beside
-Transfer-Encoding, a field twice that may stand once, and HTTP/1.1 without one sound Host. A field
-whose name holds an underscore is dropped: its WSGI name could not be told from a proxy's own.
+Transfer-Encoding, a second line of a field that may have one, and HTTP/1.1 without one valid Host.
+It drops a field whose name holds an underscore, because its WSGI name could be that of a field
+which a proxy sets.
 
 Invariant: a head is taken whole, or refused and its connection closed. Bounds:
 limits.HTTP_LINE_BYTES, HTTP_FIELDS, HTTP_FIELD_BYTES and HTTP_HEAD_BYTES.
@@ -24,8 +25,8 @@ from pylon import limits
 
 CHUNKED: Final = -1
 
-# A line as nearly every client sends it. Printable ASCII, as RFC 3986 wants it, but for the `#`
-# of a fragment, which is never sent.
+# The line of nearly every client: printable ASCII (RFC 3986), without the `#` of a fragment, which
+# clients do not send.
 ORIGIN_LINE: Final = re.compile(
     r'(?!CONNECT )([A-Z]{3,20}) (/[!"$->@-~]*+)(?:\?([!"$-~]*+))? HTTP/1\.1'
 )
@@ -46,7 +47,7 @@ _NAMES_KEPT: Final = 1_024
 
 
 class RequestError(Exception):
-    """A request that the server answers itself; its connection is closed then."""
+    """A request that the server refuses itself; its connection ends."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -55,7 +56,7 @@ class RequestError(Exception):
 
 
 class Head:
-    """A head that is complete and sound."""
+    """A complete and valid head."""
 
     __slots__ = (
         "consumed", "expects", "fields", "keep", "length", "method", "minor", "path", "query",
@@ -64,11 +65,11 @@ class Head:
 
     def __init__(self, method: str, target: str, path: str, query: str, minor: int) -> None:
         self.method = method
-        self.target = target  # as it was sent
+        self.target = target  # as sent
         self.path = path  # not decoded
         self.query = query  # not decoded
         self.minor = minor  # of HTTP/1.x
-        self.fields: dict[str, Any] = {}  # by WSGI name; lines with one name are joined
+        self.fields: dict[str, Any] = {}  # by WSGI name; joined if several lines have it
         self.consumed = 0  # bytes of the input that were the head
         self.length = 0  # of the body in bytes, or CHUNKED
         self.keep = True  # the connection may be used again
@@ -80,7 +81,7 @@ class _FieldNames(dict[str, str | None]):
 
     def __missing__(self, name: str) -> str | None:
         if len(self) >= _NAMES_KEPT:
-            self.clear()  # a client makes names up
+            self.clear()  # a client may invent names
         upper = name.upper()
         key = None
         if "_" not in upper:
@@ -108,9 +109,9 @@ def parse_head(
         None while the head is not complete.
 
     Raises:
-        RequestError: it is none that we take, or too long.
+        RequestError: the head is invalid or too long.
     """
-    start = 2 if data.startswith(b"\r\n") else 0  # RFC 9112 §2.2: one empty line is passed over
+    start = 2 if data.startswith(b"\r\n") else 0  # RFC 9112 §2.2: skip one empty line
     end = data.find(b"\r\n\r\n", start)
     if end < 0:
         _check_beginning(data, start)
@@ -150,7 +151,7 @@ def parse_head(
 
 
 def wsgi_name(name: str) -> str | None:
-    """The key of a header field in `Head.fields`; None for a name that is dropped."""
+    """Return the key of a header field in `Head.fields`; None for a name that is dropped."""
     return _names[name]
 
 
@@ -180,7 +181,7 @@ def _parse_line(line: str) -> Head:
 
 
 def _line_fault(line: str) -> RequestError:
-    """The refusal of a first line."""
+    """Return the refusal of a first line."""
     if _OTHER_VERSION.fullmatch(line) and not line.endswith((" HTTP/1.1", " HTTP/1.0")):
         return RequestError(505, "This server speaks HTTP/1.0 and HTTP/1.1 only")
     parts = line.split(" ")
@@ -192,7 +193,7 @@ def _line_fault(line: str) -> RequestError:
 
 
 def _add_fields(fields: dict[str, Any], block: str) -> None:
-    """Take the fields apart. `block` ends with the last one's CR LF."""
+    """Add the fields of a block, which ends with the CR LF of the last one."""
     lines = block.split("\r\n")
     lines.pop()
     if len(lines) > limits.HTTP_FIELDS or (
@@ -219,7 +220,7 @@ def _add_fields(fields: dict[str, Any], block: str) -> None:
 
 
 def _field_fault(lines: list[str]) -> RequestError:
-    """The refusal of a line that is no field."""
+    """Return the refusal of a line that is no field."""
     for line in lines:
         if line.startswith((" ", "\t")):
             return RequestError(400, "Folded header lines are obsolete")
@@ -236,7 +237,7 @@ def _field_fault(lines: list[str]) -> RequestError:
 
 
 def _add_authority(head: Head) -> None:
-    """RFC 9112 §3.2.2: the host that the target names counts, not the Host field."""
+    """Replace the Host field by the host of an absolute target (RFC 9112 §3.2.2)."""
     absolute = _ABSOLUTE.fullmatch(head.target)
     if absolute is not None:
         head.fields["HTTP_HOST"] = absolute[1]
@@ -261,7 +262,7 @@ def _length(fields: Mapping[str, Any], minor: int) -> int:
 
 
 def _coding_fault(coding: str) -> RequestError:
-    """A list of codings that there are is not implemented; anything else is no list."""
+    """Return the refusal of a coding: 501 for a list of known codings, else 400."""
     codings = [each.strip(" \t") for each in coding.split(",")]
     if codings[-1] == "chunked":
         codings.pop()
@@ -271,7 +272,7 @@ def _coding_fault(coding: str) -> RequestError:
 
 
 def _check_beginning(data: bytes, start: int) -> None:
-    """Refuse at once what cannot become a head, however long one waits."""
+    """Refuse at once input that cannot become a head."""
     if _has_long_line(data, start):
         raise _line_too_long()
     if len(data) > limits.HTTP_HEAD_BYTES:
