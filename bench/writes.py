@@ -4,9 +4,10 @@
                            [--against CHECKOUT] [--reader] [--threads]
 
 Each checkout serves with the interpreter of its own ``.venv``, on a database of its own. The runs
-of both alternate, since the speed of a machine changes from minute to minute. A line is the median
-of its runs, each figure by itself; `lowest p99` is that of the quietest run. `--reader` has another
-process hold a snapshot of each database. `--threads` prints the CPU of each thread for one write.
+of all servers alternate, since the speed of a machine changes from minute to minute. A line is the
+median of its runs, each figure by itself; `lowest p99` is that of the quietest run. `--reader` adds
+a server of this checkout whose database another program reads: it holds a snapshot from before the
+first write to the end. `--threads` prints the CPU of each thread for one write.
 wrk runs on the same machine. Bounded: about `seconds` for each run.
 """
 
@@ -41,22 +42,31 @@ def main() -> int:
     if wrk is None:
         print("writes: skipped: wrk is not installed (make test-tools, or: apt-get install wrk)")
         return 0
-    checkouts = [_HERE] if args.against is None else [args.against.resolve(), _HERE]
+    servers = [(_HERE.name, _HERE, False)]
+    if args.against is not None:
+        servers.insert(0, (args.against.name, args.against.resolve(), False))
+    if args.reader:
+        servers.append(("with a reader", _HERE, True))
     with ExitStack() as stack:
-        loads = [stack.enter_context(_loaded(checkout, args)) for checkout in checkouts]
+        loads = {
+            name: stack.enter_context(_loaded(checkout, args.workers, has_reader=has_reader))
+            for name, checkout, has_reader in servers
+        }
         for connections in args.connections:
             for kind in args.kinds:
-                runs: list[list[Run]] = [[] for _ in loads]
+                runs: dict[str, list[Run]] = {name: [] for name in loads}
                 for repeat in range(args.repeats):
-                    for load, own in zip(loads, runs, strict=True):
-                        own.append(load.run(wrk, kind, connections, args.seconds, repeat))
-                lines = [_median(own) for own in runs]
-                for checkout, line in zip(checkouts, lines, strict=True):
-                    print(_text(checkout, kind, connections, line), flush=True)
+                    for name, load in loads.items():
+                        runs[name].append(load.run(wrk, kind, connections, args.seconds, repeat))
+                first: Run | None = None
+                for name in loads:
+                    line = _median(runs[name])
+                    print(_text(name, kind, connections, line), flush=True)
                     if args.threads:
                         _print_threads(line)
-                if len(lines) == 2:
-                    print(_ratios(*lines), flush=True)
+                    if first is not None:
+                        print(_ratios(first, line), flush=True)
+                    first = first or line
     return 0
 
 
@@ -68,7 +78,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--workers", type=int, default=2, help="HTTP workers")
     parser.add_argument("--against", type=Path, help="another checkout, with a .venv")
-    parser.add_argument("--reader", action="store_true", help="hold a snapshot meanwhile")
+    parser.add_argument("--reader", action="store_true", help="add a server whose file is read")
     parser.add_argument("--threads", action="store_true", help="print the CPU of each thread")
     return parser.parse_args()
 
@@ -101,10 +111,10 @@ class _Load:
 
 
 @contextmanager
-def _loaded(checkout: Path, args: argparse.Namespace) -> Iterator[_Load]:
-    with srv.served(checkout=checkout, PYLON_HTTP_WORKERS=str(args.workers)) as server:
+def _loaded(checkout: Path, workers: int, *, has_reader: bool) -> Iterator[_Load]:
+    with srv.served(checkout=checkout, PYLON_HTTP_WORKERS=str(workers)) as server:
         load = _Load(server)
-        if not args.reader:
+        if not has_reader:
             yield load
             return
         with closing(sqlite3.connect(server.db_path, isolation_level=None)) as reader:
@@ -136,9 +146,9 @@ def _median(runs: list[Run]) -> Run:
     return line
 
 
-def _text(checkout: Path, kind: str, connections: int, line: Run) -> str:
+def _text(name: str, kind: str, connections: int, line: Run) -> str:
     return (
-        f"{checkout.name:<12} {kind:<7} {connections:>4} conn  {line['requests_per_s']:>8,.0f}/s"
+        f"{name:<14} {kind:<7} {connections:>4} conn  {line['requests_per_s']:>8,.0f}/s"
         f"  p50 {line['p50_ms']:>6.2f}  p99 {line['p99_ms']:>6.2f}  p99.9 {line['p999_ms']:>6.2f}"
         f"  lowest p99 {line['lowest_p99_ms']:>6.2f} ms"
         f"  CPU {sum(line['cpu_us'].values()):>4.0f} us"
@@ -148,13 +158,13 @@ def _text(checkout: Path, kind: str, connections: int, line: Run) -> str:
 
 def _ratios(other: Run, own: Run) -> str:
     shares = (f"{name} x {own[name] / max(other[name], 1e-9):.2f}" for name in _FIGURES)
-    return f"{'':<12} {'  '.join(shares)}"
+    return f"{'':<14} {'  '.join(shares)}"
 
 
 def _print_threads(line: Run) -> None:
     for name, cpu_us in sorted(line["cpu_us"].items(), key=lambda item: -item[1]):
         if cpu_us >= 0.5:
-            print(f"{'':<12}   {name:<32} {cpu_us:>6.1f} us")
+            print(f"{'':<14}   {name:<32} {cpu_us:>6.1f} us")
 
 
 if __name__ == "__main__":
