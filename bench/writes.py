@@ -1,7 +1,7 @@
 """Inserts and updates over HTTP: rates, percentiles and CPU, of this checkout and of another.
 
     python bench/writes.py [--seconds 5] [--repeats 3] [--connections 16 64] [--kinds insert update]
-                           [--against CHECKOUT] [--reader] [--threads]
+                           [--against CHECKOUT ...] [--reader] [--threads]
 
 Each checkout serves with the interpreter of its own ``.venv``, on a database of its own. The runs
 of all servers alternate, since the speed of a machine changes from minute to minute. A line is the
@@ -42,9 +42,7 @@ def main() -> int:
     if wrk is None:
         print("writes: skipped: wrk is not installed (make test-tools, or: apt-get install wrk)")
         return 0
-    servers = [(_HERE.name, _HERE, False)]
-    if args.against is not None:
-        servers.insert(0, (args.against.name, args.against.resolve(), False))
+    servers = [(checkout.name, checkout.resolve(), False) for checkout in (*args.against, _HERE)]
     if args.reader:
         servers.append(("with a reader", _HERE, True))
     with ExitStack() as stack:
@@ -77,7 +75,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--connections", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--workers", type=int, default=2, help="HTTP workers")
-    parser.add_argument("--against", type=Path, help="another checkout, with a .venv")
+    parser.add_argument("--against", type=Path, nargs="+", default=[], help="other checkouts")
     parser.add_argument("--reader", action="store_true", help="add a server whose file is read")
     parser.add_argument("--threads", action="store_true", help="print the CPU of each thread")
     return parser.parse_args()
