@@ -75,6 +75,7 @@ IMPORT_ERRORS: Final = 20  # told of in full; the others are counted
 WRITES_IN_FLIGHT: Final = 1_024  # each worker process; more: 503 WRITE_QUEUE_FULL
 WRITE_TIMEOUT_S: Final = 30.0
 BATCH_REQUESTS: Final = 1_000
+PUBLISH_PERIOD_S: Final = 0.002  # the changes of so long are published together
 BATCH_BYTES: Final = 8 * 1024 * 1024
 BATCH_LARGE_BYTES: Final = 2 * 1024 * 1024  # of images of large rows in one transaction
 LARGE_ROW_BYTES: Final = 64 * 1024  # of JSON; few larger rows change in one transaction

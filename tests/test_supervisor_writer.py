@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import apsw
 import pytest
 
 from pylon import limits, metrics
+from pylon.bus.changes import ChangesPublisher
 from pylon.bus.runtime import Runtime, make_runtime_dir
 from pylon.bus.writer_port import LocalWriter
 from pylon.changelog.feed import Feed
@@ -24,6 +26,7 @@ from pylon.ids import RowIds
 from pylon.manifest.model import Manifest
 from pylon.manifest_loader import parse_manifest
 from pylon.policy.rules import compile_rules
+from pylon.storage.events import ChangeBatch
 from pylon.storage.interface import BatchResult
 from pylon.storage.ops import (
     DropSession,
@@ -164,6 +167,43 @@ def test_stop_carries_out_what_waits(store: Store) -> None:
     assert store.count() == 99
     local.close()
     late.close()
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> queue.Queue[ChangeBatch]:
+    """The batches that the writer has published."""
+    batches: queue.Queue[ChangeBatch] = queue.Queue()
+    monkeypatch.setattr(ChangesPublisher, "publish", lambda _, batch: batches.put(batch))
+    return batches
+
+
+def test_commits_that_follow_closely_are_published_together(
+    store: Store, published: queue.Queue[ChangeBatch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "PUBLISH_PERIOD_S", 60.0)
+    writer, local = writing(store)
+    for number in range(5):
+        local.submit(store.insert(str(number)))
+    writer.stop()  # publishes what it has kept
+    first, rest = published.get(timeout=10), published.get(timeout=10)
+    assert [event.seq for event in first.events] == [1]
+    assert rest.prev_seq == 1 and [event.seq for event in rest.events] == [2, 3, 4, 5]
+    local.close()
+
+
+def test_a_commit_is_published_though_none_follows(
+    store: Store, published: queue.Queue[ChangeBatch]
+) -> None:
+    writer, local = writing(store)
+    for number in range(5):
+        local.submit(store.insert(str(number)))
+    seq = 0
+    while seq < 5:
+        batch = published.get(timeout=10)
+        assert batch.prev_seq == seq
+        seq = batch.events[-1].seq
+    local.close()
+    writer.stop()
 
 
 def in_thread(work: Callable[[], object]) -> threading.Thread:
