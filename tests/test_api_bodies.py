@@ -12,17 +12,18 @@ import pytest
 
 from pylon import config as settings
 from pylon.api.data import bodies as data_bodies
-from pylon.api.http.body_types import BodyType
 from pylon.api.identity import bodies as identity_bodies
 from pylon.api.realtime import bodies as realtime_bodies
 from pylon.api.sync import bodies as sync_bodies
+from pylon.body_types import BodyType
 from pylon.errors import PylonError
 from pylon.manifest_loader import parse_manifest
 from pylon.openapi.document import openapi_document
+from pylon.query import search
 from tests.support.wide_app import wide_app
 
 MODULES: tuple[ModuleType, ...] = (
-    data_bodies, identity_bodies, realtime_bodies, sync_bodies,
+    data_bodies, identity_bodies, realtime_bodies, sync_bodies, search,
 )
 
 
@@ -63,6 +64,12 @@ def refusal(body_type: BodyType[Any], body: object) -> dict[str, Any]:
     (data_bodies.BATCH, [1], "MISSING_OPERATIONS", "operations array is required"),
     (data_bodies.LINK, {"entity": "A", "id": "a", "relation": "r"}, "MISSING_FIELD",
      "target_id is required"),
+    (search.SEARCH, [], "INVALID_QUERY",
+     'A search must be a JSON object, for example {"query": "word"}'),
+    (search.SEARCH, {"words": "a"}, "INVALID_QUERY",
+     'A search has no "words" -- it may have: query, filters, facets, sort, page, page_size, '
+     "pageSize"),
+    (search.SEARCH, {"pageSize": True}, "INVALID_QUERY", "pageSize must be a whole number"),
     (sync_bodies.PUSH, {"changes": {}}, "INVALID_JSON", "Invalid request body"),
     (sync_bodies.DOCUMENT_UPDATE, {"update": 5}, "MISSING_UPDATE", "update is required"),
 ])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pylon import config as configuration
 from pylon import limits
-from pylon.api.data.aggregate import of_tenant
+from pylon.api.data.aggregate import match_tenant
 from pylon.api.data.graph import parse_request
 from pylon.app import App, build_app
 from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
@@ -290,7 +290,7 @@ def test_aggregates(
     store: Store, rows: query_model.Rows, body: dict[str, Any], auth: AuthContext
 ) -> None:
     store.fill(rows)
-    allowed = and_(store.app.rules.of("Task").readable_by(auth), of_tenant(TASK, auth))
+    allowed = and_(store.app.rules.of("Task").readable_by(auth), match_tenant(TASK, auth))
     found = store.reader.aggregate("Task", parse_aggregate(TASK, body, allowed))
     seen = [
         row for row in query_model.readable(store.app.rules, auth, rows)["Task"]

@@ -6,6 +6,7 @@ from typing import Final
 
 from pylon import errors, limits
 from pylon.manifest.model import Entity, FieldType, Search
+from pylon.openapi.bodies import body_schema
 from pylon.openapi.parts import (
     STORE_ERRORS,
     ErrorClass,
@@ -18,6 +19,7 @@ from pylon.openapi.parts import (
     ref,
     response,
 )
+from pylon.query.search import SearchBody
 from pylon.values import INT_MAX, INT_MIN
 
 _NUMBER: Final[Schema] = {"anyOf": [
@@ -29,7 +31,6 @@ _FACET: Final[dict[FieldType, Schema]] = {
     FieldType.INT: _NUMBER,
     FieldType.FLOAT: _NUMBER,
 }
-_WHOLE: Final[Schema] = {"type": "integer", "minimum": 0}
 
 
 def search_paths(entity: Entity) -> Paths:
@@ -66,29 +67,18 @@ def search_request(entity: Entity, search: Search) -> Schema:
     """Return the schema of the body, `<E>Search`."""
     facets, sortable = search.facets, search.sortable
     values = {name: _values(entity, name) for name in facets}
-    size = nullable({**_WHOLE, "description": f"Cut to 1..{limits.SEARCH_PAGE_MAX}"})
-    request = {
-        "query": nullable({
-            "type": "string", "maxLength": limits.SEARCH_CHARS,
-            "description": f"At most {limits.SEARCH_WORDS} words, all of which a hit has. The "
-            "last one also finds words that begin with it, from its second letter on and unless "
-            "white space follows it",
-        }),
+    known = listed({"enum": list(facets)}) if facets else listed({}, maxItems=0)
+    pair = listed(
+        {}, prefixItems=[{"enum": list(sortable)}, {"enum": ["asc", "desc"]}],
+        minItems=2, maxItems=2,
+    )
+    return body_schema(SearchBody, {
         "filters": nullable(obj(values, ())),
-        "facets": nullable(listed({"enum": list(facets)}) if facets else listed({}, maxItems=0)),
+        "facets": nullable(known),
         "sort": {"anyOf": [
-            *([listed(
-                {}, prefixItems=[{"enum": list(sortable)}, {"enum": ["asc", "desc"]}],
-                minItems=2, maxItems=2,
-            )] if sortable else []),
-            {"type": "array", "maxItems": 0},
-            {"type": "null"},
+            *([pair] if sortable else []), {"type": "array", "maxItems": 0}, {"type": "null"},
         ]},
-        "page": nullable({**_WHOLE, "maximum": INT_MAX // limits.SEARCH_PAGE_MAX}),
-        "page_size": size,
-        "pageSize": size,
-    }
-    return obj(request, ())
+    })
 
 
 def _values(entity: Entity, name: str) -> Schema:

@@ -9,11 +9,14 @@ Called by the search resource, which gives the trees to the store.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
 
 from pylon import limits
+from pylon.body_types import BodyType, Refusal
 from pylon.errors import InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity, Field, FieldType, Search
 from pylon.query.parse import ID, NUMBERS, exact_float, is_beyond_64_bits
@@ -30,9 +33,56 @@ from pylon.query.predicate import (
 from pylon.query.words import parse_match, parse_words
 from pylon.values import INT_MAX, INT_MIN, invalid_value
 
-_MEMBERS: Final = ("query", "filters", "facets", "sort", "page", "page_size", "pageSize")
 _NUMBER: Final = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?", re.ASCII)
 _SHOWN_CHARS: Final = 100
+_SORT_EXPECTED: Final = 'a field and "asc" or "desc", for example ["field","asc"]'
+
+
+_Size = Annotated[
+    int | None,
+    Meta(description=f"Cut to 1..{limits.SEARCH_PAGE_MAX}", extra_json_schema={"minimum": 0}),
+    Refusal(wrong=InvalidQuery, expected="a whole number"),
+]
+
+
+class SearchBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Words and facet values that the hits have, their order, and the page of them."""
+
+    query: Annotated[
+        str | None,
+        Meta(
+            description=f"At most {limits.SEARCH_WORDS} words, all of which a hit has. The last "
+            "one also finds words that begin with it, from its second letter on and unless "
+            "white space follows it",
+            extra_json_schema={"maxLength": limits.SEARCH_CHARS},
+        ),
+        Refusal(wrong=InvalidQuery, expected="a text"),
+    ] = None
+    filters: Annotated[
+        dict[str, Any] | None,
+        Refusal(wrong=InvalidQuery, expected='an object, for example {"field": "value"}'),
+    ] = None
+    facets: Annotated[
+        list[Any] | None,
+        Refusal(wrong=InvalidQuery, expected='a list of fields, for example ["field"]'),
+    ] = None
+    sort: Annotated[
+        list[Any] | None,
+        Refusal(wrong=InvalidQuery, expected=_SORT_EXPECTED),
+    ] = None
+    page: Annotated[
+        int | None,
+        Meta(
+            description="The first page is 0",
+            extra_json_schema={"minimum": 0, "maximum": INT_MAX // limits.SEARCH_PAGE_MAX},
+        ),
+        Refusal(wrong=InvalidQuery, expected="a whole number"),
+    ] = None
+    page_size: _Size = None
+    page_size_alias: _Size = msgspec.field(default=None, name="pageSize")
+
+
+SEARCH: Final = BodyType(SearchBody, '{"query": "word"}', noun="A search", error=InvalidQuery)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,37 +119,27 @@ def parse_search(entity: Entity, search: Search, body: object) -> FacetedSearch:
     Raises:
         InvalidQuery, InvalidValue, LimitExceeded: the request is malformed.
     """
-    if not isinstance(body, dict):
-        raise InvalidQuery('A search must be a JSON object, for example {"query": "word"}')
-    for name in body:
-        if name not in _MEMBERS:
-            raise InvalidQuery(
-                f'A search has no "{name[:_SHOWN_CHARS]}" -- it may have: {", ".join(_MEMBERS)}'
-            )
-    query = body.get("query")
-    if query is not None and not isinstance(query, str):
-        raise InvalidQuery("query must be a text")
-    order = _parse_order(search, body.get("sort"))
-    match = parse_match(entity, query) if query else None
-    size = _parse_page_size(body)
-    filters = _parse_filters(entity, search, body.get("filters"))
+    typed = SEARCH.convert(body)
+    order = _parse_order(search, typed.sort)
+    match = parse_match(entity, typed.query) if typed.query else None
+    size = _parse_page_size(typed)
     return FacetedSearch(
-        words=parse_words(entity, query or ""),
-        filters=filters,
+        words=parse_words(entity, typed.query or ""),
+        filters=_parse_filters(entity, search, typed.filters),
         relevance=None if order else match,
-        facets=_parse_facets(search, body.get("facets")),
+        facets=_parse_facets(search, typed.facets),
         order=order,
         size=size,
-        offset=_parse_page(body, size) * size,
+        offset=_parse_page(typed, size) * size,
     )
 
 
-def _parse_filters(entity: Entity, search: Search, filters: object) -> Predicate:
+def _parse_filters(
+    entity: Entity, search: Search, filters: dict[str, Any] | None
+) -> Predicate:
     """A condition for each field that the request names."""
     if filters is None:
         return TRUE
-    if not isinstance(filters, dict):
-        raise InvalidQuery('filters must be an object, for example {"field": "value"}')
     found: list[Predicate] = []
     for name, value in filters.items():
         if name not in search.facets:
@@ -156,22 +196,20 @@ def _parse_number(text: str) -> int | float | None:
     return number if abs(number) != float("inf") else None
 
 
-def _parse_facets(search: Search, facets: object) -> tuple[str, ...]:
+def _parse_facets(search: Search, facets: list[Any] | None) -> tuple[str, ...]:
     if facets is None:
         return ()
-    if not isinstance(facets, list):
-        raise InvalidQuery('facets must be a list of fields, for example ["field"]')
     for name in facets:
         if name not in search.facets:
             raise _not_among("facets", name, "facets", search.facets)
     return tuple(dict.fromkeys(facets))
 
 
-def _parse_order(search: Search, sort: object) -> tuple[tuple[str, bool], ...]:
-    if sort is None or sort == []:
+def _parse_order(search: Search, sort: list[Any] | None) -> tuple[tuple[str, bool], ...]:
+    if not sort:
         return ()
-    if not isinstance(sort, list) or len(sort) != 2 or sort[1] not in ("asc", "desc"):
-        raise InvalidQuery('sort must be a field and "asc" or "desc", for example ["field","asc"]')
+    if len(sort) != 2 or sort[1] not in ("asc", "desc"):
+        raise InvalidQuery(f"sort must be {_SORT_EXPECTED}")
     if sort[0] not in search.sortable:
         raise _not_among("sort", sort[0], "sortable fields", search.sortable)
     return ((sort[0], sort[1] == "desc"),)
@@ -183,21 +221,15 @@ def _not_among(where: str, name: object, what: str, known: tuple[str, ...]) -> I
     return InvalidQuery(f'{where}: "{shown}" is not one of the {what} -- {what}: {listed}')
 
 
-def _parse_page_size(body: Mapping[str, Any]) -> int:
-    for name in ("page_size", "pageSize"):
-        if body.get(name) is not None:
-            return min(max(_parse_whole(name, body[name]), 1), limits.SEARCH_PAGE_MAX)
-    return limits.SEARCH_PAGE_DEFAULT
+def _parse_page_size(body: SearchBody) -> int:
+    size = body.page_size if body.page_size is not None else body.page_size_alias
+    if size is None:
+        return limits.SEARCH_PAGE_DEFAULT
+    return min(max(size, 1), limits.SEARCH_PAGE_MAX)
 
 
-def _parse_page(body: Mapping[str, Any], size: int) -> int:
-    page = 0 if body.get("page") is None else _parse_whole("page", body["page"])
+def _parse_page(body: SearchBody, size: int) -> int:
+    page = body.page or 0
     if not 0 <= page <= INT_MAX // size:
         raise InvalidQuery(f"page must be a whole number from 0, and is {page}")
     return page
-
-
-def _parse_whole(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidQuery(f"{name} must be a whole number")
-    return value

@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from pylon import limits
-from pylon.api.data.aggregate import of_tenant
+from pylon.api.data.aggregate import match_tenant
 from pylon.api.data.graph import parse_request
 from pylon.api.data.search import _find
 from pylon.app import App, build_app
@@ -155,7 +155,7 @@ def ask_query(reader: SqliteReader, app: App, entity: str, where: dict[str, Any]
 
 def ask_aggregate(reader: SqliteReader, app: App, entity: str, where: dict[str, Any]) -> object:
     named, allowed = app.manifest.by_name[entity], app.rules.of(entity).readable_by(BOB)
-    allowed = and_(allowed, of_tenant(named, BOB))
+    allowed = and_(allowed, match_tenant(named, BOB))
     body = {"count": "*", "min": ["text"], "groupBy": ["pin"], "where": where}
     return reader.aggregate(entity, parse_aggregate(named, body, allowed))
 

@@ -1,9 +1,10 @@
-"""Access: which entity a request means, and what of it the caller may be shown.
+"""Access: finds the entity that a request names, and what of it the caller may read.
 
-Invariants: a row that the caller may not read is treated exactly as one that does not exist; a
-refusal that does not depend on any row (no read policy, wrong role) is an open 403. A caller who
-is not admin gets the same 403 for an entity that does not exist, so that it learns nothing from
-asking.
+Invariants: a row that the caller may not read is treated exactly like one that does not exist. A
+refusal that depends on no row (no read policy, wrong role) is an open 403. A caller who is not
+admin gets the same 403 for an entity that does not exist, and so learns nothing from guessing.
+
+Called by the resources.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ _HINT: Final = "Check your auth token or the policy rules in your schema"
 
 
 def entity_named(app: App, name: object, auth: AuthContext) -> Entity:
-    """The entity that a request names.
+    """Return the entity that a request names.
 
     Raises:
         EntityNotFound: there is none, and the caller is admin.
-        PolicyDenied: there is none, for everybody else.
+        PolicyDenied: there is none, and the caller is not admin.
     """
     entity = app.manifest.by_name.get(name) if isinstance(name, str) else None
     if entity is not None:
@@ -44,10 +45,10 @@ def entity_named(app: App, name: object, auth: AuthContext) -> Entity:
 
 
 def readable(app: App, entity: Entity, auth: AuthContext) -> Predicate:
-    """The condition for the rows that the caller may read.
+    """Return the condition of the rows that the caller may read.
 
     Raises:
-        PolicyDenied: it may read none, whatever is in them.
+        PolicyDenied: the caller may read none, whatever they hold.
     """
     if auth.is_admin:
         return TRUE
@@ -61,15 +62,19 @@ def readable(app: App, entity: Entity, auth: AuthContext) -> Predicate:
 def may_see_row(
     app: App, store: Store, entity: Entity, auth: AuthContext, row_id: str
 ) -> bool:
-    """Whether the row is there and the caller may read it. The store judges it, and no row is
-    decoded; `wait_before_absence` hides the time that is left to measure."""
+    """Return whether the row exists and the caller may read it.
+
+    The store evaluates the policy, so that no row is decoded; `wait_before_absence` hides the
+    rest of the time that a caller could measure.
+    """
     where = visible_row(app, entity, auth, row_id)
     return store.point(lambda reader: reader.count(entity.name, where)) > 0
 
 
 def wait_before_absence(app: App, entity: Entity, auth: AuthContext, started_s: float) -> None:
-    """Wait before a 404 for a row, so that a hidden row takes as long as a missing one. The time
-    in which the store skips a hidden row grows with the row's size.
+    """Wait before a 404 for a row, so that a hidden row takes as long as a missing one.
+
+    The time in which the store skips a hidden row grows with the size of the row.
 
     Args:
         started_s: when the request began, on the app's monotonic clock.
@@ -82,12 +87,12 @@ def wait_before_absence(app: App, entity: Entity, auth: AuthContext, started_s: 
 
 
 def visible_row(app: App, entity: Entity, auth: AuthContext, row_id: str) -> Predicate:
-    """The condition for one row, if the caller may read it."""
+    """Return the condition of one row, if the caller may read it."""
     return and_(equal("id", row_id), app.rules.of(entity.name).readable_by(auth))
 
 
 def may_see(app: App, entity: Entity, auth: AuthContext, row_json: bytes) -> bool:
-    """Whether the caller may read this row. Decodes it only where the row matters."""
+    """Return whether the caller may read this row; decode it only if the policy needs it."""
     rules = app.rules.of(entity.name)
     if auth.is_admin or isinstance(rules.routing, Everyone):
         return True

@@ -1,9 +1,8 @@
-"""Aggregates: counts, sums and the like over the rows that the caller may read
-(spec/http.md §3.6).
+"""Aggregates over the rows that the caller may read (spec/http.md §3.6).
 
-Invariants: the read policy is part of the condition, so no number tells of a row that the
-caller may not read; a caller with a tenant gets numbers of that tenant only, where rows have an
-`orgId`.
+Invariants: the read policy is part of the condition, so that no number depends on a row that the
+caller may not read. A caller with a tenant gets the numbers of that tenant only, if the rows have
+an `orgId`. `pylon.query.aggregate` parses the body.
 """
 
 from __future__ import annotations
@@ -36,18 +35,18 @@ class EntityAggregate:
         services = self._services
         auth = caller_of(req, services.requests).auth
         named = entity_named(services.app, entity, auth)
-        allowed = and_(readable(services.app, named, auth), of_tenant(named, auth))
+        allowed = and_(readable(services.app, named, auth), match_tenant(named, auth))
         body = decoded(req, services.requests, read_body(req), decode_query)
-        asked = parse_aggregate(named, body, allowed)
+        aggregate = parse_aggregate(named, body, allowed)
         rows = services.store.scan(
-            lambda reader: reader.aggregate(named.name, asked),
+            lambda reader: reader.aggregate(named.name, aggregate),
             caller=subject_of(req, services.requests),
         )
         send(resp, {"rows": rows})
 
 
-def of_tenant(entity: Entity, auth: AuthContext) -> Predicate:
-    """The rows of the caller's tenant; all rows where there is no such thing."""
+def match_tenant(entity: Entity, auth: AuthContext) -> Predicate:
+    """Return the condition of the caller's tenant; all rows if either has no tenant."""
     if auth.tenant_id is None or TENANT_FIELD not in entity.by_name:
         return TRUE
     return equal(TENANT_FIELD, auth.tenant_id)

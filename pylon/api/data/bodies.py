@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from pylon import limits
-from pylon.api.http.body_types import BodyType, Refusal
+from pylon.body_types import BodyType, Refusal
 from pylon.errors import MissingField, MissingOperations
 
 _KINDS: Final = {"enum": ["insert", "update", "delete"]}

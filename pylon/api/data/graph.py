@@ -1,7 +1,7 @@
-"""Graph queries over HTTP: ``POST /api/query`` (spec/http.md §3.5).
+"""Graph queries: ``POST /api/query`` (spec/http.md §3.5).
 
-`pylon.query.graph` reads the body. Invariant: every level has its own read policy as a guard, so
-a row that the caller may not read is neither shown nor counted nor looked through.
+`pylon.query.graph` parses the body. Invariant: each level has the read policy of its entity as a
+guard, so that a row which the caller may not read is neither returned, nor counted, nor followed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class GraphQuery:
 
 
 def parse_request(app: App, auth: AuthContext, body: object) -> list[GraphNode]:
-    """The nodes that `body` asks for, limited to the rows that `auth` may read.
+    """Return the nodes of a request, limited to the rows that `auth` may read.
 
     Raises:
         PolicyDenied, EntityNotFound: as `entity_named` and `readable`; an included entity that

@@ -1,7 +1,7 @@
-"""Filtered queries and look-ups by a field (spec/http.md §3.3, §3.4).
+"""Filtered queries and lookups by a field (spec/http.md §3.3, §3.4).
 
-The caller's read policy guards the filter (`pylon.query.predicate.Guarded`). A look-up never
-tells a row that the caller may not read from one that is not there.
+The caller's read policy guards the filter (`pylon.query.predicate.Guarded`). A lookup gives the
+same 404 for a row that the caller may not read as for one that does not exist.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class EntityQuery:
         raw = read_body(req)
 
         def read() -> bytes:
-            asked = decoded(req, services.requests, raw, decode_query)
-            query = parse_filter(named, asked, self._list_limit, allowed)
+            body = decoded(req, services.requests, raw, decode_query)
+            query = parse_filter(named, body, self._list_limit, allowed)
             return services.store.scan(
                 lambda reader: reader.page(named.name, query),
                 caller=subject_of(req, services.requests),

@@ -1,14 +1,16 @@
 """Faceted full-text search: ``POST /api/search/{entity}`` (spec/http.md §3.7).
 
-The caller's read policy is part of the condition of hits, total and facet counts alike, so none of
-them tells of a row that the caller may not read, and a policy may depend on the row. A row is
-compared with the request's filters only after policy has passed it. What the
-original ignores (a filter on a field that is no facet, a sort on one that is not sortable, an
-unknown member) is refused: it would make a search answer something else than was asked for.
+`pylon.query.search` parses the body. The caller's read policy is part of the condition of hits,
+total and facet counts, so that none of them depends on a row that the caller may not read. The
+store compares a row with the filters only after the policy has passed it. The original server
+ignores a filter on a field that is no facet, a sort on one that is not sortable, and an unknown
+member; this one refuses them, because the result would be that of another search.
 
-Without a `sort`, hits of a query come by relevance (bm25) and those of an empty one by id, that
-is as the rows were made. Facet values are text, as in the rows' JSON; null is no value. All of
-an answer is of one commit.
+Without a `sort`, the hits of a query come by relevance (bm25), and those of an empty query by id,
+in the order in which the rows were made. Facet values are texts, as in the JSON of rows; null is
+not counted.
+
+Invariant: all of a response is of one commit.
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ class EntitySearch:
         auth = caller_of(req, services.requests).auth
         named = entity_named(services.app, entity, auth)
         allowed = readable(services.app, named, auth)
-        asked = decoded(req, services.requests, read_body(req), decode_query)
-        wanted = parse_search(named, _search_of(named), asked)
+        body = decoded(req, services.requests, read_body(req), decode_query)
+        wanted = parse_search(named, _require_search(named), body)
         rows, facet_counts = services.store.scan(
             lambda reader: _find(reader, named, wanted, allowed), inline=not wanted.has_words,
             caller=subject_of(req, services.requests),
@@ -56,7 +58,10 @@ class EntitySearch:
         send_raw(
             resp,
             b'{"facetCounts":%b,"hits":%b,"total":%d,"tookMs":%d}'
-            % (_facet_counts(named, facet_counts), joined(rows), facet_counts.total, took_ms),
+            % (
+                _encode_facet_counts(named, facet_counts), joined(rows), facet_counts.total,
+                took_ms,
+            ),
         )
 
 
@@ -82,7 +87,7 @@ def _find(
     return reader.at_one_commit(read)
 
 
-def _facet_counts(entity: Entity, facet_counts: FacetCounts) -> bytes:
+def _encode_facet_counts(entity: Entity, facet_counts: FacetCounts) -> bytes:
     counts = {
         name: {str(text_of(entity.by_name.get(name), value)): count for value, count in values}
         for name, values in facet_counts.by_field.items()
@@ -90,7 +95,12 @@ def _facet_counts(entity: Entity, facet_counts: FacetCounts) -> bytes:
     return orjson.dumps(counts, option=orjson.OPT_SORT_KEYS)
 
 
-def _search_of(entity: Entity) -> Search:
+def _require_search(entity: Entity) -> Search:
+    """Return the search config of an entity.
+
+    Raises:
+        SearchNotConfigured: it has none; the hint is a config for its fields.
+    """
     if entity.search is not None:
         return entity.search
     example = {

@@ -3,7 +3,7 @@
     middleware    runs before and after each request: ids, CSRF, headers, metrics, the access log
     routing       paths with an encoded slash
     callers       the caller and the address of a request
-    body          reads and decodes request bodies;  body_types  declares typed ones
+    body          reads and decodes request bodies (`pylon.body_types` declares their types)
     unreadable    decodes lists of changes of which some cannot be stored
     parameters    reads query parameters
     idempotency   the Idempotency-Key header;  versions  ETag, If-Match and If-None-Match

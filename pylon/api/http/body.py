@@ -21,9 +21,9 @@ import gevent
 import msgspec
 
 from pylon import limits
-from pylon.api.http.body_types import BodyType
 from pylon.api.http.callers import subject_of
 from pylon.api.services import RequestServices
+from pylon.body_types import BodyType
 from pylon.errors import InvalidJson, PayloadTooLarge, RequestTimeout, Unavailable
 from pylon.values import decode_body
 

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from pylon.api.http.body_types import BodyType, Refusal
+from pylon.body_types import BodyType, Refusal
 from pylon.errors import InvalidData, MissingUserId
 
 _USER_ID_CHARS: Final = 200

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from pylon import limits
-from pylon.api.http.body_types import BodyType, Refusal
+from pylon.body_types import BodyType, Refusal
 from pylon.errors import InvalidData, MissingChannel, MissingMessage, MissingRoom, MissingTopic
 from pylon.values import INT_MAX, INT_MIN
 

@@ -18,7 +18,6 @@ import orjson
 
 from pylon import limits
 from pylon.api.http.body import read_typed
-from pylon.api.http.body_types import BodyType
 from pylon.api.http.callers import address_of, caller_of
 from pylon.api.http.responses import send_raw
 from pylon.api.realtime.bodies import (
@@ -35,6 +34,7 @@ from pylon.api.realtime.bodies import (
 from pylon.api.services import RealtimeServices
 from pylon.auth.forwarded import network_of
 from pylon.auth_context import AuthContext
+from pylon.body_types import BodyType
 from pylon.bus.rooms_messages import (
     Broadcast,
     GetRoom,

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from pylon import limits
-from pylon.api.http.body_types import BodyType, Refusal
+from pylon.body_types import BodyType, Refusal
 from pylon.errors import InvalidJson, MissingUpdate
 
 _KINDS: Final = {"enum": ["insert", "update", "delete"]}

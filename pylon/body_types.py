@@ -1,16 +1,16 @@
 """Typed request bodies: one msgspec type decodes a body, explains its faults and describes it.
 
-A body is a frozen `msgspec.Struct` in the `bodies` module of its family of resources. A `BodyType`
-binds the struct to its faults. orjson decodes the JSON text after the scan of `pylon.json_text`;
-`msgspec.convert` then checks the decoded value, which costs 0.2 to 0.5 us. `pylon.openapi.bodies`
-derives the schema of the OpenAPI document from the same struct.
+A body is a frozen `msgspec.Struct`, in the `bodies` module of its family of resources or in
+`pylon.query`. A `BodyType` binds the struct to its faults. orjson decodes the JSON text after the
+scan of `pylon.json_text`; `msgspec.convert` then checks the decoded value, which costs 0.2 to
+0.6 us. `pylon.openapi.bodies` derives the schema of the OpenAPI document from the same struct.
 
 A struct ignores members that it does not declare, unless it forbids them, and accepts null only
 where its type says so. A member of type `Any` is a value that no type describes: a row, a filter,
 data of the app. The resource checks it, and `extra_json_schema` describes it.
 
 Invariant: of several faults, the one that is declared first is reported, whatever the order of
-the text. Called by the resources of `pylon.api`.
+the text. Called by the resources of `pylon.api` and by `pylon.query.search`.
 """
 
 from __future__ import annotations
