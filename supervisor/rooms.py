@@ -1,13 +1,12 @@
-"""The rooms' thread: it carries out what all workers ask of rooms, and tells the news.
+"""Rooms thread: executes the room commands of all workers and publishes the updates.
 
-Rooms live here because the supervisor is the one process that lives as long as the server: a
-worker may die and come back, and the rooms are the same. What they hold is gone when the
-supervisor restarts (docs/realtime.md).
+Rooms live in the supervisor, because it outlives every worker. A restart of the supervisor empties
+all rooms (docs/realtime.md). The thread publishes a single update at once. While updates keep
+coming, it gathers them for `limits.ROOM_TICK_S`.
 
-News are told at once after a quiet time and are gathered for `limits.ROOM_TICK_S` while they
-keep coming. Invariants: nobody else touches the `RoomService`; a worker's end is noted after
-everything that it had sent, or the lease ends its sockets. Started by `supervisor.main`, stopped by
-the drain once no client is left.
+Invariants: only this thread uses the `RoomService`. The thread removes the sockets of an ended
+worker after it has executed the commands that the worker had sent; the lease covers a lost notice.
+Started by `supervisor.main`; the drain stops it after the last client has gone.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class RoomsThread:
         self._waker.close()
 
     def worker_ended(self, pid: int) -> None:
-        """A process is gone, and its sockets with it. For the main thread."""
+        """Have the thread remove the sockets of an ended process. Called by the main thread."""
         if not self._stopping.is_set():
             self._ended.put(pid)
             self._waker.wake()
@@ -79,4 +78,4 @@ class RoomsThread:
             pid = self._ended.get_nowait()
             for name in self._service.workers:
                 if pid_of(name) == pid:
-                    self._service.lost(name)
+                    self._service.remove_worker(name)

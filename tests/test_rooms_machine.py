@@ -103,7 +103,7 @@ class RoomsMachine(RuleBasedStateMachine):
         self.counter = 0
         self.ids = 0
 
-    # --- What the service is asked ------------------------------------------------------------
+    # --- Commands ------------------------------------------------------------
 
     def ask(self, command: RoomCommand, worker: bytes = b"r1-http") -> RoomReply:
         self.ids += 1
@@ -254,7 +254,7 @@ class RoomsMachine(RuleBasedStateMachine):
     @rule(worker=WORKERS)
     def crash(self, worker: bytes) -> None:
         assert pid_of(worker) in (11, 12)
-        self.service.lost(worker)
+        self.service.remove_worker(worker)
         self.end([p for p in [*self.sockets, *self.leaving] if p.worker == worker])
 
     # --- Time ------------------------------------------------------------------------------
@@ -270,8 +270,8 @@ class RoomsMachine(RuleBasedStateMachine):
             if heard_s <= since_s and self.is_member(room, user) and not self.held(room, user):
                 self.gone(room, user)
 
-    @rule(lost=st.booleans())
-    def tick(self, lost: bool) -> None:
+    @rule(is_lost=st.booleans())
+    def tick(self, is_lost: bool) -> None:
         """The news of a tick reach the subscribers; or are lost, and they get snapshots."""
         heard: dict[Membership, list[Any]] = {place: [] for place in [*self.sockets, *self.leaving]}
         dropped: set[Membership] = set()
@@ -289,7 +289,7 @@ class RoomsMachine(RuleBasedStateMachine):
         assert not self.service.has_updates
         assert dropped <= set(self.leaving) | dropped - set(self.sockets)
         assert set(self.leaving) <= dropped
-        if lost:
+        if is_lost:
             self.repair()
         else:
             for place, watcher in [*self.sockets.items(), *self.leaving.items()]:
@@ -323,10 +323,10 @@ class RoomsMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_rooms_are_those_of_the_model(self) -> None:
-        listed = {room["name"]: room["members"] for room in self.answer(GetRooms())}
-        assert listed == {room: len(members) for room, members in self.members.items()}
+        member_counts = {room["name"]: room["members"] for room in self.answer(GetRooms())}
+        assert member_counts == {room: len(members) for room, members in self.members.items()}
         rooms = self.service._rooms
-        assert rooms.members == sum(listed.values())
+        assert rooms.members == sum(member_counts.values())
         assert rooms._size_bytes == sum(room.size_bytes for room in rooms._rooms.values())
         held: dict[str, Counter[str]] = {}
         for room in rooms._rooms.values():

@@ -31,7 +31,7 @@ WS = b"r1-ws"
 
 
 class Asking:
-    """A service, and who asks it."""
+    """A room service and one worker of it."""
 
     def __init__(self) -> None:
         self.clock = ManualClock()

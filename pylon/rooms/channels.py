@@ -1,10 +1,12 @@
 """Channels: pub/sub for admins over HTTP (spec/realtime.md §5.3, spec/http.md §3.14).
 
-Nothing subscribes to a channel: the wire has no way to. What is published is remembered and
-can be read back. Only admins publish, so channels are bounded in all and not for each client.
-Invariants: at most `limits.CHANNELS` channels, `limits.CHANNEL_MESSAGES` of each and
-`limits.CHANNELS_BYTES` in all. Above a bound the channel whose last message is oldest is dropped;
-so is every channel after `limits.CHANNEL_IDLE_S` without a message. Used by `pylon.rooms.service`.
+The wire has no subscription to a channel. A channel keeps its last messages, and an administrator
+can read them. Only administrators publish, so the bounds count all channels and not those of one
+client.
+
+Bounds: `limits.CHANNELS` channels, `limits.CHANNEL_MESSAGES` in each, `limits.CHANNELS_BYTES` in
+all. Above a bound the channel with the oldest last message goes. So does every channel without a
+message for `limits.CHANNEL_IDLE_S`. Called by `pylon.rooms.service`.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ class Channels:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        # The one that was published to the longest ago first; messages as JSON texts.
+        # The channel with the oldest last message is first; messages are JSON texts.
         self._kept: dict[str, deque[bytes]] = {}
         self._published_s: dict[str, float] = {}  # monotonic; in the same order
         self._size_bytes = 0
 
     def publish(self, channel: str, message: str) -> bytes:
-        """Remember a message; the answer of ``POST /api/pubsub/publish``."""
+        """Keep a message; return the body of ``POST /api/pubsub/publish``."""
         kept = self._kept.pop(channel, None) or deque()
         self._kept[channel] = kept
         self._published_s.pop(channel, None)
@@ -49,7 +51,7 @@ class Channels:
         return b'{"ok":true,"subscribers":0}'
 
     def expire(self) -> None:
-        """Forget the channels that nobody has published to for `limits.CHANNEL_IDLE_S`."""
+        """Remove the channels without a message for `limits.CHANNEL_IDLE_S`."""
         since_s = self._clock.monotonic_s() - limits.CHANNEL_IDLE_S
         while self._published_s:
             channel = next(iter(self._published_s))
@@ -57,13 +59,13 @@ class Channels:
                 return
             self._forget(channel)
 
-    def listed(self) -> bytes:
-        """The answer of ``GET /api/pubsub/channels``."""
+    def list_json(self) -> bytes:
+        """Return the body of ``GET /api/pubsub/channels``."""
         lines = [b'{"channel":%b,"subscribers":0}' % json_text(name) for name in self._kept]
         return b'{"ok":true,"result":[%b]}' % b",".join(lines)
 
     def history(self, channel: str, limit: int) -> bytes:
-        """The answer of ``GET /api/pubsub/history/<channel>``: the newest, oldest first."""
+        """Return the body of ``GET /api/pubsub/history/<channel>``: the newest, oldest first."""
         kept = list(self._kept.get(channel, ()))
         newest = kept[-limit:] if limit > 0 else []
         return b'{"ok":true,"result":[%b]}' % b",".join(newest)

@@ -1,16 +1,16 @@
-"""Members: who is in which room, and which sockets hear of it (spec/realtime.md §5.2).
+"""Members of rooms, their presence data and their subscribed sockets (spec/realtime.md §5.2).
 
-A member is held by its subscribed sockets, or by signs of life: a join, a change of its
-presence, a broadcast, a look at the room. Without a socket it leaves after `limits.ROOM_IDLE_S`
-of silence. When its last socket closes it leaves at once, unless it also polls: the official
-`useRoom` knows no sockets and asks for the room every five seconds.
+A subscribed socket keeps its member in the room. So does activity: a join, a change of presence, a
+broadcast, or a poll of the room. A member without a socket leaves after `limits.ROOM_IDLE_S`
+without activity. When its last socket closes, a member leaves at once unless it also polls: the
+official `useRoom` opens no socket and polls the room every 5 s.
 
-Invariants: a room exists while it has members. A socket is subscribed only to rooms that its
-user is in, and never after the leave. Rooms, members and bytes are bounded in all, and for each
-user and each network address (`limits.ROOM*`), so that no client can take all of them; the bytes
-of a room are the size of its snapshot. A member counts for the network that it last joined from, a
-room for the network of the member that it began with. Answers are made of texts that each member
-has ready. Used by `pylon.rooms.service`.
+Invariants: a room exists while it has members. A socket is subscribed only to rooms of its user,
+and never after the user has left. A member counts for the network of its last join, a room for the
+network of its first member. Each member keeps its JSON text, from which all answers are joined.
+
+Bounds: rooms, members and bytes in all, for each user and for each network address
+(`limits.ROOM*`). The bytes of a room are those of its snapshot. Called by `pylon.rooms.service`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Member:
         self.data = NULL
         self.joined_at_s = 0  # Unix
         self.peer = b""  # the member as JSON text
-        self.polled_s = _NEVER_S  # when it last looked at the room; monotonic
+        self.polled_s = _NEVER_S  # monotonic time of its last poll
         self.sockets: set[Socket] = set()
 
 
@@ -58,24 +58,24 @@ class _Room:
         self._peers = self._line = None
 
     def peers(self) -> bytes:
-        """All members, as a JSON array."""
+        """Return all members as a JSON array."""
         if self._peers is None:
             self._peers = b"[%b]" % b",".join([m.peer for m in self.members.values()])
         return self._peers
 
     def line(self) -> bytes:
-        """The room as the list of rooms has it."""
+        """Return the room's entry in the list of rooms."""
         if self._line is None:
             self._line = b'{"members":%d,"name":%b}' % (len(self.members), self.name)
         return self._line
 
     def snapshot(self) -> bytes:
-        """What a new subscriber gets."""
+        """Return the room's `room-snapshot`."""
         return _snapshot(self.name, self.peers())
 
 
 class Rooms:
-    """All rooms. Names and user ids are checked by who calls; data is JSON text."""
+    """All rooms. Callers check names and user ids; data is JSON text."""
 
     def __init__(self, clock: Clock, updates: Updates) -> None:
         self._clock = clock
@@ -85,7 +85,7 @@ class Rooms:
         self._rooms_of: dict[str, set[str]] = {}  # by user id
         self._networks = Networks()
         self._subscriptions: dict[Socket, dict[str, str]] = {}  # room: user id
-        # When a member without sockets was last heard of, the longest silent first.
+        # (room, user id) of members without sockets: last activity, the oldest first.
         self._silent: dict[tuple[str, str], float] = {}
         self.members = 0
 
@@ -98,10 +98,10 @@ class Rooms:
         """Add or replace a member, which counts for `network` (`pylon.rooms.networks`).
 
         Returns:
-            The peers before that, as a JSON array.
+            The members before the join, as a JSON array.
 
         Raises:
-            RoomLimitReached, RoomFull: nothing has changed.
+            RoomLimitReached, RoomFull: a limit forbids the join; nothing has changed.
         """
         room = self._rooms.get(name)
         member = None if room is None else room.members.get(user_id)
@@ -132,13 +132,13 @@ class Rooms:
             member.network = network
         member.joined_at_s = joined_at_s
         self._put(room, member, data, peer)
-        self._heard(name, member)
+        self._note_activity(name, member)
         if self._has_listeners(name, room):
             self._updates.changed(name, user_id, "join", data, was_member=was_member)
         return before
 
     def leave(self, name: str, user_id: str) -> bool:
-        """Remove a member; whether there was one."""
+        """Remove a member; return whether the user was a member."""
         room = self._rooms.get(name)
         member = None if room is None else room.members.pop(user_id, None)
         if room is None or member is None:
@@ -163,10 +163,10 @@ class Rooms:
         return True
 
     def set_presence(self, name: str, user_id: str, data: bytes) -> bool:
-        """Replace a member's data; False where there is no such member.
+        """Replace a member's data; return False if the user is not a member.
 
         Raises:
-            RoomLimitReached, RoomFull: nothing has changed.
+            RoomLimitReached, RoomFull: a limit forbids the data; nothing has changed.
         """
         room = self._rooms.get(name)
         member = None if room is None else room.members.get(user_id)
@@ -177,32 +177,32 @@ class Rooms:
         self._check_size(room, delta_bytes)
         self._networks.check(member.network, rooms=0, members=0, size_bytes=delta_bytes)
         self._put(room, member, data, peer)
-        self._heard(name, member)
+        self._note_activity(name, member)
         if self._has_listeners(name, room):
             self._updates.changed(name, user_id, "presence", data, was_member=True)
         return True
 
-    def say(self, name: str, user_id: str, text: bytes) -> bool:
-        """Pass a whole message on to the subscribers; False where the user is no member.
+    def add_message(self, name: str, user_id: str, text: bytes) -> bool:
+        """Send a whole message to the subscribers; return False if the user is not a member.
 
         Raises:
-            RoomLimitReached: too much in one tick.
+            RoomLimitReached: the messages of this tick are too large.
         """
         room = self._rooms.get(name)
         member = None if room is None else room.members.get(user_id)
         if room is None or member is None:
             return False
-        self._heard(name, member)
+        self._note_activity(name, member)
         if self._has_listeners(name, room):
-            self._updates.say(name, text)
+            self._updates.add_message(name, text)
         return True
 
     def broadcast(self, name: str, user_id: str, topic: str, data: bytes) -> bool:
-        """The same for a broadcast."""
-        return self.say(name, user_id, broadcast_text(name, user_id, topic, data))
+        """Send a broadcast to the subscribers; return and raise as `add_message`."""
+        return self.add_message(name, user_id, broadcast_text(name, user_id, topic, data))
 
     def expire(self) -> None:
-        """Remove the members that have been silent for too long."""
+        """Remove the members without activity for `limits.ROOM_IDLE_S`."""
         since_s = self._clock.monotonic_s() - limits.ROOM_IDLE_S
         late = []
         for key, heard_s in self._silent.items():
@@ -212,30 +212,30 @@ class Rooms:
         for name, user_id in late:
             self.leave(name, user_id)
 
-    # --- Looking at them -------------------------------------------------------------------
+    # --- Reading ---------------------------------------------------------------------------
 
-    def look(self, name: str, user_id: str) -> bytes:
-        """The answer of ``GET /api/rooms/<room>``; for a member it is a sign of life."""
+    def poll(self, name: str, user_id: str) -> bytes:
+        """Return the body of ``GET /api/rooms/<room>``. A poll of a member counts as activity."""
         room = self._rooms.get(name)
         if room is None:
             return _answer(0, b"[]", json_text(name))
         member = room.members.get(user_id)
         if member is not None:
             member.polled_s = self._clock.monotonic_s()
-            self._heard(name, member)
+            self._note_activity(name, member)
         return _answer(len(room.members), room.peers(), room.name)
 
-    def listed(self) -> bytes:
-        """The answer of ``GET /api/rooms``."""
+    def list_json(self) -> bytes:
+        """Return the body of ``GET /api/rooms``."""
         return b"[%b]" % b",".join([room.line() for room in self._rooms.values()])
 
     def snapshot(self, name: str) -> bytes:
-        """The text of a `room-snapshot`; of a room that is not there, an empty one."""
+        """Return a room's `room-snapshot`; an unknown room has no members."""
         room = self._rooms.get(name)
         return _snapshot(json_text(name), b"[]") if room is None else room.snapshot()
 
     def snapshot_for(self, name: str, source: bytes) -> RoomSnapshot:
-        """The same, with the sockets of a worker that hear of the room."""
+        """Return a room's snapshot and the numbers of a worker's subscribed sockets."""
         room = self._rooms.get(name)
         members = () if room is None else room.members.values()
         self._updates.shown(name)
@@ -245,13 +245,13 @@ class Rooms:
     # --- Sockets ---------------------------------------------------------------------------
 
     def subscribe(self, name: str, user_id: str, socket: Socket) -> bytes:
-        """Let a member's socket hear of the room.
+        """Subscribe a member's socket to the room.
 
         Returns:
             The text of a `room-snapshot`.
 
         Raises:
-            NotInRoom: the user is no member.
+            NotInRoom: the user is not a member.
         """
         room = self._rooms.get(name)
         member = None if room is None else room.members.get(user_id)
@@ -270,17 +270,17 @@ class Rooms:
         return room.snapshot()
 
     def unsubscribe(self, name: str, socket: Socket) -> None:
-        """Let it hear no more. Its user stays a member, for as long as it is heard of."""
+        """Unsubscribe a socket. Its user stays a member while there is activity."""
         user_id = self._subscriptions.get(socket, {}).get(name)
         if user_id is None:
             return
         room = self._rooms[name]
         member = room.members[user_id]
         self._forget(name, room, member, socket)
-        self._heard(name, member)
+        self._note_activity(name, member)
 
-    def closed(self, socket: Socket) -> None:
-        """The socket is gone: members that only it held leave."""
+    def remove_socket(self, socket: Socket) -> None:
+        """Remove a closed socket. A member without another socket or a recent poll leaves."""
         since_s = self._clock.monotonic_s() - limits.ROOM_POLL_S
         for name, user_id in list(self._subscriptions.get(socket, {}).items()):
             room = self._rooms[name]
@@ -289,18 +289,18 @@ class Rooms:
             if member.sockets:
                 continue
             if member.polled_s > since_s:
-                self._heard(name, member)
+                self._note_activity(name, member)
             else:
                 self.leave(name, user_id)
 
-    def lost(self, source: bytes) -> None:
-        """All sockets of a worker are gone; should it live all the same, it is told."""
+    def remove_worker(self, source: bytes) -> None:
+        """Remove all sockets of a worker; the next tick tells the worker, if it still lives."""
         for socket in [s for s in self._subscriptions if s[0] == source]:
             for name in self._subscriptions[socket]:
                 self._updates.drop(name, socket)
-            self.closed(socket)
+            self.remove_socket(socket)
 
-    # --- Within ----------------------------------------------------------------------------
+    # --- Internals -------------------------------------------------------------------------
 
     def _put(self, room: _Room, member: _Member, data: bytes, peer: bytes) -> None:
         delta_bytes = len(peer) + 1 - _size(member)
@@ -310,14 +310,14 @@ class Rooms:
         self._networks.add(member.network, size_bytes=delta_bytes)
         room.changed(delta_bytes)
 
-    def _heard(self, name: str, member: _Member) -> None:
+    def _note_activity(self, name: str, member: _Member) -> None:
         if not member.sockets:
             key = (name, member.user_id)
             self._silent.pop(key, None)  # to the end of the order
             self._silent[key] = self._clock.monotonic_s()
 
     def _has_listeners(self, name: str, room: _Room) -> bool:
-        """Also when the last one has just left: it hears of that."""
+        """Whether updates reach a socket, or one that left within this tick."""
         return room.subscribers > 0 or self._updates.has(name)
 
     def _forget(self, name: str, room: _Room, member: _Member, socket: Socket) -> None:
@@ -348,7 +348,7 @@ class Rooms:
 
 
 def _size(member: _Member | None) -> int:
-    """Bytes of the peer and the comma after it."""
+    """Return the bytes of a member's JSON text and its comma."""
     return len(member.peer) + 1 if member is not None and member.peer else 0
 
 

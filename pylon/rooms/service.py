@@ -1,9 +1,9 @@
-"""The desk: commands of all workers in, replies and ticks of news out.
+"""Room service: executes the room commands of all workers and produces the updates of each tick.
 
-Invariants: every request with an id is answered once, also when a command fails in a way that
-nobody foresaw; a reply's counter is that of the newest news before it. A worker whose sockets
-hear of rooms and that is silent for `limits.ROOM_LEASE_S` has none any more. One thread at a
-time. Called by `supervisor.rooms`, and by tests in its place.
+Invariants: every request with an id gets one reply, also if its command raises an unforeseen error.
+A reply carries the counter of the newest updates before it. A worker with subscribed sockets holds
+a lease: after `limits.ROOM_LEASE_S` without a message the service drops the worker's sockets. One
+thread at a time uses the service. Called by `supervisor.rooms`, and by tests in its place.
 """
 
 from __future__ import annotations
@@ -50,33 +50,33 @@ class RoomService:
     """All rooms and channels of a server."""
 
     def __init__(self, clock: Clock, generation: str) -> None:
-        """Args: `generation` is another one for each desk."""
+        """Args: `generation` is unique for each service, so that workers notice a restart."""
         self._clock = clock
         self._generation = generation
         self._updates = Updates()
         self._rooms = Rooms(clock, self._updates)
         self._channels = Channels(clock)
         self._counter = 0
-        self._heard_s: dict[bytes, float] = {}  # workers with sockets, by routing id
+        self._heard_s: dict[bytes, float] = {}  # routing id of a worker with sockets: last message
 
     @property
     def has_updates(self) -> bool:
-        """Whether a tick would have anything to tell."""
+        """Whether updates wait for the end of the tick."""
         return bool(self._updates)
 
     @property
     def workers(self) -> list[bytes]:
-        """The routing ids of the workers whose sockets may hear of rooms."""
+        """Return the routing ids of the workers that may have subscribed sockets."""
         return list(self._heard_s)
 
     def apply(self, source: bytes, requests: Sequence[RoomRequest]) -> list[RoomReply]:
-        """Carry out one message of a worker.
+        """Execute the requests of one message.
 
         Args:
             source: the worker's routing id.
 
         Returns:
-            The replies, in order, to those requests that want one.
+            The replies to the requests with an id, in order.
         """
         replies = []
         for request in requests:
@@ -87,22 +87,22 @@ class RoomService:
         metrics.ROOM_MEMBERS.set(self._rooms.members)
         return replies
 
-    def lost(self, source: bytes) -> None:
-        """A worker is gone, with all its sockets."""
+    def remove_worker(self, source: bytes) -> None:
+        """Remove a worker that has ended, and all its sockets."""
         self._heard_s.pop(source, None)
-        self._rooms.lost(source)
+        self._rooms.remove_worker(source)
 
     def expire(self) -> None:
-        """Remove what has been silent for too long: members, workers and channels."""
+        """Remove the workers, members and channels whose time is over."""
         since_s = self._clock.monotonic_s() - limits.ROOM_LEASE_S
         for source in [s for s, heard_s in self._heard_s.items() if heard_s <= since_s]:
             _log.error("rooms.worker_silent", worker=source.decode())
-            self.lost(source)
+            self.remove_worker(source)
         self._rooms.expire()
         self._channels.expire()
 
     def take_updates(self) -> Iterator[RoomUpdates]:
-        """End the tick: what subscribers are to be told, in messages of a bounded size."""
+        """End the tick: yield its updates, in messages of at most `BUS_ROOM_UPDATES_BYTES`."""
         ticks: list[RoomTick] = []
         size_bytes = 0
         for tick in self._updates.take(self._rooms.snapshot):
@@ -128,24 +128,24 @@ class RoomService:
             return RoomReply(request.id, self._counter, self._execute(source, command))
         except PylonError as ex:
             error = WireError.of(ex)
-        except Exception as ex:  # noqa: BLE001  the others' rooms must go on
+        except Exception as ex:  # noqa: BLE001  other rooms must not fail with this one
             _log.exception("rooms.failed", error=ex, command=type(command).__name__)
             error = WireError.of(InternalError("It failed; the server's log says why"))
         return RoomReply(request.id, self._counter, error=error)
 
     def _execute(self, source: bytes, command: RoomCommand) -> bytes:
-        """The answer, as JSON text."""
+        """Return the reply's body as JSON text."""
         rooms = self._rooms
         match command:
             case GetRoom(room, user_id):
-                return rooms.look(room, user_id)
+                return rooms.poll(room, user_id)
             case SetPresence(room, user_id, data):
                 done = rooms.set_presence(room, user_id, data)
                 return b'{"updated":true}' if done else _NOT_IN_ROOM % b"updated"
             case Relay(None, _, text):
-                self._updates.say(None, text)
+                self._updates.add_message(None, text)
             case Relay(str(room), user_id, text):
-                rooms.say(room, user_id, text)
+                rooms.add_message(room, user_id, text)
             case Broadcast(room, user_id, topic, data):
                 done = rooms.broadcast(room, user_id, topic, data)
                 return b'{"broadcasted":true}' if done else _NOT_IN_ROOM % b"broadcasted"
@@ -157,20 +157,20 @@ class RoomService:
                 found = b"true" if rooms.leave(room, user_id) else b"false"
                 return b'{"left":%b,"was_present":%b}' % (json_text(room), found)
             case GetRooms():
-                return rooms.listed()
+                return rooms.list_json()
             case Subscribe(room, user_id, socket):
                 self._heard_s[source] = self._clock.monotonic_s()
                 return rooms.subscribe(room, user_id, (source, socket))
             case Unsubscribe(room, socket):
                 rooms.unsubscribe(room, (source, socket))
             case SocketClosed(socket):
-                rooms.closed((source, socket))
+                rooms.remove_socket((source, socket))
             case Alive():
                 self._heard_s[source] = self._clock.monotonic_s()
             case Publish(channel, message):
                 return self._channels.publish(channel, message)
             case GetChannels():
-                return self._channels.listed()
+                return self._channels.list_json()
             case GetHistory(channel, limit):
                 return self._channels.history(channel, limit)
         return b""

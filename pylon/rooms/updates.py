@@ -1,14 +1,15 @@
-"""What subscribers of rooms are told: gathered for a tick, coalesced, and encoded once.
+"""Updates of rooms: gathered for a tick, coalesced for each member, and encoded once.
 
-A member who changes several times within a tick is told of once, as it is in the end; one who
-comes and goes within a tick is not told of, unless a snapshot was given out meanwhile. Where
-many change, a fresh snapshot of the room is sent instead, if it is smaller than the changes. So
-a thousand who join at once cost each subscriber about one snapshot, and the server one encoding.
+Several changes of a member within a tick produce one update with the last state. A member who joins
+and leaves within one tick produces no update, unless a snapshot was sent in between. If many
+members change, the tick carries a snapshot of the room instead, provided that it is smaller. So a
+thousand joins at once cost each subscriber about one snapshot, and the server one encoding.
 
-Invariants: the news of a tick, applied to the room as it was at the tick before, give the room
-as it is; a broadcast comes after the join of its sender and before its leave; news may repeat
-what a snapshot that was given out during the tick has already. Every text is one JSON object.
-Used by `pylon.rooms.members` and `pylon.rooms.service`.
+Invariants: the updates of a tick turn the room of the previous tick into the present one. A
+broadcast follows the join of its sender and precedes its leave. Updates may repeat changes that a
+snapshot of the same tick contains. Every text is one JSON object. Bounds: `limits.ROOM_TICK_BYTES`
+of messages for each room and tick. Metric: pylon_room_events_total. Called by `pylon.rooms.members`
+and `pylon.rooms.service`.
 """
 
 from __future__ import annotations
@@ -37,46 +38,46 @@ json_text: Final = msgspec.json.Encoder().encode
 class _Change(NamedTuple):
     action: Action
     data: bytes
-    was_there: bool  # at the end of the last tick, as subscribers know it
+    was_there: bool  # at the end of the previous tick, which subscribers know
 
 
 class _Pending:
-    """A room's news of this tick, in order: changes by user id, other texts by their number."""
+    """A room's updates of this tick, in order: changes by user id, messages by their number."""
 
-    __slots__ = ("dropped", "entries", "said_bytes", "was_shown")
+    __slots__ = ("dropped", "entries", "message_bytes", "was_shown")
 
     def __init__(self) -> None:
         self.entries: dict[str | int, _Change | bytes] = {}
-        self.said_bytes = 0
-        self.was_shown = False  # somebody has a snapshot of within this tick
+        self.message_bytes = 0
+        self.was_shown = False  # a client received a snapshot within this tick
         self.dropped: dict[Socket, None] = {}
 
 
 class Updates:
-    """The news of all rooms."""
+    """The updates of all rooms."""
 
     def __init__(self) -> None:
-        self._pending: dict[str | None, _Pending] = {}  # None: for every client there is
-        self._said = 0
+        self._pending: dict[str | None, _Pending] = {}  # None: for every connected client
+        self._messages = 0
 
     def __bool__(self) -> bool:
-        """Whether there are any."""
+        """Whether any update waits for the end of the tick."""
         return bool(self._pending)
 
     def has(self, room: str) -> bool:
-        """Whether the room has any."""
+        """Whether an update of the room waits for the end of the tick."""
         return room in self._pending
 
     def changed(
         self, room: str, user_id: str, action: Action, data: bytes, *, was_member: bool
     ) -> None:
-        """A member has come, gone or changed.
+        """Record a join, a leave or a change of presence.
 
         Args:
-            data: JSON text.
-            was_member: before this change.
+            data: the member's data as JSON text.
+            was_member: whether the user was a member before this change.
         """
-        pending = self._of(room)
+        pending = self._pending_of(room)
         entries = pending.entries
         last = entries.get(user_id)
         if not isinstance(last, _Change):
@@ -84,7 +85,7 @@ class Updates:
             return
         _COALESCED.inc()
         if action == "leave" or last.action == "leave":
-            del entries[user_id]  # it belongs at the end: after what it said
+            del entries[user_id]  # to the end of the order, behind the member's own messages
             if action == "leave":
                 if last.was_there or pending.was_shown:
                     entries[user_id] = _Change("leave", NULL, True)
@@ -92,41 +93,45 @@ class Updates:
         joined = action == "join" or last.action in ("join", "leave")
         entries[user_id] = _Change("join" if joined else action, data, last.was_there)
 
-    def say(self, room: str | None, text: bytes) -> None:
-        """Something for all subscribers of the room, or for every client.
+    def add_message(self, room: str | None, text: bytes) -> None:
+        """Add a message for all subscribers of a room; without a room, for every client.
 
         Raises:
-            RoomLimitReached: more than `limits.ROOM_TICK_BYTES` in one tick.
+            RoomLimitReached: the messages of the tick exceed `limits.ROOM_TICK_BYTES`.
         """
-        pending = self._of(room)
-        if pending.said_bytes + len(text) > limits.ROOM_TICK_BYTES:
+        pending = self._pending_of(room)
+        if pending.message_bytes + len(text) > limits.ROOM_TICK_BYTES:
             _DROPPED.inc()
             raise RoomLimitReached(
                 f"Too much is said at once (limit {limits.ROOM_TICK_BYTES} bytes in "
                 f"{limits.ROOM_TICK_S:g} s for each room)"
             )
-        pending.said_bytes += len(text)
-        self._said += 1
-        pending.entries[self._said] = text
+        pending.message_bytes += len(text)
+        self._messages += 1
+        pending.entries[self._messages] = text
 
     def drop(self, room: str, socket: Socket) -> None:
-        """Let the socket hear no more after this tick."""
-        self._of(room).dropped[socket] = None
+        """Unsubscribe a socket at the end of this tick."""
+        self._pending_of(room).dropped[socket] = None
 
     def keep(self, room: str, socket: Socket) -> None:
-        """It has subscribed again."""
+        """Cancel `drop`: the socket has subscribed again."""
         pending = self._pending.get(room)
         if pending is not None:
             pending.dropped.pop(socket, None)
 
     def shown(self, room: str) -> None:
-        """A snapshot was given out: who has come in this tick is known to somebody."""
+        """Record that a client received a snapshot, and so knows the joins of this tick."""
         pending = self._pending.get(room)
         if pending is not None:
             pending.was_shown = True
 
     def take(self, snapshot_of: Callable[[str], bytes]) -> list[RoomTick]:
-        """End the tick: its news. `snapshot_of` gives a room's `room-snapshot` text."""
+        """End the tick and return its updates.
+
+        Args:
+            snapshot_of: returns the text of a room's `room-snapshot`.
+        """
         ticks = [
             RoomTick(room, _texts(room, pending, snapshot_of), list(pending.dropped))
             for room, pending in self._pending.items()
@@ -135,7 +140,7 @@ class Updates:
         _SENT.inc(sum(len(tick.texts) for tick in ticks))
         return [tick for tick in ticks if tick.texts or tick.dropped]
 
-    def _of(self, room: str | None) -> _Pending:
+    def _pending_of(self, room: str | None) -> _Pending:
         pending = self._pending.get(room)
         if pending is None:
             pending = self._pending[room] = _Pending()
@@ -143,7 +148,7 @@ class Updates:
 
 
 def broadcast_text(room: str, user_id: str, topic: str, data: bytes) -> bytes:
-    """A member's broadcast as subscribers get it; `data` is JSON text."""
+    """Return the text of a member's broadcast; `data` is JSON text."""
     payload = b'{"topic":%b,"payload":%b}' % (json_text(topic), data)
     return _update_text(json_text(room), user_id, b"broadcast", payload)
 
@@ -171,13 +176,18 @@ def _texts(
     if changes > limits.ROOM_TICK_UPDATES:
         snapshot = snapshot_of(room)
         if len(snapshot) < changes_bytes:
-            said = [entry for entry in entries.values() if isinstance(entry, bytes)]
-            return [snapshot, *said]
+            messages = [entry for entry in entries.values() if isinstance(entry, bytes)]
+            return [snapshot, *messages]
     return texts
 
 
 def _update_text(name: bytes, user_id: str, action: bytes, data: bytes) -> bytes:
-    """`name` is the room's as JSON text; no data where `data` is empty."""
+    """Return the text of a `room-update`.
+
+    Args:
+        name: the room's name as JSON text.
+        data: JSON text; empty: the update has no data.
+    """
     tail = b',"data":%b}' % data if data else b"}"
     return b'{"type":"room-update","room":%b,"action":"%b","member":{"user_id":%b}%b' % (
         name, action, json_text(user_id), tail
