@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.util
 import inspect
 import re
@@ -53,6 +54,16 @@ def test_every_rate_is_in_the_limits_page_and_no_other() -> None:
 def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
     missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
+    assert missing == []
+
+
+def test_every_test_of_the_promise_table_is_there() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    table = text.partition("## Promises")[2].partition("\n## ")[0]
+    named = re.findall(r"`(?:attacks/)?(test_[a-z0-9_*]+)(?:\.py)?`", table)
+    assert len(named) > 20
+    modules = [path.stem for path in (ROOT / "tests").rglob("test_*.py")]
+    missing = [name for name in named if not fnmatch.filter(modules, name)]
     assert missing == []
 
 
