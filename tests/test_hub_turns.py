@@ -25,7 +25,6 @@ from pylon.changelog.hint_journal import HintReader
 from pylon.changelog.hints import CursorHints
 from pylon.changelog.marks import MarkReader, marks_path
 from pylon.clock import ManualClock
-from pylon.storage.sqlite.pool import ReaderPool
 from tests.support.examples import count_examples
 from tests.support.stage import Stage
 from workers.hub.connection import ANSWERING, Connection
@@ -48,7 +47,7 @@ class HubStage:
     def __init__(self, folder: Path) -> None:
         self.stage = Stage(folder)
         app = self.stage.app
-        self.pool = ReaderPool(self.stage.config.db_path, app.manifest)
+        self.pool = self.stage.pool
         self.hub = Hub(
             {name: app.rules.of(name) for name in app.manifest.by_name},
             WebSocketTransport("ws", 1_024), ManualClock(),
@@ -89,7 +88,6 @@ class HubStage:
         for connection in self.hub.connections:
             connection.abort()
         self.subscriber.close()
-        self.pool.close()
         self.stage.close()
 
 

@@ -48,6 +48,7 @@ from pylon.rooms.service import RoomService
 from pylon.storage.ops import WriteOp, WriteReply, WriteRequest
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.pool import ReaderPool
+from tests.support.database import Database
 from workers.merge_sandbox import MergeSandbox
 from workers.shards.matchmaking import Matchmaking
 from workers.shards.registry import ShardRegistry
@@ -179,12 +180,8 @@ def serve_api(
     clock = ManualClock()
     parsed = parse_manifest(json.dumps(manifest), "test.json")
     app = build_app(config, parsed, clock=clock, random=SystemRandom())
-    path = folder / "test.db"
-    engine = SqliteEngine.open(
-        path, parsed, app.rules, clock, "normal", row_max_bytes=config.row_max_bytes
-    )
-    pool = ReaderPool(path, parsed)
-    writer = DirectWriter(engine)
+    database = Database(folder / "test.db", app, clock, row_max_bytes=config.row_max_bytes)
+    pool, writer = database.pool, DirectWriter(database.engine)
     signals: list[Signal] = []
     noted: list[tuple[int, int]] = []
     merge_sandbox = MergeSandbox()
@@ -221,5 +218,4 @@ def serve_api(
         )
     finally:
         merge_sandbox.close()
-        pool.close()
-        engine.close()
+        database.close()

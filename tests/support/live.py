@@ -17,7 +17,7 @@ import orjson
 
 from pylon import config as settings
 from pylon.app import App, build_app
-from pylon.auth_context import ADMIN, AuthContext, Caller
+from pylon.auth_context import AuthContext, Caller
 from pylon.clock import ManualClock
 from pylon.errors import PylonError
 from pylon.manifest.model import Manifest
@@ -26,14 +26,10 @@ from pylon.query.predicate import guarded
 from pylon.query.rows import Query
 from pylon.storage.interface import SERVER, Reader
 from pylon.storage.ops import (
-    DeleteRow,
-    InsertRow,
     RowOp,
-    UpdateRow,
-    WriteRequest,
 )
-from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.pool import ReaderPool
+from tests.support.database import Database
 from workers.hub.connection import Connection
 from workers.hub.feed import Feed
 from workers.hub.history import History
@@ -114,10 +110,10 @@ class LiveStage:
         ).config
         self.clock = ManualClock()
         self.app: App = build_app(config, manifest, clock=self.clock)
-        self.engine = SqliteEngine.open(
-            config.db_path, manifest, self.app.rules, self.clock, "normal"
-        )
-        self.pool = ReaderPool(config.db_path, manifest)
+        self.database = Database(config.db_path, self.app, self.clock)
+        self.engine, self.pool = self.database.engine, self.database.pool
+        self.insert = self.database.insert
+        self.update, self.delete = self.database.update, self.database.delete
         self.store = RacingStore(self.pool)
         self.hub = Hub(
             {name: self.app.rules.of(name) for name in manifest.by_name},
@@ -131,24 +127,11 @@ class LiveStage:
     def close(self) -> None:
         for connection in self.hub.connections:
             connection.abort()
-        self.pool.close()
-        self.engine.close()
+        self.database.close()
 
     def write(self, *ops: RowOp) -> None:
         """Commit `ops` as one batch; the feed does not hear of it before `publish`."""
-        result = self.engine.apply([WriteRequest(n, op) for n, op in enumerate(ops, 1)])
-        for reply in result.replies:
-            assert reply.error is None, reply.error
-
-    def insert(self, entity: str, row_id: str, **body: Any) -> InsertRow:
-        encoded = self.app.codecs[entity].insert(body, row_id)
-        return InsertRow(entity, row_id, encoded.values, encoded.row_json)
-
-    def update(self, entity: str, row_id: str, **patch: Any) -> UpdateRow:
-        return UpdateRow(entity, row_id, patch, ADMIN)
-
-    def delete(self, entity: str, row_id: str) -> DeleteRow:
-        return DeleteRow(entity, row_id, ADMIN)
+        self.database.commit(*ops)
 
     def publish(self) -> None:
         """The feed publishes all that is committed."""

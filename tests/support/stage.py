@@ -20,7 +20,6 @@ from typing import Any
 from pylon import config as settings
 from pylon.app import App, build_app
 from pylon.auth.sessions import new_session
-from pylon.auth_context import ADMIN
 from pylon.bus.changes import ChangesPublisher
 from pylon.bus.child import ChildEnv
 from pylon.bus.messages import Signal
@@ -34,13 +33,10 @@ from pylon.clock import SystemClock, SystemRandom
 from pylon.manifest_loader import load_manifest
 from pylon.storage.events import ChangeBatch
 from pylon.storage.ops import (
-    DeleteRow,
     DropSession,
     InsertRow,
-    UpdateRow,
-    WriteRequest,
 )
-from pylon.storage.sqlite.engine import SqliteEngine
+from tests.support.database import Database
 from tests.support.wait import WAIT_S, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -105,9 +101,9 @@ class Stage:
         self.runtime = make_runtime_dir(self.config)
         self.runtime.manifest.write_text(json.dumps(manifest or MANIFEST))
         self.app: App = build_app(self.config, load_manifest(self.runtime.manifest))
-        self.engine = SqliteEngine.open(
-            self.config.db_path, self.app.manifest, self.app.rules, SystemClock(), "normal"
-        )
+        self.database = Database(self.config.db_path, self.app, SystemClock())
+        self.engine, self.pool = self.database.engine, self.database.pool
+        self.update, self.delete = self.database.update, self.database.delete
         self.publisher = ChangesPublisher(self.runtime)
         self.proxy = SignalProxy(self.runtime)
         self.proxy.start()
@@ -158,10 +154,7 @@ class Stage:
 
     def write(self, *ops: Any, publish: bool = True) -> ChangeBatch:
         """Commit `ops` as one batch; `publish=False` is a batch that the bus loses."""
-        requests = [WriteRequest(i, op) for i, op in enumerate(ops, 1)]
-        result = self.engine.apply(requests)
-        for reply in result.replies:
-            assert reply.error is None, reply.error
+        result = self.database.commit(*ops)
         batch = result.batch or ChangeBatch(self.engine.head, [])
         if publish and result.batch is not None:
             self.publisher.publish(result.batch)
@@ -169,15 +162,7 @@ class Stage:
 
     def insert(self, entity: str, **body: Any) -> InsertRow:
         """An insert with a fresh row id."""
-        row_id = self.app.ids.new()
-        encoded = self.app.codecs[entity].insert({"text": "", **body}, row_id)
-        return InsertRow(entity, row_id, encoded.values, encoded.row_json)
-
-    def update(self, entity: str, row_id: str, **patch: Any) -> UpdateRow:
-        return UpdateRow(entity, row_id, patch, ADMIN)
-
-    def delete(self, entity: str, row_id: str) -> DeleteRow:
-        return DeleteRow(entity, row_id, ADMIN)
+        return self.database.insert(entity, self.app.ids.new(), **{"text": "", **body})
 
     def login(self, user_id: str) -> tuple[str, str]:
         """A new session: its token and its id."""
@@ -215,7 +200,7 @@ class Stage:
         self.status.close()
         self.publisher.close()
         self.proxy.stop()
-        self.engine.close()
+        self.database.close()
         self.runtime.remove()
 
 
