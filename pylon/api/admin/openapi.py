@@ -10,7 +10,7 @@ import falcon
 import orjson
 
 from pylon.api.http.callers import caller_of
-from pylon.api.http.responses import send_raw
+from pylon.api.http.responses import send_text
 from pylon.api.services import AdminServices
 from pylon.errors import NotFound
 
@@ -37,6 +37,6 @@ class OpenApi:
 
             app = self._services.app
             self._text = orjson.dumps(openapi_document(app.manifest, app.config))
-        send_raw(resp, self._text)
+        send_text(resp, self._text)
 
     on_head = on_get

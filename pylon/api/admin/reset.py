@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import falcon
 
-from pylon.api.http.responses import send
+from pylon.api.http.responses import send_json
 from pylon.api.services import AdminServices
 from pylon.auth.forwarded import is_loopback
 from pylon.errors import ResetRefused
@@ -36,4 +36,4 @@ class TestReset:
         if forwarded or not is_loopback(req.env.get("REMOTE_ADDR", "")):
             raise ResetRefused("Reset is refused: the request is not from this machine")
         self._services.writer.submit(ResetRows())
-        send(resp, {"reset": True})
+        send_json(resp, {"reset": True})

@@ -15,7 +15,7 @@ import pylon
 from pylon.api.http.addresses import client_config, url_of
 from pylon.api.http.callers import caller_of
 from pylon.api.http.parameters import read_text
-from pylon.api.http.responses import send, send_raw
+from pylon.api.http.responses import send_json, send_text
 from pylon.api.services import AdminServices
 from pylon.auth.tokens import bearer_token, same_token
 from pylon.control import ControlClient
@@ -35,7 +35,7 @@ class Health:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         services = self._services
         uptime_s = int(services.app.clock.monotonic_s() - services.started_s)
-        send(
+        send_json(
             resp,
             {
                 "status": "ok",
@@ -52,7 +52,7 @@ class Livez:
     """``GET /livez``: this process runs."""
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        send_raw(resp, b'{"status":"ok"}')
+        send_text(resp, b'{"status":"ok"}')
 
     on_head = on_get
 
@@ -69,7 +69,7 @@ class Readyz:
         if not verdict.ready:
             resp.set_header("retry-after", "1")
         status = "ready" if verdict.ready else "unavailable"
-        send(resp, {"status": status, "checks": verdict.checks}, 200 if verdict.ready else 503)
+        send_json(resp, {"status": status, "checks": verdict.checks}, 200 if verdict.ready else 503)
 
     on_head = on_get
 
@@ -123,7 +123,7 @@ class ManifestDocument:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         full = read_text(req, "full") in ("1", "true")
         is_admin = full and caller_of(req, self._services.requests).auth.is_admin
-        send_raw(resp, self._full if is_admin else self._public)
+        send_text(resp, self._full if is_admin else self._public)
 
     on_head = on_get
 
@@ -137,7 +137,7 @@ class ClientConfig:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         manifest = self._app.manifest
         where = client_config(self._app.config, req)
-        send(resp, {"name": manifest.name, "version": manifest.version, **where})
+        send_json(resp, {"name": manifest.name, "version": manifest.version, **where})
 
     on_head = on_get
 

@@ -3,7 +3,7 @@
     entities      lists, pages and single rows: read, insert, update, delete
     query, aggregate, graph, search   reads with a filter
     batch         many operations in one request;  operations  what it shares with pushes
-    link          sets and clears relations;  relations  finds them
+    link          sets and clears relations
     actions       checks a caller and the inputs of an action
     export, import_   all rows, out and in
     access        what a caller may read;  conflicts  limits what refusals reveal

@@ -12,7 +12,7 @@ import falcon
 
 from pylon.api.http.body import read_json
 from pylon.api.http.callers import caller_of
-from pylon.api.http.responses import send
+from pylon.api.http.responses import send_json
 from pylon.api.services import DataServices
 from pylon.errors import (
     ActionMissingInput,
@@ -51,7 +51,7 @@ class Action:
                 f'Action "{name[:_SHOWN_CHARS]}" not found', hint=f"Known actions: {known}"
             )
         _check_inputs(action, body)
-        send(resp, {"action": name, "input": body, "executed": True})
+        send_json(resp, {"action": name, "input": body, "executed": True})
 
 
 def _typed_inputs(action: Operation, body: dict[str, Any]) -> dict[str, Any]:

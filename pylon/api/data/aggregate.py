@@ -12,9 +12,9 @@ from typing import Final
 import falcon
 
 from pylon.api.data.access import entity_named, readable
-from pylon.api.http.body import decoded, read_body
+from pylon.api.http.body import decode_raw, read_body
 from pylon.api.http.callers import caller_of, subject_of
-from pylon.api.http.responses import send
+from pylon.api.http.responses import send_json
 from pylon.api.services import DataServices
 from pylon.auth_context import AuthContext
 from pylon.manifest.model import Entity
@@ -36,13 +36,13 @@ class EntityAggregate:
         auth = caller_of(req, services.requests).auth
         named = entity_named(services.app, entity, auth)
         allowed = and_(readable(services.app, named, auth), match_tenant(named, auth))
-        body = decoded(req, services.requests, read_body(req), decode_query)
+        body = decode_raw(req, services.requests, read_body(req), decode_query)
         aggregate = parse_aggregate(named, body, allowed)
         rows = services.store.scan(
             lambda reader: reader.aggregate(named.name, aggregate),
             caller=subject_of(req, services.requests),
         )
-        send(resp, {"rows": rows})
+        send_json(resp, {"rows": rows})
 
 
 def match_tenant(entity: Entity, auth: AuthContext) -> Predicate:

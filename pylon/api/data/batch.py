@@ -22,9 +22,9 @@ from pylon.api.data.conflicts import transact
 from pylon.api.data.entities import SEQ_HEADER
 from pylon.api.data.operations import Entry, Envelope, OperationRun, prepare, read_entry
 from pylon.api.http import idempotency
-from pylon.api.http.body import decode_json, decoded, read_body
+from pylon.api.http.body import decode_json, decode_raw, read_body
 from pylon.api.http.callers import address_of, caller_of
-from pylon.api.http.responses import send
+from pylon.api.http.responses import send_json
 from pylon.api.http.unreadable import decode_changes
 from pylon.api.services import DataServices
 from pylon.auth_context import AuthContext
@@ -51,7 +51,7 @@ class Batch:
         services = self._services
         auth = caller_of(req, services.requests).auth
         raw = read_body(req)
-        body, is_doubtful = decoded(req, services.requests, raw, decode_changes)
+        body, is_doubtful = decode_raw(req, services.requests, raw, decode_changes)
         sent = BATCH.convert(body).operations
         _check_count(len(sent), "BATCH_OPS", limits.BATCH_OPS)
         key = idempotency.key_of(req, services.requests, auth, raw)
@@ -69,7 +69,7 @@ class Batch:
         succeeded = sum(1 for entry in run.entries if entry.error is None)
         if succeeded and run.replayed == succeeded:
             idempotency.mark_replayed(resp)
-        send(resp, {
+        send_json(resp, {
             "results": [_batch_result(entry) for entry in run.entries],
             "succeeded": succeeded,
             "failed": len(run.entries) - succeeded,
@@ -95,7 +95,7 @@ class Transaction:
         key = idempotency.key_of(req, services.requests, auth, raw)
         entries = self._prepare(auth, sent)
         if entries and entries[-1].error is not None:
-            send(resp, _outcome(entries, committed=False), 400)
+            send_json(resp, _outcome(entries, committed=False), 400)
             return
         writes = [entry.write for entry in entries if entry.write is not None]
         reply = transact(
@@ -104,13 +104,13 @@ class Transaction:
         _note_replies(entries, reply)
         results = reply.results or []
         if results and results[-1].error is not None:
-            send(resp, _outcome(entries[: len(results)], committed=False), 400)
+            send_json(resp, _outcome(entries[: len(results)], committed=False), 400)
             return
         if reply.seq:
             resp.set_header(SEQ_HEADER, str(reply.seq))
         if reply.replayed:
             idempotency.mark_replayed(resp)
-        send(resp, _outcome(entries, committed=True))
+        send_json(resp, _outcome(entries, committed=True))
 
     def _prepare(self, auth: AuthContext, sent: list[Any]) -> list[Entry[Operation]]:
         """Return the entries up to the first that cannot be executed."""

@@ -18,7 +18,7 @@ from pylon.api.http.body import decode_json, read_body
 from pylon.api.http.callers import address_of, caller_of, subject_of
 from pylon.api.http.idempotency import key_of, mark_replayed
 from pylon.api.http.parameters import read_flag, read_number, read_text
-from pylon.api.http.responses import joined, send, send_raw
+from pylon.api.http.responses import join_rows, send_json, send_text
 from pylon.api.http.versions import if_match, is_known, set_etag
 from pylon.api.services import DataServices
 from pylon.errors import LimitExceeded, NotFound
@@ -65,7 +65,7 @@ class EntityList:
             )
 
         key = ("list", named.name, where, limit, offset, with_total)
-        send_raw(resp, answered(services.query_cache, services.store, key, b"", read))
+        send_text(resp, answered(services.query_cache, services.store, key, b"", read))
 
     on_head = on_get
 
@@ -79,7 +79,7 @@ class EntityList:
         op = changes.insert(services.app, named, auth, body, key)
         reply = submit(services, auth, lambda: address_of(req, services.requests), op)
         _set_version(resp, reply)
-        send(resp, {"id": reply.row_id or op.row_id}, 201)
+        send_json(resp, {"id": reply.row_id or op.row_id}, 201)
 
 
 def _read_list(
@@ -118,10 +118,10 @@ class EntityPage:
         page = rows[:limit]
         has_more = len(rows) > limit or is_cut  # limits.LIST_BYTES cuts a page of large rows
         cursor = orjson.dumps(orjson.loads(page[-1])["id"]) if page else b"null"
-        send_raw(
+        send_text(
             resp,
             b'{"data":%b,"has_more":%b,"next_cursor":%b}'
-            % (joined(page), b"true" if has_more else b"false", cursor),
+            % (join_rows(page), b"true" if has_more else b"false", cursor),
         )
 
     on_head = on_get
@@ -153,7 +153,7 @@ class EntityRow:
             if is_known(req, seq):
                 resp.status = 304
                 return
-        send_raw(resp, row)
+        send_text(resp, row)
 
     on_head = on_get
 
@@ -169,7 +169,7 @@ class EntityRow:
         op = changes.update(services.app, named, auth, row_id, body, key, if_match(req))
         reply = submit(services, auth, lambda: address_of(req, services.requests), op)
         _set_version(resp, reply)
-        send(resp, {"updated": True})
+        send_json(resp, {"updated": True})
 
     def on_delete(
         self, req: falcon.Request, resp: falcon.Response, entity: str, row_id: str
@@ -183,7 +183,7 @@ class EntityRow:
         resp.set_header(SEQ_HEADER, str(reply.seq))
         if reply.replayed:
             mark_replayed(resp)
-        send(resp, {"deleted": True})
+        send_json(resp, {"deleted": True})
 
 
 def _set_version(resp: falcon.Response, reply: WriteReply) -> None:

@@ -19,7 +19,7 @@ import orjson
 from pylon import limits
 from pylon.api.data.access import entity_named
 from pylon.api.http.callers import caller_of, subject_of
-from pylon.api.http.responses import joined
+from pylon.api.http.responses import join_rows
 from pylon.api.services import DataServices
 from pylon.changelog.pull import rows_of_page
 from pylon.errors import Forbidden
@@ -70,7 +70,7 @@ class Export:
             for page in self._pages(entity, caller):
                 piece += b"," if counts[entity.name] else b""
                 counts[entity.name] += len(page)
-                yield piece + joined(page)[1:-1]
+                yield piece + join_rows(page)[1:-1]
                 piece = b""
             piece += b"]"
         yield piece + b'},"counts":%b,"exported_at":"%b"}' % (

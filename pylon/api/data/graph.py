@@ -10,9 +10,9 @@ import falcon
 
 from pylon.api.data.access import entity_named, readable
 from pylon.api.data.query_cache import answered
-from pylon.api.http.body import decoded, read_body
+from pylon.api.http.body import decode_raw, read_body
 from pylon.api.http.callers import caller_of, subject_of
-from pylon.api.http.responses import send_raw
+from pylon.api.http.responses import send_text
 from pylon.api.services import DataServices
 from pylon.app import App
 from pylon.auth_context import AuthContext
@@ -34,13 +34,13 @@ class GraphQuery:
         raw = read_body(req)
 
         def read() -> bytes:
-            body = decoded(req, services.requests, raw, decode_query)
+            body = decode_raw(req, services.requests, raw, decode_query)
             nodes = parse_request(services.app, auth, body)
             return services.store.scan(
                 lambda reader: reader.graph(nodes), caller=subject_of(req, services.requests)
             )
 
-        send_raw(resp, answered(services.query_cache, services.store, auth, raw, read))
+        send_text(resp, answered(services.query_cache, services.store, auth, raw, read))
 
 
 def parse_request(app: App, auth: AuthContext, body: object) -> list[GraphNode]:

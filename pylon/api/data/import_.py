@@ -25,10 +25,10 @@ import orjson
 from pylon import limits
 from pylon.api.data.bodies import ImportBody
 from pylon.api.data.export import JSON_LINES
-from pylon.api.http.body import decoded, read_body
+from pylon.api.http.body import decode_raw, read_body
 from pylon.api.http.callers import caller_of
 from pylon.api.http.parameters import read_text
-from pylon.api.http.responses import send
+from pylon.api.http.responses import send_json
 from pylon.api.http.unreadable import decode_changes, problem_of
 from pylon.api.services import DataServices
 from pylon.errors import (
@@ -43,8 +43,6 @@ from pylon.errors import (
 from pylon.storage.ops import InsertRow
 from pylon.values import decode_body
 
-_PORTION_ROWS: Final = 256
-_PORTION_BYTES: Final = 4 * 1024 * 1024
 _SHOWN_CHARS: Final = 100
 
 Sent = tuple[object, object]  # entity and row, as the client sent them
@@ -96,27 +94,27 @@ class Import:
         raw = read_body(req).removeprefix(codecs.BOM_UTF8)  # files often have one
         if JSON_LINES in (req.env.get("CONTENT_TYPE") or ""):
             resp.content_type = JSON_LINES
-            resp.stream = self._answer_lines(_from_lines(raw), ids == "keep")
+            resp.stream = self._stream_lines(_read_lines(raw), ids == "keep")
             return
         result = _ImportResult()
-        sent = decoded(req, self._services.requests, raw, _from_document)
-        for _ in self._portions(sent, ids == "keep", result):
+        sent = decode_raw(req, self._services.requests, raw, _read_document)
+        for _ in self._run_portions(sent, ids == "keep", result):
             pass
-        send(resp, result.summary())
+        send_json(resp, result.summary())
 
-    def _answer_lines(
+    def _stream_lines(
         self, sent: Iterator[Sent | PylonError], keep_ids: bool
     ) -> Iterator[bytes]:
         result = _ImportResult()
         try:
-            for _ in self._portions(sent, keep_ids, result):
+            for _ in self._run_portions(sent, keep_ids, result):
                 yield orjson.dumps(result.progress()) + b"\n"
         except PylonError as error:  # the response has begun: its last line is the error
             yield orjson.dumps({**result.summary(), "done": False, **error.body()}) + b"\n"
             return
         yield orjson.dumps({**result.summary(), "done": True}) + b"\n"
 
-    def _portions(
+    def _run_portions(
         self, sent: Iterator[Sent | PylonError], keep_ids: bool, result: _ImportResult
     ) -> Iterator[None]:
         """Execute the import; yield after each portion.
@@ -128,26 +126,27 @@ class Import:
         size_bytes = 0
         for entry in sent:
             result.rows += 1
-            if result.rows % _PORTION_ROWS == 0:
+            if result.rows % limits.OPERATIONS_PORTION == 0:
                 gevent.sleep(0)  # rows that fail never wait: let other requests run
             if isinstance(entry, PylonError):
                 result.fail(result.rows, None, entry)
                 continue
             try:
-                op = self._insert(*entry, keep_ids)
+                op = self._make_insert(*entry, keep_ids)
             except PylonError as error:
                 result.fail(result.rows, entry[0], error)
                 continue
             portion.append((result.rows, op))
             size_bytes += len(op.row_json)
-            if len(portion) == _PORTION_ROWS or size_bytes >= _PORTION_BYTES:
+            is_full = len(portion) == limits.OPERATIONS_PORTION
+            if is_full or size_bytes >= limits.IMPORT_PORTION_BYTES:
                 self._write(portion, result)
                 yield
                 portion, size_bytes = [], 0
         if portion:
             self._write(portion, result)
 
-    def _insert(self, name: object, row: object, keep_ids: bool) -> InsertRow:
+    def _make_insert(self, name: object, row: object, keep_ids: bool) -> InsertRow:
         app = self._services.app
         codec = app.codecs.get(name) if isinstance(name, str) else None
         if codec is None:
@@ -181,26 +180,26 @@ def _is_id(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= limits.ROW_ID_CHARS and "\0" not in value
 
 
-def _from_document(raw: bytes) -> Iterator[Sent | PylonError]:
+def _read_document(raw: bytes) -> Iterator[Sent | PylonError]:
     """Yield the rows of a document. Each is decoded when its turn comes, so that a document may
     have more values than a decoder may make at once."""
     try:
         entities = msgspec.json.decode(raw, type=ImportBody).entities
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _from_small_document(*decode_changes(raw))  # raises what is wrong
+        return _read_small_document(*decode_changes(raw))  # raises what is wrong
     return (
-        _decoded(name, bytes(row)) for name, rows in entities.items() for row in rows
+        _decode_row(name, bytes(row)) for name, rows in entities.items() for row in rows
     )
 
 
-def _decoded(name: str, row: bytes) -> Sent | PylonError:
+def _decode_row(name: str, row: bytes) -> Sent | PylonError:
     try:
         return name, decode_body(row)
     except PylonError as error:
         return error
 
 
-def _from_small_document(body: Any, is_doubtful: bool) -> Iterator[Sent | PylonError]:
+def _read_small_document(body: Any, is_doubtful: bool) -> Iterator[Sent | PylonError]:
     entities = body.get("entities") if isinstance(body, dict) else None
     if not isinstance(entities, dict):
         raise MissingField(
@@ -216,7 +215,7 @@ def _from_small_document(body: Any, is_doubtful: bool) -> Iterator[Sent | PylonE
     )
 
 
-def _from_lines(raw: bytes) -> Iterator[Sent | PylonError]:
+def _read_lines(raw: bytes) -> Iterator[Sent | PylonError]:
     for line in io.BytesIO(raw):  # one at a time: there may be ten million
         if not line.strip():
             continue

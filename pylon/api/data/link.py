@@ -18,7 +18,7 @@ from pylon.api.data.entities import SEQ_HEADER
 from pylon.api.http.body import decode_json, read_body
 from pylon.api.http.callers import address_of, caller_of
 from pylon.api.http.idempotency import key_of, mark_replayed
-from pylon.api.http.responses import send
+from pylon.api.http.responses import send_json
 from pylon.api.services import DataServices
 from pylon.auth_context import AuthContext
 from pylon.errors import NotFound
@@ -74,7 +74,7 @@ def _execute(
     resp.set_header(SEQ_HEADER, str(reply.seq))
     if reply.replayed:
         mark_replayed(resp)
-    send(resp, {"linked" if linked else "unlinked": True})
+    send_json(resp, {"linked" if linked else "unlinked": True})
 
 
 def _is_own_field(services: DataServices, entity: Entity, relation: Relation) -> bool:

@@ -12,9 +12,9 @@ import falcon
 
 from pylon.api.data.access import entity_named, readable, wait_before_absence
 from pylon.api.data.query_cache import answered
-from pylon.api.http.body import decoded, read_body
+from pylon.api.http.body import decode_raw, read_body
 from pylon.api.http.callers import caller_of, subject_of
-from pylon.api.http.responses import send_raw
+from pylon.api.http.responses import send_text
 from pylon.api.services import DataServices
 from pylon.errors import NotFound
 from pylon.query.rows import parse_filter
@@ -38,7 +38,7 @@ class EntityQuery:
         raw = read_body(req)
 
         def read() -> bytes:
-            body = decoded(req, services.requests, raw, decode_query)
+            body = decode_raw(req, services.requests, raw, decode_query)
             query = parse_filter(named, body, self._list_limit, allowed)
             return services.store.scan(
                 lambda reader: reader.page(named.name, query),
@@ -46,7 +46,7 @@ class EntityQuery:
             )[1]
 
         key = ("query", named.name, allowed)
-        send_raw(resp, answered(services.query_cache, services.store, key, raw, read))
+        send_text(resp, answered(services.query_cache, services.store, key, raw, read))
 
 
 class Lookup:
@@ -70,6 +70,6 @@ class Lookup:
         if row is None:
             wait_before_absence(services.app, named, auth, started_s)
             raise NotFound(f"{named.name}.{field} = {value[:_SHOWN_CHARS]} not found")
-        send_raw(resp, row)
+        send_text(resp, row)
 
     on_head = on_get

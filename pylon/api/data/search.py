@@ -20,9 +20,9 @@ import orjson
 
 from pylon import limits
 from pylon.api.data.access import entity_named, readable
-from pylon.api.http.body import decoded, read_body
+from pylon.api.http.body import decode_raw, read_body
 from pylon.api.http.callers import caller_of, subject_of
-from pylon.api.http.responses import joined, send_raw
+from pylon.api.http.responses import join_rows, send_text
 from pylon.api.services import DataServices
 from pylon.errors import SearchNotConfigured
 from pylon.manifest.model import Entity, FieldType, Search
@@ -48,18 +48,18 @@ class EntitySearch:
         auth = caller_of(req, services.requests).auth
         named = entity_named(services.app, entity, auth)
         allowed = readable(services.app, named, auth)
-        body = decoded(req, services.requests, read_body(req), decode_query)
+        body = decode_raw(req, services.requests, read_body(req), decode_query)
         wanted = parse_search(named, _require_search(named), body)
         rows, facet_counts = services.store.scan(
             lambda reader: _find(reader, named, wanted, allowed), inline=not wanted.has_words,
             caller=subject_of(req, services.requests),
         )
         took_ms = round((clock.monotonic_s() - started_s) * 1000)
-        send_raw(
+        send_text(
             resp,
             b'{"facetCounts":%b,"hits":%b,"total":%d,"tookMs":%d}'
             % (
-                _encode_facet_counts(named, facet_counts), joined(rows), facet_counts.total,
+                _encode_facet_counts(named, facet_counts), join_rows(rows), facet_counts.total,
                 took_ms,
             ),
         )

@@ -56,10 +56,10 @@ def read_typed(req: falcon.Request, services: RequestServices, body_type: BodyTy
 
 def decode_json(req: falcon.Request, services: RequestServices, raw: bytes) -> Any:
     """Return the decoded JSON of a body that is read already."""
-    return decoded(req, services, raw, decode_body)
+    return decode_raw(req, services, raw, decode_body)
 
 
-def decoded(
+def decode_raw(
     req: falcon.Request, services: RequestServices, raw: bytes, decode: Callable[[bytes], T]
 ) -> T:
     """Return `decode(raw)`, called in the thread pool if the body is large.

@@ -28,18 +28,18 @@ _log = get_logger("http")
 _CHALLENGE: Final = 'Bearer realm="pylon"'  # RFC 9110 §15.5.2; browsers show no dialogue for it
 
 
-def send(resp: falcon.Response, value: object, status: int = 200) -> None:
+def send_json(resp: falcon.Response, value: object, status: int = 200) -> None:
     """Send `value` as JSON."""
     resp.status = status
     resp.data = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
-def send_raw(resp: falcon.Response, json_text: bytes) -> None:
+def send_text(resp: falcon.Response, json_text: bytes) -> None:
     """Send text that is JSON already, with status 200."""
     resp.data = json_text
 
 
-def joined(rows: list[bytes]) -> bytes:
+def join_rows(rows: list[bytes]) -> bytes:
     """Return a JSON array of rows that are JSON texts."""
     return b"[" + b",".join(rows) + b"]"
 
@@ -53,7 +53,7 @@ def on_pylon_error(
         ex = InternalError("Internal error", hint=_log_hint(req))
     resp.stream = None
     resp.text = None
-    send(resp, ex.body(), ex.status)
+    send_json(resp, ex.body(), ex.status)
     if ex.retryable:
         resp.set_header("retry-after", str(ex.retry_after_s))
     if ex.status == 401:
@@ -85,7 +85,7 @@ def on_defect(
     )
     resp.stream = None
     resp.text = None
-    send(resp, InternalError("Internal error", hint=_log_hint(req)).body(), 500)
+    send_json(resp, InternalError("Internal error", hint=_log_hint(req)).body(), 500)
 
 
 def _log_hint(req: falcon.Request) -> str:

@@ -14,7 +14,7 @@ import orjson
 
 from pylon.api.http.body import read_typed
 from pylon.api.http.callers import address_of, caller_of, token_of
-from pylon.api.http.responses import send
+from pylon.api.http.responses import send_json
 from pylon.api.identity.bodies import MINT_SESSION
 from pylon.api.services import IdentityServices
 from pylon.auth.devices import device_label
@@ -85,7 +85,7 @@ class Guest:
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         session = self._sessions.store_guest(req, resp)
         body = {"guest": True, "token": session.token, "user_id": session.put.user_id}
-        send(resp, body, 201)
+        send_json(resp, body, 201)
 
 
 class Anonymous:
@@ -96,7 +96,7 @@ class Anonymous:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         session = self._sessions.store_guest(req, resp)
-        send(
+        send_json(
             resp,
             {
                 "token": session.token,
@@ -114,7 +114,7 @@ class Me:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        send(resp, caller_of(req, self._services.requests).auth.to_json())
+        send_json(resp, caller_of(req, self._services.requests).auth.to_json())
 
     on_head = on_get
 
@@ -131,7 +131,7 @@ class Session:
         context = auth.to_json()
         avatar_url = context.pop("avatar_url")
         user = self._user_row(auth)
-        send(resp, {"avatar_url": avatar_url, "session": context, "user": user})
+        send_json(resp, {"avatar_url": avatar_url, "session": context, "user": user})
 
     on_head = on_get
 
@@ -143,7 +143,7 @@ class Session:
         user_id = read_typed(req, services.requests, MINT_SESSION).user_id
         session = self._sessions.make(req, user_id)
         services.writer.submit(session.put)
-        send(resp, {"token": session.token, "user_id": user_id}, 201)
+        send_json(resp, {"token": session.token, "user_id": user_id}, 201)
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response) -> None:
         services = self._services
@@ -152,7 +152,7 @@ class Session:
             services.writer.submit(DropSession(session_id))
             self._sessions.announce_end(session_id)
         resp.append_header("set-cookie", services.requests.cookie.cleared())
-        send(resp, {"revoked": True})
+        send_json(resp, {"revoked": True})
 
     def _user_row(self, auth: AuthContext) -> dict[str, Any] | None:
         """Return the caller's row of the user entity, without the hidden fields."""
@@ -205,7 +205,7 @@ class Refresh:
             services.writer.submit(DropSession(session.put.session_id))
             raise SessionExpired("The session has ended: sign in again")
         self._sessions.announce_end(old_id)
-        send(
+        send_json(
             resp,
             {
                 "token": session.token,
@@ -219,6 +219,6 @@ class Providers:
     """``GET /api/auth/providers``: the sign-in providers; this server has none."""
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        send(resp, [])
+        send_json(resp, [])
 
     on_head = on_get

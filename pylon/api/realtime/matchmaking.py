@@ -15,7 +15,7 @@ import falcon
 
 from pylon.api.http.body import read_typed
 from pylon.api.http.callers import address_of, caller_of
-from pylon.api.http.responses import send_raw
+from pylon.api.http.responses import send_text
 from pylon.api.realtime.bodies import ENQUEUE
 from pylon.api.services import RealtimeServices
 from pylon.bus.shards import AcknowledgeMatch, Dequeue, Enqueue, MatchCommand, MatchStatus
@@ -59,7 +59,7 @@ class MatchAck:
 
 
 def _send_command(services: RealtimeServices, resp: falcon.Response, command: MatchCommand) -> None:
-    send_raw(resp, services.shards.for_matchmaker(command))
+    send_text(resp, services.shards.for_matchmaker(command))
 
 
 def _player(services: RealtimeServices, req: falcon.Request) -> str:

@@ -14,7 +14,7 @@ from pylon import limits
 from pylon.api.http.body import read_typed
 from pylon.api.http.callers import caller_of
 from pylon.api.http.parameters import read_number
-from pylon.api.http.responses import send_raw
+from pylon.api.http.responses import send_text
 from pylon.api.realtime.bodies import PUBLISH
 from pylon.api.services import RealtimeServices
 from pylon.bus.rooms_messages import GetChannels, GetHistory, Publish
@@ -35,7 +35,7 @@ class ChannelPublish:
                 f"message is larger than {limits.CHANNEL_MESSAGE_BYTES} bytes in UTF-8"
             )
         command = Publish(body.channel, body.message)
-        send_raw(resp, self._services.rooms.submit(command).body)
+        send_text(resp, self._services.rooms.submit(command).body)
 
 
 class ChannelList:
@@ -46,7 +46,7 @@ class ChannelList:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         _require_admin(self._services, req)
-        send_raw(resp, self._services.rooms.submit(GetChannels()).body)
+        send_text(resp, self._services.rooms.submit(GetChannels()).body)
 
     on_head = on_get
 
@@ -63,7 +63,7 @@ class ChannelHistory:
         given = read_number(req, "limit")
         limit = limits.CHANNEL_MESSAGES_DEFAULT if given is None else given
         command = GetHistory(channel, min(limit, limits.CHANNEL_MESSAGES_MAX))
-        send_raw(resp, self._services.rooms.submit(command).body)
+        send_text(resp, self._services.rooms.submit(command).body)
 
     on_head = on_get
 

@@ -19,7 +19,7 @@ import orjson
 from pylon import limits
 from pylon.api.http.body import read_typed
 from pylon.api.http.callers import address_of, caller_of
-from pylon.api.http.responses import send_raw
+from pylon.api.http.responses import send_text
 from pylon.api.realtime.bodies import (
     BROADCAST,
     JOIN,
@@ -94,7 +94,7 @@ class RoomAction(Generic[B]):
         body = read_typed(req, self._services.requests, self._body_type)
         network = network_of(address) if address else ""
         command = self._command(body, _acting_user(auth, body.user_id), network)
-        send_raw(resp, self._services.rooms.submit(command).body)
+        send_text(resp, self._services.rooms.submit(command).body)
 
 
 def join(services: RealtimeServices) -> RoomAction[JoinBody]:
@@ -144,7 +144,7 @@ class RoomList:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         _admit_reader(self._services, req)
-        send_raw(resp, self._services.rooms.submit(GetRooms()).body)
+        send_text(resp, self._services.rooms.submit(GetRooms()).body)
 
     on_head = on_get
 
@@ -166,7 +166,7 @@ def _send_room(
 ) -> None:
     user_id = _admit_reader(services, req)
     _check_room_name(room)
-    send_raw(resp, services.rooms.submit(GetRoom(room, user_id)).body)
+    send_text(resp, services.rooms.submit(GetRoom(room, user_id)).body)
 
 
 def _admit_reader(services: RealtimeServices, req: falcon.Request) -> str:

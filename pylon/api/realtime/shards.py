@@ -14,7 +14,7 @@ import msgspec
 
 from pylon.api.http.body import read_typed
 from pylon.api.http.callers import caller_of
-from pylon.api.http.responses import send_raw
+from pylon.api.http.responses import send_text
 from pylon.api.realtime.bodies import MAKE_SHARD, MOVE_SHARD, SHARD_INPUT
 from pylon.api.services import RealtimeServices
 from pylon.auth_context import AuthContext
@@ -54,7 +54,7 @@ class ShardList:
             parts = []
         shards = [shard for part in parts for shard in msgspec.json.decode(part)]
         shards.sort(key=lambda shard: str(shard["id"]))
-        send_raw(resp, msgspec.json.encode(shards))
+        send_text(resp, msgspec.json.encode(shards))
 
     on_head = on_get
 
@@ -62,7 +62,7 @@ class ShardList:
         """Make a shard, unless it exists: ``{"id", "params"?}``."""
         _require_admin(self._services, req)
         body = read_typed(req, self._services.requests, MAKE_SHARD)
-        send_raw(resp, self._services.shards.for_shard(MakeShard(body.id, body.params)))
+        send_text(resp, self._services.shards.for_shard(MakeShard(body.id, body.params)))
 
 
 class ShardDetail:
@@ -77,14 +77,14 @@ class ShardDetail:
         if not is_admin:
             shard = msgspec.json.decode(answer)
             answer = msgspec.json.encode({name: shard[name] for name in _PUBLIC})
-        send_raw(resp, answer)
+        send_text(resp, answer)
 
     on_head = on_get
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, shard_id: str) -> None:
         """Stop the shard and delete its saved state; for admins."""
         _require_admin(self._services, req)
-        send_raw(resp, self._services.shards.for_shard(EndShard(shard_id)))
+        send_text(resp, self._services.shards.for_shard(EndShard(shard_id)))
 
 
 class ShardInput:
@@ -99,7 +99,7 @@ class ShardInput:
         sid = _resolve_subscriber(auth, body.subscriber_id, req.get_param("sid"))
         raw = msgspec.json.encode(body.input)
         command = SubmitInput(shard_id, sid, auth, raw, body.client_seq)
-        send_raw(resp, _submit_input(self._services, command))
+        send_text(resp, _submit_input(self._services, command))
 
 
 class ShardMove:
@@ -124,7 +124,7 @@ class ShardMove:
                 f"worker is {worker!r}; it must be one of {', '.join(names)}",
                 hint="null moves the shard to where its id says",
             )
-        send_raw(resp, services.shards.for_shard(PlaceShard(shard_id, worker)))
+        send_text(resp, services.shards.for_shard(PlaceShard(shard_id, worker)))
 
 
 class ShardConnect:

@@ -22,7 +22,7 @@ from pylon.api.data.conflicts import submit
 from pylon.api.data.entities import SEQ_HEADER
 from pylon.api.http.body import read_typed
 from pylon.api.http.callers import address_of, caller_of, subject_of
-from pylon.api.http.responses import send
+from pylon.api.http.responses import send_json
 from pylon.api.services import DataServices, MergeChecker
 from pylon.api.sync.bodies import DOCUMENT_UPDATE, DocumentUpdateBody
 from pylon.auth_context import AuthContext
@@ -78,7 +78,7 @@ class DocumentPush:
         reply = submit(services, auth, lambda: address_of(req, services.requests), push)
         if reply.seq:
             resp.set_header(SEQ_HEADER, str(reply.seq))
-        send(resp, {"ok": True})
+        send_json(resp, {"ok": True})
 
     def _check_rights(
         self, entity: Entity, row_id: str, auth: AuthContext, started_s: float

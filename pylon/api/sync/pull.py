@@ -19,7 +19,7 @@ import falcon
 from pylon.api.data.query_cache import version_of
 from pylon.api.http.callers import address_of, caller_of, subject_of
 from pylon.api.http.parameters import read_text
-from pylon.api.http.responses import send_raw
+from pylon.api.http.responses import send_text
 from pylon.api.services import DataServices, SyncServices
 from pylon.auth_context import AuthContext
 from pylon.changelog.hints import note_key
@@ -59,7 +59,7 @@ class Pull:
             first = _read_beginning(pieces)
             self._sync.hints.publish(key, head)
             if len(first) < _SMALL_BYTES:
-                send_raw(resp, first)
+                send_text(resp, first)
             else:
                 # Published again at the end: a slow download outlives a hint.
                 again = self._publish_hint(key, head)
@@ -77,7 +77,7 @@ class Pull:
             # of this caller.
             services.turns.wait(subject_of(req, services.requests))
         self._sync.hints.publish(key, pulled.cursor if pulled.has_more else since)
-        send_raw(resp, pulled.body)
+        send_text(resp, pulled.body)
 
     on_head = on_get
 

@@ -27,10 +27,10 @@ import msgspec
 
 from pylon import limits
 from pylon.api.data.operations import Entry, Envelope, OperationRun, read_entry
-from pylon.api.http.body import decoded, read_body
+from pylon.api.http.body import decode_raw, read_body
 from pylon.api.http.callers import address_of, caller_of
 from pylon.api.http.idempotency import identity_of, key_of, mark_replayed, operation_key
-from pylon.api.http.responses import send
+from pylon.api.http.responses import send_json
 from pylon.api.http.unreadable import decode_changes
 from pylon.api.services import DataServices
 from pylon.api.sync.bodies import PUSH, PushedChange
@@ -63,14 +63,14 @@ class Push:
         auth = caller_of(req, services.requests).auth
         address = address_of(req, services.requests)
         raw = read_body(req)
-        body, is_doubtful = decoded(req, services.requests, raw, decode_push)
+        body, is_doubtful = decode_raw(req, services.requests, raw, decode_push)
         answer = execute_push(
             services, auth, body, address, key_of(req, services.requests, auth, raw),
             is_doubtful=is_doubtful,
         )
         if answer["deduped"] and answer["deduped"] == answer["applied"]:
             mark_replayed(resp)
-        send(resp, answer)
+        send_json(resp, answer)
 
 
 class _LongPush(msgspec.Struct):
