@@ -1,0 +1,145 @@
+"""The cases of docs/query-semantics.md: rows, a question, and the answer that every store gives.
+
+`tests/corpora/query_semantics.json` has them. A case has the types of the fields ``v`` and ``w``,
+the values of its rows, and one question: `filter` (a condition on ``v``), `where` (a whole
+filter), `policy`, `search`, `order` or `aggregate`. `ids` are the numbers of the rows, from 1;
+`error` is the code of a refusal.
+
+All rows of all cases are in one store: an entity for each pair of types, and a field ``part``
+with the number of the case. Used by `tests.test_query_semantics` and by suites of other stores.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from pylon.auth_context import AuthContext
+from pylon.manifest.model import Entity, Field, FieldType, Manifest, Policy, Search
+from pylon.policy.rules import EntityRules, compile_rules
+from pylon.query.aggregate import Aggregate, parse_aggregate
+from pylon.query.parse import parse_where
+from pylon.query.predicate import Predicate, and_, equal
+from pylon.query.rows import Query, parse_filter
+from pylon.storage.interface import Reader
+from pylon.storage.ops import InsertRow
+from pylon.values import EntityCodec
+
+CORPUS: Final = Path(__file__).parent.parent / "corpora" / "query_semantics.json"
+CALLER: Final = AuthContext(user_id="u1", roles=("lead",))
+_MANY: Final = 10_000
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the corpus; `number` is its place."""
+
+    number: int
+    rule: str
+    entity: Entity
+    source: dict[str, Any]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The bodies of its rows."""
+        pairs = [row if isinstance(row, list) else [row] for row in self.source["rows"]]
+        return [
+            {"part": self.number, **dict(zip(("v", "w"), pair, strict=False))} for pair in pairs
+        ]
+
+    @property
+    def part(self) -> Predicate:
+        """The rows of this case, among those of all cases."""
+        return equal("part", self.number)
+
+    @property
+    def rules(self) -> EntityRules:
+        """The rules of an entity that the case's policy protects."""
+        policy = Policy("p", self.entity.name, allow_read=self.source["policy"])
+        manifest = Manifest("cases", "1", (self.entity,), policies=(policy,))
+        return compile_rules(manifest).of(self.entity.name)
+
+    @property
+    def condition(self) -> Predicate:
+        """The tree of its question, without `part`.
+
+        Raises:
+            PylonError: the case has an `error`.
+        """
+        if "policy" in self.source:
+            return self.rules.readable_by(CALLER)
+        body = self.source.get("where", {})
+        if "filter" in self.source:
+            body = {"v": self.source["filter"]}
+        if "search" in self.source:
+            body = {"$search": self.source["search"]}
+        return parse_where(self.entity, body)
+
+    @property
+    def query(self) -> Query:
+        """The query of a case with an order."""
+        body = {"$order": {"v": self.source["order"]}, "part": self.number}
+        body |= {f"${key}": self.source[key] for key in ("limit", "offset") if key in self.source}
+        return parse_filter(self.entity, body, _MANY)
+
+    @property
+    def aggregate(self) -> Aggregate:
+        """The aggregate of a case that has one."""
+        return parse_aggregate(self.entity, self.source["aggregate"], self.part)
+
+    def ids_of(self, rows: list[bytes]) -> list[int]:
+        """The numbers of rows in their JSON."""
+        return [int(orjson.loads(row)["id"], 16) % _MANY for row in rows]
+
+
+def load_cases() -> list[Case]:
+    """All cases of the corpus."""
+    lines = json.loads(CORPUS.read_text())
+    return [Case(n, line["rule"], _entity_of(line), line) for n, line in enumerate(lines, 1)]
+
+
+def manifest_of(cases: list[Case]) -> Manifest:
+    """An app with the entities of the cases."""
+    by_name = {case.entity.name: case.entity for case in cases}
+    return Manifest("cases", "1", tuple(by_name.values()))
+
+
+def inserts_of(case: Case) -> list[InsertRow]:
+    """The writes that store the rows of a case."""
+    codec = EntityCodec(case.entity)
+    inserts = []
+    for number, body in enumerate(case.rows, 1):
+        row_id = f"{case.number * _MANY + number:040x}"
+        encoded = codec.insert(body, row_id)
+        inserts.append(InsertRow(case.entity.name, row_id, encoded.values, encoded.row_json))
+    return inserts
+
+
+def ids_selected(reader: Reader, case: Case) -> list[int]:
+    """The rows that a store selects for a case with `ids`, in the order of its answer."""
+    query = case.query if "order" in case.source else Query(
+        and_(case.part, case.condition), _MANY
+    )
+    return case.ids_of(reader.rows(case.entity.name, query))
+
+
+def rows_stored(reader: Reader, case: Case) -> list[dict[str, Any]]:
+    """The decoded rows of a case, by id."""
+    rows = reader.rows(case.entity.name, Query(case.part, _MANY))
+    return [orjson.loads(row) for row in rows]
+
+
+def _entity_of(line: dict[str, Any]) -> Entity:
+    first, second = line.get("types") or (line["type"], "string")
+    is_indexed = line.get("indexed", False)
+    name = f"{first}_{second}{'_indexed' * is_indexed}".title()
+    fields = [
+        Field("part", FieldType.INT, False, False),
+        Field("v", FieldType(first), True, False),
+        Field("w", FieldType(second), True, False),
+    ]
+    return Entity(name, tuple(fields), search=Search(("v",), (), ()) if is_indexed else None)

@@ -1,0 +1,92 @@
+"""Every line of docs/query-semantics.md, by the evaluators in Python and by SQLite."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pylon.clock import ManualClock
+from pylon.errors import PylonError
+from pylon.policy.rules import compile_rules
+from pylon.query.evaluate import evaluator_of
+from pylon.query.predicate import Cost, cost_of
+from pylon.storage.ops import WriteRequest
+from pylon.storage.sqlite.engine import SqliteEngine
+from pylon.storage.sqlite.reader import SqliteReader
+from tests.support.query_cases import (
+    CALLER,
+    Case,
+    ids_selected,
+    inserts_of,
+    load_cases,
+    manifest_of,
+    rows_stored,
+)
+
+CASES = load_cases()
+PAGE = Path(__file__).parent.parent / "docs" / "query-semantics.md"
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqliteReader]:
+    path = tmp_path_factory.mktemp("semantics") / "a.db"
+    manifest = manifest_of(CASES)
+    engine = SqliteEngine.open(path, manifest, compile_rules(manifest), ManualClock(), "normal")
+    ops = [op for case in CASES for op in inserts_of(case)]
+    result = engine.apply([WriteRequest(n, op) for n, op in enumerate(ops, 1)])
+    assert not any(reply.error for reply in result.replies)
+    engine.close()
+    made = SqliteReader(path, manifest)
+    yield made
+    made.close()
+
+
+def cases(*questions: str) -> list[object]:
+    return [
+        pytest.param(case, id=f"{case.number}-{case.rule}") for case in CASES
+        if any(question in case.source for question in questions)
+    ]
+
+
+@pytest.mark.parametrize("case", cases("ids"))
+def test_the_store_selects_the_rows(reader: SqliteReader, case: Case) -> None:
+    assert ids_selected(reader, case) == case.source["ids"]
+
+
+@pytest.mark.parametrize("case", cases("filter", "where", "policy", "search"))
+def test_the_evaluators_pass_the_rows(reader: SqliteReader, case: Case) -> None:
+    if "error" in case.source or cost_of(case.condition) is Cost.MATCH:
+        return  # no row has a verdict
+    passes = evaluator_of(case.condition)
+    rows = rows_stored(reader, case)
+    assert [n for n, row in enumerate(rows, 1) if passes(row)] == case.source["ids"]
+    if "policy" in case.source:
+        rules = case.rules
+        judged = [n for n, row in enumerate(rows, 1) if rules.may_read(CALLER, row)]
+        assert judged == case.source["ids"]
+
+
+@pytest.mark.parametrize("case", cases("error"))
+def test_a_question_without_a_meaning_is_refused(case: Case) -> None:
+    with pytest.raises(PylonError) as caught:
+        _ = case.condition
+    assert caught.value.code == case.source["error"]
+
+
+@pytest.mark.parametrize("case", cases("aggregate"))
+def test_the_store_answers_aggregates(reader: SqliteReader, case: Case) -> None:
+    answer = reader.aggregate(case.entity.name, case.aggregate)
+    assert answer == case.source["answer"]
+    kinds = [[type(value) for value in row.values()] for row in answer]
+    assert kinds == [[type(row[key]) for key in found] for found, row in zip(
+        answer, case.source["answer"], strict=True
+    )]
+
+
+def test_every_rule_of_the_page_has_a_case_and_every_case_a_rule() -> None:
+    rules = re.findall(r"^\| `([a-z0-9-]+)` \|", PAGE.read_text(), re.MULTILINE)
+    assert len(rules) == len(set(rules))
+    assert set(rules) == {case.rule for case in CASES}
