@@ -6,13 +6,12 @@ there are as many ``?`` in `sql` as there are params. Made by `compiler`, execut
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from pylon.query.predicate import Cost
 
 
-@dataclass(frozen=True, slots=True)
-class SqlClause:
+class SqlClause(msgspec.Struct, frozen=True, gc=False):
     """A condition for WHERE: SQLite selects a row when it is true, not when it is 0 or NULL."""
 
     sql: str

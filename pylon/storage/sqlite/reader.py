@@ -146,7 +146,7 @@ class SqliteReader:
         text = sql.get_version
         params: tuple[object, ...] = (row_id,)
         if allowed is not TRUE:
-            where = sql.compile(allowed)
+            where = sql.compile_rule(allowed)
             text, params = f"{text} AND ({where.sql})", (row_id, *where.params)
         self._deadline.start_statement()
         try:

@@ -17,9 +17,11 @@ from pylon.storage.sqlite.search import RELEVANCE, match_expression, relevant
 
 class EntityReads:
     """The fixed texts of one entity: `get`, `get_version` by id; `lookups` by each column.
-    `compile` compiles a predicate on its rows."""
+    `compile` compiles a condition on its rows, `compile_rule` a read policy."""
 
-    __slots__ = ("bools", "compile", "entity", "get", "get_version", "lookups", "table")
+    __slots__ = (
+        "bools", "compile", "compile_rule", "entity", "get", "get_version", "lookups", "table",
+    )
 
     def __init__(self, entity: Entity) -> None:
         self.entity = entity
@@ -35,7 +37,9 @@ class EntityReads:
             for name in entity.columns
         }
         self.bools = frozenset(f.name for f in entity.fields if f.type is FieldType.BOOL)
-        self.compile = PredicateCompiler(entity).compile
+        compiler = PredicateCompiler(entity)
+        self.compile = compiler.compile
+        self.compile_rule = compiler.compile_rule
 
     def lookup_among(
         self, field: str, value: Scalar, allowed: Predicate
