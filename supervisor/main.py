@@ -37,6 +37,7 @@ from pylon.policy.rules import compile_rules
 from pylon.realtime.app_module import try_app_module
 from pylon.roles import ROLE_BY_NAME
 from pylon.runtime import fd_budget
+from pylon.runtime.interpreter import freeze
 from pylon.startup import load_checked, start_warnings
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.epochs import read_boot_id
@@ -223,6 +224,7 @@ def _serve(parts: Components, stack: Closers) -> int:
     )
     stack.callback(control.close)
     control.start()
+    freeze()
     while not loop.stop_asked and loop.broken is None:
         loop.pump()
     if loop.broken is None:

@@ -12,11 +12,8 @@ module of each role.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
@@ -41,7 +38,6 @@ from pylon.storage.sqlite.pool import ReaderPool
 
 EXIT_CONFIG: Final = 78  # EX_CONFIG: starting again with the same settings cannot help
 _HEARTBEAT_S: Final = 1.0
-_SWITCH_S: Final = 0.000_5
 _TICK_S: Final = 0.1  # how finely a stall of the hub is measured
 
 _log = log.get_logger("worker")
@@ -97,39 +93,6 @@ def boot() -> WorkerContext:
         clock=app.clock,
         limiter=RateLimiter(RateTable(runtime.rates), app.clock),
     )
-
-
-def freeze_template() -> None:
-    """Take what the template has imported out of the collector's sight, before any fork.
-
-    A collection would write to each object, and so copy its page in each worker.
-    """
-    gc.collect()
-    _trim()
-    gc.freeze()
-
-
-def freeze() -> None:
-    """Take everything loaded so far out of the collector's sight, collect less often, and have
-    threads give way to the hub sooner.
-
-    What lives as long as the process need not be traversed; a collection of the oldest
-    generation would stop the hub for tens of milliseconds. What loading has left behind goes
-    back to the kernel.
-    """
-    gc.collect()
-    _trim()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 50)
-    # PERF: beside a thread that runs Python code, a system call of the hub takes 0.02 ms in place
-    # of 10 (p99), for the hub waits for the interpreter after each of them.
-    sys.setswitchinterval(_SWITCH_S)
-
-
-def _trim() -> None:
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # the GNU C library
-        libc.malloc_trim(0)
 
 
 def run_status(

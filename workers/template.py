@@ -39,9 +39,9 @@ from pylon.bus.child import ChildEnv
 from pylon.bus.fork_requests import ForkReply, ForkRequest, unpack_environ
 from pylon.roles import ROLE_BY_NAME, ROLES
 from pylon.runtime import fd_budget
+from pylon.runtime.interpreter import freeze_template
 from pylon.runtime.parent_death import die_with_parent
 from pylon.runtime.title import set_title
-from workers.boot import freeze_template
 
 _PID_BYTES: Final = 8
 _GO: Final = b"1"

@@ -39,7 +39,8 @@ from pylon.bus.writer_client import WriterClient
 from pylon.changelog.feed import Feed
 from pylon.changelog.hint_journal import HintWriter
 from pylon.log import get_logger
-from workers.boot import boot, freeze, run_status
+from pylon.runtime.interpreter import freeze
+from workers.boot import boot, run_status
 from workers.http.roles import UPGRADED_ROLES
 from workers.merge_sandbox import MergeSandbox
 from workers.net.counts import shared_counts

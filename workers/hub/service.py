@@ -28,7 +28,8 @@ from pylon.bus.signals import SignalReceiver
 from pylon.changelog.hint_journal import HintReader
 from pylon.changelog.hints import CursorHints
 from pylon.changelog.marks import MarkReader, marks_path
-from workers.boot import WorkerContext, freeze, run_status
+from pylon.runtime.interpreter import freeze
+from workers.boot import WorkerContext, run_status
 from workers.hub.acceptor import Acceptor
 from workers.hub.admission import SubscriberAdmission
 from workers.hub.close_codes import GOING_AWAY
