@@ -10,7 +10,7 @@ where its type says so. A member of type `Any` is a value that no type describes
 data of the app. The resource checks it, and `extra_json_schema` describes it.
 
 Invariant: of several faults, the one that is declared first is reported, whatever the order of
-the text. Called by the resources of `pylon.api` and by `pylon.query.search`.
+the text. Called by the resources of `pylon.api` and by `pylon.query`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from pylon.errors import InvalidData, InvalidJson, LimitExceeded, PylonError
 T = TypeVar("T", bound=msgspec.Struct)
 
 _NAME_CHARS: Final = 100
+_NOUN_CHARS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Refusal:
         missing: the error where the member is absent, null or an empty text.
         wrong: the error of a value of another type; None: `missing` too.
         expected: what the member accepts, in words: ``<name> must be <expected>``.
-        text: the message of `missing`; None: ``<name> is required``.
+        text: the message; None: ``<name> is required``, or ``<name> must be <expected>``.
         hint: the remedy.
         names_field: give the error the members `field`, and `expected` where it is set.
     """
@@ -77,22 +78,32 @@ class BodyType(Generic[T]):
     Args:
         struct: the type.
         example: a body, as the hint of an error shows it.
-        noun: the body in words, for a struct that forbids further members.
+        noun: the body in words.
         error: the error of a body that is no object, and of a member that is forbidden.
+        not_object, unknown: the messages of these two errors, for an `error` other than
+            InvalidJson; ``{noun}``, ``{example}``, ``{name}`` and ``{known}`` stand for the
+            noun, the example, the name of the member, and the names of known members.
         is_lenient: treat a body that is no object as an empty object.
     """
 
-    __slots__ = ("_error", "_example", "_is_lenient", "_is_strict", "_members", "_noun", "struct")
+    __slots__ = (
+        "_error", "_example", "_is_lenient", "_is_strict", "_members", "_not_object_text",
+        "_noun", "_unknown_text", "struct",
+    )
 
     def __init__(
         self, struct: type[T], example: str, *, noun: str = "A body",
         error: type[PylonError] = InvalidJson, is_lenient: bool = False,
+        not_object: str = "{noun} must be a JSON object, for example {example}",
+        unknown: str = '{noun} has no "{name}" -- it may have: {known}',
     ) -> None:
         self.struct = struct
         self._example = example
         self._noun = noun
         self._error = error
         self._is_lenient = is_lenient
+        self._not_object_text = not_object
+        self._unknown_text = unknown
         self._is_strict = struct.__struct_config__.forbid_unknown_fields
         hints = get_type_hints(struct, include_extras=True)
         self._members = tuple(
@@ -100,8 +111,11 @@ class BodyType(Generic[T]):
             for field in msgspec.structs.fields(struct)
         )
 
-    def convert(self, body: object) -> T:
+    def convert(self, body: object, noun: str | None = None) -> T:
         """Return the typed body of a decoded JSON value.
+
+        Args:
+            noun: the body in words, where one request has several of this type.
 
         Raises:
             PylonError: the error that the first member that does not fit declares.
@@ -109,9 +123,9 @@ class BodyType(Generic[T]):
         try:
             return msgspec.convert(body, self.struct)
         except (msgspec.ValidationError, UnicodeEncodeError):
-            return self._convert_members(body)
+            return self._convert_members(body, self._noun if noun is None else noun)
 
-    def _convert_members(self, body: object) -> T:
+    def _convert_members(self, body: object, noun: str) -> T:
         """Return the same, checked member by member.
 
         msgspec refuses a dict of which a key holds half of a surrogate pair, whether the struct
@@ -119,10 +133,10 @@ class BodyType(Generic[T]):
         """
         if not isinstance(body, dict):
             if not self._is_lenient:
-                raise self._not_object()
+                raise self._not_object(noun)
             body = {}
         if self._is_strict:
-            self._check_names(body)
+            self._check_names(body, noun)
         for member in self._members:
             if member.name not in body:
                 if member.is_required:
@@ -136,19 +150,18 @@ class BodyType(Generic[T]):
         known = {member.name: body[member.name] for member in self._members if member.name in body}
         return msgspec.convert(known, self.struct)
 
-    def _not_object(self) -> PylonError:
+    def _not_object(self, noun: str) -> PylonError:
         if self._error is InvalidJson:
             return InvalidJson("Invalid request body", hint=f"Send {self._example}")
-        return self._error(f"{self._noun} must be a JSON object, for example {self._example}")
+        return self._error(self._not_object_text.format(noun=noun, example=self._example))
 
-    def _check_names(self, body: dict[str, Any]) -> None:
+    def _check_names(self, body: dict[str, Any], noun: str) -> None:
         known = [member.name for member in self._members]
         for name in body:
             if name not in known:
-                raise self._error(
-                    f'{self._noun} has no "{name[:_NAME_CHARS]}" -- it may have: '
-                    f"{', '.join(known)}"
-                )
+                raise self._error(self._unknown_text.format(
+                    noun=noun[:_NOUN_CHARS], name=name[:_NAME_CHARS], known=", ".join(known),
+                ))
 
     def _missing(self, member: _Member) -> PylonError:
         refusal = member.refusal
@@ -163,7 +176,10 @@ class BodyType(Generic[T]):
         refusal = member.refusal
         is_absent = member.is_required and (value is None or value == "")
         if refusal.wrong is not None and not is_absent:
-            return refusal.wrong(f"{member.name} must be {refusal.expected}", hint=refusal.hint)
+            text = refusal.text if refusal.text and not member.is_required else None
+            return refusal.wrong(
+                text or f"{member.name} must be {refusal.expected}", hint=refusal.hint
+            )
         most = member.max_chars
         if isinstance(value, str) and most is not None and len(value) > most:
             return LimitExceeded(f"{member.name} has {len(value)} characters (limit {most})")

@@ -19,11 +19,12 @@ from pylon.body_types import BodyType
 from pylon.errors import PylonError
 from pylon.manifest_loader import parse_manifest
 from pylon.openapi.document import openapi_document
-from pylon.query import search
+from pylon.query import aggregate, graph, search
 from tests.support.wide_app import wide_app
 
 MODULES: tuple[ModuleType, ...] = (
     data_bodies, identity_bodies, realtime_bodies, sync_bodies, search,
+    aggregate, graph,
 )
 
 

@@ -12,8 +12,11 @@ from typing import Final
 from pylon import limits
 from pylon.config import Config
 from pylon.manifest.model import Entity, Field, FieldType
+from pylon.openapi.bodies import body_schema
 from pylon.openapi.parts import Schema, listed, nullable, obj, ref
 from pylon.openapi.search import search_request
+from pylon.query.aggregate import AggregateBody
+from pylon.query.graph import GraphNodeBody
 from pylon.values import INT_MAX, INT_MIN
 
 _TEXT: Final[Schema] = {"type": "string"}
@@ -52,17 +55,11 @@ def filter_schemas(entity: Entity, config: Config) -> dict[str, Schema]:
         "$search": {"type": "string", "maxLength": limits.SEARCH_CHARS},
     }
     directives = {"$order": nullable(_order(entity)), "$limit": limit, "$offset": _OFFSET}
-    node = obj(
-        {
-            "where": nullable(where), "order": nullable(_order(entity)),
-            "limit": limit, "offset": _OFFSET,
-            "include": nullable(obj(
-                {relation.name: ref(f"{relation.target}Graph") for relation in entity.relations},
-                (),
-            )),
-        },
-        (),
-    )
+    includes = {relation.name: ref(f"{relation.target}Graph") for relation in entity.relations}
+    node = body_schema(GraphNodeBody, {
+        "where": nullable(where), "order": nullable(_order(entity)),
+        "limit": limit, "offset": _OFFSET, "include": nullable(obj(includes, ())),
+    })
     out = {
         f"{name}Where": obj(conditions, ()),
         f"{name}Filter": obj({**conditions, **directives}, ()),
@@ -109,15 +106,12 @@ def _aggregate(entity: Entity) -> Schema:
     any_field = nullable(listed({"enum": columns}, maxItems=limits.AGGREGATE_TERMS))
     numbers = nullable(listed({"enum": summable} if summable else {"not": {}}, uniqueItems=True))
     return {
-        **obj(
-            {
-                "count": nullable({"enum": ["*", *columns]}),
-                "sum": numbers, "avg": numbers,
-                "min": any_field, "max": any_field, "countDistinct": any_field,
-                "groupBy": nullable(listed({"anyOf": groups}, maxItems=limits.AGGREGATE_TERMS)),
-                "where": nullable(ref(f"{entity.name}Where")),
-            },
-            (),
-        ),
+        **body_schema(AggregateBody, {
+            "count": nullable({"enum": ["*", *columns]}),
+            "sum": numbers, "avg": numbers,
+            "min": any_field, "max": any_field, "countDistinct": any_field,
+            "groupBy": nullable(listed({"anyOf": groups}, maxItems=limits.AGGREGATE_TERMS)),
+            "where": nullable(ref(f"{entity.name}Where")),
+        }),
         "minProperties": 1,
     }

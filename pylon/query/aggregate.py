@@ -13,22 +13,51 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
 
 from pylon import limits
+from pylon.body_types import BodyType, Refusal
 from pylon.errors import InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity, FieldType
 from pylon.query.parse import NUMBERS, field_of, parse_where
 from pylon.query.predicate import TRUE, Predicate, guarded
 
 BUCKETS: Final = ("hour", "day", "week", "month", "year")
-_KEYS: Final = ("count", "sum", "avg", "min", "max", "countDistinct", "groupBy", "where")
-_LISTS: Final = {
-    "sum": "sum_", "avg": "avg_", "min": "min_", "max": "max_",
-    "countDistinct": "count_distinct_",
-}
 _SUMMABLE: Final = (*NUMBERS, FieldType.BOOL)
 _DEFAULT_BUCKET: Final = "day"
+T = TypeVar("T")
+
+
+def _list_refusal(name: str) -> Refusal:
+    return Refusal(wrong=InvalidQuery, text=f"{name} takes a list of fields")
+
+
+class AggregateBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Figures, the fields that group the rows, and a condition on them."""
+
+    count: Annotated[
+        str | None,
+        Refusal(wrong=InvalidQuery, text='count takes "*" or the name of a field'),
+    ] = None
+    sum: Annotated[list[str] | None, _list_refusal("sum")] = None
+    avg: Annotated[list[str] | None, _list_refusal("avg")] = None
+    min: Annotated[list[str] | None, _list_refusal("min")] = None
+    max: Annotated[list[str] | None, _list_refusal("max")] = None
+    count_distinct: Annotated[
+        list[str] | None, _list_refusal("countDistinct")
+    ] = msgspec.field(default=None, name="countDistinct")
+    group_by: Annotated[
+        list[str | dict[str, Any]] | None, _list_refusal("groupBy")
+    ] = msgspec.field(default=None, name="groupBy")
+    where: Any = None
+
+
+_BODY: Final = BodyType(
+    AggregateBody, '{"count": "*"}', noun="An aggregate", error=InvalidQuery,
+    unknown='Unknown key "{name}" of an aggregate -- known keys: {known}',
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +95,9 @@ def parse_aggregate(entity: Entity, body: object, allowed: Predicate = TRUE) -> 
             that cannot be summed, two figures of one name.
         InvalidColumn, InvalidValue, LimitExceeded: also those of `parse_where`.
     """
-    if not isinstance(body, dict):
-        raise InvalidQuery('An aggregate must be a JSON object, for example {"count": "*"}')
-    for key in body:
-        if key not in _KEYS:
-            raise InvalidQuery(
-                f'Unknown key "{key[:100]}" of an aggregate -- known keys: {", ".join(_KEYS)}'
-            )
-    figures = tuple(_figures(entity, body))
-    groups = tuple(_groups(entity, body.get("groupBy")))
+    typed = _BODY.convert(body)
+    figures = tuple(_figures(entity, typed))
+    groups = tuple(_groups(entity, typed.group_by))
     names = [group.key for group in groups] + [figure.key for figure in figures]
     if not names:
         raise InvalidQuery(
@@ -87,22 +110,21 @@ def parse_aggregate(entity: Entity, body: object, allowed: Predicate = TRUE) -> 
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise InvalidQuery(f'Two members of the answer would be called "{twice}"')
-    where = body.get("where")
-    wanted = parse_where(entity, {} if where is None else where)
+    wanted = parse_where(entity, {} if typed.where is None else typed.where)
     return Aggregate(figures, groups, guarded(allowed, wanted))
 
 
-def _figures(entity: Entity, body: dict[str, Any]) -> Iterator[Aggregation]:
-    count = body.get("count")
-    if count == "*":
+def _figures(entity: Entity, body: AggregateBody) -> Iterator[Aggregation]:
+    if body.count == "*":
         yield Aggregation("count", "count")
-    elif isinstance(count, str):
-        name = field_of(entity, count).name
+    elif body.count is not None:
+        name = field_of(entity, body.count).name
         yield Aggregation(f"count_{name}", "count", name)
-    elif count is not None:
-        raise InvalidQuery('count takes "*" or the name of a field')
-    for kind, prefix in _LISTS.items():
-        for name in _names(kind, body.get(kind)):
+    for kind, prefix, names in (
+        ("sum", "sum_", body.sum), ("avg", "avg_", body.avg), ("min", "min_", body.min),
+        ("max", "max_", body.max), ("countDistinct", "count_distinct_", body.count_distinct),
+    ):
+        for name in _check_names(kind, names):
             field = field_of(entity, name)
             if kind in ("sum", "avg") and field.type not in _SUMMABLE:
                 raise InvalidQuery(
@@ -111,8 +133,10 @@ def _figures(entity: Entity, body: dict[str, Any]) -> Iterator[Aggregation]:
             yield Aggregation(prefix + field.name, kind, field.name)
 
 
-def _groups(entity: Entity, asked: object) -> Iterator[Group]:
-    for item in _names("groupBy", asked):
+def _groups(
+    entity: Entity, asked: list[str | dict[str, Any]] | None
+) -> Iterator[Group]:
+    for item in _check_names("groupBy", asked):
         if not isinstance(item, dict):
             name = field_of(entity, item).name
             yield Group(name, name)
@@ -136,12 +160,9 @@ def _groups(entity: Entity, asked: object) -> Iterator[Group]:
         yield Group(f"{field.name}_{bucket}", field.name, bucket)
 
 
-def _names(key: str, value: object) -> Sequence[Any]:
-    if value is None:
+def _check_names(key: str, names: list[T] | None) -> Sequence[T]:
+    if names is None:
         return ()
-    kinds: tuple[type, ...] = (str, dict) if key == "groupBy" else (str,)
-    if not isinstance(value, list) or not all(isinstance(item, kinds) for item in value):
-        raise InvalidQuery(f"{key} takes a list of fields")
-    if len(value) > limits.AGGREGATE_TERMS:
+    if len(names) > limits.AGGREGATE_TERMS:
         raise LimitExceeded(f"{key} may name {limits.AGGREGATE_TERMS} fields at most")
-    return value
+    return names

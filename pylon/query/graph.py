@@ -15,16 +15,35 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
+
 from pylon import limits
+from pylon.body_types import BodyType
 from pylon.errors import InvalidQuery, LimitExceeded, RelationNotFound
 from pylon.manifest.model import Entity, Relation
 from pylon.query.parse import parse_where
 from pylon.query.predicate import Predicate, guarded
 from pylon.query.rows import Order, parse_count, parse_limit, parse_order
 
-_KEYS: Final = ("where", "order", "limit", "offset", "include")
 _EXAMPLE: Final = '{"Ticket": {"where": {"open": true}, "include": {"owner": {}}}}'
 _SHOWN_CHARS: Final = 100
+
+
+class GraphNodeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A condition on the rows of an entity, their order, a window, and related rows to include."""
+
+    where: Any = None
+    order: Any = None
+    limit: Any = None
+    offset: Any = None
+    include: Any = None
+
+
+_NODE: Final = BodyType(
+    GraphNodeBody, _EXAMPLE, error=InvalidQuery,
+    not_object="{noun} takes an object, for example {example}",
+    unknown='Unknown key "{name}" of {noun} -- known keys: {known}',
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,18 +131,17 @@ class _Parser:
             raise LimitExceeded(
                 f"A graph query may name {limits.GRAPH_NODES} entities and includes at most"
             )
-        members = _members(asked, path)
+        node = _NODE.convert(asked, path)
         most = self._scope.max_limit
-        where = members.get("where")
-        limit = parse_limit(f"limit of {path}", members.get("limit"), most)
-        wanted = parse_where(entity, {} if where is None else where)
+        limit = parse_limit(f"limit of {path}", node.limit, most)
+        wanted = parse_where(entity, {} if node.where is None else node.where)
         return GraphNode(
             entity,
             guarded(self._scope.allowed_of(entity), wanted),
-            parse_order(entity, f"order of {path}", members.get("order")),
+            parse_order(entity, f"order of {path}", node.order),
             most if limit is None and depth == 0 else limit,
-            parse_count(f"offset of {path}", members.get("offset")) or 0,
-            self._parse_includes(entity, members.get("include"), path, depth),
+            parse_count(f"offset of {path}", node.offset) or 0,
+            self._parse_includes(entity, node.include, path, depth),
         )
 
     def _parse_includes(
@@ -144,14 +162,3 @@ class _Parser:
             node = self.parse(target, wanted, f"{path}.{name}", depth + 1)
             includes.append(GraphInclude(relation, node))
         return tuple(includes)
-
-
-def _members(asked: object, path: str) -> dict[str, Any]:
-    if not isinstance(asked, dict):
-        raise InvalidQuery(f"{path} takes an object, for example {_EXAMPLE}")
-    for key in asked:
-        if key not in _KEYS:
-            raise InvalidQuery(
-                f'Unknown key "{key[:100]}" of {path[:200]} -- known keys: {", ".join(_KEYS)}'
-            )
-    return asked
