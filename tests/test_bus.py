@@ -31,9 +31,9 @@ from pylon.storage.ops import (
     WriteReply,
     WriteRequest,
 )
+from tests.support.wait import WAIT_S
 
 ROOT = Path(__file__).resolve().parent.parent
-WAIT_S = 20.0
 
 
 class Worker:

@@ -26,6 +26,7 @@ from pylon.bus.runtime import Runtime, make_runtime_dir
 from pylon.config import load
 from pylon.errors import NotInRoom, Unavailable
 from pylon.errors.wire import WireError
+from tests.support.wait import WAIT_S
 
 Answer = Callable[[bytes, list[RoomRequest]], list[RoomReply]]
 
@@ -80,7 +81,7 @@ def test_commands_of_one_turn_travel_in_one_message(client: RoomsClient, serve: 
     seen = serve(answer)
     gevent.spawn(client.tell, LeaveRoom("told", "ann"))
     asked = [gevent.spawn(client.submit, GetRoom(f"r{n}", "ann")) for n in range(50)]
-    gevent.joinall(asked, timeout=20)
+    gevent.joinall(asked, timeout=WAIT_S)
     assert [g.value.body for g in asked] == [big + b"r%d" % n for n in range(50)]
     assert {g.value.counter for g in asked} == {5}
     (message,) = seen
@@ -102,7 +103,7 @@ def test_silence_ends_and_too_much_is_refused(
     monkeypatch.setattr(limits, "ROOM_COMMANDS_IN_FLIGHT", 3)
     client = RoomsClient(runtime)
     asked = [gevent.spawn(client.submit, GetRooms()) for _ in range(4)]
-    gevent.joinall(asked, timeout=20)
+    gevent.joinall(asked, timeout=WAIT_S)
     whys = [str(g.exception) for g in asked]
     assert [type(g.exception) for g in asked] == [Unavailable] * 4
     assert [("in flight" in why, "No answer" in why) for why in whys] == [

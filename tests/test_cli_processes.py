@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.manifests import notes_app
 from tests.support.server import PylonServer
-from tests.support.wait import wait_until
+from tests.support.wait import WAIT_S, wait_until
 
 
 def test_detach_status_stop(make_server: Callable[..., PylonServer]) -> None:
@@ -56,7 +56,7 @@ def test_stop_with_a_dead_control_socket_uses_the_pid(server: PylonServer) -> No
     done = server.ctl("stop")
     assert done.returncode == 0, done.stderr
     assert "sending SIGTERM" in done.stderr
-    assert server.process is not None and server.process.wait(20) == 0
+    assert server.process is not None and server.process.wait(WAIT_S) == 0
 
 
 class Dev:
@@ -90,11 +90,11 @@ def dev(make_server: Callable[..., PylonServer]) -> Iterator[Dev]:
     yield dev
     if dev.process.poll() is None:
         dev.process.terminate()
-        dev.process.wait(30)
+        dev.process.wait(WAIT_S)
 
 
 def test_dev_reloads_keeps_and_ends(dev: Dev) -> None:
-    wait_until("dev is ready", lambda: "is ready" in dev.text(), 30)
+    wait_until("dev is ready", lambda: "is ready" in dev.text())
     first = dev.supervisor_pid()
     assert first
     assert "curl http://localhost:" in dev.text()
@@ -108,18 +108,18 @@ def test_dev_reloads_keeps_and_ends(dev: Dev) -> None:
     assert dev.supervisor_pid() == first
 
     dev.manifest.write_text(good + "\n")
-    wait_until("another supervisor", lambda: dev.supervisor_pid() not in (0, first), 30)
+    wait_until("another supervisor", lambda: dev.supervisor_pid() not in (0, first))
 
     dev.process.send_signal(signal.SIGINT)
-    assert dev.process.wait(30) == 0
+    assert dev.process.wait(WAIT_S) == 0
     assert dev.server.ctl("status", "--dev").returncode == 69
 
 
 def test_the_server_does_not_outlive_a_killed_dev(dev: Dev) -> None:
-    wait_until("dev is ready", lambda: "is ready" in dev.text(), 30)
+    wait_until("dev is ready", lambda: "is ready" in dev.text())
     pid = dev.supervisor_pid()
     dev.process.kill()
-    dev.process.wait(10)
+    dev.process.wait(WAIT_S)
 
     def gone() -> bool:
         try:
@@ -128,4 +128,4 @@ def test_the_server_does_not_outlive_a_killed_dev(dev: Dev) -> None:
             return True
         return state == "Z"
 
-    wait_until("the supervisor ended", gone, 30)
+    wait_until("the supervisor ended", gone)

@@ -16,6 +16,7 @@ from pylon import limits
 from pylon.control import ControlClient
 from pylon.errors import InternalError, InvalidData, NotRunning, PolicyDenied, Unavailable
 from supervisor.control import ClientLeft, ControlServer, Dialogue, Line, Say
+from tests.support.wait import WAIT_S
 
 
 def count(request: Line, say: Say) -> Line:
@@ -45,7 +46,7 @@ class Blocking:
 
     def __call__(self, _request: Line, _say: Say) -> Line:
         self.entered.release()
-        assert self.go_on.wait(20)
+        assert self.go_on.wait(WAIT_S)
         return {"waited": True}
 
 
@@ -116,7 +117,7 @@ def test_connections_are_bounded(client: ControlClient, blocking: Blocking, tmp_
     for thread in threads:
         thread.start()
     for _ in threads:
-        assert blocking.entered.acquire(timeout=10)
+        assert blocking.entered.acquire(timeout=WAIT_S)
     with pytest.raises(Unavailable):
         client.ask("count", to=0)
     blocking.go_on.set()
@@ -138,7 +139,7 @@ def test_close_gives_open_connections_their_last_line(
     answers: list[Line] = []
     thread = threading.Thread(target=lambda: answers.append(client.ask("wait")))
     thread.start()
-    assert blocking.entered.acquire(timeout=10)
+    assert blocking.entered.acquire(timeout=WAIT_S)
     threading.Timer(0.1, blocking.go_on.set).start()
     server.close()
     server.close()
@@ -193,7 +194,7 @@ def test_a_dialogue_goes_both_ways(tmp_path: Path) -> None:
 
     made = ControlServer(tmp_path / "s.sock", {}, {"talk": talk, "left": left})
     made.start()
-    client = ControlClient(tmp_path / "s.sock", 10)
+    client = ControlClient(tmp_path / "s.sock", WAIT_S)
     with client.open_dialogue("talk", name="x") as dialogue:
         assert dialogue.receive_line() == {"hello": "x", "pid": os.getpid()}
         assert dialogue.poll_line() is None
@@ -205,7 +206,7 @@ def test_a_dialogue_goes_both_ways(tmp_path: Path) -> None:
     assert heard == [{"n": 1}, {"n": 2}, None]
     with client.open_dialogue("left"):
         pass
-    assert ended.wait(10)
+    assert ended.wait(WAIT_S)
     with client.open_dialogue("talk") as dialogue, pytest.raises(InternalError):
         dialogue.receive_line()  # a request without a name is a defect of the talk above
     made.close()

@@ -11,6 +11,7 @@ import pytest
 
 from pylon import limits, metrics
 from pylon.errors import CrdtDecodeFailed, LimitExceeded, Unavailable
+from tests.support.wait import WAIT_S
 from workers import merge_sandbox as module
 from workers.merge_sandbox import MergeSandbox
 
@@ -143,7 +144,7 @@ def test_who_waits_is_bounded(sandbox: MergeSandbox, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(limits, "ADMISSION_WAITING_PER_CALLER", 1)
     replaced(monkeypatch, "import time; time.sleep(60)")
     asked = [gevent.spawn(sandbox.check_merge, (), b"x", "user:ada") for _ in range(3)]
-    gevent.joinall(asked, timeout=20)
+    gevent.joinall(asked, timeout=WAIT_S)
     whys = [str(greenlet.exception) for greenlet in asked]
     assert [type(greenlet.exception) for greenlet in asked] == [Unavailable] * 3
     assert ["Too many requests" in why for why in whys] == [False, False, True]

@@ -18,7 +18,7 @@ from pylon.manifest_loader import load_manifest
 from pylon.values import EntityCodec
 from tests.support.nginx import moved
 from tests.support.ports import reserve_base_port
-from tests.support.wait import wait_until
+from tests.support.wait import WAIT_S, wait_until
 
 ROOT = Path(__file__).parent.parent
 UNITS = sorted(
@@ -127,7 +127,7 @@ def test_nginx_logs_no_query_string_of_a_socket(program: Program, tmp_path: Path
     try:
         wait_until("nginx listens", lambda: is_listening(port))
         for path in paths:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_S)
             connection.request("GET", f"{path}?token=a-secret&seat=a-secret", headers={
                 **upgrade, "Referer": "https://app.example.com/page?token=a-secret#a-secret",
             })
@@ -137,7 +137,7 @@ def test_nginx_logs_no_query_string_of_a_socket(program: Program, tmp_path: Path
         wait_until("all are logged", lambda: access_log.read_text().count("\n") == len(paths))
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(WAIT_S)
     for path, line in zip(paths, access_log.read_text().splitlines(), strict=True):
         assert f'"GET {path} HTTP/1.1" 502 ' in line
         assert '"https://app.example.com/page"' in line

@@ -18,7 +18,7 @@ import pytest
 from tests.support.load import Writer, check_nothing_lost
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.sync_client import SyncClient, settle
-from tests.support.wait import wait_until
+from tests.support.wait import WAIT_S, wait_until
 
 
 def start_writers(server: PylonServer, count: int) -> list[Writer]:
@@ -167,7 +167,7 @@ def test_a_second_sigterm_cuts_the_drain_short(server: PylonServer) -> None:
     server.process.send_signal(signal.SIGTERM)
     wait_until("draining", lambda: not connects(server.port))
     server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(10) != 0
+    assert server.process.wait(WAIT_S) != 0
     conn.close()
     server.start()
     assert made["id"] in server.rows("Tick")

@@ -18,7 +18,7 @@ import websocket
 from tests.support.live import LiveSet, Rows
 from tests.support.manifests import notes_app
 from tests.support.server import PylonServer
-from tests.support.wait import wait_until
+from tests.support.wait import WAIT_S, wait_until
 
 pytestmark = pytest.mark.usefixtures("processes")
 
@@ -52,7 +52,7 @@ class LiveClient:
 
     def _follow(self) -> None:
         self._socket = websocket.create_connection(
-            self._url, timeout=10, header=[f"Authorization: Bearer {self._token}"]
+            self._url, timeout=WAIT_S, header=[f"Authorization: Bearer {self._token}"]
         )
         self.connects += 1
         held = LiveSet()

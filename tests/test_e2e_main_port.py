@@ -13,7 +13,7 @@ from typing import Any
 import websocket
 
 from tests.support.server import ADMIN_TOKEN, PylonServer
-from tests.support.wait import wait_until
+from tests.support.wait import WAIT_S, wait_until
 from tests.support.websocket_client import WebSocketClient, client_frame
 from tests.support.wire import Wire
 from workers.ws import frames
@@ -31,7 +31,7 @@ def insert(server: PylonServer, n: int) -> None:
 
 def status_of(server: PylonServer, **headers: str) -> tuple[int, dict[str, Any], Any]:
     """An upgrade on the main port that is refused."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=WAIT_S)
     connection.request("GET", PATH, headers=headers)
     answer = connection.getresponse()
     body = json.loads(answer.read())
@@ -53,7 +53,7 @@ def test_an_upgrade_on_the_main_port_is_passed_to_a_ws_worker(
     client = WebSocketClient(server.port, path=PATH, early=client_frame(frames.PING, b"early"))
     assert client.read_control() == (frames.PONG, b"early")
     others = [
-        websocket.create_connection(f"ws://127.0.0.1:{server.port}{PATH}", timeout=20)
+        websocket.create_connection(f"ws://127.0.0.1:{server.port}{PATH}", timeout=WAIT_S)
         for _ in range(7)
     ]
     insert(server, 1)

@@ -20,7 +20,7 @@ from pylon import limits
 from tests.support.nginx import moved
 from tests.support.ports import reserve_base_port
 from tests.support.server import ADMIN_TOKEN, PylonServer
-from tests.support.wait import wait_until
+from tests.support.wait import WAIT_S, wait_until
 
 ROOT = Path(__file__).parent.parent
 APP = Path(__file__).parent / "support" / "shards_app.py"
@@ -50,7 +50,7 @@ def proxied(
         yield server, port
     finally:
         process.kill()  # Caddy's own end waits for the event streams
-        process.wait(10)
+        process.wait(WAIT_S)
 
 
 def nginx_command(nginx: str, folder: Path, port: int, first_upstream_port: int) -> list[str]:
@@ -95,7 +95,7 @@ def answers(port: int) -> bool:
 
 
 def insert(port: int, n: int) -> None:
-    conn = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    conn = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_S)
     conn.request(
         "POST", "/api/entities/Tick", json.dumps({"n": n, "sender": "x"}),
         {"Authorization": f"Bearer {ADMIN_TOKEN}"},
@@ -106,8 +106,8 @@ def insert(port: int, n: int) -> None:
 
 def test_http_websocket_and_sse_through_one_port(proxied: tuple[PylonServer, int]) -> None:
     _, port = proxied
-    ws = websocket.create_connection(f"ws://127.0.0.1:{port}/ws", timeout=10)
-    stream = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    ws = websocket.create_connection(f"ws://127.0.0.1:{port}/ws", timeout=WAIT_S)
+    stream = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_S)
     stream.request("GET", "/events", headers={"Accept": "text/event-stream"})
     answer = stream.getresponse()
     assert answer.status == 200
@@ -127,13 +127,13 @@ def test_upgrades_at_the_root_path_and_under_the_api_reach_a_ws_worker(
     """Published clients without an explicit port connect to `/` of the same host; clients of
     other one-port servers to a path of the API."""
     server, port = proxied
-    ws = websocket.create_connection(f"ws://127.0.0.1:{port}/", timeout=10)
+    ws = websocket.create_connection(f"ws://127.0.0.1:{port}/", timeout=WAIT_S)
     insert(port, 2)
     assert json.loads(ws.recv())["data"]["n"] == 2
     ws.close()
     token, user_id = server.guest()
     ws = websocket.create_connection(
-        f"ws://127.0.0.1:{port}/api/sync/ws", timeout=10, origin="http://localhost:3000",
+        f"ws://127.0.0.1:{port}/api/sync/ws", timeout=WAIT_S, origin="http://localhost:3000",
         cookie=f"notes_session={token}",
     )
     status, _, _ = server.request(
@@ -144,7 +144,7 @@ def test_upgrades_at_the_root_path_and_under_the_api_reach_a_ws_worker(
     events = iter(lambda: json.loads(ws.recv()), None)
     assert next(e for e in events if e["entity"] == "Note")["data"]["title"] == "mine"
     ws.close()
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_S)
     connection.request("GET", "/api/sync/ws")
     answer = connection.getresponse()
     assert (answer.status, json.loads(answer.read())["error"]["code"]) == (400, "BAD_UPGRADE")
@@ -158,7 +158,7 @@ def test_an_event_stream_goes_on_where_it_broke_off(proxied: tuple[PylonServer, 
         insert(port, n)
 
     def stream(path: str, **headers: str) -> tuple[http.client.HTTPConnection, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_S)
         connection.request("GET", path, headers=headers)
         return connection, connection.getresponse()
 
@@ -184,13 +184,14 @@ def test_an_event_stream_goes_on_where_it_broke_off(proxied: tuple[PylonServer, 
 def test_sockets_are_counted_by_the_forwarded_address(proxied: tuple[PylonServer, int]) -> None:
     server, port = proxied
     url = f"ws://127.0.0.1:{port}/ws"
-    held = [websocket.create_connection(url, timeout=10) for _ in range(3)]
+    held = [websocket.create_connection(url, timeout=WAIT_S) for _ in range(3)]
     with pytest.raises(websocket.WebSocketBadStatusException) as refused:
-        websocket.create_connection(url, timeout=10)
+        websocket.create_connection(url, timeout=WAIT_S)
     assert refused.value.status_code == 429
     # Another client address, as a proxy in front of nginx would report it to Pylon itself.
     other = websocket.create_connection(
-        f"ws://127.0.0.1:{server.port + 1}/", timeout=10, header=["X-Forwarded-For: 203.0.113.9"]
+        f"ws://127.0.0.1:{server.port + 1}/", timeout=WAIT_S,
+        header=["X-Forwarded-For: 203.0.113.9"],
     )
     other.close()
     for ws in held:
@@ -203,13 +204,14 @@ def test_shards_on_their_own_path_and_under_the_api(proxied: tuple[PylonServer, 
     header = [f"Authorization: Bearer {token}"]
     for path in ("/shards", "/api/shards/ws"):
         ws = websocket.create_connection(
-            f"ws://127.0.0.1:{port}{path}?shard=counter:1&sid={user_id}", timeout=10, header=header
+            f"ws://127.0.0.1:{port}{path}?shard=counter:1&sid={user_id}",
+            timeout=WAIT_S, header=header,
         )
         messages = iter(ws.recv, None)
         snapshot = next(each for each in messages if isinstance(each, bytes))
         assert json.loads(snapshot[8:])["here"] == [user_id]
         ws.close()
-    stream = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    stream = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_S)
     stream.request(
         "GET", f"/api/shards/counter:2/connect?sid={user_id}",
         headers={"Authorization": f"Bearer {token}"},
@@ -225,8 +227,8 @@ def test_the_proxys_log_has_no_query_strings(
     proxied: tuple[PylonServer, int], tmp_path: Path
 ) -> None:
     _, port = proxied
-    websocket.create_connection(f"ws://127.0.0.1:{port}/ws?token=secret1", timeout=10).close()
-    conn = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    websocket.create_connection(f"ws://127.0.0.1:{port}/ws?token=secret1", timeout=WAIT_S).close()
+    conn = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_S)
     for path in ("/readyz?token=secret2", "/metrics?secret3"):
         conn.request("GET", path, headers={
             "Referer": "https://a.example/?t=secret4", "Authorization": "Bearer secret5",

@@ -10,7 +10,7 @@ import websocket
 
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.sync_client import SyncClient, settle
-from tests.support.wait import wait_until
+from tests.support.wait import WAIT_S, wait_until
 
 
 def listens(port: int) -> bool:
@@ -100,7 +100,7 @@ def test_reset_is_refused_for_a_database_on_disk(server: PylonServer) -> None:
 def test_the_shards_port_says_that_there_is_no_such_shard(server: PylonServer) -> None:
     token, _ = server.guest()
     ws = websocket.create_connection(
-        f"ws://127.0.0.1:{server.port + 3}/?shard=arena:1&sid=me", timeout=10,
+        f"ws://127.0.0.1:{server.port + 3}/?shard=arena:1&sid=me", timeout=WAIT_S,
         subprotocols=[f"bearer.{token}"],
     )
     assert ws.getsubprotocol() == f"bearer.{token}"

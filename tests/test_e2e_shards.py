@@ -17,7 +17,7 @@ import websocket
 from tests.support.manifests import notes_app
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.shard_client import Player, user
-from tests.support.wait import wait_until
+from tests.support.wait import WAIT_S, wait_until
 
 APP = str(Path(__file__).parent / "support" / "shards_app.py")
 
@@ -199,7 +199,7 @@ def test_inputs_over_http_and_nobody_speaks_for_another(server: PylonServer) -> 
 
 
 def stream(server: PylonServer, shard: str, token: str | None, **headers: str) -> Any:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=WAIT_S)
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
     connection.request("GET", f"/api/shards/{shard}/connect", headers=headers)
@@ -239,7 +239,7 @@ def test_snapshots_as_an_event_stream(server: PylonServer) -> None:
         assert answer.status == expected[0]
         if expected[1] is not None:
             assert json.loads(answer.read())["error"]["code"] == expected[1]
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=WAIT_S)
     connection.request(
         "GET", "/api/shards/counter:s1/connect?sid=eve", headers={"Authorization": f"Bearer {ada}"}
     )
@@ -317,7 +317,7 @@ def test_a_killed_process_brings_its_shards_back_from_what_was_saved(
             return False
         return all(name in found and found[name]["tick"] > before[name] for name in names)
 
-    wait_until("they go on by themselves", are_back, 40)
+    wait_until("they go on by themselves", are_back)
     player = Player(server, names[0], token=ADMIN_TOKEN, sid="a")
     tick, body = player.frame()
     assert body["sum"] == tick
@@ -401,7 +401,7 @@ def test_two_who_wait_are_matched_and_meet(server: PylonServer) -> None:
 def test_a_match_is_told_to_sockets_that_wait(server: PylonServer) -> None:
     def socket_of(name: str) -> Any:
         return websocket.create_connection(
-            f"ws://127.0.0.1:{server.port + 1}/?changes=0", timeout=20,
+            f"ws://127.0.0.1:{server.port + 1}/?changes=0", timeout=WAIT_S,
             header=[f"Authorization: Bearer {user(server, name)}"],
         )
 

@@ -17,7 +17,7 @@ import websocket
 
 from pylon import limits
 from tests.support.server import ADMIN_TOKEN, PylonServer
-from tests.support.wait import wait_until
+from tests.support.wait import WAIT_S, wait_until
 
 LIMIT = 256
 
@@ -50,7 +50,7 @@ def test_without_descriptors_clients_wait_and_the_others_are_served(
     pid = server.pids("ws")[0]
     descriptors = Path(f"/proc/{pid}/fd")
     header = [f"Authorization: Bearer {ADMIN_TOKEN}"]
-    first = websocket.create_connection(server_url(server), timeout=20, header=header)
+    first = websocket.create_connection(server_url(server), timeout=WAIT_S, header=header)
 
     def insert(n: int) -> None:
         assert server.request(
@@ -61,7 +61,7 @@ def test_without_descriptors_clients_wait_and_the_others_are_served(
     insert(1)
     with ExitStack() as stack:
         for _ in range(LIMIT):  # more than there is room for; the kernel takes the rest
-            client = socket.create_connection(("127.0.0.1", server.port + 1), timeout=20)
+            client = socket.create_connection(("127.0.0.1", server.port + 1), timeout=WAIT_S)
             stack.callback(client.close)
             client.sendall(
                 b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -71,12 +71,12 @@ def test_without_descriptors_clients_wait_and_the_others_are_served(
         insert(2)
         with pytest.raises(websocket.WebSocketBadStatusException, match="503"):
             websocket.create_connection(
-                f"ws://127.0.0.1:{server.port}/api/sync/ws", timeout=20, header=header
+                f"ws://127.0.0.1:{server.port}/api/sync/ws", timeout=WAIT_S, header=header
             )
         insert(3)
         assert len(list(descriptors.iterdir())) <= LIMIT - limits.DESCRIPTORS_RESERVED + 8
         assert server.log_path.read_text().count("accept.paused") == 1
-    again = websocket.create_connection(server_url(server), timeout=20, header=header)
+    again = websocket.create_connection(server_url(server), timeout=WAIT_S, header=header)
     again.close()
     insert(4)
     first.close()

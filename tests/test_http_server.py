@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.echo import echo_server
 from tests.support.echo_server import LARGE_BYTES
-from tests.support.wait import wait_until
+from tests.support.wait import WAIT_S, wait_until
 from tests.support.wire import Wire
 
 pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.timeout(120)]
@@ -331,7 +331,7 @@ def test_sigterm() -> None:
             answer = wire.read_response()
             assert (answer.status, answer.headers["connection"]) == (200, "close")
             assert wire.read_rest() == b""
-        assert arbiter.wait(20) == 0
+        assert arbiter.wait(WAIT_S) == 0
 
 
 def test_a_drain_that_takes_long_says_what_it_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,7 +340,7 @@ def test_a_drain_that_takes_long_says_what_it_waits_for(capsys: pytest.CaptureFi
         reader.send(b"GET /large" + END)
         assert reader.sock.recv(10)
         arbiter.send_signal(signal.SIGTERM)
-        assert arbiter.wait(20) == 0
+        assert arbiter.wait(WAIT_S) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "drain.waiting" in line]
     assert said
     for part in ("reader", "127.0.0.1", "slowest_unsent_bytes"):

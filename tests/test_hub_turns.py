@@ -27,6 +27,7 @@ from pylon.changelog.marks import MarkReader, marks_path
 from pylon.clock import ManualClock
 from tests.support.examples import count_examples
 from tests.support.stage import Stage
+from tests.support.wait import WAIT_S
 from workers.hub.connection import ANSWERING, Connection
 from workers.hub.feed import Feed
 from workers.hub.history import History
@@ -37,7 +38,6 @@ from workers.hub.start_cursors import StartCursors
 from workers.ws import frames
 from workers.ws.transport import WebSocketTransport
 
-WAIT_S = 20
 ADA, BOB = AuthContext(user_id="ada"), AuthContext(user_id="bob")
 
 

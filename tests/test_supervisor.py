@@ -16,8 +16,8 @@ import pytest
 
 from pylon.errors import InvalidData
 from tests.support.ports import reserve_base_port
-from tests.support.supervised import Maker, supervised_maker
-from tests.support.wait import wait_until
+from tests.support.supervised import Maker, Supervised, supervised_maker
+from tests.support.wait import WAIT_S, wait_until
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_stop_by_the_control_socket_shows_each_step(make: Maker) -> None:
     assert [line["step"] for line in lines][-2:] == ["flushed", "ended"]
     assert lines[-1]["done"]
     assert lines[-1]["exit_code"] == 0
-    assert it.process.wait(10) == 0
+    assert it.process.wait(WAIT_S) == 0
 
 
 def test_while_draining_readiness_is_withdrawn_and_ports_close(make: Maker) -> None:
@@ -73,7 +73,7 @@ def test_while_draining_readiness_is_withdrawn_and_ports_close(make: Maker) -> N
     with socket.create_connection(("127.0.0.1", it.port + 1)):
         pass  # within the delay the ports still answer
     wait_until("ports closed", lambda: refuses(it.port + 1))
-    assert it.process.wait(10) == 0
+    assert it.process.wait(WAIT_S) == 0
     assert it.events("drain")[-1]["at_s"] >= 2
 
 
@@ -121,22 +121,24 @@ def test_a_killed_worker_comes_back(make: Maker, role: str) -> None:
     assert it.end() == 0
 
 
+def silent_children(it: Supervised) -> list[str]:
+    return [event["child"] for event in it.events("child.silent")]
+
+
 def test_a_silent_worker_is_aborted(make: Maker) -> None:
-    it = make(STAND_IN_SSE="silent", LIMIT_HEARTBEAT_LOST_S="0.6", LIMIT_HEARTBEAT_FRESH_S="0.3")
+    it = make(STAND_IN_SSE="silent", LIMIT_HEARTBEAT_LOST_S="1.5")
     it.start(ready=False)
-    wait_until("noticed", lambda: it.log().count('"reason":"silent"') >= 1)
-    [event, *_] = it.events("child.silent")
-    assert event["child"] == "sse/1"
-    assert it.status()["roles"]["ws"]["ready"] == 1
+    # On a busy machine other workers may be silent for so short a time, too.
+    wait_until("noticed", lambda: "sse/1" in silent_children(it))
+    wait_until("another role is ready", lambda: it.status()["roles"]["ws"]["ready"] == 1)
     assert it.end() in (0, 75)
 
 
 def test_an_arbiter_that_stands_still_is_replaced_though_its_workers_are_well(make: Maker) -> None:
-    it = make(STAND_IN_HTTP="frozen", LIMIT_HEARTBEAT_LOST_S="0.6", LIMIT_HEARTBEAT_FRESH_S="0.3")
+    it = make(STAND_IN_HTTP="frozen", LIMIT_HEARTBEAT_LOST_S="1.5")
     it.start()
-    wait_until("replaced", lambda: it.events("child.died"))
-    assert it.events("child.silent")[0]["child"] == "http/1"
-    assert it.events("child.died")[0]["reason"] == "silent"
+    wait_until("noticed", lambda: "http/1" in silent_children(it))
+    wait_until("replaced", lambda: "silent" in [e["reason"] for e in it.events("child.died")])
 
 
 def test_a_stopped_gunicorn_arbiter_is_replaced(make: Maker) -> None:
@@ -152,7 +154,7 @@ def test_a_stopped_gunicorn_arbiter_is_replaced(make: Maker) -> None:
     wait_until("served by others", lambda: it.status().get("ready") and (
         worker not in it.status()["roles"]["http"]["pids"]
     ), 40)
-    assert [event["pid"] for event in it.events("child.silent")] == [arbiter]
+    assert arbiter in [event["pid"] for event in it.events("child.silent")]
     assert it.end() == 0
 
 
@@ -171,11 +173,11 @@ def test_a_second_start_and_a_taken_port_are_refused(make: Maker) -> None:
     assert first.process is not None
     second = make(PYLON_PORT=str(reserve_base_port())).start(ready=False)
     assert second.process is not None
-    assert second.process.wait(20) == 78
+    assert second.process.wait(WAIT_S) == 78
     assert f"pid {first.process.pid}" in second.log()
     third = make("b", PYLON_SSE_PORT=str(first.port + 1)).start(ready=False)
     assert third.process is not None
-    assert third.process.wait(20) == 78
+    assert third.process.wait(WAIT_S) == 78
     assert f"Port {first.port + 1} on 127.0.0.1 is taken" in third.log()
     assert "PYLON_SSE_PORT (or PYLON_PORT + 2)" in third.log()
     assert first.end() == 0
@@ -214,7 +216,7 @@ def test_a_bad_seed_is_refused(make: Maker, tmp_path: Path, seed: str, what: str
     (tmp_path / "seed.json").write_text(seed)
     it = make(PYLON_SEED=str(tmp_path / "seed.json")).start(ready=False)
     assert it.process is not None
-    assert it.process.wait(20) == 78
+    assert it.process.wait(WAIT_S) == 78
     assert what in it.log().splitlines()[-1]
 
 

@@ -20,7 +20,7 @@ from pylon.storage.sqlite.backup.record import read_record
 from pylon.storage.sqlite.backup.verify import verify_backup
 from supervisor.readers import find_readers
 from tests.support.supervised import Maker, Supervised, supervised_maker
-from tests.support.wait import wait_until
+from tests.support.wait import WAIT_S, wait_until
 
 pytestmark = pytest.mark.usefixtures("processes")
 
@@ -131,7 +131,7 @@ def test_sigterm_cancels_a_backup_and_empties_the_wal(make: Maker, tmp_path: Pat
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert copy.reading.wait(20)
+    assert copy.reading.wait(WAIT_S)
     assert it.end() == 0
     thread.join()
     assert it.events("drain")[-2]["wal_truncated"]
@@ -200,6 +200,6 @@ def test_pylonctl_ended_by_a_signal_leaves_nothing_half_made(
     )
     wait_until("it copies", lambda: list(tmp_path.glob("bundles/one.tmp-*/pylon.db")))
     process.send_signal(number)
-    assert process.wait(20) == 128 + number
+    assert process.wait(WAIT_S) == 128 + number
     assert list((tmp_path / "bundles").iterdir()) == []
     assert it.end() == 0

@@ -43,6 +43,7 @@ from pylon.values import EntityCodec
 from supervisor.flusher import Flusher
 from supervisor.writer import Writer
 from tests.support.supervised import MANIFEST
+from tests.support.wait import WAIT_S
 
 IDS = RowIds(SystemClock(), SystemRandom())
 
@@ -145,7 +146,7 @@ def test_stop_carries_out_what_waits(store: Store) -> None:
     writer, local = writing(store, slow)
     answered: list[list[WriteReply]] = []
     threads = [in_thread(lambda: answered.append(local.submit_all([store.insert("1")])))]
-    assert slow.entered.wait(10)
+    assert slow.entered.wait(WAIT_S)
     sent = threading.Event()
 
     class Late(LocalWriter):
@@ -158,7 +159,7 @@ def test_stop_carries_out_what_waits(store: Store) -> None:
     late = Late(store.runtime)
     threads.append(in_thread(
         lambda: answered.append(late.submit_all([store.insert(str(n)) for n in range(2, 100)]))))
-    assert sent.wait(10)
+    assert sent.wait(WAIT_S)
     stopper = in_thread(writer.stop)
     slow.go_on.set()
     for thread in (*threads, stopper):
@@ -185,7 +186,7 @@ def test_commits_that_follow_closely_are_published_together(
     for number in range(5):
         local.submit(store.insert(str(number)))
     writer.stop()  # publishes what it has kept
-    first, rest = published.get(timeout=10), published.get(timeout=10)
+    first, rest = published.get(timeout=WAIT_S), published.get(timeout=WAIT_S)
     assert [event.seq for event in first.events] == [1]
     assert rest.prev_seq == 1 and [event.seq for event in rest.events] == [2, 3, 4, 5]
     local.close()
@@ -199,7 +200,7 @@ def test_a_commit_is_published_though_none_follows(
         local.submit(store.insert(str(number)))
     seq = 0
     while seq < 5:
-        batch = published.get(timeout=10)
+        batch = published.get(timeout=WAIT_S)
         assert batch.prev_seq == seq
         seq = batch.events[-1].seq
     local.close()
@@ -226,7 +227,7 @@ class Slow:
 
     def apply(self, requests: Sequence[WriteRequest], *, large_bytes: int | None) -> BatchResult:
         self.entered.set()
-        assert self.go_on.wait(20)
+        assert self.go_on.wait(WAIT_S)
         return self._engine.apply(requests, large_bytes=large_bytes)
 
 

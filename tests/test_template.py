@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.server import PylonServer, wait_until
+from tests.support.server import PylonServer
 from tests.support.supervised import ROOT, Maker, Supervised, supervised_maker
 from tests.support.sync_client import SyncClient
+from tests.support.wait import WAIT_S, wait_until
 
 pytestmark = pytest.mark.usefixtures("processes")
 
@@ -270,7 +271,7 @@ def test_a_template_that_cannot_be_imported_ends_the_start(make: Maker, tmp_path
     it.env["PYTHONPATH"] += f":{broken}"
     it.start(ready=False)
     assert it.process is not None
-    assert it.process.wait(30) == 70
+    assert it.process.wait(WAIT_S) == 70
     [failed] = it.events("process.failed")
     assert failed["role"] == "template" and "no falcon here" in failed["error"]
     [said] = it.events("supervisor.broken")

@@ -18,7 +18,7 @@ from pylon.clock import SystemClock
 from pylon.storage.interface import LogRetention
 from pylon.storage.sqlite.epochs import open_epoch
 from tests.support.stage import ADMIN_TOKEN, Stage, Worker, drain
-from tests.support.wait import wait_until
+from tests.support.wait import WAIT_S, wait_until
 from tests.support.websocket_client import WebSocketClient, client_frame
 from tests.support.wire import Wire
 from workers.ws import frames
@@ -246,7 +246,7 @@ def test_the_library_of_others_gets_along(stage: Stage, ws: Worker) -> None:
     token, _ = stage.login("ada")
     client = websocket.create_connection(
         f"ws://127.0.0.1:{ws.port}/?since={stage.engine.head}",
-        subprotocols=[f"bearer.{token}"], timeout=20,
+        subprotocols=[f"bearer.{token}"], timeout=WAIT_S,
     )
     client.ping("x")
     assert client.recv_data(control_frame=True) == (frames.PONG, b"x")

@@ -13,6 +13,7 @@ from pylon.clock import SeededRandom
 from tests.support.manifests import notes_app
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.shard_client import Player, user
+from tests.support.wait import WAIT_S
 from workers.shards.reconnect_tokens import ReconnectClaim, ReconnectTokens
 
 ENVIRON = {
@@ -88,7 +89,7 @@ def test_a_seat_token_in_the_url_is_refused_with_the_remedy(server: PylonServer)
     ada = Player(server, "counter:url", token=session, sid="ada")
     seat = seat_of(ada)
     with_url = websocket.create_connection(
-        f"ws://127.0.0.1:{server.port + 3}/?shard=counter:url&sid=ada&seat={seat}", timeout=20,
+        f"ws://127.0.0.1:{server.port + 3}/?shard=counter:url&sid=ada&seat={seat}", timeout=WAIT_S,
         header=[f"Authorization: Bearer {session}"],
     )
     frame = with_url.recv_frame()

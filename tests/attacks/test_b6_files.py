@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.manifests import notes_app
 from tests.support.server import ADMIN_TOKEN, PylonServer
-from tests.support.wait import wait_until
+from tests.support.wait import WAIT_S, wait_until
 
 pytestmark = pytest.mark.usefixtures("processes")
 
@@ -86,7 +86,7 @@ def test_all_files_of_a_dev_server_are_for_its_user_only(tmp_path: Path) -> None
         assert open_to_others(server.db_path.parent) == {}
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(WAIT_S)
 
 
 @pytest.fixture

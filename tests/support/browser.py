@@ -11,7 +11,7 @@ from typing import Any
 
 import websocket
 
-from tests.support.wait import wait_until
+from tests.support.wait import WAIT_S, wait_until
 
 # Without these Chromium talks to its maker's hosts; --no-sandbox because CI is root.
 FLAGS = (
@@ -39,7 +39,7 @@ class Page:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait(self, what: str, script: str, timeout_s: float = 20.0) -> None:
+    def wait(self, what: str, script: str, timeout_s: float = WAIT_S) -> None:
         """Wait until `script` is true in the page."""
         wait_until(what, lambda: self.run(script), timeout_s)
 
@@ -74,7 +74,7 @@ class Browser:
 
     def __enter__(self) -> Browser:
         port_file = self._folder / "DevToolsActivePort"
-        wait_until("Chromium is up", lambda: port_file.exists() and port_file.read_text(), 40)
+        wait_until("Chromium is up", lambda: port_file.exists() and port_file.read_text())
         self._port = int(port_file.read_text().splitlines()[0])
         return self
 
@@ -84,14 +84,14 @@ class Browser:
         for page in self._pages:
             page.close()
         self._process.terminate()
-        self._process.wait(20)
+        self._process.wait(WAIT_S)
 
     def open(self, url: str) -> Page:
         """A new tab at `url`."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self._port}/json/new?{url}", method="PUT"
         )
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
             target = json.loads(answer.read())
         page = Page(target["webSocketDebuggerUrl"])
         self._pages.append(page)

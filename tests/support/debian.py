@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from tests.support.wait import WAIT_S
+
 MIRROR: Final = os.environ.get("PYLON_DEBIAN_MIRROR", "http://deb.debian.org/debian")
 PACKAGES: Final = (
     "systemd", "systemd-sysv", "dbus", "python3", "python3-venv", "ca-certificates", "nginx-light",
@@ -131,7 +133,7 @@ class Machine:
         if self._nspawn is not None and self._nspawn.poll() is None:
             self._nspawn.send_signal(signal.SIGTERM)  # systemd-nspawn asks systemd to power off
             try:
-                self._nspawn.wait(30)
+                self._nspawn.wait(WAIT_S)
             except subprocess.TimeoutExpired:
                 self._nspawn.kill()
                 self._nspawn.wait()

@@ -27,7 +27,7 @@ from typing import Any, Final
 from tests.support.manifests import notes_app
 from tests.support.seq_recorder import SeqRecorder, seqs_of_the_log
 from tests.support.server import ADMIN_TOKEN, ROLES, PylonServer
-from tests.support.wait import wait_until
+from tests.support.wait import WAIT_S, wait_until
 
 KINDS: Final = ("http+ws", "http+sse", "ws+sse", "http+http", "kill server", "restart server")
 PAIR_S: Final = 0.5  # the longest time between two deaths of a round
@@ -79,7 +79,7 @@ class SocketUnitServer(PylonServer):
     def kill(self) -> None:
         assert self.process is not None
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(WAIT_S)
 
     def close(self) -> None:
         super().close()

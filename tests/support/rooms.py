@@ -11,6 +11,7 @@ from pylon.bus.rooms_port import RoomsPort
 from pylon.clock import SystemClock
 from pylon.rooms.service import RoomService
 from tests.support.stage import Stage
+from tests.support.wait import WAIT_S
 
 
 class RoomServer:
@@ -39,7 +40,7 @@ class RoomServer:
     def do(self, job: Callable[[], None]) -> None:
         done = threading.Event()
         self._jobs.put((job, done))
-        assert done.wait(20)
+        assert done.wait(WAIT_S)
 
     def ask(self, *commands: RoomCommand) -> None:
         def job() -> None:

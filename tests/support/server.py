@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.ports import reserve_base_port
-from tests.support.wait import wait_until
+from tests.support.wait import WAIT_S, wait_until
 
 ADMIN_TOKEN = "test-admin-token-0123456789abcdef0123456789abcdef"
 ROLES = ("http", "ws", "sse", "shards")
@@ -72,7 +72,7 @@ class PylonServer:
             self.wait_ready()
         return self
 
-    def wait_ready(self, timeout_s: float = 30.0) -> None:
+    def wait_ready(self, timeout_s: float = WAIT_S) -> None:
         def ready() -> bool:
             if self.process is not None and self.process.poll() is not None:
                 raise AssertionError(f"server ended with {self.process.returncode}:\n{self.log()}")
@@ -110,8 +110,8 @@ class PylonServer:
         """kill -9 of the supervisor; its children follow it."""
         assert self.process is not None
         self.process.kill()
-        self.process.wait(10)
-        wait_until("ports are free again", self._ports_free, 20)
+        self.process.wait(WAIT_S)
+        wait_until("ports are free again", self._ports_free)
 
     def _ports_free(self) -> bool:
         for offset in range(4):
@@ -128,16 +128,16 @@ class PylonServer:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(20)
+                self.process.wait(WAIT_S)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-                self.process.wait(10)
+                self.process.wait(WAIT_S)
 
     # --- talking to it ------------------------------------------------------------------
 
     def request(
         self, method: str, path: str, body: Any = None, *, token: str | None = None,
-        headers: Mapping[str, str] | None = None, timeout_s: float = 30.0,
+        headers: Mapping[str, str] | None = None, timeout_s: float = WAIT_S,
     ) -> tuple[int, Any, Mapping[str, str]]:
         """One request on a fresh connection: status, decoded JSON (or text), headers."""
         conn = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)

@@ -11,6 +11,7 @@ import msgspec
 import websocket
 
 from tests.support.server import ADMIN_TOKEN, PylonServer
+from tests.support.wait import WAIT_S
 
 
 class Player:
@@ -33,7 +34,7 @@ class Player:
         port, path = (server.port, "/api/shards/ws") if main_port else (server.port + 3, "/")
         headers = [] if token is None else [f"Authorization: Bearer {token}"]
         self.socket = websocket.create_connection(
-            f"ws://127.0.0.1:{port}{path}?{query}", timeout=20, header=headers,
+            f"ws://127.0.0.1:{port}{path}?{query}", timeout=WAIT_S, header=headers,
             subprotocols=None if seat is None else [f"seat.{seat}"],
         )
         self.packed = options.get("format") == "msgpack"

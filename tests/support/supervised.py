@@ -15,7 +15,7 @@ from typing import Any
 from pylon.control import ControlClient
 from pylon.errors import NotRunning
 from tests.support.ports import reserve_base_port
-from tests.support.wait import wait_until
+from tests.support.wait import WAIT_S, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MANIFEST = {
@@ -79,7 +79,7 @@ class Supervised:
     def end(self, number: int = signal.SIGTERM) -> int:
         assert self.process is not None
         self.process.send_signal(number)
-        return self.process.wait(30)
+        return self.process.wait(WAIT_S)
 
 
 Maker = Callable[..., Supervised]

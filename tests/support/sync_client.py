@@ -19,7 +19,7 @@ from typing import Any
 import websocket
 
 from tests.support.server import PylonServer
-from tests.support.wait import wait_until
+from tests.support.wait import WAIT_S, wait_until
 
 Rows = dict[str, dict[str, dict[str, Any]]]
 
@@ -73,7 +73,7 @@ class SyncClient:
         with self._lock:
             return {e: dict(rows) for e, rows in self.rows.items() if rows}
 
-    def wait_rows(self, expected: Rows, timeout_s: float = 30.0) -> None:
+    def wait_rows(self, expected: Rows, timeout_s: float = WAIT_S) -> None:
         """Wait until the replica equals `expected`; fail with the difference."""
         expected = {e: rows for e, rows in expected.items() if rows}
         try:

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 import gevent
 
-WAIT_S: Final = 20.0
+WAIT_S: Final = 60.0
 _POLL_S: Final = 0.01
 _GREENLET_POLL_S: Final = 0.001
 
