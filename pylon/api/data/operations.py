@@ -21,25 +21,50 @@ import msgspec
 from pylon import limits
 from pylon.api.data import changes
 from pylon.api.data.access import entity_named
-from pylon.api.data.bodies import Operation
 from pylon.api.data.conflicts import Address, submit_all
 from pylon.api.http.unreadable import problem_of, replace_halves
 from pylon.api.services import DataServices
-from pylon.api.sync.bodies import PushedChange
 from pylon.app import App
 from pylon.auth_context import AuthContext
 from pylon.errors import InvalidData, PylonError
 from pylon.manifest.model import Entity
 from pylon.storage.ops import OpKey, RowOp, WriteReply
 
-Op = TypeVar("Op", PushedChange, Operation)
-
 _KINDS: Final = ("insert", "update", "delete")
+
+
+class WireOperation(Protocol):
+    """An operation as a client sends it: `Operation` or `PushedChange`. Nothing of it is checked.
+
+    Each member is None where the client left it out.
+    """
+
+    @property
+    def kind(self) -> Any: ...
+
+    @property
+    def entity(self) -> Any: ...
+
+    @property
+    def row_id(self) -> Any: ...
+
+    @property
+    def data(self) -> Any: ...
+
+
+Op = TypeVar("Op", bound=WireOperation)
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope(Generic[Op]):
-    """How a request names the parts of its operations, in its body and in its errors."""
+    """How a request names the parts of its operations, in its body and in its errors.
+
+    Args:
+        operation: the msgspec struct of an operation; all of its members have defaults.
+        noun: an operation in words, such as ``A change``.
+        row_id: the member with the id of the row, in words.
+        unknown_kind, unknown_kind_hint: the error of a kind that does not exist.
+    """
 
     operation: type[Op]
     noun: str
@@ -93,10 +118,8 @@ def read_entry(
 def _read_doubtful(sent: Mapping[str, Any], struct: type[Op]) -> Op:
     """Return the operation with each half of a surrogate pair in its texts replaced. msgspec
     refuses a dict of which a key holds such a half."""
-    return struct(**{
-        field.name: replace_halves(sent.get(field.encode_name))
-        for field in msgspec.structs.fields(struct)
-    })
+    readable = {replace_halves(name): replace_halves(value) for name, value in sent.items()}
+    return msgspec.convert(readable, struct)
 
 
 def prepare(
