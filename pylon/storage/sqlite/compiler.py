@@ -29,6 +29,7 @@ import orjson
 
 from pylon.manifest.model import Entity
 from pylon.query.predicate import (
+    TRUE,
     Affix,
     And,
     Arithmetic,
@@ -79,13 +80,15 @@ class _Kept(NamedTuple):
 class PredicateCompiler:
     """Compiles the predicates on rows of one entity, and keeps the SQL of their shapes."""
 
-    __slots__ = ("_entity", "_kept", "_led", "_rules")
+    __slots__ = ("_entity", "_kept", "_last", "_last_clause", "_led", "_rules")
 
     def __init__(self, entity: Entity) -> None:
         self._entity = entity
         self._kept: dict[tuple[object, ...], _Kept] = {}
         self._led: dict[tuple[object, ...], _Kept] = {}
         self._rules: dict[Predicate, SqlClause] = {}
+        self._last: Predicate = TRUE
+        self._last_clause = ALL
 
     def compile(self, predicate: Predicate, is_led: bool = False) -> SqlClause:
         """The SQL of a predicate.
@@ -96,6 +99,10 @@ class PredicateCompiler:
         """
         if type(predicate) is Constant:
             return ALL if predicate.holds else NOTHING
+        # PERF: many requests compile one tree twice (a page and its count, the pages of a
+        # snapshot): 0.05 us in place of 0.8 us.
+        if predicate is self._last and not is_led:
+            return self._last_clause
         shape: _Shape = []
         params: _Params = []
         _WALKS[type(predicate)](predicate, shape, params)
@@ -107,14 +114,18 @@ class PredicateCompiler:
                 known.clear()
             kept = known[key] = _write(self._entity, predicate, is_led, len(params))
         sql, arrange, cost = kept
-        return SqlClause(sql, tuple(params) if arrange is None else arrange(params), cost)
-
+        clause = SqlClause(sql, tuple(params) if arrange is None else arrange(params), cost)
+        if not is_led:
+            self._last, self._last_clause = predicate, clause
+        return clause
 
     def compile_rule(self, rule: Predicate) -> SqlClause:
         """The SQL of a caller's read policy, which is kept with its values.
 
         PERF: 0.15 us in place of 0.8 us, for a read by id of 3.9 us.
         """
+        if rule is self._last:
+            return self._last_clause
         clause = self._rules.get(rule)
         if clause is None:
             if len(self._rules) >= _RULES:
