@@ -6,19 +6,26 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import apsw
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pylon.clock import ManualClock
 from pylon.errors import PylonError
+from pylon.manifest.model import Field, FieldType
 from pylon.policy.rules import compile_rules
 from pylon.query.evaluate import evaluator_of
+from pylon.query.parse import value_of_text
 from pylon.query.predicate import Cost, cost_of
 from pylon.storage.ops import WriteRequest
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
+from tests.support.examples import count_examples
 from tests.support.query_cases import (
     CALLER,
     Case,
+    id_found,
     ids_selected,
     inserts_of,
     load_cases,
@@ -53,6 +60,9 @@ def cases(*questions: str) -> list[object]:
 
 @pytest.mark.parametrize("case", cases("ids"))
 def test_the_store_selects_the_rows(reader: SqliteReader, case: Case) -> None:
+    if "lookup" in case.source:
+        assert id_found(reader, case) == case.source["ids"]
+        return
     assert ids_selected(reader, case) == case.source["ids"]
 
 
@@ -86,7 +96,38 @@ def test_the_store_answers_aggregates(reader: SqliteReader, case: Case) -> None:
     )]
 
 
+@pytest.mark.parametrize("case", cases("facets"))
+def test_the_store_counts_facets(reader: SqliteReader, case: Case) -> None:
+    most = case.source["facets"]
+    counts = reader.facet_counts(case.entity.name, case.part, ["v"], most)
+    assert counts.total == len(case.rows)
+    found = [list(pair) for pair in counts.by_field["v"]]
+    assert found == case.source["answer"]
+    assert [type(v) for v, _ in found] == [type(v) for v, _ in case.source["answer"]]
+
+
 def test_every_rule_of_the_page_has_a_case_and_every_case_a_rule() -> None:
     rules = re.findall(r"^\| `([a-z0-9-]+)` \|", PAGE.read_text(), re.MULTILINE)
     assert len(rules) == len(set(rules))
     assert set(rules) == {case.rule for case in CASES}
+
+
+NUMBERS = apsw.Connection(":memory:")
+NUMBERS.execute("CREATE TABLE N (n INTEGER)")
+NUMBER_TEXTS = st.text("0123456789+-.eE \t\n", max_size=12)
+
+
+@settings(max_examples=count_examples(2_000))
+@given(NUMBER_TEXTS | st.integers(-(2**70), 2**70).map(str))
+def test_a_text_in_a_url_is_the_number_that_sqlite_takes_it_for(text: str) -> None:
+    value = value_of_text(Field("n", FieldType.INT, True, False), text)
+    values = [0, 1, 2**63 - 1, -(2**63)]
+    if isinstance(value, int) or (isinstance(value, float) and abs(value) < 2**53):
+        values.append(int(value))
+    NUMBERS.execute("DELETE FROM N")
+    NUMBERS.executemany("INSERT INTO N VALUES (?)", [(v,) for v in set(values)])
+    found, by_affinity = (
+        NUMBERS.execute("SELECT n FROM N WHERE n = ? ORDER BY n", (operand,)).fetchall()
+        for operand in (value, text)
+    )
+    assert found == by_affinity

@@ -15,6 +15,7 @@ counting `$or` and `$and`, in at most `limits.FILTER_DEPTH` levels; at most
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from math import inf, isfinite
 from typing import Any, Final
@@ -34,6 +35,7 @@ from pylon.query.predicate import (
     Literal,
     Not,
     Predicate,
+    Scalar,
     Sign,
     and_,
     equal,
@@ -46,7 +48,11 @@ from pylon.values import INT_MAX, INT_MIN, invalid_value, unknown_column
 
 ID: Final = Field("id", FieldType.ID, optional=False, unique=True)
 NUMBERS: Final = (FieldType.INT, FieldType.FLOAT)
+NOT_TEXTS: Final = (*NUMBERS, FieldType.BOOL)
 COMBINING: Final = ("$or", "$and", "$search")
+_NUMBER_TEXT: Final = re.compile(
+    r"[\t-\r ]*([+-]?[0-9]{1,19}|[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)[\t-\r ]*"
+)
 _SHOWN_CHARS: Final = 100
 
 
@@ -235,6 +241,30 @@ def exact_float(value: float) -> float | None:
     return number if number == value else None
 
 
+def value_of_text(field: Field, text: str) -> Scalar:
+    """The value of the field that a text in a URL stands for; None: it stands for none.
+
+    A number may have a sign, a fraction, an exponent, and white space around it; a boolean is
+    ``true``, ``false``, 1 or 0.
+    """
+    if field.type not in NOT_TEXTS:
+        return text
+    if field.type is FieldType.BOOL and text in ("true", "false"):
+        return text == "true"
+    found = _NUMBER_TEXT.fullmatch(text)
+    if found is None:
+        return None
+    try:
+        number: int | float = int(found[1])
+    except ValueError:  # a fraction, an exponent, or thousands of digits
+        number = float(found[1])
+    if is_beyond_64_bits(number):
+        number = float(found[1])
+    if field.type is not FieldType.BOOL:
+        return number
+    return bool(number) if number in (0, 1) else None
+
+
 # --- Operators ----------------------------------------------------------------------------------
 
 
@@ -305,7 +335,7 @@ def _starts_with(entity: Entity, field: Field, value: object) -> Predicate:
 
 
 def _parse_text(entity: Entity, field: Field, value: object, operator: str) -> str:
-    if field.type in NUMBERS or field.type is FieldType.BOOL:
+    if field.type in NOT_TEXTS:
         raise InvalidQuery(f"{operator} works on text, and {field.name} is {field.type.value}")
     if not isinstance(value, str):
         raise invalid_value(entity, field, value)

@@ -165,8 +165,8 @@ class Reader(Protocol):
     def lookup(
         self, entity: str, field: str, value: Scalar, allowed: Predicate = TRUE
     ) -> bytes | None:
-        """The first row of `allowed`, by id, whose `field` is `value` (which may be text from a
-        URL).
+        """The first row of `allowed`, by id, whose `field` is `value`. A text for a field that
+        is no text stands for the value of `pylon.query.parse.value_of_text`.
 
         Raises:
             InvalidColumn: the entity has no such field.
@@ -189,7 +189,8 @@ class Reader(Protocol):
         self, entity: str, where: Predicate, fields: Sequence[str], most: int
     ) -> FacetCounts:
         """Count the rows that `where` selects, and for each of `fields` their values, `most` of
-        them. Values are as the store holds them: a boolean is 0 or 1."""
+        them, the most frequent first and equally frequent ones in their order. Booleans are
+        bools; null is no value."""
 
     def page(self, entity: str, query: Query) -> tuple[int, bytes]:
         """How many rows the query selects, and all of them as one JSON array.

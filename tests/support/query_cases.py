@@ -2,8 +2,8 @@
 
 `tests/corpora/query_semantics.json` has them. A case has the types of the fields ``v`` and ``w``,
 the values of its rows, and one question: `filter` (a condition on ``v``), `where` (a whole
-filter), `policy`, `search`, `order` or `aggregate`. `ids` are the numbers of the rows, from 1;
-`error` is the code of a refusal.
+filter), `policy`, `search`, `order`, `lookup` (a text), `aggregate` or `facets` (how many values).
+`ids` are the numbers of the rows, from 1, `answer` the figures; `error` is the code of a refusal.
 
 All rows of all cases are in one store: an entity for each pair of types, and a field ``part``
 with the number of the case. Used by `tests.test_query_semantics` and by suites of other stores.
@@ -125,6 +125,13 @@ def ids_selected(reader: Reader, case: Case) -> list[int]:
         and_(case.part, case.condition), _MANY
     )
     return case.ids_of(reader.rows(case.entity.name, query))
+
+
+def id_found(reader: Reader, case: Case) -> list[int]:
+    """The row that a store finds for a case with `lookup`, if it finds one. The rows of other
+    cases are hidden."""
+    row = reader.lookup(case.entity.name, "v", case.source["lookup"], case.part)
+    return [] if row is None else case.ids_of([row])
 
 
 def rows_stored(reader: Reader, case: Case) -> list[dict[str, Any]]:

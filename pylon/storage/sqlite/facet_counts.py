@@ -6,7 +6,7 @@ commit. Called by the reader.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from pylon.storage.interface import FacetCounts
@@ -38,13 +38,16 @@ def statement(table: str, where: SqlClause, fields: Sequence[str], most: int) ->
     return SqlClause(" UNION ALL ".join(parts), (*where.params, *[most] * len(fields)))
 
 
-def fold(fields: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> FacetCounts:
-    """What the rows of `statement` say."""
+def fold(
+    fields: Sequence[str], bools: Container[str], rows: Iterable[tuple[Any, ...]]
+) -> FacetCounts:
+    """The counts in the rows of `statement`. `bools` has the boolean fields."""
     total = 0
     values: list[list[tuple[object, int]]] = [[] for _ in fields]
     for number, value, count in rows:
         if number == 0:
             total = count
         else:
-            values[number - 1].append((value, count))
+            is_bool = fields[number - 1] in bools
+            values[number - 1].append((bool(value) if is_bool else value, count))
     return FacetCounts(total, dict(zip(fields, values, strict=True)))

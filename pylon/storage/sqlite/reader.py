@@ -31,6 +31,7 @@ from pylon.errors import EntityNotFound, LimitExceeded, PylonError, QueryTimeout
 from pylon.manifest.model import Manifest
 from pylon.query.aggregate import Aggregate
 from pylon.query.graph import GraphNode
+from pylon.query.parse import value_of_text
 from pylon.query.patterns import Meter
 from pylon.query.predicate import FALSE, TRUE, Cost, Predicate, Scalar
 from pylon.query.rows import Query
@@ -61,7 +62,6 @@ Ts = TypeVarTuple("Ts")
 # Instructions of SQLite's machine between two looks at the clock: about 10 ms.
 SCAN_CHECK_STEPS: Final = 500_000
 _SEPARATOR: Final = b"\x1e"  # a control character: JSON has it escaped only
-_BOOL_TEXT: Final = {"true": 1, "false": 0}
 _FEWER: Final = 8  # rows are too large: this part of them is tried next
 _ROW_BYTES: Final = 1_000_000_000  # SQLite's own limit: one row is always read
 _PATTERN: Final = "pattern:"
@@ -180,8 +180,8 @@ class SqliteReader:
         text = sql.lookups.get(field)
         if text is None:
             raise unknown_column(sql.entity, field)
-        if field in sql.bools and isinstance(value, str):
-            value = _BOOL_TEXT.get(value, value)
+        if field in sql.not_texts and isinstance(value, str):
+            value = value_of_text(sql.not_texts[field], value)
         params: tuple[object, ...] = (value,)
         if allowed is not TRUE:
             text, params = sql.lookup_among(field, value, allowed)
@@ -259,7 +259,7 @@ class SqliteReader:
         if self._deadline.in_group and clause.cost:
             self._refuse_long(entity, clause)
         select = facet_counts.statement(sql.table, clause, fields, most)
-        return facet_counts.fold(fields, self._all(select.sql, select.params))
+        return facet_counts.fold(fields, sql.bools, self._all(select.sql, select.params))
 
     def graph(self, nodes: Sequence[GraphNode]) -> bytes:
         for node in nodes:

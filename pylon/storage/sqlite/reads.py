@@ -6,6 +6,7 @@ Rows are selected as the JSON texts that are stored beside their columns. Called
 from __future__ import annotations
 
 from pylon.manifest.model import Entity, FieldType
+from pylon.query.parse import NOT_TEXTS
 from pylon.query.predicate import Column, Compare, Literal, Predicate, Scalar, guarded
 from pylon.query.rows import Query
 from pylon.storage.names import quote
@@ -20,7 +21,8 @@ class EntityReads:
     `compile` compiles a condition on its rows, `compile_rule` a read policy."""
 
     __slots__ = (
-        "bools", "compile", "compile_rule", "entity", "get", "get_version", "lookups", "table",
+        "bools", "compile", "compile_rule", "entity", "get", "get_version", "lookups",
+        "not_texts", "table",
     )
 
     def __init__(self, entity: Entity) -> None:
@@ -37,6 +39,7 @@ class EntityReads:
             for name in entity.columns
         }
         self.bools = frozenset(f.name for f in entity.fields if f.type is FieldType.BOOL)
+        self.not_texts = {f.name: f for f in entity.fields if f.type in NOT_TEXTS}
         compiler = PredicateCompiler(entity)
         self.compile = compiler.compile
         self.compile_rule = compiler.compile_rule
