@@ -16,7 +16,11 @@ import pylon
 from pylon import metrics
 from pylon.errors import InvalidData
 from pylon.metrics.processes import process_families
-from pylon.metrics.render import JSON_CONTENT_TYPE, TEXT_CONTENT_TYPE
+from pylon.metrics.render import (
+    JSON_CONTENT_TYPE,
+    OPENMETRICS_CONTENT_TYPE,
+    TEXT_CONTENT_TYPE,
+)
 from pylon.storage.interface import IndexSpec
 from supervisor.components import Components
 from supervisor.control import Answer, Line, Say
@@ -88,17 +92,21 @@ class ControlHandlers:
         }
 
     def _metrics(self, request: Line, _say: Say) -> Line:
-        """The page: ``format`` is ``text`` (Prometheus) or ``json`` (spec/http.md §7)."""
+        """The page: ``format`` is ``text`` (Prometheus), ``openmetrics`` or ``json`` (spec §7)."""
         families = self._parts.heartbeats.families(metrics.supervisor_snapshot())
         match request.get("format", "text"):
             case "text":
                 families += process_families(self._processes())
                 return {"content_type": TEXT_CONTENT_TYPE, "body": metrics.render_text(families)}
+            case "openmetrics":
+                families += process_families(self._processes())
+                body = metrics.render_openmetrics(families)
+                return {"content_type": OPENMETRICS_CONTENT_TYPE, "body": body}
             case "json":
                 page: dict[str, Any] = metrics.render_json(families, self._uptime_s())
                 return {"content_type": JSON_CONTENT_TYPE, "body": orjson.dumps(page).decode()}
             case other:
-                raise InvalidData(f"format is {other!r}; expected text or json")
+                raise InvalidData(f"format is {other!r}; expected text, openmetrics or json")
 
     def _processes(self) -> list[tuple[str, str, int]]:
         """Role, worker and pid of every process; gunicorn's arbiter is the HTTP role's."""

@@ -13,6 +13,7 @@ import pytest
 from pylon import limits, metrics
 from pylon.errors import InternalError, WriteQueueFull
 from tests.support.api import ADMIN_TOKEN, METRICS_TOKEN, ApiStage, serve_api
+from tests.support.measured import total
 from tests.test_api_sync import MANIFEST
 
 
@@ -113,10 +114,7 @@ def test_strange_paths_never_break_anything(server: ApiStage, path: str) -> None
 
 def test_requests_are_counted_by_template_and_probes_are_not(server: ApiStage) -> None:
     def counted(route: str, status: str = "200") -> float:
-        return sum(
-            sample.value for sample in metrics.HTTP_REQUESTS.samples()
-            if sample.labels["route"] == route and sample.labels["status"] == status
-        )
+        return total(metrics.HTTP_REQUESTS, route=route, status=status)
 
     template = "/api/entities/{entity}/{row_id}"
     before = counted(template, "404"), counted("none", "404"), counted("/health")

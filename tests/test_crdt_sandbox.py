@@ -11,6 +11,7 @@ import pytest
 
 from pylon import limits, metrics
 from pylon.errors import CrdtDecodeFailed, LimitExceeded, Unavailable
+from tests.support.measured import total
 from tests.support.wait import WAIT_S
 from workers import merge_sandbox as module
 from workers.merge_sandbox import MergeSandbox
@@ -45,7 +46,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 
 
 def counted(result: str) -> float:
-    return metrics.DOCUMENT_TASTES.labels(result).value
+    return total(metrics.DOCUMENT_TASTES, result=result)
 
 
 def test_one_process_tastes_one_update_after_the_other(sandbox: MergeSandbox) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.manifests import notes_app
+from tests.support.measured import page_families
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wait import wait_until
 from tests.support.websocket_client import WebSocketClient
@@ -94,9 +95,8 @@ def sockets_by_worker(server: PylonServer) -> dict[str, float]:
     _, text, _ = server.request(
         "GET", "/metrics", token=ADMIN_TOKEN, headers={"Accept": "text/plain"}
     )
-    lines = [line for line in text.splitlines() if line.startswith("pylon_connections{")]
-    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2])
-            for line in lines if 'role="ws"' in line}
+    samples = page_families(text)["pylon_connections"].samples
+    return {s.labels["worker"]: s.value for s in samples if s.labels["role"] == "ws"}
 
 
 def on_both_workers(server: PylonServer, room: str, least: int) -> list[Subscriber]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.measured import page_values
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wait import wait_until
 
@@ -125,10 +126,7 @@ def test_a_killed_worker_is_replaced_and_metrics_never_go_back(shared: PylonServ
             "GET", "/metrics", token=ADMIN_TOKEN, headers={"Accept": "text/plain"}
         )
         assert status == 200, page
-        lines = [line for line in page.splitlines()
-                 if line.startswith("pylon_http_requests_total{")
-                 and 'route="/api/auth/me"' in line]
-        return sum(float(line.rpartition(" ")[2]) for line in lines)
+        return sum(page_values(page, "pylon_http_requests_total", route="/api/auth/me"))
 
     for _ in range(10):
         assert shared.request("GET", "/api/auth/me")[0] == 200

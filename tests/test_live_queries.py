@@ -23,10 +23,10 @@ from pylon.auth_context import (
 )
 from pylon.changelog.tail import Tail
 from pylon.manifest_loader import parse_manifest
-from pylon.metrics.plain import Counter, Gauge
 from pylon.storage.interface import LogRetention
 from tests.support.examples import count_examples
 from tests.support.live import LiveClient, LiveSet, LiveStage
+from tests.support.measured import total
 from tests.support.stage import MANIFEST, READ_RULES
 from tests.support.storage import row_id
 from tests.support.wait import run_greenlets_until
@@ -52,10 +52,6 @@ WRITE = st.tuples(
     }) | st.none(),  # a delete
 )
 WRITES = st.lists(WRITE, min_size=1, max_size=6)
-
-
-def number(metric: Counter | Gauge) -> float:
-    return sum(sample.value for sample in metric.samples())
 
 
 class Machine(RuleBasedStateMachine):
@@ -154,7 +150,7 @@ class Machine(RuleBasedStateMachine):
                     )
                     assert held.rows == wanted, (sub_id, client.asked[sub_id])
         count = sum(len(client.sets) for client in self.clients)
-        assert number(metrics.LIVE_QUERIES) == count
+        assert total(metrics.LIVE_QUERIES) == count
 
 
 TestMachine = Machine.TestCase
@@ -193,11 +189,11 @@ def test_diffs_are_exact(world: LiveStage) -> None:
     held = client.sets["s"]
     assert held.kinds == ["insert", "insert", "insert", "update", "delete", "delete", "delete"]
     assert held.rows.keys() == {row_id(2)}
-    before = number(metrics.LIVE_DIFFS)
+    before = total(metrics.LIVE_DIFFS)
     client.say(type="unsubscribe", sub_id="s")
     world.write(world.update("Note", row_id(2), text="b"))
     world.publish()
-    assert number(metrics.LIVE_DIFFS) == before
+    assert total(metrics.LIVE_DIFFS) == before
     assert len(world.live._watches) == 0
 
 
@@ -227,7 +223,7 @@ def test_refusals_name_the_subscription(
     assert says in error["message"]
     if isinstance(message.get("sub_id"), str):
         assert error["sub_id"] == message["sub_id"]
-    assert number(metrics.LIVE_QUERIES) == 0
+    assert total(metrics.LIVE_QUERIES) == 0
 
 
 def test_a_refused_subscription_ends_the_one_that_it_replaces(world: LiveStage) -> None:
@@ -238,7 +234,7 @@ def test_a_refused_subscription_ends_the_one_that_it_replaces(world: LiveStage) 
     world.publish()
     client.listen()
     assert [error["code"] for error in client.errors] == ["POLICY_DENIED"]
-    assert number(metrics.LIVE_QUERIES) == 0
+    assert total(metrics.LIVE_QUERIES) == 0
 
 
 def test_limits(world: LiveStage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,7 +344,7 @@ def test_what_the_log_no_longer_has_ends_the_subscription(world: LiveStage) -> N
     world.store.meanwhile = meanwhile
     client.subscribe("s", "Public", {})
     assert [error["code"] for error in client.errors] == ["RESYNC_REQUIRED"]
-    assert number(metrics.LIVE_QUERIES) == 0
+    assert total(metrics.LIVE_QUERIES) == 0
 
 
 def test_a_client_that_does_not_read_is_closed_and_forgotten(world: LiveStage) -> None:
@@ -365,7 +361,7 @@ def test_a_client_that_does_not_read_is_closed_and_forgotten(world: LiveStage) -
     other.listen()
     assert other.sets["s"].rows.keys() == {row_id(99)}
     client.connection.abort()
-    assert number(metrics.LIVE_QUERIES) == 1
+    assert total(metrics.LIVE_QUERIES) == 1
 
 
 def test_only_what_a_change_concerns_is_judged(world: LiveStage) -> None:
@@ -393,7 +389,7 @@ def test_queries_that_nothing_can_match_come_and_go_with_others(world: LiveStage
     client.subscribe("some", "Mine", {})
     for one, sub_id in ((client, "some"), (client, "none"), (nobody, "none")):
         one.say(type="unsubscribe", sub_id=sub_id)
-    assert number(metrics.LIVE_QUERIES) == len(world.live._watches) == 0
+    assert total(metrics.LIVE_QUERIES) == len(world.live._watches) == 0
 
 
 def test_equal_queries_share_a_watch_and_a_frame(world: LiveStage) -> None:

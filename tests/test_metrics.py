@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as strict_families,
+)
 
-from pylon import metrics
+from pylon import limits, metrics
 from pylon.bus.messages import WorkerStatus
-from pylon.metrics import Merged, render_json, render_text, snapshot, supervisor_snapshot
+from pylon.bus.runtime import Runtime
+from pylon.bus.status import StatusSender
+from pylon.metrics import (
+    Merged,
+    render_json,
+    render_openmetrics,
+    render_text,
+    snapshot,
+    supervisor_snapshot,
+    take_changes,
+)
 from pylon.metrics.processes import process_families
 from pylon.metrics.wire import Family, Sample
+from tests.support.measured import page_families, page_values
+
+METHODS = ("GET", "POST", "PATCH", "DELETE", "OPTIONS")
 
 
 def requests(*counts: tuple[str, str, str, float]) -> Family:
@@ -141,17 +159,13 @@ def test_text_page_begins_with_the_specs_families_and_parses() -> None:
     ]
     # The spec's name has no `_total`; as a counter, promtool would refuse it.
     assert "# TYPE pylon_http_requests_by_method untyped" in page.splitlines()
-    lines = page.splitlines()
-    assert "pylon_uptime_seconds 12" in lines
-    assert "pylon_http_requests_ok_total 2" in lines
-    assert "pylon_http_requests_errors_total 1" in lines
-    methods = [line for line in lines if line.startswith("pylon_http_requests_by_method{")]
-    assert methods == [
-        f'pylon_http_requests_by_method{{method="{method}"}} {count}'
-        for method, count in
-        [("GET", 2), ("POST", 1), ("PATCH", 0), ("DELETE", 0), ("OPTIONS", 0)]
-    ]
-    assert len(list(text_string_to_metric_families(page))) >= len(types)
+    assert page_values(page, "pylon_uptime_seconds") == [12]
+    assert page_values(page, "pylon_http_requests_ok_total") == [2]
+    assert page_values(page, "pylon_http_requests_errors_total") == [1]
+    for name in ("pylon_http_requests_by_method", "pylon_http_requests_by_method_total"):
+        assert [page_values(page, name, method=method) for method in METHODS] == [
+            [2], [1], [0], [0], [0],
+        ]
 
 
 def test_text_escapes_labels_and_renders_odd_numbers() -> None:
@@ -167,6 +181,15 @@ def test_text_escapes_labels_and_renders_odd_numbers() -> None:
     assert 'pylon_x{l="low"} -Inf' in page
 
 
+def test_openmetrics_page_has_each_family_once() -> None:
+    families = [gauge(1.5), requests(("/a", "GET", "200", 2)), *snapshot(), *supervisor_snapshot()]
+    page = render_openmetrics(families)
+    assert page.endswith("# EOF\n")
+    read = [family.name for family in strict_families(page)]
+    assert len(read) == len(set(read))
+    assert {"pylon_connections", "pylon_http_requests", "pylon_http_requests_by_method"} <= {*read}
+
+
 def test_json_page() -> None:
     families = [requests(("/a", "GET", "200", 6), ("/b", "POST", "500", 1),
                          ("/b", "OPTIONS", "204", 2))]
@@ -176,6 +199,79 @@ def test_json_page() -> None:
         "methods": {"GET": 6, "POST": 1, "PATCH": 0, "DELETE": 0},
     }
     assert render_json([], 0)["requests"] == {"total": 0, "ok": 0, "error": 0}
+
+
+def test_a_snapshot_of_changes_has_gauges_and_what_was_counted_since() -> None:
+    metrics.CONNECTIONS_CLOSED.labels("change").inc()
+    metrics.LIVE_EVALUATION.observe(0.02)
+    take_changes()
+    metrics.CONNECTIONS_CLOSED.labels("change").inc()
+    metrics.WRITES_IN_FLIGHT.set_function(lambda: 3)
+    changes = take_changes()
+    assert {f.name for f in changes if f.kind != "gauge"} == {"pylon_connections_closed_total"}
+    assert values(changes, "pylon_connections_closed_total")[(("code", "change"),)] == 2
+    assert values(changes, "pylon_writes_in_flight") == {(): 3}
+    metrics.LIVE_EVALUATION.observe(0.02)
+    whole = {f.name: f for f in snapshot()}
+    assert [f for f in take_changes() if f.kind != "gauge"] == [
+        whole["pylon_live_evaluation_seconds"]
+    ]
+
+
+def test_changes_of_a_lost_heartbeat_are_sent_again(tmp_path: Path) -> None:
+    take_changes()
+    metrics.CONNECTIONS_CLOSED.labels("lost").inc()
+    sender = StatusSender(Runtime(tmp_path))  # nobody listens: what the queue cannot hold is lost
+    sent = take_changes()
+    for _ in range(limits.BUS_STATUS_HWM + 1):
+        sender.send(status("1", *sent))
+    sender.close()
+    assert values(take_changes(), "pylon_connections_closed_total")[(("code", "lost"),)] == 1
+
+
+def test_merging_changes_is_merging_snapshots() -> None:
+    merged = Merged()
+    merged.update(status("1", requests(("/a", "GET", "200", 3)), gauge(5)))
+    merged.update(status("1", gauge(6)))
+    merged.update(status("1", requests(("/a", "GET", "200", 4))))
+    assert list(values(merged.families(), "pylon_http_requests_total").values()) == [4]
+    assert list(values(merged.families(), "pylon_connections").values()) == [6]
+    merged.forget("http", "1")
+    assert list(values(merged.families(), "pylon_http_requests_total").values()) == [4]
+
+
+FORKED = """
+import os
+from prometheus_client import CollectorRegistry, Counter
+from pylon import limits, metrics
+child = metrics.CONNECTIONS_CLOSED.labels("1000")
+child.inc(5)
+metrics.LIVE_EVALUATION.observe(1)
+metrics.take_changes()
+foreign = Counter("app_things_total", "Of the app.", registry=CollectorRegistry())
+foreign.inc()
+if os.fork() == 0:
+    metrics.reset()
+    child.inc()
+    families = metrics.take_changes()
+    assert {f.name for f in families} == {f.name for f in metrics.snapshot()}
+    samples = {(s.name, *s.labels.values()): s.value for f in families for s in f.samples}
+    assert samples["pylon_connections_closed_total", "1000"] == 1
+    assert samples["pylon_live_evaluation_seconds_count",] == 0
+    assert samples["pylon_live_evaluation_seconds_sum",] == 0
+    assert foreign.collect()[0].samples[0].value == 1
+    os._exit(0)
+assert os.wait()[1] == 0
+assert child.collect()[0].samples[0].value == 5
+"""
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_forked_process_counts_from_zero() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_counting_from_threads_loses_nothing() -> None:
@@ -205,6 +301,5 @@ def test_processes_have_the_standard_metrics_each_for_itself() -> None:
     own = resident[(("role", "supervisor"), ("worker", ""))]
     assert own > resident[(("role", "ws"), ("worker", "1"))] > 0
     page = render_text(families)
-    read = {f.name for f in text_string_to_metric_families(page)}
-    assert "process_cpu_seconds" in read
+    assert "process_cpu_seconds" in page_families(page)
     assert process_families([("ws", "1", child.pid)]) == []

@@ -13,6 +13,7 @@ from pylon import metrics
 from pylon.api.data.query_cache import QueryCache
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.examples import count_examples
+from tests.support.measured import total
 
 MANIFEST: dict[str, Any] = {
     "manifest_version": 1, "name": "t", "version": "1", "routes": [],
@@ -40,12 +41,11 @@ def server(tmp_path: Path) -> Any:
 
 
 def _hits() -> float:
-    return metrics.ANSWERS.labels("remembered").value
+    return total(metrics.ANSWERS, result="remembered")
 
 
 def _held_bytes() -> float:
-    (sample,) = metrics.ANSWERS_BYTES.samples()
-    return sample.value
+    return total(metrics.ANSWERS_BYTES)
 
 
 def _add(server: ApiStage, entity: str, owner: str, rank: int) -> None:

@@ -24,6 +24,7 @@ from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.file_watch import FileWatch
 from supervisor.flusher import Flusher
 from supervisor.writer import Writer
+from tests.support.measured import total
 from tests.support.storage import apply, code, open_engine, task
 
 
@@ -139,8 +140,7 @@ def test_refused_writes_are_logged_and_counted_by_reason_and_end_readiness(
 
 
 def _refused(reason: str) -> float:
-    samples = metrics.WRITES_REFUSED.samples()
-    return sum(s.value for s in samples if s.labels == {"reason": reason})
+    return total(metrics.WRITES_REFUSED, reason=reason)
 
 
 def test_a_full_disk_has_a_reason_and_a_sentence(engine: SqliteEngine, path: Path) -> None:
@@ -161,12 +161,12 @@ def test_the_flusher_tells_readiness_of_a_lost_file_without_a_write(
 ) -> None:
     flusher = Flusher(path, engine.maintenance, 1_000, clock)
     flusher._look_at_file()
-    assert flusher.file_problem is None and metrics.DB_WRITABLE.samples()[0].value == 1
+    assert flusher.file_problem is None and total(metrics.DB_WRITABLE) == 1
     lose(path)
     clock.advance(1)
     for _ in range(3):
         flusher._look_at_file()
-    assert flusher.file_problem is not None and metrics.DB_WRITABLE.samples()[0].value == 0
+    assert flusher.file_problem is not None and total(metrics.DB_WRITABLE) == 0
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     assert [line["reason"] for line in lines if line["event"] == "database.unusable"] == [reason]
     flusher.close()

@@ -19,6 +19,7 @@ from pylon.errors import Unavailable
 from pylon.storage.sqlite.backup.record import read_record
 from pylon.storage.sqlite.backup.verify import verify_backup
 from supervisor.readers import find_readers
+from tests.support.measured import page_values
 from tests.support.supervised import Maker, Supervised, supervised_maker
 from tests.support.wait import WAIT_S, wait_until
 
@@ -42,8 +43,8 @@ def run_backup(it: Supervised, target: Path, *prefix: str) -> subprocess.Complet
 
 def value_of(it: Supervised, name: str) -> float:
     page = it.control.ask("metrics", format="text")["body"]
-    (line,) = [line for line in page.splitlines() if line.startswith(f"{name} ")]
-    return float(line.split()[1])
+    (value,) = page_values(page, name)
+    return value
 
 
 def test_backup_reaches_a_folder_that_only_its_caller_sees(make: Maker, tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_last_success_survives_a_restart(make: Maker, tmp_path: Path) -> None:
     refused = run_backup(it, tmp_path / "one")
     assert (refused.returncode, "not an empty folder" in refused.stderr) == (1, True)
     page = it.control.ask("metrics", format="text")["body"]
-    assert 'pylon_backups_total{result="failed"} 1' in page.splitlines()
+    assert page_values(page, "pylon_backups_total", result="failed") == [1]
     assert it.end() == 0
 
 

@@ -65,6 +65,7 @@ def boot() -> WorkerContext:
         SystemExit: 78 when the app cannot be loaded (the reason is logged), 1 when the
             supervisor is already gone.
     """
+    metrics.reset()
     try:
         child = ChildEnv.from_environ(os.environ)
     except StartRefused as ex:
@@ -122,7 +123,7 @@ def run_status(
                     pid=pid,
                     ready=was_ready,
                     connections=connections(),
-                    metrics=metrics.snapshot(),
+                    metrics=metrics.take_changes(),
                     used_guests=booted.used_guests.take_all(),
                 )
             )

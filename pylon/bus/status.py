@@ -33,6 +33,7 @@ class StatusSender:
             metrics.BUS_MESSAGES.labels("status").inc()
         except zmq.Again:
             metrics.BUS_DROPPED.labels("status").inc()
+            metrics.return_changes(status.metrics)
 
     def close(self) -> None:
         self._socket.close()

@@ -1,11 +1,13 @@
-"""Every metric of the project, as module constants. Nothing else defines one.
+"""Every metric of the project: prometheus_client's counters, gauges and histograms, as constants.
 
-`WORKER` holds what workers measure, `SUPERVISOR` what the supervisor does, and both hold
-what either may measure (the bus). Callers use the constants: ``metrics.BUS_DROPPED.labels(
-"status").inc()``. Labels never carry ids.
+The registry `WORKER` has the metrics of workers, `SUPERVISOR` those of the supervisor; the
+metrics of the bus are in both. Callers use the constants: ``metrics.BUS_DROPPED.labels(
+"status").inc()``. Code that runs for each request or message keeps the child of `labels(…)`:
+the look-up takes a lock. Labels never carry ids.
 
-Invariants: names follow Prometheus' rules (base units, `_total` on counters); importing this
-module starts no thread and touches no file, so a process may fork after it.
+Invariants: no other module declares a metric; names follow Prometheus' rules (base units,
+`_total` on counters); importing this module starts no thread and touches no file, so a process
+may fork after it.
 """
 
 from __future__ import annotations
@@ -13,11 +15,15 @@ from __future__ import annotations
 import platform
 from typing import Final
 
-import pylon
-from pylon.metrics.plain import Counter, Gauge, Histogram, Registry
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-WORKER: Final = Registry()
-SUPERVISOR: Final = Registry()
+import pylon
+from pylon.metrics import values
+
+values.install()
+
+WORKER: Final = CollectorRegistry()
+SUPERVISOR: Final = CollectorRegistry()
 
 _FAST_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _SLOW_S: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0)

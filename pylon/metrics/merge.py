@@ -1,8 +1,9 @@
 """Many workers' snapshots as one set of families.
 
-Counters and histograms are summed over the processes of a role and never go back: what a
-dead worker had counted is folded into its role. Gauges keep the label `worker` and vanish
-with it. Kept by the supervisor; not thread-safe by itself, the caller holds a lock.
+A snapshot has the families that have changed since the worker's last one. Counters and histograms
+are summed over the processes of a role and never go back: the sums of a dead worker stay in its
+role. Gauges have the label `worker` and vanish with it. The supervisor keeps one `Merged`; it is
+not thread-safe by itself, the caller holds a lock.
 """
 
 from __future__ import annotations
@@ -30,45 +31,58 @@ class Heartbeat(Protocol):
     def metrics(self) -> Sequence[Family]: ...
 
 
+class _Live:
+    """The newest families of one live worker, by name."""
+
+    __slots__ = ("families", "pid")
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.families: dict[str, Family] = {}
+
+
 class Merged:
-    """The newest snapshot of each live worker, and what the dead ones had counted."""
+    """The newest families of each live worker, and the sums of the dead ones."""
 
     __slots__ = ("_dead", "_known", "_live")
 
     def __init__(self) -> None:
-        self._live: dict[tuple[str, str], Heartbeat] = {}
+        self._live: dict[tuple[str, str], _Live] = {}  # by role and worker
         self._dead: dict[str, _Sums] = {}  # by role
         self._known: dict[str, Family] = {}  # name, help and kind of each family ever seen
 
     def update(self, status: Heartbeat) -> None:
         """Take a heartbeat. One from a new process of the same name retires the old one."""
         key = (status.role, status.worker)
-        before = self._live.get(key)
-        if before is not None and before.pid != status.pid:
+        live = self._live.get(key)
+        if live is not None and live.pid != status.pid:
             self.forget(*key)
+            live = None
+        if live is None:
+            live = self._live[key] = _Live(status.pid)
         for family in status.metrics:
             self._known.setdefault(family.name, family)
-        self._live[key] = status
+            live.families[family.name] = family
 
     def forget(self, role: str, worker: str) -> None:
-        """A worker is gone: keep its sums, drop its gauges."""
-        status = self._live.pop((role, worker), None)
-        if status is not None:
+        """Keep the sums of a worker that is gone, drop its gauges."""
+        live = self._live.pop((role, worker), None)
+        if live is not None:
             sums = self._dead.setdefault(role, {})
-            for family in status.metrics:
+            for family in live.families.values():
                 if family.kind != "gauge":
                     _add(sums, family.samples)
 
     def families(self, own: Iterable[Family] = ()) -> list[Family]:
-        """All of it, with `own` (the supervisor's) beside it, in the order first seen."""
+        """Return all families in the order first seen, with `own`, the supervisor's."""
         roles: dict[str, _Sums] = {role: dict(sums) for role, sums in self._dead.items()}
         gauges: dict[str, list[Sample]] = {}
-        for status in self._live.values():
-            for family in status.metrics:
+        for (role, worker), live in self._live.items():
+            for family in live.families.values():
                 if family.kind == "gauge":
-                    gauges.setdefault(family.name, []).extend(_labelled(family, status))
+                    gauges.setdefault(family.name, []).extend(_labelled(family, role, worker))
                 else:
-                    _add(roles.setdefault(status.role, {}), family.samples)
+                    _add(roles.setdefault(role, {}), family.samples)
         by_family: dict[str, list[Sample]] = {name: [] for name in self._known}
         for name, samples in gauges.items():
             by_family[name].extend(samples)
@@ -101,9 +115,9 @@ def _add(sums: _Sums, samples: Iterable[Sample]) -> None:
         sums[key] = sums.get(key, 0.0) + sample.value
 
 
-def _labelled(family: Family, status: Heartbeat) -> list[Sample]:
+def _labelled(family: Family, role: str, worker: str) -> list[Sample]:
     return [
-        Sample(s.name, {**s.labels, "role": status.role, "worker": status.worker}, s.value)
+        Sample(s.name, {**s.labels, "role": role, "worker": worker}, s.value)
         for s in family.samples
     ]
 

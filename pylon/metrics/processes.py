@@ -1,18 +1,16 @@
 """What the operating system knows of each process: CPU, memory, descriptors, start.
 
-The standard names (`process_resident_memory_bytes` and so on), by prometheus_client's own
-collector, so that dashboards made for them work; with the labels `role` and `worker`, one sample
-for each process of the server. The supervisor asks when the page is made. A process that has
-ended meanwhile has no samples.
-
-Its counters are not used: see `plain`.
+prometheus_client's own collector reads them, under the standard names
+(`process_resident_memory_bytes` and so on), so that dashboards made for these names work. Each
+process of the server has one sample with the labels `role` and `worker`. A process that has ended
+meanwhile has none. Called by the supervisor for each page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from prometheus_client.process_collector import ProcessCollector
+from prometheus_client import ProcessCollector
 
 from pylon.metrics.wire import Family, Sample
 
@@ -25,7 +23,7 @@ def process_families(processes: Iterable[tuple[str, str, int]]) -> list[Family]:
     """
     found: dict[str, Family] = {}
     for role, worker, pid in processes:
-        for metric in ProcessCollector(pid=_constant(pid), registry=None).collect():
+        for metric in _collector(pid).collect():
             name = f"{metric.name}_total" if metric.type == "counter" else metric.name
             family = found.get(name)
             if family is None:
@@ -37,5 +35,5 @@ def process_families(processes: Iterable[tuple[str, str, int]]) -> list[Family]:
     return list(found.values())
 
 
-def _constant(pid: int) -> Callable[[], int]:
-    return lambda: pid
+def _collector(pid: int) -> ProcessCollector:
+    return ProcessCollector(pid=lambda: pid, registry=None)

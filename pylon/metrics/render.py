@@ -1,20 +1,24 @@
-"""The metrics page: Prometheus text (0.0.4) and the JSON of spec/http.md §7.
+"""The metrics page: Prometheus text (0.0.4), OpenMetrics (1.0), and the JSON of spec/http.md §7.
 
-The families that the spec names come first, in its order; three of them are derived from
-`pylon_http_requests_total`, so that a request is counted once. Pure functions, called by
-`supervisor.control` for `/metrics` and `pylonctl`.
+prometheus_client writes the two text formats. The families that the spec names come first, in its
+order; four of them are derived from `pylon_http_requests_total`, so that the workers count a
+request once. Pure functions, called by `supervisor.control_handlers` for `/metrics` and
+`pylonctl`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
+
+from prometheus_client import Metric, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from pylon.metrics.families import DERIVED_HELP
 from pylon.metrics.wire import Family, Sample
 
 TEXT_CONTENT_TYPE: Final = "text/plain; version=0.0.4"
+OPENMETRICS_CONTENT_TYPE: Final = openmetrics.CONTENT_TYPE_LATEST
 JSON_CONTENT_TYPE: Final = "application/json"
 
 _METHODS: Final = ("GET", "POST", "PATCH", "DELETE", "OPTIONS")
@@ -28,18 +32,18 @@ _FIRST: Final = (
 
 
 def render_text(families: Iterable[Family]) -> str:
-    """The whole page, HELP and TYPE lines included, with a newline at the end."""
-    by_name = {family.name: family for family in families}
-    for family in _derived(by_name.get("pylon_http_requests_total")):
-        by_name[family.name] = family
-    first = [by_name[name] for name in _FIRST if name in by_name]
-    rest = [by_name[name] for name in sorted(by_name) if name not in _FIRST]
-    lines: list[str] = []
-    for family in (*first, *rest):
-        lines.append(f"# HELP {family.name} {_escape(family.help, quotes=False)}")
-        lines.append(f"# TYPE {family.name} {family.kind}")
-        lines.extend(_line(sample) for sample in family.samples)
-    return "\n".join(lines) + "\n"
+    """Return the whole page in Prometheus' text format, with a newline at the end."""
+    return generate_latest(_Page(_ordered(families))).decode()
+
+
+def render_openmetrics(families: Iterable[Family]) -> str:
+    """Return the whole page in the OpenMetrics format.
+
+    It lacks the untyped `pylon_http_requests_by_method`: there the counter that ends in `_total`
+    has the same family name.
+    """
+    page = _Page(family for family in _ordered(families) if family.name != _UNTYPED)
+    return str(openmetrics.generate_latest(page), "utf-8")
 
 
 def render_json(families: Iterable[Family], uptime_s: float) -> dict[str, Any]:
@@ -83,20 +87,25 @@ def _derived(requests: Family | None) -> list[Family]:
     ]
 
 
-def _line(sample: Sample) -> str:
-    labels = ",".join(f'{k}="{_escape(v, quotes=True)}"' for k, v in sample.labels.items())
-    return f"{sample.name}{{{labels}}} {_number(sample.value)}" if labels else (
-        f"{sample.name} {_number(sample.value)}")
+def _ordered(families: Iterable[Family]) -> list[Family]:
+    by_name = {family.name: family for family in families}
+    for family in _derived(by_name.get("pylon_http_requests_total")):
+        by_name[family.name] = family
+    first = [by_name[name] for name in _FIRST if name in by_name]
+    return first + [by_name[name] for name in sorted(by_name) if name not in _FIRST]
 
 
-def _number(value: float) -> str:
-    if math.isnan(value):
-        return "NaN"
-    if math.isinf(value):
-        return "+Inf" if value > 0 else "-Inf"
-    return str(int(value)) if float(value).is_integer() else repr(value)
+class _Page:
+    """The families as prometheus_client's exposition takes them."""
 
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._families = families
 
-def _escape(text: str, *, quotes: bool) -> str:
-    text = text.replace("\\", "\\\\").replace("\n", "\\n")
-    return text.replace('"', '\\"') if quotes else text
+    def collect(self) -> Iterator[Metric]:
+        for family in self._families:
+            is_counter = family.kind == "counter"
+            name = family.name.removesuffix("_total") if is_counter else family.name
+            metric = Metric(name, family.help, family.kind)
+            for sample in family.samples:
+                metric.add_sample(sample.name, sample.labels, sample.value)
+            yield metric

@@ -23,6 +23,7 @@ from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.pool import ReaderPool
 from pylon.storage.sqlite.reader import SqliteReader
 from tests.support.live import LiveClient, LiveStage
+from tests.support.measured import total
 from tests.support.search import pages_manifest
 from tests.support.server import ADMIN_TOKEN, ROLES, PylonServer
 from tests.support.stage import MANIFEST as HUB_MANIFEST
@@ -62,7 +63,7 @@ def pool(tmp_path: Path) -> Iterator[ReaderPool]:
 
 
 def moved() -> float:
-    return sum(sample.value for sample in metrics.READS_MOVED.samples())
+    return total(metrics.READS_MOVED)
 
 
 @pytest.mark.parametrize("patterns", [HARD, QUADRATIC], ids=["hard", "quadratic"])

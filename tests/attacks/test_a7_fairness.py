@@ -20,6 +20,7 @@ from pylon.storage.sqlite.reader import SqliteReader
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.documents import LoroClient
 from tests.support.manifests import notes_app
+from tests.support.measured import total
 from tests.support.wait import run_greenlets_until
 from workers import merge_sandbox
 
@@ -119,7 +120,7 @@ def test_scans_that_wait_are_bounded_for_each_caller(
         body = {"$offset": 1, "$limit": number + 1}
         return server.call("POST", "/api/query/Tick", body, remote_addr=ATTACKER)
 
-    refused_before = metrics.ADMISSION_REFUSED.labels("scan").value
+    refused_before = total(metrics.ADMISSION_REFUSED, queue="scan")
     attack = [gevent.spawn(sort, number) for number in range(20)]
     taken = limits.SCANS_PER_CALLER + limits.ADMISSION_WAITING_PER_CALLER
     run_greenlets_until(
@@ -134,7 +135,7 @@ def test_scans_that_wait_are_bounded_for_each_caller(
         greenlet.value.headers["retry-after"] for greenlet in attack
         if greenlet.value.status_code == 503
     )
-    assert metrics.ADMISSION_REFUSED.labels("scan").value - refused_before == statuses.count(503)
+    assert total(metrics.ADMISSION_REFUSED, queue="scan") - refused_before == statuses.count(503)
 
 
 def test_snapshots_let_the_loop_go_on_after_each_piece(
@@ -199,12 +200,12 @@ def test_push_to_a_row_that_is_not_there_is_not_merged(server: ApiStage) -> None
     body = {"update": client.update().hex()}
     bob = server.user("bob")
     results = ("good", "refused", "died", "silent")
-    before = [metrics.DOCUMENT_TASTES.labels(result).value for result in results]
+    before = [total(metrics.DOCUMENT_TASTES, result=result) for result in results]
     for target, status in (("none", 404), (hidden, 404), (row_id, 403)):
         for _ in range(10):
             answer = server.call("POST", f"/api/crdt/Note/{target}", body, bob)
             assert answer.status_code == status
-    assert [metrics.DOCUMENT_TASTES.labels(result).value for result in results] == before
+    assert [total(metrics.DOCUMENT_TASTES, result=result) for result in results] == before
     assert server.call(
         "POST", f"/api/crdt/Note/{row_id}", body, server.user("ada")
     ).status_code == 200

@@ -14,6 +14,7 @@ from pylon.api.data.conflicts import ConflictWatch
 from pylon.rates import HIDDEN_CONFLICTS_BY_USER, UNDONE_VALUES_BY_USER
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.manifests import field
+from tests.support.measured import total
 
 BUDGET = int(HIDDEN_CONFLICTS_BY_USER.limit)
 PROXIED = {"PYLON_TRUST_PROXY_HOPS": "1"}
@@ -65,7 +66,7 @@ class Stranger:
 
 
 def counted(kind: str) -> float:
-    return metrics.HIDDEN_CONFLICTS.labels(kind).value
+    return total(metrics.HIDDEN_CONFLICTS, kind=kind)
 
 
 def taken(number: int) -> str:

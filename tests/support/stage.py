@@ -110,7 +110,7 @@ class Stage:
         self.signals = PlainSignalSender(self.runtime)
         self.status = StatusReceiver(self.runtime)
         self.workers: list[Worker] = []
-        self.metrics: dict[str, float] = {}  # by "name{labels}", of the last heartbeat
+        self.metrics: dict[tuple[int, str], float] = {}  # by pid and "name{labels}"
         self._notes: HintWriter | None = None
 
     def start(self, role: str, worker: str = "1", **env: str) -> Worker:
@@ -139,18 +139,19 @@ class Stage:
         """Take the heartbeats that are there; whether one says that `pid` is ready."""
         ready = False
         while (status := self.status.receive(0.0)) is not None:
+            self.metrics.update({
+                (status.pid, sample.name + json.dumps(sample.labels, sort_keys=True)): sample.value
+                for family in status.metrics for sample in family.samples
+            })
             if status.pid == pid:
                 ready = status.ready
-                self.metrics = {
-                    sample.name + json.dumps(sample.labels, sort_keys=True): sample.value
-                    for family in status.metrics for sample in family.samples
-                }
         return ready
 
     def metric(self, worker: Worker, name: str, **labels: str) -> float:
-        """A metric of the worker's newest heartbeat; 0 if it has none of this name."""
-        self.heartbeat(worker.process.pid)
-        return self.metrics.get(name + json.dumps(labels, sort_keys=True), 0.0)
+        """The newest value that the worker has sent of a metric; 0 if it has sent none."""
+        pid = worker.process.pid
+        self.heartbeat(pid)
+        return self.metrics.get((pid, name + json.dumps(labels, sort_keys=True)), 0.0)
 
     def write(self, *ops: Any, publish: bool = True) -> ChangeBatch:
         """Commit `ops` as one batch; `publish=False` is a batch that the bus loses."""

@@ -22,6 +22,7 @@ from pylon.control import ControlClient
 from pylon.errors import BadUpgrade, NotRunning, Unauthorized, Unavailable
 from pylon.manifest.public import public_manifest
 
+_OPENMETRICS_TYPE: Final = "application/openmetrics-text"
 _TEXT_TYPES: Final = ("text/plain", "openmetrics")
 _CONTROL_TIMEOUT_S: Final = 5.0
 
@@ -75,7 +76,7 @@ class Readyz:
 
 
 class Metrics:
-    """``GET /metrics``: Prometheus text if the client asks for it, else JSON."""
+    """``GET /metrics``: OpenMetrics or Prometheus text if the client accepts it, else JSON."""
 
     def __init__(self, services: AdminServices) -> None:
         self._services = services
@@ -85,9 +86,12 @@ class Metrics:
         resp.set_header("cache-control", "no-store")
         self._check_token(req)
         accept = req.env.get("HTTP_ACCEPT", "")
-        as_text = any(kind in accept for kind in _TEXT_TYPES)
+        if _OPENMETRICS_TYPE in accept:
+            kind = "openmetrics"
+        else:
+            kind = "text" if any(name in accept for name in _TEXT_TYPES) else "json"
         try:
-            answer = self._control.ask("metrics", format="text" if as_text else "json")
+            answer = self._control.ask("metrics", format=kind)
         except NotRunning as ex:
             raise Unavailable("The supervisor does not answer", hint=ex.message) from ex
         resp.content_type = answer["content_type"]

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 import falcon
+from prometheus_client import Counter, Histogram
 
 from pylon import limits, metrics
 from pylon.api.http.callers import address_of
@@ -29,7 +30,6 @@ from pylon.auth.origin import SAFE_METHODS, cors_headers
 from pylon.auth.tokens import bearer_token
 from pylon.config import Config
 from pylon.log import get_logger
-from pylon.metrics.plain import Count, Distribution
 
 _log = get_logger("http")
 
@@ -142,7 +142,7 @@ class _Counters:
     __slots__ = ("_by_key",)
 
     def __init__(self) -> None:
-        self._by_key: dict[tuple[str | None, str, object], tuple[Count, Distribution]] = {}
+        self._by_key: dict[tuple[str | None, str, object], tuple[Counter, Histogram]] = {}
 
     def count(self, template: str | None, method: str, status: object, elapsed_s: float) -> None:
         """Count one request. Label values come from the route table only.
@@ -158,7 +158,7 @@ class _Counters:
 
     def _children(
         self, template: str | None, method: str, status: object
-    ) -> tuple[Count, Distribution]:
+    ) -> tuple[Counter, Histogram]:
         route = template if template is not None else "none"
         known = method if method in _METHODS else "OTHER"
         children = (
