@@ -22,6 +22,7 @@ WRK = """Running 1s test @ http://127.0.0.1:1
      75%    1.00ms
      90%    2.00ms
      99%    1.25s
+     99.9%    1.50s
   100 requests in 1.00s, 1.00MB read
   Socket errors: connect 1, read 2, write 3, timeout 4
   Non-2xx or 3xx responses: 5
@@ -40,7 +41,8 @@ def load(name: str) -> Any:
 
 def test_wrk_output_is_understood() -> None:
     assert load("http_load").parse_wrk(WRK) == {
-        "requests_per_s": 1234.5, "p50_ms": 0.85, "p99_ms": 1250.0, "errors": 15,
+        "requests_per_s": 1234.5, "p50_ms": 0.85, "p99_ms": 1250.0, "p999_ms": 1500.0,
+        "errors": 15,
     }
 
 

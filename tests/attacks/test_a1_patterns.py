@@ -28,7 +28,7 @@ from tests.support.search import pages_manifest
 from tests.support.server import ADMIN_TOKEN, ROLES, PylonServer
 from tests.support.stage import MANIFEST as HUB_MANIFEST
 from tests.support.storage import MANIFEST, NOTE, apply, insert, open_engine, row_id, update
-from tests.support.wait import wait_until
+from tests.support.wait import WAIT_S, wait_until
 
 HARD = [f"{'a' * (300 + n)}b" for n in range(limits.HARD_PATTERNS)]
 QUADRATIC = [f"{'a' * 15}{n}" for n in range(30)]  # fifteen partial matches at each place
@@ -56,7 +56,8 @@ def notes(folder: Path, *texts: str) -> ReaderPool:
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Iterator[ReaderPool]:
+def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ReaderPool]:
+    monkeypatch.setattr(limits, "READ_TIMEOUT_S", WAIT_S)  # a busy machine takes its time
     made = notes(tmp_path, *[LONG] * 4, *["a" * 4_000] * 30)
     yield made
     made.close()
