@@ -70,7 +70,7 @@ class Batch:
         if succeeded and run.replayed == succeeded:
             idempotency.mark_replayed(resp)
         send_json(resp, {
-            "results": [_batch_result(entry) for entry in run.entries],
+            "results": [_describe_result(entry) for entry in run.entries],
             "succeeded": succeeded,
             "failed": len(run.entries) - succeeded,
         })
@@ -95,7 +95,7 @@ class Transaction:
         key = idempotency.key_of(req, services.requests, auth, raw)
         entries = self._prepare(auth, sent)
         if entries and entries[-1].error is not None:
-            send_json(resp, _outcome(entries, committed=False), 400)
+            send_json(resp, _describe_outcome(entries, committed=False), 400)
             return
         writes = [entry.write for entry in entries if entry.write is not None]
         reply = transact(
@@ -104,13 +104,13 @@ class Transaction:
         _note_replies(entries, reply)
         results = reply.results or []
         if results and results[-1].error is not None:
-            send_json(resp, _outcome(entries[: len(results)], committed=False), 400)
+            send_json(resp, _describe_outcome(entries[: len(results)], committed=False), 400)
             return
         if reply.seq:
             resp.set_header(SEQ_HEADER, str(reply.seq))
         if reply.replayed:
             idempotency.mark_replayed(resp)
-        send_json(resp, _outcome(entries, committed=True))
+        send_json(resp, _describe_outcome(entries, committed=True))
 
     def _prepare(self, auth: AuthContext, sent: list[Any]) -> list[Entry[Operation]]:
         """Return the entries up to the first that cannot be executed."""
@@ -165,7 +165,7 @@ def _note_replies(entries: list[Entry[Operation]], reply: WriteReply) -> None:
             entry.error = result.error.to_exception()
 
 
-def _outcome(entries: list[Entry[Operation]], committed: bool) -> dict[str, Any]:
+def _describe_outcome(entries: list[Entry[Operation]], committed: bool) -> dict[str, Any]:
     results = [
         {"op": _kind_of(entry), "id": _row_id_of(entry)} if entry.error is None
         else {"op": _kind_of(entry), "error": entry.error.message}
@@ -174,7 +174,7 @@ def _outcome(entries: list[Entry[Operation]], committed: bool) -> dict[str, Any]
     return {"committed": committed, "results": results}
 
 
-def _batch_result(entry: Entry[Operation]) -> dict[str, Any]:
+def _describe_result(entry: Entry[Operation]) -> dict[str, Any]:
     error = entry.error
     out: dict[str, Any] = {"op": _kind_of(entry), "ok": error is None}
     row_id = _row_id_of(entry)

@@ -19,7 +19,7 @@ from pylon.storage.ops import (
 )
 
 
-def insert(
+def make_insert(
     app: App, entity: Entity, auth: AuthContext, body: object, op: OpKey | None = None
 ) -> InsertRow:
     """Return the op that inserts `body`, a decoded JSON value, under its own id or a new one.
@@ -41,7 +41,7 @@ def insert(
     )
 
 
-def update(
+def make_update(
     app: App,
     entity: Entity,
     auth: AuthContext,
@@ -57,7 +57,7 @@ def update(
             it must have one; None: any.
 
     Raises:
-        InvalidData: the body names no field; others as for `insert`.
+        InvalidData: the body names no field; others as for `make_insert`.
     """
     patch = app.codecs[entity.name].patch(body, row_id)
     if not patch:
@@ -65,7 +65,7 @@ def update(
     return UpdateRow(entity.name, row_id, patch, auth, op, if_match)
 
 
-def delete(
+def make_delete(
     entity: Entity,
     auth: AuthContext,
     row_id: str,
@@ -75,6 +75,6 @@ def delete(
     """Return the op that deletes a row.
 
     Args:
-        if_match: the version that the row must have, as for `update`.
+        if_match: the version that the row must have, as for `make_update`.
     """
     return DeleteRow(entity.name, row_id, auth, op, if_match)

@@ -76,7 +76,7 @@ class EntityList:
         raw = read_body(req)
         key = key_of(req, services.requests, auth, raw)
         body = decode_json(req, services.requests, raw)
-        op = changes.insert(services.app, named, auth, body, key)
+        op = changes.make_insert(services.app, named, auth, body, key)
         reply = submit(services, auth, lambda: address_of(req, services.requests), op)
         _set_version(resp, reply)
         send_json(resp, {"id": reply.row_id or op.row_id}, 201)
@@ -166,7 +166,7 @@ class EntityRow:
         raw = read_body(req)
         key = key_of(req, services.requests, auth, raw)
         body = decode_json(req, services.requests, raw)
-        op = changes.update(services.app, named, auth, row_id, body, key, if_match(req))
+        op = changes.make_update(services.app, named, auth, row_id, body, key, if_match(req))
         reply = submit(services, auth, lambda: address_of(req, services.requests), op)
         _set_version(resp, reply)
         send_json(resp, {"updated": True})
@@ -178,7 +178,7 @@ class EntityRow:
         auth = caller_of(req, services.requests).auth
         named = entity_named(services.app, entity, auth)
         key = key_of(req, services.requests, auth, b"")
-        op = changes.delete(named, auth, row_id, key, if_match(req))
+        op = changes.make_delete(named, auth, row_id, key, if_match(req))
         reply = services.writer.submit(op)
         resp.set_header(SEQ_HEADER, str(reply.seq))
         if reply.replayed:

@@ -60,7 +60,7 @@ def _execute(
     relation = relation_of(entity, body.relation)
     if _is_own_field(services, entity, relation):
         target_id = body.target_id if linked else None
-        op = changes.update(
+        op = changes.make_update(
             services.app, entity, auth, row_id, {relation.field: target_id}, key
         )
     else:
@@ -102,7 +102,7 @@ def _update_target(
         raise NotFound("Source entity not found")
     if linked:
         patch = {relation.field: row_id}
-        return changes.update(services.app, target, auth, target_id, patch, key)
+        return changes.make_update(services.app, target, auth, target_id, patch, key)
     visible = services.app.rules.of(target.name).readable_by(auth)
     found = services.store.point(
         lambda reader: reader.get_version(target.name, target_id, visible)
@@ -115,7 +115,7 @@ def _update_target(
             "Target entity not found", hint=f"{target.name}/{target_id} is not linked to this row"
         )
     # Only if the row is unchanged: another request may be linking it to another row.
-    return changes.update(
+    return changes.make_update(
         services.app, target, auth, target_id, {relation.field: None}, key,
         seq if key is None else None,
     )

@@ -154,14 +154,14 @@ def _make_write(
     if references is not None:
         data = _resolve_data(entity, data, references)
     if kind == "insert":
-        return changes.insert(app, entity, auth, data, key)
+        return changes.make_insert(app, entity, auth, data, key)
     if not isinstance(row_id, str) or not row_id:
         raise InvalidData(f"{envelope.noun} of kind {kind} needs {envelope.row_id}")
     if references is not None:
         row_id = references.resolve(row_id)
     if kind == "update":
-        return changes.update(app, entity, auth, row_id, data, key)
-    return changes.delete(entity, auth, row_id, key)
+        return changes.make_update(app, entity, auth, row_id, data, key)
+    return changes.make_delete(entity, auth, row_id, key)
 
 
 def _resolve_data(entity: Entity, data: object, references: References) -> object:

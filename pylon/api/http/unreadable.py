@@ -69,7 +69,7 @@ def problem_of(entry: Any) -> InvalidValue | None:
         pass
     else:
         return None
-    found = _found(entry, "")
+    found = _find_half(entry, "")
     if found is None:
         return InvalidValue("The change holds a number beyond 64 bits", expected="64 bits")
     name, value = found
@@ -99,19 +99,19 @@ def replace_halves(value: object) -> object:
     return _HALF.sub("\ufffd", value) if isinstance(value, str) else value
 
 
-def _found(value: Any, name: str) -> tuple[str, str] | None:
+def _find_half(value: Any, name: str) -> tuple[str, str] | None:
     """Return the member that holds the first text with a half, and the text."""
     if isinstance(value, str):
         return (name, value[:100]) if _HALF.search(value) else None
     if isinstance(value, dict):
         for key, inner in value.items():
             shown = str(replace_halves(key))
-            found = _found(key, shown) or _found(inner, shown)
+            found = _find_half(key, shown) or _find_half(inner, shown)
             if found is not None:
                 return found
     elif isinstance(value, list):
         for inner in value:
-            found = _found(inner, name)
+            found = _find_half(inner, name)
             if found is not None:
                 return found
     return None

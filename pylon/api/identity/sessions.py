@@ -130,7 +130,7 @@ class Session:
         auth = caller_of(req, self._services.requests).auth
         context = auth.to_json()
         avatar_url = context.pop("avatar_url")
-        user = self._user_row(auth)
+        user = self._read_user_row(auth)
         send_json(resp, {"avatar_url": avatar_url, "session": context, "user": user})
 
     on_head = on_get
@@ -154,7 +154,7 @@ class Session:
         resp.append_header("set-cookie", services.requests.cookie.cleared())
         send_json(resp, {"revoked": True})
 
-    def _user_row(self, auth: AuthContext) -> dict[str, Any] | None:
+    def _read_user_row(self, auth: AuthContext) -> dict[str, Any] | None:
         """Return the caller's row of the user entity, without the hidden fields."""
         rules = self._services.app.manifest.auth
         user_id = auth.user_id

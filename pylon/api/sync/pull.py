@@ -66,7 +66,7 @@ class Pull:
                 resp.stream = chain((first,), pieces, again)
             return
         try:
-            pulled = self._delta(caller.auth, since)
+            pulled = self._read_delta(caller.auth, since)
         except ResyncRequired:
             raise
         except PylonError:
@@ -86,7 +86,7 @@ class Pull:
         self._sync.hints.publish(key, cursor)
         yield from ()
 
-    def _delta(self, auth: AuthContext, since: int) -> Pulled:
+    def _read_delta(self, auth: AuthContext, since: int) -> Pulled:
         """Return the changes after a cursor. Every follower asks for them after each change, so
         the pull cache keeps them until the next commit."""
         services = self._services

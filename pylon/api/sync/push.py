@@ -145,9 +145,9 @@ def execute_push(
     answer: dict[str, Any] = {
         "applied": len(entries) - len(failed),
         "deduped": run.replayed,
-        "errors": [_describe(entry.sent, error.message) for entry, error in failed],
+        "errors": [_describe_error(entry.sent, error.message) for entry, error in failed],
         "cursor": {"last_seq": services.store.point(lambda reader: reader.head_seq())},
-        "results": [_result(entry) for entry in entries],
+        "results": [_describe_result(entry) for entry in entries],
     }
     if len(typed.changes) > len(entries):
         answer["remaining"] = len(typed.changes) - len(entries)
@@ -210,13 +210,13 @@ def _op_key(identity: str, change: PushedChange) -> OpKey | None:
     return OpKey(identity, op_id)
 
 
-def _describe(change: PushedChange, message: str) -> str:
+def _describe_error(change: PushedChange, message: str) -> str:
     """Return the entry of `errors`: ``<kind> <Entity>[/<row_id>]: <message>``."""
     row = f"/{_shown(change.row_id)}" if change.kind in ("update", "delete") else ""
     return f"{_shown(change.kind)} {_shown(change.entity)}{row}: {message}"
 
 
-def _result(entry: Entry[PushedChange]) -> dict[str, Any]:
+def _describe_result(entry: Entry[PushedChange]) -> dict[str, Any]:
     """Return the entry of `results`."""
     change = entry.sent
     out: dict[str, Any] = {
