@@ -1,21 +1,22 @@
 """The feed: brings every committed change to the hub, once and in order.
 
-Changes come over the bus, which may drop some. Each batch says what the head was before it;
-when that is not where we are, the missing part is read from the change log before anything
-newer is published. As the very last batch may be the lost one, the log is also asked when the
-bus has been quiet for `limits.HEAD_CHECK_S`.
+Changes come over the bus, which may drop some. Each batch names the seq before it. If the feed has
+not reached that seq, it reads the missing part from the change log before it publishes anything
+newer. The last batch may be the lost one, so the feed also reads the log after the bus was quiet
+for limits.HEAD_CHECK_S.
 
-While a worker has no connection, batches are set aside as they came, some tens of times a second,
-and read when somebody comes (`tail`): what was committed then counts as published.
+While no client is connected, the feed buffers raw batches undecoded, and decodes them when a client
+comes (`tail`). They count as published, because nobody could have received them.
 
-What has gathered on the bus is published together, so that the busier the hub is, the more
-changes go to a socket in one write. A change that comes alone is published at once.
+The feed publishes together what has gathered on the bus. So a busier hub sends more changes to a
+socket in one write. A change that comes alone goes at once.
 
-Invariants: `tail.last_seq` is the seq up to which everything has been published, or counts as
-published because nobody was connected; `tail.append` and `hub.publish` happen without a switch
-between them. When the log no longer reaches back to our head (which takes a worker that was
-stopped for minutes), every client is closed with 1012 and so pulls afresh; none misses a change
-in silence. A store that cannot be read delays the feed; it does not end it.
+Invariants: everything up to `tail.last_seq` is published, or counts as published. No greenlet
+switch lies between `tail.append` and `hub.publish`. If the log no longer has the events after our
+head (a worker was stopped for minutes), every client is closed with 1012 and pulls again; none
+misses a change silently. A store that cannot be read delays the feed, and does not end it. Bounds:
+limits.IDLE_BUFFER_BYTES, TURN_EVENTS, TURN_BYTES. Metric: pylon_recoveries_total. Run by
+`workers.hub.service`.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ from workers.hub.loop_yield import yield_to_loop
 
 SERVICE_RESTART: Final = 1012
 _RETRY_S: Final = 0.5
-_IDLE_S: Final = 0.03  # how often a worker without connections empties its socket
+_IDLE_S: Final = 0.03  # how often a worker without connections empties its bus socket
 _ASIDE_BATCHES: Final = limits.TAIL_EVENTS
-_WATCH_STEPS: Final = 5  # how finely the quiet of the bus is measured
+_WATCH_STEPS: Final = 5  # of limits.HEAD_CHECK_S: the resolution of the quiet time
 
 _log = log.get_logger("feed")
 
@@ -51,17 +52,16 @@ class Feed:
     """Keeps one hub current."""
 
     def __init__(self, subscriber: ChangesSubscriber, history: History, hub: Hub) -> None:
-        """`subscriber` must be connected already, so that nothing falls between it and
-        `start`."""
+        """`subscriber` is connected already, so that no change is lost before `start`."""
         self._subscriber = subscriber
         self._history = history
         self._hub = hub
         self._lock = RLock()
         self._tail = Tail(0)
-        self._aside: deque[bytes] = deque()  # batches that nobody needed yet
+        self._aside: deque[bytes] = deque()  # undecoded batches
         self._aside_bytes = 0
-        self._has_hole = False  # before what is set aside
-        self.heard = 0  # how often the bus brought something
+        self._has_hole = False  # a batch before the undecoded ones was dropped
+        self.heard = 0  # the number of receives
         self._wanted = Event()
 
     @property
@@ -73,7 +73,7 @@ class Feed:
         return self._tail
 
     def start(self) -> None:
-        """Take the log's newest events as the tail. What came before is for replays.
+        """Begin with the newest events of the log as the tail; replays read older ones.
 
         Raises:
             QueryTimeout, StoreUnavailable: the store cannot be read now.
@@ -82,7 +82,7 @@ class Feed:
         self._hub.advance(self._tail.last_seq)
 
     def run(self) -> NoReturn:
-        """Publish what the bus brings, for ever."""
+        """Publish what the bus brings, without end."""
         while True:
             if not len(self._hub):
                 self._subscriber.wait()
@@ -94,9 +94,9 @@ class Feed:
                     continue
             self.take(self._gathered(self._subscriber.receive()))
             self.heard += 1
-            # While it is quick to publish, the next turn waits as long as this one took, so that
-            # a busy hub works half of its time; a slow turn lets enough gather by itself. Other
-            # greenlets have their turn either way: the bus would never make this one wait.
+            # After a quick turn the feed sleeps as long as the turn took, so that a busy hub works
+            # half of its time and batches gather. A slow turn lets enough gather by itself. The
+            # feed yields in any case: a busy bus never makes it wait.
             spent_s = self._hub.spent_s
             rest_s = min(spent_s, limits.TURN_S - spent_s)
             if rest_s > 0:
@@ -105,7 +105,7 @@ class Feed:
                 yield_to_loop()
 
     def _buffer_undecoded(self) -> None:
-        """Empty the socket, without reading what comes."""
+        """Empty the bus socket without decoding the batches."""
         while (data := self._subscriber.receive_raw()) is not None:
             self.heard += 1
             self._aside.append(data)
@@ -115,7 +115,7 @@ class Feed:
                 self._has_hole = True
 
     def _decode_buffered(self) -> None:
-        """Bring the tail to the end of what was set aside; nobody was there to be told of it."""
+        """Bring the tail to the end of the undecoded batches; no client waits for them."""
         aside, self._aside, self._aside_bytes = self._aside, deque(), 0
         if self._has_hole:
             self._subscriber.skip()
@@ -128,7 +128,7 @@ class Feed:
         self._hub.advance(self._tail.last_seq)
 
     def _gathered(self, first: ChangeBatch) -> list[ChangeBatch]:
-        """A batch and those that wait behind it, as many as go in one turn."""
+        """Return a batch and those that wait behind it, as many as fit into one turn."""
         batches = [first]
         held_events = len(first.events)
         held_bytes = _size_bytes(first)
@@ -142,7 +142,7 @@ class Feed:
         return batches
 
     def watch(self) -> NoReturn:
-        """Look after a lost last batch, for ever."""
+        """Find a lost last batch, without end."""
         quiet_steps = 0
         while True:
             before = self.heard
@@ -153,7 +153,7 @@ class Feed:
                 self.check_head()
 
     def take(self, batches: Iterable[ChangeBatch]) -> None:
-        """Publish batches as one, and before them whatever is missing between us and them."""
+        """Publish batches as one, after the events that are missing before them."""
         with self._lock:
             changes: list[Change] = []
             for batch in batches:
@@ -166,7 +166,7 @@ class Feed:
             self._hub.publish(changes)
 
     def check_head(self) -> None:
-        """Publish what the log has and the bus did not bring."""
+        """Publish events of the log that the bus did not bring."""
         with self._lock:
             self._catch_up()
 
@@ -189,15 +189,15 @@ class Feed:
                 return
             metrics.RECOVERIES.labels("feed_gap").inc()
             self._publish(ChangeBatch(self.tail.last_seq, [change.event for change in page]))
-            yield_to_loop()  # the way may be long, and reading it need not switch
+            yield_to_loop()  # there may be many pages, and a read may not switch greenlets
 
     def _publish(self, batch: ChangeBatch) -> None:
         changes = self.tail.append(batch)
-        self.tail.relate()  # these are late: their rows may have changed since
+        self.tail.relate()  # the batch is late: its rows may have changed since
         self._hub.publish(changes)
 
     def _primed(self) -> Tail:
-        """A tail of the log's newest events, current to its head."""
+        """Return a tail of the newest events of the log, up to its head."""
         head = self._history.head()
         newest = self._history.newest(limits.TAIL_PRIMED_EVENTS)
         tail = Tail(newest[0].seq - 1 if newest else head)

@@ -1,11 +1,12 @@
-"""Groups: the connections that see the same, found by what may decide who sees a change.
+"""Groups: the connections that see the same changes, found by the attributes of their session.
 
-Connections with equal auth contexts see the same; those that agreed to packed frames share
-these, and form groups of their own. A change that everyone sees, or whose row is keyed by an
-attribute of the session, finds its groups without asking the others (`pylon.policy.routing`).
+Connections with equal auth contexts see the same. Those with the same deflate window share
+compressed frames too, and form groups of their own. `pylon.policy.routing` tells which changes
+everyone sees, and which are keyed by an attribute of the session; those find their groups in a
+dictionary.
 
-Invariants: a group has connections, or it is not here; a connection is in one group at most, that
-of its caller. Nothing here sends. Called by `hub`.
+Invariants: every group has connections. A connection is in one group at most, that of its caller.
+Nothing here sends. Called by `hub`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _NONE: Final[frozenset[Group]] = frozenset()
 
 
 class Group:
-    """The connections of one auth context that take frames packed in the same way."""
+    """The connections of one auth context and one deflate window."""
 
     __slots__ = ("auth", "connections", "deflate_window", "verdicts")
 
@@ -31,18 +32,18 @@ class Group:
         self.auth = auth
         self.deflate_window = deflate_window
         self.connections: set[Connection] = set()
-        self.verdicts: dict[str, bool] = {}  # entity: may read, where data has no say
+        self.verdicts: dict[str, bool] = {}  # by entity: may read, if the row does not matter
 
 
 class Groups:
-    """All groups of a hub. `admins` is some of them; `packings` are those in use."""
+    """All groups of a hub. `admins` are some of them; `packings` are the windows in use."""
 
     __slots__ = ("_by_attribute", "_known", "_packings", "admins")
 
     def __init__(self) -> None:
         self.admins: set[Group] = set()
-        self._known: dict[tuple[AuthContext, int], Group] = {}  # by context and packing
-        self._packings: dict[int, int] = {}  # in use; how many groups have it
+        self._known: dict[tuple[AuthContext, int], Group] = {}  # by context and deflate window
+        self._packings: dict[int, int] = {}  # groups by deflate window
         self._by_attribute: dict[str, dict[object, set[Group]]] = {}
 
     def __len__(self) -> int:
@@ -57,11 +58,11 @@ class Groups:
 
     @property
     def contexts(self) -> int:
-        """How many distinct auth contexts there are."""
+        """The number of distinct auth contexts."""
         return len({auth for auth, _ in self._known})
 
     def join(self, connection: Connection) -> None:
-        """Take a connection in, as its caller is now."""
+        """Add a connection to the group of its present caller."""
         auth, deflate_window = key = connection.caller.auth, connection.deflate_window
         group = self._known.get(key)
         if group is None:
@@ -74,7 +75,7 @@ class Groups:
         group.connections.add(connection)
 
     def leave(self, connection: Connection) -> bool:
-        """Take a connection out, before its caller changes; False if it is not here."""
+        """Remove a connection, before its caller changes; False if it is in no group."""
         auth, deflate_window = key = connection.caller.auth, connection.deflate_window
         group = self._known.get(key)
         if group is None or connection not in group.connections:
@@ -94,7 +95,7 @@ class Groups:
         return True
 
     def passing(self, entity: str, rules: EntityRules) -> Iterator[Group]:
-        """Those whose context alone lets them read `entity`; without admins."""
+        """Yield the groups whose context alone lets them read `entity`, without admins."""
         for group in self._known.values():
             if group.auth.is_admin:
                 continue
@@ -105,7 +106,7 @@ class Groups:
                 yield group
 
     def candidates(self, change: Change, routing: Nobody | Keyed | General) -> Collection[Group]:
-        """Those that may be concerned, before the row or after."""
+        """Return the groups that may see the row before the change or after it."""
         if isinstance(routing, Nobody):
             return ()
         if isinstance(routing, General):
@@ -122,7 +123,7 @@ class Groups:
 
 
 def _attributes(auth: AuthContext) -> Iterable[tuple[str, str]]:
-    """What `Keyed` routing finds a context by: its attributes that are not null."""
+    """Yield the attributes of a context by which `Keyed` routing finds it: those not null."""
     if auth.user_id is not None:
         yield "user_id", auth.user_id
     if auth.tenant_id is not None:

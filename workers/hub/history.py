@@ -1,8 +1,8 @@
-"""The change log as the hub reads it: pages of events, and whether a cursor still reaches.
+"""History: reads the change log in pages, and checks whether a cursor still reaches.
 
-Invariants: a page is answered only if the log still has everything after the cursor; else
-`ResyncRequired`. The check comes after the read, so pruning in between is noticed. Called by
-`workers.hub.feed` and `workers.hub.replay`; every call may block its greenlet.
+Invariants: a page is returned only if the log still has everything after the cursor; otherwise
+`ResyncRequired` is raised. The check follows the read, so it notices pruning in between. Called by
+`workers.hub.feed`, `replay` and `start_cursors`; every call may block its greenlet.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class History:
         self._store = store
 
     def head(self) -> int:
-        """The highest seq in use."""
+        """Return the highest seq in use."""
         return self._store.point(lambda reader: reader.head_seq())
 
     def page(self, cursor: int, limit: int) -> list[Change]:
-        """The first `limit` changes after `cursor`; empty when there are none.
+        """Return the first `limit` changes after `cursor`.
 
         Raises:
             ResyncRequired: the log no longer has all of them, or `cursor` is void.
@@ -45,7 +45,7 @@ class History:
         return [Change(event) for event in self._store.scan(read)]
 
     def relate(self, changes: Sequence[Change], entities: Collection[str]) -> None:
-        """Let changes of `entities` lead to their rows as they are now (`Change.newest`).
+        """Set the present row of changes of `entities` (`Change.newest`).
 
         Raises:
             QueryTimeout, StoreUnavailable: the store cannot be read now.
@@ -53,19 +53,19 @@ class History:
         relate_to_store(self._store, changes, entities)
 
     def newest(self, limit: int) -> list[ChangeEvent]:
-        """The newest events, ascending."""
+        """Return the newest events, ascending."""
         return self._store.scan(lambda reader: reader.newest_events(limit))
 
     def check(self, cursor: int) -> None:
-        """Pass if everything after `cursor` can still be told.
+        """Raise if the log lacks events after `cursor`.
 
         Raises:
-            ResyncRequired: it is ahead of the log, older than it reaches, or void.
+            ResyncRequired: the cursor is ahead of the log, older than the log, or void.
         """
         self._store.point(lambda reader: _check(reader, cursor))
 
     def span(self) -> Span:
-        """The range of the change log."""
+        """Return the range of the change log."""
         return self._store.point(_span)
 
 
@@ -78,13 +78,13 @@ class Span:
     void_ranges: Sequence[tuple[int, int]]
 
     def check(self, cursor: int) -> None:
-        """Pass if the log has everything after `cursor`; else raise ResyncRequired."""
+        """Raise ResyncRequired if the log lacks events after `cursor`."""
         if self._is_void(cursor) or cursor + 1 < self.oldest:
             raise self.resync(cursor)
 
     def resync(self, cursor: int, *, is_lost: bool = False) -> ResyncRequired:
-        """The refusal of a cursor. `is_lost`: it may be of a history that is lost."""
-        # As in a pull: no retained event continues a cursor that is void.
+        """Return the refusal of a cursor. `is_lost`: its history may be lost."""
+        # As in a pull: no retained event continues a void cursor.
         oldest = self.head + 1 if is_lost or self._is_void(cursor) else self.oldest
         return ResyncRequired(
             f"cursor last_seq={cursor} is older than the oldest retained seq={oldest}; "

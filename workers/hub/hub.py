@@ -1,22 +1,20 @@
-"""The hub: which connections there are, and which of them get which change.
+"""The hub: the registry of connections, and the fan-out of changes to them.
 
-Connections with equal auth contexts see the same, so who may see a change is decided for groups
-of them (`groups`). The entity's routing plan (`pylon.policy.routing`) says how: a change for
-everyone costs nothing to decide; one that is keyed by an attribute of the session touches only
-the groups with that value, found in a dictionary; only general rules are judged once for each
-group. Whether a group sees the row, the row's leaving, or nothing, is always judged by
-`pylon.changelog.change.seen_as`; routing only says who need not be asked.
+Connections with equal auth contexts see the same, so the hub decides for groups of them (`groups`).
+The routing plan of an entity (`pylon.policy.routing`) says how. A change for everyone needs no
+decision. A change keyed by an attribute of the session touches only the groups with that value.
+Only general rules are judged once for each group. `pylon.changelog.change.seen_as` always judges
+whether a group sees the row, its leaving, or nothing; routing only names groups that need no
+judgement.
 
-A batch becomes one write for each connection, of frames that all receivers share; those that
-agreed to packed frames share these. What a delivery costs is that system call; so the loop
-around it (`_deliver`) has nothing in it that could be done once for all, or only for those whose
-outbox is not empty.
+A batch becomes one write for each connection, of frames that all receivers share. A delivery costs
+that system call, so the loop around it (`_deliver`) holds nothing that can be done once for all, or
+only for connections with an outbox.
 
-Invariants: a connection gets events in seq order, each at most once: it joins when it has had
-everything up to the head of the hub, and one whose replay was ahead of the hub waits apart
-until the hub is there. `publish` never blocks and never switches greenlets, so that joining
-after a replay and fan-out cannot overtake each other. Called by `workers.hub.feed`, `replay` and
-`admission`.
+Invariants: a connection gets events in seq order, each at most once. It joins when it has had
+everything up to the head of the hub; one whose replay was ahead of the hub waits until the hub
+reaches it. `publish` never blocks and never switches greenlets, so fan-out cannot overtake a
+connection that joins after its replay. Called by `workers.hub.feed`, `replay` and `admission`.
 """
 
 from __future__ import annotations
@@ -52,7 +50,7 @@ class Hub:
         self._rules = rules
         self._clock = clock
         self._groups = Groups()
-        # All connections, spread evenly, so that each heartbeat looks at its own share only.
+        # All connections, spread evenly, so that each heartbeat looks at one partition only.
         self.partitions: list[set[Connection]] = [
             set() for _ in range(max(1, round(transport.heartbeat_s / BEAT_S)))
         ]
@@ -68,17 +66,17 @@ class Hub:
     # --- Connections ---------------------------------------------------------------------
 
     def __len__(self) -> int:
-        """Open sockets, those that are saying good-bye included."""
+        """The number of open sockets, closing ones included."""
         return self._open
 
     @property
     def connections(self) -> list[Connection]:
-        """All of them, as they are now."""
+        """A copy of all connections."""
         return list(chain.from_iterable(self.partitions))
 
     @property
     def opened(self) -> int:
-        """How many connections there have been: the number of the newest."""
+        """The number of the newest connection, which counts all that there have been."""
         return self._opened
 
     @property
@@ -88,16 +86,18 @@ class Hub:
 
     @property
     def contexts(self) -> int:
-        """How many distinct auth contexts receive events."""
+        """The number of distinct auth contexts that receive events."""
         return self._groups.contexts
 
     def on_gone(self, callback: Callable[[Connection], None]) -> None:
-        """Have `callback` called for each connection whose socket is closed."""
+        """Call `callback` for each connection whose socket is closed."""
         self._on_gone.append(callback)
 
     def on_published(self, callback: Callable[[Sequence[Change]], None]) -> None:
-        """Have `callback` called with all changes of each batch, after their delivery. It must
-        neither block nor switch greenlets."""
+        """Call `callback` with all changes of each batch, after their delivery.
+
+        It must neither block nor switch greenlets.
+        """
         self._on_published.append(callback)
 
     def add(self, connection: Connection) -> None:
@@ -111,7 +111,7 @@ class Hub:
         metrics.CONNECTIONS.set(self._open)
 
     def join(self, connection: Connection) -> None:
-        """Let it receive every event after its `last_seq` that is published from now on."""
+        """Deliver events after its `last_seq` to a connection from now on."""
         if not connection.is_open:
             return
         if connection.last_seq > self._head:
@@ -120,12 +120,12 @@ class Hub:
         self._groups.join(connection)
 
     def left(self, connection: Connection) -> None:
-        """`workers.hub.connection.Owner`: no more events for it."""
+        """Deliver no more events to a connection (`workers.hub.connection.Owner`)."""
         self._closing[connection] = self._clock.monotonic_s()
         self._leave(connection)
 
     def change_caller(self, connection: Connection, caller: Caller) -> None:
-        """Have an open connection speak for `caller`: from the next change on."""
+        """Set the caller of an open connection, from the next change on."""
         had_joined = self._leave(connection)
         self._forget_session(connection)
         connection.caller = caller
@@ -134,14 +134,14 @@ class Hub:
             self.join(connection)
 
     def _leave(self, connection: Connection) -> bool:
-        """Take it out of its group; False if it had not joined."""
+        """Remove a connection from its group; False if it had not joined."""
         if connection in self._ahead:
             self._ahead.discard(connection)
             return True
         return self._groups.leave(connection)
 
     def gone(self, connection: Connection) -> None:
-        """`workers.hub.connection.Owner`: its socket is closed."""
+        """Remove a connection whose socket is closed (`workers.hub.connection.Owner`)."""
         self._closing.pop(connection, None)
         share = self.partitions[connection.number % len(self.partitions)]
         if connection in share:
@@ -166,23 +166,23 @@ class Hub:
                 del self._sessions[session_id]
 
     def session_ids(self) -> list[str]:
-        """The sessions that have sockets here."""
+        """Return the sessions that have sockets here."""
         return list(self._sessions)
 
     def close_session(self, session_id: str, code: int, reason: str) -> int:
-        """Close the sockets of a session; how many there were."""
+        """Close the sockets of a session, and return how many there were."""
         found = list(self._sessions.get(session_id, ()))
         for connection in found:
             connection.close(code, reason, awaits_peer=self.transport.expects_replies)
         return len(found)
 
     def close_all(self, code: int, reason: str) -> None:
-        """Close every socket, each with a close_frame."""
+        """Close every socket with a close frame."""
         for connection in self.connections:
             connection.close(code, reason, awaits_peer=self.transport.expects_replies)
 
     def end_overdue(self) -> None:
-        """Cut the connections whose close_frame has taken longer than `SOCKET_CLOSE_S`."""
+        """Abort the connections whose close has taken longer than limits.SOCKET_CLOSE_S."""
         since_s = self._clock.monotonic_s() - limits.SOCKET_CLOSE_S
         for connection in [c for c, at_s in self._closing.items() if at_s <= since_s]:
             connection.abort()
@@ -190,14 +190,14 @@ class Hub:
     # --- Events --------------------------------------------------------------------------
 
     def view(self, change: Change, auth: AuthContext) -> bytes | None:
-        """The event as `auth` sees it, or None (spec/realtime.md §1.4)."""
+        """Return the event as `auth` sees it, or None (spec/realtime.md §1.4)."""
         if auth.is_admin:
             return change.wire
         rules = self._rules.get(change.event.entity)
         return None if rules is None else seen_as(change, rules, auth)
 
     def advance(self, head: int) -> None:
-        """Everything up to `head` counts as published: nobody joined before."""
+        """Count everything up to `head` as published: nobody joined before."""
         self._head = max(self._head, head)
 
     def judged_entities(self, changes: Iterable[Change]) -> set[str]:
@@ -210,7 +210,7 @@ class Hub:
         return found
 
     def publish(self, changes: Sequence[Change]) -> None:
-        """Deliver changes, in seq order, to all who joined and may see them."""
+        """Deliver changes in seq order to all connections that joined and may see them."""
         if not changes:
             return
         started_s = self._clock.monotonic_s()
@@ -255,7 +255,7 @@ class Hub:
     def _packed(
         self, frames: _Frames, deflate_window: int, made: dict[tuple[bytes, int], bytes]
     ) -> _Frames:
-        """The frames packed, each once for all groups (`made`)."""
+        """Return the frames compressed, each once for all groups (`made`)."""
         if not deflate_window:
             return frames
         found: _Frames = []
@@ -284,7 +284,7 @@ class Hub:
     def _partition_changes(
         self, changes: Sequence[Change]
     ) -> tuple[_Frames, dict[Group, _Frames], _Frames]:
-        """Frames for everyone, frames for single groups besides, and all frames."""
+        """Return the frames for everyone, those for single groups, and all frames."""
         common: _Frames = []
         own: dict[Group, _Frames] = {}
         everything: _Frames = []

@@ -1,22 +1,22 @@
-"""Replay: what a client missed, before anything newer (spec/realtime.md §1.7).
+"""Replay: sends a client what it missed, before anything newer (spec/realtime.md §1.7).
 
-A new connection begins at the cursor that the client names, else where `start_cursors` says. Pages
-come from the tail, or from the log where the tail does not reach; between pages the outbox must
-empty, so a long replay goes at the client's own pace and never counts as overflow. The last page
-and the joining of the hub happen without a switch of greenlets: the feed then publishes
-exactly the events that the replay did not have.
+A new connection begins at the cursor that the client names, else at the one of `start_cursors`.
+Pages come from the tail, or from the log where the tail does not reach. The outbox must empty
+between pages, so a long replay goes at the client's own pace and never counts as overflow. No
+greenlet switch lies between the last page and the entry into the hub, so the feed publishes exactly
+the events that the replay did not have.
 
-After a worker's death all of its clients come back at once, with the same few cursors. So what
-was read, judged and encoded for one of them is kept for the next (`_Shared`), as long as nothing
-new is published. Pages of the log that all clients see alike do not change, and their frames are
-kept whatever is published (`_Frames`). Each has a bound of `limits.REPLAY_SHARED_BYTES`.
+After a worker's death all of its clients reconnect at once, with the same few cursors. So `_Shared`
+keeps what was read, judged and encoded for one of them, as long as nothing new is published. Pages
+of the log that all clients see alike do not change; `_Frames` keeps their frames longer. Each has a
+bound of limits.REPLAY_SHARED_BYTES.
 
 An image that a client may read as it was, but not as the row is now, is left out: the event that
 took the row out of its view follows (`pylon.changelog.change`).
 
-Invariants: a client that named its cursor gets every event after it, or `ResyncRequired`. A
-cursor note that no longer reaches is treated the same way, since its client believes in it.
-Called by `workers.hub.admission`: `run_at_once` in the hub's greenlet, `run` in one of its own.
+Invariants: a client that named its cursor gets every event after it, or `ResyncRequired`. So does a
+client with a cursor hint that the log no longer reaches, because the client relies on it. Called by
+`workers.hub.admission`: `run_at_once` in the hub's greenlet, `run` in a greenlet of its own.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from workers.hub.loop_yield import yield_to_loop
 from workers.hub.start_cursors import StartCursors
 
 _PAGE_BYTES: Final = limits.OUTBOX_BYTES // 2
-_PAGES_AT_ONCE: Final = 4  # more would hold up others
-_ENTRY_BYTES: Final = 200  # of a dictionary, and of the keys in it, about
-_WAIT_S: Final = 1.0  # how often a stuck replay looks whether its connection still lives
+_PAGES_AT_ONCE: Final = 4  # more would delay other clients
+_ENTRY_BYTES: Final = 200  # of an entry of a dictionary with its keys, about
+_WAIT_S: Final = 1.0  # between two checks of a waiting replay that its connection is open
 
 
 class _Shared:
-    """What replays have in common while the head of the feed stands still."""
+    """Pages and frames that replays share while the head of the feed stands still."""
 
     __slots__ = ("_bytes", "_encoded", "_head", "_pages", "_reachable")
 
@@ -66,34 +66,34 @@ class _Shared:
         return self
 
     def is_reachable(self, cursor: int) -> bool:
-        """Whether the log was found to reach back to `cursor`."""
+        """Return whether the log is known to reach back to `cursor`."""
         return cursor in self._reachable
 
     def reached(self, cursor: int) -> None:
-        """The log reaches back to `cursor`."""
+        """Note that the log reaches back to `cursor`."""
         self._bytes += _ENTRY_BYTES
         self._reachable.add(cursor)
 
     def page(self, cursor: int) -> Sequence[Change] | None:
-        """The page of the log that follows `cursor`."""
+        """Return the page of the log that follows `cursor`."""
         return self._pages.get(cursor)
 
     def keep_page(self, cursor: int, page: Sequence[Change]) -> None:
-        """A page was read from the log."""
+        """Keep a page that was read from the log."""
         self._bytes += _ENTRY_BYTES + sum(change.size_bytes for change in page)
         self._pages[cursor] = page
 
     def encoded(
         self, page: Sequence[Change], auth: AuthContext | None, deflate_window: int
     ) -> tuple[bytes, int] | None:
-        """The frames of a page for `auth`, or for all but admins, and how many they are."""
+        """Return the frames of a page for `auth`, or for all but admins, and their number."""
         return self._encoded.get((page[0].seq, page[-1].seq, auth, deflate_window))
 
     def keep_encoded(
         self, page: Sequence[Change], auth: AuthContext | None, deflate_window: int, data: bytes,
         frames: int,
     ) -> None:
-        """A page was encoded."""
+        """Keep the frames of a page."""
         self._bytes += _ENTRY_BYTES + len(data)
         self._encoded[page[0].seq, page[-1].seq, auth, deflate_window] = data, frames
 
@@ -108,7 +108,7 @@ class _Page:
 
 
 class _Frames:
-    """Pages of the log that do not depend on who reads them, nor when; admins apart."""
+    """Pages of the log that do not depend on the reader or the time, except for admins."""
 
     __slots__ = ("_bytes", "_pages")
 
@@ -117,11 +117,11 @@ class _Frames:
         self._pages: dict[tuple[int, int, bool], _Page] = {}
 
     def find(self, cursor: int, deflate_window: int, *, is_admin: bool) -> _Page | None:
-        """The page that follows `cursor`."""
+        """Return the page that follows `cursor`."""
         return self._pages.get((cursor, deflate_window, is_admin))
 
     def keep(self, cursor: int, deflate_window: int, page: _Page, *, is_admin: bool) -> None:
-        """A page was encoded."""
+        """Keep the frames of a page."""
         if self._bytes > limits.REPLAY_SHARED_BYTES:
             self._pages.clear()
             self._bytes = 0
@@ -130,7 +130,7 @@ class _Frames:
 
 
 class Replay:
-    """Starts connections. One for each hub."""
+    """Starts the connections of one hub."""
 
     __slots__ = ("_feed", "_frames", "_history", "_hub", "_shared", "_starts")
 
@@ -143,7 +143,7 @@ class Replay:
         self._frames = _Frames()
 
     def start_cursor(self, named: int | None, session_id: str | None, address: str) -> int:
-        """Where a client's events begin.
+        """Return the cursor at which a client's events begin.
 
         Args:
             named: the cursor that the client gave, if it gave one.
@@ -172,7 +172,7 @@ class Replay:
         return cursor
 
     def run_at_once(self, connection: Connection, cursor: int) -> int | None:
-        """`run` without blocking, as far as that goes: what memory holds, while the client's
+        """Run without blocking, as far as possible: what memory holds, while the client's
         socket takes it.
 
         Returns:
@@ -221,7 +221,7 @@ class Replay:
                 continue
 
     def _send_logged(self, connection: Connection, cursor: int) -> int | None:
-        """Send the page of the log that follows `cursor`; its last seq, None if it is empty."""
+        """Send the page of the log after `cursor`. Return its last seq; None if it is empty."""
         auth, deflate_window = connection.caller.auth, connection.deflate_window
         known = self._frames.find(cursor, deflate_window, is_admin=auth.is_admin)
         if known is None:
@@ -275,7 +275,7 @@ class Replay:
         return data, len(frames)
 
     def _before_newest(self) -> int:
-        """A cursor that leaves the newest `REPLAY_WITHOUT_NOTE_EVENTS` to be sent."""
+        """Return the cursor before the newest `REPLAY_WITHOUT_NOTE_EVENTS` events."""
         tail = self._feed.tail
         wanted = limits.REPLAY_WITHOUT_NOTE_EVENTS
         newest = tail.after(tail.first_covered) or []
@@ -285,7 +285,7 @@ class Replay:
 
 
 def _head_of(changes: Sequence[Change]) -> Sequence[Change]:
-    """As many changes as go in one page: by count, and by bytes (at least one)."""
+    """Return as many changes as fit into one page by count and bytes, at least one."""
     size_bytes = 0
     for count, change in enumerate(changes):
         size_bytes += len(change.wire)

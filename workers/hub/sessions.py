@@ -1,14 +1,13 @@
 """Session watch: ends the sockets of sessions that were revoked or have expired.
 
-A revocation is told by signal (`SessionRevoked`), and signals may be lost, so the sessions of
-all sockets are also looked up in the store: whenever something was committed there (which costs
-nothing to know), and once in `_SWEEP_S` in any case. Sessions that end by themselves before the
-next such sweep are kept in a list of their own.
+A signal (`SessionRevoked`) announces a revocation, and signals may be lost. So the watch also looks
+the sessions of all sockets up in the store: after each commit (the version of the store tells), and
+every `_SWEEP_S`. It keeps sessions that expire before the next such sweep in a dictionary.
 
-Invariant: a session that is gone has no socket a second later. (Where the signal was lost and a
-worker has more than 20,000 sessions, while others write all the time, it takes longer: sweeps,
-1.7 µs for each session, are held to `_SHARE` of the time.) Sweeps go in slices, and so do closes,
-between which other greenlets and sockets have their turn. Used by `workers.hub.service` and
+Invariant: a session that has ended has no socket one second later. Exception: if the signal was
+lost, a worker has more than 20,000 sessions, and others write all the time, it takes longer. Sweeps
+cost 1.7 µs for each session, and are limited to `_SHARE` of the time. Sweeps and closes go in
+slices, between which other greenlets and sockets run. Used by `workers.hub.service` and
 `admission`.
 """
 
@@ -31,7 +30,7 @@ _TICK_S: Final = 0.7
 _SWEEP_S: Final = 60.0
 _SOON_S: Final = 2 * _SWEEP_S
 _SLICE: Final = 500
-_CLOSES: Final = 100  # sockets that are closed before others have their turn
+_CLOSES: Final = 100  # sockets closed before other greenlets run
 _SHARE: Final = 0.05
 _NS_PER_S: Final = 1_000_000_000
 
@@ -47,29 +46,29 @@ class SessionWatch:
     )
 
     def __init__(self, store: Store, clock: Clock, forget_callers: Callable[[], None]) -> None:
-        """`forget_callers`: called when callers who are remembered may be outdated."""
+        """`forget_callers`: clears the session cache, whose callers may be outdated."""
         self._store = store
         self._forget_callers = forget_callers
         self._hubs: list[Hub] = []
         self._clock = clock
-        self._closed = 0  # sockets, since others had their turn
-        self._soon: dict[str, float] = {}  # sessions that end soon: when, monotonic
-        self._version = -1  # of the store, at the last look
+        self._closed = 0  # sockets since the last yield
+        self._soon: dict[str, float] = {}  # when sessions that end soon do so, monotonic
+        self._version = -1  # of the store, at the last tick
         self._has_changed = False  # since the last sweep
-        self._next_s = 0.0  # sweep then, whatever was committed
-        self._rested_s = 0.0  # no sweep before
+        self._next_s = 0.0  # when to sweep even without a commit
+        self._rested_s = 0.0  # no sweep before this time
 
     def watch(self, hub: Hub) -> None:
         """Watch the sockets of this hub too."""
         self._hubs.append(hub)
 
     def expires(self, session_id: str, at_s: float) -> None:
-        """A session of somebody who comes in ends at `at_s` (monotonic)."""
+        """Note that the session of a new connection ends at `at_s` (monotonic)."""
         if at_s < self._clock.monotonic_s() + _SOON_S:
             self._soon[session_id] = at_s
 
     def run(self) -> NoReturn:
-        """Watch for ever."""
+        """Watch without end."""
         while True:
             gevent.sleep(_TICK_S)
             try:
@@ -79,7 +78,7 @@ class SessionWatch:
                 self._version = -1
 
     def tick(self) -> None:
-        """End what has ended.
+        """Close the sockets of sessions that have ended.
 
         Raises:
             StoreUnavailable, QueryTimeout: the store cannot be read now.
@@ -92,7 +91,7 @@ class SessionWatch:
         if version != self._version:
             self._version = version
             self._has_changed = True
-            self._forget_callers()  # so that nobody comes in after the sweep who was here before
+            self._forget_callers()  # else an ended session could connect after the sweep
         if now_s >= self._rested_s and (self._has_changed or now_s >= self._next_s):
             self._has_changed = False
             self._next_s = now_s + _SWEEP_S

@@ -1,16 +1,15 @@
 """Start cursors: the cursor at which the events of a client that connects begin.
 
 A client that names its cursor begins there. The published clients name none: they pull and then
-connect, so they begin at the cursor note of their key (`pylon.changelog.hints`). Without a note,
-or while notes may be missing, the hub does not guess. It replays all events of the last window
-(`pylon.changelog.marks`), which holds every event that the client can have missed. Clients drop
-events that they have.
+connect, so they begin at the cursor hint of their key (`pylon.changelog.hints`). Without a hint, or
+while hints may be missing, the hub replays all events of the last window (`pylon.changelog.marks`),
+which holds every event that the client can have missed. Clients drop events that they have.
 
-Invariants: a start cursor is never above one that a pull of the last window answered to the
-client. A named or noted cursor that the log cannot continue is `ResyncRequired`. In the first
-seconds of a new epoch so is a connection without a note: its pull may be of the lost history. A
-call sees every note that was written before it. Bounds: two reads of the store
-and one of each file for a client. Called by `workers.hub.replay`.
+Invariants: a start cursor is never above one that a pull of the last window returned to the client.
+A named or hinted cursor that the log cannot continue is `ResyncRequired`. So is, in the first
+seconds of a new epoch, a connection without a hint: its pull may belong to the lost history. A call
+sees every hint that was written before it. Bounds: two reads of the store and one of each file for
+a client. Called by `workers.hub.replay`.
 """
 
 from __future__ import annotations
@@ -39,8 +38,10 @@ class StartCursors:
         self._refused: dict[int, float] = {}  # by key: when
 
     def refuse_note(self, key: int) -> bool:
-        """The log no longer has the events after the note of `key`. Whether the client must pull
-        again: once in a window, since the note still exists when the client comes back."""
+        """Return whether the client must pull again: the log lacks events after the hint of `key`.
+
+        It must do so once in a window, because the hint still exists when the client returns.
+        """
         now_s = self._clock.monotonic_s()
         refused_s = self._refused.get(key)
         if refused_s is not None and now_s - refused_s < 2 * limits.HINT_WINDOW_S:
@@ -51,7 +52,7 @@ class StartCursors:
         return True
 
     def find_noted(self, key: int) -> int | None:
-        """The smallest cursor that a client of `key` can have; None if the notes do not tell.
+        """Return the smallest cursor that a client of `key` can have; None without a hint.
 
         It is not checked against the log.
         """
@@ -60,7 +61,7 @@ class StartCursors:
         return notes.get(key) if notes.is_whole else None
 
     def find_window(self, key: int) -> int:
-        """A cursor below all events of the last window.
+        """Return a cursor below all events of the last window.
 
         Raises:
             ResyncRequired: the client must pull again.
@@ -93,7 +94,7 @@ class StartCursors:
         return cursor
 
     def _is_new_epoch(self, marks: Sequence[Mark], first_seq: int) -> bool:
-        """Whether that epoch was opened a moment ago."""
+        """Return whether the epoch that begins at `first_seq` was opened a moment ago."""
         opened_s = next((mark.at_s for mark in marks if mark.seq >= first_seq), None)
         return (
             opened_s is not None
