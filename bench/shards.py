@@ -222,7 +222,7 @@ def late(before: dict[str, float], after: dict[str, float]) -> tuple[float | Non
     """The bound in ms of the bucket that p99 lies in (None: the last), and ticks over 10 ms."""
     buckets = []
     for name, value in after.items():
-        found = re.search(r'pylon_shard_lateness_seconds_bucket\{.*\ble="([^"]+)"', name)
+        found = re.search(r'pylon_shard_tick_lateness_seconds_bucket\{.*\ble="([^"]+)"', name)
         if found and 'role="shards"' in name:
             buckets.append((float(found[1]), value - before.get(name, 0.0)))
     buckets.sort()

@@ -8,7 +8,7 @@ those that hold slots, and not by those that wait.
 Invariants: each `enter` that returned True has one `leave`; no slot stays free while a request
 waits that may have it. Bounds: `limits.ADMISSION_WAITING_PER_CALLER` of a caller and
 `limits.ADMISSION_WAITING` in all; `enter` refuses more with 503 and Retry-After. Metrics:
-pylon_admission_waiting, pylon_admission_refused_total.
+pylon_admission_queue_length, pylon_admission_refused_total.
 
 One thread: its greenlets, and callbacks of its hub. Called by the reader pool, the decoding of
 large bodies and the merge sandbox.

@@ -10,7 +10,7 @@ process that dies lets go of its locks. A bucket that stays locked (its owner wa
 takes through and counts them. A full bucket drops the cell whose budget is nearest to full.
 A take never switches greenlets. Memory is fixed.
 
-Metrics: pylon_rate_limited_total, pylon_rate_limit_skipped_total, pylon_rate_limit_evicted_total.
+Metrics: pylon_rate_limited_total, pylon_rate_limit_skips_total, pylon_rate_limit_evictions_total.
 Called by the API and by the socket workers, one `RateLimiter` for each process and thread.
 """
 

@@ -6,7 +6,7 @@ answers are under way. Callers (subjects of `pylon.rates`) have their turns one 
 
 Invariants: one piece is begun in each turn of the loop. An answer gets its turn after at most one
 piece of each other caller, and of each earlier answer to its own caller. Bound: an answer under way
-waits once, so as many wait as there are connections. Metric: pylon_pieces_waiting.
+waits once, so as many wait as there are connections. Metric: pylon_streamed_responses_waiting.
 
 One thread. Called by the API.
 """
@@ -20,7 +20,7 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
-from pylon.metrics.families import PIECES_WAITING
+from pylon.metrics.families import STREAMED_WAITING
 
 
 class RoundRobin:
@@ -40,7 +40,7 @@ class RoundRobin:
             return
         turn = Event()
         self._queue_by_caller.setdefault(caller, deque()).append(turn)
-        PIECES_WAITING.inc()
+        STREAMED_WAITING.inc()
         try:
             turn.wait()
         except BaseException:  # killed: the turn, if it had come, passes
@@ -51,7 +51,7 @@ class RoundRobin:
                     del self._queue_by_caller[caller]
             raise
         finally:
-            PIECES_WAITING.dec()
+            STREAMED_WAITING.dec()
 
     def paced(self, pieces: Iterator[bytes], caller: str) -> Iterator[bytes]:
         """The same pieces, each of which waits for its turn before it is made."""

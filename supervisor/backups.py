@@ -15,7 +15,7 @@ The copy keeps the WAL from being reset. A copy for which the WAL grows beyond
 every copy at the end of the server.
 
 Invariants: one backup at a time; a drain flushes the WAL only after the copy has ended or was
-cancelled (`end_copy`). Metrics: `pylon_backups_total`, `pylon_backup_running`, the time and
+cancelled (`end_copy`). Metrics: `pylon_backups_total`, `pylon_backups_running`, the time and
 duration of the last good one, which `pylon.storage.sqlite.backup.record` keeps over restarts.
 Called by the threads of `supervisor.control` and by `supervisor.drain`.
 """

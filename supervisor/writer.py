@@ -18,7 +18,7 @@ Invariants: nothing is answered or published before its commit; every request is
 also when the engine fails in a way that nobody foresaw; requests of one call keep their order.
 After `limits.WRITER_FAILURES` such failures in a row the supervisor is told to end rather than to
 limp. A batch that the store refuses is logged and counted by its reason, and told to readiness.
-Metrics: pylon_write_queue_depth, pylon_writes_deferred, pylon_writes_refused_total.
+Metrics: pylon_write_queue_length, pylon_writes_deferred, pylon_writes_refused_total.
 """
 
 from __future__ import annotations

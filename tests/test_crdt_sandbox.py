@@ -46,7 +46,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 
 
 def counted(result: str) -> float:
-    return total(metrics.DOCUMENT_TASTES, result=result)
+    return total(metrics.DOCUMENT_MERGE_CHECKS, result=result)
 
 
 def test_one_process_tastes_one_update_after_the_other(sandbox: MergeSandbox) -> None:

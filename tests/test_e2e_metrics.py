@@ -52,7 +52,7 @@ def test_page_of_a_busy_server_passes_promtool(server: PylonServer, program: Pro
         [promtool, "check", "metrics"], input=page, text=True, capture_output=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert value_of(page, "pylon_db_bytes") == server.db_path.stat().st_size
+    assert value_of(page, "pylon_db_size_bytes") == server.db_path.stat().st_size
     disk = os.statvfs(server.folder)
     free = value_of(page, "pylon_disk_free_bytes")
     assert 0 < free <= disk.f_blocks * disk.f_frsize

@@ -148,9 +148,12 @@ def test_closed_sockets_are_forgotten(stage: Stage, ws: Worker) -> None:
         client.subscribe("b", "Public", {"text": "nothing"})
     before = wait_until("they are counted", lambda: stage.metric(ws, "pylon_live_queries") >= 6)
     assert before
-    told = stage.metric(ws, "pylon_live_diffs_total")
+    told = stage.metric(ws, "pylon_live_query_diffs_total")
     stage.write(stage.insert("Public", text="nothing"))
-    wait_until("diffs are counted", lambda: stage.metric(ws, "pylon_live_diffs_total") == told + 6)
+    wait_until(
+        "diffs are counted",
+        lambda: stage.metric(ws, "pylon_live_query_diffs_total") == told + 6,
+    )
     for client in clients:
         client.close()
     wait_until("all are gone", lambda: stage.metric(ws, "pylon_connections") == 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -28,6 +29,7 @@ from pylon.metrics import (
     supervisor_snapshot,
     take_changes,
 )
+from pylon.metrics.families import SUPERVISOR, WORKER
 from pylon.metrics.processes import process_families
 from pylon.metrics.wire import Family, Sample
 from tests.support.measured import page_families, page_values
@@ -63,8 +65,27 @@ def test_snapshot_names_counters_as_readers_see_them() -> None:
     assert "pylon_http_requests_total" in names
     samples = [s.name for family in snapshot() for s in family.samples]
     assert not [name for name in samples if name.endswith("_created")]
-    assert "pylon_wal_bytes" not in names
-    assert {"pylon_wal_bytes", "pylon_build_info"} <= {f.name for f in supervisor_snapshot()}
+    assert "pylon_wal_size_bytes" not in names
+    assert {"pylon_wal_size_bytes", "pylon_build_info"} <= {f.name for f in supervisor_snapshot()}
+
+
+UNITS = ("_seconds", "_bytes")
+# What a number without a unit counts, in the plural, or a state of 0 and 1.
+COUNTED = re.compile(r"_(in_flight|waiting|length|seq|ready|wanted|running|writable|info|\w+s)$")
+
+
+def test_names_follow_the_practice_of_prometheus() -> None:
+    for registry in (WORKER, SUPERVISOR):
+        for metric in registry.collect():
+            name, kind = metric.name, metric.type
+            assert name.startswith("pylon_") and metric.documentation.endswith("."), name
+            assert not re.search(r"_(total|ms|msecs|secs|kb|mb|count|bucket|sum)$", name), name
+            if kind == "histogram":
+                assert name.endswith(UNITS) or name == "pylon_group_commit_size", name
+            elif kind == "gauge":
+                assert name.endswith(UNITS) or COUNTED.search(name) or "_deferred" in name, name
+            if name.endswith("_seconds") and kind == "histogram":
+                assert re.search(r"_(duration|wait|lateness)_seconds$", name), name
 
 
 def test_counters_sum_over_a_role_and_gauges_stay_apart() -> None:
@@ -114,7 +135,7 @@ def test_totals_never_go_back(steps: list[tuple[str, int, bool]]) -> None:
 
 def test_histograms_merge_by_bucket() -> None:
     def family(low: float, count: float) -> Family:
-        name = "pylon_commit_seconds"
+        name = "pylon_commit_duration_seconds"
         return Family(name, "h", "histogram", [
             Sample(f"{name}_bucket", {"le": "0.1"}, low),
             Sample(f"{name}_bucket", {"le": "+Inf"}, count),
@@ -214,7 +235,7 @@ def test_a_snapshot_of_changes_has_gauges_and_what_was_counted_since() -> None:
     metrics.LIVE_EVALUATION.observe(0.02)
     whole = {f.name: f for f in snapshot()}
     assert [f for f in take_changes() if f.kind != "gauge"] == [
-        whole["pylon_live_evaluation_seconds"]
+        whole["pylon_live_query_evaluation_duration_seconds"]
     ]
 
 
@@ -257,8 +278,8 @@ if os.fork() == 0:
     assert {f.name for f in families} == {f.name for f in metrics.snapshot()}
     samples = {(s.name, *s.labels.values()): s.value for f in families for s in f.samples}
     assert samples["pylon_connections_closed_total", "1000"] == 1
-    assert samples["pylon_live_evaluation_seconds_count",] == 0
-    assert samples["pylon_live_evaluation_seconds_sum",] == 0
+    assert samples["pylon_live_query_evaluation_duration_seconds_count",] == 0
+    assert samples["pylon_live_query_evaluation_duration_seconds_sum",] == 0
     assert foreign.collect()[0].samples[0].value == 1
     os._exit(0)
 assert os.wait()[1] == 0

@@ -41,11 +41,11 @@ def server(tmp_path: Path) -> Any:
 
 
 def _hits() -> float:
-    return total(metrics.ANSWERS, result="remembered")
+    return total(metrics.QUERY_CACHE_LOOKUPS, result="hit")
 
 
 def _held_bytes() -> float:
-    return total(metrics.ANSWERS_BYTES)
+    return total(metrics.QUERY_CACHE_BYTES)
 
 
 def _add(server: ApiStage, entity: str, owner: str, rank: int) -> None:

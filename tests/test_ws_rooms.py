@@ -56,7 +56,7 @@ def users(snapshot: Any) -> list[str]:
 
 
 def lost(stage: Stage, worker: Worker) -> float:
-    return stage.metric(worker, "pylon_bus_dropped_total", channel="room_updates")
+    return stage.metric(worker, "pylon_bus_messages_dropped_total", channel="room_updates")
 
 
 def test_lost_news_are_made_good_by_snapshots(stage: Stage, room_server: RoomServer) -> None:

@@ -114,7 +114,7 @@ def run_status(
         if due_s > report_s or ready() != was_ready:
             report_s = due_s - _TICK_S + _HEARTBEAT_S
             was_ready = ready()
-            metrics.HUB_STALL.set(stall_s)
+            metrics.EVENT_LOOP_STALL.set(stall_s)
             stall_s = 0.0
             sender.send(
                 WorkerStatus(

@@ -10,7 +10,7 @@ Invariant: a call ends in a verdict on its own update. A process whose answer wa
 ended, so that a later call cannot take that answer for its own.
 
 Bound: limits.TASTERS processes for each HTTP and ws worker, started when needed. Metrics:
-pylon_document_merge_checks_total, pylon_admission_waiting{queue="merge"}. Called by
+pylon_document_merge_checks_total, pylon_admission_queue_length{queue="merge"}. Called by
 `pylon.api.sync.documents`, and by `workers.ws.documents` for documents with hidden history.
 """
 
@@ -80,7 +80,7 @@ class MergeSandbox:
             self._free.append(taster)
             self._admission.leave(caller)
         is_error = isinstance(answer, WireError)
-        metrics.DOCUMENT_TASTES.labels("refused" if is_error else "good").inc()
+        metrics.DOCUMENT_MERGE_CHECKS.labels("refused" if is_error else "good").inc()
         if isinstance(answer, WireError):
             raise answer.to_exception()
         return answer
@@ -107,13 +107,13 @@ class _SandboxProcess:
                 answer = _answer_of(process, request)
                 done = True
         except (OSError, EOFError):
-            metrics.DOCUMENT_TASTES.labels("died").inc()
+            metrics.DOCUMENT_MERGE_CHECKS.labels("died").inc()
             raise CrdtDecodeFailed("The update cannot be merged") from None
         finally:
             if not done:  # also when this greenlet is killed meanwhile
                 self.close()
         if not done:
-            metrics.DOCUMENT_TASTES.labels("silent").inc()
+            metrics.DOCUMENT_MERGE_CHECKS.labels("silent").inc()
             raise _no_verdict()
         return answer
 

@@ -105,7 +105,7 @@ class CursorHints:
 
     def _count_dropped(self, bucket: dict[int, int]) -> None:
         if bucket:
-            metrics.NOTES_DROPPED.inc(len(bucket))
+            metrics.HINTS_DROPPED.inc(len(bucket))
             self.lose(self._clock.monotonic_s())
 
     def _rotate_if_due(self) -> None:

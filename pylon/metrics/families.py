@@ -21,7 +21,6 @@ import pylon
 from pylon.metrics import values
 
 values.install()
-
 WORKER: Final = CollectorRegistry()
 SUPERVISOR: Final = CollectorRegistry()
 
@@ -40,15 +39,18 @@ HTTP_DURATION: Final = Histogram(
     "pylon_http_request_duration_seconds", "Time from a parsed request to its answer.",
     ("route",), buckets=_FAST_S, registry=WORKER,
 )
-HTTP_DISPATCHERS: Final = Gauge(
-    "pylon_http_dispatchers", "Requests being answered at the moment, waiting ones included.",
+HTTP_REQUESTS_IN_FLIGHT: Final = Gauge(
+    "pylon_http_requests_in_flight",
+    "Requests being answered at the moment, waiting ones included.",
     registry=WORKER,
 )
 HTTP_WAITING: Final = Gauge(
-    "pylon_http_waiting", "Connections that wait for a greenlet to answer them.", registry=WORKER,
+    "pylon_http_connections_waiting",
+    "Connections that wait for a greenlet to answer them.", registry=WORKER,
 )
-HTTP_CUT: Final = Counter(
-    "pylon_http_cut_total", "HTTP connections ended by a limit, by reason.", ("reason",),
+HTTP_ABORTED: Final = Counter(
+    "pylon_http_connections_aborted_total",
+    "HTTP connections ended by a limit, by reason.", ("reason",),
     registry=WORKER,
 )
 RATE_LIMITED: Final = Counter(
@@ -56,12 +58,13 @@ RATE_LIMITED: Final = Counter(
     registry=WORKER,
 )
 RATE_SKIPPED: Final = Counter(
-    "pylon_rate_limit_skipped_total",
-    "Rates that were not spent because another process kept the bucket locked.", registry=WORKER,
+    "pylon_rate_limit_skips_total",
+    "Takes from a rate that passed because another process had locked the bucket.",
+    registry=WORKER,
 )
 RATE_EVICTED: Final = Counter(
-    "pylon_rate_limit_evicted_total",
-    "Cells of the rate table that were given up early because their bucket was full.",
+    "pylon_rate_limit_evictions_total",
+    "Cells of the rate table that were dropped early because their bucket was full.",
     registry=WORKER,
 )
 HIDDEN_CONFLICTS: Final = Counter(
@@ -73,7 +76,7 @@ AUTH_ATTEMPTS: Final = Counter(
     "pylon_auth_attempts_total", "Credentials judged, by result.", ("result",), registry=WORKER,
 )
 WRITE_WAIT: Final = Histogram(
-    "pylon_write_wait_seconds", "Time from handing a write to the bus to its reply.",
+    "pylon_write_duration_seconds", "Time from handing a write to the bus to its reply.",
     buckets=_FAST_S, registry=WORKER,
 )
 WRITES_IN_FLIGHT: Final = Gauge(
@@ -84,7 +87,8 @@ POOL_WAIT: Final = Histogram(
     buckets=_FAST_S, registry=WORKER,
 )
 ADMISSION_WAITING: Final = Gauge(
-    "pylon_admission_waiting", "Requests that wait for a slot of a shared resource, by resource.",
+    "pylon_admission_queue_length",
+    "Requests that wait for a slot of a shared resource, by resource.",
     ("queue",), registry=WORKER,
 )
 ADMISSION_REFUSED: Final = Counter(
@@ -92,20 +96,24 @@ ADMISSION_REFUSED: Final = Counter(
     "Requests refused because too many waited for a shared resource, by resource.",
     ("queue",), registry=WORKER,
 )
-PIECES_WAITING: Final = Gauge(
-    "pylon_pieces_waiting", "Answers of many pages that wait for the turn of their next piece.",
+STREAMED_WAITING: Final = Gauge(
+    "pylon_streamed_responses_waiting",
+    "Responses of many pages that wait for the turn of their next page.",
     registry=WORKER,
 )
 READS_MOVED: Final = Counter(
-    "pylon_reads_moved_total", "Reads that took too long for the loop and went to the thread pool.",
+    "pylon_reads_moved_to_threads_total",
+    "Reads that took too long for the loop and went to the thread pool.",
     registry=WORKER,
 )
-ANSWERS: Final = Counter(
-    "pylon_answers_total", "Queries and pulls, by whether their answer was remembered or read.",
+QUERY_CACHE_LOOKUPS: Final = Counter(
+    "pylon_query_cache_lookups_total",
+    "Queries and pulls, by whether the query cache had the answer: hit or miss.",
     ("result",), registry=WORKER,
 )
-ANSWERS_BYTES: Final = Gauge(
-    "pylon_answers_bytes", "Answers that are remembered until the next commit.", registry=WORKER,
+QUERY_CACHE_BYTES: Final = Gauge(
+    "pylon_query_cache_size_bytes",
+    "Bytes of answers in the query cache, which lasts until the next commit.", registry=WORKER,
 )
 
 # --- Socket workers --------------------------------------------------------------------------
@@ -121,7 +129,7 @@ CONNECTIONS_CLOSED: Final = Counter(
     registry=WORKER,
 )
 HANDSHAKES: Final = Counter(
-    "pylon_handshakes_total", "Requests on the socket ports, by what became of them.", ("result",),
+    "pylon_handshakes_total", "Requests on the socket ports, by result.", ("result",),
     registry=WORKER,
 )
 SOCKETS_PASSED: Final = Counter(
@@ -132,7 +140,7 @@ SOCKETS_PASSED: Final = Counter(
 MESSAGES_SENT: Final = Counter(
     "pylon_messages_sent_total", "Messages written to client sockets.", registry=WORKER,
 )
-PACKING_SAVED: Final = Counter(
+DEFLATE_SAVED: Final = Counter(
     "pylon_deflate_saved_bytes_total",
     "Bytes by which permessage-deflate made frames smaller; once where many sockets share one.",
     registry=WORKER,
@@ -142,11 +150,12 @@ MESSAGES_RECEIVED: Final = Counter(
     registry=WORKER,
 )
 SEND_QUEUE_BYTES: Final = Histogram(
-    "pylon_send_queue_bytes", "Bytes in a client's outbox when it could not be emptied at once.",
+    "pylon_send_queue_size_bytes",
+    "Bytes in a client's outbox when it could not be emptied at once.",
     buckets=_BYTES, registry=WORKER,
 )
 SLOW_CLIENTS: Final = Counter(
-    "pylon_slow_clients_total", "Clients that read too slowly, by what was done.", ("action",),
+    "pylon_slow_clients_total", "Clients that read too slowly, by action.", ("action",),
     registry=WORKER,
 )
 SOCKETS_OVER_BUDGET: Final = Counter(
@@ -154,28 +163,29 @@ SOCKETS_OVER_BUDGET: Final = Counter(
     ("action",), registry=WORKER,
 )
 SYNC_DELIVERY: Final = Histogram(
-    "pylon_sync_delivery_seconds", "Time from the receipt of a change to its last socket.",
+    "pylon_sync_delivery_duration_seconds", "Time from the receipt of a change to its last socket.",
     buckets=_FAST_S, registry=WORKER,
 )
 RECOVERIES: Final = Counter(
-    "pylon_recoveries_total", "Reconnecting clients, by how they caught up.", ("result",),
+    "pylon_client_recoveries_total", "Reconnecting clients, by how they caught up.", ("result",),
     registry=WORKER,
 )
 LIVE_QUERIES: Final = Gauge(
     "pylon_live_queries", "Live queries that clients have subscribed to.", registry=WORKER,
 )
 LIVE_DIFFS: Final = Counter(
-    "pylon_live_diffs_total", "Changes of live queries told to clients.", registry=WORKER,
+    "pylon_live_query_diffs_total", "Changes of live queries sent to clients.", registry=WORKER,
 )
-LIVE_SHED: Final = Counter(
-    "pylon_live_shed_total", "Live queries ended because their patterns met too much text.",
+LIVE_QUERIES_SHED: Final = Counter(
+    "pylon_live_queries_shed_total", "Live queries ended because their patterns met too much text.",
     registry=WORKER,
 )
 LIVE_EVALUATION: Final = Histogram(
-    "pylon_live_evaluation_seconds", "Time to judge a batch of changes for all live queries.",
+    "pylon_live_query_evaluation_duration_seconds",
+    "Time to judge a batch of changes for all live queries.",
     buckets=_FAST_S, registry=WORKER,
 )
-DOCUMENT_TASTES: Final = Counter(
+DOCUMENT_MERGE_CHECKS: Final = Counter(
     "pylon_document_merge_checks_total", "Pushed document updates merged on trial, by result.",
     ("result",), registry=WORKER,
 )
@@ -183,31 +193,32 @@ DOCUMENT_SUBSCRIPTIONS: Final = Gauge(
     "pylon_document_subscriptions", "Subscriptions of sockets to rows' documents.",
     registry=WORKER,
 )
-NOTES_DROPPED: Final = Counter(
-    "pylon_cursor_hints_dropped_total", "Cursor notes forgotten early because there were too many.",
+HINTS_DROPPED: Final = Counter(
+    "pylon_cursor_hints_dropped_total", "Cursor hints dropped early because there were too many.",
     registry=WORKER,
 )
-HUB_STALL: Final = Gauge(
-    "pylon_hub_stall_seconds", "Longest time in the last second that the event loop was held up.",
+EVENT_LOOP_STALL: Final = Gauge(
+    "pylon_event_loop_stall_seconds",
+    "Longest time in the last second that the event loop was held up.",
     registry=WORKER,
 )
 
 # --- Supervisor ------------------------------------------------------------------------------
 
 BUILD_INFO: Final = Gauge(
-    "pylon_build_info", "Always 1; the labels tell what runs.", ("version", "python"),
+    "pylon_build_info", "Always 1; the labels name the versions that run.", ("version", "python"),
     registry=SUPERVISOR,
 )
 BUILD_INFO.labels(pylon.__version__, platform.python_version()).set(1)
 UPTIME: Final = Gauge("pylon_uptime_seconds", "Seconds since the start.", registry=SUPERVISOR)
 CHANGELOG_SEQ: Final = Gauge(
-    "pylon_changelog_seq", "Newest sequence number of the change log.", registry=SUPERVISOR,
+    "pylon_changelog_newest_seq", "Newest sequence number of the change log.", registry=SUPERVISOR,
 )
 CHANGELOG_OLDEST_SEQ: Final = Gauge(
     "pylon_changelog_oldest_seq", "Oldest sequence number still kept.", registry=SUPERVISOR,
 )
 WRITE_QUEUE_DEPTH: Final = Gauge(
-    "pylon_write_queue_depth", "Write requests taken by the writer and not yet answered.",
+    "pylon_write_queue_length", "Write requests taken by the writer and not yet answered.",
     registry=SUPERVISOR,
 )
 WRITES_REFUSED: Final = Counter(
@@ -219,34 +230,36 @@ WRITES_DEFERRED: Final = Gauge(
     registry=SUPERVISOR,
 )
 COMMIT: Final = Histogram(
-    "pylon_commit_seconds", "Time of a commit.", buckets=_FAST_S, registry=SUPERVISOR,
+    "pylon_commit_duration_seconds", "Time of a commit.", buckets=_FAST_S, registry=SUPERVISOR,
 )
 BATCH_SIZE: Final = Histogram(
     "pylon_group_commit_size", "Write requests that shared one commit.", buckets=_SIZES,
     registry=SUPERVISOR,
 )
 DOCUMENTS_DECODED: Final = Gauge(
-    "pylon_documents_decoded", "Rows' documents that the writer holds in memory.",
+    "pylon_document_cache_entries", "Rows' documents that the writer holds in memory.",
     registry=SUPERVISOR,
 )
 DOCUMENTS_DECODED_BYTES: Final = Gauge(
-    "pylon_documents_decoded_bytes", "About how much memory those documents take.",
+    "pylon_document_cache_size_bytes", "About how much memory those documents take.",
     registry=SUPERVISOR,
 )
 DOCUMENT_MERGE: Final = Histogram(
-    "pylon_document_merge_seconds", "Time to merge a client's update into a row's document.",
+    "pylon_document_merge_duration_seconds",
+    "Time to merge a client's update into a row's document.",
     buckets=_FAST_S, registry=SUPERVISOR,
 )
 WAL_BYTES: Final = Gauge(
-    "pylon_wal_bytes", "Size of the write-ahead log up to its last frame; its file may be larger.",
+    "pylon_wal_size_bytes",
+    "Size of the write-ahead log up to its last frame; its file may be larger.",
     registry=SUPERVISOR,
 )
 CHANGELOG_BYTES: Final = Gauge(
-    "pylon_changelog_bytes", "Size of the change events that are kept, about.",
+    "pylon_changelog_size_bytes", "Size of the change events that are kept, about.",
     registry=SUPERVISOR,
 )
 DB_WRITABLE: Final = Gauge(
-    "pylon_database_writable", "1 while the database file is in its place and may be written to.",
+    "pylon_db_writable", "1 while the database file is in its place and may be written to.",
     registry=SUPERVISOR,
 )
 WAL_HELD: Final = Gauge(
@@ -254,7 +267,7 @@ WAL_HELD: Final = Gauge(
     registry=SUPERVISOR,
 )
 CHECKPOINT: Final = Histogram(
-    "pylon_checkpoint_seconds", "Time of a WAL checkpoint.", ("mode",), buckets=_SLOW_S,
+    "pylon_checkpoint_duration_seconds", "Time of a WAL checkpoint.", ("mode",), buckets=_SLOW_S,
     registry=SUPERVISOR,
 )
 WORKER_RESTARTS: Final = Counter(
@@ -269,7 +282,7 @@ WORKERS_WANTED: Final = Gauge(
     registry=SUPERVISOR,
 )
 DB_BYTES: Final = Gauge(
-    "pylon_db_bytes", "Size of the database file, without its write-ahead log.",
+    "pylon_db_size_bytes", "Size of the database file, without its write-ahead log.",
     registry=SUPERVISOR,
 )
 DISK_FREE_BYTES: Final = Gauge(
@@ -281,7 +294,7 @@ SESSIONS: Final = Gauge(
     "once a minute.", ("kind",), registry=SUPERVISOR,
 )
 SESSIONS_COLLECTED: Final = Counter(
-    "pylon_sessions_collected_total",
+    "pylon_sessions_deleted_total",
     "Sessions deleted because they had expired, or were guests that nobody had used.",
     registry=SUPERVISOR,
 )
@@ -290,8 +303,8 @@ ROOM_MEMBERS: Final = Gauge(
     "pylon_room_members", "Members of all rooms; who is in two counts twice.", registry=SUPERVISOR,
 )
 ROOM_EVENTS: Final = Counter(
-    "pylon_room_events_total", "News for subscribers of rooms: sent, coalesced with others of the "
-    "same tick, or dropped by a limit.", ("result",), registry=SUPERVISOR,
+    "pylon_room_updates_total", "Updates for subscribers of rooms: sent, coalesced, or dropped.",
+    ("result",), registry=SUPERVISOR,
 )
 BACKUP_LAST_SUCCESS: Final = Gauge(
     "pylon_backup_last_success_timestamp_seconds", "Unix time of the last good backup.",
@@ -304,7 +317,7 @@ BACKUP_BYTES: Final = Gauge(
     "pylon_backup_size_bytes", "Size of the last good backup.", registry=SUPERVISOR,
 )
 BACKUP_RUNNING: Final = Gauge(
-    "pylon_backup_running", "Backups that are being made.", registry=SUPERVISOR,
+    "pylon_backups_running", "Backups that are being made.", registry=SUPERVISOR,
 )
 BACKUPS: Final = Counter(
     "pylon_backups_total", "Backups of the running server, by result.", ("result",),
@@ -320,10 +333,10 @@ SHARD_SUBSCRIBERS: Final = Gauge(
 )
 SHARD_TICKS: Final = Counter("pylon_shard_ticks_total", "Ticks done.", registry=WORKER)
 SHARD_LATENESS: Final = Histogram(
-    "pylon_shard_lateness_seconds", "How late ticks began.", buckets=_FAST_S, registry=WORKER,
+    "pylon_shard_tick_lateness_seconds", "How late ticks began.", buckets=_FAST_S, registry=WORKER,
 )
 SHARD_TICK: Final = Histogram(
-    "pylon_shard_tick_seconds", "How long ticks took, sending included.", buckets=_FAST_S,
+    "pylon_shard_tick_duration_seconds", "How long ticks took, sending included.", buckets=_FAST_S,
     registry=WORKER,
 )
 SHARD_INPUTS: Final = Counter(
@@ -334,7 +347,7 @@ SHARD_INPUTS_REJECTED: Final = Counter(
     registry=WORKER,
 )
 SHARD_FRAMES: Final = Counter(
-    "pylon_shard_frames_total", "Snapshots sent, whole or as a delta.", registry=WORKER,
+    "pylon_shard_snapshots_sent_total", "Snapshots sent, whole or as a delta.", registry=WORKER,
 )
 SHARD_STOPS: Final = Counter(
     "pylon_shard_stops_total", "Shards that stopped, by reason.", ("reason",), registry=WORKER,
@@ -347,7 +360,8 @@ BUS_MESSAGES: Final = Counter(
     registry=WORKER,
 )
 BUS_DROPPED: Final = Counter(
-    "pylon_bus_dropped_total", "Messages lost on the bus (gaps seen), by channel.", ("channel",),
+    "pylon_bus_messages_dropped_total",
+    "Messages lost on the bus (gaps seen), by channel.", ("channel",),
     registry=WORKER,
 )
 BUS_IN_FLIGHT: Final = Gauge(
@@ -368,27 +382,21 @@ DERIVED_HELP: Final = {
 }
 
 __all__ = [  # noqa: RUF022  (in the order above)
-    "WORKER", "SUPERVISOR", "HTTP_REQUESTS", "HTTP_DURATION", "HTTP_DISPATCHERS",
-    "HTTP_WAITING", "HTTP_CUT", "HIDDEN_CONFLICTS", "AUTH_ATTEMPTS", "WRITE_WAIT",
-    "WRITES_IN_FLIGHT", "POOL_WAIT", "ADMISSION_WAITING", "ADMISSION_REFUSED",
-    "PIECES_WAITING", "READS_MOVED", "ANSWERS", "ANSWERS_BYTES",
-    "CONNECTIONS", "CONNECTIONS_OPENED", "CONNECTIONS_CLOSED",
-    "HANDSHAKES", "SOCKETS_PASSED",
-    "MESSAGES_SENT", "PACKING_SAVED", "MESSAGES_RECEIVED", "SEND_QUEUE_BYTES", "SLOW_CLIENTS",
-    "SOCKETS_OVER_BUDGET", "SYNC_DELIVERY",
-    "RECOVERIES", "LIVE_QUERIES", "LIVE_DIFFS", "LIVE_EVALUATION", "LIVE_SHED",
-    "DOCUMENT_SUBSCRIPTIONS",
-    "DOCUMENT_TASTES",
-    "RATE_LIMITED", "RATE_SKIPPED", "RATE_EVICTED", "NOTES_DROPPED",
-    "HUB_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ", "CHANGELOG_OLDEST_SEQ",
-    "WRITE_QUEUE_DEPTH", "WRITES_REFUSED", "WRITES_DEFERRED", "COMMIT", "BATCH_SIZE",
-    "DOCUMENTS_DECODED", "DOCUMENTS_DECODED_BYTES", "DOCUMENT_MERGE", "WAL_BYTES", "WAL_HELD",
-    "DB_WRITABLE", "CHANGELOG_BYTES",
-    "CHECKPOINT", "WORKER_RESTARTS",
-    "WORKERS_READY", "WORKERS_WANTED", "DB_BYTES", "DISK_FREE_BYTES", "SESSIONS",
-    "SESSIONS_COLLECTED", "ROOMS", "ROOM_MEMBERS", "ROOM_EVENTS", "BACKUP_LAST_SUCCESS",
-    "BACKUP_DURATION", "BACKUP_BYTES", "BACKUP_RUNNING", "BACKUPS",
-    "SHARDS", "SHARD_SUBSCRIBERS", "SHARD_TICKS", "SHARD_LATENESS",
+    "WORKER", "SUPERVISOR", "HTTP_REQUESTS", "HTTP_DURATION", "HTTP_REQUESTS_IN_FLIGHT",
+    "HTTP_WAITING", "HTTP_ABORTED", "HIDDEN_CONFLICTS", "AUTH_ATTEMPTS", "WRITE_WAIT",
+    "WRITES_IN_FLIGHT", "POOL_WAIT", "ADMISSION_WAITING", "ADMISSION_REFUSED", "STREAMED_WAITING",
+    "READS_MOVED", "QUERY_CACHE_LOOKUPS", "QUERY_CACHE_BYTES", "CONNECTIONS", "CONNECTIONS_OPENED",
+    "CONNECTIONS_CLOSED", "HANDSHAKES", "SOCKETS_PASSED", "MESSAGES_SENT", "DEFLATE_SAVED",
+    "MESSAGES_RECEIVED", "SEND_QUEUE_BYTES", "SLOW_CLIENTS", "SOCKETS_OVER_BUDGET", "SYNC_DELIVERY",
+    "RECOVERIES", "LIVE_QUERIES", "LIVE_DIFFS", "LIVE_EVALUATION", "LIVE_QUERIES_SHED",
+    "DOCUMENT_SUBSCRIPTIONS", "DOCUMENT_MERGE_CHECKS", "RATE_LIMITED", "RATE_SKIPPED",
+    "RATE_EVICTED", "HINTS_DROPPED", "EVENT_LOOP_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ",
+    "CHANGELOG_OLDEST_SEQ", "WRITE_QUEUE_DEPTH", "WRITES_REFUSED", "WRITES_DEFERRED", "COMMIT",
+    "BATCH_SIZE", "DOCUMENTS_DECODED", "DOCUMENTS_DECODED_BYTES", "DOCUMENT_MERGE", "WAL_BYTES",
+    "WAL_HELD", "DB_WRITABLE", "CHANGELOG_BYTES", "CHECKPOINT", "WORKER_RESTARTS", "WORKERS_READY",
+    "WORKERS_WANTED", "DB_BYTES", "DISK_FREE_BYTES", "SESSIONS", "SESSIONS_COLLECTED", "ROOMS",
+    "ROOM_MEMBERS", "ROOM_EVENTS", "BACKUP_LAST_SUCCESS", "BACKUP_DURATION", "BACKUP_BYTES",
+    "BACKUP_RUNNING", "BACKUPS", "SHARDS", "SHARD_SUBSCRIBERS", "SHARD_TICKS", "SHARD_LATENESS",
     "SHARD_TICK", "SHARD_INPUTS", "SHARD_INPUTS_REJECTED", "SHARD_FRAMES", "SHARD_STOPS",
     "BUS_MESSAGES", "BUS_DROPPED", "BUS_IN_FLIGHT",
 ]

@@ -8,8 +8,8 @@ thousand joins at once cost each subscriber about one snapshot, and the server o
 Invariants: the updates of a tick turn the room of the previous tick into the present one. A
 broadcast follows the join of its sender and precedes its leave. Updates may repeat changes that a
 snapshot of the same tick contains. Every text is one JSON object. Bounds: `limits.ROOM_TICK_BYTES`
-of messages for each room and tick. Metric: pylon_room_events_total. Called by `pylon.rooms.members`
-and `pylon.rooms.service`.
+of messages for each room and tick. Metric: pylon_room_updates_total. Called by
+`pylon.rooms.members` and `pylon.rooms.service`.
 """
 
 from __future__ import annotations

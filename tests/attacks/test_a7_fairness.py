@@ -200,12 +200,12 @@ def test_push_to_a_row_that_is_not_there_is_not_merged(server: ApiStage) -> None
     body = {"update": client.update().hex()}
     bob = server.user("bob")
     results = ("good", "refused", "died", "silent")
-    before = [total(metrics.DOCUMENT_TASTES, result=result) for result in results]
+    before = [total(metrics.DOCUMENT_MERGE_CHECKS, result=result) for result in results]
     for target, status in (("none", 404), (hidden, 404), (row_id, 403)):
         for _ in range(10):
             answer = server.call("POST", f"/api/crdt/Note/{target}", body, bob)
             assert answer.status_code == status
-    assert [total(metrics.DOCUMENT_TASTES, result=result) for result in results] == before
+    assert [total(metrics.DOCUMENT_MERGE_CHECKS, result=result) for result in results] == before
     assert server.call(
         "POST", f"/api/crdt/Note/{row_id}", body, server.user("ada")
     ).status_code == 200

@@ -237,7 +237,7 @@ class Connection:
         receiver.is_starved = not receiver.input
         bodies = self._loop.bodies
         if bodies.is_exceeded and not bodies.make_room(self, self._loop.now_s):
-            metrics.HTTP_CUT.labels("bodies").inc()
+            metrics.HTTP_ABORTED.labels("bodies").inc()
             raise _no_room_for_bodies()
         return None
 
@@ -325,12 +325,12 @@ class Connection:
         """The deadline has passed. Called by the loop, never while the connection is queued."""
         receiver = self._receiver
         if self._sender.is_sending:
-            metrics.HTTP_CUT.labels("slow reader").inc()
+            metrics.HTTP_ABORTED.labels("slow reader").inc()
             self.abort()
         elif receiver.request is not None or receiver.input:
             what = "head" if receiver.request is None else "body"
             limit_s = limits.HTTP_HEAD_S if receiver.request is None else limits.HTTP_REQUEST_S
-            metrics.HTTP_CUT.labels(f"slow {what}").inc()
+            metrics.HTTP_ABORTED.labels(f"slow {what}").inc()
             message = f"The request {what} did not arrive within {limit_s:g} s"
             self._refuse(RequestError(408, message))
         else:
@@ -341,7 +341,7 @@ class Connection:
         waiting = self.waiting_since()
         if waiting is None or (waiting[0] == IDLE and self.has_arrived()):
             return  # it no longer waits
-        metrics.HTTP_CUT.labels("gave way").inc()
+        metrics.HTTP_ABORTED.labels("gave way").inc()
         if waiting[0] in (HEAD, BODY):
             refused = RequestError(503, "Too many connections are open; try again in a moment")
             with contextlib.suppress(OSError):
@@ -350,12 +350,12 @@ class Connection:
 
     def give_up_body(self) -> None:
         """Refuse the request whose body is arriving: there is no memory for it."""
-        metrics.HTTP_CUT.labels("bodies").inc()
+        metrics.HTTP_ABORTED.labels("bodies").inc()
         self._refuse(_no_room_for_bodies())
 
     def give_up_response(self) -> None:
         """Close the connection: there is no memory for a response that its client does not read."""
-        metrics.HTTP_CUT.labels("outgoing").inc()
+        metrics.HTTP_ABORTED.labels("outgoing").inc()
         self.abort()
 
     def abort(self) -> None:

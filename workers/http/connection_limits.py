@@ -12,7 +12,8 @@ Bounds: a worker is full at limits.HTTP_CONNECTIONS, or when its descriptors run
 has at most limits.HTTP_ADDRESS_CONNECTIONS for each worker, counted over all workers
 (`workers.net.counts`). A connection that was used in the last limits.HTTP_GRACE_S seconds stays
 while others can be closed. Unfinished bodies share one memory limit, unread answers another. Above
-it `choose_holder` names the connection that gives up its memory. Metric: pylon_http_cut_total.
+it `choose_holder` names the connection that gives up its memory. Metric:
+pylon_http_connections_aborted_total.
 
 The address is that of the connection; an IPv6 client counts by its /64. Behind trusted proxies no
 limit by address holds, since a proxy's connections are everybody's. Bytes count for the client

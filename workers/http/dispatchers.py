@@ -8,8 +8,8 @@ continues with the queue.
 
 Invariant: a connection is in the queue or with one dispatcher at most once (`Connection.queued`).
 Bounds: limits.HTTP_DISPATCHERS greenlets; when all of them wait, so do the queued connections,
-unread. `_IDLE_MAX` idle greenlets are kept. Metrics: pylon_http_dispatchers, pylon_http_waiting.
-Used by `loop`.
+unread. `_IDLE_MAX` idle greenlets are kept. Metrics:
+pylon_http_requests_in_flight, pylon_http_connections_waiting. Used by `loop`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Dispatchers:
         self.add = self._ready.append
         self._idle: list[greenlet.greenlet] = []
         self._count = 0
-        metrics.HTTP_DISPATCHERS.set_function(lambda: self._count - len(self._idle))
+        metrics.HTTP_REQUESTS_IN_FLIGHT.set_function(lambda: self._count - len(self._idle))
         metrics.HTTP_WAITING.set_function(lambda: len(self._ready))
 
     def add_again(self, connection: Connection) -> None:

@@ -7,7 +7,7 @@ queue of `dispatchers`, whose greenlets serve it. `accepting` brings connections
 Bounds: limits.HTTP_CONNECTIONS connections, and limits.HTTP_ADDRESS_CONNECTIONS of one address;
 above them the worker closes connections that wait (`connection_limits`). While it can close none,
 new clients wait in the kernel's backlog. limits.HTTP_BODIES_BYTES and HTTP_OUTGOING_BYTES of memory
-(`byte_budget`). Metrics: pylon_connections, pylon_http_cut_total.
+(`byte_budget`). Metrics: pylon_connections, pylon_http_connections_aborted_total.
 
 Used by `server`.
 """

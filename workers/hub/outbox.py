@@ -6,8 +6,8 @@ bound.
 
 Invariant: writes leave in the order in which they came. Bounds: limits.OUTBOX_BYTES and
 OUTBOX_FRAMES behind the first write. A write counts with limits.OUTBOX_WRITE_BYTES at most, so that
-a message of any size can be delivered, and a few of them in a row. Metric: pylon_send_queue_bytes.
-Used by `workers.hub.connection`.
+a message of any size can be delivered, and a few of them in a row. Metric:
+pylon_send_queue_size_bytes. Used by `workers.hub.connection`.
 """
 
 from __future__ import annotations

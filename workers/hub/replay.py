@@ -168,7 +168,7 @@ class Replay:
                 metrics.RECOVERIES.labels("resync").inc()
                 raise
             self._shared.at(head).reached(cursor)
-        metrics.RECOVERIES.labels("note" if named is None else "cursor").inc()
+        metrics.RECOVERIES.labels("hint" if named is None else "cursor").inc()
         return cursor
 
     def run_at_once(self, connection: Connection, cursor: int) -> int | None:

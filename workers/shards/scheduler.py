@@ -5,8 +5,8 @@ in the heap, so thousands of them cost nothing; whoever wakes one says so with `
 are run one after the other: a tick holds up the process for as long as it runs, so one past its
 budget is cut by an alarm (`workers.shards.alarm`) and its shard stopped.
 
-Metrics: pylon_shard_ticks_total, pylon_shard_tick_seconds, pylon_shard_lateness_seconds,
-pylon_shard_inputs_total, pylon_shard_frames_total.
+Metrics: pylon_shard_ticks_total, pylon_shard_tick_duration_seconds,
+pylon_shard_tick_lateness_seconds, pylon_shard_inputs_total, pylon_shard_snapshots_sent_total.
 
 Invariants: `run` ends never; no shard is stepped while another is; the heap is at most twice as
 long as there are shards in it. Called by `workers.shards.registry`.

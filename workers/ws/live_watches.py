@@ -306,7 +306,7 @@ class Watches:
         while weight > most and held:
             for member in held.pop():
                 self._refuse(member, too_much_text())
-                metrics.LIVE_SHED.inc()
+                metrics.LIVE_QUERIES_SHED.inc()
                 if not member.watch.members:
                     weight -= member.watch.weight
                     if weight <= most:

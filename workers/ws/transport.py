@@ -192,7 +192,7 @@ def packed(frame: bytes, deflate_window: int) -> bytes:
     made = frames.encode(frame[0] & 0x0F, payload, packed=True)
     if len(made) >= len(frame):
         return frame
-    metrics.PACKING_SAVED.inc(len(frame) - len(made))
+    metrics.DEFLATE_SAVED.inc(len(frame) - len(made))
     return made
 
 

@@ -7,8 +7,8 @@ So each client finds a write in its next read, as soon as anybody was told of th
 Invariants: an answer is kept under the version that the store had *before* the read, and only
 while that version is the newest one known: it may be newer than its version, never older. A new
 version empties the cache. Bound: `max_bytes` of keys and answers; the oldest go first, and an
-answer larger than a sixteenth of it is not kept. Metrics: pylon_answers_total,
-pylon_answers_bytes. Called by the read resources; for the greenlets of one thread.
+answer larger than a sixteenth of it is not kept. Metrics: pylon_query_cache_lookups_total,
+pylon_query_cache_size_bytes. Called by the read resources; for the greenlets of one thread.
 
 Reads of questions that never come again would pay for the look-up in vain. So after `_MISSES_MAX`
 misses in a row, the cache takes part in one read of `_SAMPLE`, until one of these hits.
@@ -30,8 +30,8 @@ _BIGGEST_PART: Final = 16
 # place of 84, and one of 10 rows 92 in place of 84.
 _MISSES_MAX: Final = 64
 _SAMPLE: Final = 16
-_HITS: Final = metrics.ANSWERS.labels("remembered")
-_MISSES: Final = metrics.ANSWERS.labels("read")
+_HITS: Final = metrics.QUERY_CACHE_LOOKUPS.labels("hit")
+_MISSES: Final = metrics.QUERY_CACHE_LOOKUPS.labels("miss")
 
 
 class QueryCache(Generic[T]):
@@ -95,7 +95,7 @@ class QueryCache(Generic[T]):
 
     def _resize(self, by_bytes: int) -> None:
         self._bytes += by_bytes
-        metrics.ANSWERS_BYTES.inc(by_bytes)
+        metrics.QUERY_CACHE_BYTES.inc(by_bytes)
 
 
 def version_of(store: Store) -> int:

@@ -13,7 +13,8 @@ runs there is watched from here, and interrupted when its time is over.
 Bound: `limits.READ_CONNECTIONS` connections, of which a caller has at most
 `limits.SCANS_PER_CALLER`; a scan that finds none free waits in its caller's queue
 (`pylon.admission`), at most `limits.READ_TIMEOUT_S`, then QueryTimeout. Metrics:
-pylon_db_pool_wait_seconds, pylon_reads_moved_total, pylon_admission_waiting{queue="scan"}.
+pylon_db_pool_wait_seconds, pylon_reads_moved_to_threads_total,
+pylon_admission_queue_length{queue="scan"}.
 Used by the workers, one pool each: it is their `pylon.storage.interface.Store`.
 """
 
