@@ -25,12 +25,10 @@ from pylon.query.predicate import (
     Compare,
     InValues,
     IsNull,
-    Like,
     Literal,
     Predicate,
     conjuncts,
     guarded,
-    parts,
 )
 from pylon.query.rows import DIRECTIVES
 
@@ -81,7 +79,7 @@ def matcher_of(entity: Entity, body: object, allowed: Predicate = TRUE) -> Match
         raise _unsupported("$search")
     return Matcher(
         evaluator_of(wanted), guarded(allowed, wanted), tuple(_terms_of(entity, wanted)),
-        sum([weigh_pattern(like.pattern) for like in _likes_of(wanted)]),
+        sum(map(weigh_pattern, parser.patterns)),
     )
 
 
@@ -104,11 +102,3 @@ def _terms_of(entity: Entity, wanted: Predicate) -> Iterator[Term]:
             and type(item.left) is Column and type(item.right) is Literal
         ):
             yield Term(field_of(entity, item.left.field), frozenset({item.right.value}))
-
-
-def _likes_of(predicate: Predicate) -> Iterator[Like]:
-    if type(predicate) is Like:
-        yield predicate
-    for part in parts(predicate):
-        if isinstance(part, Predicate):
-            yield from _likes_of(part)

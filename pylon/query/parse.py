@@ -100,9 +100,12 @@ def field_of(entity: Entity, name: object) -> Field:
 
 
 class FilterParser:
-    """Parses one filter and counts its conditions. `has_search`: it has a `$search`."""
+    """Parses one filter and counts its conditions. `has_search`: it has a `$search`; `patterns`
+    are its `$like` patterns."""
 
-    __slots__ = ("_directives", "_entity", "_hard", "_pattern_chars", "_terms", "has_search")
+    __slots__ = (
+        "_directives", "_entity", "_hard", "_pattern_chars", "_terms", "has_search", "patterns",
+    )
 
     def __init__(self, entity: Entity, directives: Collection[str] = ()) -> None:
         self._entity = entity
@@ -111,6 +114,7 @@ class FilterParser:
         self._pattern_chars = 0
         self._terms = 0
         self.has_search = False
+        self.patterns: list[str] = []
 
     def parse(self, body: object, depth: int = 0) -> Predicate:
         """The condition of a filter object. Errors as those of `parse_where`."""
@@ -176,6 +180,7 @@ class FilterParser:
         return found
 
     def _count_pattern(self, pattern: str, condition: Predicate) -> None:
+        self.patterns.append(pattern)
         self._pattern_chars += len(pattern)
         if self._pattern_chars > limits.LIKE_CHARS:
             raise LimitExceeded(
