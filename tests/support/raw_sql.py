@@ -7,7 +7,8 @@ from typing import Any, cast
 import msgspec
 
 from pylon.query.predicate import Predicate
-from pylon.storage.sqlite import compiler
+from pylon.storage.sqlite.predicate_sql import WRITES, Sql
+from pylon.storage.sqlite.shapes import WALKS
 
 
 class _RawSql(msgspec.Struct, frozen=True):
@@ -23,9 +24,9 @@ def _walk(node: _RawSql, shape: list[object], _: list[object]) -> None:
     shape += (_RawSql, node.sql)
 
 
-def _write(_: Any, node: _RawSql) -> compiler._Sql:
-    return compiler._Sql(node.sql)
+def _write(_: Any, node: _RawSql) -> Sql:
+    return Sql(node.sql)
 
 
-compiler._WALKS[_RawSql] = _walk
-compiler._WRITES[_RawSql] = _write
+WALKS[_RawSql] = _walk
+WRITES[_RawSql] = _write

@@ -1,0 +1,116 @@
+"""Which conditions of a filter an index can serve beside a read policy.
+
+SQLite judges a filter only for rows that the read policy passes (`predicate_sql`). Without an
+exception that would be a scan of the table for each query. So an equality or a range that an
+index serves stands beside the policy. It may show by the time how many rows there are in that
+range of the index, and nothing else of a hidden row.
+
+Called by `predicate_sql`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Final
+
+from pylon.manifest.model import Entity
+from pylon.query.predicate import (
+    Affix,
+    And,
+    Column,
+    Compare,
+    InValues,
+    IsNull,
+    Literal,
+    Match,
+    Or,
+    Predicate,
+    conjuncts,
+)
+
+_RANGES: Final = ("<", "<=", ">", ">=")
+
+
+def find_served(
+    entity: Entity, wanted: Sequence[Predicate], fixed: Collection[str]
+) -> list[int]:
+    """The places of the conditions that an index can serve: equalities with its first columns,
+    then a range; and full-text matches.
+
+    An index that serves a condition shows by the time how many rows there are in that range, so
+    the SQL looks through each range once: of an `Or`, different values of first columns only.
+    An index for uniqueness serves no range, which would tell a token of a hidden row sign by
+    sign.
+
+    Args:
+        fixed: columns that the read policy compares with a value. It does not hide the rows that
+            they lead to.
+    """
+    equal: dict[str, int] = {}
+    ranges: dict[str, list[int]] = {}
+    served: dict[int, None] = {}
+    for place, item in enumerate(wanted):
+        name = field_of_equality(item)
+        if name is not None:
+            equal.setdefault(name, place)
+        elif (name := _field_of_range(item)) is not None:
+            ranges.setdefault(name, []).append(place)
+    for columns in entity.index_columns:
+        serves_ranges = columns in entity.range_columns
+        for column in columns:
+            if column in equal:
+                served[equal[column]] = None
+            elif column in fixed:
+                serves_ranges = True  # among rows that the caller may read
+            else:
+                if serves_ranges:
+                    served.update(dict.fromkeys(ranges.get(column, ())))
+                break
+    served.update({n: None for n, item in enumerate(wanted) if type(item) is Match})
+    return list(served)
+
+
+def field_of_equality(item: Predicate) -> str | None:
+    """The field that has one of a few values where the condition holds."""
+    if type(item) is Compare:
+        if item.sign == "=" and type(item.left) is Column and type(item.right) is Literal:
+            return item.left.field
+    elif type(item) is InValues and not item.is_negated:
+        return item.field
+    elif type(item) is IsNull and type(item.operand) is Column:
+        return item.operand.field
+    return None
+
+
+def _field_of_range(item: Predicate) -> str | None:
+    """The field whose value lies in a range where the condition holds."""
+    if type(item) is Compare and item.sign in _RANGES:
+        column, value = item.left, item.right
+    elif type(item) is Affix and not item.at_end:
+        column, value = item.text, item.affix
+    else:
+        return None
+    return column.field if type(column) is Column and type(value) is Literal else None
+
+
+def columns_fixed_by(allowed: Predicate) -> frozenset[str]:
+    """The columns that a read policy compares with a value, in every row that it passes."""
+    return frozenset([
+        item.left.field for item in conjuncts(allowed)
+        if _is_equality(item) and isinstance(item, Compare) and isinstance(item.left, Column)
+    ])
+
+
+def has_equality(allowed: Predicate) -> bool:
+    """Whether an index may serve a read policy: it compares a column with a value somewhere."""
+    if isinstance(allowed, (And, Or)):
+        return any(has_equality(item) for item in allowed.items)
+    return _is_equality(allowed)
+
+
+def _is_equality(item: Predicate) -> bool:
+    """Whether it compares a field with a value that is not just true or false."""
+    return (
+        type(item) is Compare and item.sign == "=" and type(item.left) is Column
+        and type(item.right) is Literal and not isinstance(item.right.value, bool)
+    )

@@ -1,0 +1,291 @@
+"""The SQL of a predicate, which is true for exactly the rows that the predicate holds for.
+
+How two-valued logic meets SQL's three values: the SQL is *true* when the predicate holds; when it
+does not, the SQL may be 0 or NULL, which WHERE treats alike. The writer pushes a negation down to
+the single condition, and writes ``IS NOT TRUE`` only there.
+
+How `Guarded` is kept: SQLite puts the terms of an AND into any order that it likes, and evaluates
+a CASE lazily and in order. So `wanted` stands in a CASE behind `allowed`. Only the conditions of
+`wanted` that an index can serve stand beside the CASE; see `index_use`.
+
+Invariants: names in the SQL are the entity's own, values are parameters; a node's parameters have
+the numbers that its walk in `shapes` gives them; the SQL depends on the shape alone. Called by
+`compiler`, once for each shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple
+
+from pylon.manifest.model import Entity
+from pylon.query.predicate import (
+    Affix,
+    And,
+    Arithmetic,
+    Column,
+    Compare,
+    Guarded,
+    InValues,
+    IsNull,
+    Like,
+    Literal,
+    Match,
+    Not,
+    OneOf,
+    Or,
+    Predicate,
+    Value,
+    conjuncts,
+)
+from pylon.storage.names import quote
+from pylon.storage.sqlite.index_use import (
+    columns_fixed_by,
+    field_of_equality,
+    find_served,
+    has_equality,
+)
+from pylon.storage.sqlite.patterns import like_parts, like_text
+from pylon.storage.sqlite.search import match_condition
+from pylon.storage.sqlite.shapes import prefix_range
+
+_CHAIN: Final = 50  # longer chains of AND and OR become trees: SQLite bounds an expression's depth
+
+
+class Sql(NamedTuple):
+    """A piece of SQL; `params` are the numbers of its parameters in the walk."""
+
+    text: str
+    params: tuple[int, ...] = ()
+
+
+def write_predicate(entity: Entity, predicate: Predicate, is_led: bool) -> Sql:
+    """The SQL of a predicate that is no constant.
+
+    Args:
+        is_led: the statement finds the rows by other rows or by a full-text match, so that no
+            other index serves the condition.
+    """
+    return _Writer(entity, is_led).condition(predicate)
+
+
+class _Writer:
+    """Writes the SQL of one predicate, and numbers its parameters."""
+
+    __slots__ = ("_entity", "_is_led", "_next")
+
+    def __init__(self, entity: Entity, is_led: bool) -> None:
+        self._entity = entity
+        self._is_led = is_led
+        self._next = 0
+
+    def _param(self) -> Sql:
+        number, self._next = self._next, self._next + 1
+        return Sql("?", (number,))
+
+    def condition(self, node: Predicate, negated: bool = False) -> Sql:
+        """SQL that is true where the predicate holds, or, if `negated`, where it does not."""
+        if isinstance(node, Not):
+            return self.condition(node.operand, not negated)
+        if isinstance(node, (And, Or)):
+            return self._chain(node, negated)
+        if isinstance(node, Guarded) and not negated:
+            return self._guarded(node)
+        if isinstance(node, IsNull):
+            return _join(self._value(node.operand), " IS NOT NULL" if negated else " IS NULL")
+        sql = WRITES[type(node)](self, node)
+        return _join("(", sql, ") IS NOT TRUE") if negated else sql
+
+    def _chain(self, node: And | Or, negated: bool) -> Sql:
+        is_and = isinstance(node, And) is not negated
+        was_led = self._is_led
+        if is_and and any(type(item) is Match for item in node.items):
+            self._is_led = True  # by the full-text index
+        items = [self.condition(item, negated) for item in node.items]
+        self._is_led = was_led
+        return _tree(items, " AND " if is_and else " OR ")
+
+    # --- Conditions: see the walks in `shapes` -------------------------------------------
+
+    def _compare(self, node: Compare) -> Sql:
+        return _join(self._value(node.left), f" {node.sign} ", self._value(node.right))
+
+    def _one_of(self, node: OneOf) -> Sql:
+        item = self._value(node.item)
+        options = [self._value(option) for option in node.options]
+        listed = Sql(
+            ", ".join([option.text for option in options]), _params_of(options)
+        )
+        return _join(item, " IN (", listed, ")")
+
+    def _in_values(self, node: InValues) -> Sql:
+        """One parameter for the whole list."""
+        column = quote(node.field)
+        word = "NOT IN" if node.is_negated else "IN"
+        sql = _join(f"{column} {word} (SELECT value FROM json_each(", self._param(), "))")
+        return _join("(", sql, f" OR {column} IS NULL)") if node.has_null else sql
+
+    def _affix(self, node: Affix) -> Sql:
+        """Compared as bytes: SQLite's text functions stop at NUL, and UTF-8 needs no more.
+
+        SQLite has no empty part of an empty blob: substr() gives NULL for it.
+        """
+        text, part = node.text, node.affix
+        if type(text) is Column and type(part) is Literal and not node.at_end:
+            column = quote(text.field)
+            if prefix_range(str(part.value))[1] is None:
+                return _join(f"{column} >= ", self._param())
+            low, behind = self._param(), self._param()
+            return _join(f"({column} >= ", low, f" AND {column} < ", behind, ")")
+        is_present: tuple[Sql | str, ...] = ()
+        if type(text) is Literal:
+            whole = self._param()
+        else:
+            value = self._value(text)
+            whole, is_present = _blob(value), (value, " IS NOT NULL AND ")
+        if type(part) is Literal:
+            ending, size = self._param(), self._param()
+        else:
+            ending = _blob(self._value(part))
+            size = _join("length(", ending, ")")
+        if node.at_end:
+            rest = ("length(", whole, ") - ", size)
+            same = _join("substr(", whole, ", ", *rest, " + 1) = ", ending)
+            same = _join("(", *rest, " >= 0 AND ", same, ")")
+        else:
+            same = _join("substr(", whole, ", 1, ", size, ") = ", ending)
+        if type(part) is Literal:  # never empty
+            return same
+        return _join("(", *is_present, size, " = 0 OR ", same, ")")
+
+    def _like(self, node: Like) -> Sql:
+        self._param()
+        return Sql(like_text(like_parts(node)[0], quote(node.field)), (self._next - 1,))
+
+    def _match(self, node: Match) -> Sql:
+        return Sql(match_condition(self._entity), self._param().params)
+
+    # --- Guards --------------------------------------------------------------------------------
+
+    def _guarded(self, node: Guarded) -> Sql:
+        """`wanted` behind `allowed` in a CASE, and beside it the conditions that an index serves.
+
+        The inner CASE makes `wanted` a condition: of an AND whose value is asked for, SQLite
+        always evaluates both sides.
+        """
+        allowed = self.condition(node.allowed)
+        wanted = conjuncts(node.wanted)
+        written: list[Sql] = []
+        paths: list[Sql] = []
+        for item in wanted:
+            begin = self._next
+            written.append(self.condition(item))
+            if isinstance(item, Or) and not self._is_led:
+                paths += self._path_of(item, begin)
+        served = [] if self._is_led else find_served(
+            self._entity, wanted, columns_fixed_by(node.allowed)
+        )
+        beside = [written[n] for n in served] + paths
+        rest = [sql for n, sql in enumerate(written) if n not in served]
+        if not rest:
+            return _tree([*beside, allowed], " AND ")
+        judged = _join(
+            "CASE WHEN ", allowed, " THEN CASE WHEN ", _tree(rest, " AND "), " THEN 1 END END"
+        )
+        if has_equality(node.allowed):
+            beside.append(allowed)  # so that an index may serve it
+        return _tree([*beside, judged], " AND ")
+
+    def _path_of(self, node: Or, begin: int) -> list[Sql]:
+        """A condition that follows from an `Or` and that an index can serve: the equalities of
+        its items with first columns of indexes. Empty if an item has none.
+
+        The SQL looks for each value of a column once, also if several items have it.
+
+        Args:
+            begin: the number of the first parameter of `node`.
+        """
+        first = {columns[0] for columns in self._entity.index_columns}
+        by_field: dict[str, list[tuple[Predicate, Sql]]] = {}
+        counter = _Writer(self._entity, is_led=True)
+        counter._next = begin
+        for item in node.items:
+            found = None
+            for part in conjuncts(item):
+                sql = counter.condition(part)
+                field = field_of_equality(part)
+                if found is None and field in first:
+                    found = part, sql
+                    by_field.setdefault(field, []).append(found)
+            if found is None:
+                return []
+        return [_tree([_one_look(name, own) for name, own in by_field.items()], " OR ")]
+
+    # --- Values --------------------------------------------------------------------------------
+
+    def _value(self, value: Value) -> Sql:
+        """SQL for a value; a condition as a value is 0 or 1, never NULL."""
+        if isinstance(value, Column):
+            return Sql(quote(value.field))
+        if isinstance(value, Literal):
+            return self._param()
+        if isinstance(value, Arithmetic):
+            kind = "INTEGER" if value.op == "%" else "REAL"
+            left = _join("CAST(", self._value(value.left), f" AS {kind})")
+            right = _join("CAST(", self._value(value.right), f" AS {kind})")
+            return _join("(", left, f" {value.op} ", right, ")")
+        return _join("((", self.condition(value), ") IS TRUE)")
+
+
+WRITES: Final[dict[type, Callable[[_Writer, Any], Sql]]] = {
+    Compare: _Writer._compare, OneOf: _Writer._one_of, InValues: _Writer._in_values,
+    Affix: _Writer._affix, Like: _Writer._like, Match: _Writer._match,
+    Guarded: _Writer._guarded,
+}
+
+
+def _one_look(field: str, equalities: list[tuple[Predicate, Sql]]) -> Sql:
+    """The rows whose field has a value of one of these equalities: one look for each value."""
+    if len(equalities) == 1:
+        return equalities[0][1]
+    column = quote(field)
+    values = [sql for part, sql in equalities if isinstance(part, Compare)]
+    lists = [part for part in equalities if isinstance(part[0], InValues)]
+    has_null = any(
+        isinstance(part, IsNull) or (isinstance(part, InValues) and part.has_null)
+        for part, _ in equalities
+    )
+    numbers = (*[sql.params[0] for _, sql in lists], *[sql.params[-1] for sql in values])
+    text = ""
+    if lists:
+        selects = ["SELECT value FROM json_each(?)"] * len(lists) + ["SELECT ?"] * len(values)
+        text = f"{column} IN ({' UNION '.join(selects)})"
+    elif values:
+        text = f"{column} IN ({', '.join('?' * len(values))})"
+    null = f"{column} IS NULL" if has_null else ""
+    both = f"({text} OR {null})" if text and null else text or null
+    return Sql(both, numbers)
+
+
+def _blob(value: Sql) -> Sql:
+    return _join("CAST(", value, " AS BLOB)")
+
+
+def _tree(items: list[Sql], word: str) -> Sql:
+    if len(items) == 1:
+        return items[0]
+    if len(items) > _CHAIN:
+        middle = len(items) // 2
+        items = [_tree(items[:middle], word), _tree(items[middle:], word)]
+    return Sql("(" + word.join([item.text for item in items]) + ")", _params_of(items))
+
+
+def _params_of(items: Iterable[Sql]) -> tuple[int, ...]:
+    return tuple([number for item in items for number in item.params])
+
+
+def _join(*pieces: Sql | str) -> Sql:
+    return Sql(
+        "".join([piece if isinstance(piece, str) else piece.text for piece in pieces]),
+        _params_of(piece for piece in pieces if not isinstance(piece, str)),
+    )
