@@ -27,7 +27,7 @@ from pylon.changelog.marks import MarkReader, marks_path
 from pylon.clock import ManualClock
 from tests.support.examples import count_examples
 from tests.support.stage import Stage
-from tests.support.wait import WAIT_S
+from tests.support.wait import WAIT_S, run_greenlets_until
 from workers.hub.connection import ANSWERING, Connection
 from workers.hub.feed import Feed
 from workers.hub.history import History
@@ -100,9 +100,7 @@ def hub_stage(tmp_path: Path) -> Iterator[HubStage]:
 
 def settle(hub_stage: HubStage, last_seq: int) -> None:
     """Wait until everything up to `last_seq` is published."""
-    with gevent.Timeout(WAIT_S):
-        while hub_stage.feed.tail.last_seq < last_seq:
-            gevent.sleep(0.001)
+    run_greenlets_until("all is published", lambda: hub_stage.feed.tail.last_seq >= last_seq)
 
 
 def replayed(hub_stage: HubStage, auth: AuthContext, cursor: int) -> list[int]:
@@ -280,14 +278,10 @@ def test_a_socket_whose_handling_fails_ends_alone(hub_stage: HubStage) -> None:
     transport.on_text = fail
     its_client.send(b"\x81\x82\0\0\0\0hi")
     client.send(b"\x89\x80\0\0\0\0")  # a ping, in the same turn
-    with gevent.Timeout(WAIT_S):
-        while len(hub_stage.hub) > 1:
-            gevent.sleep(0.001)
+    run_greenlets_until("one socket has ended", lambda: len(hub_stage.hub) == 1)
     assert not bad.is_open
     assert good.is_open
-    with gevent.Timeout(WAIT_S):
-        while not (pong := _received(client)):
-            gevent.sleep(0.001)
+    pong = run_greenlets_until("a pong", lambda: _received(client))
     assert pong == frames.encode(frames.PONG, b"")
 
 
@@ -301,9 +295,7 @@ def test_a_paused_connection_is_heard_after_it_resumes(hub_stage: HubStage) -> N
     connection.send(b"still written to")
     assert _received(client) == b"still written to"
     connection.resume(ANSWERING)
-    with gevent.Timeout(WAIT_S):
-        while not (pong := _received(client)):
-            gevent.sleep(0.001)
+    pong = run_greenlets_until("a pong", lambda: _received(client))
     assert pong == frames.encode(frames.PONG, b"")
 
 

@@ -49,6 +49,7 @@ from tests.support.storage import (
     task,
     update,
 )
+from tests.support.wait import run_greenlets_until
 
 # Counts so far that no machine is done within the tests' limits.
 ENDLESS = raw_sql(
@@ -260,12 +261,9 @@ def test_a_killed_greenlet_gives_its_connection_back(
     pool = ReaderPool(path, MANIFEST, connections=2)
     apply(engine, task(1))
     job = gevent.spawn(lambda: pool.scan(lambda r: r.rows("Task", Query(ENDLESS, limit=1))))
-    while len(pool._free) != 0:
-        gevent.sleep(0.001)
+    run_greenlets_until("the scan has the connection", lambda: not pool._free)
     job.kill()
-    with gevent.Timeout(20):
-        while len(pool._free) == 0:
-            gevent.sleep(0.005)
+    run_greenlets_until("the connection is back", lambda: pool._free)
     assert len(pool._free) == 1
     pool.close()
 
