@@ -40,8 +40,12 @@ def make_private_folder(prefix: str, parent: Path | None = None) -> Path:
         OSError: it cannot be made.
     """
     path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    # The file gets its name when it is locked: a start of another server that met it unlocked would
+    # take this folder for that of a killed process.
+    unnamed = path / f"{LOCK}.new"
+    fd = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    unnamed.rename(path / LOCK)
     _held[path] = fd
     return path
 

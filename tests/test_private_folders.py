@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -67,11 +69,35 @@ def test_what_is_not_surely_ours_stays(tmp_path: Path) -> None:
     assert no_lock.exists()
 
 
-def test_the_runtime_folder_of_a_killed_server_goes_at_the_next_start(
-    make_server: Callable[..., PylonServer], tmp_path: Path
+def test_folder_that_is_being_made_is_not_taken_for_a_dead_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
+    lock = fcntl.flock
+    removed: list[Path] = []
+
+    def collect_and_lock(fd: int, operation: int) -> None:
+        monkeypatch.setattr("fcntl.flock", lock)
+        removed.extend(collect_dead_folders("pylon-", FILES, tmp_path))
+        lock(fd, operation)
+
+    monkeypatch.setattr("fcntl.flock", collect_and_lock)
+    path = make_private_folder("pylon-", tmp_path)
+    assert removed == []
+    assert [found.name for found in path.iterdir()] == [LOCK]
+    remove_private_folder(path, FILES)
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path leaves room for those of sockets; those of pytest-xdist do not."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as name:
+        yield Path(name)
+
+
+def test_the_runtime_folder_of_a_killed_server_goes_at_the_next_start(
+    make_server: Callable[..., PylonServer], short_folder: Path
+) -> None:
+    temporary = short_folder
     server = make_server()
     server.env["TMPDIR"] = str(temporary)
     server.start()
