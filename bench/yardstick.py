@@ -36,7 +36,7 @@ def served(folder: str, port: int) -> Iterator[None]:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
                 break
-            except urllib.error.URLError as ex:
+            except (urllib.error.URLError, TimeoutError) as ex:
                 if time.monotonic() > deadline_s or process.poll() is not None:
                     raise SystemExit(f"the yardstick is not ready: {ex}") from ex
                 time.sleep(0.1)

@@ -102,6 +102,9 @@ def test_sigterm_under_load(server: PylonServer) -> None:
     with ExitStack() as stack:
         clients = start_clients(stack, server)
         writers = start_writers(server, 4)
+        wait_until(
+            "writes are acknowledged", lambda: sum(w.score.acknowledged for w in writers) > 100
+        )
         started = [begin_insert(server, n) for n in range(20)]
         assert server.process is not None
         server.process.send_signal(signal.SIGTERM)

@@ -59,7 +59,7 @@ class Reader(Follower):
 
     def next_frame(self) -> bytes:
         while True:
-            opcode, data = self.socket.next_but()
+            opcode, data = self.socket.read_frame_except()
             if opcode == 2:
                 names = 5 + int.from_bytes(data[1:3], "big")
                 at = 3 + int.from_bytes(data[1:3], "big")
