@@ -1,7 +1,8 @@
-"""Who is asking: the auth context that policies see (spec/http.md §3.11.1, §4).
+"""The auth context: the facts about a caller that policies use (spec/http.md §3.11.1, §4).
 
-Two requests with equal contexts may see the same rows, so the hub keeps its receivers by
-context. The session that a context came from is kept beside it, not in it.
+Two callers with equal contexts may read the same rows, so the hub groups its connections by
+context. The session is part of `Caller` and not of the context. Called by `pylon.auth`, policies
+and writes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ ADMIN_USER_ID = "__admin__"
 
 
 class AuthContext(msgspec.Struct, frozen=True, array_like=True):
-    """What a policy may know of the caller."""
+    """The facts about a caller that a policy may use."""
 
     user_id: str | None = None
     is_admin: bool = False
@@ -24,11 +25,11 @@ class AuthContext(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def identity(self) -> str:
-        """Scopes op_ids: the user, the admin, or everyone without a name."""
+        """Return the scope of the caller's op_ids; all callers without a user share one."""
         return self.user_id or ""
 
     def to_json(self) -> dict[str, Any]:
-        """The answer of ``GET /api/auth/me``."""
+        """Return the body of ``GET /api/auth/me``."""
         out: dict[str, Any] = {
             "avatar_url": None,
             "is_admin": self.is_admin,
@@ -43,7 +44,7 @@ class AuthContext(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """A resolved request: its context, and the hash of its session token if it has one."""
+    """The caller of a request: its context, and its session id if it has a session."""
 
     auth: AuthContext
     session_id: str | None = None

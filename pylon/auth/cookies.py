@@ -1,14 +1,14 @@
-"""The session cookie: its name, how it is set, cleared and read (spec/http.md §4.3).
+"""The session cookie: its name, its attributes, and reading it from a request (spec/http.md §4.3).
 
-Invariants: it is HttpOnly always; Secure whenever it is SameSite=None, whatever the settings
-say. A browser gets it only on an answer to a request that carries an Origin header, so that
-scripts and native apps never hold an ambient credential they did not ask for (§3.11).
+Invariants: the cookie is HttpOnly. A SameSite=None cookie is Secure, whatever the settings are. The
+server sets it only in answers to requests with an Origin header, so scripts and native apps do not
+get an ambient credential (§3.11).
 
-Two session cookies that differ count as none. A neighbouring host can set one for the whole
-domain, or one for a longer path, and nothing in a request says which of them is ours. An attacker
-could choose the one that a server takes. So the API clears both, and the user signs in again.
+Two different session cookies count as none. A neighbouring host can set a second one for the whole
+domain or for a longer path, and a request does not tell them apart. So the API clears both, and the
+user signs in again.
 
-Used by the API and by the handshakes of the socket workers.
+Called by the API and by socket handshakes.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ class SessionCookie:
     """The cookie of one app. Built once at start."""
 
     name: str
-    attributes: str  # what follows the value, Max-Age excepted
+    attributes: str  # all but Max-Age, as they follow the value
     max_age_s: int
     domain: str | None = None
-    flags: str = "HttpOnly"  # the attributes but Path and Domain
+    flags: str = "HttpOnly"  # the attributes without Path and Domain
 
     def set(self, token: str) -> str:
-        """The Set-Cookie value that stores a token."""
+        """Return the Set-Cookie value that stores a token."""
         return f"{self.name}={token}; {self.attributes}; Max-Age={self.max_age_s}"
 
     def cleared(self) -> str:
-        """The Set-Cookie value that makes a browser forget it."""
+        """Return the Set-Cookie value that clears the cookie."""
         return f"{self.name}=; {self.attributes}; Max-Age=0"
 
     def cleared_everywhere(self, host: str | None, path: str) -> list[str]:
-        """The Set-Cookie values that make a browser forget every cookie of this name.
+        """Return the Set-Cookie values that clear every cookie of this name.
 
-        A browser forgets a cookie only by its own domain and path, and does not send those. So
-        each domain and each path is named that the cookies of this request can have.
+        A browser clears a cookie only by its domain and path, and a request names neither. So the
+        values cover each domain and path that the cookies of this request can have.
 
         Args:
-            host: the Host field.
-            path: of the request.
+            host: the Host header.
+            path: the path of the request.
         """
         domains = [""]
         name = (host or "").partition(":")[0].lower()
@@ -74,7 +74,7 @@ class SessionCookie:
 
 
 def session_cookie(config: Config, manifest: Manifest) -> SessionCookie:
-    """The cookie that the settings and the manifest ask for."""
+    """Return the cookie that the settings and the manifest define."""
     flags = ["HttpOnly"]
     if config.cookie_secure or config.cookie_same_site == "none":
         flags.append("Secure")
@@ -90,22 +90,23 @@ def session_cookie(config: Config, manifest: Manifest) -> SessionCookie:
 
 
 def cookie_name(app_name: str) -> str:
-    """`<app name>_session`, with what a cookie name cannot hold turned into `_`."""
+    """Return `<app name>_session`, with `_` for each character that a cookie name forbids."""
     return f"{_NOT_IN_A_NAME.sub('_', app_name) or 'pylon'}_session"
 
 
 def cookie_value(header: str | None, name: str) -> CookieToken | None:
-    """The value of the cookie called `name` in a Cookie header, unquoted.
+    """Return the unquoted value of the cookie `name`.
 
-    None where there is no such cookie, and where there are two that differ.
+    Returns:
+        None without such a cookie, and if two of them differ.
     """
     values = _values(header, name)
     return CookieToken(values[0]) if values and values.count(values[0]) == len(values) else None
 
 
 def has_conflict(header: str, name: str) -> bool:
-    """Whether a Cookie header holds two cookies called `name` that differ."""
-    if header.count(name) < 2:  # nearly always, and told at once
+    """Whether a Cookie header holds two different cookies called `name`."""
+    if header.count(name) < 2:  # the usual case
         return False
     return len(set(_values(header, name))) > 1
 

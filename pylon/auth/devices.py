@@ -1,7 +1,8 @@
-"""Devices: a short label for the user agent that a session was made with (spec/http.md §4.2).
+"""Device labels: a short name for the user agent of a new session (spec/http.md §4.2).
 
-The label is for people who look through their sessions ("Chrome on macOS"). It is a guess
-from the User-Agent header and nothing is decided by it. The header itself is not stored.
+People see the label ("Chrome on macOS") in the list of their sessions. The label is a guess from
+the User-Agent header, and nothing depends on it. The store does not keep the header. Called by the
+API.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _UNKNOWN: Final = "Unknown device"
 
 
 def device_label(user_agent: str | None) -> str:
-    """The label of a User-Agent header, for example ``Chrome on macOS``."""
+    """Return the label of a User-Agent header, for example ``Chrome on macOS``."""
     if not user_agent:
         return _UNKNOWN
     browser = next((label for mark, label in _BROWSERS if mark in user_agent), None)

@@ -1,10 +1,10 @@
-"""The client's address, seen through proxies that are trusted by count.
+"""The client's address behind a known number of trusted proxies.
 
-With N trusted proxies in front (`PYLON_TRUST_PROXY_HOPS`) each of them has appended one entry
-to X-Forwarded-For, so the N-th from the right was written by the outermost of them and is the
-client. Everything to its left came from the client itself and proves nothing.
+Each of N trusted proxies (`PYLON_TRUST_PROXY_HOPS`) has appended one entry to X-Forwarded-For. The
+outermost proxy wrote the N-th entry from the right, which is the client. The client itself may have
+written all entries to the left of it.
 
-Used for limits and notes by address, by the API and the socket workers.
+Called by the API and the socket workers, for limits and hints by address.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from ipaddress import IPv6Address, ip_address
 
 
 def client_address(peer: str, x_forwarded_for: str | None, hops: int) -> str:
-    """The address of the client, in its normal spelling.
+    """Return the client's address in its normal spelling.
 
     Args:
-        peer: address that the connection comes from.
-        x_forwarded_for: the header, all its lines joined by commas; or None.
-        hops: number of trusted proxies; with 0 the header is not looked at.
+        peer: the address of the connection.
+        x_forwarded_for: the header, its lines joined by commas; or None.
+        hops: the number of trusted proxies; 0 ignores the header.
 
-    Where the header is missing, not an address, or shorter than `hops`, it is the peer's: a
-    request that has passed fewer proxies than there are came around them, and its client may have
-    written every entry.
+    Returns:
+        The peer's address if the header is missing, shorter than `hops`, or holds no address there.
+        Such a request has bypassed a proxy, and its client may have written every entry.
     """
     if hops > 0 and x_forwarded_for:
         entries = x_forwarded_for.split(",")
@@ -36,9 +36,9 @@ def client_address(peer: str, x_forwarded_for: str | None, hops: int) -> str:
 
 @lru_cache(maxsize=4_096)
 def network_of(address: str) -> str:
-    """The network that a client is counted by: its IPv4 address, or the /64 of an IPv6 address.
+    """Return the network that limits count: an IPv4 address, or the /64 of an IPv6 address.
 
-    A subscriber has at least a /64 of IPv6 (RFC 6177), so single addresses of one count nothing.
+    Every IPv6 subscriber has at least a /64 (RFC 6177), so a single IPv6 address limits nobody.
     """
     try:
         parsed = ip_address(address)
@@ -50,7 +50,7 @@ def network_of(address: str) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether the address is this machine's own."""
+    """Whether the address is a loopback address."""
     try:
         return ip_address(address).is_loopback
     except ValueError:
@@ -59,7 +59,7 @@ def is_loopback(address: str) -> bool:
 
 @lru_cache(maxsize=4_096)
 def _normal(text: str) -> str | None:
-    """One spelling for each address: mapped IPv4 unwrapped, ports and brackets taken off."""
+    """Return one spelling for each address: no port, no brackets, mapped IPv4 as IPv4."""
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:

@@ -1,12 +1,14 @@
-"""Origins: which pages may read our answers (CORS) and which may send writes (CSRF).
+"""Origins: the pages that may read answers (CORS) and that may send writes (CSRF).
 
-CORS (spec/http.md §4.5): one configured origin, never a reflected one. CSRF (§4.4): a
-state-changing request without a bearer token may ride on a cookie, so the page that it comes
-from must be on the list. A request that says nothing of its origin is not a browser's cross-site
-request and passes, unless Sec-Fetch-Site says that it is one: a browser leaves out Origin and
-Referer where a page or an extension makes it. In dev mode every origin passes.
+CORS (spec/http.md §4.5) allows one configured origin; the server never reflects an origin. CSRF
+(§4.4): a state-changing request without a bearer token may depend on a cookie, so its page must be
+on the list. A request without Origin and Referer is not a browser's cross-site request and passes,
+unless Sec-Fetch-Site says `cross-site`: a page or an extension can make a browser omit both. In dev
+mode every origin passes.
 
-Built once for each process; used by the API and by the socket workers' handshakes.
+falcon's CORSMiddleware does not fit: it answers requests with an Origin header only, and the wire
+has the same headers in every answer. Built once for each process. Called by the API and by socket
+handshakes.
 """
 
 from __future__ import annotations
@@ -26,20 +28,20 @@ _SHOWN_CHARS: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Origins:
-    """Who may send state-changing requests."""
+    """The origins that may send state-changing requests."""
 
     allowed: frozenset[str]
     any_origin: bool
 
     def allows(self, origin: str | None) -> bool:
-        """Whether a request whose Origin header says this may ride on a cookie."""
+        """Whether a request with this Origin header may depend on a cookie."""
         return origin is not None and (self.any_origin or _normal(origin) in self.allowed)
 
     def check(
         self, method: str, origin: str | None, referer: str | None, *, has_bearer: bool,
         fetch_site: str | None = None,
     ) -> None:
-        """Pass, or raise.
+        """Check that a request is safe, carries a bearer token, or comes from a listed origin.
 
         Args:
             fetch_site: the Sec-Fetch-Site header.
@@ -67,7 +69,7 @@ class Origins:
 
 
 def origins(config: Config, manifest: Manifest) -> Origins:
-    """The list that the settings and the manifest make."""
+    """Return the origins of the settings and the manifest."""
     named = {*config.csrf_origins, *manifest.auth.trusted_origins}
     if config.cors_origin:
         named.add(config.cors_origin)
@@ -78,7 +80,7 @@ def origins(config: Config, manifest: Manifest) -> Origins:
 
 
 def origin_of(url: str) -> str:
-    """`scheme://host[:port]` of a URL; a URL without them gives ``null``, as browsers write it."""
+    """Return `scheme://host[:port]` of a URL, or ``null``, as browsers write it, without them."""
     try:
         parts = urlsplit(url)
     except ValueError:  # an unbalanced bracket in the host
@@ -87,7 +89,7 @@ def origin_of(url: str) -> str:
 
 
 def cors_headers(config: Config) -> tuple[tuple[str, str], ...]:
-    """The CORS headers of every answer, the same for every request."""
+    """Return the CORS headers, which are the same for all answers."""
     allow = config.cors_origin or "null"
     headers = [
         ("access-control-allow-origin", allow),
@@ -109,10 +111,10 @@ def cors_headers(config: Config) -> tuple[tuple[str, str], ...]:
 
 
 def _spelled(named: str) -> str:
-    """A named origin as browsers spell it: `https://a.example:443` is `https://a.example`."""
+    """Return an origin as browsers spell it: `https://a.example:443` as `https://a.example`."""
     try:
         return setting_values.origin(named)
-    except ValueError:  # of the manifest, which has a warning about it; equal to no Origin header
+    except ValueError:  # the manifest has a warning about it; it equals no Origin header
         return _normal(named)
 
 

@@ -1,11 +1,12 @@
-"""SessionCache: whom the credentials of the last requests and sockets stand for.
+"""Cache of recently resolved sessions, keyed by credentials.
 
-Invariants: nobody is remembered for longer than limits.CALLER_S after the session was read from
-the store, so that a revoked session is dead everywhere within a second even where the signal was
-lost; nor beyond the session's own end. Credentials without a caller are not remembered at all. Nor
-is the admin, who costs no look-up: a cookie that holds the admin's token would find what a header
-left. At limits.CALLERS entries all are forgotten, and likewise with the first one that is looked
-up when the oldest have had their time. One for each process, used by `pylon.api.http.callers` and
+Invariants: an entry expires `limits.CALLER_S` after the store was read, and at the session's end.
+So a revoked session ends everywhere within a second, even if its signal was lost. The cache has no
+entry for unknown credentials. It has none for the administrator either: the admin token needs no
+look-up, and a cookie with that token must not find the entry of a header.
+
+Bound: `limits.CALLERS` entries. The cache is cleared when it is full, and on the first look-up
+after the oldest entry has expired. One for each process. Called by `pylon.api.http.callers` and
 `workers.hub.admission`.
 """
 
@@ -23,14 +24,14 @@ from pylon.storage.interface import SessionRow, Store
 
 _NS_PER_S: Final = 1_000_000_000
 
-Credentials = TypeVar("Credentials")  # what credentials come in: headers, or a token
+Credentials = TypeVar("Credentials")  # the key: header values, or a token
 
 
 class UsedGuests:
-    """Guests whose tokens were presented for the first time, until the next heartbeat tells.
+    """Guests that presented their token for the first time since the last heartbeat.
 
-    Bound: limits.USED_GUESTS; one that finds no place is noted when it comes again, as is one
-    whose heartbeat was lost.
+    The heartbeat reports them to the supervisor. Bound: `limits.USED_GUESTS`. A guest beyond the
+    bound, or of a lost heartbeat, is noted with its next request.
     """
 
     __slots__ = ("_session_ids",)
@@ -43,13 +44,13 @@ class UsedGuests:
             self._session_ids.add(session_id)
 
     def take_all(self) -> list[str]:
-        """The guests that were noted since the last call."""
+        """Return the session ids since the last call, and forget them."""
         taken, self._session_ids = self._session_ids, set()
         return list(taken)
 
 
 class SessionCache(Generic[Credentials]):
-    """See the module."""
+    """The cache of one process."""
 
     __slots__ = ("_clock", "_config", "_ends", "_known", "_stale_s", "_store", "_used_guests")
 
@@ -59,9 +60,9 @@ class SessionCache(Generic[Credentials]):
     ) -> None:
         """
         Args:
-            ends: told of each session that is looked up and has an end: its id, and that end
-                in monotonic seconds.
-            used_guests: gets the guests that the store takes for unused.
+            ends: called for each session with an end that is looked up: its id, and its end in
+                monotonic seconds.
+            used_guests: receives the guests that the store has as unused.
         """
         self._used_guests = UsedGuests() if used_guests is None else used_guests
         self._config = config
@@ -69,10 +70,10 @@ class SessionCache(Generic[Credentials]):
         self._clock = clock
         self._ends = ends
         self._known: dict[Credentials, tuple[Caller, float]] = {}  # until when, monotonic
-        self._stale_s = 0.0  # then all are forgotten, with the next one that is looked up
+        self._stale_s = 0.0  # the first look-up after this time clears the cache
 
     def find(self, carried: Credentials) -> Caller | None:
-        """Who is remembered."""
+        """Return the cached caller of these credentials, or None."""
         known = self._known.get(carried)
         if known is None or known[1] <= self._clock.monotonic_s():
             return None
@@ -80,10 +81,10 @@ class SessionCache(Generic[Credentials]):
         return known[0]
 
     def look_up(self, carried: Credentials, token: str | None) -> Caller:
-        """Whom `token` stands for, and remember it as `carried`.
+        """Resolve `token` in the store, and cache the caller under `carried`.
 
         Raises:
-            StoreUnavailable, QueryTimeout: who cannot be checked is not anonymous.
+            StoreUnavailable, QueryTimeout: the store cannot tell; the caller is not anonymous then.
         """
         clock = self._clock
         now_s = clock.monotonic_s()
@@ -110,5 +111,5 @@ class SessionCache(Generic[Credentials]):
         return caller
 
     def forget(self) -> None:
-        """A session may have been revoked: look all of them up again."""
+        """Clear the cache, because a session may have been revoked."""
         self._known.clear()

@@ -1,11 +1,11 @@
-"""Sessions: from a token to a caller, and new sessions (spec/http.md §4.1, §4.2).
+"""Sessions: resolves a token to a caller, and makes new sessions (spec/http.md §4.1, §4.2).
 
-Invariants: an unknown, malformed or expired token makes the caller anonymous, never an error.
-A session's lifetime is fixed when it is made and does not slide. No session makes an admin:
-only the admin token does, and only outside of cookies.
+Invariants: the caller of an unknown, malformed or expired token is anonymous; such a token is no
+error. The lifetime of a session is fixed when it is made. No session gives the rights of the
+administrator: only the admin token does, and not in a cookie.
 
-`resolve` is called for each request and each socket handshake; the writes (`PutSession`,
-`DropSession`) go through the writer like any other.
+Called for each request and each socket handshake. `PutSession` and `DropSession` are operations of
+the writer.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SessionLookup = Callable[[str], SessionRow | None]
 
 @dataclass(frozen=True, slots=True)
 class NewSession:
-    """A session that is to be stored, and the token that only its owner ever sees."""
+    """A session to store, and its token, which only its owner receives."""
 
     token: str
     put: PutSession
@@ -56,13 +56,14 @@ class NewSession:
 def resolve(
     token: str | None, config: Config, lookup: SessionLookup, clock: Clock = _SYSTEM_CLOCK
 ) -> Caller:
-    """Who presents `token`.
+    """Return the caller of a token.
 
     Args:
-        token: what the request carries, or None.
-        lookup: the stored session of a session id (the token's hash), or None.
+        token: the token of the request, or None.
+        lookup: returns the stored session of a session id (the token's hash), or None.
 
-    Errors of `lookup` (store unavailable) pass through: who cannot be checked is not anonymous.
+    Raises:
+        PylonError: of `lookup`. A caller that cannot be checked is not anonymous.
     """
     if not token:
         return ANONYMOUS_CALLER
@@ -84,7 +85,7 @@ def resolve(
 
 
 def count_again() -> None:
-    """Count a caller whom an earlier `resolve` had found, and who is not asked for again."""
+    """Count a caller that `SessionCache` has found without `resolve`."""
     _ATTEMPTS["session"].inc()
 
 
@@ -98,10 +99,10 @@ def new_session(
     clock: Clock,
     random: RandomSource,
 ) -> NewSession:
-    """Make a session for `user_id`; the caller has it stored before the token is given away.
+    """Return a new session for `user_id`. Store it before the client receives the token.
 
     Args:
-        expires_in_s: lifetime from now in seconds; 0 means for ever.
+        expires_in_s: lifetime from now in seconds; 0 means no end.
     """
     token = new_session_token(random)
     now_s = clock.wall_ns() // _NS_PER_S

@@ -1,8 +1,8 @@
-"""Tokens: how they are made, how they travel, how they are compared and what is stored.
+"""Tokens: their form, their hash, their comparison, and the header that carries them.
 
-A session token is `pylon_` and 64 hex characters (spec/http.md §4.2). Only its SHA-256 ever
-reaches the database, the bus or a log: whoever reads those cannot sign in with what they find.
-A plain hash is enough, since the token is 256 random bits and cannot be guessed.
+A session token is `pylon_` and 64 hex characters (spec/http.md §4.2). The database, the bus and the
+log get its SHA-256 only, so a reader of those cannot sign in. A hash without salt suffices, because
+the token has 256 random bits.
 
 Called by `sessions`, by the API and by the handshakes of the socket workers.
 """
@@ -22,32 +22,32 @@ _BEARER: Final = "bearer"
 
 
 class CookieToken(str):
-    """A token that a cookie carried. A browser sends cookies by itself, so such a token stands
-    for a session and never for the admin."""
+    """A token from a cookie. Browsers send cookies unasked, so it never gives admin rights."""
 
     __slots__ = ()
 
 
 def new_session_token(random: RandomSource) -> str:
-    """A fresh session token: `pylon_` and 64 hex characters."""
+    """Return a new session token: `pylon_` and 64 hex characters."""
     return _PREFIX + random.token_hex(32)
 
 
 def is_session_token(token: str) -> bool:
-    """Whether the text has the form of a session token, so that a look-up is worth it."""
+    """Whether the text has the form of a session token; other texts need no look-up."""
     return _FORM.fullmatch(token) is not None
 
 
 def session_id_of(token: str) -> str:
-    """What a token is stored and known as: its SHA-256, 64 hex characters."""
+    """Return the session id of a token: its SHA-256 as 64 hex characters."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def bearer_token(authorization: str | None) -> str | None:
-    """The token of an `Authorization: Bearer …` header.
+    """Return the token of an `Authorization: Bearer …` header.
 
-    Returns None where there is no such header or its scheme is another one; the empty string
-    where the header is there and holds nothing, which must not fall back to a cookie (§4.1).
+    Returns:
+        None without the header, or if it has another scheme. An empty string for an empty token,
+        which must not fall back to a cookie (§4.1).
     """
     if authorization is None:
         return None
@@ -56,9 +56,9 @@ def bearer_token(authorization: str | None) -> str | None:
 
 
 def same_token(given: str, expected: str | None) -> bool:
-    """Whether the tokens are equal, in a time that says nothing about where they differ.
+    """Whether the tokens are equal, compared in constant time.
 
-    An `expected` that is absent or empty equals nothing.
+    An absent or empty `expected` equals no token.
     """
     if not expected:
         return False
