@@ -7,7 +7,7 @@ every loss visible: a subscriber whose last seq is another one reads the change 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import zmq
 
@@ -15,6 +15,9 @@ from pylon import limits, metrics
 from pylon.bus import contexts, messages
 from pylon.bus.runtime import Runtime
 from pylon.storage.events import ChangeBatch
+
+# PERF: with pyzmq's flag each look at the socket makes enum members: 9.6 in place of 4.5 us.
+_READABLE: Final = int(zmq.POLLIN)
 
 
 class ChangesPublisher:
@@ -96,7 +99,7 @@ class ChangesSubscriber:
     def _is_here(self) -> bool:
         # The descriptor tells of changes only, so whoever waits must have seen that there is none.
         events: Any = self._socket.getsockopt(zmq.EVENTS)
-        return bool(events & zmq.POLLIN)
+        return bool(events & _READABLE)
 
     def close(self) -> None:
         self._readable.stop()

@@ -41,7 +41,7 @@ from workers.hub.loop_yield import yield_to_loop
 
 SERVICE_RESTART: Final = 1012
 _RETRY_S: Final = 0.5
-_IDLE_S: Final = 0.03  # how often a worker without connections empties its bus socket
+_IDLE_S: Final = 0.1  # how often a worker without connections empties its bus socket
 _ASIDE_BATCHES: Final = limits.TAIL_EVENTS
 _WATCH_STEPS: Final = 5  # of limits.HEAD_CHECK_S: the resolution of the quiet time
 
