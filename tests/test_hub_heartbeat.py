@@ -8,7 +8,7 @@ import pytest
 
 from pylon import limits
 from pylon.auth_context import ANONYMOUS, Caller
-from pylon.clock import ManualClock
+from pylon.clock import ManualClock, SeededRandom
 from workers.hub.connection import Connection
 from workers.hub.heartbeat import Heartbeat
 from workers.hub.hub import BEAT_S, Hub
@@ -23,7 +23,7 @@ class StreamStage:
     def __init__(self, max_life_s: float) -> None:
         self.clock = ManualClock()
         self.hub = Hub({}, EventStreamTransport((), heartbeat_s=15.0), self.clock)
-        self.heartbeat = Heartbeat(self.hub, self.clock, max_life_s)
+        self.heartbeat = Heartbeat(self.hub, self.clock, max_life_s, SeededRandom(7))
         self.peers: list[socket.socket] = []
 
     def come(self, count: int) -> None:

@@ -6,7 +6,8 @@ beats more slowly.
 
 The timer closes a WebSocket that answered nothing for two heartbeats, and a stream whose outbox did
 not empty in two heartbeats. It ends closes that take too long. If PYLON_SOCKET_MAX_LIFE_S is set,
-it closes older connections, each after another life, so that they do not all reconnect at once.
+it closes older connections at random within the last quarter of this time, so that they do not all
+reconnect at once.
 
 The number of a connection tells its age: now and then the timer notes the number of the newest
 connection with the time, at most `_MARKS` times in a life. So idle connections carry no time. Run
@@ -22,7 +23,7 @@ from typing import Final, NoReturn
 import gevent
 
 from pylon import limits
-from pylon.clock import Clock
+from pylon.clock import Clock, RandomSource, SystemRandom
 from workers.hub.close_codes import GOING_AWAY
 from workers.hub.connection import INTERNAL, Connection
 from workers.hub.hub import BEAT_S, Hub
@@ -30,19 +31,21 @@ from workers.hub.hub import BEAT_S, Hub
 _UNANSWERED_MAX: Final = 2
 _MARKS: Final = 1_000
 _LEAST_LIFE: Final = 0.75  # of the longest
-_GOLDEN: Final = 0.6180339887  # its multiples lie evenly between 0 and 1
 
 
 class Heartbeat:
     """Beats for one hub."""
 
-    __slots__ = ("_clock", "_hub", "_marks", "_max_life_s", "_slot", "slots")
+    __slots__ = ("_clock", "_hub", "_marks", "_max_life_s", "_random", "_slot", "slots")
 
-    def __init__(self, hub: Hub, clock: Clock, max_life_s: float = 0.0) -> None:
+    def __init__(
+        self, hub: Hub, clock: Clock, max_life_s: float = 0.0, random: RandomSource | None = None
+    ) -> None:
         """`max_life_s`: the longest life of a connection; 0 sets no limit."""
         self._hub = hub
         self._clock = clock
         self._max_life_s = max_life_s
+        self._random = random or SystemRandom()
         self._marks: list[tuple[int, float]] = []  # the newest connection's number, and when
         self._slot = 0
         self.slots = len(hub.partitions)
@@ -88,8 +91,11 @@ class Heartbeat:
         at = bisect_left(self._marks, (connection.number, 0.0))
         if at == len(self._marks):
             return False  # younger than the last mark
-        share = _LEAST_LIFE + (1 - _LEAST_LIFE) * (connection.number * _GOLDEN % 1)
-        return self._clock.monotonic_s() - self._marks[at][1] >= self._max_life_s * share
+        left_s = self._max_life_s - (self._clock.monotonic_s() - self._marks[at][1])
+        if left_s > self._max_life_s * (1 - _LEAST_LIFE):
+            return False
+        # One of the heartbeats that are left, each as likely as the others.
+        return self._random.uniform(0.0, left_s) < self.pause_s() * self.slots
 
     def _beat(self, connection: Connection) -> None:
         transport = self._hub.transport

@@ -126,7 +126,8 @@ class Service:
         self.spawn(self._report)
         max_life_s = self._booted.app.config.socket_max_life_s
         for hub in self._hubs:
-            self.spawn(Heartbeat(hub, self._booted.clock, max_life_s).run)
+            heartbeat = Heartbeat(hub, self._booted.clock, max_life_s, self._booted.app.random)
+            self.spawn(heartbeat.run)
         if changes is not None:
             changes.start(self.spawn)
         self.spawn(self._admission.sessions.run)
