@@ -107,7 +107,7 @@ class BodyType(Generic[T]):
         self._is_strict = struct.__struct_config__.forbid_unknown_fields
         hints = get_type_hints(struct, include_extras=True)
         self._members = tuple(
-            _member(field.encode_name, hints[field.name], field.required)
+            _read_member(field.encode_name, hints[field.name], field.required)
             for field in msgspec.structs.fields(struct)
         )
 
@@ -186,7 +186,7 @@ class BodyType(Generic[T]):
         return self._missing(member)
 
 
-def _member(name: str, hint: Any, is_required: bool) -> _Member:
+def _read_member(name: str, hint: Any, is_required: bool) -> _Member:
     notes: tuple[Any, ...] = ()
     if get_origin(hint) is Annotated:
         notes = get_args(hint)[1:]
