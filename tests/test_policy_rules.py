@@ -373,7 +373,7 @@ def test_names_of_the_manifest_never_become_code() -> None:
 def test_conditions_are_kept_for_a_bounded_number_of_callers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(limits, "READ_CLAUSES_KEPT", 3)
+    monkeypatch.setattr(limits, "READ_RULES_KEPT", 3)
     own = rules(policy(allow_read="auth.userId == data.owner"))
     for number in range(10):
         auth = AuthContext(user_id=f"u{number}")

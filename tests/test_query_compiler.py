@@ -10,6 +10,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from pylon import limits
 from pylon.auth_context import AuthContext
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy, Search
 from pylon.policy.rules import compile_rules
@@ -36,7 +37,7 @@ from pylon.query.predicate import (
     not_,
     or_,
 )
-from pylon.storage.sqlite.compiler import PredicateCompiler, compile_predicate
+from pylon.storage.sqlite.compiler import CompiledCache, PredicateCompiler, compile_predicate
 from pylon.storage.sqlite.patterns import add_functions
 from tests.support.examples import count_examples
 from tests.test_matching import FILTER, ROW
@@ -60,6 +61,7 @@ THING = Entity(
         Index("by_f", ("f",), False), Index("by_b_m", ("b", "m"), False),
     ),
 )
+OTHER = Entity("Other", THING.fields)
 STORE = apsw.Connection(":memory:")
 add_functions(STORE, UNMETERED)
 STORE.execute(
@@ -68,7 +70,7 @@ STORE.execute(
 )
 for index in THING.indexes:
     STORE.execute(f"CREATE INDEX {index.name} ON Thing({', '.join(index.fields)})")
-COMPILER = PredicateCompiler(THING)  # one for all examples: shapes are used again
+COMPILER = PredicateCompiler(THING, CompiledCache())  # one for all examples: shapes are used again
 ROWS = st.lists(ROW, min_size=1, max_size=3, unique_by=lambda row: row["id"])
 
 
@@ -167,13 +169,45 @@ def test_the_cost_is_that_of_the_dearest_part(predicate: Predicate, cost: Cost) 
 
 
 def test_shapes_have_no_values_and_are_kept_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pylon.storage.sqlite.compiler._SHAPES", 4)
-    compiler = PredicateCompiler(THING)
+    monkeypatch.setattr(limits, "SHAPES_KEPT", 4)
+    monkeypatch.setattr(limits, "SHAPE_PARTS", 30)
+    cache = CompiledCache()
+    compiler, other = PredicateCompiler(THING, cache), PredicateCompiler(OTHER, cache)
     texts = {compiler.compile(equal("s", f"v{n}")).sql for n in range(20)}
-    assert texts == {'"s" = ?'} and len(compiler._kept) == 1
-    for count in range(2, 20):
+    assert texts == {'"s" = ?'} and len(cache.by_shape) == 1
+    other.compile(equal("s", "v"))
+    assert len(cache.by_shape) == 2, "entities have different indexes"
+    for count in range(2, 14):
         compiler.compile(or_(*[equal("n", n) for n in range(count)]))
-        assert len(compiler._kept) <= 4
+        assert len(cache.by_shape) <= 4
+    cache.by_shape.clear()
+    long = or_(*[equal("n", n) for n in range(40)])
+    assert compiler.compile(long) == compile_predicate(THING, long)
+    assert not cache.by_shape
+
+
+def test_read_policies_are_kept_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "READ_RULES_KEPT", 3)
+    cache = CompiledCache()
+    compiler = PredicateCompiler(THING, cache)
+    for n in range(9):
+        rule = or_(equal("s", f"u{n}"), equal("b", True))
+        assert compiler.compile_rule(rule) == compile_predicate(THING, rule)
+        assert compiler.compile_rule(rule) == compile_predicate(THING, rule)
+        assert len(cache.by_rule) <= 3
+
+
+def test_the_last_predicate_is_that_of_its_entity_and_short() -> None:
+    cache = CompiledCache()
+    compiler, other = PredicateCompiler(THING, cache), PredicateCompiler(OTHER, cache)
+    both = guarded(equal("s", "a"), and_(equal("n", 1), equal("c", True)))
+    assert compiler.compile(both) is compiler.compile(both)
+    assert other.compile(both) == compile_predicate(OTHER, both) != compiler.compile(both)
+    assert compiler.compile(both, is_led=True) == compile_predicate(THING, both, is_led=True)
+    assert compiler.compile(both) == compile_predicate(THING, both)
+    for long in (InValues("s", tuple(map(str, range(9_999)))), like("s", "x" * 9_999)):
+        compiler.compile(long)
+        assert cache.last is both, "no list and no pattern outlives its request"
 
 
 def test_a_full_text_match_leads_and_no_other_index() -> None:

@@ -11,7 +11,7 @@ hold for the row before and for the row after. For an insert all of ``existing``
 read and delete ``existing`` and ``data`` are the same row.
 
 Made once by `compile_rules` in each process; safe to use from any thread. Nothing in it changes
-but its cache of read conditions, which holds those of `limits.READ_CLAUSES_KEPT` callers.
+but its cache of read conditions, which holds those of `limits.READ_RULES_KEPT` callers.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class EntityRules:
         found = self._readable.get(auth)
         if found is None:
             found = self._bind_read(auth)
-            if len(self._readable) >= limits.READ_CLAUSES_KEPT:
+            if len(self._readable) >= limits.READ_RULES_KEPT:
                 self._readable.clear()
             self._readable[auth] = found
         return found

@@ -47,6 +47,7 @@ from pylon.storage.interface import (
 from pylon.storage.sqlite import documents, facet_counts, log, sessions, shards
 from pylon.storage.sqlite.aggregate import aggregate_rows
 from pylon.storage.sqlite.clause import SqlClause
+from pylon.storage.sqlite.compiler import CompiledCache
 from pylon.storage.sqlite.connect import open_reader, translate
 from pylon.storage.sqlite.deadline import Deadline
 from pylon.storage.sqlite.graph import graph_json, is_one_statement
@@ -112,7 +113,8 @@ class SqliteReader:
         Raises:
             StoreUnavailable: the database cannot be opened.
         """
-        self._by_name = {e.name: EntityReads(e) for e in manifest.entities}
+        cache = CompiledCache()
+        self._by_name = {e.name: EntityReads(e, cache) for e in manifest.entities}
         self._clock = clock or SystemClock()
         self._deadline = Deadline(self._clock, limits.READ_TIMEOUT_S)
         self._slow = SlowStatements()

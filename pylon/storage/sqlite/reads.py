@@ -11,7 +11,7 @@ from pylon.query.predicate import Column, Compare, Literal, Predicate, Scalar, g
 from pylon.query.rows import Query
 from pylon.storage.names import quote
 from pylon.storage.sqlite.clause import SqlClause
-from pylon.storage.sqlite.compiler import PredicateCompiler
+from pylon.storage.sqlite.compiler import CompiledCache, PredicateCompiler
 from pylon.storage.sqlite.graph import order_by
 from pylon.storage.sqlite.search import RELEVANCE, match_expression, relevant
 
@@ -25,7 +25,7 @@ class EntityReads:
         "not_texts", "table",
     )
 
-    def __init__(self, entity: Entity) -> None:
+    def __init__(self, entity: Entity, cache: CompiledCache) -> None:
         self.entity = entity
         self.table = quote(entity.name)
         self.get = f"SELECT CAST(_json AS BLOB) FROM {self.table} WHERE id = ?"
@@ -40,7 +40,7 @@ class EntityReads:
         }
         self.bools = frozenset(f.name for f in entity.fields if f.type is FieldType.BOOL)
         self.not_texts = {f.name: f for f in entity.fields if f.type in NOT_TEXTS}
-        compiler = PredicateCompiler(entity)
+        compiler = PredicateCompiler(entity, cache)
         self.compile = compiler.compile
         self.compile_rule = compiler.compile_rule
 
