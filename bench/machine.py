@@ -6,14 +6,14 @@ import os
 import platform
 from pathlib import Path
 
-import apsw
+from pylon.storage.factory import open_store_at
 
 
 def fingerprint() -> dict[str, str | int]:
     """Processor, cores, kernel, Python and SQLite."""
     return {
         "cpu": _cpu_model(), "cores": os.cpu_count() or 0, "kernel": platform.release(),
-        "python": platform.python_version(), "sqlite": apsw.sqlite_lib_version(),
+        "python": platform.python_version(), "sqlite": open_store_at(Path()).engine_version,
     }
 
 

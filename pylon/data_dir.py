@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from pylon.config import Config
+from pylon.disk_errors import start_error
 from pylon.errors import StartRefused
 
 PRIVATE_UMASK: Final = 0o077
@@ -32,6 +33,24 @@ _FILES: Final = ("", "-wal", "-shm", ".log", ".pid")
 def keep_private() -> None:
     """Make the files of this process, and of those that it starts, for their owner only."""
     os.umask(PRIVATE_UMASK)
+
+
+def prepare_data_dir(config: Config) -> None:
+    """Make the data directory if it is missing, and see that files can be made in it.
+
+    Raises:
+        StartRefused: it cannot be made or written to, or others may put files in its place.
+    """
+    path = config.data_dir
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as ex:
+        what = f"The data directory {path} (PYLON_DB_PATH sets it) cannot be written to"
+        raise start_error(ex, path, what) from ex
+    for problem in data_dir_problems(config):
+        raise StartRefused(problem)
 
 
 def data_dir_problems(config: Config) -> list[str]:
@@ -130,6 +149,38 @@ def open_private(path: Path, flags: int) -> int:
         raise StartRefused(f"{path} is not a plain file: remove it")
     os.set_blocking(fd, True)
     return fd
+
+
+def sync_path(path: Path) -> None:
+    """fsync a file or a folder.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def give_to_owner(fd: int, db_path: Path) -> None:
+    """Let a file that root made in the data directory belong to the directory's owner.
+
+    The service runs as that user and has to open the file later.
+    """
+    if os.geteuid() == 0:
+        owner = db_path.parent.stat()
+        os.fchown(fd, owner.st_uid, owner.st_gid)
+
+
+def give_path_to_owner(path: Path) -> None:
+    """`give_to_owner` for a file that was just made under this name."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        give_to_owner(fd, path)
+    finally:
+        os.close(fd)
 
 
 def _mode(path: Path) -> int:

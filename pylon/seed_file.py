@@ -7,25 +7,17 @@ whether a start would refuse the file.
 from __future__ import annotations
 
 import codecs
-from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
-
-import apsw
-import orjson
 
 from pylon.clock import SystemClock, SystemRandom
 from pylon.config import Config
 from pylon.errors import PylonError, StartRefused
 from pylon.ids import RowIds
 from pylon.manifest.model import Manifest
-from pylon.storage.core.constraint_errors import constraint_error
-from pylon.storage.names import quote
+from pylon.storage.factory import open_store
 from pylon.storage.ops import InsertRow, OpKey
-from pylon.storage.sqlite.connect import open_reader
-from pylon.storage.sqlite.constraint_errors import ConstraintErrors
-from pylon.storage.sqlite.schema import ddl
-from pylon.storage.sqlite.schema.live import introspect
+from pylon.storage.schemas import SchemaManager
 from pylon.values import EntityCodec, decode_body
 
 IDENTITY: Final = "__seed__"  # scopes the op_ids of seeded rows
@@ -39,21 +31,16 @@ def refuse_bad_seed(config: Config, manifest: Manifest) -> None:
     """
     if config.seed is None:
         return
-    path = Path(config.db_path)
-    if config.in_memory or not path.exists() or _is_empty(path, manifest):
-        read_seed(Path(config.seed), manifest, RowIds(SystemClock(), SystemRandom()))
-
-
-def _is_empty(path: Path, manifest: Manifest) -> bool:
-    with closing(open_reader(path)) as conn:
-        tables = introspect(conn, tuple(e.name for e in manifest.entities)).tables.values()
-        return all(
-            conn.execute(f"SELECT 1 FROM {quote(table.source)} LIMIT 1").get is None
-            for table in tables
+    store = open_store(config)
+    if config.in_memory or not store.exists() or not store.schema.has_rows(manifest):
+        read_seed(
+            Path(config.seed), manifest, RowIds(SystemClock(), SystemRandom()), store.schema
         )
 
 
-def read_seed(path: Path, manifest: Manifest, ids: RowIds) -> list[InsertRow]:
+def read_seed(
+    path: Path, manifest: Manifest, ids: RowIds, schema: SchemaManager
+) -> list[InsertRow]:
     """The validated rows of the file.
 
     Raises:
@@ -72,44 +59,24 @@ def read_seed(path: Path, manifest: Manifest, ids: RowIds) -> list[InsertRow]:
         insert for name, rows in document.items()
         for insert in _rows_of(path, manifest, name, rows, ids)
     ]
-    _refuse_conflicts(path, manifest, inserts)
+    _refuse_conflicts(path, manifest, inserts, schema)
     return inserts
 
 
-def _refuse_conflicts(path: Path, manifest: Manifest, inserts: list[InsertRow]) -> None:
+def _refuse_conflicts(
+    path: Path, manifest: Manifest, inserts: list[InsertRow], schema: SchemaManager
+) -> None:
     """Insert the rows into empty tables in memory, so that the first of two rows with one unique
     value is not in the database when the second is refused.
 
     Raises:
         StartRefused: names the row that is refused.
     """
-    with closing(apsw.Connection(":memory:")) as conn:
-        refusals = {}
-        for name in dict.fromkeys(insert.entity for insert in inserts):
-            entity = manifest.by_name[name]
-            refusals[name] = ConstraintErrors(entity)
-            conn.execute(ddl.create_table(entity))
-            for index in entity.indexes:
-                if index.unique:
-                    full = ddl.index_name(entity, index)
-                    conn.execute(ddl.create_index(full, entity, index.fields, unique=True))
-        for insert in inserts:
-            entity = manifest.by_name[insert.entity]
-            columns = ", ".join(quote(name) for name in entity.columns)
-            marks = ", ".join("?" * len(entity.columns))
-            try:
-                conn.execute(
-                    f"INSERT INTO {quote(entity.name)} ({columns}) VALUES ({marks})",
-                    (insert.row_id, *insert.values),
-                )
-            except apsw.ConstraintError as ex:
-                row = orjson.loads(insert.row_json)
-                why = constraint_error(
-                    entity.name, refusals[entity.name].of(ex), row,
-                    client_id_given=insert.client_id_given,
-                ).message
-                where = insert.op.op_id if insert.op is not None else entity.name
-                raise StartRefused(f"PYLON_SEED ({path}): {where}: {why}") from ex
+    found = schema.find_conflict(manifest, inserts)
+    if found is not None:
+        insert, why = found
+        where = insert.op.op_id if insert.op is not None else insert.entity
+        raise StartRefused(f"PYLON_SEED ({path}): {where}: {why.message}") from why
 
 
 def _rows_of(

@@ -23,7 +23,7 @@ from pylon.manifest_loader import load_manifest
 from pylon.realtime.app_module import try_app_module
 from pylon.seed_file import refuse_bad_seed
 from pylon.setting_checks import unsafe_origins, unsafe_settings
-from pylon.storage.sqlite.schema.trial import refuse_unreachable
+from pylon.storage.factory import open_store
 
 
 def load_checked(loaded: Loaded) -> Manifest:
@@ -113,9 +113,8 @@ def find_problems(
 
 
 def _database_problems(config: Config, manifest: Manifest) -> Iterator[StartRefused]:
-    path = None if config.in_memory else Path(config.db_path)
     try:
-        refuse_unreachable(path, manifest)
+        open_store(config).schema.refuse_unreachable(manifest)
         refuse_bad_seed(config, manifest)
     except StartRefused as ex:
         yield ex

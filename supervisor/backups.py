@@ -16,13 +16,14 @@ every copy at the end of the server.
 
 Invariants: one backup at a time; a drain flushes the WAL only after the copy has ended or was
 cancelled (`end_copy`). Metrics: `pylon_backups_total`, `pylon_backups_running`, the time and
-duration of the last good one, which `pylon.storage.sqlite.backup.record` keeps over restarts.
+duration of the last good one, which `BackupManager.write_record` keeps over restarts.
 Called by the threads of `supervisor.control` and by `supervisor.drain`.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +32,8 @@ import msgspec
 from pylon import limits, log, metrics
 from pylon.clock import Clock
 from pylon.errors import InvalidData, Unavailable
-from pylon.storage.sqlite.backup.record import BackupRecord, read_record, write_record
+from pylon.storage.backups import BackupManager, BackupRecord
+from pylon.storage.interface import StoreSizes
 from supervisor.control import ClientLeft, Dialogue, Line
 
 _log = log.get_logger("backups")
@@ -51,8 +53,13 @@ class _Report(msgspec.Struct, frozen=True):
 class Backups:
     """`converse` is the dialogue of the command ``backup``."""
 
-    def __init__(self, db_path: Path, manifest: Path, clock: Clock) -> None:
-        self._db_path = db_path
+    def __init__(
+        self, manager: BackupManager, sizes: Callable[[], StoreSizes], manifest: Path,
+        clock: Clock,
+    ) -> None:
+        """Args: `sizes` gives those of the store."""
+        self._manager = manager
+        self._sizes = sizes
         self._manifest = manifest
         self._clock = clock
         self._one = threading.Lock()
@@ -60,7 +67,7 @@ class Backups:
         self._copied = threading.Event()
         self._copied.set()
         self._copier_pid = 0
-        self._show(read_record(db_path))
+        self._show(manager.read_record())
 
     def converse(self, _request: Line, talk: Dialogue) -> Line:
         """Accompany one backup."""
@@ -115,8 +122,9 @@ class Backups:
         if self._ending.is_set():
             return ("The server is stopping, so the backup was given up: make it again once the "
                     "server runs, or while it is stopped")
-        wal_bytes = _size_bytes(self._db_path.with_name(self._db_path.name + "-wal"))
-        most_bytes = max(limits.BACKUP_WAL_BYTES, _size_bytes(self._db_path))
+        sizes = self._sizes()
+        wal_bytes = sizes.wal_bytes
+        most_bytes = max(limits.BACKUP_WAL_BYTES, sizes.data_bytes)
         if wal_bytes <= most_bytes:
             return None
         _log.warning("backup.cancelled", wal_bytes=wal_bytes, limit_bytes=most_bytes,
@@ -132,7 +140,7 @@ class Backups:
         )
         self._show(record)
         try:
-            write_record(self._db_path, record)
+            self._manager.write_record(record)
         except OSError as ex:
             _log.warning("backup.not_recorded", error=str(ex),
                          hint="the backup is good; after a restart its time is not known")
@@ -142,10 +150,3 @@ class Backups:
             metrics.BACKUP_LAST_SUCCESS.set(record.at_s)
             metrics.BACKUP_DURATION.set(record.duration_s)
             metrics.BACKUP_BYTES.set(record.size_bytes)
-
-
-def _size_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

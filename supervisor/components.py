@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from pylon.bus.runtime import Runtime
 from pylon.bus.signals import PlainSignalSender
 from pylon.changelog.marks import HeadMarks
 from pylon.clock import Clock
 from pylon.config import Config
+from pylon.storage.backend import Backend
 from pylon.storage.interface import WriteEngine
 from supervisor.backups import Backups
 from supervisor.children import Children
@@ -24,12 +24,12 @@ from supervisor.writer import Writer
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """Everything that runs. `db_path` is the file of this run, also when it is in memory."""
+    """Everything that runs. `store` is that of this run, also when it is in memory."""
 
     config: Config
     clock: Clock
     runtime: Runtime
-    db_path: Path
+    store: Backend
     listeners: Listeners
     events: Events
     progress: DrainProgress

@@ -24,7 +24,6 @@ from pylon.metrics.render import (
 from pylon.storage.interface import IndexSpec
 from supervisor.components import Components
 from supervisor.control import Answer, Line, Say
-from supervisor.datadir import free_bytes, size_bytes
 from supervisor.events import StopAsked
 from supervisor.loop import Loop
 
@@ -47,8 +46,8 @@ class ControlHandlers:
         self._pid = pid
         self._started_s = started_s
         metrics.UPTIME.set_function(self._uptime_s)
-        metrics.DB_BYTES.set_function(lambda: size_bytes(parts.db_path))
-        metrics.DISK_FREE_BYTES.set_function(lambda: free_bytes(parts.db_path.parent))
+        metrics.DB_BYTES.set_function(lambda: parts.engine.maintenance.sizes().data_bytes)
+        metrics.DISK_FREE_BYTES.set_function(lambda: parts.engine.maintenance.sizes().free_bytes)
 
     def by_name(self) -> dict[str, Answer]:
         return {
@@ -72,6 +71,7 @@ class ControlHandlers:
                    "connections": sum(b.connections for b in parts.heartbeats.of(role))}
             for role, view in parts.children.views().items()
         }
+        sizes = parts.engine.maintenance.sizes()
         return {
             "pid": self._pid,
             "version": pylon.__version__,
@@ -82,13 +82,13 @@ class ControlHandlers:
             "ports": parts.listeners.ports,
             "head_seq": parts.writer.head,
             "oldest_seq": parts.flusher.oldest_seq,
-            "db_bytes": size_bytes(parts.db_path),
-            "wal_bytes": parts.flusher.wal_bytes,
-            "disk_free_bytes": free_bytes(parts.db_path.parent),
+            "db_bytes": sizes.data_bytes,
+            "wal_bytes": sizes.wal_bytes,
+            "disk_free_bytes": sizes.free_bytes,
             "sessions": parts.flusher.sessions,
             "write_queue_depth": parts.writer.depth,
             "restarts": parts.children.restarts,
-            "db_path": str(parts.db_path),
+            "db_path": str(parts.store.data_path),
         }
 
     def _metrics(self, request: Line, _say: Say) -> Line:

@@ -23,9 +23,7 @@ from pylon.disk_errors import describe_os_error
 from pylon.errors import PylonError
 from pylon.roles import ROLES, drain_stages
 from supervisor.components import Components
-from supervisor.datadir import sync_files
 from supervisor.loop import Loop
-from supervisor.readers import find_readers
 
 EXIT_COMPLETE: Final = 0
 EXIT_CUT_SHORT: Final = 75  # EX_TEMPFAIL
@@ -154,22 +152,22 @@ class Drain:
         try:
             while not (flushed := parts.flusher.flush_all()) and self._now_s() < until_s:
                 self._loop.pump(_POLL_S)
-            readers = [] if flushed else find_readers(parts.db_path)
-            parts.flusher.close()
+            readers = [] if flushed else parts.engine.maintenance.list_blockers()
+            sizes = parts.engine.maintenance.sizes()
             parts.engine.close()
-            sync_files(parts.db_path)
+            parts.store.sync()
         except (PylonError, OSError) as ex:
             # Everything acknowledged is in the WAL, which the next start reads: report it.
             text = describe_os_error(ex) if isinstance(ex, OSError) else ex.message
-            _log.error("drain.not_flushed", error=text, path=str(parts.db_path),
+            _log.error("drain.not_flushed", error=text, path=str(parts.store.data_path),
                        hint="nothing is lost: the next start reads the WAL beside the database; "
                        "make the disk writable, and do not copy the file without its -wal")
             flushed = False
         else:
             if not flushed:
                 _log.error(
-                    "drain.wal_held", readers=[str(reader) for reader in readers],
-                    waited_s=limits.FLUSH_PATIENCE_S, wal_bytes=parts.flusher.wal_bytes,
+                    "drain.wal_held", readers=readers,
+                    waited_s=limits.FLUSH_PATIENCE_S, wal_bytes=sizes.wal_bytes,
                     hint="these processes read the database file; nothing is lost, the next "
                     "start reads the WAL, but the file must not be copied without its -wal",
                 )

@@ -80,7 +80,7 @@ class Loop:
         parts = self._parts
         now_s = parts.clock.monotonic_s()
         views = parts.children.views()
-        problem = parts.writer.find_problem() or parts.flusher.file_problem
+        problem = parts.writer.find_problem() or parts.flusher.store_problem
         progress = (views, self.draining, problem)
         if progress == self._announced and now_s < self._report_at_s:
             return

@@ -18,7 +18,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-import apsw
 import msgspec
 
 from pylon import log
@@ -27,8 +26,8 @@ from pylon.bus.signals import PlainSignalSender, SignalProxy
 from pylon.bus.status import StatusReceiver
 from pylon.clock import SystemClock, SystemRandom
 from pylon.config import Loaded
-from pylon.data_dir import data_dir_warnings, keep_private
-from pylon.data_dir_lock import pidfile_of
+from pylon.data_dir import data_dir_warnings, keep_private, prepare_data_dir
+from pylon.data_dir_lock import DataDirLock, pidfile_of
 from pylon.disk_errors import describe_os_error, start_error
 from pylon.errors import PylonError
 from pylon.ids import RowIds
@@ -37,19 +36,17 @@ from pylon.policy.rules import compile_rules
 from pylon.realtime.app_module import try_app_module
 from pylon.roles import ROLE_BY_NAME
 from pylon.runtime import fd_budget
+from pylon.runtime.boot_id import read_boot_id
 from pylon.runtime.interpreter import freeze
 from pylon.startup import load_checked, start_warnings
-from pylon.storage.sqlite.engine import SqliteEngine
-from pylon.storage.sqlite.epochs import read_boot_id
-from pylon.storage.sqlite.error_text import error_text
-from pylon.storage.sqlite.reader import SqliteReader
+from pylon.storage.backend import Backend
+from pylon.storage.factory import open_store
 from supervisor import seed
 from supervisor.backups import Backups
 from supervisor.children import Children
 from supervisor.components import Components
 from supervisor.control import ControlServer
 from supervisor.control_handlers import ControlHandlers
-from supervisor.datadir import database, prepare_data_dir
 from supervisor.drain import EXIT_COMPLETE, EXIT_CUT_SHORT, Drain
 from supervisor.events import Broken, DrainProgress, Events, RolesChanged
 from supervisor.flusher import Flusher
@@ -57,7 +54,6 @@ from supervisor.heartbeats import Heartbeats
 from supervisor.hints import Continuity, save_notes
 from supervisor.loop import Loop, queue_signals
 from supervisor.notify import Notifier
-from supervisor.pidfile import Pidfile
 from supervisor.rooms import RoomsThread
 from supervisor.sockets import open_listeners, port_warnings
 from supervisor.template import Template, start_template
@@ -127,9 +123,9 @@ class Closers(ExitStack):
     def _attempt(self, callback: Callable[..., Any], *args: Any, **kwds: Any) -> None:
         try:
             callback(*args, **kwds)
-        except (OSError, PylonError, apsw.Error) as ex:
+        except (OSError, PylonError) as ex:
             self.has_failed = True
-            text = describe_os_error(ex) if isinstance(ex, OSError) else error_text(ex)
+            text = describe_os_error(ex) if isinstance(ex, OSError) else ex.message
             _log.error("stop.incomplete", step=callback.__qualname__, error=text,
                        hint="what was acknowledged is in the database and its WAL; the next start "
                        "goes on from there")
@@ -141,13 +137,14 @@ def _assemble(
 ) -> Components:
     config, clock, pid = loaded.config, SystemClock(), os.getpid()
     rules = compile_rules(manifest, explain=config.dev_mode)
-    pidfile = Pidfile.acquire(pidfile_of(Path(config.db_path).absolute()))
+    pidfile = DataDirLock.acquire(pidfile_of(Path(config.db_path).absolute()))
     stack.callback(pidfile.release)
     listeners = open_listeners(config, environ, pid)
     stack.callback(listeners.close)
     for warning in (*listeners.warnings, *port_warnings(loaded, listeners.ports)):
         _log.warning("settings", message=warning)
-    db_path = stack.enter_context(database(config))
+    store = stack.enter_context(open_store(config).provision())
+    db_path = store.data_path
     boot_id = read_boot_id()
     continuity = Continuity(db_path, pidfile.left_behind, boot_id, clock)
     runtime = make_runtime_dir(config, environ.get("RUNTIME_DIRECTORY"))
@@ -166,15 +163,13 @@ def _assemble(
         events.put(Broken(error))
 
     threading.excepthook = log.thread_hook(broken)
-    engine = SqliteEngine.open(db_path, manifest, rules, clock, config.durability,
-                                row_max_bytes=config.row_max_bytes)
+    engine = store.open_writer(manifest, rules, clock)
     stack.callback(engine.close)
-    _carry_notes_over(continuity, db_path, manifest, runtime)
+    _carry_notes_over(continuity, store, manifest, runtime)
     stack.callback(save_notes, db_path, runtime, boot_id, clock)
-    commits = threading.Lock()
-    flusher = Flusher(db_path, engine.maintenance, config.change_log_retain, clock,
-                      config.change_log_retain_bytes, commits)
-    writer = Writer(runtime, engine, broken, commits=commits)
+    flusher = Flusher(engine.maintenance, config.change_log_retain, clock,
+                      config.change_log_retain_bytes)
+    writer = Writer(runtime, engine, broken)
     writer.start()
     stack.callback(writer.stop)
     flusher.start()
@@ -193,11 +188,11 @@ def _assemble(
     signals = PlainSignalSender(runtime)
     stack.callback(signals.close)
     if config.seed is not None:
-        _plant_seed(Path(config.seed), db_path, manifest, runtime)
+        _plant_seed(Path(config.seed), store, manifest, runtime)
     wanted = {role: config.workers_of(role) for role in listeners.by_role}
     children = Children(
         template, wanted, listeners, runtime,
-        _child_environ(loaded, environ, db_path, listeners.ports),
+        _child_environ(loaded, environ, store, listeners.ports),
         heartbeats, clock, SystemRandom(),
     )
     children.on_ended = rooms.worker_ended
@@ -207,11 +202,11 @@ def _assemble(
         started_at_s=clock.wall_ns() / _NS_PER_S,
     )
     return Components(
-        config=config, clock=clock, runtime=runtime, db_path=db_path, listeners=listeners,
+        config=config, clock=clock, runtime=runtime, store=store, listeners=listeners,
         events=events, progress=DrainProgress(), engine=engine, writer=writer, flusher=flusher,
         heartbeats=heartbeats, rooms=rooms, children=children, marks=continuity.marks,
-        backups=Backups(db_path, runtime.manifest, clock), signals=signals,
-        notifier=Notifier(environ, pid),
+        backups=Backups(store.backups, engine.maintenance.sizes, runtime.manifest, clock),
+        signals=signals, notifier=Notifier(environ, pid),
     )
 
 
@@ -236,17 +231,17 @@ def _serve(parts: Components, stack: Closers) -> int:
 
 
 def _carry_notes_over(
-    continuity: Continuity, db_path: Path, manifest: Manifest, runtime: Runtime
+    continuity: Continuity, store: Backend, manifest: Manifest, runtime: Runtime
 ) -> None:
-    reader = SqliteReader(db_path, manifest)
+    reader = store.open_reader(manifest)
     try:
         continuity.begin(reader, runtime)
     finally:
         reader.close()
 
 
-def _plant_seed(path: Path, db_path: Path, manifest: Manifest, runtime: Runtime) -> None:
-    reader = SqliteReader(db_path, manifest)
+def _plant_seed(path: Path, store: Backend, manifest: Manifest, runtime: Runtime) -> None:
+    reader = store.open_reader(manifest)
     try:
         empty = reader.is_empty()
     finally:
@@ -254,12 +249,13 @@ def _plant_seed(path: Path, db_path: Path, manifest: Manifest, runtime: Runtime)
     if not empty:
         _log.info("seed.skipped", path=str(path), why="the database has rows")
         return
-    rows = seed.load_seed(path, manifest, RowIds(SystemClock(), SystemRandom()), runtime)
+    rows = seed.load_seed(path, manifest, RowIds(SystemClock(), SystemRandom()), store.schema,
+                          runtime)
     _log.info("seed.planted", path=str(path), rows=rows)
 
 
 def _child_environ(
-    loaded: Loaded, environ: Mapping[str, str], db_path: Path, ports: Mapping[str, int]
+    loaded: Loaded, environ: Mapping[str, str], store: Backend, ports: Mapping[str, int]
 ) -> dict[str, str]:
     """Our environment with every setting resolved, so that a child reads exactly ours.
 
@@ -267,6 +263,6 @@ def _child_environ(
     """
     out = {name: value for name, value in environ.items() if not name.startswith("PYLON_")}
     out.update({name: value for name, value in loaded.raw.items() if value is not None})
-    out["PYLON_DB_PATH"] = str(db_path)
+    out.update(store.worker_settings())
     out.update({ROLE_BY_NAME[role].port_setting: str(port) for role, port in ports.items()})
     return out

@@ -14,15 +14,18 @@ from pylon.errors import PylonError, StartRefused
 from pylon.ids import RowIds
 from pylon.manifest.model import Manifest
 from pylon.seed_file import read_seed
+from pylon.storage.schemas import SchemaManager
 
 
-def load_seed(path: Path, manifest: Manifest, ids: RowIds, runtime: Runtime) -> int:
+def load_seed(
+    path: Path, manifest: Manifest, ids: RowIds, schema: SchemaManager, runtime: Runtime
+) -> int:
     """Insert the rows of the file through the writer; how many.
 
     Raises:
         StartRefused: the file cannot be read, or a row is refused (names entity and index).
     """
-    inserts = read_seed(path, manifest, ids)
+    inserts = read_seed(path, manifest, ids, schema)
     if not inserts:
         return 0
     writer = LocalWriter(runtime)

@@ -69,18 +69,13 @@ class Writer:
 
     def __init__(
         self, runtime: Runtime, engine: WriteEngine, broken: Callable[[BaseException], None],
-        clock: Clock | None = None, commits: threading.Lock | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        """
-        Args:
-            broken: is called, in the thread, when the writer cannot go on.
-            commits: the lock that the writer holds during each transaction.
-        """
+        """Args: `broken` is called, in the thread, when the writer cannot go on."""
         self._clock = clock or SystemClock()
         self._runtime = runtime
         self._engine = engine
         self._broken = broken
-        self._commits = commits or threading.Lock()
         self._port = WriterPort(runtime)
         self._publisher = ChangesPublisher(runtime)
         self._signals = PlainSignalSender(runtime)
@@ -275,8 +270,7 @@ class Writer:
 
     def _apply(self, requests: list[WriteRequest], large_bytes: int) -> BatchResult:
         try:
-            with self._commits:
-                result = self._engine.apply(requests, large_bytes=large_bytes)
+            result = self._engine.apply(requests, large_bytes=large_bytes)
         except Exception as ex:  # noqa: BLE001  whatever it is, every caller must be answered
             return BatchResult(self._failed(ex, requests), None, 0.0)
         self._failures = 0

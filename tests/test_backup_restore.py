@@ -10,9 +10,10 @@ import pytest
 
 from pylon.clock import ManualClock
 from pylon.errors import BackupInvalid
+from pylon.storage.backups import RestoreReport
 from pylon.storage.sqlite.backup import bundle
 from pylon.storage.sqlite.backup.create import create_backup
-from pylon.storage.sqlite.backup.restore import RestoreReport, restore_backup
+from pylon.storage.sqlite.backup.restore import restore_backup
 from pylon.storage.sqlite.backup.verify import verify_backup
 from pylon.storage.sqlite.schema import ddl
 

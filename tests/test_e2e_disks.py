@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from pylon.clock import ManualClock
+from pylon.data_dir_lock import DataDirLock
 from pylon.disk_errors import describe_os_error, start_error
 from pylon.errors import StartDelayed, StartRefused
 from supervisor.main import Closers
-from supervisor.pidfile import Pidfile
 from tests.support.manifests import notes_app
 from tests.support.server import PylonServer
 from tests.support.storage import open_engine
@@ -77,7 +77,7 @@ def test_an_error_of_the_system_names_path_and_remedy() -> None:
 def test_a_pidfile_on_a_full_disk_delays_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pidfile = Pidfile.acquire(tmp_path / "a.pid")
+    pidfile = DataDirLock.acquire(tmp_path / "a.pid")
 
     def no_space(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -92,7 +92,7 @@ def test_a_pidfile_on_a_full_disk_delays_the_start(
 def test_what_cannot_be_closed_is_logged_and_stops_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pidfile = Pidfile.acquire(tmp_path / "a.pid")
+    pidfile = DataDirLock.acquire(tmp_path / "a.pid")
     engine = open_engine(tmp_path / "a.db", ManualClock())
 
     def read_only(*_: object) -> None:
@@ -107,4 +107,4 @@ def test_what_cannot_be_closed_is_logged_and_stops_nothing_else(
     assert "stop.incomplete" in logged and "a.pid: Read-only file system" in logged
     assert "Errno" not in logged
     monkeypatch.undo()
-    Pidfile.acquire(tmp_path / "a.pid").release()  # the lock is gone all the same
+    DataDirLock.acquire(tmp_path / "a.pid").release()  # the lock is gone all the same

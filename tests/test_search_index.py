@@ -31,9 +31,9 @@ from pylon.storage.ops import (
     WriteReply,
     WriteRequest,
 )
+from pylon.storage.schemas import SearchCheck
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
-from pylon.storage.sqlite.schema.search import Checked
 from pylon.values import EntityCodec
 from tests.support.examples import count_examples
 from tests.support.search import SEARCH, checked, pages_manifest
@@ -177,7 +177,7 @@ def test_an_index_is_built_where_rows_have_none(path: Path) -> None:
     engine.close()
     assert checked(path, MANIFEST).problems == ("there is no index for this search config",)
     open_pages(path).close()
-    assert checked(path, MANIFEST) == Checked("Page", 3, ())
+    assert checked(path, MANIFEST) == SearchCheck("Page", 3, ())
     assert found(path, "pump") == [1, 2]
 
 

@@ -159,17 +159,16 @@ def test_the_flusher_tells_readiness_of_a_lost_file_without_a_write(
     engine: SqliteEngine, path: Path, tmp_path: Path, clock: ManualClock,
     lose: Callable[[Path], None], reason: str, capfd: pytest.CaptureFixture[str],
 ) -> None:
-    flusher = Flusher(path, engine.maintenance, 1_000, clock)
-    flusher._look_at_file()
-    assert flusher.file_problem is None and total(metrics.DB_WRITABLE) == 1
+    flusher = Flusher(engine.maintenance, 1_000, clock)
+    flusher._look_for_problem()
+    assert flusher.store_problem is None and total(metrics.DB_WRITABLE) == 1
     lose(path)
     clock.advance(1)
     for _ in range(3):
-        flusher._look_at_file()
-    assert flusher.file_problem is not None and total(metrics.DB_WRITABLE) == 0
+        flusher._look_for_problem()
+    assert flusher.store_problem is not None and total(metrics.DB_WRITABLE) == 0
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     assert [line["reason"] for line in lines if line["event"] == "database.unusable"] == [reason]
-    flusher.close()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")

@@ -16,9 +16,10 @@ import pytest
 from pylon.cli.backup import _Copy
 from pylon.control import ControlDialogue
 from pylon.errors import Unavailable
-from pylon.storage.sqlite.backup.record import read_record
+from pylon.storage.backend import Backend
+from pylon.storage.factory import open_store_at
 from pylon.storage.sqlite.backup.verify import verify_backup
-from supervisor.readers import find_readers
+from pylon.storage.sqlite.wal_readers import find_readers
 from tests.support.measured import page_values
 from tests.support.supervised import Maker, Supervised, supervised_maker
 from tests.support.wait import WAIT_S, wait_until
@@ -85,7 +86,7 @@ def test_backup_of_a_stopped_server_is_known_after_its_start(make: Maker, tmp_pa
     it = make().start()
     assert it.end() == 0
     assert run_backup(it, tmp_path / "one").returncode == 0
-    record = read_record(it.db_path)
+    record = open_store_at(it.db_path).backups.read_record()
     assert record is not None and record.target == str(tmp_path / "one")
     it.start()
     assert value_of(it, AT) == record.at_s
@@ -105,8 +106,8 @@ def test_one_backup_at_a_time(make: Maker, tmp_path: Path) -> None:
 class HaltedCopy(_Copy):
     """A copy that stands still in its first step until something comes from the server."""
 
-    def __init__(self, dialogue: ControlDialogue, db_path: Path) -> None:
-        super().__init__(dialogue, db_path)
+    def __init__(self, dialogue: ControlDialogue, store: Backend) -> None:
+        super().__init__(dialogue, store)
         self.reading = threading.Event()
 
     def _note_progress(self, remaining: int, pages: int) -> None:
@@ -121,7 +122,7 @@ def test_sigterm_cancels_a_backup_and_empties_the_wal(make: Maker, tmp_path: Pat
     assert wal.stat().st_size > 0
     failures: list[Exception] = []
     dialogue = it.control.open_dialogue("backup")
-    copy = HaltedCopy(dialogue, it.db_path)
+    copy = HaltedCopy(dialogue, open_store_at(it.db_path))
 
     def run() -> None:
         try:
@@ -150,9 +151,9 @@ def test_a_backup_that_has_copied_outlives_the_server(make: Maker, tmp_path: Pat
             assert it.end() == 0
 
     with it.control.open_dialogue("backup") as dialogue:
-        report = EndsServer(dialogue, it.db_path).make(tmp_path / "one")
+        report = EndsServer(dialogue, open_store_at(it.db_path)).make(tmp_path / "one")
     assert verify_backup(tmp_path / "one").seq == report.seq
-    record = read_record(it.db_path)
+    record = open_store_at(it.db_path).backups.read_record()
     assert record is not None and record.seq == report.seq
 
 

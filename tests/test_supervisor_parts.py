@@ -20,17 +20,19 @@ from pylon.bus.messages import WorkerStatus
 from pylon.bus.runtime import Runtime
 from pylon.clock import ManualClock, SeededRandom, SystemClock
 from pylon.config import Config, load
+from pylon.data_dir import prepare_data_dir
+from pylon.data_dir_lock import DataDirLock
 from pylon.errors import StartRefused
 from pylon.metrics.wire import Family, Sample
+from pylon.storage.factory import open_store, open_store_at
+from pylon.storage.interface import StoreSizes
 from supervisor import template
 from supervisor.backups import Backups
 from supervisor.children import Children
 from supervisor.control import ClientLeft
-from supervisor.datadir import database, prepare_data_dir, sync_files
 from supervisor.events import DrainProgress
 from supervisor.heartbeats import Heartbeats
 from supervisor.notify import Notifier
-from supervisor.pidfile import Pidfile
 from supervisor.sockets import open_listeners
 from tests.support.ports import reserve_base_port
 from tests.support.wait import wait_until
@@ -45,31 +47,31 @@ def settings(**env: str) -> Config:
 
 def test_the_lock_is_exclusive_and_let_go(tmp_path: Path) -> None:
     path = tmp_path / "app.db.pid"
-    held = Pidfile.acquire(path)
+    held = DataDirLock.acquire(path)
     with pytest.raises(StartRefused, match="a process that is starting"):
-        Pidfile.acquire(path)
+        DataDirLock.acquire(path)
     held.write(pid=4711)
     with pytest.raises(StartRefused, match="pid 4711"):
-        Pidfile.acquire(path)
+        DataDirLock.acquire(path)
     held.release()
     held.release()
-    Pidfile.acquire(path).release()
+    DataDirLock.acquire(path).release()
     assert path.read_text() == ""
 
 
 def test_a_lock_held_for_a_moment_is_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "app.db.pid"
-    looking = Pidfile.acquire(path)
+    looking = DataDirLock.acquire(path)
     timer = threading.Timer(0.1, looking.release)
     timer.start()
-    Pidfile.acquire(path).release()
+    DataDirLock.acquire(path).release()
     timer.join()
     assert path.exists()
 
 
 def test_a_pidfile_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StartRefused, match="cannot be made"):
-        Pidfile.acquire(tmp_path / "missing" / "x.pid")
+        DataDirLock.acquire(tmp_path / "missing" / "x.pid")
 
 
 # --- Listening sockets ---------------------------------------------------------------------------
@@ -123,8 +125,8 @@ try:
     print(*[found.index(p) if p in found else p - base for p in ports.values()])
     print(*listeners.warnings, *port_warnings(loaded, ports), sep="\\n")
     from supervisor.main import _child_environ
-    from pathlib import Path
-    child = _child_environ(loaded, {}, Path("x.db"), ports)
+    from pylon.storage.factory import open_store
+    child = _child_environ(loaded, {}, open_store(loaded.config), ports)
     assert all(child[ROLE_BY_NAME[role].port_setting] == str(port) for role, port in ports.items())
 except StartRefused as ex:
     print(ex.message)
@@ -191,10 +193,10 @@ def test_the_data_directory_is_made_private(tmp_path: Path) -> None:
     config = settings(PYLON_DB_PATH=str(tmp_path / "a" / "b" / "app.db"))
     prepare_data_dir(config)
     assert (tmp_path / "a" / "b").stat().st_mode & 0o077 == 0
-    with database(config) as path:
-        assert path == tmp_path / "a" / "b" / "app.db"
-        path.write_text("")
-        sync_files(path)
+    with open_store(config).provision() as store:
+        assert store.data_path == tmp_path / "a" / "b" / "app.db"
+        store.data_path.write_text("")
+        store.sync()
 
 
 def test_an_unfit_data_directory_is_refused(tmp_path: Path) -> None:
@@ -206,7 +208,9 @@ def test_an_unfit_data_directory_is_refused(tmp_path: Path) -> None:
 
 
 def test_memory_is_private_and_forgotten(tmp_path: Path) -> None:
-    with database(settings(PYLON_IN_MEMORY="1", PYLON_DB_PATH=str(tmp_path / "x.db"))) as path:
+    config = settings(PYLON_IN_MEMORY="1", PYLON_DB_PATH=str(tmp_path / "x.db"))
+    with open_store(config).provision() as store:
+        path = store.data_path
         assert path.parent.stat().st_mode & 0o077 == 0
         path.write_text("rows")
     assert not path.parent.exists()
@@ -365,8 +369,7 @@ def test_a_backup_that_holds_back_too_much_wal_is_cancelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "BACKUP_WAL_BYTES", 1_000)
-    db_path = tmp_path / "app.db"
-    db_path.write_bytes(b"x" * 2_000)
+    wal_bytes = 0
     said: list[dict[str, Any]] = []
 
     class Talk:
@@ -380,9 +383,13 @@ def test_a_backup_that_holds_back_too_much_wal_is_cancelled(
         def hear(self, _patience_s: float) -> None:
             if said[-1].get("cancel"):
                 raise ClientLeft
-            (tmp_path / "app.db-wal").write_bytes(b"x" * 2_001)
+            nonlocal wal_bytes
+            wal_bytes = 2_001
 
-    backups = Backups(db_path, tmp_path / "manifest.json", ManualClock())
+    backups = Backups(
+        open_store_at(tmp_path / "app.db").backups, lambda: StoreSizes(2_000, wal_bytes, 0),
+        tmp_path / "manifest.json", ManualClock(),
+    )
     assert backups.converse({}, Talk()) == {"recorded": False}  # type: ignore[arg-type]
     assert [sorted(line) for line in said] == [["manifest"], ["cancel", "why"]]
     assert "2001 bytes of writes" in said[1]["why"] and "(at most 2000)" in said[1]["why"]

@@ -271,7 +271,7 @@ def test_a_defect_answers_everyone_and_ends_the_supervisor_at_last(store: Store)
 
 @pytest.fixture
 def flusher(store: Store) -> Flusher:
-    return Flusher(store.db_path, store.engine.maintenance, 1_000, store.clock)
+    return Flusher(store.engine.maintenance, 1_000, store.clock)
 
 
 def fill(store: Store, rows: int, size_chars: int = 2_000) -> None:
@@ -281,31 +281,33 @@ def fill(store: Store, rows: int, size_chars: int = 2_000) -> None:
 
 
 def test_the_wal_is_flushed_by_size_and_by_age(store: Store, flusher: Flusher) -> None:
+    checkpoints = store.engine.maintenance.checkpoints
     fill(store, 1)
     flusher.look()
-    assert flusher.wal_bytes > 0
+    assert checkpoints.wal_bytes > 0
     flusher.look()
-    assert flusher._unwritten_bytes == flusher.wal_bytes  # too young, too small
+    assert checkpoints.unwritten_bytes == checkpoints.wal_bytes  # too young, too small
     store.clock.advance(limits.WAL_CHECKPOINT_AGE_S)
     flusher.look()
-    assert flusher._unwritten_bytes == 0
+    assert checkpoints.unwritten_bytes == 0
     fill(store, 2_000)
     flusher.look()
-    assert flusher.wal_bytes > limits.WAL_CHECKPOINT_BYTES
-    assert flusher._unwritten_bytes == 0
+    assert checkpoints.wal_bytes > limits.WAL_CHECKPOINT_BYTES
+    assert checkpoints.unwritten_bytes == 0
     assert flusher.oldest_seq > 0
 
 
 def test_above_its_limit_the_wal_begins_anew(
     store: Store, flusher: Flusher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    checkpoints = store.engine.maintenance.checkpoints
     monkeypatch.setattr(limits, "WAL_LIMIT_BYTES", limits.WAL_CHECKPOINT_BYTES)
     reader = SqliteReader(store.db_path, store.manifest)
     holding = apsw.Connection(str(store.db_path))
     holding.execute("BEGIN; SELECT count(*) FROM Todo").fetchall()
     fill(store, 2_000)
     flusher.look()
-    assert flusher.wal_bytes > limits.WAL_CHECKPOINT_BYTES  # a reader holds it
+    assert checkpoints.wal_bytes > limits.WAL_CHECKPOINT_BYTES  # a reader holds it
     fill(store, 1)  # and the writer is not held up
     holding.execute("COMMIT")
     flusher.look()
@@ -314,7 +316,7 @@ def test_above_its_limit_the_wal_begins_anew(
     assert reader.head_seq() == store.engine.head
     assert wal_size_bytes(store) == size_bytes  # it is written over from its beginning
     flusher.look()
-    assert flusher.wal_bytes < limits.WAL_CHECKPOINT_BYTES
+    assert checkpoints.wal_bytes < limits.WAL_CHECKPOINT_BYTES
     reader.close()
     holding.close()
 
@@ -323,18 +325,19 @@ def test_a_reader_that_holds_the_wal_never_makes_the_writer_wait(
     store: Store, flusher: Flusher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Case B65: above the limit, a checkpoint that waits would hold the writer's lock."""
+    checkpoints = store.engine.maintenance.checkpoints
     monkeypatch.setattr(limits, "WAL_LIMIT_BYTES", limits.WAL_CHECKPOINT_BYTES)
     holding = apsw.Connection(str(store.db_path))
     holding.execute("BEGIN; SELECT count(*) FROM Todo").fetchall()
     fill(store, 2_000)
     modes: list[str] = []
-    checkpoint = flusher.checkpoint
+    checkpoint = checkpoints.checkpoint
 
     def noted(mode: str) -> bool:
         modes.append(mode)
         return checkpoint(mode)
 
-    monkeypatch.setattr(flusher, "checkpoint", noted)
+    monkeypatch.setattr(checkpoints, "checkpoint", noted)
     refused = threading.Event()
     store.engine._conn.set_busy_timeout(0)
     store.engine._conn.set_busy_handler(lambda _: refused.set() or False)
@@ -344,13 +347,13 @@ def test_a_reader_that_holds_the_wal_never_makes_the_writer_wait(
     looking.join()
     assert not refused.is_set()
     assert set(modes) == {"passive"}  # no attempt to reset what cannot be reset
-    assert flusher._conn.pragma("busy_timeout") == 0
+    assert checkpoints._conn.pragma("busy_timeout") == 0
     holding.execute("COMMIT")
     flusher.look()
     assert modes[-1] == "restart"
     fill(store, 1)
     flusher.look()
-    assert flusher.wal_bytes < limits.WAL_CHECKPOINT_BYTES
+    assert checkpoints.wal_bytes < limits.WAL_CHECKPOINT_BYTES
     holding.close()
 
 
@@ -358,9 +361,9 @@ def test_the_wal_begins_anew_while_commits_never_cease(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "WAL_LIMIT_BYTES", limits.WAL_CHECKPOINT_BYTES)
-    commits = threading.Lock()
-    flusher = Flusher(store.db_path, store.runtime, 1_000, store.clock, commits=commits)
-    writer = Writer(store.runtime, store.engine, store.broken.append, store.clock, commits)
+    flusher = Flusher(store.engine.maintenance, 1_000, store.clock)
+    checkpoints = store.engine.maintenance.checkpoints
+    writer = Writer(store.runtime, store.engine, store.broken.append, store.clock)
     writer.start()
     refused, ending = threading.Event(), threading.Event()
     store.engine._conn.set_busy_timeout(0)
@@ -377,12 +380,11 @@ def test_the_wal_begins_anew_while_commits_never_cease(
     restarts = written_bytes = 0
     while restarts < 3:
         flusher.look()
-        restarts += flusher.wal_bytes < written_bytes
-        written_bytes = flusher.wal_bytes
+        restarts += checkpoints.wal_bytes < written_bytes
+        written_bytes = checkpoints.wal_bytes
     ending.set()
     writing_on.join()
     assert not refused.is_set()
-    flusher.close()
     writer.stop()
 
 
@@ -420,7 +422,6 @@ def test_the_log_names_the_reader_that_holds_the_wal(
 def test_finish_truncates(store: Store, flusher: Flusher) -> None:
     fill(store, 10)
     assert flusher.flush_all()
-    flusher.close()
     wal = Path(f"{store.db_path}-wal")
     assert not wal.exists() or wal.stat().st_size == 0
     assert store.count() == 10
@@ -446,7 +447,7 @@ def test_old_events_are_pruned_in_steps(
 @pytest.fixture
 def small_log(store: Store) -> Flusher:
     """A flusher of a log of 128 KiB."""
-    return Flusher(store.db_path, store.engine.maintenance, 1_000_000, store.clock, 131_072)
+    return Flusher(store.engine.maintenance, 1_000_000, store.clock, 131_072)
 
 
 def logged_bytes(store: Store) -> int:

@@ -34,7 +34,8 @@ from pylon.errors import PylonError, StartRefused
 from pylon.limiter import RateLimiter, RateTable
 from pylon.runtime.gevent_patch import patch_worker
 from pylon.runtime.parent_death import die_with_parent
-from pylon.storage.sqlite.pool import ReaderPool
+from pylon.storage.factory import open_store
+from pylon.storage.interface import Store
 
 EXIT_CONFIG: Final = 78  # EX_CONFIG: starting again with the same settings cannot help
 _HEARTBEAT_S: Final = 1.0
@@ -52,7 +53,7 @@ class WorkerContext:
     role: str
     worker: str  # unique within the role
     listen_socket: socket.socket
-    reader_pool: ReaderPool
+    reader_pool: Store
     clock: Clock
     limiter: RateLimiter
     used_guests: UsedGuests = field(default_factory=UsedGuests)
@@ -79,7 +80,7 @@ def boot() -> WorkerContext:
         get_hub().print_exception = _log_greenlet
         runtime = Runtime(child.runtime_dir)
         app = load_app(loaded, runtime.manifest)
-        reader_pool = ReaderPool(loaded.db_path, app.manifest, app.clock)
+        reader_pool = open_store(loaded).open_readers(app.manifest, app.clock)
     except StartRefused as ex:
         log.configure("json", "info", child.role, child.worker)
         _log.error("worker.refused", code=ex.code, message=ex.message)

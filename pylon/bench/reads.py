@@ -7,8 +7,6 @@ from collections.abc import Callable
 from itertools import cycle
 from typing import Any, Final
 
-import apsw
-
 from pylon.api.data.graph import parse_request
 from pylon.app import App
 from pylon.auth_context import ADMIN
@@ -16,8 +14,8 @@ from pylon.bench.measure import Step
 from pylon.manifest.model import Entity
 from pylon.policy.rules import EntityRules
 from pylon.query.rows import Query, parse_filter
+from pylon.storage.backend import BareReads
 from pylon.storage.interface import Reader
-from pylon.storage.names import quote
 
 _ROUND: Final = 50  # point reads between two looks at the clock
 
@@ -43,22 +41,19 @@ class Reads:
             lambda: self._reader.lookup(self._entity.name, field, value_of(next(turn)))
         )
 
-    def bare_get(self, conn: apsw.Connection) -> Step:
+    def bare_get(self, bare: BareReads) -> Step:
         """What `get` does, without anything around it."""
         turn = cycle(self._row_ids)
-        sql = f"SELECT CAST(_json AS BLOB) FROM {quote(self._entity.name)} WHERE id = ?"
-        return self._points(lambda: conn.execute(sql, (next(turn),)).get)
+        get = bare.get(self._entity.name)
+        return self._points(lambda: get(next(turn)))
 
     def bare_lookup(
-        self, conn: apsw.Connection, field: str, value_of: Callable[[int], Any]
+        self, bare: BareReads, field: str, value_of: Callable[[int], Any]
     ) -> Step:
         """What `lookup` does, without anything around it."""
         turn = cycle(range(1, len(self._row_ids) + 1))
-        sql = (
-            f"SELECT CAST(_json AS BLOB) FROM {quote(self._entity.name)} WHERE {quote(field)} = ? "
-            "ORDER BY id LIMIT 1"
-        )
-        return self._points(lambda: conn.execute(sql, (value_of(next(turn)),)).get)
+        lookup = bare.lookup(self._entity.name, field)
+        return self._points(lambda: lookup(value_of(next(turn))))
 
     def query(self, body: dict[str, Any]) -> Step:
         """Each op: parse the filter, select, and join the answer."""

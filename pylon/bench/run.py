@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-import apsw
 from msgspec.structs import replace
 
 from pylon import __version__
@@ -36,10 +35,7 @@ from pylon.ids import RowIds
 from pylon.manifest.model import Entity, Manifest
 from pylon.manifest_loader import load_manifest
 from pylon.storage.events import ChangeBatch
-from pylon.storage.sqlite.connect import open_reader
-from pylon.storage.sqlite.engine import SqliteEngine
-from pylon.storage.sqlite.pool import ReaderPool
-from pylon.storage.sqlite.reader import SqliteReader
+from pylon.storage.factory import open_store_at
 
 ROWS: Final = 1_000
 PULLED: Final = 100
@@ -64,7 +60,7 @@ def run(manifest_path: Path | None, budget_s: float, progress: Progress | None) 
     return BenchReport(
         version=__version__,
         python=platform.python_version(),
-        sqlite=apsw.sqlite_lib_version(),
+        sqlite=open_store_at(Path()).engine_version,
         machine=f"{platform.machine()}, {os.cpu_count()} cores",
         budget_s=budget_s,
         rows=tuple(measured),
@@ -78,15 +74,15 @@ class _Bench:
         self, manifest: Manifest, path: Path, budget_s: float, progress: Progress | None
     ) -> None:
         self._manifest = manifest
-        self._path = path
+        self._store = open_store_at(path)
         self._budget_s = budget_s
         self._progress = progress
         self._clock = SystemClock()
         self._app = build_app(settings.load({}).config, manifest)
         self._rules = self._app.rules
-        self._engine = SqliteEngine.open(path, manifest, self._rules, self._clock, "normal")
-        self._reader = SqliteReader(path, manifest)
-        self._bare = open_reader(path)
+        self._engine = self._store.open_writer(manifest, self._rules, self._clock)
+        self._reader = self._store.open_reader(manifest)
+        self._bare = self._store.open_bare_reads()
         self._ids = RowIds(self._clock, SystemRandom())
         self._writes = {entity.name: self._writes_of(entity) for entity in manifest.entities}
 
@@ -181,7 +177,7 @@ class _Bench:
         if batch is None:
             raise AssertionError("the writes above published changes")
         yield self._measure("change log append", _append(batch), f"in batches of {BATCH}")
-        pool = ReaderPool(self._path, self._manifest)
+        pool = self._store.open_readers(self._manifest, self._clock)
         try:
             feed = Feed(pool)
             newest = pool.point(lambda reader: reader.newest_events(PULLED + 1))

@@ -28,11 +28,10 @@ from pylon.clock import SystemClock
 from pylon.config import Config
 from pylon.control import ControlDialogue
 from pylon.data_dir_lock import DataDirLocked, lock_data_dir
-from pylon.errors import BackupInvalid, BackupRefused, NotRunning, Unavailable
-from pylon.storage.sqlite.backup import bundle
-from pylon.storage.sqlite.backup.create import BackupReport, create_backup
-from pylon.storage.sqlite.backup.record import BackupRecord, write_record
-from pylon.storage.sqlite.backup.verify import verify_backup
+from pylon.errors import BackupRefused, NotRunning, Unavailable
+from pylon.storage.backend import Backend
+from pylon.storage.backups import BackupRecord, BackupReport
+from pylon.storage.factory import open_store, open_store_at
 
 _clock = SystemClock()
 _PROGRESS_EVERY_S: Final = 0.2
@@ -46,7 +45,8 @@ _NS_PER_S: Final = 1_000_000_000
 def backup(words: tuple[str, ...], dev: bool) -> None:
     """Write a backup bundle to DIR, also while the server runs; or verify the one in DIR."""
     if words[0] == "verify" and len(words) == 2:
-        report = verify_backup(Path(words[1]))
+        source = Path(words[1])
+        report = open_store_at(source).backups.verify(source)
         result(report.to_json(), f"{words[1]} is sound: seq {report.seq}, made {report.created_at}")
         return
     if len(words) != 1:
@@ -60,27 +60,26 @@ def backup(words: tuple[str, ...], dev: bool) -> None:
 def _make(config: Config, target: Path) -> BackupReport:
     if config.in_memory:
         raise BackupRefused("PYLON_IN_MEMORY is on: there is no file to back up")
-    db_path = Path(config.db_path).absolute()
-    if not db_path.is_file():
-        raise BackupRefused(f"there is no database at {db_path} (PYLON_DB_PATH)")
+    store, path = open_store(config), Path(config.db_path).absolute()
+    if not store.exists():
+        raise BackupRefused(f"there is no database at {path} (PYLON_DB_PATH)")
     try:
-        with lock_data_dir(db_path):
-            report = create_backup(db_path, Path(config.manifest).absolute(), target, _clock)
-            _check_made(target)
-            _record(db_path, report)
+        with lock_data_dir(path):
+            report = store.backups.create(target, Path(config.manifest).absolute())
+            _record(store, report)
             return report
     except DataDirLocked:
         dialogue = require(config).control().open_dialogue("backup")
     with dialogue:
-        return _Copy(dialogue, db_path).make(target)
+        return _Copy(dialogue, store).make(target)
 
 
 class _Copy:
     """A copy of a running server's database, and the dialogue with its supervisor."""
 
-    def __init__(self, dialogue: ControlDialogue, db_path: Path) -> None:
+    def __init__(self, dialogue: ControlDialogue, store: Backend) -> None:
         self._dialogue = dialogue
-        self._db_path = db_path
+        self._store = store
         self._noted_s = _clock.monotonic_s()
 
     def make(self, target: Path) -> BackupReport:
@@ -90,15 +89,14 @@ class _Copy:
             Unavailable: another one is being made, or the server ends while it is read.
         """
         manifest = Path(self._dialogue.receive_line()["manifest"])
-        report = create_backup(
-            self._db_path, manifest, target, _clock, self._note_progress, self._tell_copied
+        report = self._store.backups.create(
+            target, manifest, self._note_progress, self._tell_copied
         )
-        _check_made(target)
         try:
             self._dialogue.send_line(report=report.to_json())
             self._dialogue.receive_line()
         except NotRunning:  # it ended meanwhile, which the bundle does not need it for
-            _record(self._db_path, report)
+            _record(self._store, report)
         return report
 
     def _note_progress(self, remaining: int, pages: int) -> None:
@@ -126,21 +124,13 @@ class _Copy:
             return  # the copy is whole, and nobody waits for it
 
 
-def _check_made(target: Path) -> None:
-    """Check the target under its final name, so that the answer is true."""
-    contents = bundle.read_contents(target)
-    for name, entry in contents.files.items():
-        if (target / name).stat().st_size != entry.size_bytes:
-            raise BackupInvalid(f"{target / name} is not there as it was written")
-
-
-def _record(db_path: Path, report: BackupReport) -> None:
+def _record(store: Backend, report: BackupReport) -> None:
     record = BackupRecord(
         _clock.wall_ns() // _NS_PER_S, report.duration_s, report.target, report.seq,
         report.size_bytes,
     )
     try:
-        write_record(db_path, record)
+        store.backups.write_record(record)
     except OSError as ex:
         note(f"warning: the backup is good, but the server will not know of it: {ex}")
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import BinaryIO, Final
 from urllib.parse import quote
 
-import apsw
 import click
 import orjson
 
@@ -23,15 +21,9 @@ from pylon.cli.output import json_flag, note, result, wants_json
 from pylon.cli.running import find
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.config import Config
-from pylon.errors import EntityNotFound, StoreUnavailable, Unavailable
-from pylon.manifest.model import Entity
+from pylon.errors import EntityNotFound, Unavailable
 from pylon.manifest_loader import load_manifest
-from pylon.storage.names import quote as quote_sql
-from pylon.storage.sqlite.connect import open_reader
-from pylon.storage.sqlite.error_text import error_text
-from pylon.storage.sqlite.schema.history import refuse_newer
-from pylon.storage.sqlite.schema.live import introspect
-from pylon.values import EntityCodec
+from pylon.storage.factory import open_store
 
 _PROGRESS_ROWS: Final = 10_000
 
@@ -91,28 +83,6 @@ def _from_file(config: Config, name: str | None) -> Iterator[bytes]:
     if name is not None and name not in app.by_name:
         known = ", ".join(app.by_name) or "none"
         raise EntityNotFound(f"Unknown entity {name} -- known entities: {known}")
-    with ExitStack() as stack:
-        conn = stack.enter_context(closing(open_reader(path)))
-        try:
-            refuse_newer(conn)
-            stack.enter_context(conn)  # one transaction, so one commit
-            for entity in app.entities:
-                if name in (None, entity.name):
-                    yield from _rows(conn, entity)
-        except apsw.Error as ex:
-            raise StoreUnavailable(f"{path} cannot be read: {error_text(ex)}") from ex
-
-
-def _rows(conn: apsw.Connection, entity: Entity) -> Iterator[bytes]:
-    """From the columns, not from `_json`, so that a database that no start of ours has brought
-    up is exported as well. What it lacks is null."""
-    table = introspect(conn, (entity.name,)).tables.get(entity.name.lower())
-    if table is None:
-        return
-    codec = EntityCodec(entity)
-    columns = ", ".join(
-        quote_sql(c) if c.lower() in table.columns else "NULL" for c in entity.columns
-    )
-    head = b'{"entity":%b,"row":' % orjson.dumps(entity.name)
-    for values in conn.execute(f"SELECT {columns} FROM {quote_sql(table.name)} ORDER BY id"):
-        yield head + codec.encode(codec.row_from_sql(values)) + b"}"
+    wanted = [entity for entity in app.entities if name in (None, entity.name)]
+    for entity, row_json in open_store(config).schema.export(wanted):
+        yield b'{"entity":%b,"row":%b}' % (orjson.dumps(entity.name), row_json)

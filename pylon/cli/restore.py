@@ -8,11 +8,9 @@ import click
 
 from pylon.cli.output import ERROR, OK, ask, json_flag, note, result
 from pylon.cli.settings import dev_flag, read_settings
-from pylon.clock import SystemClock
 from pylon.data_dir_lock import DataDirLocked, lock_data_dir
 from pylon.errors import BackupRefused
-from pylon.storage.sqlite.backup.restore import restore_backup
-from pylon.storage.sqlite.backup.verify import verify_backup
+from pylon.storage.factory import open_store
 
 _YES = ("y", "yes")
 
@@ -34,7 +32,8 @@ def restore(ctx: click.Context, source: Path, yes: bool, dev: bool) -> None:
     db_path = Path(config.db_path)
     if config.in_memory:
         raise BackupRefused("PYLON_IN_MEMORY is on: there is no file to restore to")
-    bundle = verify_backup(source)
+    backups = open_store(config).backups
+    bundle = backups.verify(source)
     try:
         with lock_data_dir(db_path):
             if not yes:
@@ -43,7 +42,7 @@ def restore(ctx: click.Context, source: Path, yes: bool, dev: bool) -> None:
                 if answer not in _YES:
                     result({"ok": False, "aborted": True}, "Aborted.")
                     ctx.exit(OK if answer else ERROR)
-            report = restore_backup(source, db_path, Path(config.manifest), SystemClock())
+            report = backups.restore(source, Path(config.manifest))
     except DataDirLocked:
         raise BackupRefused(
             f"a server runs on {db_path}: stop it first (pylonctl stop)"

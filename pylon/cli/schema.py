@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import apsw
 import click
 
 from pylon.cli.output import (
@@ -27,10 +25,8 @@ from pylon.cli.settings import dev_flag, read_settings
 from pylon.manifest.diagnostics import ManifestInvalid
 from pylon.manifest_loader import load_manifest
 from pylon.schema.diff import differences, summary
-from pylon.storage.sqlite.connect import open_reader
-from pylon.storage.sqlite.error_text import error_text
-from pylon.storage.sqlite.schema import history as schema_history
-from pylon.storage.sqlite.schema.live import LiveTable, introspect, table_names
+from pylon.storage.factory import open_store_at
+from pylon.storage.schemas import TableInfo
 
 sqlite_option = click.option(
     "--sqlite", metavar="PATH", help="A database file, instead of PYLON_DB_PATH."
@@ -93,20 +89,19 @@ def diff(ctx: click.Context, manifests: tuple[str, ...]) -> None:
 @json_flag
 def inspect(sqlite: str | None, dev: bool) -> None:
     """Show the tables, columns and indexes that the database has."""
-    with closing(open_reader(database_of(sqlite, dev))) as conn:
-        tables = introspect(conn, tuple(table_names(conn))).tables.values()
+    tables = open_store_at(database_of(sqlite, dev)).schema.inspect()
     body = {"tables": [_table(t) for t in tables]}
     result(body, "\n".join(line for t in body["tables"] for line in _lines(t)))
 
 
-def _table(table: LiveTable) -> dict[str, Any]:
+def _table(table: TableInfo) -> dict[str, Any]:
     """The object of spec/http.md §8."""
     return {
         "name": table.name,
         "columns": [
             {"name": c.name, "column_type": c.type, "notnull": c.not_null,
              "primary_key": c.primary_key}
-            for c in table.columns.values()
+            for c in table.columns
         ],
         "indexes": [
             {"name": i.name, "columns": list(i.fields), "unique": i.unique}
@@ -140,11 +135,7 @@ def history(ctx: click.Context, limit: str, sqlite: str | None, dev: bool) -> No
         note(f"--limit {limit}: expected a whole number from 1")
         result({"code": "HISTORY_INVALID_LIMIT", "ok": False}, "")
         ctx.exit(USAGE)
-    with closing(open_reader(database_of(sqlite, dev))) as conn:
-        try:
-            found = schema_history.entries(conn, int(limit))
-        except apsw.SQLError as ex:  # another program's table of this name
-            raise click.ClickException(f"the history cannot be read: {error_text(ex)}") from ex
+    found = open_store_at(database_of(sqlite, dev)).schema.history(int(limit))
     lines = []
     for entry in found:
         lines.append(

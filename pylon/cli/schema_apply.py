@@ -7,12 +7,10 @@ and a backup made first. The JSON is that of `schema push` in spec/http.md §8.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import apsw
 import click
 
 from pylon.cli.output import ERROR, ask, json_flag, note, result
@@ -21,17 +19,12 @@ from pylon.cli.settings import dev_flag, read_settings
 from pylon.clock import SystemClock
 from pylon.config import Config
 from pylon.data_dir_lock import DataDirLocked, lock_data_dir
-from pylon.errors import BackupRefused, SchemaRefused, Unavailable
-from pylon.manifest.model import Manifest
+from pylon.errors import BackupRefused, Unavailable
+from pylon.manifest.model import FORMAT_VERSION, Manifest
 from pylon.manifest_loader import load_manifest
 from pylon.schema.options import MigrationOptions, read_options
 from pylon.schema.steps import Plan
-from pylon.storage.sqlite.backup.create import create_backup
-from pylon.storage.sqlite.connect import open_reader, open_writer
-from pylon.storage.sqlite.error_text import error_text
-from pylon.storage.sqlite.schema.history import MANIFEST_VERSION, entries, refuse_newer
-from pylon.storage.sqlite.schema.plan import make_plan
-from pylon.storage.sqlite.schema.rewrite import apply_plan
+from pylon.storage.factory import open_store, open_store_at
 
 _YES: Final = ("y", "yes")
 _WARNINGS: Final = {
@@ -92,13 +85,8 @@ def plan(
     options = _wishes(app, flags)
     path = Path(sqlite or config.db_path)
     found = path.is_file() and not (config.in_memory and sqlite is None)
-    try:
-        with closing(open_reader(path) if found else apsw.Connection(":memory:")) as conn:
-            refuse_newer(conn)
-            with conn:  # one commit for all that is looked at
-                planned = make_plan(conn, app, options)
-    except apsw.Error as ex:
-        raise SchemaRefused(f"{path} cannot be read: {error_text(ex)}") from ex
+    store = open_store(config) if sqlite is None else open_store_at(path)
+    planned = store.schema.plan(app, options)
     body = {
         "code": "PUSH_DRY_RUN", "dry_run": True, "applied": False,
         **_body(planned, path, "live_sqlite" if found else "empty"),
@@ -148,8 +136,7 @@ def _put_indexes(config: Config, app: Manifest) -> None:
     answer = require(config).control().ask("indexes", indexes=wanted)
     done: list[str] = []
     if answer["count"]:
-        with closing(open_reader(config.db_path)) as conn:
-            done = entries(conn, 1)[0]["plan"]
+        done = open_store_at(Path(config.db_path)).schema.history(1)[0]["plan"]
     body = {"code": "PUSH_APPLIED", "ok": True, "applied": True, "steps": done}
     result(body, "\n".join(done) or "nothing to do")
 
@@ -157,9 +144,8 @@ def _put_indexes(config: Config, app: Manifest) -> None:
 def _apply(
     app: Manifest, options: MigrationOptions, path: Path, allow_destructive: bool, yes: bool
 ) -> int:
-    with closing(open_reader(path)) as conn:
-        refuse_newer(conn)
-        planned = make_plan(conn, app, options)
+    schema = open_store_at(path).schema
+    planned = schema.plan(app, options)
     body = _body(planned, path, "live_sqlite")
     blocked = list(planned.refusals)
     if planned.destructive and not allow_destructive:
@@ -173,13 +159,7 @@ def _apply(
         result({"ok": False, "aborted": True}, "Aborted.")
         return ERROR
     saved = _save(path) if planned.rewrites else None
-    try:
-        with closing(open_writer(path)) as conn:
-            planned, prepared = apply_plan(conn, app, options, allow_destructive, SystemClock())
-            conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    except apsw.Error as ex:
-        raise SchemaRefused(f"{path}: nothing was changed: {error_text(ex)}") from ex
-    steps = [*planned.rewrites, *prepared.plan.steps]
+    steps = schema.apply(app, options, allow_destructive=allow_destructive)
     body["plan"] = {"operations": [s.to_json() for s in steps] or [{"op": "noop"}]}
     if saved is not None:
         body["backup"] = str(saved)
@@ -203,7 +183,7 @@ def _save(path: Path) -> Path:
     clock = SystemClock()
     now = datetime.fromtimestamp(clock.wall_ns() / 1e9, UTC)
     folder = path.absolute().with_name(f"{path.name}.before-{now:%Y%m%dT%H%M%S.%f}Z")
-    create_backup(path, folder / "no manifest", folder, clock)
+    open_store_at(path).backups.create(folder, None)
     note(f"backup: {folder}")
     return folder
 
@@ -229,7 +209,7 @@ def _body(planned: Plan, path: Path, baseline: str) -> dict[str, Any]:
     ]
     return {
         "adapter": "sqlite", "database_path": str(path), "baseline": baseline,
-        "manifest_version": MANIFEST_VERSION,
+        "manifest_version": FORMAT_VERSION,
         "plan": {"operations": [s.to_json() for s in steps] or [{"op": "noop"}]},
         "analysis": {
             "destructive": planned.destructive, "has_unsupported": bool(planned.refusals),

@@ -7,11 +7,9 @@ others write in between; without one it is done here, in one transaction. A chec
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import apsw
 import click
 
 from pylon.cli.output import ERROR, json_flag, note, result
@@ -21,16 +19,13 @@ from pylon.config import Config
 from pylon.data_dir_lock import DataDirLocked, lock_data_dir
 from pylon.errors import (
     EntityNotFound,
-    SchemaRefused,
     SearchNotConfigured,
     Unavailable,
 )
 from pylon.manifest.model import Entity
 from pylon.manifest_loader import load_manifest
 from pylon.query.words import text_fields
-from pylon.storage.sqlite.connect import open_writer
-from pylon.storage.sqlite.pragmas import BUSY_TIMEOUT_MS
-from pylon.storage.sqlite.schema.search import build, check
+from pylon.storage.factory import open_store
 
 _entity_option = click.option("--entity", metavar="NAME", help="Only this one.")
 
@@ -52,15 +47,9 @@ def check_indexes(ctx: click.Context, entity: str | None, dev: bool) -> None:
     Exit code 1 if they differ.
     """
     config = read_settings(dev=dev).config
-    entities, path = _entities(config, entity), _database(config)
-    flags = apsw.SQLITE_OPEN_READWRITE  # a WAL database; what is compared with is temporary
-    try:
-        with closing(apsw.Connection(str(path), flags=flags)) as conn:
-            conn.set_busy_timeout(BUSY_TIMEOUT_MS)
-            with conn:
-                found = [check(conn, e) for e in entities]
-    except apsw.SQLError as ex:
-        raise _not_brought_up(path, ex) from ex
+    entities = _entities(config, entity)
+    _database(config)
+    found = open_store(config).schema.check_search(entities)
     ok = not any(c.problems for c in found)
     lines = [
         f"{c.entity}: {'; '.join(c.problems) or 'current'} ({c.rows} rows)" for c in found
@@ -87,7 +76,10 @@ def rebuild_indexes(entity: str | None, dev: bool) -> None:
     entities, path = _entities(config, entity), _database(config)
     try:
         with lock_data_dir(path):
-            built = _rebuild(path, entities)
+            rows = open_store(config).schema.build_search(entities)
+        built: list[dict[str, Any]] = [
+            {"entity": name, "rows": count} for name, count in rows.items()
+        ]
     except DataDirLocked:
         built = _rebuild_beside(config, entities)
     body: dict[str, Any] = {"ok": True, "entities": built}
@@ -103,17 +95,6 @@ def _rebuild_beside(config: Config, entities: list[Entity]) -> list[dict[str, An
         if not answer.get("done"):
             note(f"{answer['entity']}: {answer['rows']} rows so far")
     built: list[dict[str, Any]] = answer["entities"]
-    return built
-
-
-def _rebuild(path: Path, entities: list[Entity]) -> list[dict[str, Any]]:
-    try:
-        with closing(open_writer(path)) as conn:
-            conn.execute("BEGIN IMMEDIATE")
-            built = [{"entity": e.name, "rows": build(conn, e)} for e in entities]
-            conn.execute("COMMIT")
-    except apsw.SQLError as ex:
-        raise _not_brought_up(path, ex) from ex
     return built
 
 
@@ -141,10 +122,3 @@ def _database(config: Config) -> Path:
     if not path.is_file():
         raise Unavailable(f"there is no database at {path}", hint="PYLON_DB_PATH")
     return path
-
-
-def _not_brought_up(path: Path, error: apsw.Error) -> SchemaRefused:
-    return SchemaRefused(
-        f"{path} is not as the manifest has it: {error}",
-        hint="start the server once, or: pylonctl schema apply; both build missing indexes",
-    )

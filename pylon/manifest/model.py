@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pylon.manifest.diagnostics import Diagnostic
+
+FORMAT_VERSION: Final = 1  # of pylon.manifest.json
 
 RuleKey = Literal[
     "allow", "allow_read", "allow_insert", "allow_update", "allow_delete", "allow_write"

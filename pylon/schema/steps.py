@@ -1,6 +1,6 @@
 """What a schema plan is made of, and what no plan can be made for.
 
-Built by `plan`, carried out by `apply` and `rewrite`, shown by `pylonctl schema plan`.
+Built and carried out by a backend (`pylon.storage.schemas`), shown by `pylonctl schema plan`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from pylon.errors import SchemaRefused
-from pylon.manifest.model import Manifest
-from pylon.storage.sqlite.schema import ddl
 
 StepKind = Literal[
     "create_entity", "add_field", "add_json", "add_seq", "add_index", "remove_index",
@@ -78,28 +76,3 @@ class Plan:
 
 def _stop(step: Step) -> str:
     return f"{step.entity}.{step.name}: {step.detail}" if step.detail else step.render()
-
-
-def name_clashes(manifest: Manifest) -> list[str]:
-    """SQLite knows no case in names, and some names are ours or its own."""
-    found = []
-    entities: set[str] = set()
-    indexes: set[str] = set()
-    for entity in manifest.entities:
-        lower = entity.name.lower()
-        if lower.startswith(("sqlite_", "_pylon_")):
-            found.append(f"{entity.name}: names that start with sqlite_ or _pylon_ are reserved")
-        if lower in entities:
-            found.append(f"{entity.name}: another entity has this name in other case")
-        entities.add(lower)
-        columns = {"id", ddl.JSON_COLUMN, ddl.SEQ_COLUMN}
-        for field in entity.fields:
-            if field.name.lower() in columns:
-                found.append(f"{entity.name}.{field.name}: the name is taken (SQLite has no case)")
-            columns.add(field.name.lower())
-        for index in entity.indexes:
-            name = ddl.index_name(entity, index).lower()
-            if name in indexes:
-                found.append(f"{ddl.index_name(entity, index)}: two indexes have this name")
-            indexes.add(name)
-    return found

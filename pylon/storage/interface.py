@@ -77,6 +77,22 @@ class BatchResult:
     refusal: BatchRefusal | None = None
 
 
+class LogFacts(NamedTuple):
+    """Measures of the change log."""
+
+    head_seq: int
+    oldest_seq: int  # 0: the log is empty
+    size_bytes: int  # of all events, too large by a page at most
+
+
+class StoreSizes(NamedTuple):
+    """What a store takes of its disk, and what is left of it; 0 where nobody knows."""
+
+    data_bytes: int
+    wal_bytes: int  # of the write-ahead log that is in use
+    free_bytes: int
+
+
 # An index as maintenance makes it: entity, name, fields, whether it is unique.
 IndexSpec = tuple[str, str, tuple[str, ...], bool]
 
@@ -289,6 +305,10 @@ class Store(Protocol):
         share the connections by `caller` (`pylon.admission`)."""
 
 
+    def close(self) -> None:
+        """Close all connections. No scan may be under way."""
+
+
 class Maintenance(Protocol):
     """The upkeep of a store that is written to, in short steps between its batches; from any
     thread.
@@ -322,6 +342,36 @@ class Maintenance(Protocol):
 
     def end_run(self) -> None:
         """Note that the run ends in order. A later write takes the note back."""
+
+    def checkpoint(self) -> None:
+        """One round, about once a second: write back what the write-ahead log has gathered, if it
+        is time. No batch waits for it for longer than for a commit."""
+
+    def end_checkpoints(self) -> None:
+        """Have the round that is under way end soon; from any thread."""
+
+    def flush_all(self) -> bool:
+        """Write everything back, at the end of a drain, when nobody writes any more; False where
+        somebody still reads the log that is to be emptied (`list_blockers`)."""
+
+    def list_blockers(self) -> list[str]:
+        """The processes that keep `flush_all` from its end, for the log."""
+
+    def find_problem(self) -> BatchRefusal | None:
+        """Why the store would refuse a write, or acknowledge none, for readiness."""
+
+    def measure_log(self) -> LogFacts:
+        """Measure the change log; reads what is new since the last call."""
+
+    def log_seq_above(self, size_bytes: int) -> int:
+        """The seq up to which events must go so that about `size_bytes` stay, as `measure_log`
+        found them; 0: none must."""
+
+    def count_sessions(self) -> dict[str, int]:
+        """How many sessions are stored, by kind (guest, user). A scan: 0.7 s for a million."""
+
+    def sizes(self) -> StoreSizes:
+        """The sizes of the files, from any thread. Raises nothing."""
 
 
 class WriteEngine(Protocol):

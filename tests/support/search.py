@@ -13,7 +13,8 @@ import orjson
 
 from pylon.manifest.model import Manifest
 from pylon.manifest_loader import parse_manifest
-from pylon.storage.sqlite.schema.search import Checked, check
+from pylon.storage.schemas import SearchCheck
+from pylon.storage.sqlite.schema.search import check
 from tests.support.manifests import field
 
 SEARCH = {"text": ["title", "body", "rank"], "facets": ["kind", "open", "rank", "price"],
@@ -50,7 +51,7 @@ def pages_manifest(search: dict[str, Any] | None = SEARCH) -> Manifest:
     return parse_manifest(orjson.dumps(pages_app(search)).decode(), "test.json")
 
 
-def checked(path: Path, manifest: Manifest) -> Checked:
+def checked(path: Path, manifest: Manifest) -> SearchCheck:
     """The index of `Page` in the file, compared with the rows by a connection of its own."""
     conn = apsw.Connection(str(path))
     try:

@@ -16,9 +16,10 @@ import apsw
 
 from pylon import limits
 from pylon.clock import Clock
-from pylon.errors import PylonError, StartDelayed, StartRefused
+from pylon.errors import PylonError, StartDelayed, StartRefused, StoreUnavailable
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import RuleSet
+from pylon.runtime.boot_id import read_boot_id
 from pylon.storage.core.engine import BatchEngine
 from pylon.storage.interface import BatchResult
 from pylon.storage.ops import WriteRequest
@@ -69,7 +70,7 @@ class SqliteEngine:
         try:
             conn = open_writer(path)
             prepared = prepare_store(conn, manifest, clock)
-            boot = epochs.read_boot_id() if boot_id is None else boot_id
+            boot = read_boot_id() if boot_id is None else boot_id
             epochs.begin_run(conn, durability, boot, clock)
             pragmas.set_durability(conn, durability)
             transaction = SqliteTransaction(conn, clock, prepared.retained_columns)
@@ -108,4 +109,10 @@ class SqliteEngine:
 
     def close(self) -> None:
         """See `WriteEngine`."""
-        self._conn.close()
+        try:
+            self.maintenance.close()
+            self._conn.close()
+        except apsw.Error as error:
+            raise StoreUnavailable(
+                f"the database was not closed in order: {error_text(error)}"
+            ) from error

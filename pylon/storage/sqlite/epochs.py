@@ -14,7 +14,6 @@ wall clock in microseconds is, because no store commits a million events a secon
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 import apsw
@@ -23,7 +22,6 @@ from pylon.clock import Clock
 from pylon.storage.sqlite import log, meta
 
 _JUMP: Final = 10**9
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 def open_epoch(
@@ -46,14 +44,6 @@ def open_epoch(
         (first_seq, head if void_from is None else void_from, reason, now_ns // 10**9),
     )
     return first_seq
-
-
-def read_boot_id() -> str:
-    """Names this boot of the machine; empty where the kernel does not say."""
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
 
 
 def begin_run(conn: apsw.Connection, durability: str, boot_id: str, clock: Clock) -> bool:

@@ -50,6 +50,11 @@ def oldest_seq(conn: apsw.Connection) -> int:
     return head_seq(conn) + 1 if oldest is None else int(oldest)
 
 
+def oldest_logged_seq(conn: apsw.Connection) -> int:
+    """The oldest retained event's seq; 0 when the log is empty."""
+    return int(conn.execute("SELECT coalesce(min(seq), 0) FROM _pylon_change_log").get)
+
+
 def events_after(conn: apsw.Connection, seq: int, limit: int) -> list[ChangeEvent]:
     """The first `limit` events above `seq`, ascending."""
     rows = conn.execute(f"{_COLUMNS} WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit))

@@ -1,26 +1,37 @@
-"""Maintenance of a SQLite database: the steps that change it, between the writer's batches.
+"""Maintenance of a SQLite database: the steps that change it, its checkpoints and its measures.
 
 Each step is a transaction of its own on the writer's connection. It is short, so that no batch
-waits for long: a caller repeats it until it has nothing to do.
+waits for long: a caller repeats it until it has nothing to do. Checkpoints and measures use a
+connection of their own, which is opened with the first of them.
 
-Called by the flusher, the drain and the control commands, from any thread.
+Called by the flusher, the drain and the control commands. Steps and sizes may be called from any
+thread, the others from one thread at a time.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final, TypeVar
 
 import apsw
 
 from pylon import limits
 from pylon.clock import Clock
+from pylon.errors import StoreUnavailable
 from pylon.manifest.model import Manifest
 from pylon.storage.core.engine import BatchEngine
-from pylon.storage.interface import IndexSpec, LogRetention
+from pylon.storage.interface import BatchRefusal, IndexSpec, LogFacts, LogRetention, StoreSizes
+from pylon.storage.sqlite import log, sessions
+from pylon.storage.sqlite.checkpoints import Checkpoints, open_upkeep
+from pylon.storage.sqlite.error_text import error_text
+from pylon.storage.sqlite.file_watch import FileWatch
+from pylon.storage.sqlite.log_size import LogSize
 from pylon.storage.sqlite.schema.indexes import put_indexes
 from pylon.storage.sqlite.schema.search import renew
 from pylon.storage.sqlite.turn_lock import TurnLock
+from pylon.storage.sqlite.wal_readers import find_readers
 
 T = TypeVar("T")
 
@@ -40,6 +51,13 @@ class SqliteMaintenance:
         self._turns = turns
         self._manifest = manifest
         self._clock = clock
+        self._path = Path(conn.filename)
+        self._file = FileWatch(conn.filename, clock)
+        self._upkeep: apsw.Connection | None = None
+        self._checkpoints: Checkpoints | None = None
+        self._log_size: LogSize | None = None
+
+    # --- Steps between batches ---------------------------------------------------------------
 
     def prune_log(self, step: LogRetention) -> int:
         """See `Maintenance`."""
@@ -76,3 +94,99 @@ class SqliteMaintenance:
     def _run(self, step: Callable[[], T], timeout_s: float = limits.WRITE_TIMEOUT_S) -> T:
         with self._turns.behind(timeout_s):
             return step()
+
+    # --- Files and measures ------------------------------------------------------------------
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints of the WAL.
+
+        Raises:
+            StoreUnavailable: the database cannot be opened.
+        """
+        if self._checkpoints is None:
+            self._checkpoints = Checkpoints(self._connect(), self._turns, self._clock)
+        return self._checkpoints
+
+    def checkpoint(self) -> None:
+        """See `Maintenance`."""
+        self.checkpoints.look()
+
+    def end_checkpoints(self) -> None:
+        """See `Maintenance`."""
+        if self._checkpoints is not None:
+            self._checkpoints.end()
+
+    def flush_all(self) -> bool:
+        """See `Maintenance`."""
+        return self.checkpoints.flush_all()
+
+    def list_blockers(self) -> list[str]:
+        """See `Maintenance`."""
+        return [str(reader) for reader in find_readers(self._path)]
+
+    def find_problem(self) -> BatchRefusal | None:
+        """See `Maintenance`."""
+        problem = self._file.find_problem() or self._file.find_unwritable()
+        return None if problem is None else BatchRefusal(*problem)
+
+    def measure_log(self) -> LogFacts:
+        """See `Maintenance`."""
+        try:
+            conn = self._connect()
+            if self._log_size is None:
+                self._log_size = LogSize(conn)
+            oldest = log.oldest_logged_seq(conn)
+            return LogFacts(log.head_seq(conn), oldest, self._log_size.count(oldest))
+        except apsw.Error as ex:
+            raise _unreadable(ex) from ex
+
+    def log_seq_above(self, size_bytes: int) -> int:
+        """See `Maintenance`."""
+        return 0 if self._log_size is None else self._log_size.seq_above(size_bytes)
+
+    def count_sessions(self) -> dict[str, int]:
+        """See `Maintenance`."""
+        try:
+            return sessions.count_by_kind(self._connect())
+        except apsw.Error as ex:
+            raise _unreadable(ex) from ex
+
+    def sizes(self) -> StoreSizes:
+        """See `Maintenance`."""
+        wal_bytes = 0 if self._checkpoints is None else self._checkpoints.wal_bytes
+        return StoreSizes(_size_bytes(self._path), wal_bytes, _free_bytes(self._path.parent))
+
+    def close(self) -> None:
+        """Close the connection of checkpoints and measures. Idempotent."""
+        if self._upkeep is not None:
+            self._upkeep.close()
+
+    def _connect(self) -> apsw.Connection:
+        if self._upkeep is None:
+            try:
+                self._upkeep = open_upkeep(self._path)
+            except apsw.Error as ex:
+                raise _unreadable(ex) from ex
+        return self._upkeep
+
+
+def _unreadable(error: apsw.Error) -> StoreUnavailable:
+    return StoreUnavailable(f"the database cannot be read: {error_text(error)}")
+
+
+def _size_bytes(path: Path) -> int:
+    """The size of a file; 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _free_bytes(folder: Path) -> int:
+    """The bytes that this user may still write on the folder's disk; 0 if unknown."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return 0
+    return disk.f_bavail * disk.f_frsize

@@ -13,7 +13,6 @@ everything in it was synced; `MANIFEST.json` is written last. Written by `create
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -150,12 +149,3 @@ def read_contents(bundle: Path) -> Contents:
     if DATABASE not in contents.files:
         raise BackupInvalid(f"{path} lists no {DATABASE}")
     return contents
-
-
-def sync(path: Path) -> None:
-    """fsync a file or a folder."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

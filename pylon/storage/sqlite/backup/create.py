@@ -15,47 +15,26 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import apsw
 import msgspec
 
 from pylon import __version__
 from pylon.clock import Clock, SystemRandom
+from pylon.data_dir import sync_path
 from pylon.errors import BackupInvalid, BackupRefused
+from pylon.storage.backups import BackupReport, Progress
 from pylon.storage.sqlite.backup import bundle
 from pylon.storage.sqlite.error_text import error_text
 
 _STEP_PAGES: Final = 512  # 2 MiB of 4 KiB pages between two looks at on_progress
 
-Progress = Callable[[int, int], None]  # pages remaining, pages in all
-
-
-@dataclass(frozen=True, slots=True)
-class BackupReport:
-    """What was written. `to_json` is the answer of `pylonctl --json backup`."""
-
-    target: str
-    manifest: bool
-    seq: int
-    lineage: str
-    schema_hash: str
-    version: str
-    created_at: str
-    size_bytes: int
-    duration_s: float
-
-    def to_json(self) -> dict[str, Any]:
-        """spec/http.md §8.1 (`ok`, `target`, `db`, `manifest`, `uploaded_files`) and ours."""
-        return {"ok": True, "db": True, "uploaded_files": 0, **asdict(self)}
-
-
 def create_backup(
     db_path: Path,
-    manifest_path: Path,
+    manifest_path: Path | None,
     target: Path,
     clock: Clock,
     on_progress: Progress | None = None,
@@ -93,7 +72,7 @@ def create_backup(
             folder.rename(target)  # replaces an empty folder, fails on one that is not
         except OSError as ex:
             raise BackupRefused(f"{target} came into being meanwhile: {ex.strerror}") from None
-        bundle.sync(target.parent)
+        sync_path(target.parent)
     except BaseException:  # Ctrl-C too must leave nothing half made behind
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -120,12 +99,12 @@ def _check_target(target: Path) -> None:
         )
 
 
-def _fill(folder: Path, manifest_path: Path, created_at: str) -> bundle.Contents:
+def _fill(folder: Path, manifest_path: Path | None, created_at: str) -> bundle.Contents:
     with bundle.open_unchanging(folder / bundle.DATABASE) as conn:
         bundle.check_integrity(conn)
         facts = bundle.read_facts(conn)
     (folder / bundle.VERSION_FILE).write_text(__version__ + "\n")
-    if manifest_path.is_file():
+    if manifest_path is not None and manifest_path.is_file():
         shutil.copyfile(manifest_path, folder / bundle.APP_MANIFEST)
     contents = bundle.Contents(
         format=bundle.FORMAT,
@@ -140,8 +119,8 @@ def _fill(folder: Path, manifest_path: Path, created_at: str) -> bundle.Contents
     (folder / bundle.CONTENTS).write_bytes(text + b"\n")
     for path in folder.iterdir():
         path.chmod(0o600)
-        bundle.sync(path)
-    bundle.sync(folder)
+        sync_path(path)
+    sync_path(folder)
     return contents
 
 

@@ -16,16 +16,8 @@ from pathlib import Path
 import msgspec
 
 from pylon.clock import SystemRandom
-
-
-class BackupRecord(msgspec.Struct, frozen=True):
-    """Time, target and size of the last good backup."""
-
-    at_s: int  # Unix time
-    duration_s: float
-    target: str
-    seq: int
-    size_bytes: int
+from pylon.data_dir import give_to_owner
+from pylon.storage.backups import BackupRecord
 
 
 def record_path(db_path: Path) -> Path:
@@ -59,22 +51,3 @@ def read_record(db_path: Path) -> BackupRecord | None:
         return msgspec.json.decode(record_path(db_path).read_bytes(), type=BackupRecord)
     except (OSError, msgspec.MsgspecError):
         return None
-
-
-def give_to_owner(fd: int, db_path: Path) -> None:
-    """Let a file that root made in the data directory belong to the directory's owner.
-
-    The service runs as that user and has to open the file later.
-    """
-    if os.geteuid() == 0:
-        owner = db_path.parent.stat()
-        os.fchown(fd, owner.st_uid, owner.st_gid)
-
-
-def give_path_to_owner(path: Path) -> None:
-    """`give_to_owner` for a file that was just made under this name."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        give_to_owner(fd, path)
-    finally:
-        os.close(fd)

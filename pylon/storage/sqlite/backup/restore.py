@@ -17,17 +17,17 @@ import os
 import shutil
 import stat
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import apsw
 
 from pylon.clock import Clock, SystemRandom
+from pylon.data_dir import give_path_to_owner, sync_path
 from pylon.errors import BackupInvalid
+from pylon.storage.backups import RestoreReport
 from pylon.storage.sqlite.backup import bundle
-from pylon.storage.sqlite.backup.record import give_path_to_owner
 from pylon.storage.sqlite.backup.verify import verify_backup
 from pylon.storage.sqlite.epochs import open_epoch
 from pylon.storage.sqlite.error_text import error_text
@@ -35,22 +35,6 @@ from pylon.storage.sqlite.schema import ddl
 
 _SIDE_FILES: Final = ("-wal", "-shm")
 _MANIFEST_MODE: Final = 0o644
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreReport:
-    """What is live now. `to_json` is the answer of `pylonctl --json restore`."""
-
-    source: str
-    manifest: bool
-    seq: int  # head of the bundle
-    lineage: str
-    replaced: tuple[str, ...]  # files kept under new names
-    unreadable: str  # why the replaced database could not be read; "" if it could
-
-    def to_json(self) -> dict[str, Any]:
-        """spec/http.md §8.1 (`ok`, `source`, `db`, `manifest`, `restored_files`) and ours."""
-        return {"ok": True, "db": True, "restored_files": 0, **asdict(self)}
 
 
 def restore_backup(
@@ -74,7 +58,7 @@ def restore_backup(
         _check_copy(copy, source)
         _begin_epoch(copy, old, clock)
         give_path_to_owner(copy)
-        bundle.sync(copy)
+        sync_path(copy)
         replaced = _set_aside(db_path, stamp)
         copy.rename(db_path)
     except BaseException:  # Ctrl-C too must leave nothing half made behind
@@ -83,7 +67,7 @@ def restore_backup(
     has_manifest = (source / bundle.APP_MANIFEST).is_file()
     if has_manifest:
         replaced += _put_manifest(source / bundle.APP_MANIFEST, manifest_path.absolute(), stamp)
-    bundle.sync(db_path.parent)
+    sync_path(db_path.parent)
     return RestoreReport(
         source=str(source),
         manifest=has_manifest,
@@ -187,7 +171,7 @@ def _put_manifest(new: Path, manifest_path: Path, stamp: str) -> list[str]:
     copy = manifest_path.with_name(f".{manifest_path.name}.{SystemRandom().token_hex(4)}")
     copy.write_bytes(text)
     copy.chmod(mode)  # the service, another user than root, has to read it
-    bundle.sync(copy)
+    sync_path(copy)
     copy.rename(manifest_path)
-    bundle.sync(manifest_path.parent)
+    sync_path(manifest_path.parent)
     return replaced

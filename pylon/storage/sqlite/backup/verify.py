@@ -6,36 +6,19 @@ Called by `pylonctl backup verify`, and by `restore` before it touches anything.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import apsw
 
 from pylon import __version__
 from pylon.errors import BackupInvalid, SchemaRefused
+from pylon.storage.backups import VerifyReport
 from pylon.storage.sqlite.backup import bundle
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.schema.history import refuse_newer
 
 _RELEASE: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){1,3}")
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyReport:
-    """A bundle that passed."""
-
-    source: str
-    seq: int
-    lineage: str
-    schema_hash: str
-    version: str
-    created_at: str
-    files: int
-    size_bytes: int
-
-    def to_json(self) -> dict[str, Any]:
-        return {"ok": True, **asdict(self)}
 
 
 def verify_backup(source: Path) -> VerifyReport:

@@ -19,11 +19,10 @@ import orjson
 
 from pylon.clock import Clock, SystemRandom
 from pylon.errors import SchemaRefused
-from pylon.manifest.model import Manifest
+from pylon.manifest.model import FORMAT_VERSION, Manifest
 from pylon.storage.sqlite import meta
 
 SCHEMA_FORMAT: Final = 1  # of the system tables; a higher one is a newer Pylon's
-MANIFEST_VERSION: Final = 1  # of pylon.manifest.json
 _ID_BYTES: Final = 16
 
 
@@ -48,8 +47,8 @@ def refuse_newer(conn: apsw.Connection) -> None:
         newest: Any = conn.execute(
             "SELECT max(CAST(manifest_version AS INTEGER)) FROM _pylon_schema_history"
         ).get
-        if newest is not None and newest > MANIFEST_VERSION:
-            raise _newer(f"manifest version {newest}", str(MANIFEST_VERSION))
+        if newest is not None and newest > FORMAT_VERSION:
+            raise _newer(f"manifest version {newest}", str(FORMAT_VERSION))
 
 
 def _newer(what: str, ours: str) -> SchemaRefused:
@@ -70,7 +69,7 @@ def record(
     """Add an entry, and note how many there are: another server's would not be noted."""
     applied_at = datetime.fromtimestamp(clock.wall_ns() / 1e9, UTC)
     values: dict[str, object] = {
-        "manifest_version": MANIFEST_VERSION,
+        "manifest_version": FORMAT_VERSION,
         "app_version": manifest.version,
         "applied_at": applied_at.isoformat(timespec="seconds").replace("+00:00", "Z"),
         "operation_count": len(steps),

@@ -21,7 +21,7 @@ import apsw
 from pylon.manifest.model import Entity, Field, Index, Manifest
 from pylon.schema import options
 from pylon.schema.options import MigrationOptions
-from pylon.schema.steps import Plan, Step, name_clashes
+from pylon.schema.steps import Plan, Step
 from pylon.storage.names import quote
 from pylon.storage.sqlite.schema import ddl
 from pylon.storage.sqlite.schema.convert import lossy_value
@@ -35,6 +35,7 @@ from pylon.storage.sqlite.schema.live import (
     introspect,
     renamed,
 )
+from pylon.storage.sqlite.schema.names import name_clashes
 
 _SHOWN: Final = 3  # values named where rows are in the way
 _SHOWN_CHARS: Final = 40  # of each

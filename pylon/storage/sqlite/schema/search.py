@@ -13,7 +13,6 @@ rebuild` beside a server).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Final
 
@@ -25,6 +24,7 @@ from pylon.log import get_logger
 from pylon.manifest.model import Entity, Manifest
 from pylon.query.words import text_fields, text_of
 from pylon.storage.names import quote
+from pylon.storage.schemas import SearchCheck
 from pylon.storage.sqlite import meta
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.schema import ddl
@@ -42,15 +42,6 @@ _KEY: Final = "search:"
 _FRESH: Final = "pylon_fresh_index"
 _LIVE_WORDS: Final = "pylon_live_words"
 _FRESH_WORDS: Final = "pylon_fresh_words"
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """How the index of an entity compares with its rows; no `problems`: exactly."""
-
-    entity: str
-    rows: int
-    problems: tuple[str, ...]
 
 
 def migrate(conn: apsw.Connection, manifest: Manifest, stale: bool) -> list[str]:
@@ -136,7 +127,7 @@ def renew(
     return rows, last_id
 
 
-def check(conn: apsw.Connection, entity: Entity) -> Checked:
+def check(conn: apsw.Connection, entity: Entity) -> SearchCheck:
     """Compare the index with the rows: the same rows, and each word at the same place.
 
     A fresh index is made in the temporary database; nothing else is written. To be called in
@@ -144,11 +135,11 @@ def check(conn: apsw.Connection, entity: Entity) -> Checked:
     """
     rows = int(conn.execute(f"SELECT count(*) FROM {quote(entity.name)}").get)
     if not _is_current(conn, entity):
-        return Checked(entity.name, rows, ("there is no index for this search config",))
+        return SearchCheck(entity.name, rows, ("there is no index for this search config",))
     problems = _row_problems(conn, entity)
     if not problems:
         problems = _word_problems(conn, entity)
-    return Checked(entity.name, rows, tuple(problems))
+    return SearchCheck(entity.name, rows, tuple(problems))
 
 
 def sort_index_name(entity: Entity, field: str) -> str:

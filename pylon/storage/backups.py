@@ -1,0 +1,127 @@
+"""Backups of a store: what a backend offers, and its reports.
+
+A bundle is a folder (`pylon.storage.sqlite.backup.bundle` has SQLite's form). `BackupRecord` notes
+the last good one beside the data, so that metrics say the same after a restart as before it.
+
+Called by `pylonctl backup`, `restore` and `schema apply`, and by the supervisor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+Progress = Callable[[int, int], None]  # pages remaining, pages in all
+
+
+@dataclass(frozen=True, slots=True)
+class BackupReport:
+    """What was written. `to_json` is the answer of `pylonctl --json backup`."""
+
+    target: str
+    manifest: bool
+    seq: int
+    lineage: str
+    schema_hash: str
+    version: str
+    created_at: str
+    size_bytes: int
+    duration_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        """spec/http.md §8.1 (`ok`, `target`, `db`, `manifest`, `uploaded_files`) and ours."""
+        return {"ok": True, "db": True, "uploaded_files": 0, **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """A bundle that passed."""
+
+    source: str
+    seq: int
+    lineage: str
+    schema_hash: str
+    version: str
+    created_at: str
+    files: int
+    size_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"ok": True, **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReport:
+    """What is live now. `to_json` is the answer of `pylonctl --json restore`."""
+
+    source: str
+    manifest: bool
+    seq: int  # head of the bundle
+    lineage: str
+    replaced: tuple[str, ...]  # files kept under new names
+    unreadable: str  # why the replaced database could not be read; "" if it could
+
+    def to_json(self) -> dict[str, Any]:
+        """spec/http.md §8.1 (`ok`, `source`, `db`, `manifest`, `restored_files`) and ours."""
+        return {"ok": True, "db": True, "restored_files": 0, **asdict(self)}
+
+
+class BackupRecord(msgspec.Struct, frozen=True):
+    """Time, target and size of the last good backup."""
+
+    at_s: int  # Unix time
+    duration_s: float
+    target: str
+    seq: int
+    size_bytes: int
+
+
+class BackupManager(Protocol):
+    """Backups of one store. From any process; one call at a time."""
+
+    def create(
+        self, target: Path, manifest: Path | None, on_progress: Progress | None = None,
+        on_copied: Callable[[], None] | None = None,
+    ) -> BackupReport:
+        """Write a bundle of one commit to a folder that is missing or empty, while others write.
+
+        Args:
+            manifest: the app's manifest; None, or a missing file, is left out.
+            on_progress: called now and then; the copy ends with what it raises.
+            on_copied: called once the store is no longer read.
+
+        Raises:
+            BackupRefused: the target is taken, or there is no database.
+            BackupInvalid: the copy does not pass the check.
+            OSError: the disk refused; nothing half made stays.
+        """
+
+    def verify(self, source: Path) -> VerifyReport:
+        """Check every byte of a bundle.
+
+        Raises:
+            BackupInvalid: says which file, and what is wrong with it.
+        """
+
+    def restore(self, source: Path, manifest: Path) -> RestoreReport:
+        """Replace the data and the manifest by those of a bundle. The caller holds the lock of the
+        data directory.
+
+        Raises:
+            BackupInvalid: the bundle does not pass `verify`; nothing was touched.
+            OSError: the disk refused; the old data are still in their place.
+        """
+
+    def read_record(self) -> BackupRecord | None:
+        """The record of the last good backup; None where there is none that can be read."""
+
+    def write_record(self, record: BackupRecord) -> None:
+        """Replace the record.
+
+        Raises:
+            OSError: the data directory cannot be written to.
+        """

@@ -1,0 +1,29 @@
+"""Factory of stores: the one place that chooses a backend, by the settings.
+
+A backend is imported when it is chosen, so that no process loads the driver of another one. Called
+by the supervisor, the workers, `pylonctl` and the bench.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pylon.config import Config
+from pylon.storage.backend import Backend
+
+
+def open_store(config: Config) -> Backend:
+    """Return the backend that the settings name. Opens nothing yet."""
+    from pylon.storage.sqlite.backend import SqliteBackend
+
+    return SqliteBackend(
+        Path(config.db_path), durability=config.durability, row_max_bytes=config.row_max_bytes,
+        in_memory=config.in_memory,
+    )
+
+
+def open_store_at(path: Path) -> Backend:
+    """Return the backend of a database that a command names by its path, beside the settings."""
+    from pylon.storage.sqlite.backend import SqliteBackend
+
+    return SqliteBackend(path)

@@ -1,0 +1,116 @@
+"""Schemas of a store: what a backend offers to inspect, plan and apply.
+
+Called by `pylonctl schema`, `search`, `export` and `check-config`, and by `pylon.startup`. A start
+brings the schema up by itself (`Backend.open_writer`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pylon.errors import PylonError
+from pylon.manifest.model import Entity, Manifest
+from pylon.schema.options import MigrationOptions
+from pylon.schema.steps import Plan, Step
+from pylon.storage.ops import InsertRow
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnInfo:
+    """A column as it is declared."""
+
+    name: str
+    type: str
+    not_null: bool
+    primary_key: bool
+
+
+@dataclass(frozen=True, slots=True)
+class IndexInfo:
+    """An index of a table."""
+
+    name: str
+    fields: tuple[str, ...]
+    unique: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TableInfo:
+    """A table as the database has it."""
+
+    name: str
+    columns: tuple[ColumnInfo, ...]
+    indexes: tuple[IndexInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchCheck:
+    """How the search index of an entity compares with its rows; no `problems`: exactly."""
+
+    entity: str
+    rows: int
+    problems: tuple[str, ...]
+
+
+class SchemaManager(Protocol):
+    """The schema of one store.
+
+    Raises, from every method that reads it: SchemaRefused when it is a newer Pylon's, and
+    StoreUnavailable when it cannot be read.
+    """
+
+    def refuse_unreachable(self, manifest: Manifest) -> None:
+        """Try out what a start would do, without touching the database.
+
+        Raises:
+            StartRefused: the database cannot be used, or brought to the manifest by additive steps.
+        """
+
+    def inspect(self) -> list[TableInfo]:
+        """Every table, by name."""
+
+    def history(self, limit: int) -> list[dict[str, Any]]:
+        """The newest entries of the schema's history, newest first (spec/http.md §8)."""
+
+    def plan(self, manifest: Manifest, options: MigrationOptions) -> Plan:
+        """Return what would be done; a missing database counts as an empty one."""
+
+    def apply(
+        self, manifest: Manifest, options: MigrationOptions, *, allow_destructive: bool
+    ) -> list[Step]:
+        """Bring the database to the manifest, in one transaction; the steps. The caller holds the
+        lock of the data directory.
+
+        Raises:
+            SchemaRefused: it cannot be done, or may not be; nothing was changed.
+        """
+
+    def check_search(self, entities: Sequence[Entity]) -> list[SearchCheck]:
+        """Compare the search indexes of entities with their rows, also while others write.
+
+        Raises:
+            SchemaRefused: no start has made them yet.
+        """
+
+    def build_search(self, entities: Sequence[Entity]) -> dict[str, int]:
+        """Build search indexes anew, in one transaction; the rows of each. The caller holds the
+        lock of the data directory.
+
+        Raises:
+            SchemaRefused: no start has made their tables yet.
+        """
+
+    def export(self, entities: Sequence[Entity]) -> Iterator[tuple[Entity, bytes]]:
+        """All rows of entities as JSON, of one commit, from the columns: also of a database that no
+        start of ours has brought up. Missing columns are null."""
+
+    def has_rows(self, manifest: Manifest) -> bool:
+        """Whether any entity has a row."""
+
+    def find_conflict(
+        self, manifest: Manifest, inserts: Sequence[InsertRow]
+    ) -> tuple[InsertRow, PylonError] | None:
+        """Insert rows into empty tables beside the database; the first that its constraints refuse,
+        and why."""

@@ -1,0 +1,63 @@
+"""Backups of one SQLite file: `pylon.storage.backups.BackupManager`. Made by `backend`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pylon.clock import Clock, SystemClock
+from pylon.errors import BackupInvalid
+from pylon.storage.backups import (
+    BackupRecord,
+    BackupReport,
+    Progress,
+    RestoreReport,
+    VerifyReport,
+)
+from pylon.storage.sqlite.backup import bundle, record
+from pylon.storage.sqlite.backup.create import create_backup
+from pylon.storage.sqlite.backup.restore import restore_backup
+from pylon.storage.sqlite.backup.verify import verify_backup
+
+
+class SqliteBackups:
+    """See the module."""
+
+    def __init__(self, path: Path, clock: Clock | None = None) -> None:
+        self._path = path
+        self._clock = clock or SystemClock()
+
+    def create(
+        self, target: Path, manifest: Path | None, on_progress: Progress | None = None,
+        on_copied: Callable[[], None] | None = None,
+    ) -> BackupReport:
+        """See `BackupManager`."""
+        report = create_backup(
+            self._path, manifest, target, self._clock, on_progress, on_copied
+        )
+        _check_made(target)
+        return report
+
+    def verify(self, source: Path) -> VerifyReport:
+        """See `BackupManager`."""
+        return verify_backup(source)
+
+    def restore(self, source: Path, manifest: Path) -> RestoreReport:
+        """See `BackupManager`."""
+        return restore_backup(source, self._path, manifest, self._clock)
+
+    def read_record(self) -> BackupRecord | None:
+        """See `BackupManager`."""
+        return record.read_record(self._path)
+
+    def write_record(self, made: BackupRecord) -> None:
+        """See `BackupManager`."""
+        record.write_record(self._path, made)
+
+
+def _check_made(target: Path) -> None:
+    """Check the target under its final name, so that the report is true."""
+    contents = bundle.read_contents(target)
+    for name, entry in contents.files.items():
+        if (target / name).stat().st_size != entry.size_bytes:
+            raise BackupInvalid(f"{target / name} is not there as it was written")

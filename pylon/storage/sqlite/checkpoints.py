@@ -1,0 +1,169 @@
+"""Checkpoints of the WAL, on a connection of their own. The writer never checkpoints.
+
+PASSIVE checkpoints run when the WAL has grown or aged; they block nobody. SQLite begins the WAL
+anew with the first commit that finds all of it written back and no reader in it. While commits
+never cease, none does. So above `limits.WAL_LIMIT_BYTES` PASSIVE checkpoints run one after the
+other until little is left. The last one runs between two batches (`turn_lock`), since it takes two
+fsyncs (about 10 ms). No checkpoint waits for a reader, but for `flush_all`, when nobody writes any
+more. The log names a reader that keeps the WAL from beginning anew (`wal.held`).
+
+Metrics: pylon_wal_bytes, pylon_wal_held_seconds, pylon_checkpoint_seconds. Called by `maintenance`,
+in the flusher's thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Final
+
+import apsw
+
+from pylon import limits, log, metrics
+from pylon.clock import Clock
+from pylon.errors import StoreUnavailable
+from pylon.storage.sqlite.error_text import error_text
+from pylon.storage.sqlite.turn_lock import TurnLock
+from pylon.storage.sqlite.wal_readers import find_readers
+
+_log = log.get_logger("checkpoints")
+_PATIENCE_MS: Final = 1_000  # for readers, at the end of a drain
+_RESTART_ATTEMPTS: Final = 5
+_RESTART_PAUSE_S: Final = 0.005
+_TURN_S: Final = 5.0
+_CATCH_UP_PASSES: Final = 10
+_REST_BYTES: Final = 256 * 1024  # so little is written back while the writer pauses
+_HELD_LOGGED_EVERY_S: Final = 30.0
+_MODES: Final = {
+    "passive": apsw.SQLITE_CHECKPOINT_PASSIVE,
+    "restart": apsw.SQLITE_CHECKPOINT_RESTART,
+    "truncate": apsw.SQLITE_CHECKPOINT_TRUNCATE,
+}
+
+
+def open_upkeep(path: str | Path) -> apsw.Connection:
+    """A connection for checkpoints and for looks at the log. It never waits for a lock: while it
+    waited with the writer's lock, no write went on.
+
+    Raises:
+        apsw.Error
+    """
+    conn = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    conn.set_busy_timeout(0)
+    conn.execute("PRAGMA wal_autocheckpoint=0")
+    # A connection that has read nothing does not know of the WAL: its checkpoints do nothing.
+    conn.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+    return conn
+
+
+class Checkpoints:
+    """The checkpoints of one database. `wal_bytes`: of the WAL that is in use. `unwritten_bytes`:
+    of it, that no checkpoint has written back."""
+
+    def __init__(self, conn: apsw.Connection, turns: TurnLock, clock: Clock) -> None:
+        """Args: `conn` is one of `open_upkeep`."""
+        self._conn = conn
+        self._turns = turns
+        self._clock = clock
+        self._path = Path(conn.filename)
+        self._page_bytes = int(conn.pragma("page_size"))
+        self._ending = threading.Event()
+        self._flushed_at_s = clock.monotonic_s()
+        self._held_since_s: float | None = None
+        self._held_logged_s = float("-inf")
+        self.wal_bytes = 0
+        self.unwritten_bytes = 0
+
+    def look(self) -> None:
+        """One round: measure, and checkpoint if it is time.
+
+        Raises:
+            StoreUnavailable: a checkpoint failed.
+        """
+        self._measure()
+        now_s = self._clock.monotonic_s()
+        aged = now_s - self._flushed_at_s >= limits.WAL_CHECKPOINT_AGE_S
+        if self.unwritten_bytes >= (1 if aged else limits.WAL_CHECKPOINT_BYTES):
+            self.checkpoint("passive")
+            self._flushed_at_s = now_s
+        if self.wal_bytes < limits.WAL_LIMIT_BYTES or self._restart_wal():
+            self._held_since_s = None
+            metrics.WAL_HELD.set(0.0)
+        else:
+            self._note_held()
+
+    def end(self) -> None:
+        """Have a round that is under way end soon; from any thread."""
+        self._ending.set()
+
+    def flush_all(self) -> bool:
+        """Write the whole WAL into the database and empty it; whether that worked. Readers that
+        still hold the WAL make it fail after a second."""
+        self._conn.set_busy_timeout(_PATIENCE_MS)  # nobody writes any more
+        return self.checkpoint("truncate")
+
+    def checkpoint(self, mode: str) -> bool:
+        """Checkpoint now; whether all of the WAL as it was at the beginning was written back (and
+        can begin anew, unless passive). Only `truncate` waits for readers: see `flush_all`.
+
+        Raises:
+            StoreUnavailable
+        """
+        started_s = self._clock.monotonic_s()
+        try:
+            frames, written = self._conn.wal_checkpoint(mode=_MODES[mode])
+        except apsw.BusyError:
+            frames, written = -1, 0
+        except apsw.Error as ex:
+            raise StoreUnavailable(f"The WAL checkpoint failed: {error_text(ex)}") from ex
+        metrics.CHECKPOINT.labels(mode).observe(self._clock.monotonic_s() - started_s)
+        self._measure()
+        return 0 <= frames == written
+
+    def _restart_wal(self) -> bool:
+        """Have the next commit begin the WAL anew, if nobody reads it at this moment; whether that
+        worked. Most reads take less than a millisecond, so of a few attempts one succeeds."""
+        for attempt in range(_RESTART_ATTEMPTS):
+            if not self._catch_up():
+                return False  # a long read keeps a part of the WAL
+            with self._turns.behind(_TURN_S):
+                if self.checkpoint("restart"):
+                    return True
+            if attempt + 1 < _RESTART_ATTEMPTS and self._ending.wait(_RESTART_PAUSE_S):
+                break
+        return False
+
+    def _catch_up(self) -> bool:
+        """Write back all but `_REST_BYTES` of the WAL, while the writer goes on; whether that
+        worked. Each pass takes in what was committed during the one before, hence less."""
+        for _ in range(_CATCH_UP_PASSES):
+            if self.unwritten_bytes <= _REST_BYTES:
+                return True
+            if not self.checkpoint("passive"):
+                return False
+        return self.unwritten_bytes <= _REST_BYTES
+
+    def _note_held(self) -> None:
+        now_s = self._clock.monotonic_s()
+        if self._held_since_s is None:
+            self._held_since_s = now_s
+        held_s = now_s - self._held_since_s
+        metrics.WAL_HELD.set(held_s)
+        if now_s - self._held_logged_s >= _HELD_LOGGED_EVERY_S:
+            self._held_logged_s = now_s
+            readers = [str(reader) for reader in find_readers(self._path)]
+            _log.warning("wal.held", wal_bytes=self.wal_bytes, limit_bytes=limits.WAL_LIMIT_BYTES,
+                         held_s=round(held_s, 1), readers=readers,
+                         hint="a long read (a backup, a slow scan, another program) keeps the WAL "
+                         "from beginning anew; writes go on, and the file grows until it ends")
+
+    def _measure(self) -> None:
+        """Look how much of the WAL is in use, and how much of that is not written back. The file
+        keeps its size when the WAL begins anew."""
+        try:
+            frames, written = self._conn.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+        except apsw.Error as ex:
+            raise StoreUnavailable(f"The WAL cannot be measured: {error_text(ex)}") from ex
+        self.wal_bytes = max(0, frames) * self._page_bytes
+        self.unwritten_bytes = max(0, frames - written) * self._page_bytes
+        metrics.WAL_BYTES.set(self.wal_bytes)

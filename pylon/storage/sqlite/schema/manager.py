@@ -1,0 +1,200 @@
+"""The schema of one SQLite file: `pylon.storage.schemas.SchemaManager`. Made by `backend`.
+
+Every method opens a connection of its own and closes it. apsw's errors become Pylon's, with the
+path and SQLite's reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import apsw
+import orjson
+
+from pylon.clock import SystemClock
+from pylon.errors import PylonError, SchemaRefused, StoreUnavailable
+from pylon.manifest.model import Entity, Manifest
+from pylon.schema.options import MigrationOptions
+from pylon.schema.steps import Plan, Step
+from pylon.storage.core.constraint_errors import constraint_error
+from pylon.storage.names import quote
+from pylon.storage.ops import InsertRow
+from pylon.storage.schemas import ColumnInfo, IndexInfo, SearchCheck, TableInfo
+from pylon.storage.sqlite.connect import open_reader, open_writer
+from pylon.storage.sqlite.constraint_errors import ConstraintErrors
+from pylon.storage.sqlite.error_text import error_text
+from pylon.storage.sqlite.pragmas import BUSY_TIMEOUT_MS
+from pylon.storage.sqlite.schema import ddl, history
+from pylon.storage.sqlite.schema.live import LiveTable, introspect, table_names
+from pylon.storage.sqlite.schema.plan import make_plan
+from pylon.storage.sqlite.schema.rewrite import apply_plan
+from pylon.storage.sqlite.schema.search import build, check
+from pylon.storage.sqlite.schema.trial import refuse_unreachable
+from pylon.values import EntityCodec
+
+
+class SqliteSchema:
+    """See the module."""
+
+    def __init__(self, path: Path, *, is_new: bool = False) -> None:
+        """Args: `is_new`: the file will be made, whatever stands under the path."""
+        self._path = path
+        self._is_new = is_new
+
+    def refuse_unreachable(self, manifest: Manifest) -> None:
+        """See `SchemaManager`."""
+        refuse_unreachable(None if self._is_new else self._path, manifest)
+
+    def inspect(self) -> list[TableInfo]:
+        """See `SchemaManager`."""
+        with closing(open_reader(self._path)) as conn:
+            live = introspect(conn, tuple(table_names(conn)))
+        return [_table_info(table) for table in live.tables.values()]
+
+    def history(self, limit: int) -> list[dict[str, Any]]:
+        """See `SchemaManager`."""
+        with closing(open_reader(self._path)) as conn:
+            try:
+                return history.entries(conn, limit)
+            except apsw.SQLError as ex:  # another program's table of this name
+                raise StoreUnavailable(f"the history cannot be read: {error_text(ex)}") from ex
+
+    def plan(self, manifest: Manifest, options: MigrationOptions) -> Plan:
+        """See `SchemaManager`."""
+        try:
+            with closing(self._open_or_empty()) as conn:
+                history.refuse_newer(conn)
+                with conn:  # one commit for all that is looked at
+                    planned = make_plan(conn, manifest, options)
+        except apsw.Error as ex:
+            raise SchemaRefused(f"{self._path} cannot be read: {error_text(ex)}") from ex
+        return planned
+
+    def apply(
+        self, manifest: Manifest, options: MigrationOptions, *, allow_destructive: bool
+    ) -> list[Step]:
+        """See `SchemaManager`."""
+        try:
+            with closing(open_writer(self._path)) as conn:
+                planned, prepared = apply_plan(
+                    conn, manifest, options, allow_destructive, SystemClock()
+                )
+                conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except apsw.Error as ex:
+            raise SchemaRefused(
+                f"{self._path}: nothing was changed: {error_text(ex)}"
+            ) from ex
+        return [*planned.rewrites, *prepared.plan.steps]
+
+    def check_search(self, entities: Sequence[Entity]) -> list[SearchCheck]:
+        """See `SchemaManager`."""
+        flags = apsw.SQLITE_OPEN_READWRITE  # a WAL database; what is compared with is temporary
+        try:
+            with closing(apsw.Connection(str(self._path), flags=flags)) as conn:
+                conn.set_busy_timeout(BUSY_TIMEOUT_MS)
+                with conn:
+                    found = [check(conn, entity) for entity in entities]
+        except apsw.SQLError as ex:
+            raise self._not_brought_up(ex) from ex
+        return found
+
+    def build_search(self, entities: Sequence[Entity]) -> dict[str, int]:
+        """See `SchemaManager`."""
+        try:
+            with closing(open_writer(self._path)) as conn:
+                conn.execute("BEGIN IMMEDIATE")
+                built = {entity.name: build(conn, entity) for entity in entities}
+                conn.execute("COMMIT")
+        except apsw.SQLError as ex:
+            raise self._not_brought_up(ex) from ex
+        return built
+
+    def export(self, entities: Sequence[Entity]) -> Iterator[tuple[Entity, bytes]]:
+        """See `SchemaManager`."""
+        with ExitStack() as stack:
+            conn = stack.enter_context(closing(open_reader(self._path)))
+            try:
+                history.refuse_newer(conn)
+                stack.enter_context(conn)  # one transaction, so one commit
+                for entity in entities:
+                    for row_json in _rows_of(conn, entity):
+                        yield entity, row_json
+            except apsw.Error as ex:
+                raise StoreUnavailable(
+                    f"{self._path} cannot be read: {error_text(ex)}"
+                ) from ex
+
+    def has_rows(self, manifest: Manifest) -> bool:
+        """See `SchemaManager`."""
+        with closing(open_reader(self._path)) as conn:
+            tables = introspect(conn, tuple(e.name for e in manifest.entities)).tables.values()
+            return any(
+                conn.execute(f"SELECT 1 FROM {quote(table.source)} LIMIT 1").get is not None
+                for table in tables
+            )
+
+    def find_conflict(
+        self, manifest: Manifest, inserts: Sequence[InsertRow]
+    ) -> tuple[InsertRow, PylonError] | None:
+        """See `SchemaManager`."""
+        with closing(apsw.Connection(":memory:")) as conn:
+            errors = {}
+            for name in dict.fromkeys(insert.entity for insert in inserts):
+                entity = manifest.by_name[name]
+                errors[name] = ConstraintErrors(entity)
+                conn.execute(ddl.create_table(entity))
+                for index in entity.indexes:
+                    if index.unique:
+                        full = ddl.index_name(entity, index)
+                        conn.execute(ddl.create_index(full, entity, index.fields, unique=True))
+            for insert in inserts:
+                entity = manifest.by_name[insert.entity]
+                columns = ", ".join(quote(name) for name in entity.columns)
+                marks = ", ".join("?" * len(entity.columns))
+                try:
+                    conn.execute(
+                        f"INSERT INTO {quote(entity.name)} ({columns}) VALUES ({marks})",
+                        (insert.row_id, *insert.values),
+                    )
+                except apsw.ConstraintError as ex:
+                    return insert, constraint_error(
+                        entity.name, errors[entity.name].of(ex), orjson.loads(insert.row_json),
+                        client_id_given=insert.client_id_given,
+                    )
+        return None
+
+    def _open_or_empty(self) -> apsw.Connection:
+        if self._is_new or not self._path.is_file():
+            return apsw.Connection(":memory:")
+        return open_reader(self._path)
+
+    def _not_brought_up(self, error: apsw.Error) -> SchemaRefused:
+        return SchemaRefused(
+            f"{self._path} is not as the manifest has it: {error}",
+            hint="start the server once, or: pylonctl schema apply; both build missing indexes",
+        )
+
+
+def _rows_of(conn: apsw.Connection, entity: Entity) -> Iterator[bytes]:
+    table = introspect(conn, (entity.name,)).tables.get(entity.name.lower())
+    if table is None:
+        return
+    codec = EntityCodec(entity)
+    columns = ", ".join(
+        quote(c) if c.lower() in table.columns else "NULL" for c in entity.columns
+    )
+    for values in conn.execute(f"SELECT {columns} FROM {quote(table.name)} ORDER BY id"):
+        yield codec.encode(codec.row_from_sql(values))
+
+
+def _table_info(table: LiveTable) -> TableInfo:
+    return TableInfo(
+        table.name,
+        tuple(
+            ColumnInfo(c.name, c.type, c.not_null, c.primary_key) for c in table.columns.values()
+        ),
+        tuple(IndexInfo(i.name, i.fields, i.unique) for i in table.indexes),
+    )
