@@ -28,6 +28,8 @@ from pylon.crdt.redaction import Run, Spans, blank, gone_ids, joined, within
 from pylon.errors import CrdtApplyFailed, CrdtDecodeFailed, CrdtHistoryMissing, LimitExceeded
 from pylon.manifest.model import Entity, Field, FieldType
 
+Version = loro.VersionVector
+
 _ROOT: Final = "row"
 _RESERVED: Final = frozenset({"counter", "list", "movable-list", "tree"})
 _NUMBERS: Final = frozenset({FieldType.INT, FieldType.FLOAT})
@@ -61,7 +63,7 @@ class Document:
             return self._doc.oplog_vv.encode()
 
     @property
-    def version(self) -> loro.VersionVector:
+    def version(self) -> Version:
         """Which changes it has. Equal versions are equal documents."""
         return self._doc.oplog_vv
 
@@ -108,7 +110,7 @@ class Document:
                 self._set(self._fields[name], value, None if known is None else known.get(name))
             self._doc.commit()
 
-    def changes_since(self, version: loro.VersionVector) -> bytes:
+    def changes_since(self, version: Version) -> bytes:
         """What came after `version`, for those who have that."""
         with _loro():
             return self._doc.export(loro.ExportMode.Updates(version))
@@ -271,14 +273,14 @@ def without_known(parts: Sequence[bytes], update: bytes) -> bytes:
         return theirs.export(loro.ExportMode.Updates(doc.oplog_vv))
 
 
-def _version(encoded: bytes, doc: loro.LoroDoc | None) -> loro.VersionVector:
+def _version(encoded: bytes, doc: loro.LoroDoc | None) -> Version:
     """A version; for no bytes that of `doc`, or of an empty document."""
     if encoded:
         return loro.VersionVector.decode(encoded)
     return loro.VersionVector() if doc is None else doc.oplog_vv
 
 
-def _json_updates(doc: loro.LoroDoc, until: loro.VersionVector) -> Any:
+def _json_updates(doc: loro.LoroDoc, until: Version) -> Any:
     return orjson.loads(doc.export_json_updates(loro.VersionVector(), until))
 
 

@@ -17,10 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import loro
-
 from pylon import limits, metrics
-from pylon.crdt.document import Document
+from pylon.crdt.document import Document, Version
 from pylon.storage.core.transaction import DocumentKey
 from pylon.values import encode_row
 
@@ -55,7 +53,7 @@ class CachedDocument:
     """A decoded document, and what is stored of it."""
 
     document: Document
-    version: loro.VersionVector | None  # as stored; None: nothing is, or nothing that can be read
+    version: Version | None  # as stored; None: nothing is, or nothing that can be read
     number: int  # of its newest stored update
     snapshot_bytes: int
     pending: int = 0  # updates beside the snapshot
