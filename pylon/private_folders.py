@@ -7,7 +7,7 @@ from one in use (`collect_dead_folders`), even if another process has the dead o
 Invariants: a folder is removed only if this user owns it, no process holds its lock, and nothing
 is in it but the files that the caller names; never through a symlink, and never without a lock
 file, since the folder may be in the making. Called by `pylon.bus.runtime` and
-`supervisor.datadir`.
+`pylon.storage.sqlite.backend`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from pylon.auth.sessions import count_again, resolve
 from pylon.auth_context import Caller
 from pylon.clock import Clock
 from pylon.config import Config
-from pylon.storage.interface import SessionRow, Store
+from pylon.storage.interface import Reader, SessionRow, Store, read_settled
 
 _NS_PER_S: Final = 1_000_000_000
 
@@ -52,17 +52,20 @@ class UsedGuests:
 class SessionCache(Generic[Credentials]):
     """The cache of one process."""
 
-    __slots__ = ("_clock", "_config", "_ends", "_known", "_stale_s", "_store", "_used_guests")
+    __slots__ = ("_clock", "_config", "_ends", "_forgotten", "_is_inline", "_known", "_stale_s",
+                 "_store", "_used_guests")
 
     def __init__(
         self, config: Config, store: Store, clock: Clock,
         ends: Callable[[str, float], None] | None = None, used_guests: UsedGuests | None = None,
+        *, is_inline: bool = False,
     ) -> None:
         """
         Args:
             ends: called for each session with an end that is looked up: its id, and its end in
                 monotonic seconds.
             used_guests: receives the guests that the store has as unused.
+            is_inline: `look_up` is called in callbacks, and must not switch greenlets.
         """
         self._used_guests = UsedGuests() if used_guests is None else used_guests
         self._config = config
@@ -70,6 +73,8 @@ class SessionCache(Generic[Credentials]):
         self._clock = clock
         self._ends = ends
         self._known: dict[Credentials, tuple[Caller, float]] = {}  # until when, monotonic
+        self._is_inline = is_inline
+        self._forgotten = 0  # how often the cache was cleared by `forget`
         self._stale_s = 0.0  # the first look-up after this time clears the cache
 
     def find(self, carried: Credentials) -> Caller | None:
@@ -92,7 +97,7 @@ class SessionCache(Generic[Credentials]):
 
         def session_of(session_id: str) -> SessionRow | None:
             nonlocal until_s
-            session = self._store.point(lambda reader: reader.session(session_id))
+            session = self._read(session_id)
             if session is not None and session.is_unused:
                 self._used_guests.add(session_id)
             if session is not None and session.expires_at_s:
@@ -113,3 +118,13 @@ class SessionCache(Generic[Credentials]):
     def forget(self) -> None:
         """Clear the cache, because a session may have been revoked."""
         self._known.clear()
+        self._forgotten += 1
+
+    def _read(self, session_id: str) -> SessionRow | None:
+        """Return the session as no revocation that was seen meanwhile can have changed it."""
+        def read(reader: Reader) -> SessionRow | None:
+            return reader.session(session_id)
+
+        if self._is_inline:
+            return self._store.point_inline(read)
+        return read_settled(self._store, read, lambda: self._forgotten)

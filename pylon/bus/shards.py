@@ -124,7 +124,7 @@ class ShardsClient:
             PylonError: what it answered.
         """
         self._check()
-        home = placement_of(command.shard_id, self._workers, self._store)
+        home = placement_of(command.shard_id, self._workers, self._store.point)
         return self.at(home, command)
 
     def for_matchmaker(self, command: MatchCommand) -> bytes:

@@ -11,7 +11,7 @@ Invariants: a cursor is either answered without a hole or refused with ResyncReq
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from pylon import limits
 from pylon.changelog.change import Change
@@ -19,7 +19,7 @@ from pylon.changelog.current import relate_to_store
 from pylon.changelog.tail import Tail
 from pylon.errors import ResyncRequired
 from pylon.storage.events import ChangeBatch, ChangeEvent
-from pylon.storage.interface import Reader, Store
+from pylon.storage.interface import Reader, Store, read_settled
 
 _PAGE_EVENTS: Final = 100
 _ANSWER_BYTES: Final = limits.BATCH_BYTES
@@ -49,15 +49,16 @@ class Feed:
             ResyncRequired: the cursor is ahead of the head, void, or older than what is kept.
         """
         self._refresh()
-        if since > self._head or any(low < since < high for low, high in self._void):
-            raise _resync(since, self._head + 1)
+        head = self._head  # reads below may switch greenlets, and others may move it on
+        if since > head or any(low < since < high for low, high in self._void):
+            raise _resync(since, head + 1)
         changes = self._tail.after(since, limit, _ANSWER_BYTES)
         if changes is None:
             oldest = self._store.point(lambda reader: reader.oldest_seq())
             if since + 1 < oldest:
                 raise _resync(since, oldest)
             changes = _bounded(self._read(since, limit))
-        return changes, self._head
+        return changes, head
 
     def relate(self, changes: Sequence[Change], entities: Collection[str]) -> None:
         """Let changes of `entities`, as `after` gave them, lead to the newest of their rows.
@@ -78,31 +79,31 @@ class Feed:
         if version == self._version:
             return
         # The version is taken first: what is committed from here on is noticed next time.
-        head = self._store.point(lambda reader: reader.head_seq())
-        if self._version is None or head - self._tail.last_seq > limits.PULL_PAGE_EVENTS:
-            self._restart(head)
-        else:
-            self._catch_up(head)
-        self._void = self._store.point(lambda reader: reader.void_ranges())
-        self._head = max(head, self._tail.last_seq)
+        news = read_settled(
+            self._store, self._read_news, lambda: (self._tail, self._tail.last_seq)
+        )
+        if news.is_restart:
+            self._tail = Tail(news.pages[0][0].seq - 1 if news.pages else news.head)
+        for page in news.pages:
+            self._tail.append(ChangeBatch(self._tail.last_seq, page))
+        self._tail.advance(news.head)
+        self._void = news.void_ranges
+        self._head = max(news.head, self._tail.last_seq)
         self._version = version
 
-    def _restart(self, head: int) -> None:
-        """Too much was missed to read it all: begin again with the newest events."""
-        newest = self._store.point(lambda reader: reader.newest_events(limits.PULL_PAGE_EVENTS))
-        self._tail = Tail(newest[0].seq - 1 if newest else head)
-        if newest:
-            self._tail.append(ChangeBatch(newest[0].seq - 1, newest))
-        self._tail.advance(head)
-
-    def _catch_up(self, head: int) -> None:
-        while self._tail.last_seq < head:
-            last = self._tail.last_seq
-            events = self._events(last, _PAGE_EVENTS)
-            if not events:
-                self._tail.advance(head)
-                return
-            self._tail.append(ChangeBatch(last, events))
+    def _read_news(self, reader: Reader) -> _News:
+        """What the tail has to learn, as it is now."""
+        head, last = reader.head_seq(), self._tail.last_seq
+        void_ranges = reader.void_ranges()
+        if self._version is None or head - last > limits.PULL_PAGE_EVENTS:
+            # Too much was missed to read it all: begin again with the newest events.
+            newest = reader.newest_events(limits.PULL_PAGE_EVENTS)
+            return _News(head, void_ranges, [newest] if newest else [], is_restart=True)
+        pages: list[list[ChangeEvent]] = []
+        while last < head and (page := reader.events_after(last, _PAGE_EVENTS)):
+            pages.append(page)
+            last = page[-1].seq
+        return _News(head, void_ranges, pages, is_restart=False)
 
     def _read(self, since: int, limit: int) -> list[Change]:
         changes: list[Change] = []
@@ -118,6 +119,15 @@ class Feed:
 
     def _events(self, seq: int, limit: int) -> list[ChangeEvent]:
         return self._store.point(lambda reader: reader.events_after(seq, limit))
+
+
+class _News(NamedTuple):
+    """What was committed since the last look."""
+
+    head: int
+    void_ranges: list[tuple[int, int]]
+    pages: list[list[ChangeEvent]]
+    is_restart: bool
 
 
 def _data_version(reader: Reader) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 
-from pylon.storage.interface import Store
+from pylon.storage.interface import PointRead
 
 
 def home_of(shard_id: str, workers: int) -> str:
@@ -17,15 +17,18 @@ def home_of(shard_id: str, workers: int) -> str:
     return str(max(range(1, workers + 1), key=lambda number: _weight(shard_id, number)))
 
 
-def placement_of(shard_id: str, workers: int, store: Store) -> str:
+def placement_of(shard_id: str, workers: int, point: PointRead) -> str:
     """The worker that a shard lives at.
+
+    Args:
+        point: `Store.point`, or `Store.point_inline` where no other greenlet may run meanwhile.
 
     Raises:
         QueryTimeout, StoreUnavailable.
     """
     if workers == 1:
         return "1"
-    known = store.point(lambda reader: reader.shard(shard_id))
+    known = point(lambda reader: reader.shard(shard_id))
     if known is not None and known.home is not None and int(known.home) <= workers:
         return known.home
     return home_of(shard_id, workers)

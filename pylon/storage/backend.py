@@ -40,17 +40,14 @@ class ChangeSource(Protocol):
     """Committed changes in commit order, whoever committed them.
 
     Each batch names the head before it (`ChangeBatch.prev_seq`): a receiver whose own head is
-    another one has a gap, and reads it from the log. With `Capabilities.own_writes_only` the bus is
-    the source of every worker (`pylon.bus.changes`); another backend feeds the bus from one.
+    another one has a gap, and reads it from the log. Every worker receives from the bus
+    (`pylon.bus.changes`). With `Capabilities.own_writes_only` the writer publishes there what it
+    has committed; without, the backend has a source to publish from.
     """
 
-    def receive(self) -> ChangeBatch | None:
-        """The next batch; None if none came in time.
-
-        Raises:
-            StoreUnavailable: the connection to the source is lost. It is opened again by the next
-                call, which may leave a gap.
-        """
+    def receive(self) -> ChangeBatch:
+        """The next batch; waits for it. After a loss of the connection the next batch may leave a
+        gap."""
 
 
 class BareReads(Protocol):

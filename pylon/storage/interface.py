@@ -290,11 +290,40 @@ class Reader(Protocol):
         """Give the connection back. Idempotent."""
 
 
-class Store(Protocol):
-    """The readers of one process. Used by the API, the hub, `Feed` and snapshots."""
+class PointRead(Protocol):
+    """`Store.point` or `Store.point_inline`, for a function that both kinds of callers use."""
 
-    def point(self, read: Callable[[Reader], T]) -> T:
-        """Run a read of a few rows, at once."""
+    def __call__(self, read: Callable[[Reader], T], /) -> T: ...
+
+
+class Store(Protocol):
+    """The readers of one process, for any number of its greenlets.
+
+    **Switches of greenlets.** `point` and `scan` may switch: other greenlets may run between the
+    call and its return, and change what the caller has in memory. A caller that compares or joins
+    an answer with its memory either runs `read_settled`, or looks at its memory again afterwards.
+    `point_inline` never switches, so the state of the process is the same before and after it, and
+    libev's callbacks may call it. Its callers are those that need this: the hub's admission and
+    replay, documents, and the registry of shards. A store without `local_reads` has no
+    `point_inline`; a worker that needs it does not start on such a store.
+    """
+
+    @property
+    def local_reads(self) -> bool:
+        """Whether reads by key are answered in this process, in microseconds."""
+
+    def point(self, read: Callable[[Reader], T], /) -> T:
+        """Run a read of a few rows. May switch greenlets. `read` must have no effect but its
+        answer.
+
+        Raises: what the reader raises.
+        """
+
+    def point_inline(self, read: Callable[[Reader], T], /) -> T:
+        """Run a read of a few rows without a switch of greenlets; also in libev's callbacks.
+
+        Raises: what the reader raises. NotImplementedError: the store has no `local_reads`.
+        """
 
     def scan(
         self, read: Callable[[Reader], T], inline: bool = True, caller: str = SERVER
@@ -307,6 +336,21 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Close all connections. No scan may be under way."""
+
+
+def read_settled(
+    store: Store, read: Callable[[Reader], T], stamp: Callable[[], object]
+) -> T:
+    """Run a read whose answer is to be joined with the caller's memory: again until `stamp`, which
+    stands for that memory, is the same before and after it. With `local_reads` once.
+
+    From the return of this function to the caller's next switch the answer and the memory fit.
+    """
+    while True:
+        before = stamp()
+        answer = store.point(read)
+        if stamp() == before:
+            return answer
 
 
 class Maintenance(Protocol):

@@ -88,8 +88,16 @@ class RacingStore:
         self._pool = pool
         self.meanwhile: Callable[[], None] | None = None
 
-    def point(self, read: Callable[[Reader], T]) -> T:
+    local_reads = True
+
+    def point(self, read: Callable[[Reader], T], /) -> T:
         return self._pool.point(read)
+
+    def point_inline(self, read: Callable[[Reader], T], /) -> T:
+        return self._pool.point_inline(read)
+
+    def close(self) -> None:
+        self._pool.close()
 
     def scan(
         self, read: Callable[[Reader], T], inline: bool = True, caller: str = SERVER

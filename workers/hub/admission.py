@@ -72,7 +72,7 @@ class SubscriberAdmission:
         self.callers: SessionCache[str] = SessionCache(  # by token
             app.config, booted.reader_pool, app.clock,
             lambda session_id, at_s: self.sessions.expires(session_id, at_s),  # noqa: PLW0108  (made below)
-            booted.used_guests,
+            booted.used_guests, is_inline=True,
         )
         self.sessions = SessionWatch(booted.reader_pool, app.clock, self.callers.forget)
         self.sessions.watch(hub)

@@ -2,7 +2,8 @@
 
 Invariants: a page is returned only if the log still has everything after the cursor; otherwise
 `ResyncRequired` is raised. The check follows the read, so it notices pruning in between. Called by
-`workers.hub.feed`, `replay` and `start_cursors`; every call may block its greenlet.
+`workers.hub.feed`, `replay` and `start_cursors`; `check` and `span` never switch
+greenlets, since a replay calls them in libev's callbacks; every other call may.
 """
 
 from __future__ import annotations
@@ -62,11 +63,11 @@ class History:
         Raises:
             ResyncRequired: the cursor is ahead of the log, older than the log, or void.
         """
-        self._store.point(lambda reader: _check(reader, cursor))
+        self._store.point_inline(lambda reader: _check(reader, cursor))
 
     def span(self) -> Span:
         """Return the range of the change log."""
-        return self._store.point(_span)
+        return self._store.point_inline(_span)
 
 
 @dataclass(frozen=True, slots=True)

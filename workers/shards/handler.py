@@ -165,7 +165,7 @@ class ShardConnectionHandler:
         self, shard_id: str, request: Request, raw: RawSocket, early: bytes, *,
         on_main_port: bool,
     ) -> bool:
-        home = placement_of(shard_id, self._workers, self._store)
+        home = placement_of(shard_id, self._workers, self._store.point_inline)
         if home == self._worker:
             return False
         port = MAIN_PORT if on_main_port else OWN_PORT

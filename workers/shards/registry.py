@@ -286,14 +286,14 @@ class ShardRegistry:
         pending = self._state_writer.pending(shard_id)
         if pending is not None and pending.moves:
             raise SubscribeFailed("shard is being moved", hint="Connect again")
-        if placement_of(shard_id, self._workers, self._store) != self._worker:
+        if placement_of(shard_id, self._workers, self._store.point_inline) != self._worker:
             raise SubscribeFailed("shard lives in another process now", hint="Connect again")
 
     def _saved(self, shard_id: str) -> Saved | None:
         pending = self._state_writer.pending(shard_id)
         if pending is not None and (pending.saved is not None or not pending.keeps):
             return pending.saved
-        at_rest = self._store.point(lambda reader: reader.shard(shard_id))
+        at_rest = self._store.point_inline(lambda reader: reader.shard(shard_id))
         if at_rest is None or at_rest.data is None:
             return None
         return msgspec.msgpack.decode(at_rest.data, type=Saved)

@@ -142,7 +142,7 @@ def _resume_saved(booted: WorkerContext, registry: ShardRegistry, workers: int) 
             kind = kind_of(at_rest.id)
             if kind is None or not kind.config.tick_when_empty:
                 continue
-            if placement_of(at_rest.id, workers, store) == booted.worker:
+            if placement_of(at_rest.id, workers, store.point) == booted.worker:
                 registry.find_or_make(at_rest.id)
     except PylonError as ex:  # they come when somebody asks for them
         _log.warning("shards.not_restored", code=ex.code, message=ex.message)

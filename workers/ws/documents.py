@@ -136,7 +136,7 @@ class Documents:
         if stored is None:
             return
         if not self._watches:  # nobody read along until now
-            self._number = self._store.point(lambda reader: reader.document_number())
+            self._number = self._store.point_inline(lambda reader: reader.document_number())
         payload = self._payload(key, stored, connection)
         # The payload is of a commit at which the row was the caller's to read; it still is.
         if not connection.is_open or not self._may_read(key, connection.caller.auth):
@@ -221,7 +221,7 @@ class Documents:
 
     def _advance(self) -> bool:
         """Send the next updates; whether there may be more. Does not switch greenlets."""
-        page = self._store.point(
+        page = self._store.point_inline(
             lambda reader: reader.document_updates(self._number, limits.DOCUMENT_PAGE_UPDATES)
         )
         self._held = False
@@ -253,7 +253,7 @@ class Documents:
             else:
                 others.append(connection)
         if next_ones:
-            data = self._store.point(lambda reader: reader.document_update(update.number))
+            data = self._store.point_inline(lambda reader: reader.document_update(update.number))
             if data:
                 self._note(watch, next_ones, update.number)
                 _send(next_ones, key, data)
@@ -323,12 +323,12 @@ class Documents:
         """The stored document, if its row exists and the caller may read it."""
         entity = self._app.manifest.by_name[key[0]]
         where = visible_row(self._app, entity, connection.caller.auth, key[1])
-        return self._store.point(lambda reader: reader.document(*key, where))
+        return self._store.point_inline(lambda reader: reader.document(*key, where))
 
     def _may_read(self, key: Key, auth: AuthContext) -> bool:
         """Whether the row is there, and `auth` may see it as it is now."""
         entity = self._app.manifest.by_name[key[0]]
-        return may_see_row(self._app, self._store, entity, auth, key[1])
+        return may_see_row(self._app, self._store.point_inline, entity, auth, key[1])
 
 
 class _Shown:

@@ -21,7 +21,7 @@ from pylon.errors import EntityNotFound, PolicyDenied
 from pylon.manifest.model import Entity
 from pylon.policy.routing import ByAuth, Everyone, Nobody
 from pylon.query.predicate import FALSE, TRUE, Predicate, and_, equal
-from pylon.storage.interface import Store
+from pylon.storage.interface import PointRead
 
 _SHOWN_CHARS: Final = 100
 _HINT: Final = "Check your auth token or the policy rules in your schema"
@@ -60,7 +60,7 @@ def readable(app: App, entity: Entity, auth: AuthContext) -> Predicate:
 
 
 def may_see_row(
-    app: App, store: Store, entity: Entity, auth: AuthContext, row_id: str
+    app: App, point: PointRead, entity: Entity, auth: AuthContext, row_id: str
 ) -> bool:
     """Return whether the row exists and the caller may read it.
 
@@ -68,7 +68,7 @@ def may_see_row(
     rest of the time that a caller could measure.
     """
     where = visible_row(app, entity, auth, row_id)
-    return store.point(lambda reader: reader.count(entity.name, where)) > 0
+    return point(lambda reader: reader.count(entity.name, where)) > 0
 
 
 def wait_before_absence(app: App, entity: Entity, auth: AuthContext, started_s: float) -> None:

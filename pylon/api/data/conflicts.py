@@ -222,7 +222,7 @@ def _is_about_hidden(
     if entity is None:
         return False
     if isinstance(error, OptimisticIdConflict):
-        return not may_see_row(app, services.store, entity, auth, op.row_id)
+        return not may_see_row(app, services.store.point, entity, auth, op.row_id)
     if not isinstance(error, UniqueViolation):
         return False
     values = _values_of(entity, error)

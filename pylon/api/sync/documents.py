@@ -91,7 +91,7 @@ class DocumentPush:
         """
         services = self._services
         row_json = None
-        if may_see_row(services.app, services.store, entity, auth, row_id):
+        if may_see_row(services.app, services.store.point, entity, auth, row_id):
             row_json = services.store.point(lambda reader: reader.get(entity.name, row_id))
         if row_json is None:
             wait_before_absence(services.app, entity, auth, started_s)

@@ -45,6 +45,8 @@ _LATE_CHECK_S: Final = 0.25
 class ReaderPool:
     """A `Store` that any number of greenlets of one thread may share."""
 
+    local_reads = True
+
     def __init__(
         self,
         path: str | Path,
@@ -71,9 +73,12 @@ class ReaderPool:
             "scan", scanners, max(1, min(limits.SCANS_PER_CALLER, scanners - 1))
         )
 
-    def point(self, read: Callable[[Reader], T]) -> T:
-        """Run a read of a few rows at once, without a switch of greenlets."""
+    def point(self, read: Callable[[Reader], T], /) -> T:
+        """See `Store`. A local read takes less than a switch would."""
         return read(self._inline)
+
+    # One function for both: a point read of SQLite never switches.
+    point_inline = point
 
     def scan(
         self, read: Callable[[Reader], T], inline: bool = True, caller: str = SERVER
