@@ -95,6 +95,18 @@ def test_nothing_is_acknowledged_into_a_file_that_is_gone(
         assert str(path) in result.refusal.message
 
 
+@LOSSES
+def test_no_step_of_maintenance_is_done_in_a_file_that_is_gone(
+    engine: SqliteEngine, path: Path, clock: ManualClock, lose: Callable[[Path], None], reason: str
+) -> None:
+    lose(path)
+    clock.advance(1)
+    with pytest.raises(StoreUnavailable):
+        engine.maintenance.end_run()
+    problem = engine.maintenance.find_problem()
+    assert problem is not None and problem.reason == reason
+
+
 def test_a_file_that_comes_back_is_written_to_again(
     engine: SqliteEngine, path: Path
 ) -> None:
