@@ -30,7 +30,7 @@ from pylon.errors import InvalidData, PylonError
 from pylon.manifest.model import Entity
 from pylon.storage.ops import OpKey, RowOp, WriteReply
 
-_KINDS: Final = ("insert", "update", "delete")
+KINDS: Final = ("insert", "update", "delete")
 
 
 class WireOperation(Protocol):
@@ -146,7 +146,7 @@ def _make_write(
     key: OpKey | None, references: References | None,
 ) -> RowOp:
     kind, row_id, data = sent.kind, sent.row_id, sent.data
-    if kind not in _KINDS:
+    if kind not in KINDS:
         raise InvalidData(envelope.unknown_kind, hint=envelope.unknown_kind_hint)
     entity = entity_named(app, sent.entity, auth)
     if kind != "delete" and data is None:

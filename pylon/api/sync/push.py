@@ -26,7 +26,7 @@ import falcon
 import msgspec
 
 from pylon import limits
-from pylon.api.data.operations import Entry, Envelope, OperationRun, read_entry
+from pylon.api.data.operations import KINDS, Entry, Envelope, OperationRun, read_entry
 from pylon.api.http.body import decode_raw, read_body
 from pylon.api.http.callers import address_of, caller_of
 from pylon.api.http.idempotency import identity_of, key_of, mark_replayed, operation_key
@@ -132,7 +132,7 @@ def execute_push(
     for number, change in enumerate(typed.changes[: limits.PUSH_CHANGES]):
         entry = read_entry(change, _ENVELOPE, is_doubtful=is_doubtful)
         own_key = None
-        if entry.error is None:
+        if entry.error is None and entry.sent.kind in KINDS:  # else `add` reports the kind
             try:
                 own_key = _op_key(identity, entry.sent)
             except InvalidData as error:
