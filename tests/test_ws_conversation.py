@@ -19,7 +19,8 @@ from tests.support.hub_peer import BY_ENTITY, Peer
 from tests.support.measured import total
 from tests.support.wait import run_greenlets_until
 from tests.support.websocket_client import client_frame
-from workers.hub.connection import INTERNAL, Connection
+from workers.hub.close_codes import INTERNAL
+from workers.hub.connection import Connection
 from workers.hub.hub import Hub
 from workers.ws import frames
 from workers.ws.conversation import Conversation, say

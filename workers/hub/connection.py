@@ -25,12 +25,9 @@ from gevent.event import Event
 from pylon import metrics
 from pylon.auth_context import Caller
 from pylon.runtime.raw_socket import RawSocket
+from workers.hub.close_codes import ABNORMAL, TRY_AGAIN_LATER
 from workers.hub.outbox import Outbox
 from workers.net.poller import READ, WRITE, poller
-
-OVERFLOW: Final = 1013  # try again later: the reconnect pulls what was missed
-ABNORMAL: Final = 1006  # never on the wire: the connection broke
-INTERNAL: Final = 1011
 
 # Reasons for a pause.
 ANSWERING: Final = 1  # messages wait for their responses
@@ -287,7 +284,7 @@ class Connection:
     def _overflow(self, outbox: Outbox) -> None:
         outbox.keep_first()
         metrics.SLOW_CLIENTS.labels(action="closed").inc()
-        self.close(OVERFLOW, "too slow")
+        self.close(TRY_AGAIN_LATER, "too slow")
 
     def on_ready(self, events: int) -> None:
         """Write, read, or end a broken connection (`workers.net.poller.Watched`)."""

@@ -35,11 +35,11 @@ from pylon.changelog.change import Change
 from pylon.changelog.tail import Tail
 from pylon.errors import PylonError, ResyncRequired
 from pylon.storage.events import ChangeBatch
+from workers.hub.close_codes import SERVICE_RESTART
 from workers.hub.history import History
 from workers.hub.hub import Hub
 from workers.hub.loop_yield import yield_to_loop
 
-SERVICE_RESTART: Final = 1012
 _RETRY_S: Final = 0.5
 _IDLE_S: Final = 0.1  # how often a worker without connections empties its bus socket
 _ASIDE_BATCHES: Final = limits.TAIL_EVENTS

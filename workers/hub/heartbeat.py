@@ -24,8 +24,8 @@ import gevent
 
 from pylon import limits
 from pylon.clock import Clock, RandomSource, SystemRandom
-from workers.hub.close_codes import GOING_AWAY
-from workers.hub.connection import INTERNAL, Connection
+from workers.hub.close_codes import GOING_AWAY, INTERNAL
+from workers.hub.connection import Connection
 from workers.hub.hub import BEAT_S, Hub
 
 _UNANSWERED_MAX: Final = 2

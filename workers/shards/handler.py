@@ -41,6 +41,7 @@ from pylon.runtime.raw_socket import RawSocket
 from pylon.storage.interface import Store
 from workers.hub import refusals
 from workers.hub.admission import ConnectRequest, SubscriberAdmission
+from workers.hub.close_codes import NORMAL, POLICY, TRY_AGAIN_LATER
 from workers.hub.connection import Connection
 from workers.hub.hub import Hub
 from workers.hub.request import Request, cursor_of
@@ -53,8 +54,6 @@ from workers.ws import protocol
 
 NO_SHARD_NAMED: Final = 4400
 NO_SUCH_SHARD: Final = 4404
-REFUSED: Final = 1008
-TRY_AGAIN: Final = 1013
 TAKEN_OVER: Final = 4409
 
 # The first byte of a connection that is passed on: the port on which it was accepted. Cookies count
@@ -62,7 +61,6 @@ TAKEN_OVER: Final = 4409
 MAIN_PORT: Final = b"m"
 OWN_PORT: Final = b"o"
 
-_ENDED: Final = 1000
 _REQUEST_ID_BYTES: Final = 8
 _NO_SNIFF: Final = ("X-Content-Type-Options", "nosniff")
 _ANONYMOUS_SID: Final = "anon"
@@ -127,11 +125,11 @@ class ShardConnectionHandler:
         except ShardNotFound as ex:
             connection.close(NO_SUCH_SHARD if shard_id else NO_SHARD_NAMED, ex.message)
         except SubscribeRefused as ex:
-            connection.close(REFUSED, f"unauthorized: {ex.message}")
+            connection.close(POLICY, f"unauthorized: {ex.message}")
         except SubscribeFailed as ex:
-            connection.close(TRY_AGAIN, ex.message)
+            connection.close(TRY_AGAIN_LATER, ex.message)
         except PylonError as ex:
-            connection.close(TRY_AGAIN, ex.code)
+            connection.close(TRY_AGAIN_LATER, ex.code)
         return None
 
     def refusal(self, error: PylonError) -> bytes:
@@ -277,7 +275,7 @@ class ShardConnectionHandler:
             self._subscribe(subscriber)
         except PylonError as ex:
             connection.send(refusals.refusal(ex, self._stream_headers()))
-            connection.close(_ENDED, awaits_peer=False)
+            connection.close(NORMAL, awaits_peer=False)
         else:
             subscriber.begin(streams.transport.preamble)
         return None

@@ -35,6 +35,7 @@ from pylon.realtime.shard import Shard, Step
 from pylon.realtime.simulation import Saved
 from pylon.realtime.state import ShardContext
 from pylon.storage.interface import Store
+from workers.hub.close_codes import NORMAL
 from workers.shards.quota import ShardQuota
 from workers.shards.recordings import Recordings
 from workers.shards.scheduler import Scheduler
@@ -44,7 +45,6 @@ _FAILURE_EVERY_S: Final = 10.0  # inputs that fail are logged so often for each 
 _FINISHED: Final = "finished"
 _IDLE: Final = "idle"
 _REFUSED: Final = "nobody was let in"
-_OK: Final = 1000
 _log = log.get_logger("shards")
 
 
@@ -133,7 +133,7 @@ class ShardRegistry:
         if shard.id in self._unused and self._shards.get(shard.id) is shard:
             self._unused.discard(shard.id)
             if not is_in and shard.running and not shard.seats_taken:
-                shard.stop(_OK, _REFUSED)
+                shard.stop(NORMAL, _REFUSED)
                 recording = self._recording.get(shard.id)
                 if recording is not None:
                     recording.discard()

@@ -23,12 +23,10 @@ from pylon.bus.shards import (
     commands,
 )
 from pylon.errors import Unavailable
-from workers.hub.feed import SERVICE_RESTART
+from workers.hub.close_codes import NORMAL, SERVICE_RESTART
 from workers.shards.descriptions import description, encoded
 from workers.shards.matchmaking import Matchmaking
 from workers.shards.registry import ShardRegistry
-
-_ENDED = 1000
 
 
 class ShardRpcHandlers:
@@ -62,7 +60,7 @@ class ShardRpcHandlers:
             case MakeShard():
                 return self._make(command)
             case EndShard():
-                registry.end(command.shard_id, _ENDED, "ended by an admin")
+                registry.end(command.shard_id, NORMAL, "ended by an admin")
                 return {"ended": command.shard_id}
             case PlaceShard():
                 was = registry.move(command.shard_id, command.home, SERVICE_RESTART, "moved")

@@ -15,14 +15,13 @@ from pylon import limits
 from pylon.config import Config
 from pylon.errors import PylonError
 from workers.hub import refusals
-from workers.hub.close_codes import GOING_AWAY
+from workers.hub.close_codes import GOING_AWAY, NORMAL
 from workers.hub.connection import Connection
 from workers.net.response import Headers, encode_head
 
 CONNECTED = b": connected\n\n"
 KEEPALIVE = b": keepalive\n\n"
 RETRY = b"retry: 1000\n\n"  # milliseconds; sent when the server goes away
-_ENDED = 1000
 
 
 def cors_of(config: Config) -> Headers:
@@ -88,7 +87,7 @@ class EventStreamTransport:
         """Send an HTTP error before the stream. In the stream, end it: the reconnect gets it."""
         if not has_begun:
             connection.send(refusals.refusal(error, self._cors))
-        connection.close(_ENDED, awaits_peer=False)
+        connection.close(NORMAL, awaits_peer=False)
 
 
 def head_alone(cors: Headers) -> bytes:

@@ -28,7 +28,8 @@ from pylon import limits, log, metrics
 from pylon.api.http.unreadable import problem_of, refuse_constant, replace_halves
 from pylon.errors import InternalError, InvalidJson, PylonError
 from pylon.json_text import check_bounds
-from workers.hub.connection import ANSWERING, INTERNAL, Connection
+from workers.hub.close_codes import INTERNAL
+from workers.hub.connection import ANSWERING, Connection
 from workers.hub.hub import Hub
 from workers.ws import frames
 from workers.ws.transport import packed

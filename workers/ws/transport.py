@@ -23,13 +23,11 @@ import msgspec
 from pylon import limits, metrics
 from pylon.clock import Clock, SystemClock
 from pylon.errors import PylonError, ResyncRequired
-from workers.hub.connection import OVER_BUDGET, OVERFLOW, Connection
-from workers.hub.feed import SERVICE_RESTART
+from workers.hub.close_codes import NO_STATUS, POLICY, SERVICE_RESTART, TRY_AGAIN_LATER
+from workers.hub.connection import OVER_BUDGET, Connection
 from workers.ws import deflate, frames
 from workers.ws.budgets import AddressBudgets, Inbox, value_cost_bytes
 
-POLICY: Final = 1008
-_NO_STATUS: Final = 1005  # a close frame without a code; itself never on the wire
 _STEP_S: Final = 0.000_1  # between two steps of one socket; epoll makes a millisecond of it
 _OVER: Final = {
     result: metrics.SOCKETS_OVER_BUDGET.labels(result) for result in ("paused", "closed")
@@ -67,7 +65,7 @@ class WebSocketTransport:
 
     def close_frame(self, code: int, reason: str) -> bytes:
         """A close frame."""
-        if code == _NO_STATUS:
+        if code == NO_STATUS:
             return frames.encode(frames.CLOSE, b"")
         return frames.encode_close(code, reason)
 
@@ -181,7 +179,7 @@ class WebSocketTransport:
             connection.send(frames.encode(frames.TEXT, _resync(error)))
             connection.close(SERVICE_RESTART, "resync required")
         else:
-            connection.close(OVERFLOW, error.code)
+            connection.close(TRY_AGAIN_LATER, error.code)
 
 
 def packed(frame: bytes, deflate_window: int) -> bytes:
@@ -203,7 +201,7 @@ def _ignore(connection: Connection, message: str | bytes) -> None:
 def _answer_close(connection: Connection, close: frames.Close) -> None:
     if connection.is_open:
         connection.close(
-            _NO_STATUS if close.code is None else close.code, close.reason, awaits_peer=False
+            NO_STATUS if close.code is None else close.code, close.reason, awaits_peer=False
         )
     else:
         connection.finish()
