@@ -37,6 +37,7 @@ from pylon.storage.ops import (
     WriteRequest,
 )
 from pylon.storage.sqlite.engine import SqliteEngine
+from pylon.storage.sqlite.file_sync import sync_open_file
 from pylon.storage.sqlite.pool import ReaderPool
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.values import EntityCodec
@@ -386,6 +387,16 @@ def test_the_wal_begins_anew_while_commits_never_cease(
     writing_on.join()
     assert not refused.is_set()
     writer.stop()
+
+
+def test_an_open_file_is_synced_by_its_own_descriptor(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+    assert not sync_open_file(path)  # it is not open here
+    with path.open("ab") as file:
+        assert sync_open_file(path)
+        file.write(b"y")  # and it stays open
+    assert path.read_bytes() == b"xy"
 
 
 def wal_size_bytes(store: Store) -> int:

@@ -4,11 +4,11 @@ PASSIVE checkpoints run when the WAL has grown or aged; they block nobody. SQLit
 anew with the first commit that finds all of it written back and no reader in it. While commits
 never cease, none does. So above `limits.WAL_LIMIT_BYTES` PASSIVE checkpoints run one after the
 other until little is left. The last one runs between two batches (`turn_lock`), since it takes two
-fsyncs (about 10 ms). No checkpoint waits for a reader, but for `flush_all`, when nobody writes any
-more. The log names a reader that keeps the WAL from beginning anew (`wal.held`).
+fsyncs (about 10 ms: see `file_sync`). No checkpoint waits for a reader, but for `flush_all`, when
+nobody writes any more. The log names a reader that keeps the WAL from beginning anew (`wal.held`).
 
-Metrics: pylon_wal_bytes, pylon_wal_held_seconds, pylon_checkpoint_seconds. Called by `maintenance`,
-in the flusher's thread.
+Metrics: pylon_wal_size_bytes, pylon_wal_held_seconds, pylon_checkpoint_duration_seconds. Called by
+`maintenance`, in the flusher's thread.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pylon import limits, log, metrics
 from pylon.clock import Clock
 from pylon.errors import StoreUnavailable
 from pylon.storage.sqlite.error_text import error_text
+from pylon.storage.sqlite.file_sync import sync_open_file
 from pylon.storage.sqlite.turn_lock import TurnLock
 from pylon.storage.sqlite.wal_readers import find_readers
 
@@ -126,12 +127,21 @@ class Checkpoints:
         for attempt in range(_RESTART_ATTEMPTS):
             if not self._catch_up():
                 return False  # a long read keeps a part of the WAL
+            self._sync_database()
+            if not self._catch_up():
+                return False
             with self._turns.behind(_TURN_S):
                 if self.checkpoint("restart"):
                     return True
             if attempt + 1 < _RESTART_ATTEMPTS and self._ending.wait(_RESTART_PAUSE_S):
                 break
         return False
+
+    def _sync_database(self) -> None:
+        try:
+            sync_open_file(self._path)
+        except OSError as ex:
+            raise StoreUnavailable(f"The database file cannot be synced: {ex}") from ex
 
     def _catch_up(self) -> bool:
         """Write back all but `_REST_BYTES` of the WAL, while the writer goes on; whether that
