@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from pylon import limits
 from pylon.errors import InvalidColumn, InvalidQuery, InvalidValue, LimitExceeded, PylonError
 from pylon.manifest.model import Entity, Field, FieldType
+from pylon.query.evaluate import evaluator_of
 from pylon.query.matcher import matcher_of
 from pylon.query.parse import parse_where
 from pylon.query.patterns import UNMETERED
+from pylon.query.predicate import Column, Compare
 from pylon.storage.sqlite.compiler import compile_predicate
 from pylon.storage.sqlite.patterns import add_functions
 from pylon.values import INT_MAX, INT_MIN
@@ -179,6 +181,15 @@ def test_text_in_a_column_of_numbers_sorts_behind_them() -> None:
     for operator in ("$gt", "$gte", "$lt", "$lte", "$ne"):
         body = {"n": {operator: 5}}
         assert matcher_of(THING, body).holds(row) is selected(row, body), operator
+    row |= {"n": 5, "m": "abc"}
+    for sign in ("<", "<=", ">", ">=", "=", "<>"):
+        for columns in (("n", "m"), ("m", "n")):
+            predicate = Compare(sign, *map(Column, columns))
+            clause = compile_predicate(THING, predicate)
+            found = STORE.execute(
+                f"SELECT count(*) FROM (SELECT 5 AS n, 'abc' AS m) WHERE {clause.sql}"
+            ).get
+            assert evaluator_of(predicate)(row) is bool(found), (sign, columns)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ Wire filters (`pylon.query.parse`) and read policies (`pylon.policy.bind`) make 
 `pylon.query.evaluate` judges a decoded row by them; a backend compiles them. The meaning of
 each node stands in docs/query-semantics.md and does not depend on a backend.
 
-Invariants: logic is two-valued, so a condition holds or does not. Each node but `IsNull`, `Not`
-and what contains them is false for a null operand. The functions below fold constants: `TRUE`
-and `FALSE` never stand inside another node, and no null literal stands in a comparison.
-Bounds: those of the parsers. Made by the functions of this module, not by the classes.
+Invariants: logic is two-valued, so a condition holds or does not. A comparison is false for a null
+operand, and so is every search in a text. The functions below fold constants: `TRUE` and `FALSE`
+never stand inside another node, and no null literal stands in a comparison. The parsers bound
+the size of a tree. Other modules make trees with these functions.
 """
 
 from __future__ import annotations
