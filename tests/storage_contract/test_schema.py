@@ -1,0 +1,81 @@
+"""Schema: additive steps at a start, refusals of all others, and the manager's plan and history."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pylon.errors import SchemaRefused, StartRefused
+from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest
+from pylon.schema.options import MigrationOptions
+from pylon.storage.backend import Backend
+from tests.storage_contract.backends import StoreStage
+from tests.support.storage import MANIFEST, NOTE, TASK, USER, row_id, task
+
+
+def app_with(*entities: Entity) -> Manifest:
+    return replace(MANIFEST, entities=entities, policies=())
+
+
+def with_fields(entity: Entity, *fields: Field) -> Entity:
+    return replace(entity, fields=(*entity.fields, *fields))
+
+
+def test_first_start_makes_every_table(stage: StoreStage) -> None:
+    names = {table.name for table in stage.backend.schema.inspect()}
+    assert {"Task", "User", "Note"} <= names
+    plan = stage.backend.schema.plan(MANIFEST, MigrationOptions())
+    assert not plan.steps
+
+
+def test_optional_field_is_added_and_old_rows_have_null(stage: StoreStage) -> None:
+    stage.apply(task(1))
+    stage.restart(app_with(
+        with_fields(TASK, Field("note", FieldType.STRING, optional=True, unique=False)), USER, NOTE
+    ))
+    row = stage.row("Task", row_id(1))
+    assert row is not None and row["note"] is None and row["title"] == "task 1"
+
+
+def test_required_field_over_rows_is_refused_and_nothing_changes(stage: StoreStage) -> None:
+    stage.apply(task(1))
+    wanted = app_with(
+        with_fields(TASK, Field("must", FieldType.STRING, optional=False, unique=False)),
+        USER, NOTE,
+    )
+    stage.close()
+    with pytest.raises(StartRefused):
+        stage.backend.schema.refuse_unreachable(wanted)
+    with pytest.raises((SchemaRefused, StartRefused)):
+        StoreStage(stage.backend, wanted, stage.clock)
+    again = StoreStage(stage.backend, MANIFEST, stage.clock)
+    assert [row["id"] for row in again.rows("Task")] == [row_id(1)]
+    again.close()
+
+
+def test_rename_keeps_values_and_drop_needs_leave(backend: Backend) -> None:
+    stage = StoreStage(backend)
+    stage.apply(task(1))
+    stage.close()
+    renamed = replace(TASK, fields=(
+        replace(TASK.fields[0], name="caption"), *TASK.fields[1:],
+    ), indexes=(Index("by_owner_rank", ("ownerId", "rank"), unique=True),))
+    wanted = app_with(renamed, USER, NOTE)
+    options = MigrationOptions(rename_fields={("task", "title"): "caption"})
+    drop = MigrationOptions(drop_entities=frozenset({"task"}))
+    with pytest.raises(SchemaRefused):
+        backend.schema.apply(app_with(USER, NOTE), drop, allow_destructive=False)
+    assert backend.schema.apply(wanted, options, allow_destructive=True)
+    after = StoreStage(backend, wanted)
+    row = after.row("Task", row_id(1))
+    assert row is not None and row["caption"] == "task 1" and "title" not in row
+    assert backend.schema.history(5)
+    after.close()
+
+
+def test_export_has_all_rows_of_one_commit(stage: StoreStage) -> None:
+    stage.apply(task(1), task(2))
+    found = [(entity.name, row) for entity, row in stage.backend.schema.export([TASK])]
+    assert [name for name, _ in found] == ["Task", "Task"]
+    assert stage.backend.schema.has_rows(MANIFEST)
