@@ -28,6 +28,7 @@ import orjson
 
 from pylon import limits
 from pylon.errors import (
+    SHOWN_CHARS,
     InvalidColumn,
     InvalidData,
     InvalidId,
@@ -45,7 +46,6 @@ SqlValue = str | int | float | None
 
 INT_MIN: Final = -(2**63)
 INT_MAX: Final = 2**63 - 1
-_SHOWN_CHARS: Final = 100
 _MISSING: Final = object()
 
 _DATETIME = re.compile(
@@ -420,8 +420,8 @@ def shown(value: object) -> object:
     if isinstance(value, str):
         return _shorten(value)
     pieces = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).iterencode(value)
-    return _shorten("".join(islice(pieces, _SHOWN_CHARS + 1)))
+    return _shorten("".join(islice(pieces, SHOWN_CHARS + 1)))
 
 
 def _shorten(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."
+    return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "..."

@@ -30,7 +30,7 @@ from typing import Final
 import msgspec
 
 from pylon import limits, log, metrics
-from pylon.clock import Clock
+from pylon.clock import NS_PER_S, Clock
 from pylon.errors import InvalidData, Unavailable
 from pylon.storage.backups import BackupManager, BackupRecord
 from pylon.storage.interface import StoreSizes
@@ -38,7 +38,6 @@ from supervisor.control import ClientLeft, Dialogue, Line
 
 _log = log.get_logger("backups")
 _POLL_S: Final = 0.1
-_NS_PER_S: Final = 1_000_000_000
 
 
 class _Report(msgspec.Struct, frozen=True):
@@ -135,7 +134,7 @@ class Backups:
 
     def _keep(self, report: _Report) -> None:
         record = BackupRecord(
-            self._clock.wall_ns() // _NS_PER_S, report.duration_s, report.target, report.seq,
+            self._clock.wall_ns() // NS_PER_S, report.duration_s, report.target, report.seq,
             report.size_bytes,
         )
         self._show(record)

@@ -19,7 +19,7 @@ from collections import deque
 from typing import Final
 
 from pylon import limits, log, metrics
-from pylon.clock import Clock
+from pylon.clock import NS_PER_S, Clock
 from pylon.errors import PylonError
 from pylon.storage.interface import LogRetention, Maintenance
 
@@ -27,7 +27,6 @@ _log = log.get_logger("flusher")
 _PERIOD_S: Final = 1.0
 _STOP_PATIENCE_S: Final = 5.0
 _CUT_LOGGED_EVERY_S: Final = 30.0
-_NS_PER_S: Final = 1_000_000_000
 
 
 class Flusher:
@@ -43,7 +42,7 @@ class Flusher:
         self._clock = clock
         self.store_problem: str | None = None
         self._begun_mono_s = clock.monotonic_s()
-        self._begun_wall_s = clock.wall_ns() / _NS_PER_S
+        self._begun_wall_s = clock.wall_ns() / NS_PER_S
         self._heads: deque[tuple[float, int]] = deque()  # when, by the monotonic clock; head
         self._cut_logged_s = float("-inf")
         self._ending = threading.Event()
@@ -119,7 +118,7 @@ class Flusher:
         """The time before which events are old. A wall clock that has jumped ahead makes no event
         old: time goes on since the start as the monotonic clock says, or slower."""
         steady_s = self._begun_wall_s + self._clock.monotonic_s() - self._begun_mono_s
-        return int(min(steady_s, self._clock.wall_ns() / _NS_PER_S)) - limits.LOG_MIN_AGE_S
+        return int(min(steady_s, self._clock.wall_ns() / NS_PER_S)) - limits.LOG_MIN_AGE_S
 
     def _drop_to_seq(self, old_seq: int) -> int:
         """The seq up to which events must go for their bytes: old ones to keep within the
@@ -174,7 +173,7 @@ class Flusher:
     def _collect_sessions(self) -> None:
         """Drop what has expired, and guests that were never used. A step is small because a
         session lies anywhere in its table: 1,000 of a million took the writer 150 ms."""
-        unused_before_s = self._clock.wall_ns() // _NS_PER_S - limits.GUEST_UNUSED_S
+        unused_before_s = self._clock.wall_ns() // NS_PER_S - limits.GUEST_UNUSED_S
         for _ in range(limits.SESSION_STEPS):
             if self._ending.is_set():
                 break

@@ -21,12 +21,11 @@ from pylon import limits, log
 from pylon.bus.runtime import Runtime
 from pylon.changelog.hint_journal import LOST, NO_KEY, Hint, make_journal, now_us, read_journal
 from pylon.changelog.marks import HeadMarks, marks_path
-from pylon.clock import Clock
+from pylon.clock import NS_PER_S, Clock
 from pylon.disk_errors import describe_os_error
 from pylon.storage.interface import Reader
 
 _US_PER_S: Final = 1_000_000
-_NS_PER_S: Final = 1_000_000_000
 # A note lives in the hubs for this long, and what is missing matters as long.
 _KEPT_US: Final = int(1.25 * limits.HINT_WINDOW_S * _US_PER_S)
 
@@ -119,5 +118,5 @@ def _is_recent(reader: Reader, clock: Clock) -> bool:
     """Whether the newest event is so young that somebody may have pulled before it."""
     newest = reader.newest_events(1)
     return bool(newest) and (
-        newest[0].timestamp_s > clock.wall_ns() // _NS_PER_S - limits.LOG_MIN_AGE_S
+        newest[0].timestamp_s > clock.wall_ns() // NS_PER_S - limits.LOG_MIN_AGE_S
     )

@@ -24,7 +24,7 @@ from pylon import log
 from pylon.bus.runtime import Runtime, make_runtime_dir
 from pylon.bus.signals import PlainSignalSender, SignalProxy
 from pylon.bus.status import StatusReceiver
-from pylon.clock import SystemClock, SystemRandom
+from pylon.clock import NS_PER_S, SystemClock, SystemRandom
 from pylon.config import Loaded
 from pylon.data_dir import data_dir_warnings, keep_private, prepare_data_dir
 from pylon.data_dir_lock import DataDirLock, pidfile_of
@@ -60,7 +60,6 @@ from supervisor.template import Template, start_template
 from supervisor.writer import Writer
 
 EXIT_BROKEN: Final = 70  # EX_SOFTWARE: a part failed that nothing works without
-_NS_PER_S: Final = 1_000_000_000
 
 _log = log.get_logger("supervisor")
 
@@ -199,7 +198,7 @@ def _assemble(
     stack.callback(children.kill_all)
     pidfile.write(
         pid=pid, runtime_dir=str(runtime.dir), ports=listeners.ports,
-        started_at_s=clock.wall_ns() / _NS_PER_S,
+        started_at_s=clock.wall_ns() / NS_PER_S,
     )
     return Components(
         config=config, clock=clock, runtime=runtime, store=store, listeners=listeners,

@@ -19,11 +19,10 @@ from urllib.parse import urlsplit
 
 from pylon import setting_values
 from pylon.config import Config
-from pylon.errors import CsrfRejected
+from pylon.errors import SHOWN_CHARS, CsrfRejected
 from pylon.manifest.model import Manifest
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-_SHOWN_CHARS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ class Origins:
             origin = origin_of(referer)
         if not self.allows(origin):
             raise CsrfRejected(
-                f'CSRF gate rejected origin "{origin[:_SHOWN_CHARS]}" — add it to '
+                f'CSRF gate rejected origin "{origin[:SHOWN_CHARS]}" — add it to '
                 "manifest.auth.trustedOrigins (or PYLON_CSRF_ORIGINS)"
             )
 

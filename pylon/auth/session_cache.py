@@ -13,16 +13,14 @@ after the oldest entry has expired. One for each process. Called by `pylon.api.h
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from pylon import limits
 from pylon.auth.sessions import count_again, resolve
 from pylon.auth_context import Caller
-from pylon.clock import Clock
+from pylon.clock import NS_PER_S, Clock
 from pylon.config import Config
 from pylon.storage.interface import Reader, SessionRow, Store, read_settled
-
-_NS_PER_S: Final = 1_000_000_000
 
 Credentials = TypeVar("Credentials")  # the key: header values, or a token
 
@@ -101,7 +99,7 @@ class SessionCache(Generic[Credentials]):
             if session is not None and session.is_unused:
                 self._used_guests.add(session_id)
             if session is not None and session.expires_at_s:
-                left_s = (session.expires_at_s * _NS_PER_S - clock.wall_ns()) / _NS_PER_S
+                left_s = (session.expires_at_s * NS_PER_S - clock.wall_ns()) / NS_PER_S
                 until_s = min(until_s, now_s + left_s)
                 if self._ends is not None:
                     self._ends(session_id, now_s + left_s)

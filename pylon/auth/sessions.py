@@ -28,7 +28,7 @@ from pylon.auth_context import (
     AuthContext,
     Caller,
 )
-from pylon.clock import Clock, RandomSource, SystemClock
+from pylon.clock import NS_PER_S, Clock, RandomSource, SystemClock
 from pylon.config import Config
 from pylon.storage.interface import SessionRow
 from pylon.storage.ops import PutSession
@@ -36,7 +36,6 @@ from pylon.storage.ops import PutSession
 ANONYMOUS_CALLER: Final = Caller(ANONYMOUS)
 _ADMIN_CALLER: Final = Caller(ADMIN)
 _SYSTEM_CLOCK: Final = SystemClock()
-_NS_PER_S: Final = 1_000_000_000
 _ATTEMPTS: Final = {
     result: metrics.AUTH_ATTEMPTS.labels(result=result)
     for result in ("admin", "session", "expired", "unknown")
@@ -74,7 +73,7 @@ def resolve(
     if session is None:
         _ATTEMPTS["unknown"].inc()
         return ANONYMOUS_CALLER
-    if session.expires_at_s and session.expires_at_s * _NS_PER_S <= clock.wall_ns():
+    if session.expires_at_s and session.expires_at_s * NS_PER_S <= clock.wall_ns():
         _ATTEMPTS["expired"].inc()
         return ANONYMOUS_CALLER
     _ATTEMPTS["session"].inc()
@@ -105,7 +104,7 @@ def new_session(
         expires_in_s: lifetime from now in seconds; 0 means no end.
     """
     token = new_session_token(random)
-    now_s = clock.wall_ns() // _NS_PER_S
+    now_s = clock.wall_ns() // NS_PER_S
     put = PutSession(
         session_id=session_id_of(token),
         user_id=user_id,

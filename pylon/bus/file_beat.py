@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final
 
-from pylon.clock import Clock
-
-_NS_PER_S: Final = 1_000_000_000
+from pylon.clock import NS_PER_S, Clock
 
 
 class FileBeat:
@@ -33,13 +30,13 @@ class FileBeat:
 
     def beat(self) -> None:
         """Say that this process runs."""
-        now_ns = int(self._clock.monotonic_s() * _NS_PER_S)
+        now_ns = int(self._clock.monotonic_s() * NS_PER_S)
         os.utime(self._fd, ns=(now_ns, now_ns))
 
 
 def last_beat_s(path: Path) -> float | None:
     """When (monotonic) the process beat last; None if it never has."""
     try:
-        return path.stat().st_mtime_ns / _NS_PER_S
+        return path.stat().st_mtime_ns / NS_PER_S
     except OSError:
         return None

@@ -24,7 +24,7 @@ import click
 from pylon.cli.output import json_flag, note, result, wants_json
 from pylon.cli.running import require
 from pylon.cli.settings import dev_flag, read_settings
-from pylon.clock import SystemClock
+from pylon.clock import NS_PER_S, SystemClock
 from pylon.config import Config
 from pylon.control import ControlDialogue
 from pylon.data_dir_lock import DataDirLocked, lock_data_dir
@@ -35,7 +35,6 @@ from pylon.storage.factory import open_store, open_store_at
 
 _clock = SystemClock()
 _PROGRESS_EVERY_S: Final = 0.2
-_NS_PER_S: Final = 1_000_000_000
 
 
 @click.command()
@@ -126,7 +125,7 @@ class _Copy:
 
 def _record(store: Backend, report: BackupReport) -> None:
     record = BackupRecord(
-        _clock.wall_ns() // _NS_PER_S, report.duration_s, report.target, report.seq,
+        _clock.wall_ns() // NS_PER_S, report.duration_s, report.target, report.seq,
         report.size_bytes,
     )
     try:

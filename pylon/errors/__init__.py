@@ -23,6 +23,7 @@ from pylon.errors.availability import (
     WriterUnavailable,
 )
 from pylon.errors.base import (
+    SHOWN_CHARS,
     InternalError,
     PylonError,
 )
@@ -108,6 +109,7 @@ from pylon.errors.state import (
 )
 
 __all__ = [
+    "SHOWN_CHARS",
     "ActionMissingInput",
     "ActionNotFound",
     "AuthRequired",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
+
+SHOWN_CHARS: Final = 100  # of a client's value in the text of an error
 
 _BY_CODE: dict[str, type[PylonError]] = {}
 

@@ -19,14 +19,13 @@ import msgspec
 
 from pylon import limits
 from pylon.body_types import BodyType
-from pylon.errors import InvalidQuery, LimitExceeded, RelationNotFound
+from pylon.errors import SHOWN_CHARS, InvalidQuery, LimitExceeded, RelationNotFound
 from pylon.manifest.model import Entity, Relation
 from pylon.query.parse import parse_where
 from pylon.query.predicate import Predicate, guarded
 from pylon.query.rows import Order, parse_count, parse_limit, parse_order
 
 _EXAMPLE: Final = '{"Ticket": {"where": {"open": true}, "include": {"owner": {}}}}'
-_SHOWN_CHARS: Final = 100
 
 
 class GraphNodeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -111,7 +110,7 @@ def relation_of(entity: Entity, name: str) -> Relation:
             return relation
     known = ", ".join(relation.name for relation in entity.relations) or "none"
     raise RelationNotFound(
-        f'{entity.name} has no relation "{name[:_SHOWN_CHARS]}" -- known relations: {known}',
+        f'{entity.name} has no relation "{name[:SHOWN_CHARS]}" -- known relations: {known}',
         entity=entity.name,
     )
 

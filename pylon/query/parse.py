@@ -21,7 +21,7 @@ from math import inf, isfinite
 from typing import Any, Final
 
 from pylon import limits
-from pylon.errors import InvalidQuery, LimitExceeded
+from pylon.errors import SHOWN_CHARS, InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity, Field, FieldType
 from pylon.query.predicate import (
     FALSE,
@@ -53,7 +53,6 @@ COMBINING: Final = ("$or", "$and", "$search")
 _NUMBER_TEXT: Final = re.compile(
     r"[\t-\r ]*([+-]?[0-9]{1,19}|[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)[\t-\r ]*"
 )
-_SHOWN_CHARS: Final = 100
 
 
 def parse_where(
@@ -203,7 +202,7 @@ class FilterParser:
 
 
 def _unknown(operator: str, known: tuple[str, ...]) -> InvalidQuery:
-    shown = operator[:_SHOWN_CHARS]
+    shown = operator[:SHOWN_CHARS]
     return InvalidQuery(
         f'Unknown operator "{shown}" -- known operators: {", ".join(known)}', operator=shown
     )

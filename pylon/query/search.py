@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from pylon import limits
 from pylon.body_types import BodyType, Refusal
-from pylon.errors import InvalidQuery, LimitExceeded
+from pylon.errors import SHOWN_CHARS, InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity, Field, FieldType, Search
 from pylon.query.parse import ID, NUMBERS, exact_float, is_beyond_64_bits
 from pylon.query.predicate import (
@@ -34,7 +34,6 @@ from pylon.query.words import parse_match, parse_words
 from pylon.values import INT_MAX, INT_MIN, invalid_value
 
 _NUMBER: Final = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?", re.ASCII)
-_SHOWN_CHARS: Final = 100
 _SORT_EXPECTED: Final = 'a field and "asc" or "desc", for example ["field","asc"]'
 
 
@@ -216,7 +215,7 @@ def _parse_order(search: Search, sort: list[Any] | None) -> tuple[tuple[str, boo
 
 
 def _not_among(where: str, name: object, what: str, known: tuple[str, ...]) -> InvalidQuery:
-    shown = name[:_SHOWN_CHARS] if isinstance(name, str) else "(not text)"
+    shown = name[:SHOWN_CHARS] if isinstance(name, str) else "(not text)"
     listed = ", ".join(known) or "none"
     return InvalidQuery(f'{where}: "{shown}" is not one of the {what} -- {what}: {listed}')
 

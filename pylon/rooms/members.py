@@ -19,12 +19,11 @@ from typing import Final
 
 from pylon import limits
 from pylon.bus.rooms_messages import RoomSnapshot
-from pylon.clock import Clock
+from pylon.clock import NS_PER_S, Clock
 from pylon.errors import NotInRoom, RoomFull, RoomLimitReached
 from pylon.rooms.networks import Networks
 from pylon.rooms.updates import NULL, Socket, Updates, broadcast_text, json_text
 
-_NS_PER_S: Final = 1_000_000_000
 _NEVER_S: Final = float("-inf")
 
 
@@ -105,7 +104,7 @@ class Rooms:
         """
         room = self._rooms.get(name)
         member = None if room is None else room.members.get(user_id)
-        joined_at_s = self._clock.wall_ns() // _NS_PER_S
+        joined_at_s = self._clock.wall_ns() // NS_PER_S
         peer = _peer(user_id, data, joined_at_s)
         if member is None:
             self._check_new_member(room, user_id)

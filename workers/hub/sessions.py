@@ -19,7 +19,7 @@ from typing import Final, NoReturn
 import gevent
 
 from pylon import log
-from pylon.clock import Clock
+from pylon.clock import NS_PER_S, Clock
 from pylon.errors import PylonError
 from pylon.storage.interface import Store
 from workers.hub.hub import Hub
@@ -32,7 +32,6 @@ _SOON_S: Final = 2 * _SWEEP_S
 _SLICE: Final = 500
 _CLOSES: Final = 100  # sockets closed before other greenlets run
 _SHARE: Final = 0.05
-_NS_PER_S: Final = 1_000_000_000
 
 _log = log.get_logger("sessions")
 
@@ -108,7 +107,7 @@ class SessionWatch:
 
     def _check(self, session_ids: list[str]) -> None:
         ends = self._store.point(lambda reader: reader.session_ends(session_ids))
-        wall_s = self._clock.wall_ns() / _NS_PER_S
+        wall_s = self._clock.wall_ns() / NS_PER_S
         now_s = self._clock.monotonic_s()
         for session_id in session_ids:
             expires_at_s = ends.get(session_id)

@@ -15,14 +15,13 @@ import gevent
 
 from pylon import log
 from pylon.bus.shards import DescribeAll, MakeShard, ShardsClient
-from pylon.clock import Clock
+from pylon.clock import NS_PER_S, Clock
 from pylon.errors import Draining, PylonError
 from pylon.realtime.kinds import modes
 from pylon.realtime.matchmaker import Match, Matchmaker, OpenShard
 from workers.shards.descriptions import decoded
 
 _PERIOD_S: Final = 1.0
-_NS_PER_S: Final = 1_000_000_000
 _log = log.get_logger("matchmaking")
 
 
@@ -117,4 +116,4 @@ class Matchmaking:
 
     def _new_id(self) -> str:
         self._made += 1
-        return f"match_{self._clock.wall_ns() // _NS_PER_S:x}_{self._made}"
+        return f"match_{self._clock.wall_ns() // NS_PER_S:x}_{self._made}"

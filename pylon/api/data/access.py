@@ -17,13 +17,12 @@ import orjson
 from pylon import limits
 from pylon.app import App
 from pylon.auth_context import AuthContext
-from pylon.errors import EntityNotFound, PolicyDenied
+from pylon.errors import SHOWN_CHARS, EntityNotFound, PolicyDenied
 from pylon.manifest.model import Entity
 from pylon.policy.routing import ByAuth, Everyone, Nobody
 from pylon.query.predicate import FALSE, TRUE, Predicate, and_, equal
 from pylon.storage.interface import PointRead
 
-_SHOWN_CHARS: Final = 100
 _HINT: Final = "Check your auth token or the policy rules in your schema"
 
 
@@ -39,7 +38,7 @@ def entity_named(app: App, name: object, auth: AuthContext) -> Entity:
         return entity
     if auth.is_admin:
         known = ", ".join(sorted(app.manifest.by_name)) or "none"
-        shown = name[:_SHOWN_CHARS] if isinstance(name, str) else "(not text)"
+        shown = name[:SHOWN_CHARS] if isinstance(name, str) else "(not text)"
         raise EntityNotFound(f'Unknown entity "{shown}" -- known entities: {known}')
     raise PolicyDenied("Access denied by policy", hint=_HINT)
 

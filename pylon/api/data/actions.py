@@ -6,7 +6,7 @@ the manifest names inputs and policies, and no code. Clients use the response as
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import falcon
 
@@ -15,6 +15,7 @@ from pylon.api.http.callers import caller_of
 from pylon.api.http.responses import send_json
 from pylon.api.services import DataServices
 from pylon.errors import (
+    SHOWN_CHARS,
     ActionMissingInput,
     ActionNotFound,
     InvalidData,
@@ -24,8 +25,6 @@ from pylon.errors import (
 )
 from pylon.manifest.model import Operation
 from pylon.values import expected, fits, shown
-
-_SHOWN_CHARS: Final = 100
 
 
 class Action:
@@ -48,7 +47,7 @@ class Action:
         if action is None:
             known = ", ".join(sorted(self._by_name)) or "none"
             raise ActionNotFound(
-                f'Action "{name[:_SHOWN_CHARS]}" not found', hint=f"Known actions: {known}"
+                f'Action "{name[:SHOWN_CHARS]}" not found', hint=f"Known actions: {known}"
             )
         _check_inputs(action, body)
         send_json(resp, {"action": name, "input": body, "executed": True})
@@ -82,7 +81,7 @@ def _check_inputs(action: Operation, body: dict[str, Any]) -> None:
         if field is None:
             known = ", ".join(by_name) or "none"
             raise InvalidData(
-                f'Action "{action.name}" has no input "{name[:_SHOWN_CHARS]}" '
+                f'Action "{action.name}" has no input "{name[:SHOWN_CHARS]}" '
                 f"-- valid inputs: {known}"
             )
         if value is not None and not fits(field, value):

@@ -28,13 +28,12 @@ from pylon.api.http.responses import send_json
 from pylon.api.http.unreadable import decode_changes
 from pylon.api.services import DataServices
 from pylon.auth_context import AuthContext
-from pylon.errors import InvalidData, InvalidJson, LimitExceeded
+from pylon.errors import SHOWN_CHARS, InvalidData, InvalidJson, LimitExceeded
 from pylon.manifest.model import Entity, FieldType
 from pylon.storage.ops import InsertRow, Transact, WriteReply
 
 _REFERENCE: Final = re.compile(r"\$ref:([0-9]{1,6})", re.ASCII)
 _REFERENCE_TYPES: Final = (FieldType.ID, FieldType.STRING)
-_SHOWN_CHARS: Final = 100
 _ENVELOPE: Final = Envelope(
     Operation, "An operation", "an id", "unknown operation",
     "op must be one of insert, update, delete",
@@ -188,7 +187,7 @@ def _describe_result(entry: Entry[Operation]) -> dict[str, Any]:
 
 def _kind_of(entry: Entry[Operation]) -> object:
     kind = entry.sent.kind
-    return kind[:_SHOWN_CHARS] if isinstance(kind, str) else kind
+    return kind[:SHOWN_CHARS] if isinstance(kind, str) else kind
 
 
 def _row_id_of(entry: Entry[Operation]) -> str | None:

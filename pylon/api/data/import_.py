@@ -15,7 +15,7 @@ import codecs
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import falcon
 import gevent
@@ -32,6 +32,7 @@ from pylon.api.http.responses import send_json
 from pylon.api.http.unreadable import decode_changes, problem_of
 from pylon.api.services import DataServices
 from pylon.errors import (
+    SHOWN_CHARS,
     EntityNotFound,
     Forbidden,
     InvalidData,
@@ -42,8 +43,6 @@ from pylon.errors import (
 )
 from pylon.storage.ops import InsertRow
 from pylon.values import decode_body
-
-_SHOWN_CHARS: Final = 100
 
 Sent = tuple[object, object]  # entity and row, as the client sent them
 
@@ -58,7 +57,7 @@ class _ImportResult:
     rows: int = 0
 
     def fail(self, number: int, entity: object, error: PylonError) -> None:
-        name = entity[:_SHOWN_CHARS] if isinstance(entity, str) else "(not text)"
+        name = entity[:SHOWN_CHARS] if isinstance(entity, str) else "(not text)"
         self.failed[name] = self.failed.get(name, 0) + 1
         if len(self.errors) < limits.IMPORT_ERRORS:
             self.errors.append({"row": number, "entity": name, **error.body()["error"]})
@@ -90,7 +89,7 @@ class Import:
             raise Forbidden("Admin access required for data import")
         ids = read_text(req, "ids") or "keep"
         if ids not in ("keep", "new"):
-            raise InvalidQuery(f'ids is "{ids[:_SHOWN_CHARS]}": expected keep or new')
+            raise InvalidQuery(f'ids is "{ids[:SHOWN_CHARS]}": expected keep or new')
         raw = read_body(req).removeprefix(codecs.BOM_UTF8)  # files often have one
         if JSON_LINES in (req.env.get("CONTENT_TYPE") or ""):
             resp.content_type = JSON_LINES
@@ -208,7 +207,7 @@ def _read_small_document(body: Any, is_doubtful: bool) -> Iterator[Sent | PylonE
         )
     for name, rows in entities.items():
         if not isinstance(rows, list):
-            raise InvalidData(f'entities["{name[:_SHOWN_CHARS]}"] must be an array of rows')
+            raise InvalidData(f'entities["{name[:SHOWN_CHARS]}"] must be an array of rows')
     return (
         (is_doubtful and problem_of(row)) or (name, row)
         for name, rows in entities.items() for row in rows

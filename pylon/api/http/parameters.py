@@ -10,10 +10,9 @@ from typing import Final
 
 import falcon
 
-from pylon.errors import InvalidQuery
+from pylon.errors import SHOWN_CHARS, InvalidQuery
 
 _WHOLE: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
-_SHOWN_CHARS: Final = 100
 
 
 def read_number(req: falcon.Request, name: str, low: int = 0) -> int | None:
@@ -28,7 +27,7 @@ def read_number(req: falcon.Request, name: str, low: int = 0) -> int | None:
     text = raw[-1] if isinstance(raw, list) else raw
     if _WHOLE.fullmatch(text) is None or int(text) < low:
         raise InvalidQuery(
-            f'{name} is "{text[:_SHOWN_CHARS]}": expected a whole number from {low} up'
+            f'{name} is "{text[:SHOWN_CHARS]}": expected a whole number from {low} up'
         )
     return int(text)
 
@@ -44,7 +43,7 @@ def read_flag(req: falcon.Request, name: str) -> bool:
         return False
     if text in ("true", "1"):
         return True
-    raise InvalidQuery(f'{name} is "{text[:_SHOWN_CHARS]}": expected true or false')
+    raise InvalidQuery(f'{name} is "{text[:SHOWN_CHARS]}": expected true or false')
 
 
 def read_text(req: falcon.Request, name: str) -> str | None:

@@ -15,14 +15,13 @@ from typing import Final
 
 import falcon
 
-from pylon.errors import InvalidData, PreconditionFailed
+from pylon.errors import SHOWN_CHARS, InvalidData, PreconditionFailed
 
 _ETAG: Final = re.compile(r'"(0|[1-9][0-9]{0,17})"', re.ASCII)
 _TAG: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*+"')
 _TAGS: Final = re.compile(  # RFC 9110 §5.6.1: a list may have empty elements, but not only them
     rf"(?:[ \t]*+,)*+[ \t]*+{_TAG.pattern}(?:[ \t]*+,(?:[ \t]*+{_TAG.pattern})?+)*+[ \t]*+"
 )
-_SHOWN_CHARS: Final = 100
 
 
 def set_etag(resp: falcon.Response, seq: int) -> None:
@@ -46,7 +45,7 @@ def if_match(req: falcon.Request) -> int | tuple[int, ...] | None:
     text = given.strip()
     if _TAGS.fullmatch(text) is None:
         raise InvalidData(
-            f"If-Match is {text[:_SHOWN_CHARS]}: expected ETags in quotes, parted by commas, or *",
+            f"If-Match is {text[:SHOWN_CHARS]}: expected ETags in quotes, parted by commas, or *",
             hint="Send the ETag header of the row as it was answered",
         )
     # A weak tag never matches here (RFC 9110 §13.1.1), nor does a tag that is no seq.
@@ -55,7 +54,7 @@ def if_match(req: falcon.Request) -> int | tuple[int, ...] | None:
     )
     if not versions:
         raise PreconditionFailed(
-            f"The row does not have the version {text[:_SHOWN_CHARS]} that If-Match asks for",
+            f"The row does not have the version {text[:SHOWN_CHARS]} that If-Match asks for",
             hint="Get the row again, and send its new ETag",
         )
     return versions[0] if len(versions) == 1 else versions

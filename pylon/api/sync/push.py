@@ -35,7 +35,7 @@ from pylon.api.http.unreadable import decode_changes
 from pylon.api.services import DataServices
 from pylon.api.sync.bodies import PUSH, PushedChange
 from pylon.auth_context import AuthContext
-from pylon.errors import InvalidData, InvalidJson, LimitExceeded
+from pylon.errors import SHOWN_CHARS, InvalidData, InvalidJson, LimitExceeded
 from pylon.json_text import check_bounds
 from pylon.manifest.model import Entity, FieldType
 from pylon.storage.ops import (
@@ -45,7 +45,6 @@ from pylon.storage.ops import (
 from pylon.values import decode_body
 
 _PENDING: Final = "_pending_"  # how clients name rows that have no id yet
-_SHOWN_CHARS: Final = 100
 _NULL: Final = msgspec.Raw(b"null")
 _ENVELOPE: Final = Envelope(
     PushedChange, "A change", "a row_id", "kind must be one of insert, update, delete"
@@ -237,4 +236,4 @@ def _describe_result(entry: Entry[PushedChange]) -> dict[str, Any]:
 
 
 def _shown(value: object) -> str:
-    return value[:_SHOWN_CHARS] if isinstance(value, str) else "(not text)"
+    return value[:SHOWN_CHARS] if isinstance(value, str) else "(not text)"

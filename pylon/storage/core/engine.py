@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 import orjson
 
 from pylon import limits
-from pylon.clock import Clock
+from pylon.clock import NS_PER_S, Clock
 from pylon.errors import InternalError, LimitExceeded, PylonError, StoreUnavailable
 from pylon.errors.wire import WireError
 from pylon.log import get_logger
@@ -54,7 +54,6 @@ from pylon.storage.ops import (
 T = TypeVar("T")
 Handler = Callable[[int, Any, Journal], WriteReply]
 
-_NS_PER_S: Final = 1_000_000_000
 _log: Final = get_logger("engine")
 
 
@@ -167,7 +166,7 @@ class BatchEngine:
 
     def prune_sessions(self, limit: int, unused_before_s: int) -> int:
         """See `pylon.storage.interface.Maintenance`."""
-        now_s = self._clock.wall_ns() // _NS_PER_S
+        now_s = self._clock.wall_ns() // NS_PER_S
         return self.run_step(
             lambda: prune_sessions(self._transaction, limit, now_s, unused_before_s)
         )
@@ -192,7 +191,7 @@ class BatchEngine:
         Raises: what the transaction raises, which has been undone then.
         """
         transaction = self._transaction
-        journal = Journal(self.head, self._clock.wall_ns() // _NS_PER_S)
+        journal = Journal(self.head, self._clock.wall_ns() // NS_PER_S)
         replies: list[WriteReply] = []
         deferred: list[WriteRequest] = []
         is_deferring = False  # until the end of the call whose request was deferred
