@@ -26,11 +26,11 @@ from pylon.changelog import hint_journal
 from pylon.changelog.hint_journal import HintReader, HintWriter
 from pylon.changelog.hints import CursorHints
 from pylon.changelog.marks import MarkReader, marks_path
+from pylon.changelog.span import Span
 from pylon.clock import ManualClock
 from pylon.errors import ResyncRequired
 from supervisor.hints import Continuity, save_notes
 from tests.support.examples import count_examples
-from workers.hub.history import Span
 from workers.hub.start_cursors import StartCursors
 
 HTTP_WORKERS = 2

@@ -16,8 +16,8 @@ from typing import Final, NamedTuple
 from pylon import limits
 from pylon.changelog.change import Change
 from pylon.changelog.current import relate_to_store
+from pylon.changelog.span import Span
 from pylon.changelog.tail import Tail
-from pylon.errors import ResyncRequired
 from pylon.storage.events import ChangeBatch, ChangeEvent
 from pylon.storage.interface import Reader, Store, read_settled
 
@@ -50,13 +50,14 @@ class Feed:
         """
         self._refresh()
         head = self._head  # reads below may switch greenlets, and others may move it on
-        if since > head or any(low < since < high for low, high in self._void):
-            raise _resync(since, head + 1)
+        span = Span(head, 0, self._void)  # the oldest seq costs a read: later, if at all
+        if span.is_void(since):
+            raise span.resync(since)
         changes = self._tail.after(since, limit, _ANSWER_BYTES)
         if changes is None:
             oldest = self._store.point(lambda reader: reader.oldest_seq())
             if since + 1 < oldest:
-                raise _resync(since, oldest)
+                raise Span(head, oldest, ()).resync(since)
             changes = _bounded(self._read(since, limit))
         return changes, head
 
@@ -75,7 +76,7 @@ class Feed:
             relate_to_store(self._store, changes, entities)
 
     def _refresh(self) -> None:
-        version = self._store.point(_data_version)
+        version = self._store.point(lambda reader: reader.data_version())
         if version == self._version:
             return
         # The version is taken first: what is committed from here on is noticed next time.
@@ -142,11 +143,3 @@ def _bounded(changes: list[Change]) -> list[Change]:
         if size_bytes > _ANSWER_BYTES and count:
             return changes[:count]
     return changes
-
-
-def _resync(since: int, oldest_seq: int) -> ResyncRequired:
-    return ResyncRequired(
-        f"cursor last_seq={since} is older than the oldest retained seq={oldest_seq}; "
-        "client must re-sync",
-        oldest_seq=oldest_seq,
-    )

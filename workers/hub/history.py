@@ -9,11 +9,10 @@ greenlets, since a replay calls them in libev's callbacks; every other call may.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 from pylon.changelog.change import Change
 from pylon.changelog.current import relate_to_store
-from pylon.errors import ResyncRequired
+from pylon.changelog.span import Span
 from pylon.storage.events import ChangeEvent
 from pylon.storage.interface import Reader, Store
 
@@ -68,33 +67,6 @@ class History:
     def span(self) -> Span:
         """Return the range of the change log."""
         return self._store.point_inline(_span)
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """The oldest seq and the head of the log. `oldest` is head + 1 if the log is empty."""
-
-    head: int
-    oldest: int
-    void_ranges: Sequence[tuple[int, int]]
-
-    def check(self, cursor: int) -> None:
-        """Raise ResyncRequired if the log lacks events after `cursor`."""
-        if self._is_void(cursor) or cursor + 1 < self.oldest:
-            raise self.resync(cursor)
-
-    def resync(self, cursor: int, *, is_lost: bool = False) -> ResyncRequired:
-        """Return the refusal of a cursor. `is_lost`: its history may be lost."""
-        # As in a pull: no retained event continues a void cursor.
-        oldest = self.head + 1 if is_lost or self._is_void(cursor) else self.oldest
-        return ResyncRequired(
-            f"cursor last_seq={cursor} is older than the oldest retained seq={oldest}; "
-            "client must re-sync",
-            oldest_seq=oldest,
-        )
-
-    def _is_void(self, cursor: int) -> bool:
-        return cursor > self.head or any(low < cursor < high for low, high in self.void_ranges)
 
 
 def _span(reader: Reader) -> Span:
