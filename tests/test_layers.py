@@ -45,7 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     # How a store is made. Nobody but the factory knows a backend.
     ("pylon.storage.core",),
-    ("pylon.storage.names", "pylon.storage.sqlite"),
+    ("pylon.storage.sqlite",),
     ("pylon.storage.factory",),
     # How processes speak to each other, and to clients.
     ("pylon.bus",),

@@ -25,7 +25,7 @@ from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Poli
 from pylon.query.aggregate import parse_aggregate
 from pylon.query.predicate import and_
 from pylon.query.rows import Query, parse_filter
-from pylon.storage.names import quote
+from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.values import EntityCodec
 from tests.support import query_model

@@ -16,7 +16,7 @@ from pylon.clock import ManualClock
 from pylon.errors import SchemaRefused
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest
 from pylon.schema.options import NONE
-from pylon.storage.names import quote
+from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.schema.apply import prepare_store
 from pylon.storage.sqlite.schema.live import introspect
 from pylon.storage.sqlite.schema.plan import make_plan

@@ -34,8 +34,8 @@ from pylon.query.predicate import (
 )
 from pylon.query.rows import Query
 from pylon.storage.interface import Reader
-from pylon.storage.names import quote
 from pylon.storage.sqlite.engine import SqliteEngine
+from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.pool import ReaderPool
 from pylon.storage.sqlite.reader import SqliteReader
 from tests.support.raw_sql import raw_sql

@@ -14,8 +14,8 @@ from pylon.errors import LimitExceeded
 from pylon.manifest.model import Entity, FieldType
 from pylon.query.aggregate import Aggregate, Aggregation
 from pylon.query.parse import field_of
-from pylon.storage.names import quote
 from pylon.storage.sqlite.clause import SqlClause
+from pylon.storage.sqlite.names import quote
 from pylon.values import INT_MAX, INT_MIN
 
 # How a time is cut off, for strftime and as the leading part of `YYYY-MM-DD HH:MM`.

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pylon.storage.names import quote
 from pylon.storage.sqlite.connect import open_reader
+from pylon.storage.sqlite.names import quote
 
 
 class SqliteBareReads:

@@ -10,8 +10,8 @@ from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from pylon.storage.interface import FacetCounts
-from pylon.storage.names import quote
 from pylon.storage.sqlite.clause import SqlClause
+from pylon.storage.sqlite.names import quote
 
 
 def statement(table: str, where: SqlClause, fields: Sequence[str], most: int) -> SqlClause:

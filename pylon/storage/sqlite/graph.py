@@ -27,9 +27,9 @@ from pylon import limits
 from pylon.errors import LimitExceeded
 from pylon.query.graph import GraphInclude, GraphNode
 from pylon.query.predicate import FALSE
-from pylon.storage.names import quote
 from pylon.storage.sqlite.clause import SqlClause
 from pylon.storage.sqlite.compiler import ALL
+from pylon.storage.sqlite.names import quote
 
 Fetch = Callable[[str, tuple[object, ...]], list[tuple[Any, ...]]]
 Compile = Callable[[GraphNode, bool], SqlClause]  # a node's condition; whether other rows lead

@@ -38,13 +38,13 @@ from pylon.query.predicate import (
     Value,
     conjuncts,
 )
-from pylon.storage.names import quote
 from pylon.storage.sqlite.index_use import (
     columns_fixed_by,
     field_of_equality,
     find_served,
     has_equality,
 )
+from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.patterns import like_parts, like_text
 from pylon.storage.sqlite.search import match_condition
 from pylon.storage.sqlite.shapes import prefix_range

@@ -9,10 +9,10 @@ from pylon.manifest.model import Entity, FieldType
 from pylon.query.parse import NOT_TEXTS
 from pylon.query.predicate import Column, Compare, Literal, Predicate, Scalar, guarded
 from pylon.query.rows import Query
-from pylon.storage.names import quote
 from pylon.storage.sqlite.clause import SqlClause
 from pylon.storage.sqlite.compiler import CompiledCache, PredicateCompiler
 from pylon.storage.sqlite.graph import order_by
+from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.search import RELEVANCE, match_expression, relevant
 
 

@@ -23,7 +23,7 @@ import apsw
 from pylon.manifest.model import Entity
 from pylon.query.predicate import Match
 from pylon.query.words import text_fields, text_of
-from pylon.storage.names import quote
+from pylon.storage.sqlite.names import quote
 
 # Marks are letters' parts: Thai, Hindi and Arabic write vowels with them.
 TOKENIZER: Final = "unicode61 remove_diacritics 2 categories 'L* N* Co M*'"

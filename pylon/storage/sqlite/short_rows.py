@@ -18,8 +18,8 @@ import apsw
 
 from pylon import limits
 from pylon.manifest.model import Manifest
-from pylon.storage.names import quote
 from pylon.storage.sqlite import meta
+from pylon.storage.sqlite.names import quote
 
 _KEY: Final = "short_rows:"
 

@@ -18,8 +18,8 @@ import orjson
 from pylon import limits
 from pylon.manifest.model import Entity
 from pylon.policy.rules import EntityRules
-from pylon.storage.names import quote
 from pylon.storage.sqlite.constraint_errors import ConstraintErrors
+from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.schema.ddl import JSON_COLUMN, SEQ_COLUMN
 from pylon.storage.sqlite.search import SearchIndex
 from pylon.storage.sqlite.short_rows import forget_short_rows

@@ -25,10 +25,10 @@ from pylon.clock import Clock, SystemRandom
 from pylon.errors import SchemaRefused
 from pylon.manifest.model import Entity, Manifest
 from pylon.schema.steps import Plan
-from pylon.storage.names import quote
 from pylon.storage.sqlite import log, meta
 from pylon.storage.sqlite.epochs import open_epoch
 from pylon.storage.sqlite.error_text import error_text
+from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.schema import ddl, history, search
 from pylon.storage.sqlite.schema.live import introspect
 from pylon.storage.sqlite.schema.plan import left_over, make_plan

@@ -14,8 +14,8 @@ import orjson
 
 from pylon.errors import InvalidValue, NullNotAllowed, SchemaRefused
 from pylon.manifest.model import Entity, Field, FieldType
-from pylon.storage.names import quote
 from pylon.storage.sqlite import meta
+from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.schema.history import has_table
 from pylon.storage.sqlite.schema.live import LiveColumn, LiveTable
 from pylon.values import EntityCodec, SqlValue, expected, shown

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Final
 
 from pylon.manifest.model import Entity, Field, FieldType, Index
-from pylon.storage.names import quote
+from pylon.storage.sqlite.names import quote
 
 JSON_COLUMN: Final = "_json"
 SEQ_COLUMN: Final = "_seq"

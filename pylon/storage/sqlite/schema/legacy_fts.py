@@ -14,7 +14,7 @@ from typing import Any
 
 import apsw
 
-from pylon.storage.names import quote
+from pylon.storage.sqlite.names import quote
 
 
 def foreign_search(conn: apsw.Connection, table: str) -> list[tuple[str, str]]:

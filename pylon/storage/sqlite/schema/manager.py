@@ -20,12 +20,12 @@ from pylon.manifest.model import Entity, Manifest
 from pylon.schema.options import MigrationOptions
 from pylon.schema.steps import Plan, Step
 from pylon.storage.core.constraint_errors import constraint_error
-from pylon.storage.names import quote
 from pylon.storage.ops import InsertRow
 from pylon.storage.schemas import ColumnInfo, IndexInfo, SearchCheck, TableInfo
 from pylon.storage.sqlite.connect import open_reader, open_writer
 from pylon.storage.sqlite.constraint_errors import ConstraintErrors
 from pylon.storage.sqlite.error_text import error_text
+from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.pragmas import BUSY_TIMEOUT_MS
 from pylon.storage.sqlite.schema import ddl, history
 from pylon.storage.sqlite.schema.live import LiveTable, introspect, table_names

@@ -22,7 +22,7 @@ from pylon.manifest.model import Entity, Field, Index, Manifest
 from pylon.schema import options
 from pylon.schema.options import MigrationOptions
 from pylon.schema.steps import Plan, Step
-from pylon.storage.names import quote
+from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.schema import ddl
 from pylon.storage.sqlite.schema.convert import lossy_value
 from pylon.storage.sqlite.schema.history import own_indexes

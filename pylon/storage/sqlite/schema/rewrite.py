@@ -22,10 +22,10 @@ from pylon.errors import SchemaRefused
 from pylon.manifest.model import Entity, FieldType, Manifest
 from pylon.schema.options import MigrationOptions
 from pylon.schema.steps import Plan
-from pylon.storage.names import quote
 from pylon.storage.sqlite import documents
 from pylon.storage.sqlite.epochs import open_epoch
 from pylon.storage.sqlite.error_text import error_text
+from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.schema import ddl, history
 from pylon.storage.sqlite.schema.apply import Prepared, complete, make_system_tables
 from pylon.storage.sqlite.schema.convert import Converter, kinds_before

@@ -23,10 +23,10 @@ from pylon.errors import SchemaRefused
 from pylon.log import get_logger
 from pylon.manifest.model import Entity, Manifest
 from pylon.query.words import text_fields, text_of
-from pylon.storage.names import quote
 from pylon.storage.schemas import SearchCheck
 from pylon.storage.sqlite import meta
 from pylon.storage.sqlite.error_text import error_text
+from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.schema import ddl
 from pylon.storage.sqlite.search import (
     TOKENIZER,

@@ -1,14 +1,14 @@
-"""The one place where an identifier becomes SQL text.
+"""Identifiers as SQL text.
 
-Entity, field and index names come from the manifest and never from a request; they are quoted
-all the same. Called by the schema, the store and the policy compiler.
+Entity, field and index names come from the manifest and never from a request; `quote` quotes them
+all the same. Called by every module of this package that writes SQL.
 """
 
 from __future__ import annotations
 
 
 def quote(identifier: str) -> str:
-    """`identifier` as a quoted SQL name, for SQLite and PostgreSQL alike.
+    """`identifier` as a quoted SQL name.
 
     Raises:
         ValueError: it contains a NUL character, which no SQL text can carry.
