@@ -1,4 +1,7 @@
-"""Every line of docs/query-semantics.md, by the evaluators in Python and by SQLite."""
+"""Each line of docs/query-semantics.md by the evaluators in Python.
+
+`tests.storage_contract.test_semantics` asks the stores.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,6 @@ from tests.support.examples import count_examples
 from tests.support.query_cases import (
     CALLER,
     Case,
-    id_found,
-    ids_selected,
     inserts_of,
     load_cases,
     manifest_of,
@@ -58,14 +59,6 @@ def cases(*questions: str) -> list[object]:
     ]
 
 
-@pytest.mark.parametrize("case", cases("ids"))
-def test_the_store_selects_the_rows(reader: SqliteReader, case: Case) -> None:
-    if "lookup" in case.source:
-        assert id_found(reader, case) == case.source["ids"]
-        return
-    assert ids_selected(reader, case) == case.source["ids"]
-
-
 @pytest.mark.parametrize("case", cases("filter", "where", "policy", "search"))
 def test_the_evaluators_pass_the_rows(reader: SqliteReader, case: Case) -> None:
     if "error" in case.source or cost_of(case.condition) is Cost.MATCH:
@@ -84,26 +77,6 @@ def test_a_question_without_a_meaning_is_refused(case: Case) -> None:
     with pytest.raises(PylonError) as caught:
         _ = case.condition
     assert caught.value.code == case.source["error"]
-
-
-@pytest.mark.parametrize("case", cases("aggregate"))
-def test_the_store_answers_aggregates(reader: SqliteReader, case: Case) -> None:
-    answer = reader.aggregate(case.entity.name, case.aggregate)
-    assert answer == case.source["answer"]
-    kinds = [[type(value) for value in row.values()] for row in answer]
-    assert kinds == [[type(row[key]) for key in found] for found, row in zip(
-        answer, case.source["answer"], strict=True
-    )]
-
-
-@pytest.mark.parametrize("case", cases("facets"))
-def test_the_store_counts_facets(reader: SqliteReader, case: Case) -> None:
-    most = case.source["facets"]
-    counts = reader.facet_counts(case.entity.name, case.part, ["v"], most)
-    assert counts.total == len(case.rows)
-    found = [list(pair) for pair in counts.by_field["v"]]
-    assert found == case.source["answer"]
-    assert [type(v) for v, _ in found] == [type(v) for v, _ in case.source["answer"]]
 
 
 def test_every_rule_of_the_page_has_a_case_and_every_case_a_rule() -> None:

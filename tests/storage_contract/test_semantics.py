@@ -7,7 +7,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.storage_contract.backends import BACKENDS, StoreStage
-from tests.support.query_cases import Case, ids_selected, inserts_of, load_cases, manifest_of
+from tests.support.query_cases import (
+    Case,
+    id_found,
+    ids_selected,
+    inserts_of,
+    load_cases,
+    manifest_of,
+)
 
 CASES = load_cases()
 
@@ -33,6 +40,9 @@ def cases_with(question: str) -> list[object]:
 
 @pytest.mark.parametrize("case", cases_with("ids"))
 def test_store_selects_the_rows_of_a_case(stage: StoreStage, case: Case) -> None:
+    if "lookup" in case.source:
+        assert id_found(stage.reader, case) == case.source["ids"]
+        return
     assert ids_selected(stage.reader, case) == case.source["ids"]
 
 
@@ -44,3 +54,12 @@ def test_store_aggregates_the_rows_of_a_case(stage: StoreStage, case: Case) -> N
         assert [type(value) for value in found.values()] == [
             type(expected[key]) for key in found
         ]
+
+
+@pytest.mark.parametrize("case", cases_with("facets"))
+def test_store_counts_the_facets_of_a_case(stage: StoreStage, case: Case) -> None:
+    counts = stage.reader.facet_counts(case.entity.name, case.part, ["v"], case.source["facets"])
+    assert counts.total == len(case.rows)
+    found = [list(pair) for pair in counts.by_field["v"]]
+    assert found == case.source["answer"]
+    assert [type(v) for v, _ in found] == [type(v) for v, _ in case.source["answer"]]
