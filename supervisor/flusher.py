@@ -8,7 +8,7 @@ times its bytes. The age of events comes from the monotonic clock, so that a wal
 neither ends the retention nor drops young events. The flusher also marks guests as used that
 workers saw for the first time. `flush_all` writes everything back at the end of a drain.
 
-Metrics: pylon_changelog_bytes, pylon_changelog_oldest_seq, pylon_db_writable, pylon_sessions.
+Metrics: pylon_changelog_size_bytes, pylon_changelog_oldest_seq, pylon_db_writable, pylon_sessions.
 """
 
 from __future__ import annotations

@@ -280,7 +280,10 @@ class Reader(Protocol):
         """Whether no entity has a row."""
 
     def data_version(self) -> int:
-        """A number that changes when another connection has committed."""
+        """A number that is another one after each commit that changed a row, a document or a
+        session. A reader sees such a commit only once the number has changed, so an answer that was
+        read after this number is at least as new as it. Asked for before each answer from memory:
+        it must cost microseconds."""
 
     def at_one_commit(self, read: Callable[[], T]) -> T:
         """Run `read`: all that it reads through this reader is of the same commit. To be
@@ -305,7 +308,7 @@ class Store(Protocol):
     `point_inline` never switches, so the state of the process is the same before and after it, and
     libev's callbacks may call it. Its callers are those that need this: the hub's admission and
     replay, documents, and the registry of shards. A store without `local_reads` has no
-    `point_inline`; a worker that needs it does not start on such a store.
+    `point_inline`: on such a store these callers need a read ahead, in a greenlet.
     """
 
     @property
