@@ -17,6 +17,7 @@ from pylon.config import Config
 from pylon.errors import PylonError
 from pylon.manifest.model import Manifest
 from pylon.roles import ROLE_BY_NAME, ROLES
+from pylon.storage.factory import open_store
 
 _POLL_S = 0.05
 _ANSWER_S = 5.0
@@ -61,7 +62,8 @@ def start_body(config: Config, manifest: Manifest) -> dict[str, Any]:
     return {
         "code": "START_OK", "name": manifest.name, "version": manifest.version,
         "entry": config.manifest, "port": config.port,
-        "db_path": ":memory:" if config.in_memory else config.db_path, "backend": "sqlite",
+        "db_path": ":memory:" if config.in_memory else config.db_path,
+        "backend": open_store(config).name,
     }
 
 

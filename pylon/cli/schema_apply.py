@@ -208,7 +208,7 @@ def _body(planned: Plan, path: Path, baseline: str) -> dict[str, Any]:
         for text in planned.refusals
     ]
     return {
-        "adapter": "sqlite", "database_path": str(path), "baseline": baseline,
+        "adapter": open_store_at(path).name, "database_path": str(path), "baseline": baseline,
         "manifest_version": FORMAT_VERSION,
         "plan": {"operations": [s.to_json() for s in steps] or [{"op": "noop"}]},
         "analysis": {
