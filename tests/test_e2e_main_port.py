@@ -80,9 +80,7 @@ def test_what_is_answered_in_place_of_a_101(make_server: Callable[..., PylonServ
     for headers in ({}, {**UPGRADE, "Upgrade": "h2c"}):
         status, error, _ = status_of(server, **headers)
         assert (status, error["code"]) == (400, "BAD_UPGRADE")
-    environ = Path(f"/proc/{server.pids('ws')[0]}/environ").read_bytes().split(b"\0")
-    folder = next(each for each in environ if each.startswith(b"PYLON_RUNTIME_DIR="))
-    path = Path(os.fsdecode(folder.partition(b"=")[2]), "passing-ws-1")
+    path = Path(server.status()["runtime_dir"], "passing-ws-1")
     path.rename(path.with_name("nobody"))
     status, error, answer = status_of(server, **UPGRADE)
     assert (status, error["code"]) == (503, "UNAVAILABLE")

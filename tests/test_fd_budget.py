@@ -42,8 +42,8 @@ def test_without_descriptors_clients_wait_and_the_others_are_served(
     assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)[0] == resource.getrlimit(
         resource.RLIMIT_NOFILE
     )[1]
-    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
     old = server.pids("ws")[0]
+    resource.prlimit(template_of(server), resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
     os.kill(old, 9)
     wait_until("another ws worker", lambda: server.pids("ws") not in ([], [old]))
     server.wait_ready()
@@ -81,6 +81,16 @@ def test_without_descriptors_clients_wait_and_the_others_are_served(
     insert(4)
     first.close()
     assert server.pids("ws") == [pid]
+
+
+def template_of(server: PylonServer) -> int:
+    """Return the process that forks the workers, which inherit its limits."""
+    assert server.process is not None
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text()
+    return next(
+        int(pid) for pid in children.split()
+        if b"workers.template" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
 
 
 def server_url(server: PylonServer) -> str:
