@@ -131,10 +131,6 @@ class _News(NamedTuple):
     is_restart: bool
 
 
-def _data_version(reader: Reader) -> int:
-    return reader.data_version()
-
-
 def _bounded(changes: list[Change]) -> list[Change]:
     """As many of the first changes as fit into an answer, and one at least."""
     size_bytes = 0
