@@ -1,24 +1,25 @@
 """The writer: the thread that owns the only read-write connection.
 
-It takes the first message that comes, then all that wait (up to the bounds of a batch),
-carries them out in one transaction, publishes the changes, and answers everyone. It never
-waits for more to come: a lone write is committed at once, and under load the batches grow by
-themselves while a commit runs.
+The writer takes the first message that comes and all messages that wait behind it, up to the bounds
+of a batch. It commits them in one transaction, answers the workers, and publishes the changes. It
+never waits for more: it commits a lone write at once. Under load the batches grow, because messages
+gather while a commit runs.
 
-Requests about large rows may take the engine milliseconds each. One transaction takes
-`limits.BATCH_LARGE_BYTES` of them. The engine defers the others, and their calls wait here and take
-turns, so that a long batch does not hold up a single patch. While others write, large rows wait
-after each turn as long as that took, so that others have half of the time at the least. The writer
-refuses a call that has waited longer than its worker waits.
+The engine may need milliseconds for each request about a large row. One transaction takes
+`limits.BATCH_LARGE_BYTES` of large rows. The engine defers the other requests. Their calls wait
+here and take turns, so that a long batch does not delay a single patch. While others write, large
+rows rest after each turn as long as the turn took; so others have at least half of the time. The
+writer refuses a call that has waited longer than its worker waits.
 
-A commit is published at once, unless another was within `limits.PUBLISH_PERIOD_S`: then those of
-this time leave as one batch.
+The writer publishes the changes of a commit at once. If it has published within
+`limits.PUBLISH_PERIOD_S`, it keeps them until then, and publishes all that it kept as one batch.
 
-Invariants: nothing is answered or published before its commit; every request is answered,
-also when the engine fails in a way that nobody foresaw; requests of one call keep their order.
-After `limits.WRITER_FAILURES` such failures in a row the supervisor is told to end rather than to
-limp. A batch that the store refuses is logged and counted by its reason, and told to readiness.
-Metrics: pylon_write_queue_length, pylon_writes_deferred, pylon_writes_refused_total.
+Invariants: the writer answers and publishes nothing before its commit. It answers every request,
+also when the engine raises an unforeseen error. Requests of one call keep their order. After
+`limits.WRITER_FAILURES` unforeseen errors in a row the writer tells the supervisor to end. If the
+store refuses a batch, the writer logs and counts the reason, and readiness reports it.
+Metrics: pylon_write_queue_length, pylon_writes_deferred, pylon_writes_refused_total. Made by
+`supervisor.main`.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class _Call(NamedTuple):
 
 
 class Writer:
-    """`start` it, let others write, `stop` it when nobody writes any more."""
+    """The thread and its queues. `start` it first; `stop` it after the last worker has ended."""
 
     def __init__(
         self, runtime: Runtime, engine: WriteEngine, broken: Callable[[BaseException], None],
@@ -97,7 +98,7 @@ class Writer:
 
     @property
     def head(self) -> int:
-        """The newest seq that was committed."""
+        """Return the newest committed seq."""
         return self._engine.head
 
     def start(self) -> None:

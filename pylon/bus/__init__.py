@@ -10,13 +10,13 @@ writes are ZeroMQ over ``ipc://``; writes are frames on streams (`pylon.bus.fram
     shards       Caller (DEALER, http, ws, shards)   ->  CallPort (ROUTER, each shards worker)
     status       StatusSender (PUSH, each worker)    ->  StatusReceiver (PULL, supervisor)
 
-The supervisor binds every endpoint but those of shards, workers connect, so a worker may come
-and go at will; who calls a shards worker that has ended reaches its successor.
+The supervisor binds every endpoint but those of shards. Workers connect, so a worker may end and
+start at any time. A caller of a shards worker that has ended reaches the worker that replaces it.
 The supervisor's ends are used by plain threads, one thread for each socket; the workers'
 ends by gevent, one greenlet for each socket that receives, and no poller.
 
-Writes are never dropped: a worker keeps what the kernel does not take, and the bound on writes in
-flight bounds that. Every ZeroMQ socket has an explicit high-water mark and linger 0. What happens
+The bus never drops a write: a worker keeps what the kernel does not take, within the bound on
+writes in flight. Every ZeroMQ socket has an explicit high-water mark and linger 0. What happens
 at the mark: changes are dropped, and the subscriber sees the gap by `ChangeBatch.prev_seq` and
 reads the change log; news of rooms are dropped, and the subscriber sees the gap by
 `RoomUpdates.counter` and asks for fresh snapshots; signals and heartbeats are dropped and counted,

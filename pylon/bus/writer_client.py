@@ -1,12 +1,13 @@
-"""The worker's way to the writer: greenlets submit, one socket carries, replies wake them.
+"""The worker's end of the writes channel: greenlets submit writes, and wait for the replies.
 
-All writes that greenlets submit during one turn of the event loop leave in one message:
-that is worth more than anything else in the write path (one message for each write costs
-twice the CPU). Used by the API of HTTP workers, and by any worker that writes.
+All writes that greenlets submit during one turn of the event loop leave in one frame
+(`pylon.bus.frames`). PERF: one frame for each write costs twice the CPU. The client connects with
+its first write, and again after the writer has closed the connection.
 
-Invariants: at most `limits.WRITES_IN_FLIGHT` writes are unanswered; every submitted write
-ends in its reply, or in WriterUnavailable when `limits.WRITE_TIMEOUT_S` has passed or the
-supervisor went away (then it may or may not have happened: op_ids make a repeat safe).
+Invariants: at most `limits.WRITES_IN_FLIGHT` writes are unanswered. Every write ends in its reply
+or in WriterUnavailable: after `limits.WRITE_TIMEOUT_S`, or when the connection is lost. Then the
+writer may have committed it or not; a repeat with the same op_id is safe. Metrics:
+pylon_writes_in_flight, pylon_write_duration_seconds. Made in each worker that writes.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ _WRITE: Final = 2
 class _Call:
     """One `submit_all` that waits: its replies, which come in order, and how many there will be.
 
-    The waiter belongs to one greenlet and costs a third of an event that many could wait for.
-    It is woken from the hub only, and once.
+    PERF: the waiter serves one greenlet, and costs a third of an event that many could wait for.
+    Only the hub wakes it, and only once.
     """
 
     __slots__ = ("count", "first_id", "replies", "since_s", "waiter", "woken")
@@ -114,7 +115,7 @@ class WriterClient:
         return call.replies
 
     def close(self) -> None:
-        """Fail what waits, and let go of the socket."""
+        """Fail the writes that wait, and close the connection. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -123,7 +124,7 @@ class WriterClient:
         self._greenlet.kill(block=False)
 
     def _flush(self) -> None:
-        """Runs in the hub: send what this turn gathered, without waiting."""
+        """Send the writes of this turn, without waiting. Runs in the hub."""
         self._flush_scheduled = False
         requests, self._outgoing = self._outgoing, []
         # A caller that was killed before the flush has left: its write need not happen.
@@ -162,14 +163,14 @@ class WriterClient:
             stream.close()
 
     def _lose(self, why: str) -> None:
-        """The connection is lost: fail what waits. The next write connects again."""
+        """Fail the writes that wait: the connection is lost. The next write connects again."""
         if self._pending:
             _log.warning("writer.lost", in_flight=len(self._pending), error=why)
         self._disconnect()
         self._fail_all("The connection to the writer was lost")
 
     def _on_ready(self, events: int) -> None:
-        """Runs in the hub."""
+        """Take replies, and send what the kernel did not take before. Runs in the hub."""
         stream = self._stream
         if stream is None:
             return

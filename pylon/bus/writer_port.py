@@ -1,14 +1,14 @@
 """The writer's end of the writes channel, and the supervisor's own way to write.
 
-`WriterPort` belongs to the writer thread alone. `LocalWriter` is for other threads of the
-supervisor (seeding, pruning, the end of a drain), each with one of its own.
+A worker sends each message as a frame (`pylon.bus.frames`). The port reads each worker once in a
+turn. Messages beyond the bounds of a batch wait in the port for the next turn; later messages wait
+in the kernel. `WriterPort` belongs to the writer thread. `LocalWriter` is for other threads of the
+supervisor, one for each thread.
 
-A worker's message is a frame (`pylon.bus.frames`). The port reads each worker once in a turn, so
-what does not fit a batch waits here for the next one, and what comes meanwhile in the kernel.
-
-Invariants: a message is handed over whole, so what a worker sent together is committed together; a
-peer is a connection, so no reply to a dead worker reaches its successor. Bound: replies that a
-worker does not read have at most the size of those to its `limits.WRITES_IN_FLIGHT` writes.
+Invariants: the port hands a message over as a whole, so the writer commits its requests together.
+A peer is a connection, so no reply to a dead worker reaches the worker that replaces it. Bound: the
+port keeps the replies to at most `limits.WRITES_IN_FLIGHT` writes for a worker that does not read.
+Metrics: pylon_bus_messages_total, pylon_bus_messages_dropped_total. Used by `supervisor.writer`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class WriterPort:
         self._replies = metrics.BUS_MESSAGES.labels("replies")
 
     def receive(self, timeout_s: float) -> list[tuple[Peer, list[WriteRequest]]]:
-        """What waits, up to the bounds of a batch (`limits.BATCH_*`); never waits for more.
+        """Return the messages that wait, up to the bounds of a batch (`limits.BATCH_*`).
 
         Args:
             timeout_s: how long to wait for the first message.
@@ -84,7 +84,7 @@ class WriterPort:
         return out
 
     def reply(self, peer: Peer, replies: list[WriteReply]) -> None:
-        """Answer one message. Never blocks; a reply to a peer that is gone is dropped."""
+        """Answer one message. Never blocks. Drop the replies if the peer is gone."""
         if peer.is_closed:
             return
         try:
@@ -141,7 +141,7 @@ class WriterPort:
 
 
 class LocalWriter:
-    """Writes from a thread of the supervisor, through the same queue as everyone."""
+    """Writes from a thread of the supervisor, through the same queue as the workers' writes."""
 
     __slots__ = ("_next_id", "_stream")
 
@@ -190,7 +190,7 @@ class LocalWriter:
         raise WriterUnavailable(f"The writer did not answer within {timeout_s:g} s")
 
     def wake(self) -> None:
-        """Let a waiting writer thread look around: an empty message has no answer."""
+        """End the writer's wait for messages: an empty message has no answer."""
         self._send([])
 
     def close(self) -> None:
