@@ -125,12 +125,14 @@ def fill(server: Server, count: int) -> list[str]:
 
 @contextmanager
 def served(
-    manifest: Mapping[str, Any] = MANIFEST, checkout: Path | None = None, **settings: str
+    manifest: Mapping[str, Any] = MANIFEST, checkout: Path | None = None, poll_s: float = 0.1,
+    **settings: str,
 ) -> Iterator[Server]:
     """Start a server, wait until it is ready, and drain it at the end.
 
     Args:
         checkout: of the code to serve, with a ``.venv``; None: this one.
+        poll_s: between two questions whether it is ready.
     """
     python = sys.executable if checkout is None else str(checkout / ".venv/bin/python")
     cli = [python, "-m", "pylon.cli.main"]
@@ -148,7 +150,7 @@ def served(
         process = subprocess.Popen([*cli, "start"], env=env, cwd=checkout)
         server = Server(process, port, env, cli)
         try:
-            _wait_ready(server)
+            _wait_ready(server, poll_s)
             yield server
         finally:
             process.send_signal(signal.SIGTERM)
@@ -159,7 +161,7 @@ def served(
                 process.wait()
 
 
-def _wait_ready(server: Server) -> None:
+def _wait_ready(server: Server, poll_s: float) -> None:
     deadline_s = time.monotonic() + START_S
     while True:
         try:
@@ -167,7 +169,7 @@ def _wait_ready(server: Server) -> None:
         except (OSError, RuntimeError, http.client.HTTPException) as ex:
             if server.process.poll() is not None or time.monotonic() > deadline_s:
                 raise SystemExit(f"the server is not ready: {ex}") from ex
-            time.sleep(0.1)
+            time.sleep(poll_s)
         else:
             return
 
