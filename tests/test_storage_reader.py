@@ -261,7 +261,9 @@ def test_a_killed_greenlet_gives_its_connection_back(
     pool = ReaderPool(path, MANIFEST, connections=2)
     apply(engine, task(1))
     job = gevent.spawn(lambda: pool.scan(lambda r: r.rows("Task", Query(ENDLESS, limit=1))))
-    run_greenlets_until("the scan has the connection", lambda: not pool._free)
+    run_greenlets_until(
+        "the scan has the connection", lambda: pool._scanners and not pool._free
+    )
     job.kill()
     run_greenlets_until("the connection is back", lambda: pool._free)
     assert len(pool._free) == 1

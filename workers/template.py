@@ -42,6 +42,7 @@ from pylon.runtime import fd_budget
 from pylon.runtime.interpreter import freeze_template
 from pylon.runtime.parent_death import die_with_parent
 from pylon.runtime.title import set_title
+from workers.boot import prepare
 
 _PID_BYTES: Final = 8
 _GO: Final = b"1"
@@ -71,6 +72,7 @@ def serve(
     os.kill(supervisor_pid, signal.SIGCHLD)  # wakes its loop, which reads the reply
     while (found := fork_requests.receive_request(sock)) is not None:
         request, fds = found
+        prepare(unpack_environ(request.environ), Path(request.runtime_dir))
         try:
             forked = _fork()
         except OSError as ex:  # no memory, or too many processes
