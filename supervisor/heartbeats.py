@@ -20,7 +20,7 @@ from pylon.clock import Clock
 from pylon.metrics import Merged
 from pylon.metrics.wire import Family
 
-_POLL_S: Final = 0.25
+_POLL_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,11 @@ class Heartbeats:
         self._replaced: list[Beat] = []
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
+        self._receiver: StatusReceiver | None = None
 
     def start(self, receiver: StatusReceiver) -> None:
         """Take heartbeats from `receiver` in a thread, which then owns it."""
+        self._receiver = receiver
         self._thread = threading.Thread(
             target=self._run, args=(receiver,), name="heartbeats", daemon=True
         )
@@ -62,7 +64,8 @@ class Heartbeats:
 
     def stop(self) -> None:
         self._ended.set()
-        if self._thread is not None:
+        if self._thread is not None and self._receiver is not None:
+            self._receiver.interrupt()
             self._thread.join()
 
     def take(self, status: WorkerStatus) -> None:

@@ -2,7 +2,7 @@
 
 Signals only put their number on a queue. SIGTERM and SIGINT drain, a second one cuts the
 drain short; SIGHUP is answered in the log (settings are read at start only); SIGCHLD makes
-the loop look after its children at once. Once a second, and at every change, everybody is
+the loop look after its children at once. Every two seconds, and at every change, everybody is
 told how the roles are, and so is systemd.
 """
 
@@ -23,8 +23,9 @@ from supervisor.events import Broken, Event, Events, RolesChanged, SignalArrived
 
 _log = log.get_logger("supervisor")
 
-_WAIT_S: Final = 0.25  # the longest the loop sleeps
-_REPORT_PERIOD_S: Final = 1.0
+_WAIT_S: Final = 1.0  # the longest the loop sleeps; what happens is an event, and ends it
+_REPORT_PERIOD_S: Final = 2.0  # `pylon.api.admin.readiness.REPORT_FRESH_S` is longer
+_WATCHDOG_PERIOD_S: Final = 1.0
 _EXTEND_S: Final = 15.0
 _ENDS: Final = (signal.SIGTERM, signal.SIGINT)
 

@@ -145,7 +145,7 @@ def test_an_arbiter_that_stands_still_is_replaced_though_its_workers_are_well(ma
 
 def test_a_stopped_gunicorn_arbiter_is_replaced(make: Maker) -> None:
     """SIGSTOP: its workers serve, but none of them would be replaced."""
-    it = make(STAND_IN="real", LIMIT_HEARTBEAT_LOST_S="2.5", LIMIT_ABORT_GRACE_S="0.2").start()
+    it = make(STAND_IN="real", LIMIT_HEARTBEAT_LOST_S="5", LIMIT_ABORT_GRACE_S="0.2").start()
     worker = it.status()["roles"]["http"]["pids"][0]
     stat = Path(f"/proc/{worker}/stat").read_text()
     arbiter = int(stat.rpartition(")")[2].split()[1])

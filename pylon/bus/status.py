@@ -6,6 +6,8 @@ supervisor judges liveness and readiness by them (`supervisor.heartbeats`).
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 import zmq
 
@@ -15,6 +17,7 @@ from pylon.bus.messages import WorkerStatus
 from pylon.bus.runtime import Runtime
 
 _log = log.get_logger("status")
+_INTERRUPT_MS: Final = 1_000
 
 
 class StatusSender:
@@ -42,9 +45,10 @@ class StatusSender:
 class StatusReceiver:
     """The supervisor's end. For one thread."""
 
-    __slots__ = ("_socket",)
+    __slots__ = ("_endpoint", "_socket")
 
     def __init__(self, runtime: Runtime) -> None:
+        self._endpoint = runtime.status
         self._socket = contexts.open_socket(
             contexts.plain(), zmq.PULL, limits.BUS_STATUS_HWM * 64
         )
@@ -55,13 +59,22 @@ class StatusReceiver:
         if not self._socket.poll(int(timeout_s * 1_000)):
             return None
         try:
-            return messages.worker_status.decode(self._socket.recv(zmq.NOBLOCK))
+            data = self._socket.recv(zmq.NOBLOCK)
+            return messages.worker_status.decode(data) if data else None
         except zmq.Again:
             return None
         except msgspec.DecodeError as ex:
             _log.error("status.unreadable", error=str(ex))
             metrics.BUS_DROPPED.labels("status").inc()
             return None
+
+    def interrupt(self) -> None:
+        """End the `receive` of another thread, which then returns None."""
+        socket = contexts.open_socket(contexts.plain(), zmq.PUSH, 1)
+        socket.setsockopt(zmq.LINGER, _INTERRUPT_MS)
+        socket.connect(self._endpoint)
+        socket.send(b"")
+        socket.close()
 
     def close(self) -> None:
         self._socket.close()

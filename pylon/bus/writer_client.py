@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import gevent
+from gevent.event import Event
 from gevent.hub import Waiter, get_hub
 
 from pylon import limits, log, metrics
@@ -57,6 +58,7 @@ class WriterClient:
         self._clock = clock or SystemClock()
         self._path = runtime.writes
         self._pending: dict[int, _Call] = {}  # by request id
+        self._has_pending = Event()  # the sweep waits for it
         self._outgoing: list[WriteRequest] = []
         self._next_id = 1
         self._flush_scheduled = False
@@ -97,6 +99,8 @@ class WriterClient:
             return []
         first_id = self._next_id
         self._next_id += len(ops)
+        if not self._pending:
+            self._has_pending.set()
         call = _Call(first_id, len(ops), self._clock.monotonic_s())
         last_id = first_id + len(ops) - 1
         for number, op in enumerate(ops, first_id):
@@ -194,7 +198,10 @@ class WriterClient:
 
     def _sweep(self) -> None:
         while True:
+            self._has_pending.wait()
             gevent.sleep(_SWEEP_S)
+            if not self._pending:
+                self._has_pending.clear()
             now_s = self._clock.monotonic_s()
             since_s = now_s - limits.WRITE_TIMEOUT_S
             late = [n for n, call in self._pending.items() if call.since_s <= since_s]

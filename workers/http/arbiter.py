@@ -35,6 +35,7 @@ from workers.http.server import HttpWorker
 _EXIT_CONFIG: Final = 78
 _GUNICORN_WORKER_BOOT_ERROR: Final = 3
 _GUNICORN_APP_LOAD_ERROR: Final = 4
+_TURN_S: Final = 2.0
 _HUNG_S: Final = 60  # a worker whose hub stands still this long is killed
 _BACKLOG: Final = 2_048
 
@@ -91,7 +92,7 @@ class Listener:
 
 
 class BeatingArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's arbiter, which beats in each turn of its loop (once a second at the least)."""
+    """gunicorn's arbiter, which beats in each turn of its loop (every `_TURN_S` at the least)."""
 
     def __init__(self, app: Any, beat: FileBeat, listener: Listener) -> None:
         self._beat = beat
@@ -103,6 +104,10 @@ class BeatingArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         """Fork the workers that are missing. gunicorn sleeps up to 0.1 s after each of them."""
         while len(self.WORKERS) < self.num_workers:
             self.spawn_worker()
+
+    def wait_for_signals(self, timeout: float = _TURN_S) -> Any:
+        """Wait for signals; gunicorn's own turns are of one second."""
+        return super().wait_for_signals(max(timeout, _TURN_S))
 
     def murder_workers(self) -> None:
         """Beat, and do what gunicorn does in each turn."""
@@ -191,6 +196,7 @@ class HttpApplication(BaseApplication):  # type: ignore[misc]  # gunicorn has no
     def _start(self, worker: Any) -> None:
         if self._process is not None:
             worker.passing = self._process.passing
+            worker.status_changed = self._process.status_changed
             worker.lines_of_all = self._process.lines_of_all
             worker.hops = self._config.trust_proxy_hops
             worker.counts = self._process.counts

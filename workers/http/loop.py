@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
+from gevent.event import Event
+
 from pylon import limits, metrics
 from pylon.bus.passing import SocketSender
 from pylon.runtime.raw_socket import RawSocket
@@ -76,6 +78,7 @@ class Loop:
             begin_turn=self._begin_turn, end_turn=self.dispatchers.dispatch
         )
         self.connections = self._poller.member_by_fd
+        self.occupied = Event()  # set while there may be connections: the sweep waits for it
         self._accepting = Accepting(self, listeners, number, workers, counts)
         metrics.CONNECTIONS.set_function(lambda: len(self.connections))
 
@@ -85,6 +88,8 @@ class Loop:
 
     def add(self, connection: Connection) -> None:
         """Serve a connection that was accepted."""
+        if not self.connections:
+            self.occupied.set()
         self._poller.add(connection.fd, connection, _WATCHED)
 
     def remove(self, connection: Connection) -> None:
@@ -115,8 +120,11 @@ class Loop:
         return self.now_s
 
     def sweep(self) -> None:
-        """End connections that have waited too long. Call it about once a second."""
+        """End connections that have waited too long. Call it about once a second while it is
+        `occupied`."""
         self._begin_turn()
+        if not self.connections:
+            self.occupied.clear()
         now_s = self.now_s
         for connection in list(self.connections.values()):
             if connection.queued:

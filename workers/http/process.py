@@ -97,6 +97,7 @@ class HttpProcess:
                 started_s=app.clock.monotonic_s(),
             ),
         )
+        self.status_changed = booted.status_changed
         self.wsgi = make_app(services)
         self.counts = shared_counts(
             runtime.dir, booted.role, booted.worker, app.config.workers_of(booted.role)

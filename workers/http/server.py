@@ -22,6 +22,7 @@ from pylon.runtime.gevent_patch import patch_worker
 from workers.http.loop import Loop
 
 _HEARTBEAT_S: Final = 1.0  # gunicorn's arbiter kills a worker that is silent for `timeout`
+_IDLE_S: Final = 10.0  # the same, while there is no connection to look after
 
 
 class HttpWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
@@ -36,6 +37,7 @@ class HttpWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         self.counts: Any = None  # `workers.net.counts.SharedCounts`; after the fork
         self._loop: Loop | None = None  # after the fork
         self._stopping: Event | None = None  # made after the fork
+        self.status_changed: Event | None = None  # of `WorkerContext`; after the fork
 
     @property
     def open_connections(self) -> int:
@@ -57,8 +59,10 @@ class HttpWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         )
         while self.alive:
             self.notify()
-            self._stopping.wait(_HEARTBEAT_S)
-            loop.sweep()
+            gevent.wait([self._stopping, loop.occupied], _IDLE_S, count=1)
+            if self.alive and loop.occupied.is_set():
+                self._stopping.wait(_HEARTBEAT_S)
+                loop.sweep()
         loop.drain(self.cfg.graceful_timeout, self.notify)
 
     def notify(self) -> None:
@@ -73,6 +77,8 @@ class HttpWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         super().handle_exit(sig, frame)
         if self._stopping is not None:
             self._stopping.set()
+        if self.status_changed is not None:
+            self.status_changed.set()
 
     def handle_quit(self, sig: int, frame: Any) -> None:
         """SIGINT, SIGQUIT. Not in the signal's own context, where nothing may block."""

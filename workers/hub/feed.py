@@ -142,9 +142,10 @@ class Feed:
         return batches
 
     def watch(self) -> NoReturn:
-        """Find a lost last batch, without end."""
+        """Find a lost last batch while there are connections, without end."""
         quiet_steps = 0
         while True:
+            self._hub.occupied.wait()
             before = self.heard
             gevent.sleep(limits.HEAD_CHECK_S / _WATCH_STEPS)
             quiet_steps = quiet_steps + 1 if self.heard == before else 0

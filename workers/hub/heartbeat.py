@@ -51,8 +51,9 @@ class Heartbeat:
         self.slots = len(hub.partitions)
 
     def run(self) -> NoReturn:
-        """Beat without end."""
+        """Beat while there are connections, without end."""
         while True:
+            self._hub.occupied.wait()
             gevent.sleep(self.pause_s())
             self.tick()
 

@@ -24,6 +24,8 @@ from itertools import chain
 from os import write
 from typing import Final
 
+from gevent.event import Event
+
 from pylon import limits, metrics
 from pylon.auth_context import AuthContext, Caller
 from pylon.changelog.change import Change, seen_as
@@ -54,6 +56,7 @@ class Hub:
         self.partitions: list[set[Connection]] = [
             set() for _ in range(max(1, round(transport.heartbeat_s / BEAT_S)))
         ]
+        self.occupied = Event()  # set while there are connections: timers wait for it
         self._open = 0
         self._opened = 0
         self._head = 0  # up to here everything has been published
@@ -106,6 +109,8 @@ class Hub:
         connection.number = self._opened
         self.partitions[self._opened % len(self.partitions)].add(connection)
         self._open += 1
+        if self._open == 1:
+            self.occupied.set()
         self._note_session(connection)
         metrics.CONNECTIONS_OPENED.inc()
         metrics.CONNECTIONS.set(self._open)
@@ -147,6 +152,8 @@ class Hub:
         if connection in share:
             share.discard(connection)
             self._open -= 1
+            if not self._open:
+                self.occupied.clear()
         self._forget_session(connection)
         metrics.CONNECTIONS.set(self._open)
         for callback in self._on_gone:

@@ -67,8 +67,9 @@ class SessionWatch:
             self._soon[session_id] = at_s
 
     def run(self) -> NoReturn:
-        """Watch without end."""
+        """Watch while there are sockets, without end."""
         while True:
+            gevent.wait([hub.occupied for hub in self._hubs], count=1)
             gevent.sleep(_TICK_S)
             try:
                 self.tick()

@@ -22,6 +22,7 @@ from pylon.realtime.matchmaker import Match, Matchmaker, OpenShard
 from workers.shards.descriptions import decoded
 
 _PERIOD_S: Final = 1.0
+_NO_MODES_S: Final = 3_600.0
 _log = log.get_logger("matchmaking")
 
 
@@ -65,9 +66,11 @@ class Matchmaking:
 
     def run(self) -> NoReturn:
         """Form groups for ever, until a drain begins."""
+        while not self._modes:  # no app defines one while it runs
+            gevent.sleep(_NO_MODES_S)
         while True:
             gevent.sleep(_PERIOD_S)
-            if self._modes and not self._is_draining():
+            if not self._is_draining():
                 self.step()
 
     def step(self) -> None:

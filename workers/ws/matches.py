@@ -19,6 +19,7 @@ from typing import Any, Final, NoReturn
 
 import gevent
 import msgspec
+from gevent.event import Event
 
 from pylon import log
 from pylon.bus.shards import (
@@ -50,6 +51,7 @@ class Matches:
         self._shards = shards
         self._limiter = limiter
         self._waiting: dict[str, set[Connection]] = {}  # by player
+        self._has_waiting = Event()  # the watch waits for it
         self._player_of: dict[Connection, str] = {}
 
     def start(self, spawn: Callable[[Callable[[], NoReturn]], None]) -> None:
@@ -76,6 +78,7 @@ class Matches:
             self._forget(connection)
             self._player_of[connection] = player
             self._waiting.setdefault(player, set()).add(connection)
+            self._has_waiting.set()
             _tell(connection, status)
         else:
             self._leave(player)
@@ -88,8 +91,10 @@ class Matches:
 
     def _watch(self) -> NoReturn:
         while True:
+            self._has_waiting.wait()
             gevent.sleep(_PERIOD_S)
             if not self._waiting:
+                self._has_waiting.clear()
                 continue
             try:
                 statuses = self._ask(MatchStatuses(list(self._waiting)))

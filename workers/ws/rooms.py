@@ -57,6 +57,8 @@ _UNSUBSCRIBE: Final = "room-unsubscribe"
 _NAME_MEMBER: Final = {"presence": "event", "topic": "topic"}
 _JSON_SLACK_BYTES: Final = 2_048  # for type, room, topic and from around a message's data
 
+_IDLE_ALIVE_S: Final = 5.0  # without a subscription; the lease (limits.ROOM_LEASE_S) is longer
+
 _log = log.get_logger("rooms")
 
 
@@ -295,7 +297,7 @@ class Rooms:
                     self._counter = owed
                     self._repair(owed)
                 owed = reply.counter
-            gevent.sleep(limits.ROOM_ALIVE_S)
+            gevent.sleep(limits.ROOM_ALIVE_S if self._rooms else _IDLE_ALIVE_S)
 
     def _repair(self, missed_to: int) -> None:
         """Send new snapshots to all subscribers; what comes meanwhile waits for them."""

@@ -2,7 +2,7 @@
 
 The server is ready if the store can be read, the supervisor has reported within REPORT_FRESH_S,
 the database can be written, each role has as many ready workers as it should, and no drain is in
-progress. The supervisor reports once a second over the signals channel; the worker hands each
+progress. The supervisor reports every two seconds over the signals channel; the worker hands each
 report to `Readiness.report`.
 
 Called by `pylon.api.admin.system` and by the HTTP worker.
