@@ -40,7 +40,9 @@ _log = log.get_logger("drain")
 class Drain:
     """One drain. `run` blocks the main thread and pumps the loop meanwhile."""
 
-    def __init__(self, parts: Components, loop: Loop) -> None:
+    def __init__(self, parts: Components, loop: Loop, *, keeps_ports: bool = False) -> None:
+        """`keeps_ports`: the listeners stay open, for the run that follows."""
+        self._keeps_ports = keeps_ports
         self._parts = parts
         self._loop = loop
         self._started_s = parts.clock.monotonic_s()
@@ -66,7 +68,7 @@ class Drain:
         return code
 
     def _announce(self) -> None:
-        delay_s = self._parts.config.drain_delay_s
+        delay_s = 0.0 if self._keeps_ports else self._parts.config.drain_delay_s
         self._say("announced", delay_s=delay_s)
         self._loop.draining = True
         self._parts.notifier.stopping()
@@ -81,7 +83,8 @@ class Drain:
         children.draining = True
         children.send(_ARBITERS, signal.SIGTERM)
         children.send(_SOCKET_ROLES, signal.SIGUSR1)
-        self._parts.listeners.close()
+        if not self._keeps_ports:
+            self._parts.listeners.close()
         self._say("not accepting", ports=list(self._parts.listeners.by_role))
 
     def _end(

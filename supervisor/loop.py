@@ -1,8 +1,8 @@
 """The main loop: events in, work done here, in one thread.
 
 Signals only put their number on a queue. SIGTERM and SIGINT drain, a second one cuts the
-drain short; SIGHUP is answered in the log (settings are read at start only); SIGCHLD makes
-the loop look after its children at once. Every two seconds, and at every change, everybody is
+drain short; SIGHUP reloads in dev mode, and is answered in the log otherwise; SIGCHLD makes the
+loop look after its children at once. Every two seconds, and at every change, everybody is
 told how the roles are, and so is systemd.
 """
 
@@ -52,6 +52,7 @@ class Loop:
         self._announced: tuple[dict[str, RoleView], bool, str | None] | None = None
         self._said_ready = False
         self.stop_asked = False
+        self.reload_asked = False
         self.cut_short = False
         self.draining = False
         self.broken: BaseException | None = None
@@ -130,6 +131,8 @@ class Loop:
                 _log.info("signal", name=signal.Signals(number).name)
                 self.cut_short = self.cut_short or self.draining or self.stop_asked
                 self.stop_asked = True
+            case SignalArrived(signal.SIGHUP) if self._parts.config.dev_mode:
+                self.reload_asked = True
             case SignalArrived(signal.SIGHUP):
                 _log.warning("reload.unsupported", hint="settings are read at start: restart")
             case StopAsked():

@@ -55,7 +55,7 @@ from supervisor.hints import Continuity, save_notes
 from supervisor.loop import Loop, queue_signals
 from supervisor.notify import Notifier
 from supervisor.rooms import RoomsThread
-from supervisor.sockets import open_listeners, port_warnings
+from supervisor.sockets import Listeners, open_listeners, port_warnings
 from supervisor.template import Template, start_template
 from supervisor.writer import Writer
 
@@ -64,12 +64,17 @@ EXIT_BROKEN: Final = 70  # EX_SOFTWARE: a part failed that nothing works without
 _log = log.get_logger("supervisor")
 
 
-def run(loaded: Loaded, template: Template | None = None) -> int:
+def run(
+    loaded: Loaded, template: Template | None = None, reread: Callable[[], Loaded] | None = None
+) -> int:
     """Serve until stopped.
 
     Args:
         template: one that has been started, so that its imports run beside ours. This function
             ends it.
+        reread: reads the settings again, for a reload (SIGHUP in dev mode). All begins anew with
+            them, but for this process, the template and the listeners: what is imported stays,
+            and no connection is refused.
 
     Returns:
         0 after a complete drain, 75 after one that was cut short or met a disk that it could not
@@ -80,13 +85,23 @@ def run(loaded: Loaded, template: Template | None = None) -> int:
     """
     if template is None:
         template = start_template()
+    kept: Listeners | None = None
     try:
-        return _run(loaded, template)
+        while True:
+            code, kept = _run_once(loaded, template, kept, may_reload=reread is not None)
+            if kept is None or reread is None:
+                return code
+            loaded = reread()
     finally:
         template.stop()
+        if kept is not None:
+            kept.close()
 
 
-def _run(loaded: Loaded, template: Template) -> int:
+def _run_once(
+    loaded: Loaded, template: Template, kept: Listeners | None, *, may_reload: bool
+) -> tuple[int, Listeners | None]:
+    """Serve until stopped or reloaded. Returns the exit code, or the listeners for the next run."""
     config = loaded.config
     log.configure(config.log_format, config.log_level, "supervisor", "")
     keep_private()
@@ -94,17 +109,20 @@ def _run(loaded: Loaded, template: Template) -> int:
     manifest = load_checked(loaded)
     for warning in (*start_warnings(loaded, manifest), *fd_budget.warnings()):
         _log.warning("settings", message=warning)
-    try_app_module(config)
+    if kept is None:  # else whoever asked for the reload has tried it
+        try_app_module(config)
     prepare_data_dir(config)
     for warning in data_dir_warnings(config):
         _log.warning("data_dir", message=warning)
     with Closers() as stack:
         try:
-            parts = _assemble(loaded, manifest, template, os.environ, stack)
+            parts = _assemble(loaded, manifest, template, kept, os.environ, stack)
         except OSError as ex:
             raise start_error(ex, f"{config.data_dir} or the runtime directory") from ex
-        code = _serve(parts, stack)
-    return EXIT_CUT_SHORT if stack.has_failed and code == EXIT_COMPLETE else code
+        code = _serve(parts, stack, may_reload=may_reload)
+    if stack.keeps_ports:
+        return code, parts.listeners
+    return EXIT_CUT_SHORT if stack.has_failed and code == EXIT_COMPLETE else code, None
 
 
 class Closers(ExitStack):
@@ -114,6 +132,12 @@ class Closers(ExitStack):
     def __init__(self) -> None:
         super().__init__()
         self.has_failed = False
+        self.keeps_ports = False  # the listeners are for the next run
+
+    def close_ports(self, listeners: Listeners) -> None:
+        """Close the listeners, unless the next run has them."""
+        if not self.keeps_ports:
+            listeners.close()
 
     def callback(self, callback: Callable[..., Any], /, *args: Any, **kwds: Any) -> Any:
         """See `ExitStack`."""
@@ -131,15 +155,15 @@ class Closers(ExitStack):
 
 
 def _assemble(
-    loaded: Loaded, manifest: Manifest, template: Template, environ: Mapping[str, str],
-    stack: Closers,
+    loaded: Loaded, manifest: Manifest, template: Template, kept: Listeners | None,
+    environ: Mapping[str, str], stack: Closers,
 ) -> Components:
     config, clock, pid = loaded.config, SystemClock(), os.getpid()
     rules = compile_rules(manifest, explain=config.dev_mode)
     pidfile = DataDirLock.acquire(pidfile_of(Path(config.db_path).absolute()))
     stack.callback(pidfile.release)
-    listeners = open_listeners(config, environ, pid)
-    stack.callback(listeners.close)
+    listeners = open_listeners(config, environ, pid, kept=kept)
+    stack.callback(stack.close_ports, listeners)
     for warning in (*listeners.warnings, *port_warnings(loaded, listeners.ports)):
         _log.warning("settings", message=warning)
     store = stack.enter_context(open_store(config).provision())
@@ -209,7 +233,7 @@ def _assemble(
     )
 
 
-def _serve(parts: Components, stack: Closers) -> int:
+def _serve(parts: Components, stack: Closers, *, may_reload: bool) -> int:
     started_s = parts.clock.monotonic_s()
     loop = Loop(parts, started_s)
     answers = ControlHandlers(parts, loop, os.getpid(), started_s)
@@ -219,10 +243,14 @@ def _serve(parts: Components, stack: Closers) -> int:
     stack.callback(control.close)
     control.start()
     freeze()
-    while not loop.stop_asked and loop.broken is None:
+    while not loop.stop_asked and loop.broken is None and not (loop.reload_asked and may_reload):
         loop.pump()
     if loop.broken is None:
-        return Drain(parts, loop).run()
+        stack.keeps_ports = not loop.stop_asked
+        code = Drain(parts, loop, keeps_ports=stack.keeps_ports).run()
+        if loop.stop_asked:  # meanwhile
+            stack.keeps_ports = False
+        return code
     _log.error("supervisor.broken", error=str(loop.broken),
                hint="ending at once; what was acknowledged is committed")
     parts.children.kill_all()

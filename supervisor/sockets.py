@@ -41,16 +41,23 @@ class Listeners:
 
 
 def open_listeners(
-    config: Config, environ: Mapping[str, str], pid: int, first_fd: int = _FIRST_FD
+    config: Config, environ: Mapping[str, str], pid: int, first_fd: int = _FIRST_FD,
+    kept: Listeners | None = None,
 ) -> Listeners:
     """Take what systemd passed, bind the rest.
+
+    Args:
+        kept: those of the run before a reload. A socket with the address of its role is taken
+            over, so that no connection is refused; the others are closed.
 
     Raises:
         StartRefused: a port is taken or may not be bound (names port and setting), or what
             systemd passed does not fit the roles.
     """
     wanted = [role for role in ROLE_NAMES if config.workers_of(role)]
-    opened = _from_systemd(wanted, environ, pid, first_fd)
+    opened = _from_systemd(wanted, environ, pid, first_fd) if kept is None else _fitting(
+        kept, config
+    )
     warnings = []
     for role in [role for role in opened if role not in wanted]:
         opened.pop(role).close()
@@ -71,6 +78,18 @@ def open_listeners(
     by_role = {role: opened[role] for role in wanted}
     ports = {role: _port_of(sock, config.port_of(role)) for role, sock in by_role.items()}
     return Listeners(by_role, ports, tuple(warnings))
+
+
+def _fitting(kept: Listeners, config: Config) -> dict[str, socket.socket]:
+    """Return the kept sockets that listen where their role is to listen; close the others."""
+    fitting = {}
+    for role, sock in kept.by_role.items():
+        address = (config.bind, config.port_of(role))
+        if config.workers_of(role) and sock.getsockname()[:2] == address:
+            fitting[role] = sock
+        else:
+            sock.close()
+    return fitting
 
 
 def port_warnings(loaded: Loaded, ports: Mapping[str, int]) -> list[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -108,11 +110,61 @@ def test_dev_reloads_keeps_and_ends(dev: Dev) -> None:
     assert dev.supervisor_pid() == first
 
     dev.manifest.write_text(good + "\n")
-    wait_until("another supervisor", lambda: dev.supervisor_pid() not in (0, first))
+    wait_until("it is ready again", lambda: dev.text().count("is ready") == 2)
+    assert dev.supervisor_pid() == first  # the process stays, and what it has imported
 
     dev.process.send_signal(signal.SIGINT)
     assert dev.process.wait(WAIT_S) == 0
     assert dev.server.ctl("status", "--dev").returncode == 69
+
+
+APP = """
+from pylon import SimState, shard
+
+@shard("{kind}")
+class Room(SimState):
+    pass
+"""
+
+
+def test_a_saved_app_is_reloaded_without_a_refused_connection(
+    make_server: Callable[..., PylonServer],
+) -> None:
+    server = make_server()
+    app = server.folder / "app.py"
+    app.write_text(APP.format(kind="first"))
+    server.env["PYLON_APP"] = str(app)
+    dev = Dev(server)
+    refused: list[int] = []
+    ended = threading.Event()
+
+    def connect() -> None:
+        while not ended.wait(0.005):
+            for offset in range(4):
+                try:
+                    socket.create_connection(("127.0.0.1", server.port + offset), 20).close()
+                except OSError:
+                    refused.append(offset)
+
+    try:
+        wait_until("dev is ready", lambda: "is ready" in dev.text())
+        first = dev.supervisor_pid()
+        prober = threading.Thread(target=connect)
+        prober.start()
+        app.write_text("import nothing_like_this\n")
+        wait_until("a bad app is reported", lambda: "not restarted" in dev.text())
+        assert "nothing_like_this" in dev.text()
+        app.write_text(APP.format(kind="other"))  # of the same size, perhaps in the same second
+        wait_until("the new code is loaded", lambda: 'shards=["other"]' in dev.text())
+        wait_until("it is ready again", lambda: dev.text().count("is ready") == 2)
+        ended.set()
+        prober.join()
+        assert refused == []
+        assert dev.supervisor_pid() == first
+    finally:
+        ended.set()
+        dev.process.terminate()
+        assert dev.process.wait(WAIT_S) == 0
 
 
 def test_the_server_does_not_outlive_a_killed_dev(dev: Dev) -> None:

@@ -1,8 +1,8 @@
 """File beat: the heartbeat of a process that must not open the bus (gunicorn's arbiter).
 
 The process sets the modification time of a file in the runtime folder to the time of
-CLOCK_MONOTONIC, once a second, and the supervisor reads it. That takes no space and no lock, and
-a full disk does not stop it. Called by `workers.http.__main__` and `supervisor.children`.
+CLOCK_MONOTONIC, every two seconds, and the supervisor reads it. That takes no space and no lock,
+and a full disk does not stop it. Called by `workers.http.arbiter` and `supervisor.children`.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class RoleState(msgspec.Struct, frozen=True):
 
 
 class RolesReport(msgspec.Struct, frozen=True, tag="roles"):
-    """The supervisor's view of its children and of the database file, once a second; readiness
+    """The supervisor's view of its children and of the database file, every two seconds; readiness
     is judged by it."""
 
     roles: dict[str, RoleState]
@@ -53,8 +53,8 @@ Signal = SessionRevoked | DocumentsChanged | RolesReport
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, array_like=True):
-    """A heartbeat, once a second: alive, ready, the process's metrics, and the sessions of guests
-    whose tokens it saw for the first time."""
+    """A heartbeat, every one or two seconds: alive, ready, the process's metrics, and the sessions
+    of guests whose tokens it saw for the first time."""
 
     role: str
     worker: str  # unique name of the process within the role, e.g. "1"

@@ -1,4 +1,4 @@
-"""Heartbeats, from every worker to the supervisor, once a second.
+"""Heartbeats, from every worker to the supervisor, every one or two seconds.
 
 A heartbeat that cannot leave at once is dropped: the next one says it better. The
 supervisor judges liveness and readiness by them (`supervisor.heartbeats`).

@@ -1,7 +1,9 @@
-"""`pylonctl dev`: start with dev defaults, and start again when the app changes.
+"""`pylonctl dev`: start with dev defaults, and reload when the app changes.
 
-Runs `pylonctl start --dev` as a child and looks twice a second at the modification times of
-the manifest, the seed, the `.env` files and the Python files of the app's folder.
+Runs `pylonctl start --dev` as a child, and compares the modification times of the manifest, the
+seed, the `.env` files and the Python files of the app's folder, ten times a second. After a change
+it tries the app, and sends the child SIGHUP: the child drains and begins anew within its process,
+with the ports open and its template process at hand, so that nothing but the app is imported.
 
 Invariants: a manifest or an app that is not valid is reported and the running server kept; the
 server does not outlive this process; Ctrl-C reaches the server once, through us (it is in a
@@ -10,13 +12,13 @@ session of its own, as two signals would cut its drain short).
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -28,10 +30,11 @@ from pylon.cli.start import serve
 from pylon.config import Config
 from pylon.errors import StartRefused
 from pylon.realtime.app_module import try_app_module
+from pylon.runtime.parent_death import die_with_parent
 from pylon.startup import load_checked
 
-_POLL_S = 0.5
-_PR_SET_PDEATHSIG = 1
+_POLL_S = 0.1
+_LOOKING_SHARE = 0.05  # of the time, where the app's folder has many files
 _SKIPPED_FOLDERS = frozenset({"node_modules", "__pycache__", "venv", "build", "dist"})
 
 Seen = dict[Path, int]  # modification time in ns of each watched file
@@ -66,12 +69,15 @@ class _Watch:
         self._command = command
         self._child: subprocess.Popen[bytes] | None = None
         self._ending = False
+        self._dotenv: Seen = {}
+        self._settings: Config | None = None
+        self._look_s = 0.0  # how long the last look took
 
     def run(self) -> int:
         """Until a signal ends it, or the first start fails; the exit code."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._end)
-        seen = look(watched_files(Path.cwd(), _settings()))
+        seen = self._look()
         self._spawn()
         started = False
         while True:
@@ -83,8 +89,8 @@ class _Watch:
             if code is not None:
                 self._child = None
                 note(f"the server ended with code {code}; waiting for a change")
-            time.sleep(_POLL_S)
-            now = look(watched_files(Path.cwd(), _settings()))
+            time.sleep(max(_POLL_S, self._look_s / _LOOKING_SHARE))
+            now = self._look()
             changed = differences(seen, now)
             if not changed or self._ending:
                 continue
@@ -92,20 +98,31 @@ class _Watch:
             seen = now
             note(f"changed: {', '.join(sorted(path.name for path in changed))}")
             if app_is_fine():
-                self._restart()
+                self._reload()
+
+    def _look(self) -> Seen:
+        """Return what there is; read the settings again when a `.env` file has changed."""
+        started_s = time.monotonic()
+        dotenv = look(dotenv_files(Path.cwd()))
+        if self._settings is None or dotenv != self._dotenv:
+            self._dotenv, self._settings = dotenv, _settings()
+        seen = look(watched_files(Path.cwd(), self._settings))
+        self._look_s = time.monotonic() - started_s
+        return seen
 
     def _spawn(self) -> None:
         # preexec_fn is safe here: this process has one thread.
         self._child = subprocess.Popen(
             self._command, start_new_session=True,
-            preexec_fn=die_with(os.getpid()),  # noqa: PLW1509
+            preexec_fn=partial(  # noqa: PLW1509
+                die_with_parent, os.getpid(), signal.SIGTERM
+            ),
         )
 
-    def _restart(self) -> None:
-        if self._child is not None:
-            self._child.send_signal(signal.SIGTERM)
-            self._child.wait()
-        if not self._ending:
+    def _reload(self) -> None:
+        if self._child is not None and self._child.poll() is None:
+            self._child.send_signal(signal.SIGHUP)
+        elif not self._ending:
             self._spawn()
 
     def _end(self, number: int, _: FrameType | None) -> None:
@@ -127,7 +144,7 @@ def app_is_fine() -> bool:
     try:
         loaded = read_settings(dev=True)
         load_checked(loaded)
-        try_app_module(loaded.config)
+        try_app_module(loaded.config, in_fork=True)
     except StartRefused as ex:
         for line in failure_lines(ex):
             note(line)
@@ -164,15 +181,3 @@ def look(paths: Iterable[Path]) -> Seen:
 def differences(before: Mapping[Path, int], now: Mapping[Path, int]) -> set[Path]:
     """Files that came, went or changed."""
     return {path for path in before.keys() | now.keys() if before.get(path) != now.get(path)}
-
-
-def die_with(parent_pid: int) -> Callable[[], None]:
-    """What a child calls before it becomes the server: get SIGTERM when the parent dies."""
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def arrange() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent_pid:  # it died before the arrangement
-            os._exit(1)
-
-    return arrange

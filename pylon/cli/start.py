@@ -10,6 +10,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -22,6 +24,7 @@ from pylon.config import Loaded
 from pylon.data_dir import data_dir_problems, data_dir_warnings, open_private
 from pylon.data_dir_lock import pidfile_of
 from pylon.errors import StartRefused
+from pylon.manifest.model import Manifest
 from pylon.startup import load_checked, start_warnings
 
 _POLL_S = 0.05
@@ -44,12 +47,18 @@ def start(
         "PYLON_PORT": None if port is None else str(port),
         "PYLON_MANIFEST": manifest, "PYLON_DB_PATH": db,
     }
-    loaded = read_settings(dev=dev, flags=flags)
-    ctx.exit(start_detached(loaded) if detach else serve(loaded))
+
+    def read() -> Loaded:
+        return read_settings(dev=dev, flags=flags)
+
+    ctx.exit(start_detached(read()) if detach else serve(read(), read))
 
 
-def serve(loaded: Loaded) -> int:
+def serve(loaded: Loaded, reread: Callable[[], Loaded] | None = None) -> int:
     """Run the supervisor in this process; its exit code.
+
+    Args:
+        reread: reads the settings again, for a reload in dev mode.
 
     Raises:
         StartRefused: before anything was touched, or by the supervisor.
@@ -60,13 +69,23 @@ def serve(loaded: Loaded) -> int:
     template = start_template()  # it imports while we do
     from supervisor.main import run
 
-    waiter = Thread(
-        target=announce_when_ready, args=(loaded.config, app, os.getpid()),
-        name="announce", daemon=True,
+    def begin(loaded: Loaded, app: Manifest) -> Loaded:
+        if loaded.config.dev_mode or wants_json():
+            Thread(
+                target=announce_when_ready, args=(loaded.config, app, os.getpid()),
+                name="announce", daemon=True,
+            ).start()
+        return loaded
+
+    def begin_again(reread: Callable[[], Loaded]) -> Loaded:
+        again = reread()
+        return begin(again, load_checked(again))
+
+    can_reload = loaded.config.dev_mode and reread is not None
+    return run(
+        begin(loaded, app), template,
+        partial(begin_again, reread) if can_reload and reread is not None else None,
     )
-    if loaded.config.dev_mode or wants_json():
-        waiter.start()
-    return run(loaded, template)
 
 
 def start_detached(loaded: Loaded) -> int:
