@@ -59,12 +59,14 @@ def test_the_template_has_no_hub_and_no_thread_after_its_imports() -> None:
 
 def test_ssl_and_subprocess_are_cooperative_after_the_patch() -> None:
     run(
-        "from pylon.runtime.gevent_patch import patch, patch_worker; patch()\n"
+        "from pylon.runtime.gevent_patch import patch, patch_worker, restore_forking; patch()\n"
         "import ssl, subprocess, gevent.ssl, gevent.subprocess\n"
         "assert ssl.SSLSocket is gevent.ssl.SSLSocket\n"
         "assert subprocess.Popen is gevent.subprocess.Popen\n"
         "import os, queue, signal, gevent.os, gevent.queue, gevent.signal\n"
+        "restore_forking()\n"
         "assert os.fork is not gevent.os.fork_and_watch\n"
+        "assert queue.SimpleQueue is not gevent.queue.SimpleQueue\n"
         "patch_worker(); patch_worker()\n"
         "assert os.waitpid is gevent.os.waitpid and signal.signal is gevent.signal.signal\n"
         "assert queue.SimpleQueue is gevent.queue.SimpleQueue\n"

@@ -37,7 +37,6 @@ from pylon.config import Config
 from pylon.errors import PylonError, StartRefused
 from pylon.ids import RowIds
 from pylon.limiter import RateLimiter, RateTable
-from pylon.runtime.gevent_patch import patch_worker
 from pylon.runtime.interpreter import freeze_template
 from pylon.runtime.parent_death import die_with_parent
 from pylon.storage.factory import open_store
@@ -84,7 +83,6 @@ def boot() -> WorkerContext:
         _log.error("worker.refused", code=ex.code, message=ex.message)
         raise SystemExit(EXIT_CONFIG) from ex
     die_with_parent(child.supervisor_pid)
-    patch_worker()
     try:
         runtime = Runtime(child.runtime_dir)
         app = _prepared_app() or load_app(settings.load(os.environ).config, runtime.manifest)

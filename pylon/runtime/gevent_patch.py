@@ -1,31 +1,47 @@
-"""The standard library made cooperative by gevent, in two steps.
+"""The standard library made cooperative by gevent.
 
-`patch` is the first call of the template process: it patches everything but `os.fork`,
-`os.waitpid`, `signal.signal` and the queues. Gevent's forms of these make a hub, which a process
-that forks workers (the template, gunicorn's arbiter) must not have. `patch_worker` patches these
-too, in a worker, after the last fork.
+`patch` is the first call of the template process. Gevent's forms of `os.fork`, `os.waitpid`,
+`signal.signal` and the queues make a hub when they are called, and a process that forks workers
+must not have one. The template does not call them; gunicorn's arbiter does, so it takes them back
+with `restore_forking`, and its workers patch them again with `patch_worker`.
 
-Invariant: `patch` makes no hub. Called by `workers.template`, `workers.boot` and
-`workers.http.server`.
+Invariant: none of these functions makes a hub. Called by `workers.template`, `workers.__main__`,
+`workers.http.arbiter` and `workers.http.server`.
 """
 
 from __future__ import annotations
 
+import importlib
 import warnings
+from typing import Final
 
 from gevent import events, monkey
 
+_HUB_MAKERS: Final = {
+    "os": ("fork", "waitpid"), "signal": ("signal", "getsignal"),
+    "queue": ("SimpleQueue", "Queue", "LifoQueue", "PriorityQueue"),
+}
+
 
 def patch() -> None:
-    """Patch what a forking process may have patched. Call it before any other import."""
+    """Patch everything. Call it before any other import."""
     # PERF: gevent looks for plug-ins in the metadata of each installed distribution, a dozen times:
     # 0.09 s of CPU in place of 0.02, at each start.
     events.notify_and_call_entry_points = events.notify
-    monkey.patch_all(os=False, signal=False, queue=False)
+    monkey.patch_all(queue=False)
+    importlib.import_module("falcon")  # makes a queue
+    monkey.patch_queue()
+
+
+def restore_forking() -> None:
+    """Take the functions of the standard library back that a forking process calls."""
+    for module, names in _HUB_MAKERS.items():
+        for name in names:
+            setattr(importlib.import_module(module), name, monkey.get_original(module, name))
 
 
 def patch_worker() -> None:
-    """Patch the rest, in a process that forks no more."""
+    """Undo `restore_forking`, in a process that forks no more."""
     with warnings.catch_warnings():
         # gevent warns of a patch that comes after the import of `ssl`, which it has patched itself.
         warnings.simplefilter("ignore", monkey.MonkeyPatchWarning)

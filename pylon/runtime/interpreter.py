@@ -27,6 +27,7 @@ def freeze_template() -> None:
     """
     gc.collect()
     memory.give_back()
+    memory.fill_holes()
     gc.freeze()
 
 

@@ -8,7 +8,7 @@ asked, and can answer in every way that a server must know how to send.
 
 from __future__ import annotations
 
-from pylon.runtime.gevent_patch import patch
+from pylon.runtime.gevent_patch import patch, restore_forking
 
 if __name__ == "__main__":  # tests import the module for its constants
     patch()
@@ -124,5 +124,6 @@ if __name__ == "__main__":
     for setting in settings:
         name, _, value = setting.partition("=")
         setattr(limits, name, type(getattr(limits, name))(value))
+    restore_forking()
     beat = Path(tempfile.mkdtemp()) / "arbiter"
     BeatingArbiter(EchoApplication(), FileBeat(beat, SystemClock()), Listener(int(fd))).run()

@@ -29,6 +29,7 @@ from pylon.bus.runtime import Runtime
 from pylon.clock import SystemClock
 from pylon.config import Config
 from pylon.errors import StartRefused
+from pylon.runtime.gevent_patch import restore_forking
 from workers.boot import prepared_config
 from workers.http import accept_balancer
 from workers.http.process import HttpProcess
@@ -247,6 +248,7 @@ def run() -> None:
         log.get_logger("worker").error("worker.refused", code=ex.code, message=ex.message)
         raise SystemExit(_EXIT_CONFIG) from ex
     log.configure(config.log_format, config.log_level, child.role, "arbiter")
+    restore_forking()
     # The supervisor alone speaks to systemd; gunicorn would, if it found these.
     for name in ("NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
         os.environ.pop(name, None)
