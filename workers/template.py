@@ -31,6 +31,7 @@ import posix
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -103,7 +104,8 @@ def serve(
         pid, gate = forked
         _close(fds)
         fork_requests.send_reply(sock, ForkReply(pid))
-        os.write(gate, _GO)  # not before the supervisor knows the pid
+        with suppress(BrokenPipeError):  # it was killed meanwhile
+            os.write(gate, _GO)  # not before the supervisor knows the pid
         os.close(gate)
     return None
 
