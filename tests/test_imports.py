@@ -36,7 +36,7 @@ def test_a_quick_verb_does_not_import_the_server(arguments: list[str]) -> None:
 def test_the_supervisor_imports_no_gevent() -> None:
     """It has threads, which gevent's patches would turn into greenlets."""
     run(
-        "import pylon.cli.start, supervisor.main\n"
+        "import pylon.cli.start, pylon.cli.serve, supervisor.main\n"
         "sys.exit(', '.join({'gevent', 'workers'} & set(sys.modules)) or None)"
     )
 

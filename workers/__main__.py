@@ -13,6 +13,7 @@ patch()
 
 import sys
 
-from workers.template import run_role
+from workers.template import import_all, run_role
 
+import_all()
 run_role(sys.argv[1])

@@ -18,7 +18,7 @@ PERF: imports take 0.6 s, a fork 0.01 s. Figures of memory are in `bench/process
 # ruff: noqa: E402  (gevent patches the standard library before any other import)
 from __future__ import annotations
 
-from pylon.runtime.gevent_patch import patch
+from pylon.runtime.gevent_patch import patch, patch_queues
 
 patch()
 
@@ -34,8 +34,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
-
-import falcon
 
 from pylon import log, metrics
 from pylon.bus import fork_requests
@@ -62,6 +60,7 @@ def import_all() -> None:
     """Import what workers need. Makes no hub, thread, context or descriptor."""
     for module in (*_LATE, *(role.module for role in ROLES)):
         importlib.import_module(module)
+    patch_queues()
     _rehearse()
 
 
@@ -75,7 +74,7 @@ def _rehearse() -> None:
     # with the 1,500 types of the system that took 25 ms and 1.3 MiB in each HTTP worker. Code
     # that asks `mimetypes` for a type loads them all the same.
     mimetypes.inited = True
-    falcon.App()
+    importlib.import_module("falcon").App()
     metrics.return_changes(metrics.take_changes())
 
 

@@ -25,8 +25,8 @@ from types import FrameType
 import click
 
 from pylon.cli.output import CONFIG, failure_lines, json_flag, note, wants_json
+from pylon.cli.serve import serve
 from pylon.cli.settings import dotenv_files, read_settings
-from pylon.cli.start import serve
 from pylon.config import Config
 from pylon.errors import StartRefused
 from pylon.realtime.app_module import try_app_module

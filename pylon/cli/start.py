@@ -1,33 +1,17 @@
 """`pylonctl start`: run the supervisor, in the foreground as systemd wants it.
 
-The one place in `pylon` that reaches up to `supervisor`, and it does so inside the command:
-`pylon` stays importable without it, and other verbs do not pay for it.
+It executes the template process first, whose imports take longest, and imports the rest meanwhile
+(`pylon.cli.serve`). It reaches up to `supervisor` inside the command: `pylon` stays importable
+without it, and other verbs do not pay for it.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-from threading import Thread
-
 import click
 
-from pylon.cli.announce import announce, announce_when_ready, is_ready
-from pylon.cli.output import json_flag, note, wants_json
+from pylon.cli.output import json_flag
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.config import Loaded
-from pylon.data_dir import data_dir_problems, data_dir_warnings, open_private
-from pylon.data_dir_lock import pidfile_of
-from pylon.errors import StartRefused
-from pylon.manifest.model import Manifest
-from pylon.startup import load_checked, start_warnings
-
-_POLL_S = 0.05
 
 
 @click.command()
@@ -51,78 +35,16 @@ def start(
     def read() -> Loaded:
         return read_settings(dev=dev, flags=flags)
 
-    ctx.exit(start_detached(read()) if detach else serve(read(), read))
+    if detach:
+        from pylon.cli.serve import start_detached
 
-
-def serve(loaded: Loaded, reread: Callable[[], Loaded] | None = None) -> int:
-    """Run the supervisor in this process; its exit code.
-
-    Args:
-        reread: reads the settings again, for a reload in dev mode.
-
-    Raises:
-        StartRefused: before anything was touched, or by the supervisor.
-    """
-    app = load_checked(loaded)
+        ctx.exit(start_detached(read()))
     from supervisor.template import start_template
 
-    template = start_template()  # it imports while we do
-    from supervisor.main import run
-
-    def begin(loaded: Loaded, app: Manifest) -> Loaded:
-        if loaded.config.dev_mode or wants_json():
-            Thread(
-                target=announce_when_ready, args=(loaded.config, app, os.getpid()),
-                name="announce", daemon=True,
-            ).start()
-        return loaded
-
-    def begin_again(reread: Callable[[], Loaded]) -> Loaded:
-        again = reread()
-        return begin(again, load_checked(again))
-
-    can_reload = loaded.config.dev_mode and reread is not None
-    return run(
-        begin(loaded, app), template,
-        partial(begin_again, reread) if can_reload and reread is not None else None,
-    )
-
-
-def start_detached(loaded: Loaded) -> int:
-    """Start the server as a process of its own, wait until it is ready; the exit code.
-
-    Its log goes to `<db_path>.log`.
-    """
-    app = load_checked(loaded)
-    for warning in (*start_warnings(loaded, app), *data_dir_warnings(loaded.config)):
-        note(f"warning: {warning}")
-    for problem in data_dir_problems(loaded.config):
-        raise StartRefused(problem)
-    pidfile = pidfile_of(Path(loaded.config.db_path)).absolute()
-    pidfile.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log_path = pidfile.with_suffix(".log")
-    environ = {**os.environ, **{k: v for k, v in loaded.raw.items() if v is not None}}
-    with os.fdopen(_open_log(log_path), "ab") as log:
-        started_at = log.tell()
-        child = subprocess.Popen(
-            [sys.executable, "-m", "pylon.cli.main", "start"],
-            env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-        )
-    while not is_ready(loaded.config, child.pid):
-        code = child.poll()
-        if code is not None:
-            with log_path.open("rb") as log:
-                log.seek(started_at)
-                click.echo(log.read().decode(errors="replace"), nl=False, err=True)
-            return code or 1
-        time.sleep(_POLL_S)
-    announce(loaded.config, app)
-    note(f"runs as pid {child.pid}; log in {log_path}; end it with: pylonctl stop")
-    return 0
-
-
-def _open_log(path: Path) -> int:
+    template = start_template()
     try:
-        return open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    except OSError as ex:
-        raise StartRefused(f"The log {path} cannot be written to: {ex.strerror or ex}") from ex
+        from pylon.cli.serve import serve
+
+        ctx.exit(serve(read(), read, template))
+    finally:
+        template.stop()
