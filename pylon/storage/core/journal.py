@@ -107,7 +107,7 @@ class Journal:
 
     def note_op(self, key: OpKey, seq: int, row_id: str) -> None:
         """Note that an operation has been carried out."""
-        self.ops[key.identity, key.op_id] = DoneOp(seq, row_id, key.digest)
+        self.ops[key.identity, key.op_id] = (seq, row_id, key.digest)
 
     def find_op(self, rows: LogRows, key: OpKey) -> DoneOp | None:
         """What became of an operation that was carried out, in this transaction or earlier."""

@@ -27,12 +27,9 @@ DocumentKey = tuple[str, str]  # entity, row id
 OpName = tuple[str, str]  # identity, op_id
 
 
-class DoneOp(NamedTuple):
-    """An operation that was carried out: `row_id` has the ids of several rows as JSON."""
-
-    seq: int
-    row_id: str
-    digest: str | None
+# An operation that was carried out: seq, row id (of several rows their ids as JSON), digest.
+# PERF: a plain tuple. A named one, and one call more to find it, cost each push 1.2 of 12 µs.
+DoneOp = tuple[int, str, str | None]
 
 
 class LoggedEvent(NamedTuple):

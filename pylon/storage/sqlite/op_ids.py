@@ -6,7 +6,7 @@ Functions on a connection; apsw's errors are the caller's to translate. Called b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import apsw
 
@@ -16,24 +16,18 @@ _PUT: Final = (
     "INSERT INTO _pylon_op_ids (identity, op_id, seq, row_id, at, digest) "
     "VALUES (?, ?, ?, ?, ?, ?)"
 )
-_FIND: Final = "SELECT seq, row_id, digest FROM _pylon_op_ids WHERE identity = ? AND op_id = ?"
+FIND: Final = "SELECT seq, row_id, digest FROM _pylon_op_ids WHERE identity = ? AND op_id = ?"
 _DROP: Final = (
     "DELETE FROM _pylon_op_ids WHERE (at < ? OR seq <= ?) AND (identity, op_id) IN "
     "(SELECT identity, op_id FROM _pylon_op_ids ORDER BY seq LIMIT ?)"
 )
 
 
-def find(conn: apsw.Connection, name: OpName) -> DoneOp | None:
-    """What became of an operation."""
-    found: Any = conn.execute(_FIND, name).get
-    return None if found is None else DoneOp(*found)
-
-
 def put(conn: apsw.Connection, ops: Mapping[OpName, DoneOp], now_s: int) -> None:
     """Store operations that were carried out."""
     conn.executemany(
         _PUT,
-        [(*name, done.seq, done.row_id, now_s, done.digest) for name, done in ops.items()],
+        [(*name, seq, row_id, now_s, digest) for name, (seq, row_id, digest) in ops.items()],
     )
 
 

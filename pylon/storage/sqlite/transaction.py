@@ -133,7 +133,8 @@ class SqliteTransaction:
 
     def find_op(self, name: OpName) -> DoneOp | None:
         """See `LogRows`."""
-        return op_ids.find(self._conn, name)
+        done: DoneOp | None = self._execute(op_ids.FIND, name).get
+        return done
 
     def put_ops(self, ops: Mapping[OpName, DoneOp], now_s: int) -> None:
         """See `LogRows`."""
