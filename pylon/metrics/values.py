@@ -8,7 +8,7 @@ Invariants: no increment is lost. Between the reading and the writing of the num
 switches no thread, because there is no call and no jump. `pending` names every metric that has
 changed since `take_pending`. Called by `families`, before it declares the first metric.
 
-PERF: under gevent, Counter.inc 0.48 us in place of 0.84, Histogram.observe 1.1 in place of 3.2.
+PERF: under gevent, Counter.inc 0.20 us in place of 0.58, Histogram.observe 0.51 in place of 1.6.
 """
 
 from __future__ import annotations
