@@ -2,7 +2,7 @@
 
     python bench/crowd.py [--clients 1000] [--events 20000] [--writes-per-s 50] [--out FOLDER]
 
-Events are written, then an HTTP worker and the ws worker are killed, so that cursor notes may be
+Events are written, then an HTTP worker and the ws worker are killed, so that cursor hints may be
 missing. Then all clients connect at once, and each gets the whole window. The tool reads as fast
 as it can, in one process, and looks at the last seq only. It prints the time that this takes, its
 CPU cost to the ws worker, and the latency of get-by-id meanwhile. Exit code 1 when a client lacks

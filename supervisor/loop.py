@@ -74,7 +74,7 @@ class Loop:
         problem = self._parts.children.problem()
         if problem is not None and self.broken is None:
             self.broken = RuntimeError(problem)
-        self._parts.marks.note(self._parts.writer.head)
+        self._parts.marks.record(self._parts.writer.head)
         self.report()
 
     def report(self) -> None:

@@ -51,7 +51,7 @@ from supervisor.drain import EXIT_COMPLETE, EXIT_CUT_SHORT, Drain
 from supervisor.events import Broken, DrainProgress, Events, RolesChanged
 from supervisor.flusher import Flusher
 from supervisor.heartbeats import Heartbeats
-from supervisor.hints import Continuity, save_notes
+from supervisor.hints import PreviousRun, save_hints
 from supervisor.loop import Loop, queue_signals
 from supervisor.notify import Notifier
 from supervisor.rooms import RoomsThread
@@ -169,7 +169,7 @@ def _assemble(
     store = stack.enter_context(open_store(config).provision())
     db_path = store.data_path
     boot_id = read_boot_id()
-    continuity = Continuity(db_path, pidfile.left_behind, boot_id, clock)
+    previous_run = PreviousRun(db_path, pidfile.left_behind, boot_id, clock)
     runtime = make_runtime_dir(config, environ.get("RUNTIME_DIRECTORY"))
     stack.callback(runtime.remove)
     # What was validated is what every worker loads, whatever happens to the file meanwhile.
@@ -188,8 +188,8 @@ def _assemble(
     threading.excepthook = log.thread_hook(broken)
     engine = store.open_writer(manifest, rules, clock)
     stack.callback(engine.close)
-    _carry_notes_over(continuity, store, manifest, runtime)
-    stack.callback(save_notes, db_path, runtime, boot_id, clock)
+    _carry_hints(previous_run, store, manifest, runtime)
+    stack.callback(save_hints, db_path, runtime, boot_id, clock)
     flusher = Flusher(engine.maintenance, config.change_log_retain, clock,
                       config.change_log_retain_bytes)
     writer = Writer(runtime, engine, broken)
@@ -227,7 +227,7 @@ def _assemble(
     return Components(
         config=config, clock=clock, runtime=runtime, store=store, listeners=listeners,
         events=events, progress=DrainProgress(), engine=engine, writer=writer, flusher=flusher,
-        heartbeats=heartbeats, rooms=rooms, children=children, marks=continuity.marks,
+        heartbeats=heartbeats, rooms=rooms, children=children, marks=previous_run.marks,
         backups=Backups(store.backups, engine.maintenance.sizes, runtime.manifest, clock),
         signals=signals, notifier=Notifier(environ, pid),
     )
@@ -257,12 +257,12 @@ def _serve(parts: Components, stack: Closers, *, may_reload: bool) -> int:
     return EXIT_BROKEN
 
 
-def _carry_notes_over(
-    continuity: Continuity, store: Backend, manifest: Manifest, runtime: Runtime
+def _carry_hints(
+    previous_run: PreviousRun, store: Backend, manifest: Manifest, runtime: Runtime
 ) -> None:
     reader = store.open_reader(manifest)
     try:
-        continuity.begin(reader, runtime)
+        previous_run.begin(reader, runtime)
     finally:
         reader.close()
 

@@ -12,7 +12,7 @@ from pylon import limits
 from pylon.api.sync import pull
 from pylon.api.sync.hints import HintPublisher
 from pylon.auth.tokens import session_id_of
-from pylon.changelog.hints import note_key
+from pylon.changelog.hints import hint_key
 from pylon.clock import ManualClock
 from pylon.errors import QueryTimeout, StoreUnavailable
 from pylon.errors.wire import WireError
@@ -58,7 +58,7 @@ def test_a_pull_is_noted_under_its_session_or_its_address(server: ApiStage) -> N
     server.call("GET", "/api/sync/pull?since=3")
     server.call("GET", "/api/sync/pull?since=1", token=ADMIN_TOKEN)
     server.call("GET", "/api/sync/pull?since=99", token=token)  # 410: nothing was pulled
-    mine, address = note_key(session_id_of(token), ""), note_key(None, "127.0.0.1")
+    mine, address = hint_key(session_id_of(token), ""), hint_key(None, "127.0.0.1")
     # A snapshot leaves its client at the head; of a delta only the beginning is sure.
     assert server.noted == [(mine, 3), (mine, 2), (address, 3), (address, 1)]
 
@@ -73,17 +73,17 @@ def test_a_pull_that_fails_is_noted_where_its_client_stays(
 
     monkeypatch.setattr(pull, "delta", late)
     assert server.call("GET", "/api/sync/pull?since=2").status_code == 503
-    assert server.noted == [(note_key(None, "127.0.0.1"), 2)]
+    assert server.noted == [(hint_key(None, "127.0.0.1"), 2)]
 
 
 def test_a_note_is_written_again_when_it_is_smaller_or_old() -> None:
     clock, written = ManualClock(), list[tuple[int, int]]()
-    notes = HintPublisher(lambda key, cursor: written.append((key, cursor)), clock)
+    hints = HintPublisher(lambda key, cursor: written.append((key, cursor)), clock)
     for key, cursor in ((1, 7), (2, 3), (1, 5), (1, 9), (1, 5)):
-        notes.publish(key, cursor)
+        hints.publish(key, cursor)
     assert written == [(1, 7), (2, 3), (1, 5)]
     clock.advance(limits.HINT_WINDOW_S - limits.HINT_TTL_S)
-    notes.publish(1, 9)
+    hints.publish(1, 9)
     assert written[3:] == [(1, 9)]
 
 
@@ -175,7 +175,7 @@ def test_a_large_snapshot_is_one_answer(server: ApiStage) -> None:
     assert len({change["row_id"] for change in page["changes"]}) == 2100
     assert page["cursor"]["last_seq"] == 2100
     assert not page["has_more"]
-    assert server.noted == [(note_key(None, "127.0.0.1"), 2100)]
+    assert server.noted == [(hint_key(None, "127.0.0.1"), 2100)]
 
 
 def test_a_delta_is_paged(server: ApiStage) -> None:
@@ -184,4 +184,4 @@ def test_a_delta_is_paged(server: ApiStage) -> None:
     page = server.call("GET", "/api/sync/pull?since=1").json
     assert page["cursor"]["last_seq"] == 1001
     assert page["has_more"]
-    assert server.noted == [(note_key(None, "127.0.0.1"), 1001)]
+    assert server.noted == [(hint_key(None, "127.0.0.1"), 1001)]

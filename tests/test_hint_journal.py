@@ -1,4 +1,4 @@
-"""pylon.changelog.hint_journal and marks: notes outlive workers; torn records, rings, boots."""
+"""pylon.changelog.hint_journal and marks: hints outlive workers; torn records, rings, boots."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pylon.changelog.hint_journal import (
-    LOST,
+    INCOMPLETE,
     NO_KEY,
     Hint,
     HintReader,
@@ -30,7 +30,7 @@ class Journal:
     """One journal of small rings, its clock, and what reads and writes it."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "notes"
+        self.path = folder / "hints"
         self.clock = ManualClock()
 
     def writer(self) -> HintWriter:
@@ -52,7 +52,7 @@ def journal(tmp_path: Path) -> Journal:
     return Journal(tmp_path)
 
 
-def test_a_reader_has_every_note_of_every_writer(journal: Journal) -> None:
+def test_a_reader_has_every_hint_of_every_writer(journal: Journal) -> None:
     early = journal.reader()
     early.refresh()
     first, second = journal.writer(), journal.writer()
@@ -63,14 +63,14 @@ def test_a_reader_has_every_note_of_every_writer(journal: Journal) -> None:
     late = journal.reader()
     late.refresh()
     for reader in (early, late):
-        assert [reader.notes.get(n) for n in range(1, 5)] == [10, 20, 30, 40]
-        assert [reader.notes.get(10 + n) for n in range(1, 5)] == [1, 2, 3, 4]
-        assert reader.notes.is_whole
+        assert [reader.hints.get(n) for n in range(1, 5)] == [10, 20, 30, 40]
+        assert [reader.hints.get(10 + n) for n in range(1, 5)] == [1, 2, 3, 4]
+        assert reader.hints.is_complete
 
 
 @pytest.mark.usefixtures("processes")
 def test_a_writer_s_slot_is_free_when_its_process_dies(journal: Journal) -> None:
-    """And its successor goes on behind its notes."""
+    """And its successor continues after its hints."""
     text = (
         "import sys, time\nfrom pathlib import Path\n"
         "from pylon.clock import SystemClock\n"
@@ -92,7 +92,7 @@ def test_a_writer_s_slot_is_free_when_its_process_dies(journal: Journal) -> None
     HintWriter(journal.path, WORKERS, journal.clock, slot=1, capacity=CAPACITY).put(2, 6)
     found = read_journal(journal.path, 0, CAPACITY)
     assert found is not None
-    assert {note.key: note.cursor for note in found[1] if note.key} == {1: 5, 2: 6}
+    assert {hint.key: hint.cursor for hint in found[1] if hint.key} == {1: 5, 2: 6}
 
 
 def test_a_torn_record_is_not_read_and_not_in_the_way(journal: Journal) -> None:
@@ -105,59 +105,59 @@ def test_a_torn_record_is_not_read_and_not_in_the_way(journal: Journal) -> None:
         file.seek(file.tell() - 20)
         file.write(b"\0" * 20)
     reader.refresh()
-    assert reader.notes.get(2) is None
-    assert reader.notes.is_whole
+    assert reader.hints.get(2) is None
+    assert reader.hints.is_complete
     die(writer)
     journal.writer().put(3, 7)
     reader.refresh()
-    assert (reader.notes.get(1), reader.notes.get(3)) == (5, 7)
-    assert not reader.notes.is_whole
+    assert (reader.hints.get(1), reader.hints.get(3)) == (5, 7)
+    assert not reader.hints.is_complete
 
 
 def test_a_writer_that_died_is_noticed_at_once_and_one_that_ended_is_not(
     journal: Journal
 ) -> None:
-    """What it was asked and had not noted yet is unknown."""
+    """Nobody knows which pulls it had not written yet."""
     reader, first, second = journal.reader(), journal.writer(), journal.writer()
     reader.refresh()
     first.close()
     reader.refresh()
-    assert reader.notes.is_whole
+    assert reader.hints.is_complete
     die(second)
     reader.refresh()
-    assert not reader.notes.is_whole
+    assert not reader.hints.is_complete
     journal.clock.advance(100)
     reader.refresh()
-    assert reader.notes.is_whole
+    assert reader.hints.is_complete
     late = journal.reader()
     late.refresh()  # nobody has taken the slot since
-    assert not late.notes.is_whole
+    assert not late.hints.is_complete
     found = read_journal(journal.path, 7, CAPACITY)
-    assert found == ("", [Hint(NO_KEY, LOST, 7)])
+    assert found == ("", [Hint(NO_KEY, INCOMPLETE, 7)])
 
 
-def test_a_ring_that_goes_round_says_that_notes_are_missing(journal: Journal) -> None:
+def test_a_ring_that_goes_round_says_that_hints_are_missing(journal: Journal) -> None:
     reader, writer = journal.reader(), journal.writer()
     reader.refresh()
     for key in range(1, CAPACITY):  # the first record says that the writer begins
         writer.put(key, key)
     reader.refresh()
-    assert reader.notes.is_whole
+    assert reader.hints.is_complete
     for key in range(1, CAPACITY + 2):  # more than the reader has looked at
         writer.put(100 + key, key)
     reader.refresh()
-    assert not reader.notes.is_whole
+    assert not reader.hints.is_complete
     late = journal.reader()
     late.refresh()
-    assert not late.notes.is_whole
+    assert not late.hints.is_complete
     for one in (reader, late):
-        assert [one.notes.get(100 + key) for key in range(2, CAPACITY + 2)] == [*range(2, 10)]
+        assert [one.hints.get(100 + key) for key in range(2, CAPACITY + 2)] == [*range(2, 10)]
     journal.clock.advance(100)
-    assert reader.notes.is_whole
-    assert late.notes.is_whole
+    assert reader.hints.is_complete
+    assert late.hints.is_complete
 
 
-def test_old_notes_of_a_ring_are_not_missed(journal: Journal) -> None:
+def test_old_hints_of_a_ring_are_not_missed(journal: Journal) -> None:
     writer = journal.writer()
     for key in range(1, CAPACITY + 1):
         writer.put(key, key)
@@ -165,10 +165,10 @@ def test_old_notes_of_a_ring_are_not_missed(journal: Journal) -> None:
     writer.put(99, 1)
     late = journal.reader()
     late.refresh()
-    assert late.notes.is_whole  # what was overwritten is older than the oldest
+    assert late.hints.is_complete  # what was overwritten is older than the oldest
 
 
-def test_carried_notes_and_what_is_missing_reach_the_readers(journal: Journal) -> None:
+def test_carried_hints_and_what_is_missing_reach_the_readers(journal: Journal) -> None:
     journal.clock.advance(1_000)
     now_us = 1_000_000_000
     make_journal(
@@ -177,27 +177,27 @@ def test_carried_notes_and_what_is_missing_reach_the_readers(journal: Journal) -
     )
     reader = journal.reader()
     reader.refresh()
-    assert (reader.notes.get(1), reader.notes.get(2)) == (5, None)
-    assert reader.notes.is_whole
+    assert (reader.hints.get(1), reader.hints.get(2)) == (5, None)
+    assert reader.hints.is_complete
     make_journal(
-        journal.path, "boot", [Hint(NO_KEY, LOST, now_us)], journal.clock, CAPACITY
+        journal.path, "boot", [Hint(NO_KEY, INCOMPLETE, now_us)], journal.clock, CAPACITY
     )
-    assert read_journal(journal.path, 0, CAPACITY) == ("boot", [Hint(NO_KEY, LOST, now_us)])
+    assert read_journal(journal.path, 0, CAPACITY) == ("boot", [Hint(NO_KEY, INCOMPLETE, now_us)])
     reader = journal.reader()
     reader.refresh()
-    assert not reader.notes.is_whole
+    assert not reader.hints.is_complete
 
 
-def test_too_many_carried_notes_say_that_some_are_missing(journal: Journal) -> None:
-    notes = [Hint(key, key, 0) for key in range(1, 2 * CAPACITY)]
-    make_journal(journal.path, "boot", notes, journal.clock, CAPACITY)
+def test_too_many_carried_hints_say_that_some_are_missing(journal: Journal) -> None:
+    hints = [Hint(key, key, 0) for key in range(1, 2 * CAPACITY)]
+    make_journal(journal.path, "boot", hints, journal.clock, CAPACITY)
     reader = journal.reader()
     reader.refresh()
-    assert not reader.notes.is_whole
-    assert reader.notes.get(CAPACITY - 1) == CAPACITY - 1
+    assert not reader.hints.is_complete
+    assert reader.hints.get(CAPACITY - 1) == CAPACITY - 1
 
 
-def test_no_journal_is_no_notes(tmp_path: Path) -> None:
+def test_no_journal_is_no_hints(tmp_path: Path) -> None:
     assert read_journal(tmp_path / "none", 0) is None
 
 
@@ -211,7 +211,7 @@ def test_marks_tell_the_head_of_a_window_ago(tmp_path: Path) -> None:
     marks.begin(10, bottom=3)
     for head in range(11, 41):
         clock.advance(1)
-        marks.note(head)
+        marks.record(head)
     found = MarkReader(tmp_path / "m").read()
     assert [mark.seq for mark in found] == [3, 10, 15, 20, 25, 30, 35, 40]
     assert window_cursor(found, 1_012.0).seq == 20
@@ -252,7 +252,7 @@ def test_many_marks_fit_into_their_page(tmp_path: Path) -> None:
     marks.begin(2**50, bottom=2**50)
     for number in range(200):
         clock.advance(7.654321)
-        marks.note(2**50 + number)
+        marks.record(2**50 + number)
     assert (tmp_path / "m").stat().st_size == 4_096
     assert MarkReader(tmp_path / "m").read()[-1].seq == 2**50 + 199
 
@@ -268,4 +268,4 @@ def test_a_broken_file_of_marks_is_as_none(tmp_path: Path, content: bytes) -> No
 def test_marks_that_cannot_be_written_stop_nothing(tmp_path: Path) -> None:
     marks = HeadMarks(tmp_path / "none" / "m", "boot", ManualClock())
     marks.begin(7, bottom=2)
-    marks.note(8)
+    marks.record(8)

@@ -29,7 +29,7 @@ from pylon.changelog.marks import MarkReader, marks_path
 from pylon.changelog.span import Span
 from pylon.clock import ManualClock
 from pylon.errors import ResyncRequired
-from supervisor.hints import Continuity, save_notes
+from supervisor.hints import PreviousRun, save_hints
 from tests.support.examples import count_examples
 from workers.hub.start_cursors import StartCursors
 
@@ -106,13 +106,13 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        continuity = Continuity(self.db_path, self.left_behind, str(self.boot), self.clock)
+        previous_run = PreviousRun(self.db_path, self.left_behind, str(self.boot), self.clock)
         self.runs += 1
         self.runtime = Runtime(self.folder / f"run-{self.runs}")
         self.runtime.dir.mkdir()
         self.left_behind = {"runtime_dir": str(self.runtime.dir)}
-        continuity.begin(LogReader(self.log), self.runtime)  # type: ignore[arg-type]
-        self.marks = continuity.marks
+        previous_run.begin(LogReader(self.log), self.runtime)  # type: ignore[arg-type]
+        self.marks = previous_run.marks
         for number in range(HTTP_WORKERS):
             self.start_http(number)
         for number in range(2):
@@ -120,7 +120,7 @@ class Server:
 
     def stop(self) -> None:
         self._end_workers(HintWriter.close)
-        save_notes(self.db_path, self.runtime, str(self.boot), self.clock)
+        save_hints(self.db_path, self.runtime, str(self.boot), self.clock)
         shutil.rmtree(self.runtime.dir)
         self.left_behind = {}
 
@@ -141,7 +141,7 @@ class Server:
             die(self.writers.pop(number))
             self.tellers.pop(number)
         writer = HintWriter(
-            self.runtime.notes, HTTP_WORKERS, self.clock, slot=number + 1,
+            self.runtime.hints, HTTP_WORKERS, self.clock, slot=number + 1,
             capacity=self.capacity,
         )
         self.writers.insert(number, writer)
@@ -152,7 +152,7 @@ class Server:
             self.readers.pop(number).close()
             self.hubs.pop(number)
         reader = HintReader(
-            self.runtime.notes, HTTP_WORKERS, self.clock,
+            self.runtime.hints, HTTP_WORKERS, self.clock,
             CursorHints(self.clock, limits.HINT_WINDOW_S), capacity=self.capacity,
         )
         reader.refresh()
@@ -164,11 +164,11 @@ class Server:
 
     def start_cursor(self, hub: int, key: int) -> int:
         """As `workers.hub.replay` asks."""
-        noted = self.hubs[hub].find_noted(key)
-        if noted is None:
+        hinted = self.hubs[hub].find_hint(key)
+        if hinted is None:
             return self.hubs[hub].find_window(key)
-        self.log.span().check(noted)
-        return noted
+        self.log.span().check(hinted)
+        return hinted
 
 
 @pytest.fixture(autouse=True)
@@ -197,7 +197,7 @@ class Lives(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.now_s += seconds
         self.server.clock.advance(seconds)
-        self.server.marks.note(self.server.log.head)
+        self.server.marks.record(self.server.log.head)
         # The log keeps `LOG_MIN_AGE_S` at the least.
         old = [seq for at_s, seq in self.commits if at_s < self.now_s - limits.LOG_MIN_AGE_S]
         if old:
@@ -207,7 +207,7 @@ class Lives(RuleBasedStateMachine):
     def write(self, count: int) -> None:
         self.server.log.head += count
         self.commits.append((self.now_s, self.server.log.head))
-        self.server.marks.note(self.server.log.head)
+        self.server.marks.record(self.server.log.head)
         for client in self.clients:
             if client.is_connected:
                 client.cursor = self.server.log.head
@@ -257,11 +257,11 @@ class Lives(RuleBasedStateMachine):
             self.server.tellers[worker].publish(client.key, client.cursor)
 
     @rule(which=st.sampled_from(range(4)), worker=st.integers(0, HTTP_WORKERS - 1),
-          is_noted=st.booleans())
-    def pull_whose_worker_dies(self, which: int, worker: int, is_noted: bool) -> None:
+          is_hinted=st.booleans())
+    def pull_whose_worker_dies(self, which: int, worker: int, is_hinted: bool) -> None:
         client = self.clients[which]
         if not client.is_connected:
-            if is_noted:
+            if is_hinted:
                 self.server.tellers[worker].publish(client.key, self.server.log.head)
             self.server.start_http(worker)
 
@@ -382,12 +382,12 @@ def test_a_young_hub_does_not_guess(tmp_path: Path) -> None:
     assert server.start_cursor(1, 2) <= 5_000
 
 
-def test_without_notes_the_window_is_replayed(tmp_path: Path) -> None:
+def test_without_hints_the_window_is_replayed(tmp_path: Path) -> None:
     server = Server(tmp_path)
     for number in range(1, 200):
         server.clock.advance(1)
         server.log.head = 100 * number
-        server.marks.note(server.log.head)
+        server.marks.record(server.log.head)
     server.tellers[0].publish(1, server.log.head)
     server.kill(clears_runtime=True)
     server.start()

@@ -411,7 +411,7 @@ def test_replay_of_the_newest_without_a_note(own_stage: Stage, own_ws: Worker) -
     assert [witness.read_json()["seq"] for _ in seqs] == seqs
     own_stage.mark(seqs[-1])
     client = WebSocketClient(own_ws.port)
-    wanted = seqs[-limits.REPLAY_WITHOUT_NOTE_EVENTS:]
+    wanted = seqs[-limits.REPLAY_WITHOUT_HINT_EVENTS:]
     assert [client.read_json()["seq"] for _ in wanted] == wanted
 
 

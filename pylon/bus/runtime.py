@@ -30,7 +30,7 @@ _PATH_BYTES_MAX: Final = 100  # sun_path holds 108; the longest name below needs
 _OWN_PATTERNS: Final = ("passing-*", "addresses-*", "shards-*")
 _OWN_FILES: Final = (
     "writes", "changes", "signals_in", "signals_out", "status", "rooms", "room_updates",
-    "control.sock", "manifest.json", "rates", "notes", "arbiter",
+    "control.sock", "manifest.json", "rates", "hints", "arbiter",
 )
 
 
@@ -77,9 +77,9 @@ class Runtime:
         return self._endpoint(f"shards-{worker}")
 
     @property
-    def notes(self) -> Path:
-        """The journal of cursor notes (`pylon.changelog.hint_journal`)."""
-        return self.dir / "notes"
+    def hints(self) -> Path:
+        """Return the path of the journal of cursor hints (`pylon.changelog.hint_journal`)."""
+        return self.dir / "hints"
 
     @property
     def arbiter(self) -> Path:

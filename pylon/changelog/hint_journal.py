@@ -1,22 +1,23 @@
-"""Hint journal: the cursor notes of all HTTP workers, in a file that outlives each of them.
+"""Hint journal: the cursor hints of all HTTP workers, in a file that outlives each of them.
 
-The file lies in the runtime folder. It has a header, which names the boot of the machine, and
-slots: rings of `limits.NOTES_KEPT` records. Each HTTP worker writes into a slot of its own. Slot
-0 is the supervisor's, which carries notes over from the run before (`supervisor.hints`). A worker
-writes a record of 32 bytes with one `pwrite` before it answers a pull. So a client that has its
-answer has its note, whichever process dies next. A hub reads new records before it admits a client.
+The file lies in the runtime folder. It has a header with the machine's boot id, and slots: rings of
+`limits.HINTS_KEPT` records. Each HTTP worker writes into its own slot. Slot 0 is the supervisor's
+and carries the hints of the previous run (`supervisor.hints`). A worker writes a record of 32 bytes
+with one `pwrite` before it answers a pull. So the hint of every answered pull is in the file,
+whichever process dies next. A hub reads new records before it admits a client.
 
-A worker may die before it writes the note of a pull, and published clients connect all the same.
-So a slot shows whether its writer has ended in order: a slot opens with a record and ends with
-one, and its lock tells a reader when the last record is missing.
+A worker may die before it writes the hint of a pull, and published clients connect all the same.
+So each writer begins and ends with a record in its slot. A slot with hints but without the last
+record, whose lock is free, belongs to a writer that died.
 
-Invariants: a slot has one writer, by a record lock that ends with its process. A record's first
-number is its position xored with the others, so a torn or stale record is not taken for the next
-one. A reader calls `CursorHints.lose` when a ring overtook it, when a writer has died, and when it
-finds a record of such a loss. Times are CLOCK_MONOTONIC, which all processes of a boot share.
+Invariants: a slot has one writer, because its record lock ends with the process. The first number
+of a record is its position xored with the other three, so a reader skips torn and stale records. A
+reader calls `CursorHints.mark_incomplete` when a ring overtook it, when a writer has died, and when
+it finds a record `INCOMPLETE`. Times are CLOCK_MONOTONIC, which all processes of a boot share.
 
-Bounds: `limits.NOTES_KEPT` records of 32 bytes for each slot; the oldest is overwritten.
-Written by `pylon.api.sync.hints` and the supervisor, read by `workers.hub.start_cursors`.
+Bounds: `limits.HINTS_KEPT` records of 32 bytes for each slot; a writer overwrites the oldest.
+Called by `workers.http.process`, `workers.hub.service`, `workers.hub.start_cursors` and
+`supervisor.hints`.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ from pylon.changelog.hints import CursorHints
 from pylon.clock import Clock
 from pylon.errors import StoreUnavailable
 
-NO_KEY: Final = 0  # of a record that is no note; its cursor says what it is
-LOST: Final = 0  # notes from before its time may be missing
-_OPENED: Final = 1  # a writer begins
-_CLOSED: Final = 2  # it has written all that it had to
+NO_KEY: Final = 0  # the key of a record that is no hint; its cursor is one of the next three
+INCOMPLETE: Final = 0  # hints from before the time of this record may be missing
+_OPENED: Final = 1  # a writer has begun
+_CLOSED: Final = 2  # the writer has written all its hints
 SUPERVISOR_SLOT: Final = 0
-_SPARE_SLOTS: Final = 3  # the supervisor's, and for workers whose predecessor still dies
+_SPARE_SLOTS: Final = 3  # the supervisor's, and two for workers whose predecessor still runs
 _HEADER_BYTES: Final = 64
 _RECORD: Final = Struct("<QQQQ")  # check, key, cursor, microseconds
 _FLOCK: Final = Struct("hhqqi4x")  # struct flock
@@ -70,23 +71,23 @@ class _Ring:
         os.pwrite(self._fd, data, self._offset(position))
 
     def read(self, position: int) -> tuple[list[Hint], bool]:
-        """The records from `position` on, some at a time; and whether the ring overtook it."""
+        """Return up to 64 records from `position` on, and whether the ring overtook it."""
         left = self._capacity - (position - 1) % self._capacity
         data = os.pread(
             self._fd, min(left, _READ_RECORDS) * _RECORD.size, self._offset(position)
         )
-        found: list[Hint] = []
+        hints: list[Hint] = []
         for check, key, cursor, at_us in _whole_records(data):
-            at = check ^ key ^ cursor ^ at_us
-            if at != position:
-                overtaken = at > position and (at - position) % self._capacity == 0
-                return found, overtaken
-            found.append(Hint(key, cursor, at_us))
+            written = check ^ key ^ cursor ^ at_us
+            if written != position:
+                overtaken = written > position and (written - position) % self._capacity == 0
+                return hints, overtaken
+            hints.append(Hint(key, cursor, at_us))
             position += 1
-        return found, False
+        return hints, False
 
     def scan(self) -> tuple[list[Hint], int]:
-        """Every record, in the order of writing, and the position of the next."""
+        """Return every record, in the order of writing, and the position of the next."""
         found: list[tuple[int, Hint]] = []
         for first in range(0, self._capacity, _SCAN_RECORDS):
             count = min(_SCAN_RECORDS, self._capacity - first)
@@ -96,31 +97,31 @@ class _Ring:
                 position = check ^ key ^ cursor ^ at_us
                 if position > 0 and (position - 1) % self._capacity == index:
                     found.append((position, Hint(key, cursor, at_us)))
-            if len(found) == before:  # the ring has never been written this far
+            if len(found) == before:  # no writer has come this far
                 break
         found.sort()
-        return [note for _, note in found], found[-1][0] + 1 if found else 1
+        return [hint for _, hint in found], found[-1][0] + 1 if found else 1
 
     def _offset(self, position: int) -> int:
         return self._base + (position - 1) % self._capacity * _RECORD.size
 
 
 class HintWriter:
-    """Appends to one slot. `put` has the form that `pylon.api.sync.hints` wants."""
+    """Appends to one slot. `put` is the `write` of `pylon.api.sync.hints.HintPublisher`."""
 
     __slots__ = ("_clock", "_fd", "_next", "_ring")
 
     def __init__(
         self, path: Path, http_workers: int, clock: Clock, slot: int | None = None,
-        capacity: int = limits.NOTES_KEPT,
+        capacity: int = limits.HINTS_KEPT,
     ) -> None:
-        """Open the file, and make it if it is not there.
+        """Open the file, or create it, and lock a slot.
 
         Args:
-            slot: the one to take; None: the first that no process holds.
+            slot: the slot to lock; None locks the first free slot of a worker.
 
         Raises:
-            OSError: the folder is full, or all slots are taken.
+            OSError: the folder is full, or other processes hold all slots.
         """
         self._clock = clock
         self._fd = _open(path)
@@ -128,21 +129,21 @@ class HintWriter:
         self._ring = _Ring(self._fd, _lock_first(self._fd, slots), capacity)
         found, self._next = self._ring.scan()
         if _is_left_open(found):
-            self.put(NO_KEY, LOST)
+            self.put(NO_KEY, INCOMPLETE)
         self.put(NO_KEY, _OPENED)
 
     def put(self, key: int, cursor: int) -> None:
-        """Append a note of this moment.
+        """Append a hint of this moment.
 
         Raises:
-            StoreUnavailable: the file cannot be written to; the pull must not be answered.
+            StoreUnavailable: the write failed. The caller must not answer the pull.
         """
-        self.put_note(Hint(key, cursor, now_us(self._clock)))
+        self.put_hint(Hint(key, cursor, now_us(self._clock)))
 
-    def put_note(self, note: Hint) -> None:
-        """Append a note of an earlier time."""
+    def put_hint(self, hint: Hint) -> None:
+        """Append a hint of an earlier time. Raises: as `put`."""
         try:
-            self._ring.write(self._next, *note)
+            self._ring.write(self._next, *hint)
         except OSError as ex:
             raise StoreUnavailable(
                 f"The runtime folder cannot be written to: {ex.strerror}",
@@ -151,30 +152,30 @@ class HintWriter:
         self._next += 1
 
     def close(self) -> None:
-        """End in order: no pull waits for its answer any more."""
+        """Write the last record. Call it when every pull has its answer."""
         self.put(NO_KEY, _CLOSED)
         os.close(self._fd)
 
 
 class HintReader:
-    """Reads all slots into `notes`, from the beginning and then what is new."""
+    """Reads all slots into `hints`: first every record, later the new ones only."""
 
-    __slots__ = ("_capacity", "_clock", "_fd", "_next_positions", "_open_slots", "_rings", "notes")
+    __slots__ = ("_capacity", "_clock", "_fd", "_next_positions", "_open_slots", "_rings", "hints")
 
     def __init__(
-        self, path: Path, http_workers: int, clock: Clock, notes: CursorHints,
-        capacity: int = limits.NOTES_KEPT,
+        self, path: Path, http_workers: int, clock: Clock, hints: CursorHints,
+        capacity: int = limits.HINTS_KEPT,
     ) -> None:
-        """Open the file, and make it if it is not there."""
+        """Open the file, or create it."""
         self._clock = clock
         self._capacity = capacity
         self._fd = _open(path)
         self._rings = [
             _Ring(self._fd, slot, capacity) for slot in range(slots_for(http_workers))
         ]
-        self._next_positions = [0] * len(self._rings)  # 0: not read yet
-        self._open_slots: set[int] = set()  # whose writers have not ended in order
-        self.notes = notes
+        self._next_positions = [0] * len(self._rings)  # 0: not scanned yet
+        self._open_slots: set[int] = set()  # slots whose writer has not written `_CLOSED`
+        self.hints = hints
 
     def refresh(self) -> None:
         """Read the records since the last call. Never switches greenlets."""
@@ -185,82 +186,84 @@ class HintReader:
                 continue
             while True:
                 found, overtaken = ring.read(position)
-                for note in found:
-                    self._take(slot, note)
+                for hint in found:
+                    self._apply(slot, hint)
                 position += len(found)
                 if overtaken:
                     position = self._scan(slot, ring)
-                    self.notes.lose(self._clock.monotonic_s())
+                    self.hints.mark_incomplete(self._clock.monotonic_s())
                 if overtaken or not found:
                     break
             self._next_positions[slot] = position
         for slot in [slot for slot in self._open_slots if not _is_locked(self._fd, slot)]:
             self._open_slots.discard(slot)
-            self.notes.lose(self._clock.monotonic_s())
+            self.hints.mark_incomplete(self._clock.monotonic_s())
 
     def _scan(self, slot: int, ring: _Ring) -> int:
         found, position = ring.scan()
-        for note in found:
-            self._take(slot, note)
-        if position > self._capacity:  # older ones are gone
-            self.notes.lose(min(note.at_us for note in found) / _US_PER_S)
+        for hint in found:
+            self._apply(slot, hint)
+        if position > self._capacity:  # the writer has overwritten older records
+            self.hints.mark_incomplete(min(hint.at_us for hint in found) / _US_PER_S)
         return position
 
-    def _take(self, slot: int, note: Hint) -> None:
-        if note.key == NO_KEY:
-            if note.cursor == LOST:
-                self.notes.lose(note.at_us / _US_PER_S)
-            elif note.cursor == _OPENED:
+    def _apply(self, slot: int, hint: Hint) -> None:
+        if hint.key == NO_KEY:
+            if hint.cursor == INCOMPLETE:
+                self.hints.mark_incomplete(hint.at_us / _US_PER_S)
+            elif hint.cursor == _OPENED:
                 self._open_slots.add(slot)
             else:
                 self._open_slots.discard(slot)
             return
         if slot != SUPERVISOR_SLOT:
-            self._open_slots.add(slot)  # the record that says so may be overwritten
-        age_s = max(0.0, self._clock.monotonic_s() - note.at_us / _US_PER_S)
-        self.notes.put(note.key, note.cursor, age_s)
+            self._open_slots.add(slot)  # the record `_OPENED` may be overwritten
+        age_s = max(0.0, self._clock.monotonic_s() - hint.at_us / _US_PER_S)
+        self.hints.put(hint.key, hint.cursor, age_s)
 
     def close(self) -> None:
         os.close(self._fd)
 
 
 def slots_for(http_workers: int) -> int:
-    """How many slots a journal has."""
+    """Return the number of slots of a journal."""
     return http_workers + _SPARE_SLOTS
 
 
 def now_us(clock: Clock) -> int:
-    """The time of a note that is put now."""
+    """Return the time of a hint that is written now, in microseconds."""
     return int(clock.monotonic_s() * _US_PER_S)
 
 
 def make_journal(
-    path: Path, boot_id: str, notes: Iterable[Hint], clock: Clock,
-    capacity: int = limits.NOTES_KEPT,
+    path: Path, boot_id: str, hints: Iterable[Hint], clock: Clock,
+    capacity: int = limits.HINTS_KEPT,
 ) -> None:
-    """Make a new file with `notes` in the supervisor's slot. Nobody may have the file open."""
+    """Create the file anew with `hints` in the supervisor's slot. No process may have it open."""
     path.unlink(missing_ok=True)
     fd = _open(path)
     try:
         os.pwrite(fd, boot_id.encode()[:_HEADER_BYTES].ljust(_HEADER_BYTES), 0)
         ring = _Ring(fd, SUPERVISOR_SLOT, capacity)
-        for position, note in enumerate(notes, 1):
-            if position == capacity:  # one place is left for what this says
-                ring.write(position, NO_KEY, LOST, now_us(clock))
+        for position, hint in enumerate(hints, 1):
+            if position == capacity:  # the last record tells that hints are missing
+                ring.write(position, NO_KEY, INCOMPLETE, now_us(clock))
                 break
-            ring.write(position, *note)
+            ring.write(position, *hint)
     finally:
         os.close(fd)
 
 
 def read_journal(
-    path: Path, now: int, capacity: int = limits.NOTES_KEPT
+    path: Path, now: int, capacity: int = limits.HINTS_KEPT
 ) -> tuple[str, list[Hint]] | None:
-    """The boot that a file was made in, and its notes, each key with its smallest cursor and its
-    newest time; None if there is no such file. Where some may be missing, a record says so.
+    """Return the boot id of a file and its hints; None if the file does not exist.
+
+    Each key has one hint, with its smallest cursor and its newest time. If hints may be missing,
+    the list has a record `INCOMPLETE`.
 
     Args:
-        now: the time of that record where a writer has died.
+        now: the time of that record if a writer has died, in microseconds.
 
     Raises:
         OSError: the file cannot be read.
@@ -277,15 +280,15 @@ def read_journal(
         for slot in range(slots):
             found, position = _Ring(fd, slot, capacity).scan()
             if position > capacity:
-                found.append(Hint(NO_KEY, LOST, min(note.at_us for note in found)))
+                found.append(Hint(NO_KEY, INCOMPLETE, min(hint.at_us for hint in found)))
             if slot != SUPERVISOR_SLOT and _is_left_open(found):
-                found.append(Hint(NO_KEY, LOST, now))
-            for note in found:
-                if note.key == NO_KEY and note.cursor != LOST:
+                found.append(Hint(NO_KEY, INCOMPLETE, now))
+            for hint in found:
+                if hint.key == NO_KEY and hint.cursor != INCOMPLETE:
                     continue
-                known = kept.get(note.key, note)
-                kept[note.key] = Hint(
-                    note.key, min(note.cursor, known.cursor), max(note.at_us, known.at_us)
+                known = kept.get(hint.key, hint)
+                kept[hint.key] = Hint(
+                    hint.key, min(hint.cursor, known.cursor), max(hint.at_us, known.at_us)
                 )
     finally:
         os.close(fd)
@@ -297,29 +300,29 @@ def _open(path: Path) -> int:
 
 
 def _is_left_open(records: Sequence[Hint]) -> bool:
-    """Whether the last writer of a slot did not end in order."""
+    """Whether the last writer of a slot died before its last record."""
     return bool(records) and (records[-1].key, records[-1].cursor) != (NO_KEY, _CLOSED)
 
 
 def _is_locked(fd: int, slot: int) -> bool:
-    """Whether a process holds the slot."""
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, slot, 1, 0)
-    kind: int = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0]
+    """Whether a process holds the lock of the slot."""
+    lock = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, slot, 1, 0)
+    kind: int = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, lock))[0]
     return kind != fcntl.F_UNLCK
 
 
 def _lock_first(fd: int, slots: Iterable[int]) -> int:
-    """The first slot of `slots` that is free. It is held until the process closes the file."""
+    """Lock the first free slot of `slots` until the process closes the file; return the slot."""
     for slot in slots:
         try:
-            # Of the open file, and not of the process as `lockf` would have it.
+            # An OFD lock belongs to the open file; a lock of `lockf` belongs to the process.
             fcntl.fcntl(
                 fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, slot, 1, 0)
             )
         except BlockingIOError:
             continue
         return slot
-    raise BlockingIOError("every slot of the note journal is taken")
+    raise BlockingIOError("other processes hold every slot of the hint journal")
 
 
 def _whole_records(data: bytes) -> Iterator[tuple[int, int, int, int]]:

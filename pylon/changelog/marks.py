@@ -1,6 +1,6 @@
 """Head marks: the head of the change log at some times of the last minutes.
 
-A client that connects without a cursor and without a cursor note has pulled within the last
+A client that connects without a cursor and without a cursor hint has pulled within the last
 window, or never. It has everything up to the head of that time, so the hub replays from the head
 of a window ago (`window_cursor`). Marks record that head.
 
@@ -11,7 +11,8 @@ newest is of now, as if the machine had been down for 0 s. That makes windows lo
 
 Invariants: at a mark's time, and ever after, the committed head was at least its seq. Times and
 seqs never decrease. Bounds: `_MARKS` marks, one page of 4 KiB, written in one piece; a reader
-reads a half-written page again. Called by `supervisor.hints` and `workers.hub.start_cursors`.
+reads a half-written page again. Called by `supervisor.hints`, `supervisor.loop`,
+`workers.hub.service` and `workers.hub.start_cursors`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _log = log.get_logger("marks")
 
 
 class Mark(msgspec.Struct, frozen=True, array_like=True):
-    """At `at_s` (monotonic) the head was `seq`, or more."""
+    """A time (monotonic) at which the head was `seq` or more."""
 
     at_s: float
     seq: int
@@ -52,12 +53,12 @@ _decode = msgspec.json.Decoder(_Content).decode
 
 
 def marks_path(db_path: Path) -> Path:
-    """The path of a database's marks."""
+    """Return the path of a database's marks."""
     return db_path.with_name(db_path.name + ".marks")
 
 
 def window_cursor(marks: Sequence[Mark], before_s: float) -> Mark:
-    """The newest mark that is not younger than `before_s`, or the oldest there is."""
+    """Return the newest mark that is not younger than `before_s`, or else the oldest mark."""
     found = marks[0]
     for mark in marks:
         if mark.at_s > before_s:
@@ -67,12 +68,12 @@ def window_cursor(marks: Sequence[Mark], before_s: float) -> Mark:
 
 
 class HeadMarks:
-    """The marks as the supervisor keeps them. One thread."""
+    """Writes the marks, in the supervisor. Used from one thread."""
 
     __slots__ = ("_boot_id", "_clock", "_due_s", "_is_broken", "_marks", "_path")
 
     def __init__(self, path: Path, boot_id: str, clock: Clock) -> None:
-        """Take over the marks of the run before."""
+        """Take over the marks of the previous run."""
         self._path = path
         self._boot_id = boot_id
         self._clock = clock
@@ -91,20 +92,20 @@ class HeadMarks:
         return len(self._marks)
 
     def begin(self, head: int, bottom: int) -> None:
-        """The server starts.
+        """Record the head at the start of the server.
 
         Args:
-            head: of the log, after a new epoch if one was opened.
-            bottom: the cursor to replay from where no mark of an earlier run tells.
+            head: the head of the log, after the new epoch if the start opened one.
+            bottom: the cursor from which hubs replay if there is no mark of an earlier run.
         """
-        while self._marks and self._marks[-1].seq > head:  # of another database
+        while self._marks and self._marks[-1].seq > head:  # a mark of another database
             self._marks.pop()
         if not self._marks:
             self._marks.append(Mark(0.0, bottom))
         self._append(head)
 
-    def note(self, head: int) -> None:
-        """Write a mark, if it is time and the head has moved."""
+    def record(self, head: int) -> None:
+        """Write a mark if the head has moved and the last mark is `PERIOD_S` old."""
         if head > self._marks[-1].seq and self._clock.monotonic_s() >= self._due_s:
             self._append(head)
 
@@ -123,7 +124,7 @@ class HeadMarks:
             finally:
                 os.close(fd)
         except OSError as ex:
-            # The hubs go on with older marks: longer replays, and nothing is missed.
+            # The hubs then use older marks: replays are longer, but no client misses an event.
             if not self._is_broken:
                 _log.warning("marks.not_written", path=str(self._path), error=str(ex),
                              hint="sockets without a cursor are sent more than they need")
@@ -133,7 +134,7 @@ class HeadMarks:
 
 
 class MarkReader:
-    """The marks as a hub sees them."""
+    """Reads the marks, in a hub."""
 
     __slots__ = ("_marks", "_path")
 
@@ -142,7 +143,7 @@ class MarkReader:
         self._marks: list[Mark] = []
 
     def read(self) -> Sequence[Mark]:
-        """All marks, ascending; empty only where no supervisor has ever written any."""
+        """Return all marks, ascending; empty only if no supervisor has ever written one."""
         for _ in range(_TRIES):
             found = _read(self._path)
             if found is not None:
@@ -152,7 +153,7 @@ class MarkReader:
 
 
 def _read(path: Path) -> _Content | None:
-    """None where there is no file, or none that is whole."""
+    """Return the content of the file; None if the file is missing, torn or invalid."""
     try:
         data = path.read_bytes()
         check, _, text = data.rstrip().partition(b" ")

@@ -27,7 +27,7 @@ from pylon.bus.runtime import make_runtime_dir
 from pylon.bus.signals import PlainSignalSender, SignalProxy
 from pylon.bus.status import StatusReceiver
 from pylon.changelog.hint_journal import HintWriter
-from pylon.changelog.hints import note_key
+from pylon.changelog.hints import hint_key
 from pylon.changelog.marks import HeadMarks, marks_path
 from pylon.clock import SystemClock, SystemRandom
 from pylon.manifest_loader import load_manifest
@@ -111,7 +111,7 @@ class Stage:
         self.status = StatusReceiver(self.runtime)
         self.workers: list[Worker] = []
         self.metrics: dict[tuple[int, str], float] = {}  # by pid and "name{labels}"
-        self._notes: HintWriter | None = None
+        self._hints: HintWriter | None = None
 
     def start(self, role: str, worker: str = "1", **env: str) -> Worker:
         """Start a worker and wait until it is ready."""
@@ -179,9 +179,9 @@ class Stage:
 
     def note(self, session_id: str | None, cursor: int) -> None:
         """What an HTTP worker does before it answers a pull."""
-        if self._notes is None:
-            self._notes = HintWriter(self.runtime.notes, 1, SystemClock())
-        self._notes.put(note_key(session_id, "127.0.0.1"), cursor)
+        if self._hints is None:
+            self._hints = HintWriter(self.runtime.hints, 1, SystemClock())
+        self._hints.put(hint_key(session_id, "127.0.0.1"), cursor)
 
     def mark(self, head: int) -> None:
         """What the supervisor does at its start: `head` is older than any window."""
@@ -195,8 +195,8 @@ class Stage:
             if worker.process.poll() is None:
                 worker.process.kill()
             worker.process.wait(WAIT_S)
-        if self._notes is not None:
-            self._notes.close()
+        if self._hints is not None:
+            self._hints.close()
         self.signals.close()
         self.status.close()
         self.publisher.close()

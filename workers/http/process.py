@@ -65,7 +65,7 @@ class HttpProcess:
             runtime, app.config.workers_of("shards"), booted.reader_pool, app.random
         )
         self._merge_sandbox = MergeSandbox()
-        self._notes = HintWriter(runtime.notes, app.config.workers_of("http"), app.clock)
+        self._hints = HintWriter(runtime.hints, app.config.workers_of("http"), app.clock)
         store = booted.reader_pool
         self._readiness = Readiness(
             lambda: store.point(lambda reader: reader.head_seq()), app.clock
@@ -85,7 +85,7 @@ class HttpProcess:
             data=DataServices(requests, app, store, self._writer),
             sync=SyncServices(
                 feed=Feed(store),
-                hints=HintPublisher(self._notes.put, app.clock),
+                hints=HintPublisher(self._hints.put, app.clock),
                 merge_checker=self._merge_sandbox,
             ),
             realtime=RealtimeServices(requests, app, rooms=self._rooms, shards=self._shards),
@@ -139,7 +139,7 @@ class HttpProcess:
         self._merge_sandbox.close()
         self._receiver.close()
         self._sender.close()
-        self._notes.close()
+        self._hints.close()
         self._booted.reader_pool.close()
 
     def _take_signals(self) -> None:

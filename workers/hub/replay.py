@@ -28,7 +28,7 @@ from typing import Final
 from pylon import limits, metrics
 from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change
-from pylon.changelog.hints import note_key
+from pylon.changelog.hints import hint_key
 from pylon.errors import ResyncRequired
 from workers.hub.connection import Connection
 from workers.hub.feed import Feed
@@ -149,13 +149,13 @@ class Replay:
             named: the cursor that the client gave, if it gave one.
 
         Raises:
-            ResyncRequired: that cursor, or the noted one, can no longer be served.
+            ResyncRequired: the log lacks events after that cursor or after the hint.
             QueryTimeout, StoreUnavailable: the store cannot be read now.
         """
         cursor = named
-        key = note_key(session_id, address)
+        key = hint_key(session_id, address)
         if cursor is None:
-            cursor = self._starts.find_noted(key)
+            cursor = self._starts.find_hint(key)
             if cursor is None:
                 return min(self._starts.find_window(key), self._before_newest())
         head = self._feed.tail.last_seq
@@ -163,7 +163,7 @@ class Replay:
             try:
                 self._history.check(cursor)
             except ResyncRequired:
-                if named is None and not self._starts.refuse_note(key):
+                if named is None and not self._starts.refuse_hint(key):
                     return self._starts.find_window(key)
                 metrics.RECOVERIES.labels("resync").inc()
                 raise
@@ -275,9 +275,9 @@ class Replay:
         return data, len(frames)
 
     def _before_newest(self) -> int:
-        """Return the cursor before the newest `REPLAY_WITHOUT_NOTE_EVENTS` events."""
+        """Return the cursor before the newest `REPLAY_WITHOUT_HINT_EVENTS` events."""
         tail = self._feed.tail
-        wanted = limits.REPLAY_WITHOUT_NOTE_EVENTS
+        wanted = limits.REPLAY_WITHOUT_HINT_EVENTS
         newest = tail.after(tail.first_covered) or []
         if len(newest) < wanted:
             return tail.first_covered

@@ -45,8 +45,8 @@ _EXIT_DEFECT: Final = 70  # EX_SOFTWARE
 _SPREAD_ABOVE: Final = 1_000  # more sockets than this are not closed at once
 _SPREAD_S: Final = 1.0
 _SPREAD_STEPS: Final = 20
-_NOTES_PERIOD_S: Final = 1.0  # so that a client finds little to be read when it comes
-_IDLE_NOTES_PERIOD_S: Final = 5.0  # while there is no client: 0.1 ms for each wake-up
+_HINTS_PERIOD_S: Final = 1.0  # so that the hub reads few records when a client connects
+_IDLE_HINTS_PERIOD_S: Final = 5.0  # without a client: a wake-up costs 0.1 ms
 
 _log = log.get_logger("sockets")
 
@@ -60,28 +60,28 @@ class ChangeStream:
         self._admission = admission
         history = History(booted.reader_pool)
         config = booted.app.config
-        self._notes = HintReader(
-            booted.runtime.notes, config.workers_of("http"), booted.clock,
+        self._hints = HintReader(
+            booted.runtime.hints, config.workers_of("http"), booted.clock,
             CursorHints(booted.clock, limits.HINT_WINDOW_S),
         )
         self.feed = Feed(ChangesSubscriber(booted.runtime), history, hub)
         starts = StartCursors(
-            self._notes, MarkReader(marks_path(Path(config.db_path))), history, booted.clock
+            self._hints, MarkReader(marks_path(Path(config.db_path))), history, booted.clock
         )
         self.replay = Replay(hub, self.feed, history, starts)
 
     def start(self, spawn: Callable[[Callable[[], NoReturn]], None]) -> None:
-        """Bring the feed to the head of the log, and read all cursor notes."""
+        """Bring the feed to the head of the log, and read all cursor hints."""
         self.feed.start()
-        self._notes.refresh()
-        for loop in (self.feed.run, self.feed.watch, self._hear, self._read_notes):
+        self._hints.refresh()
+        for loop in (self.feed.run, self.feed.watch, self._hear, self._read_hints):
             spawn(loop)
 
-    def _read_notes(self) -> NoReturn:
+    def _read_hints(self) -> NoReturn:
         while True:
             occupied = self._hub.occupied.is_set()
-            gevent.sleep(_NOTES_PERIOD_S if occupied else _IDLE_NOTES_PERIOD_S)
-            self._notes.refresh()
+            gevent.sleep(_HINTS_PERIOD_S if occupied else _IDLE_HINTS_PERIOD_S)
+            self._hints.refresh()
 
     def _hear(self) -> NoReturn:
         while True:

@@ -26,18 +26,18 @@ from workers.hub.history import History
 class StartCursors:
     """The start cursors of one worker."""
 
-    __slots__ = ("_clock", "_history", "_marks", "_notes", "_refused")
+    __slots__ = ("_clock", "_hints", "_history", "_marks", "_refused")
 
     def __init__(
-        self, notes: HintReader, marks: MarkReader, history: History, clock: Clock
+        self, hints: HintReader, marks: MarkReader, history: History, clock: Clock
     ) -> None:
-        self._notes = notes
+        self._hints = hints
         self._marks = marks
         self._history = history
         self._clock = clock
-        self._refused: dict[int, float] = {}  # by key: when
+        self._refused: dict[int, float] = {}  # by key: the time of the last refusal
 
-    def refuse_note(self, key: int) -> bool:
+    def refuse_hint(self, key: int) -> bool:
         """Return whether the client must pull again: the log lacks events after the hint of `key`.
 
         It must do so once in a window, because the hint still exists when the client returns.
@@ -46,19 +46,19 @@ class StartCursors:
         refused_s = self._refused.get(key)
         if refused_s is not None and now_s - refused_s < 2 * limits.HINT_WINDOW_S:
             return False
-        if len(self._refused) >= limits.NOTES:
+        if len(self._refused) >= limits.HINTS:
             self._refused.clear()
         self._refused[key] = now_s
         return True
 
-    def find_noted(self, key: int) -> int | None:
+    def find_hint(self, key: int) -> int | None:
         """Return the smallest cursor that a client of `key` can have; None without a hint.
 
-        It is not checked against the log.
+        The caller must check the cursor against the log.
         """
-        self._notes.refresh()
-        notes = self._notes.notes
-        return notes.get(key) if notes.is_whole else None
+        self._hints.refresh()
+        hints = self._hints.hints
+        return hints.get(key) if hints.is_complete else None
 
     def find_window(self, key: int) -> int:
         """Return a cursor below all events of the last window.
@@ -67,17 +67,17 @@ class StartCursors:
             ResyncRequired: the client must pull again.
             QueryTimeout, StoreUnavailable: the store cannot be read now.
         """
-        notes = self._notes.notes
-        noted = notes.get(key)
+        hints = self._hints.hints
+        hinted = hints.get(key)
         span = self._history.span()
         marks = self._marks.read()
         if marks:
             before_s = self._clock.monotonic_s() - limits.HINT_WINDOW_S
             cursor = window_cursor(marks, before_s).seq
-        else:  # no mark has the head
+        else:  # no supervisor has written a mark
             cursor = span.oldest - 1
-        if noted is not None:
-            cursor = min(cursor, noted)
+        if hinted is not None:
+            cursor = min(cursor, hinted)
         for low, high in span.void_ranges:
             if cursor < high:
                 if self._is_new_epoch(marks, high):
@@ -87,7 +87,7 @@ class StartCursors:
         if cursor > span.head:
             raise span.resync(cursor)
         if cursor + 1 < span.oldest:
-            if not notes.is_whole and (noted is None or noted + 1 < span.oldest):
+            if not hints.is_complete and (hinted is None or hinted + 1 < span.oldest):
                 raise span.resync(cursor)
             cursor = span.oldest - 1
         metrics.RECOVERIES.labels("window").inc()

@@ -22,7 +22,7 @@ from pylon.api.http.parameters import read_text
 from pylon.api.http.responses import send_text
 from pylon.api.services import DataServices, SyncServices
 from pylon.auth_context import AuthContext
-from pylon.changelog.hints import note_key
+from pylon.changelog.hints import hint_key
 from pylon.changelog.pull import Pulled, delta, snapshot
 from pylon.errors import PylonError, ResyncRequired, SnapshotCursorInvalid
 
@@ -47,7 +47,7 @@ class Pull:
             )
         services = self._services
         caller = caller_of(req, services.requests)
-        key = note_key(caller.session_id, address_of(req, services.requests))
+        key = hint_key(caller.session_id, address_of(req, services.requests))
         since = _parse_cursor(read_text(req, "since"))
         app = services.app
         if since == 0:
