@@ -200,8 +200,10 @@ def test_a_thousand_joins_cost_each_subscriber_few_bytes(server: PylonServer) ->
     for s in subscribers:
         s.until(lambda s=s: len(s.members) == count + len(subscribers))
         assert s.members["member-0999"] == {"name": "Name 999"}
-        assert s.frames <= count, ("never more than one frame for each join", s.snapshots, s.said)
-        assert s.size_bytes <= count * update_bytes, "never more bytes than single updates"
+        # The updates of the subscribers' own joins may still be under way when the count begins.
+        joins = count + len(subscribers)
+        assert s.frames <= joins, ("never more than one frame for each join", s.snapshots, s.said)
+        assert s.size_bytes <= joins * update_bytes, "never more bytes than single updates"
     print("frames", {s.frames for s in subscribers}, "bytes", {s.size_bytes for s in subscribers})
     for s in subscribers:
         s.client.close()
