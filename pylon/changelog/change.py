@@ -1,15 +1,15 @@
 """A change as one caller may see it (spec/realtime.md §1.4).
 
-A `Change` wraps an event that many receivers share: its wire text is made once, its row images
-are decoded once, and both only when somebody needs them.
+A `Change` wraps an event that many receivers share. It encodes the event and decodes its row
+images at most once, on first use.
 
-Once a row has changed again, `newer` leads to the next known change. Pulls and replays then judge
-an image by the row as it is now, too: a caller who may not read the row now gets no older image of
-it. The later change that took the row out of view reaches that caller as a delete.
+Once a row has changed again, `newer` leads to the next known change. Pulls and replays then check
+an image against the present row, too: a caller who may not read the present row gets no older
+image of it. The later change that took the row out of view reaches that caller as a delete.
 
-Invariants: a caller who may read neither the row before nor the row after learns nothing, not even
-that there was a change; a row that leaves a caller's view is a delete for that caller; a delete
-carries no image. Used by pull and by the hub.
+Invariants: a caller who may read neither the row before nor the row after a change gets nothing for
+it. A row that leaves a caller's view is a delete for that caller. A delete carries no image. Called
+by `pylon.changelog.pull`, the feeds and the hub.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pylon.storage.events import ChangeEvent, Kind, encode
 
 
 def sizes_bytes(events: Sequence[ChangeEvent]) -> list[int]:
-    """About what the `Change` of each event takes in memory once its wire text is made."""
+    """Return about how many bytes each event's `Change` takes once its wire text is encoded."""
     return [2 * (len(e.data or b"") + len(e.prev_data or b"")) + 512 for e in events]
 
 
@@ -38,64 +38,66 @@ class View(Enum):
     NONE = "none"
     AS_IS = "as_is"
     AS_DELETE = "as_delete"  # the row has left the caller's view
-    AS_UPDATE = "as_update"  # the row has come into view; shows the whole row after
+    AS_UPDATE = "as_update"  # the row has come into view; the client gets the whole row
 
 
 class Change(msgspec.Struct, gc=False):
-    """An event with what is derived from it, made on first use. Nothing here leads back to it
-    (`newer` leads forward only), so the collector need not know it."""
+    """An event, and the values derived from it on first use.
+
+    It has no reference cycle (`newer` leads forward only), so the garbage collector skips it.
+    """
 
     event: ChangeEvent
-    known_wire: bytes | None = None  # what `wire` gives, once somebody asked
-    newer: Change | None = None  # a later change of the same row, or the row as it is now
+    known_wire: bytes | None = None  # the result of `wire`, after the first call
+    newer: Change | None = None  # a later change of the row, or its present state
     _as_delete: bytes | None = None
     _row: dict[str, Any] | None = None
     _prev_row: dict[str, Any] | None = None
 
     @property
     def seq(self) -> int:
-        """The event's seq."""
+        """Return the seq of the event."""
         return self.event.seq
 
     @property
     def size_bytes(self) -> int:
-        """About what it takes in memory once its wire text has been made."""
+        """Return about how many bytes it takes once its wire text is encoded."""
         return sizes_bytes((self.event,))[0]
 
     @property
     def row(self) -> dict[str, Any] | None:
-        """The row after the change; None for a delete."""
+        """Return the row after the change; None for a delete."""
         if self._row is None and self.event.data is not None:
             self._row = orjson.loads(self.event.data)
         return self._row
 
     @property
     def prev_row(self) -> dict[str, Any] | None:
-        """The row before the change; None for an insert."""
+        """Return the row before the change; None for an insert."""
         if self._prev_row is None and self.event.prev_data is not None:
             self._prev_row = orjson.loads(self.event.prev_data)
         return self._prev_row
 
     @property
     def wire(self) -> bytes:
-        """The event's JSON text as it happened."""
+        """Return the event's JSON text under its own kind."""
         if self.known_wire is None:
             self.known_wire = self.event.wire()
         return self.known_wire
 
     @property
     def newest(self) -> Change:
-        """The last change of the row that is known: itself, where there is no newer one."""
+        """Return the last known change of the row; `self` if none is newer."""
         if self.newer is None:
             return self
         found = self.newer
         while found.newer is not None:
             found = found.newer
-        self.newer = found  # the way is walked once
+        self.newer = found  # the next call need not follow the chain
         return found
 
     def wire_as(self, kind: Kind) -> bytes:
-        """The JSON text under another kind: a delete shows nothing, all else the row after."""
+        """Return the JSON text under another kind. A delete carries no row, others the new one."""
         event = self.event
         if kind == event.kind:
             return self.wire
@@ -111,11 +113,11 @@ class Change(msgspec.Struct, gc=False):
 
 
 def relate(changes: Iterable[Change], newest: dict[tuple[str, str], Change]) -> None:
-    """Let each change lead to the next one of its row.
+    """Set `newer` of each change that a later one of its row follows.
 
     Args:
         changes: in seq order.
-        newest: the last change of each row before them; becomes that of each row after them.
+        newest: the last change of each row, by entity and row id; updated in place.
     """
     for change in changes:
         key = (change.event.entity, change.event.row_id)
@@ -126,7 +128,7 @@ def relate(changes: Iterable[Change], newest: dict[tuple[str, str], Change]) -> 
 
 
 def view(change: Change, rules: EntityRules, auth: AuthContext) -> View:
-    """How `auth` sees `change`. An image that the log does not have counts as unreadable."""
+    """Return how `auth` sees `change`. An image that the log does not have is unreadable."""
     routing = rules.routing
     if auth.is_admin or isinstance(routing, Everyone):
         return View.AS_IS
@@ -138,7 +140,7 @@ def view(change: Change, rules: EntityRules, auth: AuthContext) -> View:
     if sees and change.newer is not None:
         now = change.newest.row
         if now is None or not rules.may_read(auth, now):
-            return View.NONE  # the change that took the row out of view is still to come
+            return View.NONE  # the change that took the row out of view follows
     if change.event.kind == "update":
         if saw and not sees:
             return View.AS_DELETE
@@ -148,7 +150,7 @@ def view(change: Change, rules: EntityRules, auth: AuthContext) -> View:
 
 
 def seen_as(change: Change, rules: EntityRules, auth: AuthContext) -> bytes | None:
-    """The wire text of `change` for `auth`, or None if it is not to be seen."""
+    """Return the wire text of `change` for `auth`; None if `auth` may not see it."""
     how = view(change, rules, auth)
     if how is View.NONE:
         return None

@@ -1,12 +1,11 @@
-"""Rows as they are now, beside changes that were read from the log.
+"""Present rows of changes that were read from the log.
 
-The tail knows which of its changes are followed by newer ones of the same row; a page of the log
-does not. `relate_to_store` looks the rows up, so that `pylon.changelog.change.view` can judge old
-images by what the rows are now.
+The tail knows the newer changes of each of its rows; a page of the log does not. `relate_to_store`
+reads the rows, so that `pylon.changelog.change.view` can check old images against present rows.
 
-Invariant: the rows are read after the page. A change that is committed in between makes the
-judgement stricter, never wider, and its own event comes later. At most one lookup by id for each
-row of a page. Called by the feeds of HTTP workers and hubs.
+Invariant: the rows are read after the page. A change that is committed in between makes the check
+stricter, never wider, and its own event follows later. Bound: one lookup by id for each row of a
+page. Called by `pylon.changelog.feed` and `workers.hub.history`.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from pylon.changelog.change import Change, relate
 from pylon.storage.events import ChangeEvent, kind_of
 from pylon.storage.interface import Reader, Store
 
-_NO_SEQ = 0  # of a row as it is now, which is no event
+_NO_SEQ = 0  # the seq of a present row, which is no event
 
 
 def relate_to_store(
     store: Store, changes: Sequence[Change], entities: Collection[str]
 ) -> None:
-    """Let each change of `entities` lead to the newest state of its row.
+    """Set `Change.newer` of the changes of `entities`, up to the present state of each row.
 
     Raises:
         QueryTimeout, StoreUnavailable: the store cannot be read now.
@@ -41,7 +40,7 @@ def relate_to_store(
 
 
 def _state_after(reader: Reader, event: ChangeEvent) -> Change | None:
-    """The row as it is now; None if it is as the event left it."""
+    """Return the present row as a change; None if no write has followed the event."""
     found = reader.get_version(event.entity, event.row_id)
     data, seq = (None, None) if found is None else found
     if seq == event.seq or data == event.data:

@@ -1,11 +1,12 @@
-"""What comes after a cursor: from memory where possible, from the store otherwise.
+"""Changes after a cursor: from memory where possible, else from the store.
 
-An HTTP worker has one `Feed`. Each question first asks the store whether anything has been
-committed since (a few microseconds), so an answer always reflects what is committed at that
-moment: a client that was told of a write finds it in its next pull.
+An HTTP worker has one `Feed`. Each call first compares the store's data version (a few
+microseconds) and reads new commits. So a client whose write was acknowledged finds it in its next
+pull.
 
-Invariants: a cursor is either answered without a hole or refused with ResyncRequired
-(spec/realtime.md §1.4, design.md §4 "Epochs"); an answer is bounded in events and bytes.
+Invariants: `after` returns all changes behind a cursor, without a gap, or raises ResyncRequired
+(spec/realtime.md §1.4, design.md §4 "Epochs"). Bounds: the caller's `limit`, and about
+`limits.BATCH_BYTES` for each call. Called by `pylon.changelog.pull` and `pylon.api.sync`.
 """
 
 from __future__ import annotations
@@ -37,19 +38,21 @@ class Feed:
         self._refresh()
 
     def head(self) -> int:
-        """The head as committed at this moment."""
+        """Return the head that is committed now."""
         self._refresh()
         return self._head
 
     def after(self, since: int, limit: int) -> tuple[list[Change], int]:
-        """The first changes above `since`, at most `limit`, fewer when they are large; and the
-        head. None are left out between the last one and the next answer.
+        """Return the first changes above `since`, and the head.
+
+        Args:
+            limit: the largest number of changes. The call returns fewer when they are large.
 
         Raises:
-            ResyncRequired: the cursor is ahead of the head, void, or older than what is kept.
+            ResyncRequired: the cursor is ahead of the head, void, or older than the log.
         """
         self._refresh()
-        head = self._head  # reads below may switch greenlets, and others may move it on
+        head = self._head  # reads below may switch greenlets, and other calls may advance it
         span = Span(head, 0, self._void)  # the oldest seq costs a read: later, if at all
         if span.is_void(since):
             raise span.resync(since)
@@ -62,7 +65,7 @@ class Feed:
         return changes, head
 
     def relate(self, changes: Sequence[Change], entities: Collection[str]) -> None:
-        """Let changes of `entities`, as `after` gave them, lead to the newest of their rows.
+        """Set `Change.newer` of changes of `entities` that `after` has returned.
 
         Raises:
             QueryTimeout, StoreUnavailable: the store cannot be read now.
@@ -79,7 +82,7 @@ class Feed:
         version = self._store.point(lambda reader: reader.data_version())
         if version == self._version:
             return
-        # The version is taken first: what is committed from here on is noticed next time.
+        # The version is read first, so the next call sees every commit from here on.
         news = read_settled(
             self._store, self._read_news, lambda: (self._tail, self._tail.last_seq)
         )
@@ -93,11 +96,11 @@ class Feed:
         self._version = version
 
     def _read_news(self, reader: Reader) -> _News:
-        """What the tail has to learn, as it is now."""
+        """Read the commits that the tail lacks."""
         head, last = reader.head_seq(), self._tail.last_seq
         void_ranges = reader.void_ranges()
         if self._version is None or head - last > limits.PULL_PAGE_EVENTS:
-            # Too much was missed to read it all: begin again with the newest events.
+            # Too many events are missing: begin a new tail with the newest ones.
             newest = reader.newest_events(limits.PULL_PAGE_EVENTS)
             return _News(head, void_ranges, [newest] if newest else [], is_restart=True)
         pages: list[list[ChangeEvent]] = []
@@ -123,7 +126,7 @@ class Feed:
 
 
 class _News(NamedTuple):
-    """What was committed since the last look."""
+    """The commits since the last refresh."""
 
     head: int
     void_ranges: list[tuple[int, int]]
@@ -132,7 +135,7 @@ class _News(NamedTuple):
 
 
 def _bounded(changes: list[Change]) -> list[Change]:
-    """As many of the first changes as fit into an answer, and one at least."""
+    """Return the first changes that fit into `_ANSWER_BYTES`, and at least one."""
     size_bytes = 0
     for count, change in enumerate(changes):
         size_bytes += change.size_bytes

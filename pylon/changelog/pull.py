@@ -1,15 +1,15 @@
-"""The answers of ``GET /api/sync/pull`` (spec/realtime.md §1.4), as JSON bytes.
+"""The responses of ``GET /api/sync/pull`` (spec/realtime.md §1.4), as JSON bytes.
 
-`delta` follows a cursor. `snapshot` (since=0) sends every readable row in one streamed
-response: the clients of one generation do not know continued snapshots, and nobody needs them
-when rows are streamed page by page from the store.
+`delta` returns the changes after a cursor. `snapshot` (since=0) streams every readable row in one
+response, page by page from the store, because published clients know no continued snapshots.
 
-Invariants: every event and row passes the caller's read policy, as it was and as it is now;
-`cursor.last_seq` advances over every examined event, whether it was shown or not; `has_more` is
-true only when the cursor is above `since`. The first `limits.SNAPSHOT_PAGE_ROWS` rows of a
-snapshot are of the very commit that its cursor names; for most apps that is all. Holding one
-commit for longer would hold up the store, so later rows may be newer: what changed meanwhile comes
-again after the cursor, which does no harm, and nothing is missed.
+Invariants: every event and row passes the caller's read policy, for its image and for the present
+row. `cursor.last_seq` advances over every examined event, also over those that the caller may not
+see. `has_more` is true only if the cursor is above `since`. The first `limits.SNAPSHOT_PAGE_ROWS`
+rows of a snapshot are read at the commit that its cursor names; for most apps these are all rows.
+Holding one commit for longer would hold back the WAL, so later rows may be newer. The client then
+gets their changes again after the cursor, which is harmless, and misses none. Called by
+`pylon.api.sync.pull`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _TRUTH: Final = {True: b"true", False: b"false"}
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """A response body, the cursor that it leaves its client with, and whether that pulls again
+    """A response body, the client's cursor after it, and whether the client pulls once more
     before it connects."""
 
     body: bytes
@@ -51,7 +51,7 @@ class Pulled:
 
 
 def delta(feed: Feed, rules: RuleSet, auth: AuthContext, since: int) -> Pulled:
-    """The answer for a cursor above 0.
+    """Return the response for a cursor above 0.
 
     Raises:
         ResyncRequired: see `Feed.after`.
@@ -92,7 +92,7 @@ def _shown(
 
 
 def _rules_of(rules: RuleSet, entity: str) -> EntityRules | None:
-    """None for an entity that only the log still knows: nobody but an admin reads it."""
+    """Return the rules; None for an entity that only the log knows, and only admins may read."""
     try:
         return rules.of(entity)
     except KeyError:
@@ -102,11 +102,13 @@ def _rules_of(rules: RuleSet, entity: str) -> EntityRules | None:
 def snapshot(
     store: Store, manifest: Manifest, rules: RuleSet, auth: AuthContext, caller: str = SERVER
 ) -> Iterator[bytes]:
-    """The response body for since=0, in pieces of about a page of rows. `caller` is whose share
-    of the store its pages take.
+    """Yield the response body for since=0, in pieces of about a page of rows.
 
-    Rows are sent as inserts with the head's seq. At head 0 there are no rows (a database with
-    rows has an epoch, see `pylon.storage.sqlite.schema.apply`), so a seq of 0 is never sent.
+    Rows are inserts with the head's seq. At head 0 there are no rows, because a database with rows
+    has an epoch (`pylon.storage.sqlite.schema.apply`). So no client gets a seq of 0.
+
+    Args:
+        caller: the subject (`pylon.rates`) whose share of scans the pages take.
 
     Raises:
         QueryTimeout, StoreUnavailable: from the store, also in the middle of the stream.
@@ -132,8 +134,8 @@ def snapshot(
 
 @dataclass(frozen=True, slots=True)
 class _Beginning:
-    """What was read at one commit: the head, and the first rows. `rest` is what is left to
-    read, the first of it behind `after_id`."""
+    """The head and the first rows, all read at one commit. `rest` has the entities whose rows
+    are not read yet; the rows of the first one up to `after_id` are."""
 
     head: int
     pages: list[Page]
@@ -180,7 +182,7 @@ def _head(reader: Reader) -> int:
 
 
 def rows_of_page(reader: Reader, entity: str, query: Query) -> tuple[list[bytes], bool]:
-    """A page of a long answer, and whether there may be more."""
+    """Return a page of a long response, and whether more rows may follow."""
     return reader.rows_within(entity, query, limits.SNAPSHOT_PAGE_BYTES)
 
 
@@ -191,12 +193,12 @@ def _as_insert(row: bytes, entity_json: bytes, seq: int) -> bytes:
 
 
 def _id_json(row: bytes) -> bytes:
-    """The row's id as it stands in its JSON, found without decoding the row.
+    """Return the JSON text of the row's id, without decoding the row.
 
     A quote inside a JSON string is always escaped, so `"id":` occurs as a key only, and once.
     """
     start = row.index(_ID_KEY) + len(_ID_KEY)
     end = row.index(b'"', start + 1) + 1
-    if b"\\" in row[start:end]:  # an id from elsewhere, with quotes of its own
+    if b"\\" in row[start:end]:  # an id of another server's row, which may contain quotes
         return orjson.dumps(orjson.loads(row)["id"])
     return row[start:end]

@@ -1,10 +1,10 @@
-"""The newest changes, in memory, ready to send (design.md §4, "hot tail").
+"""The tail of the change log: its newest changes in memory, ready to send (design.md §4).
 
-Invariants: the changes are those with the highest seqs up to `last_seq`, without a hole, in
-ascending order; at most `limits.TAIL_EVENTS` of them and about `limits.TAIL_BYTES`. When full,
-the oldest go, a tenth at a time, so that a change costs the same whether the tail is full or
-not; a cursor below `first_covered` is then answered from the store. After `relate`, each change
-leads to the newest one of its row. Used by `Feed` and the hub.
+Invariants: the tail has the changes with the highest seqs up to `last_seq`, without a gap, in
+ascending order. After `relate`, `newer` of each change leads to the newest one of its row. Bounds:
+`limits.TAIL_EVENTS` and about `limits.TAIL_BYTES`. A full tail drops its oldest tenth at once, so
+that the cost of a change does not depend on how full it is. The store then serves cursors below
+`first_covered`. Called by `pylon.changelog.feed` and the hub.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from pylon.storage.events import ChangeBatch
 
 
 class Tail:
-    """`last_seq`: the head that it is current to. `first_covered`: the smallest cursor whose
-    followers are all here."""
+    """The newest changes up to the head `last_seq`.
+
+    `first_covered` is the smallest cursor whose following changes are all in the tail.
+    """
 
     __slots__ = ("_changes", "_ends", "_freed_bytes", "_max_bytes", "_max_events", "_newest",
                  "_related", "_seqs", "first_covered", "last_seq")
@@ -31,14 +33,14 @@ class Tail:
         max_events: int = limits.TAIL_EVENTS,
         max_bytes: int = limits.TAIL_BYTES,
     ) -> None:
-        """An empty tail, current to `last_seq`."""
+        """Make an empty tail at the head `last_seq`."""
         self._changes: list[Change] = []
         self._seqs: list[int] = []
-        # How many bytes there have been up to and with each change, those that are gone too.
+        # The bytes of all changes up to and with each one, also of those that were dropped.
         self._ends: list[int] = []
         self._freed_bytes = 0
-        self._newest: dict[tuple[str, str], Change] = {}  # of each row, by entity and id
-        self._related = 0  # so many of the changes are in `_newest`, or lead to one that is
+        self._newest: dict[tuple[str, str], Change] = {}  # by entity and row id
+        self._related = 0  # the number of changes that `relate` has handled
         self._max_events = max_events
         self._max_bytes = max_bytes
         self.first_covered = last_seq
@@ -48,10 +50,10 @@ class Tail:
         return len(self._changes)
 
     def append(self, batch: ChangeBatch) -> list[Change]:
-        """Add a batch; events that are here already are passed over. Returns the new changes.
+        """Add a batch, without the events that the tail has already; return the new changes.
 
         Raises:
-            InternalError: there is a gap before the batch; fill it from the store first.
+            InternalError: events before the batch are missing; read them from the store first.
         """
         if batch.prev_seq > self.last_seq:
             raise InternalError(
@@ -79,11 +81,11 @@ class Tail:
     def after(
         self, seq: int, limit: int | None = None, max_bytes: int | None = None
     ) -> list[Change] | None:
-        """The changes above `seq`; None if `seq` is not covered.
+        """Return the changes above `seq`; None if `seq` is below `first_covered`.
 
         Args:
-            limit: no more than this many.
-            max_bytes: no more than fit into about as much, and one at least.
+            limit: the largest number of changes.
+            max_bytes: about the largest size of all; the first change is returned in any case.
         """
         if seq < self.first_covered:
             return None
@@ -96,16 +98,16 @@ class Tail:
         return self._changes[start:end]
 
     def relate(self) -> None:
-        """Let each change lead to the newer ones of its row (`Change.newest`).
+        """Set `newer` of each change that a later one of its row follows.
 
-        Only callers that judge rows need it, so appending does not pay for it.
+        `append` does not do it, because only callers that check rows need it.
         """
         if self._related < len(self._changes):
             relate(self._changes[self._related :], self._newest)
             self._related = len(self._changes)
 
     def advance(self, head: int) -> None:
-        """The head has moved without an event (an epoch)."""
+        """Move the head without an event (a new epoch)."""
         self.last_seq = max(self.last_seq, head)
 
     def _evict(self) -> None:
@@ -113,7 +115,7 @@ class Tail:
         surplus = max(0, held - self._max_events)
         count = min(held, surplus + self._max_events // 10)
         excess = self._ends[-1] - self._max_bytes
-        if excess > self._freed_bytes:  # at least so many that the rest fits
+        if excess > self._freed_bytes:  # drop enough changes that the rest fits
             count = max(count, bisect_left(self._ends, excess) + 1)
         self.first_covered = self._seqs[count - 1]
         self._freed_bytes = self._ends[count - 1]
@@ -123,7 +125,7 @@ class Tail:
         del self._ends[:count]
 
     def _forget(self, count: int) -> None:
-        """The first `count` changes are about to go."""
+        """Remove the first `count` changes from `_newest`."""
         for change in self._changes[: min(count, self._related)]:
             key = (change.event.entity, change.event.row_id)
             if self._newest.get(key) is change:
