@@ -59,7 +59,7 @@ def test_the_grid_finds_what_a_scan_finds(
         if (px - x) ** 2 + (py - y) ** 2 <= radius * radius
     }
     assert len(grid) == len(places)
-    assert not any(cells == {} for cells in grid._cells.values())
+    assert not any(cells == {} for cells in grid._keys_by_cell.values())
 
 
 def test_a_grid_needs_a_size() -> None:

@@ -23,10 +23,10 @@ from tests.support.realtime import Counters
 
 @pytest.fixture(autouse=True)
 def nothing_registered() -> Iterator[None]:
-    kinds.forget()
+    kinds.clear_registry()
     before = list(sys.path)
     yield
-    kinds.forget()
+    kinds.clear_registry()
     sys.modules.pop("pylon_app", None)
     sys.path[:] = before
 
@@ -200,7 +200,7 @@ def test_a_snapshot_with_an_integer_beyond_64_bits_is_sent_in_both_formats() -> 
 
 @given(st.binary(max_size=40), st.sampled_from(Format))
 def test_no_bytes_raise_anything_but_a_refusal(raw: bytes, form: Format) -> None:
-    kinds.forget()
+    kinds.clear_registry()
     for declared in (dict[str, Any], Any):
         shard("arena" if declared is Any else "dicts")(
             type("Sim", (Counters,), {"Input": declared})

@@ -33,7 +33,7 @@ def test_two_who_wait_are_a_match_and_told_when_it_is_there() -> None:
     assert (match.shard_id, match.players, match.is_new) == ("arena:match_1", ["ada", "bob"], True)
     assert match.params["players"] == ["ada", "bob"]
     assert matchmaker.status("ada", 2.0)["status"] == "queued"
-    assert matchmaker.placed(match, 2.0) == ["ada", "bob"]
+    assert matchmaker.confirm_match(match, 2.0) == ["ada", "bob"]
     assert matchmaker.status("ada", 3.0) == {"status": "matched", "shard_id": "arena:match_1"}
     assert matchmaker.acknowledge("ada") == "arena:match_1"
     assert matchmaker.acknowledge("ada") is None
@@ -93,7 +93,7 @@ def test_who_could_not_be_placed_waits_where_they_stood() -> None:
         matchmaker.enqueue(player, {}, 0.0)
     (match,) = matchmaker.step(1.0)
     matchmaker.dequeue("b")
-    matchmaker.failed(match)
+    matchmaker.requeue_match(match)
     (match,) = matchmaker.step(2.0)
     assert match.players == ["a", "c"]
 
@@ -155,7 +155,7 @@ def test_a_request_that_is_sent_again_keeps_the_match_of_the_first() -> None:
     matchmaker.enqueue("bob", {}, 0.0)
     (match,) = matchmaker.step(1.0)
     matchmaker.enqueue("ada", {}, 1.5)  # while its shard is being made
-    assert matchmaker.placed(match, 2.0) == ["ada", "bob"]
+    assert matchmaker.confirm_match(match, 2.0) == ["ada", "bob"]
     matchmaker.enqueue("ada", {}, 2.5)
     assert matchmaker.status("ada", 2.5) == {"status": "matched", "shard_id": match.shard_id}
     assert matchmaker.step(3.0) == []
@@ -168,7 +168,7 @@ def test_a_match_that_is_no_longer_kept_is_waited_for_anew() -> None:
     matchmaker = maker(Mode("default", "arena", 1, seat_s=30.0))
     matchmaker.enqueue("ada", {}, 0.0)
     (match,) = matchmaker.step(1.0)
-    matchmaker.placed(match, 1.0)
+    matchmaker.confirm_match(match, 1.0)
     matchmaker.enqueue("ada", {}, 31.5)
     assert matchmaker.status("ada", 31.5)["status"] == "queued"
 
@@ -216,7 +216,7 @@ class QueueMachine(RuleBasedStateMachine):
                 self.expected[player] = "matching"
             self.open.append(match)
         for player, state in list(self.expected.items()):
-            if state == "queued" and player not in self.matchmaker._key_of:
+            if state == "queued" and player not in self.matchmaker._key_by_player:
                 del self.expected[player]  # its time was over
 
     @rule(good=st.booleans())
@@ -225,15 +225,15 @@ class QueueMachine(RuleBasedStateMachine):
             return
         match = self.open.pop(0)
         if good:
-            for player in self.matchmaker.placed(match, self.now_s):
+            for player in self.matchmaker.confirm_match(match, self.now_s):
                 assert self.expected.pop(player) == "matching"
                 status = self.matchmaker.status(player, self.now_s)
                 assert status == {"status": "matched", "shard_id": match.shard_id}
                 self.matched[player] = match.shard_id
         else:
-            self.matchmaker.failed(match)
+            self.matchmaker.requeue_match(match)
             for player in match.players:
-                in_queue = player in self.matchmaker._key_of
+                in_queue = player in self.matchmaker._key_by_player
                 if self.expected.get(player) == "matching" and in_queue:
                     self.expected[player] = "queued"
 

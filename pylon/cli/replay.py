@@ -13,7 +13,7 @@ from pylon.cli.settings import dev_flag, read_settings
 from pylon.errors import RecordingInvalid, StartRefused
 from pylon.realtime.app_module import load_app_module
 from pylon.realtime.kinds import kind_of, kinds
-from pylon.realtime.replay import Outcome, beginning_of
+from pylon.realtime.replay import Outcome, read_beginning
 from pylon.realtime.replay import replay as run
 
 _ENDS: Final = {
@@ -34,7 +34,7 @@ def replay(ctx: click.Context, file: Path, app: str | None, dev: bool) -> None:
     if path is None:
         raise StartRefused("no app: set PYLON_APP, or give --app")
     load_app_module(Path(path))
-    beginning = beginning_of(file)
+    beginning = read_beginning(file)
     kind = kind_of(beginning.name)
     if kind is None:
         raise RecordingInvalid(

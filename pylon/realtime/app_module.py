@@ -1,8 +1,12 @@
-"""The app's own Python: one file, named by `PYLON_APP`, that registers its shards.
+"""App module: loads the app's Python file (`PYLON_APP`), which registers its shards.
 
-Only the shards workers and `pylonctl replay` load it, so what it imports costs the others
-nothing. Before a start it is imported on trial, in a process that ends with that. Its folder
-comes first on `sys.path`, so that it may import its neighbours.
+`try_app_module` imports the file in a process that then ends, so a broken app refuses the start.
+`load_app_module` imports it for good and puts its folder first on `sys.path`, so that the app may
+import its neighbours.
+
+Invariant: other processes never import the app, so its imports cost them nothing. Bound: a trial
+takes at most `limits.APP_TRIAL_S`. `try_app_module` is called at a start, by `pylonctl
+check-config` and by `pylonctl dev`; `load_app_module` by the shards workers and `pylonctl replay`.
 """
 
 from __future__ import annotations
@@ -22,9 +26,9 @@ from pylon.config import Config
 from pylon.errors import StartRefused
 
 _NAME: Final = "pylon_app"
-_FINE: Final = b"\0"  # what a trial in a fork says of a module that can be imported
+_IMPORTED: Final = b"\0"  # the report of a trial in a fork whose import has succeeded
 _MS_PER_S: Final = 1_000
-_ROOT: Final = Path(__file__).resolve().parent.parent.parent  # where this package is
+_ROOT: Final = Path(__file__).resolve().parent.parent.parent  # the folder of the package `pylon`
 _TRIAL: Final = """
 import sys
 from pathlib import Path
@@ -39,14 +43,16 @@ except StartRefused as ex:
 
 
 def try_app_module(config: Config, *, in_fork: bool = False) -> None:
-    """Import the app's file in a process of its own, if it is set and a shards worker will.
+    """Import the app's file in a process of its own.
+
+    Do nothing if `PYLON_APP` is not set, or if no shards worker will load the file.
 
     Args:
-        in_fork: the process is a fork of this one, which must have one thread. It need not import
-            Pylon anew.
+        in_fork: fork this process, which must have one thread, instead of starting Python anew.
+            The fork need not import Pylon again.
 
     Raises:
-        StartRefused: as `load_app_module`, or it takes longer than `limits.APP_TRIAL_S`.
+        StartRefused: as `load_app_module`, or the import takes longer than `limits.APP_TRIAL_S`.
     """
     if config.app is None or not config.shard_workers:
         return
@@ -88,22 +94,22 @@ def _try_in_fork(path: Path) -> None:
         raise StartRefused(
             f"PYLON_APP is {path}: its import takes longer than {limits.APP_TRIAL_S:g} s"
         )
-    if text != _FINE:
+    if text != _IMPORTED:
         raise StartRefused(text.decode(errors="replace") or "PYLON_APP: its import ended early")
 
 
 def _report_trial(path: Path, write_fd: int) -> NoReturn:
-    """Import the file, write why it fails, and end this process."""
+    """Import the file, write the reason of a failure, and end this process."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3):
         os.dup2(null, fd)
-    text = _FINE
+    text = _IMPORTED
     try:
         load_app_module(path)
     except StartRefused as ex:
         text = ex.message.encode()
     except BaseException as ex:  # noqa: BLE001  (an app may raise SystemExit while it is imported)
-        text = f"PYLON_APP: {_said(ex)}".encode()
+        text = f"PYLON_APP: {_error_text(ex)}".encode()
     os.write(write_fd, text)
     os._exit(0)
 
@@ -112,7 +118,7 @@ def load_app_module(path: Path) -> None:
     """Import the file, once.
 
     Raises:
-        StartRefused: it is not there, or its import fails; the message has the line.
+        StartRefused: the file does not exist, or its import fails; the message names the line.
     """
     if _NAME in sys.modules:
         return
@@ -126,7 +132,8 @@ def load_app_module(path: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[_NAME] = module
     sys.path.insert(0, str(path.resolve().parent))
-    # A stored bytecode is recognised by size and whole seconds: a second save would be missed.
+    # Python compares stored bytecode by the file's size and whole seconds. It would miss a second
+    # save within one second.
     writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         spec.loader.exec_module(module)
@@ -135,18 +142,19 @@ def load_app_module(path: Path) -> None:
         raise
     except Exception as ex:
         del sys.modules[_NAME]
-        raise StartRefused(f"PYLON_APP is {path}: {_where(ex, path)}{_said(ex)}") from ex
+        problem = _line_prefix(ex, path) + _error_text(ex)
+        raise StartRefused(f"PYLON_APP is {path}: {problem}") from ex
     finally:
         sys.dont_write_bytecode = writes_bytecode
 
 
-def _where(error: Exception, path: Path) -> str:
-    """The last line of the app's file that took part."""
+def _line_prefix(error: Exception, path: Path) -> str:
+    """Return "line N: " for the last line of the app's file in the traceback, or ""."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"line {error.lineno}: "
     return f"line {frames[-1].lineno}: " if frames else ""
 
 
-def _said(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

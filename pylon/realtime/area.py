@@ -1,10 +1,10 @@
-"""Area of interest: who is near enough to be seen (spec/realtime.md §4.5).
+"""Area of interest: selects the objects near a player (spec/realtime.md §4.5).
 
-`Sphere`, `Box` and `Cell` say whether a point is inside. `Grid` is a spatial hash: it finds
-what is near a point by looking at the neighbouring cells alone, so `snapshot_for` of every
-player on a map costs what is near them and not the square of their number.
+`Sphere`, `Box` and `Cell` test whether a point is inside. `Grid` is a spatial hash: a search reads
+only the cells that its radius touches. So `snapshot_for` of all players costs the number of pairs
+that are near each other, not the square of the number of players.
 
-Used by apps in `SimState.snapshot_for`. Distances are in the app's own unit.
+Apps call it in `SimState.snapshot_for`. Distances are in the app's own unit.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A square of cells on the x/z plane: the one of a point, and `radius` cells around it."""
+    """A square of cells on the x/z plane: the cell of a point, and `radius` cells around it."""
 
     x: float
     z: float
@@ -62,7 +62,7 @@ class Cell:
     radius: int
 
     def contains(self, x: float, y: float, z: float = 0.0) -> bool:
-        """Whether the point's cell is among them; its height does not count."""
+        """Whether the point's cell is in the square. The height `y` does not count."""
         return (
             abs(floor(x / self.size) - floor(self.x / self.size)) <= self.radius
             and abs(floor(z / self.size) - floor(self.z / self.size)) <= self.radius
@@ -70,56 +70,63 @@ class Cell:
 
 
 class Grid(Generic[_Key]):
-    """Points on a plane by key, found by nearness.
+    """Points on a plane by key, with a search by distance.
 
-    Choose cells about as wide as the radius that is asked for.
+    Choose cells about as wide as the radius of the searches.
     """
 
-    __slots__ = ("_cells", "_places", "_size")
+    __slots__ = ("_keys_by_cell", "_position_by_key", "_size")
 
     def __init__(self, cell_size: float) -> None:
-        """Raises: ValueError for a size that is not above 0."""
+        """Make an empty grid.
+
+        Raises:
+            ValueError: the size is not above 0.
+        """
         if not cell_size > 0:
             raise ValueError(f"cell_size is {cell_size}; it must be above 0")
         self._size = cell_size
-        self._places: dict[_Key, tuple[float, float, tuple[int, int]]] = {}
-        self._cells: dict[tuple[int, int], dict[_Key, None]] = {}
+        self._position_by_key: dict[_Key, tuple[float, float, tuple[int, int]]] = {}
+        self._keys_by_cell: dict[tuple[int, int], dict[_Key, None]] = {}
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._position_by_key)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._places
+        return key in self._position_by_key
 
     def put(self, key: _Key, x: float, y: float) -> None:
-        """Place `key`, or move it."""
+        """Add `key` at a point, or move it there."""
         cell = (floor(x / self._size), floor(y / self._size))
-        before = self._places.get(key)
-        self._places[key] = (x, y, cell)
+        before = self._position_by_key.get(key)
+        self._position_by_key[key] = (x, y, cell)
         if before is not None:
             if before[2] == cell:
                 return
-            self._take_out(key, before[2])
-        self._cells.setdefault(cell, {})[key] = None
+            self._remove_from_cell(key, before[2])
+        self._keys_by_cell.setdefault(cell, {})[key] = None
 
     def remove(self, key: _Key) -> None:
-        """Forget `key`; nothing happens if it is not here."""
-        place = self._places.pop(key, None)
-        if place is not None:
-            self._take_out(key, place[2])
+        """Remove `key`. Do nothing if the grid does not have it."""
+        position = self._position_by_key.pop(key, None)
+        if position is not None:
+            self._remove_from_cell(key, position[2])
 
     def near(self, x: float, y: float, radius: float) -> Iterator[_Key]:
-        """All within `radius` of a point, in an order that depends on the calls alone."""
-        size, most = self._size, radius * radius
+        """Yield the keys within `radius` of a point.
+
+        The order depends only on earlier calls, so a replay repeats it.
+        """
+        size, limit_squared = self._size, radius * radius
         for column in range(floor((x - radius) / size), floor((x + radius) / size) + 1):
             for row in range(floor((y - radius) / size), floor((y + radius) / size) + 1):
-                for key in self._cells.get((column, row), ()):
-                    at_x, at_y, _ = self._places[key]
-                    if (at_x - x) ** 2 + (at_y - y) ** 2 <= most:
+                for key in self._keys_by_cell.get((column, row), ()):
+                    at_x, at_y, _ = self._position_by_key[key]
+                    if (at_x - x) ** 2 + (at_y - y) ** 2 <= limit_squared:
                         yield key
 
-    def _take_out(self, key: _Key, cell: tuple[int, int]) -> None:
-        keys = self._cells[cell]
+    def _remove_from_cell(self, key: _Key, cell: tuple[int, int]) -> None:
+        keys = self._keys_by_cell[cell]
         del keys[key]
         if not keys:
-            del self._cells[cell]
+            del self._keys_by_cell[cell]

@@ -1,10 +1,11 @@
-"""Who watches a shard: its connections, and what each of them is to be sent.
+"""Audience: the connections of a shard, and the frames that each receives.
 
-A connection gets whole snapshots, or, if it wants deltas, what has changed since its last one
-and now and then a whole one (spec/realtime.md §4.2).
+A connection receives whole snapshots. A connection with deltas receives the changes since its last
+frame, and a whole snapshot every `full_every` ticks (spec/realtime.md §4.2).
 
-Invariant: connections are removed by themselves, never by sid. `Sink.send` may remove its sink,
-or any other, while a tick is sent. Called by `pylon.realtime.shard`.
+Invariants: the key of a connection is its sink, never its sid, because one subscriber may have
+several. `Sink.send` may remove its sink, or another one, during a send.
+Called by `pylon.realtime.shard`.
 """
 
 from __future__ import annotations
@@ -23,106 +24,110 @@ class Sink(Protocol):
     sid: str
     auth: AuthContext
     wire: Wire
-    delta: bool  # wants deltas
-    acks: bool  # wants acks
+    delta: bool  # the client asked for deltas
+    acks: bool  # the client asked for acks
 
     def send(self, frame: bytes) -> None:
-        """Send or queue a frame. Never blocks; may unsubscribe the sink."""
+        """Send or queue a frame. Must not block; may unsubscribe the sink."""
 
     def reject(self, client_seq: int | None, reason: str) -> None:
-        """Tell that an input was refused."""
+        """Send the client the refusal of an input."""
 
     def end(self, code: int, reason: str) -> None:
-        """The shard lets go of it: close the connection."""
+        """Close the connection, because the shard has stopped."""
 
 
 @dataclass(slots=True)
-class _Place:
-    """A connection's own state."""
+class _Delivery:
+    """Delivery state of one connection."""
 
     ack: Ack | None = None
-    base: Any = None  # the snapshot, as plain values, that its next delta starts from
+    base: Any = None  # the snapshot, as plain values, that the next delta starts from
     has_base: bool = False
 
 
 class Audience:
     """The connections of one shard."""
 
-    __slots__ = ("_places", "_whole_every")
+    __slots__ = ("_delivery_by_sink", "_full_every")
 
-    def __init__(self, whole_every: int) -> None:
-        """Args: `whole_every` ticks a connection with deltas gets a whole snapshot; 0: never."""
-        self._whole_every = whole_every
-        self._places: dict[Sink, _Place] = {}
+    def __init__(self, full_every: int) -> None:
+        """Make an empty audience.
+
+        Args:
+            full_every: ticks between two whole snapshots on a connection with deltas; 0: never.
+        """
+        self._full_every = full_every
+        self._delivery_by_sink: dict[Sink, _Delivery] = {}
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._delivery_by_sink)
 
     def add(self, sink: Sink) -> None:
-        """A connection has come."""
-        self._places[sink] = _Place()
+        """Add a connection."""
+        self._delivery_by_sink[sink] = _Delivery()
 
     def remove(self, sink: Sink) -> bool:
-        """Forget a connection; whether it was here."""
-        return self._places.pop(sink, None) is not None
+        """Remove a connection, and return whether it was in the audience."""
+        return self._delivery_by_sink.pop(sink, None) is not None
 
     def clear(self) -> list[Sink]:
-        """Forget all of them; who they were."""
-        sinks = list(self._places)
-        self._places.clear()
+        """Remove and return all connections."""
+        sinks = list(self._delivery_by_sink)
+        self._delivery_by_sink.clear()
         return sinks
 
     def acknowledge(self, sink: Sink, ack: Ack) -> None:
-        """An input of this connection was applied; its next frame says so."""
-        place = self._places.get(sink)
-        if place is not None:
-            place.ack = ack
+        """Put the ack of an applied input into the connection's next frame."""
+        delivery = self._delivery_by_sink.get(sink)
+        if delivery is not None:
+            delivery.ack = ack
 
     def reject(self, sink: Sink, client_seq: int | None, reason: str) -> None:
-        """An input of this connection was refused; it is told, if it is still here."""
-        if sink in self._places:
+        """Send the refusal of an input, if the connection is still in the audience."""
+        if sink in self._delivery_by_sink:
             sink.reject(client_seq, reason)
 
     def send(self, tick: int, views: Mapping[str, View]) -> int:
-        """Send everybody the view of its sid; how many frames that were."""
-        whole = self._whole_every > 0 and tick % self._whole_every == 0
+        """Send each connection the view of its sid, and return the number of frames."""
+        is_full = self._full_every > 0 and tick % self._full_every == 0
         frames = 0
-        for sink, place in list(self._places.items()):
+        for sink, delivery in list(self._delivery_by_sink.items()):
             view = views[sink.sid]
             if not sink.delta:
-                _send_snapshot(sink, place, view)
-            elif whole or not place.has_base:
-                _send_base(sink, place, view)
-            elif not _send_delta(sink, place, view):
+                _send_snapshot(sink, delivery, view)
+            elif is_full or not delivery.has_base:
+                _send_base(sink, delivery, view)
+            elif not _send_delta(sink, delivery, view):
                 continue
             frames += 1
         return frames
 
     def send_to(self, sink: Sink, view: View) -> None:
-        """Send one connection, which has just come, the snapshot as it is."""
-        place = self._places[sink]
+        """Send a new connection the current snapshot."""
+        delivery = self._delivery_by_sink[sink]
         if sink.delta:
-            _send_base(sink, place, view)
+            _send_base(sink, delivery, view)
         else:
-            _send_snapshot(sink, place, view)
+            _send_snapshot(sink, delivery, view)
 
 
-def _send_snapshot(sink: Sink, place: _Place, view: View) -> None:
+def _send_snapshot(sink: Sink, delivery: _Delivery, view: View) -> None:
     if sink.acks:
-        sink.send(view.frame_with_ack(sink.wire, place.ack))
+        sink.send(view.frame_with_ack(sink.wire, delivery.ack))
     else:
         sink.send(view.frame(sink.wire))
 
 
-def _send_base(sink: Sink, place: _Place, view: View) -> None:
-    place.base, place.has_base = view.plain, True
-    _send_snapshot(sink, place, view)
+def _send_base(sink: Sink, delivery: _Delivery, view: View) -> None:
+    delivery.base, delivery.has_base = view.plain, True
+    _send_snapshot(sink, delivery, view)
 
 
-def _send_delta(sink: Sink, place: _Place, view: View) -> bool:
-    base, place.base = place.base, view.plain
-    if sink.acks and place.ack is not None and place.ack.tick == view.tick:
-        sink.send(view.delta_frame_with_ack(base, sink.wire, place.ack))
+def _send_delta(sink: Sink, delivery: _Delivery, view: View) -> bool:
+    base, delivery.base = delivery.base, view.plain
+    if sink.acks and delivery.ack is not None and delivery.ack.tick == view.tick:
+        sink.send(view.delta_frame_with_ack(base, sink.wire, delivery.ack))
         return True
     frame = view.delta_frame(base, sink.wire)
     if frame is not None:

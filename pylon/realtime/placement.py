@@ -1,8 +1,10 @@
-"""Where a shard lives: at which of the shards workers.
+"""Placement: finds the shards worker that runs a shard.
 
-By rendezvous hashing of its id, so that every process finds the same worker without asking, and
-a change of the number of workers moves as few shards as can be; unless it was moved by hand,
-which the store knows (`_pylon_shards.home`). Called for each connection and command.
+The default worker comes from rendezvous hashing of the id: every process computes the same worker,
+and a change of the number of workers moves as few shards as possible. The store has the worker of
+a shard that an administrator moved (`_pylon_shards.home`); it comes first while that worker exists.
+
+Called for each connection and command, by `pylon.bus.shards` and `workers.shards`.
 """
 
 from __future__ import annotations
@@ -13,15 +15,15 @@ from pylon.storage.interface import PointRead
 
 
 def home_of(shard_id: str, workers: int) -> str:
-    """The worker, "1" to `workers`, that an id belongs to by itself."""
+    """Return the default worker of an id: "1" to `workers`."""
     return str(max(range(1, workers + 1), key=lambda number: _weight(shard_id, number)))
 
 
 def placement_of(shard_id: str, workers: int, point: PointRead) -> str:
-    """The worker that a shard lives at.
+    """Return the worker that runs a shard.
 
     Args:
-        point: `Store.point`, or `Store.point_inline` where no other greenlet may run meanwhile.
+        point: `Store.point`, or `Store.point_inline` if no other greenlet may run meanwhile.
 
     Raises:
         QueryTimeout, StoreUnavailable.

@@ -1,11 +1,11 @@
-"""Who sits in a shard: subscribers by sid, and seats that are kept for somebody.
+"""Roster: the connected subscribers of a shard, and its reserved places.
 
-A sid sits as long as one of its connections lives; then its seat is kept for `keep_s`, if the
-kind says so. A match reserves seats for players who have not come yet. All three count against
-`most`.
+A subscriber is connected while it has at least one connection. After that its place is reserved
+for `keep_s`, if the kind allows reconnection. A match reserves places for players who have not
+connected yet. Connected subscribers and both sorts of reserved places count against `capacity`.
 
-Invariant: a sid is here, away, or expected, and never two of these. Called by
-`pylon.realtime.shard`.
+Invariant: a sid is connected, away (it may reconnect) or expected (of a match), and never two of
+these. Called by `pylon.realtime.shard`.
 """
 
 from __future__ import annotations
@@ -16,86 +16,95 @@ from pylon.errors import SubscribeFailed
 
 
 class Roster:
-    """The seats of one shard."""
+    """The places of one shard."""
 
-    __slots__ = ("_away", "_expected", "_here", "_keep_s", "_most")
+    __slots__ = ("_away_until_s", "_capacity", "_connections", "_held_until_s", "_keep_s")
 
-    def __init__(self, most: int, keep_s: float) -> None:
-        """Args: `most` seats, 0 for any number; `keep_s` is how long one is kept."""
-        self._most = most
+    def __init__(self, capacity: int, keep_s: float) -> None:
+        """Make an empty roster.
+
+        Args:
+            capacity: the maximum number of places; 0: any number.
+            keep_s: how long a place stays reserved after the last connection has ended.
+        """
+        self._capacity = capacity
         self._keep_s = keep_s
-        self._here: dict[str, int] = {}  # how many connections each has
-        self._away: dict[str, float] = {}  # until when they may come back
-        self._expected: dict[str, float] = {}  # for whom one is kept who was never here
+        self._connections: dict[str, int] = {}  # sid: number of connections
+        self._away_until_s: dict[str, float] = {}  # sid: time until which it may reconnect
+        self._held_until_s: dict[str, float] = {}  # sid of a match, not connected yet
 
     def __len__(self) -> int:
-        """All that are taken."""
-        return len(self._here) + len(self._away) + len(self._expected)
+        """Return the number of places that are taken or reserved."""
+        return len(self._connections) + len(self._away_until_s) + len(self._held_until_s)
 
     @property
-    def here(self) -> Collection[str]:
-        """The sids that have a connection."""
-        return self._here.keys()
+    def connected_sids(self) -> Collection[str]:
+        """Return the sids that have a connection."""
+        return self._connections.keys()
 
-    def has(self, sid: str) -> bool:
-        """Whether `sid` is here, or a seat is kept for it."""
-        return sid in self._here or sid in self._away or sid in self._expected
+    def has_place(self, sid: str) -> bool:
+        """Whether `sid` is connected or has a reserved place."""
+        return sid in self._connections or sid in self._away_until_s or sid in self._held_until_s
 
-    def check_room(self, wanted: int) -> None:
-        """Pass if so many more may come.
+    def check_capacity(self, wanted: int) -> None:
+        """Check that `wanted` more places are free.
 
         Raises:
-            SubscribeFailed.
+            SubscribeFailed: the shard is full.
         """
-        if self._most and len(self) + wanted > self._most:
+        if self._capacity and len(self) + wanted > self._capacity:
             raise SubscribeFailed(
-                "shard is at max subscribers", hint=f"There are {self._most}; come again later"
+                "shard is at max subscribers", hint=f"There are {self._capacity}; come again later"
             )
 
     def connect(self, sid: str) -> bool:
-        """A connection of `sid` has come; whether `sid` is new to the simulation."""
-        is_new = sid not in self._here and sid not in self._away
-        self._away.pop(sid, None)
-        self._expected.pop(sid, None)
-        self._here[sid] = self._here.get(sid, 0) + 1
+        """Add a connection of `sid`, and return whether `sid` is new to the simulation."""
+        is_new = sid not in self._connections and sid not in self._away_until_s
+        self._away_until_s.pop(sid, None)
+        self._held_until_s.pop(sid, None)
+        self._connections[sid] = self._connections.get(sid, 0) + 1
         return is_new
 
     def disconnect(self, sid: str, now_s: float) -> bool:
-        """A connection of `sid` is gone; whether `sid` has left for good."""
-        left = self._here[sid] - 1
-        if left:
-            self._here[sid] = left
+        """Remove a connection of `sid`, and return whether `sid` has left for good."""
+        remaining = self._connections[sid] - 1
+        if remaining:
+            self._connections[sid] = remaining
             return False
-        del self._here[sid]
+        del self._connections[sid]
         if self._keep_s:
-            self._away[sid] = now_s + self._keep_s
+            self._away_until_s[sid] = now_s + self._keep_s
         return not self._keep_s
 
     def reserve(self, sids: Sequence[str], until_s: float) -> None:
-        """Keep a seat for each of them that has none.
+        """Reserve a place until `until_s` for each sid that has none.
 
         Raises:
-            SubscribeFailed: there is no room for all of them.
+            SubscribeFailed: there are not enough free places for all of them.
         """
-        wanted = [sid for sid in dict.fromkeys(sids) if not self.has(sid)]
-        self.check_room(len(wanted))
-        self._expected.update(dict.fromkeys(wanted, until_s))
+        wanted = [sid for sid in dict.fromkeys(sids) if not self.has_place(sid)]
+        self.check_capacity(len(wanted))
+        self._held_until_s.update(dict.fromkeys(wanted, until_s))
 
     def expire(self, now_s: float) -> list[str]:
-        """End the seats whose time is over; those whose sid has left for good by that."""
-        for sid in [sid for sid, until_s in self._expected.items() if until_s <= now_s]:
-            del self._expected[sid]
-        gone = [sid for sid, until_s in self._away.items() if until_s <= now_s]
-        for sid in gone:
-            del self._away[sid]
-        return gone
+        """End the reservations whose time is over.
 
-    def ends_s(self) -> float | None:
-        """When the next kept seat ends."""
-        return min((*self._away.values(), *self._expected.values()), default=None)
+        Returns:
+            The sids that were subscribed and have now left for good.
+        """
+        for sid in [sid for sid, until_s in self._held_until_s.items() if until_s <= now_s]:
+            del self._held_until_s[sid]
+        expired = [sid for sid, until_s in self._away_until_s.items() if until_s <= now_s]
+        for sid in expired:
+            del self._away_until_s[sid]
+        return expired
+
+    def next_expiry_s(self) -> float | None:
+        """Return when the next reservation ends, or None."""
+        return min((*self._away_until_s.values(), *self._held_until_s.values()), default=None)
 
     def clear(self) -> None:
-        """Nobody is here, and nobody is expected."""
-        self._here.clear()
-        self._away.clear()
-        self._expected.clear()
+        """Remove all subscribers and reservations."""
+        self._connections.clear()
+        self._away_until_s.clear()
+        self._held_until_s.clear()

@@ -1,17 +1,17 @@
-"""One shard: a simulation, its subscribers, its inputs, and its ticks. No sockets, no waiting.
+"""One shard: a simulation, its subscribers, its inputs and its ticks.
 
-Time is handed in, and whoever runs the shard calls `step` when `due_s` has come. A tick counts
-up, applies the inputs that wait in the order of their arrival, advances the state, sends every
-subscriber its snapshot, and asks whether it is over. Between ticks nothing moves.
+A shard has no sockets and never waits: the caller passes the time in, and calls `step` at `due_s`.
+A tick applies the waiting inputs in order of arrival, advances the state, sends each subscriber its
+snapshot, and asks the state whether it is finished. The state changes in ticks only.
 
-A shard without subscribers and inputs sleeps (unless its kind ticks when empty), and stops
-after `idle_ticks_before_shutdown` ticks' time. The step is fixed, so that a replay gives the
-same states; a shard that is more than one tick behind skips what it missed rather than hurry.
+A shard without subscribers and inputs sleeps, unless its kind ticks when empty. It stops after the
+time of `idle_ticks_before_shutdown` ticks. The step is fixed, so that a replay gives the same
+states. A shard that is more than one tick late skips the missed ticks instead of catching up.
 
-Invariants: the app's code runs within `guard` alone, which may raise `TickOverrun` into it. What
-it raises stops this shard, with its traceback kept, and goes no further; an input that fails is
-refused to its sender, and the simulation goes on. Inputs of a subscriber who has left are not
-applied. A stopped shard sends nothing and takes nothing. Called by `workers.shards`.
+Invariants: the app's code runs inside `guard` only, which may raise `TickOverrun` into it. An error
+of the app's code stops this shard only; the shard keeps the traceback. An error in `apply_input`
+refuses that input only, and the simulation goes on. Inputs of a subscriber who has left are not
+applied. A stopped shard sends nothing and accepts nothing. Called by `workers.shards`.
 Source: spec/realtime.md §4.
 """
 
@@ -42,36 +42,38 @@ _UNGUARDED: Final[AbstractContextManager[Any]] = nullcontext()
 
 
 class TickOverrun(BaseException):
-    """Raised into the app's code that takes too long. No `Exception`, so that an app's own
-    ``except Exception`` does not hold it up."""
+    """Raised into app code that takes too long.
+
+    It is no `Exception`, so that an app's own ``except Exception`` does not catch it.
+    """
 
 
-# What the app's code may end in. `sys.exit()` in a tick must not end the process.
+# Errors of the app's code that stop the shard. `sys.exit()` in a tick must not end the process.
 _FAULTS: Final = (Exception, TickOverrun, SystemExit)
 
 
 class Recorder(Protocol):
-    """Writes down what a replay needs (`pylon.realtime.replay`)."""
+    """Records the calls that a replay repeats (`pylon.realtime.replay`)."""
 
     def joined(self, tick: int, sid: str, auth: AuthContext) -> None:
-        """After the tick `tick`."""
+        """Record that `sid` joined after the tick `tick`."""
 
     def left(self, tick: int, sid: str) -> None:
-        """After the tick `tick`."""
+        """Record that `sid` left after the tick `tick`."""
 
     def ticking(self, tick: int, dt_s: float, inputs: Sequence[tuple[str, Any]]) -> None:
-        """The tick `tick` is about to be done."""
+        """Record the inputs and the step of the tick `tick`, before it runs."""
 
     def ticked(self, simulation: Simulation) -> None:
-        """It is done."""
+        """Record the state after a tick."""
 
     def stopped(self, tick: int, digest: str | None) -> None:
-        """There will be no more; None where nothing can be said of the last state."""
+        """End the recording. `digest` is None if the last state has no digest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a call of `step` did."""
+    """Result of a call of `step`."""
 
     ticked: bool
     late_s: float = 0.0
@@ -85,7 +87,7 @@ class _Input:
     """An input that waits for its tick."""
 
     sid: str
-    sink: Sink | None  # None: it came over HTTP
+    sink: Sink | None  # None: the client sent it over HTTP
     value: Any
     client_seq: int | None
     server_seq: int
@@ -95,9 +97,9 @@ class Shard:
     """A running simulation."""
 
     __slots__ = (
-        "_asks_inputs", "_asleep_s", "_audience", "_guard", "_idle_ticks", "_inputs", "_next_s",
-        "_recorder", "_roster", "_server_seq", "_shares", "_simulation", "_was_s", "id", "kind",
-        "running", "stopped_because", "traceback",
+        "_asleep_s", "_audience", "_authorizes_inputs", "_guard", "_idle_ticks", "_inputs",
+        "_last_tick_s", "_next_s", "_recorder", "_roster", "_server_seq", "_shares_view",
+        "_simulation", "id", "kind", "running", "stopped_because", "traceback",
     )
 
     def __init__(
@@ -105,11 +107,11 @@ class Shard:
         recorder: Recorder | None = None, saved: Saved | None = None,
         guard: AbstractContextManager[Any] = _UNGUARDED,
     ) -> None:
-        """Make the state; the first tick is due at once.
+        """Make the state. The first tick is due at once.
 
         Args:
-            saved: go on from here.
-            guard: entered around every call of the app's code, and around nothing else.
+            saved: the saved simulation to go on from.
+            guard: context manager around every call of the app's code, and around nothing else.
         """
         config = kind.config
         self.id = context.id
@@ -119,69 +121,69 @@ class Shard:
         self.traceback: str | None = None
         self._guard = guard
         self._recorder = recorder
-        self._shares = kind.state.snapshot_for is SimState.snapshot_for
-        self._asks_inputs = kind.state.authorize_input is not SimState.authorize_input
+        self._shares_view = kind.state.snapshot_for is SimState.snapshot_for
+        self._authorizes_inputs = kind.state.authorize_input is not SimState.authorize_input
         self._audience = Audience(config.delta_full_every)
         self._roster = Roster(config.max_subscribers, config.allow_reconnection_s)
         self._inputs: list[_Input] = []
         self._server_seq = 0
         self._idle_ticks = 0
-        self._simulation: Simulation | None = None  # None: it could not be made
-        self._next_s = self._was_s = self._asleep_s = now_s
+        self._simulation: Simulation | None = None  # None: its constructor failed
+        self._next_s = self._last_tick_s = self._asleep_s = now_s
         try:
             with guard:
                 self._simulation = Simulation(kind, context, saved)
         except _FAULTS as ex:
             self._fail(ex)
 
-    # --- Looking at it -------------------------------------------------------------------
+    # --- Status --------------------------------------------------------------------------
 
     @property
     def tick(self) -> int:
-        """How many there have been."""
+        """Return the number of ticks so far."""
         return 0 if self._simulation is None else self._simulation.tick
 
     @property
     def subscribers(self) -> int:
-        """How many there are by sid."""
-        return len(self._roster.here)
+        """Return the number of connected subscribers (sids)."""
+        return len(self._roster.connected_sids)
 
     @property
     def seats_taken(self) -> int:
-        """Subscribers, those who may come back, and those for whom a seat is kept."""
+        """Return the number of subscribers and reserved places."""
         return len(self._roster)
 
     @property
     def input_queue(self) -> int:
-        """Inputs that wait for the next tick."""
+        """Return the number of inputs that wait for the next tick."""
         return len(self._inputs)
 
     def due_s(self) -> float | None:
-        """When `step` wants to be called; None: not before something happens."""
+        """Return when the next call of `step` is due; None: not before an input or subscriber."""
         if not self.running:
             return None
         if self._is_awake():
             return self._next_s
-        ends_s = self._roster.ends_s()
+        next_expiry_s = self._roster.next_expiry_s()
         idle_ticks = self.kind.config.idle_ticks_before_shutdown
-        if ends_s is None and idle_ticks and not self._audience:
+        if next_expiry_s is None and idle_ticks and not self._audience:
             return self._asleep_s + idle_ticks * self.kind.interval_s
-        return ends_s
+        return next_expiry_s
 
     # --- Subscribers ---------------------------------------------------------------------
 
     def subscribe(self, sink: Sink, now_s: float, *, has_seat: bool = False) -> None:
-        """Let a connection in, and send it the snapshot as it is.
+        """Add a connection, and send it the current snapshot.
 
         Args:
-            has_seat: it has shown that the seat of its sid is its own; the simulation is not
-                asked again.
+            has_seat: the client has shown the reconnect token of its sid. The simulation does not
+                authorize it again.
 
         Raises:
-            SubscribeRefused: by the simulation.
-            SubscribeFailed: stopped, or full.
+            SubscribeRefused: the simulation refuses the subscriber.
+            SubscribeFailed: the shard has stopped, or is full.
         """
-        simulation = self._running()
+        simulation = self._running_simulation()
         sid = sink.sid
         try:
             if not has_seat or not self.has_seat(sid):
@@ -190,9 +192,9 @@ class Shard:
         except PylonError:
             raise
         except _FAULTS as ex:
-            raise self._failed(ex) from ex
+            raise self._stop_failed(ex) from ex
         if not self.has_seat(sid):
-            self._roster.check_room(1)
+            self._roster.check_capacity(1)
         was_awake = self._is_awake()
         is_new = self._roster.connect(sid)
         self._audience.add(sink)
@@ -204,15 +206,15 @@ class Shard:
                     simulation.state.joined(sid, sink.auth)
             if not was_awake:
                 self._wake(now_s)
-            if simulation.tick:  # else the first tick is due, and brings the first snapshot
+            if simulation.tick:  # before the first tick, that tick sends the first snapshot
                 with self._guard:
                     view = self._view(simulation, sid)
                 self._audience.send_to(sink, view)
-        except _FAULTS as ex:  # a refusal too: whom `joined` is told of, is in
-            raise self._failed(ex) from ex
+        except _FAULTS as ex:  # a `SubscribeRefused` too: `joined` is too late to refuse
+            raise self._stop_failed(ex) from ex
 
     def unsubscribe(self, sink: Sink, now_s: float) -> None:
-        """Forget a connection. Does nothing for one that is not here."""
+        """Remove a connection. Do nothing if the shard does not have it."""
         if not self._audience.remove(sink):
             return
         if self._roster.disconnect(sink.sid, now_s):
@@ -221,16 +223,16 @@ class Shard:
             self._asleep_s = now_s
 
     def has_seat(self, sid: str) -> bool:
-        """Whether `sid` is here, or a seat is kept for it."""
-        return self._roster.has(sid)
+        """Whether `sid` is connected or has a reserved place."""
+        return self._roster.has_place(sid)
 
     def reserve(self, sids: Sequence[str], until_s: float) -> None:
-        """Keep a seat for each of them (a match), until they come or the time is over.
+        """Reserve a place for each player of a match, until they connect or `until_s` has passed.
 
         Raises:
-            SubscribeFailed: stopped, or there is no room for all of them.
+            SubscribeFailed: the shard has stopped, or has too few free places.
         """
-        self._running()
+        self._running_simulation()
         self._roster.reserve(sids, until_s)
 
     # --- Inputs --------------------------------------------------------------------------
@@ -243,32 +245,34 @@ class Shard:
 
         Args:
             raw: the input alone, encoded in `format`.
-            sink: the connection it came on, which gets the ack.
+            sink: the connection that sent it, which receives the ack.
 
         Returns:
-            Its server seq: 1, 2, 3 … for this shard, refused ones of a full queue included.
+            The server seq of the input: 1, 2, 3 … for this shard. An input that finds the queue
+            full uses one up too.
 
         Raises:
-            SubscribeRefused: `sid` has no live subscription.
+            SubscribeRefused: `sid` has no open connection.
             InputRejected: not of the declared type, too large, or refused by the simulation.
-            InputQueueFull, SubscribeFailed (stopped).
+            InputQueueFull: `max_input_queue` inputs wait.
+            SubscribeFailed: the shard has stopped.
         """
-        simulation = self._running()
-        if sid not in self._roster.here:
+        simulation = self._running_simulation()
+        if sid not in self._roster.connected_sids:
             raise SubscribeRefused(f'subscriber "{sid}" is not attached to this shard')
         try:
-            with self._guard:  # the type of an input may have code of its own
+            with self._guard:  # the app's input type may run code when it is decoded
                 value = self.kind.decode_input(bytes(raw), format)
-                if self._asks_inputs:
+                if self._authorizes_inputs:
                     simulation.state.authorize_input(sid, auth, value)
         except PylonError:
             raise
         except _FAULTS as ex:
-            raise self._failed(ex) from ex
+            raise self._stop_failed(ex) from ex
         self._server_seq += 1
-        most = self.kind.config.max_input_queue
-        if most and len(self._inputs) >= most:
-            raise InputQueueFull("shard input queue is full", hint=f"{most} inputs wait")
+        max_inputs = self.kind.config.max_input_queue
+        if max_inputs and len(self._inputs) >= max_inputs:
+            raise InputQueueFull("shard input queue is full", hint=f"{max_inputs} inputs wait")
         if not self._is_awake():
             self._wake(now_s)
         self._inputs.append(_Input(sid, sink, value, client_seq, self._server_seq))
@@ -277,9 +281,9 @@ class Shard:
     # --- Time ----------------------------------------------------------------------------
 
     def step(self, now_s: float) -> Step:
-        """Do what is due: a tick, the end of kept seats, or the end of an idle shard."""
+        """Do the work that is due: a tick, expired reservations, or the end of an idle shard."""
         simulation = self._simulation
-        if simulation is None or not self.running or not self._let_go_of_seats(now_s):
+        if simulation is None or not self.running or not self._expire_places(now_s):
             return Step(ticked=False)
         if not self._is_awake():
             due_s = self.due_s()
@@ -290,7 +294,7 @@ class Shard:
             return Step(ticked=False)
         late_s = now_s - self._next_s
         inputs, self._inputs = self._inputs, []
-        dt_s = self._step_of(now_s)
+        dt_s = self._schedule_next(now_s)
         try:
             frames = self._run_tick(simulation, inputs, dt_s)
         except _FAULTS as ex:
@@ -306,7 +310,7 @@ class Shard:
         return Step(True, late_s, len(inputs), frames, simulation.take_failure())
 
     def save(self) -> Saved | None:
-        """The shard at rest, or None where its state keeps nothing, or has failed or ended."""
+        """Return the simulation to store; None if its class saves nothing or it has failed."""
         simulation = self._simulation
         if simulation is None or self.traceback is not None:
             return None
@@ -318,7 +322,7 @@ class Shard:
             return None
 
     def stop(self, code: int, reason: str) -> None:
-        """Take and send nothing more, and close every connection. Later calls do nothing."""
+        """Accept and send nothing more, and close every connection. Later calls do nothing."""
         if not self.running:
             return
         self.running = False
@@ -329,7 +333,7 @@ class Shard:
             sink.end(code, reason)
         self._end_recording()
 
-    # --- Within --------------------------------------------------------------------------
+    # --- Internals -----------------------------------------------------------------------
 
     def _is_awake(self) -> bool:
         if self._inputs:
@@ -341,16 +345,16 @@ class Shard:
     def _wake(self, now_s: float) -> None:
         self._next_s = max(self._next_s, now_s)
 
-    def _step_of(self, now_s: float) -> float:
-        """When the tick after this one is due is settled; the simulated time of this one."""
+    def _schedule_next(self, now_s: float) -> float:
+        """Set when the next tick is due, and return the step (simulated time) of this one."""
         interval_s = self.kind.interval_s
         if self.tick == 0:
             dt_s = 0.0
         elif self.kind.is_event_driven:
-            dt_s = round(now_s - self._was_s, 6)
+            dt_s = round(now_s - self._last_tick_s, 6)
         else:
             dt_s = interval_s
-        self._was_s = now_s
+        self._last_tick_s = now_s
         behind_s = now_s - self._next_s
         if self.kind.is_event_driven or behind_s > interval_s:
             self._next_s = now_s
@@ -358,11 +362,11 @@ class Shard:
         return dt_s
 
     def _run_tick(self, simulation: Simulation, inputs: list[_Input], dt_s: float) -> int:
-        told = [(item.sid, item.value) for item in inputs]
+        values = [(item.sid, item.value) for item in inputs]
         if self._recorder is not None:  # first, so that a tick that fails can be replayed
-            self._recorder.ticking(simulation.tick + 1, dt_s, told)
+            self._recorder.ticking(simulation.tick + 1, dt_s, values)
         with self._guard:
-            refused = simulation.advance(told, dt_s)
+            refused = simulation.advance(values, dt_s)
             views = self._views(simulation)
             is_finished = simulation.state.is_finished()
             if self._recorder is not None:
@@ -381,19 +385,22 @@ class Shard:
         return frames
 
     def _views(self, simulation: Simulation) -> dict[str, View]:
-        """What each subscriber sees, by sid; one for all where the simulation says no more."""
-        here = self._roster.here
-        if self._shares and here:
-            return dict.fromkeys(here, self._view(simulation, ""))
-        return {sid: self._view(simulation, sid) for sid in here}
+        """Return the view of each subscriber by sid.
+
+        All share one view if the class does not override `snapshot_for`.
+        """
+        connected_sids = self._roster.connected_sids
+        if self._shares_view and connected_sids:
+            return dict.fromkeys(connected_sids, self._view(simulation, ""))
+        return {sid: self._view(simulation, sid) for sid in connected_sids}
 
     def _view(self, simulation: Simulation, sid: str) -> View:
         state = simulation.state
-        seen = state.snapshot() if self._shares else state.snapshot_for(sid)
-        return View(simulation.tick, seen)
+        snapshot = state.snapshot() if self._shares_view else state.snapshot_for(sid)
+        return View(simulation.tick, snapshot)
 
-    def _let_go_of_seats(self, now_s: float) -> bool:
-        """End the seats whose time is over; whether the shard runs (still)."""
+    def _expire_places(self, now_s: float) -> bool:
+        """End the reservations whose time is over, and return whether the shard still runs."""
         for sid in self._roster.expire(now_s):
             self._leave(sid)
         return self.running
@@ -402,7 +409,7 @@ class Shard:
         simulation = self._simulation
         if simulation is None or not self.running:
             return
-        # The simulation is about to forget him: it is not to get inputs of somebody unknown.
+        # The simulation must not receive inputs of a subscriber that it has removed.
         self._inputs = [item for item in self._inputs if item.sid != sid]
         if self._recorder is not None:
             self._recorder.left(simulation.tick, sid)
@@ -412,7 +419,12 @@ class Shard:
         except _FAULTS as ex:
             self._fail(ex)
 
-    def _running(self) -> Simulation:
+    def _running_simulation(self) -> Simulation:
+        """Return the simulation.
+
+        Raises:
+            SubscribeFailed: the shard has stopped.
+        """
         if self._simulation is None or not self.running:
             raise SubscribeFailed("shard is stopped", hint=self.stopped_because)
         return self._simulation
@@ -428,17 +440,18 @@ class Shard:
                 with self._guard:
                     digest = simulation.digest()
             except _FAULTS as ex:
-                self.traceback = _told(ex)
+                self.traceback = _traceback_text(ex)
         recorder.stopped(self.tick, digest)
 
-    def _failed(self, error: BaseException) -> SubscribeFailed:
+    def _stop_failed(self, error: BaseException) -> SubscribeFailed:
+        """Stop the shard, and return the error for the client that called."""
         self._fail(error)
         return SubscribeFailed("shard is stopped", hint=self.stopped_because)
 
     def _fail(self, error: BaseException) -> None:
-        self.traceback = _told(error)
+        self.traceback = _traceback_text(error)
         self.stop(FAILED, f"the simulation failed: {type(error).__name__}")
 
 
-def _told(error: BaseException) -> str:
+def _traceback_text(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))[-limits.TRACEBACK_CHARS :]

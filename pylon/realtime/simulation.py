@@ -1,7 +1,9 @@
-"""A simulation and its time, without subscribers: what a shard runs, and what a replay repeats.
+"""Simulation: one state with its tick count and simulated time, without subscribers.
 
-Given the same beginning and the same calls, it goes through the same states: its chance comes
-from a seed, its time from the steps alone. `Saved` is it at rest.
+A shard runs it, and a replay runs it again. `Saved` is its stored form.
+
+Invariant: the same start and the same calls give the same states. Randomness comes from the seed,
+and time from the steps.
 
 Called by `pylon.realtime.shard` and `pylon.realtime.replay`.
 """
@@ -22,24 +24,27 @@ from pylon.realtime.state import ShardContext
 
 
 class Saved(msgspec.Struct, frozen=True):
-    """A simulation at rest: enough to go on from."""
+    """The stored form of a simulation, from which another process can go on."""
 
     id: str
     tick: int
     time_s: float
     params: dict[str, Any]
     seed: int
-    state: msgspec.Raw  # what `SimState.save` gave, as MessagePack
+    state: msgspec.Raw  # the result of `SimState.save`, as MessagePack
     random_state: tuple[int, tuple[int, ...], float | None]  # of `SimState.random`
 
 
 class Simulation:
-    """One state, and how far it is. Every method may raise what the app's code raises."""
+    """One state, its tick count and its simulated time.
+
+    Every method may raise any error of the app's code.
+    """
 
     __slots__ = ("_failure", "context", "state", "tick", "time_s")
 
     def __init__(self, kind: Kind, context: ShardContext, saved: Saved | None = None) -> None:
-        """Begin, or go on from where `saved` was."""
+        """Make a new state, or go on from `saved`."""
         self.context = context
         self.tick = 0
         self.time_s = 0.0  # the sum of all steps
@@ -51,11 +56,11 @@ class Simulation:
             self.state.restore(msgspec.msgpack.decode(saved.state))
 
     def advance(self, inputs: Sequence[tuple[str, Any]], dt_s: float) -> list[str | None]:
-        """One tick: apply the inputs (sid, value) in order, then let `dt_s` pass.
+        """Run one tick: apply the inputs (sid, value) in order, then advance by `dt_s`.
 
         Returns:
-            For each input why it was refused, or None. One that fails is refused as well, as
-            it is its sender's to have found what the app did not think of.
+            For each input the reason of its refusal, or None. An input whose handling raises an
+            unforeseen error is refused too, so that one client cannot stop the shard of all.
         """
         self.tick += 1
         started_s = self.time_s
@@ -75,17 +80,17 @@ class Simulation:
         return refused
 
     def take_failure(self) -> str | None:
-        """The traceback of the last input that failed, once."""
+        """Return the traceback of the last input that failed, once."""
         failure, self._failure = self._failure, None
         return failure
 
     def digest(self) -> str:
-        """A hash of what everybody sees now: equal states have equal ones."""
+        """Return a hash of the shared snapshot. Equal states have equal digests."""
         encoded = msgspec.json.encode(self.state.snapshot(), order="deterministic")
         return hashlib.sha256(encoded).hexdigest()
 
     def save(self) -> Saved | None:
-        """The simulation at rest; None where its class keeps nothing."""
+        """Return the stored form; None if the class saves nothing."""
         saved = self.state.save()
         if saved is None:
             return None

@@ -1,12 +1,12 @@
-"""Snapshots on their way out: encoded once for all who see the same, whole or as a delta.
+"""Snapshots: encodes them once for all connections that share a view, whole or as a delta.
 
-A `View` is what one subscriber, or all of them, see after one tick. It encodes lazily: a format
-or a framing that nobody asked for costs nothing, and what several asked for is made once.
+A `View` is the snapshot of one subscriber, or of all, after one tick. It encodes on demand: a
+format or framing that no connection uses costs nothing, and one that several use is made once.
 
-A delta (spec/realtime.md §4.2) has what changed since the subscriber's last frame: objects are
-gone into, arrays and scalars replaced whole, and a key that is gone is null.
+A delta (spec/realtime.md §4.2) holds the changes since the subscriber's last frame. It descends
+into objects, replaces arrays and scalars whole, and sends null for a removed key.
 
-Called by `pylon.realtime.shard`.
+Called by `pylon.realtime.shard` and `pylon.realtime.audience`.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ import orjson
 
 
 class Format(enum.Enum):
-    """How payloads are encoded."""
+    """Encoding of payloads."""
 
     JSON = "json"
     MSGPACK = "msgpack"
 
 
 class Wire(Protocol):
-    """How payloads become frames. One object for all connections that share it."""
+    """Framing of payloads. Connections with the same framing share one object."""
 
     format: Format
 
     def frame(self, tick: int, payload: bytes) -> bytes:
-        """The bytes for the socket."""
+        """Return the bytes for the socket."""
 
 
 class Ack(msgspec.Struct, frozen=True):
-    """The last input of a connection that was applied, and by which tick."""
+    """The last applied input of a connection, and the tick that applied it."""
 
     client_seq: int | None
     server_seq: int
@@ -43,7 +43,7 @@ class Ack(msgspec.Struct, frozen=True):
 
 
 class _Unchanged:
-    """The delta between equals."""
+    """Type of the delta between equal values."""
 
 
 UNCHANGED: Final = _Unchanged()
@@ -52,9 +52,9 @@ _MSGPACK: Final = msgspec.msgpack.Encoder()
 
 
 def encode(value: Any, format: Format) -> bytes:  # noqa: A002  the wire's own word
-    """`value` as bytes; `msgspec.Raw` within it is taken as it is.
+    """Return `value` as bytes. A `msgspec.Raw` within it is copied as it is.
 
-    Integers beyond 64 bits, which MessagePack does not have, are floats in it.
+    MessagePack has no integers beyond 64 bits; they become floats.
     """
     if format is Format.JSON:
         return _JSON.encode(value)
@@ -65,9 +65,9 @@ def encode(value: Any, format: Format) -> bytes:  # noqa: A002  the wire's own w
 
 
 def delta_between(before: Any, after: Any) -> Any:
-    """What turns `before` into `after` (plain values), or `UNCHANGED`."""
+    """Return the delta that turns `before` into `after` (plain values), or `UNCHANGED`."""
     if not isinstance(before, dict) or not isinstance(after, dict):
-        return UNCHANGED if _same(before, after) else after
+        return UNCHANGED if _is_equal(before, after) else after
     changed = {}
     for key, value in after.items():
         if key not in before:
@@ -82,21 +82,21 @@ def delta_between(before: Any, after: Any) -> Any:
     return changed or UNCHANGED
 
 
-def _same(before: Any, after: Any) -> bool:
-    # True == 1 == 1.0 in Python, and not on the wire.
+def _is_equal(before: Any, after: Any) -> bool:
+    # True == 1 == 1.0 in Python, but they differ on the wire.
     if type(before) is not type(after):
         return False
     if isinstance(before, list):
-        return len(before) == len(after) and all(map(_same, before, after))
+        return len(before) == len(after) and all(map(_is_equal, before, after))
     if isinstance(before, dict):
         return before.keys() == after.keys() and all(
-            _same(value, after[key]) for key, value in before.items()
+            _is_equal(value, after[key]) for key, value in before.items()
         )
     return bool(before == after)
 
 
 class View:
-    """What some subscribers see after a tick."""
+    """The snapshot of some subscribers after a tick, with its encodings."""
 
     __slots__ = ("_deltas", "_frames", "_payloads", "_plain", "_value", "tick")
 
@@ -106,30 +106,30 @@ class View:
         self._plain: Any = UNCHANGED
         self._payloads: dict[Format, bytes] = {}
         self._frames: dict[Wire, bytes] = {}
-        # The base is kept with what was made of it, so that its id stays its own.
+        # Each entry keeps its base, so that no other object can get the id in the key.
         self._deltas: dict[tuple[int, Format], tuple[Any, bytes | None]] = {}
 
     @property
     def plain(self) -> Any:
-        """The snapshot as dicts, lists and scalars, which a later delta starts from."""
+        """Return the snapshot as dicts, lists and scalars: the base of a later delta."""
         if self._plain is UNCHANGED:
             self._plain = msgspec.to_builtins(self._value, str_keys=True)
         return self._plain
 
     def frame(self, wire: Wire) -> bytes:
-        """The whole snapshot as a frame."""
+        """Return the whole snapshot as a frame."""
         frame = self._frames.get(wire)
         if frame is None:
             frame = self._frames[wire] = wire.frame(self.tick, self._payload(wire.format))
         return frame
 
     def frame_with_ack(self, wire: Wire, ack: Ack | None) -> bytes:
-        """The whole snapshot in the envelope of ``?ack=1``."""
+        """Return the whole snapshot as a frame in the envelope of ``?ack=1``."""
         snapshot = msgspec.Raw(self._payload(wire.format))
         return wire.frame(self.tick, encode({"snapshot": snapshot, "ack": ack}, wire.format))
 
     def delta_frame(self, base: Any, wire: Wire) -> bytes | None:
-        """What changed since `base` as a frame; None if nothing did."""
+        """Return the changes since `base` as a frame; None if there are none."""
         delta = self._delta(base, wire.format)
         if delta is None:
             return None
@@ -137,7 +137,7 @@ class View:
         return wire.frame(self.tick, encode(body, wire.format))
 
     def delta_frame_with_ack(self, base: Any, wire: Wire, ack: Ack | None) -> bytes:
-        """The same with an ack, which is news even where nothing changed."""
+        """Return the changes since `base` and an ack as a frame, also if there are no changes."""
         delta = self._delta(base, wire.format)
         changed = msgspec.Raw(encode({}, wire.format) if delta is None else delta)
         body = {"delta": changed, "tick": self.tick, "ack": ack}

@@ -1,4 +1,4 @@
-"""What an app writes to have a shard: a simulation as a class, registered by name.
+"""SimState: the base class of an app's simulations.
 
     from pylon import SimState, shard
 
@@ -10,11 +10,13 @@
         def tick(self, dt_s): ...
         def snapshot(self): ...
 
-Invariants: all methods of one state are called in one greenlet, one at a time, and must not
-block: a tick holds up every other shard of its process. What a method raises harms its own
-shard only (`pylon.realtime.shard`). A state that takes all its chance from `self.random` and
-all its time from the arguments gives the same snapshots whenever it is replayed. Subclassed by
-apps; called by `pylon.realtime.shard`. Source: spec/realtime.md §4.3.
+Invariants: Pylon calls the methods of one state one at a time. They must not block, because a tick
+delays every other shard of its process. An error in a method harms its own shard only. A replay
+gives the same snapshots if the state takes randomness from `self.random` only, and time from the
+arguments only.
+
+Subclassed by apps; called by `pylon.realtime.shard`, `.simulation` and `.replay`.
+Source: spec/realtime.md §4.3.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from pylon.errors import SubscribeRefused
 
 @dataclass(frozen=True, slots=True)
 class ShardContext:
-    """What a state is made with."""
+    """Arguments of a new state."""
 
     id: str  # the whole id, e.g. "arena:42"
     name: str  # the registered name, e.g. "arena"
@@ -39,44 +41,58 @@ class ShardContext:
 
 
 class SimState:
-    """Base class of simulations. Every method but `snapshot` has a default."""
+    """Base class of simulations. All methods except `snapshot` have a default."""
 
     Input: ClassVar[Any] = dict[str, Any]
-    """What clients send; validated on arrival by msgspec, so methods see this type only."""
+    """Type of the inputs. msgspec validates each on arrival, so methods see this type only."""
 
     def __init__(self, context: ShardContext) -> None:
         self.context = context
-        self.random = random.Random(context.seed)  # the only chance a replay can repeat
+        self.random = random.Random(context.seed)  # the only randomness that a replay repeats
 
     def joined(self, sid: str, auth: AuthContext) -> None:
-        """A subscriber came (not called again for a second connection of the same `sid`, nor
-        for one that came back within `allow_reconnection_s`)."""
+        """Add a subscriber.
+
+        Pylon does not call it for a second connection of the same `sid`, nor for a subscriber who
+        reconnects within `allow_reconnection_s`.
+        """
 
     def left(self, sid: str) -> None:
-        """Its last connection is gone, and the time to come back is over."""
+        """Remove a subscriber who has no connection and can no longer reconnect."""
 
     def apply_input(self, sid: str, input: Any, received_at_s: float) -> None:  # noqa: A002
-        """Apply one input. `received_at_s` is the simulated time of its tick's start, which a
-        replay repeats. Raise `InputRejected(reason)` for one that the rules forbid."""
+        """Apply one input. Raise `InputRejected(reason)` if the rules forbid it.
+
+        `received_at_s` is the simulated time at the start of the tick, which a replay repeats.
+        """
 
     def tick(self, dt_s: float) -> None:
-        """Advance by `dt_s` seconds: the fixed step, 0 on the first tick."""
+        """Advance by `dt_s` seconds: the fixed step, or 0 on the first tick.
+
+        In an event-driven kind (`tick_rate_hz=0`) it is the time since the last tick.
+        """
 
     def snapshot(self) -> Any:
-        """What everybody sees: anything that msgspec can encode."""
+        """Return the state that all subscribers see: any value that msgspec can encode."""
         raise NotImplementedError
 
     def snapshot_for(self, sid: str) -> Any:
-        """What one subscriber sees. Leave it alone and one encoded snapshot is shared by all."""
+        """Return the state that one subscriber sees.
+
+        Without an override all subscribers share one encoded snapshot.
+        """
         return self.snapshot()
 
     def is_finished(self) -> bool:
-        """Asked after each tick; True stops the shard."""
+        """Whether the shard is to stop. Called after each tick."""
         return False
 
     def authorize_subscribe(self, sid: str, auth: AuthContext) -> None:
-        """Pass, or raise `SubscribeRefused(reason)`. By default an admin may be anybody,
-        and everybody else only the user that they are (spec/realtime.md §4.3)."""
+        """Return, or raise `SubscribeRefused(reason)`.
+
+        By default an admin may use any `sid`, and a user only their own id
+        (spec/realtime.md §4.3).
+        """
         if auth.is_admin:
             return
         if auth.user_id is None:
@@ -87,11 +103,11 @@ class SimState:
             )
 
     def authorize_input(self, sid: str, auth: AuthContext, input: Any) -> None:  # noqa: A002
-        """Pass, or raise `InputRejected(reason)`."""
+        """Return, or raise `InputRejected(reason)`."""
 
     def save(self) -> Any:
-        """What `restore` needs, as anything that msgspec can encode; None: not kept."""
+        """Return a value for `restore`, which msgspec can encode; None: nothing is saved."""
         return None
 
     def restore(self, saved: Any) -> None:
-        """Take over what `save` gave, in a fresh state, before its first tick."""
+        """Set a new state from the result of `save`, before its first tick."""

@@ -117,12 +117,12 @@ class Counters(SimState):
 @contextmanager
 def registered(state: type[SimState], **config: Any) -> Iterator[Kind]:
     """A kind named "sim" of `state`, for the time of the block."""
-    kinds.forget()
+    kinds.clear_registry()
     kinds.shard("sim", **config)(state)
     try:
         yield kinds.kinds()["sim"]
     finally:
-        kinds.forget()
+        kinds.clear_registry()
 
 
 def shard_of(kind: Kind, shard_id: str = "sim:1", now_s: float = 0.0, **more: Any) -> Shard:

@@ -88,10 +88,10 @@ class Matchmaking:
             self._shards.for_shard(command)
         except PylonError as ex:  # they wait on; the next step tries again
             _log.warning("match.failed", shard=match.shard_id, code=ex.code, message=ex.message)
-            self._matchmaker.failed(match)
+            self._matchmaker.requeue_match(match)
             self._open.pop(match.shard_id, None)
             return
-        told = self._matchmaker.placed(match, self._clock.monotonic_s())
+        told = self._matchmaker.confirm_match(match, self._clock.monotonic_s())
         if match.mode.backfill and match.is_new:
             self._open[match.shard_id] = match
         _log.info("match.placed", shard=match.shard_id, mode=match.mode.name, players=len(told))
