@@ -167,7 +167,7 @@ HTTP_OUTGOING_BYTES: Final = 128 * 1024 * 1024  # of its answers whose clients a
 SLOW_REQUEST_S: Final = 1.0  # an HTTP request that takes longer is logged
 
 SANDBOX_CPU_S: Final = 2.0  # of CPU, to merge an update before the writer does
-TASTERS: Final = 2  # processes that merge on trial, each HTTP worker; a caller has one at a time
+SANDBOX_PROCESSES: Final = 2  # for each HTTP or ws worker; a caller has one at a time
 SANDBOX_MEMORY_BYTES: Final = 1024 * 1024 * 1024  # of address space; most of it is never touched
 DOCUMENT_UPDATE_BYTES: Final = 128 * 1024  # of one push to a document
 DOCUMENT_BYTES: Final = 1024 * 1024  # of a document, its history included

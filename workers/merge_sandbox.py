@@ -1,15 +1,15 @@
-"""The merge sandbox of a worker: processes that merge updates on trial (`pylon.crdt.sandbox`).
+"""The merge sandbox of a worker: processes that merge untrusted updates (`pylon.crdt.sandbox`).
 
-A process takes one update at a time. Callers wait in turn and have at most one process each
-(`pylon.admission`), so a client whose updates take long delays only itself. If a process dies over
-an update, or exceeds the CPU time (`limits.SANDBOX_CPU_S`), the update is refused with 400, and the
-next update gets a new process. A process that does not start, or gives no verdict in time, means
+A process serves one request at a time. Callers wait in turn and have at most one process each
+(`pylon.admission`), so a client with slow updates delays only itself. If a process dies over an
+update, or exceeds its CPU time (`limits.SANDBOX_CPU_S`), the call refuses the update with 400, and
+the next call starts a new process. A process that does not start, or does not reply in time, means
 503.
 
-Invariant: a call ends in a verdict on its own update. A process whose answer was not awaited is
-ended, so that a later call cannot take that answer for its own.
+Invariant: a call returns the reply to its own request. A call that gives up ends its process, so
+that no later call reads that reply.
 
-Bound: limits.TASTERS processes for each HTTP and ws worker, started when needed. Metrics:
+Bound: `limits.SANDBOX_PROCESSES` processes for each HTTP and ws worker, started on demand. Metrics:
 pylon_document_merge_checks_total, pylon_admission_queue_length{queue="merge"}. Called by
 `pylon.api.sync.documents`, and by `workers.ws.documents` for documents with hidden history.
 """
@@ -26,7 +26,7 @@ from gevent import subprocess  # its pipes let other greenlets run
 from pylon import limits, metrics
 from pylon.admission import Admission
 from pylon.crdt.redaction import Run
-from pylon.crdt.sandbox import LENGTH_BYTES, MergeRequest, RedactRequest, frame, verdicts
+from pylon.crdt.sandbox import LENGTH_BYTES, MergeRequest, RedactRequest, frame, replies
 from pylon.errors import CrdtDecodeFailed, Unavailable
 from pylon.errors.wire import WireError
 from pylon.storage.interface import StoredDocument
@@ -38,31 +38,33 @@ _COMMAND: Final = (sys.executable, "-P", "-m", "pylon.crdt.sandbox")
 
 
 class MergeSandbox:
-    """The processes of one worker. `close` them at the end."""
+    """The sandbox processes of one worker. Call `close` at the end."""
 
     def __init__(self) -> None:
-        self._admission = Admission("merge", limits.TASTERS, 1)
-        self._all = [_SandboxProcess() for _ in range(limits.TASTERS)]
+        self._admission = Admission("merge", limits.SANDBOX_PROCESSES, 1)
+        self._all = [_SandboxProcess() for _ in range(limits.SANDBOX_PROCESSES)]
         self._free = list(self._all)
 
     def check_merge(self, parts: Sequence[bytes], update: bytes, caller: str) -> bytes:
-        """The update to merge into the document of `parts`: `update`, or its new part.
+        """Check an update against the document of `parts`; return the update to merge.
+
+        That is `update`, or only its new changes.
 
         Args:
             caller: the subject (`pylon.rates`) whose share of the processes the call takes.
 
         Raises:
-            CrdtDecodeFailed: it cannot, or ended the process.
+            CrdtDecodeFailed: Loro cannot merge the update, or it ended the process.
             LimitExceeded: the document would be too large.
-            Unavailable: too many wait, or there is no verdict.
+            Unavailable: too many calls wait, or the process did not reply.
         """
         return self._ask(MergeRequest(list(parts), update), caller) or update
 
     def shown(self, stored: StoredDocument, runs: Sequence[Run], caller: str) -> bytes:
-        """A document without its hidden history (`pylon.crdt.document.shown`).
+        """Return a document without its hidden history (`pylon.crdt.document.shown`).
 
         Raises:
-            CrdtDecodeFailed: it cannot be read, or ended the process.
+            CrdtDecodeFailed: Loro cannot read the document, or it ended the process.
             Unavailable: as for `check_merge`.
         """
         document = self._ask(RedactRequest(list(stored.parts), list(runs)), caller)
@@ -73,11 +75,11 @@ class MergeSandbox:
     def _ask(self, request: MergeRequest | RedactRequest, caller: str) -> bytes | None:
         if not self._admission.enter(caller, limits.CALL_TIMEOUT_S):
             raise Unavailable("Too many documents wait", hint="Try again in a moment")
-        taster = self._free.pop()
+        process = self._free.pop()
         try:
-            answer = taster.ask(request)
+            answer = process.ask(request)
         finally:
-            self._free.append(taster)
+            self._free.append(process)
             self._admission.leave(caller)
         is_error = isinstance(answer, WireError)
         metrics.DOCUMENT_MERGE_CHECKS.labels("refused" if is_error else "good").inc()
@@ -87,12 +89,12 @@ class MergeSandbox:
 
     def close(self) -> None:
         """End the processes."""
-        for taster in self._all:
-            taster.close()
+        for process in self._all:
+            process.close()
 
 
 class _SandboxProcess:
-    """One process, or none yet."""
+    """One process, which the first request starts."""
 
     __slots__ = ("process",)
 
@@ -110,11 +112,11 @@ class _SandboxProcess:
             metrics.DOCUMENT_MERGE_CHECKS.labels("died").inc()
             raise CrdtDecodeFailed("The update cannot be merged") from None
         finally:
-            if not done:  # also when this greenlet is killed meanwhile
+            if not done:  # also if this greenlet was killed
                 self.close()
         if not done:
             metrics.DOCUMENT_MERGE_CHECKS.labels("silent").inc()
-            raise _no_verdict()
+            raise _no_reply()
         return answer
 
     def close(self) -> None:
@@ -128,10 +130,10 @@ class _SandboxProcess:
                     pipe.close()
 
     def _running(self) -> Popen[bytes]:
-        """The process, ready for an update.
+        """Return the process, started and ready for a request.
 
         Raises:
-            Unavailable: it does not start.
+            Unavailable: the process does not start.
         """
         if self.process is not None and self.process.poll() is None:
             return self.process
@@ -144,7 +146,7 @@ class _SandboxProcess:
             self.process = process
             _read(process)
         except (OSError, EOFError) as ex:
-            raise _no_verdict() from ex
+            raise _no_reply() from ex
         return process
 
 
@@ -160,13 +162,13 @@ def _answer_of(
 def _read(process: Popen[bytes]) -> WireError | bytes | None:
     stdout: Any = process.stdout
     head = _exactly(stdout, LENGTH_BYTES)
-    answer: WireError | bytes | None = verdicts.decode(
+    answer: WireError | bytes | None = replies.decode(
         _exactly(stdout, int.from_bytes(head, "big"))
     )
     return answer
 
 
-def _no_verdict() -> Unavailable:
+def _no_reply() -> Unavailable:
     return Unavailable("The update could not be tried", hint="Try again in a moment")
 
 

@@ -1,17 +1,18 @@
 """One row's Loro document: its fields in the root map `row` (spec/realtime.md §6.1).
 
-Text fields (richtext, or `crdt: "text"`) are LoroText containers, all others plain values, and
-whole numbers are kept as floats. Null is an absent key. Projection goes the other way: absent is
-null, a text is its string, any other container null; a value that no row could hold is refused.
+Text fields (richtext, or `crdt: "text"`) are LoroText containers. All other fields are plain
+values, and whole numbers are floats. Null is an absent key. The projection of a document to a row
+does the reverse: an absent key is null, a text is its string, any other container is null. It
+refuses a value that no row can hold.
 
-Loro tells of undecodable bytes with a bare `BaseException`, and pyo3 of a defect in Loro with a
-`PanicException` (which cannot be imported). Both are turned into errors of ours here, and only
+Loro raises a bare `BaseException` for undecodable bytes, and pyo3 raises a `PanicException`, which
+cannot be imported, for a defect in Loro. This module turns both into errors of Pylon, and only
 around Loro's own calls.
 
-Invariants: a document that raised is in an unknown state and must be thrown away, never stored;
-each object has a peer id of its own, so a change that was never stored cannot be taken for
-another one later. One thread at a time. Used by the writer, by HTTP workers (`check`) and by ws
-workers (`merged`).
+Invariants: a document that raised is in an unknown state; its caller must drop it and never store
+it. Each object has its own peer id, so no later change has the id of one that was never stored.
+Used from one thread at a time. Called by the writer, by the merge sandbox (`check`, `check_merge`,
+`shown`, `without_known`) and by `workers.ws.documents` (`merged`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import loro
 import orjson
 
 from pylon import limits
-from pylon.crdt.redaction import Run, Spans, blank, gone_ids, joined, within
+from pylon.crdt.redaction import Run, Spans, blank, joined, removed_ids, within
 from pylon.errors import CrdtApplyFailed, CrdtDecodeFailed, CrdtHistoryMissing, LimitExceeded
 from pylon.manifest.model import Entity, Field, FieldType
 
@@ -36,17 +37,17 @@ _NUMBERS: Final = frozenset({FieldType.INT, FieldType.FLOAT})
 
 
 class Document:
-    """See the module."""
+    """A Loro document and the fields of its entity."""
 
     __slots__ = ("_doc", "_fields", "_map")
 
     def __init__(self, entity: Entity, parts: Sequence[bytes] = ()) -> None:
         """
         Args:
-            parts: what is stored of it: a snapshot, then updates. None: an empty document.
+            parts: the stored snapshot, then updates. Without parts the document is empty.
 
         Raises:
-            CrdtDecodeFailed: they are no whole document.
+            CrdtDecodeFailed: the parts are no complete document.
         """
         self._fields = entity.by_name
         with _loro():
@@ -58,21 +59,21 @@ class Document:
             self._map = self._doc.get_map(_ROOT)
 
     def encoded_version(self) -> bytes:
-        """`version` as bytes."""
+        """Return `version` as bytes."""
         with _loro():
             return self._doc.oplog_vv.encode()
 
     @property
     def version(self) -> Version:
-        """Which changes it has. Equal versions are equal documents."""
+        """Return the version vector of its changes. Equal versions are equal documents."""
         return self._doc.oplog_vv
 
     def take(self, update: bytes) -> None:
         """Merge an update or a snapshot.
 
         Raises:
-            CrdtDecodeFailed: it cannot be decoded, or not be merged.
-            CrdtHistoryMissing: it builds on changes that are not here.
+            CrdtDecodeFailed: Loro cannot decode or merge the update.
+            CrdtHistoryMissing: the update builds on changes that this document lacks.
         """
         with _loro():
             status = self._doc.import_(update)
@@ -83,10 +84,10 @@ class Document:
             )
 
     def differing(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields in which the document says something else than `row`, as it has them.
+        """Return the document's values of the fields in which it differs from `row`.
 
         Raises:
-            CrdtApplyFailed: a field has what no row can hold.
+            CrdtApplyFailed: a field has a value that no row can hold.
         """
         found: dict[str, Any] = {}
         with _loro():
@@ -97,13 +98,14 @@ class Document:
         return found
 
     def assign(self, values: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> None:
-        """Set fields, as a change of the server's. Of a text only the part that differs, from
-        the first differing character to the last, is replaced, so that what others type
-        elsewhere in it at the same time stays where it was typed.
+        """Set fields, as a change of the server.
+
+        In a text it replaces only the part from the first to the last differing character. So
+        concurrent edits elsewhere in the text keep their positions.
 
         Args:
-            known: the row that the document says now, if somebody knows it: a text that was
-                edited often takes long to put together.
+            known: the present projection of the document, if the caller has it. It avoids
+                `to_string`, which is slow for a text with many edits.
         """
         with _loro():
             for name, value in values.items():
@@ -111,12 +113,12 @@ class Document:
             self._doc.commit()
 
     def changes_since(self, version: Version) -> bytes:
-        """What came after `version`, for those who have that."""
+        """Return the changes after `version` as an update."""
         with _loro():
             return self._doc.export(loro.ExportMode.Updates(version))
 
     def snapshot(self) -> bytes:
-        """The whole document, with its history."""
+        """Return the whole document, with its history."""
         with _loro():
             return self._doc.export(loro.ExportMode.Snapshot())
 
@@ -155,9 +157,10 @@ class Document:
 
 
 def refuse_reserved(entity: Entity) -> None:
-    """
+    """Raise if the entity has a field of a reserved CRDT kind.
+
     Raises:
-        CrdtApplyFailed: the entity has a field of a kind that is only reserved.
+        CrdtApplyFailed: a field has such a kind.
     """
     for field in entity.fields:
         if field.crdt in _RESERVED:
@@ -173,29 +176,30 @@ def is_text(field: Field) -> bool:
 
 
 def check(update: bytes) -> None:
-    """Merge an update into nothing, to see that it can be done at all: what makes Loro fail, or
-    swells beyond all bounds, does so in the process that calls this, and not in the writer.
-    The value as a whole is never asked for, here or elsewhere: Loro puts it together by
-    recursion, and ten thousand containers within each other overrun the stack.
+    """Merge an update into an empty document, to see whether Loro can merge it.
+
+    An update that makes Loro fail, or that expands without bound, does so in the calling process
+    and not in the writer. No caller reads the value as a whole: Loro builds it by recursion, and
+    ten thousand nested containers overrun the stack.
 
     Raises:
-        CrdtDecodeFailed: it cannot be decoded.
+        CrdtDecodeFailed: Loro cannot decode the update.
         LimitExceeded: the document would be larger than `limits.DOCUMENT_BYTES`.
     """
     with _loro():
         doc = loro.LoroDoc()
         doc.import_(update)
-        # All content as an update is not compressed: it is as large as the document is.
+        # An update with all content is uncompressed, so its size is that of the document.
         size_bytes = len(doc.export(loro.ExportMode.Updates(loro.VersionVector())))
     if size_bytes > limits.DOCUMENT_BYTES:
         raise too_large()
 
 
 def check_merge(parts: Sequence[bytes], update: bytes) -> None:
-    """Merge an update into what is stored of a document, as the writer will.
+    """Merge an update into the stored parts of a document, as the writer will.
 
     Raises:
-        CrdtDecodeFailed: it cannot be done.
+        CrdtDecodeFailed: Loro cannot merge them.
     """
     with _loro():
         doc = loro.LoroDoc()
@@ -206,7 +210,7 @@ def check_merge(parts: Sequence[bytes], update: bytes) -> None:
 
 
 def too_large() -> LimitExceeded:
-    """The error for a document, or an update, that is too large."""
+    """Return the error for a document or an update that is too large."""
     return LimitExceeded(
         f"The document would be larger than {limits.DOCUMENT_BYTES} bytes, or its history than "
         f"{limits.DOCUMENT_HISTORY_BYTES}",
@@ -215,10 +219,10 @@ def too_large() -> LimitExceeded:
 
 
 def merged(parts: Sequence[bytes]) -> bytes:
-    """One snapshot of a snapshot and updates.
+    """Return one snapshot of a snapshot and updates.
 
     Raises:
-        CrdtDecodeFailed: they are no document.
+        CrdtDecodeFailed: the parts are no document.
     """
     with _loro():
         doc = loro.LoroDoc()
@@ -227,11 +231,12 @@ def merged(parts: Sequence[bytes]) -> bytes:
 
 
 def shown(parts: Sequence[bytes], runs: Sequence[Run]) -> bytes:
-    """The document of `parts` for a reader from whom `runs` of it were hidden
-    (`pylon.crdt.redaction`).
+    """Return a snapshot for a reader from whom `runs` of the document were hidden.
+
+    `pylon.crdt.redaction` blanks the content.
 
     Raises:
-        CrdtDecodeFailed: they are no document.
+        CrdtDecodeFailed: the parts are no document.
     """
     with _loro():
         doc = loro.LoroDoc()
@@ -241,10 +246,10 @@ def shown(parts: Sequence[bytes], runs: Sequence[Run]) -> bytes:
         for run in runs:
             until = _version(run.shown, doc)
             updates = _json_updates(doc, until)
-            gone = gone_ids(updates)
+            removed = removed_ids(updates)
             begin, end = _version(run.begin, None), _version(run.end, doc)
             for peer in map(int, updates["peers"]):
-                spans = within(gone, peer, _count(begin, peer), _count(end, peer))
+                spans = within(removed, peer, _count(begin, peer), _count(end, peer))
                 hidden[peer] = joined(hidden.get(peer, []) + spans)
         updates = _json_updates(doc, until)
         blank(updates, hidden)
@@ -253,15 +258,17 @@ def shown(parts: Sequence[bytes], runs: Sequence[Run]) -> bytes:
         made.import_(doc.export(loro.ExportMode.Updates(until)))
         if made.oplog_vv == doc.oplog_vv and _fields_of(made) == _fields_of(doc):
             return made.export(loro.ExportMode.Snapshot())
-        # Redaction has erred: then without any history, which an older copy cannot merge.
+        # The redaction failed: send no history at all. An older copy cannot merge that.
         return doc.export(loro.ExportMode.ShallowSnapshot(doc.oplog_frontiers))
 
 
 def without_known(parts: Sequence[bytes], update: bytes) -> bytes:
-    """The changes of a client's whole history that are not stored. Stored ones may be blank in it.
+    """Return the changes in a client's whole history that `parts` lack.
+
+    The stored changes may be blank in the client's copy.
 
     Raises:
-        CrdtDecodeFailed: it is no whole history.
+        CrdtDecodeFailed: the update is no whole history.
     """
     with _loro():
         doc = loro.LoroDoc()
@@ -274,7 +281,7 @@ def without_known(parts: Sequence[bytes], update: bytes) -> bytes:
 
 
 def _version(encoded: bytes, doc: loro.LoroDoc | None) -> Version:
-    """A version; for no bytes that of `doc`, or of an empty document."""
+    """Decode a version. Without bytes it is that of `doc`, or of an empty document."""
     if encoded:
         return loro.VersionVector.decode(encoded)
     return loro.VersionVector() if doc is None else doc.oplog_vv
@@ -285,13 +292,13 @@ def _json_updates(doc: loro.LoroDoc, until: Version) -> Any:
 
 
 def _count(version: loro.VersionVector, peer: int) -> int:
-    """How many of a peer's ids a version has."""
+    """Return how many ids of a peer a version has."""
     last = version.get_last(peer)
     return 0 if last is None else last + 1
 
 
 def _fields_of(doc: loro.LoroDoc) -> dict[str, object]:
-    """The row that the document shows."""
+    """Return the projection of the document, by field."""
     fields: dict[str, object] = {}
     root = doc.get_map(_ROOT)
     for name in root.keys():  # noqa: SIM118  (a LoroMap is no dict)
@@ -306,7 +313,7 @@ def _fields_of(doc: loro.LoroDoc) -> dict[str, object]:
 
 @contextmanager
 def _loro() -> Iterator[None]:
-    """Turns what Loro raises into `CrdtDecodeFailed`, and lets all else pass."""
+    """Turn an error of Loro into `CrdtDecodeFailed`; let other errors pass."""
     try:
         yield
     except BaseException as error:
@@ -326,7 +333,7 @@ def _loro_value(field: Field, value: Any) -> Any:
 
 
 def _same(field: Field, value: Any, wanted: Any) -> bool:
-    """Whether the document's value is what it would be for the row's."""
+    """Whether the document has the value that `assign` would set for `wanted`."""
     if wanted is None or value is None:
         return wanted is value
     if field.type in _NUMBERS:
@@ -335,25 +342,26 @@ def _same(field: Field, value: Any, wanted: Any) -> bool:
 
 
 def _replace(text: loro.LoroText, wanted: str, known: Any) -> None:
-    """Make `text` say `wanted`, by one deletion and one insertion between what both share."""
+    """Set `text` to `wanted` by one deletion and one insertion inside the common ends."""
     current = known
     if not isinstance(current, str) or len(current) != text.len_unicode:
         current = text.to_string()
     if current == wanted:
         return
     start = _shared(current, wanted, from_end=False)
-    most = min(len(current), len(wanted)) - start
-    end = min(_shared(current, wanted, from_end=True), most)
-    gone = len(current) - start - end
-    if gone:
-        text.delete(start, gone)
+    end = min(
+        _shared(current, wanted, from_end=True), min(len(current), len(wanted)) - start
+    )
+    deleted = len(current) - start - end
+    if deleted:
+        text.delete(start, deleted)
     added = wanted[start : len(wanted) - end]
     if added:
         text.insert(start, added)
 
 
 def _shared(one: str, other: str, *, from_end: bool) -> int:
-    """How many characters both begin (or end) with: found by halving, which compares in C."""
+    """Return the length of the common start (or end), by bisection, which compares in C."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

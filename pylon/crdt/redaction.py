@@ -3,18 +3,18 @@
 A reader from whom a row was hidden gets the same changes, under the same ids, as all others. So a
 copy of any age merges them, and later edits merge into every other copy. Content that was written
 while the row was hidden, and removed before the row came into view, is blank: characters are
-U+FFFD, values null. (A shallow snapshot would have no such history, but an older copy could not
-import it: its changes would stay pending for ever.)
+U+FFFD, values are null. (A shallow snapshot has no such history, but an older copy cannot import
+it: its changes would stay pending for ever.)
 
-Works on Loro's JSON updates (schema 1): each character, list item and value is named by the peer
-and counter of the change that made it, and a deletion names what it removes.
+It works on Loro's JSON updates (schema 1). Each character, list item and value has the id of the
+change that made it (peer and counter), and a deletion contains the ids that it removes.
 
-Invariants: ids, positions and lengths stay as they are, and so does all that the document shows in
-the fields of rows. The same changes and ids give the same blanks, for Loro refuses a copy of a
-change that has another content. Other things that clients put into a document (movable lists,
-trees, marks) lose rather too much than too little.
+Invariants: ids, positions and lengths do not change, nor do the fields that the document shows. The
+same changes and ids give the same blanks, because Loro refuses a copy of a change with other
+content. Clients may put other containers into a document (movable lists, trees, marks). Of these
+the module blanks too much rather than too little.
 
-Called by `pylon.crdt.document`, in the merge sandbox: it takes about 1 ms for each KiB of history.
+PERF: about 1 ms for each KiB of history. Called by `pylon.crdt.document`, in the merge sandbox.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any, Final
 
 import msgspec
 
-Id = tuple[str, int]  # peer, as the JSON numbers it, and counter
-Spans = dict[int, list[tuple[int, int]]]  # counters of each peer: first, and the one behind
+Id = tuple[str, int]  # index of the peer in the JSON's list, and counter
+Spans = dict[int, list[tuple[int, int]]]  # counters of each peer: first, and last + 1
 Stamp = tuple[int, int]  # Lamport time and peer: the later of two writes is the larger
 Slot = tuple[str, str]  # container and key, or movable list and item
 
@@ -37,9 +37,11 @@ _ROOT: Final = "cid:root-"
 
 
 class Run(msgspec.Struct, frozen=True, array_like=True):
-    """Changes that were hidden from a reader: those after the version `begin`, up to `end`, and
-    the version `shown` at which the row came into view. Versions as `Document.encoded_version`;
-    an empty `end` and `shown` are the newest one."""
+    """Changes that were hidden from a reader: those after the version `begin`, up to `end`.
+
+    `shown` is the version at which the row came into view. Versions are encoded as in
+    `Document.encoded_version`. An empty `end` or `shown` means the newest version.
+    """
 
     begin: bytes
     end: bytes
@@ -53,33 +55,32 @@ class _Found:
     removed: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # spans, by peer
     winners: dict[Slot, tuple[Stamp, Id]] = field(default_factory=dict)
     slot_by_id: dict[Id, Slot] = field(default_factory=dict)
-    item_by_id: dict[Id, Slot] = field(default_factory=dict)  # of lists, by what inserted it
+    item_by_id: dict[Id, Slot] = field(default_factory=dict)  # list items, by insertion
     place_by_item: dict[Slot, tuple[Stamp, Id]] = field(default_factory=dict)  # inserted or moved
     node_by_id: dict[Id, Slot] = field(default_factory=dict)
     is_shown: dict[str, bool] = field(default_factory=dict)
 
 
-def gone_ids(updates: dict[str, Any]) -> Spans:
-    """The characters, items and values that changes wrote and that the document no longer shows,
-    by the id of each."""
+def removed_ids(updates: dict[str, Any]) -> Spans:
+    """Return the ids of characters, items and values that the document no longer shows."""
     found = _Found()
     peers = [int(peer) for peer in updates["peers"]]
     for change in updates["changes"]:
         for identity, stamp, op in _ops(change, peers):
-            _note(found, identity, stamp, op["container"], op["content"])
+            _collect(found, identity, stamp, op["container"], op["content"])
     for peer, spans in found.removed.items():
         found.removed[peer] = joined(spans)
-    gone: Spans = {}
+    removed: Spans = {}
     for change in updates["changes"]:
         for (peer, counter), _, op in _ops(change, peers):
-            spans = list(_gone_of(found, (peer, counter), op["container"], op["content"]))
+            spans = list(_removed_by(found, (peer, counter), op["container"], op["content"]))
             if spans:
-                gone.setdefault(peers[int(peer)], []).extend(spans)
-    return {peer: joined(spans) for peer, spans in gone.items()}
+                removed.setdefault(peers[int(peer)], []).extend(spans)
+    return {peer: joined(spans) for peer, spans in removed.items()}
 
 
 def blank(updates: dict[str, Any], ids: Spans) -> None:
-    """Blank these characters, items and values, in place, and the messages beside them."""
+    """Blank the characters, items and values of `ids` in place, and their changes' messages."""
     peers = [int(peer) for peer in updates["peers"]]
     for change in updates["changes"]:
         peer = peers[int(_id(change["id"])[0])]
@@ -92,7 +93,7 @@ def blank(updates: dict[str, Any], ids: Spans) -> None:
 
 
 def within(ids: Spans, peer: int, begin: int, end: int) -> list[tuple[int, int]]:
-    """Those of a peer's ids from `begin` up to and without `end`."""
+    """Return the spans of a peer's ids from `begin` to below `end`."""
     return [
         (max(first, begin), min(stop, end)) for first, stop in ids.get(peer, ())
         if first < end and stop > begin
@@ -112,7 +113,7 @@ def _id(text: str) -> Id:
     return peer, int(counter)
 
 
-def _note(found: _Found, identity: Id, stamp: Stamp, container: str, content: Any) -> None:
+def _collect(found: _Found, identity: Id, stamp: Stamp, container: str, content: Any) -> None:
     kind = content["type"]
     if "start_id" in content:
         peer, first = _id(content["start_id"])
@@ -129,7 +130,7 @@ def _note(found: _Found, identity: Id, stamp: Stamp, container: str, content: An
         if kind == "create":
             found.node_by_id[_id(content["target"])] = slot
         elif kind == "delete":
-            found.slot_by_id.pop(identity, None)  # a node whose last change is this is gone
+            found.slot_by_id.pop(identity, None)  # a node with this last change does not exist
     elif kind == "insert" and isinstance(content.get("value"), list):
         peer, counter = identity
         for number in range(len(content["value"])):
@@ -152,7 +153,7 @@ def _compete(found: _Found, slot: Slot, stamp: Stamp, identity: Id) -> None:
         found.winners[slot] = (stamp, identity)
 
 
-def _gone_of(
+def _removed_by(
     found: _Found, identity: Id, container: str, content: Any
 ) -> Iterator[tuple[int, int]]:
     is_shown = _is_shown(found, container)
@@ -167,12 +168,12 @@ def _gone_of(
         if not (is_shown and isinstance(content["style_value"], bool)):
             yield counter, counter + 1
     elif content["type"] == "insert" and "key" not in content:
-        for at in range(counter, counter + len(content.get("value", ()))):
-            if not (is_shown and _shows(found, peer, at)):
-                yield at, at + 1
+        for number in range(counter, counter + len(content.get("value", ()))):
+            if not (is_shown and _shows(found, peer, number)):
+                yield number, number + 1
     elif "value" in content and content["type"] in ("insert", "set"):
         slot = found.slot_by_id[identity]
-        wins = found.winners[slot][1] == identity and not _is_gone(found, slot)
+        wins = found.winners[slot][1] == identity and not _is_item_removed(found, slot)
         if not (is_shown and wins):
             yield counter, counter + 1
 
@@ -186,21 +187,21 @@ def _blank(identity: Id, content: Any, spans: list[tuple[int, int]]) -> None:
             content["style_value"] = None
     elif content["type"] == "insert" and "key" not in content:
         content["value"] = [
-            _kept(value, (identity[0], at)) if _holds(spans, at) else value
-            for at, value in enumerate(content.get("value", ()), counter)
+            _kept(value, (identity[0], number)) if _holds(spans, number) else value
+            for number, value in enumerate(content.get("value", ()), counter)
         ]
     elif "value" in content and content["type"] in ("insert", "set") and _holds(spans, counter):
         content["value"] = _kept(content["value"], identity)
 
 
 def _shows(found: _Found, peer: str, counter: int) -> bool:
-    """Whether a list item is in the list at the end, with the value that it was inserted with."""
+    """Whether a list item is in the final list, with the value of its insertion."""
     item = found.item_by_id[peer, counter]
-    return item not in found.winners and not _is_gone(found, item)
+    return item not in found.winners and not _is_item_removed(found, item)
 
 
-def _is_gone(found: _Found, item: Slot) -> bool:
-    """Whether an item of a list has been removed from where it was last."""
+def _is_item_removed(found: _Found, item: Slot) -> bool:
+    """Whether a list item was removed from its last position."""
     place = found.place_by_item.get(item)
     return place is not None and _is_removed(found, *place[1])
 
@@ -210,39 +211,39 @@ def _is_removed(found: _Found, peer: str, counter: int) -> bool:
 
 
 def _holds(spans: list[tuple[int, int]], counter: int) -> bool:
-    at = bisect_right(spans, (counter, 1 << 62)) - 1
-    return at >= 0 and counter < spans[at][1]
+    index = bisect_right(spans, (counter, 1 << 62)) - 1
+    return index >= 0 and counter < spans[index][1]
 
 
 def _kept(value: Any, identity: Id) -> Any:
-    """The rest of a blanked value: a container stays, since its content has ids of its own."""
+    """Return what replaces a blanked value: a container stays, as its content has own ids."""
     own = f"{_CONTAINER}{identity[1]}@{identity[0]}:"
     return value if isinstance(value, str) and value.startswith(own) else None
 
 
 def _is_shown(found: _Found, container: str) -> bool:
-    """Whether a container is a part of the document at its end."""
+    """Whether a container belongs to the final document."""
     chain: list[str] = []
     verdict = True
-    at = container
-    while not at.startswith(_ROOT):
-        known = found.is_shown.get(at)
+    parent = container
+    while not parent.startswith(_ROOT):
+        known = found.is_shown.get(parent)
         if known is not None:
             verdict = known
             break
-        chain.append(at)
-        made_by = _id(at.removeprefix("cid:").rpartition(":")[0])
+        chain.append(parent)
+        made_by = _id(parent.removeprefix("cid:").rpartition(":")[0])
         slot = found.slot_by_id.get(made_by)
         if made_by in found.node_by_id:  # the data of a tree's node
             slot = found.node_by_id[made_by]
             verdict = found.winners[slot][1] in found.slot_by_id
-            at = slot[0]
+            parent = slot[0]
         elif slot is not None:
-            verdict = found.winners[slot][1] == made_by and not _is_gone(found, slot)
-            at = slot[0]
+            verdict = found.winners[slot][1] == made_by and not _is_item_removed(found, slot)
+            parent = slot[0]
         elif made_by in found.item_by_id:
             verdict = _shows(found, *made_by)
-            at = found.item_by_id[made_by][0]
+            parent = found.item_by_id[made_by][0]
         else:
             verdict = False
         if not verdict:
@@ -253,12 +254,12 @@ def _is_shown(found: _Found, container: str) -> bool:
 
 
 def _without(text: str, first: int, spans: list[tuple[int, int]]) -> str:
-    """`text`, whose characters count from `first`, without those in `spans`."""
+    """Return `text`, whose characters have the counters from `first` on, with `spans` blank."""
     end = first + len(text)
-    at = max(bisect_right(spans, (first, 1 << 62)) - 1, 0)
+    start = max(bisect_right(spans, (first, 1 << 62)) - 1, 0)
     parts: list[str] = []
     done = first
-    for begin, stop in spans[at:]:
+    for begin, stop in spans[start:]:
         if begin >= end:
             break
         begin, stop = max(begin, done), min(stop, end)
@@ -269,7 +270,7 @@ def _without(text: str, first: int, spans: list[tuple[int, int]]) -> str:
 
 
 def joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same counters, in order and without overlaps."""
+    """Return the same counters in order, without overlaps."""
     joined: list[tuple[int, int]] = []
     for begin, end in sorted(spans):
         if joined and begin <= joined[-1][1]:

@@ -1,18 +1,21 @@
-"""The merge sandbox: a process that merges a client's update on trial, before the writer does.
+"""The merge sandbox: a process that merges an untrusted update before the writer does.
 
 It also prepares documents without their hidden history (`pylon.crdt.redaction`).
 
-Loro may, very rarely, end its process over bytes that were made to do so: a panic during a panic
-cannot be caught. The writer lives in the supervisor, so whatever reaches it has been merged here
-before, into the document as it is stored; and what takes too long or too much memory here would
-hold up all writes there. If this process ends over an update, that is refused
-(`workers.merge_sandbox`), and the next one starts another.
+Loro may, very rarely, end its process over crafted bytes: Rust aborts on a panic during a panic.
+The writer lives in the supervisor, so this process merges every update into the stored document
+first. A slow or large merge would block every write there, so it runs here under CPU and memory
+limits. If this process ends over an update, `workers.merge_sandbox` refuses the update and starts
+another process for the next one.
 
 Frames on stdin and stdout: four bytes of length (big-endian), then MessagePack. A request is a
-`MergeRequest` or a `RedactRequest`; a reply is null, an error, or the bytes to go on with. A first
-reply without a request says that it is ready. It ends with its stdin, and by SIGPROF when a request
-takes more CPU time than it may: on a busy machine no update is to blame for the time that passes.
-What Loro prints of its panics goes nowhere. Run as ``python -m pylon.crdt.sandbox CPU_SECONDS``.
+`MergeRequest` or a `RedactRequest`. A reply is null, an error, or the bytes that replace the
+update. A first reply without a request tells that the process is ready. The process ends with its
+stdin, and by SIGPROF when a request exceeds its CPU time. The limit is CPU time, so that a busy
+machine does not cause refusals. Loro prints its panics to stderr, which is /dev/null.
+
+Bounds: the CPU seconds of the command line and `limits.SANDBOX_MEMORY_BYTES`. Run as
+``python -m pylon.crdt.sandbox CPU_SECONDS`` by `workers.merge_sandbox`.
 """
 
 from __future__ import annotations
@@ -41,58 +44,59 @@ class MergeRequest(msgspec.Struct, frozen=True, array_like=True, tag="merge"):
 
 
 class RedactRequest(msgspec.Struct, frozen=True, array_like=True, tag="hidden"):
-    """A document's parts, and what was hidden of it from its reader: see `document.shown`."""
+    """A document's parts, and the runs that were hidden from its reader (`document.shown`)."""
 
     parts: list[bytes]
     runs: list[Run]
 
 
 def frame(value: MergeRequest | RedactRequest | WireError | bytes | None) -> bytes:
-    """A request or a reply as it travels."""
+    """Return a request or a reply as a frame."""
     body = msgspec.msgpack.encode(value)
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
 
 
-morsels: Final = msgspec.msgpack.Decoder(MergeRequest | RedactRequest)
-verdicts: Final = msgspec.msgpack.Decoder(WireError | bytes | None)
+requests: Final = msgspec.msgpack.Decoder(MergeRequest | RedactRequest)
+replies: Final = msgspec.msgpack.Decoder(WireError | bytes | None)
 
 
-def _merged(morsel: MergeRequest) -> bytes | None:
-    """Merge an update on trial; what is to be merged in its place, if it cannot be as it is.
+def _merged(request: MergeRequest) -> bytes | None:
+    """Merge an update; return the update to use in its place, or None to use it as it is.
 
     Raises:
-        CrdtDecodeFailed, LimitExceeded
+        CrdtDecodeFailed: Loro cannot merge it.
+        LimitExceeded: the document would be too large.
     """
-    check(morsel.update)
-    if not morsel.parts:
+    check(request.update)
+    if not request.parts:
         return None
     try:
-        check_merge(morsel.parts, morsel.update)
+        check_merge(request.parts, request.update)
     except CrdtDecodeFailed:
-        # A whole history in which something is blank that its client was never shown.
-        new = without_known(morsel.parts, morsel.update)
-        check_merge(morsel.parts, new)
+        # The client sent a whole history, with blanks for content that was hidden from it.
+        new = without_known(request.parts, request.update)
+        check_merge(request.parts, new)
         return new
     return None
 
 
 def serve(inbound: BinaryIO, outbound: BinaryIO, budget_s: float) -> None:
-    """Taste until the other end is closed. `budget_s` is CPU time for each update."""
+    """Serve requests until `inbound` ends. `budget_s` is the CPU time of each request."""
     outbound.write(frame(None))
     outbound.flush()
     while head := inbound.read(LENGTH_BYTES):
-        morsel = morsels.decode(inbound.read(int.from_bytes(head, "big")))
-        verdict: WireError | bytes | None = None
+        request = requests.decode(inbound.read(int.from_bytes(head, "big")))
+        reply: WireError | bytes | None = None
         signal.setitimer(signal.ITIMER_PROF, budget_s)
         try:
-            if isinstance(morsel, RedactRequest):
-                verdict = shown(morsel.parts, morsel.runs)
+            if isinstance(request, RedactRequest):
+                reply = shown(request.parts, request.runs)
             else:
-                verdict = _merged(morsel)
+                reply = _merged(request)
         except PylonError as ex:
-            verdict = WireError.of(ex)
+            reply = WireError.of(ex)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        outbound.write(frame(verdict))
+        outbound.write(frame(reply))
         outbound.flush()
 
 

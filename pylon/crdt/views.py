@@ -1,9 +1,9 @@
 """Views: the runs of a document's changes that were made while its row was hidden from a reader.
 
 A `Run` begins at the version before the row left the reader's view, or with the document. It ends
-before the change that brought the row into view: text that is still there then is no secret. The
-verdicts are those of the reader's present rights, so a reader has the same runs, and the same
-blanks, each time. Called by `workers.ws.documents`.
+before the change that brought the row into view, because text that remains then is no secret. The
+reader's present rights decide, so a reader has the same runs, and the same blanks, each time.
+Called by `workers.ws.documents`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pylon.storage.interface import StoredDocument
 def hidden_runs(
     stored: StoredDocument, rules: EntityRules, auth: AuthContext
 ) -> tuple[Run, ...]:
-    """The runs of a document that were hidden from a caller, in order."""
+    """Return the runs of a document that were hidden from a caller, in order."""
     if auth.is_admin:
         return ()
     runs: list[Run] = []
