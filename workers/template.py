@@ -52,7 +52,7 @@ _GO: Final = b"1"
 _LATE: Final = (
     "asyncio", "gevent.libev.corecext", "gevent.queue", "gevent.resolver.thread", "gevent.signal",
     "gevent.subprocess", "gevent.threadpool", "loro", "prometheus_client", "pylon.openapi.document",
-    "ssl", "zmq.green",
+    "pylon.storage.sqlite.backend", "pylon.storage.sqlite.pool", "ssl", "zmq.green",
 )
 
 
