@@ -33,7 +33,7 @@ from pylon import limits, log, metrics
 from pylon.clock import NS_PER_S, Clock
 from pylon.errors import InvalidData, Unavailable
 from pylon.storage.backups import BackupManager, BackupRecord
-from pylon.storage.interface import StoreSizes
+from pylon.storage.records import StoreSizes
 from supervisor.control import ClientLeft, Dialogue, Line
 
 _log = log.get_logger("backups")

@@ -21,7 +21,7 @@ from pylon.metrics.render import (
     OPENMETRICS_CONTENT_TYPE,
     TEXT_CONTENT_TYPE,
 )
-from pylon.storage.interface import IndexSpec
+from pylon.storage.records import IndexSpec
 from supervisor.components import Components
 from supervisor.control import Answer, Line, Say
 from supervisor.events import StopAsked

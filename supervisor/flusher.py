@@ -21,7 +21,8 @@ from typing import Final
 from pylon import limits, log, metrics
 from pylon.clock import NS_PER_S, Clock
 from pylon.errors import PylonError
-from pylon.storage.interface import LogRetention, Maintenance
+from pylon.storage.interface import Maintenance
+from pylon.storage.records import LogRetention
 
 _log = log.get_logger("flusher")
 _PERIOD_S: Final = 1.0

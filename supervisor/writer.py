@@ -43,8 +43,9 @@ from pylon.errors import InternalError, WriterUnavailable
 from pylon.errors.wire import WireError
 from pylon.runtime import memory
 from pylon.storage.events import ChangeBatch
-from pylon.storage.interface import BatchRefusal, BatchResult, WriteEngine
+from pylon.storage.interface import WriteEngine
 from pylon.storage.ops import WriteReply, WriteRequest
+from pylon.storage.records import BatchRefusal, BatchResult
 
 Arrivals = list[tuple[Peer, list[WriteRequest]]]  # of one turn of the writer
 

@@ -6,7 +6,7 @@ from pylon import config as settings
 from pylon.auth.sessions import NewSession, new_session, resolve
 from pylon.auth_context import ADMIN, ANONYMOUS
 from pylon.clock import ManualClock, SeededRandom
-from pylon.storage.interface import SessionRow
+from pylon.storage.records import SessionRow
 
 NONE: dict[str, SessionRow] = {}
 CONFIG = settings.load({"PYLON_ADMIN_TOKEN": "a" * 40}).config

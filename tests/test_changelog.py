@@ -20,7 +20,7 @@ from pylon.changelog.tail import Tail
 from pylon.clock import ManualClock
 from pylon.errors import InternalError, ResyncRequired
 from pylon.storage.events import ChangeBatch, ChangeEvent, Kind
-from pylon.storage.interface import LogRetention
+from pylon.storage.records import LogRetention
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.epochs import open_epoch
 from pylon.storage.sqlite.pool import ReaderPool

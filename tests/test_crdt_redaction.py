@@ -19,8 +19,8 @@ from pylon.crdt.sandbox import MergeRequest, _merged
 from pylon.crdt.views import hidden_runs
 from pylon.manifest.model import Entity, Field, FieldType, Policy
 from pylon.policy.rules import compile_rules
-from pylon.storage.interface import StoredDocument
 from pylon.storage.ops import OpenDocument, PushDocument
+from pylon.storage.records import StoredDocument
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.values import EntityCodec
 from tests.support import storage as kit

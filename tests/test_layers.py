@@ -35,7 +35,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pylon.manifest_loader", "pylon.catalogue"),
     # What a store is.
     (
-        "pylon.storage", "pylon.storage.events", "pylon.storage.ops", "pylon.storage.interface",
+        "pylon.storage", "pylon.storage.events", "pylon.storage.ops", "pylon.storage.records",
+        "pylon.storage.interface",
         "pylon.storage.schemas", "pylon.storage.backups", "pylon.storage.backend",
     ),
     # What works on any store.

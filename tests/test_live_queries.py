@@ -23,7 +23,7 @@ from pylon.auth_context import (
 )
 from pylon.changelog.tail import Tail
 from pylon.manifest_loader import parse_manifest
-from pylon.storage.interface import LogRetention
+from pylon.storage.records import LogRetention
 from tests.support.examples import count_examples
 from tests.support.live import LiveClient, LiveSet, LiveStage
 from tests.support.measured import total

@@ -13,7 +13,6 @@ from msgspec.structs import replace
 from pylon import limits
 from pylon.auth_context import ADMIN
 from pylon.clock import ManualClock
-from pylon.storage.interface import LogRetention
 from pylon.storage.ops import (
     DropSession,
     InsertRow,
@@ -24,6 +23,7 @@ from pylon.storage.ops import (
     WriteReply,
     WriteRequest,
 )
+from pylon.storage.records import LogRetention
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
 from tests.support.storage import (

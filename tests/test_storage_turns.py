@@ -10,7 +10,7 @@ import pytest
 
 from pylon.clock import ManualClock
 from pylon.errors import SchemaRefused, WriterUnavailable
-from pylon.storage.interface import LogRetention
+from pylon.storage.records import LogRetention
 from pylon.storage.sqlite.turn_lock import TurnLock
 from tests.support.storage import apply, open_engine, open_reader, task
 

@@ -25,7 +25,7 @@ from pylon.data_dir_lock import DataDirLock
 from pylon.errors import StartRefused
 from pylon.metrics.wire import Family, Sample
 from pylon.storage.factory import open_store, open_store_at
-from pylon.storage.interface import StoreSizes
+from pylon.storage.records import StoreSizes
 from supervisor import template
 from supervisor.backups import Backups
 from supervisor.children import Children

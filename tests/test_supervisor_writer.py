@@ -27,7 +27,6 @@ from pylon.manifest.model import Manifest
 from pylon.manifest_loader import parse_manifest
 from pylon.policy.rules import compile_rules
 from pylon.storage.events import ChangeBatch
-from pylon.storage.interface import BatchResult
 from pylon.storage.ops import (
     DropSession,
     InsertRow,
@@ -36,6 +35,7 @@ from pylon.storage.ops import (
     WriteReply,
     WriteRequest,
 )
+from pylon.storage.records import BatchResult
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.file_sync import sync_open_file
 from pylon.storage.sqlite.pool import ReaderPool

@@ -15,7 +15,7 @@ import websocket
 from pylon import limits
 from pylon.bus.messages import SessionRevoked
 from pylon.clock import SystemClock
-from pylon.storage.interface import LogRetention
+from pylon.storage.records import LogRetention
 from pylon.storage.sqlite.epochs import open_epoch
 from tests.support.stage import ADMIN_TOKEN, Stage, Worker, drain
 from tests.support.wait import WAIT_S, wait_until

@@ -29,7 +29,7 @@ from pylon.crdt.redaction import Run
 from pylon.crdt.sandbox import LENGTH_BYTES, MergeRequest, RedactRequest, frame, replies
 from pylon.errors import CrdtDecodeFailed, Unavailable
 from pylon.errors.wire import WireError
-from pylon.storage.interface import StoredDocument
+from pylon.storage.records import StoredDocument
 
 if TYPE_CHECKING:
     from subprocess import Popen

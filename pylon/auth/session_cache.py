@@ -20,7 +20,8 @@ from pylon.auth.sessions import count_again, resolve
 from pylon.auth_context import Caller
 from pylon.clock import NS_PER_S, Clock
 from pylon.config import Config
-from pylon.storage.interface import Reader, SessionRow, Store, read_settled
+from pylon.storage.interface import Reader, Store, read_settled
+from pylon.storage.records import SessionRow
 
 Credentials = TypeVar("Credentials")  # the key: header values, or a token
 

@@ -30,8 +30,8 @@ from pylon.auth_context import (
 )
 from pylon.clock import NS_PER_S, Clock, RandomSource, SystemClock
 from pylon.config import Config
-from pylon.storage.interface import SessionRow
 from pylon.storage.ops import PutSession
+from pylon.storage.records import SessionRow
 
 ANONYMOUS_CALLER: Final = Caller(ANONYMOUS)
 _ADMIN_CALLER: Final = Caller(ADMIN)

@@ -13,7 +13,7 @@ import orjson
 from pylon.auth_context import AuthContext
 from pylon.crdt.redaction import Run
 from pylon.policy.rules import EntityRules
-from pylon.storage.interface import StoredDocument
+from pylon.storage.records import StoredDocument
 
 
 def hidden_runs(

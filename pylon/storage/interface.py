@@ -1,164 +1,42 @@
-"""What a store is: a reader for each connection, and one write engine.
+"""The interface of a store: readers, one writer, and its maintenance.
 
-The rest of Pylon knows these protocols only; `pylon.storage.sqlite` implements them. Rows
-travel as the JSON text that they are stored with.
+Backends implement these protocols, and all other packages know nothing else of a store. Rows travel
+as the JSON text that the store keeps; `records` has the other values.
 
-Invariants: what a reader answers was committed; a reader sees each commit whole; the engine is
-the only thing that writes rows, and every change of a row is in the change log of the same
-transaction.
+Invariants: a reader returns committed data only, and sees each commit whole. Only the writer
+changes rows. The change log has every change of a row, in the transaction of the change. `Store`
+says which calls may switch greenlets. Called by the API, the hub, the change log, the supervisor
+and tests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from pylon.query.aggregate import Aggregate
 from pylon.query.graph import GraphNode
 from pylon.query.predicate import TRUE, Predicate, Scalar
 from pylon.query.rows import Query
-from pylon.storage.events import ChangeBatch, ChangeEvent
-from pylon.storage.ops import WriteReply, WriteRequest
+from pylon.storage.events import ChangeEvent
+from pylon.storage.ops import WriteRequest
+from pylon.storage.records import (
+    BatchRefusal,
+    BatchResult,
+    DocumentUpdate,
+    FacetCounts,
+    IndexSpec,
+    LogFacts,
+    LogRetention,
+    SessionRow,
+    StoredDocument,
+    StoredShard,
+    StoreSizes,
+)
 
 T = TypeVar("T")
 
 SERVER: Final = "server"  # the caller of the server's own scans
-
-
-@dataclass(frozen=True, slots=True)
-class FacetCounts:
-    """How many rows there are, and by field how many of them have which value, the most
-    frequent first. Null is not counted as a value."""
-
-    total: int
-    by_field: dict[str, list[tuple[object, int]]]
-
-
-@dataclass(frozen=True, slots=True)
-class SessionRow:
-    """A stored session; `session_id` is the hash of its token. `expires_at_s` 0: never.
-
-    `is_unused`: a guest's whose token has not been presented as far as the store knows.
-    """
-
-    session_id: str
-    user_id: str
-    is_guest: bool
-    created_at_s: int
-    expires_at_s: int
-    device: str
-    tenant_id: str | None
-    is_unused: bool = False
-
-
-class BatchRefusal(NamedTuple):
-    """Why the store refused a batch: a label for metrics, and a sentence with the path."""
-
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class BatchResult:
-    """The result of a transaction, in the order of the fields. One reply for each request that was
-    not deferred, in order. The changes to publish (None: no row changed). The time from BEGIN to
-    the end of COMMIT. Whether a document changed without an event. The deferred requests, in
-    order. The number of changed large rows, and their bytes read and written. The reason why the
-    store refused all requests, if it did."""
-
-    replies: list[WriteReply]
-    batch: ChangeBatch | None
-    commit_s: float
-    documents: bool = False
-    deferred: Sequence[WriteRequest] = ()
-    large_rows: int = 0
-    large_bytes: int = 0
-    refusal: BatchRefusal | None = None
-
-
-class LogFacts(NamedTuple):
-    """Measures of the change log."""
-
-    head_seq: int
-    oldest_seq: int  # 0: the log is empty
-    size_bytes: int  # of all events, too large by a page at most
-
-
-class StoreSizes(NamedTuple):
-    """What a store takes of its disk, and what is left of it; 0 where nobody knows."""
-
-    data_bytes: int
-    wal_bytes: int  # of the write-ahead log that is in use
-    free_bytes: int
-
-
-# An index as maintenance makes it: entity, name, fields, whether it is unique.
-IndexSpec = tuple[str, str, tuple[str, ...], bool]
-
-
-@dataclass(frozen=True, slots=True)
-class LogRetention:
-    """A step of the change log's retention: drop at most `limit` old events, and as many op_ids. An
-    event is old by its time or by its seq, since its time may come from a clock that was wrong."""
-
-    keep_events: int
-    older_than_s: int  # Unix seconds: younger events stay
-    limit: int
-    old_seq: int = 0  # events up to this seq are old, whatever their time
-    drop_to_seq: int = 0  # these events go, however few they are
-
-
-@dataclass(frozen=True, slots=True)
-class DocumentView:
-    """The values that decide who may read a document's row, from one version on: the versions
-    before and after the change of those values, as `Document.encoded_version` (empty: that of an
-    empty document), and the fields of the read rule, as JSON (null: not known)."""
-
-    before: bytes
-    after: bytes
-    facts: str
-
-
-@dataclass(frozen=True, slots=True)
-class StoredDocument:
-    """What is stored of a row's document. Merged, these are the document; `number` is that of
-    its newest update, 0 where there was none. `views` say who could read its row at which of
-    its versions; none: who may read it now."""
-
-    snapshot: bytes
-    updates: tuple[bytes, ...]
-    number: int
-    views: tuple[DocumentView, ...] = ()
-
-    @property
-    def parts(self) -> tuple[bytes, ...]:
-        """The parts to merge, in order."""
-        return (self.snapshot, *self.updates)
-
-
-@dataclass(frozen=True, slots=True)
-class DocumentUpdate:
-    """That a document has changed: the update's number, that of the same document's update
-    before (0: none; -1: read the whole), and the head of the change log then."""
-
-    number: int
-    prev: int
-    seq: int
-    entity: str
-    row_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class StoredShard:
-    """What the store knows of a shard: its saved state (None: there is none), and the worker
-    that it was moved to (None: it lives where its id says)."""
-
-    id: str
-    tick: int
-    data: bytes | None
-    home: str | None
-    saved_at_s: int
 
 
 class Reader(Protocol):

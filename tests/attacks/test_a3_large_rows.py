@@ -20,13 +20,14 @@ from pylon.clock import ManualClock
 from pylon.config import load
 from pylon.query.predicate import TRUE
 from pylon.query.rows import Query
-from pylon.storage.interface import BatchResult, Reader, WriteEngine
+from pylon.storage.interface import Reader, WriteEngine
 from pylon.storage.ops import (
     Transact,
     UpdateRow,
     WriteReply,
     WriteRequest,
 )
+from pylon.storage.records import BatchResult
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
 from supervisor.writer import Writer

@@ -21,8 +21,8 @@ from pylon.crdt.document import shown
 from pylon.crdt.views import hidden_runs
 from pylon.manifest.model import Policy
 from pylon.policy.rules import compile_rules
-from pylon.storage.interface import StoredDocument
 from pylon.storage.ops import OpenDocument, PushDocument, Transact
+from pylon.storage.records import StoredDocument
 from pylon.storage.sqlite.engine import SqliteEngine
 from tests.support import storage as kit
 from tests.support.api import ADMIN_TOKEN, serve_api

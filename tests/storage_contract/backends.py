@@ -17,8 +17,8 @@ from pylon.query.rows import Query
 from pylon.storage.backend import Backend
 from pylon.storage.events import ChangeEvent
 from pylon.storage.factory import open_store_at
-from pylon.storage.interface import BatchResult
 from pylon.storage.ops import WriteOp, WriteReply, WriteRequest
+from pylon.storage.records import BatchResult
 from tests.support.storage import MANIFEST
 
 BACKENDS: Final[dict[str, Callable[[Path], Backend]]] = {

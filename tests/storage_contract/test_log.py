@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import orjson
 
-from pylon.storage.interface import LogRetention
+from pylon.storage.records import LogRetention
 from tests.storage_contract.backends import StoreStage
 from tests.support.storage import delete, row_id, task, update
 

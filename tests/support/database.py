@@ -13,8 +13,8 @@ from typing import Any
 from pylon.app import App
 from pylon.auth_context import ADMIN
 from pylon.clock import Clock
-from pylon.storage.interface import BatchResult
 from pylon.storage.ops import DeleteRow, InsertRow, UpdateRow, WriteOp, WriteRequest
+from pylon.storage.records import BatchResult
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.pool import ReaderPool
 

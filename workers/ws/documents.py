@@ -42,8 +42,9 @@ from pylon.crdt.views import hidden_runs
 from pylon.errors import CrdtDecodeFailed, LimitExceeded, NotFound, PylonError, Unavailable
 from pylon.limiter import RateLimiter
 from pylon.rates import DOCUMENT_OPENS, subject_of
-from pylon.storage.interface import DocumentUpdate, Store, StoredDocument
+from pylon.storage.interface import Store
 from pylon.storage.ops import OpenDocument
+from pylon.storage.records import DocumentUpdate, StoredDocument
 from workers.hub.connection import Connection
 from workers.hub.hub import Hub
 from workers.merge_sandbox import MergeSandbox

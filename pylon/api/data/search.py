@@ -31,7 +31,8 @@ from pylon.query.predicate import Predicate, guarded
 from pylon.query.rows import Query
 from pylon.query.search import FacetedSearch, parse_search
 from pylon.query.words import text_of
-from pylon.storage.interface import FacetCounts, Reader
+from pylon.storage.interface import Reader
+from pylon.storage.records import FacetCounts
 from pylon.values import decode_query
 
 

@@ -32,8 +32,8 @@ from pylon.storage.core.document_cache import CachedDocument, DocumentCache, Row
 from pylon.storage.core.entity import EntityWrites
 from pylon.storage.core.journal import Journal
 from pylon.storage.core.transaction import DocumentKey, RowTransaction
-from pylon.storage.interface import DocumentView
 from pylon.storage.ops import OpenDocument, PushDocument, WriteReply
+from pylon.storage.records import DocumentView
 
 UNKNOWN: Final = "null"  # facts of a view whose readers nobody knows
 _REREAD: Final = -1  # `prev` of an update: subscribers must reload the whole document

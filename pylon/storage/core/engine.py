@@ -33,7 +33,6 @@ from pylon.storage.core.rows import RowWrites, find_replay
 from pylon.storage.core.sessions import prune_sessions, put_session
 from pylon.storage.core.transaction import ForeignWriterError, RowTransaction
 from pylon.storage.events import ChangeBatch
-from pylon.storage.interface import BatchRefusal, BatchResult, LogRetention
 from pylon.storage.ops import (
     DeleteRow,
     DropSession,
@@ -50,6 +49,7 @@ from pylon.storage.ops import (
     WriteReply,
     WriteRequest,
 )
+from pylon.storage.records import BatchRefusal, BatchResult, LogRetention
 
 T = TypeVar("T")
 Handler = Callable[[int, Any, Journal], WriteReply]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pylon import limits
 from pylon.storage.core.transaction import LogRows
-from pylon.storage.interface import LogRetention
+from pylon.storage.records import LogRetention
 
 
 class Retention:

@@ -10,8 +10,8 @@ Called by `engine`, within its transaction.
 from __future__ import annotations
 
 from pylon.storage.core.transaction import SessionRows
-from pylon.storage.interface import SessionRow
 from pylon.storage.ops import PutSession
+from pylon.storage.records import SessionRow
 
 
 def put_session(rows: SessionRows, op: PutSession) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from pylon.manifest.model import Entity
 from pylon.policy.rules import EntityRules
 from pylon.storage.events import ChangeEvent
-from pylon.storage.interface import BatchRefusal, DocumentView, SessionRow, StoredDocument
+from pylon.storage.records import BatchRefusal, DocumentView, SessionRow, StoredDocument
 
 DocumentKey = tuple[str, str]  # entity, row id
 OpName = tuple[str, str]  # identity, op_id
@@ -111,7 +111,7 @@ class DocumentRows(Protocol):
         """Store a whole document in place of the snapshot before."""
 
     def append_update(self, key: DocumentKey, prev: int, seq: int, data: bytes) -> int:
-        """Store an update; its number. See `pylon.storage.interface.DocumentUpdate`."""
+        """Store an update; its number. See `pylon.storage.records.DocumentUpdate`."""
 
     def drop_updates_before(self, key: DocumentKey, number: int) -> None:
         """Remove the updates of a document below a number."""

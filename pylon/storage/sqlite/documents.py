@@ -23,7 +23,7 @@ from typing import Any, Final
 import apsw
 
 from pylon.storage.core.transaction import DocumentKey
-from pylon.storage.interface import DocumentUpdate, DocumentView, StoredDocument
+from pylon.storage.records import DocumentUpdate, DocumentView, StoredDocument
 
 _SNAPSHOT: Final = "SELECT snapshot FROM _pylon_crdt_snapshots WHERE entity = ? AND row_id = ?"
 _UPDATES: Final = (

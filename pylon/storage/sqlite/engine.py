@@ -21,8 +21,8 @@ from pylon.manifest.model import Manifest
 from pylon.policy.rules import RuleSet
 from pylon.runtime.boot_id import read_boot_id
 from pylon.storage.core.engine import BatchEngine
-from pylon.storage.interface import BatchResult
 from pylon.storage.ops import WriteRequest
+from pylon.storage.records import BatchResult
 from pylon.storage.sqlite import epochs, pragmas
 from pylon.storage.sqlite.connect import open_writer
 from pylon.storage.sqlite.error_text import error_text

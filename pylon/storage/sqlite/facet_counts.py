@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
-from pylon.storage.interface import FacetCounts
+from pylon.storage.records import FacetCounts
 from pylon.storage.sqlite.clause import SqlClause
 from pylon.storage.sqlite.names import quote
 

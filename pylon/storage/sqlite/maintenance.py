@@ -22,7 +22,7 @@ from pylon.clock import Clock
 from pylon.errors import StoreUnavailable
 from pylon.manifest.model import Manifest
 from pylon.storage.core.engine import BatchEngine
-from pylon.storage.interface import BatchRefusal, IndexSpec, LogFacts, LogRetention, StoreSizes
+from pylon.storage.records import BatchRefusal, IndexSpec, LogFacts, LogRetention, StoreSizes
 from pylon.storage.sqlite import log, sessions
 from pylon.storage.sqlite.checkpoints import Checkpoints, open_upkeep
 from pylon.storage.sqlite.error_text import error_text

@@ -36,10 +36,10 @@ from pylon.query.patterns import Meter
 from pylon.query.predicate import FALSE, TRUE, Cost, Predicate, Scalar
 from pylon.query.rows import Query
 from pylon.storage.events import ChangeEvent
-from pylon.storage.interface import (
+from pylon.storage.interface import Reader
+from pylon.storage.records import (
     DocumentUpdate,
     FacetCounts,
-    Reader,
     SessionRow,
     StoredDocument,
     StoredShard,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import apsw
 
-from pylon.storage.interface import SessionRow
+from pylon.storage.records import SessionRow
 
 
 def put(conn: apsw.Connection, session: SessionRow) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import apsw
 
-from pylon.storage.interface import StoredShard
+from pylon.storage.records import StoredShard
 
 
 def put(conn: apsw.Connection, shard_id: str, tick: int, data: bytes, now_s: int) -> None:

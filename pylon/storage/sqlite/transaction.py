@@ -27,7 +27,7 @@ from pylon.storage.core.transaction import (
     OpName,
 )
 from pylon.storage.events import ChangeEvent
-from pylon.storage.interface import BatchRefusal, DocumentView, SessionRow, StoredDocument
+from pylon.storage.records import BatchRefusal, DocumentView, SessionRow, StoredDocument
 from pylon.storage.sqlite import documents, epochs, log, meta, op_ids, sessions, shards
 from pylon.storage.sqlite.connect import STORE_FAILURES, refusal_reason
 from pylon.storage.sqlite.error_text import error_text

@@ -17,7 +17,7 @@ import apsw
 from pylon.clock import Clock
 from pylon.errors import PylonError, SchemaRefused
 from pylon.manifest.model import Index, Manifest
-from pylon.storage.interface import IndexSpec
+from pylon.storage.records import IndexSpec
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.schema import history
 from pylon.storage.sqlite.schema.apply import note_indexes

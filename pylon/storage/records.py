@@ -1,0 +1,148 @@
+"""Records: the values that a store returns and takes, besides rows and events.
+
+All are immutable, and every backend makes the same ones. Called by `pylon.storage.interface`, the
+backends, and the callers of readers and maintenance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pylon.storage.events import ChangeBatch
+from pylon.storage.ops import WriteReply, WriteRequest
+
+
+@dataclass(frozen=True, slots=True)
+class FacetCounts:
+    """The number of rows, and by field the number of rows with each value.
+
+    The most frequent value is first. Null does not count as a value.
+    """
+
+    total: int
+    by_field: dict[str, list[tuple[object, int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """A stored session.
+
+    `session_id` is the hash of its token. `expires_at_s` is 0 for a session without an end.
+    `is_unused` says that the store knows of no request of this guest.
+    """
+
+    session_id: str
+    user_id: str
+    is_guest: bool
+    created_at_s: int
+    expires_at_s: int
+    device: str
+    tenant_id: str | None
+    is_unused: bool = False
+
+
+class BatchRefusal(NamedTuple):
+    """The reason of a refused batch: a label for metrics, and a sentence with the path."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """The result of one transaction."""
+
+    replies: list[WriteReply]  # in order, one for each request that was not deferred
+    batch: ChangeBatch | None  # the changes to publish; None: no row changed
+    commit_s: float  # from BEGIN to the end of COMMIT
+    documents: bool = False  # whether a document changed without an event
+    deferred: Sequence[WriteRequest] = ()  # in order
+    large_rows: int = 0  # that changed
+    large_bytes: int = 0  # of large rows, read and written
+    refusal: BatchRefusal | None = None  # of all requests
+
+
+class LogFacts(NamedTuple):
+    """Measures of the change log."""
+
+    head_seq: int
+    oldest_seq: int  # 0: the log is empty
+    size_bytes: int  # of all events, too large by a page at most
+
+
+class StoreSizes(NamedTuple):
+    """The disk space that a store uses, and the space that is left; 0 if unknown."""
+
+    data_bytes: int
+    wal_bytes: int  # of the write-ahead log that is in use
+    free_bytes: int
+
+
+# An index as maintenance makes it: entity, name, fields, whether it is unique.
+IndexSpec = tuple[str, str, tuple[str, ...], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class LogRetention:
+    """One step of retention: drop at most `limit` old events, and as many op_ids.
+
+    An event is old by its time or by its seq, because a wrong clock may have set its time.
+    """
+
+    keep_events: int
+    older_than_s: int  # Unix seconds: younger events stay
+    limit: int
+    old_seq: int = 0  # events up to this seq are old, whatever their time
+    drop_to_seq: int = 0  # these events go, however few they are
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentView:
+    """One change of the fields that decide who may read a document's row."""
+
+    before: bytes  # version before the change (`Document.encoded_version`); empty: no content
+    after: bytes  # version after the change
+    facts: str  # the fields of the read rule as JSON; null: unknown
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """The stored parts of a row's document, which merge into the document.
+
+    `number` is that of its newest update, or 0. `views` tell who could read the row at which
+    version; without views, that are the callers who may read it now.
+    """
+
+    snapshot: bytes
+    updates: tuple[bytes, ...]
+    number: int
+    views: tuple[DocumentView, ...] = ()
+
+    @property
+    def parts(self) -> tuple[bytes, ...]:
+        """Return the parts to merge, in order."""
+        return (self.snapshot, *self.updates)
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentUpdate:
+    """One update of a document."""
+
+    number: int
+    prev: int  # number of the document's previous update; 0: none, -1: reload the document
+    seq: int  # head of the change log at that time
+    entity: str
+    row_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredShard:
+    """A stored shard: its saved state and its placement."""
+
+    id: str
+    tick: int
+    data: bytes | None  # the saved state; None: none is saved
+    home: str | None  # the worker that it was moved to; None: the worker of its id
+    saved_at_s: int
