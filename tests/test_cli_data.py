@@ -107,12 +107,12 @@ def test_what_is_exported_is_imported(
 
 
 def test_portions_keep_the_numbers_of_lines(tmp_path: Path) -> None:
-    from pylon.cli.import_ import _portions
+    from pylon.cli.import_ import _batches
 
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join(b"%d" % n if n % 3 else b" " for n in range(1, 16_001)))
     with path.open("rb") as lines:
-        portions = list(_portions(lines))
+        portions = list(_batches(lines))
     assert [len(numbers) for numbers, _ in portions] == [5_000, 5_000, 667]
     for numbers, body in portions:
         assert [int(line) for line in body.split(b"\n")] == numbers

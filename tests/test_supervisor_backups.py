@@ -110,7 +110,7 @@ class HaltedCopy(_Copy):
         super().__init__(dialogue, store)
         self.reading = threading.Event()
 
-    def _note_progress(self, remaining: int, pages: int) -> None:
+    def _print_progress(self, remaining: int, pages: int) -> None:
         self.reading.set()
         why = wait_until("cancelled", self._reason_to_cancel)
         raise Unavailable(why)
@@ -146,8 +146,8 @@ def test_a_backup_that_has_copied_outlives_the_server(make: Maker, tmp_path: Pat
     it = make().start()
 
     class EndsServer(_Copy):
-        def _tell_copied(self) -> None:
-            super()._tell_copied()
+        def _report_copied(self) -> None:
+            super()._report_copied()
             assert it.end() == 0
 
     with it.control.open_dialogue("backup") as dialogue:

@@ -1,4 +1,4 @@
-"""The command `pylonctl`: one module for each verb, `main` puts them together.
+"""The command `pylonctl`: one module for each verb; `main` finds and runs the verb.
 
-Results go to stdout (as one JSON object with `--json`), everything else to stderr.
+Verbs print results to stdout (with `--json` as one JSON object) and everything else to stderr.
 """

@@ -1,10 +1,12 @@
-"""How a verb speaks to the running server over HTTP, as an admin.
+"""Admin client: sends HTTP requests to the running server with the admin token.
 
-One keep-alive connection to the HTTP port on this machine. Used by `seed`, `export`, `import`
-and `shards`, which go the way of every client: checked values, change events, live updates.
+It keeps one connection to the HTTP port of this machine. The server treats its writes as those of
+any client: it checks the values, logs the changes and publishes them.
 
-Invariants: an answer that is an error of the server's is raised as the `PylonError` it was
-there; only `send`, whose key makes a repetition harmless, tries again.
+Invariants: an error response of the server is raised as the `PylonError` that the server raised.
+Only `send` tries again, because its idempotency key makes a repetition harmless. A request waits
+at most `_TIMEOUT_S` for the next bytes. Called by the verbs `seed`, `export`, `import` and
+`shards`.
 """
 
 from __future__ import annotations
@@ -23,23 +25,23 @@ from pylon.errors import AuthRequired, PylonError, Unavailable
 
 _TIMEOUT_S: Final = 120.0
 _TRIES: Final = 5
-_PAUSE_S: Final = 0.2  # after the first try that failed; twice as long after each further one
+_PAUSE_S: Final = 0.2  # after the first failed try; each further pause is twice as long
 _PIECE_BYTES: Final = 65_536
 _REPLAYED: Final = "Idempotency-Replayed"
 _ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class AdminClient:
-    """A context manager; not for threads."""
+    """One connection to the server. A context manager; not thread-safe."""
 
     def __init__(self, config: Config, token: str | None) -> None:
         """
         Args:
-            token: instead of PYLON_ADMIN_TOKEN.
+            token: replaces PYLON_ADMIN_TOKEN.
 
         Raises:
             NotRunning: no server runs on this data directory.
-            AuthRequired: there is no token.
+            AuthRequired: neither the argument nor the setting has a token.
         """
         port = require(config).ports["http"]
         token = token or config.admin_token
@@ -59,13 +61,13 @@ class AdminClient:
         self._conn.close()
 
     def send(self, path: str, body: bytes, key: str) -> tuple[Any, bool]:
-        """POST of JSON with an Idempotency-Key; tries again what may work later.
+        """Post JSON with an Idempotency-Key. Tries again after errors that may pass.
 
-        Returns: the decoded answer, and whether it is that of an earlier request.
+        Returns: the decoded response, and whether the server repeated an earlier response.
 
         Raises:
-            PylonError: the server's refusal.
-            Unavailable: it cannot be reached.
+            PylonError: the error that the server returned.
+            Unavailable: the server cannot be reached.
         """
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
         pause_s = _PAUSE_S
@@ -84,12 +86,12 @@ class AdminClient:
             pause_s *= 2
         raise AssertionError("the last try returns or raises")
 
-    def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """One request, and the decoded answer.
+    def request(self, method: str, path: str, body: Any = None) -> Any:
+        """Send one request and return the decoded response.
 
         Raises:
-            PylonError: the server's refusal.
-            Unavailable: it cannot be reached.
+            PylonError: the error that the server returned.
+            Unavailable: the server cannot be reached.
         """
         sent = None if body is None else orjson.dumps(body)
         answer = self._call(method, path, sent, {"Content-Type": "application/json"})
@@ -99,19 +101,19 @@ class AdminClient:
             self._conn.close()
             raise Unavailable(f"the server's answer was cut off: {ex!r}") from ex
 
-    def lines(
+    def stream_lines(
         self, method: str, path: str, body: bytes | None, headers: dict[str, str]
     ) -> Iterator[bytes]:
-        """The lines of a streamed answer as they arrive, without their ends.
+        """Yield the lines of a streamed response as they arrive, without line ends.
 
         Raises:
-            PylonError: the server's refusal, before the first line.
-            Unavailable: it cannot be reached, or the answer was cut off.
+            PylonError: the error that the server returned, before the first line.
+            Unavailable: the server cannot be reached, or the response was cut off.
         """
         answer = self._call(method, path, body, headers)
         rest = b""
         try:
-            # Not its readline, which takes a cut for the end.
+            # `readline` would return normally where the connection was cut.
             while piece := answer.read(_PIECE_BYTES):
                 *whole, rest = (rest + piece).split(b"\n")
                 yield from whole

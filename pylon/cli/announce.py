@@ -1,7 +1,8 @@
-"""Say that a server is ready: the line with the URLs in dev, one JSON object with `--json`.
+"""Readiness announcement: prints that a server is ready.
 
-A start is over when every role answers, which the supervisor knows and its control socket
-tells. Used by `start` (from a thread beside the supervisor) and `start --detach`.
+Dev mode prints the URLs; `--json` prints one JSON object. A start is complete when the processes
+of every role answer. The supervisor's control socket reports that (`status`). Called by
+`pylon.cli.serve`: for `start` from a thread beside the supervisor, and for `start --detach`.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ def is_ready(config: Config, pid: int) -> bool:
         return False
     try:
         return bool(running.control(_ANSWER_S).ask("status").get("ready"))
-    except PylonError:  # not listening yet, or no longer
+    except PylonError:  # the supervisor does not listen yet, or no longer
         return False
 
 
 def announce_when_ready(config: Config, manifest: Manifest, pid: int) -> None:
-    """Wait for readiness, then print. Runs in a daemon thread and ends with the process."""
+    """Wait for readiness, then announce it. Runs in a daemon thread and ends with the process."""
     while not is_ready(config, pid):
         time.sleep(_POLL_S)
     announce(config, manifest)
@@ -44,7 +45,7 @@ def announce_when_ready(config: Config, manifest: Manifest, pid: int) -> None:
 def announce(config: Config, manifest: Manifest) -> None:
     """Print that the server is ready."""
     running = find(config)
-    if isinstance(running, Running):  # systemd's sockets may have other ports than the settings
+    if isinstance(running, Running):  # sockets of systemd may have other ports than the settings
         ports: dict[str, Any] = {
             role.port_field: running.ports.get(role.name, config.port_of(role.name))
             for role in ROLES
@@ -58,7 +59,7 @@ def announce(config: Config, manifest: Manifest) -> None:
 
 
 def start_body(config: Config, manifest: Manifest) -> dict[str, Any]:
-    """The `START_OK` object of spec/http.md §8."""
+    """Return the `START_OK` object of spec/http.md §8."""
     return {
         "code": "START_OK", "name": manifest.name, "version": manifest.version,
         "entry": config.manifest, "port": config.port,
@@ -68,7 +69,7 @@ def start_body(config: Config, manifest: Manifest) -> dict[str, Any]:
 
 
 def urls(config: Config) -> dict[str, str]:
-    """The URL of each role that is switched on, as this machine reaches it."""
+    """Return the URL of each enabled role by its name, as this machine reaches it."""
     host = "localhost" if config.bind in ("0.0.0.0", "::", "127.0.0.1", "::1") else config.bind
     if ":" in host:
         host = f"[{host}]"
@@ -80,7 +81,7 @@ def urls(config: Config) -> dict[str, str]:
 
 
 def dev_lines(config: Config, manifest: Manifest) -> list[str]:
-    """What a developer wants to see: where everything is, and something to try."""
+    """Return the lines for a developer: the URLs, the admin header and a request to try."""
     found = urls(config)
     lines = [f"{manifest.name} is ready"]
     lines += [f"  {ROLE_BY_NAME[role].title:<10} {url}" for role, url in found.items()]

@@ -1,12 +1,12 @@
-"""`pylonctl backup DIR` and `pylonctl backup verify DIR`.
+"""`pylonctl backup DIR` and `pylonctl backup verify DIR`: make and check backup bundles.
 
-This process always makes the copy: DIR is any folder that its caller may write to, and belongs to
-the caller, whatever sandbox the server runs in. `pylonctl` reports to a running server
-(`supervisor.backups`), for the server's metrics, and so that a drain does not wait for a long
-copy. Without a server `pylonctl` holds the data directory meanwhile.
+This process always makes the copy. So DIR can be any folder that the operator may write to, and
+belongs to them, whatever sandbox the server runs in. `pylonctl` reports its progress to a running
+server (`supervisor.backups`), which counts backups and cancels a copy when it drains.
+Without a server `pylonctl` holds the lock of the data directory during the copy.
 
-Invariants: no folder with a temporary name stays after an end by error, Ctrl-C or SIGTERM; a
-backup is reported as made only after a check under its final name.
+Invariants: no folder with a temporary name stays after an error, Ctrl-C or SIGTERM. `pylonctl`
+reports a backup as made only after it has checked the bundle under its final name.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def backup(words: tuple[str, ...], dev: bool) -> None:
     if len(words) != 1:
         raise click.UsageError("give one folder, or: verify FOLDER")
     target = Path(words[0]).absolute()
-    with _ended_by_signals():
-        made = _make(read_settings(dev=dev).config, target)
+    with _end_by_signals():
+        made = _make_backup(read_settings(dev=dev).config, target)
     result(made.to_json(), f"{target}: seq {made.seq}, {made.size_bytes} bytes")
 
 
-def _make(config: Config, target: Path) -> BackupReport:
+def _make_backup(config: Config, target: Path) -> BackupReport:
     if config.in_memory:
         raise BackupRefused("PYLON_IN_MEMORY is on: there is no file to back up")
     store, path = open_store(config), Path(config.db_path).absolute()
@@ -74,53 +74,53 @@ def _make(config: Config, target: Path) -> BackupReport:
 
 
 class _Copy:
-    """A copy of a running server's database, and the dialogue with its supervisor."""
+    """Copies the database of a running server, in a dialogue with its supervisor."""
 
     def __init__(self, dialogue: ControlDialogue, store: Backend) -> None:
         self._dialogue = dialogue
         self._store = store
-        self._noted_s = _clock.monotonic_s()
+        self._printed_s = _clock.monotonic_s()
 
     def make(self, target: Path) -> BackupReport:
-        """The whole backup.
+        """Make the bundle and return the report.
 
         Raises:
-            Unavailable: another one is being made, or the server ends while it is read.
+            Unavailable: another backup runs, or the server cancels this one.
         """
         manifest = Path(self._dialogue.receive_line()["manifest"])
         report = self._store.backups.create(
-            target, manifest, self._note_progress, self._tell_copied
+            target, manifest, self._print_progress, self._report_copied
         )
         try:
             self._dialogue.send_line(report=report.to_json())
             self._dialogue.receive_line()
-        except NotRunning:  # it ended meanwhile, which the bundle does not need it for
+        except NotRunning:  # the server has ended; the bundle is complete without it
             _record(self._store, report)
         return report
 
-    def _note_progress(self, remaining: int, pages: int) -> None:
+    def _print_progress(self, remaining: int, pages: int) -> None:
         why = self._reason_to_cancel()
         if why is not None:
             raise Unavailable(why)
         now_s = _clock.monotonic_s()
-        if now_s - self._noted_s >= _PROGRESS_EVERY_S and not wants_json():
-            self._noted_s = now_s
+        if now_s - self._printed_s >= _PROGRESS_EVERY_S and not wants_json():
+            self._printed_s = now_s
             note(f"{remaining} of {pages} pages left")
 
     def _reason_to_cancel(self) -> str | None:
         try:
             line = self._dialogue.poll_line()
-        except NotRunning:  # killed; our snapshot of its database is as good as before
+        except NotRunning:  # the server was killed; our snapshot of its database stays valid
             return None
         if line is None or not line.get("cancel"):
             return None
         return str(line.get("why", "The server cancelled the backup"))
 
-    def _tell_copied(self) -> None:
+    def _report_copied(self) -> None:
         try:
             self._dialogue.send_line(copied=True)
         except NotRunning:
-            return  # the copy is whole, and nobody waits for it
+            return  # the copy is complete, and no supervisor waits for the report
 
 
 def _record(store: Backend, report: BackupReport) -> None:
@@ -135,8 +135,8 @@ def _record(store: Backend, report: BackupReport) -> None:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that nothing half made stays."""
+def _end_by_signals() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP end the block as Ctrl-C does, so that it removes partial files."""
 
     def end(number: int, _frame: FrameType | None) -> None:
         sys.exit(128 + number)

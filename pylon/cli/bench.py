@@ -1,4 +1,4 @@
-"""`pylonctl bench`: the data-plane table, measured on this machine with the product's own code."""
+"""`pylonctl bench`: measures the operations of the data plane on this machine (`pylon.bench`)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ from pylon.cli.output import json_flag, note, result, wants_json
 @json_flag
 def bench(manifest_path: Path | None, budget_s: float, out: Path | None) -> None:
     """Measure each operation of the data plane: ops/s and µs/op, median of three."""
-    # Imported here: it pulls in gevent by way of the read pool, and the process of
-    # `pylonctl start`, which imports this module, must stay free of gevent.
+    # Imported here, so that the help of `pylonctl` does not load the benchmark and gevent.
     from pylon.bench.run import run
     from pylon.bench.table import render, save, to_json
 

@@ -1,8 +1,8 @@
-"""`pylonctl check-config`: everything that would stop a start, all of it at once.
+"""`pylonctl check-config`: lists every problem that would stop a start.
 
-Settings, manifest and its policies, the import of the app, the data directory, the changes that
-the database's schema needs, the seed, the ports. The checks are those of the start itself
-(`pylon.startup`). Nothing is changed. For people and deploy scripts.
+It checks the settings, the manifest with its policies, the import of the app, the data directory,
+the schema changes that the database needs, the seed file and the ports. The start itself runs the
+same checks (`pylon.startup`). Invariant: it changes nothing. Operators and deploy scripts call it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def check_config(ctx: click.Context, no_ports: bool, dev: bool) -> None:
         manifest = ex
     for refusal in find_problems(loaded, os.environ, manifest):
         problems += failure_lines(refusal)
-    # The ports of a server that runs from this data directory are taken by itself.
+    # A server that runs on this data directory holds its own ports.
     try:
         if not no_ports and not is_locked(Path(config.db_path)):
             problems += port_problems(config)
@@ -75,7 +75,7 @@ def check_config(ctx: click.Context, no_ports: bool, dev: bool) -> None:
 
 
 def port_problems(config: Config) -> list[str]:
-    """Ports that two roles share, that do not exist, or that somebody else listens on."""
+    """Return a line for each port that two roles share, that is too large, or that is in use."""
     problems: list[str] = []
     seen: dict[int, str] = {}
     for entry in ROLES:

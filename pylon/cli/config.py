@@ -1,4 +1,4 @@
-"""`pylonctl config`: every setting, its value, and where the value comes from."""
+"""`pylonctl config`: prints every setting with its value and the origin of the value."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def config(show_origin: bool, dev: bool) -> None:
 
 
 def shown(setting: Setting, raw: str | None) -> str | None:
-    """The text of a value as it may be printed."""
+    """Return the text of a value for printing; secrets are masked."""
     return _MASK if setting.secret and raw else raw
 
 

@@ -1,13 +1,14 @@
-"""`pylonctl dev`: start with dev defaults, and reload when the app changes.
+"""`pylonctl dev`: starts the server with dev defaults, and reloads it when the app changes.
 
-Runs `pylonctl start --dev` as a child, and compares the modification times of the manifest, the
-seed, the `.env` files and the Python files of the app's folder, ten times a second. After a change
-it tries the app, and sends the child SIGHUP: the child drains and begins anew within its process,
-with the ports open and its template process at hand, so that nothing but the app is imported.
+It runs `pylonctl start --dev` as a child. Ten times a second it compares the modification times of
+the manifest, the seed, the `.env` files and the Python files of the app's folder. After a change
+it checks the app and sends SIGHUP to the child. The child drains and begins anew within its
+process. Its ports stay open and its template process stays loaded, so it imports only the app.
 
-Invariants: a manifest or an app that is not valid is reported and the running server kept; the
-server does not outlive this process; Ctrl-C reaches the server once, through us (it is in a
-session of its own, as two signals would cut its drain short).
+Invariants: after a change that is not valid this process prints the problem, and the running server
+continues.
+The server does not outlive this process. Ctrl-C reaches the server once, through this process: the
+child has its own session, because two signals would cut its drain short.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ from pylon.runtime.parent_death import die_with_parent
 from pylon.startup import load_checked
 
 _POLL_S = 0.1
-_LOOKING_SHARE = 0.05  # of the time, where the app's folder has many files
+_SCAN_SHARE = 0.05  # the largest share of time for scans, if the app's folder has many files
 _SKIPPED_FOLDERS = frozenset({"node_modules", "__pycache__", "venv", "build", "dist"})
 
-Seen = dict[Path, int]  # modification time in ns of each watched file
+ModificationTimes = dict[Path, int]  # modification time in ns of each watched file
 
 
 @click.command()
@@ -63,21 +64,21 @@ def _command(port: int | None) -> list[str]:
 
 
 class _Watch:
-    """One `pylonctl dev`: the child, and what the files looked like when it started."""
+    """One `pylonctl dev`: runs the child, and reloads it after changes of files."""
 
     def __init__(self, command: list[str]) -> None:
         self._command = command
         self._child: subprocess.Popen[bytes] | None = None
         self._ending = False
-        self._dotenv: Seen = {}
+        self._dotenv: ModificationTimes = {}
         self._settings: Config | None = None
-        self._look_s = 0.0  # how long the last look took
+        self._scan_s = 0.0  # duration of the last scan
 
     def run(self) -> int:
-        """Until a signal ends it, or the first start fails; the exit code."""
+        """Run until a signal ends it or the first start fails. Return the exit code."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._end)
-        seen = self._look()
+        known = self._scan()
         self._spawn()
         started = False
         while True:
@@ -85,30 +86,30 @@ class _Watch:
             if self._ending and (self._child is None or code is not None):
                 return code or 0
             if code == 0 or (code is not None and not started):
-                return code  # stopped by `pylonctl stop`; or the very first start failed
+                return code  # `pylonctl stop` ended the server, or the first start failed
             if code is not None:
                 self._child = None
                 note(f"the server ended with code {code}; waiting for a change")
-            time.sleep(max(_POLL_S, self._look_s / _LOOKING_SHARE))
-            now = self._look()
-            changed = differences(seen, now)
+            time.sleep(max(_POLL_S, self._scan_s / _SCAN_SHARE))
+            now = self._scan()
+            changed = differences(known, now)
             if not changed or self._ending:
                 continue
             started = True
-            seen = now
+            known = now
             note(f"changed: {', '.join(sorted(path.name for path in changed))}")
-            if app_is_fine():
+            if is_app_valid():
                 self._reload()
 
-    def _look(self) -> Seen:
-        """Return what there is; read the settings again when a `.env` file has changed."""
+    def _scan(self) -> ModificationTimes:
+        """Return the modification times. Read the settings again after a `.env` file changed."""
         started_s = time.monotonic()
-        dotenv = look(dotenv_files(Path.cwd()))
+        dotenv = modification_times(dotenv_files(Path.cwd()))
         if self._settings is None or dotenv != self._dotenv:
             self._dotenv, self._settings = dotenv, _settings()
-        seen = look(watched_files(Path.cwd(), self._settings))
-        self._look_s = time.monotonic() - started_s
-        return seen
+        known = modification_times(watched_files(Path.cwd(), self._settings))
+        self._scan_s = time.monotonic() - started_s
+        return known
 
     def _spawn(self) -> None:
         # preexec_fn is safe here: this process has one thread.
@@ -132,15 +133,15 @@ class _Watch:
 
 
 def _settings() -> Config | None:
-    """The settings as they are now; None while a `.env` file cannot be understood."""
+    """Return the current settings; None while they are not valid."""
     try:
         return read_settings(dev=True).config
     except StartRefused:
         return None
 
 
-def app_is_fine() -> bool:
-    """Whether a restart has a chance; if not, says why on stderr."""
+def is_app_valid() -> bool:
+    """Whether settings, manifest and app are valid. Prints the problems to stderr."""
     try:
         loaded = read_settings(dev=True)
         load_checked(loaded)
@@ -154,7 +155,7 @@ def app_is_fine() -> bool:
 
 
 def watched_files(folder: Path, config: Config | None) -> Iterable[Path]:
-    """The files whose change means a restart."""
+    """Yield the files whose change causes a reload."""
     yield from dotenv_files(folder)
     if config is None:
         return
@@ -167,17 +168,17 @@ def watched_files(folder: Path, config: Config | None) -> Iterable[Path]:
         yield from (Path(root) / name for name in files if name.endswith(".py"))
 
 
-def look(paths: Iterable[Path]) -> Seen:
-    """Modification times; files that are not there are left out."""
-    seen: Seen = {}
+def modification_times(paths: Iterable[Path]) -> ModificationTimes:
+    """Return the modification times in ns; a missing file has no entry."""
+    known: ModificationTimes = {}
     for path in paths:
         try:
-            seen[path] = path.stat().st_mtime_ns
+            known[path] = path.stat().st_mtime_ns
         except FileNotFoundError:
             continue
-    return seen
+    return known
 
 
 def differences(before: Mapping[Path, int], now: Mapping[Path, int]) -> set[Path]:
-    """Files that came, went or changed."""
+    """Return the files that were added, removed or modified."""
     return {path for path in before.keys() | now.keys() if before.get(path) != now.get(path)}

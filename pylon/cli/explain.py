@@ -1,4 +1,4 @@
-"""`pylonctl explain`: what an error code means and what to do about it."""
+"""`pylonctl explain`: prints the meaning of an error code and its remedy (`pylon.catalogue`)."""
 
 from __future__ import annotations
 

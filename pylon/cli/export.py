@@ -1,7 +1,9 @@
-"""`pylonctl export`: all rows as JSON lines, ``{"entity": ..., "row": {...}}``.
+"""`pylonctl export`: writes all rows as JSON lines, ``{"entity": ..., "row": {...}}``.
 
-From the running server, or without one straight from the database file, which is only read;
-then the export is of one commit. `pylonctl import` takes the lines back.
+It reads from the running server. Without a server it reads the database file; then all rows are of
+one commit. `pylonctl import` inserts the lines again.
+
+Invariants: the database is only read; the file of `--out` appears when it is complete.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ def _write(lines: Iterator[bytes], to: BinaryIO) -> int:
 def _from_server(config: Config, entity: str | None, token: str | None) -> Iterator[bytes]:
     path = "/api/export" if entity is None else f"/api/export/{quote(entity, safe='')}"
     with AdminClient(config, token) as server:
-        yield from server.lines("GET", path, None, {"Accept": "application/x-ndjson"})
+        yield from server.stream_lines("GET", path, None, {"Accept": "application/x-ndjson"})
 
 
 def _from_file(config: Config, name: str | None) -> Iterator[bytes]:

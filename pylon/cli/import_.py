@@ -1,8 +1,10 @@
-"""`pylonctl import FILE`: rows from JSON lines, through the running server.
+"""`pylonctl import FILE`: inserts rows from JSON lines through the running server.
 
-The lines are those of `pylonctl export`. They are sent in portions that the server takes in one
-request; it checks every row, and each becomes a change that clients see. Rows whose id is there
-already are refused one by one, so an import that broke off can be run again.
+The lines have the form of `pylonctl export`. One request carries a batch of lines. The server
+checks every row, and each inserted row becomes a change that clients receive.
+
+Invariants: the server refuses a row whose id exists and continues with the next. So an operator
+can repeat an import that broke off. Bounds: `_BATCH_BYTES` and `_BATCH_ROWS` for each request.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from pylon.cli.running import find
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.errors import NotRunning, PylonError, Unavailable
 
-_PORTION_BYTES: Final = 4 * 1024 * 1024  # the server takes limits.BODY_BYTES
-_PORTION_ROWS: Final = 5_000
+_BATCH_BYTES: Final = 4 * 1024 * 1024  # the server accepts limits.BODY_BYTES
+_BATCH_ROWS: Final = 5_000
 _ERRORS_SHOWN: Final = 100
 _HEADERS: Final = {"Content-Type": "application/x-ndjson", "Accept": "application/x-ndjson"}
 
@@ -45,40 +47,40 @@ def import_(
             f"nothing runs on {config.db_path} (PYLON_DB_PATH)",
             hint="rows are checked and logged by the server: pylonctl start, then import",
         )
-    tally = _ImportResult()
+    progress = _ImportResult()
     path = f"/api/import?ids={'new' if new_ids else 'keep'}"
     with ExitStack() as stack:
         lines: BinaryIO = (
             sys.stdin.buffer if file == "-" else stack.enter_context(Path(file).open("rb"))
         )
         server = stack.enter_context(AdminClient(config, token))
-        for numbers, portion in _portions(lines):
+        for numbers, batch in _batches(lines):
             try:
-                tally.add(numbers, list(server.lines("POST", path, portion, _HEADERS)))
+                progress.add(numbers, list(server.stream_lines("POST", path, batch, _HEADERS)))
             except PylonError as error:
                 error.hint = (
-                    f"{tally.imported} rows are in; of those from line {numbers[0]} on, more may be"
-                    + ("" if new_ids else ": to run it again does no harm")
+                    f"{progress.imported} rows imported, perhaps more from line {numbers[0]} on"
+                    + ("" if new_ids else ": you may run the import again")
                 )
                 raise
-            note(f"{tally.imported} rows imported, {tally.failed} refused")
-    for error_line in tally.errors:
+            note(f"{progress.imported} rows imported, {progress.failed} refused")
+    for error_line in progress.errors:
         note(error_line["text"])
     body = {
-        "code": "IMPORT_PARTIAL" if tally.failed else "IMPORT_OK", "ok": not tally.failed,
-        "imported": tally.imported, "failed": tally.failed,
+        "code": "IMPORT_PARTIAL" if progress.failed else "IMPORT_OK", "ok": not progress.failed,
+        "imported": progress.imported, "failed": progress.failed,
         "by_entity": [
             {"entity": name, "inserted": counts[0], "failed": counts[1]}
-            for name, counts in sorted(tally.by_entity.items())
+            for name, counts in sorted(progress.by_entity.items())
         ],
-        "errors": [e["error"] for e in tally.errors],
+        "errors": [e["error"] for e in progress.errors],
     }
-    result(body, f"{tally.imported} rows imported, {tally.failed} refused")
-    ctx.exit(ERROR if tally.failed else 0)
+    result(body, f"{progress.imported} rows imported, {progress.failed} refused")
+    ctx.exit(ERROR if progress.failed else 0)
 
 
 class _ImportResult:
-    """What the server has said so far."""
+    """The sums of the server's responses so far."""
 
     def __init__(self) -> None:
         self.imported = 0
@@ -87,9 +89,13 @@ class _ImportResult:
         self.errors: list[dict[str, Any]] = []
 
     def add(self, numbers: list[int], answer: list[bytes]) -> None:
-        """
+        """Add the response to one batch.
+
+        Args:
+            numbers: the line number in the file of each row of the batch.
+
         Raises:
-            PylonError: the server gave up in the middle of the portion.
+            PylonError: the server stopped in the middle of the batch.
         """
         last = orjson.loads(answer[-1]) if answer else {}
         self.imported += int(last.get("imported", 0))
@@ -111,20 +117,20 @@ class _ImportResult:
             )
 
 
-def _portions(lines: BinaryIO) -> Iterator[tuple[list[int], bytes]]:
-    """The lines of each request, with their numbers; empty ones are left out."""
+def _batches(lines: BinaryIO) -> Iterator[tuple[list[int], bytes]]:
+    """Yield the body of each request with the line numbers of its rows. Skips empty lines."""
     numbers: list[int] = []
-    portion: list[bytes] = []
+    batch: list[bytes] = []
     size_bytes = 0
     for number, raw in enumerate(lines, 1):
         line = raw.strip()
         if not line:
             continue
-        if portion and (len(portion) == _PORTION_ROWS or size_bytes + len(line) > _PORTION_BYTES):
-            yield numbers, b"\n".join(portion)
-            numbers, portion, size_bytes = [], [], 0
+        if batch and (len(batch) == _BATCH_ROWS or size_bytes + len(line) > _BATCH_BYTES):
+            yield numbers, b"\n".join(batch)
+            numbers, batch, size_bytes = [], [], 0
         numbers.append(number)
-        portion.append(line)
+        batch.append(line)
         size_bytes += len(line) + 1
-    if portion:
-        yield numbers, b"\n".join(portion)
+    if batch:
+        yield numbers, b"\n".join(batch)

@@ -1,10 +1,10 @@
-"""`pylonctl`: the group of verbs, and how an error becomes an exit code.
+"""`pylonctl`: finds and runs a verb, and converts errors to messages and exit codes.
 
-A verb's module is loaded when the verb is called (or the help lists it): the process of
-`pylonctl start` becomes the supervisor, and keeps what it has loaded for as long as it serves.
+It imports the module of a verb only when the operator calls the verb or the help lists it. The
+process of `pylonctl start` becomes the supervisor, which keeps every loaded module in memory.
 
-Invariants: a `PylonError` never shows a traceback; a usage error exits with 64. Files that a
-verb makes (exports, bundles, logs) are for their owner only.
+Invariants: a `PylonError` never prints a traceback; a usage error exits with 64. Only the owner
+may read the files that a verb makes (exports, bundles, logs).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ VERBS: Final = (  # in the order of the help; module and function are named alik
 
 
 class _Verbs(click.Group):
-    """The group, whose verbs are loaded one by one."""
+    """The group of verbs. It imports each verb when it is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -57,7 +57,7 @@ def cli() -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run `pylonctl` and exit. `args` default to the process's."""
+    """Run `pylonctl` and exit. `args` default to those of the process."""
     keep_private()
     args = sys.argv[1:] if args is None else args
     sys.exit(_run(args))

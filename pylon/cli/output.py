@@ -1,7 +1,8 @@
-"""What the verbs of `pylonctl` share: the `--json` flag, printing, and exit codes.
+"""Output of `pylonctl`: the `--json` flag, printing, and exit codes.
 
-Exit codes (spec/http.md §8, and sysexits): 0 ok, 1 error, 64 usage, 69 unavailable, 75 try again,
-78 configuration.
+Results go to stdout; notes, questions and errors go to stderr. Exit codes (spec/http.md §8, and
+sysexits): 0 ok, 1 error, 64 usage, 69 unavailable, 75 try again, 78 configuration. Called by every
+verb and by `pylon.cli.main`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def json_flag(command: F) -> F:
-    """Give a verb `--json`; `pylonctl --json VERB` and `pylonctl VERB --json` are the same."""
+    """Add `--json` to a verb. `pylonctl --json VERB` and `pylonctl VERB --json` are the same."""
 
     def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         if value:
@@ -46,7 +47,7 @@ def wants_json() -> bool:
 
 
 def result(body: dict[str, Any], text: str) -> None:
-    """Print a verb's result: `body` as JSON, or `text` for people."""
+    """Print the result of a verb: `body` with `--json`, else `text`."""
     if wants_json():
         click.echo(orjson.dumps(body).decode())
     elif text:
@@ -54,21 +55,24 @@ def result(body: dict[str, Any], text: str) -> None:
 
 
 def ask(question: str) -> str:
-    """The answer to a question on stderr, in lower case; "" if nobody answers."""
+    """Print a question to stderr and return the answer in lower case.
+
+    An empty line counts as "no". Returns "" if stdin is closed or at its end.
+    """
     click.echo(question, nl=False, err=True)
-    if sys.stdin is None:  # the caller closed it (`<&-`)
+    if sys.stdin is None:  # the shell closed it (`<&-`)
         return ""
     line = sys.stdin.buffer.readline().decode(errors="replace")
     return line.strip().lower() or ("no" if line else "")
 
 
 def note(text: str) -> None:
-    """Progress and warnings: stderr, one line."""
+    """Print one line of progress, or a warning, to stderr."""
     click.echo(f"pylonctl: {text}", err=True)
 
 
 def failure_lines(error: PylonError) -> list[str]:
-    """How an error reads on a terminal: one line; a bad manifest, one for each diagnostic."""
+    """Return the lines of an error for a terminal: one, or one for each manifest diagnostic."""
     diagnostics = getattr(error, "diagnostics", ())
     if diagnostics:
         return [diagnostic.render() for diagnostic in diagnostics]
@@ -76,7 +80,7 @@ def failure_lines(error: PylonError) -> list[str]:
 
 
 def failure_body(error: PylonError) -> dict[str, Any]:
-    """How an error reads with `--json`."""
+    """Return the JSON object of an error for `--json`."""
     body: dict[str, Any] = {"ok": False, **error.body()}
     diagnostics = getattr(error, "diagnostics", ())
     if diagnostics:
@@ -88,7 +92,7 @@ def failure_body(error: PylonError) -> dict[str, Any]:
 
 
 def exit_code_of(error: PylonError) -> int:
-    """The exit code that an error ends `pylonctl` with."""
+    """Return the exit code of `pylonctl` for an error."""
     if isinstance(error, StartDelayed):
         return TRY_AGAIN
     if isinstance(error, StartRefused):

@@ -1,4 +1,7 @@
-"""`pylonctl replay FILE`: run the recording of a shard again, and compare what everybody saw."""
+"""`pylonctl replay FILE`: runs the recording of a shard again and compares its states.
+
+`pylon.realtime.replay` does the work; this verb loads the app and prints the outcome.
+"""
 
 from __future__ import annotations
 

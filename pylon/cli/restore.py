@@ -1,4 +1,8 @@
-"""`pylonctl restore DIR`: put a backup bundle in the place of the live database."""
+"""`pylonctl restore DIR`: replaces the database and the manifest by those of a backup bundle.
+
+It checks the bundle first, and holds the lock of the data directory during the restore, so that no
+server starts. The replaced files stay beside the new ones.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +28,9 @@ _YES = ("y", "yes")
 def restore(ctx: click.Context, source: Path, yes: bool, dev: bool) -> None:
     """Replace database and manifest by the bundle in DIR. The server must be stopped.
 
-    What is replaced stays beside it as <name>.replaced-<time>. Clients whose cursors the
-    restored history does not know are told to resync. Exit code 0 if the question is answered
-    with no, 1 if nobody answers it (stdin is closed): nothing was changed then.
+    The replaced files stay beside the new ones as <name>.replaced-<time>. Clients whose cursor
+    the restored history does not contain must resync. Exit code 0 if you answer the question
+    with no, 1 if stdin is closed: nothing was changed then.
     """
     config = read_settings(dev=dev).config
     db_path = Path(config.db_path)

@@ -1,7 +1,8 @@
-"""Find the supervisor that runs on a data directory, and speak to it.
+"""Running server: finds the supervisor of a data directory and its control socket.
 
-The supervisor writes ``{"pid", "runtime_dir", "ports", "started_at_s"}`` to `<db_path>.pid`
-and holds a lock on it; a file without a lock is what a killed one left.
+The supervisor writes ``{"pid", "runtime_dir", "ports", "started_at_s"}`` to `<db_path>.pid` and
+holds a lock on the file. A file without a lock belonged to a supervisor that was killed. Called by
+the verbs that need a running server, or must know whether one runs.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from pylon.control import ControlClient
 from pylon.data_dir_lock import is_locked, pidfile_of
 from pylon.errors import NotRunning
 
-_SILENCE_S = 3600.0  # a drain or a backup may say nothing for long; a dead end closes the socket
+_SILENCE_S = 3600.0  # between two lines: a drain can be slow, and a dead peer closes the socket
 
 
 class Running(msgspec.Struct, frozen=True):
-    """A supervisor that lives: what its pidfile says."""
+    """A live supervisor, as its pidfile describes it."""
 
     pid: int
     runtime_dir: str
@@ -28,19 +29,19 @@ class Running(msgspec.Struct, frozen=True):
     started_at_s: float
 
     def control(self, timeout_s: float = _SILENCE_S) -> ControlClient:
-        """A client of its control socket."""
+        """Return a client of its control socket."""
         return ControlClient(Path(self.runtime_dir) / "control.sock", timeout_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Starting:
-    """Somebody holds the lock and has not written the pidfile yet."""
+    """A process holds the lock and has not written the pidfile yet."""
 
     pidfile: Path
 
 
 def find(config: Config) -> Running | Starting | None:
-    """The supervisor that holds the data directory of `config`, or None."""
+    """Return the supervisor that holds the data directory of `config`, or None."""
     db_path = Path(config.db_path)
     if not is_locked(db_path):
         return None
@@ -52,10 +53,10 @@ def find(config: Config) -> Running | Starting | None:
 
 
 def require(config: Config) -> Running:
-    """The running supervisor.
+    """Return the running supervisor.
 
     Raises:
-        NotRunning: none holds the data directory, or it has only just started.
+        NotRunning: no supervisor holds the data directory, or it has not written its pidfile yet.
     """
     found = find(config)
     if found is None:

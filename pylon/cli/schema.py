@@ -1,6 +1,6 @@
-"""`pylonctl schema`: check and compare manifests, and look at the database's schema.
+"""`pylonctl schema`: checks and compares manifests, and shows the schema of the database.
 
-`plan` and `apply`, which compare and change the database, are in `schema_apply`.
+`plan` and `apply` compare the database with the manifest and change it; they are in `schema_apply`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def schema() -> None:
 @json_flag
 @click.pass_context
 def check(ctx: click.Context, manifest: str | None, dev: bool) -> None:
-    """Validate a manifest (PYLON_MANIFEST if none is named). With --dev, as dev mode does."""
+    """Validate a manifest (default: PYLON_MANIFEST). With --dev, as dev mode does."""
     path = manifest or read_settings(dev=dev).config.manifest
     try:
         app = load_manifest(Path(path), strict=dev)
@@ -69,7 +69,7 @@ def check(ctx: click.Context, manifest: str | None, dev: bool) -> None:
 @json_flag
 @click.pass_context
 def diff(ctx: click.Context, manifests: tuple[str, ...]) -> None:
-    """Say what changed from one manifest to another."""
+    """Show the differences between two manifests."""
     if len(manifests) != 2:
         note("give two manifests: the old one and the new one")
         result({"code": "DIFF_MISSING_ARGS", "ok": False}, "")
@@ -95,7 +95,7 @@ def inspect(sqlite: str | None, dev: bool) -> None:
 
 
 def _table(table: TableInfo) -> dict[str, Any]:
-    """The object of spec/http.md §8."""
+    """Return the object of spec/http.md §8."""
     return {
         "name": table.name,
         "columns": [

@@ -1,7 +1,8 @@
-"""`pylonctl schema plan` and `pylonctl schema apply`: bring the database to the manifest.
+"""`pylonctl schema plan` and `pylonctl schema apply`: migrate the database to the manifest.
 
-A start does what only adds. What rewrites or removes data is done here, with the server stopped
-and a backup made first. The JSON is that of `schema push` in spec/http.md §8.
+A start makes additions itself. `schema apply` also rewrites and removes data: with the server
+stopped, and after a backup. Indexes alone can change while the server runs (`--indexes`). The JSON
+has the form of `schema push` in spec/http.md §8.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ _WARNINGS: Final = {
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def wishes_options(command: F) -> F:
-    """The flags that `read_options` reads; entities are named as the new manifest does."""
+def migration_options(command: F) -> F:
+    """Add the flags that `read_options` reads. Entities have the names of the new manifest."""
     for flag, form, text in (
         ("--default", "Entity.field=VALUE", "A value for rows that have none. Repeatable."),
         ("--drop-index", "NAME", "Remove an index. Repeatable."),
@@ -51,10 +52,10 @@ def wishes_options(command: F) -> F:
 
 
 def database_of(sqlite: str | None, dev: bool) -> Path:
-    """The database file that a verb looks at.
+    """Return the path of the database file that a verb reads.
 
     Raises:
-        Unavailable: there is none.
+        Unavailable: the file does not exist, or the database is in memory.
     """
     config = read_settings(dev=dev).config
     if sqlite is None and config.in_memory:
@@ -66,7 +67,7 @@ def database_of(sqlite: str | None, dev: bool) -> Path:
 
 
 @click.command()
-@wishes_options
+@migration_options
 @click.option("--sqlite", metavar="PATH", help="A database file, instead of PYLON_DB_PATH.")
 @click.option("--manifest", help="Sets PYLON_MANIFEST.")
 @dev_flag
@@ -76,13 +77,13 @@ def plan(
     ctx: click.Context, /, sqlite: str | None, manifest: str | None, dev: bool,
     **flags: tuple[str, ...],
 ) -> None:
-    """Show what a start would do to the database, and what it would refuse. Changes nothing.
+    """Show the changes that a start would make, and those that it would refuse. Changes nothing.
 
     Exit code 1 if a start would be refused.
     """
     config = read_settings(dev=dev, flags={"PYLON_MANIFEST": manifest}).config
     app = load_manifest(Path(config.manifest))
-    options = _wishes(app, flags)
+    options = _read_migration_options(app, flags)
     path = Path(sqlite or config.db_path)
     found = path.is_file() and not (config.in_memory and sqlite is None)
     store = open_store(config) if sqlite is None else open_store_at(path)
@@ -96,8 +97,8 @@ def plan(
 
 
 @click.command()
-@wishes_options
-@click.option("--indexes", is_flag=True, help="Only the indexes, of the server that runs.")
+@migration_options
+@click.option("--indexes", is_flag=True, help="Only change indexes, while the server runs.")
 @click.option("--allow-destructive", is_flag=True, help="Also rewrite and remove data.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--manifest", help="Sets PYLON_MANIFEST.")
@@ -108,17 +109,17 @@ def apply(
     ctx: click.Context, /, indexes: bool, allow_destructive: bool, yes: bool,
     manifest: str | None, dev: bool, **flags: tuple[str, ...],
 ) -> None:
-    """Bring the database to the manifest. The server must be stopped, but for --indexes.
+    """Migrate the database to the manifest. The server must be stopped, except for --indexes.
 
-    What only adds needs no flag (a start does it too). If data is renamed, rewritten or
-    removed, a backup is made first and named; clients then resync. Exit code 1 if the question
-    is answered with anything but y or yes, or by nobody: nothing was changed then.
+    Additions need no flag (a start makes them too). Before it renames, rewrites or removes data,
+    the command makes a backup and prints its path; clients resync afterwards. Exit code 1 if you
+    do not answer the question with y or yes: nothing was changed then.
     """
     config = read_settings(dev=dev, flags={"PYLON_MANIFEST": manifest}).config
     app = load_manifest(Path(config.manifest))
-    options = _wishes(app, flags)
+    options = _read_migration_options(app, flags)
     if indexes:
-        _put_indexes(config, app)
+        _request_indexes(config, app)
         return
     path = database_of(None, dev)
     try:
@@ -130,8 +131,8 @@ def apply(
         ) from None
 
 
-def _put_indexes(config: Config, app: Manifest) -> None:
-    """Ask the running server; what was done is the newest entry of the history."""
+def _request_indexes(config: Config, app: Manifest) -> None:
+    """Have the running server change its indexes; print the newest entry of its history."""
     wanted = [(e.name, i.name, i.fields, i.unique) for e in app.entities for i in e.indexes]
     answer = require(config).control().ask("indexes", indexes=wanted)
     done: list[str] = []
@@ -155,10 +156,10 @@ def _apply(
             note(line)
         result({"code": "PUSH_BLOCKED", "dry_run": False, "applied": False, **body}, "")
         return ERROR
-    if planned.rewrites and not yes and not _agreed(planned, path):
+    if planned.rewrites and not yes and not _is_confirmed(planned, path):
         result({"ok": False, "aborted": True}, "Aborted.")
         return ERROR
-    saved = _save(path) if planned.rewrites else None
+    saved = _make_backup(path) if planned.rewrites else None
     steps = schema.apply(app, options, allow_destructive=allow_destructive)
     body["plan"] = {"operations": [s.to_json() for s in steps] or [{"op": "noop"}]}
     if saved is not None:
@@ -172,14 +173,17 @@ def _apply(
     return 0
 
 
-def _agreed(planned: Plan, path: Path) -> bool:
+def _is_confirmed(planned: Plan, path: Path) -> bool:
     for line in _lines(planned):
         note(line)
     return ask(f"Change {path}? [y/N] ") in _YES
 
 
-def _save(path: Path) -> Path:
-    """A backup bundle beside the database. The manifest is left out: it is the new one."""
+def _make_backup(path: Path) -> Path:
+    """Make a backup bundle beside the database, without the manifest: that is already the new one.
+
+    Returns: the folder.
+    """
     clock = SystemClock()
     now = datetime.fromtimestamp(clock.wall_ns() / 1e9, UTC)
     folder = path.absolute().with_name(f"{path.name}.before-{now:%Y%m%dT%H%M%S.%f}Z")
@@ -188,7 +192,7 @@ def _save(path: Path) -> Path:
     return folder
 
 
-def _wishes(app: Manifest, flags: dict[str, tuple[str, ...]]) -> MigrationOptions:
+def _read_migration_options(app: Manifest, flags: dict[str, tuple[str, ...]]) -> MigrationOptions:
     names = {
         "rename_entity": "rename_entities", "rename_field": "rename_fields",
         "drop_entity": "drop_entities", "drop_field": "drop_fields",

@@ -1,8 +1,8 @@
 """`pylonctl search check` and `pylonctl search rebuild`: the indexes of full-text search.
 
-Every write keeps them current and a start builds those that are missing, so a rebuild is for a
-database that somebody has damaged. While a server runs, its writer does it in portions, and
-others write in between; without one it is done here, in one transaction. A check only reads.
+Every write updates them, and a start builds missing ones. A rebuild is for a damaged database.
+While a server runs, its writer rebuilds in batches, and other writes run in between. Without a
+server this process rebuilds, in one transaction. Invariant: a check only reads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pylon.manifest_loader import load_manifest
 from pylon.query.words import text_fields
 from pylon.storage.factory import open_store
 
-_entity_option = click.option("--entity", metavar="NAME", help="Only this one.")
+_entity_option = click.option("--entity", metavar="NAME", help="Only this entity.")
 
 
 @click.group()
@@ -48,7 +48,7 @@ def check_indexes(ctx: click.Context, entity: str | None, dev: bool) -> None:
     """
     config = read_settings(dev=dev).config
     entities = _entities(config, entity)
-    _database(config)
+    _database_path(config)
     found = open_store(config).schema.check_search(entities)
     ok = not any(c.problems for c in found)
     lines = [
@@ -73,7 +73,7 @@ def check_indexes(ctx: click.Context, entity: str | None, dev: bool) -> None:
 def rebuild_indexes(entity: str | None, dev: bool) -> None:
     """Build the indexes anew from the rows, also while the server runs."""
     config = read_settings(dev=dev).config
-    entities, path = _entities(config, entity), _database(config)
+    entities, path = _entities(config, entity), _database_path(config)
     try:
         with lock_data_dir(path):
             rows = open_store(config).schema.build_search(entities)
@@ -81,14 +81,14 @@ def rebuild_indexes(entity: str | None, dev: bool) -> None:
             {"entity": name, "rows": count} for name, count in rows.items()
         ]
     except DataDirLocked:
-        built = _rebuild_beside(config, entities)
+        built = _request_rebuild(config, entities)
     body: dict[str, Any] = {"ok": True, "entities": built}
     lines = [f"{b['entity']}: built from {b['rows']} rows" for b in built]
     result(body, "\n".join(lines) or "no entity has text fields in a search config")
 
 
-def _rebuild_beside(config: Config, entities: list[Entity]) -> list[dict[str, Any]]:
-    """Have the running server do it."""
+def _request_rebuild(config: Config, entities: list[Entity]) -> list[dict[str, Any]]:
+    """Have the running server rebuild the indexes, and print its progress."""
     answer: dict[str, Any] = {}
     names = [entity.name for entity in entities]
     for answer in require(config).control().call("search_rebuild", entities=names):
@@ -99,7 +99,12 @@ def _rebuild_beside(config: Config, entities: list[Entity]) -> list[dict[str, An
 
 
 def _entities(config: Config, name: str | None) -> list[Entity]:
-    """Those that have an index: the one that is named, or all."""
+    """Return the named entity, or all that have an index.
+
+    Raises:
+        EntityNotFound: the manifest does not have it.
+        SearchNotConfigured: it has no index.
+    """
     manifest = load_manifest(Path(config.manifest))
     if name is None:
         return [e for e in manifest.entities if text_fields(e)]
@@ -115,7 +120,7 @@ def _entities(config: Config, name: str | None) -> list[Entity]:
     return [entity]
 
 
-def _database(config: Config) -> Path:
+def _database_path(config: Config) -> Path:
     if config.in_memory:
         raise Unavailable("PYLON_IN_MEMORY is on: there is no database file")
     path = Path(config.db_path)

@@ -1,7 +1,7 @@
-"""`pylonctl seed`: insert the rows of a file through the running server (spec/http.md §8).
+"""`pylonctl seed`: inserts the rows of a file through the running server (spec/http.md §8).
 
-The file is ``{"Entity": [row, ...]}``. A row that names its `id` (40 lower-case hex
-characters) is inserted once, however often the file is sown; others each time.
+The file is ``{"Entity": [row, ...]}``. A row with an `id` (40 lower-case hex characters) is
+inserted once, however often the operator runs the verb. Rows without one are inserted each time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pylon.errors import InvalidJson, NotFound, NotRunning, OptimisticIdConflict
 from pylon.values import decode_body
 
 _PROGRESS_ROWS: Final = 1_000
-_DIAGNOSTICS: Final = 100  # named one by one
+_DIAGNOSTICS: Final = 100  # refused rows that the output names
 
 
 @click.command()
@@ -59,7 +59,7 @@ def seed(ctx: click.Context, file: str, token: str | None, dev: bool) -> None:
                 if failed <= _DIAGNOSTICS:
                     refused.append(_diagnostic("SEED_INSERT_FAILED", text, error.code))
                     note(text)
-                if error.retryable:  # after several tries: the rest would fare no better
+                if error.retryable:  # `send` has tried several times: other rows would fail too
                     break
             else:
                 counts = seeded if new else there
@@ -79,10 +79,11 @@ def seed(ctx: click.Context, file: str, token: str | None, dev: bool) -> None:
 
 
 def _read(path: Path) -> list[tuple[str, int, Any]]:
-    """
+    """Return the rows of the file as (entity, index, row).
+
     Raises:
         NotFound: the file cannot be read.
-        PylonError: it is no JSON, or not of the form.
+        PylonError: it is not JSON, or does not have the form above.
     """
     try:
         raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
@@ -101,20 +102,20 @@ def _read(path: Path) -> list[tuple[str, int, Any]]:
 
 
 def _insert(server: AdminClient, entity: str, row: Any) -> bool:
-    """Insert a row; whether it is new.
+    """Insert a row. Return whether it is new.
 
     Raises:
-        PylonError: the server's refusal.
+        PylonError: the error that the server returned.
     """
     body = orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
     if isinstance(row, dict) and row.get("id") is not None:
         key = hashlib.blake2b(entity.encode() + b"\0" + body, digest_size=16).hexdigest()
     else:
-        key = SystemRandom().token_hex(16)  # so that a repetition of this one request is known
+        key = SystemRandom().token_hex(16)  # recognises only retries of this request
     try:
         _, replayed = server.send(f"/api/entities/{quote(entity, safe='')}", body, f"seed:{key}")
     except OptimisticIdConflict:
-        return False  # sown longer ago than the server remembers, or changed since
+        return False  # inserted before; the server has forgotten the key, or the row has changed
     return not replayed
 
 

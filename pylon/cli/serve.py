@@ -1,8 +1,8 @@
-"""Run a server: in this process (`serve`) or as a process of its own (`start_detached`).
+"""Server start: runs a server in this process (`serve`) or in a process of its own.
 
-Apart from `pylon.cli.start`, which has the template process started before it imports this module
-and so half of Pylon. The one module of `pylon` that reaches up to `supervisor`, beside `start`,
-and it does so inside `serve`. Called by `pylonctl start` and `pylonctl dev --once`.
+`pylon.cli.start` starts the template process before it imports this module, because this module
+imports half of Pylon. `serve` imports `supervisor` when it is called. Beside `start` no other
+module of `pylon` imports it. Called by `pylonctl start` and `pylonctl dev --once`.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _POLL_S = 0.05
 def serve(
     loaded: Loaded, reread: Callable[[], Loaded] | None = None, template: Template | None = None
 ) -> int:
-    """Run the supervisor in this process; its exit code.
+    """Run the supervisor in this process. Return its exit code.
 
     Args:
         reread: reads the settings again, for a reload in dev mode.
-        template: one that has been started.
+        template: a template process that runs already.
 
     Raises:
-        StartRefused: before anything was touched, or by the supervisor.
+        StartRefused: by the checks before the start, or by the supervisor.
     """
     app = load_checked(loaded)
     from supervisor.main import run
@@ -69,9 +69,9 @@ def serve(
 
 
 def start_detached(loaded: Loaded) -> int:
-    """Start the server as a process of its own, wait until it is ready; the exit code.
+    """Start the server as a process of its own and wait until it is ready. Return the exit code.
 
-    Its log goes to `<db_path>.log`.
+    The server writes its log to `<db_path>.log`.
     """
     app = load_checked(loaded)
     for warning in (*start_warnings(loaded, app), *data_dir_warnings(loaded.config)):

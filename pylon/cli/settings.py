@@ -1,8 +1,9 @@
-"""Where the verbs get their settings: the environment, flags and, in dev, `.env` files.
+"""Settings of the verbs: reads flags, the environment and, for `--dev`, `.env` files.
 
-Invariants: a flag wins over the environment, the environment over `.env.local`, that over
-`.env`, a nearer folder over one further up; `Loaded.origin` says which it was. Only dev
-mode reads `.env` files: on a server the unit's EnvironmentFile does that.
+Invariants: a flag wins over the environment, the environment over `.env.local`, and that over
+`.env`. A nearer folder wins over one further up. `Loaded.origin` names the source of each value.
+Only `--dev` reads `.env` files; on a server the EnvironmentFile of the unit replaces them. Called
+by every verb that needs settings.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def dev_flag(command: F) -> F:
-    """Give a verb `--dev`: read the settings as `pylonctl dev` does."""
+    """Add `--dev` to a verb: it then reads the settings as `pylonctl dev` does."""
     option = click.option(
         "--dev", is_flag=True, help="Settings as `pylonctl dev` has them: dev mode, .env files."
     )
@@ -36,7 +37,7 @@ def dev_flag(command: F) -> F:
 
 
 def dotenv_files(start: Path) -> list[Path]:
-    """The `.env` files that count for a folder, the weightiest first."""
+    """Return the `.env` files of a folder and its parents, by descending precedence."""
     start = start.absolute()
     candidates = [folder / name for folder in (start, *start.parents) for name in DOTENV_NAMES]
     return [path for path in candidates if path.is_file()]
@@ -52,10 +53,10 @@ def read_settings(
     """Load the settings of this run.
 
     Args:
-        dev: dev mode unless the environment says otherwise, and `.env` files.
-        flags: variable name to text, from the command line; None means not given.
-        environ: instead of the process's environment.
-        folder: instead of the current folder, for `.env` files.
+        dev: read `.env` files, and set dev mode unless a source sets PYLON_DEV_MODE.
+        flags: values from the command line by variable name; None: the flag was not given.
+        environ: replaces the environment of the process.
+        folder: where to look for `.env` files, in place of the current folder.
 
     Raises:
         StartRefused: a value, or a `.env` file, cannot be read.
@@ -70,7 +71,7 @@ def read_settings(
                     dotenv[name] = value
                     origins[name] = str(path)
         if not any(source.get(_MODE) for source in (environ, dotenv)):
-            environ.pop(_MODE, None)  # an empty one counts as not set
+            environ.pop(_MODE, None)  # an empty value counts as not set
             dotenv[_MODE] = "1"
             origins[_MODE] = "pylonctl dev"
     given = {name: value for name, value in (flags or {}).items() if value is not None}

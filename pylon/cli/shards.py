@@ -1,6 +1,6 @@
-"""`pylonctl shards list|make|move|stop`: the simulations of the running server.
+"""`pylonctl shards list|make|move|stop`: lists and controls the shards of the running server.
 
-They are asked over HTTP, as every admin may (`pylon.api.realtime.shards`).
+The verbs call the admin routes of `pylon.api.realtime.shards` over HTTP.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def shards() -> None:
 @json_flag
 @click.pass_context
 def list_shards(ctx: click.Context, token: str | None, dev: bool) -> None:
-    """Every shard, with its worker, ticks and subscribers. Exit code 1 if one has failed."""
+    """List the shards with worker, tick and subscribers. Exit code 1 if one has failed."""
     with AdminClient(read_settings(dev=dev).config, token) as server:
-        found: list[dict[str, Any]] = server.ask("GET", "/api/shards")
+        found: list[dict[str, Any]] = server.request("GET", "/api/shards")
     lines = [_line(shard) for shard in found]
     result({"shards": found}, "\n".join(lines) or "no shards")
     ctx.exit(ERROR if any("traceback" in shard for shard in found) else 0)
@@ -41,33 +41,36 @@ def list_shards(ctx: click.Context, token: str | None, dev: bool) -> None:
 
 @shards.command("make")
 @click.argument("shard_id")
-@click.option("--params", default="{}", metavar="JSON", help="What the simulation gets to know.")
+@click.option("--params", default="{}", metavar="JSON", help="Parameters of the simulation.")
 @_token_option
 @dev_flag
 @json_flag
 def make_shard(shard_id: str, params: str, token: str | None, dev: bool) -> None:
-    """Make a shard, unless it is there."""
+    """Make a shard, unless it exists."""
     try:
         given = orjson.loads(params)
     except orjson.JSONDecodeError as ex:
-        raise InvalidData(f"--params is no JSON: {ex}", hint='Give an object: {"map": "n"}') from ex
+        raise InvalidData(
+            f"--params is not valid JSON: {ex}", hint='Give an object: {"map": "n"}'
+        ) from ex
     with AdminClient(read_settings(dev=dev).config, token) as server:
-        made = server.ask("POST", "/api/shards", {"id": shard_id, "params": given})
+        made = server.request("POST", "/api/shards", {"id": shard_id, "params": given})
     result(made, _line(made))
 
 
 @shards.command("move")
 @click.argument("shard_id")
-@click.option("--to", "worker", help="The worker's number. Default: where its id says.")
+@click.option("--to", "worker", help="Number of the worker. Default: the one its id maps to.")
 @_token_option
 @dev_flag
 @json_flag
 def move_shard(shard_id: str, worker: str | None, token: str | None, dev: bool) -> None:
-    """Have a shard live at another worker. Its subscribers come back; what it saves goes along."""
+    """Move a shard to another worker, with its saved state. Its subscribers reconnect."""
     path = f"/api/shards/{quote(shard_id, safe='')}/move"
     with AdminClient(read_settings(dev=dev).config, token) as server:
-        moved = server.ask("POST", path, {"worker": worker})
-    result(moved, f"{shard_id} lives at {'its own' if worker is None else worker} worker now")
+        moved = server.request("POST", path, {"worker": worker})
+    where = "its default worker" if worker is None else f"worker {worker}"
+    result(moved, f"{shard_id} runs in {where} now")
 
 
 @shards.command("stop")
@@ -76,9 +79,9 @@ def move_shard(shard_id: str, worker: str | None, token: str | None, dev: bool) 
 @dev_flag
 @json_flag
 def stop_shard(shard_id: str, token: str | None, dev: bool) -> None:
-    """Stop a shard and forget its saved state."""
+    """Stop a shard and delete its saved state."""
     with AdminClient(read_settings(dev=dev).config, token) as server:
-        ended = server.ask("DELETE", f"/api/shards/{quote(shard_id, safe='')}")
+        ended = server.request("DELETE", f"/api/shards/{quote(shard_id, safe='')}")
     result(ended, f"{shard_id} is stopped")
 
 

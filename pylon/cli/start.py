@@ -1,8 +1,8 @@
-"""`pylonctl start`: run the supervisor, in the foreground as systemd wants it.
+"""`pylonctl start`: runs the supervisor, in the foreground as systemd expects it.
 
-It executes the template process first, whose imports take longest, and imports the rest meanwhile
-(`pylon.cli.serve`). It reaches up to `supervisor` inside the command: `pylon` stays importable
-without it, and other verbs do not pay for it.
+It executes the template process first, because its imports take longest, and imports
+`pylon.cli.serve` meanwhile. It imports `supervisor` inside the command. So `pylon` can be imported
+without it, and other verbs do not load it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def start(
     ctx: click.Context, port: int | None, manifest: str | None, db: str | None,
     detach: bool, dev: bool,
 ) -> None:
-    """Serve until stopped. Refuses what is unsafe or cannot work: exit code 78."""
+    """Serve until stopped. Refuses settings that are unsafe or cannot work: exit code 78."""
     flags = {
         "PYLON_PORT": None if port is None else str(port),
         "PYLON_MANIFEST": manifest, "PYLON_DB_PATH": db,

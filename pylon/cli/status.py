@@ -1,4 +1,7 @@
-"""`pylonctl status`: what runs on this data directory."""
+"""`pylonctl status`: prints the state of the server of this data directory.
+
+The pidfile names the server; its control socket reports the state of its processes.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ _ANSWER_S = 5.0
 @json_flag
 @click.pass_context
 def status(ctx: click.Context, dev: bool) -> None:
-    """Say whether a server runs, and how its processes are. Exit 69 when none does."""
+    """Show whether a server runs, and the state of its processes. Exit 69 when none runs."""
     config = read_settings(dev=dev).config
     running = find(config)
     if running is None:

@@ -1,7 +1,8 @@
-"""`pylonctl stop`: drain a running server, and show each step as it happens.
+"""`pylonctl stop`: drains a running server and prints each step as it happens.
 
-Asks through the control socket; if that does not answer, sends SIGTERM to the pid of the
-pidfile. Waits until the data directory is let go, which is the supervisor's last deed.
+It sends the request over the control socket. If the supervisor does not answer, it sends SIGTERM
+to the pid of the pidfile. Then it waits until the supervisor releases the data directory, which is
+the supervisor's last step.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def stop(ctx: click.Context, timeout_s: float | None, dev: bool) -> None:
 
 
 def _drain(running: Running, wait_s: float) -> list[dict[str, Any]]:
-    """Ask for the drain and print its steps; the steps seen."""
+    """Request the drain and print its steps. Return the steps received."""
     steps: list[dict[str, Any]] = []
     try:
         for answer in running.control(timeout_s=wait_s).call("stop"):
@@ -67,7 +68,7 @@ def _drain(running: Running, wait_s: float) -> list[dict[str, Any]]:
                 if not wants_json():
                     click.echo(step_line(answer))
     except NotRunning as ex:
-        if steps:  # it closed the socket when it was through
+        if steps:  # the supervisor closed the socket at the end of its drain
             return steps
         note(f"{ex.message}; sending SIGTERM to pid {running.pid}")
         try:
@@ -78,7 +79,7 @@ def _drain(running: Running, wait_s: float) -> list[dict[str, Any]]:
 
 
 def step_line(answer: dict[str, Any]) -> str:
-    """One drain step for eyes: its name and what else the supervisor says of it."""
+    """Return one drain step as a line of text: its name and its other fields."""
     rest = " ".join(
         f"{key}={value}" for key, value in answer.items() if key not in ("step", "done", "ok")
     )
