@@ -79,7 +79,7 @@ def test_commands_of_one_turn_travel_in_one_message(client: RoomsClient, serve: 
         return replies[::-1]
 
     seen = serve(answer)
-    gevent.spawn(client.tell, LeaveRoom("told", "ann"))
+    gevent.spawn(client.send, LeaveRoom("told", "ann"))
     asked = [gevent.spawn(client.submit, GetRoom(f"r{n}", "ann")) for n in range(50)]
     gevent.joinall(asked, timeout=WAIT_S)
     assert [g.value.body for g in asked] == [big + b"r%d" % n for n in range(50)]

@@ -35,10 +35,10 @@ from pylon.bus.rooms_messages import (
     SocketClosed,
     Subscribe,
     Unsubscribe,
-    client_name,
     pid_of,
     replies,
     requests,
+    routing_id,
     updates,
 )
 from pylon.clock import ManualClock
@@ -48,7 +48,7 @@ from tests.support.examples import count_examples
 ROOMS = st.sampled_from(["r", 'a "quoted" room/ü'])
 USERS = st.sampled_from(["ann", "bob", 'c"\\'])
 DATA = st.sampled_from([None, 0, {"x": [1]}, 'te"xt', {"name": "n" * 40}])
-WORKERS = st.sampled_from([client_name(11, "aa"), client_name(12, "bb")])
+WORKERS = st.sampled_from([routing_id(11, "aa"), routing_id(12, "bb")])
 NETWORKS = st.sampled_from(["", "192.0.2.1", "2001:db8::/64"])
 NUMBERS = st.integers(1, 3)
 

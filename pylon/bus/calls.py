@@ -1,11 +1,12 @@
-"""Calls from worker to worker: commands and answers as bytes, whose types are their owners'.
+"""Calls between workers: commands and answers as bytes, whose types belong to the callers.
 
     worker DEALER -> port ROUTER   one frame: list[Call]      (`pylon.bus.exchange`)
     port ROUTER -> worker DEALER   one frame: list[Answer]
 
-Invariants: at most `limits.CALLS_IN_FLIGHT` calls are unanswered; each ends in its answer, or in
-Unavailable when `limits.CALL_TIMEOUT_S` has passed (then it may or may not have been carried
-out). What a port's socket does not take is dropped and counted. Used by `pylon.bus.shards`.
+Invariants: at most `limits.CALLS_IN_FLIGHT` calls are unanswered. Each ends in its answer, or in
+Unavailable after `limits.CALL_TIMEOUT_S`; then the port may have executed it or not. The port drops
+and counts an answer that its socket does not take. Metrics: pylon_bus_messages_total,
+pylon_bus_messages_dropped_total. Called by `pylon.bus.shards` and `workers.shards.server`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _log = log.get_logger("calls")
 
 
 class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """`id` is unique within its caller's process."""
+    """A command. `id` is unique within the caller's process."""
 
     id: int
     command: bytes
@@ -46,7 +47,7 @@ _answers: Final = msgspec.msgpack.Decoder(list[Answer])
 
 
 class Caller:
-    """One process's way to one port. Made after any fork; `close` it at the end."""
+    """The connection of a process to a port. Create it after any fork; `close` it at the end."""
 
     def __init__(self, endpoint: str, channel: str, random: RandomSource) -> None:
         """Args: `channel` is the label of the bus's metrics."""
@@ -58,16 +59,16 @@ class Caller:
         self._exchange: Exchange[Call, Answer] = Exchange(route, name, _answers.decode)
 
     def call(self, command: bytes) -> bytes:
-        """Have a command carried out; blocks this greenlet.
+        """Have the port execute a command; return its answer. Blocks this greenlet.
 
         Raises:
-            Unavailable: see the module.
-            PylonError: what the other side answered.
+            Unavailable: too many calls are in flight, or no answer came in time.
+            PylonError: the error that the port answered.
         """
-        return self._exchange.ask(lambda number: Call(number, command)).body
+        return self._exchange.request(lambda number: Call(number, command)).body
 
     def close(self) -> None:
-        """Fail what waits, and let go of the socket."""
+        """Fail the calls that wait, and close the socket."""
         self._exchange.close()
 
 
@@ -75,8 +76,11 @@ class CallPort:
     """Answers calls in a worker process. `run` it in a greenlet of its own."""
 
     def __init__(self, endpoint: str, channel: str, answer: Callable[[bytes], bytes]) -> None:
-        """Args: `answer` carries out one command, in a greenlet of its own; it may block, and
-        raise a `PylonError`, which the caller gets."""
+        """
+        Args:
+            answer: executes one command and returns its answer, in a greenlet of its own. It may
+                block, and it may raise a `PylonError`, which the caller gets.
+        """
         self._channel = channel
         self._answer = answer
         self._socket = contexts.open_socket(contexts.green(), zmq.ROUTER, limits.BUS_CALLS_HWM)
@@ -84,13 +88,13 @@ class CallPort:
         self._running = 0
 
     def run(self) -> NoReturn:
-        """Answer for ever."""
+        """Answer calls for ever."""
         while True:
             peer, frame = self._socket.recv_multipart()
             try:
                 calls = _calls.decode(frame)
             except msgspec.DecodeError as ex:
-                # The folder is private, so this is a defect or a mixed-up version of ours.
+                # The folder is private, so this is a defect, or a Pylon of another version.
                 _log.error("calls.unreadable", channel=self._channel, error=str(ex))
                 metrics.BUS_DROPPED.labels(self._channel).inc()
                 continue
@@ -107,7 +111,7 @@ class CallPort:
             answer = Answer(call.id, self._answer(call.command))
         except PylonError as ex:
             answer = Answer(call.id, error=WireError.of(ex))
-        except Exception as ex:  # noqa: BLE001  whatever it is, the caller must be answered
+        except Exception as ex:  # noqa: BLE001  the caller needs an answer to any error
             _log.exception("call.failed", channel=self._channel, error=ex)
             refusal = InternalError("The call failed; the server's log says why")
             answer = Answer(call.id, error=WireError.of(refusal))
@@ -119,9 +123,9 @@ class CallPort:
         try:
             self._socket.send_multipart((peer, messages.encode([answer])), zmq.NOBLOCK)
             metrics.BUS_MESSAGES.labels(self._channel).inc()
-        except zmq.ZMQError:  # its caller is gone, or reads no more: it gives up in time
+        except zmq.ZMQError:  # the caller has ended or does not read; its call times out
             metrics.BUS_DROPPED.labels(self._channel).inc()
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the socket."""
         self._socket.close()

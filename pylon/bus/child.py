@@ -1,8 +1,8 @@
-"""What the supervisor tells a child through its environment, and how the child reads it.
+"""The environment of a child process, as the supervisor writes it and the child reads it.
 
-Beside these names a child gets every PYLON_* setting with its resolved value, so that
-`pylon.config.load` gives it exactly the supervisor's settings. Written by
-`supervisor.children`, read by `workers.boot`.
+A child also gets every PYLON_* setting with its resolved value, so that `pylon.config.load` gives
+it exactly the supervisor's settings. Called by `supervisor.children`, `workers.boot`,
+`workers.template` and `workers.http.arbiter`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pylon.errors import StartRefused
 
 @dataclass(frozen=True, slots=True)
 class ChildEnv:
-    """Who this child is. `worker` is unique within the role: "1", "2", ..."""
+    """The identity of a child. `worker` is unique within the role: "1", "2", ..."""
 
     role: str
     worker: str
@@ -25,7 +25,7 @@ class ChildEnv:
     supervisor_pid: int
 
     def to_environ(self) -> dict[str, str]:
-        """The variables to add to the child's environment."""
+        """Return the variables to add to the child's environment."""
         return {
             "PYLON_WORKER": f"{self.role}/{self.worker}",
             "PYLON_RUNTIME_DIR": str(self.runtime_dir),
@@ -35,10 +35,10 @@ class ChildEnv:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> ChildEnv:
-        """Read them back.
+        """Read the variables.
 
         Raises:
-            StartRefused: this process was not started by a supervisor.
+            StartRefused: no supervisor has started this process.
         """
         try:
             role, _, worker = environ["PYLON_WORKER"].partition("/")

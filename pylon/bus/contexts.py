@@ -1,7 +1,7 @@
-"""ZeroMQ contexts: one plain and one green for each process, and how sockets are opened.
+"""ZeroMQ contexts, one plain and one green for each process, and `open_socket`.
 
-Invariants: every socket has its high-water marks set and linger 0, so that no socket grows
-without bound and none holds up an exit. Called by the other modules of `pylon.bus` only.
+Invariants: every socket has high-water marks and linger 0, so that no socket grows without bound
+and none delays an exit. Called only by other modules of `pylon.bus`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import zmq
 
 
 def plain() -> zmq.Context[zmq.Socket[bytes]]:
-    """The context of threads. One for each process (and a new one after a fork)."""
+    """Return the context of threads: one for each process, and a new one after a fork."""
     return zmq.Context.instance()
 
 
 def green() -> zmq.Context[zmq.Socket[bytes]]:
-    """The context whose sockets block a greenlet instead of the thread."""
-    # Imported here because the supervisor imports this module and must stay without gevent.
+    """Return the context whose sockets block a greenlet and not the thread."""
+    # The supervisor imports this module and must not import gevent.
     import zmq.green  # type: ignore[import-untyped,unused-ignore]
 
     context: Any = zmq.green.Context.instance()
@@ -29,10 +29,11 @@ def open_socket(
     context: zmq.Context[zmq.Socket[bytes]], kind: int, hwm_messages: int, *,
     watched: bool = False,
 ) -> zmq.Socket[bytes]:
-    """A socket of `kind` (``zmq.DEALER``, ...) that holds at most `hwm_messages` each way.
+    """Open a socket of `kind` (``zmq.DEALER``, ...) that holds at most `hwm_messages` each way.
 
     Args:
-        watched: plain, also in the green context: whoever watches its descriptor never blocks.
+        watched: make a plain socket, also in the green context. Its caller watches the
+            descriptor and never blocks.
     """
     socket = context.socket(kind, socket_class=zmq.Socket) if watched else context.socket(kind)
     socket.setsockopt(zmq.LINGER, 0)

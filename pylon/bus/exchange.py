@@ -1,15 +1,16 @@
-"""A worker's end of requests with replies: greenlets ask, one socket carries, replies wake them.
+"""A worker's end of requests with replies: greenlets wait, and one socket serves all of them.
 
-    worker DEALER -> somebody's ROUTER   one frame: a list of requests
-    somebody's ROUTER -> worker DEALER   one frame: a list of replies
+    worker DEALER -> ROUTER   one frame: a list of requests
+    ROUTER -> worker DEALER   one frame: a list of replies
 
-All that greenlets ask during one turn of the event loop leaves in one message. What requests
-and replies are is their owners' business, as long as both have an `id` and a reply an `error`.
+All requests of one turn of the event loop leave in one message. Callers define the types; a request
+and a reply have an `id`, and a reply has an `error`.
 
-Invariants: at most `in_flight` requests are unanswered; each ends in its reply, or in
-Unavailable when `timeout_s` has passed (then it may or may not have been carried out). What the
-socket does not take is dropped and counted; who waits for it gives up in time. Used by
-`pylon.bus.rooms_client` and `pylon.bus.calls`.
+Invariants: at most `in_flight` requests are unanswered. Each ends in its reply, or in Unavailable
+after `timeout_s`; then the other side may have executed it or not. The exchange drops and counts
+requests that the socket does not take, and their callers time out. Metrics:
+pylon_bus_messages_total, pylon_bus_messages_dropped_total. Called by `pylon.bus.rooms_client` and
+`pylon.bus.calls`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _TRY_AGAIN: Final = "Try again in a moment"
 
 
 class Reply(Protocol):
-    """What comes back."""
+    """A reply to a request."""
 
     @property
     def id(self) -> int: ...
@@ -46,24 +47,27 @@ _Reply = TypeVar("_Reply", bound=Reply)
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where an exchange goes, and its bounds."""
+    """The endpoint of an exchange, and its bounds."""
 
     endpoint: str
     channel: str  # the label of the bus's metrics
-    whom: str  # names the other side in errors
+    peer: str  # the name of the other side in errors
     hwm: int
     in_flight: int
     timeout_s: float
 
 
 class Exchange(Generic[_Request, _Reply]):
-    """One process's way to one ROUTER. Made after any fork; `close` it at the end."""
+    """The connection of one process to one ROUTER. Create it after any fork; `close` it at last."""
 
     def __init__(
         self, route: Route, name: bytes, decode: Callable[[bytes], Sequence[_Reply]]
     ) -> None:
-        """Args: `name` is the routing id: never one that another process has or had, so that a
-        reply to a dead process cannot reach its successor."""
+        """
+        Args:
+            name: the routing id. No other process may ever have had it, so that no reply to a dead
+                process reaches another one.
+        """
         self._route = route
         self._decode = decode
         self._pending: dict[int, Waiter[_Reply]] = {}
@@ -79,16 +83,16 @@ class Exchange(Generic[_Request, _Reply]):
         self._in_flight = metrics.BUS_IN_FLIGHT.labels(route.channel)  # of all on this channel
         self._greenlet: gevent.Greenlet[..., Any] = gevent.spawn(self._receive)
 
-    def ask(self, make: Callable[[int], _Request]) -> _Reply:
+    def request(self, make: Callable[[int], _Request]) -> _Reply:
         """Send the request that `make` gives for an id, and wait for its reply.
 
         Raises:
             Unavailable: see the module.
-            PylonError: what the other side answered.
+            PylonError: the error that the other side replied.
         """
         route = self._route
         if len(self._pending) >= route.in_flight or self._closed:
-            raise Unavailable(f"Too many requests to {route.whom} are in flight", hint=_TRY_AGAIN)
+            raise Unavailable(f"Too many requests to {route.peer} are in flight", hint=_TRY_AGAIN)
         number = self._next_id
         self._next_id += 1
         waiter: Waiter[_Reply] = Waiter()
@@ -96,7 +100,7 @@ class Exchange(Generic[_Request, _Reply]):
         self._in_flight.inc()
         reply: _Reply | None = None
         try:
-            self.tell(make(number))
+            self.send(make(number))
             with gevent.Timeout(route.timeout_s, False):
                 reply = waiter.get()
         finally:
@@ -104,21 +108,21 @@ class Exchange(Generic[_Request, _Reply]):
             self._in_flight.dec()
         if reply is None:
             raise Unavailable(
-                f"No answer from {route.whom} within {route.timeout_s:g} s", hint=_TRY_AGAIN
+                f"No answer from {route.peer} within {route.timeout_s:g} s", hint=_TRY_AGAIN
             )
         if reply.error is not None:
             raise reply.error.to_exception()
         return reply
 
-    def tell(self, request: _Request) -> None:
-        """Send a request and wait for nothing. Never blocks."""
+    def send(self, request: _Request) -> None:
+        """Send a request without waiting for a reply. Never blocks."""
         self._outgoing.append(request)
         if not self._flush_scheduled:
             self._flush_scheduled = True
             self._hub.loop.run_callback(self._flush)
 
     def close(self) -> None:
-        """Fail what waits, and let go of the socket."""
+        """Fail the requests that wait, and close the socket."""
         if self._closed:
             return
         self._closed = True
@@ -128,7 +132,7 @@ class Exchange(Generic[_Request, _Reply]):
         self._socket.close()
 
     def _flush(self) -> None:
-        """Runs in the hub: send what this turn gathered, without waiting."""
+        """Send the requests of this turn, without waiting. Runs in the hub."""
         self._flush_scheduled = False
         requests, self._outgoing = self._outgoing, []
         if self._closed:
@@ -144,8 +148,8 @@ class Exchange(Generic[_Request, _Reply]):
             try:
                 frame = self._socket.recv()
             except zmq.ZMQError:
-                return  # closed
+                return  # `close` was called
             for reply in self._decode(frame):
                 waiter = self._pending.pop(reply.id, None)
-                if waiter is not None:  # else its caller has given up
+                if waiter is not None:  # else its caller has timed out
                     self._hub.loop.run_callback(waiter.switch, reply)

@@ -14,7 +14,7 @@ from pylon.clock import NS_PER_S, Clock
 
 
 class FileBeat:
-    """The beats of one process."""
+    """Writes the beats of one process."""
 
     __slots__ = ("_clock", "_fd")
 
@@ -22,20 +22,20 @@ class FileBeat:
         """Beat for the first time.
 
         Raises:
-            OSError: the file cannot be made.
+            OSError: the file cannot be created.
         """
         self._clock = clock
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self.beat()
 
     def beat(self) -> None:
-        """Say that this process runs."""
+        """Record that this process runs."""
         now_ns = int(self._clock.monotonic_s() * NS_PER_S)
         os.utime(self._fd, ns=(now_ns, now_ns))
 
 
 def last_beat_s(path: Path) -> float | None:
-    """When (monotonic) the process beat last; None if it never has."""
+    """Return the time (monotonic) of the last beat; None if there is none."""
     try:
         return path.stat().st_mtime_ns / NS_PER_S
     except OSError:

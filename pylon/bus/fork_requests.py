@@ -1,13 +1,13 @@
-"""Fork requests: how the supervisor asks the template process for a worker.
+"""Fork requests: the supervisor's requests to the template process for new workers.
 
 Both ends hold one socket of a pair. A request carries the listening descriptor (SCM_RIGHTS) and
 everything that a child process would get by exec: environment, working directory, umask and
-arguments. The first reply says that the template is ready; each later one has the pid of the
-worker that a request has made. A message is four bytes of length (big-endian), then MessagePack.
+arguments. The first reply tells that the template is ready. Each later one has the pid of the
+worker that a request has started. A message is four bytes of length (big-endian), then MessagePack.
 
-Invariant: one request is answered before the next one is sent, so each end reads whole messages.
-This module imports no ZeroMQ, and works on `_socket.socket`, which gevent does not patch. Called by
-`supervisor.template` and `workers.template`.
+Invariant: the supervisor reads the reply to a request before it sends the next one, so each end
+reads whole messages. This module imports no ZeroMQ, and uses `_socket.socket`, which gevent does
+not patch. Called by `supervisor.template` and `workers.template`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FDS_MAX: Final = 4
 
 
 class ForkRequest(msgspec.Struct, frozen=True):
-    """One worker to fork. `environ` has lines ``NAME=value``, each with a NUL behind it."""
+    """One worker to fork. `environ` has entries ``NAME=value``, each with a NUL after it."""
 
     role: str
     worker: str
@@ -37,7 +37,7 @@ class ForkRequest(msgspec.Struct, frozen=True):
 
 
 class ForkReply(msgspec.Struct, frozen=True):
-    """The pid of a worker; 0: it could not be forked, for the reason in `error`."""
+    """The pid of a worker. It is 0 if the fork failed, for the reason in `error`."""
 
     pid: int
     error: str = ""
@@ -55,7 +55,7 @@ def pack_environ(environ: dict[str, str]) -> bytes:
 
 
 def unpack_environ(packed: bytes) -> dict[str, str]:
-    """Return what `pack_environ` was given."""
+    """Return the environment that `pack_environ` has packed."""
     pairs = (line.partition(b"=") for line in packed.split(b"\0") if line)
     return {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
 
@@ -71,7 +71,7 @@ def send_request(sock: _socket.socket, request: ForkRequest, fds: list[int]) -> 
 
 
 def receive_request(sock: _socket.socket) -> tuple[ForkRequest, list[int]] | None:
-    """Wait for the next request and its descriptors; None: the supervisor is gone."""
+    """Wait for the next request and its descriptors; None if the supervisor has ended."""
     head, ancillary, _, _ = sock.recvmsg(
         _LENGTH_BYTES, socket.CMSG_SPACE(_FDS_MAX * _FD_BYTES), socket.MSG_CMSG_CLOEXEC
     )
@@ -88,7 +88,7 @@ def send_reply(sock: _socket.socket, reply: ForkReply) -> None:
     """Send a reply.
 
     Raises:
-        OSError: the supervisor is gone.
+        OSError: the supervisor has ended.
     """
     _send(sock, reply, [])
 
@@ -97,7 +97,7 @@ def receive_reply(sock: _socket.socket) -> ForkReply:
     """Wait for the next reply.
 
     Raises:
-        EOFError: the template is gone.
+        EOFError: the template has ended.
         OSError: the same, or the time limit of `sock` has passed.
     """
     size_bytes = int.from_bytes(_receive(sock, _LENGTH_BYTES), "big")

@@ -22,16 +22,16 @@ _RECEIVE_BYTES: Final = 256 * 1024
 
 
 class FrameStream:
-    """One end of a connection; `is_closed` once `close` was called."""
+    """One end of a connection. `is_closed` is True after `close`."""
 
     __slots__ = ("_incoming", "_outgoing", "_sock", "_wanted_bytes", "fd", "is_closed")
 
     def __init__(self, sock: _socket.socket) -> None:
-        """Args: `sock` is connected, and becomes the stream's own."""
+        """Args: `sock` is connected. The stream closes it."""
         sock.setblocking(False)
         self._sock = sock
         self._incoming = bytearray()
-        self._wanted_bytes = 0  # that `_incoming` must have before a frame is complete
+        self._wanted_bytes = 0  # the size of `_incoming` at which its first frame is complete
         self._outgoing = bytearray()
         self.fd = sock.fileno()
         self.is_closed = False
@@ -41,9 +41,9 @@ class FrameStream:
         """Connect to the process that listens at `path`. Never blocks.
 
         Raises:
-            OSError: no process listens, or it has accepted none for long.
+            OSError: no process listens, or its backlog is full.
         """
-        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)  # gevent's would switch
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)  # gevent's switches
         sock.setblocking(False)
         try:
             sock.connect(str(path))
@@ -53,10 +53,10 @@ class FrameStream:
         return cls(sock)
 
     def receive(self) -> list[bytes]:
-        """Read once; the frames that are complete now.
+        """Read once; return the frames that are complete now.
 
         Raises:
-            EOFError: the other end is gone.
+            EOFError: the other end has closed.
         """
         try:
             data = self._sock.recv(_RECEIVE_BYTES)
@@ -89,10 +89,10 @@ class FrameStream:
         return frames
 
     def send(self, payload: bytes) -> bool:
-        """Send a frame; whether the kernel has all of it. Else call `flush` when there is room.
+        """Send a frame; return whether the kernel took all of it. If not, call `flush` later.
 
         Raises:
-            EOFError: the other end is gone.
+            EOFError: the other end has closed.
         """
         data = _LENGTH.pack(len(payload)) + payload
         if self._outgoing:
@@ -105,10 +105,10 @@ class FrameStream:
         return False
 
     def flush(self) -> bool:
-        """Send what waits; whether that was all.
+        """Send the bytes that wait; return whether the kernel took all of them.
 
         Raises:
-            EOFError: the other end is gone.
+            EOFError: the other end has closed.
         """
         while self._outgoing:
             sent_bytes = self._write(bytes(self._outgoing[:_RECEIVE_BYTES]))
@@ -126,6 +126,6 @@ class FrameStream:
             raise EOFError from ex
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the socket. Idempotent."""
         self.is_closed = True
         self._sock.close()

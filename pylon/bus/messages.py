@@ -1,16 +1,17 @@
-"""What travels on the bus: typed messages, msgpack-encoded. See `pylon.bus` for the sockets.
+"""The typed messages of the bus, msgpack-encoded. `pylon.bus` describes the sockets.
 
-    writes    worker DEALER -> writer ROUTER   one frame: list[WriteRequest]
-              writer ROUTER -> worker DEALER   one frame: list[WriteReply]
+    writes    worker -> writer                 one frame: list[WriteRequest]
+              writer -> worker                 one frame: list[WriteReply]
     changes   writer PUB -> SUB                one frame: ChangeBatch
-    signals   anyone PUB -> XSUB/XPUB -> SUB   two frames: tag, Signal
+    signals   any PUB -> XSUB/XPUB -> SUB      two frames: tag, Signal
     status    worker PUSH -> supervisor PULL   one frame: WorkerStatus
 
-The operations that a `WriteRequest` carries are those of the store (`pylon.storage.ops`).
+The operations of a `WriteRequest` are those of the store (`pylon.storage.ops`).
 
-Invariants: every request gets exactly one reply, after its batch has been committed or refused.
-The writer carries out and answers the requests of one call (`submit_all`) in the order sent. Other
-calls may overtake a call about large rows.
+Invariants: every request gets exactly one reply, after the writer has committed or refused its
+batch. The writer executes and answers the requests of one call (`submit_all`) in the order sent.
+Other calls may overtake a call about large rows. Called by the other modules of `pylon.bus`,
+`supervisor` and the workers.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class SessionRevoked(msgspec.Struct, frozen=True, tag="session_revoked"):
 
 
 class DocumentsChanged(msgspec.Struct, frozen=True, tag="documents_changed"):
-    """Documents have changed without an event of their rows: look in the store."""
+    """Documents have changed without an event of their rows: receivers read the store."""
 
 
 class RoleState(msgspec.Struct, frozen=True):
@@ -43,7 +44,7 @@ class RolesReport(msgspec.Struct, frozen=True, tag="roles"):
 
     roles: dict[str, RoleState]
     draining: bool
-    store_problem: str | None = None  # why the store refuses writes, or will
+    store_problem: str | None = None  # the reason why the store refuses writes, or soon will
 
 
 Signal = SessionRevoked | DocumentsChanged | RolesReport

@@ -1,17 +1,17 @@
-"""Passing: a client's connection goes from the process that accepted it to the one it belongs to.
+"""Passing: moves a client's connection from the process that accepted it to another process.
 
-The descriptor and the bytes read so far travel over a Unix socket in the runtime directory
-(SCM_RIGHTS). Each receiving worker listens at a path of its own: `SocketSender.pass_on` gives
-connections to all workers of a role in turn, `pass_to` to a certain one.
+The descriptor and the bytes read so far go over a Unix socket in the runtime folder (SCM_RIGHTS).
+Each receiving worker listens at its own path. `SocketSender.pass_on` gives connections to all
+workers of a role in turn, `pass_to` gives one to a certain worker.
 
-The kernel's buffer of that socket is the queue: bounded in bytes (`limits.PASSED_BYTES` is the
-longest message, and a few dozen of the usual ones fit). When it is full the next worker gets
-the connection, and when all are full, or none is there, the sender keeps it and says so to its
-client. Metric: pylon_sockets_passed_total.
+The kernel's buffer of that socket is the queue. It is bounded in bytes: the longest message has
+`limits.PASSED_BYTES`, and a few dozen usual messages fit. When it is full the next worker gets the
+connection. When all are full, or no worker listens, `pass_on` returns False and the sender refuses
+its client. Metric: pylon_sockets_passed_total.
 
-Invariants: nothing blocks on either side; a message is taken whole, with its descriptor, or not
-at all; a receiver that dies takes along only what was in its queue, whose clients see their
-connection closed and come again. Used by `workers.http` (senders) and the socket workers.
+Invariants: neither side blocks. A receiver gets a whole message with its descriptor, or nothing. A
+receiver that dies loses only the connections in its queue; their clients see the close and connect
+again. Called by `workers.http.loop`, `workers.hub.service` and `workers.shards.server`.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ def _path_of(runtime: Runtime, role: str, worker: str) -> Path:
 
 
 class SocketSender:
-    """Passes connections on to the workers of one role. For one process."""
+    """Passes connections to the workers of one role. One for each sending process."""
 
     def __init__(self, runtime: Runtime, role: str, workers: int) -> None:
-        """`workers`: how many there are, named "1", "2" and so on."""
+        """Args: `workers` is their number; their names are "1", "2" and so on."""
         self._paths = {
             str(number): _path_of(runtime, role, str(number)) for number in range(1, workers + 1)
         }
-        self._links: dict[str, RawSocket] = {}  # those that are connected
+        self._links: dict[str, RawSocket] = {}  # connected sockets, by worker
         self._turn = 0
 
     def pass_on(self, sock: RawSocket, data: bytes) -> bool:
-        """Pass a connection to any worker; False if none takes it. See `pass_to`."""
+        """Pass a connection to any worker; return False if none takes it. See `pass_to`."""
         names = list(self._paths)
         self._turn += 1
         return any(
@@ -64,16 +64,16 @@ class SocketSender:
         )
 
     def pass_to(self, worker: str, sock: RawSocket, data: bytes) -> bool:
-        """Pass a connection to `worker`, with what has been read of it.
+        """Pass a connection to `worker`, with the bytes that were read from it.
 
         Returns:
-            Whether it was passed. Then the caller closes its own descriptor, without a shutdown;
-            otherwise nothing has happened to the connection.
+            Whether the worker gets it. Then the caller must close its own descriptor, without a
+            shutdown. If not, the connection is unchanged.
         """
         if len(data) > limits.PASSED_BYTES:
             _RESULTS["full"].inc()
             return False
-        for _ in range(2):  # a link to a worker that has died is found out by using it
+        for _ in range(2):  # the first send on the link of a worker that has died fails
             link = self._link(worker)
             if link is None:
                 _RESULTS["absent"].inc()
@@ -105,7 +105,7 @@ class SocketSender:
             link.setblocking(False)
             try:
                 link.connect(str(self._paths[worker]))
-            except OSError:  # not there, or with a full backlog
+            except OSError:  # no worker listens, or its backlog is full
                 link.close()
                 return None
             self._links[worker] = link
@@ -113,20 +113,20 @@ class SocketSender:
 
 
 class SocketReceiver:
-    """Takes the connections that are passed to one worker. For its hub."""
+    """Receives the connections for one worker, in its hub."""
 
     def __init__(
         self, runtime: Runtime, role: str, worker: str,
         take: Callable[[RawSocket, bytes], None],
     ) -> None:
-        """`take` gets each connection, with what was read of it. It must not block."""
+        """Args: `take` gets each connection and the bytes read from it. It must not block."""
         self._path = _path_of(runtime, role, worker)
         self._take = take
         self._listener: RawSocket | None = None
-        self._watched: dict[RawSocket, Any] = {}  # it, and the links
+        self._watched: dict[RawSocket, Any] = {}  # watchers of the listener and the links
 
     def start(self) -> None:
-        """Begin to listen. What a predecessor left at the path is removed."""
+        """Remove a previous worker's socket at the path, and listen."""
         self._path.unlink(missing_ok=True)
         listener = RawSocket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         listener.setblocking(False)
@@ -136,11 +136,11 @@ class SocketReceiver:
         self._watch(listener, self._on_link)
 
     def close(self) -> None:
-        """Take no more; senders find nobody here."""
+        """Stop listening, and take the connections that senders have passed already."""
         if self._listener is None:
             return
         self._path.unlink(missing_ok=True)
-        while self._on_link(self._listener):  # what is on its way arrives
+        while self._on_link(self._listener):  # accept the links that have connected
             continue
         self._forget(self._listener)
         self._listener = None
@@ -162,7 +162,7 @@ class SocketReceiver:
         sock.close()
 
     def _on_link(self, listener: RawSocket) -> bool:
-        """Accept a link; False if there is none."""
+        """Accept a link; return False if none waits."""
         try:
             fd, _ = listener._accept()  # type: ignore[attr-defined]  # what socket.accept calls
         except OSError:
@@ -173,7 +173,7 @@ class SocketReceiver:
         return True
 
     def _on_message(self, link: RawSocket) -> bool:
-        """Take what has come over a link; False if that was all."""
+        """Take the messages of a link; return False if none is left."""
         for _ in range(_MESSAGES_A_TURN):
             try:
                 data, ancillary, flags, _ = link.recvmsg(
@@ -186,13 +186,13 @@ class SocketReceiver:
             passed = [_adopted(content) for _, kind, content in ancillary
                       if kind == socket.SCM_RIGHTS]
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                # The latter also where this process has no descriptor left for it.
+                # MSG_CTRUNC also means that this process has no free descriptor.
                 _log.error("passing.truncated", size_bytes=len(data))
                 for sock in passed:
                     sock.close()
                 continue
             if not passed:
-                self._forget(link)  # the sender has ended
+                self._forget(link)  # the sender has closed the link
                 return False
             self._take(passed[0], data)
         return True

@@ -1,6 +1,7 @@
-"""News of rooms, as a ws worker receives them. For one greenlet.
+"""Room updates, as a ws worker receives them.
 
-ZeroMQ drops them for a worker that is slow or new; seeing the gap is the caller's.
+ZeroMQ drops messages for a worker that is slow or has just connected. The caller sees the gap by
+`RoomUpdates.counter`. For one greenlet. Called by `workers.ws.rooms` and `workers.ws.server`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pylon.bus.runtime import Runtime
 
 
 class RoomUpdatesSubscriber:
-    """Receives every message of news from now on, except those that were dropped."""
+    """Receives every later message, except those that ZeroMQ drops."""
 
     __slots__ = ("_socket",)
 
@@ -26,7 +27,7 @@ class RoomUpdatesSubscriber:
         self._socket.connect(runtime.room_updates)
 
     def receive(self) -> RoomUpdates:
-        """The next message; blocks this greenlet.
+        """Return the next message; blocks this greenlet.
 
         Raises:
             zmq.ZMQError: the socket was closed.

@@ -1,11 +1,12 @@
-"""A worker's way to the rooms.
+"""A worker's client of the room service.
 
-The rooms share an interpreter with the writer, so commands leave in one message for each turn
-of the event loop (`pylon.bus.exchange`). Used by the API of HTTP workers and by the ws worker.
+The room service shares an interpreter with the writer, so all commands of one turn of the event
+loop leave in one message (`pylon.bus.exchange`).
 
-Invariants: at most `limits.ROOM_COMMANDS_IN_FLIGHT` commands are unanswered; every command that
-wants an answer ends in it, or in Unavailable when `limits.ROOM_TIMEOUT_S` has passed. Of what is
-lost because the rooms do not read, sockets that have closed are found gone with their worker.
+Invariants: at most `limits.ROOM_COMMANDS_IN_FLIGHT` commands are unanswered. Every command of
+`submit` ends in its reply, or in Unavailable after `limits.ROOM_TIMEOUT_S`. A command of `send` may
+get lost. If that is the close of a socket, the service removes the socket with its worker. Called
+by `pylon.api.realtime` and `workers.ws.rooms`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Final
 from pylon import limits
 from pylon.bus import rooms_messages
 from pylon.bus.exchange import Exchange, Route
-from pylon.bus.rooms_messages import RoomCommand, RoomReply, RoomRequest, client_name
+from pylon.bus.rooms_messages import RoomCommand, RoomReply, RoomRequest, routing_id
 from pylon.bus.runtime import Runtime
 from pylon.clock import RandomSource, SystemRandom
 
@@ -24,10 +25,10 @@ _NO_REPLY: Final = 0
 
 
 class RoomsClient:
-    """Made after any fork, once in each process. `close` it at the end."""
+    """One for each process. Create it after any fork; `close` it at the end."""
 
     def __init__(self, runtime: Runtime, random: RandomSource | None = None) -> None:
-        self.name = client_name(os.getpid(), (random or SystemRandom()).token_hex(12))
+        self.name = routing_id(os.getpid(), (random or SystemRandom()).token_hex(12))
         route = Route(
             runtime.rooms, "rooms", "the rooms", limits.BUS_ROOMS_HWM,
             limits.ROOM_COMMANDS_IN_FLIGHT, limits.ROOM_TIMEOUT_S,
@@ -37,18 +38,18 @@ class RoomsClient:
         )
 
     def submit(self, command: RoomCommand) -> RoomReply:
-        """Carry out a command; blocks this greenlet.
+        """Have the room service execute a command; return its reply. Blocks this greenlet.
 
         Raises:
-            Unavailable: see the module.
-            PylonError: what the rooms answered.
+            Unavailable: too many commands are in flight, or no reply came in time.
+            PylonError: the error that the room service replied.
         """
-        return self._exchange.ask(lambda number: RoomRequest(number, command))
+        return self._exchange.request(lambda number: RoomRequest(number, command))
 
-    def tell(self, command: RoomCommand) -> None:
-        """Give a command that wants no answer. Never blocks."""
-        self._exchange.tell(RoomRequest(_NO_REPLY, command))
+    def send(self, command: RoomCommand) -> None:
+        """Send a command without waiting for a reply. Never blocks."""
+        self._exchange.send(RoomRequest(_NO_REPLY, command))
 
     def close(self) -> None:
-        """Fail what waits, and let go of the socket."""
+        """Fail the commands that wait, and close the socket."""
         self._exchange.close()

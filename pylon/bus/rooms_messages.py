@@ -1,14 +1,15 @@
-"""What travels between the workers and the rooms, msgpack-encoded. See `pylon.bus`.
+"""The messages between the workers and the room service, msgpack-encoded. See `pylon.bus`.
 
-    rooms      worker DEALER -> rooms ROUTER   one frame: list[RoomRequest]
-               rooms ROUTER -> worker DEALER   one frame: list[RoomReply]
-    room_updates  rooms PUB -> SUB, ws workers    one frame: RoomUpdates
+    rooms         worker DEALER -> service ROUTER   one frame: list[RoomRequest]
+                  service ROUTER -> worker DEALER   one frame: list[RoomReply]
+    room_updates  service PUB -> SUB, ws workers    one frame: RoomUpdates
 
-Invariants: a request whose id is 0 gets no reply, every other gets exactly one; requests of one
-worker are carried out in the order sent. `RoomUpdates.counter` grows by one with each message, and
-replies carry the counter of the newest message before them: so whoever misses one can tell, and
-whoever gets a snapshot knows which news are in it already. Data of members and whole messages
-are JSON texts, made once and never parsed again.
+Invariants: a request with id 0 gets no reply, every other gets exactly one. The service executes
+the requests of one worker in the order sent. `RoomUpdates.counter` grows by one with each message,
+and a reply carries the counter of the newest message before it. So a worker notices a missing
+message, and knows which updates a snapshot contains. Members' data and relayed messages are JSON
+texts, which nobody parses again. Called by `pylon.rooms`, `pylon.api.realtime`, `workers.ws.rooms`
+and `supervisor.rooms`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from pylon.errors.wire import WireError
 
 
 class JoinRoom(msgspec.Struct, frozen=True, array_like=True, tag="join", gc=False):
-    """Be a member, with this data (JSON text). The answer has the peers before that.
+    """Make the user a member with this data (JSON text). The reply has the members before that.
 
-    The member counts for the network `network` (`pylon.auth.forwarded.network_of`); "" is of none.
+    The member counts for the network `network` (`pylon.auth.forwarded.network_of`), if not "".
     """
 
     room: str
@@ -44,7 +45,7 @@ class SetPresence(msgspec.Struct, frozen=True, array_like=True, tag="presence", 
 
 
 class Broadcast(msgspec.Struct, frozen=True, array_like=True, tag="broadcast", gc=False):
-    """Tell every subscriber of the room something (JSON text); for members."""
+    """Send data (JSON text) of a member to every subscriber of the room."""
 
     room: str
     user_id: str
@@ -57,15 +58,17 @@ class GetRooms(msgspec.Struct, frozen=True, array_like=True, tag="rooms", gc=Fal
 
 
 class GetRoom(msgspec.Struct, frozen=True, array_like=True, tag="room", gc=False):
-    """A room's members. For a member it is a sign of life."""
+    """A room's members. It renews the membership of a member who requests it."""
 
     room: str
     user_id: str
 
 
 class Subscribe(msgspec.Struct, frozen=True, array_like=True, tag="subscribe", gc=False):
-    """A member's socket, by its number within the worker, wants the news of a room. The answer
-    is the text of a `room-snapshot`; the error is `NotInRoom`."""
+    """Subscribe a member's socket, by its number within the worker, to a room's updates.
+
+    The reply is the text of a `room-snapshot`, or the error `NotInRoom`.
+    """
 
     room: str
     user_id: str
@@ -78,14 +81,16 @@ class Unsubscribe(msgspec.Struct, frozen=True, array_like=True, tag="unsubscribe
 
 
 class SocketClosed(msgspec.Struct, frozen=True, array_like=True, tag="closed", gc=False):
-    """A socket that had subscribed is gone, and with it the members that only it held."""
+    """A subscribed socket has closed; members without another socket leave."""
 
     socket: int
 
 
 class Relay(msgspec.Struct, frozen=True, array_like=True, tag="relay", gc=False):
-    """Pass a whole message on to the subscribers of the room, if the user is a member; without
-    a room, to every WebSocket client there is."""
+    """Relay a message to the subscribers of the room, if the user is a member.
+
+    Without a room, relay it to every WebSocket client.
+    """
 
     room: str | None
     user_id: str
@@ -93,14 +98,16 @@ class Relay(msgspec.Struct, frozen=True, array_like=True, tag="relay", gc=False)
 
 
 class Snapshots(msgspec.Struct, frozen=True, array_like=True, tag="snapshots", gc=False):
-    """News were missed: the rooms as they are now, and which of the worker's sockets are
-    subscribed to them."""
+    """Return the present state of rooms, with their subscribed sockets of this worker.
+
+    A worker sends it after it missed updates.
+    """
 
     rooms: list[str]
 
 
 class Alive(msgspec.Struct, frozen=True, array_like=True, tag="alive", gc=False):
-    """A socket worker's sign of life; the reply's counter tells it whether it missed news."""
+    """Renew a ws worker's lease. The counter of the reply shows whether it missed updates."""
 
 
 class Publish(msgspec.Struct, frozen=True, array_like=True, tag="publish", gc=False):
@@ -109,7 +116,7 @@ class Publish(msgspec.Struct, frozen=True, array_like=True, tag="publish", gc=Fa
 
 
 class GetChannels(msgspec.Struct, frozen=True, array_like=True, tag="channels", gc=False):
-    """All channels that are remembered."""
+    """All channels."""
 
 
 class GetHistory(msgspec.Struct, frozen=True, array_like=True, tag="history", gc=False):
@@ -126,7 +133,7 @@ RoomCommand = (
 
 
 class RoomRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """`id` is unique within its worker; 0 wants no reply."""
+    """A command. `id` is unique within its worker; 0 requests no reply."""
 
     id: int
     command: RoomCommand
@@ -141,7 +148,7 @@ class RoomSnapshot(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class RoomReply(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """`body` is the JSON text that the client gets; `snapshots` is of `Snapshots` only."""
+    """A reply. `body` is the JSON text for the client; only `Snapshots` sets `snapshots`."""
 
     id: int
     counter: int
@@ -151,10 +158,10 @@ class RoomReply(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class RoomTick(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What happened in a room during a tick: JSON texts for its subscribers, and the sockets
-    (worker's routing id, number) that are subscribers no longer, once they have these texts.
+    """The updates of a room in one tick: JSON texts for its subscribers.
 
-    Without a room: texts for every WebSocket client.
+    `dropped` has the sockets (worker's routing id, number) whose subscription ends after these
+    texts. Without a room, the texts are for every WebSocket client.
     """
 
     room: str | None
@@ -163,21 +170,23 @@ class RoomTick(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class RoomUpdates(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One message of a tick. `generation` is another one after a restart of the rooms."""
+    """One message of a tick. `generation` changes with a restart of the service."""
 
     generation: str
     counter: int
     ticks: list[RoomTick]
 
 
-def client_name(pid: int, token: str) -> bytes:
-    """The routing id of a worker: never one that another process has or had. The pid is how the
-    supervisor, who sees processes end, knows whose sockets are gone."""
+def routing_id(pid: int, token: str) -> bytes:
+    """Return the routing id of a worker. `token` is random, so no two processes share an id.
+
+    The supervisor sees processes end, and finds their sockets by the pid in the id.
+    """
     return f"r{pid}-{token}".encode()
 
 
 def pid_of(name: bytes) -> int:
-    """The process that has this routing id."""
+    """Return the pid in a routing id."""
     return int(name.partition(b"-")[0][1:])
 
 

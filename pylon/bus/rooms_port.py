@@ -1,7 +1,8 @@
-"""The rooms' end of the bus: commands in, replies and news out. For one thread.
+"""The room service's end of the bus: receives commands, sends replies and updates. For one thread.
 
-Invariants: a reply to a worker that is gone is dropped by ZeroMQ and harms nobody; news that a
-slow subscriber does not take are dropped for it alone, and it can tell by the counter.
+Invariants: ZeroMQ drops a reply to a worker that has ended. It drops updates for a slow subscriber
+alone, and the subscriber notices it by the counter. Metrics: pylon_bus_messages_total,
+pylon_bus_messages_dropped_total. Called by `supervisor.rooms`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pylon.bus.runtime import Runtime
 
 _log = log.get_logger("rooms_port")
 _MS_PER_S: Final = 1_000
-_TURN_MESSAGES: Final = 100  # then the news have their turn
+_TURN_MESSAGES: Final = 100  # then `receive` returns, so that the thread can publish updates
 
 
 class RoomsPort:
@@ -35,10 +36,10 @@ class RoomsPort:
         self._updates.bind(runtime.room_updates)
 
     def receive(self, timeout_s: float) -> list[tuple[bytes, list[RoomRequest]]]:
-        """What waits, up to a bound; the wait for the first message takes `timeout_s` at most.
+        """Return the messages that wait, at most 100. Wait `timeout_s` at most for the first one.
 
         Returns:
-            (worker's routing id, its requests) in order of arrival.
+            (worker's routing id, its requests), in order of arrival.
         """
         out: list[tuple[bytes, list[RoomRequest]]] = []
         if not self._socket.poll(math.ceil(timeout_s * _MS_PER_S)):
@@ -50,13 +51,13 @@ class RoomsPort:
             except zmq.Again:
                 break
             except (ValueError, msgspec.DecodeError) as ex:
-                # The folder is private, so this is a defect or a mixed-up version of ours.
+                # The folder is private, so this is a defect, or a Pylon of another version.
                 _log.error("rooms.unreadable", error=str(ex))
                 metrics.BUS_DROPPED.labels("rooms").inc()
         return out
 
     def reply(self, peer: bytes, replies: list[RoomReply]) -> None:
-        """Answer one message, in messages of a bounded size. Never blocks."""
+        """Reply to one message, in messages of a bounded size. Never blocks."""
         part: list[RoomReply] = []
         size_bytes = 0
         for reply in replies:
@@ -69,7 +70,7 @@ class RoomsPort:
             self._send(peer, part)
 
     def publish(self, updates: RoomUpdates) -> None:
-        """Tell every ws worker that keeps up. Never blocks."""
+        """Send updates to every ws worker that keeps up. Never blocks."""
         self._updates.send(messages.encode(updates), zmq.NOBLOCK)
         metrics.BUS_MESSAGES.labels("room_updates").inc()
 
@@ -83,7 +84,7 @@ class RoomsPort:
 
 
 class RoomsWaker:
-    """Lets another thread of the supervisor make the rooms' thread look around."""
+    """Ends the wait of the rooms thread from another thread of the supervisor."""
 
     __slots__ = ("_socket",)
 
@@ -92,7 +93,7 @@ class RoomsWaker:
         self._socket.connect(runtime.rooms)
 
     def wake(self) -> None:
-        """An empty message has no answer."""
+        """Send an empty message, which has no reply."""
         self._socket.send(messages.encode([]))
 
     def close(self) -> None:

@@ -1,9 +1,11 @@
-"""The runtime folder: where the sockets of the bus, the control socket and the manifest lie.
+"""The runtime folder, with the sockets of the bus, the control socket and the manifest.
 
-The supervisor makes it (0700, so that nobody else can speak on the bus) and removes it at
-exit; children are told its path. Invariants: every socket path fits into a Unix socket
-address; a folder of ours that a killed supervisor left behind is taken over or removed, a folder
-that others may enter is refused.
+The supervisor creates it with mode 0700, so that no other user can use the bus, and removes it at
+exit. Children get its path by `pylon.bus.child`.
+
+Invariants: every socket path fits into a Unix socket address. A start takes over or removes a
+folder that a killed supervisor left. It refuses a folder that other users may write to. Called by
+`supervisor.main`, `pylon.startup` and `workers.boot`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from pylon.private_folders import (
 
 _PREFIX: Final = "pylon-"
 _PATH_BYTES_MAX: Final = 100  # sun_path holds 108; the longest name below needs a few
-# Of the socket workers, one for each.
+# One for each socket worker.
 _OWN_PATTERNS: Final = ("passing-*", "addresses-*", "shards-*")
 _OWN_FILES: Final = (
     "writes", "changes", "signals_in", "signals_out", "status", "rooms", "room_updates",
@@ -36,7 +38,7 @@ _OWN_FILES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """The paths in a runtime folder. Making one touches nothing."""
+    """The paths in a runtime folder. Creating the object touches no file."""
 
     dir: Path
 
@@ -45,7 +47,7 @@ class Runtime:
 
     @property
     def writes(self) -> Path:
-        """The socket of the writer (`pylon.bus.frames`)."""
+        """Return the path of the writer's socket (`pylon.bus.frames`)."""
         return self.dir / "writes"
 
     @property
@@ -73,7 +75,7 @@ class Runtime:
         return self._endpoint("room_updates")
 
     def shards(self, worker: str) -> str:
-        """Where a shards worker answers."""
+        """Return the endpoint of a shards worker."""
         return self._endpoint(f"shards-{worker}")
 
     @property
@@ -83,7 +85,7 @@ class Runtime:
 
     @property
     def arbiter(self) -> Path:
-        """The beat of the HTTP arbiter (`pylon.bus.file_beat`)."""
+        """Return the path of the HTTP arbiter's beat (`pylon.bus.file_beat`)."""
         return self.dir / "arbiter"
 
     @property
@@ -92,33 +94,33 @@ class Runtime:
 
     @property
     def manifest(self) -> Path:
-        """The validated copy that every worker loads."""
+        """Return the path of the validated manifest that every worker loads."""
         return self.dir / "manifest.json"
 
     @property
     def rates(self) -> Path:
-        """The table of `pylon.limiter`, which all workers map."""
+        """Return the path of the table of `pylon.limiter`, which all workers map."""
         return self.dir / "rates"
 
     def remove(self) -> None:
-        """Delete our files, and the folder if nothing of others is in it."""
+        """Remove Pylon's files, and then the folder if it is empty."""
         remove_private_folder(self.dir, (*_OWN_FILES, *_OWN_PATTERNS))
 
 
 def make_runtime_dir(config: Config, environ_dir: str | None = None) -> Runtime:
-    """Make the folder: PYLON_RUNTIME_DIR, else $RUNTIME_DIRECTORY, else a new private one.
+    """Create the folder: PYLON_RUNTIME_DIR, else $RUNTIME_DIRECTORY, else a new private one.
 
     Args:
         environ_dir: the value of RUNTIME_DIRECTORY (systemd), if any.
 
     Raises:
-        StartRefused: it cannot be made, is too long for a socket path, or is not private.
+        StartRefused: it cannot be created, is too long for a socket path, or is not private.
     """
-    asked, setting = _asked(config, environ_dir)
-    if asked is None:
+    configured, setting = _configured_dir(config, environ_dir)
+    if configured is None:
         path = make_private_folder(_PREFIX)
     else:
-        path = Path(asked).absolute()
+        path = Path(configured).absolute()
         _make_private(path, setting)
     _refuse_long(path)
     _unlink_own(path)  # a killed supervisor left it
@@ -127,15 +129,15 @@ def make_runtime_dir(config: Config, environ_dir: str | None = None) -> Runtime:
 
 
 def refuse_unfit_runtime_dir(config: Config, environ_dir: str | None = None) -> None:
-    """Check whether `make_runtime_dir` would refuse, without making anything.
+    """Raise if `make_runtime_dir` would raise, without creating anything.
 
     Raises:
         StartRefused: as `make_runtime_dir`.
     """
-    asked, setting = _asked(config, environ_dir)
-    path = Path(asked).absolute() if asked is not None else Path(tempfile.gettempdir(), "pylon-")
+    configured, setting = _configured_dir(config, environ_dir)
+    path = Path(configured or Path(tempfile.gettempdir(), _PREFIX)).absolute()
     _refuse_long(path)
-    if asked is None:
+    if configured is None:
         return
     if os.path.lexists(path):
         _refuse_shared(path, setting)
@@ -143,8 +145,8 @@ def refuse_unfit_runtime_dir(config: Config, environ_dir: str | None = None) -> 
         raise StartRefused(f"{setting} is {path}: {problem}")
 
 
-def _asked(config: Config, environ_dir: str | None) -> tuple[str | None, str]:
-    """The folder that somebody named, if any, and the name of the variable."""
+def _configured_dir(config: Config, environ_dir: str | None) -> tuple[str | None, str]:
+    """Return the configured folder, if any, and the name of its variable."""
     if config.runtime_dir:
         return config.runtime_dir, "PYLON_RUNTIME_DIR"
     return (environ_dir or "").split(":")[0] or None, "RUNTIME_DIRECTORY"
@@ -181,7 +183,7 @@ def _refuse_shared(path: Path, setting: str) -> None:
         own, found = path.lstat(), path.stat()
     except OSError as ex:
         raise StartRefused(f"{setting} is {path}: {ex.strerror or ex}") from ex
-    # A symlink of another user may lead to any folder of ours, whose files would be removed.
+    # A symlink of another user may lead to any folder of this user; a start removes files in it.
     if found.st_uid != os.geteuid() or own.st_uid not in (0, os.geteuid()):
         raise StartRefused(f"{setting} is {path}, which belongs to another user: choose another")
     if not stat.S_ISDIR(found.st_mode):

@@ -1,10 +1,9 @@
-"""What is asked of shards workers, and the way to the one where a shard lives.
+"""Commands to shards workers, and the client that sends each to the right worker.
 
-Every shards worker answers commands at an endpoint of its own (`pylon.bus.calls`). A command
-about a shard goes to the shard's home; the matchmaker lives at one worker, found as if it were
-a shard. Answers are JSON texts, made where the shard is.
-
-Used by the API of HTTP workers and by shards workers themselves.
+Every shards worker executes commands at its own endpoint (`pylon.bus.calls`). A command about a
+shard goes to the worker where the shard is placed (`pylon.realtime.placement`). The matchmaker runs
+in one worker, which is found like that of a shard. Answers are JSON texts, which the shards worker
+encodes. Called by the API of HTTP workers, by `workers.ws` and by shards workers.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ class DescribeShard(msgspec.Struct, frozen=True, array_like=True, tag="describe"
 
 
 class DescribeAll(msgspec.Struct, frozen=True, array_like=True, tag="describe_all"):
-    """The same of every shard of the worker, as a list."""
+    """The descriptions of all shards of the worker, as a list."""
 
 
 class SubmitInput(msgspec.Struct, frozen=True, array_like=True, tag="input"):
-    """An input that came over HTTP."""
+    """Submit an input that came over HTTP."""
 
     shard_id: str
     sid: str
@@ -47,30 +46,32 @@ class SubmitInput(msgspec.Struct, frozen=True, array_like=True, tag="input"):
 
 
 class MakeShard(msgspec.Struct, frozen=True, array_like=True, tag="make"):
-    """Make a shard that is not there, or keep seats in one that is."""
+    """Create a shard if it does not exist, and reserve places for `seats` in it."""
 
     shard_id: str
-    params: dict[str, Any] | None  # None: it must be there
+    params: dict[str, Any] | None  # None: the shard must exist
     seats: list[str] = []
     seat_s: float = 0.0
 
 
 class EndShard(msgspec.Struct, frozen=True, array_like=True, tag="end"):
-    """Stop a shard and forget its state."""
+    """Stop a shard and delete its state."""
 
     shard_id: str
 
 
 class PlaceShard(msgspec.Struct, frozen=True, array_like=True, tag="rehome"):
-    """Save a shard and let go of it: it lives at the worker `home` from now on (None: where its
-    id says). The store is told by the worker that had it."""
+    """Move a shard to the worker `home`, or to the default worker of its id if that is None.
+
+    The worker that has the shard saves it, stops it, and stores the new placement.
+    """
 
     shard_id: str
     home: str | None
 
 
 class Enqueue(msgspec.Struct, frozen=True, array_like=True, tag="enqueue"):
-    """Have a player wait for a match. The answer is the player's status."""
+    """Queue a player for a match. The answer is the player's status."""
 
     player: str
     criteria: dict[str, Any]
@@ -103,12 +104,12 @@ commands: Final = msgspec.msgpack.Decoder(Command)
 
 
 class ShardsClient:
-    """One process's way to all shards workers. `close` it at the end."""
+    """The client of all shards workers, one for each process. `close` it at the end."""
 
     def __init__(
         self, runtime: Runtime, workers: int, store: Store, random: RandomSource
     ) -> None:
-        """Args: `workers`: how many there are, named "1", "2" and so on."""
+        """Args: `workers` is their number; their names are "1", "2" and so on."""
         self._runtime = runtime
         self._workers = workers
         self._store = store
@@ -116,31 +117,31 @@ class ShardsClient:
         self._callers: dict[str, Caller] = {}
 
     def for_shard(self, command: ShardCommand) -> bytes:
-        """Ask the worker where the shard lives; blocks this greenlet.
+        """Call the worker of the shard; return its answer. Blocks this greenlet.
 
         Raises:
             ShardsNotAvailable: the role is switched off.
             Unavailable: the worker does not answer.
-            PylonError: what it answered.
+            PylonError: the error that the worker answered.
         """
         self._check()
         home = placement_of(command.shard_id, self._workers, self._store.point)
-        return self.at(home, command)
+        return self.call_worker(home, command)
 
     def for_matchmaker(self, command: MatchCommand) -> bytes:
-        """Ask the matchmaker. Raises as `for_shard`."""
+        """Call the matchmaker; return its answer. Raises: as `for_shard`."""
         self._check()
-        return self.at(home_of(MATCHMAKER, self._workers), command)
+        return self.call_worker(home_of(MATCHMAKER, self._workers), command)
 
     def broadcast(self, command: DescribeAll) -> list[bytes]:
-        """Ask every worker; their answers by number. Raises as `for_shard`."""
+        """Call every worker; return the answers by number. Raises: as `for_shard`."""
         names = [str(number) for number in range(1, self._workers + 1)]
-        asked = [gevent.spawn(self.at, name, command) for name in names]
-        gevent.joinall(asked, raise_error=True)
-        return [greenlet.value for greenlet in asked]
+        calls = [gevent.spawn(self.call_worker, name, command) for name in names]
+        gevent.joinall(calls, raise_error=True)
+        return [call.value for call in calls]
 
-    def at(self, worker: str, command: Command) -> bytes:
-        """Ask one worker. Raises as `for_shard`."""
+    def call_worker(self, worker: str, command: Command) -> bytes:
+        """Call one worker; return its answer. Raises: as `for_shard`."""
         caller = self._callers.get(worker)
         if caller is None:
             caller = self._callers[worker] = Caller(
@@ -149,7 +150,7 @@ class ShardsClient:
         return caller.call(_encode(command))
 
     def close(self) -> None:
-        """Let go of all sockets."""
+        """Close all sockets."""
         for caller in self._callers.values():
             caller.close()
 

@@ -1,7 +1,8 @@
 """Heartbeats, from every worker to the supervisor, every one or two seconds.
 
-A heartbeat that cannot leave at once is dropped: the next one says it better. The
-supervisor judges liveness and readiness by them (`supervisor.heartbeats`).
+The sender drops a heartbeat that cannot leave at once, because the next one is newer. The
+supervisor judges liveness and readiness by heartbeats. Metrics: pylon_bus_messages_total,
+pylon_bus_messages_dropped_total. Called by `workers.boot` and `supervisor.heartbeats`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class StatusSender:
         self._socket.connect(runtime.status)
 
     def send(self, status: WorkerStatus) -> None:
-        """Send, or drop when the supervisor does not take it. Never blocks."""
+        """Send a heartbeat, or drop it if the supervisor does not read. Never blocks."""
         try:
             self._socket.send(messages.encode(status), zmq.NOBLOCK)
             metrics.BUS_MESSAGES.labels("status").inc()
@@ -55,7 +56,7 @@ class StatusReceiver:
         self._socket.bind(runtime.status)
 
     def receive(self, timeout_s: float) -> WorkerStatus | None:
-        """The next heartbeat, or None when none came in time or it could not be read."""
+        """Return the next heartbeat; None if none came in time or it is invalid."""
         if not self._socket.poll(int(timeout_s * 1_000)):
             return None
         try:
@@ -69,7 +70,7 @@ class StatusReceiver:
             return None
 
     def interrupt(self) -> None:
-        """End the `receive` of another thread, which then returns None."""
+        """End the `receive` of another thread; it returns None."""
         socket = contexts.open_socket(contexts.plain(), zmq.PUSH, 1)
         socket.setsockopt(zmq.LINGER, _INTERRUPT_MS)
         socket.connect(self._endpoint)

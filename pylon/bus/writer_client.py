@@ -52,7 +52,7 @@ class _Call:
 
 
 class WriterClient:
-    """Made after any fork, once in each process. `close` it at the end."""
+    """One for each process. Create it after any fork; `close` it at the end."""
 
     def __init__(self, runtime: Runtime, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
@@ -71,7 +71,7 @@ class WriterClient:
         self._greenlet = gevent.spawn(self._sweep)
 
     def submit(self, op: WriteOp) -> WriteReply:
-        """Carry out one write; blocks this greenlet.
+        """Have the writer execute one write; return its reply. Blocks this greenlet.
 
         Raises:
             WriteQueueFull, WriterUnavailable: see the module.
@@ -83,7 +83,7 @@ class WriterClient:
         return reply
 
     def submit_all(self, ops: Sequence[WriteOp]) -> list[WriteReply]:
-        """Carry out several writes in this order; each succeeds or fails alone.
+        """Have the writer execute writes in this order; each succeeds or fails alone.
 
         Returns:
             One reply for each op, in order, errors inside.
@@ -111,7 +111,7 @@ class WriterClient:
             self._hub.loop.run_callback(self._flush)
         try:
             call.waiter.get()
-        except BaseException:  # also when the greenlet is killed: nobody waits any more
+        except BaseException:  # also if the greenlet is killed: no caller waits any more
             for number in range(first_id, first_id + len(ops)):
                 self._pending.pop(number, None)
             raise
@@ -131,7 +131,7 @@ class WriterClient:
         """Send the writes of this turn, without waiting. Runs in the hub."""
         self._flush_scheduled = False
         requests, self._outgoing = self._outgoing, []
-        # A caller that was killed before the flush has left: its write need not happen.
+        # `submit_all` has removed the writes of a caller that was killed before this flush.
         requests = [request for request in requests if request.id in self._pending]
         if not requests or self._closed:
             return
@@ -141,7 +141,7 @@ class WriterClient:
                 self._watch(_READ | _WRITE)
             self._sent.inc()
         except (OSError, EOFError) as ex:
-            self._lose(str(ex))
+            self._fail_connection(str(ex))
 
     def _connect(self) -> FrameStream:
         """
@@ -166,7 +166,7 @@ class WriterClient:
             self._watcher.close()
             stream.close()
 
-    def _lose(self, why: str) -> None:
+    def _fail_connection(self, why: str) -> None:
         """Fail the writes that wait: the connection is lost. The next write connects again."""
         if self._pending:
             _log.warning("writer.lost", in_flight=len(self._pending), error=why)
@@ -183,14 +183,14 @@ class WriterClient:
                 self._watch(_READ)
             frames = stream.receive()
         except EOFError:
-            self._lose("the writer closed it")
+            self._fail_connection("the writer closed it")
             return
         pending = self._pending
         for frame in frames:
             for reply in messages.write_replies.decode(frame):
                 call = pending.pop(reply.id, None)
                 if call is None:
-                    continue  # its caller has given up
+                    continue  # its caller has timed out
                 call.replies.append(reply)
                 if len(call.replies) == call.count and not call.woken:
                     call.woken = True

@@ -50,7 +50,7 @@ class WriterPort:
         self._epoll = select.epoll()
         self._epoll.register(self._listener.fileno(), select.EPOLLIN)
         self._peers: dict[int, Peer] = {}
-        self._arrived: deque[tuple[Peer, bytes]] = deque()  # frames, of peers that may be gone
+        self._arrived: deque[tuple[Peer, bytes]] = deque()  # frames; their peers may have closed
         self._replies = metrics.BUS_MESSAGES.labels("replies")
 
     def receive(self, timeout_s: float) -> list[tuple[Peer, list[WriteRequest]]]:
@@ -74,7 +74,7 @@ class WriterPort:
             try:
                 requests = messages.write_requests.decode(frame)
             except (ValueError, msgspec.DecodeError) as ex:
-                # The folder is private, so this is a defect or a mixed-up version of ours.
+                # The folder is private, so this is a defect, or a Pylon of another version.
                 _log.error("writes.unreadable", error=str(ex))
                 metrics.BUS_DROPPED.labels("writes").inc()
                 continue
@@ -84,7 +84,7 @@ class WriterPort:
         return out
 
     def reply(self, peer: Peer, replies: list[WriteReply]) -> None:
-        """Answer one message. Never blocks. Drop the replies if the peer is gone."""
+        """Reply to one message. Never blocks. Drop the replies if the peer has closed."""
         if peer.is_closed:
             return
         try:
@@ -125,13 +125,13 @@ class WriterPort:
     def _accept(self) -> None:
         try:
             peer = FrameStream(self._listener.accept()[0])
-        except OSError as ex:  # the peer is gone again, or there is no descriptor for it
+        except OSError as ex:  # the peer has closed, or no descriptor is free
             _log.warning("writes.not_accepted", error=str(ex))
             return
         self._peers[peer.fd] = peer
         self._epoll.register(peer.fd, select.EPOLLIN)
         try:
-            self._take(peer)  # what it has sent already belongs to this batch
+            self._take(peer)  # frames that it has sent already belong to this batch
         except EOFError:
             self._drop(peer)
 
@@ -154,7 +154,7 @@ class LocalWriter:
         self._stream = FrameStream.connect(runtime.writes)
 
     def submit(self, op: WriteOp, timeout_s: float = limits.WRITE_TIMEOUT_S) -> WriteReply:
-        """Carry out one write; blocks this thread.
+        """Have the writer execute one write; return its reply. Blocks this thread.
 
         Raises:
             WriterUnavailable: no answer in time.
@@ -168,7 +168,7 @@ class LocalWriter:
     def submit_all(
         self, ops: Sequence[WriteOp], timeout_s: float = limits.WRITE_TIMEOUT_S
     ) -> list[WriteReply]:
-        """Carry out writes in one message, hence in one commit; errors are in the replies."""
+        """Execute writes in one message, hence in one commit; errors are in the replies."""
         first_id = self._next_id
         self._next_id += len(ops)
         last_id = self._next_id - 1
@@ -184,7 +184,7 @@ class LocalWriter:
                 raise WriterUnavailable("The writer has ended") from ex
             for frame in frames:
                 some = messages.write_replies.decode(frame)
-                replies += [reply for reply in some if reply.id >= first_id]  # others: timed out
+                replies += [reply for reply in some if reply.id >= first_id]  # else timed out
             if len(replies) == len(ops):
                 return replies
         raise WriterUnavailable(f"The writer did not answer within {timeout_s:g} s")
@@ -211,7 +211,7 @@ class LocalWriter:
 
 
 def _is_ready(stream: FrameStream, events: int, until_s: float) -> bool:
-    """Wait until one of `events` is possible; False when the time has come first."""
+    """Wait until one of `events` is possible; return False at `until_s`."""
     poll = select.poll()
     poll.register(stream.fd, events)
     return bool(poll.poll(max(0.0, until_s - time.monotonic()) * _MS_PER_S))

@@ -133,7 +133,7 @@ class Feed:
         held_events = len(first.events)
         held_bytes = _size_bytes(first)
         while held_events < limits.TURN_EVENTS and held_bytes < limits.TURN_BYTES:
-            batch = self._subscriber.waiting()
+            batch = self._subscriber.receive_waiting()
             if batch is None:
                 break
             batches.append(batch)

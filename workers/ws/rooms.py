@@ -150,7 +150,7 @@ class Rooms:
         if kind == _SUBSCRIBE:
             self._subscribe(connection, room)
         elif self._remove(connection, room):
-            self._client.tell(Unsubscribe(room, connection.number))
+            self._client.send(Unsubscribe(room, connection.number))
 
     def gone(self, connection: Connection) -> None:
         """Forget the socket, and tell the rooms. Also when it now speaks for somebody else."""
@@ -158,9 +158,9 @@ class Rooms:
         if rooms is not None:
             for room in list(rooms):
                 self._remove(connection, room)
-            self._client.tell(SocketClosed(connection.number))
+            self._client.send(SocketClosed(connection.number))
         if self._unscoped and not connection.is_open:
-            self._client.tell(Relay(None, "", _disconnected(connection)))
+            self._client.send(Relay(None, "", _disconnected(connection)))
 
     def _subscribe(self, connection: Connection, room: str) -> None:
         user_id = connection.caller.auth.user_id
@@ -213,7 +213,7 @@ class Rooms:
         clients say."""
         while self._relays:
             for relay in self._relays:
-                self._client.tell(relay)
+                self._client.send(relay)
             self._relays = []
             self._relays_bytes = 0
             self._relayed = {}
