@@ -1,9 +1,9 @@
-"""The app as a worker holds it: settings, manifest, compiled policies, codecs, clock and ids.
+"""App: the settings, manifest, compiled policies, codecs, clock and ids of a process.
 
-Every process that serves clients builds one at start with `load_app` and passes it on; nothing
-in it changes afterwards, so it may be shared by all greenlets.
+Every process that serves clients builds one at its start (`load_app`, or `build_app`) and passes it
+to its parts. It does not change afterwards, so all greenlets may share it.
 
-Invariant: there is a rule set and a codec for each entity of the manifest, and for no other.
+Invariant: each entity of the manifest has a rule set and a codec, and no other entity has one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pylon.values import EntityCodec
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """One app, as all parts of a worker process see it."""
+    """One app, shared by all parts of a worker process."""
 
     config: Config
     manifest: Manifest
@@ -40,10 +40,10 @@ def load_app(
     clock: Clock | None = None,
     random: RandomSource | None = None,
 ) -> App:
-    """Read the manifest and build everything that follows from it.
+    """Read the manifest and build the app.
 
     Args:
-        clock, random: the machine's own unless given (tests).
+        clock, random: replace those of the machine (tests).
 
     Raises:
         ManifestInvalid: with every diagnostic, policies included.
@@ -58,7 +58,7 @@ def build_app(
     clock: Clock | None = None,
     random: RandomSource | None = None,
 ) -> App:
-    """The same from a manifest that is already in memory."""
+    """Build the app from a manifest that is already in memory."""
     clock = clock if clock is not None else SystemClock()
     random = random if random is not None else SystemRandom()
     return App(

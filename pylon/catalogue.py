@@ -1,8 +1,8 @@
-"""The error catalogue: every code that Pylon gives, what it means and what to do about it.
+"""Error catalogue: every error code of Pylon, with its meaning and its remedy.
 
-Made from the error classes (their docstrings) and from the table of manifest diagnostics, so
-that it cannot name a code that does not exist. `pylonctl explain` prints it; docs/errors.md is
-written from it.
+It is made from the docstrings of the error classes and from the table of manifest diagnostics. So
+it cannot name a code that does not exist. `pylonctl explain` prints it; docs/errors.md is generated
+from it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pylon.manifest.diagnostics import ManifestInvalid
 from pylon.policy.grammar import PolicyInvalid
 
 _REMEDY: Final = "Remedy: "
-# Classes that live beside what raises them; named, so that they are loaded.
+# Error classes outside `pylon.errors`. Naming them here imports them.
 _ELSEWHERE: Final[tuple[type[PylonError], ...]] = (ManifestInvalid, PolicyInvalid)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One code. `status` is None for what never travels over HTTP."""
+    """One code. `status` is None for an error that no HTTP response has."""
 
     code: str
     explanation: str
@@ -34,7 +34,7 @@ class Entry:
     kind: str  # "error" or "manifest"
 
     def to_json(self) -> dict[str, Any]:
-        """What ``pylonctl explain --json`` prints."""
+        """Return the object that ``pylonctl explain --json`` prints."""
         return {
             "code": self.code, "kind": self.kind, "status": self.status,
             "retryable": self.retryable, "explanation": self.explanation, "remedy": self.remedy,
@@ -42,7 +42,7 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """The whole catalogue by code."""
+    """Return the whole catalogue, sorted by code."""
     found = {cls.code: _of_class(cls) for cls in (*PylonError.classes(), *_ELSEWHERE)}
     for code, (explanation, remedy) in DIAGNOSTICS.items():
         found[code] = Entry(code, explanation, remedy, None, retryable=False, kind="manifest")
@@ -50,13 +50,13 @@ def entries() -> list[Entry]:
 
 
 def entry(code: str) -> Entry | None:
-    """The entry of a code, in whatever case it is written."""
+    """Return the entry of a code, whatever its case, or None."""
     wanted = code.strip().upper().replace("-", "_")
     return next((e for e in entries() if e.code == wanted), None)
 
 
 def nearest(code: str) -> str | None:
-    """The code that was probably meant."""
+    """Return the most similar code, or None."""
     close = get_close_matches(code.strip().upper(), [e.code for e in entries()], n=1, cutoff=0.5)
     return close[0] if close else None
 

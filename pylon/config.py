@@ -1,12 +1,12 @@
-"""Every setting of Pylon in one table: name, type, default, help.
+"""Settings: one table of all settings of Pylon, with name, parser, default and help.
 
-`load` reads the table from the environment (and, for `pylonctl dev`, from `.env` files and
-dev defaults) into a `Config`; `pylonctl config` prints it with each value's origin; the
-README's settings table is generated from it. `refuse_unsafe` refuses unsafe combinations.
+`load` reads the values of the table into a `Config`: from the environment, from `.env` files for
+`pylonctl dev`, else the defaults. `pylonctl config` prints the values with their origins. The
+settings table of the README is generated from the table.
 
 Invariants: an empty value means that the setting has its default. No other module reads a
-`PYLON_*` variable, except the names that the supervisor hands to its own children
-(`pylon.bus.runtime`). A bad value names the setting, the value and what is allowed.
+`PYLON_*` variable, except `INTERNAL_NAMES`, which the supervisor sets for its children. The error
+for a bad value names the setting, the value and the allowed values. Called by `pylon.cli.settings`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from pylon.setting_values import text as _text
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One line of the table. `env` is the whole variable name; `field` that of `Config`."""
+    """One line of the table. `env`: the whole variable name; `field`: the attribute of `Config`."""
 
     env: str
     field: str
@@ -106,16 +106,16 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "New guest sessions of one client address in a minute, and ten times as many at once "
             "(an IPv6 client counts by its /64); 0 means no limit.", dev_default="0"),
     Setting("PYLON_SOCKET_MAX_LIFE_S", "socket_max_life_s", _int(0, 31_536_000), "0",
-            "Seconds after which a socket is closed, so that its client connects anew; for each "
-            "between three quarters of this and all of it. 0 means never."),
+            "Seconds after which the server closes a socket, so that its client connects anew. "
+            "Each socket lasts between three quarters of this and all of it. 0 means never."),
     Setting("PYLON_PUBLIC_URL", "public_url", url("http", "https"), None,
             "Base URL that clients reach the HTTP port by, e.g. https://api.example.com."),
     Setting("PYLON_WS_URL", "ws_url", url("ws", "wss"), None,
-            "WebSocket URL that clients are told, e.g. wss://api.example.com/ws."),
+            "WebSocket URL that the server gives clients, e.g. wss://api.example.com/ws."),
     Setting("PYLON_SSE_URL", "sse_url", url("http", "https"), None,
-            "SSE URL that clients are told."),
+            "SSE URL that the server gives clients."),
     Setting("PYLON_SHARD_URL", "shard_url", url("ws", "wss"), None,
-            "Shards URL that clients are told."),
+            "Shards URL that the server gives clients."),
     Setting("PYLON_COOKIE_NAME", "cookie_name", cookie_name, None,
             "Session cookie; default is <app name>_session."),
     Setting("PYLON_COOKIE_DOMAIN", "cookie_domain", cookie_domain, None,
@@ -131,23 +131,24 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("PYLON_OPENAPI_PUBLIC", "openapi_public", _bool, "false",
             "Serve /api/openapi.json to everybody, not to admins only; dev mode always does."),
     Setting("PYLON_ROW_MAX_BYTES", "row_max_bytes", _int(1_024, 10_485_760), "1048576",
-            "Most bytes of a row as JSON. Larger rows that exist already can be read, deleted "
-            "and made smaller."),
+            "Largest size of a row as JSON, in bytes. Clients can read, delete and shrink larger "
+            "rows that exist already."),
     Setting("PYLON_CHANGE_LOG_RETAIN", "change_log_retain", _int(1_000, 100_000_000), "100000",
-            "Change events kept; what is younger than two minutes is kept in any case."),
+            "Change events kept; events younger than two minutes are kept in any case."),
     Setting("PYLON_CHANGE_LOG_RETAIN_BYTES", "change_log_retain_bytes",
             _int(1_048_576, 1_099_511_627_776), "268435456",
-            "Most bytes of change events kept. Events of the last two minutes are kept up to four "
-            "times as many; beyond that, clients that missed them pull everything again."),
+            "Largest size of the change events kept, in bytes. Events of the last two minutes may "
+            "take four times as many; beyond that, clients that missed them pull everything "
+            "again."),
     Setting("PYLON_LIST_LIMIT", "list_limit", _int(1, 100_000), "1000",
-            "Most rows that one list or query answers."),
+            "Largest number of rows in the response to a list or query."),
     Setting("PYLON_WS_MAX_MESSAGE_BYTES", "ws_max_message_bytes", _int(1_024, 16_777_216),
             "1048576", "Largest WebSocket message that a client may send."),
     Setting("PYLON_WS_DEFLATE", "ws_deflate", _bool, "true",
             "Agree to permessage-deflate with WebSocket clients that offer it, as browsers do."),
     Setting("PYLON_WS_UNSCOPED_PRESENCE", "ws_unscoped_presence", _bool, "false",
-            "Relay presence and topic messages without a room to every WebSocket client, and tell "
-            "of every disconnect, as old servers did. Costs N messages for each."),
+            "Relay presence and topic messages without a room, and every disconnect, to every "
+            "WebSocket client, as old servers did. Costs N messages for each."),
     Setting("PYLON_DRAIN_SECS", "drain_s", _float(0, 3600), "30",
             "How long SIGTERM waits for requests in flight."),
     Setting("PYLON_DRAIN_DELAY_S", "drain_delay_s", _float(0, 3600), "0",
@@ -156,7 +157,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "Folder of the process sockets; default $RUNTIME_DIRECTORY, else a private folder in "
             "the temp directory."),
     Setting("PYLON_LOG_FORMAT", "log_format", _choice("json", "pretty"), "json",
-            "Log lines as JSON objects or for eyes.", dev_default="pretty"),
+            "Log lines as JSON objects (json) or as text for people (pretty).",
+            dev_default="pretty"),
     Setting("PYLON_LOG_LEVEL", "log_level", _choice("debug", "info", "warning", "error"), "info",
             "Least severe log line shown."),
 )
@@ -166,7 +168,7 @@ _BY_ENV: Final = {s.env: s for s in SETTINGS}
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The settings of one run. Fields are described in `SETTINGS`."""
+    """The settings of one run. `SETTINGS` describes the fields."""
 
     dev_mode: bool
     admin_token: str | None
@@ -221,7 +223,7 @@ class Config:
         return int(getattr(self, entry.port_field)) or self.port + entry.port_offset
 
     def workers_of(self, role: str) -> int:
-        """Return how many processes the role has; 0: it is switched off."""
+        """Return the number of processes of the role; 0: the role is off."""
         return int(getattr(self, ROLE_BY_NAME[role].workers_field))
 
     @property
@@ -231,17 +233,17 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A `Config`, where each value came from, and what to tell the operator."""
+    """A `Config`, the origin of each value, and messages for the operator."""
 
     config: Config
     raw: dict[str, str | None]  # by variable name, as text
     # by variable name: "environment", path of a .env file, "default", "dev default", ...
     origin: dict[str, str]
     warnings: tuple[str, ...]
-    refusals: tuple[str, ...] = ()  # a start ends with these; other verbs do not mind
+    refusals: tuple[str, ...] = ()  # a start refuses these; other verbs ignore them
 
 
-Sources = list[tuple[str, Mapping[str, str]]]  # the weightiest first, each with its name
+Sources = list[tuple[str, Mapping[str, str]]]  # named sources, by descending precedence
 
 
 def load(
@@ -250,7 +252,7 @@ def load(
     """Read the table. The environment wins over `dotenv`, which wins over defaults.
 
     Raises:
-        SettingsRefused: values cannot be read; for each a line with setting, value and remedy.
+        SettingsRefused: some values are invalid; one line for each, with value and remedy.
     """
     sources: Sources = [("environment", environ)]
     if dotenv:
@@ -258,7 +260,7 @@ def load(
     problems: list[str] = []
     is_dev = _BY_ENV["PYLON_DEV_MODE"]
     dev, _, _ = _read(is_dev, sources, False, problems)
-    problems.clear()  # the table's own turn reports it
+    problems.clear()  # the loop over the table reports it
     values: dict[str, Any] = {}
     raw: dict[str, str | None] = {}
     origin_by_env: dict[str, str] = {}
@@ -285,10 +287,10 @@ def load(
 def _read(
     setting: Setting, sources: Sources, dev: bool, problems: list[str]
 ) -> tuple[Any, str | None, str]:
-    """The value, its text and its origin. A bad value is a problem and gives the default.
+    """Return the value, its text and its origin. A bad value adds a problem; the default applies.
 
-    The weightiest source that names the setting decides, also when it leaves it empty: so an
-    empty variable takes back a line of a `.env` file.
+    The first source that names the setting decides, even with an empty value. So an empty
+    variable of the environment cancels a line of a `.env` file.
     """
     default, where = setting.default, "default"
     if dev and setting.dev_default is not None:
@@ -317,7 +319,7 @@ def _unknown_names(sources: Sources) -> list[str]:
     return found
 
 
-# What the supervisor tells its children and what tests use; not settings of the user's.
+# Variables that the supervisor sets for its children, and that tests use; not settings.
 INTERNAL_NAMES: Final = frozenset({"PYLON_WORKER", "PYLON_LISTEN_FD", "PYLON_SUPERVISOR_PID"})
 
 _ADMIN_TOKEN_MIN_CHARS: Final = 32

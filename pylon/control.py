@@ -1,12 +1,13 @@
-"""The client of the supervisor's control socket: how `pylonctl` and /metrics ask it things.
+"""Control client: sends commands to the supervisor over its control socket.
 
-One connection carries one request, a JSON line ``{"cmd": ..., ...}``; the answers are JSON
-lines and the last one has ``"done": true``. A `ControlDialogue` sends further lines after its
-request (a backup reports how it goes). Plain sockets only, so that it works in an ordinary
-process and under gevent's monkey-patching alike. The server is `supervisor.control`.
+One connection carries one request, a JSON line ``{"cmd": ..., ...}``. The responses are JSON lines;
+the last one has ``"done": true``. A `ControlDialogue` sends further lines after its request (a
+backup reports its progress). The module uses plain sockets, so it works in an ordinary process and
+under gevent's monkey-patching. The server is `supervisor.control`.
 
-Invariants: `call` ends with the line that has ``done``, or raises; a failure that the
-supervisor reports arrives as the `PylonError` that it raised.
+Invariants: `call` ends with the line that has ``done``, or raises. A failure that the supervisor
+reports is raised as the `PylonError` that the supervisor raised. Called by `pylonctl`, and by HTTP
+workers for /metrics.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _LINE_BYTES_MAX: Final = 64 * 1024 * 1024  # the text of /metrics is the largest
 
 
 class ControlClient:
-    """Asks the supervisor that listens at `path`."""
+    """Sends commands to the supervisor that listens at `path`."""
 
     __slots__ = ("_path", "_timeout_s")
 
@@ -37,17 +38,17 @@ class ControlClient:
         self._timeout_s = timeout_s
 
     def call(self, cmd: str, **args: Any) -> Iterator[dict[str, Any]]:
-        """Send one request and yield the answers as they arrive, the last one included.
+        """Send one request and yield the responses as they arrive, the last one included.
 
         Raises:
-            NotRunning: nobody listens there, or the supervisor ended without an answer.
-            PylonError: what the supervisor answered in place of a result.
+            NotRunning: no process listens there, or the supervisor ended without a response.
+            PylonError: the error that the supervisor returned.
         """
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
                 sock.settimeout(self._timeout_s)
                 sock.connect(str(self._path))
-                with suppress(BrokenPipeError):  # refused unread; the refusal is there to read
+                with suppress(BrokenPipeError):  # refused before it was read; read the refusal
                     sock.sendall(json.dumps({"cmd": cmd, **args}).encode() + b"\n")
                 for line in _lines(sock):
                     answer = json.loads(line)
@@ -64,14 +65,14 @@ class ControlClient:
         raise NotRunning(f"The supervisor at {self._path} ended without a last answer")
 
     def ask(self, cmd: str, **args: Any) -> dict[str, Any]:
-        """`call`, where only the last answer matters."""
+        """Send one request and return the last response."""
         return deque(self.call(cmd, **args), maxlen=1)[0]
 
     def open_dialogue(self, cmd: str, **args: Any) -> ControlDialogue:
-        """Send a request to which further lines belong; the caller closes the dialogue.
+        """Send a request that further lines will follow. The caller closes the dialogue.
 
         Raises:
-            NotRunning: nobody listens there.
+            NotRunning: no process listens there.
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -86,7 +87,7 @@ class ControlClient:
 
 
 class ControlDialogue:
-    """A request during which both sides send lines. A context manager; not for threads."""
+    """A request during which both sides send lines. A context manager; not thread-safe."""
 
     __slots__ = ("_buffer", "_path", "_sock")
 
@@ -115,11 +116,11 @@ class ControlDialogue:
             raise NotRunning(f"The supervisor at {self._path} has ended: {ex.strerror}") from ex
 
     def receive_line(self) -> dict[str, Any]:
-        """Wait for the supervisor's next line.
+        """Wait for the supervisor's next line and return it.
 
         Raises:
-            NotRunning: it has ended, or says nothing for the timeout.
-            PylonError: it refuses the request.
+            NotRunning: the supervisor has ended, or sends nothing within the timeout.
+            PylonError: the supervisor refuses the request.
         """
         while (line := self._take_line()) is None:
             try:
@@ -132,11 +133,11 @@ class ControlDialogue:
         return line
 
     def poll_line(self) -> dict[str, Any] | None:
-        """The supervisor's next line if it is there already; None otherwise.
+        """Return the supervisor's next line if it has arrived, else None.
 
         Raises:
             NotRunning: the supervisor has ended.
-            PylonError: it refuses the request.
+            PylonError: the supervisor refuses the request.
         """
         line = self._take_line()
         if line is None and is_readable(self._sock, 0.0):
@@ -154,8 +155,8 @@ class ControlDialogue:
 
 
 def is_readable(sock: socket.socket, timeout_s: float) -> bool:
-    """Whether there is something to read, or an end, within the time."""
-    poll = select.poll()  # select() ends at 1,024 descriptors
+    """Whether data or the end of the stream arrives within the time."""
+    poll = select.poll()  # select() fails above 1,024 descriptors
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(timeout_s * 1_000))
 

@@ -1,14 +1,14 @@
-"""The data directory: whether its files can be made, and whether others can read them.
+"""Data directory: checks that Pylon can write to it, and that other users cannot.
 
-The database, its WAL, the log of `start --detach`, the pidfile and recordings lie in one folder,
-and hold everything that the policies hide. Every Pylon process has the umask 077, so it makes
-files for their owner only. Files and folders of earlier versions, or of other programs, keep their
+The database, its WAL, the log of `start --detach`, the pidfile and recordings lie in one folder.
+They hold the data that the policies protect. Every Pylon process has the umask 077, so only the
+owner may read new files. Files and folders of earlier versions, or of other programs, keep their
 modes, because a backup program of another user may rely on them. The operator gets a warning with
 the command that changes them. Production refuses a folder that everybody may write to: any user
 could replace the database.
 
-Called by `pylon.startup` and the supervisor; `open_private` wherever a file is made under a name
-that is known beforehand.
+Called by `pylon.startup`, `pylon.cli` and the supervisor. Modules that make a file under a
+predictable name call `open_private`.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _FILES: Final = ("", "-wal", "-shm", ".log", ".pid")
 
 
 def keep_private() -> None:
-    """Make the files of this process, and of those that it starts, for their owner only."""
+    """Set the umask, so that only the owner may read new files of this process and its children."""
     os.umask(PRIVATE_UMASK)
 
 
 def prepare_data_dir(config: Config) -> None:
-    """Make the data directory if it is missing, and see that files can be made in it.
+    """Make the data directory if it is missing, and check that this process can write to it.
 
     Raises:
-        StartRefused: it cannot be made or written to, or others may put files in its place.
+        StartRefused: it cannot be made or written to, or has another problem.
     """
     path = config.data_dir
     try:
@@ -54,12 +54,12 @@ def prepare_data_dir(config: Config) -> None:
 
 
 def data_dir_problems(config: Config) -> list[str]:
-    """Reasons why a start could not use the database's folder, without touching it."""
+    """Return the reasons why a start could not use the data directory. Changes nothing."""
     if config.in_memory:
         return []
     folder, db_path = config.data_dir, Path(config.db_path)
     where = f"PYLON_DB_PATH is {config.db_path}"
-    if (problem := making_problem(folder)) is not None:
+    if (problem := folder_problem(folder)) is not None:
         return [f"{where}: {problem}"]
     try:
         if db_path.is_dir():
@@ -78,23 +78,25 @@ def data_dir_problems(config: Config) -> list[str]:
     return []
 
 
-def making_problem(folder: Path) -> str | None:
-    """Why files cannot be made in a folder, or in one that is made under its name; None if they
-    can. Nothing stays behind."""
+def folder_problem(folder: Path) -> str | None:
+    """Return the reason why this process cannot make files in a folder, or None.
+
+    For a missing folder it checks the nearest existing parent. It leaves no file behind.
+    """
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not nearest.is_dir():
         return f"{nearest} is not a folder"
     if not os.access(nearest, os.W_OK | os.X_OK):
         return f"{nearest} is not writable"
     try:
-        with tempfile.TemporaryFile(dir=nearest):  # also root cannot write everywhere
+        with tempfile.TemporaryFile(dir=nearest):  # even root cannot write everywhere
             return None
     except OSError as ex:
         return f"no file can be made in {nearest}: {ex.strerror or ex}"
 
 
 def data_dir_warnings(config: Config) -> list[str]:
-    """Warnings about data that others may read, each with the command that ends it."""
+    """Return warnings about access of other users, each with the command that ends it."""
     if config.in_memory:
         return []
     found = []
@@ -126,10 +128,10 @@ def data_dir_warnings(config: Config) -> list[str]:
 
 
 def open_private(path: Path, flags: int) -> int:
-    """Open a file of ours, made for its owner only if it is missing; a descriptor.
+    """Open a file and return its descriptor. A new file gets the mode 0600.
 
-    A name in a folder where others may write could be a symlink of theirs to a file of ours, or
-    a FIFO that blocks: both are refused.
+    In a folder where other users may write, the name could be their symlink to one of our files,
+    or a FIFO that blocks. Both are refused.
 
     Raises:
         StartRefused: it is not a plain file.
@@ -152,10 +154,10 @@ def open_private(path: Path, flags: int) -> int:
 
 
 def sync_path(path: Path) -> None:
-    """fsync a file or a folder.
+    """Sync a file or a folder to the disk.
 
     Raises:
-        OSError: the disk refused.
+        OSError: the disk failed.
     """
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -165,9 +167,9 @@ def sync_path(path: Path) -> None:
 
 
 def give_to_owner(fd: int, db_path: Path) -> None:
-    """Let a file that root made in the data directory belong to the directory's owner.
+    """Give a file that root made in the data directory to the owner of the directory.
 
-    The service runs as that user and has to open the file later.
+    The server runs as that user and must open the file later.
     """
     if os.geteuid() == 0:
         owner = db_path.parent.stat()
@@ -175,7 +177,7 @@ def give_to_owner(fd: int, db_path: Path) -> None:
 
 
 def give_path_to_owner(path: Path) -> None:
-    """`give_to_owner` for a file that was just made under this name."""
+    """Call `give_to_owner` for a file that this process has just made under this name."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         give_to_owner(fd, path)
@@ -184,7 +186,7 @@ def give_path_to_owner(path: Path) -> None:
 
 
 def _mode(path: Path) -> int:
-    """The permissions; 0 for what is not there. Those of a symlink's target count."""
+    """Return the permissions, for a symlink those of its target; 0 if the path is missing."""
     try:
         return stat.S_IMODE(path.stat().st_mode)
     except OSError:
@@ -199,7 +201,7 @@ def _owner(path: Path) -> int | None:
 
 
 def _is_open_to_all(folder: Path) -> bool:
-    """Whether anybody may replace files in it; in a sticky folder only their owners may."""
+    """Whether any user may replace files in the folder; in a sticky one only their owners may."""
     mode = _mode(folder)
     return bool(mode & _OTHERS_WRITE) and not mode & stat.S_ISVTX
 

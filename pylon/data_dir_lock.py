@@ -1,11 +1,12 @@
-"""The lock of a data directory: one process at a time may write to the data in it.
+"""Data directory lock: lets one process at a time write to the data.
 
-`<db_path>.pid` is locked (flock) for as long as its holder lives; the lock, not the file, says that
-somebody runs. A supervisor writes who it is into the file, as JSON. At the end the file is emptied
-and stays: unlinking it would let two processes hold locks on two files of the same name.
+The holder locks `<db_path>.pid` (flock) while it lives. The lock, not the file, shows that a
+process runs. A supervisor writes its pid, ports and runtime folder into the file, as JSON. At its
+end it empties the file and keeps it: with an unlinked file, two processes could hold locks on two
+files of one name.
 
-Called by the supervisor, and by commands of `pylonctl` that need a data directory for themselves or
-look whether a supervisor has it.
+Called by the supervisor, and by verbs of `pylonctl` that need exclusive access or must know
+whether a supervisor runs.
 """
 
 from __future__ import annotations
@@ -32,23 +33,23 @@ class DataDirLocked(Exception):
 
 
 class DataDirLock:
-    """The lock of a supervisor: taken by `acquire`; `write` says who it is; `release` lets go."""
+    """The lock of a supervisor. `left_behind`: the content of the file of a killed run."""
 
     __slots__ = ("_fd", "left_behind", "path")
 
     def __init__(self, path: Path, fd: int, left_behind: dict[str, Any]) -> None:
-        """Args: `left_behind` is what a killed run had written into the file."""
+        """Use `acquire`."""
         self.path = path
         self.left_behind = left_behind
         self._fd = fd
 
     @classmethod
     def acquire(cls, path: Path) -> DataDirLock:
-        """Take the lock of the pidfile `path`.
+        """Lock the pidfile `path`, after at most `_PATIENCE_S`.
 
         Raises:
-            StartRefused: another supervisor holds it (named by its pid), or it cannot be made,
-                or it is a symlink.
+            StartRefused: another process holds the lock (the text names its pid), or the file
+                cannot be made, or is a symlink.
         """
         try:
             fd = open_private(path, os.O_RDWR | os.O_CREAT)
@@ -75,10 +76,10 @@ class DataDirLock:
         return cls(path, fd, left_behind)
 
     def write(self, **facts: Any) -> None:
-        """Write the holder of the lock into the file, as one JSON object.
+        """Write facts about the holder into the file, as one JSON object.
 
         Raises:
-            StartRefused: the disk refuses it.
+            StartRefused: the disk failed.
         """
         text = json.dumps(facts).encode() + b"\n"
         try:
@@ -88,10 +89,10 @@ class DataDirLock:
             raise start_error(ex, self.path) from ex
 
     def release(self) -> None:
-        """Empty the file and let go of the lock. Idempotent.
+        """Empty the file and release the lock. Idempotent.
 
         Raises:
-            OSError: the file could not be emptied; the lock is gone in any case.
+            OSError: the file could not be emptied; the lock is released in any case.
         """
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
@@ -104,7 +105,7 @@ class DataDirLock:
 
 
 def pidfile_of(db_path: Path) -> Path:
-    """Where the supervisor of this database keeps its pid and its lock."""
+    """Return the path of the pidfile of this database, which is also its lock."""
     return db_path.with_name(db_path.name + ".pid")
 
 
@@ -119,7 +120,7 @@ def is_locked(db_path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     try:
-        # Shared: two that look at once do not take each other for a supervisor.
+        # A shared lock: two processes that check at once do not see each other as a holder.
         return not _lock(fd, fcntl.LOCK_SH)
     finally:
         os.close(fd)
@@ -127,10 +128,10 @@ def is_locked(db_path: Path) -> bool:
 
 @contextmanager
 def lock_data_dir(db_path: Path) -> Iterator[None]:
-    """Hold the data directory of `db_path` until the block ends, so that no supervisor starts.
+    """Hold the lock of `db_path` until the block ends, so that no supervisor starts.
 
     Raises:
-        DataDirLocked: somebody else holds it.
+        DataDirLocked: another process holds it.
         StartRefused: the pidfile is a symlink, or no plain file.
     """
     path = pidfile_of(db_path)
@@ -139,7 +140,7 @@ def lock_data_dir(db_path: Path) -> Iterator[None]:
     try:
         if not _lock(fd, fcntl.LOCK_EX):
             raise DataDirLocked(str(path))
-        os.ftruncate(fd, 0)  # what a killed supervisor left is no longer true
+        os.ftruncate(fd, 0)  # a killed supervisor may have left outdated facts
         give_to_owner(fd, db_path)
         yield
     finally:
@@ -147,7 +148,7 @@ def lock_data_dir(db_path: Path) -> Iterator[None]:
 
 
 def _lock(fd: int, kind: int) -> bool:
-    """Take a lock without waiting; whether that worked."""
+    """Try to take a lock without waiting. Return whether it succeeded."""
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -161,7 +162,7 @@ def _holder(path: Path) -> str:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    """The content of the file; nothing where it is empty or unreadable."""
+    """Return the content of the file; an empty dict if it is empty or unreadable."""
     try:
         facts = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""Disk errors: an OSError about a file as a sentence with the path, the reason and the remedy.
+"""Disk errors: describes an OSError about a file with the path, the reason and the remedy.
 
-`str(OSError)` says "[Errno 28] No space left on device", without the path if the call had only a
-descriptor. Called by starts and stops, which may meet a full, read-only or broken disk.
+`str(OSError)` is "[Errno 28] No space left on device", without the path if the call had only a
+descriptor. Called where a start or stop may meet a full, read-only or broken disk.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 
 def describe_os_error(error: OSError, path: str | Path | None = None) -> str:
-    """The sentence.
+    """Return the description.
 
     Args:
-        path: what the call was about, where the error does not name it.
+        path: the file of the call; used if the error does not name one.
     """
     named = error.filename if error.filename is not None else path
     where = "" if named is None else f"{named}: "
@@ -40,10 +40,12 @@ def describe_os_error(error: OSError, path: str | Path | None = None) -> str:
 def start_error(
     error: OSError, path: str | Path | None = None, what: str | None = None
 ) -> StartRefused:
-    """The error for a start that `error` has ended: one that may work later, where it may.
+    """Return the error of a start that `error` has ended.
 
     Args:
-        what: could not be done.
+        what: the failed step, as the beginning of the text.
+
+    Returns: `StartDelayed` if a later start may succeed without a change of the configuration.
     """
     kind = StartDelayed if error.errno in _PASSING else StartRefused
     text = describe_os_error(error, path)

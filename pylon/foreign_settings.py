@@ -1,10 +1,10 @@
-"""Variables of the published server (spec/http.md §1.2) that change nothing here.
+"""Foreign settings: variables of the published server (spec/http.md §1.2) without effect here.
 
 An operator who moves from that server brings its environment along. A start refuses a variable
 whose intent would silently fail: data would lie in another place than the variable names, or a
-protection that it asks for would be missing. In dev mode a missing protection is a warning. A
-variable of a feature that this server does not have is a warning: each use of the feature gets an
-error, so the operator learns of it soon.
+requested protection would be missing. In dev mode a missing protection is a warning. A variable of
+a feature that this server does not have is a warning, because each use of the feature returns an
+error.
 
 Invariants: the text of a value is never shown (many are secrets); an empty value counts as not
 set. Called by `pylon.config`.
@@ -72,7 +72,7 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
 
 
 def find_foreign(name: str) -> Foreign | None:
-    """The entry that a variable falls under."""
+    """Return the entry whose patterns match a variable, or None."""
     for entry in FOREIGN:
         if any(fnmatchcase(name, pattern) for pattern in entry.names.split(" ")):
             return entry
@@ -82,22 +82,22 @@ def find_foreign(name: str) -> Foreign | None:
 def judge_foreign(
     sources: list[tuple[str, Mapping[str, str]]], *, dev_mode: bool
 ) -> Iterator[tuple[bool, str]]:
-    """Pairs for the foreign variables that are set: whether a start is refused, and why."""
+    """Yield for each foreign variable that is set whether a start refuses it, and the message."""
     for origin, source in sources:
         for name in sorted(source):
             entry = find_foreign(name)
             value = source[name].strip()
-            if entry is None or not value or _asks_for_nothing(name, value):
+            if entry is None or not value or _is_off(name, value):
                 continue
             is_refused = entry.effect is Effect.DATA or (
                 entry.effect is Effect.PROTECTION and not dev_mode
             )
             if dev_mode and name == "DATABASE_URL" and not _is_postgres(value):
-                is_refused = False  # the published `dev` passes it over as well
+                is_refused = False  # the published `dev` ignores it as well
             yield is_refused, f"{name} (from {origin}) has no effect: {entry.remedy}"
 
 
-def _asks_for_nothing(name: str, value: str) -> bool:
+def _is_off(name: str, value: str) -> bool:
     return name.endswith("_IN_MEMORY") and value not in ("1", "true")
 
 

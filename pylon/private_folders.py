@@ -1,12 +1,12 @@
-"""Private folders: temporary folders of one run, and the removal of those whose run was killed.
+"""Private folders: makes temporary folders of one run, and removes those of killed runs.
 
-A folder has a file `lock`, which the process that made the folder holds locked (flock) while it
-lives. The kernel releases the lock of a killed process. So the next start can tell a dead folder
-from one in use (`collect_dead_folders`), even if another process has the dead one's pid.
+A folder contains a file `lock`. The process that made the folder holds a lock on the file (flock)
+while it lives, and the kernel releases the lock of a killed process. So the next start can
+distinguish a dead folder from one in use (`collect_dead_folders`), also after a pid was reused.
 
-Invariants: a folder is removed only if this user owns it, no process holds its lock, and nothing
-is in it but the files that the caller names; never through a symlink, and never without a lock
-file, since the folder may be in the making. Called by `pylon.bus.runtime` and
+Invariants: a folder is removed only if this user owns it, no process holds its lock, and it
+contains only files that the caller names. Removal follows no symlink, and skips a folder without a
+lock file, because another process may be making it. Called by `pylon.bus.runtime` and
 `pylon.storage.sqlite.backend`.
 """
 
@@ -31,17 +31,17 @@ _held: dict[Path, int] = {}  # descriptors of the locks of this process
 
 
 def make_private_folder(prefix: str, parent: Path | None = None) -> Path:
-    """A new folder (0700), locked until this process ends or removes it.
+    """Make a folder (0700) and lock it until this process ends or removes it. Return its path.
 
     Args:
-        parent: where to make it; None: the system's folder for temporary files.
+        parent: the folder to make it in; None: the system's folder for temporary files.
 
     Raises:
         OSError: it cannot be made.
     """
     path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    # The file gets its name when it is locked: a start of another server that met it unlocked would
-    # take this folder for that of a killed process.
+    # Rename the file after locking it. Another server that starts and finds it unlocked would treat
+    # this folder as that of a killed process.
     unnamed = path / f"{LOCK}.new"
     fd = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,17 +61,17 @@ def remove_private_folder(path: Path, patterns: Iterable[str]) -> None:
     try:
         path.rmdir()
     except OSError:
-        # Not empty, or systemd's RuntimeDirectory, which systemd removes itself.
+        # It is not empty, or it is the RuntimeDirectory that systemd removes itself.
         return
 
 
 def collect_dead_folders(
     prefix: str, patterns: Iterable[str], parent: Path | None = None
 ) -> list[Path]:
-    """Remove the folders that killed processes left behind; the removed paths.
+    """Remove the folders that killed processes left behind. Return the removed paths.
 
     Args:
-        patterns: of the files that may be in such a folder.
+        patterns: glob patterns of the files that such a folder may contain.
     """
     folder = Path(tempfile.gettempdir()) if parent is None else parent
     removed = []

@@ -1,6 +1,6 @@
-"""Read the file of PYLON_SEED: ``{Entity: [row, ...]}``, rows for an empty database.
+"""Seed file: reads the file of PYLON_SEED, ``{Entity: [row, ...]}``, for an empty database.
 
-Rows are validated as a client's would be. `supervisor.seed` inserts them; `pylon.startup` looks
+It validates the rows like those of a client. `supervisor.seed` inserts them. `pylon.startup` checks
 whether a start would refuse the file.
 """
 
@@ -24,9 +24,10 @@ IDENTITY: Final = "__seed__"  # scopes the op_ids of seeded rows
 
 
 def refuse_bad_seed(config: Config, manifest: Manifest) -> None:
-    """
+    """Check the file if a start would insert it, which is: if the database is empty.
+
     Raises:
-        StartRefused: as `read_seed`, if a start would read the file: into an empty database.
+        StartRefused: see `read_seed`.
         PylonError: the database cannot be read.
     """
     if config.seed is None:
@@ -41,10 +42,10 @@ def refuse_bad_seed(config: Config, manifest: Manifest) -> None:
 def read_seed(
     path: Path, manifest: Manifest, ids: RowIds, schema: SchemaManager
 ) -> list[InsertRow]:
-    """The validated rows of the file.
+    """Return the validated rows of the file.
 
     Raises:
-        StartRefused: the file cannot be read, or a row is refused (names entity and index).
+        StartRefused: the file cannot be read, or a row is invalid (names entity and index).
     """
     try:
         raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
@@ -66,11 +67,12 @@ def read_seed(
 def _refuse_conflicts(
     path: Path, manifest: Manifest, inserts: list[InsertRow], schema: SchemaManager
 ) -> None:
-    """Insert the rows into empty tables in memory, so that the first of two rows with one unique
-    value is not in the database when the second is refused.
+    """Insert the rows into empty tables in memory, to find two rows with one unique value.
+
+    The start would otherwise refuse the second row when the first is in the database already.
 
     Raises:
-        StartRefused: names the row that is refused.
+        StartRefused: a row conflicts with another (names the row).
     """
     found = schema.find_conflict(manifest, inserts)
     if found is not None:

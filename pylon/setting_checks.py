@@ -1,4 +1,4 @@
-"""Checks of settings: combinations that a start refuses, though each value alone is valid.
+"""Checks of settings: find combinations that a start refuses, though each value alone is valid.
 
 Each check yields one line that names the setting, the value and the remedy. `refuse_unsafe`
 raises the first for a start; `pylonctl check-config` prints them all. Re-exported by
@@ -22,17 +22,17 @@ _LAST_PORT: Final = 65_535
 
 
 def refuse_unsafe(config: Config) -> None:
-    """The refusals that need little but the settings (spec/http.md §1.3, design.md §2.7).
+    """Refuse unsafe settings (spec/http.md §1.3, design.md §2.7).
 
     Raises:
-        StartRefused: with one line that names the problem and the remedy.
+        StartRefused: the first problem, as one line with the remedy.
     """
     for problem in unsafe_settings(config):
         raise StartRefused(problem)
 
 
 def unsafe_settings(config: Config) -> Iterator[str]:
-    """Every reason of `refuse_unsafe`, one line each."""
+    """Yield every problem that `refuse_unsafe` looks for, one line each."""
     if config.dev_mode:
         if not config.admin_token:
             yield (
@@ -74,7 +74,7 @@ def _unsafe_origins(config: Config) -> Iterator[str]:
 
 
 def unsafe_origins(names: Iterable[str]) -> list[str]:
-    """The origins in `names` that stand for any page: `*`, and `null` of sandboxed frames."""
+    """Return the origins in `names` that any page can have: `*`, and `null` (sandboxed frames)."""
     return [name for name in names if name.strip() in ("*", "null")]
 
 

@@ -1,12 +1,13 @@
-"""Parsers of settings: the text of a variable becomes its value, or is refused.
+"""Parsers of settings: convert the text of a variable to its value, or refuse it.
 
-A parser returns the value, or raises ValueError whose text says what is allowed. Spellings that
-mean one thing only are normalised: the case and the default port of an origin, one slash at its
-end. Every other spelling is refused, with the right one where it can be told.
+A parser returns the value, or raises a ValueError whose text names the allowed values. The parser
+of origins normalises three spellings that have one meaning: the case of scheme and host, the
+default port, and one slash at the end. It refuses every other spelling, and shows the right one if
+it can derive it.
 
-Invariants: no value of a setting holds a control character; an origin is spelled as browsers
-spell it in the header `Origin`. Called by `pylon.config`; `origin` also by `pylon.auth.origin`
-and the manifest's checks.
+Invariants: no value of a setting holds a control character. An origin has the spelling that
+browsers use in the header `Origin`. Called by `pylon.config`; `origin` also by
+`pylon.auth.origin` and the manifest's checks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from urllib.parse import SplitResult, urlsplit
 
 Parser = Callable[[str], Any]
 
-_WHOLE: Final = re.compile(r"[+-]?[0-9]{1,18}")  # int() also takes 1_000 and digits of all scripts
+_WHOLE: Final = re.compile(r"[+-]?[0-9]{1,18}")  # int() also accepts 1_000 and non-ASCII digits
 _NUMBER: Final = re.compile(
     r"[+-]?([0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18})([eE][+-]?[0-9]{1,3})?"
 )
@@ -32,19 +33,19 @@ _HOST_CHARS: Final = 253  # of a name in DNS
 
 
 def text(raw: str) -> str:
-    """Any text of one line."""
+    """Return any text of one line."""
     if any(char < " " or char == "\x7f" for char in raw):
         raise ValueError("it has a line break or another control character")
     if _COMMENT.search(raw):
         raise ValueError(
-            "it seems to end in a comment; systemd and docker take all behind the = for the "
+            "it seems to end in a comment; for systemd and docker all text behind the = is the "
             "value, so give the comment a line of its own"
         )
     return raw
 
 
 def db_path(raw: str) -> str:
-    """The path of a database file; SQLite's own other notations would name a file here."""
+    """Return the path of a database file. SQLite's other notations would name a file here."""
     if raw == ":memory:":
         raise ValueError("it would be a file of that name; PYLON_IN_MEMORY=true keeps none")
     if raw.startswith("file:") or "://" in raw:
@@ -53,7 +54,7 @@ def db_path(raw: str) -> str:
 
 
 def token(raw: str) -> str:
-    """A bearer token, as a header can carry it; a phrase with spaces is one."""
+    """Return a bearer token that a header can carry; it may contain spaces."""
     if not (raw.isascii() and raw.isprintable()) or raw != raw.strip():
         raise ValueError(
             "expected printable ASCII characters, no space at the ends (for example the output "
@@ -63,7 +64,7 @@ def token(raw: str) -> str:
 
 
 def boolean(raw: str) -> bool:
-    """spec/http.md §1.1: true is `1` or `true`; we refuse what is neither yes nor no."""
+    """Return true for `1` or `true` (spec/http.md §1.1), false for `0` or `false`."""
     if raw in ("1", "true"):
         return True
     if raw in ("0", "false"):
@@ -72,7 +73,7 @@ def boolean(raw: str) -> bool:
 
 
 def integer(low: int, high: int) -> Parser:
-    """A whole number within bounds."""
+    """Return a parser of whole numbers within bounds."""
 
     def parse(raw: str) -> int:
         value = int(raw) if _WHOLE.fullmatch(raw.strip()) else low - 1
@@ -84,7 +85,7 @@ def integer(low: int, high: int) -> Parser:
 
 
 def decimal(low: float, high: float) -> Parser:
-    """A number within bounds."""
+    """Return a parser of numbers within bounds."""
 
     def parse(raw: str) -> float:
         value = float(raw) if _NUMBER.fullmatch(raw.strip()) else low - 1
@@ -96,7 +97,7 @@ def decimal(low: float, high: float) -> Parser:
 
 
 def choice(*allowed: str) -> Parser:
-    """One of a few words."""
+    """Return a parser that accepts the given words."""
 
     def parse(raw: str) -> str:
         if raw not in allowed:
@@ -107,7 +108,7 @@ def choice(*allowed: str) -> Parser:
 
 
 def address(raw: str) -> str:
-    """An address to listen on: IPv4, IPv6 or a host name, without a port."""
+    """Return an address to listen on: IPv4, IPv6 or a host name, without a port."""
     host = raw[1:-1] if raw.startswith("[") and raw.endswith("]") else raw
     try:
         ipaddress.ip_address(host)
@@ -123,11 +124,11 @@ def address(raw: str) -> str:
 
 
 def origin(raw: str) -> str:
-    """One origin as browsers send it, `*` or `null`."""
+    """Return one origin as browsers send it, `*` or `null`."""
     given = raw.strip()
     if given in ("*", "null"):
         return given
-    parts = _split(given, f"https://{given}", one="origin")
+    parts = _split(given, f"https://{given}", noun="origin")
     host, port = _host_of(parts), _port_of(parts)
     rest = parts.path.rstrip("/") or parts.query or parts.fragment or parts.username is not None
     scheme = parts.scheme.lower()
@@ -138,15 +139,15 @@ def origin(raw: str) -> str:
 
 
 def origins(raw: str) -> tuple[str, ...]:
-    """A comma list of origins."""
+    """Return the origins of a comma list."""
     return tuple(origin(part) for part in raw.split(",") if part.strip())
 
 
 def url(*schemes: str) -> Parser:
-    """An absolute URL of one of the schemes."""
+    """Return a parser of absolute URLs with one of the schemes."""
 
     def parse(raw: str) -> str:
-        parts = _split(raw, f"{schemes[-1]}://{raw}", one="URL")
+        parts = _split(raw, f"{schemes[-1]}://{raw}", noun="URL")
         if parts.scheme.lower() not in schemes:
             raise ValueError(f"expected {' or '.join(f'{scheme}://' for scheme in schemes)}")
         _host_of(parts)
@@ -159,14 +160,14 @@ def url(*schemes: str) -> Parser:
 
 
 def cookie_name(raw: str) -> str:
-    """A name that a cookie can have (RFC 6265 §4.1.1)."""
+    """Return a valid name of a cookie (RFC 6265 §4.1.1)."""
     if not _COOKIE_NAME.fullmatch(raw):
         raise ValueError("expected letters, digits and !#$%&'*+-.^_`|~ only")
     return raw
 
 
 def cookie_domain(raw: str) -> str:
-    """A host name. A dot before it, which browsers ignore (RFC 6265 §5.2.3), is taken off."""
+    """Return a host name without its leading dot, which browsers ignore (RFC 6265 §5.2.3)."""
     host = raw.lower().removeprefix(".")
     if not _is_host_name(host) or host.endswith("."):
         raise ValueError(
@@ -176,23 +177,24 @@ def cookie_domain(raw: str) -> str:
     return host
 
 
-def _split(given: str, right: str, one: str) -> SplitResult:
-    """
+def _split(given: str, example: str, noun: str) -> SplitResult:
+    """Split one URL or origin (`noun`) into its parts.
+
     Raises:
-        ValueError: it is more than one, or has no scheme and host.
+        ValueError: the text has several, or lacks scheme or host; the message shows `example`.
     """
     if not given.isprintable():
         raise ValueError("it has characters that a header cannot carry")
-    if " " in given or (one == "origin" and "," in given):
-        more = " (PYLON_CSRF_ORIGINS takes a comma list of further ones)"
-        raise ValueError(f"expected one {one}, without spaces" + more * (one == "origin"))
+    if " " in given or (noun == "origin" and "," in given):
+        hint = " (PYLON_CSRF_ORIGINS takes a comma list of further ones)"
+        raise ValueError(f"expected one {noun}, without spaces" + hint * (noun == "origin"))
     if not given.isascii():
         raise ValueError("expected ASCII characters" + _ascii_form(given.partition("://")[2]))
     scheme, mark, rest = given.partition("://")
     if not mark or not _SCHEME.fullmatch(scheme):
         host, _, port = given.partition("/")[0].partition(":")
         has_host = _is_host_name(host) and (not port or port.isdecimal())
-        raise ValueError("expected scheme://host" + f", for example {right}" * has_host)
+        raise ValueError("expected scheme://host" + f", for example {example}" * has_host)
     if not rest or rest.startswith(("/", "?", "#")):
         raise ValueError("expected scheme://host; the host is missing")
     try:
@@ -202,7 +204,7 @@ def _split(given: str, right: str, one: str) -> SplitResult:
 
 
 def _host_of(parts: SplitResult) -> str:
-    """The host as browsers write it; IPv6 in brackets."""
+    """Return the host as browsers write it; IPv6 in brackets."""
     host = parts.hostname or ""
     if "*" in host:
         raise ValueError("a browser's origin is never a pattern: name one host")
@@ -217,7 +219,7 @@ def _host_of(parts: SplitResult) -> str:
 
 
 def _port_of(parts: SplitResult) -> int | None:
-    """The port; None for the scheme's own."""
+    """Return the port; None for the default port of the scheme."""
     try:
         port = parts.port
     except ValueError:
@@ -232,7 +234,7 @@ def _is_host_name(host: str) -> bool:
 
 
 def _ascii_form(host: str) -> str:
-    """The form of a host name that browsers use on the wire, as a hint; "" if there is none."""
+    """Return a hint with the ASCII form that browsers send for a host name; "" if none exists."""
     if host.isascii():
         return ""
     try:

@@ -1,10 +1,10 @@
-"""Start checks: every problem that a start refuses, in the order of the start.
+"""Start checks: find every problem that a start refuses, in the order of the start.
 
 `load_checked` begins each start: it checks settings and manifest, and raises the first problem.
 `find_problems` finds all problems that could stop a start, without changing anything;
 `pylonctl check-config` prints them.
 
-Invariants: both use the same checks; a problem is one `StartRefused`, whose text names the
+Invariants: both use the same checks. A problem is one `StartRefused`, whose text names the
 setting or file, the value and the remedy. Called by `pylon.cli` and the supervisor.
 """
 
@@ -27,7 +27,7 @@ from pylon.storage.factory import open_store
 
 
 def load_checked(loaded: Loaded) -> Manifest:
-    """The manifest of a start whose settings and manifest are good.
+    """Check settings and manifest. Return the manifest.
 
     Raises:
         StartRefused: the first problem.
@@ -41,16 +41,16 @@ def load_checked(loaded: Loaded) -> Manifest:
 
 
 def read_manifest(config: Config) -> Manifest:
-    """The manifest; in dev mode an unknown key is an error.
+    """Return the manifest. In dev mode an unknown key is an error.
 
     Raises:
-        StartRefused: it has errors.
+        StartRefused: the manifest has errors.
     """
     return load_manifest(Path(config.manifest), strict=config.dev_mode)
 
 
 def manifest_problems(config: Config, manifest: Manifest) -> Iterator[str]:
-    """Parts of a sound manifest that are unsafe with these settings."""
+    """Yield the parts of a valid manifest that are unsafe with these settings."""
     if config.dev_mode:
         return
     for name in unsafe_origins(manifest.auth.trusted_origins):
@@ -61,7 +61,7 @@ def manifest_problems(config: Config, manifest: Manifest) -> Iterator[str]:
 
 
 def start_warnings(loaded: Loaded, manifest: Manifest | None) -> list[str]:
-    """Lines for the operator that do not stop a start."""
+    """Return warnings for the operator, which do not stop a start."""
     return [
         *loaded.warnings, *(d.render() for d in (manifest.warnings if manifest else ())),
         *_served_files(loaded.config),
@@ -69,7 +69,7 @@ def start_warnings(loaded: Loaded, manifest: Manifest | None) -> list[str]:
 
 
 def _served_files(config: Config) -> Iterator[str]:
-    """Files of the app itself that PYLON_STATIC_DIR would serve to everybody."""
+    """Yield a warning for each file of the app that PYLON_STATIC_DIR would serve to everybody."""
     if config.static_dir is None:
         return
     root = os.path.realpath(config.static_dir)
@@ -83,10 +83,10 @@ def _served_files(config: Config) -> Iterator[str]:
 def find_problems(
     loaded: Loaded, environ: Mapping[str, str], manifest: Manifest | StartRefused
 ) -> Iterator[StartRefused]:
-    """Every problem but those of ports, of values of settings and of descriptors.
+    """Yield every problem, except those of ports, of single values of settings and of descriptors.
 
     Args:
-        manifest: the manifest, or the reason why there is none.
+        manifest: the manifest, or the reason why it cannot be read.
     """
     config = loaded.config
     for text in (*loaded.refusals, *unsafe_settings(config)):
@@ -96,7 +96,7 @@ def find_problems(
     else:
         for text in manifest_problems(config, manifest):
             yield StartRefused(text)
-    if config.app is None or Path(config.app).is_file():  # else reported above
+    if config.app is None or Path(config.app).is_file():  # else `unsafe_settings` reports it
         try:
             try_app_module(config)
         except StartRefused as ex:

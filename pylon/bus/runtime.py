@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from pylon.config import Config
-from pylon.data_dir import making_problem
+from pylon.data_dir import folder_problem
 from pylon.errors import StartRefused
 from pylon.private_folders import (
     collect_dead_folders,
@@ -141,7 +141,7 @@ def refuse_unfit_runtime_dir(config: Config, environ_dir: str | None = None) -> 
         return
     if os.path.lexists(path):
         _refuse_shared(path, setting)
-    elif (problem := making_problem(path)) is not None:
+    elif (problem := folder_problem(path)) is not None:
         raise StartRefused(f"{setting} is {path}: {problem}")
 
 

@@ -1,11 +1,11 @@
-"""Addresses: how many sockets each client address has open, against `PYLON_SOCKETS_PER_IP`.
+"""Address cap: limits the open sockets of each client address (`PYLON_SOCKETS_PER_IP`).
 
-The count covers all processes of a role (`workers.net.counts`). The address is the one behind
-trusted proxies. An IPv6 client counts by its /64 (`pylon.auth.forwarded`), since it can use any
-address in that.
+The count covers all processes of a role (`workers.net.counts`). Behind trusted proxies the address
+is that of the client, not of the proxy. An IPv6 client counts by its /64 (`pylon.auth.forwarded`),
+because it can use any address in that network.
 
-A count goes up before it is compared, so two workers cannot both let the last one in; at that
-border both may refuse. Called by `workers.hub.admission`.
+Invariant: a worker raises its count before it compares, so two workers cannot both admit the last
+socket. Both may refuse it. Called by `workers.hub.admission`.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from workers.net.counts import SharedCounts, shared_counts
 
 
 class AddressCap:
-    """Counts sockets by address; `limit` 0 means any number."""
+    """Counts sockets by address; with `limit` 0 it allows any number."""
 
     __slots__ = ("_counts", "_limit", "_open")
 
     def __init__(self, limit: int, counts: SharedCounts | None = None) -> None:
         """
         Args:
-            counts: of all processes of the role, when there are others.
+            counts: the counts of all processes of the role; None if this is the only one.
         """
         self._limit = limit
         self._open: dict[str, int] = {}
         self._counts = counts
 
     def open(self, address: str) -> None:
-        """Count one more.
+        """Count one more socket.
 
         Raises:
-            SocketLimit: it has as many as the setting allows; it is not counted.
+            SocketLimit: the address has as many as the setting allows. This one is not counted.
         """
         if not self._limit:
             return
@@ -54,7 +54,7 @@ class AddressCap:
             )
 
     def closed(self, address: str) -> None:
-        """One less."""
+        """Count one socket less."""
         if self._limit:
             address = network_of(address)
             self._set(address, self._open[address] - 1)
@@ -69,5 +69,5 @@ class AddressCap:
 
 
 def shared_cap(limit: int, folder: Path, role: str, worker: str, workers: int) -> AddressCap:
-    """The cap of a worker that has `workers` - 1 siblings, named "1", "2" and so on."""
+    """Return the cap of one of `workers` processes of a role, which are named "1", "2", ..."""
     return AddressCap(limit, shared_counts(folder, role, worker, workers) if limit else None)

@@ -1,7 +1,8 @@
-"""The life of a socket worker: start, serve, drain. Shared by ws, sse and shards.
+"""Socket worker service: starts, serves and drains a ws, sse or shard worker.
 
-SIGUSR1 stops accepting and keeps the connections. SIGTERM closes them all with 1001, waits for the
-close frames, and exits 0. The supervisor sends both, in this order, when it drains.
+On SIGUSR1 the worker stops accepting and keeps its connections. On SIGTERM it closes them all with
+1001, waits for the close frames at most `limits.SOCKET_CLOSE_S`, and exits 0. The supervisor sends
+both, in this order, when it drains.
 
 Invariants: the worker reports ready only while it accepts. A greenlet that fails ends the process,
 and the supervisor starts another one: a hub without its feed would silently send nothing. Log
@@ -52,7 +53,7 @@ _log = log.get_logger("sockets")
 
 
 class ChangeStream:
-    """Everything that brings changes to the clients of one worker."""
+    """The parts that deliver changes to the clients of one worker: feed, hints and signals."""
 
     def __init__(self, booted: WorkerContext, hub: Hub, admission: SubscriberAdmission) -> None:
         self._signals = SignalReceiver(booted.runtime, SessionRevoked)
@@ -71,10 +72,10 @@ class ChangeStream:
         self.replay = Replay(hub, self.feed, history, starts)
 
     def start(self, spawn: Callable[[Callable[[], NoReturn]], None]) -> None:
-        """Bring the feed to the head of the log, and read all cursor hints."""
+        """Move the feed to the head of the log, read all cursor hints, and start the greenlets."""
         self.feed.start()
         self._hints.refresh()
-        for loop in (self.feed.run, self.feed.watch, self._hear, self._read_hints):
+        for loop in (self.feed.run, self.feed.watch, self._receive_signals, self._read_hints):
             spawn(loop)
 
     def _read_hints(self) -> NoReturn:
@@ -83,7 +84,7 @@ class ChangeStream:
             gevent.sleep(_HINTS_PERIOD_S if occupied else _IDLE_HINTS_PERIOD_S)
             self._hints.refresh()
 
-    def _hear(self) -> NoReturn:
+    def _receive_signals(self) -> NoReturn:
         while True:
             signal_ = self._signals.receive()
             if isinstance(signal_, SessionRevoked):
@@ -104,8 +105,8 @@ class Service:
     ) -> None:
         """
         Args:
-            passed: bring connections that other processes have accepted.
-            at_drain: called when nobody comes in any more, before connections are closed.
+            passed: receive connections that other processes have accepted.
+            at_drain: called after the worker stopped accepting, before it closes connections.
         """
         self._booted = booted
         self._hubs = hubs
@@ -118,13 +119,13 @@ class Service:
 
     def spawn(self, loop: Callable[[], NoReturn]) -> None:
         """Run `loop` in a greenlet whose failure ends the process."""
-        gevent.spawn(loop).link_exception(_die)
+        gevent.spawn(loop).link_exception(_exit_failed)
 
     def run(self, changes: ChangeStream | None = None) -> NoReturn:
         """Serve until SIGTERM, then exit 0."""
         gevent.signal_handler(signal.SIGUSR1, self.stop_accepting)
         gevent.signal_handler(signal.SIGTERM, self._stop.set)
-        gevent.signal_handler(signal.SIGINT, lambda: None)  # a terminal's; the supervisor drains
+        gevent.signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C: the supervisor drains
         self.spawn(self._report)
         max_life_s = self._booted.app.config.socket_max_life_s
         for hub in self._hubs:
@@ -143,10 +144,10 @@ class Service:
         self._stop.wait()
         closed = self.drain()
         _log.info("worker.drained", sockets=closed)
-        _leave(0)
+        _exit_now(0)
 
     def stop_accepting(self) -> None:
-        """Close the listening socket (ours: the supervisor has its own)."""
+        """Close this worker's descriptor of the listening socket; the supervisor keeps its own."""
         self._admission.draining = True
         self._accepting = False
         self._booted.status_changed.set()
@@ -155,7 +156,7 @@ class Service:
             receiver.close()
 
     def drain(self) -> int:
-        """Close every connection with 1001; how many there were."""
+        """Close every connection with 1001. Return how many there were."""
         self.stop_accepting()
         waiting = [(hub, connection) for hub in self._hubs for connection in hub.connections]
         if self._at_drain is not None:
@@ -185,13 +186,13 @@ class Service:
         run_status(self._booted, lambda: self._accepting, self._sockets)
 
 
-def _die(greenlet: gevent.Greenlet) -> None:
+def _exit_failed(greenlet: gevent.Greenlet) -> None:
     _log.exception("worker.failed", error=greenlet.exception)
-    _leave(_EXIT_DEFECT)
+    _exit_now(_EXIT_DEFECT)
 
 
-def _leave(code: int) -> NoReturn:
-    """End the process now: at a normal exit ZeroMQ and gevent's threads could hold it up."""
+def _exit_now(code: int) -> NoReturn:
+    """End the process now: a normal exit could wait for threads of ZeroMQ and gevent."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,14 +1,15 @@
 """Session watch: ends the sockets of sessions that were revoked or have expired.
 
-A signal (`SessionRevoked`) announces a revocation, and signals may be lost. So the watch also looks
-the sessions of all sockets up in the store: after each commit (the version of the store tells), and
-every `_SWEEP_S`. It keeps sessions that expire before the next such sweep in a dictionary.
+A signal (`SessionRevoked`) announces a revocation, and signals may be lost. So the watch also
+sweeps: it looks up the sessions of all sockets in the store. It sweeps after a commit (the version
+of the store has changed), and every `_SWEEP_S`. It notes the sessions that expire soon, and ends
+them without a look-up.
 
-Invariant: a session that has ended has no socket one second later. Exception: if the signal was
-lost, a worker has more than 20,000 sessions, and others write all the time, it takes longer. Sweeps
-cost 1.7 µs for each session, and are limited to `_SHARE` of the time. Sweeps and closes go in
-slices, between which other greenlets and sockets run. Used by `workers.hub.service` and
-`admission`.
+Invariant: one second after a session has ended, it has no socket. Exception: if the signal was
+lost, the worker has more than 20,000 sessions, and clients write continuously, it takes longer.
+Bounds: a sweep costs 1.7 µs for each session; sweeps take at most `_SHARE` of the time. Sweeps and
+closes run in slices, between which other greenlets run. Called by `workers.hub.service` and
+`workers.hub.admission`.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ class SessionWatch:
     )
 
     def __init__(self, store: Store, clock: Clock, forget_callers: Callable[[], None]) -> None:
-        """`forget_callers`: clears the session cache, whose callers may be outdated."""
+        """Args: `forget_callers` clears the session cache, whose callers may be outdated."""
         self._store = store
         self._forget_callers = forget_callers
         self._hubs: list[Hub] = []
         self._clock = clock
         self._closed = 0  # sockets since the last yield
-        self._soon: dict[str, float] = {}  # when sessions that end soon do so, monotonic
+        self._soon: dict[str, float] = {}  # end (monotonic) of the sessions that expire soon
         self._version = -1  # of the store, at the last tick
         self._has_changed = False  # since the last sweep
         self._next_s = 0.0  # when to sweep even without a commit
@@ -67,7 +68,7 @@ class SessionWatch:
             self._soon[session_id] = at_s
 
     def run(self) -> NoReturn:
-        """Watch while there are sockets, without end."""
+        """Run for ever: watch while sockets are open."""
         while True:
             gevent.wait([hub.occupied for hub in self._hubs], count=1)
             gevent.sleep(_TICK_S)
