@@ -8,7 +8,7 @@ clients, the log) as it happens.
 A second SIGTERM or the deadline (PYLON_DRAIN_DELAY_S + PYLON_DRAIN_SECS +
 `limits.DRAIN_GRACE_S`) kills what is left of the children; the writer still finishes what it
 has accepted, and the WAL is still flushed. A backup may copy until then; it is cancelled and has
-`limits.BACKUP_CANCEL_S` to end. A reader of the database file has `limits.FLUSH_PATIENCE_S`; one
+`limits.BACKUP_CANCEL_S` to end. A reader of the database file has `limits.FLUSH_WAIT_S`; one
 that stays is named in the log. Exit code 0 for a complete drain, 75 for one that was cut short or
 could not flush the WAL: acknowledged writes are safe in both.
 """
@@ -95,11 +95,11 @@ class Drain:
         if not already_asked:
             children.send(roles, signal.SIGTERM)
         until_s = min(self._now_s() + wait_s, self._deadline_s)
-        tell_at_s = self._now_s() + limits.DRAIN_TELL_S
+        tell_at_s = self._now_s() + limits.DRAIN_REPORT_S
         while children.alive(roles) and self._now_s() < until_s and not self._hurried():
             self._loop.pump(_POLL_S)
             if self._now_s() >= tell_at_s:
-                tell_at_s += limits.DRAIN_TELL_S
+                tell_at_s += limits.DRAIN_REPORT_S
                 self._tell_waiting(roles, until_s)
         left = children.alive(roles)
         if left:
@@ -151,7 +151,7 @@ class Drain:
     def _flush(self) -> None:
         parts = self._parts
         flushed = False
-        until_s = self._now_s() + limits.FLUSH_PATIENCE_S
+        until_s = self._now_s() + limits.FLUSH_WAIT_S
         try:
             while not (flushed := parts.flusher.flush_all()) and self._now_s() < until_s:
                 self._loop.pump(_POLL_S)
@@ -170,7 +170,7 @@ class Drain:
             if not flushed:
                 _log.error(
                     "drain.wal_held", readers=readers,
-                    waited_s=limits.FLUSH_PATIENCE_S, wal_bytes=sizes.wal_bytes,
+                    waited_s=limits.FLUSH_WAIT_S, wal_bytes=sizes.wal_bytes,
                     hint="these processes read the database file; nothing is lost, the next "
                     "start reads the WAL, but the file must not be copied without its -wal",
                 )

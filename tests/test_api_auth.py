@@ -143,7 +143,7 @@ def test_a_revoked_session_is_dead_within_a_second_even_if_nobody_tells(server: 
     assert user_id() == guest["user_id"]
     # As another process would: this one hears nothing of it.
     server.writer.submit(DropSession(session_id))
-    server.clock.advance(limits.CALLER_S)
+    server.clock.advance(limits.SESSION_CACHE_S)
     assert user_id() is None
 
 

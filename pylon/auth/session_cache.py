@@ -1,13 +1,13 @@
 """Cache of recently resolved sessions, keyed by credentials.
 
-Invariants: an entry expires `limits.CALLER_S` after the store was read, and at the session's end.
-So a revoked session ends everywhere within a second, even if its signal was lost. The cache has no
-entry for unknown credentials. It has none for the administrator either: the admin token needs no
-look-up, and a cookie with that token must not find the entry of a header.
+Invariants: an entry expires `limits.SESSION_CACHE_S` after the store was read, and at the session's
+end. So a revoked session ends everywhere within a second, even if its signal was lost. The cache
+has no entry for unknown credentials. It has none for the administrator either: the admin token
+needs no look-up, and a cookie with that token must not find the entry of a header.
 
-Bound: `limits.CALLERS` entries. The cache is cleared when it is full, and on the first look-up
-after the oldest entry has expired. One for each process. Called by `pylon.api.http.callers` and
-`workers.hub.admission`.
+Bound: `limits.SESSION_CACHE_ENTRIES` entries. The cache is cleared when it is full, and on the
+first look-up after the oldest entry has expired. One for each process. Called by
+`pylon.api.http.callers` and `workers.hub.admission`.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class SessionCache(Generic[Credentials]):
         """
         clock = self._clock
         now_s = clock.monotonic_s()
-        until_s = now_s + limits.CALLER_S
+        until_s = now_s + limits.SESSION_CACHE_S
 
         def session_of(session_id: str) -> SessionRow | None:
             nonlocal until_s
@@ -108,9 +108,9 @@ class SessionCache(Generic[Credentials]):
 
         caller = resolve(token, self._config, session_of, clock)
         if caller.session_id is not None:
-            if len(self._known) >= limits.CALLERS or now_s >= self._stale_s:
+            if len(self._known) >= limits.SESSION_CACHE_ENTRIES or now_s >= self._stale_s:
                 self._known.clear()
-                self._stale_s = now_s + limits.CALLER_S
+                self._stale_s = now_s + limits.SESSION_CACHE_S
             self._known[carried] = (caller, until_s)
         return caller
 

@@ -5,7 +5,7 @@
 import its neighbours.
 
 Invariant: other processes never import the app, so its imports cost them nothing. Bound: a trial
-takes at most `limits.APP_TRIAL_S`. `try_app_module` is called at a start, by `pylonctl
+takes at most `limits.APP_IMPORT_S`. `try_app_module` is called at a start, by `pylonctl
 check-config` and by `pylonctl dev`; `load_app_module` by the shards workers and `pylonctl replay`.
 """
 
@@ -52,7 +52,7 @@ def try_app_module(config: Config, *, in_fork: bool = False) -> None:
             The fork need not import Pylon again.
 
     Raises:
-        StartRefused: as `load_app_module`, or the import takes longer than `limits.APP_TRIAL_S`.
+        StartRefused: as `load_app_module`, or the import takes longer than `limits.APP_IMPORT_S`.
     """
     if config.app is None or not config.shard_workers:
         return
@@ -63,11 +63,11 @@ def try_app_module(config: Config, *, in_fork: bool = False) -> None:
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            text=True, errors="replace", timeout=limits.APP_TRIAL_S, check=False,
+            text=True, errors="replace", timeout=limits.APP_IMPORT_S, check=False,
         )
     except subprocess.TimeoutExpired as ex:
         raise StartRefused(
-            f"PYLON_APP is {config.app}: its import takes longer than {limits.APP_TRIAL_S:g} s"
+            f"PYLON_APP is {config.app}: its import takes longer than {limits.APP_IMPORT_S:g} s"
         ) from ex
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"its import ended with {done.returncode}"]
@@ -84,7 +84,7 @@ def _try_in_fork(path: Path) -> None:
     os.close(write_fd)
     poll = select.poll()
     poll.register(read_fd, select.POLLIN)
-    is_over = bool(poll.poll(limits.APP_TRIAL_S * _MS_PER_S))
+    is_over = bool(poll.poll(limits.APP_IMPORT_S * _MS_PER_S))
     if not is_over:
         os.kill(pid, signal.SIGKILL)
     with os.fdopen(read_fd, "rb") as pipe:
@@ -92,7 +92,7 @@ def _try_in_fork(path: Path) -> None:
     os.waitpid(pid, 0)
     if not is_over:
         raise StartRefused(
-            f"PYLON_APP is {path}: its import takes longer than {limits.APP_TRIAL_S:g} s"
+            f"PYLON_APP is {path}: its import takes longer than {limits.APP_IMPORT_S:g} s"
         )
     if text != _IMPORTED:
         raise StartRefused(text.decode(errors="replace") or "PYLON_APP: its import ended early")

@@ -315,7 +315,7 @@ def test_a_message_that_has_the_store_asked_counts_more(stage: BudgetStage) -> N
     asking, other = stage.peer(), stage.peer()
     question = client_frame(frames.TEXT, b'{"type":"subscribe"}')
     stage.say_all((asking, memoryview(question * 1_500)))
-    cost_bytes = limits.SOCKET_QUESTION_COST_BYTES + limits.SOCKET_FRAME_COST_BYTES + 20
+    cost_bytes = limits.SOCKET_READ_COST_BYTES + limits.SOCKET_FRAME_COST_BYTES + 20
     answered = limits.SOCKET_BURST_BYTES // cost_bytes
     assert answered >= 300, "a client that comes back asks for all of its live queries"
     assert answered < stage.heard[asking.connection] <= answered + 3 * limits.SOCKET_STEP_FRAMES

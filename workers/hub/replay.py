@@ -9,7 +9,7 @@ the events that the replay did not have.
 After a worker's death all of its clients reconnect at once, with the same few cursors. So `_Shared`
 keeps what was read, judged and encoded for one of them, as long as nothing new is published. Pages
 of the log that all clients see alike do not change; `_Frames` keeps their frames longer. Each has a
-bound of limits.REPLAY_SHARED_BYTES.
+bound of limits.REPLAY_CACHE_BYTES.
 
 An image that a client may read as it was, but not as the row is now, is left out: the event that
 took the row out of its view follows (`pylon.changelog.change`).
@@ -60,7 +60,7 @@ class _Shared:
 
     def at(self, head: int) -> _Shared:
         """Itself, without what another head had."""
-        if head != self._head or self._bytes > limits.REPLAY_SHARED_BYTES:
+        if head != self._head or self._bytes > limits.REPLAY_CACHE_BYTES:
             self._clear()
             self._head = head
         return self
@@ -122,7 +122,7 @@ class _Frames:
 
     def keep(self, cursor: int, deflate_window: int, page: _Page, *, is_admin: bool) -> None:
         """Keep the frames of a page."""
-        if self._bytes > limits.REPLAY_SHARED_BYTES:
+        if self._bytes > limits.REPLAY_CACHE_BYTES:
             self._pages.clear()
             self._bytes = 0
         self._bytes += _ENTRY_BYTES + len(page.data)

@@ -112,7 +112,7 @@ class Conversation:
 
     def _take(self, feature: Feature, connection: Connection, message: dict[str, Any]) -> None:
         if message["type"] in _QUESTIONS:
-            self._hub.transport.charge(connection, work_bytes=limits.SOCKET_QUESTION_COST_BYTES)
+            self._hub.transport.charge(connection, work_bytes=limits.SOCKET_READ_COST_BYTES)
         try:
             feature.take(connection, message)
         except PylonError as ex:

@@ -376,7 +376,7 @@ class _Shown:
     def _keep(self, version: _Version, payload: bytes) -> None:
         self._payloads[version] = payload
         self._size_bytes += len(payload)
-        while self._size_bytes > limits.SHOWN_DOCUMENTS_BYTES:
+        while self._size_bytes > limits.REDACTED_DOCUMENTS_BYTES:
             self._size_bytes -= len(self._payloads.popitem(last=False)[1])
 
 

@@ -39,7 +39,7 @@ class QueryCache(Generic[T]):
 
     __slots__ = ("_bytes", "_held", "_max_bytes", "_misses", "_version")
 
-    def __init__(self, max_bytes: int = limits.ANSWERS_BYTES) -> None:
+    def __init__(self, max_bytes: int = limits.QUERY_CACHE_BYTES) -> None:
         self._held: dict[Hashable, tuple[T, int]] = {}
         self._bytes = 0
         self._max_bytes = max_bytes
