@@ -1,17 +1,17 @@
 """Admission: a fixed number of slots that callers share, so that none of them can take them all.
 
 A caller (a subject of `pylon.rates`) holds at most `per_caller` slots. Without a free slot a
-request waits in its caller's queue. A free slot goes to the waiting caller that holds fewest, in
-turn among equals. So a caller with a hundred requests delays another caller's only request by
-those that hold slots, and not by those that wait.
+request waits in its caller's queue. A free slot goes to the waiting caller that holds the fewest
+slots; equal callers take turns. So a caller with a hundred requests delays another caller's only
+request by its requests in slots, and not by those in its queue.
 
-Invariants: each `enter` that returned True has one `leave`; no slot stays free while a request
-waits that may have it. Bounds: `limits.ADMISSION_WAITING_PER_CALLER` of a caller and
-`limits.ADMISSION_WAITING` in all; `enter` refuses more with 503 and Retry-After. Metrics:
+Invariants: each `enter` that returned True has one `leave`. No slot stays free while a request
+waits that may have it. Bounds: `limits.ADMISSION_WAITING_PER_CALLER` for a caller and
+`limits.ADMISSION_WAITING` in all; beyond them `enter` raises 503 with Retry-After. Metrics:
 pylon_admission_queue_length, pylon_admission_refused_total.
 
-One thread: its greenlets, and callbacks of its hub. Called by the reader pool, the decoding of
-large bodies and the merge sandbox.
+Used from one thread: its greenlets, and callbacks of its hub. Called by the reader pool, the
+decoding of large bodies and `workers.merge_sandbox`.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class Admission:
         self._refused = ADMISSION_REFUSED.labels(name)
 
     def enter(self, caller: str, timeout_s: float) -> bool:
-        """Wait for a slot; `leave` gives it back. False: none became free in time.
+        """Wait for a slot; return False if the caller got none in time. `leave` returns the slot.
 
         Raises:
-            Unavailable: too many wait already.
+            Unavailable: too many requests wait already.
         """
         held = self._held_by_caller.get(caller, 0)
         if self._free and held < self._per_caller:
@@ -84,30 +84,30 @@ class Admission:
             if waiter.is_admitted:
                 self.leave(caller)
             else:
-                self._forget(caller, waiter)
+                self._remove(caller, waiter)
             raise
         if not waiter.is_admitted:
-            self._forget(caller, waiter)
+            self._remove(caller, waiter)
         return waiter.is_admitted
 
     def leave(self, caller: str) -> None:
-        """Give a slot back. Does not switch greenlets."""
+        """Return a slot. Does not switch greenlets."""
         held = self._held_by_caller[caller] - 1
         if held:
             self._held_by_caller[caller] = held
         else:
             del self._held_by_caller[caller]
         self._free += 1
-        while self._free and (found := self._next()) is not None:
-            self._admit(found)
+        while self._free and (waiting := self._next_caller()) is not None:
+            self._admit(waiting)
 
-    def _next(self) -> str | None:
-        """The waiting caller that may have the next slot."""
-        held_of = self._held_by_caller.get
+    def _next_caller(self) -> str | None:
+        """Return the waiting caller that gets the next slot; None if none may."""
+        held_slots = self._held_by_caller.get
         found: str | None = None
         fewest = self._per_caller
         for caller in self._queue_by_caller:
-            held = held_of(caller, 0)
+            held = held_slots(caller, 0)
             if held < fewest:
                 found, fewest = caller, held
                 if not held:
@@ -118,20 +118,20 @@ class Admission:
         queue = self._queue_by_caller.pop(caller)
         waiter = queue.popleft()
         if queue:
-            self._queue_by_caller[caller] = queue  # behind the others
+            self._queue_by_caller[caller] = queue  # after the other callers
         self._count(-1)
         self._free -= 1
         self._held_by_caller[caller] = self._held_by_caller.get(caller, 0) + 1
         waiter.is_admitted = True
         waiter.event.set()
 
-    def _forget(self, caller: str, waiter: _Waiter) -> None:
+    def _remove(self, caller: str, waiter: _Waiter) -> None:
         queue = self._queue_by_caller[caller]
         queue.remove(waiter)
         if not queue:
             del self._queue_by_caller[caller]
         self._count(-1)
 
-    def _count(self, by: int) -> None:
-        self._waiting += by
-        self._waiting_gauge.inc(by)
+    def _count(self, change: int) -> None:
+        self._waiting += change
+        self._waiting_gauge.inc(change)

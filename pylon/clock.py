@@ -1,8 +1,8 @@
-"""Time and chance, injectable: the only places where Pylon asks what time it is or rolls dice.
+"""Clocks and random sources that tests can replace.
 
-Ids, timers, back-off, retention and ticks take a `Clock` and a `RandomSource`, so that tests
-need no sleeping and a seed reproduces a run. `wall_*` may jump (NTP, an operator);
-`monotonic_s` never does and is what durations are measured with.
+Ids, timers, backoff, retention and ticks take a `Clock` and a `RandomSource`, so that tests need no
+sleeping and a seed reproduces a run. `wall_ns` may jump (NTP, an operator). `monotonic_s` never
+does, and measures durations.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ NS_PER_S: Final = 1_000_000_000
 
 
 class Clock(Protocol):
-    """What time it is."""
+    """A source of time."""
 
     def wall_ns(self) -> int:
-        """Nanoseconds since the Unix epoch. May jump."""
+        """Return nanoseconds since the Unix epoch. May jump."""
 
     def monotonic_s(self) -> float:
-        """Seconds on a clock that never goes back."""
+        """Return seconds of a clock that never goes back."""
 
 
 class SystemClock:
@@ -38,34 +38,35 @@ class SystemClock:
 
 
 class CpuTimeClock:
-    """The time that the calling thread has worked, plus a twentieth of the time that passes.
+    """The CPU time of the calling thread, plus a twentieth of the wall-clock time.
 
-    For limits on what a piece of work costs others: a thread that is not given a core does
-    not use its time up, one that waits for a disk does, in the end. Within `_GRAIN_S` it says
-    the same again: to ask what a thread has worked costs 0.4 us. For one thread.
+    It limits the cost of work for others. A thread without a core uses up little of its limit; a
+    thread that waits for a disk uses it up in the end. Used from one thread.
+
+    PERF: reading a thread's CPU time costs 0.4 us, so the clock reads it once in `_GRAIN_S`.
     """
 
     _GRAIN_S = 0.0001
 
-    __slots__ = ("_asked_s", "_last_s", "_wall_share")
+    __slots__ = ("_last_s", "_read_s", "_wall_share")
 
     def __init__(self, wall_share: float = 0.05) -> None:
         self._wall_share = wall_share
-        self._asked_s = self._last_s = 0.0
+        self._read_s = self._last_s = 0.0
 
     def wall_ns(self) -> int:
         return time.time_ns()
 
     def monotonic_s(self) -> float:
         now_s = time.monotonic()
-        if now_s - self._asked_s > self._GRAIN_S:
-            self._asked_s = now_s
+        if now_s - self._read_s > self._GRAIN_S:
+            self._read_s = now_s
             self._last_s = time.thread_time() + self._wall_share * now_s
         return self._last_s
 
 
 class ManualClock:
-    """A clock that stands still until it is told otherwise."""
+    """A clock that moves only by `advance` and `jump`. For tests."""
 
     __slots__ = ("_monotonic_s", "_wall_ns")
 
@@ -85,25 +86,25 @@ class ManualClock:
         self._monotonic_s += seconds
 
     def jump(self, seconds: float) -> None:
-        """Move the wall clock alone, as NTP or an operator would."""
+        """Move the wall clock only, as NTP or an operator does."""
         self._wall_ns += int(seconds * 1e9)
 
 
 class RandomSource(Protocol):
-    """Where tokens, ids and jitter come from."""
+    """A source of random tokens, ids and jitter."""
 
     def token_hex(self, size_bytes: int) -> str:
-        """`size_bytes` random bytes as lower-case hex."""
+        """Return `size_bytes` random bytes as lower-case hex."""
 
     def uniform(self, low: float, high: float) -> float:
-        """A float from `low` to `high`."""
+        """Return a float from `low` to `high`."""
 
     def below(self, bound: int) -> int:
-        """An integer from 0 up to, not including, `bound`."""
+        """Return an integer from 0 to `bound` - 1."""
 
 
 class SystemRandom:
-    """The operating system's generator: fit for tokens."""
+    """The operating system's generator, which is secure enough for tokens."""
 
     __slots__ = ("_rng",)
 

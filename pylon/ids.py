@@ -1,9 +1,10 @@
 """Row ids: 40 lower-case hex characters that sort by creation (spec/http.md §2.6).
 
-The first 32 are nanoseconds since the epoch, the last 8 a counter. Several processes make
-ids at once, so the counter starts at a random place in each: two equal ids need the same
-nanosecond and the same counter. The time part never goes back within a process, whatever
-the wall clock does.
+The first 32 are nanoseconds since the epoch, the last 8 a counter. Several processes make ids at
+once, so each begins its counter at a random number: two ids are equal only with the same nanosecond
+and the same counter. Invariant: the time part increases with every id of a process, whatever the
+wall clock does. Called by `pylon.app`,
+`workers.boot`, `supervisor.main` and `pylon.values`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class RowIds:
         self._last_ns = 0
 
     def new(self) -> str:
-        """The next id."""
+        """Return the next id."""
         now_ns = self._clock.wall_ns()
         if now_ns <= self._last_ns:
             now_ns = self._last_ns + 1

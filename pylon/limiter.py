@@ -1,17 +1,17 @@
 """Rate limiter: one table of rates that all worker processes of a node share.
 
 The algorithm is GCRA, a token bucket without refills: a cell holds the theoretical arrival time
-(`tat`) of the next unit, and a take is allowed while `tat` is at most the rate's tolerance ahead
-of the clock (spec/identity.md §4). The table is a file of 1 MiB in the runtime folder that every
-process maps. A cell's key is a salted 64-bit digest, so nobody can aim at a stranger's bucket.
+(`tat`) of the next unit. A take is allowed while `tat` is at most the rate's tolerance ahead of the
+clock (spec/identity.md §4). The table is a file of 1 MiB in the runtime folder that every process
+maps. A cell's key is a salted 64-bit digest, so no client can choose the bucket of another one.
 
-Invariants: a take is atomic over all processes, by a record lock on the byte of its bucket; a
-process that dies lets go of its locks. A bucket that stays locked (its owner was stopped) lets
-takes through and counts them. A full bucket drops the cell whose budget is nearest to full.
-A take never switches greenlets. Memory is fixed.
+Invariants: a take is atomic over all processes, by a record lock on the byte of its bucket; the
+kernel releases the locks of a process that dies. If a bucket stays locked (its owner was stopped),
+takes succeed, and the limiter counts them. In a full bucket a new key replaces the cell whose
+budget is nearest to full. A take never switches greenlets. Memory is fixed.
 
 Metrics: pylon_rate_limited_total, pylon_rate_limit_skips_total, pylon_rate_limit_evictions_total.
-Called by the API and by the socket workers, one `RateLimiter` for each process and thread.
+Called by the API and by the socket workers, one `RateLimiter` for each process.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ _SALT_OFFSET: Final = _BUCKETS * _BUCKET.size
 _FILE_BYTES: Final = _SALT_OFFSET + _SALT_BYTES
 _LOCK_WAIT_S: Final = 0.005  # a process that was stopped inside a take holds its bucket
 _DEBT_WINDOWS: Final = 10
-_STUCK_S: Final = 1.0  # a bucket that could not be locked is not waited for again this long
+_STUCK_S: Final = 1.0  # after a bucket stayed locked, takes do not wait for it this long
 
 
 class RateTable:
-    """The cells. Without a path they are this process's own (tests)."""
+    """The cells. Without a path the table belongs to this process alone (tests)."""
 
     __slots__ = ("_fd", "_map", "_stuck_until_s", "salt")
 
     def __init__(self, path: Path | None = None) -> None:
-        """Map the file; the first process to come makes it.
+        """Map the file; the first process creates it.
 
         Raises:
-            OSError: the runtime folder is full or gone.
+            OSError: the runtime folder is full or missing.
         """
         self._fd = -1
-        self._stuck_until_s: dict[int, float] = {}  # at most one entry a bucket
+        self._stuck_until_s: dict[int, float] = {}  # at most one entry for each bucket
         if path is None:
             self._map = mmap.mmap(-1, _FILE_BYTES)
             self.salt = secrets.token_bytes(_SALT_BYTES)
@@ -65,7 +65,7 @@ class RateTable:
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         try:
             if os.fstat(self._fd).st_size < _FILE_BYTES:
-                os.posix_fallocate(self._fd, 0, _FILE_BYTES)  # a full disk must show here
+                os.posix_fallocate(self._fd, 0, _FILE_BYTES)  # a full disk must fail here
                 os.pwrite(self._fd, secrets.token_bytes(_SALT_BYTES), _SALT_OFFSET)
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
@@ -73,14 +73,14 @@ class RateTable:
         self.salt = bytes(self._map[_SALT_OFFSET:])
 
     def take(self, key: int, units_s: float, tolerance_s: float, now_s: float) -> float:
-        """Spend `units_s` of a key, if that is allowed.
+        """Spend `units_s` of a key, if its rate allows it.
 
         Args:
             key: any 64-bit number but 0.
-            units_s: the units to spend, as the time in which they come back.
+            units_s: the units to spend, as the time in which they are restored.
 
         Returns:
-            Seconds to wait until it is allowed; 0.0 where it was spent.
+            The seconds to wait until the rate allows it; 0.0 if the units are spent.
         """
         bucket = key % _BUCKETS
         if not self._lock(bucket):
@@ -107,25 +107,27 @@ class RateTable:
             self._unlock(bucket)
 
     def ahead_s(self, key: int, now_s: float) -> float:
-        """How far a key's `tat` is ahead of the clock. Nothing is spent, and nothing locked: a
-        look that meets a take sees the time before it or after it."""
+        """Return how far a key's `tat` is ahead of the clock, without spending units.
+
+        It takes no lock: during a take it reads the time before or after it.
+        """
         offset = key % _BUCKETS * _BUCKET.size
         cells = _BUCKET.unpack_from(self._map, offset)
         keys, tats = cells[::2], cells[1::2]
         return max(0.0, tats[keys.index(key)] - now_s) if key in keys else 0.0
 
-    def charge(self, key: int, units_s: float, most_s: float, now_s: float) -> float:
-        """Spend `units_s` of a key in any case, also beyond its tolerance.
+    def charge(self, key: int, units_s: float, max_ahead_s: float, now_s: float) -> float:
+        """Spend `units_s` of a key, also beyond its tolerance.
 
         Args:
-            most_s: how far ahead of the clock the key may come.
+            max_ahead_s: the largest time that the key's `tat` may be ahead of the clock.
 
         Returns:
-            How far its `tat` is ahead of the clock now.
+            How far `tat` is now ahead of the clock.
         """
-        owed_s = min(self.ahead_s(key, now_s) + units_s, most_s)
+        owed_s = min(self.ahead_s(key, now_s) + units_s, max_ahead_s)
         taken_s = owed_s - self.ahead_s(key, now_s)
-        return owed_s if self.take(key, taken_s, most_s, now_s) == 0.0 else most_s
+        return owed_s if self.take(key, taken_s, max_ahead_s, now_s) == 0.0 else max_ahead_s
 
     def close(self) -> None:
         """Unmap the table."""
@@ -174,7 +176,7 @@ class RateLimiter:
         """Spend units of a rate for a subject (`rates.user_subject`, `rates.address_subject`).
 
         Returns:
-            Seconds to wait until it is allowed; 0.0 where it was spent.
+            The seconds to wait until the rate allows it; 0.0 if the units are spent.
         """
         if rate.limit <= 0:
             return 0.0
@@ -187,24 +189,26 @@ class RateLimiter:
         return wait_s
 
     def wait_s(self, rate: Rate, subject: str) -> float:
-        """Seconds until one unit of a rate could be spent. Spends nothing."""
+        """Return the seconds until one unit of a rate is available, without spending units."""
         if rate.limit <= 0:
             return 0.0
         ahead_s = self._table.ahead_s(self._key(rate, subject), self._clock.monotonic_s())
         return max(0.0, ahead_s + rate.interval_s - rate.tolerance_s)
 
     def charge(self, rate: Rate, subject: str, units: float = 1) -> float:
-        """Spend units that have been used already, for costs that are known only afterwards. The
-        subject then waits until they have come back, ten windows of the rate at most.
+        """Spend units for a cost that is known only afterwards.
+
+        The subject then waits until the units are restored, at most ten windows of the rate.
 
         Returns:
-            Seconds until one more unit could be spent.
+            The seconds until one more unit is available.
         """
         if rate.limit <= 0:
             return 0.0
-        most_s = rate.tolerance_s + _DEBT_WINDOWS * rate.window_s
+        max_ahead_s = rate.tolerance_s + _DEBT_WINDOWS * rate.window_s
         ahead_s = self._table.charge(
-            self._key(rate, subject), units * rate.interval_s, most_s, self._clock.monotonic_s()
+            self._key(rate, subject), units * rate.interval_s, max_ahead_s,
+            self._clock.monotonic_s(),
         )
         return max(0.0, ahead_s + rate.interval_s - rate.tolerance_s)
 
@@ -212,7 +216,7 @@ class RateLimiter:
         """Spend units of a rate.
 
         Raises:
-            RateLimited: the subject has spent them; the error says when to come again.
+            RateLimited: the units are spent; the error has the seconds to wait.
         """
         wait_s = self.take(rate, subject, units)
         if wait_s > 0:
@@ -224,7 +228,7 @@ class RateLimiter:
 
 
 def rate_limited(rate: Rate, wait_s: float) -> RateLimited:
-    """The refusal of a take that has to wait for `wait_s`."""
+    """Return the error for a take that must wait for `wait_s`."""
     seconds = max(1, math.ceil(wait_s))
     return RateLimited(
         f"Too many requests of this kind ({rate.name}): {rate.limit:g} are allowed in "

@@ -1,12 +1,12 @@
-"""Structured log lines on stderr: one JSON object a line, or one pretty line for eyes.
+"""Structured log lines on stderr: one JSON object a line, or one human-readable line.
 
-Each line has `level`, `ts` (Unix seconds), `event` (a dotted name), `role`, `worker`, and
-whatever keys the caller adds, with units in their names. Values under keys that name a
-secret are replaced. Under systemd (`JOURNAL_STREAM`) lines carry the syslog priority.
+Each line has `level`, `ts` (Unix seconds), `event` (a dotted name), `role`, `worker`, and the keys
+of the caller, with units in their names. The logger replaces values under keys that name a secret.
+Under systemd (`JOURNAL_STREAM`) lines carry the syslog priority.
 
-Invariants: a line is written whole, by one `write` where the kernel allows it, so lines of
-threads and processes do not mix; logging never raises and never stops its caller.
-`configure` is called once in each process, by `supervisor.main` and `workers.boot`.
+Invariants: one `write` writes a whole line where the kernel allows it, so lines of threads and
+processes do not mix. Logging never raises and never stops its caller. `supervisor.main` and
+`workers.boot` call `configure` once in each process.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _SECRET: Final = re.compile(
     r"token|secret|passw|authorization|cookie|api_?key|private_?key|credential", re.IGNORECASE
 )
 _HIDDEN: Final = "[redacted]"
-_VALUE_CHARS: Final = 8_192  # a longer text is cut, so that a line stays readable
+_VALUE_CHARS: Final = 8_192  # longer texts are cut, so that a line stays readable
 
 
 class _Sink:
-    """Where this process's lines go, and what every one of them says."""
+    """The target of this process's lines, and the keys that all of them have."""
 
     __slots__ = ("clock", "colours", "fd", "journal", "pretty", "role", "threshold", "worker")
 
@@ -56,12 +56,12 @@ _sink: Final = _Sink()
 def configure(
     log_format: str, level: str, role: str, worker: str, *, fd: int = 2, clock: Clock | None = None
 ) -> None:
-    """Set how this process logs, and take over the standard library's root logger.
+    """Configure the log of this process, and replace the root logger's handlers.
 
     Args:
         log_format: ``json`` or ``pretty`` (PYLON_LOG_FORMAT).
-        level: least severe level shown (PYLON_LOG_LEVEL).
-        role, worker: who speaks; empty strings are left out.
+        level: the least severe level to write (PYLON_LOG_LEVEL).
+        role, worker: the process; lines omit empty strings.
         fd: the descriptor to write to; 2 is stderr.
     """
     _sink.fd = fd
@@ -79,7 +79,7 @@ def configure(
 
 
 class Logger:
-    """Writes lines for one part of the program. Made by `get_logger`."""
+    """Writes lines for one part of the program. `get_logger` creates it."""
 
     __slots__ = ("_name",)
 
@@ -87,46 +87,49 @@ class Logger:
         self._name = name
 
     def debug(self, event: str, **keys: Any) -> None:
-        """What helps a developer."""
+        """Log a detail for developers."""
         _write("debug", self._name, event, keys)
 
     def info(self, event: str, **keys: Any) -> None:
-        """What happened, in order."""
+        """Log an expected event."""
         _write("info", self._name, event, keys)
 
     def warning(self, event: str, **keys: Any) -> None:
-        """What an operator should look at."""
+        """Log an event that needs an operator's attention."""
         _write("warning", self._name, event, keys)
 
     def error(self, event: str, **keys: Any) -> None:
-        """What failed."""
+        """Log a failure."""
         _write("error", self._name, event, keys)
 
     def exception(self, event: str, *, error: BaseException, **keys: Any) -> None:
-        """An unexpected error, with its traceback under the key `trace`."""
+        """Log an unexpected error, with its traceback under the key `trace`."""
         trace = "".join(traceback.format_exception(error))
         _write("error", self._name, event, {**keys, "error": str(error), "trace": trace})
 
     def failure(self, event: str, *, error: BaseException, **keys: Any) -> None:
-        """Log the error that ends a process. An error that names its own cause (of ours, or of
-        the system) is one line; any other one is a defect, and has its traceback."""
+        """Log the error that ends a process.
+
+        An error of Pylon or of the system names its cause and is one line. Any other error is a
+        defect and gets its traceback.
+        """
         if isinstance(error, OSError) or hasattr(error, "code"):
             self.error(event, error=f"{type(error).__name__}: {error}", **keys)
         else:
             self.exception(event, error=error, error_type=type(error).__name__, **keys)
 
     def enabled(self, level: str) -> bool:
-        """Whether a line of this level would be shown, where making its keys costs much."""
+        """Whether the log writes this level. Check it before computing expensive keys."""
         return _LEVELS[level] >= _sink.threshold
 
 
 def get_logger(name: str) -> Logger:
-    """The logger of a part of the program, for example ``writer``; shown as `part`."""
+    """Return the logger of a part of the program, for example ``writer`` (key `part`)."""
     return Logger(name)
 
 
 def redact(keys: dict[str, Any]) -> dict[str, Any]:
-    """`keys` with every value under a secret-sounding key hidden, however deep."""
+    """Return `keys` without the values under keys that name a secret, at any depth."""
     return {k: _HIDDEN if _SECRET.search(k) and v else _plain(v) for k, v in keys.items()}
 
 
@@ -164,7 +167,7 @@ def _write(level: str, part: str, event: str, keys: dict[str, Any]) -> None:
 def _json(record: dict[str, Any]) -> bytes:
     try:
         return msgspec.json.encode(record)
-    except UnicodeEncodeError:  # a lone surrogate, as os.fsdecode makes them from odd paths
+    except UnicodeEncodeError:  # a lone surrogate, from os.fsdecode of invalid UTF-8
         return msgspec.json.encode(
             {k: v.encode("utf-8", "replace").decode() if isinstance(v, str) else repr(v)
              for k, v in record.items()}
@@ -175,12 +178,12 @@ def _pretty(record: dict[str, Any]) -> bytes:
     seconds = record.pop("ts")
     level, event = record.pop("level"), record.pop("event")
     trace = record.pop("trace", None)
-    who = "/".join(str(record.pop(k)) for k in ("role", "worker") if k in record)
+    process = "/".join(str(record.pop(k)) for k in ("role", "worker") if k in record)
     record.pop("part", None)
     clock = f"{int(seconds) // 3600 % 24:02d}:{int(seconds) // 60 % 60:02d}:{seconds % 60:06.3f}"
     keys = " ".join(f"{k}={_shown(v)}" for k, v in record.items())
     colour, end = (_COLOUR[level], "\x1b[0m") if _sink.colours else ("", "")
-    text = f"{clock} {colour}{level:<7}{end} {who:<10} {colour}{event}{end} {keys}".rstrip()
+    text = f"{clock} {colour}{level:<7}{end} {process:<10} {colour}{event}{end} {keys}".rstrip()
     if trace is not None:
         text += "\n" + str(trace).rstrip()
     return text.encode("utf-8", "replace")
@@ -203,12 +206,12 @@ def _emit(line: bytes) -> None:
         while view:
             view = view[os.write(_sink.fd, view):]
     except OSError:
-        # A closed or full stderr must not take the server down, and there is nobody to tell.
+        # A closed or full stderr must not stop the server, and there is no other log.
         return
 
 
 def _is_journal(fd: int, journal_stream: str) -> bool:
-    """Whether `fd` is the stream that systemd says it connected to the journal."""
+    """Whether `fd` is the stream that systemd has connected to the journal."""
     try:
         stat = os.fstat(fd)
     except OSError:
@@ -219,7 +222,7 @@ def _is_journal(fd: int, journal_stream: str) -> bool:
 def _log_uncaught(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """A `sys.excepthook`: what nobody caught ends the process with a line of the log."""
+    """Log the uncaught error that ends the process (a `sys.excepthook`)."""
     if isinstance(error, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
     else:
@@ -227,7 +230,7 @@ def _log_uncaught(
 
 
 class _StandardHandler(logging.Handler):
-    """Carries the lines of libraries (gunicorn, falcon) into our format."""
+    """Writes the lines of libraries (gunicorn, falcon) in Pylon's format."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "error" if record.levelno >= 40 else "warning" if record.levelno >= 30 else (
@@ -239,10 +242,10 @@ class _StandardHandler(logging.Handler):
 
 
 def thread_hook(report: Callable[[BaseException], None]) -> Callable[[Any], None]:
-    """A `threading.excepthook` that logs the error of a dying thread and then reports it.
+    """Return a `threading.excepthook` that logs a thread's error and then reports it.
 
     Args:
-        report: called with the error, to take the process down if need be.
+        report: gets the error; it may end the process.
     """
     log = get_logger("thread")
 

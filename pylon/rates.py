@@ -1,9 +1,9 @@
 """Rates: how often one subject may do something in a time.
 
-A subject is an identity (`user_subject`) or a network address (`address_subject`). A rate is
-spent with `pylon.limiter.RateLimiter`. A fixed rate is a constant of this module; a rate that an
-operator may set is a function of its setting. docs/limits.md lists every rate; a test compares
-the two.
+A subject is an identity (`user_subject`) or a network address (`address_subject`).
+`pylon.limiter.RateLimiter` spends a rate. A fixed rate is a constant of this module; a rate that an
+operator may set is a function of its setting. docs/limits.md lists every rate; a test compares the
+two.
 
 Called by the API and by the socket workers.
 """
@@ -32,43 +32,45 @@ class Rate:
 
     @property
     def interval_s(self) -> float:
-        """The time in which one unit comes back."""
+        """Return the time in which one unit is restored, in seconds."""
         return self.window_s / self.limit
 
     @property
     def tolerance_s(self) -> float:
-        """How far the units spent may be ahead of the clock."""
+        """Return how far the spent units may be ahead of the clock, in seconds."""
         return (self.limit if self.burst is None else self.burst) * self.interval_s
 
 
 def address_subject(address: str) -> str:
-    """The subject of a client address: IPv6 clients are counted by their /64."""
+    """Return the subject of a client address. IPv6 clients of one /64 share a subject."""
     return f"ip:{network_of(address)}"
 
 
 def user_subject(user_id: str) -> str:
-    """The subject of an identity."""
+    """Return the subject of an identity."""
     return f"user:{user_id}"
 
 
 def subject_of(auth: AuthContext, address: str) -> str:
-    """The subject of a caller: its user, or its address if it is a guest or anonymous, since any
-    client can make guests."""
+    """Return the subject of a caller: its user, or the address of a guest or anonymous caller.
+
+    Guests count by address, because any client can create guests.
+    """
     if auth.user_id is None or auth.is_guest:
         return address_subject(address)
     return user_subject(auth.user_id)
 
 
 def is_user_subject(subject: str) -> bool:
-    """Whether a subject is an identity, and not an address."""
+    """Whether a subject is an identity and not an address."""
     return subject.startswith("user:")
 
 
-# One address may be an office or a mobile carrier, so it gets ten times what an identity gets.
+# One address may be an office or a mobile carrier, so most of its rates are ten times higher.
 SHARDS_BY_USER: Final = Rate("shards-of-user", 60, 60.0)
 SHARDS_BY_ADDRESS: Final = Rate("shards-of-address", 600, 60.0)
 DOCUMENT_PUSHES_BY_USER: Final = Rate("document-pushes-of-user", 1_200, 60.0)
-DOCUMENT_PUSHES_BY_ADDRESS: Final = Rate("document-pushes-of-address", 24_000, 60.0)  # guests'
+DOCUMENT_PUSHES_BY_ADDRESS: Final = Rate("document-pushes-of-address", 24_000, 60.0)  # of guests
 DOCUMENT_OPENS: Final = Rate("document-opens", 36_000, 60.0)
 MATCHES_BY_USER: Final = Rate("matches-of-user", 60, 60.0)
 MATCHES_BY_ADDRESS: Final = Rate("matches-of-address", 600, 60.0)
@@ -89,6 +91,8 @@ UNDONE_VALUES_BY_ADDRESS: Final = Rate("undone-values-of-address", 6_000, 60.0, 
 
 
 def guests(per_minute: int) -> Rate:
-    """New guest sessions of an address (`PYLON_GUESTS_PER_IP_PER_MIN`). A class or an office may
-    come all at once."""
+    """Return the rate of new guest sessions of an address (`PYLON_GUESTS_PER_IP_PER_MIN`).
+
+    The burst is ten minutes' worth, because all people of an office may connect at once.
+    """
     return Rate("guests", per_minute, 60.0, burst=10 * per_minute)

@@ -1,13 +1,13 @@
-"""Checks and encodes rows: every value is of its field's type before the store sees it.
+"""Values: checks and encodes rows, so that each stored value has its field's type.
 
-A worker turns a request body into an `EncodedRow`: the values that SQL binds, and the row's
-own JSON text, which is stored beside the columns and answers every later read. The writer uses
-the same codec to merge a patch into a row.
+A worker turns a request body into an `EncodedRow`: the values that SQL binds, and the row's JSON
+text. The store keeps that text beside the columns and answers reads with it. The writer uses the
+same codec to merge a patch into a row.
 
-Invariants: a row's JSON has sorted keys and every column, `id` included, nulls present, and
-booleans as true and false; the same row always gives the same bytes; what is accepted here
-fits SQLite and PostgreSQL alike. Called by the API (bodies), the writer (merge) and the schema
-(rows of a table that came from elsewhere).
+Invariants: a row's JSON has sorted keys and every column with `id`, nulls present, and booleans as
+true and false. The same row always gives the same bytes. SQLite and PostgreSQL can store every
+accepted value. Called by the API (bodies), the writer (merge) and the schema (rows of another
+server's table).
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ _LONG_INTEGER: Final = re.compile(rb"[0-9]{19}")
 
 
 class EncodedRow(msgspec.Struct, frozen=True, gc=False):
-    """A row in its three forms. `values` has the fields in manifest order, without `id`;
-    a boolean among them is bound as 0 or 1."""
+    """A row in three forms. `values` has the fields in manifest order, without `id`.
+
+    SQL binds booleans as 0 or 1.
+    """
 
     values: Sequence[SqlValue]
     row_json: bytes
@@ -68,15 +70,15 @@ class EncodedRow(msgspec.Struct, frozen=True, gc=False):
 
 
 def decode_body(raw: bytes, nodes: int = limits.JSON_NODES) -> Any:
-    """A request body as JSON.
+    """Decode a request body.
 
     Args:
-        nodes: how many values it may have.
+        nodes: the largest number of values.
 
     Raises:
-        InvalidJson: it is not JSON in UTF-8 (spec/http.md §3.0), or nested deeper than
+        InvalidJson: the body is not JSON in UTF-8 (spec/http.md §3.0), or has more levels than
             `limits.JSON_DEPTH`.
-        LimitExceeded: it has more than `nodes` values.
+        LimitExceeded: the body has more than `nodes` values.
     """
     check_bounds(raw, nodes)
     try:
@@ -86,10 +88,10 @@ def decode_body(raw: bytes, nodes: int = limits.JSON_NODES) -> Any:
 
 
 def decode_query(raw: bytes) -> Any:
-    """A body that asks for rows: as `decode_body`, with every whole number as it was written.
+    """Decode the body of a query: as `decode_body`, but keep integers beyond 64 bits exact.
 
-    orjson makes a float of an integer beyond 64 bits, which may equal a number of a row that
-    the integer does not.
+    orjson turns such an integer into a float, which may equal a row's number although the integer
+    does not.
 
     Raises:
         InvalidJson, LimitExceeded: as `decode_body`.
@@ -99,17 +101,17 @@ def decode_query(raw: bytes) -> Any:
 
 
 def encode_row(row: Mapping[str, Any]) -> bytes:
-    """A row's JSON text, with sorted keys."""
+    """Return a row's JSON text, with sorted keys."""
     return orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
 
 
 def check_row_size(
     entity: str, size_bytes: int, limit_bytes: int, before_bytes: int = 0
 ) -> None:
-    """Pass if a row may have this size: within the limit, or smaller than it was.
+    """Raise if a row is larger than the limit and not smaller than before.
 
     Raises:
-        LimitExceeded: it names entity, size, limit and setting.
+        LimitExceeded: the error names entity, size, limit and setting.
     """
     if size_bytes > limit_bytes and size_bytes >= before_bytes:
         raise LimitExceeded(
@@ -122,7 +124,7 @@ def check_row_size(
 
 
 def unknown_column(entity: Entity, name: str) -> InvalidColumn:
-    """The error for a field that `entity` does not have, in the wire's words (§2.8)."""
+    """Return the error for a field that `entity` does not have, worded by spec/http.md §2.8."""
     return InvalidColumn(
         f'Unknown column "{_shorten(name)}" -- valid columns: {", ".join(entity.columns)}',
         entity=entity.name, field=_shorten(name),
@@ -141,7 +143,7 @@ def is_datetime(text: str) -> bool:
     return True
 
 
-# Each check gives the value to store, or _MISSING when the value is not of the type.
+# Each check returns the value to store, or _MISSING if the value is not of the type.
 Check = Callable[[Any], Any]
 
 
@@ -153,8 +155,8 @@ def _int(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return _MISSING
     if isinstance(value, float):
-        # As a float, -2**63 may stand for an integer below it, which JSON decoders round.
-        if not value.is_integer() or value == INT_MIN:  # the first also for inf and NaN
+        # The float -2**63 may be a smaller integer that a JSON decoder has rounded.
+        if not value.is_integer() or value == INT_MIN:  # `is_integer` is False for inf and NaN
             return _MISSING
         value = int(value)
     return value if INT_MIN <= value <= INT_MAX else _MISSING
@@ -189,8 +191,8 @@ _CHECKS: Final[dict[FieldType, tuple[Check, str]]] = {
 }
 
 
-# What a value of each type is to msgspec. It may refuse what the checks accept (3.0 as a whole
-# number), never the other way round, but for NUL characters and the form of dates.
+# The msgspec type of each field type. It may refuse values that the checks accept (3.0 as a whole
+# number). It accepts no value that they refuse, except NUL characters and malformed dates.
 _SHAPES: Final[dict[FieldType, Any]] = {
     FieldType.STRING: str,
     FieldType.RICHTEXT: str,
@@ -206,7 +208,7 @@ _ESCAPED_NUL: Final = b"\\u0000"
 
 
 def _record_type(entity: Entity) -> Any:
-    """A msgspec type whose members are the entity's columns, in the order of a row's JSON."""
+    """Return a msgspec type with the entity's columns, in the order of a row's JSON."""
     members: list[tuple[str, Any] | tuple[str, Any, Any]] = []
     names: dict[str, str] = {}
     for position, column in enumerate(sorted(entity.columns)):
@@ -225,14 +227,14 @@ def _record_type(entity: Entity) -> Any:
 
 
 def _values_of(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[SqlValue]]:
-    """The values of `names` in a row, in this order."""
+    """Return a function that returns the values of `names` in a row, in this order."""
     if len(names) > 1:
         return itemgetter(*names)
     return lambda row: [row[name] for name in names]
 
 
 class EntityCodec:
-    """Validates, merges and encodes the rows of one entity. Built at start, immutable."""
+    """Validates, merges and encodes the rows of one entity. Immutable."""
 
     __slots__ = ("_bools", "_checks", "_datetimes", "_max_bytes", "_names", "_record",
                  "_required", "_values", "entity")
@@ -240,7 +242,7 @@ class EntityCodec:
     def __init__(self, entity: Entity, max_bytes: int = sys.maxsize) -> None:
         """
         Args:
-            max_bytes: of a new row's JSON; the writer bounds rows that change.
+            max_bytes: the largest JSON of a new row. The writer checks rows that change.
         """
         self.entity = entity
         self._max_bytes = max_bytes
@@ -253,10 +255,10 @@ class EntityCodec:
         self._checks = {f.name: (_CHECKS[f.type][0], f) for f in entity.fields}
 
     def client_id(self, body: object) -> str | None:
-        """The row id that the client chose (`id` in the body), or None.
+        """Return the row id that the client chose (`id` in the body), or None.
 
         Raises:
-            InvalidId: it is not 40 lower-case hex characters (spec/realtime.md §1.5).
+            InvalidId: the id is not 40 lower-case hex characters (spec/realtime.md §1.5).
         """
         if not isinstance(body, dict) or body.get("id") is None:
             return None
@@ -270,17 +272,17 @@ class EntityCodec:
         return str(given)
 
     def insert(self, body: object, row_id: str) -> EncodedRow:
-        """The new row that `body` describes; `id` in it counts only through `client_id`.
+        """Return the new row of `body` with the id `row_id`; an `id` in the body is ignored.
 
         Raises:
-            InvalidData, InvalidColumn, InvalidValue, NullNotAllowed, MissingField
-            LimitExceeded: the row is larger than a row may be.
+            InvalidData, InvalidColumn, InvalidValue, NullNotAllowed, MissingField: of a field.
+            LimitExceeded: the row is larger than `max_bytes`.
         """
         try:
             record = msgspec.convert(body, self._record)
         except msgspec.ValidationError:
             return self._insert_checked(body, row_id)
-        # Bodies without a fault, nearly all, never meet the checks of single fields.
+        # PERF: valid bodies, nearly all, skip the checks of single fields.
         record.id = row_id
         row: dict[str, Any] = msgspec.to_builtins(record)
         for name in self._datetimes:
@@ -295,7 +297,7 @@ class EntityCodec:
         return EncodedRow(self._values(row), row_json, row)
 
     def _insert_checked(self, body: object, row_id: str) -> EncodedRow:
-        """The same field by field: it accepts more, and names what it refuses."""
+        """Do the same field by field: it accepts more values, and names a refused field."""
         if not isinstance(body, dict):
             raise InvalidData("Insert data must be a JSON object", entity=self.entity.name)
         given = self._checked(body)
@@ -308,7 +310,7 @@ class EntityCodec:
         return self._encoded(row_id, given)
 
     def patch(self, body: object, row_id: str) -> dict[str, Any]:
-        """The fields to change, checked. An `id` equal to `row_id` is dropped.
+        """Return the fields to change, checked, without an `id` equal to `row_id`.
 
         Raises:
             InvalidData, InvalidColumn, InvalidValue, NullNotAllowed
@@ -326,19 +328,19 @@ class EntityCodec:
     def merge(
         self, before: Mapping[str, Any], patch: Mapping[str, Any]
     ) -> tuple[dict[str, Any], bytes]:
-        """The row after `patch` (already checked) has been laid over `before`, and its JSON."""
+        """Return `before` with the checked fields of `patch`, and its JSON."""
         after = {**before, **patch}
-        if len(after) != len(self._names) + 1:  # not what this codec has written
+        if len(after) != len(self._names) + 1:  # `before` was not written by this codec
             after = {name: after.get(name) for name in self.entity.columns}
         return after, encode_row(after)
 
     def row_from_sql(
         self, values: Sequence[Any], columns: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        """A row from its columns (those of the entity, in order): 0 and 1 become booleans.
+        """Return a row from SQL values of `columns`, by default those of the entity in order.
 
-        Values that no field of ours could hold (a table from elsewhere may have any) stay as
-        they are; binary becomes base64 text.
+        Integers of boolean fields become booleans, and binary becomes base64 text. Other values
+        that no field accepts (in another server's table) stay as they are.
         """
         names = self.entity.columns if columns is None else columns
         row: dict[str, Any] = {}
@@ -351,7 +353,7 @@ class EntityCodec:
         return row
 
     def encode(self, row: Mapping[str, Any]) -> bytes:
-        """The row's JSON text: sorted keys, every column present."""
+        """Return the row's JSON text: sorted keys, every column present."""
         return encode_row({name: row.get(name) for name in self.entity.columns})
 
     def _encoded(self, row_id: str, given: Mapping[str, Any]) -> EncodedRow:
@@ -391,7 +393,7 @@ class EntityCodec:
 
 
 def expected(field: Field) -> str:
-    """What values `field` takes, in words."""
+    """Return the description of the values that `field` accepts."""
     return _CHECKS[field.type][1]
 
 
@@ -401,7 +403,7 @@ def fits(field: Field, value: object) -> bool:
 
 
 def invalid_value(entity: Entity, field: Field, value: object) -> InvalidValue:
-    """The error for a value that is not of the field's type."""
+    """Return the error for a value that is not of the field's type."""
     return InvalidValue(
         f"{entity.name}.{field.name} must be {expected(field)}",
         entity=entity.name, field=field.name, value=shown(value), expected=expected(field),
@@ -409,9 +411,9 @@ def invalid_value(entity: Entity, field: Field, value: object) -> InvalidValue:
 
 
 def shown(value: object) -> object:
-    """`value` as an error may carry it: scalars as they are, all else as text, shortened.
+    """Return `value` for an error: scalars unchanged, other values as shortened text.
 
-    An integer beyond 64 bits, as `decode_query` reads it, is text too: orjson does not write it.
+    An integer beyond 64 bits (`decode_query`) becomes text too, because orjson cannot encode it.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return value if INT_MIN <= value <= INT_MAX else _shorten(str(value))
