@@ -13,7 +13,7 @@ from loro import ExportMode, LoroDoc, LoroMap, LoroText, VersionVector
 
 from pylon import limits
 from pylon.auth_context import ADMIN
-from pylon.crdt.document import shown
+from pylon.crdt.document import redact_document
 from pylon.crdt.redaction import Run
 from pylon.crdt.sandbox import MergeRequest, _merged
 from pylon.crdt.views import hidden_runs
@@ -141,7 +141,7 @@ def test_whole_history_loses_all_that_is_gone_and_shows_the_same(seed: int) -> N
     editors.sync()
     doc = editors.docs[0]
     copy = LoroDoc()
-    copy.import_(shown([doc.export(ExportMode.Snapshot())], WHOLE))
+    copy.import_(redact_document([doc.export(ExportMode.Snapshot())], WHOLE))
     assert not copy.is_shallow() and copy.oplog_vv == doc.oplog_vv
     assert copy.get_deep_value() == doc.get_deep_value()
     left = set(orjson.dumps(doc.get_deep_value()).decode())
@@ -199,7 +199,7 @@ class Served:
         if not self.row()["shared"]:
             return
         runs = hidden_runs(self.stored(), RULES.of("Page"), BOB)
-        payload = shown(self.stored().parts, runs) if runs else None
+        payload = redact_document(self.stored().parts, runs) if runs else None
         parts = self.stored().parts if payload is None else (payload,)
         fresh = LoroClient(*parts)
         if self.copy is None:

@@ -525,9 +525,9 @@ doc.commit()
 update = doc.export(ExportMode.Updates(VersionVector()))
 document.check(update)
 merging = document.Document(NOTE)
-merging.take(update)
-assert merging.differing({}) == {}
-assert document.Document(NOTE, (merging.snapshot(),)).differing({}) == {}
+merging.merge(update)
+assert merging.find_differences({}) == {}
+assert document.Document(NOTE, (merging.snapshot(),)).find_differences({}) == {}
 print("alive")
 """
 

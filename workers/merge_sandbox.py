@@ -26,7 +26,7 @@ from gevent import subprocess  # its pipes let other greenlets run
 from pylon import limits, metrics
 from pylon.admission import Admission
 from pylon.crdt.redaction import Run
-from pylon.crdt.sandbox import LENGTH_BYTES, MergeRequest, RedactRequest, frame, replies
+from pylon.crdt.sandbox import LENGTH_BYTES, MergeRequest, RedactRequest, encode_frame, replies
 from pylon.errors import CrdtDecodeFailed, Unavailable
 from pylon.errors.wire import WireError
 from pylon.storage.records import StoredDocument
@@ -61,7 +61,7 @@ class MergeSandbox:
         return self._ask(MergeRequest(list(parts), update), caller) or update
 
     def shown(self, stored: StoredDocument, runs: Sequence[Run], caller: str) -> bytes:
-        """Return a document without its hidden history (`pylon.crdt.document.shown`).
+        """Return a document without its hidden history (`pylon.crdt.document.redact_document`).
 
         Raises:
             CrdtDecodeFailed: Loro cannot read the document, or it ended the process.
@@ -154,7 +154,7 @@ def _answer_of(
     process: Popen[bytes], request: MergeRequest | RedactRequest
 ) -> WireError | bytes | None:
     stdin: Any = process.stdin
-    stdin.write(frame(request))
+    stdin.write(encode_frame(request))
     stdin.flush()
     return _read(process)
 

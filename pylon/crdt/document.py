@@ -12,7 +12,7 @@ around Loro's own calls.
 Invariants: a document that raised is in an unknown state; its caller must drop it and never store
 it. Each object has its own peer id, so no later change has the id of one that was never stored.
 Used from one thread at a time. Called by the writer, by the merge sandbox (`check`, `check_merge`,
-`shown`, `without_known`) and by `workers.ws.documents` (`merged`).
+`redact_document`, `find_new_changes`) and by `workers.ws.documents` (`merged`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import loro
 import orjson
 
 from pylon import limits
-from pylon.crdt.redaction import Run, Spans, blank, joined, removed_ids, within
+from pylon.crdt.redaction import Run, Spans, blank_ids, clip_spans, join_spans, removed_ids
 from pylon.errors import CrdtApplyFailed, CrdtDecodeFailed, CrdtHistoryMissing, LimitExceeded
 from pylon.manifest.model import Entity, Field, FieldType
 
@@ -68,7 +68,7 @@ class Document:
         """Return the version vector of its changes. Equal versions are equal documents."""
         return self._doc.oplog_vv
 
-    def take(self, update: bytes) -> None:
+    def merge(self, update: bytes) -> None:
         """Merge an update or a snapshot.
 
         Raises:
@@ -83,7 +83,7 @@ class Document:
                 hint="Push the whole document, or take a new copy of it with crdt-subscribe",
             )
 
-    def differing(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def find_differences(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the document's values of the fields in which it differs from `row`.
 
         Raises:
@@ -230,7 +230,7 @@ def merged(parts: Sequence[bytes]) -> bytes:
         return doc.export(loro.ExportMode.Snapshot())
 
 
-def shown(parts: Sequence[bytes], runs: Sequence[Run]) -> bytes:
+def redact_document(parts: Sequence[bytes], runs: Sequence[Run]) -> bytes:
     """Return a snapshot for a reader from whom `runs` of the document were hidden.
 
     `pylon.crdt.redaction` blanks the content.
@@ -249,10 +249,10 @@ def shown(parts: Sequence[bytes], runs: Sequence[Run]) -> bytes:
             removed = removed_ids(updates)
             begin, end = _version(run.begin, None), _version(run.end, doc)
             for peer in map(int, updates["peers"]):
-                spans = within(removed, peer, _count(begin, peer), _count(end, peer))
-                hidden[peer] = joined(hidden.get(peer, []) + spans)
+                spans = clip_spans(removed, peer, _count(begin, peer), _count(end, peer))
+                hidden[peer] = join_spans(hidden.get(peer, []) + spans)
         updates = _json_updates(doc, until)
-        blank(updates, hidden)
+        blank_ids(updates, hidden)
         made = loro.LoroDoc()
         made.import_json_updates(orjson.dumps(updates).decode())
         made.import_(doc.export(loro.ExportMode.Updates(until)))
@@ -262,7 +262,7 @@ def shown(parts: Sequence[bytes], runs: Sequence[Run]) -> bytes:
         return doc.export(loro.ExportMode.ShallowSnapshot(doc.oplog_frontiers))
 
 
-def without_known(parts: Sequence[bytes], update: bytes) -> bytes:
+def find_new_changes(parts: Sequence[bytes], update: bytes) -> bytes:
     """Return the changes in a client's whole history that `parts` lack.
 
     The stored changes may be blank in the client's copy.

@@ -69,17 +69,17 @@ def removed_ids(updates: dict[str, Any]) -> Spans:
         for identity, stamp, op in _ops(change, peers):
             _collect(found, identity, stamp, op["container"], op["content"])
     for peer, spans in found.removed.items():
-        found.removed[peer] = joined(spans)
+        found.removed[peer] = join_spans(spans)
     removed: Spans = {}
     for change in updates["changes"]:
         for (peer, counter), _, op in _ops(change, peers):
             spans = list(_removed_by(found, (peer, counter), op["container"], op["content"]))
             if spans:
                 removed.setdefault(peers[int(peer)], []).extend(spans)
-    return {peer: joined(spans) for peer, spans in removed.items()}
+    return {peer: join_spans(spans) for peer, spans in removed.items()}
 
 
-def blank(updates: dict[str, Any], ids: Spans) -> None:
+def blank_ids(updates: dict[str, Any], ids: Spans) -> None:
     """Blank the characters, items and values of `ids` in place, and their changes' messages."""
     peers = [int(peer) for peer in updates["peers"]]
     for change in updates["changes"]:
@@ -92,7 +92,7 @@ def blank(updates: dict[str, Any], ids: Spans) -> None:
             _blank(identity, op["content"], spans)
 
 
-def within(ids: Spans, peer: int, begin: int, end: int) -> list[tuple[int, int]]:
+def clip_spans(ids: Spans, peer: int, begin: int, end: int) -> list[tuple[int, int]]:
     """Return the spans of a peer's ids from `begin` to below `end`."""
     return [
         (max(first, begin), min(stop, end)) for first, stop in ids.get(peer, ())
@@ -161,7 +161,7 @@ def _removed_by(
     if "text" in content:
         end = counter + len(content["text"])
         if is_shown:
-            yield from within({0: found.removed.get(peer, [])}, 0, counter, end)
+            yield from clip_spans({0: found.removed.get(peer, [])}, 0, counter, end)
         else:
             yield counter, end
     elif "style_value" in content:
@@ -269,7 +269,7 @@ def _without(text: str, first: int, spans: list[tuple[int, int]]) -> str:
     return "".join((*parts, text[done - first :])) if parts else text
 
 
-def joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def join_spans(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return the same counters in order, without overlaps."""
     joined: list[tuple[int, int]] = []
     for begin, end in sorted(spans):

@@ -28,7 +28,7 @@ from typing import BinaryIO, Final
 import msgspec
 
 from pylon import limits
-from pylon.crdt.document import check, check_merge, shown, without_known
+from pylon.crdt.document import check, check_merge, find_new_changes, redact_document
 from pylon.crdt.redaction import Run
 from pylon.errors import CrdtDecodeFailed, PylonError
 from pylon.errors.wire import WireError
@@ -44,13 +44,13 @@ class MergeRequest(msgspec.Struct, frozen=True, array_like=True, tag="merge"):
 
 
 class RedactRequest(msgspec.Struct, frozen=True, array_like=True, tag="hidden"):
-    """A document's parts, and the runs that were hidden from its reader (`document.shown`)."""
+    """A document's parts, and the runs that were hidden from its reader (`redact_document`)."""
 
     parts: list[bytes]
     runs: list[Run]
 
 
-def frame(value: MergeRequest | RedactRequest | WireError | bytes | None) -> bytes:
+def encode_frame(value: MergeRequest | RedactRequest | WireError | bytes | None) -> bytes:
     """Return a request or a reply as a frame."""
     body = msgspec.msgpack.encode(value)
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
@@ -74,7 +74,7 @@ def _merged(request: MergeRequest) -> bytes | None:
         check_merge(request.parts, request.update)
     except CrdtDecodeFailed:
         # The client sent a whole history, with blanks for content that was hidden from it.
-        new = without_known(request.parts, request.update)
+        new = find_new_changes(request.parts, request.update)
         check_merge(request.parts, new)
         return new
     return None
@@ -82,7 +82,7 @@ def _merged(request: MergeRequest) -> bytes | None:
 
 def serve(inbound: BinaryIO, outbound: BinaryIO, budget_s: float) -> None:
     """Serve requests until `inbound` ends. `budget_s` is the CPU time of each request."""
-    outbound.write(frame(None))
+    outbound.write(encode_frame(None))
     outbound.flush()
     while head := inbound.read(LENGTH_BYTES):
         request = requests.decode(inbound.read(int.from_bytes(head, "big")))
@@ -90,13 +90,13 @@ def serve(inbound: BinaryIO, outbound: BinaryIO, budget_s: float) -> None:
         signal.setitimer(signal.ITIMER_PROF, budget_s)
         try:
             if isinstance(request, RedactRequest):
-                reply = shown(request.parts, request.runs)
+                reply = redact_document(request.parts, request.runs)
             else:
                 reply = _merged(request)
         except PylonError as ex:
             reply = WireError.of(ex)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        outbound.write(frame(reply))
+        outbound.write(encode_frame(reply))
         outbound.flush()
 
 

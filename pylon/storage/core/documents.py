@@ -139,8 +139,8 @@ class DocumentWrites:
         seq = 0
         try:
             self._check_history(key, cached, before_json, journal)
-            cached.document.take(op.update)
-            patch = entity.codec.patch(cached.document.differing(before), op.row_id)
+            cached.document.merge(op.update)
+            patch = entity.codec.patch(cached.document.find_differences(before), op.row_id)
             cached.note_view(entity.rules.read_fields, before, patch)
             row, row_json = entity.codec.merge(before, patch) if patch else (before, before_json)
             if not entity.rules.may_update(op.auth, before, row):
@@ -367,7 +367,7 @@ def _made(entity: EntityWrites, row: Mapping[str, Any]) -> Document:
 
 def _names_differing(document: Document, entity: EntityWrites, row: Mapping[str, Any]) -> list[str]:
     try:
-        return list(document.differing(row))
+        return list(document.find_differences(row))
     except CrdtApplyFailed:  # another server let in what no row can hold
         return [field.name for field in entity.entity.fields]
 
