@@ -119,7 +119,7 @@ class Machine(RuleBasedStateMachine):
     def become(self, who: int, auth: AuthContext) -> None:
         client = self.clients[who]
         asked = sorted(client.sets)
-        self.world.live.gone(client.connection)
+        self.world.live.drop_connection(client.connection)
         client.connection.caller = Caller(auth)
         client.listen()
         assert sorted(e["sub_id"] for e in client.errors) == asked
@@ -317,7 +317,7 @@ def test_a_client_that_takes_its_result_slowly_counts_as_alive(
     client = LiveClient(world, ADA)
     client.sets["s"] = LiveSet()
     message = {"type": "subscribe", "sub_id": "s", "entity": "Public"}
-    asking = gevent.spawn(world.live.take, client.connection, message)
+    asking = gevent.spawn(world.live.handle_message, client.connection, message)
     run_greenlets_until("the outbox fills", lambda: client.connection.outbox_bytes > 0)
     client.connection.heartbeats_unanswered = 1
     looks.clear()
@@ -378,8 +378,8 @@ def test_only_what_a_change_concerns_is_judged(world: LiveStage) -> None:
     )
     world.publish()
     changes = world.feed.tail.after(0) or []
-    concerned = [list(watches[c.event.entity].concerned(c)) for c in changes]
-    assert [len(found) for found in concerned] == [1, 1]
+    affected = [list(watches[c.event.entity].find_affected(c)) for c in changes]
+    assert [len(found) for found in affected] == [1, 1]
 
 
 def test_queries_that_nothing_can_match_come_and_go_with_others(world: LiveStage) -> None:

@@ -23,7 +23,7 @@ from workers.hub.close_codes import INTERNAL
 from workers.hub.connection import Connection
 from workers.hub.hub import Hub
 from workers.ws import frames
-from workers.ws.conversation import Conversation, say
+from workers.ws.conversation import Conversation, send_json
 from workers.ws.deflate import pack
 from workers.ws.transport import WebSocketTransport
 
@@ -39,11 +39,11 @@ class Recorder:
         self.left: list[Connection] = []
         self.does: Callable[[Connection, dict[str, Any]], None] = lambda connection, message: None
 
-    def take(self, connection: Connection, message: dict[str, Any]) -> None:
+    def handle_message(self, connection: Connection, message: dict[str, Any]) -> None:
         self.taken.append((connection, message))
         self.does(connection, message)
 
-    def gone(self, connection: Connection) -> None:
+    def drop_connection(self, connection: Connection) -> None:
         self.left.append(connection)
 
     def numbers(self, peer: Peer) -> list[Any]:
@@ -60,7 +60,7 @@ class Room:
         self.first = Recorder("a", "b")
         self.second = Recorder("c")
         self.conversation = Conversation(self.hub, (self.first, self.second))
-        transport.on_text = self.conversation.hear
+        transport.on_text = self.conversation.on_text
 
     def peer(self) -> Peer:
         return Peer(self.hub, ADMIN)
@@ -169,7 +169,7 @@ def test_an_error_is_told_with_what_names_the_message(room: Room) -> None:
     def does(connection: Connection, message: dict[str, Any]) -> None:
         if message["n"] == 1:
             raise InvalidData("no such thing", hint="say something else")
-        say(connection, {"type": "done"})
+        send_json(connection, {"type": "done"})
 
     room.first.does = does
     peer = room.peer()

@@ -24,7 +24,7 @@ from tests.support.stage import Stage
 from tests.support.websocket_client import WebSocketClient, client_frame
 from workers.hub.hub import Hub
 from workers.ws import frames
-from workers.ws.conversation import say
+from workers.ws.conversation import send_json
 from workers.ws.deflate import WINDOW_BITS, Deflate, Inflater, negotiate, pack
 from workers.ws.frames import Binary, Parser, Ping, Received, Text, Violation
 from workers.ws.transport import WebSocketTransport
@@ -344,8 +344,8 @@ def test_answers_are_packed_for_those_who_agreed() -> None:
         peer = Peer(hub, ADMIN)
         peer.connection.deflate_window = deflate_window
         before = saved_bytes()
-        assert say(peer.connection, long)
-        assert say(peer.connection, short)
+        assert send_json(peer.connection, long)
+        assert send_json(peer.connection, short)
         texts, packed_count = messages_of(peer.received(), 12)
         assert [json.loads(text) for text in texts] == [long, short]
         assert packed_count == wanted

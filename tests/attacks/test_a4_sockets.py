@@ -303,15 +303,15 @@ def test_a_message_that_has_the_store_asked_counts_more(stage: BudgetStage) -> N
     class Feature:
         message_types = ("subscribe", "unsubscribe")
 
-        def take(self, connection: Connection, message: dict[str, Any]) -> None:
+        def handle_message(self, connection: Connection, message: dict[str, Any]) -> None:
             stage.heard[connection] += 1
 
-        def gone(self, connection: Connection) -> None:
+        def drop_connection(self, connection: Connection) -> None:
             stage.heard.pop(connection, None)
 
     transport = stage.hub.transport
     assert isinstance(transport, WebSocketTransport)
-    transport.on_text = Conversation(stage.hub, (Feature(),)).hear
+    transport.on_text = Conversation(stage.hub, (Feature(),)).on_text
     asking, other = stage.peer(), stage.peer()
     question = client_frame(frames.TEXT, b'{"type":"subscribe"}')
     stage.say_all((asking, memoryview(question * 1_500)))

@@ -197,12 +197,12 @@ def test_a_live_query_that_catches_up_gets_no_image_of_a_row_that_is_private_now
     rules = RULES.of("Post")
     key = ("Post", b"{}", viewer(rules, STRANGER))
     watch = Watch(key, POST, matcher_of(POST, {}), rules)
-    alone = [watch.kind(Change(event)) for event in events]
+    alone = [watch.diff_kind(Change(event)) for event in events]
     assert alone == ["insert", "update", "delete"]  # as each was delivered when it happened
     tail = Tail(0)
     tail.append(ChangeBatch(0, events))
     tail.relate()
-    assert [watch.kind(change) for change in tail.after(0) or []] == [None, None, "delete"]
+    assert [watch.diff_kind(change) for change in tail.after(0) or []] == [None, None, "delete"]
 
 
 STEP = st.tuples(st.integers(1, 3), st.sampled_from(["show", "hide", "edit", "delete"]))

@@ -35,7 +35,7 @@ from workers.hub.feed import Feed
 from workers.hub.history import History
 from workers.hub.hub import Hub
 from workers.ws import frames
-from workers.ws.conversation import error_message, say
+from workers.ws.conversation import error_message, send_json
 from workers.ws.live_queries import LiveQueries
 from workers.ws.transport import WebSocketTransport
 
@@ -130,7 +130,7 @@ class LiveStage:
         self.feed = Feed(None, History(self.pool), self.hub)  # type: ignore[arg-type]  # no bus
         self.feed.start()
         self.live = LiveQueries(self.app, self.store, self.feed, self.hub, self.clock)
-        self.hub.on_gone(self.live.gone)
+        self.hub.on_gone(self.live.drop_connection)
 
     def close(self) -> None:
         for connection in self.hub.connections:
@@ -179,9 +179,9 @@ class LiveClient:
     def say(self, **message: Any) -> None:
         """As `Conversation` has it, but at once."""
         try:
-            self._world.live.take(self.connection, message)
+            self._world.live.handle_message(self.connection, message)
         except PylonError as ex:
-            say(self.connection, error_message(ex, message))
+            send_json(self.connection, error_message(ex, message))
         self.listen()
 
     def subscribe(self, sub_id: str, entity: str, body: Any) -> None:

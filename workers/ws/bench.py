@@ -1,7 +1,9 @@
-"""One line of `pylonctl bench`: what it costs the hub to hand one change to its sockets.
+"""Benchmark of the hub: the rate at which it sends changes to 100 WebSockets.
 
-Run as ``python -m workers.ws.bench SECONDS`` by `pylon.bench.run`, in a process of its own.
-Prints one JSON object. The sockets are real; reading the other ends is not timed.
+It prints one JSON object, which becomes one line of `pylonctl bench`. The sockets are real; the
+time to read their other ends does not count.
+
+`pylon.bench.run` runs it in a process of its own: ``python -m workers.ws.bench SECONDS``.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from workers.hub.hub import Hub
 from workers.ws.transport import WebSocketTransport
 
 SOCKETS: Final = 100
-_ROUND: Final = 20  # publishes between two times of reading
+_ROUND: Final = 20  # publishes between two reads of the other ends
 _READ_BYTES: Final = 1024 * 1024
 _MESSAGE_BYTES: Final = 1024
 

@@ -1,13 +1,13 @@
-"""Budgets: how many bytes one WebSocket, and all of one network address, may send in a time.
+"""Budgets: limit the bytes that one WebSocket, and all of one network address, send over time.
 
 A budget counts bytes: the payload as unpacked, `limits.SOCKET_FRAME_COST_BYTES` for each frame,
 and `limits.SOCKET_VALUE_COST_BYTES` for each JSON value of a large text. The sum is about in
 proportion to the CPU time of a message. A budget is a token bucket that may go into debt:
 the worker handles what has arrived, and then does not read the socket until the debt is paid. So a
 message of any size passes, and TCP holds up a client that is too quick. A socket that stays in debt
-for `limits.SOCKET_DEBT_S` is closed; one that waits for its address is not.
+for `limits.SOCKET_DEBT_S` is closed; a socket that waits for its address is not.
 
-Invariants: a budget is one number, whatever is spent. Sockets of administrators have no budget. No
+Invariants: a budget is one number. Sockets of administrators have no budget. No
 budget counts by address if `PYLON_SOCKETS_PER_IP` is 0, since addresses then do not stand for
 clients. Bounds: `limits.SOCKET_ADDRESSES` addresses whose budget is not full. Each worker process
 counts for itself, since a budget protects the CPU of one process.
@@ -28,7 +28,7 @@ _SMALL_CHARS: Final = 4_096  # the values of a text up to this are not counted
 
 
 class Budget:
-    """A token bucket, as the time when all that was spent has come back."""
+    """A token bucket, stored as the time at which it is full again."""
 
     __slots__ = ("_full_s", "_interval_s", "_tolerance_s")
 
@@ -38,12 +38,16 @@ class Budget:
         self._full_s = 0.0
 
     def spend(self, cost_bytes: int, now_s: float) -> float:
-        """Spend the cost of finished work; seconds until the debt is paid, or 0.0 or less."""
+        """Spend the cost of finished work.
+
+        Returns:
+            Seconds until the debt is paid; 0.0 or less without one.
+        """
         self._full_s = max(self._full_s, now_s) + cost_bytes * self._interval_s
         return self._full_s - now_s - self._tolerance_s
 
     def wait_s(self, now_s: float) -> float:
-        """Seconds until the debt is paid; 0.0 or less without one."""
+        """Return the seconds until the debt is paid; 0.0 or less without one."""
         return self._full_s - now_s - self._tolerance_s
 
     def is_full(self, now_s: float) -> bool:
@@ -52,52 +56,56 @@ class Budget:
 
 
 class Inbox:
-    """The parser of one socket, its budget and that of its address."""
+    """The parser of one socket, its budget, and the budget of its address."""
 
-    __slots__ = ("_address", "_own", "debt_since_s", "is_waiting", "parser")
+    __slots__ = ("_address", "_socket", "debt_since_s", "is_waiting", "parser")
 
     def __init__(self, parser: Parser, address: Budget | None) -> None:
         self.parser = parser
         self.is_waiting = False  # for its next step
         self.debt_since_s: float | None = None  # of its own budget
-        self._own = Budget(limits.SOCKET_BYTES_PER_S, limits.SOCKET_BURST_BYTES)
+        self._socket = Budget(limits.SOCKET_BYTES_PER_S, limits.SOCKET_BURST_BYTES)
         self._address = address
 
     def spend(self, cost_bytes: int, now_s: float) -> float:
-        """Spend the cost of a step; seconds until both budgets have no debt."""
-        own_s = self._own.spend(cost_bytes, now_s)
-        if own_s <= 0.0:
+        """Spend the cost of a step, and return the seconds until both budgets have no debt."""
+        socket_s = self._socket.spend(cost_bytes, now_s)
+        if socket_s <= 0.0:
             self.debt_since_s = None
         elif self.debt_since_s is None:
             self.debt_since_s = now_s
         if self._address is None:
-            return own_s
-        return max(own_s, self._address.spend(cost_bytes, now_s))
+            return socket_s
+        return max(socket_s, self._address.spend(cost_bytes, now_s))
 
     def wait_s(self, now_s: float) -> float:
-        """Seconds until both budgets have no debt; 0.0 or less without one."""
-        own_s = self._own.wait_s(now_s)
-        return own_s if self._address is None else max(own_s, self._address.wait_s(now_s))
+        """Return the seconds until both budgets have no debt; 0.0 or less without one."""
+        socket_s = self._socket.wait_s(now_s)
+        return socket_s if self._address is None else max(socket_s, self._address.wait_s(now_s))
 
-    def is_hopeless(self, now_s: float) -> bool:
-        """Whether its own budget has been in debt for too long."""
+    def is_overdrawn(self, now_s: float) -> bool:
+        """Whether the socket's own budget has been in debt for `limits.SOCKET_DEBT_S`."""
         since_s = self.debt_since_s
         return since_s is not None and now_s - since_s >= limits.SOCKET_DEBT_S
 
 
 class AddressBudgets:
-    """The budgets of the addresses that have spent something. One for each transport."""
+    """The budgets of the addresses that have sent something. One for each transport."""
 
     __slots__ = ("_by_network", "_clock", "_is_counting")
 
     def __init__(self, clock: Clock, *, is_counting: bool) -> None:
-        """`is_counting`: addresses stand for clients; without it no address has a budget."""
+        """Make an empty table.
+
+        Args:
+            is_counting: whether addresses have a budget.
+        """
         self._clock = clock
         self._is_counting = is_counting
         self._by_network: dict[str, Budget] = {}
 
-    def of(self, address: str) -> Budget | None:
-        """The budget that the sockets of an address share."""
+    def budget_of(self, address: str) -> Budget | None:
+        """Return the budget that the sockets of an address share, or None."""
         if not self._is_counting or not address:
             return None
         network = network_of(address)
@@ -111,7 +119,7 @@ class AddressBudgets:
         return budget
 
     def _drop_full(self) -> None:
-        """Forget the budgets that are full again, or else the oldest."""
+        """Remove the budgets that are full again, or the oldest one if none is."""
         now_s = self._clock.monotonic_s()
         for network in [n for n, budget in self._by_network.items() if budget.is_full(now_s)]:
             del self._by_network[network]
@@ -120,12 +128,12 @@ class AddressBudgets:
 
 
 def value_cost_bytes(text: str) -> int:
-    """The cost of the values of a JSON text, besides its bytes.
+    """Return the cost of the values of a JSON text, which is added to its size in bytes.
 
-    PERF: 0.3 ms for 1 MiB; to decode as many empty lists takes 36 ms.
+    PERF: 0.3 ms for 1 MiB. Decoding as many empty lists takes 36 ms.
     """
     if len(text) <= _SMALL_CHARS:
         return 0
-    # Each value begins the text, or stands behind one of three signs.
+    # Each value is at the start of the text or after one of three characters.
     values = 1 + text.count("[") + text.count("{") + text.count(",")
     return values * limits.SOCKET_VALUE_COST_BYTES

@@ -1,17 +1,17 @@
-"""The conversation: what clients of a WebSocket say, and which part of the server answers.
+"""Conversation: decodes the text messages of WebSocket clients, and calls the feature of each type.
 
-A `Feature` (rooms, live queries, documents, identity) names the message types that it takes.
-Messages of one connection are taken one after the other, in the order sent, by a greenlet that
-exists only while there are some, so a feature may block on the store or on the bus and keeps
-nobody but its own client waiting. A text that is no JSON object with a known `type` is counted and
-ignored (spec/realtime.md §2.3). A message of a known type that cannot be decoded, or is beyond
-`limits.JSON_DEPTH` or `limits.MESSAGE_NODES`, is answered with an error that names it.
+A `Feature` (rooms, live queries, documents, matches, identity) names its message types. One
+greenlet for each connection handles its messages in the order sent, and ends when none wait. So a
+feature that blocks on the store or the bus delays only its own client. The module counts and
+ignores a text that is no JSON object with a known `type` (spec/realtime.md §2.3). A malformed
+message of a known type gets an error that names it; so does one beyond `limits.JSON_DEPTH` or
+`limits.MESSAGE_NODES`.
 
-Invariants: at most the messages of two steps of its transport (`limits.SOCKET_STEP_FRAMES`) wait
-for one connection: the transport does not read the socket again before all of them are answered.
-TCP holds up a client that sends faster than the server answers, and no other client: others have
-their turn after `_TURN_MESSAGES` messages of one. A feature hears of the end of every connection.
-Called by `workers.ws.transport`; `workers.ws.server` gives the features.
+Invariants: every feature receives the end of every connection. The transport reads a socket again
+only after all its messages are handled. TCP slows a client that sends faster than that. Bounds:
+messages of two steps of the transport (`limits.SOCKET_STEP_FRAMES`) wait for one connection. Other
+connections continue after `_TURN_MESSAGES` messages of one. Metric:
+pylon_messages_received_total. Called by `workers.ws.transport`; `workers.ws.server` makes it.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from workers.hub.close_codes import INTERNAL
 from workers.hub.connection import ANSWERING, Connection
 from workers.hub.hub import Hub
 from workers.ws import frames
-from workers.ws.transport import packed
+from workers.ws.transport import compress_frame
 
 _TURN_MESSAGES: Final = 32
-# Not 0: gevent's loop looks at sockets only after 50 turns of those who sleep for no time.
+# Not 0: gevent's loop checks sockets only after 50 turns of greenlets that sleep for 0 s.
 _PAUSE_S: Final = 0.000_1
-_ECHOED: Final = ("sub_id", "room", "entity", "rowId", "row_id")  # names what an error is about
+_ECHOED: Final = ("sub_id", "room", "entity", "rowId", "row_id")  # an error repeats these members
 
-# These have the store or another process asked.
-_QUESTIONS: Final = frozenset(
+# Messages of these types read the store or call another process.
+_COSTLY_TYPES: Final = frozenset(
     ("auth", "crdt-subscribe", "match-dequeue", "match-enqueue", "room-subscribe", "subscribe")
 )
 
@@ -48,24 +48,26 @@ _log = log.get_logger("conversation")
 
 
 class Feature(Protocol):
-    """A part of the server that clients talk to."""
+    """A part of the server that handles some message types."""
 
     message_types: tuple[str, ...]
 
-    def take(self, connection: Connection, message: dict[str, Any]) -> None:
-        """Answer one message. May block; look at `connection.is_open` after that, before
-        keeping anything for the connection: its `gone` may be over already.
+    def handle_message(self, connection: Connection, message: dict[str, Any]) -> None:
+        """Answer one message.
+
+        The method may block. After that it must check `connection.is_open` before it stores
+        anything for the connection: `drop_connection` may have been called already.
 
         Raises:
-            PylonError: the client is told, as a message of the type `error`.
+            PylonError: the client receives it as a message of the type `error`.
         """
 
-    def gone(self, connection: Connection) -> None:
-        """The connection has closed. Must not block."""
+    def drop_connection(self, connection: Connection) -> None:
+        """Remove all state of a connection that has closed or changes identity. Must not block."""
 
 
 class Conversation:
-    """All conversations of one worker."""
+    """The message queues of all connections of one worker."""
 
     def __init__(self, hub: Hub, features: Iterable[Feature]) -> None:
         features = tuple(features)
@@ -73,11 +75,11 @@ class Conversation:
         self._by_type = {kind: feature for feature in features for kind in feature.message_types}
         self._waiting: dict[Connection, deque[tuple[Feature, dict[str, Any]]]] = {}
         for feature in features:
-            hub.on_gone(feature.gone)
+            hub.on_gone(feature.drop_connection)
 
-    def hear(self, connection: Connection, text: str) -> None:
-        """A text message has arrived. Never blocks."""
-        message, problem = _message_of(text)
+    def on_text(self, connection: Connection, text: str) -> None:
+        """Queue a text message for its feature. Never blocks."""
+        message, problem = _parse_message(text)
         kind = None if message is None else message.get("type")
         feature = self._by_type.get(kind) if isinstance(kind, str) else None
         if message is None or feature is None:
@@ -85,54 +87,57 @@ class Conversation:
             return
         metrics.MESSAGES_RECEIVED.labels(str(kind)).inc()
         if problem is not None:
-            say(connection, error_message(problem, message))
+            send_json(connection, error_message(problem, message))
             return
         waiting = self._waiting.get(connection)
         if waiting is not None:
             waiting.append((feature, message))
             connection.pause(ANSWERING)
             return
-        # Most clients wait for the answer before they go on: no need to pause them.
+        # No pause: most clients wait for the answer before they send again.
         self._waiting[connection] = deque([(feature, message)])
-        gevent.spawn(self._answer, connection)
+        gevent.spawn(self._handle_waiting, connection)
 
-    def _answer(self, connection: Connection) -> None:
+    def _handle_waiting(self, connection: Connection) -> None:
         waiting = self._waiting[connection]
         try:
-            taken = 0
+            handled = 0
             while waiting and connection.is_open:
                 feature, message = waiting.popleft()
-                self._take(feature, connection, message)
-                taken += 1
-                if taken % _TURN_MESSAGES == 0:
+                self._handle(feature, connection, message)
+                handled += 1
+                if handled % _TURN_MESSAGES == 0:
                     gevent.sleep(_PAUSE_S)
         finally:
             del self._waiting[connection]
             connection.resume(ANSWERING)
 
-    def _take(self, feature: Feature, connection: Connection, message: dict[str, Any]) -> None:
-        if message["type"] in _QUESTIONS:
+    def _handle(self, feature: Feature, connection: Connection, message: dict[str, Any]) -> None:
+        if message["type"] in _COSTLY_TYPES:
             self._hub.transport.charge(connection, work_bytes=limits.SOCKET_READ_COST_BYTES)
         try:
-            feature.take(connection, message)
+            feature.handle_message(connection, message)
         except PylonError as ex:
-            say(connection, error_message(ex, message))
+            send_json(connection, error_message(ex, message))
         except Exception as ex:  # noqa: BLE001  one client's message must not end the worker
             _log.exception("message.failed", error=ex, type=message["type"])
             error = InternalError("The message failed; the server's log says why")
-            say(connection, error_message(error, message))
+            send_json(connection, error_message(error, message))
             connection.close(INTERNAL, error.code)
 
 
-def say(connection: Connection, message: Any) -> bool:
-    """Send `message` as JSON in a text frame, packed for a client that agreed to that; False when
-    the connection does not take it."""
+def send_json(connection: Connection, message: Any) -> bool:
+    """Send `message` as JSON in a text frame, compressed if the client agreed to it.
+
+    Returns:
+        Whether the connection accepted the frame.
+    """
     frame = frames.encode(frames.TEXT, msgspec.json.encode(message))
-    return connection.send(packed(frame, connection.deflate_window))
+    return connection.send(compress_frame(frame, connection.deflate_window))
 
 
 def error_message(error: PylonError, message: dict[str, Any]) -> dict[str, Any]:
-    """``{"type":"error","code","message", ...}`` with what names the refused message."""
+    """Return ``{"type":"error","code","message", ...}`` with the names in the refused message."""
     about = {name: message[name] for name in _ECHOED if isinstance(message.get(name), str)}
     hint = {} if error.hint is None else {"hint": error.hint}
     return {
@@ -141,17 +146,19 @@ def error_message(error: PylonError, message: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _message_of(text: str) -> tuple[dict[str, Any] | None, PylonError | None]:
-    """The message, and why it cannot be taken. Of such a message only its `type` counts, and what
-    names it. None: it is no message."""
+def _parse_message(text: str) -> tuple[dict[str, Any] | None, PylonError | None]:
+    """Return the message, and the error if it is malformed.
+
+    Only `type` and the names of a malformed message are valid. None: the text is no message.
+    """
     try:
         _check_bounds(text)
         value = msgspec.json.decode(text)
         problem = None
     except PylonError as ex:
-        value, problem = _names_of(text), ex
+        value, problem = _decode_names(text), ex
     except (msgspec.DecodeError, RecursionError):
-        value, problem = _doubtful(text)
+        value, problem = _repair_message(text)
     return (value if isinstance(value, dict) else None), problem
 
 
@@ -173,17 +180,19 @@ class _Names(msgspec.Struct, omit_defaults=True):
     row_id: str | None = None
 
 
-def _names_of(text: str) -> Any:
-    """The members that name a message, of which nothing else is decoded."""
+def _decode_names(text: str) -> Any:
+    """Return the members that name a message, without decoding the others."""
     try:
         return msgspec.to_builtins(msgspec.json.decode(text, type=_Names))
     except (msgspec.DecodeError, RecursionError):
         return None
 
 
-def _doubtful(text: str) -> tuple[Any, PylonError | None]:
-    """A message that is JSON, but of which a part is no value here: half of a surrogate pair, or
-    a number beyond all bounds."""
+def _repair_message(text: str) -> tuple[Any, PylonError | None]:
+    """Return a message with a value that msgspec rejects, and the error about that value.
+
+    Such a value is half of a surrogate pair, or a number that is too large for a float.
+    """
     if len(text) > limits.JSON_REPAIR_BYTES:
         return None, None
     try:

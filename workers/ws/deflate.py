@@ -1,12 +1,13 @@
-"""permessage-deflate (RFC 7692): what is agreed with a client, and payloads packed and unpacked.
+"""permessage-deflate (RFC 7692): negotiates it with a client, and compresses and inflates payloads.
 
-Neither side takes its context over to the next message, and the server compresses with a window
-of 4 KiB. So an idle connection holds no zlib state at all (with contexts it would be 40 KiB and
-more for each), and a packed frame means the same to every client: the hub packs a change at most
-once, for all who agreed to the same window. For JSON of up to 4 KiB the small window costs
-nothing in size, and it makes a compressor cheap enough to be made anew for each frame.
+Neither side keeps its context for the next message, and the server compresses with a window of
+4 KiB. So an idle connection holds no zlib state; with contexts each would hold 40 KiB or more. A
+compressed frame is valid for every client with the same window, so the hub compresses a change once
+for all of them. For JSON of up to 4 KiB the small window costs nothing in size, and a new
+compressor for each frame is cheap.
 
-Pure functions of bytes. Called by `workers.ws.protocol` (`negotiate`), `workers.ws.frames`
+Bounds: `limits.DEFLATE_STEP_BYTES` for each step of inflating, `limits.DEFLATE_RATIO`. The module
+has no sockets. Called by `workers.ws.protocol` (`negotiate`), `workers.ws.frames`
 (`Inflater`) and `workers.ws.transport` (`pack`).
 """
 
@@ -24,11 +25,11 @@ EXTENSION: Final = "permessage-deflate"
 WINDOW_BITS: Final = 12
 
 _WINDOWS: Final = {str(bits): bits for bits in range(8, 16)}  # no leading zeros (section 7.1.2)
-_LEAST_BITS: Final = 9  # zlib makes no raw stream with a window of 256 bytes
+_MIN_WINDOW_BITS: Final = 9  # zlib makes no raw stream with a window of 256 bytes
 _LEVEL: Final = 1  # 4 KiB of JSON: half the time of level 6 for 2 % more bytes
-_MEMORY: Final = 5  # zlib's memLevel: 16 KiB, as much as the window takes
+_MEMORY: Final = 5  # zlib's memLevel: 16 KiB, the same as the window
 _INFLATE_BITS: Final = -15  # raw, and any window that a client may use
-_TAIL: Final = b"\x00\x00\xff\xff"  # ends every flush, and is not sent (section 7.2.1)
+_TAIL: Final = b"\x00\x00\xff\xff"  # end of every flush; the sender removes it (section 7.2.1)
 
 _TOKEN: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _PARAMETER: Final = rf'[ \t]*;[ \t]*({_TOKEN})(?:[ \t]*=[ \t]*(?:({_TOKEN})|"({_TOKEN})"))?'
@@ -38,10 +39,10 @@ _PARAMETERS: Final = re.compile(_PARAMETER)
 
 @dataclass(frozen=True, slots=True)
 class Deflate:
-    """What was agreed with a client."""
+    """The parameters agreed with a client."""
 
-    window_bits: int  # of what the server sends: 9 to `WINDOW_BITS`
-    answer: str  # the handshake's Sec-WebSocket-Extensions
+    window_bits: int  # of the server's frames: 9 to `WINDOW_BITS`
+    answer: str  # Sec-WebSocket-Extensions of the handshake's response
 
 
 class CorruptError(Exception):
@@ -49,21 +50,21 @@ class CorruptError(Exception):
 
 
 class TooLargeError(Exception):
-    """A payload is larger unpacked than the message may be."""
+    """An inflated payload is larger than a message may be."""
 
 
 class RatioError(Exception):
-    """A payload unpacks to more than `limits.DEFLATE_RATIO` times its size."""
+    """A payload inflates to more than `limits.DEFLATE_RATIO` times its size."""
 
 
 def negotiate(header: str | None) -> Deflate | None:
-    """The first offer of permessage-deflate that can be served; None if there is none.
+    """Return the parameters for the first acceptable offer, or None.
 
     Args:
         header: the request's Sec-WebSocket-Extensions; several are joined by commas.
 
     Raises:
-        BadUpgrade: it breaks the grammar of RFC 6455 §9.1.
+        BadUpgrade: the header breaks the grammar of RFC 6455 §9.1.
     """
     if header is None or not header.strip():
         return None
@@ -71,9 +72,9 @@ def negotiate(header: str | None) -> Deflate | None:
     chosen: Deflate | None = None
     while True:
         offer = _OFFER.match(header, at)
-        if offer is not None:  # it always matches, if only an empty element of the list
+        if offer is not None:  # the pattern always matches: it accepts an empty element
             if chosen is None and offer[1] == EXTENSION:
-                chosen = _agreed(offer[2])
+                chosen = _accept_offer(offer[2])
             at = offer.end()
         if at == len(header):
             return chosen
@@ -82,15 +83,15 @@ def negotiate(header: str | None) -> Deflate | None:
         at += 1
 
 
-def _agreed(parameters: str) -> Deflate | None:
-    """The answer to one offer, or None where a parameter must or can only be declined."""
-    seen: set[str] = set()
+def _accept_offer(parameters: str) -> Deflate | None:
+    """Return the parameters for one offer; None if a parameter is invalid or not acceptable."""
+    names: set[str] = set()
     asked_bits: int | None = None
     for name, bare, quoted in _PARAMETERS.findall(parameters):
         value = bare or quoted
-        if name in seen:
+        if name in names:
             return None
-        seen.add(name)
+        names.add(name)
         if name in ("server_no_context_takeover", "client_no_context_takeover"):
             if value:
                 return None
@@ -99,47 +100,55 @@ def _agreed(parameters: str) -> Deflate | None:
                 return None
         elif name == "server_max_window_bits":
             asked_bits = _WINDOWS.get(value)
-            if asked_bits is None or asked_bits < _LEAST_BITS:
+            if asked_bits is None or asked_bits < _MIN_WINDOW_BITS:
                 return None
         else:
             return None
     answer = f"{EXTENSION}; server_no_context_takeover; client_no_context_takeover"
-    if asked_bits is None:  # a client that did not name it may not know it
+    if asked_bits is None:  # a client that did not send the parameter may not know it
         return Deflate(WINDOW_BITS, answer)
     bits = min(asked_bits, WINDOW_BITS)
     return Deflate(bits, f"{answer}; server_max_window_bits={bits}")
 
 
 def pack(payload: bytes, window_bits: int) -> bytes:
-    """A whole message's payload as it goes into frames with RSV1 set."""
-    packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, -window_bits, _MEMORY)
-    return (packer.compress(payload) + packer.flush(zlib.Z_SYNC_FLUSH))[: -len(_TAIL)]
+    """Return a whole message's payload, compressed for a frame with RSV1 set."""
+    compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, -window_bits, _MEMORY)
+    return (compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH))[: -len(_TAIL)]
 
 
 class Inflater:
-    """Unpacks one message, given in any pieces, in steps of about `limits.DEFLATE_STEP_BYTES`.
+    """Inflates one message from pieces of any size, in steps of about `limits.DEFLATE_STEP_BYTES`.
 
-    While `has_more` is true the last piece is not unpacked wholly: `feed` with nothing goes on.
+    While `has_more` is true, a part of the last piece is left: `feed(b"")` inflates more of it.
     """
 
     __slots__ = (
-        "_has_tail", "_left_bytes", "_packed_bytes", "_stream", "_unpacked_bytes", "has_more",
+        "_has_tail",
+        "_packed_bytes",
+        "_remaining_bytes",
+        "_stream",
+        "_unpacked_bytes",
+        "has_more",
     )
 
     def __init__(self, max_bytes: int) -> None:
-        """`max_bytes`: how much the message may be, unpacked."""
+        """Make the state for one message of at most `max_bytes`, inflated."""
         self._stream = zlib.decompressobj(_INFLATE_BITS)
-        self._left_bytes = max_bytes
+        self._remaining_bytes = max_bytes
         self._packed_bytes = 0
         self._unpacked_bytes = 0
         self._has_tail = False
         self.has_more = False
 
     def feed(self, piece: bytes, *, final: bool) -> bytes:
-        """The unpacked bytes of the next step; `final` with the last piece.
+        """Return the inflated bytes of the next step.
+
+        Args:
+            final: `piece` is the last piece, or empty after it.
 
         Raises:
-            CorruptError, TooLargeError, RatioError: at once, before more than a limit is unpacked.
+            CorruptError, TooLargeError, RatioError: as soon as the step passes a limit.
         """
         self._packed_bytes += len(piece)
         if self.has_more:
@@ -153,20 +162,20 @@ class Inflater:
     def _inflate(self, piece: bytes) -> bytes:
         stream = self._stream
         if stream.eof:
-            # After a block that says it is the last, only the start of an empty one makes
-            # sense (section 7.2.3.4); a stream anew for each would be work without bound.
+            # After a block marked as the last, only the start of an empty block may follow
+            # (section 7.2.3.4). A new stream for each block would be work without bound.
             if not _is_empty_block(piece):
                 raise CorruptError
             self.has_more = False
             return b""
-        step_bytes = min(self._left_bytes + 1, limits.DEFLATE_STEP_BYTES)
+        step_bytes = min(self._remaining_bytes + 1, limits.DEFLATE_STEP_BYTES)
         try:
             data = stream.decompress(piece, step_bytes)
         except zlib.error:
             raise CorruptError from None
-        if len(data) > self._left_bytes:
+        if len(data) > self._remaining_bytes:
             raise TooLargeError
-        self._left_bytes -= len(data)
+        self._remaining_bytes -= len(data)
         self._unpacked_bytes += len(data)
         if self._unpacked_bytes > max(
             limits.DEFLATE_FREE_BYTES, limits.DEFLATE_RATIO * self._packed_bytes
@@ -174,7 +183,7 @@ class Inflater:
             raise RatioError
         if not _is_empty_block(stream.unused_data):
             raise CorruptError
-        # zlib may hold more even where it has consumed the whole piece.
+        # zlib may hold more output even if it has consumed the whole piece.
         self.has_more = len(data) == step_bytes and not stream.eof
         return data
 

@@ -1,19 +1,21 @@
-"""Documents: sockets that follow rows' CRDT documents (spec/realtime.md §6.2, §6.3).
+"""Documents: sends the CRDT documents of rows, and their updates, to subscribed sockets.
 
-The first subscription to a row has the writer make the document; then it is read from the store
-and sent whole, in one frame. What comes later is read from the store too, as updates in the order
-of their numbers: the bus only says that there is something to read, so nothing depends on what
-it loses, nor on which worker was told first. An update is sent when its row's event has been.
+The first subscription to a row makes the writer create its document. The module then reads the
+document from the store and sends it whole, in one frame. It also reads later updates from the
+store, in the order of their numbers. The bus only signals that updates exist, so a lost signal
+loses no update. The module sends an update after its row's event (spec/realtime.md §6.2, §6.3).
 
-A part of a document may have been made while the row was hidden from a reader. Then the reader
-gets the document without content that this part wrote and removed again (`pylon.crdt.redaction`).
-The merge sandbox prepares it; while followers wait for it, they get no update.
+A part of a document may date from a time when the row was hidden from a reader. That reader then
+receives the document without content that the part wrote and removed again
+(`pylon.crdt.redaction`). The merge sandbox prepares it. Followers that wait for it receive no
+update meanwhile.
 
-Invariants: a subscriber's frames, merged, are the document as it was stored, at each moment up to
-some update without a hole; a subscriber who may no longer read the row, and every subscriber
-of a row that is gone, gets no further frame. Reading, judging and sending of one update happen
-without a switch of greenlets. A feature of `workers.ws.conversation`; made by
-`workers.ws.server`.
+Invariants: the merged frames of a subscriber are at each moment the stored document up to some
+update, without a gap. A subscriber who may no longer read the row receives no further frame; nor
+does any subscriber of a deleted row. The module reads, judges and sends one update without a switch
+of greenlets. Bounds: `limits.DOCUMENT_SUBSCRIPTIONS`, `DOCUMENTS_OPENING`, `SHOWN_DOCUMENTS_BYTES`.
+Metric: pylon_document_subscriptions. A feature of `workers.ws.conversation`; `workers.ws.server`
+makes it.
 """
 
 from __future__ import annotations
@@ -51,10 +53,10 @@ from workers.merge_sandbox import MergeSandbox
 from workers.ws import frames
 
 Key = tuple[str, str]  # entity, row id
-_Version = tuple[Key, int]  # and a hash of what is stored
+_Version = tuple[Key, int]  # with a hash of the stored parts and the hidden runs
 
 _RETRY_S: Final = 0.5
-_WAITING: Final = 1 << 62  # the number of a follower whose document is being prepared
+_WAITING: Final = 1 << 62  # number of a follower that waits for the merge sandbox
 
 _log = log.get_logger("documents")
 
@@ -70,34 +72,34 @@ class Documents:
     ) -> None:
         self._app = app
         self._limiter = limiter
-        self._shown = _Shown(MergeSandbox())
+        self._redacted = _RedactedDocuments(MergeSandbox())
         self._store = store
         self._writer = writer
         self._hub = hub
         self._signals = SignalReceiver(runtime, DocumentsChanged)
-        # Of each subscriber, the number of the update up to which it has the document.
+        # By subscriber: the number of the last update that it has.
         self._watches: dict[Key, dict[Connection, int]] = {}
-        self._of: dict[Connection, set[Key]] = {}
-        self._number = 0  # updates up to here were sent, or nobody wanted them
-        self._held = False  # an update waits for its row's event
-        self._news = Event()
+        self._keys_by_connection: dict[Connection, set[Key]] = {}
+        self._sent_number = 0  # number of the last update that needs no more sending
+        self._waits_for_event = False  # an update waits for its row's event
+        self._wake_up = Event()
         self._opening = BoundedSemaphore(limits.DOCUMENTS_OPENING)
-        hub.on_published(self._published)
+        hub.on_published(self._on_published)
 
     def start(self, spawn: Callable[[Callable[[], NoReturn]], None]) -> None:
-        """Begin to send. `spawn` runs a loop whose failure ends the process."""
-        spawn(self._run)
-        spawn(self._hear)
+        """Start sending. `spawn` runs a loop whose failure ends the process."""
+        spawn(self._send_updates)
+        spawn(self._receive_signals)
 
     # --- Subscriptions ---------------------------------------------------------------------
 
-    def take(self, connection: Connection, message: dict[str, Any]) -> None:
-        """Subscribe or unsubscribe. What cannot be subscribed to is passed over in silence.
+    def handle_message(self, connection: Connection, message: dict[str, Any]) -> None:
+        """Subscribe or unsubscribe. Ignore a row that does not exist or is hidden.
 
         Raises:
-            LimitExceeded: the socket has as many as it may, or the row is too large.
+            LimitExceeded: the socket has `limits.DOCUMENT_SUBSCRIPTIONS`, or the row is too large.
             RateLimited: its user or address has subscribed too often.
-            WriterUnavailable, WriteQueueFull, StoreUnavailable: not now.
+            WriterUnavailable, WriteQueueFull, StoreUnavailable: the client may try again.
         """
         row_id = message.get("rowId", message.get("row_id"))
         entity = self._app.manifest.by_name.get(str(message.get("entity")))
@@ -105,10 +107,10 @@ class Documents:
             return
         key = (entity.name, row_id)
         if message["type"] == "crdt-unsubscribe":
-            self._drop(connection, key)
+            self._unsubscribe(connection, key)
             return
-        own = self._of.get(connection, ())
-        if key not in own and len(own) >= limits.DOCUMENT_SUBSCRIPTIONS:
+        own_keys = self._keys_by_connection.get(connection, ())
+        if key not in own_keys and len(own_keys) >= limits.DOCUMENT_SUBSCRIPTIONS:
             raise LimitExceeded(
                 f"A socket may follow {limits.DOCUMENT_SUBSCRIPTIONS} documents",
                 hint="Unsubscribe from some, or open another socket",
@@ -123,176 +125,181 @@ class Documents:
                 with self._opening:
                     self._writer.submit(OpenDocument(*key))
             except NotFound:
-                return  # it was deleted just now
+                return  # another client has just deleted the row
         self._subscribe(connection, key)
 
-    def gone(self, connection: Connection) -> None:
-        """The connection has closed, or speaks for somebody else now."""
-        for key in list(self._of.get(connection, ())):
-            self._drop(connection, key)
+    def drop_connection(self, connection: Connection) -> None:
+        """End all subscriptions of a connection that has closed or changes identity."""
+        for key in list(self._keys_by_connection.get(connection, ())):
+            self._unsubscribe(connection, key)
 
     def _subscribe(self, connection: Connection, key: Key) -> None:
-        """Send the whole document, and what comes after it."""
-        stored = self._readable(key, connection)
+        """Send the whole document, and the updates after it from now on."""
+        stored = self._read_document(key, connection)
         if stored is None:
             return
-        if not self._watches:  # nobody read along until now
-            self._number = self._store.point_inline(lambda reader: reader.document_number())
+        if not self._watches:  # the number is stale: nobody was subscribed until now
+            self._sent_number = self._store.point_inline(lambda reader: reader.document_number())
         payload = self._payload(key, stored, connection)
-        # The payload is of a commit at which the row was the caller's to read; it still is.
+        # The payload is of a commit at which the caller could read the row. Check it again.
         if not connection.is_open or not self._may_read(key, connection.caller.auth):
             return
         self._watches.setdefault(key, {})[connection] = stored.number
-        own = self._of.setdefault(connection, set())
-        if key not in own:
-            own.add(key)
+        own_keys = self._keys_by_connection.setdefault(connection, set())
+        if key not in own_keys:
+            own_keys.add(key)
             metrics.DOCUMENT_SUBSCRIPTIONS.inc()
         _send((connection,), key, payload)
-        self._reread(stored.number)
+        self._rewind(stored.number)
 
-    def _reread(self, number: int) -> None:
-        """Look again at the updates after `number`: a follower has none of them."""
-        if number < self._number:
-            self._number = number
-            self._news.set()
+    def _rewind(self, number: int) -> None:
+        """Read the updates after `number` again, because a follower lacks them."""
+        if number < self._sent_number:
+            self._sent_number = number
+            self._wake_up.set()
 
     def _payload(self, key: Key, stored: StoredDocument, connection: Connection) -> bytes:
-        """The document in one piece, as it may be handed out. Switches greenlets where a part
-        of it was hidden."""
+        """Return the document in one piece, without content that was hidden from the caller.
+
+        Switches greenlets if a part of it was hidden.
+        """
         runs = self._hidden_runs(key, stored, connection)
         if not runs:
-            return _whole(stored)
+            return _join_parts(stored)
         caller = subject_of(connection.caller.auth, connection.address)
-        return self._shown.find(key, stored, runs, caller)
+        return self._redacted.find(key, stored, runs, caller)
 
     def _hidden_runs(
         self, key: Key, stored: StoredDocument, connection: Connection
     ) -> tuple[Run, ...]:
         return hidden_runs(stored, self._app.rules.of(key[0]), connection.caller.auth)
 
-    def _drop(self, connection: Connection, key: Key) -> None:
+    def _unsubscribe(self, connection: Connection, key: Key) -> None:
         watch = self._watches.get(key)
         if watch is None or watch.pop(connection, None) is None:
             return
         if not watch:
             del self._watches[key]
-        own = self._of[connection]
-        own.discard(key)
-        if not own:
-            del self._of[connection]
+        own_keys = self._keys_by_connection[connection]
+        own_keys.discard(key)
+        if not own_keys:
+            del self._keys_by_connection[connection]
         metrics.DOCUMENT_SUBSCRIPTIONS.dec()
 
-    def _end(self, key: Key) -> None:
-        """The row is gone, and so are all its subscriptions."""
+    def _end_subscriptions(self, key: Key) -> None:
+        """End all subscriptions to a row."""
         for connection in list(self._watches.get(key, ())):
-            self._drop(connection, key)
+            self._unsubscribe(connection, key)
 
     # --- Changes ---------------------------------------------------------------------------
 
-    def _published(self, changes: Sequence[Change]) -> None:
-        """The events of a batch have been delivered. Does not block."""
+    def _on_published(self, changes: Sequence[Change]) -> None:
+        """Handle a batch whose events the hub has sent. Must not block."""
         if not self._watches:
             return
-        wanted = self._held
+        wanted = self._waits_for_event
         for change in changes:
             key = (change.event.entity, change.event.row_id)
             if key in self._watches:
                 if change.event.kind == "delete":
-                    self._end(key)
+                    self._end_subscriptions(key)
                 wanted = True
         if wanted:
-            self._news.set()
+            self._wake_up.set()
 
-    def _hear(self) -> NoReturn:
+    def _receive_signals(self) -> NoReturn:
         while True:
             self._signals.receive()
-            self._news.set()
+            self._wake_up.set()
 
-    def _run(self) -> NoReturn:
+    def _send_updates(self) -> NoReturn:
         while True:
-            self._news.wait(limits.HEAD_CHECK_S)  # a signal may have been lost
-            self._news.clear()
+            self._wake_up.wait(limits.HEAD_CHECK_S)  # the timeout covers a lost signal
+            self._wake_up.clear()
             try:
                 while self._watches and self._advance():
                     gevent.sleep(0)
             except PylonError as ex:
                 _log.warning("documents.delayed", code=ex.code, message=ex.message)
                 gevent.sleep(_RETRY_S)
-                self._news.set()
+                self._wake_up.set()
 
     def _advance(self) -> bool:
-        """Send the next updates; whether there may be more. Does not switch greenlets."""
+        """Send the next updates, and return whether there may be more.
+
+        Does not switch greenlets.
+        """
         page = self._store.point_inline(
-            lambda reader: reader.document_updates(self._number, limits.DOCUMENT_PAGE_UPDATES)
+            lambda reader: reader.document_updates(self._sent_number, limits.DOCUMENT_PAGE_UPDATES)
         )
-        self._held = False
+        self._waits_for_event = False
         for update in page:
             if update.seq > self._hub.head:
-                self._held = True
+                self._waits_for_event = True
                 return False
             if (update.entity, update.row_id) in self._watches:
                 self._deliver(update)
-            self._number = update.number
+            self._sent_number = update.number
         return len(page) == limits.DOCUMENT_PAGE_UPDATES
 
     def _deliver(self, update: DocumentUpdate) -> None:
         key = (update.entity, update.row_id)
         watch = self._watches[key]
-        next_ones: list[Connection] = []  # who have all that came before
-        others: list[Connection] = []
+        up_to_date: list[Connection] = []  # their last update is the one before this
+        outdated: list[Connection] = []  # they need the whole document
         verdicts: dict[AuthContext, bool] = {}
         for connection, number in list(watch.items()):
             if number >= update.number:
-                continue  # it was in what it got first
+                continue  # its first frame had the update already
             auth = connection.caller.auth
             if auth not in verdicts:
                 verdicts[auth] = self._may_read(key, auth)
             if not verdicts[auth]:
-                self._drop(connection, key)
+                self._unsubscribe(connection, key)
             elif number == update.prev:
-                next_ones.append(connection)
+                up_to_date.append(connection)
             else:
-                others.append(connection)
-        if next_ones:
+                outdated.append(connection)
+        if up_to_date:
             data = self._store.point_inline(lambda reader: reader.document_update(update.number))
             if data:
-                self._note(watch, next_ones, update.number)
-                _send(next_ones, key, data)
-            else:  # folded into the snapshot meanwhile
-                others += next_ones
-        if others:
-            self._renew(key, others)
+                self._set_numbers(watch, up_to_date, update.number)
+                _send(up_to_date, key, data)
+            else:  # the writer has merged the update into the snapshot meanwhile
+                outdated += up_to_date
+        if outdated:
+            self._send_whole(key, outdated)
 
-    def _renew(self, key: Key, followers: Sequence[Connection]) -> None:
-        """Send the whole document to followers whose copy the next update does not fit."""
+    def _send_whole(self, key: Key, followers: Sequence[Connection]) -> None:
+        """Send the whole document to followers that cannot apply the next update."""
         by_auth: dict[AuthContext, list[Connection]] = {}
         for connection in followers:
             by_auth.setdefault(connection.caller.auth, []).append(connection)
         for connections in by_auth.values():
-            stored = self._readable(key, connections[0])
+            stored = self._read_document(key, connections[0])
             if stored is None:
                 for connection in connections:
-                    self._drop(connection, key)
+                    self._unsubscribe(connection, key)
             elif not self._hidden_runs(key, stored, connections[0]):
                 try:
-                    payload = _whole(stored)
+                    payload = _join_parts(stored)
                 except CrdtDecodeFailed as ex:
-                    self._unreadable(key, ex)
+                    self._end_unreadable(key, ex)
                     return
-                self._note(self._watches[key], connections, stored.number)
+                self._set_numbers(self._watches[key], connections, stored.number)
                 _send(connections, key, payload)
             else:
-                self._note(self._watches[key], connections, _WAITING)
-                gevent.spawn(self._send_shown, key, stored, connections)
+                self._set_numbers(self._watches[key], connections, _WAITING)
+                gevent.spawn(self._send_redacted, key, stored, connections)
 
-    def _send_shown(
+    def _send_redacted(
         self, key: Key, stored: StoredDocument, connections: Sequence[Connection]
     ) -> None:
-        """Prepare a document for followers of one auth context, which wait for it meanwhile."""
+        """Prepare a redacted document for the waiting followers of one auth context; send it."""
         try:
             payload = self._payload(key, stored, connections[0])
         except CrdtDecodeFailed as ex:
-            self._unreadable(key, ex)
+            self._end_unreadable(key, ex)
             return
         except PylonError as ex:
             _log.warning("documents.delayed", code=ex.code, message=ex.message)
@@ -303,51 +310,56 @@ class Documents:
         if not waiting:
             return
         if payload is None or not self._may_read(key, waiting[0].caller.auth):
-            self._renew(key, waiting)
+            self._send_whole(key, waiting)
             return
-        self._note(watch, waiting, stored.number)
+        self._set_numbers(watch, waiting, stored.number)
         _send(waiting, key, payload)
-        self._reread(stored.number)
+        self._rewind(stored.number)
 
-    def _unreadable(self, key: Key, error: PylonError) -> None:
+    def _end_unreadable(self, key: Key, error: PylonError) -> None:
         _log.error("document.unreadable", entity=key[0], row_id=key[1], error=error.message)
-        self._end(key)
+        self._end_subscriptions(key)
 
     @staticmethod
-    def _note(watch: dict[Connection, int], who: Sequence[Connection], number: int) -> None:
-        for connection in who:
+    def _set_numbers(
+        watch: dict[Connection, int], connections: Sequence[Connection], number: int
+    ) -> None:
+        for connection in connections:
             watch[connection] = number
 
     # --- The store -------------------------------------------------------------------------
 
-    def _readable(self, key: Key, connection: Connection) -> StoredDocument | None:
-        """The stored document, if its row exists and the caller may read it."""
+    def _read_document(self, key: Key, connection: Connection) -> StoredDocument | None:
+        """Return the stored document; None unless its row exists and the caller may read it."""
         entity = self._app.manifest.by_name[key[0]]
         where = visible_row(self._app, entity, connection.caller.auth, key[1])
         return self._store.point_inline(lambda reader: reader.document(*key, where))
 
     def _may_read(self, key: Key, auth: AuthContext) -> bool:
-        """Whether the row is there, and `auth` may see it as it is now."""
+        """Whether the row exists, and `auth` may read its current version."""
         entity = self._app.manifest.by_name[key[0]]
         return may_see_row(self._app, self._store.point_inline, entity, auth, key[1])
 
 
-class _Shown:
-    """A cache of documents without their hidden history. The key has a hash of the stored parts:
-    numbers of updates alone do not tell a row from a later one with the same id."""
+class _RedactedDocuments:
+    """Cache of documents without their hidden history.
 
-    __slots__ = ("_making", "_payloads", "_size_bytes", "_tasting")
+    The key has a hash of the stored parts. An update number alone would not do: a new row may get
+    the id of a deleted one.
+    """
 
-    def __init__(self, tasting: MergeSandbox) -> None:
-        self._tasting = tasting
+    __slots__ = ("_payloads", "_pending", "_sandbox", "_size_bytes")
+
+    def __init__(self, sandbox: MergeSandbox) -> None:
+        self._sandbox = sandbox
         self._payloads: OrderedDict[_Version, bytes] = OrderedDict()
         self._size_bytes = 0
-        self._making: dict[_Version, AsyncResult[bytes]] = {}
+        self._pending: dict[_Version, AsyncResult[bytes]] = {}
 
     def find(
         self, key: Key, stored: StoredDocument, runs: tuple[Run, ...], caller: str
     ) -> bytes:
-        """The document, prepared once for all who ask for it.
+        """Return the redacted document, prepared once for all callers at the same time.
 
         Raises:
             CrdtDecodeFailed, Unavailable: see `MergeSandbox.shown`.
@@ -357,19 +369,19 @@ class _Shown:
         if payload is not None:
             self._payloads.move_to_end(version)
             return payload
-        making = self._making.get(version)
-        if making is not None:
-            found: bytes = making.get()
+        pending = self._pending.get(version)
+        if pending is not None:
+            found: bytes = pending.get()
             return found
-        making = self._making[version] = AsyncResult()
+        pending = self._pending[version] = AsyncResult()
         try:
-            payload = self._tasting.shown(stored, runs, caller)
+            payload = self._sandbox.shown(stored, runs, caller)
         except BaseException as ex:
-            making.set_exception(ex if isinstance(ex, PylonError) else Unavailable("Try again"))
+            pending.set_exception(ex if isinstance(ex, PylonError) else Unavailable("Try again"))
             raise
         finally:
-            del self._making[version]
-        making.set(payload)
+            del self._pending[version]
+        pending.set(payload)
         self._keep(version, payload)
         return payload
 
@@ -380,8 +392,8 @@ class _Shown:
             self._size_bytes -= len(self._payloads.popitem(last=False)[1])
 
 
-def _whole(stored: StoredDocument) -> bytes:
-    """The document in one piece."""
+def _join_parts(stored: StoredDocument) -> bytes:
+    """Return the document in one piece."""
     if not stored.updates:
         return stored.snapshot
     return merged(stored.parts)

@@ -1,15 +1,15 @@
-"""WebSocket frames as bytes: what a server sends, and a parser for what a client sends.
+"""WebSocket frames: encodes the server's frames, and parses the client's.
 
 Pure functions of bytes (RFC 6455 §5): no sockets, no greenlets. The encoder makes unmasked,
-unfragmented frames. The parser is fed whatever has arrived and gives back whole messages; it
-refuses what breaks the protocol or passes the size limit as soon as that can be known: a frame
-by its head, text that is not UTF-8 in the middle of a frame.
+unfragmented frames. The parser accepts pieces of any size and returns whole messages. It refuses
+input at the first byte that breaks the protocol or the size limit: a frame by its head, a text that
+is not UTF-8 in the middle of a frame.
 
-Invariants: after a `Close` or a `Violation` the parser gives nothing more; it never holds more
-than one message of `max_message_bytes`, and between messages it holds next to nothing. One step
-looks at `limits.SOCKET_STEP_FRAMES` frames at most, and unpacks about `limits.DEFLATE_STEP_BYTES`;
-the rest of what it was fed stays with it (`has_rest`) until the next step. Called by
-`workers.ws.transport`; the cases in tests/corpora/ws/ are its contract.
+Invariants: after a `Close` or a `Violation` the parser returns nothing more. Bounds: it holds at
+most one message of `max_message_bytes`, and almost nothing between messages. One step parses at
+most `limits.SOCKET_STEP_FRAMES` frames, and inflates about `limits.DEFLATE_STEP_BYTES`. The parser
+keeps the rest of its input (`has_rest`) for the next step.
+Called by `workers.ws.transport`; the cases in tests/corpora/ws/ are its contract.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ class Pong(msgspec.Struct, frozen=True, gc=False):
 
 
 class Close(msgspec.Struct, frozen=True, gc=False):
-    """The peer says good-bye; `code` is None when it gave none."""
+    """The peer closes the connection; `code` is None if the frame has none."""
 
     code: int | None
     reason: str
 
 
 class Violation(msgspec.Struct, frozen=True, gc=False):
-    """The peer broke the protocol; answer with a close frame of this code and reason."""
+    """The peer broke the protocol. The answer is a close frame with this code and reason."""
 
     code: int
     reason: str
@@ -75,10 +75,10 @@ Received = Text | Binary | Ping | Pong | Close | Violation
 
 
 def encode(opcode: int, payload: bytes, *, packed: bool = False) -> bytes:
-    """One whole server frame (RFC 6455 §5.2): lengths of 7, 16 or 64 bits, no mask.
+    """Return one whole server frame (RFC 6455 §5.2): a length of 7, 16 or 64 bits, no mask.
 
     Args:
-        packed: the payload is one of `workers.ws.deflate.pack`.
+        packed: `workers.ws.deflate.pack` has compressed the payload.
     """
     first = _FIN | _PACKED | opcode if packed else _FIN | opcode
     size_bytes = len(payload)
@@ -90,12 +90,12 @@ def encode(opcode: int, payload: bytes, *, packed: bool = False) -> bytes:
 
 
 def payload_of(frame: bytes) -> bytes:
-    """What `encode` was given."""
+    """Return the payload of a frame of `encode`."""
     return frame[{126: 4, 127: 10}.get(frame[1], 2) :]
 
 
 def encode_close(code: int, reason: str = "") -> bytes:
-    """A close frame. A reason that would not fit is cut at a character's boundary."""
+    """Return a close frame. A reason that is too long is cut between two characters."""
     text = reason.encode()[: _CONTROL_MAX_BYTES - 2].decode(errors="ignore")
     return encode(CLOSE, code.to_bytes(2, "big") + text.encode())
 
@@ -120,20 +120,24 @@ class _RefusedError(Exception):
 
 
 class _Message:
-    """A message that is arriving in pieces."""
+    """A message of which some pieces have arrived."""
 
     __slots__ = ("_check", "_data", "_inflater", "wire_bytes")
 
     def __init__(self, opcode: int, packed: bool, max_bytes: int) -> None:
         self.wire_bytes = 0
-        self._data = bytearray()  # of text too: a list of its pieces could be 30 times as large
+        self._data = bytearray()  # a list of str pieces could take 30 times the memory
         self._check = codecs.getincrementaldecoder("utf-8")() if opcode == TEXT else None
         self._inflater = Inflater(max_bytes) if packed else None
 
-    def take(self, payload: bytes, final: bool) -> Received | None:
-        """The next piece, unmasked. The whole message if it is the `final` one, and unpacked."""
+    def append(self, payload: bytes, final: bool) -> Received | None:
+        """Add the next piece, unmasked.
+
+        Returns:
+            The whole message if the piece is `final` and wholly inflated, else None.
+        """
         if self._inflater is not None:
-            payload = _unpacked(self._inflater, payload, final)
+            payload = _inflate_piece(self._inflater, payload, final)
             final = final and not self._inflater.has_more
         self._data += payload
         if self._check is None:
@@ -146,12 +150,12 @@ class _Message:
 
     @property
     def size_bytes(self) -> int:
-        """The unpacked part so far."""
+        """Return the size of the message so far, inflated."""
         return len(self._data)
 
     @property
     def has_more(self) -> bool:
-        """Whether there is more to unpack of what it was given."""
+        """Whether a part of the last piece is not inflated yet."""
         return self._inflater is not None and self._inflater.has_more
 
 
@@ -159,43 +163,52 @@ class Parser:
     """Turns a client's bytes into messages. One for each connection."""
 
     __slots__ = (
-        "_ended", "_held", "_key", "_last", "_left_bytes", "_max_bytes", "_message", "_stopped",
-        "_unpacks", "frames", "size_bytes",
+        "_ended", "_has_rest", "_is_deflate_agreed", "_is_last_frame", "_key", "_max_bytes",
+        "_message", "_missing_bytes", "_partial", "frames", "size_bytes",
     )
 
     def __init__(self, max_message_bytes: int, *, unpacks: bool = False) -> None:
-        """`unpacks`: permessage-deflate was agreed; messages may be packed."""
+        """Make a parser.
+
+        Args:
+            unpacks: permessage-deflate is agreed; messages may be compressed.
+        """
         self._max_bytes = max_message_bytes
-        self._unpacks = unpacks
-        self._held = b""  # the start of a head or of a control frame
+        self._is_deflate_agreed = unpacks
+        self._partial = b""  # the start of a head or of a control frame
         self._message: _Message | None = None
-        self._left_bytes = 0  # still to come of the data frame under way; 0: none is
-        self._key = b""  # its mask, turned to where it stands
-        self._last = False  # whether it is its message's last
+        self._missing_bytes = 0  # missing bytes of the current data frame; 0: no current frame
+        self._key = b""  # mask of the current frame, rotated to the next byte
+        self._is_last_frame = False  # whether the current frame is the last of its message
         self._ended = False
-        self._stopped = False
+        self._has_rest = False
         self.frames = 0
-        self.size_bytes = 0  # of data frames, unpacked
+        self.size_bytes = 0  # of data frames, inflated
 
     @property
     def has_rest(self) -> bool:
-        """Whether it stopped before the end of what it was given. A step with nothing goes on."""
-        return self._stopped
+        """Whether the last step left input unparsed. `step(b"")` parses more of it."""
+        return self._has_rest
 
     def feed(self, data: bytes) -> list[Received]:
-        """Everything that `data` completes, in order, in as many steps as that takes."""
+        """Return all messages that `data` completes, in order, in as many steps as needed."""
         received = self.step(data)
-        while self._stopped:
+        while self._has_rest:
             received += self.step(b"")
         return received
 
     def step(self, data: bytes) -> list[Received]:
-        """The messages that one step completes, in order, of the rest before and `data`. The frames
-        and the unpacked bytes of the step are added to `frames` and `size_bytes`."""
+        """Parse the rest of the last step, then `data`, within the bounds of one step.
+
+        Add its frames and inflated bytes to `frames` and `size_bytes`.
+
+        Returns:
+            The messages that the step completes, in order.
+        """
         if self._ended:
             return []
         received: list[Received] = []
-        self._stopped = False
+        self._has_rest = False
         try:
             self._parse(data, received)
         except _RefusedError as ex:
@@ -204,29 +217,29 @@ class Parser:
         return received
 
     def end(self) -> None:
-        """Give nothing more, whatever comes."""
+        """Ignore all later input."""
         self._ended = True
-        self._stopped = False
-        self._held = b""
+        self._has_rest = False
+        self._partial = b""
         self._message = None
 
     def _parse(self, data: bytes, received: list[Received]) -> None:
-        if self._held:
-            data = self._held + data
-            self._held = b""
-        if self._is_behind():
-            self._take(b"", received)
+        if self._partial:
+            data = self._partial + data
+            self._partial = b""
+        if self._must_inflate():
+            self._append_payload(b"", received)
         at, end = 0, len(data)
-        if self._left_bytes and not self._is_behind():
-            at = self._go_on(data, 0, received)
+        if self._missing_bytes and not self._must_inflate():
+            at = self._continue_frame(data, 0, received)
         last_frame = self.frames + limits.SOCKET_STEP_FRAMES
         while end - at >= 2:
-            if self.frames >= last_frame or self._is_behind():
-                self._stopped = True
+            if self.frames >= last_frame or self._must_inflate():
+                self._has_rest = True
                 break
             first, second = data[at], data[at + 1]
             size_bytes = second & 0x7F
-            # What most clients send need not be looked at closely.
+            # PERF: the usual frame, a whole masked text, needs no check of its head.
             if first != _WHOLE_TEXT or second < _MASKED or self._message is not None:
                 self._check_head(first, second, size_bytes)
             start = at + 6
@@ -245,8 +258,8 @@ class Parser:
                 if opcode >= CLOSE:
                     break
                 self.frames += 1
-                self._begin(first, size_bytes, data[start - 4 : start])
-                at = self._go_on(data, start, received)
+                self._begin_frame(first, size_bytes, data[start - 4 : start])
+                at = self._continue_frame(data, start, received)
                 break
             payload = _unmask(data[start:stop], data[start - 4 : start])
             at = stop
@@ -255,28 +268,28 @@ class Parser:
                 self.size_bytes += size_bytes
                 received.append(_whole_text(payload))
             elif opcode < CLOSE:
-                self._begin(first, 0, b"")
-                self._take(payload, received)
+                self._begin_frame(first, 0, b"")
+                self._append_payload(payload, received)
             else:
                 item = _control(opcode, payload)
                 received.append(item)
                 if isinstance(item, Close):
                     self.end()
                     return
-        if self._is_behind():
-            self._stopped = True
+        if self._must_inflate():
+            self._has_rest = True
         if at < end:
-            self._held = data[at:]
+            self._partial = data[at:]
 
-    def _is_behind(self) -> bool:
-        """Whether a message under way has more to unpack before anything else is looked at."""
+    def _must_inflate(self) -> bool:
+        """Whether the current message must be inflated further before the next byte is parsed."""
         return self._message is not None and self._message.has_more
 
     def _check_head(self, first: int, second: int, size_bytes: int) -> None:
         opcode = first & 0x0F
         reserved = first & _RESERVED_BITS
         if reserved and not (
-            reserved == _PACKED and self._unpacks and opcode in (TEXT, BINARY)
+            reserved == _PACKED and self._is_deflate_agreed and opcode in (TEXT, BINARY)
         ):
             raise _RefusedError(PROTOCOL_ERROR, "reserved bits are set")
         if not second & _MASKED:
@@ -301,32 +314,32 @@ class Parser:
         if size_bytes > self._max_bytes:
             raise _too_big(self._max_bytes)
 
-    def _begin(self, first: int, size_bytes: int, key: bytes) -> None:
-        """A data frame begins."""
+    def _begin_frame(self, first: int, size_bytes: int, key: bytes) -> None:
+        """Begin a data frame."""
         if self._message is None:
             packed = bool(first & _PACKED)
             self._message = _Message(first & 0x0F, packed, self._max_bytes)
-        self._last = bool(first & _FIN)
-        self._left_bytes = size_bytes
+        self._is_last_frame = bool(first & _FIN)
+        self._missing_bytes = size_bytes
         self._key = key
 
-    def _go_on(self, data: bytes, at: int, received: list[Received]) -> int:
-        """Take what is there of the data frame under way; where it ends in `data`."""
-        chunk = data[at : at + self._left_bytes]
+    def _continue_frame(self, data: bytes, at: int, received: list[Received]) -> int:
+        """Parse the part of the current data frame in `data`, and return the index behind it."""
+        chunk = data[at : at + self._missing_bytes]
         payload = _unmask(chunk, self._key)
-        turn = len(chunk) & 3
-        self._key = self._key[turn:] + self._key[:turn]
-        self._left_bytes -= len(chunk)
-        self._take(payload, received)
+        shift = len(chunk) & 3
+        self._key = self._key[shift:] + self._key[:shift]
+        self._missing_bytes -= len(chunk)
+        self._append_payload(payload, received)
         return at + len(chunk)
 
-    def _take(self, payload: bytes, received: list[Received]) -> None:
+    def _append_payload(self, payload: bytes, received: list[Received]) -> None:
         message = self._message
-        assert message is not None  # `_begin` made it
+        assert message is not None  # `_begin_frame` made it
         message.wire_bytes += len(payload)
-        before_bytes = message.size_bytes
-        item = message.take(payload, self._last and not self._left_bytes)
-        self.size_bytes += message.size_bytes - before_bytes
+        previous_bytes = message.size_bytes
+        item = message.append(payload, self._is_last_frame and not self._missing_bytes)
+        self.size_bytes += message.size_bytes - previous_bytes
         if item is not None:
             received.append(item)
             self._message = None
@@ -350,7 +363,7 @@ def _whole_text(payload: bytes) -> Text:
         raise _RefusedError(INVALID_DATA, "text is not UTF-8") from None
 
 
-def _unpacked(inflater: Inflater, payload: bytes, final: bool) -> bytes:
+def _inflate_piece(inflater: Inflater, payload: bytes, final: bool) -> bytes:
     try:
         return inflater.feed(payload, final=final)
     except CorruptError:
@@ -380,8 +393,8 @@ def _control(opcode: int, payload: bytes) -> Ping | Pong | Close:
 
 
 def _unmask(payload: bytes, key: bytes) -> bytes:
-    """XOR with the four-byte key, as one big integer: no Python loop over the bytes."""
+    """XOR the payload with the four-byte key, as one big integer: no loop over the bytes."""
     size_bytes = len(payload)
     mask = (key * (size_bytes // 4 + 1))[:size_bytes]
-    mixed = int.from_bytes(payload, "little") ^ int.from_bytes(mask, "little")
-    return mixed.to_bytes(size_bytes, "little")
+    unmasked = int.from_bytes(payload, "little") ^ int.from_bytes(mask, "little")
+    return unmasked.to_bytes(size_bytes, "little")

@@ -1,12 +1,12 @@
-"""Holdings: the share of a worker's live queries that each identity and network address holds.
+"""Holdings: count the live queries of each identity and network address, and limit their share.
 
-A worker has a fixed number of live queries, a fixed memory for them, and for each entity a fixed
-number of live queries that no equality finds. So that no single client takes all of them, an
-identity may hold a part over all of its sockets, and an address a larger part, enough for many
-people behind one router (`limits.LIVE_*_OF_USER`, `limits.LIVE_*_OF_ADDRESS`).
+A worker has fixed bounds for live queries, for their memory, and for each entity's live queries
+without an indexed equality. An identity may use a part of each over all its sockets, so that no
+single client takes everything. An address may use a larger part, enough for many people behind one
+router (`limits.LIVE_*_OF_USER`, `limits.LIVE_*_OF_ADDRESS`).
 
-Invariants: a live query counts for the identity and the address that it began with, until it ends.
-Equal live queries of one holder that no equality finds count once, since they share the work. Live
+Invariants: a live query counts for its first identity and address until it ends. Equal live
+queries of one holder without an indexed equality count once, because they share the work. Live
 queries of the admin token do not count. A holder without live queries takes no memory. Called by
 `workers.ws.live_queries`.
 """
@@ -45,11 +45,11 @@ class Holdings:
         self._by_holder: dict[str, _Holding] = {}
 
     def __len__(self) -> int:
-        """The number of holders."""
+        """Return the number of holders."""
         return len(self._by_holder)
 
     def holders_of(self, connection: Connection) -> tuple[str, ...]:
-        """The holders that the live queries of a connection count for now."""
+        """Return the holders of new live queries of a connection."""
         auth = connection.caller.auth
         if auth.is_admin:
             return ()
@@ -57,36 +57,37 @@ class Holdings:
         return address if auth.user_id is None else (user_subject(auth.user_id), *address)
 
     def check(self, holders: tuple[str, ...], watch: Watch) -> None:
-        """Pass if each holder may have one more live query.
+        """Check that each holder may have one more live query.
 
         Raises:
-            LimitExceeded: the error says which limit.
+            LimitExceeded: the message names the limit.
         """
         for holder in holders:
             holding = self._by_holder.get(holder) or _Holding()
             is_user = holder.startswith(_IDENTITY)
-            who = "You have" if is_user else "Your address has"
-            if holding.count >= _part(limits.LIVE_QUERIES_OF_USER, limits.LIVE_QUERIES_OF_ADDRESS,
-                                      is_user=is_user):
+            subject = "You have" if is_user else "Your address has"
+            if holding.count >= _limit(limits.LIVE_QUERIES_OF_USER, limits.LIVE_QUERIES_OF_ADDRESS,
+                                       is_user=is_user):
                 raise LimitExceeded(
-                    f"{who} {holding.count} live queries over all connections, which is the limit",
+                    f"{subject} {holding.count} live queries over all connections, "
+                    "which is the limit",
                     hint="unsubscribe those that are not shown",
                 )
-            most_bytes = _part(limits.LIVE_BYTES_OF_USER, limits.LIVE_BYTES_OF_ADDRESS,
+            max_bytes = _limit(limits.LIVE_BYTES_OF_USER, limits.LIVE_BYTES_OF_ADDRESS,
                                is_user=is_user)
-            if holding.size_bytes + watch.size_bytes > most_bytes:
+            if holding.size_bytes + watch.size_bytes > max_bytes:
                 raise LimitExceeded(
-                    f"{who} live queries whose filters would be too large together "
-                    f"({holding.size_bytes + watch.size_bytes} of {most_bytes} bytes of memory)"
+                    f"{subject} live queries whose filters would be too large together "
+                    f"({holding.size_bytes + watch.size_bytes} of {max_bytes} bytes of memory)"
                 )
             scanned = holding.scanned.get(watch.key[0]) or Counter[WatchKey]()
             if (
                 watch.field is None and watch.key not in scanned
-                and len(scanned) >= _part(limits.LIVE_SCANNED_OF_USER,
+                and len(scanned) >= _limit(limits.LIVE_SCANNED_OF_USER,
                                           limits.LIVE_SCANNED_OF_ADDRESS, is_user=is_user)
             ):
                 raise LimitExceeded(
-                    f"{who} {len(scanned)} live queries of {watch.key[0]} over all connections "
+                    f"{subject} {len(scanned)} live queries of {watch.key[0]} over all connections "
                     "that no equality finds, which is the limit",
                     hint="add a condition like {\"listId\": \"…\"} to the filter",
                 )
@@ -115,5 +116,5 @@ class Holdings:
                     del scanned[watch.key]
 
 
-def _part(of_user: int, of_address: int, *, is_user: bool) -> int:
+def _limit(of_user: int, of_address: int, *, is_user: bool) -> int:
     return of_user if is_user else of_address

@@ -1,14 +1,13 @@
-"""Identity: ``{"type":"auth","token":"…"}`` changes who a socket speaks for, without reconnect.
+"""Identity: changes the caller of a socket without a reconnect (``{"type":"auth","token":"…"}``).
 
-The answer is ``{"type":"auth","ok":true,"user_id":…,"last_seq":n}``. Up to `last_seq` the socket
-has had what the old identity may see, from there on it gets what the new one may; a client pulls
-with the new token to see what the new identity could see before. ``"token":null`` makes the
-socket anonymous. An unknown token is answered with an error, and the identity stays.
+The answer is ``{"type":"auth","ok":true,"user_id":…,"last_seq":n}``. The socket receives events up
+to `last_seq` as the old identity may read them, and later events as the new identity may. A client
+pulls with the new token to read earlier events that only the new identity may read.
+``"token":null`` makes the socket anonymous. An unknown token gets an error, and the identity stays.
 
-Invariants: between the last event for the old identity and the first for the new there is none
-that neither was judged for, and none judged for both. Everything that other features keep for
-the socket (rooms, live queries, documents) was granted to the old identity and ends with it; the
-client asks for it again. Called by `workers.ws.conversation`.
+Invariants: the hub judges each event for exactly one of the two identities. The state of the other
+features (rooms, live queries, documents, matches) belongs to the old identity and ends with it; the
+client subscribes again. A feature of `workers.ws.conversation`; `workers.ws.server` makes it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pylon.errors import InvalidData, Unauthorized
 from workers.hub.admission import SubscriberAdmission
 from workers.hub.connection import Connection
 from workers.hub.hub import Hub
-from workers.ws.conversation import Feature, say
+from workers.ws.conversation import Feature, send_json
 
 
 class Identity:
@@ -30,18 +29,18 @@ class Identity:
     message_types: tuple[str, ...] = ("auth",)
 
     def __init__(self, hub: Hub, admission: SubscriberAdmission, others: Iterable[Feature]) -> None:
-        """`others`: the features that keep something for a socket."""
+        """Args: `others` are the features that store state for a socket."""
         self._hub = hub
         self._admission = admission
         self._others = tuple(others)
 
-    def take(self, connection: Connection, message: dict[str, Any]) -> None:
+    def handle_message(self, connection: Connection, message: dict[str, Any]) -> None:
         """Change the identity.
 
         Raises:
             InvalidData: `token` is neither a string nor null.
-            Unauthorized: the token stands for nobody.
-            StoreUnavailable: it could not be looked up.
+            Unauthorized: the token is unknown or has expired.
+            StoreUnavailable: the session cannot be read.
         """
         token = message.get("token")
         if token is not None and not isinstance(token, str):
@@ -53,12 +52,12 @@ class Identity:
             raise Unauthorized("The token is unknown or has expired; the identity stays as it was")
         if caller != connection.caller:
             for feature in self._others:
-                feature.gone(connection)
+                feature.drop_connection(connection)
             self._hub.change_caller(connection, caller)
-        say(connection, {
+        send_json(connection, {
             "type": "auth", "ok": True, "user_id": caller.auth.user_id,
             "last_seq": self._hub.head,
         })
 
-    def gone(self, connection: Connection) -> None:
-        """Nothing is kept."""
+    def drop_connection(self, connection: Connection) -> None:
+        """Do nothing: this feature stores no state for a socket."""

@@ -1,18 +1,18 @@
-"""Live queries: a result at once, then exactly the changes of it (docs/realtime.md).
+"""Live queries: send a client the result of a filter, and then the result's changes as diffs.
 
-A subscription's rows and the head of the log are read at one commit, so its diffs begin after a
-known seq. The rows are sent in messages of a bounded size, at the client's own pace, and no diff
-goes between them. What was committed meanwhile is then told from the feed's tail, or from the
-log where the tail does not reach; with the last of it the subscription becomes active, without
-a switch of greenlets, so that what the hub publishes afterwards is exactly what comes next. A
-feed that is behind the result publishes changes that are in it already: they are passed over by
-their seq.
+One read at one commit gets the rows and the head of the log, so the diffs begin after a known seq
+(docs/realtime.md). The module sends the rows in messages of a bounded size, at the client's pace,
+with no diff between them. It then sends the diffs of later commits, from the feed's tail or, for
+seqs before the tail, from the log. It activates the subscription after the last of these without a
+switch of greenlets. So the hub's next batch follows directly. A feed that is behind the result
+publishes changes that the result has already; their seq shows that, and they are skipped.
 
-Invariants: no diff is lost, sent twice or out of order, and a subscription that cannot be kept
-so is ended with an error; a row that the caller may not read is not in its result, and leaves
-with a delete. Counted against their limits: subscriptions of a socket, of an identity, of an
-address and of the worker, and their memory; rows and bytes of a result; results under way. A
-feature of `workers.ws.conversation`; made by `workers.ws.server`.
+Invariants: no diff is lost, sent twice or out of order; otherwise the subscription ends with an
+error. A result has no row that the caller may not read; a row that becomes unreadable leaves with a
+delete. Bounds: subscriptions and their memory for each socket, identity, address and worker; rows
+and bytes of a result; bytes of results that wait for slow clients (`limits.LIVE_*`). Metrics:
+pylon_live_queries, pylon_live_query_diffs_total. A feature of `workers.ws.conversation`;
+`workers.ws.server` makes it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from workers.hub.feed import Feed
 from workers.hub.history import History
 from workers.hub.hub import Hub
 from workers.ws import frames
-from workers.ws.conversation import error_message, say
+from workers.ws.conversation import error_message, send_json
 from workers.ws.holdings import Holdings
 from workers.ws.live_watches import (
     Subscription,
@@ -54,12 +54,12 @@ from workers.ws.live_watches import (
     Watches,
     WatchKey,
     diff_body,
+    pattern_limit_error,
     text_bytes,
-    too_much_text,
     viewer,
 )
 
-_WAIT_S: Final = 1.0  # how often one who waits for a client looks whether it still lives
+_WAIT_S: Final = 1.0  # between checks of a client while a result waits for it
 
 
 class LiveQueries:
@@ -75,14 +75,21 @@ class LiveQueries:
         self._transport = hub.transport
         self._watches = Watches(hub.transport, clock, self._refuse)
         self._holdings = Holdings()
-        self._of: dict[Connection, dict[str, Subscription]] = {}
+        self._by_connection: dict[Connection, dict[str, Subscription]] = {}
         self._count = 0
         self._size_bytes = 0
-        self._sending_bytes = 0  # of results that are on their way
-        hub.on_published(self._watches.published)
+        self._sending_bytes = 0  # of results that wait for their client
+        hub.on_published(self._watches.on_published)
 
-    def take(self, connection: Connection, message: dict[str, Any]) -> None:
-        """See `Feature`. Errors name the `sub_id`; a subscription of the same one has ended."""
+    def handle_message(self, connection: Connection, message: dict[str, Any]) -> None:
+        """Subscribe or unsubscribe. Every message ends an earlier subscription of its `sub_id`.
+
+        Raises:
+            InvalidData: `sub_id` is no text of 1 to `limits.LIVE_SUB_ID_CHARS` characters, or the
+                filter is malformed.
+            LimitExceeded: of the socket, identity, address or result.
+            PylonError: as the reads of the store.
+        """
         sub_id = message.get("sub_id")
         if not isinstance(sub_id, str) or not 0 < len(sub_id) <= limits.LIVE_SUB_ID_CHARS:
             raise InvalidData(
@@ -91,9 +98,9 @@ class LiveQueries:
             )
         self._end(connection, sub_id)
         if message["type"] == "unsubscribe":
-            say(connection, {"type": "unsubscribed", "sub_id": sub_id})
+            send_json(connection, {"type": "unsubscribed", "sub_id": sub_id})
             return
-        subscription, where = self._begin(connection, sub_id, message)
+        subscription, where = self._register(connection, sub_id, message)
         try:
             seq = self._send_result(subscription, where)
             self._activate(subscription, seq)
@@ -101,46 +108,49 @@ class LiveQueries:
             self._end(connection, sub_id)
             raise
 
-    def gone(self, connection: Connection) -> None:
-        """See `Feature`. An open connection is one that changes its identity: its client is told
-        that it has to subscribe again."""
-        for sub_id in list(self._of.get(connection, ())):
+    def drop_connection(self, connection: Connection) -> None:
+        """End all live queries of a connection.
+
+        An open connection changes its identity: its client receives an error for each of them, and
+        has to subscribe again.
+        """
+        for sub_id in list(self._by_connection.get(connection, ())):
             self._end(connection, sub_id)
             if connection.is_open:
                 error = IdentityChanged("This connection has another user now")
-                say(connection, error_message(error, {"type": "subscribe", "sub_id": sub_id}))
+                send_json(connection, error_message(error, {"type": "subscribe", "sub_id": sub_id}))
 
-    # --- Which there are -----------------------------------------------------------------
+    # --- Registration --------------------------------------------------------------------
 
-    def _begin(
+    def _register(
         self, connection: Connection, sub_id: str, message: dict[str, Any]
     ) -> tuple[Subscription, Predicate]:
-        """A subscription that counts, but is not active yet, and what its rows are."""
+        """Return a subscription that counts but is not active yet, and the filter of its rows."""
         auth = connection.caller.auth
         entity = entity_named(self._app, message.get("entity"), auth)
         allowed = readable(self._app, entity, auth)
         body = message.get("filter")
         matcher = matcher_of(entity, {} if body is None else body, allowed)
         rules = self._app.rules.of(entity.name)
-        # Not orjson's: that text keeps the kilobytes in which it was made.
+        # Not orjson: the bytes that it returns keep its buffer of several kilobytes.
         text = msgspec.json.encode(body or {}, order="deterministic")
         key: WatchKey = (entity.name, text, viewer(rules, auth))
-        watch = self._watches.known(key) or Watch(key, entity, matcher, rules)
-        self._check_room(connection, watch.size_bytes)
+        watch = self._watches.find(key) or Watch(key, entity, matcher, rules)
+        self._check_limits(connection, watch.size_bytes)
         holders = self._holdings.holders_of(connection)
         self._holdings.check(holders, watch)
         self._watches.check(watch)
         subscription = Subscription(connection, sub_id, watch, holders)
         self._holdings.add(holders, watch)
-        self._of.setdefault(connection, {})[sub_id] = subscription
-        self._add(1, watch.size_bytes)
+        self._by_connection.setdefault(connection, {})[sub_id] = subscription
+        self._add_to_totals(1, watch.size_bytes)
         return subscription, matcher.where
 
-    def _check_room(self, connection: Connection, size_bytes: int) -> None:
-        own = self._of.get(connection, {})
-        if len(own) >= limits.LIVE_QUERIES:
+    def _check_limits(self, connection: Connection, size_bytes: int) -> None:
+        own_subscriptions = self._by_connection.get(connection, {})
+        if len(own_subscriptions) >= limits.LIVE_QUERIES:
             raise LimitExceeded(f"A connection may have {limits.LIVE_QUERIES} live queries")
-        own_bytes = sum(subscription.watch.size_bytes for subscription in own.values())
+        own_bytes = sum(s.watch.size_bytes for s in own_subscriptions.values())
         if own_bytes + size_bytes > limits.LIVE_BYTES:
             raise LimitExceeded(
                 "The filters of this connection's live queries would be too large together "
@@ -153,24 +163,24 @@ class LiveQueries:
             raise Unavailable("This server has as many live queries as it can keep")
 
     def _refuse(self, subscription: Subscription, error: PylonError) -> None:
-        """End a subscription, and tell its client why."""
+        """End a subscription, and send its client the error."""
         connection, sub_id = subscription.connection, subscription.sub_id
         self._end(connection, sub_id)
         if connection.is_open:
-            say(connection, error_message(error, {"type": "subscribe", "sub_id": sub_id}))
+            send_json(connection, error_message(error, {"type": "subscribe", "sub_id": sub_id}))
 
     def _end(self, connection: Connection, sub_id: str) -> None:
-        own = self._of.get(connection)
-        subscription = None if own is None else own.pop(sub_id, None)
-        if own is None or subscription is None:
+        own_subscriptions = self._by_connection.get(connection)
+        subscription = None if own_subscriptions is None else own_subscriptions.pop(sub_id, None)
+        if own_subscriptions is None or subscription is None:
             return
-        if not own:
-            del self._of[connection]
+        if not own_subscriptions:
+            del self._by_connection[connection]
         self._watches.end(subscription)
         self._holdings.remove(subscription.holders, subscription.watch)
-        self._add(-1, -subscription.watch.size_bytes)
+        self._add_to_totals(-1, -subscription.watch.size_bytes)
 
-    def _add(self, count: int, size_bytes: int) -> None:
+    def _add_to_totals(self, count: int, size_bytes: int) -> None:
         self._count += count
         self._size_bytes += size_bytes
         metrics.LIVE_QUERIES.set(self._count)
@@ -178,7 +188,7 @@ class LiveQueries:
     # --- The result ----------------------------------------------------------------------
 
     def _send_result(self, subscription: Subscription, where: Predicate) -> int:
-        """Send all rows; the seq that they are current to."""
+        """Send all rows, and return the seq of their commit."""
         name = subscription.watch.key[0]
         connection = subscription.connection
         caller = subject_of(connection.caller.auth, connection.address)
@@ -204,10 +214,10 @@ class LiveQueries:
         return seq
 
     def _activate(self, subscription: Subscription, seq: int) -> None:
-        """Tell what came after `seq`, and have it receive what comes.
+        """Send the diffs of changes after `seq`, and then activate the subscription.
 
         Raises:
-            ResyncRequired: the log no longer has it; the client may subscribe again.
+            ResyncRequired: the log no longer has these changes; the client may subscribe again.
         """
         connection = subscription.connection
         while _is_drained(connection):
@@ -215,8 +225,8 @@ class LiveQueries:
             tail.relate()
             changes: Sequence[Change] | None = tail.after(seq)
             if changes is not None and len(changes) <= limits.REPLAY_PAGE_EVENTS:
-                self._tell(subscription, changes)
-                if connection.is_open:  # else it may have been forgotten already
+                self._send_diffs(subscription, changes)
+                if connection.is_open:  # a closed one has no state here any more
                     self._watches.activate(subscription, max(seq, tail.last_seq))
                 return
             if changes is None:
@@ -225,36 +235,36 @@ class LiveQueries:
                     self._history.relate(changes, {subscription.watch.key[0]})
             else:
                 changes = changes[: limits.REPLAY_PAGE_EVENTS]
-            self._tell(subscription, changes)
-            # The log may have nothing more while the tail begins behind a gap between seqs.
+            self._send_diffs(subscription, changes)
+            # The log may have no more changes although the tail begins later: seqs have gaps.
             seq = changes[-1].seq if changes else max(seq, self._feed.tail.first_covered)
 
-    def _tell(self, subscription: Subscription, changes: Sequence[Change]) -> None:
-        """Send the diffs of changes that its result does not have, in one write.
+    def _send_diffs(self, subscription: Subscription, changes: Sequence[Change]) -> None:
+        """Send the diffs of changes that the result lacks, in one write.
 
         Raises:
-            LimitExceeded: `limits.LIVE_PATTERN_BYTES`; nothing was sent.
+            LimitExceeded: `limits.LIVE_PATTERN_BYTES`; no diff was sent.
         """
         watch, connection = subscription.watch, subscription.connection
-        told: list[bytes] = []
-        looked_bytes = 0
+        diffs: list[bytes] = []
+        searched_bytes = 0
         for change in changes:
             if change.event.entity == watch.key[0]:
-                looked_bytes += watch.weight * text_bytes(change)
-                if looked_bytes > limits.LIVE_PATTERN_BYTES:
-                    raise too_much_text()
-                kind = watch.kind(change)
+                searched_bytes += watch.weight * text_bytes(change)
+                if searched_bytes > limits.LIVE_PATTERN_BYTES:
+                    raise pattern_limit_error()
+                kind = watch.diff_kind(change)
                 if kind is not None:
                     text = diff_body(change, kind) + subscription.tail
                     frame = frames.encode(frames.TEXT, text)
-                    told.append(self._transport.packed(frame, connection.deflate_window))
-        if told and connection.send(b"".join(told), len(told)):
-            metrics.LIVE_DIFFS.inc(len(told))
-            metrics.MESSAGES_SENT.inc(len(told))
+                    diffs.append(self._transport.packed(frame, connection.deflate_window))
+        if diffs and connection.send(b"".join(diffs), len(diffs)):
+            metrics.LIVE_DIFFS.inc(len(diffs))
+            metrics.MESSAGES_SENT.inc(len(diffs))
 
 
 def _read(reader: Reader, entity: str, where: Predicate) -> tuple[int, list[bytes]]:
-    """The head, and the rows of the same commit."""
+    """Return the head of the log, and the rows at the same commit."""
 
     def read() -> tuple[int, list[bytes]]:
         seq = reader.head_seq()
@@ -280,7 +290,7 @@ def _read(reader: Reader, entity: str, where: Predicate) -> tuple[int, list[byte
 
 
 def _pages(seq: int, rows: list[bytes], tail: bytes) -> list[bytes]:
-    """The messages of a result, as frames; the last one says so."""
+    """Return the messages of a result as frames; the last one has ``"last":true``."""
     pages: list[bytes] = []
     begin = size_bytes = 0
     for end, row in enumerate(rows):
@@ -301,15 +311,17 @@ def _page(seq: int, rows: list[bytes], last: bool, tail: bytes) -> bytes:
 
 
 def _is_drained(connection: Connection) -> bool:
-    """Wait until its outbox is empty; False when it is closed. A client that takes nothing is
-    closed by the heartbeat; one that takes a long result slowly is not: its answers to pings may
-    be behind messages that wait for this one."""
-    left_bytes = connection.outbox_bytes
+    """Wait until the outbox of a connection is empty. Return False if the connection has closed.
+
+    The heartbeat closes a client that reads nothing. It must not close one that reads a long
+    result slowly, whose answers to pings come late; so progress here counts as an answer.
+    """
+    previous_bytes = connection.outbox_bytes
     while connection.is_open:
         is_drained = connection.wait_drained(_WAIT_S)
-        if connection.outbox_bytes < left_bytes:
+        if connection.outbox_bytes < previous_bytes:
             connection.heartbeats_unanswered = 0
         if is_drained:
             return True
-        left_bytes = connection.outbox_bytes
+        previous_bytes = connection.outbox_bytes
     return False

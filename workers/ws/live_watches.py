@@ -1,23 +1,24 @@
-"""Which live queries a change concerns, and what it is to them: the index behind `live_queries`.
+"""Live watches: index that finds the live queries affected by a change, and sends their diffs.
 
-Subscriptions that ask the same of the same rows share a `Watch`: one compiled filter, one
-verdict for each change, and one text of the diff as far as their sub_ids are alike. Whether a
-row was in the result and whether it is now follows from its images before and after the change,
-so no result is kept.
+Subscriptions with the same filter and the same readable rows share a `Watch`: one compiled filter,
+and one evaluation for each change. Equal sub_ids also share one text of the diff. The row's images
+before and after a change show whether the row was and is in the result, so no result is stored.
 
-A watch is found by one *term*: a field that must have one of a few values in every row of its
-result. Terms come from the filter's equalities and from read rules that compare a field with
-the caller (`Keyed` routing). A change looks up the values that its row had and has, so it costs
-what it concerns, however many watches there are. Watches without a term are asked about every
-change of their entity; there are at most `limits.LIVE_SCANNED` of them for an entity.
+The index finds a watch by one *term*: a field that has one of a few values in every row of its
+result. Terms come from the filter's equalities and from read rules that compare a field with the
+caller (`Keyed` routing). A change looks up the values in its row before and after, so its cost
+does not grow with the number of other watches. Every change of an entity evaluates its watches
+without a term; an entity has at most `limits.LIVE_SCANNED` of them.
 
-Patterns cost what they meet. Where the texts of a change times the patterns of the queries that
-it concerns come to more than `limits.LIVE_PATTERN_BYTES`, queries of the network with the most
-patterns are ended first: their clients may subscribe again, which costs a read in the pool.
+The cost of $like patterns grows with the text that they search. If the texts of a change, times the
+patterns of the affected queries, exceed `limits.LIVE_PATTERN_BYTES`, the index ends queries: first
+those of the network with the most patterns. Their clients may subscribe again, which costs a read
+in the pool.
 
-Invariants: `published` neither blocks nor switches greenlets, and never raises for a row; a
-subscription gets the diffs of each change after its `after_seq`, in seq order, those of one
-call in one write. Called by `workers.ws.live_queries` and, for each batch, by the hub.
+Invariants: `on_published` neither blocks nor switches greenlets, and never raises because of a row.
+A subscription receives the diffs of all changes after its `after_seq`, in seq order; those of one
+call in one write. Metrics: pylon_live_query_*. Called by `workers.ws.live_queries` and, for each
+batch, by the hub.
 """
 
 from __future__ import annotations
@@ -41,37 +42,38 @@ from pylon.query.parse import field_of
 from workers.hub.connection import Connection, Transport
 from workers.ws import frames
 
-WatchKey = tuple[str, bytes, AuthContext | None]  # entity, the filter's text, who (None: anyone)
+WatchKey = tuple[str, bytes, AuthContext | None]  # entity, text of the filter, reader (None: any)
 
-# What there is of a change: its frames, by kind, tail and packing; with no tail: its text.
-_Made = dict[tuple[str, bytes, int], bytes]
+# Encodings of one change: frames by kind, tail and window; without a tail: the text.
+_Encodings = dict[tuple[str, bytes, int], bytes]
 
 _TERM_VALUES: Final = 100  # a condition with more possible values is not indexed
-# What a subscription takes in memory, about; measured with distinct filters of one equality.
+# Approximate memory of a subscription, measured with distinct filters of one equality.
 _SUBSCRIPTION_BYTES: Final = 1_500
 _MEMBER_BYTES: Final = 100
 _INDEXED_BYTES: Final = 300
 
 
 class Subscription:
-    """One client's live query. Until it is activated it gets nothing."""
+    """One client's live query. It receives diffs after its activation only."""
 
     __slots__ = ("after_seq", "connection", "holders", "sub_id", "tail", "watch")
 
     def __init__(
         self, connection: Connection, sub_id: str, watch: Watch, holders: tuple[str, ...] = ()
     ) -> None:
-        """`holders`: for whom it counts (`workers.ws.holdings`)."""
+        """Args: `holders` are the identity and address that it counts for (`workers.ws.holdings`).
+        """
         self.connection = connection
         self.sub_id = sub_id
         self.watch = watch
         self.holders = holders
         self.tail = b',"sub_id":' + msgspec.json.encode(sub_id) + b"}"
-        self.after_seq = 0  # its client knows everything up to here
+        self.after_seq = 0  # the client has all changes up to this seq
 
 
 class Watch:
-    """What one or more subscriptions ask: a filter, and who asks."""
+    """A filter and its reader, shared by one or more subscriptions."""
 
     __slots__ = (
         "_holds", "_may_read", "auth", "field", "key", "members", "size_bytes", "values",
@@ -89,10 +91,10 @@ class Watch:
         self.auth = key[2]
         self._holds = matcher.holds
         self._may_read = rules.may_read
-        self.weight = matcher.weight  # of its patterns
-        self.members: set[Subscription] = set()  # the active ones
+        self.weight = matcher.weight  # cost of its patterns
+        self.members: set[Subscription] = set()  # the active subscriptions
         term = _term_of(entity, matcher, rules, key[2])
-        self.field = None if term is None else term.field.name  # what it is found by
+        self.field = None if term is None else term.field.name  # the indexed field
         self.values: tuple[object, ...] = () if term is None else tuple(term.values)
         text = key[1]
         self.size_bytes = (
@@ -100,38 +102,41 @@ class Watch:
             + _INDEXED_BYTES * len(self.values[1:])
         )
 
-    def kind(self, change: Change) -> str | None:
-        """What the change is to the result: insert, update, delete; None if it is nothing."""
-        was, now = self._has(change.prev_row), self._has(change.row)
-        if now and change.newer is not None and not self._may_read_now(change):
-            return None  # the change that hid the row is still to come, and is a delete
-        if now:
-            return "update" if was else "insert"
-        return "delete" if was else None
+    def diff_kind(self, change: Change) -> str | None:
+        """Return the effect of the change on the result: insert, update or delete; None: none."""
+        was_in, is_in = self._is_in_result(change.prev_row), self._is_in_result(change.row)
+        if is_in and change.newer is not None and not self._may_read_now(change):
+            return None  # a later change hid the row, and will be a delete
+        if is_in:
+            return "update" if was_in else "insert"
+        return "delete" if was_in else None
 
     def _may_read_now(self, change: Change) -> bool:
-        """Whether the row as it is now may be read, where not everybody may read all."""
+        """Whether the caller may read the newest version of the row."""
         if self.auth is None:
             return True
         row = change.newest.row
         return row is not None and self._may_read(self.auth, row)
 
-    def _has(self, row: dict[str, Any] | None) -> bool:
+    def _is_in_result(self, row: dict[str, Any] | None) -> bool:
         if row is None or (self.auth is not None and not self._may_read(self.auth, row)):
-            return False  # a row that policy hides meets no filter of the caller's
+            return False  # a row that the policy hides is in no result of the caller
         return self._holds(row)
 
 
 def viewer(rules: EntityRules, auth: AuthContext) -> AuthContext | None:
-    """What `Watch.key` says of a caller who may read the entity at all."""
+    """Return the third part of `Watch.key` for a caller who may read the entity."""
     if auth.is_admin or isinstance(rules.routing, Everyone | ByAuth):
         return None
     return auth
 
 
 def diff_body(change: Change, kind: str) -> bytes:
-    """The text of a diff up to its sub_id. There is no `entity` in it: published clients take
-    what has one for a change of their replica (spec/realtime.md §1.1)."""
+    """Return the text of a diff up to its sub_id.
+
+    It has no `entity`, because published clients treat a message with one as a change of their
+    replica (spec/realtime.md §1.1).
+    """
     event = change.event
     head = b'{"type":"diff","seq":%d,"kind":"%s","row_id":%s' % (
         event.seq, kind.encode(), msgspec.json.encode(event.row_id),
@@ -149,12 +154,13 @@ class _EntityWatches:
     def __init__(self) -> None:
         self.count = 0
         self.weight = 0
-        # By field, then by value. Many watches may share one, and each must be quick to remove.
+        # By field, then by value. Dicts, because many watches may share a value and must be quick
+        # to remove.
         self.by_value: dict[str, dict[object, dict[Watch, None]]] = {}
         self.scanned: dict[Watch, None] = {}
 
-    def concerned(self, change: Change) -> Iterable[Watch]:
-        """The watches that the change may be something to."""
+    def find_affected(self, change: Change) -> Iterable[Watch]:
+        """Return the watches whose result the change may affect."""
         found = dict(self.scanned)
         for row in (change.prev_row, change.row):
             if row is None:
@@ -162,7 +168,7 @@ class _EntityWatches:
             for name, by_value in self.by_value.items():
                 try:
                     watches = by_value.get(row.get(name))
-                except TypeError:  # a list or an object, which no filter can name
+                except TypeError:  # a list or an object: no filter can compare with it
                     continue
                 if watches is not None:
                     found.update(watches)
@@ -173,7 +179,7 @@ class _EntityWatches:
         self.weight += watch.weight
         if watch.field is None:
             self.scanned[watch] = None
-        elif watch.values:  # else no row can be in its result
+        elif watch.values:  # without values no row can be in the result
             by_value = self.by_value.setdefault(watch.field, {})
             for value in watch.values:
                 by_value.setdefault(value, {})[watch] = None
@@ -203,7 +209,7 @@ class Watches:
     ) -> None:
         """
         Args:
-            refuse: ends a subscription and tells its client why.
+            refuse: ends a subscription and sends its client the error.
         """
         self._refuse = refuse
         self._transport = transport
@@ -212,23 +218,23 @@ class Watches:
         self._by_entity: dict[str, _EntityWatches] = {}
 
     def __len__(self) -> int:
-        """How many distinct ones have an active subscription."""
+        """Return the number of watches with an active subscription."""
         return len(self._by_key)
 
-    def known(self, key: WatchKey) -> Watch | None:
-        """The watch of this key, if somebody has it."""
+    def find(self, key: WatchKey) -> Watch | None:
+        """Return the watch of this key, or None if it has no active subscription."""
         return self._by_key.get(key)
 
     def check(self, watch: Watch) -> None:
-        """Pass if there is room for it.
+        """Check that the index may hold the watch.
 
         Raises:
-            LimitExceeded: see `limits.LIVE_SCANNED`.
+            LimitExceeded: the entity has `limits.LIVE_SCANNED` watches without a term.
         """
         if watch.field is not None or watch.key in self._by_key:
             return
-        of_entity = self._by_entity.get(watch.key[0])
-        if of_entity is not None and len(of_entity.scanned) >= limits.LIVE_SCANNED:
+        entity_watches = self._by_entity.get(watch.key[0])
+        if entity_watches is not None and len(entity_watches.scanned) >= limits.LIVE_SCANNED:
             raise LimitExceeded(
                 f"There are {limits.LIVE_SCANNED} different live queries of {watch.key[0]} "
                 "without an equality already",
@@ -236,100 +242,102 @@ class Watches:
             )
 
     def activate(self, subscription: Subscription, after_seq: int) -> None:
-        """Send it the diffs of changes after `after_seq` from now on.
+        """Send the subscription the diffs of changes after `after_seq` from now on.
 
         Raises:
-            LimitExceeded: see `check`; nothing has changed.
+            LimitExceeded: as `check`; the index is unchanged.
         """
         watch = self._by_key.get(subscription.watch.key)
         if watch is None:
             self.check(subscription.watch)
             watch = subscription.watch
             entity = watch.key[0]
-            of_entity = self._by_entity.get(entity)
-            if of_entity is None:
-                of_entity = self._by_entity[entity] = _EntityWatches()
-            of_entity.add(watch)
+            entity_watches = self._by_entity.get(entity)
+            if entity_watches is None:
+                entity_watches = self._by_entity[entity] = _EntityWatches()
+            entity_watches.add(watch)
             self._by_key[watch.key] = watch
         subscription.watch = watch
         subscription.after_seq = after_seq
         watch.members.add(subscription)
 
     def end(self, subscription: Subscription) -> None:
-        """Send it no more. One that is not active stays so."""
+        """Stop sending to the subscription. Do nothing if it is not active."""
         watch = subscription.watch
         watch.members.discard(subscription)
         if watch.members or self._by_key.get(watch.key) is not watch:
             return
         del self._by_key[watch.key]
-        of_entity = self._by_entity[watch.key[0]]
-        of_entity.remove(watch)
-        if not of_entity.count:
+        entity_watches = self._by_entity[watch.key[0]]
+        entity_watches.remove(watch)
+        if not entity_watches.count:
             del self._by_entity[watch.key[0]]
 
-    def published(self, changes: Sequence[Change]) -> None:
+    def on_published(self, changes: Sequence[Change]) -> None:
         """Send each subscription its diffs (`Hub.on_published`)."""
         if not self._by_key:
             return
         started_s = self._clock.monotonic_s()
         outgoing: dict[Connection, list[bytes]] = {}
         for change in changes:
-            of_entity = self._by_entity.get(change.event.entity)
-            if of_entity is None:
+            entity_watches = self._by_entity.get(change.event.entity)
+            if entity_watches is None:
                 continue
-            if of_entity.weight * text_bytes(change) > limits.LIVE_PATTERN_BYTES:
-                self._shed(of_entity, change)
-            made: _Made = {}
-            for watch in of_entity.concerned(change):
-                kind = watch.kind(change)
+            if entity_watches.weight * text_bytes(change) > limits.LIVE_PATTERN_BYTES:
+                self._shed(entity_watches, change)
+            encodings: _Encodings = {}
+            for watch in entity_watches.find_affected(change):
+                kind = watch.diff_kind(change)
                 if kind is not None:
-                    self._put(change, kind, watch.members, made, outgoing)
+                    self._queue_frames(change, kind, watch.members, encodings, outgoing)
         metrics.LIVE_EVALUATION.observe(self._clock.monotonic_s() - started_s)
         if outgoing:
             _send(outgoing)
 
-    def _shed(self, of_entity: _EntityWatches, change: Change) -> None:
-        """Make the patterns that the change concerns few enough for its texts."""
+    def _shed(self, entity_watches: _EntityWatches, change: Change) -> None:
+        """End subscriptions until the affected patterns times the texts are within the limit."""
         members = [
-            member for watch in of_entity.concerned(change) if watch.weight
+            member for watch in entity_watches.find_affected(change) if watch.weight
             for member in watch.members
         ]
         weight = sum({member.watch: member.watch.weight for member in members}.values())
-        most = limits.LIVE_PATTERN_BYTES // max(text_bytes(change), 1)
-        held_by_network: dict[str, list[Subscription]] = {}
+        max_weight = limits.LIVE_PATTERN_BYTES // max(text_bytes(change), 1)
+        by_network: dict[str, list[Subscription]] = {}
         for member in members:
             network = network_of(member.connection.address)
-            held_by_network.setdefault(network, []).append(member)
-        held = sorted(
-            held_by_network.values(), key=lambda own: sum(m.watch.weight for m in own)
+            by_network.setdefault(network, []).append(member)
+        by_weight = sorted(
+            by_network.values(), key=lambda own: sum(m.watch.weight for m in own)
         )
-        while weight > most and held:
-            for member in held.pop():
-                self._refuse(member, too_much_text())
+        while weight > max_weight and by_weight:
+            for member in by_weight.pop():
+                self._refuse(member, pattern_limit_error())
                 metrics.LIVE_QUERIES_SHED.inc()
                 if not member.watch.members:
                     weight -= member.watch.weight
-                    if weight <= most:
+                    if weight <= max_weight:
                         return
 
-    def _put(
-        self, change: Change, kind: str, members: Iterable[Subscription], made: _Made,
+    def _queue_frames(
+        self, change: Change, kind: str, members: Iterable[Subscription], encodings: _Encodings,
         outgoing: dict[Connection, list[bytes]],
     ) -> None:
-        """Add the change's frame to what goes to each member's connection.
+        """Add the change's frame to the outgoing frames of each member's connection.
 
         Args:
-            made: what there is of this change already.
+            made: the encodings of this change so far.
         """
         seq = change.seq
         for member in members:
-            if seq <= member.after_seq:  # its result was read ahead of the feed
+            if seq <= member.after_seq:  # the result was read ahead of the feed, and has it
                 continue
             connection = member.connection
             key = kind, member.tail, connection.deflate_window
-            frame = made.get(key)
+            frame = encodings.get(key)
             if frame is None:
-                frame = made[key] = self._frame(change, kind, member.tail, connection, made)
+                frame = encodings[key] = self._frame(
+                    change, kind, member.tail, connection, encodings
+                )
             waiting = outgoing.get(connection)
             if waiting is None:
                 outgoing[connection] = [frame]
@@ -337,23 +345,23 @@ class Watches:
                 waiting.append(frame)
 
     def _frame(
-        self, change: Change, kind: str, tail: bytes, connection: Connection, made: _Made
+        self, change: Change, kind: str, tail: bytes, connection: Connection, encodings: _Encodings
     ) -> bytes:
-        body = made.get((kind, b"", 0))
+        body = encodings.get((kind, b"", 0))
         if body is None:
-            body = made[kind, b"", 0] = diff_body(change, kind)
+            body = encodings[kind, b"", 0] = diff_body(change, kind)
         frame = frames.encode(frames.TEXT, body + tail)
         return self._transport.packed(frame, connection.deflate_window)
 
 
 def text_bytes(change: Change) -> int:
-    """Of the row before and after, which a pattern may look through."""
+    """Return the size of the row before and after, which a pattern may search."""
     event = change.event
     return len(event.data or b"") + len(event.prev_data or b"")
 
 
-def too_much_text() -> LimitExceeded:
-    """Why a live query ends because of its patterns."""
+def pattern_limit_error() -> LimitExceeded:
+    """Return the error for a live query that ends because of its patterns."""
     return LimitExceeded(
         "The $like conditions of live queries met more text than may be looked through for one "
         f"change ({limits.LIVE_PATTERN_BYTES} bytes x patterns)",
@@ -366,7 +374,7 @@ def _send(outgoing: dict[Connection, list[bytes]]) -> None:
     last: list[bytes] = []
     data = b""
     for connection, waiting in outgoing.items():
-        if waiting != last:  # equal ones hold the same objects, so this is quickly seen
+        if waiting != last:  # PERF: equal lists hold the same objects, so comparing is quick
             last, data = waiting, waiting[0] if len(waiting) == 1 else b"".join(waiting)
         if connection.send(data, len(waiting)):
             sent_frames += len(waiting)
@@ -377,7 +385,7 @@ def _send(outgoing: dict[Connection, list[bytes]]) -> None:
 def _term_of(
     entity: Entity, matcher: Matcher, rules: EntityRules, auth: AuthContext | None
 ) -> Term | None:
-    """The term that the fewest rows fulfil, as far as one can know."""
+    """Return the term that probably selects the fewest rows; None if there is none."""
     candidates = [(_rank(term), term) for term in matcher.terms]
     routing = rules.routing
     if auth is not None and isinstance(routing, Keyed):
@@ -393,6 +401,6 @@ def _term_of(
 def _rank(term: Term) -> int:
     if not term.values or term.field.unique:
         return 0
-    if None in term.values or term.field.type is FieldType.BOOL:  # what many rows have
+    if None in term.values or term.field.type is FieldType.BOOL:  # many rows have these values
         return 5
     return 2 if len(term.values) == 1 else 3

@@ -1,18 +1,18 @@
-"""The WebSocket handshake (spec/realtime.md §2.1): the only module that imports geventwebsocket.
+"""WebSocket handshake: checks the request, reads its token, and encodes the 101 response.
 
-geventwebsocket gives the constants of the handshake. Its server side is not used. Its handler
-needs pywsgi: a greenlet, a WSGI environ and a dozen Python objects for each connection before
-the first check, in all five times the CPU that `workers.hub.acceptor` takes for a connection;
-and answers some bad requests with a traceback. Its conversation
-blocks a greenlet for each socket, reads frames before it looks at their size, accepts unmasked
-ones, and checks UTF-8 byte by byte in Python (see `workers.ws.frames`).
+It is the only module that imports geventwebsocket, and uses only its constant of the handshake
+(spec/realtime.md §2.1). geventwebsocket's server has three faults. Its handler needs pywsgi: a
+greenlet, a WSGI environ and a dozen objects for each connection, which is five times the CPU of
+`workers.hub.acceptor`. It answers some bad requests with a traceback. Its socket blocks a greenlet,
+reads a frame before it checks the size, accepts unmasked frames, and checks UTF-8 byte by byte in
+Python (see `workers.ws.frames`).
 
-Invariants: the chosen `bearer.` item is echoed verbatim, whether its token is good or not; without
-one, a `seat.` item is (a browser gives up where none of its offers is echoed). No
-token, or an unknown one, is an anonymous client. A request that is not an upgrade gets 426 with
-`BAD_UPGRADE`. The session cookie counts on the main port only, and there only if the page's
-Origin may send writes: a socket opened by a page of somebody else must not speak for the
-browser's user. Used by the ws and the shards workers.
+Invariants: the response echoes the chosen `bearer.` item verbatim, whether its token is valid or
+not. Without one it echoes a `seat.` item, because a browser fails if the server echoes none of its
+offers. A client without a token, or with an unknown one, is anonymous. A request that is no upgrade
+gets 426 with `BAD_UPGRADE`. The session cookie counts on the main port only, and only if the page's
+Origin may send writes: a foreign page must not open a socket as the browser's user.
+Called by the ws and the shards workers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _UPGRADE_REQUIRED: Final = 426
 _VERSION: Final = "13"
 _GUID: Final[bytes] = WebSocketHandler.GUID.encode()
 _KEY_BYTES: Final = 16
-# More than RFC 9110's token: the Swift client leaves `=`, `/` and `:` of a token as they are.
+# More than RFC 9110's token: the Swift client does not escape `=`, `/` and `:` of a token.
 _ITEM: Final = re.compile(r"[!-+\--~]+")
 _ESCAPES: Final = re.compile(r"(?:[^%]|%[0-9A-Fa-f]{2})*")
 _BEARER: Final = "bearer."
@@ -48,14 +48,14 @@ _SEAT: Final = "seat."
 
 @dataclass(slots=True)
 class Handshake:
-    """What a client asked for."""
+    """A checked request, and its response."""
 
     address: str
     token: str | None
-    seat: str | None  # the token of a place in a shard (`workers.shards.reconnect_tokens`)
+    seat: str | None  # the reconnect token of a shard (`workers.shards.reconnect_tokens`)
     parameters: dict[str, str]
     deflate_window: int  # the window of the permessage-deflate that `answer` agrees to; 0: none
-    answer: bytes  # the 101, whole
+    answer: bytes  # the whole 101 response
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +65,16 @@ class Handshakes:
     trust_proxy_hops: int
     origins: Origins
     cookie_name: str
-    deflates: bool  # permessage-deflate is agreed to
+    deflates: bool  # whether the server agrees to permessage-deflate
 
     def read(self, request: Request, *, on_main_port: bool) -> Handshake:
-        """What `request` asks for, and its answer.
+        """Return the handshake of `request`.
 
         Args:
-            on_main_port: it was sent to ``/api/sync/ws`` of the HTTP port.
+            on_main_port: the client sent it to ``/api/sync/ws`` of the HTTP port.
 
         Raises:
-            BadUpgrade: it is no WebSocket handshake.
+            BadUpgrade: the request is no WebSocket handshake.
         """
         fault = upgrade_fault(request)
         if fault is not None:
@@ -84,7 +84,7 @@ class Handshakes:
         item = chosen_item(offered)
         token = request.bearer or token_of(item)
         if token is None and on_main_port:
-            token = self._cookie_of(request)
+            token = self._cookie_token(request)
         deflate = None
         if self.deflates:
             deflate = negotiate(request.field(b"sec-websocket-extensions"))
@@ -92,25 +92,25 @@ class Handshakes:
             request.address(self.trust_proxy_hops), token,
             None if seat_item is None else seat_item.removeprefix(_SEAT), request.parameters,
             0 if deflate is None else deflate.window_bits,
-            _answer(request, item or seat_item, deflate),
+            _encode_response(request, item or seat_item, deflate),
         )
 
-    def _cookie_of(self, request: Request) -> str | None:
+    def _cookie_token(self, request: Request) -> str | None:
         if not self.origins.allows(request.field(b"origin")):
             return None
         return cookie_value(request.field(b"cookie"), self.cookie_name)
 
 
-def refusal(error: PylonError, more: Headers = ()) -> bytes:
-    """The answer to a request that is not let in; `more`: headers that it has besides."""
+def refusal(error: PylonError, extra: Headers = ()) -> bytes:
+    """Return the response to a refused request; `extra` are additional headers."""
     if isinstance(error, BadUpgrade):
         headers = (("Upgrade", "websocket"), ("Sec-WebSocket-Version", _VERSION))
-        return refusals.refusal(error, (*headers, *more), _UPGRADE_REQUIRED)
-    return refusals.refusal(error, more)
+        return refusals.refusal(error, (*headers, *extra), _UPGRADE_REQUIRED)
+    return refusals.refusal(error, extra)
 
 
 def chosen_item(offered: str | None, prefix: str = _BEARER) -> str | None:
-    """The first offered subprotocol that carries a token of the kind that `prefix` names."""
+    """Return the first offered subprotocol with `prefix`, or None."""
     if not offered:
         return None
     for item in offered.split(","):
@@ -121,8 +121,10 @@ def chosen_item(offered: str | None, prefix: str = _BEARER) -> str | None:
 
 
 def token_of(item: str | None) -> str | None:
-    """The token in a `bearer.<percent-encoded>` item; None where there is none, or no sense
-    in it. `+` is a space."""
+    """Return the token in a `bearer.<percent-encoded>` item, where `+` is a space.
+
+    None if the item is None, or its token is empty or malformed.
+    """
     if item is None:
         return None
     encoded = item.removeprefix(_BEARER)
@@ -135,7 +137,7 @@ def token_of(item: str | None) -> str | None:
 
 
 def upgrade_fault(request: Request) -> str | None:
-    """Why a request is no WebSocket handshake (RFC 6455 §4.2.1), or None if it is one."""
+    """Return why a request is no WebSocket handshake (RFC 6455 §4.2.1); None if it is one."""
     if request.method != "GET" or (request.field(b"upgrade") or "").lower() != "websocket":
         return "This port speaks WebSocket: send a GET request with Upgrade: websocket"
     connection = (request.field(b"connection") or "").lower().split(",")
@@ -154,7 +156,7 @@ def upgrade_fault(request: Request) -> str | None:
     return None
 
 
-def _answer(request: Request, item: str | None, deflate: Deflate | None) -> bytes:
+def _encode_response(request: Request, item: str | None, deflate: Deflate | None) -> bytes:
     key = (request.field(b"sec-websocket-key") or "").encode()
     digest = hashlib.sha1(key + _GUID, usedforsecurity=False).digest()
     accept = binascii.b2a_base64(digest, newline=False)

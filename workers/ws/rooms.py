@@ -1,18 +1,20 @@
-"""Rooms over WebSocket: which sockets of this worker hear of which rooms (spec/realtime.md §5).
+"""Rooms over WebSocket: subscribes this worker's sockets to rooms, and sends them the updates.
 
-``room-subscribe`` of a member is answered with a `room-snapshot`, after which the socket gets
-every `room-update` of the room; ``room-unsubscribe`` ends that. A ``presence`` or ``topic``
-message with a room goes to all sockets that have subscribed to it, those of other workers too.
-One without a room goes nowhere, or with PYLON_WS_UNSCOPED_PRESENCE to every client there is; so
-does the news of every disconnect.
+A member's ``room-subscribe`` gets a `room-snapshot`, and then every `room-update` of the room until
+``room-unsubscribe`` (spec/realtime.md §5). A ``presence`` or ``topic`` message with a room goes to
+all sockets that have subscribed to it, in every worker. The module drops one without a room. With
+PYLON_WS_UNSCOPED_PRESENCE it goes to every client instead, and so does a message for every
+disconnect.
 
-The rooms themselves are in the supervisor (`supervisor.rooms`). A tick's news of a room are
-framed once here and leave in one write for each socket.
+The supervisor has the rooms (`supervisor.rooms`). The module makes the frames of a tick of a room
+once, and sends them to each socket in one write.
 
-Invariants: a relayed message has the members of its type and `from`, and no other, because
-published clients take any message with `seq`, `entity` and `kind` for a change. A socket gets all
-news after its snapshot and none before it; what came while the snapshot was on the way waits for
-it. When news are missed (ZeroMQ drops them for a slow worker) all subscribers get new snapshots.
+Invariants: a relayed message has only the members of its type and `from`, because published clients
+treat any message with `seq`, `entity` and `kind` as a change. A socket receives all updates after
+its snapshot and none before it; updates that arrive before a requested snapshot wait for it. After
+a lost message (ZeroMQ drops messages for a slow worker) all subscribers get new snapshots. Bounds:
+`limits.ROOM_RELAYS` for each connection, `BUS_ROOM_UPDATES_BYTES`. A feature of
+`workers.ws.conversation`; `workers.ws.server` makes it.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ from workers.ws import frames
 _SUBSCRIBE: Final = "room-subscribe"
 _UNSUBSCRIBE: Final = "room-unsubscribe"
 _NAME_MEMBER: Final = {"presence": "event", "topic": "topic"}
-_JSON_SLACK_BYTES: Final = 2_048  # for type, room, topic and from around a message's data
+_JSON_SLACK_BYTES: Final = 2_048  # for `type`, `room`, `topic` and `from` around a message's data
 
 _IDLE_ALIVE_S: Final = 5.0  # without a subscription; the lease (limits.ROOM_LEASE_S) is longer
 
@@ -63,10 +65,10 @@ _log = log.get_logger("rooms")
 
 
 class _Subscription:
-    """One socket's place in one room.
+    """One socket's subscription to one room.
 
-    `counter` is of the newest news that its snapshot has. While the snapshot is on its way,
-    `waiting` has what has come meanwhile: (counter, news, whether it is dropped after them).
+    `counter` is the counter of the newest updates in its snapshot. Until the snapshot arrives,
+    `waiting` holds later updates: (counter, frames, whether they end the subscription).
     """
 
     __slots__ = ("connection", "counter", "waiting")
@@ -74,12 +76,14 @@ class _Subscription:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.counter = 0
-        self.waiting: list[tuple[int, _Framed, bool]] | None = []
+        self.waiting: list[tuple[int, _TickFrames, bool]] | None = []
 
 
-class _Framed:
-    """A tick's news of one room as frames, each text in one of its own: made once for all who
-    agreed to the same compression."""
+class _TickFrames:
+    """The updates of one tick of a room as frames, one for each text.
+
+    Connections with the same compression share the bytes.
+    """
 
     __slots__ = ("_by_packing", "_frames", "_pack", "count")
 
@@ -90,7 +94,7 @@ class _Framed:
         self._by_packing = {0: b"".join(self._frames)}
 
     def send(self, connection: Connection) -> None:
-        """Send all of them in one write."""
+        """Send all frames in one write."""
         deflate_window = connection.deflate_window
         data = self._by_packing.get(deflate_window)
         if data is None:
@@ -116,25 +120,25 @@ class Rooms:
         self._limiter = limiter
         self._unscoped = unscoped
         self._rooms: dict[str, dict[int, _Subscription]] = {}  # by the connection's number
-        self._rooms_of: dict[Connection, set[str]] = {}
+        self._rooms_by_connection: dict[Connection, set[str]] = {}
         self._generation: str | None = None
-        self._counter: int | None = None  # of the newest news heard
-        self._relays: list[Relay] = []  # that wait for their message
+        self._counter: int | None = None  # of the newest updates received
+        self._relays: list[Relay] = []  # that wait for the next message to the supervisor
         self._relays_bytes = 0
-        self._relayed: dict[Connection, int] = {}  # how many of them are whose
-        self._relays_left = Event()
+        self._relay_count: dict[Connection, int] = {}  # number of waiting relays by sender
+        self._relays_emptied = Event()
         self._relaying = False
-        self._missed_to = 0  # counter of the newest news that are known to be missed
+        self._missed_to = 0  # counter of the newest updates known to be lost
         self._repairing = False
 
     def start(self, spawn: Callable[[Callable[[], NoReturn]], None]) -> None:
-        """Begin to listen, and to say that this worker is alive."""
+        """Start to receive updates, and to renew this worker's lease."""
         spawn(self._listen)
-        spawn(self._live)
+        spawn(self._renew_lease)
 
-    # --- What clients say --------------------------------------------------------------------
+    # --- Messages of clients -----------------------------------------------------------------
 
-    def take(self, connection: Connection, message: dict[str, Any]) -> None:
+    def handle_message(self, connection: Connection, message: dict[str, Any]) -> None:
         """Answer one message.
 
         Raises:
@@ -152,9 +156,9 @@ class Rooms:
         elif self._remove(connection, room):
             self._client.send(Unsubscribe(room, connection.number))
 
-    def gone(self, connection: Connection) -> None:
-        """Forget the socket, and tell the rooms. Also when it now speaks for somebody else."""
-        rooms = self._rooms_of.get(connection)
+    def drop_connection(self, connection: Connection) -> None:
+        """End all subscriptions of a socket that has closed or changes identity."""
+        rooms = self._rooms_by_connection.get(connection)
         if rooms is not None:
             for room in list(rooms):
                 self._remove(connection, room)
@@ -169,14 +173,14 @@ class Rooms:
         self._spend(connection, ROOM_SUBSCRIPTIONS_BY_USER, ROOM_SUBSCRIPTIONS_BY_ADDRESS)
         subscription = _Subscription(connection)
         self._rooms.setdefault(room, {})[connection.number] = subscription
-        self._rooms_of.setdefault(connection, set()).add(room)
+        self._rooms_by_connection.setdefault(connection, set()).add(room)
         try:
             reply = self._client.submit(Subscribe(room, user_id, connection.number))
         except Exception:
             if self._is_current(room, subscription):
                 self._remove(connection, room)
             raise
-        if self._is_current(room, subscription):  # else it has closed, which the rooms know
+        if self._is_current(room, subscription):  # otherwise the supervisor knows of its end
             self._begin(room, subscription, reply.counter, reply.body)
             self._hub.transport.charge(connection, len(reply.body))
 
@@ -187,20 +191,20 @@ class Rooms:
             return
         if room is not None and not isinstance(room, str):
             raise MissingRoom("room must be a text")
-        text = _relayed(message, room, user_id)
+        text = _relayed_text(message, room, user_id)
         if len(text) > limits.ROOM_DATA_BYTES + _JSON_SLACK_BYTES:
             raise LimitExceeded(
                 f"The message is too large to pass on (limit {limits.ROOM_DATA_BYTES} bytes)"
             )
         self._spend(connection, ROOM_MESSAGES_BY_USER, ROOM_MESSAGES_BY_ADDRESS)
         while (
-            self._relayed.get(connection, 0) >= limits.ROOM_RELAYS
+            self._relay_count.get(connection, 0) >= limits.ROOM_RELAYS
             or self._relays_bytes > limits.BUS_ROOM_UPDATES_BYTES
         ):
-            self._relays_left.wait()  # meanwhile the client is not read
+            self._relays_emptied.wait()  # the transport does not read the client meanwhile
             if not connection.is_open:
                 return
-        self._relayed[connection] = self._relayed.get(connection, 0) + 1
+        self._relay_count[connection] = self._relay_count.get(connection, 0) + 1
         self._relays.append(Relay(room, user_id, text))
         self._relays_bytes += len(text)
         if not self._relaying:
@@ -208,33 +212,34 @@ class Rooms:
             gevent.spawn(self._send_relays)
 
     def _send_relays(self) -> None:
-        """What was gathered leaves in one message, at once after a quiet time and then every
-        `limits.ROOM_RELAY_S`: what a message costs the supervisor does not grow with what
-        clients say."""
+        """Send the waiting relays in one message, at once and then every `limits.ROOM_RELAY_S`.
+
+        So the number of messages to the supervisor does not grow with the clients' messages.
+        """
         while self._relays:
             for relay in self._relays:
                 self._client.send(relay)
             self._relays = []
             self._relays_bytes = 0
-            self._relayed = {}
-            left, self._relays_left = self._relays_left, Event()
-            left.set()
+            self._relay_count = {}
+            emptied, self._relays_emptied = self._relays_emptied, Event()
+            emptied.set()
             gevent.sleep(limits.ROOM_RELAY_S)
         self._relaying = False
 
-    # --- What the rooms say ------------------------------------------------------------------
+    # --- Updates of rooms --------------------------------------------------------------------
 
     def _listen(self) -> NoReturn:
         while True:
-            self._hear(self._updates.receive())
+            self._apply_updates(self._updates.receive())
 
-    def _hear(self, updates: RoomUpdates) -> None:
-        known = self._counter
+    def _apply_updates(self, updates: RoomUpdates) -> None:
+        last_counter = self._counter
         if updates.generation != self._generation:
             self._generation = updates.generation
-            known = known if known == updates.counter - 1 else None
-        is_next = known is not None and updates.counter == known + 1
-        if known is not None and updates.counter <= known:
+            last_counter = last_counter if last_counter == updates.counter - 1 else None
+        is_next = last_counter is not None and updates.counter == last_counter + 1
+        if last_counter is not None and updates.counter <= last_counter:
             return
         self._counter = updates.counter
         for tick in updates.ticks:
@@ -244,63 +249,65 @@ class Rooms:
 
     def _deliver(self, counter: int, tick: RoomTick) -> None:
         if tick.room is None:
-            framed = self._framed(tick.texts)
+            tick_frames = self._make_frames(tick.texts)
             for connection in self._hub.connections:
-                framed.send(connection)
+                tick_frames.send(connection)
             return
         subscriptions = self._rooms.get(tick.room)
         if not subscriptions:
             return
-        me = self._client.name
-        dropped = {number for whose, number in tick.dropped if whose == me}
-        framed = self._framed(tick.texts)
+        own_name = self._client.name
+        dropped = {number for worker, number in tick.dropped if worker == own_name}
+        tick_frames = self._make_frames(tick.texts)
         for number, subscription in list(subscriptions.items()):
             is_dropped = number in dropped
             if subscription.waiting is not None:
-                subscription.waiting.append((counter, framed, is_dropped))
+                subscription.waiting.append((counter, tick_frames, is_dropped))
             elif counter > subscription.counter:
-                framed.send(subscription.connection)
+                tick_frames.send(subscription.connection)
                 if is_dropped:
                     self._remove(subscription.connection, tick.room)
 
     def _begin(
         self, room: str, subscription: _Subscription, counter: int, snapshot: bytes
     ) -> None:
-        """The snapshot has come: send it, and what came after it. Does not switch greenlets."""
+        """Send a snapshot, and the updates that waited for it. Does not switch greenlets."""
         waiting, subscription.waiting = subscription.waiting or [], None
         subscription.counter = counter
         connection = subscription.connection
-        self._framed([snapshot]).send(connection)
-        for at, framed, is_dropped in waiting:
-            if at <= counter:
+        self._make_frames([snapshot]).send(connection)
+        for update_counter, tick_frames, is_dropped in waiting:
+            if update_counter <= counter:
                 continue
-            framed.send(connection)
+            tick_frames.send(connection)
             if is_dropped:
                 self._remove(connection, room)
                 return
 
-    # --- Missed news -------------------------------------------------------------------------
+    # --- Lost updates ------------------------------------------------------------------------
 
-    def _live(self) -> NoReturn:
-        """Show that this worker lives, and see whether the newest news have been missed: where
-        none follow, no gap shows that."""
-        owed = 0
+    def _renew_lease(self) -> NoReturn:
+        """Renew the lease of this worker, and detect lost updates that no later ones follow.
+
+        A gap in the counters shows other lost updates; here the replies' counters show them.
+        """
+        expected_counter = 0
         while True:
             try:
                 reply = self._client.submit(Alive())
-            except Unavailable as ex:  # asked again below; the lease is many times longer
+            except Unavailable as ex:  # the loop tries again; the lease is many times longer
                 _log.warning("rooms.unavailable", why=ex.message)
             else:
                 if self._counter is None:
                     self._counter = reply.counter
-                if self._counter < owed:  # published a whole period ago
-                    self._counter = owed
-                    self._repair(owed)
-                owed = reply.counter
+                if self._counter < expected_counter:  # published a whole period ago
+                    self._counter = expected_counter
+                    self._repair(expected_counter)
+                expected_counter = reply.counter
             gevent.sleep(limits.ROOM_ALIVE_S if self._rooms else _IDLE_ALIVE_S)
 
     def _repair(self, missed_to: int) -> None:
-        """Send new snapshots to all subscribers; what comes meanwhile waits for them."""
+        """Send new snapshots to all subscribers. Updates wait for them meanwhile."""
         metrics.BUS_DROPPED.labels("room_updates").inc()
         self._missed_to = max(self._missed_to, missed_to)
         for subscriptions in self._rooms.values():
@@ -314,13 +321,13 @@ class Rooms:
     def _fetch_snapshots(self) -> None:
         try:
             while True:
-                asked = {
+                requested = {
                     room: list(subscriptions.values())
                     for room, subscriptions in self._rooms.items()
                 }
                 try:
-                    reply = self._client.submit(Snapshots(list(asked)))
-                    if reply.counter >= self._missed_to:  # else more was missed meanwhile
+                    reply = self._client.submit(Snapshots(list(requested)))
+                    if reply.counter >= self._missed_to:  # otherwise more was lost meanwhile
                         break
                 except Unavailable as ex:
                     _log.warning("rooms.unavailable", why=ex.message)
@@ -329,14 +336,14 @@ class Rooms:
             self._repairing = False
         for snapshot in reply.snapshots:
             numbers = set(snapshot.sockets)
-            for subscription in asked[snapshot.room]:
+            for subscription in requested[snapshot.room]:
                 if not self._is_current(snapshot.room, subscription):
                     continue
                 self._begin(snapshot.room, subscription, reply.counter, snapshot.text)
                 if subscription.connection.number not in numbers:
                     self._remove(subscription.connection, snapshot.room)
 
-    # --- Within ------------------------------------------------------------------------------
+    # --- Internals ---------------------------------------------------------------------------
 
     def _spend(self, connection: Connection, of_user: Rate, of_address: Rate) -> None:
         auth = connection.caller.auth
@@ -344,37 +351,38 @@ class Rooms:
             self._limiter.require(of_user, user_subject(auth.user_id))
             self._limiter.require(of_address, address_subject(connection.address))
 
-    def _framed(self, texts: list[bytes]) -> _Framed:
-        return _Framed(texts, self._hub.transport.packed)
+    def _make_frames(self, texts: list[bytes]) -> _TickFrames:
+        return _TickFrames(texts, self._hub.transport.packed)
 
     def _is_current(self, room: str, subscription: _Subscription) -> bool:
         number = subscription.connection.number
         return self._rooms.get(room, {}).get(number) is subscription
 
     def _remove(self, connection: Connection, room: str) -> bool:
-        """Forget one subscription; whether there was one."""
+        """Remove one subscription, and return whether there was one."""
         subscriptions = self._rooms.get(room)
         if subscriptions is None or subscriptions.pop(connection.number, None) is None:
             return False
         if not subscriptions:
             del self._rooms[room]
-        rooms = self._rooms_of[connection]
+        rooms = self._rooms_by_connection[connection]
         rooms.discard(room)
         if not rooms:
-            del self._rooms_of[connection]
+            del self._rooms_by_connection[connection]
         return True
 
 
-def _relayed(message: dict[str, Any], room: str | None, user_id: str) -> bytes:
-    """The message for receivers of a `presence` or `topic`: its known members, with `from`.
+def _relayed_text(message: dict[str, Any], room: str | None, user_id: str) -> bytes:
+    """Return the relayed form of a `presence` or `topic` message: its known members, with `from`.
 
     Raises:
-        InvalidData, LimitExceeded: the name in it is no text, or too long.
+        InvalidData: `event` or `topic` is no text.
+        LimitExceeded: `event` or `topic` is too long.
     """
     kind: str = message["type"]
-    told: dict[str, Any] = {"type": kind}
+    relayed: dict[str, Any] = {"type": kind}
     if room is not None:
-        told["room"] = room
+        relayed["room"] = room
     name = _NAME_MEMBER[kind]
     if name in message:
         value = message[name]
@@ -384,13 +392,16 @@ def _relayed(message: dict[str, Any], room: str | None, user_id: str) -> bytes:
             raise LimitExceeded(
                 f"{name} has {len(value)} characters (limit {limits.ROOM_TOPIC_CHARS})"
             )
-        told[name] = value
+        relayed[name] = value
     if "data" in message:
-        told["data"] = message["data"]
-    told["from"] = user_id
-    return msgspec.json.encode(told)
+        relayed["data"] = message["data"]
+    relayed["from"] = user_id
+    return msgspec.json.encode(relayed)
 
 
 def _disconnected(connection: Connection) -> bytes:
-    """spec/realtime.md §2.2, 3: the number counts from 0 within its process."""
+    """Return the message for a disconnect. `clientId` counts from 0 in each process.
+
+    Source: spec/realtime.md §2.2 and §3.
+    """
     return b'{"type":"presence","event":"disconnect","clientId":%d}' % (connection.number - 1)

@@ -1,15 +1,16 @@
-"""WebSocket as a transport of the hub: text frames out, and the conversation with the client.
+"""WebSocket transport of the hub: encodes events as text frames, and decodes the client's input.
 
-Invariants: an event's frame is made once and shared, and packed (permessage-deflate) once for
-all who agreed to the same window; frames below `limits.DEFLATE_MIN_BYTES` go as they are. Every
-ping is answered, every close is answered with its own code, every breach of the protocol with
-the code that RFC 6455 names. Messages go to `on_text` (the ws worker's is
-`workers.ws.conversation`) and `on_binary`; without one they are counted and ignored
-(spec/realtime.md §2.3). The transport decodes the input of one socket in steps of a bounded size,
-between which all other sockets have their turn; it does not read a socket that has spent its
-budget (`workers.ws.budgets`). Metric: pylon_sockets_over_budget_total. Used by the ws and the
-shards workers. All methods run in the poller's callbacks, in the feed or in a greenlet of their
-own, and never block.
+The transport passes messages to `on_text` (in the ws worker: `workers.ws.conversation`) and
+`on_binary`. Without a callback it counts and ignores them (spec/realtime.md §2.3). It decodes the
+input of one socket in steps of a bounded size, between which other sockets are served. It does not
+read a socket that has spent its budget (`workers.ws.budgets`).
+
+Invariants: all receivers share the frame of an event. Compression (permessage-deflate) happens once
+for all connections with the same window, and not below `limits.DEFLATE_MIN_BYTES`. The transport
+answers every ping, every close with the same code, and every breach of the protocol with the code
+of RFC 6455. No method blocks; each runs in a callback of the poller, in the feed or in a greenlet
+of its own. Metrics: pylon_sockets_over_budget_total, pylon_deflate_saved_bytes_total.
+Called by `workers.hub`, in the ws and the shards workers.
 """
 
 from __future__ import annotations
@@ -28,25 +29,25 @@ from workers.hub.connection import OVER_BUDGET, Connection
 from workers.ws import deflate, frames
 from workers.ws.budgets import AddressBudgets, Inbox, value_cost_bytes
 
-_STEP_S: Final = 0.000_1  # between two steps of one socket; epoll makes a millisecond of it
+_STEP_S: Final = 0.000_1  # between two steps of one socket; epoll rounds it up to 1 ms
 _OVER: Final = {
     result: metrics.SOCKETS_OVER_BUDGET.labels(result) for result in ("paused", "closed")
 }
 
 
 class WebSocketTransport:
-    """`workers.hub.connection.Transport` and `workers.hub.admission.StreamTransport` for
-    WebSocket."""
+    """`workers.hub.connection.Transport` and `workers.hub.admission.StreamTransport` for WebSocket.
+    """
 
     expects_replies = True
-    preamble = b""  # the handshake's 101 was all
+    preamble = b""  # nothing after the 101 of the handshake
     heartbeat = frames.encode(frames.PING, b"")
 
     def __init__(
         self, role: str, max_message_bytes: int, heartbeat_s: float = limits.SOCKET_PING_S, *,
         clock: Clock | None = None, counts_addresses: bool = True,
     ) -> None:
-        """`counts_addresses`: the sockets of one address share a budget."""
+        """Args: `counts_addresses`: whether the sockets of one address share a budget."""
         self.role = role
         self.heartbeat_s = heartbeat_s
         self._max_message_bytes = max_message_bytes
@@ -56,32 +57,32 @@ class WebSocketTransport:
         self.on_binary: Callable[[Connection, bytes], None] = _ignore
 
     def frame(self, seq: int, wire: bytes) -> bytes:
-        """The event's JSON as one text frame."""
+        """Return the event's JSON as one text frame."""
         return frames.encode(frames.TEXT, wire)
 
     def packed(self, frame: bytes, deflate_window: int) -> bytes:
-        """See the function."""
-        return packed(frame, deflate_window)
+        """Return `compress_frame` of the frame."""
+        return compress_frame(frame, deflate_window)
 
     def close_frame(self, code: int, reason: str) -> bytes:
-        """A close frame."""
+        """Return a close frame."""
         if code == NO_STATUS:
             return frames.encode(frames.CLOSE, b"")
         return frames.encode_close(code, reason)
 
     def received(self, connection: Connection, data: bytes) -> None:
-        """Take part in the conversation."""
+        """Decode the input of a client, and answer it."""
         inbox = connection.receiver
-        if inbox is None:  # most clients never send more than pongs
+        if inbox is None:  # PERF: most clients send only pongs, and need no parser
             if frames.is_pong(data):
                 return
             parser = frames.Parser(self._max_message_bytes, unpacks=connection.deflate_window != 0)
-            inbox = Inbox(parser, self._addresses.of(connection.address))
+            inbox = Inbox(parser, self._addresses.budget_of(connection.address))
             connection.receiver = inbox
         self._step(connection, inbox, data)
 
     def resumed(self, connection: Connection) -> None:
-        """Go on with what was left of the last read."""
+        """Decode the rest of the last read."""
         inbox = connection.receiver
         if inbox is not None and inbox.parser.has_rest:
             self._step(connection, inbox, b"")
@@ -89,17 +90,19 @@ class WebSocketTransport:
     def charge(
         self, connection: Connection, answer_bytes: int = 0, *, work_bytes: int = 0
     ) -> None:
-        """Count work for a client against its budget, like the client's own bytes: a message of 50
-        bytes may make the server read, pack and send a megabyte."""
+        """Count the server's work for a client against the client's budget.
+
+        A message of 50 bytes may make the server read, compress and send a megabyte.
+        """
         inbox = connection.receiver
         if inbox is None or connection.caller.auth.is_admin:
             return
-        # PERF: 1 MiB of JSON takes 15 ms to pack, and 1 ms to send as it is.
+        # PERF: 1 MiB of JSON takes 15 ms to compress, and 1 ms to send uncompressed.
         share = 1 if connection.deflate_window else limits.SOCKET_ANSWER_SHARE
         now_s = self._clock.monotonic_s()
         wait_s = inbox.spend(work_bytes + answer_bytes // share, now_s)
         if wait_s > 0.0:
-            self._hold(connection, inbox, wait_s, now_s)
+            self._pause_or_close(connection, inbox, wait_s, now_s)
 
     def _step(self, connection: Connection, inbox: Inbox, data: bytes) -> None:
         """Decode a part of bounded size, answer it, and spend its cost."""
@@ -113,15 +116,15 @@ class WebSocketTransport:
             now_s = self._clock.monotonic_s()
             wait_s = inbox.spend(cost_bytes, now_s)
             if wait_s > 0.0:
-                self._hold(connection, inbox, wait_s, now_s)
+                self._pause_or_close(connection, inbox, wait_s, now_s)
                 return
         if parser.has_rest:
-            self._wait(connection, inbox, 0.0)
+            self._pause(connection, inbox, 0.0)
 
     def _answer(self, connection: Connection, received: list[frames.Received]) -> int:
-        """Answer messages of a client; their cost beyond their bytes."""
+        """Answer messages of a client, and return their cost beyond their bytes."""
         cost_bytes = 0
-        pongs: list[bytes] = []  # leave in one write: who floods with pings costs one call
+        pongs: list[bytes] = []  # sent in one write, so that a flood of pings costs one call
         for item in received:
             if isinstance(item, frames.Ping):
                 pongs.append(frames.encode(frames.PONG, item.data))
@@ -142,11 +145,11 @@ class WebSocketTransport:
             connection.send(b"".join(pongs), len(pongs))
         return cost_bytes
 
-    def _hold(
+    def _pause_or_close(
         self, connection: Connection, inbox: Inbox, wait_s: float, now_s: float
     ) -> None:
-        """Leave a socket that is in debt unread, or close it if it always is."""
-        if inbox.is_hopeless(now_s) and connection.is_open:
+        """Pause reading a socket that is in debt, or close it after too long a debt."""
+        if inbox.is_overdrawn(now_s) and connection.is_open:
             _OVER["closed"].inc()
             inbox.parser.end()
             connection.close(
@@ -157,24 +160,24 @@ class WebSocketTransport:
             )
             return
         _OVER["paused"].inc()
-        self._wait(connection, inbox, wait_s)
+        self._pause(connection, inbox, wait_s)
 
-    def _wait(self, connection: Connection, inbox: Inbox, wait_s: float) -> None:
+    def _pause(self, connection: Connection, inbox: Inbox, wait_s: float) -> None:
         connection.pause(OVER_BUDGET)
         if not inbox.is_waiting:
             inbox.is_waiting = True
-            gevent.spawn_later(max(wait_s, _STEP_S), self._go_on, connection, inbox)
+            gevent.spawn_later(max(wait_s, _STEP_S), self._resume_reading, connection, inbox)
 
-    def _go_on(self, connection: Connection, inbox: Inbox) -> None:
+    def _resume_reading(self, connection: Connection, inbox: Inbox) -> None:
         inbox.is_waiting = False
         wait_s = inbox.wait_s(self._clock.monotonic_s())
         if wait_s > 0.0 and not connection.caller.auth.is_admin:
-            self._wait(connection, inbox, wait_s)  # others of its address have spent meanwhile
+            self._pause(connection, inbox, wait_s)  # other sockets of the address have spent
         else:
             connection.resume(OVER_BUDGET)
 
     def refuse(self, connection: Connection, error: PylonError, *, has_begun: bool) -> None:
-        """Tell a client that it must pull anew, or come again later."""
+        """Close a connection: its client must pull again, or connect again later."""
         if isinstance(error, ResyncRequired):
             connection.send(frames.encode(frames.TEXT, _resync(error)))
             connection.close(SERVICE_RESTART, "resync required")
@@ -182,16 +185,16 @@ class WebSocketTransport:
             connection.close(TRY_AGAIN_LATER, error.code)
 
 
-def packed(frame: bytes, deflate_window: int) -> bytes:
-    """The frame compressed with a window of `deflate_window` bits, if that makes it smaller."""
+def compress_frame(frame: bytes, deflate_window: int) -> bytes:
+    """Return the frame, compressed with a window of `deflate_window` bits if that is smaller."""
     if not deflate_window or len(frame) < limits.DEFLATE_MIN_BYTES:
         return frame
     payload = deflate.pack(frames.payload_of(frame), deflate_window)
-    made = frames.encode(frame[0] & 0x0F, payload, packed=True)
-    if len(made) >= len(frame):
+    compressed = frames.encode(frame[0] & 0x0F, payload, packed=True)
+    if len(compressed) >= len(frame):
         return frame
-    metrics.DEFLATE_SAVED.inc(len(frame) - len(made))
-    return made
+    metrics.DEFLATE_SAVED.inc(len(frame) - len(compressed))
+    return compressed
 
 
 def _ignore(connection: Connection, message: str | bytes) -> None:
