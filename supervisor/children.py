@@ -1,15 +1,20 @@
-"""The worker processes: forked from the template, watched, started again when they die.
+"""Children: starts the worker processes, watches them, and starts a successor when one dies.
 
-The HTTP role is one child (a gunicorn arbiter, which keeps PYLON_HTTP_WORKERS workers of its
-own); each other role has as many children as it has workers. All share the role's listening
-socket. `supervisor.template` forks them, and they are children of this process.
+The HTTP role has one child: gunicorn's arbiter, which forks PYLON_HTTP_WORKERS workers itself. Each
+other role has as many children as workers. All workers of a role share its listening socket. The
+template forks the children (`supervisor.template`); the supervisor is their parent.
 
-Invariants: only the main thread starts and reaps children, so a pid of a slot is never reused; a
-child that dies comes back with full-jitter back-off; a child that falls silent is aborted, then
-killed; while draining nothing is started. The HTTP arbiter beats in a file of its own, because its
-workers may be well while it stands still. Orphans of children are reaped too: this process is
-their subreaper. Processes that others start here by `subprocess` keep our process group, by which
-`reap` knows them and leaves them alone.
+A child dies or falls silent. The successor of a dead child starts after a random delay, whose bound
+doubles with each early death. A silent child gets SIGABRT, and SIGKILL after
+`limits.ABORT_GRACE_S`. The HTTP arbiter has a heartbeat file of its own, because its workers can
+send heartbeats while the arbiter hangs.
+
+`reap` also reaps orphans of children, because the supervisor is their subreaper. It leaves
+processes alone that other threads started by `subprocess`; they have the supervisor's process
+group.
+
+Invariants: only the main thread starts and reaps children, so no pid of a slot is reused. No child
+starts during a drain. Called by `supervisor.loop` and `supervisor.drain`.
 """
 
 from __future__ import annotations
@@ -38,23 +43,23 @@ _HTTP: Final = "http"
 
 @dataclass(slots=True)
 class _Slot:
-    """A place for one child, over all of its lives."""
+    """The state of one child and its successors."""
 
     role: str
     worker: str
     pid: int | None = None  # of the child that lives
     started_s: float = 0.0
     start_at_s: float = 0.0  # when to start the next one
-    failures: int = 0  # lives in a row that ended early
-    unready: int = 0  # lives in a row that never became ready
-    was_ready: bool = False
-    heard_s: float = 0.0  # last heartbeat of this life
-    aborted_at_s: float | None = None  # it fell silent and was sent SIGABRT
+    failures: int = 0  # processes in a row that ended early
+    unready: int = 0  # processes in a row that never became ready
+    was_ready: bool = False  # the present process was ready once
+    heard_s: float = 0.0  # the last heartbeat of the present process
+    aborted_at_s: float | None = None  # when it got SIGABRT because it was silent
 
 
 @dataclass(frozen=True, slots=True)
 class RoleView:
-    """What `pylonctl status` shows of a role."""
+    """The state of a role, as `pylonctl status` shows it."""
 
     wanted: int
     ready: int
@@ -89,7 +94,7 @@ class Children:
         self._random = random
         self._aborted_workers: dict[int, float] = {}  # silent gunicorn workers: when aborted
         self.draining = False
-        self.on_ended: Callable[[int], None] = _nobody  # told each child that ends, by its pid
+        self.on_ended: Callable[[int], None] = _ignore  # called with the pid of each ended child
         self.restarts = 0
         self._slots = [
             _Slot(role, str(number))
@@ -98,19 +103,19 @@ class Children:
         ]
 
     def arbiter_pids(self) -> list[int]:
-        """gunicorn's own process, which sends no metrics. Any thread may ask."""
+        """Return the pid of gunicorn's arbiter, which sends no metrics. Any thread may call it."""
         return [slot.pid for slot in self._slots if slot.role == _HTTP and slot.pid is not None]
 
     def problem(self) -> str | None:
-        """Why no child can ever be started, if that is so."""
+        """Return the reason why no child can ever be started; None if children can."""
         if self._template.is_broken:
             return "the template process cannot import Pylon; its own log line says why"
         return None
 
-    # --- What the main loop does, over and over ------------------------------------------
+    # --- Calls of the main loop ------------------------------------------------------------
 
     def tick(self) -> None:
-        """Reap, abort the silent, start what is due."""
+        """Reap ended children, abort silent ones, and start those that are due."""
         self.reap()
         now_s = self._clock.monotonic_s()
         for slot in self._slots:
@@ -122,7 +127,7 @@ class Children:
             self._template.start()
 
     def reap(self) -> None:
-        """Take note of children that have ended, and reap orphans."""
+        """Reap children that have ended, the template, and orphans."""
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
         while True:
             try:
@@ -134,7 +139,7 @@ class Children:
             pid = found.si_pid
             slot = next((slot for slot in self._slots if slot.pid == pid), None)
             if slot is None and pid != self._template.pid and os.getpgid(pid) == os.getpgrp():
-                return  # whoever has started it reaps it
+                return  # the thread that started it by `subprocess` reaps it
             _, status = os.waitpid(pid, 0)
             if slot is not None:
                 self._ended(slot, pid, os.waitstatus_to_exitcode(status))
@@ -142,7 +147,7 @@ class Children:
                 self._template.reaped(status)
 
     def next_due_s(self) -> float | None:
-        """When (monotonic) the next process is to be started, if one waits."""
+        """Return the monotonic time at which to start the next process; None if none waits."""
         if self.draining:
             return None
         if self._template.pid is None:
@@ -189,13 +194,13 @@ class Children:
             slot.failures = 0
         slot.heard_s = max([slot.heard_s, slot.started_s, *(beat.at_s for beat in beats)])
         silent_s = now_s - slot.heard_s
-        # Without a beat to go by it is booting, or an arbiter all of whose workers have died.
+        # Without a heartbeat it boots, or is an arbiter all of whose workers have died.
         patience_s = limits.HEARTBEAT_LOST_S if beats else limits.WORKER_BOOT_S
         if slot.aborted_at_s is not None:
             if now_s - slot.aborted_at_s >= limits.ABORT_GRACE_S:
                 os.kill(pid, signal.SIGKILL)
         elif self.draining:
-            return  # the drain has its own deadlines, and who has ended is silent
+            return  # the drain has its own deadlines, and ended workers are silent
         elif silent_s >= patience_s or self._is_arbiter_silent(slot, now_s):
             _log.error("child.silent", child=f"{slot.role}/{slot.worker}",
                        pid=pid, silent_s=round(silent_s, 1))
@@ -205,8 +210,10 @@ class Children:
             self._watch_gunicorn_workers(pid, now_s)
 
     def _is_arbiter_silent(self, slot: _Slot, now_s: float) -> bool:
-        """Whether the HTTP arbiter stands still. Its workers go on serving, but nobody replaces
-        them when they die."""
+        """Return whether the HTTP arbiter hangs.
+
+        Its workers continue to serve then, but nobody replaces one that dies.
+        """
         if slot.role != _HTTP:
             return False
         beat_s = last_beat_s(self._runtime.arbiter)
@@ -215,7 +222,7 @@ class Children:
         return now_s - beat_s >= limits.HEARTBEAT_LOST_S
 
     def _watch_gunicorn_workers(self, arbiter_pid: int, now_s: float) -> None:
-        """A silent worker of the arbiter is aborted here; the arbiter replaces it."""
+        """Abort silent workers of the arbiter, which then replaces them."""
         for beat in self._heartbeats.of(_HTTP):
             silent = now_s - beat.at_s >= limits.HEARTBEAT_LOST_S
             if not silent or _parent_of(beat.pid) != arbiter_pid:
@@ -274,7 +281,7 @@ class Children:
                          reason="silent" if was_silent else "died",
                          hint="its arbiter starts another one, and its log line above says why")
 
-    # --- Ending them -----------------------------------------------------------------------
+    # --- The end of children ---------------------------------------------------------------
 
     def send(self, roles: tuple[str, ...], number: signal.Signals) -> None:
         """Send a signal to every child of the roles that lives."""
@@ -283,23 +290,23 @@ class Children:
                 os.kill(slot.pid, number)
 
     def alive(self, roles: tuple[str, ...]) -> int:
-        """How many children of the roles have not ended."""
+        """Return how many children of the roles have not ended."""
         return sum(slot.role in roles and slot.pid is not None for slot in self._slots)
 
     def kill_all(self) -> int:
-        """SIGKILL to every child; nothing is started any more."""
+        """Kill every child, start no more, and return how many there were."""
         self.draining = True
         return self.kill(tuple(self._wanted))
 
     def kill(self, roles: tuple[str, ...]) -> int:
-        """SIGKILL to the children of the roles that live, and wait; how many there were.
+        """Kill the living children of the roles, wait for their end, and return their number.
 
         The HTTP arbiter's workers share its process group and die with it.
         """
         victims = [s for s in self._slots if s.role in roles and s.pid is not None]
         pids = [s.pid for s in victims if s.pid is not None]
         for pid in pids:
-            # Before it has its process group it is killed alone, and has no children.
+            # A child that has no process group of its own yet has no children either.
             with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
             os.kill(pid, signal.SIGKILL)
@@ -308,11 +315,11 @@ class Children:
             self._ended(slot, pid, os.waitstatus_to_exitcode(status))
         return len(victims)
 
-    # --- How they are -----------------------------------------------------------------------
+    # --- Status -----------------------------------------------------------------------------
 
     def views(self) -> dict[str, RoleView]:
-        """Every role that is switched on."""
-        out = {}
+        """Return the state of every role that is switched on."""
+        view_by_role = {}
         for role, wanted in self._wanted.items():
             slots = [slot for slot in self._slots if slot.role == role]
             if role == _HTTP:
@@ -321,11 +328,11 @@ class Children:
                 pids = sorted(slot.pid for slot in slots if slot.pid is not None)
             failing = any(slot.unready >= limits.RESTARTS_UNTIL_REPORTED for slot in slots)
             ready = 0 if failing else min(wanted, len(self._heartbeats.ready_pids(role)))
-            out[role] = RoleView(wanted, ready, pids, failing)
-        return out
+            view_by_role[role] = RoleView(wanted, ready, pids, failing)
+        return view_by_role
 
 
-def _nobody(pid: int) -> None:
+def _ignore(pid: int) -> None:
     return
 
 

@@ -1,4 +1,4 @@
-"""What the supervisor consists of once it is up: made by `main`, used by the loop and the drain."""
+"""The parts of a running supervisor. Made by `main`, used by the loop and the drain."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from supervisor.writer import Writer
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """Everything that runs. `store` is that of this run, also when it is in memory."""
+    """The parts of one run. `store` may be in memory, and then exists in this run only."""
 
     config: Config
     clock: Clock

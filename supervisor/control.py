@@ -1,10 +1,13 @@
-"""The control socket: how `pylonctl` and the metrics route speak to the supervisor.
+"""Control socket: takes requests of `pylonctl` and of the metrics route.
 
-A Unix stream socket (0600, in the private runtime folder). One JSON line asks; JSON lines
-answer, the last one with ``"done": true``; a failure is a last line with ``error``. In a
-dialogue the client sends further lines while its request is answered. Each connection has a
-thread; at most `limits.CONTROL_CONNECTIONS` at once, more are refused. The client is
-`pylon.control`; the answers are in `supervisor.control_handlers` and `supervisor.backups`.
+It is a Unix stream socket (mode 0600) in the private runtime folder. A client sends its request as
+one JSON line. The supervisor answers with JSON lines, the last of which has ``"done": true``, or
+``error`` after a failure. In a dialogue the client sends further lines before the last answer.
+`pylon.control` is the client; `supervisor.control_handlers` and `supervisor.backups` handle the
+requests.
+
+Bound: each connection has a thread; above `limits.CONTROL_CONNECTIONS` the supervisor refuses
+connections. Made by `supervisor.main`.
 """
 
 from __future__ import annotations

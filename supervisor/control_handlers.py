@@ -1,8 +1,9 @@
-"""The answers of the control socket: ping, status, metrics, stop, indexes and the
-rebuilding of search. (A backup is a dialogue: `supervisor.backups`.)
+"""Handlers of control requests: ping, status, metrics, stop, indexes, rebuilding of search.
 
-Runs in the threads of `supervisor.control`, so it only reads what is safe to read from any
-thread, and asks the main loop by events for everything else.
+A backup is a dialogue: see `supervisor.backups`.
+
+Invariant: handlers run in the threads of `supervisor.control`. So they read only what is safe to
+read from any thread; for everything else they put an event into the main loop's queue.
 """
 
 from __future__ import annotations

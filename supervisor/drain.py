@@ -1,16 +1,23 @@
-"""The drain (design.md §8): how a supervisor ends without losing anything, step by step.
+"""Drain: ends a supervisor step by step, without losing an accepted request (design.md §8).
 
-The order matters: readiness first, so that load balancers turn away; then nothing new; then
-HTTP, which writes; then shards and sockets; then the rooms and the writer, which by now have no
-clients; then a backup that still copies; then the WAL. Each step is told to `DrainNews` (control
-clients, the log) as it happens.
+The steps, in this order:
 
-A second SIGTERM or the deadline (PYLON_DRAIN_DELAY_S + PYLON_DRAIN_SECS +
-`limits.DRAIN_GRACE_S`) kills what is left of the children; the writer still finishes what it
-has accepted, and the WAL is still flushed. A backup may copy until then; it is cancelled and has
-`limits.BACKUP_CANCEL_S` to end. A reader of the database file has `limits.FLUSH_WAIT_S`; one
-that stays is named in the log. Exit code 0 for a complete drain, 75 for one that was cut short or
-could not flush the WAL: acknowledged writes are safe in both.
+1. /readyz answers 503, so that load balancers choose other servers.
+2. No worker accepts new connections.
+3. The HTTP workers end, then the shards workers, then the ws and sse workers.
+4. The rooms and the writer end, which have no clients by then.
+5. A running backup ends, and the flusher flushes the WAL.
+
+`DrainProgress` gives each step to control clients and the log.
+
+A second SIGTERM, or the deadline (PYLON_DRAIN_DELAY_S + PYLON_DRAIN_SECS +
+`limits.DRAIN_GRACE_S`), cuts the drain short: the supervisor kills the remaining workers and
+cancels a backup, which has `limits.BACKUP_CANCEL_S` to end. The writer still commits all requests
+that it has accepted, and the flusher still flushes the WAL. It waits `limits.FLUSH_WAIT_S` for
+readers of the database file, and logs those that stay.
+
+Invariant: acknowledged writes are safe in every case. The exit code is 0 after a complete drain,
+and 75 if it was cut short or the WAL could not be flushed. Called by `supervisor.main`.
 """
 
 from __future__ import annotations
@@ -38,7 +45,7 @@ _log = log.get_logger("drain")
 
 
 class Drain:
-    """One drain. `run` blocks the main thread and pumps the loop meanwhile."""
+    """One drain. `run` blocks the main thread, and calls the loop's `pump` while it waits."""
 
     def __init__(self, parts: Components, loop: Loop, *, keeps_ports: bool = False) -> None:
         """`keeps_ports`: the listeners stay open, for the run that follows."""
@@ -53,7 +60,7 @@ class Drain:
         self._complete = True
 
     def run(self) -> int:
-        """All steps, in order; the exit code."""
+        """Run all steps in order, and return the exit code."""
         self._announce()
         self._stop_accepting()
         for roles in drain_stages():
@@ -90,7 +97,7 @@ class Drain:
     def _end(
         self, roles: tuple[str, ...], wait_s: float = float("inf"), *, already_asked: bool = False
     ) -> None:
-        """Ask the roles to end, wait, and kill what does not."""
+        """Send SIGTERM to the workers of the roles, wait, and kill those that remain."""
         children = self._parts.children
         if not already_asked:
             children.send(roles, signal.SIGTERM)
@@ -103,7 +110,7 @@ class Drain:
                 self._tell_waiting(roles, until_s)
         left = children.alive(roles)
         if left:
-            # Late for their own reasons, or we are in a hurry: then nobody gets more time.
+            # A drain that was cut short, or has passed its deadline, gives no role more time.
             if self._hurried():
                 children.kill_all()
             else:
@@ -112,7 +119,7 @@ class Drain:
         self._say(f"{' and '.join(roles)} ended", killed=left)
 
     def _tell_waiting(self, roles: tuple[str, ...], until_s: float) -> None:
-        """Say which processes the drain waits for, and how many clients each still serves."""
+        """Report which workers the drain waits for, and how many clients each still serves."""
         beats = [beat for role in roles for beat in self._parts.heartbeats.of(role)]
         self._say(
             f"waiting for {' and '.join(roles)}",
@@ -127,8 +134,7 @@ class Drain:
         try:
             parts.engine.maintenance.end_run()
         except PylonError as ex:
-            # The disk may be full. Without the mark the next start takes this run for a crash,
-            # which is always safe.
+            # The disk may be full. Without the mark the next start assumes a crash, which is safe.
             _log.error("drain.not_marked", code=ex.code, message=ex.message)
         parts.writer.stop()
         self._say("writer stopped", head_seq=parts.writer.head)
@@ -136,7 +142,7 @@ class Drain:
         self._flush()
 
     def _end_backup(self) -> None:
-        """Cancel a backup that still reads the database, and wait until it has let go."""
+        """Cancel a backup that still reads the database, and wait until it has closed the file."""
         pid = self._parts.backups.end_copy(0.0)
         if pid is None:
             return

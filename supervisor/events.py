@@ -1,8 +1,11 @@
-"""What wakes the main loop, and who is told how a drain goes.
+"""Events of the supervisor's main loop, and the progress of a drain.
 
-Signal handlers and threads only put an event on the queue; the main loop does the work.
-The queue needs no bound of its own: signals merge in the kernel, control connections are
-limited, and a role reports a change only when it changes.
+Signal handlers and threads only put an event into the queue; the main loop handles it.
+`DrainProgress` gives the steps of a drain to control connections.
+
+Bound: the queue needs none of its own. The kernel merges signals, the number of control connections
+is limited, and a `RolesChanged` comes only when a readiness changes. Called by `loop`, `drain` and
+the threads of the supervisor.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ class SignalArrived:
 
 @dataclass(frozen=True, slots=True)
 class StopAsked:
-    """Through the control socket."""
+    """A control connection requests a stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ Line = dict[str, Any]
 
 
 class DrainProgress:
-    """Hands every step of a drain to all who listen, those before them included."""
+    """Gives every step of a drain to all listeners; a late one gets the earlier steps first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -49,14 +52,14 @@ class DrainProgress:
         self._listeners: list[SimpleQueue[Line]] = []
 
     def say(self, **line: Any) -> None:
-        """Tell everyone. The last line has ``done=True``."""
+        """Give a line to all listeners. The last line has ``done=True``."""
         with self._lock:
             self._said.append(line)
             for listener in self._listeners:
                 listener.put(line)
 
     def listen(self) -> SimpleQueue[Line]:
-        """A queue that gets each line, from the first on."""
+        """Return a queue that gets each line, from the first on."""
         listener: SimpleQueue[Line] = SimpleQueue()
         with self._lock:
             for line in self._said:

@@ -1,8 +1,10 @@
-"""Who is alive and ready: the newest heartbeat of each worker, and their merged metrics.
+"""Heartbeats: the newest status of each worker, and the merged metrics of all workers.
 
-A thread takes heartbeats from the bus; the main loop and control connections ask. A worker
-counts as ready while its newest heartbeat says so and is fresh. Invariant: everything here
-is guarded by one lock, and no method waits for anything else while it holds it.
+A thread takes heartbeats from the bus. The main loop and the threads of control connections read
+them. A worker counts as ready while its newest heartbeat is fresh and says that it is ready.
+
+Invariant: one lock guards all state, and no method waits for anything else while it holds the lock.
+Made by `supervisor.main`.
 """
 
 from __future__ import annotations

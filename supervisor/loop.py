@@ -1,9 +1,13 @@
-"""The main loop: events in, work done here, in one thread.
+"""The main loop of the supervisor: takes events from a queue and handles them in one thread.
 
-Signals only put their number on a queue. SIGTERM and SIGINT drain, a second one cuts the
-drain short; SIGHUP reloads in dev mode, and is answered in the log otherwise; SIGCHLD makes the
-loop look after its children at once. Every two seconds, and at every change, everybody is
-told how the roles are, and so is systemd.
+Handlers of signals only put an event into the queue. SIGTERM and SIGINT begin the drain; a second
+one cuts it short. SIGHUP reloads in dev mode; otherwise the loop logs that a restart is necessary.
+SIGCHLD makes the loop reap and restart children at once. Every two seconds, and when a state
+changes, the loop sends a `RolesReport` to all workers and the status to systemd. The report says
+for each role how many workers are ready.
+
+Invariant: only the main thread handles events, starts children and reaps them. Called by
+`supervisor.main` and `supervisor.drain`.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from supervisor.events import Broken, Event, Events, RolesChanged, SignalArrived
 
 _log = log.get_logger("supervisor")
 
-_WAIT_S: Final = 1.0  # the longest the loop sleeps; what happens is an event, and ends it
+_WAIT_S: Final = 1.0  # the loop sleeps no longer than this; an event wakes it
 _REPORT_PERIOD_S: Final = 2.0  # `pylon.api.admin.readiness.REPORT_FRESH_S` is longer
 _WATCHDOG_PERIOD_S: Final = 1.0
 _EXTEND_S: Final = 15.0
@@ -31,7 +35,7 @@ _ENDS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def queue_signals(events: Events) -> None:
-    """From now on signals are events. Main thread only."""
+    """Turn signals into events from now on. Call it in the main thread only."""
 
     def handler(number: int, _frame: FrameType | None) -> None:
         events.put(SignalArrived(number))
@@ -42,7 +46,7 @@ def queue_signals(events: Events) -> None:
 
 
 class Loop:
-    """Pumped by `main` until a stop is asked, and by `drain` until the end."""
+    """The loop of one run. `main` calls `pump` until it must stop, then `drain` calls it."""
 
     def __init__(self, parts: Components, started_s: float) -> None:
         self._parts = parts
@@ -58,7 +62,7 @@ class Loop:
         self.broken: BaseException | None = None
 
     def pump(self, wait_s: float = _WAIT_S) -> None:
-        """Wait for an event, `wait_s` at most; handle all there are; look after everything."""
+        """Wait for an event, `wait_s` at most. Handle all events, tend the children, report."""
         due_s = self._parts.children.next_due_s()
         if due_s is not None:
             wait_s = min(wait_s, max(0.0, due_s - self._parts.clock.monotonic_s()))
@@ -78,7 +82,7 @@ class Loop:
         self.report()
 
     def report(self) -> None:
-        """Tell everybody how the roles are, if it is time or something has changed."""
+        """Send the state of the roles to workers and systemd, if it is due or has changed."""
         parts = self._parts
         now_s = parts.clock.monotonic_s()
         views = parts.children.views()
@@ -96,7 +100,7 @@ class Loop:
         self._tell_systemd(views, now_s)
 
     def is_ready(self) -> bool:
-        """Whether every role has all its workers ready."""
+        """Return whether every role has all its workers ready."""
         return all(v.ready >= v.wanted for v in self._parts.children.views().values())
 
     def _tell_systemd(self, views: dict[str, RoleView], now_s: float) -> None:
@@ -140,4 +144,4 @@ class Loop:
             case Broken(error):
                 self.broken = self.broken or error
             case SignalArrived() | RolesChanged():
-                self._report_at_s = 0.0  # `pump` looks after children and reports anyway
+                self._report_at_s = 0.0  # `pump` reports, and reaps children

@@ -1,12 +1,12 @@
-"""`run`: assemble the supervisor, serve until told to stop, drain. Called by `pylonctl start`.
+"""Supervisor: `run` assembles its parts, serves until a stop, and drains.
 
-What can be refused is refused before anything is touched: settings, manifest, policies; then
-the data directory, the lock, the ports; then the schema. Every refusal is a `StartRefused`,
-which the caller prints as one line before it exits with 78.
+A start checks in this order, and changes nothing before a check: settings, manifest and policies;
+data directory, lock and ports; the schema. A failed check raises `StartRefused`; the caller prints
+it as one line and exits with 78.
 
-Invariants: the lock on the pidfile is the first thing taken and the last let go; workers are
-started only when the store is ready and the bus is bound; whatever is opened here is closed
-in the reverse order, also when the start fails half-way.
+Invariants: the supervisor takes the lock on the pidfile first and releases it last. It starts
+workers only when the store is ready and the bus is bound. It closes all that it has opened in the
+reverse order, also when the start fails half-way. Called by `pylonctl start`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""sd_notify: tell systemd that we are ready, alive, stopping, and how we are.
+"""sd_notify: tells systemd that the supervisor is ready, alive or stopping, and its status.
 
-Plain datagrams to $NOTIFY_SOCKET (a path, or ``@name`` in the abstract namespace); without
-that variable every call does nothing. Invariant: a systemd that does not read never blocks
-or fails the supervisor. Used by the main loop only.
+`Notifier` sends datagrams to $NOTIFY_SOCKET (a path, or ``@name`` in the abstract namespace).
+Without that variable every call does nothing. Invariant: the supervisor neither blocks nor fails
+if systemd does not read. Called by the main loop and the drain.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pylon import log
 _log = log.get_logger("notify")
 _US_PER_S: Final = 1_000_000
 
-# What children must not inherit: they would speak for us, or take our sockets.
+# Variables that workers must not get: with them a worker could notify systemd or take sockets.
 SYSTEMD_NAMES: Final = (
     "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES",
 )
 
 
 class Notifier:
-    """Speaks to the service manager named in `environ`."""
+    """The connection to the service manager that `environ` names."""
 
     def __init__(self, environ: Mapping[str, str], pid: int) -> None:
         path = environ.get("NOTIFY_SOCKET", "")
@@ -36,17 +36,17 @@ class Notifier:
         return bool(self._address)
 
     def ready(self) -> None:
-        """Every role answers."""
+        """Tell systemd that every role is ready."""
         self._send("READY=1")
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`; sent when it has changed."""
+        """Send one line for `systemctl status`, if it has changed."""
         if text != self._last_status:
             self._last_status = text
             self._send(f"STATUS={text}")
 
     def watchdog(self) -> None:
-        """Still well. To be called every `watchdog_period_s` while every role answers."""
+        """Keep the watchdog from expiring. Call it every `watchdog_period_s` while all is well."""
         self._send("WATCHDOG=1")
 
     def stopping(self) -> None:
@@ -63,12 +63,16 @@ class Notifier:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
                 sock.sendto(text.encode(), self._address)
         except OSError as ex:
-            # The service manager is not there or does not read: we go on without it.
+            # The service manager is gone or does not read. The supervisor serves without it.
             _log.debug("notify.failed", error=str(ex))
 
 
 def _watchdog_period_s(environ: Mapping[str, str], pid: int) -> float | None:
-    """Half of WATCHDOG_USEC, as sd_watchdog_enabled(3) advises; None when it is not for us."""
+    """Return half of WATCHDOG_USEC, as sd_watchdog_enabled(3) advises.
+
+    Returns:
+        None if systemd watches nothing, or another process.
+    """
     raw = environ.get("WATCHDOG_USEC", "")
     if not raw.isdigit() or int(raw) == 0 or environ.get("WATCHDOG_PID", str(pid)) != str(pid):
         return None

@@ -1,7 +1,11 @@
-"""PYLON_SEED: rows for an empty database, inserted once, before anyone is served.
+"""Seed: inserts the rows of PYLON_SEED into an empty database, before the server takes requests.
 
-The file is ``{Entity: [row, ...]}``. Rows are validated as a client's would be, bypass
-policy, and are committed together: after a crash the seed is in whole or not at all.
+The file is ``{Entity: [row, ...]}``. `load_seed` validates the rows as it would a client's, but
+applies no policy. The writer gets all rows in one message, and commits them in one transaction.
+Exception: it defers large rows beyond its budget to later transactions
+(`pylon.storage.core.large_rows`).
+
+Called by `supervisor.main`.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from pylon.storage.schemas import SchemaManager
 def load_seed(
     path: Path, manifest: Manifest, ids: RowIds, schema: SchemaManager, runtime: Runtime
 ) -> int:
-    """Insert the rows of the file through the writer; how many.
+    """Insert the rows of the file through the writer, and return their number.
 
     Raises:
         StartRefused: the file cannot be read, or a row is refused (names entity and index).

@@ -1,12 +1,17 @@
-"""The listening sockets: bound here once, or handed to us by systemd, and kept for life.
+"""Listening sockets: one for each role, which the supervisor binds or takes over from systemd.
 
-Children inherit the descriptor, so a worker that dies never refuses a connection. Sockets
-from systemd (LISTEN_FDS) are matched to roles by FileDescriptorName, else in the order http,
-ws, sse, shards; systemd keeps them open over our restart, so closing ours is all we may do.
+The supervisor keeps each socket open until its end, and passes the descriptor to each worker of the
+role. So connections wait in the kernel's backlog while a dead worker has no successor yet.
+`open_listeners` assigns sockets of systemd (LISTEN_FDS) to roles by FileDescriptorName, else in the
+order http, ws, sse, shards. systemd keeps its copy of them open while Pylon restarts.
 
-`Listeners.ports` has the ports of the listening sockets; the supervisor tells them to children and
-clients. A socket for a role that is switched off is closed here, with a warning. A port setting
-that systemd's sockets override is a warning too.
+`Listeners.ports` has the ports of the sockets. systemd's sockets override the port settings;
+`port_warnings` reports that. `open_listeners` closes systemd's socket of a role that is switched
+off, and returns a warning.
+
+Invariants: this module never calls `shutdown` on a socket, because that would end systemd's copy
+too. If `open_listeners` raises because a port is taken, it has closed all sockets. Called by
+`supervisor.main`.
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ class Listeners:
     warnings: tuple[str, ...] = ()
 
     def close(self) -> None:
-        """Close our descriptors. Never a shutdown: that would end systemd's socket too."""
+        """Close the descriptors of this process, without a shutdown (see the module)."""
         for sock in self.by_role.values():
             sock.close()
 
@@ -44,20 +49,24 @@ def open_listeners(
     config: Config, environ: Mapping[str, str], pid: int, first_fd: int = _FIRST_FD,
     kept: Listeners | None = None,
 ) -> Listeners:
-    """Take what systemd passed, bind the rest.
+    """Return the sockets that systemd passed, or those of the last run, and bind the missing ones.
 
     Args:
-        kept: those of the run before a reload. A socket with the address of its role is taken
-            over, so that no connection is refused; the others are closed.
+        pid: of this process; systemd names the process that its sockets are for.
+        first_fd: the first descriptor that systemd passed.
+        kept: the sockets of the run before a reload; systemd's were among them. Those that still
+            have the address of their role stay open, so that no connection is refused. The others
+            are closed.
 
     Raises:
-        StartRefused: a port is taken or may not be bound (names port and setting), or what
-            systemd passed does not fit the roles.
+        StartRefused: a port is taken or this user may not bind it (the text names port and
+            setting), or systemd's sockets do not fit the roles.
     """
     wanted = [role for role in ROLE_NAMES if config.workers_of(role)]
-    opened = _from_systemd(wanted, environ, pid, first_fd) if kept is None else _fitting(
-        kept, config
-    )
+    if kept is None:
+        opened = _take_from_systemd(wanted, environ, pid, first_fd)
+    else:
+        opened = _keep_fitting(kept, config)
     warnings = []
     for role in [role for role in opened if role not in wanted]:
         opened.pop(role).close()
@@ -80,7 +89,7 @@ def open_listeners(
     return Listeners(by_role, ports, tuple(warnings))
 
 
-def _fitting(kept: Listeners, config: Config) -> dict[str, socket.socket]:
+def _keep_fitting(kept: Listeners, config: Config) -> dict[str, socket.socket]:
     """Return the kept sockets that listen where their role is to listen; close the others."""
     fitting = {}
     for role, sock in kept.by_role.items():
@@ -93,7 +102,7 @@ def _fitting(kept: Listeners, config: Config) -> dict[str, socket.socket]:
 
 
 def port_warnings(loaded: Loaded, ports: Mapping[str, int]) -> list[str]:
-    """Warnings about port settings that systemd's sockets override."""
+    """Return warnings about port settings that systemd's sockets override."""
     return [
         f"{role.port_setting} makes the {role.name} port {loaded.config.port_of(role.name)}, but "
         f"systemd listens on {ports[role.name]}, which counts: ListenStream= of its unit sets it"
@@ -104,15 +113,16 @@ def port_warnings(loaded: Loaded, ports: Mapping[str, int]) -> list[str]:
 
 
 def _port_of(sock: socket.socket, default: int) -> int:
-    """The port that is listened on; `default` for a Unix socket, which a proxy connects to."""
+    """Return the port of a socket; `default` for a Unix socket, which only a proxy connects to."""
     return default if sock.family == socket.AF_UNIX else int(sock.getsockname()[1])
 
 
-def _from_systemd(
+def _take_from_systemd(
     wanted: list[str], environ: Mapping[str, str], pid: int, first_fd: int
 ) -> dict[str, socket.socket]:
+    """Return the sockets that systemd passed to this process, by role (sd_listen_fds(3))."""
     if environ.get("LISTEN_PID") != str(pid) or not environ.get("LISTEN_FDS", "").isdigit():
-        return {}  # none, or meant for another process
+        return {}  # systemd passed no socket, or passed them to another process
     fds = range(first_fd, first_fd + int(environ["LISTEN_FDS"]))
     names = environ.get("LISTEN_FDNAMES", "").split(":")
     if len(names) != len(fds) or not set(names) <= set(ROLE_NAMES):
@@ -122,7 +132,7 @@ def _from_systemd(
             f"systemd passed {len(fds)} sockets ({environ.get('LISTEN_FDNAMES', 'unnamed')}) for "
             f"the roles {', '.join(wanted)}: give one socket for each role, named after it"
         )
-    out: dict[str, socket.socket] = {}
+    taken: dict[str, socket.socket] = {}
     for name, fd in zip(names, fds, strict=True):
         try:
             sock = socket.socket(fileno=fd)
@@ -131,9 +141,9 @@ def _from_systemd(
             raise StartRefused(f"systemd's socket {fd} for {name}: {ex.strerror}") from ex
         if not listening:
             raise StartRefused(f"systemd's socket {fd} for {name} does not listen (Accept=no?)")
-        os.set_inheritable(fd, False)  # passed on to one child each, by name
-        out[name] = sock
-    return out
+        os.set_inheritable(fd, False)  # the supervisor passes it to the workers of one role only
+        taken[name] = sock
+    return taken
 
 
 def _bind(host: str, port: int, setting: str) -> socket.socket:

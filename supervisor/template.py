@@ -41,7 +41,7 @@ class ForkFailed(Exception):
 
 
 class Template:
-    """One template process after another."""
+    """The present template process, and the start of its successors."""
 
     def __init__(self, clock: Clock, random: RandomSource) -> None:
         """Make this process the parent of the orphans below it.
@@ -70,11 +70,14 @@ class Template:
 
     @property
     def is_broken(self) -> bool:
-        """Whether the first process ended before it was ready: Pylon cannot be imported."""
+        """Return whether no template was ever ready and the last one has ended.
+
+        Then Pylon cannot be imported.
+        """
         return self._process is None and self._failures > 0 and not self._was_ready
 
     def start(self) -> None:
-        """Execute the process. It imports for some 0.6 s before it is ready."""
+        """Execute a template process, which is ready after some 0.6 s of imports."""
         ours, theirs = socket.socketpair()
         with theirs:
             # In a process group of its own: Ctrl-C in a terminal is for the supervisor alone.
@@ -102,10 +105,10 @@ class Template:
         return self._is_ready
 
     def fork(self, request: ForkRequest, listen_fd: int) -> int:
-        """Fork a worker; its pid.
+        """Fork a worker, and return its pid.
 
         Raises:
-            ForkFailed: there is none. A template that did not answer has been ended.
+            ForkFailed: no worker was forked. A template that did not answer was killed.
         """
         if self._sock is None:
             raise ForkFailed("the template has ended")
@@ -119,7 +122,10 @@ class Template:
         return reply.pid
 
     def _last_reply(self) -> ForkReply | None:
-        """End the process; what it had answered until then, for a worker may live."""
+        """Kill the template, and return the reply that it sent before its end, if any.
+
+        Such a reply names a worker that lives.
+        """
         sock, process = self._sock, self._process
         if sock is None or process is None:
             return None
@@ -153,7 +159,7 @@ class Template:
                      restart_in_s=round(delay_s, 2), hint="workers that live are not concerned")
 
     def stop(self) -> None:
-        """End the process, and wait for that."""
+        """Kill the template, and wait for its end."""
         process = self._process
         self._close()
         if process is not None:
@@ -169,7 +175,7 @@ class Template:
 
 
 def start_template() -> Template:
-    """Execute the first template process, before anything here has threads."""
+    """Execute the first template process. Call it before this process has threads."""
     template = Template(SystemClock(), SystemRandom())
     template.start()
     return template
@@ -186,13 +192,13 @@ def exit_text(code: int) -> str:
 
 
 def template_command() -> list[str]:
-    """Return what to execute; the descriptor and our pid follow."""
-    # -P: a folder named "workers" in the app's directory must not be taken for ours.
+    """Return the command of the template, without its descriptor and the supervisor's pid."""
+    # -P: Python must not import a folder named "workers" in the app's directory.
     return [sys.executable, "-P", "-m", "workers.template"]
 
 
 def _python_path(inherited: str) -> str:
-    """Where the template finds our packages when Pylon runs from a source tree."""
+    """Return PYTHONPATH for the template, which needs it if Pylon runs from a source tree."""
     root = Path(pylon.__file__).resolve().parent.parent
     if root.name in ("site-packages", "dist-packages"):
         return inherited

@@ -1,11 +1,12 @@
-"""Descriptors: how many files and sockets a process may have open, and what to do near the end.
+"""File descriptor budget: the limit of a process's files and sockets, and a reserve below it.
 
-The supervisor raises its soft limit to the hard one before it starts anything; its children
-inherit that. A worker that accepts keeps `limits.DESCRIPTORS_RESERVED` back, because the store's
-files and the links between processes need some too: it accepts no more until others have gone,
-and those who knock wait in the kernel's backlog, or go to a sibling.
+The supervisor and the template raise their soft limit to the hard one at their start, and all
+workers inherit the limit. A worker keeps `limits.DESCRIPTORS_RESERVED` descriptors free, because
+the store's files and the bus need some too. Within this reserve it accepts no connection; new
+clients wait in the kernel's backlog, or reach a sibling.
 
-Called by `supervisor.main`, `pylonctl check-config` and the accepting loops of the workers.
+Log event: accept.paused. Called by `supervisor.main`, `workers.template`, `pylonctl check-config`
+and `workers.net.listener`.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ from typing import Final
 
 from pylon import limits, log
 
-# Of `accept`: the connection is there, the means to take it are not.
+# Errors of `accept` for a connection that waits while descriptors or memory are missing.
 OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-_TOLD_S: Final = 60.0  # a process that stays full says so this often
+_LOG_PERIOD_S: Final = 60.0  # a process that stays full logs it this often
 _REMEDY: Final = "systemd: LimitNOFILE=131072; Docker: --ulimit nofile=131072"
 
 _log = log.get_logger("descriptors")
 
 
 def raise_limit() -> None:
-    """Allow this process and its children what the hard limit allows."""
+    """Raise the soft limit of this process and its children to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def warnings() -> list[str]:
-    """What to tell the operator if the hard limit is below what one worker is made for."""
+    """Return a warning if the hard limit is below `limits.HTTP_CONNECTIONS`."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY or hard >= limits.HTTP_CONNECTIONS:
         return []
@@ -45,24 +46,26 @@ def warnings() -> list[str]:
 
 
 class FdBudget:
-    """Whether one process may accept yet another connection."""
+    """The budget of one process: it decides whether the process may accept another connection."""
 
-    __slots__ = ("_fd", "_first_reserved", "_limit", "_told_s")
+    __slots__ = ("_fd", "_first_reserved", "_limit", "_logged_s")
 
     def __init__(self, fd: int) -> None:
-        """`fd`: any descriptor that stays open, to ask the kernel with."""
+        """`fd`: any descriptor that stays open; `has_room` duplicates it for a test."""
         self._fd = fd
         self._limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._first_reserved = _first_reserved(self._limit)
-        self._told_s: float | None = None
+        self._logged_s: float | None = None
 
     def reserves(self, fd: int) -> bool:
-        """Whether the newest descriptor is one of the reserve. The kernel gives the lowest that
-        is free, so then all below are taken."""
+        """Return whether the newest descriptor lies in the reserve.
+
+        The kernel gives the lowest free descriptor, so all descriptors below it are in use.
+        """
         return fd >= self._first_reserved
 
     def has_room(self) -> bool:
-        """Whether a new descriptor would be below the reserve."""
+        """Return whether a new descriptor would lie below the reserve."""
         try:
             fd = os.dup(self._fd)
         except OSError:
@@ -71,9 +74,9 @@ class FdBudget:
         return not self.reserves(fd)
 
     def log_exhausted(self, now_s: float, error: str) -> None:
-        """Log that nobody is accepted for now; once a minute, while it stays so."""
-        if self._told_s is None or now_s - self._told_s >= _TOLD_S:
-            self._told_s = now_s
+        """Log that the process accepts no connection, once a minute while it lasts."""
+        if self._logged_s is None or now_s - self._logged_s >= _LOG_PERIOD_S:
+            self._logged_s = now_s
             _log.error(
                 "accept.paused", error=error, limit=self._limit,
                 hint=f"new connections wait until others end; raise the limit ({_REMEDY}), or "
