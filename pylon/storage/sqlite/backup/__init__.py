@@ -1,1 +1,1 @@
-"""Bundles of a SQLite database: create, verify, restore."""
+"""SQLite backups: creates, verifies and restores bundles."""

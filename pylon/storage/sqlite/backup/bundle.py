@@ -1,13 +1,13 @@
-"""A backup bundle on disk: a folder with the database, the app's manifest and their hashes.
+"""Backup bundle: a folder with the database, the app's manifest and their hashes.
 
     VERSION         version of Pylon that made it
     pylon.db        the SQLite database, one file, at one commit (sessions are in it)
     manifest.json   the app's manifest
     MANIFEST.json   sizes and SHA-256 of the other files; head seq, lineage, schema hash, time
 
-Invariants: a folder under its final name is complete, because it is renamed there after
-everything in it was synced; `MANIFEST.json` is written last. Written by `create`, read by
-`verify` and `restore`.
+Invariants: a folder under its final name is complete, because `create` syncs all files before it
+renames the folder. `MANIFEST.json` is written last. `create` writes bundles; `verify` and `restore`
+read them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class FileEntry(msgspec.Struct, frozen=True):
 
 
 class Contents(msgspec.Struct, frozen=True):
-    """`MANIFEST.json`: what the bundle holds and which commit it is."""
+    """`MANIFEST.json`: the files of the bundle, and the commit of its database."""
 
     format: int
     version: str  # of Pylon
@@ -54,7 +54,7 @@ class Contents(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What identifies the state of a database."""
+    """The facts that identify the state of a database."""
 
     seq: int
     lineage: str
@@ -62,10 +62,10 @@ class Facts:
 
 
 def read_facts(conn: apsw.Connection) -> Facts:
-    """Head seq, lineage and schema hash of the database that `conn` sees.
+    """Return head seq, lineage and schema hash of the database of `conn`.
 
-    The head is that of `pylon.storage.sqlite.log.head_seq`, also for a database that Pylon has
-    never opened and that lacks some of the tables.
+    The head is that of `pylon.storage.sqlite.log.head_seq`. This function also works in a database
+    that Pylon has never opened and that lacks some of the tables.
     """
     tables = {name for (name,) in conn.execute("SELECT name FROM sqlite_schema WHERE type='table'")}
     seq = 0
@@ -92,10 +92,10 @@ def _scalar(conn: apsw.Connection, sql: str) -> int | None:
 
 
 def check_integrity(conn: apsw.Connection) -> None:
-    """SQLite's own full check.
+    """Run SQLite's integrity check.
 
     Raises:
-        BackupInvalid: with the first complaint.
+        BackupInvalid: the database is damaged; the text has SQLite's first complaint.
     """
     for (verdict,) in conn.execute("PRAGMA integrity_check(1)"):
         if verdict != "ok":
@@ -104,7 +104,7 @@ def check_integrity(conn: apsw.Connection) -> None:
 
 @contextmanager
 def open_unchanging(path: Path) -> Iterator[apsw.Connection]:
-    """Read a database file that nobody writes, without leaving side files beside it."""
+    """Open a database file that no process writes, without making a WAL or SHM file."""
     uri = path.absolute().as_uri() + "?mode=ro&immutable=1"
     conn = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
     try:
@@ -114,7 +114,7 @@ def open_unchanging(path: Path) -> Iterator[apsw.Connection]:
 
 
 def entry_of(path: Path) -> FileEntry:
-    """Size and hash of a file."""
+    """Return size and hash of a file."""
     digest = hashlib.sha256()
     size_bytes = 0
     with path.open("rb") as file:
@@ -128,7 +128,7 @@ def read_contents(bundle: Path) -> Contents:
     """Parse the bundle's `MANIFEST.json`.
 
     Raises:
-        BackupInvalid: there is none, it is not of this form, or it names a path elsewhere.
+        BackupInvalid: it is missing or malformed, or it names a path outside the bundle.
     """
     path = bundle / CONTENTS
     try:

@@ -1,13 +1,13 @@
-"""Make a backup bundle of a database, also while a writer commits to it.
+"""Backup: makes a bundle of a database, also while a writer commits to it.
 
-How one commit is caught: the source connection opens a read transaction first and copies
-with SQLite's backup API through that same connection. In WAL mode its snapshot then stays
-what it is, so the copy never starts over however much is written meanwhile, and no writer
-waits. The price is that the WAL cannot be reset until the copy is done.
+The source connection opens a read transaction first, and copies with SQLite's backup API through
+that connection. In WAL mode its snapshot does not change. So the copy is of one commit, does not
+start over when clients write, and lets no writer wait. The cost: SQLite cannot reset the WAL until
+the copy is done.
 
-Invariants: the target appears complete or not at all (temporary name, fsync, rename); a
-folder with something in it is never written to. Called by `pylonctl backup`, whether a
-supervisor runs or not, and by `pylonctl schema apply`.
+Invariants: the target appears complete or not at all (temporary name, fsync, rename). A folder that
+is not empty is never written to. Called by `manager`, for `pylonctl backup` and `pylonctl schema
+apply`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pylon.storage.backups import BackupReport, Progress
 from pylon.storage.sqlite.backup import bundle
 from pylon.storage.sqlite.error_text import error_text
 
-_STEP_PAGES: Final = 512  # 2 MiB of 4 KiB pages between two looks at on_progress
+_STEP_PAGES: Final = 512  # between two calls of on_progress: 2 MiB of 4 KiB pages
 
 def create_backup(
     db_path: Path,
@@ -43,16 +43,16 @@ def create_backup(
     """Write a bundle of `db_path` to the folder `target`, which must be missing or empty.
 
     Args:
-        db_path: the SQLite file; it may be open and written to by others.
-        manifest_path: the app's manifest; left out of the bundle if there is none.
-        on_progress: called after each step with the pages left and the pages in all; the
-            copy ends with what it raises.
-        on_copied: called once the database is no longer read.
+        db_path: the SQLite file; other processes may have it open and write to it.
+        manifest_path: the app's manifest; the bundle has none if the path is None or missing.
+        on_progress: called after each step with the pages left and the total pages; an
+            exception that it raises ends the copy.
+        on_copied: called after the last read of the database.
 
     Raises:
-        BackupRefused: the target is taken, or there is no database.
+        BackupRefused: the target exists and is not empty, or there is no database.
         BackupInvalid: the copy does not pass the integrity check.
-        OSError: the disk refused; the temporary folder has been removed.
+        OSError: the disk failed; the temporary folder has been removed.
     """
     started_s = clock.monotonic_s()
     target = target.absolute()
@@ -73,7 +73,7 @@ def create_backup(
         except OSError as ex:
             raise BackupRefused(f"{target} came into being meanwhile: {ex.strerror}") from None
         sync_path(target.parent)
-    except BaseException:  # Ctrl-C too must leave nothing half made behind
+    except BaseException:  # Ctrl-C too must leave no partial bundle behind
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return BackupReport(
@@ -140,7 +140,7 @@ def _copy_database(source_path: Path, target_path: Path, on_progress: Progress |
                 copy.step(_STEP_PAGES)
                 if on_progress is not None:
                     on_progress(copy.remaining, copy.page_count)
-        # The copied header says WAL; one plain file is what a bundle needs.
+        # The copied header says WAL; a bundle has a single plain file.
         target.execute("PRAGMA journal_mode = DELETE").fetchall()
     except apsw.Error as ex:
         raise BackupInvalid(f"{source_path} cannot be copied: {error_text(ex)}") from None

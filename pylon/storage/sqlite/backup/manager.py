@@ -1,4 +1,7 @@
-"""Backups of one SQLite file: `pylon.storage.backups.BackupManager`. Made by `backend`."""
+"""SQLite backup manager: implements `pylon.storage.backups.BackupManager` for one SQLite file.
+
+Made by `pylon.storage.sqlite.backend`.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ class SqliteBackups:
 
 
 def _check_made(target: Path) -> None:
-    """Check the target under its final name, so that the report is true."""
+    """Check the sizes of the files under the final name, before the backup is reported."""
     contents = bundle.read_contents(target)
     for name, entry in contents.files.items():
         if (target / name).stat().st_size != entry.size_bytes:

@@ -1,11 +1,11 @@
-"""The record of the last good backup, beside the database: `<db_path>.backup.json`.
+"""Backup record: the file `<db_path>.backup.json` describes the last good backup.
 
-It outlives restarts, so that `pylon_backup_last_success_timestamp_seconds` says the same
-after a start as before it. A bundle does not contain it: a restored database was not backed up.
+It outlives restarts, so that `pylon_backup_last_success_timestamp_seconds` keeps its value. A
+bundle does not contain it: a restored database was not backed up.
 
-Invariants: the file is whole or not there (temporary name, rename); it belongs to the owner
-of the database, also when root makes the backup. The supervisor reads it; the supervisor, or
-`pylonctl backup` where none runs, writes it.
+Invariants: the file is complete or missing (temporary name, rename). It belongs to the owner of the
+database, also when root makes the backup. The supervisor reads it. The supervisor writes it, or
+`pylonctl backup` when no supervisor runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pylon.storage.backups import BackupRecord
 
 
 def record_path(db_path: Path) -> Path:
-    """The path of a database's record."""
+    """Return the path of a database's record."""
     return db_path.with_name(db_path.name + ".backup.json")
 
 
@@ -33,7 +33,7 @@ def write_record(db_path: Path, record: BackupRecord) -> None:
     """
     path = record_path(db_path)
     copy = path.with_name(f".{path.name}.{SystemRandom().token_hex(4)}")
-    # O_EXCL follows no link: the folder belongs to the service, and root may be writing.
+    # O_EXCL follows no symlink: another user owns the folder when root writes here.
     fd = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
@@ -46,7 +46,7 @@ def write_record(db_path: Path, record: BackupRecord) -> None:
 
 
 def read_record(db_path: Path) -> BackupRecord | None:
-    """The record, or None where there is none that can be read."""
+    """Return the record; None if it is missing or unreadable."""
     try:
         return msgspec.json.decode(record_path(db_path).read_bytes(), type=BackupRecord)
     except (OSError, msgspec.MsgspecError):

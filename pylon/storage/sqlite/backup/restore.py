@@ -1,14 +1,13 @@
-"""Put a bundle back in the place of the live database.
+"""Restore: replaces the live database by that of a bundle.
 
-Order, so that a crash at any point leaves either the old database or the new one, never a
-mixture (an old WAL beside a new file would be replayed into it): verify the bundle; copy it
-to a temporary name and open a new epoch there; fold the old WAL into the old database; give
-the old file a second name; move the old side files away; rename the copy over the old file.
+The order of the steps is: verify the bundle; checkpoint the old WAL into the old database; copy the
+bundle's database to a temporary name and open a new epoch in the copy; give the old file a second
+name; rename the old side files; rename the copy over the old file. So a crash at any point leaves
+either the old database or the new one. SQLite would replay an old WAL into a new file.
 
-Invariants: nothing that is replaced is deleted, it stays as `<db>.replaced-<time>`; no
-cursor of the replaced history is taken for one of the restored history, because the epoch
-voids it. The caller holds the data directory (`pylon.data_dir_lock.lock_data_dir`). Called by
-`pylonctl restore`.
+Invariants: no replaced file is deleted; it stays as `<db>.replaced-<time>`. The new epoch voids the
+cursors of the replaced history that do not fit the restored one. The caller holds the lock of the
+data directory (`pylon.data_dir_lock.lock_data_dir`). Called by `manager`, for `pylonctl restore`.
 """
 
 from __future__ import annotations
@@ -40,28 +39,28 @@ _MANIFEST_MODE: Final = 0o644
 def restore_backup(
     source: Path, db_path: Path, manifest_path: Path, clock: Clock
 ) -> RestoreReport:
-    """Replace `db_path` and `manifest_path` by what the bundle `source` holds.
+    """Replace the files at `db_path` and `manifest_path` by those of the bundle `source`.
 
     Raises:
-        BackupInvalid: the bundle does not pass `verify_backup`; nothing was touched.
-        OSError: the disk refused; the old database is still in its place.
+        BackupInvalid: the bundle does not pass `verify_backup`; nothing was changed.
+        OSError: the disk failed; the old database is still in its place.
     """
     verified = verify_backup(source)
     db_path = db_path.absolute()
     db_path.parent.mkdir(parents=True, exist_ok=True)
     stamp = _free_stamp(db_path, manifest_path, clock)
-    old, unreadable = _settle(db_path)
+    old, unreadable = _checkpoint_old_database(db_path)
     copy = db_path.with_name(f".{db_path.name}.restore-{SystemRandom().token_hex(4)}")
     try:
         shutil.copyfile(source / bundle.DATABASE, copy)
         copy.chmod(0o600)
         _check_copy(copy, source)
-        _begin_epoch(copy, old, clock)
+        _void_cursors(copy, old, clock)
         give_path_to_owner(copy)
         sync_path(copy)
-        replaced = _set_aside(db_path, stamp)
+        replaced = _keep_old_database(db_path, stamp)
         copy.rename(db_path)
-    except BaseException:  # Ctrl-C too must leave nothing half made behind
+    except BaseException:  # Ctrl-C too must leave no partial copy behind
         copy.unlink(missing_ok=True)
         raise
     has_manifest = (source / bundle.APP_MANIFEST).is_file()
@@ -81,20 +80,20 @@ def restore_backup(
 def _free_stamp(db_path: Path, manifest_path: Path, clock: Clock) -> str:
     stamp = datetime.fromtimestamp(clock.wall_ns() // 10**9, UTC).strftime("%Y%m%dT%H%M%SZ")
     tried, number = stamp, 1
-    while any(_aside(path, tried).exists() for path in (db_path, manifest_path)):
+    while any(_kept_path(path, tried).exists() for path in (db_path, manifest_path)):
         number += 1
         tried = f"{stamp}-{number}"
     return tried
 
 
-def _aside(path: Path, stamp: str) -> Path:
+def _kept_path(path: Path, stamp: str) -> Path:
     return path.with_name(f"{path.name}.replaced-{stamp}")
 
 
-def _settle(db_path: Path) -> tuple[bundle.Facts | None, str]:
-    """Fold the WAL of the database that is to be replaced into it, and say what it is.
+def _checkpoint_old_database(db_path: Path) -> tuple[bundle.Facts | None, str]:
+    """Checkpoint the old database. Return its facts, or the reason why it is unreadable.
 
-    An unreadable one is no reason to stop: it may be why somebody restores.
+    An unreadable database does not stop a restore: it may be the reason for the restore.
     """
     if not db_path.exists():
         return None, ""
@@ -116,12 +115,12 @@ def _check_copy(copy: Path, source: Path) -> None:
         raise BackupInvalid(f"{copy} came out unlike {source / bundle.DATABASE}")
 
 
-def _begin_epoch(copy: Path, old: bundle.Facts | None, clock: Clock) -> None:
-    """Void every cursor that the restored history does not know.
+def _void_cursors(copy: Path, old: bundle.Facts | None, clock: Clock) -> None:
+    """Open an epoch that voids every cursor that the restored history does not contain.
 
-    Those above its own head are void in any case, and the new epoch begins above all that the
-    replaced database gave out. If that was another database altogether (another lineage),
-    cursors that clients hold below the head mean something else, so all are void.
+    Cursors above the restored head are void in any case, and the new epoch begins above all seqs
+    of the replaced database. If the replaced database had another lineage, cursors below the head
+    refer to other events, so all cursors are void.
     """
     conn = apsw.Connection(os.fspath(copy), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
@@ -140,13 +139,13 @@ def _begin_epoch(copy: Path, old: bundle.Facts | None, clock: Clock) -> None:
         conn.close()
 
 
-def _set_aside(db_path: Path, stamp: str) -> list[str]:
+def _keep_old_database(db_path: Path, stamp: str) -> list[str]:
     if not db_path.exists():
         return []
-    kept = _aside(db_path, stamp)
+    kept = _kept_path(db_path, stamp)
     try:
         os.link(db_path, kept)
-    except OSError:  # a file system without hard links: a moment without a database
+    except OSError:  # without hard links there is no database for a moment
         db_path.rename(kept)
     names = [str(kept)]
     for side in _SIDE_FILES:
@@ -164,13 +163,13 @@ def _put_manifest(new: Path, manifest_path: Path, stamp: str) -> list[str]:
         if manifest_path.read_bytes() == text:
             return []
         mode = stat.S_IMODE(manifest_path.stat().st_mode)
-        kept = _aside(manifest_path, stamp)
+        kept = _kept_path(manifest_path, stamp)
         shutil.copy2(manifest_path, kept)
         replaced.append(str(kept))
     manifest_path.parent.mkdir(parents=True, exist_ok=True)
     copy = manifest_path.with_name(f".{manifest_path.name}.{SystemRandom().token_hex(4)}")
     copy.write_bytes(text)
-    copy.chmod(mode)  # the service, another user than root, has to read it
+    copy.chmod(mode)  # the server, which is not root, must read it
     sync_path(copy)
     copy.rename(manifest_path)
     sync_path(manifest_path.parent)

@@ -1,6 +1,7 @@
-"""Check a bundle without changing it: version, names, sizes, hashes, SQLite's own check, head seq.
+"""Bundle check: verifies version, names, sizes, hashes, the integrity and the head of a bundle.
 
-Called by `pylonctl backup verify`, and by `restore` before it touches anything.
+Invariant: the bundle is only read. Called by `manager`, for `pylonctl backup verify` and `pylonctl
+restore`, and by `restore` before its first change.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def verify_backup(source: Path) -> VerifyReport:
     """Check every byte of the bundle in `source`.
 
     Raises:
-        BackupInvalid: says which file, and what is wrong with it.
+        BackupInvalid: the text names the file and the problem.
     """
     if not source.is_dir():
         raise BackupInvalid(f"{source} is not a folder")
@@ -67,9 +68,10 @@ def verify_backup(source: Path) -> VerifyReport:
 
 
 def _refuse_newer_version(source: Path, version: str) -> None:
-    """
+    """Refuse a bundle of a newer Pylon: this one may not understand its data.
+
     Raises:
-        BackupInvalid: a newer Pylon made the bundle, whose data this one may not understand.
+        BackupInvalid: the version is higher than ours, or is not a version.
     """
     found = _RELEASE.match(version)
     if found is None:

@@ -1,1 +1,1 @@
-"""The schema of a SQLite database: inspect, plan, apply."""
+"""SQLite schema: inspects a database, plans its migration to the manifest, and applies it."""

@@ -1,16 +1,16 @@
-"""Brings a SQLite database to the manifest, in one transaction, before anything else runs.
+"""Additive migration: makes and completes the tables of a SQLite database at the start.
 
-A database of the other server opens as it is: its tables get `_json`, filled from the columns
-with the same encoder that writes use, and `_seq`; its change log is kept. Every start leaves a
-line in `_pylon_schema_history`; by their number the next start knows whether somebody else has
-written in between, whose rows then have no JSON, or an old one, and whose changes no client
-has seen.
+It runs in one transaction, before anything else uses the database. A database of the Rust server
+keeps its tables and its change log. Its tables get `_json`, filled from the columns with the
+encoder that writes use, and `_seq`. Every start adds a row to `_pylon_schema_history`. The next
+start compares the number of history rows. If another server has written meanwhile, its rows lack
+`_json` or have a stale one, and its changes are not in the log.
 
 Invariants: after `prepare_store` every row has its `_json`, with the manifest's fields and no
-other, and a row whose JSON has changed on the way has a `_seq` that it never had before; rows
-exist only where the head seq is above 0 (an epoch is opened for rows that no event tells of);
-on any error the database is as it was. An unchanged schema costs a few look-ups in the
-catalogue. Called by the engine.
+other. A row whose JSON has changed has a `_seq` that it never had before. A database with rows has
+a head seq above 0: for rows without events an epoch is opened. After an error the database is
+unchanged. An unchanged schema costs a few look-ups in the catalogue. `prepare_store` is called by
+the engine (`pylon.storage.sqlite.engine`), `complete` also by `rewrite`.
 """
 
 from __future__ import annotations
@@ -31,35 +31,35 @@ from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.schema import ddl, history, search
 from pylon.storage.sqlite.schema.live import introspect
-from pylon.storage.sqlite.schema.plan import left_over, make_plan
+from pylon.storage.sqlite.schema.plan import columns_to_fill, make_plan
 from pylon.storage.sqlite.short_rows import note_short_rows
 from pylon.values import EntityCodec
 
 _LINEAGE_BYTES: Final = 16
-_PORTION_COLUMNS: Final = 500  # of a row that is handed to Python; SQLite's bound is 1,000
-_FILLERS: Final = {"TEXT": "", "INTEGER": 0, "REAL": 0.0}
+_CHUNK_COLUMNS: Final = 500  # columns passed to one Python call; SQLite's limit is 1,000
+_FILL_VALUES: Final = {"TEXT": "", "INTEGER": 0, "REAL": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What `prepare_store` found and did.
+    """The result of `prepare_store`.
 
-    `retained_columns` has, for each entity, the columns that the manifest no longer names but that
-    the table wants a value for, with the value that inserts give them.
+    `retained_columns` has, for each entity, the columns that the manifest no longer names and that
+    need a value in each row, with the value that inserts give them.
     """
 
     plan: Plan
-    created: bool  # the database had no lineage: it is new to us
+    created: bool  # the database had no lineage: Pylon has not opened it before
     epoch_opened: bool
     lineage: str
     retained_columns: dict[str, dict[str, object]]
 
 
 def prepare_store(conn: apsw.Connection, manifest: Manifest, clock: Clock) -> Prepared:
-    """Make or complete all tables; see the module's text.
+    """Make or complete all tables; see the module.
 
     Raises:
-        SchemaRefused: additive steps cannot do it; nothing was changed.
+        SchemaRefused: additive steps do not suffice; nothing was changed.
         apsw.Error: the database cannot be used.
     """
     conn.execute("BEGIN IMMEDIATE")
@@ -74,10 +74,10 @@ def prepare_store(conn: apsw.Connection, manifest: Manifest, clock: Clock) -> Pr
 
 
 def make_system_tables(conn: apsw.Connection) -> None:
-    """Make what is missing of our own tables, within the transaction that is open.
+    """Make missing system tables and columns, within the open transaction.
 
     Raises:
-        SchemaRefused: the database is a newer Pylon's.
+        SchemaRefused: a newer Pylon has written the database.
     """
     history.refuse_newer(conn)
     for statement in ddl.SYSTEM_TABLES:
@@ -92,28 +92,28 @@ def make_system_tables(conn: apsw.Connection) -> None:
 def complete(
     conn: apsw.Connection, manifest: Manifest, clock: Clock, baseline: str, before: list[str]
 ) -> Prepared:
-    """The additive part, within the transaction that is open.
+    """Plan and execute the additive steps, within the open transaction.
 
     Args:
         baseline: `start` or `apply`, for the history.
-        before: what has been done in this transaction already, for the history.
+        before: the steps that this transaction has executed already, for the history.
     """
     plan = make_plan(conn, manifest)
     plan.check()
-    carry_out(conn, plan)
+    execute_steps(conn, plan)
     note_indexes(conn, manifest, plan)
 
     lineage = meta.get(conn, "lineage")
     written_elsewhere = lineage is not None and _written_elsewhere(conn)
     epoch_opened = False
     if written_elsewhere:
-        # Whoever was here may have written without our log: no earlier cursor can be trusted.
+        # The other server may have written without our log: every earlier cursor is void.
         open_epoch(conn, "written by another server", clock, void_from=0)
         epoch_opened = True
     elif log.head_seq(conn) == 0 and _has_rows(conn, manifest):
         open_epoch(conn, "rows without a change log", clock)
         epoch_opened = True
-    _bring_rows_up(conn, manifest, plan, written_elsewhere, epoch_opened)
+    _rewrite_rows(conn, manifest, plan, written_elsewhere, epoch_opened)
     search.migrate(conn, manifest, stale=written_elsewhere)
     note_short_rows(conn, manifest, is_stale=written_elsewhere)
 
@@ -123,14 +123,14 @@ def complete(
         meta.put(conn, "lineage", lineage)
     lines = [*before, *(s.render() for s in plan.steps)]
     history.record(conn, manifest, baseline, lines, clock)
-    return Prepared(plan, created, epoch_opened, lineage, _fillers(conn, manifest))
+    return Prepared(plan, created, epoch_opened, lineage, _columns_to_fill(conn, manifest))
 
 
-def carry_out(conn: apsw.Connection, plan: Plan) -> None:
-    """Execute the additive steps, within the transaction that is open.
+def execute_steps(conn: apsw.Connection, plan: Plan) -> None:
+    """Execute the additive steps, within the open transaction.
 
     Raises:
-        SchemaRefused: SQLite does not carry one out; names it.
+        SchemaRefused: SQLite refuses a step; the text names it.
     """
     for step in plan.steps:
         try:
@@ -139,14 +139,14 @@ def carry_out(conn: apsw.Connection, plan: Plan) -> None:
             raise SchemaRefused(f"{step.render()}: {error_text(error)}") from error
 
 
-def _bring_rows_up(
+def _rewrite_rows(
     conn: apsw.Connection, manifest: Manifest, plan: Plan, written_elsewhere: bool,
     epoch_opened: bool,
 ) -> None:
-    """Make `_json` and `_seq` anew where the rows' JSON has to change."""
+    """Write `_json` and `_seq` anew for entities whose JSON has to change."""
     unversioned = {s.entity for s in plan.steps if s.kind == "add_seq"}
     version = log.head_seq(conn)
-    fresh = epoch_opened  # whether no row can have had this version with other content
+    fresh = epoch_opened  # whether no row ever had this version with other content
     for entity in manifest.entities:
         shape = _shape(entity)
         if written_elsewhere or meta.get(conn, f"shape:{entity.name}") != shape:
@@ -159,50 +159,55 @@ def _bring_rows_up(
 
 
 def _next_version(conn: apsw.Connection) -> int:
-    """Take a seq that no event has. Rows whose JSON becomes another must get another version
-    than any they had, or a client would be told that its copy is still good."""
+    """Take a seq that no event has, and return it.
+
+    A row whose JSON changes must get a version that it never had. Otherwise If-None-Match of an
+    old copy would match.
+    """
     seq = log.head_seq(conn) + 1
     conn.execute("INSERT OR REPLACE INTO _pylon_change_seq (id, value) VALUES (1, ?)", (seq,))
     return seq
 
 
 def rebuild_rows(conn: apsw.Connection, entity: Entity, version: int) -> None:
-    """Make `_json` of every row of `entity` anew from its columns, and `_seq` the version.
+    """Write `_json` of every row of `entity` anew from its columns, and set `_seq` to `version`.
 
-    SQLite calls a function with 1,000 values at most, and an entity may have twice as many
-    columns. So a row comes in portions, each noted by a function of its own that answers with
-    the portion's number, and one more function that takes the numbers.
+    SQLite passes at most 1,000 values to a function, and an entity may have twice as many columns.
+    So one function stores a chunk of a row's columns and returns the number of the chunk. A second
+    function takes these numbers and returns the row's JSON.
     """
     codec = EntityCodec(entity)
-    portions: list[tuple[object, ...]] = []
+    chunks: list[tuple[object, ...]] = []
 
-    def note_portion(*values: object) -> int:
-        portions.append(values)
-        return len(portions) - 1
+    def store_chunk(*values: object) -> int:
+        chunks.append(values)
+        return len(chunks) - 1
 
     def row_json(*numbers: Any) -> str:
-        values = [value for number in numbers for value in portions[number]]
-        portions.clear()
+        values = [value for number in numbers for value in chunks[number]]
+        chunks.clear()
         return codec.encode(codec.row_from_sql(values)).decode()
 
-    conn.create_scalar_function("pylon_row_portion", note_portion)
+    conn.create_scalar_function("pylon_row_chunk", store_chunk)
     conn.create_scalar_function("pylon_row_json", row_json)
     columns = [quote(c) for c in entity.columns]
     calls = ", ".join(
-        f"pylon_row_portion({', '.join(columns[at:at + _PORTION_COLUMNS])})"
-        for at in range(0, len(columns), _PORTION_COLUMNS)
+        f"pylon_row_chunk({', '.join(columns[at:at + _CHUNK_COLUMNS])})"
+        for at in range(0, len(columns), _CHUNK_COLUMNS)
     )
     conn.execute(
         f"UPDATE {quote(entity.name)} SET {ddl.JSON_COLUMN} = pylon_row_json({calls}), "
         f"{ddl.SEQ_COLUMN} = ?", (version,)
     )
-    conn.create_scalar_function("pylon_row_portion", None)
+    conn.create_scalar_function("pylon_row_chunk", None)
     conn.create_scalar_function("pylon_row_json", None)
 
 
 def _shape(entity: Entity) -> str:
-    """What decides the JSON of a row. A field that leaves the manifest must leave the rows'
-    JSON too, though its column stays."""
+    """Return the fields and types that determine the JSON of a row.
+
+    A field that leaves the manifest must leave the JSON too, though its column stays.
+    """
     return orjson.dumps([[f.name, f.type.value] for f in entity.fields]).decode()
 
 
@@ -219,7 +224,7 @@ def _written_elsewhere(conn: apsw.Connection) -> bool:
 
 
 def note_indexes(conn: apsw.Connection, manifest: Manifest, plan: Plan) -> None:
-    """Remember which indexes are ours, so that they may go with the manifest's wish."""
+    """Note which indexes Pylon made, so that it may drop them when they leave the manifest."""
     own = history.own_indexes(conn)
     wanted = {ddl.index_name(e, i).lower() for e in manifest.entities for i in e.indexes}
     for step in plan.steps:
@@ -230,11 +235,11 @@ def note_indexes(conn: apsw.Connection, manifest: Manifest, plan: Plan) -> None:
     history.note_own_indexes(conn, own)
 
 
-def _fillers(conn: apsw.Connection, manifest: Manifest) -> dict[str, dict[str, object]]:
+def _columns_to_fill(conn: apsw.Connection, manifest: Manifest) -> dict[str, dict[str, object]]:
     live = introspect(conn, tuple(e.name for e in manifest.entities))
     found: dict[str, dict[str, object]] = {}
     for entity in manifest.entities:
-        columns = left_over(conn, entity, live.tables[entity.name.lower()])
+        columns = columns_to_fill(conn, entity, live.tables[entity.name.lower()])
         if columns:
-            found[entity.name] = {c.name: _FILLERS.get(c.type, "") for c in columns}
+            found[entity.name] = {c.name: _FILL_VALUES.get(c.type, "") for c in columns}
     return found

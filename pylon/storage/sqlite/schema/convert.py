@@ -1,8 +1,8 @@
-"""A stored value as another type of field holds it, for `schema apply`.
+"""Value conversion: converts stored values to another field type, for `schema apply`.
 
-Only what loses nothing is converted: the text "7" is the number 7, the text "7.5" is not a
-whole number and stops the change with the row named. Used by `rewrite`, and by `plan` for
-types that SQLite stores alike.
+Invariant: a conversion loses nothing. The text "7" becomes the number 7. The text "7.5" is not a
+whole number, so it stops the change with an error that names the row. Called by `rewrite`, and by
+`plan` for types that SQLite stores in the same form.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from pylon.values import EntityCodec, SqlValue, expected, shown
 
 _WORDS: Final = {"true": True, "false": False, "1": True, "0": False}
 
-_NARROWER: Final = (FieldType.DATETIME, FieldType.BOOL)  # than others that SQLite stores alike
+# Types that accept fewer values than other types that SQLite stores in the same form.
+_NARROWER: Final = (FieldType.DATETIME, FieldType.BOOL)
 
 
 def kinds_before(conn: apsw.Connection, entity: str) -> dict[str, str]:
-    """The field types that the rows of `entity` were last brought up with, by lower-case name;
-    empty where nobody knows."""
+    """Return the field types with which `apply` last wrote the rows of `entity`.
+
+    The keys are lower-case field names. Empty for a table that `apply` has not written.
+    """
     shape = meta.get(conn, f"shape:{entity}") if has_table(conn, "_pylon_meta") else None
     if shape is None:
         return {}
@@ -37,8 +40,10 @@ def kinds_before(conn: apsw.Connection, entity: str) -> dict[str, str]:
 def lossy_value(
     conn: apsw.Connection, entity: Entity, field: Field, table: LiveTable, column: LiveColumn
 ) -> str | None:
-    """What is in the way when a field gets a type that is stored as the old one was, but that
-    takes fewer values; None if nothing is."""
+    """Return the error for the first value that a field's new type does not accept, or None.
+
+    For a type that SQLite stores in the same form as the old one, and that accepts fewer values.
+    """
     was = kinds_before(conn, table.source).get(column.source.lower())
     if field.type not in _NARROWER or was in (None, field.type.value):
         return None
@@ -48,25 +53,25 @@ def lossy_value(
         for row in conn.execute(
             f"SELECT id, {name} FROM {quote(table.source)} WHERE {name} IS NOT NULL"
         ):
-            converter.stored(*row)
+            converter.convert(*row)
     except SchemaRefused as refusal:
         return refusal.message
     return None
 
 
 class Converter:
-    """Values for one field of one entity."""
+    """Converts the values of one field of one entity."""
 
     __slots__ = ("_codec", "_default", "_field", "_was_bool", "_where")
 
     def __init__(self, entity: Entity, field: Field, default: str | None, was_bool: bool) -> None:
         """
         Args:
-            default: what null becomes, as text; None where null stays.
-            was_bool: stored 0 and 1 are false and true.
+            default: replaces null, as text; None: null stays.
+            was_bool: the stored 0 and 1 mean false and true.
 
         Raises:
-            SchemaRefused: the default is no value of the field.
+            SchemaRefused: the field does not accept the default.
         """
         self._codec = EntityCodec(entity)
         self._field = field
@@ -81,16 +86,16 @@ class Converter:
                     f"--default {self._where}={default}: expected {expected(field)}"
                 ) from None
 
-    def stored(self, *of: Any) -> SqlValue:
-        """What is stored in place of a value; a function for SQLite.
+    def convert(self, *args: Any) -> SqlValue:
+        """Return the value to store in place of a value. SQLite calls it as a function.
 
         Args:
-            of: the row's id, and the value.
+            args: the row's id, and the stored value.
 
         Raises:
-            SchemaRefused: the value cannot be converted, or is null where it may not be.
+            SchemaRefused: the value does not convert, or is null and the field is required.
         """
-        row_id, value = of
+        row_id, value = args
         if value is None:
             if self._default is None and not self._field.optional:
                 raise SchemaRefused(f"{self._where}: row {row_id} has null there")
@@ -108,14 +113,15 @@ class Converter:
 
     def _checked(self, value: object) -> SqlValue:
         name = self._field.name
-        stored = self._codec.patch({name: _as(self._field.type, value)}, "")[name]
+        stored = self._codec.patch({name: _convert(self._field.type, value)}, "")[name]
         return int(stored) if isinstance(stored, bool) else stored
 
 
-def _as(kind: FieldType, value: object) -> object:
-    """
+def _convert(kind: FieldType, value: object) -> object:
+    """Return a value as the given type.
+
     Raises:
-        ValueError, OverflowError: it is not one.
+        ValueError, OverflowError: the value does not convert.
     """
     match kind, value:
         case _, bytes():

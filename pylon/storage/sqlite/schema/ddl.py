@@ -1,11 +1,12 @@
-"""The SQL text of every table and index that Pylon makes in SQLite (spec/http.md §2.7).
+"""DDL: the SQL text of every table and index that Pylon makes in SQLite (spec/http.md §2.7).
 
-Entity tables are WITHOUT ROWID: a look-up by id is then one search, not two. Each has, behind
-the manifest's columns, `_json`: the row's own JSON text, which answers reads without decoding;
-and `_seq`: the seq of the row's last change, which is its version (null: not known).
+Entity tables are WITHOUT ROWID, so that a look-up by id is one search, not two. Behind the
+manifest's columns each has `_json`, the row's JSON text, which reads return without decoding; and
+`_seq`, the seq of the row's last change, which is its version (null: not known).
 
-Invariant: system tables are made with IF NOT EXISTS and never altered here, so that those of
-the other server stay as they are. Used by `plan` and `apply`.
+Invariant: system tables are made with IF NOT EXISTS; an existing one only gets the columns of
+`LATER_COLUMNS`. So tables of the Rust server keep their form. Called by the modules of this
+package, and by `pylon.storage.sqlite.backup.restore`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ SYSTEM_TABLES: Final[tuple[str, ...]] = (
     """CREATE TABLE IF NOT EXISTS _pylon_op_ids (
         identity TEXT NOT NULL, op_id TEXT NOT NULL, seq INTEGER NOT NULL, row_id TEXT NOT NULL,
         at INTEGER NOT NULL, digest TEXT, PRIMARY KEY (identity, op_id)) WITHOUT ROWID""",
-    # Retention takes the oldest first; the order of seq is the order of time.
+    # Retention removes the oldest first; seqs ascend with time.
     "CREATE INDEX IF NOT EXISTS _pylon_op_ids_by_seq ON _pylon_op_ids (seq)",
     """CREATE TABLE IF NOT EXISTS _pylon_auth_sessions (
         session_id TEXT PRIMARY KEY NOT NULL, user_id TEXT NOT NULL, is_guest INTEGER NOT NULL,
@@ -44,7 +45,7 @@ SYSTEM_TABLES: Final[tuple[str, ...]] = (
         tenant_id TEXT) WITHOUT ROWID""",
     """CREATE INDEX IF NOT EXISTS _pylon_auth_sessions_by_expiry
         ON _pylon_auth_sessions (expires_at) WHERE expires_at > 0""",
-    # Guests whose token nobody has presented yet: they go after limits.GUEST_UNUSED_S.
+    # Guests whose token no client has presented yet; dropped after limits.GUEST_UNUSED_S.
     """CREATE TABLE IF NOT EXISTS _pylon_unused_guests (
         session_id TEXT PRIMARY KEY NOT NULL, created_at INTEGER NOT NULL) WITHOUT ROWID""",
     """CREATE INDEX IF NOT EXISTS _pylon_unused_guests_by_age
@@ -82,10 +83,10 @@ LATER_COLUMNS: Final[tuple[tuple[str, str, str], ...]] = (
 
 
 def create_table(entity: Entity, name: str | None = None, extra: tuple[str, ...] = ()) -> str:
-    """The table of an entity, in the column order of the manifest.
+    """Return the statement for the table of an entity, with columns in the manifest's order.
 
     Args:
-        name: instead of the entity's.
+        name: replaces the name of the entity.
         extra: definitions of further columns, which the manifest does not name.
     """
     columns = ["id TEXT PRIMARY KEY NOT NULL"]
@@ -101,33 +102,33 @@ def create_table(entity: Entity, name: str | None = None, extra: tuple[str, ...]
 
 
 def add_column(entity: Entity, field: Field) -> str:
-    """A further field. NOT NULL and UNIQUE cannot be added to a column; see `plan`."""
+    """Return the statement for a new field. SQLite cannot add NOT NULL or UNIQUE; see `plan`."""
     column = f"{quote(field.name)} {COLUMN_TYPES[field.type]}"
     return f"ALTER TABLE {quote(entity.name)} ADD COLUMN {column}"
 
 
 def add_json_column(entity: Entity) -> str:
-    """The `_json` column of a table that came from elsewhere."""
+    """Return the statement for the `_json` column of a table that another server made."""
     return f"ALTER TABLE {quote(entity.name)} ADD COLUMN {JSON_COLUMN} TEXT"
 
 
 def add_seq_column(entity: Entity) -> str:
-    """The `_seq` column of a table made elsewhere, or by an earlier version."""
+    """Return the statement for the `_seq` column of a table of another server or version."""
     return f"ALTER TABLE {quote(entity.name)} ADD COLUMN {SEQ_COLUMN} INTEGER"
 
 
 def index_name(entity: Entity, index: Index) -> str:
-    """`<Entity>_<index>`."""
+    """Return `<Entity>_<index>`."""
     return f"{entity.name}_{index.name}"
 
 
 def unique_name(entity: Entity, field: Field) -> str:
-    """The index that stands in for UNIQUE on a column added later."""
+    """Return the name of the index that replaces UNIQUE on a column added later."""
     return f"{entity.name}_{field.name}_unique"
 
 
 def create_index(name: str, entity: Entity, fields: tuple[str, ...], unique: bool) -> str:
-    """An index over `fields` of the entity."""
+    """Return the statement for an index over `fields` of the entity."""
     kind = "UNIQUE INDEX" if unique else "INDEX"
     columns = ", ".join(quote(f) for f in fields)
     return f"CREATE {kind} {quote(name)} ON {quote(entity.name)} ({columns})"

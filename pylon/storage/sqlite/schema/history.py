@@ -1,11 +1,11 @@
-"""`_pylon_schema_history`, and what else the database remembers of its schema.
+"""Schema history: the table `_pylon_schema_history`, and the list of indexes that Pylon made.
 
-Every start and every `schema apply` leaves a row in the history. Which indexes are ours, so
-that a start may drop them when they leave the manifest, stands in `_pylon_meta` under
-`indexes`; a database of an earlier version is asked through its history instead.
+Every start and every `schema apply` adds a row to the history. `_pylon_meta` lists, under
+`indexes`, the indexes that Pylon made: a start may drop those when they leave the manifest. In a
+database of an earlier version `own_indexes` derives the list from the history.
 
-Invariant: nothing here is read before `refuse_newer` has passed. Used by `plan`, `apply`,
-`rewrite` and `pylonctl schema history`.
+Invariant: callers pass `refuse_newer` before they read anything else. Called by `plan`, `apply`,
+`rewrite` and `manager`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pylon.errors import SchemaRefused
 from pylon.manifest.model import FORMAT_VERSION, Manifest
 from pylon.storage.sqlite import meta
 
-SCHEMA_FORMAT: Final = 1  # of the system tables; a higher one is a newer Pylon's
+SCHEMA_FORMAT: Final = 1  # of the system tables; a newer Pylon may write a higher one
 _ID_BYTES: Final = 16
 
 
 def has_table(conn: apsw.Connection, name: str) -> bool:
-    """Whether there is a table of this name."""
+    """Whether the database has a table of this name."""
     found = conn.execute(
         "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?", (name,)
     ).get
@@ -35,9 +35,10 @@ def has_table(conn: apsw.Connection, name: str) -> bool:
 
 
 def refuse_newer(conn: apsw.Connection) -> None:
-    """
+    """Refuse a database that a newer Pylon has written.
+
     Raises:
-        SchemaRefused: the database was brought up by a newer Pylon than this one.
+        SchemaRefused: its schema format or manifest version is higher than ours.
     """
     if has_table(conn, "_pylon_meta"):
         found = meta.get(conn, "schema_format") or "0"
@@ -59,14 +60,14 @@ def _newer(what: str, ours: str) -> SchemaRefused:
 
 
 def row_count(conn: apsw.Connection) -> int:
-    """How many entries the history has."""
+    """Return the number of entries in the history."""
     return int(conn.execute("SELECT count(*) FROM _pylon_schema_history").get)
 
 
 def record(
     conn: apsw.Connection, manifest: Manifest, baseline: str, steps: Sequence[str], clock: Clock
 ) -> None:
-    """Add an entry, and note how many there are: another server's would not be noted."""
+    """Add an entry, and note the number of entries: another server adds entries without that."""
     applied_at = datetime.fromtimestamp(clock.wall_ns() / 1e9, UTC)
     values: dict[str, object] = {
         "manifest_version": FORMAT_VERSION,
@@ -79,7 +80,7 @@ def record(
     id_type = conn.execute(
         "SELECT upper(type) FROM pragma_table_info('_pylon_schema_history') WHERE name = 'id'"
     ).get
-    if id_type != "INTEGER":  # a history of the other server may want an id from us
+    if id_type != "INTEGER":  # the history table of the Rust server may need an id
         values["id"] = SystemRandom().token_hex(_ID_BYTES)
     conn.execute(
         f"INSERT INTO _pylon_schema_history ({', '.join(values)}) "
@@ -91,7 +92,7 @@ def record(
 
 
 def entries(conn: apsw.Connection, limit: int) -> list[dict[str, Any]]:
-    """The newest entries, newest first; `plan` is the decoded list of operations."""
+    """Return the newest entries, newest first; `plan` is the decoded list of operations."""
     if not has_table(conn, "_pylon_schema_history"):
         return []
     rows = conn.execute(
@@ -106,7 +107,7 @@ def entries(conn: apsw.Connection, limit: int) -> list[dict[str, Any]]:
 
 
 def own_indexes(conn: apsw.Connection) -> dict[str, str]:
-    """The indexes of manifests that Pylon has made: lower-case name to entity."""
+    """Return the indexes that Pylon made for manifests: lower-case name to entity."""
     if not has_table(conn, "_pylon_meta"):
         return {}
     noted = meta.get(conn, "indexes")
@@ -127,13 +128,13 @@ def own_indexes(conn: apsw.Connection) -> dict[str, str]:
 
 
 def note_own_indexes(conn: apsw.Connection, own: dict[str, str]) -> None:
-    """Set what `own_indexes` answers."""
+    """Set the result of `own_indexes`."""
     meta.put(conn, "indexes", orjson.dumps(own, option=orjson.OPT_SORT_KEYS).decode())
 
 
 def _decoded(text: object) -> list[Any]:
     try:
         decoded = orjson.loads(str(text))
-    except orjson.JSONDecodeError:  # another server's may be anything
+    except orjson.JSONDecodeError:  # another server may write any text
         return []
     return decoded if isinstance(decoded, list) else [decoded]

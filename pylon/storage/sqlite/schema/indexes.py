@@ -1,10 +1,10 @@
-"""The manifest's indexes, changed while the server runs.
+"""Live indexes: makes and drops indexes of the manifest while the server runs.
 
-The writer makes and drops them between other writes; reads go on meanwhile, writes wait. The
-running server keeps its manifest: only indexes over fields that it knows can be made, and a
-restart with the old manifest takes them away again.
+The writer does it between other writes. Reads continue meanwhile, and writes wait. The running
+server keeps its manifest, so it can make only indexes over fields that it knows. A restart with the
+old manifest drops them again.
 
-Called by `maintenance`; asked for by `pylonctl schema apply --indexes`.
+Called by `pylon.storage.sqlite.maintenance`, for `pylonctl schema apply --indexes`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from pylon.storage.sqlite.schema.plan import make_plan
 def put_indexes(
     conn: apsw.Connection, manifest: Manifest, wanted: Sequence[IndexSpec], clock: Clock
 ) -> int:
-    """Make the indexes of the entities of `manifest` the `wanted` ones, within the transaction
-    that is open; all or nothing.
+    """Replace the indexes of the entities of `manifest` by the `wanted` ones.
 
-    Returns: how many were made or dropped.
+    It runs within the open transaction and makes all changes or none.
+
+    Returns: the number of indexes made or dropped.
 
     Raises:
-        SchemaRefused: an index is over something unknown, or its rows are not unique.
+        SchemaRefused: an index has an unknown entity or field, or rows violate its uniqueness.
     """
     changed = _with_indexes(manifest, wanted)
     conn.execute("SAVEPOINT put_indexes")

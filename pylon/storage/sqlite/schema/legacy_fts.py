@@ -1,11 +1,10 @@
-"""The text search of another server, which would break our writes (spec/http.md §2.7).
+"""Legacy FTS: finds the text search of the Rust server, which would break our writes.
 
-The other server keeps, for each entity, an FTS5 table `<Entity>_fts` whose content is the
-entity's table, current by triggers. Such an index fails every write with "malformed" as soon
-as a row is not in it as it was, which happens when it was made after the rows; and its
-triggers run for each column of ours. It holds nothing that the rows do not. So it goes.
-
-Called by `plan`.
+That server has an FTS5 table `<Entity>_fts` for each entity, with the entity's table as its
+content, and triggers that update it (spec/http.md §2.7). If a row and its entry differ, every write
+of the row fails with "malformed"; that happens when the index was made after the rows. The
+triggers also run for our own columns. The index contains only data of the rows, so `plan` removes
+it. Called by `plan`.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ import apsw
 from pylon.storage.sqlite.names import quote
 
 
-def foreign_search(conn: apsw.Connection, table: str) -> list[tuple[str, str]]:
-    """(name, SQL that removes it) of the search triggers and the search table of `table`."""
+def legacy_search_objects(conn: apsw.Connection, table: str) -> list[tuple[str, str]]:
+    """Return (name, statement that drops it) of the search triggers and search table of `table`."""
     index = f"{table}_fts"
     found: list[tuple[str, str]] = []
     virtual: Any = conn.execute(

@@ -1,7 +1,7 @@
-"""What a SQLite database has at the moment: tables, columns, indexes.
+"""Live schema: reads the tables, columns and indexes that a SQLite database has.
 
-Invariant: names are looked up as SQLite compares them, without regard to ASCII case; the
-spelling in the database is kept. Read-only. Called by `plan` and by `pylonctl schema`.
+Invariants: look-ups ignore ASCII case, as SQLite does; names keep the spelling of the database.
+Read-only. Called by the modules of this package.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pylon.schema.options import MigrationOptions
 
 @dataclass(frozen=True, slots=True)
 class LiveColumn:
-    name: str  # after the renames that are wished for
+    name: str  # after the requested renames
     type: str  # as declared, upper case
     not_null: bool
     primary_key: bool
-    source: str  # its name in the database as it is
+    source: str  # its present name in the database
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,10 @@ class LiveIndex:
 
 @dataclass(frozen=True, slots=True)
 class LiveTable:
-    name: str  # after the renames that are wished for
+    name: str  # after the requested renames
     columns: dict[str, LiveColumn]  # by lower-case name
     indexes: tuple[LiveIndex, ...]
-    source: str  # its name in the database as it is
+    source: str  # its present name in the database
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class LiveSchema:
 
 
 def table_names(conn: apsw.Connection) -> list[str]:
-    """Every table but SQLite's own, by name."""
+    """Return the names of all tables except SQLite's own, sorted."""
     listed: list[Any] = conn.execute(
         "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' "
         "ESCAPE '\\' ORDER BY name"
@@ -57,10 +57,10 @@ def table_names(conn: apsw.Connection) -> list[str]:
 
 
 def introspect(conn: apsw.Connection, names: tuple[str, ...]) -> LiveSchema:
-    """The tables among `names` (in any case), and every index of the database.
+    """Return the tables among `names` (in any case), and every index of the database.
 
-    Only what is asked for is looked at closely: start-up must stay cheap in a database
-    with many tables of others.
+    Columns are read only of these tables: a start must stay cheap in a database with many tables
+    of other programs.
     """
     wanted = {n.lower() for n in names}
     tables: dict[str, LiveTable] = {}
@@ -78,7 +78,7 @@ def introspect(conn: apsw.Connection, names: tuple[str, ...]) -> LiveSchema:
 
 
 def renamed(live: LiveSchema, options: MigrationOptions) -> LiveSchema:
-    """`live` as it will be when the renames of `options` have been carried out."""
+    """Return `live` with the renames of `options` applied."""
     if not options.rename_entities and not options.rename_fields:
         return live
     tables = {}
@@ -117,7 +117,7 @@ def _indexes(conn: apsw.Connection, table: str) -> tuple[LiveIndex, ...]:
     ).fetchall()
     found = []
     for name, unique, origin, partial in listed:
-        # An expression has no column name; it is kept as an empty one, which matches no field.
+        # An expression has no column name. The empty name for it matches no field.
         columns: list[Any] = conn.execute(
             "SELECT name FROM pragma_index_info(?) ORDER BY seqno", (name,)
         ).fetchall()

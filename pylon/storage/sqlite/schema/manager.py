@@ -1,7 +1,7 @@
-"""The schema of one SQLite file: `pylon.storage.schemas.SchemaManager`. Made by `backend`.
+"""SQLite schema manager: implements `pylon.storage.schemas.SchemaManager` for one SQLite file.
 
-Every method opens a connection of its own and closes it. apsw's errors become Pylon's, with the
-path and SQLite's reason.
+Every method opens a connection of its own and closes it. It converts errors of apsw to Pylon's,
+with the path and SQLite's reason. Made by `pylon.storage.sqlite.backend`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class SqliteSchema:
     """See the module."""
 
     def __init__(self, path: Path, *, is_new: bool = False) -> None:
-        """Args: `is_new`: the file will be made, whatever stands under the path."""
+        """Args: `is_new`: treat the database as new, even if a file exists at the path."""
         self._path = path
         self._is_new = is_new
 
@@ -59,7 +59,7 @@ class SqliteSchema:
         with closing(open_reader(self._path)) as conn:
             try:
                 return history.entries(conn, limit)
-            except apsw.SQLError as ex:  # another program's table of this name
+            except apsw.SQLError as ex:  # the table of this name belongs to another program
                 raise StoreUnavailable(f"the history cannot be read: {error_text(ex)}") from ex
 
     def plan(self, manifest: Manifest, options: MigrationOptions) -> Plan:
@@ -67,7 +67,7 @@ class SqliteSchema:
         try:
             with closing(self._open_or_empty()) as conn:
                 history.refuse_newer(conn)
-                with conn:  # one commit for all that is looked at
+                with conn:  # one snapshot for all reads
                     planned = make_plan(conn, manifest, options)
         except apsw.Error as ex:
             raise SchemaRefused(f"{self._path} cannot be read: {error_text(ex)}") from ex
@@ -91,14 +91,14 @@ class SqliteSchema:
 
     def check_search(self, entities: Sequence[Entity]) -> list[SearchCheck]:
         """See `SchemaManager`."""
-        flags = apsw.SQLITE_OPEN_READWRITE  # a WAL database; what is compared with is temporary
+        flags = apsw.SQLITE_OPEN_READWRITE  # the database is only read; the fresh index is in temp
         try:
             with closing(apsw.Connection(str(self._path), flags=flags)) as conn:
                 conn.set_busy_timeout(BUSY_TIMEOUT_MS)
                 with conn:
                     found = [check(conn, entity) for entity in entities]
         except apsw.SQLError as ex:
-            raise self._not_brought_up(ex) from ex
+            raise self._schema_mismatch(ex) from ex
         return found
 
     def build_search(self, entities: Sequence[Entity]) -> dict[str, int]:
@@ -109,7 +109,7 @@ class SqliteSchema:
                 built = {entity.name: build(conn, entity) for entity in entities}
                 conn.execute("COMMIT")
         except apsw.SQLError as ex:
-            raise self._not_brought_up(ex) from ex
+            raise self._schema_mismatch(ex) from ex
         return built
 
     def export(self, entities: Sequence[Entity]) -> Iterator[tuple[Entity, bytes]]:
@@ -118,7 +118,7 @@ class SqliteSchema:
             conn = stack.enter_context(closing(open_reader(self._path)))
             try:
                 history.refuse_newer(conn)
-                stack.enter_context(conn)  # one transaction, so one commit
+                stack.enter_context(conn)  # one transaction, so one snapshot
                 for entity in entities:
                     for row_json in _rows_of(conn, entity):
                         yield entity, row_json
@@ -171,7 +171,7 @@ class SqliteSchema:
             return apsw.Connection(":memory:")
         return open_reader(self._path)
 
-    def _not_brought_up(self, error: apsw.Error) -> SchemaRefused:
+    def _schema_mismatch(self, error: apsw.Error) -> SchemaRefused:
         return SchemaRefused(
             f"{self._path} is not as the manifest has it: {error}",
             hint="start the server once, or: pylonctl schema apply; both build missing indexes",

@@ -1,4 +1,7 @@
-"""Names that a SQLite database cannot hold side by side. Called by `plan`."""
+"""Name clashes: finds names of a manifest that SQLite would treat as equal, or that are reserved.
+
+Called by `plan`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pylon.storage.sqlite.schema import ddl
 
 
 def name_clashes(manifest: Manifest) -> list[str]:
-    """SQLite knows no case in names, and some names are ours or its own."""
+    """Return a line for each clash. SQLite ignores case; it and Pylon reserve some names."""
     found = []
     entities: set[str] = set()
     indexes: set[str] = set()

@@ -1,13 +1,13 @@
-"""The steps from a live schema to the manifest's (spec/http.md §2.9).
+"""Migration plan: computes the steps from a live schema to the manifest (spec/http.md §2.9).
 
-Additive steps, and what goes with an index, a start carries out. Steps that rewrite or remove
-data (another type, another nullability, another uniqueness, values for a new required field,
-renames and removals that are wished for) are for `pylonctl schema apply` alone. What cannot be
-done as things are is refused. A start meets both with the whole plan shown. Fields, tables and
-indexes of others that the manifest does not name stay where they are.
+A start executes additive steps and changes of indexes. Only `pylonctl schema apply` executes steps
+that rewrite or remove data: changes of type, nullability or uniqueness, values for a new required
+field, and requested renames and removals. The plan also lists changes that the present data does
+not allow, as refusals. A start with rewrites or refusals fails and prints the whole plan. Fields,
+tables and indexes that the manifest does not name stay as they are.
 
-Invariant: a plan is made inside the transaction that applies it, so what it saw is what it
-changes. Called by `apply` and `rewrite`; `pylonctl schema plan` prints it.
+Invariant: `apply` and `rewrite` make the plan inside the transaction that executes it, so the
+schema cannot change in between. Called by `apply`, `rewrite`, `indexes`, `trial` and `manager`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.schema import ddl
 from pylon.storage.sqlite.schema.convert import lossy_value
 from pylon.storage.sqlite.schema.history import own_indexes
-from pylon.storage.sqlite.schema.legacy_fts import foreign_search
+from pylon.storage.sqlite.schema.legacy_fts import legacy_search_objects
 from pylon.storage.sqlite.schema.live import (
     LiveColumn,
     LiveIndex,
@@ -37,28 +37,28 @@ from pylon.storage.sqlite.schema.live import (
 )
 from pylon.storage.sqlite.schema.names import name_clashes
 
-_SHOWN: Final = 3  # values named where rows are in the way
-_SHOWN_CHARS: Final = 40  # of each
+_SHOWN: Final = 3  # conflicting values named in a refusal
+_SHOWN_CHARS: Final = 40  # characters of each value
 
 
 @dataclass(slots=True)
 class _Making:
-    """A plan while it is being made."""
+    """A plan under construction."""
 
     conn: apsw.Connection
     live: LiveSchema
     options: MigrationOptions
-    own: dict[str, str]  # our indexes, to the entity as it is named after the renames
+    own: dict[str, str]  # indexes that Pylon made -> the entity's name after the renames
     steps: list[Step] = field(default_factory=list)
     rewrites: list[Step] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
 
     def count(self, select: str, *values: object) -> int:
-        """The number that `select` gives."""
+        """Return the number that `select` yields."""
         return int(self.conn.execute(select, values).get)
 
     def removed(self) -> set[str]:
-        """The indexes that go by what is planned so far."""
+        """Return the lower-case names of the indexes that the plan removes so far."""
         planned = (*self.steps, *self.rewrites)
         return {s.name.lower() for s in planned if s.kind == "remove_index"}
 
@@ -66,7 +66,7 @@ class _Making:
 def make_plan(
     conn: apsw.Connection, manifest: Manifest, asked: MigrationOptions = options.NONE
 ) -> Plan:
-    """Compare the database, as `asked` wants it renamed, with the manifest."""
+    """Compare the database, after the renames in `asked`, with the manifest. Return the plan."""
     names = (*(e.name for e in manifest.entities), *asked.rename_entities, *asked.drop_entities)
     live = introspect(conn, names)
     own = {name: asked.entity_now(entity) for name, entity in own_indexes(conn).items()}
@@ -75,7 +75,7 @@ def make_plan(
     _plan_renames(making)
     making.live = live = renamed(live, asked)
     _plan_removals(making)
-    _old_indexes(making, manifest)
+    _plan_index_removals(making, manifest)
     for entity in manifest.entities:
         table = live.tables.get(entity.name.lower())
         if table is None:
@@ -113,7 +113,7 @@ def _plan_renames(making: _Making) -> None:
 
 
 def _plan_removals(making: _Making) -> None:
-    """What goes by explicit wish."""
+    """Plan the requested removals."""
     live, asked = making.live, making.options
     for name in sorted(asked.drop_indexes):
         index = live.indexes.get(name)
@@ -148,8 +148,8 @@ def _remove_index(index: LiveIndex, destructive: bool, detail: str = "") -> Step
                 detail, destructive)
 
 
-def _old_indexes(making: _Making, manifest: Manifest) -> None:
-    """Our own indexes go when they leave the manifest; those of others never do."""
+def _plan_index_removals(making: _Making, manifest: Manifest) -> None:
+    """Plan the removal of indexes that Pylon made and the manifest no longer names."""
     wanted = {ddl.index_name(e, i).lower() for e in manifest.entities for i in e.indexes}
     entities = {e.name.lower() for e in manifest.entities}
     for name, entity in sorted(making.own.items()):
@@ -165,7 +165,7 @@ def _compare_table(making: _Making, entity: Entity, table: LiveTable) -> None:
     if key is None or not key.primary_key:
         making.refusals.append(f"{entity.name}: the table has no primary key `id`")
         return
-    for name, sql in foreign_search(making.conn, table.source):
+    for name, sql in legacy_search_objects(making.conn, table.source):
         making.steps.append(Step("remove_search_index", entity.name, name, sql,
                                  "another server's text search; Pylon has its own"))
     if ddl.JSON_COLUMN not in table.columns:
@@ -187,14 +187,14 @@ def _compare_table(making: _Making, entity: Entity, table: LiveTable) -> None:
         f"{entity.name}.{column.name}: the field is gone from the manifest but its column is "
         "unique and NOT NULL, so no two rows could be inserted "
         f"(remove it: --drop-field {entity.name}.{column.name})"
-        for column in left_over(making.conn, entity, table)
+        for column in columns_to_fill(making.conn, entity, table)
         if any(i.unique and column.name in i.fields for i in table.indexes)
         and (entity.name.lower(), column.name.lower()) not in making.options.drop_fields
     ]
 
 
 def _count_columns(making: _Making, entity: Entity, table: LiveTable) -> None:
-    """Columns of fields that left the manifest stay, and count in SQLite's limit."""
+    """Refuse more columns than SQLite's limit, which counts those of removed fields too."""
     dropped = {name for owner, name in making.options.drop_fields if owner == entity.name.lower()}
     wanted = {c.lower() for c in entity.columns} | {ddl.JSON_COLUMN, ddl.SEQ_COLUMN}
     stay = table.columns.keys() - dropped - wanted
@@ -207,8 +207,8 @@ def _count_columns(making: _Making, entity: Entity, table: LiveTable) -> None:
         )
 
 
-def left_over(conn: apsw.Connection, entity: Entity, table: LiveTable) -> list[LiveColumn]:
-    """Columns that the manifest no longer names and that an INSERT must fill all the same."""
+def columns_to_fill(conn: apsw.Connection, entity: Entity, table: LiveTable) -> list[LiveColumn]:
+    """Return the columns that the manifest no longer names and that an INSERT must still fill."""
     known = {c.lower() for c in entity.columns}
     return [
         column
@@ -244,7 +244,7 @@ def _add_field(making: _Making, entity: Entity, wanted: Field, table: LiveTable)
 
 
 def _add_unique(making: _Making, entity: Entity, wanted: Field) -> None:
-    """Make an index stand in for UNIQUE, where no two rows can be in its way."""
+    """Plan an index in place of UNIQUE, for a field that no two rows can share a value of."""
     name = ddl.unique_name(entity, wanted)
     for index in entity.indexes:
         if ddl.index_name(entity, index).lower() == name.lower():
@@ -268,12 +268,12 @@ def _compare_field(
     sql_type = ddl.COLUMN_TYPES[wanted.type]
     if column.type != sql_type:
         details.append(f"the type changes from {column.type or 'none'} to {sql_type}")
-    elif (in_the_way := lossy_value(making.conn, entity, wanted, table, column)) is not None:
-        making.refusals.append(in_the_way)
+    elif (problem := lossy_value(making.conn, entity, wanted, table, column)) is not None:
+        making.refusals.append(problem)
     if wanted.optional and column.not_null:
         details.append("required in the database, optional in the manifest")
-    # Columns that were added later are never NOT NULL in the database; that is no difference
-    # as long as no row makes use of it, since the codec refuses null from then on.
+    # A column added later is never NOT NULL in the database. That is no difference while no row
+    # has null, because the codec refuses null from then on.
     if not wanted.optional and not column.not_null:
         nulls = making.count(
             f"SELECT count(*) FROM {quote(table.source)} WHERE {quote(column.source)} IS NULL"
@@ -291,7 +291,7 @@ def _compare_field(
         if i.unique and not i.partial
         and tuple(f.lower() for f in i.fields) == (wanted.name.lower(),)
     ]
-    # An index of the manifest's may go with it, and does not make the field unique by itself.
+    # An index of the manifest may leave with it, so it does not make the field unique for good.
     passing = making.removed() | set(making.own) | {
         ddl.index_name(entity, i).lower() for i in entity.indexes
     }
@@ -314,7 +314,7 @@ def _compare_field(
 
 
 def _is_field_unique(making: _Making, entity: Entity, wanted: Field, index: LiveIndex) -> bool:
-    """Whether `index` is UNIQUE of the field itself, and not one of the manifest's indexes."""
+    """Whether `index` implements UNIQUE of the field, and is not an index of the manifest."""
     name = index.name.lower()
     if index.constraint:
         return True
@@ -326,8 +326,10 @@ def _is_field_unique(making: _Making, entity: Entity, wanted: Field, index: Live
 
 
 def _repeated(making: _Making, table: LiveTable, columns: Sequence[LiveColumn]) -> str:
-    """Values that more rows than one have, for people; empty if there are none. A null is
-    equal to nothing."""
+    """Return the values that several rows share, as text; "" if there are none.
+
+    A null is equal to nothing.
+    """
     names = [quote(column.source) for column in columns]
     group = ", ".join(names)
     rows: list[Any] = making.conn.execute(
@@ -342,19 +344,19 @@ def _repeated(making: _Making, table: LiveTable, columns: Sequence[LiveColumn]) 
 
 
 def _add_index(making: _Making, entity: Entity, index: Index, add: Step) -> None:
-    """Plan an index; a unique one is refused while rows are in its way."""
+    """Plan an index. Refuse a unique one if rows share a value."""
     making.steps.append(add)
     table = making.live.tables.get(entity.name.lower())
     if table is None or not index.unique or "id" in index.fields:
         return
     columns = [table.columns.get(name.lower()) for name in index.fields]
     defaults = making.options.defaults
-    there = [column for column in columns if column is not None]
+    present = [column for column in columns if column is not None]
     for name, column in zip(index.fields, columns, strict=True):
         if column is None and (entity.name.lower(), name.lower()) not in defaults:
             return  # a new field is null in every row, and a null is equal to nothing
-    if there:
-        repeated = _repeated(making, table, there)
+    if present:
+        repeated = _repeated(making, table, present)
     else:
         rows = making.count(f"SELECT count(*) FROM {quote(table.source)}")
         repeated = f"the default ({rows} rows)" if rows > 1 else ""

@@ -1,13 +1,13 @@
-"""Schema changes that rewrite or remove data: renames, other types, removals.
+"""Rewriting migration: executes schema changes that rename, rewrite or remove data.
 
-SQLite cannot alter a column, so a table is rebuilt: made anew under another name, filled,
-and put in the place of the old one. Columns that the manifest does not name keep their data
-(without NOT NULL), and indexes and triggers of others are made again.
+SQLite cannot alter a column. So a changed table is rebuilt: made under a temporary name, filled,
+and renamed over the old one. Columns that the manifest does not name keep their data (without NOT
+NULL). Indexes and triggers of other programs are made again.
 
-Invariants: everything, the start's additive steps and the history's entry included, is one
-transaction; what was refused has changed nothing. When rows have another shape afterwards, an
+Invariants: one transaction contains everything, also the additive steps of a start and the entry
+of the history. A refused change has changed nothing. If rows have another shape afterwards, an
 epoch is opened, so that every client resyncs. No other connection writes meanwhile: the caller
-holds the data directory. Called by `pylonctl schema apply`.
+holds the lock of the data directory. Called by `manager`, for `pylonctl schema apply`.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ def apply_plan(
     conn: apsw.Connection, manifest: Manifest, asked: MigrationOptions, allow_destructive: bool,
     clock: Clock,
 ) -> tuple[Plan, Prepared]:
-    """Bring the database to the manifest, rewriting what has to be; one transaction.
+    """Migrate the database to the manifest in one transaction, including rewrites.
 
-    Returns: the whole plan, and what `prepare_store` returns.
+    Returns: the whole plan, and the result of the additive steps.
 
     Raises:
-        SchemaRefused: it cannot be done, or may not be; nothing was changed.
+        SchemaRefused: the data or `allow_destructive` does not allow it; nothing was changed.
         apsw.Error: the database failed; nothing was changed.
     """
-    # Without this, to drop the old table would delete what refers to it. It cannot be set
-    # inside a transaction.
+    # Dropping the old table would otherwise delete rows that refer to it. SQLite ignores this
+    # pragma inside a transaction.
     enforced = conn.execute("PRAGMA foreign_keys").get
     conn.execute("PRAGMA foreign_keys = OFF")
     conn.execute("BEGIN IMMEDIATE")
@@ -90,7 +90,7 @@ def _rewrite(
     conn: apsw.Connection, manifest: Manifest, asked: MigrationOptions, plan: Plan, clock: Clock
 ) -> None:
     for step in plan.steps:
-        if step.kind == "remove_search_index":  # its triggers would not survive the rest
+        if step.kind == "remove_search_index":  # its triggers would break the later steps
             conn.execute(step.sql)
     _drop_search(conn, manifest, asked, plan)
     _rename(conn, asked, plan)
@@ -112,7 +112,7 @@ def _rewrite(
 def _drop_search(
     conn: apsw.Connection, manifest: Manifest, asked: MigrationOptions, plan: Plan
 ) -> None:
-    """The search indexes of what changes go; the start makes those that it wants again."""
+    """Drop the search indexes of changed entities; `complete` builds the needed ones again."""
     touched = {s.entity.lower() for s in plan.rewrites if s.kind in _RESHAPING}
     old_names = [
         old for old, new in asked.rename_entities.items() if new.lower() in touched
@@ -124,7 +124,10 @@ def _drop_search(
 
 
 def _rename(conn: apsw.Connection, asked: MigrationOptions, plan: Plan) -> None:
-    """Indexes, triggers and views follow by themselves; what we know by name is noted anew."""
+    """Rename tables and columns, and the names that Pylon stores.
+
+    SQLite itself adapts indexes, triggers and views.
+    """
     own = history.own_indexes(conn)
     touched: set[str] = set()
     for step in plan.rewrites:
@@ -153,7 +156,7 @@ def _rename(conn: apsw.Connection, asked: MigrationOptions, plan: Plan) -> None:
 
 
 def _drop_sort_indexes(conn: apsw.Connection, table: str, was: str) -> None:
-    """Those that search has made are named after the entity; it makes them again."""
+    """Drop the sort indexes of search, named after the entity; `complete` makes new ones."""
     for index in introspect(conn, (table,)).tables[table.lower()].indexes:
         if index.name.lower().startswith(f"{was}_sort_".lower()):
             conn.execute(f"DROP INDEX {quote(index.name)}")
@@ -162,7 +165,7 @@ def _drop_sort_indexes(conn: apsw.Connection, table: str, was: str) -> None:
 def _name_unique(
     conn: apsw.Connection, table: LiveTable, index: LiveIndex, own: Mapping[str, str]
 ) -> None:
-    """The index that stands for UNIQUE is known by its name."""
+    """Rename the index that implements UNIQUE of a field: Pylon recognises it by its name."""
     (field,) = index.fields
     name = f"{table.name}_{field}_unique"
     if index.name.endswith("_unique") and index.name.lower() not in {name.lower(), *own}:
@@ -177,13 +180,13 @@ def _forget_shape(conn: apsw.Connection, entity: str) -> None:
 
 
 def _rebuild(conn: apsw.Connection, entity: Entity, asked: MigrationOptions) -> None:
-    """Make the table of `entity` as the manifest has it, with the rows that it has."""
+    """Rebuild the table of `entity` as the manifest declares it, with its rows."""
     table = introspect(conn, (entity.name,)).tables[entity.name.lower()]
     key = entity.name.lower()
     known = {c.lower() for c in entity.columns} | {ddl.JSON_COLUMN, ddl.SEQ_COLUMN}
     dropped = {name for owner, name in asked.drop_fields if owner == key}
     kept = [c for lower, c in table.columns.items() if lower not in known | dropped]
-    again = _dependents(conn, entity, table, dropped)
+    statements = _dependents(conn, entity, table, dropped)
 
     targets, sources = ["id"], ["id"]
     bools = _bool_fields(conn, entity, asked)
@@ -192,7 +195,7 @@ def _rebuild(conn: apsw.Connection, entity: Entity, asked: MigrationOptions) -> 
         column = table.columns.get(field.name.lower())
         default = asked.defaults.get((key, field.name.lower()))
         was_bool = field.name.lower() in bools
-        convert = Converter(entity, field, default, was_bool)
+        converter = Converter(entity, field, default, was_bool)
         function = f"pylon_convert_{number}"
         plain = (
             column is not None and column.type == ddl.COLUMN_TYPES[field.type]
@@ -202,7 +205,7 @@ def _rebuild(conn: apsw.Connection, entity: Entity, asked: MigrationOptions) -> 
         if column is not None and plain:
             sources.append(quote(column.name))
         else:
-            conn.create_scalar_function(function, convert.stored)
+            conn.create_scalar_function(function, converter.convert)
             converters.append(function)
             value = quote(column.name) if column is not None else "NULL"
             sources.append(f"{function}(id, {value})")
@@ -218,17 +221,17 @@ def _rebuild(conn: apsw.Connection, entity: Entity, asked: MigrationOptions) -> 
     for function in converters:
         conn.create_scalar_function(function, None)
     conn.execute(f"DROP TABLE {quote(table.name)}")
-    # Views that name the table would stop a rename that looks after them.
+    # The modern rename also adapts views, and would fail on those that name the dropped table.
     conn.execute("PRAGMA legacy_alter_table = ON")
     conn.execute(f"ALTER TABLE {quote(_NEW)} RENAME TO {quote(entity.name)}")
     conn.execute("PRAGMA legacy_alter_table = OFF")
-    for sql in again:
+    for sql in statements:
         conn.execute(sql)
     _forget_shape(conn, entity.name)
 
 
 def _bool_fields(conn: apsw.Connection, entity: Entity, asked: MigrationOptions) -> set[str]:
-    """The fields that held booleans when the rows were last brought up, by present name."""
+    """Return the present lower-case names of fields that held booleans until now."""
     key = entity.name.lower()
     return {
         asked.rename_fields.get((key, name), name).lower()
@@ -239,10 +242,10 @@ def _bool_fields(conn: apsw.Connection, entity: Entity, asked: MigrationOptions)
 def _dependents(
     conn: apsw.Connection, entity: Entity, table: LiveTable, dropped: set[str]
 ) -> list[str]:
-    """The SQL of indexes and triggers that go with the table and must come again."""
+    """Return the SQL of the indexes and triggers of the table, to make them again."""
     gone = {
         i.name for i in table.indexes if any(f.lower() in dropped for f in i.fields)
-    } | {ddl.unique_name(entity, f) for f in entity.fields}  # the new table says UNIQUE itself
+    } | {ddl.unique_name(entity, f) for f in entity.fields}  # the new table declares UNIQUE
     rows: list[Any] = conn.execute(
         "SELECT name, sql FROM sqlite_schema WHERE lower(tbl_name) = lower(?) "
         "AND type IN ('index', 'trigger') AND sql IS NOT NULL ORDER BY rowid", (table.name,)

@@ -1,13 +1,12 @@
-"""Makes, drops and checks the tables of full-text search (spec/http.md §2.7).
+"""Search tables: makes, drops and checks the tables of full-text search (spec/http.md §2.7).
 
-What an index holds follows from the rows, so it is built whenever it is missing, whenever
-the search config it was built for is another one, and after somebody else has written to the
-database; and dropped with the config that asked for it. `_pylon_meta` has, under
-`search:<Entity>`, what each index was built for.
+The rows determine the content of an index. So an index is built if it is missing, if its search
+config has changed, or if another program has written to the database. It is dropped when its
+config leaves the manifest. `_pylon_meta` has the config of each index, under `search:<Entity>`.
 
-Invariant: everything here runs in the transaction of its caller:
-`pylon.storage.sqlite.schema.apply` at start, `pylonctl search`, the engine (for `pylonctl search
-rebuild` beside a server).
+Invariant: everything here runs in the transaction of its caller. Called by `apply` at a start, by
+`manager` for `pylonctl search`, and by `pylon.storage.sqlite.maintenance` for `pylonctl search
+rebuild` while the server runs.
 """
 
 from __future__ import annotations
@@ -36,19 +35,19 @@ from pylon.storage.sqlite.search import (
 )
 
 _log = get_logger("schema")
-_LAYOUT: Final = 1  # of the tables: another one means that all are built anew
+_LAYOUT: Final = 1  # version of the tables; a change has all indexes built anew
 _KEY: Final = "search:"
-# In what a check makes beside the database, for a moment.
+# Tables that a check makes in the temporary database.
 _FRESH: Final = "pylon_fresh_index"
 _LIVE_WORDS: Final = "pylon_live_words"
 _FRESH_WORDS: Final = "pylon_fresh_words"
 
 
 def migrate(conn: apsw.Connection, manifest: Manifest, stale: bool) -> list[str]:
-    """Make every index what the manifest asks for.
+    """Build and drop indexes as the manifest requires.
 
     Args:
-        stale: somebody else has written to the database: build them all.
+        stale: another program has written to the database: build all indexes.
 
     Returns: the names of the entities whose index was built.
     """
@@ -67,12 +66,12 @@ def migrate(conn: apsw.Connection, manifest: Manifest, stale: bool) -> list[str]
 
 
 def build(conn: apsw.Connection, entity: Entity) -> int:
-    """Make the index of `entity` anew from its rows.
+    """Build the index of `entity` anew from its rows.
 
-    Returns: how many rows it holds.
+    Returns: the number of indexed rows.
 
     Raises:
-        apsw.SQLError: the entity's table is not (yet) as the manifest has it.
+        apsw.SQLError: the entity's table is not (yet) as the manifest declares it.
     """
     _drop(conn, entity.name)
     table, numbers = quote(index_table(entity)), quote(rowid_table(entity))
@@ -88,19 +87,19 @@ def build(conn: apsw.Connection, entity: Entity) -> int:
 def renew(
     conn: apsw.Connection, manifest: Manifest, name: str, after_id: str, count: int
 ) -> tuple[int, str]:
-    """Index a portion of the rows of an entity anew, while others write between portions.
+    """Index one batch of the rows of an entity anew; clients may write between batches.
 
-    Entries of rows that are there are replaced as they are; after the last portion, entries of
-    rows that are not are taken out. Until then the index counts as missing, so that a start
-    would build it. All or nothing, within the transaction that is open.
+    A batch replaces the entries of its rows. After the last batch the entries without a row are
+    removed. Until then the index counts as missing, so that a start would build it. A batch makes
+    all changes or none, within the open transaction.
 
     Args:
-        after_id: the last row of the portion before; "" for the first.
+        after_id: the last row of the previous batch; "" for the first batch.
 
-    Returns: how many rows it was, and the id of the last one; "" when there are no more.
+    Returns: the number of rows in the batch, and the id of the last one; "" after the last batch.
 
     Raises:
-        SchemaRefused: this server has no such index, or it is damaged beyond this.
+        SchemaRefused: this server has no such index, or the index is too damaged.
     """
     entity = manifest.by_name.get(name)
     if entity is None or not text_fields(entity):
@@ -128,10 +127,10 @@ def renew(
 
 
 def check(conn: apsw.Connection, entity: Entity) -> SearchCheck:
-    """Compare the index with the rows: the same rows, and each word at the same place.
+    """Compare the index with the rows: it must have the same rows, and each word at its place.
 
-    A fresh index is made in the temporary database; nothing else is written. To be called in
-    a transaction, so that both are of one commit.
+    It makes a fresh index in the temporary database and writes nothing else. Call it in a
+    transaction, so that index and rows are of one commit.
     """
     rows = int(conn.execute(f"SELECT count(*) FROM {quote(entity.name)}").get)
     if not _is_current(conn, entity):
@@ -143,12 +142,12 @@ def check(conn: apsw.Connection, entity: Entity) -> SearchCheck:
 
 
 def sort_index_name(entity: Entity, field: str) -> str:
-    """`<Entity>_sort_<field>`."""
+    """Return `<Entity>_sort_<field>`."""
     return f"{entity.name}_sort_{field}"
 
 
 def _known(conn: apsw.Connection) -> set[str]:
-    """The entities that have an index of ours."""
+    """Return the names of the entities that have a search index of Pylon."""
     keys: list[Any] = conn.execute(
         "SELECT key FROM _pylon_meta WHERE key >= ? AND key < ?", (_KEY, _KEY[:-1] + ";")
     ).fetchall()
@@ -164,7 +163,7 @@ def _is_current(conn: apsw.Connection, entity: Entity) -> bool:
 
 
 def _built_for(entity: Entity) -> str:
-    """What decides the content of an index."""
+    """Return the config that determines the content of an index, as JSON."""
     types = [
         (name, entity.by_name[name].type.value if name in entity.by_name else "id")
         for name in text_fields(entity)
@@ -179,7 +178,7 @@ def _drop(conn: apsw.Connection, name: str) -> None:
 
 
 def _make_missing(conn: apsw.Connection, entity: Entity) -> None:
-    """Make what tables are missing, and note that their content is not known to be right."""
+    """Make missing tables, and mark the index as incomplete."""
     tables: list[Any] = conn.execute(
         "SELECT name FROM sqlite_schema WHERE type = 'table' AND name IN (?, ?)",
         (index_table(entity), rowid_table(entity)),
@@ -215,7 +214,7 @@ def _renew_rows(
 
 
 def _drop_strays(conn: apsw.Connection, entity: Entity) -> None:
-    """Take out numbers without a row, and entries without a number."""
+    """Remove numbers without a row, and entries without a number."""
     table, numbers = quote(index_table(entity)), quote(rowid_table(entity))
     conn.execute(
         f"DELETE FROM {numbers} WHERE id IN "
@@ -243,7 +242,7 @@ def _create_index(entity: Entity, table: str) -> str:
 
 
 def _fill(conn: apsw.Connection, entity: Entity, table: str) -> None:
-    """Put the texts of all rows into the empty index `table`, under their numbers."""
+    """Insert the texts of all rows into the empty index `table`, under their numbers."""
     names = text_fields(entity)
     fields = [entity.by_name.get(name) for name in names]
     columns = ", ".join(("rowid", *(quote(c) for c in index_columns(entity))))
@@ -270,7 +269,7 @@ def _add_sort_indexes(conn: apsw.Connection, entity: Entity) -> None:
 
 
 def _row_problems(conn: apsw.Connection, entity: Entity) -> list[str]:
-    """Rows, numbers and entries of the index that do not belong together."""
+    """Return a line for each kind of mismatch between rows, numbers and index entries."""
     rows = f"SELECT id FROM {quote(entity.name)}"
     entries = f"SELECT rowid FROM {quote(index_table(entity))}"
     ids, numbers = (f"SELECT {c} FROM {quote(rowid_table(entity))}" for c in ("id", "number"))
@@ -289,7 +288,7 @@ def _row_problems(conn: apsw.Connection, entity: Entity) -> list[str]:
 
 
 def _word_problems(conn: apsw.Connection, entity: Entity) -> list[str]:
-    """The first word that the index has elsewhere than a fresh one."""
+    """Return a line for the first word at another place than in a fresh index."""
     live, fresh = conn.cursor(), conn.cursor()
     try:
         conn.execute(_create_index(entity, f"temp.{_FRESH}"))

@@ -1,9 +1,9 @@
-"""Trial: a start's schema changes on a copy of the schema, without touching the database.
+"""Trial: tries the schema changes of a start on a copy of the schema, in memory.
 
-The plan is made on a read-only connection, so it sees the rows. Its steps are then carried out
-on an empty database in memory that has the same tables, indexes, views and triggers: SQLite
-itself says which of them it would refuse (too many columns, a name that a view has). Called by
-`pylonctl check-config`.
+It makes the plan on a read-only connection, so the plan sees the rows. Then it executes the steps
+on an empty database in memory with the same tables, indexes, views and triggers. So SQLite itself
+refuses impossible steps (too many columns, a name that a view has). Invariant: the database is not
+changed. Called by `manager`, for `pylonctl check-config`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pylon.errors import PylonError, StartRefused
 from pylon.manifest.model import Manifest
 from pylon.storage.sqlite.connect import open_reader
 from pylon.storage.sqlite.error_text import error_text
-from pylon.storage.sqlite.schema.apply import carry_out
+from pylon.storage.sqlite.schema.apply import execute_steps
 from pylon.storage.sqlite.schema.history import refuse_newer
 from pylon.storage.sqlite.schema.plan import make_plan
 
@@ -30,23 +30,24 @@ _SCHEMA: Final = (
 
 
 def refuse_unreachable(path: Path | None, manifest: Manifest) -> None:
-    """
+    """Refuse a database that a start could not use.
+
     Args:
-        path: the database file; None, or a file that is not there, for a new database.
+        path: the database file; None, or a missing file, for a new database.
 
     Raises:
-        StartRefused: the database cannot be used, or a start could not bring it to `manifest`.
+        StartRefused: the database cannot be used, or a start could not migrate it to `manifest`.
     """
     with closing(apsw.Connection(":memory:")) as copy:
         if path is None or not path.exists():
             plan = make_plan(copy, manifest)
             plan.check()
-            carry_out(copy, plan)
+            execute_steps(copy, plan)
             return
         try:
             with closing(open_reader(path)) as conn:
                 refuse_newer(conn)
-                with conn:  # one commit for all that is looked at
+                with conn:  # one snapshot for all reads
                     plan = make_plan(conn, manifest)
                     schema: list[Any] = conn.execute(_SCHEMA).fetchall()
         except StartRefused:
@@ -58,4 +59,4 @@ def refuse_unreachable(path: Path | None, manifest: Manifest) -> None:
             # Objects of another program may need functions or modules of its own.
             with suppress(apsw.Error):
                 copy.execute(sql)
-        carry_out(copy, plan)
+        execute_steps(copy, plan)
