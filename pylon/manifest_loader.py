@@ -1,10 +1,11 @@
-"""Reads `pylon.manifest.json`: the one way from a file to a `Manifest`.
+"""Manifest loader: reads `pylon.manifest.json`, and checks it completely.
 
-All errors of the file are found in one go, each with its line and column: JSON, shape, names and
-references, and the policy expressions, which are compiled here to see that they can be. What
-this returns needs no further checking anywhere.
+It reports all errors of the file at once, each with its line and column. It checks the JSON, the
+shape, names and references, and the policy expressions. Invariant: no other code needs to check the
+returned manifest.
 
-Called at start by every process, and by ``pylonctl check``.
+Bound: `limits.MANIFEST_BYTES`. Called at the start of each process (`pylon.startup`, `pylon.app`),
+and by commands of `pylonctl`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def load_manifest(path: Path, *, strict: bool = False) -> Manifest:
     """Read and validate the manifest in a file (UTF-8).
 
     Args:
-        strict: unknown keys are errors and not warnings; so it is in dev mode.
+        strict: unknown keys are errors, not warnings (dev mode).
 
     Raises:
         ManifestInvalid: with every diagnostic.
@@ -52,15 +53,15 @@ def load_manifest(path: Path, *, strict: bool = False) -> Manifest:
 
 
 def parse_manifest(text: str, file: str, *, strict: bool = False) -> Manifest:
-    """Validate a manifest's text. Warnings are in the manifest's `warnings`.
+    """Validate a manifest's text. The manifest's `warnings` has the warnings.
 
     Args:
-        text: the JSON document; a byte order mark before it is passed over.
+        text: the JSON document; a leading byte order mark is ignored.
         file: its name, for the diagnostics.
         strict: see `load_manifest`.
 
     Raises:
-        ManifestInvalid: with every diagnostic, in the order of the file.
+        ManifestInvalid: with every diagnostic, in file order.
     """
     text = text.removeprefix("\ufeff")
     try:
@@ -91,10 +92,9 @@ def _whole_file(file: str, message: str) -> ManifestInvalid:
 
 
 def _check_rules(root: Node, findings: Findings) -> None:
-    """Compile each rule for whatever its policy is for.
+    """Check each rule against the entity or action of its policy.
 
-    A policy of an entity or action that has errors of its own is passed over: it would only
-    repeat them.
+    Skip a policy whose entity or action has errors: its errors would only repeat those.
     """
     entities = {
         entity.name: entity_scope(entity)
@@ -131,8 +131,8 @@ def _check_rule(rule: Node, key: str, scope: Scope, findings: Findings) -> None:
 
 
 def _with_caret(expression: str, at: int) -> str:
-    """The line of the expression that holds the character, and a caret below it."""
+    """Return the line of the expression with the character, and a caret below it."""
     start = max(expression.rfind("\n", 0, at) + 1, at - _CARET_CHARS // 2)
     line = expression[start:].split("\n", 1)[0][:_CARET_CHARS]
-    shown = "".join(char if char.isprintable() else " " for char in line)
-    return f"{shown}\n{' ' * (at - start)}^"
+    printable = "".join(char if char.isprintable() else " " for char in line)
+    return f"{printable}\n{' ' * (at - start)}^"

@@ -1,1 +1,14 @@
+"""The app's manifest: its model, and the checks of pylon.manifest.json.
 
+    document      JSON reader that keeps the offset of each value
+    shape         checks the keys and the types of their values
+    checks        checks names, references and limits
+    findings      collects the diagnostics of a file
+    diagnostics   one diagnostic, and the error that carries them
+    codes         explanation and remedy of each diagnostic code
+    build         checked nodes to the model
+    model         the manifest in memory
+    public        the manifest without its rules, for `GET /api/manifest`
+
+`pylon.manifest_loader` runs the checks in order; other packages read the model.
+"""

@@ -1,4 +1,8 @@
-"""From checked nodes to the model. Called for parts that were found sound, never for others."""
+"""Builder: turns checked nodes of the document into the model.
+
+Precondition: `shape` and `checks` have reported no error in the node. Called by
+`pylon.manifest_loader`; `checks` calls `field_type`.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ _PLAIN_TYPES = {kind.value: kind for kind in FieldType if kind is not FieldType.
 
 
 def field_type(text: str) -> tuple[FieldType, str | None] | None:
-    """The type that a manifest names, and the target of ``id(Target)``; None for unknown."""
+    """Return the type that a manifest names, and the target of ``id(Target)``; None if unknown."""
     if text in _PLAIN_TYPES:
         return _PLAIN_TYPES[text], None
     found = _ID_TYPE.fullmatch(text)
@@ -33,7 +37,7 @@ def field_type(text: str) -> tuple[FieldType, str | None] | None:
 
 
 def build_manifest(node: Node) -> Manifest:
-    """The whole manifest."""
+    """Return the whole manifest."""
     source = node.plain()
     return Manifest(
         name=source["name"],
@@ -49,12 +53,12 @@ def build_manifest(node: Node) -> Manifest:
 
 
 def build_entity(node: Node) -> Entity:
-    """One entity."""
+    """Return one entity."""
     return _entity(node.plain())
 
 
 def build_operation(node: Node) -> Operation:
-    """One query or action."""
+    """Return one query or action."""
     return _operation(node.plain())
 
 

@@ -1,8 +1,10 @@
-"""What must be true of a manifest beyond its JSON shape (spec/http.md §2.5).
+"""Checks: report every fault of a manifest beyond its JSON shape (spec/http.md §2.5).
 
-Every check looks at the nodes, not at the model, so that it can name the place, and passes over
-what `shape` has reported already. Names become tables and columns of SQLite, which ignores the
-case of ASCII letters: two names that differ only in case are the same name here.
+The checks read the nodes, not the model, so that a diagnostic has the offset in the file. They skip
+parts that `shape` has reported. Names become tables and columns of the store, and SQLite ignores
+the case of ASCII letters: two names that differ only in case are equal here.
+
+Bounds: `limits.ENTITY_FIELDS`, `limits.SEARCH_FIELDS`. Called by `pylon.manifest_loader`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ _TYPES = "string, int, float, bool, datetime, richtext, id(Entity)"
 
 
 def check_all(root: Node, findings: Findings) -> None:
-    """Report everything except bad policy expressions."""
+    """Report all faults except those of policy expressions."""
     version = root.value.get("manifest_version") if isinstance(root.value, dict) else None
     if version is not None and type(version.value) is int and version.value != 1:
         findings.error(
@@ -73,7 +75,7 @@ def _known_names(nodes: Iterable[Node]) -> set[str]:
 def _name(
     node: Node, what: str, code: str, taken: set[str], findings: Findings
 ) -> str | None:
-    """Check the name of a table or column and add it to `taken` (in lower case)."""
+    """Check the name of a table or column, and add it to `taken` in lower case."""
     name = text_of(node, "name")
     if name is None:
         return None
@@ -140,7 +142,7 @@ def _type(field: Node, entities: set[str], code: str, findings: Findings) -> Non
 
 
 def _indexes(entity: Node, columns: set[str], tables: set[str], findings: Findings) -> None:
-    """Index names share one namespace with tables in SQLite, as ``<Entity>_<index>``."""
+    """Check the indexes. In SQLite ``<Entity>_<index>`` shares one namespace with tables."""
     owner = text_of(entity, "name")
     for index in items_of(entity, "indexes"):
         name = text_of(index, "name")
@@ -210,7 +212,7 @@ def _search(search: Node, columns: set[str], findings: Findings) -> None:
 
 
 def _sort_indexes(entity: Node, search: Node, tables: set[str], findings: Findings) -> None:
-    """Search makes an index ``<Entity>_sort_<field>``; a table may not have its name."""
+    """Check that no table has the name of an index of search, ``<Entity>_sort_<field>``."""
     owner = text_of(entity, "name")
     for field in texts_of(search, "sortable") if owner is not None else ():
         full = f"{owner.value if owner else ''}_sort_{field.value}"
@@ -242,7 +244,7 @@ def _listing(names: Iterable[str]) -> str:
 
 
 def _operations(root: Node, key: str, what: str, findings: Findings) -> None:
-    """Queries and actions: a name of their own, and inputs."""
+    """Check the names and inputs of queries or actions."""
     entities = _known_names(items_of(root, "entities"))
     taken: set[str] = set()
     for operation in items_of(root, key):
@@ -256,7 +258,7 @@ def _operations(root: Node, key: str, what: str, findings: Findings) -> None:
 def _plain_name(
     node: Node, what: str, code: str, taken: set[str], findings: Findings, key: str = "name"
 ) -> None:
-    """A name that is not stored: not empty and not used before."""
+    """Check a name that names no table or column: not empty, and not in `taken`."""
     name = text_of(node, key)
     if name is None:
         return
@@ -322,7 +324,7 @@ def _routes(root: Node, findings: Findings) -> None:
 
 
 def _trusted_origins(root: Node, findings: Findings) -> None:
-    """An entry that no browser's Origin header equals lets nobody in: a warning."""
+    """Warn of an entry that no browser's Origin header can equal."""
     auth = root.value.get("auth") if isinstance(root.value, dict) else None
     for node in texts_of(auth, "trusted_origins") if auth is not None else ():
         try:
@@ -335,7 +337,7 @@ def _trusted_origins(root: Node, findings: Findings) -> None:
 
 
 def _user_names(root: Node, findings: Findings) -> None:
-    """A misspelt entity or field of auth.user, which would hide or show something else."""
+    """Warn of an unknown entity or field in auth.user, which may be misspelt."""
     user = root.value.get("auth") if isinstance(root.value, dict) else None
     user = user.value.get("user") if user is not None and isinstance(user.value, dict) else None
     if user is None:
@@ -355,7 +357,7 @@ def _user_names(root: Node, findings: Findings) -> None:
     for key in ("expose", "hide"):
         for field in texts_of(user, key):
             near = difflib.get_close_matches(field.value, fields, n=1)
-            # A field to hide that is not there is harmless, unless it is a misspelt one.
+            # An unknown field in `hide` is harmless, unless it is a misspelt one.
             if field.value not in fields and (key == "expose" or near):
                 findings.warning(
                     "AUTH_NAME_UNKNOWN", f'{wanted} has no field "{field.value}"', field.at,

@@ -1,7 +1,7 @@
-"""Every diagnostic code that a manifest can get: what it says, and how to mend it.
+"""Diagnostic codes of manifests: the explanation and the remedy of each.
 
-Read by `pylon.catalogue`; the corpus of bad manifests proves that each code exists and that no
-other does.
+Invariant: the table has exactly the codes that a manifest can get; the corpus of bad manifests in
+the tests proves it. Read by `pylon.catalogue`, for `pylonctl explain` and docs/errors.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What is wrong with a manifest, and where (spec/http.md §2.5).
+"""Diagnostics: one fault of a manifest with its line and column (spec/http.md §2.5).
 
-Made by the manifest's validation and by the policy compiler, printed by `pylonctl`, carried by
-`ManifestInvalid`. Lines and columns count from 1, columns in characters.
+Lines and columns count from 1, columns in characters. The manifest's validation and the policy
+compiler make them, `ManifestInvalid` carries them, and `pylonctl` prints them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Severity = Literal["error", "warning", "info"]
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """One finding. Without a line it concerns the file as a whole."""
+    """One fault. Without a line it concerns the whole file."""
 
     severity: Severity
     code: str
@@ -31,13 +31,13 @@ class Diagnostic:
 
     @property
     def place(self) -> str:
-        """``file:line:column``, as editors understand it."""
+        """Return ``file:line:column``, which editors can open."""
         return ":".join(str(p) for p in (self.file, self.line, self.column) if p is not None)
 
     def render(self) -> str:
-        """For a terminal: ``file:line:col: error CODE: message (hint)``.
+        """Return the text for a terminal: ``file:line:col: error CODE: message (hint)``.
 
-        A hint of several lines (an expression with a caret) stands below, indented.
+        A hint of several lines (an expression with a caret) follows on indented lines.
         """
         text = f"{self.place}: {self.severity} {self.code}: {self.message}"
         if self.hint is None:
@@ -47,7 +47,7 @@ class Diagnostic:
         return f"{text} ({self.hint})"
 
     def to_json(self) -> dict[str, Any]:
-        """The diagnostic object of spec/http.md §2.5."""
+        """Return the diagnostic object of spec/http.md §2.5."""
         span: dict[str, Any] = {"file": self.file}
         if self.line is not None:
             span |= {"line": self.line, "column": self.column}
@@ -60,13 +60,13 @@ class Diagnostic:
 
 
 def one_line(message: str) -> str:
-    """A message that quotes foreign text, fit for one line of a terminal or a log."""
+    """Return a message with foreign text as one printable line of bounded length."""
     shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message[:_MESSAGE_CHARS])
     return shown if len(message) <= _MESSAGE_CHARS else shown + "…"
 
 
 class ManifestInvalid(StartRefused):
-    """The manifest has errors; `diagnostics` has all of them, in the order of the file.
+    """The manifest has errors; `diagnostics` has all of them, in file order.
 
     Remedy: mend each place; pylonctl explain CODE explains its code.
     """

@@ -1,10 +1,10 @@
-"""JSON with places: a document whose every value knows where it stands in the file.
+"""JSON reader that keeps the offset of each value, so that a diagnostic can name its line.
 
-The standard decoder forgets places, and a diagnostic without one sends people searching. This
-reader is strict JSON (RFC 8259) and stricter where a manifest could be misread: a key may not
-occur twice, and half of a surrogate pair is refused.
+The standard decoder does not keep offsets. This reader accepts strict JSON (RFC 8259), and refuses
+what could be misread: a key that occurs twice, and half of a surrogate pair.
 
-Called by `pylon.manifest_loader`. Invariant: any text gives a `Node` or `NotJsonError`.
+Invariant: any text gives a `Node` or `NotJsonError`. Bound: `limits.JSON_DEPTH` levels. Called by
+`pylon.manifest_loader`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _ESCAPES = {
     '"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t",
 }
 _WORDS = {"true": True, "false": False, "null": None}
-_NUMBER_CHARS = 400  # longer ones fit no column
+_NUMBER_CHARS = 400  # a longer number fits no column
 
 
 class NotJsonError(ValueError):
-    """The text is not JSON; `at` is the offset where it cannot go on."""
+    """The text is not JSON; `at` is the offset of the first character that does not fit."""
 
     def __init__(self, message: str, at: int) -> None:
         super().__init__(message)
@@ -37,8 +37,9 @@ class NotJsonError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A value, its offset, and the offset behind it. Containers hold nodes: dict[str, Node] or
-    list[Node].
+    """A value, its offset, and the offset behind it.
+
+    The value of a container is a dict[str, Node] or list[Node].
     """
 
     value: Any
@@ -46,7 +47,7 @@ class Node:
     end: int
 
     def plain(self) -> Any:
-        """The value as `json.loads` gives it."""
+        """Return the value as `json.loads` returns it."""
         if isinstance(self.value, dict):
             return {key: node.plain() for key, node in self.value.items()}
         if isinstance(self.value, list):
@@ -69,14 +70,14 @@ def read_document(text: str) -> Node:
 
 
 def line_and_column(text: str, at: int) -> tuple[int, int]:
-    """Where an offset is, both counted from 1."""
+    """Return the line and column of an offset, both counted from 1."""
     return text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
 
 
 def offset_in_string(text: str, node: Node, index: int) -> int:
-    """The offset in the file of character `index` of a string node's value.
+    """Return the offset in the file of character `index` of a string node's value.
 
-    One past the last character is the closing quote.
+    The index behind the last character gives the closing quote.
     """
     at = node.at + 1
     for _ in range(index):
@@ -99,7 +100,7 @@ class _Reader:
         return found.end() if found else at
 
     def value(self, at: int, depth: int) -> tuple[Node, int]:
-        """The value that starts at `at`, and the offset behind it."""
+        """Return the value that starts at `at`, and the offset behind it."""
         if depth > limits.JSON_DEPTH:
             raise NotJsonError(f"nested deeper than {limits.JSON_DEPTH} levels", at)
         char = self._text[at : at + 1]
@@ -167,7 +168,7 @@ class _Reader:
         return Node(number, at, found.end()), found.end()
 
     def _string(self, start: int) -> tuple[str, int]:
-        """The string that opens at `start`, and the offset behind its closing quote."""
+        """Return the string that opens at `start`, and the offset behind its closing quote."""
         out: list[str] = []
         at = start + 1
         while True:

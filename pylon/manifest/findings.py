@@ -1,7 +1,8 @@
-"""The diagnostics collected while a manifest is looked at, and the tolerant reading of nodes.
+"""Findings: collects the diagnostics of one manifest, and reads nodes that may have errors.
 
-Validation goes on after the first error so that a person sees all of them at once; therefore the
-readers here give nothing for a value of the wrong shape, which has been reported already.
+Validation continues after the first error, so that a developer sees all errors at once. The
+functions here therefore return nothing for a value of the wrong shape, because `shape` has reported
+it already. Called by `shape`, `checks` and `pylon.manifest_loader`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Findings:
         self._found: dict[tuple[int, str, str], Diagnostic] = {}
 
     def place_in_string(self, node: Node, index: int) -> int:
-        """The offset in the file of a character of a string."""
+        """Return the offset in the file of a character of a string."""
         return offset_in_string(self._text, node, index)
 
     def shape(self, node: Node, message: str) -> None:
@@ -31,7 +32,7 @@ class Findings:
         self._report("error", code, message, at, hint)
 
     def warning(self, code: str, message: str, at: int, hint: str | None = None) -> None:
-        """Report something that does not stop a start."""
+        """Report a warning, which does not stop a start."""
         self._report("warning", code, message, at, hint)
 
     def touch(self, node: Node) -> bool:
@@ -42,7 +43,7 @@ class Findings:
         )
 
     def in_order(self, severity: Severity) -> list[Diagnostic]:
-        """The diagnostics of a severity in the order of the file."""
+        """Return the diagnostics of a severity in file order."""
         found = [self._found[key] for key in sorted(self._found)]
         return [diagnostic for diagnostic in found if diagnostic.severity == severity]
 
@@ -56,17 +57,17 @@ class Findings:
 
 
 def text_of(node: Node, key: str) -> Node | None:
-    """The member, if the node is an object that has it and it is a string."""
+    """Return the member of an object if it is a string, or None."""
     found = node.value.get(key) if isinstance(node.value, dict) else None
     return found if found is not None and isinstance(found.value, str) else None
 
 
 def items_of(node: Node, key: str) -> list[Node]:
-    """The items of a member that is an array; none otherwise."""
+    """Return the items of a member that is an array, or an empty list."""
     found = node.value.get(key) if isinstance(node.value, dict) else None
     return found.value if found is not None and isinstance(found.value, list) else []
 
 
 def texts_of(node: Node, key: str) -> list[Node]:
-    """The items of a member that is an array, as far as they are strings."""
+    """Return the strings among the items of a member that is an array."""
     return [item for item in items_of(node, key) if isinstance(item.value, str)]

@@ -1,7 +1,8 @@
-"""The manifest in memory: what an app declares (spec/http.md §2.1). Immutable once built.
+"""Model: the app's manifest in memory (spec/http.md §2.1).
 
-Built by `pylon.manifest_loader` from `pylon.manifest.json`; read by every other part. Field
-order is manifest order, and that is the order of columns in the store.
+`pylon.manifest_loader` builds it from `pylon.manifest.json`; every other package reads it.
+Invariants: it is immutable. Fields have the order of the manifest, which is the order of columns in
+the store.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ RuleKey = Literal[
     "allow", "allow_read", "allow_insert", "allow_update", "allow_delete", "allow_write"
 ]
 
-# The keys of a policy: as in the manifest, and as in the model.
+# The keys of a policy: name in the manifest, name in the model.
 RULE_KEYS: dict[str, RuleKey] = {
     "allow": "allow",
     "allowRead": "allow_read",
@@ -65,7 +66,7 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """A way from a row to rows of `target`: by `field` of ours, or (`many`) by theirs."""
+    """Leads from a row to rows of `target`: by `field` of the row, or (`many`) of the target."""
 
     name: str
     target: str
@@ -75,7 +76,7 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What full-text search indexes, counts and sorts by."""
+    """Fields of full-text search: the indexed texts, the facets, and those to sort by."""
 
     text: tuple[str, ...]
     facets: tuple[str, ...]
@@ -85,7 +86,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Entity:
-    """A table, and what goes with it."""
+    """A table with its indexes, relations and search."""
 
     name: str
     fields: tuple[Field, ...]
@@ -96,24 +97,24 @@ class Entity:
 
     @cached_property
     def by_name(self) -> dict[str, Field]:
-        """Fields by name; `id` is not among them."""
+        """Return the fields by name, without `id`."""
         return {f.name: f for f in self.fields}
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        """All columns that a row shows, `id` first, then manifest order."""
+        """Return the public columns of a row: `id`, then the fields in manifest order."""
         return ("id", *(f.name for f in self.fields))
 
     @cached_property
     def index_columns(self) -> tuple[tuple[str, ...], ...]:
-        """The columns of each index that the table has, that of the ids among them."""
+        """Return the columns of each index of the table, including that of the ids."""
         unique = tuple((f.name,) for f in self.fields if f.unique)
         declared = tuple(index.fields for index in self.indexes if index.unique)
         return (*self.range_columns, *unique, *declared)
 
     @cached_property
     def range_columns(self) -> frozenset[tuple[str, ...]]:
-        """Those of the indexes that are there to look for ranges, and not for uniqueness."""
+        """Return the columns of the indexes that serve ranges, without the unique ones."""
         sortable = () if self.search is None else tuple((name,) for name in self.search.sortable)
         return frozenset(
             (("id",), *(index.fields for index in self.indexes if not index.unique), *sortable)
@@ -122,7 +123,8 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Rules as written; empty strings count as absent. Compiled by `pylon.policy`."""
+    """The texts of a policy's rules; empty strings count as absent. `pylon.policy` compiles them.
+    """
 
     name: str
     entity: str | None = None
@@ -137,7 +139,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A query or an action: a name and its inputs."""
+    """A query or an action: its name and inputs."""
 
     name: str
     input: tuple[Field, ...] = ()
@@ -145,7 +147,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A page of the app, for clients' routers."""
+    """A page of the app, for the routers of clients."""
 
     path: str
     mode: Literal["static", "server", "live"]
@@ -155,7 +157,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class AuthConfig:
-    """How people sign in, and what is shown of them."""
+    """Settings of sign-in, and the fields of a user that others see."""
 
     user_entity: str = "User"
     expose: tuple[str, ...] = ()
@@ -166,7 +168,7 @@ class AuthConfig:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole app, checked."""
+    """The whole manifest, without errors."""
 
     name: str
     version: str
@@ -176,7 +178,7 @@ class Manifest:
     actions: tuple[Operation, ...] = ()
     policies: tuple[Policy, ...] = ()
     auth: AuthConfig = field(default_factory=AuthConfig)
-    source: dict[str, Any] = field(default_factory=dict)  # the document as read, for /api/manifest
+    source: dict[str, Any] = field(default_factory=dict)  # the document, for /api/manifest
     warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The manifest that anybody may see: ``GET /api/manifest`` (spec/http.md §3.1)."""
+"""Public manifest: the document of ``GET /api/manifest`` (spec/http.md §3.1), without the rules."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pylon.manifest.model import RULE_KEYS, Manifest
 
 
 def public_manifest(manifest: Manifest) -> dict[str, Any]:
-    """The document as read, without the six rule keys of its policies."""
+    """Return the manifest's document without the six rule keys of its policies."""
     policies = [
         {key: value for key, value in policy.items() if key not in RULE_KEYS}
         for policy in manifest.source.get("policies") or []
     ]
-    shown = dict(manifest.source)
-    if "policies" in shown:
-        shown["policies"] = policies
-    return shown
+    document = dict(manifest.source)
+    if "policies" in document:
+        document["policies"] = policies
+    return document

@@ -1,14 +1,14 @@
-"""The JSON shape of a manifest: which keys there are, which are required, what they hold
-(spec/http.md §2.1).
+"""Shape: checks the keys of a manifest, and the types of their values (spec/http.md §2.1).
 
 A wrong shape is a MANIFEST_PARSE_ERROR at the value, or at the object that lacks a key. An
-optional key may be null. After this, `checks` and `build` may rely on the shape of every part
-that was not reported.
+optional key may be null. Then `checks` and `build` rely on the shape of every part without a
+report.
 
 An unknown key is a warning, since it may be a misspelt one: a policy with `allowDelet` lets all
 callers delete. In a strict reading (dev mode) an unknown key is an error; outside of entities and
 policies only if it resembles a known key. Annotations (`_ANNOTATIONS`) are ignored. Keys of the
 published tools that have no effect here are a warning with the reason.
+Called by `pylon.manifest_loader`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _ROUTE_MODES = ("static", "server", "live")
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
-    """A single value; `what` is for messages."""
+    """A single value; `what` describes it in messages."""
 
     type: type
     what: str
-    words: tuple[str, ...] = ()  # the only ones allowed, if any
+    words: tuple[str, ...] = ()  # the allowed values; empty: all
     minimum: int | None = None
     maximum: int | None = None
 
@@ -45,12 +45,12 @@ class ListOf:
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """Keys that must be there, and keys that may."""
+    """An object: its required and optional keys."""
 
     required: Mapping[str, Shape]
     optional: Mapping[str, Shape]
-    inert: Mapping[str, str] = field(default_factory=dict)  # no effect here: the reason; "": none
-    decides_on_rows: bool = False
+    inert: Mapping[str, str] = field(default_factory=dict)  # key without effect: reason, or ""
+    decides_on_rows: bool = False  # whether a misspelt key could show or change rows
 
 
 Shape = Scalar | ListOf | Object
@@ -133,7 +133,7 @@ MANIFEST = Object(
 )
 _ANNOTATIONS: Final = frozenset({"description", "comment", "title"})
 _ANNOTATION_MARKS: Final = ("x-", "X-", "$", "_", "//")
-_INTEGERS: Final = range(-(2**63), 2**63)  # the store's, and those of the answers' encoder
+_INTEGERS: Final = range(-(2**63), 2**63)  # those of the store and of the JSON encoder
 
 
 def check_shape(node: Node, findings: Findings, *, strict: bool = False) -> None:
@@ -191,7 +191,7 @@ def _report_unread_key(
 
 
 def _check_integers(node: Node, findings: Findings) -> None:
-    """The document is answered and handed on as JSON, whatever its keys mean."""
+    """Report integers beyond 64 bits in any key, because the API returns the whole document."""
     for inner in node.value.values() if isinstance(node.value, dict) else (
         node.value if isinstance(node.value, list) else ()
     ):

@@ -46,7 +46,6 @@ def body_schema(
 
 
 def _drop_null_default(member: dict[str, Any]) -> None:
-    """msgspec writes null as the default of a member that may be left out; null may not be
-    among its values."""
+    """Remove the null default that msgspec adds to an optional member: its type may forbid null."""
     if member.get("default", ...) is None:
         del member["default"]

@@ -1,9 +1,16 @@
 """Row policies: who may read and write which rows (spec/http.md §5, §9 row 14).
 
-A rule goes through `grammar` (text to syntax), `check` (syntax to a typed expression), then
-`compile` (a Python function), `bind` (the same condition as a query tree) and `routing` (which
-callers a change concerns). `rules` joins the rules of an entity; other parts call `rules` only.
+    grammar       parses the text of a rule into syntax nodes
+    check         resolves names and kinds: syntax to a typed expression
+    expression    the nodes of a typed expression
+    compile       expression to a Python function
+    bind          expression and caller to a tree of `pylon.query`
+    routing       expression to the plan that finds the receivers of a change
+    rules         the compiled rules of all entities
 
-Logic is two-valued: every condition is true or false, never unknown. A comparison with a null
-is false, unless the word ``null`` itself is compared; ``!`` turns false into true exactly.
+Logic is two-valued: every condition is true or false, never unknown. A comparison with a null value
+is false, except with the word ``null`` itself; ``!`` turns false into true exactly.
+
+Other packages call `rules`, and read the plans of `routing`. The manifest's validation calls
+`check`.
 """

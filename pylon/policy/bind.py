@@ -1,11 +1,11 @@
-"""From a typed condition and a caller to a tree of `pylon.query`.
+"""Binding: turns a typed condition and a caller into a tree of `pylon.query`.
 
-The predicate holds for exactly the rows that the compiled Python function passes for this
-caller. Whatever does not depend on the row is computed here: it becomes a literal, or vanishes
-(``auth.userId != null && data.owner == auth.userId`` is ``owner = 'u1'`` for a user and `FALSE`
-for a stranger). So the tree stays small and an index can serve it.
+The binder computes every part that does not depend on the row: the part becomes a literal, or
+vanishes. ``auth.userId != null && data.owner == auth.userId`` is ``owner = 'u1'`` for a user, and
+`FALSE` for an anonymous caller. So the tree stays small, and an index can serve it.
 
-Called by `rules`, which keeps the trees of recent callers.
+Invariant: the predicate holds for exactly the rows that the compiled Python function passes for
+this caller. Called by `rules`, which caches the trees of recent callers.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ _TRUTH: Final[dict[Kind, tuple[Sign, Literal]]] = {
 
 
 def binder_of(expr: Expr) -> Binder:
-    """The function that gives the condition's tree for a caller.
+    """Return the function that makes the condition's tree for a caller.
 
     Args:
         expr: a condition over ``auth`` and one row, named ``data``, ``existing`` or both.
     """
     if e.is_fixed(expr):
-        judge = compile_condition(expr)
-        return lambda auth: TRUE if judge(auth, {}, {}) else FALSE
+        condition_function = compile_condition(expr)
+        return lambda auth: TRUE if condition_function(auth, {}, {}) else FALSE
     if isinstance(expr, e.Not):
         operand = binder_of(expr.operand)
         return lambda auth: not_(operand(auth))
@@ -71,7 +71,7 @@ def binder_of(expr: Expr) -> Binder:
 
 
 def _leaf_binder(expr: Expr) -> Binder:
-    """The binder of a condition over values."""
+    """Return the binder of a condition over values."""
     if isinstance(expr, e.Equal):
         return _comparison_binder("=", expr.left, expr.right)
     if isinstance(expr, e.Ordered):
@@ -87,9 +87,9 @@ def _leaf_binder(expr: Expr) -> Binder:
         at_end = expr.at_end
         text, part = _value_binder(expr.text), _value_binder(expr.affix)
         return lambda auth: affix(at_end, text(auth), part(auth))
-    sign, other = _TRUTH[kind_of(expr)]
+    sign, neutral = _TRUTH[kind_of(expr)]
     value = _value_binder(expr)
-    return lambda auth: compare(sign, value(auth), other)
+    return lambda auth: compare(sign, value(auth), neutral)
 
 
 def _comparison_binder(sign: Sign, left: Expr, right: Expr) -> Binder:
@@ -98,7 +98,7 @@ def _comparison_binder(sign: Sign, left: Expr, right: Expr) -> Binder:
 
 
 def _value_binder(expr: Expr) -> _ValueBinder:
-    """The function that gives a value's tree for a caller."""
+    """Return the function that makes a value's tree for a caller."""
     if e.is_fixed(expr):
         compute = compile_value(expr)
         return lambda auth: Literal(compute(auth, {}, {}))

@@ -1,7 +1,8 @@
-"""Names and kinds: from syntax to a typed expression, or an error at the character to blame.
+"""Checker: resolves names and kinds, and turns syntax into a typed expression.
 
-Everything that can be wrong with a rule is found here, at start: a rule that passes cannot fail
-while a row is judged. Called by `rules` and by the manifest's validation.
+Each error has the offset of its character. Invariant: the checker finds every fault of a rule at
+start, so a rule that passes cannot fail while it judges a row.
+Called by `rules` and `pylon.manifest_loader`.
 """
 
 from __future__ import annotations
@@ -40,25 +41,28 @@ _FUNCTIONS = "auth.hasRole, auth.hasAnyRole, starts_with, ends_with"
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What a rule may name. `subject` is for messages; `roots` maps each root to its fields."""
+    """The names that a rule may use.
+
+    `subject` appears in messages; `roots` maps each root to its fields.
+    """
 
     subject: str
     roots: Mapping[Root, Mapping[str, Kind]]
 
 
 def entity_scope(entity: Entity) -> Scope:
-    """``data`` and ``existing`` are rows of the entity."""
+    """Return the scope of an entity's rules: ``data`` and ``existing`` are rows of it."""
     columns = {"id": Kind.STRING, **_kinds(entity.fields)}
     return Scope(f'entity "{entity.name}"', {"data": columns, "existing": columns})
 
 
 def action_scope(action: Operation) -> Scope:
-    """An action has ``input`` and no row."""
+    """Return the scope of an action's rules: ``input``, and no row."""
     return Scope(f'action "{action.name}"', {"input": _kinds(action.input)})
 
 
 def check(text: str, scope: Scope) -> Expr:
-    """The typed expression of a rule.
+    """Return the typed expression of a rule.
 
     Raises:
         PolicyInvalid: bad syntax, an unknown name, or kinds that do not fit.
@@ -70,7 +74,7 @@ def _kinds(fields: Iterable[Field]) -> dict[str, Kind]:
     return {field.name: _KIND_OF_TYPE[field.type] for field in fields}
 
 
-def _known(names: Iterable[str]) -> str:
+def _list_names(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
 
 
@@ -79,7 +83,7 @@ class _Checker:
         self._scope = scope
 
     def condition(self, node: Syntax) -> Expr:
-        """An expression whose truth is asked."""
+        """Return an expression that may be used as a condition."""
         expr = self._expr(node)
         if kind_of(expr) is Kind.LIST:
             raise PolicyInvalid("a list is not a condition, write 'x' in auth.roles", node.at)
@@ -125,7 +129,7 @@ class _Checker:
         else:
             found = next((r for r in self._scope.roots if r == root), None)
             if found is None:
-                known = _known(["auth", *self._scope.roots])
+                known = _list_names(["auth", *self._scope.roots])
                 raise PolicyInvalid(
                     f'unknown name "{word}" in a rule of {self._scope.subject} (known: {known})',
                     node.at,
@@ -135,11 +139,11 @@ class _Checker:
         if len(path) != 1:
             problem = "names no attribute" if not path else "goes deeper than one attribute"
             raise PolicyInvalid(
-                f'"{word}" {problem} (known in {owner}: {_known(names)})', node.at + len(root)
+                f'"{word}" {problem} (known in {owner}: {_list_names(names)})', node.at + len(root)
             )
         if path[0] not in names:
             raise PolicyInvalid(
-                f'unknown attribute "{path[0]}" of {owner} (known: {_known(names)})',
+                f'unknown attribute "{path[0]}" of {owner} (known: {_list_names(names)})',
                 node.at + len(root) + 1,
             )
         if root == "auth":
@@ -170,9 +174,9 @@ class _Checker:
         return test if node.op == "==" else e.Not(test)
 
     def _equal(self, at_left: Syntax, left: Expr, at_right: Syntax, right: Expr, at: int) -> Expr:
-        for expr, other, where in ((left, right, at_right), (right, left, at_left)):
+        for expr, other, place in ((left, right, at_right), (right, left, at_left)):
             if kind_of(expr) is Kind.NULL:
-                self._no_list(other, where)
+                self._no_list(other, place)
                 if kind_of(other) is Kind.BOOL and not isinstance(other, _VALUES):
                     raise PolicyInvalid("a condition is true or false, never null", at)
                 return e.IsNull(other)
@@ -183,21 +187,21 @@ class _Checker:
 
     def _order(self, node: Syntax) -> Expr:
         left, right = self._expr(node.args[0]), self._expr(node.args[1])
-        for expr, where in ((left, node.args[0]), (right, node.args[1])):
+        for expr, place in ((left, node.args[0]), (right, node.args[1])):
             if kind_of(expr) not in (Kind.STRING, Kind.NUMBER):
                 raise PolicyInvalid(
                     f"{node.op} orders numbers and strings, this is a {kind_of(expr).value}",
-                    where.at,
+                    place.at,
                 )
         self._same_kind(left, right, node.at)
         return e.Ordered(node.op, left, right)
 
     def _in(self, node: Syntax) -> Expr:
-        item, where = self._expr(node.args[0]), node.args[1]
+        item, place = self._expr(node.args[0]), node.args[1]
         self._no_list(item, node.args[0])
-        if where.op != "list":
-            if self._expr(where) != _AUTH["roles"]:
-                raise PolicyInvalid("the right side of 'in' is a list or auth.roles", where.at)
+        if place.op != "list":
+            if self._expr(place) != _AUTH["roles"]:
+                raise PolicyInvalid("the right side of 'in' is a list or auth.roles", place.at)
             if kind_of(item) is not Kind.STRING:
                 raise PolicyInvalid(
                     f"roles are strings, this is a {kind_of(item).value}", node.args[0].at
@@ -205,7 +209,7 @@ class _Checker:
             return e.HasRole(item)
         nulls: list[Expr] = []
         options: list[Expr] = []
-        for arg in where.args:
+        for arg in place.args:
             test = self._equal(node.args[0], item, arg, self._expr(arg), arg.at)
             if isinstance(test, e.Equal):
                 options.append(test.right)
@@ -217,32 +221,32 @@ class _Checker:
 
     def _affix(self, name: str, args: tuple[Syntax, ...]) -> Expr:
         text, affix = self._expr(args[0]), self._expr(args[1])
-        for expr, where in ((text, args[0]), (affix, args[1])):
+        for expr, place in ((text, args[0]), (affix, args[1])):
             if kind_of(expr) is not Kind.STRING:
                 raise PolicyInvalid(
-                    f"{name} takes strings, this is a {kind_of(expr).value}", where.at
+                    f"{name} takes strings, this is a {kind_of(expr).value}", place.at
                 )
         return e.Affix(name == "ends_with", text, affix)
 
     def _arithmetic(self, node: Syntax) -> Expr:
         operands = [self._expr(arg) for arg in node.args]
         sign = "-" if node.op == "negative" else node.op
-        for expr, where in zip(operands, node.args, strict=True):
+        for expr, place in zip(operands, node.args, strict=True):
             if kind_of(expr) is not Kind.NUMBER:
                 raise PolicyInvalid(
-                    f"{sign} works on numbers, this is a {kind_of(expr).value}", where.at
+                    f"{sign} works on numbers, this is a {kind_of(expr).value}", place.at
                 )
         if node.op == "negative":
-            only = operands[0]
-            if isinstance(only, e.Literal) and isinstance(only.value, (int, float)):
-                return e.Literal(-only.value, Kind.NUMBER)
-            return e.Arithmetic("-", e.Literal(0, Kind.NUMBER), only)
+            operand = operands[0]
+            if isinstance(operand, e.Literal) and isinstance(operand.value, (int, float)):
+                return e.Literal(-operand.value, Kind.NUMBER)
+            return e.Arithmetic("-", e.Literal(0, Kind.NUMBER), operand)
         return e.Arithmetic(node.op, operands[0], operands[1])
 
     @staticmethod
-    def _no_list(expr: Expr, where: Syntax) -> None:
+    def _no_list(expr: Expr, place: Syntax) -> None:
         if kind_of(expr) is Kind.LIST:
-            raise PolicyInvalid("auth.roles is a list, write 'x' in auth.roles", where.at)
+            raise PolicyInvalid("auth.roles is a list, write 'x' in auth.roles", place.at)
 
     @staticmethod
     def _same_kind(left: Expr, right: Expr, at: int) -> None:

@@ -1,11 +1,12 @@
-"""From a typed expression to a Python function.
+"""Compiler: turns a typed expression into a Python function.
 
-The expression is written as the text of one Python lambda and compiled once. That text holds
-only operators and names made here (`k0`, `t0`, ...): literals, field names and helpers are
-handed over as values, so nothing from a manifest can become code.
+It writes the expression as the text of one lambda, and compiles that once. The text holds only
+operators and names made here (`k0`, `t0`, ...). Literals, field names and functions are values of
+these names, so no text of a manifest can become code.
 
 Invariants: a compiled function never raises for a decoded JSON row, treats an absent field as
 null, and agrees with the tree of `pylon.policy.bind` on every row.
+Called by `rules`, `bind` and `routing`.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ Value = Callable[[AuthContext, Row, Row], Any]
 
 
 def compile_condition(expr: Expr) -> Judge:
-    """The function (auth, data, existing) -> bool of a condition."""
+    """Return the function (auth, data, existing) -> bool of a condition."""
     judge: Judge = _Writer().function(expr, as_condition=True)
     return judge
 
 
 def compile_value(expr: Expr) -> Value:
-    """The function (auth, data, existing) -> value (None for null) of any expression."""
+    """Return the function (auth, data, existing) -> value (None for null) of any expression."""
     return _Writer().function(expr, as_condition=False)
 
 
@@ -46,8 +47,10 @@ _ROWS = {"data": "d", "existing": "e", "input": "d"}
 
 
 class _Writer:
-    """Writes one lambda. At most two brackets are opened for a level of the expression: Python's
-    own parser allows 200, and `limits.POLICY_DEPTH` levels must fit.
+    """Writes one lambda.
+
+    Each level of the expression opens at most two brackets: Python's parser allows 200, and
+    `limits.POLICY_DEPTH` levels must fit.
     """
 
     def __init__(self) -> None:
@@ -56,10 +59,10 @@ class _Writer:
 
     def function(self, expr: Expr, as_condition: bool) -> Callable[..., Any]:
         body = f"True if {self._truth(expr)} else False" if as_condition else self._value(expr)
-        made: Callable[..., Any] = eval(  # see the module's docstring: no foreign text in it
+        function: Callable[..., Any] = eval(  # safe: the text has no foreign part (see the header)
             compile(f"lambda a, d, e: {body}", "<policy>", "eval"), self._names
         )
-        return made
+        return function
 
     def _constant(self, value: object) -> str:
         name = f"k{len(self._names)}"
@@ -67,7 +70,7 @@ class _Writer:
         return name
 
     def _truth(self, expr: Expr) -> str:
-        """Text whose Python truth is the expression's: null, 0 and '' are false in both."""
+        """Return text with the truth of the expression: null, 0 and '' are false in both."""
         if isinstance(expr, e.Not):
             return f"(not {self._truth(expr.operand)})"
         if isinstance(expr, (e.And, e.Or)):
@@ -76,7 +79,7 @@ class _Writer:
         return self._value(expr)
 
     def _value(self, expr: Expr) -> str:
-        """Text whose Python value is the expression's."""
+        """Return text with the value of the expression."""
         if isinstance(expr, e.Literal):
             return self._constant(expr.value)
         if isinstance(expr, e.Auth):
@@ -120,7 +123,9 @@ class _Writer:
         return "(" + " and ".join([*guards, f"{item} in [{options}]"]) + ")"
 
     def _guarded(self, expr: Expr, guards: list[str]) -> str:
-        """The value's text; where it may be null, a temporary and a guard that fills it."""
+        """Return the value's text. If the value may be null, add a guard that assigns it to a
+        temporary, and return the temporary.
+        """
         value = self._value(expr)
         if not nullable(expr):
             return value

@@ -1,8 +1,9 @@
-"""The typed expression of a rule: what `check` makes and everything behind it reads.
+"""Typed expression of a rule: the nodes that `check` makes, and functions that read them.
 
-Invariants: names are resolved and kinds agree, so nothing later can meet an unknown name or
-compare a string with a number. ``!=`` is `Not(Equal)`, ``-x`` is ``0 - x``, comparison with the
-word null is `IsNull`, and the role functions are `HasRole`: fewer shapes, one meaning each.
+Invariants: all names are resolved and all kinds agree, so no later step meets an unknown name or
+compares a string with a number. Each node has one meaning: ``!=`` is `Not(Equal)`, ``-x`` is
+``0 - x``, a comparison with the word null is `IsNull`, and the role functions are `HasRole`.
+Read by `compile`, `bind`, `routing` and `rules`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Root = OneWord["data", "existing", "input"]
 
 
 class Kind(Enum):
-    """What a value is. Whole and broken numbers are one kind; texts, ids and dates are strings."""
+    """Kind of a value. Integers and floats are one kind; texts, ids and dates are strings."""
 
     STRING = "string"
     NUMBER = "number"
@@ -27,7 +28,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """A value written in the rule (also null, which only `IsNull` and `OneOf` may meet)."""
+    """A value written in the rule. No node but `IsNull` and `OneOf` meets null."""
 
     value: str | int | float | bool | None
     kind: Kind
@@ -56,7 +57,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """Computed in double precision; null when an operand is null, the divisor 0, or for NaN.
+    """Computed in double precision. Null if an operand is null, the divisor is 0, or for NaN.
 
     ``%`` takes whole-number parts and the sign of its left side, as SQL does.
     """
@@ -68,7 +69,7 @@ class Arithmetic:
 
 @dataclass(frozen=True, slots=True)
 class Equal:
-    """True when both are the same and not null."""
+    """True if both are equal and not null."""
 
     left: Expr
     right: Expr
@@ -76,7 +77,7 @@ class Equal:
 
 @dataclass(frozen=True, slots=True)
 class Ordered:
-    """``< <= > >=``; strings by code point. False when an operand is null."""
+    """``< <= > >=``; strings by code point. False if an operand is null."""
 
     op: str
     left: Expr
@@ -107,7 +108,7 @@ class HasRole:
 
 @dataclass(frozen=True, slots=True)
 class Affix:
-    """``starts_with`` (at_end false) and ``ends_with``. False when an operand is null."""
+    """``starts_with`` (at_end false) and ``ends_with``. False if an operand is null."""
 
     at_end: bool
     text: Expr
@@ -116,21 +117,21 @@ class Affix:
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    """True where the operand is not."""
+    """True if the operand is false."""
 
     operand: Expr
 
 
 @dataclass(frozen=True, slots=True)
 class And:
-    """True where all items are."""
+    """True if all items are true."""
 
     items: tuple[Expr, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Or:
-    """True where one item is."""
+    """True if one item is true."""
 
     items: tuple[Expr, ...]
 
@@ -145,7 +146,7 @@ FALSE = Literal(False, Kind.BOOL)
 
 
 def kind_of(expr: Expr) -> Kind:
-    """The kind of the values that an expression yields."""
+    """Return the kind of an expression's values."""
     if isinstance(expr, (Literal, Auth, Column)):
         return expr.kind
     return Kind.NUMBER if isinstance(expr, Arithmetic) else Kind.BOOL
@@ -161,7 +162,7 @@ def nullable(expr: Expr) -> bool:
 
 
 def parts(expr: Expr) -> Iterator[Expr]:
-    """The direct operands of an expression."""
+    """Yield the direct operands of an expression."""
     for slot in fields(expr):
         value = getattr(expr, slot.name)
         if isinstance(value, tuple):
@@ -171,7 +172,7 @@ def parts(expr: Expr) -> Iterator[Expr]:
 
 
 def roots(expr: Expr) -> frozenset[str]:
-    """What an expression depends on: any of ``auth``, ``data``, ``existing``, ``input``."""
+    """Return the roots of an expression: any of ``auth``, ``data``, ``existing``, ``input``."""
     if isinstance(expr, Auth):
         return frozenset({"auth"})
     if isinstance(expr, Column):
@@ -181,19 +182,19 @@ def roots(expr: Expr) -> frozenset[str]:
 
 
 def fields_of(expr: Expr) -> frozenset[str]:
-    """The fields of a row, before or after, that an expression looks at."""
+    """Return the fields of a row, before or after, that an expression reads."""
     if isinstance(expr, Column):
         return frozenset({expr.field})
     return frozenset[str]().union(*(fields_of(part) for part in parts(expr)))
 
 
 def is_fixed(expr: Expr) -> bool:
-    """Whether the value is the same for all rows (it may differ from caller to caller)."""
+    """Whether the value is the same for all rows. It may differ between callers."""
     return roots(expr) <= {"auth"}
 
 
 def conjuncts(expr: Expr) -> tuple[Expr, ...]:
-    """The expressions that must all be true for this one to be."""
+    """Return the expressions that must all be true for this one to be true."""
     if isinstance(expr, And):
         return tuple(leaf for item in expr.items for leaf in conjuncts(item))
     return (expr,)

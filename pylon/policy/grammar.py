@@ -1,11 +1,11 @@
-"""The syntax of rules: text to a tree of `Syntax` nodes (spec/http.md §5.2, §9 row 14).
+"""Grammar: parses the text of a rule into a tree of `Syntax` nodes (spec/http.md §5.2, §9 row 14).
 
-Precedence, weakest first: ``||``, ``&&``, one comparison (they do not chain), ``+ -``,
-``* / %``, unary ``! -``. So ``!a == b`` is ``(!a) == b``. Names and kinds are not looked at
-here, `check` does that. Every node knows the offset of the character to blame.
+Precedence, weakest first: ``||``, ``&&``, one comparison (comparisons do not chain), ``+ -``,
+``* / %``, unary ``! -``. So ``!a == b`` is ``(!a) == b``. `check` resolves names and kinds. Every
+node has the offset of the character that an error about it names.
 
-Invariant: any text whatsoever either parses or raises `PolicyInvalid`; recursion is bounded by
-`limits.POLICY_DEPTH`.
+Invariant: any text either parses or raises `PolicyInvalid`. Bounds: `limits.POLICY_CHARS`, and
+`limits.POLICY_DEPTH` levels of recursion. Called by `check`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pylon.errors import StartRefused
 COMPARISONS = ("==", "!=", "<", "<=", ">", ">=", "in", "starts_with", "ends_with")
 _LEVELS = (("+", "-"), ("*", "/", "%"))
 _ESCAPES = {"\\": "\\", '"': '"', "'": "'", "n": "\n", "r": "\r", "t": "\t", "0": "\0"}
-_MEANT = {
+_SUGGESTED = {
     "=": "==", "&": "&&", "|": "||", "===": "==", "!==": "!=",
     "and": "&&", "or": "||", "not": "!", "True": "true", "False": "false", "None": "null",
 }
@@ -52,20 +52,22 @@ class PolicyInvalid(StartRefused):
 
 @dataclass(frozen=True, slots=True)
 class Syntax:
-    """A node. `op` is ``word``, ``string``, ``number``, ``list``, ``call`` or an operator
-    (``not`` and ``negative`` for the unary ones); `value` is what a leaf or a call is named.
+    """A node.
+
+    `op` is ``word``, ``string``, ``number``, ``list``, ``call`` or an operator (``not`` and
+    ``negative`` for the unary ones). `value` is the value of a leaf or the name of a call.
     """
 
     op: str
     at: int
     args: tuple[Syntax, ...] = ()
     value: str | int | float | None = None
-    height: int = 0  # levels below; bounded like the nesting of brackets, so that any walk ends
+    height: int = 0  # levels below; bounded like the nesting of brackets, for recursive readers
 
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """A token of a rule, and where it begins."""
+    """A token of a rule, and its offset."""
 
     type: str  # "word", "string", "number", "symbol" or "end"
     at: int
@@ -76,14 +78,14 @@ def parse(text: str) -> Syntax:
     """Parse a whole rule.
 
     Raises:
-        PolicyInvalid: names the character where it cannot go on.
+        PolicyInvalid: with the offset of the first character that does not fit.
     """
     if len(text) > limits.POLICY_CHARS:
         raise PolicyInvalid(
             f"the expression is longer than {limits.POLICY_CHARS} characters", limits.POLICY_CHARS
         )
     parser = _Parser(_tokens(text))
-    tree = parser.either(0)
+    tree = parser.disjunction(0)
     parser.expect_end()
     return tree
 
@@ -102,8 +104,8 @@ def _tokens(text: str) -> list[_Token]:
         elif match.lastgroup == "number":
             tokens.append(_Token("number", at, _number(piece, at)))
         elif match.lastgroup != "space":
-            if piece in _MEANT:
-                raise PolicyInvalid(f"{piece!r} is not known here, write {_MEANT[piece]!r}", at)
+            if piece in _SUGGESTED:
+                raise PolicyInvalid(f"{piece!r} is not known here, write {_SUGGESTED[piece]!r}", at)
             tokens.append(_Token(str(match.lastgroup), at, piece))
         if match.lastgroup in ("number", "word") and end < len(text) and (
             text[end] == "." or text[end].isalnum() or text[end] == "_"
@@ -116,7 +118,7 @@ def _tokens(text: str) -> list[_Token]:
 
 def _number(piece: str, at: int) -> int | float:
     if piece.isdigit():
-        # The digits are counted first: int() refuses very long texts with an error of its own.
+        # Count the digits first: int() raises an error of its own for very long texts.
         if len(piece) > 400 or int(piece) > _INT_MAX:
             raise PolicyInvalid(f"the number is larger than {_INT_MAX}", at)
         return int(piece)
@@ -127,7 +129,7 @@ def _number(piece: str, at: int) -> int | float:
 
 
 def _string(text: str, start: int) -> tuple[str, int]:
-    """The string literal that opens at `start`, and the offset behind its closing quote."""
+    """Return the string literal that opens at `start`, and the offset behind its closing quote."""
     quote, at, out = text[start], start + 1, list[str]()
     while at < len(text):
         char = text[at]
@@ -151,25 +153,27 @@ def _string(text: str, start: int) -> tuple[str, int]:
 
 
 class _Parser:
-    """Recursive descent over the tokens; `depth` counts what is open around a token."""
+    """Recursive descent over the tokens. `depth` counts the open levels around a token."""
 
     def __init__(self, tokens: list[_Token]) -> None:
         self._tokens = tokens
         self._next = 0
 
-    def either(self, depth: int) -> Syntax:
+    def disjunction(self, depth: int) -> Syntax:
         return self._series("||", depth)
 
     def expect_end(self) -> None:
         token = self._tokens[self._next]
         if token.type != "end":
-            raise PolicyInvalid(f"unexpected {self._shown(token)}, expected an operator", token.at)
+            raise PolicyInvalid(
+                f"unexpected {self._token_text(token)}, expected an operator", token.at
+            )
 
     def _series(self, op: str, depth: int) -> Syntax:
-        """``||`` or ``&&``: any number of operands in one flat node."""
+        """Parse ``||`` or ``&&``: any number of operands in one flat node."""
         items = [self._operand(op, depth)]
         at = self._tokens[self._next].at
-        while self._take(op):
+        while self._accept(op):
             items.append(self._operand(op, depth))
         return items[0] if len(items) == 1 else _node(op, at, tuple(items))
 
@@ -204,7 +208,7 @@ class _Parser:
         token = self._tokens[self._next]
         if token.type == "symbol" and token.value in ("!", "-"):
             self._next += 1
-            operand = self._unary(self._deeper(depth, token))
+            operand = self._unary(self._next_depth(depth, token))
             return _node("not" if token.value == "!" else "negative", token.at, (operand,))
         return self._primary(depth)
 
@@ -213,36 +217,38 @@ class _Parser:
         self._next += 1
         if token.type in ("string", "number"):
             return Syntax(token.type, token.at, value=token.value)
-        if token.type == "word" and token.value != "in" and self._take("("):
-            args = self._until(")", self._deeper(depth, token))
+        if token.type == "word" and token.value != "in" and self._accept("("):
+            args = self._items_until(")", self._next_depth(depth, token))
             return _node("call", token.at, args, token.value)
         if token.type == "word" and token.value not in COMPARISONS:
             return Syntax("word", token.at, value=token.value)
         if token.type == "symbol" and token.value == "(":
-            inner = self.either(self._deeper(depth, token))
-            self._close(")")
+            inner = self.disjunction(self._next_depth(depth, token))
+            self._expect(")")
             return inner
         if token.type == "symbol" and token.value == "[":
-            return _node("list", token.at, self._until("]", self._deeper(depth, token)))
-        raise PolicyInvalid(f"unexpected {self._shown(token)}, expected a value", token.at)
+            return _node("list", token.at, self._items_until("]", self._next_depth(depth, token)))
+        raise PolicyInvalid(f"unexpected {self._token_text(token)}, expected a value", token.at)
 
-    def _until(self, closing: str, depth: int) -> tuple[Syntax, ...]:
-        """Comma separated expressions up to the closing bracket; there may be none."""
+    def _items_until(self, closing: str, depth: int) -> tuple[Syntax, ...]:
+        """Parse comma-separated expressions up to the closing bracket; there may be none."""
         items: list[Syntax] = []
-        if self._take(closing):
+        if self._accept(closing):
             return ()
-        items.append(self.either(depth))
-        while self._take(","):
-            items.append(self.either(depth))
-        self._close(closing)
+        items.append(self.disjunction(depth))
+        while self._accept(","):
+            items.append(self.disjunction(depth))
+        self._expect(closing)
         return tuple(items)
 
-    def _close(self, closing: str) -> None:
-        if not self._take(closing):
+    def _expect(self, closing: str) -> None:
+        if not self._accept(closing):
             token = self._tokens[self._next]
-            raise PolicyInvalid(f"unexpected {self._shown(token)}, expected {closing!r}", token.at)
+            raise PolicyInvalid(
+                f"unexpected {self._token_text(token)}, expected {closing!r}", token.at
+            )
 
-    def _take(self, symbol: str) -> bool:
+    def _accept(self, symbol: str) -> bool:
         token = self._tokens[self._next]
         if token.type == "symbol" and token.value == symbol:
             self._next += 1
@@ -254,15 +260,15 @@ class _Parser:
         return token.type in ("symbol", "word") and token.value in COMPARISONS
 
     @staticmethod
-    def _shown(token: _Token) -> str:
+    def _token_text(token: _Token) -> str:
         return "end of the expression" if token.type == "end" else repr(token.value)
 
     @staticmethod
-    def _deeper(depth: int, token: _Token) -> int:
-        return _level(depth + 1, token.at)
+    def _next_depth(depth: int, token: _Token) -> int:
+        return _check_depth(depth + 1, token.at)
 
 
-def _level(depth: int, at: int) -> int:
+def _check_depth(depth: int, at: int) -> int:
     if depth > limits.POLICY_DEPTH:
         raise PolicyInvalid(f"nested deeper than {limits.POLICY_DEPTH} levels", at)
     return depth
@@ -271,5 +277,5 @@ def _level(depth: int, at: int) -> int:
 def _node(
     op: str, at: int, args: tuple[Syntax, ...], value: str | int | float | None = None
 ) -> Syntax:
-    height = _level(1 + max((arg.height for arg in args), default=0), at)
+    height = _check_depth(1 + max((arg.height for arg in args), default=0), at)
     return Syntax(op, at, args, value, height)

@@ -1,8 +1,10 @@
-"""Which callers can be concerned by a row: the plan by which the hub finds receivers of a change.
+"""Routing: the plan by which the hub finds the receivers of a change.
 
-Drawn from an entity's read rules once, at start. It speaks of callers who are not admins; an
-admin reads everything. The plan may only be too wide, never too narrow: whoever passes
-`may_read` is found by it.
+`plan` makes it from an entity's read rule, once at start. It concerns callers who are no admins; an
+admin reads everything.
+
+Invariant: the plan finds every caller who passes `may_read`; it may find others too. Called by
+`rules`; read by the hub, live queries, the change log and `pylon.api.data.access`.
 """
 
 from __future__ import annotations
@@ -20,25 +22,25 @@ Attribute = Literal["user_id", "tenant_id"]
 
 @dataclass(frozen=True, slots=True)
 class Everyone:
-    """Every row is readable by all callers."""
+    """All callers may read every row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Nobody:
-    """No row is readable by anybody but admins."""
+    """Only admins may read a row."""
 
 
 @dataclass(frozen=True, slots=True)
 class ByAuth:
-    """The caller alone decides, the row does not matter: ask `may_read` once for a context."""
+    """The rule depends on the caller only: call `may_read` once for each context."""
 
 
 @dataclass(frozen=True, slots=True)
 class Keyed:
     """Only callers whose `attribute` equals the row's `field` (neither null) can read the row.
 
-    When `exact`, all of them can. Otherwise there are further conditions: ask `may_read` for
-    each context that the key finds.
+    If `exact`, all of them can. Otherwise the rule has further conditions: call `may_read` for each
+    context that the key finds.
     """
 
     field: str
@@ -48,14 +50,14 @@ class Keyed:
 
 @dataclass(frozen=True, slots=True)
 class General:
-    """Nothing is known beforehand: ask `may_read` for each distinct context."""
+    """No plan is known: call `may_read` for each distinct context."""
 
 
 Routing = Everyone | Nobody | ByAuth | Keyed | General
 
 
 def plan(rule: Expr) -> Routing:
-    """The plan for a read rule, in which the row is named ``data`` only."""
+    """Return the plan for a read rule, which names the row ``data`` only."""
     needs = e.roots(rule)
     if not needs:
         return Everyone() if _holds(rule) else Nobody()

@@ -1,17 +1,18 @@
-"""The rules of all entities, compiled: the one answer to "may this caller?" for every part.
+"""Rules: the compiled policies of all entities and actions, which decide for every caller and row.
 
-An entity's policies are all judged, and all must pass. For each the expression is chosen by
-spec/http.md §5.1 (read: allowRead, allow; insert: allowInsert, allowWrite, allow; update and
-delete alike). Unlike there, an action for which no policy has an expression is **denied**.
-Admins pass everything.
+All policies of an entity must pass. Each policy contributes the first expression that it has for an
+action (spec/http.md §5.1). For read these are allowRead and allow; for insert allowInsert,
+allowWrite and allow; update and delete likewise. Unlike the spec, an action without an expression
+in any policy is **denied**. Admins pass everything.
 
-An update is judged on two rows. A rule that names ``existing`` sees the row before as
-``existing`` and the row after as ``data``, and judges the step itself. A rule that does not must
-hold for the row before and for the row after. For an insert all of ``existing`` is null; for
-read and delete ``existing`` and ``data`` are the same row.
+An update has two rows. A rule that names ``existing`` sees the row before as ``existing`` and the
+row after as ``data``, and judges the step. A rule without ``existing`` must hold for both rows. For
+an insert every field of ``existing`` is null. For read and delete ``existing`` and ``data`` are the
+same row.
 
-Made once by `compile_rules` in each process; safe to use from any thread. Nothing in it changes
-but its cache of read conditions, which holds those of `limits.READ_RULES_KEPT` callers.
+Invariant: the rules never change, and any thread may use them. Bound: the cache of read conditions
+holds those of `limits.READ_RULES_KEPT` callers. `pylon.app` makes the rules once in each process;
+readers, writer, hub and API call them.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from pylon.policy.routing import Everyone, Routing, plan
 from pylon.query.predicate import TRUE, Predicate
 
 Action = Literal["read", "insert", "update", "delete"]
-_CHOICE: dict[Action, tuple[RuleKey, ...]] = {
+_KEYS_BY_ACTION: dict[Action, tuple[RuleKey, ...]] = {
     "read": ("allow_read", "allow"),
     "insert": ("allow_insert", "allow_write", "allow"),
     "update": ("allow_update", "allow_write", "allow"),
@@ -45,8 +46,11 @@ _CHOICE: dict[Action, tuple[RuleKey, ...]] = {
 
 
 class EntityRules:
-    """The compiled rules of one entity. `read_fields` are the fields of a row that decide who may
-    read it; equal rules have equal `read_text`s, also in another process."""
+    """The compiled rules of one entity.
+
+    `read_fields` are the fields of a row that the read rule reads. Equal read rules have equal
+    `read_text`s, also in another process.
+    """
 
     __slots__ = (
         "_begin", "_bind_read", "_declared", "_delete", "_entity", "_explain", "_insert",
@@ -57,12 +61,14 @@ class EntityRules:
     def __init__(
         self, entity: str, chosen: Mapping[Action, list[Expr]], explain: bool = True
     ) -> None:
-        """Args:
-        chosen: for each action the expressions that must all be true; an empty list denies.
-        explain: refusals say where no rule exists.
+        """Compile the rules.
+
+        Args:
+            chosen: for each action the expressions that must all be true; an empty list denies.
+            explain: whether a refusal shows that an action has no rule.
         """
         self._explain = explain
-        read = _one_row(_all(chosen["read"]))
+        read = _one_row(_conjunction(chosen["read"]))
         steps = [rule for rule in chosen["update"] if "existing" in e.roots(rule)]
         states = [rule for rule in chosen["update"] if "existing" not in e.roots(rule)]
         if not chosen["update"]:
@@ -72,16 +78,16 @@ class EntityRules:
         self._read = compile_condition(read)
         self._bind_read = binder_of(read)
         self._readable: dict[AuthContext, Predicate] = {}
-        self._insert = compile_condition(_all(chosen["insert"]))
-        self._delete = compile_condition(_one_row(_all(chosen["delete"])))
-        self._state = compile_condition(_all(states or [e.TRUE]))
-        self._step = compile_condition(_all(steps or [e.TRUE]))
-        known = [
+        self._insert = compile_condition(_conjunction(chosen["insert"]))
+        self._delete = compile_condition(_one_row(_conjunction(chosen["delete"])))
+        self._state = compile_condition(_conjunction(states or [e.TRUE]))
+        self._step = compile_condition(_conjunction(steps or [e.TRUE]))
+        known_parts = [
             part for rule in steps for part in e.conjuncts(rule) if "data" not in e.roots(part)
         ]
-        self._begin = compile_condition(_all([*states, *known] or [e.TRUE]))
+        self._begin = compile_condition(_conjunction([*states, *known_parts] or [e.TRUE]))
         self.routing: Routing = plan(read)
-        # The fields that the rules of existing rows look at.
+        # The fields that the rules of existing rows read.
         self.fields = frozenset[str]().union(*(
             e.fields_of(rule)
             for action in ("read", "update", "delete") for rule in chosen.get(action, ())
@@ -90,7 +96,7 @@ class EntityRules:
         self.read_text = repr(read)
 
     def may_read(self, auth: AuthContext, row: Mapping[str, Any]) -> bool:
-        """Whether the caller may see the row (a decoded JSON row)."""
+        """Whether the caller may read the row (a decoded JSON row)."""
         return auth.is_admin or self._read(auth, row, row)
 
     def may_insert(self, auth: AuthContext, row: Mapping[str, Any]) -> bool:
@@ -108,8 +114,10 @@ class EntityRules:
         )
 
     def may_begin_update(self, auth: AuthContext, before: Mapping[str, Any]) -> bool:
-        """Whether any update of the row `before` by the caller may pass `may_update`, as far as
-        that can be known without the row after it."""
+        """Whether some update of the row `before` may pass `may_update`.
+
+        Judges only the conditions that do not depend on the row after.
+        """
         return auth.is_admin or self._begin(auth, before, before)
 
     def may_delete(self, auth: AuthContext, row: Mapping[str, Any]) -> bool:
@@ -117,7 +125,7 @@ class EntityRules:
         return auth.is_admin or self._delete(auth, row, row)
 
     def readable_by(self, auth: AuthContext) -> Predicate:
-        """The rows that the caller may read: exactly those that `may_read` passes."""
+        """Return the predicate of the caller's readable rows: exactly those of `may_read`."""
         if auth.is_admin:
             return TRUE
         found = self._readable.get(auth)
@@ -129,8 +137,11 @@ class EntityRules:
         return found
 
     def denied(self, action: Action, auth: AuthContext) -> PolicyDenied:
-        """The error to raise. It shows no rule. Where none exists, it shows how to write one, but
-        only with `explain`: strangers are not told which rules there are."""
+        """Return the error for a refused action. It shows no rule.
+
+        With `explain`, the error for an action without a rule shows how to write one. Production
+        has no `explain`, because strangers must not learn which rules exist.
+        """
         hint = "Check your auth token or the policy rules in your schema"
         if self._explain and action not in self._declared:
             example = {
@@ -148,43 +159,51 @@ class EntityRules:
 
 
 class RuleSet:
-    """The rules of every entity of a manifest, and of its actions. `is_open`: everybody may read
-    every row."""
+    """The rules of all entities and actions of a manifest.
 
-    __slots__ = ("_acts", "_by_entity", "is_open")
+    `is_open`: whether all callers may read every row.
+    """
+
+    __slots__ = ("_by_entity", "_judge_by_action", "is_open")
 
     def __init__(
-        self, by_entity: Mapping[str, EntityRules], acts: Mapping[str, list[Expr]] | None = None
+        self,
+        by_entity: Mapping[str, EntityRules],
+        rules_by_action: Mapping[str, list[Expr]] | None = None,
     ) -> None:
-        """
+        """Compile the rules of the actions.
+
         Args:
-            acts: for each action that has policies the expressions that must all be true.
+            acts: for each action with policies the expressions that must all be true.
         """
         self._by_entity = dict(by_entity)
         self.is_open = all(isinstance(r.routing, Everyone) for r in self._by_entity.values())
-        self._acts = {name: compile_condition(_all(rules)) for name, rules in (acts or {}).items()}
+        self._judge_by_action = {
+            name: compile_condition(_conjunction(rules))
+            for name, rules in (rules_by_action or {}).items()
+        }
 
     def of(self, entity: str) -> EntityRules:
-        """The rules of an entity of the manifest (KeyError for any other name)."""
+        """Return the rules of an entity of the manifest (KeyError for any other name)."""
         return self._by_entity[entity]
 
-    def may_act(self, action: str, auth: AuthContext, given: Mapping[str, Any]) -> bool:
-        """Whether the caller may run the action. Denied where no policy speaks of it.
+    def may_act(self, action: str, auth: AuthContext, inputs: Mapping[str, Any]) -> bool:
+        """Whether the caller may run the action. An action without a policy is denied.
 
         Args:
             given: the inputs, each of its declared type or null.
         """
         if auth.is_admin:
             return True
-        judge = self._acts.get(action)
-        return judge is not None and judge(auth, given, {})
+        judge = self._judge_by_action.get(action)
+        return judge is not None and judge(auth, inputs, {})
 
 
 def compile_rules(manifest: Manifest, *, explain: bool = True) -> RuleSet:
     """Compile all policies.
 
     Args:
-        explain: refusals tell developers where no rule exists; off in production.
+        explain: whether refusals show developers that an action has no rule; off in production.
 
     Raises:
         ManifestInvalid: with a diagnostic for each bad expression. A manifest that
@@ -193,17 +212,17 @@ def compile_rules(manifest: Manifest, *, explain: bool = True) -> RuleSet:
     actions = {action.name: action for action in manifest.actions}
     problems: list[Diagnostic] = []
     chosen: dict[str, dict[Action, list[Expr]]] = {
-        entity.name: {action: [] for action in _CHOICE} for entity in manifest.entities
+        entity.name: {action: [] for action in _KEYS_BY_ACTION} for entity in manifest.entities
     }
-    acts: dict[str, list[Expr]] = {}
+    rules_by_action: dict[str, list[Expr]] = {}
     for policy in manifest.policies:
         entity = manifest.by_name.get(policy.entity or "")
         try:
             if policy.action is not None and policy.allow and policy.action in actions:
                 rule = check(policy.allow, action_scope(actions[policy.action]))
-                acts.setdefault(policy.action, []).append(rule)
+                rules_by_action.setdefault(policy.action, []).append(rule)
             if entity is not None:
-                for action, rule in _chosen(policy, entity).items():
+                for action, rule in _choose_rules(policy, entity).items():
                     chosen[entity.name][action].append(rule)
         except PolicyInvalid as invalid:
             message = f'policy "{policy.name}": {invalid.message}'
@@ -211,30 +230,30 @@ def compile_rules(manifest: Manifest, *, explain: bool = True) -> RuleSet:
     if problems:
         raise ManifestInvalid(problems)
     by_entity = {name: EntityRules(name, rules, explain) for name, rules in chosen.items()}
-    return RuleSet(by_entity, acts)
+    return RuleSet(by_entity, rules_by_action)
 
 
-def _chosen(policy: Policy, entity: Entity) -> dict[Action, Expr]:
-    """The policy's rule for each action for which it has one."""
+def _choose_rules(policy: Policy, entity: Entity) -> dict[Action, Expr]:
+    """Return the policy's rule for each action that has one."""
     scope = entity_scope(entity)
     texts = {key: getattr(policy, key) for key in RULE_KEYS.values()}
     rules = {key: check(text, scope) for key, text in texts.items() if text}
     found: dict[Action, Expr] = {}
-    for action, keys in _CHOICE.items():
+    for action, keys in _KEYS_BY_ACTION.items():
         rule = next((rules[key] for key in keys if key in rules), None)
         if rule is not None:
             found[action] = rule
     return found
 
 
-def _all(rules: list[Expr]) -> Expr:
+def _conjunction(rules: list[Expr]) -> Expr:
     if len(rules) == 1:
         return rules[0]
     return e.And(tuple(rules)) if rules else e.FALSE
 
 
 def _one_row(expr: Expr) -> Expr:
-    """The expression with ``existing`` called ``data``: they are one row."""
+    """Return the expression with ``data`` in place of ``existing``: they are one row."""
     if isinstance(expr, e.Column):
         return replace(expr, root="data")
     changes: dict[str, Any] = {}

@@ -1,10 +1,10 @@
-"""What the operator asks of a schema change beyond what the manifest says.
+"""Migration options: the operator's renames, removals and defaults for a schema change.
 
-A manifest cannot tell a rename from a removal and an addition, does not say whether data that
-it no longer names may go, and has no values for rows that are there already. These wishes do.
-Names are compared without regard to ASCII case, as SQLite does.
+A manifest cannot distinguish a rename from a removal and an addition. It neither permits the
+removal of data that it no longer names, nor has values for existing rows. The options do. Names
+are compared without ASCII case, as in SQLite.
 
-Built by `pylonctl schema` from its flags, read by `plan` and `rewrite`.
+`pylonctl schema` builds them from its flags; a backend's schema code reads them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FieldKey = tuple[str, str]  # entity and field, in lower case
 
 @dataclass(frozen=True, slots=True)
 class MigrationOptions:
-    """All names that are looked up are in lower case; the values keep their spelling."""
+    """Keys and names in sets are in lower case; new names and defaults keep their spelling."""
 
     rename_entities: Mapping[str, str] = field(default_factory=dict)  # old to new
     rename_fields: Mapping[FieldKey, str] = field(default_factory=dict)  # (new entity, old) to new
@@ -30,7 +30,7 @@ class MigrationOptions:
     defaults: Mapping[FieldKey, str] = field(default_factory=dict)  # as typed on the command line
 
     def entity_now(self, old: str) -> str:
-        """The name of a table after the renames."""
+        """Return the name of a table after the renames."""
         return self.rename_entities.get(old.lower(), old)
 
 
@@ -47,11 +47,13 @@ def read_options(
     drop_indexes: tuple[str, ...] = (),
     defaults: tuple[str, ...] = (),
 ) -> MigrationOptions:
-    """Read the flags: ``OLD:NEW``, ``Entity.OLD:NEW``, ``Entity``, ``Entity.field``, ``name``
-    and ``Entity.field=value``. Entities are named as the new manifest does.
+    """Parse the flags. Entities have their names of the new manifest.
+
+    The forms are, in order of the arguments: ``OLD:NEW``, ``Entity.OLD:NEW``, ``Entity``,
+    ``Entity.field``, ``name`` and ``Entity.field=value``.
 
     Raises:
-        InvalidData: a flag cannot be read, or contradicts the manifest.
+        InvalidData: a flag is malformed, or contradicts the manifest.
     """
     fields = {e.name.lower(): {f.name.lower() for f in e.fields} for e in manifest.entities}
     entities: dict[str, str] = {}

@@ -1,6 +1,6 @@
-"""What a schema plan is made of, and what no plan can be made for.
+"""Schema plan: the steps of a schema change, and the changes that are refused.
 
-Built and carried out by a backend (`pylon.storage.schemas`), shown by `pylonctl schema plan`.
+A backend builds and executes the plan (`pylon.storage.schemas`); `pylonctl schema plan` prints it.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ StepKind = Literal[
     "remove_search_index", "rename_entity", "rename_field", "alter_field", "remove_field",
     "remove_entity",
 ]
-# The operations of spec/http.md §8 know no such ones.
+# The API reports these steps as `add_field`, because spec/http.md §8 has no name for them.
 _OPERATIONS: Final = {"add_json": "add_field", "add_seq": "add_field"}
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One operation. A rewriting step has no SQL of its own; `rewrite` knows how."""
+    """One operation. A step that rewrites has no SQL; the backend's `rewrite` module executes it.
+    """
 
     kind: StepKind
-    entity: str  # as it is named after the renames
-    name: str  # of the field or index; the entity's for a table
+    entity: str  # name after the renames
+    name: str  # of the field or index; for a table the entity's name
     sql: str = ""
     detail: str = ""
     destructive: bool = False
 
     def render(self) -> str:
-        """One line for people."""
+        """Return one line of text."""
         text = f"{self.kind} {self.entity}" + (f".{self.name}" if self.name != self.entity else "")
         return f"{text}: {self.detail}" if self.detail else text
 
     def to_json(self) -> dict[str, Any]:
-        """The operation object of spec/http.md §8."""
+        """Return the operation object of spec/http.md §8."""
         body: dict[str, Any] = {
             "op": _OPERATIONS.get(self.kind, self.kind), "entity": self.entity,
             "name": self.name, "destructive": self.destructive,
@@ -48,10 +49,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`refusals` says, one line each, what cannot be done as things are."""
+    """A plan. `refusals` has one line for each change that is not possible."""
 
-    steps: tuple[Step, ...]  # what a start does
-    rewrites: tuple[Step, ...]  # what only `schema apply` does, before the steps
+    steps: tuple[Step, ...]  # executed by a start
+    rewrites: tuple[Step, ...]  # executed only by `schema apply`, before the steps
     refusals: tuple[str, ...]
 
     @property
@@ -60,7 +61,11 @@ class Plan:
         return any(s.destructive for s in self.rewrites)
 
     def check(self) -> None:
-        """Raises SchemaRefused, with refusals and plan, if a start cannot do it."""
+        """Check that a start can execute the plan.
+
+        Raises:
+            SchemaRefused: with the refusals and the plan.
+        """
         stops = [_stop(s) for s in self.rewrites] + list(self.refusals)
         if not stops:
             return

@@ -13,9 +13,9 @@ update meanwhile.
 Invariants: the merged frames of a subscriber are at each moment the stored document up to some
 update, without a gap. A subscriber who may no longer read the row receives no further frame; nor
 does any subscriber of a deleted row. The module reads, judges and sends one update without a switch
-of greenlets. Bounds: `limits.DOCUMENT_SUBSCRIPTIONS`, `DOCUMENTS_OPENING`, `SHOWN_DOCUMENTS_BYTES`.
-Metric: pylon_document_subscriptions. A feature of `workers.ws.conversation`; `workers.ws.server`
-makes it.
+of greenlets. Bounds: `limits.DOCUMENT_SUBSCRIPTIONS`, `DOCUMENTS_OPENING` and
+`REDACTED_DOCUMENTS_BYTES`. Metric: pylon_document_subscriptions. A feature of
+`workers.ws.conversation`; `workers.ws.server` makes it.
 """
 
 from __future__ import annotations
