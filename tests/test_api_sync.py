@@ -1,4 +1,4 @@
-"""Pull and push: notes, bounds, identities, long snapshots."""
+"""Pull and push: hints, bounds, identities, long snapshots."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def push(server: ApiStage, *changes: Any, token: str | None = None, **more: Any)
     return answer.json
 
 
-def test_a_pull_is_noted_under_its_session_or_its_address(server: ApiStage) -> None:
+def test_a_pull_is_hinted_under_its_session_or_its_address(server: ApiStage) -> None:
     token = server.guest()
     push(server, insert(), insert(), insert())
     server.call("GET", "/api/sync/pull?since=0", token=token)
@@ -60,10 +60,10 @@ def test_a_pull_is_noted_under_its_session_or_its_address(server: ApiStage) -> N
     server.call("GET", "/api/sync/pull?since=99", token=token)  # 410: nothing was pulled
     mine, address = hint_key(session_id_of(token), ""), hint_key(None, "127.0.0.1")
     # A snapshot leaves its client at the head; of a delta only the beginning is sure.
-    assert server.noted == [(mine, 3), (mine, 2), (address, 3), (address, 1)]
+    assert server.hinted == [(mine, 3), (mine, 2), (address, 3), (address, 1)]
 
 
-def test_a_pull_that_fails_is_noted_where_its_client_stays(
+def test_a_failed_pull_is_hinted_at_the_cursor_of_its_client(
     server: ApiStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     push(server, insert(), insert(), insert())
@@ -71,12 +71,12 @@ def test_a_pull_that_fails_is_noted_where_its_client_stays(
     def late(*_: object) -> NoReturn:
         raise QueryTimeout("too slow")
 
-    monkeypatch.setattr(pull, "delta", late)
+    monkeypatch.setattr(pull, "build_delta", late)
     assert server.call("GET", "/api/sync/pull?since=2").status_code == 503
-    assert server.noted == [(hint_key(None, "127.0.0.1"), 2)]
+    assert server.hinted == [(hint_key(None, "127.0.0.1"), 2)]
 
 
-def test_a_note_is_written_again_when_it_is_smaller_or_old() -> None:
+def test_a_hint_is_written_again_when_it_is_smaller_or_old() -> None:
     clock, written = ManualClock(), list[tuple[int, int]]()
     hints = HintPublisher(lambda key, cursor: written.append((key, cursor)), clock)
     for key, cursor in ((1, 7), (2, 3), (1, 5), (1, 9), (1, 5)):
@@ -175,7 +175,7 @@ def test_a_large_snapshot_is_one_answer(server: ApiStage) -> None:
     assert len({change["row_id"] for change in page["changes"]}) == 2100
     assert page["cursor"]["last_seq"] == 2100
     assert not page["has_more"]
-    assert server.noted == [(hint_key(None, "127.0.0.1"), 2100)]
+    assert server.hinted == [(hint_key(None, "127.0.0.1"), 2100)]
 
 
 def test_a_delta_is_paged(server: ApiStage) -> None:
@@ -184,4 +184,4 @@ def test_a_delta_is_paged(server: ApiStage) -> None:
     page = server.call("GET", "/api/sync/pull?since=1").json
     assert page["cursor"]["last_seq"] == 1001
     assert page["has_more"]
-    assert server.noted == [(hint_key(None, "127.0.0.1"), 1001)]
+    assert server.hinted == [(hint_key(None, "127.0.0.1"), 1001)]

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from pylon import limits
 from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
-from pylon.changelog.change import Change, View, seen_as, view
+from pylon.changelog.change import Change, View, encode_for, find_view
 from pylon.changelog.feed import Feed
-from pylon.changelog.pull import delta, snapshot
+from pylon.changelog.pull import build_delta, stream_snapshot
 from pylon.changelog.tail import Tail
 from pylon.clock import ManualClock
 from pylon.errors import InternalError, ResyncRequired
@@ -54,13 +54,14 @@ class Setup:
         self.feed = Feed(self.pool)
 
     def pull(self, since: int, auth: AuthContext = ADMIN) -> dict[str, Any]:
-        pulled = delta(self.feed, RULES, auth, since)
+        pulled = build_delta(self.feed, RULES, auth, since)
         body: dict[str, Any] = orjson.loads(pulled.body)
         assert body["cursor"] == {"last_seq": pulled.cursor}
         return body
 
     def snapshot(self, auth: AuthContext = ADMIN) -> dict[str, Any]:
-        body: dict[str, Any] = orjson.loads(b"".join(snapshot(self.pool, MANIFEST, RULES, auth)))
+        pieces = stream_snapshot(self.pool, MANIFEST, RULES, auth)
+        body: dict[str, Any] = orjson.loads(b"".join(pieces))
         return body
 
 
@@ -99,16 +100,16 @@ def change(kind: Kind, before: str | None, after: str | None) -> Change:
 def test_what_a_caller_sees(
     seen: Change, wanted: View, kind: str | None, owner: str | None
 ) -> None:
-    assert view(seen, TASKS, ADA) is wanted
-    text = seen_as(seen, TASKS, ADA)
+    assert find_view(seen, TASKS, ADA) is wanted
+    text = encode_for(seen, TASKS, ADA)
     if text is None:
         assert kind is None
         return
     event = orjson.loads(text)
     assert (event["seq"], event["kind"]) == (7, kind)
     assert event.get("data") == (None if owner is None else {"id": "x", "ownerId": owner})
-    assert view(seen, TASKS, ADMIN) is View.AS_IS
-    assert view(seen, TASKS, ANONYMOUS) is View.NONE
+    assert find_view(seen, TASKS, ADMIN) is View.AS_IS
+    assert find_view(seen, TASKS, ANONYMOUS) is View.NONE
 
 
 def test_wire_texts_are_made_once() -> None:
@@ -117,8 +118,8 @@ def test_wire_texts_are_made_once() -> None:
     assert seen.wire_as("delete") is seen.wire_as("delete")
     assert orjson.loads(seen.wire_as("insert"))["kind"] == "insert"
     assert seen.row is seen.row and seen.prev_row is seen.prev_row
-    assert view(seen, RULES.of("User"), ADA) is View.NONE
-    assert view(seen, RULES.of("Note"), ANONYMOUS) is View.AS_IS
+    assert find_view(seen, RULES.of("User"), ADA) is View.NONE
+    assert find_view(seen, RULES.of("Note"), ANONYMOUS) is View.AS_IS
 
 
 # --- Tail ----------------------------------------------------------------------------------
@@ -144,7 +145,7 @@ def test_the_tail_has_the_newest_without_a_hole(gaps: list[int], size: int) -> N
         last = seq
         assert len(tail) <= size and tail.last_seq == seq
         for cursor in range(5, seq + 2):
-            got = seqs(tail.after(cursor))
+            got = seqs(tail.changes_after(cursor))
             if cursor < tail.first_covered:
                 assert got is None
             else:
@@ -161,8 +162,8 @@ def test_the_tail_is_bounded_in_bytes_and_refuses_gaps() -> None:
         tail.append(ChangeBatch(21, [event(22)]))
     tail.append(ChangeBatch(20, [event(21, 50_000)]))
     assert len(tail) == 0 and tail.first_covered == tail.last_seq == 21
-    assert seqs(tail.after(20)) is None and tail.after(21) == []
-    assert seqs(Tail(0).after(0, 5)) == []
+    assert seqs(tail.changes_after(20)) is None and tail.changes_after(21) == []
+    assert seqs(Tail(0).changes_after(0, 5)) == []
 
 
 # --- Delta ---------------------------------------------------------------------------------
@@ -201,11 +202,11 @@ def test_memory_and_store_answer_alike(store: Setup) -> None:
     apply(store.engine, *[task(n) for n in range(1, 301)])
     fresh = Feed(store.pool)
     for since in (1, 150, 299, 300):
-        assert delta(fresh, RULES, ADA, since) == delta(store.feed, RULES, ADA, since)
+        assert build_delta(fresh, RULES, ADA, since) == build_delta(store.feed, RULES, ADA, since)
     # A feed whose tail begins late reads the older part from the store.
     late = Feed(store.pool)
     late._tail = Tail(300)
-    assert delta(late, RULES, ADA, 120) == delta(store.feed, RULES, ADA, 120)
+    assert build_delta(late, RULES, ADA, 120) == build_delta(store.feed, RULES, ADA, 120)
 
 
 def test_a_feed_that_missed_much_begins_anew(
@@ -229,7 +230,7 @@ def test_answers_are_bounded_in_bytes(store: Setup) -> None:
     size = 1_500_000
     apply(store.engine, *[insert("Note", n, {"text": "x" * size}) for n in range(1, 7)])
     for feed in (store.feed, Feed(store.pool)):
-        body = orjson.loads(delta(feed, RULES, ADMIN, 0).body)
+        body = orjson.loads(build_delta(feed, RULES, ADMIN, 0).body)
         assert 1 <= len(body["changes"]) < 6 and body["has_more"] is True
         assert body["cursor"]["last_seq"] == len(body["changes"])
 
@@ -248,8 +249,8 @@ def test_an_entity_that_only_the_log_knows_is_the_admins(store: Setup) -> None:
     apply(store.engine, task(1))
     store.engine._conn.execute("UPDATE _pylon_change_log SET entity = 'Old'")
     fresh = Feed(store.pool)
-    assert orjson.loads(delta(fresh, RULES, ADA, 0).body)["changes"] == []
-    assert len(orjson.loads(delta(fresh, RULES, ADMIN, 0).body)["changes"]) == 1
+    assert orjson.loads(build_delta(fresh, RULES, ADA, 0).body)["changes"] == []
+    assert len(orjson.loads(build_delta(fresh, RULES, ADMIN, 0).body)["changes"]) == 1
 
 
 # --- Cursors that do not reach --------------------------------------------------------------
@@ -358,7 +359,7 @@ def test_a_small_snapshot_is_of_one_commit(store: Setup) -> None:
 
             return read(Meddling())
 
-    body = orjson.loads(b"".join(snapshot(Interrupted(), MANIFEST, RULES, ADA)))
+    body = orjson.loads(b"".join(stream_snapshot(Interrupted(), MANIFEST, RULES, ADA)))
     assert [c["row_id"] for c in body["changes"]] == [row_id(1)]
     assert body["cursor"] == {"last_seq": 1} and body["has_more"] is True
 
@@ -378,7 +379,7 @@ def test_changes_during_a_snapshot_come_after_its_cursor(
 ) -> None:
     monkeypatch.setattr(limits, "SNAPSHOT_PAGE_ROWS", 2)
     apply(store.engine, *[task(n) for n in range(1, 8)])
-    pieces = snapshot(store.pool, MANIFEST, RULES, ADA)
+    pieces = stream_snapshot(store.pool, MANIFEST, RULES, ADA)
     monkeypatch.setattr("pylon.changelog.pull._PIECE_BYTES", 1)
     text = next(pieces)
     apply(store.engine, delete("Task", 1), update("Task", 6, {"ownerId": "bob"}),

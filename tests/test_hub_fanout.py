@@ -14,7 +14,7 @@ from pylon.auth_context import (
     ADMIN,
     ANONYMOUS,
 )
-from pylon.changelog.change import Change, seen_as
+from pylon.changelog.change import Change, encode_for
 from pylon.clock import ManualClock
 from pylon.storage.events import ChangeBatch, ChangeEvent
 from tests.support.examples import count_examples
@@ -39,7 +39,7 @@ def hub() -> Iterator[Hub]:
 def test_fan_out_equals_asking_each_connection(
     events: list[tuple[str, Any, Any]], ahead: int, cut: int
 ) -> None:
-    """Whatever the routing plan, each connection gets exactly what `seen_as` says, in order,
+    """Whatever the routing plan, each connection gets exactly what `encode_for` says, in order,
     and nothing up to its `last_seq`."""
     hub = ws_hub()
     peers = [Peer(hub, auth) for auth in CONTEXTS]
@@ -53,7 +53,8 @@ def test_fan_out_equals_asking_each_connection(
     for peer in peers:
         auth = peer.connection.caller.auth
         wires = [
-            change.wire if auth.is_admin else seen_as(change, BY_ENTITY[change.event.entity], auth)
+            change.wire if auth.is_admin
+            else encode_for(change, BY_ENTITY[change.event.entity], auth)
             for change in changes
         ]
         expected = b"".join(frames.encode(frames.TEXT, w) for w in wires if w is not None)

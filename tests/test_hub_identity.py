@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylon.auth_context import Caller
-from pylon.changelog.change import Change, seen_as
+from pylon.changelog.change import Change, encode_for
 from tests.support.examples import count_examples
 from tests.support.hub_peer import BY_ENTITY, CONTEXTS, EVENT, Peer, event_of, ws_hub
 from workers.ws import frames
@@ -49,7 +49,7 @@ def test_each_event_is_judged_once_by_the_identity_of_its_time(
                     if number == 0 and change.seq <= ahead:
                         continue
                     rules = BY_ENTITY[change.event.entity]
-                    wire = change.wire if auth.is_admin else seen_as(change, rules, auth)
+                    wire = change.wire if auth.is_admin else encode_for(change, rules, auth)
                     if wire is not None:
                         expected[number] += frames.encode(frames.TEXT, wire)
             hub.publish(changes)

@@ -377,7 +377,7 @@ def test_only_what_a_change_concerns_is_judged(world: LiveStage) -> None:
         world.insert("Mine", row_id(2), text="x", ownerId="u7"),
     )
     world.publish()
-    changes = world.feed.tail.after(0) or []
+    changes = world.feed.tail.changes_after(0) or []
     affected = [list(watches[c.event.entity].find_affected(c)) for c in changes]
     assert [len(found) for found in affected] == [1, 1]
 

@@ -192,14 +192,14 @@ def test_replay_by_last_event_id_and_since(stage: Stage, sse: Worker) -> None:
 def test_replay_after_a_note(stage: Stage, sse: Worker) -> None:
     token, session_id = stage.login("ada")
     seqs = [e.seq for e in stage.write(*(stage.insert("Public") for _ in range(300))).events]
-    stage.note(session_id, seqs[289])
+    stage.add_hint(session_id, seqs[289])
     assert Stream(sse.port, f"/events?token={token}").event()[0] == seqs[290]
 
 
 def test_a_new_worker_reads_the_notes_of_workers_that_have_died(stage: Stage) -> None:
     seqs = [e.seq for e in stage.write(*(stage.insert("Public") for _ in range(300))).events]
     stage.mark(seqs[-1])
-    stage.note(None, seqs[297])
+    stage.add_hint(None, seqs[297])
     sse = stage.start("sse")
     assert Stream(sse.port).event()[0] == seqs[298]
 

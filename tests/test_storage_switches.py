@@ -15,7 +15,7 @@ from pylon.auth.session_cache import SessionCache
 from pylon.auth.tokens import new_session_token, session_id_of
 from pylon.auth_context import ADMIN
 from pylon.changelog.feed import Feed
-from pylon.changelog.pull import delta
+from pylon.changelog.pull import build_delta
 from pylon.clock import ManualClock, SystemRandom
 from pylon.storage.interface import SERVER, Reader, Store, read_settled
 from pylon.storage.ops import DropSession, PutSession
@@ -149,7 +149,7 @@ def test_pulls_that_overlap_miss_nothing(engine: SqliteEngine, pool: ReaderPool)
     def follow(number: int) -> None:
         since, seqs = 0, []
         while since < 60:
-            body = orjson.loads(delta(feed, RULES, ADMIN, since).body)
+            body = orjson.loads(build_delta(feed, RULES, ADMIN, since).body)
             seqs += [change["seq"] for change in body["changes"]]
             since = body["cursor"]["last_seq"]
             gevent.sleep(0)

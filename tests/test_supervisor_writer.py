@@ -505,7 +505,7 @@ def test_bytes_bound_the_log_also_within_two_minutes(
     assert small_log.log_bytes <= limits.LOG_HARD_FACTOR * 131_072
     reader = SqliteReader(store.db_path, store.manifest)
     with pytest.raises(ResyncRequired):
-        Feed(ReaderPool(store.db_path, store.manifest)).after(1, 10)
+        Feed(ReaderPool(store.db_path, store.manifest)).changes_after(1, 10)
     assert reader.oldest_seq() > 1
     reader.close()
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]

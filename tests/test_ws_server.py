@@ -393,14 +393,14 @@ def test_replay_reads_what_is_older_than_the_tail(own_stage: Stage) -> None:
 def test_replay_after_the_session_s_note(own_stage: Stage, own_ws: Worker) -> None:
     token, session_id = own_stage.login("ada")
     seqs = fill(own_stage, 300)
-    own_stage.note(session_id, seqs[289])
-    own_stage.note(session_id, seqs[294])  # a later pull of another tab
+    own_stage.add_hint(session_id, seqs[289])
+    own_stage.add_hint(session_id, seqs[294])  # a later pull of another tab
     assert WebSocketClient(own_ws.port, token=token).read_json()["seq"] == seqs[290]
 
 
 def test_replay_after_the_address_s_note(own_stage: Stage, own_ws: Worker) -> None:
     seqs = fill(own_stage, 300)
-    own_stage.note(None, seqs[297])
+    own_stage.add_hint(None, seqs[297])
     assert WebSocketClient(own_ws.port).read_json()["seq"] == seqs[298]
 
 

@@ -60,7 +60,7 @@ class MergeSandbox:
         """
         return self._ask(MergeRequest(list(parts), update), caller) or update
 
-    def shown(self, stored: StoredDocument, runs: Sequence[Run], caller: str) -> bytes:
+    def redact(self, stored: StoredDocument, runs: Sequence[Run], caller: str) -> bytes:
         """Return a document without its hidden history (`pylon.crdt.document.redact_document`).
 
         Raises:

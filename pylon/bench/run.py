@@ -28,7 +28,7 @@ from pylon.bench.reads import Reads
 from pylon.bench.table import BenchReport
 from pylon.bench.writes import BATCH, Writes
 from pylon.changelog.feed import Feed
-from pylon.changelog.pull import delta
+from pylon.changelog.pull import build_delta
 from pylon.changelog.tail import Tail
 from pylon.clock import SystemClock, SystemRandom
 from pylon.ids import RowIds
@@ -182,12 +182,12 @@ class _Bench:
             feed = Feed(pool)
             newest = pool.point(lambda reader: reader.newest_events(PULLED + 1))
             since = newest[0].seq
-            body = delta(feed, self._rules, ADMIN, since).body
+            body = build_delta(feed, self._rules, ADMIN, since).body
             if len(json.loads(body)["changes"]) != PULLED:
                 raise AssertionError(f"{PULLED} changes wanted")
 
             def pull() -> int:
-                delta(feed, self._rules, ADMIN, since)
+                build_delta(feed, self._rules, ADMIN, since)
                 return 1
 
             yield self._measure(f"pull({PULLED})", pull, f"{len(body)} bytes")

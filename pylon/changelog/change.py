@@ -127,7 +127,7 @@ def relate(changes: Iterable[Change], newest: dict[tuple[str, str], Change]) -> 
         newest[key] = change
 
 
-def view(change: Change, rules: EntityRules, auth: AuthContext) -> View:
+def find_view(change: Change, rules: EntityRules, auth: AuthContext) -> View:
     """Return how `auth` sees `change`. An image that the log does not have is unreadable."""
     routing = rules.routing
     if auth.is_admin or isinstance(routing, Everyone):
@@ -149,11 +149,11 @@ def view(change: Change, rules: EntityRules, auth: AuthContext) -> View:
     return View.AS_IS if saw or sees else View.NONE
 
 
-def seen_as(change: Change, rules: EntityRules, auth: AuthContext) -> bytes | None:
+def encode_for(change: Change, rules: EntityRules, auth: AuthContext) -> bytes | None:
     """Return the wire text of `change` for `auth`; None if `auth` may not see it."""
-    how = view(change, rules, auth)
-    if how is View.NONE:
+    view = find_view(change, rules, auth)
+    if view is View.NONE:
         return None
-    if how is View.AS_DELETE:
+    if view is View.AS_DELETE:
         return change.wire_as("delete")
     return change.wire  # an update that brings a row into view carries the full row anyway

@@ -1,7 +1,8 @@
 """Present rows of changes that were read from the log.
 
 The tail knows the newer changes of each of its rows; a page of the log does not. `relate_to_store`
-reads the rows, so that `pylon.changelog.change.view` can check old images against present rows.
+reads the rows, so that `pylon.changelog.change.find_view` can check old images against present
+rows.
 
 Invariant: the rows are read after the page. A change that is committed in between makes the check
 stricter, never wider, and its own event follows later. Bound: one lookup by id for each row of a

@@ -4,9 +4,9 @@ An HTTP worker has one `Feed`. Each call first compares the store's data version
 microseconds) and reads new commits. So a client whose write was acknowledged finds it in its next
 pull.
 
-Invariants: `after` returns all changes behind a cursor, without a gap, or raises ResyncRequired
-(spec/realtime.md §1.4, design.md §4 "Epochs"). Bounds: the caller's `limit`, and about
-`limits.BATCH_BYTES` for each call. Called by `pylon.changelog.pull` and `pylon.api.sync`.
+Invariants: `changes_after` returns all changes behind a cursor, without a gap, or raises
+ResyncRequired (spec/realtime.md §1.4, design.md §4 "Epochs"). Bounds: the caller's `limit`, and
+about `limits.BATCH_BYTES` for each call. Called by `pylon.changelog.pull` and `pylon.api.sync`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Feed:
         self._refresh()
         return self._head
 
-    def after(self, since: int, limit: int) -> tuple[list[Change], int]:
+    def changes_after(self, since: int, limit: int) -> tuple[list[Change], int]:
         """Return the first changes above `since`, and the head.
 
         Args:
@@ -56,7 +56,7 @@ class Feed:
         span = Span(head, 0, self._void)  # the oldest seq costs a read: later, if at all
         if span.is_void(since):
             raise span.resync(since)
-        changes = self._tail.after(since, limit, _ANSWER_BYTES)
+        changes = self._tail.changes_after(since, limit, _ANSWER_BYTES)
         if changes is None:
             oldest = self._store.point(lambda reader: reader.oldest_seq())
             if since + 1 < oldest:
@@ -65,14 +65,14 @@ class Feed:
         return changes, head
 
     def relate(self, changes: Sequence[Change], entities: Collection[str]) -> None:
-        """Set `Change.newer` of changes of `entities` that `after` has returned.
+        """Set `Change.newer` of changes of `entities` that `changes_after` has returned.
 
         Raises:
             QueryTimeout, StoreUnavailable: the store cannot be read now.
         """
         if not changes:
             return
-        held = self._tail.after(changes[0].seq - 1, 1)
+        held = self._tail.changes_after(changes[0].seq - 1, 1)
         if held and held[0] is changes[0]:
             self._tail.relate()
         else:

@@ -1,7 +1,8 @@
 """The responses of ``GET /api/sync/pull`` (spec/realtime.md §1.4), as JSON bytes.
 
-`delta` returns the changes after a cursor. `snapshot` (since=0) streams every readable row in one
-response, page by page from the store, because published clients know no continued snapshots.
+`build_delta` returns the changes after a cursor. `stream_snapshot` (since=0) streams every readable
+row in one response, page by page from the store, because published clients know no continued
+snapshots.
 
 Invariants: every event and row passes the caller's read policy, for its image and for the present
 row. `cursor.last_seq` advances over every examined event, also over those that the caller may not
@@ -24,7 +25,7 @@ import orjson
 
 from pylon import limits
 from pylon.auth_context import AuthContext
-from pylon.changelog.change import Change, seen_as
+from pylon.changelog.change import Change, encode_for
 from pylon.changelog.feed import Feed
 from pylon.manifest.model import Entity, Manifest
 from pylon.policy.routing import Everyone
@@ -50,15 +51,15 @@ class Pulled:
     has_more: bool
 
 
-def delta(feed: Feed, rules: RuleSet, auth: AuthContext, since: int) -> Pulled:
+def build_delta(feed: Feed, rules: RuleSet, auth: AuthContext, since: int) -> Pulled:
     """Return the response for a cursor above 0.
 
     Raises:
-        ResyncRequired: see `Feed.after`.
+        ResyncRequired: see `Feed.changes_after`.
     """
-    changes, head = feed.after(since, limits.PULL_PAGE_EVENTS)
+    changes, head = feed.changes_after(since, limits.PULL_PAGE_EVENTS)
     last_seq = changes[-1].seq if changes else since
-    shown = _shown(feed, changes, rules, auth)
+    shown = _visible_texts(feed, changes, rules, auth)
     has_more = bool(changes) and last_seq < head
     body = b'{"changes":[%s],"cursor":{"last_seq":%d},"has_more":%s}' % (
         b",".join(shown), last_seq, _TRUTH[has_more],
@@ -66,27 +67,27 @@ def delta(feed: Feed, rules: RuleSet, auth: AuthContext, since: int) -> Pulled:
     return Pulled(body, last_seq, has_more)
 
 
-def _shown(
+def _visible_texts(
     feed: Feed, changes: list[Change], rules: RuleSet, auth: AuthContext
 ) -> list[bytes]:
     if auth.is_admin:
         return [c.known_wire or c.wire for c in changes]
     by_entity = {e: _rules_of(rules, e) for e in {c.event.entity for c in changes}}
-    closed = {
-        entity for entity, own in by_entity.items()
-        if own is None or not isinstance(own.routing, Everyone)
+    restricted = {
+        entity for entity, policy in by_entity.items()
+        if policy is None or not isinstance(policy.routing, Everyone)
     }
-    if not closed:
+    if not restricted:
         return [c.known_wire or c.wire for c in changes]
-    feed.relate(changes, {entity for entity in closed if by_entity[entity] is not None})
+    feed.relate(changes, {entity for entity in restricted if by_entity[entity] is not None})
     shown = []
     for change in changes:
         entity = change.event.entity
-        if entity not in closed:
+        if entity not in restricted:
             shown.append(change.known_wire or change.wire)
             continue
-        own = by_entity[entity]
-        if own is not None and (text := seen_as(change, own, auth)) is not None:
+        policy = by_entity[entity]
+        if policy is not None and (text := encode_for(change, policy, auth)) is not None:
             shown.append(text)
     return shown
 
@@ -99,7 +100,7 @@ def _rules_of(rules: RuleSet, entity: str) -> EntityRules | None:
         return None
 
 
-def snapshot(
+def stream_snapshot(
     store: Store, manifest: Manifest, rules: RuleSet, auth: AuthContext, caller: str = SERVER
 ) -> Iterator[bytes]:
     """Yield the response body for since=0, in pieces of about a page of rows.
@@ -167,7 +168,7 @@ def _remaining(store: Store, first: _Beginning, caller: str) -> Iterator[Page]:
         while True:
             query = Query(where, limit=limits.SNAPSHOT_PAGE_ROWS, after_id=after_id)
             page, has_more = store.scan(
-                partial(rows_of_page, entity=entity.name, query=query), caller=caller
+                partial(read_page, entity=entity.name, query=query), caller=caller
             )
             if page:
                 yield entity, page
@@ -181,7 +182,7 @@ def _head(reader: Reader) -> int:
     return reader.head_seq()
 
 
-def rows_of_page(reader: Reader, entity: str, query: Query) -> tuple[list[bytes], bool]:
+def read_page(reader: Reader, entity: str, query: Query) -> tuple[list[bytes], bool]:
     """Return a page of a long response, and whether more rows may follow."""
     return reader.rows_within(entity, query, limits.SNAPSHOT_PAGE_BYTES)
 

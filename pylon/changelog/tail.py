@@ -78,7 +78,7 @@ class Tail:
             self._evict()
         return added
 
-    def after(
+    def changes_after(
         self, seq: int, limit: int | None = None, max_bytes: int | None = None
     ) -> list[Change] | None:
         """Return the changes above `seq`; None if `seq` is below `first_covered`.

@@ -12,7 +12,7 @@ around Loro's own calls.
 Invariants: a document that raised is in an unknown state; its caller must drop it and never store
 it. Each object has its own peer id, so no later change has the id of one that was never stored.
 Used from one thread at a time. Called by the writer, by the merge sandbox (`check`, `check_merge`,
-`redact_document`, `find_new_changes`) and by `workers.ws.documents` (`merged`).
+`redact_document`, `find_new_changes`) and by `workers.ws.documents` (`merge_parts`).
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ def too_large() -> LimitExceeded:
     )
 
 
-def merged(parts: Sequence[bytes]) -> bytes:
+def merge_parts(parts: Sequence[bytes]) -> bytes:
     """Return one snapshot of a snapshot and updates.
 
     Raises:

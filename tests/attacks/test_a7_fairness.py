@@ -241,8 +241,10 @@ def test_long_deltas_are_made_in_different_turns_of_the_loop(
     first = server.services.data.store.point(lambda reader: reader.head_seq()) - 900
     made: list[int] = []  # the turn of each delta
     turn = 0
-    delta = pull_resource.delta
-    monkeypatch.setattr(pull_resource, "delta", lambda *args: (made.append(turn), delta(*args))[1])
+    delta = pull_resource.build_delta
+    monkeypatch.setattr(
+        pull_resource, "build_delta", lambda *args: (made.append(turn), delta(*args))[1]
+    )
 
     def count_turns() -> None:
         nonlocal turn

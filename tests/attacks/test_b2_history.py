@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from pylon import limits
 from pylon.auth_context import ADMIN, AuthContext
-from pylon.changelog.change import Change, seen_as
+from pylon.changelog.change import Change, encode_for
 from pylon.changelog.feed import Feed
-from pylon.changelog.pull import delta
+from pylon.changelog.pull import build_delta
 from pylon.changelog.tail import Tail
 from pylon.clock import ManualClock
 from pylon.manifest.model import Entity, Field, FieldType, Manifest, Policy
@@ -78,7 +78,7 @@ class Store:
         if from_log:
             feed = Feed(self.pool)
             feed._tail = Tail(self.engine.head)
-        body: dict[str, Any] = orjson.loads(delta(feed, RULES, auth, since).body)
+        body: dict[str, Any] = orjson.loads(build_delta(feed, RULES, auth, since).body)
         return body
 
 
@@ -101,7 +101,7 @@ def update(number: int, **patch: Any) -> Any:
 
 def told(events: list[ChangeEvent], auth: AuthContext) -> list[bytes]:
     """What a hub delivers of a commit."""
-    seen = (seen_as(Change(event), RULES.of("Post"), auth) for event in events)
+    seen = (encode_for(Change(event), RULES.of("Post"), auth) for event in events)
     return [text for text in seen if text is not None]
 
 
@@ -202,7 +202,8 @@ def test_a_live_query_that_catches_up_gets_no_image_of_a_row_that_is_private_now
     tail = Tail(0)
     tail.append(ChangeBatch(0, events))
     tail.relate()
-    assert [watch.diff_kind(change) for change in tail.after(0) or []] == [None, None, "delete"]
+    changes = tail.changes_after(0) or []
+    assert [watch.diff_kind(change) for change in changes] == [None, None, "delete"]
 
 
 STEP = st.tuples(st.integers(1, 3), st.sampled_from(["show", "hide", "edit", "delete"]))

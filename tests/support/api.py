@@ -135,7 +135,7 @@ class ApiStage:
     writer: DirectWriter
     clock: ManualClock
     signals: list[Signal] = field(default_factory=list)
-    noted: list[tuple[int, int]] = field(default_factory=list)  # keys and cursors
+    hinted: list[tuple[int, int]] = field(default_factory=list)  # keys and cursors
 
     def call(
         self, method: str, target: str, body: Any = None, token: str | None = None,
@@ -183,7 +183,7 @@ def serve_api(
     database = Database(folder / "test.db", app, clock, row_max_bytes=config.row_max_bytes)
     pool, writer = database.pool, DirectWriter(database.engine)
     signals: list[Signal] = []
-    noted: list[tuple[int, int]] = []
+    hinted: list[tuple[int, int]] = []
     merge_sandbox = MergeSandbox()
     requests = RequestServices(
         app=app,
@@ -197,7 +197,7 @@ def serve_api(
         data=DataServices(requests, app, pool, writer),
         sync=SyncServices(
             feed=Feed(pool),
-            hints=HintPublisher(lambda key, cursor: noted.append((key, cursor)), clock),
+            hints=HintPublisher(lambda key, cursor: hinted.append((key, cursor)), clock),
             merge_checker=merge_sandbox,
         ),
         realtime=RealtimeServices(
@@ -214,7 +214,7 @@ def serve_api(
     )
     try:
         yield ApiStage(
-            testing.TestClient(make_app(services)), services, writer, clock, signals, noted
+            testing.TestClient(make_app(services)), services, writer, clock, signals, hinted
         )
     finally:
         merge_sandbox.close()

@@ -177,7 +177,7 @@ class Stage:
     def logout(self, session_id: str) -> None:
         self.write(DropSession(session_id))
 
-    def note(self, session_id: str | None, cursor: int) -> None:
+    def add_hint(self, session_id: str | None, cursor: int) -> None:
         """What an HTTP worker does before it answers a pull."""
         if self._hints is None:
             self._hints = HintWriter(self.runtime.hints, 1, SystemClock())

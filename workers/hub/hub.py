@@ -3,7 +3,7 @@
 Connections with equal auth contexts see the same, so the hub decides for groups of them (`groups`).
 The routing plan of an entity (`pylon.policy.routing`) says how. A change for everyone needs no
 decision. A change keyed by an attribute of the session touches only the groups with that value.
-Only general rules are judged once for each group. `pylon.changelog.change.seen_as` always judges
+Only general rules are judged once for each group. `pylon.changelog.change.encode_for` always judges
 whether a group sees the row, its leaving, or nothing; routing only names groups that need no
 judgement.
 
@@ -28,7 +28,7 @@ from gevent.event import Event
 
 from pylon import limits, metrics
 from pylon.auth_context import AuthContext, Caller
-from pylon.changelog.change import Change, seen_as
+from pylon.changelog.change import Change, encode_for
 from pylon.clock import Clock
 from pylon.policy.routing import ByAuth, Everyone, Nobody
 from pylon.policy.rules import EntityRules
@@ -201,7 +201,7 @@ class Hub:
         if auth.is_admin:
             return change.wire
         rules = self._rules.get(change.event.entity)
-        return None if rules is None else seen_as(change, rules, auth)
+        return None if rules is None else encode_for(change, rules, auth)
 
     def advance(self, head: int) -> None:
         """Count everything up to `head` as published: nobody joined before."""
@@ -314,7 +314,7 @@ class Hub:
             for group in self._groups.candidates(change, routing):
                 if group.auth.is_admin:
                     continue
-                wire = seen_as(change, rules, group.auth)
+                wire = encode_for(change, rules, group.auth)
                 if wire is not None:
                     frame = made.get(wire)
                     if frame is None:

@@ -180,13 +180,13 @@ class Replay:
         """
         tail = self._feed.tail
         for _ in range(_PAGES_AT_ONCE):
-            missed = tail.after(cursor, limits.REPLAY_PAGE_EVENTS, _PAGE_BYTES)
+            missed = tail.changes_after(cursor, limits.REPLAY_PAGE_EVENTS, _PAGE_BYTES)
             if missed is None:
                 return cursor
             if missed:
                 self._send(connection, missed)
                 cursor = missed[-1].seq
-            if not tail.after(cursor, 1):
+            if not tail.changes_after(cursor, 1):
                 connection.last_seq = max(cursor, tail.last_seq)
                 self._hub.join(connection)
                 return None
@@ -203,7 +203,7 @@ class Replay:
         """
         while connection.is_open:
             tail = self._feed.tail
-            missed = tail.after(cursor, limits.REPLAY_PAGE_EVENTS, _PAGE_BYTES)
+            missed = tail.changes_after(cursor, limits.REPLAY_PAGE_EVENTS, _PAGE_BYTES)
             if missed is None:
                 last_seq = self._send_logged(connection, cursor)
                 # Without a page the feed will soon have heard that the log has nothing more.
@@ -212,7 +212,7 @@ class Replay:
                 if missed:
                     self._send(connection, missed)
                     cursor = missed[-1].seq
-                if not tail.after(cursor, 1):
+                if not tail.changes_after(cursor, 1):
                     connection.last_seq = max(cursor, tail.last_seq)
                     self._hub.join(connection)
                     return
@@ -278,7 +278,7 @@ class Replay:
         """Return the cursor before the newest `REPLAY_WITHOUT_HINT_EVENTS` events."""
         tail = self._feed.tail
         wanted = limits.REPLAY_WITHOUT_HINT_EVENTS
-        newest = tail.after(tail.first_covered) or []
+        newest = tail.changes_after(tail.first_covered) or []
         if len(newest) < wanted:
             return tail.first_covered
         return newest[-wanted].seq - 1

@@ -38,7 +38,7 @@ from pylon.bus.signals import SignalReceiver
 from pylon.bus.writer_client import WriterClient
 from pylon.changelog.change import Change
 from pylon.crdt import frame
-from pylon.crdt.document import merged
+from pylon.crdt.document import merge_parts
 from pylon.crdt.redaction import Run
 from pylon.crdt.views import hidden_runs
 from pylon.errors import CrdtDecodeFailed, LimitExceeded, NotFound, PylonError, Unavailable
@@ -362,7 +362,7 @@ class _RedactedDocuments:
         """Return the redacted document, prepared once for all callers at the same time.
 
         Raises:
-            CrdtDecodeFailed, Unavailable: see `MergeSandbox.shown`.
+            CrdtDecodeFailed, Unavailable: see `MergeSandbox.redact`.
         """
         version = (key, hash((stored.parts, runs)))
         payload = self._payloads.get(version)
@@ -375,7 +375,7 @@ class _RedactedDocuments:
             return found
         pending = self._pending[version] = AsyncResult()
         try:
-            payload = self._sandbox.shown(stored, runs, caller)
+            payload = self._sandbox.redact(stored, runs, caller)
         except BaseException as ex:
             pending.set_exception(ex if isinstance(ex, PylonError) else Unavailable("Try again"))
             raise
@@ -396,7 +396,7 @@ def _join_parts(stored: StoredDocument) -> bytes:
     """Return the document in one piece."""
     if not stored.updates:
         return stored.snapshot
-    return merged(stored.parts)
+    return merge_parts(stored.parts)
 
 
 def _send(connections: Sequence[Connection], key: Key, payload: bytes) -> None:

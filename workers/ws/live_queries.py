@@ -27,7 +27,7 @@ from pylon import limits, metrics
 from pylon.api.data.access import entity_named, readable
 from pylon.app import App
 from pylon.changelog.change import Change
-from pylon.changelog.pull import rows_of_page
+from pylon.changelog.pull import read_page
 from pylon.clock import Clock
 from pylon.errors import (
     IdentityChanged,
@@ -223,7 +223,7 @@ class LiveQueries:
         while _is_drained(connection):
             tail = self._feed.tail
             tail.relate()
-            changes: Sequence[Change] | None = tail.after(seq)
+            changes: Sequence[Change] | None = tail.changes_after(seq)
             if changes is not None and len(changes) <= limits.REPLAY_PAGE_EVENTS:
                 self._send_diffs(subscription, changes)
                 if connection.is_open:  # a closed one has no state here any more
@@ -273,7 +273,7 @@ def _read(reader: Reader, entity: str, where: Predicate) -> tuple[int, list[byte
         after_id: str | None = None
         while True:
             query = Query(where, limits.SNAPSHOT_PAGE_ROWS, after_id=after_id)
-            page, has_more = rows_of_page(reader, entity, query)
+            page, has_more = read_page(reader, entity, query)
             rows += page
             size_bytes += sum(map(len, page))
             if len(rows) > limits.LIVE_ROWS or size_bytes > limits.LIVE_RESULT_BYTES:

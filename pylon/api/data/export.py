@@ -21,7 +21,7 @@ from pylon.api.data.access import entity_named
 from pylon.api.http.callers import caller_of, subject_of
 from pylon.api.http.responses import join_rows
 from pylon.api.services import DataServices
-from pylon.changelog.pull import rows_of_page
+from pylon.changelog.pull import read_page
 from pylon.errors import Forbidden
 from pylon.manifest.model import Entity
 from pylon.query.predicate import TRUE
@@ -82,7 +82,7 @@ class Export:
         while True:
             query = Query(TRUE, limit=limits.SNAPSHOT_PAGE_ROWS, after_id=after_id)
             page, has_more = self._services.store.scan(
-                partial(rows_of_page, entity=entity.name, query=query), caller=caller
+                partial(read_page, entity=entity.name, query=query), caller=caller
             )
             if page:
                 yield page

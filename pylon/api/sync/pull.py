@@ -23,7 +23,7 @@ from pylon.api.http.responses import send_text
 from pylon.api.services import DataServices, SyncServices
 from pylon.auth_context import AuthContext
 from pylon.changelog.hints import hint_key
-from pylon.changelog.pull import Pulled, delta, snapshot
+from pylon.changelog.pull import Pulled, build_delta, stream_snapshot
 from pylon.errors import PylonError, ResyncRequired, SnapshotCursorInvalid
 
 _SINCE: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
@@ -54,7 +54,8 @@ class Pull:
             head = services.store.point(lambda reader: reader.head_seq())
             subject = subject_of(req, services.requests)
             pieces = services.turns.paced(
-                snapshot(services.store, app.manifest, app.rules, caller.auth, subject), subject
+                stream_snapshot(services.store, app.manifest, app.rules, caller.auth, subject),
+                subject,
             )
             first = _read_beginning(pieces)
             self._sync.hints.publish(key, head)
@@ -92,13 +93,13 @@ class Pull:
         services = self._services
         rules, cache = services.app.rules, self._sync.pull_cache
         if not cache.should_probe():
-            return delta(self._sync.feed, rules, auth, since)
+            return build_delta(self._sync.feed, rules, auth, since)
         # Admins also see changes of entities that the manifest no longer has.
         key = (auth if auth.is_admin or not rules.is_open else None, since)
         version = version_of(services.store)
         pulled = cache.find(version, key)
         if pulled is None:
-            pulled = delta(self._sync.feed, rules, auth, since)
+            pulled = build_delta(self._sync.feed, rules, auth, since)
             cache.keep(version, key, pulled, len(pulled.body))
         return pulled
 
