@@ -266,7 +266,7 @@ PR_SET_CHILD_SUBREAPER = 36
 WAITING_TEMPLATE = """
 from workers import template
 import time
-template._LATE, template.ROLES = (), ()
+template._LATE_MODULES, template.ROLES = (), ()
 template.main(lambda role: time.sleep(60))
 """
 

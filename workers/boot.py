@@ -1,13 +1,13 @@
-"""How every worker process comes up, and how it says that it is alive.
+"""Boot: starts a worker after its fork, and reports its status to the supervisor.
 
-The template (`workers.template`) forks a worker with a listening socket and a few variables
-(`pylon.bus.child`). `boot` turns that into a `WorkerContext`: the app, the settings, the reader
-pool, the socket. `run_status` then reports once a second, and measures how late its own timer
-fires, which is how long something kept the hub from running.
+The template (`workers.template`) loads the app with `preload_app`, and forks a worker with a
+listening socket and a few variables (`pylon.bus.child`). `boot` makes a `WorkerContext` of them:
+the app with its settings, the reader pool, the socket. `run_status` sends a `WorkerStatus` once a
+second. It also measures how late its own timer fires: so long other code kept the event loop busy.
 
-Invariant: a worker never outlives its parent, the supervisor or gunicorn's arbiter
-(PR_SET_PDEATHSIG, and a check that the parent had not died before that was set). Called by the
-module of each role.
+Invariant: a worker never outlives its parent, which is the supervisor or gunicorn's arbiter
+(PR_SET_PDEATHSIG, and a check that the parent had not died before). Metric:
+pylon_event_loop_stall_seconds. Called by `workers.template` and the module of each role.
 """
 
 from __future__ import annotations
@@ -44,18 +44,19 @@ from pylon.storage.interface import Store
 
 EXIT_CONFIG: Final = 78  # EX_CONFIG: starting again with the same settings cannot help
 _HEARTBEAT_S: Final = 1.0
-_TICK_S: Final = 0.1  # how finely a stall of the hub is measured
-# PERF: an idle worker with ten ticks a second used 2.5 ms of CPU time a second, half of it here.
+_STALL_CHECK_S: Final = 0.1  # the period of the timer that measures stalls of the event loop
+# PERF: an idle worker with ten timers a second used 2.5 ms of CPU time a second, half of it here.
 _IDLE_HEARTBEAT_S: Final = 2.0
 _IDLE_SHARE: Final = 0.02  # of one core; a worker that uses less is idle
 
 _log = log.get_logger("worker")
-_prepared: tuple[tuple[dict[str, str], Path], App] | None = None  # before the fork
+# Set in the template, before the fork: the environment and runtime folder of an app, and the app.
+_preloaded: tuple[tuple[dict[str, str], Path], App] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """What a worker has when it begins."""
+    """The app, the socket and the store of a worker after its boot."""
 
     app: App
     runtime: Runtime
@@ -66,15 +67,15 @@ class WorkerContext:
     clock: Clock
     limiter: RateLimiter
     used_guests: UsedGuests = field(default_factory=UsedGuests)
-    status_changed: Event = field(default_factory=Event)  # readiness: report it at once
+    status_changed: Event = field(default_factory=Event)  # set to report a readiness at once
 
 
 def boot() -> WorkerContext:
-    """Read the environment, tie this process to its supervisor, load the app.
+    """Read the environment, arrange the end with the parent, load the app, open the reader pool.
 
     Raises:
-        SystemExit: 78 when the app cannot be loaded (the reason is logged), 1 when the
-            supervisor is already gone.
+        SystemExit: 78 if the app cannot be loaded (the reason is logged), 1 if the supervisor has
+            ended already.
     """
     metrics.reset()
     try:
@@ -85,7 +86,9 @@ def boot() -> WorkerContext:
     die_with_parent(child.supervisor_pid)
     try:
         runtime = Runtime(child.runtime_dir)
-        app = _prepared_app() or load_app(settings.load(os.environ).config, runtime.manifest)
+        app = _take_preloaded_app() or load_app(
+            settings.load(os.environ).config, runtime.manifest
+        )
         config = app.config
         log.configure(config.log_format, config.log_level, child.role, child.worker)
         get_hub().print_exception = _log_greenlet
@@ -106,46 +109,49 @@ def boot() -> WorkerContext:
     )
 
 
-def prepare(environ: Mapping[str, str], runtime_dir: Path) -> None:
+def preload_app(environ: Mapping[str, str], runtime_dir: Path) -> None:
     """Load the app in the template, for the workers that it forks with these settings.
 
-    PERF: each worker would copy 3.5 MiB of pages and take 0.02 s to do the same.
-    An app that cannot be loaded is left to the worker, which says why and ends.
+    If it cannot be loaded, each worker tries it again in `boot`, logs the reason and ends.
+    PERF: each worker would copy 3.5 MiB of pages and take 0.02 s to load the app itself.
     """
-    global _prepared
+    global _preloaded
     key = (dict(environ), runtime_dir)
-    if _prepared is not None and _prepared[0] == key:
+    if _preloaded is not None and _preloaded[0] == key:
         return
     try:
         app = load_app(settings.load(environ).config, Runtime(runtime_dir).manifest)
     except (PylonError, OSError):
-        _prepared = None
+        _preloaded = None
         return
-    _prepared = (key, app)
+    _preloaded = (key, app)
     freeze_template()
 
 
-def prepared_config() -> Config | None:
-    """Return the settings of this process, if the template has read them."""
-    return None if _prepared is None else _prepared[1].config
+def preloaded_config() -> Config | None:
+    """Return the settings that the template has read for this process; None if it read none."""
+    return None if _preloaded is None else _preloaded[1].config
 
 
-def _prepared_app() -> App | None:
-    """Return the app that the template has loaded, with ids of this process."""
-    if _prepared is None:
+def _take_preloaded_app() -> App | None:
+    """Return the app that the template has loaded, with an id source of this process."""
+    if _preloaded is None:
         return None
-    app = _prepared[1]
+    app = _preloaded[1]
     return replace(app, ids=RowIds(app.clock, app.random))
 
 
 def run_status(
     booted: WorkerContext, ready: Callable[[], bool], connections: Callable[[], int]
 ) -> NoReturn:
-    """Report once a second, and when readiness changes, until the process ends.
+    """Report once a second, and when `booted.status_changed` is set, until the process ends.
 
-    `booted.status_changed` is set when readiness changes. An idle worker reports every 2 s, and
-    measures stalls of its hub no more often: a stall would delay nothing.
-    Run it in a greenlet of its own.
+    An idle worker reports every 2 s. It also measures stalls every 2 s only, because a stall delays
+    nobody while the worker is idle. Run it in a greenlet of its own.
+
+    Args:
+        ready: returns whether the worker serves.
+        connections: returns the number of open connections.
     """
     sender = StatusSender(booted.runtime)
     clock = booted.clock
@@ -154,7 +160,7 @@ def run_status(
     reported_s = report_s - _HEARTBEAT_S
     cpu_s = 0.0
     stall_s = 0.0
-    tick_s = _TICK_S
+    check_s = _STALL_CHECK_S
     while True:
         now_s = clock.monotonic_s()
         if now_s >= report_s or booted.status_changed.is_set():
@@ -163,7 +169,7 @@ def run_status(
             is_idle = used_s < _IDLE_SHARE * (now_s - reported_s)
             cpu_s += used_s
             reported_s = now_s
-            tick_s = _IDLE_HEARTBEAT_S if is_idle else _TICK_S
+            check_s = _IDLE_HEARTBEAT_S if is_idle else _STALL_CHECK_S
             report_s = now_s + (_IDLE_HEARTBEAT_S if is_idle else _HEARTBEAT_S)
             metrics.EVENT_LOOP_STALL.set(stall_s)
             stall_s = 0.0
@@ -178,18 +184,19 @@ def run_status(
                     used_guests=booted.used_guests.take_all(),
                 )
             )
-        due_s = clock.monotonic_s() + tick_s
-        if not booted.status_changed.wait(tick_s):
+        due_s = clock.monotonic_s() + check_s
+        if not booted.status_changed.wait(check_s):
             stall_s = max(stall_s, clock.monotonic_s() - due_s)
 
 
 def _log_greenlet(
     context: object, kind: object, error: BaseException | None, trace: object
 ) -> None:
-    """In place of gevent's own, which writes tracebacks between the lines of the log.
+    """Log an error that no greenlet handled, in place of gevent's handler (`print_exception`).
 
-    An error that is meant for a client may be raised in a thread of the pool. Its greenlet gets
-    it, and answers with it, so there is nothing to be said here.
+    gevent's handler writes tracebacks between the lines of the log. gevent also calls the handler
+    for a `PylonError` in a thread of its pool. The greenlet that waits for the thread handles that
+    error, so this function ignores it.
     """
     if isinstance(error, PylonError) and not isinstance(context, gevent.Greenlet):
         return

@@ -1,15 +1,18 @@
 """The template process: imports everything that a worker needs, once, and forks the workers.
 
-The supervisor executes it before it has threads, SQLite or ZeroMQ sockets. It is patched by
-gevent, imports the module of each role (`pylon.roles`), freezes the collector, and then waits for
-requests (`pylon.bus.fork_requests`). For each it forks twice: the process in between ends at once,
-so that the supervisor, a subreaper, becomes the parent of the worker. The supervisor so reaps its
-workers as if it had started them itself, and the end of the template does not concern them.
+The supervisor executes it before the supervisor has threads, SQLite or ZeroMQ sockets. The template
+applies gevent's patches, imports the module of each role (`pylon.roles`), and freezes the garbage
+collector. Then it waits for requests (`pylon.bus.fork_requests`), and forks twice for each. The
+process in between ends at once, so the kernel makes the supervisor, a subreaper, the parent of the
+worker. So the supervisor reaps its workers, and no worker depends on the life of the template.
 
-Invariants: this process opens no bus socket, database or listener, has one thread and no gevent
-hub, and keeps no descriptor of a request. A worker has the descriptors 0 to 2 and its listener
-only. It dies with the supervisor (`parent_death`). CPython seeds `random` again after a fork; ids,
-tokens and contexts of ZeroMQ are made by the worker.
+A new worker first waits on a pipe, the *gate*. The template opens the gate after it has sent the
+pid to the supervisor. So no worker runs that the supervisor does not know.
+
+Invariants: the template opens no bus socket, database or listener, has one thread and no event loop
+of gevent, and keeps no descriptor of a request. A worker has the descriptors 0 to 2 and its
+listener only. The template dies with the supervisor (`parent_death`). CPython seeds `random` again
+after a fork; a worker makes its own ids, tokens and ZeroMQ contexts.
 
 PERF: imports take 0.6 s, a fork 0.01 s. Figures of memory are in `bench/processes.py`. Run as
 ``python -m workers.template FD SUPERVISOR_PID`` by `supervisor.template`.
@@ -44,12 +47,12 @@ from pylon.runtime import fd_budget
 from pylon.runtime.interpreter import freeze_template
 from pylon.runtime.parent_death import die_with_parent
 from pylon.runtime.title import set_title
-from workers.boot import prepare
+from workers.boot import preload_app
 
 _PID_BYTES: Final = 8
-_GO: Final = b"1"
-# Libraries that workers load while they serve, beside those that the roles' modules import.
-_LATE: Final = (
+_OPEN_GATE: Final = b"1"
+# Modules that workers import while they serve; the roles' modules do not import them at once.
+_LATE_MODULES: Final = (
     "asyncio", "gevent.libev.corecext", "gevent.queue", "gevent.resolver.thread", "gevent.signal",
     "gevent.subprocess", "gevent.threadpool", "loro", "prometheus_client", "pylon.openapi.document",
     "pylon.storage.sqlite.backend", "pylon.storage.sqlite.pool", "ssl", "zmq.green",
@@ -57,22 +60,23 @@ _LATE: Final = (
 
 
 def import_all() -> None:
-    """Import what workers need. Makes no hub, thread, context or descriptor."""
-    for module in (*_LATE, *(role.module for role in ROLES)):
+    """Import what workers need. Makes no event loop, thread, ZeroMQ context or descriptor."""
+    for module in (*_LATE_MODULES, *(role.module for role in ROLES)):
         importlib.import_module(module)
     patch_queues()
-    _rehearse()
+    _fill_caches()
 
 
-def _rehearse() -> None:
-    """Run once what each worker runs at its start and in each heartbeat.
+def _fill_caches() -> None:
+    """Run once the code that each worker runs at its start and in each heartbeat.
 
-    PERF: the first run fills caches of types and of classes, in pages that each worker would copy:
-    0.3 MiB for falcon's app, 0.4 MiB for a snapshot of the metrics.
+    PERF: the first run fills caches of CPython in memory pages that each worker would copy: 0.3 MiB
+    for falcon's app, 0.4 MiB for a snapshot of the metrics.
     """
-    # Each falcon app copies the table of media types, for static routes that Pylon has none of:
-    # with the 1,500 types of the system that took 25 ms and 1.3 MiB in each HTTP worker. Code
-    # that asks `mimetypes` for a type loads them all the same.
+    # PERF: each falcon app copies the table of media types for its static routes. Pylon has none,
+    # and with the 1,500 types of a system the copy took 25 ms and 1.3 MiB in each HTTP worker.
+    # With `inited` set, falcon copies only the table that Python has built in. A call such as
+    # `mimetypes.guess_type` still loads the types of the system.
     mimetypes.inited = True
     importlib.import_module("falcon").App()
     metrics.return_changes(metrics.take_changes())
@@ -87,10 +91,10 @@ def serve(
         In a worker: its request and descriptors. In the template, at its end: None.
     """
     fork_requests.send_reply(sock, ForkReply(os.getpid()))
-    os.kill(supervisor_pid, signal.SIGCHLD)  # wakes its loop, which reads the reply
+    os.kill(supervisor_pid, signal.SIGCHLD)  # wakes the supervisor's loop, which reads the reply
     while (found := fork_requests.receive_request(sock)) is not None:
         request, fds = found
-        prepare(unpack_environ(request.environ), Path(request.runtime_dir))
+        preload_app(unpack_environ(request.environ), Path(request.runtime_dir))
         try:
             forked = _fork()
         except OSError as ex:  # no memory, or too many processes
@@ -103,8 +107,8 @@ def serve(
         pid, gate = forked
         _close(fds)
         fork_requests.send_reply(sock, ForkReply(pid))
-        with suppress(BrokenPipeError):  # it was killed meanwhile
-            os.write(gate, _GO)  # not before the supervisor knows the pid
+        with suppress(BrokenPipeError):  # the worker was killed meanwhile
+            os.write(gate, _OPEN_GATE)
         os.close(gate)
     return None
 
@@ -113,8 +117,8 @@ def _fork() -> tuple[int, int] | None:
     """Fork a process whose parent is the supervisor.
 
     Returns:
-        In the template: the pid, and the descriptor by which the process is let go.
-        In that process, when it is let go: None.
+        In the template: the pid of the new process, and the descriptor of its gate.
+        In the new process, when its gate is open: None.
 
     Raises:
         OSError: no process could be forked.
@@ -131,8 +135,8 @@ def _fork() -> tuple[int, int] | None:
             os.write(pid_write, worker.to_bytes(_PID_BYTES, "big"))
             os._exit(0)
         os.close(gate_write)
-        if os.read(gate_read, 1) != _GO:
-            os._exit(1)  # the template has died, and the supervisor knows nothing of this process
+        if os.read(gate_read, 1) != _OPEN_GATE:
+            os._exit(1)  # the template has died, and the supervisor does not know this process
         _close((pid_read, pid_write, gate_read))
         return None
     _close((pid_write, gate_read))
@@ -150,15 +154,15 @@ def _close(fds: Iterable[int]) -> None:
         os.close(fd)
 
 
-def become(request: ForkRequest, fds: list[int], supervisor_pid: int) -> None:
-    """Make this fork what an executed process would be.
+def set_up_worker(request: ForkRequest, fds: list[int], supervisor_pid: int) -> None:
+    """Give this fork the state of an executed process: group, environment, folder, umask, title.
 
     Raises:
-        SystemExit: the supervisor is gone.
-        OSError: its working directory is gone.
+        SystemExit: the supervisor has ended.
+        OSError: the working directory was removed.
     """
     die_with_parent(supervisor_pid)
-    os.setpgid(0, 0)  # Ctrl-C in a terminal is for the supervisor, which drains
+    os.setpgid(0, 0)  # Ctrl-C in a terminal reaches the supervisor only, which drains
     child = ChildEnv(
         request.role, request.worker, Path(request.runtime_dir), fds[0], supervisor_pid
     )
@@ -170,18 +174,18 @@ def become(request: ForkRequest, fds: list[int], supervisor_pid: int) -> None:
 
 
 def run_role(role: str) -> None:
-    """Be a worker of the role until it ends."""
+    """Run a worker of the role until its end."""
     importlib.import_module(ROLE_BY_NAME[role].module).run()
 
 
 def main(run: Callable[[str], None] = run_role) -> None:
-    """Import, freeze, serve; in a worker, run its role.
+    """Import, freeze and serve. In a forked worker: run its role and end the process.
 
     Args:
-        run: the life of a worker, given the name of its role.
+        run: runs a worker of the role with the given name.
 
     Raises:
-        SystemExit: the supervisor is gone.
+        SystemExit: the supervisor has ended.
     """
     fd, supervisor_pid = int(sys.argv[1]), int(sys.argv[2])
     die_with_parent(supervisor_pid)
@@ -193,12 +197,12 @@ def main(run: Callable[[str], None] = run_role) -> None:
     sock = _socket.socket(fileno=fd)
     found = serve(sock, supervisor_pid)
     if found is not None:
-        become(*found, supervisor_pid)
-        _leave(_live(run, found[0].role))
+        set_up_worker(*found, supervisor_pid)
+        _exit_at_once(_run_to_exit_code(run, found[0].role))
 
 
-def _live(run: Callable[[str], None], role: str) -> int:
-    """Be a worker until it ends; its exit code."""
+def _run_to_exit_code(run: Callable[[str], None], role: str) -> int:
+    """Run a worker until its end, and return its exit code."""
     try:
         run(role)
     except SystemExit as ex:
@@ -209,10 +213,10 @@ def _live(run: Callable[[str], None], role: str) -> int:
     return 0
 
 
-def _leave(code: int) -> NoReturn:
-    """End this process at once.
+def _exit_at_once(code: int) -> NoReturn:
+    """End this process without the interpreter's clean-up.
 
-    PERF: the interpreter would free what the template has imported, and copy each page for that.
+    PERF: the clean-up would free all imported modules, and so copy each page that they are in.
     """
     sys.stdout.flush()
     sys.stderr.flush()

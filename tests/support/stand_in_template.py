@@ -8,5 +8,5 @@ import sys
 
 from tests.support import stand_in_worker
 
-template._LATE, template.ROLES = (), ()  # type: ignore[misc]  # stand-ins need none of it
+template._LATE_MODULES, template.ROLES = (), ()  # type: ignore[misc]  # stand-ins need none of it
 template.main(lambda _role: sys.exit(stand_in_worker.main()))

@@ -30,7 +30,7 @@ from pylon.clock import SystemClock
 from pylon.config import Config
 from pylon.errors import StartRefused
 from pylon.runtime.gevent_patch import restore_forking
-from workers.boot import prepared_config
+from workers.boot import preloaded_config
 from workers.http import accept_balancer
 from workers.http.process import HttpProcess
 from workers.http.server import HttpWorker
@@ -242,7 +242,7 @@ def run() -> None:
     """
     try:
         child = ChildEnv.from_environ(os.environ)
-        config = prepared_config() or settings.load(os.environ).config
+        config = preloaded_config() or settings.load(os.environ).config
     except StartRefused as ex:
         log.configure("json", "info", "http", "arbiter")
         log.get_logger("worker").error("worker.refused", code=ex.code, message=ex.message)
