@@ -1,4 +1,7 @@
-"""Time an operation: as often as a budget allows, three times over, and the median of that."""
+"""Measurement of one operation: the median rate of three runs, each of a fixed time.
+
+Called by `pylon.bench.run`; `workers.ws.bench` uses the same number of runs.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ from pylon.clock import Clock
 
 REPEATS: Final = 3
 
-Step = Callable[[], int]  # carries out some operations and says how many
+Step = Callable[[], int]  # executes some operations, and returns their number
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One line of the table. Without a figure, `note` says why."""
+    """One line of the table. Without a figure, `note` has the reason."""
 
     name: str
     ops_per_s: float | None
@@ -28,9 +31,9 @@ class Measured:
 
 
 def measure(name: str, step: Step, budget_s: float, clock: Clock, note: str = "") -> Measured:
-    """Call `step` for `budget_s` seconds in all, after one call to warm up.
+    """Call `step` for `budget_s` seconds in all, after one call to warm up, and return the rate.
 
-    `step` should take milliseconds: the clock is read between two calls.
+    `step` should take milliseconds, because the clock is read between two calls.
     """
     step()
     rates = []

@@ -1,5 +1,8 @@
-"""The read rows of the table: parsing of the request, SQL with the read policy's condition, JSON
-out. Beside the reads by key stands the bare call of SQLite's binding that they wrap."""
+"""Read operations: parse a request, select with the read policy's condition, and encode the JSON.
+
+For reads by key there are also steps that call the database driver directly, for comparison.
+Called by `pylon.bench.run`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from pylon.query.rows import Query, parse_filter
 from pylon.storage.backend import BareReads
 from pylon.storage.interface import Reader
 
-_ROUND: Final = 50  # point reads between two looks at the clock
+_ROUND: Final = 50  # point reads between two readings of the clock
 
 
 class Reads:
@@ -32,34 +35,34 @@ class Reads:
         self._row_ids = row_ids
 
     def get(self) -> Step:
-        turn = cycle(self._row_ids)
-        return self._points(lambda: self._reader.get(self._entity.name, next(turn)))
+        values = cycle(self._row_ids)
+        return self._repeat_read(lambda: self._reader.get(self._entity.name, next(values)))
 
     def lookup(self, field: str, value_of: Callable[[int], Any]) -> Step:
-        turn = cycle(range(1, len(self._row_ids) + 1))
-        return self._points(
-            lambda: self._reader.lookup(self._entity.name, field, value_of(next(turn)))
+        values = cycle(range(1, len(self._row_ids) + 1))
+        return self._repeat_read(
+            lambda: self._reader.lookup(self._entity.name, field, value_of(next(values)))
         )
 
     def bare_get(self, bare: BareReads) -> Step:
-        """What `get` does, without anything around it."""
-        turn = cycle(self._row_ids)
+        """Each op: the driver's call that `get` wraps."""
+        values = cycle(self._row_ids)
         get = bare.get(self._entity.name)
-        return self._points(lambda: get(next(turn)))
+        return self._repeat_read(lambda: get(next(values)))
 
     def bare_lookup(
         self, bare: BareReads, field: str, value_of: Callable[[int], Any]
     ) -> Step:
-        """What `lookup` does, without anything around it."""
-        turn = cycle(range(1, len(self._row_ids) + 1))
+        """Each op: the driver's call that `lookup` wraps."""
+        values = cycle(range(1, len(self._row_ids) + 1))
         lookup = bare.lookup(self._entity.name, field)
-        return self._points(lambda: lookup(value_of(next(turn))))
+        return self._repeat_read(lambda: lookup(value_of(next(values))))
 
     def query(self, body: dict[str, Any]) -> Step:
-        """Each op: parse the filter, select, and join the answer."""
+        """Each op: parse the filter, select, and join the response."""
         def step() -> int:
             allowed = self._rules.readable_by(ADMIN)
-            if self._answer(parse_filter(self._entity, body, 1_000, allowed)) == 0:
+            if self._count_rows(parse_filter(self._entity, body, 1_000, allowed)) == 0:
                 raise AssertionError("no row answers the filter")
             return 1
 
@@ -68,7 +71,7 @@ class Reads:
     def list_rows(self, count: int) -> Step:
         """Each op: the JSON text of the first `count` rows."""
         def step() -> int:
-            if self._answer(Query(self._rules.readable_by(ADMIN), limit=count)) != count:
+            if self._count_rows(Query(self._rules.readable_by(ADMIN), limit=count)) != count:
                 raise AssertionError(f"fewer than {count} rows")
             return 1
 
@@ -87,15 +90,15 @@ class Reads:
 
         return step
 
-    def _answer(self, query: Query) -> int:
+    def _count_rows(self, query: Query) -> int:
         count, _ = self._reader.page(self._entity.name, query)
         return count
 
-    def _points(self, read: Callable[[], bytes | None]) -> Step:
+    def _repeat_read(self, read: Callable[[], bytes | None]) -> Step:
         def step() -> int:
             for _ in range(_ROUND):
                 if read() is None:
-                    raise AssertionError("the row is there")
+                    raise AssertionError("the row does not exist")
             return _ROUND
 
         return step

@@ -1,4 +1,7 @@
-"""What is measured with: a manifest of our own, and made-up rows for any manifest."""
+"""Fixture: a built-in manifest, and generated rows for any manifest.
+
+Called by `pylon.bench.run`, `pylon.bench.writes` and `workers.ws.bench`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ _GROUPS: Final = 100  # distinct values of a field that is not unique: 10 rows o
 
 
 def fixture() -> Manifest:
-    """Three entities: of three fields, of four, and of four with a unique and an indexed one."""
+    """Return a manifest with three entities.
+
+    They have three fields, four fields, and four fields of which one is unique and one indexed.
+    """
 
     def field(name: str, kind: str, unique: bool = False) -> dict[str, Any]:
         return {"name": name, "type": kind, "optional": False, "unique": unique}
@@ -54,8 +60,10 @@ def fixture() -> Manifest:
 
 
 def body_maker(entity: Entity) -> Callable[[int], dict[str, Any]]:
-    """Makes row n of an entity: valid, and different wherever the entity demands it. What depends
-    on the entity alone is found out once, since the making of rows is not what is measured."""
+    """Return a function that makes row n of an entity: valid, with distinct unique fields.
+
+    The work that depends only on the entity happens once, so that it is not measured.
+    """
     indexed = {name for index in entity.indexes if index.unique for name in index.fields}
     makers = [
         (field.name, value_maker(field, distinct=field.unique or field.name in indexed))
@@ -69,7 +77,7 @@ def body_maker(entity: Entity) -> Callable[[int], dict[str, Any]]:
 
 
 def value_maker(field: Field, distinct: bool) -> Callable[[int], Any]:
-    """Makes value n of the field's type; one of a hundred unless `distinct`."""
+    """Return a function that makes value n of the field's type; one of 100 unless `distinct`."""
     modulus = sys.maxsize if distinct else _GROUPS
     match field.type:
         case FieldType.INT:
@@ -87,8 +95,8 @@ def value_maker(field: Field, distinct: bool) -> Callable[[int], Any]:
             return lambda number: pattern % (number % modulus)
 
 
-def to_one(entity: Entity) -> Relation | None:
-    """A relation to follow: its field is free to hold the id of any row of its target."""
+def to_one_relation(entity: Entity) -> Relation | None:
+    """Return a to-one relation whose field may hold the id of any row of its target."""
     taken = {name for index in entity.indexes if index.unique for name in index.fields}
     kinds = (FieldType.STRING, FieldType.ID)
     free = {f.name for f in entity.fields if f.type in kinds and not f.unique} - taken
@@ -96,19 +104,19 @@ def to_one(entity: Entity) -> Relation | None:
 
 
 def text_field(entity: Entity) -> Field | None:
-    """A field for `$like`."""
+    """Return a field for `$like`."""
     kinds = (FieldType.STRING, FieldType.RICHTEXT)
     return next((field for field in entity.fields if field.type in kinds), None)
 
 
 def unique_field(entity: Entity) -> Field | None:
-    """A field that alone is unique."""
+    """Return a field that is unique by itself."""
     alone = {index.fields[0] for index in entity.indexes if index.unique and len(index.fields) == 1}
     return next((f for f in entity.fields if f.unique or f.name in alone), None)
 
 
 def grouped_field(entity: Entity) -> Field | None:
-    """A field for equality: an indexed one if there is one, ten of 1,000 rows each."""
+    """Return a field for equality, if possible an indexed one: 10 of 1,000 rows have each value."""
     kinds = (FieldType.STRING, FieldType.INT, FieldType.ID, FieldType.DATETIME)
     fields = [f for f in entity.fields if f.type in kinds and not f.unique]
     first_of_index = {index.fields[0] for index in entity.indexes if not index.unique}

@@ -1,7 +1,7 @@
-"""Measure every line of the table, in a database of its own in a temporary folder.
+"""Run: measures every line of the table, in a new database in a temporary folder.
 
-Called by `pylonctl bench`. The hub's line comes from a process of its own
-(`workers.ws.bench`), because the hub is a worker's and `pylon` imports no worker.
+The hub's line comes from another process (`workers.ws.bench`), because the hub belongs to a worker,
+and `pylon` imports no worker. Called by `pylonctl bench`.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ Progress = Callable[[str], None]
 
 
 def run(manifest_path: Path | None, budget_s: float, progress: Progress | None) -> BenchReport:
-    """Measure; about `budget_s` seconds for each line.
+    """Measure each line for about `budget_s` seconds.
 
     Raises:
-        ManifestInvalid: the user's manifest.
+        ManifestInvalid: the user's manifest has errors.
     """
     manifest = rows.fixture() if manifest_path is None else load_manifest(manifest_path)
     with tempfile.TemporaryDirectory(prefix="pylon-bench-") as folder:
         bench = _Bench(manifest, Path(folder) / "bench.db", budget_s, progress)
         try:
-            measured = bench.all()
+            measured = bench.measure_all()
         finally:
             bench.close()
     return BenchReport(
@@ -68,7 +68,7 @@ def run(manifest_path: Path | None, budget_s: float, progress: Progress | None) 
 
 
 class _Bench:
-    """One run: an engine, a reader, and the rows of each entity."""
+    """One run: a write engine, a reader, and the rows of each entity."""
 
     def __init__(
         self, manifest: Manifest, path: Path, budget_s: float, progress: Progress | None
@@ -94,17 +94,17 @@ class _Bench:
         self._reader.close()
         self._engine.close()
 
-    def all(self) -> list[Measured]:
-        """The lines in the order of the table. Reads are measured first, on 1,000 rows."""
+    def measure_all(self) -> list[Measured]:
+        """Return the lines in the order of the table. Measure reads first, on 1,000 rows."""
         for writes in self._writes.values():
             writes.fill(ROWS)
         main = self._main_entity()
-        reads = list(self._reads(main))
-        written = list(self._written(main))
-        return [*written, *reads, *self._changes(main), self._hub()]
+        reads = list(self._measure_reads(main))
+        written = list(self._measure_writes(main))
+        return [*written, *reads, *self._measure_changes(main), self._measure_hub()]
 
     def _main_entity(self) -> Entity:
-        """The entity that most lines are measured with: one with a unique field, if any."""
+        """Return the entity of most lines: one with a unique field, if any."""
         entities = self._manifest.entities
         return next((e for e in entities if rows.unique_field(e) is not None), entities[0])
 
@@ -113,7 +113,7 @@ class _Bench:
             self._progress(name)
         return measure(name, step, self._budget_s, self._clock, note)
 
-    def _written(self, main: Entity) -> Iterator[Measured]:
+    def _measure_writes(self, main: Entity) -> Iterator[Measured]:
         for name, writes in self._writes.items():
             count = len(writes.entity.fields)
             yield self._measure(f"insert, {count} fields ({name})", writes.insert())
@@ -121,7 +121,7 @@ class _Bench:
         yield self._measure("update", writes.update())
         yield self._measure("delete + reinsert", writes.delete_and_reinsert())
 
-    def _reads(self, main: Entity) -> Iterator[Measured]:
+    def _measure_reads(self, main: Entity) -> Iterator[Measured]:
         reads = Reads(
             main, self._rules.of(main.name), self._reader, self._writes[main.name].row_ids
         )
@@ -155,24 +155,24 @@ class _Bench:
                 f"{main.name}.{text.name}, a scan of {ROWS} rows",
             )
         yield self._measure(f"list {ROWS}", reads.list_rows(ROWS))
-        yield self._graph()
+        yield self._measure_graph()
 
-    def _graph(self) -> Measured:
-        """The rows of the first entity that has a relation to follow, each with its target."""
+    def _measure_graph(self) -> Measured:
+        """Measure a graph: the rows of an entity with a to-one relation, each with its target."""
         name = f"graph {ROWS}"
         for entity in self._manifest.entities:
-            relation = rows.to_one(entity)
+            relation = rows.to_one_relation(entity)
             if relation is not None:
-                own = self._writes[entity.name]
-                own.refer(relation.field, self._writes[relation.target].row_ids)
-                reads = Reads(entity, self._rules.of(entity.name), self._reader, own.row_ids)
+                writes = self._writes[entity.name]
+                writes.set_references(relation.field, self._writes[relation.target].row_ids)
+                reads = Reads(entity, self._rules.of(entity.name), self._reader, writes.row_ids)
                 return self._measure(
                     name, reads.graph(self._app, relation.name, ROWS),
                     f"{entity.name} including {relation.name}",
                 )
         return Measured(name, None, "no entity has a to-one relation to follow")
 
-    def _changes(self, main: Entity) -> Iterator[Measured]:
+    def _measure_changes(self, main: Entity) -> Iterator[Measured]:
         batch = self._writes[main.name].last_batch
         if batch is None:
             raise AssertionError("the writes above published changes")
@@ -194,23 +194,26 @@ class _Bench:
         finally:
             pool.close()
 
-    def _hub(self) -> Measured:
+    def _measure_hub(self) -> Measured:
         name = "hub broadcast enqueue"
         if self._progress is not None:
             self._progress(name)
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "workers.ws.bench", str(self._budget_s)],
             capture_output=True, text=True, check=False, timeout=60 + 10 * self._budget_s,
         )
-        if done.returncode != 0:
-            return Measured(name, None, f"failed: {done.stderr.strip().splitlines()[-1:]}")
-        found = json.loads(done.stdout)
-        return Measured(name, found["ops_per_s"], found["note"])
+        if process.returncode != 0:
+            return Measured(name, None, f"failed: {process.stderr.strip().splitlines()[-1:]}")
+        result = json.loads(process.stdout)
+        return Measured(name, result["ops_per_s"], result["note"])
 
 
 def _append(batch: ChangeBatch) -> Step:
-    """Each op: one event onto the hot tail. The events are made beforehand, enough of them that
-    the tail has to drop old ones; then it starts anew."""
+    """Return a step. Each op appends one event to the change log's tail in memory.
+
+    The events exist beforehand. They are so many that the tail drops old ones. After the last one
+    the step starts again with an empty tail.
+    """
     batches = []
     seq = 0
     for _ in range(_TAIL_BATCHES):

@@ -1,4 +1,7 @@
-"""The result of `pylonctl bench`, for eyes, as JSON and as Markdown."""
+"""Table: formats the result of `pylonctl bench` as text, JSON and Markdown.
+
+Called by `pylonctl bench`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from pylon.bench.measure import Measured
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """The lines, and what must be known to compare them."""
+    """The lines, and the versions and machine of the run."""
 
     version: str
     python: str
@@ -24,7 +27,7 @@ class BenchReport:
 
 
 def render(report: BenchReport) -> str:
-    """operation, ops/s, µs/op."""
+    """Return the table as text: operation, ops/s, µs/op."""
     width = max(len(row.name) for row in report.rows)
     lines = [
         f"Pylon {report.version}, Python {report.python}, SQLite {report.sqlite}, "
@@ -58,7 +61,8 @@ def to_json(report: BenchReport) -> dict[str, Any]:
 
 
 def save(report: BenchReport, folder: Path) -> None:
-    """Write `data_plane.json` and `data_plane.md` into `folder`, which is made if need be."""
+    """Write `data_plane.json` and `data_plane.md` into `folder`; make the folder if it is missing.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     text = orjson.dumps(to_json(report), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     (folder / "data_plane.json").write_bytes(text)

@@ -1,7 +1,7 @@
-"""The write rows of the table: validation, encoding, policy, engine, one transaction for 64.
+"""Write operations: validate, encode, check the policy, and write 64 requests in one transaction.
 
-The writer's loop is the supervisor's and is not run here; what it would put into one batch
-with 64 concurrent callers is.
+The writer's loop belongs to the supervisor and does not run here. The steps write batches of the
+size that the loop has with 64 concurrent callers. Called by `pylon.bench.run`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BATCH: Final = 64
 
 
 class Writes:
-    """The steps for one entity. Row numbers go up, so that unique fields stay so."""
+    """The steps for one entity. Row numbers only increase, so that unique fields stay unique."""
 
     def __init__(
         self, entity: Entity, rules: EntityRules, engine: WriteEngine, ids: RowIds
@@ -47,14 +47,14 @@ class Writes:
         self.last_batch: ChangeBatch | None = None
 
     def fill(self, count: int) -> None:
-        """Make the rows that updates and reads work on."""
+        """Insert the rows for updates and reads."""
         for start in range(0, count, BATCH):
             ops = [self._insert() for _ in range(min(BATCH, count - start))]
             self.row_ids += [op.row_id for op in ops]
             self._apply(ops)
 
-    def refer(self, field: str, targets: list[str]) -> None:
-        """Let the rows that `fill` made refer to the rows `targets`, one after the other."""
+    def set_references(self, field: str, targets: list[str]) -> None:
+        """Set `field` of the rows of `fill` to the ids in `targets`, in turn."""
         ops: list[WriteOp] = []
         for row_id, target in zip(self.row_ids, cycle(targets), strict=False):
             patch = self._codec.patch({field: target}, row_id)
@@ -71,18 +71,18 @@ class Writes:
         return step
 
     def update(self) -> Step:
-        """Each op: one field of an existing row (the first that need not be unique)."""
+        """Each op: change one field of an existing row, if possible one that is not unique."""
         taken = {f for index in self.entity.indexes if index.unique for f in index.fields}
         free = [f for f in self.entity.fields if not f.unique and f.name not in taken]
         field = (free or list(self.entity.fields))[0]
-        turn = self._rotate()
+        row_ids = self._rotate()
         value_of = rows.value_maker(field, distinct=True)
 
         def step() -> int:
             ops: list[WriteOp] = []
             for _ in range(BATCH):
                 self._next += 1
-                row_id = next(turn)
+                row_id = next(row_ids)
                 patch = self._codec.patch({field.name: value_of(self._next)}, row_id)
                 ops.append(UpdateRow(self.entity.name, row_id, patch, ADMIN))
             self._apply(ops)
@@ -91,13 +91,13 @@ class Writes:
         return step
 
     def delete_and_reinsert(self) -> Step:
-        """Each op: a row goes and comes back under its id."""
-        turn = self._rotate()
+        """Each op: delete a row, and insert it again with the same id."""
+        row_ids = self._rotate()
 
         def step() -> int:
             ops: list[WriteOp] = []
             for _ in range(BATCH // 2):
-                row_id = next(turn)
+                row_id = next(row_ids)
                 ops.append(DeleteRow(self.entity.name, row_id, ADMIN))
                 ops.append(self._insert(row_id))
             self._apply(ops)
