@@ -21,8 +21,8 @@ The bus never drops a write: a worker keeps what the kernel does not take, withi
 writes in flight. Every ZeroMQ socket has an explicit high-water mark and linger 0. At the mark
 ZeroMQ drops messages. A subscriber of changes sees the gap by `ChangeBatch.prev_seq` and reads the
 change log. A subscriber of room updates sees the gap by `RoomUpdates.counter` and requests new
-snapshots. Senders count dropped heartbeats. Signals and heartbeats are repeated, or the store has
-the same facts.
+snapshots. Both count the gap; senders count dropped heartbeats. Nobody counts dropped signals: they
+are repeated, or the store has the same facts.
 
 Only this package imports zmq. Importing it never imports gevent, because only workers call
 `pylon.bus.contexts.green`, which makes the green sockets. Connections of clients pass between
