@@ -415,3 +415,17 @@ def test_after_a_restore_only_the_first_seconds_refuse(tmp_path: Path) -> None:
     assert server.start_cursor(0, 1) == 10**9
     server.clock.advance(limits.EPOCH_RESYNC_S)
     assert server.start_cursor(0, 2) <= 400
+
+
+def test_a_start_uses_saved_hints_once_and_removes_their_former_file(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    former = tmp_path / "app.db.notes"
+    former.touch()
+    server.log.head = 1_000
+    server.tellers[0].publish(1, 1_000)
+    server.stop()
+    assert (tmp_path / "app.db.hints").exists()
+    server.start()
+    assert server.start_cursor(0, 1) == 1_000
+    assert not (tmp_path / "app.db.hints").exists()
+    assert not former.exists()
