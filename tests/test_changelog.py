@@ -40,7 +40,7 @@ from tests.support.storage import (
     update,
 )
 
-TASKS = RULES.of("Task")
+TASKS = RULES.for_entity("Task")
 
 
 class Setup:
@@ -118,8 +118,8 @@ def test_wire_texts_are_made_once() -> None:
     assert seen.wire_as("delete") is seen.wire_as("delete")
     assert orjson.loads(seen.wire_as("insert"))["kind"] == "insert"
     assert seen.row is seen.row and seen.prev_row is seen.prev_row
-    assert find_view(seen, RULES.of("User"), ADA) is View.NONE
-    assert find_view(seen, RULES.of("Note"), ANONYMOUS) is View.AS_IS
+    assert find_view(seen, RULES.for_entity("User"), ADA) is View.NONE
+    assert find_view(seen, RULES.for_entity("Note"), ANONYMOUS) is View.AS_IS
 
 
 # --- Tail ----------------------------------------------------------------------------------

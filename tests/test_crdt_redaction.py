@@ -198,7 +198,7 @@ class Served:
         """The reader takes the document, if it may, into the copy that it has."""
         if not self.row()["shared"]:
             return
-        runs = hidden_runs(self.stored(), RULES.of("Page"), BOB)
+        runs = hidden_runs(self.stored(), RULES.for_entity("Page"), BOB)
         payload = redact_document(self.stored().parts, runs) if runs else None
         parts = self.stored().parts if payload is None else (payload,)
         fresh = LoroClient(*parts)

@@ -49,7 +49,7 @@ class HubStage:
         app = self.stage.app
         self.pool = self.stage.pool
         self.hub = Hub(
-            {name: app.rules.of(name) for name in app.manifest.by_name},
+            {name: app.rules.for_entity(name) for name in app.manifest.by_name},
             WebSocketTransport("ws", 1_024), ManualClock(),
         )
         self.subscriber = ChangesSubscriber(self.stage.runtime)

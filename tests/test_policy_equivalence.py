@@ -143,7 +143,7 @@ AUTH = st.builds(
 
 def rules_for(rule: str) -> EntityRules:
     policies = (Policy("p", "Thing", allow_read=rule, allow_delete=f"!({rule})"),)
-    return compile_rules(Manifest("x", "1", (THING,), policies=policies)).of("Thing")
+    return compile_rules(Manifest("x", "1", (THING,), policies=policies)).for_entity("Thing")
 
 
 def clause_of(rules: EntityRules, auth: AuthContext) -> SqlClause:

@@ -40,7 +40,7 @@ EMPTY: dict[str, Any] = dict.fromkeys(ROW) | {"id": "r2"}
 
 
 def rules(*policies: Policy) -> EntityRules:
-    return compile_rules(Manifest("x", "1", (NOTE,), policies=policies)).of("Note")
+    return compile_rules(Manifest("x", "1", (NOTE,), policies=policies)).for_entity("Note")
 
 
 def policy(**keys: str) -> Policy:
@@ -208,9 +208,9 @@ def test_all_policies_must_pass_and_those_without_a_rule_are_skipped() -> None:
     other = compile_rules(
         Manifest("x", "1", (NOTE, Entity("Other", ())), policies=(policy(allow="true"),))
     )
-    assert allowed(other.of("Other")) == set()
+    assert allowed(other.for_entity("Other")) == set()
     with pytest.raises(KeyError):
-        other.of("Nope")
+        other.for_entity("Nope")
 
 
 def test_an_admin_passes_everything() -> None:
@@ -264,7 +264,7 @@ def test_a_denial_shows_the_missing_policy_and_it_works() -> None:
         "manifest_version": 1, "name": "x", "version": "1", "routes": [], "policies": [shown],
         "entities": [{"name": "Note", "fields": [], "indexes": []}],
     }
-    mended = compile_rules(parse_manifest(json.dumps(document), "m.json")).of("Note")
+    mended = compile_rules(parse_manifest(json.dumps(document), "m.json")).for_entity("Note")
     assert mended.may_insert(BOB, {"id": "r1"}) and not mended.may_insert(ANONYMOUS, {"id": "r1"})
     assert "sign in" in str(found.denied("insert", ANONYMOUS).hint)
 
@@ -365,7 +365,7 @@ def test_names_of_the_manifest_never_become_code() -> None:
     evil, rule = Entity("Evil", tuple(fields)), Policy("p", "Evil", allow=attack)
     ruleset = compile_rules(Manifest("x", "1", (evil,), policies=(rule,)))
     assert isinstance(ruleset, RuleSet)
-    found = ruleset.of("Evil")
+    found = ruleset.for_entity("Evil")
     assert not found.may_read(BOB, {"id": "1", "__import__": "os"})
     assert found.may_read(BOB, {"id": "1", "k1": "d"})
 

@@ -103,7 +103,7 @@ def test_sql_of_policy_and_filter_selects_the_rows_that_python_passes(
     rule: str, body: dict[str, Any], rows: list[dict[str, Any]], auth: AuthContext
 ) -> None:
     policy = Policy("p", "Thing", allow_read=rule)
-    rules = compile_rules(Manifest("x", "1", (THING,), policies=(policy,))).of("Thing")
+    rules = compile_rules(Manifest("x", "1", (THING,), policies=(policy,))).for_entity("Thing")
     wanted = parse_where(THING, body)
     both = guarded(rules.readable_by(auth), wanted)
     stored = store(rows)

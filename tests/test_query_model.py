@@ -232,7 +232,7 @@ def test_filters(
     limit: int | None, auth: AuthContext,
 ) -> None:
     store.fill(rows)
-    allowed = store.app.rules.of("Task").readable_by(auth)
+    allowed = store.app.rules.for_entity("Task").readable_by(auth)
     query = parse_filter(TASK, {**where, "$order": order, "$limit": limit}, LIST_LIMIT, allowed)
     seen = query_model.readable(store.app.rules, auth, rows)["Task"]
     wanted = query_model.selected({"where": where, "order": order, "limit": limit}, seen, None)
@@ -290,7 +290,7 @@ def test_aggregates(
     store: Store, rows: query_model.Rows, body: dict[str, Any], auth: AuthContext
 ) -> None:
     store.fill(rows)
-    allowed = and_(store.app.rules.of("Task").readable_by(auth), match_tenant(TASK, auth))
+    allowed = and_(store.app.rules.for_entity("Task").readable_by(auth), match_tenant(TASK, auth))
     found = store.reader.aggregate("Task", parse_aggregate(TASK, body, allowed))
     seen = [
         row for row in query_model.readable(store.app.rules, auth, rows)["Task"]

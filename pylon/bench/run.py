@@ -87,7 +87,7 @@ class _Bench:
         self._writes = {entity.name: self._writes_of(entity) for entity in manifest.entities}
 
     def _writes_of(self, entity: Entity) -> Writes:
-        return Writes(entity, self._rules.of(entity.name), self._engine, self._ids)
+        return Writes(entity, self._rules.for_entity(entity.name), self._engine, self._ids)
 
     def close(self) -> None:
         self._bare.close()
@@ -123,7 +123,7 @@ class _Bench:
 
     def _measure_reads(self, main: Entity) -> Iterator[Measured]:
         reads = Reads(
-            main, self._rules.of(main.name), self._reader, self._writes[main.name].row_ids
+            main, self._rules.for_entity(main.name), self._reader, self._writes[main.name].row_ids
         )
         yield self._measure("get_by_id", reads.get())
         yield self._measure("bare apsw get", reads.bare_get(self._bare), "what get_by_id wraps")
@@ -165,7 +165,8 @@ class _Bench:
             if relation is not None:
                 writes = self._writes[entity.name]
                 writes.set_references(relation.field, self._writes[relation.target].row_ids)
-                reads = Reads(entity, self._rules.of(entity.name), self._reader, writes.row_ids)
+                rules = self._rules.for_entity(entity.name)
+                reads = Reads(entity, rules, self._reader, writes.row_ids)
                 return self._measure(
                     name, reads.graph(self._app, relation.name, ROWS),
                     f"{entity.name} including {relation.name}",

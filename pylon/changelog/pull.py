@@ -95,7 +95,7 @@ def _visible_texts(
 def _rules_of(rules: RuleSet, entity: str) -> EntityRules | None:
     """Return the rules; None for an entity that only the log knows, and only admins may read."""
     try:
-        return rules.of(entity)
+        return rules.for_entity(entity)
     except KeyError:
         return None
 
@@ -114,7 +114,7 @@ def stream_snapshot(
     Raises:
         QueryTimeout, StoreUnavailable: from the store, also in the middle of the stream.
     """
-    plans = [(e, rules.of(e.name).readable_by(auth)) for e in manifest.entities]
+    plans = [(e, rules.for_entity(e.name).readable_by(auth)) for e in manifest.entities]
     first = store.scan(
         lambda reader: reader.at_one_commit(lambda: _begin(reader, plans)), caller=caller
     )

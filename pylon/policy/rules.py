@@ -183,7 +183,7 @@ class RuleSet:
             for name, rules in (rules_by_action or {}).items()
         }
 
-    def of(self, entity: str) -> EntityRules:
+    def for_entity(self, entity: str) -> EntityRules:
         """Return the rules of an entity of the manifest (KeyError for any other name)."""
         return self._by_entity[entity]
 

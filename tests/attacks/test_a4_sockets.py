@@ -377,11 +377,11 @@ def test_many_addresses_take_little_memory(
     assert isinstance(transport, WebSocketTransport)
     addresses = transport._addresses
     for number in range(100):
-        budget = addresses.of(f"192.0.2.{number}")
+        budget = addresses.budget_of(f"192.0.2.{number}")
         assert budget is not None
         budget.spend(MIB, 0.0)
     assert len(addresses._by_network) == 10
-    assert addresses.of("192.0.2.99") is addresses.of("192.0.2.99")
+    assert addresses.budget_of("192.0.2.99") is addresses.budget_of("192.0.2.99")
 
 
 # --- A worker --------------------------------------------------------------------------------

@@ -148,13 +148,13 @@ def watched(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Watched]
 
 
 def ask_query(reader: SqliteReader, app: App, entity: str, where: dict[str, Any]) -> object:
-    named, allowed = app.manifest.by_name[entity], app.rules.of(entity).readable_by(BOB)
+    named, allowed = app.manifest.by_name[entity], app.rules.for_entity(entity).readable_by(BOB)
     query = parse_filter(named, {**where, "$order": {"text": "desc"}}, 100, allowed)
     return reader.rows(entity, query), reader.count(entity, query.where)
 
 
 def ask_aggregate(reader: SqliteReader, app: App, entity: str, where: dict[str, Any]) -> object:
-    named, allowed = app.manifest.by_name[entity], app.rules.of(entity).readable_by(BOB)
+    named, allowed = app.manifest.by_name[entity], app.rules.for_entity(entity).readable_by(BOB)
     allowed = and_(allowed, match_tenant(named, BOB))
     body = {"count": "*", "min": ["text"], "groupBy": ["pin"], "where": where}
     return reader.aggregate(entity, parse_aggregate(named, body, allowed))
@@ -175,7 +175,7 @@ def ask_many(reader: SqliteReader, app: App, entity: str, where: dict[str, Any])
 
 
 def ask_live(reader: SqliteReader, app: App, entity: str, where: dict[str, Any]) -> object:
-    named, allowed = app.manifest.by_name[entity], app.rules.of(entity).readable_by(BOB)
+    named, allowed = app.manifest.by_name[entity], app.rules.for_entity(entity).readable_by(BOB)
     return reader.count(entity, matcher_of(named, where, allowed).where)
 
 
@@ -221,7 +221,7 @@ def test_no_word_is_looked_for_in_a_hidden_row(watched: Watched, body: dict[str,
     for entity in ("Open", "Mine"):
         named = watched.app.manifest.by_name[entity]
         assert named.search is not None
-        allowed = watched.app.rules.of(entity).readable_by(BOB)
+        allowed = watched.app.rules.for_entity(entity).readable_by(BOB)
         watched.seen.clear()
         _find(watched.reader, named, parse_search(named, named.search, body), allowed)
         query = parse_filter(named, {"$search": "secret", "$order": {"text": "asc"}}, 9, allowed)
@@ -232,7 +232,7 @@ def test_no_word_is_looked_for_in_a_hidden_row(watched: Watched, body: dict[str,
 
 def test_relevance_is_computed_for_rows_that_policy_has_passed(watched: Watched) -> None:
     named = watched.app.manifest.by_name["Found"]
-    allowed = watched.app.rules.of("Found").readable_by(BOB)
+    allowed = watched.app.rules.for_entity("Found").readable_by(BOB)
     where = compile_predicate(named, guarded(allowed, parse_where(named, {"note": "n"})), True)
     sql = f"SELECT _json FROM {relevant(named)} WHERE {where.sql} ORDER BY {RELEVANCE}, id"
     program = watched.reader._conn.execute(f"EXPLAIN {sql}", ("secret", *where.params))
@@ -246,7 +246,7 @@ def test_relevance_is_computed_for_rows_that_policy_has_passed(watched: Watched)
 def test_an_index_serves_what_a_caller_compares(watched: Watched) -> None:
     """Policy first must not mean that each row of a table is looked at."""
     named = watched.app.manifest.by_name["Open"]
-    allowed = watched.app.rules.of("Open").readable_by(BOB)
+    allowed = watched.app.rules.for_entity("Open").readable_by(BOB)
     served: list[dict[str, Any]] = [
         {"pin": PIN}, {"pin": {"$gt": "1", "$lt": "2"}}, {"pin": {"$startsWith": "4"}},
         {"$or": [{"pin": "1"}, {"parentId": "x"}]}, {"$and": [{"pin": {"$in": ["1", "2"]}}]},
@@ -273,7 +273,7 @@ def test_an_index_that_begins_with_what_policy_compares_serves_a_range_behind_it
     document["entities"][0]["search"] = {"text": [], "facets": [], "sortable": []}
     manifest = parse_manifest(orjson.dumps(document).decode(), "secrets.json")
     named = manifest.by_name["Mine"]
-    allowed = compile_rules(manifest).of("Mine").readable_by(BOB)
+    allowed = compile_rules(manifest).for_entity("Mine").readable_by(BOB)
     wanted = parse_where(named, {"pin": {"$gt": "1"}, "note": "n"})
     where = compile_predicate(named, guarded(allowed, wanted))
     conn = apsw.Connection(":memory:")
@@ -288,7 +288,7 @@ def test_an_index_that_begins_with_what_policy_compares_serves_a_range_behind_it
 def test_a_range_of_an_index_is_looked_through_once(watched: Watched) -> None:
     """Twice the ranges would be twice the time that one hidden row takes."""
     app = watched.app
-    named, allowed = app.manifest.by_name["Open"], app.rules.of("Open").readable_by(BOB)
+    named, allowed = app.manifest.by_name["Open"], app.rules.for_entity("Open").readable_by(BOB)
 
     def path(body: dict[str, Any]) -> str:
         query = parse_filter(named, body, 10, allowed)
@@ -314,7 +314,7 @@ def test_the_attack_that_read_a_pin_by_the_time_reads_nothing(watched: Watched) 
     reader = SqliteReader(Path(watched.reader._conn.filename), watched.app.manifest)
 
     def time_of(auth: AuthContext, guess: str, entity: str) -> float:
-        named, rules = watched.app.manifest.by_name[entity], watched.app.rules.of(entity)
+        named, rules = watched.app.manifest.by_name[entity], watched.app.rules.for_entity(entity)
         # What an index could serve would be no secret: the text has none.
         body = {"text": {"$startsWith": guess, "$like": f"{'secret ' * 30}_{'s' * 40}"}}
         query = parse_filter(named, body, 10, rules.readable_by(auth))

@@ -198,7 +198,7 @@ def test_documents_from_before_another_rule_are_hidden(tmp_path: Path) -> None:
     engine.close()
     opened("auth.isAdmin").close()
     assert stored().views == (), "the same rule"
-    rules = compile_rules(kit.MANIFEST).of("Note")  # everybody reads
+    rules = compile_rules(kit.MANIFEST).for_entity("Note")  # everybody reads
     engine = opened("true")
     for _ in range(2):
         runs = hidden_runs(stored(), rules, ANONYMOUS)

@@ -101,7 +101,7 @@ def update(number: int, **patch: Any) -> Any:
 
 def told(events: list[ChangeEvent], auth: AuthContext) -> list[bytes]:
     """What a hub delivers of a commit."""
-    seen = (encode_for(Change(event), RULES.of("Post"), auth) for event in events)
+    seen = (encode_for(Change(event), RULES.for_entity("Post"), auth) for event in events)
     return [text for text in seen if text is not None]
 
 
@@ -194,7 +194,7 @@ def test_a_live_query_that_catches_up_gets_no_image_of_a_row_that_is_private_now
         *store.commit(insert(1, pub=True)), *store.commit(update(1, text="x")),
         *store.commit(update(1, pub=False)),
     ]
-    rules = RULES.of("Post")
+    rules = RULES.for_entity("Post")
     key = ("Post", b"{}", viewer(rules, STRANGER))
     watch = Watch(key, POST, matcher_of(POST, {}), rules)
     alone = [watch.diff_kind(Change(event)) for event in events]
@@ -263,6 +263,6 @@ def test_a_stranger_converges_and_gets_only_what_was_and_is_readable(
 
 
 def _rows(store: Store) -> list[dict[str, Any]]:
-    where = RULES.of("Post").readable_by(ADMIN)
+    where = RULES.for_entity("Post").readable_by(ADMIN)
     rows = store.pool.point(lambda reader: reader.rows("Post", Query(where, limit=100)))
     return [msgspec.json.decode(row) for row in rows]

@@ -84,7 +84,7 @@ def test_rule_selects_the_rows_that_it_passes(
     )
     read = compile_rules(Manifest("r", "1", (THING,), policies=(
         Policy("p", "Thing", allow_read=rule),
-    ))).of("Thing")
+    ))).for_entity("Thing")
     assert {row["s"] for row in stage.rows("Thing", read.readable_by(auth))} == passing
     assert {row["s"] for row in stage.rows("Thing") if read.may_read(auth, row)} == passing
     for row in stage.rows("Thing"):
@@ -109,7 +109,7 @@ def test_store_python_and_writer_agree_on_any_rule(
         assert not any(stage.codes(*(thing(n, row) for n, row in enumerate(rows, 1))))
         read = compile_rules(Manifest("r", "1", (THING,), policies=(
             Policy("p", "Thing", allow_read=rule),
-        ))).of("Thing")
+        ))).for_entity("Thing")
         stored = stage.rows("Thing")
         passing = [row["id"] for row in stored if read.may_read(auth, row)]
         selected = [row["id"] for row in stage.rows("Thing", read.readable_by(auth))]

@@ -72,7 +72,7 @@ def test_more_relevant_rows_come_first(stage: StoreStage) -> None:
 
 def test_search_stays_behind_the_policy(stage: StoreStage) -> None:
     stage.apply(page(8, "secret tea", open=False, ownerId="bob"))
-    rules = stage.rules.of("Page")
+    rules = stage.rules.for_entity("Page")
     assert found(stage, "secret", rules.readable_by(AuthContext(user_id="ada"))) == []
     assert found(stage, "secret", rules.readable_by(AuthContext(user_id="bob"))) == [8]
 

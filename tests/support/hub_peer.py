@@ -26,7 +26,7 @@ from workers.ws.transport import WebSocketTransport
 
 APP = parse_manifest(orjson.dumps(MANIFEST).decode(), "manifest.json")
 RULES = compile_rules(APP)
-BY_ENTITY = {name: RULES.of(name) for name in APP.by_name}
+BY_ENTITY = {name: RULES.for_entity(name) for name in APP.by_name}
 CONTEXTS = [
     ANONYMOUS, ADMIN, AuthContext(user_id="ada"), AuthContext(user_id="bob"),
     AuthContext(user_id="ada", tenant_id="t"),

@@ -124,7 +124,7 @@ class LiveStage:
         self.update, self.delete = self.database.update, self.database.delete
         self.store = RacingStore(self.pool)
         self.hub = Hub(
-            {name: self.app.rules.of(name) for name in manifest.by_name},
+            {name: self.app.rules.for_entity(name) for name in manifest.by_name},
             WebSocketTransport("ws", 1_024), self.clock,
         )
         self.feed = Feed(None, History(self.pool), self.hub)  # type: ignore[arg-type]  # no bus
@@ -151,7 +151,7 @@ class LiveStage:
 
     def query(self, entity: str, body: Any, auth: AuthContext) -> Rows:
         """What a fresh query answers."""
-        allowed = self.app.rules.of(entity).readable_by(auth)
+        allowed = self.app.rules.for_entity(entity).readable_by(auth)
         where = guarded(allowed, parse_where(self.app.manifest.by_name[entity], body))
         found = self.pool.point(lambda reader: reader.rows(entity, Query(where, 100_000)))
         return {row["id"]: row for row in map(orjson.loads, found)}

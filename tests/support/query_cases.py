@@ -61,7 +61,7 @@ class Case:
         """The rules of an entity that the case's policy protects."""
         policy = Policy("p", self.entity.name, allow_read=self.source["policy"])
         manifest = Manifest("cases", "1", (self.entity,), policies=(policy,))
-        return compile_rules(manifest).of(self.entity.name)
+        return compile_rules(manifest).for_entity(self.entity.name)
 
     @property
     def condition(self) -> Predicate:

@@ -64,7 +64,7 @@ def _passes(operator: str, value: Any, wanted: Any) -> bool:
 def readable(rules: RuleSet, auth: AuthContext, rows: Rows) -> Rows:
     """What is left of all rows for a caller."""
     return {
-        name: [row for row in some if rules.of(name).may_read(auth, row)]
+        name: [row for row in some if rules.for_entity(name).may_read(auth, row)]
         for name, some in rows.items()
     }
 

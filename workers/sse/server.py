@@ -78,7 +78,8 @@ def serve(booted: WorkerContext) -> NoReturn:
     app = booted.app
     cors = cors_of(app.config)
     transport = EventStreamTransport(cors)
-    hub = Hub({name: app.rules.of(name) for name in app.manifest.by_name}, transport, app.clock)
+    rules = {name: app.rules.for_entity(name) for name in app.manifest.by_name}
+    hub = Hub(rules, transport, app.clock)
     admission = SubscriberAdmission(booted, hub)
     changes = ChangeStream(booted, hub, admission)
     handler = EventStreamHandler(

@@ -37,7 +37,7 @@ def main(budget_s: float) -> None:
     manifest = rows.fixture()
     rules = compile_rules(manifest)
     hub = Hub(
-        {entity.name: rules.of(entity.name) for entity in manifest.entities},
+        {entity.name: rules.for_entity(entity.name) for entity in manifest.entities},
         WebSocketTransport("ws", _MESSAGE_BYTES), clock,
     )
     peers = [_connect(hub) for _ in range(SOCKETS)]

@@ -172,7 +172,7 @@ class Documents:
     def _hidden_runs(
         self, key: Key, stored: StoredDocument, connection: Connection
     ) -> tuple[Run, ...]:
-        return hidden_runs(stored, self._app.rules.of(key[0]), connection.caller.auth)
+        return hidden_runs(stored, self._app.rules.for_entity(key[0]), connection.caller.auth)
 
     def _unsubscribe(self, connection: Connection, key: Key) -> None:
         watch = self._watches.get(key)

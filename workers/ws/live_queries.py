@@ -131,7 +131,7 @@ class LiveQueries:
         allowed = readable(self._app, entity, auth)
         body = message.get("filter")
         matcher = matcher_of(entity, {} if body is None else body, allowed)
-        rules = self._app.rules.of(entity.name)
+        rules = self._app.rules.for_entity(entity.name)
         # Not orjson: the bytes that it returns keep its buffer of several kilobytes.
         text = msgspec.json.encode(body or {}, order="deterministic")
         key: WatchKey = (entity.name, text, viewer(rules, auth))

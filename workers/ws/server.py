@@ -78,7 +78,8 @@ def serve(booted: WorkerContext) -> NoReturn:
         "ws", app.config.ws_max_message_bytes, clock=app.clock,
         counts_addresses=app.config.sockets_per_ip > 0,
     )
-    hub = Hub({name: app.rules.of(name) for name in app.manifest.by_name}, transport, app.clock)
+    rules = {name: app.rules.for_entity(name) for name in app.manifest.by_name}
+    hub = Hub(rules, transport, app.clock)
     admission = SubscriberAdmission(booted, hub)
     changes = ChangeStream(booted, hub, admission)
     live = LiveQueries(app, booted.reader_pool, changes.feed, hub, app.clock)

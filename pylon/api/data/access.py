@@ -51,7 +51,7 @@ def readable(app: App, entity: Entity, auth: AuthContext) -> Predicate:
     """
     if auth.is_admin:
         return TRUE
-    rules = app.rules.of(entity.name)
+    rules = app.rules.for_entity(entity.name)
     allowed = rules.readable_by(auth)
     if allowed is FALSE and isinstance(rules.routing, Nobody | ByAuth):
         raise rules.denied("read", auth)
@@ -78,7 +78,7 @@ def wait_before_absence(app: App, entity: Entity, auth: AuthContext, started_s: 
     Args:
         started_s: when the request began, on the app's monotonic clock.
     """
-    if auth.is_admin or isinstance(app.rules.of(entity.name).routing, Everyone | ByAuth):
+    if auth.is_admin or isinstance(app.rules.for_entity(entity.name).routing, Everyone | ByAuth):
         return  # no row can be hidden
     left_s = started_s + limits.ABSENCE_S - app.clock.monotonic_s()
     if left_s > 0:
@@ -87,12 +87,12 @@ def wait_before_absence(app: App, entity: Entity, auth: AuthContext, started_s: 
 
 def visible_row(app: App, entity: Entity, auth: AuthContext, row_id: str) -> Predicate:
     """Return the condition of one row, if the caller may read it."""
-    return and_(equal("id", row_id), app.rules.of(entity.name).readable_by(auth))
+    return and_(equal("id", row_id), app.rules.for_entity(entity.name).readable_by(auth))
 
 
 def may_see(app: App, entity: Entity, auth: AuthContext, row_json: bytes) -> bool:
     """Return whether the caller may read this row; decode it only if the policy needs it."""
-    rules = app.rules.of(entity.name)
+    rules = app.rules.for_entity(entity.name)
     if auth.is_admin or isinstance(rules.routing, Everyone):
         return True
     row: dict[str, Any] = orjson.loads(row_json)

@@ -33,7 +33,7 @@ def make_insert(
     given = codec.client_id(body)
     row_id = given if given is not None else app.ids.new()
     encoded = codec.insert(body, row_id)
-    rules = app.rules.of(entity.name)
+    rules = app.rules.for_entity(entity.name)
     if not rules.may_insert(auth, encoded.row):
         raise rules.denied("insert", auth)
     return InsertRow(

@@ -229,7 +229,7 @@ def _is_about_hidden(
     if not values:
         return True
     same = [Compare("=", Column(name), Literal(value)) for name, value in values.items()]
-    where = and_(*same, app.rules.of(entity.name).readable_by(auth))
+    where = and_(*same, app.rules.for_entity(entity.name).readable_by(auth))
     return services.store.point(lambda reader: reader.count(entity.name, where)) == 0
 
 

@@ -58,7 +58,7 @@ def parse_request(app: App, auth: AuthContext, body: object) -> list[GraphNode]:
         return named
 
     def allowed_of(entity: Entity) -> Predicate:
-        return app.rules.of(entity.name).readable_by(auth)
+        return app.rules.for_entity(entity.name).readable_by(auth)
 
     scope = GraphScope(find_entity, app.manifest.by_name, allowed_of, app.config.list_limit)
     return parse_graph(scope, body)

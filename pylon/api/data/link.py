@@ -94,7 +94,7 @@ def _update_target(
         NotFound: the caller may not read one of the rows, or they are not linked.
     """
     target = services.app.manifest.by_name[relation.target]
-    allowed = services.app.rules.of(entity.name).readable_by(auth)
+    allowed = services.app.rules.for_entity(entity.name).readable_by(auth)
     source = services.store.point(
         lambda reader: reader.get_version(entity.name, row_id, allowed)
     )
@@ -103,7 +103,7 @@ def _update_target(
     if linked:
         patch = {relation.field: row_id}
         return changes.make_update(services.app, target, auth, target_id, patch, key)
-    visible = services.app.rules.of(target.name).readable_by(auth)
+    visible = services.app.rules.for_entity(target.name).readable_by(auth)
     found = services.store.point(
         lambda reader: reader.get_version(target.name, target_id, visible)
     )

@@ -96,7 +96,7 @@ class DocumentPush:
         if row_json is None:
             wait_before_absence(services.app, entity, auth, started_s)
             raise NotFound("Row not found")
-        rules = services.app.rules.of(entity.name)
+        rules = services.app.rules.for_entity(entity.name)
         if not rules.may_begin_update(auth, orjson.loads(row_json)):
             raise rules.denied("update", auth)
 

@@ -72,7 +72,8 @@ class BatchEngine:
         self._clock = clock
         entities = {
             e.name: EntityWrites(
-                e, rules.of(e.name), transaction.table(e, rules.of(e.name)), row_max_bytes
+                e, rules.for_entity(e.name),
+                transaction.table(e, rules.for_entity(e.name)), row_max_bytes,
             )
             for e in manifest.entities
         }
