@@ -1,6 +1,6 @@
-"""Constraint errors: what the client is told whose row broke a constraint of its table.
+"""Constraint errors: the client's error for a row that broke a constraint of its table.
 
-Called by `rows`, and where rows are tried out before a start (`pylon.seed_file`).
+Called by `rows`, and by `SchemaManager.find_conflict` for the rows of a seed file.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _ID = ("id",)
 def constraint_error(
     entity: str, failure: ConstraintFailed, row: Mapping[str, Any], *, client_id_given: bool
 ) -> PylonError:
-    """Return the error for a row that was to be written.
+    """Return the error for a refused row.
 
     Args:
         row: the whole row.
-        client_id_given: the client chose its id.
+        client_id_given: whether the client chose the id of the row.
     """
     fields = failure.fields
     if failure.kind == "not_null" and fields is not None:
@@ -37,7 +37,7 @@ def constraint_error(
         )
     if failure.kind != "unique":
         return InternalError(f"{entity}: the database refused the row")
-    if fields is None:  # of an index that the manifest does not name
+    if fields is None:  # the manifest does not name the index
         return UniqueViolation(f"{entity}: another row has these values", entity=entity)
     if fields == _ID and client_id_given:
         return OptimisticIdConflict(

@@ -1,13 +1,14 @@
-"""What the writer keeps in memory of documents: which rows may have one, and the newest, decoded.
+"""Document cache: the writer's set of rows with documents, and its recently used documents.
 
-Which rows have one is a bitmap under a hash: two mebibytes for any number of documents, made
-with the first. It may err on the side of yes (with 100,000 documents for one row in 170), which
-costs a look-up; never on the side of no. Entities without any document are not even looked up
-there (`EntityWrites.has_documents`).
+`RowSet` is a bitmap indexed by a hash: 2 MiB for any number of documents, allocated with the first.
+A false positive costs a look-up (with 100,000 documents one row in 170 is one). There are no false
+negatives. For entities without any document the set is not consulted
+(`EntityWrites.has_documents`).
 
-Invariant: a decoded document that is here says what the database says, uncommitted changes of
-the transaction that is open included; `undo` throws out what that transaction touched. Used by
-`documents`, one thread.
+Invariant: a cached document equals the stored one, with the uncommitted changes of the open
+transaction. `undo` drops the documents that the transaction touched. Bounds:
+`limits.DOCUMENTS_DECODED` documents, and `limits.DOCUMENTS_DECODED_BYTES` by estimate. Called by
+`documents`, by one thread.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from pylon.storage.core.transaction import DocumentKey
 from pylon.values import encode_row
 
 _BITS: Final = 1 << 24
-_DECODED_FACTOR: Final = 5  # memory of a decoded document by its stored size (measured: 2 to 5)
-_DECODED_BYTES: Final = 18_000  # and of one with next to nothing in it (measured)
+_DECODED_FACTOR: Final = 5  # memory of a decoded document per stored byte (measured: 2 to 5)
+_DECODED_BYTES: Final = 18_000  # memory of an almost empty document (measured)
 
 
 class RowSet:
-    """A set of rows that may say yes to a row that is not in it."""
+    """A set of rows with false positives and without false negatives."""
 
     __slots__ = ("_bits",)
 
@@ -50,23 +51,23 @@ class RowSet:
 
 @dataclass(slots=True)
 class CachedDocument:
-    """A decoded document, and what is stored of it."""
+    """A decoded document, and the sizes of its stored parts."""
 
     document: Document
-    version: Version | None  # as stored; None: nothing is, or nothing that can be read
+    version: Version | None  # the stored version; None: nothing readable is stored
     number: int  # of its newest stored update
     snapshot_bytes: int
-    pending: int = 0  # updates beside the snapshot
+    pending: int = 0  # stored updates that are not in the snapshot
     pending_bytes: int = 0
-    begun: bytes = b""  # the version that was made of the row, until something is stored
-    unreadable: bool = False  # what is stored cannot be read: write all of it anew
+    begun: bytes = b""  # the first version, made from the row, until something is stored
+    unreadable: bool = False  # the stored document cannot be read: store it as a whole
     # The fields that decide who may read the row, before and after a change that is not stored yet.
     view: tuple[str, str] | None = None
 
     def note_view(
         self, fields: frozenset[str], before: Mapping[str, Any], patch: Mapping[str, Any]
     ) -> None:
-        """Note if a patch of the row changes one of `fields`, which decide who may read it."""
+        """Note a patch of the row that changes one of `fields`, which decide who may read it."""
         if any(name in fields and before.get(name) != value for name, value in patch.items()):
             earlier = facts_of(fields, before) if self.view is None else self.view[0]
             self.view = (earlier, facts_of(fields, {**before, **patch}))
@@ -77,12 +78,12 @@ class CachedDocument:
 
     @property
     def changed(self) -> bool:
-        """Whether it has something that is not stored."""
+        """Whether the document has changes that are not stored."""
         return self.version is None or self.document.version != self.version
 
 
 def facts_of(fields: frozenset[str], row: Mapping[str, Any]) -> str:
-    """The values of `fields` in a row, as JSON."""
+    """Return the values of `fields` in a row, as JSON."""
     return encode_row({name: row.get(name) for name in fields}).decode()
 
 
@@ -104,7 +105,7 @@ class DocumentCache:
         return cached
 
     def put(self, key: DocumentKey, cached: CachedDocument) -> None:
-        """Keep it, or note its size anew; others may have to go."""
+        """Add a document or update its size. Evicts the least recently used beyond the bounds."""
         size_bytes = _DECODED_BYTES + _DECODED_FACTOR * cached.stored_bytes
         self._bytes += size_bytes - self._sizes.get(key, 0)
         self._sizes[key] = size_bytes
@@ -118,7 +119,7 @@ class DocumentCache:
         self._publish_metrics()
 
     def drop(self, key: DocumentKey) -> None:
-        """Forget it; the database has it."""
+        """Drop a document from the cache."""
         if self._documents.pop(key, None) is not None:
             self._bytes -= self._sizes.pop(key)
             self._publish_metrics()
@@ -128,7 +129,7 @@ class DocumentCache:
             self.drop(key)
 
     def touch(self, key: DocumentKey) -> None:
-        """The transaction that is open changes it."""
+        """Note that the open transaction changes the document."""
         self._touched.add(key)
 
     def commit(self) -> None:
@@ -137,7 +138,7 @@ class DocumentCache:
             self._touched.clear()
 
     def undo(self) -> None:
-        """Forget the touched documents: the transaction, or a part of it, was rolled back."""
+        """Drop the touched documents: the transaction, or a part of it, was rolled back."""
         for key in self._touched:
             self.drop(key)
 

@@ -1,18 +1,19 @@
-"""Document writes: make, merge, follow, delete (spec/realtime.md §6).
+"""Document writes: makes, merges, updates and deletes the documents of rows (spec/realtime.md §6).
 
-A row gets a document with the first subscription or push; from then on each change of the row
-changes the document in the same transaction, and each push to the document the row. A document
-that is read from the store is first brought in line with its row, so it does not matter whether
-the row was changed meanwhile by a schema change, by another server or by hand: the row is right.
+The first subscription or push makes a row's document. From then on each change of the row changes
+the document in the same transaction, and each push to the document changes the row. A document read
+from the store is first assigned the values of its row. So a change of the row by a migration, by
+another server or by hand does no harm: the row is authoritative.
 
-A change of a field that decides who may read the row (`CachedDocument.view`) is stored as a whole
-document, in place of all updates before it, with a note of its readers since: followers read the
-document anew, without the content that was hidden from them (`pylon.crdt.redaction`).
+If a change affects a field that decides who may read the row (`CachedDocument.view`), the document
+is stored as a whole, and replaces all earlier updates. A view records its readers from then on.
+Subscribers reload the document, without the content that was hidden from them
+(`pylon.crdt.redaction`).
 
-Invariants: a refused request leaves nothing, neither stored nor in the decoded document (which is
-thrown away); what is stored of a push is what our own document exports, never the client's
-bytes. A row's event has its place in the log before its document's update has its number.
-Called by `engine` and `rows`, in their transaction.
+Invariants: a refused request changes neither the store nor the cached document, which is dropped.
+The stored bytes of a push are those that our own document exports, never the client's. A row's
+event gets its seq before its document's update gets its number. Called by `engine` and `rows`, in
+their transaction.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from pylon.storage.core.transaction import DocumentKey, RowTransaction
 from pylon.storage.ops import OpenDocument, PushDocument, WriteReply
 from pylon.storage.records import DocumentView
 
-UNKNOWN: Final = "null"  # facts of a view whose readers nobody knows
+UNKNOWN: Final = "null"  # facts of a view whose readers are unknown
 _REREAD: Final = -1  # `prev` of an update: subscribers must reload the whole document
 
 _log: Final = get_logger("documents")
@@ -43,7 +44,7 @@ _log: Final = get_logger("documents")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change of a document that is not stored yet: an update, or all of it."""
+    """A change of a document that is not stored yet: an update, or the whole document."""
 
     key: DocumentKey
     cached: CachedDocument
@@ -52,7 +53,7 @@ class Change:
 
 
 class Rows(Protocol):
-    """What `rows` lends: the row of a request, and the way to change it."""
+    """The methods of `rows` that this module needs: find the row of a request, and change it."""
 
     def entity(self, name: str) -> EntityWrites:
         """Raises: EntityNotFound."""
@@ -60,14 +61,14 @@ class Rows(Protocol):
     def find_readable(
         self, entity: EntityWrites, op: PushDocument
     ) -> tuple[bytes, dict[str, Any], int | None]:
-        """The row's JSON, the row and its version. Raises: NotFound, PolicyDenied."""
+        """Return the row's JSON, the row and its version. Raises: NotFound, PolicyDenied."""
 
     def put(
         self, entity: EntityWrites, row_id: str, patch: Mapping[str, Any], before_json: bytes,
         before: Mapping[str, Any], version: int | None, row_json: bytes, row: Mapping[str, Any],
         journal: Journal,
     ) -> int:
-        """Write the changed row and note its event; its seq. Raises: what refuses the row."""
+        """Write the changed row, note its event and return its seq. Raises: PylonError."""
 
 
 class DocumentWrites:
@@ -79,7 +80,7 @@ class DocumentWrites:
         self, transaction: RowTransaction, entities: Mapping[str, EntityWrites], rows: Rows,
         clock: Clock,
     ) -> None:
-        """Look up which rows have documents, and mark the entities that have any."""
+        """Read which rows have documents, and mark the entities that have any."""
         self._transaction = transaction
         self._rows = rows
         self._clock = clock
@@ -95,7 +96,7 @@ class DocumentWrites:
     # --- Requests --------------------------------------------------------------------------
 
     def open(self, request_id: int, op: OpenDocument, journal: Journal) -> WriteReply:
-        """Make the row's document if it has none, and see that it is stored as the row is.
+        """Make the row's document if it has none, and store it if it differs from the row.
 
         Raises:
             NotFound: there is no such row, or its entity has no documents.
@@ -111,7 +112,7 @@ class DocumentWrites:
         if cached.changed:
             self._cache.touch(key)
             try:
-                change = _change(key, cached)
+                change = _pending_change(key, cached)
             except PylonError:
                 self._cache.drop(key)
                 raise
@@ -119,14 +120,15 @@ class DocumentWrites:
         return WriteReply(request_id, 0, op.row_id, False, 1)
 
     def push(self, request_id: int, op: PushDocument, journal: Journal) -> WriteReply:
-        """Merge a client's update, and let the row follow. The reply's seq is 0 when the row
-        did not change.
+        """Merge a client's update into the document and change the row accordingly.
+
+        Returns: a reply whose seq is 0 if the row did not change.
 
         Raises:
-            NotFound: no such row, or none that the caller may read.
-            PolicyDenied: the caller may not change the row like that.
+            NotFound: there is no such row, or the caller may not read it.
+            PolicyDenied: the caller may not make this change of the row.
             CrdtDecodeFailed, CrdtHistoryMissing, CrdtApplyFailed, LimitExceeded
-            InvalidValue, NullNotAllowed, UniqueViolation: the row that would come of it.
+            InvalidValue, NullNotAllowed, UniqueViolation: the resulting row is invalid.
         """
         began_s = self._clock.monotonic_s()
         entity = self._rows.entity(op.entity)
@@ -145,7 +147,7 @@ class DocumentWrites:
             row, row_json = entity.codec.merge(before, patch) if patch else (before, before_json)
             if not entity.rules.may_update(op.auth, before, row):
                 raise entity.rules.denied("update", op.auth)
-            change = _change(key, cached) if cached.changed else None
+            change = _pending_change(key, cached) if cached.changed else None
             if patch:
                 seq = self._rows.put(
                     entity, op.row_id, patch, before_json, before, version, row_json, row, journal
@@ -163,9 +165,9 @@ class DocumentWrites:
     def follow(
         self, entity: EntityWrites, row_id: str, before: Mapping[str, Any], patch: Mapping[str, Any]
     ) -> Change | None:
-        """Change the row's document, if it has one, as its row is about to be changed.
+        """Apply a pending change of a row to its document, if it has one.
 
-        Returns: what to `append` when the row was written, or to `refuse`.
+        Returns: the change to `append` after the row was written, or to `refuse`.
         """
         key = (entity.name, row_id)
         cached = self._find(entity, key, before)
@@ -175,11 +177,11 @@ class DocumentWrites:
         try:
             cached.note_view(entity.rules.read_fields, before, patch)
             cached.document.assign(patch, before)
-            return _change(key, cached, bounded=False) if cached.changed else None
+            return _pending_change(key, cached, bounded=False) if cached.changed else None
         except CrdtDecodeFailed as error:
             # Loro has failed on a document that it had read. The row's write is not at fault.
-            cached = self._anew(entity, key, {**before, **patch}, error)
-            return _change(key, cached, bounded=False)
+            cached = self._replace_unreadable(entity, key, {**before, **patch}, error)
+            return _pending_change(key, cached, bounded=False)
 
     def append(
         self, entity: EntityWrites, change: Change, seq: int, journal: Journal, *,
@@ -188,8 +190,8 @@ class DocumentWrites:
         """Store a change.
 
         Args:
-            seq: of the row's event; the head where there is none.
-            alone: no event tells of it, so a signal has to.
+            seq: that of the row's event; the head if the row has none.
+            alone: the change has no event, so a signal must announce it.
         """
         key, cached, data = change.key, change.cached, change.data
         if change.whole:
@@ -198,7 +200,7 @@ class DocumentWrites:
             self._may_have.add(key)
             entity.has_documents = True
             if cached.unreadable or cached.view is not None:
-                # No earlier update is left: it may hold content that was hidden when it was made.
+                # Keep no earlier update: it may contain content that was hidden at its time.
                 cached.number = self._transaction.append_update(key, _REREAD, seq, b"")
                 self._transaction.drop_updates_before(key, cached.number)
                 cached.unreadable = False
@@ -221,18 +223,18 @@ class DocumentWrites:
         journal.documents = journal.documents or alone
 
     def refuse(self, change: Change) -> None:
-        """The row's change, which a document had followed already, was refused."""
+        """Drop a document that `follow` has changed: the row's change was refused."""
         self._cache.drop(change.key)
 
     def drop(self, entity: str, row_id: str) -> None:
-        """Drop the document of a row that is gone."""
+        """Drop the document of a deleted row."""
         key = (entity, row_id)
         if key in self._may_have:
             self._cache.drop(key)
             self._transaction.drop_document(key)
 
     def drop_all(self, entity: str) -> None:
-        """Drop the documents of an entity whose rows are all gone."""
+        """Drop the documents of an entity whose rows were all deleted."""
         self._cache.drop_entity(entity)
         self._transaction.drop_documents(entity)
 
@@ -241,11 +243,11 @@ class DocumentWrites:
         self._cache.commit()
 
     def undo(self) -> None:
-        """Forget what the transaction touched: it, or a part of it, was rolled back."""
+        """Drop the cached documents that a rolled back transaction, or a part of it, touched."""
         self._cache.undo()
 
     def _check_rules(self, entities: Iterable[EntityWrites]) -> None:
-        """Mark the readers of documents as unknown if their entity has another read rule now."""
+        """Mark the readers of documents as unknown if the read rule of their entity has changed."""
         store = self._transaction
         key_of = "document_rules:{}".format
         changed = [e for e in entities if store.get_fact(key_of(e.name)) != e.rules.read_text]
@@ -262,8 +264,10 @@ class DocumentWrites:
             store.roll_back()
 
     def _put_view(self, key: DocumentKey, view: DocumentView, facts_before: str) -> None:
-        """Note the readers of a document's row from now on, and with the first such note the
-        readers before it."""
+        """Store a view: the readers of a document's row from now on.
+
+        With the first view it also stores the readers before it.
+        """
         store = self._transaction
         last, count = store.last_view(key)
         if last is None:
@@ -280,11 +284,11 @@ class DocumentWrites:
     def _open(
         self, entity: EntityWrites, key: DocumentKey, row: Mapping[str, Any]
     ) -> CachedDocument:
-        """The row's document, in line with the row; a new one if there is none."""
+        """Return the row's document, with the row's values; a new one if it has none."""
         cached = self._find(entity, key, row)
         if cached is None:
             refuse_reserved(entity.entity)
-            document = _made(entity, row)
+            document = _make_document(entity, row)
             cached = CachedDocument(document, None, 0, 0, begun=document.encoded_version())
             self._cache.put(key, cached)
         return cached
@@ -292,7 +296,7 @@ class DocumentWrites:
     def _find(
         self, entity: EntityWrites, key: DocumentKey, row: Mapping[str, Any]
     ) -> CachedDocument | None:
-        """The row's document, in line with the row; None if there is none."""
+        """Return the row's document, with the row's values; None if it has none."""
         cached = self._cache.find(key)
         if cached is not None:
             return cached
@@ -307,7 +311,7 @@ class DocumentWrites:
             different = _names_differing(document, entity, row)
             document.assign({name: row.get(name) for name in different})
         except CrdtDecodeFailed as error:
-            return self._anew(entity, key, row, error)
+            return self._replace_unreadable(entity, key, row, error)
         cached = CachedDocument(
             document, version, stored.number, len(stored.snapshot), len(stored.updates),
             sum(len(data) for data in stored.updates),
@@ -322,27 +326,27 @@ class DocumentWrites:
         self._cache.put(key, cached)
         return cached
 
-    def _anew(
+    def _replace_unreadable(
         self, entity: EntityWrites, key: DocumentKey, row: Mapping[str, Any], error: PylonError
     ) -> CachedDocument:
-        """A document of the row as it is, in place of one that cannot be used."""
+        """Return a new document made from the row, in place of an unreadable one."""
         _log.error("document.unreadable", entity=key[0], row_id=key[1], error=error.message)
-        cached = CachedDocument(_made(entity, row), None, 0, 0, unreadable=True)
+        cached = CachedDocument(_make_document(entity, row), None, 0, 0, unreadable=True)
         self._cache.put(key, cached)
         return cached
 
     def _check_history(
         self, key: DocumentKey, cached: CachedDocument, row_json: bytes, journal: Journal
     ) -> None:
-        """See that a merge cannot take long: it may have to go through the whole history.
+        """Refuse a merge into a large history: the merge may go through the whole history.
 
         Raises:
             LimitExceeded
         """
-        # A snapshot has the content twice: as it is, and in the history.
+        # A snapshot contains the content twice: the present state, and the history.
         most_bytes = limits.DOCUMENT_HISTORY_BYTES + 2 * len(row_json)
         if cached.stored_bytes > most_bytes and cached.pending:
-            self._fold(key, cached, journal.now_s)  # updates one by one take more
+            self._fold(key, cached, journal.now_s)  # single updates take more bytes
         if cached.stored_bytes > most_bytes:
             raise too_large()
 
@@ -351,7 +355,7 @@ class DocumentWrites:
         try:
             snapshot = cached.document.snapshot()
         except CrdtDecodeFailed as error:
-            # The updates stay. The next use reads them, and makes a new document if need be.
+            # The updates stay. The next use reads them, and makes a new document if that fails.
             _log.error("document.not_folded", entity=key[0], row_id=key[1], error=error.message)
             return
         self._transaction.put_snapshot(key, snapshot, now_s)
@@ -359,7 +363,7 @@ class DocumentWrites:
         cached.snapshot_bytes, cached.pending, cached.pending_bytes = len(snapshot), 0, 0
 
 
-def _made(entity: EntityWrites, row: Mapping[str, Any]) -> Document:
+def _make_document(entity: EntityWrites, row: Mapping[str, Any]) -> Document:
     document = Document(entity.entity)
     document.assign({f.name: row.get(f.name) for f in entity.entity.fields})
     return document
@@ -368,15 +372,18 @@ def _made(entity: EntityWrites, row: Mapping[str, Any]) -> Document:
 def _names_differing(document: Document, entity: EntityWrites, row: Mapping[str, Any]) -> list[str]:
     try:
         return list(document.find_differences(row))
-    except CrdtApplyFailed:  # another server let in what no row can hold
+    except CrdtApplyFailed:  # another server has stored a value that no row can hold
         return [field.name for field in entity.entity.fields]
 
 
-def _change(key: DocumentKey, cached: CachedDocument, *, bounded: bool = True) -> Change:
-    """What of the document is not stored, and has to be.
+def _pending_change(key: DocumentKey, cached: CachedDocument, *, bounded: bool = True) -> Change:
+    """Return the change that has to be stored.
+
+    Args:
+        bounded: whether to refuse a document that is too large.
 
     Raises:
-        CrdtDecodeFailed: Loro cannot say it.
+        CrdtDecodeFailed: Loro cannot export the change.
         LimitExceeded: the document is too large, and `bounded`.
     """
     if cached.version is None or cached.view is not None:

@@ -1,14 +1,15 @@
-"""Batch engine: carries out many requests in one transaction (design.md §3, "Writer").
+"""Batch engine: executes many requests in one transaction (design.md §3, "Writer").
 
-Each request changes at most one row with one primitive (`rows`), which has no effect when it fails.
-What goes with the change (its event, its op_id) is only noted (`journal`), and written for the
-whole batch just before the commit. So no request needs a savepoint, but for `Transact`, which is
-all or nothing. `run_step` carries out a step of maintenance in a transaction of its own.
+Each request changes at most one row with one primitive (`rows`), which has no effect if it fails.
+The journal collects the events and op_ids of the batch, and writes them just before the commit. So
+no request needs a savepoint, except `Transact`, which makes all its changes or none. `run_step`
+executes a step of maintenance in a transaction of its own.
 
-Invariants: `head` moves only after a commit; a seq is given to one committed event at most; an
-exception that nobody foresaw undoes the batch and carries out the rest of it again; a failing store
-leaves nothing written, and nothing is acknowledged while `RowTransaction.find_problem` finds one.
-A backend's writer makes one engine; one thread at a time calls it.
+Invariants: `head` moves only after a commit. At most one committed event has a given seq. After an
+unexpected exception the engine undoes the batch and executes it again without the request that
+failed. If the store fails, nothing is written. The engine acknowledges nothing while
+`RowTransaction.find_problem` finds a problem. A backend's writer makes one engine; one thread at a
+time calls it.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class BatchEngine:
     ) -> None:
         """
         Args:
-            row_max_bytes: of a row's JSON (PYLON_ROW_MAX_BYTES).
+            row_max_bytes: largest size of a row's JSON (PYLON_ROW_MAX_BYTES).
         """
         self._transaction = transaction
         self._clock = clock
@@ -102,7 +103,7 @@ class BatchEngine:
     def apply(
         self, requests: Sequence[WriteRequest], *, large_bytes: int | None = None
     ) -> BatchResult:
-        """See the contract. The policies of updates and deletes are judged here."""
+        """See `pylon.storage.interface.WriteEngine`."""
         started_s = self._clock.monotonic_s()
         broken: dict[int, WriteReply] = {}
         if self._problem is not None:
@@ -113,7 +114,7 @@ class BatchEngine:
             try:
                 result = self._apply_once(requests, broken, started_s, large_bytes)
             except ForeignWriterError as error:
-                # The log has events of another program. Go on above them.
+                # The log has events of another program. Continue above them.
                 self.head = self._transaction.head_seq()
                 cause = error.__cause__
                 return self._refuse(
@@ -122,18 +123,18 @@ class BatchEngine:
             except self._transaction.errors as error:
                 return self._refuse(requests, error, started_s)
             if result is not None:
-                # After the commit and before its answers: see `RowTransaction.find_problem`.
+                # Check after the commit and before the replies: see `RowTransaction.find_problem`.
                 self._problem = self._transaction.find_problem()
                 if self._problem is not None:
                     return self._refuse_batch(requests, self._problem, started_s)
                 return result
 
     def run_step(self, step: Callable[[], T]) -> T:
-        """Run a step of maintenance in a transaction of its own; it changes no row.
+        """Run a step of maintenance in a transaction of its own. The step changes no row.
 
         Raises:
-            StoreUnavailable: the store failed, and nothing was changed.
-            PylonError: what the step raises; nothing was changed.
+            StoreUnavailable: the store failed; nothing was changed.
+            PylonError: the step raised it; nothing was changed.
         """
         transaction = self._transaction
         self._refuse_misplaced()
@@ -187,9 +188,11 @@ class BatchEngine:
         self, requests: Sequence[WriteRequest], broken: dict[int, WriteReply], started_s: float,
         large_bytes: int | None,
     ) -> BatchResult | None:
-        """Carry out all requests but the `broken` ones; None if one more has broken.
+        """Execute all requests except the `broken` ones.
 
-        Raises: what the transaction raises, which has been undone then.
+        Returns: the result, or None if one more request failed unexpectedly (see `broken`).
+
+        Raises: every exception of the transaction's `errors`; the transaction was rolled back.
         """
         transaction = self._transaction
         journal = Journal(self.head, self._clock.wall_ns() // NS_PER_S)
@@ -219,8 +222,8 @@ class BatchEngine:
                 except transaction.store_failures:
                     raise
                 except Exception as error:  # noqa: BLE001
-                    # Not foreseen, so nobody knows how far it came: undo everything, and do
-                    # the batch again without it.
+                    # Unexpected: the request may have made some of its changes. Undo everything,
+                    # and execute the batch again without it.
                     _log.exception("write.broken", error=error, op=type(op).__name__)
                     failure = WireError.of(InternalError("the write failed unexpectedly"))
                     broken[position] = WriteReply(request.id, error=failure)
@@ -295,7 +298,7 @@ class BatchEngine:
             self._large.release()
         transaction.keep_savepoint()
         journal.keep_step()
-        # A row that the same commit had changed before keeps its seq, so the last need not be it.
+        # A row that the same commit changed before keeps its seq, so seqs need not ascend here.
         seq = max((reply.seq for reply in done), default=0)
         if key is not None:
             ids = orjson.dumps([reply.row_id for reply in done]).decode()
@@ -341,7 +344,8 @@ def _misplaced() -> StoreUnavailable:
 
 
 def _check_transact_size(size_bytes: int) -> None:
-    """
+    """Refuse a `Transact` that changes too many bytes.
+
     Raises:
         LimitExceeded
     """

@@ -1,6 +1,6 @@
-"""The writer's view of one entity: its codec, its rules and its stored rows.
+"""Entity writes: the codec, the rules and the stored rows of one entity, for the writer.
 
-Made by `engine` for each entity of the manifest, used by `rows` and `documents`.
+`engine` makes one for each entity of the manifest; `rows` and `documents` use it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pylon.values import EntityCodec
 
 
 class EntityWrites:
-    """`has_documents`: whether any row may have a document. `row_max_bytes`: of the JSON of a row
-    that is inserted or grows."""
+    """One entity. `has_documents`: whether any row may have a document. `row_max_bytes`: largest
+    size of the JSON of a row that a client inserts or enlarges."""
 
     __slots__ = ("codec", "entity", "has_documents", "name", "row_max_bytes", "rules", "table")
 

@@ -1,17 +1,16 @@
-"""Journal: what a transaction has done so far, which is written at its end.
+"""Journal: collects the events and op_ids of a transaction, and writes them at its end.
 
-The journal keeps one event for each row: the effect of the whole commit on it. Two changes of a
-row in one commit become one event, from the image before the first to the image after the last,
-and both have the seq of the first. So no image leaves that no commit ever showed, and a row that
-is changed a hundred times costs two images. A row that came and went within the commit leaves a
-delete without images, since its seq has been given out.
+It has one event for each changed row: the effect of the whole commit on the row. Two changes of a
+row in one commit become one event with the seq of the first, from the image before the first to
+the image after the last. So an event contains only committed images, and a row that is changed a
+hundred times costs two images. A row that is inserted and deleted within the commit leaves a delete
+without images, because replies already have its seq.
 
-A `Transact` notes its changes after `open_step`, so that `undo_step` can take them back.
+A `Transact` notes its changes after `open_step`, so that `undo_step` can undo them.
 
-Invariants: seqs go up by one with each row that changes, from the head, and each has an event;
-changes that `undo_step` takes back leave no trace, and later changes get their seqs. Events are in
-the order of their seqs. `engine` makes one journal for each transaction; `rows` and `documents`
-note their changes in it.
+Invariants: the first change of each row takes the next seq after the head, and each seq has an
+event. After `undo_step` later changes reuse the seqs of the undone ones. Events ascend by seq.
+`engine` makes one journal for each transaction; `rows` and `documents` note their changes in it.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from pylon.storage.ops import OpKey
 
 
 class Journal:
-    """See the module. `events` has one for each row that changed. `clean`: the run ends in order
-    with this transaction. `documents`: one has changed without an event of its row."""
+    """See the module. `events`: one for each changed row. `documents`: whether a document has
+    changed without an event of its row."""
 
-    __slots__ = ("_begun", "_head", "_is_step", "_replaced", "clean", "deleted", "documents",
+    __slots__ = ("_begun", "_head", "_is_step", "_replaced", "deleted", "documents",
                  "events", "now_s", "ops", "seq", "step_bytes")
 
     def __init__(self, head: int, now_s: int) -> None:
@@ -33,36 +32,35 @@ class Journal:
         self.now_s = now_s
         self.events: list[ChangeEvent] = []
         self.ops: dict[OpName, DoneOp] = {}
-        self.clean = False
         self.documents = False
         self._head = head
-        # The seqs of rows that were deleted, by entity and row id; they may be there again. PERF:
-        # rows that are there tell their seq themselves; a map of all cost an update 0.3 of 7 us.
+        # The seqs of deleted rows by entity and row id; such a row may exist again. PERF: existing
+        # rows store their seq; a map of all changed rows cost an update 0.3 of 7 us.
         self.deleted: dict[tuple[str, str], int] = {}
         self._begun = head  # the seq before the open step
-        self._replaced: dict[int, ChangeEvent] = {}  # by that step; by seq
+        self._replaced: dict[int, ChangeEvent] = {}  # by seq: events that the step has replaced
         self._is_step = False
-        self.step_bytes = 0  # of all images that the open step has noted
+        self.step_bytes = 0  # size of all images of the open step
 
     def event_of(self, version: int | None) -> ChangeEvent | None:
-        """The event that a row has so far, by the row's version: the seq of its last change."""
-        # Above our own seq: another program has written it.
+        """Return the event of a row in this transaction, or None. `version`: the row's last seq."""
+        # Another program has written a version above our own seq.
         if version is None or not self._head < version <= self.seq:
             return None
         return self.events[version - self._head - 1]
 
     def event_of_deleted(self, entity: str, row_id: str) -> ChangeEvent | None:
-        """The event of a row that this transaction has deleted."""
+        """Return the event of a row that this transaction has deleted, or None."""
         return self.event_of(self.deleted.get((entity, row_id)))
 
     def note(
         self, entity: str, row_id: str, earlier: ChangeEvent | None, data: bytes | None,
         prev: bytes | None,
     ) -> int:
-        """Note a change of a row, from the image `prev` to `data`, and give its seq.
+        """Note a change of a row from the image `prev` to `data`. Return its seq.
 
         Args:
-            earlier: the event that the row has so far.
+            earlier: the event of the row in this transaction, if it has one.
         """
         if self._is_step:
             self.step_bytes += len(data or b"") + len(prev or b"")
@@ -90,12 +88,12 @@ class Journal:
 
     def keep_step(self) -> None:
         """Keep the changes since `open_step`."""
-        self._begun = self._head  # so that nothing is remembered until the next step
+        self._begun = self._head  # so that `note` keeps no replaced events until the next step
         self._is_step = False
         self._replaced.clear()
 
     def undo_step(self) -> None:
-        """Forget what was noted since `open_step`; its op_ids must not have been noted yet."""
+        """Undo the changes since `open_step`. The step must not have noted an op_id."""
         begin = self._begun - self._head
         for event in self.events[begin:]:
             self.deleted.pop((event.entity, event.row_id), None)
@@ -106,11 +104,11 @@ class Journal:
         self.keep_step()
 
     def note_op(self, key: OpKey, seq: int, row_id: str) -> None:
-        """Note that an operation has been carried out."""
+        """Note that an operation was executed."""
         self.ops[key.identity, key.op_id] = (seq, row_id, key.digest)
 
     def find_op(self, rows: LogRows, key: OpKey) -> DoneOp | None:
-        """What became of an operation that was carried out, in this transaction or earlier."""
+        """Return the outcome of an operation of this or an earlier transaction, or None."""
         name = (key.identity, key.op_id)
         return self.ops.get(name) or rows.find_op(name)
 

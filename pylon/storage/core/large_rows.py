@@ -1,12 +1,12 @@
-"""Large rows in the write engine: how many bytes of them one transaction takes.
+"""Large row budget: limits the bytes of large rows that one transaction changes.
 
-A change of a row of a megabyte costs the writer milliseconds, a usual change microseconds. So a
-transaction has a budget for rows above `limits.LARGE_ROW_BYTES`: a request that would pass it is
-deferred, untouched, to a later transaction, and the requests of others go on.
+A change of a row of 1 MB costs the writer milliseconds; a usual change costs microseconds. So a
+transaction has a budget for rows above `limits.LARGE_ROW_BYTES`. A request that would exceed it is
+deferred to a later transaction, and the requests of other clients continue.
 
-Invariant: `charge` is called before anything of the request is changed, except within a
-`Transact`, which is undone as a whole. Bound: the writer's, in bytes of images before and after.
-Used by `engine` and `rows`.
+Invariant: `rows` calls `charge` before the request changes anything, except within a `Transact`,
+which is undone as a whole. Bound: the writer passes it to `begin`, in bytes of images before and
+after. Called by `engine` and `rows`.
 """
 
 from __future__ import annotations
@@ -19,53 +19,54 @@ _IMAGES: Final = 2  # before and after
 
 
 class DeferredError(Exception):
-    """The request has changed nothing, and is to be carried out in a later transaction."""
+    """The request has changed nothing; execute it in a later transaction."""
 
 
 class LargeRowBudget:
-    """The budget of the transaction under way. `rows`: large ones that were changed, and
-    `spent_bytes` of their images."""
+    """The budget of the open transaction. `rows`: number of changed large rows; `spent_bytes`:
+    the size of their images."""
 
     __slots__ = ("_bound_bytes", "_has_begun", "_is_held", "known", "rows", "spent_bytes")
 
     def __init__(self) -> None:
-        self.known: dict[tuple[str, str], int] = {}  # sizes of rows that were large, the last ones
+        self.known: dict[tuple[str, str], int] = {}  # sizes of the last rows that were large
         self.begin(None)
 
     def begin(self, bound_bytes: int | None) -> None:
-        """A transaction begins. Without a bound nothing is deferred, with 0 every large row."""
+        """Begin a transaction. A bound of None defers no large row; 0 defers every one."""
         self.rows = 0
         self.spent_bytes = 0
         self._bound_bytes = bound_bytes
         self.release()
 
     def hold(self) -> None:
-        """A `Transact` begins: once one of its large rows fits, all of them do."""
+        """Begin a `Transact`: after its first large row has fit, all its large rows fit."""
         self._is_held, self._has_begun = True, False
 
     def release(self) -> None:
-        """The `Transact` has ended."""
+        """End the `Transact`."""
         self._is_held = self._has_begun = False
 
     def check_known(self, entity: str, row_id: str) -> None:
-        """Pass unless the row was large when it was last seen, and does not fit.
+        """Defer a request whose row was large at its last change, if it does not fit.
 
-        PERF: SQLite compares ids of large rows by reading them whole, so that a mere look for one
-        of 1 MiB takes 1.5 ms.
+        PERF: SQLite reads a large row whole to compare its id, so a look-up of a row of 1 MiB
+        takes 1.5 ms.
 
         Raises:
-            DeferredError: it does not fit into this transaction.
+            DeferredError: the row does not fit into this transaction.
         """
         size_bytes = self.known.get((entity, row_id))
         if size_bytes is not None and not self._fits(_IMAGES * size_bytes):
             raise DeferredError
 
     def charge(self, entity: str, row_id: str, row_bytes: int) -> None:
-        """Count a row above `limits.LARGE_ROW_BYTES` that is about to be changed. The first of a
-        transaction fits, however large it is.
+        """Count a row above `limits.LARGE_ROW_BYTES` before its change.
+
+        The first large row of a transaction fits, whatever its size.
 
         Raises:
-            DeferredError: it does not fit into this transaction.
+            DeferredError: the row does not fit into this transaction.
         """
         known = self.known
         known.pop((entity, row_id), None)

@@ -1,11 +1,12 @@
-"""Retention: which events and op_ids of the change log may be dropped, in small steps.
+"""Retention: drops old events and op_ids of the change log, in small steps.
 
-A step drops at most `limit` of each. How many there are is counted once (a scan) and then kept by
-addition.
+A step drops at most `limit` of each kind. Retention counts the records once, with a scan, and then
+updates its counts.
 
-Invariants: the newest event stays for ever, because it is the head. Events go oldest first, without
-holes. An event that is younger than the caller says stays, unless its seq is in `drop_to_seq`.
-Called by `engine`, within its transaction.
+Invariants: the newest event is never dropped, because it is the head. The oldest events are dropped
+first, without gaps. An event younger than `older_than_s` stays, unless its seq is at most
+`drop_to_seq`. Bound: `limits.PRUNE_STEP_BYTES` of images for each step. Called by `engine`, within
+its transaction.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pylon.storage.records import LogRetention
 
 
 class Retention:
-    """Prunes the log, and remembers how much there is."""
+    """Prunes the log and counts its records."""
 
     __slots__ = ("_events", "_ops", "_rows")
 
@@ -26,7 +27,7 @@ class Retention:
         self._ops: int | None = None
 
     def commit(self, events: int, ops: int) -> None:
-        """Note how many a committed transaction has added."""
+        """Add the records of a committed transaction to the counts."""
         if self._events is not None:
             self._events += events
         if self._ops is not None:
@@ -37,8 +38,7 @@ class Retention:
         self._events = self._ops = None
 
     def prune(self, step: LogRetention) -> int:
-        """Drop at most `step.limit` of each kind, so that none waits for another; how many in
-        all."""
+        """Drop at most `step.limit` of each kind. Return how many were dropped in all."""
         return self._prune_events(step) + self._prune_ops(step)
 
     def _prune_events(self, step: LogRetention) -> int:
@@ -59,7 +59,7 @@ class Retention:
                     break
             dropped_bytes += event.size_bytes
             if cut_seq is not None and dropped_bytes > limits.PRUNE_STEP_BYTES:
-                break  # the pages of large images are read to be freed
+                break  # SQLite reads the pages of large images to free them
             cut_seq = event.seq
         if cut_seq is None:
             return 0

@@ -1,11 +1,11 @@
-"""Row writes: insert, update and delete one row, or delete all.
+"""Row writes: inserts, updates and deletes one row, or deletes all.
 
-The writer judges the policies of updates and deletes here, and If-Match and op_ids, on the rows as
-they are. A change is one primitive of `transaction.RowTable`; its event and its op_id are noted in
-the `Journal`. The row's document follows in the same transaction.
+It evaluates the policies of updates and deletes, If-Match and op_ids on the rows as they are
+stored. A change is one primitive of `transaction.RowTable`. The `Journal` notes its event and its
+op_id. The row's document changes in the same transaction.
 
-Invariant: an operation that raises has changed nothing, neither a row nor a document. Called by
-`engine`, in its transaction, and by `documents` for the row of a document.
+Invariant: an operation that raises has changed neither a row nor a document. Called by `engine`, in
+its transaction, and by `documents` for the row of a document.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from pylon.storage.ops import (
 )
 from pylon.values import check_row_size
 
-_VERSIONS_SHOWN: Final = 5  # of those that If-Match asks for, in a message
+_VERSIONS_SHOWN: Final = 5  # versions of an If-Match that a message names
 
 
 class RowWrites:
@@ -58,7 +58,7 @@ class RowWrites:
         self.documents = DocumentWrites(transaction, entities, self, clock)
 
     def insert(self, request_id: int, op: InsertRow, journal: Journal) -> WriteReply:
-        """Add one row, whose policy was judged before.
+        """Add one row. The caller has evaluated its policy.
 
         Raises:
             EntityNotFound, IdempotencyKeyReused, UniqueViolation, NullNotAllowed
@@ -106,7 +106,7 @@ class RowWrites:
             raise entity.rules.denied("update", op.auth)
         if len(row_json) > limits.LARGE_ROW_BYTES:
             check_row_size(op.entity, len(row_json), entity.row_max_bytes, len(before_json))
-            if len(before_json) <= limits.LARGE_ROW_BYTES:  # else it was counted as it was found
+            if len(before_json) <= limits.LARGE_ROW_BYTES:  # else `find_readable` has counted it
                 self.large.charge(op.entity, row_id, len(row_json))
         if entity.has_documents:
             change = self.documents.follow(entity, row_id, before, patch)
@@ -131,13 +131,16 @@ class RowWrites:
         before: Mapping[str, Any], version: int | None, row_json: bytes, row: Mapping[str, Any],
         journal: Journal,
     ) -> int:
-        """Change a row's fields in `patch` and note the event; its seq. `before` and `row` are
-        the whole row, then and now; `version` is that of `before`.
+        """Change the fields of `patch` in a row and note the event. Return its seq.
+
+        Args:
+            before, row: the whole row before and after the change.
+            version: that of `before`.
 
         Raises:
             UniqueViolation, NullNotAllowed: nothing was changed.
         """
-        if len(row_json) > limits.SHORT_ROW_BYTES:  # nearly no row is
+        if len(row_json) > limits.SHORT_ROW_BYTES:  # few rows are
             check_row_size(entity.name, len(row_json), entity.row_max_bytes, len(before_json))
         earlier = journal.event_of(version)
         seq = journal.seq + 1 if earlier is None else earlier.seq
@@ -187,7 +190,8 @@ class RowWrites:
         return WriteReply(request_id, journal.seq if count else 0, count=count)
 
     def entity(self, name: str) -> EntityWrites:
-        """
+        """Return an entity.
+
         Raises:
             EntityNotFound
         """
@@ -199,12 +203,14 @@ class RowWrites:
     def find_readable(
         self, entity: EntityWrites, op: UpdateRow | DeleteRow | PushDocument
     ) -> tuple[bytes, dict[str, Any], int | None]:
-        """Return the row's JSON, the row and its version, after checking existence, read permission
-        and If-Match. A row that is not small is judged as a whole before it is read.
+        """Return the row's JSON, the row and its version.
+
+        It checks existence, read permission and If-Match. For a row that is not small it evaluates
+        all policies of the operation before it reads the row.
 
         Raises:
             NotFound, PreconditionFailed
-            PolicyDenied: the row is not small, and the caller may not change it as asked.
+            PolicyDenied: the row is not small, and the caller may not make this change.
             DeferredError: see `large_rows`.
         """
         if self.large.known:
@@ -232,8 +238,10 @@ class RowWrites:
     def _find_large(
         self, entity: EntityWrites, op: UpdateRow | DeleteRow | PushDocument
     ) -> bytes:
-        """Return the JSON of a row that is not small. Policies are judged by its columns before it
-        is read, so that a caller who may not read it costs nothing.
+        """Return the JSON of a row that is not small.
+
+        It evaluates the policies on the row's columns before it reads the JSON, so that a caller
+        without permission causes no expensive read.
 
         Raises: see `find_readable`.
         """
@@ -271,10 +279,10 @@ def _shown(wanted: int | tuple[int, ...]) -> str:
 def find_replay(
     transaction: RowTransaction, request_id: int, key: OpKey, journal: Journal
 ) -> WriteReply | None:
-    """The answer of an operation that was carried out before; None if it was not.
+    """Return the reply of an operation that was executed before, or None.
 
     Raises:
-        IdempotencyKeyReused: it was another request.
+        IdempotencyKeyReused: another request used the key.
     """
     done = journal.find_op(transaction, key)
     if done is None:

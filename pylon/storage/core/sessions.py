@@ -1,7 +1,7 @@
-"""Rules of stored sessions: which ones are new and unused, and which ones may be dropped.
+"""Session rules: decide which stored sessions are unused, and drop old ones.
 
-Any client may make guest sessions, and a guest lives as long as any other session. So a new guest
-counts as unused until a worker has seen its token. Maintenance drops unused guests long before
+Any client may make guest sessions, and a guest session lasts as long as any other. So a new guest
+counts as unused until a worker has received its token. Maintenance drops unused guests long before
 they expire.
 
 Called by `engine`, within its transaction.
@@ -15,7 +15,7 @@ from pylon.storage.records import SessionRow
 
 
 def put_session(rows: SessionRows, op: PutSession) -> None:
-    """Store a session; a guest counts as unused."""
+    """Store a session. A guest counts as unused."""
     rows.put_session(SessionRow(
         op.session_id, op.user_id, op.is_guest, op.created_at_s, op.expires_at_s, op.device,
         op.tenant_id, is_unused=op.is_guest,
@@ -23,8 +23,13 @@ def put_session(rows: SessionRows, op: PutSession) -> None:
 
 
 def prune_sessions(rows: SessionRows, limit: int, now_s: int, unused_before_s: int) -> int:
-    """Drop at most `limit` expired sessions, and as many guests that were made before
-    `unused_before_s` (Unix time) and never used; how many in all."""
+    """Drop at most `limit` expired sessions and at most `limit` unused guests.
+
+    Args:
+        unused_before_s: guests made before this Unix time are dropped.
+
+    Returns: how many were dropped in all.
+    """
     ended = rows.expired_sessions(now_s, limit)
     dropped = [rows.drop_session(session_id) for session_id in ended]
     unused = rows.unused_sessions(unused_before_s, limit)
