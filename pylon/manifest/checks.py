@@ -44,11 +44,11 @@ def check_all(root: Node, findings: Findings) -> None:
 def _entities(root: Node, findings: Findings) -> None:
     entities = items_of(root, "entities")
     if isinstance(root.value, dict) and "entities" in root.value and not entities:
-        holder = root.value["entities"]
-        if holder.value == []:
-            findings.error("SCHEMA_EMPTY", "the manifest declares no entity", holder.at)
+        entities_node = root.value["entities"]
+        if entities_node.value == []:
+            findings.error("SCHEMA_EMPTY", "the manifest declares no entity", entities_node.at)
     known = _known_names(entities)
-    lower = {name.lower() for name in known}
+    lower_names = {name.lower() for name in known}
     tables: set[str] = set()
     for entity in entities:
         name = _name(entity, "entity", "ENTITY", tables, findings)
@@ -65,7 +65,7 @@ def _entities(root: Node, findings: Findings) -> None:
         search = entity.value.get("search") if isinstance(entity.value, dict) else None
         if search is not None:
             _search(search, columns, findings)
-            _sort_indexes(entity, search, lower, findings)
+            _sort_indexes(entity, search, lower_names, findings)
 
 
 def _known_names(nodes: Iterable[Node]) -> set[str]:
@@ -73,39 +73,39 @@ def _known_names(nodes: Iterable[Node]) -> set[str]:
 
 
 def _name(
-    node: Node, what: str, code: str, taken: set[str], findings: Findings
+    node: Node, noun: str, code: str, taken: set[str], findings: Findings
 ) -> str | None:
     """Check the name of a table or column, and add it to `taken` in lower case."""
     name = text_of(node, "name")
     if name is None:
         return None
     text: str = name.value
-    lower = text.lower()
+    lower_name = text.lower()
     if not text.strip():
-        findings.error(f"{code}_NAME_EMPTY", f"the {what} has no name", name.at)
+        findings.error(f"{code}_NAME_EMPTY", f"the {noun} has no name", name.at)
         return None
     if not _IDENTIFIER.fullmatch(text):
         findings.error(
             f"{code}_NAME_INVALID",
-            f'"{text}" cannot name a {what}', name.at,
+            f'"{text}" cannot name a {noun}', name.at,
             "letters, digits and _ only, not starting with a digit",
         )
-    elif text.startswith("_") or lower.startswith("sqlite_"):
+    elif text.startswith("_") or lower_name.startswith("sqlite_"):
         findings.error(
-            f"{code}_NAME_RESERVED", f'"{text}" cannot name a {what}', name.at,
+            f"{code}_NAME_RESERVED", f'"{text}" cannot name a {noun}', name.at,
             "names that start with _ or sqlite_ are reserved",
         )
-    elif lower == "id" and what == "field":
+    elif lower_name == "id" and noun == "field":
         findings.error(
             f"{code}_NAME_RESERVED", f'"{text}" cannot name a field', name.at,
             "every entity has its id already",
         )
-    if lower in taken:
+    if lower_name in taken:
         findings.error(
-            f"{code}_DUPLICATE", f'the {what} "{text}" is declared twice', name.at,
+            f"{code}_DUPLICATE", f'the {noun} "{text}" is declared twice', name.at,
             "names that differ only in case are the same",
         )
-    taken.add(lower)
+    taken.add(lower_name)
     return text
 
 
@@ -195,8 +195,10 @@ def _relations(
                 _listing(_known_names(entities)),
             )
         elif field is not None and is_many:
-            there = {"id"} | _known_names(items_of(found, "fields"))
-            _has_field(field, there, "RELATION_FIELD_NOT_FOUND", "the relation's target", findings)
+            target_columns = {"id"} | _known_names(items_of(found, "fields"))
+            _has_field(
+                field, target_columns, "RELATION_FIELD_NOT_FOUND", "the relation's target", findings
+            )
 
 
 def _search(search: Node, columns: set[str], findings: Findings) -> None:
@@ -230,11 +232,11 @@ def _is_called(node: Node, name: str) -> bool:
 
 
 def _has_field(
-    field: Node, columns: set[str], code: str, what: str, findings: Findings
+    field: Node, columns: set[str], code: str, noun: str, findings: Findings
 ) -> None:
     if field.value not in columns:
         findings.error(
-            code, f'{what} names the field "{field.value}", which does not exist', field.at,
+            code, f'{noun} names the field "{field.value}", which does not exist', field.at,
             _listing(columns),
         )
 
@@ -243,12 +245,12 @@ def _listing(names: Iterable[str]) -> str:
     return "known: " + (", ".join(sorted(names)) or "none")
 
 
-def _operations(root: Node, key: str, what: str, findings: Findings) -> None:
+def _operations(root: Node, key: str, noun: str, findings: Findings) -> None:
     """Check the names and inputs of queries or actions."""
     entities = _known_names(items_of(root, "entities"))
     taken: set[str] = set()
     for operation in items_of(root, key):
-        _plain_name(operation, what, what.upper(), taken, findings)
+        _plain_name(operation, noun, noun.upper(), taken, findings)
         inputs: set[str] = set()
         for field in items_of(operation, "input"):
             _plain_name(field, "input field", "INPUT_FIELD", inputs, findings)
@@ -256,18 +258,18 @@ def _operations(root: Node, key: str, what: str, findings: Findings) -> None:
 
 
 def _plain_name(
-    node: Node, what: str, code: str, taken: set[str], findings: Findings, key: str = "name"
+    node: Node, noun: str, code: str, taken: set[str], findings: Findings, key: str = "name"
 ) -> None:
     """Check a name that names no table or column: not empty, and not in `taken`."""
     name = text_of(node, key)
     if name is None:
         return
     if not name.value.strip():
-        findings.error(f"{code}_{key.upper()}_EMPTY", f"the {what} has no {key}", name.at)
+        findings.error(f"{code}_{key.upper()}_EMPTY", f"the {noun} has no {key}", name.at)
         return
     if name.value in taken:
         code = f"{code}_DUPLICATE" if key == "name" else f"{code}_{key.upper()}_DUPLICATE"
-        findings.error(code, f'the {what} "{name.value}" is declared twice', name.at)
+        findings.error(code, f'the {noun} "{name.value}" is declared twice', name.at)
     taken.add(name.value)
 
 
@@ -356,12 +358,12 @@ def _user_names(root: Node, findings: Findings) -> None:
     fields = {"id"} | _known_names(items_of(found, "fields"))
     for key in ("expose", "hide"):
         for field in texts_of(user, key):
-            near = difflib.get_close_matches(field.value, fields, n=1)
+            close_names = difflib.get_close_matches(field.value, fields, n=1)
             # An unknown field in `hide` is harmless, unless it is a misspelt one.
-            if field.value not in fields and (key == "expose" or near):
+            if field.value not in fields and (key == "expose" or close_names):
                 findings.warning(
                     "AUTH_NAME_UNKNOWN", f'{wanted} has no field "{field.value}"', field.at,
-                    f"did you mean {near[0]}?" if near else _listing(fields),
+                    f"did you mean {close_names[0]}?" if close_names else _listing(fields),
                 )
 
 

@@ -14,7 +14,7 @@ _NAMES: Final = "use letters, digits and _ only, not starting with a digit or wi
 DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
     "MANIFEST_PARSE_ERROR": (
         "The file cannot be read, is not JSON, or has a member of the wrong JSON type.",
-        "mend the place that is named; the message says what is expected there.",
+        "correct the named place; the message says what is expected there.",
     ),
     "MANIFEST_VERSION_UNSUPPORTED": (
         "manifest_version is one that this version of Pylon does not know.",
@@ -27,7 +27,7 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
     ),
     "MANIFEST_KEY_WITHOUT_EFFECT": (
         "A key of the published tools that changes nothing on this server. A warning.",
-        "remove it, or do without what it asks for.",
+        "remove it; this server does not do what it asks for.",
     ),
     "AUTH_NAME_UNKNOWN": (
         "auth.user names an entity or a field that is not declared, most likely misspelt. A "
@@ -36,7 +36,7 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
     ),
     "AUTH_ORIGIN_INVALID": (
         "An entry of auth.trusted_origins that no page's origin can be equal to. A warning.",
-        "write scheme://host, with a port where it is not the scheme's own.",
+        "write scheme://host, with a port if it is not the scheme's own.",
     ),
     "SCHEMA_EMPTY": ("The manifest declares no entity.", "declare at least one."),
     "ENTITY_NAME_EMPTY": ("An entity has no name.", "name it."),
@@ -75,7 +75,7 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
         "An index names a field that the entity does not have.", "use one of the hint."
     ),
     "RELATION_FIELD_NOT_FOUND": (
-        "A relation names a field that does not exist where it is looked for.",
+        "A relation names a field that its entity (with many: its target) does not have.",
         "use one of the hint.",
     ),
     "RELATION_NAME_EMPTY": ("A relation has no name.", "name it."),
@@ -111,7 +111,7 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
     "POLICY_NAME_EMPTY": ("A policy has no name.", "name it."),
     "POLICY_DUPLICATE": ("Two policies have the same name.", "rename one of them."),
     "POLICY_ALLOW_EMPTY": (
-        "A policy has no rule, so it would say nothing.",
+        "A policy has no rule, so it has no effect.",
         "give it allow, or one of allowRead, allowInsert, allowUpdate, allowDelete, allowWrite.",
     ),
     "POLICY_NO_TARGET": (

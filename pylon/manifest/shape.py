@@ -81,7 +81,7 @@ _SEARCH = Object(
 _ENTITY = Object(
     {"name": _STRING, "fields": ListOf(_FIELD), "indexes": ListOf(_INDEX)},
     {"relations": ListOf(_RELATION), "search": _SEARCH, "crdt": _BOOL},
-    {"sync": "rows are synced to everybody who may read them; a policy keeps them back"},
+    {"sync": "rows are synced to all who may read them; use a policy to restrict them"},
     decides_on_rows=True,
 )
 _OPERATION = Object({"name": _STRING}, {"input": ListOf(_FIELD)})

@@ -37,10 +37,10 @@ _INT_MAX = 2**63 - 1
 
 
 class PolicyInvalid(StartRefused):
-    """A rule of a policy cannot be understood. The place in the file is that of the character where
-    reading stopped.
+    """The parser cannot read a rule of a policy. The diagnostic has the place of the first
+    character that does not fit.
 
-    Remedy: mend the expression; the message lists what is known there.
+    Remedy: correct the expression; the message lists the names that are known there.
     """
 
     code = "POLICY_EXPRESSION_INVALID"

@@ -48,7 +48,7 @@ def try_app_module(config: Config, *, in_fork: bool = False) -> None:
     Do nothing if `PYLON_APP` is not set, or if no shards worker will load the file.
 
     Args:
-        in_fork: fork this process, which must have one thread, instead of starting Python anew.
+        in_fork: fork this process, which must have one thread, instead of starting a new Python.
             The fork need not import Pylon again.
 
     Raises:

@@ -64,7 +64,7 @@ class OpenShard:
     shard_id: str
     mode: str
     criteria: tuple[str, ...]  # its players' values of the mode's `match_on`
-    seats: int
+    free_places: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +258,7 @@ class Matchmaker:
             self._remove_ticket(player)
 
     def _fill_open_shard(self, key: _Key, mode: Mode, open_shard: OpenShard) -> list[Match]:
-        group = list(self._queues.get(key, {}).values())[: max(0, open_shard.seats)]
+        group = list(self._queues.get(key, {}).values())[: max(0, open_shard.free_places)]
         return [self._match(key, mode, group, open_shard.shard_id)] if group else []
 
     def _form_groups(self, key: _Key, mode: Mode, now_s: float) -> list[Match]:

@@ -1,8 +1,8 @@
 """Replays: records the inputs of a shard, and runs a recording again to the same states.
 
-A recording is a file of JSON lines. The first line holds the start of the simulation. The others
-hold the subscribers who joined or left after a tick, the inputs of a tick, or a digest of the
-shared snapshot (every `DIGEST_EVERY_TICKS`, and at the end):
+A recording is a file of JSON lines. The first line holds the start of the simulation. Each other
+line holds a subscriber who joined or left after a tick, the inputs of a tick, or a digest of the
+shared snapshot. A digest follows every `DIGEST_EVERY_TICKS`, and the end:
 
     {"v":1,"id":"arena:42","name":"arena","params":{},"seed":7,"dt_s":0.05,"saved":null}
     {"t":0,"joined":"ada","auth":[…]}

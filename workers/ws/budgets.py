@@ -4,7 +4,7 @@ A budget counts bytes: the payload as unpacked, `limits.SOCKET_FRAME_COST_BYTES`
 and `limits.SOCKET_VALUE_COST_BYTES` for each JSON value of a large text. The sum is about in
 proportion to the CPU time of a message. A budget is a token bucket that may go into debt:
 the worker handles what has arrived, and then does not read the socket until the debt is paid. So a
-message of any size passes, and TCP holds up a client that is too quick. A socket that stays in debt
+message of any size passes, and TCP slows a client that is too fast. A socket that stays in debt
 for `limits.SOCKET_DEBT_S` is closed; a socket that waits for its address is not.
 
 Invariants: a budget is one number. Sockets of administrators have no budget. No
