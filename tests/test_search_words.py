@@ -44,7 +44,7 @@ def conn() -> apsw.Connection:
     index = SearchIndex(conn, INDEXED)
     for row_id, title, body in ROWS:
         conn.execute("INSERT INTO Page (id, title, body) VALUES (?, ?, ?)", (row_id, title, body))
-        index.inserted(row_id, {"id": row_id, "title": title, "body": body})
+        index.add_row(row_id, {"id": row_id, "title": title, "body": body})
     return conn
 
 
@@ -68,7 +68,7 @@ def test_a_mark_belongs_to_its_word(word: str, beginning: str) -> None:
     build(conn, INDEXED)
     index = SearchIndex(conn, INDEXED)
     conn.execute("INSERT INTO Page (id, title) VALUES ('1', ?)", (word,))
-    index.inserted("1", {"id": "1", "title": word, "body": None})
+    index.add_row("1", {"id": "1", "title": word, "body": None})
     assert runs_of(f"{word}, {word}") == [word, word]
     for text in (word, beginning):
         assert found(conn, INDEXED, text) == "1"

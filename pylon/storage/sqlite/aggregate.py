@@ -1,7 +1,7 @@
-"""Aggregates in SQL, and from SQL's rows to the answer's.
+"""Aggregates: writes the SQL of an aggregate, and converts its rows to those of the response.
 
-SQLite's sum() of integers stops with an error beyond 64 bits, so the statement sums the upper
-and the lower halves apart, and this module adds them. Called by `SqliteReader.aggregate`.
+SQLite's sum() of integers fails beyond 64 bits. So the statement sums the upper and the lower
+halves separately, and this module adds them. Called by `SqliteReader.aggregate`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pylon.storage.sqlite.clause import SqlClause
 from pylon.storage.sqlite.names import quote
 from pylon.values import INT_MAX, INT_MIN
 
-# How a time is cut off, for strftime and as the leading part of `YYYY-MM-DD HH:MM`.
+# The start of a time's bucket: the format for strftime, and SQL for text in ISO 8601.
 _FORMATS: Final = {
     "hour": ("%Y-%m-%d %H:00:00", "substr({c}, 1, 10) || ' ' || ifnull(nullif(substr({c}, 12, 2), "
              "''), '00') || ':00:00'"),
@@ -47,10 +47,10 @@ def aggregate_rows(
         column = quote(group.field)
         columns.append(column if group.bucket is None else _bucket(column, group.bucket))
         decoders.append((group.key, _decode_value(entity, group.field)))
-    for figure in aggregate.figures:
-        expressions, decode = _figure(entity, figure)
+    for aggregation in aggregate.figures:
+        expressions, decode = _aggregation_sql(entity, aggregation)
         columns += expressions
-        decoders.append((figure.key, decode))
+        decoders.append((aggregation.key, decode))
     places = ", ".join(str(n) for n in range(1, len(aggregate.groups) + 1))
     grouping = f" GROUP BY {places} ORDER BY {places}" if places else ""
     found = fetch(
@@ -70,16 +70,16 @@ def aggregate_rows(
     return rows
 
 
-def _figure(entity: Entity, figure: Aggregation) -> tuple[list[str], _Decode]:
-    """The columns of a figure, and how they make its value."""
-    if figure.field is None:
+def _aggregation_sql(entity: Entity, aggregation: Aggregation) -> tuple[list[str], _Decode]:
+    """Return the columns of an aggregation, and the function that makes its value from them."""
+    if aggregation.field is None:
         return ["count(*)"], next
-    column, kind = quote(figure.field), figure.kind
+    column, kind = quote(aggregation.field), aggregation.kind
     if kind == "countDistinct":
         return [f"count(DISTINCT {column})"], next
-    if kind == "sum" and field_of(entity, figure.field).type is not FieldType.FLOAT:
+    if kind == "sum" and field_of(entity, aggregation.field).type is not FieldType.FLOAT:
         return [f"sum({column} >> 32)", f"sum({column} & 4294967295)"], _joined
-    decode = _decode_value(entity, figure.field) if kind in ("min", "max") else next
+    decode = _decode_value(entity, aggregation.field) if kind in ("min", "max") else next
     return [f"{kind}({column})"], decode
 
 

@@ -1,7 +1,7 @@
-"""SQLite as a backend: `pylon.storage.backend.Backend` for one database file.
+"""SQLite backend: implements `pylon.storage.backend.Backend` for one database file.
 
-PYLON_IN_MEMORY keeps the file in a private folder of /dev/shm (a file, because several processes
-read it) and removes it at exit; the folder of a killed server goes at the next start.
+With PYLON_IN_MEMORY the file lies in a private folder of /dev/shm, because several processes read
+it. It is removed at exit; the next start removes the folder of a killed server.
 
 Made by `pylon.storage.factory`.
 """

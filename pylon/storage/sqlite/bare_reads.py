@@ -1,6 +1,6 @@
-"""Bare reads: what SQLite's driver does for a read, without anything of Pylon around it.
+"""Bare reads: reads rows with SQLite's driver alone, without Pylon's layers.
 
-The bench compares reads by key with them. Made by `backend`.
+The benchmark compares reads by key with them. Made by `backend`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pylon.storage.sqlite.names import quote
 
 
 class SqliteBareReads:
-    """Reads on a connection of its own."""
+    """Reads rows on a connection of its own."""
 
     def __init__(self, path: Path) -> None:
         """

@@ -1,11 +1,12 @@
-"""Checkpoints of the WAL, on a connection of their own. The writer never checkpoints.
+"""Checkpoints: writes the WAL back into the database, on a connection of its own.
 
-PASSIVE checkpoints run when the WAL has grown or aged; they block nobody. SQLite begins the WAL
-anew with the first commit that finds all of it written back and no reader in it. While commits
-never cease, none does. So above `limits.WAL_LIMIT_BYTES` PASSIVE checkpoints run one after the
-other until little is left. The last one runs between two batches (`turn_lock`), since it takes two
-fsyncs (about 10 ms: see `file_sync`). No checkpoint waits for a reader, but for `flush_all`, when
-nobody writes any more. The log names a reader that keeps the WAL from beginning anew (`wal.held`).
+The writer never checkpoints. PASSIVE checkpoints run when the WAL has grown or aged; they block no
+reader or writer. SQLite restarts the WAL with the first commit that finds it fully written back and
+without a reader. Under continuous commits that never happens. So above `limits.WAL_LIMIT_BYTES`
+PASSIVE checkpoints run one after the other until little is left. The last one runs between two
+batches (`turn_lock`), because it takes two fsyncs (about 10 ms: see `file_sync`). Only `flush_all`
+waits for readers; it runs when all writes have ended. The log names a reader that prevents the
+restart of the WAL (`wal.held`).
 
 Metrics: pylon_wal_size_bytes, pylon_wal_held_seconds, pylon_checkpoint_duration_seconds. Called by
 `maintenance`, in the flusher's thread.
@@ -28,12 +29,12 @@ from pylon.storage.sqlite.turn_lock import TurnLock
 from pylon.storage.sqlite.wal_readers import find_readers
 
 _log = log.get_logger("checkpoints")
-_PATIENCE_MS: Final = 1_000  # for readers, at the end of a drain
+_READERS_TIMEOUT_MS: Final = 1_000  # how long `flush_all` waits for readers
 _RESTART_ATTEMPTS: Final = 5
 _RESTART_PAUSE_S: Final = 0.005
 _TURN_S: Final = 5.0
 _CATCH_UP_PASSES: Final = 10
-_REST_BYTES: Final = 256 * 1024  # so little is written back while the writer pauses
+_REST_BYTES: Final = 256 * 1024  # the largest part to write back while the writer pauses
 _HELD_LOGGED_EVERY_S: Final = 30.0
 _MODES: Final = {
     "passive": apsw.SQLITE_CHECKPOINT_PASSIVE,
@@ -52,7 +53,7 @@ def open_upkeep(path: str | Path) -> apsw.Connection:
     conn = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     conn.set_busy_timeout(0)
     conn.execute("PRAGMA wal_autocheckpoint=0")
-    # A connection that has read nothing does not know of the WAL: its checkpoints do nothing.
+    # Checkpoints of a connection that has not read anything do nothing: it has not opened the WAL.
     conn.execute("SELECT count(*) FROM sqlite_schema").fetchall()
     return conn
 
@@ -76,7 +77,7 @@ class Checkpoints:
         self.unwritten_bytes = 0
 
     def look(self) -> None:
-        """One round: measure, and checkpoint if it is time.
+        """Measure the WAL, and checkpoint if it has grown or aged enough.
 
         Raises:
             StoreUnavailable: a checkpoint failed.
@@ -94,13 +95,15 @@ class Checkpoints:
             self._note_held()
 
     def end(self) -> None:
-        """Have a round that is under way end soon; from any thread."""
+        """Make a running round end soon. Any thread may call it."""
         self._ending.set()
 
     def flush_all(self) -> bool:
-        """Write the whole WAL into the database and empty it; whether that worked. Readers that
-        still hold the WAL make it fail after a second."""
-        self._conn.set_busy_timeout(_PATIENCE_MS)  # nobody writes any more
+        """Write the whole WAL into the database and empty it. Return whether it succeeded.
+
+        It fails after `_READERS_TIMEOUT_MS` if readers still hold the WAL.
+        """
+        self._conn.set_busy_timeout(_READERS_TIMEOUT_MS)
         return self.checkpoint("truncate")
 
     def checkpoint(self, mode: str) -> bool:
@@ -122,11 +125,13 @@ class Checkpoints:
         return 0 <= frames == written
 
     def _restart_wal(self) -> bool:
-        """Have the next commit begin the WAL anew, if nobody reads it at this moment; whether that
-        worked. Most reads take less than a millisecond, so of a few attempts one succeeds."""
+        """Let the next commit restart the WAL if no reader holds it now. Return whether it worked.
+
+        Most reads take less than 1 ms, so one of a few attempts succeeds.
+        """
         for attempt in range(_RESTART_ATTEMPTS):
             if not self._catch_up():
-                return False  # a long read keeps a part of the WAL
+                return False  # a long read holds a part of the WAL
             self._sync_database()
             if not self._catch_up():
                 return False
@@ -144,8 +149,12 @@ class Checkpoints:
             raise StoreUnavailable(f"The database file cannot be synced: {ex}") from ex
 
     def _catch_up(self) -> bool:
-        """Write back all but `_REST_BYTES` of the WAL, while the writer goes on; whether that
-        worked. Each pass takes in what was committed during the one before, hence less."""
+        """Write back all but `_REST_BYTES` of the WAL while the writer continues.
+
+        Each pass writes the commits made during the previous pass, so the passes shrink.
+
+        Returns: whether it succeeded.
+        """
         for _ in range(_CATCH_UP_PASSES):
             if self.unwritten_bytes <= _REST_BYTES:
                 return True
@@ -168,8 +177,10 @@ class Checkpoints:
                          "from beginning anew; writes go on, and the file grows until it ends")
 
     def _measure(self) -> None:
-        """Look how much of the WAL is in use, and how much of that is not written back. The file
-        keeps its size when the WAL begins anew."""
+        """Measure the used part of the WAL, and the part of it that is not written back.
+
+        The size of the file does not tell: it stays when the WAL restarts.
+        """
         try:
             frames, written = self._conn.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
         except apsw.Error as ex:

@@ -1,7 +1,7 @@
-"""A piece of SQL with its parameters.
+"""SQL clause: a piece of SQL with its parameters.
 
-Invariant: values of users, of callers and of policy texts are in `params` only, never in `sql`;
-there are as many ``?`` in `sql` as there are params. Made by `compiler`, executed by `reader`.
+Invariants: values of clients, of callers and of policy texts are in `params`, never in `sql`. `sql`
+has one ``?`` for each param. `compiler` makes clauses; `reader` executes them.
 """
 
 from __future__ import annotations

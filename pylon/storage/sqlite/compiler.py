@@ -1,4 +1,4 @@
-"""Compiles predicates to SQL, and keeps the SQL of their shapes.
+"""Compiler: compiles predicates to SQL, and caches the SQL of their shapes.
 
 A predicate's *shape* is the predicate without its values (`shapes`). `predicate_sql` writes the
 SQL of a shape once, so a usual query costs one walk through its tree. The SQL may name a
@@ -37,8 +37,8 @@ NOTHING: Final = SqlClause("0")
 
 
 class _Kept(NamedTuple):
-    """The SQL of a shape. `arrange` puts the parameters of a walk into its order; None: they are
-    in order. `is_short`: it has no list and no pattern."""
+    """The SQL of a shape. `arrange` puts the parameters of a walk into the order of the SQL; None:
+    both orders are equal. `is_short`: the shape has no list and no pattern."""
 
     sql: str
     arrange: Callable[[Sequence[object]], tuple[object, ...]] | None
@@ -47,7 +47,7 @@ class _Kept(NamedTuple):
 
 
 class CompiledCache:
-    """What the compilers of one reader keep: SQL by shape, SQL by read policy, and the last
+    """The cache of the compilers of one reader: SQL by shape, SQL by read policy, and the last
     predicate of a short shape with its SQL."""
 
     __slots__ = ("by_rule", "by_shape", "last", "last_clause", "last_entity")
@@ -72,7 +72,7 @@ class PredicateCompiler:
         self._cache = cache
 
     def compile(self, predicate: Predicate, is_led: bool = False) -> SqlClause:
-        """The SQL of a predicate.
+        """Return the SQL of a predicate.
 
         Args:
             is_led: the statement finds the rows by other rows or by a full-text match, so that
@@ -120,15 +120,15 @@ class PredicateCompiler:
 
 
 def compile_predicate(entity: Entity, predicate: Predicate, is_led: bool = False) -> SqlClause:
-    """The SQL of one predicate, without a cache."""
+    """Return the SQL of one predicate, without a cache."""
     return PredicateCompiler(entity, CompiledCache()).compile(predicate, is_led)
 
 
 def _write(entity: Entity, predicate: Predicate, is_led: bool, count: int) -> _Kept:
-    """The SQL of the predicate's shape.
+    """Return the SQL of the predicate's shape.
 
     Args:
-        count: how many parameters a walk collects.
+        count: number of parameters that a walk collects.
     """
     sql = write_predicate(entity, predicate, is_led)
     cost = cost_of(predicate)

@@ -1,8 +1,7 @@
-"""Opens connections, and translates SQLite's errors into ours.
+"""Connections: opens connections, and translates SQLite's errors into Pylon's.
 
-Readers open read-write with `query_only`: a connection that is read-only to the file system
-cannot make the shared-memory file that a WAL database needs. Used by the reader, the engine,
-the flusher and backup.
+Readers open the file read-write with `query_only`: a read-only connection cannot make the
+shared-memory file that a WAL database needs. Called by the modules of this package.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pylon.storage.sqlite.error_text import error_text
 
 STATEMENT_CACHE: Final = 256
 
-# The store itself fails: what was asked is not at fault, and may work later.
+# Errors of the store itself: the request is not at fault, and may succeed later.
 STORE_FAILURES: Final = (
     apsw.FullError, apsw.IOError, apsw.ReadOnlyError, apsw.BusyError, apsw.LockedError,
     apsw.CantOpenError, apsw.CorruptError, apsw.NotADBError, apsw.NoMemError,
@@ -43,12 +42,12 @@ _REASONS: Final[tuple[tuple[type[apsw.Error], str], ...]] = (
 
 
 def refusal_reason(error: Exception) -> str:
-    """Why a batch was refused: the label of pylon_writes_refused_total."""
+    """Return why a batch was refused: the label of pylon_writes_refused_total."""
     return next((reason for kind, reason in _REASONS if isinstance(error, kind)), "other")
 
 
 def open_writer(path: str | Path) -> apsw.Connection:
-    """The read-write connection; makes the file if need be. Commits fsync until told otherwise.
+    """Open the writer's connection. Makes a missing file. Commits sync until `set_durability`.
 
     Raises:
         apsw.Error
@@ -61,7 +60,7 @@ def open_writer(path: str | Path) -> apsw.Connection:
 
 
 def open_reader(path: str | Path) -> apsw.Connection:
-    """A connection that cannot write, to a database that exists.
+    """Open a connection that cannot write, to an existing database.
 
     Raises:
         StoreUnavailable
@@ -71,8 +70,8 @@ def open_reader(path: str | Path) -> apsw.Connection:
         conn = apsw.Connection(
             str(path), flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=STATEMENT_CACHE
         )
-        # Else a statement whose LIMIT is a parameter would be compiled again at each execution,
-        # in case the new value asks for another plan.
+        # Otherwise SQLite compiles a statement with a LIMIT parameter again at each execution,
+        # because another value may need another plan.
         conn.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         pragmas.apply_shared(conn)
         pragmas.apply_reader(conn)
@@ -82,7 +81,7 @@ def open_reader(path: str | Path) -> apsw.Connection:
 
 
 def translate(error: apsw.Error) -> PylonError:
-    """The error that a client may see for one of SQLite's."""
+    """Return the error for the client for an error of SQLite."""
     if isinstance(error, apsw.InterruptError):
         return QueryTimeout("the query took too long", hint="narrow it, or add an index")
     if isinstance(error, STORE_FAILURES):

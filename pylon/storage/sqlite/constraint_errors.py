@@ -1,9 +1,9 @@
-"""Constraint errors of SQLite: which fields a failed statement is about.
+"""Constraint errors of SQLite: finds the fields of the constraint that a statement broke.
 
-SQLite names the columns in its message. Names may hold any character, so the message is not
-taken apart: each entity's possible messages are made beforehand and looked up.
+SQLite names the columns in its message. Names may contain any character, so parsing the message
+would be ambiguous. Instead each entity has a map of its possible messages.
 
-Called by `table`, and by `schema` for rows that are tried out.
+Called by `table`, and by `pylon.storage.sqlite.schema.manager` for the rows of a seed file.
 """
 
 from __future__ import annotations
@@ -43,6 +43,6 @@ class ConstraintErrors:
         if field is not None:
             return ConstraintFailed("not_null", (field,))
         if message.startswith("unique constraint failed"):
-            # A unique index that the manifest does not know: made by hand or by another server.
+            # The manifest does not name the index: an operator or another server made it.
             return ConstraintFailed("unique", None)
         return ConstraintFailed("other", None)

@@ -1,17 +1,17 @@
-"""Rows' documents in SQL: what is stored, and what readers ask for (spec/realtime.md §6.1).
+"""Documents in SQL: stores and reads the CRDT documents of rows (spec/realtime.md §6.1).
 
-`_pylon_crdt_snapshots` has one snapshot for each row with a document, as the other server keeps
-it. What came after it is in `_pylon_crdt_updates`: `number` counts through all documents and is
-never used again, `prev` is the number of the same document's update before (0: there was none,
--1: whoever has the document must read it anew), `seq` the head of the change log when the update
-was made, so that nobody sees it before the row's own event. `_pylon_crdt_views` has, for each
-document, the versions at which a field of the read rule changed, and the fields' values since:
-text from before such a version may have been hidden from a reader.
+`_pylon_crdt_snapshots` has one snapshot for each row with a document, in the format of the Rust
+server. `_pylon_crdt_updates` has the later updates. `number` counts the updates of all documents
+and is never reused. `prev` is the number of the document's previous update (0: none, -1:
+subscribers must reload the document). `seq` is the head of the change log at the update, so that no
+client sees it before the row's own event. `_pylon_crdt_views` has, for each document, the versions
+at which a field of the read rule changed, and the later values of these fields. Text from before
+such a version may have been hidden from a reader.
 
-Invariants: snapshot and updates merged are the document, in whatever order and however often;
-of each document the newest update stays when the others are folded into the snapshot, so that
-"what changed since number n" finds every document that changed. Written by
-`transaction` and the schema only.
+Invariants: merging the snapshot and the updates, in any order and any number of times, yields the
+document. When updates are folded into the snapshot, the newest update of each document stays. So
+"updates after number n" finds every document that changed. `transaction` and the schema write
+these tables; `reader` reads them.
 """
 
 from __future__ import annotations
@@ -57,43 +57,43 @@ _DATA: Final = "SELECT data FROM _pylon_crdt_updates WHERE number = ?"
 def stored_document(
     conn: apsw.Connection, entity: str, row_id: str
 ) -> StoredDocument | None:
-    """What is stored of a row's document; None if it has none."""
+    """Return the stored parts of a row's document; None if it has none."""
     key = (entity, row_id)
     snapshot: bytes | None = conn.execute(_SNAPSHOT, key).get
     if snapshot is None:
         return None
     updates: list[Any] = conn.execute(_UPDATES, key).fetchall()
     number = updates[-1][0] if updates else 0
-    # The update that stands for "read the whole" has no bytes.
+    # An update with `prev` -1 has no bytes.
     views = tuple(DocumentView(*view) for view in conn.execute(_VIEWS, key))
     return StoredDocument(snapshot, tuple(data for _, data in updates if data), number, views)
 
 
 def updates_after(conn: apsw.Connection, number: int, limit: int) -> list[DocumentUpdate]:
-    """The first `limit` updates of any document after `number`, ascending."""
+    """Return the first `limit` updates of all documents after `number`, ascending."""
     return [DocumentUpdate(*row) for row in conn.execute(_AFTER, (number, limit))]
 
 
 def update_data(conn: apsw.Connection, number: int) -> bytes | None:
-    """The bytes of an update; None if they are in a snapshot by now."""
+    """Return the bytes of an update; None if it was folded into a snapshot."""
     data: bytes | None = conn.execute(_DATA, (number,)).get
     return data
 
 
 def head_number(conn: apsw.Connection) -> int:
-    """The newest update's number; 0 before the first."""
+    """Return the number of the newest update; 0 before the first."""
     return int(conn.execute(_HEAD).get or 0)
 
 
 def keys(conn: apsw.Connection) -> Iterator[DocumentKey]:
-    """The rows that have a document."""
+    """Yield the keys of the rows that have a document."""
     for entity, row_id in conn.execute("SELECT entity, row_id FROM _pylon_crdt_snapshots"):
         yield str(entity), str(row_id)
 
 
 def put_snapshot(conn: apsw.Connection, key: DocumentKey, snapshot: bytes, now_s: int) -> None:
-    """Store a whole document in place of the snapshot before."""
-    # The published server writes times like that.
+    """Store a whole document; it replaces the previous snapshot."""
+    # The Rust server uses this format of times.
     at = datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     conn.execute(_PUT_SNAPSHOT, (*key, snapshot, at))
 
@@ -101,7 +101,7 @@ def put_snapshot(conn: apsw.Connection, key: DocumentKey, snapshot: bytes, now_s
 def append_update(
     conn: apsw.Connection, key: DocumentKey, prev: int, seq: int, data: bytes
 ) -> int:
-    """Store an update; its number."""
+    """Store an update. Return its number."""
     conn.execute(_PUT_UPDATE, (*key, prev, seq, data))
     return conn.last_insert_rowid()
 
@@ -112,7 +112,7 @@ def drop_updates_before(conn: apsw.Connection, key: DocumentKey, number: int) ->
 
 
 def last_view(conn: apsw.Connection, key: DocumentKey) -> tuple[int | None, int]:
-    """The number of the newest view of a document, and how many there are."""
+    """Return the number of the newest view of a document (or None), and how many it has."""
     found: tuple[int | None, int] = conn.execute(_LAST_VIEW, key).get
     return found
 
@@ -120,7 +120,7 @@ def last_view(conn: apsw.Connection, key: DocumentKey) -> tuple[int | None, int]
 def put_view(
     conn: apsw.Connection, key: DocumentKey, number: int, view: DocumentView
 ) -> None:
-    """Store a view under its number, in place of the one before."""
+    """Store a view under its number; it replaces one with the same number."""
     conn.execute(_PUT_VIEW, (*key, number, view.before, view.after, view.facts))
 
 
@@ -142,18 +142,18 @@ def forget_views(conn: apsw.Connection, entity: str, facts: str) -> None:
 
 
 def delete_document(conn: apsw.Connection, entity: str, row_id: str) -> None:
-    """The document goes with its row."""
+    """Delete the document of a row."""
     for table in _TABLES:
         conn.execute(f"DELETE FROM {table} WHERE entity = ? AND row_id = ?", (entity, row_id))
 
 
 def rename_entity(conn: apsw.Connection, old: str, new: str) -> None:
-    """The documents follow their rows."""
+    """Rename the entity of documents."""
     for table in _TABLES:
         conn.execute(f"UPDATE {table} SET entity = ? WHERE entity = ?", (new, old))
 
 
 def drop_entity(conn: apsw.Connection, entity: str) -> None:
-    """The documents go with their rows."""
+    """Delete all documents of an entity."""
     for table in _TABLES:
         conn.execute(f"DELETE FROM {table} WHERE entity = ?", (entity,))

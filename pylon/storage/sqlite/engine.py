@@ -1,10 +1,10 @@
-"""SQLite's writer: the only connection that changes rows, and the batches on it.
+"""SQLite write engine: executes batches on the only connection that changes rows.
 
-`pylon.storage.core.engine` carries out the batches. Steps of maintenance (`maintenance`) run on the
-same connection, between two batches (`turn_lock`), because SQLite has one writer at a time and a
-second connection would make batches wait in its busy handler.
+`pylon.storage.core.engine` executes the batches. Steps of maintenance (`maintenance`) run on the
+same connection, between two batches (`turn_lock`): SQLite has one writer at a time, so batches
+would wait for a second connection in its busy handler.
 
-Called by the supervisor's writer thread, by the bench and by tests.
+Made by `backend`. Called by the supervisor's writer thread, by the benchmark and by tests.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""Epochs: how cursors of a lost future are told from cursors of this one (design.md §4).
+"""Epochs: distinguish cursors of lost commits from valid cursors (design.md §4).
 
-When the database may have lost commits that clients have seen (a restore, power loss without
-fsync, another program's writes), the seq jumps far ahead of anything that was ever given out.
-The jump is kept in `_pylon_epochs`: cursors strictly between `void_from` and `first_seq` point
-into what was lost and must resync; a cursor at `void_from` is as good as before.
+The database may have lost commits that clients have received: by a restore, by a loss of power
+without fsync, or by writes of another program. Then the seq jumps far above every seq used so far.
+`_pylon_epochs` stores the jump. Cursors strictly between `void_from` and `first_seq` belong to lost
+commits, so their clients must resync. A cursor at `void_from` stays valid.
 
-`first_seq` itself is taken by the mark: it becomes the head, and the next event gets the seq
-after it. So a snapshot taken right after the jump has a valid cursor above 0.
+The mark takes `first_seq` itself: it becomes the head, and the next event gets the seq after it. So
+a snapshot taken right after the jump has a valid cursor above 0.
 
-Invariant: `first_seq` is above every seq that this database, or the lost one, has used; the
-wall clock in microseconds is, because no store commits a million events a second for long.
+Invariant: `first_seq` is above every seq that this database, or the lost one, has used. The wall
+clock in microseconds ensures that: no store commits a million events a second for long. Called by
+`engine`, `transaction`, the schema and restore.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def open_epoch(
     """Open a new epoch, within the caller's transaction or in one of its own.
 
     Args:
-        reason: for people, kept in the table.
-        void_from: the last cursor that is still good; None: the present head.
+        reason: text for the operator, stored in the table.
+        void_from: the last cursor that stays valid; None: the present head.
 
     Returns:
         `first_seq`, which is the head from now on.
@@ -49,9 +50,9 @@ def open_epoch(
 def begin_run(conn: apsw.Connection, durability: str, boot_id: str, clock: Clock) -> bool:
     """Note that a run begins, and open an epoch if the last one may have lost commits.
 
-    It may have when it did not end in order, did not fsync its commits, and the machine has
-    been started anew since (or the kernel does not tell). To be called with
-    `synchronous=FULL`: a note that power loss can take back would be worth nothing.
+    That is possible if the last run did not end cleanly, did not fsync its commits, and the machine
+    has rebooted since (or the kernel does not tell). Call it with `synchronous=FULL`, so that a
+    loss of power cannot undo the note.
 
     Returns:
         Whether an epoch was opened.
@@ -76,7 +77,7 @@ def begin_run(conn: apsw.Connection, durability: str, boot_id: str, clock: Clock
 
 
 def end_run(conn: apsw.Connection, head: int) -> None:
-    """Note, within the caller's transaction, that all is written and the run ends in order."""
+    """Note, within the caller's transaction, that all is written and the run ends cleanly."""
     meta.put(conn, "clean", "1")
     conn.execute(
         "INSERT OR REPLACE INTO _pylon_change_seq (id, value) VALUES (1, ?)", (head,)
@@ -84,5 +85,5 @@ def end_run(conn: apsw.Connection, head: int) -> None:
 
 
 def resume_run(conn: apsw.Connection) -> None:
-    """Take `end_run` back, within the caller's transaction: something is written after it."""
+    """Undo `end_run`, within the caller's transaction: the writer writes again."""
     meta.put(conn, "clean", "0")

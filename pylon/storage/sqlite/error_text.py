@@ -1,8 +1,8 @@
-"""The text of an error of SQLite, for people.
+"""Error text: returns a readable text for an error of SQLite.
 
-SQLite keeps the text of a connection's last failure; where a call fails without setting it (each
-step of a backup does), the text is "not an error" and the class of the error is all there is.
-Used wherever an `apsw.Error` becomes part of a message.
+SQLite stores the text of a connection's last failure. Some calls fail without setting it, such as
+each step of a backup. Then the text is "not an error", and this module chooses one by the class of
+the error. Called wherever an `apsw.Error` becomes part of a message.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How many rows there are and which values their fields have, in one statement.
+"""Facet counts: counts rows, and the values of their fields, in one statement.
 
-The rows are selected once, whatever the number of fields, and total and counts are of one
-commit. Called by the reader.
+The statement selects the rows once, whatever the number of fields. Total and counts are of one
+commit. Called by `reader`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pylon.storage.sqlite.clause import SqlClause
 from pylon.storage.sqlite.names import quote
 
 
-def statement(table: str, where: SqlClause, fields: Sequence[str], most: int) -> SqlClause:
-    """The whole SELECT; `fold` understands its rows.
+def statement(table: str, where: SqlClause, fields: Sequence[str], max_values: int) -> SqlClause:
+    """Return the whole SELECT. `fold` converts its rows.
 
     Args:
-        table: quoted.
-        fields: all different.
-        most: values for each field.
+        table: the quoted name.
+        fields: distinct names.
+        max_values: largest number of values for each field.
     """
     if not fields:
         return SqlClause(f"SELECT 0, NULL, count(*) FROM {table} WHERE {where.sql}", where.params)
@@ -35,13 +35,13 @@ def statement(table: str, where: SqlClause, fields: Sequence[str], most: int) ->
             f"SELECT * FROM (SELECT {number}, {column}, count(*) FROM hits "
             f"WHERE {column} IS NOT NULL GROUP BY {column} ORDER BY 3 DESC, 2 LIMIT ?)"
         )
-    return SqlClause(" UNION ALL ".join(parts), (*where.params, *[most] * len(fields)))
+    return SqlClause(" UNION ALL ".join(parts), (*where.params, *[max_values] * len(fields)))
 
 
 def fold(
     fields: Sequence[str], bools: Container[str], rows: Iterable[tuple[Any, ...]]
 ) -> FacetCounts:
-    """The counts in the rows of `statement`. `bools` has the boolean fields."""
+    """Return the counts from the rows of `statement`. `bools` has the boolean fields."""
     total = 0
     values: list[list[tuple[object, int]]] = [[] for _ in fields]
     for number, value, count in rows:

@@ -1,14 +1,13 @@
-"""File watch: whether the database is still the file under its path, and may be written to.
+"""File watch: checks that the open database is still the file at its path, and is writable.
 
-A process that has a file open goes on writing to it after an operator has deleted, moved or
-replaced the file. Everything that the process then acknowledges is lost with its last descriptor.
-So the engine checks after each commit, before it acknowledges, and the flusher once in a second,
-for readiness.
+A process continues to write to an open file after an operator has deleted, moved or replaced it.
+The acknowledged writes are then lost with the last descriptor. So the engine checks after each
+commit, before it acknowledges. The flusher checks once a second, for readiness.
 
 This module opens no file: closing a descriptor would drop the POSIX locks that SQLite holds in
-this process. The WAL and its index (-shm) count as the database does. A process that opens the
-database without the index makes another one, believes itself alone, reads old rows, and removes
-the WAL when it closes.
+this process. It checks the WAL and its index (-shm) as well. A process that opens the database
+without the index makes a new one. It then does not see the other processes, reads old rows, and
+removes the WAL when it closes.
 
 Invariant: a failed check names the file and the remedy. Bound: one `stat` for each check
 (PERF: 1.2 us), and two more at most every `_BESIDE_PERIOD_S`.
@@ -28,19 +27,19 @@ _Identity = tuple[int, int]  # device and inode
 
 
 class FileProblem(NamedTuple):
-    """Why nothing may be acknowledged: a label for metrics, and a sentence."""
+    """The reason not to acknowledge writes: a label for metrics, and a message."""
 
     reason: str  # file_gone, file_replaced, the same of wal and shm, read_only
     message: str
 
 
 class FileWatch:
-    """Watches the database file of one connection, as it was when this was made."""
+    """Compares the files at the paths with those at the creation of this object."""
 
     __slots__ = ("_beside", "_checked_s", "_clock", "_identity", "_path")
 
     def __init__(self, path: str | Path, clock: Clock) -> None:
-        """To be made once the connection has written."""
+        """Make it after the first write of the connection, when all files exist."""
         self._path = os.fspath(path)
         self._clock = clock
         self._identity = _identity_of(self._path)
@@ -48,7 +47,7 @@ class FileWatch:
         self._checked_s = float("-inf")
 
     def find_problem(self) -> FileProblem | None:
-        """The present problem, or None."""
+        """Return the present problem, or None."""
         try:
             stat = os.stat(self._path)  # noqa: PTH116  PERF: a `Path` costs half as much again
         except OSError:
@@ -68,7 +67,7 @@ class FileWatch:
         return None
 
     def find_unwritable(self) -> FileProblem | None:
-        """Whether the files may not be written to, so that writes fail, or the next start would."""
+        """Return a problem if this process may not write to the files, or None."""
         folder = str(Path(self._path).parent)
         try:
             is_read_only = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)

@@ -1,9 +1,9 @@
-"""Which conditions of a filter an index can serve beside a read policy.
+"""Index use: finds the conditions of a filter that an index can serve beside a read policy.
 
-SQLite judges a filter only for rows that the read policy passes (`predicate_sql`). Without an
-exception that would be a scan of the table for each query. So an equality or a range that an
-index serves stands beside the policy. It may show by the time how many rows there are in that
-range of the index, and nothing else of a hidden row.
+SQLite evaluates a filter only for rows that pass the read policy (`predicate_sql`). Without an
+exception each query would scan the table. So an equality or a range that an index serves is written
+beside the policy. The duration of a query may show how many rows that range of the index has, and
+nothing else about a hidden row.
 
 Called by `predicate_sql`.
 """
@@ -71,7 +71,7 @@ def find_served(
 
 
 def field_of_equality(item: Predicate) -> str | None:
-    """The field that has one of a few values where the condition holds."""
+    """Return the field that an equality or a list of values restricts, or None."""
     if type(item) is Compare:
         if item.sign == "=" and type(item.left) is Column and type(item.right) is Literal:
             return item.left.field
@@ -83,7 +83,7 @@ def field_of_equality(item: Predicate) -> str | None:
 
 
 def _field_of_range(item: Predicate) -> str | None:
-    """The field whose value lies in a range where the condition holds."""
+    """Return the field that a range restricts, or None."""
     if type(item) is Compare and item.sign in _RANGES:
         column, value = item.left, item.right
     elif type(item) is Affix and not item.at_end:
@@ -94,7 +94,7 @@ def _field_of_range(item: Predicate) -> str | None:
 
 
 def columns_fixed_by(allowed: Predicate) -> frozenset[str]:
-    """The columns that a read policy compares with a value, in every row that it passes."""
+    """Return the columns that equal a value in every row that a read policy passes."""
     return frozenset([
         item.left.field for item in conjuncts(allowed)
         if _is_equality(item) and isinstance(item, Compare) and isinstance(item.left, Column)

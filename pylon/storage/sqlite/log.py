@@ -1,11 +1,11 @@
-"""`_pylon_change_log` in SQL: reading events, and what the head is.
+"""Change log in SQL: reads, appends and drops events of `_pylon_change_log`.
 
-The head is the highest seq in use: that of the newest event, of the newest epoch's mark, or
-of the counter that the other server keeps in `_pylon_change_seq`; it never goes back.
+The head is the highest seq in use: that of the newest event, of the newest epoch's mark, or of the
+counter in `_pylon_change_seq`, which the Rust server updates. It never decreases.
 
-A log of the other server is read as it is: its timestamps may be text, and a delete may carry
-the row in `data`. Invariant: what leaves here obeys `pylon.storage.events`. Used by the
-reader, the engine and the schema.
+This module also reads a log of the Rust server, whose timestamps may be text and whose deletes may
+have the row in `data`. Invariant: returned events obey `pylon.storage.events`. Called by `reader`,
+`transaction`, `epochs` and the schema.
 """
 
 from __future__ import annotations
@@ -40,29 +40,29 @@ _COLUMNS: Final = (
 
 
 def head_seq(conn: apsw.Connection) -> int:
-    """The highest seq in use; 0 in a new database."""
+    """Return the highest seq in use; 0 in a new database."""
     return int(conn.execute(_HEAD).get)
 
 
 def oldest_seq(conn: apsw.Connection) -> int:
-    """The oldest retained event's seq; head + 1 when the log is empty."""
+    """Return the oldest retained event's seq; head + 1 if the log is empty."""
     oldest = conn.execute("SELECT min(seq) FROM _pylon_change_log").get
     return head_seq(conn) + 1 if oldest is None else int(oldest)
 
 
 def oldest_logged_seq(conn: apsw.Connection) -> int:
-    """The oldest retained event's seq; 0 when the log is empty."""
+    """Return the oldest retained event's seq; 0 if the log is empty."""
     return int(conn.execute("SELECT coalesce(min(seq), 0) FROM _pylon_change_log").get)
 
 
 def events_after(conn: apsw.Connection, seq: int, limit: int) -> list[ChangeEvent]:
-    """The first `limit` events above `seq`, ascending."""
+    """Return the first `limit` events above `seq`, ascending."""
     rows = conn.execute(f"{_COLUMNS} WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit))
     return [_event(row) for row in rows]
 
 
 def newest_events(conn: apsw.Connection, limit: int) -> list[ChangeEvent]:
-    """The newest events, ascending: at most `limit`, and at most about `limits.TAIL_BYTES`."""
+    """Return the newest events, ascending: at most `limit`, and about `limits.TAIL_BYTES`."""
     events: list[ChangeEvent] = []
     size_bytes = 0
     cursor = conn.execute(f"{_COLUMNS} ORDER BY seq DESC LIMIT ?", (limit,))
@@ -78,12 +78,12 @@ def newest_events(conn: apsw.Connection, limit: int) -> list[ChangeEvent]:
 
 
 def count(conn: apsw.Connection) -> int:
-    """How many events there are; a scan."""
+    """Return the number of events; a scan."""
     return int(conn.execute("SELECT count(*) FROM _pylon_change_log").get)
 
 
 def oldest(conn: apsw.Connection, limit: int) -> list[LoggedEvent]:
-    """The oldest events, ascending, without their images."""
+    """Return the oldest events, ascending, without their images."""
     return [
         LoggedEvent(seq, timestamp_s(timestamp), size_bytes)
         for seq, timestamp, size_bytes in conn.execute(_OLDEST, (limit,))
@@ -91,19 +91,19 @@ def oldest(conn: apsw.Connection, limit: int) -> list[LoggedEvent]:
 
 
 def drop(conn: apsw.Connection, to_seq: int) -> int:
-    """Remove the events up to a seq; how many."""
+    """Remove the events up to a seq. Return how many."""
     conn.execute("DELETE FROM _pylon_change_log WHERE seq <= ?", (to_seq,))
     return conn.changes()
 
 
 def void_ranges(conn: apsw.Connection) -> list[tuple[int, int]]:
-    """(void_from, first_seq) of each epoch, oldest first."""
+    """Return (void_from, first_seq) of each epoch, oldest first."""
     rows = conn.execute("SELECT void_from, first_seq FROM _pylon_epochs ORDER BY first_seq")
     return [(int(low), int(high)) for low, high in rows]
 
 
 def timestamp_s(value: object) -> int:
-    """Unix seconds from an integer, `<seconds>Z` or ISO 8601; 0 for what is none of these."""
+    """Return Unix seconds from an integer, `<seconds>Z` or ISO 8601; 0 for other values."""
     if isinstance(value, (int, float)):
         return int(value)
     text = str(value)

@@ -1,9 +1,9 @@
-"""Log size: the bytes of the change log, and the seq to prune to so that it has fewer.
+"""Log size: computes the size of the change log, and the seq to prune to for a given size.
 
-`count` reads the sizes of the events that are new since the last call, in pages, on the flusher's
-own connection; SQLite finds a size in the row's header, so no image is read. Of each page one mark
-is kept: its last seq, and the bytes of all events up to it. The oldest seq tells what was pruned,
-so a pruning step need not report the bytes that it freed.
+`count` reads the sizes of the events added since the last call, in pages, on the flusher's own
+connection. SQLite finds a size in the row's header, so it reads no image. The object stores one
+mark for each page: its last seq, and the bytes of all events up to it. It derives the pruned bytes
+from the oldest seq, so pruning steps need not report them.
 
 Invariant: `total_bytes` is too large by at most one page. Bound: a mark for each
 `_PAGE_EVENTS` events or `_PAGE_BYTES`. Called by the flusher's thread.
@@ -18,12 +18,12 @@ import apsw
 
 _PAGE_EVENTS: Final = 1_000
 _PAGE_BYTES: Final = 32 * 1024
-_PAGES: Final = 200  # that are read in one call; a start has more to read
+_PAGES: Final = 200  # largest number of pages read in one call; a start has more to read
 _SIZES: Final = (
     "SELECT seq, ifnull(octet_length(data), 0) + ifnull(octet_length(prev_data), 0) "
     "FROM _pylon_change_log WHERE seq > ? ORDER BY seq LIMIT ?"
 )
-EVENT_BYTES: Final = 128  # of an event beside its images, about
+EVENT_BYTES: Final = 128  # approximate size of an event without its images
 
 
 class LogSize:
@@ -34,13 +34,13 @@ class LogSize:
     def __init__(self, conn: apsw.Connection) -> None:
         self._conn = conn
         self._seqs: list[int] = []  # the last of each page
-        self._sums: list[int] = []  # bytes of all events up to it, those that are gone included
-        self._events = 0  # of the last page
+        self._sums: list[int] = []  # bytes of all events up to it, pruned ones included
+        self._events = 0  # number of events of the last page
         self._sum_bytes = 0
         self._counted_to = 0
 
     def count(self, oldest_seq: int) -> int:
-        """Read what is new; the bytes of all events from `oldest_seq` on."""
+        """Read the new events. Return the bytes of all events from `oldest_seq` on."""
         for _ in range(_PAGES):
             found = self._conn.execute(_SIZES, (self._counted_to, _PAGE_EVENTS))
             rows: list[Any] = found.fetchall()
@@ -54,11 +54,11 @@ class LogSize:
             del self._seqs[: gone - 1], self._sums[: gone - 1]
         return self._sum_bytes - freed_bytes
 
-    def seq_above(self, most_bytes: int) -> int:
-        """The seq up to which events must go so that about `most_bytes` stay; 0: none must."""
-        if self._sum_bytes <= most_bytes:
+    def seq_above(self, max_bytes: int) -> int:
+        """Return the seq to prune to, so that about `max_bytes` stay; 0: nothing to prune."""
+        if self._sum_bytes <= max_bytes:
             return 0
-        return self._seqs[bisect_left(self._sums, self._sum_bytes - most_bytes)]
+        return self._seqs[bisect_left(self._sums, self._sum_bytes - max_bytes)]
 
     def _add(self, seq: int, size_bytes: int) -> None:
         self._counted_to = seq

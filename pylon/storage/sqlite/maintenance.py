@@ -1,11 +1,11 @@
-"""Maintenance of a SQLite database: the steps that change it, its checkpoints and its measures.
+"""SQLite maintenance: runs pruning and index steps, checkpoints, and measurements of a database.
 
-Each step is a transaction of its own on the writer's connection. It is short, so that no batch
-waits for long: a caller repeats it until it has nothing to do. Checkpoints and measures use a
-connection of their own, which is opened with the first of them.
+Each step is a transaction of its own on the writer's connection. Steps are short, so that no batch
+waits for long; a caller repeats a step until it has nothing to do. Checkpoints and measurements use
+a connection of their own, which is opened with the first of them.
 
-Called by the flusher, the drain and the control commands. Steps and sizes may be called from any
-thread, the others from one thread at a time.
+Called by the flusher, the drain and the control commands. Any thread may call steps and sizes; one
+thread at a time may call the other methods.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pylon.storage.sqlite.wal_readers import find_readers
 
 T = TypeVar("T")
 
-_INDEXES_S: Final = 3600.0  # a large table takes long; batches wait meanwhile, and are told so
+_INDEXES_S: Final = 3600.0  # time limit: a large table takes long, and batches wait meanwhile
 _END_RUN_S: Final = 10.0
 
 
@@ -176,7 +176,7 @@ def _unreadable(error: apsw.Error) -> StoreUnavailable:
 
 
 def _size_bytes(path: Path) -> int:
-    """The size of a file; 0 where there is none."""
+    """Return the size of a file; 0 if it is missing."""
     try:
         return path.stat().st_size
     except OSError:
@@ -184,7 +184,7 @@ def _size_bytes(path: Path) -> int:
 
 
 def _free_bytes(folder: Path) -> int:
-    """The bytes that this user may still write on the folder's disk; 0 if unknown."""
+    """Return the bytes that this user may still write on the folder's disk; 0 if unknown."""
     try:
         disk = os.statvfs(folder)
     except OSError:

@@ -1,4 +1,4 @@
-"""`_pylon_meta`: the few facts about a database that outlive a run.
+"""Meta table: stores facts about a database that outlive a run, in `_pylon_meta`.
 
 Keys: `lineage` (made with the database, kept by its backups), `history_rows`, `schema_format`
 and `indexes` (see `pylon.storage.sqlite.schema.history`), `shape:<Entity>` (see
@@ -14,11 +14,11 @@ import apsw
 
 
 def get(conn: apsw.Connection, key: str) -> str | None:
-    """The value, or None."""
+    """Return the value of a key, or None."""
     value = conn.execute("SELECT value FROM _pylon_meta WHERE key = ?", (key,)).get
     return None if value is None else str(value)
 
 
 def put(conn: apsw.Connection, key: str, value: str) -> None:
-    """Set the value, within the transaction that is open."""
+    """Set the value of a key, within the open transaction."""
     conn.execute("INSERT OR REPLACE INTO _pylon_meta (key, value) VALUES (?, ?)", (key, value))

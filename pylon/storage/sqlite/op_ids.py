@@ -1,6 +1,6 @@
-"""`_pylon_op_ids` in SQL: operations that were carried out, by identity and op_id.
+"""Operations in SQL: stores the executed operations by identity and op_id, in `_pylon_op_ids`.
 
-Functions on a connection; apsw's errors are the caller's to translate. Called by `transaction`.
+Functions on a connection; the caller translates apsw's errors. Called by `transaction`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DROP: Final = (
 
 
 def put(conn: apsw.Connection, ops: Mapping[OpName, DoneOp], now_s: int) -> None:
-    """Store operations that were carried out."""
+    """Store executed operations."""
     conn.executemany(
         _PUT,
         [(*name, seq, row_id, now_s, digest) for name, (seq, row_id, digest) in ops.items()],
@@ -32,11 +32,11 @@ def put(conn: apsw.Connection, ops: Mapping[OpName, DoneOp], now_s: int) -> None
 
 
 def count(conn: apsw.Connection) -> int:
-    """How many there are; a scan."""
+    """Return the number of stored operations; a scan."""
     return int(conn.execute("SELECT count(*) FROM _pylon_op_ids").get)
 
 
 def drop(conn: apsw.Connection, limit: int, older_than_s: int, old_seq: int) -> int:
-    """Remove old ones among the `limit` oldest; how many. See `LogRows.drop_ops`."""
+    """Remove old ones among the `limit` oldest. Return how many. See `LogRows.drop_ops`."""
     conn.execute(_DROP, (older_than_s, old_seq, limit))
     return conn.changes()

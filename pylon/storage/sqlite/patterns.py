@@ -1,12 +1,12 @@
-"""`Like` conditions in SQL, and the SQL functions behind the hard ones.
+"""Patterns: writes `Like` conditions in SQL, and implements the SQL functions for hard patterns.
 
 SQLite's own LIKE and instr() serve every pattern that is not hard (`pylon.query.patterns`). The
 functions `pylon_like` and `pylon_contains` serve the others, in time linear in text and pattern.
-The verdict is the same: LIKE folds ASCII letters only, and SQLite has no escape character unless
+The results are the same: LIKE folds ASCII letters only, and SQLite has no escape character unless
 ESCAPE names one.
 
-Bound: each process keeps 64 compiled patterns of each kind. Called by `compiler`; `reader`
-registers the functions.
+Bound: each process caches 64 compiled patterns of each kind. Called by `predicate_sql` and
+`shapes`; `reader` registers the functions.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ _TEXT_BY_FORM: Final[dict[Form, str]] = {
 
 
 def like_parts(like: Like) -> tuple[Form, str]:
-    """How SQLite looks for a pattern, and the parameter."""
+    """Return the form of SQL for a pattern, and its parameter."""
     pattern = like.pattern
     if like.is_hard:
         return (LIKE if like.has_wildcards else CONTAINS), pattern
     if like.has_wildcards:
         return "LIKE", f"%{pattern}%"
     if is_plain_text(pattern):
-        return "instr", pattern  # PERF: of short texts two thirds of the time of LIKE
+        return "instr", pattern  # PERF: for short texts it takes two thirds of the time of LIKE
     escaped = re.sub(r"[\\%_]", r"\\\g<0>", pattern)
     return "LIKE ESCAPE", f"%{escaped}%"
 
 
 def like_text(form: Form, column: str) -> str:
-    """The SQL of a form.
+    """Return the SQL of a form.
 
     Args:
         column: quoted.

@@ -1,21 +1,21 @@
-"""A worker's readers: what is quick runs at once, what may scan runs in the thread pool.
+"""Reader pool: runs quick reads inline, and long scans in gevent's thread pool.
 
-gevent has one thread for all requests of a worker, so a long scan there would stop them all.
-Point reads (a row by its id, a session, the head) run inline on a connection of their own:
-they take microseconds, less than a change of threads. A scan is begun inline too, with
-`INLINE_S` of work for all its statements; the few that need more are interrupted and done again
-by one of the scanning connections, in gevent's thread pool, and the next time they are not even
-begun inline. It is work that is measured, not time: on a busy machine every statement takes long,
-and to do all of them twice in threads that fight for the interpreter would be the end of it.
-Patterns that may meet a long text, and full-text matches, are begun in the pool at once. What
-runs there is watched from here, and interrupted when its time is over.
+gevent has one thread for all requests of a worker, so a long scan there would block them all. Point
+reads (a row by its id, a session, the head) run inline on a connection of their own. They take
+microseconds, less than a switch of threads. A scan begins inline too, with `INLINE_S` of CPU time
+for all its statements. A scan that needs more is interrupted, and a scanning connection runs it
+again in the thread pool. The next scans with that statement skip the inline try
+(`slow_statements`). The limit is CPU time, because on a busy machine every statement takes long.
+Re-running every statement in threads would overload it (GIL contention). Patterns that may meet a
+long text, and full-text matches, begin in the pool at once. A timer interrupts scans that exceed
+their time limit there.
 
-Bound: `limits.READ_CONNECTIONS` connections, of which a caller has at most
-`limits.SCANS_PER_CALLER`; a scan that finds none free waits in its caller's queue
-(`pylon.admission`), at most `limits.READ_TIMEOUT_S`, then QueryTimeout. Metrics:
+Bounds: `limits.READ_CONNECTIONS` connections, of which a caller has at most
+`limits.SCANS_PER_CALLER`. Without a free connection a scan waits in its caller's queue
+(`pylon.admission`) for at most `limits.READ_TIMEOUT_S`, then fails with QueryTimeout. Metrics:
 pylon_db_pool_wait_seconds, pylon_reads_moved_to_threads_total,
-pylon_admission_queue_length{queue="scan"}.
-Used by the workers, one pool each: it is their `pylon.storage.interface.Store`.
+pylon_admission_queue_length{queue="scan"}. Each worker has one pool as its
+`pylon.storage.interface.Store`; `backend` makes it.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class ReaderPool:
     ) -> None:
         """
         Args:
-            connections: one runs inline, the others scan; at least 3, so that a caller that
-                scans leaves a connection to the others.
+            connections: one runs inline reads, the others scan; at least 3, so that one caller
+                cannot occupy all scanning connections.
 
         Raises:
             StoreUnavailable: the database cannot be opened.
@@ -75,7 +75,7 @@ class ReaderPool:
         )
 
     def point(self, read: Callable[[Reader], T], /) -> T:
-        """See `Store`. A local read takes less than a switch would."""
+        """See `Store`. A local read takes less time than a switch of threads."""
         return read(self._inline)
 
     # One function for both: a point read of SQLite never switches.
@@ -84,23 +84,23 @@ class ReaderPool:
     def scan(
         self, read: Callable[[Reader], T], inline: bool = True, caller: str = SERVER
     ) -> T:
-        """Run a read that may be long; other greenlets go on meanwhile.
+        """Run a read that may be long; other greenlets continue meanwhile.
 
         Args:
-            read: must have no effect but its answer: it may be interrupted and begun again.
-            inline: try it here first. Not for a full-text match: FTS5 may work for long
-                between two of the steps at which SQLite looks at the clock.
-            caller: whose share of the connections it counts against.
+            read: must have no effect except its result: it may be interrupted and repeated.
+            inline: try it inline first. Not for a full-text match: FTS5 may work for long
+                between two calls of the progress handler.
+            caller: the caller whose share of the connections the scan uses.
 
         Raises:
-            QueryTimeout: it took too long, or no connection became free in time.
+            QueryTimeout: the read took too long, or no connection became free in time.
             Unavailable: too many of the caller's scans wait already.
         """
         if inline:
             try:
                 return self._inline.within(INLINE_S, read)
             except QueryTimeout:
-                READS_MOVED.inc()  # it needs longer than others can wait
+                READS_MOVED.inc()  # the read needs more than `INLINE_S`
         return self._scan(read, caller)
 
     def close(self) -> None:
@@ -136,15 +136,15 @@ class ReaderPool:
         watch = hub.loop.timer(_LATE_CHECK_S, _LATE_CHECK_S)
         watch.start(reader.interrupt_late)
 
-        def give_back(_: object) -> None:
+        def free_scanner(_: object) -> None:
             watch.stop()
             watch.close()
             self._free.append(reader)
             self._admission.leave(caller)
 
-        # Given back by the thread's own end, not by the greenlet: a greenlet that is killed
-        # while it waits must not hand out a connection that a thread still uses.
+        # The end of the thread's job frees the connection, not the greenlet: a greenlet may be
+        # killed while it waits, and the thread still uses the connection then.
         job = hub.threadpool.spawn(read, reader)
-        job.rawlink(give_back)
+        job.rawlink(free_scanner)
         result: T = job.get()
         return result

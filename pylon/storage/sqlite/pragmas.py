@@ -1,7 +1,7 @@
-"""How every connection to the database file is set (spec/http.md §2.7).
+"""Pragmas: configures every connection to the database file (spec/http.md §2.7).
 
-The writer checkpoints nothing by itself: the flusher does, so that no commit waits for it.
-Called by `connect` only.
+The writer runs no automatic checkpoints: the flusher checkpoints, so that no commit waits for it.
+Called by `connect`; `set_durability` by `engine`.
 """
 
 from __future__ import annotations
@@ -33,25 +33,26 @@ _WRITER: Final = (
 
 
 def apply_shared(conn: apsw.Connection) -> None:
-    """What readers and the writer have in common."""
+    """Apply the pragmas that readers and the writer share."""
     conn.set_busy_timeout(BUSY_TIMEOUT_MS)
     _apply(conn, _SHARED)
 
 
 def apply_writer(conn: apsw.Connection) -> None:
-    """WAL, no automatic checkpoints, and fsync on until the start is noted durably."""
+    """Set WAL, no automatic checkpoints, and fsync until `set_durability`."""
     _apply(conn, _WRITER)
     set_durability(conn, "full")
 
 
 def set_durability(conn: apsw.Connection, durability: str) -> None:
-    """`normal`: commits survive the death of processes; `full`: also loss of power."""
+    """Set the durability. `normal`: commits survive the death of processes; `full`: also loss of
+    power."""
     level = {"normal": "NORMAL", "full": "FULL"}[durability]
     conn.execute(f"PRAGMA synchronous = {level}")
 
 
 def apply_reader(conn: apsw.Connection) -> None:
-    """A large cache, the file mapped, and no writing."""
+    """Set a large cache and the mapping of the file, and forbid writes."""
     _apply(conn, _READER)
 
 

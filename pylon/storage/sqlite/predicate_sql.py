@@ -1,15 +1,15 @@
-"""The SQL of a predicate, which is true for exactly the rows that the predicate holds for.
+"""Predicate SQL: writes SQL that is true for exactly the rows for which a predicate holds.
 
-How two-valued logic meets SQL's three values: the SQL is *true* when the predicate holds; when it
-does not, the SQL may be 0 or NULL, which WHERE treats alike. The writer pushes a negation down to
-the single condition, and writes ``IS NOT TRUE`` only there.
+Predicates have two truth values and SQL has three. The SQL is *true* if the predicate holds.
+Otherwise it is 0 or NULL, which are equal for WHERE. The writer pushes a negation down to the
+single condition, and writes ``IS NOT TRUE`` only there.
 
-How `Guarded` is kept: SQLite puts the terms of an AND into any order that it likes, and evaluates
-a CASE lazily and in order. So `wanted` stands in a CASE behind `allowed`. Only the conditions of
-`wanted` that an index can serve stand beside the CASE; see `index_use`.
+`Guarded` needs an order: SQLite may reorder the terms of an AND, but it evaluates a CASE lazily and
+in order. So `wanted` is in a CASE behind `allowed`. Only the conditions of `wanted` that an index
+can serve are beside the CASE; see `index_use`.
 
-Invariants: names in the SQL are the entity's own, values are parameters; a node's parameters have
-the numbers that its walk in `shapes` gives them; the SQL depends on the shape alone. Called by
+Invariants: names in the SQL are those of the entity; values are parameters. A node's parameters
+have the numbers that its walk in `shapes` assigns. The SQL depends only on the shape. Called by
 `compiler`, once for each shape.
 """
 
@@ -49,18 +49,18 @@ from pylon.storage.sqlite.patterns import like_parts, like_text
 from pylon.storage.sqlite.search import match_condition
 from pylon.storage.sqlite.shapes import prefix_range
 
-_CHAIN: Final = 50  # longer chains of AND and OR become trees: SQLite bounds an expression's depth
+_CHAIN: Final = 50  # longer chains of AND and OR become trees: SQLite limits the depth
 
 
 class Sql(NamedTuple):
-    """A piece of SQL; `params` are the numbers of its parameters in the walk."""
+    """A piece of SQL. `params`: the numbers of its parameters in the walk."""
 
     text: str
     params: tuple[int, ...] = ()
 
 
 def write_predicate(entity: Entity, predicate: Predicate, is_led: bool) -> Sql:
-    """The SQL of a predicate that is no constant.
+    """Return the SQL of a predicate that is not a constant.
 
     Args:
         is_led: the statement finds the rows by other rows or by a full-text match, so that no
@@ -84,7 +84,7 @@ class _Writer:
         return Sql("?", (number,))
 
     def condition(self, node: Predicate, negated: bool = False) -> Sql:
-        """SQL that is true where the predicate holds, or, if `negated`, where it does not."""
+        """Return SQL that is true if the predicate holds, or, if `negated`, if it does not."""
         if isinstance(node, Not):
             return self.condition(node.operand, not negated)
         if isinstance(node, (And, Or)):
@@ -224,7 +224,7 @@ class _Writer:
     # --- Values --------------------------------------------------------------------------------
 
     def _value(self, value: Value) -> Sql:
-        """SQL for a value; a condition as a value is 0 or 1, never NULL."""
+        """Return the SQL of a value. A condition as a value is 0 or 1, never NULL."""
         if isinstance(value, Column):
             return Sql(quote(value.field))
         if isinstance(value, Literal):

@@ -1,19 +1,19 @@
-"""One read-only SQLite connection: `pylon.storage.interface.Reader`.
+"""SQLite reader: implements `pylon.storage.interface.Reader` on one read-only connection.
 
-Rows are answered from their stored JSON. A list is joined inside SQLite with a separator that
-no JSON text can contain and split again here: the same speed as a row at a time (measured:
-265 us for 1,000 rows either way, 305 us as text with encode), but one step of SQLite in place
-of 1,000, so a thread that scans takes the interpreter lock once and not for each row.
-Likewise CAST AS BLOB gives bytes as fast as text (measured), and saves the encoding. Where the
-rows go out as they are (`page`), they are joined with commas and not split at all.
+It returns rows as their stored JSON. SQLite joins the rows of a list with a separator that no JSON
+text contains, and the reader splits them again. PERF: that takes as long as fetching single rows
+(265 us for 1,000 rows; 305 us as text with encode). But it is one step of SQLite in place of 1,000,
+so a scanning thread takes the interpreter lock once, not for each row. CAST AS BLOB returns bytes
+as fast as text, and saves the encoding. For `page`, SQLite joins the rows with commas, and the
+reader does not split them.
 
-`Deadline` limits the time of each statement; SQLite calls it between rows only. So within a
-group (`within`) the reader runs no pattern where a text may be long, and no full-text match. The
-pool also interrupts a reader in a thread from outside (`interrupt_late`): SQLite checks that for
-each row, and FTS5 for each page of its index.
+`Deadline` limits the time of each statement. SQLite calls it only between rows. So within a group
+(`within`) the reader runs no full-text match, and no pattern on texts that may be long. The pool
+also interrupts a reader in a thread from outside (`interrupt_late`). SQLite checks for interrupts
+at each row, and FTS5 at each page of its index.
 
-Invariants: no statement runs for longer than its time limit, one check of the clock, and the
-cost of one row; one thread at a time, but for `interrupt_late`.
+Invariants: a statement exceeds its time limit by at most one check interval and the cost of one
+row. One thread at a time uses a reader, except for `interrupt_late`. Made by `backend` and `pool`.
 """
 
 from __future__ import annotations
@@ -60,21 +60,21 @@ from pylon.values import unknown_column
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-# Instructions of SQLite's machine between two looks at the clock: about 10 ms.
+# Instructions of SQLite's virtual machine between two checks of the clock: about 10 ms.
 SCAN_CHECK_STEPS: Final = 500_000
-_SEPARATOR: Final = b"\x1e"  # a control character: JSON has it escaped only
-_FEWER: Final = 8  # rows are too large: this part of them is tried next
-_ROW_BYTES: Final = 1_000_000_000  # SQLite's own limit: one row is always read
+_SEPARATOR: Final = b"\x1e"  # a control character, which JSON always escapes
+_FEWER: Final = 8  # if rows are too large, the next try reads this fraction of them
+_ROW_BYTES: Final = 1_000_000_000  # SQLite's own limit: a single row is always read
 _PATTERN: Final = "pattern:"
 _KNOWN_SLOW: Final = "the statement is known to take longer"
-_BELIEVED_NS: Final = 50_000_000  # PERF: to ask for each pattern took 3 us of 65
+_SHORT_ROWS_TTL_NS: Final = 50_000_000  # PERF: a query for each pattern took 3 us of 65
 
 
 class _Bounded:
-    """Inside of it SQLite makes no text longer than `size_bytes`: apsw.TooBigError.
+    """Context in which SQLite raises apsw.TooBigError instead of making a text above `size_bytes`.
 
-    SQLite stops at the row that would pass the limit, so what is refused never takes more
-    memory than what is answered.
+    SQLite stops at the row that would exceed the limit. So a refused result never takes more memory
+    than an accepted one.
     """
 
     __slots__ = ("_set", "_size_bytes", "_usual_bytes")
@@ -92,11 +92,11 @@ class _Bounded:
 
 
 class SqliteReader:
-    """See `pylon.storage.interface.Reader` for the methods' promises."""
+    """See the module, and `pylon.storage.interface.Reader` for the methods."""
 
     __slots__ = (
-        "_bounded", "_by_name", "_clock", "_conn", "_deadline", "_execute", "_pattern_of",
-        "_short_rows", "_short_rows_asked_ns", "_slow", "meter",
+        "_bounded", "_by_name", "_clock", "_conn", "_deadline", "_execute", "_pattern_key",
+        "_short_rows", "_short_rows_read_ns", "_slow", "meter",
     )
 
     def __init__(
@@ -108,7 +108,7 @@ class SqliteReader:
     ) -> None:
         """
         Args:
-            check_steps: SQLite instructions between two looks at the clock.
+            check_steps: SQLite instructions between two checks of the clock.
 
         Raises:
             StoreUnavailable: the database cannot be opened.
@@ -118,9 +118,9 @@ class SqliteReader:
         self._clock = clock or SystemClock()
         self._deadline = Deadline(self._clock, limits.READ_TIMEOUT_S)
         self._slow = SlowStatements()
-        self._pattern_of = ""  # of a statement with a pattern: the key of its kind in `_slow`
+        self._pattern_key = ""  # key in `_slow` of the patterns like that of the last statement
         self._short_rows: dict[str, bool] = {}
-        self._short_rows_asked_ns = 0
+        self._short_rows_read_ns = 0
         self._conn = open_reader(path)
         self.meter = Meter(self._deadline.is_over)  # of the patterns of this connection
         add_functions(self._conn, self.meter)
@@ -166,7 +166,7 @@ class SqliteReader:
         Raises:
             QueryTimeout: the time is over, or a statement is known to need more.
         """
-        self._pattern_of = ""
+        self._pattern_key = ""
         self._deadline.begin_group(timeout_s)
         try:
             return read(self)
@@ -205,7 +205,7 @@ class SqliteReader:
         while limit > 1:
             try:
                 rows = self._rows(entity, replace(query, limit=limit), bounded)
-            except LimitExceeded:  # SQLite has read no more than `size_bytes` of them
+            except LimitExceeded:  # SQLite has read at most `size_bytes` of the rows
                 limit //= _FEWER
                 continue
             return rows, len(rows) == limit
@@ -235,7 +235,7 @@ class SqliteReader:
         return count, b"[%b]" % (joined or b"")
 
     def _selection(self, entity: str, query: Query) -> tuple[str, tuple[object, ...]]:
-        """The SELECT of a query, if it may run now."""
+        """Return the SELECT of a query and its parameters, if it may run now."""
         sql = self._sql(entity)
         clause = sql.compile(query.where, query.relevance is not None)
         if self._deadline.in_group:
@@ -286,31 +286,31 @@ class SqliteReader:
         return aggregate_rows(self._all, sql.entity, aggregate, clause)
 
     def head_seq(self) -> int:
-        return self._ask(log.head_seq)
+        return self._call(log.head_seq)
 
     def oldest_seq(self) -> int:
-        return self._ask(log.oldest_seq)
+        return self._call(log.oldest_seq)
 
     def events_after(self, seq: int, limit: int) -> list[ChangeEvent]:
-        return self._ask(log.events_after, seq, limit)
+        return self._call(log.events_after, seq, limit)
 
     def newest_events(self, limit: int) -> list[ChangeEvent]:
-        return self._ask(log.newest_events, limit)
+        return self._call(log.newest_events, limit)
 
     def void_ranges(self) -> list[tuple[int, int]]:
-        return self._ask(log.void_ranges)
+        return self._call(log.void_ranges)
 
     def session(self, session_id: str) -> SessionRow | None:
-        return self._ask(sessions.find, session_id)
+        return self._call(sessions.find, session_id)
 
     def shard(self, shard_id: str) -> StoredShard | None:
-        return self._ask(shards.find, shard_id)
+        return self._call(shards.find, shard_id)
 
     def shards(self, limit: int) -> list[StoredShard]:
-        return self._ask(shards.listed, limit)
+        return self._call(shards.listed, limit)
 
     def session_ends(self, session_ids: Sequence[str]) -> dict[str, int]:
-        return self._ask(sessions.ends, session_ids)
+        return self._call(sessions.ends, session_ids)
 
     def document(
         self, entity: str, row_id: str, where: Predicate | None = None
@@ -323,13 +323,13 @@ class SqliteReader:
         return self.at_one_commit(read)
 
     def document_updates(self, number: int, limit: int) -> list[DocumentUpdate]:
-        return self._ask(documents.updates_after, number, limit)
+        return self._call(documents.updates_after, number, limit)
 
     def document_update(self, number: int) -> bytes | None:
-        return self._ask(documents.update_data, number)
+        return self._call(documents.update_data, number)
 
     def document_number(self) -> int:
-        return self._ask(documents.head_number)
+        return self._call(documents.head_number)
 
     def is_empty(self) -> bool:
         return all(
@@ -338,8 +338,8 @@ class SqliteReader:
         )
 
     def data_version(self) -> int:
-        # Not Connection.data_version(): that one looks at the file only when a statement does,
-        # so a connection at rest would never hear of a commit.
+        # Connection.data_version() changes only after a statement has read the file, so an idle
+        # connection would never see a commit.
         return int(self._one("PRAGMA data_version", ()))
 
     def at_one_commit(self, read: Callable[[], T]) -> T:
@@ -349,7 +349,7 @@ class SqliteReader:
             try:
                 return read()
             finally:
-                self._deadline.start_statement()  # COMMIT must run when `read` was too late
+                self._deadline.start_statement()  # COMMIT must run even if `read` was too late
                 self._conn.execute("COMMIT")
         except apsw.Error as error:
             raise translate(error) from error
@@ -358,7 +358,7 @@ class SqliteReader:
         self._conn.close()
 
     def interrupt_late(self) -> None:
-        """Interrupt the statement that another thread runs here, if its time is over."""
+        """Interrupt a statement that another thread runs on this reader, if its time is over."""
         if self._deadline.is_over():
             self._conn.interrupt()
 
@@ -388,44 +388,44 @@ class SqliteReader:
         except apsw.Error as error:
             raise self._failed(sql, error) from error
 
-    def _ask(self, ask: Callable[[apsw.Connection, *Ts], T], *args: *Ts) -> T:
-        """What a function on a connection finds."""
+    def _call(self, read: Callable[[apsw.Connection, *Ts], T], *args: *Ts) -> T:
+        """Call a function on the connection. Return its result."""
         self._deadline.start_statement()
         try:
-            return ask(self._conn, *args)
+            return read(self._conn, *args)
         except apsw.Error as error:
             raise translate(error) from error
 
     def _failed(self, sql: str, error: apsw.Error) -> PylonError:
         if self._deadline.in_group and isinstance(error, apsw.InterruptError):
             self._slow.add(sql)
-            if self._pattern_of:  # others like it may be as slow
-                self._slow.add(self._pattern_of)
+            if self._pattern_key:  # similar patterns may be as slow
+                self._slow.add(self._pattern_key)
         return translate(error)
 
     def _refuse_long(self, entity: str, clause: SqlClause) -> None:
-        """For a clause that is more than comparisons.
+        """Refuse to run a match or a pattern inline if it may be slow.
 
         Raises:
-            QueryTimeout: a single step of the statement may take too long for a hurry, or did
-                so with another pattern.
+            QueryTimeout: a single step of the statement may take too long, or did so with
+                another pattern.
         """
         if clause.cost is Cost.MATCH:
             raise QueryTimeout("a full-text match cannot be hurried")
         if not self._has_short_rows(entity):
             raise QueryTimeout("a pattern may meet long texts")
-        self._pattern_of = _PATTERN + entity
-        if self._slow.should_skip(self._pattern_of):
+        self._pattern_key = _PATTERN + entity
+        if self._slow.should_skip(self._pattern_key):
             raise QueryTimeout(_KNOWN_SLOW)
 
     def _has_short_rows(self, entity: str) -> bool:
         now_ns = self._clock.wall_ns()
-        if not 0 <= now_ns - self._short_rows_asked_ns < _BELIEVED_NS:
+        if not 0 <= now_ns - self._short_rows_read_ns < _SHORT_ROWS_TTL_NS:
             self._short_rows.clear()
-            self._short_rows_asked_ns = now_ns
+            self._short_rows_read_ns = now_ns
         known = self._short_rows.get(entity)
         if known is None:
-            known = self._short_rows[entity] = self._ask(has_short_rows, entity)
+            known = self._short_rows[entity] = self._call(has_short_rows, entity)
         return known
 
     def _refuse_long_node(self, node: GraphNode, is_led: bool) -> None:

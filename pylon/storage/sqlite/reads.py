@@ -1,6 +1,6 @@
-"""The SQL texts of an entity's reads: made once, or for one query.
+"""Entity reads: the SQL texts of an entity's reads, made once or for one query.
 
-Rows are selected as the JSON texts that are stored beside their columns. Called by `reader`.
+They select rows as the JSON texts stored beside their columns. Called by `reader`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class EntityReads:
         self.get_version = (
             f"SELECT CAST(_json AS BLOB), _seq FROM {self.table} WHERE id = ?"
         )
-        # An id is found once, other fields may be in several rows: the first by id.
+        # An id is unique. Several rows may share a value of another field: take the first by id.
         self.lookups = {
             name: f"SELECT CAST(_json AS BLOB) FROM {self.table} WHERE {quote(name)} = ? "
             "ORDER BY id LIMIT 1"
@@ -47,7 +47,7 @@ class EntityReads:
     def lookup_among(
         self, field: str, value: Scalar, allowed: Predicate
     ) -> tuple[str, tuple[object, ...]]:
-        """A look-up among the rows that the caller may read, and its parameters."""
+        """Return a look-up among the rows that the caller may read, and its parameters."""
         same = Compare("=", Column(field), Literal(value))
         where = self.compile(guarded(allowed, same))
         text = f"SELECT CAST(_json AS BLOB) FROM {self.table} WHERE {where.sql} ORDER BY id LIMIT 1"
@@ -57,7 +57,7 @@ class EntityReads:
 def selection(
     reads: EntityReads, query: Query, clause: SqlClause
 ) -> tuple[str, tuple[object, ...]]:
-    """The SELECT of a query's rows, as `_j`, and its parameters.
+    """Return the SELECT of a query's rows, as `_j`, and its parameters.
 
     Args:
         clause: the query's condition, compiled.

@@ -1,15 +1,15 @@
-"""Full-text search in SQLite: a `Match` in SQL, and the index behind it.
+"""Full-text search: writes a `Match` in SQL, and updates the search index of an entity.
 
-An entity with text fields in its `search` config has an FTS5 table `_fts_<Entity>` over them
-and beside it `_pylon_search_<Entity>`, which has the number under which the index knows a row:
-entity tables have no rowid, and to look for an id in an FTS table is a scan. The texts
-themselves are not stored again (`content=''`); measured on 20,000 rows of 36 words: writes as
-fast as with a stored copy, the file a fifth smaller. (`contentless_unindexed` could keep the id
-in the FTS table, but SQLite 3.54 forgets to drop and to rename its table for that.)
+An entity with text fields in its `search` config has an FTS5 table `_fts_<Entity>` over them. The
+table `_pylon_search_<Entity>` maps the id of a row to its number in the FTS5 table, because entity
+tables have no rowid, and a search for an id in an FTS5 table is a scan. FTS5 stores no copy of the
+texts (`content=''`). PERF: on 20,000 rows of 36 words the file is a fifth smaller than with a copy,
+and writes take the same time. (`contentless_unindexed` could store the id in the FTS5 table, but
+SQLite 3.54 does not drop and rename its table for that.)
 
-Invariants: `SearchIndex` writes in the transaction of the row's change and through the same
-connection, so index and rows are of one commit; a user's text is never FTS5 syntax, for each
-word of it becomes a quoted string. The engine calls the index, `compiler` and `reads` the SQL;
+Invariants: `SearchIndex` writes in the transaction and on the connection of the row's change, so
+index and rows are of one commit. A client's text is never FTS5 syntax, because each word becomes a
+quoted string. `table` calls `SearchIndex`; `predicate_sql` and `reads` call the SQL functions.
 `pylon.storage.sqlite.schema.search` makes, drops and checks the tables.
 """
 
@@ -32,12 +32,12 @@ RELEVANCE: Final = '".rank"'  # the best first; no field can have this name
 
 
 def index_table(entity: Entity) -> str:
-    """The name of the FTS5 table."""
+    """Return the name of the FTS5 table."""
     return f"_fts_{entity.name}"
 
 
 def rowid_table(entity: Entity) -> str:
-    """The name of the table of row ids and their row numbers in the FTS5 table."""
+    """Return the name of the table of row ids and their row numbers in the FTS5 table."""
     return f"_pylon_search_{entity.name}"
 
 
@@ -60,7 +60,7 @@ def match_expression(match: Match) -> str:
 
 
 def match_condition(entity: Entity) -> str:
-    """The rows that an expression finds (a parameter)."""
+    """Return the condition for the rows that an FTS5 expression (a parameter) finds."""
     return f"{quote('id')} IN (SELECT {_matches(entity)})"
 
 
@@ -85,7 +85,7 @@ def _matches(entity: Entity, rank: str = "") -> str:
 
 
 class SearchIndex:
-    """Keeps the index of one entity in step with its rows.
+    """Updates the index of one entity with each change of a row.
 
     Each call belongs into the transaction of the change that it is told of, after the change,
     and may raise apsw.Error; what it did is then undone with the transaction.
@@ -111,29 +111,29 @@ class SearchIndex:
             f"INSERT INTO {table} ({table}) VALUES ('delete-all')", f"DELETE FROM {numbers}"
         )
 
-    def inserted(self, row_id: str, row: Mapping[str, Any]) -> None:
-        """A row is there that was not."""
+    def add_row(self, row_id: str, row: Mapping[str, Any]) -> None:
+        """Index a new row."""
         self._conn.execute(self._number, (row_id,))
         number = self._conn.last_insert_rowid()
         self._conn.execute(self._insert, (number, *self._texts(row)))
 
-    def updated(self, row_id: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-        """A row has changed. Costs nothing where no text field has."""
+    def update_row(self, row_id: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+        """Index a changed row. Does nothing if no text field has changed."""
         texts = self._texts(after)
         if texts != self._texts(before):
             number = self._conn.execute(self._find, (row_id,)).get
-            if number is None:  # somebody wrote the row beside us
-                self.inserted(row_id, after)
+            if number is None:  # another program has written the row
+                self.add_row(row_id, after)
                 return
             self._conn.execute(self._replace, (number, *texts))
 
-    def deleted(self, row_id: str) -> None:
-        """A row is gone."""
+    def remove_row(self, row_id: str) -> None:
+        """Remove the entry of a deleted row."""
         self._conn.execute(self._remove, (self._conn.execute(self._find, (row_id,)).get,))
         self._conn.execute(self._forget, (row_id,))
 
-    def cleared(self) -> None:
-        """All rows of the entity are gone."""
+    def clear(self) -> None:
+        """Remove all entries."""
         for statement in self._clear:
             self._conn.execute(statement)
 

@@ -1,10 +1,10 @@
 """Sessions in SQL: `_pylon_auth_sessions`, and `_pylon_unused_guests` (tokens never presented).
 
-Sessions that are older than the second table count as used. The rules of sessions stand in
+Sessions that are older than the second table count as used. The rules of sessions are in
 `pylon.storage.core.sessions`.
 
-`transaction` writes the rows; resolvers of tokens and the watch of sockets read them. Functions on
-a connection; apsw's errors are the caller's to translate.
+Functions on a connection; the caller translates apsw's errors. Called by `transaction`, `reader`
+and `maintenance`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pylon.storage.records import SessionRow
 
 
 def put(conn: apsw.Connection, session: SessionRow) -> None:
-    """Store a session in place of one with its id."""
+    """Store a session; it replaces one with the same id."""
     conn.execute(
         "INSERT OR REPLACE INTO _pylon_auth_sessions (session_id, user_id, is_guest, "
         "created_at, expires_at, device, tenant_id) VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -33,14 +33,14 @@ def put(conn: apsw.Connection, session: SessionRow) -> None:
 
 
 def drop(conn: apsw.Connection, session_id: str) -> int:
-    """End a session; how many there were (0 or 1)."""
+    """Remove a session. Return how many were removed (0 or 1)."""
     conn.execute("DELETE FROM _pylon_unused_guests WHERE session_id = ?", (session_id,))
     conn.execute("DELETE FROM _pylon_auth_sessions WHERE session_id = ?", (session_id,))
     return conn.changes()
 
 
 def mark_used(conn: apsw.Connection, session_ids: Sequence[str]) -> int:
-    """The tokens of these sessions were presented; how many of them were unused until now."""
+    """Mark sessions as used. Return how many of them were unused before."""
     conn.execute(
         "DELETE FROM _pylon_unused_guests WHERE session_id IN (SELECT value FROM json_each(?))",
         (json.dumps(session_ids),),
@@ -49,7 +49,7 @@ def mark_used(conn: apsw.Connection, session_ids: Sequence[str]) -> int:
 
 
 def expired(conn: apsw.Connection, now_s: int, limit: int) -> list[str]:
-    """Ids of expired sessions, at most `limit`."""
+    """Return the ids of at most `limit` expired sessions."""
     return _ids(
         conn,
         "SELECT session_id FROM _pylon_auth_sessions "
@@ -59,7 +59,7 @@ def expired(conn: apsw.Connection, now_s: int, limit: int) -> list[str]:
 
 
 def unused(conn: apsw.Connection, made_before_s: int, limit: int) -> list[str]:
-    """Ids of guests that were made before then and never used, at most `limit`."""
+    """Return the ids of at most `limit` unused guests made before that time."""
     return _ids(
         conn,
         "SELECT session_id FROM _pylon_unused_guests WHERE created_at < ? "
@@ -73,7 +73,7 @@ def _ids(conn: apsw.Connection, query: str, *params: int) -> list[str]:
 
 
 def count_by_kind(conn: apsw.Connection) -> dict[str, int]:
-    """How many sessions are stored, of guests and of users; a scan of the table."""
+    """Return the number of stored sessions of guests and of users; a scan of the table."""
     counts = {"guest": 0, "user": 0}
     for is_guest, count in conn.execute(
         "SELECT is_guest <> 0, count(*) FROM _pylon_auth_sessions GROUP BY 1"
@@ -83,7 +83,7 @@ def count_by_kind(conn: apsw.Connection) -> dict[str, int]:
 
 
 def find(conn: apsw.Connection, session_id: str) -> SessionRow | None:
-    """A session, over or not."""
+    """Return a session, also an expired one, or None."""
     row = conn.execute(
         "SELECT session_id, user_id, is_guest, created_at, expires_at, device, tenant_id, "
         "is_guest AND EXISTS (SELECT 1 FROM _pylon_unused_guests AS u "
@@ -101,7 +101,7 @@ def find(conn: apsw.Connection, session_id: str) -> SessionRow | None:
 
 
 def ends(conn: apsw.Connection, session_ids: Sequence[str]) -> dict[str, int]:
-    """When each of the sessions ends, in unix seconds (0: never); without those that are gone."""
+    """Return the end of each stored session in Unix seconds (0: never)."""
     return dict(conn.execute(
         "SELECT session_id, expires_at FROM _pylon_auth_sessions "
         "WHERE session_id IN (SELECT value FROM json_each(?))",

@@ -1,12 +1,11 @@
-"""The shape of a predicate, which is the predicate without its values, and its parameters.
+"""Shapes: computes the shape of a predicate, which is the predicate without its values.
 
 Predicates of one shape have the same SQL. A walk through the tree collects the shape as a flat
-list and the parameters in the order in which `predicate_sql` numbers them. Each node begins its
-part of the list with a word that decides what follows, so two shapes have equal lists only if
-they are equal.
+list, and the parameters in the order in which `predicate_sql` numbers them. Each node begins its
+part of the list with a word that determines the rest, so only equal shapes have equal lists.
 
-Invariant: everything that the SQL depends on is in the shape, and no value of a caller is.
-Called by `compiler` for each query, so the usual comparison has a walk without further calls.
+Invariant: the shape contains everything that the SQL depends on, and no value of a caller. Called
+by `compiler` for each query. PERF: so the usual comparison has a walk without further calls.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ _LAST_CHARACTER: Final = "\U0010ffff"
 
 
 def collect_shape(predicate: Predicate, shape: Shape, params: Params) -> None:
-    """Add the shape and the parameters of a predicate that is no constant."""
+    """Append the shape and the parameters of a predicate that is not a constant."""
     WALKS[type(predicate)](predicate, shape, params)
 
 

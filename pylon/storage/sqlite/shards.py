@@ -1,9 +1,8 @@
-"""`_pylon_shards`: simulations at rest, and where moved shards live.
+"""Shards in SQL: stores the saved states and the placements of shards, in `_pylon_shards`.
 
 A row has the saved state (`data`, NULL for a shard that was only moved) and the worker that the
-shard was moved to (`home`, NULL for one that lives where its id says). Rows are written by the
-engine and read by the shards workers. Functions on a connection; apsw's errors are the caller's
-to translate.
+shard was moved to (`home`, NULL for the worker that its id maps to). Functions on a connection; the
+caller translates apsw's errors. Called by `transaction` and `reader`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pylon.storage.records import StoredShard
 
 
 def put(conn: apsw.Connection, shard_id: str, tick: int, data: bytes, now_s: int) -> None:
-    """Keep a state in place of the one before."""
+    """Store the state of a shard; it replaces the previous one."""
     conn.execute(
         "INSERT INTO _pylon_shards (id, tick, data, saved_at) VALUES (?, ?, ?, ?) "
         "ON CONFLICT (id) DO UPDATE SET tick = excluded.tick, data = excluded.data, "
@@ -24,7 +23,7 @@ def put(conn: apsw.Connection, shard_id: str, tick: int, data: bytes, now_s: int
 
 
 def move(conn: apsw.Connection, shard_id: str, home: str | None, now_s: int) -> None:
-    """Have a shard live at worker `home`; None: where its id says."""
+    """Store the worker that runs a shard; None: the worker that its id maps to."""
     conn.execute(
         "INSERT INTO _pylon_shards (id, tick, home, saved_at) VALUES (?, 0, ?, ?) "
         "ON CONFLICT (id) DO UPDATE SET home = excluded.home",
@@ -33,13 +32,13 @@ def move(conn: apsw.Connection, shard_id: str, home: str | None, now_s: int) -> 
 
 
 def drop(conn: apsw.Connection, shard_id: str) -> int:
-    """Forget a shard; how many there were (0 or 1)."""
+    """Remove a shard. Return how many were removed (0 or 1)."""
     conn.execute("DELETE FROM _pylon_shards WHERE id = ?", (shard_id,))
     return conn.changes()
 
 
 def find(conn: apsw.Connection, shard_id: str) -> StoredShard | None:
-    """What is known of a shard."""
+    """Return a stored shard, or None."""
     row = conn.execute(
         "SELECT id, tick, data, home, saved_at FROM _pylon_shards WHERE id = ?", (shard_id,)
     ).fetchone()
@@ -47,7 +46,7 @@ def find(conn: apsw.Connection, shard_id: str) -> StoredShard | None:
 
 
 def listed(conn: apsw.Connection, limit: int) -> list[StoredShard]:
-    """All that are known, by id, without their states."""
+    """Return at most `limit` stored shards by id, without their states."""
     return [
         StoredShard(shard_id, tick, None, home, saved_at)
         for shard_id, tick, home, saved_at in conn.execute(

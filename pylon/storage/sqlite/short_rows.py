@@ -1,13 +1,13 @@
-"""Short rows: the entities without a long row, over which a pattern may run in the dispatcher.
+"""Short rows: records the entities without a long row, whose patterns may run inline.
 
-A key `short_rows:<Entity>` in `_pylon_meta` says that no row's JSON has ever been longer than
-`limits.SHORT_ROW_BYTES`. A start looks through the rows of an entity without the key; the writer
-takes the key away, for good, in the transaction that writes the first long row. So the usual
-write pays for one comparison, and a pattern for one look-up and not for a look at each length.
+A key `short_rows:<Entity>` in `_pylon_meta` means that no row's JSON was ever longer than
+`limits.SHORT_ROW_BYTES`. A start checks the rows of an entity without the key. The writer deletes
+the key for good in the transaction that writes the first long row. So a usual write costs one
+comparison, and a pattern costs one look-up instead of a check of each row's length.
 
-Invariant: the key is only missing too often, never too seldom. (A reader that hurries asks for
-it 20 times a second at most.) Called by the schema
-(`note_short_rows`), the writer (`forget_short_rows`) and `reader` (`has_short_rows`).
+Invariant: an entity with a long row never has the key; one without may lack it. A reader looks the
+keys up at most 20 times a second. Called by the schema (`note_short_rows`), `table`
+(`forget_short_rows`) and `reader` (`has_short_rows`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def note_short_rows(conn: apsw.Connection, manifest: Manifest, is_stale: bool) -
 
 
 def forget_short_rows(conn: apsw.Connection, entity: str) -> None:
-    """A long row is written, within the transaction that is open."""
+    """Delete the key of an entity, within the open transaction: it writes a long row."""
     conn.execute("DELETE FROM _pylon_meta WHERE key = ?", (_KEY + entity,))
 
 

@@ -1,10 +1,10 @@
-"""The stored rows of one entity in SQLite: `pylon.storage.core.transaction.RowTable`.
+"""SQLite table: implements `pylon.storage.core.transaction.RowTable` for one entity.
 
-The SQL texts are made once. Columns that stay are left out of an update, so that their indexes
-rest. The search index follows each change in the same transaction. The first long row takes the
-mark of short rows away (`short_rows`).
+The SQL texts are made once. An update sets only the changed columns, so that SQLite leaves the
+indexes of the others alone. The search index changes in the same transaction. The first long row
+deletes the key of short rows (`short_rows`).
 
-Invariant: a text names exactly the columns that the live table has, quoted. Made by `transaction`.
+Invariant: a text names only columns of the live table, quoted. Made by `transaction`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pylon.storage.sqlite.search import SearchIndex
 from pylon.storage.sqlite.short_rows import forget_short_rows
 from pylon.values import EntityCodec
 
-_UPDATE_TEXTS: Final = 256  # field combinations remembered for each entity
+_UPDATE_TEXTS: Final = 256  # cached field combinations for each entity
 
 
 class SqliteTable:
@@ -60,7 +60,7 @@ class SqliteTable:
         self._insert = f"INSERT INTO {table} ({columns}) VALUES ({marks})"
         json = f"CAST({JSON_COLUMN} AS BLOB)"
         self._find = f"SELECT {json}, {SEQ_COLUMN} FROM {table} WHERE id = ?"
-        # Neither of these two reads the pages of a large JSON.
+        # These two statements do not read the pages of a large JSON.
         size = f"octet_length({JSON_COLUMN})"
         self._find_small = (
             f"SELECT CASE WHEN {size} <= {limits.JUDGED_FIRST_BYTES} THEN {json} END, "
@@ -102,7 +102,7 @@ class SqliteTable:
         if len(row_json) > limits.SHORT_ROW_BYTES:
             forget_short_rows(self._conn, self._entity.name)
         if self._search is not None:
-            self._search.inserted(row_id, orjson.loads(row_json))
+            self._search.add_row(row_id, orjson.loads(row_json))
 
     def update(
         self, row_id: str, patch: Mapping[str, Any], before: Mapping[str, Any],
@@ -120,13 +120,13 @@ class SqliteTable:
         if len(row_json) > limits.SHORT_ROW_BYTES:
             forget_short_rows(self._conn, self._entity.name)
         if self._search is not None:
-            self._search.updated(row_id, before, row)
+            self._search.update_row(row_id, before, row)
 
     def delete(self, row_id: str) -> None:
         """See `RowTable`."""
         self._execute(self._delete, (row_id,))
         if self._search is not None:
-            self._search.deleted(row_id)
+            self._search.remove_row(row_id)
 
     def take_all(self) -> list[tuple[str, bytes, int | None]]:
         """See `RowTable`."""
@@ -135,7 +135,7 @@ class SqliteTable:
         ).fetchall()
         self._execute(f"DELETE FROM {self._name}")
         if self._search is not None:
-            self._search.cleared()
+            self._search.clear()
         return rows
 
     def _update_text(self, fields: tuple[str, ...]) -> str:

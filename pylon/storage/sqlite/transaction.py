@@ -1,10 +1,10 @@
-"""Row transaction of SQLite: `pylon.storage.core.transaction.RowTransaction` on one connection.
+"""SQLite transaction: implements `pylon.storage.core.transaction.RowTransaction`.
 
-The statements on `_pylon_*` tables stand in `log`, `documents`, `sessions`, `shards`, `meta` and
-`epochs`, on entity tables in `table`. BEGIN IMMEDIATE keeps other writers out.
+The statements on `_pylon_*` tables are in `log`, `op_ids`, `documents`, `sessions`, `shards`,
+`meta` and `epochs`; those on entity tables are in `table`. BEGIN IMMEDIATE excludes other writers.
 
-Invariant: SQLite undoes a statement that fails by itself, so a primitive that raises has changed
-nothing. Made by `engine`; one thread at a time.
+Invariant: SQLite itself undoes a failed statement, so a primitive that raises has changed nothing.
+Made by `engine`; one thread at a time uses it.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class SqliteTransaction:
         return BatchRefusal(refusal_reason(error), f"{self._conn.filename}: {text}"), text
 
     def find_problem(self) -> BatchRefusal | None:
-        """Return why the file under the path is not the one that was opened: see `file_watch`."""
+        """Return the reason if the file at the path is not the opened one: see `file_watch`."""
         problem = self._file.find_problem()
         return None if problem is None else BatchRefusal(*problem)
 

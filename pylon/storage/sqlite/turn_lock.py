@@ -1,10 +1,10 @@
 """Turn lock: batches and steps of maintenance take turns on the writer's connection.
 
-Python's locks are not fair: a thread that releases one and wants it again at once gets it before
-the thread that waits. So `acquire_behind` first sees that no batch waits.
+Python's locks are not fair: a thread that releases a lock and acquires it at once wins over a
+waiting thread. So `behind` first waits until no batch waits.
 
-Invariant: a batch waits for one step of maintenance at most. Bound: a step waits
-`_LOOK_S` more than the batches before it take. Called by `engine` and `maintenance`.
+Invariant: a batch waits for at most one step of maintenance. Bound: a step waits at most `_LOOK_S`
+longer than the batches before it take. Called by `engine`, `maintenance` and `checkpoints`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _LOOK_S: Final = 0.000_5
 
 
 class TurnLock:
-    """`acquire` and `release` are the batches', `behind` is maintenance's."""
+    """Batches call `acquire` and `release`; steps of maintenance call `behind`."""
 
     __slots__ = ("_is_wanted", "_lock", "_steps", "release")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._steps = threading.Lock()  # of several threads with steps, one waits here
+        self._steps = threading.Lock()  # lets one thread with a step at a time wait for a turn
         self._is_wanted = False
         self.release = self._lock.release
 
@@ -39,7 +39,7 @@ class TurnLock:
 
     @contextmanager
     def behind(self, timeout_s: float) -> Iterator[None]:
-        """Hold the lock for a step of maintenance, after the batch that waits.
+        """Hold the lock for a step of maintenance, after a waiting batch.
 
         Raises:
             WriterUnavailable: the lock was not free within `timeout_s`.

@@ -1,8 +1,8 @@
-"""Readers: the processes that read a SQLite database at the moment, for the log.
+"""WAL readers: finds the processes that read a SQLite database now, for the log.
 
-A read transaction in WAL mode holds a shared lock on one byte of the `-shm` file; `/proc/locks`
-says which process holds it. The file is not opened here: closing it would drop the POSIX locks of
-this whole process. Called by the flusher and the drain when the WAL cannot be emptied.
+A read transaction in WAL mode holds a shared lock on one byte of the `-shm` file, and `/proc/locks`
+lists the process that holds it. This module does not open the file: closing it would drop the POSIX
+locks of the whole process. Called by `checkpoints` and `maintenance` if the WAL cannot be emptied.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ReadingProcess:
 
 
 def find_readers(db_path: Path) -> list[ReadingProcess]:
-    """The processes with a read transaction on the database, by pid; none where /proc is bare."""
+    """Return the processes with a read transaction on the database, by pid; none without /proc."""
     try:
         inode = db_path.with_name(db_path.name + "-shm").stat().st_ino
         lines = _LOCKS.read_text().splitlines()
@@ -44,7 +44,7 @@ def _reading_pid(line: str, inode: int) -> int | None:
     words = line.split()
     if len(words) != 8 or words[1] != "POSIX" or words[3] != "READ":
         return None
-    # The device is left out: on overlay file systems it is another than stat's.
+    # Ignore the device: on overlay file systems it differs from that of stat.
     if not words[5].endswith(f":{inode}"):
         return None
     first, last = int(words[6]), _LAST_BYTE if words[7] == "EOF" else int(words[7])
