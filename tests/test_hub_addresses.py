@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from workers.hub.addresses import shared_cap
 cap = shared_cap(3, Path(sys.argv[1]), "ws", "2", 2)
-cap.open("10.0.0.1"); cap.open("10.0.0.1")
+cap.add_socket("10.0.0.1"); cap.add_socket("10.0.0.1")
 print("open", flush=True)
 sys.stdin.read()
 """
@@ -32,21 +32,21 @@ sys.stdin.read()
 
 def test_a_limit_of_one_process() -> None:
     cap = AddressCap(2)
-    cap.open("a")
-    cap.open("a")
-    cap.open("b")
+    cap.add_socket("a")
+    cap.add_socket("a")
+    cap.add_socket("b")
     for _ in range(2):
         with pytest.raises(SocketLimit, match="2 sockets"):
-            cap.open("a")
-    cap.closed("a")
-    cap.open("a")
+            cap.add_socket("a")
+    cap.remove_socket("a")
+    cap.add_socket("a")
 
 
 def test_no_limit() -> None:
     cap = AddressCap(0)
     for _ in range(100):
-        cap.open("a")
-    cap.closed("a")
+        cap.add_socket("a")
+    cap.remove_socket("a")
 
 
 @pytest.mark.usefixtures("processes")
@@ -59,23 +59,23 @@ def test_siblings_count_until_they_are_killed(tmp_path: Path) -> None:
     assert child.stdout is not None
     assert child.stdin is not None
     assert child.stdout.readline() == "open\n"
-    cap.open("10.0.0.1")
+    cap.add_socket("10.0.0.1")
     with pytest.raises(SocketLimit):
-        cap.open("10.0.0.1")
-    cap.open("10.0.0.2")
+        cap.add_socket("10.0.0.1")
+    cap.add_socket("10.0.0.2")
     child.send_signal(signal.SIGKILL)
     child.wait(WAIT_S)
-    cap.open("10.0.0.1")
-    cap.open("10.0.0.1")
+    cap.add_socket("10.0.0.1")
+    cap.add_socket("10.0.0.1")
     with pytest.raises(SocketLimit):
-        cap.open("10.0.0.1")
+        cap.add_socket("10.0.0.1")
     successor = shared_cap(3, tmp_path, "ws", "2", 2)  # begins at zero, in the same file
     with pytest.raises(SocketLimit):
-        successor.open("10.0.0.1")
-    cap.closed("10.0.0.1")
-    successor.open("10.0.0.1")
+        successor.add_socket("10.0.0.1")
+    cap.remove_socket("10.0.0.1")
+    successor.add_socket("10.0.0.1")
     with pytest.raises(SocketLimit):
-        cap.open("10.0.0.1")
+        cap.add_socket("10.0.0.1")
     child.stdin.close()
     child.stdout.close()
 
@@ -83,7 +83,7 @@ def test_siblings_count_until_they_are_killed(tmp_path: Path) -> None:
 def test_other_roles_have_counts_of_their_own(tmp_path: Path) -> None:
     caps = [shared_cap(1, tmp_path, role, "1", 2) for role in ("ws", "sse")]
     for cap in caps:
-        cap.open("a")
+        cap.add_socket("a")
 
 
 @settings(max_examples=count_examples(50))

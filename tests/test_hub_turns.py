@@ -314,7 +314,7 @@ def test_nothing_overtakes_what_waits_in_an_outbox(hub_stage: HubStage) -> None:
             received += _received(client)
             gevent.sleep(0)
     assert received == b"x" * 900_000 + end
-    assert connection.direct >= 0
+    assert connection.direct_fd >= 0
 
 
 def _received(client: socket.socket) -> bytes:

@@ -43,9 +43,9 @@ def test_a_connect_to_a_path_is_refused_even_where_the_header_block_repeats() ->
     first = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
     request = http_request.parse(first, {})
     assert request is not None
-    template = http_request.template_of(first, request)
+    template = http_request.make_head_template(first, request)
     assert template is not None
-    assert template.again(b"CONNECT /a HTTP/1.1\r\nHost: h\r\n\r\n") is None
+    assert template.parse_repeat(b"CONNECT /a HTTP/1.1\r\nHost: h\r\n\r\n") is None
 
 
 def test_the_raw_path_of_one_request_is_not_the_next_ones() -> None:
@@ -54,12 +54,12 @@ def test_the_raw_path_of_one_request_is_not_the_next_ones() -> None:
     assert request is not None
     assert request.environ["pylon.raw_path"] == "/a%2Fb"
     assert request.environ["PATH_INFO"] == "/a/b"
-    template = http_request.template_of(first, request)
+    template = http_request.make_head_template(first, request)
     assert template is not None
-    plain = template.again(b"GET /c HTTP/1.1\r\nHost: h\r\n\r\n")
+    plain = template.parse_repeat(b"GET /c HTTP/1.1\r\nHost: h\r\n\r\n")
     assert plain is not None
     assert "pylon.raw_path" not in plain.environ
-    again = template.again(b"GET /c%2Fd HTTP/1.1\r\nHost: h\r\n\r\n")
+    again = template.parse_repeat(b"GET /c%2Fd HTTP/1.1\r\nHost: h\r\n\r\n")
     assert again is not None
     assert again.environ["pylon.raw_path"] == "/c%2Fd"
 

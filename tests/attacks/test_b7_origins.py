@@ -142,12 +142,12 @@ def test_hops_beyond_the_header_take_the_sockets_address() -> None:
 def test_sockets_of_one_ipv6_network_count_together() -> None:
     cap = AddressCap(3)
     for number in range(3):
-        cap.open(f"2001:db8:0:1::{number:x}")
+        cap.add_socket(f"2001:db8:0:1::{number:x}")
     with pytest.raises(SocketLimit, match="2001:db8:0:1"):
-        cap.open("2001:db8:0:1:ffff::1")
-    cap.open("2001:db8:0:2::1")
-    cap.closed("2001:db8:0:1::0")
-    cap.open("2001:db8:0:1:ffff::1")
+        cap.add_socket("2001:db8:0:1:ffff::1")
+    cap.add_socket("2001:db8:0:2::1")
+    cap.remove_socket("2001:db8:0:1::0")
+    cap.add_socket("2001:db8:0:1:ffff::1")
 
 
 def test_the_settings_of_these_tests_are_production() -> None:

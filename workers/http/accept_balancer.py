@@ -1,13 +1,13 @@
-"""Accept balancing: shares the number of connections of each HTTP worker with its siblings.
+"""Accept balancing: spreads new connections evenly over the HTTP workers.
 
-All workers accept from one listening socket, and the kernel wakes the quickest. So a few keep-alive
-connections would all end up in one process while other cores idle. Each worker writes its number
-of connections into shared memory. A worker with more connections than the least loaded one leaves
-the next connection to its siblings for `BACKOFF_S`. If none of them accepts it in that time, the
-worker does.
+All workers accept from one listening socket, and the first worker that runs gets a new connection.
+So a few keep-alive connections would all end up in one process while other cores idle. Therefore
+each worker writes its number of connections into shared memory. A worker with more connections than
+the least loaded one leaves a new connection to its siblings for `BACKOFF_S`. If none of them
+accepts it in that time, the worker does.
 
-Invariant: the arbiter makes the memory (`share_counts`) before it forks a worker. Used by `arbiter`
-and `accepting`.
+Invariant: the arbiter makes the shared memory (`share_counts`) before it forks a worker. Bound:
+`_WORKERS_MAX` workers; those above share a count. Called by `arbiter` and `accepting`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ import mmap
 from typing import Final
 
 BACKOFF_S: Final = 0.004
-_PLACES: Final = 1_024
+_WORKERS_MAX: Final = 1_024
+_COUNT_BYTES: Final = 4
 
-_counts = memoryview(bytearray(4 * _PLACES)).cast("I")  # of this process alone
+# By number of the worker. In private memory until `share_counts`.
+_counts = memoryview(bytearray(_COUNT_BYTES * _WORKERS_MAX)).cast("I")
 
 
 def share_counts() -> None:
     """Count in memory that this process shares with its later children."""
     global _counts
-    _counts = memoryview(mmap.mmap(-1, 4 * _PLACES)).cast("I")
+    _counts = memoryview(mmap.mmap(-1, _COUNT_BYTES * _WORKERS_MAX)).cast("I")
 
 
 class AcceptBalancer:
@@ -35,18 +37,18 @@ class AcceptBalancer:
     def __init__(self, number: int, workers: int) -> None:
         """
         Args:
-            number: this worker's place, from 1; a successor gets the same.
-            workers: how many places are in use.
+            number: the number of this worker, from 1; a successor gets the same number.
+            workers: the number of workers.
         """
-        self._number = min(number, _PLACES - 1)
-        self._workers = min(workers, _PLACES - 1)
+        self._number = min(number, _WORKERS_MAX - 1)
+        self._workers = min(workers, _WORKERS_MAX - 1)
         self.report(0)
 
     def report(self, connections: int) -> None:
         """Publish how many connections are open in this worker."""
         _counts[self._number] = connections
 
-    def is_most_loaded(self) -> bool:
+    def has_less_loaded_sibling(self) -> bool:
         """Return whether another worker has fewer connections than this one."""
         if self._workers < 2:
             return False

@@ -95,7 +95,7 @@ class Accepting:
 
     def _on_readable(self, listener: RawSocket) -> None:
         """Accept, or leave the connection to a sibling. Runs in the hub."""
-        if not self._share.is_most_loaded():
+        if not self._share.has_less_loaded_sibling():
             self._accept(listener)
         elif not self._held:
             self._pause()

@@ -101,7 +101,11 @@ class Connection:
         )
 
     def waiting_since(self) -> tuple[int, float] | None:
-        """The kind of its wait for the client (`connection_limits`) and its begin, or None."""
+        """Return the kind of the wait for the client (`connection_limits`), and its begin.
+
+        Returns:
+            None while the connection does not wait for its client.
+        """
         if self.queued or self.closed:
             return None
         if self._linger is not None:
@@ -109,7 +113,7 @@ class Connection:
         if self._sender.is_sending:
             return READER, self._sender.moved_s
         if self._receiver.request is not None:
-            return BODY, self._receiver.body_moved_s
+            return BODY, self._receiver.progress_s
         if self._receiver.input:
             return HEAD, self._deadline_s - limits.HTTP_HEAD_S
         patience_s = limits.HTTP_KEEPALIVE_S if self._has_responded else limits.HTTP_HEAD_S
@@ -117,7 +121,7 @@ class Connection:
 
     @property
     def client_network(self) -> str:
-        """The network of the client whose request it is, behind trusted proxies."""
+        """Return the network of the client that sent the request, behind trusted proxies."""
         forwarded = self._forwarded
         if forwarded is None:
             return self.network
@@ -126,17 +130,17 @@ class Connection:
 
     @property
     def body_bytes(self) -> int:
-        """The bytes of a body that is arriving."""
+        """Return the memory of the body that is arriving."""
         return self._receiver.body_bytes
 
     @property
-    def body_moved_s(self) -> float:
-        """When the body that is arriving last grew."""
-        return self._receiver.body_moved_s
+    def body_progress_s(self) -> float:
+        """Return the time of the last progress of the body that is arriving."""
+        return self._receiver.progress_s
 
     @property
     def outgoing_bytes(self) -> int:
-        """The bytes of a response that the client has not read yet."""
+        """Return the size of the response that the client has not read yet."""
         return self._sender.outgoing_bytes
 
     def has_arrived(self) -> bool:

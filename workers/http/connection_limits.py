@@ -89,7 +89,7 @@ class ConnectionLimits:
             return True
         if self._counts is None or count < _PUBLISHED_FROM:
             return False
-        return count + self._counts.elsewhere(network, limit - count) > limit
+        return count + self._counts.count_in_siblings(network, limit - count) > limit
 
     def choose_yielding(
         self, connections: Iterable[Connection], network: str | None, now_s: float,

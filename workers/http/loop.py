@@ -154,7 +154,7 @@ class Loop:
     def _body_holders(self) -> Iterator[Holder]:
         for each in self.connections.values():
             if each.body_bytes:
-                yield each, each.body_bytes, each.body_moved_s
+                yield each, each.body_bytes, each.body_progress_s
 
     def _response_holders(self) -> Iterator[Holder]:
         for each in self.connections.values():

@@ -1,11 +1,11 @@
-"""Receiving: makes requests of the bytes that a client sends.
+"""Receiving: makes requests from the bytes that a client sends.
 
-The reader keeps input until a head is complete (`request`), then until the body is (`bodies`). It
-takes no greenlet and never waits: `connection` calls it when the socket is readable.
+The `Receiver` keeps input until a head is complete (`request`), and then until the body is complete
+(`bodies`). It needs no greenlet and never waits: `connection` calls it when the socket is readable.
 
-Invariants: one request at a time, in order. `ByteBudget.held_bytes` counts the bytes of an
-unfinished body. A failed `send` or `recv` raises OSError. Bounds: `workers.net.head` for heads,
-limits.BODY_BYTES for a body. Used by `connection`.
+Invariants: a connection has one request at a time, in order. `ByteBudget.held_bytes` counts the
+bytes of an unfinished body. A failed `recv` raises OSError. Bounds: `workers.net.head` for heads,
+limits.BODY_BYTES for a body. Called by `connection`.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ from typing import Final
 from pylon.runtime.raw_socket import RawSocket
 from workers.http.bodies import Body, ChunkedBody, Oversized
 from workers.http.byte_budget import ByteBudget
-from workers.http.request import Environ, Request, Template, parse, template_of
+from workers.http.request import Environ, HeadTemplate, Request, make_head_template, parse
 from workers.net.head import CHUNKED
 
 _RECV_BYTES: Final = 65_536
-_PROGRESS_BYTES: Final = 16_384  # of a body; a client that sends less has not moved
+_PROGRESS_BYTES: Final = 16_384  # a client makes progress when it has sent so much of a body
 
 
 class Receiver:
     """The receiving half of a connection."""
 
     __slots__ = (
-        "_base", "_body", "_budget", "_progress_bytes", "_template", "body_moved_s",
-        "has_head_begun", "input", "is_starved", "may_read", "peer_ended", "request",
+        "_base", "_body", "_budget", "_progress_bytes", "_template", "has_head_begun", "input",
+        "is_starved", "may_read", "peer_ended", "progress_s", "request",
     )
 
     def __init__(self, base: Environ, budget: ByteBudget) -> None:
         """`base`: the part of the environ that every request of the connection has."""
         self._base = base
         self._budget = budget
-        self._template: Template | None = None
-        self.input = b""  # received and not used
-        self.has_head_begun = False  # a part of a head has come, and its time runs
-        self.is_starved = True  # the input is not enough to go on
+        self._template: HeadTemplate | None = None
+        self.input = b""  # received, and not parsed yet
+        self.has_head_begun = False  # a part of a head has arrived, and its deadline runs
+        self.is_starved = True  # nothing can be parsed without further input
         self.may_read = False  # the socket may have bytes
-        self.peer_ended = False  # the client has ended its side: read up to that end
+        self.peer_ended = False  # the client has shut its side down: read up to that end
         self.request: Request | None = None  # the request whose body is arriving
         self._body: Body | ChunkedBody | None = None
-        self._progress_bytes = 0  # the size of the body at which it has moved again
-        self.body_moved_s = 0.0
+        self._progress_bytes = 0  # the size of the body that counts as the next progress
+        self.progress_s = 0.0  # the time of the body's last progress
 
     @property
     def body_bytes(self) -> int:
-        """The bytes of a body that is arriving."""
+        """Return the memory of the body that is arriving."""
         return 0 if self._body is None else self._body.held_bytes
 
     def receive(self, sock: RawSocket) -> bool:
@@ -70,33 +70,33 @@ class Receiver:
         return True
 
     def parse_head(self) -> Request | None:
-        """Return the request that the input begins with; None while its head is not complete.
+        """Return the request at the start of the input; None while its head is not complete.
 
         Raises:
             RequestError: the head is invalid.
         """
         data = self.input
         template = self._template
-        request = template.again(data) if template is not None else None
+        request = template.parse_repeat(data) if template is not None else None
         if request is None:
             request = parse(data, self._base)
             if request is not None:
-                self._template = template_of(data, request)
+                self._template = make_head_template(data, request)
         return request
 
     def consume_head(self, request: Request) -> None:
         """Take the head of `request` from the input."""
         data = self.input
         self.has_head_begun = False
-        # PERF: mostly the request is all that came; then no bytes are copied.
+        # PERF: mostly the input holds nothing else; then no bytes are copied.
         rest = self.input = data[request.consumed:] if len(data) > request.consumed else b""
         self.is_starved = not rest
 
     def begin_body(self, request: Request, now_s: float) -> None:
-        """Gather the body of `request`, whose head was taken."""
+        """Gather the body of `request`, whose head `consume_head` has removed from the input."""
         self.request = request
         self._body = ChunkedBody() if request.length == CHUNKED else Body(request.length)
-        self.body_moved_s = now_s
+        self.progress_s = now_s
         self._progress_bytes = _PROGRESS_BYTES
 
     def refuse_body(self, request: Request) -> None:
@@ -124,7 +124,7 @@ class Receiver:
         if body.value is None:
             if body.held_bytes >= self._progress_bytes:
                 self._progress_bytes = body.held_bytes + _PROGRESS_BYTES
-                self.body_moved_s = now_s
+                self.progress_s = now_s
             return False
         request.environ["pylon.body"] = body.value
         request.environ["wsgi.input"] = io.BytesIO(body.value)

@@ -2,10 +2,11 @@
 
 `workers.net.head` parses and checks the head; this module makes an environ of it.
 
-A connection mostly repeats its header block. `Template` keeps the environ of the last request.
-While the block stays the same, byte for byte, `again` parses the request line only.
+Most clients repeat their header lines byte for byte on a connection. `HeadTemplate` keeps the
+environ of the last request. While the header lines stay the same, `parse_repeat` parses the request
+line only.
 
-Used by `receiving`.
+Invariant: an environ belongs to one request; `parse_repeat` copies it. Called by `receiving`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Request:
         self.expects = expects  # 100-continue
 
 
-class Template:
+class HeadTemplate:
     """The header block of a connection's last request, and its environ."""
 
     __slots__ = ("_block", "_environ", "_expects", "_keep", "_length")
@@ -52,7 +53,7 @@ class Template:
         self._keep = request.keep
         self._expects = request.expects
 
-    def again(self, data: bytes) -> Request | None:
+    def parse_repeat(self, data: bytes) -> Request | None:
         """Return the request that `data` begins with, if its header block is the same."""
         end = data.find(b"\r\n")
         if not data.startswith(self._block, end) or end > limits.HTTP_LINE_BYTES:
@@ -95,13 +96,17 @@ def parse(data: bytes, base: Environ) -> Request | None:
     return Request(environ, head.consumed, head.length, head.minor, head.keep, head.expects)
 
 
-def template_of(data: bytes, request: Request) -> Template | None:
-    """Return a template of the request that `data` begins with; None if it may not be repeated."""
+def make_head_template(data: bytes, request: Request) -> HeadTemplate | None:
+    """Return a template of the request that `data` begins with.
+
+    Returns:
+        None if the request line can change the header fields, so that no request may reuse them.
+    """
     end = data.find(b"\r\n")
     # Another form of line may change the fields (an absolute target, HTTP/1.0).
     if ORIGIN_LINE.fullmatch(str(data[:end], "latin-1")) is None:
         return None
-    return Template(data[end:request.consumed], request)
+    return HeadTemplate(data[end:request.consumed], request)
 
 
 def base_environ(server: tuple[str, int], client: tuple[str, int], workers: int) -> Environ:

@@ -31,7 +31,7 @@ class AddressCap:
         self._open: dict[str, int] = {}
         self._counts = counts
 
-    def open(self, address: str) -> None:
+    def add_socket(self, address: str) -> None:
         """Count one more socket.
 
         Raises:
@@ -42,10 +42,10 @@ class AddressCap:
         address = network_of(address)
         count = self._open.get(address, 0) + 1
         self._set(address, count)
-        elsewhere = 0
+        in_siblings = 0
         if self._counts is not None and count <= self._limit:
-            elsewhere = self._counts.elsewhere(address, self._limit - count)
-        if count + elsewhere > self._limit:
+            in_siblings = self._counts.count_in_siblings(address, self._limit - count)
+        if count + in_siblings > self._limit:
             self._set(address, count - 1)
             raise SocketLimit(
                 f"{self._limit} sockets are open from {address}, which is the limit",
@@ -53,7 +53,7 @@ class AddressCap:
                 "PYLON_TRUST_PROXY_HOPS",
             )
 
-    def closed(self, address: str) -> None:
+    def remove_socket(self, address: str) -> None:
         """Count one socket less."""
         if self._limit:
             address = network_of(address)

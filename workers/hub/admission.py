@@ -105,11 +105,11 @@ class SubscriberAdmission:
             The connection, and the error if the caller could not be looked up.
 
         Raises:
-            Draining, SocketLimit: the caller still owns the socket.
+            Draining, SocketLimit: the acceptor still owns the socket.
         """
         self.check()
         caller, error = self.caller_of(connect_request.token)
-        self._cap.open(connect_request.address)
+        self._cap.add_socket(connect_request.address)
         hub = self._hub if hub is None else hub
         connection = Connection(raw, hub.transport, hub, caller, connect_request.address)
         connection.deflate_window = connect_request.deflate_window
@@ -131,7 +131,7 @@ class SubscriberAdmission:
         """Admit a client, and stream the changes that it missed and those to come, if it wants any.
 
         Raises:
-            Draining, SocketLimit: the caller still owns the socket.
+            Draining, SocketLimit: the acceptor still owns the socket.
         """
         connection, error = self.enter(raw, connect_request)
         has_begun = False
@@ -167,7 +167,7 @@ class SubscriberAdmission:
             return ANONYMOUS_CALLER, ex
 
     def _gone(self, connection: Connection) -> None:
-        self._cap.closed(connection.address)
+        self._cap.remove_socket(connection.address)
 
     def _catch_up(
         self, connection: Connection, cursor: int, replay: Replay, transport: StreamTransport

@@ -1,18 +1,20 @@
 """One client's socket after the handshake: a bounded outbox and a reader, without a greenlet.
 
-The hub hands over shared bytes. `send` gives them to the kernel at once. The `Outbox` keeps what
-the kernel does not take, until the `Poller` reports that the socket is writable. The poller's
-callback hands input to the `Transport`, so nothing here may block. Tens of thousands of connections
-idle, so a connection makes what only a busy one needs when it needs it.
+The hub passes bytes that many connections share. `send` gives them to the kernel at once. The
+`Outbox` keeps the bytes that the kernel does not take, until the `Poller` reports that the socket
+is writable. The poller's callback passes input to the `Transport`, so nothing here may block. A
+worker has tens of thousands of idle connections, so a connection makes its outbox only when it
+needs one.
 
-`direct` is a shortcut of the hub: a descriptor to which it may write whole frames while the
-connection is open and its outbox is empty; else -1. After a short write the hub calls `wrote`.
+PERF: the hub writes to most connections without a method call. `direct_fd` is the descriptor for
+that while the connection is open and has no outbox; else it is -1. If the kernel takes only a part
+of a write, the hub calls `wrote`.
 
-Invariants: everything that goes out on the socket goes through `send`, `close` or `direct`, so
-frames never interleave. Nothing is sent after the close frame. A client whose outbox is full is
-closed, and no other client notices. The connection calls `Owner.left` once when it takes no more
-events, and `Owner.gone` once when its socket is closed. Bounds: see `outbox`. Called by
-`workers.hub.hub`, `workers.hub.replay` and the transports.
+Invariants: all output goes through `send`, `close` or `direct_fd`, so frames never interleave. The
+close frame is the last output. A full outbox closes its own connection and delays no other one. The
+connection calls `Owner.left` once when it takes no more events, and `Owner.gone` once when its
+socket is closed. Bounds: see `outbox`. Called by `workers.hub.hub`, `workers.hub.replay` and the
+transports.
 """
 
 from __future__ import annotations
@@ -34,15 +36,15 @@ ANSWERING: Final = 1  # messages wait for their responses
 OVER_BUDGET: Final = 2  # the client has sent too much, or more of its input is decoded next turn
 
 _RECEIVE_BYTES: Final = 65_536
-_RECEIVE_PACKED_BYTES: Final = 4_096  # the input may be a thousand times as much, decompressed
+_RECEIVE_PACKED_BYTES: Final = 4_096  # compressed input may grow to a thousand times its size
 
 
 class Transport(Protocol):
-    """The difference between WebSocket and SSE. One object serves all connections of a hub."""
+    """The protocol of a hub's connections: WebSocket or SSE. One object serves all of them."""
 
     role: str
     heartbeat_s: float
-    heartbeat: bytes  # sent to every connection this often
+    heartbeat: bytes  # sent to every connection every `heartbeat_s`
     expects_replies: bool  # whether a client that stays silent for two heartbeats is dead
 
     def frame(self, seq: int, wire: bytes) -> bytes:
@@ -58,16 +60,16 @@ class Transport(Protocol):
         """Handle bytes from the client. Must not block."""
 
     def resumed(self, connection: Connection) -> None:
-        """Go on with input that was left at a pause. Must not block."""
+        """Handle the input that was left when the connection paused. Must not block."""
 
     def charge(
         self, connection: Connection, answer_bytes: int = 0, *, work_bytes: int = 0
     ) -> None:
-        """Count work that was done for this connection alone. Must not block.
+        """Charge work for this connection alone to its budget. Must not block.
 
         Args:
             answer_bytes: the size of a response.
-            work_bytes: the number of input bytes that cost as much as the work.
+            work_bytes: the work, as the number of input bytes that cost the same CPU time.
         """
 
 
@@ -75,14 +77,14 @@ class Owner(Protocol):
     """The registry of the connections: the hub."""
 
     def left(self, connection: Connection) -> None:
-        """The connection takes no more events; its close frame may still be on the way."""
+        """Remove a connection that takes no more events; its close frame may be unsent yet."""
 
     def gone(self, connection: Connection) -> None:
-        """The socket of the connection is closed."""
+        """Forget a connection whose socket is closed."""
 
 
 class Connection:
-    """A client that the hub can reach."""
+    """One open socket of a client."""
 
     __slots__ = (
         "_close_code",
@@ -92,13 +94,13 @@ class Connection:
         "_pauses",
         "_raw",
         "_requested",
-        "_shut",
+        "_shuts_down",
         "_state",
         "_transport",
         "address",
         "caller",
         "deflate_window",
-        "direct",
+        "direct_fd",
         "heartbeats_unanswered",
         "last_seq",
         "number",
@@ -113,21 +115,21 @@ class Connection:
         """Take over a connected, non-blocking socket. Reading begins with `start`."""
         self.caller = caller
         self.address = address
-        self.last_seq = 0  # on joining the hub: it sends no event up to this one
-        self.number = 0  # given by the hub, counting up
+        self.last_seq = 0  # the hub sends only events with a higher seq
+        self.number = 0  # from the hub, which counts its connections
         self.heartbeats_unanswered = 0
         self.receiver: Any = None  # the transport's state for input
         self.deflate_window = 0  # the window of permessage-deflate, in bits; 0: no compression
         self._raw = raw
         self._transport = transport
         self._owner = owner
-        self.direct = raw.fileno()
-        self._outbox: Outbox | None = None  # while something waits in it
-        self._requested = 0  # events of the poller
-        self._pauses = 0  # reasons not to read
-        self._drained: Event | None = None
+        self.direct_fd = raw.fileno()
+        self._outbox: Outbox | None = None  # only while a write waits in it
+        self._requested = 0  # the events that the poller watches for
+        self._pauses = 0  # the reasons not to read, as bits
+        self._drained: Event | None = None  # set when the outbox is empty
         self._state = self._OPEN
-        self._shut = False
+        self._shuts_down = False  # shut our side down after the close frame
         self._close_code = ABNORMAL
 
     def __repr__(self) -> str:
@@ -135,12 +137,12 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        """Whether the connection takes events."""
+        """Return whether the connection takes events."""
         return self._state == self._OPEN
 
     @property
     def outbox_bytes(self) -> int:
-        """The bytes that the kernel has not taken yet."""
+        """Return the number of bytes that the kernel has not taken yet."""
         return 0 if self._outbox is None else self._outbox.size_bytes
 
     def start(self, early: bytes = b"") -> None:
@@ -154,7 +156,7 @@ class Connection:
             self._transport.received(self, early)
 
     def pause(self, reason: int) -> None:
-        """Leave input in the kernel until `resume` was called for every reason."""
+        """Read nothing until `resume` was called for every reason. Input stays in the kernel."""
         self._pauses |= reason
         self._request(self._requested & ~READ)
 
@@ -184,7 +186,11 @@ class Connection:
         return True
 
     def wrote(self, data: bytes, taken_bytes: int, frames: int) -> None:
-        """Keep the rest of whole frames of which the kernel took the first bytes (`direct`)."""
+        """Put the rest of a write to `direct_fd` into the outbox.
+
+        Args:
+            taken_bytes: the number of bytes that the kernel took; not all of `data`.
+        """
         self._put(memoryview(data)[taken_bytes:], frames)
 
     def close(self, code: int, reason: str = "", *, awaits_peer: bool = True) -> None:
@@ -193,26 +199,25 @@ class Connection:
         The hub closes the socket after limits.SOCKET_CLOSE_S, if the peer does not close it sooner.
 
         Args:
-            awaits_peer: whether the peer replies to the close frame. Otherwise our side of the
-            stream
-                ends as soon as the close frame is out.
+            awaits_peer: whether the peer replies to the close frame. If not, this side is shut
+                down as soon as the close frame is out.
         """
         if self._state != self._OPEN:
             return
         close_frame = self._transport.close_frame(code, reason)
         self._close_code = code
-        self._shut = not awaits_peer
+        self._shuts_down = not awaits_peer
         if close_frame and not self._outbox:
             self._offer(close_frame, 0)
         elif close_frame:
             self._put(memoryview(close_frame), 0)
-        if self._state != self._OPEN:  # the close frame found the socket dead
+        if self._state != self._OPEN:  # the send of the close frame has failed
             return
         self._state = self._CLOSING
-        self.direct = -1
+        self.direct_fd = -1
         self._set_drained()
         self._owner.left(self)
-        if self._shut and not self._outbox:
+        if self._shuts_down and not self._outbox:
             self._shut_down()
 
     def finish(self) -> None:
@@ -220,7 +225,7 @@ class Connection:
         if self._state == self._CLOSING and not self._outbox:
             self.abort()
         else:
-            self._shut = True
+            self._shuts_down = True
 
     def abort(self, code: int = ABNORMAL) -> None:
         """Close the socket now, without a close frame. Later calls do nothing.
@@ -234,7 +239,7 @@ class Connection:
         if was_open:
             self._close_code = code
         self._state = self._CLOSED
-        self.direct = -1
+        self.direct_fd = -1
         self._request(0)
         self._outbox = None
         self._raw.close()
@@ -273,7 +278,7 @@ class Connection:
     def _put(self, data: memoryview, frames: int) -> None:
         if self._outbox is None:
             self._outbox = Outbox()
-            self.direct = -1
+            self.direct_fd = -1
             self._request(self._requested | WRITE)
         self._outbox.put(data, frames)
 
@@ -306,9 +311,9 @@ class Connection:
         self._outbox = None
         self._request(self._requested & ~WRITE)
         if self._state == self._OPEN:
-            self.direct = self._raw.fileno()
+            self.direct_fd = self._raw.fileno()
         self._set_drained()
-        if self._shut and self._state == self._CLOSING:
+        if self._shuts_down and self._state == self._CLOSING:
             self._shut_down()
 
     def _read(self) -> None:

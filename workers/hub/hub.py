@@ -324,10 +324,10 @@ class Hub:
 
 
 def _deliver(connections: Iterable[Connection], frames: _Frames) -> int:
-    """Send frames to each, in one write; how many were taken in all.
+    """Send frames to each connection in one write, and return how many frames were sent in all.
 
-    Nothing in the loop changes `connections`: those that did not take everything are looked
-    after when it is over.
+    The loop must not change `connections`, and `send` may close one. So connections that did not
+    take all bytes get their `send` after the loop.
     """
     data = frames[0][1] if len(frames) == 1 else b"".join([frame for _, frame in frames])
     size_bytes, count = len(data), len(frames)
@@ -335,13 +335,13 @@ def _deliver(connections: Iterable[Connection], frames: _Frames) -> int:
     behind: list[Connection] = []
     partly: list[tuple[Connection, int]] = []
     for connection in connections:
-        direct = connection.direct
-        if direct < 0:
+        fd = connection.direct_fd
+        if fd < 0:
             behind.append(connection)
             continue
         try:
-            taken_bytes = write(direct, data)
-        except OSError:  # its own `send` will find out why
+            taken_bytes = write(fd, data)
+        except OSError:  # `Connection.send` handles the error
             behind.append(connection)
             continue
         reached += 1

@@ -93,12 +93,12 @@ class SharedCounts:
         """Publish the count of an address in this process to the siblings."""
         self._own.set(_key(address), count)
 
-    def elsewhere(self, address: str, spare: int) -> int:
+    def count_in_siblings(self, address: str, spare: int) -> int:
         """Return the count of an address in all living siblings.
 
         Args:
-            spare: up to this count the caller does not care whether the siblings live, and no
-                lock is checked.
+            spare: the count that the caller still accepts. Up to it this method checks no locks,
+                so it may count dead siblings too.
         """
         key = _key(address)
         counts = [(table, table.count(key)) for table in self._siblings]
