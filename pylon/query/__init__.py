@@ -1,9 +1,10 @@
-"""Queries as trees: which rows, in which order, with which figures and related rows.
+"""Queries as trees: conditions on rows, orders, windows, aggregates, related rows, searches.
 
-`predicate` has the conditions on a row, `rows` a query with its order and window, `aggregate`,
-`graph` and `search` the other reads. `parse` reads the filters of the wire, `pylon.policy.bind`
-makes the same trees of read rules. `evaluate` judges a decoded row; a storage backend compiles
-the trees for its database. docs/query-semantics.md says what each node means.
+`predicate` has the conditions on a row, and `rows` the query of rows with its order and window.
+`aggregate`, `graph` and `search` have the other reads. `parse` makes conditions from the filters of
+requests; `pylon.policy.bind` makes conditions from read policies. `evaluate` evaluates a condition
+for a decoded row; a storage backend compiles it for its database. docs/query-semantics.md defines
+the meaning of each node.
 
 Invariant: no tree holds text of a query language, and equal trees select equal rows.
 """

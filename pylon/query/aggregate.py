@@ -4,9 +4,9 @@ A figure is a count, a sum, an average, a minimum, a maximum or a count of disti
 are fields, or datetimes cut off at an hour, day, week, month or year of their UTC time, whatever
 form they are stored in. Sums of whole numbers are exact up to 64 bits; a larger sum is a float.
 
-Invariants: every figure is of a field of a fitting type, or the parser refuses it; at most
-`limits.AGGREGATE_TERMS` figures and groups. Called by the aggregate resource; the store answers
-an `Aggregate`.
+Invariant: the parser refuses a figure that does not fit the type of its field. Bound:
+`limits.AGGREGATE_TERMS` figures and groups. Called by the aggregate resource, which passes the
+`Aggregate` to the store.
 """
 
 from __future__ import annotations

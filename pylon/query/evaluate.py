@@ -1,9 +1,8 @@
-"""Judge a decoded row by a predicate, in Python.
+"""Evaluator: evaluates a predicate for a decoded row, in Python.
 
-`evaluator_of` turns a tree into closures once. They hold for a row if and only if a backend
-selects the stored row by the same tree (docs/query-semantics.md). Live queries ask for every
-change whether the row before and the row after are in their result, so the usual shapes have
-closures of their own.
+`evaluator_of` turns a tree into closures once. They return True for a row if and only if a backend
+selects the stored row by the same tree (docs/query-semantics.md). A live query evaluates its filter
+for the row before and after every change, so the usual shapes have faster closures of their own.
 
 Invariants: an evaluator treats an absent field as null and costs time linear in the row's texts.
 It never raises for a row whose values are of their fields' types, and comparisons do not raise

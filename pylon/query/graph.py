@@ -1,12 +1,15 @@
 """Graph queries: rows of several entities, with related rows inside them (spec/http.md §3.5).
 
-The body is `{entity: {"where", "order", "limit", "offset", "include"}}`; `include` has the same
-members for each relation. A to-one relation is the row that the relation's field names; a to-many
-one is the rows of the target whose column of that name holds this row's id.
+The body is `{entity: {"where", "order", "limit", "offset", "include"}}`. `include` is an object
+with the same members for each relation. `parse_graph` makes a tree of `GraphNode` from the body,
+and the store evaluates it.
 
-Invariants: every level has the caller's read policy as a guard of its condition; at most
-`limits.GRAPH_DEPTH` levels of includes and `limits.GRAPH_NODES` entities and includes; the parser
-refuses a misspelt key or relation. Called by the graph resource; the store answers the nodes.
+A relation has a field. A to-one relation leads to the one row whose id is in that field of this
+row. A to-many relation leads to the rows of its target that have this row's id in that field.
+
+Invariants: every node has the caller's read policy as a guard of its condition (`guarded`). The
+parser refuses an unknown key or relation. Bounds: `limits.GRAPH_DEPTH` levels of includes,
+`limits.GRAPH_NODES` entities and includes. Called by `pylon.api.data.graph`.
 """
 
 from __future__ import annotations
@@ -49,8 +52,8 @@ _NODE: Final = BodyType(
 class GraphNode:
     """Rows of an entity with related rows inside them.
 
-    `limit` and `offset` of an included node count for each row that it belongs to; None: all of
-    them.
+    `limit` and `offset` of an included node hold for the related rows of each single row. `limit`
+    None means all rows.
     """
 
     entity: Entity
@@ -71,36 +74,36 @@ class GraphInclude:
 
 @dataclass(frozen=True, slots=True)
 class GraphScope:
-    """The rows that a query may name.
+    """The entities and rows that a caller may query.
 
-    `find_entity` checks the name of an outermost entity and the caller's right to it, and may
-    raise. `entity_by_name` has the targets of relations. `allowed_of` is the condition for the
-    rows of an entity that the caller may read. `max_limit` bounds every limit.
+    `find_entity` returns an outermost entity by its name; it raises if the caller has no right to
+    it. `entity_by_name` has the targets of relations. `read_policy_of` returns the condition for
+    the rows of an entity that the caller may read. `max_limit` bounds every limit.
     """
 
     find_entity: Callable[[str], Entity]
     entity_by_name: dict[str, Entity]
-    allowed_of: Callable[[Entity], Predicate]
+    read_policy_of: Callable[[Entity], Predicate]
     max_limit: int
 
 
 def parse_graph(scope: GraphScope, body: object) -> list[GraphNode]:
-    """The nodes that `body` asks for, limited to the rows that the caller may read.
+    """Return a node for each entity in `body`, guarded by the caller's read policies.
 
     Raises:
-        InvalidQuery: the wrong shape, an unknown key; also from `parse_where`.
-        RelationNotFound: an include that the entity does not have; lists those it has.
+        InvalidQuery: the body has the wrong shape or an unknown key; also from `parse_where`.
+        RelationNotFound: an include names no relation of its entity; the text lists those it has.
         LimitExceeded: too deep, too many includes, a limit above `max_limit`.
         PylonError: from `find_entity`.
     """
     if not isinstance(body, dict):
         raise InvalidQuery(f"A graph query must be a JSON object, for example {_EXAMPLE}")
     parser = _Parser(scope)
-    return [parser.parse(scope.find_entity(name), asked, name, 0) for name, asked in body.items()]
+    return [parser.parse(scope.find_entity(name), part, name, 0) for name, part in body.items()]
 
 
 def relation_of(entity: Entity, name: str) -> Relation:
-    """The relation of that name.
+    """Return the relation of that name.
 
     Raises:
         RelationNotFound: the entity has none of that name.
@@ -124,40 +127,41 @@ class _Parser:
         self._scope = scope
         self._nodes = 0
 
-    def parse(self, entity: Entity, asked: object, path: str, depth: int) -> GraphNode:
+    def parse(self, entity: Entity, body: object, path: str, depth: int) -> GraphNode:
+        """Return the node of an entity or include. `path` names it in errors."""
         self._nodes += 1
         if self._nodes > limits.GRAPH_NODES:
             raise LimitExceeded(
                 f"A graph query may name {limits.GRAPH_NODES} entities and includes at most"
             )
-        node = _NODE.convert(asked, path)
-        most = self._scope.max_limit
-        limit = parse_limit(f"limit of {path}", node.limit, most)
-        wanted = parse_where(entity, {} if node.where is None else node.where)
+        node = _NODE.convert(body, path)
+        max_limit = self._scope.max_limit
+        limit = parse_limit(f"limit of {path}", node.limit, max_limit)
+        condition = parse_where(entity, {} if node.where is None else node.where)
         return GraphNode(
             entity,
-            guarded(self._scope.allowed_of(entity), wanted),
+            guarded(self._scope.read_policy_of(entity), condition),
             parse_order(entity, f"order of {path}", node.order),
-            most if limit is None and depth == 0 else limit,
+            max_limit if limit is None and depth == 0 else limit,
             parse_count(f"offset of {path}", node.offset) or 0,
             self._parse_includes(entity, node.include, path, depth),
         )
 
     def _parse_includes(
-        self, entity: Entity, asked: object, path: str, depth: int
+        self, entity: Entity, body: object, path: str, depth: int
     ) -> tuple[GraphInclude, ...]:
-        if asked is None:
+        if body is None:
             return ()
-        if not isinstance(asked, dict):
+        if not isinstance(body, dict):
             raise InvalidQuery(f'include of {path} takes an object, for example {{"owner": {{}}}}')
-        if asked and depth == limits.GRAPH_DEPTH:
+        if body and depth == limits.GRAPH_DEPTH:
             raise LimitExceeded(
                 f"{path} includes more than {limits.GRAPH_DEPTH} levels of relations"
             )
         includes = []
-        for name, wanted in asked.items():
+        for name, part in body.items():
             relation = relation_of(entity, name)
             target = self._scope.entity_by_name[relation.target]
-            node = self.parse(target, wanted, f"{path}.{name}", depth + 1)
+            node = self.parse(target, part, f"{path}.{name}", depth + 1)
             includes.append(GraphInclude(relation, node))
         return tuple(includes)

@@ -1,16 +1,17 @@
-"""The filter object of the wire becomes a `Predicate` (spec/http.md §3.3).
+"""Filters: parses the filter object of a request into a `Predicate` (spec/http.md §3.3).
 
-A filter's fields are ANDed; `$or` and `$and` take lists of filters; `$search` looks in the
-entity's text. The parser refuses whatever it does not understand: a condition that is left out
-would make a query answer more than the client asked for. `null` as an operand means "is null";
-besides that a null in a row fulfils no condition, `$ne` and `$nin` included.
+A row must meet all conditions of a filter. `$or` and `$and` take lists of filters; `$search`
+searches the texts of the entity. The parser refuses everything that it does not know: if it ignored
+a condition, a query would return more rows than the client asked for. `null` as an operand means
+"is null". No other condition holds for a null in a row, not even `$ne` or `$nin`.
 
-Numbers compare as in mathematics, whatever their type and size. A whole number beyond 64 bits
-becomes a float for which the comparison has the same result.
+Numbers compare by their mathematical value, whatever their type and size. If an operand is a whole
+number beyond 64 bits, the parser takes a float for which the comparison has the same result.
 
-Invariants: every operand is of its field's type; at most `limits.FILTER_TERMS` conditions,
-counting `$or` and `$and`, in at most `limits.FILTER_DEPTH` levels; at most
-`limits.HARD_PATTERNS` hard patterns. Called by `rows`, `graph`, `aggregate` and `matcher`.
+Invariant: every operand has the type of its field. Bounds: `limits.FILTER_TERMS` conditions, with
+each `$or` and `$and` counted, in `limits.FILTER_DEPTH` levels; `limits.HARD_PATTERNS` patterns for
+which SQLite's LIKE may be slow (`patterns.is_hard_pattern`). Called by `rows`, `graph`, `aggregate`
+and `matcher`.
 """
 
 from __future__ import annotations
@@ -58,11 +59,11 @@ _NUMBER_TEXT: Final = re.compile(
 def parse_where(
     entity: Entity, body: object, directives: Collection[str] = ()
 ) -> Predicate:
-    """The condition that `body` describes.
+    """Return the condition that `body` describes.
 
     Args:
         body: a decoded JSON object.
-        directives: further keys that it may have, which the caller reads.
+        directives: further keys that `body` may have, such as `$order`. The parser skips them.
 
     Raises:
         InvalidQuery: not an object, an unknown operator, a malformed list.
@@ -74,10 +75,10 @@ def parse_where(
 
 
 def filter_object(body: object) -> dict[str, Any]:
-    """`body`, if it can be a filter at all.
+    """Return `body` if it is a JSON object.
 
     Raises:
-        InvalidQuery
+        InvalidQuery: it is no object.
     """
     if not isinstance(body, dict):
         raise InvalidQuery("A filter must be a JSON object, for example {}")
@@ -85,10 +86,10 @@ def filter_object(body: object) -> dict[str, Any]:
 
 
 def field_of(entity: Entity, name: object) -> Field:
-    """The field, or `id`.
+    """Return the field of that name, which may be `id`.
 
     Raises:
-        InvalidColumn
+        InvalidColumn: the entity has no such field.
     """
     if name == "id":
         return ID
@@ -99,8 +100,11 @@ def field_of(entity: Entity, name: object) -> Field:
 
 
 class FilterParser:
-    """Parses one filter and counts its conditions. `has_search`: it has a `$search`; `patterns`
-    are its `$like` patterns."""
+    """Parses one filter and counts its conditions.
+
+    After `parse`, `has_search` tells whether the filter has a `$search`, and `patterns` lists its
+    `$like` patterns.
+    """
 
     __slots__ = (
         "_directives", "_entity", "_hard", "_pattern_chars", "_terms", "has_search", "patterns",
@@ -116,7 +120,7 @@ class FilterParser:
         self.patterns: list[str] = []
 
     def parse(self, body: object, depth: int = 0) -> Predicate:
-        """The condition of a filter object. Errors as those of `parse_where`."""
+        """Return the condition of a filter object. Raises the errors of `parse_where`."""
         found: list[Predicate] = []
         for key, operand in filter_object(body).items():
             if key.startswith("$"):
@@ -212,8 +216,13 @@ def _unknown(operator: str, known: tuple[str, ...]) -> InvalidQuery:
 
 
 def _parse_operand(entity: Entity, field: Field, value: object) -> Any:
-    """`value`, if it compares with the field. Numbers of both kinds compare with each other; the
-    clients also send booleans as 0 and 1."""
+    """Return `value` as an operand for the field.
+
+    Whole numbers and floats compare with each other. Clients also send booleans as 0 and 1.
+
+    Raises:
+        InvalidValue: the value has another type than the field.
+    """
     if field.type is FieldType.BOOL:
         if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
             return bool(value)
@@ -232,12 +241,12 @@ def _is_number(value: object) -> bool:
 
 
 def is_beyond_64_bits(value: object) -> bool:
-    """Whether it is a whole number that no row has."""
+    """Return whether the value is a whole number beyond 64 bits, which no row can have."""
     return isinstance(value, int) and not INT_MIN <= value <= INT_MAX
 
 
 def exact_float(value: float) -> float | None:
-    """The float that equals a number; None if there is none."""
+    """Return the float that equals a number; None if no float does."""
     try:
         number = float(value)
     except OverflowError:
@@ -246,7 +255,7 @@ def exact_float(value: float) -> float | None:
 
 
 def value_of_text(field: Field, text: str) -> Scalar:
-    """The value of the field that a text in a URL stands for; None: it stands for none.
+    """Return the value of the field that a text in a URL means; None if it means no value.
 
     A number may have a sign, a fraction, an exponent, and white space around it; a boolean is
     ``true``, ``false``, 1 or 0.
@@ -304,21 +313,24 @@ def _comparison(sign: Sign) -> Callable[[Entity, Field, object], Predicate]:
 
 
 def _far_bound(field: Field, sign: Sign, value: Any) -> Predicate:
-    """A comparison with a whole number beyond 64 bits, by a float beside it. No number that a
-    row can have lies between the two."""
+    """Return a comparison with a whole number beyond 64 bits, by the nearest float.
+
+    No number that a row can have lies between the two. If they differ, the sign changes from `<` to
+    `<=` or the other way, so that the result is that of the whole number.
+    """
     try:
-        near = float(value)
+        nearest = float(value)
     except OverflowError:
-        near = inf if value > 0 else -inf
-    if near > value:
+        nearest = inf if value > 0 else -inf
+    if nearest > value:
         sign = "<" if sign[0] == "<" else ">="
-    elif near < value:
+    elif nearest < value:
         sign = "<=" if sign[0] == "<" else ">"
-    return Compare(sign, Column(field.name), Literal(near))
+    return Compare(sign, Column(field.name), Literal(nearest))
 
 
 def _like(entity: Entity, field: Field, value: object) -> Predicate:
-    """A part of the text; `%` and `_` in it are wildcards."""
+    """Return the condition that a text contains the pattern; `%` and `_` are wildcards."""
     text = _parse_text(entity, field, value, "$like")
     if len(text) > limits.LIKE_WILD_CHARS and any(
         "_" in piece and len(piece) > limits.LIKE_WILD_CHARS for piece in text.split("%")
@@ -353,7 +365,7 @@ def _in(entity: Entity, field: Field, value: object) -> Predicate:
 
 
 def _not_in(entity: Entity, field: Field, value: object) -> Predicate:
-    """As `$ne` of each member; of none: every row."""
+    """Return the condition that `$ne` holds for each member. An empty list selects every row."""
     members, _ = _parse_members(entity, field, value, "$nin")
     if members:
         return InValues(field.name, members, is_negated=True)
@@ -363,7 +375,7 @@ def _not_in(entity: Entity, field: Field, value: object) -> Predicate:
 def _parse_members(
     entity: Entity, field: Field, value: object, operator: str
 ) -> tuple[tuple[Any, ...], bool]:
-    """The members of a list but null, and whether it has a null."""
+    """Return the members of a list without null, and whether the list has a null."""
     if not isinstance(value, list):
         raise InvalidQuery(f"{operator} takes a list (field {field.name})")
     if len(value) > limits.FILTER_VALUES:

@@ -6,15 +6,15 @@ its first place is as good as any, because a `%` stands on both sides of every f
 piece with `_`, the search looks for its longest run of literal characters. If too many of these
 places do not match, one pass of shift-and over a Python integer decides.
 
-A usual matcher (LIKE and instr() of SQLite, the backtracking of other databases) is faster, and
-quadratic. `is_hard_pattern` says for which patterns: their form allows more than `_OVERLAPS`
-comparisons for each character. A backend takes its own operator for all others and
-`LikePattern` for those. ASCII letters have no case, all other letters have.
+A database's own operator (LIKE and instr() of SQLite) is faster for most patterns, but takes
+quadratic time for some. `is_hard_pattern` finds these by their form: it allows more than
+`_OVERLAPS` comparisons for each character. A backend uses `LikePattern` for hard patterns and its
+own operator for all others. The case of ASCII letters does not matter; that of other letters does.
 
-Invariants: `LikePattern.matches` never raises but for its meter; it looks at the clock whenever
-it has looked at `Meter.GRAIN` characters. Bounds: a compiled piece with `_` takes a quarter of a
-MiB at most (`limits.LIKE_WILD_CHARS`). Called by `predicate` (form), `evaluate` and
-`storage.sqlite.patterns` (verdicts).
+Invariants: `LikePattern.matches` raises only the errors of its meter. It reads the clock once for
+each `Meter.GRAIN` characters. Bounds: a compiled piece with `_` takes 0.25 MiB at most
+(`limits.LIKE_WILD_CHARS`). Called by `predicate` (the form), `evaluate` and
+`storage.sqlite.patterns` (the matches).
 """
 
 from __future__ import annotations

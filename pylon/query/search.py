@@ -1,9 +1,9 @@
-"""Searches with facets (spec/http.md §3.7): the body of a request becomes a `FacetedSearch`.
+"""Searches with facets: parses the body of a request into a `FacetedSearch` (spec/http.md §3.7).
 
-A filter's value may be the text that facet counts have. The parser refuses a filter on a field
-that is no facet, a sort on a field that is not sortable, and an unknown member.
+Facet counts name each value as a text; a filter takes such a text as well as the value itself.
 
-Called by the search resource, which gives the trees to the store.
+Invariant: the parser refuses a filter on a field that is no facet, a sort on a field that is not
+sortable, and an unknown member. Called by the search resource, which passes the trees to the store.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""The words of a user's text as a condition.
+"""Words: parses the text of a search into a condition.
 
-An entity with text fields in its `search` config has a full-text index; a text becomes a `Match`
-there: all words, in any order, anywhere in the row. Elsewhere each word must be a part of one of
-the entity's string and richtext fields, whatever the case of ASCII letters.
+An entity with text fields in its `search` config has a full-text index. For it `parse_words` makes
+a `Match`: the row must have all words, in any order, in any text field. For another entity each
+word must be a part of one of its string and richtext fields, whatever the case of ASCII letters.
 
-The index sees words as runs of letters, digits and marks, without diacritics and case. A word
-like ``foo-bar`` is the phrase "foo bar". The last word, unless white space follows it, also finds
-words that begin with it, from its second letter on.
+In the index a word is a run of letters, digits and marks, without diacritics and case. A word like
+``foo-bar`` becomes the phrase "foo bar". The last word also finds words that begin with it, unless
+white space follows it or it is a single letter. (A single character of a script with thousands of
+characters is enough.)
 
 Invariant: a user's text is never syntax of a full-text engine. Bounds: `limits.SEARCH_CHARS`,
 `SEARCH_WORDS` and `SEARCH_TERMS`. Called by `parse` and `rows` (`$search`) and by `search`.
@@ -69,13 +70,13 @@ def parse_match(entity: Entity, text: str) -> Match | None:
             f"has {terms}"
         )
     last = words.pop()
-    words = [*dict.fromkeys(words), last]  # a word twice is no other search, and costs twice
+    words = [*dict.fromkeys(words), last]  # a repeated word changes no result, but costs time
     is_open = not text[-1].isspace() and _may_be_a_beginning(last)
     return Match(tuple(words), is_open)
 
 
 def parse_words(entity: Entity, text: str) -> Predicate:
-    """The rows that have all words of `text`, by the index or without one.
+    """Return the condition that a row has all words of `text`, by the index or without one.
 
     Raises:
         InvalidQuery, LimitExceeded: as `parse_match`.
@@ -92,7 +93,7 @@ def parse_words(entity: Entity, text: str) -> Predicate:
 
 
 def runs_of(text: str) -> list[str]:
-    """The runs of letters, digits and marks in a text: words of the index, or nearly."""
+    """Return the runs of letters, digits and marks in a text, which are about the index's words."""
     return "".join([c if _is_of_word(c) else " " for c in text]).split()
 
 
@@ -102,9 +103,11 @@ def _is_of_word(character: str) -> bool:
 
 
 def _may_be_a_beginning(word: str) -> bool:
-    """A single letter begins so many words that to merge their rows takes long (35 ms for
-    50,000 rows of 36 words, where no time limit applies); a single character of a script
-    that has thousands does not."""
+    """Return whether a search for words that begin with `word` is quick enough.
+
+    PERF: a single letter begins so many words that the merge of their rows takes 35 ms for 50,000
+    rows of 36 words, where no time limit applies. A character of a script with thousands does not.
+    """
     runs = runs_of(word)
     return bool(runs) and (len(runs[-1]) > 1 or runs[-1] >= _MANY_LETTERS)
 
