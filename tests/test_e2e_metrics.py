@@ -52,7 +52,9 @@ def test_page_of_a_busy_server_passes_promtool(server: PylonServer, program: Pro
         [promtool, "check", "metrics"], input=page, text=True, capture_output=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert value_of(page, "pylon_db_size_bytes") == server.db_path.stat().st_size
+    # A checkpoint may come between the page and the look at the file.
+    wait_until("the page has the size of the file", lambda: value_of(
+        page_of(server), "pylon_db_size_bytes") == server.db_path.stat().st_size)
     disk = os.statvfs(server.folder)
     free = value_of(page, "pylon_disk_free_bytes")
     assert 0 < free <= disk.f_blocks * disk.f_frsize
