@@ -116,7 +116,7 @@ class DocumentRows(Protocol):
         """Store a whole document; it replaces the previous snapshot."""
 
     def append_update(self, key: DocumentKey, prev: int, seq: int, data: bytes) -> int:
-        """Store an update; its number. See `pylon.storage.records.DocumentUpdate`."""
+        """Store an update. Return its number. See `pylon.storage.records.DocumentUpdate`."""
 
     def drop_updates_before(self, key: DocumentKey, number: int) -> None:
         """Remove the updates of a document below a number."""

@@ -103,8 +103,11 @@ def _truth(values: Iterator[Any]) -> object:
 
 
 def _bucket(column: str, bucket: str) -> str:
-    """The stored forms (`pylon.values`): epoch seconds and Z; ISO 8601 without an offset or
-    with Z, whose text is cut; and with an offset, which is taken off before."""
+    """Return the SQL of a time's bucket, for all stored forms (`pylon.values`).
+
+    The forms are: epoch seconds and Z; ISO 8601 without an offset or with Z, whose text is cut; and
+    ISO 8601 with an offset, which is subtracted first.
+    """
     style, prefix = _FORMATS[bucket]
     offset = f"substr(replace({column}, ':', ''), -5)"
     minutes = (

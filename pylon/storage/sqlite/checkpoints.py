@@ -44,8 +44,9 @@ _MODES: Final = {
 
 
 def open_upkeep(path: str | Path) -> apsw.Connection:
-    """A connection for checkpoints and for looks at the log. It never waits for a lock: while it
-    waited with the writer's lock, no write went on.
+    """Open a connection for checkpoints and for measuring the log.
+
+    It never waits for a lock: it may run while the writer pauses, so writes would wait too.
 
     Raises:
         apsw.Error
@@ -59,8 +60,8 @@ def open_upkeep(path: str | Path) -> apsw.Connection:
 
 
 class Checkpoints:
-    """The checkpoints of one database. `wal_bytes`: of the WAL that is in use. `unwritten_bytes`:
-    of it, that no checkpoint has written back."""
+    """Checkpoints one database. `wal_bytes`: the used part of the WAL; `unwritten_bytes`: the part
+    of it that no checkpoint has written back."""
 
     def __init__(self, conn: apsw.Connection, turns: TurnLock, clock: Clock) -> None:
         """Args: `conn` is one of `open_upkeep`."""
@@ -76,7 +77,7 @@ class Checkpoints:
         self.wal_bytes = 0
         self.unwritten_bytes = 0
 
-    def look(self) -> None:
+    def run_round(self) -> None:
         """Measure the WAL, and checkpoint if it has grown or aged enough.
 
         Raises:
@@ -107,8 +108,10 @@ class Checkpoints:
         return self.checkpoint("truncate")
 
     def checkpoint(self, mode: str) -> bool:
-        """Checkpoint now; whether all of the WAL as it was at the beginning was written back (and
-        can begin anew, unless passive). Only `truncate` waits for readers: see `flush_all`.
+        """Run a checkpoint now. Only the mode `truncate` waits for readers: see `flush_all`.
+
+        Returns: whether it wrote back the whole WAL of its beginning. Then the WAL can restart,
+            unless the mode is `passive`.
 
         Raises:
             StoreUnavailable

@@ -103,7 +103,7 @@ class PredicateCompiler:
         return clause
 
     def compile_rule(self, rule: Predicate) -> SqlClause:
-        """The SQL of a caller's read policy, which the cache keeps with its values.
+        """Return the SQL of a caller's read policy; the cache stores it with its values.
 
         PERF: 0.15 us in place of 0.8 us, for a read by id of 3.9 us.
         """

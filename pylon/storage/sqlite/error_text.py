@@ -29,7 +29,7 @@ _TEXTS: Final[dict[type[apsw.Error], str]] = {
 
 
 def error_text(error: BaseException) -> str:
-    """The error's own text, or one for its class."""
+    """Return the error's own text, or one for its class."""
     text = str(error).strip()
     if text not in _EMPTY:
         return text

@@ -32,7 +32,8 @@ from pylon.storage.sqlite.compiler import ALL
 from pylon.storage.sqlite.names import quote
 
 Fetch = Callable[[str, tuple[object, ...]], list[tuple[Any, ...]]]
-Compile = Callable[[GraphNode, bool], SqlClause]  # a node's condition; whether other rows lead
+# Compiles a node's condition; the flag: whether SQLite finds its rows through other rows.
+Compile = Callable[[GraphNode, bool], SqlClause]
 
 _GS: Final = "\x1d"
 _HOLE: Final = _GS.encode()
@@ -115,10 +116,10 @@ class _Graph:
         return text or b""
 
     def _arrays(self, include: GraphInclude, ids: Iterable[bytes]) -> dict[bytes, bytes]:
-        """The rows of a to-many relation for each of these rows that has any.
+        """Return the array of a to-many relation by id, for each row that has related rows.
 
         Args:
-            ids: of the rows that they belong to, as JSON.
+            ids: the ids of the rows, as JSON.
         """
         node = include.node
         where = self._compile(node, True)

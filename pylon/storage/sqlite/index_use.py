@@ -34,17 +34,16 @@ _RANGES: Final = ("<", "<=", ">", ">=")
 def find_served(
     entity: Entity, wanted: Sequence[Predicate], fixed: Collection[str]
 ) -> list[int]:
-    """The places of the conditions that an index can serve: equalities with its first columns,
-    then a range; and full-text matches.
+    """Return the positions of the conditions that an index can serve.
 
-    An index that serves a condition shows by the time how many rows there are in that range, so
-    the SQL looks through each range once: of an `Or`, different values of first columns only.
-    An index for uniqueness serves no range, which would tell a token of a hidden row sign by
-    sign.
+    These are equalities with its first columns, then a range; and full-text matches. The duration
+    of a query shows how many rows the range of the index has. So the SQL searches each range once:
+    of an `Or`, only different values of first columns. A unique index serves no range: a client
+    could otherwise find a token of a hidden row character by character.
 
     Args:
-        fixed: columns that the read policy compares with a value. It does not hide the rows that
-            they lead to.
+        fixed: columns that the read policy compares with a value. The policy does not hide the
+            rows with that value.
     """
     equal: dict[str, int] = {}
     ranges: dict[str, list[int]] = {}

@@ -27,7 +27,7 @@ EVENT_BYTES: Final = 128  # approximate size of an event without its images
 
 
 class LogSize:
-    """The size of the change log of one database."""
+    """Measures the change log of one database."""
 
     __slots__ = ("_conn", "_counted_to", "_events", "_seqs", "_sum_bytes", "_sums")
 

@@ -99,7 +99,7 @@ class SqliteMaintenance:
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """The checkpoints of the WAL.
+        """Return the checkpoints of the WAL.
 
         Raises:
             StoreUnavailable: the database cannot be opened.
@@ -110,7 +110,7 @@ class SqliteMaintenance:
 
     def checkpoint(self) -> None:
         """See `Maintenance`."""
-        self.checkpoints.look()
+        self.checkpoints.run_round()
 
     def end_checkpoints(self) -> None:
         """See `Maintenance`."""

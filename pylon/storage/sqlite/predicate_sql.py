@@ -119,14 +119,14 @@ class _Writer:
         return _join(item, " IN (", listed, ")")
 
     def _in_values(self, node: InValues) -> Sql:
-        """One parameter for the whole list."""
+        """Return the SQL of a list of values, with one parameter for the whole list."""
         column = quote(node.field)
         word = "NOT IN" if node.is_negated else "IN"
         sql = _join(f"{column} {word} (SELECT value FROM json_each(", self._param(), "))")
         return _join("(", sql, f" OR {column} IS NULL)") if node.has_null else sql
 
     def _affix(self, node: Affix) -> Sql:
-        """Compared as bytes: SQLite's text functions stop at NUL, and UTF-8 needs no more.
+        """Compare bytes: SQLite's text functions stop at NUL, and UTF-8 can be compared as bytes.
 
         SQLite has no empty part of an empty blob: substr() gives NULL for it.
         """
@@ -181,7 +181,7 @@ class _Writer:
             begin = self._next
             written.append(self.condition(item))
             if isinstance(item, Or) and not self._is_led:
-                paths += self._path_of(item, begin)
+                paths += self._indexable_part(item, begin)
         served = [] if self._is_led else find_served(
             self._entity, wanted, columns_fixed_by(node.allowed)
         )
@@ -196,11 +196,11 @@ class _Writer:
             beside.append(allowed)  # so that an index may serve it
         return _tree([*beside, judged], " AND ")
 
-    def _path_of(self, node: Or, begin: int) -> list[Sql]:
-        """A condition that follows from an `Or` and that an index can serve: the equalities of
-        its items with first columns of indexes. Empty if an item has none.
+    def _indexable_part(self, node: Or, begin: int) -> list[Sql]:
+        """Return a condition that an `Or` implies and that an index can serve.
 
-        The SQL looks for each value of a column once, also if several items have it.
+        It consists of the equalities of its items with first columns of indexes. It is empty if an
+        item has none. The SQL searches each value of a column once, even if several items have it.
 
         Args:
             begin: the number of the first parameter of `node`.
@@ -219,7 +219,7 @@ class _Writer:
                     by_field.setdefault(field, []).append(found)
             if found is None:
                 return []
-        return [_tree([_one_look(name, own) for name, own in by_field.items()], " OR ")]
+        return [_tree([_any_equality(name, own) for name, own in by_field.items()], " OR ")]
 
     # --- Values --------------------------------------------------------------------------------
 
@@ -244,8 +244,11 @@ WRITES: Final[dict[type, Callable[[_Writer, Any], Sql]]] = {
 }
 
 
-def _one_look(field: str, equalities: list[tuple[Predicate, Sql]]) -> Sql:
-    """The rows whose field has a value of one of these equalities: one look for each value."""
+def _any_equality(field: str, equalities: list[tuple[Predicate, Sql]]) -> Sql:
+    """Return a condition that holds if any of these equalities of a field does.
+
+    It makes one look-up for each value.
+    """
     if len(equalities) == 1:
         return equalities[0][1]
     column = quote(field)

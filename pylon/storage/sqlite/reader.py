@@ -240,7 +240,7 @@ class SqliteReader:
         clause = sql.compile(query.where, query.relevance is not None)
         if self._deadline.in_group:
             if query.relevance is not None:
-                raise QueryTimeout("a full-text match cannot be hurried")
+                raise QueryTimeout("a full-text match must run in a thread")
             if clause.cost:
                 self._refuse_long(entity, clause)
         return selection(sql, query, clause)
@@ -411,7 +411,7 @@ class SqliteReader:
                 another pattern.
         """
         if clause.cost is Cost.MATCH:
-            raise QueryTimeout("a full-text match cannot be hurried")
+            raise QueryTimeout("a full-text match must run in a thread")
         if not self._has_short_rows(entity):
             raise QueryTimeout("a pattern may meet long texts")
         self._pattern_key = _PATTERN + entity

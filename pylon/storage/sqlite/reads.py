@@ -17,7 +17,7 @@ from pylon.storage.sqlite.search import RELEVANCE, match_expression, relevant
 
 
 class EntityReads:
-    """The fixed texts of one entity: `get`, `get_version` by id; `lookups` by each column.
+    """The fixed SQL texts of one entity: `get`, `get_version` by id; `lookups` by each column.
     `compile` compiles a condition on its rows, `compile_rule` a read policy."""
 
     __slots__ = (

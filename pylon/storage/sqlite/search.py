@@ -42,8 +42,10 @@ def rowid_table(entity: Entity) -> str:
 
 
 def index_columns(entity: Entity) -> tuple[str, ...]:
-    """The FTS5 table's columns, one for each text field. A field with a name that no column may
-    have gets one that no field can have."""
+    """Return the FTS5 table's columns, one for each text field.
+
+    A field whose name FTS5 reserves gets a column name that no field can have.
+    """
     return tuple(
         f".{f}" if f.lower() in _NOT_FOR_COLUMNS else f for f in text_fields(entity)
     )
@@ -53,8 +55,10 @@ def index_columns(entity: Entity) -> tuple[str, ...]:
 
 
 def match_expression(match: Match) -> str:
-    """The FTS5 expression of a match. Strings side by side are an AND in which FTS5 leaves out
-    one without letters or digits."""
+    """Return the FTS5 expression of a match.
+
+    FTS5 treats adjacent strings as an AND, and ignores a string without letters or digits.
+    """
     quoted = " ".join(['"' + word.replace('"', '""') + '"' for word in match.words])
     return quoted + " *" if match.is_open else quoted
 
@@ -65,8 +69,11 @@ def match_condition(entity: Entity) -> str:
 
 
 def relevant(entity: Entity) -> str:
-    """The source of the rows that an expression finds (a parameter), in place of the entity's
-    table, with a further column `RELEVANCE`. CROSS: the index leads."""
+    """Return the source of the rows that an FTS5 expression (a parameter) finds.
+
+    It replaces the entity's table and has a further column `RELEVANCE`. CROSS makes SQLite read the
+    index first.
+    """
     table = quote(entity.name)
     found = f"SELECT {_matches(entity, RELEVANCE)}"
     return f'({found}) CROSS JOIN {table} ON {table}.id = ".id"'
@@ -87,8 +94,8 @@ def _matches(entity: Entity, rank: str = "") -> str:
 class SearchIndex:
     """Updates the index of one entity with each change of a row.
 
-    Each call belongs into the transaction of the change that it is told of, after the change,
-    and may raise apsw.Error; what it did is then undone with the transaction.
+    Call each method in the transaction of the row's change, after the change. A method may raise
+    apsw.Error; the rollback of the transaction then undoes its changes.
     """
 
     __slots__ = ("_clear", "_conn", "_fields", "_find", "_forget", "_insert", "_number",

@@ -150,12 +150,15 @@ def _walk_value(value: Value, shape: Shape, params: Params) -> None:
 
 
 def prefix_range(prefix: str) -> tuple[str, str | None]:
-    """The texts that begin with `prefix`, as a range, which an index can serve: from the first
-    text up to the second. SQLite orders texts by code point."""
+    """Return the range of the texts that begin with `prefix`, which an index can serve.
+
+    It goes from the first text up to the second, exclusive; None: no end. SQLite orders texts by
+    code point.
+    """
     rest = prefix.rstrip(_LAST_CHARACTER)
     if not rest:
         return prefix, None
     following = ord(rest[-1]) + 1
-    if 0xD800 <= following <= 0xDFFF:  # surrogates are no characters
+    if 0xD800 <= following <= 0xDFFF:  # surrogates are not characters
         following = 0xE000
     return prefix, rest[:-1] + chr(following)

@@ -25,11 +25,12 @@ _KEY: Final = "short_rows:"
 
 
 def note_short_rows(conn: apsw.Connection, manifest: Manifest, is_stale: bool) -> None:
-    """Note which entities have no long row, within the transaction that is open. All rows have
-    their JSON by then.
+    """Store the keys of entities without a long row, within the open transaction.
+
+    Call it after all rows have their JSON.
 
     Args:
-        is_stale: somebody else has written to the database: look at all of them again.
+        is_stale: another program has written to the database: check every entity again.
     """
     for entity in manifest.entities:
         if not is_stale and has_short_rows(conn, entity.name):
