@@ -1,12 +1,13 @@
-"""The standard library made cooperative by gevent.
+"""gevent's patches: replace blocking functions of the standard library by cooperative ones.
 
-`patch` is the first call of the template process. Gevent's forms of `os.fork`, `os.waitpid`,
-`signal.signal` and the queues make a hub when they are called, and a process that forks workers
-must not have one. The template does not call them; gunicorn's arbiter does, so it takes them back
-with `restore_forking`, and its workers patch them again with `patch_worker`.
+`patch` is the first call of the template process. gevent's versions of `os.fork`, `os.waitpid`,
+`signal.signal` and the queues make an event loop (gevent's hub) when a process calls them. A
+process that forks workers must not have an event loop. The template does not call these functions.
+gunicorn's arbiter does, so it restores the original functions with `restore_forking`; its workers
+patch them again with `patch_worker`.
 
-Invariant: none of these functions makes a hub. Called by `workers.template`, `workers.__main__`,
-`workers.http.arbiter` and `workers.http.server`.
+Invariant: no function of this module makes an event loop. Called by `workers.template`,
+`workers.__main__`, `workers.http.arbiter` and `workers.http.server`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def patch_queues() -> None:
 
 
 def restore_forking() -> None:
-    """Take the functions of the standard library back that a forking process calls."""
+    """Restore the original functions that a forking process calls."""
     for module, names in _HUB_MAKERS.items():
         for name in names:
             setattr(importlib.import_module(module), name, monkey.get_original(module, name))

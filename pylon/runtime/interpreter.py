@@ -1,11 +1,13 @@
-"""Interpreter: how a process that has loaded everything collects garbage and shares time.
+"""Interpreter: sets the garbage collector and the switch interval of a process (CPython).
 
-What lives as long as the process need not be traversed: a collection of the oldest generation
-would stop all threads for tens of milliseconds. A thread waits for the interpreter after each
-system call while another thread runs Python code, up to the switch interval; so that is short.
+Modules and the app live as long as the process, so the collector need not traverse them: a full
+collection would stop all threads for tens of milliseconds. `gc.freeze` excludes these objects.
 
-`freeze_template` is for the process that workers are forked from (`workers.template`), `freeze`
-for each worker and the supervisor, once it has loaded what it serves with.
+While one thread runs Python code, another thread waits for the interpreter lock after each system
+call, for up to the switch interval. So `freeze` makes that interval short.
+
+`freeze_template` is for the template process, before it forks (`workers.template`, `workers.boot`).
+`freeze` is for each worker and the supervisor, after it has loaded its modules and the app.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ _SWITCH_S: Final = 0.000_5
 
 
 def freeze_template() -> None:
-    """Take what the template has imported out of the collector's sight, before any fork.
+    """Exclude all objects of the template from garbage collection, before any fork.
 
-    A collection would write to each object, and so copy its page in each worker.
+    A collection would write to each object, and so copy its memory page in each worker.
     """
     gc.collect()
     memory.give_back()
@@ -32,8 +34,10 @@ def freeze_template() -> None:
 
 
 def freeze() -> None:
-    """Take everything loaded so far out of the collector's sight, collect less often, and have
-    threads give way sooner. What loading has left behind goes back to the kernel."""
+    """Exclude all present objects from collection, collect less often, and switch threads sooner.
+
+    The free memory that loading has left goes back to the kernel.
+    """
     gc.collect()
     memory.give_back()
     gc.freeze()

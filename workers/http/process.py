@@ -1,7 +1,10 @@
-"""One HTTP worker process: what it builds after the fork, and its greenlets.
+"""HTTP process: the parts of one HTTP worker, made after the fork.
 
-`HttpProcess()` boots like every worker, builds the falcon app and connects to the bus; `start`
-spawns the two greenlets that run beside the requests: signals in, heartbeats out. Called by
+`HttpProcess()` boots like every worker (`workers.boot`), builds the falcon app and connects to the
+bus. `start` spawns two greenlets beside the requests. One takes signals from the bus, and the other
+sends heartbeats.
+
+Invariant: if one of them fails, the worker ends, and the arbiter forks another one. Called by
 `workers.http.arbiter` through gunicorn's hooks, in the worker.
 """
 
@@ -53,7 +56,8 @@ class HttpProcess:
 
     def __init__(self) -> None:
         booted = boot()
-        # A copy of gunicorn's listener: left open, it would keep the port answering in a drain.
+        # A duplicate of gunicorn's listener. If it stayed open, the kernel would accept connections
+        # during a drain.
         booted.listen_socket.close()
         self._booted = booted
         app, runtime = booted.app, booted.runtime
@@ -110,11 +114,11 @@ class HttpProcess:
         self._greenlets: list[gevent.Greenlet[..., Any]] = []
 
     def start(self, alive: Callable[[], bool], connections: Callable[[], int]) -> None:
-        """Begin to listen to signals and to report.
+        """Spawn the greenlets for signals and heartbeats.
 
         Args:
-            alive: whether the worker takes requests (not while it drains).
-            connections: how many client connections are open.
+            alive: returns whether the worker takes requests; it does not while it drains.
+            connections: returns the number of open client connections.
         """
 
         def ready() -> bool:
@@ -129,7 +133,7 @@ class HttpProcess:
         freeze()
 
     def close(self) -> None:
-        """Let go of the bus and the store."""
+        """Close the connections to the bus and the store."""
         gevent.killall(self._greenlets)
         for sender in self.passing.values():
             sender.close()
@@ -152,7 +156,7 @@ class HttpProcess:
 
 
 def _end_this_worker(greenlet: gevent.Greenlet[..., Any]) -> None:
-    """Without its signals or its heartbeat a worker is of no use: let a new one take over."""
+    """End this worker after the failure of a greenlet; the arbiter forks a successor."""
     if greenlet.exception is not None:
         _log.exception("worker.greenlet_failed", error=greenlet.exception)
     os.kill(os.getpid(), signal.SIGTERM)

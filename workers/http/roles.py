@@ -1,7 +1,8 @@
-"""Requests on the HTTP port for workers of other roles (spec/realtime.md §2.1, §4).
+"""Roles of requests: finds requests on the HTTP port for other roles (spec/realtime.md §2.1, §4).
 
-Upgrades go to the role that has their path; event streams of shards go to the shards workers.
-`connection` passes the connection on.
+A WebSocket upgrade belongs to the role with its path, and an event stream of a shard to the shards
+workers. For such a request `connection` passes the socket to a worker of the role
+(`pylon.bus.passing`). Called by `connection`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from workers.http.request import Request
 SHARDS: Final = "/api/shards/"
 _UPGRADES: Final = {role.upgrade_path: role.name for role in ROLES if role.upgrade_path}
 UPGRADED_ROLES: Final = tuple(_UPGRADES.values())
-_STREAM: Final = "/connect"  # of a shard's snapshots
+_STREAM: Final = "/connect"  # the last segment of the path of a shard's event stream
 
 
 def role_of(request: Request) -> str | None:

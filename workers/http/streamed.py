@@ -1,8 +1,8 @@
 """A streamed response: the parts that the app yields, as they go on the wire.
 
-Invariants: no more bytes leave than a declared length, because the client would read them as the
-next response. The app is asked for a part only when the part before was taken. Errors of the app
-pass through. Used by `wsgi` and `sending`.
+Invariants: a response never has more bytes than its declared length, because the client would read
+them as the next response. `next` takes one part from the app; `sending` calls it when the client
+has taken the part before. Errors of the app pass through. Called by `wsgi` and `sending`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Streamed:
 
     @property
     def has_end(self) -> bool:
-        """Whether the client can tell where the body ends; else the connection ends with it."""
+        """Return whether the body has an end without the end of the connection."""
         return self.framed or self.left_bytes is not None
 
     def begin(
@@ -72,7 +72,7 @@ class Streamed:
         return response.chunk(part) if self.framed else self._cut(part)
 
     def close(self) -> None:
-        """Tell the app that nobody asks for more."""
+        """Call `close` of the app's iterable, after the last part or before it (PEP 3333)."""
         close = getattr(self._source, "close", None)
         if close is not None:
             try:

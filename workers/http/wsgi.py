@@ -1,7 +1,8 @@
 """One call of the WSGI app, and its response as bytes (PEP 3333).
 
-Invariants: the framing of a response (Content-Length, Transfer-Encoding, Connection) is ours to
-write; a response to HEAD and those with status 204 and 304 have no body. Used by `connection`.
+Invariants: this module alone writes the framing of a response (Content-Length, Transfer-Encoding,
+Connection); the app's fields of that name do not reach the client. A response to HEAD, or with
+status 204 or 304, has no body. Called by `connection`, in a dispatcher.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class WsgiResponse:
     def __init__(self) -> None:
         self._status = ""
         self._headers: response.Headers = []
-        self._written: list[bytes] = []  # with the callable that start_response returns
+        self._written: list[bytes] = []  # by the callable that start_response returns (PEP 3333)
         self.head = b""
         self.body = b""  # all of it, or its first part
         self.keep = True  # the connection may be used again
@@ -36,7 +37,7 @@ class WsgiResponse:
         """Call the app, in a dispatcher: the app may block.
 
         Raises:
-            Exception: whatever the app lets pass, or ValueError for an invalid header.
+            Exception: any exception of the app; ValueError for an invalid header.
         """
         environ = request.environ
         result = loop.app(environ, self._start)
@@ -54,7 +55,7 @@ class WsgiResponse:
         self.head = b"%b%b%b%b\r\n" % (prefix, lines, environ["pylon.head"], framing)
 
     def close(self) -> None:
-        """Tell the app that nobody reads the further parts."""
+        """End a streamed response early: the app need not make its further parts."""
         if self.streamed is not None:
             self.streamed.close()
 
@@ -64,7 +65,7 @@ class WsgiResponse:
         return self._written.append
 
     def _frame(self, method: str, result: list[bytes]) -> bytes:
-        """Set `body`; return the header line that says where the body ends."""
+        """Set `body`, and return the header line that tells the end of the body."""
         body = result[0] if len(result) == 1 else b"".join(result)
         if self._status[:3] in _BODILESS:
             return b""
