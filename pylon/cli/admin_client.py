@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import orjson
 
-from pylon.cli.running import require
+from pylon.cli.running import require_running
 from pylon.config import Config
 from pylon.errors import AuthRequired, PylonError, Unavailable
 
@@ -43,7 +43,7 @@ class AdminClient:
             NotRunning: no server runs on this data directory.
             AuthRequired: neither the argument nor the setting has a token.
         """
-        port = require(config).ports["http"]
+        port = require_running(config).ports["http"]
         token = token or config.admin_token
         if not token:
             raise AuthRequired("no token: set PYLON_ADMIN_TOKEN, or give --token")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pylon.cli.output import note, result, wants_json
-from pylon.cli.running import Running, find
+from pylon.cli.running import Running, find_running
 from pylon.config import Config
 from pylon.errors import PylonError
 from pylon.manifest.model import Manifest
@@ -26,7 +26,7 @@ _ANSWER_S = 5.0
 
 def is_ready(config: Config, pid: int) -> bool:
     """Whether the supervisor `pid` runs on this data directory and all its roles answer."""
-    running = find(config)
+    running = find_running(config)
     if not isinstance(running, Running) or running.pid != pid:
         return False
     try:
@@ -44,7 +44,7 @@ def announce_when_ready(config: Config, manifest: Manifest, pid: int) -> None:
 
 def announce(config: Config, manifest: Manifest) -> None:
     """Print that the server is ready."""
-    running = find(config)
+    running = find_running(config)
     if isinstance(running, Running):  # sockets of systemd may have other ports than the settings
         ports: dict[str, Any] = {
             role.port_field: running.ports.get(role.name, config.port_of(role.name))

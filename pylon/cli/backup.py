@@ -22,7 +22,7 @@ from typing import Final
 import click
 
 from pylon.cli.output import json_flag, note, result, wants_json
-from pylon.cli.running import require
+from pylon.cli.running import require_running
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.clock import NS_PER_S, SystemClock
 from pylon.config import Config
@@ -68,7 +68,7 @@ def _make_backup(config: Config, target: Path) -> BackupReport:
             _record(store, report)
             return report
     except DataDirLocked:
-        dialogue = require(config).control().open_dialogue("backup")
+        dialogue = require_running(config).control().open_dialogue("backup")
     with dialogue:
         return _Copy(dialogue, store).make(target)
 

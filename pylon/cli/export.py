@@ -20,7 +20,7 @@ import orjson
 
 from pylon.cli.admin_client import AdminClient
 from pylon.cli.output import json_flag, note, result, wants_json
-from pylon.cli.running import find
+from pylon.cli.running import find_running
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.config import Config
 from pylon.errors import EntityNotFound, Unavailable
@@ -42,7 +42,8 @@ def export(entity: str | None, out: str | None, token: str | None, dev: bool) ->
         raise click.UsageError("--json needs --out: the rows go to stdout otherwise")
     config = read_settings(dev=dev).config
     lines = (
-        _from_file(config, entity) if find(config) is None else _from_server(config, entity, token)
+        _from_file(config, entity) if find_running(config) is None
+        else _from_server(config, entity, token)
     )
     if out is None:
         _write(lines, sys.stdout.buffer)

@@ -20,7 +20,7 @@ import orjson
 
 from pylon.cli.admin_client import AdminClient
 from pylon.cli.output import ERROR, json_flag, note, result
-from pylon.cli.running import find
+from pylon.cli.running import find_running
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.errors import NotRunning, PylonError, Unavailable
 
@@ -42,7 +42,7 @@ def import_(
 ) -> None:
     """Insert the rows of FILE (JSON lines; - is stdin). Exit 1 if any is refused."""
     config = read_settings(dev=dev).config
-    if find(config) is None:
+    if find_running(config) is None:
         raise NotRunning(
             f"nothing runs on {config.db_path} (PYLON_DB_PATH)",
             hint="rows are checked and logged by the server: pylonctl start, then import",

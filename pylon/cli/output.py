@@ -54,7 +54,7 @@ def result(body: dict[str, Any], text: str) -> None:
         click.echo(text)
 
 
-def ask(question: str) -> str:
+def ask_operator(question: str) -> str:
     """Print a question to stderr and return the answer in lower case.
 
     An empty line counts as "no". Returns "" if stdin is closed or at its end.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from pylon.cli.output import ERROR, OK, ask, json_flag, note, result
+from pylon.cli.output import ERROR, OK, ask_operator, json_flag, note, result
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.data_dir_lock import DataDirLocked, lock_data_dir
 from pylon.errors import BackupRefused
@@ -42,7 +42,7 @@ def restore(ctx: click.Context, source: Path, yes: bool, dev: bool) -> None:
         with lock_data_dir(db_path):
             if not yes:
                 note(f"{db_path} becomes {source} (seq {bundle.seq}, made {bundle.created_at})")
-                answer = ask("Continue? [y/N] ")
+                answer = ask_operator("Continue? [y/N] ")
                 if answer not in _YES:
                     result({"ok": False, "aborted": True}, "Aborted.")
                     ctx.exit(OK if answer else ERROR)

@@ -40,7 +40,7 @@ class Starting:
     pidfile: Path
 
 
-def find(config: Config) -> Running | Starting | None:
+def find_running(config: Config) -> Running | Starting | None:
     """Return the supervisor that holds the data directory of `config`, or None."""
     db_path = Path(config.db_path)
     if not is_locked(db_path):
@@ -52,13 +52,13 @@ def find(config: Config) -> Running | Starting | None:
         return Starting(pidfile)
 
 
-def require(config: Config) -> Running:
+def require_running(config: Config) -> Running:
     """Return the running supervisor.
 
     Raises:
         NotRunning: no supervisor holds the data directory, or it has not written its pidfile yet.
     """
-    found = find(config)
+    found = find_running(config)
     if found is None:
         raise NotRunning(f"nothing runs on {config.db_path} (PYLON_DB_PATH)")
     if isinstance(found, Starting):

@@ -14,8 +14,8 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from pylon.cli.output import ERROR, ask, json_flag, note, result
-from pylon.cli.running import require
+from pylon.cli.output import ERROR, ask_operator, json_flag, note, result
+from pylon.cli.running import require_running
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.clock import SystemClock
 from pylon.config import Config
@@ -134,7 +134,7 @@ def apply(
 def _request_indexes(config: Config, app: Manifest) -> None:
     """Have the running server change its indexes; print the newest entry of its history."""
     wanted = [(e.name, i.name, i.fields, i.unique) for e in app.entities for i in e.indexes]
-    answer = require(config).control().ask("indexes", indexes=wanted)
+    answer = require_running(config).control().ask("indexes", indexes=wanted)
     done: list[str] = []
     if answer["count"]:
         done = open_store_at(Path(config.db_path)).schema.history(1)[0]["plan"]
@@ -176,7 +176,7 @@ def _apply(
 def _is_confirmed(planned: Plan, path: Path) -> bool:
     for line in _lines(planned):
         note(line)
-    return ask(f"Change {path}? [y/N] ") in _YES
+    return ask_operator(f"Change {path}? [y/N] ") in _YES
 
 
 def _make_backup(path: Path) -> Path:

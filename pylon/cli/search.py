@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from pylon.cli.output import ERROR, json_flag, note, result
-from pylon.cli.running import require
+from pylon.cli.running import require_running
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.config import Config
 from pylon.data_dir_lock import DataDirLocked, lock_data_dir
@@ -91,7 +91,7 @@ def _request_rebuild(config: Config, entities: list[Entity]) -> list[dict[str, A
     """Have the running server rebuild the indexes, and print its progress."""
     answer: dict[str, Any] = {}
     names = [entity.name for entity in entities]
-    for answer in require(config).control().call("search_rebuild", entities=names):
+    for answer in require_running(config).control().call("search_rebuild", entities=names):
         if not answer.get("done"):
             note(f"{answer['entity']}: {answer['rows']} rows so far")
     built: list[dict[str, Any]] = answer["entities"]

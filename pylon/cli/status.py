@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from pylon.cli.output import UNAVAILABLE, json_flag, result
-from pylon.cli.running import Running, find
+from pylon.cli.running import Running, find_running
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.clock import SystemClock
 
@@ -24,7 +24,7 @@ _ANSWER_S = 5.0
 def status(ctx: click.Context, dev: bool) -> None:
     """Show whether a server runs, and the state of its processes. Exit 69 when none runs."""
     config = read_settings(dev=dev).config
-    running = find(config)
+    running = find_running(config)
     if running is None:
         result({"running": False, "db_path": config.db_path}, f"not running ({config.db_path})")
         ctx.exit(UNAVAILABLE)

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from pylon.cli.output import ERROR, OK, UNAVAILABLE, json_flag, note, result, wants_json
-from pylon.cli.running import Running, require
+from pylon.cli.running import Running, require_running
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.clock import SystemClock
 from pylon.data_dir_lock import is_locked
@@ -35,7 +35,7 @@ _GRACE_S = 30.0  # beyond the drain's own deadline, before `stop` gives up waiti
 def stop(ctx: click.Context, timeout_s: float | None, dev: bool) -> None:
     """Drain and stop the server of this data directory; wait until it has ended."""
     config = read_settings(dev=dev).config
-    running = require(config)
+    running = require_running(config)
     wait_s = timeout_s or config.drain_delay_s + config.drain_s + _GRACE_S
     started_s = _clock.monotonic_s()
     steps = _drain(running, wait_s)
