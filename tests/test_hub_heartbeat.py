@@ -41,7 +41,7 @@ class StreamStage:
             self.clock.advance(BEAT_S)
             self.heartbeat.tick()
 
-    def said_farewell(self) -> int:
+    def sent_close_frame(self) -> int:
         """How many have been closed; the next call counts anew. Nobody's buffer fills."""
         count = 0
         for peer in self.peers:
@@ -63,19 +63,19 @@ def test_connections_end_between_three_quarters_of_the_longest_life_and_all_of_i
     crowd.wait(60)  # from here on no connection is the first of a worker
     crowd.come(40)
     crowd.wait(LIFE_S * 0.75 - 1)
-    assert crowd.said_farewell() == 0
+    assert crowd.sent_close_frame() == 0
     first = last = 0
     crowd.wait(LIFE_S * 0.125)
-    first = crowd.said_farewell()
+    first = crowd.sent_close_frame()
     crowd.come(5)
     crowd.wait(LIFE_S * 0.125 + 20)  # a heartbeat, and what a mark leaves open
-    last = crowd.said_farewell()
+    last = crowd.sent_close_frame()
     assert first + last == 40
     assert 10 <= first <= 30, "they do not end at once"
     crowd.wait(LIFE_S * 0.5)
-    assert crowd.said_farewell() == 0, "the young ones live"
+    assert crowd.sent_close_frame() == 0, "the young ones live"
     crowd.wait(LIFE_S)
-    assert crowd.said_farewell() == 5
+    assert crowd.sent_close_frame() == 5
     crowd.close()
 
 
@@ -83,7 +83,7 @@ def test_without_a_longest_life_nobody_is_closed() -> None:
     crowd = StreamStage(0)
     crowd.come(3)
     crowd.wait(1_000)
-    assert crowd.said_farewell() == 0
+    assert crowd.sent_close_frame() == 0
     assert len(crowd.hub) == 3
     crowd.close()
 

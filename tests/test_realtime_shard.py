@@ -248,7 +248,7 @@ def test_a_seat_is_kept_and_then_given_up(wire: Wire) -> None:
         shard.subscribe(ada, 0.0)
         run(shard, 0.0, 1)
         shard.unsubscribe(ada, 1.0)
-        assert shard.has_seat("ada")
+        assert shard.has_place("ada")
         assert (shard.subscribers, shard.seats_taken) == (0, 1)
         back = Client("ada", wire)
         shard.subscribe(back, 2.0)
@@ -256,7 +256,7 @@ def test_a_seat_is_kept_and_then_given_up(wire: Wire) -> None:
         shard.unsubscribe(back, 3.0)
         assert shard.due_s() == 8.0
         shard.step(8.0)
-        assert not shard.has_seat("ada")
+        assert not shard.has_place("ada")
         assert shard._simulation.state.here == []
 
 

@@ -172,7 +172,7 @@ class Shard:
 
     # --- Subscribers ---------------------------------------------------------------------
 
-    def subscribe(self, sink: Sink, now_s: float, *, has_seat: bool = False) -> None:
+    def subscribe(self, sink: Sink, now_s: float, *, has_place: bool = False) -> None:
         """Add a connection, and send it the current snapshot.
 
         Args:
@@ -186,14 +186,14 @@ class Shard:
         simulation = self._running_simulation()
         sid = sink.sid
         try:
-            if not has_seat or not self.has_seat(sid):
+            if not has_place or not self.has_place(sid):
                 with self._guard:
                     simulation.state.authorize_subscribe(sid, sink.auth)
         except PylonError:
             raise
         except _FAULTS as ex:
             raise self._stop_failed(ex) from ex
-        if not self.has_seat(sid):
+        if not self.has_place(sid):
             self._roster.check_capacity(1)
         was_awake = self._is_awake()
         is_new = self._roster.connect(sid)
@@ -222,7 +222,7 @@ class Shard:
         if not self._audience:
             self._asleep_s = now_s
 
-    def has_seat(self, sid: str) -> bool:
+    def has_place(self, sid: str) -> bool:
         """Whether `sid` is connected or has a reserved place."""
         return self._roster.has_place(sid)
 

@@ -198,7 +198,7 @@ class ShardConnectionHandler:
             connection, shard, sid, WEBSOCKET[form],
             delta=parameters.get("delta") == "1", acks=parameters.get("ack") == "1",
         )
-        self._subscribe(subscriber, has_seat=seat is not None)
+        self._subscribe(subscriber, has_place=seat is not None)
         if seat is not None:
             self._take_over(seat)
         keep_s = shard.kind.config.allow_reconnection_s
@@ -218,12 +218,12 @@ class ShardConnectionHandler:
             before.shard.unsubscribe(before, self._registry.now_s())
             seat.connection.close(TAKEN_OVER, "taken over by a later connection")
 
-    def _subscribe(self, subscriber: Subscriber, *, has_seat: bool = False) -> None:
+    def _subscribe(self, subscriber: Subscriber, *, has_place: bool = False) -> None:
         shard = subscriber.shard
         # First: `gone` must find a connection that ends while it gets its first frame.
         self._subscribers[subscriber.connection] = subscriber
         try:
-            shard.subscribe(subscriber, self._registry.now_s(), has_seat=has_seat)
+            shard.subscribe(subscriber, self._registry.now_s(), has_place=has_place)
         except PylonError:
             self._subscribers.pop(subscriber.connection, None)
             self._registry.settle_join(shard, is_in=False)
