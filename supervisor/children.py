@@ -184,7 +184,7 @@ class Children:
         return self._random.uniform(0.0, longest_s)
 
     def _watch(self, slot: _Slot, pid: int, now_s: float) -> None:
-        beats = [beat for beat in self._heartbeats.of(slot.role)
+        beats = [beat for beat in self._heartbeats.list_beats(slot.role)
                  if slot.role == _HTTP or beat.worker == slot.worker]
         beats = [beat for beat in beats if beat.at_s >= slot.started_s]
         if any(beat.ready for beat in beats):
@@ -223,7 +223,7 @@ class Children:
 
     def _watch_gunicorn_workers(self, arbiter_pid: int, now_s: float) -> None:
         """Abort silent workers of the arbiter, which then replaces them."""
-        for beat in self._heartbeats.of(_HTTP):
+        for beat in self._heartbeats.list_beats(_HTTP):
             silent = now_s - beat.at_s >= limits.HEARTBEAT_LOST_S
             if not silent or _parent_of(beat.pid) != arbiter_pid:
                 continue
@@ -241,7 +241,7 @@ class Children:
         self.on_ended(pid)
         now_s = self._clock.monotonic_s()
         up_s = now_s - slot.started_s
-        for beat in self._heartbeats.of(slot.role):
+        for beat in self._heartbeats.list_beats(slot.role):
             if slot.role == _HTTP or beat.worker == slot.worker:
                 self._heartbeats.forget(beat.role, beat.worker)
         if slot.role == _HTTP:
@@ -323,7 +323,7 @@ class Children:
         for role, wanted in self._wanted.items():
             slots = [slot for slot in self._slots if slot.role == role]
             if role == _HTTP:
-                pids = sorted(beat.pid for beat in self._heartbeats.of(role))
+                pids = sorted(beat.pid for beat in self._heartbeats.list_beats(role))
             else:
                 pids = sorted(slot.pid for slot in slots if slot.pid is not None)
             failing = any(slot.unready >= limits.RESTARTS_UNTIL_REPORTED for slot in slots)

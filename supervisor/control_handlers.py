@@ -69,7 +69,7 @@ class ControlHandlers:
         roles = {
             role: {"wanted": view.wanted, "ready": view.ready, "pids": view.pids,
                    "failing": view.failing,
-                   "connections": sum(b.connections for b in parts.heartbeats.of(role))}
+                   "connections": sum(b.connections for b in parts.heartbeats.list_beats(role))}
             for role, view in parts.children.views().items()
         }
         sizes = parts.engine.maintenance.sizes()
@@ -112,7 +112,9 @@ class ControlHandlers:
     def _processes(self) -> list[tuple[str, str, int]]:
         """Role, worker and pid of every process; gunicorn's arbiter is the HTTP role's."""
         parts = self._parts
-        beats = [beat for role in parts.children.views() for beat in parts.heartbeats.of(role)]
+        beats = [
+            beat for role in parts.children.views() for beat in parts.heartbeats.list_beats(role)
+        ]
         return [
             ("supervisor", "", self._pid),
             *(("http", "arbiter", pid) for pid in parts.children.arbiter_pids()),

@@ -120,7 +120,7 @@ class Drain:
 
     def _tell_waiting(self, roles: tuple[str, ...], until_s: float) -> None:
         """Report which workers the drain waits for, and how many clients each still serves."""
-        beats = [beat for role in roles for beat in self._parts.heartbeats.of(role)]
+        beats = [beat for role in roles for beat in self._parts.heartbeats.list_beats(role)]
         self._say(
             f"waiting for {' and '.join(roles)}",
             connections={f"{b.role}/{b.worker}": b.connections for b in beats},

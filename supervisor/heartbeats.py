@@ -27,7 +27,7 @@ _POLL_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """The newest heartbeat of one process, and when it came (monotonic)."""
+    """The newest heartbeat of one process; `at_s` is the monotonic time of its arrival."""
 
     role: str
     worker: str
@@ -38,13 +38,17 @@ class Beat:
 
 
 class Heartbeats:
-    """`changed` is called, from the thread, when a worker's readiness changes; `used_guests`
-    with the guests that a heartbeat names."""
+    """The heartbeats of all workers."""
 
     def __init__(
         self, clock: Clock, changed: Callable[[], None],
         used_guests: Callable[[list[str]], None] = lambda _: None,
     ) -> None:
+        """
+        Args:
+            changed: the thread calls it when the readiness or the pid of a worker changes.
+            used_guests: the thread calls it with the guests that a heartbeat names.
+        """
         self._clock = clock
         self._changed = changed
         self._used_guests = used_guests
@@ -88,27 +92,31 @@ class Heartbeats:
         if before is None or (before.ready, before.pid) != (beat.ready, beat.pid):
             self._changed()
 
-    def of(self, role: str) -> list[Beat]:
-        """The newest heartbeats of the role, however old."""
+    def list_beats(self, role: str) -> list[Beat]:
+        """Return the newest heartbeat of each worker of the role, however old."""
         with self._lock:
             return [beat for beat in self._beats.values() if beat.role == role]
 
     def ready_pids(self, role: str) -> list[int]:
-        """The processes of the role that are ready now."""
+        """Return the pids of the workers of the role that are ready now."""
         fresh_s = self._clock.monotonic_s() - limits.HEARTBEAT_FRESH_S
-        return sorted(b.pid for b in self.of(role) if b.ready and b.at_s >= fresh_s)
+        return sorted(b.pid for b in self.list_beats(role) if b.ready and b.at_s >= fresh_s)
 
     def forget(self, role: str, worker: str) -> None:
-        """The process is gone."""
+        """Forget the heartbeat and the metrics of a worker whose process has ended."""
         with self._lock:
             self._beats.pop((role, worker), None)
             self._merged.forget(role, worker)
 
     def forget_dead(self) -> list[Beat]:
-        """Forget every process that no longer exists; the last heartbeats of those, and of
-        those that another process of the same name has followed since the last call.
+        """Forget every process that no longer exists.
 
-        The HTTP role's workers are children of its arbiter, so nobody tells us of their end.
+        The workers of the HTTP role are children of the arbiter, so the supervisor does not reap
+        them.
+
+        Returns:
+            The last heartbeats of these processes, and of those that a successor of the same name
+            has replaced since the last call.
         """
         with self._lock:
             beats = list(self._beats.values())
@@ -119,7 +127,7 @@ class Heartbeats:
         return replaced + dead
 
     def families(self, own: list[Family]) -> list[Family]:
-        """Everybody's metrics, with the supervisor's `own`."""
+        """Return the merged metrics of all workers and of the supervisor (`own`)."""
         with self._lock:
             return self._merged.families(own)
 

@@ -248,8 +248,8 @@ def test_readiness_is_fresh_and_dead_processes_are_forgotten() -> None:
     assert changes == [4]
     clock.advance(limits.HEARTBEAT_FRESH_S + 0.1)
     assert heartbeats.ready_pids("http") == []
-    assert [b.worker for b in heartbeats.of("http")] == ["1"]
-    assert heartbeats.of("ws") == []
+    assert [b.worker for b in heartbeats.list_beats("http")] == ["1"]
+    assert heartbeats.list_beats("ws") == []
 
 
 def test_news_reach_late_listeners_from_the_beginning() -> None:

@@ -303,7 +303,7 @@ def test_a_change_is_packed_once_for_all_who_agreed() -> None:
     for peer in peers.values():
         peer.connection.abort()
     assert hub.contexts == 0
-    assert not len(hub._groups) and not hub._groups.packings
+    assert not len(hub._groups) and not hub._groups.deflate_windows
 
 
 def test_one_whose_replay_was_ahead_gets_packed_frames() -> None:

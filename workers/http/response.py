@@ -45,7 +45,7 @@ _beginnings: dict[str, bytes] = {}  # by name; empty for fields that the app may
 
 
 class Prefixes:
-    """The first two lines of a response by status, made once a second."""
+    """The status line and the date field of a response, encoded once a second for each status."""
 
     __slots__ = ("_by_status", "_second")
 
@@ -55,14 +55,14 @@ class Prefixes:
 
     def tick(self) -> None:
         """Drop the lines if the second has changed. Call it often."""
-        # The date on the wire is the machine's, whatever the app's clock says.
+        # The date field has the machine's time, not that of the app's clock.
         second = int(time.time())
         if second != self._second:
             self._second = second
             self._by_status.clear()
 
-    def of(self, status: str) -> bytes:
-        """Return the lines for a status: its code and phrase, as start_response gets them."""
+    def encode_for(self, status: str) -> bytes:
+        """Return the lines for a status (code and phrase, as start_response gets them)."""
         made = self._by_status.get(status)
         if made is None:
             if _STATUS.fullmatch(status) is None:
@@ -122,7 +122,7 @@ def refusal(
         lines_of_all: header lines of every response, so that a page can read this one too.
     """
     return error_response(
-        prefixes.of(status_text(refused.status)), request_error_body(refused), lines_of_all,
+        prefixes.encode_for(status_text(refused.status)), request_error_body(refused), lines_of_all,
         retry_after_s=1 if refused.status == Unavailable.status else None, with_body=with_body,
         lower_case=True,
     )

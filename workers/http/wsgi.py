@@ -41,7 +41,7 @@ class WsgiResponse:
         """
         environ = request.environ
         result = loop.app(environ, self._start)
-        prefix = loop.prefixes.of(self._status)
+        prefix = loop.prefixes.encode_for(self._status)
         lines = response.lines(self._headers)
         if type(result) is list and not self._written:
             framing = self._frame(environ["REQUEST_METHOD"], result)

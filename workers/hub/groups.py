@@ -32,18 +32,19 @@ class Group:
         self.auth = auth
         self.deflate_window = deflate_window
         self.connections: set[Connection] = set()
-        self.verdicts: dict[str, bool] = {}  # by entity: may read, if the row does not matter
+        # By entity: whether the context may read it, where that does not depend on the row.
+        self.verdicts: dict[str, bool] = {}
 
 
 class Groups:
-    """All groups of a hub. `admins` are some of them; `packings` are the windows in use."""
+    """All groups of a hub. `admins` has the groups of administrators."""
 
-    __slots__ = ("_by_attribute", "_known", "_packings", "admins")
+    __slots__ = ("_by_attribute", "_known", "_window_uses", "admins")
 
     def __init__(self) -> None:
         self.admins: set[Group] = set()
         self._known: dict[tuple[AuthContext, int], Group] = {}  # by context and deflate window
-        self._packings: dict[int, int] = {}  # groups by deflate window
+        self._window_uses: dict[int, int] = {}  # the number of groups by deflate window
         self._by_attribute: dict[str, dict[object, set[Group]]] = {}
 
     def __len__(self) -> int:
@@ -53,12 +54,13 @@ class Groups:
         return iter(self._known.values())
 
     @property
-    def packings(self) -> list[int]:
-        return list(self._packings)
+    def deflate_windows(self) -> list[int]:
+        """Return the deflate windows that connections use; 0 stands for no compression."""
+        return list(self._window_uses)
 
     @property
     def contexts(self) -> int:
-        """The number of distinct auth contexts."""
+        """Return the number of distinct auth contexts."""
         return len({auth for auth, _ in self._known})
 
     def join(self, connection: Connection) -> None:
@@ -67,7 +69,7 @@ class Groups:
         group = self._known.get(key)
         if group is None:
             group = self._known[key] = Group(auth, deflate_window)
-            self._packings[deflate_window] = self._packings.get(deflate_window, 0) + 1
+            self._window_uses[deflate_window] = self._window_uses.get(deflate_window, 0) + 1
             if auth.is_admin:
                 self.admins.add(group)
             for attribute, value in _attributes(auth):
@@ -84,9 +86,9 @@ class Groups:
         if not group.connections:
             del self._known[key]
             self.admins.discard(group)
-            self._packings[deflate_window] -= 1
-            if not self._packings[deflate_window]:
-                del self._packings[deflate_window]
+            self._window_uses[deflate_window] -= 1
+            if not self._window_uses[deflate_window]:
+                del self._window_uses[deflate_window]
             for attribute, value in _attributes(auth):
                 groups = self._by_attribute[attribute]
                 groups[value].discard(group)
@@ -94,7 +96,7 @@ class Groups:
                     del groups[value]
         return True
 
-    def passing(self, entity: str, rules: EntityRules) -> Iterator[Group]:
+    def find_allowed(self, entity: str, rules: EntityRules) -> Iterator[Group]:
         """Yield the groups whose context alone lets them read `entity`, without admins."""
         for group in self._known.values():
             if group.auth.is_admin:
@@ -105,7 +107,9 @@ class Groups:
             if verdict:
                 yield group
 
-    def candidates(self, change: Change, routing: Nobody | Keyed | General) -> Collection[Group]:
+    def find_candidates(
+        self, change: Change, routing: Nobody | Keyed | General
+    ) -> Collection[Group]:
         """Return the groups that may see the row before the change or after it."""
         if isinstance(routing, Nobody):
             return ()
@@ -123,7 +127,7 @@ class Groups:
 
 
 def _attributes(auth: AuthContext) -> Iterable[tuple[str, str]]:
-    """Yield the attributes of a context by which `Keyed` routing finds it: those not null."""
+    """Yield the attributes of a context that are not null; `Keyed` routing finds it by them."""
     if auth.user_id is not None:
         yield "user_id", auth.user_id
     if auth.tenant_id is not None:

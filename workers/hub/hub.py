@@ -235,43 +235,45 @@ class Hub:
         for connection in list(self._ahead):
             self._send_ahead(connection, changes)
         common, own, everything = self._partition_changes(changes)
-        apart: set[Group] = set(own)
+        # The groups that get other frames than the common ones.
+        special: set[Group] = set(own)
         if len(common) < len(everything):
-            apart |= self._groups.admins
-        made: dict[tuple[bytes, int], bytes] = {}
+            special |= self._groups.admins
+        compressed: dict[tuple[bytes, int], bytes] = {}  # by frame and deflate window
         sent_frames = 0
         if common:
-            for deflate_window in self._groups.packings:
+            for deflate_window in self._groups.deflate_windows:
                 rest = [
                     group.connections for group in self._groups
-                    if group.deflate_window == deflate_window and group not in apart
+                    if group.deflate_window == deflate_window and group not in special
                 ]
                 if rest:
-                    frames = self._packed(common, deflate_window, made)
+                    frames = self._compress_frames(common, deflate_window, compressed)
                     sent_frames += _deliver(chain.from_iterable(rest), frames)
-        for group in apart:
+        for group in special:
             if group.auth.is_admin:
                 frames = everything
             else:
                 frames = sorted(common + own[group]) if common else own[group]
-            frames = self._packed(frames, group.deflate_window, made)
+            frames = self._compress_frames(frames, group.deflate_window, compressed)
             sent_frames += _deliver(group.connections, frames)
         metrics.MESSAGES_SENT.inc(sent_frames)
         metrics.SYNC_DELIVERY.observe(self._clock.monotonic_s() - started_s)
 
-    def _packed(
-        self, frames: _Frames, deflate_window: int, made: dict[tuple[bytes, int], bytes]
+    def _compress_frames(
+        self, frames: _Frames, deflate_window: int, compressed: dict[tuple[bytes, int], bytes]
     ) -> _Frames:
-        """Return the frames compressed, each once for all groups (`made`)."""
+        """Return the frames compressed. `compressed` keeps each for the other groups."""
         if not deflate_window:
             return frames
-        found: _Frames = []
+        result: _Frames = []
         for seq, frame in frames:
-            packed = made.get((frame, deflate_window))
+            packed = compressed.get((frame, deflate_window))
             if packed is None:
-                packed = made[frame, deflate_window] = self.transport.packed(frame, deflate_window)
-            found.append((seq, packed))
-        return found
+                packed = self.transport.packed(frame, deflate_window)
+                compressed[frame, deflate_window] = packed
+            result.append((seq, packed))
+        return result
 
     def _send_ahead(self, connection: Connection, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -300,18 +302,18 @@ class Hub:
             whole = self.transport.frame(seq, change.wire)
             everything.append((seq, whole))
             rules = self._rules.get(change.event.entity)
-            if rules is None:  # of an entity that the manifest no longer has: for admins
+            if rules is None:  # the manifest no longer has this entity: admins only
                 continue
             routing = rules.routing
             if isinstance(routing, Everyone):
                 common.append((seq, whole))
                 continue
             if isinstance(routing, ByAuth):
-                for group in self._groups.passing(change.event.entity, rules):
+                for group in self._groups.find_allowed(change.event.entity, rules):
                     own.setdefault(group, []).append((seq, whole))
                 continue
             made: dict[bytes, bytes] = {change.wire: whole}
-            for group in self._groups.candidates(change, routing):
+            for group in self._groups.find_candidates(change, routing):
                 if group.auth.is_admin:
                     continue
                 wire = encode_for(change, rules, group.auth)
