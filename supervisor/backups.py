@@ -99,13 +99,13 @@ class Backups:
 
     def _accompany(self, talk: Dialogue) -> _Report:
         talk.say({"manifest": str(self._manifest)})
-        told = False
+        has_cancelled = False
         while True:
             line = talk.hear(_POLL_S)
             if line is None:
-                why = None if told or self._copied.is_set() else self._reason_to_cancel()
+                why = None if has_cancelled or self._copied.is_set() else self._reason_to_cancel()
                 if why is not None:
-                    told = True
+                    has_cancelled = True
                     talk.say({"cancel": True, "why": why})
             elif line.get("copied"):
                 self._copied.set()

@@ -48,13 +48,13 @@ class DrainProgress:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._said: list[Line] = []
+        self._published: list[Line] = []
         self._listeners: list[SimpleQueue[Line]] = []
 
     def say(self, **line: Any) -> None:
         """Give a line to all listeners. The last line has ``done=True``."""
         with self._lock:
-            self._said.append(line)
+            self._published.append(line)
             for listener in self._listeners:
                 listener.put(line)
 
@@ -62,7 +62,7 @@ class DrainProgress:
         """Return a queue that gets each line, from the first on."""
         listener: SimpleQueue[Line] = SimpleQueue()
         with self._lock:
-            for line in self._said:
+            for line in self._published:
                 listener.put(line)
             self._listeners.append(listener)
         return listener

@@ -185,14 +185,14 @@ def test_who_comes_after_a_time_without_anybody_misses_nothing(
     """Batches that came while nobody was there were set aside unread, or lost, or too many."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("workers.hub.feed._IDLE_S", 0.001)
-        patch.setattr("workers.hub.feed._ASIDE_BATCHES", aside)
+        patch.setattr("workers.hub.feed._MAX_UNDECODED_BATCHES", aside)
         hub_stage = HubStage(tmp_path_factory.mktemp("idle"))
         runner = gevent.spawn(hub_stage.feed.run)
         watcher = gevent.spawn(hub_stage.feed.watch)
         try:
             wanted = []
             with gevent.Timeout(WAIT_S):  # the first batches may find nobody subscribed
-                while not hub_stage.feed.heard:
+                while not hub_stage.feed.received:
                     wanted += hub_stage.write(1)
                     gevent.sleep(0.001)
             hub_stage.feed.check_head()

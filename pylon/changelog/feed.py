@@ -83,31 +83,31 @@ class Feed:
         if version == self._version:
             return
         # The version is read first, so the next call sees every commit from here on.
-        news = read_settled(
-            self._store, self._read_news, lambda: (self._tail, self._tail.last_seq)
+        unread = read_settled(
+            self._store, self._read_unread, lambda: (self._tail, self._tail.last_seq)
         )
-        if news.is_restart:
-            self._tail = Tail(news.pages[0][0].seq - 1 if news.pages else news.head)
-        for page in news.pages:
+        if unread.is_restart:
+            self._tail = Tail(unread.pages[0][0].seq - 1 if unread.pages else unread.head)
+        for page in unread.pages:
             self._tail.append(ChangeBatch(self._tail.last_seq, page))
-        self._tail.advance(news.head)
-        self._void = news.void_ranges
-        self._head = max(news.head, self._tail.last_seq)
+        self._tail.advance(unread.head)
+        self._void = unread.void_ranges
+        self._head = max(unread.head, self._tail.last_seq)
         self._version = version
 
-    def _read_news(self, reader: Reader) -> _News:
+    def _read_unread(self, reader: Reader) -> _Unread:
         """Read the commits that the tail lacks."""
         head, last = reader.head_seq(), self._tail.last_seq
         void_ranges = reader.void_ranges()
         if self._version is None or head - last > limits.PULL_PAGE_EVENTS:
             # Too many events are missing: begin a new tail with the newest ones.
             newest = reader.newest_events(limits.PULL_PAGE_EVENTS)
-            return _News(head, void_ranges, [newest] if newest else [], is_restart=True)
+            return _Unread(head, void_ranges, [newest] if newest else [], is_restart=True)
         pages: list[list[ChangeEvent]] = []
         while last < head and (page := reader.events_after(last, _PAGE_EVENTS)):
             pages.append(page)
             last = page[-1].seq
-        return _News(head, void_ranges, pages, is_restart=False)
+        return _Unread(head, void_ranges, pages, is_restart=False)
 
     def _read(self, since: int, limit: int) -> list[Change]:
         changes: list[Change] = []
@@ -125,7 +125,7 @@ class Feed:
         return self._store.point(lambda reader: reader.events_after(seq, limit))
 
 
-class _News(NamedTuple):
+class _Unread(NamedTuple):
     """The commits since the last refresh."""
 
     head: int

@@ -42,7 +42,7 @@ from workers.hub.loop_yield import yield_to_loop
 
 _RETRY_S: Final = 0.5
 _IDLE_S: Final = 0.1  # how often a worker without connections empties its bus socket
-_ASIDE_BATCHES: Final = limits.TAIL_EVENTS
+_MAX_UNDECODED_BATCHES: Final = limits.TAIL_EVENTS
 _WATCH_STEPS: Final = 5  # of limits.HEAD_CHECK_S: the resolution of the quiet time
 
 _log = log.get_logger("feed")
@@ -58,16 +58,16 @@ class Feed:
         self._hub = hub
         self._lock = RLock()
         self._tail = Tail(0)
-        self._aside: deque[bytes] = deque()  # undecoded batches
-        self._aside_bytes = 0
+        self._undecoded: deque[bytes] = deque()  # undecoded batches
+        self._undecoded_bytes = 0
         self._has_hole = False  # a batch before the undecoded ones was dropped
-        self.heard = 0  # the number of receives
+        self.received = 0  # the number of receives
         self._wanted = Event()
 
     @property
     def tail(self) -> Tail:
         """The newest changes, current to the head of the hub. Never blocks."""
-        if self._aside:
+        if self._undecoded:
             self._decode_buffered()
         self._wanted.set()
         return self._tail
@@ -93,7 +93,7 @@ class Feed:
                     self._buffer_undecoded()
                     continue
             self.take(self._gathered(self._subscriber.receive()))
-            self.heard += 1
+            self.received += 1
             # After a quick turn the feed sleeps as long as the turn took, so that a busy hub works
             # half of its time and batches gather. A slow turn lets enough gather by itself. The
             # feed yields in any case: a busy bus never makes it wait.
@@ -107,20 +107,23 @@ class Feed:
     def _buffer_undecoded(self) -> None:
         """Empty the bus socket without decoding the batches."""
         while (data := self._subscriber.receive_raw()) is not None:
-            self.heard += 1
-            self._aside.append(data)
-            self._aside_bytes += len(data)
-            if len(self._aside) > _ASIDE_BATCHES or self._aside_bytes > limits.IDLE_BUFFER_BYTES:
-                self._aside_bytes -= len(self._aside.popleft())
+            self.received += 1
+            self._undecoded.append(data)
+            self._undecoded_bytes += len(data)
+            if (
+                len(self._undecoded) > _MAX_UNDECODED_BATCHES
+                or self._undecoded_bytes > limits.IDLE_BUFFER_BYTES
+            ):
+                self._undecoded_bytes -= len(self._undecoded.popleft())
                 self._has_hole = True
 
     def _decode_buffered(self) -> None:
         """Bring the tail to the end of the undecoded batches; no client waits for them."""
-        aside, self._aside, self._aside_bytes = self._aside, deque(), 0
+        undecoded, self._undecoded, self._undecoded_bytes = self._undecoded, deque(), 0
         if self._has_hole:
             self._subscriber.skip()
             self._has_hole = False
-        for data in aside:
+        for data in undecoded:
             batch = self._subscriber.read(data)
             if batch.prev_seq > self._tail.last_seq:  # older ones are in the log
                 self._tail = Tail(batch.prev_seq)
@@ -146,9 +149,9 @@ class Feed:
         quiet_steps = 0
         while True:
             self._hub.occupied.wait()
-            before = self.heard
+            before = self.received
             gevent.sleep(limits.HEAD_CHECK_S / _WATCH_STEPS)
-            quiet_steps = quiet_steps + 1 if self.heard == before else 0
+            quiet_steps = quiet_steps + 1 if self.received == before else 0
             if quiet_steps >= _WATCH_STEPS:
                 quiet_steps = 0
                 self.check_head()

@@ -121,7 +121,7 @@ class ShardConnectionHandler:
         try:
             if error is not None:
                 raise error
-            self._let_in(connection, shard_id, handshake)
+            self._join_shard(connection, shard_id, handshake)
         except ShardNotFound as ex:
             connection.close(NO_SUCH_SHARD if shard_id else NO_SHARD_NAMED, ex.message)
         except SubscribeRefused as ex:
@@ -174,7 +174,7 @@ class ShardConnectionHandler:
         raw.close()
         return True
 
-    def _let_in(
+    def _join_shard(
         self, connection: Connection, shard_id: str, handshake: protocol.Handshake
     ) -> None:
         if not shard_id:

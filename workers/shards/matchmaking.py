@@ -1,9 +1,9 @@
 """Matchmaking: the matchmaker of `pylon.realtime`, with shards made for its matches.
 
-It lives in one process of the role (`pylon.bus.shards.MATCHMAKER`). Once a second groups are
-formed; each gets a shard made where its id belongs, with a seat kept for every player, and is
-told when that is done. A process that dies loses its queue: players ask again when their status
-says `idle`. Called by `workers.shards.rpc_handlers`.
+One process of the role runs it (`pylon.bus.shards.MATCHMAKER`). Once a second it forms groups. It
+makes a shard for each group in the process of the shard's id, with a place reserved for every
+player, and then informs the players. The queue ends with its process: players ask again when their
+status is `idle`. Called by `workers.shards.rpc_handlers`.
 """
 
 from __future__ import annotations
@@ -91,10 +91,10 @@ class Matchmaking:
             self._matchmaker.requeue_match(match)
             self._open.pop(match.shard_id, None)
             return
-        told = self._matchmaker.confirm_match(match, self._clock.monotonic_s())
+        players = self._matchmaker.confirm_match(match, self._clock.monotonic_s())
         if match.mode.backfill and match.is_new:
             self._open[match.shard_id] = match
-        _log.info("match.placed", shard=match.shard_id, mode=match.mode.name, players=len(told))
+        _log.info("match.placed", shard=match.shard_id, mode=match.mode.name, players=len(players))
 
     def _openings(self) -> list[OpenShard]:
         """The free seats of running matches. Those that have ended are forgotten."""
