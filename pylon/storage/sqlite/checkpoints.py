@@ -186,6 +186,8 @@ class Checkpoints:
         """
         try:
             frames, written = self._conn.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+        except apsw.BusyError:
+            return  # the writer restarts the WAL at this moment; the next round measures it
         except apsw.Error as ex:
             raise StoreUnavailable(f"The WAL cannot be measured: {error_text(ex)}") from ex
         self.wal_bytes = max(0, frames) * self._page_bytes
