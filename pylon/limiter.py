@@ -10,7 +10,7 @@ kernel releases the locks of a process that dies. If a bucket stays locked (its 
 takes succeed, and the limiter counts them. In a full bucket a new key replaces the cell whose
 budget is nearest to full. A take never switches greenlets. Memory is fixed.
 
-Metrics: pylon_rate_limited_total, pylon_rate_limit_skips_total, pylon_rate_limit_evictions_total.
+Metrics: pylon_rate_limited_total, pylon_rate_limit_skipped_total, pylon_rate_limit_evictions_total.
 Called by the API and by the socket workers, one `RateLimiter` for each process.
 """
 

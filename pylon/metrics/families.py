@@ -58,7 +58,7 @@ RATE_LIMITED: Final = Counter(
     registry=WORKER,
 )
 RATE_SKIPPED: Final = Counter(
-    "pylon_rate_limit_skips_total",
+    "pylon_rate_limit_skipped_total",
     "Takes from a rate that passed because another process had locked the bucket.",
     registry=WORKER,
 )
