@@ -360,7 +360,7 @@ def test_pylonctl_lists_makes_moves_and_stops_shards(server: PylonServer) -> Non
     done = server.ctl("shards", "stop", "made:cli")
     assert (done.returncode, 'no such shard "made:cli"' in done.stderr) == (1, True)
     done = server.ctl("shards", "make", "made:x", "--params", "{")
-    assert (done.returncode, "--params is no JSON" in done.stderr) == (1, True)
+    assert (done.returncode, "--params is not valid JSON" in done.stderr) == (1, True)
 
 
 def test_two_who_wait_are_matched_and_meet(server: PylonServer) -> None:

@@ -96,7 +96,7 @@ def test_a_second_signal_cuts_the_drain_short(make: Maker) -> None:
 
 
 def test_a_drain_says_what_it_waits_for(make: Maker) -> None:
-    it = make(STAND_IN_WS="slow", LIMIT_DRAIN_TELL_S="0.2").start()
+    it = make(STAND_IN_WS="slow", LIMIT_DRAIN_REPORT_S="0.2").start()
     assert it.end() == 0
     waiting = [e for e in it.events("drain") if e["step"] == "waiting for ws and sse"]
     assert waiting and waiting[0]["connections"]["ws/1"] == 2, it.log()

@@ -158,7 +158,7 @@ def test_a_backup_that_has_copied_outlives_the_server(make: Maker, tmp_path: Pat
 
 
 def test_a_reader_that_stays_is_named_and_the_exit_code_is_75(make: Maker) -> None:
-    it = make(LIMIT_FLUSH_PATIENCE_S="0.1").start()
+    it = make(LIMIT_FLUSH_WAIT_S="0.1").start()
     conn = apsw.Connection(str(it.db_path))
     conn.execute("BEGIN; SELECT count(*) FROM sqlite_schema").fetchall()
     assert it.end() == 75

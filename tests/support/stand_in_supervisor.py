@@ -25,7 +25,9 @@ def stand_in() -> list[str]:
 def main() -> int:
     for name, value in os.environ.items():
         if name.startswith("LIMIT_"):
-            setattr(limits, name.removeprefix("LIMIT_"), float(value))
+            limit = name.removeprefix("LIMIT_")
+            getattr(limits, limit)  # a limit that was renamed must not pass unnoticed
+            setattr(limits, limit, float(value))
     if os.environ.get("STAND_IN") != "real":
         template.template_command = stand_in
     try:
