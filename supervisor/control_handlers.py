@@ -33,7 +33,7 @@ _SEARCH_PORTION_ROWS = 200  # others write in between
 
 
 class _Indexes(msgspec.Struct, frozen=True):
-    """What the command ``indexes`` is asked with."""
+    """The arguments of the command ``indexes``."""
 
     indexes: tuple[IndexSpec, ...]
 

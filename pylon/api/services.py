@@ -97,7 +97,7 @@ class MergeChecker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RequestServices:
-    """What every request needs."""
+    """Services that every request uses."""
 
     app: App
     session_cache: SessionCache[Credentials]
@@ -110,7 +110,7 @@ class RequestServices:
 
 @dataclass(frozen=True, slots=True)
 class DataServices:
-    """What the resources of rows need; those of pushes and documents too."""
+    """Services of the resources of rows, pushes and documents."""
 
     requests: RequestServices
     app: App
@@ -123,7 +123,7 @@ class DataServices:
 
 @dataclass(frozen=True, slots=True)
 class SyncServices:
-    """What pulls need, besides the store."""
+    """Services of pulls, besides the store."""
 
     feed: Feed
     hints: HintPublisher
@@ -133,7 +133,7 @@ class SyncServices:
 
 @dataclass(frozen=True, slots=True)
 class RealtimeServices:
-    """What the resources of rooms, channels, shards and matches need."""
+    """Services of the resources of rooms, channels, shards and matches."""
 
     requests: RequestServices
     app: App
@@ -143,7 +143,7 @@ class RealtimeServices:
 
 @dataclass(frozen=True, slots=True)
 class IdentityServices:
-    """What the resources of sessions need."""
+    """Services of the resources of sessions."""
 
     requests: RequestServices
     app: App
@@ -154,7 +154,7 @@ class IdentityServices:
 
 @dataclass(frozen=True, slots=True)
 class AdminServices:
-    """What the resources of the server itself need.
+    """Services of the resources of the server itself.
 
     Args:
         control_socket: the supervisor's, which has the metrics of all processes.

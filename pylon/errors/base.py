@@ -42,7 +42,7 @@ class PylonError(Exception):
         return int(self.details.get("retry_after_secs", 1))
 
     def to_wire(self) -> tuple[str, str, str | None, dict[str, Any]]:
-        """What the bus carries: code, message, hint, details."""
+        """Return the form that the bus carries: code, message, hint, details."""
         return self.code, self.message, self.hint, self.details
 
     @staticmethod

@@ -8,8 +8,8 @@ from pylon.errors.base import PylonError
 
 
 class InvalidRequest(PylonError):
-    """What arrived is not HTTP/1.1 as RFC 9112 has it, or breaks a limit of the HTTP server.
-    The status says which: 400, 405, 414, 417, 431, 501 or 505; the connection is closed.
+    """The request is not HTTP/1.1 (RFC 9112), or it breaks a limit of the HTTP server.
+    The status says which: 400, 405, 414, 417, 431, 501 or 505. The server closes the connection.
 
     Remedy: send what the message asks for; see the HTTP_* limits in docs/limits.md.
     """

@@ -1,4 +1,4 @@
-"""What the operating system knows of each process: CPU, memory, descriptors, start.
+"""Figures of the operating system for each process: CPU, memory, descriptors, start.
 
 prometheus_client's own collector reads them, under the standard names
 (`process_resident_memory_bytes` and so on), so that dashboards made for these names work. Each

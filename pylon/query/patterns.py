@@ -122,7 +122,7 @@ class _Literal:
         self._piece = piece
 
     def find_end(self, text: str, start: int, end: int, meter: Meter) -> int:
-        """Where the first occurrence from `start` on ends; -1 if there is none.
+        """Return the end of the first occurrence from `start` on, or -1.
 
         Args:
             end: of the text; NULs may follow, which no piece has.

@@ -24,7 +24,7 @@ from pylon.storage.schemas import SchemaManager
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What callers may rely on beyond the interface.
+    """Properties of a backend that callers may rely on beyond the interface.
 
     `own_writes_only`: every change is committed by this server's writer, so the batches that it
     publishes are all there are.

@@ -20,7 +20,7 @@ Progress = Callable[[int, int], None]  # pages remaining, pages in all
 
 @dataclass(frozen=True, slots=True)
 class BackupReport:
-    """What was written. `to_json` is the answer of `pylonctl --json backup`."""
+    """A written bundle. `to_json` is the answer of `pylonctl --json backup`."""
 
     target: str
     manifest: bool
@@ -56,7 +56,7 @@ class VerifyReport:
 
 @dataclass(frozen=True, slots=True)
 class RestoreReport:
-    """What is live now. `to_json` is the answer of `pylonctl --json restore`."""
+    """The restored data. `to_json` is the answer of `pylonctl --json restore`."""
 
     source: str
     manifest: bool

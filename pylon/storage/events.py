@@ -38,8 +38,10 @@ class ChangeEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class ChangeBatch(msgspec.Struct, frozen=True, array_like=True):
-    """What one commit published. `prev_seq` is the head before it: a subscriber whose own
-    head is another one has a gap and reads it from the log (gaps *between* seqs are legal).
+    """The changes of one commit.
+
+    `prev_seq` is the head before it. A subscriber with another head has a gap, and reads it from
+    the change log. Seqs may have gaps between them.
     """
 
     prev_seq: int

@@ -146,7 +146,7 @@ class Reader(Protocol):
         """The number of the newest update of any document."""
 
     def shard(self, shard_id: str) -> StoredShard | None:
-        """What is known of a shard that rests, or was moved."""
+        """Return the stored state and placement of a shard, or None."""
 
     def shards(self, limit: int) -> list[StoredShard]:
         """All such shards, by id, without their states."""

@@ -46,7 +46,7 @@ class Scheduler:
         self._alarm = Alarm()
 
     def guard(self, kind: Kind) -> Guard:
-        """What a shard of this kind is to enter around the app's code."""
+        """Return the context manager that a shard of this kind enters around the app's code."""
         return Guard(self._alarm, kind.config.tick_budget_s)
 
     def changed(self, shard: Shard) -> None:
