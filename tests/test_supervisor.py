@@ -48,7 +48,7 @@ def test_start_status_and_a_complete_drain(make: Maker) -> None:
         "writer stopped", "flushed", "ended",
     ]
     ended = [line for line in it.log().splitlines() if line.endswith(" ended")]
-    assert [line.split()[0] for line in ended[:2]] == ["http", "shards"]
+    assert [line.split()[0] for line in ended[:2]] == ["http", "shards"], it.log()
     assert not (it.folder / "run").exists()
     assert not Path(f"{it.db_path}-wal").exists()
     assert Path(f"{it.db_path}.pid").read_text() == ""

@@ -26,6 +26,11 @@ from pylon.runtime.parent_death import die_with_parent
 _SLOW_S = 1.0
 
 
+def write_line(text: str) -> None:
+    """Write a line to the log in one piece, since all workers share the log."""
+    os.write(1, f"{text}\n".encode())
+
+
 def main() -> int:
     child = ChildEnv.from_environ(os.environ)
     die_with_parent(child.supervisor_pid)
@@ -37,7 +42,7 @@ def main() -> int:
 
     def stop_accepting() -> None:
         listener.close()
-        print(f"{child.role} stops accepting", flush=True)
+        write_line(f"{child.role} stops accepting")
 
     gevent.signal_handler(signal.SIGUSR1, stop_accepting)
     if mood == "stubborn":
@@ -56,6 +61,6 @@ def main() -> int:
         ended.wait(0.1)
     if mood == "slow":
         gevent.sleep(_SLOW_S)
-    print(f"{child.role} ended", flush=True)
+    write_line(f"{child.role} ended")
     return 0
 
