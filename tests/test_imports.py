@@ -1,4 +1,4 @@
-"""What each process imports: the CLI's quick verbs little, the template all that workers need."""
+"""Imports of each process: few for the CLI's quick verbs, all of the workers' for the template."""
 
 from __future__ import annotations
 

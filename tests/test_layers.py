@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("pylon", "workers", "supervisor")
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    # What every process is made of.
+    # The base of every process.
     (
         "pylon.errors", "pylon.limits", "pylon.clock", "pylon.ids", "pylon.log", "pylon.metrics",
         "pylon.json_text", "pylon.auth_context", "pylon.disk_errors", "pylon.roles",
@@ -30,10 +30,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pylon.dotenv", "pylon.foreign_settings", "pylon.setting_values", "pylon.setting_checks",
         "pylon.config", "pylon.data_dir", "pylon.data_dir_lock",
     ),
-    # What an app declares, and what may be asked of its rows.
+    # The declarations of an app, and the queries of its rows.
     ("pylon.manifest", "pylon.values", "pylon.schema", "pylon.query", "pylon.policy"),
     ("pylon.manifest_loader", "pylon.catalogue"),
-    # What a store is.
+    # The interface of a store.
     (
         "pylon.storage", "pylon.storage.events", "pylon.storage.ops", "pylon.storage.records",
         "pylon.storage.interface",

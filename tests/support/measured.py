@@ -1,4 +1,4 @@
-"""What tests read of metrics: a metric of this process, and a series of the metrics page."""
+"""Readers of metrics for tests: a metric of this process, and a series of the metrics page."""
 
 from __future__ import annotations
 

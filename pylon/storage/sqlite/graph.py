@@ -8,8 +8,8 @@ rows, and decodes no row.
 
 A row's text is ``{``, ``"relation":...,`` for each relation, and the row's own text without its
 ``{``. PERF: cutting the text in SQL costs 25 % more than not cutting it; correcting it in Python
-costs 150 % more. A placeholder is GS, the include's number, ``:``, the id as JSON, GS. JSON always
-escapes this control character.
+costs 1.5 times as much. A placeholder is GS, the include's number, ``:``, the id as JSON, GS. JSON
+always escapes this control character.
 
 Invariants: a node's `where`, which includes the caller's read policy, is in the only SELECT from
 the node's table, and names its columns without a prefix. Names come from the manifest; values are
