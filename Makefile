@@ -73,9 +73,9 @@ test-tools:
 	  exit 1; }
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-	  nginx-light systemd wrk chromium debootstrap systemd-container prometheus caddy
-	-@$(PYTHON) -m tests.support.autobahn
-	-@$(PYTHON) -m tests.support.debian
+	  nginx-light systemd wrk chromium debootstrap systemd-container prometheus caddy python3-venv
+	@$(PYTHON) -m tests.support.autobahn || echo "make: so tests/test_autobahn.py is skipped" >&2
+	@$(PYTHON) -m tests.support.debian || echo "make: so tests/test_deploy_booted.py is skipped" >&2
 
 bench: $(VENV)/installed
 	$(BIN)/pylonctl bench --seconds 0.5 --out bench/results/local

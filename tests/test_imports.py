@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.usefixtures("processes")
 
+ROOT = Path(__file__).parent.parent
 _SERVER = ("supervisor", "workers", "gevent", "gunicorn", "falcon", "zmq", "loro")
 
 
@@ -39,6 +41,16 @@ def test_the_supervisor_imports_no_gevent() -> None:
         "import pylon.cli.start, pylon.cli.serve, supervisor.main\n"
         "sys.exit(', '.join({'gevent', 'workers'} & set(sys.modules)) or None)"
     )
+
+
+@pytest.mark.parametrize("module", ["autobahn", "debian"])
+def test_the_installers_of_test_tools_import_only_the_standard_library(module: str) -> None:
+    """`make test-tools` runs on a machine that has none of Pylon's libraries yet."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", f"import tests.support.{module}"], cwd=ROOT,
+        capture_output=True, text=True, timeout=60, check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_template_has_no_hub_and_no_thread_after_its_imports() -> None:

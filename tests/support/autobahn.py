@@ -6,7 +6,8 @@ versions that its makers pin; `~/.cache/pylon-tests` keeps it for the next run.
 
 `python -m tests.support.autobahn` installs it. It needs apt-get, dpkg and Debian's keyring, a
 mirror that still has Debian 11, and PyPI; not root. With a C compiler the suite is several
-times as fast.
+times as fast. `make test-tools` runs it before Pylon's libraries are there, so this module imports
+only the standard library.
 """
 
 from __future__ import annotations
@@ -132,11 +133,16 @@ def _unpack_interpreter(folder: Path) -> None:
 def _install_packages(suite: Suite) -> None:
     folder = suite.folder
     wheels, tools, site = folder / "wheels", folder / "tools", folder / "site"
+    env = dict(os.environ)
+    # Debian's own Python has no pip; a virtual environment has one.
+    _step("pip (apt-get install python3-venv)", [sys.executable, "-m", "venv", "venv"], env, folder)
     _step(
         "pip for Python 2.7",
-        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(wheels), *_TOOLS],
-        dict(os.environ), folder,
+        [str(folder / "venv/bin/python"), "-m", "pip", "download", "-q", "--no-deps",
+         "-d", str(wheels), *_TOOLS],
+        env, folder,
     )
+    shutil.rmtree(folder / "venv")
     (pip,) = wheels.glob("pip-*.whl")
     own = ["install", "-q", "--no-index", "--find-links", str(wheels), "--target", str(tools)]
     _step("pip", *suite.python(f"{pip}/pip", *own, *_TOOLS), folder)

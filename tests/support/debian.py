@@ -5,7 +5,8 @@
 that nothing of a test stays; its network is its own. Both need root, debootstrap,
 systemd-container and, for the first time, a Debian mirror.
 
-`python -m tests.support.debian` installs the folder.
+`python -m tests.support.debian` installs the folder. `make test-tools` runs it before Pylon's
+libraries are there, so this module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from tests.support.wait import WAIT_S
-
 MIRROR: Final = os.environ.get("PYLON_DEBIAN_MIRROR", "http://deb.debian.org/debian")
 PACKAGES: Final = (
     "systemd", "systemd-sysv", "dbus", "python3", "python3-venv", "ca-certificates", "nginx-light",
@@ -32,6 +31,7 @@ _ROOT: Final = _CACHE / "debian-12-3"
 _PROGRAMS: Final = (("debootstrap", "debootstrap"), ("systemd-nspawn", "systemd-container"))
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _BOOT_S: Final = 180.0  # a unit may wait for 90 s before systemd goes on without it
+_POWER_OFF_S: Final = 60.0
 _CERTIFICATES: Final = "etc/ssl/certs/ca-certificates.crt"
 
 
@@ -133,7 +133,7 @@ class Machine:
         if self._nspawn is not None and self._nspawn.poll() is None:
             self._nspawn.send_signal(signal.SIGTERM)  # systemd-nspawn asks systemd to power off
             try:
-                self._nspawn.wait(WAIT_S)
+                self._nspawn.wait(_POWER_OFF_S)
             except subprocess.TimeoutExpired:
                 self._nspawn.kill()
                 self._nspawn.wait()
