@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from pylon.storage.sqlite.engine import SqliteEngine
+from pylon.storage.sqlite.reader import SqliteReader
 from tests.support import process_guard
 from tests.support.cli import Ctl, make_ctl
 from tests.support.examples import DEFAULT_EXAMPLES, count_examples
 from tests.support.manifests import notes_app
 from tests.support.server import PylonServer
+from tests.support.storage import open_engine, open_reader
 
 # No test says how long something takes: on a busy machine everything takes longer.
 settings.register_profile(
@@ -74,6 +77,22 @@ def program() -> Callable[[str, str], str]:
 def ctl(processes: None, tmp_path: Path) -> Ctl:
     """Run `pylonctl` in an app's folder."""
     return make_ctl(tmp_path)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[SqliteEngine]:
+    """The engine of an empty store in `a.db`, with the manifest of tests.support.storage."""
+    made = open_engine(tmp_path / "a.db")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def reader(engine: SqliteEngine, tmp_path: Path) -> Iterator[SqliteReader]:
+    """A reader of the store of `engine`."""
+    made = open_reader(tmp_path / "a.db")
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from pylon.storage.interface import SERVER, Reader, Store, read_settled
 from pylon.storage.ops import DropSession, PutSession
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.pool import ReaderPool
-from tests.support.storage import MANIFEST, RULES, apply, open_engine, row_id, task
+from tests.support.storage import MANIFEST, RULES, apply, row_id, task
 
 T = TypeVar("T")
 
@@ -55,13 +55,6 @@ class RemoteStore:
 
     def close(self) -> None:
         self._pool.close()
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[SqliteEngine]:
-    engine = open_engine(tmp_path / "a.db")
-    yield engine
-    engine.close()
 
 
 @pytest.fixture

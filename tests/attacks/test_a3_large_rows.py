@@ -64,13 +64,6 @@ APP: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[SqliteEngine]:
-    made = open_engine(tmp_path / "a.db")
-    yield made
-    made.close()
-
-
 # --- The limit of a row --------------------------------------------------------------------------
 
 
