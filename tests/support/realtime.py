@@ -127,3 +127,22 @@ def registered(state: type[SimState], **config: Any) -> Iterator[Kind]:
 
 def shard_of(kind: Kind, shard_id: str = "sim:1", now_s: float = 0.0, **more: Any) -> Shard:
     return Shard(kind, ShardContext(shard_id, "sim", seed=7), now_s, **more)
+
+
+def run_ticks(shard: Shard, from_s: float, ticks: int) -> float:
+    """Step `ticks` times, each when it is due."""
+    now_s = from_s
+    for _ in range(ticks):
+        due_s = shard.due_s()
+        assert due_s is not None
+        now_s = max(now_s, due_s)
+        assert shard.step(now_s).ticked
+    return now_s
+
+
+def send_input(
+    shard: Shard, client: Client, by: int, seq: int | None = None, now_s: float = 0.0
+) -> int:
+    """Submit an input of `Counters` for `client`; the sequence number that the shard gives it."""
+    raw = msgspec.json.encode({"by": by})
+    return shard.submit(client.sid, client.auth, raw, now_s, sink=client, client_seq=seq)
