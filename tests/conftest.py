@@ -17,7 +17,9 @@ from tests.support import process_guard
 from tests.support.cli import Ctl, make_ctl
 from tests.support.examples import DEFAULT_EXAMPLES, count_examples
 from tests.support.manifests import notes_app
+from tests.support.rooms import RoomServer
 from tests.support.server import PylonServer
+from tests.support.stage import Stage, Worker
 from tests.support.storage import open_engine, open_reader
 
 # No test says how long something takes: on a busy machine everything takes longer.
@@ -91,6 +93,34 @@ def engine(tmp_path: Path) -> Iterator[SqliteEngine]:
 def reader(engine: SqliteEngine, tmp_path: Path) -> Iterator[SqliteReader]:
     """A reader of the store of `engine`."""
     made = open_reader(tmp_path / "a.db")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def own_stage(processes: None, tmp_path: Path) -> Iterator[Stage]:
+    """A stage of this test alone."""
+    made = Stage(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def own_ws(own_stage: Stage) -> Worker:
+    """The ws worker of `own_stage`, without a limit of sockets of an address."""
+    return own_stage.start("ws", PYLON_SOCKETS_PER_IP="0")
+
+
+@pytest.fixture
+def stage(own_stage: Stage) -> Stage:
+    """The same as `own_stage`, in modules that share no stage."""
+    return own_stage
+
+
+@pytest.fixture
+def room_server(stage: Stage) -> Iterator[RoomServer]:
+    """The rooms of `stage`."""
+    made = RoomServer(stage)
     yield made
     made.close()
 

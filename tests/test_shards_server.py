@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.support.stage import Stage, Worker, drain
 from tests.support.websocket_client import WebSocketClient
 from workers.ws import frames
-
-
-@pytest.fixture
-def stage(processes: None, tmp_path: Path) -> Iterator[Stage]:
-    made = Stage(tmp_path)
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -5,11 +5,7 @@ The rooms' thread is the test's own, so that it can lose news."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from pylon import limits
 from pylon.bus.rooms_messages import JoinRoom, LeaveRoom, SetPresence
@@ -17,20 +13,6 @@ from tests.support.rooms import RoomServer
 from tests.support.stage import Stage, Worker
 from tests.support.wait import wait_until
 from tests.support.websocket_client import WebSocketClient
-
-
-@pytest.fixture
-def stage(processes: None, tmp_path: Path) -> Iterator[Stage]:
-    made = Stage(tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def room_server(stage: Stage) -> Iterator[RoomServer]:
-    made = RoomServer(stage)
-    yield made
-    made.close()
 
 
 def say(client: WebSocketClient, **message: Any) -> None:

@@ -1,4 +1,4 @@
-"""The ws worker, as a process, over real sockets: handshake, conversation, fan-out, replay."""
+"""The ws worker, as a process, over real sockets: handshake, conversation, drain."""
 
 from __future__ import annotations
 
@@ -6,18 +6,13 @@ import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
 import websocket
 
-from pylon import limits
 from pylon.bus.messages import SessionRevoked
-from pylon.clock import SystemClock
-from pylon.storage.records import LogRetention
-from pylon.storage.sqlite.epochs import open_epoch
-from tests.support.stage import ADMIN_TOKEN, Stage, Worker, drain
+from tests.support.stage import ADMIN_TOKEN, Stage, Worker, connect_at_head, drain
 from tests.support.wait import WAIT_S, wait_until
 from tests.support.websocket_client import WebSocketClient, client_frame
 from tests.support.wire import Wire
@@ -37,34 +32,6 @@ def stage(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.fixture(scope="module")
 def ws(stage: Stage) -> Worker:
     return stage.start("ws", PYLON_SOCKETS_PER_IP="0")
-
-
-@pytest.fixture
-def own_stage(processes: None, tmp_path: Path) -> Iterator[Stage]:
-    made = Stage(tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def own_ws(own_stage: Stage) -> Worker:
-    return own_stage.start("ws", PYLON_SOCKETS_PER_IP="0")
-
-
-def joined(stage: Stage, worker: Worker, **options: Any) -> WebSocketClient:
-    """A client that has nothing to catch up with, and that receives what comes from now on.
-
-    The first ping may travel with the handshake and be answered before the client has joined;
-    the second is read by the loop, which means that the handshake is done.
-    """
-    client = WebSocketClient(worker.port, path=f"/?since={stage.engine.head}", **options)
-    for payload in (b"there?", b"joined?"):
-        client.send_frame(frames.PING, payload)
-        assert client.read_control() == (frames.PONG, payload)
-    return client
-
-
-# --- Handshake -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/", "/ws", "/any/where?x=1"])
@@ -104,14 +71,14 @@ def test_token_sources(stage: Stage, ws: Worker, how: str) -> None:
             "Authorization": f"Bearer {token}", "Sec-WebSocket-Protocol": "bearer.nobody",
         },
     }[how]
-    client = joined(stage, ws, headers=headers)
+    client = connect_at_head(stage, ws, headers=headers)
     stage.write(stage.insert("Mine", text="ada's", ownerId="ada"))
     assert client.read_events(1) == [("insert", "ada's")]
 
 
 def test_token_in_subprotocol_is_percent_decoded(stage: Stage, ws: Worker) -> None:
     item = "bearer." + ADMIN_TOKEN.replace(" ", "+", 1).replace(" ", "%20")
-    client = joined(stage, ws, headers={"Sec-WebSocket-Protocol": item})
+    client = connect_at_head(stage, ws, headers={"Sec-WebSocket-Protocol": item})
     stage.write(stage.insert("Secret", text="for admins"))
     assert client.read_events(1) == [("insert", "for admins")]
 
@@ -153,7 +120,7 @@ def test_frames_sent_with_the_handshake_are_heard(ws: Worker) -> None:
 
 def test_sockets_per_address_are_capped_and_freed(own_stage: Stage) -> None:
     ws = own_stage.start("ws", PYLON_SOCKETS_PER_IP="2")
-    first, _ = joined(own_stage, ws), joined(own_stage, ws)
+    first, _ = connect_at_head(own_stage, ws), connect_at_head(own_stage, ws)
     refused = WebSocketClient(ws.port, upgraded=False)
     assert refused.status == 429
     assert json.loads(refused.read_rest())["error"]["code"] == "SOCKET_LIMIT"
@@ -172,9 +139,6 @@ def test_cap_counts_behind_trusted_proxies(own_stage: Stage) -> None:
         for address in ("10.0.0.1", "10.0.0.2", "6.6.6.6, 10.0.0.1")
     ]
     assert [client.status for client in statuses] == [101, 101, 429]
-
-
-# --- Conversation ----------------------------------------------------------------------------
 
 
 def test_ping_is_answered_once(ws: Worker) -> None:
@@ -239,7 +203,7 @@ def test_corpus_over_the_wire(own_stage: Stage) -> None:
             assert client.read_control() == (frames.CLOSE, code + ending[2].encode()), case["name"]
         client.close()
     wait_until("every socket is gone", lambda: own_stage.metric(ws, "pylon_connections") == 0)
-    assert joined(own_stage, ws).status == 101
+    assert connect_at_head(own_stage, ws).status == 101
 
 
 def test_the_library_of_others_gets_along(stage: Stage, ws: Worker) -> None:
@@ -257,240 +221,10 @@ def test_the_library_of_others_gets_along(stage: Stage, ws: Worker) -> None:
     client.close(status=1000)
 
 
-# --- Fan-out ---------------------------------------------------------------------------------
-
-
-def test_three_contexts_and_an_admin_get_what_they_may_see(stage: Stage, ws: Worker) -> None:
-    ada, bob = (joined(stage, ws, token=stage.login(u)[0]) for u in ("ada", "bob"))
-    admin, anonymous = joined(stage, ws, token=ADMIN_TOKEN), joined(stage, ws)
-    stage.write(
-        stage.insert("Public", text="for all"),
-        stage.insert("Mine", text="ada's", ownerId="ada"),
-        stage.insert("Mine", text="nobody's", ownerId=None),
-        stage.insert("Note", text="bob's note", ownerId="bob", shared=False),
-        stage.insert("Note", text="shared note", ownerId="ada", shared=True),
-        stage.insert("Member", text="members"),
-        stage.insert("Secret", text="secret"),
-        stage.insert("Public", text="end"),
-    )
-    seen = {
-        name: [text for _, text in client.read_events(count)]
-        for name, client, count in (
-            ("ada", ada, 5), ("bob", bob, 5), ("admin", admin, 8), ("anonymous", anonymous, 3),
-        )
-    }
-    assert seen == {
-        "ada": ["for all", "ada's", "shared note", "members", "end"],
-        "bob": ["for all", "bob's note", "shared note", "members", "end"],
-        "admin": ["for all", "ada's", "nobody's", "bob's note", "shared note", "members",
-                  "secret", "end"],
-        "anonymous": ["for all", "shared note", "end"],
-    }
-
-
-def test_a_lost_view_is_a_delete_and_a_won_one_an_update(stage: Stage, ws: Worker) -> None:
-    ada, bob = (joined(stage, ws, token=stage.login(u)[0]) for u in ("ada", "bob"))
-    anonymous = joined(stage, ws)
-    keyed = stage.insert("Mine", text="m", ownerId="ada")
-    general = stage.insert("Note", text="n", ownerId="ada", shared=True)
-    stage.write(keyed, general)
-    stage.write(
-        stage.update("Mine", keyed.row_id, ownerId="bob"),
-        stage.update("Note", general.row_id, ownerId="bob", shared=False),
-        stage.insert("Public", text="end"),
-    )
-    stage.write(stage.delete("Mine", keyed.row_id), stage.insert("Public", text="end 2"))
-    assert ada.read_events(6) == [
-        ("insert", "m"), ("insert", "n"), ("delete", keyed.row_id), ("delete", general.row_id),
-        ("insert", "end"), ("insert", "end 2"),
-    ]
-    assert bob.read_events(6) == [
-        ("insert", "n"), ("update", "m"), ("update", "n"), ("insert", "end"),
-        ("delete", keyed.row_id), ("insert", "end 2"),
-    ]
-    assert anonymous.read_events(4) == [
-        ("insert", "n"), ("delete", general.row_id), ("insert", "end"), ("insert", "end 2"),
-    ]
-
-
-def test_lost_batches_are_read_from_the_log(stage: Stage, ws: Worker) -> None:
-    client = joined(stage, ws)
-    stage.write(stage.insert("Public", text="1"))
-    stage.write(stage.insert("Public", text="2"), publish=False)
-    stage.write(stage.insert("Public", text="3"), stage.insert("Public", text="4"), publish=False)
-    stage.write(stage.insert("Public", text="5"))
-    assert [text for _, text in client.read_events(5)] == ["1", "2", "3", "4", "5"]
-
-
-def test_a_lost_last_batch_is_found_by_asking(own_stage: Stage, own_ws: Worker) -> None:
-    client = joined(own_stage, own_ws)
-    own_stage.write(own_stage.insert("Public", text="nobody tells"), publish=False)
-    assert client.read_events(1) == [("insert", "nobody tells")]  # within HEAD_CHECK_S
-
-
-def test_a_batch_twice_is_sent_once(stage: Stage, ws: Worker) -> None:
-    client = joined(stage, ws)
-    batch = stage.write(stage.insert("Public", text="once"))
-    stage.publisher.publish(batch)
-    stage.write(stage.insert("Public", text="end"))
-    assert [text for _, text in client.read_events(2)] == ["once", "end"]
-
-
-def test_a_slow_client_is_closed_and_others_are_not_held_up(
-    own_stage: Stage, own_ws: Worker
-) -> None:
-    slow = joined(own_stage, own_ws, receive_buffer_bytes=4_096)
-    quick = joined(own_stage, own_ws)
-    body = "x" * 500_000
-    for number in range(40):
-        own_stage.write(own_stage.insert("Public", text=f"{number}{body}"))
-        assert quick.read_events(1)[0][1].startswith(str(number))
-        if own_stage.metric(own_ws, "pylon_slow_clients_total", action="closed"):
-            break
-    wait_until(
-        "overflow", lambda: own_stage.metric(own_ws, "pylon_slow_clients_total", action="closed")
-    )
-    assert slow.read_close() == (1013, "too slow")
-    own_stage.write(own_stage.insert("Public", text="after"))
-    while quick.read_json()["data"]["text"] != "after":
-        pass
-
-
-# --- Replay ----------------------------------------------------------------------------------
-
-
-def fill(own_stage: Stage, count: int) -> list[int]:
-    """Insert `count` rows in one batch; their seqs."""
-    batch = own_stage.write(*(own_stage.insert("Public", text=str(i)) for i in range(count)))
-    return [event.seq for event in batch.events]
-
-
-def test_replay_after_since(own_stage: Stage, own_ws: Worker) -> None:
-    seqs = fill(own_stage, 20)
-    client = WebSocketClient(own_ws.port, path=f"/?since={seqs[9]}")
-    assert [client.read_json()["seq"] for _ in range(10)] == seqs[10:]
-    own_stage.write(own_stage.insert("Public", text="live"))
-    assert client.read_events(1) == [("insert", "live")]
-
-
-def test_long_replay_from_the_log_is_paced_and_meets_live_events(
-    own_stage: Stage, own_ws: Worker
-) -> None:
-    seqs = [seq for _ in range(5) for seq in fill(own_stage, 900)]
-    client = WebSocketClient(own_ws.port, path=f"/?since={seqs[0]}", receive_buffer_bytes=4_096)
-    own_stage.write(own_stage.insert("Public", text="live"))
-    assert [client.read_json()["seq"] for _ in range(len(seqs) - 1)] == seqs[1:]
-    assert client.read_events(1) == [("insert", "live")]
-
-
-def test_replay_reads_what_is_older_than_the_tail(own_stage: Stage) -> None:
-    seqs = fill(own_stage, 900) + fill(own_stage, 900)
-    own_ws = own_stage.start("ws")
-    client = WebSocketClient(own_ws.port, path=f"/?since={seqs[99]}")
-    assert [client.read_json()["seq"] for _ in range(1_700)] == seqs[100:]
-
-
-def test_replay_after_the_session_s_note(own_stage: Stage, own_ws: Worker) -> None:
-    token, session_id = own_stage.login("ada")
-    seqs = fill(own_stage, 300)
-    own_stage.add_hint(session_id, seqs[289])
-    own_stage.add_hint(session_id, seqs[294])  # a later pull of another tab
-    assert WebSocketClient(own_ws.port, token=token).read_json()["seq"] == seqs[290]
-
-
-def test_replay_after_the_address_s_note(own_stage: Stage, own_ws: Worker) -> None:
-    seqs = fill(own_stage, 300)
-    own_stage.add_hint(None, seqs[297])
-    assert WebSocketClient(own_ws.port).read_json()["seq"] == seqs[298]
-
-
-def test_replay_of_the_newest_without_a_note(own_stage: Stage, own_ws: Worker) -> None:
-    witness = WebSocketClient(own_ws.port)
-    seqs = fill(own_stage, 300)
-    # Live, so the worker has taken all of them: its newest are the log's newest.
-    assert [witness.read_json()["seq"] for _ in seqs] == seqs
-    own_stage.mark(seqs[-1])
-    client = WebSocketClient(own_ws.port)
-    wanted = seqs[-limits.REPLAY_WITHOUT_HINT_EVENTS:]
-    assert [client.read_json()["seq"] for _ in wanted] == wanted
-
-
-def test_replay_is_policy_filtered(own_stage: Stage, own_ws: Worker) -> None:
-    watcher = joined(own_stage, own_ws)
-    row = own_stage.insert("Note", text="n", ownerId="ada", shared=True)
-    seq = own_stage.write(row).events[0].seq
-    own_stage.write(own_stage.update("Note", row.row_id, shared=False))
-    own_stage.write(own_stage.insert("Mine", text="ada's", ownerId="ada"))
-    own_stage.write(own_stage.insert("Public", text="end"))
-    while watcher.read_json().get("data", {}).get("text") != "end":
-        continue  # the hub has all of it, once one of its clients has
-    client = WebSocketClient(own_ws.port, path=f"/?since={seq - 1}")
-    assert client.read_events(2) == [("delete", row.row_id), ("insert", "end")]
-    again = WebSocketClient(own_ws.port, path=f"/?since={seq}", token=own_stage.login("ada")[0])
-    assert again.read_events(3) == [("update", "n"), ("insert", "ada's"), ("insert", "end")]
-
-
-@pytest.mark.parametrize("ahead", [1, 10**12])
-def test_a_cursor_ahead_of_the_log_must_resync(
-    own_stage: Stage, own_ws: Worker, ahead: int
-) -> None:
-    head = fill(own_stage, 3)[-1]
-    client = WebSocketClient(own_ws.port, path=f"/?since={head + ahead}")
-    assert client.read_json() == {
-        "type": "resync", "code": "RESYNC_REQUIRED", "oldest_seq": head + 1,
-    }
-    assert client.read_close() == (1012, "resync required")
-
-
-@pytest.mark.usefixtures("processes")
-def test_a_void_cursor_is_told_where_the_log_goes_on(tmp_path: Path) -> None:
-    stage = Stage(tmp_path)
-    try:
-        cursor = fill(stage, 3)[-1]
-        first_seq = open_epoch(stage.engine._conn, "restore", SystemClock(), void_from=cursor - 2)
-        ws = stage.start("ws")
-        client = WebSocketClient(ws.port, path=f"/?since={cursor}")
-        assert client.read_json() == {
-            "type": "resync", "code": "RESYNC_REQUIRED", "oldest_seq": first_seq + 1,
-        }
-        assert client.read_close() == (1012, "resync required")
-    finally:
-        stage.close()
-
-
-def test_a_socket_without_changes_needs_no_cursor(own_stage: Stage, own_ws: Worker) -> None:
-    """One that came for rooms or live queries is not sent away because of what it never gets."""
-    head = fill(own_stage, 3)[-1]
-    client = WebSocketClient(own_ws.port, path=f"/?changes=0&since={head + 5}")
-    client.send_frame(frames.PING, b"p")
-    assert client.read_control() == (frames.PONG, b"p")
-
-
-def test_a_log_pruned_past_the_feed_closes_everyone_with_1012(
-    own_stage: Stage, own_ws: Worker
-) -> None:
-    seqs = fill(own_stage, 5)
-    client = joined(own_stage, own_ws)
-    for _ in range(3):  # lost on the bus, and then gone from the log
-        own_stage.write(own_stage.insert("Public", text="lost"), publish=False)
-    own_stage.engine.maintenance.prune_log(LogRetention(1, 2**40, 1_000))
-    assert client.read_close() == (1012, "resync required")
-    again = WebSocketClient(own_ws.port, path=f"/?since={seqs[0]}")
-    assert again.read_json() == {
-        "type": "resync", "code": "RESYNC_REQUIRED", "oldest_seq": seqs[-1] + 3,
-    }
-    fresh = joined(own_stage, own_ws)
-    own_stage.write(own_stage.insert("Public", text="goes on"))
-    assert fresh.read_events(1) == [("insert", "goes on")]
-
-
-# --- Sessions, drain -------------------------------------------------------------------------
-
-
 def test_a_revoked_session_loses_its_sockets(own_stage: Stage, own_ws: Worker) -> None:
     token, session_id = own_stage.login("ada")
-    mine = [joined(own_stage, own_ws, token=token) for _ in range(2)]
-    other = joined(own_stage, own_ws, token=own_stage.login("ada")[0])
+    mine = [connect_at_head(own_stage, own_ws, token=token) for _ in range(2)]
+    other = connect_at_head(own_stage, own_ws, token=own_stage.login("ada")[0])
     own_stage.logout(session_id)
     own_stage.tell(SessionRevoked(session_id))
     assert [client.read_close() for client in mine] == [(4401, "session revoked")] * 2
@@ -501,7 +235,7 @@ def test_a_revoked_session_loses_its_sockets(own_stage: Stage, own_ws: Worker) -
 def test_drain_sends_1001_waits_for_the_answer_and_exits_0(
     own_stage: Stage, own_ws: Worker
 ) -> None:
-    clients = [joined(own_stage, own_ws) for _ in range(3)]
+    clients = [connect_at_head(own_stage, own_ws) for _ in range(3)]
     own_ws.signal(signal.SIGUSR1)
 
     def refused() -> bool:
@@ -523,7 +257,7 @@ def test_drain_sends_1001_waits_for_the_answer_and_exits_0(
 
 
 def test_drain_does_not_wait_for_ever(own_stage: Stage, own_ws: Worker) -> None:
-    silent = joined(own_stage, own_ws)
+    silent = connect_at_head(own_stage, own_ws)
     assert drain(own_ws) == 0
     assert silent.read_close()[0] == 1001
 
@@ -535,7 +269,7 @@ def test_the_worker_dies_with_its_supervisor_s_pid_wrong(own_stage: Stage) -> No
 
 
 def test_connections_and_messages_are_counted(own_stage: Stage, own_ws: Worker) -> None:
-    client = joined(own_stage, own_ws)
+    client = connect_at_head(own_stage, own_ws)
     client.send_frame(frames.TEXT, b"{}")
     own_stage.write(own_stage.insert("Public", text="x"))
     assert client.read_events(1)
@@ -552,5 +286,3 @@ def test_connections_and_messages_are_counted(own_stage: Stage, own_ws: Worker) 
         "closed",
         lambda: own_stage.metric(own_ws, "pylon_connections_closed_total", code="1000") == 1,
     )
-
-

@@ -7,11 +7,9 @@ Published clients take any message with `seq`, `entity` and `kind` for a change
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,20 +45,6 @@ def assert_is_harmless(message: dict[str, Any], sender: str) -> None:
     assert not is_change(message), message
     assert message.keys() <= {"type", "room", "event", "topic", "data", "from"}, message
     assert message["from"] == sender
-
-
-@pytest.fixture
-def stage(processes: None, tmp_path: Path) -> Iterator[Stage]:
-    made = Stage(tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def room_server(stage: Stage) -> Iterator[RoomServer]:
-    made = RoomServer(stage)
-    yield made
-    made.close()
 
 
 def say(client: WebSocketClient, message: dict[str, Any]) -> None:

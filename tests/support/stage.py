@@ -38,6 +38,8 @@ from pylon.storage.ops import (
 )
 from tests.support.database import Database
 from tests.support.wait import WAIT_S, wait_until
+from tests.support.websocket_client import WebSocketClient
+from workers.ws import frames
 
 ROOT = Path(__file__).parents[2]
 ADMIN_TOKEN = "an-admin-token-of-more-than-32-characters"
@@ -209,3 +211,16 @@ def drain(worker: Worker) -> int:
     """SIGTERM, and the exit code."""
     worker.signal(signal.SIGTERM)
     return worker.exit_code()
+
+
+def connect_at_head(stage: Stage, worker: Worker, **options: Any) -> WebSocketClient:
+    """A client that has nothing to catch up with, and that receives what comes from now on.
+
+    The first ping may travel with the handshake and be answered before the client has joined;
+    the second is read by the loop, which means that the handshake is done.
+    """
+    client = WebSocketClient(worker.port, path=f"/?since={stage.engine.head}", **options)
+    for payload in (b"there?", b"joined?"):
+        client.send_frame(frames.PING, payload)
+        assert client.read_control() == (frames.PONG, payload)
+    return client
