@@ -22,13 +22,18 @@ def test_seqs_grow_in_commit_order_and_batches_link(stage: StoreStage) -> None:
 
 def test_events_have_both_images(stage: StoreStage) -> None:
     request = task(1)
-    stage.apply(request)
-    stage.apply(update("Task", 1, {"rank": 2}))
-    stage.apply(delete("Task", 1))
+    batches = [
+        stage.commit(request).batch, stage.commit(update("Task", 1, {"rank": 2})).batch,
+        stage.commit(delete("Task", 1)).batch,
+    ]
     inserted, updated, deleted = stage.events()
+    assert [batch.events if batch else None for batch in batches] == [
+        [inserted], [updated], [deleted],
+    ]
     assert (inserted.kind, inserted.prev_data, inserted.data) == ("insert", None, request.row_json)
     assert (updated.kind, updated.prev_data) == ("update", request.row_json)
-    assert orjson.loads(updated.data or b"")["rank"] == 2
+    row = orjson.loads(request.row_json)
+    assert orjson.loads(updated.data or b"") == {**row, "rank": 2}
     assert (deleted.kind, deleted.prev_data, deleted.data) == ("delete", updated.data, None)
 
 

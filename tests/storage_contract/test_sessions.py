@@ -13,14 +13,17 @@ def session(number: int, *, guest: bool = True, made_s: int = 0, ends_s: int = 0
 
 
 def test_session_is_stored_and_dropped(stage: StoreStage) -> None:
-    stage.apply(session(1, made_s=5, ends_s=10))
+    stored = stage.commit(session(1, made_s=5, ends_s=10))
+    assert stored.batch is None and stored.replies[0].count == 1
     found = stage.reader.session(f"{1:064x}")
     assert found is not None
     assert (found.user_id, found.is_guest, found.created_at_s, found.expires_at_s) == (
         "u1", True, 5, 10,
     )
     assert (found.device, found.tenant_id, found.is_unused) == ("curl", "acme", True)
-    stage.apply(DropSession(f"{1:064x}"), DropSession(f"{2:064x}"))
+    assert stage.reader.session("other") is None
+    dropped = stage.apply(DropSession(f"{1:064x}"), DropSession(f"{1:064x}"))
+    assert [reply.count for reply in dropped] == [1, 0]
     assert stage.reader.session(f"{1:064x}") is None
     assert stage.reader.head_seq() == 0, "a session is no change of a row"
 
@@ -36,15 +39,13 @@ def test_expired_and_unused_sessions_are_pruned_in_steps(stage: StoreStage) -> N
     stage.apply(
         *(session(n, ends_s=now_s - 1) for n in range(1, 6)),
         session(6, made_s=now_s - 2 * DAY_S), session(7, made_s=now_s),
-        session(8, guest=False, made_s=now_s - 2 * DAY_S),
+        session(8, guest=False, made_s=now_s - 2 * DAY_S), session(9, made_s=now_s - 2 * DAY_S),
     )
     maintenance = stage.writer.maintenance
     assert maintenance.mark_sessions_used([f"{6:064x}"]) == 1
-    pruned = 0
-    while step := maintenance.prune_sessions(2, now_s - DAY_S):
-        pruned += step
-    assert pruned == 5
-    assert [n for n in range(1, 9) if stage.reader.session(f"{n:064x}")] == [6, 7, 8]
+    assert [maintenance.prune_sessions(2, 0) for _ in range(4)] == [2, 2, 1, 0], "expired"
+    assert [maintenance.prune_sessions(2, now_s - DAY_S) for _ in range(2)] == [1, 0], "unused"
+    assert [n for n in range(1, 10) if stage.reader.session(f"{n:064x}")] == [6, 7, 8]
     assert maintenance.count_sessions() == {"guest": 2, "user": 1}
 
 
