@@ -13,6 +13,8 @@ import pytest
 
 from pylon import limits, rates
 from pylon.cli.main import VERBS
+from pylon.manifest import keys
+from pylon.manifest.model import FieldType
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md")])
@@ -48,6 +50,28 @@ def test_every_rate_is_in_the_limits_page_and_no_other() -> None:
         if inspect.isfunction(function) and inspect.signature(function).return_annotation == "Rate"
     }
     assert named == fixed | settable
+
+
+@pytest.mark.parametrize(
+    ("title", "shapes"),
+    [
+        ("The top level", [keys.MANIFEST]), ("Entities", [keys.ENTITY]), ("Indexes", [keys.INDEX]),
+        ("Relations", [keys.RELATION]), ("Search", [keys.SEARCH]), ("Policies", [keys.POLICY]),
+        ("Queries and actions", [keys.OPERATION]), ("Routes", [keys.ROUTE]),
+        ("Sign-in", [keys.AUTH, *keys.AUTH.optional.values()]),
+        ("Fields", [keys.FIELD]),
+    ],
+)
+def test_every_key_of_a_manifest_is_in_its_page_and_no_other(
+    title: str, shapes: list[keys.Shape]
+) -> None:
+    page = (ROOT / "docs" / "manifest.md").read_text() + "\n## "
+    (section,) = re.findall(rf"^## {title}$(.*?)^## ", page, re.MULTILINE | re.DOTALL)
+    named = set(re.findall(r"^\| `([A-Za-z_()]+)` \|", section, re.MULTILINE))
+    types = {"id(Entity)" if kind.value == "id" else kind.value for kind in FieldType}
+    objects = [shape for shape in shapes if isinstance(shape, keys.Object)]
+    known = {key for shape in objects for key in (*shape.required, *shape.optional)}
+    assert named == known | (types if title == "Fields" else set())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -90,7 +90,7 @@ def test_a_warning_is_found_where_it_is_and_an_unknown_key_is_an_error_in_dev_mo
     ("name", "hint"),
     [("policy", "allowDelete"), ("policy-snake", "allowDelete"), ("entity", "indexes"),
      ("index", "unique"), ("relation", "many"), ("search", "facets"), ("top", "policies"),
-     ("auth", "trusted_origins")],
+     ("auth", "trusted_origins"), ("route", "query"), ("query", "input"), ("user", "expose")],
 )
 def test_the_hint_for_a_misspelt_key_names_the_known_one(name: str, hint: str) -> None:
     (path,) = CORPUS.parent.glob(f"manifest_warnings/MANIFEST_KEY_UNKNOWN.{name}@*.json")

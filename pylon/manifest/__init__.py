@@ -1,7 +1,9 @@
 """The app's manifest: its model, and the checks of pylon.manifest.json.
 
     document      JSON reader that keeps the offset of each value
-    shape         checks the keys and the types of their values
+    keys          the keys of each level, and the shapes of their values
+    shape         checks a document against them
+    type_words    the right word for a type that other systems know
     checks        checks names, references and limits
     findings      collects the diagnostics of a file
     diagnostics   one diagnostic, and the error that carries them

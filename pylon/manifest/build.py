@@ -11,6 +11,7 @@ from typing import Any
 
 from pylon.manifest.document import Node
 from pylon.manifest.model import (
+    DEFAULT_VERSION,
     AuthConfig,
     Entity,
     Field,
@@ -25,13 +26,13 @@ from pylon.manifest.model import (
 )
 
 _ID_TYPE = re.compile(r"id\(([^()]*)\)")
-_PLAIN_TYPES = {kind.value: kind for kind in FieldType if kind is not FieldType.ID}
+PLAIN_TYPES = {kind.value: kind for kind in FieldType if kind is not FieldType.ID}
 
 
 def field_type(text: str) -> tuple[FieldType, str | None] | None:
     """Return the type that a manifest names, and the target of ``id(Target)``; None if unknown."""
-    if text in _PLAIN_TYPES:
-        return _PLAIN_TYPES[text], None
+    if text in PLAIN_TYPES:
+        return PLAIN_TYPES[text], None
     found = _ID_TYPE.fullmatch(text)
     return (FieldType.ID, found.group(1)) if found else None
 
@@ -41,9 +42,9 @@ def build_manifest(node: Node) -> Manifest:
     source = node.plain()
     return Manifest(
         name=source["name"],
-        version=source["version"],
+        version=DEFAULT_VERSION if source.get("version") is None else source["version"],
         entities=tuple(_entity(raw) for raw in source["entities"]),
-        routes=tuple(_route(raw) for raw in source["routes"]),
+        routes=tuple(_route(raw) for raw in source.get("routes") or ()),
         queries=tuple(_operation(raw) for raw in source.get("queries") or ()),
         actions=tuple(_operation(raw) for raw in source.get("actions") or ()),
         policies=tuple(_policy(raw) for raw in source.get("policies") or ()),
@@ -67,7 +68,7 @@ def _entity(raw: dict[str, Any]) -> Entity:
     return Entity(
         name=raw["name"],
         fields=tuple(_field(f) for f in raw["fields"]),
-        indexes=tuple(Index(i["name"], tuple(i["fields"]), i["unique"]) for i in raw["indexes"]),
+        indexes=tuple(_index(i) for i in raw.get("indexes") or ()),
         relations=tuple(
             Relation(r["name"], r["target"], r["field"], bool(r.get("many")))
             for r in raw.get("relations") or ()
@@ -82,7 +83,14 @@ def _field(raw: dict[str, Any]) -> Field:
     if found is None:
         raise ValueError(f"unchecked field type {raw['type']}")
     kind, target = found
-    return Field(raw["name"], kind, raw["optional"], raw["unique"], target, raw.get("crdt"))
+    return Field(
+        raw["name"], kind, bool(raw.get("optional")), bool(raw.get("unique")), target,
+        raw.get("crdt"),
+    )
+
+
+def _index(raw: dict[str, Any]) -> Index:
+    return Index(raw["name"], tuple(raw["fields"]), bool(raw.get("unique")))
 
 
 def _search(raw: dict[str, Any]) -> Search:

@@ -14,13 +14,13 @@ import re
 from collections.abc import Iterable
 
 from pylon import limits, setting_values
-from pylon.manifest.build import field_type
+from pylon.manifest.build import PLAIN_TYPES, field_type
 from pylon.manifest.document import Node
 from pylon.manifest.findings import Findings, items_of, text_of, texts_of
 from pylon.manifest.model import RULE_KEYS, AuthConfig, FieldType
+from pylon.manifest.type_words import type_hint
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_TYPES = "string, int, float, bool, datetime, richtext, id(Entity)"
 
 
 def check_all(root: Node, findings: Findings) -> None:
@@ -131,8 +131,11 @@ def _type(field: Node, entities: set[str], code: str, findings: Findings) -> Non
         return
     found = field_type(type_.value)
     if found is None:
+        hint = type_hint(type_.value, PLAIN_TYPES, entities)
+        known = f"known: {', '.join(PLAIN_TYPES)}, id(Entity)"
         findings.error(
-            f"{code}_TYPE_UNKNOWN", f'unknown type "{type_.value}"', type_.at, f"known: {_TYPES}"
+            f"{code}_TYPE_UNKNOWN", f'unknown type "{type_.value}"', type_.at,
+            known if hint is None else f"{hint}; {known}",
         )
     elif found[0] is FieldType.ID and found[1] not in entities:
         findings.error(

@@ -22,7 +22,7 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
     ),
     "MANIFEST_KEY_UNKNOWN": (
         "A key that Pylon does not know, most likely a misspelt one. A warning; in dev mode an "
-        "error, outside of entities and policies only if it resembles a known key.",
+        "error.",
         "correct the key, or start its name with x- if it is a note of yours.",
     ),
     "MANIFEST_KEY_WITHOUT_EFFECT": (

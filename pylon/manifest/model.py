@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 from pylon.manifest.diagnostics import Diagnostic
 
 FORMAT_VERSION: Final = 1  # of pylon.manifest.json
+DEFAULT_VERSION: Final = "0.0.0"  # of an app whose manifest has none
 
 RuleKey = Literal[
     "allow", "allow_read", "allow_insert", "allow_update", "allow_delete", "allow_write"

@@ -1,136 +1,24 @@
 """Shape: checks the keys of a manifest, and the types of their values (spec/http.md §2.1).
 
-A wrong shape is a MANIFEST_PARSE_ERROR at the value, or at the object that lacks a key. An
-optional key may be null. Then `checks` and `build` rely on the shape of every part without a
-report.
+`keys` has the keys of each level. A wrong shape is a MANIFEST_PARSE_ERROR at the value, or at the
+object that lacks a key. An optional key may be null, which is as if it were left out. Then `checks`
+and `build` rely on the shape of every part without a report.
 
 An unknown key is a warning, since it may be a misspelt one: a policy with `allowDelet` lets all
-callers delete. In a strict reading (dev mode) an unknown key is an error; outside of entities and
-policies only if it resembles a known key. Annotations (`_ANNOTATIONS`) are ignored. Keys of the
-published tools that have no effect here are a warning with the reason.
-Called by `pylon.manifest_loader`.
+callers delete. In a strict reading (dev mode) an unknown key is an error. Annotations
+(`_ANNOTATIONS`, and keys that begin with `x-`) are ignored. Keys of the published tools that have
+no effect here are a warning with the reason. Called by `pylon.manifest_loader`.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 from pylon.manifest.document import Node
 from pylon.manifest.findings import Findings
+from pylon.manifest.keys import MANIFEST, JsonValue, ListOf, Object, Scalar, Scalars, Shape
 
-_CRDT_KINDS = ("lww", "text", "counter", "list", "movable-list", "tree")
-_ROUTE_MODES = ("static", "server", "live")
-
-
-@dataclass(frozen=True, slots=True)
-class Scalar:
-    """A single value; `what` describes it in messages."""
-
-    type: type
-    what: str
-    words: tuple[str, ...] = ()  # the allowed values; empty: all
-    minimum: int | None = None
-    maximum: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ListOf:
-    """A list whose members have the shape `item`."""
-
-    item: Shape
-
-
-@dataclass(frozen=True, slots=True)
-class Object:
-    """An object: its required and optional keys."""
-
-    required: Mapping[str, Shape]
-    optional: Mapping[str, Shape]
-    inert: Mapping[str, str] = field(default_factory=dict)  # key without effect: reason, or ""
-    decides_on_rows: bool = False  # whether a misspelt key could show or change rows
-
-
-Shape = Scalar | ListOf | Object
-
-_STRING = Scalar(str, "a string")
-_BOOL = Scalar(bool, "true or false")
-_LIFE_S = Scalar(
-    int, "a whole number of seconds from 0 to 3153600000 (100 years)", minimum=0,
-    maximum=3_153_600_000,
-)
-_STRINGS = ListOf(_STRING)
-
-_FIELD = Object(
-    {"name": _STRING, "type": _STRING, "optional": _BOOL, "unique": _BOOL},
-    {"crdt": Scalar(str, "one of " + ", ".join(_CRDT_KINDS), _CRDT_KINDS)},
-    decides_on_rows=True,
-)
-_INDEX = Object(
-    {"name": _STRING, "fields": _STRINGS, "unique": _BOOL}, {}, decides_on_rows=True
-)
-_RELATION = Object(
-    {"name": _STRING, "target": _STRING, "field": _STRING}, {"many": _BOOL}, decides_on_rows=True
-)
-_SEARCH = Object(
-    {}, {"text": _STRINGS, "facets": _STRINGS, "sortable": _STRINGS, "language": _STRING},
-    decides_on_rows=True,
-)
-_ENTITY = Object(
-    {"name": _STRING, "fields": ListOf(_FIELD), "indexes": ListOf(_INDEX)},
-    {"relations": ListOf(_RELATION), "search": _SEARCH, "crdt": _BOOL},
-    {"sync": "rows are synced to all who may read them; use a policy to restrict them"},
-    decides_on_rows=True,
-)
-_OPERATION = Object({"name": _STRING}, {"input": ListOf(_FIELD)})
-_ROUTE = Object(
-    {
-        "path": _STRING,
-        "mode": Scalar(str, "one of " + ", ".join(_ROUTE_MODES), _ROUTE_MODES),
-    },
-    {"query": _STRING, "auth": _STRING},
-)
-_POLICY = Object(
-    {"name": _STRING},
-    dict.fromkeys(
-        (
-            "entity", "action", "allow", "allowRead", "allowInsert", "allowUpdate",
-            "allowDelete", "allowWrite",
-        ),
-        _STRING,
-    ),
-    decides_on_rows=True,
-)
-_AUTH = Object(
-    {},
-    {
-        "user": Object({}, {"entity": _STRING, "expose": _STRINGS, "hide": _STRINGS}),
-        "session": Object({}, {"expires_in": _LIFE_S}, {"cookie_cache": ""}),
-        "trusted_origins": _STRINGS,
-    },
-    {"org": "there are no organisations", "org_roles": "there are no organisations"},
-)
-MANIFEST = Object(
-    {
-        "manifest_version": Scalar(int, "a whole number"),
-        "name": _STRING,
-        "version": _STRING,
-        "entities": ListOf(_ENTITY),
-        "routes": ListOf(_ROUTE),
-    },
-    {
-        "queries": ListOf(_OPERATION),
-        "actions": ListOf(_OPERATION),
-        "policies": ListOf(_POLICY),
-        "auth": _AUTH,
-    },
-    {
-        "rateLimits": "docs/limits.md has the rates that this server keeps",
-        "plugins": "there are no plugins", "crons": "there are no background jobs",
-    },
-)
 _ANNOTATIONS: Final = frozenset({"description", "comment", "title"})
 _ANNOTATION_MARKS: Final = ("x-", "X-", "$", "_", "//")
 _INTEGERS: Final = range(-(2**63), 2**63)  # those of the store and of the JSON encoder
@@ -166,7 +54,10 @@ def _check(node: Node, shape: Shape, path: str, findings: Findings, strict: bool
             return
         for index, item in enumerate(node.value):
             _check(item, shape.item, f"item {index} of {path}", findings, strict)
-    elif not _fits(node.value, shape):
+    elif isinstance(shape, Scalars):
+        if not any(_fits(node.value, scalar) for scalar in shape.shapes):
+            findings.shape(node, f"{path} must be {shape.what}")
+    elif not isinstance(shape, JsonValue) and not _fits(node.value, shape):
         findings.shape(node, f"{path} must be {shape.what}")
 
 
@@ -186,7 +77,7 @@ def _report_unread_key(
     lower = {name.lower().replace("_", ""): name for name in known}
     near = difflib.get_close_matches(key.lower().replace("_", ""), lower, n=1)
     hint = f"did you mean {lower[near[0]]}?" if near else f"known: {', '.join(sorted(known))}"
-    report = findings.error if strict and (shape.decides_on_rows or near) else findings.warning
+    report = findings.error if strict else findings.warning
     report("MANIFEST_KEY_UNKNOWN", f'{path} has the unknown key "{key}"', member.at, hint)
 
 

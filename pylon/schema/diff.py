@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pylon.manifest.model import Entity, Field, Manifest
+from pylon.manifest.model import FORMAT_VERSION, Entity, Field, Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Difference:
 def differences(old: Manifest, new: Manifest) -> list[Difference]:
     """Return the differences from `old` to `new`, entities first."""
     found: list[Difference] = []
-    versions = [m.source.get("manifest_version", 1) for m in (old, new)]
+    versions = [m.source.get("manifest_version") or FORMAT_VERSION for m in (old, new)]
     if versions[0] != versions[1]:
         found.append(Difference(
             "manifest_version_changed", detail=f"from {versions[0]} to {versions[1]}"

@@ -20,7 +20,7 @@ from pylon.api.services import AdminServices
 from pylon.auth.tokens import bearer_token, same_token
 from pylon.control import ControlClient
 from pylon.errors import BadUpgrade, NotRunning, Unauthorized, Unavailable
-from pylon.manifest.public import public_manifest
+from pylon.manifest.public import complete_document, public_manifest
 
 _OPENMETRICS_TYPE: Final = "application/openmetrics-text"
 _TEXT_TYPES: Final = ("text/plain", "openmetrics")
@@ -122,7 +122,7 @@ class ManifestDocument:
         manifest = services.app.manifest
         # Not sorted: the document keeps the order of the manifest.
         self._public = orjson.dumps(public_manifest(manifest))
-        self._full = orjson.dumps(manifest.source)
+        self._full = orjson.dumps(complete_document(manifest))
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         full = read_text(req, "full") in ("1", "true")

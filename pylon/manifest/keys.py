@@ -1,0 +1,132 @@
+"""Keys: the keys of each level of a manifest, required and optional, and the shapes of values.
+
+Each level is one table, and the only list of its keys. A key that a manifest leaves out has the
+default that `build` gives it; docs/manifest.md has all of them. `shape` checks a document against
+`MANIFEST`, and `public` fills the defaults in for clients. To add a key: one line here, its default
+in `build`, a row in docs/manifest.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+_CRDT_KINDS = ("lww", "text", "counter", "list", "movable-list", "tree")
+_ROUTE_MODES = ("static", "server", "live")
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A single value; `what` describes it in messages."""
+
+    type: type
+    what: str
+    words: tuple[str, ...] = ()  # the allowed values; empty: all
+    minimum: int | None = None
+    maximum: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListOf:
+    """A list whose members have the shape `item`."""
+
+    item: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """An object: its required and optional keys."""
+
+    required: Mapping[str, Shape]
+    optional: Mapping[str, Shape]
+    inert: Mapping[str, str] = field(default_factory=dict)  # key without effect: reason, or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scalars:
+    """A value of one of several scalar shapes."""
+
+    shapes: tuple[Scalar, ...]
+
+    @property
+    def what(self) -> str:
+        """Describe the value in messages."""
+        return " or ".join(shape.what for shape in self.shapes)
+
+
+@dataclass(frozen=True, slots=True)
+class JsonValue:
+    """Any JSON value; `checks` says more about it."""
+
+
+Shape = Scalar | ListOf | Object | Scalars | JsonValue
+
+STRING: Final = Scalar(str, "a string")
+BOOL: Final = Scalar(bool, "true or false")
+STRINGS: Final = ListOf(STRING)
+
+
+def words(*allowed: str) -> Scalar:
+    """Return the shape of a string that is one of the words."""
+    return Scalar(str, "one of " + ", ".join(allowed), allowed)
+
+
+_LIFE_S = Scalar(
+    int, "a whole number of seconds from 0 to 3153600000 (100 years)", minimum=0,
+    maximum=3_153_600_000,
+)
+
+FIELD: Final = Object(
+    {"name": STRING, "type": STRING},
+    {"optional": BOOL, "unique": BOOL, "crdt": words(*_CRDT_KINDS)},
+)
+INDEX: Final = Object({"name": STRING, "fields": STRINGS}, {"unique": BOOL})
+RELATION: Final = Object({"name": STRING, "target": STRING, "field": STRING}, {"many": BOOL})
+SEARCH: Final = Object(
+    {}, {"text": STRINGS, "facets": STRINGS, "sortable": STRINGS, "language": STRING}
+)
+ENTITY: Final = Object(
+    {"name": STRING, "fields": ListOf(FIELD)},
+    {"indexes": ListOf(INDEX), "relations": ListOf(RELATION), "search": SEARCH, "crdt": BOOL},
+    {"sync": "rows are synced to all who may read them; use a policy to restrict them"},
+)
+OPERATION: Final = Object({"name": STRING}, {"input": ListOf(FIELD)})
+ROUTE: Final = Object(
+    {"path": STRING, "mode": words(*_ROUTE_MODES)}, {"query": STRING, "auth": STRING}
+)
+POLICY: Final = Object(
+    {"name": STRING},
+    dict.fromkeys(
+        (
+            "entity", "action", "allow", "allowRead", "allowInsert", "allowUpdate",
+            "allowDelete", "allowWrite",
+        ),
+        STRING,
+    ),
+)
+AUTH: Final = Object(
+    {},
+    {
+        "user": Object({}, {"entity": STRING, "expose": STRINGS, "hide": STRINGS}),
+        "session": Object({}, {"expires_in": _LIFE_S}, {"cookie_cache": ""}),
+        "trusted_origins": STRINGS,
+    },
+    {"org": "there are no organisations", "org_roles": "there are no organisations"},
+)
+MANIFEST: Final = Object(
+    {"name": STRING, "entities": ListOf(ENTITY)},
+    {
+        "manifest_version": Scalar(int, "a whole number"),
+        "version": STRING,
+        "routes": ListOf(ROUTE),
+        "queries": ListOf(OPERATION),
+        "actions": ListOf(OPERATION),
+        "policies": ListOf(POLICY),
+        "auth": AUTH,
+    },
+    {
+        "rateLimits": "docs/limits.md has the rates that this server keeps",
+        "plugins": "there are no plugins", "crons": "there are no background jobs",
+    },
+)
