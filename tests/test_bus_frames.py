@@ -10,6 +10,7 @@ import pytest
 
 from pylon import limits
 from pylon.auth_context import ADMIN
+from pylon.bus import messages
 from pylon.bus.frames import FrameStream
 from pylon.bus.runtime import Runtime, make_runtime_dir
 from pylon.bus.writer_port import LocalWriter, WriterPort
@@ -105,6 +106,8 @@ def test_replies_that_a_worker_does_not_read_wait_for_it(runtime: Runtime) -> No
     while len(got) < 200:
         port.receive(0.0)  # it sends what there is room for
         got += local._stream.receive()
+    replies = [reply for frame in got for reply in messages.write_replies.decode(frame)]
+    assert [(reply.id, reply.row_id) for reply in replies] == [(n, text) for n in range(200)]
     local.close()
     port.close()
 

@@ -173,11 +173,11 @@ def test_the_server_does_not_outlive_a_killed_dev(dev: Dev) -> None:
     dev.process.kill()
     dev.process.wait(WAIT_S)
 
-    def gone() -> bool:
+    def has_ended() -> bool:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except (FileNotFoundError, ProcessLookupError):
             return True
         return state == "Z"
 
-    wait_until("the supervisor ended", gone)
+    assert wait_until("the supervisor ended", has_ended)

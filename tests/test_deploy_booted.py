@@ -118,6 +118,7 @@ def test_nginx_commands_put_it_in_front(machine: Machine) -> None:
         "nginx passes requests on",
         lambda: machine.ask("python3 get.py :80/readyz").startswith("200 "),
     )
+    assert get(machine, ":80/readyz").startswith("200 ")
 
 
 def test_backup_unit_makes_a_bundle_and_keeps_fourteen(machine: Machine) -> None:

@@ -45,14 +45,14 @@ class Target:
             if method in ("post", "patch") and path != "/api/__test__/reset"
         )
 
-    def ask(self, *request: Any, **more: Any) -> Response:
-        """Send a request and check what must be true of every answer."""
+    def ask_checked(self, *request: Any, **more: Any) -> Response:
+        """Send a request, and assert what must be true of every answer."""
         answer = self.client.request(*request, **more)
-        check(answer, request[0])
+        assert_is_well_formed(answer, request[0])
         return answer
 
 
-def check(answer: Response, method: str) -> None:
+def assert_is_well_formed(answer: Response, method: str) -> None:
     assert answer.status != 500, answer.body
     assert 200 <= answer.status < 600
     if answer.status >= 400 and method != "HEAD":
@@ -76,7 +76,8 @@ def target(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         made = Target(server)
         for n in range(ROWS):
             row = {"title": f"t{n}", "count": n % 7, "done": n % 2 == 0, "weight": n / 3}
-            assert made.ask("POST", "/api/entities/Item", json.dumps(row).encode()).status == 201
+            body = json.dumps(row).encode()
+            assert made.ask_checked("POST", "/api/entities/Item", body).status == 201
         yield made
         made.client.close()
     finally:
@@ -86,8 +87,8 @@ def target(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture(autouse=True)
 def still_ready(target: Target) -> Iterator[None]:
     yield
-    assert target.ask("GET", "/readyz").status == 200
-    assert target.ask("GET", "/api/entities/Item?limit=1").status == 200
+    assert target.ask_checked("GET", "/readyz").status == 200
+    assert target.ask_checked("GET", "/api/entities/Item?limit=1").status == 200
 
 
 WORDS = st.sampled_from([
@@ -129,7 +130,7 @@ def test_any_body_on_any_writing_route(
     target: Target, data: st.DataObject, body: bytes, as_admin: bool
 ) -> None:
     method, path = data.draw(st.sampled_from(target.writes))
-    target.ask(method, path.replace("{row_id}", "x"), body, [ADMIN] if as_admin else [])
+    target.ask_checked(method, path.replace("{row_id}", "x"), body, [ADMIN] if as_admin else [])
 
 
 SEGMENTS = st.one_of(
@@ -151,7 +152,7 @@ def test_any_path(
 ) -> None:
     path = "/".join([base, *(quote(segment, safe="%") for segment in segments)])
     body = b"{}" if method in ("POST", "PATCH", "PUT") else None
-    target.ask(method, path, body, [ADMIN] if as_admin else [])
+    target.ask_checked(method, path, body, [ADMIN] if as_admin else [])
 
 
 NAMES = st.sampled_from([
@@ -175,7 +176,7 @@ def test_any_query_string(
 ) -> None:
     safe = "" if escaped else "%&="
     text = "&".join(f"{quote(name)}={quote(value, safe=safe)}" for name, value in pairs)
-    target.ask("GET", f"{path}?{text}", headers=[ADMIN])
+    target.ask_checked("GET", f"{path}?{text}", headers=[ADMIN])
 
 
 HEADERS = st.sampled_from([
@@ -218,7 +219,7 @@ def test_any_headers(
     headers: list[tuple[str, bytes]],
 ) -> None:
     method, path, body = request_line
-    target.ask(method, path, body, headers)
+    target.ask_checked(method, path, body, headers)
 
 
 @settings(FEW, max_examples=150)
@@ -243,4 +244,4 @@ def test_any_request_line(target: Target, line: bytes) -> None:
         raise AssertionError(f"no answer to {line!r}") from ex
     finally:
         client.close()
-    check(answer, "HEAD" if line.startswith(b"HEAD ") else "GET")
+    assert_is_well_formed(answer, "HEAD" if line.startswith(b"HEAD ") else "GET")

@@ -19,7 +19,7 @@ from pylon.changelog.hint_journal import (
     read_journal,
 )
 from pylon.changelog.hints import CursorHints
-from pylon.changelog.marks import HeadMarks, Mark, MarkReader, window_cursor
+from pylon.changelog.marks import PERIOD_S, HeadMarks, Mark, MarkReader, window_cursor
 from pylon.clock import ManualClock
 
 CAPACITY = 8
@@ -265,7 +265,13 @@ def test_a_broken_file_of_marks_is_as_none(tmp_path: Path, content: bytes) -> No
     assert [mark.seq for mark in MarkReader(tmp_path / "m").read()] == [2, 7]
 
 
-def test_marks_that_cannot_be_written_stop_nothing(tmp_path: Path) -> None:
-    marks = HeadMarks(tmp_path / "none" / "m", "boot", ManualClock())
+def test_marks_that_cannot_be_written_stop_nothing_and_are_logged_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clock = ManualClock()
+    marks = HeadMarks(tmp_path / "none" / "m", "boot", clock)
     marks.begin(7, bottom=2)
+    clock.advance(PERIOD_S)
     marks.record(8)
+    assert len(marks) == 3
+    assert capfd.readouterr().err.count("marks.not_written") == 1

@@ -42,11 +42,12 @@ def test_a_limit_of_one_process() -> None:
     cap.add_socket("a")
 
 
-def test_no_limit() -> None:
+def test_without_a_limit_no_socket_is_counted() -> None:
     cap = AddressCap(0)
     for _ in range(100):
         cap.add_socket("a")
     cap.remove_socket("a")
+    assert cap._open == {}
 
 
 @pytest.mark.usefixtures("processes")
@@ -84,6 +85,9 @@ def test_other_roles_have_counts_of_their_own(tmp_path: Path) -> None:
     caps = [shared_cap(1, tmp_path, role, "1", 2) for role in ("ws", "sse")]
     for cap in caps:
         cap.add_socket("a")
+    for cap in caps:
+        with pytest.raises(SocketLimit):
+            cap.add_socket("a")
 
 
 @settings(max_examples=count_examples(50))

@@ -46,7 +46,7 @@ def operations(doc: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def test_the_document_is_valid() -> None:
-    OpenAPIV31SpecValidator(document(wide_app())).validate()
+    assert list(OpenAPIV31SpecValidator(document(wide_app())).iter_errors()) == []
 
 
 def test_operation_ids_are_unique() -> None:

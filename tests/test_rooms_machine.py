@@ -349,6 +349,7 @@ class RoomsMachine(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("updates", [1, limits.ROOM_TICK_UPDATES], ids=["snapshots", "updates"])
 def test_rooms(updates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rules and invariants of the machine assert."""
     monkeypatch.setattr(limits, "ROOM_TICK_UPDATES", updates)
     run_state_machine_as_test(
         RoomsMachine, settings=settings(max_examples=count_examples(80), stateful_step_count=40)

@@ -140,7 +140,10 @@ def test_an_arbiter_that_stands_still_is_replaced_though_its_workers_are_well(ma
     it = make(STAND_IN_HTTP="frozen", LIMIT_HEARTBEAT_LOST_S="1.5")
     it.start()
     wait_until("noticed", lambda: "http/1" in silent_children(it))
-    wait_until("replaced", lambda: "silent" in [e["reason"] for e in it.events("child.died")])
+    assert ("http/1", "silent") in wait_until("replaced", lambda: [
+        (event["child"], event["reason"]) for event in it.events("child.died")
+        if event["child"] == "http/1"
+    ])
 
 
 def test_a_stopped_gunicorn_arbiter_is_replaced(make: Maker) -> None:

@@ -326,4 +326,5 @@ def test_error_about_a_message_can_be_written_whatever_names_it(room: Room) -> N
 def test_long_texts_full_of_brackets_are_taken(room: Room, value: str) -> None:
     peer = room.peer()
     peer.socket.send(text({"type": "a", "n": value}))
-    run_greenlets_until("it is heard", lambda: room.first.numbers(peer) == [value])
+    run_greenlets_until("it is heard", lambda: room.first.numbers(peer))
+    assert room.first.numbers(peer) == [value]
