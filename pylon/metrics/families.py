@@ -15,10 +15,12 @@ from __future__ import annotations
 import platform
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
 
 import pylon
 from pylon.metrics import values
+from pylon.metrics.values import PlainCounter as Counter
+from pylon.metrics.values import PlainHistogram as Histogram
 
 values.install()
 WORKER: Final = CollectorRegistry()

@@ -2,21 +2,24 @@
 
 prometheus_client asks its module attribute `values.ValueClass` for an object behind each number.
 Its own class takes a lock for each event. `install` puts `_new_value` there, which gives metrics
-named `pylon_…` a `PlainValue` without a lock, and all others what they had.
+named `pylon_…` a `PlainValue` without a lock, and all others what they had. `PlainCounter` and
+`PlainHistogram` change the numbers themselves.
 
 Invariants: no increment is lost. Between the reading and the writing of the number CPython
 switches no thread, because there is no call and no jump. `pending` names every metric that has
 changed since `take_pending`. Called by `families`, before it declares the first metric.
 
-PERF: under gevent, Counter.inc 0.20 us in place of 0.58, Histogram.observe 0.51 in place of 1.6.
+PERF: under gevent, inc costs 0.17 us and observe 0.35. With prometheus_client's own methods around
+plain values it is 0.36 and 0.88 us, with its locks 0.58 and 1.6. An insert counts seven numbers.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any, Final
 
-from prometheus_client import values
+from prometheus_client import Counter, Histogram, values
 
 _PREFIX: Final = "pylon_"
 
@@ -57,6 +60,28 @@ class PlainValue:
 
     def get_exemplar(self) -> None:
         return None
+
+
+class PlainCounter(Counter):
+    """A counter of plain values. A counter with labels counts in its children only."""
+
+    def inc(self, amount: float = 1, exemplar: object = None) -> None:
+        """Add `amount`, which is not negative. Ignore `exemplar`."""
+        value: PlainValue = self._value
+        value._value += amount
+        _pending.add(value._metric)
+
+
+class PlainHistogram(Histogram):
+    """A histogram of plain values. A histogram with labels observes in its children only."""
+
+    def observe(self, amount: float, exemplar: object = None) -> None:
+        """Count `amount` in its bucket. Ignore `exemplar`."""
+        total: PlainValue = self._sum
+        bucket: PlainValue = self._buckets[bisect_left(self._upper_bounds, amount)]
+        total._value += amount
+        bucket._value += 1
+        _pending.add(total._metric)
 
 
 def install() -> None:
