@@ -234,8 +234,9 @@ class Connection:
             if "HTTP_UPGRADE" in environ or environ["PATH_INFO"].startswith(SHARDS):
                 self._pass_on(request)
             receiver.consume_head(request)
-            if request.length:
-                self._begin_body(request)
+            if not request.length or receiver.take_whole_body(request):
+                return request
+            self._begin_body(request)
         if not request.length or receiver.take_body(self._loop.now_s):
             return request
         receiver.is_starved = not receiver.input

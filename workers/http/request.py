@@ -3,8 +3,9 @@
 `workers.net.head` parses and checks the head; this module makes an environ of it.
 
 Most clients repeat their header lines byte for byte on a connection. `HeadTemplate` keeps the
-environ of the last request. While the header lines stay the same, `parse_repeat` parses the request
-line only.
+environ of the last request that was parsed. While the header lines stay the same, `parse_repeat`
+parses the request line only; it parses nothing if that is the same too, as when a client inserts
+rows.
 
 Invariant: an environ belongs to one request; `parse_repeat` copies it. Called by `receiving`.
 """
@@ -41,20 +42,24 @@ class Request:
 
 
 class HeadTemplate:
-    """The header block of a connection's last request, and its environ."""
+    """The head of a request, and its environ."""
 
-    __slots__ = ("_block", "_environ", "_expects", "_keep", "_length")
+    __slots__ = ("_block", "_environ", "_expects", "_head", "_keep", "_length")
 
-    def __init__(self, block: bytes, request: Request) -> None:
-        self._block = block  # from the end of the request line
+    def __init__(self, head: bytes, request: Request) -> None:
+        self._head = head
+        self._block = head[head.find(b"\r\n"):]  # from the end of the request line
         self._environ = request.environ.copy()
-        self._environ.pop("pylon.raw_path", None)
         self._length = request.length
         self._keep = request.keep
         self._expects = request.expects
 
     def parse_repeat(self, data: bytes) -> Request | None:
         """Return the request that `data` begins with, if its header block is the same."""
+        if data.startswith(self._head):
+            return Request(
+                self._environ.copy(), len(self._head), self._length, 1, self._keep, self._expects
+            )
         end = data.find(b"\r\n")
         if not data.startswith(self._block, end) or end > limits.HTTP_LINE_BYTES:
             return None
@@ -62,6 +67,7 @@ class HeadTemplate:
         if line is None:
             return None
         environ = self._environ.copy()
+        environ.pop("pylon.raw_path", None)
         environ["REQUEST_METHOD"], path, environ["QUERY_STRING"] = line.groups("")
         if "%" in path:
             _add_path(environ, path)
@@ -106,7 +112,7 @@ def make_head_template(data: bytes, request: Request) -> HeadTemplate | None:
     # Another form of line may change the fields (an absolute target, HTTP/1.0).
     if ORIGIN_LINE.fullmatch(str(data[:end], "latin-1")) is None:
         return None
-    return HeadTemplate(data[end:request.consumed], request)
+    return HeadTemplate(data[:request.consumed], request)
 
 
 def base_environ(server: tuple[str, int], client: tuple[str, int], workers: int) -> Environ:
