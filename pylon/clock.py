@@ -30,11 +30,9 @@ class SystemClock:
 
     __slots__ = ()
 
-    def wall_ns(self) -> int:
-        return time.time_ns()
-
-    def monotonic_s(self) -> float:
-        return time.monotonic()
+    # PERF: these functions themselves cost 0.05 us; a method around each one cost 0.13.
+    wall_ns = staticmethod(time.time_ns)
+    monotonic_s = staticmethod(time.monotonic)
 
 
 class CpuTimeClock:
