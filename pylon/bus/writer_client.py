@@ -77,7 +77,10 @@ class WriterClient:
             WriteQueueFull, WriterUnavailable: see the module.
             PylonError: what the writer answered (policy, uniqueness, ...).
         """
-        reply = self.submit_all((op,))[0]
+        number = self._take_ids(1)
+        call = self._pending[number] = _Call(number, 1, self._clock.monotonic_s())
+        self._outgoing.append(WriteRequest(number, op))
+        reply = self._wait_for(call)[0]
         if reply.error is not None:
             raise reply.error.to_exception()
         return reply
@@ -88,35 +91,15 @@ class WriterClient:
         Returns:
             One reply for each op, in order, errors inside.
         """
-        if self._closed:
-            raise WriterUnavailable("This worker is stopping")
-        if len(self._pending) + len(ops) > limits.WRITES_IN_FLIGHT:
-            raise WriteQueueFull(
-                f"Too many writes in flight (limit {limits.WRITES_IN_FLIGHT} for each worker)",
-                hint="Try again in a moment",
-            )
+        first_id = self._take_ids(len(ops))
         if not ops:
             return []
-        first_id = self._next_id
-        self._next_id += len(ops)
-        if not self._pending:
-            self._has_pending.set()
         call = _Call(first_id, len(ops), self._clock.monotonic_s())
         last_id = first_id + len(ops) - 1
         for number, op in enumerate(ops, first_id):
             self._pending[number] = call
             self._outgoing.append(WriteRequest(number, op, number != last_id))
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            self._hub.loop.run_callback(self._flush)
-        try:
-            call.waiter.get()
-        except BaseException:  # also if the greenlet is killed: no caller waits any more
-            for number in range(first_id, first_id + len(ops)):
-                self._pending.pop(number, None)
-            raise
-        metrics.WRITE_WAIT.observe(self._clock.monotonic_s() - call.since_s)
-        return call.replies
+        return self._wait_for(call)
 
     def close(self) -> None:
         """Fail the writes that wait, and close the connection. Idempotent."""
@@ -126,6 +109,39 @@ class WriterClient:
         self._disconnect()
         self._fail_all("This worker is stopping")
         self._greenlet.kill(block=False)
+
+    def _take_ids(self, count: int) -> int:
+        """Return the first of `count` new ids, if there is room for so many writes.
+
+        Raises:
+            WriteQueueFull, WriterUnavailable
+        """
+        if self._closed:
+            raise WriterUnavailable("This worker is stopping")
+        if len(self._pending) + count > limits.WRITES_IN_FLIGHT:
+            raise WriteQueueFull(
+                f"Too many writes in flight (limit {limits.WRITES_IN_FLIGHT} for each worker)",
+                hint="Try again in a moment",
+            )
+        if not self._pending:
+            self._has_pending.set()
+        first_id = self._next_id
+        self._next_id = first_id + count
+        return first_id
+
+    def _wait_for(self, call: _Call) -> list[WriteReply]:
+        """Return the replies to a call whose requests are in `_outgoing`. Blocks this greenlet."""
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._hub.loop.run_callback(self._flush)
+        try:
+            call.waiter.get()
+        except BaseException:  # also if the greenlet is killed: no caller waits any more
+            for number in range(call.first_id, call.first_id + call.count):
+                self._pending.pop(number, None)
+            raise
+        metrics.WRITE_WAIT.observe(self._clock.monotonic_s() - call.since_s)
+        return call.replies
 
     def _flush(self) -> None:
         """Send the writes of this turn, without waiting. Runs in the hub."""
