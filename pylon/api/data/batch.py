@@ -19,13 +19,13 @@ import falcon
 from pylon import limits
 from pylon.api.data.bodies import BATCH, Operation
 from pylon.api.data.conflicts import transact
-from pylon.api.data.entities import SEQ_HEADER
 from pylon.api.data.operations import Entry, Envelope, OperationRun, prepare, read_entry
 from pylon.api.http import idempotency
 from pylon.api.http.body import decode_json, decode_raw, read_body
 from pylon.api.http.callers import address_of, caller_of
 from pylon.api.http.responses import send_json
 from pylon.api.http.unreadable import decode_changes
+from pylon.api.http.versions import SEQ_HEADER
 from pylon.api.services import DataServices
 from pylon.auth_context import AuthContext
 from pylon.errors import SHOWN_CHARS, InvalidData, InvalidJson, LimitExceeded

@@ -127,7 +127,8 @@ def _refuse_spent(
     Raises:
         RateLimited: otherwise.
     """
-    if services.app.clock.monotonic_s() >= services.conflicts.until_s or auth.is_admin:
+    until_s = services.conflicts.until_s
+    if not until_s or services.app.clock.monotonic_s() >= until_s or auth.is_admin:
         return
     if not any(_can_reveal(services, op) for op in ops):
         return

@@ -19,14 +19,18 @@ from pylon.api.http.callers import address_of, caller_of, subject_of
 from pylon.api.http.idempotency import key_of, mark_replayed
 from pylon.api.http.parameters import read_flag, read_number, read_text
 from pylon.api.http.responses import join_rows, send_json, send_text
-from pylon.api.http.versions import if_match, is_known, set_etag
+from pylon.api.http.versions import (
+    SEQ_HEADER,
+    if_match,
+    is_known,
+    set_etag,
+    set_written_version,
+)
 from pylon.api.services import DataServices
 from pylon.errors import LimitExceeded, NotFound
 from pylon.query.rows import Query
 from pylon.storage.interface import Reader
 from pylon.storage.ops import WriteReply
-
-SEQ_HEADER = "x-pylon-change-seq"
 
 
 class EntityList:
@@ -78,7 +82,7 @@ class EntityList:
         body = decode_json(req, services.requests, raw)
         op = changes.make_insert(services.app, named, auth, body, key)
         reply = submit(services, auth, lambda: address_of(req, services.requests), op)
-        _set_version(resp, reply)
+        _set_version(req, resp, reply)
         send_json(resp, {"id": reply.row_id or op.row_id}, 201)
 
 
@@ -168,7 +172,7 @@ class EntityRow:
         body = decode_json(req, services.requests, raw)
         op = changes.make_update(services.app, named, auth, row_id, body, key, if_match(req))
         reply = submit(services, auth, lambda: address_of(req, services.requests), op)
-        _set_version(resp, reply)
+        _set_version(req, resp, reply)
         send_json(resp, {"updated": True})
 
     def on_delete(
@@ -186,9 +190,7 @@ class EntityRow:
         send_json(resp, {"deleted": True})
 
 
-def _set_version(resp: falcon.Response, reply: WriteReply) -> None:
-    """Set the headers of a write: the seq of the change is the new version of the row."""
-    resp.set_header(SEQ_HEADER, str(reply.seq))
-    set_etag(resp, reply.seq)
+def _set_version(req: falcon.Request, resp: falcon.Response, reply: WriteReply) -> None:
+    set_written_version(req, resp, reply.seq)
     if reply.replayed:
         mark_replayed(resp)

@@ -14,11 +14,11 @@ from pylon.api.data import changes
 from pylon.api.data.access import entity_named
 from pylon.api.data.bodies import LINK, UNLINK
 from pylon.api.data.conflicts import submit
-from pylon.api.data.entities import SEQ_HEADER
 from pylon.api.http.body import decode_json, read_body
 from pylon.api.http.callers import address_of, caller_of
 from pylon.api.http.idempotency import key_of, mark_replayed
 from pylon.api.http.responses import send_json
+from pylon.api.http.versions import SEQ_HEADER
 from pylon.api.services import DataServices
 from pylon.auth_context import AuthContext
 from pylon.errors import NotFound

@@ -89,14 +89,17 @@ class RequestMiddleware:
             resp.status = 204
             resp.complete = True
         elif method not in SAFE_METHODS:
-            mark_page_name(req)
-            self._origins.check(
-                method,
-                env.get("HTTP_ORIGIN"),
-                env.get("HTTP_REFERER"),
-                has_bearer=bearer_token(env.get("HTTP_AUTHORIZATION")) is not None,
-                fetch_site=env.get("HTTP_SEC_FETCH_SITE"),
-            )
+            if method != "POST":
+                mark_page_name(req)
+            origin, referer = env.get("HTTP_ORIGIN"), env.get("HTTP_REFERER")
+            fetch_site = env.get("HTTP_SEC_FETCH_SITE")
+            # No header names a page: the client is no browser, and the check would pass.
+            if not (origin is referer is fetch_site is None):
+                self._origins.check(
+                    method, origin, referer,
+                    has_bearer=bearer_token(env.get("HTTP_AUTHORIZATION")) is not None,
+                    fetch_site=fetch_site,
+                )
 
     def process_response(
         self, req: falcon.Request, resp: falcon.Response, resource: object, req_succeeded: bool
@@ -108,7 +111,7 @@ class RequestMiddleware:
             lines = self._api_lines if is_api else self._plain_lines
             if request_id is not None:
                 lines += b"x-request-id: %b\r\n" % request_id.encode()
-            env["pylon.head"] = lines
+            env["pylon.head"] += lines
         else:
             resp.set_headers(self._api_headers if is_api else self._plain_headers)
             if request_id is not None:

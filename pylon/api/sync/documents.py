@@ -19,10 +19,10 @@ import orjson
 from pylon import limits
 from pylon.api.data.access import entity_named, may_see_row, wait_before_absence
 from pylon.api.data.conflicts import submit
-from pylon.api.data.entities import SEQ_HEADER
 from pylon.api.http.body import read_typed
 from pylon.api.http.callers import address_of, caller_of, subject_of
 from pylon.api.http.responses import send_json
+from pylon.api.http.versions import SEQ_HEADER
 from pylon.api.services import DataServices, MergeChecker
 from pylon.api.sync.bodies import DOCUMENT_UPDATE, DocumentUpdateBody
 from pylon.auth_context import AuthContext
