@@ -5,9 +5,12 @@
     app_module    loads the app's Python file (PYLON_APP)
     simulation    one state with its tick count and simulated time
     shard         a simulation with its subscribers, inputs and ticks
+    tick_schedule when a shard's ticks are due, and when an idle shard ends
+    input_queue   inputs of a shard that wait for its next tick
     roster        connected subscribers and reserved places of a shard
     audience      connections of a shard, and the frames that each receives
     snapshots     encoding of snapshots, whole or as a delta
+    recorder      what a shard reports to its recording
     replay        recordings of a shard's inputs, and their replay
     matchmaker    queues of waiting players, and the groups made of them
     placement     the worker that runs a shard

@@ -68,7 +68,7 @@ _lines: Final = msgspec.json.Decoder(Line)
 
 
 class Recording:
-    """A `pylon.realtime.shard.Recorder` that writes into a file."""
+    """A `pylon.realtime.recorder.Recorder` that writes into a file."""
 
     __slots__ = ("_dt_s", "_file", "_path", "_remaining_bytes", "error", "is_full")
 

@@ -4,9 +4,8 @@ A shard has no sockets and never waits: the caller passes the time in, and calls
 A tick applies the waiting inputs in order of arrival, advances the state, sends each subscriber its
 snapshot, and asks the state whether it is finished. The state changes in ticks only.
 
-A shard without subscribers and inputs sleeps, unless its kind ticks when empty. It stops after the
-time of `idle_ticks_before_shutdown` ticks. The step is fixed, so that a replay gives the same
-states. A shard that is more than one tick late skips the missed ticks instead of catching up.
+`tick_schedule` decides when a tick is due and when an idle shard ends, `input_queue` holds the
+inputs until then, `roster` has the places of subscribers, and `audience` their connections.
 
 Invariants: the app's code runs inside `guard` only, which may raise `TickOverrun` into it. An error
 of the app's code stops this shard only; the shard keeps the traceback. An error in `apply_input`
@@ -21,19 +20,22 @@ import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 
 from pylon import limits
 from pylon.auth_context import AuthContext
-from pylon.errors import InputQueueFull, PylonError, SubscribeFailed, SubscribeRefused
+from pylon.errors import PylonError, SubscribeFailed, SubscribeRefused
 from pylon.realtime.audience import Audience, Sink
+from pylon.realtime.input_queue import InputQueue, PendingInput
 from pylon.realtime.kinds import Kind
+from pylon.realtime.recorder import Recorder
 from pylon.realtime.roster import Roster
 from pylon.realtime.simulation import Saved, Simulation
 from pylon.realtime.snapshots import Ack, Format, View
 from pylon.realtime.state import ShardContext, SimState
+from pylon.realtime.tick_schedule import TickSchedule
 
 FINISHED: Final = 1000
 FAILED: Final = 1011
@@ -52,25 +54,6 @@ class TickOverrun(BaseException):
 _FAULTS: Final = (Exception, TickOverrun, SystemExit)
 
 
-class Recorder(Protocol):
-    """Records the calls that a replay repeats (`pylon.realtime.replay`)."""
-
-    def joined(self, tick: int, sid: str, auth: AuthContext) -> None:
-        """Record that `sid` joined after the tick `tick`."""
-
-    def left(self, tick: int, sid: str) -> None:
-        """Record that `sid` left after the tick `tick`."""
-
-    def ticking(self, tick: int, dt_s: float, inputs: Sequence[tuple[str, Any]]) -> None:
-        """Record the inputs and the step of the tick `tick`, before it runs."""
-
-    def ticked(self, simulation: Simulation) -> None:
-        """Record the state after a tick."""
-
-    def stopped(self, tick: int, digest: str | None) -> None:
-        """End the recording. `digest` is None if the last state has no digest."""
-
-
 @dataclass(frozen=True, slots=True)
 class Step:
     """Result of a call of `step`."""
@@ -82,24 +65,13 @@ class Step:
     failure: str | None = None  # the traceback of an input that failed
 
 
-@dataclass(frozen=True, slots=True)
-class _Input:
-    """An input that waits for its tick."""
-
-    sid: str
-    sink: Sink | None  # None: the client sent it over HTTP
-    value: Any
-    client_seq: int | None
-    server_seq: int
-
-
 class Shard:
     """A running simulation."""
 
     __slots__ = (
-        "_asleep_s", "_audience", "_authorizes_inputs", "_guard", "_idle_ticks", "_inputs",
-        "_last_tick_s", "_next_s", "_recorder", "_roster", "_server_seq", "_shares_view",
-        "_simulation", "id", "kind", "running", "stopped_because", "traceback",
+        "_audience", "_authorizes_inputs", "_guard", "_inputs", "_recorder", "_roster",
+        "_schedule", "_shares_view", "_simulation", "id", "kind", "running", "stopped_because",
+        "traceback",
     )
 
     def __init__(
@@ -125,11 +97,9 @@ class Shard:
         self._authorizes_inputs = kind.state.authorize_input is not SimState.authorize_input
         self._audience = Audience(config.delta_full_every)
         self._roster = Roster(config.max_subscribers, config.allow_reconnection_s)
-        self._inputs: list[_Input] = []
-        self._server_seq = 0
-        self._idle_ticks = 0
+        self._inputs = InputQueue(config.max_input_queue)
+        self._schedule = TickSchedule(kind, now_s)
         self._simulation: Simulation | None = None  # None: its constructor failed
-        self._next_s = self._last_tick_s = self._asleep_s = now_s
         try:
             with guard:
                 self._simulation = Simulation(kind, context, saved)
@@ -163,11 +133,10 @@ class Shard:
         if not self.running:
             return None
         if self._is_awake():
-            return self._next_s
+            return self._schedule.next_s
         next_expiry_s = self._roster.next_expiry_s()
-        idle_ticks = self.kind.config.idle_ticks_before_shutdown
-        if next_expiry_s is None and idle_ticks and not self._audience:
-            return self._asleep_s + idle_ticks * self.kind.interval_s
+        if next_expiry_s is None and not self._audience:
+            return self._schedule.sleep_end_s()
         return next_expiry_s
 
     # --- Subscribers ---------------------------------------------------------------------
@@ -176,8 +145,8 @@ class Shard:
         """Add a connection, and send it the current snapshot.
 
         Args:
-            has_seat: the client has shown the reconnect token of its sid. The simulation does not
-                authorize it again.
+            has_place: the client has presented the reconnect token of its sid. The simulation
+                does not authorize it again while the place is reserved.
 
         Raises:
             SubscribeRefused: the simulation refuses the subscriber.
@@ -205,7 +174,7 @@ class Shard:
                 with self._guard:
                     simulation.state.joined(sid, sink.auth)
             if not was_awake:
-                self._wake(now_s)
+                self._schedule.wake(now_s)
             if simulation.tick:  # before the first tick, that tick sends the first snapshot
                 with self._guard:
                     view = self._view(simulation, sid)
@@ -220,7 +189,7 @@ class Shard:
         if self._roster.disconnect(sink.sid, now_s):
             self._leave(sink.sid)
         if not self._audience:
-            self._asleep_s = now_s
+            self._schedule.sleep(now_s)
 
     def has_place(self, sid: str) -> bool:
         """Whether `sid` is connected or has a reserved place."""
@@ -269,14 +238,9 @@ class Shard:
             raise
         except _FAULTS as ex:
             raise self._stop_failed(ex) from ex
-        self._server_seq += 1
-        max_inputs = self.kind.config.max_input_queue
-        if max_inputs and len(self._inputs) >= max_inputs:
-            raise InputQueueFull("shard input queue is full", hint=f"{max_inputs} inputs wait")
         if not self._is_awake():
-            self._wake(now_s)
-        self._inputs.append(_Input(sid, sink, value, client_seq, self._server_seq))
-        return self._server_seq
+            self._schedule.wake(now_s)
+        return self._inputs.add(sid, sink, value, client_seq)
 
     # --- Time ----------------------------------------------------------------------------
 
@@ -290,23 +254,18 @@ class Shard:
             if due_s is not None and now_s >= due_s and not self.seats_taken:
                 self.stop(FINISHED, "idle")
             return Step(ticked=False)
-        if now_s < self._next_s:
+        late_s = now_s - self._schedule.next_s
+        if late_s < 0:
             return Step(ticked=False)
-        late_s = now_s - self._next_s
-        inputs, self._inputs = self._inputs, []
-        dt_s = self._schedule_next(now_s)
+        inputs = self._inputs.take_all()
+        dt_s = self._schedule.start_tick(self.tick, now_s)
         try:
             frames = self._run_tick(simulation, inputs, dt_s)
         except _FAULTS as ex:
             self._fail(ex)
             return Step(True, late_s, len(inputs))
-        if self.running and not inputs and not self.seats_taken:
-            self._idle_ticks += 1
-            limit = self.kind.config.idle_ticks_before_shutdown
-            if limit and self._idle_ticks >= limit:
-                self.stop(FINISHED, "idle")
-        else:
-            self._idle_ticks = 0
+        if self._schedule.end_tick(is_idle=not inputs and not self.seats_taken):
+            self.stop(FINISHED, "idle")
         return Step(True, late_s, len(inputs), frames, simulation.take_failure())
 
     def save(self) -> Saved | None:
@@ -342,26 +301,7 @@ class Shard:
             return self.tick == 0 and bool(self._audience)
         return bool(self._audience) or self.kind.config.tick_when_empty
 
-    def _wake(self, now_s: float) -> None:
-        self._next_s = max(self._next_s, now_s)
-
-    def _schedule_next(self, now_s: float) -> float:
-        """Set when the next tick is due, and return the step (simulated time) of this one."""
-        interval_s = self.kind.interval_s
-        if self.tick == 0:
-            dt_s = 0.0
-        elif self.kind.is_event_driven:
-            dt_s = round(now_s - self._last_tick_s, 6)
-        else:
-            dt_s = interval_s
-        self._last_tick_s = now_s
-        behind_s = now_s - self._next_s
-        if self.kind.is_event_driven or behind_s > interval_s:
-            self._next_s = now_s
-        self._next_s += interval_s
-        return dt_s
-
-    def _run_tick(self, simulation: Simulation, inputs: list[_Input], dt_s: float) -> int:
+    def _run_tick(self, simulation: Simulation, inputs: list[PendingInput], dt_s: float) -> int:
         values = [(item.sid, item.value) for item in inputs]
         if self._recorder is not None:  # first, so that a tick that fails can be replayed
             self._recorder.ticking(simulation.tick + 1, dt_s, values)
@@ -410,7 +350,7 @@ class Shard:
         if simulation is None or not self.running:
             return
         # The simulation must not receive inputs of a subscriber that it has removed.
-        self._inputs = [item for item in self._inputs if item.sid != sid]
+        self._inputs.remove_sender(sid)
         if self._recorder is not None:
             self._recorder.left(simulation.tick, sid)
         try:
