@@ -45,7 +45,7 @@ _RECORD: Final = Struct("<QQQQ")  # check, key, cursor, microseconds
 _FLOCK: Final = Struct("hhqqi4x")  # struct flock
 _US_PER_S: Final = 1_000_000
 _READ_RECORDS: Final = 64
-_SCAN_RECORDS: Final = 8_192
+_SCAN_RECORDS: Final = 512
 
 
 class Hint(NamedTuple):
