@@ -78,6 +78,12 @@ def configure(
     root.setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
 
 
+def name_process(role: str, worker: str) -> None:
+    """Name a forked process in its lines. Its template has configured the log with its settings."""
+    _sink.role = role
+    _sink.worker = worker
+
+
 class Logger:
     """Writes lines for one part of the program. `get_logger` creates it."""
 

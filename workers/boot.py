@@ -50,8 +50,7 @@ _IDLE_HEARTBEAT_S: Final = 2.0
 _IDLE_SHARE: Final = 0.02  # of one core; a worker that uses less is idle
 
 _log = log.get_logger("worker")
-# Set in the template, before the fork: the environment and runtime folder of an app, and the app.
-_preloaded: tuple[tuple[dict[str, str], Path], App] | None = None
+_preloaded: App | None = None  # set in the template, before the fork
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,7 @@ def boot() -> WorkerContext:
             settings.load(os.environ).config, runtime.manifest
         )
         config = app.config
-        log.configure(config.log_format, config.log_level, child.role, child.worker)
+        configure_log(config, child.role, child.worker)
         get_hub().print_exception = _log_greenlet
         reader_pool = open_store(config).open_readers(app.manifest, app.clock)
     except StartRefused as ex:
@@ -116,28 +115,34 @@ def preload_app(environ: Mapping[str, str], runtime_dir: Path) -> None:
     PERF: each worker would copy 3.5 MiB of pages and take 0.02 s to load the app itself.
     """
     global _preloaded
-    key = (dict(environ), runtime_dir)
-    if _preloaded is not None and _preloaded[0] == key:
-        return
+    _preloaded = None
     try:
         app = load_app(settings.load(environ).config, Runtime(runtime_dir).manifest)
     except (PylonError, OSError):
-        _preloaded = None
         return
-    _preloaded = (key, app)
+    _preloaded = app
+    log.configure(app.config.log_format, app.config.log_level, "template", "")
     freeze_template()
 
 
 def preloaded_config() -> Config | None:
     """Return the settings that the template has read for this process; None if it read none."""
-    return None if _preloaded is None else _preloaded[1].config
+    return None if _preloaded is None else _preloaded.config
+
+
+def configure_log(config: Config, role: str, worker: str) -> None:
+    """Configure the log of a worker, unless the template has done it with the app."""
+    if _preloaded is None:
+        log.configure(config.log_format, config.log_level, role, worker)
+    else:
+        log.name_process(role, worker)
 
 
 def _take_preloaded_app() -> App | None:
     """Return the app that the template has loaded, with an id source of this process."""
     if _preloaded is None:
         return None
-    app = _preloaded[1]
+    app = _preloaded
     return replace(app, ids=RowIds(app.clock, app.random))
 
 

@@ -28,6 +28,10 @@ def freeze_template() -> None:
     A collection would write to each object, and so copy its memory page in each worker.
     """
     gc.collect()
+    # PERF: the cache of attribute look-ups is full after the imports, so each look-up of a worker
+    # would write to two names: the one that leaves the cache and the one that enters. Empty, it
+    # saves 0.9 MiB in each worker.
+    sys._clear_type_cache()
     memory.give_back()
     memory.fill_holes()
     gc.freeze()

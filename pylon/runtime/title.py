@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -18,18 +19,28 @@ _ARG_START: Final = 48  # field numbers of proc(5)
 _ARG_END: Final = 49
 
 
-def set_title(module: str) -> None:
-    """Show this process as ``python -P -m MODULE``, as if it had been executed."""
-    sys.argv[:] = [module]
+@cache
+def find_title() -> tuple[int, int, bytes] | None:
+    """Return the address of the arguments, their length, and those that all titles begin with.
+
+    Returns None where a title cannot be set. The template calls it for all its forks.
+    """
     try:
         text = Path("/proc/self/stat").read_text()
         shown = Path("/proc/self/cmdline").read_bytes().split(b"\0")
     except OSError:
-        return
+        return None
     fields = text.rpartition(")")[2].split()  # from the third one on
     start, end = int(fields[_ARG_START - 3]), int(fields[_ARG_END - 3])
     if not start or b"-m" not in shown:
-        return
-    kept = shown[: shown.index(b"-m") + 1]
-    title = b"\0".join([*kept, module.encode()])[: end - start - 1]
-    ctypes.memmove(start, title.ljust(end - start, b"\0"), end - start)
+        return None
+    return start, end - start, b"\0".join([*shown[: shown.index(b"-m") + 1], b""])
+
+
+def set_title(module: str) -> None:
+    """Show this process as ``python -P -m MODULE``, as if it had been executed."""
+    sys.argv[:] = [module]
+    if (found := find_title()) is not None:
+        start, length_bytes, kept = found
+        title = (kept + module.encode())[: length_bytes - 1]
+        ctypes.memmove(start, title.ljust(length_bytes, b"\0"), length_bytes)

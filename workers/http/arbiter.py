@@ -30,7 +30,7 @@ from pylon.clock import SystemClock
 from pylon.config import Config
 from pylon.errors import StartRefused
 from pylon.runtime.gevent_patch import restore_forking
-from workers.boot import preloaded_config
+from workers.boot import configure_log, preloaded_config
 from workers.http import accept_balancer
 from workers.http.process import HttpProcess
 from workers.http.server import HttpWorker
@@ -247,7 +247,7 @@ def run() -> None:
         log.configure("json", "info", "http", "arbiter")
         log.get_logger("worker").error("worker.refused", code=ex.code, message=ex.message)
         raise SystemExit(_EXIT_CONFIG) from ex
-    log.configure(config.log_format, config.log_level, child.role, "arbiter")
+    configure_log(config, child.role, "arbiter")
     restore_forking()
     # The supervisor alone speaks to systemd; gunicorn would, if it found these.
     for name in ("NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
