@@ -1,7 +1,7 @@
 """A live query's filter: a verdict for single rows, and the same condition for the store.
 
 A *term* is a field that has one of a few values in every row of the result. The index of
-`workers.ws.live_watches` finds live queries by a term.
+`workers.ws.live_index` finds live queries by a term.
 
 Invariant: `matcher_of` refuses what `parse_where` refuses, with the same error, and all that no
 single row can answer. Called by `workers.ws.live_queries`.

@@ -31,7 +31,7 @@ from pylon.values import EntityCodec
 from tests.support import storage as kit
 from tests.support.examples import count_examples
 from tests.support.storage import apply, row_id
-from workers.ws.live_watches import Watch, viewer
+from workers.ws.live_subscriptions import Watch, viewer
 
 SECRET = "a text that is not for strangers"
 POST = Entity(

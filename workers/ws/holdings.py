@@ -20,7 +20,7 @@ from pylon import limits
 from pylon.errors import LimitExceeded
 from pylon.rates import address_subject, user_subject
 from workers.hub.connection import Connection
-from workers.ws.live_watches import Watch, WatchKey
+from workers.ws.live_subscriptions import Watch, WatchKey
 
 _IDENTITY: Final = "user:"
 

@@ -48,16 +48,9 @@ from workers.hub.hub import Hub
 from workers.ws import frames
 from workers.ws.conversation import error_message, send_json
 from workers.ws.holdings import Holdings
-from workers.ws.live_watches import (
-    Subscription,
-    Watch,
-    Watches,
-    WatchKey,
-    diff_body,
-    pattern_limit_error,
-    text_bytes,
-    viewer,
-)
+from workers.ws.live_diffs import diff_body
+from workers.ws.live_subscriptions import Subscription, Watch, WatchKey, viewer
+from workers.ws.live_watches import Watches, pattern_limit_error, text_bytes
 
 _WAIT_S: Final = 1.0  # between checks of a client while a result waits for it
 
