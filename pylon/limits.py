@@ -18,6 +18,7 @@ CURSOR_PAGE_DEFAULT: Final = 20
 CURSOR_PAGE_MAX: Final = 100
 FILTER_TERMS: Final = 64
 FILTER_DEPTH: Final = 8  # nested $or and $and
+POSITION_FIELDS: Final = 8  # of an order with $after or $before, id counted
 FILTER_VALUES: Final = 10_000  # in one $in or $nin
 LIKE_CHARS: Final = 10_000  # all `$like` patterns of a filter, or one `$startsWith`
 LIKE_WILD_CHARS: Final = 1_000  # between two `%` of a `$like` that has a `_`

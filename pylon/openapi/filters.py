@@ -54,11 +54,16 @@ def filter_schemas(entity: Entity, config: Config) -> dict[str, Schema]:
         "$or": nested,
         "$search": {"type": "string", "maxLength": limits.SEARCH_CHARS},
     }
-    directives = {"$order": nullable(_order(entity)), "$limit": limit, "$offset": _OFFSET}
+    position = nullable(_position(entity))
+    directives = {
+        "$order": nullable(_order(entity)), "$limit": limit, "$offset": _OFFSET,
+        "$after": position, "$before": position,
+    }
     includes = {relation.name: ref(f"{relation.target}Graph") for relation in entity.relations}
     node = body_schema(GraphNodeBody, {
         "where": nullable(where), "order": nullable(_order(entity)),
-        "limit": limit, "offset": _OFFSET, "include": nullable(obj(includes, ())),
+        "limit": limit, "offset": _OFFSET, "after": position, "before": position,
+        "include": nullable(obj(includes, ())),
     })
     out = {
         f"{name}Where": obj(conditions, ()),
@@ -74,6 +79,15 @@ def filter_schemas(entity: Entity, config: Config) -> dict[str, Schema]:
 def _order(entity: Entity) -> Schema:
     """Return the schema of an order: columns and their directions, the first one first."""
     return obj({field.name: _ORDER for field in columns_of(entity)}, ())
+
+
+def _position(entity: Entity) -> Schema:
+    """Return the schema of a position: a value for each field of the order, and an id."""
+    values = {
+        field.name: nullable(_OPERANDS[field.type]) for field in columns_of(entity)
+        if field.name != "id"
+    }
+    return obj({"id": _OPERANDS[_ROW_ID.type], **values}, ("id",))
 
 
 def _condition(field: Field) -> Schema:

@@ -24,6 +24,7 @@ from pylon.query.predicate import (
     Arithmetic,
     Column,
     Compare,
+    CompareTuple,
     Constant,
     Guarded,
     InValues,
@@ -157,6 +158,29 @@ def _compared_values(node: Compare) -> Evaluator:
     return holds
 
 
+def _compared_tuple(node: CompareTuple) -> Evaluator:
+    pairs: tuple[tuple[str, Any], ...] = tuple(zip(node.fields, node.values, strict=True))
+    if node.values == (None,):
+        name = node.fields[0]
+        return lambda row: row.get(name) is not None
+    compare = operator.lt if node.is_below else operator.gt
+
+    def holds(row: Row) -> bool:
+        for field, value in pairs:
+            found = row.get(field)
+            if found == value:
+                continue
+            if found is None:
+                return False
+            try:
+                return bool(compare(found, value))
+            except TypeError:  # text in a column of numbers sorts behind them
+                return not node.is_below
+        return False
+
+    return holds
+
+
 def _is_null(node: IsNull) -> Evaluator:
     if type(node.operand) is Column:
         name = node.operand.field
@@ -233,8 +257,9 @@ def _like(node: Like) -> Evaluator:
 
 
 _MAKERS: Final[dict[type, Callable[[Any], Evaluator]]] = {
-    Constant: _constant, Compare: _compared, IsNull: _is_null, OneOf: _one_of,
-    InValues: _in_values, Affix: _affixed, Like: _like, Not: _negated, And: _both, Or: _either,
+    Constant: _constant, Compare: _compared, CompareTuple: _compared_tuple, IsNull: _is_null,
+    OneOf: _one_of, InValues: _in_values, Affix: _affixed, Like: _like, Not: _negated,
+    And: _both, Or: _either,
     Guarded: _guarded,
 }
 

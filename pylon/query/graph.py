@@ -1,8 +1,9 @@
 """Graph queries: rows of several entities, with related rows inside them (spec/http.md §3.5).
 
 The body is `{entity: {"where", "order", "limit", "offset", "include"}}`. `include` is an object
-with the same members for each relation. `parse_graph` makes a tree of `GraphNode` from the body,
-and the store evaluates it.
+with the same members for each relation. `after` and `before` of an entity name a position; an
+include has none, since its rows have an order for each row that they belong to. `parse_graph`
+makes a tree of `GraphNode` from the body, and the store evaluates it.
 
 A relation has a field. A to-one relation leads to the one row whose id is in that field of this
 row. A to-many relation leads to the rows of its target that have this row's id in that field.
@@ -25,8 +26,9 @@ from pylon.body_types import BodyType
 from pylon.errors import SHOWN_CHARS, InvalidQuery, LimitExceeded, RelationNotFound
 from pylon.manifest.model import Entity, Relation
 from pylon.query.parse import parse_where
-from pylon.query.predicate import Predicate, guarded
-from pylon.query.rows import Order, parse_count, parse_limit, parse_order
+from pylon.query.position import Order, Position, parse_position
+from pylon.query.predicate import TRUE, Predicate, guarded
+from pylon.query.rows import parse_count, parse_limit, parse_order, refuse_offset
 
 _EXAMPLE: Final = '{"Ticket": {"where": {"open": true}, "include": {"owner": {}}}}'
 
@@ -38,6 +40,8 @@ class GraphNodeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     order: Any = None
     limit: Any = None
     offset: Any = None
+    after: Any = None
+    before: Any = None
     include: Any = None
 
 
@@ -53,7 +57,7 @@ class GraphNode:
     """Rows of an entity with related rows inside them.
 
     `limit` and `offset` of an included node hold for the related rows of each single row. `limit`
-    None means all rows.
+    None means all rows. `position` and `allowed` are as in `pylon.query.rows.Query`.
     """
 
     entity: Entity
@@ -61,6 +65,8 @@ class GraphNode:
     order: Order = ()
     limit: int | None = None
     offset: int = 0
+    position: Position | None = None
+    allowed: Predicate = TRUE
     includes: tuple[GraphInclude, ...] = ()
 
 
@@ -138,14 +144,33 @@ class _Parser:
         max_limit = self._scope.max_limit
         limit = parse_limit(f"limit of {path}", node.limit, max_limit)
         condition = parse_where(entity, {} if node.where is None else node.where)
+        allowed = self._scope.read_policy_of(entity)
+        order = parse_order(entity, f"order of {path}", node.order)
+        offset = parse_count(f"offset of {path}", node.offset) or 0
         return GraphNode(
             entity,
-            guarded(self._scope.read_policy_of(entity), condition),
-            parse_order(entity, f"order of {path}", node.order),
+            guarded(allowed, condition),
+            order,
             max_limit if limit is None and depth == 0 else limit,
-            parse_count(f"offset of {path}", node.offset) or 0,
+            offset,
+            self._parse_position(entity, order, node, path, depth, offset),
+            allowed,
             self._parse_includes(entity, node.include, path, depth),
         )
+
+    def _parse_position(
+        self, entity: Entity, order: Order, node: GraphNodeBody, path: str, depth: int, offset: int
+    ) -> Position | None:
+        names = f"after of {path}", f"before of {path}"
+        if depth and (node.after is not None or node.before is not None):
+            raise InvalidQuery(
+                f"{names[node.after is None]}: an include has no position -- ask for "
+                f"{entity.name} as an entity of its own, or use offset"
+            )
+        position = parse_position(entity, order, node.after, node.before, names)
+        if position is not None:
+            refuse_offset(offset, f"offset of {path}")
+        return position
 
     def _parse_includes(
         self, entity: Entity, body: object, path: str, depth: int

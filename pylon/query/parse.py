@@ -215,7 +215,7 @@ def _unknown(operator: str, known: tuple[str, ...]) -> InvalidQuery:
 # --- Operands -----------------------------------------------------------------------------------
 
 
-def _parse_operand(entity: Entity, field: Field, value: object) -> Any:
+def parse_operand(entity: Entity, field: Field, value: object) -> Any:
     """Return `value` as an operand for the field.
 
     Whole numbers and floats compare with each other. Clients also send booleans as 0 and 1.
@@ -284,7 +284,7 @@ def value_of_text(field: Field, text: str) -> Scalar:
 def _equal(entity: Entity, field: Field, value: object) -> Predicate:
     if value is None:
         return IsNull(Column(field.name))
-    operand: Any = _parse_operand(entity, field, value)
+    operand: Any = parse_operand(entity, field, value)
     if field.type is FieldType.FLOAT and is_beyond_64_bits(operand):
         operand = exact_float(operand)
         if operand is None:
@@ -295,7 +295,7 @@ def _equal(entity: Entity, field: Field, value: object) -> Predicate:
 def _unequal(entity: Entity, field: Field, value: object) -> Predicate:
     if value is None:
         return Not(IsNull(Column(field.name)))
-    operand: Any = _parse_operand(entity, field, value)
+    operand: Any = parse_operand(entity, field, value)
     if field.type is FieldType.FLOAT and is_beyond_64_bits(operand):
         operand = exact_float(operand)
         if operand is None:
@@ -307,7 +307,7 @@ def _comparison(sign: Sign) -> Callable[[Entity, Field, object], Predicate]:
     def compared(entity: Entity, field: Field, value: object) -> Predicate:
         if field.type in NUMBERS and is_beyond_64_bits(value) and not isinstance(value, bool):
             return _far_bound(field, sign, value)
-        return Compare(sign, Column(field.name), Literal(_parse_operand(entity, field, value)))
+        return Compare(sign, Column(field.name), Literal(parse_operand(entity, field, value)))
 
     return compared
 
@@ -383,7 +383,7 @@ def _parse_members(
             f"{operator} takes {limits.FILTER_VALUES} values at most, and {field.name} has "
             f"{len(value)}"
         )
-    members: list[Any] = [_parse_operand(entity, field, v) for v in value if v is not None]
+    members: list[Any] = [parse_operand(entity, field, v) for v in value if v is not None]
     if field.type is FieldType.FLOAT:
         members = [m for m in map(exact_float, members) if m is not None]
     return tuple(members), None in value

@@ -78,6 +78,19 @@ class Compare(msgspec.Struct, frozen=True, gc=False):
     right: Value
 
 
+class CompareTuple(msgspec.Struct, frozen=True, gc=False):
+    """Whether the fields, one after the other, lie above the values, or below them if `is_below`.
+
+    The first field that differs from its value decides. False if that field is null, and if all
+    are equal. There are as many values as fields, and none is null, with one exception: a single
+    field lies above null if it has a value.
+    """
+
+    fields: tuple[str, ...]
+    is_below: bool
+    values: tuple[Scalar, ...]
+
+
 class IsNull(msgspec.Struct, frozen=True, gc=False):
     """Whether the value is null."""
 
@@ -166,8 +179,8 @@ class Guarded(msgspec.Struct, frozen=True, gc=False):
 
 
 Predicate = (
-    Constant | Compare | IsNull | OneOf | InValues | Affix | Like | Match | Not | And | Or
-    | Guarded
+    Constant | Compare | CompareTuple | IsNull | OneOf | InValues | Affix | Like | Match | Not
+    | And | Or | Guarded
 )
 Value = Column | Literal | Arithmetic | Predicate
 

@@ -1,8 +1,8 @@
 """Queries of rows: a condition, an order and a window (spec/http.md §3.3).
 
 `parse_filter` reads the filter object of a request: its conditions, and the directives `$order`,
-`$limit` and `$offset`. Rows that a `$search` finds by the full-text index come in the order of
-relevance unless there is an `$order`.
+`$limit`, `$offset`, `$after` and `$before`. Rows that a `$search` finds by the full-text index come
+in the order of relevance unless there is an `$order` or a position.
 
 Invariants: see `parse`; an answer has at most as many rows as the caller of `parse_filter`
 allows, and a request that asks for more gets an error. Called by the API and the benchmark; the
@@ -18,14 +18,13 @@ from pylon import limits
 from pylon.errors import InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity
 from pylon.query.parse import field_of, filter_object, parse_where
+from pylon.query.position import Order, Position, parse_position
 from pylon.query.predicate import TRUE, Match, Predicate, guarded
 from pylon.query.words import parse_match
 from pylon.values import INT_MAX
 
-DIRECTIVES: Final = ("$order", "$limit", "$offset")
+DIRECTIVES: Final = ("$order", "$limit", "$offset", "$after", "$before")
 _KEYS: Final = frozenset((*DIRECTIVES, "$search"))  # keys that may be more than a condition
-
-Order = tuple[tuple[str, bool], ...]  # (field, descending) pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +34,9 @@ class Query:
     Ties in `order`, and no order at all, go by id. Null sorts before every value. `after_id`
     keeps the rows behind that id, for keyset pages in the default order. `relevance` keeps the
     rows that it matches, the most relevant first; it must not be combined with `order`.
+
+    `position` keeps the rows behind (before) a place in the order; its order is `order`, made
+    total. `allowed` is the read policy that guards `where`; only a position needs it.
     """
 
     where: Predicate
@@ -43,6 +45,8 @@ class Query:
     offset: int = 0
     after_id: str | None = None
     relevance: Match | None = None
+    position: Position | None = None
+    allowed: Predicate = TRUE
 
 
 def parse_filter(
@@ -60,14 +64,22 @@ def parse_filter(
         InvalidColumn: a field that the entity does not have.
         InvalidValue: an operand of another type than the field.
         LimitExceeded: too many conditions, or `$limit` above `max_limit`.
+
+    The errors of `$after` and `$before` are those of `parse_position`.
     """
     body = filter_object(body)
     if _KEYS.isdisjoint(body):
         return Query(guarded(allowed, parse_where(entity, body, DIRECTIVES)), max_limit)
     order = parse_order(entity, "$order", body.get("$order"))
+    position = parse_position(
+        entity, order, body.get("$after"), body.get("$before"), ("$after", "$before")
+    )
+    offset = parse_count("$offset", body.get("$offset")) or 0
+    if position is not None:
+        refuse_offset(offset, "$offset")
     text = body.get("$search")
     relevance = None
-    if isinstance(text, str) and not order:
+    if isinstance(text, str) and not order and position is None:
         relevance = parse_match(entity, text)
     directives = DIRECTIVES if relevance is None else (*DIRECTIVES, "$search")
     limit = parse_limit("$limit", body.get("$limit"), max_limit)
@@ -75,8 +87,10 @@ def parse_filter(
         guarded(allowed, parse_where(entity, body, directives)),
         limit=max_limit if limit is None else limit,
         order=order,
-        offset=parse_count("$offset", body.get("$offset")) or 0,
+        offset=offset,
         relevance=relevance,
+        position=position,
+        allowed=allowed,
     )
 
 
@@ -107,6 +121,18 @@ def parse_count(name: str, value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= INT_MAX:
         raise InvalidQuery(f"{name} must be a whole number from 0")
     return value
+
+
+def refuse_offset(offset: int, name: str) -> None:
+    """Refuse rows to leave out beside a position, which names the place itself.
+
+    Raises:
+        InvalidQuery: the offset is not 0.
+    """
+    if offset:
+        raise InvalidQuery(
+            f"{name} is {offset}, and the query has a position already -- remove one of them"
+        )
 
 
 def parse_limit(name: str, value: object, max_limit: int) -> int | None:

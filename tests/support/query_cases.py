@@ -2,7 +2,8 @@
 
 `tests/corpora/query_semantics.json` has them. A case has the types of the fields ``v`` and ``w``,
 the values of its rows, and one question: `filter` (a condition on ``v``), `where` (a whole
-filter), `policy`, `search`, `order`, `lookup` (a text), `aggregate` or `facets` (how many values).
+filter), `policy`, `search`, `order` (with `after` or `before`, the number of a row), `lookup` (a
+text), `aggregate` or `facets` (how many values).
 `ids` are the numbers of the rows, from 1, `answer` the figures; `error` is the code of a refusal.
 
 All rows of all cases are in one store: an entity for each pair of types, and a field ``part``
@@ -84,6 +85,12 @@ class Case:
         """The query of a case with an order."""
         body = {"$order": {"v": self.source["order"]}, "part": self.number}
         body |= {f"${key}": self.source[key] for key in ("limit", "offset") if key in self.source}
+        for key in ("after", "before"):
+            if key in self.source:
+                number = self.source[key]
+                body[f"${key}"] = {
+                    "v": self.rows[number - 1]["v"], "id": f"{self.number * _MANY + number:040x}"
+                }
         return parse_filter(self.entity, body, _MANY)
 
     @property

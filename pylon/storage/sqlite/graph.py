@@ -19,6 +19,7 @@ parameters. Called by `SqliteReader.graph`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import orjson
@@ -30,6 +31,7 @@ from pylon.query.predicate import FALSE
 from pylon.storage.sqlite.clause import SqlClause
 from pylon.storage.sqlite.compiler import ALL
 from pylon.storage.sqlite.names import quote
+from pylon.storage.sqlite.page_sql import PageColumn, order_by, select_page
 
 Fetch = Callable[[str, tuple[object, ...]], list[tuple[Any, ...]]]
 # Compiles a node's condition; the flag: whether SQLite finds its rows through other rows.
@@ -38,13 +40,6 @@ Compile = Callable[[GraphNode, bool], SqlClause]
 _GS: Final = "\x1d"
 _HOLE: Final = _GS.encode()
 _NO_LIMIT: Final = 2**62
-
-
-def order_by(order: Iterable[tuple[str, bool]], alias: str = "") -> str:
-    """Return the terms of ORDER BY; the id decides ties."""
-    prefix = f"{alias}." if alias else ""
-    terms = "".join(f"{prefix}{quote(f)} {'DESC' if desc else 'ASC'}, " for f, desc in order)
-    return f"{terms}{prefix}id"
 
 
 def is_one_statement(nodes: Sequence[GraphNode]) -> bool:
@@ -91,20 +86,27 @@ class _Graph:
         """Return the rows of a top-level entity of the query."""
         if node.where is FALSE:
             return b""
-        where = self._compile(node, False)
         alias = self._alias()
         params: list[object] = []
         table, row = quote(node.entity.name), self._row(node, alias, params)
-        limited = (*where.params, *self._span(node))
-        if node.order:
+        limited: tuple[object, ...]
+        if node.order or node.position is not None:
             # Sort ids only: SQLite's sorter stores every selected column of all rows.
             sorted_ids = self._alias()
+            limit, offset = self._span(node)
+            ids = select_page(
+                node.entity, PageColumn("id", "_id"),
+                lambda where: self._compile(replace(node, where=where), False),
+                node, limit, offset,
+            )
+            limited = ids.params
             source = (
-                f"(SELECT id AS _id FROM {table} WHERE {where.sql} "
-                f"ORDER BY {order_by(node.order)} LIMIT ? OFFSET ?) AS {sorted_ids} "
+                f"({ids.sql}) AS {sorted_ids} "
                 f"CROSS JOIN {table} AS {alias} ON {alias}.id = {sorted_ids}._id"
             )
         else:
+            where = self._compile(node, False)
+            limited = (*where.params, *self._span(node))
             source = (
                 f"{table} AS {alias} WHERE {where.sql} ORDER BY {alias}.id LIMIT ? OFFSET ?"
             )

@@ -19,6 +19,7 @@ from pylon.query.predicate import (
     And,
     Column,
     Compare,
+    CompareTuple,
     InValues,
     IsNull,
     Literal,
@@ -36,34 +37,39 @@ def find_served(
 ) -> list[int]:
     """Return the positions of the conditions that an index can serve.
 
-    These are equalities with its first columns, then a range; and full-text matches. The duration
-    of a query shows how many rows the range of the index has. So the SQL searches each range once:
-    of an `Or`, only different values of first columns. A unique index serves no range: a client
-    could otherwise find a token of a hidden row character by character.
+    These are equalities with its first columns, then a range; and full-text matches. An index ends
+    with the id, which is the table's key. The duration of a query shows how many rows the range of
+    the index has. So the SQL searches each range once: of an `Or`, only different values of first
+    columns. A unique index serves no range: a client could otherwise find a token of a hidden row
+    character by character. A comparison of several fields is a range if all of them are the next
+    columns of the index.
 
     Args:
         fixed: columns that the read policy compares with a value. The policy does not hide the
             rows with that value.
     """
     equal: dict[str, int] = {}
-    ranges: dict[str, list[int]] = {}
+    ranges: dict[str, list[tuple[int, tuple[str, ...]]]] = {}
     served: dict[int, None] = {}
     for place, item in enumerate(wanted):
         name = field_of_equality(item)
         if name is not None:
             equal.setdefault(name, place)
-        elif (name := _field_of_range(item)) is not None:
-            ranges.setdefault(name, []).append(place)
+        elif fields := _fields_of_range(item):
+            ranges.setdefault(fields[0], []).append((place, fields))
     for columns in entity.index_columns:
         serves_ranges = columns in entity.range_columns
-        for column in columns:
+        whole = columns if "id" in columns else (*columns, "id")
+        for depth, column in enumerate(whole):
             if column in equal:
                 served[equal[column]] = None
             elif column in fixed:
                 serves_ranges = True  # among rows that the caller may read
             else:
                 if serves_ranges:
-                    served.update(dict.fromkeys(ranges.get(column, ())))
+                    for place, fields in ranges.get(column, ()):
+                        if whole[depth : depth + len(fields)] == fields:
+                            served[place] = None
                 break
     served.update({n: None for n, item in enumerate(wanted) if type(item) is Match})
     return list(served)
@@ -81,15 +87,17 @@ def field_of_equality(item: Predicate) -> str | None:
     return None
 
 
-def _field_of_range(item: Predicate) -> str | None:
-    """Return the field that a range restricts, or None."""
+def _fields_of_range(item: Predicate) -> tuple[str, ...]:
+    """Return the fields that a range restricts; none if the condition is no range."""
+    if type(item) is CompareTuple:
+        return item.fields
     if type(item) is Compare and item.sign in _RANGES:
         column, value = item.left, item.right
     elif type(item) is Affix and not item.at_end:
         column, value = item.text, item.affix
     else:
-        return None
-    return column.field if type(column) is Column and type(value) is Literal else None
+        return ()
+    return (column.field,) if type(column) is Column and type(value) is Literal else ()
 
 
 def columns_fixed_by(allowed: Predicate) -> frozenset[str]:

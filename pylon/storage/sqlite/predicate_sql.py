@@ -25,6 +25,7 @@ from pylon.query.predicate import (
     Arithmetic,
     Column,
     Compare,
+    CompareTuple,
     Guarded,
     InValues,
     IsNull,
@@ -109,6 +110,20 @@ class _Writer:
 
     def _compare(self, node: Compare) -> Sql:
         return _join(self._value(node.left), f" {node.sign} ", self._value(node.right))
+
+    def _compare_tuple(self, node: CompareTuple) -> Sql:
+        """Return a row-value comparison, which an index over the fields serves as one range.
+
+        `unlikely` makes the planner prefer the index: it takes IS NOT NULL for true of most rows,
+        and would sort them all.
+        """
+        if node.values == (None,):
+            return Sql(f"unlikely({quote(node.fields[0])} IS NOT NULL)")
+        values = [self._param() for _ in node.values]
+        columns = ", ".join([quote(field) for field in node.fields])
+        marks = ", ".join([value.text for value in values])
+        sign = "<" if node.is_below else ">"
+        return Sql(f"({columns}) {sign} ({marks})", _params_of(values))
 
     def _one_of(self, node: OneOf) -> Sql:
         item = self._value(node.item)
@@ -238,8 +253,9 @@ class _Writer:
 
 
 WRITES: Final[dict[type, Callable[[_Writer, Any], Sql]]] = {
-    Compare: _Writer._compare, OneOf: _Writer._one_of, InValues: _Writer._in_values,
-    Affix: _Writer._affix, Like: _Writer._like, Match: _Writer._match,
+    Compare: _Writer._compare, CompareTuple: _Writer._compare_tuple, OneOf: _Writer._one_of,
+    InValues: _Writer._in_values, Affix: _Writer._affix, Like: _Writer._like,
+    Match: _Writer._match,
     Guarded: _Writer._guarded,
 }
 

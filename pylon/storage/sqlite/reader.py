@@ -236,14 +236,12 @@ class SqliteReader:
 
     def _selection(self, entity: str, query: Query) -> tuple[str, tuple[object, ...]]:
         """Return the SELECT of a query and its parameters, if it may run now."""
-        sql = self._sql(entity)
-        clause = sql.compile(query.where, query.relevance is not None)
-        if self._deadline.in_group:
-            if query.relevance is not None:
-                raise QueryTimeout("a full-text match must run in a thread")
-            if clause.cost:
-                self._refuse_long(entity, clause)
-        return selection(sql, query, clause)
+        if self._deadline.in_group and query.relevance is not None:
+            raise QueryTimeout("a full-text match must run in a thread")
+        select = selection(self._sql(entity), query)
+        if self._deadline.in_group and select.cost:
+            self._refuse_long(entity, select)
+        return select.sql, select.params
 
     def count(self, entity: str, where: Predicate) -> int:
         sql = self._sql(entity)

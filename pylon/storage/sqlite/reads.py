@@ -5,15 +5,19 @@ They select rows as the JSON texts stored beside their columns. Called by `reade
 
 from __future__ import annotations
 
+from typing import Final
+
 from pylon.manifest.model import Entity, FieldType
 from pylon.query.parse import NOT_TEXTS
 from pylon.query.predicate import Column, Compare, Literal, Predicate, Scalar, guarded
 from pylon.query.rows import Query
 from pylon.storage.sqlite.clause import SqlClause
 from pylon.storage.sqlite.compiler import CompiledCache, PredicateCompiler
-from pylon.storage.sqlite.graph import order_by
 from pylon.storage.sqlite.names import quote
+from pylon.storage.sqlite.page_sql import PageColumn, order_by, select_page
 from pylon.storage.sqlite.search import RELEVANCE, match_expression, relevant
+
+_ROW: Final = PageColumn("_json", "_j")
 
 
 class EntityReads:
@@ -54,14 +58,11 @@ class EntityReads:
         return text, where.params
 
 
-def selection(
-    reads: EntityReads, query: Query, clause: SqlClause
-) -> tuple[str, tuple[object, ...]]:
-    """Return the SELECT of a query's rows, as `_j`, and its parameters.
-
-    Args:
-        clause: the query's condition, compiled.
-    """
+def selection(reads: EntityReads, query: Query) -> SqlClause:
+    """Return the SELECT of a query's rows, as `_j`."""
+    if query.relevance is None and query.after_id is None:
+        return select_page(reads.entity, _ROW, reads.compile, query, query.limit, query.offset)
+    clause = reads.compile(query.where, query.relevance is not None)
     source, order = reads.table, order_by(query.order)
     where, params = clause.sql, clause.params
     if query.after_id is not None:
@@ -70,7 +71,5 @@ def selection(
     if query.relevance is not None:
         source, order = relevant(reads.entity), f"{RELEVANCE}, id"
         params = (match_expression(query.relevance), *params)
-    text = f"SELECT _json AS _j FROM {source} WHERE {where} ORDER BY {order} LIMIT ?"
-    if not query.offset:  # which would be counted for each row
-        return text, (*params, query.limit)
-    return f"{text} OFFSET ?", (*params, query.limit, query.offset)
+    text = f"SELECT _json AS _j FROM {source} WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?"
+    return SqlClause(text, (*params, query.limit, query.offset), clause.cost)

@@ -21,6 +21,7 @@ from pylon.query.predicate import (
     Arithmetic,
     Column,
     Compare,
+    CompareTuple,
     Guarded,
     InValues,
     IsNull,
@@ -56,6 +57,14 @@ def _walk_compare(node: Compare, shape: Shape, params: Params) -> None:
     shape += ("compare", node.sign)
     _walk_value(left, shape, params)
     _walk_value(right, shape, params)
+
+
+def _walk_compare_tuple(node: CompareTuple, shape: Shape, params: Params) -> None:
+    if node.values == (None,):
+        shape += ("above null", node.fields)
+        return
+    shape += ("tuple", node.is_below, node.fields)
+    params += [int(value) if isinstance(value, bool) else value for value in node.values]
 
 
 def _walk_is_null(node: IsNull, shape: Shape, params: Params) -> None:
@@ -129,9 +138,9 @@ def _walk_guarded(node: Guarded, shape: Shape, params: Params) -> None:
 
 
 WALKS: Final[dict[type, Callable[[Any, Shape, Params], None]]] = {
-    Compare: _walk_compare, IsNull: _walk_is_null, OneOf: _walk_one_of,
-    InValues: _walk_in_values, Affix: _walk_affix, Like: _walk_like, Match: _walk_match,
-    Not: _walk_not, And: _walk_items, Or: _walk_items, Guarded: _walk_guarded,
+    Compare: _walk_compare, CompareTuple: _walk_compare_tuple, IsNull: _walk_is_null,
+    OneOf: _walk_one_of, InValues: _walk_in_values, Affix: _walk_affix, Like: _walk_like,
+    Match: _walk_match, Not: _walk_not, And: _walk_items, Or: _walk_items, Guarded: _walk_guarded,
 }
 
 
