@@ -3,7 +3,8 @@
 Every process that serves clients builds one at its start (`load_app`, or `build_app`) and passes it
 to its parts. It does not change afterwards, so all greenlets may share it.
 
-Invariant: each entity of the manifest has a rule set and a codec, and no other entity has one.
+Invariant: each entity of the manifest has a rule set, a codec and defaults, and no other entity has
+any.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pylon.ids import RowIds
 from pylon.manifest.model import Manifest
 from pylon.manifest_loader import load_manifest
 from pylon.policy.rules import RuleSet, compile_rules
-from pylon.values import EntityCodec
+from pylon.values import EntityCodec, FieldDefaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class App:
     manifest: Manifest
     rules: RuleSet
     codecs: dict[str, EntityCodec]
+    defaults: dict[str, FieldDefaults]
     clock: Clock
     random: RandomSource
     ids: RowIds
@@ -66,6 +68,7 @@ def build_app(
         manifest=manifest,
         rules=compile_rules(manifest, explain=config.dev_mode),
         codecs={e.name: EntityCodec(e, config.row_max_bytes) for e in manifest.entities},
+        defaults={e.name: FieldDefaults(e, clock, random) for e in manifest.entities},
         clock=clock,
         random=random,
         ids=RowIds(clock, random),

@@ -10,6 +10,7 @@ import codecs
 from pathlib import Path
 from typing import Any, Final
 
+from pylon.auth_context import ADMIN
 from pylon.clock import SystemClock, SystemRandom
 from pylon.config import Config
 from pylon.errors import PylonError, StartRefused
@@ -18,7 +19,7 @@ from pylon.manifest.model import Manifest
 from pylon.storage.factory import open_store
 from pylon.storage.ops import InsertRow, OpKey
 from pylon.storage.schemas import SchemaManager
-from pylon.values import EntityCodec, decode_body
+from pylon.values import EntityCodec, FieldDefaults, decode_body
 
 IDENTITY: Final = "__seed__"  # scopes the op_ids of seeded rows
 
@@ -89,14 +90,14 @@ def _rows_of(
         known = ", ".join(manifest.by_name) or "none"
         why = "expected a list of rows" if entity is not None else f"entities are: {known}"
         raise StartRefused(f"PYLON_SEED ({path}): {name}: {why}")
-    codec = EntityCodec(entity)
+    codec, defaults = EntityCodec(entity), FieldDefaults(entity, SystemClock(), SystemRandom())
     out = []
     for index, body in enumerate(rows):
         where = f"{name}[{index}]"
         try:
             given = codec.client_id(body)
             row_id = given or ids.new()
-            encoded = codec.insert(body, row_id)
+            encoded = codec.insert(defaults.fill(body, row_id, ADMIN), row_id)
         except PylonError as ex:
             raise StartRefused(f"PYLON_SEED ({path}): {where}: {ex.message}") from ex
         out.append(InsertRow(

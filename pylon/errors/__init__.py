@@ -58,6 +58,7 @@ from pylon.errors.operation import (
 )
 from pylon.errors.request import (
     BadUpgrade,
+    FieldFixed,
     InvalidColumn,
     InvalidData,
     InvalidId,
@@ -123,6 +124,7 @@ __all__ = [
     "CsrfRejected",
     "Draining",
     "EntityNotFound",
+    "FieldFixed",
     "Forbidden",
     "IdempotencyKeyReused",
     "IdentityChanged",

@@ -101,6 +101,16 @@ class MissingField(PylonError):
     status = 400
 
 
+class FieldFixed(PylonError):
+    """A client has sent a field that only the server sets: the manifest says fixed or onUpdate.
+
+    Remedy: leave the field out. Admins may set it, for imports and repairs.
+    """
+
+    code = "FIELD_FIXED"
+    status = 400
+
+
 class MissingUserId(PylonError):
     """A session was asked for without saying for whom.
 

@@ -6,13 +6,16 @@ Precondition: `shape` and `checks` have reported no error in the node. Called by
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Any
+from typing import Any, Final
 
 from pylon.manifest.document import Node
 from pylon.manifest.model import (
     DEFAULT_VERSION,
     AuthConfig,
+    Default,
+    DefaultKind,
     Entity,
     Field,
     FieldType,
@@ -26,6 +29,9 @@ from pylon.manifest.model import (
 )
 
 _ID_TYPE = re.compile(r"id\(([^()]*)\)")
+GENERATORS: Final[dict[str, DefaultKind]] = {
+    "$now": "now", "$uuid": "uuid", "$id": "id", "$auth": "auth",
+}
 PLAIN_TYPES = {kind.value: kind for kind in FieldType if kind is not FieldType.ID}
 
 
@@ -58,6 +64,11 @@ def build_entity(node: Node) -> Entity:
     return _entity(node.plain())
 
 
+def build_field(raw: dict[str, Any]) -> Field:
+    """Return one field of its plain object."""
+    return _field(raw)
+
+
 def build_operation(node: Node) -> Operation:
     """Return one query or action."""
     return _operation(node.plain())
@@ -85,8 +96,20 @@ def _field(raw: dict[str, Any]) -> Field:
     kind, target = found
     return Field(
         raw["name"], kind, bool(raw.get("optional")), bool(raw.get("unique")), target,
-        raw.get("crdt"),
+        raw.get("crdt"), _default(raw.get("default")), bool(raw.get("fixed")),
+        _default(raw.get("onUpdate")),
     )
+
+
+def _default(raw: Any) -> Default | None:
+    """Return a default: a constant, or an object with one key such as ``$now``."""
+    if raw is None:
+        return None
+    if isinstance(raw, dict) and len(raw) == 1:
+        (key,) = raw
+        if key in GENERATORS:
+            return Default(GENERATORS[key], raw[key] if isinstance(raw[key], str) else "")
+    return Default("constant", json.dumps(raw, ensure_ascii=False))
 
 
 def _index(raw: dict[str, Any]) -> Index:

@@ -67,6 +67,14 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
         "A field of type id(X) points at an entity that is not declared.",
         "declare the entity, or correct the name: upper and lower case matter.",
     ),
+    "FIELD_DEFAULT_INVALID": (
+        "A default is no value of the field's type, or is made in a way that does not fit it.",
+        "write a constant of the type, or one of the objects of docs/manifest.md.",
+    ),
+    "FIELD_FIXED_WITHOUT_DEFAULT": (
+        "Clients may not send a fixed field, so a required one needs a default.",
+        "give it a default, or make it optional.",
+    ),
     "INDEX_NAME_EMPTY": ("An index has no name.", "name it."),
     "INDEX_NAME_INVALID": ("An index's name cannot be part of an SQL name.", f"{_NAMES}."),
     "INDEX_NAME_DUPLICATE": ("Two indexes have the same name.", "rename one of them."),

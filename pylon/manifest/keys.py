@@ -79,6 +79,14 @@ _LIFE_S = Scalar(
 
 FIELD: Final = Object(
     {"name": STRING, "type": STRING},
+    {
+        "optional": BOOL, "unique": BOOL, "crdt": words(*_CRDT_KINDS),
+        "default": JsonValue(), "fixed": BOOL, "onUpdate": JsonValue(),
+    },
+)
+# Of an input of a query or an action; `unique` and `crdt` have no meaning there.
+INPUT: Final = Object(
+    {"name": STRING, "type": STRING},
     {"optional": BOOL, "unique": BOOL, "crdt": words(*_CRDT_KINDS)},
 )
 INDEX: Final = Object({"name": STRING, "fields": STRINGS}, {"unique": BOOL})
@@ -91,7 +99,7 @@ ENTITY: Final = Object(
     {"indexes": ListOf(INDEX), "relations": ListOf(RELATION), "search": SEARCH, "crdt": BOOL},
     {"sync": "rows are synced to all who may read them; use a policy to restrict them"},
 )
-OPERATION: Final = Object({"name": STRING}, {"input": ListOf(FIELD)})
+OPERATION: Final = Object({"name": STRING}, {"input": ListOf(INPUT)})
 ROUTE: Final = Object(
     {"path": STRING, "mode": words(*_ROUTE_MODES)}, {"query": STRING, "auth": STRING}
 )

@@ -17,6 +17,7 @@ from pylon.manifest.diagnostics import Diagnostic
 FORMAT_VERSION: Final = 1  # of pylon.manifest.json
 DEFAULT_VERSION: Final = "0.0.0"  # of an app whose manifest has none
 
+DefaultKind = Literal["constant", "now", "uuid", "id", "auth"]
 RuleKey = Literal[
     "allow", "allow_read", "allow_insert", "allow_update", "allow_delete", "allow_write"
 ]
@@ -45,6 +46,17 @@ class FieldType(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Default:
+    """A value that the server gives to a field.
+
+    `argument`: of a constant its JSON text, of `auth` the name of the caller's fact.
+    """
+
+    kind: DefaultKind
+    argument: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Field:
     """A column of an entity. `target` is the entity that an `id(...)` points to."""
 
@@ -54,6 +66,19 @@ class Field:
     unique: bool
     target: str | None = None  # the entity that an `id(Target)` points at
     crdt: str | None = None
+    default: Default | None = None
+    fixed: bool = False  # whether clients may not send it
+    on_update: Default | None = None  # the value that the server sets at each update
+
+    @property
+    def insert_default(self) -> Default | None:
+        """Return the default of a new row."""
+        return self.default or self.on_update
+
+    @property
+    def is_set_by_server(self) -> bool:
+        """Whether the server refuses values of clients."""
+        return self.fixed or self.on_update is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ def entity_schemas(entity: Entity) -> dict[str, Schema]:
         entity.name: obj({"id": {"type": "string"}, **{f.name: read(f) for f in entity.fields}}),
         f"{entity.name}Insert": obj(
             {"id": nullable(CLIENT_ID), **writes},
-            [field.name for field in entity.fields if not field.optional],
+            [f.name for f in entity.fields if not f.optional and f.insert_default is None],
         ),
         f"{entity.name}Patch": patch,
     }
@@ -92,6 +92,10 @@ def _described(field: Field, schema: Schema) -> Schema:
         notes.append(f"The id of a row of {field.target}")
     if field.unique:
         notes.append("Unique")
+    if field.insert_default is not None:
+        notes.append("The server sets it if it is missing")
+    if field.is_set_by_server:
+        notes.append("Only admins may send it")
     text = ". ".join(note for note in notes if note)
     if field.optional:
         out = nullable(out)

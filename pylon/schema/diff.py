@@ -103,5 +103,14 @@ def _kind(noun: str, old_value: object) -> str:
 
 def _field_text(field: Field) -> str:
     text = field.type.value + (f"({field.target})" if field.target else "")
-    words = [word for word, on in (("optional", field.optional), ("unique", field.unique)) if on]
-    return " ".join([*words, text])
+    words = [
+        word for word, on in (
+            ("optional", field.optional), ("unique", field.unique), ("fixed", field.fixed),
+        ) if on
+    ]
+    values = [
+        f"{name} {value.argument or value.kind}"
+        for name, value in (("default", field.default), ("onUpdate", field.on_update))
+        if value is not None
+    ]
+    return " ".join([*words, text, *values])

@@ -1,8 +1,9 @@
 """Values: checks and encodes rows, so that each stored value has its field's type.
 
 `codec` turns a body into a row that the store keeps, `types` has the check of each field type,
-`datetimes` the notations of an instant, `bodies` the decoding of JSON bodies, `errors` what a
-client reads about a refused value.
+`defaults` the values that the server gives, `default_checks` their diagnostics, `datetimes` the
+notations of an instant, `bodies` the decoding of JSON bodies, `errors` what a client reads about a
+refused value.
 """
 
 from pylon.values.bodies import decode_body, decode_query
@@ -14,6 +15,7 @@ from pylon.values.codec import (
     encode_row,
 )
 from pylon.values.datetimes import is_datetime
+from pylon.values.defaults import FieldDefaults
 from pylon.values.errors import invalid_value, shown, unknown_column
 from pylon.values.types import INT_MAX, INT_MIN, expected, fits
 
@@ -22,6 +24,7 @@ __all__ = [
     "INT_MIN",
     "EncodedRow",
     "EntityCodec",
+    "FieldDefaults",
     "SqlValue",
     "check_row_size",
     "decode_body",

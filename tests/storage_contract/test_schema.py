@@ -7,9 +7,12 @@ from dataclasses import replace
 import pytest
 
 from pylon.errors import SchemaRefused, StartRefused
-from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest
+from pylon.manifest.model import Default, Entity, Field, FieldType, Index, Manifest
+from pylon.query.predicate import TRUE, equal
 from pylon.schema.options import MigrationOptions
 from pylon.storage.backend import Backend
+from pylon.storage.ops import InsertRow
+from pylon.values import EntityCodec
 from tests.storage_contract.backends import StoreStage
 from tests.support.storage import MANIFEST, NOTE, TASK, USER, row_id, task
 
@@ -52,6 +55,47 @@ def test_required_field_over_rows_is_refused_and_nothing_changes(stage: StoreSta
     again = StoreStage(stage.backend, MANIFEST, stage.clock)
     assert [row["id"] for row in again.rows("Task")] == [row_id(1)]
     again.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "constant", "value"),
+    [
+        (FieldType.STRING, '"it\'s"', "it's"), (FieldType.INT, "-7", -7),
+        (FieldType.FLOAT, "1", 1.0), (FieldType.BOOL, "true", True),
+    ],
+)
+def test_required_field_with_a_constant_default_fills_the_rows(
+    stage: StoreStage, kind: FieldType, constant: str, value: object
+) -> None:
+    stage.apply(task(1), task(2))
+    version = stage.reader.get_version("Task", row_id(1), TRUE)
+    field = Field("must", kind, False, False, default=Default("constant", constant))
+    entity = with_fields(TASK, field)
+    wanted = app_with(entity, USER, NOTE)
+    stage.close()
+    stage.backend.schema.refuse_unreachable(wanted)
+    (step,) = stage.backend.schema.plan(wanted, MigrationOptions()).steps
+    assert step.kind == "add_field" and "2 rows get the default" in step.detail
+    again = StoreStage(stage.backend, wanted, stage.clock)
+    assert [row["must"] for row in again.rows("Task")] == [value, value]
+    assert again.rows("Task", equal("must", value))  # type: ignore[arg-type]
+    assert again.reader.get_version("Task", row_id(1), TRUE) != version
+    again.restart()
+    assert not again.backend.schema.plan(wanted, MigrationOptions()).steps
+    encoded = EntityCodec(entity).insert(
+        {"title": "x", "done": False, "must": value}, row_id(3)
+    )
+    assert again.codes(InsertRow("Task", row_id(3), encoded.values, encoded.row_json)) == [None]
+    again.close()
+
+
+def test_unique_field_with_a_default_cannot_fill_two_rows(stage: StoreStage) -> None:
+    stage.apply(task(1), task(2))
+    field = Field("must", FieldType.INT, False, True, default=Default("constant", "1"))
+    plan = stage.backend.schema.plan(
+        app_with(with_fields(TASK, field), USER, NOTE), MigrationOptions()
+    )
+    assert plan.refusals and not plan.steps
 
 
 def test_rename_keeps_values_and_drop_needs_leave(backend: Backend) -> None:

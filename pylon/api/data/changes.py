@@ -1,6 +1,7 @@
 """Makes the writer's op of an insert, update or delete, checked as far as a worker can.
 
-A worker validates and encodes the row and judges the insert policy. The writer judges what
+A worker fills in the defaults, validates and encodes the row and judges the insert policy. The
+writer sets the fields with `onUpdate`, and judges what
 depends on the row at the commit: update and delete policies, uniqueness, op_ids. The entity
 routes, batches and pushes all call this module, so that they accept and refuse the same changes.
 """
@@ -25,13 +26,14 @@ def make_insert(
     """Return the op that inserts `body`, a decoded JSON value, under its own id or a new one.
 
     Raises:
-        InvalidData, InvalidColumn, InvalidValue, NullNotAllowed, MissingField, InvalidId:
-            the body does not fit the entity.
+        InvalidData, InvalidColumn, InvalidValue, NullNotAllowed, MissingField, InvalidId,
+            FieldFixed: the body does not fit the entity.
         PolicyDenied: the caller may not insert this row.
     """
     codec = app.codecs[entity.name]
     given = codec.client_id(body)
     row_id = given if given is not None else app.ids.new()
+    body = app.defaults[entity.name].fill(body, row_id, auth)
     encoded = codec.insert(body, row_id)
     rules = app.rules.for_entity(entity.name)
     if not rules.may_insert(auth, encoded.row):
@@ -62,6 +64,7 @@ def make_update(
     patch = app.codecs[entity.name].patch(body, row_id)
     if not patch:
         raise InvalidData(f"Nothing to update in {entity.name}: the body names no field")
+    app.defaults[entity.name].check_fixed(patch, auth)
     return UpdateRow(entity.name, row_id, patch, auth, op, if_match)
 
 

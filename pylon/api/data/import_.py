@@ -31,6 +31,7 @@ from pylon.api.http.parameters import read_text
 from pylon.api.http.responses import send_json
 from pylon.api.http.unreadable import decode_changes, problem_of
 from pylon.api.services import DataServices
+from pylon.auth_context import ADMIN
 from pylon.errors import (
     SHOWN_CHARS,
     EntityNotFound,
@@ -158,6 +159,8 @@ class Import:
                 hint="?ids=new gives every row a new id",
             )
         row_id = app.ids.new() if given is None else str(given)
+        # An import keeps the values of fixed fields.
+        row = app.defaults[codec.entity.name].fill(row, row_id, ADMIN)
         encoded = codec.insert(row, row_id)
         return InsertRow(
             codec.entity.name, row_id, encoded.values, encoded.row_json, given is not None

@@ -143,6 +143,12 @@ class DocumentWrites:
             self._check_history(key, cached, before_json, journal)
             cached.document.merge(op.update)
             patch = entity.codec.patch(cached.document.find_differences(before), op.row_id)
+            if patch:
+                entity.defaults.check_fixed(patch, op.auth)
+            if patch and entity.defaults.has_stamps:
+                stamped = entity.defaults.stamp(op.row_id, patch, op.auth)
+                cached.document.assign({n: v for n, v in stamped.items() if n not in patch})
+                patch = stamped
             cached.note_view(entity.rules.read_fields, before, patch)
             row, row_json = entity.codec.merge(before, patch) if patch else (before, before_json)
             if not entity.rules.may_update(op.auth, before, row):

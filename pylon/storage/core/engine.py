@@ -74,7 +74,7 @@ class BatchEngine:
         entities = {
             e.name: EntityWrites(
                 e, rules.for_entity(e.name),
-                transaction.table(e, rules.for_entity(e.name)), row_max_bytes,
+                transaction.table(e, rules.for_entity(e.name)), row_max_bytes, clock=clock,
             )
             for e in manifest.entities
         }

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
+from msgspec.structs import replace
 
 from pylon import limits
 from pylon.clock import Clock
@@ -99,6 +100,8 @@ class RowWrites:
             if replay is not None:
                 return replay
         entity = self.entity(op.entity)
+        if entity.defaults.has_stamps:
+            op = replace(op, patch=entity.defaults.stamp(op.row_id, op.patch, op.auth))
         row_id, patch = op.row_id, op.patch
         before_json, before, version = self.find_readable(entity, op)
         row, row_json = entity.codec.merge(before, patch)

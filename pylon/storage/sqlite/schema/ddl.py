@@ -11,10 +11,15 @@ package, and by `pylon.storage.sqlite.backup.restore`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
+
+import apsw
+import orjson
 
 from pylon.manifest.model import Entity, Field, FieldType, Index
 from pylon.storage.sqlite.names import quote
+from pylon.values import EntityCodec, SqlValue
 
 JSON_COLUMN: Final = "_json"
 SEQ_COLUMN: Final = "_seq"
@@ -105,6 +110,25 @@ def add_column(entity: Entity, field: Field) -> str:
     """Return the statement for a new field. SQLite cannot add NOT NULL or UNIQUE; see `plan`."""
     column = f"{quote(field.name)} {COLUMN_TYPES[field.type]}"
     return f"ALTER TABLE {quote(entity.name)} ADD COLUMN {column}"
+
+
+def constant_of(field: Field) -> SqlValue:
+    """Return the SQL value of the field's constant default, or None if it has none."""
+    if field.default is None or field.default.kind != "constant":
+        return None
+    probe = Entity("Default", (replace(field, optional=False, unique=False),))
+    body = {field.name: orjson.loads(field.default.argument)}
+    (value,) = EntityCodec(probe).insert(body, "").values
+    return int(value) if isinstance(value, bool) else value
+
+
+def add_filled_column(entity: Entity, field: Field, constant: SqlValue) -> str:
+    """Return the statement for a new required field that has a value in all present rows.
+
+    SQLite keeps the value once, as the default of the column, and does not write the rows.
+    """
+    value = apsw.format_sql_value(constant)
+    return f"{add_column(entity, field)} NOT NULL DEFAULT {value}"
 
 
 def add_json_column(entity: Entity) -> str:

@@ -222,6 +222,14 @@ def _add_field(making: _Making, entity: Entity, wanted: Field, table: LiveTable)
     rows = 0 if wanted.optional else making.count(f"SELECT count(*) FROM {quote(table.source)}")
     if rows:
         default = making.options.defaults.get((entity.name.lower(), wanted.name.lower()))
+        constant = ddl.constant_of(wanted)
+        if default is None and constant is not None and not wanted.unique:
+            making.steps.append(Step(
+                "add_field", entity.name, wanted.name,
+                ddl.add_filled_column(entity, wanted, constant),
+                f"{rows} rows get the default {constant!r}",
+            ))
+            return
         if default is None:
             making.refusals.append(
                 f"{where}: a new required field on a table that has rows "
