@@ -2,8 +2,8 @@
 
 The writer takes the first message that comes and all messages that wait behind it, up to the bounds
 of a batch. It commits them in one transaction, answers the workers, and publishes the changes. It
-never waits for more: it commits a lone write at once. Under load the batches grow, because messages
-gather while a commit runs.
+commits a lone write at once. Under load the batches grow, because messages gather while a commit
+runs, and because the port lets the workers run before it takes a batch.
 
 The engine may need milliseconds for each request about a large row. One transaction takes
 `limits.BATCH_LARGE_BYTES` of large rows. The engine defers the other requests. Their calls wait

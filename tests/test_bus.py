@@ -237,6 +237,40 @@ def test_an_unreadable_message_is_passed_over(runtime: Runtime) -> None:
     port.close()
 
 
+def test_under_load_a_batch_has_what_other_processes_send_before_it_is_taken(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, first, second = WriterPort(runtime), LocalWriter(runtime), LocalWriter(runtime)
+
+    def send(local: LocalWriter, count: int) -> None:
+        local._send([
+            WriteRequest(n, DeleteRow("Todo", "a", ADMIN), n < count) for n in range(1, count + 1)
+        ])
+
+    def sizes() -> list[int]:
+        got = port.receive(WAIT_S)
+        while not got:
+            got = port.receive(WAIT_S)
+        return [len(requests) for _, requests in got]
+
+    monkeypatch.setattr("os.sched_yield", lambda: send(second, 2))
+    send(first, 4)
+    assert sizes() == [4]
+    send(first, 1)
+    assert sizes() == [1, 2]
+    send(first, 1)
+    assert sizes() == [1, 2]
+    monkeypatch.setattr("os.sched_yield", lambda: None)
+    send(first, 1)
+    assert sizes() == [1]
+    monkeypatch.setattr("os.sched_yield", lambda: pytest.fail("a lone write waited"))
+    send(first, 1)
+    assert sizes() == [1]
+    first.close()
+    second.close()
+    port.close()
+
+
 def test_the_local_writer_waits_for_its_own_answer(runtime: Runtime) -> None:
     port, local = WriterPort(runtime), LocalWriter(runtime)
     with pytest.raises(WriterUnavailable):

@@ -2,8 +2,9 @@
 
 A worker sends each message as a frame (`pylon.bus.frames`). The port reads each worker once in a
 turn. Messages beyond the bounds of a batch wait in the port for the next turn; later messages wait
-in the kernel. `WriterPort` belongs to the writer thread. `LocalWriter` is for other threads of the
-supervisor, one for each thread.
+in the kernel. Under load the port lets other processes run before it takes a batch, so that the
+workers which are ready to run add their messages to it. `WriterPort` belongs to the writer thread.
+`LocalWriter` is for other threads of the supervisor, one for each thread.
 
 Invariants: the port hands a message over as a whole, so the writer commits its requests together.
 A peer is a connection, so no reply to a dead worker reaches the worker that replaces it. Bound: the
@@ -13,6 +14,7 @@ Metrics: pylon_bus_messages_total, pylon_bus_messages_dropped_total. Used by `su
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import time
@@ -33,13 +35,14 @@ _log = log.get_logger("writer_port")
 
 Peer = FrameStream
 _BACKLOG: Final = 128
+_LOAD_REQUESTS: Final = 3  # a batch of so many shows load
 _MS_PER_S: Final = 1_000
 
 
 class WriterPort:
     """Binds the writes endpoint. One thread only."""
 
-    __slots__ = ("_arrived", "_epoll", "_listener", "_peers", "_replies")
+    __slots__ = ("_arrived", "_epoll", "_is_loaded", "_listener", "_peers", "_replies")
 
     def __init__(self, runtime: Runtime) -> None:
         runtime.writes.unlink(missing_ok=True)
@@ -51,6 +54,7 @@ class WriterPort:
         self._epoll.register(self._listener.fileno(), select.EPOLLIN)
         self._peers: dict[int, Peer] = {}
         self._arrived: deque[tuple[Peer, bytes]] = deque()  # frames; their peers may have closed
+        self._is_loaded = False  # by the size of the last batch
         self._replies = metrics.BUS_MESSAGES.labels("replies")
 
     def receive(self, timeout_s: float) -> list[tuple[Peer, list[WriteRequest]]]:
@@ -68,6 +72,11 @@ class WriterPort:
         self._read(0.0 if arrived else timeout_s)
         while not arrived and (left_s := until_s - time.monotonic()) > 0:
             self._read(left_s)  # a worker has connected, or sent a part of a message
+        if arrived and self._is_loaded:
+            # PERF: larger batches; without it an insert costs a sixth more CPU at 16 and at 64
+            # connections on two cores. The call returns at once if no process waits for the core.
+            os.sched_yield()
+            self._read(0.0)
         count = size_bytes = 0
         while arrived and count < limits.BATCH_REQUESTS and size_bytes < limits.BATCH_BYTES:
             peer, frame = arrived.popleft()
@@ -81,6 +90,8 @@ class WriterPort:
             out.append((peer, requests))
             count += len(requests)
             size_bytes += len(frame)
+        if count:
+            self._is_loaded = count >= _LOAD_REQUESTS
         return out
 
     def reply(self, peer: Peer, replies: list[WriteReply]) -> None:
