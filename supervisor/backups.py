@@ -68,18 +68,18 @@ class Backups:
         self._copier_pid = 0
         self._show(manager.read_record())
 
-    def converse(self, _request: Line, talk: Dialogue) -> Line:
+    def converse(self, _request: Line, dialogue: Dialogue) -> Line:
         """Accompany one backup."""
         if not self._one.acquire(blocking=False):
             raise Unavailable("Another backup is being made")
         report: _Report | None = None
         try:
-            self._copier_pid = talk.peer_pid
+            self._copier_pid = dialogue.peer_pid
             self._copied.clear()
             if self._ending.is_set():
                 raise Unavailable("The server is stopping")
             metrics.BACKUP_RUNNING.set(1)
-            report = self._accompany(talk)
+            report = self._accompany(dialogue)
         except ClientLeft:
             _log.warning("backup.abandoned", pid=self._copier_pid,
                          hint="pylonctl ended before the bundle was complete; it says why")
@@ -97,16 +97,16 @@ class Backups:
         self._ending.set()
         return None if self._copied.wait(wait_s) else self._copier_pid
 
-    def _accompany(self, talk: Dialogue) -> _Report:
-        talk.say({"manifest": str(self._manifest)})
+    def _accompany(self, dialogue: Dialogue) -> _Report:
+        dialogue.send_line({"manifest": str(self._manifest)})
         has_cancelled = False
         while True:
-            line = talk.hear(_POLL_S)
+            line = dialogue.read_line(_POLL_S)
             if line is None:
                 why = None if has_cancelled or self._copied.is_set() else self._reason_to_cancel()
                 if why is not None:
                     has_cancelled = True
-                    talk.say({"cancel": True, "why": why})
+                    dialogue.send_line({"cancel": True, "why": why})
             elif line.get("copied"):
                 self._copied.set()
             elif "report" in line:

@@ -1,12 +1,13 @@
 """Children: starts the worker processes, watches them, and starts a successor when one dies.
 
-The HTTP role has one child: gunicorn's arbiter, which forks PYLON_HTTP_WORKERS workers itself. Each
-other role has as many children as workers. All workers of a role share its listening socket. The
-template forks the children (`supervisor.template`); the supervisor is their parent.
+A role with an arbiter (HTTP, see `pylon.roles`) has one child: gunicorn's arbiter, which forks
+PYLON_HTTP_WORKERS workers itself. Each other role has as many children as workers. All workers of a
+role share its listening socket. The template forks the children (`supervisor.template`); the
+supervisor is their parent.
 
 A child dies or falls silent. The successor of a dead child starts after a random delay, whose bound
 doubles with each early death. A silent child gets SIGABRT, and SIGKILL after
-`limits.ABORT_GRACE_S`. The HTTP arbiter has a heartbeat file of its own, because its workers can
+`limits.ABORT_GRACE_S`. The arbiter has a heartbeat file of its own, because its workers can
 send heartbeats while the arbiter hangs.
 
 `reap` also reaps orphans of children, because the supervisor is their subreaper. It leaves
@@ -25,20 +26,19 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from pylon import limits, log, metrics
 from pylon.bus.file_beat import last_beat_s
 from pylon.bus.fork_requests import ForkRequest, pack_environ
 from pylon.bus.runtime import Runtime
 from pylon.clock import Clock, RandomSource
+from pylon.roles import ROLE_BY_NAME
 from supervisor.heartbeats import Beat, Heartbeats
 from supervisor.notify import SYSTEMD_NAMES
 from supervisor.sockets import Listeners
 from supervisor.template import ForkFailed, Template, exit_text
 
 _log = log.get_logger("children")
-_HTTP: Final = "http"
 
 
 @dataclass(slots=True)
@@ -47,6 +47,7 @@ class _Slot:
 
     role: str
     worker: str
+    is_arbiter: bool  # the child keeps the workers of its role itself
     pid: int | None = None  # of the child that lives
     started_s: float = 0.0
     start_at_s: float = 0.0  # when to start the next one
@@ -68,7 +69,7 @@ class RoleView:
 
 
 class Children:
-    """All children. For the main thread, except `views` and `arbiter_pids`."""
+    """All children. For the main thread, except `views` and `list_arbiters`."""
 
     def __init__(
         self, template: Template, wanted: Mapping[str, int], listeners: Listeners,
@@ -77,7 +78,7 @@ class Children:
     ) -> None:
         """Args:
             template: forks the children; it may still be starting.
-            wanted: worker processes by role (for http: of the arbiter).
+            wanted: worker processes by role, those of an arbiter among them.
             environ: what every child gets, the resolved settings among it.
         """
         self._template = template
@@ -97,14 +98,18 @@ class Children:
         self.on_ended: Callable[[int], None] = _ignore  # called with the pid of each ended child
         self.restarts = 0
         self._slots = [
-            _Slot(role, str(number))
+            _Slot(role, str(number), ROLE_BY_NAME[role].is_arbiter)
             for role, count in self._wanted.items()
-            for number in range(1, (1 if role == _HTTP else count) + 1)
+            for number in range(1, (1 if ROLE_BY_NAME[role].is_arbiter else count) + 1)
         ]
 
-    def arbiter_pids(self) -> list[int]:
-        """Return the pid of gunicorn's arbiter, which sends no metrics. Any thread may call it."""
-        return [slot.pid for slot in self._slots if slot.role == _HTTP and slot.pid is not None]
+    def list_arbiters(self) -> list[tuple[str, int]]:
+        """Return role and pid of each living arbiter, which sends no metrics. Any thread may call
+        it."""
+        return [
+            (slot.role, slot.pid)
+            for slot in self._slots if slot.is_arbiter and slot.pid is not None
+        ]
 
     def problem(self) -> str | None:
         """Return the reason why no child can ever be started; None if children can."""
@@ -184,9 +189,7 @@ class Children:
         return self._random.uniform(0.0, longest_s)
 
     def _watch(self, slot: _Slot, pid: int, now_s: float) -> None:
-        beats = [beat for beat in self._heartbeats.list_beats(slot.role)
-                 if slot.role == _HTTP or beat.worker == slot.worker]
-        beats = [beat for beat in beats if beat.at_s >= slot.started_s]
+        beats = [beat for beat in self._list_beats(slot) if beat.at_s >= slot.started_s]
         if any(beat.ready for beat in beats):
             slot.was_ready = True
             slot.unready = 0
@@ -206,31 +209,36 @@ class Children:
                        pid=pid, silent_s=round(silent_s, 1))
             slot.aborted_at_s = now_s
             os.kill(pid, signal.SIGABRT)
-        elif slot.role == _HTTP:
-            self._watch_gunicorn_workers(pid, now_s)
+        elif slot.is_arbiter:
+            self._watch_gunicorn_workers(slot.role, pid, now_s)
+
+    def _list_beats(self, slot: _Slot) -> list[Beat]:
+        """Return the newest heartbeats of a child, or of all workers of an arbiter."""
+        return [beat for beat in self._heartbeats.list_beats(slot.role)
+                if slot.is_arbiter or beat.worker == slot.worker]
 
     def _is_arbiter_silent(self, slot: _Slot, now_s: float) -> bool:
-        """Return whether the HTTP arbiter hangs.
+        """Return whether the child is an arbiter that hangs.
 
         Its workers continue to serve then, but nobody replaces one that dies.
         """
-        if slot.role != _HTTP:
+        if not slot.is_arbiter:
             return False
         beat_s = last_beat_s(self._runtime.arbiter)
         if beat_s is None or beat_s < slot.started_s:
             return False  # it boots
         return now_s - beat_s >= limits.HEARTBEAT_LOST_S
 
-    def _watch_gunicorn_workers(self, arbiter_pid: int, now_s: float) -> None:
+    def _watch_gunicorn_workers(self, role: str, arbiter_pid: int, now_s: float) -> None:
         """Abort silent workers of the arbiter, which then replaces them."""
-        for beat in self._heartbeats.list_beats(_HTTP):
+        for beat in self._heartbeats.list_beats(role):
             silent = now_s - beat.at_s >= limits.HEARTBEAT_LOST_S
             if not silent or _parent_of(beat.pid) != arbiter_pid:
                 continue
             aborted_s = self._aborted_workers.get(beat.pid)
             if aborted_s is None:
-                _log.error("child.silent", child=f"http/{beat.worker}", pid=beat.pid)
-                metrics.WORKER_RESTARTS.labels(_HTTP, "silent").inc()
+                _log.error("child.silent", child=f"{role}/{beat.worker}", pid=beat.pid)
+                metrics.WORKER_RESTARTS.labels(role, "silent").inc()
                 self._aborted_workers[beat.pid] = now_s
                 os.kill(beat.pid, signal.SIGABRT)
             elif now_s - aborted_s >= limits.ABORT_GRACE_S:
@@ -241,10 +249,9 @@ class Children:
         self.on_ended(pid)
         now_s = self._clock.monotonic_s()
         up_s = now_s - slot.started_s
-        for beat in self._heartbeats.list_beats(slot.role):
-            if slot.role == _HTTP or beat.worker == slot.worker:
-                self._heartbeats.forget(beat.role, beat.worker)
-        if slot.role == _HTTP:
+        for beat in self._list_beats(slot):
+            self._heartbeats.forget(beat.role, beat.worker)
+        if slot.is_arbiter:
             self._aborted_workers.clear()
         facts = {"child": f"{slot.role}/{slot.worker}", "pid": pid, "exit": exit_text(code),
                  "up_s": round(up_s, 1)}
@@ -269,15 +276,16 @@ class Children:
         With the arbiter they all end, which `reap` counts as one death.
         """
         self.reap()
-        living = set(self.arbiter_pids())
+        living = {pid for _, pid in self.list_arbiters()}
         for beat in dead:
             was_silent = self._aborted_workers.pop(beat.pid, None) is not None
-            if beat.role != _HTTP or self.draining or not living or beat.pid in living:
+            has_arbiter = ROLE_BY_NAME[beat.role].is_arbiter
+            if not has_arbiter or self.draining or not living or beat.pid in living:
                 continue
             self.restarts += 1
             if not was_silent:  # else counted when it was aborted
-                metrics.WORKER_RESTARTS.labels(_HTTP, "died").inc()
-            _log.warning("child.died", child=f"{_HTTP}/{beat.worker}", pid=beat.pid,
+                metrics.WORKER_RESTARTS.labels(beat.role, "died").inc()
+            _log.warning("child.died", child=f"{beat.role}/{beat.worker}", pid=beat.pid,
                          reason="silent" if was_silent else "died",
                          hint="its arbiter starts another one, and its log line above says why")
 
@@ -301,7 +309,7 @@ class Children:
     def kill(self, roles: tuple[str, ...]) -> int:
         """Kill the living children of the roles, wait for their end, and return their number.
 
-        The HTTP arbiter's workers share its process group and die with it.
+        The workers of an arbiter share its process group and die with it.
         """
         victims = [s for s in self._slots if s.role in roles and s.pid is not None]
         pids = [s.pid for s in victims if s.pid is not None]
@@ -322,7 +330,7 @@ class Children:
         view_by_role = {}
         for role, wanted in self._wanted.items():
             slots = [slot for slot in self._slots if slot.role == role]
-            if role == _HTTP:
+            if any(slot.is_arbiter for slot in slots):
                 pids = sorted(beat.pid for beat in self._heartbeats.list_beats(role))
             else:
                 pids = sorted(slot.pid for slot in slots if slot.pid is not None)

@@ -31,8 +31,8 @@ _CLOSE_PATIENCE_S: Final = 2.0
 _PEERCRED: Final = struct.Struct("3i")  # pid, uid, gid
 
 Line = dict[str, Any]
-Say = Callable[[Line], None]
-Answer = Callable[[Line, Say], Line]  # the request and a way to stream; the last line
+SendLine = Callable[[Line], None]
+CommandHandler = Callable[[Line, SendLine], Line]  # the request and a way to stream; the last line
 
 
 class ClientLeft(Exception):
@@ -54,7 +54,7 @@ class Dialogue:
         pid: int = _PEERCRED.unpack(raw)[0]
         return pid
 
-    def say(self, line: Line) -> None:
+    def send_line(self, line: Line) -> None:
         """Send a line that is not the last one.
 
         Raises:
@@ -65,7 +65,7 @@ class Dialogue:
         except OSError as ex:
             raise ClientLeft(str(ex)) from ex
 
-    def hear(self, timeout_s: float) -> Line | None:
+    def read_line(self, timeout_s: float) -> Line | None:
         """The client's next line; None when none comes within `timeout_s`.
 
         Raises:
@@ -89,18 +89,19 @@ class Dialogue:
         return _parse(line)
 
 
-Talk = Callable[[Line, Dialogue], Line]  # the request and both directions; the last line
+DialogueHandler = Callable[[Line, Dialogue], Line]  # the request and both directions; the last line
 
 
 class ControlServer:
-    """`start` it, `close` it; answers and dialogues by command name."""
+    """Listens on the socket between `start` and `close`; has the handler of each command."""
 
     def __init__(
-        self, path: Path, answers: dict[str, Answer], talks: dict[str, Talk] | None = None
+        self, path: Path, handlers: dict[str, CommandHandler],
+        dialogue_handlers: dict[str, DialogueHandler] | None = None,
     ) -> None:
         self._path = path
-        self._answers = answers
-        self._talks = talks or {}
+        self._handlers = handlers
+        self._dialogue_handlers = dialogue_handlers or {}
         self._slots = threading.BoundedSemaphore(limits.CONTROL_CONNECTIONS)
         self._connections: set[threading.Thread] = set()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -159,17 +160,17 @@ class ControlServer:
             request, rest = _read_request(conn)
             name = str(request.get("cmd"))
             conn.settimeout(_SEND_TIMEOUT_S)
-            if name in self._answers:
-                last = self._answers[name](request, lambda line: _send(conn, line))
-            elif name in self._talks:
-                last = self._talks[name](request, Dialogue(conn, rest))
+            if name in self._handlers:
+                last = self._handlers[name](request, lambda line: _send(conn, line))
+            elif name in self._dialogue_handlers:
+                last = self._dialogue_handlers[name](request, Dialogue(conn, rest))
             else:
-                known = ", ".join((*self._answers, *self._talks))
+                known = ", ".join((*self._handlers, *self._dialogue_handlers))
                 raise InvalidData(f"Unknown command {request.get('cmd')!r}; known: {known}")
         except PylonError as ex:
             last = _error_line(ex)
         except OSError as ex:
-            # The disk's (a backup) or the client's: the client hears of the first, if it is there.
+            # An error of the disk (of a backup), which the client learns, or of its connection.
             _log.warning("control.failed", error=str(ex))
             last = _error_line(InternalError(str(ex)))
         except Exception as ex:  # noqa: BLE001  a defect in one answer must not end the socket

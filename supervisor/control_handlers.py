@@ -24,7 +24,7 @@ from pylon.metrics.render import (
 )
 from pylon.storage.records import IndexSpec
 from supervisor.components import Components
-from supervisor.control import Answer, Line, Say
+from supervisor.control import CommandHandler, Line, SendLine
 from supervisor.events import StopAsked
 from supervisor.loop import Loop
 
@@ -50,7 +50,7 @@ class ControlHandlers:
         metrics.DB_BYTES.set_function(lambda: parts.engine.maintenance.sizes().data_bytes)
         metrics.DISK_FREE_BYTES.set_function(lambda: parts.engine.maintenance.sizes().free_bytes)
 
-    def by_name(self) -> dict[str, Answer]:
+    def by_name(self) -> dict[str, CommandHandler]:
         return {
             "ping": self._ping, "status": self._status, "metrics": self._metrics,
             "stop": self._stop, "indexes": self._put_indexes,
@@ -60,10 +60,10 @@ class ControlHandlers:
     def _uptime_s(self) -> float:
         return round(self._parts.clock.monotonic_s() - self._started_s, 3)
 
-    def _ping(self, _request: Line, _say: Say) -> Line:
+    def _ping(self, _request: Line, _send_line: SendLine) -> Line:
         return {"pid": self._pid, "version": pylon.__version__}
 
-    def _status(self, _request: Line, _say: Say) -> Line:
+    def _status(self, _request: Line, _send_line: SendLine) -> Line:
         """The facts of `pylonctl status --json`."""
         parts = self._parts
         roles = {
@@ -92,7 +92,7 @@ class ControlHandlers:
             "db_path": str(parts.store.data_path),
         }
 
-    def _metrics(self, request: Line, _say: Say) -> Line:
+    def _metrics(self, request: Line, _send_line: SendLine) -> Line:
         """The page: ``format`` is ``text`` (Prometheus), ``openmetrics`` or ``json`` (spec §7)."""
         families = self._parts.heartbeats.families(metrics.supervisor_snapshot())
         match request.get("format", "text"):
@@ -110,18 +110,18 @@ class ControlHandlers:
                 raise InvalidData(f"format is {other!r}; expected text, openmetrics or json")
 
     def _processes(self) -> list[tuple[str, str, int]]:
-        """Role, worker and pid of every process; gunicorn's arbiter is the HTTP role's."""
+        """Role, worker and pid of every process; gunicorn's arbiter is one of its role."""
         parts = self._parts
         beats = [
             beat for role in parts.children.views() for beat in parts.heartbeats.list_beats(role)
         ]
         return [
             ("supervisor", "", self._pid),
-            *(("http", "arbiter", pid) for pid in parts.children.arbiter_pids()),
+            *((role, "arbiter", pid) for role, pid in parts.children.list_arbiters()),
             *((beat.role, beat.worker, beat.pid) for beat in beats),
         ]
 
-    def _stop(self, _request: Line, say: Say) -> Line:
+    def _stop(self, _request: Line, send_line: SendLine) -> Line:
         """Drain; every step is a line."""
         lines = self._parts.progress.listen()
         self._parts.events.put(StopAsked())
@@ -129,9 +129,9 @@ class ControlHandlers:
             line = lines.get()
             if line.get("done"):
                 return line
-            say(line)
+            send_line(line)
 
-    def _put_indexes(self, request: Line, _say: Say) -> Line:
+    def _put_indexes(self, request: Line, _send_line: SendLine) -> Line:
         """Make the manifest's indexes those of ``indexes``; ``count`` of operations done."""
         try:
             op = msgspec.convert({"indexes": request.get("indexes")}, _Indexes)
@@ -139,7 +139,7 @@ class ControlHandlers:
             raise InvalidData(f"indexes: {ex}") from ex
         return {"count": self._parts.engine.maintenance.put_indexes(op.indexes)}
 
-    def _rebuild_search(self, request: Line, say: Say) -> Line:
+    def _rebuild_search(self, request: Line, send_line: SendLine) -> Line:
         """Renew the search indexes of ``entities``, with progress lines {entity, rows}.
 
         A client that goes away ends it; the next start then builds what was not finished.
@@ -161,6 +161,6 @@ class ControlHandlers:
                 now_s = clock.monotonic_s()
                 if now_s - said_s >= _PROGRESS_EVERY_S:
                     said_s = now_s
-                    say({"entity": name, "rows": rows})
+                    send_line({"entity": name, "rows": rows})
             built.append({"entity": name, "rows": rows})
         return {"entities": built}

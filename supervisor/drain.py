@@ -192,4 +192,4 @@ class Drain:
     def _say(self, step: str, **keys: object) -> None:
         at_s = round(self._now_s() - self._started_s, 3)
         _log.info("drain", step=step, at_s=at_s, **{k: v for k, v in keys.items() if k != "done"})
-        self._parts.progress.say(step=step, at_s=at_s, **keys)
+        self._parts.progress.publish(step=step, at_s=at_s, **keys)

@@ -51,7 +51,7 @@ class DrainProgress:
         self._published: list[Line] = []
         self._listeners: list[SimpleQueue[Line]] = []
 
-    def say(self, **line: Any) -> None:
+    def publish(self, **line: Any) -> None:
         """Give a line to all listeners. The last line has ``done=True``."""
         with self._lock:
             self._published.append(line)

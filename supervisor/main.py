@@ -236,9 +236,9 @@ def _assemble(
 def _serve(parts: Components, stack: Closers, *, may_reload: bool) -> int:
     started_s = parts.clock.monotonic_s()
     loop = Loop(parts, started_s)
-    answers = ControlHandlers(parts, loop, os.getpid(), started_s)
+    handlers = ControlHandlers(parts, loop, os.getpid(), started_s)
     control = ControlServer(
-        parts.runtime.control_socket, answers.by_name(), {"backup": parts.backups.converse}
+        parts.runtime.control_socket, handlers.by_name(), {"backup": parts.backups.converse}
     )
     stack.callback(control.close)
     control.start()

@@ -15,25 +15,25 @@ import pytest
 from pylon import limits
 from pylon.control import ControlClient
 from pylon.errors import InternalError, InvalidData, NotRunning, PolicyDenied, Unavailable
-from supervisor.control import ClientLeft, ControlServer, Dialogue, Line, Say
+from supervisor.control import ClientLeft, ControlServer, Dialogue, Line, SendLine
 from tests.support.wait import WAIT_S
 
 
-def count(request: Line, say: Say) -> Line:
+def count(request: Line, send_line: SendLine) -> Line:
     for n in range(int(request["to"])):
-        say({"n": n})
+        send_line({"n": n})
     return {"total": request["to"]}
 
 
-def deny(_request: Line, _say: Say) -> Line:
+def deny(_request: Line, _send_line: SendLine) -> Line:
     raise PolicyDenied("no", hint="ask", entity="Todo")
 
 
-def broken(_request: Line, _say: Say) -> Line:
+def broken(_request: Line, _send_line: SendLine) -> Line:
     raise ZeroDivisionError("secret detail")
 
 
-def disk(_request: Line, _say: Say) -> Line:
+def disk(_request: Line, _send_line: SendLine) -> Line:
     raise OSError(28, "No space left on device")
 
 
@@ -44,7 +44,7 @@ class Blocking:
         self.entered = threading.Semaphore(0)
         self.go_on = threading.Event()
 
-    def __call__(self, _request: Line, _say: Say) -> Line:
+    def __call__(self, _request: Line, _send_line: SendLine) -> Line:
         self.entered.release()
         assert self.go_on.wait(WAIT_S)
         return {"waited": True}
@@ -180,15 +180,15 @@ def test_a_dialogue_goes_both_ways(tmp_path: Path) -> None:
     ended = threading.Event()
 
     def talk(request: Line, dialogue: Dialogue) -> Line:
-        dialogue.say({"hello": request["name"], "pid": dialogue.peer_pid})
-        heard.append(dialogue.hear(10))
-        heard.append(dialogue.hear(10))
-        heard.append(dialogue.hear(0.0))
+        dialogue.send_line({"hello": request["name"], "pid": dialogue.peer_pid})
+        heard.append(dialogue.read_line(10))
+        heard.append(dialogue.read_line(10))
+        heard.append(dialogue.read_line(0.0))
         return {"sum": 3}
 
     def left(_request: Line, dialogue: Dialogue) -> Line:
         with pytest.raises(ClientLeft):
-            dialogue.hear(10)
+            dialogue.read_line(10)
         ended.set()
         return {}
 

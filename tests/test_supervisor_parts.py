@@ -254,9 +254,9 @@ def test_readiness_is_fresh_and_dead_processes_are_forgotten() -> None:
 
 def test_news_reach_late_listeners_from_the_beginning() -> None:
     updates = DrainProgress()
-    updates.say(step="a")
+    updates.publish(step="a")
     lines = updates.listen()
-    updates.say(step="b", done=True)
+    updates.publish(step="b", done=True)
     assert [lines.get_nowait() for _ in range(2)] == [
         {"step": "a"}, {"step": "b", "done": True}]
     assert lines.empty()
@@ -289,7 +289,7 @@ def arbiter(
         first, {"http": 1}, listeners, Runtime(tmp_path), os.environ, heartbeats, clock,
         SeededRandom(1),
     )
-    wait_until("it is started", lambda: made.tick() or made.arbiter_pids())
+    wait_until("it is started", lambda: made.tick() or made.list_arbiters())
     yield made, heartbeats, clock
     made.kill_all()
     first.stop()
@@ -355,7 +355,7 @@ def test_dead_gunicorn_workers_are_counted_unless_their_arbiter_or_a_drain_ended
     heartbeats.take(beat("0", os.getpid()))  # a successor, before anybody looked
     assert (die(), die("1"), die()) == (1, 2, 2)
     assert made.restarts == 2
-    (pid,) = made.arbiter_pids()
+    ((_, pid),) = made.list_arbiters()
     os.kill(pid, signal.SIGKILL)
     wait_until("the arbiter has ended", lambda: (
         "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
@@ -372,15 +372,15 @@ def test_a_backup_that_holds_back_too_much_wal_is_cancelled(
     wal_bytes = 0
     said: list[dict[str, Any]] = []
 
-    class Talk:
+    class StubDialogue:
         """A `pylonctl backup` that gives up when it is told to."""
 
         peer_pid = 7
 
-        def say(self, line: dict[str, Any]) -> None:
+        def send_line(self, line: dict[str, Any]) -> None:
             said.append(line)
 
-        def hear(self, _patience_s: float) -> None:
+        def read_line(self, _patience_s: float) -> None:
             if said[-1].get("cancel"):
                 raise ClientLeft
             nonlocal wal_bytes
@@ -390,6 +390,6 @@ def test_a_backup_that_holds_back_too_much_wal_is_cancelled(
         open_store_at(tmp_path / "app.db").backups, lambda: StoreSizes(2_000, wal_bytes, 0),
         tmp_path / "manifest.json", ManualClock(),
     )
-    assert backups.converse({}, Talk()) == {"recorded": False}  # type: ignore[arg-type]
+    assert backups.converse({}, StubDialogue()) == {"recorded": False}  # type: ignore[arg-type]
     assert [sorted(line) for line in said] == [["manifest"], ["cancel", "why"]]
     assert "2001 bytes of writes" in said[1]["why"] and "(at most 2000)" in said[1]["why"]
