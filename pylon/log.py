@@ -187,7 +187,7 @@ def _pretty(record: dict[str, Any]) -> bytes:
     process = "/".join(str(record.pop(k)) for k in ("role", "worker") if k in record)
     record.pop("part", None)
     clock = f"{int(seconds) // 3600 % 24:02d}:{int(seconds) // 60 % 60:02d}:{seconds % 60:06.3f}"
-    keys = " ".join(f"{k}={_shown(v)}" for k, v in record.items())
+    keys = " ".join(f"{k}={_value_text(v)}" for k, v in record.items())
     colour, end = (_COLOUR[level], "\x1b[0m") if _sink.colours else ("", "")
     text = f"{clock} {colour}{level:<7}{end} {process:<10} {colour}{event}{end} {keys}".rstrip()
     if trace is not None:
@@ -195,7 +195,7 @@ def _pretty(record: dict[str, Any]) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def _shown(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, str):
         needs_quotes = not value or not value.isprintable() or any(c in value for c in ' "=')
         return _json_text(value) if needs_quotes else value

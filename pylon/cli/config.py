@@ -31,14 +31,14 @@ def config(show_origin: bool, dev: bool) -> None:
     )
 
 
-def shown(setting: Setting, raw: str | None) -> str | None:
+def mask_secret(setting: Setting, raw: str | None) -> str | None:
     """Return the text of a value for printing; secrets are masked."""
     return _MASK if setting.secret and raw else raw
 
 
 def _entry(setting: Setting, loaded: Loaded) -> dict[str, Any]:
     return {
-        "value": shown(setting, loaded.raw[setting.env]),
+        "value": mask_secret(setting, loaded.raw[setting.env]),
         "origin": loaded.origin[setting.env],
         "help": setting.help,
         "secret": setting.secret,
@@ -46,6 +46,6 @@ def _entry(setting: Setting, loaded: Loaded) -> dict[str, Any]:
 
 
 def _line(setting: Setting, loaded: Loaded, show_origin: bool) -> str:
-    value = shown(setting, loaded.raw[setting.env])
+    value = mask_secret(setting, loaded.raw[setting.env])
     text = f"{setting.env}={'' if value is None else value}"
     return f"{text:<48} # {loaded.origin[setting.env]}" if show_origin else text

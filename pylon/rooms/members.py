@@ -237,7 +237,7 @@ class Rooms:
         """Return a room's snapshot and the numbers of a worker's subscribed sockets."""
         room = self._rooms.get(name)
         members = () if room is None else room.members.values()
-        self._updates.shown(name)
+        self._updates.note_snapshot(name)
         numbers = [n for m in members for whose, n in m.sockets if whose == source]
         return RoomSnapshot(name, self.snapshot(name), numbers)
 
@@ -265,7 +265,7 @@ class Rooms:
             self._subscriptions.setdefault(socket, {})[name] = user_id
         self._silent.pop((name, user_id), None)
         self._updates.keep(name, socket)
-        self._updates.shown(name)
+        self._updates.note_snapshot(name)
         return room.snapshot()
 
     def unsubscribe(self, name: str, socket: Socket) -> None:

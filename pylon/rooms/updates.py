@@ -44,12 +44,12 @@ class _Change(NamedTuple):
 class _Pending:
     """A room's updates of this tick, in order: changes by user id, messages by their number."""
 
-    __slots__ = ("dropped", "entries", "message_bytes", "was_shown")
+    __slots__ = ("dropped", "entries", "had_snapshot", "message_bytes")
 
     def __init__(self) -> None:
         self.entries: dict[str | int, _Change | bytes] = {}
         self.message_bytes = 0
-        self.was_shown = False  # a client received a snapshot within this tick
+        self.had_snapshot = False  # a client received a snapshot within this tick
         self.dropped: dict[Socket, None] = {}
 
 
@@ -87,7 +87,7 @@ class Updates:
         if action == "leave" or last.action == "leave":
             del entries[user_id]  # to the end of the order, behind the member's own messages
             if action == "leave":
-                if last.was_there or pending.was_shown:
+                if last.was_there or pending.had_snapshot:
                     entries[user_id] = _Change("leave", NULL, True)
                 return
         joined = action == "join" or last.action in ("join", "leave")
@@ -120,11 +120,11 @@ class Updates:
         if pending is not None:
             pending.dropped.pop(socket, None)
 
-    def shown(self, room: str) -> None:
+    def note_snapshot(self, room: str) -> None:
         """Record that a client received a snapshot, and so knows the joins of this tick."""
         pending = self._pending.get(room)
         if pending is not None:
-            pending.was_shown = True
+            pending.had_snapshot = True
 
     def take(self, snapshot_of: Callable[[str], bytes]) -> list[RoomTick]:
         """End the tick and return its updates.

@@ -104,7 +104,7 @@ class DocumentView:
 
     before: bytes  # version before the change (`Document.encoded_version`); empty: no content
     after: bytes  # version after the change
-    facts: str  # the fields of the read rule as JSON; null: unknown
+    facts: str  # the fields of the read policy as JSON; null: unknown
 
 
 @dataclass(frozen=True, slots=True)

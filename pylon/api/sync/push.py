@@ -189,7 +189,8 @@ class _PendingRows:
             self._run.flush()
         if insert.reply is None:
             raise InvalidData(
-                f'The row "{_shown(text)}" was not made: its insert, earlier in this push, failed',
+                f'The row "{_shorten_name(text)}" was not made: its insert, earlier in this push, '
+                "failed",
                 hint="Mend the insert; the errors of this answer say what is wrong with it",
             )
         return insert.reply.row_id
@@ -211,8 +212,8 @@ def _op_key(identity: str, change: PushedChange) -> OpKey | None:
 
 def _describe_error(change: PushedChange, message: str) -> str:
     """Return the entry of `errors`: ``<kind> <Entity>[/<row_id>]: <message>``."""
-    row = f"/{_shown(change.row_id)}" if change.kind in ("update", "delete") else ""
-    return f"{_shown(change.kind)} {_shown(change.entity)}{row}: {message}"
+    row = f"/{_shorten_name(change.row_id)}" if change.kind in ("update", "delete") else ""
+    return f"{_shorten_name(change.kind)} {_shorten_name(change.entity)}{row}: {message}"
 
 
 def _describe_result(entry: Entry[PushedChange]) -> dict[str, Any]:
@@ -235,5 +236,5 @@ def _describe_result(entry: Entry[PushedChange]) -> dict[str, Any]:
     return out
 
 
-def _shown(value: object) -> str:
+def _shorten_name(value: object) -> str:
     return value[:SHOWN_CHARS] if isinstance(value, str) else "(not text)"

@@ -253,7 +253,7 @@ class DocumentWrites:
         self._cache.undo()
 
     def _check_rules(self, entities: Iterable[EntityWrites]) -> None:
-        """Mark the readers of documents as unknown if the read rule of their entity has changed."""
+        """Mark the readers of documents as unknown if their entity has another read policy now."""
         store = self._transaction
         key_of = "document_rules:{}".format
         changed = [e for e in entities if store.get_fact(key_of(e.name)) != e.rules.read_text]

@@ -233,7 +233,7 @@ class RowWrites:
         ):
             raise PreconditionFailed(
                 f"{op.entity}/{op.row_id} has been changed: its version is {version}, "
-                f"and If-Match asks for {_shown(op.if_match)}",
+                f"and If-Match asks for {_list_versions(op.if_match)}",
                 hint="Get the row again, and send its new ETag",
             )
         return row_json, row, version
@@ -272,7 +272,7 @@ def _has_version(version: int | None, wanted: int | tuple[int, ...]) -> bool:
     return version == wanted if isinstance(wanted, int) else version in wanted
 
 
-def _shown(wanted: int | tuple[int, ...]) -> str:
+def _list_versions(wanted: int | tuple[int, ...]) -> str:
     if isinstance(wanted, int):
         return str(wanted)
     shown = ", ".join(map(str, wanted[:_VERSIONS_SHOWN]))

@@ -5,7 +5,7 @@ server. `_pylon_crdt_updates` has the later updates. `number` counts the updates
 and is never reused. `prev` is the number of the document's previous update (0: none, -1:
 subscribers must reload the document). `seq` is the head of the change log at the update, so that no
 client sees it before the row's own event. `_pylon_crdt_views` has, for each document, the versions
-at which a field of the read rule changed, and the later values of these fields. Text from before
+at which a field of the read policy changed, and the later values of these fields. Text from before
 such a version may have been hidden from a reader.
 
 Invariants: merging the snapshot and the updates, in any order and any number of times, yields the

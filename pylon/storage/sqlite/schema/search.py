@@ -307,7 +307,8 @@ def _word_problems(conn: apsw.Connection, entity: Entity) -> list[str]:
         )
         for ours, right in pairs:
             if ours != right:
-                return [f"the index has {_shown(ours)} where the rows have {_shown(right)}"]
+                found, wanted = _describe_place(ours), _describe_place(right)
+                return [f"the index has {found} where the rows have {wanted}"]
     finally:
         live.close(force=True)
         fresh.close(force=True)
@@ -316,7 +317,7 @@ def _word_problems(conn: apsw.Connection, entity: Entity) -> list[str]:
     return []
 
 
-def _shown(place: tuple[Any, ...] | None) -> str:
+def _describe_place(place: tuple[Any, ...] | None) -> str:
     if place is None:
         return "no further word"
     term, number, column, offset = place
