@@ -42,6 +42,7 @@ SHAPES_KEPT: Final = 1_024  # cached SQL of conditions without values, for each 
 SHAPE_PARTS: Final = 128  # fields, operators and counts of a cached condition
 POLICY_DEPTH: Final = 64
 POLICY_CHARS: Final = 16_384  # one expression
+POLICY_EXISTS: Final = 8  # exists(...) of one expression, nested ones included
 MANIFEST_BYTES: Final = 8 * 1024 * 1024
 ENTITY_FIELDS: Final = 1_997  # the 2,000 columns of SQLite without id, _json and _seq
 SEARCH_FIELDS: Final = 1_992  # text fields of an index; FTS5 adds its own columns

@@ -98,14 +98,17 @@ def _check_rules(root: Node, findings: Findings) -> None:
 
     Skip a policy whose entity or action has errors: its errors would only repeat those.
     """
-    entities = {
-        entity.name: entity_scope(entity)
-        for node in items_of(root, "entities")
+    declared = items_of(root, "entities")
+    known = {
+        entity.name: entity
+        for node in declared
         if not findings.touch(node)
         for entity in (build_entity(node),)
     }
+    entities = {name: entity_scope(entity, known) for name, entity in known.items()}
+    is_complete = len(known) == len(declared)
     actions = {
-        action.name: action_scope(action)
+        action.name: action_scope(action, known)
         for node in items_of(root, "actions")
         if not findings.touch(node)
         for action in (build_operation(node),)
@@ -115,6 +118,8 @@ def _check_rules(root: Node, findings: Findings) -> None:
         for key in RULE_KEYS:
             rule = text_of(policy, key)
             if rule is None or not rule.value:
+                continue
+            if not is_complete and "exists" in rule.value:  # it may ask an entity with errors
                 continue
             if entity is not None and entity.value in entities:
                 _check_rule(rule, key, entities[entity.value], findings)

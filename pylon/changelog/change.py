@@ -22,6 +22,7 @@ import msgspec
 import orjson
 
 from pylon.auth_context import AuthContext
+from pylon.policy.related import NO_RELATED, RelatedRows
 from pylon.policy.routing import Everyone, Nobody
 from pylon.policy.rules import EntityRules
 from pylon.storage.events import ChangeEvent, Kind, encode
@@ -127,19 +128,25 @@ def relate(changes: Iterable[Change], newest: dict[tuple[str, str], Change]) -> 
         newest[key] = change
 
 
-def find_view(change: Change, rules: EntityRules, auth: AuthContext) -> View:
-    """Return how `auth` sees `change`. An image that the log does not have is unreadable."""
+def find_view(
+    change: Change, rules: EntityRules, auth: AuthContext, related: RelatedRows = NO_RELATED
+) -> View:
+    """Return how `auth` sees `change`. An image that the log does not have is unreadable.
+
+    Args:
+        related: the rows that the read rule asks.
+    """
     routing = rules.routing
     if auth.is_admin or isinstance(routing, Everyone):
         return View.AS_IS
     if isinstance(routing, Nobody):
         return View.NONE
     before, after = change.prev_row, change.row
-    saw = before is not None and rules.may_read(auth, before)
-    sees = after is not None and rules.may_read(auth, after)
+    saw = before is not None and rules.may_read(auth, before, related)
+    sees = after is not None and rules.may_read(auth, after, related)
     if sees and change.newer is not None:
         now = change.newest.row
-        if now is None or not rules.may_read(auth, now):
+        if now is None or not rules.may_read(auth, now, related):
             return View.NONE  # the change that took the row out of view follows
     if change.event.kind == "update":
         if saw and not sees:
@@ -149,9 +156,11 @@ def find_view(change: Change, rules: EntityRules, auth: AuthContext) -> View:
     return View.AS_IS if saw or sees else View.NONE
 
 
-def encode_for(change: Change, rules: EntityRules, auth: AuthContext) -> bytes | None:
+def encode_for(
+    change: Change, rules: EntityRules, auth: AuthContext, related: RelatedRows = NO_RELATED
+) -> bytes | None:
     """Return the wire text of `change` for `auth`; None if `auth` may not see it."""
-    view = find_view(change, rules, auth)
+    view = find_view(change, rules, auth, related)
     if view is View.NONE:
         return None
     if view is View.AS_DELETE:

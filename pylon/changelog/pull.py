@@ -28,6 +28,7 @@ from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change, encode_for
 from pylon.changelog.feed import Feed
 from pylon.manifest.model import Entity, Manifest
+from pylon.policy.related import NO_RELATED, RelatedRows
 from pylon.policy.routing import Everyone
 from pylon.policy.rules import EntityRules, RuleSet
 from pylon.query.predicate import Predicate
@@ -51,15 +52,20 @@ class Pulled:
     has_more: bool
 
 
-def build_delta(feed: Feed, rules: RuleSet, auth: AuthContext, since: int) -> Pulled:
+def build_delta(
+    feed: Feed, rules: RuleSet, auth: AuthContext, since: int, related: RelatedRows = NO_RELATED
+) -> Pulled:
     """Return the response for a cursor above 0.
+
+    Args:
+        related: the rows that read rules ask.
 
     Raises:
         ResyncRequired: see `Feed.changes_after`.
     """
     changes, head = feed.changes_after(since, limits.PULL_PAGE_EVENTS)
     last_seq = changes[-1].seq if changes else since
-    shown = _visible_texts(feed, changes, rules, auth)
+    shown = _visible_texts(feed, changes, rules, auth, related)
     has_more = bool(changes) and last_seq < head
     body = b'{"changes":[%s],"cursor":{"last_seq":%d},"has_more":%s}' % (
         b",".join(shown), last_seq, _TRUTH[has_more],
@@ -68,7 +74,7 @@ def build_delta(feed: Feed, rules: RuleSet, auth: AuthContext, since: int) -> Pu
 
 
 def _visible_texts(
-    feed: Feed, changes: list[Change], rules: RuleSet, auth: AuthContext
+    feed: Feed, changes: list[Change], rules: RuleSet, auth: AuthContext, related: RelatedRows
 ) -> list[bytes]:
     if auth.is_admin:
         return [c.known_wire or c.wire for c in changes]
@@ -87,7 +93,10 @@ def _visible_texts(
             shown.append(change.known_wire or change.wire)
             continue
         policy = by_entity[entity]
-        if policy is not None and (text := encode_for(change, policy, auth)) is not None:
+        if policy is None:
+            continue
+        text = encode_for(change, policy, auth, related)
+        if text is not None:
             shown.append(text)
     return shown
 

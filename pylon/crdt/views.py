@@ -12,21 +12,27 @@ import orjson
 
 from pylon.auth_context import AuthContext
 from pylon.crdt.redaction import Run
+from pylon.policy.related import NO_RELATED, RelatedRows
 from pylon.policy.rules import EntityRules
 from pylon.storage.records import StoredDocument
 
 
 def hidden_runs(
-    stored: StoredDocument, rules: EntityRules, auth: AuthContext
+    stored: StoredDocument, rules: EntityRules, auth: AuthContext,
+    related: RelatedRows = NO_RELATED,
 ) -> tuple[Run, ...]:
-    """Return the runs of a document that were hidden from a caller, in order."""
+    """Return the runs of a document that were hidden from a caller, in order.
+
+    Args:
+        related: the present rows that the read rule asks.
+    """
     if auth.is_admin:
         return ()
     runs: list[Run] = []
     begin: bytes | None = None
     for view in stored.views:
         facts = orjson.loads(view.facts)
-        if facts is None or not rules.may_read(auth, facts):
+        if facts is None or not rules.may_read(auth, facts, related):
             begin = view.before if begin is None else begin
         elif begin is not None:
             runs.append(Run(begin, view.before, view.after))

@@ -17,6 +17,7 @@ from pylon.auth_context import AuthContext
 from pylon.policy import expression as e
 from pylon.policy.compile import compile_condition, compile_value
 from pylon.policy.expression import Expr, Kind, kind_of
+from pylon.policy.related import conditions_of, read_bound
 from pylon.query.predicate import (
     FALSE,
     TRUE,
@@ -31,6 +32,7 @@ from pylon.query.predicate import (
     affix,
     and_,
     compare,
+    exists_row,
     is_null,
     not_,
     one_of,
@@ -67,6 +69,8 @@ def binder_of(expr: Expr) -> Binder:
     if isinstance(expr, e.IsNull):
         value = _value_binder(expr.operand)
         return lambda auth: is_null(value(auth))
+    if isinstance(expr, e.Exists):
+        return _exists_binder(expr)
     return _leaf_binder(expr)
 
 
@@ -90,6 +94,14 @@ def _leaf_binder(expr: Expr) -> Binder:
     sign, neutral = _TRUTH[kind_of(expr)]
     value = _value_binder(expr)
     return lambda auth: compare(sign, value(auth), neutral)
+
+
+def _exists_binder(expr: e.Exists) -> Binder:
+    def bind(auth: AuthContext) -> Predicate:
+        read = read_bound(lambda attribute: getattr(auth, attribute.attribute))
+        return exists_row(expr.entity, conditions_of(expr, read), expr.is_listable)
+
+    return bind
 
 
 def _comparison_binder(sign: Sign, left: Expr, right: Expr) -> Binder:

@@ -7,13 +7,15 @@ Called by `rules` and `pylon.manifest_loader`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from pylon import limits
 from pylon.manifest.model import Entity, Field, FieldType, Operation
 from pylon.policy import expression as e
 from pylon.policy.expression import Expr, Kind, Root, kind_of
-from pylon.policy.grammar import PolicyInvalid, Syntax, parse
+from pylon.policy.grammar import PolicyIndexMissing, PolicyInvalid, Syntax, parse
 
 _AUTH: dict[str, e.Auth] = {
     "userId": e.Auth("user_id", Kind.STRING),
@@ -36,29 +38,34 @@ _KIND_OF_TYPE = {
     FieldType.BOOL: Kind.BOOL,
 }
 _VALUES = (e.Column, e.Auth, e.Literal)
-_FUNCTIONS = "auth.hasRole, auth.hasAnyRole, starts_with, ends_with"
+_FUNCTIONS = "auth.hasRole, auth.hasAnyRole, starts_with, ends_with, exists"
+_EXISTS_FORM = "exists(Entity, field == data.field, other == auth.userId)"
+_COMPARED = ("==", "!=", "<", "<=", ">", ">=", "in")
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
     """The names that a rule may use.
 
-    `subject` appears in messages; `roots` maps each root to its fields.
+    `subject` appears in messages; `roots` maps each root to its fields; `entities` are those that
+    ``exists(...)`` may ask, by name.
     """
 
     subject: str
     roots: Mapping[Root, Mapping[str, Kind]]
+    entities: Mapping[str, Entity] = field(default_factory=dict)
 
 
-def entity_scope(entity: Entity) -> Scope:
+def entity_scope(entity: Entity, entities: Mapping[str, Entity] | None = None) -> Scope:
     """Return the scope of an entity's rules: ``data`` and ``existing`` are rows of it."""
-    columns = {"id": Kind.STRING, **_kinds(entity.fields)}
-    return Scope(f'entity "{entity.name}"', {"data": columns, "existing": columns})
+    columns = _kinds_of_row(entity)
+    roots: dict[Root, Mapping[str, Kind]] = {"data": columns, "existing": columns}
+    return Scope(f'entity "{entity.name}"', roots, entities or {})
 
 
-def action_scope(action: Operation) -> Scope:
+def action_scope(action: Operation, entities: Mapping[str, Entity] | None = None) -> Scope:
     """Return the scope of an action's rules: ``input``, and no row."""
-    return Scope(f'action "{action.name}"', {"input": _kinds(action.input)})
+    return Scope(f'action "{action.name}"', {"input": _kinds(action.input)}, entities or {})
 
 
 def check(text: str, scope: Scope) -> Expr:
@@ -74,6 +81,10 @@ def _kinds(fields: Iterable[Field]) -> dict[str, Kind]:
     return {field.name: _KIND_OF_TYPE[field.type] for field in fields}
 
 
+def _kinds_of_row(entity: Entity) -> dict[str, Kind]:
+    return {"id": Kind.STRING, **_kinds(entity.fields)}
+
+
 def _list_names(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
 
@@ -81,6 +92,7 @@ def _list_names(names: Iterable[str]) -> str:
 class _Checker:
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
+        self._exists_count = 0
 
     def condition(self, node: Syntax) -> Expr:
         """Return an expression that may be used as a condition."""
@@ -157,6 +169,8 @@ class _Checker:
             if len(node.args) != 2:
                 raise PolicyInvalid(f"{name} takes two arguments: a text and its affix", node.at)
             return self._affix(name, node.args)
+        if name == "exists":
+            return self._exists(node, None)
         if name not in ("auth.hasRole", "auth.hasAnyRole"):
             raise PolicyInvalid(f'unknown function "{name}" (known: {_FUNCTIONS})', node.at)
         if not node.args or (name == "auth.hasRole" and len(node.args) != 1):
@@ -243,6 +257,113 @@ class _Checker:
             return e.Arithmetic("-", e.Literal(0, Kind.NUMBER), operand)
         return e.Arithmetic(node.op, operands[0], operands[1])
 
+    # --- exists --------------------------------------------------------------------------
+
+    def _exists(self, node: Syntax, around: Entity | None) -> e.Exists:
+        """Return the expression of ``exists(...)``.
+
+        Args:
+            around: the entity of the `exists` that it stands in.
+        """
+        self._exists_count += 1
+        if self._exists_count > limits.POLICY_EXISTS:
+            raise PolicyInvalid(
+                f"a rule has {limits.POLICY_EXISTS} exists(...) at most", node.at
+            )
+        entity = self._asked_entity(node)
+        comparisons: list[e.Comparison] = []
+        nested: list[e.Exists] = []
+        for arg in node.args[1:]:
+            if arg.op == "call" and arg.value == "exists":
+                if around is not None:
+                    raise PolicyInvalid("exists nests two levels deep at most", arg.at)
+                nested.append(self._exists(arg, entity))
+            else:
+                comparisons.append(self._comparison(arg, entity, around))
+        listable = _index_use(entity, comparisons, node.at)
+        is_listable = listable or any(
+            inner.is_listable and _leads_to(entity, inner) for inner in nested
+        )
+        return e.Exists(entity.name, tuple(comparisons), tuple(nested), is_listable)
+
+    def _asked_entity(self, node: Syntax) -> Entity:
+        if len(node.args) < 2 or node.args[0].op != "word":
+            raise PolicyInvalid(
+                f"exists takes an entity and one comparison or more: {_EXISTS_FORM}", node.at
+            )
+        name = str(node.args[0].value)
+        entity = self._scope.entities.get(name)
+        if entity is None:
+            known = _list_names(self._scope.entities)
+            raise PolicyInvalid(f'unknown entity "{name}" (known: {known})', node.args[0].at)
+        return entity
+
+    def _comparison(
+        self, node: Syntax, entity: Entity, around: Entity | None
+    ) -> e.Comparison:
+        """Return the comparison of a field of the looked-for row."""
+        if node.op not in _COMPARED:
+            raise PolicyInvalid(
+                f"exists takes comparisons of a field of {entity.name}, as in {_EXISTS_FORM};"
+                " write a boolean field as isOpen == true", node.at,
+            )
+        left, right = node.args
+        name, kinds = str(left.value), _kinds_of_row(entity)
+        if left.op != "word" or name not in kinds:
+            shown = f'"{name}"' if left.op == "word" else "this"
+            raise PolicyInvalid(
+                f"the left side of a comparison is a field of {entity.name}, and {shown} is none"
+                f" (known: {_list_names(kinds)})", left.at,
+            )
+        if node.op != "in":
+            option = self._option(right, around)
+            self._fits(name, kinds[name], option, node.op, right.at)
+            return e.Comparison(name, node.op, (option,))
+        if right.op != "list":
+            if right.op != "word" or right.value != "auth.roles":
+                raise PolicyInvalid("the right side of 'in' is a list or auth.roles", right.at)
+            if kinds[name] is not Kind.STRING:
+                raise PolicyInvalid(f"roles are strings, {name} is a {kinds[name].value}", left.at)
+            return e.Comparison(name, "in", (_AUTH["roles"],))
+        options = [self._option(arg, around) for arg in right.args]
+        for arg, option in zip(right.args, options, strict=True):
+            self._fits(name, kinds[name], option, "in", arg.at)
+        return e.Comparison(name, "in", tuple(options))
+
+    def _option(self, node: Syntax, around: Entity | None) -> Expr:
+        """Return the right side of a comparison in an ``exists(...)``."""
+        if around is not None and node.op == "word":
+            root, _, name = str(node.value).partition(".")
+            if root == around.name and name:
+                kinds = _kinds_of_row(around)
+                if name not in kinds:
+                    raise PolicyInvalid(
+                        f'unknown field "{name}" of {root} (known: {_list_names(kinds)})',
+                        node.at + len(root) + 1,
+                    )
+                return e.Related(name, kinds[name])
+        found = self._expr(node)
+        if not isinstance(found, _VALUES):
+            raise PolicyInvalid(
+                "the right side of a comparison in exists is a field of a row, an attribute of"
+                " auth or a constant", node.at,
+            )
+        self._no_list(found, node)
+        return found
+
+    def _fits(self, name: str, kind: Kind, option: Expr, op: str, at: int) -> None:
+        other = kind_of(option)
+        if other is Kind.NULL:
+            if op not in ("==", "!=", "in"):
+                raise PolicyInvalid("null has no order, write == null or != null", at)
+        elif other is not kind:
+            raise PolicyInvalid(
+                f"{name} is a {kind.value}, and a {other.value} is never equal to it and has no"
+                " order with it", at,
+            )
+        elif op not in ("==", "!=", "in") and kind not in (Kind.STRING, Kind.NUMBER):
+            raise PolicyInvalid(f"{op} orders numbers and strings, {name} is a {kind.value}", at)
+
     @staticmethod
     def _no_list(expr: Expr, place: Syntax) -> None:
         if kind_of(expr) is Kind.LIST:
@@ -255,3 +376,74 @@ class _Checker:
             raise PolicyInvalid(
                 f"a {a.value} and a {b.value} are never equal and have no order", at
             )
+
+
+def _index_use(entity: Entity, comparisons: Iterable[e.Comparison], at: int) -> bool:
+    """Return whether an index finds the rows by what does not depend on the judged row.
+
+    Raises:
+        PolicyIndexMissing: no index finds them by all equalities.
+    """
+    by_caller: list[str] = []
+    by_row: list[str] = []
+    constant: list[str] = []
+    for part in comparisons:
+        if part.op == "==":
+            option = part.options[0]
+            fields = constant
+            if isinstance(option, e.Auth):
+                fields = by_caller
+            elif not isinstance(option, e.Literal):
+                fields = by_row
+            if part.field not in (*by_caller, *by_row, *constant):
+                fields.append(part.field)
+    wanted = (*by_caller, *by_row) or tuple(constant)
+    if not wanted:
+        raise PolicyInvalid(
+            f"exists compares one field of {entity.name} or more by ==, so that an index finds the"
+            f" row: {_EXISTS_FORM}", at,
+        )
+    compared = {*by_caller, *by_row, *constant}
+    unique = (
+        ("id",), *((f.name,) for f in entity.fields if f.unique),
+        *(index.fields for index in entity.indexes if index.unique),
+    )
+    is_found = any(compared.issuperset(columns) for columns in unique)  # one row at most
+    is_listable = False
+    for columns in entity.index_columns:
+        leading = _leading(columns, {*by_caller, *constant})
+        covered = {*columns[:leading]} | {
+            *columns[leading:leading + _leading(columns[leading:], {*by_row, *constant})]
+        }
+        if by_caller and set(by_caller) <= {*columns[:leading]}:
+            is_listable = True
+        if covered.issuperset(wanted):
+            is_found = True
+    if not is_found:
+        line = json.dumps({"name": "by_" + "_".join(wanted), "fields": wanted, "unique": False})
+        order = ""
+        if by_caller and by_row:
+            order = (
+                " The fields that are compared with the caller come first, so that it lists the"
+                " caller's rows, too."
+            )
+        raise PolicyIndexMissing(
+            f"exists asks {entity.name} by {', '.join(wanted)}, and no index of {entity.name}"
+            f" begins with these fields: each verdict would read the whole table. Add to the"
+            f" indexes of {entity.name}: {line}.{order}", at,
+        )
+    return is_listable
+
+
+def _leading(columns: tuple[str, ...], known: set[str]) -> int:
+    """Return how many of the first columns are known."""
+    return next((n for n, name in enumerate(columns) if name not in known), len(columns))
+
+
+def _leads_to(entity: Entity, inner: e.Exists) -> bool:
+    """Return whether an index of the entity finds the rows that a nested `exists` leads to."""
+    first = {columns[0] for columns in entity.index_columns}
+    return any(
+        isinstance(part.options[0], e.Related) and part.options[0].field in first
+        for part in inner.comparisons if part.op == "=="
+    )

@@ -12,20 +12,29 @@ Called by `rules`, `bind` and `routing`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from pylon.auth_context import AuthContext
 from pylon.policy import expression as e
 from pylon.policy.expression import Expr, nullable
+from pylon.policy.related import NO_RELATED, ExistsCheck, RelatedRows
 from pylon.query.evaluate import ARITHMETIC
 
 Row = Mapping[str, Any]
-Judge = Callable[[AuthContext, Row, Row], bool]
 Value = Callable[[AuthContext, Row, Row], Any]
 
 
+class Judge(Protocol):
+    """A compiled condition."""
+
+    def __call__(
+        self, auth: AuthContext, data: Row, existing: Row, related: RelatedRows = NO_RELATED, /
+    ) -> bool:
+        """Args: `related` answers what the condition asks of other rows."""
+
+
 def compile_condition(expr: Expr) -> Judge:
-    """Return the function (auth, data, existing) -> bool of a condition."""
+    """Return the function (auth, data, existing, related) -> bool of a condition."""
     judge: Judge = _Writer().function(expr, as_condition=True)
     return judge
 
@@ -43,7 +52,7 @@ def _ends(text: str | None, affix: str | None) -> bool:
     return text is not None and affix is not None and text.endswith(affix)
 
 
-_ROWS = {"data": "d", "existing": "e", "input": "d"}
+_ROWS = {"data": "d", "existing": "e", "input": "d", "room": "d"}
 
 
 class _Writer:
@@ -54,13 +63,13 @@ class _Writer:
     """
 
     def __init__(self) -> None:
-        self._names: dict[str, object] = {"__builtins__": {}}
+        self._names: dict[str, object] = {"__builtins__": {}, "none": NO_RELATED}
         self._temporaries = 0
 
     def function(self, expr: Expr, as_condition: bool) -> Callable[..., Any]:
         body = f"True if {self._truth(expr)} else False" if as_condition else self._value(expr)
         function: Callable[..., Any] = eval(  # safe: the text has no foreign part (see the header)
-            compile(f"lambda a, d, e: {body}", "<policy>", "eval"), self._names
+            compile(f"lambda a, d, e, r=none: {body}", "<policy>", "eval"), self._names
         )
         return function
 
@@ -104,6 +113,10 @@ class _Writer:
             return "(" + " and ".join([*guards, f"{left} {expr.op} {right}"]) + ")"
         if isinstance(expr, e.OneOf):
             return self._one_of(expr)
+        if isinstance(expr, e.Exists):
+            check = ExistsCheck(expr)
+            values = "".join(f"{self._value(value)}, " for value in check.values)
+            return f"r.has_row({self._constant(check)}, ({values}))"
         return f"(True if {self._truth(expr)} else False)"
 
     def _equal(self, expr: e.Equal) -> str:

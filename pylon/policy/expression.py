@@ -3,7 +3,7 @@
 Invariants: all names are resolved and all kinds agree, so no later step meets an unknown name or
 compares a string with a number. Each node has one meaning: ``!=`` is `Not(Equal)`, ``-x`` is
 ``0 - x``, a comparison with the word null is `IsNull`, and the role functions are `HasRole`.
-Read by `compile`, `bind`, `routing` and `rules`.
+Read by `compile`, `bind`, `related`, `routing` and `rules`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Literal as OneWord
 
-Root = OneWord["data", "existing", "input"]
+Root = OneWord["data", "existing", "input", "room"]
 
 
 class Kind(Enum):
@@ -116,6 +116,40 @@ class Affix:
 
 
 @dataclass(frozen=True, slots=True)
+class Related:
+    """A field of the row that the `Exists` around a nested one looks for."""
+
+    field: str
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Compares a field of the row that an `Exists` looks for: ``== != < <= > >= in``.
+
+    `options` has one value, or those of a list; each is a `Literal`, `Auth`, `Column` or
+    `Related`. A null compares as in `Equal` and `IsNull`, and ``!=`` is true where ``==`` is false.
+    """
+
+    field: str
+    op: str
+    options: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Exists:
+    """Whether a row of `entity` fulfils all comparisons and all nested `Exists`.
+
+    `is_listable`: an index of the entity finds the rows by what does not depend on the judged row.
+    """
+
+    entity: str
+    comparisons: tuple[Comparison, ...]
+    nested: tuple[Exists, ...] = ()
+    is_listable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Not:
     """True if the operand is false."""
 
@@ -138,7 +172,7 @@ class Or:
 
 Expr = (
     Literal | Auth | Column | Arithmetic | Equal | Ordered | IsNull | OneOf | HasRole | Affix
-    | Not | And | Or
+    | Not | And | Or | Related | Comparison | Exists
 )
 
 TRUE = Literal(True, Kind.BOOL)
@@ -147,7 +181,7 @@ FALSE = Literal(False, Kind.BOOL)
 
 def kind_of(expr: Expr) -> Kind:
     """Return the kind of an expression's values."""
-    if isinstance(expr, (Literal, Auth, Column)):
+    if isinstance(expr, (Literal, Auth, Column, Related)):
         return expr.kind
     return Kind.NUMBER if isinstance(expr, Arithmetic) else Kind.BOOL
 
@@ -158,7 +192,7 @@ def nullable(expr: Expr) -> bool:
         return expr.value is None
     if isinstance(expr, Auth):
         return expr.nullable
-    return isinstance(expr, (Column, Arithmetic))
+    return isinstance(expr, (Column, Arithmetic, Related))
 
 
 def parts(expr: Expr) -> Iterator[Expr]:
@@ -172,12 +206,18 @@ def parts(expr: Expr) -> Iterator[Expr]:
 
 
 def roots(expr: Expr) -> frozenset[str]:
-    """Return the roots of an expression: any of ``auth``, ``data``, ``existing``, ``input``."""
+    """Return the roots of an expression: any of ``auth``, ``data``, ``existing``, ``input``,
+    ``room``, and ``related`` where it asks other rows.
+    """
     if isinstance(expr, Auth):
         return frozenset({"auth"})
     if isinstance(expr, Column):
         return frozenset({expr.root})
-    own = frozenset({"auth"}) if isinstance(expr, HasRole) else frozenset()
+    own = frozenset[str]()
+    if isinstance(expr, HasRole):
+        own = frozenset({"auth"})
+    elif isinstance(expr, (Exists, Related)):
+        own = frozenset({"related"})
     return own.union(*(roots(part) for part in parts(expr)))
 
 
@@ -186,6 +226,15 @@ def fields_of(expr: Expr) -> frozenset[str]:
     if isinstance(expr, Column):
         return frozenset({expr.field})
     return frozenset[str]().union(*(fields_of(part) for part in parts(expr)))
+
+
+def exists_in(expr: Expr) -> Iterator[Exists]:
+    """Yield each `Exists` of an expression, without those nested in another one."""
+    if isinstance(expr, Exists):
+        yield expr
+    else:
+        for part in parts(expr):
+            yield from exists_in(part)
 
 
 def is_fixed(expr: Expr) -> bool:

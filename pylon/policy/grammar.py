@@ -50,6 +50,16 @@ class PolicyInvalid(StartRefused):
         self.at = at
 
 
+class PolicyIndexMissing(PolicyInvalid):
+    """A rule asks rows with ``exists(...)`` that no index finds: each verdict would be a scan.
+
+    Remedy: add the index of the message to the entity's indexes in the manifest. Its first fields
+    are those that the rule compares by equality, those compared with the caller first.
+    """
+
+    code = "POLICY_EXISTS_INDEX_MISSING"
+
+
 @dataclass(frozen=True, slots=True)
 class Syntax:
     """A node.

@@ -10,6 +10,9 @@ row after as ``data``, and judges the step. A rule without ``existing`` must hol
 an insert every field of ``existing`` is null. For read and delete ``existing`` and ``data`` are the
 same row.
 
+A rule with ``exists(...)`` asks other rows. Its judge needs a source of related rows (`related`)
+that answers from the moment at which it judges; a rule without `exists` never calls its source.
+
 Invariant: the rules never change, and any thread may use them. Bound: the cache of read conditions
 holds those of `limits.READ_RULES_KEPT` callers. `pylon.app` makes the rules once in each process;
 readers, writer, hub and API call them.
@@ -33,6 +36,7 @@ from pylon.policy.check import action_scope, check, entity_scope
 from pylon.policy.compile import compile_condition
 from pylon.policy.expression import Expr
 from pylon.policy.grammar import PolicyInvalid
+from pylon.policy.related import NO_RELATED, ExistsCheck, RelatedRows
 from pylon.policy.routing import Everyone, Routing, plan
 from pylon.query.predicate import TRUE, Predicate
 
@@ -49,13 +53,17 @@ class EntityRules:
     """The compiled rules of one entity.
 
     `read_fields` are the fields of a row that the read rule reads. Equal read rules have equal
-    `read_text`s, also in another process.
+    `read_text`s, also in another process. `read_rule` is the expression of the read rule.
+
+    `checks` has, for each action, what its rules ask of other rows; `asked` the entities of
+    these. An action without checks needs no related rows. An update may need those of read, too:
+    the writer judges whether the caller may read a row before it judges a change.
     """
 
     __slots__ = (
         "_begin", "_bind_read", "_declared", "_delete", "_entity", "_explain", "_insert",
-        "_read", "_readable", "_state", "_step", "fields", "read_fields",
-        "read_text", "routing",
+        "_read", "_readable", "_state", "_step", "asked", "checks", "fields", "read_fields",
+        "read_rule", "read_text", "routing",
     )
 
     def __init__(
@@ -93,36 +101,59 @@ class EntityRules:
             for action in ("read", "update", "delete") for rule in chosen.get(action, ())
         ))
         self.read_fields = e.fields_of(read)
+        self.read_rule = read
         self.read_text = repr(read)
+        self.checks: Mapping[Action, tuple[ExistsCheck, ...]] = {
+            "read": _checks_of([read]),
+            **{action: _checks_of(chosen[action]) for action in ("insert", "update")},
+            "delete": _checks_of([_one_row(rule) for rule in chosen["delete"]]),
+        }
+        self.asked: Mapping[Action, frozenset[str]] = {
+            action: frozenset[str]().union(*(check.entities for check in checks))
+            for action, checks in self.checks.items()
+        }
 
-    def may_read(self, auth: AuthContext, row: Mapping[str, Any]) -> bool:
+    def may_read(
+        self, auth: AuthContext, row: Mapping[str, Any], related: RelatedRows = NO_RELATED
+    ) -> bool:
         """Whether the caller may read the row (a decoded JSON row)."""
-        return auth.is_admin or self._read(auth, row, row)
+        return auth.is_admin or self._read(auth, row, row, related)
 
-    def may_insert(self, auth: AuthContext, row: Mapping[str, Any]) -> bool:
+    def may_insert(
+        self, auth: AuthContext, row: Mapping[str, Any], related: RelatedRows = NO_RELATED
+    ) -> bool:
         """Whether the caller may add the row."""
-        return auth.is_admin or self._insert(auth, row, {})
+        return auth.is_admin or self._insert(auth, row, {}, related)
 
     def may_update(
-        self, auth: AuthContext, before: Mapping[str, Any], after: Mapping[str, Any]
+        self, auth: AuthContext, before: Mapping[str, Any], after: Mapping[str, Any],
+        related: RelatedRows = NO_RELATED,
     ) -> bool:
-        """Whether the caller may turn the row `before` into the row `after` (both complete)."""
+        """Whether the caller may turn the row `before` into the row `after` (both complete).
+
+        Args:
+            related: the rows as they are before the change.
+        """
         return auth.is_admin or (
-            self._state(auth, before, before)
-            and self._state(auth, after, after)
-            and self._step(auth, after, before)
+            self._state(auth, before, before, related)
+            and self._state(auth, after, after, related)
+            and self._step(auth, after, before, related)
         )
 
-    def may_begin_update(self, auth: AuthContext, before: Mapping[str, Any]) -> bool:
+    def may_begin_update(
+        self, auth: AuthContext, before: Mapping[str, Any], related: RelatedRows = NO_RELATED
+    ) -> bool:
         """Whether some update of the row `before` may pass `may_update`.
 
         Judges only the conditions that do not depend on the row after.
         """
-        return auth.is_admin or self._begin(auth, before, before)
+        return auth.is_admin or self._begin(auth, before, before, related)
 
-    def may_delete(self, auth: AuthContext, row: Mapping[str, Any]) -> bool:
+    def may_delete(
+        self, auth: AuthContext, row: Mapping[str, Any], related: RelatedRows = NO_RELATED
+    ) -> bool:
         """Whether the caller may remove the row."""
-        return auth.is_admin or self._delete(auth, row, row)
+        return auth.is_admin or self._delete(auth, row, row, related)
 
     def readable_by(self, auth: AuthContext) -> Predicate:
         """Return the predicate of the caller's readable rows: exactly those of `may_read`."""
@@ -187,16 +218,19 @@ class RuleSet:
         """Return the rules of an entity of the manifest (KeyError for any other name)."""
         return self._by_entity[entity]
 
-    def may_act(self, action: str, auth: AuthContext, inputs: Mapping[str, Any]) -> bool:
+    def may_act(
+        self, action: str, auth: AuthContext, inputs: Mapping[str, Any],
+        related: RelatedRows = NO_RELATED,
+    ) -> bool:
         """Whether the caller may run the action. An action without a policy is denied.
 
         Args:
-            given: the inputs, each of its declared type or null.
+            inputs: each of its declared type or null.
         """
         if auth.is_admin:
             return True
         judge = self._judge_by_action.get(action)
-        return judge is not None and judge(auth, inputs, {})
+        return judge is not None and judge(auth, inputs, {}, related)
 
 
 def compile_rules(manifest: Manifest, *, explain: bool = True) -> RuleSet:
@@ -219,10 +253,12 @@ def compile_rules(manifest: Manifest, *, explain: bool = True) -> RuleSet:
         entity = manifest.by_name.get(policy.entity or "")
         try:
             if policy.action is not None and policy.allow and policy.action in actions:
-                rule = check(policy.allow, action_scope(actions[policy.action]))
+                rule = check(
+                    policy.allow, action_scope(actions[policy.action], manifest.by_name)
+                )
                 rules_by_action.setdefault(policy.action, []).append(rule)
             if entity is not None:
-                for action, rule in _choose_rules(policy, entity).items():
+                for action, rule in _choose_rules(policy, entity, manifest.by_name).items():
                     chosen[entity.name][action].append(rule)
         except PolicyInvalid as invalid:
             message = f'policy "{policy.name}": {invalid.message}'
@@ -233,9 +269,11 @@ def compile_rules(manifest: Manifest, *, explain: bool = True) -> RuleSet:
     return RuleSet(by_entity, rules_by_action)
 
 
-def _choose_rules(policy: Policy, entity: Entity) -> dict[Action, Expr]:
+def _choose_rules(
+    policy: Policy, entity: Entity, entities: Mapping[str, Entity]
+) -> dict[Action, Expr]:
     """Return the policy's rule for each action that has one."""
-    scope = entity_scope(entity)
+    scope = entity_scope(entity, entities)
     texts = {key: getattr(policy, key) for key in RULE_KEYS.values()}
     rules = {key: check(text, scope) for key, text in texts.items() if text}
     found: dict[Action, Expr] = {}
@@ -250,6 +288,12 @@ def _conjunction(rules: list[Expr]) -> Expr:
     if len(rules) == 1:
         return rules[0]
     return e.And(tuple(rules)) if rules else e.FALSE
+
+
+def _checks_of(rules: list[Expr]) -> tuple[ExistsCheck, ...]:
+    """Return what rules ask, each check once."""
+    found = (ExistsCheck(exists) for rule in rules for exists in e.exists_in(rule))
+    return tuple(dict.fromkeys(found))
 
 
 def _one_row(expr: Expr) -> Expr:

@@ -53,6 +53,14 @@ class Literal(msgspec.Struct, frozen=True, gc=False):
     value: Scalar
 
 
+class Outer(msgspec.Struct, frozen=True, gc=False):
+    """The value of a field of a row outside the `Exists` that it stands in: of the row that this
+    `Exists` is a condition of (`depth` 1), or of the row outside that one (2)."""
+
+    field: str
+    depth: int
+
+
 class Arithmetic(msgspec.Struct, frozen=True, gc=False):
     """``+ - * /`` in double precision, ``%`` of whole-number parts in 64 bits.
 
@@ -148,6 +156,18 @@ class Match(msgspec.Struct, frozen=True, gc=False):
     is_open: bool
 
 
+class Exists(msgspec.Struct, frozen=True, gc=False):
+    """Whether an entity has a row for which `where` holds; its columns are those of that row.
+
+    Policies make it, and it looks at all rows, whatever the caller may read. `is_listable`: an
+    index finds the rows by those parts of `where` that have no `Outer`.
+    """
+
+    entity: str
+    where: Predicate
+    is_listable: bool = False
+
+
 class Not(msgspec.Struct, frozen=True, gc=False):
     """Whether the operand does not hold."""
 
@@ -180,9 +200,9 @@ class Guarded(msgspec.Struct, frozen=True, gc=False):
 
 Predicate = (
     Constant | Compare | CompareTuple | IsNull | OneOf | InValues | Affix | Like | Match | Not
-    | And | Or | Guarded
+    | And | Or | Guarded | Exists
 )
-Value = Column | Literal | Arithmetic | Predicate
+Value = Column | Outer | Literal | Arithmetic | Predicate
 
 TRUE: Final = Constant(True)
 FALSE: Final = Constant(False)
@@ -311,6 +331,11 @@ def contains(field: str, text: str) -> Predicate:
     return Like(field, text, False, is_hard_pattern(text, False))
 
 
+def exists_row(entity: str, where: Predicate, is_listable: bool = False) -> Predicate:
+    """Whether a row of the entity fulfils `where`."""
+    return FALSE if where is FALSE else Exists(entity, where, is_listable)
+
+
 # --- Questions ----------------------------------------------------------------------------------
 
 
@@ -328,6 +353,11 @@ def parts(node: Value) -> Iterator[Value]:
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, Value):
                 yield part
+
+
+def asks_rows(node: Value) -> bool:
+    """Whether it has an `Exists`, so that other rows decide too."""
+    return type(node) is Exists or any(asks_rows(part) for part in parts(node))
 
 
 def cost_of(predicate: Predicate) -> Cost:

@@ -96,6 +96,9 @@ class Reader(Protocol):
     def count(self, entity: str, where: Predicate) -> int:
         """How many rows `where` holds for."""
 
+    def has_row(self, entity: str, where: Predicate) -> bool:
+        """Whether `where` holds for a row."""
+
     def graph(self, nodes: Sequence[GraphNode]) -> bytes:
         """A JSON object with an array of rows for each node, under its entity's name; all are
         of the same commit. A to-one relation that leads nowhere is left out of its row.

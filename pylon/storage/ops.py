@@ -31,7 +31,11 @@ class OpKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class InsertRow(msgspec.Struct, frozen=True, array_like=True, tag="insert", gc=False):
-    """Insert a row that the worker has validated, encoded and checked against policy."""
+    """Insert a row that the worker has validated, encoded and checked against policy.
+
+    With an `auth` the writer judges the policy: the rule asks other rows, which are certain only
+    in the writer's transaction.
+    """
 
     entity: str
     row_id: str
@@ -39,6 +43,7 @@ class InsertRow(msgspec.Struct, frozen=True, array_like=True, tag="insert", gc=F
     row_json: bytes  # the whole row as JSON text, `id` included
     client_id_given: bool = False  # the id came from the client: a clash is its conflict
     op: OpKey | None = None
+    auth: AuthContext | None = None
 
 
 class UpdateRow(msgspec.Struct, frozen=True, array_like=True, tag="update", gc=False):

@@ -30,6 +30,7 @@ from pylon import limits, metrics
 from pylon.auth_context import AuthContext, Caller
 from pylon.changelog.change import Change, encode_for
 from pylon.clock import Clock
+from pylon.policy.related import NO_RELATED, RelatedRows
 from pylon.policy.routing import ByAuth, Everyone, Nobody
 from pylon.policy.rules import EntityRules
 from workers.hub.connection import Connection, Transport
@@ -44,9 +45,15 @@ class Hub:
     """The connections of one worker."""
 
     def __init__(
-        self, rules: Mapping[str, EntityRules], transport: Transport, clock: Clock
+        self, rules: Mapping[str, EntityRules], transport: Transport, clock: Clock,
+        related: RelatedRows = NO_RELATED,
     ) -> None:
-        """`rules` has the rules of each entity of the manifest."""
+        """
+        Args:
+            rules: those of each entity of the manifest.
+            related: the rows that read rules ask; it never switches greenlets.
+        """
+        self.related = related
         self.transport = transport
         self.spent_s = 0.0  # on the last changes
         self._rules = rules
@@ -201,7 +208,7 @@ class Hub:
         if auth.is_admin:
             return change.wire
         rules = self._rules.get(change.event.entity)
-        return None if rules is None else encode_for(change, rules, auth)
+        return None if rules is None else encode_for(change, rules, auth, self.related)
 
     def advance(self, head: int) -> None:
         """Count everything up to `head` as published: nobody joined before."""
@@ -316,7 +323,7 @@ class Hub:
             for group in self._groups.find_candidates(change, routing):
                 if group.auth.is_admin:
                     continue
-                wire = encode_for(change, rules, group.auth)
+                wire = encode_for(change, rules, group.auth, self.related)
                 if wire is not None:
                     frame = made.get(wire)
                     if frame is None:

@@ -12,6 +12,7 @@ from typing import Final, NoReturn
 from pylon.auth.cookies import session_cookie
 from pylon.errors import MethodNotAllowed, PylonError
 from pylon.runtime.raw_socket import RawSocket
+from pylon.storage.related import StoredRelated
 from workers.boot import WorkerContext, boot
 from workers.hub import refusals
 from workers.hub.acceptor import Acceptor
@@ -79,7 +80,7 @@ def serve(booted: WorkerContext) -> NoReturn:
     cors = cors_of(app.config)
     transport = EventStreamTransport(cors)
     rules = {name: app.rules.for_entity(name) for name in app.manifest.by_name}
-    hub = Hub(rules, transport, app.clock)
+    hub = Hub(rules, transport, app.clock, StoredRelated(booted.reader_pool.point_inline))
     admission = SubscriberAdmission(booted, hub)
     changes = ChangeStream(booted, hub, admission)
     handler = EventStreamHandler(

@@ -47,6 +47,7 @@ from pylon.rates import DOCUMENT_OPENS, subject_of
 from pylon.storage.interface import Store
 from pylon.storage.ops import OpenDocument
 from pylon.storage.records import DocumentUpdate, StoredDocument
+from pylon.storage.related import StoredRelated
 from workers.hub.connection import Connection
 from workers.hub.hub import Hub
 from workers.merge_sandbox import MergeSandbox
@@ -74,6 +75,7 @@ class Documents:
         self._limiter = limiter
         self._redacted = _RedactedDocuments(MergeSandbox())
         self._store = store
+        self._related = StoredRelated(store.point_inline)
         self._writer = writer
         self._hub = hub
         self._signals = SignalReceiver(runtime, DocumentsChanged)
@@ -172,7 +174,8 @@ class Documents:
     def _hidden_runs(
         self, key: Key, stored: StoredDocument, connection: Connection
     ) -> tuple[Run, ...]:
-        return hidden_runs(stored, self._app.rules.for_entity(key[0]), connection.caller.auth)
+        rules = self._app.rules.for_entity(key[0])
+        return hidden_runs(stored, rules, connection.caller.auth, self._related)
 
     def _unsubscribe(self, connection: Connection, key: Key) -> None:
         watch = self._watches.get(key)

@@ -63,6 +63,7 @@ class LiveQueries:
     def __init__(self, app: App, store: Store, feed: Feed, hub: Hub, clock: Clock) -> None:
         self._app = app
         self._store = store
+        self._related = hub.related
         self._feed = feed
         self._history = History(store)
         self._transport = hub.transport
@@ -128,7 +129,9 @@ class LiveQueries:
         # Not orjson: the bytes that it returns keep its buffer of several kilobytes.
         text = msgspec.json.encode(body or {}, order="deterministic")
         key: WatchKey = (entity.name, text, viewer(rules, auth))
-        watch = self._watches.find(key) or Watch(key, entity, matcher, rules)
+        watch = self._watches.find(key) or Watch(
+            key, entity, matcher, rules, self._related
+        )
         self._check_limits(connection, watch.size_bytes)
         holders = self._holdings.holders_of(connection)
         self._holdings.check(holders, watch)

@@ -22,6 +22,7 @@ from pylon import limits
 from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change
 from pylon.manifest.model import Entity, FieldType
+from pylon.policy.related import NO_RELATED, RelatedRows
 from pylon.policy.routing import ByAuth, Everyone, Keyed
 from pylon.policy.rules import EntityRules
 from pylon.query.matcher import Matcher, Term
@@ -80,21 +81,24 @@ class Watch:
     """A filter and its reader, shared by one or more subscriptions."""
 
     __slots__ = (
-        "_holds", "_may_read", "auth", "field", "key", "members", "size_bytes", "values",
-        "weight",
+        "_holds", "_may_read", "_related", "auth", "field", "key", "members", "size_bytes",
+        "values", "weight",
     )
 
     def __init__(
-        self, key: WatchKey, entity: Entity, matcher: Matcher, rules: EntityRules
+        self, key: WatchKey, entity: Entity, matcher: Matcher, rules: EntityRules,
+        related: RelatedRows = NO_RELATED,
     ) -> None:
         """
         Args:
             key: its third part is None if the rules let this caller read every row.
+            related: the rows that the read rule asks; it never switches greenlets.
         """
         self.key = key
         self.auth = key[2]
         self._holds = matcher.holds
         self._may_read = rules.may_read
+        self._related = related
         self.weight = matcher.weight  # cost of its patterns
         self.members: set[Subscription] = set()  # the active subscriptions
         term = _term_of(entity, matcher, rules, key[2])
@@ -120,10 +124,12 @@ class Watch:
         if self.auth is None:
             return True
         row = change.newest.row
-        return row is not None and self._may_read(self.auth, row)
+        return row is not None and self._may_read(self.auth, row, self._related)
 
     def _is_in_result(self, row: dict[str, Any] | None) -> bool:
-        if row is None or (self.auth is not None and not self._may_read(self.auth, row)):
+        if row is None:
+            return False
+        if self.auth is not None and not self._may_read(self.auth, row, self._related):
             return False  # a row that the policy hides is in no result of the caller
         return self._holds(row)
 

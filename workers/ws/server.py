@@ -18,6 +18,7 @@ from pylon.bus.shards import ShardsClient
 from pylon.bus.writer_client import WriterClient
 from pylon.errors import PylonError
 from pylon.runtime.raw_socket import RawSocket
+from pylon.storage.related import StoredRelated
 from workers.boot import WorkerContext, boot
 from workers.hub.acceptor import Acceptor
 from workers.hub.admission import ConnectRequest, SubscriberAdmission
@@ -79,7 +80,7 @@ def serve(booted: WorkerContext) -> NoReturn:
         counts_addresses=app.config.sockets_per_ip > 0,
     )
     rules = {name: app.rules.for_entity(name) for name in app.manifest.by_name}
-    hub = Hub(rules, transport, app.clock)
+    hub = Hub(rules, transport, app.clock, StoredRelated(booted.reader_pool.point_inline))
     admission = SubscriberAdmission(booted, hub)
     changes = ChangeStream(booted, hub, admission)
     live = LiveQueries(app, booted.reader_pool, changes.feed, hub, app.clock)

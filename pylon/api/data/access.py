@@ -9,10 +9,9 @@ Called by the resources.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import gevent
-import orjson
 
 from pylon import limits
 from pylon.app import App
@@ -88,12 +87,3 @@ def wait_before_absence(app: App, entity: Entity, auth: AuthContext, started_s: 
 def visible_row(app: App, entity: Entity, auth: AuthContext, row_id: str) -> Predicate:
     """Return the condition of one row, if the caller may read it."""
     return and_(equal("id", row_id), app.rules.for_entity(entity.name).readable_by(auth))
-
-
-def may_see(app: App, entity: Entity, auth: AuthContext, row_json: bytes) -> bool:
-    """Return whether the caller may read this row; decode it only if the policy needs it."""
-    rules = app.rules.for_entity(entity.name)
-    if auth.is_admin or isinstance(rules.routing, Everyone):
-        return True
-    row: dict[str, Any] = orjson.loads(row_json)
-    return rules.may_read(auth, row)

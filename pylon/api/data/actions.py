@@ -24,6 +24,7 @@ from pylon.errors import (
     PolicyDenied,
 )
 from pylon.manifest.model import Operation
+from pylon.storage.related import StoredRelated
 from pylon.values import expected, fits, shown
 
 
@@ -32,6 +33,7 @@ class Action:
 
     def __init__(self, services: DataServices) -> None:
         self._services = services
+        self._related = StoredRelated(services.store.point)
         self._by_name = {action.name: action for action in services.app.manifest.actions}
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
@@ -42,7 +44,7 @@ class Action:
         action = self._by_name.get(name)
         given = {} if action is None else _typed_inputs(action, body)
         # A caller whom the policies refuse learns nothing, not even whether the action exists.
-        if not self._services.app.rules.may_act(name, auth, given):
+        if not self._services.app.rules.may_act(name, auth, given, self._related):
             raise PolicyDenied("Access denied by policy")
         if action is None:
             known = ", ".join(sorted(self._by_name)) or "none"

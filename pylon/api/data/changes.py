@@ -1,8 +1,8 @@
 """Makes the writer's op of an insert, update or delete, checked as far as a worker can.
 
-A worker fills in the defaults, validates and encodes the row and judges the insert policy. The
-writer sets the fields with `onUpdate`, and judges what
-depends on the row at the commit: update and delete policies, uniqueness, op_ids. The entity
+A worker fills in the defaults, validates and encodes the row, and judges the insert policy, unless
+that asks other rows. The writer sets the fields with `onUpdate`, and judges what depends on rows at
+the commit: such a policy, update and delete policies, uniqueness, op_ids. The entity
 routes, batches and pushes all call this module, so that they accept and refuse the same changes.
 """
 
@@ -36,10 +36,13 @@ def make_insert(
     body = app.defaults[entity.name].fill(body, row_id, auth)
     encoded = codec.insert(body, row_id)
     rules = app.rules.for_entity(entity.name)
-    if not rules.may_insert(auth, encoded.row):
+    judge = None
+    if rules.checks["insert"]:
+        judge = auth
+    elif not rules.may_insert(auth, encoded.row):
         raise rules.denied("insert", auth)
     return InsertRow(
-        entity.name, row_id, encoded.values, encoded.row_json, given is not None, op
+        entity.name, row_id, encoded.values, encoded.row_json, given is not None, op, judge
     )
 
 

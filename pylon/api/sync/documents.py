@@ -42,6 +42,7 @@ from pylon.rates import (
     user_subject,
 )
 from pylon.storage.ops import PushDocument
+from pylon.storage.related import StoredRelated
 
 PREFIX = "/api/crdt"
 
@@ -97,7 +98,8 @@ class DocumentPush:
             wait_before_absence(services.app, entity, auth, started_s)
             raise NotFound("Row not found")
         rules = services.app.rules.for_entity(entity.name)
-        if not rules.may_begin_update(auth, orjson.loads(row_json)):
+        related = StoredRelated(services.store.point)
+        if not rules.may_begin_update(auth, orjson.loads(row_json), related):
             raise rules.denied("update", auth)
 
 

@@ -32,6 +32,7 @@ from pylon.log import get_logger
 from pylon.storage.core.document_cache import CachedDocument, DocumentCache, RowSet, facts_of
 from pylon.storage.core.entity import EntityWrites
 from pylon.storage.core.journal import Journal
+from pylon.storage.core.related import TransactionRelated
 from pylon.storage.core.transaction import DocumentKey, RowTransaction
 from pylon.storage.ops import OpenDocument, PushDocument, WriteReply
 from pylon.storage.records import DocumentView
@@ -74,7 +75,7 @@ class Rows(Protocol):
 class DocumentWrites:
     """All documents of a database, for its writer."""
 
-    __slots__ = ("_cache", "_clock", "_may_have", "_rows", "_transaction")
+    __slots__ = ("_cache", "_clock", "_may_have", "_related", "_rows", "_transaction")
 
     def __init__(
         self, transaction: RowTransaction, entities: Mapping[str, EntityWrites], rows: Rows,
@@ -83,6 +84,7 @@ class DocumentWrites:
         """Read which rows have documents, and mark the entities that have any."""
         self._transaction = transaction
         self._rows = rows
+        self._related = TransactionRelated(transaction)
         self._clock = clock
         self._cache = DocumentCache()
         self._may_have = RowSet()
@@ -133,7 +135,7 @@ class DocumentWrites:
         began_s = self._clock.monotonic_s()
         entity = self._rows.entity(op.entity)
         before_json, before, version = self._rows.find_readable(entity, op)
-        if not entity.rules.may_begin_update(op.auth, before):
+        if not entity.rules.may_begin_update(op.auth, before, self._related):
             raise entity.rules.denied("update", op.auth)
         key = (op.entity, op.row_id)
         cached = self._open(entity, key, before)
@@ -151,7 +153,7 @@ class DocumentWrites:
                 patch = stamped
             cached.note_view(entity.rules.read_fields, before, patch)
             row, row_json = entity.codec.merge(before, patch) if patch else (before, before_json)
-            if not entity.rules.may_update(op.auth, before, row):
+            if not entity.rules.may_update(op.auth, before, row, self._related):
                 raise entity.rules.denied("update", op.auth)
             change = _pending_change(key, cached) if cached.changed else None
             if patch:

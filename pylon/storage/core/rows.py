@@ -30,6 +30,7 @@ from pylon.storage.core.documents import DocumentWrites
 from pylon.storage.core.entity import EntityWrites
 from pylon.storage.core.journal import Journal
 from pylon.storage.core.large_rows import LargeRowBudget
+from pylon.storage.core.related import TransactionRelated
 from pylon.storage.core.transaction import ConstraintFailed, RowTransaction
 from pylon.storage.ops import (
     DeleteRow,
@@ -48,21 +49,22 @@ _VERSIONS_SHOWN: Final = 5  # versions of an If-Match that a message names
 class RowWrites:
     """All rows of a database, for its writer, and their `documents`."""
 
-    __slots__ = ("_entities", "_transaction", "documents", "large")
+    __slots__ = ("_entities", "_transaction", "documents", "large", "related")
 
     def __init__(
         self, transaction: RowTransaction, entities: Mapping[str, EntityWrites], clock: Clock
     ) -> None:
         self._transaction = transaction
         self._entities = entities
+        self.related = TransactionRelated(transaction)
         self.large = LargeRowBudget()
         self.documents = DocumentWrites(transaction, entities, self, clock)
 
     def insert(self, request_id: int, op: InsertRow, journal: Journal) -> WriteReply:
-        """Add one row. The caller has evaluated its policy.
+        """Add one row. The caller has evaluated its policy, or the op has its `auth`.
 
         Raises:
-            EntityNotFound, IdempotencyKeyReused, UniqueViolation, NullNotAllowed
+            EntityNotFound, IdempotencyKeyReused, UniqueViolation, NullNotAllowed, PolicyDenied
         """
         key = op.op
         if key is not None:
@@ -71,6 +73,10 @@ class RowWrites:
                 return replay
         entity = self.entity(op.entity)
         row_id, row_json = op.row_id, op.row_json
+        if op.auth is not None and not entity.rules.may_insert(
+            op.auth, orjson.loads(row_json), self.related
+        ):
+            raise entity.rules.denied("insert", op.auth)
         if len(row_json) > limits.LARGE_ROW_BYTES:
             check_row_size(op.entity, len(row_json), entity.row_max_bytes)
             self.large.charge(op.entity, row_id, len(row_json))
@@ -105,7 +111,7 @@ class RowWrites:
         row_id, patch = op.row_id, op.patch
         before_json, before, version = self.find_readable(entity, op)
         row, row_json = entity.codec.merge(before, patch)
-        if not entity.rules.may_update(op.auth, before, row):
+        if not entity.rules.may_update(op.auth, before, row, self.related):
             raise entity.rules.denied("update", op.auth)
         if len(row_json) > limits.LARGE_ROW_BYTES:
             check_row_size(op.entity, len(row_json), entity.row_max_bytes, len(before_json))
@@ -169,7 +175,7 @@ class RowWrites:
         entity = self.entity(op.entity)
         row_id = op.row_id
         before_json, before, version = self.find_readable(entity, op)
-        if not entity.rules.may_delete(op.auth, before):
+        if not entity.rules.may_delete(op.auth, before, self.related):
             raise entity.rules.denied("delete", op.auth)
         entity.table.delete(row_id)
         if entity.has_documents:
@@ -225,7 +231,7 @@ class RowWrites:
         if row_json is None:
             row_json = self._find_large(entity, op)
         row: dict[str, Any] = orjson.loads(row_json)
-        if not entity.rules.may_read(op.auth, row):
+        if not entity.rules.may_read(op.auth, row, self.related):
             raise NotFound("Row not found")
         if (
             not isinstance(op, PushDocument)
@@ -250,14 +256,14 @@ class RowWrites:
         """
         size_bytes, row = entity.table.find_judged(op.row_id)
         auth, rules = op.auth, entity.rules
-        if not rules.may_read(auth, row):
+        if not rules.may_read(auth, row, self.related):
             raise NotFound("Row not found")
         if isinstance(op, DeleteRow):
-            is_allowed = rules.may_delete(auth, row)
+            is_allowed = rules.may_delete(auth, row, self.related)
         elif isinstance(op, UpdateRow):
-            is_allowed = rules.may_update(auth, row, {**row, **op.patch})
+            is_allowed = rules.may_update(auth, row, {**row, **op.patch}, self.related)
         else:
-            is_allowed = rules.may_begin_update(auth, row)
+            is_allowed = rules.may_begin_update(auth, row, self.related)
         if not is_allowed:
             raise rules.denied("delete" if isinstance(op, DeleteRow) else "update", auth)
         if size_bytes > limits.LARGE_ROW_BYTES:

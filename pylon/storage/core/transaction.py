@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from pylon.manifest.model import Entity
 from pylon.policy.rules import EntityRules
+from pylon.query.predicate import Predicate
 from pylon.storage.events import ChangeEvent
 from pylon.storage.records import BatchRefusal, DocumentView, SessionRow, StoredDocument
 
@@ -222,6 +223,9 @@ class RowTransaction(DocumentRows, SessionRows, ShardRows, LogRows, Protocol):
 
     def table(self, entity: Entity, rules: EntityRules) -> RowTable:
         """Return the rows of an entity. Args: `rules` determine the fields that policies need."""
+
+    def has_row(self, entity: str, where: Predicate) -> bool:
+        """Return whether `where` holds for a row of an entity that `table` was called for."""
 
     def begin(self) -> None:
         """Open a transaction. No other writer can open one meanwhile."""

@@ -20,6 +20,7 @@ from pylon.query.predicate import (
     Column,
     Compare,
     CompareTuple,
+    Exists,
     InValues,
     IsNull,
     Literal,
@@ -109,9 +110,13 @@ def columns_fixed_by(allowed: Predicate) -> frozenset[str]:
 
 
 def has_equality(allowed: Predicate) -> bool:
-    """Whether an index may serve a read policy: it compares a column with a value somewhere."""
+    """Whether an index may serve a read policy: it compares a column with a value somewhere, or
+    with a list of the rows that it asks.
+    """
     if isinstance(allowed, (And, Or)):
         return any(has_equality(item) for item in allowed.items)
+    if isinstance(allowed, Exists):
+        return allowed.is_listable
     return _is_equality(allowed)
 
 

@@ -8,6 +8,13 @@ single condition, and writes ``IS NOT TRUE`` only there.
 in order. So `wanted` is in a CASE behind `allowed`. Only the conditions of `wanted` that an index
 can serve are beside the CASE; see `index_use`.
 
+`Exists` is written as ``field IN (SELECT …)`` if the rows that it asks can be listed and one
+equality joins them to the judged row. Then SQLite can begin with the list, and find the rows of the
+statement by an index of the field. A statement that finds one row by a key looks the asked row up
+instead: ``EXISTS (SELECT …)``. The columns of asked rows have names of their own (``x1.field``), so
+a name without prefix means the judged row, whatever alias its table has. SQLite flattens the
+subquery that renames them.
+
 Invariants: names in the SQL are those of the entity; values are parameters. A node's parameters
 have the numbers that its walk in `shapes` assigns. The SQL depends only on the shape. Called by
 `compiler`, once for each shape.
@@ -26,6 +33,7 @@ from pylon.query.predicate import (
     Column,
     Compare,
     CompareTuple,
+    Exists,
     Guarded,
     InValues,
     IsNull,
@@ -35,9 +43,12 @@ from pylon.query.predicate import (
     Not,
     OneOf,
     Or,
+    Outer,
     Predicate,
     Value,
+    asks_rows,
     conjuncts,
+    parts,
 )
 from pylon.storage.sqlite.index_use import (
     columns_fixed_by,
@@ -60,25 +71,31 @@ class Sql(NamedTuple):
     params: tuple[int, ...] = ()
 
 
-def write_predicate(entity: Entity, predicate: Predicate, is_led: bool) -> Sql:
+def write_predicate(
+    entity: Entity, predicate: Predicate, is_led: bool, is_pinned: bool = False
+) -> Sql:
     """Return the SQL of a predicate that is not a constant.
 
     Args:
         is_led: the statement finds the rows by other rows or by a full-text match, so that no
             other index serves the condition.
+        is_pinned: the statement finds one row by a key of its own.
     """
-    return _Writer(entity, is_led).condition(predicate)
+    return _Writer(entity, is_led, is_pinned).condition(predicate)
 
 
 class _Writer:
     """Writes the SQL of one predicate, and numbers its parameters."""
 
-    __slots__ = ("_entity", "_is_led", "_next")
+    __slots__ = ("_asked", "_entity", "_is_led", "_is_pinned", "_next")
 
-    def __init__(self, entity: Entity, is_led: bool) -> None:
+    def __init__(self, entity: Entity, is_led: bool, is_pinned: bool = False) -> None:
         self._entity = entity
         self._is_led = is_led
+        self._is_pinned = is_pinned
         self._next = 0
+        # The fields of the asked rows that the SQL names, for each `Exists` around this place.
+        self._asked: list[dict[str, None]] = []
 
     def _param(self) -> Sql:
         number, self._next = self._next, self._next + 1
@@ -99,12 +116,26 @@ class _Writer:
 
     def _chain(self, node: And | Or, negated: bool) -> Sql:
         is_and = isinstance(node, And) is not negated
-        was_led = self._is_led
+        was_led, was_pinned = self._is_led, self._is_pinned
         if is_and and any(type(item) is Match for item in node.items):
             self._is_led = True  # by the full-text index
+        if is_and and self._has_key(node.items):
+            self._is_pinned = True
         items = [self.condition(item, negated) for item in node.items]
-        self._is_led = was_led
+        self._is_led, self._is_pinned = was_led, was_pinned
         return _tree(items, " AND " if is_and else " OR ")
+
+    def _has_key(self, items: Iterable[Predicate]) -> bool:
+        """Whether one of the conditions finds one row of the judged entity at most."""
+        if self._asked:
+            return False
+        names = [
+            item.left.field for item in items
+            if type(item) is Compare and item.sign == "="
+            and type(item.left) is Column and type(item.right) is Literal
+        ]
+        by_name = self._entity.by_name
+        return any(name == "id" or (name in by_name and by_name[name].unique) for name in names)
 
     # --- Conditions: see the walks in `shapes` -------------------------------------------
 
@@ -135,7 +166,7 @@ class _Writer:
 
     def _in_values(self, node: InValues) -> Sql:
         """Return the SQL of a list of values, with one parameter for the whole list."""
-        column = quote(node.field)
+        column = self._column(node.field)
         word = "NOT IN" if node.is_negated else "IN"
         sql = _join(f"{column} {word} (SELECT value FROM json_each(", self._param(), "))")
         return _join("(", sql, f" OR {column} IS NULL)") if node.has_null else sql
@@ -147,7 +178,7 @@ class _Writer:
         """
         text, part = node.text, node.affix
         if type(text) is Column and type(part) is Literal and not node.at_end:
-            column = quote(text.field)
+            column = self._column(text.field)
             if prefix_range(str(part.value))[1] is None:
                 return _join(f"{column} >= ", self._param())
             low, behind = self._param(), self._param()
@@ -175,10 +206,46 @@ class _Writer:
 
     def _like(self, node: Like) -> Sql:
         self._param()
-        return Sql(like_text(like_parts(node)[0], quote(node.field)), (self._next - 1,))
+        return Sql(like_text(like_parts(node)[0], self._column(node.field)), (self._next - 1,))
 
     def _match(self, node: Match) -> Sql:
         return Sql(match_condition(self._entity), self._param().params)
+
+    # --- Other rows ----------------------------------------------------------------------------
+
+    def _exists(self, node: Exists) -> Sql:
+        items = conjuncts(node.where)
+        link = _link_of(items) if node.is_listable and not self._is_pinned else None
+        asked: dict[str, None] = {}
+        self._asked.append(asked)
+        written = [self.condition(item) for item in items if item is not link]
+        column = "1" if link is None else self._value(link.left).text
+        self._asked.pop()
+        names = ", ".join(
+            f"{quote(name)} AS {self._asked_name(name, len(self._asked))}" for name in asked
+        )
+        source = f"SELECT {column} FROM (SELECT {names or '1'} FROM {quote(node.entity)})"
+        rows = _join("(", source, *((" WHERE ", _tree(written, " AND ")) if written else ()), ")")
+        if link is None:
+            return _join("EXISTS ", rows)
+        assert isinstance(link.right, Outer)
+        return _join(self._outer(link.right.field, link.right.depth - 1), " IN ", rows)
+
+    def _column(self, field: str) -> str:
+        """Return the name of a field of the row that the condition here is about."""
+        return self._outer(field, 0)
+
+    def _outer(self, field: str, depth: int) -> str:
+        """Return the name of a field of the row that is `depth` levels of `Exists` outside."""
+        level = len(self._asked) - depth
+        if level == 0:
+            return quote(field)
+        self._asked[level - 1][field] = None
+        return self._asked_name(field, level - 1)
+
+    @staticmethod
+    def _asked_name(field: str, level: int) -> str:
+        return quote(f"x{level}.{field}")
 
     # --- Guards --------------------------------------------------------------------------------
 
@@ -188,8 +255,11 @@ class _Writer:
         The inner CASE makes `wanted` a condition: of an AND whose value is asked for, SQLite
         always evaluates both sides.
         """
-        allowed = self.condition(node.allowed)
         wanted = conjuncts(node.wanted)
+        was_pinned = self._is_pinned
+        self._is_pinned = was_pinned or self._has_key(wanted)
+        allowed = self.condition(node.allowed)
+        is_pinned, self._is_pinned = self._is_pinned, was_pinned
         written: list[Sql] = []
         paths: list[Sql] = []
         for item in wanted:
@@ -207,7 +277,7 @@ class _Writer:
         judged = _join(
             "CASE WHEN ", allowed, " THEN CASE WHEN ", _tree(rest, " AND "), " THEN 1 END END"
         )
-        if has_equality(node.allowed):
+        if has_equality(node.allowed) and not (is_pinned and asks_rows(node.allowed)):
             beside.append(allowed)  # so that an index may serve it
         return _tree([*beside, judged], " AND ")
 
@@ -241,7 +311,9 @@ class _Writer:
     def _value(self, value: Value) -> Sql:
         """Return the SQL of a value. A condition as a value is 0 or 1, never NULL."""
         if isinstance(value, Column):
-            return Sql(quote(value.field))
+            return Sql(self._column(value.field))
+        if isinstance(value, Outer):
+            return Sql(self._outer(value.field, value.depth))
         if isinstance(value, Literal):
             return self._param()
         if isinstance(value, Arithmetic):
@@ -256,8 +328,30 @@ WRITES: Final[dict[type, Callable[[_Writer, Any], Sql]]] = {
     Compare: _Writer._compare, CompareTuple: _Writer._compare_tuple, OneOf: _Writer._one_of,
     InValues: _Writer._in_values, Affix: _Writer._affix, Like: _Writer._like,
     Match: _Writer._match,
-    Guarded: _Writer._guarded,
+    Guarded: _Writer._guarded, Exists: _Writer._exists,
 }
+
+
+def _link_of(items: Iterable[Predicate]) -> Compare | None:
+    """Return the equality that joins asked rows to the judged row, if nothing else does."""
+    joined = [item for item in items if _reaches_out(item, 1)]
+    if len(joined) != 1:
+        return None
+    link = joined[0]
+    if (
+        isinstance(link, Compare) and link.sign == "="
+        and type(link.left) is Column and type(link.right) is Outer
+    ):
+        return link
+    return None
+
+
+def _reaches_out(node: Value, depth: int) -> bool:
+    """Whether it reads a row outside the `Exists` that is `depth` levels around it."""
+    if isinstance(node, Outer):
+        return node.depth >= depth
+    inner = depth + 1 if isinstance(node, Exists) else depth
+    return any(_reaches_out(part, inner) for part in parts(node))
 
 
 def _any_equality(field: str, equalities: list[tuple[Predicate, Sql]]) -> Sql:

@@ -251,6 +251,11 @@ class SqliteReader:
         found = self._one(f"SELECT count(*) FROM {sql.table} WHERE {clause.sql}", clause.params)
         return int(found)
 
+    def has_row(self, entity: str, where: Predicate) -> bool:
+        sql = self._sql(entity)
+        clause = sql.compile(where)
+        return bool(self._one(f"{sql.has_row}{clause.sql})", clause.params))
+
     def facet_counts(
         self, entity: str, where: Predicate, fields: Sequence[str], most: int
     ) -> FacetCounts:

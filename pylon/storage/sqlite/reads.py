@@ -25,7 +25,7 @@ class EntityReads:
     `compile` compiles a condition on its rows, `compile_rule` a read policy."""
 
     __slots__ = (
-        "bools", "compile", "compile_rule", "entity", "get", "get_version", "lookups",
+        "bools", "compile", "compile_rule", "entity", "get", "get_version", "has_row", "lookups",
         "not_texts", "table",
     )
 
@@ -36,6 +36,7 @@ class EntityReads:
         self.get_version = (
             f"SELECT CAST(_json AS BLOB), _seq FROM {self.table} WHERE id = ?"
         )
+        self.has_row = f"SELECT EXISTS (SELECT 1 FROM {self.table} WHERE "
         # An id is unique. Several rows may share a value of another field: take the first by id.
         self.lookups = {
             name: f"SELECT CAST(_json AS BLOB) FROM {self.table} WHERE {quote(name)} = ? "

@@ -22,6 +22,8 @@ from pylon.query.predicate import (
     Column,
     Compare,
     CompareTuple,
+    Constant,
+    Exists,
     Guarded,
     InValues,
     IsNull,
@@ -31,6 +33,7 @@ from pylon.query.predicate import (
     Not,
     OneOf,
     Or,
+    Outer,
     Predicate,
     Value,
 )
@@ -137,16 +140,27 @@ def _walk_guarded(node: Guarded, shape: Shape, params: Params) -> None:
     WALKS[type(node.wanted)](node.wanted, shape, params)
 
 
+def _walk_exists(node: Exists, shape: Shape, params: Params) -> None:
+    shape += ("exists", node.entity, node.is_listable)
+    if type(node.where) is Constant:
+        shape.append("any row")
+    else:
+        WALKS[type(node.where)](node.where, shape, params)
+
+
 WALKS: Final[dict[type, Callable[[Any, Shape, Params], None]]] = {
     Compare: _walk_compare, CompareTuple: _walk_compare_tuple, IsNull: _walk_is_null,
     OneOf: _walk_one_of, InValues: _walk_in_values, Affix: _walk_affix, Like: _walk_like,
     Match: _walk_match, Not: _walk_not, And: _walk_items, Or: _walk_items, Guarded: _walk_guarded,
+    Exists: _walk_exists,
 }
 
 
 def _walk_value(value: Value, shape: Shape, params: Params) -> None:
     if type(value) is Column:
         shape += ("column", value.field)
+    elif type(value) is Outer:
+        shape += ("outer", value.field, value.depth)
     elif type(value) is Literal:
         shape.append("value")
         params.append(int(value.value) if isinstance(value.value, bool) else value.value)

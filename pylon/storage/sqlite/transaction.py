@@ -18,6 +18,7 @@ from msgspec.structs import astuple
 from pylon.clock import Clock
 from pylon.manifest.model import Entity
 from pylon.policy.rules import EntityRules
+from pylon.query.predicate import Predicate
 from pylon.query.words import text_fields
 from pylon.storage.core.transaction import (
     DocumentKey,
@@ -29,9 +30,11 @@ from pylon.storage.core.transaction import (
 from pylon.storage.events import ChangeEvent
 from pylon.storage.records import BatchRefusal, DocumentView, SessionRow, StoredDocument
 from pylon.storage.sqlite import documents, epochs, log, meta, op_ids, sessions, shards
+from pylon.storage.sqlite.compiler import CompiledCache, PredicateCompiler
 from pylon.storage.sqlite.connect import STORE_FAILURES, refusal_reason
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.file_watch import FileWatch
+from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.search import SearchIndex
 from pylon.storage.sqlite.table import SqliteTable
 
@@ -53,16 +56,25 @@ class SqliteTransaction:
         self._conn = conn
         self._execute = conn.cursor().execute
         self._retained = retained_columns
+        self._compiled = CompiledCache()
+        self._compilers: dict[str, PredicateCompiler] = {}
         self._file = FileWatch(conn.filename, clock)
         self.store_failures: tuple[type[Exception], ...] = STORE_FAILURES
         self.errors: tuple[type[Exception], ...] = _DRIVER_ERRORS
 
     def table(self, entity: Entity, rules: EntityRules) -> SqliteTable:
         """See `RowTransaction`."""
+        self._compilers[entity.name] = PredicateCompiler(entity, self._compiled)
         search = SearchIndex(self._conn, entity) if text_fields(entity) else None
         return SqliteTable(
             self._conn, self._execute, entity, rules, self._retained.get(entity.name, {}), search
         )
+
+    def has_row(self, entity: str, where: Predicate) -> bool:
+        """See `RowTransaction`."""
+        clause = self._compilers[entity].compile(where)
+        text = f"SELECT EXISTS (SELECT 1 FROM {quote(entity)} WHERE {clause.sql})"
+        return bool(self._execute(text, clause.params).get)
 
     def begin(self) -> None:
         """See `RowTransaction`."""
