@@ -1,13 +1,14 @@
-"""Read the text of a `.env` file with python-dotenv, and refuse lines that others read otherwise.
+"""`.env` files: parsed by python-dotenv, except lines that other programs read in another way.
 
-python-dotenv parses the assignments; nothing is expanded. Where python-dotenv, node's dotenv and
-docker compose differ, a line that sets a setting of ours is refused: an unclosed quote, text after
-a closing one, `${…}` and `\\$`, `#` right behind the `=`, other characters before the name. A line
-that names a setting and is no assignment (`PYLON_PORT: 80`) is refused too, and one that the quotes
-of another variable enclose. Lines for other programs never cause a refusal.
+`parse_dotenv` expands no variables. python-dotenv, node's dotenv and docker compose read some lines
+differently. If such a line assigns one of Pylon's settings (`PYLON_*`), `parse_dotenv` refuses it:
+an unclosed quote, text after a closing quote, `${…}` and `\\$`, `#` right behind the `=`, other
+characters before the name. It also refuses a line that names a setting without an assignment
+(`PYLON_PORT: 80`), and a line that stands within the quotes of another variable.
 
-systemd and `docker --env-file` have other rules: no quotes (docker), and no comments after values
-(both). Called by `pylon.cli.settings`.
+Invariant: lines for other programs never cause a refusal. systemd and `docker --env-file` have
+rules of their own: no quotes (docker), and no comments after values (both). Called by
+`pylon.cli.settings`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _OURS: Final = "PYLON_"
 _ASSIGNMENT: Final = re.compile(r"[ \t\r\n]*(?:export[ \t]+)?(PYLON_[^\s=]*)[ \t]*=[ \t]*")
 _QUOTED: Final = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""", re.DOTALL)
 _NEWLINE: Final = re.compile(r"\r\n|\n|\r")
-# A line that names a setting of ours and more, but is neither an assignment nor a comment. A name
-# alone is docker's way to say that the environment has it.
+# A line that names one of our settings with more text, but is neither an assignment nor a comment.
+# A line with the name only is allowed: docker takes the value from the environment then.
 _OUR_LINE: Final = re.compile(
     r"^[^\w#\n]*(?:(?i:export|set)[^\w#\n]+)?(PYLON_\w+)\b(?=[^\S\n]*\S)", re.M
 )
@@ -56,7 +57,7 @@ def parse_dotenv(text: str) -> dict[str, str]:
 def _refuse_unreadable(original: Original) -> None:
     """
     Raises:
-        DotenvInvalid: the line that the parser cannot read is about a setting of ours.
+        DotenvInvalid: the line that the parser cannot read names one of our settings.
     """
     found = _ASSIGNMENT.match(original.string)
     if found is None:
@@ -74,7 +75,7 @@ def _refuse_unreadable(original: Original) -> None:
 def _refuse_enclosed_lines(original: Original, name: str) -> None:
     """
     Raises:
-        DotenvInvalid: the quotes of the variable `name` enclose a line about a setting of ours.
+        DotenvInvalid: a line that names one of our settings stands within the quotes of `name`.
     """
     line_end = original.string.find("\n", original.string.find("="))
     if line_end >= 0:
@@ -87,7 +88,7 @@ def _refuse_enclosed_lines(original: Original, name: str) -> None:
 def _refuse_ambiguous(binding: Binding) -> None:
     """
     Raises:
-        DotenvInvalid: other readers would read this assignment otherwise.
+        DotenvInvalid: other programs would read another value from this assignment.
     """
     original = binding.original
     name = binding.key or ""
@@ -114,7 +115,7 @@ def _refuse_ambiguous(binding: Binding) -> None:
 def _refuse_our_line(original: Original, begin: int, problem: str) -> None:
     """
     Raises:
-        DotenvInvalid: behind the offset `begin`, a line names a setting of ours.
+        DotenvInvalid: behind the offset `begin`, a line names one of our settings.
     """
     found = _OUR_LINE.search(original.string, begin)
     if found is not None:

@@ -2,11 +2,12 @@
 
 Row ids are 40 lower-case hex characters that sort by creation (spec/http.md §2.6).
 
-The first 32 are nanoseconds since the epoch, the last 8 a counter. Several processes make ids at
-once, so each begins its counter at a random number: two ids are equal only with the same nanosecond
-and the same counter. Invariant: the time part increases with every id of a process, whatever the
-wall clock does. Called by `pylon.app`,
-`workers.boot`, `supervisor.main` and `pylon.values`.
+The first 32 are nanoseconds since 1970, the last 8 a counter. Several processes make ids at once,
+so each begins its counter at a random number: two ids are equal only with the same nanosecond and
+the same counter.
+
+Invariant: the time part increases with every id of a process, whatever the wall clock does. Called
+by `pylon.app`, `workers.boot`, `supervisor.main` and `pylon.values`.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class RowIds:
 def make_uuid(clock: Clock, random: RandomSource) -> str:
     """Return a new UUID of version 7 (RFC 9562): milliseconds, then 74 random bits.
 
-    UUIDs of one process sort by time, so an index takes them at its end. They are hard to guess,
-    but no secret.
+    UUIDs of one process sort by time, so a B-tree index gets new ones at its end. They are hard to
+    guess, but they are not secrets.
     """
     ms = clock.wall_ns() // _MS_NS & _UUID_MS_MASK
     low, high = random.below(1 << 62), random.below(1 << 12)

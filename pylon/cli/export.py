@@ -1,9 +1,10 @@
 """`pylonctl export`: writes all rows as JSON lines, ``{"entity": ..., "row": {...}}``.
 
-It reads from the running server. Without a server it reads the database file; then all rows are of
-one commit. `pylonctl import` inserts the lines again.
+It requests the rows from the running server, which reads them in pages: each page is of one commit,
+but later pages may be of later commits. If no server runs, it reads the database file itself; then
+all rows are of one commit. `pylonctl import` inserts the lines again.
 
-Invariants: the database is only read; the file of `--out` appears when it is complete.
+Invariants: it writes nothing to the database. The file of `--out` appears when it is complete.
 """
 
 from __future__ import annotations
@@ -61,14 +62,14 @@ def export(entity: str | None, out: str | None, token: str | None, dev: bool) ->
     result({"code": "EXPORT_OK", "ok": True, "rows": count, "file": out}, f"{out}: {count} rows")
 
 
-def _write(lines: Iterator[bytes], to: BinaryIO) -> int:
+def _write(lines: Iterator[bytes], file: BinaryIO) -> int:
     count = 0
     for line in lines:
-        to.write(line + b"\n")
+        file.write(line + b"\n")
         count += 1
         if count % _PROGRESS_ROWS == 0:
             note(f"{count} rows")
-    to.flush()
+    file.flush()
     return count
 
 
@@ -82,10 +83,10 @@ def _from_file(config: Config, name: str | None) -> Iterator[bytes]:
     path = Path(config.db_path)
     if config.in_memory or not path.is_file():
         raise Unavailable(f"no server runs, and there is no database at {path} (PYLON_DB_PATH)")
-    app = load_manifest(Path(config.manifest))
-    if name is not None and name not in app.by_name:
-        known = ", ".join(app.by_name) or "none"
+    manifest = load_manifest(Path(config.manifest))
+    if name is not None and name not in manifest.by_name:
+        known = ", ".join(manifest.by_name) or "none"
         raise EntityNotFound(f"Unknown entity {name} -- known entities: {known}")
-    wanted = [entity for entity in app.entities if name in (None, entity.name)]
+    wanted = [entity for entity in manifest.entities if name in (None, entity.name)]
     for entity, row_json in open_store(config).schema.export(wanted):
         yield b'{"entity":%b,"row":%b}' % (orjson.dumps(entity.name), row_json)

@@ -8,9 +8,9 @@ from pylon.errors.base import PylonError
 
 
 class Unavailable(PylonError):
-    """Something that this needs is not up at the moment. The message says what.
+    """A part of the server that the request needs is not ready. The message names it.
 
-    Remedy: try again after Retry-After; if it stays so, see pylonctl status and /readyz.
+    Remedy: try again after Retry-After; if the error persists, see pylonctl status and /readyz.
     """
 
     code = "UNAVAILABLE"
@@ -19,7 +19,7 @@ class Unavailable(PylonError):
 
 
 class WriteQueueFull(PylonError):
-    """Too many writes in flight from this worker. Nothing was written.
+    """Too many writes of this worker wait for the writer. Nothing was written.
 
     Remedy: try again after Retry-After, and send fewer writes at once.
     """
@@ -32,8 +32,8 @@ class WriteQueueFull(PylonError):
 class WriterUnavailable(PylonError):
     """The writer did not answer in time. The write may or may not have happened.
 
-    Remedy: send it again with the same Idempotency-Key or op_id, which carries it out once; without
-    one, read first.
+    Remedy: send it again with the same Idempotency-Key or op_id: the server carries it out once.
+    Without a key, read first to see whether it happened.
     """
 
     code = "WRITER_UNAVAILABLE"
@@ -45,7 +45,7 @@ class StoreUnavailable(PylonError):
     """The database refused the whole batch (full disk, I/O error) or cannot be read. Nothing was
     written.
 
-    Remedy: make room on the disk or mend it; the server goes on by itself.
+    Remedy: free space on the disk, or repair it; the server then continues without a restart.
     """
 
     code = "STORE_UNAVAILABLE"

@@ -56,8 +56,8 @@ _NODE: Final = BodyType(
 class GraphNode:
     """Rows of an entity with related rows inside them.
 
-    `limit` and `offset` of an included node hold for the related rows of each single row. `limit`
-    None means all rows. `position` and `allowed` are as in `pylon.query.rows.Query`.
+    `limit` and `offset` of an included node apply to the related rows of each row separately.
+    `limit` None means all rows. `position` and `allowed` are as in `pylon.query.rows.Query`.
     """
 
     entity: Entity

@@ -1,13 +1,13 @@
 """Listening sockets of one process: accepting, and pausing while descriptors are exhausted.
 
-libev calls `on_readable` with a listener that has a connection. The owner accepts a few with
-`accept` and returns. When `accept` finds no free descriptor, or the owner finds a new descriptor in
-the reserve of the budget, the listeners pause: clients wait in the kernel's backlog or reach a
-sibling process. Every `_PAUSE_S` seconds the listeners search for room and then resume.
+The event loop (libev) calls `on_readable` with a listener that has a connection. The owner accepts
+a few with `accept` and returns. The last `limits.DESCRIPTORS_RESERVED` file descriptors of the
+process are a reserve for files and databases. If `accept` finds no free descriptor, or gets one of
+the reserve, the listeners pause: clients wait in the kernel's backlog or reach a sibling process.
+Every `_PAUSE_S` seconds the listeners look for a free descriptor, and resume when there is one.
 
-Invariants: nothing here blocks. A closed group never resumes. Bound:
-limits.DESCRIPTORS_RESERVED descriptors stay free. Log event: accept.paused, once a minute.
-Used by `workers.http.accepting` and `workers.hub.acceptor`.
+Invariants: nothing here blocks; closed listeners never resume. Bound: the reserve stays free. Log
+event: accept.paused, once a minute. Called by `workers.http.accepting` and `workers.hub.acceptor`.
 """
 
 from __future__ import annotations
@@ -45,10 +45,12 @@ class Listeners:
         """Take over listening sockets, which sibling processes may share.
 
         Args:
-            on_readable: called in the hub with a listener that has a connection, after `resume`.
-            now_s: reads the clock of the log's rate limit, in seconds.
-            find_room: frees a descriptor in place of waiting; True if it did.
-            on_room: called in place of `resume` when a descriptor is free again.
+            on_readable: called in the event loop with a listener that has a connection, from
+                `resume` on.
+            now_s: returns the monotonic time in seconds, for the rate limit of the log.
+            find_room: closes a connection that is not needed, so that a descriptor is free; False
+                if there is none to close.
+            on_room: called instead of `resume` when a descriptor is free again.
         """
         self.sockets = [raw_socket.take_over(each) for each in sockets]
         for each in self.sockets:
@@ -102,7 +104,7 @@ class Listeners:
             return None
 
     def pause_at_reserve(self, fd: int) -> bool:
-        """Pause if a new descriptor is one of the reserve. Return whether it is."""
+        """Pause if the new descriptor `fd` is one of the reserve. Return whether it is."""
         if not self.budget.reserves(fd):
             return False
         self._wait_for_descriptors(_RESERVE_REACHED)
@@ -113,16 +115,16 @@ class Listeners:
         self.pause()
         if not self.is_exhausted:
             self.is_exhausted = True
-            gevent.spawn_later(_PAUSE_S, self._search)
+            gevent.spawn_later(_PAUSE_S, self._look_for_descriptor)
 
-    def _search(self) -> None:
+    def _look_for_descriptor(self) -> None:
         if self.is_closed:
             return
         if self.budget.has_room() or self._find_room():
             self.is_exhausted = False
             self._resume()
         else:
-            gevent.spawn_later(_PAUSE_S, self._search)
+            gevent.spawn_later(_PAUSE_S, self._look_for_descriptor)
 
 
 def _find_none() -> bool:

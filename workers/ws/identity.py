@@ -5,9 +5,10 @@ to `last_seq` as the old identity may read them, and later events as the new ide
 pulls with the new token to read earlier events that only the new identity may read.
 ``"token":null`` makes the socket anonymous. An unknown token gets an error, and the identity stays.
 
-Invariants: the hub judges each event for exactly one of the two identities. The state of the other
-features (rooms, live queries, documents, matches) belongs to the old identity and ends with it; the
-client subscribes again. A feature of `workers.ws.conversation`; `workers.ws.server` makes it.
+Invariants: the hub checks each event against the read policies for exactly one of the two
+identities. The state of the other features of a socket (rooms, live queries, documents, matches)
+belongs to the old identity and ends with it; the client subscribes again. `workers.ws.conversation`
+calls this feature; `workers.ws.server` makes it.
 """
 
 from __future__ import annotations

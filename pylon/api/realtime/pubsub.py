@@ -1,9 +1,11 @@
 """Channels over HTTP, for admins (spec/realtime.md §5.3): publish, list, read the history.
 
-Nothing subscribes to a channel. The rooms service keeps the newest messages of each channel for a
-while.
+No socket subscribes to a channel: an admin's program publishes, and others read the history again
+and again. The rooms service (`supervisor.rooms`) keeps the newest messages of each channel in
+memory.
 
-Bounds: limits.CHANNEL_NAME_CHARS, limits.CHANNEL_MESSAGE_BYTES, limits.CHANNEL_MESSAGES_MAX.
+Bounds: limits.CHANNEL_NAME_CHARS, limits.CHANNEL_MESSAGE_BYTES, limits.CHANNEL_MESSAGES_MAX. Called
+by `pylon.api.application`.
 """
 
 from __future__ import annotations

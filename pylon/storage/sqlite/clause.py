@@ -16,4 +16,4 @@ class SqlClause(msgspec.Struct, frozen=True, gc=False):
 
     sql: str
     params: tuple[object, ...] = ()
-    cost: Cost = Cost.PLAIN
+    cost: Cost = Cost.PLAIN  # the largest piece of work that it causes for one row

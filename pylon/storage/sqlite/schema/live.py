@@ -16,6 +16,8 @@ from pylon.schema.options import MigrationOptions
 
 @dataclass(frozen=True, slots=True)
 class LiveColumn:
+    """A column as SQLite declares it."""
+
     name: str  # after the requested renames
     type: str  # as declared, upper case
     not_null: bool
@@ -25,9 +27,11 @@ class LiveColumn:
 
 @dataclass(frozen=True, slots=True)
 class LiveIndex:
+    """An index, and the columns that it is over."""
+
     name: str
     table: str
-    fields: tuple[str, ...]
+    fields: tuple[str, ...]  # "" for an expression
     unique: bool
     constraint: bool  # made by UNIQUE or PRIMARY KEY in the table itself
     partial: bool
@@ -35,6 +39,8 @@ class LiveIndex:
 
 @dataclass(frozen=True, slots=True)
 class LiveTable:
+    """A table with its columns and indexes."""
+
     name: str  # after the requested renames
     columns: dict[str, LiveColumn]  # by lower-case name
     indexes: tuple[LiveIndex, ...]
@@ -43,6 +49,8 @@ class LiveTable:
 
 @dataclass(frozen=True, slots=True)
 class LiveSchema:
+    """The tables that were asked for, and all indexes of the database."""
+
     tables: dict[str, LiveTable]  # by lower-case name
     indexes: dict[str, LiveIndex]  # by lower-case name, of all tables
 
@@ -59,8 +67,8 @@ def table_names(conn: apsw.Connection) -> list[str]:
 def introspect(conn: apsw.Connection, names: tuple[str, ...]) -> LiveSchema:
     """Return the tables among `names` (in any case), and every index of the database.
 
-    Columns are read only of these tables: a start must stay cheap in a database with many tables
-    of other programs.
+    It reads the columns of these tables only, so that a start stays quick if the database has many
+    tables of other programs. Indexes of other tables have no columns here; their names are taken.
     """
     wanted = {n.lower() for n in names}
     tables: dict[str, LiveTable] = {}
@@ -117,7 +125,7 @@ def _indexes(conn: apsw.Connection, table: str) -> tuple[LiveIndex, ...]:
     ).fetchall()
     found = []
     for name, unique, origin, partial in listed:
-        # An expression has no column name. The empty name for it matches no field.
+        # SQLite has no column name for an expression. The empty name equals no field's name.
         columns: list[Any] = conn.execute(
             "SELECT name FROM pragma_index_info(?) ORDER BY seqno", (name,)
         ).fetchall()
