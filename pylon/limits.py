@@ -81,6 +81,7 @@ WRITES_IN_FLIGHT: Final = 1_024  # for each worker process; beyond it 503 WRITE_
 WRITE_TIMEOUT_S: Final = 30.0
 BATCH_REQUESTS: Final = 1_000
 PUBLISH_PERIOD_S: Final = 0.002  # the writer publishes the changes of this time together
+PUBLISH_IDLE_PERIOD_S: Final = 0.02  # the same, while no socket worker has a client
 BATCH_BYTES: Final = 8 * 1024 * 1024
 BATCH_LARGE_BYTES: Final = 2 * 1024 * 1024  # images of large rows in one transaction
 LARGE_ROW_BYTES: Final = 64 * 1024  # JSON of a row; a transaction changes few larger rows

@@ -13,6 +13,7 @@ writer refuses a call that has waited longer than its worker waits.
 
 The writer publishes the changes of a commit at once. If it has published within
 `limits.PUBLISH_PERIOD_S`, it keeps them until then, and publishes all that it kept as one batch.
+While no socket worker has a client, it keeps them for `limits.PUBLISH_IDLE_PERIOD_S`.
 
 Invariants: the writer answers and publishes nothing before its commit. It answers every request,
 also when the engine raises an unforeseen error. Requests of one call keep their order. After
@@ -93,6 +94,7 @@ class Writer:
         self._log_refused_at_s: dict[str, float] = {}  # by reason, not before
         self._unpublished: ChangeBatch | None = None
         self._published_s = float("-inf")
+        self._publish_at_s = float("-inf")  # not before
         self.depth = 0  # requests taken and not yet answered
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         metrics.CHANGELOG_SEQ.set(engine.head)
@@ -119,8 +121,8 @@ class Writer:
     def _run(self) -> None:
         while True:
             arrivals = self._port.receive(self._patience_s())
-            if self._unpublished is not None and self._publish_wait_s() <= 0:
-                self._publish_kept()
+            if self._unpublished is not None:
+                self._publish_if_due()
             now_s = self._clock.monotonic_s()
             is_resting = now_s < self._rest_until_s and not self._stopping.is_set()
             due = [] if is_resting else self._due(now_s)
@@ -144,7 +146,7 @@ class Writer:
         if self._deferred:
             wait_s = self._rest_until_s - self._clock.monotonic_s()
         if self._unpublished is not None:
-            wait_s = min(wait_s, self._publish_wait_s())
+            wait_s = min(wait_s, self._publish_at_s - time.monotonic())
         return max(0.0, wait_s)
 
     def _due(self, now_s: float) -> list[_Call]:
@@ -204,21 +206,32 @@ class Writer:
         # PERF: at 16 connections a commit has 5 inserts, and each message of ZeroMQ costs the
         # writer 45 us and three I/O threads as much, also where the subscribers have no client.
         kept = self._unpublished
-        if kept is not None:
-            batch = ChangeBatch(kept.prev_seq, kept.events + batch.events)
-        self._unpublished = batch
-        if is_large or len(batch.events) >= limits.TURN_EVENTS or self._publish_wait_s() <= 0:
+        if kept is None:
+            kept = self._unpublished = batch
+        else:
+            kept.events.extend(batch.events)
+        if is_large or len(kept.events) >= limits.TURN_EVENTS:
             self._publish_kept()
+        else:
+            self._publish_if_due()
+
+    def _publish_if_due(self) -> None:
+        """Publish what is kept if its time has come, which depends on whether anybody waits."""
+        now_s = time.monotonic()
+        if now_s < self._publish_at_s:
+            return
+        is_due = now_s - self._published_s >= limits.PUBLISH_IDLE_PERIOD_S
+        if is_due or self._publisher.has_clients():
+            self._publish_kept()
+        else:
+            self._publish_at_s = now_s + limits.PUBLISH_PERIOD_S  # a client may have come by then
 
     def _publish_kept(self) -> None:
         kept, self._unpublished = self._unpublished, None
         if kept is not None:
             self._published_s = time.monotonic()
+            self._publish_at_s = self._published_s + limits.PUBLISH_PERIOD_S
             self._publisher.publish(kept)
-
-    def _publish_wait_s(self) -> float:
-        """How long until the next batch may be published."""
-        return self._published_s + limits.PUBLISH_PERIOD_S - time.monotonic()
 
     def _reply(self, arrivals: Arrivals, replies: list[WriteReply]) -> None:
         """Answer requests of which none was deferred, in one message for each peer."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
 from pylon import limits
 from pylon.auth_context import ADMIN
@@ -31,7 +32,7 @@ from pylon.storage.ops import (
     WriteReply,
     WriteRequest,
 )
-from tests.support.wait import WAIT_S
+from tests.support.wait import WAIT_S, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -306,6 +307,23 @@ def test_changes_reach_a_subscriber(runtime: Runtime, start: Callable[[], Worker
         except queue.Empty:
             assert seq < WAIT_S / 0.05
     assert answer["change"] == [answer["prev"] + 1]
+    publisher.close()
+
+
+def test_a_dead_subscriber_has_no_clients(runtime: Runtime) -> None:
+    publisher = ChangesPublisher(runtime)
+    with zmq.Context() as context:
+        sockets = [context.socket(zmq.SUB) for _ in range(2)]
+        for socket in sockets:
+            socket.connect(runtime.changes)
+            socket.setsockopt(zmq.SUBSCRIBE, b"")
+        sockets[0].setsockopt(zmq.SUBSCRIBE, b"clients")
+        wait_until("the first is known", publisher.has_clients)
+        sockets[1].setsockopt(zmq.SUBSCRIBE, b"clients")
+        sockets[0].close(linger=0)
+        assert publisher.has_clients()
+        sockets[1].close(linger=0)
+        wait_until("the end of both is known", lambda: not publisher.has_clients())
     publisher.close()
 
 

@@ -232,6 +232,25 @@ def test_who_comes_after_a_time_without_anybody_misses_nothing(
             hub_stage.close()
 
 
+def test_the_publisher_knows_whether_anybody_is_there(hub_stage: HubStage) -> None:
+    publisher = hub_stage.stage.publisher
+    runner = gevent.spawn(hub_stage.feed.run)
+
+    def arrives(has_clients: bool) -> bool:
+        hub_stage.write(1)
+        return publisher.has_clients() is has_clients
+
+    try:
+        assert not publisher.has_clients()
+        for _ in range(2):
+            connection, _client = hub_stage.visit(ANONYMOUS)
+            run_greenlets_until("a client is known", lambda: arrives(True))
+            connection.abort()
+            run_greenlets_until("its end is known", lambda: arrives(False))
+    finally:
+        runner.kill()
+
+
 def test_a_change_that_comes_alone_is_not_waited_for(hub_stage: HubStage) -> None:
     batch = hub_stage.stage.write(hub_stage.stage.insert("Public"), publish=False)
     hub_stage.feed.take([batch])

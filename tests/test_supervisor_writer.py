@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import zmq
 
 from pylon import limits
 from pylon.bus.changes import ChangesPublisher
+from pylon.bus.messages import change_batch
 from pylon.bus.writer_port import LocalWriter
 from pylon.errors import InternalError, UniqueViolation
 from pylon.storage.events import ChangeBatch
@@ -130,6 +132,30 @@ def test_commits_that_follow_closely_are_published_together(
     assert [event.seq for event in first.events] == [1]
     assert rest.prev_seq == 1 and [event.seq for event in rest.events] == [2, 3, 4, 5]
     local.close()
+
+
+def test_changes_that_nobody_waits_for_are_published_seldom(
+    store: WriterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "PUBLISH_IDLE_PERIOD_S", 60.0)
+    monkeypatch.setattr(limits, "PUBLISH_PERIOD_S", 0.001)
+    writer, local = start_writer(store)
+    with zmq.Context() as context, context.socket(zmq.SUB) as worker:
+        worker.setsockopt(zmq.LINGER, 0)
+        worker.setsockopt(zmq.RCVTIMEO, int(WAIT_S * 1_000))
+        worker.connect(store.runtime.changes)
+        for number in range(5):
+            local.submit(store.insert(f"before-{number}"))
+        worker.setsockopt(zmq.SUBSCRIBE, b"")
+        worker.setsockopt(zmq.SUBSCRIBE, b"clients")  # a client has connected to the worker
+        batch = change_batch.decode(worker.recv())
+        assert batch.prev_seq == 1
+        assert [event.seq for event in batch.events] == [2, 3, 4, 5]
+        for number in range(5):
+            local.submit(store.insert(f"meanwhile-{number}"))
+            assert len(change_batch.decode(worker.recv()).events) == 1
+    local.close()
+    writer.stop()
 
 
 def test_a_commit_is_published_though_none_follows(

@@ -6,7 +6,8 @@ newer. The last batch may be the lost one, so the feed also reads the log after 
 for limits.HEAD_CHECK_S.
 
 While no client is connected, the feed buffers raw batches undecoded, and decodes them when a client
-comes (`tail`). They count as published, because nobody could have received them.
+comes (`tail`). They count as published, because nobody could have received them. The feed tells the
+writer whether there are clients, because the writer publishes less often for nobody.
 
 The feed publishes together what has gathered on the bus. So a busier hub sends more changes to a
 socket in one write. A change that comes alone goes at once.
@@ -84,6 +85,7 @@ class Feed:
     def run(self) -> NoReturn:
         """Publish what the bus brings, without end."""
         while True:
+            self._subscriber.set_has_clients(len(self._hub) > 0)
             if not len(self._hub):
                 self._subscriber.wait()
                 self._wanted.clear()
