@@ -182,8 +182,8 @@ class SqliteReader:
         text = sql.lookups.get(field)
         if text is None:
             raise unknown_column(sql.entity, field)
-        if field in sql.not_texts and isinstance(value, str):
-            value = value_of_text(sql.not_texts[field], value)
+        if field in sql.converted and isinstance(value, str):
+            value = value_of_text(sql.converted[field], value)
         params: tuple[object, ...] = (value,)
         if allowed is not TRUE:
             text, params = sql.lookup_among(field, value, allowed)
