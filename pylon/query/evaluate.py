@@ -160,7 +160,8 @@ def _compared_values(node: Compare) -> Evaluator:
 
 
 def _compared_tuple(node: CompareTuple) -> Evaluator:
-    notations: tuple[Notation, ...] = node.notations or ("",) * len(node.fields)
+    plain: Notation = ""
+    notations = node.notations or (plain,) * len(node.fields)
     pairs: tuple[tuple[_Reader, Any], ...] = tuple([
         (_reader_of(Column(field, notation)), value)
         for field, notation, value in zip(node.fields, notations, node.values, strict=True)
