@@ -78,7 +78,7 @@ def matcher_of(entity: Entity, body: object, allowed: Predicate = TRUE) -> Match
     if parser.has_search:
         raise _unsupported("$search")
     return Matcher(
-        evaluator_of(wanted), guarded(allowed, wanted), tuple(_terms_of(entity, wanted)),
+        evaluator_of(wanted), guarded(allowed, wanted), tuple(find_terms(entity, wanted)),
         sum(map(weigh_pattern, parser.patterns)),
     )
 
@@ -93,8 +93,8 @@ def _has_notation(item: Predicate) -> bool:
     return type(item) is InValues and item.notation != ""
 
 
-def _terms_of(entity: Entity, wanted: Predicate) -> Iterator[Term]:
-    """A condition that no row fulfils has a term without values."""
+def find_terms(entity: Entity, wanted: Predicate) -> Iterator[Term]:
+    """Yield the terms of a filter. A condition that no row fulfils has a term without values."""
     if wanted is FALSE:
         yield Term(ID, frozenset())
     for item in conjuncts(wanted):
