@@ -123,10 +123,6 @@ QUERY_CACHE_BYTES: Final = Gauge(
 CONNECTIONS: Final = Gauge(
     "pylon_connections", "Open client connections of the process.", registry=WORKER,
 )
-SYNC_SCOPES: Final = Gauge(
-    "pylon_sync_scopes",
-    "Groups of connections that ask for a part of the data only (docs/sync.md).", registry=WORKER,
-)
 CONNECTIONS_OPENED: Final = Counter(
     "pylon_connections_opened_total", "Client connections accepted.", registry=WORKER,
 )
@@ -174,6 +170,15 @@ SYNC_DELIVERY: Final = Histogram(
 )
 RECOVERIES: Final = Counter(
     "pylon_client_recoveries_total", "Reconnecting clients, by how they caught up.", ("result",),
+    registry=WORKER,
+)
+MEMBERSHIP_KEYS: Final = Gauge(
+    "pylon_membership_keys", "Keys of the membership sets that policies with exists() need.",
+    registry=WORKER,
+)
+MEMBERSHIP_CHANGES: Final = Counter(
+    "pylon_membership_changes_total",
+    "Connected callers whose memberships a change may have turned, so that they caught up.",
     registry=WORKER,
 )
 LIVE_QUERIES: Final = Gauge(
@@ -392,10 +397,10 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "HTTP_WAITING", "HTTP_ABORTED", "HIDDEN_CONFLICTS", "AUTH_ATTEMPTS", "WRITE_WAIT",
     "WRITES_IN_FLIGHT", "POOL_WAIT", "ADMISSION_WAITING", "ADMISSION_REFUSED", "STREAMED_WAITING",
     "READS_MOVED", "QUERY_CACHE_LOOKUPS", "QUERY_CACHE_BYTES", "CONNECTIONS", "CONNECTIONS_OPENED",
-    "SYNC_SCOPES",
     "CONNECTIONS_CLOSED", "HANDSHAKES", "SOCKETS_PASSED", "MESSAGES_SENT", "DEFLATE_SAVED",
     "MESSAGES_RECEIVED", "SEND_QUEUE_BYTES", "SLOW_CLIENTS", "SOCKETS_OVER_BUDGET", "SYNC_DELIVERY",
-    "RECOVERIES", "LIVE_QUERIES", "LIVE_DIFFS", "LIVE_EVALUATION", "LIVE_QUERIES_SHED",
+    "RECOVERIES", "MEMBERSHIP_KEYS", "MEMBERSHIP_CHANGES",
+    "LIVE_QUERIES", "LIVE_DIFFS", "LIVE_EVALUATION", "LIVE_QUERIES_SHED",
     "DOCUMENT_SUBSCRIPTIONS", "DOCUMENT_MERGE_CHECKS", "RATE_LIMITED", "RATE_SKIPPED",
     "RATE_EVICTED", "HINTS_DROPPED", "EVENT_LOOP_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ",
     "CHANGELOG_OLDEST_SEQ", "WRITE_QUEUE_DEPTH", "WRITES_REFUSED", "WRITES_DEFERRED", "COMMIT",

@@ -46,7 +46,6 @@ _ValueBinder = Callable[[AuthContext], Value]
 _TRUTH: Final[dict[Kind, tuple[Sign, Literal]]] = {
     Kind.BOOL: ("=", Literal(True)),
     Kind.STRING: ("<>", Literal("")),
-    Kind.DATETIME: ("<>", Literal("")),
     Kind.NUMBER: ("<>", Literal(0)),
 }
 
@@ -116,7 +115,7 @@ def _value_binder(expr: Expr) -> _ValueBinder:
         compute = compile_value(expr)
         return lambda auth: Literal(compute(auth, {}, {}))
     if isinstance(expr, e.Column):
-        column = Column(expr.field, expr.kind.notation)
+        column = Column(expr.field)
         return lambda auth: column
     if isinstance(expr, e.Arithmetic):
         op = cast(ArithmeticSign, expr.op)

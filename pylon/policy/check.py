@@ -16,7 +16,6 @@ from pylon.manifest.model import Entity, Field, FieldType, Operation
 from pylon.policy import expression as e
 from pylon.policy.expression import Expr, Kind, Root, kind_of
 from pylon.policy.grammar import PolicyIndexMissing, PolicyInvalid, Syntax, parse
-from pylon.values.datetimes import instant_of
 
 _AUTH: dict[str, e.Auth] = {
     "userId": e.Auth("user_id", Kind.STRING),
@@ -32,13 +31,12 @@ _AUTH: dict[str, e.Auth] = {
 _KIND_OF_TYPE = {
     FieldType.STRING: Kind.STRING,
     FieldType.RICHTEXT: Kind.STRING,
-    FieldType.DATETIME: Kind.DATETIME,
+    FieldType.DATETIME: Kind.STRING,
     FieldType.ID: Kind.STRING,
     FieldType.INT: Kind.NUMBER,
     FieldType.FLOAT: Kind.NUMBER,
     FieldType.BOOL: Kind.BOOL,
 }
-_TEXTS = frozenset({Kind.STRING, Kind.DATETIME})
 _VALUES = (e.Column, e.Auth, e.Literal)
 _FUNCTIONS = "auth.hasRole, auth.hasAnyRole, starts_with, ends_with, exists"
 _EXISTS_FORM = "exists(Entity, field == data.field, other == auth.userId)"
@@ -85,24 +83,6 @@ def _kinds(fields: Iterable[Field]) -> dict[str, Kind]:
 
 def _kinds_of_row(entity: Entity) -> dict[str, Kind]:
     return {"id": Kind.STRING, **_kinds(entity.fields)}
-
-
-def _aligned(expr: Expr, other: Kind, place: Syntax) -> Expr:
-    """Return a literal in the notation that the other side of a comparison has.
-
-    Raises:
-        PolicyInvalid: the literal is no value of the other side.
-    """
-    if other is not Kind.DATETIME or not isinstance(expr, e.Literal):
-        return expr
-    found = instant_of(expr.value) if isinstance(expr.value, str) else None
-    if found is None and expr.kind is Kind.STRING:
-        raise PolicyInvalid(
-            f'"{expr.value}" is compared with a datetime and is none; write for example '
-            "'2026-03-29T00:30:00Z', or null",
-            place.at,
-        )
-    return e.Literal(found, Kind.DATETIME) if found is not None else expr
 
 
 def _list_names(names: Iterable[str]) -> str:
@@ -216,21 +196,17 @@ class _Checker:
                 return e.IsNull(other)
         self._no_list(left, at_left)
         self._no_list(right, at_right)
-        left = _aligned(left, kind_of(right), at_left)
-        right = _aligned(right, kind_of(left), at_right)
         self._same_kind(left, right, at)
         return e.Equal(left, right)
 
     def _order(self, node: Syntax) -> Expr:
         left, right = self._expr(node.args[0]), self._expr(node.args[1])
         for expr, place in ((left, node.args[0]), (right, node.args[1])):
-            if kind_of(expr) not in (*_TEXTS, Kind.NUMBER):
+            if kind_of(expr) not in (Kind.STRING, Kind.NUMBER):
                 raise PolicyInvalid(
                     f"{node.op} orders numbers and strings, this is a {kind_of(expr).value}",
                     place.at,
                 )
-        left = _aligned(left, kind_of(right), node.args[0])
-        right = _aligned(right, kind_of(left), node.args[1])
         self._same_kind(left, right, node.at)
         return e.Ordered(node.op, left, right)
 
@@ -250,7 +226,6 @@ class _Checker:
         for arg in place.args:
             test = self._equal(node.args[0], item, arg, self._expr(arg), arg.at)
             if isinstance(test, e.Equal):
-                item = test.left  # a literal takes the notation of the options
                 options.append(test.right)
             elif test not in nulls:
                 nulls.append(test)
@@ -261,7 +236,7 @@ class _Checker:
     def _affix(self, name: str, args: tuple[Syntax, ...]) -> Expr:
         text, affix = self._expr(args[0]), self._expr(args[1])
         for expr, place in ((text, args[0]), (affix, args[1])):
-            if kind_of(expr) not in _TEXTS:
+            if kind_of(expr) is not Kind.STRING:
                 raise PolicyInvalid(
                     f"{name} takes strings, this is a {kind_of(expr).value}", place.at
                 )
@@ -341,7 +316,7 @@ class _Checker:
                 f" (known: {_list_names(kinds)})", left.at,
             )
         if node.op != "in":
-            option = _aligned(self._option(right, around), kinds[name], right)
+            option = self._option(right, around)
             self._fits(name, kinds[name], option, node.op, right.at)
             return e.Comparison(name, node.op, (option,))
         if right.op != "list":
@@ -350,9 +325,7 @@ class _Checker:
             if kinds[name] is not Kind.STRING:
                 raise PolicyInvalid(f"roles are strings, {name} is a {kinds[name].value}", left.at)
             return e.Comparison(name, "in", (_AUTH["roles"],))
-        options = [
-            _aligned(self._option(arg, around), kinds[name], arg) for arg in right.args
-        ]
+        options = [self._option(arg, around) for arg in right.args]
         for arg, option in zip(right.args, options, strict=True):
             self._fits(name, kinds[name], option, "in", arg.at)
         return e.Comparison(name, "in", tuple(options))
@@ -383,12 +356,12 @@ class _Checker:
         if other is Kind.NULL:
             if op not in ("==", "!=", "in"):
                 raise PolicyInvalid("null has no order, write == null or != null", at)
-        elif other is not kind and not {kind, other} <= _TEXTS:
+        elif other is not kind:
             raise PolicyInvalid(
                 f"{name} is a {kind.value}, and a {other.value} is never equal to it and has no"
                 " order with it", at,
             )
-        elif op not in ("==", "!=", "in") and kind not in (*_TEXTS, Kind.NUMBER):
+        elif op not in ("==", "!=", "in") and kind not in (Kind.STRING, Kind.NUMBER):
             raise PolicyInvalid(f"{op} orders numbers and strings, {name} is a {kind.value}", at)
 
     @staticmethod
@@ -399,7 +372,7 @@ class _Checker:
     @staticmethod
     def _same_kind(left: Expr, right: Expr, at: int) -> None:
         a, b = kind_of(left), kind_of(right)
-        if a is not b and not {a, b} <= _TEXTS:
+        if a is not b:
             raise PolicyInvalid(
                 f"a {a.value} and a {b.value} are never equal and have no order", at
             )
@@ -424,8 +397,7 @@ def _index_use(entity: Entity, comparisons: Iterable[e.Comparison], at: int) -> 
                 fields = by_row
             if part.field not in (*by_caller, *by_row, *constant):
                 fields.append(part.field)
-    # Constants alone: one of them is enough.
-    wanted = (*by_caller, *by_row) or tuple(constant[:1])
+    wanted = (*by_caller, *by_row) or tuple(constant)
     if not wanted:
         raise PolicyInvalid(
             f"exists compares one field of {entity.name} or more by ==, so that an index finds the"
@@ -445,7 +417,7 @@ def _index_use(entity: Entity, comparisons: Iterable[e.Comparison], at: int) -> 
         }
         if by_caller and set(by_caller) <= {*columns[:leading]}:
             is_listable = True
-        if covered.issuperset(wanted) or (not by_caller and not by_row and covered):
+        if covered.issuperset(wanted):
             is_found = True
     if not is_found:
         line = json.dumps({"name": "by_" + "_".join(wanted), "fields": wanted, "unique": False})

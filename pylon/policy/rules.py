@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import fields, replace
 from typing import Any, Literal
 
@@ -38,9 +37,9 @@ from pylon.policy.compile import compile_condition
 from pylon.policy.expression import Expr
 from pylon.policy.grammar import PolicyInvalid
 from pylon.policy.related import NO_RELATED, ExistsCheck, RelatedRows
-from pylon.policy.routing import ByAuth, Everyone, General, Keyed, Nobody, Routing, plan
-from pylon.query.evaluate import Evaluator
-from pylon.query.predicate import TRUE, Predicate, guarded
+from pylon.policy.related_changes import RelatedChanges
+from pylon.policy.routing import Everyone, Routing, plan
+from pylon.query.predicate import TRUE, Predicate
 
 Action = Literal["read", "insert", "update", "delete"]
 _KEYS_BY_ACTION: dict[Action, tuple[RuleKey, ...]] = {
@@ -64,8 +63,8 @@ class EntityRules:
 
     __slots__ = (
         "_begin", "_bind_read", "_declared", "_delete", "_entity", "_explain", "_insert",
-        "_read", "_readable", "_state", "_step", "asked", "checks", "fields", "is_narrowed",
-        "read_fields", "read_rule", "read_text", "routing",
+        "_read", "_readable", "_state", "_step", "asked", "checks", "fields", "read_fields",
+        "read_rule", "read_text", "related", "routing",
     )
 
     def __init__(
@@ -88,7 +87,6 @@ class EntityRules:
         self._read = compile_condition(read)
         self._bind_read = binder_of(read)
         self._readable: dict[AuthContext, Predicate] = {}
-        self.is_narrowed = False  # whether a scope's filter holds besides, for admins too
         self._insert = compile_condition(_conjunction(chosen["insert"]))
         self._delete = compile_condition(_one_row(_conjunction(chosen["delete"])))
         self._state = compile_condition(_conjunction(states or [e.TRUE]))
@@ -111,6 +109,7 @@ class EntityRules:
             **{action: _checks_of(chosen[action]) for action in ("insert", "update")},
             "delete": _checks_of([_one_row(rule) for rule in chosen["delete"]]),
         }
+        self.related = RelatedChanges(self.checks["read"])
         self.asked: Mapping[Action, frozenset[str]] = {
             action: frozenset[str]().union(*(check.entities for check in checks))
             for action, checks in self.checks.items()
@@ -120,9 +119,7 @@ class EntityRules:
         self, auth: AuthContext, row: Mapping[str, Any], related: RelatedRows = NO_RELATED
     ) -> bool:
         """Whether the caller may read the row (a decoded JSON row)."""
-        if auth.is_admin and not self.is_narrowed:
-            return True
-        return self._read(auth, row, row, related)
+        return auth.is_admin or self._read(auth, row, row, related)
 
     def may_insert(
         self, auth: AuthContext, row: Mapping[str, Any], related: RelatedRows = NO_RELATED
@@ -162,7 +159,7 @@ class EntityRules:
 
     def readable_by(self, auth: AuthContext) -> Predicate:
         """Return the predicate of the caller's readable rows: exactly those of `may_read`."""
-        if auth.is_admin and not self.is_narrowed:
+        if auth.is_admin:
             return TRUE
         found = self._readable.get(auth)
         if found is None:
@@ -171,31 +168,6 @@ class EntityRules:
                 self._readable.clear()
             self._readable[auth] = found
         return found
-
-    def narrowed(self, condition: Predicate, holds: Evaluator) -> EntityRules:
-        """Return rules whose reads also need a condition on the row, which admins must meet too.
-
-        Args:
-            holds: judges decoded rows by `condition`.
-        """
-        made = copy(self)
-        read = self._read
-
-        def judge(
-            auth: AuthContext, row: Mapping[str, Any], existing: Mapping[str, Any],
-            related: RelatedRows = NO_RELATED, /,
-        ) -> bool:
-            return holds(row) and (auth.is_admin or read(auth, row, existing, related))
-
-        made._read = judge
-        made._bind_read = lambda auth: guarded(self.readable_by(auth), condition)
-        made._readable = {}
-        made.is_narrowed = True
-        if isinstance(self.routing, Everyone | Nobody | ByAuth):
-            made.routing = General()  # by the context alone nobody sees a row
-        elif isinstance(self.routing, Keyed):
-            made.routing = replace(self.routing, exact=False)
-        return made
 
     def denied(self, action: Action, auth: AuthContext) -> PolicyDenied:
         """Return the error for a refused action. It shows no rule.
@@ -222,10 +194,12 @@ class EntityRules:
 class RuleSet:
     """The rules of all entities and actions of a manifest.
 
-    `is_open`: whether all callers may read every row.
+    `is_open`: whether all callers may read every row. `related`: by entity, what its read rule
+    asks of other rows, without the entities whose rules ask nothing. `asked_by_readers`: the
+    entities that read rules ask.
     """
 
-    __slots__ = ("_by_entity", "_judge_by_action", "is_open")
+    __slots__ = ("_by_entity", "_judge_by_action", "asked_by_readers", "is_open", "related")
 
     def __init__(
         self,
@@ -239,6 +213,12 @@ class RuleSet:
         """
         self._by_entity = dict(by_entity)
         self.is_open = all(isinstance(r.routing, Everyone) for r in self._by_entity.values())
+        self.related: Mapping[str, RelatedChanges] = {
+            name: rules.related for name, rules in by_entity.items() if rules.related.checks
+        }
+        self.asked_by_readers = frozenset[str]().union(
+            *(related.entities for related in self.related.values())
+        )
         self._judge_by_action = {
             name: compile_condition(_conjunction(rules))
             for name, rules in (rules_by_action or {}).items()

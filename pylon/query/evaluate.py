@@ -38,7 +38,6 @@ from pylon.query.predicate import (
     Sign,
     Value,
 )
-from pylon.values.notations import KEYS, Notation
 
 Row = Mapping[str, Any]
 Evaluator = Callable[[Row], bool]
@@ -116,7 +115,7 @@ def _guarded(node: Guarded) -> Evaluator:
 
 
 def _compared(node: Compare) -> Evaluator:
-    if type(node.left) is not Column or type(node.right) is not Literal or node.left.notation:
+    if type(node.left) is not Column or type(node.right) is not Literal:
         return _compared_values(node)
     name, value = node.left.field, node.right.value
     if node.sign == "=":
@@ -160,20 +159,15 @@ def _compared_values(node: Compare) -> Evaluator:
 
 
 def _compared_tuple(node: CompareTuple) -> Evaluator:
-    plain: Notation = ""
-    notations = node.notations or (plain,) * len(node.fields)
-    pairs: tuple[tuple[_Reader, Any], ...] = tuple([
-        (_reader_of(Column(field, notation)), value)
-        for field, notation, value in zip(node.fields, notations, node.values, strict=True)
-    ])
+    pairs: tuple[tuple[str, Any], ...] = tuple(zip(node.fields, node.values, strict=True))
     if node.values == (None,):
         name = node.fields[0]
         return lambda row: row.get(name) is not None
     compare = operator.lt if node.is_below else operator.gt
 
     def holds(row: Row) -> bool:
-        for read, value in pairs:
-            found = read(row)
+        for field, value in pairs:
+            found = row.get(field)
             if found == value:
                 continue
             if found is None:
@@ -207,8 +201,6 @@ def _one_of(node: OneOf) -> Evaluator:
 
 
 def _in_values(node: InValues) -> Evaluator:
-    if node.notation:
-        return _in_texts(node)
     name = node.field
     members: frozenset[object] = frozenset(node.values)
     if node.is_negated:
@@ -233,21 +225,8 @@ def _in_values(node: InValues) -> Evaluator:
     return holds
 
 
-def _in_texts(node: InValues) -> Evaluator:
-    read, members = _reader_of(Column(node.field, node.notation)), frozenset(node.values)
-    has_null, is_negated = node.has_null, node.is_negated
-
-    def holds(row: Row) -> bool:
-        found = read(row)
-        if found is None:
-            return has_null
-        return (isinstance(found, str) and found in members) is not is_negated
-
-    return holds
-
-
 def _affixed(node: Affix) -> Evaluator:
-    if type(node.text) is Column and type(node.affix) is Literal and not node.text.notation:
+    if type(node.text) is Column and type(node.affix) is Literal:
         name, part = node.text.field, str(node.affix.value)
         test = str.endswith if node.at_end else str.startswith
 
@@ -268,11 +247,10 @@ def _affixed(node: Affix) -> Evaluator:
 
 
 def _like(node: Like) -> Evaluator:
-    read = _reader_of(Column(node.field, node.notation))
-    matches = LikePattern(node.pattern, node.has_wildcards).matches
+    name, matches = node.field, LikePattern(node.pattern, node.has_wildcards).matches
 
     def holds(row: Row) -> bool:
-        found = read(row)
+        found = row.get(name)
         return isinstance(found, str) and matches(found)
 
     return holds
@@ -293,9 +271,6 @@ def _reader_of(value: Value) -> _Reader:
     """The function that gives a value for a row; None for null."""
     if type(value) is Column:
         name = value.field
-        if value.notation:
-            key = KEYS[value.notation]
-            return lambda row: key(row.get(name))
         return lambda row: row.get(name)
     if type(value) is Literal:
         constant = value.value

@@ -78,7 +78,7 @@ def matcher_of(entity: Entity, body: object, allowed: Predicate = TRUE) -> Match
     if parser.has_search:
         raise _unsupported("$search")
     return Matcher(
-        evaluator_of(wanted), guarded(allowed, wanted), tuple(find_terms(entity, wanted)),
+        evaluator_of(wanted), guarded(allowed, wanted), tuple(_terms_of(entity, wanted)),
         sum(map(weigh_pattern, parser.patterns)),
     )
 
@@ -87,19 +87,11 @@ def _unsupported(key: str) -> InvalidQuery:
     return InvalidQuery(f"A live query has no {key} -- it takes {_SUPPORTED}", operator=key)
 
 
-def _has_notation(item: Predicate) -> bool:
-    if type(item) is Compare:
-        return type(item.left) is Column and item.left.notation != ""
-    return type(item) is InValues and item.notation != ""
-
-
-def find_terms(entity: Entity, wanted: Predicate) -> Iterator[Term]:
-    """Yield the terms of a filter. A condition that no row fulfils has a term without values."""
+def _terms_of(entity: Entity, wanted: Predicate) -> Iterator[Term]:
+    """A condition that no row fulfils has a term without values."""
     if wanted is FALSE:
         yield Term(ID, frozenset())
     for item in conjuncts(wanted):
-        if _has_notation(item):
-            continue  # a row of an earlier version has its value in another text
         if type(item) is InValues and not item.is_negated:
             values: frozenset[object] = frozenset(item.values)
             yield Term(field_of(entity, item.field), values | {None} if item.has_null else values)

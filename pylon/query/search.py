@@ -19,7 +19,7 @@ from pylon import limits
 from pylon.body_types import BodyType, Refusal
 from pylon.errors import SHOWN_CHARS, InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity, Field, FieldType, Search
-from pylon.query.parse import ID, NUMBERS, exact_float, is_beyond_64_bits, text_operand
+from pylon.query.parse import ID, NUMBERS, exact_float, is_beyond_64_bits
 from pylon.query.predicate import (
     TRUE,
     Constant,
@@ -32,7 +32,6 @@ from pylon.query.predicate import (
 )
 from pylon.query.words import parse_match, parse_words
 from pylon.values import INT_MAX, INT_MIN, invalid_value
-from pylon.values.notations import notation_of
 
 _NUMBER: Final = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?", re.ASCII)
 _SORT_EXPECTED: Final = 'a field and "asc" or "desc", for example ["field","asc"]'
@@ -148,10 +147,9 @@ def _parse_filters(
         if isinstance(value, list):
             found.append(_parse_any_of(entity, field, value))
         elif value is None:
-            found.append(equal(name, None, notation_of(field)))
+            found.append(equal(name, None))
         else:
-            operand = _parse_operand(entity, field, value)
-            found.append(equal(name, operand, notation_of(field)))
+            found.append(equal(name, _parse_operand(entity, field, value)))
     return and_(*found)
 
 
@@ -163,7 +161,7 @@ def _parse_any_of(entity: Entity, field: Field, values: list[Any]) -> Predicate:
     members = [_parse_operand(entity, field, value) for value in values if value is not None]
     if field.type is FieldType.FLOAT:
         members = [member for member in map(exact_float, members) if member is not None]
-    return in_values(field.name, tuple(members), None in values, notation_of(field))
+    return in_values(field.name, tuple(members), None in values)
 
 
 def _parse_operand(entity: Entity, field: Field, value: object) -> Any:
@@ -183,9 +181,7 @@ def _parse_operand(entity: Entity, field: Field, value: object) -> Any:
         ):
             return number
     elif isinstance(value, str):
-        text = text_operand(field, value)
-        if text is not None:
-            return text
+        return value
     raise invalid_value(entity, field, value)
 
 

@@ -22,7 +22,6 @@ from pylon import log
 from pylon.auth.session_cache import SessionCache
 from pylon.auth.sessions import ANONYMOUS_CALLER
 from pylon.auth_context import Caller
-from pylon.changelog.scope import Scope
 from pylon.errors import Draining, PylonError
 from pylon.runtime.raw_socket import RawSocket
 from workers.boot import WorkerContext
@@ -58,7 +57,6 @@ class ConnectRequest(msgspec.Struct, frozen=True):
     answer: bytes = b""  # sent before anything else: the 101 of a WebSocket
     deflate_window: int = 0  # see `Connection.packing`
     wants_changes: bool = True  # else only what it subscribes to
-    scope: Scope | None = None  # the part of the data that it asks for
 
 
 class SubscriberAdmission:
@@ -115,8 +113,6 @@ class SubscriberAdmission:
         hub = self._hub if hub is None else hub
         connection = Connection(raw, hub.transport, hub, caller, connect_request.address)
         connection.deflate_window = connect_request.deflate_window
-        connection.scope = connect_request.scope
-        connection.wants_changes = connect_request.wants_changes
         hub.add(connection)
         try:
             if connect_request.answer:
@@ -160,6 +156,14 @@ class SubscriberAdmission:
         except Exception as ex:  # noqa: BLE001  a defect must not leave a socket without events
             _log.exception("admission.failed", error=ex)
             connection.abort()
+
+    def resume(self, connection: Connection, cursor: int, replay: Replay) -> None:
+        """Bring a connection that has left the fan-out up to date, in a greenlet of its own.
+
+        Args:
+            cursor: it has all changes up to this seq.
+        """
+        gevent.spawn(self._catch_up, connection, cursor, replay, self._hub.transport)
 
     def caller_of(self, token: str | None) -> tuple[Caller, PylonError | None]:
         """Return the caller of a token; ANONYMOUS_CALLER and the error if the lookup fails."""

@@ -16,10 +16,7 @@ from pylon.bus.room_updates import RoomUpdatesSubscriber
 from pylon.bus.rooms_client import RoomsClient
 from pylon.bus.shards import ShardsClient
 from pylon.bus.writer_client import WriterClient
-from pylon.changelog.scope import parse_entities
 from pylon.errors import PylonError
-from pylon.manifest.model import Manifest
-from pylon.policy.rules import RuleSet
 from pylon.runtime.raw_socket import RawSocket
 from pylon.storage.related import StoredRelated
 from workers.boot import WorkerContext, boot
@@ -36,7 +33,6 @@ from workers.ws.identity import Identity
 from workers.ws.live_queries import LiveQueries
 from workers.ws.matches import Matches
 from workers.ws.rooms import Rooms
-from workers.ws.stream_scope import StreamScope
 from workers.ws.transport import WebSocketTransport
 
 
@@ -48,8 +44,6 @@ class WebSocketHandler:
     admission: SubscriberAdmission
     replay: Replay
     transport: WebSocketTransport
-    rules: RuleSet
-    manifest: Manifest
 
     def open(
         self, request: Request, raw: RawSocket, early: bytes, *, on_main_port: bool
@@ -57,7 +51,7 @@ class WebSocketHandler:
         """Stream changes to a client.
 
         Raises:
-            BadUpgrade, InvalidQuery, Draining, SocketLimit: the acceptor still owns the socket.
+            BadUpgrade, Draining, SocketLimit: the acceptor still owns the socket.
         """
         handshake = self.handshakes.read(request, on_main_port=on_main_port)
         cursor = cursor_of(handshake.parameters.get("since"))
@@ -65,9 +59,6 @@ class WebSocketHandler:
             handshake.address, handshake.token, cursor, early, handshake.answer,
             handshake.deflate_window,
             wants_changes=handshake.parameters.get("changes") != "0",
-            scope=parse_entities(
-                self.rules, self.manifest, handshake.parameters.get("entities")
-            ),
         )
         self.admission.stream(raw, connect_request, self.replay, self.transport)
 
@@ -107,15 +98,14 @@ def serve(booted: WorkerContext) -> NoReturn:
     matches = Matches(shards, booted.limiter)
     features: tuple[Feature, ...] = (rooms, live, documents, matches)
     identity = Identity(hub, admission, features)
-    stream = StreamScope(hub, app.rules, app.manifest)
-    transport.on_text = Conversation(hub, features=(identity, stream, *features)).on_text
+    conversation = Conversation(hub, features=(identity, *features))
+    transport.on_text = conversation.on_text
+    live.on_restart(conversation.enqueue)
     handshakes = protocol.Handshakes(
         app.config.trust_proxy_hops, origins(app.config, app.manifest),
         session_cookie(app.config, app.manifest).name, app.config.ws_deflate,
     )
-    handler = WebSocketHandler(
-        handshakes, admission, changes.replay, transport, app.rules, app.manifest
-    )
+    handler = WebSocketHandler(handshakes, admission, changes.replay, transport)
     acceptor = Acceptor(booted.listen_socket, handler, app.clock)
     passed = SocketReceiver(booted.runtime, booted.role, booted.worker, acceptor.add_passed_socket)
     service = Service(booted, (hub,), acceptor, admission, passed=(passed,))
