@@ -68,7 +68,8 @@ def read_seed(
 def _refuse_conflicts(
     path: Path, manifest: Manifest, inserts: list[InsertRow], schema: SchemaManager
 ) -> None:
-    """Insert the rows into empty tables in memory, to find two rows with one unique value.
+    """Insert the rows into empty tables in memory, to find two rows with one unique value, and a
+    row that names another which the file does not have.
 
     The start would otherwise refuse the second row when the first is in the database already.
 
@@ -102,6 +103,6 @@ def _rows_of(
             raise StartRefused(f"PYLON_SEED ({path}): {where}: {ex.message}") from ex
         out.append(InsertRow(
             name, row_id, encoded.values, encoded.row_json, given is not None,
-            OpKey(IDENTITY, where),
+            OpKey(IDENTITY, where), has_checked_references=True,
         ))
     return out

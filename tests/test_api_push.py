@@ -15,7 +15,7 @@ from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.manifests import field
 
 MANIFEST: dict[str, Any] = {
-    "manifest_version": 1, "name": "push", "version": "1.0.0",
+    "manifest_version": 1, "references": "none", "name": "push", "version": "1.0.0",
     "entities": [
         {"name": "Folder", "indexes": [], "relations": [], "fields": [field("name", "string")]},
         {"name": "Page", "indexes": [], "relations": [], "fields": [

@@ -22,6 +22,7 @@ from pylon.storage.sqlite.compiler import compile_predicate
 from pylon.storage.sqlite.patterns import add_functions
 from pylon.values import INT_MAX, INT_MIN
 from tests.support.examples import count_examples
+from tests.support.moments import MOMENTS, stored_moment
 
 NAMES = ("s", "t", "d", "n", "m", "f", "b")
 THING = Entity(
@@ -74,7 +75,7 @@ FAR_INTS = st.sampled_from([
 ]) | st.integers(-(2**70), 2**70)
 NUMBERS = INTS | FLOATS
 VALUES: dict[str, st.SearchStrategy[Any]] = {
-    "id": TEXTS, "s": TEXTS, "t": TEXTS, "d": TEXTS, "n": INTS, "m": INTS, "f": FLOATS,
+    "id": TEXTS, "s": TEXTS, "t": TEXTS, "d": MOMENTS, "n": INTS, "m": INTS, "f": FLOATS,
     "b": st.booleans(),
 }
 OPERANDS = {
@@ -122,12 +123,20 @@ def joined(parts: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[s
 FILTER = st.recursive(condition(), joined, max_leaves=6)
 
 
+def stored_value(row: dict[str, Any], column: str) -> Any:
+    """The value that SQL compares."""
+    value = row[column]
+    if column == "d":
+        return stored_moment(value)
+    return int(value) if isinstance(value, bool) else value
+
+
 def selected(row: dict[str, Any], body: dict[str, Any]) -> bool:
     """Whether SQLite selects the row; the same with every index and without any."""
     STORE.execute("DELETE FROM Thing")
     STORE.execute(
         "INSERT INTO Thing VALUES (?,?,?,?,?,?,?,?)",
-        tuple(int(v) if isinstance(v := row[c], bool) else v for c in ("id", *NAMES)),
+        tuple(stored_value(row, column) for column in ("id", *NAMES)),
     )
     clause = compile_predicate(THING, parse_where(THING, body))
     counts = {

@@ -113,7 +113,10 @@ def test_every_error_answer_names_real_codes_of_its_status() -> None:
 ))
 def test_the_datetime_pattern_takes_what_the_server_takes(text: str) -> None:
     matched = re.fullmatch(DATETIME_PATTERN.removesuffix("$"), text) is not None
-    assert matched == is_datetime(text)
+    if not matched:
+        assert not is_datetime(text)
+    elif not is_datetime(text):  # the schema cannot say which instants are of the years 1 to 9999
+        assert text.startswith(("0001-01-01", "9999-12-31")) or abs(int(text[:-1])) > 62_135_596_800
 
 
 @pytest.mark.parametrize(

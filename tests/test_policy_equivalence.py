@@ -19,23 +19,25 @@ from pylon.query.predicate import FALSE, TRUE, Constant, equal
 from pylon.storage.sqlite.clause import SqlClause
 from pylon.storage.sqlite.compiler import compile_predicate
 from tests.support.examples import count_examples
+from tests.support.moments import MOMENTS, stored_moment
 
 THING = Entity(
     "Thing",
     (
         Field("s", FieldType.STRING, True, False),
-        Field("t", FieldType.DATETIME, True, False),
+        Field("t", FieldType.RICHTEXT, True, False),
         Field("n", FieldType.INT, True, False),
         Field("m", FieldType.INT, True, False),
         Field("f", FieldType.FLOAT, True, False),
         Field("b", FieldType.BOOL, True, False),
         Field("c", FieldType.BOOL, True, False),
+        Field("d", FieldType.DATETIME, True, False),
     ),
 )
 STORE = apsw.Connection(":memory:")
 STORE.execute(
     "CREATE TABLE Thing (id TEXT PRIMARY KEY NOT NULL, s TEXT, t TEXT, n INTEGER, m INTEGER,"
-    " f REAL, b INTEGER, c INTEGER) WITHOUT ROWID"
+    " f REAL, b INTEGER, c INTEGER, d TEXT) WITHOUT ROWID"
 )
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
@@ -75,6 +77,7 @@ STRING = st.one_of(
     st.sampled_from(["auth.userId", "auth.tenantId"]),
     NUL_TEXTS.map(quoted),
 )
+MOMENT = st.sampled_from(["data.d", "existing.d"]) | MOMENTS.map(quoted)
 NUMBER = st.recursive(
     st.one_of(
         st.sampled_from(["data.n", "data.m", "data.f"]),
@@ -109,6 +112,9 @@ CONDITION = st.recursive(
         st.sampled_from(["data.b", "data.c", "existing.b", "data.c", "auth.isGuest", "true"]),
         binary(STRING, ["==", "!=", "<", "<=", ">", ">=", "starts_with", "ends_with"]),
         binary(NUMBER, ["==", "!=", "<", "<=", ">", ">="]),
+        binary(MOMENT, ["==", "!=", "<", "<=", ">", ">=", "starts_with"]),
+        st.tuples(MOMENT, listed(MOMENT)).map(lambda x: f"({x[0]} in {x[1]})"),
+        st.sampled_from(["(!data.d)", "(data.d == null)", "(data.d > data.s)"]),
         st.tuples(STRING, listed(STRING)).map(lambda x: f"({x[0]} in {x[1]})"),
         st.tuples(NUMBER, listed(NUMBER)).map(lambda x: f"({x[0]} in {x[1]})"),
         STRING.map(lambda x: f"({x} in auth.roles)"),
@@ -130,6 +136,7 @@ ROW = st.fixed_dictionaries(
         "f": FLOATS | st.none(),
         "b": st.booleans() | st.none(),
         "c": st.booleans() | st.none(),
+        "d": MOMENTS | st.none(),
     }
 )
 AUTH = st.builds(
@@ -153,8 +160,11 @@ def clause_of(rules: EntityRules, auth: AuthContext) -> SqlClause:
 def stored(row: dict[str, object]) -> None:
     STORE.execute("DELETE FROM Thing")
     STORE.execute(
-        "INSERT INTO Thing VALUES (?,?,?,?,?,?,?,?)",
-        tuple(int(v) if isinstance(v := row[c], bool) else v for c in THING.columns),
+        "INSERT INTO Thing VALUES (?,?,?,?,?,?,?,?,?)",
+        tuple(
+            stored_moment(v) if c == "d" else int(v) if isinstance(v, bool) else v
+            for c, v in ((c, row[c]) for c in THING.columns)
+        ),
     )
 
 

@@ -66,7 +66,7 @@ def policy(**keys: str) -> Policy:
         ("(data.n == 7) == data.open", True, False),
         ("(data.n == null) == true", False, True),
         # order: by code point for texts, false for null
-        ("data.due < '2026-03-01T00:00:00Z'", True, False),
+        ("data.due <= '2026-03-01T00:00:00Z'", True, False),
         ("data.due >= '2026-03-02'", False, False),
         ("!(data.due >= '2026-03-02')", True, True),
         ("'Z' < 'a' && 'z' < 'ä' && '\uffff' < '\U0001f600'", True, True),

@@ -40,7 +40,7 @@ from pylon.query.predicate import (
 from pylon.storage.sqlite.compiler import CompiledCache, PredicateCompiler, compile_predicate
 from pylon.storage.sqlite.patterns import add_functions
 from tests.support.examples import count_examples
-from tests.test_matching import FILTER, ROW
+from tests.test_matching import FILTER, ROW, stored_value
 from tests.test_policy_equivalence import AUTH, RULE
 
 COLUMNS = ("id", "s", "t", "d", "n", "m", "f", "b", "c")
@@ -79,7 +79,7 @@ def store(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     STORE.execute("DELETE FROM Thing")
     whole = [{**row, "c": row["b"]} for row in rows]
     for row in whole:
-        values = [int(v) if isinstance(v := row[c], bool) else v for c in COLUMNS]
+        values = [stored_value(row, column) for column in COLUMNS]
         STORE.execute("INSERT INTO Thing VALUES (?,?,?,?,?,?,?,?,?)", tuple(values))
     return whole
 

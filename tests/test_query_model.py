@@ -31,6 +31,7 @@ from pylon.values import EntityCodec
 from tests.support import query_model
 from tests.support.api import ENVIRON
 from tests.support.examples import count_examples
+from tests.support.moments import MOMENTS
 from tests.support.storage import open_engine
 
 PERSON = Entity(
@@ -117,15 +118,11 @@ NAMES = st.sampled_from(["ada", "Bob", "bo_b", "100%", "a\"b\\", "é\x1f\x1d\x1e
 ORGS = st.sampled_from([None, "o1", "o2"])
 INTS = st.sampled_from([None, -1, 0, 1, 2, 3, 2**53 + 1, 2**63 - 1, -(2**63)])
 FLOATS = st.sampled_from([None, 0.0, -1.5, 0.1, 2.0, 1e17, 3.0000000000000004])
-MOMENTS = st.sampled_from([
-    None, "2026-01-31", "2026-01-31T23:30:00Z", "2026-01-31T23:30:00-01:00", "1769904000Z", "0Z",
-    "2026-01-31t23:30+0530", "2026-02-01 00:10:59.999999999+01:00", "2025-12-29T10:00", "-1Z",
-    "2026-01-31T23:59:59,9Z", "2024-02-29T12:00:00", "2026-02-01T00:10:00.5+01:00",
-])
 VALUES = {
     "id": st.sampled_from(IDS), "name": NAMES, "title": NAMES, "orgId": ORGS, "j": INTS,
     "bossId": st.sampled_from([*IDS, None]), "ownerId": st.sampled_from([*IDS, None]),
-    "done": st.sampled_from([True, False, None]), "rank": INTS, "weight": FLOATS, "dueAt": MOMENTS,
+    "done": st.sampled_from([True, False, None]), "rank": INTS, "weight": FLOATS,
+    "dueAt": MOMENTS | st.none(),
 }
 TEXTS = frozenset({"id", "name", "title", "orgId", "bossId", "ownerId", "dueAt"})
 
@@ -232,6 +229,7 @@ def test_filters(
     limit: int | None, auth: AuthContext,
 ) -> None:
     store.fill(rows)
+    rows = query_model.as_stored(rows)
     allowed = store.app.rules.for_entity("Task").readable_by(auth)
     query = parse_filter(TASK, {**where, "$order": order, "$limit": limit}, LIST_LIMIT, allowed)
     seen = query_model.readable(store.app.rules, auth, rows)["Task"]
@@ -250,6 +248,7 @@ def test_graphs(
     store: Store, rows: query_model.Rows, body: dict[str, Any], auth: AuthContext
 ) -> None:
     store.fill(rows)
+    rows = query_model.as_stored(rows)
     asked = _without_limits_of_one(MANIFEST, body)
     seen = query_model.readable(store.app.rules, auth, rows)
     wanted = query_model.graph(MANIFEST, asked, seen, LIST_LIMIT)
@@ -290,6 +289,7 @@ def test_aggregates(
     store: Store, rows: query_model.Rows, body: dict[str, Any], auth: AuthContext
 ) -> None:
     store.fill(rows)
+    rows = query_model.as_stored(rows)
     allowed = and_(store.app.rules.for_entity("Task").readable_by(auth), match_tenant(TASK, auth))
     found = store.reader.aggregate("Task", parse_aggregate(TASK, body, allowed))
     seen = [

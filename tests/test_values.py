@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
@@ -21,6 +22,8 @@ from pylon.errors import (
 )
 from pylon.manifest.model import Entity, Field, FieldType
 from pylon.values import EntityCodec, decode_body, decode_query, is_datetime
+from pylon.values.datetimes import instant_key, instant_of
+from tests.support.moments import MOMENTS, instant, stored_moment
 from tests.support.storage import CODECS, row_id
 
 TASK = CODECS["Task"]
@@ -88,7 +91,8 @@ def test_a_value_of_another_type_is_refused(field: str, value: Any) -> None:
 )
 def test_datetimes_that_are_taken(text: str) -> None:
     assert is_datetime(text)
-    assert TASK.insert({**GOOD, "dueAt": text}, ID).row["dueAt"] == text
+    assert TASK.insert({**GOOD, "dueAt": text}, ID).row["dueAt"] == stored_moment(text)
+    assert TASK.patch({"dueAt": text}, ID)["dueAt"] == stored_moment(text)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +100,46 @@ def test_datetimes_that_are_taken(text: str) -> None:
 )
 def test_datetimes_that_are_not(text: str) -> None:
     assert not is_datetime(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0001-01-01T00:00:00+00:01", "9999-12-31T23:59:00-00:01", "-62135596801Z", "253402300800Z",
+     "2026-W01-1T00:00:00.000Z", "2026-01-01T24:00:00.000Z", "2026-02-30T00:00:00.000Z",
+     "2026-01-01T00:00:00.000000z0", "２026-01-01T00:00:00.000Z"],
+)
+def test_no_text_is_an_instant_beyond_the_years_or_in_a_notation_of_its_own(text: str) -> None:
+    assert instant_of(text) is None
+    assert instant_key(text) == text
+
+
+@given(MOMENTS, MOMENTS)
+def test_stored_datetimes_order_as_their_instants(first: str, second: str) -> None:
+    left, right = instant_of(first), instant_of(second)
+    assert left is not None and right is not None
+    assert left == stored_moment(first) == instant_key(first) == instant_of(left)
+    assert len(left) == 27
+    assert (left < right, left == right) == (
+        instant(first) < instant(second), instant(first) == instant(second)
+    )
+
+
+@given(st.datetimes(timezones=st.none()), st.integers(-1439, 1439), st.sampled_from("Tt "))
+def test_every_offset_of_an_instant_has_one_stored_notation(
+    moment: datetime, ahead_minutes: int, mark: str
+) -> None:
+    sign = "-" if ahead_minutes < 0 else "+"
+    hours, minutes = divmod(abs(ahead_minutes), 60)
+    text = f"{moment:%H:%M:%S.%f}{sign}{hours:02}:{minutes:02}"
+    text = f"{moment.year:04}-{moment:%m-%d}{mark}{text}"
+    try:
+        utc = moment - timedelta(minutes=ahead_minutes)
+    except OverflowError:
+        assert instant_of(text) is None
+        return
+    wanted = utc.isoformat(timespec="microseconds") + "Z"
+    assert instant_of(text) == instant_of(wanted) == wanted
+    assert instant_of(wanted[:23] + "Z") == wanted[:23] + "000Z"
 
 
 def test_refusals_name_the_field() -> None:

@@ -20,7 +20,7 @@ from pylon.cli.output import (
     result,
     wants_json,
 )
-from pylon.cli.schema_apply import apply, database_of, plan
+from pylon.cli.schema_apply import apply, database_of, plan, references
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.manifest.diagnostics import ManifestInvalid
 from pylon.manifest_loader import load_manifest
@@ -148,3 +148,4 @@ def history(ctx: click.Context, limit: str, sqlite: str | None, dev: bool) -> No
 
 schema.add_command(plan)
 schema.add_command(apply)
+schema.add_command(references)

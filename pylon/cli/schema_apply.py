@@ -8,6 +8,7 @@ has the form of `schema push` in spec/http.md §8.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -26,6 +27,7 @@ from pylon.manifest_loader import load_manifest
 from pylon.schema.options import MigrationOptions, read_options
 from pylon.schema.steps import Plan
 from pylon.storage.factory import open_store, open_store_at
+from pylon.storage.schemas import ReferenceReport
 
 _YES: Final = ("y", "yes")
 _WARNINGS: Final = {
@@ -129,6 +131,67 @@ def apply(
         raise BackupRefused(
             f"a server runs on {path}: stop it first (pylonctl stop)"
         ) from None
+
+
+@click.command()
+@click.option("--check", "word", flag_value="check", help="Check references from the next start.")
+@click.option("--none", "word", flag_value="none", help="Check them no longer, by default.")
+@click.option("--manifest", help="Sets PYLON_MANIFEST.")
+@dev_flag
+@json_flag
+@click.pass_context
+def references(
+    ctx: click.Context, /, word: str | None, manifest: str | None, dev: bool
+) -> None:
+    """List the rows whose reference, a field of type id(Entity), names a row that does not exist.
+
+    A database that this server has made checks references; one of an earlier version, or of another
+    server, does not. --check turns it on if every reference holds, --none turns it off; the
+    server must be stopped. What the manifest says about a field counts more. Exit code 1 if a
+    reference does not hold.
+    """
+    config = read_settings(dev=dev, flags={"PYLON_MANIFEST": manifest}).config
+    app = load_manifest(Path(config.manifest))
+    path = database_of(None, dev)
+    schema = open_store_at(path).schema
+    if word is None:
+        ctx.exit(_show_references(schema.references(app)))
+    try:
+        with lock_data_dir(path):
+            report = schema.references(app)
+            if word == "none" or not report.broken:
+                schema.check_references(is_default=word == "check")
+                report = replace(report, is_default=word == "check")
+            ctx.exit(_show_references(report) if word == "check" else 0)
+    except DataDirLocked:
+        raise BackupRefused(
+            f"a server runs on {path}: stop it first (pylonctl stop)"
+        ) from None
+
+
+def _show_references(report: ReferenceReport) -> int:
+    """Print the report and return the exit code."""
+    lines = ["references are checked by default" if report.is_default
+             else "references are not checked by default"]
+    for broken in report.broken:
+        of = broken.reference
+        shown = ", ".join(f"{row_id} ({value})" for row_id, value in broken.examples)
+        lines.append(
+            f"{of.entity}.{of.field}: {broken.rows} rows name a row of {of.target} that does not "
+            f"exist: {shown}{', ...' if broken.rows > len(broken.examples) else ''}"
+        )
+    body = {
+        "code": "REFERENCES_BROKEN" if report.broken else "REFERENCES_OK",
+        "ok": not report.broken, "references": "check" if report.is_default else "none",
+        "broken": [
+            {"entity": b.reference.entity, "field": b.reference.field,
+             "target": b.reference.target, "rows": b.rows,
+             "examples": [{"id": row_id, "value": value} for row_id, value in b.examples]}
+            for b in report.broken
+        ],
+    }
+    result(body, "\n".join(lines))
+    return ERROR if report.broken else 0
 
 
 def _request_indexes(config: Config, app: Manifest) -> None:

@@ -105,6 +105,8 @@ from pylon.errors.state import (
     NotFound,
     OptimisticIdConflict,
     PreconditionFailed,
+    ReferenceInUse,
+    ReferenceNotFound,
     ResyncRequired,
     UniqueViolation,
 )
@@ -163,6 +165,8 @@ __all__ = [
     "QueryTimeout",
     "RateLimited",
     "RecordingInvalid",
+    "ReferenceInUse",
+    "ReferenceNotFound",
     "RelationNotFound",
     "RequestTimeout",
     "ResetRefused",

@@ -49,6 +49,30 @@ class UniqueViolation(PylonError):
     status = 409
 
 
+class ReferenceNotFound(PylonError):
+    """A field of type id(Entity) names a row that does not exist. The error has entity, field and
+    value.
+
+    Remedy: insert the other row first, or in the same transaction; or send null if the field is
+    optional.
+    """
+
+    code = "REFERENCE_NOT_FOUND"
+    status = 422
+
+
+class ReferenceInUse(PylonError):
+    """Other rows refer to the row that was to be deleted. The error has the entity and the field of
+    these rows, and their number up to a bound.
+
+    Remedy: delete or change these rows first, or in the same transaction; or let the manifest say
+    onDelete cascade or setNull.
+    """
+
+    code = "REFERENCE_IN_USE"
+    status = 409
+
+
 class OptimisticIdConflict(PylonError):
     """The id that the client made for its new row is taken.
 

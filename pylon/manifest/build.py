@@ -55,6 +55,7 @@ def build_manifest(node: Node) -> Manifest:
         actions=tuple(_operation(raw) for raw in source.get("actions") or ()),
         policies=tuple(_policy(raw) for raw in source.get("policies") or ()),
         auth=_auth(source.get("auth") or {}),
+        references=source.get("references"),
         source=source,
     )
 
@@ -97,7 +98,7 @@ def _field(raw: dict[str, Any]) -> Field:
     return Field(
         raw["name"], kind, bool(raw.get("optional")), bool(raw.get("unique")), target,
         raw.get("crdt"), _default(raw.get("default")), bool(raw.get("fixed")),
-        _default(raw.get("onUpdate")),
+        _default(raw.get("onUpdate")), raw.get("references"), raw.get("onDelete"),
     )
 
 

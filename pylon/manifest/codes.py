@@ -75,6 +75,10 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
         "Clients may not send a fixed field, so a required one needs a default.",
         "give it a default, or make it optional.",
     ),
+    "FIELD_REFERENCE_INVALID": (
+        "references and onDelete are for fields of type id(Entity), and must fit each other.",
+        "correct or remove the key; docs/manifest.md has the rules.",
+    ),
     "INDEX_NAME_EMPTY": ("An index has no name.", "name it."),
     "INDEX_NAME_INVALID": ("An index's name cannot be part of an SQL name.", f"{_NAMES}."),
     "INDEX_NAME_DUPLICATE": ("Two indexes have the same name.", "rename one of them."),

@@ -76,12 +76,14 @@ _LIFE_S = Scalar(
     int, "a whole number of seconds from 0 to 3153600000 (100 years)", minimum=0,
     maximum=3_153_600_000,
 )
+REFERENCES: Final = words("check", "none")
 
 FIELD: Final = Object(
     {"name": STRING, "type": STRING},
     {
         "optional": BOOL, "unique": BOOL, "crdt": words(*_CRDT_KINDS),
         "default": JsonValue(), "fixed": BOOL, "onUpdate": JsonValue(),
+        "references": REFERENCES, "onDelete": words("restrict", "cascade", "setNull"),
     },
 )
 # Of an input of a query or an action; `unique` and `crdt` have no meaning there.
@@ -127,6 +129,7 @@ MANIFEST: Final = Object(
     {
         "manifest_version": Scalar(int, "a whole number"),
         "version": STRING,
+        "references": REFERENCES,
         "routes": ListOf(ROUTE),
         "queries": ListOf(OPERATION),
         "actions": ListOf(OPERATION),

@@ -17,6 +17,8 @@ from pylon.manifest.diagnostics import Diagnostic
 FORMAT_VERSION: Final = 1  # of pylon.manifest.json
 DEFAULT_VERSION: Final = "0.0.0"  # of an app whose manifest has none
 
+ReferenceWord = Literal["check", "none"]
+OnDelete = Literal["restrict", "cascade", "setNull"]
 DefaultKind = Literal["constant", "now", "uuid", "id", "auth"]
 RuleKey = Literal[
     "allow", "allow_read", "allow_insert", "allow_update", "allow_delete", "allow_write"
@@ -69,6 +71,8 @@ class Field:
     default: Default | None = None
     fixed: bool = False  # whether clients may not send it
     on_update: Default | None = None  # the value that the server sets at each update
+    references: ReferenceWord | None = None  # see `pylon.manifest.references`
+    on_delete: OnDelete | None = None
 
     @property
     def insert_default(self) -> Default | None:
@@ -204,6 +208,7 @@ class Manifest:
     actions: tuple[Operation, ...] = ()
     policies: tuple[Policy, ...] = ()
     auth: AuthConfig = field(default_factory=AuthConfig)
+    references: ReferenceWord | None = None  # of the fields that do not say it themselves
     source: dict[str, Any] = field(default_factory=dict)  # the document, for /api/manifest
     warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)
 

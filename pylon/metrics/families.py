@@ -172,15 +172,6 @@ RECOVERIES: Final = Counter(
     "pylon_client_recoveries_total", "Reconnecting clients, by how they caught up.", ("result",),
     registry=WORKER,
 )
-MEMBERSHIP_KEYS: Final = Gauge(
-    "pylon_membership_keys", "Keys of the membership sets that policies with exists() need.",
-    registry=WORKER,
-)
-MEMBERSHIP_CHANGES: Final = Counter(
-    "pylon_membership_changes_total",
-    "Connected callers whose memberships a change may have turned, so that they caught up.",
-    registry=WORKER,
-)
 LIVE_QUERIES: Final = Gauge(
     "pylon_live_queries", "Live queries that clients have subscribed to.", registry=WORKER,
 )
@@ -399,8 +390,7 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "READS_MOVED", "QUERY_CACHE_LOOKUPS", "QUERY_CACHE_BYTES", "CONNECTIONS", "CONNECTIONS_OPENED",
     "CONNECTIONS_CLOSED", "HANDSHAKES", "SOCKETS_PASSED", "MESSAGES_SENT", "DEFLATE_SAVED",
     "MESSAGES_RECEIVED", "SEND_QUEUE_BYTES", "SLOW_CLIENTS", "SOCKETS_OVER_BUDGET", "SYNC_DELIVERY",
-    "RECOVERIES", "MEMBERSHIP_KEYS", "MEMBERSHIP_CHANGES",
-    "LIVE_QUERIES", "LIVE_DIFFS", "LIVE_EVALUATION", "LIVE_QUERIES_SHED",
+    "RECOVERIES", "LIVE_QUERIES", "LIVE_DIFFS", "LIVE_EVALUATION", "LIVE_QUERIES_SHED",
     "DOCUMENT_SUBSCRIPTIONS", "DOCUMENT_MERGE_CHECKS", "RATE_LIMITED", "RATE_SKIPPED",
     "RATE_EVICTED", "HINTS_DROPPED", "EVENT_LOOP_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ",
     "CHANGELOG_OLDEST_SEQ", "WRITE_QUEUE_DEPTH", "WRITES_REFUSED", "WRITES_DEFERRED", "COMMIT",

@@ -24,7 +24,8 @@ _ERRORS: Final[tuple[ErrorClass, ...]] = (
     *WRITE_ERRORS, *ROW_ERRORS, errors.AuthRequired, errors.PolicyDenied, errors.EntityNotFound,
     errors.NotFound, errors.NotSupported, errors.BadPath, errors.MissingUpdate,
     errors.InvalidHex, errors.CrdtDecodeFailed, errors.CrdtApplyFailed,
-    errors.CrdtHistoryMissing, errors.LimitExceeded, errors.UniqueViolation, errors.Unavailable,
+    errors.CrdtHistoryMissing, errors.LimitExceeded, errors.UniqueViolation, errors.FieldFixed,
+    errors.ReferenceNotFound, errors.Unavailable,
     errors.RateLimited,
 )
 

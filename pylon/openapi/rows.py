@@ -82,9 +82,9 @@ def _insert(entity: Entity) -> Paths:
         "post", f"insert{entity.name}", entity.name, "Insert a row",
         {201: response("The row's id", obj({"id": {"type": "string"}}), headers=(*_SEQ, "ETag"))},
         raises=(
-            *ROW_ERRORS, *WRITE_ERRORS, errors.MissingField, errors.PolicyDenied,
-            errors.UniqueViolation, errors.OptimisticIdConflict, errors.IdempotencyKeyReused,
-            errors.RateLimited,
+            *ROW_ERRORS, *WRITE_ERRORS, errors.MissingField, errors.FieldFixed,
+            errors.PolicyDenied, errors.ReferenceNotFound, errors.UniqueViolation,
+            errors.OptimisticIdConflict, errors.IdempotencyKeyReused, errors.RateLimited,
         ),
         parameters=[_KEY],
         body=ref(f"{entity.name}Insert"),
@@ -134,7 +134,8 @@ def _patch(entity: Entity) -> Paths:
         {200: response("Done", obj({"updated": {"const": True}}), headers=(*_SEQ, "ETag"))},
         raises=(
             *ROW_ERRORS, *WRITE_ERRORS, errors.PolicyDenied, errors.NotFound,
-            errors.UniqueViolation, errors.RateLimited, *_CONDITIONAL,
+            errors.FieldFixed, errors.ReferenceNotFound, errors.UniqueViolation,
+            errors.RateLimited, *_CONDITIONAL,
         ),
         parameters=[_row_id(entity), _IF_MATCH, _KEY], body=ref(f"{entity.name}Patch"),
     )
@@ -144,7 +145,10 @@ def _delete(entity: Entity) -> Paths:
     return operation(
         "delete", f"delete{entity.name}", entity.name, "Delete a row",
         {200: response("Done", obj({"deleted": {"const": True}}), headers=_SEQ)},
-        raises=(*WRITE_ERRORS, errors.PolicyDenied, errors.NotFound, *_CONDITIONAL),
+        raises=(
+            *WRITE_ERRORS, errors.PolicyDenied, errors.NotFound, errors.ReferenceInUse,
+            errors.LimitExceeded, *_CONDITIONAL,
+        ),
         parameters=[_row_id(entity), _IF_MATCH, _KEY],
     )
 

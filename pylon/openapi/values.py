@@ -50,7 +50,8 @@ _WRITTEN: Final[dict[FieldType, Schema]] = {
     },
     FieldType.DATETIME: {
         "type": "string", "pattern": DATETIME_PATTERN,
-        "description": "ISO 8601 date or date-time, or epoch seconds and Z; kept as written",
+        "description": "ISO 8601 date or date-time of the years 1 to 9999 (UTC), or epoch seconds "
+        "and Z; answered as 2026-03-29T00:30:00.000000Z",
     },
 }
 CLIENT_ID: Final[Schema] = {

@@ -128,8 +128,8 @@ def _link(manifest: Manifest, *, linked: bool) -> dict[str, Any]:
         raises=(
             *_KEYED, errors.MissingField, errors.RelationNotFound, errors.NotFound,
             errors.EntityNotFound, errors.PolicyDenied, errors.InvalidValue,
-            errors.NullNotAllowed, errors.UniqueViolation, errors.PreconditionFailed,
-            errors.RateLimited,
+            errors.NullNotAllowed, errors.FieldFixed, errors.UniqueViolation,
+            errors.PreconditionFailed, errors.RateLimited,
         ),
         parameters=[_KEY], body=body_schema(
             LinkBody if linked else UnlinkBody,

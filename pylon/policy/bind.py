@@ -46,6 +46,7 @@ _ValueBinder = Callable[[AuthContext], Value]
 _TRUTH: Final[dict[Kind, tuple[Sign, Literal]]] = {
     Kind.BOOL: ("=", Literal(True)),
     Kind.STRING: ("<>", Literal("")),
+    Kind.DATETIME: ("<>", Literal("")),
     Kind.NUMBER: ("<>", Literal(0)),
 }
 
@@ -115,7 +116,7 @@ def _value_binder(expr: Expr) -> _ValueBinder:
         compute = compile_value(expr)
         return lambda auth: Literal(compute(auth, {}, {}))
     if isinstance(expr, e.Column):
-        column = Column(expr.field)
+        column = Column(expr.field, expr.kind.notation)
         return lambda auth: column
     if isinstance(expr, e.Arithmetic):
         op = cast(ArithmeticSign, expr.op)

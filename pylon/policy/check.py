@@ -16,6 +16,7 @@ from pylon.manifest.model import Entity, Field, FieldType, Operation
 from pylon.policy import expression as e
 from pylon.policy.expression import Expr, Kind, Root, kind_of
 from pylon.policy.grammar import PolicyIndexMissing, PolicyInvalid, Syntax, parse
+from pylon.values.datetimes import instant_of
 
 _AUTH: dict[str, e.Auth] = {
     "userId": e.Auth("user_id", Kind.STRING),
@@ -31,12 +32,13 @@ _AUTH: dict[str, e.Auth] = {
 _KIND_OF_TYPE = {
     FieldType.STRING: Kind.STRING,
     FieldType.RICHTEXT: Kind.STRING,
-    FieldType.DATETIME: Kind.STRING,
+    FieldType.DATETIME: Kind.DATETIME,
     FieldType.ID: Kind.STRING,
     FieldType.INT: Kind.NUMBER,
     FieldType.FLOAT: Kind.NUMBER,
     FieldType.BOOL: Kind.BOOL,
 }
+_TEXTS = frozenset({Kind.STRING, Kind.DATETIME})
 _VALUES = (e.Column, e.Auth, e.Literal)
 _FUNCTIONS = "auth.hasRole, auth.hasAnyRole, starts_with, ends_with, exists"
 _EXISTS_FORM = "exists(Entity, field == data.field, other == auth.userId)"
@@ -83,6 +85,24 @@ def _kinds(fields: Iterable[Field]) -> dict[str, Kind]:
 
 def _kinds_of_row(entity: Entity) -> dict[str, Kind]:
     return {"id": Kind.STRING, **_kinds(entity.fields)}
+
+
+def _aligned(expr: Expr, other: Kind, place: Syntax) -> Expr:
+    """Return a literal in the notation that the other side of a comparison has.
+
+    Raises:
+        PolicyInvalid: the literal is no value of the other side.
+    """
+    if other is not Kind.DATETIME or not isinstance(expr, e.Literal):
+        return expr
+    found = instant_of(expr.value) if isinstance(expr.value, str) else None
+    if found is None and expr.kind is Kind.STRING:
+        raise PolicyInvalid(
+            f'"{expr.value}" is compared with a datetime and is none; write for example '
+            "'2026-03-29T00:30:00Z', or null",
+            place.at,
+        )
+    return e.Literal(found, Kind.DATETIME) if found is not None else expr
 
 
 def _list_names(names: Iterable[str]) -> str:
@@ -196,17 +216,21 @@ class _Checker:
                 return e.IsNull(other)
         self._no_list(left, at_left)
         self._no_list(right, at_right)
+        left = _aligned(left, kind_of(right), at_left)
+        right = _aligned(right, kind_of(left), at_right)
         self._same_kind(left, right, at)
         return e.Equal(left, right)
 
     def _order(self, node: Syntax) -> Expr:
         left, right = self._expr(node.args[0]), self._expr(node.args[1])
         for expr, place in ((left, node.args[0]), (right, node.args[1])):
-            if kind_of(expr) not in (Kind.STRING, Kind.NUMBER):
+            if kind_of(expr) not in (*_TEXTS, Kind.NUMBER):
                 raise PolicyInvalid(
                     f"{node.op} orders numbers and strings, this is a {kind_of(expr).value}",
                     place.at,
                 )
+        left = _aligned(left, kind_of(right), node.args[0])
+        right = _aligned(right, kind_of(left), node.args[1])
         self._same_kind(left, right, node.at)
         return e.Ordered(node.op, left, right)
 
@@ -226,6 +250,7 @@ class _Checker:
         for arg in place.args:
             test = self._equal(node.args[0], item, arg, self._expr(arg), arg.at)
             if isinstance(test, e.Equal):
+                item = test.left  # a literal takes the notation of the options
                 options.append(test.right)
             elif test not in nulls:
                 nulls.append(test)
@@ -236,7 +261,7 @@ class _Checker:
     def _affix(self, name: str, args: tuple[Syntax, ...]) -> Expr:
         text, affix = self._expr(args[0]), self._expr(args[1])
         for expr, place in ((text, args[0]), (affix, args[1])):
-            if kind_of(expr) is not Kind.STRING:
+            if kind_of(expr) not in _TEXTS:
                 raise PolicyInvalid(
                     f"{name} takes strings, this is a {kind_of(expr).value}", place.at
                 )
@@ -316,7 +341,7 @@ class _Checker:
                 f" (known: {_list_names(kinds)})", left.at,
             )
         if node.op != "in":
-            option = self._option(right, around)
+            option = _aligned(self._option(right, around), kinds[name], right)
             self._fits(name, kinds[name], option, node.op, right.at)
             return e.Comparison(name, node.op, (option,))
         if right.op != "list":
@@ -325,7 +350,9 @@ class _Checker:
             if kinds[name] is not Kind.STRING:
                 raise PolicyInvalid(f"roles are strings, {name} is a {kinds[name].value}", left.at)
             return e.Comparison(name, "in", (_AUTH["roles"],))
-        options = [self._option(arg, around) for arg in right.args]
+        options = [
+            _aligned(self._option(arg, around), kinds[name], arg) for arg in right.args
+        ]
         for arg, option in zip(right.args, options, strict=True):
             self._fits(name, kinds[name], option, "in", arg.at)
         return e.Comparison(name, "in", tuple(options))
@@ -356,12 +383,12 @@ class _Checker:
         if other is Kind.NULL:
             if op not in ("==", "!=", "in"):
                 raise PolicyInvalid("null has no order, write == null or != null", at)
-        elif other is not kind:
+        elif other is not kind and not {kind, other} <= _TEXTS:
             raise PolicyInvalid(
                 f"{name} is a {kind.value}, and a {other.value} is never equal to it and has no"
                 " order with it", at,
             )
-        elif op not in ("==", "!=", "in") and kind not in (Kind.STRING, Kind.NUMBER):
+        elif op not in ("==", "!=", "in") and kind not in (*_TEXTS, Kind.NUMBER):
             raise PolicyInvalid(f"{op} orders numbers and strings, {name} is a {kind.value}", at)
 
     @staticmethod
@@ -372,7 +399,7 @@ class _Checker:
     @staticmethod
     def _same_kind(left: Expr, right: Expr, at: int) -> None:
         a, b = kind_of(left), kind_of(right)
-        if a is not b:
+        if a is not b and not {a, b} <= _TEXTS:
             raise PolicyInvalid(
                 f"a {a.value} and a {b.value} are never equal and have no order", at
             )

@@ -19,6 +19,7 @@ from pylon.policy import expression as e
 from pylon.policy.expression import Expr, nullable
 from pylon.policy.related import NO_RELATED, ExistsCheck, RelatedRows
 from pylon.query.evaluate import ARITHMETIC
+from pylon.values.notations import KEYS
 
 Row = Mapping[str, Any]
 Value = Callable[[AuthContext, Row, Row], Any]
@@ -94,7 +95,9 @@ class _Writer:
         if isinstance(expr, e.Auth):
             return f"a.{expr.attribute}"
         if isinstance(expr, e.Column):
-            return f"{_ROWS[expr.root]}.get({self._constant(expr.field)})"
+            value = f"{_ROWS[expr.root]}.get({self._constant(expr.field)})"
+            notation = expr.kind.notation
+            return f"{self._constant(KEYS[notation])}({value})" if notation else value
         if isinstance(expr, e.Arithmetic):
             function = self._constant(ARITHMETIC[expr.op])
             return f"{function}({self._value(expr.left)}, {self._value(expr.right)})"

@@ -13,17 +13,25 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Literal as OneWord
 
+from pylon.values.notations import Notation
+
 Root = OneWord["data", "existing", "input", "room"]
 
 
 class Kind(Enum):
-    """Kind of a value. Integers and floats are one kind; texts, ids and dates are strings."""
+    """Kind of a value. Integers and floats are one kind; texts and ids are strings."""
 
     STRING = "string"
     NUMBER = "number"
     BOOL = "boolean"
     NULL = "null"
     LIST = "list"
+    DATETIME = "datetime"
+
+    @property
+    def notation(self) -> Notation:
+        """Return how values of a row become comparable."""
+        return "instant" if self is Kind.DATETIME else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,6 @@ from pylon.policy.compile import compile_condition
 from pylon.policy.expression import Expr
 from pylon.policy.grammar import PolicyInvalid
 from pylon.policy.related import NO_RELATED, ExistsCheck, RelatedRows
-from pylon.policy.related_changes import RelatedChanges
 from pylon.policy.routing import Everyone, Routing, plan
 from pylon.query.predicate import TRUE, Predicate
 
@@ -64,7 +63,7 @@ class EntityRules:
     __slots__ = (
         "_begin", "_bind_read", "_declared", "_delete", "_entity", "_explain", "_insert",
         "_read", "_readable", "_state", "_step", "asked", "checks", "fields", "read_fields",
-        "read_rule", "read_text", "related", "routing",
+        "read_rule", "read_text", "routing",
     )
 
     def __init__(
@@ -109,7 +108,6 @@ class EntityRules:
             **{action: _checks_of(chosen[action]) for action in ("insert", "update")},
             "delete": _checks_of([_one_row(rule) for rule in chosen["delete"]]),
         }
-        self.related = RelatedChanges(self.checks["read"])
         self.asked: Mapping[Action, frozenset[str]] = {
             action: frozenset[str]().union(*(check.entities for check in checks))
             for action, checks in self.checks.items()
@@ -194,12 +192,10 @@ class EntityRules:
 class RuleSet:
     """The rules of all entities and actions of a manifest.
 
-    `is_open`: whether all callers may read every row. `related`: by entity, what its read rule
-    asks of other rows, without the entities whose rules ask nothing. `asked_by_readers`: the
-    entities that read rules ask.
+    `is_open`: whether all callers may read every row.
     """
 
-    __slots__ = ("_by_entity", "_judge_by_action", "asked_by_readers", "is_open", "related")
+    __slots__ = ("_by_entity", "_judge_by_action", "is_open")
 
     def __init__(
         self,
@@ -213,12 +209,6 @@ class RuleSet:
         """
         self._by_entity = dict(by_entity)
         self.is_open = all(isinstance(r.routing, Everyone) for r in self._by_entity.values())
-        self.related: Mapping[str, RelatedChanges] = {
-            name: rules.related for name, rules in by_entity.items() if rules.related.checks
-        }
-        self.asked_by_readers = frozenset[str]().union(
-            *(related.entities for related in self.related.values())
-        )
         self._judge_by_action = {
             name: compile_condition(_conjunction(rules))
             for name, rules in (rules_by_action or {}).items()
@@ -227,10 +217,6 @@ class RuleSet:
     def for_entity(self, entity: str) -> EntityRules:
         """Return the rules of an entity of the manifest (KeyError for any other name)."""
         return self._by_entity[entity]
-
-    def find(self, entity: str) -> EntityRules | None:
-        """Return the rules of an entity; None if the manifest does not have it."""
-        return self._by_entity.get(entity)
 
     def may_act(
         self, action: str, auth: AuthContext, inputs: Mapping[str, Any],

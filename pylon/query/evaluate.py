@@ -38,6 +38,7 @@ from pylon.query.predicate import (
     Sign,
     Value,
 )
+from pylon.values.notations import KEYS, Notation
 
 Row = Mapping[str, Any]
 Evaluator = Callable[[Row], bool]
@@ -115,7 +116,7 @@ def _guarded(node: Guarded) -> Evaluator:
 
 
 def _compared(node: Compare) -> Evaluator:
-    if type(node.left) is not Column or type(node.right) is not Literal:
+    if type(node.left) is not Column or type(node.right) is not Literal or node.left.notation:
         return _compared_values(node)
     name, value = node.left.field, node.right.value
     if node.sign == "=":
@@ -159,15 +160,20 @@ def _compared_values(node: Compare) -> Evaluator:
 
 
 def _compared_tuple(node: CompareTuple) -> Evaluator:
-    pairs: tuple[tuple[str, Any], ...] = tuple(zip(node.fields, node.values, strict=True))
+    plain: Notation = ""
+    notations = node.notations or (plain,) * len(node.fields)
+    pairs: tuple[tuple[_Reader, Any], ...] = tuple([
+        (_reader_of(Column(field, notation)), value)
+        for field, notation, value in zip(node.fields, notations, node.values, strict=True)
+    ])
     if node.values == (None,):
         name = node.fields[0]
         return lambda row: row.get(name) is not None
     compare = operator.lt if node.is_below else operator.gt
 
     def holds(row: Row) -> bool:
-        for field, value in pairs:
-            found = row.get(field)
+        for read, value in pairs:
+            found = read(row)
             if found == value:
                 continue
             if found is None:
@@ -201,6 +207,8 @@ def _one_of(node: OneOf) -> Evaluator:
 
 
 def _in_values(node: InValues) -> Evaluator:
+    if node.notation:
+        return _in_texts(node)
     name = node.field
     members: frozenset[object] = frozenset(node.values)
     if node.is_negated:
@@ -225,8 +233,21 @@ def _in_values(node: InValues) -> Evaluator:
     return holds
 
 
+def _in_texts(node: InValues) -> Evaluator:
+    read, members = _reader_of(Column(node.field, node.notation)), frozenset(node.values)
+    has_null, is_negated = node.has_null, node.is_negated
+
+    def holds(row: Row) -> bool:
+        found = read(row)
+        if found is None:
+            return has_null
+        return (isinstance(found, str) and found in members) is not is_negated
+
+    return holds
+
+
 def _affixed(node: Affix) -> Evaluator:
-    if type(node.text) is Column and type(node.affix) is Literal:
+    if type(node.text) is Column and type(node.affix) is Literal and not node.text.notation:
         name, part = node.text.field, str(node.affix.value)
         test = str.endswith if node.at_end else str.startswith
 
@@ -247,10 +268,11 @@ def _affixed(node: Affix) -> Evaluator:
 
 
 def _like(node: Like) -> Evaluator:
-    name, matches = node.field, LikePattern(node.pattern, node.has_wildcards).matches
+    read = _reader_of(Column(node.field, node.notation))
+    matches = LikePattern(node.pattern, node.has_wildcards).matches
 
     def holds(row: Row) -> bool:
-        found = row.get(name)
+        found = read(row)
         return isinstance(found, str) and matches(found)
 
     return holds
@@ -271,6 +293,9 @@ def _reader_of(value: Value) -> _Reader:
     """The function that gives a value for a row; None for null."""
     if type(value) is Column:
         name = value.field
+        if value.notation:
+            key = KEYS[value.notation]
+            return lambda row: key(row.get(name))
         return lambda row: row.get(name)
     if type(value) is Literal:
         constant = value.value

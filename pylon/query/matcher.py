@@ -87,11 +87,19 @@ def _unsupported(key: str) -> InvalidQuery:
     return InvalidQuery(f"A live query has no {key} -- it takes {_SUPPORTED}", operator=key)
 
 
+def _has_notation(item: Predicate) -> bool:
+    if type(item) is Compare:
+        return type(item.left) is Column and item.left.notation != ""
+    return type(item) is InValues and item.notation != ""
+
+
 def _terms_of(entity: Entity, wanted: Predicate) -> Iterator[Term]:
     """A condition that no row fulfils has a term without values."""
     if wanted is FALSE:
         yield Term(ID, frozenset())
     for item in conjuncts(wanted):
+        if _has_notation(item):
+            continue  # a row of an earlier version has its value in another text
         if type(item) is InValues and not item.is_negated:
             values: frozenset[object] = frozenset(item.values)
             yield Term(field_of(entity, item.field), values | {None} if item.has_null else values)

@@ -39,17 +39,18 @@ from pylon.query.predicate import (
     Scalar,
     Sign,
     and_,
-    equal,
     in_values,
     like,
     or_,
 )
 from pylon.query.words import parse_words
-from pylon.values import INT_MAX, INT_MIN, invalid_value, unknown_column
+from pylon.values import INT_MAX, INT_MIN, instant_of, invalid_value, unknown_column
+from pylon.values.notations import notation_of
 
 ID: Final = Field("id", FieldType.ID, optional=False, unique=True)
 NUMBERS: Final = (FieldType.INT, FieldType.FLOAT)
 NOT_TEXTS: Final = (*NUMBERS, FieldType.BOOL)
+CONVERTED: Final = (*NOT_TEXTS, FieldType.DATETIME)  # types whose values have several texts
 COMBINING: Final = ("$or", "$and", "$search")
 _NUMBER_TEXT: Final = re.compile(
     r"[\t-\r ]*([+-]?[0-9]{1,19}|[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)[\t-\r ]*"
@@ -230,8 +231,20 @@ def parse_operand(entity: Entity, field: Field, value: object) -> Any:
         if _is_number(value) and (field.type is FieldType.FLOAT or not is_beyond_64_bits(value)):
             return value
     elif isinstance(value, str):
-        return value
+        operand = text_operand(field, value)
+        if operand is not None:
+            return operand
     raise invalid_value(entity, field, value)
+
+
+def text_operand(field: Field, text: str) -> str | None:
+    """Return the text that a field of texts compares with; None if the field has no such value."""
+    return instant_of(text) if field.type is FieldType.DATETIME else text
+
+
+def column_of(field: Field) -> Column:
+    """Return the node of a field's value."""
+    return Column(field.name, notation_of(field))
 
 
 def _is_number(value: object) -> bool:
@@ -261,7 +274,7 @@ def value_of_text(field: Field, text: str) -> Scalar:
     ``true``, ``false``, 1 or 0.
     """
     if field.type not in NOT_TEXTS:
-        return text
+        return text_operand(field, text)
     if field.type is FieldType.BOOL and text in ("true", "false"):
         return text == "true"
     found = _NUMBER_TEXT.fullmatch(text)
@@ -283,31 +296,31 @@ def value_of_text(field: Field, text: str) -> Scalar:
 
 def _equal(entity: Entity, field: Field, value: object) -> Predicate:
     if value is None:
-        return IsNull(Column(field.name))
+        return IsNull(column_of(field))
     operand: Any = parse_operand(entity, field, value)
     if field.type is FieldType.FLOAT and is_beyond_64_bits(operand):
         operand = exact_float(operand)
         if operand is None:
             return FALSE
-    return Compare("=", Column(field.name), Literal(operand))
+    return Compare("=", column_of(field), Literal(operand))
 
 
 def _unequal(entity: Entity, field: Field, value: object) -> Predicate:
     if value is None:
-        return Not(IsNull(Column(field.name)))
+        return Not(IsNull(column_of(field)))
     operand: Any = parse_operand(entity, field, value)
     if field.type is FieldType.FLOAT and is_beyond_64_bits(operand):
         operand = exact_float(operand)
         if operand is None:
-            return Not(IsNull(Column(field.name)))
-    return Compare("<>", Column(field.name), Literal(operand))
+            return Not(IsNull(column_of(field)))
+    return Compare("<>", column_of(field), Literal(operand))
 
 
 def _comparison(sign: Sign) -> Callable[[Entity, Field, object], Predicate]:
     def compared(entity: Entity, field: Field, value: object) -> Predicate:
         if field.type in NUMBERS and is_beyond_64_bits(value) and not isinstance(value, bool):
             return _far_bound(field, sign, value)
-        return Compare(sign, Column(field.name), Literal(parse_operand(entity, field, value)))
+        return Compare(sign, column_of(field), Literal(parse_operand(entity, field, value)))
 
     return compared
 
@@ -326,7 +339,7 @@ def _far_bound(field: Field, sign: Sign, value: Any) -> Predicate:
         sign = "<" if sign[0] == "<" else ">="
     elif nearest < value:
         sign = "<=" if sign[0] == "<" else ">"
-    return Compare(sign, Column(field.name), Literal(nearest))
+    return Compare(sign, column_of(field), Literal(nearest))
 
 
 def _like(entity: Entity, field: Field, value: object) -> Predicate:
@@ -340,14 +353,14 @@ def _like(entity: Entity, field: Field, value: object) -> Predicate:
             f"(field {field.name})",
             hint="put a % where any text may stand",
         )
-    return like(field.name, text)
+    return like(field.name, text, notation_of(field))
 
 
 def _starts_with(entity: Entity, field: Field, value: object) -> Predicate:
     text = _parse_text(entity, field, value, "$startsWith")
     if not text:
-        return Not(IsNull(Column(field.name)))
-    return Affix(False, Column(field.name), Literal(text))
+        return Not(IsNull(column_of(field)))
+    return Affix(False, column_of(field), Literal(text))
 
 
 def _parse_text(entity: Entity, field: Field, value: object, operator: str) -> str:
@@ -361,15 +374,19 @@ def _parse_text(entity: Entity, field: Field, value: object, operator: str) -> s
 
 
 def _in(entity: Entity, field: Field, value: object) -> Predicate:
-    return in_values(field.name, *_parse_members(entity, field, value, "$in"))
+    return in_values(
+        field.name, *_parse_members(entity, field, value, "$in"), notation_of(field)
+    )
 
 
 def _not_in(entity: Entity, field: Field, value: object) -> Predicate:
     """Return the condition that `$ne` holds for each member. An empty list selects every row."""
     members, _ = _parse_members(entity, field, value, "$nin")
     if members:
-        return InValues(field.name, members, is_negated=True)
-    return Not(IsNull(Column(field.name))) if value else TRUE
+        return InValues(
+            field.name, members, is_negated=True, notation=notation_of(field)
+        )
+    return Not(IsNull(column_of(field))) if value else TRUE
 
 
 def _parse_members(
@@ -392,7 +409,7 @@ def _parse_members(
 def _exists(entity: Entity, field: Field, value: object) -> Predicate:
     if not isinstance(value, bool):
         raise InvalidQuery(f"$exists takes true or false (field {field.name})")
-    return Not(IsNull(Column(field.name))) if value else equal(field.name, None)
+    return Not(IsNull(column_of(field))) if value else IsNull(column_of(field))
 
 
 _OPERATORS: Final[dict[str, Callable[[Entity, Field, object], Predicate]]] = {

@@ -26,9 +26,8 @@ from pylon import limits
 from pylon.errors import SHOWN_CHARS, InvalidQuery, InvalidValue, LimitExceeded
 from pylon.manifest.model import Entity, FieldType
 from pylon.query.evaluate import Evaluator, evaluator_of
-from pylon.query.parse import exact_float, field_of, is_beyond_64_bits, parse_operand
+from pylon.query.parse import column_of, exact_float, field_of, is_beyond_64_bits, parse_operand
 from pylon.query.predicate import (
-    Column,
     Compare,
     CompareTuple,
     Guarded,
@@ -41,6 +40,7 @@ from pylon.query.predicate import (
     guarded,
     or_,
 )
+from pylon.values.notations import notation_of
 
 Order = tuple[tuple[str, bool], ...]  # (field, descending) pairs
 
@@ -165,8 +165,11 @@ def runs_of(entity: Entity, position: Position) -> tuple[Run, ...]:
     tuple_end = 0  # the last run compares the fields up to here as a tuple; 0: it does not
     for depth in reversed(range(len(order))):
         field, desc = order[depth]
-        value, column = values[depth], Column(field)
-        same = [equal(f, v) for (f, _), v in zip(order[:depth], values[:depth], strict=True)]
+        value, column = values[depth], column_of(field_of(entity, field))
+        same = [
+            equal(f, v, notation_of(field_of(entity, f)))
+            for (f, _), v in zip(order[:depth], values[:depth], strict=True)
+        ]
         if value is None:
             if not desc:  # all values lie behind a null, in descending order none does
                 above = CompareTuple((field,), False, (None,))
@@ -178,7 +181,7 @@ def runs_of(entity: Entity, position: Position) -> tuple[Run, ...]:
         else:
             tuple_end = depth + 1
         names = tuple([f for f, _ in order[depth:tuple_end]])
-        behind = _compare_all(names, desc, values[depth:tuple_end])
+        behind = _compare_all(entity, names, desc, values[depth:tuple_end])
         runs.append(Run(and_(*same, behind), order[depth:]))
         if desc and field != "id" and entity.by_name[field].optional:
             runs.append(Run(and_(*same, IsNull(column)), order[depth + 1 :]))
@@ -186,10 +189,13 @@ def runs_of(entity: Entity, position: Position) -> tuple[Run, ...]:
     return tuple(runs)
 
 
-def _compare_all(names: tuple[str, ...], desc: bool, values: tuple[Any, ...]) -> Predicate:
+def _compare_all(
+    entity: Entity, names: tuple[str, ...], desc: bool, values: tuple[Any, ...]
+) -> Predicate:
+    fields = [field_of(entity, name) for name in names]
     if len(names) > 1:
-        return CompareTuple(names, desc, values)
-    return Compare("<" if desc else ">", Column(names[0]), Literal(values[0]))
+        return CompareTuple(names, desc, values, tuple([notation_of(field) for field in fields]))
+    return Compare("<" if desc else ">", column_of(fields[0]), Literal(values[0]))
 
 
 def condition_of(entity: Entity, position: Position) -> Predicate:

@@ -20,6 +20,7 @@ from typing import Literal as OneWord
 import msgspec
 
 from pylon.query.patterns import is_hard_pattern, is_plain_text
+from pylon.values.notations import Notation
 
 Scalar = str | int | float | bool | None
 ArithmeticSign = OneWord["+", "-", "*", "/", "%"]
@@ -42,9 +43,14 @@ class Cost(IntEnum):
 
 
 class Column(msgspec.Struct, frozen=True, gc=False):
-    """The value of a field of the row; an absent field is null."""
+    """The value of a field of the row; an absent field is null.
+
+    With a `notation` it is the text that the store compares. A backend has that text in the column,
+    so only evaluators in Python convert the value of a row.
+    """
 
     field: str
+    notation: Notation = ""
 
 
 class Literal(msgspec.Struct, frozen=True, gc=False):
@@ -97,6 +103,7 @@ class CompareTuple(msgspec.Struct, frozen=True, gc=False):
     fields: tuple[str, ...]
     is_below: bool
     values: tuple[Scalar, ...]
+    notations: tuple[Notation, ...] = ()  # of the fields; empty: all are empty
 
 
 class IsNull(msgspec.Struct, frozen=True, gc=False):
@@ -123,6 +130,7 @@ class InValues(msgspec.Struct, frozen=True, gc=False):
     values: tuple[str | int | float | bool, ...]
     has_null: bool = False
     is_negated: bool = False
+    notation: Notation = ""
 
 
 class Affix(msgspec.Struct, frozen=True, gc=False):
@@ -144,6 +152,7 @@ class Like(msgspec.Struct, frozen=True, gc=False):
     pattern: str
     has_wildcards: bool
     is_hard: bool
+    notation: Notation = ""
 
 
 class Match(msgspec.Struct, frozen=True, gc=False):
@@ -271,9 +280,9 @@ def compare(sign: Sign, left: Value, right: Value) -> Predicate:
     return Compare(sign, left, right)
 
 
-def equal(field: str, value: Scalar) -> Predicate:
+def equal(field: str, value: Scalar, notation: Notation = "") -> Predicate:
     """Whether the field has this value, or is null for None."""
-    column = Column(field)
+    column = Column(field, notation)
     return IsNull(column) if value is None else Compare("=", column, Literal(value))
 
 
@@ -295,12 +304,13 @@ def one_of(item: Value, options: tuple[Value, ...]) -> Predicate:
 
 
 def in_values(
-    field: str, values: tuple[str | int | float | bool, ...], has_null: bool
+    field: str, values: tuple[str | int | float | bool, ...], has_null: bool,
+    notation: Notation = "",
 ) -> Predicate:
     """Whether the field has one of `values`, or null if `has_null`."""
     if values:
-        return InValues(field, values, has_null)
-    return IsNull(Column(field)) if has_null else FALSE
+        return InValues(field, values, has_null, False, notation)
+    return IsNull(Column(field, notation)) if has_null else FALSE
 
 
 def affix(at_end: bool, text: Value, part: Value) -> Predicate:
@@ -313,12 +323,12 @@ def affix(at_end: bool, text: Value, part: Value) -> Predicate:
     return Affix(at_end, text, part)
 
 
-def like(field: str, pattern: str) -> Predicate:
+def like(field: str, pattern: str, notation: Notation = "") -> Predicate:
     """Whether the field's text has `pattern` somewhere; ``%`` and ``_`` are wildcards."""
     if "\0" in pattern:  # no pattern of a client has it, and no row that a client wrote
         return FALSE
     has_wildcards = not is_plain_text(pattern)
-    return Like(field, pattern, has_wildcards, is_hard_pattern(pattern, has_wildcards))
+    return Like(field, pattern, has_wildcards, is_hard_pattern(pattern, has_wildcards), notation)
 
 
 def contains(field: str, text: str) -> Predicate:

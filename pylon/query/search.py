@@ -19,7 +19,7 @@ from pylon import limits
 from pylon.body_types import BodyType, Refusal
 from pylon.errors import SHOWN_CHARS, InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity, Field, FieldType, Search
-from pylon.query.parse import ID, NUMBERS, exact_float, is_beyond_64_bits
+from pylon.query.parse import ID, NUMBERS, exact_float, is_beyond_64_bits, text_operand
 from pylon.query.predicate import (
     TRUE,
     Constant,
@@ -32,6 +32,7 @@ from pylon.query.predicate import (
 )
 from pylon.query.words import parse_match, parse_words
 from pylon.values import INT_MAX, INT_MIN, invalid_value
+from pylon.values.notations import notation_of
 
 _NUMBER: Final = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?", re.ASCII)
 _SORT_EXPECTED: Final = 'a field and "asc" or "desc", for example ["field","asc"]'
@@ -147,9 +148,10 @@ def _parse_filters(
         if isinstance(value, list):
             found.append(_parse_any_of(entity, field, value))
         elif value is None:
-            found.append(equal(name, None))
+            found.append(equal(name, None, notation_of(field)))
         else:
-            found.append(equal(name, _parse_operand(entity, field, value)))
+            operand = _parse_operand(entity, field, value)
+            found.append(equal(name, operand, notation_of(field)))
     return and_(*found)
 
 
@@ -161,7 +163,7 @@ def _parse_any_of(entity: Entity, field: Field, values: list[Any]) -> Predicate:
     members = [_parse_operand(entity, field, value) for value in values if value is not None]
     if field.type is FieldType.FLOAT:
         members = [member for member in map(exact_float, members) if member is not None]
-    return in_values(field.name, tuple(members), None in values)
+    return in_values(field.name, tuple(members), None in values, notation_of(field))
 
 
 def _parse_operand(entity: Entity, field: Field, value: object) -> Any:
@@ -181,7 +183,9 @@ def _parse_operand(entity: Entity, field: Field, value: object) -> Any:
         ):
             return number
     elif isinstance(value, str):
-        return value
+        text = text_operand(field, value)
+        if text is not None:
+            return text
     raise invalid_value(entity, field, value)
 
 

@@ -113,4 +113,8 @@ def _field_text(field: Field) -> str:
         for name, value in (("default", field.default), ("onUpdate", field.on_update))
         if value is not None
     ]
+    values += [
+        f"{name} {word}"
+        for name, word in (("references", field.references), ("onDelete", field.on_delete)) if word
+    ]
     return " ".join([*words, text, *values])

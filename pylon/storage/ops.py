@@ -44,6 +44,7 @@ class InsertRow(msgspec.Struct, frozen=True, array_like=True, tag="insert", gc=F
     client_id_given: bool = False  # the id came from the client: a clash is its conflict
     op: OpKey | None = None
     auth: AuthContext | None = None
+    has_checked_references: bool = False  # the rows that it refers to are there, or will be
 
 
 class UpdateRow(msgspec.Struct, frozen=True, array_like=True, tag="update", gc=False):

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from pylon.errors import PylonError
 from pylon.manifest.model import Entity, Manifest
+from pylon.manifest.references import Reference
 from pylon.schema.options import MigrationOptions
 from pylon.schema.steps import Plan, Step
 from pylon.storage.ops import InsertRow
@@ -52,6 +53,23 @@ class SearchCheck:
     entity: str
     rows: int
     problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenReference:
+    """Rows of an entity whose field names rows that do not exist. `examples`: ids and values."""
+
+    reference: Reference
+    rows: int
+    examples: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceReport:
+    """Whether a database checks references by default, and those that do not hold."""
+
+    is_default: bool
+    broken: tuple[BrokenReference, ...]
 
 
 class SchemaManager(Protocol):
@@ -112,5 +130,16 @@ class SchemaManager(Protocol):
     def find_conflict(
         self, manifest: Manifest, inserts: Sequence[InsertRow]
     ) -> tuple[InsertRow, PylonError] | None:
-        """Insert rows into empty tables beside the database; the first that its constraints refuse,
-        and why."""
+        """Insert rows into empty tables beside the database; the first that its constraints or
+        checked references refuse, and why."""
+
+    def references(self, manifest: Manifest) -> ReferenceReport:
+        """Return the state of the references, all of which are read."""
+
+    def check_references(self, *, is_default: bool) -> None:
+        """Set whether the database checks references by default. The caller holds the lock of the
+        data directory.
+
+        Raises:
+            SchemaRefused: no start has made its tables yet.
+        """

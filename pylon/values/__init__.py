@@ -14,7 +14,7 @@ from pylon.values.codec import (
     check_row_size,
     encode_row,
 )
-from pylon.values.datetimes import is_datetime
+from pylon.values.datetimes import instant_of, is_datetime
 from pylon.values.defaults import FieldDefaults
 from pylon.values.errors import invalid_value, shown, unknown_column
 from pylon.values.types import INT_MAX, INT_MIN, expected, fits
@@ -32,6 +32,7 @@ __all__ = [
     "encode_row",
     "expected",
     "fits",
+    "instant_of",
     "invalid_value",
     "is_datetime",
     "shown",

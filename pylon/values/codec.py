@@ -30,7 +30,7 @@ from pylon.errors import (
 )
 from pylon.ids import is_row_id
 from pylon.manifest.model import Entity, FieldType
-from pylon.values.datetimes import is_datetime
+from pylon.values.datetimes import instant_of
 from pylon.values.errors import invalid_value, shorten, unknown_column
 from pylon.values.types import CHECKS, MISSING, SHAPES, expected
 
@@ -153,8 +153,11 @@ class EntityCodec:
         row: dict[str, Any] = msgspec.to_builtins(record)
         for name in self._datetimes:
             value = row[name]
-            if value is not None and not is_datetime(value):
-                return self._insert_checked(body, row_id)
+            if value is not None:
+                stored = instant_of(value)
+                if stored is None:
+                    return self._insert_checked(body, row_id)
+                row[name] = stored
         row_json = orjson.dumps(row)
         if _ESCAPED_NUL in row_json:
             return self._insert_checked(body, row_id)

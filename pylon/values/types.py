@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from pylon.manifest.model import Field, FieldType
-from pylon.values.datetimes import is_datetime
+from pylon.values.datetimes import instant_of
 
 INT_MIN: Final = -(2**63)
 INT_MAX: Final = 2**63 - 1
@@ -55,7 +55,8 @@ def _bool(value: Any) -> Any:
 
 
 def _datetime(value: Any) -> Any:
-    return value if isinstance(value, str) and is_datetime(value) else MISSING
+    found = instant_of(value) if isinstance(value, str) else None
+    return MISSING if found is None else found
 
 
 CHECKS: Final[dict[FieldType, tuple[Check, str]]] = {
@@ -65,7 +66,10 @@ CHECKS: Final[dict[FieldType, tuple[Check, str]]] = {
     FieldType.INT: (_int, "a whole number of 64 bits"),
     FieldType.FLOAT: (_float, "a finite number"),
     FieldType.BOOL: (_bool, "true or false"),
-    FieldType.DATETIME: (_datetime, "an ISO 8601 date or date-time, or epoch seconds and Z"),
+    FieldType.DATETIME: (
+        _datetime,
+        "an ISO 8601 date or date-time of the years 1 to 9999, or epoch seconds and Z",
+    ),
 }
 
 

@@ -2,7 +2,7 @@
 
 A block is four ports in a row, one for each role. A process reserves a block by a lock on one
 byte of a shared file; the kernel frees the lock when the process ends. So two workers of
-pytest-xdist, or two checkouts, never start servers on the same ports.
+pytest-xdist, two checkouts, or two users never start servers on the same ports.
 
 Invariants: blocks lie below 32,768, where the kernel takes no ports for outgoing connections; a
 process gets each block once. Bound: 5,500 blocks. Used by `tests.support.server` and by tests
@@ -15,6 +15,7 @@ import fcntl
 import os
 import socket
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -40,8 +41,9 @@ def reserve_base_port() -> int:
 
 
 def _lock_block(block: int) -> bool:
+    file = _lock_file(os.getpid())
     try:
-        fcntl.lockf(_lock_file(os.getpid()), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, block)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, block)
     except OSError:
         return False
     return True
@@ -49,9 +51,20 @@ def _lock_block(block: int) -> bool:
 
 @cache
 def _lock_file(_pid: int) -> int:
-    """Return a descriptor that stays open: closing it would drop every lock of the process."""
+    """Return a descriptor that stays open: closing it would drop every lock of the process.
+
+    All users of the machine share the file. Linux may refuse O_CREAT for a file of another user in
+    /tmp (`fs.protected_regular`), so an existing file is opened without it.
+    """
     path = Path(tempfile.gettempdir()) / _FILE
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        with suppress(FileExistsError):  # another process was quicker
+            made = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+            os.fchmod(made, 0o666)  # whatever the umask is
+            os.close(made)
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
 
 def _are_free(base_port: int) -> bool:

@@ -6,16 +6,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pylon.auth_context import AuthContext
 from pylon.manifest.model import Entity, FieldType, Manifest
 from pylon.policy.rules import RuleSet
+from tests.support.moments import instant, stored_moment
 
 Row = dict[str, Any]
 Rows = Mapping[str, list[Row]]
 
+MOMENT_FIELDS = frozenset({"dueAt"})
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "$gt": lambda a, b: a > b, "$gte": lambda a, b: a >= b,
     "$lt": lambda a, b: a < b, "$lte": lambda a, b: a <= b,
@@ -36,9 +37,32 @@ def _holds(key: str, operand: Any, row: Row) -> bool:
     if key.startswith("$"):
         return True
     value = row[key]
+    if key in MOMENT_FIELDS:
+        operand = _stored_operand(operand)
     if not isinstance(operand, dict):
         return bool(value == operand)
     return all(_passes(operator, value, wanted) for operator, wanted in operand.items())
+
+
+def as_stored(rows: Rows) -> Rows:
+    """The rows with their datetimes in the notation of the store."""
+    return {
+        name: [
+            {k: stored_moment(v) if k in MOMENT_FIELDS else v for k, v in row.items()}
+            for row in some
+        ]
+        for name, some in rows.items()
+    }
+
+
+def _stored_operand(operand: Any) -> Any:
+    if not isinstance(operand, dict):
+        return stored_moment(operand)
+    return {
+        key: value if key in ("$exists", "$like", "$startsWith")
+        else [stored_moment(v) for v in value] if isinstance(value, list) else stored_moment(value)
+        for key, value in operand.items()
+    }
 
 
 def _passes(operator: str, value: Any, wanted: Any) -> bool:
@@ -123,15 +147,9 @@ def bucket_of(text: str | None, bucket: str) -> str | None:
     """The bucket of a stored datetime."""
     if text is None:
         return None
-    epoch = re.fullmatch(r"(-?\d+)Z", text)
-    if epoch is not None:
-        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=int(epoch[1]))
-    else:
-        moment = datetime.fromisoformat(text.upper().replace(",", "."))
-        moment = moment.astimezone(UTC) if moment.tzinfo else moment
     style = {"hour": "%Y-%m-%d %H:00:00", "day": "%Y-%m-%d", "week": "%Y-W%W",
              "month": "%Y-%m", "year": "%Y"}[bucket]
-    return moment.strftime(style)
+    return instant(text).strftime(style)
 
 
 def aggregate(entity: Entity, body: Mapping[str, Any], rows: list[Row]) -> list[Row]:

@@ -53,6 +53,7 @@ MANIFEST = Manifest(
         Policy("users", entity="User", allow="auth.isAdmin"),
         Policy("notes", entity="Note", allow="true"),
     ),
+    references="none",  # owners without a row
 )
 RULES = compile_rules(MANIFEST)
 CODECS = {e.name: EntityCodec(e) for e in MANIFEST.entities}

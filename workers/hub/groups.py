@@ -16,10 +16,9 @@ from typing import Final
 
 from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change
-from pylon.policy.routing import General, Keyed, Nobody, Related, Union
+from pylon.policy.routing import General, Keyed, Nobody
 from pylon.policy.rules import EntityRules
 from workers.hub.connection import Connection
-from workers.hub.memberships import Memberships
 
 _NONE: Final[frozenset[Group]] = frozenset()
 
@@ -40,14 +39,13 @@ class Group:
 class Groups:
     """All groups of a hub. `admins` has the groups of administrators."""
 
-    __slots__ = ("_by_attribute", "_by_auth", "_known", "_window_uses", "admins")
+    __slots__ = ("_by_attribute", "_known", "_window_uses", "admins")
 
     def __init__(self) -> None:
         self.admins: set[Group] = set()
         self._known: dict[tuple[AuthContext, int], Group] = {}  # by context and deflate window
         self._window_uses: dict[int, int] = {}  # the number of groups by deflate window
         self._by_attribute: dict[str, dict[object, set[Group]]] = {}
-        self._by_auth: dict[AuthContext, set[Group]] = {}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -63,7 +61,7 @@ class Groups:
     @property
     def contexts(self) -> int:
         """Return the number of distinct auth contexts."""
-        return len(self._by_auth)
+        return len({auth for auth, _ in self._known})
 
     def join(self, connection: Connection) -> None:
         """Add a connection to the group of its present caller."""
@@ -72,7 +70,6 @@ class Groups:
         if group is None:
             group = self._known[key] = Group(auth, deflate_window)
             self._window_uses[deflate_window] = self._window_uses.get(deflate_window, 0) + 1
-            self._by_auth.setdefault(auth, set()).add(group)
             if auth.is_admin:
                 self.admins.add(group)
             for attribute, value in _attributes(auth):
@@ -89,9 +86,6 @@ class Groups:
         if not group.connections:
             del self._known[key]
             self.admins.discard(group)
-            self._by_auth[auth].discard(group)
-            if not self._by_auth[auth]:
-                del self._by_auth[auth]
             self._window_uses[deflate_window] -= 1
             if not self._window_uses[deflate_window]:
                 del self._window_uses[deflate_window]
@@ -113,30 +107,14 @@ class Groups:
             if verdict:
                 yield group
 
-    def of_auth(self, auth: AuthContext) -> Collection[Group]:
-        """Return the groups of one auth context."""
-        return self._by_auth.get(auth, _NONE)
-
     def find_candidates(
-        self, change: Change, routing: Nobody | Keyed | Related | Union | General,
-        memberships: Memberships,
+        self, change: Change, routing: Nobody | Keyed | General
     ) -> Collection[Group]:
         """Return the groups that may see the row before the change or after it."""
         if isinstance(routing, Nobody):
             return ()
         if isinstance(routing, General):
             return self._known.values()
-        if isinstance(routing, Union):
-            return {
-                group for plan in routing.plans
-                for group in self.find_candidates(change, plan, memberships)
-            }
-        if isinstance(routing, Related):
-            return {
-                group for row in (change.row, change.prev_row) if row is not None
-                for auth in memberships.holders_of(routing.check, row)
-                for group in self.of_auth(auth)
-            }
         groups = self._by_attribute.get(routing.attribute)
         if groups is None:
             return ()

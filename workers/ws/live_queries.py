@@ -17,7 +17,7 @@ pylon_live_queries, pylon_live_query_diffs_total. A feature of `workers.ws.conve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -26,7 +26,6 @@ import orjson
 from pylon import limits, metrics
 from pylon.api.data.access import entity_named, readable
 from pylon.app import App
-from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change
 from pylon.changelog.pull import read_page
 from pylon.clock import Clock
@@ -64,7 +63,7 @@ class LiveQueries:
     def __init__(self, app: App, store: Store, feed: Feed, hub: Hub, clock: Clock) -> None:
         self._app = app
         self._store = store
-        self._memberships = hub.memberships
+        self._related = hub.related
         self._feed = feed
         self._history = History(store)
         self._transport = hub.transport
@@ -74,14 +73,7 @@ class LiveQueries:
         self._count = 0
         self._size_bytes = 0
         self._sending_bytes = 0  # of results that wait for their client
-        self._asking: dict[AuthContext, set[Subscription]] = {}  # whose read rule asks other rows
-        self._enqueue: Callable[[Connection, dict[str, Any]], object] | None = None
         hub.on_published(self._watches.on_published)
-        hub.on_concerned(self._restart)
-
-    def on_restart(self, enqueue: Callable[[Connection, dict[str, Any]], object]) -> None:
-        """Call `enqueue` with the message of each subscription that has to begin again."""
-        self._enqueue = enqueue
 
     def handle_message(self, connection: Connection, message: dict[str, Any]) -> None:
         """Subscribe or unsubscribe. Every message ends an earlier subscription of its `sub_id`.
@@ -122,22 +114,6 @@ class LiveQueries:
                 error = IdentityChanged("This connection has another user now")
                 send_json(connection, error_message(error, {"type": "subscribe", "sub_id": sub_id}))
 
-    def _restart(self, concerned: Collection[AuthContext]) -> None:
-        """Begin the subscriptions of callers anew whose memberships change.
-
-        The next changes may open or close any row of a result. So the client gets the whole
-        result again; it replaces the rows that the client holds.
-        """
-        for subscription in [each for auth in concerned for each in self._asking.get(auth, ())]:
-            self._watches.end(subscription)
-            entity, text, _ = subscription.watch.key
-            message = {
-                "type": "subscribe", "sub_id": subscription.sub_id, "entity": entity,
-                "filter": msgspec.json.decode(text),
-            }
-            if self._enqueue is not None:
-                self._enqueue(subscription.connection, message)
-
     # --- Registration --------------------------------------------------------------------
 
     def _register(
@@ -154,7 +130,7 @@ class LiveQueries:
         text = msgspec.json.encode(body or {}, order="deterministic")
         key: WatchKey = (entity.name, text, viewer(rules, auth))
         watch = self._watches.find(key) or Watch(
-            key, entity, matcher, rules, self._memberships
+            key, entity, matcher, rules, self._related
         )
         self._check_limits(connection, watch.size_bytes)
         holders = self._holdings.holders_of(connection)
@@ -162,9 +138,6 @@ class LiveQueries:
         self._watches.check(watch)
         subscription = Subscription(connection, sub_id, watch, holders)
         self._holdings.add(holders, watch)
-        if rules.related.checks and not auth.is_admin:
-            self._memberships.hold(auth, None)
-            self._asking.setdefault(auth, set()).add(subscription)
         self._by_connection.setdefault(connection, {})[sub_id] = subscription
         self._add_to_totals(1, watch.size_bytes)
         return subscription, matcher.where
@@ -200,12 +173,6 @@ class LiveQueries:
         if not own_subscriptions:
             del self._by_connection[connection]
         self._watches.end(subscription)
-        auth = subscription.watch.auth
-        if auth is not None and subscription in self._asking.get(auth, ()):
-            self._asking[auth].discard(subscription)
-            if not self._asking[auth]:
-                del self._asking[auth]
-            self._memberships.release(auth)
         self._holdings.remove(subscription.holders, subscription.watch)
         self._add_to_totals(-1, -subscription.watch.size_bytes)
 

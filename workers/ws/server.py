@@ -98,9 +98,7 @@ def serve(booted: WorkerContext) -> NoReturn:
     matches = Matches(shards, booted.limiter)
     features: tuple[Feature, ...] = (rooms, live, documents, matches)
     identity = Identity(hub, admission, features)
-    conversation = Conversation(hub, features=(identity, *features))
-    transport.on_text = conversation.on_text
-    live.on_restart(conversation.enqueue)
+    transport.on_text = Conversation(hub, features=(identity, *features)).on_text
     handshakes = protocol.Handshakes(
         app.config.trust_proxy_hops, origins(app.config, app.manifest),
         session_cookie(app.config, app.manifest).name, app.config.ws_deflate,

@@ -1,8 +1,9 @@
 """Conflicts: limits writes whose refusal can reveal a row that the caller may not read.
 
 A unique value or an id that a hidden row has stops a write: one bit, which no error text can hide.
-So this module counts the bits. A refusal about a row that the caller may read reveals nothing and
-costs nothing. Each other refusal is charged to the caller's identity and address. So is each
+So does the id that a field of type id(...) names: the refusal says that no such row exists. So this
+module counts the bits. A refusal about a row that the caller may read reveals nothing and costs
+nothing. Each other refusal is charged to the caller's identity and address. So is each
 unique value and id that a transaction tries and then undoes, since it leaves no trace. A caller
 above a rate gets 429 for all writes that could reveal more, whether they would fail or not. Admins
 read everything, so they are not counted; nor is any caller in dev mode.
@@ -21,10 +22,15 @@ from typing import TYPE_CHECKING, Any, Final
 from pylon import log, metrics
 from pylon.api.data.access import may_see_row
 from pylon.auth_context import AuthContext
-from pylon.errors import OptimisticIdConflict, PylonError, UniqueViolation
+from pylon.errors import (
+    OptimisticIdConflict,
+    PylonError,
+    ReferenceNotFound,
+    UniqueViolation,
+)
 from pylon.limiter import rate_limited
 from pylon.manifest.model import Entity
-from pylon.query.predicate import Column, Compare, Literal, and_
+from pylon.query.predicate import TRUE, Column, Compare, Literal, and_
 from pylon.rates import (
     HIDDEN_CONFLICTS_BY_ADDRESS,
     HIDDEN_CONFLICTS_BY_USER,
@@ -73,7 +79,7 @@ def submit(services: DataServices, auth: AuthContext, address: Address, op: Judg
     _refuse_spent(services, auth, address, (op,))
     try:
         return services.writer.submit(op)
-    except (UniqueViolation, OptimisticIdConflict) as error:
+    except (UniqueViolation, OptimisticIdConflict, ReferenceNotFound) as error:
         _charge(services, auth, address, [(op, error)])
         raise
 
@@ -151,7 +157,7 @@ def _charge(
     if not hidden:
         return
     for _, error in hidden:
-        kind = "id" if isinstance(error, OptimisticIdConflict) else "unique"
+        kind = "unique" if isinstance(error, UniqueViolation) else "id"
         metrics.HIDDEN_CONFLICTS.labels(kind).inc()
     _spend(services, auth, address, _HIDDEN, len(hidden))
     op, error = hidden[0]
@@ -191,7 +197,9 @@ def _can_reveal(services: DataServices, op: Judged) -> bool:
     entity = services.app.manifest.by_name.get(op.entity)
     if entity is None or not isinstance(op, InsertRow | UpdateRow | PushDocument):
         return False
-    constraints = _unique_constraints(entity)
+    constraints = [
+        *_unique_constraints(entity), *((f.name,) for f in entity.fields if f.target is not None),
+    ]
     if not constraints or isinstance(op, PushDocument):
         return bool(constraints)
     given: Mapping[str, Any] = (
@@ -224,6 +232,11 @@ def _is_about_hidden(
         return False
     if isinstance(error, OptimisticIdConflict):
         return not may_see_row(app, services.store.point, entity, auth, op.row_id)
+    if isinstance(error, ReferenceNotFound):
+        # It reveals that there is no such row; nothing to a caller who may read all rows.
+        field = entity.by_name.get(str(error.details.get("field")))
+        target = None if field is None else field.target
+        return target is None or app.rules.for_entity(target).readable_by(auth) != TRUE
     if not isinstance(error, UniqueViolation):
         return False
     values = _values_of(entity, error)

@@ -3,7 +3,9 @@
 Rows keep their ids, so that references hold. A row without an id gets a new one; with
 ``?ids=new`` all rows do. Every row is checked like an insert and makes its change event. The rows
 are written in portions, so that other writes come in between. A row that is refused is counted,
-and the first limits.IMPORT_ERRORS of them are described; it stops no other row.
+and the first limits.IMPORT_ERRORS of them are described; it stops no other row. A row that names
+a row of a later portion is tried again at the end; rows that name each other in a circle are
+inserted in one transaction.
 
 The response to JSON lines is JSON lines: the progress after each portion, and at the end the
 object that the JSON form gets, with ``"done": true``.
@@ -25,6 +27,7 @@ import orjson
 from pylon import limits
 from pylon.api.data.bodies import ImportBody
 from pylon.api.data.export import JSON_LINES
+from pylon.api.data.import_order import Numbered, in_order_of_references
 from pylon.api.http.body import decode_raw, read_body
 from pylon.api.http.callers import caller_of
 from pylon.api.http.parameters import read_text
@@ -41,8 +44,9 @@ from pylon.errors import (
     InvalidQuery,
     MissingField,
     PylonError,
+    ReferenceNotFound,
 )
-from pylon.storage.ops import InsertRow
+from pylon.storage.ops import InsertRow, Transact
 from pylon.values import decode_body
 
 Sent = tuple[object, object]  # entity and row, as the client sent them
@@ -56,6 +60,7 @@ class _ImportResult:
     failed: dict[str, int] = field(default_factory=dict)
     errors: list[dict[str, Any]] = field(default_factory=list)
     rows: int = 0
+    waiting: list[Numbered] = field(default_factory=list)  # a row that they name is missing yet
 
     def fail(self, number: int, entity: object, error: PylonError) -> None:
         name = entity[:SHOWN_CHARS] if isinstance(entity, str) else "(not text)"
@@ -122,7 +127,7 @@ class Import:
         Raises:
             WriteQueueFull, WriterUnavailable, StoreUnavailable: the rows of `result` are done.
         """
-        portion: list[tuple[int, InsertRow]] = []
+        portion: list[Numbered] = []
         size_bytes = 0
         for entry in sent:
             result.rows += 1
@@ -145,6 +150,15 @@ class Import:
                 portion, size_bytes = [], 0
         if portion:
             self._write(portion, result)
+        waiting, result.waiting = result.waiting, []
+        ordered, circular = in_order_of_references(self._services.app.manifest, waiting)
+        for begin in range(0, len(ordered), limits.OPERATIONS_PORTION):
+            self._write(
+                ordered[begin : begin + limits.OPERATIONS_PORTION], result, is_last_try=True
+            )
+            yield
+        if circular:
+            self._write_together(circular, result)
 
     def _make_insert(self, name: object, row: object, keep_ids: bool) -> InsertRow:
         app = self._services.app
@@ -166,7 +180,10 @@ class Import:
             codec.entity.name, row_id, encoded.values, encoded.row_json, given is not None
         )
 
-    def _write(self, portion: list[tuple[int, InsertRow]], result: _ImportResult) -> None:
+    def _write(
+        self, portion: list[Numbered], result: _ImportResult, *, is_last_try: bool = False
+    ) -> None:
+        """Insert the rows, each by itself. Rows whose reference is missing wait for the end."""
         replies = self._services.writer.submit_all([op for _, op in portion])
         for (number, op), reply in zip(portion, replies, strict=True):
             if reply.error is None:
@@ -175,7 +192,20 @@ class Import:
             error = reply.error.to_exception()
             if error.status == 503:
                 raise error
-            result.fail(number, op.entity, error)
+            if isinstance(error, ReferenceNotFound) and not is_last_try:
+                result.waiting.append((number, op))
+            else:
+                result.fail(number, op.entity, error)
+
+    def _write_together(self, rows: list[Numbered], result: _ImportResult) -> None:
+        """Insert rows that name each other in a circle, all or none."""
+        reply = self._services.writer.submit(Transact([op for _, op in rows]))
+        refused = (reply.results or [])[-1].error
+        for number, op in rows:
+            if refused is None:
+                result.inserted[op.entity] = result.inserted.get(op.entity, 0) + 1
+            else:
+                result.fail(number, op.entity, refused.to_exception())
 
 
 def _is_id(value: object) -> bool:

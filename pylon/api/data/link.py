@@ -21,7 +21,7 @@ from pylon.api.http.responses import send_json
 from pylon.api.http.versions import SEQ_HEADER
 from pylon.api.services import DataServices
 from pylon.auth_context import AuthContext
-from pylon.errors import NotFound
+from pylon.errors import NotFound, ReferenceNotFound
 from pylon.manifest.model import Entity, Relation
 from pylon.query.graph import relation_of
 from pylon.storage.ops import OpKey, UpdateRow
@@ -68,6 +68,8 @@ def _execute(
         op = _update_target(services, auth, entity, row_id, relation, target_id, linked, key)
     try:
         reply = submit(services, auth, lambda: address_of(req, services.requests), op)
+    except ReferenceNotFound as error:
+        raise NotFound("Target entity not found") from error
     except NotFound as error:
         missing = "Source" if op.entity == entity.name and op.row_id == row_id else "Target"
         raise NotFound(f"{missing} entity not found") from error

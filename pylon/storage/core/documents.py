@@ -145,6 +145,8 @@ class DocumentWrites:
             self._check_history(key, cached, before_json, journal)
             cached.document.merge(op.update)
             patch = entity.codec.patch(cached.document.find_differences(before), op.row_id)
+            # A document keeps a datetime as a client wrote it; the row has the stored notation.
+            patch = {name: value for name, value in patch.items() if value != before.get(name)}
             if patch:
                 entity.defaults.check_fixed(patch, op.auth)
             if patch and entity.defaults.has_stamps:

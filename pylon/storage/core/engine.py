@@ -24,6 +24,7 @@ from pylon.clock import NS_PER_S, Clock
 from pylon.errors import InternalError, LimitExceeded, PylonError, StoreUnavailable
 from pylon.errors.wire import WireError
 from pylon.log import get_logger
+from pylon.manifest import references
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import RuleSet
 from pylon.storage.core.entity import EntityWrites
@@ -78,11 +79,15 @@ class BatchEngine:
             )
             for e in manifest.entities
         }
-        rows = RowWrites(transaction, entities, clock)
+        by_default = transaction.get_fact(references.FACT) == "check"
+        rows = RowWrites(
+            transaction, entities, clock,
+            references.checked_references(manifest, by_default=by_default),
+        )
+        self._references = rows.references
         self._documents = rows.documents
         self._large = rows.large
         self._retention = Retention(transaction)
-        self._asked = rules.asked_by_readers
         self._is_run_ended = False
         self._problem: BatchRefusal | None = None
         self.head = transaction.head_seq()
@@ -196,7 +201,7 @@ class BatchEngine:
         Raises: every exception of the transaction's `errors`; the transaction was rolled back.
         """
         transaction = self._transaction
-        journal = Journal(self.head, self._clock.wall_ns() // NS_PER_S, self._asked)
+        journal = Journal(self.head, self._clock.wall_ns() // NS_PER_S)
         replies: list[WriteReply] = []
         deferred: list[WriteRequest] = []
         is_deferring = False  # until the end of the call whose request was deferred
@@ -282,8 +287,10 @@ class BatchEngine:
         transaction.open_savepoint()
         journal.open_step()
         self._large.hold()
+        self._references.open_step()
         try:
             for position, step in enumerate(op.ops):
+                self._references.note_step(position)
                 try:
                     done.append(self._handlers[type(step)](position, step, journal))
                     _check_transact_size(journal.step_bytes)
@@ -295,7 +302,15 @@ class BatchEngine:
                 except DeferredError:
                     self._undo_transact(journal)
                     raise
+            broken = self._references.find_violation()
+            if broken is not None:
+                position, violation = broken
+                del done[position:]
+                done.append(WriteReply(position, error=WireError.of(violation)))
+                self._undo_transact(journal)
+                return WriteReply(request_id, results=done)
         finally:
+            self._references.close_step()
             self._large.release()
         transaction.keep_savepoint()
         journal.keep_step()

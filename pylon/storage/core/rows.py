@@ -10,13 +10,14 @@ its transaction, and by `documents` for the row of a document.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import orjson
 from msgspec.structs import replace
 
 from pylon import limits
+from pylon.auth_context import AuthContext
 from pylon.clock import Clock
 from pylon.errors import (
     EntityNotFound,
@@ -25,11 +26,13 @@ from pylon.errors import (
     PreconditionFailed,
     PylonError,
 )
+from pylon.manifest.references import Reference
 from pylon.storage.core.constraint_errors import constraint_error
 from pylon.storage.core.documents import DocumentWrites
 from pylon.storage.core.entity import EntityWrites
 from pylon.storage.core.journal import Journal
 from pylon.storage.core.large_rows import LargeRowBudget
+from pylon.storage.core.references import Cascade, ReferenceChecks, StoredRow
 from pylon.storage.core.related import TransactionRelated
 from pylon.storage.core.transaction import ConstraintFailed, RowTransaction
 from pylon.storage.ops import (
@@ -49,15 +52,18 @@ _VERSIONS_SHOWN: Final = 5  # versions of an If-Match that a message names
 class RowWrites:
     """All rows of a database, for its writer, and their `documents`."""
 
-    __slots__ = ("_entities", "_transaction", "documents", "large", "related")
+    __slots__ = ("_entities", "_transaction", "documents", "large", "references", "related")
 
     def __init__(
-        self, transaction: RowTransaction, entities: Mapping[str, EntityWrites], clock: Clock
+        self, transaction: RowTransaction, entities: Mapping[str, EntityWrites], clock: Clock,
+        references: Iterable[Reference] = (),
     ) -> None:
+        """Args: `references`: those that are checked."""
         self._transaction = transaction
         self._entities = entities
         self.related = TransactionRelated(transaction)
         self.large = LargeRowBudget()
+        self.references = ReferenceChecks(entities, references)
         self.documents = DocumentWrites(transaction, entities, self, clock)
 
     def insert(self, request_id: int, op: InsertRow, journal: Journal) -> WriteReply:
@@ -65,6 +71,7 @@ class RowWrites:
 
         Raises:
             EntityNotFound, IdempotencyKeyReused, UniqueViolation, NullNotAllowed, PolicyDenied
+            ReferenceNotFound
         """
         key = op.op
         if key is not None:
@@ -80,8 +87,10 @@ class RowWrites:
         if len(row_json) > limits.LARGE_ROW_BYTES:
             check_row_size(op.entity, len(row_json), entity.row_max_bytes)
             self.large.charge(op.entity, row_id, len(row_json))
+        if op.entity in self.references.checked and not op.has_checked_references:
+            self.references.check_insert(entity, row_id, op.values)
         earlier = journal.event_of_deleted(op.entity, row_id) if journal.deleted else None
-        seq = journal.next_seq(op.entity) if earlier is None else earlier.seq
+        seq = journal.seq + 1 if earlier is None else earlier.seq
         try:
             entity.table.insert(row_id, op.values, row_json, seq)
         except ConstraintFailed as failure:
@@ -98,7 +107,7 @@ class RowWrites:
 
         Raises:
             EntityNotFound, NotFound, PreconditionFailed, PolicyDenied
-            IdempotencyKeyReused, UniqueViolation, NullNotAllowed
+            IdempotencyKeyReused, UniqueViolation, NullNotAllowed, ReferenceNotFound
         """
         key = op.op
         if key is not None:
@@ -117,6 +126,19 @@ class RowWrites:
             check_row_size(op.entity, len(row_json), entity.row_max_bytes, len(before_json))
             if len(before_json) <= limits.LARGE_ROW_BYTES:  # else `find_readable` has counted it
                 self.large.charge(op.entity, row_id, len(row_json))
+        seq = self._change(
+            entity, row_id, patch, before_json, before, version, row_json, row, journal
+        )
+        if key is not None:
+            journal.note_op(key, seq, row_id)
+        return WriteReply(request_id, seq, row_id, False, 1)
+
+    def _change(
+        self, entity: EntityWrites, row_id: str, patch: Mapping[str, Any], before_json: bytes,
+        before: Mapping[str, Any], version: int | None, row_json: bytes, row: Mapping[str, Any],
+        journal: Journal,
+    ) -> int:
+        """Do as `put`, and change the row's document too."""
         if entity.has_documents:
             change = self.documents.follow(entity, row_id, before, patch)
         else:
@@ -131,9 +153,7 @@ class RowWrites:
             raise
         if change is not None:
             self.documents.append(entity, change, seq, journal)
-        if key is not None:
-            journal.note_op(key, seq, row_id)
-        return WriteReply(request_id, seq, row_id, False, 1)
+        return seq
 
     def put(
         self, entity: EntityWrites, row_id: str, patch: Mapping[str, Any], before_json: bytes,
@@ -147,12 +167,14 @@ class RowWrites:
             version: that of `before`.
 
         Raises:
-            UniqueViolation, NullNotAllowed: nothing was changed.
+            UniqueViolation, NullNotAllowed, ReferenceNotFound: nothing was changed.
         """
+        if entity.name in self.references.checked:
+            self.references.check_update(entity, row_id, before, patch)
         if len(row_json) > limits.SHORT_ROW_BYTES:  # few rows are
             check_row_size(entity.name, len(row_json), entity.row_max_bytes, len(before_json))
         earlier = journal.event_of(version)
-        seq = journal.next_seq(entity.name) if earlier is None else earlier.seq
+        seq = journal.seq + 1 if earlier is None else earlier.seq
         try:
             entity.table.update(row_id, patch, before, row, row_json, seq)
         except ConstraintFailed as failure:
@@ -162,10 +184,11 @@ class RowWrites:
         return journal.note(entity.name, row_id, earlier, row_json, before_json)
 
     def delete(self, request_id: int, op: DeleteRow, journal: Journal) -> WriteReply:
-        """Drop one row, and its document.
+        """Drop one row, its document, and the rows that refer to it with `onDelete` cascade.
 
         Raises:
             EntityNotFound, NotFound, PreconditionFailed, PolicyDenied, IdempotencyKeyReused
+            ReferenceInUse, LimitExceeded: see `ReferenceChecks.plan_delete`.
         """
         key = op.op
         if key is not None:
@@ -177,14 +200,80 @@ class RowWrites:
         before_json, before, version = self.find_readable(entity, op)
         if not entity.rules.may_delete(op.auth, before, self.related):
             raise entity.rules.denied("delete", op.auth)
-        entity.table.delete(row_id)
-        if entity.has_documents:
-            self.documents.drop(op.entity, row_id)
-        earlier = journal.event_of(version)
-        seq = journal.note(op.entity, row_id, earlier, None, before_json)
+        stored = StoredRow(entity, row_id, before_json, version)
+        cascaded = 0
+        if op.entity in self.references.referring:
+            cascade = self._plan_cascade(stored, journal)
+            cascaded = cascade.count
+            if cascaded:
+                self._execute_cascade(cascade, op.auth, journal)
+        seq = self._drop(stored, journal)
         if key is not None:
             journal.note_op(key, seq, row_id)
-        return WriteReply(request_id, seq, row_id, False, 1)
+        return WriteReply(request_id, seq, row_id, False, 1 + cascaded)
+
+    def _drop(self, stored: StoredRow, journal: Journal) -> int:
+        """Drop a row and its document, and note the event. Return its seq."""
+        entity, row_id, row_json, version = stored
+        entity.table.delete(row_id)
+        if entity.has_documents:
+            self.documents.drop(entity.name, row_id)
+        return journal.note(entity.name, row_id, journal.event_of(version), None, row_json)
+
+    def _plan_cascade(self, stored: StoredRow, journal: Journal) -> Cascade:
+        """Return the changes that a delete makes beside its own; see `plan_delete`.
+
+        Raises:
+            DeferredError: its large rows do not fit into this transaction.
+        """
+        cascade = self.references.plan_delete(stored)
+        is_alone = not journal.is_step  # else the `Transact` holds the budget
+        if is_alone:
+            self.large.hold()
+        try:
+            for row in (*(row for row, _ in cascade.changes), *cascade.deletes):
+                if len(row.row_json) > limits.LARGE_ROW_BYTES:
+                    self.large.charge(row.entity.name, row.row_id, len(row.row_json))
+        finally:
+            if is_alone:
+                self.large.release()
+        return cascade
+
+    def _execute_cascade(self, cascade: Cascade, auth: AuthContext, journal: Journal) -> None:
+        """Make the changes of a cascade, all or none.
+
+        Raises:
+            PylonError: the database does not allow a change; nothing was changed.
+        """
+        is_own_step = not journal.is_step
+        if is_own_step:
+            self._transaction.open_savepoint()
+            journal.open_step()
+        try:
+            for row, patch in cascade.changes:
+                self._set_null(row, patch, auth, journal)
+        except PylonError:
+            if is_own_step:
+                self._transaction.undo_savepoint()
+                self.documents.undo()
+                journal.undo_step()
+            raise
+        for row in cascade.deletes:
+            self._drop(row, journal)
+        if is_own_step:
+            self._transaction.keep_savepoint()
+            journal.keep_step()
+
+    def _set_null(
+        self, stored: StoredRow, fields: Mapping[str, None], auth: AuthContext, journal: Journal
+    ) -> None:
+        entity, row_id, before_json, version = stored
+        patch = dict[str, Any](fields)
+        if entity.defaults.has_stamps:
+            patch = entity.defaults.stamp(row_id, patch, auth)
+        before = orjson.loads(before_json)
+        row, row_json = entity.codec.merge(before, patch)
+        self._change(entity, row_id, patch, before_json, before, version, row_json, row, journal)
 
     def reset(self, request_id: int, op: ResetRows, journal: Journal) -> WriteReply:
         """Drop all rows of all entities."""

@@ -71,6 +71,15 @@ class RowTable(Protocol):
         The JSON is not read then.
         """
 
+    def has(self, row_id: str) -> bool:
+        """Whether there is a row with this id."""
+
+    def find_referring(self, field: str, row_id: str, limit: int) -> list[str]:
+        """Return the ids of at most `limit` rows whose `field` has this value, in any order.
+
+        An index serves it (`pylon.manifest.references.with_reference_indexes`).
+        """
+
     def find_judged(self, row_id: str) -> tuple[int, dict[str, Any]]:
         """Return the size of the row's JSON in bytes, and the fields that policies need."""
 

@@ -3,9 +3,9 @@
 Keys: `lineage` (made with the database, kept by its backups), `history_rows`, `schema_format`
 and `indexes` (see `pylon.storage.sqlite.schema.history`), `shape:<Entity>` (see
 `pylon.storage.sqlite.schema.apply`), `search:<Entity>` (see `pylon.storage.sqlite.schema.search`),
-`short_rows:<Entity>` (see `short_rows`), `document_rules:<Entity>` (see
-`pylon.storage.core.documents`), `boot_id`, `clean` and `durability` of the newest run (see
-`epochs`).
+`references` (see `pylon.manifest.references`), `short_rows:<Entity>` (see `short_rows`),
+`document_rules:<Entity>` (see `pylon.storage.core.documents`), `boot_id`, `clean` and `durability`
+of the newest run (see `epochs`).
 """
 
 from __future__ import annotations

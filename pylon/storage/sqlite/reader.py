@@ -18,7 +18,7 @@ row. One thread at a time uses a reader, except for `interrupt_late`. Made by `b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar, TypeVarTuple
@@ -182,8 +182,8 @@ class SqliteReader:
         text = sql.lookups.get(field)
         if text is None:
             raise unknown_column(sql.entity, field)
-        if field in sql.not_texts and isinstance(value, str):
-            value = value_of_text(sql.not_texts[field], value)
+        if field in sql.converted and isinstance(value, str):
+            value = value_of_text(sql.converted[field], value)
         params: tuple[object, ...] = (value,)
         if allowed is not TRUE:
             text, params = sql.lookup_among(field, value, allowed)
@@ -296,11 +296,6 @@ class SqliteReader:
 
     def events_after(self, seq: int, limit: int) -> list[ChangeEvent]:
         return self._call(log.events_after, seq, limit)
-
-    def events_of(
-        self, entities: Collection[str], seq: int, limit: int
-    ) -> list[ChangeEvent]:
-        return self._call(log.events_of, entities, seq, limit)
 
     def newest_events(self, limit: int) -> list[ChangeEvent]:
         return self._call(log.newest_events, limit)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from pylon.manifest.model import Entity, FieldType
-from pylon.query.parse import NOT_TEXTS
+from pylon.query.parse import CONVERTED
 from pylon.query.predicate import Column, Compare, Literal, Predicate, Scalar, guarded
 from pylon.query.rows import Query
 from pylon.storage.sqlite.clause import SqlClause
@@ -25,8 +25,8 @@ class EntityReads:
     `compile` compiles a condition on its rows, `compile_rule` a read policy."""
 
     __slots__ = (
-        "bools", "compile", "compile_rule", "entity", "get", "get_version", "has_row", "lookups",
-        "not_texts", "table",
+        "bools", "compile", "compile_rule", "converted", "entity", "get", "get_version", "has_row",
+        "lookups", "table",
     )
 
     def __init__(self, entity: Entity, cache: CompiledCache) -> None:
@@ -44,7 +44,7 @@ class EntityReads:
             for name in entity.columns
         }
         self.bools = frozenset(f.name for f in entity.fields if f.type is FieldType.BOOL)
-        self.not_texts = {f.name: f for f in entity.fields if f.type in NOT_TEXTS}
+        self.converted = {f.name: f for f in entity.fields if f.type in CONVERTED}
         compiler = PredicateCompiler(entity, cache)
         self.compile = compiler.compile
         self.compile_rule = compiler.compile_rule

@@ -32,7 +32,7 @@ class SqliteTable:
     """See the module."""
 
     __slots__ = ("_codec", "_conn", "_delete", "_entity", "_errors", "_execute", "_fill", "_find",
-                 "_find_judged", "_find_small", "_insert", "_judged", "_name", "_search",
+                 "_find_judged", "_find_small", "_has", "_insert", "_judged", "_name", "_search",
                  "_updates")
 
     def __init__(
@@ -60,6 +60,7 @@ class SqliteTable:
         self._insert = f"INSERT INTO {table} ({columns}) VALUES ({marks})"
         json = f"CAST({JSON_COLUMN} AS BLOB)"
         self._find = f"SELECT {json}, {SEQ_COLUMN} FROM {table} WHERE id = ?"
+        self._has = f"SELECT 1 FROM {table} WHERE id = ?"
         # These two statements do not read the pages of a large JSON.
         size = f"octet_length({JSON_COLUMN})"
         self._find_small = (
@@ -82,6 +83,17 @@ class SqliteTable:
         found: tuple[bytes | None, int | None] | None
         found = self._execute(self._find_small, (row_id,)).get
         return found
+
+    def has(self, row_id: str) -> bool:
+        """See `RowTable`."""
+        return self._execute(self._has, (row_id,)).get is not None
+
+    def find_referring(self, field: str, row_id: str, limit: int) -> list[str]:
+        """See `RowTable`."""
+        found: list[Any] = self._execute(
+            f"SELECT id FROM {self._name} WHERE {quote(field)} = ? LIMIT ?", (row_id, limit)
+        ).fetchall()
+        return [row for (row,) in found]
 
     def find_judged(self, row_id: str) -> tuple[int, dict[str, Any]]:
         """See `RowTable`."""

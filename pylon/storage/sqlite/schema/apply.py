@@ -23,6 +23,7 @@ import orjson
 
 from pylon.clock import Clock, SystemRandom
 from pylon.errors import SchemaRefused
+from pylon.manifest import references
 from pylon.manifest.model import Entity, Manifest
 from pylon.schema.steps import Plan
 from pylon.storage.sqlite import log, meta
@@ -31,7 +32,11 @@ from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.schema import ddl, history, search
 from pylon.storage.sqlite.schema.live import introspect
-from pylon.storage.sqlite.schema.plan import columns_to_fill, make_plan
+from pylon.storage.sqlite.schema.plan import (
+    columns_to_fill,
+    make_plan,
+    references_by_default,
+)
 from pylon.storage.sqlite.short_rows import note_short_rows
 from pylon.values import EntityCodec
 
@@ -80,6 +85,7 @@ def make_system_tables(conn: apsw.Connection) -> None:
         SchemaRefused: a newer Pylon has written the database.
     """
     history.refuse_newer(conn)
+    checks_references = references_by_default(conn)
     for statement in ddl.SYSTEM_TABLES:
         conn.execute(statement)
     for table, column, statement in ddl.LATER_COLUMNS:
@@ -87,6 +93,8 @@ def make_system_tables(conn: apsw.Connection) -> None:
         if conn.execute(known, (table, column)).get is None:
             conn.execute(statement)
     conn.execute("INSERT OR IGNORE INTO _pylon_change_seq (id, value) VALUES (1, 0)")
+    if checks_references:
+        meta.put(conn, references.FACT, "check")
 
 
 def complete(
@@ -226,6 +234,9 @@ def _written_elsewhere(conn: apsw.Connection) -> bool:
 def note_indexes(conn: apsw.Connection, manifest: Manifest, plan: Plan) -> None:
     """Note which indexes Pylon made, so that it may drop them when they leave the manifest."""
     own = history.own_indexes(conn)
+    manifest = references.with_reference_indexes(
+        manifest, by_default=references_by_default(conn)
+    )
     wanted = {ddl.index_name(e, i).lower() for e in manifest.entities for i in e.indexes}
     for step in plan.steps:
         if step.kind == "remove_index":

@@ -17,11 +17,14 @@ import orjson
 from pylon.clock import SystemClock
 from pylon.errors import PylonError, SchemaRefused, StoreUnavailable
 from pylon.manifest.model import Entity, Manifest
+from pylon.manifest.references import FACT, checked_references
 from pylon.schema.options import MigrationOptions
 from pylon.schema.steps import Plan, Step
 from pylon.storage.core.constraint_errors import constraint_error
+from pylon.storage.core.references import reference_not_found
 from pylon.storage.ops import InsertRow
-from pylon.storage.schemas import ColumnInfo, IndexInfo, SearchCheck, TableInfo
+from pylon.storage.schemas import ColumnInfo, IndexInfo, ReferenceReport, SearchCheck, TableInfo
+from pylon.storage.sqlite import meta
 from pylon.storage.sqlite.connect import open_reader, open_writer
 from pylon.storage.sqlite.constraint_errors import ConstraintErrors
 from pylon.storage.sqlite.error_text import error_text
@@ -29,7 +32,8 @@ from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.pragmas import BUSY_TIMEOUT_MS
 from pylon.storage.sqlite.schema import ddl, history
 from pylon.storage.sqlite.schema.live import LiveTable, introspect, table_names
-from pylon.storage.sqlite.schema.plan import make_plan
+from pylon.storage.sqlite.schema.plan import make_plan, references_by_default
+from pylon.storage.sqlite.schema.references import find_broken
 from pylon.storage.sqlite.schema.rewrite import apply_plan
 from pylon.storage.sqlite.schema.search import build, check
 from pylon.storage.sqlite.schema.trial import refuse_unreachable
@@ -142,9 +146,8 @@ class SqliteSchema:
         """See `SchemaManager`."""
         with closing(apsw.Connection(":memory:")) as conn:
             errors = {}
-            for name in dict.fromkeys(insert.entity for insert in inserts):
-                entity = manifest.by_name[name]
-                errors[name] = ConstraintErrors(entity)
+            for entity in manifest.entities:
+                errors[entity.name] = ConstraintErrors(entity)
                 conn.execute(ddl.create_table(entity))
                 for index in entity.indexes:
                     if index.unique:
@@ -164,7 +167,36 @@ class SqliteSchema:
                         entity.name, errors[entity.name].of(ex), orjson.loads(insert.row_json),
                         client_id_given=insert.client_id_given,
                     )
+            with closing(self._open_or_empty()) as present:
+                by_default = references_by_default(present)
+            wanted = checked_references(manifest, by_default=by_default)
+            for broken in find_broken(conn, wanted):
+                row_id, value = broken.examples[0]
+                insert = next(
+                    i for i in inserts
+                    if (i.entity, i.row_id) == (broken.reference.entity, row_id)
+                )
+                return insert, reference_not_found(broken.reference, value)
         return None
+
+    def references(self, manifest: Manifest) -> ReferenceReport:
+        """See `SchemaManager`."""
+        wanted = checked_references(manifest, by_default=True)
+        with closing(open_reader(self._path)) as conn:
+            history.refuse_newer(conn)
+            with conn:  # one snapshot for all reads
+                is_default = references_by_default(conn)
+                broken = find_broken(conn, wanted)
+        return ReferenceReport(is_default, tuple(broken))
+
+    def check_references(self, *, is_default: bool) -> None:
+        """See `SchemaManager`."""
+        try:
+            with closing(open_writer(self._path)) as conn:
+                history.refuse_newer(conn)
+                meta.put(conn, FACT, "check" if is_default else "none")
+        except apsw.SQLError as ex:
+            raise self._schema_mismatch(ex) from ex
 
     def _open_or_empty(self) -> apsw.Connection:
         if self._is_new or not self._path.is_file():

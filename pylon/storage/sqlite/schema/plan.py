@@ -18,14 +18,16 @@ from typing import Any, Final
 
 import apsw
 
+from pylon.manifest import references
 from pylon.manifest.model import Entity, Field, Index, Manifest
 from pylon.schema import options
 from pylon.schema.options import MigrationOptions
 from pylon.schema.steps import Plan, Step
+from pylon.storage.sqlite import meta
 from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.schema import ddl
 from pylon.storage.sqlite.schema.convert import lossy_value
-from pylon.storage.sqlite.schema.history import own_indexes
+from pylon.storage.sqlite.schema.history import has_table, own_indexes
 from pylon.storage.sqlite.schema.legacy_fts import legacy_search_objects
 from pylon.storage.sqlite.schema.live import (
     LiveColumn,
@@ -71,6 +73,9 @@ def make_plan(
     live = introspect(conn, names)
     own = {name: asked.entity_now(entity) for name, entity in own_indexes(conn).items()}
     making = _Making(conn, live, asked, own)
+    manifest = references.with_reference_indexes(
+        manifest, by_default=references_by_default(conn)
+    )
     making.refusals += name_clashes(manifest)
     _plan_renames(making)
     making.live = live = renamed(live, asked)
@@ -87,6 +92,17 @@ def make_plan(
         for index in entity.indexes:
             _compare_index(making, entity, index)
     return Plan(tuple(making.steps), tuple(making.rewrites), tuple(making.refusals))
+
+
+def references_by_default(conn: apsw.Connection) -> bool:
+    """Whether the database checks references by default: a new one does.
+
+    See `pylon.manifest.references`. A database that another program has made, or an earlier
+    version, has no mark.
+    """
+    if has_table(conn, "_pylon_meta"):
+        return meta.get(conn, references.FACT) == "check"
+    return conn.execute("SELECT 1 FROM sqlite_schema LIMIT 1").get is None
 
 
 def _plan_renames(making: _Making) -> None:
