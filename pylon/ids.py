@@ -39,7 +39,8 @@ class RowIds:
             now_ns = self._last_ns + 1
         self._last_ns = now_ns
         self._counter = (self._counter + 1) % _COUNTER_MODULUS
-        return f"{now_ns:032x}{self._counter:08x}"
+        # PERF: one number in one format costs half of two.
+        return "%040x" % (now_ns << 32 | self._counter)
 
 
 def make_uuid(clock: Clock, random: RandomSource) -> str:
