@@ -265,6 +265,10 @@ def test_under_load_a_batch_has_what_other_processes_send_before_it_is_taken(
     send(first, 1)
     assert sizes() == [1]
     monkeypatch.setattr("os.sched_yield", lambda: pytest.fail("a lone write waited"))
+    send(first, 20)
+    assert sizes() == [20]
+    send(first, 20)
+    assert sizes() == [20]
     send(first, 1)
     assert sizes() == [1]
     first.close()
