@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.support.server import PylonServer
 from tests.support.stage import ROOT, Stage
 from tests.support.wait import wait_until
 
@@ -45,6 +47,40 @@ def test_a_worker_dies_with_its_supervisor() -> None:
 
     wait_until("the worker died", gone)
     supervisor.stdout.close()
+
+
+def mapped_kib(pid: int, path: Path) -> int:
+    """Return how much of a file a process has mapped and read."""
+    sizes = []
+    for part in Path(f"/proc/{pid}/smaps").read_text().split("VmFlags:"):
+        if f"{path}\n" in part:
+            sizes.append(int(part.partition("\nRss:")[2].split()[0]))
+    return sum(sizes)
+
+
+def test_a_worker_that_becomes_quiet_releases_memory(
+    make_server: Callable[..., PylonServer]
+) -> None:
+    server = make_server(PYLON_HTTP_WORKERS="1").start()
+    [pid] = server.pids("http")
+    token, _ = server.guest()
+    changes = [
+        {"entity": "Tick", "row_id": "x", "kind": "insert", "data": {"n": n, "sender": "x" * 1_000}}
+        for n in range(500)
+    ]
+    for _ in range(2):
+        status, body, _ = server.request(
+            "POST", "/api/sync/push", {"changes": changes}, token=token
+        )
+        assert status == 200 and not body["errors"]
+
+    def read_rows() -> bool:
+        status, _, _ = server.request("GET", "/api/entities/Tick?limit=1000", token=token)
+        assert status == 200
+        return mapped_kib(pid, server.db_path) > 1_000
+
+    wait_until("a checkpoint, and reads of the file", read_rows)
+    wait_until("the worker is quiet", lambda: mapped_kib(pid, server.db_path) < 200)
 
 
 def test_a_worker_started_by_hand_is_refused() -> None:

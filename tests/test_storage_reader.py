@@ -196,6 +196,22 @@ def test_the_pool_answers_short_and_long_reads(engine: SqliteEngine, path: Path)
     pool.close()
 
 
+def test_released_memory_fills_again(engine: SqliteEngine, path: Path) -> None:
+    def is_mapped() -> bool:
+        return f"{path}\n" in Path("/proc/self/maps").read_text()
+
+    apply(engine, *[task(n) for n in range(1, 501)])
+    apsw.Connection(str(path)).execute("PRAGMA wal_checkpoint").fetchall()
+    pool = ReaderPool(path, MANIFEST)
+    assert pool.point(lambda r: r.get("Task", row_id(2))) is not None
+    assert is_mapped()
+    pool.release_memory()
+    assert not is_mapped()
+    assert pool.point(lambda r: r.get("Task", row_id(3))) is not None
+    assert is_mapped()
+    pool.close()
+
+
 def test_what_is_known_to_be_slow_is_not_begun_in_the_loop(
     engine: SqliteEngine, path: Path
 ) -> None:

@@ -53,6 +53,9 @@ class RemoteStore:
     ) -> T:
         return self.point(read)
 
+    def release_memory(self) -> None:
+        self._pool.release_memory()
+
     def close(self) -> None:
         self._pool.close()
 

@@ -217,6 +217,8 @@ class Store(Protocol):
         be hard to interrupt, so it is not to be tried where other requests would wait. Scans
         share the connections by `caller` (`pylon.admission`)."""
 
+    def release_memory(self) -> None:
+        """Release caches that fill again by themselves: for an idle process. Never switches."""
 
     def close(self) -> None:
         """Close all connections. No scan may be under way."""

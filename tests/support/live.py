@@ -96,6 +96,9 @@ class RacingStore:
     def point_inline(self, read: Callable[[Reader], T], /) -> T:
         return self._pool.point_inline(read)
 
+    def release_memory(self) -> None:
+        self._pool.release_memory()
+
     def close(self) -> None:
         self._pool.close()
 

@@ -103,6 +103,11 @@ class ReaderPool:
                 READS_MOVED.inc()  # the read needs more than `INLINE_S`
         return self._scan(read, caller)
 
+    def release_memory(self) -> None:
+        """See `Store`. A connection that a scan uses keeps its caches."""
+        for reader in (self._inline, *self._free):
+            reader.release_memory()
+
     def close(self) -> None:
         """Close all connections. No scan may be under way."""
         self._inline.close()

@@ -19,6 +19,7 @@ row. One thread at a time uses a reader, except for `interrupt_late`. Made by `b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar, TypeVarTuple
@@ -52,6 +53,7 @@ from pylon.storage.sqlite.connect import open_reader, translate
 from pylon.storage.sqlite.deadline import Deadline
 from pylon.storage.sqlite.graph import graph_json, is_one_statement
 from pylon.storage.sqlite.patterns import add_functions
+from pylon.storage.sqlite.pragmas import release_memory
 from pylon.storage.sqlite.reads import EntityReads, selection
 from pylon.storage.sqlite.short_rows import has_short_rows
 from pylon.storage.sqlite.slow_statements import SlowStatements
@@ -359,6 +361,11 @@ class SqliteReader:
 
     def close(self) -> None:
         self._conn.close()
+
+    def release_memory(self) -> None:
+        """Free the page cache, and unmap the database file. The next reads fill and map them."""
+        with suppress(apsw.Error):  # the next read reports what is wrong
+            release_memory(self._conn)
 
     def interrupt_late(self) -> None:
         """Interrupt a statement that another thread runs on this reader, if its time is over."""
