@@ -87,6 +87,7 @@ class ControlHandlers:
             "wal_bytes": sizes.wal_bytes,
             "disk_free_bytes": sizes.free_bytes,
             "sessions": parts.flusher.sessions,
+            "converting_datetimes": parts.flusher.conversion.status,
             "write_queue_depth": parts.writer.depth,
             "restarts": parts.children.restarts,
             "db_path": str(parts.store.data_path),

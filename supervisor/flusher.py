@@ -6,7 +6,8 @@ be written to. It drops old change events, expired sessions and unused guests in
 bytes. Events of the last two minutes stay, unless the log has grown to `limits.LOG_HARD_FACTOR`
 times its bytes. The age of events comes from the monotonic clock, so that a wall clock that jumps
 neither ends the retention nor drops young events. The flusher also marks guests as used that
-workers saw for the first time. `flush_all` writes everything back at the end of a drain.
+workers saw for the first time, and converts datetimes of earlier versions (`conversion`).
+`flush_all` writes everything back at the end of a drain.
 
 Metrics: pylon_changelog_size_bytes, pylon_changelog_oldest_seq, pylon_db_writable, pylon_sessions.
 """
@@ -23,6 +24,7 @@ from pylon.clock import NS_PER_S, Clock
 from pylon.errors import PylonError
 from pylon.storage.interface import Maintenance
 from pylon.storage.records import LogRetention
+from supervisor.conversion import DatetimeConversion
 
 _log = log.get_logger("flusher")
 _PERIOD_S: Final = 1.0
@@ -52,6 +54,7 @@ class Flusher:
         self._used_guests: set[str] = set()
         self._used_guests_lock = threading.Lock()
         self._sessions_counted_s = float("-inf")
+        self.conversion = DatetimeConversion(maintenance, clock)
         self.oldest_seq = 0
         self.log_bytes = 0
         self.sessions: dict[str, int] = {}  # by kind
@@ -189,6 +192,7 @@ class Flusher:
             try:
                 self.look()
                 self._mark_used_guests()
+                self.conversion.run_round(self._ending)
                 drop_to_seq = self._drop_to_seq(self._old_seq())
                 is_due = self._clock.monotonic_s() - self._pruned_at_s >= limits.PRUNE_PERIOD_S
                 if is_due or drop_to_seq >= self.oldest_seq > 0:

@@ -300,6 +300,16 @@ SESSIONS_COLLECTED: Final = Counter(
     "Sessions deleted because they had expired, or were guests that nobody had used.",
     registry=SUPERVISOR,
 )
+DATETIMES_CONVERTED: Final = Counter(
+    "pylon_datetimes_converted_total",
+    "Rows of an earlier version whose datetimes were brought to the stored notation.",
+    registry=SUPERVISOR,
+)
+DATETIMES_UNCONVERTED: Final = Gauge(
+    "pylon_datetimes_unconverted_entities",
+    "Entities with rows that the conversion of datetimes has yet to look at.",
+    registry=SUPERVISOR,
+)
 ROOMS: Final = Gauge("pylon_rooms", "Rooms that have members.", registry=SUPERVISOR)
 ROOM_MEMBERS: Final = Gauge(
     "pylon_room_members", "Members of all rooms; who is in two counts twice.", registry=SUPERVISOR,
@@ -396,7 +406,8 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "CHANGELOG_OLDEST_SEQ", "WRITE_QUEUE_DEPTH", "WRITES_REFUSED", "WRITES_DEFERRED", "COMMIT",
     "BATCH_SIZE", "DOCUMENTS_DECODED", "DOCUMENTS_DECODED_BYTES", "DOCUMENT_MERGE", "WAL_BYTES",
     "WAL_HELD", "DB_WRITABLE", "CHANGELOG_BYTES", "CHECKPOINT", "WORKER_RESTARTS", "WORKERS_READY",
-    "WORKERS_WANTED", "DB_BYTES", "DISK_FREE_BYTES", "SESSIONS", "SESSIONS_COLLECTED", "ROOMS",
+    "WORKERS_WANTED", "DB_BYTES", "DISK_FREE_BYTES", "SESSIONS", "SESSIONS_COLLECTED",
+    "DATETIMES_CONVERTED", "DATETIMES_UNCONVERTED", "ROOMS",
     "ROOM_MEMBERS", "ROOM_EVENTS", "BACKUP_LAST_SUCCESS", "BACKUP_DURATION", "BACKUP_BYTES",
     "BACKUP_RUNNING", "BACKUPS", "SHARDS", "SHARD_SUBSCRIBERS", "SHARD_TICKS", "SHARD_LATENESS",
     "SHARD_TICK", "SHARD_INPUTS", "SHARD_INPUTS_REJECTED", "SHARD_FRAMES", "SHARD_STOPS",

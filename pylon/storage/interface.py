@@ -23,6 +23,7 @@ from pylon.storage.ops import WriteRequest
 from pylon.storage.records import (
     BatchRefusal,
     BatchResult,
+    ConversionStep,
     DocumentUpdate,
     FacetCounts,
     IndexSpec,
@@ -269,6 +270,10 @@ class Maintenance(Protocol):
     def renew_search(self, entity: str, after_id: str, rows: int) -> tuple[int, str]:
         """Renew the search index of the first `rows` rows of an entity after an id; how many, and
         the id of the last one ("": it was the last portion)."""
+
+    def convert_datetimes(self) -> ConversionStep | None:
+        """Convert the next rows whose datetimes have another notation than the stored one, without
+        a change event; None: all are converted. Filters and orders are right meanwhile."""
 
     def end_run(self) -> None:
         """Note that the run ends in order. A later write takes the note back."""

@@ -146,3 +146,15 @@ class StoredShard:
     data: bytes | None  # the saved state; None: none is saved
     home: str | None  # the worker that it was moved to; None: the worker of its id
     saved_at_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionStep:
+    """One step of the conversion of datetimes: the rows that it has changed."""
+
+    entity: str
+    rows: int  # in this step
+    rows_done: int  # of the entity, with those of earlier steps
+    rows_left: int  # of the entity: their unique datetime is another row's already
+    is_last: bool  # of the entity
+    entities_left: int  # with rows that no step has looked at

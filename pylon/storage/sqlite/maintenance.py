@@ -22,11 +22,19 @@ from pylon.clock import Clock
 from pylon.errors import StoreUnavailable
 from pylon.manifest.model import Manifest
 from pylon.storage.core.engine import BatchEngine
-from pylon.storage.records import BatchRefusal, IndexSpec, LogFacts, LogRetention, StoreSizes
+from pylon.storage.records import (
+    BatchRefusal,
+    ConversionStep,
+    IndexSpec,
+    LogFacts,
+    LogRetention,
+    StoreSizes,
+)
 from pylon.storage.sqlite import log, sessions
 from pylon.storage.sqlite.checkpoints import Checkpoints, open_upkeep
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.file_watch import FileWatch
+from pylon.storage.sqlite.instants import convert_step
 from pylon.storage.sqlite.log_size import LogSize
 from pylon.storage.sqlite.schema.indexes import put_indexes
 from pylon.storage.sqlite.schema.search import renew
@@ -85,6 +93,12 @@ class SqliteMaintenance:
             lambda: self._batches.run_step(
                 lambda: renew(self._conn, self._manifest, entity, after_id, rows)
             )
+        )
+
+    def convert_datetimes(self) -> ConversionStep | None:
+        """See `Maintenance`."""
+        return self._run(
+            lambda: self._batches.run_step(lambda: convert_step(self._conn, self._manifest))
         )
 
     def end_run(self) -> None:

@@ -4,8 +4,9 @@ Keys: `lineage` (made with the database, kept by its backups), `history_rows`, `
 and `indexes` (see `pylon.storage.sqlite.schema.history`), `shape:<Entity>` (see
 `pylon.storage.sqlite.schema.apply`), `search:<Entity>` (see `pylon.storage.sqlite.schema.search`),
 `references` (see `pylon.manifest.references`), `short_rows:<Entity>` (see `short_rows`),
-`document_rules:<Entity>` (see `pylon.storage.core.documents`), `boot_id`, `clean` and `durability`
-of the newest run (see `epochs`).
+`instants:<Entity>` (see `instants`), `document_rules:<Entity>` (see
+`pylon.storage.core.documents`), `boot_id`, `clean` and `durability` of the newest run (see
+`epochs`).
 """
 
 from __future__ import annotations

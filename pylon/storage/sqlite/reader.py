@@ -52,6 +52,7 @@ from pylon.storage.sqlite.compiler import CompiledCache
 from pylon.storage.sqlite.connect import open_reader, translate
 from pylon.storage.sqlite.deadline import Deadline
 from pylon.storage.sqlite.graph import graph_json, is_one_statement
+from pylon.storage.sqlite.instants import DatetimeViews
 from pylon.storage.sqlite.patterns import add_functions
 from pylon.storage.sqlite.pragmas import release_memory
 from pylon.storage.sqlite.reads import EntityReads, selection
@@ -98,7 +99,7 @@ class SqliteReader:
 
     __slots__ = (
         "_bounded", "_by_name", "_clock", "_conn", "_deadline", "_execute", "_pattern_key",
-        "_short_rows", "_short_rows_read_ns", "_slow", "meter",
+        "_short_rows", "_short_rows_read_ns", "_slow", "_views", "meter",
     )
 
     def __init__(
@@ -126,6 +127,10 @@ class SqliteReader:
         self._conn = open_reader(path)
         self.meter = Meter(self._deadline.is_over)  # of the patterns of this connection
         add_functions(self._conn, self.meter)
+        try:
+            self._views = DatetimeViews(self._conn, manifest.entities, self._clock)
+        except apsw.Error as error:
+            raise translate(error) from error
         self._bounded = _Bounded(self._conn, limits.LIST_BYTES)
         self._execute = self._conn.execute
         self._conn.set_progress_handler(self._deadline.is_over, check_steps)
@@ -376,6 +381,12 @@ class SqliteReader:
         sql = self._by_name.get(entity)
         if sql is None:
             raise _unknown(entity)
+        if self._views.waiting:
+            self._deadline.start_statement()
+            try:
+                self._views.drop_converted()
+            except apsw.Error as error:
+                raise translate(error) from error
         return sql
 
     def _one(self, sql: str, params: tuple[object, ...]) -> Any:

@@ -29,6 +29,7 @@ from pylon.schema.steps import Plan
 from pylon.storage.sqlite import log, meta
 from pylon.storage.sqlite.epochs import open_epoch
 from pylon.storage.sqlite.error_text import error_text
+from pylon.storage.sqlite.instants import note_instants
 from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.schema import ddl, history, search
 from pylon.storage.sqlite.schema.live import introspect
@@ -124,6 +125,8 @@ def complete(
     _rewrite_rows(conn, manifest, plan, written_elsewhere, epoch_opened)
     search.migrate(conn, manifest, stale=written_elsewhere)
     note_short_rows(conn, manifest, is_stale=written_elsewhere)
+    added = {(s.entity, s.name) for s in plan.steps if s.kind == "add_field"}
+    note_instants(conn, manifest, added, is_stale=written_elsewhere)
 
     created = lineage is None
     if lineage is None:
