@@ -31,7 +31,7 @@ from tests.support.stage import MANIFEST, READ_RULES
 from tests.support.storage import row_id
 from tests.support.wait import run_greenlets_until
 from workers.hub.connection import Connection
-from workers.ws import live_queries
+from workers.ws import live_results
 
 APP = parse_manifest(orjson.dumps(MANIFEST).decode(), "manifest.json")
 ADA, BOB = AuthContext(user_id="ada"), AuthContext(user_id="bob")
@@ -208,7 +208,7 @@ def test_diffs_are_exact(world: LiveStage) -> None:
         ({"sub_id": "s", "entity": "Nope"}, "POLICY_DENIED", "denied"),
         ({"sub_id": "s", "entity": "Secret"}, "POLICY_DENIED", "denied"),
         ({"sub_id": "s", "entity": "Public", "filter": []}, "INVALID_QUERY", "object"),
-        ({"sub_id": "s", "entity": "Public", "filter": {"$limit": 1}}, "INVALID_QUERY", "$or"),
+        ({"sub_id": "s", "entity": "Public", "filter": {"$offset": 1}}, "INVALID_QUERY", "$or"),
         ({"sub_id": "s", "entity": "Public", "filter": {"$search": "a"}}, "INVALID_QUERY", "$or"),
         ({"sub_id": "s", "entity": "Public", "filter": {"x": 1}}, "INVALID_COLUMN", "valid"),
     ],
@@ -312,7 +312,7 @@ def test_a_client_that_takes_its_result_slowly_counts_as_alive(
         return wait_drained(connection, timeout_s)
 
     monkeypatch.setattr(Connection, "wait_drained", counted)
-    monkeypatch.setattr(live_queries, "_WAIT_S", 0.005)
+    monkeypatch.setattr(live_results, "_WAIT_S", 0.005)
     world.write(*(world.insert("Public", row_id(n), text="x" * 10_000) for n in range(400)))
     client = LiveClient(world, ADA)
     client.sets["s"] = LiveSet()

@@ -187,6 +187,19 @@ LIVE_EVALUATION: Final = Histogram(
     "Time to judge a batch of changes for all live queries.",
     buckets=_FAST_S, registry=WORKER,
 )
+LIVE_WINDOWS: Final = Gauge(
+    "pylon_live_windows", "Live windows in memory; equal ones of equal readers count once.",
+    registry=WORKER,
+)
+LIVE_WINDOW_READS: Final = Counter(
+    "pylon_live_window_reads_total",
+    "Reads of the store for live windows, by reason; row: one row that moved in.", ("reason",),
+    registry=WORKER,
+)
+LIVE_WINDOWS_WAITING: Final = Gauge(
+    "pylon_live_windows_waiting", "Live windows that wait until rows are read for them.",
+    registry=WORKER,
+)
 DOCUMENT_MERGE_CHECKS: Final = Counter(
     "pylon_document_merge_checks_total", "Pushed document updates merged on trial, by result.",
     ("result",), registry=WORKER,
@@ -401,6 +414,7 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "CONNECTIONS_CLOSED", "HANDSHAKES", "SOCKETS_PASSED", "MESSAGES_SENT", "DEFLATE_SAVED",
     "MESSAGES_RECEIVED", "SEND_QUEUE_BYTES", "SLOW_CLIENTS", "SOCKETS_OVER_BUDGET", "SYNC_DELIVERY",
     "RECOVERIES", "LIVE_QUERIES", "LIVE_DIFFS", "LIVE_EVALUATION", "LIVE_QUERIES_SHED",
+    "LIVE_WINDOWS", "LIVE_WINDOW_READS", "LIVE_WINDOWS_WAITING",
     "DOCUMENT_SUBSCRIPTIONS", "DOCUMENT_MERGE_CHECKS", "RATE_LIMITED", "RATE_SKIPPED",
     "RATE_EVICTED", "HINTS_DROPPED", "EVENT_LOOP_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ",
     "CHANGELOG_OLDEST_SEQ", "WRITE_QUEUE_DEPTH", "WRITES_REFUSED", "WRITES_DEFERRED", "COMMIT",

@@ -9,7 +9,7 @@ single row can answer. Called by `workers.ws.live_queries`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,7 +32,7 @@ from pylon.query.predicate import (
 )
 from pylon.query.rows import DIRECTIVES
 
-_SUPPORTED: Final = "conditions on fields, $or and $and"
+_SUPPORTED: Final = "conditions on fields, $or, $and, $order, $limit, $after and $before"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,38 +48,43 @@ class Term:
 class Matcher:
     """A filter, ready to judge rows.
 
-    `where` has the caller's read policy as a guard, `holds` has not. Every row that the filter
-    passes fulfils all of `terms`. `weight` is the work of its patterns for a character of a
-    row's texts; 0: it has none.
+    `where` has the caller's read policy `allowed` as a guard, `holds` and `wanted` have not. Every
+    row that the filter passes fulfils all of `terms`. `weight` is the work of its patterns for a
+    character of a row's texts; 0: it has none.
     """
 
     holds: Evaluator
     where: Predicate
+    wanted: Predicate
+    allowed: Predicate
     terms: tuple[Term, ...]
     weight: int
 
 
-def matcher_of(entity: Entity, body: object, allowed: Predicate = TRUE) -> Matcher:
-    """The matcher of a filter (spec/http.md §3.3) that has no directives and no `$search`.
+def matcher_of(
+    entity: Entity, body: object, allowed: Predicate = TRUE, directives: Collection[str] = ()
+) -> Matcher:
+    """The matcher of a filter (spec/http.md §3.3) that has no `$search`.
 
     Args:
         allowed: the rows that the caller may read.
+        directives: keys that the filter may have besides conditions; the matcher skips them.
 
     Raises:
-        InvalidQuery: also for a directive or `$search`, which no single row can answer.
+        InvalidQuery: also for another directive or `$search`, which no single row can answer.
         InvalidColumn, InvalidValue: as `parse_where`.
         LimitExceeded: as `parse_where`.
     """
     for key in filter_object(body):
-        if key in DIRECTIVES:
+        if key in DIRECTIVES and key not in directives:
             raise _unsupported(key)
-    parser = FilterParser(entity)
+    parser = FilterParser(entity, directives)
     wanted = parser.parse(body)
     if parser.has_search:
         raise _unsupported("$search")
     return Matcher(
-        evaluator_of(wanted), guarded(allowed, wanted), tuple(_terms_of(entity, wanted)),
-        sum(map(weigh_pattern, parser.patterns)),
+        evaluator_of(wanted), guarded(allowed, wanted), wanted, allowed,
+        tuple(_terms_of(entity, wanted)), sum(map(weigh_pattern, parser.patterns)),
     )
 
 

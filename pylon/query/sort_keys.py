@@ -52,7 +52,7 @@ Order = tuple[tuple[str, bool], ...]
 class SortKeys:
     """The sort keys of one total order."""
 
-    __slots__ = ("_fields", "_id_is_descending", "_types")
+    __slots__ = ("__weakref__", "_fields", "_id_is_descending", "_types")
 
     def __init__(self, entity: Entity, order: Order) -> None:
         """Args: `order` ends with `id`, and names no field twice."""

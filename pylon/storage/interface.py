@@ -100,6 +100,9 @@ class Reader(Protocol):
     def has_row(self, entity: str, where: Predicate) -> bool:
         """Whether `where` holds for a row."""
 
+    def count_within(self, entity: str, where: Predicate, max_rows: int) -> int:
+        """How many rows `where` holds for, but `max_rows` at most; the rest is not looked for."""
+
     def graph(self, nodes: Sequence[GraphNode]) -> bytes:
         """A JSON object with an array of rows for each node, under its entity's name; all are
         of the same commit. A to-one relation that leads nowhere is left out of its row.

@@ -11,7 +11,7 @@ import pytest
 from pylon import limits
 from pylon.errors import EntityNotFound, InvalidColumn, LimitExceeded
 from pylon.query.graph import GraphNode
-from pylon.query.predicate import TRUE, equal
+from pylon.query.predicate import FALSE, TRUE, equal
 from pylon.query.rows import Query
 from pylon.storage.interface import Reader, Store, read_settled
 from tests.storage_contract.backends import StoreStage
@@ -106,6 +106,13 @@ def test_page_has_the_rows_as_one_array(filled: StoreStage) -> None:
     assert [row["title"] for row in orjson.loads(text)] == ["a", "a"]
     assert filled.reader.page("Task", Query(equal("title", "zz"), 100)) == (0, b"[]")
     assert filled.reader.count("Task", equal("title", "a")) == 2
+
+
+def test_bounded_count_stops_at_its_bound(filled: StoreStage) -> None:
+    reader = filled.reader
+    assert [reader.count_within("Task", TRUE, most) for most in (1, 5, 6, 100)] == [1, 5, 6, 6]
+    assert reader.count_within("Task", equal("title", "a"), 100) == 2
+    assert reader.count_within("Task", FALSE, 100) == 0
 
 
 def test_answer_is_bounded_in_bytes(

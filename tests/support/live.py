@@ -1,7 +1,8 @@
 """Live queries in the test's process: a hub with its feed over a real store, and strict clients.
 
 `LiveStage` has the parts of one ws worker without a bus. `LiveClient` applies each message and
-refuses one that does not fit what it holds; `LiveSet` is one live query as a client holds it.
+refuses one that does not fit what it holds; `LiveSet` is one live query as a client holds it, and
+`LiveWindow` one with an order and a limit.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import gevent
 import orjson
 
 from pylon import config as settings
+from pylon import limits
 from pylon.app import App, build_app
 from pylon.auth_context import AuthContext, Caller
 from pylon.clock import ManualClock
@@ -23,7 +25,7 @@ from pylon.errors import PylonError
 from pylon.manifest.model import Manifest
 from pylon.query.parse import parse_where
 from pylon.query.predicate import guarded
-from pylon.query.rows import Query
+from pylon.query.rows import Query, parse_filter
 from pylon.storage.interface import SERVER, Reader
 from pylon.storage.ops import (
     RowOp,
@@ -78,6 +80,58 @@ class LiveSet:
         else:
             assert message["data"]["id"] == row_id
             self.rows[row_id] = message["data"]
+
+
+class LiveWindow:
+    """One live window as its client holds it: rows in order."""
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        self.limit: int = body.get("$limit", limits.LIVE_WINDOW_ROWS)
+        self.is_before = body.get("$before") is not None
+        self.rows: list[dict[str, Any]] = []
+        self.added: list[dict[str, Any]] = []  # by a `more` whose last message is missing
+        self.seq = 0
+        self.complete = False
+        self.kinds: list[str] = []
+
+    def take(self, message: dict[str, Any]) -> None:
+        """Apply one message of the server; it must be the next that makes sense."""
+        assert message["seq"] >= self.seq, "out of order"
+        self.seq = message["seq"]
+        if message["type"] in ("subscribed", "more"):
+            assert self.complete is (message["type"] == "more")
+            self.added += message["rows"]
+            if message["last"]:
+                self.complete = True
+                parts = [self.added, self.rows] if self.is_before else [self.rows, self.added]
+                self.rows, self.added = parts[0] + parts[1], []
+                ids = self.ids
+                assert len(set(ids)) == len(ids), "a row twice"
+            return
+        assert message["type"] == "diff", message
+        assert "entity" not in message, "published clients would take it for a change"
+        assert self.complete and not self.added, "a diff within rows"
+        kind, row_id = message["kind"], message["row_id"]
+        self.kinds.append(kind)
+        assert (row_id in self.ids) is (kind != "insert"), message
+        place = len(self.rows)
+        if kind != "insert":
+            place = self.ids.index(row_id)
+            del self.rows[place]
+        if kind == "delete":
+            assert message.keys() == {"type", "seq", "kind", "row_id", "sub_id"}
+            return
+        assert kind == "update" or "after" in message
+        if "after" in message:
+            after = message["after"]
+            place = 0 if after is None else self.ids.index(after) + 1
+        assert message["data"]["id"] == row_id
+        self.rows.insert(place, message["data"])
+        assert len(self.rows) <= self.limit, "more rows than the limit"
+
+    @property
+    def ids(self) -> list[str]:
+        return [row["id"] for row in self.rows]
 
 
 class RacingStore:
@@ -160,6 +214,15 @@ class LiveStage:
         return {row["id"]: row for row in map(orjson.loads, found)}
 
 
+    def query_window(self, entity: str, body: Any, limit: int, auth: AuthContext) -> list[Any]:
+        """What `POST /api/query` answers."""
+        allowed = self.app.rules.for_entity(entity).readable_by(auth)
+        query = parse_filter(
+            self.app.manifest.by_name[entity], {**body, "$limit": limit}, limit, allowed
+        )
+        return [*map(orjson.loads, self.pool.point(lambda reader: reader.rows(entity, query)))]
+
+
 class LiveClient:
     """A connection of a LiveStage and the client behind it."""
 
@@ -171,6 +234,7 @@ class LiveClient:
         self._world = world
         self.received = b""
         self.sets: dict[str, LiveSet] = {}
+        self.windows: dict[str, LiveWindow] = {}
         self.asked: dict[str, tuple[str, Any]] = {}
         self.errors: list[dict[str, Any]] = []
         self.packed = 0  # messages that were
@@ -192,6 +256,17 @@ class LiveClient:
         self.sets[sub_id], self.asked[sub_id] = LiveSet(), (entity, body)
         self.say(type="subscribe", sub_id=sub_id, entity=entity, filter=body)
 
+    def subscribe_window(self, sub_id: str, entity: str, body: Any) -> None:
+        self.listen()
+        self.windows[sub_id], self.asked[sub_id] = LiveWindow(body), (entity, body)
+        self.say(type="subscribe", sub_id=sub_id, entity=entity, filter=body)
+
+    def widen(self, sub_id: str, count: int) -> None:
+        self.listen()
+        if sub_id in self.windows:
+            self.windows[sub_id].limit += count
+        self.say(type="more", sub_id=sub_id, count=count)
+
     def listen(self) -> None:
         """Take all that has been sent."""
         while True:
@@ -209,9 +284,14 @@ class LiveClient:
             message = orjson.loads(text)
             if message["type"] == "unsubscribed":
                 self.sets.pop(message["sub_id"], None)
+                self.windows.pop(message["sub_id"], None)
             elif message["type"] == "error":
                 self.errors.append(message)
-                self.sets.pop(message.get("sub_id"), None)
+                if message["for"] != "more":
+                    self.sets.pop(message.get("sub_id"), None)
+                    self.windows.pop(message.get("sub_id"), None)
+            elif message["sub_id"] in self.windows:
+                self.windows[message["sub_id"]].take(message)
             else:
                 self.sets[message["sub_id"]].take(message)
 

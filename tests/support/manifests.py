@@ -54,3 +54,31 @@ def notes_app() -> dict[str, Any]:
             },
         ],
     }
+
+
+def windows_app() -> dict[str, Any]:
+    """Return a manifest whose entities differ in who may read rows, with an order by index."""
+    fields = [
+        {"name": name, "type": kind, "optional": True, "unique": False}
+        for name, kind in (
+            ("text", "string"), ("rank", "int"), ("ownerId", "string"), ("shared", "bool"),
+        )
+    ]
+    rules = {
+        "Public": "true",  # everyone
+        "Mine": "auth.userId == data.ownerId",  # keyed
+        "Note": "data.shared || auth.userId == data.ownerId",  # general
+    }
+    return {
+        "manifest_version": 1, "name": "windows", "version": "0.1.0", "routes": [],
+        "entities": [
+            {"name": name, "fields": fields, "crdt": False, "indexes": [
+                {"name": "by_text", "fields": ["text", "rank"], "unique": False},
+                {"name": "by_rank", "fields": ["rank"], "unique": False},
+            ]} for name in rules
+        ],
+        "policies": [
+            {"name": name, "entity": name, "allowRead": rule, "allowWrite": "true"}
+            for name, rule in rules.items()
+        ],
+    }

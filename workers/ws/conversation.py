@@ -41,7 +41,8 @@ _ECHOED: Final = ("sub_id", "room", "entity", "rowId", "row_id")  # an error rep
 
 # Messages of these types read the store or call another process.
 _COSTLY_TYPES: Final = frozenset(
-    ("auth", "crdt-subscribe", "match-dequeue", "match-enqueue", "room-subscribe", "subscribe")
+    ("auth", "crdt-subscribe", "match-dequeue", "match-enqueue", "more", "room-subscribe",
+     "subscribe")
 )
 
 _log = log.get_logger("conversation")

@@ -20,7 +20,7 @@ from pylon import limits
 from pylon.errors import LimitExceeded
 from pylon.rates import address_subject, user_subject
 from workers.hub.connection import Connection
-from workers.ws.live_subscriptions import Watch, WatchKey
+from workers.ws.live_subscriptions import Subscription, WatchKey
 
 _IDENTITY: Final = "user:"
 
@@ -56,13 +56,14 @@ class Holdings:
         address = (address_subject(connection.address),) if connection.address else ()
         return address if auth.user_id is None else (user_subject(auth.user_id), *address)
 
-    def check(self, holders: tuple[str, ...], watch: Watch) -> None:
+    def check(self, subscription: Subscription) -> None:
         """Check that each holder may have one more live query.
 
         Raises:
             LimitExceeded: the message names the limit.
         """
-        for holder in holders:
+        watch = subscription.watch
+        for holder in subscription.holders:
             holding = self._by_holder.get(holder) or _Holding()
             is_user = holder.startswith(_IDENTITY)
             subject = "You have" if is_user else "Your address has"
@@ -73,13 +74,7 @@ class Holdings:
                     "which is the limit",
                     hint="unsubscribe those that are not shown",
                 )
-            max_bytes = _limit(limits.LIVE_BYTES_OF_USER, limits.LIVE_BYTES_OF_ADDRESS,
-                               is_user=is_user)
-            if holding.size_bytes + watch.size_bytes > max_bytes:
-                raise LimitExceeded(
-                    f"{subject} live queries whose filters would be too large together "
-                    f"({holding.size_bytes + watch.size_bytes} of {max_bytes} bytes of memory)"
-                )
+            self._check_bytes(holder, subscription.size_bytes)
             scanned = holding.scanned.get(watch.key[0]) or Counter[WatchKey]()
             if (
                 watch.field is None and watch.key not in scanned
@@ -92,21 +87,50 @@ class Holdings:
                     hint="add a condition like {\"listId\": \"…\"} to the filter",
                 )
 
-    def add(self, holders: tuple[str, ...], watch: Watch) -> None:
+    def check_growth(self, subscription: Subscription, size_bytes: int) -> None:
+        """Check that a live query may take more memory.
+
+        Raises:
+            LimitExceeded: the message names the limit.
+        """
+        for holder in subscription.holders:
+            self._check_bytes(holder, size_bytes)
+
+    def _check_bytes(self, holder: str, size_bytes: int) -> None:
+        holding = self._by_holder.get(holder) or _Holding()
+        is_user = holder.startswith(_IDENTITY)
+        subject = "You have" if is_user else "Your address has"
+        max_bytes = _limit(
+            limits.LIVE_BYTES_OF_USER, limits.LIVE_BYTES_OF_ADDRESS, is_user=is_user
+        )
+        if holding.size_bytes + size_bytes > max_bytes:
+            raise LimitExceeded(
+                f"{subject} live queries whose filters would be too large together "
+                f"({holding.size_bytes + size_bytes} of {max_bytes} bytes of memory)"
+            )
+
+    def grow(self, subscription: Subscription, size_bytes: int) -> None:
+        """Count more memory of a live query."""
+        for holder in subscription.holders:
+            self._by_holder[holder].size_bytes += size_bytes
+
+    def add(self, subscription: Subscription) -> None:
         """Count one live query."""
-        for holder in holders:
+        watch = subscription.watch
+        for holder in subscription.holders:
             holding = self._by_holder.setdefault(holder, _Holding())
             holding.count += 1
-            holding.size_bytes += watch.size_bytes
+            holding.size_bytes += subscription.size_bytes
             if watch.field is None:
                 holding.scanned.setdefault(watch.key[0], Counter())[watch.key] += 1
 
-    def remove(self, holders: tuple[str, ...], watch: Watch) -> None:
+    def remove(self, subscription: Subscription) -> None:
         """Stop counting one live query."""
-        for holder in holders:
+        watch = subscription.watch
+        for holder in subscription.holders:
             holding = self._by_holder[holder]
             holding.count -= 1
-            holding.size_bytes -= watch.size_bytes
+            holding.size_bytes -= subscription.size_bytes
             if not holding.count:
                 del self._by_holder[holder]
             elif watch.field is None:

@@ -7,40 +7,43 @@ seqs before the tail, from the log. It activates the subscription after the last
 switch of greenlets. So the hub's next batch follows directly. A feed that is behind the result
 publishes changes that the result has already; their seq shows that, and they are skipped.
 
+A live query with an order or a limit is a window (`live_windows`). It is active before its rows are
+sent; diffs wait in its backlog until the client has taken the rows.
+
 Invariants: no diff is lost, sent twice or out of order; otherwise the subscription ends with an
 error. A result has no row that the caller may not read; a row that becomes unreadable leaves with a
-delete. Bounds: subscriptions and their memory for each socket, identity, address and worker; rows
-and bytes of a result; bytes of results that wait for slow clients (`limits.LIVE_*`). Metrics:
-pylon_live_queries, pylon_live_query_diffs_total. A feature of `workers.ws.conversation`;
-`workers.ws.server` makes it.
+delete. Bounds: subscriptions and their memory for each socket, identity, address and worker
+(`limits.LIVE_*`). Metrics: pylon_live_queries, pylon_live_query_diffs_total. A feature of
+`workers.ws.conversation`; `workers.ws.server` makes it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import msgspec
-import orjson
 
 from pylon import limits, metrics
 from pylon.api.data.access import entity_named, readable
 from pylon.app import App
+from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change
-from pylon.changelog.pull import read_page
 from pylon.clock import Clock
 from pylon.errors import (
     IdentityChanged,
     InvalidData,
     LimitExceeded,
     PylonError,
+    ResyncRequired,
     Unavailable,
 )
 from pylon.query.matcher import matcher_of
+from pylon.query.parse import filter_object
 from pylon.query.predicate import Predicate
-from pylon.query.rows import Query
+from pylon.query.window import WINDOW_KEYS, check_limit, parse_window
 from pylon.rates import subject_of
-from pylon.storage.interface import Reader, Store
+from pylon.storage.interface import Store
 from workers.hub.connection import Connection
 from workers.hub.feed import Feed
 from workers.hub.history import History
@@ -49,16 +52,17 @@ from workers.ws import frames
 from workers.ws.conversation import error_message, send_json
 from workers.ws.holdings import Holdings
 from workers.ws.live_diffs import diff_body
-from workers.ws.live_subscriptions import Subscription, Watch, WatchKey, viewer
+from workers.ws.live_range_reads import RangeReads
+from workers.ws.live_results import ResultSender, is_drained, read_result
+from workers.ws.live_subscriptions import Backlog, Subscription, Watch, WatchKey, viewer
 from workers.ws.live_watches import Watches, pattern_limit_error, text_bytes
-
-_WAIT_S: Final = 1.0  # between checks of a client while a result waits for it
+from workers.ws.live_windows import Windows
 
 
 class LiveQueries:
-    """`workers.ws.conversation.Feature`: subscribe and unsubscribe."""
+    """`workers.ws.conversation.Feature`: subscribe, unsubscribe and more."""
 
-    message_types: tuple[str, ...] = ("subscribe", "unsubscribe")
+    message_types: tuple[str, ...] = ("subscribe", "unsubscribe", "more")
 
     def __init__(self, app: App, store: Store, feed: Feed, hub: Hub, clock: Clock) -> None:
         self._app = app
@@ -67,16 +71,19 @@ class LiveQueries:
         self._feed = feed
         self._history = History(store)
         self._transport = hub.transport
-        self._watches = Watches(hub.transport, clock, self._refuse)
+        self._results = ResultSender(hub.transport)
+        self._windows = Windows(store, RangeReads(store, feed), hub.transport, self._refuse)
+        self._watches = Watches(hub.transport, clock, self._refuse, self._windows.take)
         self._holdings = Holdings()
         self._by_connection: dict[Connection, dict[str, Subscription]] = {}
         self._count = 0
         self._size_bytes = 0
-        self._sending_bytes = 0  # of results that wait for their client
         hub.on_published(self._watches.on_published)
 
     def handle_message(self, connection: Connection, message: dict[str, Any]) -> None:
-        """Subscribe or unsubscribe. Every message ends an earlier subscription of its `sub_id`.
+        """Subscribe, unsubscribe, or widen a window.
+
+        All but `more` end an earlier subscription of their `sub_id`.
 
         Raises:
             InvalidData: `sub_id` is no text of 1 to `limits.LIVE_SUB_ID_CHARS` characters, or the
@@ -90,14 +97,20 @@ class LiveQueries:
                 f"sub_id must be a text of 1 to {limits.LIVE_SUB_ID_CHARS} characters, "
                 "and names a live query of this connection"
             )
+        if message["type"] == "more":
+            self._widen(connection, sub_id, message.get("count"))
+            return
         self._end(connection, sub_id)
         if message["type"] == "unsubscribe":
             send_json(connection, {"type": "unsubscribed", "sub_id": sub_id})
             return
         subscription, where = self._register(connection, sub_id, message)
         try:
-            seq = self._send_result(subscription, where)
-            self._activate(subscription, seq)
+            if subscription.watch.window is None:
+                seq = self._send_result(subscription, where)
+                self._activate(subscription, seq)
+            else:
+                self._begin_window(subscription)
         except BaseException:
             self._end(connection, sub_id)
             raise
@@ -124,38 +137,47 @@ class LiveQueries:
         entity = entity_named(self._app, message.get("entity"), auth)
         allowed = readable(self._app, entity, auth)
         body = message.get("filter")
-        matcher = matcher_of(entity, {} if body is None else body, allowed)
+        body = {} if body is None else filter_object(body)
+        query = parse_window(entity, body)
+        matcher = matcher_of(entity, body, allowed, WINDOW_KEYS)
         rules = self._app.rules.for_entity(entity.name)
         # Not orjson: the bytes that it returns keep its buffer of several kilobytes.
-        text = msgspec.json.encode(body or {}, order="deterministic")
+        conditions = {key: body[key] for key in body if key not in WINDOW_KEYS}
+        text = msgspec.json.encode(conditions, order="deterministic")
+        if query is not None:
+            text += query.begin_text
         key: WatchKey = (entity.name, text, viewer(rules, auth))
         watch = self._watches.find(key) or Watch(
-            key, entity, matcher, rules, self._related
+            key, entity, matcher, rules, self._related, query
         )
-        self._check_limits(connection, watch.size_bytes)
-        holders = self._holdings.holders_of(connection)
-        self._holdings.check(holders, watch)
+        subscription = Subscription(
+            connection, sub_id, watch, self._holdings.holders_of(connection),
+            0 if query is None else query.limit,
+        )
+        self._check_limits(connection, subscription.size_bytes)
+        self._holdings.check(subscription)
         self._watches.check(watch)
-        subscription = Subscription(connection, sub_id, watch, holders)
-        self._holdings.add(holders, watch)
+        self._holdings.add(subscription)
         self._by_connection.setdefault(connection, {})[sub_id] = subscription
-        self._add_to_totals(1, watch.size_bytes)
+        self._add_to_totals(1, subscription.size_bytes)
         return subscription, matcher.where
 
     def _check_limits(self, connection: Connection, size_bytes: int) -> None:
         own_subscriptions = self._by_connection.get(connection, {})
         if len(own_subscriptions) >= limits.LIVE_QUERIES:
             raise LimitExceeded(f"A connection may have {limits.LIVE_QUERIES} live queries")
-        own_bytes = sum(s.watch.size_bytes for s in own_subscriptions.values())
+        if self._count >= limits.LIVE_QUERIES_TOTAL:
+            raise Unavailable("This server has as many live queries as it can keep")
+        self._check_bytes(connection, size_bytes)
+
+    def _check_bytes(self, connection: Connection, size_bytes: int) -> None:
+        own_bytes = sum(s.size_bytes for s in self._by_connection.get(connection, {}).values())
         if own_bytes + size_bytes > limits.LIVE_BYTES:
             raise LimitExceeded(
                 "The filters of this connection's live queries would be too large together "
                 f"({own_bytes + size_bytes} of {limits.LIVE_BYTES} bytes of memory)"
             )
-        if (
-            self._count >= limits.LIVE_QUERIES_TOTAL
-            or self._size_bytes + size_bytes > limits.LIVE_BYTES_TOTAL
-        ):
+        if self._size_bytes + size_bytes > limits.LIVE_BYTES_TOTAL:
             raise Unavailable("This server has as many live queries as it can keep")
 
     def _refuse(self, subscription: Subscription, error: PylonError) -> None:
@@ -173,8 +195,9 @@ class LiveQueries:
         if not own_subscriptions:
             del self._by_connection[connection]
         self._watches.end(subscription)
-        self._holdings.remove(subscription.holders, subscription.watch)
-        self._add_to_totals(-1, -subscription.watch.size_bytes)
+        self._windows.leave(subscription)
+        self._holdings.remove(subscription)
+        self._add_to_totals(-1, -subscription.size_bytes)
 
     def _add_to_totals(self, count: int, size_bytes: int) -> None:
         self._count += count
@@ -188,25 +211,10 @@ class LiveQueries:
         name = subscription.watch.key[0]
         connection = subscription.connection
         caller = subject_of(connection.caller.auth, connection.address)
-        seq, rows = self._store.scan(lambda reader: _read(reader, name, where), caller=caller)
-        pages = _pages(seq, rows, subscription.tail)
-        row_count = len(rows)
-        del rows
-        connection = subscription.connection
-        self._transport.charge(
-            connection, sum(map(len, pages)), work_bytes=limits.LIVE_ROW_COST_BYTES * row_count
+        seq, rows = self._store.scan(
+            lambda reader: read_result(reader, name, where), caller=caller
         )
-        waiting_bytes = sum(map(len, pages[1:]))
-        if waiting_bytes and self._sending_bytes + waiting_bytes > limits.LIVE_SENDING_BYTES:
-            raise Unavailable("Too many results of live queries are on their way to slow clients")
-        self._sending_bytes += waiting_bytes
-        try:
-            for page in pages:
-                frame = self._transport.packed(page, connection.deflate_window)
-                if not _is_drained(connection) or not connection.send(frame):
-                    break
-        finally:
-            self._sending_bytes -= waiting_bytes
+        self._results.send(subscription, "subscribed", seq, rows)
         return seq
 
     def _activate(self, subscription: Subscription, seq: int) -> None:
@@ -216,7 +224,7 @@ class LiveQueries:
             ResyncRequired: the log no longer has these changes; the client may subscribe again.
         """
         connection = subscription.connection
-        while _is_drained(connection):
+        while is_drained(connection):
             tail = self._feed.tail
             tail.relate()
             changes: Sequence[Change] | None = tail.changes_after(seq)
@@ -258,66 +266,68 @@ class LiveQueries:
             metrics.LIVE_DIFFS.inc(len(diffs))
             metrics.MESSAGES_SENT.inc(len(diffs))
 
+    # --- Windows -------------------------------------------------------------------------
 
-def _read(reader: Reader, entity: str, where: Predicate) -> tuple[int, list[bytes]]:
-    """Return the head of the log, and the rows at the same commit."""
+    def refresh_windows(self, auth: AuthContext, entity: str) -> None:
+        """Read a caller's windows of an entity anew (`Windows.refresh`)."""
+        self._windows.refresh(auth, entity)
 
-    def read() -> tuple[int, list[bytes]]:
-        seq = reader.head_seq()
-        rows: list[bytes] = []
-        size_bytes = 0
-        after_id: str | None = None
-        while True:
-            query = Query(where, limits.SNAPSHOT_PAGE_ROWS, after_id=after_id)
-            page, has_more = read_page(reader, entity, query)
-            rows += page
-            size_bytes += sum(map(len, page))
-            if len(rows) > limits.LIVE_ROWS or size_bytes > limits.LIVE_RESULT_BYTES:
-                raise LimitExceeded(
-                    f"A live query may have {limits.LIVE_ROWS} rows and "
-                    f"{limits.LIVE_RESULT_BYTES} bytes when it begins, and this one has more",
-                    hint="ask for less with a filter, or pull and follow the changes",
-                )
-            if not has_more:
-                return seq, rows
-            after_id = orjson.loads(page[-1])["id"]
+    def _begin_window(self, subscription: Subscription) -> None:
+        """Activate a window, and send its rows."""
+        found = self._windows.begin(subscription)
+        if not subscription.connection.is_open:  # its state here is gone
+            return
+        seq = self._feed.tail.last_seq
+        self._watches.activate(subscription, seq)
+        rows = self._windows.enter(subscription, found)
+        self._send_rows(subscription, "subscribed", seq, rows)
 
-    return reader.at_one_commit(read)
+    def _widen(self, connection: Connection, sub_id: str, count: object) -> None:
+        """Add rows to a window, and send them.
 
+        Raises:
+            InvalidData: there is no such window, or `count` is no number of rows.
+            LimitExceeded: the window would have too many rows, or take too much memory.
+        """
+        subscription = self._by_connection.get(connection, {}).get(sub_id)
+        if subscription is None or subscription.watch.window is None:
+            raise InvalidData(
+                "There is no live window with this sub_id on this connection",
+                hint="subscribe with $order and $limit first",
+            )
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise InvalidData("count must be a whole number from 1: how many rows to add")
+        limit = subscription.limit + count
+        check_limit(f"The window's limit with count {count}", limit)
+        size_bytes = subscription.size_of(limit) - subscription.size_bytes
+        self._check_bytes(connection, size_bytes)
+        self._holdings.check_growth(subscription, size_bytes)
+        rows = self._windows.widen(subscription, limit)
+        if self._by_connection.get(connection, {}).get(sub_id) is not subscription:
+            return  # it has ended meanwhile
+        seq = self._feed.tail.last_seq
+        self._holdings.grow(subscription, size_bytes)
+        subscription.size_bytes += size_bytes
+        self._add_to_totals(0, size_bytes)
+        try:
+            self._send_rows(subscription, "more", seq, rows)
+        except PylonError as error:  # the client lacks rows that the window has
+            self._refuse(subscription, error)
 
-def _pages(seq: int, rows: list[bytes], tail: bytes) -> list[bytes]:
-    """Return the messages of a result as frames; the last one has ``"last":true``."""
-    pages: list[bytes] = []
-    begin = size_bytes = 0
-    for end, row in enumerate(rows):
-        if end > begin and size_bytes + len(row) > limits.LIVE_PAGE_BYTES:
-            pages.append(_page(seq, rows[begin:end], False, tail))
-            begin, size_bytes = end, 0
-        size_bytes += len(row)
-    pages.append(_page(seq, rows[begin:], True, tail))
-    return pages
+    def _send_rows(
+        self, subscription: Subscription, kind: str, seq: int, rows: list[bytes]
+    ) -> None:
+        """Send rows of a window at its client's pace, and then the diffs since.
 
-
-def _page(seq: int, rows: list[bytes], last: bool, tail: bytes) -> bytes:
-    return frames.encode(
-        frames.TEXT,
-        b'{"type":"subscribed","seq":%d,"rows":[%b],"last":%b%b'
-        % (seq, b",".join(rows), b"true" if last else b"false", tail),
-    )
-
-
-def _is_drained(connection: Connection) -> bool:
-    """Wait until the outbox of a connection is empty. Return False if the connection has closed.
-
-    The heartbeat closes a client that reads nothing. It must not close one that reads a long
-    result slowly, whose answers to pings come late; so progress here counts as an answer.
-    """
-    previous_bytes = connection.outbox_bytes
-    while connection.is_open:
-        is_drained = connection.wait_drained(_WAIT_S)
-        if connection.outbox_bytes < previous_bytes:
-            connection.heartbeats_unanswered = 0
-        if is_drained:
-            return True
-        previous_bytes = connection.outbox_bytes
-    return False
+        Raises:
+            ResyncRequired: there were too many diffs; the client may subscribe again.
+        """
+        backlog = subscription.backlog = Backlog()
+        self._results.send(subscription, kind, seq, rows)
+        subscription.backlog = None
+        if backlog.is_lost:
+            raise ResyncRequired("The client took the rows of its window too slowly")
+        diffs = backlog.frames
+        if diffs and subscription.connection.send(b"".join(diffs), len(diffs)):
+            metrics.LIVE_DIFFS.inc(len(diffs))
+            metrics.MESSAGES_SENT.inc(len(diffs))

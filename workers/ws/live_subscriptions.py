@@ -14,7 +14,7 @@ Invariant: a watch never says that a row is in the result which the caller may n
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -27,7 +27,9 @@ from pylon.policy.routing import ByAuth, Everyone, Keyed
 from pylon.policy.rules import EntityRules
 from pylon.query.matcher import Matcher, Term
 from pylon.query.parse import field_of
+from pylon.query.window import WindowQuery
 from workers.hub.connection import Connection
+from workers.ws.live_ranges import Window
 
 WatchKey = tuple[str, bytes, AuthContext | None]  # entity, text of the filter, reader (None: any)
 
@@ -36,6 +38,7 @@ _TERM_VALUES: Final = 100  # a condition with more possible values is not indexe
 _SUBSCRIPTION_BYTES: Final = 1_500
 _MEMBER_BYTES: Final = 100
 _INDEXED_BYTES: Final = 300
+_KEY_BYTES: Final = 130  # for each row of a window
 
 
 class Backlog:
@@ -61,12 +64,19 @@ class Backlog:
 class Subscription:
     """One client's live query. It receives diffs after its activation only."""
 
-    __slots__ = ("after_seq", "backlog", "connection", "holders", "sub_id", "tail", "watch")
+    __slots__ = (
+        "after_seq", "backlog", "connection", "holders", "limit", "size_bytes", "sub_id", "tail",
+        "watch",
+    )
 
     def __init__(
-        self, connection: Connection, sub_id: str, watch: Watch, holders: tuple[str, ...] = ()
+        self, connection: Connection, sub_id: str, watch: Watch, holders: tuple[str, ...] = (),
+        limit: int = 0,
     ) -> None:
-        """Args: `holders` are the identity and address that it counts for (`workers.ws.holdings`).
+        """
+        Args:
+            holders: the identity and address that it counts for (`workers.ws.holdings`).
+            limit: of a window's rows.
         """
         self.connection = connection
         self.sub_id = sub_id
@@ -75,25 +85,48 @@ class Subscription:
         self.tail = b',"sub_id":' + msgspec.json.encode(sub_id) + b"}"
         self.after_seq = 0  # the client has all changes up to this seq
         self.backlog: Backlog | None = None  # of diffs, while the client takes its rows
+        self.limit = limit
+        self.size_bytes = self.size_of(limit)
+
+    def size_of(self, limit: int) -> int:
+        """Return about how much memory it takes with a limit."""
+        return self.watch.size_bytes + _KEY_BYTES * limit
+
+
+class WindowSource(NamedTuple):
+    """Where the rows of a window come from."""
+
+    entity: Entity
+    matcher: Matcher
+    query: WindowQuery
 
 
 class Watch:
-    """A filter and its reader, shared by one or more subscriptions."""
+    """A filter and its reader, shared by one or more subscriptions.
+
+    A watch with a `window` has an order and a limit, and `source` tells how to read its rows.
+    """
 
     __slots__ = (
         "_holds", "_may_read", "_related", "auth", "field", "key", "members", "size_bytes",
-        "values", "weight",
+        "source", "values", "weight", "window",
     )
 
     def __init__(
         self, key: WatchKey, entity: Entity, matcher: Matcher, rules: EntityRules,
         related: RelatedRows = NO_RELATED,
+        query: WindowQuery | None = None,
     ) -> None:
         """
         Args:
             key: its third part is None if the rules let this caller read every row.
             related: the rows that the read rule asks; it never switches greenlets.
+            query: of a window.
         """
+        self.source = None if query is None else WindowSource(entity, matcher, query)
+        self.window = None if query is None else Window(
+            query.sort_keys, query.begin, query.is_reversed
+        )
         self.key = key
         self.auth = key[2]
         self._holds = matcher.holds
@@ -112,12 +145,16 @@ class Watch:
 
     def diff_kind(self, change: Change) -> str | None:
         """Return the effect of the change on the result: insert, update or delete; None: none."""
-        was_in, is_in = self._is_in_result(change.prev_row), self._is_in_result(change.row)
+        was_in, is_in = self.has_row(change.prev_row), self.has_row(change.row)
         if is_in and change.newer is not None and not self._may_read_now(change):
             return None  # a later change hid the row, and will be a delete
         if is_in:
             return "update" if was_in else "insert"
         return "delete" if was_in else None
+
+    def shows(self, change: Change) -> bool:
+        """Whether the row is in the result after the change, and no later change has hidden it."""
+        return self.has_row(change.row) and (change.newer is None or self._may_read_now(change))
 
     def _may_read_now(self, change: Change) -> bool:
         """Whether the caller may read the newest version of the row."""
@@ -126,7 +163,8 @@ class Watch:
         row = change.newest.row
         return row is not None and self._may_read(self.auth, row, self._related)
 
-    def _is_in_result(self, row: dict[str, Any] | None) -> bool:
+    def has_row(self, row: dict[str, Any] | None) -> bool:
+        """Whether a row is in the result."""
         if row is None:
             return False
         if self.auth is not None and not self._may_read(self.auth, row, self._related):

@@ -36,12 +36,15 @@ class Watches:
     def __init__(
         self, transport: Transport, clock: Clock,
         refuse: Callable[[Subscription, PylonError], None],
+        take: Callable[[Watch, Change, Diffs], None],
     ) -> None:
         """
         Args:
             refuse: ends a subscription and sends its client the error.
+            take: adds the diffs of a change for a watch that has a window.
         """
         self._refuse = refuse
+        self._take = take
         self._transport = transport
         self._clock = clock
         self._by_key: dict[WatchKey, Watch] = {}
@@ -118,6 +121,9 @@ class Watches:
             diffs.begin_change()
             bodies: dict[str, bytes] = {}
             for watch in entity_watches.find_affected(change):
+                if watch.window is not None:
+                    self._take(watch, change, diffs)
+                    continue
                 kind = watch.diff_kind(change)
                 if kind is not None:
                     body = bodies.get(kind)

@@ -263,6 +263,17 @@ class SqliteReader:
         clause = sql.compile(where)
         return bool(self._one(f"{sql.has_row}{clause.sql})", clause.params))
 
+    def count_within(self, entity: str, where: Predicate, max_rows: int) -> int:
+        sql = self._sql(entity)
+        clause = sql.compile(where)
+        if self._deadline.in_group and clause.cost:
+            self._refuse_long(entity, clause)
+        found = self._one(
+            f"SELECT count(*) FROM (SELECT 1 FROM {sql.table} WHERE {clause.sql} LIMIT ?)",
+            (*clause.params, max_rows),
+        )
+        return int(found)
+
     def facet_counts(
         self, entity: str, where: Predicate, fields: Sequence[str], most: int
     ) -> FacetCounts:
