@@ -71,12 +71,12 @@ class Drain:
                 self._end(roles)
         self._stop_writing()
         code = EXIT_COMPLETE if self._complete else EXIT_CUT_SHORT
-        self._say("ended", exit_code=code, done=True, ok=code == EXIT_COMPLETE)
+        self._publish_step("ended", exit_code=code, done=True, ok=code == EXIT_COMPLETE)
         return code
 
     def _announce(self) -> None:
         delay_s = 0.0 if self._keeps_ports else self._parts.config.drain_delay_s
-        self._say("announced", delay_s=delay_s)
+        self._publish_step("announced", delay_s=delay_s)
         self._loop.draining = True
         self._parts.notifier.stopping()
         self._parts.notifier.status("draining")
@@ -92,7 +92,7 @@ class Drain:
         children.send(_SOCKET_ROLES, signal.SIGUSR1)
         if not self._keeps_ports:
             self._parts.listeners.close()
-        self._say("not accepting", ports=list(self._parts.listeners.by_role))
+        self._publish_step("not accepting", ports=list(self._parts.listeners.by_role))
 
     def _end(
         self, roles: tuple[str, ...], wait_s: float = float("inf"), *, already_asked: bool = False
@@ -116,12 +116,12 @@ class Drain:
             else:
                 children.kill(roles)
             self._complete = False
-        self._say(f"{' and '.join(roles)} ended", killed=left)
+        self._publish_step(f"{' and '.join(roles)} ended", killed=left)
 
     def _tell_waiting(self, roles: tuple[str, ...], until_s: float) -> None:
         """Report which workers the drain waits for, and how many clients each still serves."""
         beats = [beat for role in roles for beat in self._parts.heartbeats.list_beats(role)]
-        self._say(
+        self._publish_step(
             f"waiting for {' and '.join(roles)}",
             connections={f"{b.role}/{b.worker}": b.connections for b in beats},
             longest_s=round(until_s - self._now_s(), 1),
@@ -137,7 +137,7 @@ class Drain:
             # The disk may be full. Without the mark the next start assumes a crash, which is safe.
             _log.error("drain.not_marked", code=ex.code, message=ex.message)
         parts.writer.stop()
-        self._say("writer stopped", head_seq=parts.writer.head)
+        self._publish_step("writer stopped", head_seq=parts.writer.head)
         self._end_backup()
         self._flush()
 
@@ -152,7 +152,7 @@ class Drain:
             pid = self._parts.backups.end_copy(_POLL_S)
         if pid is not None:
             _log.error("drain.backup_left", pid=pid, waited_s=limits.BACKUP_CANCEL_S)
-        self._say("backup cancelled", left=int(pid is not None))
+        self._publish_step("backup cancelled", left=int(pid is not None))
 
     def _flush(self) -> None:
         parts = self._parts
@@ -181,7 +181,7 @@ class Drain:
                     "start reads the WAL, but the file must not be copied without its -wal",
                 )
         self._complete = self._complete and flushed
-        self._say("flushed", wal_truncated=flushed)
+        self._publish_step("flushed", wal_truncated=flushed)
 
     def _hurried(self) -> bool:
         return self._loop.cut_short or self._now_s() >= self._deadline_s
@@ -189,7 +189,7 @@ class Drain:
     def _now_s(self) -> float:
         return self._parts.clock.monotonic_s()
 
-    def _say(self, step: str, **keys: object) -> None:
+    def _publish_step(self, step: str, **keys: object) -> None:
         at_s = round(self._now_s() - self._started_s, 3)
         _log.info("drain", step=step, at_s=at_s, **{k: v for k, v in keys.items() if k != "done"})
         self._parts.progress.publish(step=step, at_s=at_s, **keys)

@@ -157,7 +157,7 @@ class Writer:
             if now_s - call.since_s < limits.WRITE_TIMEOUT_S:
                 due.append(call)
                 continue
-            refusal = WireError.of(WriterUnavailable(
+            refusal = WireError.from_error(WriterUnavailable(
                 f"The writer did not come to this within {limits.WRITE_TIMEOUT_S:g} s",
                 hint="Nothing was written: too many large rows are being changed",
             ))
@@ -321,7 +321,7 @@ class Writer:
                        failures_in_a_row=self._failures)
         if self._failures == limits.WRITER_FAILURES:
             self._broken(error)
-        refusal = WireError.of(InternalError("The write failed; the server's log says why"))
+        refusal = WireError.from_error(InternalError("The write failed; the server's log says why"))
         return [WriteReply(request.id, error=refusal) for request in requests]
 
 

@@ -154,7 +154,7 @@ def test_a_failing_store_fails_the_push_and_not_its_changes(
     real = server.writer.submit_all
 
     def failing(ops: Any) -> Any:
-        refusal = WireError.of(StoreUnavailable("disk full"))
+        refusal = WireError.from_error(StoreUnavailable("disk full"))
         return [type(reply)(reply.id, error=refusal) for reply in real(ops)]
 
     monkeypatch.setattr(server.writer, "submit_all", failing)

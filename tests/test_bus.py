@@ -131,7 +131,7 @@ def test_an_error_comes_back_as_itself_and_fails_alone(
     worker = start()
     worker.send(cmd="writes", ids=["a", "b"])
     [(peer, (first, second))] = receive(port)
-    refused = WriteReply(first.id, error=WireError.of(NotFound("Row not found")))
+    refused = WriteReply(first.id, error=WireError.from_error(NotFound("Row not found")))
     port.reply(peer, [refused, echo(second)])
     assert worker.expect("rows")["rows"] == ["NOT_FOUND", "b"]
     worker.send(cmd="write_all", ids=["c", "d"])

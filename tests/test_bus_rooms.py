@@ -89,7 +89,7 @@ def test_commands_of_one_turn_travel_in_one_message(client: RoomsClient, serve: 
 
 
 def test_a_refusal_comes_back_as_itself(client: RoomsClient, serve: Any) -> None:
-    refusal = WireError.of(NotInRoom("no", hint="join"))
+    refusal = WireError.from_error(NotInRoom("no", hint="join"))
     serve(lambda peer, requests: [RoomReply(r.id, 0, error=refusal) for r in requests])
     with pytest.raises(NotInRoom) as caught:
         client.submit(GetRooms())

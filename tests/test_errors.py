@@ -22,7 +22,7 @@ def test_every_error_survives_the_bus(cls: type[errors.PylonError]) -> None:
         assert issubclass(cls, errors.StartRefused), "only start-up errors never travel"
         return
     error = cls("what happened", hint="how to mend it", field="title")
-    wire = msgspec.msgpack.decode(msgspec.msgpack.encode(WireError.of(error)))
+    wire = msgspec.msgpack.decode(msgspec.msgpack.encode(WireError.from_error(error)))
     back = WireError(*wire).to_exception()
     assert type(back) is cls
     assert back.body() == error.body()

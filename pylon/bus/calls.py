@@ -101,7 +101,7 @@ class CallPort:
             for call in calls:
                 if self._running >= limits.CALLS_IN_FLIGHT:
                     busy = Unavailable(f"{self._channel} is busy", hint=_TRY_AGAIN)
-                    self._send(peer, Answer(call.id, error=WireError.of(busy)))
+                    self._send(peer, Answer(call.id, error=WireError.from_error(busy)))
                     continue
                 self._running += 1
                 gevent.spawn(self._execute, peer, call)
@@ -110,11 +110,11 @@ class CallPort:
         try:
             answer = Answer(call.id, self._answer(call.command))
         except PylonError as ex:
-            answer = Answer(call.id, error=WireError.of(ex))
+            answer = Answer(call.id, error=WireError.from_error(ex))
         except Exception as ex:  # noqa: BLE001  the caller needs an answer to any error
             _log.exception("call.failed", channel=self._channel, error=ex)
             refusal = InternalError("The call failed; the server's log says why")
-            answer = Answer(call.id, error=WireError.of(refusal))
+            answer = Answer(call.id, error=WireError.from_error(refusal))
         finally:
             self._running -= 1
         self._send(peer, answer)

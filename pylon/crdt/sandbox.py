@@ -94,7 +94,7 @@ def serve(inbound: BinaryIO, outbound: BinaryIO, budget_s: float) -> None:
             else:
                 reply = _merged(request)
         except PylonError as ex:
-            reply = WireError.of(ex)
+            reply = WireError.from_error(ex)
         signal.setitimer(signal.ITIMER_PROF, 0)
         outbound.write(encode_frame(reply))
         outbound.flush()

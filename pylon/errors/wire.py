@@ -21,7 +21,8 @@ class WireError(msgspec.Struct, frozen=True, array_like=True):
     details: dict[str, Any]
 
     @classmethod
-    def of(cls, error: PylonError) -> WireError:
+    def from_error(cls, error: PylonError) -> WireError:
+        """Return the error as it travels between processes."""
         return cls(*error.to_wire())
 
     def to_exception(self) -> PylonError:

@@ -127,10 +127,10 @@ class RoomService:
                 return RoomReply(request.id, self._counter, snapshots=snapshots)
             return RoomReply(request.id, self._counter, self._execute(source, command))
         except PylonError as ex:
-            error = WireError.of(ex)
+            error = WireError.from_error(ex)
         except Exception as ex:  # noqa: BLE001  other rooms must not fail with this one
             _log.exception("rooms.failed", error=ex, command=type(command).__name__)
-            error = WireError.of(InternalError("It failed; the server's log says why"))
+            error = WireError.from_error(InternalError("It failed; the server's log says why"))
         return RoomReply(request.id, self._counter, error=error)
 
     def _execute(self, source: bytes, command: RoomCommand) -> bytes:

@@ -123,7 +123,7 @@ class DirectShards:
         try:
             return self._answers.answer(msgspec.msgpack.encode(command))
         except PylonError as ex:  # as the bus carries it
-            raise WireError.of(ex).to_exception() from ex
+            raise WireError.from_error(ex).to_exception() from ex
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from pylon import limits
 from pylon.api.data import changes
 from pylon.api.data.access import entity_named, readable, wait_before_absence
 from pylon.api.data.conflicts import submit
-from pylon.api.data.query_cache import answered
+from pylon.api.data.query_cache import answer_cached
 from pylon.api.http.body import decode_json, read_body
 from pylon.api.http.callers import address_of, caller_of, subject_of
 from pylon.api.http.idempotency import key_of, mark_replayed
@@ -69,7 +69,7 @@ class EntityList:
             )
 
         key = ("list", named.name, where, limit, offset, with_total)
-        send_text(resp, answered(services.query_cache, services.store, key, b"", read))
+        send_text(resp, answer_cached(services.query_cache, services.store, key, b"", read))
 
     on_head = on_get
 

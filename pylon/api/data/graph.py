@@ -9,7 +9,7 @@ from __future__ import annotations
 import falcon
 
 from pylon.api.data.access import entity_named, readable
-from pylon.api.data.query_cache import answered
+from pylon.api.data.query_cache import answer_cached
 from pylon.api.http.body import decode_raw, read_body
 from pylon.api.http.callers import caller_of, subject_of
 from pylon.api.http.responses import send_text
@@ -40,7 +40,7 @@ class GraphQuery:
                 lambda reader: reader.graph(nodes), caller=subject_of(req, services.requests)
             )
 
-        send_text(resp, answered(services.query_cache, services.store, auth, raw, read))
+        send_text(resp, answer_cached(services.query_cache, services.store, auth, raw, read))
 
 
 def parse_request(app: App, auth: AuthContext, body: object) -> list[GraphNode]:

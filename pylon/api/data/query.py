@@ -11,7 +11,7 @@ from typing import Final
 import falcon
 
 from pylon.api.data.access import entity_named, readable, wait_before_absence
-from pylon.api.data.query_cache import answered
+from pylon.api.data.query_cache import answer_cached
 from pylon.api.http.body import decode_raw, read_body
 from pylon.api.http.callers import caller_of, subject_of
 from pylon.api.http.responses import send_text
@@ -46,7 +46,7 @@ class EntityQuery:
             )[1]
 
         key = ("query", named.name, allowed)
-        send_text(resp, answered(services.query_cache, services.store, key, raw, read))
+        send_text(resp, answer_cached(services.query_cache, services.store, key, raw, read))
 
 
 class Lookup:

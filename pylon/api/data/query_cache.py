@@ -103,7 +103,7 @@ def version_of(store: Store) -> int:
     return store.point(_data_version)
 
 
-def answered(
+def answer_cached(
     answers: QueryCache[bytes], store: Store, key: Hashable, question: bytes,
     read: Callable[[], bytes],
 ) -> bytes:

@@ -221,7 +221,7 @@ class BatchEngine:
                 try:
                     replies.append(handlers[type(op)](request.id, op, journal))
                 except PylonError as error:
-                    replies.append(WriteReply(request.id, error=WireError.of(error)))
+                    replies.append(WriteReply(request.id, error=WireError.from_error(error)))
                 except DeferredError:
                     deferred.append(request)
                     is_deferring = request.has_more
@@ -231,7 +231,7 @@ class BatchEngine:
                     # Unexpected: the request may have made some of its changes. Undo everything,
                     # and execute the batch again without it.
                     _log.exception("write.broken", error=error, op=type(op).__name__)
-                    failure = WireError.of(InternalError("the write failed unexpectedly"))
+                    failure = WireError.from_error(InternalError("the write failed unexpectedly"))
                     broken[position] = WriteReply(request.id, error=failure)
                     return None
             if self._is_run_ended and journal.seq > self.head:
@@ -258,7 +258,7 @@ class BatchEngine:
         self, requests: Sequence[WriteRequest], cause: Exception, started_s: float
     ) -> BatchResult:
         refusal, text = self._transaction.refusal_of(cause)
-        error = WireError.of(_unavailable(text))
+        error = WireError.from_error(_unavailable(text))
         replies = [WriteReply(r.id, error=error) for r in requests]
         return BatchResult(
             replies, None, self._clock.monotonic_s() - started_s, refusal=refusal
@@ -267,7 +267,7 @@ class BatchEngine:
     def _refuse_batch(
         self, requests: Sequence[WriteRequest], problem: BatchRefusal, started_s: float
     ) -> BatchResult:
-        error = WireError.of(_misplaced())
+        error = WireError.from_error(_misplaced())
         replies = [WriteReply(r.id, error=error) for r in requests]
         return BatchResult(
             replies, None, self._clock.monotonic_s() - started_s, refusal=problem
@@ -296,7 +296,7 @@ class BatchEngine:
                     _check_transact_size(journal.step_bytes)
                 except PylonError as error:
                     del done[position:]
-                    done.append(WriteReply(position, error=WireError.of(error)))
+                    done.append(WriteReply(position, error=WireError.from_error(error)))
                     self._undo_transact(journal)
                     return WriteReply(request_id, results=done)
                 except DeferredError:
@@ -306,7 +306,7 @@ class BatchEngine:
             if broken is not None:
                 position, violation = broken
                 del done[position:]
-                done.append(WriteReply(position, error=WireError.of(violation)))
+                done.append(WriteReply(position, error=WireError.from_error(violation)))
                 self._undo_transact(journal)
                 return WriteReply(request_id, results=done)
         finally:

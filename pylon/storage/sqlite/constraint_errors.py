@@ -33,7 +33,7 @@ class ConstraintErrors:
             for f in entity.fields
         }
 
-    def of(self, error: apsw.ConstraintError) -> ConstraintFailed:
+    def translate(self, error: apsw.ConstraintError) -> ConstraintFailed:
         """Return the failure as the core understands it."""
         message = str(error).lower()
         fields = self._unique.get(message)

@@ -158,4 +158,4 @@ class SqliteTable:
         return text
 
     def _raise_constraint(self, error: apsw.ConstraintError) -> NoReturn:
-        raise self._errors.of(error) from error
+        raise self._errors.translate(error) from error

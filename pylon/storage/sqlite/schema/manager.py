@@ -164,7 +164,8 @@ class SqliteSchema:
                     )
                 except apsw.ConstraintError as ex:
                     return insert, constraint_error(
-                        entity.name, errors[entity.name].of(ex), orjson.loads(insert.row_json),
+                        entity.name, errors[entity.name].translate(ex),
+                        orjson.loads(insert.row_json),
                         client_id_given=insert.client_id_given,
                     )
             with closing(self._open_or_empty()) as present:
