@@ -28,10 +28,11 @@ from pylon.manifest import references
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import RuleSet
 from pylon.storage.core.entity import EntityWrites
+from pylon.storage.core.idempotency import execute_once, find_replay
 from pylon.storage.core.journal import Journal
 from pylon.storage.core.large_rows import DeferredError
 from pylon.storage.core.retention import Retention
-from pylon.storage.core.rows import RowWrites, find_replay
+from pylon.storage.core.rows import RowWrites
 from pylon.storage.core.sessions import prune_sessions, put_session
 from pylon.storage.core.transaction import ForeignWriterError, RowTransaction
 from pylon.storage.events import ChangeBatch
@@ -92,9 +93,9 @@ class BatchEngine:
         self._problem: BatchRefusal | None = None
         self.head = transaction.head_seq()
         self._handlers: dict[type, Handler] = {
-            InsertRow: rows.insert,
-            UpdateRow: rows.update,
-            DeleteRow: rows.delete,
+            InsertRow: execute_once(transaction, rows.insert),
+            UpdateRow: execute_once(transaction, rows.update),
+            DeleteRow: execute_once(transaction, rows.delete),
             ResetRows: rows.reset,
             Transact: self._transact,
             OpenDocument: self._documents.open,

@@ -1,8 +1,8 @@
 """Row writes: inserts, updates and deletes one row, or deletes all.
 
-It evaluates the policies of updates and deletes, If-Match and op_ids on the rows as they are
-stored. A change is one primitive of `transaction.RowTable`. The `Journal` notes its event and its
-op_id. The row's document changes in the same transaction.
+It evaluates the policies of updates and deletes, and If-Match, on the rows as they are stored. A
+change is one primitive of `transaction.RowTable`. The `Journal` notes its event. The row's document
+changes in the same transaction. `idempotency` finds repeated operations before they come here.
 
 Invariant: an operation that raises has changed neither a row nor a document. Called by `engine`, in
 its transaction, and by `documents` for the row of a document.
@@ -21,7 +21,6 @@ from pylon.auth_context import AuthContext
 from pylon.clock import Clock
 from pylon.errors import (
     EntityNotFound,
-    IdempotencyKeyReused,
     NotFound,
     PreconditionFailed,
     PylonError,
@@ -38,7 +37,6 @@ from pylon.storage.core.transaction import ConstraintFailed, RowTransaction
 from pylon.storage.ops import (
     DeleteRow,
     InsertRow,
-    OpKey,
     PushDocument,
     ResetRows,
     UpdateRow,
@@ -70,14 +68,8 @@ class RowWrites:
         """Add one row. The caller has evaluated its policy, or the op has its `auth`.
 
         Raises:
-            EntityNotFound, IdempotencyKeyReused, UniqueViolation, NullNotAllowed, PolicyDenied
-            ReferenceNotFound
+            EntityNotFound, UniqueViolation, NullNotAllowed, PolicyDenied, ReferenceNotFound
         """
-        key = op.op
-        if key is not None:
-            replay = find_replay(self._transaction, request_id, key, journal)
-            if replay is not None:
-                return replay
         entity = self.entity(op.entity)
         row_id, row_json = op.row_id, op.row_json
         if op.auth is not None and not entity.rules.may_insert(
@@ -98,8 +90,6 @@ class RowWrites:
                 op.entity, failure, orjson.loads(row_json), client_id_given=op.client_id_given
             ) from failure
         journal.note(op.entity, row_id, earlier, row_json, None)
-        if key is not None:
-            journal.note_op(key, seq, row_id)
         return WriteReply(request_id, seq, row_id, False, 1)
 
     def update(self, request_id: int, op: UpdateRow, journal: Journal) -> WriteReply:
@@ -107,13 +97,8 @@ class RowWrites:
 
         Raises:
             EntityNotFound, NotFound, PreconditionFailed, PolicyDenied
-            IdempotencyKeyReused, UniqueViolation, NullNotAllowed, ReferenceNotFound
+            UniqueViolation, NullNotAllowed, ReferenceNotFound
         """
-        key = op.op
-        if key is not None:
-            replay = find_replay(self._transaction, request_id, key, journal)
-            if replay is not None:
-                return replay
         entity = self.entity(op.entity)
         if entity.defaults.has_stamps:
             op = replace(op, patch=entity.defaults.stamp(op.row_id, op.patch, op.auth))
@@ -129,8 +114,6 @@ class RowWrites:
         seq = self._change(
             entity, row_id, patch, before_json, before, version, row_json, row, journal
         )
-        if key is not None:
-            journal.note_op(key, seq, row_id)
         return WriteReply(request_id, seq, row_id, False, 1)
 
     def _change(
@@ -187,14 +170,9 @@ class RowWrites:
         """Drop one row, its document, and the rows that refer to it with `onDelete` cascade.
 
         Raises:
-            EntityNotFound, NotFound, PreconditionFailed, PolicyDenied, IdempotencyKeyReused
+            EntityNotFound, NotFound, PreconditionFailed, PolicyDenied
             ReferenceInUse, LimitExceeded: see `ReferenceChecks.plan_delete`.
         """
-        key = op.op
-        if key is not None:
-            replay = find_replay(self._transaction, request_id, key, journal)
-            if replay is not None:
-                return replay
         entity = self.entity(op.entity)
         row_id = op.row_id
         before_json, before, version = self.find_readable(entity, op)
@@ -208,8 +186,6 @@ class RowWrites:
             if cascaded:
                 self._execute_cascade(cascade, op.auth, journal)
         seq = self._drop(stored, journal)
-        if key is not None:
-            journal.note_op(key, seq, row_id)
         return WriteReply(request_id, seq, row_id, False, 1 + cascaded)
 
     def _drop(self, stored: StoredRow, journal: Journal) -> int:
@@ -372,23 +348,3 @@ def _list_versions(wanted: int | tuple[int, ...]) -> str:
         return str(wanted)
     shown = ", ".join(map(str, wanted[:_VERSIONS_SHOWN]))
     return f"one of {shown}{' ...' if len(wanted) > _VERSIONS_SHOWN else ''}"
-
-
-def find_replay(
-    transaction: RowTransaction, request_id: int, key: OpKey, journal: Journal
-) -> WriteReply | None:
-    """Return the reply of an operation that was executed before, or None.
-
-    Raises:
-        IdempotencyKeyReused: another request used the key.
-    """
-    done = journal.find_op(transaction, key)
-    if done is None:
-        return None
-    seq, row_id, digest = done
-    if key.digest is not None and key.digest != digest:
-        raise IdempotencyKeyReused(
-            "This Idempotency-Key was used for another request",
-            hint="Use a new key for each request; the same one only to repeat it unchanged",
-        )
-    return WriteReply(request_id, seq, row_id, True)
