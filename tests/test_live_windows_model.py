@@ -30,11 +30,12 @@ CONTEXTS = [ANONYMOUS, ADMIN, ADA, BOB, ADA]
 VALUES: dict[str, list[Any]] = {
     "text": ["a", "b", "ab", None], "rank": [1, 2, 3, None], "ownerId": ["ada", "bob", None],
     "shared": [True, False, None],
+    "at": [None, "2026-01-01T00:00:00.000000Z", "2026-01-02T00:00:00.000000Z"],
 }
 FILTERS: list[dict[str, Any]] = [
     {}, {"text": "a"}, {"text": {"$in": ["a", "b"]}}, {"shared": None}, {"rank": {"$gte": 2}},
     {"text": {"$like": "A"}}, {"$or": [{"text": "b"}, {"shared": False}]}, {"id": row_id(1)},
-    {"text": {"$in": []}},
+    {"text": {"$in": []}}, {"shared": True, "at": {"$gt": "2026-01-01T01:00:00+01:00"}},
 ]
 ROWS = 14
 ORDER = st.lists(

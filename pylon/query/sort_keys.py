@@ -17,7 +17,7 @@ server's database, sorts behind the numbers, as in SQLite. Called by live window
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import inf
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ import orjson
 from pylon.manifest.model import Entity, FieldType
 from pylon.query.parse import field_of
 from pylon.query.predicate import Scalar
+from pylon.values.notations import KEYS, notation_of
 
 _NULL: Final = 0
 _NUMBER: Final = 1
@@ -52,19 +53,22 @@ Order = tuple[tuple[str, bool], ...]
 class SortKeys:
     """The sort keys of one total order."""
 
-    __slots__ = ("__weakref__", "_fields", "_id_is_descending", "_types")
+    __slots__ = ("__weakref__", "_fields", "_id_is_descending")
 
     def __init__(self, entity: Entity, order: Order) -> None:
         """Args: `order` ends with `id`, and names no field twice."""
         *fields, (_, self._id_is_descending) = order
-        self._fields = tuple(fields)
-        self._types = tuple([field_of(entity, name).type for name, _ in fields])
+        self._fields = tuple([
+            (name, is_descending, field_of(entity, name).type, _comparable(entity, name))
+            for name, is_descending in fields
+        ])
 
     def key_of(self, row: Mapping[str, Any]) -> bytes:
         """Return the key of a decoded row. PERF: 1.2 us with one text field."""
         parts: list[bytes] = []
-        for name, is_descending in self._fields:
-            part = _encode(row.get(name))
+        for name, is_descending, _, comparable in self._fields:
+            value = row.get(name)
+            part = _encode(value if comparable is None or value is None else comparable(value))
             parts.append(part.translate(_INVERTED) if is_descending else part)
         part = _encode_text(row["id"])
         parts.append(part.translate(_INVERTED) if self._id_is_descending else part)
@@ -83,12 +87,18 @@ class SortKeys:
         """Return the values of the order's fields, and the id."""
         values: list[Scalar] = []
         begin = 0
-        for (_, is_descending), kind in zip(self._fields, self._types, strict=True):
+        for _, is_descending, kind, _ in self._fields:
             part = key[begin:]
             value, size = _decode(part.translate(_INVERTED) if is_descending else part, kind)
             values.append(value)
             begin += size
         return (*values, self.id_of(key))
+
+
+def _comparable(entity: Entity, name: str) -> Callable[[Any], Any] | None:
+    """Return the function that brings a field's values into the notation of the store."""
+    notation = notation_of(field_of(entity, name))
+    return KEYS[notation] if notation else None
 
 
 def _encode(value: Any) -> bytes:

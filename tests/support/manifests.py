@@ -62,6 +62,7 @@ def windows_app() -> dict[str, Any]:
         {"name": name, "type": kind, "optional": True, "unique": False}
         for name, kind in (
             ("text", "string"), ("rank", "int"), ("ownerId", "string"), ("shared", "bool"),
+            ("at", "datetime"),
         )
     ]
     rules = {
@@ -75,6 +76,7 @@ def windows_app() -> dict[str, Any]:
             {"name": name, "fields": fields, "crdt": False, "indexes": [
                 {"name": "by_text", "fields": ["text", "rank"], "unique": False},
                 {"name": "by_rank", "fields": ["rank"], "unique": False},
+                {"name": "by_time", "fields": ["shared", "at"], "unique": False},
             ]} for name in rules
         ],
         "policies": [
