@@ -424,7 +424,8 @@ def _index_use(entity: Entity, comparisons: Iterable[e.Comparison], at: int) -> 
                 fields = by_row
             if part.field not in (*by_caller, *by_row, *constant):
                 fields.append(part.field)
-    wanted = (*by_caller, *by_row) or tuple(constant)
+    # Constants alone: one of them is enough.
+    wanted = (*by_caller, *by_row) or tuple(constant[:1])
     if not wanted:
         raise PolicyInvalid(
             f"exists compares one field of {entity.name} or more by ==, so that an index finds the"
@@ -444,7 +445,7 @@ def _index_use(entity: Entity, comparisons: Iterable[e.Comparison], at: int) -> 
         }
         if by_caller and set(by_caller) <= {*columns[:leading]}:
             is_listable = True
-        if covered.issuperset(wanted):
+        if covered.issuperset(wanted) or (not by_caller and not by_row and covered):
             is_found = True
     if not is_found:
         line = json.dumps({"name": "by_" + "_".join(wanted), "fields": wanted, "unique": False})

@@ -2,8 +2,9 @@
 
 `tests/corpora/query_semantics.json` has them. A case has the types of the fields ``v`` and ``w``,
 the values of its rows, and one question: `filter` (a condition on ``v``), `where` (a whole
-filter), `policy`, `search`, `order` (with `after` or `before`, the number of a row), `lookup` (a
-text), `aggregate` or `facets` (how many values).
+filter), `policy` (``*`` in an ``exists(...)`` is the entity of the case), `search`, `order` (with
+`after` or `before`, the number of a row), `lookup` (a text), `aggregate` or `facets` (how many
+values).
 `ids` are the numbers of the rows, from 1, `answer` the figures; `error` is the code of a refusal.
 
 All rows of all cases are in one store: an entity for each pair of types, and a field ``part``
@@ -20,7 +21,7 @@ from typing import Any, Final
 import orjson
 
 from pylon.auth_context import AuthContext
-from pylon.manifest.model import Entity, Field, FieldType, Manifest, Policy, Search
+from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy, Search
 from pylon.policy.rules import EntityRules, compile_rules
 from pylon.query.aggregate import Aggregate, parse_aggregate
 from pylon.query.parse import parse_where
@@ -60,7 +61,10 @@ class Case:
     @property
     def rules(self) -> EntityRules:
         """The rules of an entity that the case's policy protects."""
-        policy = Policy("p", self.entity.name, allow_read=self.source["policy"])
+        rule = self.source["policy"]
+        if "exists" in rule:
+            rule = rule.replace("*", self.entity.name)
+        policy = Policy("p", self.entity.name, allow_read=rule)
         manifest = Manifest("cases", "1", (self.entity,), policies=(policy,))
         return compile_rules(manifest).for_entity(self.entity.name)
 
@@ -150,10 +154,16 @@ def rows_stored(reader: Reader, case: Case) -> list[dict[str, Any]]:
 def _entity_of(line: dict[str, Any]) -> Entity:
     first, second = line.get("types") or (line["type"], "string")
     is_indexed = line.get("indexed", False)
-    name = f"{first}_{second}{'_indexed' * is_indexed}".title()
+    is_asked = "exists" in line.get("policy", "")
+    name = f"{first}_{second}{'_indexed' * is_indexed}{'_asked' * is_asked}".title()
     fields = [
         Field("part", FieldType.INT, False, False),
         Field("v", FieldType(first), True, False),
         Field("w", FieldType(second), True, False),
     ]
-    return Entity(name, tuple(fields), search=Search(("v",), (), ()) if is_indexed else None)
+    orders = (("part", "v", "w"), ("v", "part", "w"), ("part", "w", "v"), ("w", "v", "part"))
+    indexes = tuple(
+        Index(f"{name}_{'_'.join(order)}", order, False) for order in orders if is_asked
+    )
+    search = Search(("v",), (), ()) if is_indexed else None
+    return Entity(name, tuple(fields), indexes, search=search)

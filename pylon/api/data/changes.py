@@ -36,8 +36,8 @@ def make_insert(
     body = app.defaults[entity.name].fill(body, row_id, auth)
     encoded = codec.insert(body, row_id)
     rules = app.rules.for_entity(entity.name)
-    judge = None
-    if rules.checks["insert"]:
+    judge = None  # for whom the writer judges
+    if rules.checks["insert"] and not auth.is_admin:
         judge = auth
     elif not rules.may_insert(auth, encoded.row):
         raise rules.denied("insert", auth)
