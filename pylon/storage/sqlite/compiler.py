@@ -45,6 +45,7 @@ class _Kept(NamedTuple):
     arrange: Callable[[Sequence[object]], tuple[object, ...]] | None
     cost: Cost
     is_short: bool
+    has_list: bool
 
 
 class CompiledCache:
@@ -73,14 +74,14 @@ class PredicateCompiler:
         self._cache = cache
 
     def compile(
-        self, predicate: Predicate, is_led: bool = False, is_pinned: bool = False
+        self, predicate: Predicate, is_led: bool = False, looks_up: bool = False
     ) -> SqlClause:
         """Return the SQL of a predicate.
 
         Args:
             is_led: the statement finds the rows by other rows or by a full-text match, so that
                 no other index serves the condition.
-            is_pinned: the statement finds one row by a key of its own.
+            looks_up: see `predicate_sql.write_predicate`.
         """
         if type(predicate) is Constant:
             return ALL if predicate.holds else NOTHING
@@ -89,19 +90,21 @@ class PredicateCompiler:
         # snapshot): 0.05 us in place of 0.8 us.
         if predicate is cache.last and not is_led and cache.last_entity == self._name:
             return cache.last_clause
-        shape: Shape = [self._name, is_led, is_pinned]
+        shape: Shape = [self._name, is_led, looks_up]
         params: Params = []
         collect_shape(predicate, shape, params)
         key = tuple(shape)
         kept = cache.by_shape.get(key)
         if kept is None:
-            kept = _write(self._entity, predicate, is_led, is_pinned, len(params))
+            kept = _write(self._entity, predicate, is_led, looks_up, len(params))
             if len(key) <= limits.SHAPE_PARTS:
                 if len(cache.by_shape) >= limits.SHAPES_KEPT:
                     cache.by_shape.clear()
                 cache.by_shape[key] = kept
-        sql, arrange, cost, is_short = kept
-        clause = SqlClause(sql, tuple(params) if arrange is None else arrange(params), cost)
+        sql, arrange, cost, is_short, has_list = kept
+        clause = SqlClause(
+            sql, tuple(params) if arrange is None else arrange(params), cost, has_list
+        )
         if is_short and not is_led:
             cache.last, cache.last_clause, cache.last_entity = predicate, clause, self._name
         return clause
@@ -120,7 +123,7 @@ class PredicateCompiler:
         if clause is None:
             if len(cache.by_rule) >= limits.READ_RULES_KEPT:
                 cache.by_rule.clear()
-            clause = cache.by_rule[key] = self.compile(rule, is_pinned=True)
+            clause = cache.by_rule[key] = self.compile(rule, looks_up=True)
         return clause
 
 
@@ -130,21 +133,21 @@ def compile_predicate(entity: Entity, predicate: Predicate, is_led: bool = False
 
 
 def _write(
-    entity: Entity, predicate: Predicate, is_led: bool, is_pinned: bool, count: int
+    entity: Entity, predicate: Predicate, is_led: bool, looks_up: bool, count: int
 ) -> _Kept:
     """Return the SQL of the predicate's shape.
 
     Args:
         count: number of parameters that a walk collects.
     """
-    sql = write_predicate(entity, predicate, is_led, is_pinned)
+    sql, has_list = write_predicate(entity, predicate, is_led, looks_up)
     cost = cost_of(predicate)
-    # The SQL of an `Exists` differs with `is_pinned`.
+    # The SQL of an `Exists` differs with `looks_up`.
     is_short = cost is Cost.PLAIN and not _has_list(predicate) and not asks_rows(predicate)
     if sql.params == tuple(range(count)):
-        return _Kept(sql.text, None, cost, is_short)
+        return _Kept(sql.text, None, cost, is_short, has_list)
     # Two or more numbers: a single one is in order.
-    return _Kept(sql.text, itemgetter(*sql.params), cost, is_short)
+    return _Kept(sql.text, itemgetter(*sql.params), cost, is_short, has_list)
 
 
 def _has_list(node: Value) -> bool:

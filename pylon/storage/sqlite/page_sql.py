@@ -68,9 +68,12 @@ def select_page(
         clause = compile_where(page.where)
         text = f"SELECT {column} FROM {table} WHERE {clause.sql} ORDER BY {order_by(page.order)}"
         if not offset:  # which would be counted for each row
-            return SqlClause(f"{text} LIMIT ?", (*clause.params, limit), clause.cost)
+            return SqlClause(
+                f"{text} LIMIT ?", (*clause.params, limit), clause.cost, clause.has_list
+            )
         return SqlClause(
-            f"{text} LIMIT ? OFFSET ?", (*clause.params, limit, offset), clause.cost
+            f"{text} LIMIT ? OFFSET ?", (*clause.params, limit, offset), clause.cost,
+            clause.has_list,
         )
     names = [f"_k{n}" for n in range(len(position.order))] if position.is_before else []
     keys = "".join([
@@ -96,4 +99,4 @@ def select_page(
             for name, (_, desc) in zip(names, position.order, strict=True)
         ])
         text = f"SELECT {selected.name} FROM ({text}) ORDER BY {terms}"
-    return SqlClause(text, tuple(params), clause.cost)
+    return SqlClause(text, tuple(params), clause.cost, clause.has_list)

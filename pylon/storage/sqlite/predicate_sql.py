@@ -9,11 +9,11 @@ in order. So `wanted` is in a CASE behind `allowed`. Only the conditions of `wan
 can serve are beside the CASE; see `index_use`.
 
 `Exists` is written as ``field IN (SELECT …)`` if the rows that it asks can be listed and one
-equality joins them to the judged row. Then SQLite can begin with the list, and find the rows of the
-statement by an index of the field. A statement that finds one row by a key looks the asked row up
-instead: ``EXISTS (SELECT …)``. The columns of asked rows have names of their own (``x1.field``), so
-a name without prefix means the judged row, whatever alias its table has. SQLite flattens the
-subquery that renames them.
+equality joins them to the judged row. Then SQLite can begin with the list, and find the rows of
+the statement by an index of the field. A statement that finds its rows otherwise looks the asked
+row up for each of them: ``EXISTS (SELECT …)``. The columns of asked rows have names of their own
+(``x0.field``), so a name without prefix means the judged row, whatever alias its table has. SQLite
+flattens the subquery that renames them.
 
 Invariants: names in the SQL are those of the entity; values are parameters. A node's parameters
 have the numbers that its walk in `shapes` assigns. The SQL depends only on the shape. Called by
@@ -72,28 +72,31 @@ class Sql(NamedTuple):
 
 
 def write_predicate(
-    entity: Entity, predicate: Predicate, is_led: bool, is_pinned: bool = False
-) -> Sql:
-    """Return the SQL of a predicate that is not a constant.
+    entity: Entity, predicate: Predicate, is_led: bool, looks_up: bool = False
+) -> tuple[Sql, bool]:
+    """Return the SQL of a predicate that is not a constant, and whether it lists asked rows.
 
     Args:
         is_led: the statement finds the rows by other rows or by a full-text match, so that no
             other index serves the condition.
-        is_pinned: the statement finds one row by a key of its own.
+        looks_up: the statement finds few rows, or takes them in their order: it looks asked rows
+            up for each of them.
     """
-    return _Writer(entity, is_led, is_pinned).condition(predicate)
+    writer = _Writer(entity, is_led, looks_up)
+    return writer.condition(predicate), writer.has_list
 
 
 class _Writer:
     """Writes the SQL of one predicate, and numbers its parameters."""
 
-    __slots__ = ("_asked", "_entity", "_is_led", "_is_pinned", "_next")
+    __slots__ = ("_asked", "_entity", "_is_led", "_looks_up", "_next", "has_list")
 
-    def __init__(self, entity: Entity, is_led: bool, is_pinned: bool = False) -> None:
+    def __init__(self, entity: Entity, is_led: bool, looks_up: bool = False) -> None:
         self._entity = entity
         self._is_led = is_led
-        self._is_pinned = is_pinned
+        self._looks_up = looks_up
         self._next = 0
+        self.has_list = False
         # The fields of the asked rows that the SQL names, for each `Exists` around this place.
         self._asked: list[dict[str, None]] = []
 
@@ -116,13 +119,13 @@ class _Writer:
 
     def _chain(self, node: And | Or, negated: bool) -> Sql:
         is_and = isinstance(node, And) is not negated
-        was_led, was_pinned = self._is_led, self._is_pinned
+        was_led, looked_up = self._is_led, self._looks_up
         if is_and and any(type(item) is Match for item in node.items):
             self._is_led = True  # by the full-text index
         if is_and and self._has_key(node.items):
-            self._is_pinned = True
+            self._looks_up = True
         items = [self.condition(item, negated) for item in node.items]
-        self._is_led, self._is_pinned = was_led, was_pinned
+        self._is_led, self._looks_up = was_led, looked_up
         return _tree(items, " AND " if is_and else " OR ")
 
     def _has_key(self, items: Iterable[Predicate]) -> bool:
@@ -215,7 +218,7 @@ class _Writer:
 
     def _exists(self, node: Exists) -> Sql:
         items = conjuncts(node.where)
-        link = _link_of(items) if node.is_listable and not self._is_pinned else None
+        link = None if self._looks_up else _link_of(node)
         asked: dict[str, None] = {}
         self._asked.append(asked)
         written = [self.condition(item) for item in items if item is not link]
@@ -229,6 +232,7 @@ class _Writer:
         if link is None:
             return _join("EXISTS ", rows)
         assert isinstance(link.right, Outer)
+        self.has_list = self.has_list or not self._asked
         return _join(self._outer(link.right.field, link.right.depth - 1), " IN ", rows)
 
     def _column(self, field: str) -> str:
@@ -256,10 +260,10 @@ class _Writer:
         always evaluates both sides.
         """
         wanted = conjuncts(node.wanted)
-        was_pinned = self._is_pinned
-        self._is_pinned = was_pinned or self._has_key(wanted)
+        looked_up = self._looks_up
+        self._looks_up = looked_up or self._has_key(wanted)
         allowed = self.condition(node.allowed)
-        is_pinned, self._is_pinned = self._is_pinned, was_pinned
+        looks_up, self._looks_up = self._looks_up, looked_up
         written: list[Sql] = []
         paths: list[Sql] = []
         for item in wanted:
@@ -277,7 +281,7 @@ class _Writer:
         judged = _join(
             "CASE WHEN ", allowed, " THEN CASE WHEN ", _tree(rest, " AND "), " THEN 1 END END"
         )
-        if has_equality(node.allowed) and not (is_pinned and asks_rows(node.allowed)):
+        if has_equality(node.allowed) and not (looks_up and asks_rows(node.allowed)):
             beside.append(allowed)  # so that an index may serve it
         return _tree([*beside, judged], " AND ")
 
@@ -332,10 +336,23 @@ WRITES: Final[dict[type, Callable[[_Writer, Any], Sql]]] = {
 }
 
 
-def _link_of(items: Iterable[Predicate]) -> Compare | None:
-    """Return the equality that joins asked rows to the judged row, if nothing else does."""
-    joined = [item for item in items if _reaches_out(item, 1)]
-    if len(joined) != 1:
+def listed_field(asked: Exists) -> str | None:
+    """Return the field of the judged row that has a value of the list of asked rows; None if the
+    SQL has no such list.
+    """
+    link = _link_of(asked)
+    if link is None:
+        return None
+    assert isinstance(link.right, Outer)
+    return link.right.field
+
+
+def _link_of(asked: Exists) -> Compare | None:
+    """Return the equality that joins asked rows to the judged row, if nothing else does and an
+    index lists the asked rows.
+    """
+    joined = [item for item in conjuncts(asked.where) if _reaches_out(item, 1)]
+    if not asked.is_listable or len(joined) != 1:
         return None
     link = joined[0]
     if (

@@ -53,6 +53,7 @@ from pylon.storage.sqlite.connect import open_reader, translate
 from pylon.storage.sqlite.deadline import Deadline
 from pylon.storage.sqlite.graph import graph_json, is_one_statement
 from pylon.storage.sqlite.instants import DatetimeViews
+from pylon.storage.sqlite.list_sizes import ListSizes
 from pylon.storage.sqlite.patterns import add_functions
 from pylon.storage.sqlite.pragmas import release_memory
 from pylon.storage.sqlite.reads import EntityReads, selection
@@ -98,8 +99,8 @@ class SqliteReader:
     """See the module, and `pylon.storage.interface.Reader` for the methods."""
 
     __slots__ = (
-        "_bounded", "_by_name", "_clock", "_conn", "_deadline", "_execute", "_pattern_key",
-        "_short_rows", "_short_rows_read_ns", "_slow", "_views", "meter",
+        "_bounded", "_by_name", "_clock", "_conn", "_deadline", "_execute", "_list_sizes",
+        "_pattern_key", "_short_rows", "_short_rows_read_ns", "_slow", "_views", "meter",
     )
 
     def __init__(
@@ -121,6 +122,7 @@ class SqliteReader:
         self._clock = clock or SystemClock()
         self._deadline = Deadline(self._clock, limits.READ_TIMEOUT_S)
         self._slow = SlowStatements()
+        self._list_sizes = ListSizes(self._count_up_to, self._clock)
         self._pattern_key = ""  # key in `_slow` of the patterns like that of the last statement
         self._short_rows: dict[str, bool] = {}
         self._short_rows_read_ns = 0
@@ -245,7 +247,13 @@ class SqliteReader:
         """Return the SELECT of a query and its parameters, if it may run now."""
         if self._deadline.in_group and query.relevance is not None:
             raise QueryTimeout("a full-text match must run in a thread")
-        select = selection(self._sql(entity), query)
+        reads = self._sql(entity)
+        select = selection(reads, query)
+        if (
+            select.has_list and query.relevance is None
+            and self._list_sizes.lists_many(reads, query.where)
+        ):
+            select = selection(reads, query, looks_up=True)
         if self._deadline.in_group and select.cost:
             self._refuse_long(entity, select)
         return select.sql, select.params
@@ -468,7 +476,16 @@ class SqliteReader:
             self._refuse_long_node(include.node, True)
 
     def _compile_node(self, node: GraphNode, is_led: bool) -> SqlClause:
-        return self._sql(node.entity.name).compile(node.where, is_led)
+        reads = self._sql(node.entity.name)
+        clause = reads.compile(node.where, is_led)
+        if clause.has_list and self._list_sizes.lists_many(reads, node.where):
+            return reads.compile(node.where, is_led, True)
+        return clause
+
+    def _count_up_to(self, table: str, where: SqlClause, limit: int) -> int:
+        """Count the rows of a table up to a number."""
+        text = f"SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {where.sql} LIMIT ?)"
+        return int(self._one(text, (*where.params, limit)))
 
 
 def _unknown(entity: str) -> EntityNotFound:

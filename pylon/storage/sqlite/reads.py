@@ -5,6 +5,7 @@ They select rows as the JSON texts stored beside their columns. Called by `reade
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from pylon.manifest.model import Entity, FieldType
@@ -59,11 +60,16 @@ class EntityReads:
         return text, where.params
 
 
-def selection(reads: EntityReads, query: Query) -> SqlClause:
-    """Return the SELECT of a query's rows, as `_j`."""
+def selection(reads: EntityReads, query: Query, looks_up: bool = False) -> SqlClause:
+    """Return the SELECT of a query's rows, as `_j`.
+
+    Args:
+        looks_up: see `predicate_sql.write_predicate`.
+    """
     if query.relevance is None and query.after_id is None:
-        return select_page(reads.entity, _ROW, reads.compile, query, query.limit, query.offset)
-    clause = reads.compile(query.where, query.relevance is not None)
+        compile_where = partial(reads.compile, looks_up=True) if looks_up else reads.compile
+        return select_page(reads.entity, _ROW, compile_where, query, query.limit, query.offset)
+    clause = reads.compile(query.where, query.relevance is not None, looks_up)
     source, order = reads.table, order_by(query.order)
     where, params = clause.sql, clause.params
     if query.after_id is not None:
@@ -73,4 +79,4 @@ def selection(reads: EntityReads, query: Query) -> SqlClause:
         source, order = relevant(reads.entity), f"{RELEVANCE}, id"
         params = (match_expression(query.relevance), *params)
     text = f"SELECT _json AS _j FROM {source} WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?"
-    return SqlClause(text, (*params, query.limit, query.offset), clause.cost)
+    return SqlClause(text, (*params, query.limit, query.offset), clause.cost, clause.has_list)
