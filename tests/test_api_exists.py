@@ -179,6 +179,9 @@ def test_only_members_write_and_the_writer_judges(server: ApiStage) -> None:
     assert server.call("PATCH", target, {"roomId": OTHER}, ann).status_code == 403
     assert server.call("PATCH", target, {"body": "x"}, ann).status_code == 200
     assert server.call("DELETE", target, None, eve).status_code == 404
+    reaction = f"/api/entities/Reaction/{31:040x}"
+    assert server.call("DELETE", reaction, None, eve).status_code == 404
+    assert server.call("DELETE", reaction, None, ann).status_code == 200
     assert server.call("DELETE", target, None, ann).status_code == 200
 
 

@@ -35,7 +35,7 @@ MESSAGE = Entity(
         Index("by_number", ("number",), unique=False),
     ),
 )
-MANIFEST = Manifest("plans", "1", (MESSAGE,))
+MANIFEST = Manifest("plans", "1", (Entity("Room", ()), MESSAGE))
 PLACE = {"sentAt": "2026-11-27", "id": row_id(7)}
 OWN: Predicate = equal("authorId", "u1")
 
@@ -103,7 +103,8 @@ def test_an_order_of_one_direction_is_one_row_value_comparison(
     ordered = parse_filter(MESSAGE, body, 100)
     assert ordered.position is not None
     (run,) = runs_of(MESSAGE, ordered.position)
-    assert run.condition == CompareTuple(("sentAt", "id"), False, ("2026-11-27", row_id(7)))
+    values = ("2026-11-27", row_id(7))
+    assert run.condition == CompareTuple(("sentAt", "id"), False, values, ("", ""))
 
 
 def test_a_policy_guards_a_position_in_a_unique_index(connection: apsw.Connection) -> None:

@@ -19,7 +19,7 @@ from pylon.policy.rules import compile_rules
 from pylon.storage.ops import DeleteRow, InsertRow, UpdateRow
 from pylon.values import EntityCodec
 from tests.storage_contract.backends import BACKENDS, StoreStage
-from tests.test_policy_equivalence import AUTH, FLOATS, INTS, RULE, TEXTS
+from tests.test_policy_equivalence import AUTH, FLOATS, INTS, MOMENTS, RULE, TEXTS
 
 THING = Entity("Thing", (
     Field("s", FieldType.STRING, True, False),
@@ -29,6 +29,7 @@ THING = Entity("Thing", (
     Field("f", FieldType.FLOAT, True, False),
     Field("b", FieldType.BOOL, True, False),
     Field("c", FieldType.BOOL, True, False),
+    Field("d", FieldType.DATETIME, True, False),
 ))
 CODEC = EntityCodec(THING)
 LEAD = AuthContext(user_id="ada", tenant_id="acme", roles=("lead",))
@@ -36,7 +37,7 @@ GUEST = AuthContext(user_id="bob", is_guest=True)
 BODY = st.fixed_dictionaries({
     "s": TEXTS | st.none(), "t": TEXTS | st.none(), "n": INTS | st.none(),
     "m": INTS | st.none(), "f": FLOATS | st.none(), "b": st.booleans() | st.none(),
-    "c": st.booleans() | st.none(),
+    "c": st.booleans() | st.none(), "d": MOMENTS | st.none(),
 })
 
 
