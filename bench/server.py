@@ -140,7 +140,10 @@ def served(
         folder = Path(name)
         (folder / "pylon.manifest.json").write_text(json.dumps(manifest))
         port = free_port()
-        env = {k: v for k, v in os.environ.items() if not k.startswith("PYLON_")} | {
+        # An installed Pylon has its bytecode in files. A server that compiles its modules at each
+        # start needs 3 MiB more.
+        unwanted = ("PYLON_", "PYTHONDONTWRITEBYTECODE")
+        env = {k: v for k, v in os.environ.items() if not k.startswith(unwanted)} | {
             "PYLON_MANIFEST": str(folder / "pylon.manifest.json"),
             "PYLON_DB_PATH": str(folder / "data" / "bench.db"),
             "PYLON_CORS_ORIGIN": "http://localhost:3000", "PYLON_ADMIN_TOKEN": ADMIN,
