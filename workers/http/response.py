@@ -91,7 +91,10 @@ def lines(headers: Headers) -> bytes:
     out = b""
     for pair in headers:
         line = _lines.get(pair)
-        out += _line(pair) if line is None else line
+        if line is not None:
+            out += line
+        elif pair[0] not in _FRAMING:  # PERF: falcon sets Content-Length each time
+            out += _line(pair)
     return out
 
 

@@ -52,7 +52,7 @@ class WsgiResponse:
             framing += response.CLOSE
         elif not request.minor:
             framing += response.KEEP
-        self.head = b"%b%b%b%b\r\n" % (prefix, lines, environ["pylon.head"], framing)
+        self.head = b"".join((prefix, lines, environ["pylon.head"], framing, b"\r\n"))
 
     def close(self) -> None:
         """End a streamed response early: the app need not make its further parts."""
