@@ -26,7 +26,8 @@ def test_a_plain_row_has_no_document(engine: SqliteEngine, reader: SqliteReader)
 
 
 def test_a_document_has_the_row_in_it(engine: SqliteEngine, reader: SqliteReader) -> None:
-    made = {"title": "a", "rank": 2**60, "weight": 0.5, "dueAt": "2026-01-01", "slug": "s"}
+    made = {"title": "a", "rank": 2**60, "weight": 0.5, "slug": "s",
+            "dueAt": "2026-01-01T00:00:00.000000Z"}
     ok(*apply(engine, task(1, **made), OpenDocument("Task", ID)))
     assert client_of(reader, "Task").row() == {
         **made, "rank": float(2**60), "done": False, "ownerId": "ada",

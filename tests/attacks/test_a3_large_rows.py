@@ -22,6 +22,7 @@ from pylon.query.predicate import TRUE
 from pylon.query.rows import Query
 from pylon.storage.interface import Reader, WriteEngine
 from pylon.storage.ops import (
+    ResetRows,
     Transact,
     UpdateRow,
     WriteReply,
@@ -192,7 +193,7 @@ def test_a_row_that_may_not_be_changed_is_not_read(
         return real(text)
 
     monkeypatch.setattr("pylon.storage.core.rows.orjson.loads", loads)
-    rows: Any = engine._batches._handlers[UpdateRow]
+    rows: Any = engine._batches._handlers[ResetRows]
     table = rows.__self__.entity("Task").table
     monkeypatch.setattr(table, "_find", "SELECT no_row_is_read_whole")
     missing, hidden, gone = apply(
