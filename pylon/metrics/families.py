@@ -123,6 +123,10 @@ QUERY_CACHE_BYTES: Final = Gauge(
 CONNECTIONS: Final = Gauge(
     "pylon_connections", "Open client connections of the process.", registry=WORKER,
 )
+SYNC_SCOPES: Final = Gauge(
+    "pylon_sync_scopes",
+    "Groups of connections that ask for a part of the data only (docs/sync.md).", registry=WORKER,
+)
 CONNECTIONS_OPENED: Final = Counter(
     "pylon_connections_opened_total", "Client connections accepted.", registry=WORKER,
 )
@@ -411,6 +415,7 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "HTTP_WAITING", "HTTP_ABORTED", "HIDDEN_CONFLICTS", "AUTH_ATTEMPTS", "WRITE_WAIT",
     "WRITES_IN_FLIGHT", "POOL_WAIT", "ADMISSION_WAITING", "ADMISSION_REFUSED", "STREAMED_WAITING",
     "READS_MOVED", "QUERY_CACHE_LOOKUPS", "QUERY_CACHE_BYTES", "CONNECTIONS", "CONNECTIONS_OPENED",
+    "SYNC_SCOPES",
     "CONNECTIONS_CLOSED", "HANDSHAKES", "SOCKETS_PASSED", "MESSAGES_SENT", "DEFLATE_SAVED",
     "MESSAGES_RECEIVED", "SEND_QUEUE_BYTES", "SLOW_CLIENTS", "SOCKETS_OVER_BUDGET", "SYNC_DELIVERY",
     "RECOVERIES", "LIVE_QUERIES", "LIVE_DIFFS", "LIVE_EVALUATION", "LIVE_QUERIES_SHED",

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import fields, replace
 from typing import Any, Literal
 
@@ -37,8 +38,9 @@ from pylon.policy.compile import compile_condition
 from pylon.policy.expression import Expr
 from pylon.policy.grammar import PolicyInvalid
 from pylon.policy.related import NO_RELATED, ExistsCheck, RelatedRows
-from pylon.policy.routing import Everyone, Routing, plan
-from pylon.query.predicate import TRUE, Predicate
+from pylon.policy.routing import ByAuth, Everyone, General, Keyed, Nobody, Routing, plan
+from pylon.query.evaluate import Evaluator
+from pylon.query.predicate import TRUE, Predicate, guarded
 
 Action = Literal["read", "insert", "update", "delete"]
 _KEYS_BY_ACTION: dict[Action, tuple[RuleKey, ...]] = {
@@ -62,8 +64,8 @@ class EntityRules:
 
     __slots__ = (
         "_begin", "_bind_read", "_declared", "_delete", "_entity", "_explain", "_insert",
-        "_read", "_readable", "_state", "_step", "asked", "checks", "fields", "read_fields",
-        "read_rule", "read_text", "routing",
+        "_read", "_readable", "_state", "_step", "asked", "checks", "fields", "is_narrowed",
+        "read_fields", "read_rule", "read_text", "routing",
     )
 
     def __init__(
@@ -86,6 +88,7 @@ class EntityRules:
         self._read = compile_condition(read)
         self._bind_read = binder_of(read)
         self._readable: dict[AuthContext, Predicate] = {}
+        self.is_narrowed = False  # whether a scope's filter holds besides, for admins too
         self._insert = compile_condition(_conjunction(chosen["insert"]))
         self._delete = compile_condition(_one_row(_conjunction(chosen["delete"])))
         self._state = compile_condition(_conjunction(states or [e.TRUE]))
@@ -117,7 +120,9 @@ class EntityRules:
         self, auth: AuthContext, row: Mapping[str, Any], related: RelatedRows = NO_RELATED
     ) -> bool:
         """Whether the caller may read the row (a decoded JSON row)."""
-        return auth.is_admin or self._read(auth, row, row, related)
+        if auth.is_admin and not self.is_narrowed:
+            return True
+        return self._read(auth, row, row, related)
 
     def may_insert(
         self, auth: AuthContext, row: Mapping[str, Any], related: RelatedRows = NO_RELATED
@@ -157,7 +162,7 @@ class EntityRules:
 
     def readable_by(self, auth: AuthContext) -> Predicate:
         """Return the predicate of the caller's readable rows: exactly those of `may_read`."""
-        if auth.is_admin:
+        if auth.is_admin and not self.is_narrowed:
             return TRUE
         found = self._readable.get(auth)
         if found is None:
@@ -166,6 +171,31 @@ class EntityRules:
                 self._readable.clear()
             self._readable[auth] = found
         return found
+
+    def narrowed(self, condition: Predicate, holds: Evaluator) -> EntityRules:
+        """Return rules whose reads also need a condition on the row, which admins must meet too.
+
+        Args:
+            holds: judges decoded rows by `condition`.
+        """
+        made = copy(self)
+        read = self._read
+
+        def judge(
+            auth: AuthContext, row: Mapping[str, Any], existing: Mapping[str, Any],
+            related: RelatedRows = NO_RELATED, /,
+        ) -> bool:
+            return holds(row) and (auth.is_admin or read(auth, row, existing, related))
+
+        made._read = judge
+        made._bind_read = lambda auth: guarded(self.readable_by(auth), condition)
+        made._readable = {}
+        made.is_narrowed = True
+        if isinstance(self.routing, Everyone | Nobody | ByAuth):
+            made.routing = General()  # by the context alone nobody sees a row
+        elif isinstance(self.routing, Keyed):
+            made.routing = replace(self.routing, exact=False)
+        return made
 
     def denied(self, action: Action, auth: AuthContext) -> PolicyDenied:
         """Return the error for a refused action. It shows no rule.
@@ -217,6 +247,10 @@ class RuleSet:
     def for_entity(self, entity: str) -> EntityRules:
         """Return the rules of an entity of the manifest (KeyError for any other name)."""
         return self._by_entity[entity]
+
+    def find(self, entity: str) -> EntityRules | None:
+        """Return the rules of an entity; None if the manifest does not have it."""
+        return self._by_entity.get(entity)
 
     def may_act(
         self, action: str, auth: AuthContext, inputs: Mapping[str, Any],

@@ -84,7 +84,7 @@ def matcher_of(
         raise _unsupported("$search")
     return Matcher(
         evaluator_of(wanted), guarded(allowed, wanted), wanted, allowed,
-        tuple(_terms_of(entity, wanted)), sum(map(weigh_pattern, parser.patterns)),
+        tuple(find_terms(entity, wanted)), sum(map(weigh_pattern, parser.patterns)),
     )
 
 
@@ -98,8 +98,8 @@ def _has_notation(item: Predicate) -> bool:
     return type(item) is InValues and item.notation != ""
 
 
-def _terms_of(entity: Entity, wanted: Predicate) -> Iterator[Term]:
-    """A condition that no row fulfils has a term without values."""
+def find_terms(entity: Entity, wanted: Predicate) -> Iterator[Term]:
+    """Yield the terms of a filter. A condition that no row fulfils has a term without values."""
     if wanted is FALSE:
         yield Term(ID, frozenset())
     for item in conjuncts(wanted):

@@ -22,6 +22,7 @@ from pylon import log
 from pylon.auth.session_cache import SessionCache
 from pylon.auth.sessions import ANONYMOUS_CALLER
 from pylon.auth_context import Caller
+from pylon.changelog.scope import Scope
 from pylon.errors import Draining, PylonError
 from pylon.runtime.raw_socket import RawSocket
 from workers.boot import WorkerContext
@@ -57,6 +58,7 @@ class ConnectRequest(msgspec.Struct, frozen=True):
     answer: bytes = b""  # sent before anything else: the 101 of a WebSocket
     deflate_window: int = 0  # see `Connection.packing`
     wants_changes: bool = True  # else only what it subscribes to
+    scope: Scope | None = None  # the part of the data that it asks for
 
 
 class SubscriberAdmission:
@@ -113,6 +115,8 @@ class SubscriberAdmission:
         hub = self._hub if hub is None else hub
         connection = Connection(raw, hub.transport, hub, caller, connect_request.address)
         connection.deflate_window = connect_request.deflate_window
+        connection.scope = connect_request.scope
+        connection.wants_changes = connect_request.wants_changes
         hub.add(connection)
         try:
             if connect_request.answer:

@@ -26,6 +26,7 @@ from gevent.event import Event
 
 from pylon import metrics
 from pylon.auth_context import Caller
+from pylon.changelog.scope import Scope
 from pylon.runtime.raw_socket import RawSocket
 from workers.hub.close_codes import ABNORMAL, TRY_AGAIN_LATER
 from workers.hub.outbox import Outbox
@@ -105,6 +106,8 @@ class Connection:
         "last_seq",
         "number",
         "receiver",
+        "scope",
+        "wants_changes",
     )
 
     _OPEN, _CLOSING, _CLOSED = range(3)
@@ -120,6 +123,8 @@ class Connection:
         self.heartbeats_unanswered = 0
         self.receiver: Any = None  # the transport's state for input
         self.deflate_window = 0  # the window of permessage-deflate, in bits; 0: no compression
+        self.scope: Scope | None = None  # the part of the data that the client asks for; None: all
+        self.wants_changes = True  # else the hub sends no events
         self._raw = raw
         self._transport = transport
         self._owner = owner

@@ -1,7 +1,8 @@
 """Groups: the connections that see the same changes, found by the attributes of their session.
 
-Connections with equal auth contexts see the same. Those with the same deflate window share
-compressed frames too, and form groups of their own. `pylon.policy.routing` tells which changes
+Connections with equal auth contexts and equal scopes see the same. Those with the same deflate
+window share compressed frames too, and form groups of their own. `scope_index` finds the groups
+with a scope. `pylon.policy.routing` tells which changes
 everyone sees, and which are keyed by an attribute of the session; those find their groups in a
 dictionary.
 
@@ -14,36 +15,46 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
+from pylon import metrics
 from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change
+from pylon.changelog.scope import Scope
 from pylon.policy.routing import General, Keyed, Nobody
 from pylon.policy.rules import EntityRules
 from workers.hub.connection import Connection
+from workers.hub.scope_index import ScopeIndex
 
+_Key = tuple[AuthContext, int, Scope | None]  # context, deflate window, scope
 _NONE: Final[frozenset[Group]] = frozenset()
 
 
 class Group:
-    """The connections of one auth context and one deflate window."""
+    """The connections of one auth context, one deflate window and one scope."""
 
-    __slots__ = ("auth", "connections", "deflate_window", "verdicts")
+    __slots__ = ("auth", "connections", "deflate_window", "scope", "verdicts")
 
-    def __init__(self, auth: AuthContext, deflate_window: int) -> None:
+    def __init__(self, auth: AuthContext, deflate_window: int, scope: Scope | None = None) -> None:
         self.auth = auth
         self.deflate_window = deflate_window
+        self.scope = scope
         self.connections: set[Connection] = set()
         # By entity: whether the context may read it, where that does not depend on the row.
         self.verdicts: dict[str, bool] = {}
 
 
 class Groups:
-    """All groups of a hub. `admins` has the groups of administrators."""
+    """All groups of a hub. `admins` has the groups of administrators without a scope, and
+    `scoped_admins` those with one."""
 
-    __slots__ = ("_by_attribute", "_known", "_window_uses", "admins")
+    __slots__ = (
+        "_by_attribute", "_known", "_scoped", "_window_uses", "admins", "scoped_admins",
+    )
 
     def __init__(self) -> None:
         self.admins: set[Group] = set()
-        self._known: dict[tuple[AuthContext, int], Group] = {}  # by context and deflate window
+        self.scoped_admins: set[Group] = set()
+        self._scoped: ScopeIndex[Group] = ScopeIndex()
+        self._known: dict[_Key, Group] = {}
         self._window_uses: dict[int, int] = {}  # the number of groups by deflate window
         self._by_attribute: dict[str, dict[object, set[Group]]] = {}
 
@@ -61,24 +72,27 @@ class Groups:
     @property
     def contexts(self) -> int:
         """Return the number of distinct auth contexts."""
-        return len({auth for auth, _ in self._known})
+        return len({auth for auth, _, _ in self._known})
 
     def join(self, connection: Connection) -> None:
         """Add a connection to the group of its present caller."""
-        auth, deflate_window = key = connection.caller.auth, connection.deflate_window
+        auth, deflate_window, scope = key = _key_of(connection)
         group = self._known.get(key)
         if group is None:
-            group = self._known[key] = Group(auth, deflate_window)
+            group = self._known[key] = Group(auth, deflate_window, scope)
             self._window_uses[deflate_window] = self._window_uses.get(deflate_window, 0) + 1
             if auth.is_admin:
-                self.admins.add(group)
+                (self.admins if scope is None else self.scoped_admins).add(group)
+            if scope is not None:
+                self._scoped.add(group, scope)
+                metrics.SYNC_SCOPES.set(len(self._scoped))
             for attribute, value in _attributes(auth):
                 self._by_attribute.setdefault(attribute, {}).setdefault(value, set()).add(group)
         group.connections.add(connection)
 
     def leave(self, connection: Connection) -> bool:
         """Remove a connection, before its caller changes; False if it is in no group."""
-        auth, deflate_window = key = connection.caller.auth, connection.deflate_window
+        auth, deflate_window, scope = key = _key_of(connection)
         group = self._known.get(key)
         if group is None or connection not in group.connections:
             return False
@@ -86,6 +100,10 @@ class Groups:
         if not group.connections:
             del self._known[key]
             self.admins.discard(group)
+            self.scoped_admins.discard(group)
+            if scope is not None:
+                self._scoped.remove(group, scope)
+                metrics.SYNC_SCOPES.set(len(self._scoped))
             self._window_uses[deflate_window] -= 1
             if not self._window_uses[deflate_window]:
                 del self._window_uses[deflate_window]
@@ -96,10 +114,20 @@ class Groups:
                     del groups[value]
         return True
 
+    def has_joined(self, connection: Connection) -> bool:
+        """Return whether a connection is in its group."""
+        group = self._known.get(_key_of(connection))
+        return group is not None and connection in group.connections
+
+    def find_scoped(self, change: Change) -> Iterator[Group]:
+        """Yield the groups whose scope may include a change, each once."""
+        return self._scoped.find(change)
+
     def find_allowed(self, entity: str, rules: EntityRules) -> Iterator[Group]:
-        """Yield the groups whose context alone lets them read `entity`, without admins."""
+        """Yield the groups whose context alone lets them read `entity`, without admins and
+        without those that have a scope."""
         for group in self._known.values():
-            if group.auth.is_admin:
+            if group.auth.is_admin or group.scope is not None:
                 continue
             verdict = group.verdicts.get(entity)
             if verdict is None:
@@ -114,7 +142,10 @@ class Groups:
         if isinstance(routing, Nobody):
             return ()
         if isinstance(routing, General):
-            return self._known.values()
+            if not self._scoped:
+                return self._known.values()
+            unscoped = [group for group in self._known.values() if group.scope is None]
+            return [*unscoped, *self._scoped.find(change)]
         groups = self._by_attribute.get(routing.attribute)
         if groups is None:
             return ()
@@ -124,6 +155,10 @@ class Groups:
             if isinstance(value, str):
                 found |= groups.get(value, _NONE)
         return found
+
+
+def _key_of(connection: Connection) -> _Key:
+    return connection.caller.auth, connection.deflate_window, connection.scope
 
 
 def _attributes(auth: AuthContext) -> Iterable[tuple[str, str]]:

@@ -29,6 +29,7 @@ from gevent.event import Event
 from pylon import limits, metrics
 from pylon.auth_context import AuthContext, Caller
 from pylon.changelog.change import Change, encode_for
+from pylon.changelog.scope import Scope
 from pylon.clock import Clock
 from pylon.policy.related import NO_RELATED, RelatedRows
 from pylon.policy.routing import ByAuth, Everyone, Nobody
@@ -145,6 +146,22 @@ class Hub:
         if had_joined:
             self.join(connection)
 
+    def change_scope(self, connection: Connection, scope: Scope | None) -> None:
+        """Set the scope of an open connection, from the next change on."""
+        had_joined = self._leave(connection)
+        connection.scope = scope
+        if had_joined:
+            self.join(connection)
+
+    def delivered_seq(self, connection: Connection) -> int:
+        """Return the seq up to which a connection has been sent every event that it may see.
+
+        A connection that wants no changes has missed none up to the head of the hub.
+        """
+        if not connection.wants_changes or self._groups.has_joined(connection):
+            return self._head
+        return connection.last_seq
+
     def _leave(self, connection: Connection) -> bool:
         """Remove a connection from its group; False if it had not joined."""
         if connection in self._ahead:
@@ -203,11 +220,16 @@ class Hub:
 
     # --- Events --------------------------------------------------------------------------
 
-    def view(self, change: Change, auth: AuthContext) -> bytes | None:
-        """Return the event as `auth` sees it, or None (spec/realtime.md §1.4)."""
-        if auth.is_admin:
+    def view(
+        self, change: Change, auth: AuthContext, scope: Scope | None = None
+    ) -> bytes | None:
+        """Return the event as `auth` sees it in a scope, or None (spec/realtime.md §1.4)."""
+        if scope is not None:
+            rules = scope.find_rules(change.event.entity)
+        elif auth.is_admin:
             return change.wire
-        rules = self._rules.get(change.event.entity)
+        else:
+            rules = self._rules.get(change.event.entity)
         return None if rules is None else encode_for(change, rules, auth, self.related)
 
     def advance(self, head: int) -> None:
@@ -252,13 +274,16 @@ class Hub:
             for deflate_window in self._groups.deflate_windows:
                 rest = [
                     group.connections for group in self._groups
-                    if group.deflate_window == deflate_window and group not in special
+                    if group.deflate_window == deflate_window and group.scope is None
+                    and group not in special
                 ]
                 if rest:
                     frames = self._compress_frames(common, deflate_window, compressed)
                     sent_frames += _deliver(chain.from_iterable(rest), frames)
         for group in special:
-            if group.auth.is_admin:
+            if group.scope is not None:
+                frames = own[group]
+            elif group.auth.is_admin:
                 frames = everything
             else:
                 frames = sorted(common + own[group]) if common else own[group]
@@ -285,7 +310,7 @@ class Hub:
     def _send_ahead(self, connection: Connection, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.seq > connection.last_seq:
-                wire = self.view(change, connection.caller.auth)
+                wire = self.view(change, connection.caller.auth, connection.scope)
                 if wire is None:
                     continue
                 frame = self.transport.frame(change.seq, wire)
@@ -308,28 +333,43 @@ class Hub:
             seq = change.seq
             whole = self.transport.frame(seq, change.wire)
             everything.append((seq, whole))
+            made: dict[bytes, bytes] = {change.wire: whole}
+            for group in self._groups.scoped_admins:
+                self._add_own(own, group, seq, self.view(change, group.auth, group.scope), made)
             rules = self._rules.get(change.event.entity)
             if rules is None:  # the manifest no longer has this entity: admins only
                 continue
             routing = rules.routing
             if isinstance(routing, Everyone):
                 common.append((seq, whole))
-                continue
-            if isinstance(routing, ByAuth):
+                candidates: Iterable[Group] = self._groups.find_scoped(change)
+            elif isinstance(routing, ByAuth):
                 for group in self._groups.find_allowed(change.event.entity, rules):
                     own.setdefault(group, []).append((seq, whole))
-                continue
-            made: dict[bytes, bytes] = {change.wire: whole}
-            for group in self._groups.find_candidates(change, routing):
+                candidates = self._groups.find_scoped(change)
+            else:
+                candidates = self._groups.find_candidates(change, routing)
+            for group in candidates:
                 if group.auth.is_admin:
                     continue
-                wire = encode_for(change, rules, group.auth, self.related)
-                if wire is not None:
-                    frame = made.get(wire)
-                    if frame is None:
-                        frame = made[wire] = self.transport.frame(seq, wire)
-                    own.setdefault(group, []).append((seq, frame))
+                if group.scope is None:
+                    wire = encode_for(change, rules, group.auth, self.related)
+                else:
+                    wire = self.view(change, group.auth, group.scope)
+                self._add_own(own, group, seq, wire, made)
         return common, own, everything
+
+    def _add_own(
+        self, own: dict[Group, _Frames], group: Group, seq: int, wire: bytes | None,
+        made: dict[bytes, bytes],
+    ) -> None:
+        """Add an event to the frames of a group. `made` keeps the frames of its texts."""
+        if wire is None:
+            return
+        frame = made.get(wire)
+        if frame is None:
+            frame = made[wire] = self.transport.frame(seq, wire)
+        own.setdefault(group, []).append((seq, frame))
 
 
 def _deliver(connections: Iterable[Connection], frames: _Frames) -> int:

@@ -29,6 +29,7 @@ from pylon import limits, metrics
 from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change
 from pylon.changelog.hints import hint_key
+from pylon.changelog.scope import Scope
 from pylon.errors import ResyncRequired
 from workers.hub.connection import Connection
 from workers.hub.feed import Feed
@@ -40,6 +41,8 @@ from workers.hub.start_cursors import StartCursors
 _PAGE_BYTES: Final = limits.OUTBOX_BYTES // 2
 _PAGES_AT_ONCE: Final = 4  # more would delay other clients
 _ENTRY_BYTES: Final = 200  # of an entry of a dictionary with its keys, about
+_Viewer = tuple[AuthContext, Scope | None]
+
 _WAIT_S: Final = 1.0  # between two checks of a waiting replay that its connection is open
 
 
@@ -56,7 +59,7 @@ class _Shared:
         self._bytes = 0
         self._reachable: set[int] = set()
         self._pages: dict[int, Sequence[Change]] = {}
-        self._encoded: dict[tuple[int, int, AuthContext | None, int], tuple[bytes, int]] = {}
+        self._encoded: dict[tuple[int, int, _Viewer | None, int], tuple[bytes, int]] = {}
 
     def at(self, head: int) -> _Shared:
         """Itself, without what another head had."""
@@ -84,18 +87,18 @@ class _Shared:
         self._pages[cursor] = page
 
     def encoded(
-        self, page: Sequence[Change], auth: AuthContext | None, deflate_window: int
+        self, page: Sequence[Change], viewer: _Viewer | None, deflate_window: int
     ) -> tuple[bytes, int] | None:
-        """Return the frames of a page for `auth`, or for all but admins, and their number."""
-        return self._encoded.get((page[0].seq, page[-1].seq, auth, deflate_window))
+        """Return the frames of a page for a viewer, or for all but admins, and their number."""
+        return self._encoded.get((page[0].seq, page[-1].seq, viewer, deflate_window))
 
     def keep_encoded(
-        self, page: Sequence[Change], auth: AuthContext | None, deflate_window: int, data: bytes,
+        self, page: Sequence[Change], viewer: _Viewer | None, deflate_window: int, data: bytes,
         frames: int,
     ) -> None:
         """Keep the frames of a page."""
         self._bytes += _ENTRY_BYTES + len(data)
-        self._encoded[page[0].seq, page[-1].seq, auth, deflate_window] = data, frames
+        self._encoded[page[0].seq, page[-1].seq, viewer, deflate_window] = data, frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +183,7 @@ class Replay:
         """
         tail = self._feed.tail
         for _ in range(_PAGES_AT_ONCE):
+            connection.last_seq = cursor
             missed = tail.changes_after(cursor, limits.REPLAY_PAGE_EVENTS, _PAGE_BYTES)
             if missed is None:
                 return cursor
@@ -216,6 +220,7 @@ class Replay:
                     connection.last_seq = max(cursor, tail.last_seq)
                     self._hub.join(connection)
                     return
+            connection.last_seq = cursor
             yield_to_loop()  # a page that is known, to a socket that takes it, need not switch
             while connection.is_open and not connection.wait_drained(_WAIT_S):
                 continue
@@ -223,14 +228,16 @@ class Replay:
     def _send_logged(self, connection: Connection, cursor: int) -> int | None:
         """Send the page of the log after `cursor`. Return its last seq; None if it is empty."""
         auth, deflate_window = connection.caller.auth, connection.deflate_window
-        known = self._frames.find(cursor, deflate_window, is_admin=auth.is_admin)
+        known = None
+        if connection.scope is None:
+            known = self._frames.find(cursor, deflate_window, is_admin=auth.is_admin)
         if known is None:
             page = self._logged(cursor)
             if not page:
                 return None
-            data, frames = self._encoded(page, auth, deflate_window)
+            data, frames = self._encoded(page, connection)
             known = _Page(data, frames, page[-1].seq)
-            if not self._hub.judged_entities(page):
+            if connection.scope is None and not self._hub.judged_entities(page):
                 self._frames.keep(cursor, deflate_window, known, is_admin=auth.is_admin)
         if known.frames and connection.send(known.data, known.frames):
             metrics.MESSAGES_SENT.inc(known.frames)
@@ -246,27 +253,28 @@ class Replay:
         return page
 
     def _send(self, connection: Connection, page: Sequence[Change]) -> None:
-        data, frames = self._encoded(page, connection.caller.auth, connection.deflate_window)
+        data, frames = self._encoded(page, connection)
         if frames and connection.send(data, frames):
             metrics.MESSAGES_SENT.inc(frames)
 
-    def _encoded(
-        self, page: Sequence[Change], auth: AuthContext, deflate_window: int
-    ) -> tuple[bytes, int]:
+    def _encoded(self, page: Sequence[Change], connection: Connection) -> tuple[bytes, int]:
+        auth, scope = connection.caller.auth, connection.scope
+        deflate_window = connection.deflate_window
         shared = self._shared.at(self._feed.tail.last_seq)
-        known = shared.encoded(page, auth, deflate_window)
-        if known is None and not auth.is_admin:
+        known = shared.encoded(page, (auth, scope), deflate_window)
+        if known is None and scope is None and not auth.is_admin:
             known = shared.encoded(page, None, deflate_window)
         if known is not None:
             return known
         is_judged = bool(self._hub.judged_entities(page))
         if is_judged:
             self._feed.tail.relate()
-        viewer = auth if is_judged or auth.is_admin else None
+        is_own = is_judged or auth.is_admin or scope is not None
+        viewer = (auth, scope) if is_own else None
         frames = [
             self._hub.transport.frame(change.seq, wire)
             for change in page
-            if (wire := self._hub.view(change, auth)) is not None
+            if (wire := self._hub.view(change, auth, scope)) is not None
         ]
         if deflate_window:
             frames = [self._hub.transport.packed(frame, deflate_window) for frame in frames]

@@ -8,18 +8,20 @@ sends, else ``?since=``. Called by `workers.sse.server`.
 from __future__ import annotations
 
 from pylon.auth.cookies import cookie_value
+from pylon.changelog.scope import Scope
 from workers.hub.admission import ConnectRequest
 from workers.hub.request import Request, cursor_of
 
 
 def read_connect_request(
-    request: Request, early: bytes, cookie_name: str, hops: int
+    request: Request, early: bytes, cookie_name: str, hops: int, scope: Scope | None = None
 ) -> ConnectRequest:
     """Return a request's address, token and cursor.
 
     Args:
         early: the bytes that arrived behind it.
         hops: the number of trusted proxies in front.
+        scope: the part of the data that the client asks for.
     """
     parameters = request.parameters
     cursor = cursor_of(request.field(b"last-event-id"))
@@ -34,4 +36,5 @@ def read_connect_request(
         ),
         cursor=cursor,
         early=early,
+        scope=scope,
     )

@@ -1,7 +1,7 @@
 """The sse worker: changes as server-sent events, on its own port (spec/realtime.md §3).
 
-GET opens a stream on any path. OPTIONS is answered as a preflight, HEAD with the stream's headers,
-every other method with 405. Started by `workers.sse.__main__`.
+GET opens a stream on any path; ``?entities=`` gives it a scope. OPTIONS is answered as a preflight,
+HEAD with the stream's headers, every other method with 405. Started by `workers.sse.__main__`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from typing import Final, NoReturn
 
 from pylon.auth.cookies import session_cookie
+from pylon.changelog.scope import parse_entities
 from pylon.errors import MethodNotAllowed, PylonError
+from pylon.manifest.model import Manifest
+from pylon.policy.rules import RuleSet
 from pylon.runtime.raw_socket import RawSocket
 from pylon.storage.related import StoredRelated
 from workers.boot import WorkerContext, boot
@@ -38,6 +41,8 @@ class EventStreamHandler:
     cookie_name: str
     cors: Headers
     trust_proxy_hops: int
+    rules: RuleSet
+    manifest: Manifest
 
     def open(
         self, request: Request, raw: RawSocket, early: bytes, *, on_main_port: bool
@@ -45,7 +50,8 @@ class EventStreamHandler:
         """Stream changes to a client, or return the response to OPTIONS and HEAD.
 
         Raises:
-            MethodNotAllowed, Draining, SocketLimit: the acceptor still owns the socket.
+            MethodNotAllowed, InvalidQuery, Draining, SocketLimit: the acceptor still owns the
+                socket.
         """
         if request.method == "OPTIONS":
             return encode_head(204, (*preflight(self.cors), ("Connection", "close")))
@@ -57,8 +63,9 @@ class EventStreamHandler:
                 f"An event stream is opened with GET, not with {request.method[:20]}",
                 hint="EventSource and curl send GET by default",
             )
+        scope = parse_entities(self.rules, self.manifest, request.parameters.get("entities"))
         connect_request = read_connect_request(
-            request, early, self.cookie_name, self.trust_proxy_hops
+            request, early, self.cookie_name, self.trust_proxy_hops, scope
         )
         self.admission.stream(raw, connect_request, self.replay, self.transport)
         return None
@@ -85,7 +92,7 @@ def serve(booted: WorkerContext) -> NoReturn:
     changes = ChangeStream(booted, hub, admission)
     handler = EventStreamHandler(
         admission, changes.replay, transport, session_cookie(app.config, app.manifest).name, cors,
-        app.config.trust_proxy_hops,
+        app.config.trust_proxy_hops, app.rules, app.manifest,
     )
     acceptor = Acceptor(booted.listen_socket, handler, app.clock)
     Service(booted, (hub,), acceptor, admission).run(changes)

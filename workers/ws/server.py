@@ -16,7 +16,10 @@ from pylon.bus.room_updates import RoomUpdatesSubscriber
 from pylon.bus.rooms_client import RoomsClient
 from pylon.bus.shards import ShardsClient
 from pylon.bus.writer_client import WriterClient
+from pylon.changelog.scope import parse_entities
 from pylon.errors import PylonError
+from pylon.manifest.model import Manifest
+from pylon.policy.rules import RuleSet
 from pylon.runtime.raw_socket import RawSocket
 from pylon.storage.related import StoredRelated
 from workers.boot import WorkerContext, boot
@@ -33,6 +36,7 @@ from workers.ws.identity import Identity
 from workers.ws.live_queries import LiveQueries
 from workers.ws.matches import Matches
 from workers.ws.rooms import Rooms
+from workers.ws.stream_scope import StreamScope
 from workers.ws.transport import WebSocketTransport
 
 
@@ -44,6 +48,8 @@ class WebSocketHandler:
     admission: SubscriberAdmission
     replay: Replay
     transport: WebSocketTransport
+    rules: RuleSet
+    manifest: Manifest
 
     def open(
         self, request: Request, raw: RawSocket, early: bytes, *, on_main_port: bool
@@ -51,7 +57,7 @@ class WebSocketHandler:
         """Stream changes to a client.
 
         Raises:
-            BadUpgrade, Draining, SocketLimit: the acceptor still owns the socket.
+            BadUpgrade, InvalidQuery, Draining, SocketLimit: the acceptor still owns the socket.
         """
         handshake = self.handshakes.read(request, on_main_port=on_main_port)
         cursor = cursor_of(handshake.parameters.get("since"))
@@ -59,6 +65,9 @@ class WebSocketHandler:
             handshake.address, handshake.token, cursor, early, handshake.answer,
             handshake.deflate_window,
             wants_changes=handshake.parameters.get("changes") != "0",
+            scope=parse_entities(
+                self.rules, self.manifest, handshake.parameters.get("entities")
+            ),
         )
         self.admission.stream(raw, connect_request, self.replay, self.transport)
 
@@ -98,12 +107,15 @@ def serve(booted: WorkerContext) -> NoReturn:
     matches = Matches(shards, booted.limiter)
     features: tuple[Feature, ...] = (rooms, live, documents, matches)
     identity = Identity(hub, admission, features)
-    transport.on_text = Conversation(hub, features=(identity, *features)).on_text
+    stream = StreamScope(hub, app.rules, app.manifest)
+    transport.on_text = Conversation(hub, features=(identity, stream, *features)).on_text
     handshakes = protocol.Handshakes(
         app.config.trust_proxy_hops, origins(app.config, app.manifest),
         session_cookie(app.config, app.manifest).name, app.config.ws_deflate,
     )
-    handler = WebSocketHandler(handshakes, admission, changes.replay, transport)
+    handler = WebSocketHandler(
+        handshakes, admission, changes.replay, transport, app.rules, app.manifest
+    )
     acceptor = Acceptor(booted.listen_socket, handler, app.clock)
     passed = SocketReceiver(booted.runtime, booted.role, booted.worker, acceptor.add_passed_socket)
     service = Service(booted, (hub,), acceptor, admission, passed=(passed,))
