@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from pylon.realtime.kinds import Kind
 from pylon.realtime.snapshots import UNCHANGED, Format, delta_between
 from pylon.realtime.state import SimState
 from tests.support.examples import count_examples
@@ -25,17 +22,6 @@ from tests.support.realtime import (
 )
 
 TICK_S = 0.05
-
-
-@pytest.fixture
-def kind() -> Iterator[Kind]:
-    with registered(Counters, idle_ticks_before_shutdown=10) as found:
-        yield found
-
-
-@pytest.fixture
-def wire() -> Wire:
-    return Wire(Format.JSON)
 
 
 def applied(base: Any, delta: Any) -> Any:
@@ -146,9 +132,10 @@ TestDeltas = DeltaMachine.TestCase
 TestDeltas.settings = settings(max_examples=count_examples(40), stateful_step_count=30)
 
 
-def test_an_unchanged_snapshot_sends_no_delta(kind: Kind, wire: Wire) -> None:
-    shard = shard_of(kind)
-    ada = Client("ada", wire, delta=True)
+def test_an_unchanged_snapshot_sends_no_delta() -> None:
+    with registered(Counters) as kind:
+        shard = shard_of(kind)
+    ada = Client("ada", Wire(Format.JSON), delta=True)
     shard.subscribe(ada, 0.0)
     now_s = run_ticks(shard, 0.0, 3)
     assert ada.ticks == [1]
@@ -163,13 +150,14 @@ def test_true_and_one_are_not_the_same() -> None:
     assert delta_between({"a": [1]}, {"a": [1]}) is UNCHANGED
 
 
-def test_each_sees_its_own_where_the_simulation_says_so(wire: Wire) -> None:
+def test_each_sees_its_own_where_the_simulation_says_so() -> None:
     class Own(Counters):
         def snapshot_for(self, sid: str) -> Any:
             return {"you": sid}
 
     with registered(Own) as kind:
         shard = shard_of(kind)
+        wire = Wire(Format.JSON)
         ada, bob = Client("ada", wire), Client("bob", wire)
         shard.subscribe(ada, 0.0)
         shard.subscribe(bob, 0.0)
