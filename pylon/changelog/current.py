@@ -28,15 +28,33 @@ def relate_to_store(
     Raises:
         QueryTimeout, StoreUnavailable: the store cannot be read now.
     """
+    newest = _newest_of(changes, entities)
+    if newest:
+        states = store.scan(lambda reader: _states_after(reader, newest))
+        _set_states(newest, states)
+
+
+def relate_to_reader(
+    reader: Reader, changes: Sequence[Change], entities: Collection[str]
+) -> None:
+    """Do as `relate_to_store`, with a reader that the caller has."""
+    newest = _newest_of(changes, entities)
+    _set_states(newest, _states_after(reader, newest))
+
+
+def _newest_of(changes: Sequence[Change], entities: Collection[str]) -> list[Change]:
+    """Relate the changes of `entities` to each other, and return the last one of each row."""
     newest: dict[tuple[str, str], Change] = {}
     relate([change for change in changes if change.event.entity in entities], newest)
-    if not newest:
-        return
+    return list(newest.values())
 
-    def read(reader: Reader) -> list[Change | None]:
-        return [_state_after(reader, change.event) for change in newest.values()]
 
-    for change, state in zip(newest.values(), store.scan(read), strict=True):
+def _states_after(reader: Reader, changes: Sequence[Change]) -> list[Change | None]:
+    return [_state_after(reader, change.event) for change in changes]
+
+
+def _set_states(changes: Sequence[Change], states: Sequence[Change | None]) -> None:
+    for change, state in zip(changes, states, strict=True):
         change.newer = state
 
 

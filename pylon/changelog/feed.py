@@ -30,7 +30,7 @@ class Feed:
     """Reads the change log of `store`. One for each process."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self.store = store
         self._version: int | None = None
         self._head = 0
         self._void: list[tuple[int, int]] = []
@@ -58,7 +58,7 @@ class Feed:
             raise span.resync(since)
         changes = self._tail.changes_after(since, limit, _ANSWER_BYTES)
         if changes is None:
-            oldest = self._store.point(lambda reader: reader.oldest_seq())
+            oldest = self.store.point(lambda reader: reader.oldest_seq())
             if since + 1 < oldest:
                 raise Span(head, oldest, ()).resync(since)
             changes = _bounded(self._read(since, limit))
@@ -76,15 +76,15 @@ class Feed:
         if held and held[0] is changes[0]:
             self._tail.relate()
         else:
-            relate_to_store(self._store, changes, entities)
+            relate_to_store(self.store, changes, entities)
 
     def _refresh(self) -> None:
-        version = self._store.point(lambda reader: reader.data_version())
+        version = self.store.point(lambda reader: reader.data_version())
         if version == self._version:
             return
         # The version is read first, so the next call sees every commit from here on.
         unread = read_settled(
-            self._store, self._read_unread, lambda: (self._tail, self._tail.last_seq)
+            self.store, self._read_unread, lambda: (self._tail, self._tail.last_seq)
         )
         if unread.is_restart:
             self._tail = Tail(unread.pages[0][0].seq - 1 if unread.pages else unread.head)
@@ -99,14 +99,17 @@ class Feed:
         """Read the commits that the tail lacks."""
         head, last = reader.head_seq(), self._tail.last_seq
         void_ranges = reader.void_ranges()
-        if self._version is None or head - last > limits.PULL_PAGE_EVENTS:
-            # Too many events are missing: begin a new tail with the newest ones.
-            newest = reader.newest_events(limits.PULL_PAGE_EVENTS)
-            return _Unread(head, void_ranges, [newest] if newest else [], is_restart=True)
         pages: list[list[ChangeEvent]] = []
+        max_pages = 0 if self._version is None else limits.PULL_PAGE_EVENTS // _PAGE_EVENTS
         while last < head and (page := reader.events_after(last, _PAGE_EVENTS)):
+            if len(pages) == max_pages:
+                # Too many events are missing: begin a new tail with the newest ones.
+                newest = reader.newest_events(limits.PULL_PAGE_EVENTS)
+                return _Unread(head, void_ranges, [newest], is_restart=True)
             pages.append(page)
             last = page[-1].seq
+        if self._version is None:
+            return _Unread(head, void_ranges, [], is_restart=True)
         return _Unread(head, void_ranges, pages, is_restart=False)
 
     def _read(self, since: int, limit: int) -> list[Change]:
@@ -122,7 +125,7 @@ class Feed:
         return changes
 
     def _events(self, seq: int, limit: int) -> list[ChangeEvent]:
-        return self._store.point(lambda reader: reader.events_after(seq, limit))
+        return self.store.point(lambda reader: reader.events_after(seq, limit))
 
 
 class _Unread(NamedTuple):

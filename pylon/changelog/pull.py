@@ -27,8 +27,8 @@ from pylon import limits
 from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change, encode_for
 from pylon.changelog.feed import Feed
+from pylon.changelog.readable_changes import ReadableChanges, read_changes
 from pylon.manifest.model import Entity, Manifest
-from pylon.policy.related import NO_RELATED, RelatedRows
 from pylon.policy.routing import Everyone
 from pylon.policy.rules import EntityRules, RuleSet
 from pylon.query.predicate import Predicate
@@ -52,29 +52,44 @@ class Pulled:
     has_more: bool
 
 
-def build_delta(
-    feed: Feed, rules: RuleSet, auth: AuthContext, since: int, related: RelatedRows = NO_RELATED
-) -> Pulled:
+def build_delta(feed: Feed, rules: RuleSet, auth: AuthContext, since: int) -> Pulled:
     """Return the response for a cursor above 0.
-
-    Args:
-        related: the rows that read rules ask.
 
     Raises:
         ResyncRequired: see `Feed.changes_after`.
     """
+    if rules.related and not auth.is_admin:
+        return _build_readable(feed.store, rules, auth, since)
     changes, head = feed.changes_after(since, limits.PULL_PAGE_EVENTS)
     last_seq = changes[-1].seq if changes else since
-    shown = _visible_texts(feed, changes, rules, auth, related)
-    has_more = bool(changes) and last_seq < head
+    shown = _visible_texts(feed, changes, rules, auth)
+    return _pulled(shown, last_seq, has_more=bool(changes) and last_seq < head)
+
+
+def _build_readable(store: Store, rules: RuleSet, auth: AuthContext, since: int) -> Pulled:
+    """Return the response for a caller whose read rules ask other rows."""
+
+    def read(reader: Reader) -> ReadableChanges:
+        return reader.at_one_commit(
+            lambda: read_changes(reader, rules, auth, since, limits.PULL_PAGE_EVENTS)
+        )
+
+    found = store.scan(read)
+    return _pulled(
+        [change.wire for change in found.changes], max(found.cursor, since),
+        has_more=since < found.cursor < found.head,
+    )
+
+
+def _pulled(texts: list[bytes], last_seq: int, *, has_more: bool) -> Pulled:
     body = b'{"changes":[%s],"cursor":{"last_seq":%d},"has_more":%s}' % (
-        b",".join(shown), last_seq, _TRUTH[has_more],
+        b",".join(texts), last_seq, _TRUTH[has_more],
     )
     return Pulled(body, last_seq, has_more)
 
 
 def _visible_texts(
-    feed: Feed, changes: list[Change], rules: RuleSet, auth: AuthContext, related: RelatedRows
+    feed: Feed, changes: list[Change], rules: RuleSet, auth: AuthContext
 ) -> list[bytes]:
     if auth.is_admin:
         return [c.known_wire or c.wire for c in changes]
@@ -93,10 +108,7 @@ def _visible_texts(
             shown.append(change.known_wire or change.wire)
             continue
         policy = by_entity[entity]
-        if policy is None:
-            continue
-        text = encode_for(change, policy, auth, related)
-        if text is not None:
+        if policy is not None and (text := encode_for(change, policy, auth)) is not None:
             shown.append(text)
     return shown
 

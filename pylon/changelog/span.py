@@ -1,7 +1,7 @@
 """Span: the range of the change log that the store keeps, and the refusal of cursors outside it.
 
 Invariant: `check` passes a cursor only if the log has everything after it (spec/realtime.md §1.4).
-Called by `pylon.changelog.feed` for pulls and by `workers.hub.history` for sockets.
+Called by `pylon.changelog.feed` and `readable_changes`, and by `workers.hub.history` for sockets.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pylon.errors import ResyncRequired
+from pylon.storage.interface import Reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +39,8 @@ class Span:
     def is_void(self, cursor: int) -> bool:
         """Return whether the cursor is ahead of the head, or of a history that is lost."""
         return cursor > self.head or any(low < cursor < high for low, high in self.void_ranges)
+
+
+def read_span(reader: Reader) -> Span:
+    """Read the range of the change log."""
+    return Span(reader.head_seq(), reader.oldest_seq(), reader.void_ranges())

@@ -176,6 +176,15 @@ RECOVERIES: Final = Counter(
     "pylon_client_recoveries_total", "Reconnecting clients, by how they caught up.", ("result",),
     registry=WORKER,
 )
+MEMBERSHIP_KEYS: Final = Gauge(
+    "pylon_membership_keys", "Keys of the membership sets that policies with exists() need.",
+    registry=WORKER,
+)
+MEMBERSHIP_CHANGES: Final = Counter(
+    "pylon_membership_changes_total",
+    "Connected callers whose memberships a change may have turned, so that they caught up.",
+    registry=WORKER,
+)
 LIVE_QUERIES: Final = Gauge(
     "pylon_live_queries", "Live queries that clients have subscribed to.", registry=WORKER,
 )
@@ -418,7 +427,8 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "SYNC_SCOPES",
     "CONNECTIONS_CLOSED", "HANDSHAKES", "SOCKETS_PASSED", "MESSAGES_SENT", "DEFLATE_SAVED",
     "MESSAGES_RECEIVED", "SEND_QUEUE_BYTES", "SLOW_CLIENTS", "SOCKETS_OVER_BUDGET", "SYNC_DELIVERY",
-    "RECOVERIES", "LIVE_QUERIES", "LIVE_DIFFS", "LIVE_EVALUATION", "LIVE_QUERIES_SHED",
+    "RECOVERIES", "MEMBERSHIP_KEYS", "MEMBERSHIP_CHANGES",
+    "LIVE_QUERIES", "LIVE_DIFFS", "LIVE_EVALUATION", "LIVE_QUERIES_SHED",
     "LIVE_WINDOWS", "LIVE_WINDOW_READS", "LIVE_WINDOWS_WAITING",
     "DOCUMENT_SUBSCRIPTIONS", "DOCUMENT_MERGE_CHECKS", "RATE_LIMITED", "RATE_SKIPPED",
     "RATE_EVICTED", "HINTS_DROPPED", "EVENT_LOOP_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ",

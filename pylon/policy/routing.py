@@ -9,6 +9,7 @@ Invariant: the plan finds every caller who passes `may_read`; it may find others
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,7 @@ from pylon.auth_context import ANONYMOUS
 from pylon.policy import expression as e
 from pylon.policy.compile import compile_condition
 from pylon.policy.expression import Expr
+from pylon.policy.related import ExistsCheck
 
 Attribute = Literal["user_id", "tenant_id"]
 
@@ -53,7 +55,21 @@ class General:
     """No plan is known: call `may_read` for each distinct context."""
 
 
-Routing = Everyone | Nobody | ByAuth | Keyed | General
+@dataclass(frozen=True, slots=True)
+class Related:
+    """Only callers for whom the check holds can read the row: call `may_read` for each of them."""
+
+    check: ExistsCheck
+
+
+@dataclass(frozen=True, slots=True)
+class Union:
+    """Only callers whom one of the plans finds can read the row: call `may_read` for each."""
+
+    plans: tuple[Keyed | Related, ...]
+
+
+Routing = Everyone | Nobody | ByAuth | Keyed | Related | Union | General
 
 
 def plan(rule: Expr) -> Routing:
@@ -70,7 +86,34 @@ def plan(rule: Expr) -> Routing:
         key = _key(condition)
         if key is not None:
             return Keyed(*key, exact=len(conditions) == 1)
-    return General()
+    found = [part for condition in conditions for part in _plans(condition)]
+    return min(found, key=_breadth, default=General())
+
+
+def _plans(condition: Expr) -> Iterator[Related | Union]:
+    """Yield the plans of a condition that must hold."""
+    if isinstance(condition, e.Exists):
+        yield Related(ExistsCheck(condition))
+    elif isinstance(condition, e.Or):
+        plans = [_plan_of_branch(item) for item in condition.items]
+        known = tuple(found for found in plans if found is not None)
+        if len(known) == len(plans):
+            yield Union(known)
+
+
+def _plan_of_branch(branch: Expr) -> Keyed | Related | None:
+    """Return a plan of one branch of an ``||``; None if there is none."""
+    for condition in e.conjuncts(branch):
+        key = _key(condition)
+        if key is not None:
+            return Keyed(*key, exact=False)
+        if isinstance(condition, e.Exists):
+            return Related(ExistsCheck(condition))
+    return None
+
+
+def _breadth(plan: Related | Union) -> int:
+    return len(plan.plans) if isinstance(plan, Union) else 1
 
 
 def _holds(constant: Expr) -> bool:

@@ -38,6 +38,7 @@ from pylon.policy.compile import compile_condition
 from pylon.policy.expression import Expr
 from pylon.policy.grammar import PolicyInvalid
 from pylon.policy.related import NO_RELATED, ExistsCheck, RelatedRows
+from pylon.policy.related_changes import RelatedChanges
 from pylon.policy.routing import ByAuth, Everyone, General, Keyed, Nobody, Routing, plan
 from pylon.query.evaluate import Evaluator
 from pylon.query.predicate import TRUE, Predicate, guarded
@@ -65,7 +66,7 @@ class EntityRules:
     __slots__ = (
         "_begin", "_bind_read", "_declared", "_delete", "_entity", "_explain", "_insert",
         "_read", "_readable", "_state", "_step", "asked", "checks", "fields", "is_narrowed",
-        "read_fields", "read_rule", "read_text", "routing",
+        "read_fields", "read_rule", "read_text", "related", "routing",
     )
 
     def __init__(
@@ -111,6 +112,7 @@ class EntityRules:
             **{action: _checks_of(chosen[action]) for action in ("insert", "update")},
             "delete": _checks_of([_one_row(rule) for rule in chosen["delete"]]),
         }
+        self.related = RelatedChanges(self.checks["read"])
         self.asked: Mapping[Action, frozenset[str]] = {
             action: frozenset[str]().union(*(check.entities for check in checks))
             for action, checks in self.checks.items()
@@ -222,10 +224,12 @@ class EntityRules:
 class RuleSet:
     """The rules of all entities and actions of a manifest.
 
-    `is_open`: whether all callers may read every row.
+    `is_open`: whether all callers may read every row. `related`: by entity, what its read rule
+    asks of other rows, without the entities whose rules ask nothing. `asked_by_readers`: the
+    entities that read rules ask.
     """
 
-    __slots__ = ("_by_entity", "_judge_by_action", "is_open")
+    __slots__ = ("_by_entity", "_judge_by_action", "asked_by_readers", "is_open", "related")
 
     def __init__(
         self,
@@ -239,6 +243,12 @@ class RuleSet:
         """
         self._by_entity = dict(by_entity)
         self.is_open = all(isinstance(r.routing, Everyone) for r in self._by_entity.values())
+        self.related: Mapping[str, RelatedChanges] = {
+            name: rules.related for name, rules in by_entity.items() if rules.related.checks
+        }
+        self.asked_by_readers = frozenset[str]().union(
+            *(related.entities for related in self.related.values())
+        )
         self._judge_by_action = {
             name: compile_condition(_conjunction(rules))
             for name, rules in (rules_by_action or {}).items()

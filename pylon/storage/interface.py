@@ -11,7 +11,7 @@ and tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from pylon.query.aggregate import Aggregate
@@ -126,6 +126,12 @@ class Reader(Protocol):
 
     def events_after(self, seq: int, limit: int) -> list[ChangeEvent]:
         """The first `limit` events with a seq above `seq`, ascending."""
+
+    def events_of(
+        self, entities: Collection[str], seq: int, limit: int
+    ) -> list[ChangeEvent]:
+        """The first `limit` events of some entities with a seq above `seq`, ascending. A scan of
+        the log behind `seq`."""
 
     def newest_events(self, limit: int) -> list[ChangeEvent]:
         """The newest events, ascending: `limit` of them, fewer when they are very large."""

@@ -161,6 +161,14 @@ class SubscriberAdmission:
             _log.exception("admission.failed", error=ex)
             connection.abort()
 
+    def resume(self, connection: Connection, cursor: int, replay: Replay) -> None:
+        """Bring a connection that has left the fan-out up to date, in a greenlet of its own.
+
+        Args:
+            cursor: it has all changes up to this seq.
+        """
+        gevent.spawn(self._catch_up, connection, cursor, replay, self._hub.transport)
+
     def caller_of(self, token: str | None) -> tuple[Caller, PylonError | None]:
         """Return the caller of a token; ANONYMOUS_CALLER and the error if the lookup fails."""
         if not token:

@@ -19,9 +19,10 @@ from pylon import metrics
 from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change
 from pylon.changelog.scope import Scope
-from pylon.policy.routing import General, Keyed, Nobody
+from pylon.policy.routing import General, Keyed, Nobody, Related, Union
 from pylon.policy.rules import EntityRules
 from workers.hub.connection import Connection
+from workers.hub.memberships import Memberships
 from workers.hub.scope_index import ScopeIndex
 
 _Key = tuple[AuthContext, int, Scope | None]  # context, deflate window, scope
@@ -47,7 +48,8 @@ class Groups:
     `scoped_admins` those with one."""
 
     __slots__ = (
-        "_by_attribute", "_known", "_scoped", "_window_uses", "admins", "scoped_admins",
+        "_by_attribute", "_by_auth", "_known", "_scoped", "_window_uses", "admins",
+        "scoped_admins",
     )
 
     def __init__(self) -> None:
@@ -57,6 +59,7 @@ class Groups:
         self._known: dict[_Key, Group] = {}
         self._window_uses: dict[int, int] = {}  # the number of groups by deflate window
         self._by_attribute: dict[str, dict[object, set[Group]]] = {}
+        self._by_auth: dict[AuthContext, set[Group]] = {}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -72,7 +75,7 @@ class Groups:
     @property
     def contexts(self) -> int:
         """Return the number of distinct auth contexts."""
-        return len({auth for auth, _, _ in self._known})
+        return len(self._by_auth)
 
     def join(self, connection: Connection) -> None:
         """Add a connection to the group of its present caller."""
@@ -81,6 +84,7 @@ class Groups:
         if group is None:
             group = self._known[key] = Group(auth, deflate_window, scope)
             self._window_uses[deflate_window] = self._window_uses.get(deflate_window, 0) + 1
+            self._by_auth.setdefault(auth, set()).add(group)
             if auth.is_admin:
                 (self.admins if scope is None else self.scoped_admins).add(group)
             if scope is not None:
@@ -104,6 +108,9 @@ class Groups:
             if scope is not None:
                 self._scoped.remove(group, scope)
                 metrics.SYNC_SCOPES.set(len(self._scoped))
+            self._by_auth[auth].discard(group)
+            if not self._by_auth[auth]:
+                del self._by_auth[auth]
             self._window_uses[deflate_window] -= 1
             if not self._window_uses[deflate_window]:
                 del self._window_uses[deflate_window]
@@ -135,8 +142,13 @@ class Groups:
             if verdict:
                 yield group
 
+    def of_auth(self, auth: AuthContext) -> Collection[Group]:
+        """Return the groups of one auth context."""
+        return self._by_auth.get(auth, _NONE)
+
     def find_candidates(
-        self, change: Change, routing: Nobody | Keyed | General
+        self, change: Change, routing: Nobody | Keyed | Related | Union | General,
+        memberships: Memberships,
     ) -> Collection[Group]:
         """Return the groups that may see the row before the change or after it."""
         if isinstance(routing, Nobody):
@@ -146,6 +158,17 @@ class Groups:
                 return self._known.values()
             unscoped = [group for group in self._known.values() if group.scope is None]
             return [*unscoped, *self._scoped.find(change)]
+        if isinstance(routing, Union):
+            return {
+                group for plan in routing.plans
+                for group in self.find_candidates(change, plan, memberships)
+            }
+        if isinstance(routing, Related):
+            return {
+                group for row in (change.row, change.prev_row) if row is not None
+                for auth in memberships.holders_of(routing.check, row)
+                for group in self.of_auth(auth)
+            }
         groups = self._by_attribute.get(routing.attribute)
         if groups is None:
             return ()

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 
 from pylon.changelog.change import Change
 from pylon.changelog.current import relate_to_store
-from pylon.changelog.span import Span
+from pylon.changelog.span import Span, read_span
 from pylon.storage.events import ChangeEvent
 from pylon.storage.interface import Reader, Store
 
@@ -39,7 +39,7 @@ class History:
 
         def read(reader: Reader) -> list[ChangeEvent]:
             events = reader.events_after(cursor, limit)
-            _check(reader, cursor)
+            read_span(reader).check(cursor)
             return events
 
         return [Change(event) for event in self._store.scan(read)]
@@ -62,16 +62,8 @@ class History:
         Raises:
             ResyncRequired: the cursor is ahead of the log, older than the log, or void.
         """
-        self._store.point_inline(lambda reader: _check(reader, cursor))
+        self._store.point_inline(lambda reader: read_span(reader).check(cursor))
 
     def span(self) -> Span:
         """Return the range of the change log."""
-        return self._store.point_inline(_span)
-
-
-def _span(reader: Reader) -> Span:
-    return Span(reader.head_seq(), reader.oldest_seq(), reader.void_ranges())
-
-
-def _check(reader: Reader, cursor: int) -> None:
-    _span(reader).check(cursor)
+        return self._store.point_inline(read_span)

@@ -19,7 +19,7 @@ connection that joins after its replay. Called by `workers.hub.feed`, `replay` a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from os import write
 from typing import Final
@@ -36,6 +36,7 @@ from pylon.policy.routing import ByAuth, Everyone, Nobody
 from pylon.policy.rules import EntityRules
 from workers.hub.connection import Connection, Transport
 from workers.hub.groups import Group, Groups
+from workers.hub.memberships import KeySets, Memberships
 
 BEAT_S: Final = 0.5  # how often some of the connections have their heartbeat
 
@@ -52,9 +53,11 @@ class Hub:
         """
         Args:
             rules: those of each entity of the manifest.
-            related: the rows that read rules ask; it never switches greenlets.
+            related: the rows that read rules ask, as stored; it never switches greenlets.
         """
-        self.related = related
+        self.memberships = Memberships(
+            {name: each.related for name, each in rules.items() if each.related.checks}, related
+        )
         self.transport = transport
         self.spent_s = 0.0  # on the last changes
         self._rules = rules
@@ -72,6 +75,8 @@ class Hub:
         self._sessions: dict[str, set[Connection]] = {}
         self._closing: dict[Connection, float] = {}  # since when, monotonic seconds
         self._on_gone: list[Callable[[Connection], None]] = []
+        self._on_behind: Callable[[Connection, int], None] | None = None
+        self._on_concerned: list[Callable[[Collection[AuthContext]], None]] = []
         self._on_published: list[Callable[[Sequence[Change]], None]] = []
 
     # --- Connections ---------------------------------------------------------------------
@@ -111,6 +116,18 @@ class Hub:
         """
         self._on_published.append(callback)
 
+    def on_behind(self, callback: Callable[[Connection, int], None]) -> None:
+        """Call `callback` for each connection that the fan-out no longer serves, with the seq up
+        to which it has all changes: it is to be brought up to date, and to join again."""
+        self._on_behind = callback
+
+    def on_concerned(self, callback: Callable[[Collection[AuthContext]], None]) -> None:
+        """Call `callback` with the callers for whom the next changes may open or close rows.
+
+        It must neither block nor switch greenlets.
+        """
+        self._on_concerned.append(callback)
+
     def add(self, connection: Connection) -> None:
         """Count a new connection. It gets no events until it joins."""
         self._opened += 1
@@ -123,14 +140,28 @@ class Hub:
         metrics.CONNECTIONS_OPENED.inc()
         metrics.CONNECTIONS.set(self._open)
 
-    def join(self, connection: Connection) -> None:
-        """Deliver events after its `last_seq` to a connection from now on."""
+    def join(self, connection: Connection, sets: KeySets | None = None) -> None:
+        """Deliver events after its `last_seq` to a connection from now on.
+
+        Args:
+            sets: those of the caller at `last_seq`, if its rules ask other rows and they are not
+                held yet.
+        """
         if not connection.is_open:
             return
+        if self._is_asking(connection):
+            self.memberships.hold(connection.caller.auth, sets)
+        self._deliver_to(connection)
+
+    def _deliver_to(self, connection: Connection) -> None:
         if connection.last_seq > self._head:
             self._ahead.add(connection)
-            return
-        self._groups.join(connection)
+        else:
+            self._groups.join(connection)
+
+    def _is_asking(self, connection: Connection) -> bool:
+        """Whether the read rules of the connection's caller ask other rows."""
+        return bool(self.memberships) and not connection.caller.auth.is_admin
 
     def left(self, connection: Connection) -> None:
         """Deliver no more events to a connection (`workers.hub.connection.Owner`)."""
@@ -139,18 +170,24 @@ class Hub:
 
     def change_caller(self, connection: Connection, caller: Caller) -> None:
         """Set the caller of an open connection, from the next change on."""
+        cursor = max(connection.last_seq, self._head)
         had_joined = self._leave(connection)
         self._forget_session(connection)
         connection.caller = caller
         self._note_session(connection)
-        if had_joined:
+        if had_joined and self._is_asking(connection):
+            self._send_behind(connection, cursor)
+        elif had_joined:
             self.join(connection)
 
     def change_scope(self, connection: Connection, scope: Scope | None) -> None:
         """Set the scope of an open connection, from the next change on."""
+        cursor = max(connection.last_seq, self._head)
         had_joined = self._leave(connection)
         connection.scope = scope
-        if had_joined:
+        if had_joined and self._is_asking(connection):
+            self._send_behind(connection, cursor)
+        elif had_joined:
             self.join(connection)
 
     def delivered_seq(self, connection: Connection) -> int:
@@ -164,10 +201,16 @@ class Hub:
 
     def _leave(self, connection: Connection) -> bool:
         """Remove a connection from its group; False if it had not joined."""
-        if connection in self._ahead:
-            self._ahead.discard(connection)
-            return True
-        return self._groups.leave(connection)
+        had_joined = connection in self._ahead or self._groups.leave(connection)
+        self._ahead.discard(connection)
+        if had_joined and self._is_asking(connection):
+            self.memberships.release(connection.caller.auth)
+        return had_joined
+
+    def _send_behind(self, connection: Connection, cursor: int) -> None:
+        """Have a connection that has left brought up to date from `cursor`."""
+        assert self._on_behind is not None, "a hub whose rules ask other rows needs a replay"
+        self._on_behind(connection, cursor)
 
     def gone(self, connection: Connection) -> None:
         """Remove a connection whose socket is closed (`workers.hub.connection.Owner`)."""
@@ -230,7 +273,7 @@ class Hub:
             return change.wire
         else:
             rules = self._rules.get(change.event.entity)
-        return None if rules is None else encode_for(change, rules, auth, self.related)
+        return None if rules is None else encode_for(change, rules, auth, self.memberships)
 
     def advance(self, head: int) -> None:
         """Count everything up to `head` as published: nobody joined before."""
@@ -250,6 +293,8 @@ class Hub:
         if not changes:
             return
         started_s = self._clock.monotonic_s()
+        if self.memberships:
+            self._part_concerned(changes)
         if self._groups or self._ahead:
             self._fan_out(changes)
         self._head = max(self._head, changes[-1].seq)
@@ -258,6 +303,26 @@ class Hub:
         for callback in self._on_published:
             callback(changes)
         self.spent_s = self._clock.monotonic_s() - started_s
+
+    def _part_concerned(self, changes: Sequence[Change]) -> None:
+        """Take out the connections whose callers the changes open or close other rows for.
+
+        Their replay delivers these changes, as one difference.
+        """
+        concerned = self.memberships.find_concerned(changes)
+        if not concerned:
+            return
+        for callback in self._on_concerned:
+            callback(concerned)
+        joined = [
+            connection for auth in concerned for group in self._groups.of_auth(auth)
+            for connection in group.connections
+        ]
+        ahead = [each for each in self._ahead if each.caller.auth in concerned]
+        for connection in (*joined, *ahead):
+            cursor = max(connection.last_seq, self._head)
+            self._leave(connection)
+            self._send_behind(connection, cursor)
 
     def _fan_out(self, changes: Sequence[Change]) -> None:
         started_s = self._clock.monotonic_s()
@@ -320,7 +385,7 @@ class Hub:
     def _join_those_caught_up(self) -> None:
         for connection in [c for c in self._ahead if c.last_seq <= self._head]:
             self._ahead.discard(connection)
-            self.join(connection)
+            self._groups.join(connection)
 
     def _partition_changes(
         self, changes: Sequence[Change]
@@ -348,12 +413,12 @@ class Hub:
                     own.setdefault(group, []).append((seq, whole))
                 candidates = self._groups.find_scoped(change)
             else:
-                candidates = self._groups.find_candidates(change, routing)
+                candidates = self._groups.find_candidates(change, routing, self.memberships)
             for group in candidates:
                 if group.auth.is_admin:
                     continue
                 if group.scope is None:
-                    wire = encode_for(change, rules, group.auth, self.related)
+                    wire = encode_for(change, rules, group.auth, self.memberships)
                 else:
                     wire = self.view(change, group.auth, group.scope)
                 self._add_own(own, group, seq, wire, made)

@@ -36,6 +36,7 @@ from workers.hub.feed import Feed
 from workers.hub.history import History
 from workers.hub.hub import Hub
 from workers.hub.loop_yield import yield_to_loop
+from workers.hub.related_replay import RelatedReplay
 from workers.hub.start_cursors import StartCursors
 
 _PAGE_BYTES: Final = limits.OUTBOX_BYTES // 2
@@ -135,13 +136,18 @@ class _Frames:
 class Replay:
     """Starts the connections of one hub."""
 
-    __slots__ = ("_feed", "_frames", "_history", "_hub", "_shared", "_starts")
+    __slots__ = ("_feed", "_frames", "_history", "_hub", "_related", "_shared", "_starts")
 
-    def __init__(self, hub: Hub, feed: Feed, history: History, starts: StartCursors) -> None:
+    def __init__(
+        self, hub: Hub, feed: Feed, history: History, starts: StartCursors,
+        related: RelatedReplay | None = None,
+    ) -> None:
+        """Args: `related` serves the callers whose read rules ask other rows."""
         self._hub = hub
         self._feed = feed
         self._history = history
         self._starts = starts
+        self._related = related
         self._shared = _Shared()
         self._frames = _Frames()
 
@@ -182,6 +188,8 @@ class Replay:
             None when the connection has joined the hub; else the cursor that `run` goes on from.
         """
         tail = self._feed.tail
+        if self._related is not None and self._related.is_for(connection.caller.auth):
+            return None if self._related.finish(connection, cursor) else cursor
         for _ in range(_PAGES_AT_ONCE):
             connection.last_seq = cursor
             missed = tail.changes_after(cursor, limits.REPLAY_PAGE_EVENTS, _PAGE_BYTES)
@@ -205,6 +213,9 @@ class Replay:
             ResyncRequired: the log was pruned past the replay while it ran.
             QueryTimeout, StoreUnavailable: the store cannot be read now.
         """
+        if self._related is not None and self._related.is_for(connection.caller.auth):
+            self._related.run(connection, cursor)
+            return
         while connection.is_open:
             tail = self._feed.tail
             missed = tail.changes_after(cursor, limits.REPLAY_PAGE_EVENTS, _PAGE_BYTES)

@@ -38,6 +38,7 @@ from workers.hub.feed import Feed
 from workers.hub.heartbeat import Heartbeat
 from workers.hub.history import History
 from workers.hub.hub import Hub
+from workers.hub.related_replay import RelatedReplay
 from workers.hub.replay import Replay
 from workers.hub.sessions import SESSION_ENDED
 from workers.hub.start_cursors import StartCursors
@@ -69,7 +70,9 @@ class ChangeStream:
         starts = StartCursors(
             self._hints, MarkReader(marks_path(Path(config.db_path))), history, booted.clock
         )
-        self.replay = Replay(hub, self.feed, history, starts)
+        related = RelatedReplay(hub, booted.app.rules, booted.reader_pool)
+        self.replay = Replay(hub, self.feed, history, starts, related)
+        hub.on_behind(lambda connection, cursor: admission.resume(connection, cursor, self.replay))
 
     def start(self, spawn: Callable[[Callable[[], NoReturn]], None]) -> None:
         """Move the feed to the head of the log, read all cursor hints, and start the greenlets."""

@@ -90,14 +90,25 @@ class Conversation:
         if problem is not None:
             send_json(connection, error_message(problem, message))
             return
+        if not self.enqueue(connection, message):
+            connection.pause(ANSWERING)  # others do not pause: most clients wait for the answer
+
+    def enqueue(self, connection: Connection, message: dict[str, Any]) -> bool:
+        """Have a message of a known type handled in its turn. Never blocks.
+
+        Features call it to repeat a message of the client.
+
+        Returns:
+            Whether no other message waits.
+        """
+        task = self._by_type[message["type"]], message
         waiting = self._waiting.get(connection)
         if waiting is not None:
-            waiting.append((feature, message))
-            connection.pause(ANSWERING)
-            return
-        # No pause: most clients wait for the answer before they send again.
-        self._waiting[connection] = deque([(feature, message)])
+            waiting.append(task)
+            return False
+        self._waiting[connection] = deque([task])
         gevent.spawn(self._handle_waiting, connection)
+        return True
 
     def _handle_waiting(self, connection: Connection) -> None:
         waiting = self._waiting[connection]

@@ -19,7 +19,7 @@ delete. Bounds: subscriptions and their memory for each socket, identity, addres
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -67,7 +67,7 @@ class LiveQueries:
     def __init__(self, app: App, store: Store, feed: Feed, hub: Hub, clock: Clock) -> None:
         self._app = app
         self._store = store
-        self._related = hub.related
+        self._memberships = hub.memberships
         self._feed = feed
         self._history = History(store)
         self._transport = hub.transport
@@ -78,7 +78,14 @@ class LiveQueries:
         self._by_connection: dict[Connection, dict[str, Subscription]] = {}
         self._count = 0
         self._size_bytes = 0
+        self._asking: dict[AuthContext, set[Subscription]] = {}  # whose read rule asks other rows
+        self._enqueue: Callable[[Connection, dict[str, Any]], object] | None = None
         hub.on_published(self._watches.on_published)
+        hub.on_concerned(self._restart)
+
+    def on_restart(self, enqueue: Callable[[Connection, dict[str, Any]], object]) -> None:
+        """Call `enqueue` with the message of each subscription that has to begin again."""
+        self._enqueue = enqueue
 
     def handle_message(self, connection: Connection, message: dict[str, Any]) -> None:
         """Subscribe, unsubscribe, or widen a window.
@@ -127,6 +134,22 @@ class LiveQueries:
                 error = IdentityChanged("This connection has another user now")
                 send_json(connection, error_message(error, {"type": "subscribe", "sub_id": sub_id}))
 
+    def _restart(self, concerned: Collection[AuthContext]) -> None:
+        """Begin the subscriptions of callers anew whose memberships change.
+
+        The next changes may open or close any row of a result. So the client gets the whole
+        result again; it replaces the rows that the client holds.
+        """
+        for subscription in [each for auth in concerned for each in self._asking.get(auth, ())]:
+            self._watches.end(subscription)
+            entity, text, _ = subscription.watch.key
+            message = {
+                "type": "subscribe", "sub_id": subscription.sub_id, "entity": entity,
+                "filter": msgspec.json.decode(text),
+            }
+            if self._enqueue is not None:
+                self._enqueue(subscription.connection, message)
+
     # --- Registration --------------------------------------------------------------------
 
     def _register(
@@ -148,7 +171,7 @@ class LiveQueries:
             text += query.begin_text
         key: WatchKey = (entity.name, text, viewer(rules, auth))
         watch = self._watches.find(key) or Watch(
-            key, entity, matcher, rules, self._related, query
+            key, entity, matcher, rules, self._memberships, query
         )
         subscription = Subscription(
             connection, sub_id, watch, self._holdings.holders_of(connection),
@@ -158,6 +181,9 @@ class LiveQueries:
         self._holdings.check(subscription)
         self._watches.check(watch)
         self._holdings.add(subscription)
+        if rules.related.checks and not auth.is_admin:
+            self._memberships.hold(auth, None)
+            self._asking.setdefault(auth, set()).add(subscription)
         self._by_connection.setdefault(connection, {})[sub_id] = subscription
         self._add_to_totals(1, subscription.size_bytes)
         return subscription, matcher.where
@@ -195,6 +221,12 @@ class LiveQueries:
         if not own_subscriptions:
             del self._by_connection[connection]
         self._watches.end(subscription)
+        auth = subscription.watch.auth
+        if auth is not None and subscription in self._asking.get(auth, ()):
+            self._asking[auth].discard(subscription)
+            if not self._asking[auth]:
+                del self._asking[auth]
+            self._memberships.release(auth)
         self._windows.leave(subscription)
         self._holdings.remove(subscription)
         self._add_to_totals(-1, -subscription.size_bytes)

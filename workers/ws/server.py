@@ -108,7 +108,9 @@ def serve(booted: WorkerContext) -> NoReturn:
     features: tuple[Feature, ...] = (rooms, live, documents, matches)
     identity = Identity(hub, admission, features)
     stream = StreamScope(hub, app.rules, app.manifest)
-    transport.on_text = Conversation(hub, features=(identity, stream, *features)).on_text
+    conversation = Conversation(hub, features=(identity, stream, *features))
+    transport.on_text = conversation.on_text
+    live.on_restart(conversation.enqueue)
     handshakes = protocol.Handshakes(
         app.config.trust_proxy_hops, origins(app.config, app.manifest),
         session_cookie(app.config, app.manifest).name, app.config.ws_deflate,

@@ -25,7 +25,6 @@ from pylon.auth_context import AuthContext
 from pylon.changelog.hints import hint_key
 from pylon.changelog.pull import Pulled, build_delta, stream_snapshot
 from pylon.errors import PylonError, ResyncRequired, SnapshotCursorInvalid
-from pylon.storage.related import StoredRelated
 
 _SINCE: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 _PIECE_BYTES: Final = 64 * 1024
@@ -38,7 +37,6 @@ class Pull:
     def __init__(self, services: DataServices, sync: SyncServices) -> None:
         self._services = services
         self._sync = sync
-        self._related = StoredRelated(services.store.point)
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         if read_text(req, "snapshot_after"):
@@ -95,13 +93,13 @@ class Pull:
         services = self._services
         rules, cache = services.app.rules, self._sync.pull_cache
         if not cache.should_probe():
-            return build_delta(self._sync.feed, rules, auth, since, self._related)
+            return build_delta(self._sync.feed, rules, auth, since)
         # Admins also see changes of entities that the manifest no longer has.
         key = (auth if auth.is_admin or not rules.is_open else None, since)
         version = version_of(services.store)
         pulled = cache.find(version, key)
         if pulled is None:
-            pulled = build_delta(self._sync.feed, rules, auth, since, self._related)
+            pulled = build_delta(self._sync.feed, rules, auth, since)
             cache.keep(version, key, pulled, len(pulled.body))
         return pulled
 

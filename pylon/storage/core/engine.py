@@ -89,6 +89,7 @@ class BatchEngine:
         self._documents = rows.documents
         self._large = rows.large
         self._retention = Retention(transaction)
+        self._asked = rules.asked_by_readers
         self._is_run_ended = False
         self._problem: BatchRefusal | None = None
         self.head = transaction.head_seq()
@@ -202,7 +203,7 @@ class BatchEngine:
         Raises: every exception of the transaction's `errors`; the transaction was rolled back.
         """
         transaction = self._transaction
-        journal = Journal(self.head, self._clock.wall_ns() // NS_PER_S)
+        journal = Journal(self.head, self._clock.wall_ns() // NS_PER_S, self._asked)
         replies: list[WriteReply] = []
         deferred: list[WriteRequest] = []
         is_deferring = False  # until the end of the call whose request was deferred

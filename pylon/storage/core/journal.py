@@ -6,15 +6,22 @@ the image after the last. So an event contains only committed images, and a row 
 hundred times costs two images. A row that is inserted and deleted within the commit leaves a delete
 without images, because replies already have its seq.
 
+A change of an entity that read rules ask (``exists(...)``) leaves `limits.RELATED_SEQS` seqs free
+before its own. A client for whom the change opens or closes rows gets those rows with these seqs
+(`pylon.changelog.difference`), because clients drop an event whose seq is not above the last one.
+
 A `Transact` notes its changes after `open_step`, so that `undo_step` can undo them.
 
-Invariants: the first change of each row takes the next seq after the head, and each seq has an
-event. After `undo_step` later changes reuse the seqs of the undone ones. Events ascend by seq.
-`engine` makes one journal for each transaction; `rows` and `documents` note their changes in it.
+Invariants: the first change of each row takes the next seq, and the seqs of events ascend. After
+`undo_step` later changes reuse the seqs of the undone ones. `engine` makes one journal for each
+transaction; `rows` and `documents` note their changes in it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from pylon import limits
 from pylon.storage.core.transaction import DoneOp, LogRows, OpName
 from pylon.storage.events import ChangeEvent, Kind
 from pylon.storage.ops import OpKey
@@ -24,11 +31,15 @@ class Journal:
     """See the module. `events`: one for each changed row. `documents`: whether a document has
     changed without an event of its row."""
 
-    __slots__ = ("_begun", "_head", "_replaced", "deleted", "documents",
-                 "events", "is_step", "now_s", "ops", "seq", "step_bytes")
+    __slots__ = ("_asked", "_begun", "_head", "_index_by_seq", "_replaced", "deleted",
+                 "documents", "events", "is_step", "now_s", "ops", "seq", "step_bytes")
 
-    def __init__(self, head: int, now_s: int) -> None:
+    def __init__(self, head: int, now_s: int, asked: Collection[str] = ()) -> None:
+        """Args: `asked` are the entities that read rules ask."""
         self.seq = head
+        self._asked = asked
+        # The indices of events, once a seq is free. PERF: without, an index is a difference.
+        self._index_by_seq: dict[int, int] | None = None
         self.now_s = now_s
         self.events: list[ChangeEvent] = []
         self.ops: dict[OpName, DoneOp] = {}
@@ -47,11 +58,17 @@ class Journal:
         # Another program has written a version above our own seq.
         if version is None or not self._head < version <= self.seq:
             return None
-        return self.events[version - self._head - 1]
+        index = self._index_of(version)
+        return None if index is None else self.events[index]
 
     def event_of_deleted(self, entity: str, row_id: str) -> ChangeEvent | None:
         """Return the event of a row that this transaction has deleted, or None."""
         return self.event_of(self.deleted.get((entity, row_id)))
+
+    def next_seq(self, entity: str) -> int:
+        """Return the seq of the next event of an entity."""
+        # Before the first event there is no row that it could open.
+        return self.seq + (limits.RELATED_SEQS if self.seq and entity in self._asked else 1)
 
     def note(
         self, entity: str, row_id: str, earlier: ChangeEvent | None, data: bytes | None,
@@ -65,7 +82,13 @@ class Journal:
         if self.is_step:
             self.step_bytes += len(data or b"") + len(prev or b"")
         if earlier is None:
-            seq = self.seq = self.seq + 1
+            seq = self.next_seq(entity)
+            if self._index_by_seq is not None:
+                self._index_by_seq[seq] = len(self.events)
+            elif seq != self.seq + 1:
+                self._index_by_seq = {e.seq: i for i, e in enumerate(self.events)}
+                self._index_by_seq[seq] = len(self.events)
+            self.seq = seq
             kind: Kind = "insert" if prev is None else "delete" if data is None else "update"
             self.events.append(ChangeEvent(seq, entity, row_id, kind, data, prev, self.now_s))
         else:
@@ -73,9 +96,7 @@ class Journal:
             kind = "delete" if data is None else "insert" if prev is None else "update"
             if seq <= self._begun:
                 self._replaced.setdefault(seq, earlier)
-            self.events[seq - self._head - 1] = ChangeEvent(
-                seq, entity, row_id, kind, data, prev, self.now_s
-            )
+            self._replace(ChangeEvent(seq, entity, row_id, kind, data, prev, self.now_s))
         if data is None:
             self.deleted[entity, row_id] = seq
         return seq
@@ -94,14 +115,25 @@ class Journal:
 
     def undo_step(self) -> None:
         """Undo the changes since `open_step`. The step must not have noted an op_id."""
-        begin = self._begun - self._head
-        for event in self.events[begin:]:
+        while self.events and self.events[-1].seq > self._begun:
+            event = self.events.pop()
             self.deleted.pop((event.entity, event.row_id), None)
-        del self.events[begin:]
-        for seq, event in self._replaced.items():
-            self.events[seq - self._head - 1] = event
+            if self._index_by_seq is not None:
+                del self._index_by_seq[event.seq]
+        for event in self._replaced.values():
+            self._replace(event)
         self.seq = self._begun
         self.keep_step()
+
+    def _index_of(self, seq: int) -> int | None:
+        if self._index_by_seq is None:
+            return seq - self._head - 1
+        return self._index_by_seq.get(seq)
+
+    def _replace(self, event: ChangeEvent) -> None:
+        index = self._index_of(event.seq)
+        assert index is not None
+        self.events[index] = event
 
     def note_op(self, key: OpKey, seq: int, row_id: str) -> None:
         """Note that an operation was executed."""

@@ -82,7 +82,7 @@ class RowWrites:
         if op.entity in self.references.checked and not op.has_checked_references:
             self.references.check_insert(entity, row_id, op.values)
         earlier = journal.event_of_deleted(op.entity, row_id) if journal.deleted else None
-        seq = journal.seq + 1 if earlier is None else earlier.seq
+        seq = journal.next_seq(op.entity) if earlier is None else earlier.seq
         try:
             entity.table.insert(row_id, op.values, row_json, seq)
         except ConstraintFailed as failure:
@@ -157,7 +157,7 @@ class RowWrites:
         if len(row_json) > limits.SHORT_ROW_BYTES:  # few rows are
             check_row_size(entity.name, len(row_json), entity.row_max_bytes, len(before_json))
         earlier = journal.event_of(version)
-        seq = journal.seq + 1 if earlier is None else earlier.seq
+        seq = journal.next_seq(entity.name) if earlier is None else earlier.seq
         try:
             entity.table.update(row_id, patch, before, row, row_json, seq)
         except ConstraintFailed as failure:

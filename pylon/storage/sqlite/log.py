@@ -10,6 +10,7 @@ have the row in `data`. Invariant: returned events obey `pylon.storage.events`. 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any, Final
 
@@ -58,6 +59,18 @@ def oldest_logged_seq(conn: apsw.Connection) -> int:
 def events_after(conn: apsw.Connection, seq: int, limit: int) -> list[ChangeEvent]:
     """Return the first `limit` events above `seq`, ascending."""
     rows = conn.execute(f"{_COLUMNS} WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit))
+    return [_event(row) for row in rows]
+
+
+def events_of(
+    conn: apsw.Connection, entities: Collection[str], seq: int, limit: int
+) -> list[ChangeEvent]:
+    """Return the first `limit` events of some entities with a seq above `seq`, ascending."""
+    marks = ",".join("?" * len(entities))
+    rows = conn.execute(
+        f"{_COLUMNS} WHERE seq > ? AND entity IN ({marks}) ORDER BY seq LIMIT ?",
+        (seq, *entities, limit),
+    )
     return [_event(row) for row in rows]
 
 

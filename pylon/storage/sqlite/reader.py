@@ -18,7 +18,7 @@ row. One thread at a time uses a reader, except for `interrupt_late`. Made by `b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -322,6 +322,11 @@ class SqliteReader:
 
     def events_after(self, seq: int, limit: int) -> list[ChangeEvent]:
         return self._call(log.events_after, seq, limit)
+
+    def events_of(
+        self, entities: Collection[str], seq: int, limit: int
+    ) -> list[ChangeEvent]:
+        return self._call(log.events_of, entities, seq, limit)
 
     def newest_events(self, limit: int) -> list[ChangeEvent]:
         return self._call(log.newest_events, limit)

@@ -1,0 +1,146 @@
+"""Related rows of two moments: as one commit has them, and as they were before some changes.
+
+Both answer the checks of read rules (`pylon.policy.related.RelatedRows`) from one reader.
+`related_at` asks the store. `PastRows` asks it for the rows that the changes did not touch, and
+takes the others from the images before the changes. So a range of the change log can be judged at
+its beginning and at its end by one read.
+
+Invariant: the reader reads one commit while these objects are in use, and the changes of
+`PastRows` are all that led to this commit. Bound: `limits.RELATED_ROWS` rows around a nested
+check. Called by `pylon.changelog.difference`, pulls and replays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from pylon import limits
+from pylon.changelog.change import Change
+from pylon.errors import LimitExceeded
+from pylon.policy import expression as e
+from pylon.policy.related import CheckValues, ExistsCheck, RelatedRows, conditions_of
+from pylon.query.evaluate import evaluator_of
+from pylon.query.predicate import Literal, Predicate, Value, and_, in_values, not_
+from pylon.query.rows import Query
+from pylon.storage.interface import Reader
+from pylon.storage.related import StoredRelated
+
+Row = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class RowSpan:
+    """The first and the last change of a row in a range."""
+
+    first: Change
+    last: Change
+
+    @property
+    def before(self) -> dict[str, Any] | None:
+        """Return the row before the range, or None."""
+        return self.first.prev_row
+
+    @property
+    def after(self) -> dict[str, Any] | None:
+        """Return the row behind the range, or None."""
+        return self.last.row
+
+
+class ChangedRows:
+    """The rows that a range of changes touched, by entity and row id."""
+
+    __slots__ = ("_by_entity",)
+
+    def __init__(self, changes: Iterable[Change]) -> None:
+        """Args: `changes` are in seq order."""
+        self._by_entity: dict[str, dict[str, RowSpan]] = {}
+        for change in changes:
+            rows = self._by_entity.setdefault(change.event.entity, {})
+            span = rows.get(change.event.row_id)
+            if span is None:
+                rows[change.event.row_id] = RowSpan(change, change)
+            else:
+                span.last = change
+
+    @property
+    def entities(self) -> Iterable[str]:
+        """Return the entities of the rows."""
+        return self._by_entity.keys()
+
+    def of(self, entity: str) -> Mapping[str, RowSpan]:
+        """Return the rows of an entity by their ids."""
+        return self._by_entity.get(entity, {})
+
+    def untouched(self, entity: str, where: Predicate) -> Predicate:
+        """Return the condition of the other rows for which `where` holds."""
+        ids = tuple(self.of(entity))
+        return and_(where, not_(in_values("id", ids, has_null=False))) if ids else where
+
+
+class PastRows:
+    """The rows before the changes that led to a reader's commit."""
+
+    __slots__ = ("_changed", "_now", "_reader")
+
+    def __init__(self, reader: Reader, changed: ChangedRows) -> None:
+        self._reader = reader
+        self._changed = changed
+        self._now = related_at(reader)
+
+    def has_row(self, check: ExistsCheck, values: CheckValues) -> bool:
+        """See `pylon.policy.related.RelatedRows`.
+
+        Raises:
+            LimitExceeded: more than `limits.RELATED_ROWS` rows are around a nested check.
+        """
+        if check.entities.isdisjoint(self._changed.entities):
+            return self._now.has_row(check, values)
+        return self._fulfils(check.exists, dict(zip(check.values, values, strict=True)), {})
+
+    def _fulfils(
+        self, exists: e.Exists, values: Mapping[e.Expr, object], outer: Row
+    ) -> bool:
+        """Return whether a row fulfils a check within the row `outer`."""
+
+        def read(expr: e.Expr, depth: int) -> tuple[Value, ...]:
+            if isinstance(expr, e.Literal):
+                return (Literal(expr.value),)
+            value: Any = outer.get(expr.field) if isinstance(expr, e.Related) else values[expr]
+            return tuple(map(Literal, value)) if isinstance(value, tuple) else (Literal(value),)
+
+        where = conditions_of(replace(exists, nested=()), read)
+        holds = evaluator_of(where)
+        images = [
+            span.before for span in self._changed.of(exists.entity).values()
+            if span.before is not None and holds(span.before)
+        ]
+        others = self._changed.untouched(exists.entity, where)
+        if not exists.nested:
+            return bool(images) or self._reader.has_row(exists.entity, others)
+        return any(
+            all(self._fulfils(inner, values, row) for inner in exists.nested)
+            for row in (*images, *map(orjson.loads, read_rows(self._reader, exists.entity, others)))
+        )
+
+
+def related_at(reader: Reader) -> RelatedRows:
+    """Return the related rows of the reader's commit."""
+    return StoredRelated(lambda read: read(reader))
+
+
+def read_rows(reader: Reader, entity: str, where: Predicate) -> list[bytes]:
+    """Return the JSON of the rows for which a condition holds.
+
+    Raises:
+        LimitExceeded: there are more than `limits.RELATED_ROWS`, or of `limits.LIST_BYTES`.
+    """
+    rows = reader.rows(entity, Query(where, limits.RELATED_ROWS + 1))
+    if len(rows) > limits.RELATED_ROWS:
+        raise LimitExceeded(
+            f"A change concerns more than {limits.RELATED_ROWS} rows of {entity} at once"
+        )
+    return rows

@@ -1,0 +1,176 @@
+"""Membership policies in hubs and pulls, against a model of what each caller may read.
+
+Rows and memberships come, go and change in random commits. After each step every client, live or by
+pulls, holds exactly the rows that its caller may read, and it was never sent an image that its
+caller could not read at some commit.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pylon import limits
+from pylon.auth_context import AuthContext
+from pylon.changelog.feed import Feed as LogFeed
+from pylon.changelog.pull import build_delta
+from pylon.errors import ResyncRequired
+from tests.support.examples import count_examples
+from tests.support.membership_stage import MembershipStage, Replica
+
+USERS = ["ada", "bob", "cyd"]
+CALLERS = [AuthContext(user_id=user) for user in USERS]
+ROOMS = ["r1", "r2", None]
+JUDGED = ["Message", "Note", "Open", "Deep", "Ranked"]
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[MembershipStage]:
+    made = MembershipStage(tmp_path)
+    yield made
+    made.close()
+
+
+ROW = st.tuples(
+    st.sampled_from(["put", "put", "drop"]), st.sampled_from(JUDGED), st.integers(1, 3),
+    st.fixed_dictionaries({
+        "roomId": st.sampled_from(ROOMS), "ownerId": st.sampled_from([None, *USERS]),
+        "level": st.integers(0, 2),
+    }),
+)
+MEMBER = st.tuples(
+    st.sampled_from(["put", "put", "drop"]), st.just("Member"), st.integers(1, 4),
+    st.fixed_dictionaries({
+        "roomId": st.sampled_from(["r1", "r2"]), "userId": st.sampled_from(USERS),
+        "level": st.integers(0, 2),
+    }),
+)
+BAN = st.tuples(
+    st.sampled_from(["put", "drop"]), st.just("Ban"), st.integers(1, 2),
+    st.fixed_dictionaries({
+        "roomId": st.sampled_from(["r1", "r2"]), "userId": st.sampled_from(USERS),
+    }),
+)
+ROOM = st.tuples(
+    st.sampled_from(["put", "drop"]), st.just("Room"), st.integers(1, 2),
+    st.fixed_dictionaries({"name": st.sampled_from(["r1", "r2"])}),
+)
+STEP = st.lists(st.one_of(ROW, MEMBER, MEMBER, BAN, ROOM), min_size=1, max_size=4)
+
+
+@settings(max_examples=count_examples(150), deadline=None)
+@given(
+    st.lists(st.tuples(STEP, st.booleans(), st.booleans(), st.integers(0, 5)), max_size=14)
+)
+def test_every_client_holds_what_its_caller_may_read(
+    steps: list[tuple[list[Any], bool, bool, int]],
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        stage = MembershipStage(Path(folder))
+        try:
+            live = [Replica(stage, auth) for auth in CALLERS]
+            pulled = [Replica(stage, auth, is_live=False) for auth in CALLERS]
+            for replica in live:
+                replica.connect()
+            for number, (ops, is_one_commit, is_published, reconnecting) in enumerate(steps):
+                stage.carry_out(ops, number, one_commit=is_one_commit)
+                if is_published:
+                    stage.settle()
+                    for replica in live:
+                        replica.check(f"live after step {number}")
+                if reconnecting < len(live):
+                    live[reconnecting].reconnect()
+                if reconnecting % 2:
+                    pulled[reconnecting % 3].pull()
+            stage.settle()
+            for replica in live:
+                replica.check("live at the end")
+            for replica in pulled:
+                replica.pull()
+                replica.check("pulled at the end")
+        finally:
+            stage.close()
+
+
+def test_a_membership_opens_rows_and_its_end_deletes_them(stage: MembershipStage) -> None:
+    stage.carry_out([("put", "Message", n, {"roomId": "r1"}) for n in (1, 2, 3)], 0)
+    ada = Replica(stage, CALLERS[0])
+    ada.connect()
+    assert ada.rows == {}
+    stage.carry_out([("put", "Member", 1, {"roomId": "r1", "userId": "ada", "level": 0})], 1)
+    stage.settle()
+    assert [kind for entity, kind in ada.kinds() if entity == "Message"] == ["insert"] * 3
+    ada.check("after the membership")
+    ada.events.clear()
+    stage.carry_out([("drop", "Member", 1, {})], 2)
+    stage.settle()
+    assert ada.rows == {}
+    assert {kind for _, kind in ada.kinds()} == {"delete"}
+    assert all("data" not in event for event in ada.events)
+
+
+def test_others_do_not_hear_of_a_membership(stage: MembershipStage) -> None:
+    stage.carry_out([("put", "Message", 1, {"roomId": "r1"})], 0)
+    bob = Replica(stage, CALLERS[1])
+    bob.connect()
+    stage.carry_out([("put", "Member", 1, {"roomId": "r1", "userId": "ada", "level": 0})], 1)
+    stage.settle()
+    assert bob.events == []
+    assert not stage.caught_up, "bob left the fan-out for a change that concerns ada only"
+
+
+def test_more_rows_than_a_difference_holds_make_the_client_resync(
+    stage: MembershipStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "RELATED_ROWS", 2)
+    stage.carry_out([("put", "Message", n, {"roomId": "r1"}) for n in (1, 2, 3)], 0)
+    ada = Replica(stage, CALLERS[0])
+    ada.connect()
+    cursor = ada.cursor
+    stage.carry_out([("put", "Member", 1, {"roomId": "r1", "userId": "ada", "level": 0})], 1)
+    stage.settle()
+    assert not ada.connection.is_open
+    assert [type(error) for error in stage.refused] == [ResyncRequired]
+    with pytest.raises(ResyncRequired):
+        build_delta(LogFeed(stage.pool), stage.app.rules, CALLERS[0], cursor)
+
+
+def test_a_membership_within_one_commit_shows_nothing(stage: MembershipStage) -> None:
+    ada = Replica(stage, CALLERS[0])
+    ada.connect()
+    stage.carry_out(
+        [
+            ("put", "Member", 1, {"roomId": "r1", "userId": "ada", "level": 0}),
+            ("put", "Message", 1, {"roomId": "r1"}),
+            ("drop", "Member", 1, {}),
+        ],
+        0, one_commit=True,
+    )
+    stage.settle()
+    assert ada.events == []
+
+
+def test_a_live_query_begins_again_when_the_callers_memberships_change(
+    stage: MembershipStage,
+) -> None:
+    stage.carry_out([("put", "Message", n, {"roomId": "r1"}) for n in (1, 2)], 0)
+    ada = Replica(stage, CALLERS[0])
+    ada.connect()
+    stage.live.handle_message(
+        ada.connection, {"type": "subscribe", "sub_id": "s", "entity": "Message"}
+    )
+    stage.carry_out([("put", "Member", 1, {"roomId": "r1", "userId": "ada", "level": 0})], 1)
+    stage.carry_out([("put", "Message", 3, {"roomId": "r1"})], 2)
+    stage.settle()
+    assert [len(each["rows"]) for each in ada.messages] == [0, 3]
+    stage.carry_out([("drop", "Member", 1, {})], 3)
+    stage.settle()
+    assert [len(each["rows"]) for each in ada.messages] == [0, 3, 0]
+    ada.connection.abort()
+    assert not stage.hub.memberships.holds(CALLERS[0])
