@@ -21,7 +21,7 @@ from pylon.policy import expression as e
 from pylon.policy.check import check, entity_scope
 from pylon.policy.grammar import PolicyIndexMissing, PolicyInvalid
 from pylon.policy.related import CheckValues, ExistsCheck
-from pylon.policy.routing import General, Keyed
+from pylon.policy.routing import General, Keyed, Related, Union
 from pylon.policy.rules import EntityRules, compile_rules
 from pylon.query.predicate import (
     FALSE,
@@ -294,8 +294,10 @@ def test_check_is_a_predicate_on_the_asked_rows() -> None:
 
 
 def test_routing_never_takes_a_rule_that_asks_for_one_of_the_caller_alone() -> None:
-    assert rules(allow_read=MINE).routing == General()
-    assert rules(allow_read="exists(Member, userId == auth.userId)").routing == General()
+    assert isinstance(rules(allow_read=MINE).routing, Related)
+    assert isinstance(rules(allow_read=f"data.authorId == auth.userId || {MINE}").routing, Union)
+    assert rules(allow_read=f"data.level == 1 || {MINE}").routing == General()
+    assert isinstance(rules(allow_read="exists(Member, userId == auth.userId)").routing, Related)
     assert rules(allow_read="exists(Member, role == 'owner')").routing == General()
     keyed = rules(allow_read=f"data.authorId == auth.userId && {MINE}").routing
     assert keyed == Keyed("authorId", "user_id", exact=False)

@@ -57,7 +57,10 @@ class General:
 
 @dataclass(frozen=True, slots=True)
 class Related:
-    """Only callers for whom the check holds can read the row: call `may_read` for each of them."""
+    """Only callers for whom the check holds can read the row: call `may_read` for each of them.
+
+    The check depends on the caller; one that does not holds for all callers or for none.
+    """
 
     check: ExistsCheck
 
@@ -93,7 +96,7 @@ def plan(rule: Expr) -> Routing:
 def _plans(condition: Expr) -> Iterator[Related | Union]:
     """Yield the plans of a condition that must hold."""
     if isinstance(condition, e.Exists):
-        yield Related(ExistsCheck(condition))
+        yield from _related(condition)
     elif isinstance(condition, e.Or):
         plans = [_plan_of_branch(item) for item in condition.items]
         known = tuple(found for found in plans if found is not None)
@@ -108,8 +111,14 @@ def _plan_of_branch(branch: Expr) -> Keyed | Related | None:
         if key is not None:
             return Keyed(*key, exact=False)
         if isinstance(condition, e.Exists):
-            return Related(ExistsCheck(condition))
+            return next(_related(condition), None)
     return None
+
+
+def _related(exists: e.Exists) -> Iterator[Related]:
+    check = ExistsCheck(exists)
+    if any(isinstance(value, e.Auth) for value in check.values):
+        yield Related(check)
 
 
 def _breadth(plan: Related | Union) -> int:

@@ -113,6 +113,10 @@ class Memberships:
             if form is None:
                 found[check] = None
                 continue
+            shared = self._by_values.get((check, _caller_values(form, auth)))
+            if shared is not None:  # a change that made it void would have dropped it
+                found[check] = shared.keys
+                continue
             name = form.asked, form.asked_fields
             if name not in read:
                 keys = read[name] = _read_keys(reader, form, auth, left)
@@ -218,10 +222,11 @@ class Memberships:
                 continue
             name = check, _caller_values(form, auth)
             self._by_values.setdefault(name, _SharedSet(keys, set())).holders.add(auth)
-            by_key = self._by_key.setdefault(check, {})
-            for key in keys:
-                by_key.setdefault(key, set()).add(auth)
             self._count += len(keys)
+            if form.of_caller:  # else no routing asks who holds a key
+                by_key = self._by_key.setdefault(check, {})
+                for key in keys:
+                    by_key.setdefault(key, set()).add(auth)
         for entity, related in self._related.items():
             if any(sets.by_check[check] is None for check in related.checks):
                 self._unset.setdefault(entity, set()).add(auth)
@@ -240,13 +245,13 @@ class Memberships:
             holders.discard(auth)
             if not holders:
                 del self._by_values[name]
-            by_key = self._by_key[check]
-            for key in keys:
+            self._count -= len(keys)
+            by_key = self._by_key.get(check, {})
+            for key in keys if form.of_caller else ():
                 auths = by_key[key]
                 auths.discard(auth)
                 if not auths:
                     del by_key[key]
-            self._count -= len(keys)
         for auths in self._unset.values():
             auths.discard(auth)
         metrics.MEMBERSHIP_KEYS.set(self._count)
@@ -278,6 +283,8 @@ def _read_keys(
     where = form.asked.predicate(_caller_values(form, auth))
     if where is FALSE:
         return frozenset()
+    if not form.asked_fields:
+        return frozenset([()]) if reader.has_row(form.asked.entity, where) else frozenset()
     rows = reader.rows(form.asked.entity, Query(where, max_keys + 1))
     if len(rows) > max_keys:
         return None
