@@ -10,7 +10,7 @@ import pytest
 
 from pylon.clock import ManualClock
 from pylon.errors import SchemaRefused, WriterUnavailable
-from pylon.storage.records import LogRetention
+from pylon.storage.records import IndexSpec, LogRetention
 from pylon.storage.sqlite.turn_lock import TurnLock
 from tests.support.storage import apply, open_engine, open_reader, task
 
@@ -72,7 +72,7 @@ def test_a_step_that_fails_changes_nothing_and_the_next_batch_goes_on(tmp_path: 
     engine = open_engine(tmp_path / "a.db", ManualClock())
     apply(engine, task(1))
     with pytest.raises(SchemaRefused):
-        engine.maintenance.put_indexes([("Task", "by_nothing", ("nothing",), False)])
+        engine.maintenance.put_indexes([IndexSpec("Task", "by_nothing", ("nothing",), False)])
     assert [reply.seq for reply in apply(engine, task(2))] == [2]
     engine.close()
 

@@ -196,7 +196,10 @@ def _show_references(report: ReferenceReport) -> int:
 
 def _request_indexes(config: Config, app: Manifest) -> None:
     """Have the running server change its indexes; print the newest entry of its history."""
-    wanted = [(e.name, i.name, i.fields, i.unique) for e in app.entities for i in e.indexes]
+    wanted = [
+        (e.name, i.name, i.fields, i.unique, i.descending, i.where)
+        for e in app.entities for i in e.indexes
+    ]
     answer = require_running(config).control().ask("indexes", indexes=wanted)
     done: list[str] = []
     if answer["count"]:

@@ -99,6 +99,7 @@ def _field(raw: dict[str, Any]) -> Field:
         raw["name"], kind, bool(raw.get("optional")), bool(raw.get("unique")), target,
         raw.get("crdt"), _default(raw.get("default")), bool(raw.get("fixed")),
         _default(raw.get("onUpdate")), raw.get("references"), raw.get("onDelete"),
+        raw.get("unique") == "nocase",
     )
 
 
@@ -114,7 +115,13 @@ def _default(raw: Any) -> Default | None:
 
 
 def _index(raw: dict[str, Any]) -> Index:
-    return Index(raw["name"], tuple(raw["fields"]), bool(raw.get("unique")))
+    where = raw.get("where")
+    return Index(
+        raw["name"], tuple(field.removeprefix("-") for field in raw["fields"]),
+        bool(raw.get("unique")),
+        tuple(field[1:] for field in raw["fields"] if field.startswith("-")),
+        None if where is None else json.dumps(where, ensure_ascii=False, sort_keys=True),
+    )
 
 
 def _search(raw: dict[str, Any]) -> Search:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 from pylon import limits, setting_values
 from pylon.manifest.build import PLAIN_TYPES, field_type
@@ -123,6 +124,7 @@ def _fields(entity: Node, entities: set[str], findings: Findings) -> set[str]:
             names.add(name)
         _type(field, entities, "FIELD", findings)
         _reference(field, findings)
+        _nocase(field, findings)
     return names
 
 
@@ -175,6 +177,15 @@ def _reference(field: Node, findings: Findings) -> None:
         )
 
 
+def _nocase(field: Node, findings: Findings) -> None:
+    unique, type_ = text_of(field, "unique"), text_of(field, "type")
+    if unique is not None and type_ is not None and type_.value not in ("string", "richtext"):
+        findings.error(
+            "FIELD_UNIQUE_INVALID", "nocase is for fields of type string", unique.at,
+            "write true",
+        )
+
+
 def _indexes(entity: Node, columns: set[str], tables: set[str], findings: Findings) -> None:
     """Check the indexes. In SQLite ``<Entity>_<index>`` shares one namespace with tables."""
     owner = text_of(entity, "name")
@@ -199,8 +210,15 @@ def _indexes(entity: Node, columns: set[str], tables: set[str], findings: Findin
         fields = index.value.get("fields") if isinstance(index.value, dict) else None
         if fields is not None and fields.value == []:
             findings.error("INDEX_FIELDS_EMPTY", "the index has no fields", fields.at)
+        named: set[str] = set()
         for field in texts_of(index, "fields"):
-            _has_field(field, columns, "INDEX_FIELD_NOT_FOUND", "the index", findings)
+            plain = replace(field, value=field.value.removeprefix("-"))
+            _has_field(plain, columns, "INDEX_FIELD_NOT_FOUND", "the index", findings)
+            if plain.value in named:
+                findings.error(
+                    "INDEX_FIELD_DUPLICATE", f'the index names "{plain.value}" twice', field.at
+                )
+            named.add(plain.value)
 
 
 def _relations(

@@ -75,6 +75,9 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
         "Clients may not send a fixed field, so a required one needs a default.",
         "give it a default, or make it optional.",
     ),
+    "FIELD_UNIQUE_INVALID": (
+        "Only texts can be unique without regard to case.", "write true, or change the type."
+    ),
     "FIELD_REFERENCE_INVALID": (
         "references and onDelete are for fields of type id(Entity), and must fit each other.",
         "correct or remove the key; docs/manifest.md has the rules.",
@@ -85,6 +88,15 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
     "INDEX_FIELDS_EMPTY": ("An index names no field.", "name its fields, or drop it."),
     "INDEX_FIELD_NOT_FOUND": (
         "An index names a field that the entity does not have.", "use one of the hint."
+    ),
+    "INDEX_FIELD_DUPLICATE": (
+        "An index names a field twice.", "remove one of the two."
+    ),
+    "INDEX_WHERE_INVALID": (
+        "The filter of a partial index is no filter of its entity, or has an operator that an "
+        "index cannot have.",
+        "compare fields with constants by equality, $ne, $gt, $gte, $lt, $lte or $in; all of these "
+        "must hold.",
     ),
     "RELATION_FIELD_NOT_FOUND": (
         "A relation names a field that its entity (with many: its target) does not have.",

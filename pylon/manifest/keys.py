@@ -81,7 +81,8 @@ REFERENCES: Final = words("check", "none")
 FIELD: Final = Object(
     {"name": STRING, "type": STRING},
     {
-        "optional": BOOL, "unique": BOOL, "crdt": words(*_CRDT_KINDS),
+        "optional": BOOL, "unique": Scalars((BOOL, words("nocase"))),
+        "crdt": words(*_CRDT_KINDS),
         "default": JsonValue(), "fixed": BOOL, "onUpdate": JsonValue(),
         "references": REFERENCES, "onDelete": words("restrict", "cascade", "setNull"),
     },
@@ -91,7 +92,7 @@ INPUT: Final = Object(
     {"name": STRING, "type": STRING},
     {"optional": BOOL, "unique": BOOL, "crdt": words(*_CRDT_KINDS)},
 )
-INDEX: Final = Object({"name": STRING, "fields": STRINGS}, {"unique": BOOL})
+INDEX: Final = Object({"name": STRING, "fields": STRINGS}, {"unique": BOOL, "where": JsonValue()})
 RELATION: Final = Object({"name": STRING, "target": STRING, "field": STRING}, {"many": BOOL})
 SEARCH: Final = Object(
     {}, {"text": STRINGS, "facets": STRINGS, "sortable": STRINGS, "language": STRING}

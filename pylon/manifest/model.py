@@ -73,6 +73,7 @@ class Field:
     on_update: Default | None = None  # the value that the server sets at each update
     references: ReferenceWord | None = None  # see `pylon.manifest.references`
     on_delete: OnDelete | None = None
+    nocase: bool = False  # whether values that differ only in case are equal for `unique`
 
     @property
     def insert_default(self) -> Default | None:
@@ -87,11 +88,22 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """An index over one field or several."""
+    """An index over one field or several.
+
+    `descending`: those of its fields that have the largest value first. `where`: the JSON text of
+    the filter that its rows meet; None: it has all rows.
+    """
 
     name: str
     fields: tuple[str, ...]
     unique: bool
+    descending: tuple[str, ...] = ()
+    where: str | None = None
+
+    @property
+    def signed_fields(self) -> tuple[str, ...]:
+        """Return the fields as the manifest has them, descending ones with a minus sign."""
+        return tuple(f"-{name}" if name in self.descending else name for name in self.fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +149,9 @@ class Entity:
 
     @cached_property
     def index_columns(self) -> tuple[tuple[str, ...], ...]:
-        """Return the columns of each index of the table, including that of the ids."""
+        """Return the columns of each index of all rows, including that of the ids."""
         unique = tuple((f.name,) for f in self.fields if f.unique)
-        declared = tuple(index.fields for index in self.indexes if index.unique)
+        declared = tuple(i.fields for i in self.indexes if i.unique and i.where is None)
         return (*self.range_columns, *unique, *declared)
 
     @cached_property
@@ -147,7 +159,10 @@ class Entity:
         """Return the columns of the indexes that serve ranges, without the unique ones."""
         sortable = () if self.search is None else tuple((name,) for name in self.search.sortable)
         return frozenset(
-            (("id",), *(index.fields for index in self.indexes if not index.unique), *sortable)
+            (
+                ("id",), *sortable,
+                *(i.fields for i in self.indexes if not i.unique and i.where is None),
+            )
         )
 
 

@@ -34,7 +34,7 @@ def checked_references(manifest: Manifest, *, by_default: bool) -> list[Referenc
     found = []
     for entity in manifest.entities:
         for field in entity.fields:
-            if field.target is None:
+            if field.target is None or field.target not in manifest.by_name:
                 continue
             word = field.references or ("check" if field.on_delete else manifest.references)
             if word == "check" or (word is None and by_default):
@@ -52,7 +52,7 @@ def with_reference_indexes(manifest: Manifest, *, by_default: bool) -> Manifest:
     missing: dict[str, list[Index]] = {}
     for reference in checked_references(manifest, by_default=by_default):
         entity = manifest.by_name[reference.entity]
-        firsts = {i.fields[0] for i in entity.indexes if i.fields}
+        firsts = {i.fields[0] for i in entity.indexes if i.fields and i.where is None}
         if reference.field not in firsts and not entity.by_name[reference.field].unique:
             index = Index(INDEX_PREFIX + reference.field, (reference.field,), False)
             missing.setdefault(entity.name, []).append(index)

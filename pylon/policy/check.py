@@ -434,7 +434,7 @@ def _index_use(entity: Entity, comparisons: Iterable[e.Comparison], at: int) -> 
     compared = {*by_caller, *by_row, *constant}
     unique = (
         ("id",), *((f.name,) for f in entity.fields if f.unique),
-        *(index.fields for index in entity.indexes if index.unique),
+        *(i.fields for i in entity.indexes if i.unique and i.where is None),
     )
     is_found = any(compared.issuperset(columns) for columns in unique)  # one row at most
     is_listable = False

@@ -13,10 +13,13 @@ from pylon.errors import SchemaRefused
 StepKind = Literal[
     "create_entity", "add_field", "add_json", "add_seq", "add_index", "remove_index",
     "remove_search_index", "rename_entity", "rename_field", "alter_field", "remove_field",
-    "remove_entity",
+    "remove_entity", "add_fold", "fill_fold", "remove_fold",
 ]
 # The API reports these steps as `add_field`, because spec/http.md §8 has no name for them.
-_OPERATIONS: Final = {"add_json": "add_field", "add_seq": "add_field"}
+_OPERATIONS: Final = {
+    "add_json": "add_field", "add_seq": "add_field", "add_fold": "add_field",
+    "fill_fold": "add_field", "remove_fold": "remove_index",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,8 +80,15 @@ class StoreSizes(NamedTuple):
     free_bytes: int
 
 
-# An index as maintenance makes it: entity, name, fields, whether it is unique.
-IndexSpec = tuple[str, str, tuple[str, ...], bool]
+class IndexSpec(NamedTuple):
+    """An index as maintenance makes it; see `pylon.manifest.model.Index`."""
+
+    entity: str
+    name: str
+    fields: tuple[str, ...]
+    unique: bool
+    descending: tuple[str, ...] = ()
+    where: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from pylon.values.codec import (
 from pylon.values.datetimes import instant_of, is_datetime
 from pylon.values.defaults import FieldDefaults
 from pylon.values.errors import invalid_value, shown, unknown_column
+from pylon.values.folding import fold_case
 from pylon.values.types import INT_MAX, INT_MIN, expected, fits
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "encode_row",
     "expected",
     "fits",
+    "fold_case",
     "instant_of",
     "invalid_value",
     "is_datetime",

@@ -242,6 +242,12 @@ def _is_about_hidden(
     values = _values_of(entity, error)
     if not values:
         return True
+    (name, value), *more = values.items()
+    if not more and name in entity.by_name and entity.by_name[name].nocase:
+        allowed = app.rules.for_entity(entity.name).readable_by(auth)
+        return services.store.point(
+            lambda reader: reader.lookup(entity.name, name, value, allowed)
+        ) is None
     same = [Compare("=", Column(name), Literal(value)) for name, value in values.items()]
     where = and_(*same, app.rules.for_entity(entity.name).readable_by(auth))
     return services.store.point(lambda reader: reader.count(entity.name, where)) == 0

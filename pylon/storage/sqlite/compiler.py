@@ -30,6 +30,7 @@ from pylon.query.predicate import (
     parts,
 )
 from pylon.storage.sqlite.clause import SqlClause
+from pylon.storage.sqlite.partial_indexes import PartialIndexes, has_partial_index
 from pylon.storage.sqlite.predicate_sql import write_predicate
 from pylon.storage.sqlite.shapes import Params, Shape, collect_shape
 
@@ -65,13 +66,14 @@ class CompiledCache:
 class PredicateCompiler:
     """Compiles the predicates on rows of one entity."""
 
-    __slots__ = ("_cache", "_entity", "_name")
+    __slots__ = ("_cache", "_entity", "_name", "_partial")
 
     def __init__(self, entity: Entity, cache: CompiledCache) -> None:
         """Args: `cache` belongs to compilers whose entities have different names."""
         self._entity = entity
         self._name = entity.name
         self._cache = cache
+        self._partial = PartialIndexes(entity) if has_partial_index(entity) else None
 
     def compile(
         self, predicate: Predicate, is_led: bool = False, looks_up: bool = False
@@ -92,11 +94,17 @@ class PredicateCompiler:
             return cache.last_clause
         shape: Shape = [self._name, is_led, looks_up]
         params: Params = []
+        entity, implied = self._entity, ""
+        if self._partial is not None and not is_led and not looks_up:
+            entity, implied = self._partial.find_implied(predicate)
+            shape.append(implied)
         collect_shape(predicate, shape, params)
         key = tuple(shape)
         kept = cache.by_shape.get(key)
         if kept is None:
-            kept = _write(self._entity, predicate, is_led, looks_up, len(params))
+            kept = _write(entity, predicate, is_led, looks_up, len(params))
+            if implied:
+                kept = kept._replace(sql=f"({kept.sql}) AND {implied}")
             if len(key) <= limits.SHAPE_PARTS:
                 if len(cache.by_shape) >= limits.SHAPES_KEPT:
                     cache.by_shape.clear()

@@ -12,6 +12,7 @@ import apsw
 
 from pylon.manifest.model import Entity
 from pylon.storage.core.transaction import ConstraintFailed
+from pylon.storage.sqlite.schema.ddl import fold_column, fold_fields
 
 
 class ConstraintErrors:
@@ -27,6 +28,10 @@ class ConstraintErrors:
             "unique constraint failed: "
             + ", ".join(f"{entity.name}.{c}" for c in columns).lower(): columns
             for columns in uniques
+        }
+        self._unique |= {
+            f"unique constraint failed: {entity.name}.{fold_column(f)}".lower(): (f.name,)
+            for f in fold_fields(entity)
         }
         self._not_null = {
             f"not null constraint failed: {entity.name}.{f.name}".lower(): f.name

@@ -59,7 +59,7 @@ from pylon.storage.sqlite.pragmas import release_memory
 from pylon.storage.sqlite.reads import EntityReads, selection
 from pylon.storage.sqlite.short_rows import has_short_rows
 from pylon.storage.sqlite.slow_statements import SlowStatements
-from pylon.values import unknown_column
+from pylon.values import fold_case, unknown_column
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -188,9 +188,11 @@ class SqliteReader:
         sql = self._by_name.get(entity)
         if sql is None:
             raise _unknown(entity)
-        text = sql.lookups.get(field)
-        if text is None:
+        if field not in sql.entity.columns:
             raise unknown_column(sql.entity, field)
+        if field in sql.folds:
+            field, value = sql.folds[field], fold_case(value)
+        text = sql.lookups[field]
         if field in sql.converted and isinstance(value, str):
             value = value_of_text(sql.converted[field], value)
         params: tuple[object, ...] = (value,)

@@ -5,10 +5,11 @@ They select rows as the JSON texts stored beside their columns. Called by `reade
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from pylon.manifest.model import Entity, FieldType
+from pylon.manifest.model import Entity, FieldType, Index
 from pylon.query.parse import CONVERTED
 from pylon.query.predicate import Column, Compare, Literal, Predicate, Scalar, guarded
 from pylon.query.rows import Query
@@ -16,6 +17,7 @@ from pylon.storage.sqlite.clause import SqlClause
 from pylon.storage.sqlite.compiler import CompiledCache, PredicateCompiler
 from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.page_sql import PageColumn, order_by, select_page
+from pylon.storage.sqlite.schema.ddl import fold_column, fold_fields
 from pylon.storage.sqlite.search import RELEVANCE, match_expression, relevant
 
 _ROW: Final = PageColumn("_json", "_j")
@@ -26,8 +28,8 @@ class EntityReads:
     `compile` compiles a condition on its rows, `compile_rule` a read policy."""
 
     __slots__ = (
-        "bools", "compile", "compile_rule", "converted", "entity", "get", "get_version", "has_row",
-        "lookups", "table",
+        "_compile_lookup", "bools", "compile", "compile_rule", "converted", "entity", "folds",
+        "get", "get_version", "has_row", "lookups", "table",
     )
 
     def __init__(self, entity: Entity, cache: CompiledCache) -> None:
@@ -42,20 +44,26 @@ class EntityReads:
         self.lookups = {
             name: f"SELECT CAST(_json AS BLOB) FROM {self.table} WHERE {quote(name)} = ? "
             "ORDER BY id LIMIT 1"
-            for name in entity.columns
+            for name in (*entity.columns, *map(fold_column, fold_fields(entity)))
         }
+        self.folds = {field.name: fold_column(field) for field in fold_fields(entity)}
         self.bools = frozenset(f.name for f in entity.fields if f.type is FieldType.BOOL)
         self.converted = {f.name: f for f in entity.fields if f.type in CONVERTED}
         compiler = PredicateCompiler(entity, cache)
         self.compile = compiler.compile
         self.compile_rule = compiler.compile_rule
+        # Of look-ups only: no filter of a client names a fold column.
+        indexes = [Index(column, (column,), True) for column in self.folds.values()]
+        self._compile_lookup = self.compile if not indexes else PredicateCompiler(
+            replace(entity, indexes=(*entity.indexes, *indexes)), CompiledCache()
+        ).compile
 
     def lookup_among(
         self, field: str, value: Scalar, allowed: Predicate
     ) -> tuple[str, tuple[object, ...]]:
         """Return a look-up among the rows that the caller may read, and its parameters."""
         same = Compare("=", Column(field), Literal(value))
-        where = self.compile(guarded(allowed, same))
+        where = self._compile_lookup(guarded(allowed, same))
         text = f"SELECT CAST(_json AS BLOB) FROM {self.table} WHERE {where.sql} ORDER BY id LIMIT 1"
         return text, where.params
 

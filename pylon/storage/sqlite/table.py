@@ -20,10 +20,15 @@ from pylon.manifest.model import Entity
 from pylon.policy.rules import EntityRules
 from pylon.storage.sqlite.constraint_errors import ConstraintErrors
 from pylon.storage.sqlite.names import quote
-from pylon.storage.sqlite.schema.ddl import JSON_COLUMN, SEQ_COLUMN
+from pylon.storage.sqlite.schema.ddl import (
+    JSON_COLUMN,
+    SEQ_COLUMN,
+    fold_column,
+    fold_fields,
+)
 from pylon.storage.sqlite.search import SearchIndex
 from pylon.storage.sqlite.short_rows import forget_short_rows
-from pylon.values import EntityCodec
+from pylon.values import EntityCodec, fold_case
 
 _UPDATE_TEXTS: Final = 256  # cached field combinations for each entity
 
@@ -32,8 +37,8 @@ class SqliteTable:
     """See the module."""
 
     __slots__ = ("_codec", "_conn", "_delete", "_entity", "_errors", "_execute", "_fill", "_find",
-                 "_find_judged", "_find_small", "_has", "_insert", "_judged", "_name", "_search",
-                 "_updates")
+                 "_find_judged", "_find_small", "_folded", "_folds", "_has", "_insert",
+                 "_judged", "_name", "_search", "_updates")
 
     def __init__(
         self, conn: apsw.Connection, execute: Any, entity: Entity, rules: EntityRules,
@@ -53,8 +58,14 @@ class SqliteTable:
         self._search = search
         self._codec = EntityCodec(entity)
         self._fill = tuple(retained.values())
+        folds = fold_fields(entity)
+        self._folds = {field.name: fold_column(field) for field in folds}
+        positions = {field.name: place for place, field in enumerate(entity.fields)}
+        self._folded = tuple(positions[field.name] for field in folds)
         table = self._name = quote(entity.name)
-        names = (*entity.columns, JSON_COLUMN, SEQ_COLUMN, *retained)
+        names = (
+            *entity.columns, JSON_COLUMN, SEQ_COLUMN, *retained, *self._folds.values()
+        )
         columns = ", ".join(quote(name) for name in names)
         marks = ", ".join("?" * len(names))
         self._insert = f"INSERT INTO {table} ({columns}) VALUES ({marks})"
@@ -107,7 +118,12 @@ class SqliteTable:
         """See `RowTable`."""
         try:
             self._execute(
-                self._insert, (row_id, *values, row_json.decode(), seq, *self._fill)
+                self._insert,
+                (row_id, *values, row_json.decode(), seq, *self._fill)
+                if not self._folded else (
+                    row_id, *values, row_json.decode(), seq, *self._fill,
+                    *[fold_case(values[place]) for place in self._folded],
+                ),
             )
         except apsw.ConstraintError as error:
             self._raise_constraint(error)
@@ -125,7 +141,11 @@ class SqliteTable:
         try:
             self._execute(
                 self._updates.get(fields) or self._update_text(fields),
-                (*[row[field] for field in fields], row_json.decode(), seq, row_id),
+                (
+                    *[row[field] for field in fields],
+                    *[fold_case(row[field]) for field in fields if field in self._folds],
+                    row_json.decode(), seq, row_id,
+                ),
             )
         except apsw.ConstraintError as error:
             self._raise_constraint(error)
@@ -151,7 +171,8 @@ class SqliteTable:
         return rows
 
     def _update_text(self, fields: tuple[str, ...]) -> str:
-        sets = ", ".join(f"{quote(f)} = ?" for f in (*fields, JSON_COLUMN, SEQ_COLUMN))
+        folds = [self._folds[field] for field in fields if field in self._folds]
+        sets = ", ".join(f"{quote(f)} = ?" for f in (*fields, *folds, JSON_COLUMN, SEQ_COLUMN))
         text = f"UPDATE {self._name} SET {sets} WHERE id = ?"
         if len(self._updates) < _UPDATE_TEXTS:
             self._updates[fields] = text

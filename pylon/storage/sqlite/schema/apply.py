@@ -123,6 +123,8 @@ def complete(
         open_epoch(conn, "rows without a change log", clock)
         epoch_opened = True
     _rewrite_rows(conn, manifest, plan, written_elsewhere, epoch_opened)
+    if written_elsewhere:
+        _refill_folds(conn, manifest)
     search.migrate(conn, manifest, stale=written_elsewhere)
     note_short_rows(conn, manifest, is_stale=written_elsewhere)
     added = {(s.entity, s.name) for s in plan.steps if s.kind == "add_field"}
@@ -143,6 +145,7 @@ def execute_steps(conn: apsw.Connection, plan: Plan) -> None:
     Raises:
         SchemaRefused: SQLite refuses a step; the text names it.
     """
+    ddl.register_fold(conn)
     for step in plan.steps:
         try:
             conn.execute(step.sql)
@@ -167,6 +170,25 @@ def _rewrite_rows(
             meta.put(conn, f"shape:{entity.name}", shape)
         elif entity.name in unversioned:
             conn.execute(f"UPDATE {quote(entity.name)} SET {ddl.SEQ_COLUMN} = ?", (version,))
+
+
+def _refill_folds(conn: apsw.Connection, manifest: Manifest) -> None:
+    """Fold the values that another server has written.
+
+    Raises:
+        SchemaRefused: it has written two that differ only in case.
+    """
+    ddl.register_fold(conn)
+    for entity in manifest.entities:
+        for field in ddl.fold_fields(entity):
+            try:
+                conn.execute(ddl.fill_folds(entity, field))
+            except apsw.ConstraintError as error:
+                raise SchemaRefused(
+                    f"{entity.name}.{field.name} is unique without regard to case, and another "
+                    "program has written values that differ only in case",
+                    hint=f'change one of them, or write "unique": true for {field.name}',
+                ) from error
 
 
 def _next_version(conn: apsw.Connection) -> int:

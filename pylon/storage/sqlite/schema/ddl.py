@@ -18,11 +18,25 @@ import apsw
 import orjson
 
 from pylon.manifest.model import Entity, Field, FieldType, Index
+from pylon.query.index_filters import index_filter
+from pylon.query.predicate import (
+    Column,
+    Compare,
+    InValues,
+    IsNull,
+    Literal,
+    Not,
+    Predicate,
+    conjuncts,
+    parts,
+)
 from pylon.storage.sqlite.names import quote
-from pylon.values import EntityCodec, SqlValue
+from pylon.values import EntityCodec, SqlValue, fold_case
 
 JSON_COLUMN: Final = "_json"
 SEQ_COLUMN: Final = "_seq"
+FOLD_PREFIX: Final = "_fold_"  # of a column with folded values
+FOLD_FUNCTION: Final = "pylon_fold"
 
 COLUMN_TYPES: Final[dict[FieldType, str]] = {
     FieldType.STRING: "TEXT",
@@ -102,6 +116,7 @@ def create_table(entity: Entity, name: str | None = None, extra: tuple[str, ...]
         if field.unique:
             column += " UNIQUE"
         columns.append(column)
+    columns += [f"{quote(fold_column(field))} TEXT" for field in fold_fields(entity)]
     columns += [*extra, f"{JSON_COLUMN} TEXT", f"{SEQ_COLUMN} INTEGER"]
     return f"CREATE TABLE {quote(name or entity.name)} ({', '.join(columns)}) WITHOUT ROWID"
 
@@ -151,8 +166,78 @@ def unique_name(entity: Entity, field: Field) -> str:
     return f"{entity.name}_{field.name}_unique"
 
 
-def create_index(name: str, entity: Entity, fields: tuple[str, ...], unique: bool) -> str:
-    """Return the statement for an index over `fields` of the entity."""
-    kind = "UNIQUE INDEX" if unique else "INDEX"
-    columns = ", ".join(quote(f) for f in fields)
-    return f"CREATE {kind} {quote(name)} ON {quote(entity.name)} ({columns})"
+def create_index(name: str, entity: Entity, index: Index) -> str:
+    """Return the statement for an index of the entity under the given name."""
+    kind = "UNIQUE INDEX" if index.unique else "INDEX"
+    columns = ", ".join(
+        quote(f) + (" DESC" if f in index.descending else "") for f in index.fields
+    )
+    text = f"CREATE {kind} {quote(name)} ON {quote(entity.name)} ({columns})"
+    return text if index.where is None else f"{text} WHERE {where_text(entity, index)}"
+
+
+def where_text(entity: Entity, index: Index) -> str:
+    """Return the condition of a partial index. It has constants, not parameters."""
+    return " AND ".join(_condition(item) for item in conjuncts(index_filter(entity, index)))
+
+
+def where_fields(entity: Entity, index: Index) -> set[str]:
+    """Return the fields that the condition of a partial index names."""
+    found: set[str] = set()
+    for item in conjuncts(index_filter(entity, index)):
+        operand = item.operand if isinstance(item, Not) else item
+        if isinstance(operand, InValues):
+            found.add(operand.field)
+        found |= {part.field for part in parts(operand) if isinstance(part, Column)}
+    return found
+
+
+def _condition(item: Predicate) -> str:
+    if isinstance(item, Not):
+        return _condition(item.operand).replace(" IS NULL", " IS NOT NULL")
+    if isinstance(item, IsNull) and isinstance(item.operand, Column):
+        return f"{quote(item.operand.field)} IS NULL"
+    if isinstance(item, InValues):
+        return f"{quote(item.field)} IN ({', '.join(map(_constant, item.values))})"
+    if (
+        isinstance(item, Compare) and isinstance(item.left, Column)
+        and isinstance(item.right, Literal)
+    ):
+        return f"{quote(item.left.field)} {item.sign} {_constant(item.right.value)}"
+    raise ValueError(f"unchecked condition of an index: {item}")
+
+
+def _constant(value: object) -> str:
+    return apsw.format_sql_value(int(value) if isinstance(value, bool) else value)
+
+
+def fold_column(field: Field) -> str:
+    """Return the name of the column with the folded values of a field that is unique without
+    regard to case."""
+    return f"{FOLD_PREFIX}{field.name}"
+
+
+def fold_index(entity: Entity, field: Field) -> tuple[str, str]:
+    """Return the name of the unique index over a fold column, and its statement."""
+    name = f"{entity.name}_{field.name}_nocase"
+    return name, create_index(name, entity, Index(name, (fold_column(field),), True))
+
+
+def fold_fields(entity: Entity) -> list[Field]:
+    """Return the fields that have a fold column."""
+    return [field for field in entity.fields if field.nocase]
+
+
+def fill_folds(entity: Entity, field: Field) -> str:
+    """Return the statement that fills a fold column. The connection has `register_fold`."""
+    column = quote(fold_column(field))
+    folded = f"{FOLD_FUNCTION}({quote(field.name)})"
+    return f"UPDATE {quote(entity.name)} SET {column} = {folded} WHERE {column} IS NOT {folded}"
+
+
+def register_fold(conn: apsw.Connection) -> None:
+    """Let the connection's statements fold texts. No stored index or trigger uses the function, so
+    that other programs can write to the database."""
+    conn.create_scalar_function(
+        FOLD_FUNCTION, lambda *values: fold_case(values[0]), 1, deterministic=True
+    )

@@ -58,7 +58,7 @@ def put_indexes(
 
 def _with_indexes(manifest: Manifest, wanted: Sequence[IndexSpec]) -> Manifest:
     by_entity: dict[str, list[Index]] = {e.name: [] for e in manifest.entities}
-    for entity, name, fields, unique in wanted:
+    for entity, name, fields, unique, descending, where in wanted:
         known = manifest.by_name.get(entity)
         if known is None or not fields or not set(fields) <= set(known.columns):
             raise SchemaRefused(
@@ -66,7 +66,7 @@ def _with_indexes(manifest: Manifest, wanted: Sequence[IndexSpec]) -> Manifest:
                 f"or one of {', '.join(fields) or 'no fields'}",
                 hint="restart it with the new manifest, which makes the index too",
             )
-        by_entity[entity].append(Index(name, fields, unique))
+        by_entity[entity].append(Index(name, fields, unique, descending, where))
     return replace(manifest, entities=tuple(
         replace(e, indexes=tuple(by_entity[e.name])) for e in manifest.entities
     ))

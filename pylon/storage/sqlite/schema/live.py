@@ -35,6 +35,7 @@ class LiveIndex:
     unique: bool
     constraint: bool  # made by UNIQUE or PRIMARY KEY in the table itself
     partial: bool
+    sql: str  # its statement; empty for a constraint
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,8 @@ def introspect(conn: apsw.Connection, names: tuple[str, ...]) -> LiveSchema:
     ).fetchall()
     known = {i.name: i for t in tables.values() for i in t.indexes}
     for name, table in owners:
-        indexes[name.lower()] = known.get(name) or LiveIndex(name, table, (), False, False, False)
+        unknown = LiveIndex(name, table, (), False, False, False, "")
+        indexes[name.lower()] = known.get(name) or unknown
     return LiveSchema(tables, indexes)
 
 
@@ -130,5 +132,10 @@ def _indexes(conn: apsw.Connection, table: str) -> tuple[LiveIndex, ...]:
             "SELECT name FROM pragma_index_info(?) ORDER BY seqno", (name,)
         ).fetchall()
         fields = tuple(column or "" for (column,) in columns)
-        found.append(LiveIndex(name, table, fields, bool(unique), origin != "c", bool(partial)))
+        sql = conn.execute(
+            "SELECT sql FROM sqlite_schema WHERE type = 'index' AND name = ?", (name,)
+        ).get
+        found.append(LiveIndex(
+            name, table, fields, bool(unique), origin != "c", bool(partial), str(sql or "")
+        ))
     return tuple(found)

@@ -37,7 +37,7 @@ from pylon.storage.sqlite.schema.references import find_broken
 from pylon.storage.sqlite.schema.rewrite import apply_plan
 from pylon.storage.sqlite.schema.search import build, check
 from pylon.storage.sqlite.schema.trial import refuse_unreachable
-from pylon.values import EntityCodec
+from pylon.values import EntityCodec, fold_case
 
 
 class SqliteSchema:
@@ -152,15 +152,20 @@ class SqliteSchema:
                 for index in entity.indexes:
                     if index.unique:
                         full = ddl.index_name(entity, index)
-                        conn.execute(ddl.create_index(full, entity, index.fields, unique=True))
+                        conn.execute(ddl.create_index(full, entity, index))
+                for field in ddl.fold_fields(entity):
+                    conn.execute(ddl.fold_index(entity, field)[1])
             for insert in inserts:
                 entity = manifest.by_name[insert.entity]
-                columns = ", ".join(quote(name) for name in entity.columns)
-                marks = ", ".join("?" * len(entity.columns))
+                folds = ddl.fold_fields(entity)
+                names = (*entity.columns, *map(ddl.fold_column, folds))
+                columns = ", ".join(quote(name) for name in names)
+                marks = ", ".join("?" * len(names))
+                row = orjson.loads(insert.row_json)
                 try:
                     conn.execute(
                         f"INSERT INTO {quote(entity.name)} ({columns}) VALUES ({marks})",
-                        (insert.row_id, *insert.values),
+                        (insert.row_id, *insert.values, *(fold_case(row[f.name]) for f in folds)),
                     )
                 except apsw.ConstraintError as ex:
                     return insert, constraint_error(

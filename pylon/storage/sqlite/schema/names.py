@@ -31,4 +31,9 @@ def name_clashes(manifest: Manifest) -> list[str]:
             if name in indexes:
                 found.append(f"{ddl.index_name(entity, index)}: two indexes have this name")
             indexes.add(name)
+        for field in ddl.fold_fields(entity):
+            name = ddl.fold_index(entity, field)[0]
+            if name.lower() in indexes:
+                found.append(f"{name}: this name is needed for an index that keeps {field.name} "
+                             "unique without regard to case")
     return found

@@ -89,6 +89,7 @@ def make_plan(
             )
         else:
             _compare_table(making, entity, table)
+        _plan_folds(making, entity, table)
         for index in entity.indexes:
             _compare_index(making, entity, index)
     return Plan(tuple(making.steps), tuple(making.rewrites), tuple(making.refusals))
@@ -213,6 +214,7 @@ def _count_columns(making: _Making, entity: Entity, table: LiveTable) -> None:
     """Refuse more columns than SQLite's limit, which counts those of removed fields too."""
     dropped = {name for owner, name in making.options.drop_fields if owner == entity.name.lower()}
     wanted = {c.lower() for c in entity.columns} | {ddl.JSON_COLUMN, ddl.SEQ_COLUMN}
+    wanted |= {ddl.fold_column(field).lower() for field in ddl.fold_fields(entity)}
     stay = table.columns.keys() - dropped - wanted
     limit = making.conn.limit(apsw.SQLITE_LIMIT_COLUMN)
     if stay and len(wanted) + len(stay) > limit:
@@ -280,7 +282,7 @@ def _add_unique(making: _Making, entity: Entity, wanted: Field) -> None:
         making.refusals.append(f"{name}: an index of this name exists already")
     making.steps.append(
         Step("add_index", entity.name, name,
-             ddl.create_index(name, entity, (wanted.name,), unique=True))
+             ddl.create_index(name, entity, Index(name, (wanted.name,), True)))
     )
 
 
@@ -349,16 +351,23 @@ def _is_field_unique(making: _Making, entity: Entity, wanted: Field, index: Live
     )
 
 
-def _repeated(making: _Making, table: LiveTable, columns: Sequence[LiveColumn]) -> str:
+def _repeated(
+    making: _Making, table: LiveTable, columns: Sequence[LiveColumn], where: str = "1",
+    function: str = "",
+) -> str:
     """Return the values that several rows share, as text; "" if there are none.
 
     A null is equal to nothing.
+
+    Args:
+        where: the condition of a partial index.
+        function: values are equal if it returns the same for them.
     """
-    names = [quote(column.source) for column in columns]
+    names = [f"{function}({quote(column.source)})" for column in columns]
     group = ", ".join(names)
     rows: list[Any] = making.conn.execute(
         f"SELECT {group}, count(*) FROM {quote(table.source)} "
-        f"WHERE {' AND '.join(f'{name} IS NOT NULL' for name in names)} "
+        f"WHERE {' AND '.join(f'{name} IS NOT NULL' for name in names)} AND ({where}) "
         f"GROUP BY {group} HAVING count(*) > 1 LIMIT {_SHOWN}"
     ).fetchall()
     return ", ".join(
@@ -379,8 +388,14 @@ def _add_index(making: _Making, entity: Entity, index: Index, add: Step) -> None
     for name, column in zip(index.fields, columns, strict=True):
         if column is None and (entity.name.lower(), name.lower()) not in defaults:
             return  # a new field is null in every row, and a null is equal to nothing
+    where = "1"
+    for name in ddl.where_fields(entity, index):
+        column = table.columns.get(name.lower())
+        if column is None or column.source != name:
+            return  # a new or renamed field: SQLite itself refuses the index
+        where = ddl.where_text(entity, index)
     if present:
-        repeated = _repeated(making, table, present)
+        repeated = _repeated(making, table, present, where)
     else:
         rows = making.count(f"SELECT count(*) FROM {quote(table.source)}")
         repeated = f"the default ({rows} rows)" if rows > 1 else ""
@@ -395,7 +410,7 @@ def _compare_index(making: _Making, entity: Entity, index: Index) -> None:
     name = ddl.index_name(entity, index)
     existing = making.live.indexes.get(name.lower())
     add = Step("add_index", entity.name, name,
-               ddl.create_index(name, entity, index.fields, index.unique))
+               ddl.create_index(name, entity, index))
     if existing is None or name.lower() in making.options.drop_indexes:
         _add_index(making, entity, index, add)
         return
@@ -403,7 +418,10 @@ def _compare_index(making: _Making, entity: Entity, index: Index) -> None:
         existing.table.lower() == entity.name.lower()
         and tuple(f.lower() for f in existing.fields) == tuple(f.lower() for f in index.fields)
         and existing.unique == index.unique and not existing.partial
+        and " DESC" not in existing.sql.upper()
     )
+    if index.where is not None or index.descending:
+        same = existing.sql == add.sql
     if same:
         return
     if making.own.get(name.lower(), "").lower() == entity.name.lower():
@@ -417,6 +435,48 @@ def _compare_index(making: _Making, entity: Entity, index: Index) -> None:
         _add_index(making, entity, index, add)
     else:
         making.refusals.append(f"{name}: an index of this name exists and is another one")
+
+
+def _plan_folds(making: _Making, entity: Entity, table: LiveTable | None) -> None:
+    """Plan the columns and indexes of fields that are unique without regard to case."""
+    fields = ddl.fold_fields(entity)
+    for folded in fields:
+        column = ddl.fold_column(folded)
+        name, index = ddl.fold_index(entity, folded)
+        add_index = Step("add_index", entity.name, name, index)
+        if table is None:
+            making.steps.append(add_index)
+            continue
+        has_column = column.lower() in table.columns
+        if has_column and any(
+            i.unique and not i.partial and i.fields == (column,) for i in table.indexes
+        ):
+            continue
+        if not has_column:
+            add = f"ALTER TABLE {quote(entity.name)} ADD COLUMN {quote(column)} TEXT"
+            making.steps.append(Step("add_fold", entity.name, column, add))
+        present = table.columns.get(folded.name.lower())
+        if present is not None:
+            ddl.register_fold(making.conn)
+            repeated = _repeated(making, table, [present], function=ddl.FOLD_FUNCTION)
+            if repeated:
+                making.refusals.append(
+                    f"{entity.name}.{folded.name}: unique without regard to case, and rows share "
+                    f"{repeated}: UNIQUE constraint failed; change or remove them first"
+                )
+        making.steps.append(
+            Step("fill_fold", entity.name, column, ddl.fill_folds(entity, folded))
+        )
+        making.steps.append(add_index)
+    wanted = {ddl.fold_column(folded).lower() for folded in fields}
+    for lower, live in table.columns.items() if table is not None else ():
+        if not lower.startswith(ddl.FOLD_PREFIX) or lower in wanted or table is None:
+            continue
+        for own in table.indexes:
+            if own.fields == (live.name,):
+                making.steps.append(_remove_index(own, destructive=False))
+        drop = f"ALTER TABLE {quote(entity.name)} DROP COLUMN {quote(live.name)}"
+        making.steps.append(Step("remove_fold", entity.name, live.name, drop))
 
 
 def _has_default(conn: apsw.Connection, table: LiveTable, column: LiveColumn) -> bool:

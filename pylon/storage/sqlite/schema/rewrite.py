@@ -185,7 +185,10 @@ def _rebuild(conn: apsw.Connection, entity: Entity, asked: MigrationOptions) -> 
     key = entity.name.lower()
     known = {c.lower() for c in entity.columns} | {ddl.JSON_COLUMN, ddl.SEQ_COLUMN}
     dropped = {name for owner, name in asked.drop_fields if owner == key}
-    kept = [c for lower, c in table.columns.items() if lower not in known | dropped]
+    kept = [
+        c for lower, c in table.columns.items()
+        if lower not in known | dropped and not lower.startswith(ddl.FOLD_PREFIX)
+    ]
     statements = _dependents(conn, entity, table, dropped)
 
     targets, sources = ["id"], ["id"]
@@ -225,6 +228,9 @@ def _rebuild(conn: apsw.Connection, entity: Entity, asked: MigrationOptions) -> 
     conn.execute("PRAGMA legacy_alter_table = ON")
     conn.execute(f"ALTER TABLE {quote(_NEW)} RENAME TO {quote(entity.name)}")
     conn.execute("PRAGMA legacy_alter_table = OFF")
+    ddl.register_fold(conn)
+    for field in ddl.fold_fields(entity):
+        conn.execute(ddl.fill_folds(entity, field))
     for sql in statements:
         conn.execute(sql)
     _forget_shape(conn, entity.name)
@@ -243,8 +249,13 @@ def _dependents(
     conn: apsw.Connection, entity: Entity, table: LiveTable, dropped: set[str]
 ) -> list[str]:
     """Return the SQL of the indexes and triggers of the table, to make them again."""
+    own = history.own_indexes(conn)
+    folds = {ddl.fold_column(field) for field in ddl.fold_fields(entity)}
     gone = {
-        i.name for i in table.indexes if any(f.lower() in dropped for f in i.fields)
+        i.name for i in table.indexes
+        if any(f.lower() in dropped for f in i.fields)
+        or any(f.startswith(ddl.FOLD_PREFIX) and f not in folds for f in i.fields)
+        or (i.partial and i.name.lower() in own)  # `complete` makes it again, if it is wanted
     } | {ddl.unique_name(entity, f) for f in entity.fields}  # the new table declares UNIQUE
     rows: list[Any] = conn.execute(
         "SELECT name, sql FROM sqlite_schema WHERE lower(tbl_name) = lower(?) "

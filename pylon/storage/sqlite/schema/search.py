@@ -20,7 +20,7 @@ import orjson
 
 from pylon.errors import SchemaRefused
 from pylon.log import get_logger
-from pylon.manifest.model import Entity, Manifest
+from pylon.manifest.model import Entity, Index, Manifest
 from pylon.query.words import text_fields, text_of
 from pylon.storage.schemas import SearchCheck
 from pylon.storage.sqlite import meta
@@ -264,7 +264,8 @@ def _fill(conn: apsw.Connection, entity: Entity, table: str) -> None:
 def _add_sort_indexes(conn: apsw.Connection, entity: Entity) -> None:
     for field in entity.search.sortable if entity.search is not None else ():
         if field != "id":
-            sql = ddl.create_index(sort_index_name(entity, field), entity, (field,), unique=False)
+            name = sort_index_name(entity, field)
+            sql = ddl.create_index(name, entity, Index(name, (field,), False))
             conn.execute(sql.replace("CREATE INDEX", "CREATE INDEX IF NOT EXISTS", 1))
 
 

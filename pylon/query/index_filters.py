@@ -1,0 +1,69 @@
+"""Index filters: the condition on the rows of a partial index, from the manifest's `where`.
+
+A filter of a query, of which all conditions compare a field with constants. Called by
+`pylon.manifest_loader` for the diagnostics, and by backends.
+"""
+
+from __future__ import annotations
+
+import orjson
+
+from pylon.errors import PylonError
+from pylon.manifest.build import build_entity
+from pylon.manifest.document import Node
+from pylon.manifest.findings import Findings, items_of
+from pylon.manifest.model import Entity, Index
+from pylon.query.parse import parse_where
+from pylon.query.predicate import (
+    TRUE,
+    Column,
+    Compare,
+    InValues,
+    IsNull,
+    Literal,
+    Not,
+    Predicate,
+    conjuncts,
+)
+
+
+def index_filter(entity: Entity, index: Index) -> Predicate:
+    """Return the condition that the rows of an index meet; `TRUE` for an index of all rows."""
+    return TRUE if index.where is None else parse_where(entity, orjson.loads(index.where))
+
+
+def check_index_filters(root: Node, findings: Findings) -> None:
+    """Report each `where` of an index that is no such filter. Skip entities with errors."""
+    for node in items_of(root, "entities"):
+        if findings.touch(node):
+            continue
+        entity = build_entity(node)
+        for index, index_node in zip(entity.indexes, items_of(node, "indexes"), strict=True):
+            problem = None if index.where is None else _problem(entity, index)
+            if problem is not None:
+                findings.error(
+                    "INDEX_WHERE_INVALID", problem, index_node.value["where"].at,
+                    'for example {"archivedAt": null} or {"state": {"$ne": "done"}}',
+                )
+
+
+def _problem(entity: Entity, index: Index) -> str | None:
+    try:
+        conditions = conjuncts(index_filter(entity, index))
+    except PylonError as error:
+        return error.message
+    if not conditions:
+        return "the filter of the index has no condition"
+    if not all(map(_is_plain, conditions)):
+        return "the filter of the index must compare fields with constants, and all must hold"
+    return None
+
+
+def _is_plain(item: Predicate) -> bool:
+    if type(item) is Compare:
+        return type(item.left) is Column and type(item.right) is Literal
+    if type(item) is Not:
+        return type(item.operand) is IsNull
+    return type(item) is IsNull or (
+        type(item) is InValues and not item.has_null and not item.is_negated
+    )
