@@ -145,15 +145,15 @@ class ShardConnectionHandler:
             subscriber.on_message(data, self._registry.now_s())
             self._registry.reschedule(subscriber.shard)
 
-    def gone(self, connection: Connection) -> None:
+    def drop_connection(self, connection: Connection) -> None:
         """Unsubscribe a connection that has closed."""
         subscriber = self._subscribers.pop(connection, None)
         if subscriber is None:
             return
         shard, now_s = subscriber.shard, self._registry.now_s()
-        if subscriber.seat_token is not None:
+        if subscriber.reconnect_token is not None:
             keep_s = shard.kind.config.allow_reconnection_s
-            self._reconnect_tokens.start_expiry(subscriber.seat_token, now_s + keep_s)
+            self._reconnect_tokens.start_expiry(subscriber.reconnect_token, now_s + keep_s)
         shard.unsubscribe(subscriber, now_s)
         self._registry.reschedule(shard)
 
@@ -184,12 +184,12 @@ class ShardConnectionHandler:
             raise SubscribeRefused(_SEAT_IN_URL)
         subjects = _subjects(connection.caller, connection.address)
         shard = self._registry.find_or_make(shard_id, subjects)
-        seat = None
+        claim = None
         if handshake.seat is not None:
-            seat = self._reconnect_tokens.claim(
+            claim = self._reconnect_tokens.claim(
                 handshake.seat, shard_id, connection.caller, self._registry.now_s()
             )
-        sid = seat.sid if seat else parameters.get("sid") or _ANONYMOUS_SID
+        sid = claim.sid if claim else parameters.get("sid") or _ANONYMOUS_SID
         if len(sid) > limits.SHARD_SID_CHARS:
             self._registry.settle_join(shard, is_in=False)
             raise SubscribeRefused(f"sid is longer than {limits.SHARD_SID_CHARS} characters")
@@ -198,29 +198,29 @@ class ShardConnectionHandler:
             connection, shard, sid, WEBSOCKET[form],
             delta=parameters.get("delta") == "1", acks=parameters.get("ack") == "1",
         )
-        self._subscribe(subscriber, has_place=seat is not None)
-        if seat is not None:
-            self._take_over(seat)
+        self._subscribe(subscriber, has_place=claim is not None)
+        if claim is not None:
+            self._take_over(claim)
         keep_s = shard.kind.config.allow_reconnection_s
         if keep_s and connection.is_open:
             token = self._reconnect_tokens.issue(
                 ReconnectClaim(shard_id, sid, connection.caller, connection)
             )
-            subscriber.seat_token = token
+            subscriber.reconnect_token = token
             subscriber.send_message(
                 {"type": "seat", "token": token, "sid": sid, "expires_in_s": keep_s}
             )
 
-    def _take_over(self, seat: ReconnectClaim) -> None:
+    def _take_over(self, claim: ReconnectClaim) -> None:
         """End the earlier connection of a client that has reconnected, if it is open."""
-        before = self._subscribers.pop(seat.connection, None)
+        before = self._subscribers.pop(claim.connection, None)
         if before is not None:
             before.shard.unsubscribe(before, self._registry.now_s())
-            seat.connection.close(TAKEN_OVER, "taken over by a later connection")
+            claim.connection.close(TAKEN_OVER, "taken over by a later connection")
 
     def _subscribe(self, subscriber: Subscriber, *, has_place: bool = False) -> None:
         shard = subscriber.shard
-        # First: `gone` must find a connection that ends while it gets its first frame.
+        # First: `drop_connection` must find a connection that ends while it gets its first frame.
         self._subscribers[subscriber.connection] = subscriber
         try:
             shard.subscribe(subscriber, self._registry.now_s(), has_place=has_place)

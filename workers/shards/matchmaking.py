@@ -97,7 +97,7 @@ class Matchmaking:
         _log.info("match.placed", shard=match.shard_id, mode=match.mode.name, players=len(players))
 
     def _openings(self) -> list[OpenShard]:
-        """The free seats of running matches. Those that have ended are forgotten."""
+        """Return the free places of running matches, and forget matches that have ended."""
         try:
             answers = self._shards.broadcast(DescribeAll())
         except PylonError as ex:  # then there is nothing to fill this time
@@ -113,8 +113,8 @@ class Matchmaking:
             if shard is None:
                 del self._open[shard_id]
             else:
-                seats = match.mode.group_size - shard["seats_taken"]
-                openings.append(OpenShard(shard_id, match.mode.name, match.criteria, seats))
+                places = match.mode.group_size - shard["seats_taken"]
+                openings.append(OpenShard(shard_id, match.mode.name, match.criteria, places))
         return openings
 
     def _new_id(self) -> str:

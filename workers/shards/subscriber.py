@@ -68,8 +68,8 @@ class Subscriber:
     """One connection that is subscribed to one shard."""
 
     __slots__ = (
-        "_held", "acks", "auth", "connection", "delta", "seat_token", "shard", "sid", "skip_to",
-        "wire",
+        "_held", "acks", "auth", "connection", "delta", "reconnect_token", "shard", "sid",
+        "skip_to", "wire",
     )
 
     def __init__(
@@ -83,7 +83,7 @@ class Subscriber:
         """
         self._held: list[bytes] | None = [] if holds else None
         self.connection = connection
-        self.seat_token: str | None = None  # reconnect token, if the kind issues them
+        self.reconnect_token: str | None = None  # reconnect token, if the kind issues them
         self.shard = shard
         self.sid = sid
         self.auth: AuthContext = connection.caller.auth
