@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import orjson
@@ -57,6 +58,18 @@ def fixture() -> Manifest:
         ],
     }
     return parse_manifest(orjson.dumps(document).decode(), "the built-in fixture")
+
+
+def without_references(manifest: Manifest) -> Manifest:
+    """Return the manifest without checked references: generated rows name rows that do not exist.
+    """
+    return replace(manifest, entities=tuple(
+        replace(entity, fields=tuple(
+            replace(field, references="none", on_delete=None) if field.target else field
+            for field in entity.fields
+        ))
+        for entity in manifest.entities
+    ))
 
 
 def body_maker(entity: Entity) -> Callable[[int], dict[str, Any]]:

@@ -51,6 +51,7 @@ def run(manifest_path: Path | None, budget_s: float, progress: Progress | None) 
         ManifestInvalid: the user's manifest has errors.
     """
     manifest = rows.fixture() if manifest_path is None else load_manifest(manifest_path)
+    manifest = rows.without_references(manifest)
     with tempfile.TemporaryDirectory(prefix="pylon-bench-") as folder:
         bench = _Bench(manifest, Path(folder) / "bench.db", budget_s, progress)
         try:

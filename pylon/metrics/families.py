@@ -277,6 +277,11 @@ DOCUMENT_MERGE: Final = Histogram(
     "Time to merge a client's update into a row's document.",
     buckets=_FAST_S, registry=SUPERVISOR,
 )
+CASCADED_ROWS: Final = Counter(
+    "pylon_cascaded_rows_total",
+    "Rows that deletes took along by onDelete, by what became of them: deleted, set_null.",
+    ("outcome",), registry=SUPERVISOR,
+)
 WAL_BYTES: Final = Gauge(
     "pylon_wal_size_bytes",
     "Size of the write-ahead log up to its last frame; its file may be larger.",
@@ -433,7 +438,8 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "DOCUMENT_SUBSCRIPTIONS", "DOCUMENT_MERGE_CHECKS", "RATE_LIMITED", "RATE_SKIPPED",
     "RATE_EVICTED", "HINTS_DROPPED", "EVENT_LOOP_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ",
     "CHANGELOG_OLDEST_SEQ", "WRITE_QUEUE_DEPTH", "WRITES_REFUSED", "WRITES_DEFERRED", "COMMIT",
-    "BATCH_SIZE", "DOCUMENTS_DECODED", "DOCUMENTS_DECODED_BYTES", "DOCUMENT_MERGE", "WAL_BYTES",
+    "BATCH_SIZE", "DOCUMENTS_DECODED", "DOCUMENTS_DECODED_BYTES", "DOCUMENT_MERGE", "CASCADED_ROWS",
+    "WAL_BYTES",
     "WAL_HELD", "DB_WRITABLE", "CHANGELOG_BYTES", "CHECKPOINT", "WORKER_RESTARTS", "WORKERS_READY",
     "WORKERS_WANTED", "DB_BYTES", "DISK_FREE_BYTES", "SESSIONS", "SESSIONS_COLLECTED",
     "DATETIMES_CONVERTED", "DATETIMES_UNCONVERTED", "ROOMS",

@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 from msgspec.structs import replace
 
-from pylon import limits
+from pylon import limits, metrics
 from pylon.auth_context import AuthContext
 from pylon.clock import Clock
 from pylon.errors import (
@@ -239,6 +239,8 @@ class RowWrites:
         if is_own_step:
             self._transaction.keep_savepoint()
             journal.keep_step()
+        metrics.CASCADED_ROWS.labels("set_null").inc(len(cascade.changes))
+        metrics.CASCADED_ROWS.labels("deleted").inc(len(cascade.deletes))
 
     def _set_null(
         self, stored: StoredRow, fields: Mapping[str, None], auth: AuthContext, journal: Journal

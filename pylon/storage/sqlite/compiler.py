@@ -95,7 +95,7 @@ class PredicateCompiler:
         shape: Shape = [self._name, is_led, looks_up]
         params: Params = []
         entity, implied = self._entity, ""
-        if self._partial is not None and not is_led and not looks_up:
+        if self._partial is not None and not is_led:
             entity, implied = self._partial.find_implied(predicate)
             shape.append(implied)
         collect_shape(predicate, shape, params)
