@@ -23,6 +23,7 @@ from pylon.changelog.pull import build_delta
 from pylon.errors import ResyncRequired
 from tests.support.examples import count_examples
 from tests.support.membership_stage import MembershipStage, Replica
+from tests.support.wait import run_greenlets_until
 
 USERS = ["ada", "bob", "cyd"]
 CALLERS = [AuthContext(user_id=user) for user in USERS]
@@ -174,3 +175,23 @@ def test_a_live_query_begins_again_when_the_callers_memberships_change(
     assert [len(each["rows"]) for each in ada.messages] == [0, 3, 0]
     ada.connection.abort()
     assert not stage.hub.memberships.holds(CALLERS[0])
+
+
+def test_a_live_window_gets_the_difference_when_the_callers_memberships_change(
+    stage: MembershipStage,
+) -> None:
+    stage.carry_out([("put", "Message", n, {"roomId": "r1"}) for n in (1, 2)], 0)
+    ada = Replica(stage, CALLERS[0])
+    ada.connect()
+    stage.live.handle_message(ada.connection, {
+        "type": "subscribe", "sub_id": "s", "entity": "Message",
+        "filter": {"$order": {"id": "asc"}, "$limit": 10},
+    })
+    stage.carry_out([("put", "Member", 1, {"roomId": "r1", "userId": "ada", "level": 0})], 1)
+    stage.settle()
+    run_greenlets_until("diffs", lambda: len(ada.listen()) == 3)
+    assert [each.get("kind") for each in ada.messages] == [None, "insert", "insert"]
+    stage.carry_out([("drop", "Member", 1, {})], 2)
+    stage.settle()
+    run_greenlets_until("diffs", lambda: len(ada.listen()) == 5)
+    assert [each["kind"] for each in ada.messages[3:]] == ["delete", "delete"]

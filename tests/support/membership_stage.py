@@ -236,8 +236,8 @@ class Replica:
         self._received = b""
         self.connect()
 
-    def listen(self) -> None:
-        """Take the live events that have arrived."""
+    def listen(self) -> list[dict[str, Any]]:
+        """Take the live events that have arrived, and return all messages so far."""
         while True:
             gevent.sleep(0)
             try:
@@ -264,6 +264,7 @@ class Replica:
                     self._apply(event)
                     self.cursor = event["seq"]
             self._received = self._received[head + size :]
+        return self.messages
 
     def kinds(self) -> list[tuple[str, str]]:
         """Return entity and kind of the events so far."""

@@ -135,20 +135,29 @@ class LiveQueries:
                 send_json(connection, error_message(error, {"type": "subscribe", "sub_id": sub_id}))
 
     def _restart(self, concerned: Collection[AuthContext]) -> None:
-        """Begin the subscriptions of callers anew whose memberships change.
+        """Bring the subscriptions of callers up to date whose memberships change.
 
-        The next changes may open or close any row of a result. So the client gets the whole
-        result again; it replaces the rows that the client holds.
+        The next changes may open or close any row. A window is read anew, and sends the
+        difference. Of other live queries the client gets the whole result again.
         """
-        for subscription in [each for auth in concerned for each in self._asking.get(auth, ())]:
-            self._watches.end(subscription)
-            entity, text, _ = subscription.watch.key
-            message = {
-                "type": "subscribe", "sub_id": subscription.sub_id, "entity": entity,
-                "filter": msgspec.json.decode(text),
-            }
-            if self._enqueue is not None:
-                self._enqueue(subscription.connection, message)
+        for auth in concerned:
+            own = list(self._asking.get(auth, ()))
+            for entity in {each.watch.key[0] for each in own if each.watch.window is not None}:
+                self._windows.refresh(auth, entity)
+            for subscription in own:
+                if subscription.watch.window is None:
+                    self._begin_again(subscription)
+
+    def _begin_again(self, subscription: Subscription) -> None:
+        """Have the message of a subscription without a window handled once more."""
+        self._watches.end(subscription)
+        entity, text, _ = subscription.watch.key
+        message = {
+            "type": "subscribe", "sub_id": subscription.sub_id, "entity": entity,
+            "filter": msgspec.json.decode(text),
+        }
+        if self._enqueue is not None:
+            self._enqueue(subscription.connection, message)
 
     # --- Registration --------------------------------------------------------------------
 
