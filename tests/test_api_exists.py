@@ -129,8 +129,8 @@ def paths(stage: ApiStage, token: str) -> dict[str, set[str]]:
         "included": ids(row["message"] for row in reactions if row.get("message")),
         "snapshot": changed(read("GET", "/api/sync/pull?since=0")),
     }
-    events = read("GET", f"/api/sync/pull?since={stage.services.sync.feed.head() - 8}")
-    found["changes"] = changed(events)
+    (first,) = stage.services.data.store.point(lambda reader: reader.events_after(0, 1))
+    found["changes"] = changed(read("GET", f"/api/sync/pull?since={first.seq}"))
     return found
 
 

@@ -106,7 +106,7 @@ def test_rules_that_ask_are_accepted(text: str) -> None:
     ("exists(Member, roomId == ^Room.id)", 'unknown name "Room.id"'),
     ("exists(Member, roomId == data.^room)", 'unknown attribute "room"'),
     ("exists(Member, roomId == ^(data.roomId == '1'))".replace("^(", "("), "is a field of a row"),
-    ("exists(Member, level == ^data.level)".replace("^", "", 1), "no index"),
+    ("exists(Member, level == ^data.level)".replace("^", "", 1), "needs an index"),
     ("exists(Member, role == 'x', level == data.level ^+ 1)", "is a field of a row"),
     ("exists(Member, role == 'x', level > ^data.authorId)", "level is a number, and a string"),
     ("exists(Member, role == ^5)", "role is a string, and a number"),
@@ -152,7 +152,8 @@ def test_bad_checks_and_the_character_to_blame(marked: str, message: str) -> Non
 def test_missing_index_is_an_error_with_the_line_to_add(text: str, fields: list[str]) -> None:
     with pytest.raises(PolicyIndexMissing) as caught:
         check(text, SCOPE)
-    (line,) = re.findall(r"Add to the indexes of Member: (\{.*?\})\.", caught.value.message)
+    message = caught.value.message
+    (line,) = re.findall(r"needs an index: add (\{.*?\}) to the indexes of Member\.", message)
     assert json.loads(line) == {
         "name": "by_" + "_".join(fields), "fields": fields, "unique": False
     }
@@ -177,6 +178,26 @@ def test_rows_are_listable_where_an_index_begins_with_what_the_caller_has(
     expr = check(text, SCOPE)
     assert isinstance(expr, e.Exists)
     assert expr.is_listable is is_listable
+
+
+@pytest.mark.parametrize(("indexes", "is_enough"), [
+    ((Index("i", ("roomId", "userId"), True),), False),  # does not list the caller's rows
+    ((Index("i", ("roomId", "userId"), False), Index("j", ("userId",), False)), True),
+    ((Index("i", ("userId", "roomId"), True),), True),
+    ((Index("i", ("userId", "role", "roomId"), False),), False),
+    ((Index("i", ("userId",), False), Index("j", ("roomId",), False)), False),
+    ((Index("i", ("userId", "roomId"), False, where='{"role": "x"}'),), False),
+    ((Index("i", ("userId", "roomId"), False, ("roomId",)),), True),
+])
+def test_index_finds_the_row_and_lists_those_of_the_caller(
+    indexes: tuple[Index, ...], is_enough: bool
+) -> None:
+    scope = entity_scope(MESSAGE, {"Member": Entity("Member", MEMBER.fields, indexes)})
+    if is_enough:
+        assert check(MINE, scope) is not None
+    else:
+        with pytest.raises(PolicyIndexMissing):
+            check(MINE, scope)
 
 
 def manifest(entities: Any = None, **policy: Any) -> str:
@@ -291,6 +312,21 @@ def test_check_is_a_predicate_on_the_asked_rows() -> None:
         equal("roomId", "r1"), equal("userId", "ann"), compare(">=", Column("level"), Literal(3)),
     )
     assert check.predicate((None, "ann", 3)) is FALSE
+
+
+def test_new_index_leaves_the_text_of_a_read_rule() -> None:
+    """Another text would hide the history of all documents of the entity."""
+    rule = "exists(Member, ticket == data.authorId, userId == auth.userId)"
+    fewer = Entity("Member", MEMBER.fields)
+    texts = set()
+    for member in (MEMBER, fewer):
+        policy = Policy("p", "Message", allow_read=rule)
+        manifest = Manifest("m", "1", (MESSAGE, member), policies=(policy,))
+        made = compile_rules(manifest).for_entity("Message")
+        assert isinstance(made.read_rule, e.Exists)
+        assert made.read_rule.is_listable is (member is MEMBER)
+        texts.add(made.read_text)
+    assert len(texts) == 1
 
 
 def test_routing_never_takes_a_rule_that_asks_for_one_of_the_caller_alone() -> None:

@@ -424,43 +424,40 @@ def _index_use(entity: Entity, comparisons: Iterable[e.Comparison], at: int) -> 
                 fields = by_row
             if part.field not in (*by_caller, *by_row, *constant):
                 fields.append(part.field)
-    # Constants alone: one of them is enough.
-    wanted = (*by_caller, *by_row) or tuple(constant[:1])
-    if not wanted:
+    wanted = (*by_caller, *by_row)
+    if not wanted and not constant:
         raise PolicyInvalid(
             f"exists compares one field of {entity.name} or more by ==, so that an index finds the"
             f" row: {_EXISTS_FORM}", at,
         )
-    compared = {*by_caller, *by_row, *constant}
-    unique = (
-        ("id",), *((f.name,) for f in entity.fields if f.unique),
-        *(i.fields for i in entity.indexes if i.unique and i.where is None),
-    )
-    is_found = any(compared.issuperset(columns) for columns in unique)  # one row at most
-    is_listable = False
+    compared = {*wanted, *constant}
+    has_key = "id" in compared or any(f.unique for f in entity.fields if f.name in compared)
+    unique = [i.fields for i in entity.indexes if i.unique and i.where is None]
+    # The rows of the caller, and the row of the caller for the judged one.
+    is_listable = is_found = False
     for columns in entity.index_columns:
-        leading = _leading(columns, {*by_caller, *constant})
-        covered = {*columns[:leading]} | {
-            *columns[leading:leading + _leading(columns[leading:], {*by_row, *constant})]
-        }
-        if by_caller and set(by_caller) <= {*columns[:leading]}:
-            is_listable = True
-        if covered.issuperset(wanted) or (not by_caller and not by_row and covered):
+        first = columns[:_leading(columns, compared)]
+        # Constants alone: one of them is enough.
+        if first and {*first}.issuperset(wanted):
             is_found = True
-    if not is_found:
-        line = json.dumps({"name": "by_" + "_".join(wanted), "fields": wanted, "unique": False})
-        order = ""
-        if by_caller and by_row:
-            order = (
-                " The fields that are compared with the caller come first, so that it lists the"
-                " caller's rows, too."
-            )
-        raise PolicyIndexMissing(
-            f"exists asks {entity.name} by {', '.join(wanted)}, and no index of {entity.name}"
-            f" begins with these fields: each verdict would read the whole table. Add to the"
-            f" indexes of {entity.name}: {line}.{order}", at,
+        listing = columns[:_leading(columns, {*by_caller, *constant})]
+        if by_caller and {*listing}.issuperset(by_caller):
+            is_listable = True
+    is_found = is_found or any(compared.issuperset(columns) for columns in unique)
+    if has_key or (is_found and (is_listable or not by_caller)):
+        return is_listable
+    names = wanted or tuple(constant[:1])
+    line = json.dumps({"name": "by_" + "_".join(names), "fields": names, "unique": False})
+    order = ""
+    if by_caller and by_row:
+        order = (
+            " The fields compared with the caller come first, so that the index also lists the"
+            " caller's rows."
         )
-    return is_listable
+    raise PolicyIndexMissing(
+        f"exists needs an index: add {line} to the indexes of {entity.name}.{order}"
+        " Without it each verdict would read the whole table.", at,
+    )
 
 
 def _leading(columns: tuple[str, ...], known: set[str]) -> int:

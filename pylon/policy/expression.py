@@ -9,7 +9,7 @@ Read by `compile`, `bind`, `related`, `routing` and `rules`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Literal as OneWord
 
@@ -149,12 +149,13 @@ class Exists:
     """Whether a row of `entity` fulfils all comparisons and all nested `Exists`.
 
     `is_listable`: an index of the entity finds the rows by what does not depend on the judged row.
+    It is no part of the text, because it does not change which rows fulfil the rule.
     """
 
     entity: str
     comparisons: tuple[Comparison, ...]
     nested: tuple[Exists, ...] = ()
-    is_listable: bool = False
+    is_listable: bool = field(default=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

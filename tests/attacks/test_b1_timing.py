@@ -47,18 +47,19 @@ ADA, BOB = AuthContext(user_id="ada"), AuthContext(user_id="bob")
 PIN = "4071"
 HIDDEN = f"{PIN} {'secret ' * 200}"
 VISIBLE = "what everybody knows"
-ENTITIES = ("Open", "Mine", "Found")  # how they are read: see below
+ENTITIES = ("Open", "Mine", "Found", "Asked")  # how they are read: see below
 Ask = Callable[[SqliteReader, App, str, dict[str, Any]], object]
 
 
 def secrets_app() -> dict[str, Any]:
-    """Three entities alike: rows are shared or their owner's; their owner's, by an index; and
-    shared or their owner's with a full-text index. `pin` and `parentId` have an index, `token`
-    is unique."""
+    """Four entities alike: rows are shared or their owner's; their owner's, by an index; shared or
+    their owner's with a full-text index; and those that a grant names. `pin` and `parentId` have
+    an index, `token` is unique."""
     rules = {
         "Open": "data.shared || data.ownerId == auth.userId",
         "Mine": "data.ownerId == auth.userId",
         "Found": "data.shared || data.ownerId == auth.userId",
+        "Asked": "exists(Grant, ownerId == data.ownerId, userId == auth.userId)",
     }
     entities = []
     for name in ENTITIES:
@@ -83,6 +84,11 @@ def secrets_app() -> dict[str, Any]:
         if name == "Found":
             entity["search"]["text"] = ["text"]
         entities.append(entity)
+    entities.append({
+        "name": "Grant", "crdt": False,
+        "fields": [field("ownerId", "string"), field("userId", "string")],
+        "indexes": [{"name": "by_user", "fields": ["userId", "ownerId"], "unique": True}],
+    })
     return {
         "manifest_version": 1, "name": "secrets", "version": "1", "routes": [],
         "entities": entities,
@@ -138,7 +144,10 @@ def watched(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Watched]
                 row_id(number),
             )
             ops.append(InsertRow(name, row_id(number), encoded.values, encoded.row_json))
-    engine.apply([WriteRequest(n, op) for n, op in enumerate(ops, 1)])
+    grant = app.codecs["Grant"].insert({"ownerId": "bob", "userId": "bob"}, row_id(1))
+    ops.append(InsertRow("Grant", row_id(1), grant.values, grant.row_json))
+    replies = engine.apply([WriteRequest(n, op) for n, op in enumerate(ops, 1)]).replies
+    assert not any(reply.error for reply in replies)
     if request.param:
         engine._conn.execute("ANALYZE")
     engine.close()

@@ -10,17 +10,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from pylon import limits
 from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy
 from pylon.policy import expression as e
 from pylon.policy.related import CheckValues, ExistsCheck
 from pylon.policy.rules import EntityRules, compile_rules
 from pylon.query.predicate import and_, equal, guarded
-from pylon.storage.ops import DeleteRow, InsertRow, RowOp, Transact, UpdateRow
+from pylon.storage.ops import DeleteRow, InsertRow, OpKey, RowOp, Transact, UpdateRow
 from pylon.storage.related import StoredRelated
 from pylon.values import EntityCodec
 from tests.storage_contract.backends import BACKENDS, StoreStage
@@ -190,6 +192,39 @@ def test_store_python_and_writer_agree_on_a_rule(
         assert found == (None if is_allowed else "POLICY_DENIED")
         (found,) = stage.codes(DeleteRow("Message", row["id"], auth))
         assert found == (None if is_allowed else "NOT_FOUND")
+    stage.close()
+
+
+def test_large_row_is_judged_by_its_columns(open_stage: Any, tmp_path: Path) -> None:
+    """The writer judges a row above JUDGED_FIRST_BYTES before it reads the JSON."""
+    stage = open_stage(tmp_path, MINE)
+    body = "x" * (limits.JUDGED_FIRST_BYTES + 1)
+    assert not any(stage.codes(*ROWS, insert("Message", 9, roomId="r1", body=body)))
+    target = row_id(9)
+    assert stage.codes(
+        UpdateRow("Message", target, {"level": 1}, BOB),
+        UpdateRow("Message", target, {"level": 1}, ANN),
+        UpdateRow("Message", target, {"roomId": "r3"}, ANN),
+        DeleteRow("Message", target, BOB),
+        DeleteRow("Member", row_id(1), ADMIN),
+        DeleteRow("Message", target, ANN),
+    ) == ["NOT_FOUND", None, "POLICY_DENIED", "NOT_FOUND", None, "NOT_FOUND"]
+    stage.close()
+
+
+def test_repeated_insert_is_answered_though_the_membership_has_ended(
+    open_stage: Any, tmp_path: Path
+) -> None:
+    """An op_id is the caller's: its first time was allowed, and the repetition writes nothing."""
+    stage = open_stage(tmp_path, MINE)
+    first = msgspec.structs.replace(
+        insert("Message", 9, ANN, roomId="r1"), op=OpKey("ann", "op-1")
+    )
+    assert not any(stage.codes(*ROWS, first, DeleteRow("Member", row_id(1), ADMIN)))
+    (reply,) = stage.apply(first)
+    assert reply.error is None and reply.replayed
+    other = msgspec.structs.replace(first, op=OpKey("ann", "op-2"), row_id=row_id(10))
+    assert stage.codes(other) == ["POLICY_DENIED"]
     stage.close()
 
 
