@@ -28,10 +28,11 @@ from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change, encode_for
 from pylon.changelog.feed import Feed
 from pylon.changelog.readable_changes import ReadableChanges, read_changes
+from pylon.changelog.scope import Scope
+from pylon.changelog.snapshot_plan import SnapshotPart, plan_snapshot
 from pylon.manifest.model import Entity, Manifest
 from pylon.policy.routing import Everyone
 from pylon.policy.rules import EntityRules, RuleSet
-from pylon.query.predicate import Predicate
 from pylon.query.rows import Query
 from pylon.storage.interface import SERVER, Reader, Store
 
@@ -91,7 +92,7 @@ def _pulled(texts: list[bytes], last_seq: int, *, has_more: bool) -> Pulled:
 def _visible_texts(
     feed: Feed, changes: list[Change], rules: RuleSet, auth: AuthContext
 ) -> list[bytes]:
-    if auth.is_admin:
+    if auth.is_admin and not rules.is_part:
         return [c.known_wire or c.wire for c in changes]
     by_entity = {e: _rules_of(rules, e) for e in {c.event.entity for c in changes}}
     restricted = {
@@ -122,7 +123,8 @@ def _rules_of(rules: RuleSet, entity: str) -> EntityRules | None:
 
 
 def stream_snapshot(
-    store: Store, manifest: Manifest, rules: RuleSet, auth: AuthContext, caller: str = SERVER
+    store: Store, manifest: Manifest, rules: RuleSet, auth: AuthContext, caller: str = SERVER,
+    scope: Scope | None = None,
 ) -> Iterator[bytes]:
     """Yield the response body for since=0, in pieces of about a page of rows.
 
@@ -131,13 +133,14 @@ def stream_snapshot(
 
     Args:
         caller: the subject (`pylon.rates`) whose share of scans the pages take.
+        scope: the part of the data that the client asks for; `rules` are those of the app.
 
     Raises:
         QueryTimeout, StoreUnavailable: from the store, also in the middle of the stream.
     """
-    plans = [(e, rules.for_entity(e.name).readable_by(auth)) for e in manifest.entities]
+    parts = plan_snapshot(manifest, rules, auth, scope)
     first = store.scan(
-        lambda reader: reader.at_one_commit(lambda: _begin(reader, plans)), caller=caller
+        lambda reader: reader.at_one_commit(lambda: _begin(reader, parts)), caller=caller
     )
     head = first.head
     piece = b'{"changes":['
@@ -156,47 +159,48 @@ def stream_snapshot(
 
 @dataclass(frozen=True, slots=True)
 class _Beginning:
-    """The head and the first rows, all read at one commit. `rest` has the entities whose rows
-    are not read yet; the rows of the first one up to `after_id` are."""
+    """The head and the first rows, all read at one commit. `rest` has the parts whose rows
+    are not read yet; the rows of the first one up to `last_row` are."""
 
     head: int
     pages: list[Page]
-    rest: list[tuple[Entity, Predicate]]
-    after_id: str | None
+    rest: list[SnapshotPart]
+    last_row: bytes | None
 
 
-def _begin(reader: Reader, plans: list[tuple[Entity, Predicate]]) -> _Beginning:
+def _begin(reader: Reader, parts: list[SnapshotPart]) -> _Beginning:
     head = reader.head_seq()
     pages: list[Page] = []
     wanted, left_bytes = limits.SNAPSHOT_PAGE_ROWS, limits.SNAPSHOT_PAGE_BYTES
-    for position, (entity, where) in enumerate(plans if head else ()):
+    for place, part in enumerate(parts if head else ()):
+        if wanted <= 0 or left_bytes <= 0:
+            return _Beginning(head, pages, parts[place:], None)
         page, has_more = reader.rows_within(
-            entity.name, Query(where, limit=wanted), max(left_bytes, 1)
+            part.entity.name, part.query(wanted, None), left_bytes
         )
         if page:
-            pages.append((entity, page))
+            pages.append((part.entity, page))
         wanted -= len(page)
         left_bytes -= sum(map(len, page))
         if has_more:
-            after_id = orjson.loads(_id_json(page[-1]))
-            return _Beginning(head, pages, plans[position:], after_id)
+            return _Beginning(head, pages, parts[place:], page[-1])
     return _Beginning(head, pages, [], None)
 
 
 def _remaining(store: Store, first: _Beginning, caller: str) -> Iterator[Page]:
-    after_id = first.after_id
-    for entity, where in first.rest:
+    last_row = first.last_row
+    for part in first.rest:
         while True:
-            query = Query(where, limit=limits.SNAPSHOT_PAGE_ROWS, after_id=after_id)
+            query = part.query(limits.SNAPSHOT_PAGE_ROWS, last_row)
             page, has_more = store.scan(
-                partial(read_page, entity=entity.name, query=query), caller=caller
+                partial(read_page, entity=part.entity.name, query=query), caller=caller
             )
             if page:
-                yield entity, page
+                yield part.entity, page
             if not has_more:
                 break
-            after_id = orjson.loads(_id_json(page[-1]))
-        after_id = None
+            last_row = page[-1]
+        last_row = None
 
 
 def _head(reader: Reader) -> int:

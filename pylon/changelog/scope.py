@@ -58,7 +58,7 @@ class Scope:
         }
         for name, condition in filters.items():
             by_entity[name] = by_entity[name].narrowed(condition, evaluator_of(condition))
-        self.rules = RuleSet(by_entity)
+        self.rules = RuleSet(by_entity, is_part=True)
         self._key = (entities, tuple(sorted(filters.items(), key=lambda item: item[0])))
         self._hash = hash(self._key)
 

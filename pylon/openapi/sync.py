@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from pylon import errors
-from pylon.api.sync.bodies import PushBody, PushedChange
+from pylon.api.sync.bodies import PullBody, PushBody, PushedChange
 from pylon.manifest.model import Manifest
 from pylon.openapi.bodies import body_schema
 from pylon.openapi.parts import (
@@ -79,11 +79,18 @@ def sync_paths() -> Paths:
         ("applied", "deduped", "errors", "cursor", "results"),
     )
     return {
-        "/api/sync/pull": operation(
+        "/api/sync/pull": {**_pull_scope(pulled), **operation(
             "get", "pull", "sync", "The changes after a cursor; with since=0 all rows",
             {200: response("Changes that the caller may see", pulled)},
-            raises=(*STORE_ERRORS, errors.ResyncRequired, errors.SnapshotCursorInvalid),
+            raises=(
+                *STORE_ERRORS, errors.ResyncRequired, errors.SnapshotCursorInvalid,
+                errors.InvalidQuery,
+            ),
             parameters=[
+                query(
+                    "entities", {"type": "string", "examples": ["Room,Member"]},
+                    "The entities of the answer; without it all",
+                ),
                 query(
                     "since", {"type": "string", "examples": ["0"]},
                     "The cursor; a missing or unreadable one counts as 0",
@@ -93,7 +100,7 @@ def sync_paths() -> Paths:
                     "This server issues none: a snapshot is one response",
                 ),
             ],
-        ),
+        )},
         "/api/sync/push": operation(
             "post", "push", "sync", "Execute the queued changes of a client, each by itself",
             {200: response(
@@ -109,3 +116,17 @@ def sync_paths() -> Paths:
             {}, raises=(errors.BadUpgrade, errors.Unavailable),
         ),
     }
+
+
+def _pull_scope(pulled: Schema) -> dict[str, Any]:
+    """Return the operation of a pull whose scope has filters."""
+    return operation(
+        "post", "pullScope", "sync",
+        "The changes after a cursor, of some entities and of the rows that meet a filter",
+        {200: response("Changes of the scope that the caller may see", pulled)},
+        raises=(
+            *STORE_ERRORS, errors.ResyncRequired, errors.InvalidQuery, errors.InvalidData,
+            errors.InvalidColumn, errors.InvalidValue, errors.LimitExceeded,
+        ),
+        body=body_schema(PullBody),
+    )

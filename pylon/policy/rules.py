@@ -224,17 +224,20 @@ class EntityRules:
 class RuleSet:
     """The rules of all entities and actions of a manifest.
 
-    `is_open`: whether all callers may read every row. `related`: by entity, what its read rule
-    asks of other rows, without the entities whose rules ask nothing. `asked_by_readers`: the
-    entities that read rules ask.
+    `is_open`: whether all callers may read every row. `is_part`: it has the rules of a scope, which
+    admins must meet too. `related`: by entity, what its read rule asks of other rows, without the
+    entities whose rules ask nothing. `asked_by_readers`: the entities that read rules ask.
     """
 
-    __slots__ = ("_by_entity", "_judge_by_action", "asked_by_readers", "is_open", "related")
+    __slots__ = (
+        "_by_entity", "_judge_by_action", "asked_by_readers", "is_open", "is_part", "related",
+    )
 
     def __init__(
         self,
         by_entity: Mapping[str, EntityRules],
         rules_by_action: Mapping[str, list[Expr]] | None = None,
+        *, is_part: bool = False,
     ) -> None:
         """Compile the rules of the actions.
 
@@ -242,6 +245,7 @@ class RuleSet:
             acts: for each action with policies the expressions that must all be true.
         """
         self._by_entity = dict(by_entity)
+        self.is_part = is_part
         self.is_open = all(isinstance(r.routing, Everyone) for r in self._by_entity.values())
         self.related: Mapping[str, RelatedChanges] = {
             name: rules.related for name, rules in by_entity.items() if rules.related.checks

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from pylon import limits
 from pylon.errors import SHOWN_CHARS, InvalidQuery, InvalidValue, LimitExceeded
-from pylon.manifest.model import Entity, FieldType
+from pylon.manifest.model import Entity, Field, FieldType
 from pylon.query.evaluate import Evaluator, evaluator_of
 from pylon.query.parse import column_of, exact_float, field_of, is_beyond_64_bits, parse_operand
 from pylon.query.predicate import (
@@ -40,7 +40,7 @@ from pylon.query.predicate import (
     guarded,
     or_,
 )
-from pylon.values.notations import notation_of
+from pylon.values.notations import KEYS, notation_of
 
 Order = tuple[tuple[str, bool], ...]  # (field, descending) pairs
 
@@ -75,10 +75,19 @@ def total_order(order: Order) -> Order:
     return (*order, ("id", False))
 
 
-def position_of(order: Order, row: Mapping[str, Any], is_before: bool = False) -> Position:
+def position_of(
+    entity: Entity, order: Order, row: Mapping[str, Any], is_before: bool = False
+) -> Position:
     """Return the position of a decoded row in an order, which need not be total."""
     whole = total_order(order)
-    return Position(whole, tuple([row.get(field) for field, _ in whole]), is_before)
+    values = [_comparable(field_of(entity, field), row.get(field)) for field, _ in whole]
+    return Position(whole, tuple(values), is_before)
+
+
+def _comparable(field: Field, value: Any) -> Any:
+    """Return a row's value as the store compares it."""
+    notation = notation_of(field)
+    return KEYS[notation](value) if notation else value
 
 
 def parse_position(

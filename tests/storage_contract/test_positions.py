@@ -128,7 +128,7 @@ def test_a_page_at_a_position_has_the_rows_that_python_finds(
     is_before: bool, limit: int, allowed: Predicate, wanted: Predicate,
 ) -> None:
     fill(stage, rows)
-    position = position_of(order, place, is_before)
+    position = position_of(ENTRY, order, place, is_before)
     where = guarded(allowed, wanted)
     seen = stage.rows("Entry", where)
     expected = page_of(order, seen, place, is_before, limit)
@@ -157,7 +157,7 @@ def test_pages_one_after_the_other_have_every_row_once(
     while page:
         found = [*page, *found] if is_before else [*found, *page]
         edge = page[0] if is_before else page[-1]
-        position = position_of(order, edge, is_before)
+        position = position_of(ENTRY, order, edge, is_before)
         page = stage.rows("Entry", limit=size, order=order, position=position)
     assert found == in_order(order, rows)
 

@@ -22,6 +22,10 @@ _TEXT_OR_NULL: Final = {"anyOf": [{"type": "string"}, {"type": "null"}]}
 _OP_ID: Final = {
     "anyOf": [{"type": "string", "maxLength": limits.OP_ID_CHARS}, {"type": "null"}],
 }
+_CURSOR: Final = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "null"}]}
+_NAMES: Final = {"anyOf": [
+    {"type": "array", "items": {"type": "string"}, "minItems": 1}, {"type": "null"},
+]}
 _DATA: Final = {"anyOf": [{"type": "object"}, {"type": "null"}]}
 
 
@@ -54,6 +58,21 @@ class PushBody(msgspec.Struct, frozen=True, kw_only=True):
     )] = None
 
 
+class PullBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A pull of a part of the data."""
+
+    since: Annotated[Any, Meta(
+        description="The cursor; 0 or null: all rows", extra_json_schema=_CURSOR,
+    )] = None
+    entities: Annotated[Any, Meta(
+        description="Their names; null: all entities", extra_json_schema=_NAMES,
+    )] = None
+    scope: Annotated[Any, Meta(
+        description="A filter for each entity that has one, as in POST /api/query/{entity}",
+        extra_json_schema=_DATA,
+    )] = None
+
+
 class DocumentUpdateBody(msgspec.Struct, frozen=True, kw_only=True):
     """An update of a row's document."""
 
@@ -69,5 +88,8 @@ class DocumentUpdateBody(msgspec.Struct, frozen=True, kw_only=True):
     ]
 
 
+PULL: Final = BodyType(
+    PullBody, '{"since": 0, "entities": ["Room"], "scope": {"Room": {"id": {"$in": ["..."]}}}}'
+)
 PUSH: Final = BodyType(PushBody, '{"changes": [{"kind", "entity", "row_id", "data"}, ...]}')
 DOCUMENT_UPDATE: Final = BodyType(DocumentUpdateBody, '{"update": "<hex>"}')

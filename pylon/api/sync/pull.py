@@ -17,14 +17,18 @@ from typing import Final
 import falcon
 
 from pylon.api.data.query_cache import version_of
+from pylon.api.http.body import decode_raw, read_body
 from pylon.api.http.callers import address_of, caller_of, subject_of
 from pylon.api.http.parameters import read_text
 from pylon.api.http.responses import send_text
 from pylon.api.services import DataServices, SyncServices
+from pylon.api.sync.bodies import PULL
 from pylon.auth_context import AuthContext
 from pylon.changelog.hints import hint_key
 from pylon.changelog.pull import Pulled, build_delta, stream_snapshot
-from pylon.errors import PylonError, ResyncRequired, SnapshotCursorInvalid
+from pylon.changelog.scope import Scope, parse_entities, parse_scope
+from pylon.errors import InvalidData, PylonError, ResyncRequired, SnapshotCursorInvalid
+from pylon.values import INT_MAX, decode_query
 
 _SINCE: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 _PIECE_BYTES: Final = 64 * 1024
@@ -32,7 +36,7 @@ _SMALL_BYTES: Final = 256 * 1024
 
 
 class Pull:
-    """``GET /api/sync/pull``."""
+    """``/api/sync/pull``: GET, with ``?entities=`` for a scope; POST for a scope with filters."""
 
     def __init__(self, services: DataServices, sync: SyncServices) -> None:
         self._services = services
@@ -45,16 +49,34 @@ class Pull:
                 "snapshot_after is not a cursor of this server",
                 hint="Pull again with since=0 and without snapshot_after",
             )
+        app = self._services.app
+        scope = parse_entities(app.rules, app.manifest, read_text(req, "entities"))
+        self._answer(req, resp, _parse_cursor(read_text(req, "since")), scope)
+
+    on_head = on_get
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        services = self._services
+        raw = read_body(req)
+        body = PULL.convert(decode_raw(req, services.requests, raw, decode_query))
+        app = services.app
+        scope = parse_scope(app.rules, app.manifest, body.entities, body.scope)
+        self._answer(req, resp, _check_cursor(body.since), scope)
+
+    def _answer(
+        self, req: falcon.Request, resp: falcon.Response, since: int, scope: Scope | None
+    ) -> None:
         services = self._services
         caller = caller_of(req, services.requests)
         key = hint_key(caller.session_id, address_of(req, services.requests))
-        since = _parse_cursor(read_text(req, "since"))
         app = services.app
         if since == 0:
             head = services.store.point(lambda reader: reader.head_seq())
             subject = subject_of(req, services.requests)
             pieces = services.turns.paced(
-                stream_snapshot(services.store, app.manifest, app.rules, caller.auth, subject),
+                stream_snapshot(
+                    services.store, app.manifest, app.rules, caller.auth, subject, scope
+                ),
                 subject,
             )
             first = _read_beginning(pieces)
@@ -67,7 +89,7 @@ class Pull:
                 resp.stream = chain((first,), pieces, again)
             return
         try:
-            pulled = self._read_delta(caller.auth, since)
+            pulled = self._read_delta(caller.auth, since, scope)
         except ResyncRequired:
             raise
         except PylonError:
@@ -80,22 +102,21 @@ class Pull:
         self._sync.hints.publish(key, pulled.cursor if pulled.has_more else since)
         send_text(resp, pulled.body)
 
-    on_head = on_get
-
     def _publish_hint(self, key: int, cursor: int) -> Iterator[bytes]:
         """Yield nothing, but publish that the client has the whole response."""
         self._sync.hints.publish(key, cursor)
         yield from ()
 
-    def _read_delta(self, auth: AuthContext, since: int) -> Pulled:
+    def _read_delta(self, auth: AuthContext, since: int, scope: Scope | None) -> Pulled:
         """Return the changes after a cursor. Every follower asks for them after each change, so
         the pull cache keeps them until the next commit."""
         services = self._services
-        rules, cache = services.app.rules, self._sync.pull_cache
+        rules = services.app.rules if scope is None else scope.rules
+        cache = self._sync.pull_cache
         if not cache.should_probe():
             return build_delta(self._sync.feed, rules, auth, since)
         # Admins also see changes of entities that the manifest no longer has.
-        key = (auth if auth.is_admin or not rules.is_open else None, since)
+        key = (auth if auth.is_admin or not rules.is_open else None, since, scope)
         version = version_of(services.store)
         pulled = cache.find(version, key)
         if pulled is None:
@@ -107,6 +128,21 @@ class Pull:
 def _parse_cursor(raw: str | None) -> int:
     """Return `since` as a number; 0 if it is missing or unreadable (§1.4)."""
     return int(raw) if raw is not None and _SINCE.fullmatch(raw) else 0
+
+
+def _check_cursor(value: object) -> int:
+    """Return `since` of a body.
+
+    Raises:
+        InvalidData: it is no cursor.
+    """
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= INT_MAX:
+        raise InvalidData(
+            "since must be a whole number from 0: the last_seq of the cursor of the last answer"
+        )
+    return value
 
 
 def _read_beginning(pieces: Iterator[bytes]) -> bytes:
