@@ -18,6 +18,7 @@ from pylon.admission import Admission
 from pylon.api.admin.readiness import Readiness
 from pylon.api.data.conflicts import ConflictWatch
 from pylon.api.data.query_cache import QueryCache
+from pylon.api.http.compression import Compression
 from pylon.api.sync.hints import HintPublisher
 from pylon.app import App
 from pylon.auth.cookies import SessionCookie
@@ -104,6 +105,7 @@ class RequestServices:
     cookie: SessionCookie
     origins: Origins
     limiter: RateLimiter
+    compression: Compression = field(default_factory=Compression)
     # One at a time: the decoder holds the interpreter, so a second one would only wait for it.
     decoding: Admission = field(default_factory=lambda: Admission("decode", 1, 1))
 

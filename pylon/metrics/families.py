@@ -55,6 +55,15 @@ HTTP_ABORTED: Final = Counter(
     "HTTP connections ended by a limit, by reason.", ("reason",),
     registry=WORKER,
 )
+COMPRESSED_RESPONSES: Final = Counter(
+    "pylon_http_compressed_responses_total",
+    "Large responses that the client takes compressed, by encoding; none: too many at once.",
+    ("encoding",), registry=WORKER,
+)
+COMPRESSION_SAVED: Final = Counter(
+    "pylon_http_compression_saved_bytes_total",
+    "Bytes of responses that compression saved.", registry=WORKER,
+)
 RATE_LIMITED: Final = Counter(
     "pylon_rate_limited_total", "Requests and messages refused by a rate, by rate.", ("rate",),
     registry=WORKER,
@@ -426,7 +435,8 @@ DERIVED_HELP: Final = {
 
 __all__ = [  # noqa: RUF022  (in the order above)
     "WORKER", "SUPERVISOR", "HTTP_REQUESTS", "HTTP_DURATION", "HTTP_REQUESTS_IN_FLIGHT",
-    "HTTP_WAITING", "HTTP_ABORTED", "HIDDEN_CONFLICTS", "AUTH_ATTEMPTS", "WRITE_WAIT",
+    "HTTP_WAITING", "HTTP_ABORTED", "COMPRESSED_RESPONSES", "COMPRESSION_SAVED",
+    "HIDDEN_CONFLICTS", "AUTH_ATTEMPTS", "WRITE_WAIT",
     "WRITES_IN_FLIGHT", "POOL_WAIT", "ADMISSION_WAITING", "ADMISSION_REFUSED", "STREAMED_WAITING",
     "READS_MOVED", "QUERY_CACHE_LOOKUPS", "QUERY_CACHE_BYTES", "CONNECTIONS", "CONNECTIONS_OPENED",
     "SYNC_SCOPES",

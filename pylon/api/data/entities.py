@@ -69,7 +69,8 @@ class EntityList:
             )
 
         key = ("list", named.name, where, limit, offset, with_total)
-        send_text(resp, answer_cached(services.query_cache, services.store, key, b"", read))
+        found = answer_cached(services.query_cache, services.store, key, b"", read)
+        services.requests.compression.send(req, resp, found)
 
     on_head = on_get
 
@@ -122,8 +123,8 @@ class EntityPage:
         page = rows[:limit]
         has_more = len(rows) > limit or is_cut  # limits.LIST_BYTES cuts a page of large rows
         cursor = orjson.dumps(orjson.loads(page[-1])["id"]) if page else b"null"
-        send_text(
-            resp,
+        services.requests.compression.send(
+            req, resp,
             b'{"data":%b,"has_more":%b,"next_cursor":%b}'
             % (join_rows(page), b"true" if has_more else b"false", cursor),
         )

@@ -49,9 +49,10 @@ class Export:
         turns, caller = services.turns, subject_of(req, services.requests)
         if JSON_LINES in req.env.get("HTTP_ACCEPT", ""):
             resp.content_type = JSON_LINES
-            resp.stream = turns.paced(self._lines(entities, caller), caller)
+            pieces = self._lines(entities, caller)
         else:
-            resp.stream = turns.paced(self._document(entities, caller), caller)
+            pieces = self._document(entities, caller)
+        services.requests.compression.stream(req, resp, turns.paced(pieces, caller))
 
     def _lines(self, entities: Iterable[Entity], caller: str) -> Iterator[bytes]:
         for entity in entities:

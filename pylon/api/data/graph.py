@@ -12,7 +12,6 @@ from pylon.api.data.access import entity_named, readable
 from pylon.api.data.query_cache import answer_cached
 from pylon.api.http.body import decode_raw, read_body
 from pylon.api.http.callers import caller_of, subject_of
-from pylon.api.http.responses import send_text
 from pylon.api.services import DataServices
 from pylon.app import App
 from pylon.auth_context import AuthContext
@@ -40,7 +39,8 @@ class GraphQuery:
                 lambda reader: reader.graph(nodes), caller=subject_of(req, services.requests)
             )
 
-        send_text(resp, answer_cached(services.query_cache, services.store, auth, raw, read))
+        found = answer_cached(services.query_cache, services.store, auth, raw, read)
+        services.requests.compression.send(req, resp, found)
 
 
 def parse_request(app: App, auth: AuthContext, body: object) -> list[GraphNode]:

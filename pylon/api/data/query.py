@@ -46,7 +46,8 @@ class EntityQuery:
             )[1]
 
         key = ("query", named.name, allowed)
-        send_text(resp, answer_cached(services.query_cache, services.store, key, raw, read))
+        found = answer_cached(services.query_cache, services.store, key, raw, read)
+        services.requests.compression.send(req, resp, found)
 
 
 class Lookup:

@@ -22,7 +22,7 @@ from pylon import limits
 from pylon.api.data.access import entity_named, readable
 from pylon.api.http.body import decode_raw, read_body
 from pylon.api.http.callers import caller_of, subject_of
-from pylon.api.http.responses import join_rows, send_text
+from pylon.api.http.responses import join_rows
 from pylon.api.services import DataServices
 from pylon.errors import SearchNotConfigured
 from pylon.manifest.model import Entity, FieldType, Search
@@ -56,8 +56,8 @@ class EntitySearch:
             caller=subject_of(req, services.requests),
         )
         took_ms = round((clock.monotonic_s() - started_s) * 1000)
-        send_text(
-            resp,
+        services.requests.compression.send(
+            req, resp,
             b'{"facetCounts":%b,"hits":%b,"total":%d,"tookMs":%d}'
             % (
                 _encode_facet_counts(named, facet_counts), join_rows(rows), facet_counts.total,

@@ -113,7 +113,9 @@ class RequestMiddleware:
                 lines += b"x-request-id: %b\r\n" % request_id.encode()
             env["pylon.head"] += lines
         else:
-            resp.set_headers(self._api_headers if is_api else self._plain_headers)
+            for name, value in self._api_headers if is_api else self._plain_headers:
+                add = resp.append_header if name == "vary" else resp.set_header
+                add(name, value)
             if request_id is not None:
                 resp.set_header("x-request-id", request_id)
         if request_id is None:

@@ -20,7 +20,6 @@ from pylon.api.data.query_cache import version_of
 from pylon.api.http.body import decode_raw, read_body
 from pylon.api.http.callers import address_of, caller_of, subject_of
 from pylon.api.http.parameters import read_text
-from pylon.api.http.responses import send_text
 from pylon.api.services import DataServices, SyncServices
 from pylon.api.sync.bodies import PULL
 from pylon.auth_context import AuthContext
@@ -82,11 +81,13 @@ class Pull:
             first = _read_beginning(pieces)
             self._sync.hints.publish(key, head)
             if len(first) < _SMALL_BYTES:
-                send_text(resp, first)
+                services.requests.compression.send(req, resp, first)
             else:
                 # Published again at the end: a slow download outlives a hint.
                 again = self._publish_hint(key, head)
-                resp.stream = chain((first,), pieces, again)
+                services.requests.compression.stream(
+                    req, resp, chain((first,), pieces, again)
+                )
             return
         try:
             pulled = self._read_delta(caller.auth, since, scope)
@@ -100,7 +101,7 @@ class Pull:
             # of this caller.
             services.turns.wait(subject_of(req, services.requests))
         self._sync.hints.publish(key, pulled.cursor if pulled.has_more else since)
-        send_text(resp, pulled.body)
+        services.requests.compression.send(req, resp, pulled.body)
 
     def _publish_hint(self, key: int, cursor: int) -> Iterator[bytes]:
         """Yield nothing, but publish that the client has the whole response."""
