@@ -30,7 +30,7 @@ import orjson
 from pylon import limits, log, metrics
 from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change
-from pylon.errors import PylonError, Unavailable
+from pylon.errors import InternalError, PylonError, Unavailable
 from pylon.query.sort_keys import SortKeys
 from pylon.rates import subject_of
 from pylon.storage.interface import Store
@@ -172,13 +172,15 @@ class Windows:
         watch = subscription.watch
         window = watch.window
         assert window is not None
-        self._join(watch, window, found)
+        diffs = Diffs(self._transport)
+        self._join(window, found, diffs)
         window.enter(subscription)
         window.cut()
         self._watches.add(watch)
         self._count()
         assert found.rows is not None
         rows = [found.rows[key] for key in window.keys[: subscription.limit]]
+        diffs.send()
         return rows[::-1] if window.is_reversed else rows
 
     def leave(self, subscription: Subscription) -> None:
@@ -222,16 +224,23 @@ class Windows:
         self, subscription: Subscription, window: Window, limit: int, found: KeyRange
     ) -> list[bytes] | None:
         """Join a range and move a subscription to its new group; None if rows are missing."""
+        rows: list[bytes] | None
         assert found.rows is not None
-        if not self._join(subscription.watch, window, found):
+        diffs = Diffs(self._transport)
+        if not self._join(window, found, diffs):
             return None
         other = window.groups.get(limit)
         before = set(window.keys[: window.groups[subscription.limit].shown])
         added = [key for key in window.keys[:limit] if key not in before]
-        if not all(key in found.rows for key in added) or (other and other.shown < limit):
+        has_rows = all(key in found.rows for key in added)
+        if has_rows and (other is None or other.shown == limit):
+            window.move(subscription, limit)
+            rows = [found.rows[key] for key in added]
+        else:
+            rows = None
+        diffs.send()
+        if rows is None:
             return None
-        window.move(subscription, limit)
-        rows = [found.rows[key] for key in added]
         return rows[::-1] if window.is_reversed else rows
 
     def refresh(self, auth: AuthContext, entity: str) -> None:
@@ -260,11 +269,17 @@ class Windows:
                 watch = next(iter(self._lacking))
                 del self._lacking[watch]
                 self._count()
-                self._settle(watch)
+                try:
+                    self._settle(watch)
+                except Exception as ex:  # noqa: BLE001  the other windows still lack rows
+                    _log.exception("window.failed", error=ex, entity=watch.key[0])
+                    error = InternalError("The live window failed; the server's log says why")
+                    self._end_all(watch, error)
         finally:
             self._readers -= 1
 
     def _settle(self, watch: Watch) -> None:
+        """Read for one window until it lacks no rows, or end it."""
         window = watch.window
         assert window is not None
         failures = gaps = 0
@@ -280,23 +295,25 @@ class Windows:
                 window.is_stale = window.is_stale or was_stale
                 failures += 1
                 _log.warning("window.unread", code=error.code, message=error.message)
-                if failures > _RETRIES:
-                    self._end_all(window, error)
+                if failures > _RETRIES or not error.retryable:
+                    self._end_all(watch, error)
                     return
                 gevent.sleep(_RETRY_S)
                 continue
-            if not self._join(watch, window, found):
+            diffs = Diffs(self._transport)
+            if self._join(window, found, diffs):
+                window.cut()
+            else:
                 gaps += 1
-                if gaps > _RETRIES:
-                    window.is_stale = True  # a read of all rows leaves no gap
+                window.is_stale = window.is_stale or gaps > _RETRIES  # all rows leave no gap
+            diffs.send()
 
-    def _end_all(self, window: Window, error: PylonError) -> None:
-        for group in list(window.groups.values()):
-            for member in list(group.members):
-                self._refuse(member, error)
+    def _end_all(self, watch: Watch, error: PylonError) -> None:
+        for member in list(watch.members):
+            self._refuse(member, error)
 
-    def _join(self, watch: Watch, window: Window, found: KeyRange) -> bool:
-        """Join a current range to a window, and send its groups the rows that they lacked.
+    def _join(self, window: Window, found: KeyRange, diffs: Diffs) -> bool:
+        """Join a current range to a window, and add the rows that its groups lacked to `diffs`.
 
         Returns: False if there is a gap between window and range.
         """
@@ -305,12 +322,10 @@ class Windows:
             return False
         assert found.rows is not None
         seq = self._reads.seq
-        diffs = Diffs(self._transport)
         for limit, before in shown.items():
             group = window.groups[limit]
             steps, group.shown = differences(window, before, limit, found.rows.__contains__)
             self._add_steps(window, group, steps, seq, found.rows, diffs)
-        diffs.send()
         return True
 
     def _add_steps(
