@@ -23,7 +23,8 @@ from tests.support.storage import row_id
 from tests.support.wait import run_greenlets_until
 from workers.ws import live_range_reads
 
-ENTITIES = ["Public", "Mine", "Note"]
+ENTITIES = ["Public", "Mine", "Note", "Chat", "Open"]
+WRITTEN = [*ENTITIES, "Member", "Member"]  # a Member opens rows of Chat and closes rows of Open
 APP = parse_manifest(orjson.dumps(windows_app()).decode(), "manifest.json")
 ADA, BOB = AuthContext(user_id="ada"), AuthContext(user_id="bob")
 CONTEXTS = [ANONYMOUS, ADMIN, ADA, BOB, ADA]
@@ -43,7 +44,7 @@ ORDER = st.lists(
     unique_by=lambda pair: pair[0],
 )
 WRITE = st.tuples(
-    st.sampled_from(ENTITIES), st.integers(1, ROWS),
+    st.sampled_from(WRITTEN), st.integers(1, ROWS),
     st.fixed_dictionaries(
         {}, optional={name: st.sampled_from(some) for name, some in VALUES.items()}
     ) | st.none(),  # a delete
@@ -123,6 +124,7 @@ class Machine(RuleBasedStateMachine):
     ) -> None:
         for entity in ENTITIES:
             self.fill(entity, values)
+        self.write([("Member", n, body) for n, body in enumerate(values[:3], 1)], True)
         for who, entity, body in asked:
             self.subscribe(who, "1", entity, body, None, False)
 
@@ -190,7 +192,11 @@ class Machine(RuleBasedStateMachine):
 
     @rule(who=st.sampled_from([ADA, BOB]), entity=st.sampled_from(ENTITIES))
     def refresh(self, who: AuthContext, entity: str) -> None:
-        self.world.live.refresh_windows(who, entity)
+        self.world.live._windows.refresh(who, entity)
+
+    @rule(who=st.sampled_from([ADA, BOB, ANONYMOUS]))
+    def hold_sets(self, who: AuthContext) -> None:
+        self.world.hold_sets(who)
 
     @rule(local=st.booleans())
     def reads_by_key(self, local: bool) -> None:

@@ -147,6 +147,20 @@ def test_a_row_leaves_the_window_of_a_caller_who_may_not_read_it(
     client.follow_until("s", [3, 2])
 
 
+def test_membership_opens_and_closes_rows_over_a_socket(stage: Stage, ws: Worker) -> None:
+    token, _ = stage.login("eve")
+    stage.write(*[stage.insert("Chat", text="club", rank=n) for n in range(5)])
+    client = Follower(ws, token)
+    client.subscribe("s", "Chat", body("club", 2))
+    assert ranks_of(client.windows["s"]) == []
+    for _ in range(3):
+        member = stage.insert("Member", text="club", ownerId="eve")
+        stage.write(member)
+        client.follow_until("s", [4, 3])
+        stage.write(stage.delete("Member", member.row_id))
+        client.follow_until("s", [])
+
+
 def test_closed_sockets_are_forgotten(stage: Stage, ws: Worker) -> None:
     clients = [Follower(ws) for _ in range(3)]
     for client in clients:

@@ -30,6 +30,7 @@ from pylon.storage.interface import SERVER, Reader
 from pylon.storage.ops import (
     RowOp,
 )
+from pylon.storage.related import StoredRelated
 from pylon.storage.sqlite.pool import ReaderPool
 from tests.support.database import Database
 from workers.hub.connection import Connection
@@ -182,12 +183,20 @@ class LiveStage:
         self.store = RacingStore(self.pool)
         self.hub = Hub(
             {name: self.app.rules.for_entity(name) for name in manifest.by_name},
-            WebSocketTransport("ws", 1_024), self.clock,
+            WebSocketTransport("ws", 1_024), self.clock, StoredRelated(self.pool.point_inline),
         )
         self.feed = Feed(None, History(self.pool), self.hub)  # type: ignore[arg-type]  # no bus
         self.feed.start()
         self.live = LiveQueries(self.app, self.store, self.feed, self.hub, self.clock)
         self.hub.on_gone(self.live.drop_connection)
+
+    def hold_sets(self, auth: AuthContext) -> None:
+        """Keep a caller's memberships as sets, as the hub does when a connection joins."""
+        self.publish()
+        sets = self.pool.point(
+            lambda reader: self.hub.memberships.read(reader, auth, limits.MEMBERSHIP_KEYS)
+        )
+        self.hub.memberships.hold(auth, sets)
 
     def close(self) -> None:
         for connection in self.hub.connections:

@@ -69,6 +69,9 @@ def windows_app() -> dict[str, Any]:
         "Public": "true",  # everyone
         "Mine": "auth.userId == data.ownerId",  # keyed
         "Note": "data.shared || auth.userId == data.ownerId",  # general
+        "Chat": "exists(Member, text == data.text, ownerId == auth.userId)",
+        "Open": "!exists(Member, text == data.text, ownerId == auth.userId)",
+        "Member": "true",
     }
     return {
         "manifest_version": 1, "name": "windows", "version": "0.1.0", "routes": [],
@@ -77,6 +80,8 @@ def windows_app() -> dict[str, Any]:
                 {"name": "by_text", "fields": ["text", "rank"], "unique": False},
                 {"name": "by_rank", "fields": ["rank"], "unique": False},
                 {"name": "by_time", "fields": ["shared", "at"], "unique": False},
+                *([{"name": "by_owner", "fields": ["ownerId", "text"], "unique": False}]
+                  if name == "Member" else []),
             ]} for name in rules
         ],
         "policies": [

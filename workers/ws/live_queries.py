@@ -309,10 +309,6 @@ class LiveQueries:
 
     # --- Windows -------------------------------------------------------------------------
 
-    def refresh_windows(self, auth: AuthContext, entity: str) -> None:
-        """Read a caller's windows of an entity anew (`Windows.refresh`)."""
-        self._windows.refresh(auth, entity)
-
     def _begin_window(self, subscription: Subscription) -> None:
         """Activate a window, and send its rows."""
         found = self._windows.begin(subscription)

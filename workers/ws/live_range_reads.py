@@ -5,10 +5,10 @@ reader waits until the feed has published the commit, usually for less than a mi
 feed's tail has all changes that the read lacks, and they are applied to the range.
 
 Invariants: from the return of `read` to the caller's next switch of greenlets, the range is exact
-at `seq`, the head of the feed. A window whose order no index serves is refused before its rows are
-read, unless few rows fulfil its filter. Bounds: `limits.LIVE_RESULT_BYTES` for a read,
-`limits.LIVE_WINDOW_FOLLOWED` changes after it. Metric: pylon_live_window_reads_total. Called by
-`live_windows`.
+at `seq`, the head of the feed. A read is repeated if its caller's memberships change meanwhile.
+A window whose order no index serves is refused before its rows are read, unless few rows fulfil its
+filter. Bounds: `limits.LIVE_RESULT_BYTES` for a read, `limits.LIVE_WINDOW_FOLLOWED` changes after
+it. Metric: pylon_live_window_reads_total. Called by `live_windows`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import gevent
 import orjson
 
 from pylon import limits, metrics
+from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change
 from pylon.errors import LimitExceeded, Unavailable
 from pylon.query.position import Position
@@ -37,12 +38,23 @@ _FEED_STEP_S: Final = 0.001  # between looks whether the feed has reached a comm
 _FEED_STEPS: Final = 20  # then the feed reads the log; the bus may have lost the batch
 
 
+class _Reading:
+    """A read that is under way."""
+
+    __slots__ = ("is_void", "watch")
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.is_void = False  # the caller may read other rows than when it began
+
+
 class RangeReads:
     """Reads ranges for the windows of one worker."""
 
     def __init__(self, store: Store, feed: Feed) -> None:
         self._store = store
         self._feed = feed
+        self._under_way: set[_Reading] = set()
 
     @property
     def seq(self) -> int:
@@ -68,17 +80,37 @@ class RangeReads:
             QueryTimeout, StoreUnavailable: the store cannot be read now.
         """
         for _ in range(_TRIES):
-            metrics.LIVE_WINDOW_READS.labels(reason).inc()
-            seq, found = self._store.scan(
-                lambda reader: _read(reader, watch, begin, count, required_rows), caller=caller
-            )
-            changes = self._changes_after(seq)
-            if changes is None:
-                continue
-            _follow(watch, found, changes)
-            if found.end is None or len(found.keys) >= required_rows:
+            reading = _Reading(watch)
+            self._under_way.add(reading)
+            try:
+                found = self._read_once(watch, begin, count, reason, caller, required_rows)
+            finally:
+                self._under_way.discard(reading)
+            if found is not None and not reading.is_void and (
+                found.end is None or len(found.keys) >= required_rows
+            ):
                 return found
         raise Unavailable("The rows of this window change faster than they are read")
+
+    def repeat(self, auth: AuthContext, entity: str) -> None:
+        """Have the reads for a caller that are under way begin again."""
+        for reading in self._under_way:
+            if reading.watch.auth == auth and reading.watch.key[0] == entity:
+                reading.is_void = True
+
+    def _read_once(
+        self, watch: Watch, begin: bytes, count: int, reason: str, caller: str, required_rows: int
+    ) -> KeyRange | None:
+        """Read, and apply the changes since; None if there are too many."""
+        metrics.LIVE_WINDOW_READS.labels(reason).inc()
+        seq, found = self._store.scan(
+            lambda reader: _read(reader, watch, begin, count, required_rows), caller=caller
+        )
+        changes = self._changes_after(seq)
+        if changes is None:
+            return None
+        _follow(watch, found, changes)
+        return found
 
     def _changes_after(self, seq: int) -> Sequence[Change] | None:
         """Return the published changes after a commit; None if there are too many."""

@@ -61,7 +61,9 @@ class Windows:
         self._reads = reads
         self._transport = transport
         self._refuse = refuse
-        self._watches: set[Watch] = set()  # with a window that has members
+        # Those whose window has members, by entity and reader.
+        self._watches: dict[tuple[str, AuthContext | None], set[Watch]] = {}
+        self._count = 0
         self._lacking: dict[Watch, None] = {}  # in the order in which they are read
         self._readers = 0  # greenlets
         self._keyed: Change | None = None  # the change of `_keys`
@@ -176,8 +178,10 @@ class Windows:
         self._join(window, found, diffs)
         window.enter(subscription)
         window.cut()
-        self._watches.add(watch)
-        self._count()
+        watches = self._watches.setdefault((watch.key[0], watch.auth), set())
+        self._count += watch not in watches
+        watches.add(watch)
+        self._measure()
         assert found.rows is not None
         rows = [found.rows[key] for key in window.keys[: subscription.limit]]
         diffs.send()
@@ -188,10 +192,15 @@ class Windows:
         watch = subscription.watch
         if watch.window is not None:
             watch.window.leave(subscription)
-            if not watch.window.groups:
-                self._watches.discard(watch)
+            key = watch.key[0], watch.auth
+            watches = self._watches.get(key)
+            if watches is not None and watch in watches and not watch.window.groups:
+                watches.discard(watch)
+                if not watches:
+                    del self._watches[key]
+                self._count -= 1
                 self._lacking.pop(watch, None)
-                self._count()
+                self._measure()
 
     def widen(self, subscription: Subscription, limit: int) -> list[bytes]:
         """Give a subscription a higher limit. Nothing switches greenlets after the return.
@@ -246,18 +255,19 @@ class Windows:
     def refresh(self, auth: AuthContext, entity: str) -> None:
         """Read the windows of an entity anew for a caller who may read other rows than before.
 
-        The subscriptions get the difference as diffs, within a few milliseconds. Never blocks.
-        Called when a membership of the caller begins or ends (`workers.hub`).
+        The subscriptions get the difference as diffs, usually within some milliseconds; until then
+        no row enters a window that the caller may not read. Neither blocks nor switches greenlets.
         """
-        for watch in self._watches:
-            if watch.key[0] == entity and watch.auth == auth and watch.window is not None:
-                watch.window.is_stale = True
-                self._note_lack(watch)
+        self._reads.repeat(auth, entity)
+        for watch in self._watches.get((entity, auth), ()):
+            assert watch.window is not None
+            watch.window.is_stale = True
+            self._note_lack(watch)
 
     def _note_lack(self, watch: Watch) -> None:
         if watch not in self._lacking:
             self._lacking[watch] = None
-            self._count()
+            self._measure()
             if self._readers < limits.LIVE_WINDOW_READS:
                 self._readers += 1
                 gevent.spawn(self._read_lacking)
@@ -268,7 +278,7 @@ class Windows:
             while self._lacking:
                 watch = next(iter(self._lacking))
                 del self._lacking[watch]
-                self._count()
+                self._measure()
                 try:
                     self._settle(watch)
                 except Exception as ex:  # noqa: BLE001  the other windows still lack rows
@@ -339,8 +349,8 @@ class Windows:
             for member in group.members:
                 diffs.add(body, member)
 
-    def _count(self) -> None:
-        metrics.LIVE_WINDOWS.set(len(self._watches))
+    def _measure(self) -> None:
+        metrics.LIVE_WINDOWS.set(self._count)
         metrics.LIVE_WINDOWS_WAITING.set(len(self._lacking))
 
 
