@@ -24,6 +24,7 @@ from pylon.manifest.shape import check_shape
 from pylon.policy.check import Scope, action_scope, check, entity_scope
 from pylon.policy.grammar import PolicyInvalid
 from pylon.query.index_filters import check_index_filters
+from pylon.values.constraint_checks import check_constraints
 from pylon.values.default_checks import check_defaults
 
 _CARET_CHARS = 80  # of an expression, shown around the bad character
@@ -73,6 +74,7 @@ def parse_manifest(text: str, file: str, *, strict: bool = False) -> Manifest:
     findings = Findings(text, file)
     check_shape(root, findings, strict=strict)
     check_all(root, findings)
+    check_constraints(root, findings)
     check_defaults(root, findings)
     check_index_filters(root, findings)
     _check_rules(root, findings)

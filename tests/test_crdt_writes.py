@@ -31,6 +31,7 @@ def test_a_document_has_the_row_in_it(engine: SqliteEngine, reader: SqliteReader
     ok(*apply(engine, task(1, **made), OpenDocument("Task", ID)))
     assert client_of(reader, "Task").row() == {
         **made, "rank": float(2**60), "done": False, "ownerId": "ada",
+        "dueAt": "2026-01-01T00:00:00.000000Z",
     }
 
 

@@ -200,7 +200,7 @@ def test_all_errors_are_reported_in_the_order_of_the_file() -> None:
             "manifest_version": 3,
             "name": 5,
             "entities": [
-                {"name": "A", "fields": [{"name": "x", "type": "json", "optional": 1}],
+                {"name": "A", "fields": [{"name": "x", "type": "jsonx", "optional": 1}],
                  "indexes": []},
                 {"name": "B", "fields": [], "indexes": []},
             ],

@@ -92,7 +92,7 @@ def fill(path: Path, manifest: Manifest, *values: Any) -> None:
     [
         (S, INT, "7", 7), (S, FLOAT, "7.5", 7.5), (S, BOOL, "True", True), (S, BOOL, "0", False),
         (INT, S, 7, "7"), (BOOL, S, 1, "true"), (INT, FLOAT, 7, 7.0), (FLOAT, INT, 7.0, 7),
-        (FLOAT, S, 7.5, "7.5"), (INT, DATETIME, 1700000000, "1700000000Z"),
+        (FLOAT, S, 7.5, "7.5"), (INT, DATETIME, 1700000000, "2023-11-14T22:13:20.000000Z"),
         (FLOAT, BOOL, 1.0, True), (BOOL, FLOAT, 1, 1.0), (S, INT, None, None),
     ],
 )

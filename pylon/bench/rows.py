@@ -101,6 +101,17 @@ def value_maker(field: Field, distinct: bool) -> Callable[[int], Any]:
             return lambda number: number % 2 == 0
         case FieldType.DATETIME:
             return lambda number: f"{number % modulus}Z"
+        case FieldType.DATE:
+            return lambda number: f"{1 + number % min(modulus, 9_000):04}-01-01"
+        case FieldType.DECIMAL:
+            return lambda number: f"{number % modulus}.25"
+        case FieldType.ENUM:
+            values = field.values
+            return lambda number: values[number % len(values)]
+        case FieldType.JSON:
+            if field.is_json_text:
+                return lambda number: f'{{"n":{number % modulus}}}'
+            return lambda number: {"n": number % modulus, "tags": ["a", "b"]}
         case FieldType.ID:
             return lambda number: f"{number % modulus:040x}"
         case FieldType.STRING | FieldType.RICHTEXT:

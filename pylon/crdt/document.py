@@ -1,9 +1,9 @@
 """One row's Loro document: its fields in the root map `row` (spec/realtime.md §6.1).
 
 Text fields (richtext, or `crdt: "text"`) are LoroText containers. All other fields are plain
-values, and whole numbers are floats. Null is an absent key. The projection of a document to a row
-does the reverse: an absent key is null, a text is its string, any other container is null. It
-refuses a value that no row can hold.
+values: whole numbers are floats, and JSON values texts of JSON. Null is an absent key. The
+projection of a document to a row does the reverse: an absent key is null, a text is its string, any
+other container is null. It refuses a value that no row can hold.
 
 Loro raises a bare `BaseException` for undecodable bytes, and pyo3 raises a `PanicException`, which
 cannot be imported, for a defect in Loro. This module turns both into errors of Pylon, and only
@@ -130,6 +130,8 @@ class Document:
             container = found.container
             return container.to_string() if isinstance(container, loro.LoroText) else None
         value = found.value if isinstance(found, loro.ValueOrContainer.Value) else None
+        if _is_json(field):
+            return _parsed(field, value)
         if value is not None and not isinstance(value, (bool, int, float, str)):
             raise CrdtApplyFailed(
                 f"field {field.name}: expected {field.type.value}, got {type(value).__name__}",
@@ -328,7 +330,25 @@ def _words(error: BaseException) -> str:
     return text if len(text) <= 100 else text[:100] + "..."
 
 
+def _is_json(field: Field) -> bool:
+    """Whether a row has a JSON value, which is a text of JSON in the document."""
+    return field.type is FieldType.JSON and not field.is_json_text
+
+
+def _parsed(field: Field, value: Any) -> Any:
+    if value is None:
+        return None
+    try:
+        return orjson.loads(value)
+    except (TypeError, ValueError):
+        raise CrdtApplyFailed(
+            f"field {field.name}: expected a text of JSON", field=field.name
+        ) from None
+
+
 def _loro_value(field: Field, value: Any) -> Any:
+    if _is_json(field):
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
     return float(value) if field.type in _NUMBERS else value
 
 

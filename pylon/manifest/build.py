@@ -14,6 +14,7 @@ from pylon.manifest.document import Node
 from pylon.manifest.model import (
     DEFAULT_VERSION,
     AuthConfig,
+    Constraints,
     Default,
     DefaultKind,
     Entity,
@@ -100,7 +101,17 @@ def _field(raw: dict[str, Any]) -> Field:
         raw.get("crdt"), _default(raw.get("default")), bool(raw.get("fixed")),
         _default(raw.get("onUpdate")), raw.get("references"), raw.get("onDelete"),
         raw.get("unique") == "nocase",
+        tuple(raw.get("values") or ()) if kind is FieldType.ENUM else (),
+        kind is FieldType.JSON and raw.get("wire") == "text", _constraints(raw),
     )
+
+
+def _constraints(raw: dict[str, Any]) -> Constraints | None:
+    made = Constraints(
+        raw.get("minimum"), raw.get("maximum"), raw.get("minLength"), raw.get("maxLength"),
+        raw.get("pattern"), raw.get("format"),
+    )
+    return None if made == Constraints() else made
 
 
 def _default(raw: Any) -> Default | None:

@@ -82,6 +82,20 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
         "references and onDelete are for fields of type id(Entity), and must fit each other.",
         "correct or remove the key; docs/manifest.md has the rules.",
     ),
+    "FIELD_VALUES_INVALID": (
+        "The values of an enum are missing, repeated, empty, too many or too long; or a field of "
+        "another type has values.",
+        'list each value once, for example "values": ["open", "done"].',
+    ),
+    "FIELD_CONSTRAINT_INVALID": (
+        "A constraint, or wire, does not fit the type of its field, no value could fulfil it, or "
+        "the pattern is none of RE2.",
+        "correct or remove the key; docs/data-types.md has the constraints of each type.",
+    ),
+    "FIELD_TYPE_UNUSABLE": (
+        "A json field is unique, or stands in an index or in search, which compare whole values.",
+        "put the value that is looked for into a field of its own.",
+    ),
     "INDEX_NAME_EMPTY": ("An index has no name.", "name it."),
     "INDEX_NAME_INVALID": ("An index's name cannot be part of an SQL name.", f"{_NAMES}."),
     "INDEX_NAME_DUPLICATE": ("Two indexes have the same name.", "rename one of them."),

@@ -72,12 +72,19 @@ def words(*allowed: str) -> Scalar:
     return Scalar(str, "one of " + ", ".join(allowed), allowed)
 
 
+_LENGTH = Scalar(int, "a whole number from 0", minimum=0)
 _LIFE_S = Scalar(
     int, "a whole number of seconds from 0 to 3153600000 (100 years)", minimum=0,
     maximum=3_153_600_000,
 )
 REFERENCES: Final = words("check", "none")
 
+# Of the type of a field or an input: the values of an enum, and constraints.
+_TYPE_KEYS: Final[dict[str, Shape]] = {
+    "values": STRINGS, "wire": words("json", "text"),
+    "minimum": JsonValue(), "maximum": JsonValue(),
+    "minLength": _LENGTH, "maxLength": _LENGTH, "pattern": STRING, "format": words("email", "url"),
+}
 FIELD: Final = Object(
     {"name": STRING, "type": STRING},
     {
@@ -85,12 +92,13 @@ FIELD: Final = Object(
         "crdt": words(*_CRDT_KINDS),
         "default": JsonValue(), "fixed": BOOL, "onUpdate": JsonValue(),
         "references": REFERENCES, "onDelete": words("restrict", "cascade", "setNull"),
+        **_TYPE_KEYS,
     },
 )
 # Of an input of a query or an action; `unique` and `crdt` have no meaning there.
 INPUT: Final = Object(
     {"name": STRING, "type": STRING},
-    {"optional": BOOL, "unique": BOOL, "crdt": words(*_CRDT_KINDS)},
+    {"optional": BOOL, "unique": BOOL, "crdt": words(*_CRDT_KINDS), **_TYPE_KEYS},
 )
 INDEX: Final = Object({"name": STRING, "fields": STRINGS}, {"unique": BOOL, "where": JsonValue()})
 RELATION: Final = Object({"name": STRING, "target": STRING, "field": STRING}, {"many": BOOL})

@@ -19,6 +19,7 @@ DEFAULT_VERSION: Final = "0.0.0"  # of an app whose manifest has none
 
 ReferenceWord = Literal["check", "none"]
 OnDelete = Literal["restrict", "cascade", "setNull"]
+FormatWord = Literal["email", "url"]
 DefaultKind = Literal["constant", "now", "uuid", "id", "auth"]
 RuleKey = Literal[
     "allow", "allow_read", "allow_insert", "allow_update", "allow_delete", "allow_write"
@@ -36,7 +37,7 @@ RULE_KEYS: dict[str, RuleKey] = {
 
 
 class FieldType(Enum):
-    """The six scalar types, and references to another entity."""
+    """The scalar types, JSON values, and references to another entity."""
 
     STRING = "string"
     INT = "int"
@@ -44,6 +45,10 @@ class FieldType(Enum):
     BOOL = "bool"
     DATETIME = "datetime"
     RICHTEXT = "richtext"
+    ENUM = "enum"
+    DATE = "date"
+    DECIMAL = "decimal"
+    JSON = "json"
     ID = "id"
 
 
@@ -56,6 +61,18 @@ class Default:
 
     kind: DefaultKind
     argument: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Constraints:
+    """What the values of a field must fulfil, beyond its type. None: no such constraint."""
+
+    minimum: int | float | str | None = None
+    maximum: int | float | str | None = None
+    min_length: int | None = None  # code points
+    max_length: int | None = None
+    pattern: str | None = None  # of RE2, somewhere in the text
+    format: FormatWord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +91,9 @@ class Field:
     references: ReferenceWord | None = None  # see `pylon.manifest.references`
     on_delete: OnDelete | None = None
     nocase: bool = False  # whether values that differ only in case are equal for `unique`
+    values: tuple[str, ...] = ()  # of an enum
+    is_json_text: bool = False  # whether a JSON value is a text of JSON on the wire
+    constraints: Constraints | None = None
 
     @property
     def insert_default(self) -> Default | None:

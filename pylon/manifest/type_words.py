@@ -13,13 +13,16 @@ from typing import Final
 # The words of one type, lower case, without digits, blanks, - and _.
 _WORDS: Final = {
     "string": "text str varchar char character charactervarying nvarchar clob slug email url uri "
-    "phone password enumeration",
+    "phone password",
     "int": "integer bigint smallint tinyint mediumint long short serial bigserial",
     "float": "number numeric double doubleprecision real",
     "bool": "boolean bit checkbox",
     "datetime": "timestamp timestamptz timestampwithtimezone timestampwithouttimezone "
     "datetimetz instant time",
     "richtext": "markdown html editor",
+    "decimal": "money currency bigdecimal",
+    "json": "jsonb object map jsonobject",
+    "enum": "enumeration choice select",
 }
 _RIGHT_WORDS: Final = {other: right for right, texts in _WORDS.items() for other in texts.split()}
 _REMARKS: Final = {
@@ -30,17 +33,9 @@ _REMARKS: Final = {
     "blob": "write string, and store base64 text or the file's address in it",
     "bytes": "write string, and store base64 text or the file's address in it",
     "binary": "write string, and store base64 text or the file's address in it",
-    "array": "write an entity of its own for the items, or a string with JSON text",
-    "list": "write an entity of its own for the items, or a string with JSON text",
-    "set": "write an entity of its own for the items, or a string with JSON text",
-    "json": "write string, and store JSON text in it",
-    "jsonb": "write string, and store JSON text in it",
-    "object": "write string, and store JSON text in it",
-    "map": "write string, and store JSON text in it",
-    "date": "write datetime",
-    "decimal": "write float, or int for whole cents",
-    "money": "write int for whole cents",
-    "enum": "write string",
+    "array": "write an entity of its own for the items, or json",
+    "list": "write an entity of its own for the items, or json",
+    "set": "write an entity of its own for the items, or json",
     "id": "write id(Entity), with the entity that it refers to",
     "ref": "write id(Entity), with the entity that it refers to",
     "reference": "write id(Entity), with the entity that it refers to",

@@ -25,12 +25,18 @@ _OPERANDS: Final[dict[FieldType, Schema]] = {
     FieldType.RICHTEXT: _TEXT,
     FieldType.ID: _TEXT,
     FieldType.DATETIME: _TEXT,
+    FieldType.DATE: _TEXT,
+    FieldType.ENUM: _TEXT,
+    FieldType.DECIMAL: {"type": ["string", "integer"]},
+    FieldType.JSON: {"type": ["string", "number", "boolean"]},
     FieldType.INT: {"type": "number", "minimum": INT_MIN, "maximum": INT_MAX},
     FieldType.FLOAT: {"type": "number"},
     FieldType.BOOL: {"enum": [True, False, 0, 1]},
 }
-_TEXTS: Final = (FieldType.STRING, FieldType.RICHTEXT, FieldType.ID, FieldType.DATETIME)
+_TEXTS: Final = (FieldType.STRING, FieldType.RICHTEXT, FieldType.ID, FieldType.DATETIME,
+                 FieldType.DATE, FieldType.ENUM)
 _NUMBERS: Final = (FieldType.INT, FieldType.FLOAT)
+_TIMES: Final = (FieldType.DATETIME, FieldType.DATE)
 _ORDER: Final[Schema] = {"enum": ["asc", "desc"]}
 _BUCKETS: Final = ("hour", "day", "week", "month", "year")
 _ROW_ID: Final = Field("id", FieldType.ID, optional=False, unique=True)
@@ -65,9 +71,14 @@ def filter_schemas(entity: Entity, config: Config) -> dict[str, Schema]:
         "limit": limit, "offset": _OFFSET, "after": position, "before": position,
         "include": nullable(obj(includes, ())),
     })
+    elements = {
+        f"^{field.name}\\.": _condition(field)
+        for field in entity.fields if field.type is FieldType.JSON
+    }
+    paths: Schema = {"patternProperties": elements} if elements else {}
     out = {
-        f"{name}Where": obj(conditions, ()),
-        f"{name}Filter": obj({**conditions, **directives}, ()),
+        f"{name}Where": {**obj(conditions, ()), **paths},
+        f"{name}Filter": {**obj({**conditions, **directives}, ()), **paths},
         f"{name}Graph": node,
         f"{name}Aggregate": _aggregate(entity),
     }
@@ -78,7 +89,9 @@ def filter_schemas(entity: Entity, config: Config) -> dict[str, Schema]:
 
 def _order(entity: Entity) -> Schema:
     """Return the schema of an order: columns and their directions, the first one first."""
-    return obj({field.name: _ORDER for field in columns_of(entity)}, ())
+    return obj({
+        field.name: _ORDER for field in columns_of(entity) if field.type is not FieldType.JSON
+    }, ())
 
 
 def _position(entity: Entity) -> Schema:
@@ -92,7 +105,7 @@ def _position(entity: Entity) -> Schema:
 
 def _condition(field: Field) -> Schema:
     """Return the schema of a condition: a value that the field equals, or operators."""
-    operand = _OPERANDS[field.type]
+    operand = {"enum": list(field.values)} if field.values else _OPERANDS[field.type]
     or_null = nullable(operand)
     members = listed(or_null, maxItems=limits.FILTER_VALUES)
     bound = {"type": "number"} if field.type in _NUMBERS else operand  # of any size
@@ -102,6 +115,8 @@ def _condition(field: Field) -> Schema:
         "$in": members, "$nin": members,
         "$exists": {"type": "boolean"},
     }
+    if field.type is FieldType.JSON:
+        operators["$contains"] = operand
     if field.type in _TEXTS:
         text = {"type": "string", "maxLength": limits.LIKE_CHARS}
         operators |= {"$like": text, "$startsWith": text}
@@ -110,20 +125,23 @@ def _condition(field: Field) -> Schema:
 
 def _aggregate(entity: Entity) -> Schema:
     columns = [field.name for field in columns_of(entity)]
-    times = [field.name for field in entity.fields if field.type is FieldType.DATETIME]
+    ordered = [field.name for field in columns_of(entity) if field.type is not FieldType.JSON]
+    times = [field.name for field in entity.fields if field.type in _TIMES]
     summable = [
-        field.name for field in entity.fields if field.type in (*_NUMBERS, FieldType.BOOL)
+        field.name for field in entity.fields
+        if field.type in (*_NUMBERS, FieldType.BOOL, FieldType.DECIMAL)
     ]
-    groups: list[Schema] = [{"enum": columns}]
+    groups: list[Schema] = [{"enum": ordered}]
     if times:
         groups.append(obj({"field": {"enum": times}, "bucket": {"enum": _BUCKETS}}, ("field",)))
+    ordered_field = nullable(listed({"enum": ordered}, maxItems=limits.AGGREGATE_TERMS))
     any_field = nullable(listed({"enum": columns}, maxItems=limits.AGGREGATE_TERMS))
     numbers = nullable(listed({"enum": summable} if summable else {"not": {}}, uniqueItems=True))
     return {
         **body_schema(AggregateBody, {
             "count": nullable({"enum": ["*", *columns]}),
             "sum": numbers, "avg": numbers,
-            "min": any_field, "max": any_field, "countDistinct": any_field,
+            "min": ordered_field, "max": ordered_field, "countDistinct": any_field,
             "groupBy": nullable(listed({"anyOf": groups}, maxItems=limits.AGGREGATE_TERMS)),
             "where": nullable(ref(f"{entity.name}Where")),
         }),

@@ -30,6 +30,7 @@ _FACET: Final[dict[FieldType, Schema]] = {
     FieldType.BOOL: {"enum": [True, False, "true", "false"]},
     FieldType.INT: _NUMBER,
     FieldType.FLOAT: _NUMBER,
+    FieldType.DECIMAL: {"type": ["string", "integer"]},
 }
 
 

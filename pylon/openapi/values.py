@@ -10,9 +10,11 @@ from __future__ import annotations
 import sys
 from typing import Final
 
+from pylon import limits
 from pylon.manifest.model import Entity, Field, FieldType
 from pylon.openapi.parts import Schema, nullable, obj
 from pylon.values import INT_MAX, INT_MIN
+from pylon.values.decimals import DIGITS
 
 _DAY: Final = (
     r"(?:[0-9]{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])"
@@ -25,6 +27,8 @@ _TIME: Final = (
 )
 # There is no year 0.
 DATETIME_PATTERN: Final = rf"^(?:(?!0000){_DAY}{_TIME}|-?[0-9]{{1,15}}Z)$"
+DATE_PATTERN: Final = rf"^(?!0000){_DAY}$"
+DECIMAL_PATTERN: Final = rf"^[+-]?0*[0-9]{{1,{DIGITS}}}(?:\.[0-9]{{1,{DIGITS}}})?$"
 TEXT_PATTERN: Final = r"^[^\u0000]*$"
 
 _INTEGER: Final[Schema] = {
@@ -38,6 +42,10 @@ _READ: Final[dict[FieldType, Schema]] = {
     FieldType.FLOAT: {"type": "number", "format": "double"},
     FieldType.BOOL: {"type": "boolean"},
     FieldType.DATETIME: {"type": "string"},
+    FieldType.DATE: {"type": "string"},
+    FieldType.DECIMAL: {"type": "string"},
+    FieldType.ENUM: {"type": "string"},
+    FieldType.JSON: {},
 }
 _WRITTEN: Final[dict[FieldType, Schema]] = {
     **_READ,
@@ -53,6 +61,18 @@ _WRITTEN: Final[dict[FieldType, Schema]] = {
         "description": "ISO 8601 date or date-time of the years 1 to 9999 (UTC), or epoch seconds "
         "and Z; answered as 2026-03-29T00:30:00.000000Z",
     },
+    FieldType.DATE: {"type": "string", "format": "date", "pattern": DATE_PATTERN},
+    FieldType.DECIMAL: {
+        "anyOf": [
+            {"type": "string", "pattern": DECIMAL_PATTERN},
+            {"type": "integer", "exclusiveMinimum": -(10**DIGITS), "exclusiveMaximum": 10**DIGITS},
+        ],
+        "description": "An exact number; answered as text without zeros at its end",
+    },
+    FieldType.JSON: {
+        "description": f"Any JSON value of at most {limits.JSON_VALUE_DEPTH} levels and "
+        f"{limits.JSON_VALUE_BYTES} bytes",
+    },
 }
 CLIENT_ID: Final[Schema] = {
     "type": "string", "pattern": "^[0-9a-f]{40}$",
@@ -62,12 +82,46 @@ CLIENT_ID: Final[Schema] = {
 
 def read(field: Field) -> Schema:
     """Return the schema of a value of the field as it is read."""
+    if field.is_json_text:
+        return _described(field, {"type": "string"})
     return _described(field, _READ[field.type])
 
 
 def written(field: Field) -> Schema:
     """Return the schema of a value of the field as it may be written."""
-    return _described(field, _WRITTEN[field.type])
+    if field.type is FieldType.ENUM:
+        return _described(field, {"enum": list(field.values)})
+    if field.is_json_text:
+        return _described(field, {"type": "string", "contentMediaType": "application/json"})
+    return _described(field, {**_WRITTEN[field.type], **_constrained(field)})
+
+
+def _constrained(field: Field) -> Schema:
+    """Return the keywords of the field's constraints."""
+    constraints = field.constraints
+    if constraints is None:
+        return {}
+    out: Schema = {}
+    is_number = field.type in (FieldType.INT, FieldType.FLOAT)
+    for key, value in (("minimum", constraints.minimum), ("maximum", constraints.maximum)):
+        if value is not None and is_number:
+            out[key] = value
+    if constraints.min_length is not None:
+        out["minLength"] = constraints.min_length
+    if constraints.max_length is not None:
+        out["maxLength"] = constraints.max_length
+    if constraints.format is not None:
+        out["format"] = {"email": "email", "url": "uri"}[constraints.format]
+    bounds = [
+        f"{word} {value}" for word, value in (
+            ("at least", constraints.minimum), ("at most", constraints.maximum)
+        ) if value is not None and not is_number
+    ]
+    if constraints.pattern is not None:
+        out["allOf"] = [{"pattern": constraints.pattern}]  # beside that of the type
+    if bounds:
+        out["description"] = ", ".join(bounds)
+    return out
 
 
 def entity_schemas(entity: Entity) -> dict[str, Schema]:

@@ -47,6 +47,7 @@ _TRUTH: Final[dict[Kind, tuple[Sign, Literal]]] = {
     Kind.BOOL: ("=", Literal(True)),
     Kind.STRING: ("<>", Literal("")),
     Kind.DATETIME: ("<>", Literal("")),
+    Kind.DATE: ("<>", Literal("")),
     Kind.NUMBER: ("<>", Literal(0)),
 }
 

@@ -8,15 +8,18 @@ Called by `rules` and `pylon.manifest_loader`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 from pylon import limits
 from pylon.manifest.model import Entity, Field, FieldType, Operation
 from pylon.policy import expression as e
 from pylon.policy.expression import Expr, Kind, Root, kind_of
 from pylon.policy.grammar import PolicyIndexMissing, PolicyInvalid, Syntax, parse
-from pylon.values.datetimes import instant_of
+from pylon.values.datetimes import instant_of, is_date
+from pylon.values.decimals import decimal_of, sort_text_of
 
 _AUTH: dict[str, e.Auth] = {
     "userId": e.Auth("user_id", Kind.STRING),
@@ -34,11 +37,16 @@ _KIND_OF_TYPE = {
     FieldType.RICHTEXT: Kind.STRING,
     FieldType.DATETIME: Kind.DATETIME,
     FieldType.ID: Kind.STRING,
+    FieldType.ENUM: Kind.STRING,
+    FieldType.DATE: Kind.DATE,
+    FieldType.DECIMAL: Kind.DECIMAL,
+    FieldType.JSON: Kind.JSON,
     FieldType.INT: Kind.NUMBER,
     FieldType.FLOAT: Kind.NUMBER,
     FieldType.BOOL: Kind.BOOL,
 }
-_TEXTS = frozenset({Kind.STRING, Kind.DATETIME})
+_TEXTS = frozenset({Kind.STRING, Kind.DATETIME, Kind.DATE})
+_ORDERED = _TEXTS | {Kind.NUMBER, Kind.DECIMAL}
 _VALUES = (e.Column, e.Auth, e.Literal)
 _FUNCTIONS = "auth.hasRole, auth.hasAnyRole, starts_with, ends_with, exists"
 _EXISTS_FORM = "exists(Entity, field == data.field, other == auth.userId)"
@@ -93,16 +101,42 @@ def _aligned(expr: Expr, other: Kind, place: Syntax) -> Expr:
     Raises:
         PolicyInvalid: the literal is no value of the other side.
     """
-    if other is not Kind.DATETIME or not isinstance(expr, e.Literal):
+    if not isinstance(expr, e.Literal) or other not in _LITERALS:
         return expr
-    found = instant_of(expr.value) if isinstance(expr.value, str) else None
-    if found is None and expr.kind is Kind.STRING:
+    if expr.kind is not Kind.STRING and (expr.kind, other) != (Kind.NUMBER, Kind.DECIMAL):
+        return expr
+    convert, example = _LITERALS[other]
+    found = convert(str(expr.value))
+    if found is None:
         raise PolicyInvalid(
-            f'"{expr.value}" is compared with a datetime and is none; write for example '
-            "'2026-03-29T00:30:00Z', or null",
+            f'"{expr.value}" is compared with a {other.value} and is none; write for example '
+            f"{example}, or null",
             place.at,
         )
-    return e.Literal(found, Kind.DATETIME) if found is not None else expr
+    return e.Literal(found, other)
+
+
+def _are_texts(a: Kind, b: Kind) -> bool:
+    """Whether both are texts that may be compared; a date and a datetime never are."""
+    return {a, b} <= _TEXTS and {a, b} != {Kind.DATE, Kind.DATETIME}
+
+
+def _date_literal(text: str) -> str | None:
+    return text if is_date(text) else None
+
+
+def _decimal_literal(text: str) -> str | None:
+    plain = f"{Decimal(text):f}" if _NUMBER.fullmatch(text) else text
+    found = decimal_of(plain)
+    return None if found is None else sort_text_of(found)
+
+
+_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2})?", re.ASCII)
+_LITERALS: dict[Kind, tuple[Callable[[str], str | None], str]] = {
+    Kind.DATETIME: (instant_of, "'2026-03-29T00:30:00Z'"),
+    Kind.DATE: (_date_literal, "'2026-03-29'"),
+    Kind.DECIMAL: (_decimal_literal, "12.50 or '12.50'"),
+}
 
 
 def _list_names(names: Iterable[str]) -> str:
@@ -121,6 +155,11 @@ class _Checker:
             raise PolicyInvalid("a list is not a condition, write 'x' in auth.roles", node.at)
         if kind_of(expr) is Kind.NULL:
             raise PolicyInvalid("null is not a condition, write false", node.at)
+        if kind_of(expr) in (Kind.DECIMAL, Kind.JSON):
+            raise PolicyInvalid(
+                f"a {kind_of(expr).value} is not a condition, compare it, for example != null",
+                node.at,
+            )
         return expr
 
     def _expr(self, node: Syntax) -> Expr:
@@ -224,7 +263,7 @@ class _Checker:
     def _order(self, node: Syntax) -> Expr:
         left, right = self._expr(node.args[0]), self._expr(node.args[1])
         for expr, place in ((left, node.args[0]), (right, node.args[1])):
-            if kind_of(expr) not in (*_TEXTS, Kind.NUMBER):
+            if kind_of(expr) not in _ORDERED:
                 raise PolicyInvalid(
                     f"{node.op} orders numbers and strings, this is a {kind_of(expr).value}",
                     place.at,
@@ -383,12 +422,12 @@ class _Checker:
         if other is Kind.NULL:
             if op not in ("==", "!=", "in"):
                 raise PolicyInvalid("null has no order, write == null or != null", at)
-        elif other is not kind and not {kind, other} <= _TEXTS:
+        elif kind is Kind.JSON or (other is not kind and not _are_texts(kind, other)):
             raise PolicyInvalid(
                 f"{name} is a {kind.value}, and a {other.value} is never equal to it and has no"
                 " order with it", at,
             )
-        elif op not in ("==", "!=", "in") and kind not in (*_TEXTS, Kind.NUMBER):
+        elif op not in ("==", "!=", "in") and kind not in _ORDERED:
             raise PolicyInvalid(f"{op} orders numbers and strings, {name} is a {kind.value}", at)
 
     @staticmethod
@@ -399,7 +438,7 @@ class _Checker:
     @staticmethod
     def _same_kind(left: Expr, right: Expr, at: int) -> None:
         a, b = kind_of(left), kind_of(right)
-        if a is not b and not {a, b} <= _TEXTS:
+        if a is Kind.JSON or (a is not b and not _are_texts(a, b)):
             raise PolicyInvalid(
                 f"a {a.value} and a {b.value} are never equal and have no order", at
             )

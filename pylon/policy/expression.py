@@ -27,11 +27,16 @@ class Kind(Enum):
     NULL = "null"
     LIST = "list"
     DATETIME = "datetime"
+    DATE = "date"
+    DECIMAL = "decimal"
+    JSON = "json"
 
     @property
     def notation(self) -> Notation:
         """Return how values of a row become comparable."""
-        return "instant" if self is Kind.DATETIME else ""
+        if self is Kind.DATETIME:
+            return "instant"
+        return "decimal" if self is Kind.DECIMAL else ""
 
 
 @dataclass(frozen=True, slots=True)

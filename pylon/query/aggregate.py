@@ -25,7 +25,8 @@ from pylon.query.parse import NUMBERS, field_of, parse_where
 from pylon.query.predicate import TRUE, Predicate, guarded
 
 BUCKETS: Final = ("hour", "day", "week", "month", "year")
-_SUMMABLE: Final = (*NUMBERS, FieldType.BOOL)
+_SUMMABLE: Final = (*NUMBERS, FieldType.BOOL, FieldType.DECIMAL)
+_TIMES: Final = (FieldType.DATETIME, FieldType.DATE)
 _DEFAULT_BUCKET: Final = "day"
 T = TypeVar("T")
 
@@ -130,6 +131,8 @@ def _figures(entity: Entity, body: AggregateBody) -> Iterator[Aggregation]:
                 raise InvalidQuery(
                     f"{kind} works on numbers, and {field.name} is {field.type.value}"
                 )
+            if kind in ("min", "max") and field.type is FieldType.JSON:
+                raise InvalidQuery(f"{kind} has no meaning for {field.name}, which is json")
             yield Aggregation(prefix + field.name, kind, field.name)
 
 
@@ -138,8 +141,10 @@ def _groups(
 ) -> Iterator[Group]:
     for item in _check_names("groupBy", asked):
         if not isinstance(item, dict):
-            name = field_of(entity, item).name
-            yield Group(name, name)
+            group = field_of(entity, item)
+            if group.type is FieldType.JSON:
+                raise InvalidQuery(f"groupBy takes no json field, and {group.name} is json")
+            yield Group(group.name, group.name)
             continue
         unknown = next((key for key in item if key not in ("field", "bucket")), None)
         if unknown is not None or not isinstance(item.get("field"), str):
@@ -153,9 +158,10 @@ def _groups(
                 f"Unknown bucket {str(bucket)[:100]!r} of {field.name} -- known buckets: "
                 f"{', '.join(BUCKETS)}"
             )
-        if field.type is not FieldType.DATETIME:
+        if field.type not in _TIMES or (bucket == "hour" and field.type is FieldType.DATE):
             raise InvalidQuery(
-                f"Buckets are for datetimes, and {field.name} is {field.type.value}"
+                f"Buckets are for datetimes, and days and longer ones for dates, and {field.name} "
+                f"is {field.type.value}"
             )
         yield Group(f"{field.name}_{bucket}", field.name, bucket)
 

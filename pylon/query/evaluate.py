@@ -26,7 +26,9 @@ from pylon.query.predicate import (
     Compare,
     CompareTuple,
     Constant,
+    Element,
     Guarded,
+    HasMember,
     InValues,
     IsNull,
     Like,
@@ -38,6 +40,7 @@ from pylon.query.predicate import (
     Sign,
     Value,
 )
+from pylon.values.json_values import element_at, element_of_kind, has_member, parse_json
 from pylon.values.notations import KEYS, Notation
 
 Row = Mapping[str, Any]
@@ -278,11 +281,15 @@ def _like(node: Like) -> Evaluator:
     return holds
 
 
+def _has_member(node: HasMember) -> Evaluator:
+    read, path, member = _json_reader(node.field, node.is_text), node.path, node.member
+    return lambda row: has_member(element_at(read(row), path), member)
+
+
 _MAKERS: Final[dict[type, Callable[[Any], Evaluator]]] = {
     Constant: _constant, Compare: _compared, CompareTuple: _compared_tuple, IsNull: _is_null,
     OneOf: _one_of, InValues: _in_values, Affix: _affixed, Like: _like, Not: _negated,
-    And: _both, Or: _either,
-    Guarded: _guarded,
+    And: _both, Or: _either, Guarded: _guarded, HasMember: _has_member,
 }
 
 
@@ -297,6 +304,9 @@ def _reader_of(value: Value) -> _Reader:
             key = KEYS[value.notation]
             return lambda row: key(row.get(name))
         return lambda row: row.get(name)
+    if type(value) is Element:
+        read, path, kind = _json_reader(value.field, value.is_text), value.path, value.kind
+        return lambda row: element_of_kind(element_at(read(row), path), kind)
     if type(value) is Literal:
         constant = value.value
         return lambda row: constant
@@ -305,6 +315,21 @@ def _reader_of(value: Value) -> _Reader:
         return lambda row: apply(left(row), right(row))
     assert isinstance(value, Predicate)
     return evaluator_of(value)
+
+
+def _json_reader(name: str, is_text: bool) -> _Reader:
+    """The function that gives the value of a JSON field."""
+    if not is_text:
+        return lambda row: row.get(name)
+
+    def read(row: Row) -> Any:
+        text = row.get(name)
+        try:
+            return parse_json(text) if isinstance(text, str) else None
+        except ValueError:  # in a table that another program filled
+            return None
+
+    return read
 
 
 def _calculator(apply: Callable[[float, float], float]) -> Callable[[Any, Any], float | None]:

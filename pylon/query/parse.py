@@ -24,6 +24,7 @@ from typing import Any, Final
 from pylon import limits
 from pylon.errors import SHOWN_CHARS, InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity, Field, FieldType
+from pylon.query.elements import element_condition, path_of
 from pylon.query.predicate import (
     FALSE,
     TRUE,
@@ -45,12 +46,19 @@ from pylon.query.predicate import (
 )
 from pylon.query.words import parse_words
 from pylon.values import INT_MAX, INT_MIN, instant_of, invalid_value, unknown_column
+from pylon.values.datetimes import is_date
+from pylon.values.decimals import decimal_of, sort_text_of
 from pylon.values.notations import notation_of
 
 ID: Final = Field("id", FieldType.ID, optional=False, unique=True)
 NUMBERS: Final = (FieldType.INT, FieldType.FLOAT)
 NOT_TEXTS: Final = (*NUMBERS, FieldType.BOOL)
-CONVERTED: Final = (*NOT_TEXTS, FieldType.DATETIME)  # types whose values have several texts
+# Types of whose values a look-up has another text.
+CONVERTED: Final = (
+    *NOT_TEXTS, FieldType.DATETIME, FieldType.DATE, FieldType.DECIMAL, FieldType.ENUM,
+    FieldType.JSON,
+)
+_NO_PARTS: Final = (*NOT_TEXTS, FieldType.DECIMAL)
 COMBINING: Final = ("$or", "$and", "$search")
 _NUMBER_TEXT: Final = re.compile(
     r"[\t-\r ]*([+-]?[0-9]{1,19}|[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)[\t-\r ]*"
@@ -131,13 +139,32 @@ class FilterParser:
                     continue
                 found.append(self._parse_combined(key, operand, depth))
                 continue
-            field = field_of(self._entity, key)
-            if isinstance(operand, dict):
+            name, dot, rest = key.partition(".")
+            field = field_of(self._entity, name if dot else key)
+            if field.type is FieldType.JSON:
+                found += self._parse_element(field, path_of(field, rest) if dot else (), operand)
+            elif dot:
+                raise InvalidQuery(
+                    f"{field.name} is {field.type.value}, and only a json field has a path"
+                )
+            elif isinstance(operand, dict):
                 found += self._parse_operators(field, operand)
             else:
                 self._count()
                 found.append(_equal(self._entity, field, operand))
         return found[0] if len(found) == 1 else and_(*found)
+
+    def _parse_element(
+        self, field: Field, path: tuple[str, ...], operand: object
+    ) -> list[Predicate]:
+        operators = operand if isinstance(operand, dict) else {"$eq": operand}
+        if not operators:
+            raise InvalidQuery(f"The condition on {field.name} has no operator")
+        found = []
+        for operator, value in operators.items():
+            self._count()
+            found.append(element_condition(self._entity, field, path, operator, value))
+        return found
 
     def _parse_combined(self, key: str, operand: object, depth: int) -> Predicate:
         self._count()
@@ -230,16 +257,33 @@ def parse_operand(entity: Entity, field: Field, value: object) -> Any:
     elif field.type in NUMBERS:
         if _is_number(value) and (field.type is FieldType.FLOAT or not is_beyond_64_bits(value)):
             return value
-    elif isinstance(value, str):
+    elif isinstance(value, str) or field.type is FieldType.DECIMAL:
         operand = text_operand(field, value)
         if operand is not None:
             return operand
     raise invalid_value(entity, field, value)
 
 
-def text_operand(field: Field, text: str) -> str | None:
-    """Return the text that a field of texts compares with; None if the field has no such value."""
-    return instant_of(text) if field.type is FieldType.DATETIME else text
+def text_operand(field: Field, value: Any) -> str | None:
+    """Return the text that a field's column compares with; None if the field has no such value.
+
+    Args:
+        value: a text, or of a decimal also a whole number.
+    """
+    match field.type:
+        case FieldType.DATETIME:
+            return instant_of(value)
+        case FieldType.DECIMAL:
+            text = decimal_of(value)
+            return None if text is None else sort_text_of(text)
+        case FieldType.DATE:
+            return value if is_date(value) else None
+        case FieldType.ENUM:
+            return value if value in field.values else None
+        case FieldType.JSON:
+            return None
+        case _:
+            return str(value)
 
 
 def column_of(field: Field) -> Column:
@@ -364,7 +408,7 @@ def _starts_with(entity: Entity, field: Field, value: object) -> Predicate:
 
 
 def _parse_text(entity: Entity, field: Field, value: object, operator: str) -> str:
-    if field.type in NOT_TEXTS:
+    if field.type in _NO_PARTS:
         raise InvalidQuery(f"{operator} works on text, and {field.name} is {field.type.value}")
     if not isinstance(value, str):
         raise invalid_value(entity, field, value)

@@ -20,6 +20,7 @@ from typing import Literal as OneWord
 import msgspec
 
 from pylon.query.patterns import is_hard_pattern, is_plain_text
+from pylon.values.json_values import ElementKind
 from pylon.values.notations import Notation
 
 Scalar = str | int | float | bool | None
@@ -34,7 +35,7 @@ class Cost(IntEnum):
     """The largest piece of work that one row may cause; it decides where a read may run."""
 
     PLAIN = 0  # comparisons of values
-    PATTERN = 1  # a search through a text
+    PATTERN = 1  # a search through a text, or a look into a JSON value
     MATCH = 2  # a search through the full-text index
 
 
@@ -65,6 +66,18 @@ class Outer(msgspec.Struct, frozen=True, gc=False):
 
     field: str
     depth: int
+
+
+class Element(msgspec.Struct, frozen=True, gc=False):
+    """The value at a path of a JSON field, if it is of the kind; null otherwise.
+
+    Of the kind `any` it is true for every value but null. `is_text`: a row has the JSON as text.
+    """
+
+    field: str
+    path: tuple[str, ...]
+    kind: ElementKind
+    is_text: bool = False
 
 
 class Arithmetic(msgspec.Struct, frozen=True, gc=False):
@@ -155,6 +168,15 @@ class Like(msgspec.Struct, frozen=True, gc=False):
     notation: Notation = ""
 
 
+class HasMember(msgspec.Struct, frozen=True, gc=False):
+    """Whether the value at a path of a JSON field is a list with this member."""
+
+    field: str
+    path: tuple[str, ...]
+    member: str | int | float | bool
+    is_text: bool = False
+
+
 class Match(msgspec.Struct, frozen=True, gc=False):
     """Whether the entity's full-text index finds all words in the row; see `pylon.query.search`.
 
@@ -208,10 +230,10 @@ class Guarded(msgspec.Struct, frozen=True, gc=False):
 
 
 Predicate = (
-    Constant | Compare | CompareTuple | IsNull | OneOf | InValues | Affix | Like | Match | Not
-    | And | Or | Guarded | Exists
+    Constant | Compare | CompareTuple | IsNull | OneOf | InValues | Affix | Like | HasMember
+    | Match | Not | And | Or | Guarded | Exists
 )
-Value = Column | Outer | Literal | Arithmetic | Predicate
+Value = Column | Outer | Literal | Element | Arithmetic | Predicate
 
 TRUE: Final = Constant(True)
 FALSE: Final = Constant(False)
@@ -375,9 +397,12 @@ def cost_of(predicate: Predicate) -> Cost:
     kind = type(predicate)
     if kind is Match:
         return Cost.MATCH
-    if kind is Like:
+    if kind is Like or kind is HasMember:
         return Cost.PATTERN
-    return max(
-        [cost_of(part) for part in parts(predicate) if isinstance(part, Predicate)],
-        default=Cost.PLAIN,
-    )
+    costs = [Cost.PLAIN]
+    for part in parts(predicate):
+        if isinstance(part, Predicate):
+            costs.append(cost_of(part))
+        elif type(part) is Element:  # it decodes a JSON text
+            costs.append(Cost.PATTERN)
+    return max(costs)

@@ -16,7 +16,7 @@ from typing import Final
 
 from pylon import limits
 from pylon.errors import InvalidQuery, LimitExceeded
-from pylon.manifest.model import Entity
+from pylon.manifest.model import Entity, FieldType
 from pylon.query.parse import field_of, filter_object, parse_where
 from pylon.query.position import Order, Position, parse_position
 from pylon.query.predicate import TRUE, Match, Predicate, guarded
@@ -110,7 +110,10 @@ def parse_order(entity: Entity, name: str, order: object) -> Order:
     for field, direction in order.items():
         if direction not in ("asc", "desc"):
             raise InvalidQuery(f'{name} of {field[:100]} must be "asc" or "desc"')
-        pairs.append((field_of(entity, field).name, direction == "desc"))
+        found = field_of(entity, field)
+        if found.type is FieldType.JSON:
+            raise InvalidQuery(f"{name} cannot order by {found.name}, which is json")
+        pairs.append((found.name, direction == "desc"))
     return tuple(pairs)
 
 

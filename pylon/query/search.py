@@ -182,7 +182,7 @@ def _parse_operand(entity: Entity, field: Field, value: object) -> Any:
             and INT_MIN <= number <= INT_MAX
         ):
             return number
-    elif isinstance(value, str):
+    elif isinstance(value, str) or field.type is FieldType.DECIMAL:
         text = text_operand(field, value)
         if text is not None:
             return text

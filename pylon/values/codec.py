@@ -30,12 +30,20 @@ from pylon.errors import (
 )
 from pylon.ids import is_row_id
 from pylon.manifest.model import Entity, FieldType
-from pylon.values.datetimes import instant_of
 from pylon.values.errors import invalid_value, shorten, unknown_column
-from pylon.values.types import CHECKS, MISSING, SHAPES, expected
+from pylon.values.types import (
+    MISSING,
+    check_of,
+    expected,
+    needs_check,
+    row_value_of,
+    shape_of,
+    store_value_of,
+)
 
 SqlValue = str | int | float | None
 
+Convert = Callable[[Any], Any]
 _ESCAPED_NUL: Final = b"\\u0000"
 
 
@@ -84,16 +92,24 @@ def _record_type(entity: Entity) -> Any:
         if field is None:
             members.append((member, str | None, None))
         elif field.optional:
-            members.append((member, SHAPES[field.type] | None, None))
+            members.append((member, shape_of(field) | None, None))
         else:
-            members.append((member, SHAPES[field.type]))
+            members.append((member, shape_of(field)))
     return msgspec.defstruct(
         "Record", members, rename=names, forbid_unknown_fields=True, kw_only=True, gc=False
     )
 
 
-def _values_of(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[SqlValue]]:
-    """Return a function that returns the values of `names` in a row, in this order."""
+def _values_of(
+    names: Sequence[str], converters: Mapping[str, Convert]
+) -> Callable[[Mapping[str, Any]], Sequence[SqlValue]]:
+    """Return a function that returns the column values of `names` in a row, in this order."""
+    if converters:
+        pairs = tuple([(name, converters.get(name)) for name in names])
+        return lambda row: [
+            row[name] if convert is None or row[name] is None else convert(row[name])
+            for name, convert in pairs
+        ]
     if len(names) > 1:
         return itemgetter(*names)
     return lambda row: [row[name] for name in names]
@@ -102,8 +118,8 @@ def _values_of(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[S
 class EntityCodec:
     """Validates, merges and encodes the rows of one entity. Immutable."""
 
-    __slots__ = ("_bools", "_checks", "_datetimes", "_max_bytes", "_names", "_record",
-                 "_required", "_values", "entity")
+    __slots__ = ("_checks", "_converters", "_has_json", "_max_bytes", "_names", "_reconverters",
+                 "_record", "_required", "_second_checks", "_values", "entity")
 
     def __init__(self, entity: Entity, max_bytes: int = sys.maxsize) -> None:
         """
@@ -113,12 +129,18 @@ class EntityCodec:
         self.entity = entity
         self._max_bytes = max_bytes
         self._record = _record_type(entity)
-        self._values = _values_of([f.name for f in entity.fields])
-        self._datetimes = tuple(f.name for f in entity.fields if f.type is FieldType.DATETIME)
+        self._converters = {
+            f.name: convert for f in entity.fields if (convert := store_value_of(f)) is not None
+        }
+        self._reconverters = {
+            f.name: convert for f in entity.fields if (convert := row_value_of(f)) is not None
+        }
+        self._values = _values_of([f.name for f in entity.fields], self._converters)
+        self._second_checks = tuple((f.name, check_of(f)) for f in entity.fields if needs_check(f))
+        self._has_json = any(f.type is FieldType.JSON for f in entity.fields)
         self._names = tuple(f.name for f in entity.fields)
-        self._bools = frozenset(f.name for f in entity.fields if f.type is FieldType.BOOL)
         self._required = tuple(f.name for f in entity.fields if not f.optional)
-        self._checks = {f.name: (CHECKS[f.type][0], f) for f in entity.fields}
+        self._checks = {f.name: (check_of(f), f) for f in entity.fields}
 
     def client_id(self, body: object) -> str | None:
         """Return the row id that the client chose (`id` in the body), or None.
@@ -151,14 +173,14 @@ class EntityCodec:
         # PERF: valid bodies, nearly all, skip the checks of single fields.
         record.id = row_id
         row: dict[str, Any] = msgspec.to_builtins(record)
-        for name in self._datetimes:
+        for name, check in self._second_checks:
             value = row[name]
             if value is not None:
-                stored = instant_of(value)
-                if stored is None:
+                stored = check(value)
+                if stored is MISSING:
                     return self._insert_checked(body, row_id)
                 row[name] = stored
-        row_json = orjson.dumps(row)
+        row_json = encode_row(row) if self._has_json else orjson.dumps(row)
         if _ESCAPED_NUL in row_json:
             return self._insert_checked(body, row_id)
         if len(row_json) > self._max_bytes:
@@ -208,18 +230,32 @@ class EntityCodec:
     ) -> dict[str, Any]:
         """Return a row from SQL values of `columns`, by default those of the entity in order.
 
-        Integers of boolean fields become booleans, and binary becomes base64 text. Other values
-        that no field accepts (in another server's table) stay as they are.
+        Integers of boolean fields become booleans, sort texts decimals, JSON texts values, and
+        binary becomes base64 text. Other values that no field accepts (in another server's table)
+        stay as they are.
         """
         names = self.entity.columns if columns is None else columns
+        reconverters = self._reconverters
         row: dict[str, Any] = {}
         for name, value in zip(names, values, strict=True):
             if isinstance(value, bytes):
                 value = base64.b64encode(value).decode()
-            elif isinstance(value, int) and name in self._bools:
-                value = bool(value)
+            elif value is not None and name in reconverters:
+                value = reconverters[name](value)
             row[name] = value
         return row
+
+    def column_values(
+        self, row: Mapping[str, Any], fields: Sequence[str]
+    ) -> list[SqlValue]:
+        """Return the values that the columns of `fields` have for a row."""
+        if not self._converters:
+            return [row[name] for name in fields]
+        out: list[SqlValue] = []
+        for name in fields:
+            value, convert = row[name], self._converters.get(name)
+            out.append(value if convert is None or value is None else convert(value))
+        return out
 
     def encode(self, row: Mapping[str, Any]) -> bytes:
         """Return the row's JSON text: sorted keys, every column present."""

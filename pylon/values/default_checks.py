@@ -32,6 +32,8 @@ def _check_field(entity: Node, field: Node, findings: Findings) -> None:
     type_ = text_of(field, "type")
     if type_ is None or text_of(field, "name") is None or field_type(type_.value) is None:
         return  # reported already
+    if findings.touch(field):
+        return  # a fault of its constraints, by which a default is judged
     default, on_update = (field.value.get(key) for key in ("default", "onUpdate"))
     for key, node in (("default", default), ("onUpdate", on_update)):
         if node is not None and node.value is not None:

@@ -12,11 +12,14 @@ from typing import Any, Final, Literal
 
 from pylon.manifest.model import Field, FieldType
 from pylon.values.datetimes import instant_key
+from pylon.values.decimals import decimal_key
 
-Notation = Literal["", "instant"]
+Notation = Literal["", "instant", "decimal"]
 
-KEYS: Final[dict[Notation, Callable[[Any], Any]]] = {"instant": instant_key}
-_NOTATIONS: Final[dict[FieldType, Notation]] = {FieldType.DATETIME: "instant"}
+KEYS: Final[dict[Notation, Callable[[Any], Any]]] = {"instant": instant_key, "decimal": decimal_key}
+_NOTATIONS: Final[dict[FieldType, Notation]] = {
+    FieldType.DATETIME: "instant", FieldType.DECIMAL: "decimal",
+}
 
 
 def notation_of(field: Field) -> Notation:

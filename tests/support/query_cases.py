@@ -33,6 +33,7 @@ from pylon.values import EntityCodec
 
 CORPUS: Final = Path(__file__).parent.parent / "corpora" / "query_semantics.json"
 CALLER: Final = AuthContext(user_id="u1", roles=("lead",))
+ENUM_VALUES: Final = ("open", "done", "Late")
 _MANY: Final = 10_000
 
 
@@ -151,6 +152,11 @@ def rows_stored(reader: Reader, case: Case) -> list[dict[str, Any]]:
     return [orjson.loads(row) for row in rows]
 
 
+def _field(name: str, kind: str) -> Field:
+    values = ENUM_VALUES if kind == "enum" else ()
+    return Field(name, FieldType(kind), True, False, values=values)
+
+
 def _entity_of(line: dict[str, Any]) -> Entity:
     first, second = line.get("types") or (line["type"], "string")
     is_indexed = line.get("indexed", False)
@@ -158,8 +164,8 @@ def _entity_of(line: dict[str, Any]) -> Entity:
     name = f"{first}_{second}{'_indexed' * is_indexed}{'_asked' * is_asked}".title()
     fields = [
         Field("part", FieldType.INT, False, False),
-        Field("v", FieldType(first), True, False),
-        Field("w", FieldType(second), True, False),
+        _field("v", first),
+        _field("w", second),
     ]
     orders = (("part", "v", "w"), ("v", "part", "w"), ("part", "w", "v"), ("w", "v", "part"))
     indexes = tuple(

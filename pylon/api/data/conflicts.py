@@ -30,7 +30,7 @@ from pylon.errors import (
 )
 from pylon.limiter import rate_limited
 from pylon.manifest.model import Entity
-from pylon.query.predicate import TRUE, Column, Compare, Literal, and_
+from pylon.query.predicate import TRUE, and_, equal
 from pylon.rates import (
     HIDDEN_CONFLICTS_BY_ADDRESS,
     HIDDEN_CONFLICTS_BY_USER,
@@ -48,6 +48,7 @@ from pylon.storage.ops import (
     UpdateRow,
     WriteReply,
 )
+from pylon.values.types import store_value_of
 
 if TYPE_CHECKING:
     from pylon.api.services import DataServices
@@ -248,9 +249,16 @@ def _is_about_hidden(
         return services.store.point(
             lambda reader: reader.lookup(entity.name, name, value, allowed)
         ) is None
-    same = [Compare("=", Column(name), Literal(value)) for name, value in values.items()]
+    same = [equal(name, _in_column(entity, name, value)) for name, value in values.items()]
     where = and_(*same, app.rules.for_entity(entity.name).readable_by(auth))
     return services.store.point(lambda reader: reader.count(entity.name, where)) == 0
+
+
+def _in_column(entity: Entity, name: str, value: Any) -> Any:
+    """Return the column's value of a row's."""
+    field = entity.by_name.get(name)
+    convert = None if field is None else store_value_of(field)
+    return value if convert is None or value is None else convert(value)
 
 
 def _values_of(entity: Entity, error: UniqueViolation) -> dict[str, Any]:

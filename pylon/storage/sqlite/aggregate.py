@@ -15,8 +15,10 @@ from pylon.manifest.model import Entity, FieldType
 from pylon.query.aggregate import Aggregate, Aggregation
 from pylon.query.parse import field_of
 from pylon.storage.sqlite.clause import SqlClause
+from pylon.storage.sqlite.functions import DECIMAL_AVG, DECIMAL_SUM
 from pylon.storage.sqlite.names import quote
 from pylon.values import INT_MAX, INT_MIN
+from pylon.values.types import row_value_of
 
 # The start of a time's bucket: the format for strftime, and SQL for text in ISO 8601.
 _FORMATS: Final = {
@@ -77,7 +79,10 @@ def _aggregation_sql(entity: Entity, aggregation: Aggregation) -> tuple[list[str
     column, kind = quote(aggregation.field), aggregation.kind
     if kind == "countDistinct":
         return [f"count(DISTINCT {column})"], next
-    if kind == "sum" and field_of(entity, aggregation.field).type is not FieldType.FLOAT:
+    field = field_of(entity, aggregation.field)
+    if kind in ("sum", "avg") and field.type is FieldType.DECIMAL:
+        return [f"{DECIMAL_SUM if kind == 'sum' else DECIMAL_AVG}({column})"], next
+    if kind == "sum" and field.type is not FieldType.FLOAT:
         return [f"sum({column} >> 32)", f"sum({column} & 4294967295)"], _joined
     decode = _decode_value(entity, aggregation.field) if kind in ("min", "max") else next
     return [f"{kind}({column})"], decode
@@ -92,14 +97,15 @@ def _joined(values: Iterator[Any]) -> object:
 
 
 def _decode_value(entity: Entity, name: str) -> _Decode:
-    if field_of(entity, name).type is not FieldType.BOOL:
+    convert = row_value_of(field_of(entity, name))
+    if convert is None:
         return next
-    return _truth
 
+    def decode(values: Iterator[Any]) -> object:
+        value = next(values)
+        return None if value is None else convert(value)
 
-def _truth(values: Iterator[Any]) -> object:
-    value = next(values)
-    return None if value is None else bool(value)
+    return decode
 
 
 def _bucket(column: str, bucket: str) -> str:

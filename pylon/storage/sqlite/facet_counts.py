@@ -6,7 +6,7 @@ commit. Called by `reader`.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pylon.storage.records import FacetCounts
@@ -39,15 +39,16 @@ def statement(table: str, where: SqlClause, fields: Sequence[str], max_values: i
 
 
 def fold(
-    fields: Sequence[str], bools: Container[str], rows: Iterable[tuple[Any, ...]]
+    fields: Sequence[str], converters: Mapping[str, Callable[[Any], Any]],
+    rows: Iterable[tuple[Any, ...]],
 ) -> FacetCounts:
-    """Return the counts from the rows of `statement`. `bools` has the boolean fields."""
+    """Return the counts from the rows of `statement`. `converters` make values of rows."""
     total = 0
     values: list[list[tuple[object, int]]] = [[] for _ in fields]
     for number, value, count in rows:
         if number == 0:
             total = count
         else:
-            is_bool = fields[number - 1] in bools
-            values[number - 1].append((bool(value) if is_bool else value, count))
+            convert = converters.get(fields[number - 1])
+            values[number - 1].append((value if convert is None else convert(value), count))
     return FacetCounts(total, dict(zip(fields, values, strict=True)))

@@ -32,7 +32,12 @@ from pylon.query.words import text_fields
 from pylon.storage.records import ConversionStep
 from pylon.storage.sqlite import meta
 from pylon.storage.sqlite.names import quote
-from pylon.storage.sqlite.schema.ddl import JSON_COLUMN, SEQ_COLUMN
+from pylon.storage.sqlite.schema.ddl import (
+    JSON_COLUMN,
+    SEQ_COLUMN,
+    fold_column,
+    fold_fields,
+)
 from pylon.storage.sqlite.search import SearchIndex
 from pylon.values import encode_row
 from pylon.values.datetimes import instant_key
@@ -197,7 +202,9 @@ def _create_view(entity: Entity) -> str:
     dates = datetime_fields(entity)
     columns = [
         f"{_FUNCTION}({quote(name)}) AS {quote(name)}" if name in dates else quote(name)
-        for name in (*entity.columns, JSON_COLUMN, SEQ_COLUMN)
+        for name in (
+            *entity.columns, *map(fold_column, fold_fields(entity)), JSON_COLUMN, SEQ_COLUMN,
+        )
     ]
     table = quote(entity.name)
     return f"CREATE TEMP VIEW {table} AS SELECT {', '.join(columns)} FROM main.{table}"

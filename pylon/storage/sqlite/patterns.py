@@ -20,6 +20,7 @@ import apsw
 
 from pylon.query.patterns import LikePattern, Meter, MeterExpired, is_plain_text
 from pylon.query.predicate import Like
+from pylon.storage.sqlite.functions import add_value_functions
 
 LIKE: Final = "pylon_like"  # (blob, pattern)
 CONTAINS: Final = "pylon_contains"
@@ -56,8 +57,8 @@ def like_text(form: Form, column: str) -> str:
 
 
 def add_functions(conn: apsw.Connection, meter: Meter) -> None:
-    """Register the functions that hard patterns call. They raise apsw.InterruptError when the
-    meter has expired."""
+    """Register the functions of values, and those that hard patterns call. These raise
+    apsw.InterruptError when the meter has expired."""
 
     def register(name: str, compiled: Callable[[str], LikePattern]) -> None:
         def is_match(*values: Any) -> bool | None:
@@ -72,6 +73,7 @@ def add_functions(conn: apsw.Connection, meter: Meter) -> None:
 
         conn.create_scalar_function(name, is_match, 2, deterministic=True)
 
+    add_value_functions(conn)
     register(LIKE, _compiled_like)
     register(CONTAINS, _compiled_text)
 

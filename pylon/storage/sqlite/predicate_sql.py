@@ -33,8 +33,10 @@ from pylon.query.predicate import (
     Column,
     Compare,
     CompareTuple,
+    Element,
     Exists,
     Guarded,
+    HasMember,
     InValues,
     IsNull,
     Like,
@@ -50,6 +52,7 @@ from pylon.query.predicate import (
     conjuncts,
     parts,
 )
+from pylon.storage.sqlite.functions import ELEMENT, HAS_MEMBER
 from pylon.storage.sqlite.index_use import (
     columns_fixed_by,
     field_of_equality,
@@ -211,6 +214,10 @@ class _Writer:
         self._param()
         return Sql(like_text(like_parts(node)[0], self._column(node.field)), (self._next - 1,))
 
+    def _has_member(self, node: HasMember) -> Sql:
+        column = quote(node.field)
+        return _join(f"{HAS_MEMBER}({column}, ", self._param(), ", ", self._param(), ")")
+
     def _match(self, node: Match) -> Sql:
         return Sql(match_condition(self._entity), self._param().params)
 
@@ -320,6 +327,9 @@ class _Writer:
             return Sql(self._outer(value.field, value.depth))
         if isinstance(value, Literal):
             return self._param()
+        if isinstance(value, Element):
+            column = quote(value.field)
+            return _join(f"{ELEMENT}({column}, ", self._param(), ", ", self._param(), ")")
         if isinstance(value, Arithmetic):
             kind = "INTEGER" if value.op == "%" else "REAL"
             left = _join("CAST(", self._value(value.left), f" AS {kind})")
@@ -331,7 +341,7 @@ class _Writer:
 WRITES: Final[dict[type, Callable[[_Writer, Any], Sql]]] = {
     Compare: _Writer._compare, CompareTuple: _Writer._compare_tuple, OneOf: _Writer._one_of,
     InValues: _Writer._in_values, Affix: _Writer._affix, Like: _Writer._like,
-    Match: _Writer._match,
+    HasMember: _Writer._has_member, Match: _Writer._match,
     Guarded: _Writer._guarded, Exists: _Writer._exists,
 }
 

@@ -292,7 +292,7 @@ class SqliteReader:
         if self._deadline.in_group and clause.cost:
             self._refuse_long(entity, clause)
         select = facet_counts.statement(sql.table, clause, fields, most)
-        return facet_counts.fold(fields, sql.bools, self._all(select.sql, select.params))
+        return facet_counts.fold(fields, sql.converters, self._all(select.sql, select.params))
 
     def graph(self, nodes: Sequence[GraphNode]) -> bytes:
         for node in nodes:

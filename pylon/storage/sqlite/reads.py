@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from pylon.manifest.model import Entity, FieldType, Index
+from pylon.manifest.model import Entity, Index
 from pylon.query.parse import CONVERTED
 from pylon.query.predicate import Column, Compare, Literal, Predicate, Scalar, guarded
 from pylon.query.rows import Query
@@ -19,6 +19,7 @@ from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.page_sql import PageColumn, order_by, select_page
 from pylon.storage.sqlite.schema.ddl import fold_column, fold_fields
 from pylon.storage.sqlite.search import RELEVANCE, match_expression, relevant
+from pylon.values.types import row_value_of
 
 _ROW: Final = PageColumn("_json", "_j")
 
@@ -28,7 +29,7 @@ class EntityReads:
     `compile` compiles a condition on its rows, `compile_rule` a read policy."""
 
     __slots__ = (
-        "_compile_lookup", "bools", "compile", "compile_rule", "converted", "entity", "folds",
+        "_compile_lookup", "compile", "compile_rule", "converted", "converters", "entity", "folds",
         "get", "get_version", "has_row", "lookups", "table",
     )
 
@@ -47,7 +48,9 @@ class EntityReads:
             for name in (*entity.columns, *map(fold_column, fold_fields(entity)))
         }
         self.folds = {field.name: fold_column(field) for field in fold_fields(entity)}
-        self.bools = frozenset(f.name for f in entity.fields if f.type is FieldType.BOOL)
+        self.converters = {
+            f.name: convert for f in entity.fields if (convert := row_value_of(f)) is not None
+        }
         self.converted = {f.name: f for f in entity.fields if f.type in CONVERTED}
         compiler = PredicateCompiler(entity, cache)
         self.compile = compiler.compile

@@ -23,8 +23,10 @@ from pylon.query.predicate import (
     Compare,
     CompareTuple,
     Constant,
+    Element,
     Exists,
     Guarded,
+    HasMember,
     InValues,
     IsNull,
     Like,
@@ -123,6 +125,15 @@ def _walk_match(node: Match, shape: Shape, params: Params) -> None:
     params.append(match_expression(node))
 
 
+def _walk_has_member(node: HasMember, shape: Shape, params: Params) -> None:
+    shape += ("has member", node.field)
+    params += (_path_text(node.path), orjson.dumps(node.member).decode())
+
+
+def _path_text(path: tuple[str, ...]) -> str:
+    return orjson.dumps(path).decode()
+
+
 def _walk_not(node: Not, shape: Shape, params: Params) -> None:
     shape.append("not")
     WALKS[type(node.operand)](node.operand, shape, params)
@@ -151,8 +162,8 @@ def _walk_exists(node: Exists, shape: Shape, params: Params) -> None:
 WALKS: Final[dict[type, Callable[[Any, Shape, Params], None]]] = {
     Compare: _walk_compare, CompareTuple: _walk_compare_tuple, IsNull: _walk_is_null,
     OneOf: _walk_one_of, InValues: _walk_in_values, Affix: _walk_affix, Like: _walk_like,
-    Match: _walk_match, Not: _walk_not, And: _walk_items, Or: _walk_items, Guarded: _walk_guarded,
-    Exists: _walk_exists,
+    HasMember: _walk_has_member, Match: _walk_match, Not: _walk_not, And: _walk_items,
+    Or: _walk_items, Guarded: _walk_guarded, Exists: _walk_exists,
 }
 
 
@@ -164,6 +175,9 @@ def _walk_value(value: Value, shape: Shape, params: Params) -> None:
     elif type(value) is Literal:
         shape.append("value")
         params.append(int(value.value) if isinstance(value.value, bool) else value.value)
+    elif type(value) is Element:
+        shape += ("element", value.field)
+        params += (_path_text(value.path), value.kind)
     elif type(value) is Arithmetic:
         shape += ("arithmetic", value.op)
         _walk_value(value.left, shape, params)

@@ -142,7 +142,7 @@ class SqliteTable:
             self._execute(
                 self._updates.get(fields) or self._update_text(fields),
                 (
-                    *[row[field] for field in fields],
+                    *self._codec.column_values(row, fields),
                     *[fold_case(row[field]) for field in fields if field in self._folds],
                     row_json.decode(), seq, row_id,
                 ),

@@ -241,7 +241,9 @@ def _shape(entity: Entity) -> str:
 
     A field that leaves the manifest must leave the JSON too, though its column stays.
     """
-    return orjson.dumps([[f.name, f.type.value] for f in entity.fields]).decode()
+    return orjson.dumps([
+        [f.name, f.type.value + "/text" * f.is_json_text] for f in entity.fields
+    ]).decode()
 
 
 def _has_rows(conn: apsw.Connection, manifest: Manifest) -> bool:

@@ -7,6 +7,7 @@ whole number, so it stops the change with an error that names the row. Called by
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any, Final
 
 import apsw
@@ -19,11 +20,17 @@ from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.schema.history import has_table
 from pylon.storage.sqlite.schema.live import LiveColumn, LiveTable
 from pylon.values import EntityCodec, SqlValue, expected, shown
+from pylon.values.decimals import decimal_of_sort_text
+from pylon.values.json_values import parse_json
+from pylon.values.types import store_value_of
 
+_MIDNIGHT: Final = "T00:00:00.000000Z"
 _WORDS: Final = {"true": True, "false": False, "1": True, "0": False}
 
 # Types that accept fewer values than other types that SQLite stores in the same form.
-_NARROWER: Final = (FieldType.DATETIME, FieldType.BOOL)
+_NARROWER: Final = (FieldType.DATETIME, FieldType.BOOL, FieldType.ENUM, FieldType.DATE)
+# Types whose column has another text than the row.
+_OWN_FORM: Final = ("decimal", "json")
 
 
 def kinds_before(conn: apsw.Connection, entity: str) -> dict[str, str]:
@@ -34,7 +41,27 @@ def kinds_before(conn: apsw.Connection, entity: str) -> dict[str, str]:
     shape = meta.get(conn, f"shape:{entity}") if has_table(conn, "_pylon_meta") else None
     if shape is None:
         return {}
-    return {str(name).lower(): str(kind) for name, kind in orjson.loads(shape)}
+    return {str(name).lower(): str(kind).split("/")[0] for name, kind in orjson.loads(shape)}
+
+
+def has_other_form(
+    conn: apsw.Connection, field: Field, table: LiveTable, column: LiveColumn
+) -> bool:
+    """Whether the stored texts of a column must be written anew for the field's type."""
+    was = kinds_before(conn, table.source).get(column.source.lower())
+    return _differs_in_form(was, field.type) and (
+        was is not None or conn.execute(
+            f"SELECT 1 FROM {quote(table.source)} WHERE {quote(column.source)} IS NOT NULL LIMIT 1"
+        ).get is not None
+    )
+
+
+def _differs_in_form(was: str | None, now: FieldType) -> bool:
+    if was == now.value:
+        return False
+    if was in _OWN_FORM or now.value in _OWN_FORM:
+        return True
+    return was == FieldType.DATETIME.value and now is FieldType.DATE
 
 
 def lossy_value(
@@ -47,7 +74,7 @@ def lossy_value(
     was = kinds_before(conn, table.source).get(column.source.lower())
     if field.type not in _NARROWER or was in (None, field.type.value):
         return None
-    converter = Converter(entity, field, None, was_bool=False)
+    converter = Converter(entity, field, None, None)
     name = quote(column.source)
     try:
         for row in conn.execute(
@@ -62,13 +89,15 @@ def lossy_value(
 class Converter:
     """Converts the values of one field of one entity."""
 
-    __slots__ = ("_codec", "_default", "_field", "_was_bool", "_where")
+    __slots__ = ("_codec", "_default", "_field", "_stored", "_was", "_where")
 
-    def __init__(self, entity: Entity, field: Field, default: str | None, was_bool: bool) -> None:
+    def __init__(
+        self, entity: Entity, field: Field, default: str | None, was: str | None
+    ) -> None:
         """
         Args:
             default: replaces null, as text; None: null stays.
-            was_bool: the stored 0 and 1 mean false and true.
+            was: the type that the stored values have; None: that of the column.
 
         Raises:
             SchemaRefused: the field does not accept the default.
@@ -76,7 +105,8 @@ class Converter:
         self._codec = EntityCodec(entity)
         self._field = field
         self._where = f"{entity.name}.{field.name}"
-        self._was_bool = was_bool
+        self._was = was
+        self._stored = store_value_of(field)
         self._default: SqlValue = None
         if default is not None:
             try:
@@ -100,8 +130,10 @@ class Converter:
             if self._default is None and not self._field.optional:
                 raise SchemaRefused(f"{self._where}: row {row_id} has null there")
             return self._default
-        if self._was_bool and value in (0, 1) and self._field.type is not FieldType.INT:
+        if self._was == "bool" and value in (0, 1) and self._field.type is not FieldType.INT:
             value = bool(value)
+        elif self._was == "decimal" and isinstance(value, str):
+            value = decimal_of_sort_text(value)
         try:
             return self._checked(value)
         except (ValueError, OverflowError, InvalidValue, NullNotAllowed):
@@ -113,17 +145,20 @@ class Converter:
 
     def _checked(self, value: object) -> SqlValue:
         name = self._field.name
-        stored = self._codec.patch({name: _convert(self._field.type, value)}, "")[name]
+        given = _convert(self._field, value)
+        stored = self._codec.patch({name: given}, "")[name]
+        if self._stored is not None and stored is not None:
+            return self._stored(stored)  # type: ignore[no-any-return]
         return int(stored) if isinstance(stored, bool) else stored
 
 
-def _convert(kind: FieldType, value: object) -> object:
-    """Return a value as the given type.
+def _convert(field: Field, value: object) -> object:
+    """Return a value as the field's type.
 
     Raises:
         ValueError, OverflowError: the value does not convert.
     """
-    match kind, value:
+    match field.type, value:
         case _, bytes():
             raise ValueError("binary")
         case FieldType.INT, str():
@@ -142,6 +177,16 @@ def _convert(kind: FieldType, value: object) -> object:
             return bool(value)
         case FieldType.DATETIME, int():
             return f"{value}Z"
+        case FieldType.DATE, str() if value.endswith(_MIDNIGHT):
+            return value.removesuffix(_MIDNIGHT)
+        case FieldType.DECIMAL, float():
+            return f"{Decimal(repr(value)):f}"
+        case FieldType.JSON, _:
+            if field.is_json_text or not isinstance(value, str):
+                return value
+            return parse_json(value)
+        case FieldType.ENUM, int():
+            return str(value)
         case (FieldType.STRING | FieldType.RICHTEXT | FieldType.ID), bool():
             return "true" if value else "false"
         case (FieldType.STRING | FieldType.RICHTEXT | FieldType.ID), int() | float():

@@ -43,6 +43,10 @@ COLUMN_TYPES: Final[dict[FieldType, str]] = {
     FieldType.RICHTEXT: "TEXT",
     FieldType.ID: "TEXT",
     FieldType.DATETIME: "TEXT",
+    FieldType.ENUM: "TEXT",
+    FieldType.DATE: "TEXT",
+    FieldType.DECIMAL: "TEXT",  # a sort text, see `pylon.values.decimals`
+    FieldType.JSON: "TEXT",
     FieldType.INT: "INTEGER",
     FieldType.FLOAT: "REAL",
     FieldType.BOOL: "INTEGER",

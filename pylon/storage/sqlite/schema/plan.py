@@ -26,7 +26,7 @@ from pylon.schema.steps import Plan, Step
 from pylon.storage.sqlite import meta
 from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.schema import ddl
-from pylon.storage.sqlite.schema.convert import lossy_value
+from pylon.storage.sqlite.schema.convert import has_other_form, lossy_value
 from pylon.storage.sqlite.schema.history import has_table, own_indexes
 from pylon.storage.sqlite.schema.legacy_fts import legacy_search_objects
 from pylon.storage.sqlite.schema.live import (
@@ -294,6 +294,8 @@ def _compare_field(
     sql_type = ddl.COLUMN_TYPES[wanted.type]
     if column.type != sql_type:
         details.append(f"the type changes from {column.type or 'none'} to {sql_type}")
+    elif has_other_form(making.conn, wanted, table, column):
+        details.append(f"the type changes to {wanted.type.value}")
     elif (problem := lossy_value(making.conn, entity, wanted, table, column)) is not None:
         making.refusals.append(problem)
     if wanted.optional and column.not_null:

@@ -19,7 +19,7 @@ import apsw
 
 from pylon.clock import Clock
 from pylon.errors import SchemaRefused
-from pylon.manifest.model import Entity, FieldType, Manifest
+from pylon.manifest.model import Entity, Manifest
 from pylon.schema.options import MigrationOptions
 from pylon.schema.steps import Plan
 from pylon.storage.sqlite import documents
@@ -28,7 +28,7 @@ from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.schema import ddl, history
 from pylon.storage.sqlite.schema.apply import Prepared, complete, make_system_tables
-from pylon.storage.sqlite.schema.convert import Converter, kinds_before
+from pylon.storage.sqlite.schema.convert import Converter, has_other_form, kinds_before
 from pylon.storage.sqlite.schema.live import LiveIndex, LiveTable, introspect
 from pylon.storage.sqlite.schema.plan import make_plan
 
@@ -192,17 +192,18 @@ def _rebuild(conn: apsw.Connection, entity: Entity, asked: MigrationOptions) -> 
     statements = _dependents(conn, entity, table, dropped)
 
     targets, sources = ["id"], ["id"]
-    bools = _bool_fields(conn, entity, asked)
+    kinds = _kinds_now(conn, entity, asked)
     converters: list[str] = []
     for number, field in enumerate(entity.fields):
         column = table.columns.get(field.name.lower())
         default = asked.defaults.get((key, field.name.lower()))
-        was_bool = field.name.lower() in bools
-        converter = Converter(entity, field, default, was_bool)
+        was = kinds.get(field.name.lower())
+        converter = Converter(entity, field, default, was)
         function = f"pylon_convert_{number}"
         plain = (
             column is not None and column.type == ddl.COLUMN_TYPES[field.type]
             and (field.optional or column.not_null)
+            and not has_other_form(conn, field, table, column)
         )
         targets.append(quote(field.name))
         if column is not None and plain:
@@ -236,12 +237,14 @@ def _rebuild(conn: apsw.Connection, entity: Entity, asked: MigrationOptions) -> 
     _forget_shape(conn, entity.name)
 
 
-def _bool_fields(conn: apsw.Connection, entity: Entity, asked: MigrationOptions) -> set[str]:
-    """Return the present lower-case names of fields that held booleans until now."""
+def _kinds_now(
+    conn: apsw.Connection, entity: Entity, asked: MigrationOptions
+) -> dict[str, str]:
+    """Return the types that the stored values have, by present lower-case names of fields."""
     key = entity.name.lower()
     return {
-        asked.rename_fields.get((key, name), name).lower()
-        for name, kind in kinds_before(conn, entity.name).items() if kind == FieldType.BOOL.value
+        asked.rename_fields.get((key, name), name).lower(): kind
+        for name, kind in kinds_before(conn, entity.name).items()
     }
 
 
