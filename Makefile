@@ -1,5 +1,6 @@
 # make setup       .venv with Pylon in it
 # make run         serve examples/todo on ports 4321 to 4324 (Ctrl-C ends it)
+# make chat        the same with examples/chat: rooms, members, live windows
 # make arena       the same with examples/arena, a game
 # make test        the whole suite; what is missing on the machine is skipped by name
 # make test-unmarked   the part of it that starts no processes, on every core
@@ -18,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Tests import 430 modules in each process; without cached bytecode that takes 7 s more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup run arena test test-unmarked test-processes test-fast test-tools check bench clean
+.PHONY: setup run chat arena test test-unmarked test-processes test-fast test-tools check bench clean
 
 setup: $(VENV)/installed
 
@@ -46,6 +47,9 @@ examples/%/.env:
 
 run: $(VENV)/installed examples/todo/.env
 	@cd examples/todo && exec $(BIN)/pylonctl dev
+
+chat: $(VENV)/installed examples/chat/.env
+	@cd examples/chat && exec $(BIN)/pylonctl dev
 
 arena: $(VENV)/installed examples/arena/.env
 	@cd examples/arena && exec $(BIN)/pylonctl dev
