@@ -66,9 +66,10 @@ class Windows:
         self._count = 0
         self._lacking: dict[Watch, None] = {}  # in the order in which they are read
         self._readers = 0  # greenlets
-        self._keyed: Change | None = None  # the change of `_keys`
+        self._keyed: Change | None = None  # the change of what follows
         self._keys: dict[SortKeys, tuple[bytes | None, bytes | None]] = {}
-        self._moved_in: dict[tuple[str, str], tuple[bytes, int]] = {}  # read for `_keyed`
+        self._bodies: dict[tuple[SortKeys, Step], bytes] = {}
+        self._moved_in: dict[tuple[str, str], tuple[bytes, int]] = {}
 
     # --- Changes ---------------------------------------------------------------------------
 
@@ -85,16 +86,12 @@ class Windows:
         key = new if is_at >= 0 else old
         if key is None or (was_at < 0 and is_at < 0):
             return
-        bodies: dict[Step, bytes] = {}
         for group in window.groups.values():
             for step in steps_of(window, group.shown, key, was_at, is_at):
-                body = bodies.get(step)
-                if body is None:
-                    found = self._body(watch, window, change, step)
-                    if found is None:  # the row that moves in cannot be read now
-                        group.shown = window.find(step.key)
-                        break
-                    body = bodies[step] = found
+                body = self._body(watch, window, change, step)
+                if body is None:  # the row that moves in cannot be read now
+                    group.shown = window.find(step.key)
+                    break
                 for member in group.members:
                     diffs.add(body, member)
         window.cut()
@@ -106,6 +103,7 @@ class Windows:
         if change is not self._keyed:
             self._keyed = change
             self._keys.clear()
+            self._bodies.clear()
             self._moved_in.clear()
         found = self._keys.get(keys)
         if found is None:
@@ -120,19 +118,22 @@ class Windows:
         self, watch: Watch, window: Window, change: Change, step: Step
     ) -> bytes | None:
         """Return the text of a step; None if its row cannot be read now."""
+        name = window.sort_keys, step
+        body = self._bodies.get(name)
         row_id = window.sort_keys.id_of(step.key)
-        data = None
-        if step.kind != "delete":
-            if row_id == change.event.row_id:
-                data = change.event.data
-            else:
-                data = self._row_at(watch.key[0], row_id, change.seq)
-                if data is not None and not watch.has_row(orjson.loads(data)):
-                    window.is_stale = True  # other rows than before are readable
-                    data = None
+        data = change.event.data
+        if step.kind == "delete":
+            data = None
+        elif row_id != change.event.row_id:
+            data = self._row_at(watch.key[0], row_id, change.seq)
+            if data is not None and not watch.has_row(orjson.loads(data)):
+                window.is_stale = True  # other rows than before are readable
+                data = None
             if data is None:
                 return None
-        return _step_body(window, change.seq, step, row_id, data)
+        if body is None:  # PERF: windows of other callers have the same texts
+            body = self._bodies[name] = _step_body(window, change.seq, step, row_id, data)
+        return body
 
     def _row_at(self, entity: str, row_id: str, seq: int) -> bytes | None:
         """Return a row as it is at `seq`; None if that takes a switch of greenlets."""
