@@ -174,3 +174,14 @@ def test_abuse_shows_what_others_see_of_an_attack(tmp_path: Path) -> None:
 def test_a_crowd_that_comes_back_is_sent_everything(tmp_path: Path) -> None:
     code, report = ran("crowd.py", tmp_path, "--clients", "20", "--events", "1500")
     assert (code, report["clients_without_the_end"]) == (0, 0)
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.slow
+def test_windows_are_what_queries_answer_after_the_measurement(tmp_path: Path) -> None:
+    code, report = ran(
+        "windows.py", tmp_path, "--rows", "3000", "--windows", "30", "--live", "20",
+        "--seconds", "2", "--writes-per-s", "40",
+    )
+    assert (code, report["differing"], report["missing"]) == (0, 0, 0)
+    assert report["delivered"] > 20

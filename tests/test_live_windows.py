@@ -7,77 +7,40 @@ from pathlib import Path
 from typing import Any
 
 import gevent
-import orjson
 import pytest
 
 from pylon import limits, metrics
-from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
+from pylon.auth_context import ADMIN, ANONYMOUS
 from pylon.errors import QueryTimeout
-from pylon.manifest_loader import parse_manifest
 from pylon.query.matcher import matcher_of
 from pylon.query.rows import parse_order
 from pylon.query.window import fields_that_find
 from pylon.storage.sqlite.reader import SqliteReader
 from tests.support.live import LiveClient, LiveStage, LiveWindow
-from tests.support.manifests import windows_app
+from tests.support.live_windows import (
+    ADA,
+    BOB,
+    NEWEST,
+    WINDOWS_APP,
+    diffs_of,
+    fill,
+    reads_of,
+    settle,
+)
 from tests.support.measured import total
 from tests.support.storage import row_id
 from tests.support.wait import run_greenlets_until
 from workers.ws import live_range_reads, live_windows
 from workers.ws.live_subscriptions import Watch
 
-APP = parse_manifest(orjson.dumps(windows_app()).decode(), "manifest.json")
-ADA, BOB = AuthContext(user_id="ada"), AuthContext(user_id="bob")
-NEWEST = {"$order": {"rank": "desc"}, "$limit": 3}
-
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveStage]:
     monkeypatch.setattr(live_range_reads, "_FEED_STEPS", 0)
     monkeypatch.setattr(live_windows, "_RETRY_S", 0.001)
-    made = LiveStage(tmp_path, APP)
+    made = LiveStage(tmp_path, WINDOWS_APP)
     yield made
     made.close()
-
-
-def fill(world: LiveStage, count: int, entity: str = "Public", **body: Any) -> None:
-    world.write(*(world.insert(entity, row_id(n), rank=n, **body) for n in range(1, count + 1)))
-    world.publish()
-
-
-def settle(world: LiveStage) -> None:
-    windows = world.live._windows
-    run_greenlets_until(
-        "no window lacks rows", lambda: not windows._lacking and not windows._readers
-    )
-
-
-def diffs_of(client: LiveClient, world: LiveStage, *ops: Any) -> list[tuple[str, int, Any]]:
-    """Commit, and return (kind, number of the row, number of the row before it or "-")."""
-    taken: list[dict[str, Any]] = []
-    window = client.windows["s"]
-    take = LiveWindow.take
-
-    def note(message: dict[str, Any]) -> None:
-        taken.append(message)
-        take(window, message)
-
-    client.listen()
-    window.take = note  # type: ignore[method-assign]
-    world.write(*ops)
-    world.publish()
-    settle(world)
-    client.listen()
-    del window.take
-    return [
-        (m["kind"], int(m["row_id"], 16), "-" if "after" not in m else
-         None if m["after"] is None else int(m["after"], 16))
-        for m in taken
-    ]
-
-
-def reads_of(reason: str) -> float:
-    return metrics.LIVE_WINDOW_READS.labels(reason)._value.get()
 
 
 def test_diffs_say_where_rows_stand(world: LiveStage) -> None:
@@ -300,7 +263,7 @@ def test_window_without_an_index_is_refused_before_its_rows_are_read(
     ],
 )
 def test_index_that_a_window_needs(body: dict[str, Any], fields: tuple[str, ...]) -> None:
-    entity = APP.by_name["Public"]
+    entity = WINDOWS_APP.by_name["Public"]
     order = parse_order(entity, "$order", body.pop("$order", None))
     matcher = matcher_of(entity, body)
     wanted = (*order, ("id", False))
@@ -381,73 +344,3 @@ def test_windows_count_against_the_memory_of_live_queries(
     assert [(e["for"], e["code"]) for e in client.errors] == [("more", "LIMIT_EXCEEDED")]
     client.say(type="unsubscribe", sub_id="s")
     assert world.live._size_bytes == len(world.live._holdings) == 0
-
-
-CHAT = {"text": "a", "$order": {"rank": "desc"}, "$limit": 3}
-
-
-@pytest.fixture
-def rooms(world: LiveStage) -> LiveStage:
-    """Ada and Bob are members of room "a", which has 9 messages."""
-    fill(world, 9, "Chat", text="a")
-    world.write(
-        world.insert("Member", row_id(1), text="a", ownerId="ada"),
-        world.insert("Member", row_id(2), text="a", ownerId="bob"),
-    )
-    world.publish()
-    return world
-
-
-def subscribed(world: LiveStage, auth: AuthContext) -> LiveClient:
-    client = LiveClient(world, auth)
-    client.subscribe_window("s", "Chat", CHAT)
-    return client
-
-
-@pytest.mark.parametrize("has_sets", [True, False])
-def test_membership_opens_and_closes_the_windows_of_its_caller(
-    rooms: LiveStage, has_sets: bool
-) -> None:
-    ada, bob = subscribed(rooms, ADA), subscribed(rooms, BOB)
-    if has_sets:
-        rooms.hold_sets(ADA)
-    before = reads_of("refresh")
-    ended = rooms.delete("Member", row_id(1))
-    assert diffs_of(ada, rooms, ended) == [("delete", n, "-") for n in (9, 8, 7)]
-    op = rooms.insert("Chat", row_id(10), rank=10, text="a")
-    assert diffs_of(ada, rooms, op) == []
-    begun = rooms.insert("Member", row_id(3), text="a", ownerId="ada")
-    opened = [("insert", 10, None), ("insert", 9, 10), ("insert", 8, 9)]
-    assert diffs_of(ada, rooms, begun) == opened
-    bob.listen()
-    assert bob.windows["s"].kinds == ["delete", "insert"], "only the new message"
-    assert reads_of("refresh") == before + 2
-    assert [row["rank"] for row in bob.windows["s"].rows] == [10, 9, 8]
-
-
-def test_row_of_a_room_that_closes_in_the_same_commit_does_not_move_in(rooms: LiveStage) -> None:
-    ada = subscribed(rooms, ADA)
-    ops = rooms.delete("Member", row_id(1)), rooms.delete("Chat", row_id(9))
-    assert {kind for kind, _, _ in diffs_of(ada, rooms, *ops)} == {"delete"}
-    assert ada.windows["s"].rows == []
-
-
-def test_membership_that_ends_while_a_window_is_read(rooms: LiveStage) -> None:
-    def end() -> None:
-        rooms.write(rooms.delete("Member", row_id(1)))
-        rooms.publish()
-
-    rooms.store.meanwhile = end
-    ada = subscribed(rooms, ADA)
-    assert (ada.windows["s"].complete, ada.windows["s"].rows) == (True, [])
-    rooms.write(rooms.insert("Member", row_id(3), text="a", ownerId="ada"))
-    rooms.publish()
-    settle(rooms)
-    ada.listen()
-    rooms.store.meanwhile = lambda: (
-        rooms.write(rooms.delete("Member", row_id(3))), rooms.publish()
-    )
-    ada.widen("s", 3)
-    settle(rooms)
-    ada.listen()
-    assert ada.windows["s"].rows == []

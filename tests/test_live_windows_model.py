@@ -6,7 +6,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import orjson
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -14,19 +13,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from pylon import limits, metrics
 from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
-from pylon.manifest_loader import parse_manifest
 from tests.support.examples import count_examples
 from tests.support.live import LiveClient, LiveStage
-from tests.support.manifests import windows_app
+from tests.support.live_windows import ADA, BOB, WINDOWS_APP, settle
 from tests.support.measured import total
 from tests.support.storage import row_id
-from tests.support.wait import run_greenlets_until
 from workers.ws import live_range_reads
 
 ENTITIES = ["Public", "Mine", "Note", "Chat", "Open"]
 WRITTEN = [*ENTITIES, "Member", "Member"]  # a Member opens rows of Chat and closes rows of Open
-APP = parse_manifest(orjson.dumps(windows_app()).decode(), "manifest.json")
-ADA, BOB = AuthContext(user_id="ada"), AuthContext(user_id="bob")
 CONTEXTS = [ANONYMOUS, ADMIN, ADA, BOB, ADA]
 VALUES: dict[str, list[Any]] = {
     "text": ["a", "b", "ab", None], "rank": [1, 2, 3, None], "ownerId": ["ada", "bob", None],
@@ -85,7 +80,7 @@ class Machine(RuleBasedStateMachine):
         self.patch.setattr(limits, "LIVE_WINDOW_SPARE_ROWS", 2)
         self.patch.setattr(live_range_reads, "_FEED_STEPS", 0)
         self.folder = TemporaryDirectory()
-        self.world = LiveStage(Path(self.folder.name), APP)
+        self.world = LiveStage(Path(self.folder.name), WINDOWS_APP)
         self.there: set[tuple[str, int]] = set()
         self.clients = [LiveClient(self.world, auth) for auth in CONTEXTS]
 
@@ -228,11 +223,3 @@ class Machine(RuleBasedStateMachine):
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(max_examples=count_examples(100), stateful_step_count=25)
-
-
-def settle(world: LiveStage) -> None:
-    """Let the greenlets read that have to."""
-    windows = world.live._windows
-    run_greenlets_until(
-        "no window lacks rows", lambda: not windows._lacking and not windows._readers
-    )
