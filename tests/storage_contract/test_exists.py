@@ -195,6 +195,66 @@ def test_store_python_and_writer_agree_on_a_rule(
     stage.close()
 
 
+GRANT = Entity("Grant", (
+    _field("userId"), _field("until", FieldType.DATETIME), _field("day", FieldType.DATE),
+    _field("price", FieldType.DECIMAL),
+), (
+    Index("by_user", ("userId",), False), Index("by_until", ("userId", "until"), False),
+    Index("by_price", ("userId", "price"), False),
+))
+SALE = Entity("Sale", (
+    _field("at", FieldType.DATETIME), _field("day", FieldType.DATE),
+    _field("price", FieldType.DECIMAL),
+))
+
+
+@pytest.mark.parametrize(("rule", "passing"), [
+    ("until == data.at", {1}),
+    ("until > data.at", {2}),
+    ("until >= '2026-03-29T02:30:00+02:00'", {1, 2, 3}),
+    ("until > '2026-03-29T02:30:00+02:00'", set()),
+    ("until in ['2026-03-29T00:30:00Z', null]", {1, 2, 3}),
+    ("price == data.price", {1}),
+    ("price > data.price", {2}),
+    ("price == 1.5", {1, 2, 3}),
+    ("price < 1.50", set()),
+    ("day <= data.day", {1}),
+    ("day != data.day", {2, 3}),
+    ("day == '2026-03-29'", {1, 2, 3}),
+])
+def test_values_of_one_meaning_are_equal_whatever_their_notation(
+    open_stage: Any, tmp_path: Path, rule: str, passing: set[int]
+) -> None:
+    empty = open_stage(tmp_path, "true")
+    empty.close()
+    asking = f"exists(Grant, userId == auth.userId, {rule})"
+    policies = (Policy("s", "Sale", allow=asking), Policy("g", "Grant", allow="true"))
+    stage = StoreStage(empty.backend, Manifest("sales", "1", (GRANT, SALE), policies=policies))
+
+    def put(entity: Entity, number: int, auth: AuthContext | None = None, **body: Any) -> InsertRow:
+        encoded = EntityCodec(entity).insert(body, row_id(number))
+        return InsertRow(
+            entity.name, row_id(number), encoded.values, encoded.row_json, True, None, auth
+        )
+
+    assert not any(stage.codes(
+        put(GRANT, 1, userId="ann", until="2026-03-29T02:30:00+02:00", day="2026-03-29",
+            price="1.50"),
+        put(SALE, 1, at="2026-03-29T00:30:00Z", day="2026-03-29", price="1.5"),
+        put(SALE, 2, at="2026-03-29T00:29:59.9Z", day="2026-03-28", price="1.4999999999999999999"),
+        put(SALE, 3),
+    ))
+    rules = stage.rules.for_entity("Sale")
+    wanted = {row_id(number) for number in passing}
+    assert {row["id"] for row in stage.rows("Sale", rules.readable_by(ANN))} == wanted
+    for row in stage.rows("Sale"):
+        assert rules.may_read(ANN, row, related(stage)) is (row["id"] in wanted)
+        body = {name: value for name, value in row.items() if name != "id"}
+        (code,) = stage.codes(put(SALE, 100 + int(row["id"], 16), ANN, **body))
+        assert code == (None if row["id"] in wanted else "POLICY_DENIED")
+    stage.close()
+
+
 def test_large_row_is_judged_by_its_columns(open_stage: Any, tmp_path: Path) -> None:
     """The writer judges a row above JUDGED_FIRST_BYTES before it reads the JSON."""
     stage = open_stage(tmp_path, MINE)
