@@ -144,7 +144,7 @@ function renderRooms() {
   wasListed = isListed;
   el("rooms").replaceChildren(...rooms.map(room => {
     const button = document.createElement("button");
-    button.textContent = (room.private ? "🔒 " : "# ") + room.name;
+    button.textContent = (room.private ? "private: " : "# ") + room.name;
     if (room.id === openRoom) button.setAttribute("aria-current", "true");
     button.onclick = () => enter(room.id);
     const item = document.createElement("li");
