@@ -114,7 +114,7 @@ class _Difference:
 
     def _touched(self, entity: str, rules: EntityRules) -> Iterator[Change]:
         """Yield what became of the rows that changed themselves."""
-        for span in self._changed.of(entity).values():
+        for span in self._changed.rows_of(entity).values():
             saw = self._saw(rules, span.before)
             event, before = span.last.event, span.first.event.prev_data
             if self._sees(rules, span.after):
@@ -156,7 +156,7 @@ class _Difference:
     def _find_rows(self, entity: str, where: Predicate) -> Iterable[Row]:
         """Return the rows for which a condition holds, before the range or behind it."""
         holds = evaluator_of(where)
-        for span in self._changed.of(entity).values():
+        for span in self._changed.rows_of(entity).values():
             for image in (span.before, span.after):
                 if image is not None and holds(image):
                     yield image

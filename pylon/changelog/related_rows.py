@@ -71,13 +71,13 @@ class ChangedRows:
         """Return the entities of the rows."""
         return self._by_entity.keys()
 
-    def of(self, entity: str) -> Mapping[str, RowSpan]:
+    def rows_of(self, entity: str) -> Mapping[str, RowSpan]:
         """Return the rows of an entity by their ids."""
         return self._by_entity.get(entity, {})
 
     def untouched(self, entity: str, where: Predicate) -> Predicate:
         """Return the condition of the other rows for which `where` holds."""
-        ids = tuple(self.of(entity))
+        ids = tuple(self.rows_of(entity))
         return and_(where, not_(in_values("id", ids, has_null=False))) if ids else where
 
 
@@ -115,7 +115,7 @@ class PastRows:
         where = conditions_of(replace(exists, nested=()), read)
         holds = evaluator_of(where)
         images = [
-            span.before for span in self._changed.of(exists.entity).values()
+            span.before for span in self._changed.rows_of(exists.entity).values()
             if span.before is not None and holds(span.before)
         ]
         others = self._changed.untouched(exists.entity, where)

@@ -142,7 +142,7 @@ class Groups:
             if verdict:
                 yield group
 
-    def of_auth(self, auth: AuthContext) -> Collection[Group]:
+    def find_of_auth(self, auth: AuthContext) -> Collection[Group]:
         """Return the groups of one auth context."""
         return self._by_auth.get(auth, _NONE)
 
@@ -167,7 +167,7 @@ class Groups:
             return {
                 group for row in (change.row, change.prev_row) if row is not None
                 for auth in memberships.holders_of(routing.check, row)
-                for group in self.of_auth(auth)
+                for group in self.find_of_auth(auth)
             }
         groups = self._by_attribute.get(routing.attribute)
         if groups is None:

@@ -315,7 +315,7 @@ class Hub:
         for callback in self._on_concerned:
             callback(concerned)
         joined = [
-            connection for auth in concerned for group in self._groups.of_auth(auth)
+            connection for auth in concerned for group in self._groups.find_of_auth(auth)
             for connection in group.connections
         ]
         ahead = [each for each in self._ahead if each.caller.auth in concerned]
