@@ -14,6 +14,7 @@ PUSH_NODES: Final = 1_000_000  # values in a push; beyond it only the first chan
 MESSAGE_NODES: Final = 50_000  # values in one WebSocket message
 JSON_REPAIR_BYTES: Final = 2 * 1024 * 1024  # a list of changes with invalid UTF-8
 JSON_REPAIR_DEPTH: Final = 500  # levels up to which a change that is nested too deeply fails alone
+NUMBERED_PAGE_ROWS: Final = 50  # rows of a page of GET /api/entities/:E?page= by default
 CURSOR_PAGE_DEFAULT: Final = 20
 CURSOR_PAGE_MAX: Final = 100
 FILTER_TERMS: Final = 64
@@ -96,6 +97,8 @@ READ_CONNECTIONS: Final = 5  # for each worker process: one for short reads, the
 SCANS_PER_CALLER: Final = 3  # at a time, for one identity or address; fewer than scan connections
 ADMISSION_WAITING: Final = 1_024  # waiting requests, for each shared resource
 ADMISSION_WAITING_PER_CALLER: Final = 128
+UNINDEXED_ROWS: Final = 50_000  # a query without an index is reported for larger tables
+PLANS_WATCHED: Final = 1_000  # shapes of queries that a worker has judged by their plan
 SLOW_STATEMENTS: Final = 1_024  # known to need the thread pool, for each worker process
 LIST_BYTES: Final = 32 * 1024 * 1024  # the rows of one list, query or graph
 QUERY_CACHE_BYTES: Final = 2 * 1024 * 1024  # cached until the next commit, for each kind of answer

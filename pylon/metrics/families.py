@@ -112,6 +112,11 @@ STREAMED_WAITING: Final = Gauge(
     "Responses of many pages that wait for the turn of their next page.",
     registry=WORKER,
 )
+UNINDEXED_QUERIES: Final = Counter(
+    "pylon_unindexed_queries_total",
+    "Slow queries of tables above 50,000 rows that no index serves, by the index that would help.",
+    ("entity", "index"), registry=WORKER,
+)
 READS_MOVED: Final = Counter(
     "pylon_reads_moved_to_threads_total",
     "Reads that took too long for the loop and went to the thread pool.",
@@ -438,6 +443,7 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "HTTP_WAITING", "HTTP_ABORTED", "COMPRESSED_RESPONSES", "COMPRESSION_SAVED",
     "HIDDEN_CONFLICTS", "AUTH_ATTEMPTS", "WRITE_WAIT",
     "WRITES_IN_FLIGHT", "POOL_WAIT", "ADMISSION_WAITING", "ADMISSION_REFUSED", "STREAMED_WAITING",
+    "UNINDEXED_QUERIES",
     "READS_MOVED", "QUERY_CACHE_LOOKUPS", "QUERY_CACHE_BYTES", "CONNECTIONS", "CONNECTIONS_OPENED",
     "SYNC_SCOPES",
     "CONNECTIONS_CLOSED", "HANDSHAKES", "SOCKETS_PASSED", "MESSAGES_SENT", "DEFLATE_SAVED",

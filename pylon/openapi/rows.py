@@ -63,13 +63,29 @@ def _list(entity: Entity, config: Config) -> Paths:
         "offset": {"type": "integer"},
         "total": {"type": "integer", "description": "Rows without limit and offset, with count"},
     }, ("data", "count", "limit", "offset"))
+    numbered = obj({
+        "data": listed(ref(entity.name)),
+        "page": {"type": "integer", "minimum": 1},
+        "per_page": {"type": "integer", "minimum": 1},
+        "total": {"type": "integer", "description": "Rows of all pages"},
+    }, ("data", "page", "per_page", "total"))
     return operation(
         "get", f"list{entity.name}", entity.name, "Rows that the caller may read, in id order",
-        {200: response("Rows", body)},
+        {200: response("Rows; with page or per_page a numbered page", {
+            "anyOf": [body, numbered],
+        })},
         raises=(*_READS, errors.InvalidQuery, errors.LimitExceeded),
         parameters=[
             query("limit", {**_WHOLE, "maximum": config.list_limit}, "How many rows at most"),
             query("offset", _WHOLE, "How many rows to skip"),
+            query(
+                "page", {**_WHOLE, "minimum": 1},
+                "The number of a page, from 1; not with limit, offset and count",
+            ),
+            query(
+                "per_page", {**_WHOLE, "minimum": 1, "maximum": config.list_limit},
+                f"Rows of a numbered page; {limits.NUMBERED_PAGE_ROWS} if not given",
+            ),
             query(
                 "count", {"enum": ["true", "false", "1", "0"]}, "true: the response has the total"
             ),

@@ -29,6 +29,7 @@ from pylon.storage.records import (
     IndexSpec,
     LogFacts,
     LogRetention,
+    QueryPlan,
     SessionRow,
     StoredDocument,
     StoredShard,
@@ -94,6 +95,9 @@ class Reader(Protocol):
         Raises:
             LimitExceeded: more than `limits.LIST_BYTES`.
         """
+
+    def explain(self, entity: str, query: Query) -> QueryPlan:
+        """How the store finds the rows of a query."""
 
     def count(self, entity: str, where: Predicate) -> int:
         """How many rows `where` holds for."""

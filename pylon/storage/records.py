@@ -26,6 +26,19 @@ class FacetCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class QueryPlan:
+    """How a store finds the rows of a query, in its own words, step by step.
+
+    `is_indexed`: it neither scans a table for a filter nor sorts all rows. Otherwise `index` has
+    the fields of the index that would help, as a manifest has them; none if no single one would.
+    """
+
+    steps: tuple[str, ...]
+    is_indexed: bool
+    index: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SessionRow:
     """A stored session.
 

@@ -27,10 +27,13 @@ from pylon.api.http.versions import (
     set_written_version,
 )
 from pylon.api.services import DataServices
-from pylon.errors import LimitExceeded, NotFound
+from pylon.errors import InvalidQuery, LimitExceeded, NotFound
+from pylon.manifest.model import Entity
+from pylon.query.predicate import Predicate
 from pylon.query.rows import Query
 from pylon.storage.interface import Reader
 from pylon.storage.ops import WriteReply
+from pylon.values import INT_MAX
 
 
 class EntityList:
@@ -45,6 +48,9 @@ class EntityList:
         auth = caller_of(req, services.requests).auth
         named = entity_named(services.app, entity, auth)
         where = readable(services.app, named, auth)
+        if "page" in req.params or "per_page" in req.params:
+            self._send_numbered(req, resp, named, where)
+            return
         limit = read_number(req, "limit")
         if limit is not None and limit > self._list_limit:
             raise LimitExceeded(
@@ -73,6 +79,45 @@ class EntityList:
         services.requests.compression.send(req, resp, found)
 
     on_head = on_get
+
+    def _send_numbered(
+        self, req: falcon.Request, resp: falcon.Response, entity: Entity, where: Predicate
+    ) -> None:
+        """Send a page by its number, as version 0.11 of the published server does.
+
+        Raises:
+            InvalidQuery: a number that is none, or `limit` or `offset` beside them.
+            LimitExceeded: `per_page` is above PYLON_LIST_LIMIT.
+        """
+        services = self._services
+        for name in ("limit", "offset", "count"):
+            if name in req.params:
+                raise InvalidQuery(
+                    f"{name} does not go with page and per_page -- use limit and offset, or page "
+                    "and per_page"
+                )
+        number = read_number(req, "page", low=1) or 1
+        size = read_number(req, "per_page", low=1) or limits.NUMBERED_PAGE_ROWS
+        if size > self._list_limit:
+            raise LimitExceeded(
+                f"per_page {size} exceeds the most that one list answers, {self._list_limit} "
+                "(PYLON_LIST_LIMIT)"
+            )
+        offset = min((number - 1) * size, INT_MAX)
+        query = Query(where=where, limit=size, offset=offset)
+
+        def read() -> bytes:
+            _, rows, total = services.store.scan(
+                lambda reader: _read_list(reader, entity.name, query, with_total=True),
+                caller=subject_of(req, services.requests),
+            )
+            return b'{"data":%b,"page":%d,"per_page":%d,"total":%d}' % (
+                rows, number, size, total or 0,
+            )
+
+        key = ("numbered", entity.name, where, number, size)
+        found = answer_cached(services.query_cache, services.store, key, b"", read)
+        services.requests.compression.send(req, resp, found)
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
         services = self._services

@@ -13,7 +13,7 @@ their time limit there.
 Bounds: `limits.READ_CONNECTIONS` connections, of which a caller has at most
 `limits.SCANS_PER_CALLER`. Without a free connection a scan waits in its caller's queue
 (`pylon.admission`) for at most `limits.READ_TIMEOUT_S`, then fails with QueryTimeout. Metrics:
-pylon_db_pool_wait_seconds, pylon_reads_moved_to_threads_total,
+pylon_db_pool_wait_seconds, pylon_reads_moved_to_threads_total, those of `plan_watch`,
 pylon_admission_queue_length{queue="scan"}. Each worker has one pool as its
 `pylon.storage.interface.Store`; `backend` makes it.
 """
@@ -34,6 +34,7 @@ from pylon.errors import QueryTimeout, StoreUnavailable
 from pylon.manifest.model import Manifest
 from pylon.metrics.families import POOL_WAIT, READS_MOVED
 from pylon.storage.interface import SERVER, Reader
+from pylon.storage.sqlite.plan_watch import PlanWatch
 from pylon.storage.sqlite.reader import SqliteReader
 
 T = TypeVar("T")
@@ -66,7 +67,10 @@ class ReaderPool:
         self._clock = clock or SystemClock()
         self._inline = SqliteReader(path, manifest, CpuTimeClock(), _INLINE_CHECK_STEPS)
         # PERF: opened when a scan needs them: 0.35 MiB each, which an idle worker keeps.
-        self._open_scanner = partial(SqliteReader, path, manifest, self._clock)
+        self._plans = PlanWatch()
+        self._open_scanner = partial(
+            SqliteReader, path, manifest, self._clock, plans=self._plans
+        )
         self._scanners: list[SqliteReader] = []
         self._free: list[SqliteReader] = []
         scanners = connections - 1
@@ -149,7 +153,15 @@ class ReaderPool:
 
         # The end of the thread's job frees the connection, not the greenlet: a greenlet may be
         # killed while it waits, and the thread still uses the connection then.
-        job = hub.threadpool.spawn(read, reader)
+        job = hub.threadpool.spawn(_read_and_judge, read, reader)
         job.rawlink(free_scanner)
         result: T = job.get()
+        self._plans.report()
         return result
+
+
+def _read_and_judge(read: Callable[[Reader], T], reader: SqliteReader) -> T:
+    try:
+        return read(reader)
+    finally:
+        reader.judge_plans()

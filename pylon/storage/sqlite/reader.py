@@ -41,6 +41,7 @@ from pylon.storage.interface import Reader
 from pylon.storage.records import (
     DocumentUpdate,
     FacetCounts,
+    QueryPlan,
     SessionRow,
     StoredDocument,
     StoredShard,
@@ -55,6 +56,7 @@ from pylon.storage.sqlite.graph import graph_json, is_one_statement
 from pylon.storage.sqlite.instants import DatetimeViews
 from pylon.storage.sqlite.list_sizes import ListSizes
 from pylon.storage.sqlite.patterns import add_functions
+from pylon.storage.sqlite.plan_watch import PlanWatch, explain_select
 from pylon.storage.sqlite.pragmas import release_memory
 from pylon.storage.sqlite.reads import EntityReads, selection
 from pylon.storage.sqlite.short_rows import has_short_rows
@@ -70,6 +72,7 @@ _SEPARATOR: Final = b"\x1e"  # a control character, which JSON always escapes
 _FEWER: Final = 8  # if rows are too large, the next try reads this fraction of them
 _ROW_BYTES: Final = 1_000_000_000  # SQLite's own limit: a single row is always read
 _PATTERN: Final = "pattern:"
+_NOTED: Final = limits.GRAPH_NODES  # queries of one read
 _KNOWN_SLOW: Final = "the statement is known to take longer"
 _SHORT_ROWS_TTL_NS: Final = 50_000_000  # PERF: a query for each pattern took 3 us of 65
 
@@ -100,7 +103,8 @@ class SqliteReader:
 
     __slots__ = (
         "_bounded", "_by_name", "_clock", "_conn", "_deadline", "_execute", "_list_sizes",
-        "_pattern_key", "_short_rows", "_short_rows_read_ns", "_slow", "_views", "meter",
+        "_noted", "_pattern_key", "_plans", "_short_rows", "_short_rows_read_ns", "_slow",
+        "_views", "meter",
     )
 
     def __init__(
@@ -109,10 +113,12 @@ class SqliteReader:
         manifest: Manifest,
         clock: Clock | None = None,
         check_steps: int = SCAN_CHECK_STEPS,
+        plans: PlanWatch | None = None,
     ) -> None:
         """
         Args:
             check_steps: SQLite instructions between two checks of the clock.
+            plans: judges the queries of this reader (`judge_plans`).
 
         Raises:
             StoreUnavailable: the database cannot be opened.
@@ -122,6 +128,8 @@ class SqliteReader:
         self._clock = clock or SystemClock()
         self._deadline = Deadline(self._clock, limits.READ_TIMEOUT_S)
         self._slow = SlowStatements()
+        self._plans = plans
+        self._noted: list[tuple[EntityReads, Query]] = []  # for `judge_plans`
         self._list_sizes = ListSizes(self._count_up_to, self._clock)
         self._pattern_key = ""  # key in `_slow` of the patterns like that of the last statement
         self._short_rows: dict[str, bool] = {}
@@ -239,6 +247,7 @@ class SqliteReader:
             self._sql(entity)
             return 0, b"[]"
         selected, params = self._selection(entity, query)
+        self._note(entity, query)
         with self._bounded:
             ((count, joined),) = self._all(
                 f"SELECT count(*), CAST(group_concat(_j) AS BLOB) FROM ({selected})", params
@@ -294,9 +303,34 @@ class SqliteReader:
         select = facet_counts.statement(sql.table, clause, fields, most)
         return facet_counts.fold(fields, sql.converters, self._all(select.sql, select.params))
 
+    def explain(self, entity: str, query: Query) -> QueryPlan:
+        text, params = self._selection(entity, query)
+        return explain_select(self._all, entity, query, text, params)
+
+    def _note(self, entity: str, query: Query) -> None:
+        """Keep a query for `judge_plans`."""
+        if self._plans is not None and len(self._noted) < _NOTED:
+            self._noted.append((self._sql(entity), query))
+
+    def judge_plans(self) -> None:
+        """Judge the plans of the queries that this reader has run since the last call."""
+        noted, self._noted = self._noted, []
+        if self._plans is None:
+            return
+        for reads, query in noted:
+            if query.relevance is None and query.where is not FALSE:
+                select = selection(reads, query)
+                with suppress(PylonError):  # the query has its answer
+                    self._plans.judge(
+                        self._all, reads.entity.name, query, select.sql, select.params
+                    )
+
     def graph(self, nodes: Sequence[GraphNode]) -> bytes:
         for node in nodes:
-            self._sql(node.entity.name)
+            self._note(node.entity.name, Query(
+                node.where, limits.GRAPH_ROWS if node.limit is None else node.limit,
+                order=node.order, position=node.position, allowed=node.allowed,
+            ))
             if self._deadline.in_group:
                 self._refuse_long_node(node, False)
         if is_one_statement(nodes):
@@ -311,6 +345,7 @@ class SqliteReader:
 
     def aggregate(self, entity: str, aggregate: Aggregate) -> list[dict[str, Any]]:
         sql = self._sql(entity)
+        self._note(entity, Query(aggregate.where, 1))
         clause = sql.compile(aggregate.where)
         if self._deadline.in_group and clause.cost:
             self._refuse_long(entity, clause)
