@@ -65,7 +65,7 @@ _WRITTEN: Final[dict[FieldType, Schema]] = {
     FieldType.DECIMAL: {
         "anyOf": [
             {"type": "string", "pattern": DECIMAL_PATTERN},
-            {"type": "integer", "exclusiveMinimum": -(10**DIGITS), "exclusiveMaximum": 10**DIGITS},
+            {"type": "integer", "minimum": INT_MIN, "maximum": INT_MAX},
         ],
         "description": "An exact number; answered as text without zeros at its end",
     },

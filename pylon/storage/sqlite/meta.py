@@ -4,7 +4,8 @@ Keys: `lineage` (made with the database, kept by its backups), `history_rows`, `
 and `indexes` (see `pylon.storage.sqlite.schema.history`), `shape:<Entity>` (see
 `pylon.storage.sqlite.schema.apply`), `search:<Entity>` (see `pylon.storage.sqlite.schema.search`),
 `references` (see `pylon.manifest.references`), `short_rows:<Entity>` (see `short_rows`),
-`instants:<Entity>` (see `instants`), `document_rules:<Entity>` (see
+`instants:<Entity>` (see `instants`), `constraints:<Entity>` (see
+`pylon.storage.sqlite.schema.broken_rows`), `document_rules:<Entity>` (see
 `pylon.storage.core.documents`), `boot_id`, `clean` and `durability` of the newest run (see
 `epochs`).
 """

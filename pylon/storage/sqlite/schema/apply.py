@@ -32,6 +32,7 @@ from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.instants import note_instants
 from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.schema import ddl, history, search
+from pylon.storage.sqlite.schema.broken_rows import report_broken_rows
 from pylon.storage.sqlite.schema.live import introspect
 from pylon.storage.sqlite.schema.plan import (
     columns_to_fill,
@@ -129,6 +130,7 @@ def complete(
     note_short_rows(conn, manifest, is_stale=written_elsewhere)
     added = {(s.entity, s.name) for s in plan.steps if s.kind == "add_field"}
     note_instants(conn, manifest, added, is_stale=written_elsewhere)
+    report_broken_rows(conn, manifest)
 
     created = lineage is None
     if lineage is None:
