@@ -263,7 +263,7 @@ def measure(server: srv.Server, args: argparse.Namespace, rooms: int) -> dict[st
         rows = server.request("POST", "/api/query/Message", window_of(room))
         differing += [row["id"] for row in rows] != place[room].windows[f"w{room}"]
     report |= {
-        "live": len(live), "writes_per_s": round(len(sent) / args.seconds, 1),
+        "live": len(live), "writes_per_s": args.writes_per_s, "inserts": len(sent),
         "delivered": len(took_ms), "missing": len(sent) - len(took_ms),
         "p50_ms": round(statistics.median(took_ms), 2),
         "p99_ms": round(took_ms[int(len(took_ms) * 0.99)], 2), "max_ms": round(took_ms[-1], 2),

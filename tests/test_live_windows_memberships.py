@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pylon.auth_context import AuthContext
+from pylon.storage.sqlite.reader import SqliteReader
 from tests.support.live import LiveClient, LiveStage
 from tests.support.live_windows import (
     ADA,
@@ -97,3 +98,16 @@ def test_membership_that_ends_while_a_window_is_read(rooms: LiveStage) -> None:
     settle(rooms)
     ada.listen()
     assert ada.windows["s"].rows == []
+
+
+def test_no_row_is_read_for_a_stranger_of_the_room(
+    rooms: LiveStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(SqliteReader, "rows_within")
+    stranger = LiveClient(rooms, AuthContext(user_id="eve"))
+    stranger.subscribe_window("s", "Chat", CHAT)
+    stranger.subscribe("t", "Chat", {"text": "a"})
+    assert stranger.errors == []
+    assert stranger.windows["s"].rows == [] and stranger.sets["t"].rows == {}
+    with pytest.raises(AttributeError):  # all rooms have to be looked at
+        stranger.subscribe_window("u", "Chat", {"$order": {"rank": "desc"}, "$limit": 3})

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pylon.manifest.model import Entity, Field, FieldType
 from pylon.query.sort_keys import SortKeys
+from pylon.values.decimals import decimal_key
 from tests.support.examples import count_examples
 
 TYPES = {
@@ -82,3 +83,13 @@ def test_notations_of_one_instant_have_one_key() -> None:
     texts = ["2026-01-01T00:00:00.000000Z", "2026-01-01T01:00:00+01:00", "2026-01-01"]
     assert len({keys.key_of({"id": "x", "at": text}) for text in texts}) == 1
     assert keys.values_of(keys.key_of({"id": "x", "at": texts[1]})) == (texts[0], "x")
+
+
+def test_decimals_have_keys_in_the_order_of_their_values() -> None:
+    entity = Entity("D", (Field("price", FieldType.DECIMAL, optional=True, unique=False),))
+    keys = SortKeys(entity, (("price", False), ("id", False)))
+    texts = [None, "-10", "-9.5", "-0.01", "0", "0.5", "9", "10", "10.25", "100"]
+    made = [keys.key_of({"id": "x", "price": text}) for text in texts]
+    assert made == sorted(made) and len(set(made)) == len(made)
+    assert keys.key_of({"id": "x", "price": "9.50"}) == keys.key_of({"id": "x", "price": "9.5"})
+    assert keys.values_of(keys.key_of({"id": "x", "price": "9.50"}))[0] == decimal_key("9.5")

@@ -12,7 +12,7 @@ the size of a tree. Other modules make trees with these functions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from typing import Final
 from typing import Literal as OneWord
@@ -287,7 +287,40 @@ def guarded(allowed: Predicate, wanted: Predicate) -> Predicate:
         return wanted if allowed.holds else FALSE
     if type(wanted) is Constant:
         return allowed if wanted.holds else FALSE
+    if asks_rows(allowed):
+        # So that what other rows decide need not be asked for each row (`find_closed_checks`).
+        values = {
+            item.left.field: item.right for item in conjuncts(wanted)
+            if type(item) is Compare and item.sign == "="
+            and type(item.left) is Column and type(item.right) is Literal
+        }
+        if values:
+            allowed = _with_values(allowed, values, 0)
     return Guarded(allowed, wanted)
+
+
+def _with_values(node: Predicate, values: Mapping[str, Literal], depth: int) -> Predicate:
+    """Return a condition in which `Exists` compare with known values of the judged row's fields.
+
+    Args:
+        depth: how many `Exists` are around the node.
+    """
+    if type(node) is Exists:
+        return Exists(node.entity, _with_values(node.where, values, depth + 1), node.is_listable)
+    changes: dict[str, object] = {}
+    for name in node.__struct_fields__:
+        value = getattr(node, name)
+        if type(value) is Outer:
+            if value.depth == depth and value.field in values:
+                changes[name] = values[value.field]
+        elif isinstance(value, tuple):
+            changes[name] = tuple([
+                _with_values(part, values, depth) if isinstance(part, Predicate) else part
+                for part in value
+            ])
+        elif isinstance(value, Predicate):
+            changes[name] = _with_values(value, values, depth)
+    return msgspec.structs.replace(node, **changes) if changes else node
 
 
 def compare(sign: Sign, left: Value, right: Value) -> Predicate:
@@ -385,6 +418,18 @@ def parts(node: Value) -> Iterator[Value]:
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, Value):
                 yield part
+
+
+def find_closed_checks(where: Predicate) -> tuple[Exists, ...]:
+    """Return those `Exists` without which no row is selected, and that depend on no row."""
+    allowed = where.allowed if type(where) is Guarded else where
+    return tuple([
+        item for item in conjuncts(allowed) if type(item) is Exists and not _reads_outer(item.where)
+    ])
+
+
+def _reads_outer(node: Value) -> bool:
+    return type(node) is Outer or any(_reads_outer(part) for part in parts(node))
 
 
 def asks_rows(node: Value) -> bool:
