@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pylon.clock import ManualClock
 from pylon.errors import SchemaRefused
-from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest
+from pylon.manifest.model import Default, Entity, Field, FieldType, Index, Manifest
 from pylon.schema.options import NONE
 from pylon.storage.sqlite.instants import convert_step
 from pylon.storage.sqlite.names import quote
@@ -22,7 +22,7 @@ from pylon.storage.sqlite.schema.apply import prepare_store
 from pylon.storage.sqlite.schema.live import introspect
 from pylon.storage.sqlite.schema.plan import make_plan
 from pylon.storage.sqlite.schema.rewrite import apply_plan
-from pylon.values import EntityCodec
+from pylon.values import EntityCodec, fold_case
 from tests.support.examples import count_examples
 from tests.test_schema_rewrite import dump
 
@@ -42,19 +42,39 @@ VALUES: dict[FieldType, st.SearchStrategy[Any]] = {
 
 
 @st.composite
+def declared_fields(draw: st.DrawFn, name: str) -> Field:
+    kind, optional = draw(st.sampled_from(FieldType)), draw(st.booleans())
+    unique, nocase, default = draw(st.integers(0, 3)) == 0, False, None
+    if unique and kind in (FieldType.STRING, FieldType.RICHTEXT):
+        nocase = draw(st.booleans())
+    if draw(st.integers(0, 3)) == 0:
+        default = Default("constant", json.dumps(draw(VALUES[kind])))
+    values = ("7", "x") if kind is FieldType.ENUM else ()
+    return Field(name, kind, optional, unique, default=default, nocase=nocase, values=values)
+
+
+@st.composite
+def declared_indexes(draw: st.DrawFn, names: dict[str, FieldType]) -> Index:
+    fields = tuple(draw(st.lists(st.sampled_from(sorted(names)), unique=True, min_size=1)))
+    condition = draw(st.sampled_from([None, None, {"$ne": None}, "null"]))
+    conditioned = draw(st.sampled_from(sorted(names)))
+    if condition is None or names[conditioned] is FieldType.JSON:
+        where = None
+    else:
+        where = json.dumps({conditioned: None if condition == "null" else condition})
+    descending = tuple(name for name in fields if draw(st.integers(0, 3)) == 0)
+    return Index(
+        draw(st.sampled_from(["i", "j", "x_unique"])), fields, draw(st.integers(0, 3)) == 0,
+        descending, where,
+    )
+
+
+@st.composite
 def entities(draw: st.DrawFn, name: str) -> Entity:
     names = draw(st.lists(st.sampled_from("xyz"), unique=True, min_size=1))
-    fields = tuple(
-        Field(n, kind := draw(st.sampled_from(FieldType)), draw(st.booleans()),
-              draw(st.integers(0, 3)) == 0, values=("7", "x") if kind is FieldType.ENUM else ())
-        for n in names
-    )
-    indexes = draw(st.lists(
-        st.builds(Index, st.sampled_from(["i", "j", "x_unique"]),
-                  st.lists(st.sampled_from(names), unique=True, min_size=1).map(tuple),
-                  st.integers(0, 3).map(lambda n: n == 0)),
-        unique_by=lambda i: i.name, max_size=2,
-    ))
+    fields = tuple(draw(declared_fields(n)) for n in names)
+    kinds = {field.name: field.type for field in fields}
+    indexes = draw(st.lists(declared_indexes(kinds), unique_by=lambda i: i.name, max_size=2))
     return Entity(name, fields, tuple(indexes))
 
 
@@ -66,11 +86,14 @@ def manifests(draw: st.DrawFn) -> Manifest:
 
 def insert(conn: apsw.Connection, entity: Entity, row_id: str, body: dict[str, Any]) -> None:
     encoded = EntityCodec(entity).insert(body, row_id)
-    columns = ", ".join(quote(c) for c in (*entity.columns, "_json", "_seq"))
-    marks = ", ".join("?" * (len(entity.columns) + 2))
+    folds = [field for field in entity.fields if field.nocase]
+    names = (*entity.columns, "_json", "_seq", *(f"_fold_{field.name}" for field in folds))
+    columns = ", ".join(quote(c) for c in names)
+    marks = ", ".join("?" * len(names))
     conn.execute(
         f"INSERT INTO {quote(entity.name)} ({columns}) VALUES ({marks})",
-        (row_id, *encoded.values, encoded.row_json.decode(), 1),
+        (row_id, *encoded.values, encoded.row_json.decode(), 1,
+         *(fold_case(encoded.row[field.name]) for field in folds)),
     )
 
 
@@ -144,7 +167,12 @@ def compare(
             before = json.loads(rows[entity.name][row_id])
             for field in entity.fields:
                 same = was is not None and was.by_name.get(field.name)
-                if not same:
+                if not same and row[field.name] is not None:
+                    assert field.default is not None and not field.optional
+                    given_default = {field.name: json.loads(field.default.argument)}
+                    filled = EntityCodec(Entity("D", (field,))).insert(given_default, "")
+                    assert row[field.name] == filled.row[field.name]
+                elif not same:
                     assert row[field.name] is None
                 elif same.type is field.type:
                     assert row[field.name] == before[field.name]

@@ -5,11 +5,13 @@
     shape         checks a document against them
     type_words    the right word for a type that other systems know
     checks        checks names, references and limits
+    field_checks  checks the keys of a field that depend on its type
     findings      collects the diagnostics of a file
     diagnostics   one diagnostic, and the error that carries them
     codes         explanation and remedy of each diagnostic code
     build         checked nodes to the model
     model         the manifest in memory
+    references    which id(Entity) fields a store checks
     public        the manifest without its rules, for `GET /api/manifest`
 
 `pylon.manifest_loader` runs the checks in order; other packages read the model.

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pylon import limits, setting_values
 from pylon.manifest.build import PLAIN_TYPES, field_type
 from pylon.manifest.document import Node
+from pylon.manifest.field_checks import check_nocase, check_reference
 from pylon.manifest.findings import Findings, items_of, text_of, texts_of
 from pylon.manifest.model import RULE_KEYS, AuthConfig, FieldType
 from pylon.manifest.type_words import type_hint
@@ -123,8 +124,8 @@ def _fields(entity: Node, entities: set[str], findings: Findings) -> set[str]:
         if name is not None:
             names.add(name)
         _type(field, entities, "FIELD", findings)
-        _reference(field, findings)
-        _nocase(field, findings)
+        check_reference(field, findings)
+        check_nocase(field, findings)
     return names
 
 
@@ -144,45 +145,6 @@ def _type(field: Node, entities: set[str], code: str, findings: Findings) -> Non
         findings.error(
             "FIELD_ID_TARGET_NOT_FOUND", f'no entity is called "{found[1]}"', type_.at,
             _listing(entities),
-        )
-
-
-def _reference(field: Node, findings: Findings) -> None:
-    """Check the keys `references` and `onDelete` of a field."""
-    type_ = text_of(field, "type")
-    found = None if type_ is None else field_type(type_.value)
-    if type_ is None or found is None:
-        return
-    given = [(key, node) for key in ("references", "onDelete")
-             if (node := text_of(field, key)) is not None]
-    if found[0] is not FieldType.ID:
-        for key, node in given:
-            findings.error(
-                "FIELD_REFERENCE_INVALID", f"{key} is for fields of type id(Entity)", node.at
-            )
-        return
-    on_delete, optional = text_of(field, "onDelete"), field.value.get("optional")
-    if len(given) == 2 and given[0][1].value == "none":
-        findings.error(
-            "FIELD_REFERENCE_INVALID", "onDelete needs a checked reference, and references is none",
-            given[1][1].at, "remove one of the two",
-        )
-    elif (
-        on_delete is not None and on_delete.value == "setNull"
-        and (optional is None or optional.value is not True)
-    ):
-        findings.error(
-            "FIELD_REFERENCE_INVALID", "onDelete is setNull, and the field is required",
-            on_delete.at, "make it optional, or write cascade or restrict",
-        )
-
-
-def _nocase(field: Node, findings: Findings) -> None:
-    unique, type_ = text_of(field, "unique"), text_of(field, "type")
-    if unique is not None and type_ is not None and type_.value not in ("string", "richtext"):
-        findings.error(
-            "FIELD_UNIQUE_INVALID", "nocase is for fields of type string", unique.at,
-            "write true",
         )
 
 

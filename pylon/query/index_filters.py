@@ -62,8 +62,7 @@ def _problem(entity: Entity, index: Index) -> str | None:
 def _is_plain(item: Predicate) -> bool:
     if type(item) is Compare:
         return type(item.left) is Column and type(item.right) is Literal
-    if type(item) is Not:
-        return type(item.operand) is IsNull
-    return type(item) is IsNull or (
-        type(item) is InValues and not item.has_null and not item.is_negated
-    )
+    operand = item.operand if type(item) is Not else item
+    if type(operand) is IsNull:
+        return type(operand.operand) is Column
+    return type(item) is InValues and not item.has_null and not item.is_negated

@@ -74,9 +74,10 @@ class FieldDefaults:
         if not self._constants and not self._made:
             return body
         out = {**self._constants, **body}
+        now_ns = self._clock.wall_ns()
         for field, default in self._made:
             if field.name not in out:
-                value = self._value(field, default, row_id, auth)
+                value = self._value(field, default, row_id, auth, now_ns)
                 if value is None and not field.optional:
                     raise MissingField(
                         f"{self._entity.name}.{field.name} is {_AUTH_NAMES[default.argument]}, "
@@ -110,17 +111,20 @@ class FieldDefaults:
 
         A field that the patch names already keeps that value: only an admin can have sent it.
         """
+        now_ns = self._clock.wall_ns()
         return {
             **{
-                field.name: self._value(field, default, row_id, auth)
+                field.name: self._value(field, default, row_id, auth, now_ns)
                 for field, default in self._stamps
             },
             **patch,
         }
 
-    def _value(self, field: Field, default: Default, row_id: str, auth: AuthContext) -> Any:
+    def _value(
+        self, field: Field, default: Default, row_id: str, auth: AuthContext, now_ns: int
+    ) -> Any:
         if default.kind == "now":
-            text = instant_text(self._clock.wall_ns())
+            text = instant_text(now_ns)
             return text if field.type is FieldType.DATETIME else text[:10]
         if default.kind == "uuid":
             return make_uuid(self._clock, self._random)

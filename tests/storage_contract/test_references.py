@@ -21,7 +21,9 @@ from pylon.manifest.model import (
     Manifest,
     OnDelete,
     Policy,
+    Search,
 )
+from pylon.query.words import parse_words
 from pylon.schema.options import MigrationOptions
 from pylon.storage.backend import Backend
 from pylon.storage.ops import (
@@ -32,6 +34,7 @@ from pylon.storage.ops import (
     ResetRows,
     Transact,
     UpdateRow,
+    WriteRequest,
 )
 from pylon.values import EntityCodec
 from tests.storage_contract.backends import StoreStage
@@ -268,6 +271,59 @@ def test_documents_go_with_their_rows_and_follow_set_null(stage: StoreStage) -> 
     assert stored is not None and stored.updates
     assert stage.codes(drop("Room", 1)) == [None]
     assert stage.reader.document("Message", row_id(22)) is None
+
+
+def test_cascade_of_large_rows_is_executed_by_the_next_transaction(
+    stage: StoreStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LARGE_ROW_BYTES", 200)
+    stage.apply(
+        add("Room", 5, name="x" * 300),
+        *(add("Message", n, roomId=5, text="x" * 300) for n in range(51, 55)),
+    )
+    requests = [WriteRequest(1, change("Message", 21, text="y" * 300)),
+                WriteRequest(2, drop("Room", 5))]
+    result = stage.writer.apply(requests, large_bytes=1_000)
+    assert [request.id for request in result.deferred] == [2] and len(result.replies) == 1
+    assert 5 in ids(stage, "Room") and 51 in ids(stage, "Message")
+    result = stage.writer.apply(result.deferred, large_bytes=1_000)
+    assert not result.deferred and result.replies[0].error is None
+    assert result.replies[0].count == 5 and ids(stage, "Room") == [1]
+
+
+def test_set_null_that_breaks_a_unique_index_refuses_the_delete(backend: Backend) -> None:
+    """An index of the rows without a reference is the one way in which null is not free."""
+    index = Index("one_top", ("text",), True, where='{"replyTo": null}')
+    entity = replace(MESSAGE, indexes=(index,))
+    stage = StoreStage(backend, replace(MANIFEST, entities=(ROOM, MEMBER, entity)))
+    stage.apply(
+        add("Room", 1), add("Message", 21, roomId=1, text="a"),
+        add("Message", 22, roomId=1, text="b", replyTo=21),
+        add("Message", 23, roomId=1, text="a", replyTo=21),
+    )
+    head = stage.writer.head
+    assert stage.codes(drop("Message", 21), change("Message", 21, text="c")) == [
+        "UNIQUE_VIOLATION", None,
+    ]
+    row = stage.row("Message", row_id(22))
+    assert row is not None and row["replyTo"] == row_id(21)
+    assert [event.row_id for event in stage.events(head)] == [row_id(21)]
+    assert stage.codes(drop("Message", 21)) == [None]
+    stage.close()
+
+
+def test_search_forgets_the_rows_of_a_cascade(backend: Backend) -> None:
+    entity = replace(MESSAGE, search=Search(("text",), (), ()))
+    stage = StoreStage(backend, replace(MANIFEST, entities=(ROOM, MEMBER, entity)))
+    stage.apply(
+        add("Room", 1), add("Room", 2), add("Message", 21, roomId=1, text="green tea"),
+        add("Message", 22, roomId=2, text="black tea", replyTo=21),
+    )
+    assert stage.codes(drop("Room", 1)) == [None]
+    found = stage.rows("Message", parse_words(entity, "tea"))
+    assert [row["id"] for row in found] == [row_id(22)] and found[0]["replyTo"] is None
+    assert all(not check.problems for check in stage.backend.schema.check_search([entity]))
+    stage.close()
 
 
 def test_reset_asks_no_reference(stage: StoreStage) -> None:

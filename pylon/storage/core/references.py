@@ -165,6 +165,7 @@ class ReferenceChecks:
                     if key not in changed:
                         size_bytes += len(found.row_json)
                     if on_delete == "cascade":
+                        changed.pop(key, None)
                         deleted[key] = found
                         queue.append(found)
                     else:
@@ -174,9 +175,7 @@ class ReferenceChecks:
                     )
         for row in queue:
             self._check_unused(row, deleted)
-        cascade = Cascade(
-            [change for key, change in changed.items() if key not in deleted], queue[:0:-1]
-        )
+        cascade = Cascade(list(changed.values()), queue[:0:-1])
         if self._deferred is not None:
             self._cascaded += cascade.count
         return cascade

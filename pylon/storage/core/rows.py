@@ -174,19 +174,31 @@ class RowWrites:
             ReferenceInUse, LimitExceeded: see `ReferenceChecks.plan_delete`.
         """
         entity = self.entity(op.entity)
-        row_id = op.row_id
+        if op.entity not in self.references.referring or journal.is_step:
+            seq, count = self._delete(entity, op, journal)
+        else:
+            self.large.hold()  # after its first large row has fit, all of the cascade fit
+            try:
+                seq, count = self._delete(entity, op, journal)
+            finally:
+                self.large.release()
+        return WriteReply(request_id, seq, op.row_id, False, count)
+
+    def _delete(
+        self, entity: EntityWrites, op: DeleteRow, journal: Journal
+    ) -> tuple[int, int]:
+        """Return the seq of the row's event, and the number of rows deleted or changed."""
         before_json, before, version = self.find_readable(entity, op)
         if not entity.rules.may_delete(op.auth, before, self.related):
             raise entity.rules.denied("delete", op.auth)
-        stored = StoredRow(entity, row_id, before_json, version)
+        stored = StoredRow(entity, op.row_id, before_json, version)
         cascaded = 0
         if op.entity in self.references.referring:
-            cascade = self._plan_cascade(stored, journal)
+            cascade = self._plan_cascade(stored)
             cascaded = cascade.count
             if cascaded:
                 self._execute_cascade(cascade, op.auth, journal)
-        seq = self._drop(stored, journal)
-        return WriteReply(request_id, seq, row_id, False, 1 + cascaded)
+        return self._drop(stored, journal), 1 + cascaded
 
     def _drop(self, stored: StoredRow, journal: Journal) -> int:
         """Drop a row and its document, and note the event. Return its seq."""
@@ -196,23 +208,16 @@ class RowWrites:
             self.documents.drop(entity.name, row_id)
         return journal.note(entity.name, row_id, journal.event_of(version), None, row_json)
 
-    def _plan_cascade(self, stored: StoredRow, journal: Journal) -> Cascade:
+    def _plan_cascade(self, stored: StoredRow) -> Cascade:
         """Return the changes that a delete makes beside its own; see `plan_delete`.
 
         Raises:
             DeferredError: its large rows do not fit into this transaction.
         """
         cascade = self.references.plan_delete(stored)
-        is_alone = not journal.is_step  # else the `Transact` holds the budget
-        if is_alone:
-            self.large.hold()
-        try:
-            for row in (*(row for row, _ in cascade.changes), *cascade.deletes):
-                if len(row.row_json) > limits.LARGE_ROW_BYTES:
-                    self.large.charge(row.entity.name, row.row_id, len(row.row_json))
-        finally:
-            if is_alone:
-                self.large.release()
+        for row in (*(row for row, _ in cascade.changes), *cascade.deletes):
+            if len(row.row_json) > limits.LARGE_ROW_BYTES:
+                self.large.charge(row.entity.name, row.row_id, len(row.row_json))
         return cascade
 
     def _execute_cascade(self, cascade: Cascade, auth: AuthContext, journal: Journal) -> None:

@@ -12,10 +12,6 @@ schema cannot change in between. Called by `apply`, `rewrite`, `indexes`, `trial
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
-
 import apsw
 
 from pylon.manifest import references
@@ -27,42 +23,18 @@ from pylon.storage.sqlite import meta
 from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.schema import ddl
 from pylon.storage.sqlite.schema.convert import has_other_form, lossy_value
+from pylon.storage.sqlite.schema.fold_plan import plan_folds
 from pylon.storage.sqlite.schema.history import has_table, own_indexes
 from pylon.storage.sqlite.schema.legacy_fts import legacy_search_objects
 from pylon.storage.sqlite.schema.live import (
     LiveColumn,
     LiveIndex,
-    LiveSchema,
     LiveTable,
     introspect,
     renamed,
 )
 from pylon.storage.sqlite.schema.names import name_clashes
-
-_SHOWN: Final = 3  # conflicting values named in a refusal
-_SHOWN_CHARS: Final = 40  # characters of each value
-
-
-@dataclass(slots=True)
-class _Making:
-    """A plan under construction."""
-
-    conn: apsw.Connection
-    live: LiveSchema
-    options: MigrationOptions
-    own: dict[str, str]  # indexes that Pylon made -> the entity's name after the renames
-    steps: list[Step] = field(default_factory=list)
-    rewrites: list[Step] = field(default_factory=list)
-    refusals: list[str] = field(default_factory=list)
-
-    def count(self, select: str, *values: object) -> int:
-        """Return the number that `select` yields."""
-        return int(self.conn.execute(select, values).get)
-
-    def removed(self) -> set[str]:
-        """Return the lower-case names of the indexes that the plan removes so far."""
-        planned = (*self.steps, *self.rewrites)
-        return {s.name.lower() for s in planned if s.kind == "remove_index"}
+from pylon.storage.sqlite.schema.plan_draft import PlanDraft, find_repeated, remove_index
 
 
 def make_plan(
@@ -72,27 +44,27 @@ def make_plan(
     names = (*(e.name for e in manifest.entities), *asked.rename_entities, *asked.drop_entities)
     live = introspect(conn, names)
     own = {name: asked.entity_now(entity) for name, entity in own_indexes(conn).items()}
-    making = _Making(conn, live, asked, own)
+    draft = PlanDraft(conn, live, asked, own)
     manifest = references.with_reference_indexes(
         manifest, by_default=references_by_default(conn)
     )
-    making.refusals += name_clashes(manifest)
-    _plan_renames(making)
-    making.live = live = renamed(live, asked)
-    _plan_removals(making)
-    _plan_index_removals(making, manifest)
+    draft.refusals += name_clashes(manifest)
+    _plan_renames(draft)
+    draft.live = live = renamed(live, asked)
+    _plan_removals(draft)
+    _plan_index_removals(draft, manifest)
     for entity in manifest.entities:
         table = live.tables.get(entity.name.lower())
         if table is None:
-            making.steps.append(
+            draft.steps.append(
                 Step("create_entity", entity.name, entity.name, ddl.create_table(entity))
             )
         else:
-            _compare_table(making, entity, table)
-        _plan_folds(making, entity, table)
+            _compare_table(draft, entity, table)
+        plan_folds(draft, entity, table)
         for index in entity.indexes:
-            _compare_index(making, entity, index)
-    return Plan(tuple(making.steps), tuple(making.rewrites), tuple(making.refusals))
+            _compare_index(draft, entity, index)
+    return Plan(tuple(draft.steps), tuple(draft.rewrites), tuple(draft.refusals))
 
 
 def references_by_default(conn: apsw.Connection) -> bool:
@@ -106,45 +78,45 @@ def references_by_default(conn: apsw.Connection) -> bool:
     return conn.execute("SELECT 1 FROM sqlite_schema LIMIT 1").get is None
 
 
-def _plan_renames(making: _Making) -> None:
-    tables = making.live.tables
-    for old, new in making.options.rename_entities.items():
+def _plan_renames(draft: PlanDraft) -> None:
+    tables = draft.live.tables
+    for old, new in draft.options.rename_entities.items():
         if old not in tables:
-            making.refusals.append(f"--rename-entity {old}:{new}: there is no table {old}")
+            draft.refusals.append(f"--rename-entity {old}:{new}: there is no table {old}")
         elif new.lower() in tables:
-            making.refusals.append(f"--rename-entity {old}:{new}: there is a table {new} already")
+            draft.refusals.append(f"--rename-entity {old}:{new}: there is a table {new} already")
         else:
             name = tables[old].name
-            making.rewrites.append(Step("rename_entity", new, new, detail=f"was {name}"))
-    sources = {new.lower(): old for old, new in making.options.rename_entities.items()}
-    for (entity, old), new in making.options.rename_fields.items():
+            draft.rewrites.append(Step("rename_entity", new, new, detail=f"was {name}"))
+    sources = {new.lower(): old for old, new in draft.options.rename_entities.items()}
+    for (entity, old), new in draft.options.rename_fields.items():
         table = tables.get(sources.get(entity, entity))
         if table is None or old not in table.columns:
-            making.refusals.append(f"--rename-field {entity}.{old}:{new}: there is no such column")
+            draft.refusals.append(f"--rename-field {entity}.{old}:{new}: there is no such column")
         elif new.lower() in table.columns:
-            making.refusals.append(f"--rename-field {entity}.{old}:{new}: {new} exists already")
+            draft.refusals.append(f"--rename-field {entity}.{old}:{new}: {new} exists already")
         else:
-            name = making.options.entity_now(table.name)
+            name = draft.options.entity_now(table.name)
             was = table.columns[old].name
-            making.rewrites.append(Step("rename_field", name, new, detail=f"was {was}"))
+            draft.rewrites.append(Step("rename_field", name, new, detail=f"was {was}"))
 
 
-def _plan_removals(making: _Making) -> None:
+def _plan_removals(draft: PlanDraft) -> None:
     """Plan the requested removals."""
-    live, asked = making.live, making.options
+    live, asked = draft.live, draft.options
     for name in sorted(asked.drop_indexes):
         index = live.indexes.get(name)
         if index is None or index.constraint:
-            making.refusals.append(f"--drop-index {name}: there is no such index")
+            draft.refusals.append(f"--drop-index {name}: there is no such index")
         else:
-            making.rewrites.append(_remove_index(index, destructive=True))
+            draft.rewrites.append(remove_index(index, destructive=True))
     for name in sorted(asked.drop_entities):
         table = live.tables.get(name)
         if table is None:
-            making.refusals.append(f"--drop-entity {name}: there is no such table")
+            draft.refusals.append(f"--drop-entity {name}: there is no such table")
         else:
-            rows = making.count(f"SELECT count(*) FROM {quote(table.source)}")
-            making.rewrites.append(Step(
+            rows = draft.count(f"SELECT count(*) FROM {quote(table.source)}")
+            draft.rewrites.append(Step(
                 "remove_entity", table.name, table.name, detail=f"{rows} rows are removed",
                 destructive=True,
             ))
@@ -152,73 +124,68 @@ def _plan_removals(making: _Making) -> None:
         table = live.tables.get(entity)
         column = table.columns.get(name) if table is not None else None
         if table is None or column is None:
-            making.refusals.append(f"--drop-field {entity}.{name}: there is no such column")
+            draft.refusals.append(f"--drop-field {entity}.{name}: there is no such column")
         else:
-            making.rewrites.append(Step(
+            draft.rewrites.append(Step(
                 "remove_field", table.name, column.name, detail="its values are removed",
                 destructive=True,
             ))
 
 
-def _remove_index(index: LiveIndex, destructive: bool, detail: str = "") -> Step:
-    return Step("remove_index", index.table, index.name, f"DROP INDEX {quote(index.name)}",
-                detail, destructive)
-
-
-def _plan_index_removals(making: _Making, manifest: Manifest) -> None:
+def _plan_index_removals(draft: PlanDraft, manifest: Manifest) -> None:
     """Plan the removal of indexes that Pylon made and the manifest no longer names."""
     wanted = {ddl.index_name(e, i).lower() for e in manifest.entities for i in e.indexes}
     entities = {e.name.lower() for e in manifest.entities}
-    for name, entity in sorted(making.own.items()):
-        index = making.live.indexes.get(name)
-        if index is None or name in wanted or name in making.options.drop_indexes:
+    for name, entity in sorted(draft.own.items()):
+        index = draft.live.indexes.get(name)
+        if index is None or name in wanted or name in draft.options.drop_indexes:
             continue
         if entity.lower() in entities:
-            making.steps.append(_remove_index(index, destructive=False))
+            draft.steps.append(remove_index(index, destructive=False))
 
 
-def _compare_table(making: _Making, entity: Entity, table: LiveTable) -> None:
+def _compare_table(draft: PlanDraft, entity: Entity, table: LiveTable) -> None:
     key = table.columns.get("id")
     if key is None or not key.primary_key:
-        making.refusals.append(f"{entity.name}: the table has no primary key `id`")
+        draft.refusals.append(f"{entity.name}: the table has no primary key `id`")
         return
-    for name, sql in legacy_search_objects(making.conn, table.source):
-        making.steps.append(Step("remove_search_index", entity.name, name, sql,
+    for name, sql in legacy_search_objects(draft.conn, table.source):
+        draft.steps.append(Step("remove_search_index", entity.name, name, sql,
                                  "another server's text search; Pylon has its own"))
     if ddl.JSON_COLUMN not in table.columns:
-        making.steps.append(
+        draft.steps.append(
             Step("add_json", entity.name, ddl.JSON_COLUMN, ddl.add_json_column(entity))
         )
     if ddl.SEQ_COLUMN not in table.columns:
-        making.steps.append(
+        draft.steps.append(
             Step("add_seq", entity.name, ddl.SEQ_COLUMN, ddl.add_seq_column(entity))
         )
-    _count_columns(making, entity, table)
+    _count_columns(draft, entity, table)
     for wanted in entity.fields:
         column = table.columns.get(wanted.name.lower())
         if column is None:
-            _add_field(making, entity, wanted, table)
+            _add_field(draft, entity, wanted, table)
         else:
-            _compare_field(making, entity, wanted, table, column)
-    making.refusals += [
+            _compare_field(draft, entity, wanted, table, column)
+    draft.refusals += [
         f"{entity.name}.{column.name}: the field is gone from the manifest but its column is "
         "unique and NOT NULL, so no two rows could be inserted "
         f"(remove it: --drop-field {entity.name}.{column.name})"
-        for column in columns_to_fill(making.conn, entity, table)
+        for column in columns_to_fill(draft.conn, entity, table)
         if any(i.unique and column.name in i.fields for i in table.indexes)
-        and (entity.name.lower(), column.name.lower()) not in making.options.drop_fields
+        and (entity.name.lower(), column.name.lower()) not in draft.options.drop_fields
     ]
 
 
-def _count_columns(making: _Making, entity: Entity, table: LiveTable) -> None:
+def _count_columns(draft: PlanDraft, entity: Entity, table: LiveTable) -> None:
     """Refuse more columns than SQLite's limit, which counts those of removed fields too."""
-    dropped = {name for owner, name in making.options.drop_fields if owner == entity.name.lower()}
+    dropped = {name for owner, name in draft.options.drop_fields if owner == entity.name.lower()}
     wanted = {c.lower() for c in entity.columns} | {ddl.JSON_COLUMN, ddl.SEQ_COLUMN}
     wanted |= {ddl.fold_column(field).lower() for field in ddl.fold_fields(entity)}
     stay = table.columns.keys() - dropped - wanted
-    limit = making.conn.limit(apsw.SQLITE_LIMIT_COLUMN)
+    limit = draft.conn.limit(apsw.SQLITE_LIMIT_COLUMN)
     if stay and len(wanted) + len(stay) > limit:
-        making.refusals.append(
+        draft.refusals.append(
             f"{entity.name}: {len(wanted) + len(stay):,} columns, of which the manifest no "
             f"longer names {len(stay):,}; SQLite takes {limit:,} "
             f"(remove some: --drop-field {entity.name}.{min(stay)})"
@@ -235,80 +202,80 @@ def columns_to_fill(conn: apsw.Connection, entity: Entity, table: LiveTable) -> 
     ]
 
 
-def _add_field(making: _Making, entity: Entity, wanted: Field, table: LiveTable) -> None:
+def _add_field(draft: PlanDraft, entity: Entity, wanted: Field, table: LiveTable) -> None:
     where = f"{entity.name}.{wanted.name}"
-    rows = 0 if wanted.optional else making.count(f"SELECT count(*) FROM {quote(table.source)}")
+    rows = 0 if wanted.optional else draft.count(f"SELECT count(*) FROM {quote(table.source)}")
     if rows:
-        default = making.options.defaults.get((entity.name.lower(), wanted.name.lower()))
+        default = draft.options.defaults.get((entity.name.lower(), wanted.name.lower()))
         constant = ddl.constant_of(wanted)
         if default is None and constant is not None and not wanted.unique:
-            making.steps.append(Step(
+            draft.steps.append(Step(
                 "add_field", entity.name, wanted.name,
                 ddl.add_filled_column(entity, wanted, constant),
                 f"{rows} rows get the default {constant!r}",
             ))
             return
         if default is None:
-            making.refusals.append(
+            draft.refusals.append(
                 f"{where}: a new required field on a table that has rows "
                 f"(make it optional, or give them a value: --default {where}=VALUE)"
             )
         elif wanted.unique and rows > 1:
-            making.refusals.append(f"{where}: {rows} rows cannot all have {default!r} in a "
+            draft.refusals.append(f"{where}: {rows} rows cannot all have {default!r} in a "
                                    "unique field (add it as optional, and fill it)")
         else:
-            making.rewrites.append(Step(
+            draft.rewrites.append(Step(
                 "add_field", entity.name, wanted.name,
                 detail=f"a new required field; {rows} rows get {default!r}", destructive=True,
             ))
         return
-    making.steps.append(
+    draft.steps.append(
         Step("add_field", entity.name, wanted.name, ddl.add_column(entity, wanted))
     )
     if wanted.unique:
-        _add_unique(making, entity, wanted)
+        _add_unique(draft, entity, wanted)
 
 
-def _add_unique(making: _Making, entity: Entity, wanted: Field) -> None:
+def _add_unique(draft: PlanDraft, entity: Entity, wanted: Field) -> None:
     """Plan an index in place of UNIQUE, for a field that no two rows can share a value of."""
     name = ddl.unique_name(entity, wanted)
     for index in entity.indexes:
         if ddl.index_name(entity, index).lower() == name.lower():
             if not index.unique or index.fields != (wanted.name,):
-                making.refusals.append(f"{entity.name}.{index.name}: this name is needed for an "
+                draft.refusals.append(f"{entity.name}.{index.name}: this name is needed for an "
                                        f"index that keeps {wanted.name} unique")
             return
-    if name.lower() in making.live.indexes and name.lower() not in making.removed():
-        making.refusals.append(f"{name}: an index of this name exists already")
-    making.steps.append(
+    if name.lower() in draft.live.indexes and name.lower() not in draft.removed():
+        draft.refusals.append(f"{name}: an index of this name exists already")
+    draft.steps.append(
         Step("add_index", entity.name, name,
              ddl.create_index(name, entity, Index(name, (wanted.name,), True)))
     )
 
 
 def _compare_field(
-    making: _Making, entity: Entity, wanted: Field, table: LiveTable, column: LiveColumn
+    draft: PlanDraft, entity: Entity, wanted: Field, table: LiveTable, column: LiveColumn
 ) -> None:
     where = f"{entity.name}.{wanted.name}"
     details: list[str] = []
     sql_type = ddl.COLUMN_TYPES[wanted.type]
     if column.type != sql_type:
         details.append(f"the type changes from {column.type or 'none'} to {sql_type}")
-    elif has_other_form(making.conn, wanted, table, column):
+    elif has_other_form(draft.conn, wanted, table, column):
         details.append(f"the type changes to {wanted.type.value}")
-    elif (problem := lossy_value(making.conn, entity, wanted, table, column)) is not None:
-        making.refusals.append(problem)
+    elif (problem := lossy_value(draft.conn, entity, wanted, table, column)) is not None:
+        draft.refusals.append(problem)
     if wanted.optional and column.not_null:
         details.append("required in the database, optional in the manifest")
     # A column added later is never NOT NULL in the database. That is no difference while no row
     # has null, because the codec refuses null from then on.
     if not wanted.optional and not column.not_null:
-        nulls = making.count(
+        nulls = draft.count(
             f"SELECT count(*) FROM {quote(table.source)} WHERE {quote(column.source)} IS NULL"
         )
-        default = making.options.defaults.get((entity.name.lower(), wanted.name.lower()))
+        default = draft.options.defaults.get((entity.name.lower(), wanted.name.lower()))
         if nulls and default is None:
-            making.refusals.append(
+            draft.refusals.append(
                 f"{where}: required in the manifest, and rows have null there ({nulls}; "
                 f"give them a value: --default {where}=VALUE)"
             )
@@ -320,28 +287,28 @@ def _compare_field(
         and tuple(f.lower() for f in i.fields) == (wanted.name.lower(),)
     ]
     # An index of the manifest may leave with it, so it does not make the field unique for good.
-    passing = making.removed() | set(making.own) | {
+    passing = draft.removed() | set(draft.own) | {
         ddl.index_name(entity, i).lower() for i in entity.indexes
     }
     if wanted.unique and single and all(i.name.lower() in passing for i in single):
-        _add_unique(making, entity, wanted)
+        _add_unique(draft, entity, wanted)
     elif wanted.unique and not single:
-        repeated = _repeated(making, table, (column,))
+        repeated = find_repeated(draft, table, (column,))
         if repeated:
-            making.refusals.append(f"{where}: unique in the manifest, not in the database, and "
+            draft.refusals.append(f"{where}: unique in the manifest, not in the database, and "
                                    f"rows share {repeated}: change or remove them first")
         else:
             details.append("unique in the manifest, not in the database")
-    if not wanted.unique and any(_is_field_unique(making, entity, wanted, i) for i in single):
+    if not wanted.unique and any(_is_field_unique(draft, entity, wanted, i) for i in single):
         details.append("unique in the database, not in the manifest")
     if details:
-        making.rewrites.append(
+        draft.rewrites.append(
             Step("alter_field", entity.name, wanted.name, detail=", ".join(details),
                  destructive=True)
         )
 
 
-def _is_field_unique(making: _Making, entity: Entity, wanted: Field, index: LiveIndex) -> bool:
+def _is_field_unique(draft: PlanDraft, entity: Entity, wanted: Field, index: LiveIndex) -> bool:
     """Whether `index` implements UNIQUE of the field, and is not an index of the manifest."""
     name = index.name.lower()
     if index.constraint:
@@ -349,43 +316,18 @@ def _is_field_unique(making: _Making, entity: Entity, wanted: Field, index: Live
     indexes = {ddl.index_name(entity, i).lower() for i in entity.indexes}
     return (
         name == ddl.unique_name(entity, wanted).lower()
-        and name not in indexes and name not in making.own
+        and name not in indexes and name not in draft.own
     )
 
 
-def _repeated(
-    making: _Making, table: LiveTable, columns: Sequence[LiveColumn], where: str = "1",
-    function: str = "",
-) -> str:
-    """Return the values that several rows share, as text; "" if there are none.
-
-    A null is equal to nothing.
-
-    Args:
-        where: the condition of a partial index.
-        function: values are equal if it returns the same for them.
-    """
-    names = [f"{function}({quote(column.source)})" for column in columns]
-    group = ", ".join(names)
-    rows: list[Any] = making.conn.execute(
-        f"SELECT {group}, count(*) FROM {quote(table.source)} "
-        f"WHERE {' AND '.join(f'{name} IS NOT NULL' for name in names)} AND ({where}) "
-        f"GROUP BY {group} HAVING count(*) > 1 LIMIT {_SHOWN}"
-    ).fetchall()
-    return ", ".join(
-        f"{' and '.join(repr(str(value)[:_SHOWN_CHARS]) for value in values)} ({count} times)"
-        for *values, count in rows
-    )
-
-
-def _add_index(making: _Making, entity: Entity, index: Index, add: Step) -> None:
+def _add_index(draft: PlanDraft, entity: Entity, index: Index, add: Step) -> None:
     """Plan an index. Refuse a unique one if rows share a value."""
-    making.steps.append(add)
-    table = making.live.tables.get(entity.name.lower())
+    draft.steps.append(add)
+    table = draft.live.tables.get(entity.name.lower())
     if table is None or not index.unique or "id" in index.fields:
         return
     columns = [table.columns.get(name.lower()) for name in index.fields]
-    defaults = making.options.defaults
+    defaults = draft.options.defaults
     present = [column for column in columns if column is not None]
     for name, column in zip(index.fields, columns, strict=True):
         if column is None and (entity.name.lower(), name.lower()) not in defaults:
@@ -397,24 +339,24 @@ def _add_index(making: _Making, entity: Entity, index: Index, add: Step) -> None
             return  # a new or renamed field: SQLite itself refuses the index
         where = ddl.where_text(entity, index)
     if present:
-        repeated = _repeated(making, table, present, where)
+        repeated = find_repeated(draft, table, present, where)
     else:
-        rows = making.count(f"SELECT count(*) FROM {quote(table.source)}")
+        rows = draft.count(f"SELECT count(*) FROM {quote(table.source)}")
         repeated = f"the default ({rows} rows)" if rows > 1 else ""
     if repeated:
-        making.refusals.append(
+        draft.refusals.append(
             f"{add.name}: a unique index over {', '.join(index.fields)}, and rows share "
             f"{repeated}: UNIQUE constraint failed; change or remove them first"
         )
 
 
-def _compare_index(making: _Making, entity: Entity, index: Index) -> None:
+def _compare_index(draft: PlanDraft, entity: Entity, index: Index) -> None:
     name = ddl.index_name(entity, index)
-    existing = making.live.indexes.get(name.lower())
+    existing = draft.live.indexes.get(name.lower())
     add = Step("add_index", entity.name, name,
                ddl.create_index(name, entity, index))
-    if existing is None or name.lower() in making.options.drop_indexes:
-        _add_index(making, entity, index, add)
+    if existing is None or name.lower() in draft.options.drop_indexes:
+        _add_index(draft, entity, index, add)
         return
     same = (
         existing.table.lower() == entity.name.lower()
@@ -426,59 +368,17 @@ def _compare_index(making: _Making, entity: Entity, index: Index) -> None:
         same = existing.sql == add.sql
     if same:
         return
-    if making.own.get(name.lower(), "").lower() == entity.name.lower():
-        making.steps.append(_remove_index(existing, destructive=False))
-        _add_index(making, entity, index, add)
+    if draft.own.get(name.lower(), "").lower() == entity.name.lower():
+        draft.steps.append(remove_index(existing, destructive=False))
+        _add_index(draft, entity, index, add)
     elif existing.table.lower() == entity.name.lower() and not existing.constraint:
-        making.rewrites.append(_remove_index(
+        draft.rewrites.append(remove_index(
             existing, destructive=True,
             detail="an index of this name exists and is another one, which Pylon has not made",
         ))
-        _add_index(making, entity, index, add)
+        _add_index(draft, entity, index, add)
     else:
-        making.refusals.append(f"{name}: an index of this name exists and is another one")
-
-
-def _plan_folds(making: _Making, entity: Entity, table: LiveTable | None) -> None:
-    """Plan the columns and indexes of fields that are unique without regard to case."""
-    fields = ddl.fold_fields(entity)
-    for folded in fields:
-        column = ddl.fold_column(folded)
-        name, index = ddl.fold_index(entity, folded)
-        add_index = Step("add_index", entity.name, name, index)
-        if table is None:
-            making.steps.append(add_index)
-            continue
-        has_column = column.lower() in table.columns
-        if has_column and any(
-            i.unique and not i.partial and i.fields == (column,) for i in table.indexes
-        ):
-            continue
-        if not has_column:
-            add = f"ALTER TABLE {quote(entity.name)} ADD COLUMN {quote(column)} TEXT"
-            making.steps.append(Step("add_fold", entity.name, column, add))
-        present = table.columns.get(folded.name.lower())
-        if present is not None:
-            ddl.register_fold(making.conn)
-            repeated = _repeated(making, table, [present], function=ddl.FOLD_FUNCTION)
-            if repeated:
-                making.refusals.append(
-                    f"{entity.name}.{folded.name}: unique without regard to case, and rows share "
-                    f"{repeated}: UNIQUE constraint failed; change or remove them first"
-                )
-        making.steps.append(
-            Step("fill_fold", entity.name, column, ddl.fill_folds(entity, folded))
-        )
-        making.steps.append(add_index)
-    wanted = {ddl.fold_column(folded).lower() for folded in fields}
-    for lower, live in table.columns.items() if table is not None else ():
-        if not lower.startswith(ddl.FOLD_PREFIX) or lower in wanted or table is None:
-            continue
-        for own in table.indexes:
-            if own.fields == (live.name,):
-                making.steps.append(_remove_index(own, destructive=False))
-        drop = f"ALTER TABLE {quote(entity.name)} DROP COLUMN {quote(live.name)}"
-        making.steps.append(Step("remove_fold", entity.name, live.name, drop))
+        draft.refusals.append(f"{name}: an index of this name exists and is another one")
 
 
 def _has_default(conn: apsw.Connection, table: LiveTable, column: LiveColumn) -> bool:
