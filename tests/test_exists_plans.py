@@ -21,7 +21,7 @@ from pylon.clock import ManualClock
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy, Search
 from pylon.policy.rules import compile_rules
 from pylon.query.predicate import Predicate, and_, equal, guarded
-from pylon.query.rows import Query
+from pylon.query.rows import Query, parse_filter
 from pylon.storage.ops import InsertRow, WriteRequest
 from pylon.storage.sqlite import list_sizes
 from pylon.storage.sqlite.compiler import CompiledCache, PredicateCompiler
@@ -267,3 +267,34 @@ def test_lists_and_look_ups_select_the_same_rows(
                 found.append(connection.execute(select.sql, select.params).fetchall())
         assert found[0] == found[1] and found[2] == found[3]
         connection.close()
+
+
+@pytest.mark.parametrize("looks_up", [False, True])
+def test_page_at_a_position_of_one_room_is_a_range_of_its_index(
+    connection: apsw.Connection, looks_up: bool
+) -> None:
+    place = {"sentAt": "2026", "id": "m1"}
+    body = {"roomId": "r1", "$order": {"sentAt": "desc", "id": "desc"}, "$after": place}
+    query = parse_filter(MESSAGE, body, 50, allowed_by(MINE))
+    select = selection(EntityReads(MESSAGE, CompiledCache()), query, looks_up)
+    first, member, *null_run = plan_of(connection, select.sql, select.params)
+    assert first == "SEARCH Message USING INDEX Message_room (roomId=? AND (sentAt,id)<(?,?))"
+    assert member.startswith("SEARCH Member USING COVERING INDEX Member_user (userId=?")
+    assert "SEARCH Message USING INDEX Message_room (roomId=? AND sentAt=?)" in null_run
+    assert "SCAN Message" not in null_run
+
+
+def test_page_at_a_position_of_all_rooms_is_in_order_for_a_long_list(
+    connection: apsw.Connection
+) -> None:
+    place = {"sentAt": "2026", "id": "m1"}
+    body = {"$order": {"sentAt": "desc", "id": "desc"}, "$after": place}
+    query = parse_filter(MESSAGE, body, 50, allowed_by(MINE))
+    reads = EntityReads(MESSAGE, CompiledCache())
+    listed, looked_up = (selection(reads, query, looks_up) for looks_up in (False, True))
+    assert plan_of(connection, listed.sql, listed.params)[0].startswith(
+        "SEARCH Message USING INDEX Message_room (roomId=?"
+    )
+    assert plan_of(connection, looked_up.sql, looked_up.params)[0] == (
+        "SEARCH Message USING INDEX Message_sent ((sentAt,id)<(?,?))"
+    )
