@@ -39,6 +39,10 @@ MANIFEST: dict[str, Any] = {
                  "optional": True},
                 {"name": "rootId", "type": "id(Note)", "default": {"$id": True}},
                 {"name": "key", "type": "string", "default": {"$uuid": True}},
+                {"name": "day", "type": "date", "default": {"$now": True}},
+                {"name": "state", "type": "enum", "values": ["new", "old"], "default": "new"},
+                {"name": "price", "type": "decimal", "default": "7.50"},
+                {"name": "meta", "type": "json", "default": {"tags": []}},
                 {"name": "parentId", "type": "id(Note)", "optional": True},
             ],
             "relations": [
@@ -79,6 +83,8 @@ def test_a_new_row_gets_the_defaults_before_its_policy_is_judged(server: ApiStag
     assert (found["done"], found["rank"], found["size"]) == (False, 3, 1.0)
     assert (found["authorId"], found["tenantId"]) == ("ada", None)
     assert found["rootId"] == found["id"]
+    assert found["day"] == found["createdAt"][:10]
+    assert (found["state"], found["price"], found["meta"]) == ("new", "7.5", {"tags": []})
     assert found["key"][14] == "7" and len(found["key"]) == 36
 
 

@@ -238,3 +238,29 @@ def test_pylonctl_lists_broken_references_and_turns_the_check_on(ctl: Ctl, tmp_p
     assert done.returncode == 0 and "checked by default" in done.stdout
     assert mark_of(path) == "check"
     assert ctl("schema", "references", "--none").returncode == 0 and mark_of(path) == "none"
+
+
+def test_conflicts_in_a_partial_index_are_about_its_rows_only(tmp_path: Path) -> None:
+    """A row outside of the index that the caller may read has the same values."""
+    manifest = {
+        "name": "desks",
+        "entities": [{
+            "name": "Desk",
+            "fields": [{"name": "room", "type": "string"}, {"name": "open", "type": "bool"}],
+            "indexes": [{"name": "one", "fields": ["room"], "unique": True,
+                         "where": {"open": True}}],
+        }],
+        "policies": [{"name": "d", "entity": "Desk", "allowRead": "!data.open",
+                      "allowInsert": "true"}],
+    }
+    with serve_api(tmp_path, manifest) as server:
+        for is_open in (True, False):
+            add(server, "Desk", room="a", open=is_open)
+        guest = server.guest()
+        codes = [
+            server.call(
+                "POST", "/api/entities/Desk", {"room": "a", "open": True}, guest
+            ).json["error"]["code"]
+            for _ in range(40)
+        ]
+        assert codes[:30] == ["UNIQUE_VIOLATION"] * 30 and codes[-1] == "RATE_LIMITED"

@@ -9,10 +9,12 @@ from __future__ import annotations
 import difflib
 from typing import Any, Final
 
+from pylon.errors import PylonError
 from pylon.manifest.build import GENERATORS, build_field, field_type
 from pylon.manifest.document import Node
 from pylon.manifest.findings import Findings, items_of, text_of
-from pylon.manifest.model import FieldType
+from pylon.manifest.model import Entity, FieldType
+from pylon.values.codec import EntityCodec
 from pylon.values.types import expected, fits
 
 _TEXTS: Final = (FieldType.STRING, FieldType.ID)
@@ -60,12 +62,8 @@ def _check_value(entity: Node, node: Node, key: str, value: Node, findings: Find
                 code, "onUpdate must be a value that the server makes", value.at,
                 'known: {"$now": true}, {"$auth": "userId"}',
             )
-        elif not fits(build_field({**node.plain(), "default": None, "onUpdate": None}), plain):
-            field = build_field({**node.plain(), "default": None, "onUpdate": None})
-            findings.error(
-                code, f'the default is no value of the type "{node.value["type"].value}"',
-                value.at, f"allowed: {expected(field)}",
-            )
+        else:
+            _check_constant(node, value, findings)
         return
     known = _STAMPS if key == "onUpdate" else tuple(GENERATORS)
     if generator not in known:
@@ -87,6 +85,27 @@ def _check_value(entity: Node, node: Node, key: str, value: Node, findings: Find
     problem = _type_problem(entity, generator, kind, found[1] if found is not None else None)
     if problem is not None:
         findings.error(code, problem, value.at)
+
+
+def _check_constant(node: Node, value: Node, findings: Findings) -> None:
+    """Check that a constant is a value that the field accepts."""
+    if findings.touch(node):
+        return  # its type or a constraint is wrong
+    field, plain = build_field({**node.plain(), "default": None, "onUpdate": None}), value.plain()
+    if not fits(field, plain):
+        findings.error(
+            "FIELD_DEFAULT_INVALID",
+            f'the default is no value of the type "{node.value["type"].value}"', value.at,
+            f"allowed: {expected(field)}",
+        )
+        return
+    try:
+        EntityCodec(Entity("Default", (field,))).insert({field.name: plain}, "")
+    except PylonError as error:
+        findings.error(
+            "FIELD_DEFAULT_INVALID", "the field does not accept its default", value.at,
+            error.message.removeprefix("Default."),
+        )
 
 
 def _generator_of(value: Any) -> str | None:

@@ -30,6 +30,7 @@ from pylon.errors import (
 )
 from pylon.limiter import rate_limited
 from pylon.manifest.model import Entity
+from pylon.query.index_filters import index_filter
 from pylon.query.predicate import TRUE, and_, equal
 from pylon.rates import (
     HIDDEN_CONFLICTS_BY_ADDRESS,
@@ -250,6 +251,9 @@ def _is_about_hidden(
             lambda reader: reader.lookup(entity.name, name, value, allowed)
         ) is None
     same = [equal(name, _in_column(entity, name, value)) for name, value in values.items()]
+    index = next((i for i in entity.indexes if i.unique and i.fields == tuple(values)), None)
+    if index is not None:  # a partial one concerns the rows of its filter only
+        same.append(index_filter(entity, index))
     where = and_(*same, app.rules.for_entity(entity.name).readable_by(auth))
     return services.store.point(lambda reader: reader.count(entity.name, where)) == 0
 
