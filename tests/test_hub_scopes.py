@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pylon import limits
 from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
-from pylon.changelog.change import Change
+from pylon.changelog.change import Change, encode_for
 from pylon.changelog.scope import Scope, parse_entities, parse_scope
 from pylon.errors import InvalidColumn, InvalidQuery, InvalidValue, LimitExceeded
 from tests.support.examples import count_examples
@@ -228,3 +228,36 @@ def test_an_entity_that_the_manifest_lost_is_in_no_scope() -> None:
     hub.publish([Change(event_of(1, "Gone", None, (None, True)))])
     assert peer.received() == b""
     peer.connection.abort()
+
+
+def test_a_change_is_judged_once_for_each_group_that_it_may_concern(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub = ws_hub()
+    judged: list[AuthContext] = []
+
+    def count(change: Change, rules: Any, auth: AuthContext, *more: Any) -> bytes | None:
+        judged.append(auth)
+        return encode_for(change, rules, auth, *more)
+
+    monkeypatch.setattr("workers.hub.hub.encode_for", count)
+    peers = []
+    for n in range(20):
+        for filters in ({"Public": {"ownerId": f"u{n}"}}, {"Note": {"ownerId": f"u{n}"}}):
+            peers.append(Peer(hub, ANONYMOUS))
+            peers[-1].connection.scope = parse_scope(RULES, APP, list(filters), filters)
+        peers.append(Peer(hub, ANONYMOUS))
+        peers[-1].connection.scope = parse_entities(RULES, APP, "Public")
+    for peer in peers:
+        hub.join(peer.connection)
+    hub.publish([Change(event_of(1, "Public", None, ("u7", True)))])
+    assert len(judged) == 2  # the group of the filter with u7, and that without a filter
+    assert sum(peer.received() != b"" for peer in peers) == 21
+    judged.clear()
+    hub.publish([Change(event_of(2, "Note", ("u3", True), ("u4", True)))])
+    assert len(judged) == 2
+    judged.clear()
+    hub.publish([Change(event_of(3, "Member", None, ("u3", True)))])
+    assert judged == []
+    for peer in peers:
+        peer.connection.abort()

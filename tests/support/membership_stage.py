@@ -19,9 +19,11 @@ from pylon.app import build_app
 from pylon.auth_context import ADMIN, AuthContext, Caller
 from pylon.changelog.feed import Feed as LogFeed
 from pylon.changelog.pull import build_delta, stream_snapshot
+from pylon.changelog.scope import parse_scope
 from pylon.clock import ManualClock
 from pylon.errors import PylonError, ResyncRequired
 from pylon.manifest_loader import parse_manifest
+from pylon.policy.rules import RuleSet
 from pylon.query.rows import Query
 from pylon.storage.interface import Reader
 from pylon.storage.related import StoredRelated
@@ -167,9 +169,11 @@ class MembershipStage:
         for replica in self.replicas:
             replica.listen()
 
-    def rows(self, entity: str, auth: AuthContext) -> dict[str, dict[str, Any]]:
-        """Return the rows that a caller may read, by the store."""
-        where = self.app.rules.for_entity(entity).readable_by(auth)
+    def rows(
+        self, entity: str, auth: AuthContext, rules: RuleSet | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Return the rows that a caller may read, by the store; `rules` may be those of a scope."""
+        where = (rules or self.app.rules).for_entity(entity).readable_by(auth)
 
         def read(reader: Reader) -> list[bytes]:
             return reader.rows(entity, Query(where, 10_000))
@@ -180,9 +184,15 @@ class MembershipStage:
 class Replica:
     """A client of a `MembershipStage`."""
 
-    def __init__(self, stage: MembershipStage, auth: AuthContext, is_live: bool = True) -> None:
+    def __init__(
+        self, stage: MembershipStage, auth: AuthContext, is_live: bool = True,
+        entities: list[str] | None = None, filters: dict[str, Any] | None = None,
+    ) -> None:
+        """Args: `entities` and `filters` are those of its scope."""
         self._stage = stage
         self.auth = auth
+        self.scope = parse_scope(stage.app.rules, stage.app.manifest, entities, filters)
+        self._rules = stage.app.rules if self.scope is None else self.scope.rules
         self.cursor = 0
         self.rows: dict[tuple[str, str], dict[str, Any]] = {}
         self.events: list[dict[str, Any]] = []
@@ -200,12 +210,13 @@ class Replica:
             if self.cursor == 0:
                 self.rows.clear()
                 text = b"".join(stream_snapshot(
-                    self._stage.pool, self._stage.app.manifest, self._stage.app.rules, self.auth
+                    self._stage.pool, self._stage.app.manifest, self._stage.app.rules, self.auth,
+                    scope=self.scope,
                 ))
             else:
                 try:
                     feed = LogFeed(self._stage.pool)
-                    text = build_delta(feed, self._stage.app.rules, self.auth, self.cursor).body
+                    text = build_delta(feed, self._rules, self.auth, self.cursor).body
                 except ResyncRequired:
                     self.cursor = 0
                     continue
@@ -224,6 +235,7 @@ class Replica:
         self._socket.setblocking(False)
         hub = self._stage.hub
         self.connection = Connection(ours, hub.transport, hub, Caller(self.auth), "::1")
+        self.connection.scope = self.scope
         hub.add(self.connection)
         self.connection.start()
         if not self._stage.replay.finish(self.connection, self.cursor):
@@ -291,6 +303,7 @@ class Replica:
         """Compare with what the caller may read now."""
         expected = {
             (entity, row_id): row for entity in READ_RULES
-            for row_id, row in self._stage.rows(entity, self.auth).items()
+            if self.scope is None or self.scope.includes(entity)
+            for row_id, row in self._stage.rows(entity, self.auth, self._rules).items()
         }
         assert self.rows == expected, f"{self.auth.user_id}, {when}"
