@@ -58,6 +58,8 @@ CONVERTED: Final = (
     *NOT_TEXTS, FieldType.DATETIME, FieldType.DATE, FieldType.DECIMAL, FieldType.ENUM,
     FieldType.JSON,
 )
+_JSON: Final = FieldType.JSON
+_PLAIN_TEXTS: Final = (FieldType.STRING, FieldType.ID, FieldType.RICHTEXT)
 _NO_PARTS: Final = (*NOT_TEXTS, FieldType.DECIMAL)
 COMBINING: Final = ("$or", "$and", "$search")
 _NUMBER_TEXT: Final = re.compile(
@@ -139,20 +141,27 @@ class FilterParser:
                     continue
                 found.append(self._parse_combined(key, operand, depth))
                 continue
-            name, dot, rest = key.partition(".")
-            field = field_of(self._entity, name if dot else key)
-            if field.type is FieldType.JSON:
-                found += self._parse_element(field, path_of(field, rest) if dot else (), operand)
-            elif dot:
-                raise InvalidQuery(
-                    f"{field.name} is {field.type.value}, and only a json field has a path"
-                )
+            if "." in key:
+                found += self._parse_path(key, operand)
+                continue
+            field = field_of(self._entity, key)
+            if field.type is _JSON:
+                found += self._parse_element(field, (), operand)
             elif isinstance(operand, dict):
                 found += self._parse_operators(field, operand)
             else:
                 self._count()
                 found.append(_equal(self._entity, field, operand))
         return found[0] if len(found) == 1 else and_(*found)
+
+    def _parse_path(self, key: str, operand: object) -> list[Predicate]:
+        name, _, rest = key.partition(".")
+        field = field_of(self._entity, name)
+        if field.type is not _JSON:
+            raise InvalidQuery(
+                f"{field.name} is {field.type.value}, and only a json field has a path"
+            )
+        return self._parse_element(field, path_of(field, rest), operand)
 
     def _parse_element(
         self, field: Field, path: tuple[str, ...], operand: object
@@ -256,6 +265,9 @@ def parse_operand(entity: Entity, field: Field, value: object) -> Any:
             return bool(value)
     elif field.type in NUMBERS:
         if _is_number(value) and (field.type is FieldType.FLOAT or not is_beyond_64_bits(value)):
+            return value
+    elif field.type in _PLAIN_TEXTS:
+        if isinstance(value, str):
             return value
     elif isinstance(value, str) or field.type is FieldType.DECIMAL:
         operand = text_operand(field, value)
