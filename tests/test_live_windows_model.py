@@ -202,6 +202,11 @@ class Machine(RuleBasedStateMachine):
     def publish(self) -> None:
         self.world.publish()
 
+    @rule(writes=WRITES)
+    def write_and_deliver(self, writes: Writes) -> None:
+        self.commit(writes)
+        self.world.deliver()
+
     @invariant()
     def every_client_has_what_a_query_answers(self) -> None:
         settle(self.world)

@@ -26,6 +26,7 @@ from pylon.manifest.model import Manifest
 from pylon.query.parse import parse_where
 from pylon.query.predicate import guarded
 from pylon.query.rows import Query, parse_filter
+from pylon.storage.events import ChangeBatch
 from pylon.storage.interface import SERVER, Reader
 from pylon.storage.ops import (
     RowOp,
@@ -210,6 +211,12 @@ class LiveStage:
     def publish(self) -> None:
         """The feed publishes all that is committed."""
         self.feed.check_head()
+
+    def deliver(self) -> None:
+        """The bus delivers all that is committed, as one batch."""
+        seq = self.feed.tail.last_seq
+        events = self.pool.point(lambda reader: reader.events_after(seq, 1_000))
+        self.feed.take([ChangeBatch(seq, events)])
 
     @property
     def is_current(self) -> bool:
