@@ -344,3 +344,17 @@ def test_windows_count_against_the_memory_of_live_queries(
     assert [(e["for"], e["code"]) for e in client.errors] == [("more", "LIMIT_EXCEEDED")]
     client.say(type="unsubscribe", sub_id="s")
     assert world.live._size_bytes == len(world.live._holdings) == 0
+
+
+def test_window_keeps_few_keys_however_many_rows_come(world: LiveStage) -> None:
+    fill(world, 5)
+    client = LiveClient(world, ADA)
+    client.subscribe_window("s", "Public", NEWEST)
+    (watch,) = world.live._watches._by_key.values()
+    assert watch.window is not None
+    for n in range(6, 100):
+        diffs_of(client, world, world.insert("Public", row_id(n), rank=n))
+        assert len(watch.window.keys) <= 3 + 2 * limits.LIVE_WINDOW_SPARE_ROWS
+    for n in range(99, 3, -1):
+        diffs_of(client, world, world.delete("Public", row_id(n)))
+        assert [row["rank"] for row in client.windows["s"].rows] == [n - 1, n - 2, n - 3]

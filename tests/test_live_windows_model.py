@@ -110,6 +110,15 @@ class Machine(RuleBasedStateMachine):
         if publish:
             self.world.publish()
 
+    def write_meanwhile(self, entity: str, writes: Writes | None, publish: bool) -> None:
+        """Commit between the next read and its answer, most of it to rows of `entity`."""
+        if writes is not None:
+            own = [
+                (name if name == "Member" else entity, number, body)
+                for name, number, body in writes
+            ]
+            self.world.store.meanwhile = lambda: self.write(own, publish)
+
     @initialize(values=VALUES_OF_ROWS, asked=st.lists(
         st.tuples(st.integers(0, len(CONTEXTS) - 1), st.sampled_from(ENTITIES), bodies()),
         min_size=3, max_size=6,
@@ -136,8 +145,7 @@ class Machine(RuleBasedStateMachine):
         self, who: int, sub_id: str, entity: str, body: Any, meanwhile: Writes | None,
         publish: bool,
     ) -> None:
-        if meanwhile is not None:
-            self.world.store.meanwhile = lambda: self.write(meanwhile, publish)
+        self.write_meanwhile(entity, meanwhile, publish)
         self.clients[who].subscribe_window(sub_id, entity, body)
         self.world.store.meanwhile = None
         assert sub_id in self.clients[who].windows
@@ -152,8 +160,7 @@ class Machine(RuleBasedStateMachine):
         client = self.clients[who]
         if sub_id not in client.windows:
             return
-        if meanwhile is not None:
-            self.world.store.meanwhile = lambda: self.write(meanwhile, publish)
+        self.write_meanwhile(client.asked[sub_id][0], meanwhile, publish)
         client.widen(sub_id, count)
         self.world.store.meanwhile = None
 
