@@ -64,9 +64,9 @@ class EntityRules:
     """
 
     __slots__ = (
-        "_begin", "_bind_read", "_declared", "_delete", "_entity", "_explain", "_insert",
-        "_read", "_readable", "_state", "_step", "asked", "checks", "fields", "is_narrowed",
-        "read_fields", "read_rule", "read_text", "related", "routing",
+        "_asks_update", "_begin", "_bind_read", "_declared", "_delete", "_entity", "_explain",
+        "_insert", "_read", "_readable", "_state", "_step", "asked", "checks", "fields",
+        "is_narrowed", "read_fields", "read_rule", "read_text", "related", "routing",
     )
 
     def __init__(
@@ -113,6 +113,7 @@ class EntityRules:
             "delete": _checks_of([_one_row(rule) for rule in chosen["delete"]]),
         }
         self.related = RelatedChanges(self.checks["read"])
+        self._asks_update = bool(self.checks["update"])
         self.asked: Mapping[Action, frozenset[str]] = {
             action: frozenset[str]().union(*(check.entities for check in checks))
             for action, checks in self.checks.items()
@@ -141,7 +142,7 @@ class EntityRules:
         Args:
             related: the rows as they are before the change.
         """
-        if self.checks["update"]:
+        if self._asks_update:
             related = _Remembered(related)
         return auth.is_admin or (
             self._state(auth, before, before, related)

@@ -401,6 +401,9 @@ def exists_row(entity: str, where: Predicate, is_listable: bool = False) -> Pred
     return FALSE if where is FALSE else Exists(entity, where, is_listable)
 
 
+_LEAVES: Final = frozenset({Column, Outer, Literal, Constant, InValues, Like, Match})
+
+
 # --- Questions ----------------------------------------------------------------------------------
 
 
@@ -434,6 +437,20 @@ def _reads_outer(node: Value) -> bool:
 
 def asks_rows(node: Value) -> bool:
     """Whether it has an `Exists`, so that other rows decide too."""
+    # PERF: each query asks it of its read policy. 0.4 us for two comparisons; by `parts` alone,
+    # a list took 20 us in place of 4 to be compiled.
+    if type(node) is Compare:
+        left, right = node.left, node.right
+        return (type(left) not in _LEAVES and asks_rows(left)) or (
+            type(right) not in _LEAVES and asks_rows(right)
+        )
+    if type(node) is And or type(node) is Or:
+        for item in node.items:  # noqa: SIM110
+            if asks_rows(item):
+                return True
+        return False
+    if type(node) in _LEAVES:
+        return False
     return type(node) is Exists or any(asks_rows(part) for part in parts(node))
 
 
