@@ -116,6 +116,7 @@ MEMBERSHIP_KEYS_INLINE: Final = 200  # read without the thread pool
 HINT_TTL_S: Final = 60.0  # the shortest life of the hint of a pull
 HINT_WINDOW_S: Final = 1.25 * HINT_TTL_S  # a worker repeats a key's hint after the difference
 PING_ID_CHARS: Final = 100
+SCOPES_SCANNED: Final = 500  # filters of an entity that no value finds, for each worker
 SCOPE_VALUES: Final = 500  # operands in all filters of one scope
 HINTS: Final = 100_000
 HINTS_KEPT: Final = 131_072  # in the hint journal, for each HTTP worker

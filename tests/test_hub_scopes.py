@@ -220,6 +220,27 @@ def test_a_parameter_names_entities() -> None:
             parse_entities(RULES, APP, text)
 
 
+def test_filters_that_no_value_finds_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SCOPES_SCANNED", 1)
+    hub = ws_hub()
+    peers = [Peer(hub, ANONYMOUS) for _ in range(3)]
+    for peer in peers:
+        hub.join(peer.connection)
+    scanned = [
+        parse_scope(RULES, APP, None, {"Public": {"text": {"$gt": text}}}) for text in "ab"
+    ]
+    hub.change_scope(peers[0].connection, scanned[0])
+    with pytest.raises(LimitExceeded, match="without an equality"):
+        hub.change_scope(peers[1].connection, scanned[1])
+    assert peers[1].connection.scope is None
+    hub.change_scope(peers[2].connection, scope_of((None, {"Public": {"ownerId": "ada"}})))
+    hub.change_scope(peers[0].connection, scanned[0])  # the same again
+    hub.change_scope(peers[0].connection, None)
+    hub.change_scope(peers[1].connection, scanned[1])
+    for peer in peers:
+        peer.connection.abort()
+
+
 def test_an_entity_that_the_manifest_lost_is_in_no_scope() -> None:
     hub = ws_hub()
     peer = Peer(hub, ADMIN)

@@ -24,6 +24,7 @@ MESSAGE = Entity(
         Field("roomId", FieldType.ID, optional=False, unique=False, target="Room"),
         Field("sentAt", FieldType.STRING, optional=True, unique=False),
         Field("number", FieldType.INT, optional=False, unique=False),
+        Field("at", FieldType.DATETIME, optional=True, unique=False),
         Field("authorId", FieldType.STRING, optional=True, unique=False),
         Field("token", FieldType.STRING, optional=True, unique=True),
         Field("text", FieldType.RICHTEXT, optional=True, unique=False),
@@ -32,6 +33,8 @@ MESSAGE = Entity(
         Index("by_room_sent", ("roomId", "sentAt"), unique=False),
         Index("by_room_number", ("roomId", "number"), unique=False),
         Index("by_sent", ("sentAt",), unique=False),
+        Index("by_room_at", ("roomId", "at"), unique=False),
+        Index("by_at", ("at",), unique=False),
         Index("by_number", ("number",), unique=False),
     ),
 )
@@ -73,6 +76,8 @@ def plan_of(
     ({"sentAt": "desc"}, {**PLACE, "sentAt": None}),
     ({"number": "desc"}, {"number": 4, "id": row_id(7)}),
     ({"number": "desc", "id": "desc"}, {"number": 4, "id": row_id(7)}),
+    ({"at": "asc"}, {"at": "2026-11-27T00:00:00Z", "id": row_id(7)}),
+    ({"at": "desc"}, {"at": "2026-11-27", "id": row_id(7)}),
 ])
 def test_each_run_of_a_page_is_a_search(
     connection: apsw.Connection, order: dict[str, str], place: dict[str, Any], key: str,

@@ -126,6 +126,10 @@ class Groups:
         group = self._known.get(_key_of(connection))
         return group is not None and connection in group.connections
 
+    def check_scope(self, scope: Scope) -> None:
+        """Check that a group of this scope may be made. Raises as `ScopeIndex.check`."""
+        self._scoped.check(scope)
+
     def find_scoped(self, change: Change) -> Iterator[Group]:
         """Yield the groups whose scope may include a change, each once."""
         return self._scoped.find(change)

@@ -181,7 +181,13 @@ class Hub:
             self.join(connection)
 
     def change_scope(self, connection: Connection, scope: Scope | None) -> None:
-        """Set the scope of an open connection, from the next change on."""
+        """Set the scope of an open connection, from the next change on.
+
+        Raises:
+            LimitExceeded: there are too many scopes of this kind; the connection keeps its own.
+        """
+        if scope is not None and scope != connection.scope:
+            self._groups.check_scope(scope)
         cursor = max(connection.last_seq, self._head)
         had_joined = self._leave(connection)
         connection.scope = scope

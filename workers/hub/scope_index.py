@@ -3,10 +3,11 @@
 A group without a filter for the entity is found by the entity alone. A filter that fixes a field to
 some values, such as ``{"roomId": {"$in": […]}}``, is found by these values in the row before and
 after the change. So a change of one room costs nothing for the replicas of other rooms. All other
-filters are judged for each change of their entity.
+filters are *scanned*: they are judged for each change of their entity.
 
 Invariant: every group that may see a change is found; whether it sees it, its rules say. Bound:
-`limits.SCOPE_VALUES` entries for a group. Called by `groups`.
+`limits.SCOPE_VALUES` entries for a group, and `limits.SCOPES_SCANNED` scanned filters of an entity
+(`check`). Called by `groups`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
+from pylon import limits
 from pylon.changelog.change import Change
 from pylon.changelog.scope import Scope
+from pylon.errors import LimitExceeded
 from pylon.query.matcher import Term
 
 
@@ -63,6 +66,22 @@ class ScopeIndex(Generic[G]):
         for entity, terms in scope.terms.items():
             self._filtered[entity].remove(group, terms)
 
+    def check(self, scope: Scope) -> None:
+        """Check that a group of this scope may be added.
+
+        Raises:
+            LimitExceeded: an entity has too many scanned filters.
+        """
+        for entity, terms in scope.terms.items():
+            filtered = self._filtered.get(entity)
+            if terms or filtered is None or filtered.scanned < limits.SCOPES_SCANNED:
+                continue
+            raise LimitExceeded(
+                f"There are {limits.SCOPES_SCANNED} different scopes with a filter of {entity} "
+                "without an equality already",
+                hint='compare a field with a value, for example {"roomId": {"$in": ["x"]}}',
+            )
+
     def find(self, change: Change) -> Iterator[G]:
         """Yield each group whose scope may include the row before the change or after it, once."""
         if not self._groups:
@@ -85,6 +104,11 @@ class _Filtered(Generic[G]):
     def __init__(self) -> None:
         self._by_field: dict[str, dict[object, set[G]]] = {}
         self._rest: set[G] = set()
+
+    @property
+    def scanned(self) -> int:
+        """The number of filters that no value finds."""
+        return len(self._rest)
 
     def add(self, group: G, terms: tuple[Term, ...]) -> None:
         term = _narrowest(terms)
