@@ -3,6 +3,7 @@ with nulls, ties and mixed directions, for positions of rows and of none."""
 
 from __future__ import annotations
 
+from decimal import Decimal
 from functools import cmp_to_key
 from typing import Any
 
@@ -39,11 +40,16 @@ ENTRY = Entity(
         Field("rank", FieldType.INT, optional=True, unique=False),
         Field("weight", FieldType.FLOAT, optional=True, unique=False),
         Field("done", FieldType.BOOL, optional=False, unique=False),
+        Field("at", FieldType.DATETIME, optional=True, unique=False),
+        Field("price", FieldType.DECIMAL, optional=True, unique=False),
+        Field("day", FieldType.DATE, optional=True, unique=False),
     ),
     (
         Index("by_room_sent", ("room", "sentAt"), unique=False),
         Index("by_sent", ("sentAt",), unique=False),
         Index("by_done_rank", ("done", "rank"), unique=False),
+        Index("by_price", ("price",), unique=False),
+        Index("by_at", ("at",), unique=False),
     ),
 )
 MANIFEST = Manifest("positions", "1", (ENTRY,))
@@ -55,6 +61,9 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "rank": st.sampled_from([None, -1, 0, 2**63 - 1, -(2**63)]),
     "weight": st.sampled_from([None, 0.1, -1.5, 2.0]),
     "done": st.booleans(),
+    "at": st.sampled_from([None, "2026-03-29T00:30:00.000000Z", "2026-03-29T00:30:00.500000Z"]),
+    "price": st.sampled_from([None, "9.5", "10", "-2", "0"]),
+    "day": st.sampled_from([None, "2026-03-29", "2026-10-01"]),
 }
 ROWS = st.lists(st.fixed_dictionaries(VALUES), min_size=1, max_size=len(IDS)).map(
     lambda rows: [{**row, "id": IDS[n]} for n, row in enumerate(rows)]
@@ -80,6 +89,12 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return StoreStage(backend, MANIFEST)
 
 
+def entry(number: int, **values: Any) -> dict[str, Any]:
+    """A row with nulls but for `values`."""
+    row = dict.fromkeys(ENTRY.columns)
+    return {**row, "id": IDS[number], "room": "a", "done": False, **values}
+
+
 def fill(stage: StoreStage, rows: list[dict[str, Any]]) -> None:
     old = [DeleteRow("Entry", row["id"], ADMIN) for row in stage.rows("Entry")]
     new = []
@@ -93,6 +108,8 @@ def is_sooner(order: Order, one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether `one` comes before `other`."""
     for field, desc in total_order(order):
         first, second = one[field], other[field]
+        if field == "price":  # a text on the wire
+            first, second = (None if value is None else Decimal(value) for value in (first, second))
         if first != second:
             is_less = first is None or (second is not None and first < second)
             return is_less is not desc
@@ -164,7 +181,7 @@ def test_pages_one_after_the_other_have_every_row_once(
 
 def test_a_graph_query_takes_a_position(stage: StoreStage) -> None:
     fill(stage, [
-        {"id": IDS[n], "room": "a", "sentAt": str(n), "rank": None, "weight": None, "done": False}
+        entry(n, sentAt=str(n))
         for n in range(6)
     ])
     scope = GraphScope(lambda _: ENTRY, {"Entry": ENTRY}, lambda _: TRUE, 100)
@@ -182,7 +199,7 @@ def test_a_graph_query_takes_a_position(stage: StoreStage) -> None:
 
 def test_a_page_is_bounded_and_counted_like_every_other(stage: StoreStage) -> None:
     fill(stage, [
-        {"id": IDS[n], "room": "a", "sentAt": None, "rank": n, "weight": None, "done": False}
+        entry(n, rank=n)
         for n in range(6)
     ])
     order: Order = (("rank", True),)
