@@ -19,9 +19,9 @@ from pylon.manifest.checks import check_all
 from pylon.manifest.diagnostics import Diagnostic, ManifestInvalid, one_line
 from pylon.manifest.document import Node, NotJsonError, line_and_column, read_document
 from pylon.manifest.findings import Findings, items_of, text_of
-from pylon.manifest.model import RULE_KEYS, Manifest
+from pylon.manifest.model import ROOM_RULE_KEYS, RULE_KEYS, Manifest
 from pylon.manifest.shape import check_shape
-from pylon.policy.check import Scope, action_scope, check, entity_scope
+from pylon.policy.check import Scope, action_scope, check, entity_scope, room_scope
 from pylon.policy.grammar import PolicyInvalid
 from pylon.query.index_filters import check_index_filters
 from pylon.values.constraint_checks import check_constraints
@@ -117,13 +117,19 @@ def _check_rules(root: Node, findings: Findings) -> None:
         if not findings.touch(node)
         for action in (build_operation(node),)
     }
+    rooms = room_scope(known)
     for policy in items_of(root, "policies"):
         entity, action = text_of(policy, "entity"), text_of(policy, "action")
-        for key in RULE_KEYS:
+        room = text_of(policy, "room")
+        is_for_rooms = room is not None and bool(room.value)
+        for key in ROOM_RULE_KEYS if is_for_rooms else RULE_KEYS:
             rule = text_of(policy, key)
             if rule is None or not rule.value:
                 continue
             if not is_complete and "exists" in rule.value:  # it may ask an entity with errors
+                continue
+            if is_for_rooms:
+                _check_rule(rule, key, rooms, findings)
                 continue
             if entity is not None and entity.value in entities:
                 _check_rule(rule, key, entities[entity.value], findings)

@@ -160,6 +160,12 @@ def _assemble(
 ) -> Components:
     config, clock, pid = loaded.config, SystemClock(), os.getpid()
     rules = compile_rules(manifest, explain=config.dev_mode)
+    if not rules.rooms:
+        _log.info(
+            "rooms.open",
+            message="every session may join every room: the manifest has no policy of rooms",
+            hint='add one with "room" and "allowJoin" to its policies (docs/manifest.md, Rooms)',
+        )
     pidfile = DataDirLock.acquire(pidfile_of(Path(config.db_path).absolute()))
     stack.callback(pidfile.release)
     listeners = open_listeners(config, environ, pid, kept=kept)

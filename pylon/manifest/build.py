@@ -160,6 +160,10 @@ def _policy(raw: dict[str, Any]) -> Policy:
         allow_update=raw.get("allowUpdate") or None,
         allow_delete=raw.get("allowDelete") or None,
         allow_write=raw.get("allowWrite") or None,
+        room=raw.get("room") or None,
+        allow_join=raw.get("allowJoin") or None,
+        allow_broadcast=raw.get("allowBroadcast") or None,
+        allow_presence=raw.get("allowPresence") or None,
     )
 
 

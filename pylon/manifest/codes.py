@@ -150,10 +150,22 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
     "POLICY_DUPLICATE": ("Two policies have the same name.", "rename one of them."),
     "POLICY_ALLOW_EMPTY": (
         "A policy has no rule, so it has no effect.",
-        "give it allow, or one of allowRead, allowInsert, allowUpdate, allowDelete, allowWrite.",
+        "give it allow, or one of allowRead, allowInsert, allowUpdate, allowDelete, allowWrite,"
+        " or for rooms allowJoin, allowBroadcast or allowPresence.",
     ),
     "POLICY_NO_TARGET": (
-        "A policy is for no entity and no action.", "name one with entity or action."
+        "A policy is for no entity, no action and no room.",
+        "name one with entity, action or room.",
+    ),
+    "POLICY_ROOM_INVALID": (
+        "The room of a policy is no pattern, or the policy is for an entity or an action as well.",
+        "write a whole name, or the first part of one and a * at the end; write one policy for"
+        " rooms and another one for the rest.",
+    ),
+    "POLICY_RULE_MISPLACED": (
+        "A policy has a rule that is never asked: allowJoin, allowBroadcast or allowPresence"
+        " without room, or a rule of rows with room.",
+        "use a key of the hint.",
     ),
     "POLICY_ENTITY_NOT_FOUND": (
         "A policy is for an entity that is not declared.", "use one of the hint."

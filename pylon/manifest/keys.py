@@ -119,7 +119,7 @@ POLICY: Final = Object(
     dict.fromkeys(
         (
             "entity", "action", "allow", "allowRead", "allowInsert", "allowUpdate",
-            "allowDelete", "allowWrite",
+            "allowDelete", "allowWrite", "room", "allowJoin", "allowBroadcast", "allowPresence",
         ),
         STRING,
     ),

@@ -25,6 +25,8 @@ RuleKey = Literal[
     "allow", "allow_read", "allow_insert", "allow_update", "allow_delete", "allow_write"
 ]
 
+RoomRuleKey = Literal["allow", "allow_join", "allow_broadcast", "allow_presence"]
+
 # The keys of a policy: name in the manifest, name in the model.
 RULE_KEYS: dict[str, RuleKey] = {
     "allow": "allow",
@@ -33,6 +35,13 @@ RULE_KEYS: dict[str, RuleKey] = {
     "allowUpdate": "allow_update",
     "allowDelete": "allow_delete",
     "allowWrite": "allow_write",
+}
+# The keys of a policy of rooms.
+ROOM_RULE_KEYS: dict[str, RoomRuleKey] = {
+    "allow": "allow",
+    "allowJoin": "allow_join",
+    "allowBroadcast": "allow_broadcast",
+    "allowPresence": "allow_presence",
 }
 
 
@@ -200,6 +209,10 @@ class Policy:
     allow_update: str | None = None
     allow_delete: str | None = None
     allow_write: str | None = None
+    room: str | None = None  # the rooms that it is for: a name, or the first part of one and *
+    allow_join: str | None = None
+    allow_broadcast: str | None = None
+    allow_presence: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

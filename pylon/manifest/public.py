@@ -8,17 +8,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from pylon.manifest.model import DEFAULT_VERSION, FORMAT_VERSION, RULE_KEYS, Manifest
+from pylon.manifest.model import (
+    DEFAULT_VERSION,
+    FORMAT_VERSION,
+    ROOM_RULE_KEYS,
+    RULE_KEYS,
+    Manifest,
+)
 
+_RULES = frozenset({*RULE_KEYS, *ROOM_RULE_KEYS})
 _FIELD_DEFAULTS = {"optional": False, "unique": False}
 
 
 def public_manifest(manifest: Manifest) -> dict[str, Any]:
-    """Return the complete document without the six rule keys of its policies."""
+    """Return the complete document without the rules of its policies."""
     document = complete_document(manifest)
     if document.get("policies") is not None:
         document["policies"] = [
-            {key: value for key, value in policy.items() if key not in RULE_KEYS}
+            {key: value for key, value in policy.items() if key not in _RULES}
             for policy in document["policies"]
         ]
     return document

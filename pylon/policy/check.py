@@ -78,6 +78,12 @@ def action_scope(action: Operation, entities: Mapping[str, Entity] | None = None
     return Scope(f'action "{action.name}"', {"input": _kinds(action.input)}, entities or {})
 
 
+def room_scope(entities: Mapping[str, Entity] | None = None) -> Scope:
+    """Return the scope of rules of rooms: ``room``, by its name and by what ``*`` stands for."""
+    names = {"id": Kind.STRING, "name": Kind.STRING}
+    return Scope("a room pattern", {"room": names}, entities or {})
+
+
 def check(text: str, scope: Scope) -> Expr:
     """Return the typed expression of a rule.
 

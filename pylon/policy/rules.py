@@ -39,6 +39,7 @@ from pylon.policy.expression import Expr
 from pylon.policy.grammar import PolicyInvalid
 from pylon.policy.related import NO_RELATED, CheckValues, ExistsCheck, RelatedRows
 from pylon.policy.related_changes import RelatedChanges
+from pylon.policy.room_rules import RoomRules
 from pylon.policy.routing import ByAuth, Everyone, General, Keyed, Nobody, Routing, plan
 from pylon.query.evaluate import Evaluator
 from pylon.query.predicate import TRUE, Predicate, guarded
@@ -249,24 +250,28 @@ class RuleSet:
 
     `is_open`: whether all callers may read every row. `is_part`: it has the rules of a scope, which
     admins must meet too. `related`: by entity, what its read rule asks of other rows, without the
-    entities whose rules ask nothing. `asked_by_readers`: the entities that read rules ask.
+    entities whose rules ask nothing. `asked_by_readers`: the entities that read rules ask. `rooms`:
+    the rules of rooms.
     """
 
     __slots__ = (
         "_by_entity", "_judge_by_action", "asked_by_readers", "is_open", "is_part", "related",
+        "rooms",
     )
 
     def __init__(
         self,
         by_entity: Mapping[str, EntityRules],
         rules_by_action: Mapping[str, list[Expr]] | None = None,
-        *, is_part: bool = False,
+        *, is_part: bool = False, rooms: RoomRules | None = None,
     ) -> None:
         """Compile the rules of the actions.
 
         Args:
-            acts: for each action with policies the expressions that must all be true.
+            rules_by_action: for each action with policies the expressions that must all be true.
+            rooms: the rules of rooms; None: all rooms are open.
         """
+        self.rooms = RoomRules() if rooms is None else rooms
         self._by_entity = dict(by_entity)
         self.is_part = is_part
         self.is_open = all(isinstance(r.routing, Everyone) for r in self._by_entity.values())
@@ -328,6 +333,8 @@ def compile_rules(manifest: Manifest, *, explain: bool = True) -> RuleSet:
                     policy.allow, action_scope(actions[policy.action], manifest.by_name)
                 )
                 rules_by_action.setdefault(policy.action, []).append(rule)
+            if policy.room is not None:
+                RoomRules([policy], manifest.by_name)
             if entity is not None:
                 for action, rule in _choose_rules(policy, entity, manifest.by_name).items():
                     chosen[entity.name][action].append(rule)
@@ -336,8 +343,9 @@ def compile_rules(manifest: Manifest, *, explain: bool = True) -> RuleSet:
             problems.append(Diagnostic("error", invalid.code, message, "manifest"))
     if problems:
         raise ManifestInvalid(problems)
+    rooms = RoomRules([p for p in manifest.policies if p.room is not None], manifest.by_name)
     by_entity = {name: EntityRules(name, rules, explain) for name, rules in chosen.items()}
-    return RuleSet(by_entity, rules_by_action)
+    return RuleSet(by_entity, rules_by_action, rooms=rooms)
 
 
 def _choose_rules(
