@@ -139,6 +139,7 @@ class RealtimeServices:
 
     requests: RequestServices
     app: App
+    store: Store
     rooms: RoomCommands
     shards: ShardCommands
 

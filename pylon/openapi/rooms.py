@@ -38,6 +38,7 @@ _ROOM: Final[Schema] = {"type": "string", "minLength": 1, "maxLength": limits.RO
 _SIGNED_IN: Final[list[dict[str, list[str]]]] = [{"BearerAuth": []}, {"CookieAuth": []}]
 _ERRORS: Final[tuple[ErrorClass, ...]] = (
     *STORE_ERRORS, errors.AuthRequired, errors.Unavailable, errors.LimitExceeded,
+    errors.PolicyDenied,
 )
 _FULL: Final[tuple[ErrorClass, ...]] = (errors.RoomLimitReached, errors.RoomFull)
 

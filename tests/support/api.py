@@ -201,7 +201,7 @@ def serve_api(
             merge_checker=merge_sandbox,
         ),
         realtime=RealtimeServices(
-            requests, app, rooms=DirectRooms(clock),
+            requests, app, pool, rooms=DirectRooms(clock),
             shards=DirectShards(pool, writer, clock, folder),
         ),
         identity=IdentityServices(requests, app, pool, writer, signals.append),

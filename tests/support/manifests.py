@@ -89,3 +89,24 @@ def windows_app() -> dict[str, Any]:
             for name, rule in rules.items()
         ],
     }
+
+
+def private_rooms_app() -> dict[str, Any]:
+    """An app whose rooms `room:<id>` are for the members of that id; hosts broadcast."""
+    member = "roomId == room.id, userId == auth.userId"
+    return {
+        "name": "rooms",
+        "entities": [{
+            "name": "Member",
+            "fields": [
+                field("roomId", "string"), field("userId", "string"),
+                field("role", "string", optional=True),
+            ],
+            "indexes": [{"name": "by_user", "fields": ["userId", "roomId"]}],
+        }],
+        "policies": [{
+            "name": "members_only", "room": "room:*",
+            "allowJoin": f"exists(Member, {member})",
+            "allowBroadcast": f"exists(Member, {member}, role == 'host')",
+        }],
+    }

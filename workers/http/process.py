@@ -92,7 +92,9 @@ class HttpProcess:
                 hints=HintPublisher(self._hints.put, app.clock),
                 merge_checker=self._merge_sandbox,
             ),
-            realtime=RealtimeServices(requests, app, rooms=self._rooms, shards=self._shards),
+            realtime=RealtimeServices(
+                requests, app, store, rooms=self._rooms, shards=self._shards
+            ),
             identity=IdentityServices(requests, app, store, self._writer, self._sender.send),
             admin=AdminServices(
                 requests, app, self._writer,

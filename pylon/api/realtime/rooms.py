@@ -4,6 +4,10 @@ The acting user is the user of the session. An admin may name another one as `us
 body; from all other callers this module ignores `user_id`, because `useRoom` always sends it. The
 rooms service returns the JSON of every response.
 
+The rules of rooms (`pylon.policy.room_rules`) decide about each request but `leave`. Only those who
+may join a room see its members, or its name in the list. A member who may no longer join leaves at
+their next request.
+
 Bounds: the names and data of a request (limits.ROOM_*), and, except for admins, the requests of
 a user and of an address (pylon.rates).
 """
@@ -11,6 +15,7 @@ a user and of an address (pylon.rates).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Generic, TypeVar
 
 import falcon
@@ -44,7 +49,8 @@ from pylon.bus.rooms_messages import (
     RoomCommand,
     SetPresence,
 )
-from pylon.errors import AuthRequired, InvalidData, LimitExceeded
+from pylon.errors import AuthRequired, InvalidData, LimitExceeded, PolicyDenied
+from pylon.policy.room_rules import RoomAction as RuledAction
 from pylon.rates import (
     ROOM_JOINS_BY_ADDRESS,
     ROOM_JOINS_BY_USER,
@@ -56,6 +62,8 @@ from pylon.rates import (
     address_subject,
     user_subject,
 )
+from pylon.storage.interface import Reader
+from pylon.storage.related import StoredRelated
 
 B = TypeVar("B", JoinBody, LeaveBody, PresenceBody, BroadcastBody)
 
@@ -66,18 +74,21 @@ class RoomAction(Generic[B]):
     def __init__(
         self, services: RealtimeServices, name: str, body_type: BodyType[B],
         command: Callable[[B, str, str], RoomCommand], rates: tuple[Rate, Rate] | None = None,
+        ruled: RuledAction | None = None,
     ) -> None:
         """
         Args:
             command: makes the room command of the body, the acting user and the client's
                 network ("" for an admin).
             rates: of the caller's requests, by user and by address; None: unlimited.
+            ruled: what the rules of rooms must allow; None: nothing.
         """
         self._services = services
         self._name = name
         self._body_type: BodyType[B] = body_type
         self._command: Callable[[B, str, str], RoomCommand] = command
         self._rates = rates
+        self._ruled = ruled
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         _send_room(self._services, req, resp, self._name)
@@ -92,6 +103,8 @@ class RoomAction(Generic[B]):
         if self._rates is not None and not auth.is_admin:
             _spend(self._services, self._rates, auth.user_id, address)
         body = read_typed(req, self._services.requests, self._body_type)
+        if self._ruled is not None:
+            _require(self._services, self._ruled, auth, body.room)
         network = network_of(address) if address else ""
         command = self._command(body, _acting_user(auth, body.user_id), network)
         send_text(resp, self._services.rooms.submit(command).body)
@@ -104,7 +117,7 @@ def join(services: RealtimeServices) -> RoomAction[JoinBody]:
         return JoinRoom(body.room, user_id, _encode_data(body.data), network)
 
     rates = (ROOM_JOINS_BY_USER, ROOM_JOINS_BY_ADDRESS)
-    return RoomAction(services, "join", JOIN, command, rates)
+    return RoomAction(services, "join", JOIN, command, rates, "join")
 
 
 def leave(services: RealtimeServices) -> RoomAction[LeaveBody]:
@@ -123,7 +136,7 @@ def set_presence(services: RealtimeServices) -> RoomAction[PresenceBody]:
         return SetPresence(body.room, user_id, _encode_data(body.data))
 
     rates = (ROOM_MESSAGES_BY_USER, ROOM_MESSAGES_BY_ADDRESS)
-    return RoomAction(services, "presence", PRESENCE, command, rates)
+    return RoomAction(services, "presence", PRESENCE, command, rates, "presence")
 
 
 def broadcast(services: RealtimeServices) -> RoomAction[BroadcastBody]:
@@ -133,7 +146,7 @@ def broadcast(services: RealtimeServices) -> RoomAction[BroadcastBody]:
         return Broadcast(body.room, user_id, body.topic, _encode_data(body.data))
 
     rates = (ROOM_MESSAGES_BY_USER, ROOM_MESSAGES_BY_ADDRESS)
-    return RoomAction(services, "broadcast", BROADCAST, command, rates)
+    return RoomAction(services, "broadcast", BROADCAST, command, rates, "broadcast")
 
 
 class RoomList:
@@ -143,8 +156,14 @@ class RoomList:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        _admit_reader(self._services, req)
-        send_text(resp, self._services.rooms.submit(GetRooms()).body)
+        auth = _admit_reader(self._services, req)
+        text = self._services.rooms.submit(GetRooms()).body
+        if self._services.app.rules.rooms and not auth.is_admin:
+            text = self._services.store.scan(
+                partial(_joinable, services=self._services, auth=auth, text=text),
+                caller=str(auth.user_id),
+            )
+        send_text(resp, text)
 
     on_head = on_get
 
@@ -164,13 +183,42 @@ class Room:
 def _send_room(
     services: RealtimeServices, req: falcon.Request, resp: falcon.Response, room: str
 ) -> None:
-    user_id = _admit_reader(services, req)
+    auth = _admit_reader(services, req)
     _check_room_name(room)
-    send_text(resp, services.rooms.submit(GetRoom(room, user_id)).body)
+    _require(services, "join", auth, room)
+    send_text(resp, services.rooms.submit(GetRoom(room, str(auth.user_id))).body)
 
 
-def _admit_reader(services: RealtimeServices, req: falcon.Request) -> str:
-    """Return the user id of a caller who reads rooms, and charge the request.
+def _joinable(
+    reader: Reader, services: RealtimeServices, auth: AuthContext, text: bytes
+) -> bytes:
+    """Return those rooms of a list that the caller may join."""
+    related = StoredRelated(lambda read: read(reader))
+    rules = services.app.rules.rooms
+    return orjson.dumps([
+        room for room in orjson.loads(text) if rules.may("join", auth, room["name"], related)
+    ])
+
+
+def _require(
+    services: RealtimeServices, action: RuledAction, auth: AuthContext, room: str
+) -> None:
+    """Check that the caller may do this in the room. One who may not join it leaves it.
+
+    Raises:
+        PolicyDenied: the policies of rooms do not allow it.
+    """
+    rules, related = services.app.rules.rooms, StoredRelated(services.store.point)
+    try:
+        rules.require(action, auth, room, related)
+    except PolicyDenied:
+        if action == "join" or not rules.may("join", auth, room, related):
+            services.rooms.submit(LeaveRoom(room, str(auth.user_id)))
+        raise
+
+
+def _admit_reader(services: RealtimeServices, req: falcon.Request) -> AuthContext:
+    """Return a caller who reads rooms and has a user, and charge the request.
 
     Raises:
         AuthRequired: the caller has no user.
@@ -182,7 +230,7 @@ def _admit_reader(services: RealtimeServices, req: falcon.Request) -> str:
     if not auth.is_admin:
         rates = (ROOM_READS_BY_USER, ROOM_READS_BY_ADDRESS)
         _spend(services, rates, auth.user_id, address_of(req, services.requests))
-    return auth.user_id
+    return auth
 
 
 def _spend(
