@@ -363,6 +363,10 @@ ROOM_EVENTS: Final = Counter(
     "pylon_room_updates_total", "Updates for subscribers of rooms: sent, coalesced, or dropped.",
     ("result",), registry=SUPERVISOR,
 )
+ROOM_MEMBERS_REMOVED: Final = Counter(
+    "pylon_room_members_removed_total",
+    "Callers whom a change of rows put out of a room, by the policies of rooms.", registry=WORKER,
+)
 BACKUP_LAST_SUCCESS: Final = Gauge(
     "pylon_backup_last_success_timestamp_seconds", "Unix time of the last good backup.",
     registry=SUPERVISOR,
@@ -459,7 +463,8 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "WAL_HELD", "DB_WRITABLE", "CHANGELOG_BYTES", "CHECKPOINT", "WORKER_RESTARTS", "WORKERS_READY",
     "WORKERS_WANTED", "DB_BYTES", "DISK_FREE_BYTES", "SESSIONS", "SESSIONS_COLLECTED",
     "DATETIMES_CONVERTED", "DATETIMES_UNCONVERTED", "ROOMS",
-    "ROOM_MEMBERS", "ROOM_EVENTS", "BACKUP_LAST_SUCCESS", "BACKUP_DURATION", "BACKUP_BYTES",
+    "ROOM_MEMBERS", "ROOM_EVENTS", "ROOM_MEMBERS_REMOVED",
+    "BACKUP_LAST_SUCCESS", "BACKUP_DURATION", "BACKUP_BYTES",
     "BACKUP_RUNNING", "BACKUPS", "SHARDS", "SHARD_SUBSCRIBERS", "SHARD_TICKS", "SHARD_LATENESS",
     "SHARD_TICK", "SHARD_INPUTS", "SHARD_INPUTS_REJECTED", "SHARD_FRAMES", "SHARD_STOPS",
     "BUS_MESSAGES", "BUS_DROPPED", "BUS_IN_FLIGHT",

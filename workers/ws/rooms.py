@@ -6,6 +6,10 @@ all sockets that have subscribed to it, in every worker. The module drops one wi
 PYLON_WS_UNSCOPED_PRESENCE it goes to every client instead, and so does a message for every
 disconnect.
 
+The rules of rooms (`pylon.policy.room_rules`) decide about each subscription and each relayed
+message. A subscriber who may no longer join a room leaves it (`room_watch`), and receives the error
+`POLICY_DENIED` for ``room-subscribe``.
+
 The supervisor has the rooms (`supervisor.rooms`). The module makes the frames of a tick of a room
 once, and sends them to each socket in one write.
 
@@ -31,6 +35,7 @@ from pylon.bus.room_updates import RoomUpdatesSubscriber
 from pylon.bus.rooms_client import RoomsClient
 from pylon.bus.rooms_messages import (
     Alive,
+    LeaveRoom,
     Relay,
     RoomTick,
     RoomUpdates,
@@ -39,8 +44,17 @@ from pylon.bus.rooms_messages import (
     Subscribe,
     Unsubscribe,
 )
-from pylon.errors import InvalidData, LimitExceeded, MissingRoom, NotInRoom, Unavailable
+from pylon.errors import (
+    InvalidData,
+    LimitExceeded,
+    MissingRoom,
+    NotInRoom,
+    PolicyDenied,
+    Unavailable,
+)
 from pylon.limiter import RateLimiter
+from pylon.policy.related import RelatedRows
+from pylon.policy.room_rules import RoomAction, RoomRules
 from pylon.rates import (
     ROOM_MESSAGES_BY_ADDRESS,
     ROOM_MESSAGES_BY_USER,
@@ -53,10 +67,13 @@ from pylon.rates import (
 from workers.hub.connection import Connection
 from workers.hub.hub import Hub
 from workers.ws import frames
+from workers.ws.conversation import error_message, send_json
+from workers.ws.room_watch import RoomWatch
 
 _SUBSCRIBE: Final = "room-subscribe"
 _UNSUBSCRIBE: Final = "room-unsubscribe"
 _NAME_MEMBER: Final = {"presence": "event", "topic": "topic"}
+_RULED_ACTION: Final[dict[str, RoomAction]] = {"presence": "presence", "topic": "broadcast"}
 _JSON_SLACK_BYTES: Final = 2_048  # for `type`, `room`, `topic` and `from` around a message's data
 
 _IDLE_ALIVE_S: Final = 5.0  # without a subscription; the lease (limits.ROOM_LEASE_S) is longer
@@ -111,14 +128,20 @@ class Rooms:
 
     def __init__(
         self, hub: Hub, client: RoomsClient, updates: RoomUpdatesSubscriber,
-        limiter: RateLimiter, *,
+        limiter: RateLimiter, rules: RoomRules, related: RelatedRows, *,
         unscoped: bool,
     ) -> None:
+        """Args: `related` are the rows that rules ask, as stored."""
         self._hub = hub
         self._client = client
         self._updates = updates
         self._limiter = limiter
         self._unscoped = unscoped
+        self._rules = rules
+        self._related = related
+        self._watch = RoomWatch(rules, related, self._put_out)
+        if rules.asked:
+            hub.on_published(self._watch.on_published)
         self._rooms: dict[str, dict[int, _Subscription]] = {}  # by the connection's number
         self._rooms_by_connection: dict[Connection, set[str]] = {}
         self._generation: str | None = None
@@ -142,7 +165,8 @@ class Rooms:
         """Answer one message.
 
         Raises:
-            MissingRoom, NotInRoom, InvalidData, LimitExceeded, RateLimited, Unavailable.
+            MissingRoom, NotInRoom, InvalidData, LimitExceeded, RateLimited, PolicyDenied,
+            Unavailable, StoreUnavailable.
         """
         kind = message["type"]
         if kind not in (_SUBSCRIBE, _UNSUBSCRIBE):
@@ -174,9 +198,13 @@ class Rooms:
         subscription = _Subscription(connection)
         self._rooms.setdefault(room, {})[connection.number] = subscription
         self._rooms_by_connection.setdefault(connection, set()).add(room)
+        self._watch.add(connection, room)
         try:
+            self._rules.require("join", connection.caller.auth, room, self._related)
             reply = self._client.submit(Subscribe(room, user_id, connection.number))
-        except Exception:
+        except Exception as ex:
+            if isinstance(ex, PolicyDenied):
+                self._client.send(LeaveRoom(room, user_id))
             if self._is_current(room, subscription):
                 self._remove(connection, room)
             raise
@@ -197,6 +225,9 @@ class Rooms:
                 f"The message is too large to pass on (limit {limits.ROOM_DATA_BYTES} bytes)"
             )
         self._spend(connection, ROOM_MESSAGES_BY_USER, ROOM_MESSAGES_BY_ADDRESS)
+        if room is not None:
+            action = _RULED_ACTION[message["type"]]
+            self._rules.require(action, connection.caller.auth, room, self._related)
         while (
             self._relay_count.get(connection, 0) >= limits.ROOM_RELAYS
             or self._relays_bytes > limits.BUS_ROOM_UPDATES_BYTES
@@ -345,6 +376,14 @@ class Rooms:
 
     # --- Internals ---------------------------------------------------------------------------
 
+    def _put_out(self, connection: Connection, room: str) -> None:
+        """End the membership of a connection's user, who may no longer join the room."""
+        user_id = connection.caller.auth.user_id
+        if self._remove(connection, room) and user_id is not None:
+            self._client.send(LeaveRoom(room, user_id))
+            error = PolicyDenied("You may no longer be in this room")
+            send_json(connection, error_message(error, {"type": _SUBSCRIBE, "room": room}))
+
     def _spend(self, connection: Connection, of_user: Rate, of_address: Rate) -> None:
         auth = connection.caller.auth
         if auth.user_id is not None and not auth.is_admin:
@@ -363,6 +402,7 @@ class Rooms:
         subscriptions = self._rooms.get(room)
         if subscriptions is None or subscriptions.pop(connection.number, None) is None:
             return False
+        self._watch.end(connection, room)
         if not subscriptions:
             del self._rooms[room]
         rooms = self._rooms_by_connection[connection]

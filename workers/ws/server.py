@@ -95,7 +95,8 @@ def serve(booted: WorkerContext) -> NoReturn:
     live = LiveQueries(app, booted.reader_pool, changes.feed, hub, app.clock)
     rooms = Rooms(
         hub, RoomsClient(booted.runtime, app.random), RoomUpdatesSubscriber(booted.runtime),
-        booted.limiter, unscoped=app.config.ws_unscoped_presence,
+        booted.limiter, app.rules.rooms, StoredRelated(booted.reader_pool.point),
+        unscoped=app.config.ws_unscoped_presence,
     )
     writer = WriterClient(booted.runtime, app.clock)
     documents = Documents(
