@@ -16,13 +16,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import apsw
+import orjson
 
 from pylon.clock import Clock
 from pylon.errors import SchemaRefused
 from pylon.manifest.model import Entity, Manifest
 from pylon.schema.options import MigrationOptions
 from pylon.schema.steps import Plan
-from pylon.storage.sqlite import documents
+from pylon.storage.sqlite import documents, meta
 from pylon.storage.sqlite.epochs import open_epoch
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.names import quote
@@ -145,6 +146,7 @@ def _rename(conn: apsw.Connection, asked: MigrationOptions, plan: Plan) -> None:
                 f"ALTER TABLE {quote(step.entity)} RENAME COLUMN {quote(was)} "
                 f"TO {quote(step.name)}"
             )
+            _rename_kind(conn, step.entity, was, step.name)
         else:
             continue
         touched.add(step.entity)
@@ -177,6 +179,24 @@ def _name_unique(
 
 def _forget_shape(conn: apsw.Connection, entity: str) -> None:
     conn.execute("DELETE FROM _pylon_meta WHERE lower(key) = lower(?)", (f"shape:{entity}",))
+
+
+def _rename_kind(conn: apsw.Connection, entity: str, was: str, name: str) -> None:
+    """Rename a field in the note of the types that the columns have."""
+    key = f"shape:{entity}"
+    shape = meta.get(conn, key)
+    if shape is not None:
+        kinds = [
+            [name if str(field).lower() == was.lower() else field, kind]
+            for field, kind in orjson.loads(shape)
+        ]
+        meta.put(conn, key, orjson.dumps([*kinds, ["", "renamed"]]).decode())
+
+
+def _note_kinds(conn: apsw.Connection, entity: Entity) -> None:
+    """Note the types that the columns now have. `complete` still writes the JSON of each row."""
+    kinds = [*[[field.name, field.type.value] for field in entity.fields], ["", "rewritten"]]
+    meta.put(conn, f"shape:{entity.name}", orjson.dumps(kinds).decode())
 
 
 def _rebuild(conn: apsw.Connection, entity: Entity, asked: MigrationOptions) -> None:
@@ -234,7 +254,7 @@ def _rebuild(conn: apsw.Connection, entity: Entity, asked: MigrationOptions) -> 
         conn.execute(ddl.fill_folds(entity, field))
     for sql in statements:
         conn.execute(sql)
-    _forget_shape(conn, entity.name)
+    _note_kinds(conn, entity)
 
 
 def _kinds_now(
