@@ -34,6 +34,7 @@ from pylon.query.predicate import (
     asks_rows,
     compare,
     equal,
+    guarded,
 )
 
 MEMBER = Entity("Member", (
@@ -337,3 +338,20 @@ def test_routing_never_takes_a_rule_that_asks_for_one_of_the_caller_alone() -> N
     assert rules(allow_read="exists(Member, role == 'owner')").routing == General()
     keyed = rules(allow_read=f"data.authorId == auth.userId && {MINE}").routing
     assert keyed == Keyed("authorId", "user_id", exact=False)
+
+
+@pytest.mark.parametrize(("text", "does_ask"), [
+    (MINE, True),
+    (f"!{MINE}", True),
+    (f"data.isOpen || (data.level > 1 && !{MINE})", True),
+    (f"({MINE}) == data.isOpen", True),
+    (f"data.isOpen != ({MINE})", True),
+    (f"({MINE}) in [data.isOpen, false]", True),
+    (f"data.isOpen in [{MINE}, false]", True),
+    ("data.level + 1 > data.level || data.isOpen == null || data.authorId in ['a', 'b']", False),
+    ("data.authorId starts_with 'a' && !(data.level == 1)", False),
+])
+def test_tree_tells_whether_it_asks_other_rows(text: str, does_ask: bool) -> None:
+    found = rules(allow_read=text).readable_by(ANN)
+    assert asks_rows(found) is does_ask
+    assert asks_rows(guarded(found, equal("authorId", "x"))) is does_ask

@@ -486,6 +486,9 @@ def test_writer_judges_by_the_rows_of_its_transaction_and_readers_by_those_of_th
         stage.close()
 
 
+FILTERS = {"body": "owner", "roomId": "r1", "userId": "ann", "level": 1, "weight": 1.0}
+
+
 def check_readers(
     stage: StoreStage, judge: EntityRules, rows: dict[tuple[str, str], dict[str, Any]]
 ) -> None:
@@ -503,7 +506,8 @@ def check_readers(
             assert is_found is (name in wanted)
         assert {row["id"] for row in stage.rows("Message", allowed)} == wanted
         assert stage.reader.count("Message", allowed) == len(wanted)
-        filtered = guarded(allowed, equal("body", "owner"))
-        assert {row["id"] for row in stage.rows("Message", filtered)} == {
-            name for name in wanted if stored[name]["body"] == "owner"
-        }
+        for field, value in FILTERS.items():  # a filter's value is known to the policy, too
+            filtered = guarded(allowed, equal(field, value))
+            assert {row["id"] for row in stage.rows("Message", filtered)} == {
+                name for name in wanted if stored[name][field] == value
+            }
