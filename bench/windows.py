@@ -5,7 +5,8 @@
 
 The rows are messages of rooms, 100 in each, put into the database before the server starts. First
 one ws worker gets `--windows` windows of 50 rows, each of another room: "the newest 50 messages".
-The tool prints what they add to the worker's memory, and the time and CPU time of one subscription.
+The tool prints what they add to the worker's memory (of all pages, and without those of files), and
+the time and CPU time of one subscription.
 Then all but `--live` of them end, and messages are inserted and deleted over HTTP in rooms with a
 window. The latency of a write is the time from the start of its request until the client has the
 diff. Each client applies its diffs and compares its windows with queries at the end. Exit code 1
@@ -202,6 +203,14 @@ def write(port: int, rooms: list[int], rate: float, until_s: float, sent: dict[s
         mine.append(answer["id"])
 
 
+def anonymous_mib(pid: int) -> float:
+    """Memory of a process without the pages of files: SQLite maps the database."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return round(int(line.split()[1]) / 1024, 1)
+    return 0.0
+
+
 def measure(server: srv.Server, args: argparse.Namespace, rooms: int) -> dict[str, Any]:
     pids = server.processes()
     worker = {"ws": pids["ws/1"]}
@@ -211,6 +220,7 @@ def measure(server: srv.Server, args: argparse.Namespace, rooms: int) -> dict[st
     ]
     time.sleep(1.0)
     rss_before, cpu_before = server.usage(worker)["ws"]
+    anonymous_before = anonymous_mib(pids["ws/1"])
     started_s = time.monotonic()
     place = {room: clients[room % len(clients)] for room in range(args.windows)}
     answers = 0
@@ -226,10 +236,12 @@ def measure(server: srv.Server, args: argparse.Namespace, rooms: int) -> dict[st
     spent_s = time.monotonic() - started_s
     time.sleep(1.0)
     rss, cpu = server.usage(worker)["ws"]
+    anonymous = anonymous_mib(pids["ws/1"])
     report: dict[str, Any] = {
         "machine": machine.text(machine.fingerprint()), "rows": args.rows,
         "windows": args.windows, "rss_before_mib": rss_before, "rss_mib": rss,
-        "bytes_per_window": round((rss - rss_before) * 1024 * 1024 / args.windows),
+        "anonymous_before_mib": anonymous_before, "anonymous_mib": anonymous,
+        "bytes_per_window": round((anonymous - anonymous_before) * 1024 * 1024 / args.windows),
         "subscribe_ms": round(spent_s * 1_000 / args.windows, 3),
         "subscribe_cpu_ms": round((cpu - cpu_before) * 1_000 / args.windows, 3),
     }
