@@ -54,6 +54,17 @@ def test_statements_of_a_group_share_one_limit(clock: ManualClock, deadline: Dea
     assert deadline.is_over()
 
 
+def test_an_exempt_statement_has_no_limit(clock: ManualClock, deadline: Deadline) -> None:
+    deadline.begin_group(0.001)
+    deadline.start_statement()
+    assert not deadline.is_over()
+    clock.advance(5)
+    deadline.exempt_statement()
+    assert not deadline.is_over()
+    deadline.start_statement()
+    assert deadline.is_over()
+
+
 def test_a_statement_after_a_group_has_the_usual_limit(
     clock: ManualClock, deadline: Deadline
 ) -> None:

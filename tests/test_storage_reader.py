@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pylon import limits
+from pylon.clock import ManualClock
 from pylon.errors import (
     EntityNotFound,
     InvalidColumn,
@@ -163,6 +164,25 @@ def test_a_commit_is_left_after_a_timeout(
     assert reader.at_one_commit(lambda: reader.get("Task", row_id(1))) is not None
     apply(engine, task(2))
     assert reader.get("Task", row_id(2)) is not None
+
+
+def test_a_commit_is_left_when_the_time_of_a_group_is_over(
+    engine: SqliteEngine, path: Path
+) -> None:
+    """With the usual number of steps SQLite asks in every 667th COMMIT of a connection."""
+    clock = ManualClock()
+    reader = open_reader(path, clock=clock, check_steps=1)
+    apply(engine, task(1))
+
+    def read() -> list[bytes]:
+        rows = reader.rows("Task", Query(TRUE, limit=1))
+        clock.advance(1)
+        return rows
+
+    rows = reader.within(0.001, lambda _: reader.at_one_commit(read))
+    assert ids(rows) == [1]
+    apply(engine, task(2))
+    assert reader.at_one_commit(lambda: reader.get("Task", row_id(2))) is not None
 
 
 def test_newest_events_are_bounded_in_bytes(

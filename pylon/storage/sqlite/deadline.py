@@ -11,6 +11,8 @@ statement, or for the group. Called by `reader`; another thread may call `is_ove
 
 from __future__ import annotations
 
+from math import inf
+
 from pylon.clock import Clock
 
 
@@ -34,6 +36,10 @@ class Deadline:
     def start_statement(self) -> None:
         """Note that a statement begins."""
         self._ends_s = self._group_ends_s
+
+    def exempt_statement(self) -> None:
+        """Note that a statement begins which must run to its end, however late it is."""
+        self._ends_s = inf
 
     def begin_group(self, timeout_s: float) -> None:
         """Limit all statements until `end_group` to `timeout_s` together."""
