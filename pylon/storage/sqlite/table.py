@@ -116,14 +116,12 @@ class SqliteTable:
         self, row_id: str, values: Sequence[Any], row_json: bytes, seq: int
     ) -> None:
         """See `RowTable`."""
+        folds: Sequence[str | None] = ()
+        if self._folded:
+            folds = [fold_case(values[place]) for place in self._folded]
         try:
             self._execute(
-                self._insert,
-                (row_id, *values, row_json.decode(), seq, *self._fill)
-                if not self._folded else (
-                    row_id, *values, row_json.decode(), seq, *self._fill,
-                    *[fold_case(values[place]) for place in self._folded],
-                ),
+                self._insert, (row_id, *values, row_json.decode(), seq, *self._fill, *folds)
             )
         except apsw.ConstraintError as error:
             self._raise_constraint(error)
@@ -138,13 +136,15 @@ class SqliteTable:
     ) -> None:
         """See `RowTable`."""
         fields = tuple(patch)
+        folds: Sequence[str | None] = ()
+        if self._folds:
+            folds = [fold_case(row[field]) for field in fields if field in self._folds]
         try:
             self._execute(
                 self._updates.get(fields) or self._update_text(fields),
                 (
-                    *self._codec.column_values(row, fields),
-                    *[fold_case(row[field]) for field in fields if field in self._folds],
-                    row_json.decode(), seq, row_id,
+                    *self._codec.column_values(row, fields), *folds, row_json.decode(), seq,
+                    row_id,
                 ),
             )
         except apsw.ConstraintError as error:
