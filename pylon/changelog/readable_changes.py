@@ -67,8 +67,15 @@ def read_changes(
 
 
 def has_related_change(reader: Reader, rules: RuleSet, auth: AuthContext, cursor: int) -> bool:
-    """Return whether the caller had a related change after a cursor."""
-    for event in reader.events_of(rules.asked_by_readers, cursor, limits.RELATED_EVENTS):
+    """Return whether the caller had a related change after a cursor.
+
+    True, too, if `limits.RELATED_EVENTS` changes of asked rows follow the cursor: one behind them
+    may be related. A difference over so many makes the client resync.
+    """
+    events = reader.events_of(rules.asked_by_readers, cursor, limits.RELATED_EVENTS)
+    if len(events) == limits.RELATED_EVENTS:
+        return True
+    for event in events:
         change = Change(event)
         if any(
             related.concerns(auth, event.entity, image)
