@@ -20,6 +20,7 @@ from pylon import limits, metrics
 from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change
 from pylon.changelog.readable_changes import has_related_change, read_changes, visible_changes
+from pylon.changelog.scope import Scope
 from pylon.policy.rules import RuleSet
 from pylon.rates import subject_of
 from pylon.storage.interface import Reader, Store
@@ -91,13 +92,22 @@ class RelatedReplay:
             ResyncRequired: the log no longer reaches back, or the difference is too large.
             QueryTimeout, StoreUnavailable: the store cannot be read now.
         """
-        auth = connection.caller.auth
-        subject = subject_of(auth, connection.address)
+        viewer = _viewer_of(connection)
         checked_to = cursor
         sets: KeySets | None = None
-        while connection.is_open and not self.finish(connection, cursor, sets):
+        while connection.is_open:
+            if viewer != _viewer_of(connection):
+                # The socket has another identity or scope now: what was read was for the old one.
+                viewer, checked_to, sets = _viewer_of(connection), cursor, None
+            if self.finish(connection, cursor, sets):
+                return
+            auth = connection.caller.auth
             read = partial(self._read, self._rules_of(connection), auth, cursor, checked_to)
-            step = self._store.scan(partial(_at_one_commit, read=read), caller=subject)
+            step = self._store.scan(
+                partial(_at_one_commit, read=read), caller=subject_of(auth, connection.address)
+            )
+            if viewer != _viewer_of(connection):
+                continue
             cursor, checked_to, sets = step.cursor, step.checked_to, step.sets
             for page in _pages(step.texts):
                 self._send(connection, page)
@@ -149,6 +159,10 @@ class RelatedReplay:
         ]
         if frames and connection.send(b"".join(frames), len(frames)):
             metrics.MESSAGES_SENT.inc(len(frames))
+
+
+def _viewer_of(connection: Connection) -> tuple[AuthContext, Scope | None]:
+    return connection.caller.auth, connection.scope
 
 
 def _texts(changes: Sequence[Change]) -> list[_Frame]:

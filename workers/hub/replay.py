@@ -213,10 +213,11 @@ class Replay:
             ResyncRequired: the log was pruned past the replay while it ran.
             QueryTimeout, StoreUnavailable: the store cannot be read now.
         """
-        if self._related is not None and self._related.is_for(connection.caller.auth):
-            self._related.run(connection, cursor)
-            return
         while connection.is_open:
+            # Looked at for each page: a socket may change its identity meanwhile.
+            if self._related is not None and self._related.is_for(connection.caller.auth):
+                self._related.run(connection, cursor)
+                return
             tail = self._feed.tail
             missed = tail.changes_after(cursor, limits.REPLAY_PAGE_EVENTS, _PAGE_BYTES)
             if missed is None:
