@@ -20,7 +20,7 @@ delete. Bounds: subscriptions and their memory for each socket, identity, addres
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -57,6 +57,8 @@ from workers.ws.live_results import ResultSender, is_drained, read_result
 from workers.ws.live_subscriptions import Backlog, Subscription, Watch, WatchKey, viewer
 from workers.ws.live_watches import Watches, pattern_limit_error, text_bytes
 from workers.ws.live_windows import Windows
+
+_REPEATED: Final = "repeated"  # in a message of the server's own: the subscription to begin again
 
 
 class LiveQueries:
@@ -107,6 +109,9 @@ class LiveQueries:
         if message["type"] == "more":
             self._widen(connection, sub_id, message.get("count"))
             return
+        repeated = message.get(_REPEATED)
+        if isinstance(repeated, Subscription) and repeated is not self._find(connection, sub_id):
+            return  # the client has ended it, or begun another, since the message was queued
         self._end(connection, sub_id)
         if message["type"] == "unsubscribe":
             send_json(connection, {"type": "unsubscribed", "sub_id": sub_id})
@@ -154,7 +159,7 @@ class LiveQueries:
         entity, text, _ = subscription.watch.key
         message = {
             "type": "subscribe", "sub_id": subscription.sub_id, "entity": entity,
-            "filter": msgspec.json.decode(text),
+            "filter": msgspec.json.decode(text), _REPEATED: subscription,
         }
         if self._enqueue is not None:
             self._enqueue(subscription.connection, message)
@@ -221,6 +226,9 @@ class LiveQueries:
         self._end(connection, sub_id)
         if connection.is_open:
             send_json(connection, error_message(error, {"type": "subscribe", "sub_id": sub_id}))
+
+    def _find(self, connection: Connection, sub_id: str) -> Subscription | None:
+        return self._by_connection.get(connection, {}).get(sub_id)
 
     def _end(self, connection: Connection, sub_id: str) -> None:
         own_subscriptions = self._by_connection.get(connection)
