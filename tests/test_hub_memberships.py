@@ -28,7 +28,9 @@ from tests.support.wait import run_greenlets_until
 USERS = ["ada", "bob"]
 CALLERS = [AuthContext(user_id=user) for user in USERS]
 ROOMS = ["r1", "r2", None]
-JUDGED = ["Message", "Note", "Open", "Deep", "Ranked"]
+PRICES = ["1", "1.5", None]
+TIMES = ["2026-11-28T00:00:00.000000Z", None]
+JUDGED = ["Message", "Note", "Open", "Deep", "Ranked", "Priced", "Unpriced", "Since"]
 
 
 @pytest.fixture
@@ -42,14 +44,16 @@ ROW = st.tuples(
     st.sampled_from(["put", "put", "drop"]), st.just("judged"), st.integers(1, 2),
     st.fixed_dictionaries({
         "roomId": st.sampled_from(ROOMS), "ownerId": st.sampled_from([None, *USERS]),
-        "level": st.integers(0, 2),
+        "level": st.integers(0, 2), "price": st.sampled_from(PRICES),
+        "at": st.sampled_from(TIMES),
     }),
 )
 MEMBER = st.tuples(
     st.sampled_from(["put", "put", "drop"]), st.just("Member"), st.integers(1, 3),
     st.fixed_dictionaries({
         "roomId": st.sampled_from(["r1", "r2"]), "userId": st.sampled_from(USERS),
-        "level": st.integers(0, 2),
+        "level": st.integers(0, 2), "price": st.sampled_from(PRICES),
+        "at": st.sampled_from(TIMES),
     }),
 )
 BAN = st.tuples(

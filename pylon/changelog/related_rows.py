@@ -23,6 +23,7 @@ from pylon.changelog.change import Change
 from pylon.errors import LimitExceeded
 from pylon.policy import expression as e
 from pylon.policy.related import CheckValues, ExistsCheck, RelatedRows, conditions_of
+from pylon.policy.related_changes import comparable
 from pylon.query.evaluate import evaluator_of
 from pylon.query.predicate import Literal, Predicate, Value, and_, in_values, not_
 from pylon.query.rows import Query
@@ -109,7 +110,10 @@ class PastRows:
         def read(expr: e.Expr, depth: int) -> tuple[Value, ...]:
             if isinstance(expr, e.Literal):
                 return (Literal(expr.value),)
-            value: Any = outer.get(expr.field) if isinstance(expr, e.Related) else values[expr]
+            value: Any = (
+                comparable(outer, expr.field, expr.kind.notation)
+                if isinstance(expr, e.Related) else values[expr]
+            )
             return tuple(map(Literal, value)) if isinstance(value, tuple) else (Literal(value),)
 
         where = conditions_of(replace(exists, nested=()), read)

@@ -388,7 +388,7 @@ class _Checker:
         if node.op != "in":
             option = _aligned(self._option(right, around), kinds[name], right)
             self._fits(name, kinds[name], option, node.op, right.at)
-            return e.Comparison(name, node.op, (option,))
+            return e.Comparison(name, node.op, (option,), kinds[name].notation)
         if right.op != "list":
             if right.op != "word" or right.value != "auth.roles":
                 raise PolicyInvalid("the right side of 'in' is a list or auth.roles", right.at)
@@ -400,7 +400,7 @@ class _Checker:
         ]
         for arg, option in zip(right.args, options, strict=True):
             self._fits(name, kinds[name], option, "in", arg.at)
-        return e.Comparison(name, "in", tuple(options))
+        return e.Comparison(name, "in", tuple(options), kinds[name].notation)
 
     def _option(self, node: Syntax, around: Entity | None) -> Expr:
         """Return the right side of a comparison in an ``exists(...)``."""

@@ -9,7 +9,8 @@ Read by `compile`, `bind`, `related`, `routing` and `rules`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
+from dataclasses import field as member
 from enum import Enum
 from typing import Literal as OneWord
 
@@ -147,6 +148,8 @@ class Comparison:
     field: str
     op: str
     options: tuple[Expr, ...]
+    # How the values of the field become comparable; no part of the text of a rule.
+    notation: Notation = member(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,7 @@ class Exists:
     entity: str
     comparisons: tuple[Comparison, ...]
     nested: tuple[Exists, ...] = ()
-    is_listable: bool = field(default=False, repr=False)
+    is_listable: bool = member(default=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,9 @@ class ExistsCheck:
             part.op == "==" and not isinstance(part.options[0], e.Literal)
             for part in exists.comparisons
         )
-        self._columns = tuple(Column(part.field) for part in exists.comparisons) if is_plain else ()
+        self._columns = tuple(
+            Column(part.field, part.notation) for part in exists.comparisons if is_plain
+        )
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, ExistsCheck) and self.exists == other.exists)
@@ -177,7 +179,7 @@ def _inner_value(expr: Expr) -> tuple[Value, ...]:
 
 
 def _comparison(part: e.Comparison, read: ReadValues, depth: int) -> Predicate:
-    column = Column(part.field)
+    column = Column(part.field, part.notation)
     if part.op in _SIGNS:
         (value,) = read(part.options[0], depth)
         return compare(_SIGNS[part.op], column, value)

@@ -22,7 +22,8 @@ from pylon.auth_context import AuthContext
 from pylon.policy import expression as e
 from pylon.policy.related import ExistsCheck, conditions_of
 from pylon.query.evaluate import Evaluator, evaluator_of
-from pylon.query.predicate import FALSE, Literal, Predicate, Scalar, Value, and_, equal
+from pylon.query.predicate import FALSE, Literal, Predicate, Value, and_, equal
+from pylon.values.notations import KEYS, Notation
 
 Row = Mapping[str, Any]
 # Returns the rows of an entity for which a condition holds, before the changes or after them.
@@ -37,6 +38,15 @@ class AuthKey(NamedTuple):
 
     field: str
     attribute: str
+
+
+class KeyFields(NamedTuple):
+    """A field of an asked row that equals one of the judged row, with the notation of each."""
+
+    asked: str
+    judged: str
+    asked_notation: Notation
+    judged_notation: Notation
 
 
 class _Place(NamedTuple):
@@ -101,7 +111,7 @@ class RelatedChanges:
                 yield where
                 continue
             outer_where = and_(*[
-                _equal_to(option.field, image.get(part.field))
+                _equal_to(part, option, image)
                 for part, option in _equalities(place.exists, e.Related)
             ])
             for row in find_rows(place.outer.entity, outer_where):
@@ -124,6 +134,12 @@ class RelatedChanges:
         return found
 
 
+def comparable(row: Row, field: str, notation: Notation) -> Any:
+    """Return what a row's value compares as, as a judge passes it to a check."""
+    value = row.get(field)
+    return KEYS[notation](value) if notation else value
+
+
 def fixed_part(exists: e.Exists) -> e.Exists:
     """Return the check with those of its own comparisons only that the caller alone decides."""
     kept = tuple(
@@ -133,14 +149,17 @@ def fixed_part(exists: e.Exists) -> e.Exists:
     return replace(exists, comparisons=kept, nested=())
 
 
-def key_fields(check: ExistsCheck) -> tuple[tuple[str, str], ...] | None:
-    """Return the pairs of fields (asked row, judged row) whose equality decides the check for a
-    caller; None if other comparisons with the judged row decide as well.
+def key_fields(check: ExistsCheck) -> tuple[KeyFields, ...] | None:
+    """Return the pairs of fields whose equality decides the check for a caller; None if other
+    comparisons with the judged row decide as well.
     """
     exists = check.exists
     if any(_names_judged_row(inner) for inner in exists.nested):
         return None
-    pairs = tuple((part.field, option.field) for part, option in _equalities(exists, e.Column))
+    pairs = tuple(
+        KeyFields(part.field, option.field, part.notation, option.kind.notation)
+        for part, option in _equalities(exists, e.Column)
+    )
     named = [part for part in exists.comparisons if _has_column(part)]
     return pairs if len(pairs) == len(named) else None
 
@@ -178,13 +197,14 @@ def _auth_keys_of(exists: e.Exists) -> Iterator[AuthKey]:
 def _same_key(exists: e.Exists, row: Row) -> Predicate:
     """Return the condition of the judged rows that have the key of an asked row."""
     return and_(*[
-        _equal_to(option.field, row.get(part.field))
-        for part, option in _equalities(exists, e.Column)
+        _equal_to(part, option, row) for part, option in _equalities(exists, e.Column)
     ])
 
 
-def _equal_to(field: str, value: Scalar) -> Predicate:
-    return FALSE if value is None else equal(field, value)
+def _equal_to(part: e.Comparison, option: e.Column | e.Related, row: Row) -> Predicate:
+    """Return the condition that a row's field `option` has the value of the asked row `row`."""
+    value = comparable(row, part.field, part.notation)
+    return FALSE if value is None else equal(option.field, value, option.kind.notation)
 
 
 def _has_column(part: e.Comparison) -> bool:

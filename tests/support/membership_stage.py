@@ -47,24 +47,33 @@ READ_RULES = {
     "Open": "!exists(Ban, roomId == data.roomId, userId == auth.userId)",
     "Deep": "exists(Room, name == data.roomId, exists(Member, roomId == Room.name,"
             " userId == auth.userId))",
+    "Priced": "exists(Member, userId == auth.userId, price == data.price)",
+    "Unpriced": "!exists(Member, userId == auth.userId, price == data.price)",
+    "Since": "exists(Member, userId == auth.userId, at == data.at)",
     "Ranked": "exists(Member, roomId == data.roomId, userId == auth.userId, level >= data.level)",
 }
 _FIELDS = {
-    "Member": ("roomId", "userId", "level"),
+    "Member": ("roomId", "userId", "level", "price", "at"),
     "Ban": ("roomId", "userId"),
     "Room": ("name",),
 }
-_JUDGED_FIELDS = ("text", "roomId", "ownerId", "level")
+_JUDGED_FIELDS = ("text", "roomId", "ownerId", "level", "price", "at")
+_TYPES = {"level": "int", "price": "decimal", "at": "datetime"}
 
 
 def _entity(name: str) -> dict[str, Any]:
     fields = [
-        {"name": field, "type": "int" if field == "level" else "string", "optional": True}
+        {"name": field, "type": _TYPES.get(field, "string"), "optional": True}
         for field in _FIELDS.get(name, _JUDGED_FIELDS)
     ]
     indexes = []
     if name in ("Member", "Ban"):
         indexes = [{"name": f"by_{name}", "fields": ["userId", "roomId"], "unique": False}]
+        if name == "Member":
+            indexes += [
+                {"name": f"by_{field}", "fields": ["userId", field], "unique": False}
+                for field in ("price", "at")
+            ]
     elif name == "Room":
         indexes = [{"name": "by_name", "fields": ["name"], "unique": False}]
     else:

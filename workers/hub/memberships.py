@@ -31,7 +31,13 @@ from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change
 from pylon.policy import expression as e
 from pylon.policy.related import CheckValues, ExistsCheck, RelatedRows
-from pylon.policy.related_changes import AuthKey, RelatedChanges, key_fields
+from pylon.policy.related_changes import (
+    AuthKey,
+    KeyFields,
+    RelatedChanges,
+    comparable,
+    key_fields,
+)
 from pylon.query.predicate import FALSE
 from pylon.query.rows import Query
 from pylon.storage.interface import Reader
@@ -45,8 +51,7 @@ class _Form(NamedTuple):
 
     check: ExistsCheck
     asked: ExistsCheck  # without its comparisons with the judged row
-    asked_fields: tuple[str, ...]  # of the asked row, that make the key
-    judged_fields: tuple[str, ...]  # of the judged row, in the same order
+    pairs: tuple[KeyFields, ...]  # of the asked and the judged row; they make the key
     of_caller: tuple[int, ...]  # the positions of the caller's values
     of_key: tuple[int, ...]  # the positions of the key's values
 
@@ -117,7 +122,7 @@ class Memberships:
             if shared is not None:  # a change that made it void would have dropped it
                 found[check] = shared.keys
                 continue
-            name = form.asked, form.asked_fields
+            name = form.asked, tuple([pair.asked for pair in form.pairs])
             if name not in read:
                 keys = read[name] = _read_keys(reader, form, auth, left)
                 if keys is None and max_keys < limits.MEMBERSHIP_KEYS:
@@ -179,7 +184,7 @@ class Memberships:
         form = self._forms.get(check)
         if form is None:
             return _NONE
-        key = tuple([row.get(name) for name in form.judged_fields])
+        key = tuple([comparable(row, each.judged, each.judged_notation) for each in form.pairs])
         return self._by_key.get(check, {}).get(key, _NONE)
 
     def find_concerned(self, changes: Iterable[Change]) -> set[AuthContext]:
@@ -270,8 +275,7 @@ def _form_of(check: ExistsCheck) -> _Form | None:
     return _Form(
         check,
         ExistsCheck(replace(check.exists, comparisons=kept)),
-        tuple(asked for asked, _ in pairs),
-        tuple(judged for _, judged in pairs),
+        pairs,
         tuple(at for at, key in enumerate(is_key) if not key),
         tuple(at for at, key in enumerate(is_key) if key),
     )
@@ -283,13 +287,14 @@ def _read_keys(
     where = form.asked.predicate(_caller_values(form, auth))
     if where is FALSE:
         return frozenset()
-    if not form.asked_fields:
+    if not form.pairs:
         return frozenset([()]) if reader.has_row(form.asked.entity, where) else frozenset()
     rows = reader.rows(form.asked.entity, Query(where, max_keys + 1))
     if len(rows) > max_keys:
         return None
     keys = [
-        tuple([row.get(name) for name in form.asked_fields]) for row in map(orjson.loads, rows)
+        tuple([comparable(row, each.asked, each.asked_notation) for each in form.pairs])
+        for row in map(orjson.loads, rows)
     ]
     return frozenset(key for key in keys if None not in key)
 
