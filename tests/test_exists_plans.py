@@ -20,7 +20,7 @@ from pylon.auth_context import AuthContext
 from pylon.clock import ManualClock
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy, Search
 from pylon.policy.rules import compile_rules
-from pylon.query.predicate import Predicate, and_, equal, guarded
+from pylon.query.predicate import TRUE, Predicate, and_, equal, guarded
 from pylon.query.rows import Query, parse_filter
 from pylon.storage.ops import InsertRow, WriteRequest
 from pylon.storage.sqlite import list_sizes
@@ -94,19 +94,36 @@ def list_plan(connection: apsw.Connection, where: Predicate, **query: Any) -> li
 
 
 MESSAGES = "SEARCH Message USING INDEX Message_room (roomId=?)"
+IDS_OF_MESSAGES = MESSAGES.replace("INDEX", "COVERING INDEX")
+PAGE = "SEARCH Message USING PRIMARY KEY (id=?)"
 MEMBERS = "SEARCH Member USING COVERING INDEX Member_user (userId=?)"
 
 
-@pytest.mark.parametrize("order", [(), (("sentAt", True),), (("body", False),)])
+@pytest.mark.parametrize(("order", "ids"), [
+    ((), IDS_OF_MESSAGES), ((("sentAt", True),), IDS_OF_MESSAGES), ((("body", False),), MESSAGES),
+])
 def test_list_and_count_begin_with_the_rooms_of_the_caller(
-    connection: apsw.Connection, order: tuple[tuple[str, bool], ...]
+    connection: apsw.Connection, order: tuple[tuple[str, bool], ...], ids: str
 ) -> None:
     allowed = allowed_by(MINE)
-    assert list_plan(connection, allowed, order=order) == [MESSAGES, MEMBERS]
+    lines = list_plan(connection, allowed, order=order)
+    assert lines == [PAGE, ids, MEMBERS], "only the rows of the page are read"
     clause = PredicateCompiler(MESSAGE, CompiledCache()).compile(allowed)
     text = f'SELECT count(*) FROM "Message" WHERE {clause.sql}'
-    covering = MESSAGES.replace("INDEX", "COVERING INDEX")
-    assert plan_of(connection, text, clause.params) == [covering, MEMBERS]
+    assert plan_of(connection, text, clause.params) == [IDS_OF_MESSAGES, MEMBERS]
+
+
+def test_page_of_several_rooms_reads_only_its_rows(connection: apsw.Connection) -> None:
+    query = parse_filter(
+        MESSAGE, {"roomId": {"$in": ["r1", "r2"]}, "$order": {"sentAt": "desc"}}, 50, TRUE
+    )
+    select = selection(EntityReads(MESSAGE, CompiledCache()), query)
+    assert plan_of(connection, select.sql, select.params)[:2] == [PAGE, IDS_OF_MESSAGES]
+
+
+def test_page_behind_an_id_reads_only_its_rows(connection: apsw.Connection) -> None:
+    lines = list_plan(connection, allowed_by(MINE), after_id="m1")
+    assert lines == [PAGE, IDS_OF_MESSAGES, MEMBERS]
 
 
 @pytest.mark.parametrize("rule", [f"{MINE} && data.body != 'x'", f"data.sentAt > '2026' && {MINE}"])
@@ -119,12 +136,14 @@ def test_filter_without_an_index_begins_with_the_rooms_of_the_caller(
     connection: apsw.Connection
 ) -> None:
     lines = list_plan(connection, guarded(allowed_by(MINE), equal("body", "x")))
-    assert lines[0] == MESSAGES and "SCAN Message" not in lines
+    assert lines[:2] == [PAGE, MESSAGES] and "SCAN Message" not in lines
 
 
 @pytest.mark.parametrize("field", ["roomId", "authorId"])
 def test_filter_with_an_index_begins_with_it(connection: apsw.Connection, field: str) -> None:
     lines = list_plan(connection, guarded(allowed_by(MINE), equal(field, "x")))
+    assert (PAGE in lines) is (field == "authorId"), "of one room, the index has the order"
+    lines = [line for line in lines if line != PAGE]
     assert lines[0].startswith("SEARCH Message USING INDEX Message_")
     # A filter that names the room leaves one membership to look up.
     member = MEMBERS.replace("(userId=?)", "(userId=? AND roomId=?)")
@@ -141,7 +160,7 @@ def test_own_rows_or_those_of_the_rooms_are_found_by_two_indexes(
 
 def test_nested_checks_lead_from_the_caller_to_the_rows(connection: apsw.Connection) -> None:
     lines = list_plan(connection, allowed_by(TEAM))
-    assert lines[0] == MESSAGES and lines[-1] == MEMBERS
+    assert lines[:2] == [PAGE, IDS_OF_MESSAGES] and lines[-1] == MEMBERS
     assert any(line.startswith("SEARCH Room USING") and "teamId=?" in line for line in lines)
 
 
@@ -224,6 +243,15 @@ def test_page_of_a_long_list_looks_memberships_up(
     reader.close()
 
 
+def test_size_of_a_list_is_not_asked_for_a_page_of_one_of_its_values(tmp_path: Path) -> None:
+    reader, _ = open_reader(tmp_path, 3)
+    seen = statements_of(reader)
+    query = Query(guarded(allowed_by(MINE), equal("roomId", "r1")), 50)
+    assert len(reader.rows("Message", query)) == 3
+    assert len(seen) == 1 and "count(*)" not in seen[0]
+    reader.close()
+
+
 def test_known_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pylon.limits.READ_RULES_KEPT", 3)
     reader, _ = open_reader(tmp_path, 1)
@@ -294,9 +322,9 @@ def test_page_at_a_position_of_all_rooms_is_in_order_for_a_long_list(
     query = parse_filter(MESSAGE, body, 50, allowed_by(MINE))
     reads = EntityReads(MESSAGE, CompiledCache())
     listed, looked_up = (selection(reads, query, looks_up) for looks_up in (False, True))
-    assert plan_of(connection, listed.sql, listed.params)[0].startswith(
-        "SEARCH Message USING INDEX Message_room (roomId=?"
-    )
+    lines = plan_of(connection, listed.sql, listed.params)
+    assert lines[0] == PAGE
+    assert lines[1].startswith("SEARCH Message USING COVERING INDEX Message_room (roomId=?")
     assert plan_of(connection, looked_up.sql, looked_up.params)[0] == (
         "SEARCH Message USING INDEX Message_sent ((sentAt,id)<(?,?))"
     )

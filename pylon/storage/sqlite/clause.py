@@ -17,4 +17,4 @@ class SqlClause(msgspec.Struct, frozen=True, gc=False):
     sql: str
     params: tuple[object, ...] = ()
     cost: Cost = Cost.PLAIN  # the largest piece of work that it causes for one row
-    has_list: bool = False  # SQLite may find the rows by a list of other rows (`Exists`)
+    has_list: bool = False  # SQLite may find the rows by a list: of values, or of asked rows

@@ -77,7 +77,8 @@ class Sql(NamedTuple):
 def write_predicate(
     entity: Entity, predicate: Predicate, is_led: bool, looks_up: bool = False
 ) -> tuple[Sql, bool]:
-    """Return the SQL of a predicate that is not a constant, and whether it lists asked rows.
+    """Return the SQL of a predicate that is not a constant, and whether it lists values or asked
+    rows.
 
     Args:
         is_led: the statement finds the rows by other rows or by a full-text match, so that no
@@ -174,6 +175,7 @@ class _Writer:
         """Return the SQL of a list of values, with one parameter for the whole list."""
         column = self._column(node.field)
         word = "NOT IN" if node.is_negated else "IN"
+        self.has_list = self.has_list or not (node.is_negated or self._asked)
         sql = _join(f"{column} {word} (SELECT value FROM json_each(", self._param(), "))")
         return _join("(", sql, f" OR {column} IS NULL)") if node.has_null else sql
 

@@ -16,7 +16,7 @@ from pylon.query.rows import Query
 from pylon.storage.sqlite.clause import SqlClause
 from pylon.storage.sqlite.compiler import CompiledCache, PredicateCompiler
 from pylon.storage.sqlite.names import quote
-from pylon.storage.sqlite.page_sql import PageColumn, order_by, select_page
+from pylon.storage.sqlite.page_sql import PageColumn, order_by, select_page, select_span
 from pylon.storage.sqlite.schema.ddl import fold_column, fold_fields
 from pylon.storage.sqlite.search import RELEVANCE, match_expression, relevant
 from pylon.values.types import row_value_of
@@ -86,8 +86,9 @@ def selection(reads: EntityReads, query: Query, looks_up: bool = False) -> SqlCl
     if query.after_id is not None:
         where = f"({where}) AND id > ?"
         params = (*params, query.after_id)
+    sorts_ids = clause.has_list
     if query.relevance is not None:
-        source, order = relevant(reads.entity), f"{RELEVANCE}, id"
+        source, order, sorts_ids = relevant(reads.entity), f"{RELEVANCE}, id", False
         params = (match_expression(query.relevance), *params)
-    text = f"SELECT _json AS _j FROM {source} WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?"
+    text = select_span(source, "_json AS _j", where, order, "LIMIT ? OFFSET ?", sorts_ids)
     return SqlClause(text, (*params, query.limit, query.offset), clause.cost, clause.has_list)
