@@ -103,10 +103,13 @@ class Socket:
     seen: list[tuple[str, int]] = field(default_factory=list)  # (row id, ns) of inserts
 
 
-def connect(port: int) -> Socket:
-    sock = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S)
-    request = srv.upgrade_request(f"Authorization: Bearer {srv.ADMIN}")
-    sock.sendall(request.replace(b"GET / ", b"GET /?changes=0 ", 1))
+def connect(
+    port: int, token: str = srv.ADMIN, parameters: str = "changes=0", address: str = "127.0.0.1"
+) -> Socket:
+    """Open a socket from an address of loopback; by default without the stream of changes."""
+    sock = socket.create_connection(("127.0.0.1", port), TIMEOUT_S, (address, 0))
+    request = srv.upgrade_request(f"Authorization: Bearer {token}")
+    sock.sendall(request.replace(b"GET / ", f"GET /?{parameters} ".encode(), 1))
     head = b""
     while b"\r\n\r\n" not in head:
         head += sock.recv(4_096)
@@ -126,10 +129,17 @@ def send(client: Socket, body: dict[str, Any]) -> None:
 
 def read(client: Socket) -> None:
     """Take what has arrived, and apply it."""
+    now_ns = time.monotonic_ns()
+    for body in receive(client):
+        apply(client, body, now_ns)
+
+
+def receive(client: Socket) -> list[dict[str, Any]]:
+    """Take the messages that have arrived, and answer pings. A close has the type `close`."""
     data = client.sock.recv(1 << 18)
     if not data:
         raise SystemExit("the server closed a socket")
-    now_ns = time.monotonic_ns()
+    messages: list[dict[str, Any]] = []
     data = client.rest + data
     at = 0
     while len(data) - at >= 2:
@@ -140,11 +150,15 @@ def read(client: Socket) -> None:
         if start + size > len(data):
             break
         if data[at] & 15 == 1:
-            apply(client, json.loads(data[start : start + size]), now_ns)
+            messages.append(json.loads(data[start : start + size]))
+        elif data[at] & 15 == 8:
+            code = int.from_bytes(data[start : start + 2], "big")
+            messages.append({"type": "close", "code": code})
         elif data[at] & 15 == 9:
             client.sock.sendall(b"\x8a\x80\0\0\0\0")
         at = start + size
     client.rest = data[at:]
+    return messages
 
 
 def apply(client: Socket, body: dict[str, Any], now_ns: int) -> None:
