@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pylon import limits
 from pylon.auth_context import AuthContext
+from pylon.bench.rows import value_maker
 from pylon.clock import ManualClock
 from pylon.errors import InvalidValue
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy
@@ -25,7 +26,7 @@ from pylon.query.rows import parse_filter
 from pylon.storage.ops import InsertRow, ResetRows, UpdateRow, WriteRequest
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
-from pylon.values import EntityCodec
+from pylon.values import EntityCodec, fits
 from pylon.values.decimals import decimal_of, decimal_of_sort_text, sort_text_of
 from tests.support.examples import count_examples
 from tests.support.storage import row_id
@@ -270,6 +271,13 @@ def test_a_value_of_another_type_is_refused_by_name(
         details = caught.value.details
         assert (details["entity"], details["field"]) == ("Thing", field)
         assert str(details["expected"]).startswith(expected)
+
+
+@pytest.mark.parametrize("distinct", [True, False])
+def test_the_benchmark_makes_values_of_every_type(stage: Stage, distinct: bool) -> None:
+    for field in THING.fields:
+        make = value_maker(field, distinct)
+        assert all(fits(field, make(number)) for number in (0, 1, 99, 10_000_000))
 
 
 def test_json_has_bounds_of_depth(stage: Stage) -> None:

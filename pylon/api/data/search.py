@@ -107,9 +107,11 @@ def _require_search(entity: Entity) -> Search:
     example = {
         "text": [f.name for f in entity.fields
                  if f.type in (FieldType.STRING, FieldType.RICHTEXT)],
-        "facets": [f.name for f in entity.fields if f.type is FieldType.BOOL],
+        "facets": [f.name for f in entity.fields if f.type in (FieldType.BOOL, FieldType.ENUM)],
         "sortable": [f.name for f in entity.fields
-                     if f.type in (*NUMBERS, FieldType.DATETIME)],
+                     if f.type in (
+                         *NUMBERS, FieldType.DECIMAL, FieldType.DATETIME, FieldType.DATE
+                     )],
     }
     raise SearchNotConfigured(
         f"{entity.name} has no search config",
