@@ -100,6 +100,7 @@ class Compression:
     def send(self, req: falcon.Request, resp: falcon.Response, json_text: bytes) -> None:
         """Send a text that is JSON already, compressed if it is large and the client takes it."""
         resp.append_header("vary", "Accept-Encoding")
+        req.context.has_vary = True
         encoding = self._choose(req) if len(json_text) >= limits.COMPRESS_MIN_BYTES else None
         if encoding is None:
             resp.data = json_text
@@ -112,6 +113,7 @@ class Compression:
     ) -> None:
         """Send a large response in pieces, compressed if the client takes it."""
         resp.append_header("vary", "Accept-Encoding")
+        req.context.has_vary = True
         encoding = self._choose(req)
         if encoding is None:
             resp.stream = iter(pieces)

@@ -45,6 +45,7 @@ SECURITY_HEADERS: Final = (
     ),
 )
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._\-]{1,128}", re.ASCII)
+_VARY_LINE: Final = b"vary: Origin\r\n"
 _PROBES: Final = frozenset({"/health", "/livez", "/readyz"})
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"})
 
@@ -109,6 +110,9 @@ class RequestMiddleware:
         request_id = getattr(context, "request_id", None)
         if "pylon.head" in env:  # our HTTP server takes header lines as they go on the wire
             lines = self._api_lines if is_api else self._plain_lines
+            if getattr(context, "has_vary", False) and _VARY_LINE in lines:
+                lines = lines.replace(_VARY_LINE, b"")
+                resp.append_header("vary", "Origin")  # one field for both
             if request_id is not None:
                 lines += b"x-request-id: %b\r\n" % request_id.encode()
             env["pylon.head"] += lines
