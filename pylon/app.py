@@ -45,12 +45,14 @@ def load_app(
     """Read the manifest and build the app.
 
     Args:
+        manifest_path: the file, or a copy of it; messages name the file of the settings.
         clock, random: replace those of the machine (tests).
 
     Raises:
         ManifestInvalid: with every diagnostic, policies included.
     """
-    return build_app(config, load_manifest(manifest_path), clock=clock, random=random)
+    manifest = load_manifest(manifest_path, name=config.manifest)
+    return build_app(config, manifest, clock=clock, random=random)
 
 
 def build_app(

@@ -30,16 +30,17 @@ from pylon.values.default_checks import check_defaults
 _CARET_CHARS = 80  # of an expression, shown around the bad character
 
 
-def load_manifest(path: Path, *, strict: bool = False) -> Manifest:
+def load_manifest(path: Path, *, strict: bool = False, name: str | None = None) -> Manifest:
     """Read and validate the manifest in a file (UTF-8).
 
     Args:
         strict: unknown keys are errors, not warnings (dev mode).
+        name: the file that diagnostics name, if `path` is a copy of it.
 
     Raises:
         ManifestInvalid: with every diagnostic.
     """
-    file = str(path)
+    file = str(path) if name is None else name
     try:
         with path.open("rb") as stream:
             raw = stream.read(limits.MANIFEST_BYTES + 1)
@@ -81,7 +82,21 @@ def parse_manifest(text: str, file: str, *, strict: bool = False) -> Manifest:
     errors = findings.in_order("error")
     if errors:
         raise ManifestInvalid(errors)
-    return replace(build_manifest(root), warnings=tuple(findings.in_order("warning")))
+    built = build_manifest(root)
+    policies = tuple(
+        replace(policy, places=_rule_places(node, findings))
+        for policy, node in zip(built.policies, items_of(root, "policies"), strict=True)
+    )
+    warnings = tuple(findings.in_order("warning"))
+    return replace(built, policies=policies, warnings=warnings, text=text)
+
+
+def _rule_places(policy: Node, findings: Findings) -> dict[str, str]:
+    """Return the place in the file of each rule of a policy, by its key."""
+    return {
+        key: findings.line_of(node) for key, node in policy.value.items()
+        if (key in RULE_KEYS or key in ROOM_RULE_KEYS) and node.value
+    }
 
 
 def _parse_error(text: str, file: str, at: int, message: str) -> ManifestInvalid:

@@ -18,8 +18,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from pylon import log
 from pylon.bus.runtime import Runtime, make_runtime_dir
 from pylon.bus.signals import PlainSignalSender, SignalProxy
@@ -179,7 +177,7 @@ def _assemble(
     runtime = make_runtime_dir(config, environ.get("RUNTIME_DIRECTORY"))
     stack.callback(runtime.remove)
     # What was validated is what every worker loads, whatever happens to the file meanwhile.
-    text = msgspec.json.format(msgspec.json.encode(manifest.source), indent=2)
+    text = manifest.text.encode()  # with its lines, which refusals in dev mode name
     try:
         runtime.manifest.write_bytes(text)
     except OSError as ex:  # names no file where it is the writing that fails

@@ -51,8 +51,10 @@ class PolicyDenied(PylonError):
     """The manifest's policies do not allow the action to this caller. Without a policy for an
     action it is denied.
 
-    Remedy: check the token that was sent, then the entity's policies in the manifest; the hint says
-    what is missing where no policy is declared.
+    Remedy: check the token that was sent, then the entity's policies in the manifest. In dev mode
+    the error names the policy, the rule and its place, and the comparison that failed with its
+    values, or what is missing where no policy is declared; elsewhere `pylonctl policy explain`
+    says so.
     """
 
     code = "POLICY_DENIED"

@@ -23,6 +23,10 @@ class Findings:
         """Return the offset in the file of a character of a string."""
         return offset_in_string(self._text, node, index)
 
+    def line_of(self, node: Node) -> str:
+        """Return ``file:line`` of a node."""
+        return f"{self._file}:{line_and_column(self._text, node.at)[0]}"
+
     def shape(self, node: Node, message: str) -> None:
         """Report a value of the wrong JSON shape."""
         self.error("MANIFEST_PARSE_ERROR", message, node.at)

@@ -7,6 +7,7 @@ the store.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -213,6 +214,7 @@ class Policy:
     allow_join: str | None = None
     allow_broadcast: str | None = None
     allow_presence: str | None = None
+    places: Mapping[str, str] = field(default_factory=dict, compare=False)  # file:line by key
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +260,7 @@ class Manifest:
     auth: AuthConfig = field(default_factory=AuthConfig)
     references: ReferenceWord | None = None  # of the fields that do not say it themselves
     source: dict[str, Any] = field(default_factory=dict)  # the document, for /api/manifest
+    text: str = field(default="", compare=False, repr=False)  # the file, with its own lines
     warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)
 
     @cached_property

@@ -19,19 +19,21 @@ from typing import Any, Final, Literal
 
 from pylon.auth_context import AuthContext
 from pylon.errors import PolicyDenied
-from pylon.manifest.model import Entity, Policy, RoomRuleKey
+from pylon.manifest.model import ROOM_RULE_KEYS, Entity, Policy
 from pylon.policy import expression as e
 from pylon.policy.check import check, room_scope
 from pylon.policy.compile import Judge, compile_condition
 from pylon.policy.expression import Expr
+from pylon.policy.refusals import HINT, MESSAGE, Rule, RuleVerdict, refusal_of
 from pylon.policy.related import NO_RELATED, ExistsCheck, RelatedRows
 from pylon.policy.related_changes import AuthKey, RelatedChanges
+from pylon.policy.verdicts import judge_rule
 
 RoomAction = Literal["join", "broadcast", "presence"]
-_KEYS_BY_ACTION: Final[dict[RoomAction, tuple[RoomRuleKey, ...]]] = {
-    "join": ("allow_join", "allow"),
-    "broadcast": ("allow_broadcast", "allow_join", "allow"),
-    "presence": ("allow_presence", "allow_join", "allow"),
+_KEYS_BY_ACTION: Final[dict[RoomAction, tuple[str, ...]]] = {
+    "join": ("allowJoin", "allow"),
+    "broadcast": ("allowBroadcast", "allowJoin", "allow"),
+    "presence": ("allowPresence", "allowJoin", "allow"),
 }
 
 
@@ -40,6 +42,7 @@ class _RoomPolicy:
     prefix: str
     has_star: bool
     judges: Mapping[RoomAction, Judge]
+    rules: Mapping[RoomAction, Rule]
 
     def find_id(self, name: str) -> tuple[str | None] | None:
         """Return the id of a room in a tuple, or None if the pattern does not match its name."""
@@ -51,30 +54,33 @@ class _RoomPolicy:
 class RoomRules:
     """The rules of all rooms. False if the manifest has none: then all rooms are open."""
 
-    __slots__ = ("_joins", "_policies")
+    __slots__ = ("_explain", "_joins", "_policies")
 
     def __init__(
-        self, policies: Sequence[Policy] = (), entities: Mapping[str, Entity] | None = None
+        self, policies: Sequence[Policy] = (), entities: Mapping[str, Entity] | None = None, *,
+        explain: bool = False,
     ) -> None:
         """Compile the rules.
 
         Args:
             policies: those of rooms.
+            explain: whether a refusal shows which rule denied, or that there is none.
 
         Raises:
             PolicyInvalid: a rule is wrong.
         """
+        self._explain = explain
         self._policies: list[_RoomPolicy] = []
         joins: list[Expr] = []
         for policy in policies:
             chosen = _choose_rules(policy, entities or {})
-            judges = {action: compile_condition(rule) for action, rule in chosen.items()}
+            judges = {a: compile_condition(rule.expr) for a, rule in chosen.items()}
             pattern = policy.room or ""
             self._policies.append(
-                _RoomPolicy(pattern.removesuffix("*"), pattern.endswith("*"), judges)
+                _RoomPolicy(pattern.removesuffix("*"), pattern.endswith("*"), judges, chosen)
             )
             if "join" in chosen:
-                joins.append(chosen["join"])
+                joins.append(chosen["join"].expr)
         checks = (ExistsCheck(exists) for rule in joins for exists in e.exists_in(rule))
         self._joins = RelatedChanges(tuple(dict.fromkeys(checks)))
 
@@ -110,7 +116,7 @@ class RoomRules:
             PolicyDenied: they may not.
         """
         if not self.may(action, auth, name, related):
-            raise PolicyDenied("Access denied by policy", hint="Check the policies of rooms")
+            raise self._denied(action, auth, name, related)
 
     def concerns(self, auth: AuthContext, entity: str, image: Mapping[str, Any]) -> bool:
         """Whether a row that came, went or changed may decide whether the caller may join a room.
@@ -125,6 +131,31 @@ class RoomRules:
         """
         return self._joins.auth_keys(entity)
 
+    def explain(
+        self, action: RoomAction, auth: AuthContext, name: str, related: RelatedRows = NO_RELATED
+    ) -> list[RuleVerdict]:
+        """Return how each rule of an action judges a room."""
+        return [
+            RuleVerdict(rule, judge_rule(rule.expr, auth, room, {}, related))
+            for policy, room in self._matching(name)
+            if (rule := policy.rules.get(action)) is not None
+        ]
+
+    def _denied(
+        self, action: RoomAction, auth: AuthContext, name: str, related: RelatedRows
+    ) -> PolicyDenied:
+        if not self._explain:
+            return PolicyDenied(MESSAGE, hint=HINT)
+        verdicts = self.explain(action, auth, name, related)
+        if verdicts:
+            return refusal_of(verdicts)
+        return PolicyDenied(
+            MESSAGE,
+            hint=f'No policy of rooms has a rule of {action} for "{name}", so only admins may. To '
+            f'open all rooms that no other policy matches: {{"name": "rooms", "room": "*", '
+            f'"allow{action.capitalize()}": "true"}}',
+        )
+
     def _matching(self, name: str) -> Iterator[tuple[_RoomPolicy, Mapping[str, Any]]]:
         for policy in self._policies:
             found = policy.find_id(name)
@@ -132,12 +163,13 @@ class RoomRules:
                 yield policy, {"id": found[0], "name": name}
 
 
-def _choose_rules(policy: Policy, entities: Mapping[str, Entity]) -> dict[RoomAction, Expr]:
+def _choose_rules(policy: Policy, entities: Mapping[str, Entity]) -> dict[RoomAction, Rule]:
     """Return the policy's rule for each action that has one."""
     scope = room_scope(entities)
-    found: dict[RoomAction, Expr] = {}
+    found: dict[RoomAction, Rule] = {}
     for action, keys in _KEYS_BY_ACTION.items():
-        text = next((text for key in keys if (text := getattr(policy, key))), None)
-        if text is not None:
-            found[action] = check(text, scope)
+        key = next((key for key in keys if getattr(policy, ROOM_RULE_KEYS[key])), None)
+        if key is not None:
+            expr = check(getattr(policy, ROOM_RULE_KEYS[key]), scope)
+            found[action] = Rule(policy.name, key, policy.places.get(key, ""), expr)
     return found

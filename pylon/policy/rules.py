@@ -30,26 +30,29 @@ from pylon import limits
 from pylon.auth_context import AuthContext
 from pylon.errors import PolicyDenied
 from pylon.manifest.diagnostics import Diagnostic, ManifestInvalid
-from pylon.manifest.model import RULE_KEYS, Entity, Manifest, Policy, RuleKey
+from pylon.manifest.model import RULE_KEYS, Entity, Manifest, Policy
 from pylon.policy import expression as e
 from pylon.policy.bind import binder_of
 from pylon.policy.check import action_scope, check, entity_scope
 from pylon.policy.compile import compile_condition
 from pylon.policy.expression import Expr
 from pylon.policy.grammar import PolicyInvalid
+from pylon.policy.refusals import HINT, MESSAGE, Rule, RuleVerdict, refusal_of
 from pylon.policy.related import NO_RELATED, CheckValues, ExistsCheck, RelatedRows
 from pylon.policy.related_changes import RelatedChanges
 from pylon.policy.room_rules import RoomRules
 from pylon.policy.routing import ByAuth, Everyone, General, Keyed, Nobody, Routing, plan
+from pylon.policy.verdicts import judge_rule
 from pylon.query.evaluate import Evaluator
 from pylon.query.predicate import TRUE, Predicate, guarded
 
+Row = Mapping[str, Any]
 Action = Literal["read", "insert", "update", "delete"]
-_KEYS_BY_ACTION: dict[Action, tuple[RuleKey, ...]] = {
-    "read": ("allow_read", "allow"),
-    "insert": ("allow_insert", "allow_write", "allow"),
-    "update": ("allow_update", "allow_write", "allow"),
-    "delete": ("allow_delete", "allow_write", "allow"),
+_KEYS_BY_ACTION: dict[Action, tuple[str, ...]] = {
+    "read": ("allowRead", "allow"),
+    "insert": ("allowInsert", "allowWrite", "allow"),
+    "update": ("allowUpdate", "allowWrite", "allow"),
+    "delete": ("allowDelete", "allowWrite", "allow"),
 }
 
 
@@ -66,20 +69,22 @@ class EntityRules:
 
     __slots__ = (
         "_asks_update", "_begin", "_bind_read", "_declared", "_delete", "_entity", "_explain",
-        "_insert", "_read", "_readable", "_state", "_step", "asked", "checks", "fields",
+        "_insert", "_read", "_readable", "_rules", "_state", "_step", "asked", "checks", "fields",
         "is_narrowed", "read_fields", "read_rule", "read_text", "related", "routing",
     )
 
     def __init__(
-        self, entity: str, chosen: Mapping[Action, list[Expr]], explain: bool = True
+        self, entity: str, rules: Mapping[Action, list[Rule]], explain: bool = True
     ) -> None:
         """Compile the rules.
 
         Args:
-            chosen: for each action the expressions that must all be true; an empty list denies.
-            explain: whether a refusal shows that an action has no rule.
+            rules: for each action the rules that must all be true; an empty list denies.
+            explain: whether a refusal shows which rule denied, or that there is none.
         """
         self._explain = explain
+        self._rules = rules
+        chosen = {action: [rule.expr for rule in found] for action, found in rules.items()}
         read = _one_row(_conjunction(chosen["read"]))
         steps = [rule for rule in chosen["update"] if "existing" in e.roots(rule)]
         states = [rule for rule in chosen["update"] if "existing" not in e.roots(rule)]
@@ -203,13 +208,42 @@ class EntityRules:
             made.routing = replace(self.routing, exact=False)
         return made
 
-    def denied(self, action: Action, auth: AuthContext) -> PolicyDenied:
-        """Return the error for a refused action. It shows no rule.
+    def explain(
+        self, action: Action, auth: AuthContext, data: Row, existing: Row | None = None,
+        related: RelatedRows = NO_RELATED,
+    ) -> list[RuleVerdict]:
+        """Return how each rule of an action judges. The action is allowed to an admin, or if there
+        are rules and all hold.
 
-        With `explain`, the error for an action without a rule shows how to write one. Production
-        has no `explain`, because strangers must not learn which rules exist.
+        Args:
+            data: the row; of an insert or an update the new one.
+            existing: of an update the row before; None: the same row.
         """
-        hint = "Check your auth token or the policy rules in your schema"
+        before: Row = {} if action == "insert" else data if existing is None else existing
+        found: list[RuleVerdict] = []
+        for rule in self._rules[action]:
+            if action == "update" and "existing" not in e.roots(rule.expr):
+                for name, row in (("before", before), ("after", data)):
+                    verdict = judge_rule(rule.expr, auth, row, row, related)
+                    found.append(RuleVerdict(rule, verdict, name))
+            else:
+                found.append(
+                    RuleVerdict(rule, judge_rule(rule.expr, auth, data, before, related))
+                )
+        return found
+
+    def denied(
+        self, action: Action, auth: AuthContext, data: Row | None = None,
+        existing: Row | None = None, related: RelatedRows = NO_RELATED,
+    ) -> PolicyDenied:
+        """Return the error for a refused action.
+
+        With `explain`, it shows which rule denied the rows, if they are given, and why; and for an
+        action without a rule how to write one. Without `explain`, it shows no rule.
+        """
+        if self._explain and action in self._declared and data is not None:
+            return refusal_of(self.explain(action, auth, data, existing, related))
+        hint = HINT
         if self._explain and action not in self._declared:
             example = {
                 "name": f"{self._entity}_{action}",
@@ -222,7 +256,7 @@ class EntityRules:
             )
             if auth.user_id is None:
                 hint += ". This request has no user: it would have to sign in as well"
-        return PolicyDenied("Access denied by policy", hint=hint)
+        return PolicyDenied(MESSAGE, hint=hint)
 
 
 class _Remembered:
@@ -255,21 +289,22 @@ class RuleSet:
     """
 
     __slots__ = (
-        "_by_entity", "_judge_by_action", "asked_by_readers", "is_open", "is_part", "related",
-        "rooms",
+        "_by_entity", "_explain", "_judge_by_action", "_rules_by_action", "asked_by_readers",
+        "is_open", "is_part", "related", "rooms",
     )
 
     def __init__(
         self,
         by_entity: Mapping[str, EntityRules],
-        rules_by_action: Mapping[str, list[Expr]] | None = None,
-        *, is_part: bool = False, rooms: RoomRules | None = None,
+        rules_by_action: Mapping[str, list[Rule]] | None = None,
+        *, is_part: bool = False, rooms: RoomRules | None = None, explain: bool = False,
     ) -> None:
         """Compile the rules of the actions.
 
         Args:
-            rules_by_action: for each action with policies the expressions that must all be true.
+            rules_by_action: for each action with policies the rules that must all be true.
             rooms: the rules of rooms; None: all rooms are open.
+            explain: whether refusals of actions show which rule denied.
         """
         self.rooms = RoomRules() if rooms is None else rooms
         self._by_entity = dict(by_entity)
@@ -282,9 +317,11 @@ class RuleSet:
             *(related.entities for related in self.related.values())
         )
         self._judge_by_action = {
-            name: compile_condition(_conjunction(rules))
+            name: compile_condition(_conjunction([rule.expr for rule in rules]))
             for name, rules in (rules_by_action or {}).items()
         }
+        self._rules_by_action = dict(rules_by_action or {})
+        self._explain = explain
 
     def for_entity(self, entity: str) -> EntityRules:
         """Return the rules of an entity of the manifest (KeyError for any other name)."""
@@ -308,6 +345,18 @@ class RuleSet:
         judge = self._judge_by_action.get(action)
         return judge is not None and judge(auth, inputs, {}, related)
 
+    def denied_action(
+        self, action: str, auth: AuthContext, inputs: Mapping[str, Any],
+        related: RelatedRows = NO_RELATED,
+    ) -> PolicyDenied:
+        """Return the error for a refused run of an action; see `EntityRules.denied`."""
+        rules = self._rules_by_action.get(action, ())
+        if not self._explain or not rules:
+            return PolicyDenied(MESSAGE)
+        return refusal_of(
+            RuleVerdict(rule, judge_rule(rule.expr, auth, inputs, {}, related)) for rule in rules
+        )
+
 
 def compile_rules(manifest: Manifest, *, explain: bool = True) -> RuleSet:
     """Compile all policies.
@@ -321,10 +370,10 @@ def compile_rules(manifest: Manifest, *, explain: bool = True) -> RuleSet:
     """
     actions = {action.name: action for action in manifest.actions}
     problems: list[Diagnostic] = []
-    chosen: dict[str, dict[Action, list[Expr]]] = {
+    chosen: dict[str, dict[Action, list[Rule]]] = {
         entity.name: {action: [] for action in _KEYS_BY_ACTION} for entity in manifest.entities
     }
-    rules_by_action: dict[str, list[Expr]] = {}
+    rules_by_action: dict[str, list[Rule]] = {}
     for policy in manifest.policies:
         entity = manifest.by_name.get(policy.entity or "")
         try:
@@ -332,30 +381,36 @@ def compile_rules(manifest: Manifest, *, explain: bool = True) -> RuleSet:
                 rule = check(
                     policy.allow, action_scope(actions[policy.action], manifest.by_name)
                 )
-                rules_by_action.setdefault(policy.action, []).append(rule)
+                rules_by_action.setdefault(policy.action, []).append(
+                    Rule(policy.name, "allow", policy.places.get("allow", ""), rule)
+                )
             if policy.room is not None:
                 RoomRules([policy], manifest.by_name)
             if entity is not None:
-                for action, rule in _choose_rules(policy, entity, manifest.by_name).items():
-                    chosen[entity.name][action].append(rule)
+                for action, found in _choose_rules(policy, entity, manifest.by_name).items():
+                    chosen[entity.name][action].append(found)
         except PolicyInvalid as invalid:
             message = f'policy "{policy.name}": {invalid.message}'
             problems.append(Diagnostic("error", invalid.code, message, "manifest"))
     if problems:
         raise ManifestInvalid(problems)
-    rooms = RoomRules([p for p in manifest.policies if p.room is not None], manifest.by_name)
+    of_rooms = [policy for policy in manifest.policies if policy.room is not None]
+    rooms = RoomRules(of_rooms, manifest.by_name, explain=explain)
     by_entity = {name: EntityRules(name, rules, explain) for name, rules in chosen.items()}
-    return RuleSet(by_entity, rules_by_action, rooms=rooms)
+    return RuleSet(by_entity, rules_by_action, rooms=rooms, explain=explain)
 
 
 def _choose_rules(
     policy: Policy, entity: Entity, entities: Mapping[str, Entity]
-) -> dict[Action, Expr]:
+) -> dict[Action, Rule]:
     """Return the policy's rule for each action that has one."""
     scope = entity_scope(entity, entities)
-    texts = {key: getattr(policy, key) for key in RULE_KEYS.values()}
-    rules = {key: check(text, scope) for key, text in texts.items() if text}
-    found: dict[Action, Expr] = {}
+    texts = {key: getattr(policy, name) for key, name in RULE_KEYS.items()}
+    rules = {
+        key: Rule(policy.name, key, policy.places.get(key, ""), check(text, scope))
+        for key, text in texts.items() if text
+    }
+    found: dict[Action, Rule] = {}
     for action, keys in _KEYS_BY_ACTION.items():
         rule = next((rules[key] for key in keys if key in rules), None)
         if rule is not None:

@@ -53,7 +53,7 @@ def readable(app: App, entity: Entity, auth: AuthContext) -> Predicate:
     rules = app.rules.for_entity(entity.name)
     allowed = rules.readable_by(auth)
     if allowed is FALSE and isinstance(rules.routing, Nobody | ByAuth):
-        raise rules.denied("read", auth)
+        raise rules.denied("read", auth, {})
     return allowed
 
 

@@ -21,7 +21,6 @@ from pylon.errors import (
     InvalidData,
     InvalidJson,
     InvalidValue,
-    PolicyDenied,
 )
 from pylon.manifest.model import Operation
 from pylon.storage.related import StoredRelated
@@ -45,7 +44,7 @@ class Action:
         given = {} if action is None else _typed_inputs(action, body)
         # A caller whom the policies refuse learns nothing, not even whether the action exists.
         if not self._services.app.rules.may_act(name, auth, given, self._related):
-            raise PolicyDenied("Access denied by policy")
+            raise self._services.app.rules.denied_action(name, auth, given, self._related)
         if action is None:
             known = ", ".join(sorted(self._by_name)) or "none"
             raise ActionNotFound(

@@ -40,7 +40,7 @@ def make_insert(
     if rules.checks["insert"] and not auth.is_admin:
         judge = auth
     elif not rules.may_insert(auth, encoded.row):
-        raise rules.denied("insert", auth)
+        raise rules.denied("insert", auth, encoded.row)
     return InsertRow(
         entity.name, row_id, encoded.values, encoded.row_json, given is not None, op, judge
     )

@@ -99,8 +99,9 @@ class DocumentPush:
             raise NotFound("Row not found")
         rules = services.app.rules.for_entity(entity.name)
         related = StoredRelated(services.store.point)
-        if not rules.may_begin_update(auth, orjson.loads(row_json), related):
-            raise rules.denied("update", auth)
+        row = orjson.loads(row_json)
+        if not rules.may_begin_update(auth, row, related):
+            raise rules.denied("update", auth, row, row, related)
 
 
 def _spend_push(services: DataServices, auth: AuthContext, address: str) -> None:

@@ -136,7 +136,7 @@ class DocumentWrites:
         entity = self._rows.entity(op.entity)
         before_json, before, version = self._rows.find_readable(entity, op)
         if not entity.rules.may_begin_update(op.auth, before, self._related):
-            raise entity.rules.denied("update", op.auth)
+            raise entity.rules.denied("update", op.auth, before, before, self._related)
         key = (op.entity, op.row_id)
         cached = self._open(entity, key, before)
         self._cache.touch(key)
@@ -156,7 +156,7 @@ class DocumentWrites:
             cached.note_view(entity.rules.read_fields, before, patch)
             row, row_json = entity.codec.merge(before, patch) if patch else (before, before_json)
             if not entity.rules.may_update(op.auth, before, row, self._related):
-                raise entity.rules.denied("update", op.auth)
+                raise entity.rules.denied("update", op.auth, row, before, self._related)
             change = _pending_change(key, cached) if cached.changed else None
             if patch:
                 seq = self._rows.put(

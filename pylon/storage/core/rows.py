@@ -26,6 +26,7 @@ from pylon.errors import (
     PylonError,
 )
 from pylon.manifest.references import Reference
+from pylon.policy.rules import Action
 from pylon.storage.core.constraint_errors import constraint_error
 from pylon.storage.core.documents import DocumentWrites
 from pylon.storage.core.entity import EntityWrites
@@ -72,10 +73,10 @@ class RowWrites:
         """
         entity = self.entity(op.entity)
         row_id, row_json = op.row_id, op.row_json
-        if op.auth is not None and not entity.rules.may_insert(
-            op.auth, orjson.loads(row_json), self.related
-        ):
-            raise entity.rules.denied("insert", op.auth)
+        if op.auth is not None:
+            row = orjson.loads(row_json)
+            if not entity.rules.may_insert(op.auth, row, self.related):
+                raise entity.rules.denied("insert", op.auth, row, None, self.related)
         if len(row_json) > limits.LARGE_ROW_BYTES:
             check_row_size(op.entity, len(row_json), entity.row_max_bytes)
             self.large.charge(op.entity, row_id, len(row_json))
@@ -106,7 +107,7 @@ class RowWrites:
         before_json, before, version = self.find_readable(entity, op)
         row, row_json = entity.codec.merge(before, patch)
         if not entity.rules.may_update(op.auth, before, row, self.related):
-            raise entity.rules.denied("update", op.auth)
+            raise entity.rules.denied("update", op.auth, row, before, self.related)
         if len(row_json) > limits.LARGE_ROW_BYTES:
             check_row_size(op.entity, len(row_json), entity.row_max_bytes, len(before_json))
             if len(before_json) <= limits.LARGE_ROW_BYTES:  # else `find_readable` has counted it
@@ -190,7 +191,7 @@ class RowWrites:
         """Return the seq of the row's event, and the number of rows deleted or changed."""
         before_json, before, version = self.find_readable(entity, op)
         if not entity.rules.may_delete(op.auth, before, self.related):
-            raise entity.rules.denied("delete", op.auth)
+            raise entity.rules.denied("delete", op.auth, before, before, self.related)
         stored = StoredRow(entity, op.row_id, before_json, version)
         cascaded = 0
         if op.entity in self.references.referring:
@@ -337,7 +338,9 @@ class RowWrites:
         else:
             is_allowed = rules.may_begin_update(auth, row, self.related)
         if not is_allowed:
-            raise rules.denied("delete" if isinstance(op, DeleteRow) else "update", auth)
+            action: Action = "delete" if isinstance(op, DeleteRow) else "update"
+            after = {**row, **op.patch} if isinstance(op, UpdateRow) else row
+            raise rules.denied(action, auth, after, row, self.related)
         if size_bytes > limits.LARGE_ROW_BYTES:
             self.large.charge(op.entity, op.row_id, size_bytes)
         found = entity.table.find(op.row_id)
