@@ -176,3 +176,32 @@ def test_pages_by_number_have_the_total(server: ApiStage) -> None:
     ]:
         answer = server.call("GET", f"/api/entities/Message?{query}", token=token)
         assert answer.json["error"]["code"] == code, query
+
+
+def test_pages_at_a_position_over_http(server: ApiStage) -> None:
+    token = server.user("pages")
+    made = [
+        server.call(
+            "POST", "/api/entities/Message", {"sentAt": n // 2, "ownerId": "pages"}, token
+        ).json["id"]
+        for n in range(6)
+    ]
+    found: list[str] = []
+    body: dict[str, Any] = {"$order": {"sentAt": "desc"}, "$limit": 2}
+    while page := server.call("POST", "/api/query/Message", body, token).json:
+        found += [row["id"] for row in page]
+        last = page[-1]
+        body["$after"] = {"sentAt": last["sentAt"], "id": last["id"]}
+    assert found == [made[n] for n in (4, 5, 2, 3, 0, 1)]
+    before = {**body, "$before": body["$after"]}
+    del before["$after"]
+    page = server.call("POST", "/api/query/Message", before, token).json
+    assert [row["id"] for row in page] == [made[3], made[0]]
+    graph = {"Message": {
+        "order": {"sentAt": "desc"}, "after": {"sentAt": 1, "id": made[2]}, "limit": 2,
+    }}
+    answer = server.call("POST", "/api/query", graph, token).json
+    assert [row["id"] for row in answer["Message"]] == [made[3], made[0]]
+    refused = server.call("POST", "/api/query/Message", {**body, "$after": {"id": "x"}}, token)
+    assert refused.status_code == 400
+    assert "$after has no sentAt" in refused.json["error"]["message"]

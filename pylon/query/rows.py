@@ -71,9 +71,11 @@ def parse_filter(
     if _KEYS.isdisjoint(body):
         return Query(guarded(allowed, parse_where(entity, body, DIRECTIVES)), max_limit)
     order = parse_order(entity, "$order", body.get("$order"))
-    position = parse_position(
-        entity, order, body.get("$after"), body.get("$before"), ("$after", "$before")
-    )
+    position = None
+    if "$after" in body or "$before" in body:
+        position = parse_position(
+            entity, order, body.get("$after"), body.get("$before"), ("$after", "$before")
+        )
     offset = parse_count("$offset", body.get("$offset")) or 0
     if position is not None:
         refuse_offset(offset, "$offset")
