@@ -16,6 +16,7 @@ from pylon.clock import ManualClock
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Search
 from pylon.policy.rules import compile_rules
 from pylon.query.aggregate import parse_aggregate
+from pylon.query.parse import parse_where
 from pylon.query.rows import parse_filter
 from pylon.storage.ops import InsertRow, UpdateRow, WriteRequest
 from pylon.storage.sqlite.engine import SqliteEngine
@@ -201,6 +202,23 @@ def test_two_notations_of_one_unique_instant_stay_and_filters_stay_right(tmp_pat
     step = engine.maintenance.convert_datetimes()
     assert step is not None and step.is_last and not step.rows_left
     assert engine.maintenance.convert_datetimes() is None
+    engine.close()
+
+
+def test_the_writer_asks_rows_by_instants_before_and_after(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    make_old(path)
+    engine = open_engine(path)
+    transaction = engine._batches._transaction
+
+    def has(text: str) -> bool:
+        return transaction.has_row("Note", parse_where(NOTE, {"at": text}))
+
+    for _ in range(2):
+        assert has("2026-03-29T02:30:00+02:00") and not has("2026-03-29T02:31:00+02:00")
+        while engine.maintenance.convert_datetimes() is not None:
+            pass
+    assert not transaction._unconverted
     engine.close()
 
 

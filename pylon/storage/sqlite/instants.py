@@ -13,7 +13,8 @@ it stays, the view stays, and each start tries again.
 
 Invariant: a table without its view has no datetime in another notation. Bounds:
 `limits.CONVERSION_ROWS` rows and `limits.CONVERSION_BYTES` of JSON in a step. Called by the schema
-(`note_instants`), by `maintenance` (`convert_step`) and by `reader` (`DatetimeViews`).
+(`note_instants`), by `maintenance` (`convert_step`), by `reader` (`DatetimeViews`), and by
+`transaction`.
 """
 
 from __future__ import annotations
@@ -149,6 +150,25 @@ def _convert_rows(conn: apsw.Connection, entity: Entity, known: _Progress) -> _P
     )
 
 
+def is_converted(conn: apsw.Connection, entity: Entity) -> bool:
+    """Whether no row of the entity has a datetime in another notation."""
+    fields = datetime_fields(entity)
+    known = _progress(conn, entity.name) if fields else None
+    return not fields or (
+        known is not None and known.is_whole and set(known.fields) >= set(fields)
+    )
+
+
+def converting_source(entity: Entity) -> str:
+    """Return what a SELECT reads in place of the table: its rows, with converted datetimes."""
+    return f"({_select(entity)}) AS {quote(entity.name)}"
+
+
+def add_conversion(conn: apsw.Connection) -> None:
+    """Register the function that the views and `converting_source` call."""
+    conn.create_scalar_function(_FUNCTION, _convert, 1, deterministic=True)
+
+
 class DatetimeViews:
     """The views of one reader's connection, over the tables that are not yet converted."""
 
@@ -161,10 +181,10 @@ class DatetimeViews:
         self._looked_ns = clock.wall_ns()
         self.waiting = {
             entity.name: entity for entity in entities
-            if datetime_fields(entity) and not self._is_whole(entity)
+            if not is_converted(conn, entity)
         }
         if self.waiting:
-            conn.create_scalar_function(_FUNCTION, _convert, 1, deterministic=True)
+            add_conversion(conn)
             for entity in self.waiting.values():
                 self._execute(_create_view(entity))
 
@@ -175,15 +195,9 @@ class DatetimeViews:
             return
         self._looked_ns = now_ns
         for name, entity in list(self.waiting.items()):
-            if self._is_whole(entity):
+            if is_converted(self._conn, entity):
                 self._execute(f"DROP VIEW temp.{quote(name)}")
                 del self.waiting[name]
-
-    def _is_whole(self, entity: Entity) -> bool:
-        known = _progress(self._conn, entity.name)
-        return known is not None and known.is_whole and (
-            set(known.fields) >= set(datetime_fields(entity))
-        )
 
     def _execute(self, sql: str) -> None:
         self._conn.execute("PRAGMA query_only = OFF")
@@ -199,6 +213,10 @@ def _convert(*values: Any) -> Any:
 
 def _create_view(entity: Entity) -> str:
     """Return the statement for a view that has the name of the table, which it covers."""
+    return f"CREATE TEMP VIEW {quote(entity.name)} AS {_select(entity)}"
+
+
+def _select(entity: Entity) -> str:
     dates = datetime_fields(entity)
     columns = [
         f"{_FUNCTION}({quote(name)}) AS {quote(name)}" if name in dates else quote(name)
@@ -206,8 +224,7 @@ def _create_view(entity: Entity) -> str:
             *entity.columns, *map(fold_column, fold_fields(entity)), JSON_COLUMN, SEQ_COLUMN,
         )
     ]
-    table = quote(entity.name)
-    return f"CREATE TEMP VIEW {table} AS SELECT {', '.join(columns)} FROM main.{table}"
+    return f"SELECT {', '.join(columns)} FROM main.{quote(entity.name)}"
 
 
 def _progress(conn: apsw.Connection, entity: str) -> _Progress | None:

@@ -34,6 +34,11 @@ from pylon.storage.sqlite.compiler import CompiledCache, PredicateCompiler
 from pylon.storage.sqlite.connect import STORE_FAILURES, refusal_reason
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.file_watch import FileWatch
+from pylon.storage.sqlite.instants import (
+    add_conversion,
+    converting_source,
+    is_converted,
+)
 from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.search import SearchIndex
 from pylon.storage.sqlite.table import SqliteTable
@@ -58,6 +63,7 @@ class SqliteTransaction:
         self._retained = retained_columns
         self._compiled = CompiledCache()
         self._compilers: dict[str, PredicateCompiler] = {}
+        self._unconverted: dict[str, Entity] = {}  # with datetimes in other notations
         self._file = FileWatch(conn.filename, clock)
         self.store_failures: tuple[type[Exception], ...] = STORE_FAILURES
         self.errors: tuple[type[Exception], ...] = _DRIVER_ERRORS
@@ -65,6 +71,9 @@ class SqliteTransaction:
     def table(self, entity: Entity, rules: EntityRules) -> SqliteTable:
         """See `RowTransaction`."""
         self._compilers[entity.name] = PredicateCompiler(entity, self._compiled)
+        if not is_converted(self._conn, entity):
+            add_conversion(self._conn)
+            self._unconverted[entity.name] = entity
         search = SearchIndex(self._conn, entity) if text_fields(entity) else None
         return SqliteTable(
             self._conn, self._execute, entity, rules, self._retained.get(entity.name, {}), search
@@ -73,8 +82,16 @@ class SqliteTransaction:
     def has_row(self, entity: str, where: Predicate) -> bool:
         """See `RowTransaction`."""
         clause = self._compilers[entity].compile(where)
-        text = f"SELECT EXISTS (SELECT 1 FROM {quote(entity)} WHERE {clause.sql})"
+        source = self._source(entity) if entity in self._unconverted else quote(entity)
+        text = f"SELECT EXISTS (SELECT 1 FROM {source} WHERE {clause.sql})"
         return bool(self._execute(text, clause.params).get)
+
+    def _source(self, entity: str) -> str:
+        """Return what a SELECT reads while the entity's datetimes are converted."""
+        if is_converted(self._conn, self._unconverted[entity]):
+            del self._unconverted[entity]
+            return quote(entity)
+        return converting_source(self._unconverted[entity])
 
     def begin(self) -> None:
         """See `RowTransaction`."""
