@@ -107,6 +107,18 @@ def test_a_query_without_an_index_is_logged_once_and_counted(
     assert '"a"' not in logged[0]  # no value of the client
 
 
+def test_sorts_of_ids_that_an_index_has_are_no_finding(pool: ReaderPool) -> None:
+    before = total(metrics.UNINDEXED_QUERIES)
+    rooms = {"roomId": {"$in": ["r1", "r2"]}}
+    for order in ({"sentAt": "desc"}, {"sentAt": "asc", "id": "desc"}, {"id": "desc"}):
+        ask(pool, {**rooms, "$order": order})
+        ask(pool, {**rooms, "$order": order, "$after": {"sentAt": 4, "id": "x"}}
+            if "sentAt" in order else {**rooms, "$order": order, "$after": {"id": "x"}})
+    assert total(metrics.UNINDEXED_QUERIES) == before
+    ask(pool, {**rooms, "$order": {"text": "asc"}})
+    assert total(metrics.UNINDEXED_QUERIES) == before + 1
+
+
 def test_graphs_and_aggregates_are_judged_too(pool: ReaderPool) -> None:
     before = total(metrics.UNINDEXED_QUERIES, index="ownerId")
     scope = GraphScope(lambda _: MESSAGE, {"Message": MESSAGE}, lambda _: TRUE, 100)
