@@ -103,7 +103,7 @@ def test_membership_that_ends_while_a_window_is_read(rooms: LiveStage) -> None:
 def test_no_row_is_read_for_a_stranger_of_the_room(
     rooms: LiveStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(SqliteReader, "rows_within")
+    monkeypatch.delattr(SqliteReader, "_selection")
     stranger = LiveClient(rooms, AuthContext(user_id="eve"))
     stranger.subscribe_window("s", "Chat", CHAT)
     stranger.subscribe("t", "Chat", {"text": "a"})

@@ -29,7 +29,7 @@ from pylon.query.window import fields_that_find
 from pylon.storage.interface import Reader, Store
 from workers.hub.feed import Feed
 from workers.ws.live_ranges import FIRST, KeyRange
-from workers.ws.live_results import check_row_count, is_closed
+from workers.ws.live_results import check_row_count
 from workers.ws.live_subscriptions import Watch, WindowSource
 from workers.ws.live_watches import pattern_limit_error, text_bytes
 
@@ -139,8 +139,6 @@ def _read(
 
     def read() -> tuple[int, list[bytes], bool]:
         seq = reader.head_seq()
-        if is_closed(reader, matcher.where):
-            return seq, [], False
         fields = fields_that_find(entity, matcher.wanted, matcher.allowed, query.order)
         if fields:
             _check_unordered(reader, source, fields)

@@ -17,7 +17,7 @@ import orjson
 from pylon import limits
 from pylon.changelog.pull import read_page
 from pylon.errors import LimitExceeded, Unavailable
-from pylon.query.predicate import Predicate, find_closed_checks
+from pylon.query.predicate import Predicate
 from pylon.query.rows import Query
 from pylon.storage.interface import Reader
 from workers.hub.connection import Connection, Transport
@@ -69,8 +69,6 @@ def read_result(reader: Reader, entity: str, where: Predicate) -> tuple[int, lis
 
     def read() -> tuple[int, list[bytes]]:
         seq = reader.head_seq()
-        if is_closed(reader, where):
-            return seq, []
         check_row_count(reader, entity, where)
         rows: list[bytes] = []
         size_bytes = 0
@@ -87,16 +85,6 @@ def read_result(reader: Reader, entity: str, where: Predicate) -> tuple[int, lis
             after_id = orjson.loads(page[-1])["id"]
 
     return reader.at_one_commit(read)
-
-
-def is_closed(reader: Reader, where: Predicate) -> bool:
-    """Whether the read policy closes all rows to the caller, as far as a few look-ups tell.
-
-    PERF: a stranger's read of a room of 165,000 messages: 0.6 ms in place of 300 ms.
-    """
-    return any(
-        not reader.has_row(check.entity, check.where) for check in find_closed_checks(where)
-    )
 
 
 def check_row_count(reader: Reader, entity: str, where: Predicate) -> None:

@@ -34,7 +34,7 @@ from pylon.query.aggregate import Aggregate
 from pylon.query.graph import GraphNode
 from pylon.query.parse import value_of_text
 from pylon.query.patterns import Meter
-from pylon.query.predicate import FALSE, TRUE, Cost, Predicate, Scalar
+from pylon.query.predicate import FALSE, TRUE, Cost, Predicate, Scalar, find_closed_checks
 from pylon.query.rows import Query
 from pylon.storage.events import ChangeEvent
 from pylon.storage.interface import Reader
@@ -232,8 +232,7 @@ class SqliteReader:
         return rows, len(rows) == 1
 
     def _rows(self, entity: str, query: Query, bounded: _Bounded) -> list[bytes]:
-        if query.where is FALSE:
-            self._sql(entity)
+        if self._selects_nothing(entity, query.where):
             return []
         selected, params = self._selection(entity, query)
         with bounded:
@@ -243,8 +242,7 @@ class SqliteReader:
         return [] if joined is None else joined.split(_SEPARATOR)
 
     def page(self, entity: str, query: Query) -> tuple[int, bytes]:
-        if query.where is FALSE:
-            self._sql(entity)
+        if self._selects_nothing(entity, query.where):
             return 0, b"[]"
         selected, params = self._selection(entity, query)
         self._note(entity, query)
@@ -269,7 +267,21 @@ class SqliteReader:
             self._refuse_long(entity, select)
         return select.sql, select.params
 
+    def _selects_nothing(self, entity: str, where: Predicate) -> bool:
+        """Whether no row fulfils the condition, as far as that is known without a look at one.
+
+        PERF: the page of a stranger in a room of 165,000 messages: 1 ms in place of 300 ms.
+        """
+        if where is FALSE:
+            self._sql(entity)
+            return True
+        return any(
+            not self.has_row(check.entity, check.where) for check in find_closed_checks(where)
+        )
+
     def count(self, entity: str, where: Predicate) -> int:
+        if self._selects_nothing(entity, where):
+            return 0
         sql = self._sql(entity)
         clause = sql.compile(where)
         if self._deadline.in_group and clause.cost:
@@ -283,6 +295,8 @@ class SqliteReader:
         return bool(self._one(f"{sql.has_row}{clause.sql})", clause.params))
 
     def count_within(self, entity: str, where: Predicate, max_rows: int) -> int:
+        if self._selects_nothing(entity, where):
+            return 0
         sql = self._sql(entity)
         clause = sql.compile(where)
         if self._deadline.in_group and clause.cost:
