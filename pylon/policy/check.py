@@ -84,6 +84,25 @@ def room_scope(entities: Mapping[str, Entity] | None = None) -> Scope:
     return Scope("a room pattern", {"room": names}, entities or {})
 
 
+def row_scope(
+    row: Mapping[str, object], entities: Mapping[str, Entity] | None = None
+) -> Scope:
+    """Return the scope of rules about rows of no known entity, with the kinds of a row's values.
+
+    A null counts as a text.
+    """
+    kinds = {name: _kind_of_value(value) for name, value in row.items()}
+    return Scope("the row", {"data": kinds, "existing": kinds}, entities or {})
+
+
+def _kind_of_value(value: object) -> Kind:
+    if isinstance(value, bool):
+        return Kind.BOOL
+    if isinstance(value, int | float):
+        return Kind.NUMBER
+    return Kind.STRING if value is None or isinstance(value, str) else Kind.JSON
+
+
 def check(text: str, scope: Scope) -> Expr:
     """Return the typed expression of a rule.
 
