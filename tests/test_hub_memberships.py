@@ -89,18 +89,28 @@ def test_every_client_holds_what_its_caller_may_read(
             pulled = [Replica(stage, auth, is_live=False) for auth in CALLERS]
             for replica in live:
                 replica.connect()
+            away: int | None = None  # the cursor of the first client before its last pull
             for number, (ops, is_one_commit, is_published, reconnecting) in enumerate(steps):
                 named = [(verb, judged if entity == "judged" else entity, row_number, values)
                          for verb, entity, row_number, values in ops]
                 stage.carry_out(named, number, one_commit=is_one_commit)
+                if away is not None:
+                    live[0].connect_at(away)
+                    away = None
                 if is_published:
                     stage.settle()
                     for replica in live:
                         replica.check(f"live after step {number}")
                 if reconnecting < len(live):
                     live[reconnecting].reconnect()
+                if reconnecting == 4 and live[0].cursor:
+                    away = live[0].cursor
+                    live[0].disconnect()
+                    live[0].pull()
                 if reconnecting % 2:
                     pulled[reconnecting % 2].pull()
+            if away is not None:
+                live[0].connect_at(away)
             stage.settle()
             for replica in live:
                 replica.check("live at the end")

@@ -7,10 +7,17 @@ that the caller may read at the end only is an insert or an update; one that the
 at the beginning only is a delete. A row that has not changed itself gets a seq of its own below the
 related change, where the writer leaves `limits.RELATED_SEQS` free (`pylon.storage.core.journal`).
 
+The socket of a client that named no cursor begins before that of its last pull
+(`workers.hub.start_cursors`). Such a client may have what came in between. So it also gets a delete
+for each row that was in view after some related change of the range and is not at the end, and an
+insert for each row in view that may have been out of it meanwhile. Both have seqs above every
+change that could have turned the row, because the client drops events up to its own cursor.
+
 Invariants: after it the client has exactly the rows that it may read at the end of the range. An
 image that was readable in between only is not in it. Seqs ascend, are unique, and lie above the
-cursor. Bounds: `limits.RELATED_EVENTS` changes and `limits.RELATED_ROWS` rows; beyond them the
-client must pull a snapshot. Called by pulls and replays, in a read of one commit.
+cursor. Bounds: `limits.RELATED_EVENTS` changes and `limits.RELATED_ROWS` rows, and
+`limits.RELATED_MOMENTS` and `limits.RELATED_JUDGEMENTS` for a client that named no cursor; beyond
+them the client must pull a snapshot. Called by pulls and replays, in a read of one commit.
 """
 
 from __future__ import annotations
@@ -25,6 +32,7 @@ from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change, View, find_view, relate
 from pylon.changelog.related_rows import ChangedRows, PastRows, read_rows, related_at
 from pylon.errors import LimitExceeded, ResyncRequired
+from pylon.policy.related import RelatedRows
 from pylon.policy.related_changes import RelatedChanges
 from pylon.policy.rules import EntityRules, RuleSet
 from pylon.query.evaluate import evaluator_of
@@ -45,7 +53,8 @@ class _Turned(NamedTuple):
 
 
 def find_difference(
-    reader: Reader, rules: RuleSet, auth: AuthContext, cursor: int, changes: Sequence[Change]
+    reader: Reader, rules: RuleSet, auth: AuthContext, cursor: int, changes: Sequence[Change],
+    is_exact: bool = True,
 ) -> list[Change]:
     """Return the changes after a cursor as the caller may see them, in seq order.
 
@@ -53,13 +62,14 @@ def find_difference(
         reader: reads the commit at which the range ends.
         cursor: the beginning of the range.
         changes: all changes of the range, in seq order.
+        is_exact: whether the client has nothing that came after the cursor.
 
     Raises:
         ResyncRequired: they are more than a difference may hold.
         QueryTimeout, StoreUnavailable: the store cannot be read now.
     """
     try:
-        return _Difference(reader, rules, auth, cursor, changes).find()
+        return _Difference(reader, rules, auth, cursor, changes, is_exact).find()
     except LimitExceeded as exceeded:
         raise ResyncRequired(
             f"the rows that you may read have changed too much since last_seq={cursor} "
@@ -71,8 +81,12 @@ def find_difference(
 class _Difference:
     def __init__(
         self, reader: Reader, rules: RuleSet, auth: AuthContext, cursor: int,
-        changes: Sequence[Change],
+        changes: Sequence[Change], is_exact: bool,
     ) -> None:
+        self._is_exact = is_exact
+        self._moments: list[RelatedRows] = []  # after each related change, unless exact
+        self._judgements = 0
+        self._images: dict[tuple[str, str], list[Row]] = {}
         self._reader = reader
         self._rules = rules
         self._auth = auth
@@ -91,7 +105,12 @@ class _Difference:
         turned_by_cause: dict[int, list[_Turned]] = {}
         for entity, related in self._rules.related.items():
             rules = self._rules.for_entity(entity)
-            found += self._touched(entity, rules)
+            last_cause = None if self._is_exact else self._note_moments(entity, related)
+            for seen, turned in self._touched(entity, rules, last_cause):
+                if turned is None:
+                    found.append(seen)
+                else:
+                    turned_by_cause.setdefault(seen.seq, []).append(turned)
             for cause, turned in self._untouched(entity, rules, related):
                 turned_by_cause.setdefault(cause.seq, []).append(turned)
         causes = {change.seq: change for change in self._changes}
@@ -112,17 +131,61 @@ class _Difference:
         elif view is not View.NONE:
             yield change
 
-    def _touched(self, entity: str, rules: EntityRules) -> Iterator[Change]:
-        """Yield what became of the rows that changed themselves."""
+    def _note_moments(self, entity: str, related: RelatedChanges) -> Change | None:
+        """Note the related rows after each related change of an entity's rule, and the images of
+        its rows. Return the last of these changes."""
+        causes = [
+            change for change in self._changes
+            if any(
+                related.concerns(self._auth, change.event.entity, image)
+                for image in (change.prev_row, change.row) if image is not None
+            )
+        ]
+        if len(causes) > limits.RELATED_MOMENTS:
+            raise LimitExceeded(f"more than {limits.RELATED_MOMENTS} changes of your memberships")
+        self._moments = [
+            PastRows(self._reader, ChangedRows([
+                change for change in self._changes if change.seq > cause.seq
+            ]))
+            for cause in causes
+        ]
+        for change in self._changes:
+            if change.event.entity == entity and change.row is not None:
+                key = entity, change.event.row_id
+                self._images.setdefault(key, []).append(change.row)
+        return causes[-1] if causes else None
+
+    def _touched(
+        self, entity: str, rules: EntityRules, last_cause: Change | None
+    ) -> Iterator[tuple[Change, _Turned | None]]:
+        """Yield what became of the rows that changed themselves: as a change; or as a row that
+        takes a seq of a related change behind it.
+
+        Args:
+            last_cause: the last related change, unless the cursor is exact.
+        """
         for span in self._changed.rows_of(entity).values():
             saw = self._saw(rules, span.before)
             event, before = span.last.event, span.first.event.prev_data
-            if self._sees(rules, span.after):
+            sees = self._sees(rules, span.after)
+            if not sees and not saw and not self._was_seen(
+                rules, self._images.get((entity, event.row_id), ())
+            ):
+                continue
+            if last_cause is not None and last_cause.seq > event.seq:
+                yield last_cause, _Turned(entity, event.row_id, sees, event.data or b"")
+            elif sees:
                 kind: Kind = "insert" if before is None else "update"
                 shown = before if saw else None
-                yield _change(event.seq, entity, event.row_id, kind, event.data, shown, span.last)
-            elif saw:
-                yield _change(event.seq, entity, event.row_id, "delete", None, before, span.last)
+                yield (
+                    _change(event.seq, entity, event.row_id, kind, event.data, shown, span.last),
+                    None,
+                )
+            else:
+                yield (
+                    _change(event.seq, entity, event.row_id, "delete", None, before, span.last),
+                    None,
+                )
 
     def _untouched(
         self, entity: str, rules: EntityRules, related: RelatedChanges
@@ -140,7 +203,11 @@ class _Difference:
                     if len(judged) > limits.RELATED_ROWS:
                         raise LimitExceeded(f"more than {limits.RELATED_ROWS} rows of {entity}")
                     sees = self._sees(rules, row)
-                    if sees is not self._saw(rules, row):
+                    if self._is_exact:
+                        is_turned = sees is not self._saw(rules, row)
+                    else:
+                        is_turned = sees or self._saw(rules, row) or self._was_seen(rules, [row])
+                    if is_turned:
                         yield cause, _Turned(entity, row["id"], sees, text)
 
     def _affected(self, change: Change, related: RelatedChanges) -> set[Predicate]:
@@ -171,6 +238,16 @@ class _Difference:
             kind: Kind = "insert" if row.is_open else "delete"
             data, before = (row.text, None) if row.is_open else (None, row.text)
             yield _change(seq, row.entity, row.row_id, kind, data, before, cause)
+
+    def _was_seen(self, rules: EntityRules, images: Sequence[Row]) -> bool:
+        """Whether an image of a row was in view after a related change, unless exact."""
+        self._judgements += len(images) * len(self._moments)
+        if self._judgements > limits.RELATED_JUDGEMENTS:
+            raise LimitExceeded("your memberships have changed too often for so many rows")
+        return any(
+            rules.may_read(self._auth, image, moment)
+            for image in images for moment in self._moments
+        )
 
     def _saw(self, rules: EntityRules, row: Row | None) -> bool:
         return row is not None and rules.may_read(self._auth, row, self._before)

@@ -42,13 +42,14 @@ class ReadableChanges(NamedTuple):
 
 def read_changes(
     reader: Reader, rules: RuleSet, auth: AuthContext, cursor: int, limit: int,
-    checked_to: int = 0,
+    checked_to: int = 0, is_exact: bool = True,
 ) -> ReadableChanges:
     """Read what follows a cursor.
 
     Args:
         limit: the largest number of changes of a page; a difference has its own limits.
         checked_to: the caller had no related change up to this seq.
+        is_exact: see `find_difference`.
 
     Raises:
         ResyncRequired: the log no longer has what follows, or the difference would be too large.
@@ -58,7 +59,9 @@ def read_changes(
     head = reader.head_seq()
     if has_related_change(reader, rules, auth, max(cursor, checked_to)):
         events = reader.events_after(cursor, limits.RELATED_EVENTS + 1)
-        changes = find_difference(reader, rules, auth, cursor, list(map(Change, events)))
+        changes = find_difference(
+            reader, rules, auth, cursor, list(map(Change, events)), is_exact
+        )
         return ReadableChanges(changes, head, head, True)
     page = _bounded(list(map(Change, reader.events_after(cursor, limit + 1))), limit)
     is_whole = not page.rest

@@ -161,3 +161,54 @@ def test_a_live_query_that_was_ended_does_not_begin_again(stage: MembershipStage
         stage.live.handle_message(*task)
     ada.listen()
     assert [each["type"] for each in ada.messages] == ["subscribed", "unsubscribed"]
+
+
+# A published client names no cursor. Its socket begins at the cursor before its last pull, because
+# the server does not know whether the client got the answer.
+
+
+def test_a_membership_that_ended_between_pull_and_socket_leaves_no_rows(
+    stage: MembershipStage,
+) -> None:
+    stage.carry_out([("put", "Message", 1, {"roomId": "r1"})], 0)
+    ada = Replica(stage, ADA)
+    ada.pull()
+    before = ada.cursor
+    stage.carry_out([member(1, "ada"), ("put", "Message", 2, {"roomId": "r1"})], 1)
+    ada.pull()
+    assert len(ada.rows) == 3 + len(stage.rows("Unpriced", ADA))
+    stage.carry_out([("drop", "Member", 1, {})], 2)
+    ada.connect_at(before)
+    stage.settle()
+    ada.check("after the membership has ended")
+
+
+def test_a_membership_that_came_back_between_pull_and_socket_has_its_rows(
+    stage: MembershipStage,
+) -> None:
+    stage.carry_out([("put", "Message", 1, {"roomId": "r1"}), member(1, "ada")], 0)
+    ada = Replica(stage, ADA)
+    ada.pull()
+    before = ada.cursor
+    stage.carry_out([("drop", "Member", 1, {}), ("put", "Message", 2, {"roomId": "r1"})], 1)
+    ada.pull()
+    assert not ada.rows
+    stage.carry_out([member(2, "ada")], 2)
+    ada.connect_at(before)
+    stage.settle()
+    ada.check("after the membership came back")
+
+
+def test_a_socket_before_the_last_pull_tells_no_ids_of_rows_that_were_never_readable(
+    stage: MembershipStage,
+) -> None:
+    stage.carry_out([("put", "Message", 1, {"roomId": "r1"}), ("put", "Ranked", 1, {
+        "roomId": "r1", "level": 9})], 0)
+    ada = Replica(stage, ADA)
+    ada.pull()
+    before = ada.cursor
+    stage.carry_out([member(1, "ada"), ("drop", "Member", 1, {})], 1)
+    ada.connect_at(before)
+    stage.settle()
+    assert "Ranked" not in {entity for entity, _ in ada.kinds()}
+    ada.check("at the end")

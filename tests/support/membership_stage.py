@@ -239,23 +239,35 @@ class Replica:
     def connect(self) -> None:
         """Pull, then connect at the cursor, as published clients do."""
         self.pull()
+        self._open(self.cursor)
+
+    def connect_at(self, cursor: int) -> None:
+        """Connect without a cursor; the server begins at an earlier one."""
+        self._open(cursor, is_exact=False)
+
+    def _open(self, cursor: int, is_exact: bool = True) -> None:
         ours, self._socket = socket.socketpair()
         ours.setblocking(False)
         self._socket.setblocking(False)
         hub = self._stage.hub
         self.connection = Connection(ours, hub.transport, hub, Caller(self.auth), "::1")
         self.connection.scope = self.scope
+        self.connection.is_cursor_exact = is_exact
         hub.add(self.connection)
         self.connection.start()
-        if not self._stage.replay.finish(self.connection, self.cursor):
-            self._stage.resume(self.connection, self.cursor)
+        if not self._stage.replay.finish(self.connection, cursor):
+            self._stage.resume(self.connection, cursor)
 
     def reconnect(self) -> None:
         """Lose the connection with what is under way, and come back."""
+        self.disconnect()
+        self.connect()
+
+    def disconnect(self) -> None:
+        """Lose the connection with what is under way."""
         self.connection.abort()
         self._socket.close()
         self._received = b""
-        self.connect()
 
     def listen(self) -> list[dict[str, Any]]:
         """Take the live events that have arrived, and return all messages so far."""

@@ -82,6 +82,7 @@ class RelatedReplay:
         self._send(connection, step.texts)
         if connection.is_open:
             connection.last_seq = step.cursor
+            connection.is_cursor_exact = True
             self._hub.join(connection, step.sets)
         return True
 
@@ -102,7 +103,10 @@ class RelatedReplay:
             if self.finish(connection, cursor, sets):
                 return
             auth = connection.caller.auth
-            read = partial(self._read, self._rules_of(connection), auth, cursor, checked_to)
+            read = partial(
+                self._read, self._rules_of(connection), auth, cursor, checked_to,
+                connection.is_cursor_exact,
+            )
             step = self._store.scan(
                 partial(_at_one_commit, read=read), caller=subject_of(auth, connection.address)
             )
@@ -116,11 +120,12 @@ class RelatedReplay:
             yield_to_loop()
 
     def _read(
-        self, rules: RuleSet, auth: AuthContext, cursor: int, checked_to: int, reader: Reader
+        self, rules: RuleSet, auth: AuthContext, cursor: int, checked_to: int, is_exact: bool,
+        reader: Reader,
     ) -> _Step:
         """Read one step, with the caller's sets at the last one."""
         found = read_changes(
-            reader, rules, auth, cursor, limits.REPLAY_PAGE_EVENTS, checked_to
+            reader, rules, auth, cursor, limits.REPLAY_PAGE_EVENTS, checked_to, is_exact
         )
         if found.is_difference:
             metrics.RECOVERIES.labels("difference").inc()
