@@ -114,10 +114,12 @@ class Pull:
         services = self._services
         rules = services.app.rules if scope is None else scope.rules
         cache = self._sync.pull_cache
-        if not cache.should_probe():
+        # A filter is its client's own, and would take more memory in the cache than its answer.
+        if (scope is not None and scope.filters) or not cache.should_probe():
             return build_delta(self._sync.feed, rules, auth, since)
+        names = () if scope is None else scope.entities
         # Admins also see changes of entities that the manifest no longer has.
-        key = (auth if auth.is_admin or not rules.is_open else None, since, scope)
+        key = (auth if auth.is_admin or not rules.is_open else None, since, names)
         version = version_of(services.store)
         pulled = cache.find(version, key)
         if pulled is None:
