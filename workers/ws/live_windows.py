@@ -65,6 +65,7 @@ class Windows:
         self._watches: dict[tuple[str, AuthContext | None], set[Watch]] = {}
         self._count = 0
         self._lacking: dict[Watch, None] = {}  # in the order in which they are read
+        self._settling: set[Watch] = set()  # a greenlet reads for them
         self._readers = 0  # greenlets
         self._keyed: Change | None = None  # the change of what follows
         self._keys: dict[SortKeys, tuple[bytes | None, bytes | None]] = {}
@@ -266,7 +267,8 @@ class Windows:
             self._note_lack(watch)
 
     def _note_lack(self, watch: Watch) -> None:
-        if watch not in self._lacking:
+        """Have rows read for a window; a greenlet that reads for it looks again at its end."""
+        if watch not in self._lacking and watch not in self._settling:
             self._lacking[watch] = None
             self._measure()
             if self._readers < limits.LIVE_WINDOW_READS:
@@ -279,6 +281,7 @@ class Windows:
             while self._lacking:
                 watch = next(iter(self._lacking))
                 del self._lacking[watch]
+                self._settling.add(watch)
                 self._measure()
                 try:
                     self._settle(watch)
@@ -286,6 +289,9 @@ class Windows:
                     _log.exception("window.failed", error=ex, entity=watch.key[0])
                     error = InternalError("The live window failed; the server's log says why")
                     self._end_all(watch, error)
+                finally:
+                    self._settling.discard(watch)
+                    self._measure()
         finally:
             self._readers -= 1
 
@@ -352,7 +358,7 @@ class Windows:
 
     def _measure(self) -> None:
         metrics.LIVE_WINDOWS.set(self._count)
-        metrics.LIVE_WINDOWS_WAITING.set(len(self._lacking))
+        metrics.LIVE_WINDOWS_WAITING.set(len(self._lacking) + len(self._settling))
 
 
 def _step_body(
