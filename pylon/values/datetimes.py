@@ -32,7 +32,7 @@ _MILLISECONDS_CHARS: Final = 24  # 2026-03-29T00:30:00.000Z, the notation of Jav
 
 def instant_of(text: str) -> str | None:
     """Return the stored notation of a datetime, or None if the text is no datetime."""
-    # PERF: the notations of JavaScript and of the store: 0.33 us in place of 1.9 us.
+    # PERF: the notations of JavaScript and of the store: 0.5 us in place of 2.4 us.
     size = len(text)
     if size in (_MILLISECONDS_CHARS, INSTANT_CHARS) and (
         text[4] == text[7] == "-" and text[10] == "T" and text[13] == text[16] == ":"
@@ -79,8 +79,8 @@ def instant_key(value: object) -> object:
     """
     if type(value) is not str:
         return value
-    # PERF: texts of the stored notation are not parsed again. No other notation that has 27
-    # characters ends in Z with a T and a point at these places.
+    # PERF: texts of the stored notation are not parsed again: 0.13 us in place of 0.5 us. No other
+    # notation that has 27 characters ends in Z with a T and a point at these places.
     if len(value) == INSTANT_CHARS and value[10] == "T" and value[19] == "." and value[26] == "Z":
         return value
     found = instant_of(value)
