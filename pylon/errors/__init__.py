@@ -75,6 +75,7 @@ from pylon.errors.request import (
     RequestTimeout,
     SearchNotConfigured,
     SnapshotCursorInvalid,
+    UnknownParameter,
 )
 from pylon.errors.rooms import (
     MissingChannel,
@@ -189,6 +190,7 @@ __all__ = [
     "Unauthorized",
     "Unavailable",
     "UniqueViolation",
+    "UnknownParameter",
     "WriteQueueFull",
     "WriterUnavailable",
 ]

@@ -51,6 +51,17 @@ class InvalidQuery(PylonError):
     status = 400
 
 
+class UnknownParameter(PylonError):
+    """The route does not take a query parameter of this name. Only dev mode refuses it; production
+    ignores the parameter and counts it (pylon_http_unknown_parameters_total).
+
+    Remedy: use the name of the hint, or leave the parameter out.
+    """
+
+    code = "UNKNOWN_PARAMETER"
+    status = 400
+
+
 class SearchNotConfigured(PylonError):
     """The entity has no `search` in the manifest, so there is nothing to search in.
 

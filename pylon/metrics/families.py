@@ -37,6 +37,10 @@ HTTP_REQUESTS: Final = Counter(
     "pylon_http_requests_total", "Answered HTTP requests.", ("route", "method", "status"),
     registry=WORKER,
 )
+HTTP_UNKNOWN_PARAMETERS: Final = Counter(
+    "pylon_http_unknown_parameters_total",
+    "Requests with a query parameter that the route does not take.", ("route",), registry=WORKER,
+)
 HTTP_DURATION: Final = Histogram(
     "pylon_http_request_duration_seconds", "Time from a parsed request to its answer.",
     ("route",), buckets=_FAST_S, registry=WORKER,
@@ -443,7 +447,8 @@ DERIVED_HELP: Final = {
 }
 
 __all__ = [  # noqa: RUF022  (in the order above)
-    "WORKER", "SUPERVISOR", "HTTP_REQUESTS", "HTTP_DURATION", "HTTP_REQUESTS_IN_FLIGHT",
+    "WORKER", "SUPERVISOR", "HTTP_REQUESTS", "HTTP_UNKNOWN_PARAMETERS", "HTTP_DURATION",
+    "HTTP_REQUESTS_IN_FLIGHT",
     "HTTP_WAITING", "HTTP_ABORTED", "COMPRESSED_RESPONSES", "COMPRESSION_SAVED",
     "HIDDEN_CONFLICTS", "AUTH_ATTEMPTS", "WRITE_WAIT",
     "WRITES_IN_FLIGHT", "POOL_WAIT", "ADMISSION_WAITING", "ADMISSION_REFUSED", "STREAMED_WAITING",

@@ -30,7 +30,9 @@ ROW_ERRORS: Final[tuple[ErrorClass, ...]] = (
     errors.InvalidData, errors.InvalidColumn, errors.InvalidValue, errors.NullNotAllowed,
     errors.InvalidId,
 )
-_COMMON: Final[tuple[ErrorClass, ...]] = (errors.InternalError, errors.InvalidData)
+_COMMON: Final[tuple[ErrorClass, ...]] = (
+    errors.InternalError, errors.InvalidData, errors.UnknownParameter,
+)
 _UNSAFE: Final = frozenset({"post", "put", "patch", "delete"})
 
 ADMIN_ONLY: Final[list[dict[str, list[str]]]] = [{"BearerAuth": []}]

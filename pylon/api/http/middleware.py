@@ -1,7 +1,8 @@
 """The middleware: runs before and after every request, whatever its route.
 
 Before: it marks a path with an encoded slash (`routing`), takes or makes the request id, clears
-two session cookies that differ, answers a CORS preflight, and checks the origin (CSRF). After: it
+two session cookies that differ, answers a CORS preflight, and checks the origin (CSRF); once the
+route is known, the names of the query parameters. After: it
 sets the security and CORS headers and `no-store` on responses of the API, counts the request by
 its route template, and logs a request that was slow.
 
@@ -23,6 +24,7 @@ from prometheus_client import Counter, Histogram
 
 from pylon import limits, metrics
 from pylon.api.http.callers import address_of
+from pylon.api.http.parameters import check_names
 from pylon.api.http.routing import mark_page_name, mark_slashes
 from pylon.api.services import RequestServices
 from pylon.auth.cookies import has_conflict
@@ -57,6 +59,7 @@ class RequestMiddleware:
         self._services = services
         self._clock = services.app.clock
         self._random = services.app.random
+        self._is_dev = services.app.config.dev_mode
         self._origins = services.origins
         self._cookie = services.cookie
         self._plain_headers = (*SECURITY_HEADERS, *cors_headers(services.app.config))
@@ -101,6 +104,12 @@ class RequestMiddleware:
                     has_bearer=bearer_token(env.get("HTTP_AUTHORIZATION")) is not None,
                     fetch_site=fetch_site,
                 )
+
+    def process_resource(
+        self, req: falcon.Request, resp: falcon.Response, resource: object, params: dict[str, Any]
+    ) -> None:
+        if req.query_string:
+            check_names(req, refuses=self._is_dev)
 
     def process_response(
         self, req: falcon.Request, resp: falcon.Response, resource: object, req_succeeded: bool

@@ -1,18 +1,70 @@
-"""Reads query parameters: whole numbers, flags, texts. An error names the parameter and its value.
+"""Query parameters: those that each route takes, and functions that read them.
 
-Called by the resources.
+`KNOWN` is the only list of the parameters of the API's routes; a test compares the OpenAPI document
+with it. In dev mode a request with another one is refused, with the nearest known name; elsewhere
+it is counted and ignored, because a client of another version may send it. An error about a value
+names the parameter and the value.
+
+Metric: pylon_http_unknown_parameters_total. The middleware calls `check_names`, the resources the
+readers.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Mapping
 from typing import Final
 
 import falcon
 
-from pylon.errors import SHOWN_CHARS, InvalidQuery
+from pylon import metrics
+from pylon.errors import SHOWN_CHARS, InvalidQuery, UnknownParameter
+
+# By the route's path in falcon's notation. All other routes of the API take none.
+KNOWN: Final[Mapping[str, tuple[str, ...]]] = {
+    "/api/entities/{entity}": ("limit", "offset", "count", "page", "per_page"),
+    "/api/entities/{entity}/cursor": ("after", "limit"),
+    "/api/import": ("ids",),
+    "/api/manifest": ("full",),
+    "/api/matchmaking": ("player",),
+    "/api/matchmaking/ack": ("player",),
+    "/api/pubsub/history/{channel:path}": ("limit",),
+    "/api/shards/{shard_id}/connect": ("sid",),
+    "/api/shards/{shard_id}/input": ("sid",),
+    "/api/sync/pull": ("entities", "since", "snapshot_after"),
+}
+_API: Final = "/api/"
+# Its server reads them after it has taken the connection over.
+_UPGRADED: Final = "/api/sync/ws"
 
 _WHOLE: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
+
+
+def check_names(req: falcon.Request, *, refuses: bool) -> None:
+    """Check the names of a request's query parameters.
+
+    Args:
+        refuses: whether an unknown one is refused; it is counted in any case.
+
+    Raises:
+        UnknownParameter: `refuses`, and the route does not take one of them.
+    """
+    route = req.uri_template
+    if route is None or not route.startswith(_API) or route == _UPGRADED:
+        return
+    known = KNOWN.get(route, ())
+    unknown = next((name for name in req.params if name not in known), None)
+    if unknown is None:
+        return
+    metrics.HTTP_UNKNOWN_PARAMETERS.labels(route).inc()
+    if not refuses:
+        return
+    near = difflib.get_close_matches(unknown, known, 1)
+    raise UnknownParameter(
+        f'Unknown query parameter "{unknown[:SHOWN_CHARS]}" (known: {", ".join(known) or "none"})',
+        hint=f"did you mean {near[0]}?" if near else "leave it out; production ignores it",
+    )
 
 
 def read_number(req: falcon.Request, name: str, low: int = 0) -> int | None:
