@@ -291,6 +291,7 @@ def measure_members(
         churn = watchers.latencies_ms()
         _, after_s = server.usage(worker)["ws/1"]
         large = joins.change_large(joining[0])
+        sockets.read_until(lambda: False, joins.take, 0.5)
         after_large = watchers.latencies_ms()
         writer.end()
         sockets.read_until(lambda: False, joins.take, 1.0)

@@ -185,3 +185,19 @@ def test_windows_are_what_queries_answer_after_the_measurement(tmp_path: Path) -
     )
     assert (code, report["differing"], report["missing"]) == (0, 0, 0)
     assert report["delivered"] > 20
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.slow
+def test_every_answer_of_the_chat_is_right(tmp_path: Path) -> None:
+    code, report = ran(
+        "chat.py", tmp_path / "out", "--messages", "4000", "--rooms", "40", "--people", "60",
+        "--seconds", "0.5", "--windows", "60", "--live", "30", "--writes-per-s", "200",
+        "--listeners", "10", "--changes", "10", "--cache", str(tmp_path / "cache"),
+    )
+    parts = load("chat").PARTS
+    assert [report[name].get("wrong") for name in parts] == [None] * len(parts)
+    assert code == 0
+    found = report["members"]
+    assert found["stranger_events"] == 0 and found["rows_each"] > 100
+    assert found["large"]["pull_from_cursor"] == 410
