@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pylon.auth_context import AuthContext
+from pylon.changelog.related_rows import ChangedRows, PastRows, related_at
 from pylon.clock import ManualClock
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy, Search
 from pylon.policy.rules import compile_rules
@@ -249,6 +250,18 @@ def test_size_of_a_list_is_not_asked_for_a_page_of_one_of_its_values(tmp_path: P
     query = Query(guarded(allowed_by(MINE), equal("roomId", "r1")), 50)
     assert len(reader.rows("Message", query)) == 3
     assert len(seen) == 1 and "count(*)" not in seen[0]
+    reader.close()
+
+
+def test_rows_of_one_room_are_judged_by_one_look_up(tmp_path: Path) -> None:
+    reader, _ = open_reader(tmp_path, 3)
+    (check,) = compile_rules(manifest(MINE)).for_entity("Message").checks["read"]
+    seen = statements_of(reader)
+    for related in (related_at(reader), PastRows(reader, ChangedRows([]))):
+        seen.clear()
+        assert all(related.has_row(check, ("r1", "ann")) for _ in range(3))
+        assert not any(related.has_row(check, ("r2", "ann")) for _ in range(3))
+        assert len(seen) == 2
     reader.close()
 
 
