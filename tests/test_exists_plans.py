@@ -249,7 +249,7 @@ def test_size_of_a_list_is_not_asked_for_a_page_of_one_of_its_values(tmp_path: P
     seen = statements_of(reader)
     query = Query(guarded(allowed_by(MINE), equal("roomId", "r1")), 50)
     assert len(reader.rows("Message", query)) == 3
-    assert len(seen) == 1 and "count(*)" not in seen[0]
+    assert seen and not any("count(*)" in text for text in seen)
     reader.close()
 
 
