@@ -18,6 +18,7 @@ from tests.support.browser import Browser, Page
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.sync_client import SyncClient
 from tests.support.wait import wait_until
+from tests.support.websocket_client import WebSocketClient
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "chat"
 SECRET = "the treasure is under the oak"
@@ -102,6 +103,34 @@ def test_members_alone_see_a_private_room_on_every_path(
     assert len(rows) == 3
 
 
+def test_presence_is_for_members_and_ends_with_the_membership(chat: PylonServer) -> None:
+    (ann, ann_id), (bob, bob_id), (eve, _) = chat.guest(), chat.guest(), chat.guest()
+    room = insert(chat, ann, "Room", name="secrets", private=True)
+    insert(chat, ann, "Member", roomId=room, userId=ann_id)
+    member = insert(chat, ann, "Member", roomId=room, userId=bob_id)
+    body = {"room": f"room:{room}"}
+    statuses = [
+        chat.request("POST", "/api/rooms/join", body, token=token)[0] for token in (ann, bob, eve)
+    ]
+    assert statuses == [200, 200, 403]
+    client = WebSocketClient(chat.port + 1, token=bob, path="/?changes=0")
+    client.send_frame(1, json.dumps({"type": "room-subscribe", **body}).encode())
+    assert client.read_json()["type"] == "room-snapshot"
+    assert chat.request("DELETE", f"/api/entities/Member/{member}", token=ann)[0] == 200
+    message = client.read_json()
+    while message["type"] == "room-update":
+        message = client.read_json()
+    assert (message["code"], message["room"]) == ("POLICY_DENIED", f"room:{room}")
+
+    def present() -> list[str]:
+        answer = chat.request("GET", f"/api/rooms/room:{room}", token=ann)[1]
+        return [each["user_id"] for each in answer["members"]]
+
+    wait_until("bob is not present", lambda: present() == [ann_id], 1.0)
+    assert chat.request("GET", f"/api/rooms/room:{room}", token=eve)[0] == 403
+    client.close()
+
+
 def test_members_are_served_again_after_a_worker_died(chat: PylonServer) -> None:
     (ann, ann_id), (bob, bob_id) = chat.guest(), chat.guest()
     room = insert(chat, ann, "Room", name="secrets", private=True)
@@ -171,6 +200,7 @@ def test_two_visitors_talk_in_a_private_room(
             "document.getElementById('send').requestSubmit()"
         )
         ann.wait("bob's message", f"{texts('#messages li span')}.at(-1) === 'hello'")
+        ann.wait("both are here", "document.querySelectorAll('#members li.here').length === 2")
         ann.run("[...document.querySelectorAll('#members button')][0].click()")
         bob.wait("nothing is left", "document.getElementById('room').hidden", 2.0)
         assert bob.run(texts("#rooms button")) == []

@@ -9,6 +9,8 @@ let retryMs = 500;
 let openRoom = null;             // the id of the room on the screen
 let wasListed = false;           // whether the list of rooms has had it: a new one comes later
 let askedName = false;
+let presentIn = null;            // the id of the room in which the page has presence
+let present = new Set();         // the user ids of those who are there at the moment
 
 const el = id => document.getElementById(id);
 const show = text => { el("state").textContent = text; };
@@ -54,6 +56,7 @@ function say(message) {
 }
 
 function receive(message) {
+  if (message.room) return receivePresence(message);
   const query = live.get(message.sub_id);
   if (!query) return;
   if (message.type === "error") {
@@ -80,6 +83,32 @@ function receive(message) {
   query.onChange();
 }
 
+// --- Presence ----------------------------------------------------------------------------
+
+const presenceRoom = roomId => "room:" + roomId;   // the policy "presence" is for these rooms
+
+async function arrive(roomId) {
+  presentIn = roomId;
+  await api("POST", "/api/rooms/join", {room: presenceRoom(roomId)});
+  if (presentIn === roomId) say({type: "room-subscribe", room: presenceRoom(roomId)});
+}
+
+function depart() {
+  if (!presentIn) return;
+  attempt(() => api("POST", "/api/rooms/leave", {room: presenceRoom(presentIn)}));
+  presentIn = null;
+  present = new Set();
+}
+
+function receivePresence(message) {
+  if (!presentIn || message.room !== presenceRoom(presentIn)) return;
+  if (message.type === "room-snapshot") present = new Set(message.members.map(member => member.user_id));
+  else if (message.action === "join") present.add(message.member.user_id);
+  else if (message.action === "leave") present.delete(message.member.user_id);
+  else if (message.type === "error") present = new Set();   // put out: the row of the member goes too
+  renderMembers();
+}
+
 async function connect() {
   try {
     await signIn();
@@ -90,6 +119,7 @@ async function connect() {
   socket.onopen = () => {
     retryMs = 500;
     show("live");
+    presentIn = null;
     for (const [subId, query] of live) {
       query.isNew = true;
       say({type: "subscribe", sub_id: subId, entity: query.entity, filter: query.filter});
@@ -121,6 +151,7 @@ function nameOf(userId) {
 // --- The screen -------------------------------------------------------------------------
 
 function enter(roomId) {
+  depart();
   openRoom = roomId;
   wasListed = false;
   unsubscribe("members");
@@ -162,11 +193,14 @@ function renderMembers() {
   const members = rowsOf("members");
   const isOwner = room.ownerId === session.user_id;
   const own = members.find(member => member.userId === session.user_id);
+  if (!own) presentIn = null;
+  else if (own.roomId === openRoom && presentIn !== openRoom) attempt(() => arrive(openRoom));
   el("join").hidden = Boolean(own);
   el("leave").hidden = !own;
   el("send").hidden = !own;
   el("members").replaceChildren(...members.map(member => {
     const item = document.createElement("li");
+    item.classList.toggle("here", present.has(member.userId));
     const name = document.createElement("span");
     name.textContent = nameOf(member.userId);
     item.append(name);
