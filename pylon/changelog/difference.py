@@ -7,16 +7,18 @@ that the caller may read at the end only is an insert or an update; one that the
 at the beginning only is a delete. A row that has not changed itself gets a seq of its own below the
 related change, where the writer leaves `limits.RELATED_SEQS` free (`pylon.storage.core.journal`).
 
-The socket of a client that named no cursor begins before that of its last pull
-(`workers.hub.start_cursors`). Such a client may have what came in between. So it also gets a delete
-for each row that was in view after some related change of the range and is not at the end, and an
-insert for each row in view that may have been out of it meanwhile. Both have seqs above every
-change that could have turned the row, because the client drops events up to its own cursor.
+A client may have what came after the cursor at which a pull or a socket of it begins. A client
+that names no cursor begins before its last pull (`workers.hub.start_cursors`). A client that has
+had a difference names the seq of its last event, which may be lower than the end of the range. So
+such a client also gets a delete for each row that was in view after some related change of the
+range and is not at the end, and an insert for each row in view that may have been out of it
+meanwhile. Both have seqs above every change that could have turned the row, because the client
+drops events up to its own cursor.
 
 Invariants: after it the client has exactly the rows that it may read at the end of the range. An
 image that was readable in between only is not in it. Seqs ascend, are unique, and lie above the
 cursor. Bounds: `limits.RELATED_EVENTS` changes and `limits.RELATED_ROWS` rows, and
-`limits.RELATED_MOMENTS` and `limits.RELATED_JUDGEMENTS` for a client that named no cursor; beyond
+`limits.RELATED_MOMENTS` and `limits.RELATED_JUDGEMENTS` unless the cursor is exact; beyond
 them the client must pull a snapshot. Called by pulls and replays, in a read of one commit.
 """
 
@@ -54,7 +56,7 @@ class _Turned(NamedTuple):
 
 def find_difference(
     reader: Reader, rules: RuleSet, auth: AuthContext, cursor: int, changes: Sequence[Change],
-    is_exact: bool = True,
+    is_exact: bool = False,
 ) -> list[Change]:
     """Return the changes after a cursor as the caller may see them, in seq order.
 
@@ -231,8 +233,9 @@ class _Difference:
 
     def _numbered(self, cause: Change, rows: Sequence[_Turned]) -> Iterator[Change]:
         """Yield rows with the free seqs below their related change."""
-        first_seq = cause.seq - len(rows)
-        if first_seq <= self._seq_before[cause.seq]:
+        # The lowest ones: a client that was cut off in between can still get the rest.
+        first_seq = self._seq_before[cause.seq] + 1
+        if first_seq + len(rows) > cause.seq:
             raise LimitExceeded("more rows than there are free seqs")
         for seq, row in enumerate(rows, first_seq):
             kind: Kind = "insert" if row.is_open else "delete"

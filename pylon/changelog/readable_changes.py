@@ -42,7 +42,7 @@ class ReadableChanges(NamedTuple):
 
 def read_changes(
     reader: Reader, rules: RuleSet, auth: AuthContext, cursor: int, limit: int,
-    checked_to: int = 0, is_exact: bool = True,
+    checked_to: int = 0, is_exact: bool = False,
 ) -> ReadableChanges:
     """Read what follows a cursor.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+import orjson
 import pytest
 
 from pylon import limits
@@ -212,3 +213,34 @@ def test_a_socket_before_the_last_pull_tells_no_ids_of_rows_that_were_never_read
     stage.settle()
     assert "Ranked" not in {entity for entity, _ in ada.kinds()}
     ada.check("at the end")
+
+
+def test_a_client_that_was_cut_off_within_a_difference_gets_the_rest(
+    stage: MembershipStage,
+) -> None:
+    stage.carry_out([("put", "Message", n, {"roomId": "r1"}) for n in (1, 2, 3)], 0)
+    ada = Replica(stage, ADA)
+    ada.pull()
+    stage.carry_out([member(1, "ada")], 1)
+    answer = build_delta(LogFeed(stage.pool), stage.app.rules, ADA, ada.cursor)
+    ada.cursor = orjson.loads(answer.body)["changes"][0]["seq"]  # the others never came
+    assert build_delta(LogFeed(stage.pool), stage.app.rules, ADA, ada.cursor).body
+    ada.connect()
+    stage.settle()
+    ada.check("after the rest")
+
+
+def test_a_client_whose_cursor_is_below_the_end_of_its_difference_converges(
+    stage: MembershipStage,
+) -> None:
+    """The delete has the seq of the row's own change, below that of the ban."""
+    stage.carry_out([("put", "Open", 1, {"roomId": "r1"})], 0)
+    ada = Replica(stage, ADA)
+    ada.connect()
+    stage.carry_out([("put", "Open", 1, {"roomId": "r1"})], 1)
+    stage.carry_out([("put", "Ban", 1, {"roomId": "r1", "userId": "ada"})], 2)
+    stage.settle()
+    assert ada.rows == {}
+    stage.carry_out([("put", "Ban", 1, {"roomId": "r1", "userId": "bob"})], 3)
+    ada.reconnect()
+    ada.check("after the ban has ended")

@@ -243,16 +243,15 @@ class Replica:
 
     def connect_at(self, cursor: int) -> None:
         """Connect without a cursor; the server begins at an earlier one."""
-        self._open(cursor, is_exact=False)
+        self._open(cursor)
 
-    def _open(self, cursor: int, is_exact: bool = True) -> None:
+    def _open(self, cursor: int) -> None:
         ours, self._socket = socket.socketpair()
         ours.setblocking(False)
         self._socket.setblocking(False)
         hub = self._stage.hub
         self.connection = Connection(ours, hub.transport, hub, Caller(self.auth), "::1")
         self.connection.scope = self.scope
-        self.connection.is_cursor_exact = is_exact
         hub.add(self.connection)
         self.connection.start()
         if not self._stage.replay.finish(self.connection, cursor):

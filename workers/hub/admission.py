@@ -117,7 +117,6 @@ class SubscriberAdmission:
         connection.deflate_window = connect_request.deflate_window
         connection.scope = connect_request.scope
         connection.wants_changes = connect_request.wants_changes
-        connection.is_cursor_exact = connect_request.cursor is not None
         hub.add(connection)
         try:
             if connect_request.answer:

@@ -125,7 +125,7 @@ class Connection:
         self.receiver: Any = None  # the transport's state for input
         self.deflate_window = 0  # the window of permessage-deflate, in bits; 0: no compression
         self.scope: Scope | None = None  # the part of the data that the client asks for; None: all
-        self.is_cursor_exact = True  # else the client may have had a later cursor when it came
+        self.is_cursor_exact = False  # whether it has nothing newer than its cursor; once joined
         self.wants_changes = True  # else the hub sends no events
         self._raw = raw
         self._transport = transport
