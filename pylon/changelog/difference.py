@@ -138,7 +138,7 @@ class _Difference:
         its rows. Return the last of these changes."""
         causes = [
             change for change in self._changes
-            if any(
+            if related.may_turn(change.event.entity, change.prev_row, change.row) and any(
                 related.concerns(self._auth, change.event.entity, image)
                 for image in (change.prev_row, change.row) if image is not None
             )
@@ -214,6 +214,8 @@ class _Difference:
 
     def _affected(self, change: Change, related: RelatedChanges) -> set[Predicate]:
         """Return conditions of the rows whose verdict a change may have turned."""
+        if not related.may_turn(change.event.entity, change.prev_row, change.row):
+            return set()
         return {
             where
             for image in (change.prev_row, change.row) if image is not None

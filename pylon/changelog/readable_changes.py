@@ -82,7 +82,8 @@ def has_related_change(reader: Reader, rules: RuleSet, auth: AuthContext, cursor
         change = Change(event)
         if any(
             related.concerns(auth, event.entity, image)
-            for related in rules.related.values() if event.entity in related.entities
+            for related in rules.related.values()
+            if related.may_turn(event.entity, change.prev_row, change.row)
             for image in (change.prev_row, change.row) if image is not None
         ):
             return True

@@ -59,7 +59,7 @@ class _Place(NamedTuple):
 class RelatedChanges:
     """The related changes of one entity's read rule."""
 
-    __slots__ = ("_evaluators", "_places", "checks", "entities")
+    __slots__ = ("_evaluators", "_fields", "_places", "checks", "entities")
 
     def __init__(self, checks: tuple[ExistsCheck, ...]) -> None:
         """Args: `checks` are those of the read rule. `entities` are all that they ask about."""
@@ -69,7 +69,28 @@ class RelatedChanges:
             for place in _places_of(check.exists, None):
                 self._places.setdefault(place.exists.entity, []).append(place)
         self.entities = frozenset(self._places)
+        self._fields: dict[str, set[str]] = {name: set() for name in self._places}
+        for places in self._places.values():
+            for exists, outer in places:
+                self._fields[exists.entity] |= {part.field for part in exists.comparisons}
+                if outer is not None:
+                    self._fields[outer.entity] |= {
+                        option.field for part in exists.comparisons for option in part.options
+                        if isinstance(option, e.Related)
+                    }
         self._evaluators: dict[tuple[_Place, tuple[object, ...]], Evaluator] = {}
+
+    def may_turn(self, entity: str, before: Row | None, after: Row | None) -> bool:
+        """Whether a change of a row may turn a verdict for any caller.
+
+        An update of other fields than those compared, such as a mark of what was read, does not.
+        """
+        fields = self._fields.get(entity)
+        if fields is None:
+            return False
+        if before is None or after is None:
+            return True
+        return any(before.get(name) != after.get(name) for name in fields)
 
     def concerns(self, auth: AuthContext, entity: str, image: Row) -> bool:
         """Whether a row that came, went or changed may turn a verdict for the caller.

@@ -244,3 +244,19 @@ def test_a_client_whose_cursor_is_below_the_end_of_its_difference_converges(
     stage.carry_out([("put", "Ban", 1, {"roomId": "r1", "userId": "bob"})], 3)
     ada.reconnect()
     ada.check("after the ban has ended")
+
+
+def test_a_mark_in_a_membership_moves_no_rows(stage: MembershipStage) -> None:
+    stage.carry_out([member(1, "ada"), ("put", "Message", 1, {"roomId": "r1"})], 0)
+    ada = Replica(stage, ADA)
+    ada.connect()
+    stage.settle()
+    stage.caught_up.clear()
+    cursor = ada.cursor
+    verb, entity, number, values = member(1, "ada")
+    stage.carry_out([(verb, entity, number, {**values, "note": "read to 1"})], 1)
+    stage.settle()
+    assert not stage.caught_up
+    answer = orjson.loads(build_delta(LogFeed(stage.pool), stage.app.rules, ADA, cursor).body)
+    assert [event["entity"] for event in answer["changes"]] == ["Member"]
+    ada.check("after the mark")

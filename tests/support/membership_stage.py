@@ -53,7 +53,7 @@ READ_RULES = {
     "Ranked": "exists(Member, roomId == data.roomId, userId == auth.userId, level >= data.level)",
 }
 _FIELDS = {
-    "Member": ("roomId", "userId", "level", "price", "at"),
+    "Member": ("roomId", "userId", "level", "price", "at", "note"),
     "Ban": ("roomId", "userId"),
     "Room": ("name",),
 }

@@ -194,6 +194,8 @@ class Memberships:
             entity = change.event.entity
             found |= self._unset.get(entity, _NONE)
             for related in self._asked.get(entity, ()):
+                if not related.may_turn(entity, change.prev_row, change.row):
+                    continue
                 auth_keys = related.auth_keys(entity)
                 for image in (change.prev_row, change.row):
                     if image is None:
