@@ -21,7 +21,7 @@ from tests.support.rooms import RoomServer
 from tests.support.stage import Stage
 from tests.support.wait import wait_until
 from tests.support.websocket_client import WebSocketClient
-from workers.ws.rooms import _relayed_text
+from workers.ws.room_texts import relayed_text
 
 CHANGE: Final = {
     "seq": 9_007_199_254_740_000, "entity": "Public", "kind": "insert", "row_id": "x",
@@ -130,7 +130,7 @@ def test_no_message_is_relayed_with_other_members(
 ) -> None:
     message = {**message, "type": kind}
     try:
-        told = json.loads(_relayed_text(message, room, user))
+        told = json.loads(relayed_text(message, room, user))
     except PylonError:
         assert not isinstance(message["event" if kind == "presence" else "topic"], str)
         return

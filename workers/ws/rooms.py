@@ -13,12 +13,10 @@ message. A subscriber who may no longer join a room leaves it (`room_watch`), an
 The supervisor has the rooms (`supervisor.rooms`). The module makes the frames of a tick of a room
 once, and sends them to each socket in one write.
 
-Invariants: a relayed message has only the members of its type and `from`, because published clients
-treat any message with `seq`, `entity` and `kind` as a change. A socket receives all updates after
-its snapshot and none before it; updates that arrive before a requested snapshot wait for it. After
-a lost message (ZeroMQ drops messages for a slow worker) all subscribers get new snapshots. Bounds:
-`limits.ROOM_RELAYS` for each connection, `BUS_ROOM_UPDATES_BYTES`. A feature of
-`workers.ws.conversation`; `workers.ws.server` makes it.
+Invariants: a socket receives all updates after its snapshot and none before it; updates that arrive
+before a requested snapshot wait for it. After a lost message (ZeroMQ drops messages for a slow
+worker) all subscribers get new snapshots. Bounds: `limits.ROOM_RELAYS` for each connection,
+`BUS_ROOM_UPDATES_BYTES`. A feature of `workers.ws.conversation`; `workers.ws.server` makes it.
 """
 
 from __future__ import annotations
@@ -27,7 +25,6 @@ from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 import gevent
-import msgspec
 from gevent.event import Event
 
 from pylon import limits, log, metrics
@@ -45,7 +42,6 @@ from pylon.bus.rooms_messages import (
     Unsubscribe,
 )
 from pylon.errors import (
-    InvalidData,
     LimitExceeded,
     MissingRoom,
     NotInRoom,
@@ -68,11 +64,11 @@ from workers.hub.connection import Connection
 from workers.hub.hub import Hub
 from workers.ws import frames
 from workers.ws.conversation import error_message, send_json
+from workers.ws.room_texts import disconnected_text, relayed_text
 from workers.ws.room_watch import RoomWatch
 
 _SUBSCRIBE: Final = "room-subscribe"
 _UNSUBSCRIBE: Final = "room-unsubscribe"
-_NAME_MEMBER: Final = {"presence": "event", "topic": "topic"}
 _RULED_ACTION: Final[dict[str, RoomAction]] = {"presence": "presence", "topic": "broadcast"}
 _JSON_SLACK_BYTES: Final = 2_048  # for `type`, `room`, `topic` and `from` around a message's data
 
@@ -188,7 +184,7 @@ class Rooms:
                 self._remove(connection, room)
             self._client.send(SocketClosed(connection.number))
         if self._unscoped and not connection.is_open:
-            self._client.send(Relay(None, "", _disconnected(connection)))
+            self._client.send(Relay(None, "", disconnected_text(connection)))
 
     def _subscribe(self, connection: Connection, room: str) -> None:
         user_id = connection.caller.auth.user_id
@@ -219,7 +215,7 @@ class Rooms:
             return
         if room is not None and not isinstance(room, str):
             raise MissingRoom("room must be a text")
-        text = _relayed_text(message, room, user_id)
+        text = relayed_text(message, room, user_id)
         if len(text) > limits.ROOM_DATA_BYTES + _JSON_SLACK_BYTES:
             raise LimitExceeded(
                 f"The message is too large to pass on (limit {limits.ROOM_DATA_BYTES} bytes)"
@@ -410,38 +406,3 @@ class Rooms:
         if not rooms:
             del self._rooms_by_connection[connection]
         return True
-
-
-def _relayed_text(message: dict[str, Any], room: str | None, user_id: str) -> bytes:
-    """Return the relayed form of a `presence` or `topic` message: its known members, with `from`.
-
-    Raises:
-        InvalidData: `event` or `topic` is no text.
-        LimitExceeded: `event` or `topic` is too long.
-    """
-    kind: str = message["type"]
-    relayed: dict[str, Any] = {"type": kind}
-    if room is not None:
-        relayed["room"] = room
-    name = _NAME_MEMBER[kind]
-    if name in message:
-        value = message[name]
-        if not isinstance(value, str):
-            raise InvalidData(f"{name} must be a text", hint="Data of the app go under `data`")
-        if len(value) > limits.ROOM_TOPIC_CHARS:
-            raise LimitExceeded(
-                f"{name} has {len(value)} characters (limit {limits.ROOM_TOPIC_CHARS})"
-            )
-        relayed[name] = value
-    if "data" in message:
-        relayed["data"] = message["data"]
-    relayed["from"] = user_id
-    return msgspec.json.encode(relayed)
-
-
-def _disconnected(connection: Connection) -> bytes:
-    """Return the message for a disconnect. `clientId` counts from 0 in each process.
-
-    Source: spec/realtime.md §2.2 and §3.
-    """
-    return b'{"type":"presence","event":"disconnect","clientId":%d}' % (connection.number - 1)
