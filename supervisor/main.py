@@ -158,12 +158,6 @@ def _assemble(
 ) -> Components:
     config, clock, pid = loaded.config, SystemClock(), os.getpid()
     rules = compile_rules(manifest, explain=config.dev_mode)
-    if not rules.rooms:
-        _log.info(
-            "rooms.open",
-            message="every session may join every room: the manifest has no policy of rooms",
-            hint='add one with "room" and "allowJoin" to its policies (docs/manifest.md, Rooms)',
-        )
     pidfile = DataDirLock.acquire(pidfile_of(Path(config.db_path).absolute()))
     stack.callback(pidfile.release)
     listeners = open_listeners(config, environ, pid, kept=kept)
@@ -171,6 +165,12 @@ def _assemble(
     for warning in (*listeners.warnings, *port_warnings(loaded, listeners.ports)):
         _log.warning("settings", message=warning)
     store = stack.enter_context(open_store(config).provision())
+    if not rules.rooms:
+        _log.info(
+            "rooms.open",
+            message="every session may join every room: the manifest has no policy of rooms",
+            hint='add one with "room" and "allowJoin" to its policies (docs/manifest.md, Rooms)',
+        )
     db_path = store.data_path
     boot_id = read_boot_id()
     previous_run = PreviousRun(db_path, pidfile.left_behind, boot_id, clock)
