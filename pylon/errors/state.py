@@ -63,7 +63,7 @@ class ReferenceNotFound(PylonError):
 
 class ReferenceInUse(PylonError):
     """Other rows refer to the row that was to be deleted. The error has the entity and the field of
-    these rows, and their number up to a bound.
+    these rows, and their number up to a bound if the caller may read all rows of that entity.
 
     Remedy: delete or change these rows first, or in the same transaction; or let the manifest say
     onDelete cascade or setNull.

@@ -26,6 +26,7 @@ MANIFEST: dict[str, Any] = {
          "fields": [field("email", "string", True, True), field("ownerId", "string", True),
                     field("label", "string", True)]},
         {"name": "Plain", "indexes": [], "fields": [field("text", "string", True)]},
+        {"name": "Report", "indexes": [], "fields": [field("accountId", "id(Account)", True)]},
         {"name": "Bare", "indexes": [], "fields": [field("text", "string", True)]},
     ],
     "policies": [
@@ -247,3 +248,25 @@ def test_dev_mode_counts_nobody(tmp_path: Path) -> None:
         server.call("POST", ACCOUNTS, {"email": taken(0), "ownerId": "s"}, ADMIN_TOKEN)
         eve = Stranger(server)
         assert {eve.insert(taken(0)) for _ in range(3 * BUDGET)} == {409}
+
+
+@pytest.mark.parametrize("path", ["row", "transact"])
+def test_a_refused_delete_counts_no_rows_that_the_caller_may_not_read(
+    server: ApiStage, path: str
+) -> None:
+    stranger = Stranger(server)
+    row = {"email": "mine@x.example", "ownerId": stranger.user_id}
+    account = stranger.post(ACCOUNTS, row).json["id"]
+    for _ in range(3):
+        made = server.call("POST", "/api/entities/Report", {"accountId": account}, ADMIN_TOKEN)
+        assert made.status_code == 201
+    target = f"{ACCOUNTS}/{account}"
+    if path == "row":
+        refused = server.call("DELETE", target, None, stranger.token, stranger.headers)
+        assert refused.json["error"]["code"] == "REFERENCE_IN_USE"
+    else:
+        steps = [{"op": "delete", "entity": "Account", "id": account}]
+        refused = stranger.post("/api/transact", steps)
+        assert "Report" in refused.text
+    assert '"count"' not in refused.text and "3 rows" not in refused.text
+    assert server.call("DELETE", target, token=ADMIN_TOKEN).json["error"]["count"] == 3

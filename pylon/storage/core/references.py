@@ -23,9 +23,11 @@ from typing import Any, NamedTuple
 import orjson
 
 from pylon import limits
+from pylon.auth_context import AuthContext
 from pylon.errors import LimitExceeded, PylonError, ReferenceInUse, ReferenceNotFound
 from pylon.manifest.model import OnDelete
 from pylon.manifest.references import Reference
+from pylon.query.predicate import TRUE
 from pylon.storage.core.entity import EntityWrites
 from pylon.values import shown
 
@@ -77,6 +79,7 @@ class _Deferred(NamedTuple):
     entity: EntityWrites
     row_id: str
     checked: _Checked | None
+    auth: AuthContext | None = None  # who deletes
 
 
 class ReferenceChecks:
@@ -136,7 +139,7 @@ class ReferenceChecks:
             raise reference_not_found(checked.reference, value)
         self._deferred.append(_Deferred(self._step, entity, row_id, checked))
 
-    def plan_delete(self, root: StoredRow) -> Cascade:
+    def plan_delete(self, root: StoredRow, auth: AuthContext) -> Cascade:
         """Return the changes that a delete makes beside its own.
 
         Raises:
@@ -174,14 +177,14 @@ class ReferenceChecks:
                         root, self._cascaded + len(deleted) + len(changed) - 1, size_bytes
                     )
         for row in queue:
-            self._check_unused(row, deleted)
+            self._check_unused(row, deleted, auth)
         cascade = Cascade(list(changed.values()), queue[:0:-1])
         if self._deferred is not None:
             self._cascaded += cascade.count
         return cascade
 
     def _check_unused(
-        self, row: StoredRow, deleted: Mapping[tuple[str, str], StoredRow]
+        self, row: StoredRow, deleted: Mapping[tuple[str, str], StoredRow], auth: AuthContext
     ) -> None:
         """Check that no row that stays refers to a deleted row by a field that forbids it.
 
@@ -193,14 +196,14 @@ class ReferenceChecks:
             if referring.on_delete == "restrict"
         ]
         if restricting and self._deferred is not None:
-            self._deferred.append(_Deferred(self._step, row.entity, row.row_id, None))
+            self._deferred.append(_Deferred(self._step, row.entity, row.row_id, None, auth))
             return
         for child, name, _ in restricting:
             limit = len(deleted) + limits.REFERENCES_COUNTED + 1
             found = child.table.find_referring(name, row.row_id, limit)
             count = sum((child.name, row_id) not in deleted for row_id in found)
             if count:
-                raise _in_use(row.entity, row.row_id, child, name, count)
+                raise _in_use(row.entity, row.row_id, child, name, count, auth)
 
     # --- Transactions ----------------------------------------------------------------------
 
@@ -221,23 +224,25 @@ class ReferenceChecks:
     def find_violation(self) -> tuple[int, PylonError] | None:
         """Make the checks that have waited. Return the number of the first operation that broke a
         reference and the error, or None."""
-        for step, entity, row_id, checked in self._deferred or ():
+        for step, entity, row_id, checked, auth in self._deferred or ():
             if checked is None:
-                error = self._find_use(entity, row_id)
+                error = self._find_use(entity, row_id, auth)
             else:
                 error = _find_missing(entity, row_id, checked)
             if error is not None:
                 return step, error
         return None
 
-    def _find_use(self, entity: EntityWrites, row_id: str) -> PylonError | None:
+    def _find_use(
+        self, entity: EntityWrites, row_id: str, auth: AuthContext | None
+    ) -> PylonError | None:
         """Return the error if rows refer to a row that does not exist at the end."""
         if entity.table.has(row_id):
             return None
         for child, name, _ in self.referring[entity.name]:
             found = child.table.find_referring(name, row_id, limits.REFERENCES_COUNTED + 1)
             if found:
-                return _in_use(entity, row_id, child, name, len(found))
+                return _in_use(entity, row_id, child, name, len(found), auth)
         return None
 
 
@@ -285,12 +290,19 @@ def reference_not_found(reference: Reference, value: object) -> ReferenceNotFoun
 
 
 def _in_use(
-    entity: EntityWrites, row_id: str, child: EntityWrites, name: str, count: int
+    entity: EntityWrites, row_id: str, child: EntityWrites, name: str, count: int,
+    auth: AuthContext | None,
 ) -> ReferenceInUse:
+    """Return the error of a delete. It counts the rows only for a caller who may read them all."""
+    hint = f'Delete or change them first, or give {child.name}.{name} an "onDelete"'
+    if auth is None or child.rules.readable_by(auth) is not TRUE:
+        return ReferenceInUse(
+            f"Rows of {child.name} refer by {name} to {entity.name}/{row_id}",
+            hint=hint, entity=child.name, field=name,
+        )
     bounded = min(count, limits.REFERENCES_COUNTED)
     more = "more than " if count > bounded else ""
     return ReferenceInUse(
         f"{more}{bounded} rows of {child.name} refer by {name} to {entity.name}/{row_id}",
-        hint=f'Delete or change them first, or give {child.name}.{name} an "onDelete"',
-        entity=child.name, field=name, count=bounded, is_exact=count == bounded,
+        hint=hint, entity=child.name, field=name, count=bounded, is_exact=count == bounded,
     )

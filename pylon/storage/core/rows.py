@@ -195,7 +195,7 @@ class RowWrites:
         stored = StoredRow(entity, op.row_id, before_json, version)
         cascaded = 0
         if op.entity in self.references.referring:
-            cascade = self._plan_cascade(stored)
+            cascade = self._plan_cascade(stored, op.auth)
             cascaded = cascade.count
             if cascaded:
                 self._execute_cascade(cascade, op.auth, journal)
@@ -209,13 +209,13 @@ class RowWrites:
             self.documents.drop(entity.name, row_id)
         return journal.note(entity.name, row_id, journal.event_of(version), None, row_json)
 
-    def _plan_cascade(self, stored: StoredRow) -> Cascade:
+    def _plan_cascade(self, stored: StoredRow, auth: AuthContext) -> Cascade:
         """Return the changes that a delete makes beside its own; see `plan_delete`.
 
         Raises:
             DeferredError: its large rows do not fit into this transaction.
         """
-        cascade = self.references.plan_delete(stored)
+        cascade = self.references.plan_delete(stored, auth)
         for row in (*(row for row, _ in cascade.changes), *cascade.deletes):
             if len(row.row_json) > limits.LARGE_ROW_BYTES:
                 self.large.charge(row.entity.name, row.row_id, len(row.row_json))
