@@ -228,6 +228,12 @@ def _assemble(
         pid=pid, runtime_dir=str(runtime.dir), ports=listeners.ports,
         started_at_s=clock.wall_ns() / NS_PER_S,
     )
+    if not rules.rooms:
+        _log.info(
+            "rooms.open",
+            message="every session may join every room: the manifest has no policy of rooms",
+            hint='add one with "room" and "allowJoin" to its policies (docs/manifest.md, Rooms)',
+        )
     return Components(
         config=config, clock=clock, runtime=runtime, store=store, listeners=listeners,
         events=events, progress=DrainProgress(), engine=engine, writer=writer, flusher=flusher,
