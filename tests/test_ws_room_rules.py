@@ -14,7 +14,7 @@ import pytest
 from pylon.auth_context import ADMIN
 from pylon.bus.rooms_messages import JoinRoom
 from pylon.storage.ops import DeleteRow, UpdateRow
-from tests.support.manifests import private_rooms_app
+from tests.support.manifests import field, private_rooms_app
 from tests.support.rooms import RoomServer
 from tests.support.stage import Stage, Worker
 from tests.support.wait import wait_until
@@ -121,3 +121,55 @@ def test_a_member_whose_membership_ends_is_put_out_at_once(
     wait_until("he is counted", lambda: (
         stage.metric(worker, "pylon_room_members_removed_total") == 1
     ))
+
+
+def team_rooms_app() -> dict[str, Any]:
+    """An app whose rooms are for the team of a row: the rule asks two rows."""
+    return {
+        "name": "teams",
+        "entities": [
+            {"name": "Room", "fields": [field("teamId", "string")]},
+            {
+                "name": "TeamMember",
+                "fields": [field("teamId", "string"), field("userId", "string")],
+                "indexes": [{"name": "by_user", "fields": ["userId", "teamId"]}],
+            },
+        ],
+        "policies": [{
+            "name": "teams", "room": "room:*",
+            "allowJoin": "exists(Room, id == room.id,"
+            " exists(TeamMember, teamId == Room.teamId, userId == auth.userId))",
+        }],
+    }
+
+
+@pytest.mark.parametrize("change", ["team", "member"])
+def test_a_change_of_either_asked_row_puts_members_out(
+    processes: None, tmp_path: Path, change: str
+) -> None:
+    stage = Stage(tmp_path / "teams", team_rooms_app(), PYLON_SOCKETS_PER_IP="0")
+    room_server = RoomServer(stage)
+    try:
+        worker = stage.start("ws")
+        stage.write(
+            stage.database.insert("Room", "7", teamId="red"),
+            stage.database.insert("TeamMember", "m1", teamId="red", userId="ann"),
+            stage.database.insert("TeamMember", "m2", teamId="blue", userId="ann"),
+            stage.database.insert("TeamMember", "m3", teamId="red", userId="bob"),
+            stage.database.insert("TeamMember", "m4", teamId="green", userId="bob"),
+        )
+        ann, bob = (enter(stage, room_server, worker, user, "room:7") for user in ("ann", "bob"))
+        for client in (ann, bob):
+            assert client.read_json()["type"] == "room-snapshot"
+        if change == "team":
+            stage.write(UpdateRow("Room", "7", {"teamId": "blue"}, ADMIN))
+        else:
+            stage.write(DeleteRow("TeamMember", "m3", ADMIN))
+        error = bob.read_json()
+        assert (error["code"], error["room"]) == ("POLICY_DENIED", "room:7")
+        wait_until("bob has left", lambda: members(room_server, "room:7") == ["ann"])
+        say(ann, type="ping", id=1)
+        assert ann.read_json()["type"] == "pong", "ann may still be there"
+    finally:
+        room_server.close()
+        stage.close()
