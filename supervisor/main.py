@@ -186,12 +186,6 @@ def _assemble(
     threading.excepthook = log.thread_hook(broken)
     engine = store.open_writer(manifest, rules, clock)
     stack.callback(engine.close)
-    if not rules.rooms:
-        _log.info(
-            "rooms.open",
-            message="every session may join every room: the manifest has no policy of rooms",
-            hint='add one with "room" and "allowJoin" to its policies (docs/manifest.md, Rooms)',
-        )
     _carry_hints(previous_run, store, manifest, runtime)
     stack.callback(save_hints, db_path, runtime, boot_id, clock)
     flusher = Flusher(engine.maintenance, config.change_log_retain, clock,
