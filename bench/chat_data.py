@@ -174,7 +174,7 @@ _WORDS: Final = [
 
 
 class Facts:
-    """What the database says, asked by plain SQL: what the server's answers are compared with."""
+    """Answers of the database to plain SQL, which the server's answers are compared with."""
 
     def __init__(self, path: Path) -> None:
         self._conn = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)

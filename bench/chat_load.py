@@ -1,4 +1,4 @@
-"""What the parts of the chat benchmark share: sessions, a probe, memory samples, readers in a loop.
+"""The parts of the chat benchmark share this: sessions, a probe, memory samples, looping readers.
 
 The probe and the readers are processes of their own, because a thread would wait for the
 interpreter of the part that it watches. Called by the parts of `chat.py`.

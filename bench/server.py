@@ -135,7 +135,7 @@ def served(
         poll_s: between two questions whether it is ready.
     """
     python = sys.executable if checkout is None else str(checkout / ".venv/bin/python")
-    cli = [python, "-m", "pylon.cli.main"]
+    cli = [python, "-P", "-m", "pylon.cli.main"]  # -P: not the package of the current folder
     with tempfile.TemporaryDirectory(prefix="pylon-load-") as name:
         folder = Path(name)
         (folder / "pylon.manifest.json").write_text(json.dumps(manifest))

@@ -135,7 +135,7 @@ def paths(stage: ApiStage, token: str) -> dict[str, set[str]]:
 
 
 def all_of(ids: set[str]) -> dict[str, set[str]]:
-    """What `paths` gives where each path shows the same."""
+    """Return the answer of `paths` where each path shows the same."""
     names = (
         "list page get lookup query ordered search facets aggregate graph included snapshot changes"
     )

@@ -90,7 +90,7 @@ class Scoped:
                 return
 
     def wanted(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """What the queries of the scope answer."""
+        """Return the rows of the scope, as queries answer them."""
         found = {}
         for name in self.names:
             answer = self._server.call(

@@ -75,7 +75,7 @@ class Default:
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """What the values of a field must fulfil, beyond its type. None: no such constraint."""
+    """The limits of a field's values beyond its type. None: no such constraint."""
 
     minimum: int | float | str | None = None
     maximum: int | float | str | None = None

@@ -49,7 +49,7 @@ _LOOK_EVERY_NS: Final = 1_000_000_000
 
 
 class _Progress(msgspec.Struct, frozen=True):
-    """What a key says. `after`: the id of the last row that was looked at; None: all were.
+    """The progress of one entity. `after`: the id of the last row that was read; None: all were.
     `left`: rows that could not be converted."""
 
     fields: tuple[str, ...]

@@ -36,7 +36,7 @@ class PageColumn(NamedTuple):
 
 
 class Page(Protocol):
-    """What a page has of a query or of a node of a graph query."""
+    """The members that a query and a node of a graph query share."""
 
     @property
     def where(self) -> Predicate: ...

@@ -28,7 +28,7 @@ _KEY: Final = "constraints:"
 
 
 class _Looked(msgspec.Struct, frozen=True):
-    """What a key says."""
+    """The stored result of the last count: the constraints, and the number of broken rows."""
 
     constraints: tuple[str, ...]
     broken: int
