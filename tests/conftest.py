@@ -17,6 +17,7 @@ from tests.support import process_guard
 from tests.support.cli import Ctl, make_ctl
 from tests.support.examples import DEFAULT_EXAMPLES, count_examples
 from tests.support.manifests import notes_app
+from tests.support.postgres import PostgresServer, drop_schema, find_programs, make_schema
 from tests.support.rooms import RoomServer
 from tests.support.server import PylonServer
 from tests.support.stage import Stage, Worker
@@ -79,6 +80,32 @@ def program() -> Callable[[str, str], str]:
 def ctl(processes: None, tmp_path: Path) -> Ctl:
     """Run `pylonctl` in an app's folder."""
     return make_ctl(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of this run, of the version PYLON_TEST_POSTGRES or the oldest here."""
+    found = find_programs()
+    wanted = os.environ.get("PYLON_TEST_POSTGRES")
+    if not found or (wanted and int(wanted) not in found):
+        reason = f"PostgreSQL {wanted or ''} is not installed (make test-tools)"
+        if IN_CI:
+            pytest.fail(f"in CI nothing installable is skipped: {reason}")
+        pytest.skip(reason)
+    server = PostgresServer(found[int(wanted) if wanted else min(found)])
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of an empty schema of its own, on PYLON_TEST_DATABASE_URL or a server of this run."""
+    url = os.environ.get("PYLON_TEST_DATABASE_URL")
+    if url is None:
+        url = request.getfixturevalue("postgres_server").url
+    made = make_schema(url)
+    yield made
+    drop_schema(url, made)
 
 
 @pytest.fixture

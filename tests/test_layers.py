@@ -47,7 +47,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     # How a store is made. Nobody but the factory knows a backend.
     ("pylon.storage.core",),
-    ("pylon.storage.sqlite",),
+    ("pylon.storage.sqlite", "pylon.storage.postgres"),
     ("pylon.storage.factory",),
     # How processes speak to each other, and to clients.
     ("pylon.bus",),
@@ -71,8 +71,12 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("pylon.cli", "supervisor"): "`pylonctl start` becomes the supervisor",
 }
 # A driver: the only package that may import it.
-DRIVERS = {"apsw": "pylon.storage.sqlite", "zmq": "pylon.bus", "loro": "pylon.crdt"}
-BACKENDS = {"pylon.storage.sqlite": "pylon.storage.factory"}
+DRIVERS = {"apsw": "pylon.storage.sqlite", "psycopg": "pylon.storage.postgres",
+           "zmq": "pylon.bus", "loro": "pylon.crdt"}
+BACKENDS = {
+    "pylon.storage.sqlite": "pylon.storage.factory",
+    "pylon.storage.postgres": "pylon.storage.factory",
+}
 
 
 class Import(NamedTuple):
