@@ -16,6 +16,7 @@ from pylon import __version__
 from pylon.clock import ManualClock
 from pylon.data_dir_lock import DataDirLocked, is_locked, lock_data_dir, pidfile_of
 from pylon.errors import BackupInvalid, BackupRefused
+from pylon.storage.bundle.create import entry_of
 from pylon.storage.sqlite.backup import bundle
 from pylon.storage.sqlite.backup.create import create_backup
 from pylon.storage.sqlite.backup.verify import verify_backup
@@ -168,9 +169,10 @@ def _restate(folder: Path, change: Callable[[dict[str, object]], None]) -> None:
         (lambda b: (b / "MANIFEST.json").write_text("{"), "cannot be read"),
         (lambda b: _restate(b, lambda m: m.update(seq=7)), "says"),
         (lambda b: _restate(b, lambda m: m.update(lineage="other")), "says"),
-        (lambda b: _restate(b, lambda m: m.update(format=2)), "format 2"),
+        (lambda b: _restate(b, lambda m: m.update(format=3)), "format 3"),
         (lambda b: _restate(b, lambda m: m["files"].update({"../x": m["files"]["VERSION"]})),
          "not a file of the bundle"),
+        (lambda b: _restate(b, lambda m: m.update(store="oracle")), "store 'oracle'"),
         (lambda b: _restate(b, lambda m: m.update(files={})), "lists no pylon.db"),
     ],
 )
@@ -180,6 +182,29 @@ def test_verify_finds_the_damage(
     back_up(app, app / "bundle")
     damage(app / "bundle")
     with pytest.raises(BackupInvalid, match=says):
+        verify_backup(app / "bundle")
+
+
+def test_a_bundle_of_format_1_is_read(app: Path) -> None:
+    back_up(app, app / "bundle")
+    path = app / "bundle" / "MANIFEST.json"
+    body = json.loads(path.read_text())
+    assert (body["format"], body["store"], body["server_version"]) == (
+        2, "sqlite", apsw.sqlite_lib_version()
+    )
+    for key in ("store", "server_version", "history_id", "schema", "tables"):
+        del body[key]
+    path.write_text(json.dumps(body | {"format": 1}))
+    assert verify_backup(app / "bundle").lineage == "abc"
+
+
+def test_a_bundle_of_the_other_store_is_refused_with_the_way_to_move_it(app: Path) -> None:
+    back_up(app, app / "bundle")
+    (app / "bundle" / "pylon.db").rename(app / "bundle" / "pylon.dump")
+    _restate(app / "bundle", lambda m: m.update(
+        store="postgres", files={"pylon.dump": {"size_bytes": 1, "sha256": ""}}
+    ))
+    with pytest.raises(BackupInvalid, match="migrate postgres-to-sqlite"):
         verify_backup(app / "bundle")
 
 
@@ -203,7 +228,7 @@ def sign_again(target: Path, **contents: object) -> None:
     """Make MANIFEST.json true of the files as they are now, with other `contents`."""
     stated = json.loads((target / "MANIFEST.json").read_text())
     for name in stated["files"]:
-        entry = bundle.entry_of(target / name)
+        entry = entry_of(target / name)
         stated["files"][name] = {"size_bytes": entry.size_bytes, "sha256": entry.sha256}
     (target / "MANIFEST.json").write_text(json.dumps(stated | contents))
 

@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pylon.limiter", "pylon.app",
     ),
     # How a store is made. Nobody but the factory knows a backend.
-    ("pylon.storage.core",),
+    ("pylon.storage.core", "pylon.storage.bundle"),
     ("pylon.storage.sqlite", "pylon.storage.postgres"),
     ("pylon.storage.factory",),
     # How processes speak to each other, and to clients.

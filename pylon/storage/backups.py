@@ -1,6 +1,6 @@
 """Backups of a store: what a backend offers, and its reports.
 
-A bundle is a folder (`pylon.storage.sqlite.backup.bundle` has SQLite's form). `BackupRecord` notes
+A bundle is a folder (see `pylon.storage.bundle`). `BackupRecord` notes
 the last good one beside the data, so that metrics say the same after a restart as before it.
 
 Called by `pylonctl backup`, `restore` and `schema apply`, and by the supervisor.

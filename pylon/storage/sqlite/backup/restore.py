@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +24,9 @@ from pylon.clock import Clock, SystemRandom
 from pylon.data_dir import give_path_to_owner, sync_path
 from pylon.errors import BackupInvalid
 from pylon.storage.backups import RestoreReport
+from pylon.storage.bundle.contents import APP_MANIFEST, Facts, read_contents
+from pylon.storage.bundle.create import entry_of
+from pylon.storage.bundle.restore import find_free_stamp, kept_path, put_manifest
 from pylon.storage.sqlite.backup import bundle
 from pylon.storage.sqlite.backup.verify import verify_backup
 from pylon.storage.sqlite.epochs import open_epoch
@@ -33,7 +34,6 @@ from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.schema import ddl
 
 _SIDE_FILES: Final = ("-wal", "-shm")
-_MANIFEST_MODE: Final = 0o644
 
 
 def restore_backup(
@@ -48,7 +48,10 @@ def restore_backup(
     verified = verify_backup(source)
     db_path = db_path.absolute()
     db_path.parent.mkdir(parents=True, exist_ok=True)
-    stamp = _free_stamp(db_path, manifest_path, clock)
+    stamp = find_free_stamp(
+        lambda tried: any(kept_path(path, tried).exists() for path in (db_path, manifest_path)),
+        clock,
+    )
     old, unreadable = _checkpoint_old_database(db_path)
     copy = db_path.with_name(f".{db_path.name}.restore-{SystemRandom().token_hex(4)}")
     try:
@@ -63,9 +66,9 @@ def restore_backup(
     except BaseException:  # Ctrl-C too must leave no partial copy behind
         copy.unlink(missing_ok=True)
         raise
-    has_manifest = (source / bundle.APP_MANIFEST).is_file()
+    has_manifest = (source / APP_MANIFEST).is_file()
     if has_manifest:
-        replaced += _put_manifest(source / bundle.APP_MANIFEST, manifest_path.absolute(), stamp)
+        replaced += put_manifest(source / APP_MANIFEST, manifest_path.absolute(), stamp)
     sync_path(db_path.parent)
     return RestoreReport(
         source=str(source),
@@ -77,20 +80,7 @@ def restore_backup(
     )
 
 
-def _free_stamp(db_path: Path, manifest_path: Path, clock: Clock) -> str:
-    stamp = datetime.fromtimestamp(clock.wall_ns() // 10**9, UTC).strftime("%Y%m%dT%H%M%SZ")
-    tried, number = stamp, 1
-    while any(_kept_path(path, tried).exists() for path in (db_path, manifest_path)):
-        number += 1
-        tried = f"{stamp}-{number}"
-    return tried
-
-
-def _kept_path(path: Path, stamp: str) -> Path:
-    return path.with_name(f"{path.name}.replaced-{stamp}")
-
-
-def _checkpoint_old_database(db_path: Path) -> tuple[bundle.Facts | None, str]:
+def _checkpoint_old_database(db_path: Path) -> tuple[Facts | None, str]:
     """Checkpoint the old database. Return its facts, or the reason why it is unreadable.
 
     An unreadable database does not stop a restore: it may be the reason for the restore.
@@ -111,11 +101,11 @@ def _checkpoint_old_database(db_path: Path) -> tuple[bundle.Facts | None, str]:
 
 
 def _check_copy(copy: Path, source: Path) -> None:
-    if bundle.entry_of(copy) != bundle.read_contents(source).files[bundle.DATABASE]:
+    if entry_of(copy) != read_contents(source).files[bundle.DATABASE]:
         raise BackupInvalid(f"{copy} came out unlike {source / bundle.DATABASE}")
 
 
-def _void_cursors(copy: Path, old: bundle.Facts | None, clock: Clock) -> None:
+def _void_cursors(copy: Path, old: Facts | None, clock: Clock) -> None:
     """Open an epoch that voids every cursor that the restored history does not contain.
 
     Cursors above the restored head are void in any case, and the new epoch begins above all seqs
@@ -142,7 +132,7 @@ def _void_cursors(copy: Path, old: bundle.Facts | None, clock: Clock) -> None:
 def _keep_old_database(db_path: Path, stamp: str) -> list[str]:
     if not db_path.exists():
         return []
-    kept = _kept_path(db_path, stamp)
+    kept = kept_path(db_path, stamp)
     try:
         os.link(db_path, kept)
     except OSError:  # without hard links there is no database for a moment
@@ -153,24 +143,3 @@ def _keep_old_database(db_path: Path, stamp: str) -> list[str]:
             db_path.with_name(db_path.name + side).rename(kept.with_name(kept.name + side))
             names.append(str(kept) + side)
     return names
-
-
-def _put_manifest(new: Path, manifest_path: Path, stamp: str) -> list[str]:
-    text = new.read_bytes()
-    replaced: list[str] = []
-    mode = _MANIFEST_MODE
-    if manifest_path.exists():
-        if manifest_path.read_bytes() == text:
-            return []
-        mode = stat.S_IMODE(manifest_path.stat().st_mode)
-        kept = _kept_path(manifest_path, stamp)
-        shutil.copy2(manifest_path, kept)
-        replaced.append(str(kept))
-    manifest_path.parent.mkdir(parents=True, exist_ok=True)
-    copy = manifest_path.with_name(f".{manifest_path.name}.{SystemRandom().token_hex(4)}")
-    copy.write_bytes(text)
-    copy.chmod(mode)  # the server, which is not root, must read it
-    sync_path(copy)
-    copy.rename(manifest_path)
-    sync_path(manifest_path.parent)
-    return replaced
