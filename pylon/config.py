@@ -12,24 +12,28 @@ for a bad value names the setting, the value and the allowed values. Called by `
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pylon.database_url import chosen_database, postgres_url, shown_url
 from pylon.dotenv import parse_dotenv as parse_dotenv
 from pylon.errors import SettingsRefused
 from pylon.foreign_settings import find_foreign, judge_foreign
-from pylon.roles import ROLE_BY_NAME
+from pylon.roles import ROLE_BY_NAME, ROLE_NAMES
 from pylon.setting_checks import refuse_unsafe as refuse_unsafe
 from pylon.setting_values import (
     Parser,
     address,
+    cluster_url,
     cookie_domain,
     cookie_name,
     db_path,
+    node_name,
     origin,
     origins,
+    role_names,
     token,
     url,
 )
@@ -51,6 +55,7 @@ class Setting:
     help: str
     dev_default: str | None = None  # used instead of `default` when dev mode is on
     secret: bool = False
+    shown: Callable[[str], str] | None = None  # the part of a secret that may be printed
 
 
 SETTINGS: Final[tuple[Setting, ...]] = (
@@ -64,6 +69,24 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "The app's manifest."),
     Setting("PYLON_DB_PATH", "db_path", db_path, ".pylon/dev.db",
             "The SQLite database file; its folder is the data directory."),
+    Setting("DATABASE_URL", "database_url", chosen_database, None,
+            "postgres://user:password@host:5432/database keeps the data in PostgreSQL, in place of "
+            "the SQLite file.", secret=True, shown=shown_url),
+    Setting("PYLON_DATABASE_DIRECT_URL", "database_direct_url", postgres_url, None,
+            "The same database without a connection pooler between, where DATABASE_URL goes "
+            "through one: for writes, for news of changes and for the locks.",
+            secret=True, shown=shown_url),
+    Setting("PYLON_DATABASE_CONNECTIONS", "database_connections", _int(1, 64), "3",
+            "Connections of each worker to PostgreSQL for reads that may be long. Each worker has "
+            "one more for short reads, the supervisor has three."),
+    Setting("PYLON_DATABASE_WAIT_S", "database_wait_s", _float(0, 3600), "60",
+            "How long a start waits for PostgreSQL; then it ends with exit code 75."),
+    Setting("PYLON_DATABASE_OUTAGE_S", "database_outage_s", _float(1, 3600), "60",
+            "How long sockets stay open while PostgreSQL does not answer. Then they are closed, "
+            "and new ones are refused until it answers again."),
+    Setting("PYLON_DATABASE_POLL_S", "database_poll_s", _float(0.05, 60), "1",
+            "How often a node reads the change log of PostgreSQL although it was told of no "
+            "change."),
     Setting("PYLON_IN_MEMORY", "in_memory", _bool, "false",
             "Keep the database in memory and forget it at exit (tests)."),
     Setting("PYLON_DURABILITY", "durability", _choice("normal", "full"), "normal",
@@ -80,6 +103,16 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "Server-sent events port; 0 means PYLON_PORT + 2."),
     Setting("PYLON_SHARD_PORT", "shard_port", _int(0, 65535), "0",
             "Realtime shards port; 0 means PYLON_PORT + 3."),
+    Setting("PYLON_ROLES", "roles", role_names, ",".join(ROLE_NAMES),
+            "The roles that this node runs, as a comma list. Others may run on other nodes of the "
+            "same PostgreSQL database."),
+    Setting("PYLON_NODE", "node", node_name, None,
+            "The name of this node among those that share a PostgreSQL database; default is the "
+            "host name with four random digits, kept in the data directory."),
+    Setting("PYLON_REGION", "region", node_name, None,
+            "The region of this node, for the placement of shards."),
+    Setting("PYLON_CLUSTER_URL", "cluster_url", cluster_url, None,
+            "tcp://host:port at which other nodes reach this one, for shards on several nodes."),
     Setting("PYLON_HTTP_WORKERS", "http_workers", _int(1, 64), "2",
             "HTTP worker processes."),
     Setting("PYLON_WS_WORKERS", "ws_workers", _int(0, 64), "1",
@@ -175,6 +208,12 @@ class Config:
     metrics_token: str | None
     manifest: str
     db_path: str
+    database_url: str | None  # of PostgreSQL; None: SQLite
+    database_direct_url: str | None
+    database_connections: int
+    database_wait_s: float
+    database_outage_s: float
+    database_poll_s: float
     in_memory: bool
     durability: str
     seed: str | None
@@ -183,6 +222,10 @@ class Config:
     ws_port: int
     sse_port: int
     shard_port: int
+    roles: tuple[str, ...]
+    node: str | None
+    region: str | None
+    cluster_url: str | None
     http_workers: int
     ws_workers: int
     sse_workers: int
@@ -223,7 +266,9 @@ class Config:
         return int(getattr(self, entry.port_field)) or self.port + entry.port_offset
 
     def workers_of(self, role: str) -> int:
-        """Return the number of processes of the role; 0: the role is off."""
+        """Return the number of processes of the role on this node; 0: the role is off."""
+        if role not in self.roles:
+            return 0
         return int(getattr(self, ROLE_BY_NAME[role].workers_field))
 
     @property

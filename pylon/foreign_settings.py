@@ -18,6 +18,8 @@ from enum import Enum
 from fnmatch import fnmatchcase
 from typing import Final
 
+from pylon.database_url import is_postgres_url
+
 
 class Effect(Enum):
     """The consequence of ignoring a variable."""
@@ -42,8 +44,9 @@ _NO_LIMIT: Final = (
 )
 FOREIGN: Final[tuple[Foreign, ...]] = (
     Foreign("DATABASE_URL", Effect.DATA,
-            "this server keeps its data in the SQLite file of PYLON_DB_PATH, not there: unset it "
-            "(pylonctl import takes over rows that were exported)"),
+            "it is no URL of PostgreSQL (postgres://...), so the data is in the SQLite file of "
+            "PYLON_DB_PATH, not there: unset it (pylonctl import takes over rows that were "
+            "exported)"),
     Foreign("PYLON_SESSION_DB", Effect.DATA,
             "sessions are kept in the main database (PYLON_DB_PATH), not there: unset it"),
     Foreign("PYLON_SESSION_IN_MEMORY", Effect.PROTECTION,
@@ -92,14 +95,13 @@ def judge_foreign(
             is_refused = entry.effect is Effect.DATA or (
                 entry.effect is Effect.PROTECTION and not dev_mode
             )
-            if dev_mode and name == "DATABASE_URL" and not _is_postgres(value):
-                is_refused = False  # the published `dev` ignores it as well
+            if name == "DATABASE_URL":
+                if is_postgres_url(value):
+                    continue  # a setting of this server
+                if dev_mode:
+                    is_refused = False  # the published `dev` ignores it as well
             yield is_refused, f"{name} (from {origin}) has no effect: {entry.remedy}"
 
 
 def _is_off(name: str, value: str) -> bool:
     return name.endswith("_IN_MEMORY") and value not in ("1", "true")
-
-
-def _is_postgres(url: str) -> bool:
-    return url.lower().startswith(("postgres://", "postgresql://"))

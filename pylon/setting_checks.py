@@ -42,6 +42,7 @@ def unsafe_settings(config: Config) -> Iterator[str]:
     else:
         yield from _unsafe_origins(config)
     yield from _cookie_problems(config)
+    yield from _database_problems(config)
     for role in ROLES:
         port = config.port_of(role.name)
         if config.workers_of(role.name) and port > _LAST_PORT:
@@ -53,6 +54,23 @@ def unsafe_settings(config: Config) -> Iterator[str]:
         yield f"PYLON_APP is {config.app!r}, which is not a file"
     if config.static_dir is not None:
         yield from _static_dir_problems(config, Path(config.static_dir))
+
+
+def _database_problems(config: Config) -> Iterator[str]:
+    """Yield the settings of a database, or of a node, that would have no effect."""
+    if config.database_url is not None:
+        if config.in_memory:
+            yield "PYLON_IN_MEMORY is on, and DATABASE_URL names a database: unset one of them"
+        return
+    if config.database_direct_url is not None:
+        yield "PYLON_DATABASE_DIRECT_URL is set without DATABASE_URL: set both, or neither"
+    if "http" not in config.roles:
+        yield (
+            "PYLON_ROLES leaves out http, and without DATABASE_URL no other node can serve it: "
+            "nobody could write"
+        )
+    if config.cluster_url is not None:
+        yield "PYLON_CLUSTER_URL is set without DATABASE_URL: there are no other nodes"
 
 
 def _unsafe_origins(config: Config) -> Iterator[str]:

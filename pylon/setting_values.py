@@ -18,6 +18,8 @@ from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
+from pylon.roles import ROLE_NAMES
+
 Parser = Callable[[str], Any]
 
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,18}")  # int() also accepts 1_000 and non-ASCII digits
@@ -28,6 +30,7 @@ _COMMENT: Final = re.compile(r"\s#")
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _HOST: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.(?!-)[A-Za-z0-9_-]{1,63})*\.?")
 _COOKIE_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # a token of RFC 9110
+_NODE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _HOST_CHARS: Final = 253  # of a name in DNS
 
@@ -107,6 +110,21 @@ def choice(*allowed: str) -> Parser:
     return parse
 
 
+def role_names(raw: str) -> tuple[str, ...]:
+    """Return the roles of a comma list, in the order of `pylon.roles`."""
+    given = [part.strip() for part in raw.split(",") if part.strip()]
+    if not given or not set(given) <= set(ROLE_NAMES):
+        raise ValueError(f"expected a comma list of {', '.join(ROLE_NAMES)}")
+    return tuple(name for name in ROLE_NAMES if name in given)
+
+
+def node_name(raw: str) -> str:
+    """Return the name of a node or a region."""
+    if not _NODE_NAME.fullmatch(raw):
+        raise ValueError("expected 1 to 63 letters, digits, dots, hyphens and underscores")
+    return raw
+
+
 def address(raw: str) -> str:
     """Return an address to listen on: IPv4, IPv6 or a host name, without a port."""
     host = raw[1:-1] if raw.startswith("[") and raw.endswith("]") else raw
@@ -157,6 +175,15 @@ def url(*schemes: str) -> Parser:
         return raw
 
     return parse
+
+
+def cluster_url(raw: str) -> str:
+    """Return tcp://host:port."""
+    checked: str = url("tcp")(raw)
+    parts = urlsplit(checked)
+    if parts.port is None or parts.path not in ("", "/") or parts.query:
+        raise ValueError("expected tcp://host:port")
+    return checked.rstrip("/")
 
 
 def cookie_name(raw: str) -> str:

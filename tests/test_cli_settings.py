@@ -15,6 +15,7 @@ import pytest
 from pylon.cli.announce import dev_lines, start_body, urls
 from pylon.cli.check_config import data_dir_problems, port_problems
 from pylon.cli.dev import differences, modification_times, watched_files
+from pylon.cli.main import main
 from pylon.cli.settings import dotenv_files, read_settings
 from pylon.config import load
 from pylon.errors import StartRefused
@@ -176,7 +177,7 @@ def test_check_config_finds_everything_at_once(tmp_path: Path) -> None:
     (tmp_path / "seed.json").write_text('{"A": [{"s": 1}]}')
     server = PylonServer(tmp_path, many, {
         "PYLON_COOKIE_NAME": "a b", "PYLON_CSRF_ORIGINS": "*", "PYLON_WS_PORT": "x",
-        "DATABASE_URL": "postgres://u:p@h/d", "PYLON_SEED": "seed.json", "PYLON_APP": "no.py",
+        "DATABASE_URL": "mysql://u:p@h/d", "PYLON_SEED": "seed.json", "PYLON_APP": "no.py",
         "PYLON_RUNTIME_DIR": "r" * 120,
     })
     (lines,) = refusals(server, "check-config")
@@ -206,11 +207,25 @@ def test_a_misspelt_key_of_a_policy_is_warned_of_and_refused_in_dev_mode(tmp_pat
 
 @pytest.mark.usefixtures("processes")
 def test_other_verbs_do_not_mind_variables_of_the_published_server(tmp_path: Path) -> None:
-    server = PylonServer(tmp_path, app(), {"DATABASE_URL": "postgres://u:p@h/d"})
+    server = PylonServer(tmp_path, app(), {"DATABASE_URL": "mysql://u:p@h/d"})
     assert server.ctl("config").returncode == 0
     assert server.ctl("status").returncode == 69
     for (line,) in refusals(server, "start", "check-config"):
         assert line.startswith("pylonctl: DATABASE_URL (from environment) has no effect")
+
+
+def test_the_password_of_a_database_is_printed_by_no_verb(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("DATABASE_URL", "PYLON_DATABASE_DIRECT_URL"):
+        monkeypatch.setenv(name, "postgres://ada:geheim@db.invalid:5432/app")
+    for args in (["config"], ["config", "--json"]):
+        with pytest.raises(SystemExit) as ended:
+            main(args)
+        printed = "".join(capsys.readouterr())
+        assert ended.value.code == 0 and printed.count("postgres://ada@db.invalid:5432/app") == 2
+        assert "geheim" not in printed
 
 
 @pytest.mark.usefixtures("processes")

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from pylon import config
+from pylon.database_url import shown_url
 from pylon.errors import SettingsRefused, StartRefused
+from pylon.roles import ROLE_NAMES
 from pylon.setting_checks import unsafe_settings
 
 GOOD = {"PYLON_CORS_ORIGIN": "https://app.example.com", "PYLON_ADMIN_TOKEN": "x" * 40}
@@ -48,6 +50,8 @@ def test_the_environment_wins_over_the_file() -> None:
         ({"PYLON_DEV_MODE": "yes"}, ("PYLON_DEV_MODE", "'yes'", "true")),
         ({"PYLON_DURABILITY": "maximal"}, ("PYLON_DURABILITY", "normal, full")),
         ({"PYLON_DRAIN_SECS": "nan"}, ("PYLON_DRAIN_SECS", "'nan'")),
+        ({"PYLON_CLUSTER_URL": "tcp://10.0.0.1"}, ("PYLON_CLUSTER_URL", "tcp://host:port")),
+        ({"PYLON_NODE": "a b"}, ("PYLON_NODE", "'a b'", "1 to 63")),
     ],
 )
 def test_a_bad_value_names_setting_value_and_remedy(
@@ -222,7 +226,7 @@ def foreign(name: str, value: str, **more: str) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("name", [
-    "DATABASE_URL", "PYLON_SESSION_DB", "PYLON_RATE_LIMIT_MAX", "PYLON_RATE_LIMIT_WINDOW",
+    "PYLON_SESSION_DB", "PYLON_RATE_LIMIT_MAX", "PYLON_RATE_LIMIT_WINDOW",
     "PYLON_WS_MAX_FRAME", "PYLON_JWT_SECRET",
 ])
 def test_a_variable_whose_intent_would_not_hold_is_refused(name: str) -> None:
@@ -240,8 +244,64 @@ def test_where_the_intent_holds_or_the_feature_is_missing_it_is_a_warning_at_mos
     assert foreign("RUST_LOG", "info") == (0, 1)
     dev = {"PYLON_DEV_MODE": "1"}
     assert foreign("PYLON_RATE_LIMIT_MAX", "100000", **dev) == (0, 1)
+    assert foreign("DATABASE_URL", "file:./prisma.db") == (1, 0)
     assert foreign("DATABASE_URL", "file:./prisma.db", **dev) == (0, 1)
-    assert foreign("DATABASE_URL", "POSTGRESQL://u:p@h/d", **dev) == (1, 0)
+    assert foreign("DATABASE_URL", "POSTGRESQL://u:p@h/d") == (0, 0)
+
+
+def test_a_postgres_url_chooses_the_store_and_any_other_does_not() -> None:
+    url = " postgres://ada:pw@db:5432,db2/app?sslmode=require"
+    assert config.load({"DATABASE_URL": url}).config.database_url == url.strip()
+    assert config.load({"DATABASE_URL": "mysql://u:p@h/d"}).config.database_url is None
+    assert config.load({"DATABASE_URL": "postgres://ada@/app?host=/run/pg"}).config.database_url
+
+
+@pytest.mark.parametrize("url", [
+    "postgres://ada:p@ss@db/app", "postgres://ada:p/ss@db/app", "postgres://ada:p#ss@db/app",
+    "postgres://ada:pass word@db/app", "postgres://ada:pass@db:70000/app", "postgres://ada:p/pass",
+    "postgres://ada@db:pass/app",
+])
+def test_a_url_that_libpq_would_misread_is_refused_without_its_password(url: str) -> None:
+    for name in ("DATABASE_URL", "PYLON_DATABASE_DIRECT_URL"):
+        with pytest.raises(SettingsRefused) as refused:
+            config.load({name: url})
+        assert refused.value.message.startswith(f"{name} is (hidden): ")
+        assert "ss" not in refused.value.message.replace("percent", "").replace("password", "")
+
+
+@pytest.mark.parametrize(("url", "shown"), [
+    ("postgres://ada:pw@db:5432/app?sslmode=require", "postgres://ada@db:5432/app"),
+    ("postgresql://db/app?user=ada&password=pw", "postgresql://db/app"),
+    ("postgresql://ada@/app?password=pw&host=%2Frun%2Fpg", "postgresql://ada@/app (host /run/pg)"),
+    ("postgresql://a:pw@h1:1,h2:2/app", "postgresql://a@h1:1,h2:2/app"),
+    ("postgres://ada:p@pw@db/app", "postgres://ada@db/app"),
+    ("postgres://ada:p?x=pw@db/app", "postgres://ada@db/app"),
+])
+def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert shown_url(url) == shown
+
+
+def test_settings_of_a_database_and_of_nodes_need_one() -> None:
+    good = {**GOOD, "DATABASE_URL": "postgres://db/app"}
+    assert not list(unsafe_settings(config.load({**good, "PYLON_ROLES": "ws"}).config))
+    for env in (
+        {"PYLON_ROLES": "ws,sse"}, {"PYLON_DATABASE_DIRECT_URL": "postgres://db/app"},
+        {"PYLON_CLUSTER_URL": "tcp://10.0.0.1:4330"},
+    ):
+        (line,) = unsafe_settings(config.load({**GOOD, **env}).config)
+        assert line.startswith(next(iter(env)))
+    (line,) = unsafe_settings(config.load({**good, "PYLON_IN_MEMORY": "1"}).config)
+    assert line.startswith("PYLON_IN_MEMORY")
+
+
+def test_roles_are_a_list_in_the_order_of_the_table() -> None:
+    loaded = config.load({"PYLON_ROLES": " ws, http"}).config
+    assert loaded.roles == ("http", "ws")
+    assert [loaded.workers_of(name) for name in ROLE_NAMES] == [2, 1, 0, 0]
+    assert config.load({"PYLON_ROLES": ""}).config.roles == ROLE_NAMES
+    for text in ("jobs", ",", "http;ws"):
+        with pytest.raises(SettingsRefused, match="PYLON_ROLES"):
+            config.load({"PYLON_ROLES": text})
 
 
 @pytest.mark.parametrize(("text", "value"), [

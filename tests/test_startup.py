@@ -70,7 +70,7 @@ def test_a_good_folder_has_no_problem_and_stays_as_it_is(folder: Path) -> None:
     ({"PYLON_RUNTIME_DIR": "garbage.db/x"}, "garbage.db is not a folder"),
     ({"PYLON_RUNTIME_DIR": "loop"}, "symbolic links"), ({"PYLON_RUNTIME_DIR": "/tmp"}, "its own"),
     ({"PYLON_RUNTIME_DIR": "garbage.db"}, "not a folder"),
-    ({"PYLON_PORT": "65535"}, "would be 65536"), ({"DATABASE_URL": "postgres://h/d"}, "DATABASE"),
+    ({"PYLON_PORT": "65535"}, "would be 65536"), ({"DATABASE_URL": "mysql://h/d"}, "DATABASE"),
     ({"PYLON_CSRF_ORIGINS": "*"}, "PYLON_CSRF_ORIGINS"), ({"PYLON_DEV_MODE": "1"}, "ADMIN_TOKEN"),
 ])
 def test_each_problem_is_one_line_that_names_it(
@@ -84,10 +84,10 @@ def test_each_problem_is_one_line_that_names_it(
 
 
 def test_the_checks_of_a_start_and_of_check_config_agree(folder: Path) -> None:
-    loaded = load({"PYLON_CSRF_ORIGINS": "null", "DATABASE_URL": "postgres://u:p@h/d"})
+    loaded = load({"PYLON_CSRF_ORIGINS": "null", "DATABASE_URL": "mysql://u:p@h/d"})
     with pytest.raises(StartRefused) as refused:
         load_checked(loaded)
-    found = problems(PYLON_CSRF_ORIGINS="null", DATABASE_URL="postgres://u:p@h/d")
+    found = problems(PYLON_CSRF_ORIGINS="null", DATABASE_URL="mysql://u:p@h/d")
     assert refused.value.message == found[0]
 
 

@@ -9,6 +9,7 @@ import click
 from pylon.cli.output import json_flag, note, result
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.config import SETTINGS, Loaded, Setting
+from pylon.database_url import is_postgres_url
 
 _MASK = "********"
 
@@ -33,7 +34,11 @@ def config(show_origin: bool, dev: bool) -> None:
 
 def mask_secret(setting: Setting, raw: str | None) -> str | None:
     """Return the text of a value for printing; secrets are masked."""
-    return _MASK if setting.secret and raw else raw
+    if not setting.secret or not raw:
+        return raw
+    if setting.shown is None or not is_postgres_url(raw):
+        return _MASK
+    return setting.shown(raw)
 
 
 def _entry(setting: Setting, loaded: Loaded) -> dict[str, Any]:

@@ -18,18 +18,19 @@ from pylon.config import Loaded
 @click.option("--port", type=int, help="Sets PYLON_PORT.")
 @click.option("--manifest", help="Sets PYLON_MANIFEST.")
 @click.option("--db", help="Sets PYLON_DB_PATH.")
+@click.option("--roles", help="Sets PYLON_ROLES, e.g. http,ws.")
 @click.option("--detach", is_flag=True, help="Return when the server is ready; it runs on.")
 @dev_flag
 @json_flag
 @click.pass_context
 def start(
     ctx: click.Context, port: int | None, manifest: str | None, db: str | None,
-    detach: bool, dev: bool,
+    roles: str | None, detach: bool, dev: bool,
 ) -> None:
     """Serve until stopped. Refuses settings that are unsafe or cannot work: exit code 78."""
     flags = {
         "PYLON_PORT": None if port is None else str(port),
-        "PYLON_MANIFEST": manifest, "PYLON_DB_PATH": db,
+        "PYLON_MANIFEST": manifest, "PYLON_DB_PATH": db, "PYLON_ROLES": roles,
     }
 
     def read() -> Loaded:

@@ -6,7 +6,9 @@ by the supervisor, the workers, `pylonctl` and the bench.
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from pylon.config import Config
 from pylon.storage.backend import Backend
@@ -14,6 +16,15 @@ from pylon.storage.backend import Backend
 
 def open_store(config: Config) -> Backend:
     """Return the backend that the settings name. Opens nothing yet."""
+    url = config.database_url
+    if url is not None:
+        postgres: Any = import_module("pylon.storage.postgres.backend")
+        backend: Backend = postgres.PostgresBackend(
+            url, direct_url=config.database_direct_url or url, data_path=Path(config.db_path),
+            connections=config.database_connections, wait_s=config.database_wait_s,
+            row_max_bytes=config.row_max_bytes, application=config.node or "",
+        )
+        return backend
     from pylon.storage.sqlite.backend import SqliteBackend
 
     return SqliteBackend(
