@@ -73,10 +73,15 @@ check: $(VENV)/installed-test
 
 test-tools:
 	@command -v apt-get >/dev/null || { \
-	  echo "make: test-tools knows apt only; install nginx, systemd (systemd-analyze) and wrk yourself" >&2; \
+	  echo "make: test-tools knows apt only; install nginx, systemd (systemd-analyze), wrk and" \
+	       "PostgreSQL yourself" >&2; \
 	  exit 1; }
 	apt-get update -qq
+	@# The tests start PostgreSQL themselves; the package is not to make and start a server of its own.
+	@test -e /etc/postgresql-common/createcluster.conf || { mkdir -p /etc/postgresql-common; \
+	  echo "create_main_cluster = false" > /etc/postgresql-common/createcluster.conf; }
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	  -o Dpkg::Options::=--force-confold postgresql \
 	  nginx-light systemd wrk chromium debootstrap systemd-container prometheus caddy python3-venv
 	@$(PYTHON) -m tests.support.autobahn || echo "make: so tests/test_autobahn.py is skipped" >&2
 	@$(PYTHON) -m tests.support.debian || echo "make: so tests/test_deploy_booted.py is skipped" >&2

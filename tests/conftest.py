@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
-from tests.support import process_guard
+from tests.support import process_guard, stores
 from tests.support.cli import Ctl, make_ctl
 from tests.support.examples import DEFAULT_EXAMPLES, count_examples
 from tests.support.manifests import notes_app
@@ -33,6 +33,7 @@ settings.load_profile("pylon")
 process_guard.install()
 
 IN_CI = os.environ.get("PYLON_CI") == "1"
+CHOICE = pytest.StashKey[stores.StoreChoice]()
 
 
 def need_program(name: str, package: str) -> str:
@@ -46,9 +47,42 @@ def need_program(name: str, package: str) -> str:
     return found
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--store", choices=stores.CHOICES, default=None,
+        help="the stores that tests with the mark `stores` run on; both where PostgreSQL is there",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    try:
+        config.stash[CHOICE] = stores.choose_stores(config.getoption("--store"))
+    except LookupError as ex:
+        raise pytest.UsageError(str(ex)) from ex
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.section("stores")
+    for line in terminalreporter.config.stash[CHOICE].lines:
+        terminalreporter.line(line)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests with the mark `stores` once on each store of the run."""
+    test = metafunc.definition
+    on_both = test.get_closest_marker("stores") and not test.get_closest_marker("sqlite")
+    names = metafunc.config.stash[CHOICE].stores_of(metafunc.module.__name__, on_both=bool(on_both))
+    if on_both:
+        metafunc.parametrize("tested_store", names, indirect=True, scope="module")
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by mark
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     process_guard.mark_items(items)
+    others = [item for item in items if not config.stash[CHOICE].runs(item)]
+    if others:  # of the store that `--store` leaves out
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in set(others)]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -86,13 +120,13 @@ def ctl(processes: None, tmp_path: Path) -> Ctl:
 def postgres_server() -> Iterator[PostgresServer]:
     """A PostgreSQL server of this run, of the version PYLON_TEST_POSTGRES or the oldest here."""
     found = find_programs()
-    wanted = os.environ.get("PYLON_TEST_POSTGRES")
-    if not found or (wanted and int(wanted) not in found):
-        reason = f"PostgreSQL {wanted or ''} is not installed (make test-tools)"
+    version = stores.wanted_version(found)
+    if version is None:
+        reason = "PostgreSQL is not installed (make test-tools)"
         if IN_CI:
             pytest.fail(f"in CI nothing installable is skipped: {reason}")
         pytest.skip(reason)
-    server = PostgresServer(found[int(wanted) if wanted else min(found)])
+    server = PostgresServer(found[version])
     yield server
     server.close()
 
@@ -106,6 +140,27 @@ def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
     made = make_schema(url)
     yield made
     drop_schema(url, made)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tested_store(request: pytest.FixtureRequest) -> Iterator[stores.TestStore]:
+    """The store of the test: SQLite, or for tests with the mark `stores` each store of the run."""
+    made = stores.TestStore(getattr(request, "param", stores.SQLITE))
+    if made.name == stores.POSTGRES:
+        made.url = os.environ.get("PYLON_TEST_DATABASE_URL")
+        if made.url is None:
+            made.server = request.getfixturevalue("postgres_server")
+            made.url = made.server.url
+    with stores.use(made):
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _drop_databases(tested_store: stores.TestStore) -> Iterator[None]:
+    """Remove the databases of a test at its end; those of its module stay."""
+    before = len(tested_store.made)
+    yield
+    tested_store.drop_since(before)
 
 
 @pytest.fixture

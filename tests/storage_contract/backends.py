@@ -1,9 +1,8 @@
-"""The backends under test, and a stage: one open store with short operations on it."""
+"""The backend under test, and a stage: one open store with short operations on it."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,15 +15,17 @@ from pylon.query.predicate import TRUE, Predicate
 from pylon.query.rows import Query
 from pylon.storage.backend import Backend
 from pylon.storage.events import ChangeEvent
-from pylon.storage.factory import open_store_at
 from pylon.storage.ops import WriteOp, WriteReply, WriteRequest
 from pylon.storage.records import BatchResult
+from tests.support import stores
 from tests.support.storage import MANIFEST
 
-BACKENDS: Final[dict[str, Callable[[Path], Backend]]] = {
-    "sqlite": lambda folder: open_store_at(folder / "app.db"),
-}
 _MANY: Final = 10_000
+
+
+def open_backend(folder: Path) -> Backend:
+    """Return an empty store of the backend that the running test is for."""
+    return stores.backend_at(folder / "app.db")
 
 
 class StoreStage:

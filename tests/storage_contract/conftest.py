@@ -1,4 +1,4 @@
-"""Fixtures of the contract suite: each test runs once for each backend."""
+"""Fixtures of the contract suite: an empty store, on the backend of the test."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from pylon.storage.backend import Backend
-from tests.storage_contract.backends import BACKENDS, StoreStage
+from tests.storage_contract.backends import StoreStage, open_backend
 
 
-@pytest.fixture(params=sorted(BACKENDS))
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    """An empty store of each backend."""
-    return BACKENDS[request.param](tmp_path)
+@pytest.fixture
+def backend(tmp_path: Path) -> Backend:
+    """An empty store."""
+    return open_backend(tmp_path)
 
 
 @pytest.fixture

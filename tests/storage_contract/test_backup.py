@@ -10,6 +10,8 @@ from pylon.errors import BackupInvalid, BackupRefused
 from tests.storage_contract.backends import StoreStage
 from tests.support.storage import row_id, task, update
 
+pytestmark = pytest.mark.stores
+
 
 def test_bundle_is_restored_with_everything_up_to_its_commit(
     stage: StoreStage, tmp_path: Path

@@ -15,6 +15,8 @@ from pylon.values.defaults import instant_text
 from tests.storage_contract.backends import StoreStage
 from tests.support.storage import row_id
 
+pytestmark = pytest.mark.stores
+
 PAGE = Entity("Page", (
     Field("text", FieldType.STRING, False, False),
     Field("changedAt", FieldType.DATETIME, True, False, on_update=Default("now")),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import loro
 import orjson
+import pytest
 
 from pylon.auth_context import ADMIN
 from pylon.storage.ops import OpenDocument, PushDocument
 from tests.storage_contract.backends import StoreStage
 from tests.support.storage import BOB, delete, insert, row_id, task, update
+
+pytestmark = pytest.mark.stores
 
 NOTE = row_id(1)
 

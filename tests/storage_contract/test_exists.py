@@ -25,8 +25,10 @@ from pylon.query.predicate import and_, equal, guarded
 from pylon.storage.ops import DeleteRow, InsertRow, OpKey, RowOp, Transact, UpdateRow
 from pylon.storage.related import StoredRelated
 from pylon.values import EntityCodec
-from tests.storage_contract.backends import BACKENDS, StoreStage
+from tests.storage_contract.backends import StoreStage, open_backend
 from tests.support.examples import count_examples
+
+pytestmark = pytest.mark.stores
 
 
 def _field(name: str, kind: FieldType = FieldType.STRING) -> Field:
@@ -98,10 +100,10 @@ def related(stage: StoreStage) -> StoredRelated:
     return StoredRelated(lambda read: read(stage.reader))
 
 
-@pytest.fixture(scope="module", params=sorted(BACKENDS))
-def open_stage(request: pytest.FixtureRequest) -> Any:
+@pytest.fixture(scope="module")
+def open_stage() -> Any:
     """Return a function that opens an empty store in a folder."""
-    return lambda folder, rule: StoreStage(BACKENDS[request.param](Path(folder)), app_of(rule))
+    return lambda folder, rule: StoreStage(open_backend(Path(folder)), app_of(rule))
 
 
 # Rooms r1 (team a), r2 (team b), r3 (no team). Ann: owner in r1, muted guest in r2.

@@ -25,6 +25,8 @@ from tests.storage_contract.backends import StoreStage
 from tests.support.examples import count_examples
 from tests.support.storage import row_id
 
+pytestmark = pytest.mark.stores
+
 PLACE = Entity(
     "Place",
     (

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import orjson
+import pytest
 
 from pylon.storage.records import LogRetention
 from tests.storage_contract.backends import StoreStage
 from tests.support.storage import delete, row_id, task, update
+
+pytestmark = pytest.mark.stores
 
 
 def test_seqs_grow_in_commit_order_and_batches_link(stage: StoreStage) -> None:

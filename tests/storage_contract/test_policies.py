@@ -18,8 +18,10 @@ from pylon.manifest.model import Entity, Field, FieldType, Manifest, Policy
 from pylon.policy.rules import compile_rules
 from pylon.storage.ops import DeleteRow, InsertRow, UpdateRow
 from pylon.values import EntityCodec
-from tests.storage_contract.backends import BACKENDS, StoreStage
+from tests.storage_contract.backends import StoreStage, open_backend
 from tests.test_policy_equivalence import AUTH, FLOATS, INTS, MOMENTS, RULE, TEXTS
+
+pytestmark = pytest.mark.stores
 
 THING = Entity("Thing", (
     Field("s", FieldType.STRING, True, False),
@@ -55,10 +57,10 @@ def app_of(rule: str) -> Manifest:
     return Manifest("things", "1", (THING,), policies=(policy,))
 
 
-@pytest.fixture(scope="module", params=sorted(BACKENDS))
-def open_stage(request: pytest.FixtureRequest) -> Any:
+@pytest.fixture(scope="module")
+def open_stage() -> Any:
     """Return a function that opens an empty store in a folder."""
-    return lambda folder, rule: StoreStage(BACKENDS[request.param](Path(folder)), app_of(rule))
+    return lambda folder, rule: StoreStage(open_backend(Path(folder)), app_of(rule))
 
 
 @pytest.mark.parametrize(("rule", "auth", "passing"), [

@@ -28,9 +28,11 @@ from pylon.query.rows import Query
 from pylon.storage.interface import Reader
 from pylon.storage.ops import DeleteRow, InsertRow
 from pylon.values import EntityCodec
-from tests.storage_contract.backends import BACKENDS, StoreStage
+from tests.storage_contract.backends import StoreStage, open_backend
 from tests.support.examples import count_examples
 from tests.support.storage import row_id
+
+pytestmark = pytest.mark.stores
 
 ENTRY = Entity(
     "Entry",
@@ -83,9 +85,9 @@ FILTERS: list[Predicate] = [
 ]
 
 
-@pytest.fixture(scope="module", params=sorted(BACKENDS))
-def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StoreStage:
-    backend = BACKENDS[request.param](tmp_path_factory.mktemp("positions"))
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> StoreStage:
+    backend = open_backend(tmp_path_factory.mktemp("positions"))
     return StoreStage(backend, MANIFEST)
 
 

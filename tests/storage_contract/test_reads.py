@@ -17,6 +17,8 @@ from pylon.storage.interface import Reader, Store, read_settled
 from tests.storage_contract.backends import StoreStage
 from tests.support.storage import insert, row_id, task, update
 
+pytestmark = pytest.mark.stores
+
 TITLES = ["b", "B", "a", "ä", "", "a"]
 
 

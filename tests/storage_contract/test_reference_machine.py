@@ -22,9 +22,11 @@ from pylon.auth_context import ADMIN
 from pylon.manifest.model import Entity, Field, FieldType, Manifest, OnDelete
 from pylon.storage.ops import DeleteRow, InsertRow, RowOp, Transact, UpdateRow
 from pylon.values import EntityCodec
-from tests.storage_contract.backends import BACKENDS, StoreStage
+from tests.storage_contract.backends import StoreStage, open_backend
 from tests.support.examples import count_examples
 from tests.support.storage import row_id
+
+pytestmark = pytest.mark.stores
 
 Tables = dict[str, dict[str, dict[str, Any]]]
 
@@ -120,12 +122,10 @@ def carry_out(
 class ReferenceMachine(RuleBasedStateMachine):
     """See the module."""
 
-    backend = ""
-
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        backend = BACKENDS[self.backend](Path(self.folder.name))
+        backend = open_backend(Path(self.folder.name))
         self.stage = StoreStage(backend, Manifest("m", "1", tuple(ENTITIES.values())))
         self.tables: Tables = {name: {} for name in ENTITIES}
         self.logged: Tables = {name: {} for name in ENTITIES}
@@ -182,13 +182,8 @@ class ReferenceMachine(RuleBasedStateMachine):
         assert self.logged == self.tables
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
-def test_references_hold_after_any_writes(backend: str) -> None:
-    class Machine(ReferenceMachine):
-        pass
-
-    Machine.backend = backend
+def test_references_hold_after_any_writes() -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        Machine, settings=settings(max_examples=count_examples(80), stateful_step_count=30,
+        ReferenceMachine, settings=settings(max_examples=count_examples(80), stateful_step_count=30,
                                    deadline=None)
     )

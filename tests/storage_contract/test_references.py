@@ -40,6 +40,8 @@ from pylon.values import EntityCodec
 from tests.storage_contract.backends import StoreStage
 from tests.support.storage import row_id
 
+pytestmark = pytest.mark.stores
+
 
 def ref(name: str, target: str, on_delete: OnDelete | None = None, optional: bool = True) -> Field:
     return Field(name, FieldType.ID, optional, False, target=target, on_delete=on_delete)

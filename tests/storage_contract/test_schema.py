@@ -17,6 +17,8 @@ from pylon.values import EntityCodec
 from tests.storage_contract.backends import StoreStage
 from tests.support.storage import MANIFEST, NOTE, TASK, USER, row_id, task
 
+pytestmark = pytest.mark.stores
+
 
 def app_with(*entities: Entity) -> Manifest:
     return replace(MANIFEST, entities=entities, policies=())

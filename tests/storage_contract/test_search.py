@@ -17,6 +17,8 @@ from pylon.values import EntityCodec
 from tests.storage_contract.backends import StoreStage
 from tests.support.search import pages_manifest
 
+pytestmark = pytest.mark.stores
+
 MANIFEST = pages_manifest()
 PAGE = MANIFEST.by_name["Page"]
 CODEC = EntityCodec(PAGE)

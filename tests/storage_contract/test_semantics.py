@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.storage_contract.backends import BACKENDS, StoreStage
+from tests.storage_contract.backends import StoreStage, open_backend
 from tests.support.query_cases import (
     Case,
     id_found,
@@ -16,15 +16,15 @@ from tests.support.query_cases import (
     manifest_of,
 )
 
+pytestmark = pytest.mark.stores
+
 CASES = load_cases()
 
 
-@pytest.fixture(scope="module", params=sorted(BACKENDS))
-def stage(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[StoreStage]:
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreStage]:
     """One store with the rows of all cases."""
-    backend = BACKENDS[request.param](tmp_path_factory.mktemp("semantics"))
+    backend = open_backend(tmp_path_factory.mktemp("semantics"))
     made = StoreStage(backend, manifest_of(CASES))
     assert not any(made.codes(*(op for case in CASES for op in inserts_of(case))))
     yield made

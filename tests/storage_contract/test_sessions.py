@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pylon.storage.ops import DropSession, DropShard, MoveShard, PutSession, PutShard
 from tests.storage_contract.backends import StoreStage
+
+pytestmark = pytest.mark.stores
 
 DAY_S = 86_400
 

@@ -23,6 +23,8 @@ from pylon.storage.records import LogRetention
 from tests.storage_contract.backends import StoreStage
 from tests.support.storage import ADA, BOB, delete, insert, row_id, task, update
 
+pytestmark = pytest.mark.stores
+
 
 def test_batch_is_one_commit_with_one_event_for_each_row(stage: StoreStage) -> None:
     result = stage.commit(

