@@ -15,6 +15,7 @@ loads every family, so that `from_wire` and the catalogue know every code.
 
 from pylon.errors.availability import (
     Draining,
+    OutcomeUnknown,
     QueryTimeout,
     RateLimited,
     StoreUnavailable,
@@ -76,6 +77,7 @@ from pylon.errors.request import (
     SearchNotConfigured,
     SnapshotCursorInvalid,
     UnknownParameter,
+    ValueTooLongToIndex,
 )
 from pylon.errors.rooms import (
     MissingChannel,
@@ -159,6 +161,7 @@ __all__ = [
     "NotSupported",
     "NullNotAllowed",
     "OptimisticIdConflict",
+    "OutcomeUnknown",
     "PayloadTooLarge",
     "PolicyDenied",
     "PreconditionFailed",
@@ -191,6 +194,7 @@ __all__ = [
     "Unavailable",
     "UniqueViolation",
     "UnknownParameter",
+    "ValueTooLongToIndex",
     "WriteQueueFull",
     "WriterUnavailable",
 ]

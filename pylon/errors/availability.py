@@ -41,6 +41,18 @@ class WriterUnavailable(PylonError):
     retryable = True
 
 
+class OutcomeUnknown(PylonError):
+    """The connection to the database was lost while it committed, and the server could not find out
+    in time whether the write happened.
+
+    Remedy: send it again with the same Idempotency-Key or op_id: the server carries it out once.
+    Without a key, read first to see whether it happened.
+    """
+
+    code = "OUTCOME_UNKNOWN"
+    status = 503
+
+
 class StoreUnavailable(PylonError):
     """The database refused the whole batch (full disk, I/O error) or cannot be read. Nothing was
     written.

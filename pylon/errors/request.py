@@ -102,6 +102,17 @@ class NullNotAllowed(PylonError):
     status = 400
 
 
+class ValueTooLongToIndex(PylonError):
+    """A text of a field that is unique or in an index is longer than PostgreSQL can index. The
+    error names the field.
+
+    Remedy: send a shorter text, or take the field out of the index.
+    """
+
+    code = "VALUE_TOO_LONG_TO_INDEX"
+    status = 400
+
+
 class MissingField(PylonError):
     """A new row, or a request, lacks a field that it must have. The error names it.
 

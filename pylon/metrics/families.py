@@ -271,6 +271,10 @@ WRITES_REFUSED: Final = Counter(
     "pylon_writes_refused_total", "Writes that the store refused, by reason: nothing of them was "
     "acknowledged.", ("reason",), registry=SUPERVISOR,
 )
+BATCHES_OVERTAKEN: Final = Counter(
+    "pylon_batches_overtaken_total", "Batches that were executed again, since another node had "
+    "changed the same rows.", registry=SUPERVISOR,
+)
 WRITES_DEFERRED: Final = Gauge(
     "pylon_writes_deferred", "Calls about large rows that wait for a later transaction.",
     registry=SUPERVISOR,
@@ -462,7 +466,8 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "LIVE_WINDOWS", "LIVE_WINDOW_READS", "LIVE_WINDOWS_WAITING",
     "DOCUMENT_SUBSCRIPTIONS", "DOCUMENT_MERGE_CHECKS", "RATE_LIMITED", "RATE_SKIPPED",
     "RATE_EVICTED", "HINTS_DROPPED", "EVENT_LOOP_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ",
-    "CHANGELOG_OLDEST_SEQ", "WRITE_QUEUE_DEPTH", "WRITES_REFUSED", "WRITES_DEFERRED", "COMMIT",
+    "CHANGELOG_OLDEST_SEQ", "WRITE_QUEUE_DEPTH", "WRITES_REFUSED", "BATCHES_OVERTAKEN",
+    "WRITES_DEFERRED", "COMMIT",
     "BATCH_SIZE", "DOCUMENTS_DECODED", "DOCUMENTS_DECODED_BYTES", "DOCUMENT_MERGE", "CASCADED_ROWS",
     "WAL_BYTES",
     "WAL_HELD", "DB_WRITABLE", "CHANGELOG_BYTES", "CHECKPOINT", "WORKER_RESTARTS", "WORKERS_READY",

@@ -10,6 +10,9 @@ is stored as a whole, and replaces all earlier updates. A view records its reade
 Subscribers reload the document, without the content that was hidden from them
 (`pylon.crdt.redaction`).
 
+Where several writers share a database, a cached document is used only if the store has no newer
+update of it, and each document stored as a whole has a number of its own.
+
 Invariants: a refused request changes neither the store nor the cached document, which is dropped.
 The stored bytes of a push are those that our own document exports, never the client's. A row's
 event gets its seq before its document's update gets its number. Called by `engine` and `rows`, in
@@ -75,25 +78,35 @@ class Rows(Protocol):
 class DocumentWrites:
     """All documents of a database, for its writer."""
 
-    __slots__ = ("_cache", "_clock", "_may_have", "_related", "_rows", "_transaction")
+    __slots__ = ("_cache", "_clock", "_is_shared", "_may_have", "_related", "_rows",
+                 "_transaction")
 
     def __init__(
         self, transaction: RowTransaction, entities: Mapping[str, EntityWrites], rows: Rows,
         clock: Clock,
     ) -> None:
-        """Read which rows have documents, and mark the entities that have any."""
+        """Read which rows have documents, and mark the entities that have any. With several writers
+        any row may get one at any time."""
         self._transaction = transaction
         self._rows = rows
         self._related = TransactionRelated(transaction)
         self._clock = clock
         self._cache = DocumentCache()
         self._may_have = RowSet()
-        for key in transaction.document_keys():
+        self._is_shared = transaction.shares_documents
+        if self._is_shared:
+            for entity in entities.values():
+                entity.has_documents = entity.entity.crdt
+        else:
+            self._note_documents(entities)
+        self._check_rules(entities.values())
+
+    def _note_documents(self, entities: Mapping[str, EntityWrites]) -> None:
+        for key in self._transaction.document_keys():
             entity = entities.get(key[0])
             if entity is not None and entity.entity.crdt:
                 entity.has_documents = True
                 self._may_have.add(key)
-        self._check_rules(entities.values())
 
     # --- Requests --------------------------------------------------------------------------
 
@@ -207,9 +220,10 @@ class DocumentWrites:
         if change.whole:
             self._transaction.put_snapshot(key, data, journal.now_s)
             cached.snapshot_bytes, cached.pending, cached.pending_bytes = len(data), 0, 0
-            self._may_have.add(key)
-            entity.has_documents = True
-            if cached.unreadable or cached.view is not None:
+            if not self._is_shared:
+                self._may_have.add(key)
+                entity.has_documents = True
+            if self._is_shared or cached.unreadable or cached.view is not None:
                 # Keep no earlier update: it may contain content that was hidden at its time.
                 cached.number = self._transaction.append_update(key, _REREAD, seq, b"")
                 self._transaction.drop_updates_before(key, cached.number)
@@ -239,7 +253,10 @@ class DocumentWrites:
     def drop(self, entity: str, row_id: str) -> None:
         """Drop the document of a deleted row."""
         key = (entity, row_id)
-        if key in self._may_have:
+        if (
+            self._transaction.document_number(key) is not None if self._is_shared
+            else key in self._may_have
+        ):
             self._cache.drop(key)
             self._transaction.drop_document(key)
 
@@ -263,7 +280,7 @@ class DocumentWrites:
         changed = [e for e in entities if store.get_fact(key_of(e.name)) != e.rules.read_text]
         if not changed:
             return
-        store.begin()
+        store.begin_step()
         try:
             for entity in changed:
                 if store.get_fact(key_of(entity.name)) is not None:
@@ -308,9 +325,16 @@ class DocumentWrites:
     ) -> CachedDocument | None:
         """Return the row's document, with the row's values; None if it has none."""
         cached = self._cache.find(key)
+        if self._is_shared:
+            number = self._transaction.document_number(key)
+            if cached is not None and cached.number != number:
+                self._cache.drop(key)  # another writer has changed it
+                cached = None
+            if number is None:
+                return None
         if cached is not None:
             return cached
-        if key not in self._may_have:
+        if not self._is_shared and key not in self._may_have:
             return None
         stored = self._transaction.find_document(key)
         if stored is None:

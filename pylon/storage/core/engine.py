@@ -5,6 +5,10 @@ The journal collects the events and op_ids of the batch, and writes them just be
 no request needs a savepoint, except `Transact`, which makes all its changes or none. `run_step`
 executes a step of maintenance in a transaction of its own.
 
+Where several writers share a database, the seqs of a batch are provisional until its commit; the
+replies and events get the final ones after it. A batch that another writer has overtaken is
+executed again, with the others locked out.
+
 Invariants: `head` moves only after a commit. At most one committed event has a given seq. After an
 unexpected exception the engine undoes the batch and executes it again without the request that
 failed. If the store fails, nothing is written. The engine acknowledges nothing while
@@ -19,9 +23,15 @@ from typing import Any, Final, TypeVar
 
 import orjson
 
-from pylon import limits
+from pylon import limits, metrics
 from pylon.clock import NS_PER_S, Clock
-from pylon.errors import InternalError, LimitExceeded, PylonError, StoreUnavailable
+from pylon.errors import (
+    InternalError,
+    LimitExceeded,
+    OutcomeUnknown,
+    PylonError,
+    StoreUnavailable,
+)
 from pylon.errors.wire import WireError
 from pylon.log import get_logger
 from pylon.manifest import references
@@ -34,8 +44,15 @@ from pylon.storage.core.large_rows import DeferredError
 from pylon.storage.core.retention import Retention
 from pylon.storage.core.rows import RowWrites
 from pylon.storage.core.sessions import prune_sessions, put_session
-from pylon.storage.core.transaction import ForeignWriterError, RowTransaction
-from pylon.storage.events import ChangeBatch
+from pylon.storage.core.transaction import (
+    PROVISIONAL_SEQ,
+    ForeignWriterError,
+    OutcomeUnknownError,
+    OutdatedError,
+    RequestsFailed,
+    RowTransaction,
+)
+from pylon.storage.events import ChangeBatch, ChangeEvent
 from pylon.storage.ops import (
     DeleteRow,
     DropSession,
@@ -114,13 +131,27 @@ class BatchEngine:
         """See `pylon.storage.interface.WriteEngine`."""
         started_s = self._clock.monotonic_s()
         broken: dict[int, WriteReply] = {}
+        overtaken = 0
         if self._problem is not None:
             self._problem = self._transaction.find_problem()
             if self._problem is not None:
                 return self._refuse_batch(requests, self._problem, started_s)
         while True:
             try:
-                result = self._apply_once(requests, broken, started_s, large_bytes)
+                result = self._apply_once(
+                    requests, broken, started_s, large_bytes, locked=overtaken > 0
+                )
+            except OutdatedError as error:
+                overtaken += 1
+                metrics.BATCHES_OVERTAKEN.inc()
+                if overtaken > limits.BATCH_TRIES:
+                    return self._refuse(requests, error, started_s)
+                continue
+            except RequestsFailed as failed:
+                for position, failure in failed.errors.items():
+                    refusal = WireError.from_error(failure)
+                    broken[position] = WriteReply(requests[position].id, error=refusal)
+                continue
             except ForeignWriterError as error:
                 # The log has events of another program. Continue above them.
                 self.head = self._transaction.head_seq()
@@ -147,7 +178,7 @@ class BatchEngine:
         transaction = self._transaction
         self._refuse_misplaced()
         try:
-            transaction.begin()
+            transaction.begin_step()
             try:
                 result = step()
                 transaction.commit()
@@ -194,7 +225,7 @@ class BatchEngine:
 
     def _apply_once(
         self, requests: Sequence[WriteRequest], broken: dict[int, WriteReply], started_s: float,
-        large_bytes: int | None,
+        large_bytes: int | None, locked: bool,
     ) -> BatchResult | None:
         """Execute all requests except the `broken` ones.
 
@@ -203,14 +234,14 @@ class BatchEngine:
         Raises: every exception of the transaction's `errors`; the transaction was rolled back.
         """
         transaction = self._transaction
-        journal = Journal(self.head, self._clock.wall_ns() // NS_PER_S, self._asked)
         replies: list[WriteReply] = []
         deferred: list[WriteRequest] = []
         is_deferring = False  # until the end of the call whose request was deferred
         handlers = self._handlers
         self._large.begin(large_bytes)
-        transaction.begin()
+        head = transaction.begin(requests, self.head, locked)
         try:
+            journal = Journal(head, self._clock.wall_ns() // NS_PER_S, self._asked)
             for position, request in enumerate(requests):
                 if broken and position in broken:
                     replies.append(broken[position])
@@ -220,6 +251,7 @@ class BatchEngine:
                     is_deferring = request.has_more
                     continue
                 op = request.op
+                transaction.position = position
                 try:
                     replies.append(handlers[type(op)](request.id, op, journal))
                 except PylonError as error:
@@ -239,13 +271,19 @@ class BatchEngine:
             if self._is_run_ended and journal.seq > self.head:
                 transaction.resume_run()
             journal.write(transaction)
-            transaction.commit()
+            shift = transaction.commit()
         finally:
             if transaction.roll_back():
                 self._retention.undo()
                 self._documents.undo()
-        previous, self.head = self.head, journal.seq
         events = journal.events
+        if shift is None:
+            previous, self.head = self.head, journal.seq
+        else:
+            previous, self.head = shift.head, journal.seq + shift.by
+            if shift.by:
+                replies = [_shift_reply(reply, shift.by) for reply in replies]
+                events = [_shift_event(event, shift.by) for event in events]
         if events:
             self._is_run_ended = False
         self._retention.commit(len(events), len(journal.ops))
@@ -260,7 +298,13 @@ class BatchEngine:
         self, requests: Sequence[WriteRequest], cause: Exception, started_s: float
     ) -> BatchResult:
         refusal, text = self._transaction.refusal_of(cause)
-        error = WireError.from_error(_unavailable(text))
+        if isinstance(cause, OutcomeUnknownError):
+            error = WireError.from_error(OutcomeUnknown(
+                f"the database was lost during the commit: {text}",
+                hint="repeat it with the same Idempotency-Key or op_id; without one, read first",
+            ))
+        else:
+            error = WireError.from_error(_unavailable(text))
         replies = [WriteReply(r.id, error=error) for r in requests]
         return BatchResult(
             replies, None, self._clock.monotonic_s() - started_s, refusal=refusal
@@ -345,6 +389,27 @@ class BatchEngine:
 
     def _drop_shard(self, request_id: int, op: DropShard, _: Journal) -> WriteReply:
         return WriteReply(request_id, count=self._transaction.drop_shard(op.shard_id))
+
+
+def _shift_reply(reply: WriteReply, by: int) -> WriteReply:
+    """Return a reply with its final seq; one replayed from an earlier batch has it already."""
+    seq, results = reply.seq, reply.results
+    if results is not None:
+        results = [_shift_reply(result, by) for result in results]
+    elif seq < PROVISIONAL_SEQ:
+        return reply
+    if seq >= PROVISIONAL_SEQ:
+        seq += by
+    return WriteReply(
+        reply.id, seq, reply.row_id, reply.replayed, reply.count, reply.error, results
+    )
+
+
+def _shift_event(event: ChangeEvent, by: int) -> ChangeEvent:
+    return ChangeEvent(
+        event.seq + by, event.entity, event.row_id, event.kind, event.data, event.prev_data,
+        event.timestamp_s,
+    )
 
 
 def _unavailable(text: str) -> StoreUnavailable:

@@ -34,7 +34,7 @@ from pylon.storage.core.journal import Journal
 from pylon.storage.core.large_rows import LargeRowBudget
 from pylon.storage.core.references import Cascade, ReferenceChecks, StoredRow
 from pylon.storage.core.related import TransactionRelated
-from pylon.storage.core.transaction import ConstraintFailed, RowTransaction
+from pylon.storage.core.transaction import PROVISIONAL_SEQ, ConstraintFailed, RowTransaction
 from pylon.storage.ops import (
     DeleteRow,
     InsertRow,
@@ -311,7 +311,7 @@ class RowWrites:
             and op.if_match is not None and not _has_version(version, op.if_match)
         ):
             raise PreconditionFailed(
-                f"{op.entity}/{op.row_id} has been changed: its version is {version}, "
+                f"{op.entity}/{op.row_id} has been changed: {_name_version(version)}, "
                 f"and If-Match asks for {_list_versions(op.if_match)}",
                 hint="Get the row again, and send its new ETag",
             )
@@ -351,6 +351,12 @@ class RowWrites:
 
 def _has_version(version: int | None, wanted: int | tuple[int, ...]) -> bool:
     return version == wanted if isinstance(wanted, int) else version in wanted
+
+
+def _name_version(version: int | None) -> str:
+    if version is not None and version >= PROVISIONAL_SEQ:
+        return "it gets a new version at this moment"
+    return f"its version is {version}"
 
 
 def _list_versions(wanted: int | tuple[int, ...]) -> str:

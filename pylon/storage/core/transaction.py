@@ -3,29 +3,39 @@
 A transaction object belongs to one writer, which uses it for every batch: `begin`, operations,
 `commit`; or `roll_back` at any time. `table(...)` returns the rows of one entity.
 
-A primitive reports three kinds of failure. `ConstraintFailed`: the statement broke a constraint and
-changed nothing; the transaction goes on. One of `store_failures`: the database failed; the caller
-rolls back. `ForeignWriterError`: another program has written into the change log. Any other
-exception is a defect.
+A database may have one writer or several. With several, `begin` does not lock the others out: it
+gives *provisional* seqs, from `PROVISIONAL_SEQ` on, and `commit` returns what they became. A
+transaction that another writer has overtaken raises `OutdatedError`; the engine executes it again,
+*locked*. A statement that the database refuses after its primitive has returned raises
+`RequestsFailed`; the engine executes the transaction again without these requests.
+
+A primitive reports failures of these kinds. `ConstraintFailed`, or a PylonError about a value: the
+statement changed nothing; the transaction goes on. One of `store_failures`: the database failed, or
+one of the two exceptions above; the caller rolls back. `ForeignWriterError`: another program has
+written into the change log. Any other exception is a defect.
 
 Invariants: a primitive that raises has changed nothing. A primitive sees the changes of those
 before it. `roll_back` undoes everything since `begin`. Called by one thread at a time. Implemented
-by `pylon.storage.sqlite.transaction`.
+by `pylon.storage.sqlite.transaction` and `pylon.storage.postgres.transaction`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
+from pylon.errors import PylonError
 from pylon.manifest.model import Entity
 from pylon.policy.rules import EntityRules
 from pylon.query.predicate import Predicate
 from pylon.storage.events import ChangeEvent
+from pylon.storage.ops import WriteRequest
 from pylon.storage.records import BatchRefusal, DocumentView, SessionRow, StoredDocument
 
 DocumentKey = tuple[str, str]  # entity, row id
 OpName = tuple[str, str]  # identity, op_id
+
+PROVISIONAL_SEQ: Final = 1 << 62  # above every seq that a change will ever have
 
 
 # An executed operation: seq, row id (of several rows their ids as JSON), digest of the request.
@@ -57,6 +67,33 @@ class ConstraintFailed(Exception):
 
 class ForeignWriterError(Exception):
     """The change log has events that this writer did not append."""
+
+
+class OutdatedError(Exception):
+    """Another writer has changed rows that this transaction has read. Nothing was written."""
+
+
+class RequestsFailed(Exception):
+    """The database refused changes of these requests after their primitives had returned. Nothing
+    was written.
+
+    `errors`: by the `position` of the request.
+    """
+
+    def __init__(self, errors: Mapping[int, PylonError]) -> None:
+        super().__init__(errors)
+        self.errors = errors
+
+
+class OutcomeUnknownError(Exception):
+    """The connection was lost during a commit, and nobody can tell whether it happened."""
+
+
+class Shift(NamedTuple):
+    """What a commit made of provisional seqs."""
+
+    head: int  # before the commit
+    by: int  # to be added to each provisional seq
 
 
 class RowTable(Protocol):
@@ -115,6 +152,14 @@ class RowTable(Protocol):
 
 class DocumentRows(Protocol):
     """The stored documents of rows. The updates of all documents share one sequence of numbers."""
+
+    @property
+    def shares_documents(self) -> bool:
+        """Whether other writers change documents, too."""
+
+    def document_number(self, key: DocumentKey) -> int | None:
+        """Return the number of the newest update of a row's document (0: it has none); None if
+        there is no document. Only with `shares_documents`."""
 
     def document_keys(self) -> Iterable[DocumentKey]:
         """Yield the rows that have a document."""
@@ -222,7 +267,10 @@ class LogRows(Protocol):
 
 class RowTransaction(DocumentRows, SessionRows, ShardRows, LogRows, Protocol):
     """See the module. `store_failures`: exceptions by which the database reports that it fails.
-    `errors`: all exceptions of its driver, these included."""
+    `errors`: all exceptions of its driver, these included. `position`: the engine sets it to the
+    position of the request that it executes."""
+
+    position: int
 
     @property
     def store_failures(self) -> tuple[type[Exception], ...]: ...
@@ -236,11 +284,25 @@ class RowTransaction(DocumentRows, SessionRows, ShardRows, LogRows, Protocol):
     def has_row(self, entity: str, where: Predicate) -> bool:
         """Return whether `where` holds for a row of an entity that `table` was called for."""
 
-    def begin(self) -> None:
-        """Open a transaction. No other writer can open one meanwhile."""
+    def begin(self, requests: Sequence[WriteRequest], head: int, locked: bool) -> int:
+        """Open a transaction. Return the seq before its first one.
 
-    def commit(self) -> None:
-        """Make everything since `begin` durable as configured, and visible to readers."""
+        Args:
+            requests: those that it will execute, so that it may read ahead.
+            head: the newest seq that this writer knows.
+            locked: no other writer may commit meanwhile. With one writer it is always so.
+        """
+
+    def begin_step(self) -> None:
+        """Open a transaction for a step of maintenance, which changes no row."""
+
+    def commit(self) -> Shift | None:
+        """Make everything since `begin` durable as configured, and visible to readers. Return what
+        became of provisional seqs; None: the seqs are final.
+
+        Raises:
+            OutdatedError, RequestsFailed, OutcomeUnknownError: see the module.
+        """
 
     def roll_back(self) -> bool:
         """Undo everything since `begin`. Return False if no transaction is open."""

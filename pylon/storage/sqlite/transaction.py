@@ -28,6 +28,7 @@ from pylon.storage.core.transaction import (
     OpName,
 )
 from pylon.storage.events import ChangeEvent
+from pylon.storage.ops import WriteRequest
 from pylon.storage.records import BatchRefusal, DocumentView, SessionRow, StoredDocument
 from pylon.storage.sqlite import documents, epochs, log, meta, op_ids, sessions, shards
 from pylon.storage.sqlite.compiler import CompiledCache, PredicateCompiler
@@ -65,6 +66,8 @@ class SqliteTransaction:
         self._compilers: dict[str, PredicateCompiler] = {}
         self._unconverted: dict[str, Entity] = {}  # with datetimes in other notations
         self._file = FileWatch(conn.filename, clock)
+        self.position = 0  # never read: a primitive fails at once, or not at all
+        self.shares_documents = False
         self.store_failures: tuple[type[Exception], ...] = STORE_FAILURES
         self.errors: tuple[type[Exception], ...] = _DRIVER_ERRORS
 
@@ -93,7 +96,12 @@ class SqliteTransaction:
             return quote(entity)
         return converting_source(self._unconverted[entity])
 
-    def begin(self) -> None:
+    def begin(self, requests: Sequence[WriteRequest], head: int, locked: bool) -> int:
+        """See `RowTransaction`. Seqs are never provisional: BEGIN IMMEDIATE excludes others."""
+        self._execute("BEGIN IMMEDIATE")
+        return head
+
+    def begin_step(self) -> None:
         """See `RowTransaction`."""
         self._execute("BEGIN IMMEDIATE")
 
@@ -190,6 +198,10 @@ class SqliteTransaction:
         return op_ids.drop(self._conn, limit, older_than_s, old_seq)
 
     # --- Documents -----------------------------------------------------------------------------
+
+    def document_number(self, key: DocumentKey) -> int | None:
+        """See `DocumentRows`. The one writer knows its documents without it."""
+        raise NotImplementedError
 
     def document_keys(self) -> Iterable[DocumentKey]:
         """See `DocumentRows`."""
