@@ -1,0 +1,149 @@
+"""PostgreSQL backend: implements `pylon.storage.backend.Backend` for one database, which any number
+of nodes share.
+
+The database exists already; `provision` makes nothing, and a start brings its tables to the
+manifest. Modules are imported when a process needs them: workers have no engine, and a writer no
+pipe. Made by `pylon.storage.factory`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+
+from pylon import limits
+from pylon.clock import Clock, SystemClock
+from pylon.manifest.model import Manifest
+from pylon.policy.rules import RuleSet
+from pylon.storage.backend import BareReads, Capabilities
+from pylon.storage.backups import BackupManager
+from pylon.storage.interface import Reader, Store, WriteEngine
+from pylon.storage.postgres.connect import open_reader, open_session
+from pylon.storage.schemas import SchemaManager
+
+_CAPABILITIES: Final = Capabilities(own_writes_only=False, search=True)
+_PACKAGE: Final = "pylon.storage.postgres"
+_MS: Final = 1_000
+
+
+class PostgresBackend:
+    """See the module."""
+
+    name = "postgresql"
+    capabilities = _CAPABILITIES
+
+    def __init__(
+        self, url: str, *, direct_url: str | None = None, data_path: Path = Path(".pylon/app.db"),
+        connections: int = 3, wait_s: float = 60.0, row_max_bytes: int = limits.BODY_BYTES,
+        application: str = "", is_dev: bool = False,
+    ) -> None:
+        """
+        Args:
+            url: of the readers; may lead to a pooler (DATABASE_URL).
+            direct_url: of the writer and the upkeep; None: `url` (PYLON_DATABASE_DIRECT_URL).
+            data_path: files beside the data are named after it.
+            connections: of a worker, for long reads.
+            wait_s: how long a start waits for the server.
+            row_max_bytes: of a row's JSON (PYLON_ROW_MAX_BYTES).
+            application: the node, in the names of its connections.
+            is_dev: a server without fsync will do.
+        """
+        self.url = url
+        self.direct_url = direct_url or url
+        self.data_path = data_path
+        self.application = application
+        self._connections = connections
+        self._wait_s = wait_s
+        self._row_max_bytes = row_max_bytes
+        self._is_dev = is_dev
+
+    @cached_property
+    def engine_version(self) -> str:
+        """The version of the server; without a connection that of the client library."""
+        try:
+            session = open_session(self.direct_url, "plain", self.application, SystemClock())
+        except psycopg.Error:
+            return f"libpq {psycopg.pq.version()}"
+        try:
+            value = session.execute("SHOW server_version").get_value(0, 0) or b""
+        finally:
+            session.close()
+        return value.decode()
+
+    @cached_property
+    def schema(self) -> SchemaManager:
+        """See `Backend`."""
+        manager: SchemaManager = _load("schema.manager").PostgresSchema(self.direct_url)
+        return manager
+
+    @cached_property
+    def backups(self) -> BackupManager:
+        """See `Backend`."""
+        manager: BackupManager = _load("backup.manager").PostgresBackups(
+            self.direct_url, self.data_path
+        )
+        return manager
+
+    def exists(self) -> bool:
+        """See `Backend`. A database without Pylon's tables does not count."""
+        try:
+            session = open_session(self.direct_url, "plain", self.application, SystemClock())
+        except psycopg.Error:
+            return False
+        try:
+            found = session.execute("SELECT to_regclass('_pylon_meta') IS NOT NULL")
+            return found.get_value(0, 0) == b"t"
+        finally:
+            session.close()
+
+    @contextmanager
+    def provision(self) -> Iterator[PostgresBackend]:
+        """See `Backend`. The place of the data is the database, which is there."""
+        yield self
+
+    def worker_settings(self) -> Mapping[str, str]:
+        """See `Backend`. A worker has the environment of its supervisor, the URL among it."""
+        return {"PYLON_DB_PATH": str(self.data_path)}
+
+    def open_writer(self, manifest: Manifest, rules: RuleSet, clock: Clock) -> WriteEngine:
+        """See `Backend`."""
+        engine: WriteEngine = _load("engine").PostgresEngine.open(
+            self.direct_url, manifest, rules, clock, node=self.application, wait_s=self._wait_s,
+            row_max_bytes=self._row_max_bytes, is_dev=self._is_dev,
+        )
+        return engine
+
+    def open_reader(self, manifest: Manifest) -> Reader:
+        """See `Backend`."""
+        clock = SystemClock()
+        session = open_reader(
+            self.url, self.application, clock, round(limits.READ_TIMEOUT_S * _MS)
+        )
+        reader: Reader = _load("reader").PostgresReader(session, manifest, clock)
+        return reader
+
+    def open_readers(self, manifest: Manifest, clock: Clock) -> Store:
+        """See `Backend`."""
+        store: Store = _load("store").PostgresStore(
+            self.url, manifest, clock, connections=self._connections, node=self.application
+        )
+        return store
+
+    def open_bare_reads(self) -> BareReads:
+        """See `Backend`."""
+        reads: BareReads = _load("bare_reads").PostgresBareReads(self.url)
+        return reads
+
+    def sync(self) -> None:
+        """See `Backend`. The server keeps what it has acknowledged."""
+
+
+def _load(module: str) -> Any:
+    """Import a module of this package that only some processes need."""
+    return import_module(f"{_PACKAGE}.{module}")
