@@ -1,18 +1,5 @@
-"""Identifiers as SQL text.
+"""Identifiers as SQL text. Called by every module of this package that writes SQL."""
 
-Entity, field and index names come from the manifest and never from a request; `quote` quotes them
-all the same. Called by every module of this package that writes SQL.
-"""
+from pylon.storage.core.names import quote
 
-from __future__ import annotations
-
-
-def quote(identifier: str) -> str:
-    """`identifier` as a quoted SQL name.
-
-    Raises:
-        ValueError: it contains a NUL character, which no SQL text can carry.
-    """
-    if "\0" in identifier:
-        raise ValueError(f"an identifier may not contain NUL: {identifier!r}")
-    return '"' + identifier.replace('"', '""') + '"'
+__all__ = ["quote"]

@@ -1,0 +1,1 @@
+"""PostgreSQL schema: inspects a database, plans its migration to the manifest, and applies it."""
