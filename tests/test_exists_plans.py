@@ -24,8 +24,9 @@ from pylon.policy.rules import compile_rules
 from pylon.query.predicate import TRUE, Predicate, and_, equal, guarded
 from pylon.query.rows import Query, parse_filter
 from pylon.storage.ops import InsertRow, WriteRequest
+from pylon.storage.sql.compiler import CompiledCache, PredicateCompiler
 from pylon.storage.sqlite import list_sizes
-from pylon.storage.sqlite.compiler import CompiledCache, PredicateCompiler
+from pylon.storage.sqlite.dialect import SQLITE
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.storage.sqlite.reads import EntityReads, selection
@@ -109,7 +110,7 @@ def test_list_and_count_begin_with_the_rooms_of_the_caller(
     allowed = allowed_by(MINE)
     lines = list_plan(connection, allowed, order=order)
     assert lines == [PAGE, ids, MEMBERS], "only the rows of the page are read"
-    clause = PredicateCompiler(MESSAGE, CompiledCache()).compile(allowed)
+    clause = PredicateCompiler(SQLITE, MESSAGE, CompiledCache()).compile(allowed)
     text = f'SELECT count(*) FROM "Message" WHERE {clause.sql}'
     assert plan_of(connection, text, clause.params) == [IDS_OF_MESSAGES, MEMBERS]
 
@@ -182,7 +183,7 @@ def test_read_by_id_looks_one_membership_up(connection: apsw.Connection, rule: s
 def test_check_of_one_row_is_one_search(connection: apsw.Connection) -> None:
     for rule, entity, values in ((MINE, MEMBER, ("r1", "ann")), (TEAM, ROOM, ("r1", "ann"))):
         (check,) = compile_rules(manifest(rule)).for_entity("Message").checks["read"]
-        clause = PredicateCompiler(entity, CompiledCache()).compile(check.predicate(values))
+        clause = PredicateCompiler(SQLITE, entity, CompiledCache()).compile(check.predicate(values))
         text = f'SELECT EXISTS (SELECT 1 FROM "{entity.name}" WHERE {clause.sql})'
         lines = plan_of(connection, text, clause.params)
         assert lines[0].startswith(f"SEARCH {entity.name} USING")

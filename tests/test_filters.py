@@ -16,7 +16,8 @@ from pylon import limits
 from pylon.errors import InvalidColumn, InvalidQuery, InvalidValue, LimitExceeded, PylonError
 from pylon.query.parse import parse_where
 from pylon.query.rows import parse_filter
-from pylon.storage.sqlite.compiler import compile_predicate
+from pylon.storage.sql.compiler import compile_predicate
+from pylon.storage.sqlite.dialect import SQLITE
 from pylon.storage.sqlite.reader import SqliteReader
 from tests.support.storage import TASK, apply, open_engine, open_reader, row_id, task
 
@@ -217,7 +218,7 @@ def test_the_depth_is_bounded(reader: SqliteReader) -> None:
     st.lists(st.text(st.sampled_from("aA\u0430\ud7ff\ue000\U0010ffff%"), max_size=4), max_size=5),
 )
 def test_a_prefix_is_a_range(prefix: str, texts: list[str]) -> None:
-    clause = compile_predicate(TASK, parse_where(TASK, {"title": {"$startsWith": prefix}}))
+    clause = compile_predicate(SQLITE, TASK, parse_where(TASK, {"title": {"$startsWith": prefix}}))
     for text in texts:
         sql = f"SELECT {clause.sql} FROM (SELECT ? AS title)"
         assert bool(MEMORY.execute(sql, (*clause.params, text)).get) is text.startswith(prefix)
@@ -258,7 +259,7 @@ def test_any_filter_is_answered_or_refused(reader: SqliteReader, body: dict[str,
     value=st.text(alphabet="0-1 \u00e9\u00c9\u017f\u212a\u65e5\u0301\U0001f680%_aAks", max_size=8),
 )
 def test_a_substring_is_found_as_sqlite_s_like_finds_it(part: str, value: str) -> None:
-    clause = compile_predicate(TASK, parse_where(TASK, {"title": {"$like": part}}))
+    clause = compile_predicate(SQLITE, TASK, parse_where(TASK, {"title": {"$like": part}}))
     ((found, wanted),) = MEMORY.execute(
         f"SELECT {clause.sql}, title LIKE ? FROM (SELECT ? AS title)",
         (*clause.params, f"%{part}%", value),

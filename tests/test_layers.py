@@ -47,6 +47,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     # How a store is made. Nobody but the factory knows a backend.
     ("pylon.storage.core", "pylon.storage.bundle"),
+    ("pylon.storage.sql",),
     ("pylon.storage.sqlite", "pylon.storage.postgres"),
     ("pylon.storage.factory",),
     # How processes speak to each other, and to clients.

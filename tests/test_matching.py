@@ -18,7 +18,8 @@ from pylon.query.matcher import matcher_of
 from pylon.query.parse import parse_where
 from pylon.query.patterns import UNMETERED
 from pylon.query.predicate import Column, Compare
-from pylon.storage.sqlite.compiler import compile_predicate
+from pylon.storage.sql.compiler import compile_predicate
+from pylon.storage.sqlite.dialect import SQLITE
 from pylon.storage.sqlite.patterns import add_functions
 from pylon.values import INT_MAX, INT_MIN
 from tests.support.examples import count_examples
@@ -138,7 +139,7 @@ def selected(row: dict[str, Any], body: dict[str, Any]) -> bool:
         "INSERT INTO Thing VALUES (?,?,?,?,?,?,?,?)",
         tuple(stored_value(row, column) for column in ("id", *NAMES)),
     )
-    clause = compile_predicate(THING, parse_where(THING, body))
+    clause = compile_predicate(SQLITE, THING, parse_where(THING, body))
     counts = {
         STORE.execute(f"SELECT count(*) FROM Thing {how} WHERE {clause.sql}", clause.params).get
         for how in ("", "NOT INDEXED")
@@ -194,7 +195,7 @@ def test_text_in_a_column_of_numbers_sorts_behind_them() -> None:
     for sign in ("<", "<=", ">", ">=", "=", "<>"):
         for columns in (("n", "m"), ("m", "n")):
             predicate = Compare(sign, *map(Column, columns))
-            clause = compile_predicate(THING, predicate)
+            clause = compile_predicate(SQLITE, THING, predicate)
             found = STORE.execute(
                 f"SELECT count(*) FROM (SELECT 5 AS n, 'abc' AS m) WHERE {clause.sql}"
             ).get

@@ -14,7 +14,7 @@ from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest
 from pylon.query.position import Position, runs_of
 from pylon.query.predicate import TRUE, Column, CompareTuple, Literal, Predicate, compare, equal
 from pylon.query.rows import parse_filter
-from pylon.storage.sqlite.compiler import CompiledCache
+from pylon.storage.sql.compiler import CompiledCache
 from pylon.storage.sqlite.reads import EntityReads, selection
 from tests.support.storage import open_engine, row_id
 

@@ -14,7 +14,7 @@ from pylon.errors import SchemaRefused
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest
 from pylon.query.predicate import TRUE, Predicate, equal
 from pylon.query.rows import parse_filter
-from pylon.storage.sqlite.compiler import CompiledCache
+from pylon.storage.sql.compiler import CompiledCache
 from pylon.storage.sqlite.reads import EntityReads, selection
 from tests.support.storage import open_engine
 

@@ -12,7 +12,8 @@ from pylon.query import patterns
 from pylon.query.evaluate import evaluator_of
 from pylon.query.patterns import UNMETERED, LikePattern, Meter, MeterExpired, fold
 from pylon.query.predicate import Like, Predicate, contains, like
-from pylon.storage.sqlite.compiler import compile_predicate
+from pylon.storage.sql.compiler import compile_predicate
+from pylon.storage.sqlite.dialect import SQLITE
 from pylon.storage.sqlite.patterns import CONTAINS, LIKE, add_functions
 from tests.support.examples import count_examples
 
@@ -52,7 +53,7 @@ def is_like(text: str, pattern: str) -> bool:
 
 def selects(condition: Predicate, text: str) -> bool:
     """The verdict of SQLite, which is also that of Python."""
-    clause = compile_predicate(T, condition)
+    clause = compile_predicate(SQLITE, T, condition)
     STORE.execute("DELETE FROM T")
     STORE.execute("INSERT INTO T VALUES (?)", (text,))
     found = bool(STORE.execute(f"SELECT count(*) FROM T WHERE {clause.sql}", clause.params).get)
@@ -69,7 +70,7 @@ def selects(condition: Predicate, text: str) -> bool:
 def test_verdicts_are_those_of_like(text: str, pattern: str) -> None:
     condition = like("x", pattern)
     wanted = is_like(text, pattern)
-    event(f"{wanted}, {compile_predicate(T, condition).sql.split('(')[0]}")
+    event(f"{wanted}, {compile_predicate(SQLITE, T, condition).sql.split('(')[0]}")
     assert selects(condition, text) is wanted
     assert LikePattern(pattern).matches(text) is wanted
     own = Like("x", pattern, has_wildcards=True, is_hard=True)
@@ -113,7 +114,7 @@ def test_a_null_is_neither_found_nor_missed() -> None:
     ("%".join(["a" * 9] * 900), "LIKE"), ("%".join(["aB" * 17] * 2), LIKE),
 ])
 def test_the_form_of_a_pattern_decides_who_looks_for_it(pattern: str, native: str) -> None:
-    assert native in compile_predicate(T, like("x", pattern)).sql
+    assert native in compile_predicate(SQLITE, T, like("x", pattern)).sql
 
 
 HARD = {

@@ -16,8 +16,9 @@ from pylon.manifest.model import Entity, Field, FieldType, Manifest, Policy
 from pylon.policy.rules import EntityRules, compile_rules
 from pylon.query.evaluate import evaluator_of
 from pylon.query.predicate import FALSE, TRUE, Constant, equal
-from pylon.storage.sqlite.clause import SqlClause
-from pylon.storage.sqlite.compiler import compile_predicate
+from pylon.storage.sql.clause import SqlClause
+from pylon.storage.sql.compiler import compile_predicate
+from pylon.storage.sqlite.dialect import SQLITE
 from tests.support.examples import count_examples
 from tests.support.moments import MOMENTS, stored_moment
 
@@ -154,7 +155,7 @@ def rules_for(rule: str) -> EntityRules:
 
 
 def clause_of(rules: EntityRules, auth: AuthContext) -> SqlClause:
-    return compile_predicate(THING, rules.readable_by(auth))
+    return compile_predicate(SQLITE, THING, rules.readable_by(auth))
 
 
 def stored(row: dict[str, object]) -> None:
@@ -176,7 +177,7 @@ def test_sql_and_both_evaluators_pass_the_same_rows(
     rules = rules_for(rule)
     stored(row)
     readable = rules.readable_by(auth)
-    clause = compile_predicate(THING, readable)
+    clause = compile_predicate(SQLITE, THING, readable)
     passes = rules.may_read(auth, row)
     event(f"passes: {passes}, depends on the row: {type(readable) is not Constant}")
     assert evaluator_of(readable)(row) is passes, readable

@@ -17,7 +17,8 @@ from pylon.policy.routing import ByAuth, Everyone, General, Keyed, Nobody, Routi
 from pylon.policy.rules import EntityRules, RuleSet, compile_rules
 from pylon.query.evaluate import evaluator_of
 from pylon.query.predicate import FALSE, TRUE, equal
-from pylon.storage.sqlite.compiler import compile_predicate
+from pylon.storage.sql.compiler import compile_predicate
+from pylon.storage.sqlite.dialect import SQLITE
 
 NOTE = Entity(
     "Note",
@@ -126,7 +127,7 @@ def test_what_a_rule_means(rule: str, on_row: bool, on_empty: bool) -> None:
 
 def selected(found: EntityRules, auth: AuthContext) -> set[str]:
     """The ids that SQLite finds with the rule's SQL."""
-    clause = compile_predicate(NOTE, found.readable_by(auth))
+    clause = compile_predicate(SQLITE, NOTE, found.readable_by(auth))
     with apsw.Connection(":memory:") as store:
         store.execute(
             "CREATE TABLE Note (id TEXT, owner TEXT, org TEXT, due TEXT, n INTEGER, price REAL,"
@@ -348,7 +349,7 @@ def test_the_deepest_rules_compile_for_python_and_sqlite(
     with apsw.Connection(":memory:") as store:
         store.execute("CREATE TABLE Note (id, owner, org, due, n, price, open)")
         store.execute("INSERT INTO Note VALUES (1, 'a', 'b', 'c', 1, 2.0, 1)")
-        clause = compile_predicate(NOTE, found.readable_by(BOB))
+        clause = compile_predicate(SQLITE, NOTE, found.readable_by(BOB))
         verdict = store.execute(f"SELECT ({clause.sql}) FROM Note", clause.params).get
     assert bool(verdict) is found.may_read(BOB, ROW)
     assert evaluator_of(found.readable_by(BOB))(ROW) is found.may_read(BOB, ROW)

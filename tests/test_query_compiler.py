@@ -37,7 +37,8 @@ from pylon.query.predicate import (
     not_,
     or_,
 )
-from pylon.storage.sqlite.compiler import CompiledCache, PredicateCompiler, compile_predicate
+from pylon.storage.sql.compiler import CompiledCache, PredicateCompiler, compile_predicate
+from pylon.storage.sqlite.dialect import SQLITE
 from pylon.storage.sqlite.patterns import add_functions
 from tests.support.examples import count_examples
 from tests.test_matching import FILTER, ROW, stored_value
@@ -70,7 +71,8 @@ STORE.execute(
 )
 for index in THING.indexes:
     STORE.execute(f"CREATE INDEX {index.name} ON Thing({', '.join(index.fields)})")
-COMPILER = PredicateCompiler(THING, CompiledCache())  # one for all examples: shapes are used again
+# One for all examples: shapes are used again.
+COMPILER = PredicateCompiler(SQLITE, THING, CompiledCache())
 ROWS = st.lists(ROW, min_size=1, max_size=3, unique_by=lambda row: row["id"])
 
 
@@ -86,7 +88,7 @@ def store(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def selected(predicate: Predicate, is_led: bool) -> set[str]:
     clause = COMPILER.compile(predicate, is_led)
-    assert clause == compile_predicate(THING, predicate, is_led), "the shape kept other SQL"
+    assert clause == compile_predicate(SQLITE, THING, predicate, is_led), "the shape kept other SQL"
     found = {
         frozenset(row_id for (row_id,) in STORE.execute(
             f"SELECT id FROM Thing {how} WHERE {clause.sql}", clause.params
@@ -172,7 +174,7 @@ def test_shapes_have_no_values_and_are_kept_in_bounds(monkeypatch: pytest.Monkey
     monkeypatch.setattr(limits, "SHAPES_KEPT", 4)
     monkeypatch.setattr(limits, "SHAPE_PARTS", 30)
     cache = CompiledCache()
-    compiler, other = PredicateCompiler(THING, cache), PredicateCompiler(OTHER, cache)
+    compiler, other = (PredicateCompiler(SQLITE, entity, cache) for entity in (THING, OTHER))
     texts = {compiler.compile(equal("s", f"v{n}")).sql for n in range(20)}
     assert texts == {'"s" = ?'} and len(cache.by_shape) == 1
     other.compile(equal("s", "v"))
@@ -182,29 +184,29 @@ def test_shapes_have_no_values_and_are_kept_in_bounds(monkeypatch: pytest.Monkey
         assert len(cache.by_shape) <= 4
     cache.by_shape.clear()
     long = or_(*[equal("n", n) for n in range(40)])
-    assert compiler.compile(long) == compile_predicate(THING, long)
+    assert compiler.compile(long) == compile_predicate(SQLITE, THING, long)
     assert not cache.by_shape
 
 
 def test_read_policies_are_kept_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "READ_RULES_KEPT", 3)
     cache = CompiledCache()
-    compiler = PredicateCompiler(THING, cache)
+    compiler = PredicateCompiler(SQLITE, THING, cache)
     for n in range(9):
         rule = or_(equal("s", f"u{n}"), equal("b", True))
-        assert compiler.compile_rule(rule) == compile_predicate(THING, rule)
-        assert compiler.compile_rule(rule) == compile_predicate(THING, rule)
+        assert compiler.compile_rule(rule) == compile_predicate(SQLITE, THING, rule)
+        assert compiler.compile_rule(rule) == compile_predicate(SQLITE, THING, rule)
         assert len(cache.by_rule) <= 3
 
 
 def test_the_last_predicate_is_that_of_its_entity_and_short() -> None:
     cache = CompiledCache()
-    compiler, other = PredicateCompiler(THING, cache), PredicateCompiler(OTHER, cache)
+    compiler, other = (PredicateCompiler(SQLITE, entity, cache) for entity in (THING, OTHER))
     both = guarded(equal("s", "a"), and_(equal("n", 1), equal("c", True)))
     assert compiler.compile(both) is compiler.compile(both)
-    assert other.compile(both) == compile_predicate(OTHER, both) != compiler.compile(both)
-    assert compiler.compile(both, is_led=True) == compile_predicate(THING, both, is_led=True)
-    assert compiler.compile(both) == compile_predicate(THING, both)
+    assert other.compile(both) == compile_predicate(SQLITE, OTHER, both) != compiler.compile(both)
+    assert compiler.compile(both, True) == compile_predicate(SQLITE, THING, both, True)
+    assert compiler.compile(both) == compile_predicate(SQLITE, THING, both)
     for long in (InValues("s", tuple(map(str, range(9_999)))), like("s", "x" * 9_999)):
         compiler.compile(long)
         assert cache.last is both, "no list and no pattern outlives its request"
@@ -215,7 +217,7 @@ def test_a_full_text_match_leads_and_no_other_index() -> None:
     page = Entity("Page", (THING.by_name["s"], THING.by_name["n"]),
                   indexes=(Index("by_n", ("n",), False),), search=Search(("s",), ("n",), ()))
     allowed, match = equal("s", "a"), Match(("pump",), False)
-    alone = compile_predicate(page, guarded(allowed, equal("n", 1))).sql
+    alone = compile_predicate(SQLITE, page, guarded(allowed, equal("n", 1))).sql
     assert alone == '("n" = ? AND "s" = ?)'
-    led = compile_predicate(page, and_(match, guarded(allowed, equal("n", 1)))).sql
+    led = compile_predicate(SQLITE, page, and_(match, guarded(allowed, equal("n", 1)))).sql
     assert "MATCH" in led and '"n" = ? THEN 1' in led and led.count('"n"') == 1

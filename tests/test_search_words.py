@@ -11,7 +11,8 @@ from pylon import limits
 from pylon.errors import InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity, Field, FieldType, Search
 from pylon.query.words import parse_match, parse_words, runs_of, text_of
-from pylon.storage.sqlite.compiler import compile_predicate
+from pylon.storage.sql.compiler import compile_predicate
+from pylon.storage.sqlite.dialect import SQLITE
 from pylon.storage.sqlite.schema import ddl
 from pylon.storage.sqlite.schema.search import build
 from pylon.storage.sqlite.search import (
@@ -49,7 +50,7 @@ def conn() -> apsw.Connection:
 
 
 def found(conn: apsw.Connection, entity: Entity, text: str) -> str:
-    clause = compile_predicate(entity, parse_words(entity, text))
+    clause = compile_predicate(SQLITE, entity, parse_words(entity, text))
     rows = conn.execute(f"SELECT id FROM Page WHERE {clause.sql} ORDER BY id", clause.params)
     return "".join(row_id for (row_id,) in rows)
 
@@ -166,7 +167,7 @@ def test_a_wide_entity_can_be_searched() -> None:
     conn = apsw.Connection(":memory:")
     conn.execute(f"CREATE TABLE Wide (id TEXT, {', '.join(f.name for f in fields)})")
     conn.execute("INSERT INTO Wide (id, f1499) VALUES ('1', 'needle')")
-    clause = compile_predicate(wide, parse_words(wide, "nee dle"))
+    clause = compile_predicate(SQLITE, wide, parse_words(wide, "nee dle"))
     assert conn.execute(f"SELECT id FROM Wide WHERE {clause.sql}", clause.params).get == "1"
 
 

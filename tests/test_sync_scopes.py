@@ -19,7 +19,7 @@ from pylon.changelog.scope import parse_scope
 from pylon.changelog.snapshot_plan import plan_snapshot
 from pylon.manifest_loader import parse_manifest
 from pylon.policy.rules import compile_rules
-from pylon.storage.sqlite.compiler import CompiledCache
+from pylon.storage.sql.compiler import CompiledCache
 from pylon.storage.sqlite.reads import EntityReads, selection
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.examples import count_examples

@@ -32,7 +32,8 @@ from pylon.query.predicate import and_, guarded
 from pylon.query.rows import parse_filter
 from pylon.query.search import parse_search
 from pylon.storage.ops import InsertRow, WriteRequest
-from pylon.storage.sqlite.compiler import compile_predicate
+from pylon.storage.sql.compiler import compile_predicate
+from pylon.storage.sqlite.dialect import SQLITE
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.storage.sqlite.schema.ddl import create_table
@@ -242,7 +243,8 @@ def test_no_word_is_looked_for_in_a_hidden_row(watched: Watched, body: dict[str,
 def test_relevance_is_computed_for_rows_that_policy_has_passed(watched: Watched) -> None:
     named = watched.app.manifest.by_name["Found"]
     allowed = watched.app.rules.for_entity("Found").readable_by(BOB)
-    where = compile_predicate(named, guarded(allowed, parse_where(named, {"note": "n"})), True)
+    both = guarded(allowed, parse_where(named, {"note": "n"}))
+    where = compile_predicate(SQLITE, named, both, True)
     sql = f"SELECT _json FROM {relevant(named)} WHERE {where.sql} ORDER BY {RELEVANCE}, id"
     program = watched.reader._conn.execute(f"EXPLAIN {sql}", ("secret", *where.params))
     steps = [(row[1], str(row[5])) for row in program.fetchall()]
@@ -265,7 +267,7 @@ def test_an_index_serves_what_a_caller_compares(watched: Watched) -> None:
     if watched.reader._conn.execute(tables).get:
         return  # SQLite knows by now that its 40 rows are alike
     for body in served:
-        where = compile_predicate(named, parse_filter(named, body, 10, allowed).where)
+        where = compile_predicate(SQLITE, named, parse_filter(named, body, 10, allowed).where)
         plan = watched.reader._conn.execute(
             f'EXPLAIN QUERY PLAN SELECT _json FROM "Open" WHERE {where.sql}', where.params
         ).fetchall()
@@ -284,7 +286,7 @@ def test_an_index_that_begins_with_what_policy_compares_serves_a_range_behind_it
     named = manifest.by_name["Mine"]
     allowed = compile_rules(manifest).for_entity("Mine").readable_by(BOB)
     wanted = parse_where(named, {"pin": {"$gt": "1"}, "note": "n"})
-    where = compile_predicate(named, guarded(allowed, wanted))
+    where = compile_predicate(SQLITE, named, guarded(allowed, wanted))
     conn = apsw.Connection(":memory:")
     conn.execute(create_table(named))
     conn.execute('CREATE INDEX by_owner_pin ON "Mine" ("ownerId", pin)')
@@ -301,7 +303,7 @@ def test_a_range_of_an_index_is_looked_through_once(watched: Watched) -> None:
 
     def path(body: dict[str, Any]) -> str:
         query = parse_filter(named, body, 10, allowed)
-        return compile_predicate(named, query.where).sql.split("CASE WHEN")[0]
+        return compile_predicate(SQLITE, named, query.where).sql.split("CASE WHEN")[0]
 
     assert path({"pin": PIN, "note": "n"}).count('"pin"') == 1
     assert '"note"' not in path({"pin": PIN, "note": "n", "text": {"$gt": "a"}})
@@ -314,7 +316,7 @@ def test_a_range_of_an_index_is_looked_through_once(watched: Watched) -> None:
     assert path({"$or": [{"pin": PIN, "note": f"{n}"} for n in range(10)]}).count('"pin"') == 1
     for body in ({"parent": {"where": {"pin": PIN}}}, {"children": {"where": {"pin": PIN}}}):
         (node,) = parse_request(app, BOB, {"Open": {"include": body}})
-        included = compile_predicate(named, node.includes[0].node.where, True).sql
+        included = compile_predicate(SQLITE, named, node.includes[0].node.where, True).sql
         assert included.index("CASE WHEN") < included.index('"pin"'), "many rows lead to one"
 
 

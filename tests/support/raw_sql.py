@@ -7,8 +7,8 @@ from typing import Any, cast
 import msgspec
 
 from pylon.query.predicate import Predicate
-from pylon.storage.sqlite.predicate_sql import WRITES, Sql
-from pylon.storage.sqlite.shapes import WALKS
+from pylon.storage.sql.predicate_sql import Sql
+from pylon.storage.sqlite.dialect import SQLITE
 
 
 class _RawSql(msgspec.Struct, frozen=True):
@@ -28,5 +28,5 @@ def _write(_: Any, node: _RawSql) -> Sql:
     return Sql(node.sql)
 
 
-WALKS[_RawSql] = _walk
-WRITES[_RawSql] = _write
+SQLITE.walks[_RawSql] = _walk
+SQLITE.writes[_RawSql] = _write

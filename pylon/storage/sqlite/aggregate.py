@@ -14,7 +14,7 @@ from pylon.errors import LimitExceeded
 from pylon.manifest.model import Entity, FieldType
 from pylon.query.aggregate import Aggregate, Aggregation
 from pylon.query.parse import field_of
-from pylon.storage.sqlite.clause import SqlClause
+from pylon.storage.sql.clause import SqlClause
 from pylon.storage.sqlite.functions import DECIMAL_AVG, DECIMAL_SUM
 from pylon.storage.sqlite.names import quote
 from pylon.values import INT_MAX, INT_MIN

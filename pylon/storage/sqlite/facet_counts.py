@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pylon.storage.records import FacetCounts
-from pylon.storage.sqlite.clause import SqlClause
+from pylon.storage.sql.clause import SqlClause
 from pylon.storage.sqlite.names import quote
 
 

@@ -28,10 +28,10 @@ from pylon import limits
 from pylon.errors import LimitExceeded
 from pylon.query.graph import GraphInclude, GraphNode
 from pylon.query.predicate import FALSE
-from pylon.storage.sqlite.clause import SqlClause
-from pylon.storage.sqlite.compiler import ALL
+from pylon.storage.sql.clause import SqlClause
+from pylon.storage.sql.page_sql import PageColumn, order_by, select_page
+from pylon.storage.sqlite.dialect import ALL, SQLITE
 from pylon.storage.sqlite.names import quote
-from pylon.storage.sqlite.page_sql import PageColumn, order_by, select_page
 
 Fetch = Callable[[str, tuple[object, ...]], list[tuple[Any, ...]]]
 # Compiles a node's condition; the flag: whether SQLite finds its rows through other rows.
@@ -95,6 +95,7 @@ class _Graph:
             sorted_ids = self._alias()
             limit, offset = self._span(node)
             ids = select_page(
+                SQLITE,
                 node.entity, PageColumn("id", "_id"),
                 lambda where: self._compile(replace(node, where=where), False),
                 node, limit, offset,
@@ -135,7 +136,7 @@ class _Graph:
             f"SELECT json_quote({chosen}._k), CAST(group_concat({row}, ',' "
             f"ORDER BY {chosen}._n) AS BLOB), count(*) FROM (SELECT _k, _id, _n FROM ("
             f"SELECT {field} AS _k, id AS _id, row_number() OVER (PARTITION BY {field} "
-            f"ORDER BY {order_by(node.order)}) AS _n FROM {table} WHERE {field} IN "
+            f"ORDER BY {order_by(SQLITE, node.order)}) AS _n FROM {table} WHERE {field} IN "
             f"(SELECT value FROM json_each(?)) AND ({where.sql})"
             f") WHERE _n > ? AND _n <= ? LIMIT ?) AS {chosen} "
             f"CROSS JOIN {table} AS {alias} ON {alias}.id = {chosen}._id GROUP BY {chosen}._k",

@@ -20,8 +20,8 @@ from typing import Final
 from pylon import limits
 from pylon.clock import Clock
 from pylon.query.predicate import And, Exists, Guarded, Or, Predicate
-from pylon.storage.sqlite.clause import SqlClause
-from pylon.storage.sqlite.predicate_sql import listed_field
+from pylon.storage.sql.clause import SqlClause
+from pylon.storage.sql.predicate_sql import listed_field
 from pylon.storage.sqlite.reads import EntityReads
 
 _MANY: Final = 10_000

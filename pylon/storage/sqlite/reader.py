@@ -46,10 +46,10 @@ from pylon.storage.records import (
     StoredDocument,
     StoredShard,
 )
+from pylon.storage.sql.clause import SqlClause
+from pylon.storage.sql.compiler import CompiledCache
 from pylon.storage.sqlite import documents, facet_counts, log, sessions, shards
 from pylon.storage.sqlite.aggregate import aggregate_rows
-from pylon.storage.sqlite.clause import SqlClause
-from pylon.storage.sqlite.compiler import CompiledCache
 from pylon.storage.sqlite.connect import open_reader, translate
 from pylon.storage.sqlite.deadline import Deadline
 from pylon.storage.sqlite.graph import graph_json, is_one_statement

@@ -13,10 +13,11 @@ from pylon.manifest.model import Entity, Index
 from pylon.query.parse import CONVERTED
 from pylon.query.predicate import Column, Compare, Literal, Predicate, Scalar, guarded
 from pylon.query.rows import Query
-from pylon.storage.sqlite.clause import SqlClause
-from pylon.storage.sqlite.compiler import CompiledCache, PredicateCompiler
+from pylon.storage.sql.clause import SqlClause
+from pylon.storage.sql.compiler import CompiledCache, PredicateCompiler
+from pylon.storage.sql.page_sql import PageColumn, order_by, select_page, select_span
+from pylon.storage.sqlite.dialect import SQLITE
 from pylon.storage.sqlite.names import quote
-from pylon.storage.sqlite.page_sql import PageColumn, order_by, select_page, select_span
 from pylon.storage.sqlite.schema.ddl import fold_column, fold_fields
 from pylon.storage.sqlite.search import RELEVANCE, match_expression, relevant
 from pylon.values.types import row_value_of
@@ -52,13 +53,13 @@ class EntityReads:
             f.name: convert for f in entity.fields if (convert := row_value_of(f)) is not None
         }
         self.converted = {f.name: f for f in entity.fields if f.type in CONVERTED}
-        compiler = PredicateCompiler(entity, cache)
+        compiler = PredicateCompiler(SQLITE, entity, cache)
         self.compile = compiler.compile
         self.compile_rule = compiler.compile_rule
         # Of look-ups only: no filter of a client names a fold column.
         indexes = [Index(column, (column,), True) for column in self.folds.values()]
         self._compile_lookup = self.compile if not indexes else PredicateCompiler(
-            replace(entity, indexes=(*entity.indexes, *indexes)), CompiledCache()
+            SQLITE, replace(entity, indexes=(*entity.indexes, *indexes)), CompiledCache()
         ).compile
 
     def lookup_among(
@@ -79,9 +80,11 @@ def selection(reads: EntityReads, query: Query, looks_up: bool = False) -> SqlCl
     """
     if query.relevance is None and query.after_id is None:
         compile_where = partial(reads.compile, looks_up=True) if looks_up else reads.compile
-        return select_page(reads.entity, _ROW, compile_where, query, query.limit, query.offset)
+        return select_page(
+            SQLITE, reads.entity, _ROW, compile_where, query, query.limit, query.offset
+        )
     clause = reads.compile(query.where, query.relevance is not None, looks_up)
-    source, order = reads.table, order_by(query.order)
+    source, order = reads.table, order_by(SQLITE, query.order)
     where, params = clause.sql, clause.params
     if query.after_id is not None:
         where = f"({where}) AND id > ?"

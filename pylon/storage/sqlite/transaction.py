@@ -30,9 +30,10 @@ from pylon.storage.core.transaction import (
 from pylon.storage.events import ChangeEvent
 from pylon.storage.ops import WriteRequest
 from pylon.storage.records import BatchRefusal, DocumentView, SessionRow, StoredDocument
+from pylon.storage.sql.compiler import CompiledCache, PredicateCompiler
 from pylon.storage.sqlite import documents, epochs, log, meta, op_ids, sessions, shards
-from pylon.storage.sqlite.compiler import CompiledCache, PredicateCompiler
 from pylon.storage.sqlite.connect import STORE_FAILURES, refusal_reason
+from pylon.storage.sqlite.dialect import SQLITE
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.file_watch import FileWatch
 from pylon.storage.sqlite.instants import (
@@ -73,7 +74,7 @@ class SqliteTransaction:
 
     def table(self, entity: Entity, rules: EntityRules) -> SqliteTable:
         """See `RowTransaction`."""
-        self._compilers[entity.name] = PredicateCompiler(entity, self._compiled)
+        self._compilers[entity.name] = PredicateCompiler(SQLITE, entity, self._compiled)
         if not is_converted(self._conn, entity):
             add_conversion(self._conn)
             self._unconverted[entity.name] = entity

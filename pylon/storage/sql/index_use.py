@@ -1,6 +1,6 @@
 """Index use: finds the conditions of a filter that an index can serve beside a read policy.
 
-SQLite evaluates a filter only for rows that pass the read policy (`predicate_sql`). Without an
+A store evaluates a filter only for rows that pass the read policy (`predicate_sql`). Without an
 exception each query would scan the table. So an equality or a range that an index serves is written
 beside the policy. The duration of a query may show how many rows that range of the index has, and
 nothing else about a hidden row.

@@ -1,20 +1,20 @@
-"""Partial indexes: lets SQLite use an index with a `where` for queries whose filter implies it.
+"""Partial indexes: lets a store use an index with a `where` for queries whose filter implies it.
 
-SQLite uses a partial index if the query has the index's condition among its own. Queries have
-parameters in place of constants, so it does not see that. So the compiler adds the condition, with
-its constants, to the SQL of a query of which it is a part. It changes no result.
+A store uses a partial index if the query has the index's condition among its own. Queries have
+parameters in place of constants, so the store does not see that. So the compiler adds the
+condition, with its constants, to the SQL of a query of which it is a part. It changes no result.
 
 Called by `compiler` for entities that have such an index.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from pylon.manifest.model import Entity, Index
 from pylon.query.index_filters import index_filter
 from pylon.query.predicate import Guarded, Predicate, conjuncts
-from pylon.storage.sqlite.schema.ddl import where_text
 
 
 def has_partial_index(entity: Entity) -> bool:
@@ -27,7 +27,8 @@ class PartialIndexes:
 
     __slots__ = ("_conditions", "_entity", "_known")
 
-    def __init__(self, entity: Entity) -> None:
+    def __init__(self, entity: Entity, where_text: Callable[[Entity, Index], str]) -> None:
+        """Args: `where_text` writes the condition of an index, with constants."""
         self._entity = entity
         self._conditions = [
             (index, frozenset(conjuncts(index_filter(entity, index))), where_text(entity, index))

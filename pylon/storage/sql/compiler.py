@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from pylon import limits
 from pylon.manifest.model import Entity
@@ -29,13 +29,10 @@ from pylon.query.predicate import (
     cost_of,
     parts,
 )
-from pylon.storage.sqlite.clause import SqlClause
-from pylon.storage.sqlite.partial_indexes import PartialIndexes, has_partial_index
-from pylon.storage.sqlite.predicate_sql import write_predicate
-from pylon.storage.sqlite.shapes import Params, Shape, collect_shape
-
-ALL: Final = SqlClause("1")
-NOTHING: Final = SqlClause("0")
+from pylon.storage.sql.clause import SqlClause
+from pylon.storage.sql.partial_indexes import PartialIndexes, has_partial_index
+from pylon.storage.sql.predicate_sql import Dialect, write_predicate
+from pylon.storage.sql.shapes import Params, Shape
 
 
 class _Kept(NamedTuple):
@@ -60,20 +57,25 @@ class CompiledCache:
         self.by_rule: dict[tuple[str, Predicate], SqlClause] = {}
         self.last: Predicate = TRUE
         self.last_entity = ""
-        self.last_clause = ALL
+        self.last_clause = SqlClause("")
 
 
 class PredicateCompiler:
     """Compiles the predicates on rows of one entity."""
 
-    __slots__ = ("_cache", "_entity", "_name", "_partial")
+    __slots__ = ("_cache", "_dialect", "_entity", "_fit", "_name", "_partial", "_walks")
 
-    def __init__(self, entity: Entity, cache: CompiledCache) -> None:
-        """Args: `cache` belongs to compilers whose entities have different names."""
+    def __init__(self, dialect: Dialect, entity: Entity, cache: CompiledCache) -> None:
+        """Args: `cache` belongs to compilers of one dialect whose entities have different names."""
+        self._dialect = dialect
+        self._fit = dialect.fit
+        self._walks = dialect.walks
         self._entity = entity
         self._name = entity.name
         self._cache = cache
-        self._partial = PartialIndexes(entity) if has_partial_index(entity) else None
+        self._partial = None
+        if has_partial_index(entity):
+            self._partial = PartialIndexes(entity, dialect.where_text)
 
     def compile(
         self, predicate: Predicate, is_led: bool = False, looks_up: bool = False
@@ -86,23 +88,28 @@ class PredicateCompiler:
             looks_up: see `predicate_sql.write_predicate`.
         """
         if type(predicate) is Constant:
-            return ALL if predicate.holds else NOTHING
+            return self._dialect.true if predicate.holds else self._dialect.false
         cache = self._cache
         # PERF: many requests compile one tree twice (a page and its count, the pages of a
         # snapshot): 0.05 us in place of 0.8 us.
         if predicate is cache.last and not is_led and cache.last_entity == self._name:
             return cache.last_clause
+        given = predicate
+        if self._fit is not None:
+            predicate = self._fit(self._entity, predicate)
+            if type(predicate) is Constant:
+                return self._dialect.true if predicate.holds else self._dialect.false
         shape: Shape = [self._name, is_led, looks_up]
         params: Params = []
         entity, implied = self._entity, ""
         if self._partial is not None and not is_led:
             entity, implied = self._partial.find_implied(predicate)
             shape.append(implied)
-        collect_shape(predicate, shape, params)
+        self._walks[type(predicate)](predicate, shape, params)
         key = tuple(shape)
         kept = cache.by_shape.get(key)
         if kept is None:
-            kept = _write(entity, predicate, is_led, looks_up, len(params))
+            kept = _write(self._dialect, entity, predicate, is_led, looks_up, len(params))
             if implied:
                 kept = kept._replace(sql=f"({kept.sql}) AND {implied}")
             if len(key) <= limits.SHAPE_PARTS:
@@ -114,7 +121,7 @@ class PredicateCompiler:
             sql, tuple(params) if arrange is None else arrange(params), cost, has_list
         )
         if is_short and not is_led:
-            cache.last, cache.last_clause, cache.last_entity = predicate, clause, self._name
+            cache.last, cache.last_clause, cache.last_entity = given, clause, self._name
         return clause
 
     def compile_rule(self, rule: Predicate) -> SqlClause:
@@ -135,20 +142,22 @@ class PredicateCompiler:
         return clause
 
 
-def compile_predicate(entity: Entity, predicate: Predicate, is_led: bool = False) -> SqlClause:
+def compile_predicate(
+    dialect: Dialect, entity: Entity, predicate: Predicate, is_led: bool = False
+) -> SqlClause:
     """Return the SQL of one predicate, without a cache."""
-    return PredicateCompiler(entity, CompiledCache()).compile(predicate, is_led)
+    return PredicateCompiler(dialect, entity, CompiledCache()).compile(predicate, is_led)
 
 
 def _write(
-    entity: Entity, predicate: Predicate, is_led: bool, looks_up: bool, count: int
+    dialect: Dialect, entity: Entity, predicate: Predicate, is_led: bool, looks_up: bool, count: int
 ) -> _Kept:
     """Return the SQL of the predicate's shape.
 
     Args:
         count: number of parameters that a walk collects.
     """
-    sql, has_list = write_predicate(entity, predicate, is_led, looks_up)
+    sql, has_list = write_predicate(dialect, entity, predicate, is_led, looks_up)
     cost = cost_of(predicate)
     # The SQL of an `Exists` differs with `looks_up`.
     is_short = cost is Cost.PLAIN and not _has_list(predicate) and not asks_rows(predicate)

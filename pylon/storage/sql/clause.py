@@ -12,9 +12,9 @@ from pylon.query.predicate import Cost
 
 
 class SqlClause(msgspec.Struct, frozen=True, gc=False):
-    """A condition for WHERE: SQLite selects a row when it is true, not when it is 0 or NULL."""
+    """A condition for WHERE: a row is selected when it is true, not when it is false or NULL."""
 
     sql: str
     params: tuple[object, ...] = ()
     cost: Cost = Cost.PLAIN  # the largest piece of work that it causes for one row
-    has_list: bool = False  # SQLite may find the rows by a list: of values, or of asked rows
+    has_list: bool = False  # the store may find the rows by a list: of values, or of asked rows

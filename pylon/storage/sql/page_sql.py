@@ -2,15 +2,15 @@
 
 Without a position a page is one SELECT with ORDER BY, LIMIT and OFFSET. With a position it is a
 SELECT for each run (`pylon.query.position.runs_of`), joined by UNION ALL: an index finds each run,
-and SQLite reads the next run only if the ones before it did not fill the page. A page before a
+and the store reads the next run only if the ones before it did not fill the page. A page before a
 position has its nearest rows first, so an outer SELECT sorts the rows of the page.
 
-If SQLite may find the rows by a list (`SqlClause.has_list`), it has to sort them all: an inner
+If the store may find the rows by a list (`SqlClause.has_list`), it has to sort them all: an inner
 SELECT then sorts their ids, and only the rows of the page are read. PERF: the newest 50 of
 3,000 messages in three rooms took 9.2 ms, and take 0.4 ms; an index has their rooms and times.
 
-Invariant: the rows come in the order of the page. SQLite answers the parts of a UNION ALL from
-left to right. Called by `reads` and `graph`.
+Invariant: the rows come in the order of the page. A store answers the parts of a UNION ALL from
+left to right, one after the other. Called by `reads` and `graph`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from typing import Final, NamedTuple, Protocol
 from pylon.manifest.model import Entity
 from pylon.query.position import Order, Position, narrowed, runs_of, total_order
 from pylon.query.predicate import Predicate
-from pylon.storage.sqlite.clause import SqlClause
-from pylon.storage.sqlite.names import quote
+from pylon.storage.core.names import quote
+from pylon.storage.sql.clause import SqlClause
+from pylon.storage.sql.predicate_sql import Dialect
 
 _ORDERS_KEPT: Final = 256
 
@@ -52,17 +53,22 @@ class Page(Protocol):
 
 
 @lru_cache(_ORDERS_KEPT)  # PERF: 0.1 us in place of 0.9
-def order_by(order: Order, alias: str = "") -> str:
+def order_by(dialect: Dialect, order: Order) -> str:
     """Return the terms of ORDER BY; the id decides ties."""
-    prefix = f"{alias}." if alias else ""
     return ", ".join(
-        [f"{prefix}{quote(f)}{' DESC' if desc else ''}" for f, desc in total_order(order)]
+        [_term(dialect, quote(field), field, desc) for field, desc in total_order(order)]
     )
 
 
+def _term(dialect: Dialect, column: str, field: str, is_descending: bool) -> str:
+    if field == "id":  # never null; the index of the primary key has no word either
+        return f"{column} DESC" if is_descending else column
+    return column + (dialect.descending if is_descending else dialect.ascending)
+
+
 def select_page(
-    entity: Entity, selected: PageColumn, compile_where: Callable[[Predicate], SqlClause],
-    page: Page, limit: int, offset: int,
+    dialect: Dialect, entity: Entity, selected: PageColumn,
+    compile_where: Callable[[Predicate], SqlClause], page: Page, limit: int, offset: int,
 ) -> SqlClause:
     """Return the SELECT of a page's rows.
 
@@ -79,7 +85,8 @@ def select_page(
         if offset:  # 0 would be counted for each row
             params, span = (*params, offset), "LIMIT ? OFFSET ?"
         sorts_ids = clause.has_list and selected.sql != "id"
-        text = select_span(table, column, clause.sql, order_by(page.order), span, sorts_ids)
+        order = order_by(dialect, page.order)
+        text = select_span(table, column, clause.sql, order, span, sorts_ids)
         return SqlClause(text, params, clause.cost, clause.has_list)
     names = [f"_k{n}" for n in range(len(position.order))] if position.is_before else []
     keys = "".join([
@@ -92,19 +99,19 @@ def select_page(
         clause = compile_where(narrowed(page.where, page.allowed, run.condition))
         sorts_ids = clause.has_list and selected.sql != "id"
         texts.append(select_span(
-            table, column + keys, clause.sql, order_by(run.order), "LIMIT ?", sorts_ids
+            table, column + keys, clause.sql, order_by(dialect, run.order), "LIMIT ?", sorts_ids
         ))
         values += (*clause.params, limit)
-    text = texts[0]
+    text, alias = texts[0], dialect.alias
     if len(texts) > 1:
-        text = " UNION ALL ".join([f"SELECT * FROM ({part})" for part in texts]) + " LIMIT ?"
+        text = " UNION ALL ".join([f"SELECT * FROM ({part}){alias}" for part in texts]) + " LIMIT ?"
         values.append(limit)
     if position.is_before:
         terms = ", ".join([
-            f"{name}{' DESC' if desc else ''}"
-            for name, (_, desc) in zip(names, position.order, strict=True)
+            _term(dialect, name, field, desc)
+            for name, (field, desc) in zip(names, position.order, strict=True)
         ])
-        text = f"SELECT {selected.name} FROM ({text}) ORDER BY {terms}"
+        text = f"SELECT {selected.name} FROM ({text}){alias} ORDER BY {terms}"
     return SqlClause(text, tuple(values), clause.cost, clause.has_list)
 
 
