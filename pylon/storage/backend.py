@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pylon.clock import Clock
 from pylon.manifest.model import Manifest
@@ -36,18 +36,58 @@ class Capabilities:
     search: bool
 
 
-class ChangeSource(Protocol):
-    """Committed changes in commit order, whoever committed them.
+class ChangeReport(NamedTuple):
+    """What a `ChangeSource` has learnt in one turn."""
 
-    Each batch names the head before it (`ChangeBatch.prev_seq`): a receiver whose own head is
-    another one has a gap, and reads it from the log. Every worker receives from the bus
-    (`pylon.bus.changes`). With `Capabilities.own_writes_only` the writer publishes there what it
-    has committed; without, the backend has a source to publish from.
+    batches: list[ChangeBatch]  # in commit order
+    has_documents: bool  # documents have changed without an event of their rows
+    ended_sessions: list[str]  # ids of sessions that were ended, on whatever node
+
+
+class ChangeSource(Protocol):
+    """Committed changes in commit order, whoever committed them: for the one thread that publishes
+    them on the bus (`pylon.bus.changes`).
+
+    A store with `Capabilities.own_writes_only` has none: its writer publishes what it commits. On
+    any other store the writer hands its batches over, and the source puts those of others in
+    between. Each batch names the head before it (`ChangeBatch.prev_seq`). Where a receiver's own
+    head is another one, it has a gap, and reads it from the log. After a new epoch, or when the log
+    no longer reaches back to what was given last, the source gives a batch without events that
+    makes such a gap, so that every receiver checks its head against the log.
     """
 
-    def receive(self) -> ChangeBatch:
-        """The next batch; waits for it. After a loss of the connection the next batch may leave a
-        gap."""
+    @property
+    def head(self) -> int:
+        """The seq up to which all changes were given. From any thread."""
+
+    @property
+    def lag_seqs(self) -> int:
+        """How far `head` is behind the newest seq that the source has heard of. Any thread."""
+
+    @property
+    def behind_s(self) -> float:
+        """For how long it has been behind, or without a connection; 0: it is current. Any
+        thread."""
+
+    def begin(self) -> None:
+        """Connect, and begin behind the present head. Before the first `receive`.
+
+        Raises:
+            StoreUnavailable
+        """
+
+    def receive(self, timeout_s: float) -> ChangeReport:
+        """Wait for changes, `timeout_s` at the longest, and return what there is. It reconnects
+        by itself, and raises nothing of the store."""
+
+    def hand_over(self, batch: ChangeBatch) -> None:
+        """Take a batch that this node's writer has committed; from any thread. Never blocks."""
+
+    def wake(self) -> None:
+        """End the `receive` of another thread."""
+
+    def close(self) -> None:
+        """Close the connection. Idempotent."""
 
 
 class BareReads(Protocol):
