@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from pylon.clock import Clock
+from pylon.clock import Clock, RandomSource
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import RuleSet
 from pylon.storage.backups import BackupManager
@@ -168,6 +168,16 @@ class Backend(Protocol):
 
         Raises:
             StoreUnavailable
+        """
+
+    def changes(
+        self, clock: Clock, random: RandomSource, poll_s: float
+    ) -> ChangeSource | None:
+        """The committed changes of all nodes; None: the writer of this node has them all. One for
+        each backend object, whose writer hands its batches over.
+
+        Args:
+            poll_s: how often to look although nothing was heard (PYLON_DATABASE_POLL_S).
         """
 
     def sync(self) -> None:

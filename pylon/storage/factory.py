@@ -6,9 +6,7 @@ by the supervisor, the workers, `pylonctl` and the bench.
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from pylon.config import Config
 from pylon.storage.backend import Backend
@@ -18,13 +16,14 @@ def open_store(config: Config) -> Backend:
     """Return the backend that the settings name. Opens nothing yet."""
     url = config.database_url
     if url is not None:
-        postgres: Any = import_module("pylon.storage.postgres.backend")
-        backend: Backend = postgres.PostgresBackend(
+        from pylon.storage.postgres.backend import PostgresBackend
+
+        return PostgresBackend(
             url, direct_url=config.database_direct_url or url, data_path=Path(config.db_path),
             connections=config.database_connections, wait_s=config.database_wait_s,
             row_max_bytes=config.row_max_bytes, application=config.node or "",
+            is_dev=config.dev_mode,
         )
-        return backend
     from pylon.storage.sqlite.backend import SqliteBackend
 
     return SqliteBackend(

@@ -18,13 +18,13 @@ from typing import Any, Final
 import psycopg
 
 from pylon import limits
-from pylon.clock import Clock, SystemClock
+from pylon.clock import Clock, RandomSource, SystemClock, SystemRandom
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import RuleSet
-from pylon.storage.backend import BareReads, Capabilities
+from pylon.storage.backend import BareReads, Capabilities, ChangeSource
 from pylon.storage.backups import BackupManager
 from pylon.storage.interface import Reader, Store, WriteEngine
-from pylon.storage.postgres.connect import open_reader, open_session
+from pylon.storage.postgres.connect import RELAY_LIMITS, open_reader, open_session
 from pylon.storage.schemas import SchemaManager
 
 _CAPABILITIES: Final = Capabilities(own_writes_only=False, search=True)
@@ -58,6 +58,9 @@ class PostgresBackend:
         self.direct_url = direct_url or url
         self.data_path = data_path
         self.application = application
+        # What this node's writer calls itself in notifications, so that the node's own relay does
+        # not read back what the writer hands over.
+        self.writer_id = SystemRandom().token_hex(8)
         self._connections = connections
         self._wait_s = wait_s
         self._row_max_bytes = row_max_bytes
@@ -139,6 +142,16 @@ class PostgresBackend:
         """See `Backend`."""
         reads: BareReads = _load("bare_reads").PostgresBareReads(self.url)
         return reads
+
+    def changes(self, clock: Clock, random: RandomSource, poll_s: float) -> ChangeSource:
+        """See `Backend`."""
+        source: ChangeSource = _load("relay").PostgresChanges(
+            lambda: open_session(
+                self.direct_url, "relay", self.application, clock, RELAY_LIMITS, writes=False
+            ),
+            self.writer_id, clock, random, poll_s,
+        )
+        return source
 
     def sync(self) -> None:
         """See `Backend`. The server keeps what it has acknowledged."""

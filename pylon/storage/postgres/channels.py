@@ -22,7 +22,7 @@ _DOCUMENTS: Final = "d"
 _SESSIONS: Final = "s"
 
 
-class Notice(NamedTuple):
+class ChangesSignal(NamedTuple):
     """A payload of `CHANGES`."""
 
     head: int  # the newest seq of the commit; 0: it changed no row
@@ -54,9 +54,9 @@ def payload(head: int, writer: str, *, documents: bool = False, sessions: bool =
     return f"{head}:{writer}:{_DOCUMENTS if documents else ''}{_SESSIONS if sessions else ''}"
 
 
-def read_payload(text: bytes) -> Notice:
+def read_payload(text: bytes) -> ChangesSignal:
     """Return the content of a payload. One that a later version has sent counts as everything."""
     parts = text.decode("utf-8", "replace").split(":")
     if len(parts) != 3 or not parts[0].isdecimal():
-        return Notice(0, "", True, True)
-    return Notice(int(parts[0]), parts[1], _DOCUMENTS in parts[2], _SESSIONS in parts[2])
+        return ChangesSignal(0, "", True, True)
+    return ChangesSignal(int(parts[0]), parts[1], _DOCUMENTS in parts[2], _SESSIONS in parts[2])

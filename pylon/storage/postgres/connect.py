@@ -88,6 +88,7 @@ class Limits:
 
 WRITER_LIMITS: Final = Limits(lock_ms=1_000, statement_ms=30_000)
 PLAIN_LIMITS: Final = Limits()
+RELAY_LIMITS: Final = Limits(statement_ms=10_000)
 
 
 def open_session(

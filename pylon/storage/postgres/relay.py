@@ -11,7 +11,7 @@ appears below one that is visible already. So following the numbers misses nothi
 Invariants: LISTEN comes before the first read of a connection, so no commit falls between them. No
 event behind the beginning of a new epoch is given before the epoch: each read looks at the epochs
 after the events. Its connection never holds a transaction open. A lost connection only delays:
-reconnects come with full jitter, up to `_RETRY_MAX_S`. Bounds: `_HANDED_EVENTS` events that are
+it reconnects with full jitter. Bounds: `_HANDED_EVENTS` events that are
 handed over and not given; beyond it they are dropped here and read from the log.
 
 Made by `pylon.storage.postgres.backend`; its thread is `supervisor.relay`.
@@ -35,14 +35,13 @@ from pylon.errors import PylonError, StoreUnavailable
 from pylon.storage.backend import ChangeReport
 from pylon.storage.events import ChangeBatch, ChangeEvent, Kind
 from pylon.storage.postgres.channels import CHANGES, channel_name, read_payload
+from pylon.storage.postgres.connect import retry_pause_s
 from pylon.storage.postgres.wire import BlockingSession
 
 _PAGE_EVENTS: Final = 500
 _PAGE_BYTES: Final = 1_048_576
 _MARKS: Final = 500
 _HANDED_EVENTS: Final = 20_000
-_RETRY_FIRST_S: Final = 0.1
-_RETRY_MAX_S: Final = 5.0
 _STATEMENT_S: Final = 5.0
 _CHECK_AFTER_S: Final = 30.0  # without a read; retention keeps all events for longer
 
@@ -203,12 +202,12 @@ class PostgresChanges:
     def _hear(self, session: BlockingSession) -> bool:
         """Take the notifications that have come; return whether the log is to be read."""
         for notification in session.notifications(0.0):
-            notice = read_payload(notification.extra)
-            self._known_head = max(self._known_head, notice.head)
+            signal = read_payload(notification.extra)
+            self._known_head = max(self._known_head, signal.head)
             # The own writer hands its changes over, and sends its signals itself.
-            if notice.writer != self._writer and (
-                notice.head > self.head or notice.has_documents or notice.has_sessions
-                or not notice.head
+            if signal.writer != self._writer and (
+                signal.head > self.head or signal.has_documents or signal.has_sessions
+                or not signal.head
             ):
                 self._must_read = True
         return self._must_read
@@ -322,9 +321,9 @@ class PostgresChanges:
         if not self._failures:
             _log.warning("relay.disconnected", error=type(error).__name__,
                          hint="changes wait in the database; it tries again until it answers")
-        longest_s = min(_RETRY_MAX_S, _RETRY_FIRST_S * 2.0 ** min(self._failures, 10))
+        pause_s = retry_pause_s(self._failures, self._random.uniform)
         self._failures += 1
-        self._retry_at_s = self._clock.monotonic_s() + self._random.uniform(0.0, longest_s)
+        self._retry_at_s = self._clock.monotonic_s() + pause_s
 
 
 def _event_of(page: psycopg.pq.abc.PGresult, row: int) -> ChangeEvent:

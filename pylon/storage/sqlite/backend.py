@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import apsw
 
 from pylon import limits
-from pylon.clock import Clock
+from pylon.clock import Clock, RandomSource
 from pylon.data_dir import sync_path
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import RuleSet
@@ -111,6 +111,9 @@ class SqliteBackend:
     def open_bare_reads(self) -> SqliteBareReads:
         """See `Backend`."""
         return SqliteBareReads(self.data_path)
+
+    def changes(self, clock: Clock, random: RandomSource, poll_s: float) -> None:
+        """See `Backend`."""
 
     def sync(self) -> None:
         """See `Backend`."""
