@@ -22,7 +22,8 @@ from pylon.bus.runtime import Runtime
 from pylon.clock import Clock, RandomSource
 from pylon.rooms.service import RoomService
 
-_IDLE_S: Final = 1.0
+_EXPIRY_S: Final = 1.0  # how often the thread looks for what has expired
+_IDLE_S: Final = 60.0  # while nothing can expire
 
 
 class RoomsThread:
@@ -60,7 +61,7 @@ class RoomsThread:
         service, port = self._service, self._port
         due_s = self._clock.monotonic_s()
         while not self._stopping.is_set():
-            wait_s = _IDLE_S
+            wait_s = _IDLE_S if service.is_empty else _EXPIRY_S
             if service.has_updates:
                 wait_s = max(0.0, due_s - self._clock.monotonic_s())
             for peer, requests in port.receive(wait_s):

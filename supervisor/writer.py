@@ -51,7 +51,8 @@ from pylon.storage.records import BatchRefusal, BatchResult
 Arrivals = list[tuple[Peer, list[WriteRequest]]]  # of one turn of the writer
 
 _log = log.get_logger("writer")
-_IDLE_S: Final = 1.0
+_IDLE_S: Final = 10.0
+_TRIM_IDLE_S: Final = 1.0  # without writes; then the memory of large rows goes back
 _REST_MAX_S: Final = 0.25
 _OTHERS_FRESH_S: Final = 1.0
 _TRIM_PERIOD_S: Final = 1.0
@@ -142,7 +143,7 @@ class Writer:
         """How long to wait for new requests."""
         if self._stopping.is_set():
             return 0.0
-        wait_s = _IDLE_S
+        wait_s = _TRIM_IDLE_S if self._untrimmed_bytes else _IDLE_S
         if self._deferred:
             wait_s = self._rest_until_s - self._clock.monotonic_s()
         if self._unpublished is not None:

@@ -119,6 +119,18 @@ def test_a_request_that_does_not_come_is_cut_and_one_that_came_is_not(stage: Acc
     assert said(later) == b"since=1||0"
 
 
+def test_an_acceptor_without_a_deadline_has_no_timer(stage: AcceptorStage) -> None:
+    timer = stage.acceptor._timer
+    assert said(stage.client(HEAD)) == b"since=1||0"
+    assert not timer.active
+    stage.client(HEAD[:-1])
+    run_greenlets_until("one arrives", lambda: len(stage.acceptor.pending) == 1)
+    assert timer.active
+    stage.clock.advance(limits.SOCKET_HEADER_S)
+    run_greenlets_until("it is cut, and the timer ends", lambda: not timer.active)
+    assert not stage.acceptor.pending
+
+
 def test_silent_connections_do_not_keep_others_out(
     stage: AcceptorStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

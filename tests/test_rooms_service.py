@@ -16,6 +16,7 @@ from pylon.bus.rooms_messages import (
     GetRoom,
     JoinRoom,
     LeaveRoom,
+    Publish,
     Relay,
     RoomCommand,
     RoomReply,
@@ -66,6 +67,19 @@ class Asking:
 @pytest.fixture
 def asking() -> Asking:
     return Asking()
+
+
+def test_a_service_without_rooms_and_channels_is_empty() -> None:
+    asking = Asking()
+    asking.ask(Alive())
+    assert asking.service.is_empty, "nobody notices that the lease of a worker ends late"
+    asking.join("r", "a")
+    assert not asking.service.is_empty
+    asking.ask(LeaveRoom("r", "a"), Publish("c", "m"))
+    assert not asking.service.is_empty
+    asking.clock.advance(limits.CHANNEL_IDLE_S)
+    asking.service.expire()
+    assert asking.service.is_empty
 
 
 def test_a_thousand_joins_in_a_tick_are_one_snapshot(asking: Asking) -> None:

@@ -33,6 +33,9 @@ class Channels:
         self._published_s: dict[str, float] = {}  # monotonic; in the same order
         self._size_bytes = 0
 
+    def __len__(self) -> int:
+        return len(self._kept)
+
     def publish(self, channel: str, message: str) -> bytes:
         """Keep a message; return the body of ``POST /api/pubsub/publish``."""
         kept = self._kept.pop(channel, None) or deque()

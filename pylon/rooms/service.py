@@ -65,6 +65,11 @@ class RoomService:
         return bool(self._updates)
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is no room and no channel, so that nobody notices a late `expire`."""
+        return not (len(self._rooms) or len(self._channels))
+
+    @property
     def workers(self) -> list[bytes]:
         """Return the routing ids of the workers that may have subscribed sockets."""
         return list(self._heard_s)
