@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.support import stores
 from tests.support.ports import reserve_base_port
 from tests.support.wait import WAIT_S, wait_until
 
@@ -38,7 +39,7 @@ class PylonServer:
             "PYLON_CORS_ORIGIN": "http://localhost:3000",
             "PYLON_ADMIN_TOKEN": ADMIN_TOKEN,
             "PYLON_MANIFEST": str(self.manifest_path),
-            "PYLON_DB_PATH": str(self.db_path),
+            **stores.settings_at(self.db_path),
             "PYLON_BIND": "127.0.0.1",
             "PYLON_PORT": str(self.port),
             "PYLON_SOCKETS_PER_IP": "0",
@@ -51,7 +52,10 @@ class PylonServer:
     # --- running it ------------------------------------------------------------------
 
     def full_env(self) -> dict[str, str]:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("PYLON_")}
+        clean = {
+            k: v for k, v in os.environ.items()
+            if not k.startswith("PYLON_") and k != "DATABASE_URL"
+        }
         return {**clean, **self.env}
 
     def ctl(self, *args: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:

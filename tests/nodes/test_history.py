@@ -1,0 +1,100 @@
+"""The judge of recorded trials finds each kind of broken promise, and nothing in a sound record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.nodes.history import Change, Op, Stream, problems_of
+
+COUNTER = "c"
+
+
+def note(seq: int, row: str, rank: int, owner: str = "ann", shared: bool = True) -> Change:
+    data = {"id": row, "title": "t", "ownerId": owner, "rank": rank, "shared": shared}
+    return Change(seq, "Note", row, "insert" if rank == 1 else "update", data)
+
+
+def tick(seq: int, row: str, n: int, sender: str = "ann") -> Change:
+    return Change(seq, "Tick", row, "insert", {"id": row, "n": n, "sender": sender})
+
+
+class Record:
+    """A sound record: a note that is shared, hidden and deleted, a tick, and a counter."""
+
+    def __init__(self) -> None:
+        self.log = [
+            note(11, "a", 1), tick(12, "t", 2), note(13, "a", 3, shared=False),
+            tick(14, COUNTER, 1, "ann 4"), tick(15, COUNTER, 2, "bob 1"),
+            Change(16, "Note", "a", "delete", None), tick(17, "u", 6),
+        ]
+        self.ops = [
+            Op("ann", 1, "insert", "Note", "1", "a", "acknowledged", 11),
+            Op("ann", 2, "insert", "Tick", "2", "t", "acknowledged", 12),
+            Op("ann", 3, "update", "Note", "3", "a", "acknowledged", 13),
+            Op("ann", 4, "update", "Tick", "4", COUNTER, "acknowledged", 14),
+            Op("ann", 5, "delete", "Note", "5", "a", "acknowledged", 16),
+            Op("ann", 6, "insert", "Tick", "6", None, "unknown"),
+            Op("bob", 1, "update", "Tick", "1", COUNTER, "acknowledged", 15),
+            Op("bob", 2, "update", "Tick", "2", COUNTER, "refused"),
+        ]
+        hidden = Change(13, "Note", "a", "delete", None)
+        first, second, _, *more, deleted, last = self.log
+        self.ann = Stream("ann's", "ann", list(self.log), cursor=17)
+        self.eve = Stream("eve's", "eve", [first, second, hidden, *more, last], cursor=17)
+        del deleted
+
+    def problems(self) -> list[str]:
+        return problems_of(self.ops, self.log, [self.ann, self.eve], COUNTER)
+
+
+def test_sound_record_has_no_problem() -> None:
+    assert Record().problems() == []
+
+
+def test_stream_may_have_a_snapshot_in_place_of_events() -> None:
+    record = Record()
+    record.ann.snapshots = [(12, 15)]
+    record.ann.events = [event for event in record.log if not 12 < event.seq <= 15]
+    assert record.problems() == []
+
+
+def test_pull_may_leave_out_an_image_that_a_later_event_hides() -> None:
+    record = Record()
+    record.eve.events.pop(0)
+    assert record.problems() == []
+
+
+def drop(change: int) -> Callable[[Record], Any]:
+    return lambda record: record.log.pop(change)
+
+
+@pytest.mark.parametrize(("break_it", "word"), [
+    (drop(1), "lost"),
+    (drop(5), "lost"),
+    (lambda r: r.log.append(tick(18, "t2", 2)), "2 times"),
+    (lambda r: r.log.append(tick(18, "x", 99)), "nobody sent"),
+    (lambda r: r.log.append(tick(18, COUNTER, 3, "bob 2")), "refused"),
+    (lambda r: r.log.append(tick(18, "u2", 6)), "unknown"),
+    (lambda r: r.log.reverse(), "log: seq"),
+    (lambda r: r.log.__setitem__(4, tick(15, COUNTER, 1, "bob 1")), "an update was lost"),
+    (lambda r: setattr(r.ops[1], "seq", 99), "told"),
+    (lambda r: setattr(r.ops[0], "number", 4), "order"),
+    (lambda r: r.ann.events.pop(1), "ann's: lacks"),
+    (lambda r: r.ann.events.pop(5), "ann's: lacks"),
+    (lambda r: r.eve.events.pop(2), "eve's: lacks"),
+    (lambda r: r.eve.events.append(r.eve.events[-1]), "eve's: seq 17 after 17"),
+    (lambda r: r.eve.events.__setitem__(2, r.log[2]), "was shown"),
+    (lambda r: r.eve.snapshot_rows.append(r.log[2]), "was shown"),
+    (lambda r: r.eve.events.__setitem__(1, tick(12, "t", 3)), "another image"),
+    (lambda r: r.eve.events.__setitem__(1, tick(10, "t", 2)), "not in the log"),
+    (lambda r: r.log.__setitem__(0, replace(note(11, "a", 1, shared=False), kind="insert")),
+     "never might read"),
+])
+def test_each_broken_promise_is_found(break_it: Callable[[Record], Any], word: str) -> None:
+    record = Record()
+    break_it(record)
+    assert any(word in line for line in record.problems()), record.problems()
