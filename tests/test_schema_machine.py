@@ -19,8 +19,8 @@ from pylon.schema.options import NONE
 from pylon.storage.sqlite.instants import convert_step
 from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.schema.apply import prepare_store
+from pylon.storage.sqlite.schema.catalogue import plan_for
 from pylon.storage.sqlite.schema.live import introspect
-from pylon.storage.sqlite.schema.plan import make_plan
 from pylon.storage.sqlite.schema.rewrite import apply_plan
 from pylon.values import EntityCodec, fold_case
 from tests.support.examples import count_examples
@@ -153,7 +153,7 @@ def compare(
     conn: apsw.Connection, old: Manifest, new: Manifest, rows: dict[str, dict[str, str]]
 ) -> None:
     """The database at `conn` is that of `new`, with the `rows` that it had under `old`."""
-    again = make_plan(conn, new)
+    again = plan_for(conn, new)
     assert (again.steps, again.rewrites, again.refusals) == ((), (), ())
     fresh = apsw.Connection(":memory:")
     start(fresh, new)

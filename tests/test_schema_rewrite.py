@@ -17,7 +17,7 @@ from pylon.schema.options import read_options
 from pylon.storage.sqlite.connect import open_writer
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.storage.sqlite.schema.apply import prepare_store
-from pylon.storage.sqlite.schema.plan import make_plan
+from pylon.storage.sqlite.schema.catalogue import plan_for
 from pylon.storage.sqlite.schema.rewrite import apply_plan
 from tests.support.storage import MANIFEST, TASK, apply, open_engine, row_id, task
 
@@ -332,7 +332,7 @@ def test_a_plan_changes_nothing(tmp_path: Path) -> None:
     manifest = note(field("a", INT), field("c"), name="Memo")
     options = read_options(manifest, rename_entities=("Note:Memo",), rename_fields=("Memo.b:c",))
     conn = apsw.Connection(str(path))
-    plan = make_plan(conn, manifest, options)
+    plan = plan_for(conn, manifest, options)
     conn.close()
     assert [s.render() for s in plan.rewrites] == [
         "rename_entity Memo: was Note", "rename_field Memo.c: was b",

@@ -82,5 +82,20 @@ class Plan:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The result of a start's additive migration.
+
+    `retained_columns` has, for each entity, the columns that the manifest no longer names and that
+    need a value in each row, with the value that inserts give them.
+    """
+
+    plan: Plan
+    created: bool  # the database had no lineage: Pylon has not opened it before
+    epoch_opened: bool
+    lineage: str
+    retained_columns: dict[str, dict[str, object]]
+
+
 def _stop(step: Step) -> str:
     return f"{step.entity}.{step.name}: {step.detail}" if step.detail else step.render()

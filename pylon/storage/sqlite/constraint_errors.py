@@ -11,8 +11,8 @@ from __future__ import annotations
 import apsw
 
 from pylon.manifest.model import Entity
+from pylon.schema.columns import fold_column, fold_fields
 from pylon.storage.core.transaction import ConstraintFailed
-from pylon.storage.sqlite.schema.ddl import fold_column, fold_fields
 
 
 class ConstraintErrors:

@@ -30,15 +30,15 @@ from pylon import limits
 from pylon.clock import Clock
 from pylon.manifest.model import Entity, FieldType, Manifest
 from pylon.query.words import text_fields
-from pylon.storage.records import ConversionStep
-from pylon.storage.sqlite import meta
-from pylon.storage.sqlite.names import quote
-from pylon.storage.sqlite.schema.ddl import (
+from pylon.schema.columns import (
     JSON_COLUMN,
     SEQ_COLUMN,
     fold_column,
     fold_fields,
 )
+from pylon.storage.records import ConversionStep
+from pylon.storage.sqlite import meta
+from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.search import SearchIndex
 from pylon.values import encode_row
 from pylon.values.datetimes import instant_key

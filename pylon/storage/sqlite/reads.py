@@ -13,12 +13,12 @@ from pylon.manifest.model import Entity, Index
 from pylon.query.parse import CONVERTED
 from pylon.query.predicate import Column, Compare, Literal, Predicate, Scalar, guarded
 from pylon.query.rows import Query
+from pylon.schema.columns import fold_column, fold_fields
 from pylon.storage.sql.clause import SqlClause
 from pylon.storage.sql.compiler import CompiledCache, PredicateCompiler
 from pylon.storage.sql.page_sql import PageColumn, order_by, select_page, select_span
 from pylon.storage.sqlite.dialect import SQLITE
 from pylon.storage.sqlite.names import quote
-from pylon.storage.sqlite.schema.ddl import fold_column, fold_fields
 from pylon.storage.sqlite.search import RELEVANCE, match_expression, relevant
 from pylon.values.types import row_value_of
 

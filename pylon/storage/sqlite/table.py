@@ -18,14 +18,14 @@ import orjson
 from pylon import limits
 from pylon.manifest.model import Entity
 from pylon.policy.rules import EntityRules
-from pylon.storage.sqlite.constraint_errors import ConstraintErrors
-from pylon.storage.sqlite.names import quote
-from pylon.storage.sqlite.schema.ddl import (
+from pylon.schema.columns import (
     JSON_COLUMN,
     SEQ_COLUMN,
     fold_column,
     fold_fields,
 )
+from pylon.storage.sqlite.constraint_errors import ConstraintErrors
+from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.search import SearchIndex
 from pylon.storage.sqlite.short_rows import forget_short_rows
 from pylon.values import EntityCodec, fold_case

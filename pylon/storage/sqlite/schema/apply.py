@@ -15,17 +15,18 @@ the engine (`pylon.storage.sqlite.engine`), `complete` also by `rewrite`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 import apsw
-import orjson
 
 from pylon.clock import Clock, SystemRandom
 from pylon.errors import SchemaRefused
 from pylon.manifest import references
 from pylon.manifest.model import Entity, Manifest
-from pylon.schema.steps import Plan
+from pylon.schema.columns import JSON_COLUMN, SEQ_COLUMN, fold_fields
+from pylon.schema.convert import shape_of
+from pylon.schema.history import own_after, retained_columns
+from pylon.schema.steps import Plan, Prepared
 from pylon.storage.sqlite import log, meta
 from pylon.storage.sqlite.epochs import open_epoch
 from pylon.storage.sqlite.error_text import error_text
@@ -33,10 +34,9 @@ from pylon.storage.sqlite.instants import note_instants
 from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.schema import ddl, history, search
 from pylon.storage.sqlite.schema.broken_rows import report_broken_rows
-from pylon.storage.sqlite.schema.live import introspect
-from pylon.storage.sqlite.schema.plan import (
-    columns_to_fill,
-    make_plan,
+from pylon.storage.sqlite.schema.catalogue import (
+    SqliteCatalogue,
+    plan_for,
     references_by_default,
 )
 from pylon.storage.sqlite.short_rows import note_short_rows
@@ -44,22 +44,7 @@ from pylon.values import EntityCodec
 
 _LINEAGE_BYTES: Final = 16
 _CHUNK_COLUMNS: Final = 500  # columns passed to one Python call; SQLite's limit is 1,000
-_FILL_VALUES: Final = {"TEXT": "", "INTEGER": 0, "REAL": 0.0}
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """The result of `prepare_store`.
-
-    `retained_columns` has, for each entity, the columns that the manifest no longer names and that
-    need a value in each row, with the value that inserts give them.
-    """
-
-    plan: Plan
-    created: bool  # the database had no lineage: Pylon has not opened it before
-    epoch_opened: bool
-    lineage: str
-    retained_columns: dict[str, dict[str, object]]
+_FILL_VALUES: Final[dict[str, object]] = {"TEXT": "", "INTEGER": 0, "REAL": 0.0}
 
 
 def prepare_store(conn: apsw.Connection, manifest: Manifest, clock: Clock) -> Prepared:
@@ -108,7 +93,7 @@ def complete(
         baseline: `start` or `apply`, for the history.
         before: the steps that this transaction has executed already, for the history.
     """
-    plan = make_plan(conn, manifest)
+    plan = plan_for(conn, manifest)
     plan.check()
     execute_steps(conn, plan)
     note_indexes(conn, manifest, plan)
@@ -138,7 +123,10 @@ def complete(
         meta.put(conn, "lineage", lineage)
     lines = [*before, *(s.render() for s in plan.steps)]
     history.record(conn, manifest, baseline, lines, clock)
-    return Prepared(plan, created, epoch_opened, lineage, _columns_to_fill(conn, manifest))
+    return Prepared(
+        plan, created, epoch_opened, lineage,
+        retained_columns(SqliteCatalogue(conn), manifest, _FILL_VALUES),
+    )
 
 
 def execute_steps(conn: apsw.Connection, plan: Plan) -> None:
@@ -164,14 +152,14 @@ def _rewrite_rows(
     version = log.head_seq(conn)
     fresh = epoch_opened  # whether no row ever had this version with other content
     for entity in manifest.entities:
-        shape = _shape(entity)
+        shape = shape_of(entity)
         if written_elsewhere or meta.get(conn, f"shape:{entity.name}") != shape:
             if not fresh and entity.name not in unversioned and _exists(conn, entity):
                 version, fresh = _next_version(conn), True
             rebuild_rows(conn, entity, version)
             meta.put(conn, f"shape:{entity.name}", shape)
         elif entity.name in unversioned:
-            conn.execute(f"UPDATE {quote(entity.name)} SET {ddl.SEQ_COLUMN} = ?", (version,))
+            conn.execute(f"UPDATE {quote(entity.name)} SET {SEQ_COLUMN} = ?", (version,))
 
 
 def _refill_folds(conn: apsw.Connection, manifest: Manifest) -> None:
@@ -182,7 +170,7 @@ def _refill_folds(conn: apsw.Connection, manifest: Manifest) -> None:
     """
     ddl.register_fold(conn)
     for entity in manifest.entities:
-        for field in ddl.fold_fields(entity):
+        for field in fold_fields(entity):
             try:
                 conn.execute(ddl.fill_folds(entity, field))
             except apsw.ConstraintError as error:
@@ -231,21 +219,11 @@ def rebuild_rows(conn: apsw.Connection, entity: Entity, version: int) -> None:
         for at in range(0, len(columns), _CHUNK_COLUMNS)
     )
     conn.execute(
-        f"UPDATE {quote(entity.name)} SET {ddl.JSON_COLUMN} = pylon_row_json({calls}), "
-        f"{ddl.SEQ_COLUMN} = ?", (version,)
+        f"UPDATE {quote(entity.name)} SET {JSON_COLUMN} = pylon_row_json({calls}), "
+        f"{SEQ_COLUMN} = ?", (version,)
     )
     conn.create_scalar_function("pylon_row_chunk", None)
     conn.create_scalar_function("pylon_row_json", None)
-
-
-def _shape(entity: Entity) -> str:
-    """Return the fields and types that determine the JSON of a row.
-
-    A field that leaves the manifest must leave the JSON too, though its column stays.
-    """
-    return orjson.dumps([
-        [f.name, f.type.value + "/text" * f.is_json_text] for f in entity.fields
-    ]).decode()
 
 
 def _has_rows(conn: apsw.Connection, manifest: Manifest) -> bool:
@@ -262,24 +240,4 @@ def _written_elsewhere(conn: apsw.Connection) -> bool:
 
 def note_indexes(conn: apsw.Connection, manifest: Manifest, plan: Plan) -> None:
     """Note which indexes Pylon made, so that it may drop them when they leave the manifest."""
-    own = history.own_indexes(conn)
-    manifest = references.with_reference_indexes(
-        manifest, by_default=references_by_default(conn)
-    )
-    wanted = {ddl.index_name(e, i).lower() for e in manifest.entities for i in e.indexes}
-    for step in plan.steps:
-        if step.kind == "remove_index":
-            own.pop(step.name.lower(), None)
-        elif step.kind == "add_index" and step.name.lower() in wanted:
-            own[step.name.lower()] = step.entity
-    history.note_own_indexes(conn, own)
-
-
-def _columns_to_fill(conn: apsw.Connection, manifest: Manifest) -> dict[str, dict[str, object]]:
-    live = introspect(conn, tuple(e.name for e in manifest.entities))
-    found: dict[str, dict[str, object]] = {}
-    for entity in manifest.entities:
-        columns = columns_to_fill(conn, entity, live.tables[entity.name.lower()])
-        if columns:
-            found[entity.name] = {c.name: _FILL_VALUES.get(c.type, "") for c in columns}
-    return found
+    history.note_own_indexes(conn, own_after(SqliteCatalogue(conn), manifest, plan))

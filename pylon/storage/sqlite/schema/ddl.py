@@ -11,11 +11,9 @@ package, and by `pylon.storage.sqlite.backup.restore`.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import apsw
-import orjson
 
 from pylon.manifest.model import Entity, Field, FieldType, Index
 from pylon.query.index_filters import index_filter
@@ -28,14 +26,16 @@ from pylon.query.predicate import (
     Not,
     Predicate,
     conjuncts,
-    parts,
+)
+from pylon.schema.columns import (
+    JSON_COLUMN,
+    SEQ_COLUMN,
+    fold_column,
+    fold_fields,
 )
 from pylon.storage.sqlite.names import quote
-from pylon.values import EntityCodec, SqlValue, fold_case
+from pylon.values import fold_case
 
-JSON_COLUMN: Final = "_json"
-SEQ_COLUMN: Final = "_seq"
-FOLD_PREFIX: Final = "_fold_"  # of a column with folded values
 FOLD_FUNCTION: Final = "pylon_fold"
 
 COLUMN_TYPES: Final[dict[FieldType, str]] = {
@@ -131,23 +131,12 @@ def add_column(entity: Entity, field: Field) -> str:
     return f"ALTER TABLE {quote(entity.name)} ADD COLUMN {column}"
 
 
-def constant_of(field: Field) -> SqlValue:
-    """Return the SQL value of the field's constant default, or None if it has none."""
-    if field.default is None or field.default.kind != "constant":
-        return None
-    probe = Entity("Default", (replace(field, optional=False, unique=False),))
-    body = {field.name: orjson.loads(field.default.argument)}
-    (value,) = EntityCodec(probe).insert(body, "").values
-    return int(value) if isinstance(value, bool) else value
-
-
-def add_filled_column(entity: Entity, field: Field, constant: SqlValue) -> str:
+def add_filled_column(entity: Entity, field: Field, constant: object) -> str:
     """Return the statement for a new required field that has a value in all present rows.
 
     SQLite keeps the value once, as the default of the column, and does not write the rows.
     """
-    value = apsw.format_sql_value(constant)
-    return f"{add_column(entity, field)} NOT NULL DEFAULT {value}"
+    return f"{add_column(entity, field)} NOT NULL DEFAULT {_constant(constant)}"
 
 
 def add_json_column(entity: Entity) -> str:
@@ -160,14 +149,19 @@ def add_seq_column(entity: Entity) -> str:
     return f"ALTER TABLE {quote(entity.name)} ADD COLUMN {SEQ_COLUMN} INTEGER"
 
 
-def index_name(entity: Entity, index: Index) -> str:
-    """Return `<Entity>_<index>`."""
-    return f"{entity.name}_{index.name}"
+def add_fold_column(entity: Entity, field: Field) -> str:
+    """Return the statement for the fold column of a field."""
+    return f"ALTER TABLE {quote(entity.name)} ADD COLUMN {quote(fold_column(field))} TEXT"
 
 
-def unique_name(entity: Entity, field: Field) -> str:
-    """Return the name of the index that replaces UNIQUE on a column added later."""
-    return f"{entity.name}_{field.name}_unique"
+def drop_column(table: str, column: str) -> str:
+    """Return the statement that removes a column."""
+    return f"ALTER TABLE {quote(table)} DROP COLUMN {quote(column)}"
+
+
+def drop_index(name: str) -> str:
+    """Return the statement that drops an index."""
+    return f"DROP INDEX {quote(name)}"
 
 
 def create_index(name: str, entity: Entity, index: Index) -> str:
@@ -183,17 +177,6 @@ def create_index(name: str, entity: Entity, index: Index) -> str:
 def where_text(entity: Entity, index: Index) -> str:
     """Return the condition of a partial index. It has constants, not parameters."""
     return " AND ".join(_condition(item) for item in conjuncts(index_filter(entity, index)))
-
-
-def where_fields(entity: Entity, index: Index) -> set[str]:
-    """Return the fields that the condition of a partial index names."""
-    found: set[str] = set()
-    for item in conjuncts(index_filter(entity, index)):
-        operand = item.operand if isinstance(item, Not) else item
-        if isinstance(operand, InValues):
-            found.add(operand.field)
-        found |= {part.field for part in parts(operand) if isinstance(part, Column)}
-    return found
 
 
 def _condition(item: Predicate) -> str:
@@ -212,24 +195,8 @@ def _condition(item: Predicate) -> str:
 
 
 def _constant(value: object) -> str:
-    return apsw.format_sql_value(int(value) if isinstance(value, bool) else value)
-
-
-def fold_column(field: Field) -> str:
-    """Return the name of the column with the folded values of a field that is unique without
-    regard to case."""
-    return f"{FOLD_PREFIX}{field.name}"
-
-
-def fold_index(entity: Entity, field: Field) -> tuple[str, str]:
-    """Return the name of the unique index over a fold column, and its statement."""
-    name = f"{entity.name}_{field.name}_nocase"
-    return name, create_index(name, entity, Index(name, (fold_column(field),), True))
-
-
-def fold_fields(entity: Entity) -> list[Field]:
-    """Return the fields that have a fold column."""
-    return [field for field in entity.fields if field.nocase]
+    plain: Any = int(value) if isinstance(value, bool) else value
+    return apsw.format_sql_value(plain)
 
 
 def fill_folds(entity: Entity, field: Field) -> str:

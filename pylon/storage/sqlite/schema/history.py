@@ -11,18 +11,16 @@ Invariant: callers pass `refuse_newer` before they read anything else. Called by
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import apsw
 import orjson
 
 from pylon.clock import Clock, SystemRandom
-from pylon.errors import SchemaRefused
-from pylon.manifest.model import FORMAT_VERSION, Manifest
+from pylon.manifest.model import Manifest
+from pylon.schema import history
 from pylon.storage.sqlite import meta
 
-SCHEMA_FORMAT: Final = 1  # of the system tables; a newer Pylon may write a higher one
 _ID_BYTES: Final = 16
 
 
@@ -40,23 +38,14 @@ def refuse_newer(conn: apsw.Connection) -> None:
     Raises:
         SchemaRefused: its schema format or manifest version is higher than ours.
     """
+    schema_format = manifest_version = None
     if has_table(conn, "_pylon_meta"):
-        found = meta.get(conn, "schema_format") or "0"
-        if not found.isdecimal() or int(found) > SCHEMA_FORMAT:
-            raise _newer(f"schema format {found}", str(SCHEMA_FORMAT))
+        schema_format = meta.get(conn, "schema_format")
     if has_table(conn, "_pylon_schema_history"):
-        newest: Any = conn.execute(
+        manifest_version = conn.execute(
             "SELECT max(CAST(manifest_version AS INTEGER)) FROM _pylon_schema_history"
         ).get
-        if newest is not None and newest > FORMAT_VERSION:
-            raise _newer(f"manifest version {newest}", str(FORMAT_VERSION))
-
-
-def _newer(what: str, ours: str) -> SchemaRefused:
-    return SchemaRefused(
-        f"the database was written by a newer Pylon: it has {what}, this one knows {ours}",
-        hint="start the newer version, or restore a backup that was made before it",
-    )
+    history.refuse_newer(schema_format, manifest_version)
 
 
 def row_count(conn: apsw.Connection) -> int:
@@ -68,15 +57,7 @@ def record(
     conn: apsw.Connection, manifest: Manifest, baseline: str, steps: Sequence[str], clock: Clock
 ) -> None:
     """Add an entry, and note the number of entries: another server adds entries without that."""
-    applied_at = datetime.fromtimestamp(clock.wall_ns() / 1e9, UTC)
-    values: dict[str, object] = {
-        "manifest_version": FORMAT_VERSION,
-        "app_version": manifest.version,
-        "applied_at": applied_at.isoformat(timespec="seconds").replace("+00:00", "Z"),
-        "operation_count": len(steps),
-        "baseline": baseline,
-        "plan_json": orjson.dumps(list(steps)).decode(),
-    }
+    values = history.entry_values(manifest, baseline, steps, clock)
     id_type = conn.execute(
         "SELECT upper(type) FROM pragma_table_info('_pylon_schema_history') WHERE name = 'id'"
     ).get
@@ -88,22 +69,18 @@ def record(
         tuple(values.values()),
     )
     meta.put(conn, "history_rows", str(row_count(conn)))
-    meta.put(conn, "schema_format", str(SCHEMA_FORMAT))
+    meta.put(conn, "schema_format", str(history.SCHEMA_FORMAT))
 
 
 def entries(conn: apsw.Connection, limit: int) -> list[dict[str, Any]]:
     """Return the newest entries, newest first; `plan` is the decoded list of operations."""
     if not has_table(conn, "_pylon_schema_history"):
         return []
-    rows = conn.execute(
-        "SELECT id, manifest_version, app_version, applied_at, operation_count, baseline, "
-        "plan_json FROM _pylon_schema_history ORDER BY rowid DESC LIMIT ?", (limit,)
+    rows: list[Any] = conn.execute(
+        f"SELECT id, {', '.join(history.COLUMNS)} FROM _pylon_schema_history "
+        "ORDER BY rowid DESC LIMIT ?", (limit,)
     ).fetchall()
-    return [
-        {"id": row[0], "manifest_version": row[1], "app_version": row[2], "applied_at": row[3],
-         "operation_count": row[4], "baseline": row[5], "plan": _decoded(row[6])}
-        for row in rows
-    ]
+    return [history.entry_of(row) for row in rows]
 
 
 def own_indexes(conn: apsw.Connection) -> dict[str, str]:
@@ -119,7 +96,7 @@ def own_indexes(conn: apsw.Connection) -> dict[str, str]:
     for (text,) in conn.execute(
         "SELECT plan_json FROM _pylon_schema_history WHERE baseline = 'start'"
     ):
-        for step in _decoded(text):
+        for step in history.decoded(text):
             if isinstance(step, str) and step.startswith("add_index "):
                 entity, _, name = step.removeprefix("add_index ").partition(".")
                 if not name.endswith("_unique"):  # most likely a field's; to keep it is harmless
@@ -129,12 +106,4 @@ def own_indexes(conn: apsw.Connection) -> dict[str, str]:
 
 def note_own_indexes(conn: apsw.Connection, own: dict[str, str]) -> None:
     """Set the result of `own_indexes`."""
-    meta.put(conn, "indexes", orjson.dumps(own, option=orjson.OPT_SORT_KEYS).decode())
-
-
-def _decoded(text: object) -> list[Any]:
-    try:
-        decoded = orjson.loads(str(text))
-    except orjson.JSONDecodeError:  # another server may write any text
-        return []
-    return decoded if isinstance(decoded, list) else [decoded]
+    meta.put(conn, "indexes", history.own_text(own))

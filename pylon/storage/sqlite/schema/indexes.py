@@ -10,18 +10,18 @@ Called by `pylon.storage.sqlite.maintenance`, for `pylonctl schema apply --index
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import apsw
 
 from pylon.clock import Clock
 from pylon.errors import PylonError, SchemaRefused
-from pylon.manifest.model import Index, Manifest
+from pylon.manifest.model import Manifest
+from pylon.storage.core.index_specs import with_indexes
 from pylon.storage.records import IndexSpec
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.schema import history
 from pylon.storage.sqlite.schema.apply import note_indexes
-from pylon.storage.sqlite.schema.plan import make_plan
+from pylon.storage.sqlite.schema.catalogue import plan_for
 
 
 def put_indexes(
@@ -36,10 +36,10 @@ def put_indexes(
     Raises:
         SchemaRefused: an index has an unknown entity or field, or rows violate its uniqueness.
     """
-    changed = _with_indexes(manifest, wanted)
+    changed = with_indexes(manifest, wanted)
     conn.execute("SAVEPOINT put_indexes")
     try:
-        plan = make_plan(conn, changed)
+        plan = plan_for(conn, changed)
         plan.check()
         for step in plan.steps:
             conn.execute(step.sql)
@@ -54,19 +54,3 @@ def put_indexes(
         raise SchemaRefused(f"the indexes are as they were: {error_text(error)}") from error
     conn.execute("RELEASE put_indexes")
     return len(plan.steps)
-
-
-def _with_indexes(manifest: Manifest, wanted: Sequence[IndexSpec]) -> Manifest:
-    by_entity: dict[str, list[Index]] = {e.name: [] for e in manifest.entities}
-    for entity, name, fields, unique, descending, where in wanted:
-        known = manifest.by_name.get(entity)
-        if known is None or not fields or not set(fields) <= set(known.columns):
-            raise SchemaRefused(
-                f"{entity}.{name}: the running server does not know {entity} "
-                f"or one of {', '.join(fields) or 'no fields'}",
-                hint="restart it with the new manifest, which makes the index too",
-            )
-        by_entity[entity].append(Index(name, fields, unique, descending, where))
-    return replace(manifest, entities=tuple(
-        replace(e, indexes=tuple(by_entity[e.name])) for e in manifest.entities
-    ))

@@ -6,54 +6,11 @@ Read-only. Called by the modules of this package.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import apsw
 
-from pylon.schema.options import MigrationOptions
-
-
-@dataclass(frozen=True, slots=True)
-class LiveColumn:
-    """A column as SQLite declares it."""
-
-    name: str  # after the requested renames
-    type: str  # as declared, upper case
-    not_null: bool
-    primary_key: bool
-    source: str  # its present name in the database
-
-
-@dataclass(frozen=True, slots=True)
-class LiveIndex:
-    """An index, and the columns that it is over."""
-
-    name: str
-    table: str
-    fields: tuple[str, ...]  # "" for an expression
-    unique: bool
-    constraint: bool  # made by UNIQUE or PRIMARY KEY in the table itself
-    partial: bool
-    sql: str  # its statement; empty for a constraint
-
-
-@dataclass(frozen=True, slots=True)
-class LiveTable:
-    """A table with its columns and indexes."""
-
-    name: str  # after the requested renames
-    columns: dict[str, LiveColumn]  # by lower-case name
-    indexes: tuple[LiveIndex, ...]
-    source: str  # its present name in the database
-
-
-@dataclass(frozen=True, slots=True)
-class LiveSchema:
-    """The tables that were asked for, and all indexes of the database."""
-
-    tables: dict[str, LiveTable]  # by lower-case name
-    indexes: dict[str, LiveIndex]  # by lower-case name, of all tables
+from pylon.schema.live import LiveColumn, LiveIndex, LiveSchema, LiveTable
 
 
 def table_names(conn: apsw.Connection) -> list[str]:
@@ -85,30 +42,6 @@ def introspect(conn: apsw.Connection, names: tuple[str, ...]) -> LiveSchema:
         unknown = LiveIndex(name, table, (), False, False, False, "")
         indexes[name.lower()] = known.get(name) or unknown
     return LiveSchema(tables, indexes)
-
-
-def renamed(live: LiveSchema, options: MigrationOptions) -> LiveSchema:
-    """Return `live` with the renames of `options` applied."""
-    if not options.rename_entities and not options.rename_fields:
-        return live
-    tables = {}
-    for table in live.tables.values():
-        name = options.entity_now(table.name)
-        columns = {}
-        for column in table.columns.values():
-            now = options.rename_fields.get((name.lower(), column.name.lower()), column.name)
-            columns[now.lower()] = replace(column, name=now)
-        indexes = tuple(_renamed_index(i, options) for i in table.indexes)
-        tables[name.lower()] = replace(table, name=name, columns=columns, indexes=indexes)
-    return LiveSchema(tables, {k: _renamed_index(i, options) for k, i in live.indexes.items()})
-
-
-def _renamed_index(index: LiveIndex, options: MigrationOptions) -> LiveIndex:
-    table = options.entity_now(index.table)
-    fields = tuple(
-        options.rename_fields.get((table.lower(), f.lower()), f) for f in index.fields
-    )
-    return replace(index, table=table, fields=fields)
 
 
 def _columns(conn: apsw.Connection, table: str) -> dict[str, LiveColumn]:

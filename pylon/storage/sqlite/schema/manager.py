@@ -18,6 +18,8 @@ from pylon.clock import SystemClock
 from pylon.errors import PylonError, SchemaRefused, StoreUnavailable
 from pylon.manifest.model import Entity, Manifest
 from pylon.manifest.references import FACT, checked_references
+from pylon.schema.columns import fold_column, fold_fields, fold_index, index_name
+from pylon.schema.live import LiveTable
 from pylon.schema.options import MigrationOptions
 from pylon.schema.steps import Plan, Step
 from pylon.storage.core.constraint_errors import constraint_error
@@ -31,8 +33,8 @@ from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.pragmas import BUSY_TIMEOUT_MS
 from pylon.storage.sqlite.schema import ddl, history
-from pylon.storage.sqlite.schema.live import LiveTable, introspect, table_names
-from pylon.storage.sqlite.schema.plan import make_plan, references_by_default
+from pylon.storage.sqlite.schema.catalogue import plan_for, references_by_default
+from pylon.storage.sqlite.schema.live import introspect, table_names
 from pylon.storage.sqlite.schema.references import find_broken
 from pylon.storage.sqlite.schema.rewrite import apply_plan
 from pylon.storage.sqlite.schema.search import build, check
@@ -72,7 +74,7 @@ class SqliteSchema:
             with closing(self._open_or_empty()) as conn:
                 history.refuse_newer(conn)
                 with conn:  # one snapshot for all reads
-                    planned = make_plan(conn, manifest, options)
+                    planned = plan_for(conn, manifest, options)
         except apsw.Error as ex:
             raise SchemaRefused(f"{self._path} cannot be read: {error_text(ex)}") from ex
         return planned
@@ -151,14 +153,15 @@ class SqliteSchema:
                 conn.execute(ddl.create_table(entity))
                 for index in entity.indexes:
                     if index.unique:
-                        full = ddl.index_name(entity, index)
+                        full = index_name(entity, index)
                         conn.execute(ddl.create_index(full, entity, index))
-                for field in ddl.fold_fields(entity):
-                    conn.execute(ddl.fold_index(entity, field)[1])
+                for field in fold_fields(entity):
+                    index = fold_index(entity, field)
+                    conn.execute(ddl.create_index(index.name, entity, index))
             for insert in inserts:
                 entity = manifest.by_name[insert.entity]
-                folds = ddl.fold_fields(entity)
-                names = (*entity.columns, *map(ddl.fold_column, folds))
+                folds = fold_fields(entity)
+                names = (*entity.columns, *map(fold_column, folds))
                 columns = ", ".join(quote(name) for name in names)
                 marks = ", ".join("?" * len(names))
                 row = orjson.loads(insert.row_json)

@@ -16,22 +16,30 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import apsw
-import orjson
 
 from pylon.clock import Clock
 from pylon.errors import SchemaRefused
 from pylon.manifest.model import Entity, Manifest
+from pylon.schema.columns import (
+    FOLD_PREFIX,
+    JSON_COLUMN,
+    SEQ_COLUMN,
+    fold_column,
+    fold_fields,
+    unique_name,
+)
+from pylon.schema.convert import Converter, changed_shape, has_other_form, renamed_shape
+from pylon.schema.live import LiveIndex, LiveTable
 from pylon.schema.options import MigrationOptions
-from pylon.schema.steps import Plan
+from pylon.schema.steps import Plan, Prepared
 from pylon.storage.sqlite import documents, meta
 from pylon.storage.sqlite.epochs import open_epoch
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.schema import ddl, history
-from pylon.storage.sqlite.schema.apply import Prepared, complete, make_system_tables
-from pylon.storage.sqlite.schema.convert import Converter, has_other_form, kinds_before
-from pylon.storage.sqlite.schema.live import LiveIndex, LiveTable, introspect
-from pylon.storage.sqlite.schema.plan import make_plan
+from pylon.storage.sqlite.schema.apply import complete, make_system_tables
+from pylon.storage.sqlite.schema.catalogue import SqliteCatalogue, kinds_before, plan_for
+from pylon.storage.sqlite.schema.live import introspect
 
 _NEW: Final = "_pylon_new_table"
 _RESHAPING: Final = frozenset(
@@ -59,7 +67,7 @@ def apply_plan(
     conn.execute("BEGIN IMMEDIATE")
     try:
         make_system_tables(conn)
-        plan = make_plan(conn, manifest, asked)
+        plan = plan_for(conn, manifest, asked)
         _check(plan, allow_destructive)
         try:
             _rewrite(conn, manifest, asked, plan, clock)
@@ -186,28 +194,23 @@ def _rename_kind(conn: apsw.Connection, entity: str, was: str, name: str) -> Non
     key = f"shape:{entity}"
     shape = meta.get(conn, key)
     if shape is not None:
-        kinds = [
-            [name if str(field).lower() == was.lower() else field, kind]
-            for field, kind in orjson.loads(shape)
-        ]
-        meta.put(conn, key, orjson.dumps([*kinds, ["", "renamed"]]).decode())
+        meta.put(conn, key, renamed_shape(shape, was, name))
 
 
 def _note_kinds(conn: apsw.Connection, entity: Entity) -> None:
     """Note the types that the columns now have. `complete` still writes the JSON of each row."""
-    kinds = [*[[field.name, field.type.value] for field in entity.fields], ["", "rewritten"]]
-    meta.put(conn, f"shape:{entity.name}", orjson.dumps(kinds).decode())
+    meta.put(conn, f"shape:{entity.name}", changed_shape(entity))
 
 
 def _rebuild(conn: apsw.Connection, entity: Entity, asked: MigrationOptions) -> None:
     """Rebuild the table of `entity` as the manifest declares it, with its rows."""
     table = introspect(conn, (entity.name,)).tables[entity.name.lower()]
     key = entity.name.lower()
-    known = {c.lower() for c in entity.columns} | {ddl.JSON_COLUMN, ddl.SEQ_COLUMN}
+    known = {c.lower() for c in entity.columns} | {JSON_COLUMN, SEQ_COLUMN}
     dropped = {name for owner, name in asked.drop_fields if owner == key}
     kept = [
         c for lower, c in table.columns.items()
-        if lower not in known | dropped and not lower.startswith(ddl.FOLD_PREFIX)
+        if lower not in known | dropped and not lower.startswith(FOLD_PREFIX)
     ]
     statements = _dependents(conn, entity, table, dropped)
 
@@ -223,7 +226,7 @@ def _rebuild(conn: apsw.Connection, entity: Entity, asked: MigrationOptions) -> 
         plain = (
             column is not None and column.type == ddl.COLUMN_TYPES[field.type]
             and (field.optional or column.not_null)
-            and not has_other_form(conn, field, table, column)
+            and not has_other_form(SqliteCatalogue(conn), field, table, column)
         )
         targets.append(quote(field.name))
         if column is not None and plain:
@@ -250,7 +253,7 @@ def _rebuild(conn: apsw.Connection, entity: Entity, asked: MigrationOptions) -> 
     conn.execute(f"ALTER TABLE {quote(_NEW)} RENAME TO {quote(entity.name)}")
     conn.execute("PRAGMA legacy_alter_table = OFF")
     ddl.register_fold(conn)
-    for field in ddl.fold_fields(entity):
+    for field in fold_fields(entity):
         conn.execute(ddl.fill_folds(entity, field))
     for sql in statements:
         conn.execute(sql)
@@ -273,13 +276,13 @@ def _dependents(
 ) -> list[str]:
     """Return the SQL of the indexes and triggers of the table, to make them again."""
     own = history.own_indexes(conn)
-    folds = {ddl.fold_column(field) for field in ddl.fold_fields(entity)}
+    folds = {fold_column(field) for field in fold_fields(entity)}
     gone = {
         i.name for i in table.indexes
         if any(f.lower() in dropped for f in i.fields)
-        or any(f.startswith(ddl.FOLD_PREFIX) and f not in folds for f in i.fields)
+        or any(f.startswith(FOLD_PREFIX) and f not in folds for f in i.fields)
         or (i.partial and i.name.lower() in own)  # `complete` makes it again, if it is wanted
-    } | {ddl.unique_name(entity, f) for f in entity.fields}  # the new table declares UNIQUE
+    } | {unique_name(entity, f) for f in entity.fields}  # the new table declares UNIQUE
     rows: list[Any] = conn.execute(
         "SELECT name, sql FROM sqlite_schema WHERE lower(tbl_name) = lower(?) "
         "AND type IN ('index', 'trigger') AND sql IS NOT NULL ORDER BY rowid", (table.name,)

@@ -22,6 +22,7 @@ from pylon.errors import SchemaRefused
 from pylon.log import get_logger
 from pylon.manifest.model import Entity, Index, Manifest
 from pylon.query.words import text_fields, text_of
+from pylon.schema.columns import sort_index_name
 from pylon.storage.schemas import SearchCheck
 from pylon.storage.sqlite import meta
 from pylon.storage.sqlite.error_text import error_text
@@ -139,11 +140,6 @@ def check(conn: apsw.Connection, entity: Entity) -> SearchCheck:
     if not problems:
         problems = _word_problems(conn, entity)
     return SearchCheck(entity.name, rows, tuple(problems))
-
-
-def sort_index_name(entity: Entity, field: str) -> str:
-    """Return `<Entity>_sort_<field>`."""
-    return f"{entity.name}_sort_{field}"
 
 
 def _known(conn: apsw.Connection) -> set[str]:

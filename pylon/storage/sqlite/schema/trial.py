@@ -19,8 +19,8 @@ from pylon.manifest.model import Manifest
 from pylon.storage.sqlite.connect import open_reader
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.schema.apply import execute_steps
+from pylon.storage.sqlite.schema.catalogue import plan_for
 from pylon.storage.sqlite.schema.history import refuse_newer
-from pylon.storage.sqlite.schema.plan import make_plan
 
 _SCHEMA: Final = (
     "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' "
@@ -40,7 +40,7 @@ def refuse_unreachable(path: Path | None, manifest: Manifest) -> None:
     """
     with closing(apsw.Connection(":memory:")) as copy:
         if path is None or not path.exists():
-            plan = make_plan(copy, manifest)
+            plan = plan_for(copy, manifest)
             plan.check()
             execute_steps(copy, plan)
             return
@@ -48,7 +48,7 @@ def refuse_unreachable(path: Path | None, manifest: Manifest) -> None:
             with closing(open_reader(path)) as conn:
                 refuse_newer(conn)
                 with conn:  # one snapshot for all reads
-                    plan = make_plan(conn, manifest)
+                    plan = plan_for(conn, manifest)
                     schema: list[Any] = conn.execute(_SCHEMA).fetchall()
         except StartRefused:
             raise

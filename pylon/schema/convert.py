@@ -1,8 +1,8 @@
 """Value conversion: converts stored values to another field type, for `schema apply`.
 
 Invariant: a conversion loses nothing. The text "7" becomes the number 7. The text "7.5" is not a
-whole number, so it stops the change with an error that names the row. Called by `rewrite`, and by
-`plan` for types that SQLite stores in the same form.
+whole number, so it stops the change with an error that names the row. Called by the backends'
+`rewrite`, and by `plan` for types that a backend stores in the same form.
 """
 
 from __future__ import annotations
@@ -10,15 +10,12 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any, Final
 
-import apsw
 import orjson
 
 from pylon.errors import InvalidValue, NullNotAllowed, SchemaRefused
 from pylon.manifest.model import Entity, Field, FieldType
-from pylon.storage.sqlite import meta
-from pylon.storage.sqlite.names import quote
-from pylon.storage.sqlite.schema.history import has_table
-from pylon.storage.sqlite.schema.live import LiveColumn, LiveTable
+from pylon.schema.database import Database
+from pylon.schema.live import LiveColumn, LiveTable
 from pylon.values import EntityCodec, SqlValue, expected, shown
 from pylon.values.decimals import decimal_of_sort_text
 from pylon.values.json_values import parse_json
@@ -27,32 +24,52 @@ from pylon.values.types import store_value_of
 _MIDNIGHT: Final = "T00:00:00.000000Z"
 _WORDS: Final = {"true": True, "false": False, "1": True, "0": False}
 
-# Types that accept fewer values than other types that SQLite stores in the same form.
+# Types that accept fewer values than other types that a backend stores in the same form.
 _NARROWER: Final = (FieldType.DATETIME, FieldType.BOOL, FieldType.ENUM, FieldType.DATE)
 # Types whose column has another text than the row.
 _OWN_FORM: Final = ("decimal", "json")
 
 
-def kinds_before(conn: apsw.Connection, entity: str) -> dict[str, str]:
-    """Return the field types with which `apply` last wrote the rows of `entity`.
-
-    The keys are lower-case field names. Empty for a table that `apply` has not written.
-    """
-    shape = meta.get(conn, f"shape:{entity}") if has_table(conn, "_pylon_meta") else None
+def kinds_of(shape: str | None) -> dict[str, str]:
+    """Return the field types in the stored shape of an entity's rows (`shape_of`), by lower-case
+    names of fields. Empty for a table that Pylon has not written."""
     if shape is None:
         return {}
     return {str(name).lower(): str(kind).split("/")[0] for name, kind in orjson.loads(shape)}
 
 
+def shape_of(entity: Entity) -> str:
+    """Return the fields and types that determine the JSON of a row, as JSON.
+
+    A field that leaves the manifest must leave the JSON too, though its column stays.
+    """
+    return orjson.dumps([
+        [f.name, f.type.value + "/text" * f.is_json_text] for f in entity.fields
+    ]).decode()
+
+
+def changed_shape(entity: Entity) -> str:
+    """Return a shape with the types of an entity's columns, for rows that lack their JSON yet."""
+    kinds = [*[[field.name, field.type.value] for field in entity.fields], ["", "rewritten"]]
+    return orjson.dumps(kinds).decode()
+
+
+def renamed_shape(shape: str, was: str, name: str) -> str:
+    """Return a shape in which a field has another name."""
+    kinds = [
+        [name if str(field).lower() == was.lower() else field, kind]
+        for field, kind in orjson.loads(shape)
+    ]
+    return orjson.dumps([*kinds, ["", "renamed"]]).decode()
+
+
 def has_other_form(
-    conn: apsw.Connection, field: Field, table: LiveTable, column: LiveColumn
+    database: Database, field: Field, table: LiveTable, column: LiveColumn
 ) -> bool:
     """Whether the stored texts of a column must be written anew for the field's type."""
-    was = kinds_before(conn, table.source).get(column.source.lower())
+    was = database.kinds_before(table.source).get(column.source.lower())
     return _differs_in_form(was, field.type) and (
-        was is not None or conn.execute(
-            f"SELECT 1 FROM {quote(table.source)} WHERE {quote(column.source)} IS NOT NULL LIMIT 1"
-        ).get is not None
+        was is not None or database.has_values(table, column)
     )
 
 
@@ -65,21 +82,18 @@ def _differs_in_form(was: str | None, now: FieldType) -> bool:
 
 
 def lossy_value(
-    conn: apsw.Connection, entity: Entity, field: Field, table: LiveTable, column: LiveColumn
+    database: Database, entity: Entity, field: Field, table: LiveTable, column: LiveColumn
 ) -> str | None:
     """Return the error for the first value that a field's new type does not accept, or None.
 
-    For a type that SQLite stores in the same form as the old one, and that accepts fewer values.
+    For a type that a backend stores in the same form as the old one, and that accepts fewer values.
     """
-    was = kinds_before(conn, table.source).get(column.source.lower())
+    was = database.kinds_before(table.source).get(column.source.lower())
     if field.type not in _NARROWER or was in (None, field.type.value):
         return None
     converter = Converter(entity, field, None, None)
-    name = quote(column.source)
     try:
-        for row in conn.execute(
-            f"SELECT id, {name} FROM {quote(table.source)} WHERE {name} IS NOT NULL"
-        ):
+        for row in database.values(table, column):
             converter.convert(*row)
     except SchemaRefused as refusal:
         return refusal.message
@@ -117,7 +131,7 @@ class Converter:
                 ) from None
 
     def convert(self, *args: Any) -> SqlValue:
-        """Return the value to store in place of a value. SQLite calls it as a function.
+        """Return the value to store in place of a value.
 
         Args:
             args: the row's id, and the stored value.

@@ -6,49 +6,45 @@ field, and requested renames and removals. The plan also lists changes that the 
 not allow, as refusals. A start with rewrites or refusals fails and prints the whole plan. Fields,
 tables and indexes that the manifest does not name stay as they are.
 
-Invariant: `apply` and `rewrite` make the plan inside the transaction that executes it, so the
-schema cannot change in between. Called by `apply`, `rewrite`, `indexes`, `trial` and `manager`.
+Invariant: a backend makes the plan where nobody else changes the schema until it has executed the
+plan, so the schema cannot change in between. Called by the schema code of the backends.
 """
 
 from __future__ import annotations
 
-import apsw
-
 from pylon.manifest import references
 from pylon.manifest.model import Entity, Field, Index, Manifest
 from pylon.schema import options
+from pylon.schema.columns import (
+    JSON_COLUMN,
+    SEQ_COLUMN,
+    constant_of,
+    fold_column,
+    fold_fields,
+    where_fields,
+)
+from pylon.schema.convert import has_other_form, lossy_value
+from pylon.schema.database import Database
+from pylon.schema.draft import PlanDraft
+from pylon.schema.fold_plan import plan_folds
+from pylon.schema.live import LiveColumn, LiveIndex, LiveTable, renamed
+from pylon.schema.names import name_clashes
 from pylon.schema.options import MigrationOptions
 from pylon.schema.steps import Plan, Step
-from pylon.storage.sqlite import meta
-from pylon.storage.sqlite.names import quote
-from pylon.storage.sqlite.schema import ddl
-from pylon.storage.sqlite.schema.convert import has_other_form, lossy_value
-from pylon.storage.sqlite.schema.fold_plan import plan_folds
-from pylon.storage.sqlite.schema.history import has_table, own_indexes
-from pylon.storage.sqlite.schema.legacy_fts import legacy_search_objects
-from pylon.storage.sqlite.schema.live import (
-    LiveColumn,
-    LiveIndex,
-    LiveTable,
-    introspect,
-    renamed,
-)
-from pylon.storage.sqlite.schema.names import name_clashes
-from pylon.storage.sqlite.schema.plan_draft import PlanDraft, find_repeated, remove_index
 
 
 def make_plan(
-    conn: apsw.Connection, manifest: Manifest, asked: MigrationOptions = options.NONE
+    database: Database, manifest: Manifest, asked: MigrationOptions = options.NONE
 ) -> Plan:
     """Compare the database, after the renames in `asked`, with the manifest. Return the plan."""
     names = (*(e.name for e in manifest.entities), *asked.rename_entities, *asked.drop_entities)
-    live = introspect(conn, names)
-    own = {name: asked.entity_now(entity) for name, entity in own_indexes(conn).items()}
-    draft = PlanDraft(conn, live, asked, own)
+    live = database.introspect(names)
+    own = {name: asked.entity_now(entity) for name, entity in database.own_indexes().items()}
+    draft = PlanDraft(database, live, asked, own)
     manifest = references.with_reference_indexes(
-        manifest, by_default=references_by_default(conn)
+        manifest, by_default=database.references_by_default()
     )
-    draft.refusals += name_clashes(manifest)
+    draft.refusals += name_clashes(manifest, database)
     _plan_renames(draft)
     draft.live = live = renamed(live, asked)
     _plan_removals(draft)
@@ -57,25 +53,18 @@ def make_plan(
         table = live.tables.get(entity.name.lower())
         if table is None:
             draft.steps.append(
-                Step("create_entity", entity.name, entity.name, ddl.create_table(entity))
+                Step("create_entity", entity.name, entity.name, database.create_table(entity))
             )
         else:
+            if database.has_case and table.name != entity.name:
+                draft.rewrites.append(
+                    Step("rename_entity", entity.name, entity.name, detail=f"was {table.name}")
+                )
             _compare_table(draft, entity, table)
         plan_folds(draft, entity, table)
         for index in entity.indexes:
             _compare_index(draft, entity, index)
     return Plan(tuple(draft.steps), tuple(draft.rewrites), tuple(draft.refusals))
-
-
-def references_by_default(conn: apsw.Connection) -> bool:
-    """Whether the database checks references by default: a new one does.
-
-    See `pylon.manifest.references`. A database that another program has made, or an earlier
-    version, has no mark.
-    """
-    if has_table(conn, "_pylon_meta"):
-        return meta.get(conn, references.FACT) == "check"
-    return conn.execute("SELECT 1 FROM sqlite_schema LIMIT 1").get is None
 
 
 def _plan_renames(draft: PlanDraft) -> None:
@@ -109,13 +98,13 @@ def _plan_removals(draft: PlanDraft) -> None:
         if index is None or index.constraint:
             draft.refusals.append(f"--drop-index {name}: there is no such index")
         else:
-            draft.rewrites.append(remove_index(index, destructive=True))
+            draft.rewrites.append(draft.remove_index(index, destructive=True))
     for name in sorted(asked.drop_entities):
         table = live.tables.get(name)
         if table is None:
             draft.refusals.append(f"--drop-entity {name}: there is no such table")
         else:
-            rows = draft.count(f"SELECT count(*) FROM {quote(table.source)}")
+            rows = draft.database.count_rows(table)
             draft.rewrites.append(Step(
                 "remove_entity", table.name, table.name, detail=f"{rows} rows are removed",
                 destructive=True,
@@ -134,14 +123,14 @@ def _plan_removals(draft: PlanDraft) -> None:
 
 def _plan_index_removals(draft: PlanDraft, manifest: Manifest) -> None:
     """Plan the removal of indexes that Pylon made and the manifest no longer names."""
-    wanted = {ddl.index_name(e, i).lower() for e in manifest.entities for i in e.indexes}
+    wanted = {draft.index_name(e, i).lower() for e in manifest.entities for i in e.indexes}
     entities = {e.name.lower() for e in manifest.entities}
     for name, entity in sorted(draft.own.items()):
         index = draft.live.indexes.get(name)
         if index is None or name in wanted or name in draft.options.drop_indexes:
             continue
         if entity.lower() in entities:
-            draft.steps.append(remove_index(index, destructive=False))
+            draft.steps.append(draft.remove_index(index, destructive=False))
 
 
 def _compare_table(draft: PlanDraft, entity: Entity, table: LiveTable) -> None:
@@ -149,16 +138,16 @@ def _compare_table(draft: PlanDraft, entity: Entity, table: LiveTable) -> None:
     if key is None or not key.primary_key:
         draft.refusals.append(f"{entity.name}: the table has no primary key `id`")
         return
-    for name, sql in legacy_search_objects(draft.conn, table.source):
+    for name, sql in draft.database.foreign_search(table.source):
         draft.steps.append(Step("remove_search_index", entity.name, name, sql,
                                  "another server's text search; Pylon has its own"))
-    if ddl.JSON_COLUMN not in table.columns:
+    if JSON_COLUMN not in table.columns:
         draft.steps.append(
-            Step("add_json", entity.name, ddl.JSON_COLUMN, ddl.add_json_column(entity))
+            Step("add_json", entity.name, JSON_COLUMN, draft.database.add_json_column(entity))
         )
-    if ddl.SEQ_COLUMN not in table.columns:
+    if SEQ_COLUMN not in table.columns:
         draft.steps.append(
-            Step("add_seq", entity.name, ddl.SEQ_COLUMN, ddl.add_seq_column(entity))
+            Step("add_seq", entity.name, SEQ_COLUMN, draft.database.add_seq_column(entity))
         )
     _count_columns(draft, entity, table)
     for wanted in entity.fields:
@@ -171,47 +160,49 @@ def _compare_table(draft: PlanDraft, entity: Entity, table: LiveTable) -> None:
         f"{entity.name}.{column.name}: the field is gone from the manifest but its column is "
         "unique and NOT NULL, so no two rows could be inserted "
         f"(remove it: --drop-field {entity.name}.{column.name})"
-        for column in columns_to_fill(draft.conn, entity, table)
+        for column in columns_to_fill(draft.database, entity, table)
         if any(i.unique and column.name in i.fields for i in table.indexes)
         and (entity.name.lower(), column.name.lower()) not in draft.options.drop_fields
     ]
 
 
 def _count_columns(draft: PlanDraft, entity: Entity, table: LiveTable) -> None:
-    """Refuse more columns than SQLite's limit, which counts those of removed fields too."""
+    """Refuse more columns than the database's limit, which counts those of removed fields too."""
     dropped = {name for owner, name in draft.options.drop_fields if owner == entity.name.lower()}
-    wanted = {c.lower() for c in entity.columns} | {ddl.JSON_COLUMN, ddl.SEQ_COLUMN}
-    wanted |= {ddl.fold_column(field).lower() for field in ddl.fold_fields(entity)}
+    wanted = {c.lower() for c in entity.columns} | {JSON_COLUMN, SEQ_COLUMN}
+    wanted |= {fold_column(field).lower() for field in fold_fields(entity)}
     stay = table.columns.keys() - dropped - wanted
-    limit = draft.conn.limit(apsw.SQLITE_LIMIT_COLUMN)
+    limit = draft.database.column_limit
     if stay and len(wanted) + len(stay) > limit:
         draft.refusals.append(
             f"{entity.name}: {len(wanted) + len(stay):,} columns, of which the manifest no "
-            f"longer names {len(stay):,}; SQLite takes {limit:,} "
+            f"longer names {len(stay):,}; {draft.database.title} takes {limit:,} "
             f"(remove some: --drop-field {entity.name}.{min(stay)})"
         )
 
 
-def columns_to_fill(conn: apsw.Connection, entity: Entity, table: LiveTable) -> list[LiveColumn]:
+def columns_to_fill(
+    database: Database, entity: Entity, table: LiveTable
+) -> list[LiveColumn]:
     """Return the columns that the manifest no longer names and that an INSERT must still fill."""
     known = {c.lower() for c in entity.columns}
     return [
         column
         for lower, column in table.columns.items()
-        if lower not in known and column.not_null and not _has_default(conn, table, column)
+        if lower not in known and column.not_null and not database.has_default(table, column)
     ]
 
 
 def _add_field(draft: PlanDraft, entity: Entity, wanted: Field, table: LiveTable) -> None:
     where = f"{entity.name}.{wanted.name}"
-    rows = 0 if wanted.optional else draft.count(f"SELECT count(*) FROM {quote(table.source)}")
+    rows = 0 if wanted.optional else draft.database.count_rows(table)
     if rows:
         default = draft.options.defaults.get((entity.name.lower(), wanted.name.lower()))
-        constant = ddl.constant_of(wanted)
+        constant = constant_of(wanted)
         if default is None and constant is not None and not wanted.unique:
             draft.steps.append(Step(
                 "add_field", entity.name, wanted.name,
-                ddl.add_filled_column(entity, wanted, constant),
+                draft.database.add_filled_column(entity, wanted, constant),
                 f"{rows} rows get the default {constant!r}",
             ))
             return
@@ -230,7 +221,7 @@ def _add_field(draft: PlanDraft, entity: Entity, wanted: Field, table: LiveTable
             ))
         return
     draft.steps.append(
-        Step("add_field", entity.name, wanted.name, ddl.add_column(entity, wanted))
+        Step("add_field", entity.name, wanted.name, draft.database.add_column(entity, wanted))
     )
     if wanted.unique:
         _add_unique(draft, entity, wanted)
@@ -238,9 +229,9 @@ def _add_field(draft: PlanDraft, entity: Entity, wanted: Field, table: LiveTable
 
 def _add_unique(draft: PlanDraft, entity: Entity, wanted: Field) -> None:
     """Plan an index in place of UNIQUE, for a field that no two rows can share a value of."""
-    name = ddl.unique_name(entity, wanted)
+    name = draft.unique_name(entity, wanted)
     for index in entity.indexes:
-        if ddl.index_name(entity, index).lower() == name.lower():
+        if draft.index_name(entity, index).lower() == name.lower():
             if not index.unique or index.fields != (wanted.name,):
                 draft.refusals.append(f"{entity.name}.{index.name}: this name is needed for an "
                                        f"index that keeps {wanted.name} unique")
@@ -249,7 +240,7 @@ def _add_unique(draft: PlanDraft, entity: Entity, wanted: Field) -> None:
         draft.refusals.append(f"{name}: an index of this name exists already")
     draft.steps.append(
         Step("add_index", entity.name, name,
-             ddl.create_index(name, entity, Index(name, (wanted.name,), True)))
+             draft.database.create_index(name, entity, Index(name, (wanted.name,), True)))
     )
 
 
@@ -257,22 +248,24 @@ def _compare_field(
     draft: PlanDraft, entity: Entity, wanted: Field, table: LiveTable, column: LiveColumn
 ) -> None:
     where = f"{entity.name}.{wanted.name}"
+    if draft.database.has_case and column.name != wanted.name:
+        draft.rewrites.append(
+            Step("rename_field", entity.name, wanted.name, detail=f"was {column.name}")
+        )
     details: list[str] = []
-    sql_type = ddl.COLUMN_TYPES[wanted.type]
+    sql_type = draft.database.column_type(wanted)
     if column.type != sql_type:
         details.append(f"the type changes from {column.type or 'none'} to {sql_type}")
-    elif has_other_form(draft.conn, wanted, table, column):
+    elif has_other_form(draft.database, wanted, table, column):
         details.append(f"the type changes to {wanted.type.value}")
-    elif (problem := lossy_value(draft.conn, entity, wanted, table, column)) is not None:
+    elif (problem := lossy_value(draft.database, entity, wanted, table, column)) is not None:
         draft.refusals.append(problem)
     if wanted.optional and column.not_null:
         details.append("required in the database, optional in the manifest")
     # A column added later is never NOT NULL in the database. That is no difference while no row
     # has null, because the codec refuses null from then on.
     if not wanted.optional and not column.not_null:
-        nulls = draft.count(
-            f"SELECT count(*) FROM {quote(table.source)} WHERE {quote(column.source)} IS NULL"
-        )
+        nulls = draft.database.count_nulls(table, column)
         default = draft.options.defaults.get((entity.name.lower(), wanted.name.lower()))
         if nulls and default is None:
             draft.refusals.append(
@@ -288,15 +281,17 @@ def _compare_field(
     ]
     # An index of the manifest may leave with it, so it does not make the field unique for good.
     passing = draft.removed() | set(draft.own) | {
-        ddl.index_name(entity, i).lower() for i in entity.indexes
+        draft.index_name(entity, i).lower() for i in entity.indexes
     }
     if wanted.unique and single and all(i.name.lower() in passing for i in single):
         _add_unique(draft, entity, wanted)
     elif wanted.unique and not single:
-        repeated = find_repeated(draft, table, (column,))
+        repeated = draft.find_repeated(table, (column,))
         if repeated:
             draft.refusals.append(f"{where}: unique in the manifest, not in the database, and "
                                    f"rows share {repeated}: change or remove them first")
+        elif draft.database.adds_uniqueness:
+            _add_unique(draft, entity, wanted)
         else:
             details.append("unique in the manifest, not in the database")
     if not wanted.unique and any(_is_field_unique(draft, entity, wanted, i) for i in single):
@@ -313,9 +308,9 @@ def _is_field_unique(draft: PlanDraft, entity: Entity, wanted: Field, index: Liv
     name = index.name.lower()
     if index.constraint:
         return True
-    indexes = {ddl.index_name(entity, i).lower() for i in entity.indexes}
+    indexes = {draft.index_name(entity, i).lower() for i in entity.indexes}
     return (
-        name == ddl.unique_name(entity, wanted).lower()
+        name == draft.unique_name(entity, wanted).lower()
         and name not in indexes and name not in draft.own
     )
 
@@ -332,16 +327,16 @@ def _add_index(draft: PlanDraft, entity: Entity, index: Index, add: Step) -> Non
     for name, column in zip(index.fields, columns, strict=True):
         if column is None and (entity.name.lower(), name.lower()) not in defaults:
             return  # a new field is null in every row, and a null is equal to nothing
-    where = "1"
-    for name in ddl.where_fields(entity, index):
+    where = ""
+    for name in where_fields(entity, index):
         column = table.columns.get(name.lower())
         if column is None or column.source != name:
-            return  # a new or renamed field: SQLite itself refuses the index
-        where = ddl.where_text(entity, index)
+            return  # a new or renamed field: the database itself refuses the index
+        where = draft.database.where_text(entity, index)
     if present:
-        repeated = find_repeated(draft, table, present, where)
+        repeated = draft.find_repeated(table, present, where)
     else:
-        rows = draft.count(f"SELECT count(*) FROM {quote(table.source)}")
+        rows = draft.database.count_rows(table)
         repeated = f"the default ({rows} rows)" if rows > 1 else ""
     if repeated:
         draft.refusals.append(
@@ -351,39 +346,23 @@ def _add_index(draft: PlanDraft, entity: Entity, index: Index, add: Step) -> Non
 
 
 def _compare_index(draft: PlanDraft, entity: Entity, index: Index) -> None:
-    name = ddl.index_name(entity, index)
+    name = draft.index_name(entity, index)
     existing = draft.live.indexes.get(name.lower())
     add = Step("add_index", entity.name, name,
-               ddl.create_index(name, entity, index))
+               draft.database.create_index(name, entity, index))
     if existing is None or name.lower() in draft.options.drop_indexes:
         _add_index(draft, entity, index, add)
         return
-    same = (
-        existing.table.lower() == entity.name.lower()
-        and tuple(f.lower() for f in existing.fields) == tuple(f.lower() for f in index.fields)
-        and existing.unique == index.unique and not existing.partial
-        and " DESC" not in existing.sql.upper()
-    )
-    if index.where is not None or index.descending:
-        same = existing.sql == add.sql
-    if same:
+    if draft.database.is_same_index(existing, entity, index):
         return
     if draft.own.get(name.lower(), "").lower() == entity.name.lower():
-        draft.steps.append(remove_index(existing, destructive=False))
+        draft.steps.append(draft.remove_index(existing, destructive=False))
         _add_index(draft, entity, index, add)
     elif existing.table.lower() == entity.name.lower() and not existing.constraint:
-        draft.rewrites.append(remove_index(
+        draft.rewrites.append(draft.remove_index(
             existing, destructive=True,
             detail="an index of this name exists and is another one, which Pylon has not made",
         ))
         _add_index(draft, entity, index, add)
     else:
         draft.refusals.append(f"{name}: an index of this name exists and is another one")
-
-
-def _has_default(conn: apsw.Connection, table: LiveTable, column: LiveColumn) -> bool:
-    found = conn.execute(
-        "SELECT 1 FROM pragma_table_info(?) WHERE name = ? AND dflt_value IS NOT NULL",
-        (table.source, column.source),
-    ).get
-    return found is not None
