@@ -104,6 +104,11 @@ PLANS_WATCHED: Final = 1_000  # shapes of queries that a worker has judged by th
 SLOW_STATEMENTS: Final = 1_024  # known to need the thread pool, for each worker process
 LIST_BYTES: Final = 32 * 1024 * 1024  # the rows of one list, query or graph
 QUERY_CACHE_BYTES: Final = 2 * 1024 * 1024  # cached until the next commit, for each kind of answer
+POINT_READS_WAITING: Final = 1_024  # of a worker, for PostgreSQL
+POINT_READ_TIMEOUT_S: Final = 1.0  # a slower one is run again as a long read
+POINT_STALL_S: Final = 5.0  # without an answer to any of them, the connection counts as lost
+INLINE_READ_TIMEOUT_S: Final = 0.25  # a read for which a whole worker waits; then 503
+SCANNER_IDLE_S: Final = 60.0  # a connection for long reads closes after so long without one
 READ_TIMEOUT_S: Final = 10.0  # one statement; beyond it 503 QUERY_TIMEOUT
 
 TAIL_EVENTS: Final = 3_000

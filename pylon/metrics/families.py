@@ -101,6 +101,10 @@ POOL_WAIT: Final = Histogram(
     "pylon_db_pool_wait_seconds", "Time that a read waited for a connection.",
     buckets=_FAST_S, registry=WORKER,
 )
+DATABASE_LOST: Final = Counter(
+    "pylon_database_connections_lost_total",
+    "Connections for short reads that a worker lost to the database.", registry=WORKER,
+)
 ADMISSION_WAITING: Final = Gauge(
     "pylon_admission_queue_length",
     "Requests that wait for a slot of a shared resource, by resource.",
@@ -455,8 +459,8 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "HTTP_REQUESTS_IN_FLIGHT",
     "HTTP_WAITING", "HTTP_ABORTED", "COMPRESSED_RESPONSES", "COMPRESSION_SAVED",
     "HIDDEN_CONFLICTS", "AUTH_ATTEMPTS", "WRITE_WAIT",
-    "WRITES_IN_FLIGHT", "POOL_WAIT", "ADMISSION_WAITING", "ADMISSION_REFUSED", "STREAMED_WAITING",
-    "UNINDEXED_QUERIES",
+    "WRITES_IN_FLIGHT", "POOL_WAIT", "DATABASE_LOST", "ADMISSION_WAITING", "ADMISSION_REFUSED",
+    "STREAMED_WAITING", "UNINDEXED_QUERIES",
     "READS_MOVED", "QUERY_CACHE_LOOKUPS", "QUERY_CACHE_BYTES", "CONNECTIONS", "CONNECTIONS_OPENED",
     "SYNC_SCOPES",
     "CONNECTIONS_CLOSED", "HANDSHAKES", "SOCKETS_PASSED", "MESSAGES_SENT", "DEFLATE_SAVED",

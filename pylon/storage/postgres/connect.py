@@ -32,7 +32,12 @@ from pylon.errors import (
     StartRefused,
     StoreUnavailable,
 )
-from pylon.storage.postgres.wire import BlockingSession
+from pylon.storage.postgres.wire import (
+    NO_LIMIT_S,
+    BlockingSession,
+    WaitForSocket,
+    wait_by_poll,
+)
 
 T = TypeVar("T")
 
@@ -93,18 +98,21 @@ RELAY_LIMITS: Final = Limits(statement_ms=10_000)
 
 def open_session(
     url: str, part: str, node: str, clock: Clock, limits: Limits = PLAIN_LIMITS, *,
-    writes: bool = True,
+    writes: bool = True, timeout_s: float = NO_LIMIT_S, wait: WaitForSocket = wait_by_poll,
 ) -> BlockingSession:
     """Open a connection, for the upkeep, the schema or commands.
 
     Args:
         part: of the node, for example `upkeep`; with `node` it is the application_name.
         writes: of several hosts, choose the one that takes writes; commits are durable.
+        timeout_s: of each call of the session. wait: how it waits.
 
     Raises:
         psycopg.Error
     """
-    session = BlockingSession(open_connection(url, part, node, writes=writes), clock)
+    session = BlockingSession(
+        open_connection(url, part, node, writes=writes), clock, timeout_s=timeout_s, wait=wait
+    )
     try:
         found = session.execute(_SET, (
             f"{limits.lock_ms}ms", f"{limits.statement_ms}ms", f"{limits.idle_in_transaction_ms}ms"

@@ -44,6 +44,10 @@ STATEMENTS_KEPT: Final = 1_024
 CANCEL_WAIT_S: Final = 1.0
 NO_LIMIT_S: Final = 86_400.0
 
+# An older libpq closes by a statement, DEALLOCATE, which a failed transaction refuses; poolers know
+# the message only.
+_CLOSES_BY_MESSAGE: Final = pq.version() >= 170_000
+_HAS_PORTIONS: Final = pq.version() >= 170_000
 _READ: Final = select.POLLIN | select.POLLPRI | select.POLLHUP | select.POLLERR
 _WRITE: Final = select.POLLOUT
 _FAILED: Final = frozenset({pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE})
@@ -159,17 +163,23 @@ def send_statement(
     values, formats = encode_parameters(parameters)
     name = prepared.find(text)
     if name is None:
-        # A failed transaction refuses DEALLOCATE; the cache is larger for a moment then.
-        if pgconn.transaction_status != pq.TransactionStatus.INERROR:
+        if _CLOSES_BY_MESSAGE or pgconn.transaction_status != pq.TransactionStatus.INERROR:
             oldest = prepared.take_oldest()
             if oldest is not None:
-                pgconn.send_query_params(b"DEALLOCATE " + oldest, None)
+                _send_close(pgconn, oldest)
                 pending.append((_Step.CLOSE, ""))
         name = prepared.add(text)
         pgconn.send_prepare(name, text.encode())
         pending.append((_Step.PREPARE, text))
     pgconn.send_query_prepared(name, values, formats)
     pending.append((_Step.QUERY, text))
+
+
+def _send_close(pgconn: PGconn, name: bytes) -> None:
+    if _CLOSES_BY_MESSAGE:
+        pgconn.send_close_prepared(name)
+    else:
+        pgconn.send_query_params(b"DEALLOCATE " + name, None)
 
 
 def error_of(result: PGresult) -> psycopg.Error:
@@ -193,7 +203,7 @@ def is_outdated(error: psycopg.Error) -> bool:
 class BlockingSession:
     """A `Session` whose caller waits. See the module."""
 
-    __slots__ = ("_cancel_wait_s", "_clock", "_pgconn", "_prepared", "_timeout_s", "_wait", "conn")
+    __slots__ = ("_cancel_wait_s", "_clock", "_pgconn", "_timeout_s", "_wait", "conn", "prepared")
 
     def __init__(
         self, conn: psycopg.Connection[Any], clock: Clock | None = None, *,
@@ -214,7 +224,7 @@ class BlockingSession:
         self._timeout_s = timeout_s
         self._cancel_wait_s = cancel_wait_s
         self._wait = wait
-        self._prepared = PreparedStatements(statements_kept)
+        self.prepared = PreparedStatements(statements_kept)
 
     @property
     def is_broken(self) -> bool:
@@ -310,7 +320,7 @@ class BlockingSession:
         try:
             # Outside of pipeline mode: a cancelled statement is the only one to clear away.
             pgconn.send_query_params(text.encode(), values, param_formats=formats)
-            if pq.version() >= 170_000:
+            if _HAS_PORTIONS:
                 pgconn.set_chunked_rows_mode(portion_rows)
             else:
                 pgconn.set_single_row_mode()
@@ -341,7 +351,7 @@ class BlockingSession:
 
         Raises: as `execute`.
         """
-        self._prepared.clear()
+        self.prepared.clear()
         self.execute_script("DEALLOCATE ALL", timeout_s=timeout_s)
 
     def cancel(self) -> None:
@@ -368,7 +378,7 @@ class BlockingSession:
             pgconn.enter_pipeline_mode()
             try:
                 for text, parameters in statements:
-                    send_statement(pgconn, self._prepared, text, parameters, pending)
+                    send_statement(pgconn, self.prepared, text, parameters, pending)
             except errors.CharacterNotInRepertoire as found:
                 error = found  # those before it are on their way, and are carried out
             pgconn.pipeline_sync()
@@ -402,7 +412,7 @@ class BlockingSession:
             step, text = pending.popleft()
             if status in _FAILED or status == pq.ExecStatus.PIPELINE_ABORTED:
                 if step is _Step.PREPARE:
-                    self._prepared.discard(text)
+                    self.prepared.discard(text)
             elif step is _Step.QUERY:
                 results.append(result)
 
@@ -434,7 +444,7 @@ class BlockingSession:
         """Give up the statements whose answers are pending."""
         for step, text in pending:
             if step is _Step.PREPARE:
-                self._prepared.discard(text)
+                self.prepared.discard(text)
         self._recover()
 
     def _recover(self) -> None:

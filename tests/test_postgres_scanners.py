@@ -1,0 +1,179 @@
+"""The scanners of a worker (`pylon.storage.postgres.scanners`), on a real server. Here a scan's
+reader is the session itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import gevent
+import psycopg
+import pytest
+
+from pylon import limits
+from pylon.clock import ManualClock, SystemClock
+from pylon.errors import QueryTimeout, StoreUnavailable
+from pylon.storage.postgres.connect import Limits, open_session, translate
+from pylon.storage.postgres.scanners import Scanners, wait_in_loop
+from pylon.storage.postgres.wire import BlockingSession
+from tests.support.postgres import PostgresServer
+
+
+def connect(url: str, timeout_s: float = 10.0) -> BlockingSession:
+    try:
+        return open_session(
+            url, "reader", "test", SystemClock(), Limits(statement_ms=5_000), writes=False,
+            timeout_s=timeout_s, wait=wait_in_loop,
+        )
+    except psycopg.Error as error:
+        raise translate(error) from error
+
+
+def make_scanners(url: str, connections: int = 3, clock: Any = None) -> Scanners:
+    def reader(session: BlockingSession) -> Any:
+        return session
+
+    return Scanners(partial(connect, url), reader, clock or SystemClock(), connections)
+
+
+@pytest.fixture
+def scanners(postgres_url: str) -> Iterator[Scanners]:
+    made = make_scanners(postgres_url)
+    yield made
+    made.close()
+
+
+def run(text: str) -> Callable[[Any], bytes | None]:
+    """A read of one value, with the errors of a reader."""
+
+    def read(session: BlockingSession) -> bytes | None:
+        try:
+            return session.execute(text).get_value(0, 0)
+        except psycopg.Error as error:
+            raise translate(error) from error
+
+    return read
+
+
+def count_connections(url: str) -> int:
+    session = connect(url)
+    found = session.execute(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pylon-reader/test' "
+        "AND pid <> pg_backend_pid()"
+    )
+    session.close()
+    return int(found.get_value(0, 0) or 0)
+
+
+def test_other_greenlets_run_during_a_scan(scanners: Scanners) -> None:
+    ticks = 0
+
+    def tick() -> None:
+        nonlocal ticks
+        while True:
+            gevent.sleep(0.01)
+            ticks += 1
+
+    ticker = gevent.spawn(tick)
+    scanners.scan(run("SELECT pg_sleep(0.3)"), "a")
+    ticker.kill()
+    assert ticks > 10
+
+
+def test_a_scanner_is_opened_when_no_other_is_free(scanners: Scanners, postgres_url: str) -> None:
+    assert count_connections(postgres_url) == 0
+    for _ in range(3):
+        assert scanners.scan(run("SELECT 1"), "a") == b"1"
+    assert count_connections(postgres_url) == 1
+    jobs = [gevent.spawn(scanners.scan, run("SELECT pg_sleep(0.3)"), name) for name in "abcdef"]
+    gevent.sleep(0.2)
+    assert count_connections(postgres_url) == 3
+    gevent.joinall(jobs, timeout=20)
+    assert all(job.successful() for job in jobs)
+
+
+def test_one_caller_leaves_a_scanner_to_the_others(scanners: Scanners) -> None:
+    greedy = [gevent.spawn(scanners.scan, run("SELECT pg_sleep(1)"), "greedy") for _ in range(10)]
+    gevent.sleep(0.05)
+    began_s = time.monotonic()
+    assert scanners.scan(run("SELECT 1"), "modest") == b"1"
+    assert time.monotonic() - began_s < 0.9
+    gevent.killall(greedy)
+
+
+def test_a_scan_waits_for_its_turn_only_so_long(
+    scanners: Scanners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "READ_TIMEOUT_S", 0.1)
+    jobs = [gevent.spawn(scanners.scan, run("SELECT pg_sleep(1)"), name) for name in "abc"]
+    gevent.sleep(0.05)
+    with pytest.raises(QueryTimeout):
+        scanners.scan(run("SELECT 1"), "d")
+    gevent.killall(jobs)
+
+
+def test_a_killed_scan_is_cancelled_before_its_connection_is_used_again(
+    scanners: Scanners, postgres_url: str
+) -> None:
+    job = gevent.spawn(scanners.scan, run("SELECT pg_sleep(30)"), "a")
+    gevent.sleep(0.2)
+    job.kill(timeout=10)
+    other = connect(postgres_url)
+    running = other.execute(
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%sleep(30)' "
+        "AND pid <> pg_backend_pid()"
+    )
+    assert running.get_value(0, 0) == b"0"
+    other.close()
+    assert scanners.scan(run("SELECT 1"), "a") == b"1"
+    assert count_connections(postgres_url) == 1
+
+
+def test_an_open_transaction_ends_with_its_scan(scanners: Scanners) -> None:
+    def fail(session: Any) -> None:
+        session.execute("BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        scanners.scan(fail, "a")
+
+    def is_in_transaction(session: Any) -> bool:
+        return bool(session.is_in_transaction)
+
+    assert scanners.scan(is_in_transaction, "a") is False
+
+
+def test_a_scanner_closes_after_a_time_without_scans(postgres_url: str) -> None:
+    clock = ManualClock()
+    scanners = make_scanners(postgres_url, clock=clock)
+    scanners.scan(run("SELECT 1"), "a")
+    clock.advance(limits.SCANNER_IDLE_S - 1)
+    scanners.close_expired()
+    assert count_connections(postgres_url) == 1
+    clock.advance(2)
+    scanners.close_expired()
+    gevent.sleep(0.1)
+    assert count_connections(postgres_url) == 0
+    assert scanners.scan(run("SELECT 1"), "a") == b"1"
+    scanners.close()
+
+
+def test_a_scanner_that_was_lost_while_idle_fails_no_scan(postgres_server: PostgresServer) -> None:
+    scanners = make_scanners(postgres_server.url)
+    gevent.joinall(
+        [gevent.spawn(scanners.scan, run("SELECT pg_sleep(0.1)"), name) for name in "abc"],
+        timeout=20,
+    )
+    postgres_server.stop("immediate")
+    postgres_server.start()
+    assert scanners.scan(run("SELECT 1"), "a") == b"1"
+    postgres_server.stop("immediate")
+    try:
+        with pytest.raises(StoreUnavailable):
+            scanners.scan(run("SELECT 1"), "a")
+    finally:
+        postgres_server.start()
+    assert scanners.scan(run("SELECT 1"), "a") == b"1"
+    scanners.close()
