@@ -17,6 +17,7 @@ from supervisor.events import DrainProgress, Events
 from supervisor.flusher import Flusher
 from supervisor.heartbeats import Heartbeats
 from supervisor.notify import Notifier
+from supervisor.relay import Relay
 from supervisor.rooms import RoomsThread
 from supervisor.sockets import Listeners
 from supervisor.writer import Writer
@@ -35,6 +36,7 @@ class Components:
     progress: DrainProgress
     engine: WriteEngine
     writer: Writer
+    relay: Relay | None  # None: the writer publishes
     flusher: Flusher
     heartbeats: Heartbeats
     rooms: RoomsThread
@@ -43,3 +45,8 @@ class Components:
     backups: Backups
     signals: PlainSignalSender  # for the main thread
     notifier: Notifier
+
+    @property
+    def head(self) -> int:
+        """Return the seq up to which the workers are given all changes."""
+        return self.writer.head if self.relay is None else self.relay.head

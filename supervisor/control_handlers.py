@@ -81,7 +81,7 @@ class ControlHandlers:
             "draining": self._loop.draining,
             "roles": roles,
             "ports": parts.listeners.ports,
-            "head_seq": parts.writer.head,
+            "head_seq": parts.head,
             "oldest_seq": parts.flusher.oldest_seq,
             "db_bytes": sizes.data_bytes,
             "wal_bytes": sizes.wal_bytes,
@@ -90,7 +90,9 @@ class ControlHandlers:
             "converting_datetimes": parts.flusher.conversion.status,
             "write_queue_depth": parts.writer.depth,
             "restarts": parts.children.restarts,
-            "db_path": str(parts.store.data_path),
+            "store": parts.store.name,
+            **({"db_path": parts.store.place} if parts.relay is None else
+               {"database": parts.store.place, "node": parts.config.node}),
         }
 
     def _metrics(self, request: Line, _send_line: SendLine) -> Line:

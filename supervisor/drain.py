@@ -6,7 +6,7 @@ The steps, in this order:
 2. No worker accepts new connections.
 3. The HTTP workers end, then the shards workers, then the ws and sse workers.
 4. The rooms and the writer end, which have no clients by then.
-5. A running backup ends, and the flusher flushes the WAL.
+5. A running backup ends, and the flusher flushes the WAL of a database that is a file.
 
 `DrainProgress` gives each step to control clients and the log.
 
@@ -137,7 +137,9 @@ class Drain:
             # The disk may be full. Without the mark the next start assumes a crash, which is safe.
             _log.error("drain.not_marked", code=ex.code, message=ex.message)
         parts.writer.stop()
-        self._publish_step("writer stopped", head_seq=parts.writer.head)
+        if parts.relay is not None:
+            parts.relay.stop()
+        self._publish_step("writer stopped", head_seq=parts.head)
         self._end_backup()
         self._flush()
 
@@ -168,7 +170,7 @@ class Drain:
         except (PylonError, OSError) as ex:
             # Everything acknowledged is in the WAL, which the next start reads: report it.
             text = describe_os_error(ex) if isinstance(ex, OSError) else ex.message
-            _log.error("drain.not_flushed", error=text, path=str(parts.store.data_path),
+            _log.error("drain.not_flushed", error=text, database=parts.store.place,
                        hint="nothing is lost: the next start reads the WAL beside the database; "
                        "make the disk writable, and do not copy the file without its -wal")
             flushed = False
@@ -181,7 +183,10 @@ class Drain:
                     "start reads the WAL, but the file must not be copied without its -wal",
                 )
         self._complete = self._complete and flushed
-        self._publish_step("flushed", wal_truncated=flushed)
+        if parts.relay is None:
+            self._publish_step("flushed", wal_truncated=flushed)
+        else:
+            self._publish_step("database closed")
 
     def _hurried(self) -> bool:
         return self._loop.cut_short or self._now_s() >= self._deadline_s

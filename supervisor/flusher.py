@@ -17,6 +17,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from pylon import limits, log, metrics
@@ -37,11 +38,17 @@ class Flusher:
 
     def __init__(
         self, maintenance: Maintenance, keep_events: int, clock: Clock,
-        keep_bytes: int = sys.maxsize,
+        keep_bytes: int = sys.maxsize, *, leads: Callable[[], bool] = lambda: True,
     ) -> None:
+        """
+        Args:
+            leads: whether this node does the upkeep that one of all nodes is to do: retention, the
+                collection of sessions, conversions.
+        """
         self._maintenance = maintenance
         self._keep_events = keep_events
         self._keep_bytes = keep_bytes
+        self._leads = leads
         self._clock = clock
         self.store_problem: str | None = None
         self._begun_mono_s = clock.monotonic_s()
@@ -96,7 +103,7 @@ class Flusher:
         problem = self._maintenance.find_problem()
         shown = None  # without the path, since /readyz shows it to everybody
         if problem is not None:
-            shown = f"the database file: {problem.reason}; the server's log says what to do"
+            shown = f"the database: {problem.reason}; the server's log says what to do"
         if shown != self.store_problem:
             if problem is not None:
                 _log.error("database.unusable", reason=problem.reason, message=problem.message)
@@ -192,6 +199,9 @@ class Flusher:
             try:
                 self.look()
                 self._mark_used_guests()
+                if not self._leads():
+                    failing = False
+                    continue
                 self.conversion.run_round(self._ending)
                 drop_to_seq = self._drop_to_seq(self._old_seq())
                 is_due = self._clock.monotonic_s() - self._pruned_at_s >= limits.PRUNE_PERIOD_S

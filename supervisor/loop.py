@@ -19,7 +19,7 @@ from typing import Final
 
 import pylon
 from pylon import log, metrics
-from pylon.bus.messages import RolesReport, RoleState
+from pylon.bus.messages import RolesReport, RoleState, StoreOutage
 from pylon.roles import ROLE_BY_NAME
 from supervisor.children import RoleView
 from supervisor.components import Components
@@ -30,6 +30,7 @@ _log = log.get_logger("supervisor")
 _WAIT_S: Final = 1.0  # the loop sleeps no longer than this; an event wakes it
 _REPORT_PERIOD_S: Final = 2.0  # `pylon.api.admin.readiness.REPORT_FRESH_S` is longer
 _WATCHDOG_PERIOD_S: Final = 1.0
+_AWAY_S: Final = 1.0  # a connection that is made anew at once is no outage
 _EXTEND_S: Final = 15.0
 _ENDS: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -53,7 +54,7 @@ class Loop:
         self._started_s = started_s
         self._report_at_s = 0.0
         self._watchdog_at_s = 0.0
-        self._announced: tuple[dict[str, RoleView], bool, str | None] | None = None
+        self._announced: tuple[object, ...] | None = None
         self._said_ready = False
         self.stop_asked = False
         self.reload_asked = False
@@ -78,7 +79,7 @@ class Loop:
         problem = self._parts.children.problem()
         if problem is not None and self.broken is None:
             self.broken = RuntimeError(problem)
-        self._parts.marks.record(self._parts.writer.head)
+        self._parts.marks.record(self._parts.head)
         self.report()
 
     def report(self) -> None:
@@ -87,17 +88,33 @@ class Loop:
         now_s = parts.clock.monotonic_s()
         views = parts.children.views()
         problem = parts.writer.find_problem() or parts.flusher.store_problem
-        progress = (views, self.draining, problem)
+        checks = self._node_checks()
+        failed = frozenset(name for name, text in checks.items() if text is not None)
+        progress = (views, self.draining, problem, failed)
         if progress == self._announced and now_s < self._report_at_s:
             return
         self._announced = progress
         self._report_at_s = now_s + _REPORT_PERIOD_S
         states = {role: RoleState(view.wanted, view.ready) for role, view in views.items()}
-        parts.signals.send(RolesReport(states, self.draining, problem))
+        parts.signals.send(RolesReport(states, self.draining, problem, checks))
+        if parts.relay is not None:
+            is_long = parts.relay.away_s >= parts.config.database_outage_s
+            parts.signals.send(StoreOutage(is_long))
         for role, view in views.items():
             metrics.WORKERS_READY.labels(role).set(view.ready)
             metrics.WORKERS_WANTED.labels(role).set(view.wanted)
         self._tell_systemd(views, now_s)
+
+    def _node_checks(self) -> dict[str, str | None]:
+        """Return the checks of a node whose database is on another machine."""
+        relay = self._parts.relay
+        if relay is None:
+            return {}
+        is_away = relay.away_s > _AWAY_S
+        return {
+            "database": "the database does not answer" if is_away else None,
+            "relay": relay.find_problem(),
+        }
 
     def is_ready(self) -> bool:
         """Return whether every role has all its workers ready."""

@@ -51,7 +51,9 @@ from supervisor.flusher import Flusher
 from supervisor.heartbeats import Heartbeats
 from supervisor.hints import PreviousRun, save_hints
 from supervisor.loop import Loop, queue_signals
+from supervisor.node_name import with_node_name
 from supervisor.notify import Notifier
+from supervisor.relay import Relay
 from supervisor.rooms import RoomsThread
 from supervisor.sockets import Listeners, open_listeners, port_warnings
 from supervisor.template import Template, start_template
@@ -156,7 +158,9 @@ def _assemble(
     loaded: Loaded, manifest: Manifest, template: Template, kept: Listeners | None,
     environ: Mapping[str, str], stack: Closers,
 ) -> Components:
-    config, clock, pid = loaded.config, SystemClock(), os.getpid()
+    clock, pid = SystemClock(), os.getpid()
+    loaded = with_node_name(loaded, SystemRandom())
+    config = loaded.config
     rules = compile_rules(manifest, explain=config.dev_mode)
     pidfile = DataDirLock.acquire(pidfile_of(Path(config.db_path).absolute()))
     stack.callback(pidfile.release)
@@ -190,7 +194,15 @@ def _assemble(
     stack.callback(save_hints, db_path, runtime, boot_id, clock)
     flusher = Flusher(engine.maintenance, config.change_log_retain, clock,
                       config.change_log_retain_bytes)
-    writer = Writer(runtime, engine, broken)
+    source = store.changes(clock, SystemRandom(), config.database_poll_s)
+    relay = None
+    if source is not None:
+        relay = Relay(source, runtime, broken)
+        relay.start()
+        stack.callback(relay.stop)
+    writer = Writer(
+        runtime, engine, broken, hand_over=None if relay is None else relay.hand_over
+    )
     writer.start()
     stack.callback(writer.stop)
     flusher.start()
@@ -230,7 +242,8 @@ def _assemble(
         )
     return Components(
         config=config, clock=clock, runtime=runtime, store=store, listeners=listeners,
-        events=events, progress=DrainProgress(), engine=engine, writer=writer, flusher=flusher,
+        events=events, progress=DrainProgress(), engine=engine, writer=writer, relay=relay,
+        flusher=flusher,
         heartbeats=heartbeats, rooms=rooms, children=children, marks=previous_run.marks,
         backups=Backups(store.backups, engine.maintenance.sizes, runtime.manifest, clock),
         signals=signals, notifier=Notifier(environ, pid),

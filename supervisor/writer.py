@@ -11,14 +11,14 @@ here and take turns, so that a long batch does not delay a single patch. While o
 rows rest after each turn as long as the turn took; so others have at least half of the time. The
 writer refuses a call that has waited longer than its worker waits.
 
-The writer publishes the changes of a commit at once. If it has published within
-`limits.PUBLISH_PERIOD_S`, it keeps them until then, and publishes all that it kept as one batch.
-While no socket worker has a client, it keeps them for `limits.PUBLISH_IDLE_PERIOD_S`.
+The writer publishes the changes of a commit (`supervisor.batch_publisher`), or hands them over to
+the relay where several nodes write to one store.
 
 Invariants: the writer answers and publishes nothing before its commit. It answers every request,
 also when the engine raises an unforeseen error. Requests of one call keep their order. After
 `limits.WRITER_FAILURES` unforeseen errors in a row the writer tells the supervisor to end. If the
-store refuses a batch, the writer logs and counts the reason, and readiness reports it.
+store refuses a batch, the writer logs and counts the reason, and readiness reports it. A database
+server that does not answer will be back: the writer keeps the calls and tries again, for `_HOLD_S`.
 Metrics: pylon_write_queue_length, pylon_writes_deferred, pylon_writes_refused_total. Made by
 `supervisor.main`.
 """
@@ -27,26 +27,25 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from itertools import chain, islice
 from typing import Final, NamedTuple
 
 from pylon import limits, log, metrics
-from pylon.bus.changes import ChangesPublisher
 from pylon.bus.messages import DocumentsChanged
 from pylon.bus.runtime import Runtime
 from pylon.bus.signals import PlainSignalSender
 from pylon.bus.writer_port import LocalWriter, Peer, WriterPort
 from pylon.clock import Clock, SystemClock
-from pylon.errors import InternalError, WriterUnavailable
+from pylon.errors import InternalError, PylonError, StoreUnavailable, WriterUnavailable
 from pylon.errors.wire import WireError
 from pylon.runtime import memory
 from pylon.storage.events import ChangeBatch
 from pylon.storage.interface import WriteEngine
 from pylon.storage.ops import WriteReply, WriteRequest
 from pylon.storage.records import BatchRefusal, BatchResult
+from supervisor.batch_publisher import BatchPublisher
 
 Arrivals = list[tuple[Peer, list[WriteRequest]]]  # of one turn of the writer
 
@@ -57,6 +56,10 @@ _REST_MAX_S: Final = 0.25
 _OTHERS_FRESH_S: Final = 1.0
 _TRIM_PERIOD_S: Final = 1.0
 _REFUSED_LOGGED_EVERY_S: Final = 10.0
+_HOLD_S: Final = limits.WRITE_TIMEOUT_S - 5.0  # then the answer still reaches the worker in time
+_HOLD_PAUSE_S: Final = 0.2
+# Why a database refuses batches that it would take a moment later.
+_PASSING_REASONS: Final = frozenset({"unavailable", "read_only", "busy"})
 _REFUSED_FRESH_S: Final = 5.0  # then readiness is given again, so that writes are tried
 
 
@@ -73,29 +76,34 @@ class Writer:
 
     def __init__(
         self, runtime: Runtime, engine: WriteEngine, broken: Callable[[BaseException], None],
-        clock: Clock | None = None,
+        clock: Clock | None = None, hand_over: Callable[[ChangeBatch], None] | None = None,
     ) -> None:
-        """Args: `broken` is called, in the thread, when the writer cannot go on."""
+        """
+        Args:
+            broken: called, in the thread, when the writer cannot go on.
+            hand_over: takes the committed batches, where others write to the store too and a relay
+                publishes the changes of all (`supervisor.relay`); None: the writer publishes.
+        """
         self._clock = clock or SystemClock()
         self._runtime = runtime
         self._engine = engine
         self._broken = broken
         self._port = WriterPort(runtime)
-        self._publisher = ChangesPublisher(runtime)
+        self._publisher = BatchPublisher(runtime) if hand_over is None else None
+        self._hand_over: Callable[[ChangeBatch], None] = hand_over or _no_batch
         self._signals = PlainSignalSender(runtime)
         self._stopping = threading.Event()
         self._failures = 0
         self._deferred: deque[_Call] = deque()
         self._rest_until_s = 0.0  # of the deferred
+        self._held: deque[_Call] = deque()  # until the database answers again
+        self._hold_until_s = 0.0
         self._others_at_s = float("-inf")  # when something else than large rows was changed
         self._trim_at_s = 0.0
         self._untrimmed_bytes = 0
         self._refusal: BatchRefusal | None = None  # the last one
         self._refused_at_s = float("-inf")  # unless a batch has been accepted since
         self._log_refused_at_s: dict[str, float] = {}  # by reason, not before
-        self._unpublished: ChangeBatch | None = None
-        self._published_s = float("-inf")
-        self._publish_at_s = float("-inf")  # not before
         self.depth = 0  # requests taken and not yet answered
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         metrics.CHANGELOG_SEQ.set(engine.head)
@@ -122,9 +130,13 @@ class Writer:
     def _run(self) -> None:
         while True:
             arrivals = self._port.receive(self._patience_s())
-            if self._unpublished is not None:
-                self._publish_if_due()
+            if self._publisher is not None:
+                self._publisher.publish_if_due()
             now_s = self._clock.monotonic_s()
+            if self._held:
+                self._held += _all_calls(arrivals, now_s)
+                self._retry_held(now_s)
+                continue
             is_resting = now_s < self._rest_until_s and not self._stopping.is_set()
             due = [] if is_resting else self._due(now_s)
             has_new = any(sent for _, sent in arrivals)
@@ -134,9 +146,9 @@ class Writer:
             elif not arrivals and not self._deferred and self._stopping.is_set():
                 break
             self._trim_memory(is_idle=not (due or has_new or self._deferred))
-        self._publish_kept()
         self._port.close()
-        self._publisher.close()
+        if self._publisher is not None:
+            self._publisher.close()
         self._signals.close()
 
     def _patience_s(self) -> float:
@@ -144,11 +156,12 @@ class Writer:
         if self._stopping.is_set():
             return 0.0
         wait_s = _TRIM_IDLE_S if self._untrimmed_bytes else _IDLE_S
-        if self._deferred:
+        if self._held:
+            wait_s = self._hold_until_s - self._clock.monotonic_s()
+        elif self._deferred:
             wait_s = self._rest_until_s - self._clock.monotonic_s()
-        if self._unpublished is not None:
-            wait_s = min(wait_s, self._publish_at_s - time.monotonic())
-        return max(0.0, wait_s)
+        publish_s = None if self._publisher is None else self._publisher.wait_s
+        return max(0.0, wait_s if publish_s is None else min(wait_s, publish_s))
 
     def _due(self, now_s: float) -> list[_Call]:
         """The deferred call that goes into the next transaction, if there is one."""
@@ -158,14 +171,46 @@ class Writer:
             if now_s - call.since_s < limits.WRITE_TIMEOUT_S:
                 due.append(call)
                 continue
-            refusal = WireError.from_error(WriterUnavailable(
+            self._refuse(call, WriterUnavailable(
                 f"The writer did not come to this within {limits.WRITE_TIMEOUT_S:g} s",
                 hint="Nothing was written: too many large rows are being changed",
             ))
-            self._port.reply(
-                call.peer, [WriteReply(request.id, error=refusal) for request in call.requests]
-            )
         return due
+
+    def _retry_held(self, now_s: float) -> None:
+        """Try the held calls again if it is time, oldest first. Refuse those that have waited as
+        long as a write may."""
+        while self._held and now_s - self._held[0].since_s >= _HOLD_S:
+            self._refuse(self._held.popleft(), StoreUnavailable(
+                f"The database did not answer within {_HOLD_S:g} s; nothing was written",
+                hint="Try again: the server goes on as soon as the database answers",
+            ))
+        if now_s < self._hold_until_s and not self._stopping.is_set():
+            return
+        due: list[_Call] = []
+        count = 0
+        while self._held and count < limits.BATCH_REQUESTS:
+            due.append(self._held.popleft())
+            count += len(due[-1].requests)
+        if due:
+            self._execute(due, [], now_s, limits.BATCH_LARGE_BYTES)
+
+    def _must_hold(self, result: BatchResult) -> bool:
+        """Whether a refused batch is to be tried again: nothing of it was written, and the database
+        will be back."""
+        if result.refusal is None or self._publisher is not None or self._stopping.is_set():
+            return False
+        error = result.replies[0].error if result.replies else None
+        return (
+            result.refusal.reason in _PASSING_REASONS
+            and error is not None and error.code == StoreUnavailable.code
+        )
+
+    def _refuse(self, call: _Call, error: PylonError) -> None:
+        refusal = WireError.from_error(error)
+        self._port.reply(
+            call.peer, [WriteReply(request.id, error=refusal) for request in call.requests]
+        )
 
     def _execute(
         self, due: list[_Call], arrivals: Arrivals, now_s: float, large_bytes: int
@@ -182,14 +227,21 @@ class Writer:
         self._set_depth(len(requests))
         began_s = self._clock.monotonic_s()
         result = self._apply(requests, large_bytes)
+        if self._must_hold(result):
+            self._held.extendleft(reversed([*due, *_all_calls(arrivals, now_s)]))
+            self._hold_until_s = self._clock.monotonic_s() + _HOLD_PAUSE_S
+            metrics.WRITES_DEFERRED.set(len(self._held) + len(self._deferred))
+            return
         if due or result.deferred:
-            new = [call for peer, sent in arrivals for call in _calls_of(peer, sent, now_s)]
-            self._reply_to_calls(due, new, result)
+            self._reply_to_calls(due, _all_calls(arrivals, now_s), result)
         else:
             self._reply(arrivals, result.replies)
         if result.batch is not None:  # who wrote need not wait for this
             metrics.CHANGELOG_SEQ.set(self._engine.head)
-            self._publish(result.batch, is_large=result.large_bytes > 0)
+            if self._publisher is None:
+                self._hand_over(result.batch)
+            else:
+                self._publisher.put(result.batch, is_large=result.large_bytes > 0)
         if result.documents:
             self._signals.send(DocumentsChanged())
         now_s = self._clock.monotonic_s()
@@ -199,40 +251,8 @@ class Writer:
             self._untrimmed_bytes += result.large_bytes
             if now_s - self._others_at_s < _OTHERS_FRESH_S:
                 self._rest_until_s = now_s + min(now_s - began_s, _REST_MAX_S)
-        metrics.WRITES_DEFERRED.set(len(self._deferred))
+        metrics.WRITES_DEFERRED.set(len(self._deferred) + len(self._held))
         self._set_depth(0)
-
-    def _publish(self, batch: ChangeBatch, *, is_large: bool) -> None:
-        """Publish a batch, or keep it for `_publish_kept` if another has just gone out."""
-        # PERF: at 16 connections a commit has 5 inserts, and each message of ZeroMQ costs the
-        # writer 45 us and three I/O threads as much, also where the subscribers have no client.
-        kept = self._unpublished
-        if kept is None:
-            kept = self._unpublished = batch
-        else:
-            kept.events.extend(batch.events)
-        if is_large or len(kept.events) >= limits.TURN_EVENTS:
-            self._publish_kept()
-        else:
-            self._publish_if_due()
-
-    def _publish_if_due(self) -> None:
-        """Publish what is kept if its time has come, which depends on whether anybody waits."""
-        now_s = time.monotonic()
-        if now_s < self._publish_at_s:
-            return
-        is_due = now_s - self._published_s >= limits.PUBLISH_IDLE_PERIOD_S
-        if is_due or self._publisher.has_clients():
-            self._publish_kept()
-        else:
-            self._publish_at_s = now_s + limits.PUBLISH_PERIOD_S  # a client may have come by then
-
-    def _publish_kept(self) -> None:
-        kept, self._unpublished = self._unpublished, None
-        if kept is not None:
-            self._published_s = time.monotonic()
-            self._publish_at_s = self._published_s + limits.PUBLISH_PERIOD_S
-            self._publisher.publish(kept)
 
     def _reply(self, arrivals: Arrivals, replies: list[WriteReply]) -> None:
         """Answer requests of which none was deferred, in one message for each peer."""
@@ -324,6 +344,14 @@ class Writer:
             self._broken(error)
         refusal = WireError.from_error(InternalError("The write failed; the server's log says why"))
         return [WriteReply(request.id, error=refusal) for request in requests]
+
+
+def _no_batch(batch: ChangeBatch) -> None:
+    raise AssertionError("a writer that publishes hands nothing over")
+
+
+def _all_calls(arrivals: Arrivals, now_s: float) -> list[_Call]:
+    return [call for peer, sent in arrivals for call in _calls_of(peer, sent, now_s)]
 
 
 def _calls_of(peer: Peer, requests: list[WriteRequest], now_s: float) -> list[_Call]:

@@ -45,9 +45,18 @@ class RolesReport(msgspec.Struct, frozen=True, tag="roles"):
     roles: dict[str, RoleState]
     draining: bool
     store_problem: str | None = None  # the reason why the store refuses writes, or soon will
+    # Further checks of this node, by name, and what is wrong; None: nothing.
+    checks: dict[str, str | None] = {}
 
 
-Signal = SessionRevoked | DocumentsChanged | RolesReport
+class StoreOutage(msgspec.Struct, frozen=True, tag="outage"):
+    """Whether the database has not answered for so long that sockets are no longer held. Sent with
+    each `RolesReport` where the store is on another machine."""
+
+    is_long: bool
+
+
+Signal = SessionRevoked | DocumentsChanged | RolesReport | StoreOutage
 
 
 # --- Status ----------------------------------------------------------------------------------

@@ -267,6 +267,14 @@ CHANGELOG_SEQ: Final = Gauge(
 CHANGELOG_OLDEST_SEQ: Final = Gauge(
     "pylon_changelog_oldest_seq", "Oldest sequence number still kept.", registry=SUPERVISOR,
 )
+RELAY_LAG_SEQS: Final = Gauge(
+    "pylon_relay_lag_seqs", "How far the changes that were sent to the workers are behind the "
+    "newest that this node has heard of (PostgreSQL).", registry=SUPERVISOR,
+)
+RELAY_LAG_SECONDS: Final = Gauge(
+    "pylon_relay_lag_seconds", "For how long they have been behind, or the database has not "
+    "answered (PostgreSQL).", registry=SUPERVISOR,
+)
 WRITE_QUEUE_DEPTH: Final = Gauge(
     "pylon_write_queue_length", "Write requests taken by the writer and not yet answered.",
     registry=SUPERVISOR,
@@ -280,7 +288,8 @@ BATCHES_OVERTAKEN: Final = Counter(
     "changed the same rows.", registry=SUPERVISOR,
 )
 WRITES_DEFERRED: Final = Gauge(
-    "pylon_writes_deferred", "Calls about large rows that wait for a later transaction.",
+    "pylon_writes_deferred", "Calls that wait for a later transaction: large rows are being "
+    "changed, or the database does not answer.",
     registry=SUPERVISOR,
 )
 COMMIT: Final = Histogram(
@@ -318,7 +327,7 @@ CHANGELOG_BYTES: Final = Gauge(
     registry=SUPERVISOR,
 )
 DB_WRITABLE: Final = Gauge(
-    "pylon_db_writable", "1 while the database file is in its place and may be written to.",
+    "pylon_db_writable", "1 while the database may be written to, and its file is in its place.",
     registry=SUPERVISOR,
 )
 WAL_HELD: Final = Gauge(
@@ -470,7 +479,8 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "LIVE_WINDOWS", "LIVE_WINDOW_READS", "LIVE_WINDOWS_WAITING",
     "DOCUMENT_SUBSCRIPTIONS", "DOCUMENT_MERGE_CHECKS", "RATE_LIMITED", "RATE_SKIPPED",
     "RATE_EVICTED", "HINTS_DROPPED", "EVENT_LOOP_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ",
-    "CHANGELOG_OLDEST_SEQ", "WRITE_QUEUE_DEPTH", "WRITES_REFUSED", "BATCHES_OVERTAKEN",
+    "CHANGELOG_OLDEST_SEQ", "RELAY_LAG_SEQS", "RELAY_LAG_SECONDS", "WRITE_QUEUE_DEPTH",
+    "WRITES_REFUSED", "BATCHES_OVERTAKEN",
     "WRITES_DEFERRED", "COMMIT",
     "BATCH_SIZE", "DOCUMENTS_DECODED", "DOCUMENTS_DECODED_BYTES", "DOCUMENT_MERGE", "CASCADED_ROWS",
     "WAL_BYTES",

@@ -69,6 +69,10 @@ class ChangeSource(Protocol):
         """For how long it has been behind, or without a connection; 0: it is current. Any
         thread."""
 
+    @property
+    def away_s(self) -> float:
+        """For how long the store has not answered; 0: it answers. Any thread."""
+
     def begin(self) -> None:
         """Connect, and begin behind the present head. Before the first `receive`.
 
@@ -105,13 +109,17 @@ class BareReads(Protocol):
 
 class Backend(Protocol):
     """See the module. `name`: as `pylonctl` shows it. `engine_version`: of the database library or
-    server. `data_path`: files beside the data are named after it; for SQLite the database file."""
+    server. `place`: where the data are, for people, without a password. `data_path`: the files of
+    this node are named after it; for SQLite the database file."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def engine_version(self) -> str: ...
+
+    @property
+    def place(self) -> str: ...
 
     @property
     def data_path(self) -> Path: ...

@@ -19,10 +19,10 @@ def open_store(config: Config) -> Backend:
         from pylon.storage.postgres.backend import PostgresBackend
 
         return PostgresBackend(
-            url, direct_url=config.database_direct_url or url, data_path=Path(config.db_path),
-            connections=config.database_connections, wait_s=config.database_wait_s,
-            row_max_bytes=config.row_max_bytes, application=config.node or "",
-            is_dev=config.dev_mode,
+            url, direct_url=config.database_direct_url or url,
+            data_path=Path(config.db_path).absolute(), connections=config.database_connections,
+            wait_s=config.database_wait_s, row_max_bytes=config.row_max_bytes,
+            application=config.node or "", is_dev=config.dev_mode,
         )
     from pylon.storage.sqlite.backend import SqliteBackend
 

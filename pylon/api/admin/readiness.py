@@ -2,8 +2,9 @@
 
 The server is ready if the store can be read, the supervisor has reported within REPORT_FRESH_S,
 the database can be written, each role has as many ready workers as it should, and no drain is in
-progress. The supervisor reports every two seconds over the signals channel; the worker hands each
-report to `Readiness.report`.
+progress. With a database that several nodes share, the changes of all nodes must reach this one.
+The supervisor reports every two seconds over the signals channel; the worker hands each report to
+`Readiness.report`.
 
 Called by `pylon.api.admin.system` and by the HTTP worker.
 """
@@ -75,6 +76,8 @@ class Readiness:
             )
             problem = report.store_problem
             checks["writes"] = _check(problem is None, problem)
+            for name, problem in report.checks.items():
+                checks[name] = _check(problem is None, problem)
             for role, state in sorted(report.roles.items()):
                 enough = state.ready >= state.wanted
                 checks[f"role.{role}"] = _check(

@@ -19,6 +19,7 @@ import psycopg
 
 from pylon import limits
 from pylon.clock import Clock, RandomSource, SystemClock, SystemRandom
+from pylon.database_url import shown_url
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import RuleSet
 from pylon.storage.backend import BareReads, Capabilities, ChangeSource
@@ -57,6 +58,7 @@ class PostgresBackend:
         self.url = url
         self.direct_url = direct_url or url
         self.data_path = data_path
+        self.place = shown_url(url)
         self.application = application
         # What this node's writer calls itself in notifications, so that the node's own relay does
         # not read back what the writer hands over.

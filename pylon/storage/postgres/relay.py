@@ -101,6 +101,7 @@ class PostgresChanges:
         self._epoch = self._document = self._mark = 0  # newest numbers
         self._known_head = 0
         self._behind_since_s: float | None = None
+        self._lost_s: float | None = None  # since when there has been no connection
         self.head = 0
 
     @property
@@ -112,6 +113,12 @@ class PostgresChanges:
     def behind_s(self) -> float:
         """See `ChangeSource`."""
         since_s = self._behind_since_s
+        return 0.0 if since_s is None else self._clock.monotonic_s() - since_s
+
+    @property
+    def away_s(self) -> float:
+        """See `ChangeSource`."""
+        since_s = self._lost_s
         return 0.0 if since_s is None else self._clock.monotonic_s() - since_s
 
     def begin(self) -> None:
@@ -312,13 +319,15 @@ class PostgresChanges:
             return
         _log.info("relay.connected", tries=self._failures)
         self._failures = 0
+        self._lost_s = None
         self._must_read = True
 
     def _lose(self, error: Exception) -> None:
         if self._session is not None:
             self._session.close()
             self._session = None
-        if not self._failures:
+        if self._lost_s is None:
+            self._lost_s = self._clock.monotonic_s()
             _log.warning("relay.disconnected", error=type(error).__name__,
                          hint="changes wait in the database; it tries again until it answers")
         pause_s = retry_pause_s(self._failures, self._random.uniform)

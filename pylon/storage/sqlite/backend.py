@@ -61,6 +61,7 @@ class SqliteBackend:
             in_memory: `provision` makes a file in memory, in place of `path`.
         """
         self.data_path = path
+        self.place = str(path)
         self._durability = durability
         self._row_max_bytes = row_max_bytes
         self._in_memory = in_memory

@@ -1,0 +1,81 @@
+"""Batch publisher: gives committed batches to the bus, in a rhythm that suits its subscribers.
+
+The first batch after a pause goes out at once. Batches that follow within
+`limits.PUBLISH_PERIOD_S` are kept until then, and go out as one. While no socket worker has a
+client, the period is `limits.PUBLISH_IDLE_PERIOD_S`.
+
+Invariants: batches keep their order. Two batches become one only if nothing lies between them, so a
+gap that the source made stays visible (`ChangeBatch.prev_seq`). For one thread: the writer's on a
+store whose only writer it is, else the relay's.
+"""
+
+from __future__ import annotations
+
+import time
+
+from pylon import limits
+from pylon.bus.changes import ChangesPublisher
+from pylon.bus.runtime import Runtime
+from pylon.storage.events import ChangeBatch
+
+
+class BatchPublisher:
+    """See the module."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._publisher = ChangesPublisher(runtime)
+        self._kept: ChangeBatch | None = None
+        self._published_s = float("-inf")
+        self._due_s = float("-inf")  # not before
+
+    @property
+    def wait_s(self) -> float | None:
+        """How long until `publish_if_due` has something to do; None: nothing is kept."""
+        return None if self._kept is None else max(0.0, self._due_s - time.monotonic())
+
+    def put(self, batch: ChangeBatch, *, is_large: bool = False) -> None:
+        """Publish a batch, or keep it if another has just gone out."""
+        # PERF: at 16 connections a commit has 5 inserts, and each message of ZeroMQ costs the
+        # writer 45 us and three I/O threads as much, also where the subscribers have no client.
+        kept = self._kept
+        if kept is not None and batch.prev_seq > _last_seq(kept):
+            self.publish_kept()
+            kept = None
+        if kept is None:
+            kept = self._kept = batch
+        else:
+            kept.events.extend(batch.events)
+        if is_large or len(kept.events) >= limits.TURN_EVENTS:
+            self.publish_kept()
+        else:
+            self.publish_if_due()
+
+    def publish_if_due(self) -> None:
+        """Publish what is kept if its time has come, which depends on whether anybody waits."""
+        if self._kept is None:
+            return
+        now_s = time.monotonic()
+        if now_s < self._due_s:
+            return
+        is_due = now_s - self._published_s >= limits.PUBLISH_IDLE_PERIOD_S
+        if is_due or self._publisher.has_clients():
+            self.publish_kept()
+        else:
+            self._due_s = now_s + limits.PUBLISH_PERIOD_S  # a client may have come by then
+
+    def publish_kept(self) -> None:
+        """Publish what is kept."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            self._published_s = time.monotonic()
+            self._due_s = self._published_s + limits.PUBLISH_PERIOD_S
+            self._publisher.publish(kept)
+
+    def close(self) -> None:
+        """Publish what is kept, and close the socket."""
+        self.publish_kept()
+        self._publisher.close()
+
+
+def _last_seq(batch: ChangeBatch) -> int:
+    return batch.events[-1].seq if batch.events else batch.prev_seq
