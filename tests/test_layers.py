@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pylon.storage", "pylon.storage.events", "pylon.storage.ops", "pylon.storage.records",
         "pylon.storage.interface",
         "pylon.storage.schemas", "pylon.storage.backups", "pylon.storage.backend",
-        "pylon.storage.related",
+        "pylon.storage.related", "pylon.storage.transfer",
     ),
     # What works on any store.
     (
@@ -54,7 +54,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pylon.bus",),
     ("pylon.rooms",),
     ("pylon.api", "pylon.openapi"),
-    ("pylon.seed_file", "pylon.startup", "pylon.bench"),
+    ("pylon.seed_file", "pylon.startup", "pylon.bench", "pylon.migrate"),
     ("pylon.cli",),
     # Processes. Those of `workers` and the supervisor meet on the bus only.
     ("workers", "workers.net", "workers.merge_sandbox", "workers.boot"),

@@ -30,10 +30,9 @@ from pylon.data_dir import keep_private
 from pylon.errors import PylonError
 
 VERBS: Final = (  # in the order of the help; module and function are named alike
-    "start", "dev", "stop", "status", "config", "check-config", "backup", "restore", "schema",
-    "seed", "export", "import", "bench", "search", "shards", "replay", "explain", "explain-query",
-    "policy",
-    "version",
+    "start", "dev", "stop", "status", "config", "check-config", "backup", "restore", "migrate",
+    "schema", "seed", "export", "import", "bench", "search", "shards", "replay", "explain",
+    "explain-query", "policy", "version",
 )
 
 

@@ -51,6 +51,8 @@ from pylon.errors.identity import (
 from pylon.errors.operation import (
     BackupInvalid,
     BackupRefused,
+    MigrationFailed,
+    MigrationRefused,
     NotRunning,
     SchemaRefused,
     SettingsRefused,
@@ -147,6 +149,8 @@ __all__ = [
     "LimitExceeded",
     "MatchQueueFull",
     "MethodNotAllowed",
+    "MigrationFailed",
+    "MigrationRefused",
     "MissingChannel",
     "MissingField",
     "MissingMessage",

@@ -81,6 +81,34 @@ class BackupRefused(PylonError):
     status = 409
 
 
+class MigrationRefused(PylonError):
+    """Data cannot be moved to another store as they are; `problems` has a line for each reason.
+
+    Remedy: correct what the lines name. Nothing was changed in the source, and a server cannot yet
+    start on the target.
+    """
+
+    code = "MIGRATION_REFUSED"
+    status = 409
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, problems: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.problems = tuple(problems)
+
+
+class MigrationFailed(PylonError):
+    """Moved data differ from their source.
+
+    Remedy: run the migration again with --restart. If it fails again, report the table and the row
+    that the text names.
+    """
+
+    code = "MIGRATION_FAILED"
+    status = 500
+
+
 class NotRunning(PylonError):
     """No supervisor answers for this data directory.
 

@@ -20,6 +20,7 @@ from pylon.storage.backups import BackupManager
 from pylon.storage.events import ChangeBatch
 from pylon.storage.interface import Reader, Store, WriteEngine
 from pylon.storage.schemas import SchemaManager
+from pylon.storage.transfer import TransferManager
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,9 @@ class Backend(Protocol):
 
     @property
     def backups(self) -> BackupManager: ...
+
+    @property
+    def transfer(self) -> TransferManager: ...
 
     def exists(self) -> bool:
         """Whether there is a database. Commands that need one are refused without."""

@@ -27,6 +27,7 @@ from pylon.storage.backups import BackupManager
 from pylon.storage.interface import Reader, Store, WriteEngine
 from pylon.storage.postgres.connect import RELAY_LIMITS, open_reader, open_session
 from pylon.storage.schemas import SchemaManager
+from pylon.storage.transfer import TransferManager
 
 _CAPABILITIES: Final = Capabilities(own_writes_only=False, search=True)
 _PACKAGE: Final = "pylon.storage.postgres"
@@ -93,6 +94,12 @@ class PostgresBackend:
         manager: BackupManager = _load("backup.manager").PostgresBackups(
             self.direct_url, self.data_path
         )
+        return manager
+
+    @cached_property
+    def transfer(self) -> TransferManager:
+        """See `Backend`."""
+        manager: TransferManager = _load("transfer.manager").PostgresTransfer(self.direct_url)
         return manager
 
     def exists(self) -> bool:

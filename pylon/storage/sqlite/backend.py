@@ -31,6 +31,7 @@ from pylon.storage.sqlite.backup.manager import SqliteBackups
 from pylon.storage.sqlite.bare_reads import SqliteBareReads
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.storage.sqlite.schema.manager import SqliteSchema
+from pylon.storage.sqlite.transfer.manager import SqliteTransfer
 
 # The supervisor loads no gevent, and workers no engine.
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class SqliteBackend:
         self._in_memory = in_memory
         self.schema = SqliteSchema(path, is_new=in_memory)
         self.backups = SqliteBackups(path)
+        self.transfer = SqliteTransfer(path)
 
     def exists(self) -> bool:
         """See `Backend`."""

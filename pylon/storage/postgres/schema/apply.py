@@ -13,6 +13,7 @@ from pylon.manifest import references
 from pylon.manifest.model import Entity, Manifest
 from pylon.storage.postgres import meta
 from pylon.storage.postgres.schema import ddl
+from pylon.storage.postgres.transfer.unfinished import refuse_unfinished
 from pylon.storage.postgres.wire import BlockingSession
 
 _LINEAGE_BYTES: Final = 16
@@ -36,8 +37,10 @@ def prepare_store(session: BlockingSession, manifest: Manifest, clock: Clock) ->
     """Make the tables of an empty database.
 
     Raises:
+        SchemaRefused: a move of data into it was not finished.
         psycopg.Error: the database cannot be used.
     """
+    refuse_unfinished(session)
     session.execute_script("BEGIN")
     try:
         for statement in ddl.SYSTEM_TABLES:

@@ -238,6 +238,13 @@ def _written_elsewhere(conn: apsw.Connection) -> bool:
     return meta.get(conn, "history_rows") != str(history.row_count(conn))
 
 
+def has_current_rows(conn: apsw.Connection, manifest: Manifest) -> bool:
+    """Whether the JSON of all rows is as a start with this manifest would leave it."""
+    return not _written_elsewhere(conn) and all(
+        meta.get(conn, f"shape:{entity.name}") == shape_of(entity) for entity in manifest.entities
+    )
+
+
 def note_indexes(conn: apsw.Connection, manifest: Manifest, plan: Plan) -> None:
     """Note which indexes Pylon made, so that it may drop them when they leave the manifest."""
     history.note_own_indexes(conn, own_after(SqliteCatalogue(conn), manifest, plan))
