@@ -51,20 +51,18 @@ class UsedGuests:
 class SessionCache(Generic[Credentials]):
     """The cache of one process."""
 
-    __slots__ = ("_clock", "_config", "_ends", "_forgotten", "_is_inline", "_known", "_stale_s",
-                 "_store", "_used_guests")
+    __slots__ = ("_clock", "_config", "_ends", "_forgotten", "_known", "_stale_s", "_store",
+                 "_used_guests")
 
     def __init__(
         self, config: Config, store: Store, clock: Clock,
         ends: Callable[[str, float], None] | None = None, used_guests: UsedGuests | None = None,
-        *, is_inline: bool = False,
     ) -> None:
         """
         Args:
             ends: called for each session with an end that is looked up: its id, and its end in
                 monotonic seconds.
             used_guests: receives the guests that the store has as unused.
-            is_inline: `look_up` is called in callbacks, and must not switch greenlets.
         """
         self._used_guests = UsedGuests() if used_guests is None else used_guests
         self._config = config
@@ -72,7 +70,6 @@ class SessionCache(Generic[Credentials]):
         self._clock = clock
         self._ends = ends
         self._known: dict[Credentials, tuple[Caller, float]] = {}  # until when, monotonic
-        self._is_inline = is_inline
         self._forgotten = 0  # how often the cache was cleared by `forget`
         self._stale_s = 0.0  # the first look-up after this time clears the cache
 
@@ -86,6 +83,9 @@ class SessionCache(Generic[Credentials]):
 
     def look_up(self, carried: Credentials, token: str | None) -> Caller:
         """Resolve `token` in the store, and cache the caller under `carried`.
+
+        Switches greenlets as `Store.point` does. From its return to the caller's next switch no
+        revocation that this process has seen is missing.
 
         Raises:
             StoreUnavailable, QueryTimeout: the store cannot tell; the caller is not anonymous then.
@@ -124,6 +124,4 @@ class SessionCache(Generic[Credentials]):
         def read(reader: Reader) -> SessionRow | None:
             return reader.session(session_id)
 
-        if self._is_inline:
-            return self._store.point_inline(read)
         return read_settled(self._store, read, lambda: self._forgotten)

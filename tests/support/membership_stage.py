@@ -109,7 +109,7 @@ class MembershipStage:
         )
         self.feed = Feed(None, History(self.pool), self.hub)  # type: ignore[arg-type]  # no bus
         self.feed.start()
-        self.replay = RelatedReplay(self.hub, self.app.rules, self.pool)
+        self.replay = RelatedReplay(self.hub, self.app.rules, self.pool, self.feed)
         self.caught_up: list[Connection] = []
         self.refused: list[PylonError] = []
         self.hub.on_behind(self.resume)
@@ -254,7 +254,7 @@ class Replica:
         self.connection.scope = self.scope
         hub.add(self.connection)
         self.connection.start()
-        if not self._stage.replay.finish(self.connection, cursor):
+        if not self._stage.replay.finish_at_once(self.connection, cursor):
             self._stage.resume(self.connection, cursor)
 
     def reconnect(self) -> None:

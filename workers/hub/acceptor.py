@@ -5,13 +5,16 @@ their share and open connections are not delayed. The acceptor reads a request t
 connection at once; `pending_handshakes` waits for a slower one. The `UpgradeHandler` takes the
 socket of a complete request, or refuses it; `refused_sockets` then sends the response.
 
+The handler reads the store: the session, and how far the change log reaches. Without local reads
+(`Store.local_reads`) these reads wait, so each handler runs in a greenlet of its own.
+
 Bounds: limits.HTTP_HEAD_BYTES for a head, `_ACCEPTS_A_TURN` connections in a turn,
-limits.DESCRIPTORS_RESERVED (`workers.net.listener`). The timer of the deadlines runs only while a
-connection has one: in an idle worker its two wake-ups a second cost 0.2 ms of CPU. Metric:
-pylon_handshakes_total.
+limits.SOCKETS_PENDING handlers that wait for the store, limits.DESCRIPTORS_RESERVED
+(`workers.net.listener`). The timer of the deadlines runs only while a connection has one: in an
+idle worker its two wake-ups a second cost 0.2 ms of CPU. Metric: pylon_handshakes_total.
 
 Invariant: the acceptor owns a socket until `UpgradeHandler.open` returns None; from then on the
-handler does. Everything runs in the hub and never blocks. Called by `workers.hub.service`.
+handler does. Everything else runs in the hub and never blocks. Called by `workers.hub.service`.
 """
 
 from __future__ import annotations
@@ -20,9 +23,10 @@ import socket
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
+import gevent
 from gevent.hub import get_hub
 
-from pylon import log, metrics
+from pylon import limits, log, metrics
 from pylon.clock import Clock
 from pylon.errors import InternalError, PylonError, Unavailable
 from pylon.runtime.raw_socket import RawSocket, host_of
@@ -48,7 +52,8 @@ class UpgradeHandler(Protocol):
     def open(
         self, request: Request, raw: RawSocket, early: bytes, *, on_main_port: bool
     ) -> bytes | None:
-        """Take the socket of a request that has no response yet.
+        """Take the socket of a request that has no response yet. Switches greenlets only if the
+        acceptor's `opens_wait`.
 
         Args:
             early: the bytes that arrived behind the request.
@@ -70,11 +75,18 @@ class Acceptor:
     """Accepts for one worker."""
 
     def __init__(
-        self, listener: socket.socket, handler: UpgradeHandler, clock: Clock
+        self, listener: socket.socket, handler: UpgradeHandler, clock: Clock, *,
+        opens_wait: bool = False,
     ) -> None:
-        """Take over `listener`, which sibling processes may share. `start` begins to accept."""
+        """Take over `listener`, which sibling processes may share. `start` begins to accept.
+
+        Args:
+            opens_wait: the handler waits for the store, so it gets a greenlet for each socket.
+        """
         self.port: int = listener.getsockname()[1]
         self._handler = handler
+        self._opens_wait = opens_wait
+        self._opening = 0  # handlers in greenlets
         self._clock = clock
         self._listeners = Listeners([listener], self._on_readable, clock.monotonic_s)
         self.pending = PendingHandshakes(self._serve_pending, clock)
@@ -162,28 +174,60 @@ class Acceptor:
 
     def _serve(self, raw: RawSocket, data: bytes, peer: str, *, on_main_port: bool) -> bool:
         """Serve the request in `data`. Return False if it is not complete."""
-        request = None
         try:
             request = parse(data, peer)
-            if request is None:
-                return False
-            response = self._handler.open(
-                request, raw, data[len(request.head):], on_main_port=on_main_port
-            )
+        except PylonError as ex:
+            self._settle(raw, None, self._handler.refusal(ex))
+            return True
+        except Exception as ex:  # noqa: BLE001  see `_open`
+            self._settle(raw, None, self._refusal_of_defect(ex))
+            return True
+        if request is None:
+            return False
+        early = data[len(request.head):]
+        if not self._opens_wait:
+            self._open(request, raw, early, on_main_port=on_main_port)
+        elif self._opening >= limits.SOCKETS_PENDING:
+            full = Unavailable("Too many connections wait for the database", hint="Connect again")
+            self._settle(raw, request, self._handler.refusal(full))
+        else:
+            self._opening += 1
+            gevent.spawn(self._open_waiting, request, raw, early, on_main_port=on_main_port)
+        return True
+
+    def _open_waiting(
+        self, request: Request, raw: RawSocket, early: bytes, *, on_main_port: bool
+    ) -> None:
+        try:
+            self._open(request, raw, early, on_main_port=on_main_port)
+        finally:
+            self._opening -= 1
+
+    def _open(
+        self, request: Request, raw: RawSocket, early: bytes, *, on_main_port: bool
+    ) -> None:
+        try:
+            response = self._handler.open(request, raw, early, on_main_port=on_main_port)
         except PylonError as ex:
             response = self._handler.refusal(ex)
         except Exception as ex:  # noqa: BLE001  one client's request must not end the worker
-            _log.exception("handshake.failed", error=ex)
-            response = self._handler.refusal(InternalError("The request failed"))
+            response = self._refusal_of_defect(ex)
+        self._settle(raw, request, response)
+
+    def _refusal_of_defect(self, error: Exception) -> bytes:
+        _log.exception("handshake.failed", error=error)
+        return self._handler.refusal(InternalError("The request failed"))
+
+    def _settle(self, raw: RawSocket, request: Request | None, response: bytes | None) -> None:
+        """Count a request, and send its response if the handler has not taken the socket."""
         if response is None:
             _RESULTS["accepted"].inc()
-            return True
+            return
         _RESULTS["refused"].inc()
         if request is not None and request.method == "HEAD":
             response = without_body(response)
         self.refused.add(raw, response)
         self._watch_deadlines()
-        return True
 
     def _watch_deadlines(self) -> None:
         if not self._timer.active:

@@ -1,12 +1,13 @@
 """Admission: turns a client's request into a connection of the hub (ws, sse and shards).
 
 `SubscriberAdmission` counts the address, looks the caller up, and starts the stream. A cache of
-callers serves clients that reconnect together. Everything happens at once in gevent's hub. Only a
-client that has missed more than one page of the log, or more than memory holds, gets a greenlet
-until it has caught up.
+callers serves clients that reconnect together. Everything happens at once in gevent's hub, or, on a
+store without local reads, in the greenlet of the acceptor. A client that has missed more than one
+page of the log, or more than memory holds, gets a greenlet until it has caught up.
 
-Invariants: no greenlet switch lies between the lookup of the session and the entry in the hub, so
-the signal of a revocation finds the connection there. An address counts from `enter` until the
+Invariants: no greenlet switch lies between the answer to the lookup of the session and the entry in
+the hub, so the signal of a revocation finds the connection there; one that came during the lookup
+has the lookup repeated (`SessionCache`). An address counts from `enter` until the
 socket is closed. Bound: PYLON_SOCKETS_PER_IP. Log event: admission.failed. Called by the handlers
 of ws, sse and shards.
 """
@@ -74,7 +75,7 @@ class SubscriberAdmission:
         self.callers: SessionCache[str] = SessionCache(  # by token
             app.config, booted.reader_pool, app.clock,
             lambda session_id, at_s: self.sessions.expires(session_id, at_s),  # noqa: PLW0108  (made below)
-            booted.used_guests, is_inline=True,
+            booted.used_guests,
         )
         self.sessions = SessionWatch(booted.reader_pool, app.clock, self.callers.forget)
         self.sessions.watch(hub)
@@ -100,6 +101,8 @@ class SubscriberAdmission:
     ) -> tuple[Connection, PylonError | None]:
         """Make a connection of a socket, and count it. It reads, but gets no events.
 
+        Switches greenlets before the connection is made, if at all.
+
         Args:
             hub: the hub to enter; None: the hub of the constructor.
 
@@ -111,6 +114,7 @@ class SubscriberAdmission:
         """
         self.check()
         caller, error = self.caller_of(connect_request.token)
+        self.check()  # a drain may have begun while the lookup waited
         self._cap.add_socket(connect_request.address)
         hub = self._hub if hub is None else hub
         connection = Connection(raw, hub.transport, hub, caller, connect_request.address)

@@ -2,8 +2,8 @@
 
 Invariants: a page is returned only if the log still has everything after the cursor; otherwise
 `ResyncRequired` is raised. The check follows the read, so it notices pruning in between. Called by
-`workers.hub.feed`, `replay` and `start_cursors`; `check` and `span` never switch
-greenlets, since a replay calls them in libev's callbacks; every other call may.
+`workers.hub.feed`, `replay` and `start_cursors`. `check` and `span` switch greenlets only on a
+store without local reads (`Store.point`); every other call may.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class History:
         Raises:
             ResyncRequired: the cursor is ahead of the log, older than the log, or void.
         """
-        self._store.point_inline(lambda reader: read_span(reader).check(cursor))
+        self._store.point(lambda reader: read_span(reader).check(cursor))
 
     def span(self) -> Span:
         """Return the range of the change log."""
-        return self._store.point_inline(read_span)
+        return self._store.point(read_span)

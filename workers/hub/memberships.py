@@ -167,6 +167,28 @@ class Memberships:
         """Whether the sets of a caller are held."""
         return auth in self._sets
 
+    def is_concerned(
+        self, auth: AuthContext, changes: Iterable[Change], sets: KeySets | None
+    ) -> bool:
+        """Whether changes make the sets of one caller void, or need one that the caller lacks.
+
+        Args:
+            sets: of the caller; None: those that are held.
+        """
+        found = self._sets[auth] if sets is None else sets
+        for change in changes:
+            entity = change.event.entity
+            asking = self._related.get(entity)
+            if asking is not None and any(found.by_check[each] is None for each in asking.checks):
+                return True
+            for related in self._asked.get(entity, ()):
+                if related.may_turn(entity, change.prev_row, change.row) and any(
+                    related.concerns(auth, entity, image)
+                    for image in (change.prev_row, change.row) if image is not None
+                ):
+                    return True
+        return False
+
     # --- Answers -------------------------------------------------------------------------
 
     def has_row(self, check: ExistsCheck, values: CheckValues) -> bool:

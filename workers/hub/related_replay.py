@@ -4,7 +4,9 @@ It brings one connection from its cursor to the head of the log, in steps that a
 one commit (`pylon.changelog.readable_changes`): a page of the log, or a difference.
 
 A connection joins the hub by a last short step that switches no greenlets: it sends what is left,
-and brings the caller's sets of keys, read at the same commit (`workers.hub.memberships`).
+and brings the caller's sets of keys (`workers.hub.memberships`). With local reads it reads both at
+one commit. Without, it has the sets of the commit that it read last, and takes the changes since
+then from the feed's tail; a related change among them needs another read first.
 
 Invariants: as for `replay`. Bounds: those of a difference; a client that is further behind must
 resync. Called by `workers.hub.replay`.
@@ -25,11 +27,12 @@ from pylon.policy.rules import RuleSet
 from pylon.rates import subject_of
 from pylon.storage.interface import Reader, Store
 from workers.hub.connection import Connection
+from workers.hub.feed import Feed
 from workers.hub.hub import Hub
 from workers.hub.loop_yield import yield_to_loop
 from workers.hub.memberships import KeySets
 
-_LAST_EVENTS: Final = 50  # of the step that switches no greenlets
+_LAST_EVENTS: Final = 50  # that the step which switches no greenlets reads
 _PAGE_BYTES: Final = limits.OUTBOX_BYTES // 2
 _PAGE_FRAMES: Final = limits.OUTBOX_FRAMES // 2
 _WAIT_S: Final = 1.0  # between two checks of a waiting replay that its connection is open
@@ -54,18 +57,21 @@ class _Step(NamedTuple):
 class RelatedReplay:
     """Starts and restarts the connections of one hub whose callers' rules ask other rows."""
 
-    __slots__ = ("_hub", "_rules", "_store")
+    __slots__ = ("_feed", "_hub", "_rules", "_store")
 
-    def __init__(self, hub: Hub, rules: RuleSet, store: Store) -> None:
+    def __init__(self, hub: Hub, rules: RuleSet, store: Store, feed: Feed) -> None:
         self._hub = hub
         self._rules = rules
         self._store = store
+        self._feed = feed
 
     def is_for(self, auth: AuthContext) -> bool:
         """Whether the caller's rules ask other rows."""
         return bool(self._rules.related) and not auth.is_admin
 
-    def finish(self, connection: Connection, cursor: int, sets: KeySets | None = None) -> bool:
+    def finish_at_once(
+        self, connection: Connection, cursor: int, sets: KeySets | None = None
+    ) -> bool:
         """Send what came after `cursor` and join the hub, if that is little. Never switches.
 
         Args:
@@ -74,6 +80,8 @@ class RelatedReplay:
         Returns:
             Whether the connection has joined, or is closed.
         """
+        if not self._store.local_reads:
+            return self._finish_from_memory(connection, cursor, sets)
         rules = self._rules_of(connection)
         read = partial(self._read_last, rules, connection.caller.auth, cursor, sets)
         step = self._store.point_inline(partial(_at_one_commit, read=read))
@@ -84,6 +92,36 @@ class RelatedReplay:
             connection.last_seq = step.cursor
             connection.is_cursor_exact = True
             self._hub.join(connection, step.sets)
+        return True
+
+    def _finish_from_memory(
+        self, connection: Connection, cursor: int, sets: KeySets | None
+    ) -> bool:
+        """See `finish_at_once`. Reads nothing: the tail has what came after `cursor`."""
+        auth, memberships = connection.caller.auth, self._hub.memberships
+        if sets is None and not memberships.has_sets(auth):
+            return False
+        tail = self._feed.tail
+        missed = tail.changes_after(cursor, limits.REPLAY_PAGE_EVENTS + 1, _PAGE_BYTES)
+        if (
+            missed is None or (missed and connection.outbox_bytes)
+            or tail.changes_after(missed[-1].seq if missed else cursor, 1)
+            or memberships.is_concerned(auth, missed, sets)
+        ):
+            return False
+        tail.relate()
+        memberships.hold(auth, sets)  # what follows is judged by these sets
+        try:
+            self._send(connection, [
+                (change.seq, text) for change in missed
+                if (text := self._hub.view(change, auth, connection.scope)) is not None
+            ])
+            if connection.is_open:
+                connection.last_seq = max(cursor, tail.last_seq)
+                connection.is_cursor_exact = True
+                self._hub.join(connection)
+        finally:
+            memberships.release(auth)
         return True
 
     def run(self, connection: Connection, cursor: int) -> None:
@@ -100,7 +138,7 @@ class RelatedReplay:
             if viewer != _viewer_of(connection):
                 # The socket has another identity or scope now: what was read was for the old one.
                 viewer, checked_to, sets = _viewer_of(connection), cursor, None
-            if self.finish(connection, cursor, sets):
+            if self.finish_at_once(connection, cursor, sets):
                 return
             auth = connection.caller.auth
             read = partial(

@@ -152,7 +152,7 @@ class Replay:
         self._frames = _Frames()
 
     def start_cursor(self, named: int | None, session_id: str | None, address: str) -> int:
-        """Return the cursor at which a client's events begin.
+        """Return the cursor at which a client's events begin. Switches as `History.check` does.
 
         Args:
             named: the cursor that the client gave, if it gave one.
@@ -176,7 +176,8 @@ class Replay:
                     return self._starts.find_window(key)
                 metrics.RECOVERIES.labels("resync").inc()
                 raise
-            self._shared.at(head).reached(cursor)
+            if self._feed.tail.last_seq == head:
+                self._shared.at(head).reached(cursor)
         metrics.RECOVERIES.labels("hint" if named is None else "cursor").inc()
         return cursor
 
@@ -189,7 +190,7 @@ class Replay:
         """
         tail = self._feed.tail
         if self._related is not None and self._related.is_for(connection.caller.auth):
-            return None if self._related.finish(connection, cursor) else cursor
+            return None if self._related.finish_at_once(connection, cursor) else cursor
         for _ in range(_PAGES_AT_ONCE):
             connection.last_seq = cursor
             missed = tail.changes_after(cursor, limits.REPLAY_PAGE_EVENTS, _PAGE_BYTES)

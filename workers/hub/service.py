@@ -70,7 +70,7 @@ class ChangeStream:
         starts = StartCursors(
             self._hints, MarkReader(marks_path(Path(config.db_path))), history, booted.clock
         )
-        related = RelatedReplay(hub, booted.app.rules, booted.reader_pool)
+        related = RelatedReplay(hub, booted.app.rules, booted.reader_pool, self.feed)
         self.replay = Replay(hub, self.feed, history, starts, related)
         hub.on_behind(lambda connection, cursor: admission.resume(connection, cursor, self.replay))
 

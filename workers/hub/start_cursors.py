@@ -69,8 +69,8 @@ class StartCursors:
         """
         hints = self._hints.hints
         hinted = hints.get(key)
+        marks = self._marks.read()  # before the span, which is then not behind them
         span = self._history.span()
-        marks = self._marks.read()
         if marks:
             before_s = self._clock.monotonic_s() - limits.HINT_WINDOW_S
             cursor = window_cursor(marks, before_s).seq

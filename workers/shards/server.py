@@ -95,7 +95,10 @@ def serve(booted: WorkerContext) -> NoReturn:
     transport.on_text = transport.on_binary = handler.on_message
     hub.on_gone(handler.drop_connection)
     streams.on_gone(handler.drop_connection)
-    acceptor = Acceptor(booted.listen_socket, handler, app.clock)
+    acceptor = Acceptor(
+        booted.listen_socket, handler, app.clock,
+        opens_wait=not booted.reader_pool.local_reads,
+    )
     from_http = SocketReceiver(
         booted.runtime, booted.role, booted.worker, acceptor.add_passed_socket
     )

@@ -94,5 +94,8 @@ def serve(booted: WorkerContext) -> NoReturn:
         admission, changes.replay, transport, session_cookie(app.config, app.manifest).name, cors,
         app.config.trust_proxy_hops, app.rules, app.manifest,
     )
-    acceptor = Acceptor(booted.listen_socket, handler, app.clock)
+    acceptor = Acceptor(
+        booted.listen_socket, handler, app.clock,
+        opens_wait=not booted.reader_pool.local_reads,
+    )
     Service(booted, (hub,), acceptor, admission).run(changes)

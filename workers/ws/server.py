@@ -119,7 +119,10 @@ def serve(booted: WorkerContext) -> NoReturn:
     handler = WebSocketHandler(
         handshakes, admission, changes.replay, transport, app.rules, app.manifest
     )
-    acceptor = Acceptor(booted.listen_socket, handler, app.clock)
+    acceptor = Acceptor(
+        booted.listen_socket, handler, app.clock,
+        opens_wait=not booted.reader_pool.local_reads,
+    )
     passed = SocketReceiver(booted.runtime, booted.role, booted.worker, acceptor.add_passed_socket)
     service = Service(booted, (hub,), acceptor, admission, passed=(passed,))
     rooms.start(service.spawn)
