@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 
 from pylon.storage.interface import PointRead
+from pylon.storage.records import StoredShard
 
 
 def home_of(shard_id: str, workers: int) -> str:
@@ -20,19 +21,20 @@ def home_of(shard_id: str, workers: int) -> str:
 
 
 def placement_of(shard_id: str, workers: int, point: PointRead) -> str:
-    """Return the worker that runs a shard.
-
-    Args:
-        point: `Store.point`, or `Store.point_inline` if no other greenlet may run meanwhile.
+    """Return the worker that runs a shard. May switch greenlets, as `Store.point` does.
 
     Raises:
         QueryTimeout, StoreUnavailable.
     """
     if workers == 1:
         return "1"
-    known = point(lambda reader: reader.shard(shard_id))
-    if known is not None and known.home is not None and int(known.home) <= workers:
-        return known.home
+    return home_of_stored(shard_id, workers, point(lambda reader: reader.shard(shard_id)))
+
+
+def home_of_stored(shard_id: str, workers: int, stored: StoredShard | None) -> str:
+    """Return the worker that runs a shard of which the store has `stored`."""
+    if stored is not None and stored.home is not None and int(stored.home) <= workers:
+        return stored.home
     return home_of(shard_id, workers)
 
 

@@ -11,7 +11,8 @@ The published server drops a refused connection. This one closes it with a code:
 4409 for a place that its owner's next connection has taken over. Event streams get an HTTP status.
 
 Invariants: a socket that is passed on is not counted here. A connection that is closing sends
-nothing to its shard. Called by `workers.hub.acceptor` and the transports.
+nothing to its shard; one that closes while the store is read joins none. Called by
+`workers.hub.acceptor` and the transports.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ class ShardConnectionHandler:
         self, shard_id: str, request: Request, raw: RawSocket, early: bytes, *,
         on_main_port: bool,
     ) -> bool:
-        home = placement_of(shard_id, self._workers, self._store.point_inline)
+        home = placement_of(shard_id, self._workers, self._store.point)
         if home == self._worker:
             return False
         port = MAIN_PORT if on_main_port else OWN_PORT
@@ -184,6 +185,9 @@ class ShardConnectionHandler:
             raise SubscribeRefused(_SEAT_IN_URL)
         subjects = _subjects(connection.caller, connection.address)
         shard = self._registry.find_or_make(shard_id, subjects)
+        if not connection.is_open:  # it has closed during the read
+            self._registry.settle_join(shard, is_in=False)
+            return
         claim = None
         if handshake.seat is not None:
             claim = self._reconnect_tokens.claim(

@@ -9,6 +9,10 @@ if its only subscriber was refused.
 `ShardStateWriter` writes states: every `save_every_ticks`, when a shard ends empty or moves, and at
 the drain. The state of a finished shard is deleted; that of a failed one stays as last saved.
 
+Reads of the store may switch greenlets (`Store.point`). So each is made again if the shard or its
+unwritten state changed meanwhile, and nothing switches between its answer and the making of a
+shard.
+
 Invariants: an id has one running shard in all processes. A process makes no shard that lives in
 another one, and it writes a move after the shard has stopped. While the registry drains it makes
 none. Bounds: limits.SHARDS; `ShardQuota` for a client. Called by `workers.shards.handler`,
@@ -29,12 +33,13 @@ from pylon.clock import Clock, RandomSource
 from pylon.errors import Draining, LimitExceeded, ShardNotFound, SubscribeFailed
 from pylon.limiter import RateLimiter
 from pylon.realtime.kinds import Kind, kind_of
-from pylon.realtime.placement import home_of, placement_of
+from pylon.realtime.placement import home_of, home_of_stored
 from pylon.realtime.replay import Recording
 from pylon.realtime.shard import Shard, Step
 from pylon.realtime.simulation import Saved
 from pylon.realtime.state import ShardContext
-from pylon.storage.interface import Store
+from pylon.storage.interface import Store, read_settled
+from pylon.storage.records import StoredShard
 from workers.hub.close_codes import NORMAL
 from workers.shards.quota import ShardQuota
 from workers.shards.recordings import Recordings
@@ -112,14 +117,18 @@ class ShardRegistry:
         kind = kind_of(shard_id)
         if kind is None:
             raise ShardNotFound(f'no such shard "{shard_id}"')
-        if not kind.config.on_demand and self._saved(shard_id) is None:
+        stored = self._read_stored(shard_id)
+        shard = self._known(shard_id)
+        if shard is not None:  # another greenlet has made it during the read
+            return shard
+        if not kind.config.on_demand and self._saved(shard_id, stored) is None:
             raise ShardNotFound(
                 f'no such shard "{shard_id}"', hint="Shards of this kind are made by the server"
             )
         if self._quota.is_reached(subjects):
             self._drop_expired()
         self._quota.check(subjects)
-        shard = self._make(kind, shard_id, {})
+        shard = self._make(kind, shard_id, {}, stored)
         self._unused.add(shard_id)
         self._quota.add(shard_id, subjects)
         return shard
@@ -157,19 +166,30 @@ class ShardRegistry:
             LimitExceeded: `params` are too large.
             PylonError: as `find_or_make`.
         """
-        shard = self._known(shard_id)
-        if shard is not None and shard.running:
-            self._unused.discard(shard_id)
-            return shard
         if len(msgspec.json.encode(params)) > limits.SHARD_PARAMS_BYTES:
+            shard = self._running(shard_id)
+            if shard is not None:
+                return shard
             raise LimitExceeded(f"params are larger than {limits.SHARD_PARAMS_BYTES} bytes")
-        self._forget(shard_id)
         kind = kind_of(shard_id)
         if kind is None:
             raise ShardNotFound(
                 f'no kind of shard for "{shard_id}"', hint="Register it with pylon.shard(name)"
             )
-        return self._make(kind, shard_id, params)
+        stored = None if self._running(shard_id) else self._read_stored(shard_id)
+        shard = self._running(shard_id)
+        if shard is not None:
+            return shard
+        self._forget(shard_id)
+        return self._make(kind, shard_id, params, stored)
+
+    def _running(self, shard_id: str) -> Shard | None:
+        """Return a running shard that a command may use; it stays without a subscriber."""
+        shard = self._known(shard_id)
+        if shard is None or not shard.running:
+            return None
+        self._unused.discard(shard_id)
+        return shard
 
     def list_shards(self) -> list[Shard]:
         """Return every shard by id, those that have just stopped included."""
@@ -192,8 +212,9 @@ class ShardRegistry:
             ShardNotFound: there is none.
             Unavailable: the shard has stopped, but its state is not deleted yet.
         """
+        stored = None if self._known(shard_id) else self._read_stored(shard_id)
         shard = self._known(shard_id)
-        if shard is None and self._saved(shard_id) is None:
+        if shard is None and self._saved(shard_id, stored) is None:
             raise ShardNotFound(f'no such shard "{shard_id}"')
         if shard is not None:
             shard.stop(code, reason)
@@ -215,7 +236,7 @@ class ShardRegistry:
             SubscribeFailed: the shard lives in another process already.
             Unavailable: the shard has stopped, but its placement is not stored yet.
         """
-        self._check_home(shard_id)
+        self._check_home(shard_id, self._read_stored(shard_id))
         target = home_of(shard_id, self._workers) if home is None else home
         shard = self._known(shard_id)
         saved = None
@@ -256,16 +277,22 @@ class ShardRegistry:
             self._forget(shard_id)
         return self._shards.get(shard_id)
 
-    def _make(self, kind: Kind, shard_id: str, params: Mapping[str, Any]) -> Shard:
+    def _make(
+        self, kind: Kind, shard_id: str, params: Mapping[str, Any], stored: StoredShard | None
+    ) -> Shard:
+        """Make a shard. Never switches greenlets.
+
+        Args:
+            stored: the answer of `_read_stored`, since which nothing has switched.
+        """
         if self.draining:
             raise Draining("This server is shutting down", hint="Connect again")
         if len(self._shards) >= limits.SHARDS:
             self._drop_expired()
         if len(self._shards) >= limits.SHARDS:
             raise SubscribeFailed(f"{limits.SHARDS} shards are here, and no more may be")
-        # Reads of the store do not switch greenlets, so no other greenlet makes the same shard.
-        self._check_home(shard_id)
-        saved = self._saved(shard_id)
+        self._check_home(shard_id, stored)
+        saved = self._saved(shard_id, stored)
         if saved is None:
             context = ShardContext(shard_id, kind.name, params, self._random.below(1 << 63))
         else:
@@ -282,21 +309,31 @@ class ShardRegistry:
         self.reschedule(shard)
         return shard
 
-    def _check_home(self, shard_id: str) -> None:
+    def _read_stored(self, shard_id: str) -> StoredShard | None:
+        """Return the shard as stored. May switch greenlets; the answer fits the memory then.
+
+        Raises:
+            QueryTimeout, StoreUnavailable: the store cannot be read now.
+        """
+        return read_settled(
+            self._store, lambda reader: reader.shard(shard_id),
+            lambda: (self._known(shard_id), self._state_writer.pending(shard_id)),
+        )
+
+    def _check_home(self, shard_id: str, stored: StoredShard | None) -> None:
         pending = self._state_writer.pending(shard_id)
         if pending is not None and pending.moves:
             raise SubscribeFailed("shard is being moved", hint="Connect again")
-        if placement_of(shard_id, self._workers, self._store.point_inline) != self._worker:
+        if home_of_stored(shard_id, self._workers, stored) != self._worker:
             raise SubscribeFailed("shard lives in another process now", hint="Connect again")
 
-    def _saved(self, shard_id: str) -> Saved | None:
+    def _saved(self, shard_id: str, stored: StoredShard | None) -> Saved | None:
         pending = self._state_writer.pending(shard_id)
         if pending is not None and (pending.saved is not None or not pending.keeps):
             return pending.saved
-        at_rest = self._store.point_inline(lambda reader: reader.shard(shard_id))
-        if at_rest is None or at_rest.data is None:
+        if stored is None or stored.data is None:
             return None
-        return msgspec.msgpack.decode(at_rest.data, type=Saved)
+        return msgspec.msgpack.decode(stored.data, type=Saved)
 
     def _stepped(self, shard: Shard, step: Step | None = None) -> None:
         """Save or settle a shard that was stepped, or has stopped."""
