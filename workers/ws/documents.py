@@ -12,8 +12,9 @@ update meanwhile.
 
 Invariants: the merged frames of a subscriber are at each moment the stored document up to some
 update, without a gap. A subscriber who may no longer read the row receives no further frame; nor
-does any subscriber of a deleted row. The module reads, judges and sends one update without a switch
-of greenlets. Bounds: `limits.DOCUMENT_SUBSCRIPTIONS`, `DOCUMENTS_OPENING` and
+does any subscriber of a deleted row. Reads may switch greenlets (`Store.point`). So what an update
+needs is read for the subscribers of the moment, and read again if they change meanwhile; then it is
+sent without a switch. Bounds: `limits.DOCUMENT_SUBSCRIPTIONS`, `DOCUMENTS_OPENING` and
 `REDACTED_DOCUMENTS_BYTES`. Metric: pylon_document_subscriptions. A feature of
 `workers.ws.conversation`; `workers.ws.server` makes it.
 """
@@ -21,7 +22,8 @@ of greenlets. Bounds: `limits.DOCUMENT_SUBSCRIPTIONS`, `DOCUMENTS_OPENING` and
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 import gevent
@@ -44,7 +46,7 @@ from pylon.crdt.views import hidden_runs
 from pylon.errors import CrdtDecodeFailed, LimitExceeded, NotFound, PylonError, Unavailable
 from pylon.limiter import RateLimiter
 from pylon.rates import DOCUMENT_OPENS, subject_of
-from pylon.storage.interface import Store
+from pylon.storage.interface import Store, read_settled
 from pylon.storage.ops import OpenDocument
 from pylon.storage.records import DocumentUpdate, StoredDocument
 from pylon.storage.related import StoredRelated
@@ -55,11 +57,29 @@ from workers.ws import frames
 
 Key = tuple[str, str]  # entity, row id
 _Version = tuple[Key, int]  # with a hash of the stored parts and the hidden runs
+_Followers = Mapping[Connection, tuple[int, AuthContext]]  # of one row, with their last update
 
 _RETRY_S: Final = 0.5
 _WAITING: Final = 1 << 62  # number of a follower that waits for the merge sandbox
 
 _log = log.get_logger("documents")
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """A document as one caller may see it. `payload` is None if the merge sandbox prepares it."""
+
+    stored: StoredDocument
+    payload: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Delivery:
+    """What the followers of a row get with an update, as read for them."""
+
+    readers: frozenset[AuthContext]  # who may read the row
+    data: bytes | None  # the update; None: nobody can apply it alone
+    wholes: Mapping[AuthContext, _Whole | None]  # None: the caller may not read the row any more
 
 
 class Documents:
@@ -75,7 +95,7 @@ class Documents:
         self._limiter = limiter
         self._redacted = _RedactedDocuments(MergeSandbox())
         self._store = store
-        self._related = StoredRelated(store.point_inline)
+        self._related = StoredRelated(store.point)
         self._writer = writer
         self._hub = hub
         self._signals = SignalReceiver(runtime, DocumentsChanged)
@@ -137,14 +157,16 @@ class Documents:
 
     def _subscribe(self, connection: Connection, key: Key) -> None:
         """Send the whole document, and the updates after it from now on."""
-        stored = self._read_document(key, connection)
+        stored = self._read_document(key, connection.caller.auth)
         if stored is None:
             return
         if not self._watches:  # the number is stale: nobody was subscribed until now
-            self._sent_number = self._store.point_inline(lambda reader: reader.document_number())
+            newest = self._store.point(lambda reader: reader.document_number())
+            if not self._watches:
+                self._sent_number = newest
         payload = self._payload(key, stored, connection)
         # The payload is of a commit at which the caller could read the row. Check it again.
-        if not connection.is_open or not self._may_read(key, connection.caller.auth):
+        if not self._may_read(key, connection.caller.auth) or not connection.is_open:
             return
         self._watches.setdefault(key, {})[connection] = stored.number
         own_keys = self._keys_by_connection.setdefault(connection, set())
@@ -165,17 +187,16 @@ class Documents:
 
         Switches greenlets if a part of it was hidden.
         """
-        runs = self._hidden_runs(key, stored, connection)
+        runs = self._hidden_runs(key, stored, connection.caller.auth)
         if not runs:
             return _join_parts(stored)
         caller = subject_of(connection.caller.auth, connection.address)
         return self._redacted.find(key, stored, runs, caller)
 
     def _hidden_runs(
-        self, key: Key, stored: StoredDocument, connection: Connection
+        self, key: Key, stored: StoredDocument, auth: AuthContext
     ) -> tuple[Run, ...]:
-        rules = self._app.rules.for_entity(key[0])
-        return hidden_runs(stored, rules, connection.caller.auth, self._related)
+        return hidden_runs(stored, self._app.rules.for_entity(key[0]), auth, self._related)
 
     def _unsubscribe(self, connection: Connection, key: Key) -> None:
         watch = self._watches.get(key)
@@ -228,77 +249,122 @@ class Documents:
                 self._wake_up.set()
 
     def _advance(self) -> bool:
-        """Send the next updates, and return whether there may be more.
-
-        Does not switch greenlets.
-        """
-        page = self._store.point_inline(
-            lambda reader: reader.document_updates(self._sent_number, limits.DOCUMENT_PAGE_UPDATES)
-        )
+        """Send the next updates, and return whether there may be more."""
         self._waits_for_event = False
+        page = read_settled(
+            self._store,
+            lambda reader: reader.document_updates(
+                self._sent_number, limits.DOCUMENT_PAGE_UPDATES
+            ),
+            lambda: self._sent_number,  # a new follower may have set it back (`_rewind`)
+        )
+        before = self._sent_number
         for update in page:
             if update.seq > self._hub.head:
                 self._waits_for_event = True
                 return False
             if (update.entity, update.row_id) in self._watches:
                 self._deliver(update)
-            self._sent_number = update.number
+                if self._sent_number != before:  # set back during a read
+                    return True
+            before = self._sent_number = update.number
         return len(page) == limits.DOCUMENT_PAGE_UPDATES
 
     def _deliver(self, update: DocumentUpdate) -> None:
+        """Send an update to the followers of its row. May switch greenlets before that."""
         key = (update.entity, update.row_id)
-        watch = self._watches[key]
+        while True:
+            followers = self._followers(key)
+            delivery = self._read_delivery(key, update, followers)
+            if self._followers(key) == followers:
+                break
+        watch = self._watches.get(key)
+        if watch is None:
+            return
         up_to_date: list[Connection] = []  # their last update is the one before this
         outdated: list[Connection] = []  # they need the whole document
-        verdicts: dict[AuthContext, bool] = {}
-        for connection, number in list(watch.items()):
+        for connection, (number, auth) in followers.items():
             if number >= update.number:
                 continue  # its first frame had the update already
-            auth = connection.caller.auth
-            if auth not in verdicts:
-                verdicts[auth] = self._may_read(key, auth)
-            if not verdicts[auth]:
+            if auth not in delivery.readers:
                 self._unsubscribe(connection, key)
-            elif number == update.prev:
+            elif number == update.prev and delivery.data is not None:
                 up_to_date.append(connection)
             else:
                 outdated.append(connection)
-        if up_to_date:
-            data = self._store.point_inline(lambda reader: reader.document_update(update.number))
-            if data:
-                self._set_numbers(watch, up_to_date, update.number)
-                _send(up_to_date, key, data)
-            else:  # the writer has merged the update into the snapshot meanwhile
-                outdated += up_to_date
-        if outdated:
-            self._send_whole(key, outdated)
+        if up_to_date and delivery.data is not None:
+            self._set_numbers(watch, up_to_date, update.number)
+            _send(up_to_date, key, delivery.data)
+        self._send_wholes(key, outdated, delivery.wholes)
 
-    def _send_whole(self, key: Key, followers: Sequence[Connection]) -> None:
+    def _followers(self, key: Key) -> _Followers:
+        return {
+            connection: (number, connection.caller.auth)
+            for connection, number in self._watches.get(key, {}).items()
+        }
+
+    def _read_delivery(
+        self, key: Key, update: DocumentUpdate, followers: _Followers
+    ) -> _Delivery:
+        """Read what followers get with an update. May switch greenlets."""
+        behind = [
+            (number, auth) for number, auth in followers.values() if number < update.number
+        ]
+        readers = frozenset(
+            auth for auth in {auth for _, auth in behind} if self._may_read(key, auth)
+        )
+        data: bytes | None = None
+        if any(number == update.prev and auth in readers for number, auth in behind):
+            data = self._store.point(lambda reader: reader.document_update(update.number))
+        # Without data the writer has merged the update into the snapshot meanwhile.
+        outdated = {
+            auth for number, auth in behind
+            if auth in readers and (number != update.prev or not data)
+        }
+        wholes = {auth: self._read_whole(key, auth) for auth in outdated}
+        return _Delivery(readers, data or None, wholes)
+
+    def _read_whole(self, key: Key, auth: AuthContext) -> _Whole | None:
+        """Read the document as a caller may see it. May switch greenlets."""
+        stored = self._read_document(key, auth)
+        if stored is None:
+            return None
+        if self._hidden_runs(key, stored, auth):
+            return _Whole(stored, None)
+        try:
+            return _Whole(stored, _join_parts(stored))
+        except CrdtDecodeFailed as ex:
+            self._end_unreadable(key, ex)
+            return None
+
+    def _send_wholes(
+        self, key: Key, followers: Sequence[Connection],
+        wholes: Mapping[AuthContext, _Whole | None],
+    ) -> None:
         """Send the whole document to followers that cannot apply the next update."""
         by_auth: dict[AuthContext, list[Connection]] = {}
         for connection in followers:
             by_auth.setdefault(connection.caller.auth, []).append(connection)
-        for connections in by_auth.values():
-            stored = self._read_document(key, connections[0])
-            if stored is None:
+        for auth, connections in by_auth.items():
+            whole = wholes.get(auth)
+            watch = self._watches.get(key)
+            if watch is None:
+                return
+            if whole is None:
                 for connection in connections:
                     self._unsubscribe(connection, key)
-            elif not self._hidden_runs(key, stored, connections[0]):
-                try:
-                    payload = _join_parts(stored)
-                except CrdtDecodeFailed as ex:
-                    self._end_unreadable(key, ex)
-                    return
-                self._set_numbers(self._watches[key], connections, stored.number)
-                _send(connections, key, payload)
+            elif whole.payload is not None:
+                self._set_numbers(watch, connections, whole.stored.number)
+                _send(connections, key, whole.payload)
             else:
-                self._set_numbers(self._watches[key], connections, _WAITING)
-                gevent.spawn(self._send_redacted, key, stored, connections)
+                self._set_numbers(watch, connections, _WAITING)
+                gevent.spawn(self._send_redacted, key, whole.stored, connections)
 
     def _send_redacted(
         self, key: Key, stored: StoredDocument, connections: Sequence[Connection]
     ) -> None:
         """Prepare a redacted document for the waiting followers of one auth context; send it."""
+        auth = connections[0].caller.auth
         try:
             payload = self._payload(key, stored, connections[0])
         except CrdtDecodeFailed as ex:
@@ -308,12 +374,23 @@ class Documents:
             _log.warning("documents.delayed", code=ex.code, message=ex.message)
             gevent.sleep(_RETRY_S)
             payload = None
+        try:
+            whole = None
+            if payload is None or not self._may_read(key, auth):
+                payload, whole = None, self._read_whole(key, auth)
+        except PylonError as ex:
+            _log.warning("documents.delayed", code=ex.code, message=ex.message)
+            if any(self._watches.get(key, {}).get(each) == _WAITING for each in connections):
+                gevent.spawn_later(_RETRY_S, self._send_redacted, key, stored, connections)
+            return
         watch = self._watches.get(key, {})
-        waiting = [c for c in connections if watch.get(c) == _WAITING]
+        waiting = [
+            c for c in connections if watch.get(c) == _WAITING and c.caller.auth == auth
+        ]
         if not waiting:
             return
-        if payload is None or not self._may_read(key, waiting[0].caller.auth):
-            self._send_whole(key, waiting)
+        if payload is None:
+            self._send_wholes(key, waiting, {auth: whole})
             return
         self._set_numbers(watch, waiting, stored.number)
         _send(waiting, key, payload)
@@ -332,16 +409,16 @@ class Documents:
 
     # --- The store -------------------------------------------------------------------------
 
-    def _read_document(self, key: Key, connection: Connection) -> StoredDocument | None:
+    def _read_document(self, key: Key, auth: AuthContext) -> StoredDocument | None:
         """Return the stored document; None unless its row exists and the caller may read it."""
         entity = self._app.manifest.by_name[key[0]]
-        where = visible_row(self._app, entity, connection.caller.auth, key[1])
-        return self._store.point_inline(lambda reader: reader.document(*key, where))
+        where = visible_row(self._app, entity, auth, key[1])
+        return self._store.point(lambda reader: reader.document(*key, where))
 
     def _may_read(self, key: Key, auth: AuthContext) -> bool:
         """Whether the row exists, and `auth` may read its current version."""
         entity = self._app.manifest.by_name[key[0]]
-        return may_see_row(self._app, self._store.point_inline, entity, auth, key[1])
+        return may_see_row(self._app, self._store.point, entity, auth, key[1])
 
 
 class _RedactedDocuments:
