@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pylon.storage", "pylon.storage.events", "pylon.storage.ops", "pylon.storage.records",
         "pylon.storage.interface",
         "pylon.storage.schemas", "pylon.storage.backups", "pylon.storage.backend",
-        "pylon.storage.related", "pylon.storage.transfer",
+        "pylon.storage.related", "pylon.storage.transfer", "pylon.storage.nodes",
     ),
     # What works on any store.
     (

@@ -275,6 +275,26 @@ RELAY_LAG_SECONDS: Final = Gauge(
     "pylon_relay_lag_seconds", "For how long they have been behind, or the database has not "
     "answered (PostgreSQL).", registry=SUPERVISOR,
 )
+NODES: Final = Gauge(
+    "pylon_nodes", "Nodes that share the database and live, this one among them (PostgreSQL).",
+    registry=SUPERVISOR,
+)
+NODE_LEADS: Final = Gauge(
+    "pylon_node_leads", "1 while this node does the upkeep of all nodes (PostgreSQL).",
+    registry=SUPERVISOR,
+)
+NEWS_BYTES: Final = Counter(
+    "pylon_news_bytes_total", "Bytes of news that this node has sent to the others (PostgreSQL).",
+    registry=SUPERVISOR,
+)
+NEWS_DROPPED: Final = Counter(
+    "pylon_news_dropped_total", "News to other nodes that were dropped because too many waited.",
+    registry=SUPERVISOR,
+)
+NEWS_LOST: Final = Counter(
+    "pylon_news_lost_total", "Gaps in the news of other nodes, after which this node asked anew.",
+    registry=SUPERVISOR,
+)
 WRITE_QUEUE_DEPTH: Final = Gauge(
     "pylon_write_queue_length", "Write requests taken by the writer and not yet answered.",
     registry=SUPERVISOR,
@@ -479,7 +499,9 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "LIVE_WINDOWS", "LIVE_WINDOW_READS", "LIVE_WINDOWS_WAITING",
     "DOCUMENT_SUBSCRIPTIONS", "DOCUMENT_MERGE_CHECKS", "RATE_LIMITED", "RATE_SKIPPED",
     "RATE_EVICTED", "HINTS_DROPPED", "EVENT_LOOP_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ",
-    "CHANGELOG_OLDEST_SEQ", "RELAY_LAG_SEQS", "RELAY_LAG_SECONDS", "WRITE_QUEUE_DEPTH",
+    "CHANGELOG_OLDEST_SEQ", "RELAY_LAG_SEQS", "RELAY_LAG_SECONDS", "NODES", "NODE_LEADS",
+    "NEWS_BYTES",
+    "NEWS_DROPPED", "NEWS_LOST", "WRITE_QUEUE_DEPTH",
     "WRITES_REFUSED", "BATCHES_OVERTAKEN",
     "WRITES_DEFERRED", "COMMIT",
     "BATCH_SIZE", "DOCUMENTS_DECODED", "DOCUMENTS_DECODED_BYTES", "DOCUMENT_MERGE", "CASCADED_ROWS",

@@ -19,6 +19,7 @@ from pylon.policy.rules import RuleSet
 from pylon.storage.backups import BackupManager
 from pylon.storage.events import ChangeBatch
 from pylon.storage.interface import Reader, Store, WriteEngine
+from pylon.storage.nodes import NodeFacts, NodeLink
 from pylon.storage.schemas import SchemaManager
 from pylon.storage.transfer import TransferManager
 
@@ -191,6 +192,9 @@ class Backend(Protocol):
         Args:
             poll_s: how often to look although nothing was heard (PYLON_DATABASE_POLL_S).
         """
+
+    def nodes(self, facts: NodeFacts, clock: Clock, random: RandomSource) -> NodeLink | None:
+        """The link to the other nodes that share this store; None: there can be none."""
 
     def sync(self) -> None:
         """Have the disk keep everything that was written: the last step of an orderly end.

@@ -25,6 +25,7 @@ from pylon.policy.rules import RuleSet
 from pylon.storage.backend import BareReads, Capabilities, ChangeSource
 from pylon.storage.backups import BackupManager
 from pylon.storage.interface import Reader, Store, WriteEngine
+from pylon.storage.nodes import NodeFacts, NodeLink
 from pylon.storage.postgres.connect import RELAY_LIMITS, open_reader, open_session
 from pylon.storage.schemas import SchemaManager
 from pylon.storage.transfer import TransferManager
@@ -161,6 +162,16 @@ class PostgresBackend:
             self.writer_id, clock, random, poll_s,
         )
         return source
+
+    def nodes(self, facts: NodeFacts, clock: Clock, random: RandomSource) -> NodeLink:
+        """See `Backend`."""
+        link: NodeLink = _load("node_link").PostgresNodes(
+            lambda: open_session(
+                self.direct_url, "upkeep", self.application, clock, RELAY_LIMITS
+            ),
+            facts, clock, random,
+        )
+        return link
 
     def sync(self) -> None:
         """See `Backend`. The server keeps what it has acknowledged."""

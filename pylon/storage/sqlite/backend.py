@@ -27,6 +27,7 @@ from pylon.private_folders import (
     remove_private_folder,
 )
 from pylon.storage.backend import Capabilities
+from pylon.storage.nodes import NodeFacts
 from pylon.storage.sqlite.backup.manager import SqliteBackups
 from pylon.storage.sqlite.bare_reads import SqliteBareReads
 from pylon.storage.sqlite.reader import SqliteReader
@@ -116,6 +117,9 @@ class SqliteBackend:
         return SqliteBareReads(self.data_path)
 
     def changes(self, clock: Clock, random: RandomSource, poll_s: float) -> None:
+        """See `Backend`."""
+
+    def nodes(self, facts: NodeFacts, clock: Clock, random: RandomSource) -> None:
         """See `Backend`."""
 
     def sync(self) -> None:

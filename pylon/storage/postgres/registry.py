@@ -1,0 +1,91 @@
+"""Registry: the rows of `_pylon_nodes`, one for each node that lives or has lived lately.
+
+Heartbeats and their ages come from the database's clock, so nodes whose clocks differ agree on who
+lives. Two nodes must not have one name: the later start takes the row, and the other one sees that
+it has lost it. Called by `node_link`, on its connection.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from psycopg.pq.abc import PGresult
+
+from pylon.storage.nodes import DEAD_AFTER_S, NodeFacts
+from pylon.storage.postgres.wire import Statement
+
+_FRESH: Final = f"seen_at > clock_timestamp() - interval '{DEAD_AFTER_S:g} seconds'"
+_REGISTER: Final = """
+    INSERT INTO _pylon_nodes (node, incarnation, roles, version, region, cluster_url, curve_key,
+        manifest, workers, started_at, seen_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, clock_timestamp(), clock_timestamp())
+    ON CONFLICT (node) DO UPDATE SET incarnation = excluded.incarnation, roles = excluded.roles,
+        version = excluded.version, region = excluded.region, cluster_url = excluded.cluster_url,
+        curve_key = excluded.curve_key, manifest = excluded.manifest, workers = excluded.workers,
+        started_at = excluded.started_at, seen_at = excluded.seen_at"""
+_BEAT: Final = (
+    "UPDATE _pylon_nodes SET seen_at = clock_timestamp() WHERE node = $1 AND incarnation = $2 "
+    "RETURNING 1"
+)
+_OTHERS: Final = (
+    "SELECT node, incarnation, roles, version, region, cluster_url, curve_key, manifest, workers "
+    f"FROM _pylon_nodes WHERE node <> $1 AND {_FRESH} ORDER BY node"
+)
+_HOLDER: Final = f"SELECT incarnation FROM _pylon_nodes WHERE node = $1 AND {_FRESH}"
+_LEAVE: Final = "DELETE FROM _pylon_nodes WHERE node = $1 AND incarnation = $2"
+_TIDY: Final = "DELETE FROM _pylon_nodes WHERE seen_at < clock_timestamp() - interval '1 day'"
+
+
+def register(facts: NodeFacts) -> Statement:
+    """Return the statement that puts a node into the registry, or renews its row."""
+    return _REGISTER, (
+        facts.name, facts.incarnation, ",".join(facts.roles), facts.version, facts.region,
+        facts.cluster_url, facts.curve_key, facts.manifest,
+        msgspec.json.encode(facts.workers).decode(),
+    )
+
+
+def beat(facts: NodeFacts) -> Statement:
+    """Return the statement of a heartbeat; it returns a row if the node still has its row."""
+    return _BEAT, (facts.name, facts.incarnation)
+
+
+def others(facts: NodeFacts) -> Statement:
+    """Return the statement that reads the other nodes that live, for `read_others`."""
+    return _OTHERS, (facts.name,)
+
+
+def holder(facts: NodeFacts) -> Statement:
+    """Return the statement that reads which living incarnation has the row of a node's name."""
+    return _HOLDER, (facts.name,)
+
+
+def leave(facts: NodeFacts) -> Statement:
+    """Return the statement that takes a node out of the registry."""
+    return _LEAVE, (facts.name, facts.incarnation)
+
+
+def tidy() -> Statement:
+    """Return the statement that removes nodes that ended long ago."""
+    return _TIDY, ()
+
+
+def read_others(result: PGresult) -> tuple[NodeFacts, ...]:
+    """Return the rows of `others`."""
+    return tuple(_facts_of(result, row) for row in range(result.ntuples))
+
+
+def _facts_of(result: PGresult, row: int) -> NodeFacts:
+    name, incarnation, roles, version, region, cluster_url, curve_key, manifest, workers = (
+        None if (value := result.get_value(row, column)) is None else value.decode()
+        for column in range(9)
+    )
+    try:
+        counts = msgspec.json.decode(workers or "{}", type=dict[str, int])
+    except msgspec.MsgspecError:  # of a later version
+        counts = {}
+    return NodeFacts(
+        name or "", incarnation or "", tuple((roles or "").split(",")), version or "", region,
+        cluster_url, curve_key, manifest or "", counts,
+    )
