@@ -103,7 +103,7 @@ class PredicateCompiler:
         params: Params = []
         entity, implied = self._entity, ""
         if self._partial is not None and not is_led:
-            entity, implied = self._partial.find_implied(predicate)
+            entity, implied = self._partial.find_implied(given)
             shape.append(implied)
         self._walks[type(predicate)](predicate, shape, params)
         key = tuple(shape)

@@ -1,0 +1,332 @@
+"""PostgreSQL reader: implements `pylon.storage.interface.Reader` on a session.
+
+It returns rows as their stored JSON. The server joins the rows of a list into one text, as far as
+`limits.LIST_BYTES` go (`reads.joined`). The server ends a statement that takes longer than
+`limits.READ_TIMEOUT_S` (`connect.open_reader`).
+
+Many greenlets may use one reader at a time, if its session lets them (`pipe`): it keeps nothing of
+a call. Only within `at_one_commit` does it belong to one of them, because the pipe refuses a
+transaction.
+
+Invariants: a call is one statement, or all of it is within one transaction, where it needs one
+commit. No value of a client is in a statement's text. Made by `backend`, `scanners` and `store`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final, TypeVar
+
+import psycopg
+from psycopg import errors
+from psycopg.pq.abc import PGresult
+
+from pylon import limits
+from pylon.clock import Clock
+from pylon.errors import EntityNotFound, LimitExceeded, PylonError
+from pylon.manifest.model import Manifest
+from pylon.query.aggregate import Aggregate
+from pylon.query.graph import GraphNode
+from pylon.query.predicate import FALSE, TRUE, Predicate, Scalar, find_closed_checks
+from pylon.query.rows import Query
+from pylon.storage.events import ChangeEvent
+from pylon.storage.postgres import system_reads
+from pylon.storage.postgres.connect import translate
+from pylon.storage.postgres.dialect import dialect_of, numbered
+from pylon.storage.postgres.parameters import bytea_of
+from pylon.storage.postgres.reads import EntityReads, joined
+from pylon.storage.postgres.system_reads import rows_of, text_of
+from pylon.storage.postgres.wire import BlockingSession, Session
+from pylon.storage.records import (
+    DocumentUpdate,
+    FacetCounts,
+    QueryPlan,
+    SessionRow,
+    StoredDocument,
+    StoredShard,
+)
+from pylon.storage.sql.compiler import CompiledCache
+from pylon.values import unknown_column
+
+T = TypeVar("T")
+
+_SEPARATOR: Final = b"\x1e"  # a control character, which JSON always escapes
+_BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_FITS: Final = f"_total <= {limits.LIST_BYTES}"
+
+
+class PostgresReader:
+    """See the module, and `pylon.storage.interface.Reader` for the methods."""
+
+    __slots__ = ("_by_name", "_clock", "_execute", "_is_at_one_commit", "_session")
+
+    def __init__(self, session: Session, manifest: Manifest, clock: Clock) -> None:
+        """Args: `session` belongs to the reader, which closes it."""
+        cache, dialect = CompiledCache(), dialect_of(manifest)
+        self._by_name = {e.name: EntityReads(dialect, e, cache) for e in manifest.entities}
+        self._clock = clock
+        self._session = session
+        self._execute = session.execute
+        self._is_at_one_commit = False
+
+    def get(self, entity: str, row_id: str) -> bytes | None:
+        reads = self._by_name.get(entity)
+        if reads is None:
+            raise _unknown(entity)
+        try:
+            result = self._execute(reads.get, (row_id,))
+        except errors.CharacterNotInRepertoire:  # no row has such an id
+            return None
+        except psycopg.Error as error:
+            raise translate(error) from error
+        return result.get_value(0, 0) if result.ntuples else None
+
+    def get_version(
+        self, entity: str, row_id: str, allowed: Predicate = TRUE
+    ) -> tuple[bytes, int | None] | None:
+        reads = self._reads(entity)
+        text = reads.get_version
+        params: tuple[object, ...] = (row_id,)
+        if allowed is not TRUE:
+            where = reads.compile_rule(allowed)
+            text, params = f"{text} AND ({where.sql})", (row_id, *where.params)
+        result = self._select(numbered(text), params)
+        if result is None or not result.ntuples:
+            return None
+        row, seq = result.get_value(0, 0), result.get_value(0, 1)
+        return row or b"", None if seq is None else int(seq)
+
+    def lookup(
+        self, entity: str, field: str, value: Scalar, allowed: Predicate = TRUE
+    ) -> bytes | None:
+        reads = self._reads(entity)
+        if field not in reads.entity.columns:
+            raise unknown_column(reads.entity, field)
+        select = reads.lookup(field, value, allowed)
+        result = self._run(numbered(select.sql), select.params)
+        return result.get_value(0, 0) if result.ntuples else None
+
+    def rows(self, entity: str, query: Query) -> list[bytes]:
+        _, text = self._joined(entity, query, "chr(30)")
+        return [] if text is None else text.split(_SEPARATOR)
+
+    def rows_within(
+        self, entity: str, query: Query, size_bytes: int
+    ) -> tuple[list[bytes], bool]:
+        reads = self._reads(entity)
+        if self._selects_nothing(query.where):
+            return [], False
+        text, params = joined(
+            reads.select(query), "chr(30)", f"_total <= {size_bytes:d} OR _total = _size"
+        )
+        result = self._run(text, params)
+        found = result.get_value(0, 2)
+        rows = [] if found is None else found.split(_SEPARATOR)
+        return rows, len(rows) == query.limit or len(rows) < _int(result)
+
+    def page(self, entity: str, query: Query) -> tuple[int, bytes]:
+        count, text = self._joined(entity, query, "','")
+        return count, b"[%b]" % (text or b"")
+
+    def _joined(self, entity: str, query: Query, separator: str) -> tuple[int, bytes | None]:
+        """Return how many rows a query selects, and all of them as one text."""
+        reads = self._reads(entity)
+        if self._selects_nothing(query.where):
+            return 0, None
+        result = self._run(*joined(reads.select(query), separator, _FITS))
+        count = _int(result)
+        if int(result.get_value(0, 1) or 0) + max(count - 1, 0) > limits.LIST_BYTES:
+            raise _too_large()
+        return count, result.get_value(0, 2)
+
+    def _selects_nothing(self, where: Predicate) -> bool:
+        """Whether no row fulfils the condition, as far as that is known without a look at one."""
+        if where is FALSE:
+            return True
+        return any(
+            not self.has_row(check.entity, check.where) for check in find_closed_checks(where)
+        )
+
+    def count(self, entity: str, where: Predicate) -> int:
+        reads = self._reads(entity)
+        if self._selects_nothing(where):
+            return 0
+        clause = reads.compile(where)
+        text = f"SELECT count(*) FROM {reads.table} WHERE {clause.sql}"
+        return _int(self._run(numbered(text), clause.params))
+
+    def has_row(self, entity: str, where: Predicate) -> bool:
+        reads = self._reads(entity)
+        clause = reads.compile(where)
+        result = self._run(numbered(f"{reads.has_row}{clause.sql})"), clause.params)
+        return result.get_value(0, 0) == b"t"
+
+    def count_within(self, entity: str, where: Predicate, max_rows: int) -> int:
+        reads = self._reads(entity)
+        if self._selects_nothing(where):
+            return 0
+        clause = reads.compile(where)
+        text = (
+            f"SELECT count(*) FROM (SELECT 1 FROM {reads.table} WHERE {clause.sql} LIMIT ?) AS _s"
+        )
+        return _int(self._run(numbered(text), (*clause.params, max_rows)))
+
+    def facet_counts(
+        self, entity: str, where: Predicate, fields: Sequence[str], most: int
+    ) -> FacetCounts:
+        raise NotImplementedError
+
+    def explain(self, entity: str, query: Query) -> QueryPlan:
+        raise NotImplementedError
+
+    def graph(self, nodes: Sequence[GraphNode]) -> bytes:
+        raise NotImplementedError
+
+    def aggregate(self, entity: str, aggregate: Aggregate) -> list[dict[str, Any]]:
+        raise NotImplementedError
+
+    # --- Pylon's own tables --------------------------------------------------------------------
+
+    def head_seq(self) -> int:
+        return _int(self._run(system_reads.HEAD))
+
+    def oldest_seq(self) -> int:
+        return _int(self._run(system_reads.OLDEST))
+
+    def events_after(self, seq: int, limit: int) -> list[ChangeEvent]:
+        return self._list(system_reads.event_of, system_reads.EVENTS_AFTER, (seq, limit))
+
+    def events_of(
+        self, entities: Collection[str], seq: int, limit: int
+    ) -> list[ChangeEvent]:
+        return self._list(
+            system_reads.event_of, system_reads.EVENTS_OF, (seq, list(entities), limit)
+        )
+
+    def newest_events(self, limit: int) -> list[ChangeEvent]:
+        return self._list(system_reads.event_of, system_reads.NEWEST_EVENTS, (limit,))
+
+    def void_ranges(self) -> list[tuple[int, int]]:
+        return self._list(
+            lambda row: (int(row[0] or 0), int(row[1] or 0)), system_reads.VOID_RANGES
+        )
+
+    def session(self, session_id: str) -> SessionRow | None:
+        return self._find(system_reads.session_of, system_reads.SESSION, (session_id,))
+
+    def session_ends(self, session_ids: Sequence[str]) -> dict[str, int]:
+        return dict(self._list(
+            lambda row: (text_of(row[0]), int(row[1] or 0)), system_reads.SESSION_ENDS,
+            (list(session_ids),),
+        ))
+
+    def shard(self, shard_id: str) -> StoredShard | None:
+        return self._find(system_reads.shard_of, system_reads.SHARD, (shard_id,))
+
+    def shards(self, limit: int) -> list[StoredShard]:
+        return self._list(system_reads.shard_of, system_reads.SHARDS, (limit,))
+
+    def document(
+        self, entity: str, row_id: str, where: Predicate | None = None
+    ) -> StoredDocument | None:
+        text = system_reads.DOCUMENT
+        params: tuple[object, ...] = (entity, row_id)
+        if where is not None:
+            reads = self._reads(entity)
+            clause = reads.compile(where)
+            text, params = f"{text} AND {reads.has_row}{clause.sql})", (*params, *clause.params)
+        return self._find(system_reads.document_of, numbered(text), params)
+
+    def document_updates(self, number: int, limit: int) -> list[DocumentUpdate]:
+        return self._list(system_reads.update_of, system_reads.UPDATES, (number, limit))
+
+    def document_update(self, number: int) -> bytes | None:
+        found = self._find(lambda row: row[0], system_reads.UPDATE, (number,))
+        return None if found is None else bytea_of(found)
+
+    def document_number(self) -> int:
+        return _int(self._run(system_reads.DOCUMENT_NUMBER))
+
+    def is_empty(self) -> bool:
+        asked = [f"EXISTS (SELECT 1 FROM {reads.table})" for reads in self._by_name.values()]
+        result = self._run(f"SELECT {' OR '.join(asked) or 'FALSE'}")
+        return result.get_value(0, 0) != b"t"
+
+    def data_version(self) -> int:
+        (row,) = rows_of(self._run(system_reads.VERSION))
+        return system_reads.version_of(row)
+
+    def at_one_commit(self, read: Callable[[], T]) -> T:
+        if self._is_at_one_commit:
+            return read()
+        self._run(_BEGIN)
+        self._is_at_one_commit = True
+        end = "ROLLBACK"
+        try:
+            answer = read()
+            end = "COMMIT"
+        finally:
+            self._is_at_one_commit = False
+            self._run(end)
+        return answer
+
+    def close(self) -> None:
+        if isinstance(self._session, BlockingSession):  # the pipe's owner closes it
+            self._session.close()
+
+    # --- Statements ----------------------------------------------------------------------------
+
+    def _reads(self, entity: str) -> EntityReads:
+        reads = self._by_name.get(entity)
+        if reads is None:
+            raise _unknown(entity)
+        return reads
+
+    def _run(self, text: str, params: Sequence[Any] = ()) -> PGresult:
+        """Carry out a statement whose values a row can have."""
+        try:
+            return self._execute(text, params)
+        except psycopg.Error as error:
+            raise _failed(error) from error
+
+    def _select(self, text: str, params: Sequence[Any]) -> PGresult | None:
+        """Carry out a statement that finds rows by a key; None if no key can be such a text."""
+        try:
+            return self._execute(text, params)
+        except errors.CharacterNotInRepertoire:
+            return None
+        except psycopg.Error as error:
+            raise _failed(error) from error
+
+    def _list(
+        self, make: Callable[[list[bytes | None]], T], text: str, params: Sequence[Any] = ()
+    ) -> list[T]:
+        result = self._select(text, params)
+        return [] if result is None else [make(row) for row in rows_of(result)]
+
+    def _find(
+        self, make: Callable[[list[bytes | None]], T], text: str, params: Sequence[Any]
+    ) -> T | None:
+        found = self._list(make, text, params)
+        return found[0] if found else None
+
+
+def _int(result: PGresult) -> int:
+    """Return the number in the first column of the first row."""
+    return int(result.get_value(0, 0) or 0)
+
+
+def _failed(error: psycopg.Error) -> PylonError:
+    return _too_large() if isinstance(error, errors.ProgramLimitExceeded) else translate(error)
+
+
+def _too_large() -> LimitExceeded:
+    return LimitExceeded(
+        f"the rows of an answer have {limits.LIST_BYTES} bytes at most",
+        hint="ask for fewer at a time: limit and offset, or pages of "
+        "GET /api/entities/<Entity>/cursor; a single row by its id",
+    )
+
+
+def _unknown(entity: str) -> EntityNotFound:
+    return EntityNotFound(f'Unknown entity "{entity}"')

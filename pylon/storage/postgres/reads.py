@@ -1,0 +1,118 @@
+"""Entity reads: the SQL texts of an entity's reads, made once or for one query.
+
+They select rows as the JSON texts stored beside their columns. Called by `reader`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from pylon.manifest.model import Entity, Index
+from pylon.query.parse import CONVERTED, value_of_text
+from pylon.query.predicate import (
+    FALSE,
+    Column,
+    Literal,
+    Predicate,
+    Scalar,
+    and_,
+    compare,
+    guarded,
+)
+from pylon.query.rows import Query
+from pylon.schema.columns import fold_column, fold_fields
+from pylon.storage.core.names import quote
+from pylon.storage.postgres.dialect import numbered
+from pylon.storage.postgres.search import RELEVANCE, match_expression, relevance_of
+from pylon.storage.sql.clause import SqlClause
+from pylon.storage.sql.compiler import CompiledCache, PredicateCompiler
+from pylon.storage.sql.page_sql import PageColumn, order_by, select_page, select_span
+from pylon.storage.sql.predicate_sql import Dialect
+from pylon.values import fold_case
+
+_ROW: Final = PageColumn("_json", "_j")
+
+
+class EntityReads:
+    """The fixed SQL texts of one entity, and the compiler of conditions on its rows."""
+
+    __slots__ = (
+        "_compile_lookup", "_converted", "_dialect", "_folds", "compile", "compile_rule", "entity",
+        "get", "get_version", "has_row", "table",
+    )
+
+    def __init__(self, dialect: Dialect, entity: Entity, cache: CompiledCache) -> None:
+        self._dialect = dialect
+        self.entity = entity
+        self.table = quote(entity.name)
+        self.get = f"SELECT _json FROM {self.table} WHERE id = $1"
+        self.get_version = f"SELECT _json, _seq FROM {self.table} WHERE id = ?"
+        self.has_row = f"SELECT EXISTS (SELECT 1 FROM {self.table} WHERE "
+        self._folds = {field.name: fold_column(field) for field in fold_fields(entity)}
+        self._converted = {f.name: f for f in entity.fields if f.type in CONVERTED}
+        compiler = PredicateCompiler(dialect, entity, cache)
+        self.compile = compiler.compile
+        self.compile_rule = compiler.compile_rule
+        # Of look-ups only: no filter of a client names a fold column.
+        indexes = tuple([Index(column, (column,), True) for column in self._folds.values()])
+        self._compile_lookup = self.compile
+        if indexes:
+            whole = replace(entity, indexes=(*entity.indexes, *indexes))
+            self._compile_lookup = PredicateCompiler(dialect, whole, CompiledCache()).compile
+
+    def lookup(self, field: str, value: Scalar, allowed: Predicate) -> SqlClause:
+        """Return the SELECT of the first row by id, among `allowed`, whose field has the value."""
+        if field in self._folds:
+            field, value = self._folds[field], fold_case(value)
+        elif field in self._converted and isinstance(value, str):
+            value = value_of_text(self._converted[field], value)
+        where = self._compile_lookup(
+            guarded(allowed, compare("=", Column(field), Literal(value))), looks_up=True
+        )
+        text = f"SELECT _json FROM {self.table} WHERE {where.sql} ORDER BY id LIMIT 1"
+        return SqlClause(text, where.params)
+
+    def select(self, query: Query) -> SqlClause:
+        """Return the SELECT of a query's rows, as `_j`."""
+        dialect = self._dialect
+        if query.relevance is None and query.after_id is None:
+            return select_page(
+                dialect, self.entity, _ROW, self.compile, query, query.limit, query.offset
+            )
+        where, order = query.where, order_by(dialect, query.order)
+        ordered: tuple[object, ...] = ()
+        if query.relevance is not None:
+            where = and_(query.relevance, where) if where is not FALSE else FALSE
+            order, ordered = f"{RELEVANCE}, id", (match_expression(query.relevance),)
+        clause = self.compile(where)
+        text, params = clause.sql, clause.params
+        if query.after_id is not None:
+            text, params = f"({text}) AND id > ?", (*params, query.after_id)
+        columns = "_json AS _j"
+        if query.relevance is not None:
+            columns += f", {relevance_of('?')} AS {RELEVANCE}"
+        return SqlClause(
+            select_span(self.table, columns, text, order, "LIMIT ? OFFSET ?", False),
+            (*ordered, *params, query.limit, query.offset), clause.cost,
+        )
+
+
+def joined(select: SqlClause, separator: str, bound: str) -> tuple[str, tuple[object, ...]]:
+    """Return a statement for the rows of a SELECT in one text: their number, the bytes of all, and
+    those that fit, joined.
+
+    The server adds up the sizes as it goes, and joins no row beyond them. So an answer that is too
+    large takes no more memory than one that fits, neither there nor here.
+
+    Args:
+        separator: SQL.
+        bound: the condition that a row fits, on `_total`, the bytes up to this row, and `_size`.
+    """
+    text = (
+        f"SELECT count(*), coalesce(max(_total), 0), string_agg(_j, {separator}) "
+        f"FILTER (WHERE {bound}) FROM (SELECT _j, octet_length(_j) AS _size, "
+        f"sum(octet_length(_j)) OVER (ROWS UNBOUNDED PRECEDING) AS _total "
+        f"FROM ({select.sql}) AS _p) AS _q"
+    )
+    return numbered(text), select.params
