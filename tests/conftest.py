@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from pylon.storage.sqlite.engine import SqliteEngine
-from pylon.storage.sqlite.reader import SqliteReader
+from pylon.storage.interface import Reader, WriteEngine
 from tests.support import process_guard, stores
 from tests.support.cli import Ctl, make_ctl
 from tests.support.examples import DEFAULT_EXAMPLES, count_examples
@@ -164,7 +163,7 @@ def _drop_databases(tested_store: stores.TestStore) -> Iterator[None]:
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[SqliteEngine]:
+def engine(tmp_path: Path) -> Iterator[WriteEngine]:
     """The engine of an empty store in `a.db`, with the manifest of tests.support.storage."""
     made = open_engine(tmp_path / "a.db")
     yield made
@@ -172,7 +171,7 @@ def engine(tmp_path: Path) -> Iterator[SqliteEngine]:
 
 
 @pytest.fixture
-def reader(engine: SqliteEngine, tmp_path: Path) -> Iterator[SqliteReader]:
+def reader(engine: WriteEngine, tmp_path: Path) -> Iterator[Reader]:
     """A reader of the store of `engine`."""
     made = open_reader(tmp_path / "a.db")
     yield made

@@ -14,6 +14,8 @@ from pylon.bus.messages import SessionRevoked
 from pylon.storage.ops import DropSession, PutSession
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 
+pytestmark = pytest.mark.stores
+
 MANIFEST: dict[str, Any] = {
     "manifest_version": 1, "name": "My App", "version": "1.0.0",
     "entities": [{

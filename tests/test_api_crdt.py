@@ -14,6 +14,8 @@ from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.documents import LoroClient
 from tests.support.manifests import field, notes_app
 
+pytestmark = pytest.mark.stores
+
 
 def app() -> dict[str, Any]:
     manifest = notes_app()

@@ -20,6 +20,8 @@ from pylon.values.defaults import instant_text
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.documents import LoroClient
 
+pytestmark = pytest.mark.stores
+
 MANIFEST: dict[str, Any] = {
     "name": "defaults",
     "entities": [

@@ -16,6 +16,8 @@ from pylon.storage.ops import InsertRow, OpenDocument
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.documents import LoroClient
 
+pytestmark = pytest.mark.stores
+
 MINE = "exists(Member, roomId == data.roomId, userId == auth.userId)"
 MANIFEST: dict[str, Any] = {
     "name": "chat",

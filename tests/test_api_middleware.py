@@ -16,6 +16,8 @@ from tests.support.api import ADMIN_TOKEN, METRICS_TOKEN, ApiStage, serve_api
 from tests.support.measured import total
 from tests.test_api_sync import MANIFEST
 
+pytestmark = pytest.mark.stores
+
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ApiStage]:

@@ -15,6 +15,8 @@ from tests.support.documents import LoroClient
 from tests.support.wsgi import Lines, ask
 from tests.test_api_crdt import app
 
+pytestmark = pytest.mark.stores
+
 ADMIN = ("Authorization", f"Bearer {ADMIN_TOKEN}")
 IDS = ["a/b c?d#e", "/", "a/", "/a", "a//b", "a%2Fb", "ü/😀", "..", "a/../b", "a;b=c", "cursor/x"]
 NOTE = {"title": "t", "ownerId": "ada", "shared": True, "body": "hello"}

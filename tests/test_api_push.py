@@ -14,6 +14,8 @@ from pylon.cli.seed import _read as read_seed
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.manifests import field
 
+pytestmark = pytest.mark.stores
+
 MANIFEST: dict[str, Any] = {
     "manifest_version": 1, "references": "none", "name": "push", "version": "1.0.0",
     "entities": [

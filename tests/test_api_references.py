@@ -20,6 +20,8 @@ from pylon.storage.factory import open_store_at
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.cli import Ctl, decode_output
 
+pytestmark = pytest.mark.stores
+
 MANIFEST: dict[str, Any] = {
     "name": "chat",
     "entities": [
@@ -208,6 +210,7 @@ def mark_of(path: Path) -> Any:
         return conn.execute("SELECT value FROM _pylon_meta WHERE key = 'references'").get
 
 
+@pytest.mark.sqlite
 @pytest.mark.usefixtures("processes")
 def test_pylonctl_lists_broken_references_and_turns_the_check_on(ctl: Ctl, tmp_path: Path) -> None:
     from pylon.clock import SystemClock

@@ -11,6 +11,8 @@ from pylon import limits
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.manifests import notes_app
 
+pytestmark = pytest.mark.stores
+
 
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[ApiStage]:

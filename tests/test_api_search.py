@@ -21,6 +21,8 @@ from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.examples import count_examples
 from tests.support.search import SEARCH, is_hit, pages_app
 
+pytestmark = pytest.mark.stores
+
 WORDS = [
     "red", "Red-Café", "pump", "pumps", "blue", "AND", "NEAR", "x2", "日本語", "\U0001f680", "Ünï",
 ]

@@ -18,6 +18,8 @@ from pylon.errors import QueryTimeout, StoreUnavailable
 from pylon.errors.wire import WireError
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 
+pytestmark = pytest.mark.stores
+
 MANIFEST: dict[str, Any] = {
     "manifest_version": 1, "name": "sync", "version": "1.0.0",
     "entities": [{

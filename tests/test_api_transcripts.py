@@ -18,6 +18,8 @@ import pytest
 
 from tests.support.api import ADMIN_TOKEN, METRICS_TOKEN, ApiStage, serve_api
 
+pytestmark = pytest.mark.stores
+
 CORPUS = Path(__file__).parent / "corpora" / "http"
 ERROR_DETAILS = frozenset({"entity", "field", "fields", "value", "expected"})
 FILES = sorted(CORPUS.glob("*.json"))

@@ -19,6 +19,8 @@ from pylon.storage.ops import OpenDocument
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.documents import LoroClient
 
+pytestmark = pytest.mark.stores
+
 MANIFEST: dict[str, Any] = {
     "name": "shop",
     "entities": [{

@@ -15,6 +15,8 @@ from pylon import limits
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.examples import count_examples
 
+pytestmark = pytest.mark.stores
+
 MANIFEST: dict[str, Any] = {
     "manifest_version": 1, "name": "writes", "version": "1", "routes": [], "queries": [],
     "actions": [],

@@ -21,9 +21,8 @@ from pylon.clock import ManualClock
 from pylon.errors import InternalError, ResyncRequired
 from pylon.storage.events import ChangeBatch, ChangeEvent, Kind
 from pylon.storage.records import LogRetention
-from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.epochs import open_epoch
-from pylon.storage.sqlite.pool import ReaderPool
+from tests.support import stores
 from tests.support.storage import (
     ADA,
     BOB,
@@ -40,6 +39,8 @@ from tests.support.storage import (
     update,
 )
 
+pytestmark = pytest.mark.stores
+
 TASKS = RULES.for_entity("Task")
 
 
@@ -49,8 +50,8 @@ class Setup:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.clock = ManualClock()
-        self.engine: SqliteEngine = open_engine(path, self.clock)
-        self.pool = ReaderPool(path, MANIFEST)
+        self.engine = open_engine(path, self.clock)
+        self.pool = stores.backend_at(path).open_readers(MANIFEST, self.clock)
         self.feed = Feed(self.pool)
 
     def pull(self, since: int, auth: AuthContext = ADMIN) -> dict[str, Any]:
@@ -235,6 +236,7 @@ def test_answers_are_bounded_in_bytes(store: Setup) -> None:
         assert body["cursor"]["last_seq"] == len(body["changes"])
 
 
+@pytest.mark.sqlite
 def test_pulls_do_not_touch_the_store_when_nothing_was_committed(store: Setup) -> None:
     apply(store.engine, *[task(n) for n in range(1, 50)])
     store.pull(1)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.server import ADMIN_TOKEN, PylonServer
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.stores]
 ID = "a" * 40
 
 

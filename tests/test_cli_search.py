@@ -8,11 +8,13 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-import apsw
 import pytest
 
+from tests.support import stores
 from tests.support.search import pages_app
 from tests.support.server import ADMIN_TOKEN, PylonServer
+
+pytestmark = pytest.mark.stores
 
 ADMIN = {"token": ADMIN_TOKEN}
 
@@ -39,9 +41,11 @@ def said(done: CompletedProcess[str]) -> Any:
 
 
 def damage(server: PylonServer) -> None:
-    conn = apsw.Connection(server.env["PYLON_DB_PATH"])
-    conn.execute("DELETE FROM _fts_Page WHERE rowid = 1")
-    conn.close()
+    if stores.current().name == stores.SQLITE:
+        statement = "DELETE FROM _fts_Page WHERE rowid = 1"
+    else:
+        statement = 'UPDATE "Page" SET _words = \'\' WHERE id = (SELECT min(id) FROM "Page")'
+    stores.run_sql(server.db_path, statement)
 
 
 def test_a_live_server_is_checked_and_rebuilt(server: PylonServer) -> None:
@@ -101,9 +105,7 @@ def test_what_cannot_be_done_is_said(server: PylonServer) -> None:
     assert (none.returncode, "there is no database" in none.stderr) == (69, True)
     path = Path(server.env["PYLON_DB_PATH"])
     path.parent.mkdir(exist_ok=True)
-    conn = apsw.Connection(str(path))
-    conn.execute("CREATE TABLE Other (id TEXT)")
-    conn.close()
+    stores.run_sql(path, "CREATE TABLE Other (id TEXT)")
     for verb in ("check", "rebuild"):
         foreign = server.ctl("search", verb)
         assert (foreign.returncode, "schema apply" in foreign.stderr) == (78, True)

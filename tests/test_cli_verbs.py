@@ -7,12 +7,14 @@ import os
 import socket
 from pathlib import Path
 
-import apsw
 import pytest
 
+from tests.support import stores
 from tests.support.cli import GOOD, Ctl, decode_output
 from tests.support.manifests import notes_app
 from tests.support.ports import reserve_base_port
+
+pytestmark = pytest.mark.stores
 
 
 def test_version(ctl: Ctl) -> None:
@@ -130,12 +132,11 @@ def test_a_stale_pidfile_is_not_a_running_server(ctl: Ctl, tmp_path: Path) -> No
     assert ctl("stop").returncode == 69
 
 
+@pytest.mark.sqlite  # a database that no start has made
 def test_backup_verify_restore_without_a_server(ctl: Ctl, tmp_path: Path) -> None:
     assert "there is no database" in ctl("backup", "b").stderr
     (tmp_path / ".pylon").mkdir()
-    conn = apsw.Connection(str(tmp_path / ".pylon" / "dev.db"))
-    conn.execute("CREATE TABLE t(x); INSERT INTO t VALUES (1)")
-    conn.close()
+    stores.run_sql(tmp_path / ".pylon" / "dev.db", "CREATE TABLE t(x); INSERT INTO t VALUES (1)")
     body = decode_output(ctl("backup", "b", "--json"))
     assert body["ok"] and body["db"] and body["manifest"] and body["uploaded_files"] == 0
     assert ctl("backup", "b").returncode == 1

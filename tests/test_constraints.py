@@ -12,17 +12,18 @@ from hypothesis import strategies as st
 
 from pylon import limits
 from pylon.auth_context import AuthContext
-from pylon.clock import ManualClock
 from pylon.errors import InvalidValue
 from pylon.manifest.model import Constraints, Entity, Field, FieldType, Manifest
 from pylon.openapi.values import entity_schemas
-from pylon.policy.rules import compile_rules
+from pylon.storage.interface import WriteEngine
 from pylon.storage.ops import InsertRow, UpdateRow, WriteRequest
-from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.schema.broken_rows import report_broken_rows
 from pylon.values import EntityCodec, fits
 from pylon.values.constraints import compile_pattern
+from tests.support import storage
 from tests.support.storage import row_id
+
+pytestmark = pytest.mark.stores
 
 ADMIN = AuthContext(user_id="root", is_admin=True)
 
@@ -99,12 +100,12 @@ def test_a_pattern_that_is_none_of_re2_is_refused(pattern: str) -> None:
         compile_pattern(pattern)
 
 
-def open_engine(path: Path, *fields: Field) -> SqliteEngine:
+def open_engine(path: Path, *fields: Field) -> WriteEngine:
     manifest = Manifest("t", "1", (Entity("Thing", fields),))
-    return SqliteEngine.open(path, manifest, compile_rules(manifest), ManualClock(), "normal")
+    return storage.open_engine(path, manifest=manifest)
 
 
-def insert(engine: SqliteEngine, fields: tuple[Field, ...], number: int, **body: Any) -> None:
+def insert(engine: WriteEngine, fields: tuple[Field, ...], number: int, **body: Any) -> None:
     encoded = EntityCodec(Entity("Thing", fields)).insert(body, row_id(number))
     (reply,) = engine.apply([WriteRequest(
         1, InsertRow("Thing", row_id(number), encoded.values, encoded.row_json)

@@ -21,11 +21,13 @@ from pylon.manifest.model import Entity, Field, FieldType, Policy
 from pylon.policy.rules import compile_rules
 from pylon.storage.ops import OpenDocument, PushDocument
 from pylon.storage.records import StoredDocument
-from pylon.storage.sqlite.reader import SqliteReader
 from pylon.values import EntityCodec
 from tests.support import storage as kit
+from tests.support import stores
 from tests.support.documents import LoroClient
 from tests.support.storage import BOB
+
+pytestmark = pytest.mark.stores
 
 WHOLE = [Run(b"", b"", b"")]
 PAGE = Entity("Page", (
@@ -157,7 +159,7 @@ class Served:
         self.letters = Letters()
         self.told: set[str] = set()  # characters that the reader may have
         self.engine = kit.open_engine(path, manifest=MANIFEST)
-        self.reader = SqliteReader(path, MANIFEST)
+        self.reader = stores.backend_at(path).open_reader(MANIFEST)
         self.codec = EntityCodec(PAGE)
         self.row_id = kit.row_id(1)
         row = self.codec.insert(

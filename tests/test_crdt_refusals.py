@@ -15,9 +15,8 @@ from loro import LoroDoc, LoroList, LoroText
 from pylon import limits
 from pylon.crdt import document
 from pylon.errors import CrdtDecodeFailed, LimitExceeded
+from pylon.storage.interface import Reader, WriteEngine
 from pylon.storage.ops import OpenDocument
-from pylon.storage.sqlite.engine import SqliteEngine
-from pylon.storage.sqlite.reader import SqliteReader
 from tests.support import storage as kit
 from tests.support.document_store import (
     ID,
@@ -30,6 +29,8 @@ from tests.support.document_store import (
 )
 from tests.support.documents import LoroClient, sealed
 from tests.support.storage import ADA, BOB, apply, code, task, update
+
+pytestmark = pytest.mark.stores
 
 
 @pytest.mark.parametrize(("fields", "refusal"), [
@@ -46,7 +47,7 @@ from tests.support.storage import ADA, BOB, apply, code, task, update
     ({"done": True}, "POLICY_DENIED"),
 ])
 def test_a_refused_push_leaves_nothing(
-    engine: SqliteEngine, reader: SqliteReader, fields: dict[str, Any], refusal: str
+    engine: WriteEngine, reader: Reader, fields: dict[str, Any], refusal: str
 ) -> None:
     ok(*apply(engine, task(1, rank=1), task(2, slug="taken"), OpenDocument("Task", ID)))
     row, doc = kit.rows_of(reader, "Task")[ID], client_of(reader, "Task").row()
@@ -61,7 +62,7 @@ def test_a_refused_push_leaves_nothing(
 
 
 def test_a_container_of_another_kind_is_null(
-    engine: SqliteEngine, reader: SqliteReader
+    engine: WriteEngine, reader: Reader
 ) -> None:
     ok(*apply(engine, task(1, rank=1), OpenDocument("Task", ID)))
     client = client_of(reader, "Task")
@@ -74,7 +75,7 @@ def test_a_container_of_another_kind_is_null(
 
 
 def test_a_push_to_a_hidden_row_is_not_found(
-    engine: SqliteEngine, reader: SqliteReader
+    engine: WriteEngine, reader: Reader
 ) -> None:
     ok(*apply(engine, task(1), OpenDocument("Task", ID)))
     data = pushed_to_task(reader, title="b")
@@ -83,7 +84,7 @@ def test_a_push_to_a_hidden_row_is_not_found(
 
 
 def test_missing_history_is_refused_and_the_whole_taken(
-    engine: SqliteEngine, reader: SqliteReader
+    engine: WriteEngine, reader: Reader
 ) -> None:
     client = open_note(engine, reader)
     client.text("text").insert(0, "lost ")
@@ -96,7 +97,7 @@ def test_missing_history_is_refused_and_the_whole_taken(
 
 
 def test_an_undone_batch_leaves_nothing_in_the_documents(
-    engine: SqliteEngine, reader: SqliteReader, monkeypatch: pytest.MonkeyPatch
+    engine: WriteEngine, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = open_note(engine, reader)
     client.text("text").insert(0, "x")
@@ -113,7 +114,7 @@ def test_an_undone_batch_leaves_nothing_in_the_documents(
 # Loro panics again when a document that panicked is freed, which nobody can catch.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_bytes_that_are_no_update(
-    engine: SqliteEngine, reader: SqliteReader, monkeypatch: pytest.MonkeyPatch
+    engine: WriteEngine, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Random bytes, cut ones, and changed ones whose checksum is right: each is refused or
     taken whole, and row and document agree after each.

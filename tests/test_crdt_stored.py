@@ -5,33 +5,33 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import apsw
 import pytest
 
 from pylon import limits, metrics
 from pylon.crdt import document
 from pylon.manifest.model import Entity, Field, FieldType, Manifest, Policy
 from pylon.storage.core.document_cache import CachedDocument, DocumentCache, RowSet
+from pylon.storage.interface import Reader, WriteEngine
 from pylon.storage.ops import InsertRow, OpenDocument
-from pylon.storage.sqlite.engine import SqliteEngine
-from pylon.storage.sqlite.reader import SqliteReader
 from tests.support import storage as kit
+from tests.support import stores
 from tests.support.document_store import ID, NOTE, client_of, note_text, ok, open_note, push
 from tests.support.documents import LoroClient
 from tests.support.measured import total
 from tests.support.storage import apply, code, insert, row_id, update
 
+pytestmark = pytest.mark.stores
+
 
 def test_a_document_that_cannot_be_read_is_made_anew(
-    engine: SqliteEngine, reader: SqliteReader, tmp_path: Path
+    engine: WriteEngine, reader: Reader, tmp_path: Path
 ) -> None:
     open_note(engine, reader)
     ok(*apply(engine, update("Note", 1, {"text": "kept"})))
     number = reader.document_number()
     engine.close()
-    conn = apsw.Connection(str(tmp_path / "a.db"))
-    conn.execute("UPDATE _pylon_crdt_snapshots SET snapshot = x'00'")
-    conn.close()
+    blob = "x'00'" if stores.current().name == stores.SQLITE else "'\\x00'"
+    stores.run_sql(tmp_path / "a.db", f"UPDATE _pylon_crdt_snapshots SET snapshot = {blob}")
     again = kit.open_engine(tmp_path / "a.db")
     ok(*apply(again, update("Note", 1, {"text": "still kept"})))
     assert client_of(reader).row() == {"text": "still kept"}
@@ -41,13 +41,14 @@ def test_a_document_that_cannot_be_read_is_made_anew(
 
 
 def test_a_row_that_was_changed_without_its_document_is_right(
-    engine: SqliteEngine, reader: SqliteReader, tmp_path: Path
+    engine: WriteEngine, reader: Reader, tmp_path: Path
 ) -> None:
     open_note(engine, reader)
     engine.close()
-    conn = apsw.Connection(str(tmp_path / "a.db"))
-    conn.execute("UPDATE Note SET text = 'by hand', _json = json_set(_json, '$.text', 'by hand')")
-    conn.close()
+    stores.run_sql(
+        tmp_path / "a.db",
+        """UPDATE "Note" SET text = 'by hand', _json = replace(_json, '"hello"', '"by hand"')""",
+    )
     again = kit.open_engine(tmp_path / "a.db")
     ok(*apply(again, OpenDocument(*NOTE)))
     assert client_of(reader).row() == {"text": "by hand"}
@@ -55,7 +56,7 @@ def test_a_row_that_was_changed_without_its_document_is_right(
 
 
 def test_updates_are_folded_into_the_snapshot(
-    engine: SqliteEngine, reader: SqliteReader
+    engine: WriteEngine, reader: Reader
 ) -> None:
     client = open_note(engine, reader, "")
     seen, number, most = "", 0, 0
@@ -70,7 +71,7 @@ def test_updates_are_folded_into_the_snapshot(
     assert client_of(reader).row() == {"text": seen} == {"text": note_text(reader)}
 
 
-def test_a_large_update_is_folded_at_once(engine: SqliteEngine, reader: SqliteReader) -> None:
+def test_a_large_update_is_folded_at_once(engine: WriteEngine, reader: Reader) -> None:
     client = open_note(engine, reader)
     client.text("text").insert(0, random.Random(1).randbytes(30_000).hex())
     ok(*apply(engine, push(client.update())))
@@ -80,7 +81,7 @@ def test_a_large_update_is_folded_at_once(engine: SqliteEngine, reader: SqliteRe
 
 
 def test_documents_survive_a_restart(
-    engine: SqliteEngine, reader: SqliteReader, tmp_path: Path
+    engine: WriteEngine, reader: Reader, tmp_path: Path
 ) -> None:
     client = open_note(engine, reader)
     client.text("text").insert(0, "a")
@@ -94,7 +95,7 @@ def test_documents_survive_a_restart(
 
 
 def test_a_document_has_a_largest_size(
-    engine: SqliteEngine, reader: SqliteReader, monkeypatch: pytest.MonkeyPatch
+    engine: WriteEngine, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "DOCUMENT_BYTES", 2_000)
     client = open_note(engine, reader)
@@ -106,7 +107,7 @@ def test_a_document_has_a_largest_size(
 
 
 def test_a_history_has_a_largest_size(
-    engine: SqliteEngine, reader: SqliteReader, monkeypatch: pytest.MonkeyPatch
+    engine: WriteEngine, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "DOCUMENT_HISTORY_BYTES", 2_000)
     client, codes, chance = open_note(engine, reader), [], random.Random(1)
@@ -136,7 +137,7 @@ def test_reserved_kinds_have_no_documents(tmp_path: Path) -> None:
 
 
 def test_few_documents_stay_decoded(
-    engine: SqliteEngine, reader: SqliteReader, monkeypatch: pytest.MonkeyPatch
+    engine: WriteEngine, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "DOCUMENTS_DECODED", 3)
     numbers = range(1, 11)

@@ -9,23 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loro import LoroDoc
 
+from pylon.storage.interface import Reader, WriteEngine
 from pylon.storage.ops import OpenDocument, ResetRows, Transact, WriteRequest
-from pylon.storage.sqlite.engine import SqliteEngine
-from pylon.storage.sqlite.reader import SqliteReader
 from tests.support import storage as kit
 from tests.support.document_store import ID, NOTE, client_of, note_text, ok, open_note, push
 from tests.support.documents import LoroClient
 from tests.support.examples import count_examples
 from tests.support.storage import apply, code, delete, insert, task, update
 
+pytestmark = pytest.mark.stores
 
-def test_a_plain_row_has_no_document(engine: SqliteEngine, reader: SqliteReader) -> None:
+
+def test_a_plain_row_has_no_document(engine: WriteEngine, reader: Reader) -> None:
     ok(*apply(engine, task(1), update("Task", 1, {"title": "b"}), delete("Task", 1)))
     assert reader.document("Task", ID) is None
     assert reader.document_number() == 0
 
 
-def test_a_document_has_the_row_in_it(engine: SqliteEngine, reader: SqliteReader) -> None:
+def test_a_document_has_the_row_in_it(engine: WriteEngine, reader: Reader) -> None:
     made = {"title": "a", "rank": 2**60, "weight": 0.5, "slug": "s",
             "dueAt": "2026-01-01T00:00:00.000000Z"}
     ok(*apply(engine, task(1, **made), OpenDocument("Task", ID)))
@@ -35,12 +36,12 @@ def test_a_document_has_the_row_in_it(engine: SqliteEngine, reader: SqliteReader
     }
 
 
-def test_text_fields_are_texts(engine: SqliteEngine, reader: SqliteReader) -> None:
+def test_text_fields_are_texts(engine: WriteEngine, reader: Reader) -> None:
     assert open_note(engine, reader).text("text").to_string() == "hello"
 
 
 def test_what_is_pushed_is_in_the_row_with_an_event(
-    engine: SqliteEngine, reader: SqliteReader
+    engine: WriteEngine, reader: Reader
 ) -> None:
     client = open_note(engine, reader)
     client.text("text").insert(5, " wörld 😀")
@@ -55,7 +56,7 @@ def test_what_is_pushed_is_in_the_row_with_an_event(
     assert change.seq == event.seq and change.prev == 0
 
 
-def test_a_push_without_a_document_makes_one(engine: SqliteEngine, reader: SqliteReader) -> None:
+def test_a_push_without_a_document_makes_one(engine: WriteEngine, reader: Reader) -> None:
     ok(*apply(engine, task(1, title="a")))
     other = LoroDoc()
     other.get_map("row").insert("title", "b")
@@ -68,7 +69,7 @@ def test_a_push_without_a_document_makes_one(engine: SqliteEngine, reader: Sqlit
 
 
 def test_an_update_that_projects_nothing_is_kept_without_an_event(
-    engine: SqliteEngine, reader: SqliteReader
+    engine: WriteEngine, reader: Reader
 ) -> None:
     """What `useCollabText` of the JS client does."""
     client = open_note(engine, reader)
@@ -82,7 +83,7 @@ def test_an_update_that_projects_nothing_is_kept_without_an_event(
 
 
 def test_the_same_update_again_changes_nothing(
-    engine: SqliteEngine, reader: SqliteReader
+    engine: WriteEngine, reader: Reader
 ) -> None:
     client = open_note(engine, reader)
     client.text("text").insert(0, "x")
@@ -95,7 +96,7 @@ def test_the_same_update_again_changes_nothing(
 
 
 def test_a_change_of_the_row_is_one_of_the_document(
-    engine: SqliteEngine, reader: SqliteReader
+    engine: WriteEngine, reader: Reader
 ) -> None:
     client = open_note(engine, reader, "the quick brown fox")
     client.text("text").insert(4, "very ")  # not pushed yet
@@ -108,7 +109,7 @@ def test_a_change_of_the_row_is_one_of_the_document(
     assert note_text(reader) == "the very quick red fox"
 
 
-def test_null_and_back(engine: SqliteEngine, reader: SqliteReader) -> None:
+def test_null_and_back(engine: WriteEngine, reader: Reader) -> None:
     open_note(engine, reader)
     for text in (None, "", "again", None, "once more"):
         ok(*apply(engine, update("Note", 1, {"text": text})))
@@ -117,7 +118,7 @@ def test_null_and_back(engine: SqliteEngine, reader: SqliteReader) -> None:
 
 
 def test_all_kinds_of_writes_keep_the_document(
-    engine: SqliteEngine, reader: SqliteReader
+    engine: WriteEngine, reader: Reader
 ) -> None:
     open_note(engine, reader)
     ok(*apply(engine, Transact([update("Note", 1, {"text": "one"}), task(2)])))
@@ -130,7 +131,7 @@ def test_all_kinds_of_writes_keep_the_document(
     assert client_of(reader).row() == {"text": "four"}
 
 
-def test_a_deleted_row_has_no_document(engine: SqliteEngine, reader: SqliteReader) -> None:
+def test_a_deleted_row_has_no_document(engine: WriteEngine, reader: Reader) -> None:
     open_note(engine, reader)
     ok(*apply(engine, update("Note", 1, {"text": "x"}), delete("Note", 1)))
     assert reader.document(*NOTE) is None and reader.document_updates(0, 10) == []
@@ -141,7 +142,7 @@ def test_a_deleted_row_has_no_document(engine: SqliteEngine, reader: SqliteReade
     assert code(*apply(engine, OpenDocument(*NOTE))) == "NOT_FOUND"
 
 
-def test_numbers_are_never_used_again(engine: SqliteEngine, reader: SqliteReader) -> None:
+def test_numbers_are_never_used_again(engine: WriteEngine, reader: Reader) -> None:
     open_note(engine, reader)
     ok(*apply(engine, update("Note", 1, {"text": "x"})))
     number = reader.document_number()

@@ -12,7 +12,7 @@ import pytest
 from tests.support.browser import Browser, Page
 from tests.support.server import PylonServer
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.stores]
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "arena"
 

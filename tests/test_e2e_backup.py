@@ -15,6 +15,8 @@ from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.sync_client import SyncClient, settle
 from tests.support.wait import wait_until
 
+pytestmark = pytest.mark.stores
+
 
 def rows_at(events: list[dict[str, Any]], seq: int, entity: str) -> dict[str, dict[str, Any]]:
     """The rows of `entity` as the change log says they were right after `seq`."""

@@ -20,6 +20,8 @@ from tests.support.sync_client import SyncClient
 from tests.support.wait import wait_until
 from tests.support.websocket_client import WebSocketClient
 
+pytestmark = pytest.mark.stores
+
 EXAMPLE = Path(__file__).parent.parent / "examples" / "chat"
 SECRET = "the treasure is under the oak"
 

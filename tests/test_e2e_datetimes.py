@@ -6,15 +6,15 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import apsw
 import pytest
 
+from tests.support import stores
 from tests.support.manifests import field
 from tests.support.other_server import make_database
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wait import wait_until
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.stores]
 
 MANIFEST: dict[str, Any] = {
     "manifest_version": 1, "name": "notes", "version": "0.1.0",
@@ -46,9 +46,7 @@ def check(server: PylonServer) -> None:
 
 
 def unconverted(server: PylonServer) -> int:
-    conn = apsw.Connection(str(server.db_path), flags=apsw.SQLITE_OPEN_READONLY)
-    texts = [at for (at,) in conn.execute("SELECT at FROM Note")]
-    conn.close()
+    texts = [at for (at,) in stores.run_sql(server.db_path, 'SELECT "at" FROM "Note"')]
     return sum(STORED.fullmatch(text) is None for text in texts)
 
 

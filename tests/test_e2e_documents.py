@@ -7,12 +7,16 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from tests.support.documents import LoroClient, sealed
 from tests.support.manifests import field, notes_app
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wait import wait_until
 from tests.support.websocket_client import WebSocketClient
 from workers.ws import frames
+
+pytestmark = pytest.mark.stores
 
 
 def app() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wait import WAIT_S
 from tests.test_api_exists import MANIFEST, MEMBER, OTHER, ROOM
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.stores]
 
 
 @pytest.fixture

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import pytest
+
 from tests.support.manifests import notes_app, private_rooms_app
 from tests.support.server import PylonServer
+
+pytestmark = pytest.mark.stores
 
 
 def test_a_refusal_names_the_file_and_line_of_its_rule(

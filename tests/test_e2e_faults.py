@@ -20,6 +20,8 @@ from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.sync_client import SyncClient, settle
 from tests.support.wait import WAIT_S, wait_until
 
+pytestmark = pytest.mark.stores
+
 
 def start_writers(server: PylonServer, count: int) -> list[Writer]:
     writers = [Writer(server, f"w{n}", ADMIN_TOKEN) for n in range(count)]

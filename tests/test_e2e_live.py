@@ -20,7 +20,7 @@ from tests.support.manifests import notes_app
 from tests.support.server import PylonServer
 from tests.support.wait import WAIT_S, wait_until
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.stores]
 
 
 class LiveClient:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import websocket
 
 from tests.support.server import ADMIN_TOKEN, PylonServer
@@ -17,6 +18,8 @@ from tests.support.wait import WAIT_S, wait_until
 from tests.support.websocket_client import WebSocketClient, client_frame
 from tests.support.wire import Wire
 from workers.ws import frames
+
+pytestmark = pytest.mark.stores
 
 PATH = "/api/sync/ws"
 ORIGIN = "http://localhost:3000"

@@ -9,16 +9,16 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import apsw
 import pytest
 
 from pylon.metrics.families import SUPERVISOR, WORKER
+from tests.support import stores
 from tests.support.measured import page_values
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.sync_client import SyncClient
 from tests.support.wait import wait_until
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.stores]
 
 ROOT = Path(__file__).parent.parent
 Program = Callable[[str, str], str]
@@ -79,17 +79,16 @@ def test_a_guest_is_in_use_once_its_token_was_seen(server: PylonServer) -> None:
     token, _ = server.guest()
     socket_token, _ = server.guest()
     server.guest()
-    conn = apsw.Connection(str(server.db_path), flags=apsw.SQLITE_OPEN_READONLY)
 
     def unused() -> int:
-        return int(conn.execute("SELECT count(*) FROM _pylon_unused_guests").get)
+        ((count,),) = stores.run_sql(server.db_path, "SELECT count(*) FROM _pylon_unused_guests")
+        return int(count)
 
     assert unused() == 3
     assert server.request("GET", "/api/auth/me", token=token)[0] == 200
     wait_until("an HTTP worker has told", lambda: unused() == 2)
     with SyncClient(server, "ws", socket_token):
         wait_until("the other one is in use as well", lambda: unused() == 1)
-    conn.close()
 
 
 def test_alerts_of_the_guide_are_valid_and_name_metrics_that_exist(

@@ -6,8 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.support.browser import Browser, Page
 from tests.support.server import PylonServer
+
+pytestmark = pytest.mark.stores
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "todo"
 

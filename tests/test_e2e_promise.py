@@ -16,11 +16,19 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests.support.manifests import notes_app
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.sync_client import SyncClient, settle
+
+pytestmark = pytest.mark.stores
 
 EXAMPLES = int(os.environ.get("PYLON_TEST_EXAMPLES", "4"))
 NEVER = -1  # a rank that rows have within transactions only
@@ -180,11 +188,13 @@ class Life(RuleBasedStateMachine):
             self.temp.cleanup()
 
 
-Life.TestCase.settings = settings(
-    max_examples=EXAMPLES,
-    stateful_step_count=20,
-    deadline=None,
-    phases=(Phase.explicit, Phase.generate),  # shrinking would restart servers for hours
-    suppress_health_check=list(HealthCheck),
-)
-TestLife = pytest.mark.timeout(900)(pytest.mark.usefixtures("processes")(Life.TestCase))
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("processes")
+def test_every_client_has_the_rows_that_it_may_read() -> None:
+    run_state_machine_as_test(Life, settings=settings(  # type: ignore[no-untyped-call]
+        max_examples=EXAMPLES,
+        stateful_step_count=20,
+        deadline=None,
+        phases=(Phase.explicit, Phase.generate),  # shrinking would restart servers for hours
+        suppress_health_check=list(HealthCheck),
+    ))

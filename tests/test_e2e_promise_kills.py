@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.kill_rounds import KINDS, Trial
 
-pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.timeout(300), pytest.mark.stores]
 
 CLIENTS = 40
 # The pairs whose deaths lose hints and hub together come more than once.

@@ -22,6 +22,8 @@ from tests.support.ports import reserve_base_port
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wait import WAIT_S, wait_until
 
+pytestmark = pytest.mark.stores
+
 ROOT = Path(__file__).parent.parent
 APP = Path(__file__).parent / "support" / "shards_app.py"
 

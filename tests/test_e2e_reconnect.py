@@ -13,7 +13,7 @@ from tests.support.seq_recorder import SeqRecorder, seqs_of_the_log
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wait import wait_until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.stores]
 
 CLIENTS = 50
 RECONNECTS = 20

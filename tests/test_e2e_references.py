@@ -13,7 +13,7 @@ from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.sync_client import SyncClient
 from tests.support.wait import wait_until
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.stores]
 
 MANIFEST: dict[str, Any] = {
     "name": "rooms",

@@ -6,11 +6,14 @@ import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 
+import pytest
 import websocket
 
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.sync_client import SyncClient, settle
 from tests.support.wait import WAIT_S, wait_until
+
+pytestmark = pytest.mark.stores
 
 
 def listens(port: int) -> bool:

@@ -19,6 +19,8 @@ from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wait import wait_until
 from tests.support.websocket_client import WebSocketClient
 
+pytestmark = pytest.mark.stores
+
 
 @pytest.fixture(scope="module")
 def server(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PylonServer]:

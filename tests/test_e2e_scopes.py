@@ -16,6 +16,8 @@ from tests.support.websocket_client import WebSocketClient
 from tests.support.wire import Wire
 from workers.ws import frames
 
+pytestmark = pytest.mark.stores
+
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:

@@ -19,6 +19,8 @@ from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.shard_client import Player, user
 from tests.support.wait import WAIT_S, wait_until
 
+pytestmark = pytest.mark.stores
+
 APP = str(Path(__file__).parent / "support" / "shards_app.py")
 
 

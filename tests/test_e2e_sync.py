@@ -14,6 +14,8 @@ from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.sync_client import SyncClient, settle
 from tests.support.wait import wait_until
 
+pytestmark = pytest.mark.stores
+
 ENTITIES = ("Note", "Tick")
 
 

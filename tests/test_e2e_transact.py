@@ -13,6 +13,8 @@ import pytest
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wait import wait_until
 
+pytestmark = pytest.mark.stores
+
 ROWS = 7  # of each transaction
 CALLERS = 4
 

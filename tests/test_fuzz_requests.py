@@ -21,7 +21,7 @@ from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wide_app import SMALL, wide_app
 from tests.support.wire import KeepAliveClient, Response
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.stores]
 
 ADMIN = ("Authorization", f"Bearer {ADMIN_TOKEN}")
 FEW = settings(

@@ -21,6 +21,8 @@ from workers.hub import refusals
 from workers.hub.acceptor import Acceptor
 from workers.hub.request import Request
 
+pytestmark = pytest.mark.stores
+
 HEAD = b"GET /?since=1 HTTP/1.1\r\nHost: x\r\n\r\n"
 
 

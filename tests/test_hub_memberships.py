@@ -25,6 +25,8 @@ from tests.support.examples import count_examples
 from tests.support.membership_stage import MembershipStage, Replica
 from tests.support.wait import run_greenlets_until
 
+pytestmark = pytest.mark.stores
+
 USERS = ["ada", "bob"]
 CALLERS = [AuthContext(user_id=user) for user in USERS]
 ROOMS = ["r1", "r2", None]

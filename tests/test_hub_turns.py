@@ -38,6 +38,8 @@ from workers.hub.start_cursors import StartCursors
 from workers.ws import frames
 from workers.ws.transport import WebSocketTransport
 
+pytestmark = pytest.mark.stores
+
 ADA, BOB = AuthContext(user_id="ada"), AuthContext(user_id="bob")
 
 

@@ -12,7 +12,7 @@ import orjson
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from pylon import limits, metrics
 from pylon.auth_context import (
@@ -32,6 +32,8 @@ from tests.support.storage import row_id
 from tests.support.wait import run_greenlets_until
 from workers.hub.connection import Connection
 from workers.ws import live_results
+
+pytestmark = pytest.mark.stores
 
 APP = parse_manifest(orjson.dumps(MANIFEST).decode(), "manifest.json")
 ADA, BOB = AuthContext(user_id="ada"), AuthContext(user_id="bob")
@@ -153,8 +155,10 @@ class Machine(RuleBasedStateMachine):
         assert total(metrics.LIVE_QUERIES) == count
 
 
-TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=count_examples(80), stateful_step_count=25)
+def test_each_set_is_what_a_query_answers() -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        Machine, settings=settings(max_examples=count_examples(80), stateful_step_count=25),
+    )
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pylon.errors import QueryTimeout
 from pylon.query.matcher import matcher_of
 from pylon.query.rows import parse_order
 from pylon.query.window import fields_that_find
-from pylon.storage.sqlite.reader import SqliteReader
+from pylon.storage.interface import Reader
 from tests.support.live import LiveClient, LiveStage, LiveWindow
 from tests.support.live_windows import (
     ADA,
@@ -32,6 +32,8 @@ from tests.support.storage import row_id
 from tests.support.wait import run_greenlets_until
 from workers.ws import live_range_reads, live_windows
 from workers.ws.live_subscriptions import Watch
+
+pytestmark = pytest.mark.stores
 
 
 @pytest.fixture
@@ -211,13 +213,14 @@ def test_spare_rows_are_read_again_a_few_at_a_time(
     client = LiveClient(world, ADA)
     client.subscribe_window("s", "Public", NEWEST)
     counts: list[int] = []
-    rows_within = SqliteReader.rows_within
+    kind: Any = world.pool.point(type)
+    rows_within = kind.rows_within
 
-    def counted(reader: SqliteReader, entity: str, query: Any, size_bytes: int) -> Any:
+    def counted(reader: Reader, entity: str, query: Any, size_bytes: int) -> Any:
         counts.append(query.limit)
         return rows_within(reader, entity, query, size_bytes)
 
-    monkeypatch.setattr(SqliteReader, "rows_within", counted)
+    monkeypatch.setattr(kind, "rows_within", counted)
     before = reads_of("refill")
     for n in range(200, 100, -1):
         assert diffs_of(client, world, world.delete("Public", row_id(n))) == [
@@ -236,7 +239,7 @@ def test_window_without_an_index_is_refused_before_its_rows_are_read(
     client.subscribe_window("s", "Public", {"ownerId": {"$exists": False}, **NEWEST})
     assert len(client.windows["s"].rows) == 3
     with monkeypatch.context() as patch:
-        patch.delattr(SqliteReader, "rows_within")
+        patch.delattr(world.pool.point(type), "rows_within")
         client.subscribe_window("s", "Public", {"text": "a", "$order": {"ownerId": "asc"}})
         client.subscribe("t", "Public", {"text": "a"})
     window, plain = client.errors

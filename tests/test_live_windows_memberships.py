@@ -22,6 +22,8 @@ from tests.support.live_windows import (
 from tests.support.storage import row_id
 from workers.ws import live_range_reads
 
+pytestmark = pytest.mark.stores
+
 CHAT = {"text": "a", "$order": {"rank": "desc"}, "$limit": 3}
 
 
@@ -100,6 +102,7 @@ def test_membership_that_ends_while_a_window_is_read(rooms: LiveStage) -> None:
     assert ada.windows["s"].rows == []
 
 
+@pytest.mark.sqlite
 def test_no_row_is_read_for_a_stranger_of_the_room(
     rooms: LiveStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

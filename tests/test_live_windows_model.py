@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from pylon import limits, metrics
 from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
@@ -19,6 +25,8 @@ from tests.support.live_windows import ADA, BOB, WINDOWS_APP, settle
 from tests.support.measured import total
 from tests.support.storage import row_id
 from workers.ws import live_range_reads
+
+pytestmark = pytest.mark.stores
 
 ENTITIES = ["Public", "Mine", "Note", "Chat", "Open"]
 WRITTEN = [*ENTITIES, "Member", "Member"]  # a Member opens rows of Chat and closes rows of Open
@@ -233,5 +241,7 @@ class Machine(RuleBasedStateMachine):
         assert total(metrics.LIVE_QUERIES) == count
 
 
-TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=count_examples(100), stateful_step_count=25)
+def test_each_window_is_what_a_query_answers() -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        Machine, settings=settings(max_examples=count_examples(100), stateful_step_count=25),
+    )

@@ -15,6 +15,8 @@ from tests.support.wait import wait_until
 from tests.support.websocket_client import WebSocketClient
 from workers.ws import frames
 
+pytestmark = pytest.mark.stores
+
 
 @pytest.fixture(scope="module")
 def stage(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:

@@ -16,6 +16,8 @@ from pylon.policy.rules import compile_rules
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.manifests import field, private_rooms_app
 
+pytestmark = pytest.mark.stores
+
 DEV = {"PYLON_DEV_MODE": "true"}
 
 

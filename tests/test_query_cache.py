@@ -15,6 +15,8 @@ from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.examples import count_examples
 from tests.support.measured import total
 
+pytestmark = pytest.mark.stores
+
 MANIFEST: dict[str, Any] = {
     "manifest_version": 1, "name": "t", "version": "1", "routes": [],
     "entities": [

@@ -17,6 +17,8 @@ from pylon.policy.rules import compile_rules
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.manifests import private_rooms_app
 
+pytestmark = pytest.mark.stores
+
 ANN = AuthContext(user_id="ann", roles=("host",))
 
 

@@ -7,12 +7,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.examples import count_examples
 from tests.support.membership_stage import MembershipStage, Replica
 from tests.test_hub_memberships import CALLERS, JUDGED, STEP
+
+pytestmark = pytest.mark.stores
 
 FILTERS: list[dict[str, Any] | None] = [
     None, {"roomId": "r1"}, {"roomId": {"$in": ["r1", "r2"]}},

@@ -18,7 +18,13 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from pylon import limits
 from pylon.clock import ManualClock, SystemRandom
@@ -29,13 +35,16 @@ from pylon.realtime.placement import placement_of
 from pylon.realtime.shard import Shard
 from pylon.realtime.simulation import Saved
 from pylon.realtime.snapshots import Format
+from pylon.storage.interface import Store
 from pylon.storage.ops import WriteOp, WriteReply
-from pylon.storage.sqlite.pool import ReaderPool
+from tests.support import stores
 from tests.support.api import DirectWriter
 from tests.support.examples import count_examples
 from tests.support.realtime import Client, Counters, Wire, registered
 from tests.support.storage import MANIFEST, open_engine
 from workers.shards.registry import ShardRegistry
+
+pytestmark = pytest.mark.stores
 
 IDS = ("sim:2", "sim:é/../..")  # at home in the one process, and in the other
 TICK_S = 0.05
@@ -66,7 +75,7 @@ def kind() -> Any:
 
 
 def registry_of(
-    store: ReaderPool, writer: Any, clock: ManualClock, folder: Path, worker: str = "1",
+    store: Store, writer: Any, clock: ManualClock, folder: Path, worker: str = "1",
     workers: int = 1,
 ) -> ShardRegistry:
     return ShardRegistry(
@@ -76,10 +85,10 @@ def registry_of(
 
 
 @contextmanager
-def shard_store(folder: Path, clock: ManualClock) -> Iterator[tuple[ReaderPool, DirectWriter]]:
+def shard_store(folder: Path, clock: ManualClock) -> Iterator[tuple[Store, DirectWriter]]:
     """A new store, and the engine that writes to it."""
     engine = open_engine(folder / "test.db", clock)
-    pool = ReaderPool(folder / "test.db", MANIFEST)
+    pool = stores.backend_at(folder / "test.db").open_readers(MANIFEST, clock)
     try:
         yield pool, DirectWriter(engine)
     finally:
@@ -269,11 +278,11 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SHARD_SAVE_RETRY_S", 0.0)
 
 
-TestProcesses = Processes.TestCase
-TestProcesses.settings = settings(
-    max_examples=count_examples(40), stateful_step_count=40,
-    suppress_health_check=list(HealthCheck),
-)
+def test_shards_have_one_home_at_any_time() -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        Processes, settings=settings(max_examples=count_examples(40), stateful_step_count=40,
+    suppress_health_check=list(HealthCheck),),
+    )
 
 
 def test_a_refused_visitor_leaves_no_shard(kind: Kind, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from tests.support.stage import Stage, Worker, drain
 from tests.support.websocket_client import WebSocketClient
 from workers.ws import frames
 
+pytestmark = pytest.mark.stores
+
 
 @pytest.fixture
 def shards(stage: Stage) -> Worker:

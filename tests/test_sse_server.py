@@ -15,6 +15,8 @@ from tests.support.wait import wait_until
 from tests.support.wire import Wire, parse_head
 from workers.sse.stream import KEEPALIVE
 
+pytestmark = pytest.mark.stores
+
 HEAD = (
     b"HTTP/1.1 200 OK\r\n"
     b"Content-Type: text/event-stream\r\n"

@@ -22,6 +22,8 @@ from pylon.storage.sqlite.engine import SqliteEngine
 from tests.support.wait import WAIT_S
 from tests.support.writer_store import WriterStore, start_thread, start_writer
 
+pytestmark = pytest.mark.stores
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[WriterStore]:

@@ -25,6 +25,8 @@ from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.examples import count_examples
 from tests.support.storage import open_engine, row_id
 
+pytestmark = pytest.mark.stores
+
 MANIFEST: dict[str, Any] = {
     "manifest_version": 1, "name": "scopes", "version": "1.0.0",
     "entities": [
@@ -207,6 +209,7 @@ def test_an_unknown_entity_is_named_with_the_nearest(server: ApiStage) -> None:
     assert 'did you mean "Message"' in answer.json["error"]["message"]
 
 
+@pytest.mark.sqlite  # its plans
 @pytest.mark.parametrize("auth", [ADMIN, AuthContext(user_id="u1")], ids=["admin", "user"])
 def test_each_page_of_a_room_is_one_search_of_its_index(tmp_path: Path, auth: AuthContext) -> None:
     open_engine(tmp_path / "a.db", manifest=APP).close()

@@ -14,6 +14,8 @@ from pylon.openapi.document import openapi_document
 from tests.support.api import ADMIN_TOKEN, serve_api
 from tests.support.manifests import notes_app
 
+pytestmark = pytest.mark.stores
+
 
 def counted(route: str) -> float:
     return metrics.HTTP_UNKNOWN_PARAMETERS.labels(route)._value.get()

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from pylon import limits
 from pylon.auth_context import AuthContext
 from pylon.bench.rows import value_maker
-from pylon.clock import ManualClock
 from pylon.errors import InvalidValue
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy
 from pylon.policy.rules import compile_rules
@@ -24,12 +23,13 @@ from pylon.query.matcher import matcher_of
 from pylon.query.position import judge_position
 from pylon.query.rows import parse_filter
 from pylon.storage.ops import InsertRow, ResetRows, UpdateRow, WriteRequest
-from pylon.storage.sqlite.engine import SqliteEngine
-from pylon.storage.sqlite.reader import SqliteReader
 from pylon.values import EntityCodec, fits
 from pylon.values.decimals import decimal_of, decimal_of_sort_text, sort_text_of
+from tests.support import stores
 from tests.support.examples import count_examples
-from tests.support.storage import row_id
+from tests.support.storage import open_engine, row_id
+
+pytestmark = pytest.mark.stores
 
 THING = Entity(
     "Thing",
@@ -115,10 +115,8 @@ class Stage:
     """A store with the rows of one example."""
 
     def __init__(self, path: Path) -> None:
-        self.engine = SqliteEngine.open(
-            path, MANIFEST, compile_rules(MANIFEST), ManualClock(), "normal"
-        )
-        self.reader = SqliteReader(path, MANIFEST)
+        self.engine = open_engine(path, manifest=MANIFEST)
+        self.reader = stores.backend_at(path).open_reader(MANIFEST)
         self.codec = EntityCodec(THING)
 
     def write(self, *ops: Any) -> list[Any]:

@@ -29,6 +29,8 @@ from workers.ws.deflate import WINDOW_BITS, Deflate, Inflater, negotiate, pack
 from workers.ws.frames import Binary, Parser, Ping, Received, Text, Violation
 from workers.ws.transport import WebSocketTransport
 
+pytestmark = pytest.mark.stores
+
 LIMIT_BYTES = 4_096
 ANSWER = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
 PACKED = 0x40

@@ -19,6 +19,8 @@ from tests.support.documents import LoroClient
 from tests.support.wait import wait_until
 from workers.ws import frames
 
+pytestmark = pytest.mark.stores
+
 
 @pytest.fixture
 def stage(processes: None, tmp_path: Path) -> Iterator[DocumentStage]:

@@ -9,6 +9,8 @@ import pytest
 from tests.support.stage import ADMIN_TOKEN, Stage, Worker, connect_at_head
 from tests.support.wait import wait_until
 
+pytestmark = pytest.mark.stores
+
 
 @pytest.fixture(scope="module")
 def stage(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:

@@ -12,6 +12,8 @@ from tests.support.stage import Stage, Worker, connect_at_head
 from tests.support.websocket_client import WebSocketClient
 from workers.ws import frames
 
+pytestmark = pytest.mark.stores
+
 
 def fill(own_stage: Stage, count: int) -> list[int]:
     """Insert `count` rows in one batch; their seqs."""

@@ -20,6 +20,8 @@ from tests.support.stage import Stage, Worker
 from tests.support.wait import wait_until
 from tests.support.websocket_client import WebSocketClient
 
+pytestmark = pytest.mark.stores
+
 
 @pytest.fixture
 def stage(processes: None, tmp_path: Path) -> Iterator[Stage]:

@@ -7,12 +7,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from pylon import limits
 from pylon.bus.rooms_messages import JoinRoom, LeaveRoom, SetPresence
 from tests.support.rooms import RoomServer
 from tests.support.stage import Stage, Worker
 from tests.support.wait import wait_until
 from tests.support.websocket_client import WebSocketClient
+
+pytestmark = pytest.mark.stores
 
 
 def say(client: WebSocketClient, **message: Any) -> None:

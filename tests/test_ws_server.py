@@ -18,6 +18,8 @@ from tests.support.websocket_client import WebSocketClient, client_frame
 from tests.support.wire import Wire
 from workers.ws import frames
 
+pytestmark = pytest.mark.stores
+
 CASES = json.loads((Path(__file__).parent / "corpora/ws/frames.json").read_text())
 
 

@@ -45,9 +45,8 @@ from pylon.errors.wire import WireError
 from pylon.limiter import RateLimiter, RateTable
 from pylon.manifest_loader import parse_manifest
 from pylon.rooms.service import RoomService
+from pylon.storage.interface import Store, WriteEngine
 from pylon.storage.ops import WriteOp, WriteReply, WriteRequest
-from pylon.storage.sqlite.engine import SqliteEngine
-from pylon.storage.sqlite.pool import ReaderPool
 from tests.support.database import Database
 from workers.merge_sandbox import MergeSandbox
 from workers.shards.matchmaking import Matchmaking
@@ -69,7 +68,7 @@ ENVIRON = {
 class DirectWriter:
     """Carries writes out at once, in this process."""
 
-    def __init__(self, engine: SqliteEngine) -> None:
+    def __init__(self, engine: WriteEngine) -> None:
         self._engine = engine
         self._ids = itertools.count(1)
         self.seen: list[WriteOp] = []
@@ -101,7 +100,7 @@ class DirectRooms:
 class DirectShards:
     """Carries commands about shards and matches out at once, in this process."""
 
-    def __init__(self, store: ReaderPool, writer: Any, clock: ManualClock, folder: Path) -> None:
+    def __init__(self, store: Store, writer: Any, clock: ManualClock, folder: Path) -> None:
         random = SystemRandom()
         self.registry = ShardRegistry(
             store, writer, clock, random, folder / "recordings", RateLimiter(RateTable(), clock),
@@ -180,7 +179,7 @@ def serve_api(
     clock = ManualClock()
     parsed = parse_manifest(json.dumps(manifest), "test.json")
     app = build_app(config, parsed, clock=clock, random=SystemRandom())
-    database = Database(folder / "test.db", app, clock, row_max_bytes=config.row_max_bytes)
+    database = Database(folder / "test.db", app, clock)
     pool, writer = database.pool, DirectWriter(database.engine)
     signals: list[Signal] = []
     hinted: list[tuple[int, int]] = []

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.support import stores
 from tests.support.manifests import notes_app
 from tests.support.ports import reserve_base_port
 
@@ -27,12 +28,16 @@ def make_ctl(folder: Path) -> Ctl:
     """
     (folder / "pylon.manifest.json").write_text(json.dumps(notes_app()))
     port = str(reserve_base_port())
+    store = stores.settings_at(folder / ".pylon" / "dev.db")
 
     def run(*args: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("PYLON_")}
+        clean = {
+            k: v for k, v in os.environ.items()
+            if not k.startswith("PYLON_") and k != "DATABASE_URL"
+        }
         return subprocess.run(
             [sys.executable, "-m", "pylon.cli.main", *args], input=stdin, cwd=folder,
-            env={**clean, "PYLON_PORT": port, "PYLON_BIND": "127.0.0.1", **GOOD, **env},
+            env={**clean, "PYLON_PORT": port, "PYLON_BIND": "127.0.0.1", **GOOD, **store, **env},
             text=True, capture_output=True, timeout=60, check=False,
         )
 

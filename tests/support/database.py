@@ -1,6 +1,7 @@
 """The database of one app in the test's process: the engine that writes, readers, operations.
 
-`Database` opens a new or an existing file with the product's own parts. `commit` applies
+`Database` opens a new or an existing database with the product's own parts, on the store of the
+running test. `commit` applies
 operations as one batch, as the writer of a supervisor does, and publishes nothing. The stages of
 `tests.support` are built on it.
 """
@@ -15,22 +16,20 @@ from pylon.auth_context import ADMIN
 from pylon.clock import Clock
 from pylon.storage.ops import DeleteRow, InsertRow, UpdateRow, WriteOp, WriteRequest
 from pylon.storage.records import BatchResult
-from pylon.storage.sqlite.engine import SqliteEngine
-from pylon.storage.sqlite.pool import ReaderPool
+from tests.support import stores
 
 
 class Database:
-    """A database file, the engine that writes to it, and a pool of readers."""
+    """A database, the engine that writes to it, and a pool of readers."""
 
-    def __init__(self, path: Path, app: App, clock: Clock, **options: Any) -> None:
-        """Open the file.
-
-        Args:
-            options: of `SqliteEngine.open`.
-        """
+    def __init__(self, path: Path, app: App, clock: Clock) -> None:
+        """Open the database that `path` names."""
         self.app = app
-        self.engine = SqliteEngine.open(path, app.manifest, app.rules, clock, "normal", **options)
-        self.pool = ReaderPool(path, app.manifest)
+        self.backend = stores.backend_at(
+            path, PYLON_ROW_MAX_BYTES=str(app.config.row_max_bytes)
+        )
+        self.engine = self.backend.open_writer(app.manifest, app.rules, clock)
+        self.pool = self.backend.open_readers(app.manifest, clock)
 
     def close(self) -> None:
         self.pool.close()

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from pylon.auth_context import ADMIN, AuthContext
+from pylon.storage.interface import Reader, WriteEngine
 from pylon.storage.ops import OpenDocument, PushDocument, WriteReply
-from pylon.storage.sqlite.engine import SqliteEngine
-from pylon.storage.sqlite.reader import SqliteReader
 from tests.support import storage as kit
 from tests.support.documents import LoroClient
 from tests.support.storage import apply, insert, row_id
@@ -23,7 +22,7 @@ def ok(*replies: WriteReply) -> WriteReply:
     return replies[-1]
 
 
-def client_of(reader: SqliteReader, entity: str = "Note", number: int = 1) -> LoroClient:
+def client_of(reader: Reader, entity: str = "Note", number: int = 1) -> LoroClient:
     """A client that has just read a row's document."""
     stored = reader.document(entity, row_id(number))
     assert stored is not None
@@ -37,18 +36,18 @@ def push(
     return PushDocument(entity, row_id(number), update, auth)
 
 
-def open_note(engine: SqliteEngine, reader: SqliteReader, text: str = "hello") -> LoroClient:
+def open_note(engine: WriteEngine, reader: Reader, text: str = "hello") -> LoroClient:
     """A note with a document, and a client that has it."""
     ok(*apply(engine, insert("Note", 1, {"text": text}), OpenDocument(*NOTE)))
     return client_of(reader)
 
 
-def note_text(reader: SqliteReader) -> Any:
+def note_text(reader: Reader) -> Any:
     """The text of the first note, as its row has it."""
     return kit.rows_of(reader, "Note")[ID]["text"]
 
 
-def pushed_to_task(reader: SqliteReader, **fields: Any) -> bytes:
+def pushed_to_task(reader: Reader, **fields: Any) -> bytes:
     """An update of the first task's document that sets `fields`."""
     client = client_of(reader, "Task")
     for name, value in fields.items():

@@ -27,12 +27,12 @@ from pylon.query.parse import parse_where
 from pylon.query.predicate import guarded
 from pylon.query.rows import Query, parse_filter
 from pylon.storage.events import ChangeBatch
-from pylon.storage.interface import SERVER, Reader
+from pylon.storage.interface import SERVER, Reader, Store
 from pylon.storage.ops import (
     RowOp,
 )
 from pylon.storage.related import StoredRelated
-from pylon.storage.sqlite.pool import ReaderPool
+from tests.support import stores
 from tests.support.database import Database
 from workers.hub.connection import Connection
 from workers.hub.feed import Feed
@@ -140,7 +140,7 @@ class RacingStore:
     """A store whose scans let `meanwhile` happen between the read and its answer, as other
     greenlets may."""
 
-    def __init__(self, pool: ReaderPool) -> None:
+    def __init__(self, pool: Store) -> None:
         self._pool = pool
         self.meanwhile: Callable[[], None] | None = None
 
@@ -173,7 +173,7 @@ class LiveStage:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         config = settings.load(
-            {"PYLON_DEV_MODE": "true", "PYLON_DB_PATH": str(folder / "a.db")}
+            {"PYLON_DEV_MODE": "true", **stores.settings_at(folder / "a.db")}
         ).config
         self.clock = ManualClock()
         self.app: App = build_app(config, manifest, clock=self.clock)

@@ -36,6 +36,7 @@ from pylon.storage.ops import (
     DropSession,
     InsertRow,
 )
+from tests.support import stores
 from tests.support.database import Database
 from tests.support.wait import WAIT_S, wait_until
 from tests.support.websocket_client import WebSocketClient
@@ -95,7 +96,7 @@ class Stage:
             "PYLON_DEV_MODE": "false",
             "PYLON_ADMIN_TOKEN": ADMIN_TOKEN,
             "PYLON_CORS_ORIGIN": "https://app.example.com",
-            "PYLON_DB_PATH": str(folder / "hub.db"),
+            **stores.settings_at(folder / "hub.db"),
             "PYLON_LOG_LEVEL": "debug",
             **env,
         }

@@ -11,10 +11,12 @@ from typing import Any
 
 import orjson
 
+from pylon import limits
 from pylon.auth_context import ADMIN, AuthContext
 from pylon.clock import Clock, ManualClock
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy
 from pylon.policy.rules import compile_rules
+from pylon.storage.interface import Reader, WriteEngine
 from pylon.storage.ops import (
     DeleteRow,
     InsertRow,
@@ -26,6 +28,7 @@ from pylon.storage.ops import (
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.values import EntityCodec
+from tests.support import stores
 
 TASK = Entity(
     "Task",
@@ -67,15 +70,24 @@ def row_id(number: int) -> str:
     return f"{number:040x}"
 
 
-def open_engine(path: Path, clock: Clock | None = None, **more: Any) -> SqliteEngine:
-    manifest = more.pop("manifest", MANIFEST)
+def open_engine(
+    path: Path, clock: Clock | None = None, manifest: Manifest = MANIFEST, **more: Any
+) -> Any:
+    """Open the database that `path` names, on the store of the test; `more` is SQLite's alone."""
     rules = RULES if manifest is MANIFEST else compile_rules(manifest)
-    durability = more.pop("durability", "normal")
-    return SqliteEngine.open(path, manifest, rules, clock or ManualClock(), durability, **more)
+    clock = clock or ManualClock()
+    if more:
+        durability = more.pop("durability", "normal")
+        return SqliteEngine.open(path, manifest, rules, clock, durability, **more)
+    backend = stores.backend_at(path, PYLON_ROW_MAX_BYTES=str(limits.BODY_BYTES))
+    return backend.open_writer(manifest, rules, clock)
 
 
-def open_reader(path: Path, **more: Any) -> SqliteReader:
-    return SqliteReader(path, MANIFEST, **more)
+def open_reader(path: Path, **more: Any) -> Any:
+    """A reader of the database that `path` names; `more` is SQLite's alone."""
+    if more:
+        return SqliteReader(path, MANIFEST, **more)
+    return stores.backend_at(path).open_reader(MANIFEST)
 
 
 def insert(
@@ -109,7 +121,7 @@ def delete(
     return DeleteRow(entity, row_id(number), auth, key)
 
 
-def apply(engine: SqliteEngine, *ops: Any) -> list[WriteReply]:
+def apply(engine: WriteEngine, *ops: Any) -> list[WriteReply]:
     """Carry out `ops` as one batch."""
     return engine.apply([WriteRequest(next(_ids), op) for op in ops]).replies
 
@@ -118,7 +130,7 @@ def code(reply: WriteReply) -> str | None:
     return reply.error.code if reply.error else None
 
 
-def rows_of(reader: SqliteReader, entity: str) -> dict[str, dict[str, Any]]:
+def rows_of(reader: Reader, entity: str) -> dict[str, dict[str, Any]]:
     """All rows of an entity, decoded, by id."""
     from pylon.query.predicate import TRUE
     from pylon.query.rows import Query

@@ -14,6 +14,7 @@ from typing import Any
 
 from pylon.control import ControlClient
 from pylon.errors import NotRunning
+from tests.support import stores
 from tests.support.ports import reserve_base_port
 from tests.support.wait import WAIT_S, wait_until
 
@@ -41,7 +42,7 @@ class Supervised:
         self.env = {
             **clean, "PYTHONPATH": str(ROOT), "PYLON_CORS_ORIGIN": "http://localhost:3000",
             "PYLON_ADMIN_TOKEN": "x" * 40, "PYLON_BIND": "127.0.0.1",
-            "PYLON_PORT": str(self.port), "PYLON_DB_PATH": str(self.db_path),
+            "PYLON_PORT": str(self.port), **stores.settings_at(self.db_path),
             "PYLON_RUNTIME_DIR": str(folder / "run"), "PYLON_HTTP_WORKERS": "1",
             "PYLON_DRAIN_SECS": "5", **env,
         }

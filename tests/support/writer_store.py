@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
-
-import apsw
 
 from pylon.bus.runtime import Runtime, make_runtime_dir
 from pylon.bus.writer_port import LocalWriter
@@ -18,10 +17,11 @@ from pylon.ids import RowIds
 from pylon.manifest.model import Manifest
 from pylon.manifest_loader import parse_manifest
 from pylon.policy.rules import compile_rules
+from pylon.query.predicate import TRUE
 from pylon.storage.ops import InsertRow, OpKey
-from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.values import EntityCodec
 from supervisor.writer import Writer
+from tests.support import stores
 from tests.support.supervised import MANIFEST
 
 IDS = RowIds(SystemClock(), SystemRandom())
@@ -36,8 +36,9 @@ class WriterStore:
         self.manifest: Manifest = parse_manifest(json.dumps(MANIFEST), "m.json")
         self.db_path = folder / "app.db"
         self.clock = ManualClock()
-        self.engine = SqliteEngine.open(
-            self.db_path, self.manifest, compile_rules(self.manifest), self.clock, "normal")
+        self.backend = stores.backend_at(self.db_path)
+        self.engine = self.backend.open_writer(
+            self.manifest, compile_rules(self.manifest), self.clock)
         self.broken: list[BaseException] = []
         self.codec = EntityCodec(self.manifest.by_name["Todo"])
 
@@ -47,11 +48,8 @@ class WriterStore:
         return InsertRow("Todo", row_id, encoded.values, encoded.row_json, op=op)
 
     def count(self) -> int:
-        conn = apsw.Connection(str(self.db_path))
-        try:
-            return int(conn.execute("SELECT count(*) FROM Todo").get)
-        finally:
-            conn.close()
+        with closing(self.backend.open_reader(self.manifest)) as reader:
+            return reader.count("Todo", TRUE)
 
 
 def start_writer(store: WriterStore, engine: Any = None) -> tuple[Writer, LocalWriter]:
