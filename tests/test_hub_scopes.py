@@ -23,8 +23,6 @@ from workers.ws import frames
 from workers.ws.conversation import Conversation
 from workers.ws.stream_scope import StreamScope
 
-pytestmark = pytest.mark.stores
-
 NAMES = sorted(APP.by_name)
 FILTERS: list[dict[str, Any]] = [
     {"ownerId": "ada"},

@@ -27,8 +27,6 @@ from workers.ws.conversation import Conversation, send_json
 from workers.ws.deflate import pack
 from workers.ws.transport import WebSocketTransport
 
-pytestmark = pytest.mark.stores
-
 LIMIT_BYTES = 1024 * 1024
 
 
