@@ -25,12 +25,17 @@ _UUID_MS_MASK = (1 << 48) - 1
 class RowIds:
     """Makes row ids. One for each process."""
 
-    __slots__ = ("_clock", "_counter", "_last_ns")
+    __slots__ = ("_clock", "_counter", "_last_ns", "_random")
 
     def __init__(self, clock: Clock, random: RandomSource) -> None:
         self._clock = clock
-        self._counter = random.below(_COUNTER_MODULUS)
+        self._random = random
         self._last_ns = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin the counter at a random number. Call it after a fork, in the new process."""
+        self._counter = self._random.below(_COUNTER_MODULUS)
 
     def new(self) -> str:
         """Return the next id."""

@@ -27,6 +27,13 @@ def test_two_processes_do_not_make_the_same_ids() -> None:
     assert {one.new() for _ in range(50)} & {two.new() for _ in range(50)} == set()
 
 
+def test_a_forked_process_begins_another_counter() -> None:
+    ids = RowIds(ManualClock(), SeededRandom(1))
+    before = {ids.new()[32:] for _ in range(50)}
+    ids.begin()
+    assert {ids.new()[32:] for _ in range(50)} & before == set()
+
+
 @pytest.mark.parametrize("text", ["", "a" * 39, "A" * 40, "g" * 40, "a" * 41, 5, None, "é" * 40])
 def test_what_is_not_a_row_id(text: object) -> None:
     assert not is_row_id(text)

@@ -215,6 +215,17 @@ def test_each_process_has_only_its_own_descriptors(server: PylonServer) -> None:
         assert databases == []
 
 
+def test_http_workers_share_their_routes_and_not_their_ids(server: PylonServer) -> None:
+    beginnings: set[str] = set()
+
+    def has_met_both() -> bool:
+        _, _, headers = server.request("GET", "/api/manifest")
+        beginnings.add(headers["x-request-id"][:8])
+        return len(beginnings) == 2
+
+    wait_until("both HTTP workers have answered", has_met_both)
+
+
 def links(pid: int) -> list[str]:
     return [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
 

@@ -17,8 +17,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
 import gevent
@@ -36,10 +35,8 @@ from pylon.bus.status import StatusSender
 from pylon.clock import Clock
 from pylon.config import Config
 from pylon.errors import PylonError, StartRefused
-from pylon.ids import RowIds
 from pylon.limiter import RateLimiter, RateTable
 from pylon.runtime import memory
-from pylon.runtime.interpreter import freeze_template
 from pylon.runtime.parent_death import die_with_parent
 from pylon.storage.factory import open_store
 from pylon.storage.interface import Store
@@ -112,21 +109,23 @@ def boot() -> WorkerContext:
     )
 
 
-def preload_app(environ: Mapping[str, str], runtime_dir: Path) -> None:
+def preload_app(environ: Mapping[str, str], runtime: Runtime) -> App | None:
     """Load the app in the template, for the workers that it forks with these settings.
 
-    If it cannot be loaded, each worker tries it again in `boot`, logs the reason and ends.
+    Returns:
+        None if it cannot be loaded: each worker tries it again in `boot`, logs the reason and ends.
+
     PERF: each worker would copy 3.5 MiB of pages and take 0.02 s to load the app itself.
     """
     global _preloaded
     _preloaded = None
     try:
-        app = load_app(settings.load(environ).config, Runtime(runtime_dir).manifest)
+        app = load_app(settings.load(environ).config, runtime.manifest)
     except (PylonError, OSError):
-        return
+        return None
     _preloaded = app
     log.configure(app.config.log_format, app.config.log_level, "template", "")
-    freeze_template()
+    return app
 
 
 def preloaded_config() -> Config | None:
@@ -143,11 +142,10 @@ def configure_log(config: Config, role: str, worker: str) -> None:
 
 
 def _take_preloaded_app() -> App | None:
-    """Return the app that the template has loaded, with an id source of this process."""
-    if _preloaded is None:
-        return None
-    app = _preloaded
-    return replace(app, ids=RowIds(app.clock, app.random))
+    """Return the app that the template has loaded. Its ids begin anew in this process."""
+    if _preloaded is not None:
+        _preloaded.ids.begin()
+    return _preloaded
 
 
 def run_status(

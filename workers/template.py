@@ -42,6 +42,7 @@ from pylon import log, metrics
 from pylon.bus import fork_requests
 from pylon.bus.child import ChildEnv
 from pylon.bus.fork_requests import ForkReply, ForkRequest, unpack_environ
+from pylon.bus.runtime import Runtime
 from pylon.roles import ROLE_BY_NAME, ROLES
 from pylon.runtime import fd_budget
 from pylon.runtime.interpreter import freeze_template
@@ -129,7 +130,14 @@ def adopt_settings(request: ForkRequest) -> None:
     environ = unpack_environ(request.environ)
     os.environ.clear()
     os.environ.update(environ)
-    preload_app(environ, Path(request.runtime_dir))
+    # Not at the top: `import_all` imports it, when the log can tell what fails.
+    from workers.http.process import prepare
+
+    runtime = Runtime(Path(request.runtime_dir))
+    app = preload_app(environ, runtime)
+    if app is not None:
+        prepare(app, runtime)
+        freeze_template()
     _adopted = key
 
 

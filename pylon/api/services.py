@@ -1,10 +1,15 @@
 """Services: what the resources of one process work with, grouped by family.
 
 `RequestServices` is what every request needs: its caller, its bounds. Each other group adds what
-one family of resources needs, and holds the requests group too. The HTTP worker builds all groups
-once, at its start; tests build them over a store of their own.
+one family of resources needs, and holds the requests group too.
 
-Invariant: the resources keep no state of their own; all of it is in these objects.
+The groups are made in two steps. `make_services` makes them without connections, in the template
+process, so that the resources and routes are made there too, once for all HTTP workers. After the
+fork each worker makes its `Connections` and calls `Services.connect`.
+
+Invariants: the resources keep no state of their own; all of it is in these objects. Nothing changes
+after `connect`. Before it, the attributes that it sets do not exist, so a resource must not read
+them when it is made.
 """
 
 from __future__ import annotations
@@ -21,8 +26,8 @@ from pylon.api.data.query_cache import QueryCache
 from pylon.api.http.compression import Compression
 from pylon.api.sync.hints import HintPublisher
 from pylon.app import App
-from pylon.auth.cookies import SessionCookie
-from pylon.auth.origin import Origins
+from pylon.auth.cookies import SessionCookie, session_cookie
+from pylon.auth.origin import Origins, origins
 from pylon.auth.session_cache import SessionCache
 from pylon.bus.messages import Signal
 from pylon.bus.rooms_messages import RoomCommand, RoomReply
@@ -97,79 +102,131 @@ class MergeChecker(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Connections:
+    """What one process makes after its fork, for its services."""
+
+    store: Store
+    writer: Writer
+    session_cache: SessionCache[Credentials]
+    limiter: RateLimiter
+    feed: Feed
+    hints: HintPublisher
+    merge_checker: MergeChecker
+    rooms: RoomCommands
+    shards: ShardCommands
+    send_signal: Callable[[Signal], None]
+    readiness: Readiness
+
+
+@dataclass(slots=True)
 class RequestServices:
-    """Services that every request uses."""
+    """Services that every request uses.
+
+    `request_id_prefix` begins the ids that the process gives requests.
+    """
 
     app: App
-    session_cache: SessionCache[Credentials]
     cookie: SessionCookie
     origins: Origins
-    limiter: RateLimiter
     compression: Compression = field(default_factory=Compression)
-    # One at a time: the decoder holds the interpreter, so a second one would only wait for it.
-    decoding: Admission = field(default_factory=lambda: Admission("decode", 1, 1))
+    session_cache: SessionCache[Credentials] = field(init=False)
+    limiter: RateLimiter = field(init=False)
+    decoding: Admission = field(init=False)
+    request_id_prefix: str = field(init=False)
+
+    def connect(self, connections: Connections) -> None:
+        self.session_cache = connections.session_cache
+        self.limiter = connections.limiter
+        # One at a time: the decoder holds the interpreter, so a second one would only wait for it.
+        self.decoding = Admission("decode", 1, 1)
+        self.request_id_prefix = self.app.random.token_hex(4)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DataServices:
     """Services of the resources of rows, pushes and documents."""
 
     requests: RequestServices
     app: App
-    store: Store
-    writer: Writer
+    store: Store = field(init=False)
+    writer: Writer = field(init=False)
     query_cache: QueryCache[bytes] = field(default_factory=QueryCache)
     turns: RoundRobin = field(default_factory=RoundRobin)
     conflicts: ConflictWatch = field(default_factory=ConflictWatch)
 
+    def connect(self, connections: Connections) -> None:
+        self.store = connections.store
+        self.writer = connections.writer
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class SyncServices:
-    """Services of pulls, besides the store."""
+    """Services of pulls and documents, besides the store."""
 
-    feed: Feed
-    hints: HintPublisher
-    merge_checker: MergeChecker
     pull_cache: QueryCache[Pulled] = field(default_factory=QueryCache)
+    feed: Feed = field(init=False)
+    hints: HintPublisher = field(init=False)
+    merge_checker: MergeChecker = field(init=False)
+
+    def connect(self, connections: Connections) -> None:
+        self.feed = connections.feed
+        self.hints = connections.hints
+        self.merge_checker = connections.merge_checker
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RealtimeServices:
     """Services of the resources of rooms, channels, shards and matches."""
 
     requests: RequestServices
     app: App
-    store: Store
-    rooms: RoomCommands
-    shards: ShardCommands
+    store: Store = field(init=False)
+    rooms: RoomCommands = field(init=False)
+    shards: ShardCommands = field(init=False)
+
+    def connect(self, connections: Connections) -> None:
+        self.store = connections.store
+        self.rooms = connections.rooms
+        self.shards = connections.shards
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class IdentityServices:
     """Services of the resources of sessions."""
 
     requests: RequestServices
     app: App
-    store: Store
-    writer: Writer
-    send_signal: Callable[[Signal], None]
+    store: Store = field(init=False)
+    writer: Writer = field(init=False)
+    send_signal: Callable[[Signal], None] = field(init=False)
+
+    def connect(self, connections: Connections) -> None:
+        self.store = connections.store
+        self.writer = connections.writer
+        self.send_signal = connections.send_signal
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AdminServices:
     """Services of the resources of the server itself.
 
     Args:
         control_socket: the supervisor's, which has the metrics of all processes.
-        started_s: when the worker started, on the monotonic clock of the app.
+
+    `started_s` is the time of `connect`, on the monotonic clock of the app.
     """
 
     requests: RequestServices
     app: App
-    writer: Writer
-    readiness: Readiness
     control_socket: Path
-    started_s: float
+    writer: Writer = field(init=False)
+    readiness: Readiness = field(init=False)
+    started_s: float = field(init=False)
+
+    def connect(self, connections: Connections) -> None:
+        self.writer = connections.writer
+        self.readiness = connections.readiness
+        self.started_s = self.app.clock.monotonic_s()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,3 +239,25 @@ class Services:
     realtime: RealtimeServices
     identity: IdentityServices
     admin: AdminServices
+
+    def connect(self, connections: Connections) -> None:
+        """Give all groups what this process has made. Call it once, before the first request."""
+        for group in (
+            self.requests, self.data, self.sync, self.realtime, self.identity, self.admin,
+        ):
+            group.connect(connections)
+
+
+def make_services(app: App, control_socket: Path) -> Services:
+    """Return the services of an app, without connections."""
+    requests = RequestServices(
+        app, session_cookie(app.config, app.manifest), origins(app.config, app.manifest)
+    )
+    return Services(
+        requests=requests,
+        data=DataServices(requests, app),
+        sync=SyncServices(),
+        realtime=RealtimeServices(requests, app),
+        identity=IdentityServices(requests, app),
+        admin=AdminServices(requests, app, control_socket),
+    )

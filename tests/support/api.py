@@ -21,19 +21,9 @@ from falcon import testing
 from pylon import config as settings
 from pylon.api.admin.readiness import Readiness
 from pylon.api.application import make_app
-from pylon.api.services import (
-    AdminServices,
-    DataServices,
-    IdentityServices,
-    RealtimeServices,
-    RequestServices,
-    Services,
-    SyncServices,
-)
+from pylon.api.services import Connections, Services, make_services
 from pylon.api.sync.hints import HintPublisher
 from pylon.app import build_app
-from pylon.auth.cookies import session_cookie
-from pylon.auth.origin import origins
 from pylon.auth.session_cache import SessionCache
 from pylon.bus.messages import RolesReport, RoleState, Signal
 from pylon.bus.rooms_messages import RoomCommand, RoomReply, RoomRequest
@@ -184,36 +174,26 @@ def serve_api(
     signals: list[Signal] = []
     hinted: list[tuple[int, int]] = []
     merge_sandbox = MergeSandbox()
-    requests = RequestServices(
-        app=app,
-        session_cache=SessionCache(config, pool, clock),
-        cookie=session_cookie(config, parsed),
-        origins=origins(config, parsed),
-        limiter=RateLimiter(RateTable(), clock),
-    )
-    services = Services(
-        requests=requests,
-        data=DataServices(requests, app, pool, writer),
-        sync=SyncServices(
+    services = make_services(app, folder / "control.sock")
+    wsgi = make_app(services)
+    services.connect(
+        Connections(
+            store=pool,
+            writer=writer,
+            session_cache=SessionCache(config, pool, clock),
+            limiter=RateLimiter(RateTable(), clock),
             feed=Feed(pool),
             hints=HintPublisher(lambda key, cursor: hinted.append((key, cursor)), clock),
             merge_checker=merge_sandbox,
-        ),
-        realtime=RealtimeServices(
-            requests, app, pool, rooms=DirectRooms(clock),
+            rooms=DirectRooms(clock),
             shards=DirectShards(pool, writer, clock, folder),
-        ),
-        identity=IdentityServices(requests, app, pool, writer, signals.append),
-        admin=AdminServices(
-            requests, app, writer,
+            send_signal=signals.append,
             readiness=Readiness(lambda: pool.point(lambda reader: reader.head_seq()), clock),
-            control_socket=folder / "control.sock",
-            started_s=clock.monotonic_s(),
-        ),
+        )
     )
     try:
         yield ApiStage(
-            testing.TestClient(make_app(services)), services, writer, clock, signals, hinted
+            testing.TestClient(wsgi), services, writer, clock, signals, hinted
         )
     finally:
         merge_sandbox.close()

@@ -1,11 +1,11 @@
 """HTTP process: the parts of one HTTP worker, made after the fork.
 
-`HttpProcess()` boots like every worker (`workers.boot`), builds the falcon app and connects to the
-bus. `start` spawns two greenlets beside the requests. One takes signals from the bus, and the other
-sends heartbeats.
+The template makes the falcon app with `prepare`. `HttpProcess()` boots like every worker
+(`workers.boot`), connects to the bus, and connects the services of the app. `start` spawns two
+greenlets beside the requests. One takes signals from the bus, and the other sends heartbeats.
 
 Invariant: if one of them fails, the worker ends, and the arbiter forks another one. Called by
-`workers.http.arbiter` through gunicorn's hooks, in the worker.
+`workers.template`, and by `workers.http.arbiter` through gunicorn's hooks, in the worker.
 """
 
 from __future__ import annotations
@@ -15,27 +15,20 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import falcon
 import gevent
 
 from pylon.api.admin.readiness import Readiness
 from pylon.api.application import make_app
 from pylon.api.http.middleware import api_headers, header_lines
-from pylon.api.services import (
-    AdminServices,
-    DataServices,
-    IdentityServices,
-    RealtimeServices,
-    RequestServices,
-    Services,
-    SyncServices,
-)
+from pylon.api.services import Connections, Credentials, Services, make_services
 from pylon.api.sync.hints import HintPublisher
-from pylon.auth.cookies import session_cookie
-from pylon.auth.origin import origins
+from pylon.app import App
 from pylon.auth.session_cache import SessionCache
 from pylon.bus.messages import RolesReport, SessionRevoked
 from pylon.bus.passing import SocketSender
 from pylon.bus.rooms_client import RoomsClient
+from pylon.bus.runtime import Runtime
 from pylon.bus.shards import ShardsClient
 from pylon.bus.signals import SignalReceiver, SignalSender
 from pylon.bus.writer_client import WriterClient
@@ -49,6 +42,20 @@ from workers.merge_sandbox import MergeSandbox
 from workers.net.counts import shared_counts
 
 _log = get_logger("http")
+
+_Wsgi = tuple[Services, falcon.App[falcon.Request, falcon.Response]]
+_prepared: _Wsgi | None = None  # set in the template, before the fork
+
+
+def prepare(app: App, runtime: Runtime) -> None:
+    """Make the WSGI app in the template, for the workers that are forked with this app."""
+    global _prepared
+    _prepared = _make_wsgi(app, runtime)
+
+
+def _make_wsgi(app: App, runtime: Runtime) -> _Wsgi:
+    services = make_services(app, runtime.control_socket)
+    return services, make_app(services)
 
 
 class HttpProcess:
@@ -74,37 +81,26 @@ class HttpProcess:
         self._readiness = Readiness(
             lambda: store.point(lambda reader: reader.head_seq()), app.clock
         )
-        requests = RequestServices(
-            app=app,
-            session_cache=SessionCache(
-                app.config, store, app.clock, used_guests=booted.used_guests
-            ),
-            cookie=session_cookie(app.config, app.manifest),
-            origins=origins(app.config, app.manifest),
-            limiter=booted.limiter,
+        self._session_cache: SessionCache[Credentials] = SessionCache(
+            app.config, store, app.clock, used_guests=booted.used_guests
         )
-        self._session_cache = requests.session_cache
-        services = Services(
-            requests=requests,
-            data=DataServices(requests, app, store, self._writer),
-            sync=SyncServices(
+        services, self.wsgi = _prepared or _make_wsgi(app, runtime)
+        services.connect(
+            Connections(
+                store=store,
+                writer=self._writer,
+                session_cache=self._session_cache,
+                limiter=booted.limiter,
                 feed=Feed(store),
                 hints=HintPublisher(self._hints.put, app.clock),
                 merge_checker=self._merge_sandbox,
-            ),
-            realtime=RealtimeServices(
-                requests, app, store, rooms=self._rooms, shards=self._shards
-            ),
-            identity=IdentityServices(requests, app, store, self._writer, self._sender.send),
-            admin=AdminServices(
-                requests, app, self._writer,
+                rooms=self._rooms,
+                shards=self._shards,
+                send_signal=self._sender.send,
                 readiness=self._readiness,
-                control_socket=runtime.control_socket,
-                started_s=app.clock.monotonic_s(),
-            ),
+            )
         )
         self.status_changed = booted.status_changed
-        self.wsgi = make_app(services)
         self.counts = shared_counts(
             runtime.dir, booted.role, booted.worker, app.config.workers_of(booted.role)
         )

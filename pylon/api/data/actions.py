@@ -32,7 +32,6 @@ class Action:
 
     def __init__(self, services: DataServices) -> None:
         self._services = services
-        self._related = StoredRelated(services.store.point)
         self._by_name = {action.name: action for action in services.app.manifest.actions}
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
@@ -42,9 +41,10 @@ class Action:
             raise InvalidJson("Invalid request body", hint="Send the inputs as an object")
         action = self._by_name.get(name)
         given = {} if action is None else _typed_inputs(action, body)
+        rules, related = self._services.app.rules, StoredRelated(self._services.store.point)
         # A caller whom the policies refuse learns nothing, not even whether the action exists.
-        if not self._services.app.rules.may_act(name, auth, given, self._related):
-            raise self._services.app.rules.denied_action(name, auth, given, self._related)
+        if not rules.may_act(name, auth, given, related):
+            raise rules.denied_action(name, auth, given, related)
         if action is None:
             known = ", ".join(sorted(self._by_name)) or "none"
             raise ActionNotFound(

@@ -58,7 +58,6 @@ class RequestMiddleware:
     def __init__(self, services: RequestServices) -> None:
         self._services = services
         self._clock = services.app.clock
-        self._random = services.app.random
         self._is_dev = services.app.config.dev_mode
         self._origins = services.origins
         self._cookie = services.cookie
@@ -66,9 +65,8 @@ class RequestMiddleware:
         self._api_headers = api_headers(services.app.config)
         self._plain_lines = header_lines(self._plain_headers)
         self._api_lines = header_lines(self._api_headers)
-        # Unique enough to find a request in a log, at no cost: eight digits of the process and
-        # a counter of eight digits.
-        self._ids_prefix = self._random.token_hex(4)
+        # Unique enough to find a request in a log, at no cost: eight digits of the process
+        # (`RequestServices.request_id_prefix`) and a counter of eight digits.
         self._ids = itertools.count(1)
         self._counters = _Counters()
         self._log_all = _log.enabled("debug")
@@ -83,7 +81,8 @@ class RequestMiddleware:
         if given is not None and _REQUEST_ID.fullmatch(given):
             context.request_id = given
         else:
-            context.request_id = f"{self._ids_prefix}{next(self._ids) & 0xFFFFFFFF:08x}"
+            prefix = self._services.request_id_prefix
+            context.request_id = f"{prefix}{next(self._ids) & 0xFFFFFFFF:08x}"
         cookies = env.get("HTTP_COOKIE")
         if cookies is not None and has_conflict(cookies, self._cookie.name):
             for line in self._cookie.cleared_everywhere(env.get("HTTP_HOST"), req.path):

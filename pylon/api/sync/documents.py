@@ -23,7 +23,7 @@ from pylon.api.http.body import read_typed
 from pylon.api.http.callers import address_of, caller_of, subject_of
 from pylon.api.http.responses import send_json
 from pylon.api.http.versions import SEQ_HEADER
-from pylon.api.services import DataServices, MergeChecker
+from pylon.api.services import DataServices, SyncServices
 from pylon.api.sync.bodies import DOCUMENT_UPDATE, DocumentUpdateBody
 from pylon.auth_context import AuthContext
 from pylon.errors import (
@@ -50,9 +50,9 @@ PREFIX = "/api/crdt"
 class DocumentPush:
     """``POST /api/crdt/{entity}/{row_id}``."""
 
-    def __init__(self, services: DataServices, merge_checker: MergeChecker) -> None:
+    def __init__(self, services: DataServices, sync: SyncServices) -> None:
         self._services = services
-        self._merge_checker = merge_checker
+        self._sync = sync
 
     def on_post(
         self, req: falcon.Request, resp: falcon.Response, entity: str, row_id: str
@@ -74,7 +74,7 @@ class DocumentPush:
         update = _decode_update(read_typed(req, services.requests, DOCUMENT_UPDATE))
         stored = services.store.point(lambda reader: reader.document(named.name, row_id))
         parts = () if stored is None else stored.parts
-        update = self._merge_checker.check_merge(parts, update, subject)
+        update = self._sync.merge_checker.check_merge(parts, update, subject)
         push = PushDocument(named.name, row_id, update, auth)
         reply = submit(services, auth, lambda: address_of(req, services.requests), push)
         if reply.seq:
