@@ -16,6 +16,7 @@ from supervisor.children import Children
 from supervisor.events import DrainProgress, Events
 from supervisor.flusher import Flusher
 from supervisor.heartbeats import Heartbeats
+from supervisor.nodes import Nodes
 from supervisor.notify import Notifier
 from supervisor.relay import Relay
 from supervisor.rooms import RoomsThread
@@ -37,6 +38,7 @@ class Components:
     engine: WriteEngine
     writer: Writer
     relay: Relay | None  # None: the writer publishes
+    nodes: Nodes | None  # None: no other node can share the store
     flusher: Flusher
     heartbeats: Heartbeats
     rooms: RoomsThread

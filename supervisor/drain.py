@@ -130,6 +130,8 @@ class Drain:
     def _stop_writing(self) -> None:
         parts = self._parts
         parts.rooms.stop()
+        if parts.nodes is not None:
+            parts.nodes.stop()
         parts.flusher.stop()
         try:
             parts.engine.maintenance.end_run()

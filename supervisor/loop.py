@@ -19,7 +19,7 @@ from typing import Final
 
 import pylon
 from pylon import log, metrics
-from pylon.bus.messages import RolesReport, RoleState, StoreOutage
+from pylon.bus.messages import NodeState, RolesReport, RoleState
 from pylon.roles import ROLE_BY_NAME
 from supervisor.children import RoleView
 from supervisor.components import Components
@@ -98,8 +98,9 @@ class Loop:
         states = {role: RoleState(view.wanted, view.ready) for role, view in views.items()}
         parts.signals.send(RolesReport(states, self.draining, problem, checks))
         if parts.relay is not None:
-            is_long = parts.relay.away_s >= parts.config.database_outage_s
-            parts.signals.send(StoreOutage(is_long))
+            is_cut_off = parts.relay.away_s >= parts.config.database_outage_s
+            has_others = parts.nodes is None or bool(parts.nodes.others)
+            parts.signals.send(NodeState(has_others, is_cut_off))
         for role, view in views.items():
             metrics.WORKERS_READY.labels(role).set(view.ready)
             metrics.WORKERS_WANTED.labels(role).set(view.wanted)
@@ -111,7 +112,9 @@ class Loop:
         if relay is None:
             return {}
         is_away = relay.away_s > _AWAY_S
+        nodes = self._parts.nodes
         return {
+            "node": None if nodes is None else nodes.find_problem(),
             "database": "the database does not answer" if is_away else None,
             "relay": relay.find_problem(),
         }

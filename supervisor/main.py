@@ -15,15 +15,17 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+import pylon
 from pylon import log
 from pylon.bus.runtime import Runtime, make_runtime_dir
 from pylon.bus.signals import PlainSignalSender, SignalProxy
 from pylon.bus.status import StatusReceiver
-from pylon.clock import NS_PER_S, SystemClock, SystemRandom
-from pylon.config import Loaded
+from pylon.clock import NS_PER_S, Clock, SystemClock, SystemRandom
+from pylon.config import Config, Loaded
 from pylon.data_dir import data_dir_warnings, keep_private, prepare_data_dir
 from pylon.data_dir_lock import DataDirLock, pidfile_of
 from pylon.disk_errors import describe_os_error, start_error
@@ -39,6 +41,7 @@ from pylon.runtime.interpreter import freeze
 from pylon.startup import load_checked, start_warnings
 from pylon.storage.backend import Backend
 from pylon.storage.factory import open_store
+from pylon.storage.nodes import NodeFacts
 from supervisor import seed
 from supervisor.backups import Backups
 from supervisor.children import Children
@@ -51,7 +54,9 @@ from supervisor.flusher import Flusher
 from supervisor.heartbeats import Heartbeats
 from supervisor.hints import PreviousRun, save_hints
 from supervisor.loop import Loop, queue_signals
+from supervisor.node_hints import NodeHints
 from supervisor.node_name import with_node_name
+from supervisor.nodes import Nodes
 from supervisor.notify import Notifier
 from supervisor.relay import Relay
 from supervisor.rooms import RoomsThread
@@ -59,6 +64,7 @@ from supervisor.sockets import Listeners, open_listeners, port_warnings
 from supervisor.template import Template, start_template
 from supervisor.writer import Writer
 
+_INCARNATION_BYTES: Final = 8
 EXIT_BROKEN: Final = 70  # EX_SOFTWARE: a part failed that nothing works without
 
 _log = log.get_logger("supervisor")
@@ -192,19 +198,25 @@ def _assemble(
     stack.callback(engine.close)
     _carry_hints(previous_run, store, manifest, runtime)
     stack.callback(save_hints, db_path, runtime, boot_id, clock)
-    flusher = Flusher(engine.maintenance, config.change_log_retain, clock,
-                      config.change_log_retain_bytes)
     source = store.changes(clock, SystemRandom(), config.database_poll_s)
     relay = None
     if source is not None:
         relay = Relay(source, runtime, broken)
         relay.start()
         stack.callback(relay.stop)
+    nodes = _join_nodes(store, config, manifest, clock, broken)
+    node_hints = None
+    if nodes is not None:
+        node_hints = NodeHints(runtime.hints, config.workers_of("http"), nodes, clock)
     writer = Writer(
         runtime, engine, broken, hand_over=None if relay is None else relay.hand_over
     )
     writer.start()
     stack.callback(writer.stop)
+    flusher = Flusher(
+        engine.maintenance, config.change_log_retain, clock, config.change_log_retain_bytes,
+        leads=lambda: nodes is None or nodes.leads,
+    )
     flusher.start()
     stack.callback(flusher.stop)
     proxy = SignalProxy(runtime)
@@ -213,6 +225,10 @@ def _assemble(
     rooms = RoomsThread(runtime, clock, SystemRandom())
     rooms.start()
     stack.callback(rooms.stop)
+    if nodes is not None and node_hints is not None:
+        stack.callback(node_hints.close)
+        nodes.start()
+        stack.callback(nodes.stop)
     heartbeats = Heartbeats(
         clock, lambda: events.put(RolesChanged()), flusher.note_used_guests
     )
@@ -243,7 +259,7 @@ def _assemble(
     return Components(
         config=config, clock=clock, runtime=runtime, store=store, listeners=listeners,
         events=events, progress=DrainProgress(), engine=engine, writer=writer, relay=relay,
-        flusher=flusher,
+        nodes=nodes, flusher=flusher,
         heartbeats=heartbeats, rooms=rooms, children=children, marks=previous_run.marks,
         backups=Backups(store.backups, engine.maintenance.sizes, runtime.manifest, clock),
         signals=signals, notifier=Notifier(environ, pid),
@@ -282,6 +298,23 @@ def _carry_hints(
         previous_run.begin(reader, runtime)
     finally:
         reader.close()
+
+
+def _join_nodes(
+    store: Backend, config: Config, manifest: Manifest, clock: Clock,
+    broken: Callable[[BaseException], None],
+) -> Nodes | None:
+    """Return this node's place among the others, not started; None: it is the only one."""
+    random = SystemRandom()
+    facts = NodeFacts(
+        name=config.node or "", incarnation=random.token_hex(_INCARNATION_BYTES),
+        roles=tuple(role for role in config.roles if config.workers_of(role)),
+        version=pylon.__version__, region=config.region, cluster_url=config.cluster_url,
+        manifest=sha256(manifest.text.encode()).hexdigest(),
+        workers={role: config.workers_of(role) for role in config.roles},
+    )
+    link = store.nodes(facts, clock, random)
+    return None if link is None else Nodes(link, facts.incarnation, clock, broken)
 
 
 def _plant_seed(path: Path, store: Backend, manifest: Manifest, runtime: Runtime) -> None:

@@ -49,14 +49,14 @@ class RolesReport(msgspec.Struct, frozen=True, tag="roles"):
     checks: dict[str, str | None] = {}
 
 
-class StoreOutage(msgspec.Struct, frozen=True, tag="outage"):
-    """Whether the database has not answered for so long that sockets are no longer held. Sent with
-    each `RolesReport` where the store is on another machine."""
+class NodeState(msgspec.Struct, frozen=True, tag="node"):
+    """The state of a node whose database others may share. Sent with each `RolesReport`."""
 
-    is_long: bool
+    has_others: bool  # other nodes live
+    is_cut_off: bool  # the database has not answered for PYLON_DATABASE_OUTAGE_S
 
 
-Signal = SessionRevoked | DocumentsChanged | RolesReport | StoreOutage
+Signal = SessionRevoked | DocumentsChanged | RolesReport | NodeState
 
 
 # --- Status ----------------------------------------------------------------------------------

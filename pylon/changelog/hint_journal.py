@@ -27,10 +27,9 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 from pylon import limits
-from pylon.changelog.hints import CursorHints
 from pylon.clock import Clock
 from pylon.errors import StoreUnavailable
 
@@ -113,12 +112,13 @@ class HintWriter:
 
     def __init__(
         self, path: Path, http_workers: int, clock: Clock, slot: int | None = None,
-        capacity: int = limits.HINTS_KEPT,
+        capacity: int = limits.HINTS_KEPT, *, continues: bool = False,
     ) -> None:
         """Open the file, or create it, and lock a slot.
 
         Args:
             slot: the slot to lock; None locks the first free slot of a worker.
+            continues: what the slot has is whole, and is continued.
 
         Raises:
             OSError: the folder is full, or other processes hold all slots.
@@ -128,7 +128,7 @@ class HintWriter:
         slots = range(1, slots_for(http_workers)) if slot is None else (slot,)
         self._ring = _Ring(self._fd, _lock_first(self._fd, slots), capacity)
         found, self._next = self._ring.scan()
-        if _is_left_open(found):
+        if not continues and _is_left_open(found):
             self.put(NO_KEY, INCOMPLETE)
         self.put(NO_KEY, _OPENED)
 
@@ -157,17 +157,38 @@ class HintWriter:
         os.close(self._fd)
 
 
-class HintReader:
+class HintSink(Protocol):
+    """What a reader fills: `CursorHints`, or one that hands hints on."""
+
+    def put(self, key: int, cursor: int, age_s: float = 0.0) -> bool:
+        """Add a hint."""
+
+    def mark_incomplete(self, before_s: float) -> None:
+        """Record that hints from before this time (monotonic) may be missing."""
+
+
+_Hints = TypeVar("_Hints", bound=HintSink)
+
+
+class HintReader(Generic[_Hints]):
     """Reads all slots into `hints`: first every record, later the new ones only."""
 
-    __slots__ = ("_capacity", "_clock", "_fd", "_next_positions", "_open_slots", "_rings", "hints")
+    __slots__ = (
+        "_capacity", "_clock", "_fd", "_first_slot", "_next_positions", "_open_slots", "_rings",
+        "hints",
+    )
 
     def __init__(
-        self, path: Path, http_workers: int, clock: Clock, hints: CursorHints,
-        capacity: int = limits.HINTS_KEPT,
+        self, path: Path, http_workers: int, clock: Clock, hints: _Hints,
+        capacity: int = limits.HINTS_KEPT, *, own_only: bool = False,
     ) -> None:
-        """Open the file, or create it."""
+        """Open the file, or create it.
+
+        Args:
+            own_only: leave out the supervisor's slot, which has hints of other runs and nodes.
+        """
         self._clock = clock
+        self._first_slot = SUPERVISOR_SLOT + own_only
         self._capacity = capacity
         self._fd = _open(path)
         self._rings = [
@@ -179,7 +200,7 @@ class HintReader:
 
     def refresh(self) -> None:
         """Read the records since the last call. Never switches greenlets."""
-        for slot, ring in enumerate(self._rings):
+        for slot, ring in enumerate(self._rings[self._first_slot :], self._first_slot):
             position = self._next_positions[slot]
             if not position:
                 self._next_positions[slot] = self._scan(slot, ring)

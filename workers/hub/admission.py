@@ -24,12 +24,13 @@ from pylon.auth.session_cache import SessionCache
 from pylon.auth.sessions import ANONYMOUS_CALLER
 from pylon.auth_context import Caller
 from pylon.changelog.scope import Scope
-from pylon.errors import Draining, PylonError
+from pylon.errors import Draining, PylonError, StoreUnavailable
 from pylon.runtime.raw_socket import RawSocket
 from workers.boot import WorkerContext
 from workers.hub.addresses import shared_cap
 from workers.hub.connection import Connection, Transport
 from workers.hub.hub import Hub
+from workers.hub.node_state import NodeState
 from workers.hub.replay import Replay
 from workers.hub.sessions import SessionWatch
 
@@ -80,6 +81,7 @@ class SubscriberAdmission:
         self.sessions = SessionWatch(booted.reader_pool, app.clock, self.callers.forget)
         self.sessions.watch(hub)
         self.draining = False
+        self.node = NodeState(app.config)
         hub.on_gone(self._gone)
 
     def check(self) -> None:
@@ -87,9 +89,12 @@ class SubscriberAdmission:
 
         Raises:
             Draining: the server is shutting down.
+            StoreUnavailable: the database has not answered for long.
         """
         if self.draining:
             raise Draining("This server is shutting down", hint="Connect again")
+        if self.node.is_cut_off:
+            raise StoreUnavailable("The database does not answer", hint="Connect again later")
 
     def serve(self, hub: Hub) -> None:
         """Admit clients to this hub as well (`enter`)."""

@@ -57,6 +57,7 @@ class ChangeStream:
     """The parts that deliver changes to the clients of one worker: feed, hints and signals."""
 
     def __init__(self, booted: WorkerContext, hub: Hub, admission: SubscriberAdmission) -> None:
+        node = admission.node
         self._signals = SignalReceiver(booted.runtime, SessionRevoked)
         self._hub = hub
         self._admission = admission
@@ -68,7 +69,8 @@ class ChangeStream:
         )
         self.feed = Feed(ChangesSubscriber(booted.runtime), history, hub)
         starts = StartCursors(
-            self._hints, MarkReader(marks_path(Path(config.db_path))), history, booted.clock
+            self._hints, MarkReader(marks_path(Path(config.db_path))), history, booted.clock,
+            lambda: node.has_others,
         )
         related = RelatedReplay(hub, booted.app.rules, booted.reader_pool, self.feed)
         self.replay = Replay(hub, self.feed, history, starts, related)
@@ -137,6 +139,7 @@ class Service:
         if changes is not None:
             changes.start(self.spawn)
         self.spawn(self._admission.sessions.run)
+        self._admission.node.watch(self._booted.runtime, self._hubs, self.spawn)
         self._acceptor.start()
         for receiver in self._passed:
             receiver.start()

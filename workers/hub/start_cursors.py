@@ -8,33 +8,46 @@ which holds every event that the client can have missed. Clients drop events tha
 Invariants: a start cursor is never above one that a pull of the last window returned to the client.
 A named or hinted cursor that the log cannot continue is `ResyncRequired`. So is, in the first
 seconds of a new epoch, a connection without a hint: its pull may belong to the lost history. A call
-sees every hint that was written before it. Bounds: two reads of the store and one of each file for
+sees every hint that was written on this node before it. Those of other nodes come with their news:
+a client without a hint waits for them for a moment, and a client with one begins below the head of
+`_LATE_S` ago. Bounds: two reads of the store and one of each file for
 a client. Called by `workers.hub.replay`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import gevent
 
 from pylon import limits, metrics
 from pylon.changelog.hint_journal import HintReader
+from pylon.changelog.hints import CursorHints
 from pylon.changelog.marks import Mark, MarkReader, window_cursor
 from pylon.clock import Clock
+from pylon.storage.nodes import NEWS_TICK_S
 from workers.hub.history import History
+
+_NEWS_TICKS: Final = 3
+_LATE_S: Final = 2.0  # a hint of another node is here by then, or is recorded as missing
 
 
 class StartCursors:
     """The start cursors of one worker."""
 
-    __slots__ = ("_clock", "_hints", "_history", "_marks", "_refused")
+    __slots__ = ("_clock", "_has_other_nodes", "_hints", "_history", "_marks", "_refused")
 
     def __init__(
-        self, hints: HintReader, marks: MarkReader, history: History, clock: Clock
+        self, hints: HintReader[CursorHints], marks: MarkReader, history: History, clock: Clock,
+        has_other_nodes: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Args: `has_other_nodes` says whether clients may have pulled from other nodes."""
         self._hints = hints
         self._marks = marks
         self._history = history
         self._clock = clock
+        self._has_other_nodes = has_other_nodes
         self._refused: dict[int, float] = {}  # by key: the time of the last refusal
 
     def refuse_hint(self, key: int) -> bool:
@@ -54,11 +67,27 @@ class StartCursors:
     def find_hint(self, key: int) -> int | None:
         """Return the smallest cursor that a client of `key` can have; None without a hint.
 
-        The caller must check the cursor against the log.
+        The caller must check the cursor against the log. Switches greenlets if there are other
+        nodes: a hint of theirs arrives within a few ticks of their news.
         """
         self._hints.refresh()
         hints = self._hints.hints
-        return hints.get(key) if hints.is_complete else None
+        found = hints.get(key) if hints.is_complete else None
+        if not self._has_other_nodes():
+            return found
+        for _ in range(_NEWS_TICKS):
+            if found is not None or not hints.is_complete:
+                break
+            gevent.sleep(NEWS_TICK_S)
+            self._hints.refresh()
+            found = hints.get(key) if hints.is_complete else None
+        if found is None:
+            return None
+        # A client of the same key may have pulled from another node just now, and its hint may
+        # still be on its way: begin below all pulls of the last moment.
+        marks = self._marks.read()
+        recent = window_cursor(marks, self._clock.monotonic_s() - _LATE_S).seq if marks else 0
+        return min(found, recent)
 
     def find_window(self, key: int) -> int:
         """Return a cursor below all events of the last window.
