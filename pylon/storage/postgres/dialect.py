@@ -277,7 +277,7 @@ def dialect_of(manifest: Manifest) -> Dialect:
             Element: _write_element, Arithmetic: _write_arithmetic, Number: _write_number,
             Converted: _write_converted,
         }),
-        true=ALL, false=NOTHING, alias=" AS _s", ascending=" NULLS FIRST",
+        true=ALL, false=NOTHING, alias=" AS _s", as_text="::text", ascending=" NULLS FIRST",
         descending=" DESC NULLS LAST", leads_by_lists=False, equal_any=_equal_any,
         where_text=where_text, fit=fit,
     )

@@ -27,6 +27,8 @@ HAS_MEMBER: Final = {  # by the type of the member, which is the third argument
     "text": "_pylon_has_text", "numeric": "_pylon_has_number", "boolean": "_pylon_has_boolean",
 }
 DECIMAL: Final = "_pylon_decimal"  # (text: a sort text) -> numeric
+WITHOUT: Final = "_pylon_without"  # (text: a JSON object, text: a member) -> text
+TOO_LARGE: Final = "_pylon_too_large"  # () -> text: fails, with program_limit_exceeded
 WEEK: Final = "_pylon_week"  # (text: a date) -> text
 
 _HEAD: Final = "CREATE OR REPLACE FUNCTION"
@@ -123,6 +125,12 @@ FUNCTIONS: Final[tuple[str, ...]] = (
     "RETURN CASE WHEN left(digits, 1) = '1' THEN substr(digits, 2)::numeric ELSE "
     "-translate(substr(digits, 2), '0123456789', '9876543210')::numeric END "
     "* 0.0000000000000000001; EXCEPTION WHEN data_exception THEN RETURN NULL; END $$",
+    # An object's text without a member; the others keep their text and order.
+    f"{_HEAD} {WITHOUT}(value text, member text) RETURNS text {_PURE} AS $$ BEGIN "
+    "RETURN (SELECT '{' || coalesce(string_agg(to_json(key)::text || ':' || item, ','), '') || '}' "
+    "FROM json_each(value::json) AS part (key, item) WHERE key <> member); END $$",
+    f"{_HEAD} {TOO_LARGE}() RETURNS text LANGUAGE plpgsql AS $$ BEGIN "
+    "RAISE program_limit_exceeded; END $$",
     # The week of a date: weeks begin on Monday, days before a year's first Monday are in week 00.
     f"{_HEAD} {WEEK}(value text) RETURNS text {_PURE} AS $$ "
     "DECLARE at date := left(value, 10)::date; BEGIN "

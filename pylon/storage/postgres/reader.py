@@ -30,9 +30,11 @@ from pylon.query.graph import GraphNode
 from pylon.query.predicate import FALSE, TRUE, Predicate, Scalar, find_closed_checks
 from pylon.query.rows import Query
 from pylon.storage.events import ChangeEvent
-from pylon.storage.postgres import system_reads
+from pylon.storage.postgres import explain, system_reads
+from pylon.storage.postgres.aggregate import aggregates_of, value_decoder
 from pylon.storage.postgres.connect import translate
 from pylon.storage.postgres.dialect import dialect_of, numbered
+from pylon.storage.postgres.graph import graphs_of
 from pylon.storage.postgres.parameters import bytea_of
 from pylon.storage.postgres.reads import EntityReads, joined
 from pylon.storage.postgres.system_reads import rows_of, text_of
@@ -45,7 +47,11 @@ from pylon.storage.records import (
     StoredDocument,
     StoredShard,
 )
+from pylon.storage.sql import facet_counts
+from pylon.storage.sql.aggregate import aggregate_rows
+from pylon.storage.sql.clause import SqlClause
 from pylon.storage.sql.compiler import CompiledCache
+from pylon.storage.sql.graph import graph_json, is_one_statement
 from pylon.values import unknown_column
 
 T = TypeVar("T")
@@ -58,11 +64,17 @@ _FITS: Final = f"_total <= {limits.LIST_BYTES}"
 class PostgresReader:
     """See the module, and `pylon.storage.interface.Reader` for the methods."""
 
-    __slots__ = ("_by_name", "_clock", "_execute", "_is_at_one_commit", "_session")
+    __slots__ = (
+        "_aggregates", "_by_name", "_clock", "_dialect", "_execute", "_graphs",
+        "_is_at_one_commit", "_session",
+    )
 
     def __init__(self, session: Session, manifest: Manifest, clock: Clock) -> None:
         """Args: `session` belongs to the reader, which closes it."""
         cache, dialect = CompiledCache(), dialect_of(manifest)
+        self._dialect = dialect
+        self._aggregates = aggregates_of(dialect)
+        self._graphs = graphs_of(dialect)
         self._by_name = {e.name: EntityReads(dialect, e, cache) for e in manifest.entities}
         self._clock = clock
         self._session = session
@@ -174,16 +186,42 @@ class PostgresReader:
     def facet_counts(
         self, entity: str, where: Predicate, fields: Sequence[str], most: int
     ) -> FacetCounts:
-        raise NotImplementedError
+        reads = self._reads(entity)
+        clause = reads.compile(where)
+        select = facet_counts.statement(self._dialect, reads.table, clause, fields, most)
+        converters = {name: value_decoder(reads.entity, name) for name in fields}
+        return facet_counts.fold(fields, converters, self._fetch(select.sql, select.params))
 
     def explain(self, entity: str, query: Query) -> QueryPlan:
-        raise NotImplementedError
+        select = self._reads(entity).select(query)
+        text = numbered(f"EXPLAIN (FORMAT JSON) {select.sql}")
+
+        def read() -> bytes | None:
+            self._run(explain.SETTINGS)
+            return self._run(text, select.params).get_value(0, 0)
+
+        return explain.plan_of(self.at_one_commit(read) or b"", entity, query)
 
     def graph(self, nodes: Sequence[GraphNode]) -> bytes:
-        raise NotImplementedError
+        def read() -> bytes:
+            return graph_json(self._graphs, self._fetch, self._compile_node, nodes)
+
+        return read() if is_one_statement(nodes) else self.at_one_commit(read)
+
+    def _compile_node(self, node: GraphNode, is_led: bool) -> SqlClause:
+        return self._reads(node.entity.name).compile(node.where, is_led)
 
     def aggregate(self, entity: str, aggregate: Aggregate) -> list[dict[str, Any]]:
-        raise NotImplementedError
+        reads = self._reads(entity)
+        clause = reads.compile(aggregate.where)
+        usual, reaching = self._aggregates
+        try:
+            return aggregate_rows(usual, self._ask, reads.entity, aggregate, clause)
+        except errors.NumericValueOutOfRange:  # a sum that no double can hold
+            pass
+        except psycopg.Error as error:
+            raise _failed(error) from error
+        return aggregate_rows(reaching, self._fetch, reads.entity, aggregate, clause)
 
     # --- Pylon's own tables --------------------------------------------------------------------
 
@@ -281,6 +319,17 @@ class PostgresReader:
         if reads is None:
             raise _unknown(entity)
         return reads
+
+    def _ask(self, text: str, params: Sequence[Any]) -> list[list[bytes | None]]:
+        """Carry out a statement with marks, and return all its rows."""
+        return list(rows_of(self._execute(numbered(text), params)))
+
+    def _fetch(self, text: str, params: Sequence[Any]) -> list[list[bytes | None]]:
+        """As `_ask`; raises Pylon's errors."""
+        try:
+            return self._ask(text, params)
+        except psycopg.Error as error:
+            raise _failed(error) from error
 
     def _run(self, text: str, params: Sequence[Any] = ()) -> PGresult:
         """Carry out a statement whose values a row can have."""

@@ -78,7 +78,8 @@ class Dialect:
 
     `walks` and `writes` have a function for each type of node, of values too. `fit` brings a
     predicate into the form that they take. `true` and `false` are conditions. `alias` names the
-    rows of a subquery in FROM. `ascending` and `descending` are what a field has in ORDER BY, so
+    rows of a subquery in FROM. `as_text` makes a value a text, where the values of several columns
+    are in one. `ascending` and `descending` are what a field has in ORDER BY, so
     that null is less than every value; an id has DESC only. `equal_any` writes that a column equals
     one of some values, or of some lists; each value is searched once. `where_text` is the condition
     of a partial index, with constants. `leads_by_lists`: the store has to be told whether a
@@ -90,6 +91,7 @@ class Dialect:
     true: SqlClause
     false: SqlClause
     alias: str
+    as_text: str
     ascending: str
     descending: str
     leads_by_lists: bool

@@ -1,4 +1,4 @@
-"""Aggregates: writes the SQL of an aggregate, and converts its rows to those of the response.
+"""Aggregates: what SQLite writes of a figure in its own way (`pylon.storage.sql.aggregate`).
 
 SQLite's sum() of integers fails beyond 64 bits. So the statement sums the upper and the lower
 halves separately, and this module adds them. Called by `SqliteReader.aggregate`.
@@ -6,15 +6,14 @@ halves separately, and this module adds them. Called by `SqliteReader.aggregate`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
-from pylon import limits
-from pylon.errors import LimitExceeded
 from pylon.manifest.model import Entity, FieldType
-from pylon.query.aggregate import Aggregate, Aggregation
+from pylon.query.aggregate import Aggregation
 from pylon.query.parse import field_of
-from pylon.storage.sql.clause import SqlClause
+from pylon.storage.sql.aggregate import AggregateDialect, Decode, Figure
+from pylon.storage.sqlite.dialect import SQLITE
 from pylon.storage.sqlite.functions import DECIMAL_AVG, DECIMAL_SUM
 from pylon.storage.sqlite.names import quote
 from pylon.values import INT_MAX, INT_MIN
@@ -30,49 +29,7 @@ _FORMATS: Final = {
     "year": ("%Y", "substr({c}, 1, 4)"),
 }
 
-_Decode = Callable[[Iterator[Any]], object]
-
-
-def aggregate_rows(
-    fetch: Callable[[str, tuple[object, ...]], list[tuple[Any, ...]]],
-    entity: Entity, aggregate: Aggregate, where: SqlClause,
-) -> list[dict[str, Any]]:
-    """See `pylon.storage.interface.Reader.aggregate`.
-
-    Args:
-        fetch: runs a statement and gives all its rows.
-        where: the aggregate's condition, compiled.
-    """
-    columns: list[str] = []
-    decoders: list[tuple[str, _Decode]] = []
-    for group in aggregate.groups:
-        column = quote(group.field)
-        columns.append(column if group.bucket is None else _bucket(column, group.bucket))
-        decoders.append((group.key, _decode_value(entity, group.field)))
-    for aggregation in aggregate.figures:
-        expressions, decode = _aggregation_sql(entity, aggregation)
-        columns += expressions
-        decoders.append((aggregation.key, decode))
-    places = ", ".join(str(n) for n in range(1, len(aggregate.groups) + 1))
-    grouping = f" GROUP BY {places} ORDER BY {places}" if places else ""
-    found = fetch(
-        f"SELECT {', '.join(columns)} FROM {quote(entity.name)} WHERE {where.sql}"
-        f"{grouping} LIMIT ?",
-        (*where.params, limits.AGGREGATE_GROUPS + 1),
-    )
-    if len(found) > limits.AGGREGATE_GROUPS:
-        raise LimitExceeded(
-            f"An aggregate answers {limits.AGGREGATE_GROUPS} groups at most",
-            hint="ask for fewer with where, or group by a larger bucket",
-        )
-    rows = []
-    for values in found:
-        rest = iter(values)
-        rows.append({key: decode(rest) for key, decode in decoders})
-    return rows
-
-
-def _aggregation_sql(entity: Entity, aggregation: Aggregation) -> tuple[list[str], _Decode]:
+def _figure(entity: Entity, aggregation: Aggregation) -> Figure:
     """Return the columns of an aggregation, and the function that makes its value from them."""
     if aggregation.field is None:
         return ["count(*)"], next
@@ -96,7 +53,7 @@ def _joined(values: Iterator[Any]) -> object:
     return total if INT_MIN <= total <= INT_MAX else float(total)
 
 
-def _decode_value(entity: Entity, name: str) -> _Decode:
+def _decode_value(entity: Entity, name: str) -> Decode:
     convert = row_value_of(field_of(entity, name))
     if convert is None:
         return next
@@ -128,3 +85,6 @@ def _bucket(column: str, bucket: str) -> str:
         f"THEN strftime('{style}', {local}, {minutes}) "
         f"ELSE {prefix.format(c=column)} END"
     )
+
+
+AGGREGATES: Final = AggregateDialect(SQLITE, _figure, _bucket, _decode_value, next)

@@ -243,6 +243,7 @@ SQLITE: Final = Dialect(
         HasMember: _write_has_member, Match: _write_match, Literal: _write_literal,
         Element: _write_element, Arithmetic: _write_arithmetic,
     }),
-    true=ALL, false=NOTHING, alias="", ascending="", descending=" DESC", leads_by_lists=True,
+    true=ALL, false=NOTHING, alias="", as_text="", ascending="", descending=" DESC",
+    leads_by_lists=True,
     equal_any=_equal_any, where_text=where_text,
 )

@@ -46,13 +46,17 @@ from pylon.storage.records import (
     StoredDocument,
     StoredShard,
 )
+from pylon.storage.sql import facet_counts
+from pylon.storage.sql.aggregate import aggregate_rows
 from pylon.storage.sql.clause import SqlClause
 from pylon.storage.sql.compiler import CompiledCache
-from pylon.storage.sqlite import documents, facet_counts, log, sessions, shards
-from pylon.storage.sqlite.aggregate import aggregate_rows
+from pylon.storage.sql.graph import graph_json, is_one_statement
+from pylon.storage.sqlite import documents, log, sessions, shards
+from pylon.storage.sqlite.aggregate import AGGREGATES
 from pylon.storage.sqlite.connect import open_reader, translate
 from pylon.storage.sqlite.deadline import Deadline
-from pylon.storage.sqlite.graph import graph_json, is_one_statement
+from pylon.storage.sqlite.dialect import SQLITE
+from pylon.storage.sqlite.graph import GRAPHS
 from pylon.storage.sqlite.instants import DatetimeViews
 from pylon.storage.sqlite.list_sizes import ListSizes
 from pylon.storage.sqlite.patterns import add_functions
@@ -314,7 +318,7 @@ class SqliteReader:
         clause = sql.compile(where)
         if self._deadline.in_group and clause.cost:
             self._refuse_long(entity, clause)
-        select = facet_counts.statement(sql.table, clause, fields, most)
+        select = facet_counts.statement(SQLITE, sql.table, clause, fields, most)
         return facet_counts.fold(fields, sql.converters, self._all(select.sql, select.params))
 
     def explain(self, entity: str, query: Query) -> QueryPlan:
@@ -349,11 +353,11 @@ class SqliteReader:
                 self._refuse_long_node(node, False)
         if is_one_statement(nodes):
             with self._bounded:
-                return graph_json(self._all, self._compile_node, nodes)
+                return graph_json(GRAPHS, self._all, self._compile_node, nodes)
 
         def read() -> bytes:
             with self._bounded:
-                return graph_json(self._all, self._compile_node, nodes)
+                return graph_json(GRAPHS, self._all, self._compile_node, nodes)
 
         return self.at_one_commit(read)
 
@@ -363,7 +367,7 @@ class SqliteReader:
         clause = sql.compile(aggregate.where)
         if self._deadline.in_group and clause.cost:
             self._refuse_long(entity, clause)
-        return aggregate_rows(self._all, sql.entity, aggregate, clause)
+        return aggregate_rows(AGGREGATES, self._all, sql.entity, aggregate, clause)
 
     def head_seq(self) -> int:
         return self._call(log.head_seq)
