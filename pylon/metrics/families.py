@@ -303,6 +303,34 @@ WRITES_REFUSED: Final = Counter(
     "pylon_writes_refused_total", "Writes that the store refused, by reason: nothing of them was "
     "acknowledged.", ("reason",), registry=SUPERVISOR,
 )
+WRITER_CONNECTIONS_LOST: Final = Counter(
+    "pylon_writer_connections_lost_total", "Connections to the database that the writer has lost.",
+    registry=SUPERVISOR,
+)
+BATCHES_LOCKED: Final = Counter(
+    "pylon_batches_locked_total", "Batches that have taken the lock of all writers before their "
+    "end, since the database was asked about other rows.", registry=SUPERVISOR,
+)
+BATCHES_EXAMINED: Final = Counter(
+    "pylon_batches_examined_total", "Batches that the database has refused, so that each of their "
+    "requests was tried alone.", registry=SUPERVISOR,
+)
+BATCH_READS: Final = Counter(
+    "pylon_batch_reads_total", "Reads of batches beyond the one at their beginning.",
+    registry=SUPERVISOR,
+)
+LOCK_WAITS: Final = Counter(
+    "pylon_lock_waits_total", "Batches that have waited a second for the lock of all writers.",
+    registry=SUPERVISOR,
+)
+FROZEN_WRITERS: Final = Counter(
+    "pylon_frozen_writers_total", "Connections of other nodes that stood still with the lock of "
+    "all writers, and were ended.", registry=SUPERVISOR,
+)
+SEARCH_WORDS_CUT: Final = Counter(
+    "pylon_search_words_cut_total", "Rows with more words than the search index takes.",
+    registry=SUPERVISOR,
+)
 BATCHES_OVERTAKEN: Final = Counter(
     "pylon_batches_overtaken_total", "Batches that were executed again, since another node had "
     "changed the same rows.", registry=SUPERVISOR,
@@ -502,7 +530,9 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "CHANGELOG_OLDEST_SEQ", "RELAY_LAG_SEQS", "RELAY_LAG_SECONDS", "NODES", "NODE_LEADS",
     "NEWS_BYTES",
     "NEWS_DROPPED", "NEWS_LOST", "WRITE_QUEUE_DEPTH",
-    "WRITES_REFUSED", "BATCHES_OVERTAKEN",
+    "WRITES_REFUSED", "WRITER_CONNECTIONS_LOST",
+    "BATCHES_LOCKED", "BATCHES_EXAMINED", "BATCH_READS", "LOCK_WAITS", "FROZEN_WRITERS",
+    "SEARCH_WORDS_CUT", "BATCHES_OVERTAKEN",
     "WRITES_DEFERRED", "COMMIT",
     "BATCH_SIZE", "DOCUMENTS_DECODED", "DOCUMENTS_DECODED_BYTES", "DOCUMENT_MERGE", "CASCADED_ROWS",
     "WAL_BYTES",

@@ -127,7 +127,8 @@ class PostgresBackend:
     def open_writer(self, manifest: Manifest, rules: RuleSet, clock: Clock) -> WriteEngine:
         """See `Backend`."""
         engine: WriteEngine = _load("engine").PostgresEngine.open(
-            self.direct_url, manifest, rules, clock, node=self.application, wait_s=self._wait_s,
+            self.direct_url, manifest, rules, clock, node=self.application,
+            writer_id=self.writer_id, wait_s=self._wait_s,
             row_max_bytes=self._row_max_bytes, is_dev=self._is_dev,
         )
         return engine

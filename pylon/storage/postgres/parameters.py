@@ -22,13 +22,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from psycopg import errors
 
 Item: TypeAlias = str | int | float | bool | bytes | None
 Parameter: TypeAlias = Item | Sequence[Item]
 Encoded: TypeAlias = tuple[list[bytes | None] | None, list[int] | None]
+
+
+class EncodedParameters(list[Any]):
+    """Parameters that are texts of libpq already, or None: they are sent as they are."""
+
+    __slots__ = ()
+
 
 _TEXT: Final = 0
 _BINARY: Final = 1
@@ -40,6 +47,8 @@ def encode_parameters(parameters: Sequence[Parameter]) -> Encoded:
     Raises:
         psycopg.errors.CharacterNotInRepertoire: a text has a NUL or half a surrogate pair.
     """
+    if type(parameters) is EncodedParameters:
+        return parameters, None
     if not parameters:
         return None, None
     values: list[bytes | None] = []

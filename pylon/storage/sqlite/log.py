@@ -34,6 +34,10 @@ _OLDEST: Final = (
     "SELECT seq, timestamp, ifnull(octet_length(data), 0) + ifnull(octet_length(prev_data), 0) "
     "FROM _pylon_change_log ORDER BY seq LIMIT ?"
 )
+_SIZES: Final = (
+    "SELECT seq, ifnull(octet_length(data), 0) + ifnull(octet_length(prev_data), 0) "
+    "FROM _pylon_change_log WHERE seq > ? ORDER BY seq LIMIT ?"
+)
 _COLUMNS: Final = (
     "SELECT seq, entity, row_id, kind, CAST(data AS BLOB), CAST(prev_data AS BLOB), timestamp "
     "FROM _pylon_change_log"
@@ -107,6 +111,12 @@ def drop(conn: apsw.Connection, to_seq: int) -> int:
     """Remove the events up to a seq. Return how many."""
     conn.execute("DELETE FROM _pylon_change_log WHERE seq <= ?", (to_seq,))
     return conn.changes()
+
+
+def sizes(conn: apsw.Connection, seq: int, limit: int) -> list[tuple[int, int]]:
+    """Return the seqs and the sizes of both images of the first events after a seq."""
+    rows: list[Any] = conn.execute(_SIZES, (seq, limit)).fetchall()
+    return rows
 
 
 def void_ranges(conn: apsw.Connection) -> list[tuple[int, int]]:

@@ -22,6 +22,7 @@ from pylon.clock import Clock
 from pylon.errors import StoreUnavailable
 from pylon.manifest.model import Manifest
 from pylon.storage.core.engine import BatchEngine
+from pylon.storage.core.log_size import LogSize
 from pylon.storage.records import (
     BatchRefusal,
     ConversionStep,
@@ -35,7 +36,6 @@ from pylon.storage.sqlite.checkpoints import Checkpoints, open_upkeep
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.file_watch import FileWatch
 from pylon.storage.sqlite.instants import convert_step
-from pylon.storage.sqlite.log_size import LogSize
 from pylon.storage.sqlite.schema.indexes import put_indexes
 from pylon.storage.sqlite.schema.search import renew
 from pylon.storage.sqlite.turn_lock import TurnLock
@@ -63,7 +63,7 @@ class SqliteMaintenance:
         self._file = FileWatch(conn.filename, clock)
         self._upkeep: apsw.Connection | None = None
         self._checkpoints: Checkpoints | None = None
-        self._log_size: LogSize | None = None
+        self._log_size = LogSize()
 
     # --- Steps between batches ---------------------------------------------------------------
 
@@ -148,16 +148,17 @@ class SqliteMaintenance:
         """See `Maintenance`."""
         try:
             conn = self._connect()
-            if self._log_size is None:
-                self._log_size = LogSize(conn)
             oldest = log.oldest_logged_seq(conn)
-            return LogFacts(log.head_seq(conn), oldest, self._log_size.count(oldest))
+            size_bytes = self._log_size.count(
+                oldest, lambda seq, limit: log.sizes(conn, seq, limit)
+            )
+            return LogFacts(log.head_seq(conn), oldest, size_bytes)
         except apsw.Error as ex:
             raise _unreadable(ex) from ex
 
     def log_seq_above(self, size_bytes: int) -> int:
         """See `Maintenance`."""
-        return 0 if self._log_size is None else self._log_size.seq_above(size_bytes)
+        return self._log_size.seq_above(size_bytes)
 
     def count_sessions(self) -> dict[str, int]:
         """See `Maintenance`."""

@@ -1,7 +1,7 @@
 """Log size: computes the size of the change log, and the seq to prune to for a given size.
 
-`count` reads the sizes of the events added since the last call, in pages, on the flusher's own
-connection. SQLite finds a size in the row's header, so it reads no image. The object stores one
+`count` reads the sizes of the events added since the last call, in pages. A database finds a size
+in the row's header, so it reads no image. The object stores one
 mark for each page: its last seq, and the bytes of all events up to it. It derives the pruned bytes
 from the oldest seq, so pruning steps need not report them.
 
@@ -12,38 +12,38 @@ Invariant: `total_bytes` is too large by at most one page. Bound: a mark for eac
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import Any, Final
-
-import apsw
+from collections.abc import Callable
+from typing import Final
 
 _PAGE_EVENTS: Final = 1_000
 _PAGE_BYTES: Final = 32 * 1024
 _PAGES: Final = 200  # largest number of pages read in one call; a start has more to read
-_SIZES: Final = (
-    "SELECT seq, ifnull(octet_length(data), 0) + ifnull(octet_length(prev_data), 0) "
-    "FROM _pylon_change_log WHERE seq > ? ORDER BY seq LIMIT ?"
-)
 EVENT_BYTES: Final = 128  # approximate size of an event without its images
 
 
 class LogSize:
     """Measures the change log of one database."""
 
-    __slots__ = ("_conn", "_counted_to", "_events", "_seqs", "_sum_bytes", "_sums")
+    __slots__ = ("_counted_to", "_events", "_seqs", "_sum_bytes", "_sums")
 
-    def __init__(self, conn: apsw.Connection) -> None:
-        self._conn = conn
+    def __init__(self) -> None:
         self._seqs: list[int] = []  # the last of each page
         self._sums: list[int] = []  # bytes of all events up to it, pruned ones included
         self._events = 0  # number of events of the last page
         self._sum_bytes = 0
         self._counted_to = 0
 
-    def count(self, oldest_seq: int) -> int:
-        """Read the new events. Return the bytes of all events from `oldest_seq` on."""
+    def count(
+        self, oldest_seq: int, read: Callable[[int, int], list[tuple[int, int]]]
+    ) -> int:
+        """Read the new events. Return the bytes of all events from `oldest_seq` on.
+
+        Args:
+            read: returns the seqs and the sizes of both images of the first events after a seq,
+                as many as the second argument says.
+        """
         for _ in range(_PAGES):
-            found = self._conn.execute(_SIZES, (self._counted_to, _PAGE_EVENTS))
-            rows: list[Any] = found.fetchall()
+            rows = read(self._counted_to, _PAGE_EVENTS)
             for seq, size_bytes in rows:
                 self._add(seq, size_bytes + EVENT_BYTES)
             if len(rows) < _PAGE_EVENTS:

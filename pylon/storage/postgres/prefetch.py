@@ -1,0 +1,277 @@
+"""Prefetch: reads in one round trip what the requests of a batch will ask for.
+
+It finds the rows of updates and deletes, the operations with op_ids, the owners of unique values,
+the rows that others refer to, and the documents of rows. What it overlooks, `table` and
+`transaction` read one by one.
+
+Called by `transaction` at the beginning of a batch. """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import orjson
+from psycopg.pq.abc import PGresult
+
+from pylon.manifest.model import Entity
+from pylon.storage.core.transaction import DocumentKey, OpName
+from pylon.storage.ops import (
+    DeleteRow,
+    DropSession,
+    InsertRow,
+    OpenDocument,
+    OpKey,
+    PushDocument,
+    ResetRows,
+    Transact,
+    UpdateRow,
+    WriteRequest,
+)
+from pylon.storage.postgres import documents, op_ids, sessions
+from pylon.storage.postgres.names import quote
+from pylon.storage.postgres.overlay import Overlay
+from pylon.storage.postgres.table import PostgresTable
+from pylon.storage.postgres.unique_keys import UniqueKey, Values
+from pylon.storage.postgres.wire import Statement
+
+Take = Callable[[PGresult], None]
+# Operations that read what only the lock makes certain.
+_LOCKED: Final = frozenset({OpenDocument, PushDocument, ResetRows})
+
+
+class EntityReads:
+    """What the writes of one entity ask for. `parents`: the entities that fields refer to, by
+    field, with the field's place in an insert. `locks`: the operations that need the lock."""
+
+    __slots__ = ("has_documents", "locks", "parents", "table")
+
+    def __init__(
+        self, entity: Entity, table: PostgresTable, parents: Mapping[str, tuple[int, str]],
+        locks: frozenset[type],
+    ) -> None:
+        self.table = table
+        self.has_documents = entity.crdt
+        self.parents = parents
+        self.locks = locks
+
+
+class Prefetch:
+    """The reads of one batch. `needs_lock`: some of its requests rely on the lock."""
+
+    def __init__(self, entities: Mapping[str, EntityReads]) -> None:
+        self._entities = entities
+        self._new_ids: dict[str, dict[str, None]] = {}
+        self._rows: dict[str, dict[str, None]] = {}
+        self._exists: dict[str, dict[str, None]] = {}
+        self._documents: dict[DocumentKey, None] = {}
+        self._ops: dict[OpName, None] = {}
+        self._owners: dict[UniqueKey, dict[Values, None]] = {}
+        self._sessions: dict[str, None] = {}
+        self.needs_lock = False
+
+    def plan(self, requests: Sequence[WriteRequest]) -> None:
+        """Find what the requests will ask for."""
+        for request in requests:
+            op: Any = request.op
+            if type(op) is Transact:
+                self._plan_key(op.key)
+                for step in op.ops:
+                    self._plan_op(step)
+            else:
+                self._plan_op(op)
+
+    def _plan_key(self, key: OpKey | None) -> None:
+        if key is not None and is_sendable(key.identity) and is_sendable(key.op_id):
+            self._ops[key.identity, key.op_id] = None
+
+    def _plan_op(self, op: Any) -> None:
+        kind = type(op)
+        if kind is DropSession:
+            self._sessions[op.session_id] = None
+            return
+        if kind in _LOCKED:
+            self.needs_lock = True
+        reads = self._entities.get(getattr(op, "entity", ""))
+        if reads is None:
+            return
+        if kind in reads.locks:
+            self.needs_lock = True
+        if kind is InsertRow:
+            self._plan_insert(reads, op)
+            return
+        name = reads.table.name
+        if is_sendable(op.row_id):
+            self._rows.setdefault(name, {})[op.row_id] = None
+            if reads.has_documents:
+                self._documents[name, op.row_id] = None
+        if kind is UpdateRow:
+            self._plan_key(op.op)
+            self._plan_update(reads, op)
+        elif kind is DeleteRow:
+            self._plan_key(op.op)
+
+    def _plan_insert(self, reads: EntityReads, op: InsertRow) -> None:
+        self._plan_key(op.op)
+        if is_sendable(op.row_id):
+            asked = self._exists if op.client_id_given else self._new_ids
+            asked.setdefault(reads.table.name, {})[op.row_id] = None
+        if op.auth is not None:
+            self.needs_lock = True
+        if reads.parents and not op.has_checked_references:
+            for place, target in reads.parents.values():
+                if place < len(op.values) and is_sendable(op.values[place]):
+                    self._exists.setdefault(target, {})[op.values[place]] = None
+        if reads.table.uniques:
+            try:
+                row = orjson.loads(op.row_json)
+            except orjson.JSONDecodeError:
+                return  # the table refuses it
+            for unique in reads.table.uniques:
+                self._plan_owner(unique, row)
+
+    def _plan_update(self, reads: EntityReads, op: UpdateRow) -> None:
+        for name, (_, target) in reads.parents.items():
+            if is_sendable(op.patch.get(name)):
+                self._exists.setdefault(target, {})[op.patch[name]] = None
+        for unique in reads.table.uniques:
+            if op.patch.keys() >= unique.affected_by:
+                self._plan_owner(unique, op.patch)
+
+    def _plan_owner(self, unique: UniqueKey, row: Mapping[str, Any]) -> None:
+        try:
+            values = unique.values_of(row)
+        except (KeyError, TypeError):
+            return  # no row of this entity: the table refuses it
+        if values is not None and all(
+            isinstance(value, (int, float)) or is_sendable(value) for value in values
+        ):
+            self._owners.setdefault(unique, {})[values] = None
+
+    # --- The reads -----------------------------------------------------------------------------
+
+    def statements(self, overlay: Overlay, *, locked: bool) -> list[tuple[Statement, Take]]:
+        """Return the statements, each with the function that takes its answer into the overlay.
+
+        Args:
+            locked: the answers stay true until the commit. So it asks for all new ids: a taken one
+                would cost the whole flush. Otherwise they are random enough.
+        """
+        if locked:
+            for name, ids in self._new_ids.items():
+                self._exists.setdefault(name, {}).update(ids)
+        found: list[tuple[Statement, Take]] = []
+        for name, ids in self._rows.items():
+            found.append((
+                (self._entities[name].table.select_small, (list(ids),)),
+                _take_rows(overlay, name, list(ids), locked=locked),
+            ))
+        for name, ids in self._exists.items():
+            found.append((
+                (f"SELECT id FROM {quote(name)} WHERE id = ANY($1::text[])", (list(ids),)),
+                _take_ids(overlay, name, list(ids)),
+            ))
+        if self._documents:
+            keys = list(self._documents)
+            found.append((
+                (documents.NUMBERS, ([key[0] for key in keys], [key[1] for key in keys])),
+                _take_documents(overlay, keys),
+            ))
+        if self._ops:
+            names = list(self._ops)
+            found.append((
+                (op_ids.FIND, ([name[0] for name in names], [name[1] for name in names])),
+                _take_ops(overlay, names),
+            ))
+        for unique, asked in self._owners.items():
+            values = list(asked)
+            columns = tuple(list(column) for column in zip(*values, strict=True))
+            found.append(((unique.find_all, columns), _take_owners(overlay, unique, values)))
+        if self._sessions:
+            ids = self._sessions
+            found.append(((sessions.KNOWN, (list(ids),)), _take_sessions(overlay, list(ids))))
+        return found
+
+
+def is_sendable(text: object) -> bool:
+    """Whether the server takes a value as a text."""
+    if type(text) is not str or "\0" in text:
+        return False
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _take_rows(overlay: Overlay, name: str, ids: list[str], *, locked: bool) -> Take:
+    def take(result: PGresult) -> None:
+        rows = overlay.rows
+        for row_id in ids:
+            rows[name, row_id] = None
+        for n in range(result.ntuples):
+            key = (name, (result.get_value(n, 0) or b"").decode())
+            seq = result.get_value(n, 2)
+            version = None if seq is None else int(seq)
+            rows[key] = (result.get_value(n, 1), version)
+            if not locked:
+                overlay.read_versions[key] = version
+
+    return take
+
+
+def _take_ids(overlay: Overlay, name: str, ids: list[str]) -> Take:
+    def take(result: PGresult) -> None:
+        for row_id in ids:
+            overlay.exists[name, row_id] = False
+        for n in range(result.ntuples):
+            overlay.exists[name, (result.get_value(n, 0) or b"").decode()] = True
+
+    return take
+
+
+def _take_documents(overlay: Overlay, keys: list[DocumentKey]) -> Take:
+    def take(result: PGresult) -> None:
+        for key in keys:
+            overlay.documents[key] = None
+        for n in range(result.ntuples):
+            entity, row_id = result.get_value(n, 0) or b"", result.get_value(n, 1) or b""
+            number = int(result.get_value(n, 2) or 0)
+            overlay.documents[entity.decode(), row_id.decode()] = number
+
+    return take
+
+
+def _take_ops(overlay: Overlay, names: list[OpName]) -> Take:
+    def take(result: PGresult) -> None:
+        for name in names:
+            overlay.ops[name] = None
+        for n in range(result.ntuples):
+            identity, op_id, seq, row_id, digest = (result.get_value(n, c) for c in range(5))
+            overlay.ops[(identity or b"").decode(), (op_id or b"").decode()] = (
+                int(seq or 0), (row_id or b"").decode(), None if digest is None else digest.decode()
+            )
+
+    return take
+
+
+def _take_owners(overlay: Overlay, unique: UniqueKey, values: list[Values]) -> Take:
+    def take(result: PGresult) -> None:
+        for key in values:
+            overlay.owners[unique, key] = None
+        for n in range(result.ntuples):
+            row = result.get_value(n, 2) if unique.where is not None else None
+            if unique.where is None or unique.where(orjson.loads(row or b"{}")):
+                key = values[int(result.get_value(n, 0) or 1) - 1]
+                overlay.owners[unique, key] = (result.get_value(n, 1) or b"").decode()
+
+    return take
+
+
+def _take_sessions(overlay: Overlay, ids: list[str]) -> Take:
+    def take(result: PGresult) -> None:
+        for session_id in ids:
+            overlay.sessions[session_id] = False
+        for n in range(result.ntuples):
+            overlay.sessions[(result.get_value(n, 0) or b"").decode()] = True
+
+    return take

@@ -1,0 +1,410 @@
+"""PostgreSQL table: implements `pylon.storage.core.transaction.RowTable` for one entity.
+
+Reads come from the overlay, which `prefetch` has filled; a row that it lacks costs a round trip.
+Writes are checked here, encoded at once, and gathered for the flush. An update sets only the
+changed columns, so that the server leaves the other indexes alone.
+
+Invariant: a primitive that raises has gathered nothing. Made by `transaction`. """
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+import psycopg
+
+from pylon import limits
+from pylon.errors import InternalError, InvalidValue, PylonError, ValueTooLongToIndex
+from pylon.manifest.model import Entity, FieldType
+from pylon.policy.rules import EntityRules
+from pylon.query.words import text_fields
+from pylon.schema.columns import JSON_COLUMN, SEQ_COLUMN, fold_column, fold_fields
+from pylon.storage.core.constraint_errors import constraint_error
+from pylon.storage.core.transaction import ConstraintFailed, OutdatedError
+from pylon.storage.postgres.constraint_errors import ConstraintErrors
+from pylon.storage.postgres.flush import Gathered, InsertShape
+from pylon.storage.postgres.log import SEQ
+from pylon.storage.postgres.names import WORDS_COLUMN, quote
+from pylon.storage.postgres.parameters import EncodedParameters, encode_parameters
+from pylon.storage.postgres.unique_keys import UniqueKey, Values, unique_keys
+from pylon.storage.postgres.word_vector import vector_of
+from pylon.values import EntityCodec, fold_case
+
+if TYPE_CHECKING:
+    from pylon.storage.postgres.transaction import PostgresTransaction
+
+_UPDATE_TEXTS: Final = 256  # cached field combinations for each entity
+_UNKNOWN: Final = object()
+_ID: Final = ("id",)
+_TEXTS: Final = frozenset({
+    FieldType.STRING, FieldType.RICHTEXT, FieldType.ID, FieldType.DATETIME, FieldType.ENUM,
+    FieldType.JSON,
+})
+
+
+class PostgresTable:
+    """See the module. `uniques`: its unique keys without that of `id`. `name`: of the entity."""
+
+    __slots__ = (
+        "_codec", "_delete", "_entity", "_errors", "_fill", "_find", "_find_judged", "_folded",
+        "_folds", "_has_words", "_indexed", "_judged", "_overlay", "_places", "_required", "_shape",
+        "_table", "_transaction", "_updates", "name", "select_small", "uniques",
+    )
+
+    def __init__(
+        self, transaction: PostgresTransaction, entity: Entity, rules: EntityRules,
+        retained: Mapping[str, object], indexed: Sequence[Sequence[str]],
+    ) -> None:
+        """
+        Args:
+            retained: columns that the manifest no longer names but that want a value.
+            indexed: the fields of each index.
+        """
+        self._transaction = transaction
+        self._overlay = transaction.overlay
+        self._entity = entity
+        self.name = entity.name
+        self._codec = EntityCodec(entity)
+        self.uniques = unique_keys(entity, self._codec)
+        self._errors = ConstraintErrors(entity, self.uniques)
+        self._fill = _encode(list(retained.values()))
+        folds = fold_fields(entity)
+        self._folds = {field.name: fold_column(field) for field in folds}
+        self._places = {field.name: place for place, field in enumerate(entity.fields)}
+        self._folded = tuple(self._places[field.name] for field in folds)
+        self._required = {
+            field.name: self._places[field.name] for field in entity.fields if not field.optional
+        }
+        self._has_words = bool(text_fields(entity))
+        texts = {field.name for field in entity.fields if field.type in _TEXTS}
+        self._indexed = [
+            names for fields in indexed
+            if (names := tuple(name for name in fields if name in texts))
+        ]
+        table = self._table = quote(entity.name)
+        columns = [SEQ_COLUMN, *entity.columns, JSON_COLUMN, *retained, *self._folds.values()]
+        casts = [""] * len(columns)
+        if self._has_words:
+            columns.append(WORDS_COLUMN)
+            casts.append("::text::tsvector")
+        values = ", ".join(f"{{{n}}}{cast}" for n, cast in enumerate(casts[1:], 1))
+        self._shape = InsertShape(
+            f"INSERT INTO {table} ({', '.join(map(quote, columns))})", len(columns),
+            f"({SEQ}{{0}}, {values})",
+        )
+        self._find = f"SELECT {JSON_COLUMN}, {SEQ_COLUMN} FROM {table} WHERE id = $1"
+        size = f"octet_length({JSON_COLUMN})"  # does not read a large text
+        self.select_small = (
+            f"SELECT id, CASE WHEN {size} <= {limits.JUDGED_FIRST_BYTES} THEN {JSON_COLUMN} END, "
+            f"{SEQ_COLUMN} FROM {table} WHERE id = ANY($1::text[])"
+        )
+        self._judged = tuple(name for name in entity.columns if name in rules.fields)
+        judged = "".join(f", {quote(name)}" for name in self._judged)
+        self._find_judged = f"SELECT {size}{judged} FROM {table} WHERE id = $1"
+        self._delete = f"DELETE FROM {table} WHERE id = $1"
+        self._updates: dict[tuple[str, ...], str] = {}
+
+    # --- Reads ---------------------------------------------------------------------------------
+
+    def find(self, row_id: str) -> tuple[bytes, int | None] | None:
+        """See `RowTable`."""
+        key = (self.name, row_id)
+        known: Any = self._overlay.rows.get(key, _UNKNOWN)
+        if known is None or "\0" in row_id:
+            return None
+        if known is not _UNKNOWN and known[0] is not None:
+            return known  # type: ignore[no-any-return]
+        found = self._transaction.read(self._find, (row_id,))
+        if not found.ntuples:
+            if known is not _UNKNOWN:
+                raise OutdatedError(f"{self.name}/{row_id}")
+            self._overlay.rows[key] = None
+            return None
+        row = (found.get_value(0, 0) or b"", _version(found.get_value(0, 1)))
+        if known is not _UNKNOWN and known[1] != row[1]:
+            raise OutdatedError(f"{self.name}/{row_id}")
+        self._transaction.note_read(key, row)
+        return row
+
+    def find_small(self, row_id: str) -> tuple[bytes | None, int | None] | None:
+        """See `RowTable`."""
+        known: Any = self._overlay.rows.get((self.name, row_id), _UNKNOWN)
+        if known is None:
+            return None
+        if known is _UNKNOWN:
+            return self.find(row_id)
+        row_json = known[0]
+        if row_json is not None and len(row_json) > limits.JUDGED_FIRST_BYTES:
+            return None, known[1]
+        return known  # type: ignore[no-any-return]
+
+    def has(self, row_id: str) -> bool:
+        """See `RowTable`. Whoever asks relies on a row that is there."""
+        overlay, key = self._overlay, (self.name, row_id)
+        known: Any = overlay.rows.get(key, _UNKNOWN)
+        if known is not _UNKNOWN:
+            exists = known is not None
+        elif key in overlay.exists:
+            exists = overlay.exists[key]
+        else:
+            found = self._transaction.read(f"SELECT 1 FROM {self._table} WHERE id = $1", (row_id,))
+            exists = overlay.exists[key] = bool(found.ntuples)
+        if exists:
+            overlay.parents[key] = None
+        return exists
+
+    def find_referring(self, field: str, row_id: str, limit: int) -> list[str]:
+        """See `RowTable`."""
+        found = self._transaction.scan(
+            f"SELECT id FROM {self._table} WHERE {quote(field)} = $1 LIMIT $2", (row_id, limit)
+        )
+        return [(found.get_value(n, 0) or b"").decode() for n in range(found.ntuples)]
+
+    def find_judged(self, row_id: str) -> tuple[int, dict[str, Any]]:
+        """See `RowTable`."""
+        known = self._overlay.rows.get((self.name, row_id))
+        if known is not None and known[0] is not None:
+            row = orjson.loads(known[0])
+            return len(known[0]), {name: row.get(name) for name in self._judged}
+        found = self._transaction.read(self._find_judged, (row_id,))
+        if not found.ntuples:
+            raise OutdatedError(f"{self.name}/{row_id}")
+        size, *values = (found.get_value(0, n) for n in range(1 + len(self._judged)))
+        decoded = [self._decode(n, v) for n, v in zip(self._judged, values, strict=True)]
+        return int(size or 0), self._codec.row_from_sql(decoded, self._judged)
+
+    def _decode(self, name: str, value: bytes | None) -> object:
+        if value is None:
+            return None
+        kind = FieldType.ID if name == "id" else self._entity.by_name[name].type
+        if kind is FieldType.INT:
+            return int(value)
+        if kind is FieldType.FLOAT:
+            return float(value)
+        if kind is FieldType.BOOL:
+            return value == b"t"
+        return value.decode()
+
+    # --- Writes --------------------------------------------------------------------------------
+
+    def insert(
+        self, row_id: str, values: Sequence[Any], row_json: bytes, seq: int
+    ) -> None:
+        """See `RowTable`."""
+        overlay, key = self._overlay, (self.name, row_id)
+        if overlay.rows.get(key) is not None or (
+            key not in overlay.rows and overlay.exists.get(key)
+        ):
+            raise ConstraintFailed("unique", _ID)
+        if len(values) != len(self._places):
+            raise ValueError(f"{self.name} has {len(self._places)} fields, not {len(values)}")
+        if None in values:
+            for name, place in self._required.items():
+                if values[place] is None:
+                    raise ConstraintFailed("not_null", (name,))
+        if not row_json.isascii():
+            row_json.decode()  # raises here, and not in the flush
+        if len(row_json) > limits.INDEXED_TEXT_BYTES:
+            self._check_indexed(orjson.loads(row_json))
+        row: dict[str, Any] | None = None
+        owned: list[tuple[Any, ...]] = []
+        if self.uniques or self._has_words:
+            row = orjson.loads(row_json)
+            owned = self._free_keys(row_id, row)
+        encoded = _encode(values)
+        if self._folded:
+            encoded += _encode([fold_case(values[place]) for place in self._folded], self._fill)
+        else:
+            encoded += self._fill
+        parameters = EncodedParameters((None, row_id.encode(), *encoded[:len(values)], row_json,
+                                        *encoded[len(values):]))
+        if self._has_words and row is not None:
+            parameters.append(vector_of(self._entity, row))
+        self._transaction.gather(Gathered(
+            "", parameters, self._transaction.position, seq, self._shape,
+            lambda error: self._refuse(error, row_json),
+        ))
+        for owner in owned:
+            overlay.put(overlay.owners, owner, row_id)
+        overlay.put(overlay.rows, key, (row_json, seq))
+        overlay.drop_checks()
+
+    def update(
+        self, row_id: str, patch: Mapping[str, Any], before: Mapping[str, Any],
+        row: Mapping[str, Any], row_json: bytes, seq: int,
+    ) -> None:
+        """See `RowTable`."""
+        overlay, key = self._overlay, (self.name, row_id)
+        fields = tuple(patch)
+        for name in fields:
+            if row[name] is None and name in self._required:
+                raise ConstraintFailed("not_null", (name,))
+        if not row_json.isascii():
+            row_json.decode()
+        if len(row_json) > limits.INDEXED_TEXT_BYTES:
+            self._check_indexed(row)
+        changes: list[tuple[UniqueKey, Values | None, Values | None]] = []
+        for unique in self.uniques:
+            if unique.affected_by.isdisjoint(fields):
+                continue
+            old, new = unique.values_of(before), unique.values_of(row)
+            if old != new:
+                if new is not None:
+                    self._check_free(unique, new, row_id)
+                changes.append((unique, old, new))
+        encoded = _encode(self._codec.column_values(row, fields))
+        if self._folds:
+            encoded += _encode([fold_case(row[name]) for name in fields if name in self._folds])
+        parameters = EncodedParameters((None, *encoded, row_json, row_id.encode()))
+        if self._has_words:
+            parameters.append(vector_of(self._entity, row))
+        self._transaction.gather(Gathered(
+            self._updates.get(fields) or self._update_text(fields), parameters,
+            self._transaction.position, seq, None, lambda error: self._refuse(error, row_json),
+        ))
+        for unique, old, new in changes:
+            if old is not None:
+                overlay.put(overlay.owners, (unique, old), None)
+            if new is not None:
+                overlay.put(overlay.owners, (unique, new), row_id)
+        self._note_changed(key, (row_json, seq))
+
+    def delete(self, row_id: str) -> None:
+        """See `RowTable`."""
+        overlay, key = self._overlay, (self.name, row_id)
+        freed: list[tuple[Any, ...]] = []
+        if self.uniques:
+            found = self.find(row_id)
+            row = {} if found is None else orjson.loads(found[0])
+            freed = [
+                (unique, values) for unique in self.uniques
+                if row and (values := unique.values_of(row)) is not None
+            ]
+        self._transaction.gather(Gathered(
+            self._delete, EncodedParameters((row_id.encode(),)), self._transaction.position, 0,
+            None, lambda error: self._refuse(error, b"{}"),
+        ))
+        for owner in freed:
+            overlay.put(overlay.owners, owner, None)
+        self._note_changed(key, None)
+
+    def take_all(self) -> list[tuple[str, bytes, int | None]]:
+        """See `RowTable`."""
+        found = self._transaction.scan(
+            f"SELECT id, {JSON_COLUMN}, {SEQ_COLUMN} FROM {self._table} ORDER BY id", ()
+        )
+        rows = [
+            ((found.get_value(n, 0) or b"").decode(), found.get_value(n, 1) or b"",
+             self._transaction.version_now(_version(found.get_value(n, 2))))
+            for n in range(found.ntuples)
+        ]
+        self._transaction.gather(Gathered(
+            f"DELETE FROM {self._table}", EncodedParameters(), self._transaction.position, 0, None,
+            lambda error: self._refuse(error, b"{}"),
+        ))
+        overlay = self._overlay
+        for row_id, _, _ in rows:
+            overlay.put(overlay.rows, (self.name, row_id), None)
+        for unique, *values in list(overlay.owners):
+            if unique in self.uniques:
+                overlay.put(overlay.owners, (unique, *values), None)
+        overlay.drop_checks()
+        return rows
+
+    def _note_changed(self, key: tuple[str, str], row: tuple[bytes, int] | None) -> None:
+        overlay = self._overlay
+        if key in overlay.read_versions:
+            overlay.touched[key] = None
+        overlay.put(overlay.rows, key, row)
+        overlay.drop_checks()
+
+    # --- Checks --------------------------------------------------------------------------------
+
+    def _free_keys(self, row_id: str, row: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Return the unique keys of a new row, none of which another row has.
+
+        Raises:
+            ConstraintFailed
+        """
+        owned = []
+        for unique in self.uniques:
+            values = unique.values_of(row)
+            if values is not None:
+                self._check_free(unique, values, row_id)
+                owned.append((unique, values))
+        return owned
+
+    def _check_free(self, unique: UniqueKey, values: Values, row_id: str) -> None:
+        """
+        Raises:
+            ConstraintFailed: another row has the values.
+        """
+        known: Any = self._overlay.owners.get((unique, values), _UNKNOWN)
+        if known is _UNKNOWN:
+            known = self._read_owner(unique, values)
+        if known is not None and known != row_id:
+            raise ConstraintFailed("unique", unique.fields)
+
+    def _read_owner(self, unique: UniqueKey, values: Values) -> str | None:
+        found = self._transaction.read(unique.find, values)
+        for n in range(found.ntuples):
+            if unique.where is None or unique.where(orjson.loads(found.get_value(n, 1) or b"{}")):
+                owner = (found.get_value(n, 0) or b"").decode()
+                known: Any = self._overlay.rows.get((self.name, owner), _UNKNOWN)
+                if known is _UNKNOWN or (known is not None and (
+                    known[0] is None or unique.values_of(orjson.loads(known[0])) == values
+                )):
+                    return owner  # else this transaction has changed or deleted it
+        return None
+
+    def _check_indexed(self, row: Mapping[str, Any]) -> None:
+        """
+        Raises:
+            ValueTooLongToIndex: the texts of an index take more bytes than PostgreSQL can index.
+        """
+        for names in self._indexed:
+            size_bytes = sum(
+                len(value.encode()) for name in names if isinstance(value := row.get(name), str)
+            )
+            if size_bytes > limits.INDEXED_TEXT_BYTES:
+                raise ValueTooLongToIndex(
+                    f"{self.name}.{names[-1]} is in an index, whose texts take "
+                    f"{limits.INDEXED_TEXT_BYTES} bytes at most, and these have {size_bytes} "
+                    "(INDEXED_TEXT_BYTES)", entity=self.name, field=names[-1],
+                )
+
+    def _refuse(self, error: psycopg.Error, row_json: bytes) -> PylonError:
+        """Return the error of a request whose statement the database has refused."""
+        if isinstance(error, psycopg.errors.CharacterNotInRepertoire):
+            return InvalidValue(f"{self.name} has a text that cannot be stored", entity=self.name)
+        failure = self._errors.translate(error)
+        if failure.kind == "other":
+            return InternalError(f"{self.name}: the database refused the row")
+        return constraint_error(
+            self.name, failure, orjson.loads(row_json), client_id_given=False
+        )
+
+    def _update_text(self, fields: tuple[str, ...]) -> str:
+        folds = [self._folds[name] for name in fields if name in self._folds]
+        columns = (*fields, *folds, JSON_COLUMN)
+        sets = ", ".join(f"{quote(name)} = ${n}" for n, name in enumerate(columns, 2))
+        mark = len(columns) + 2
+        words = f", {WORDS_COLUMN} = ${mark + 1}::text::tsvector" if self._has_words else ""
+        text = (
+            f"UPDATE {self._table} SET {SEQ_COLUMN} = {SEQ}$1, {sets}{words} WHERE id = ${mark}"
+        )
+        if len(self._updates) < _UPDATE_TEXTS:
+            self._updates[fields] = text
+        return text
+
+
+def _encode(values: Sequence[Any], more: Sequence[bytes | None] = ()) -> list[bytes | None]:
+    encoded, formats = encode_parameters(values)
+    if formats is not None:
+        raise TypeError("a column of an entity has no binary values")
+    return [*(encoded or ()), *more]
+
+
+def _version(value: bytes | None) -> int | None:
+    return None if value is None else int(value)
