@@ -217,6 +217,19 @@ def test_a_stream_gives_all_rows_in_portions(session: BlockingSession) -> None:
     assert [portion.ntuples for portion in portions if portion.ntuples] == [1_000, 1_000, 500]
 
 
+def test_a_statement_after_a_stream_gives_all_rows_at_once(session: BlockingSession) -> None:
+    ten = "SELECT generate_series(1, 10)"
+    session.execute(ten)
+    for stop in (False, True):
+        stream = session.stream("SELECT generate_series(1, 2500)", portion_rows=4)
+        next(stream)
+        if stop:
+            stream.close()
+        else:
+            list(stream)
+        assert session.execute(ten).ntuples == 10
+
+
 def test_a_stream_that_is_closed_early_cancels_its_statement(session: BlockingSession) -> None:
     began_s = time.monotonic()
     stream = session.stream(

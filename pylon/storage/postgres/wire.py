@@ -203,7 +203,10 @@ def is_outdated(error: psycopg.Error) -> bool:
 class BlockingSession:
     """A `Session` whose caller waits. See the module."""
 
-    __slots__ = ("_cancel_wait_s", "_clock", "_pgconn", "_timeout_s", "_wait", "conn", "prepared")
+    __slots__ = (
+        "_cancel_wait_s", "_clock", "_in_portions", "_pgconn", "_timeout_s", "_wait", "conn",
+        "prepared",
+    )
 
     def __init__(
         self, conn: psycopg.Connection[Any], clock: Clock | None = None, *,
@@ -225,6 +228,7 @@ class BlockingSession:
         self._cancel_wait_s = cancel_wait_s
         self._wait = wait
         self.prepared = PreparedStatements(statements_kept)
+        self._in_portions = False
 
     @property
     def is_broken(self) -> bool:
@@ -320,6 +324,7 @@ class BlockingSession:
         try:
             # Outside of pipeline mode: a cancelled statement is the only one to clear away.
             pgconn.send_query_params(text.encode(), values, param_formats=formats)
+            self._in_portions = True
             if _HAS_PORTIONS:
                 pgconn.set_chunked_rows_mode(portion_rows)
             else:
@@ -375,6 +380,8 @@ class BlockingSession:
             return PipelineOutcome(results, None)
         error: psycopg.Error | None = None
         try:
+            if self._in_portions:
+                self._leave_portions(deadline_s)
             pgconn.enter_pipeline_mode()
             try:
                 for text, parameters in statements:
@@ -392,6 +399,15 @@ class BlockingSession:
             self._abandon(pending)
             raise
         return PipelineOutcome(results, error)
+
+    def _leave_portions(self, deadline_s: float) -> None:
+        """Carry out an empty statement. libpq would keep the mode of a stream for the first
+        statement of the next pipeline, if that is prepared already."""
+        self._pgconn.send_query(b"")
+        self._flush(deadline_s)
+        while self._next_result(deadline_s) is not None:
+            pass
+        self._in_portions = False
 
     def _take_results(
         self, pending: Pending, results: list[PGresult], deadline_s: float
