@@ -4,13 +4,14 @@ reserved. Called by `plan`.
 
 from __future__ import annotations
 
-from pylon.manifest.model import Manifest
+from pylon.manifest.model import Entity, Manifest
 from pylon.schema.columns import (
     JSON_COLUMN,
     SEQ_COLUMN,
     fold_fields,
     fold_index,
     index_name,
+    unique_name,
 )
 from pylon.schema.database import Database
 
@@ -39,9 +40,22 @@ def name_clashes(manifest: Manifest, database: Database) -> list[str]:
             if name in indexes:
                 found.append(f"{index_name(entity, index)}: two indexes have this name")
             indexes.add(name)
+        found += _unique_clashes(entity) if database.adds_uniqueness else []
         for field in fold_fields(entity):
             name = fold_index(entity, field).name
             if name.lower() in indexes:
                 found.append(f"{name}: this name is needed for an index that keeps {field.name} "
                              "unique without regard to case")
     return found
+
+
+def _unique_clashes(entity: Entity) -> list[str]:
+    """Return a line for each other index with the name of one that keeps a field unique."""
+    needed = {unique_name(entity, f).lower(): f.name for f in entity.fields if f.unique}
+    return [
+        f"{entity.name}.{index.name}: this name is needed for an index that keeps "
+        f"{needed[name]} unique"
+        for index in entity.indexes
+        if (name := index_name(entity, index).lower()) in needed
+        and not (index.unique and index.fields == (needed[name],) and index.where is None)
+    ]

@@ -15,6 +15,12 @@ StepKind = Literal[
     "remove_search_index", "rename_entity", "rename_field", "alter_field", "remove_field",
     "remove_entity", "add_fold", "fill_fold", "remove_fold",
 ]
+# Steps after which rows have another shape, so that every client resyncs.
+RESHAPING: Final = frozenset(
+    {"rename_entity", "rename_field", "alter_field", "remove_field", "remove_entity", "add_field"}
+)
+# Those among the rewrites that change the columns of a table.
+REBUILDING: Final = frozenset({"alter_field", "remove_field", "add_field"})
 # The API reports these steps as `add_field`, because spec/http.md §8 has no name for them.
 _OPERATIONS: Final = {
     "add_json": "add_field", "add_seq": "add_field", "add_fold": "add_field",
@@ -80,6 +86,22 @@ class Plan:
             "pylonctl schema apply --allow-destructive",
             refusals=stops, steps=[s.render() for s in self.steps],
         )
+
+
+    def check_apply(self, *, allow_destructive: bool) -> None:
+        """Check that `schema apply` may execute the plan.
+
+        Raises:
+            SchemaRefused: with the refusals, or the steps that rewrite or remove data.
+        """
+        if self.refusals:
+            raise SchemaRefused("; ".join(self.refusals), refusals=list(self.refusals))
+        if self.destructive and not allow_destructive:
+            lines = [s.render() for s in self.rewrites if s.destructive]
+            raise SchemaRefused(
+                f"this rewrites or removes data: {'; '.join(lines)}",
+                hint="give --allow-destructive if that is wanted", refusals=lines,
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,83 +1,44 @@
-"""Broken rows: counts at a start the rows that do not fulfil the constraints of their fields.
-
-A constraint that a manifest adds, and a value that an enum loses, leave the rows as they are. A
-start counts them once for each version of the constraints, and again while there are some. The log
-has the number (`constraints.broken`). `_pylon_meta` has a key `constraints:<Entity>`: the
-constraints that were looked at, and how many rows were broken.
-
-Bounds: `limits.BROKEN_ROWS_SCANNED` rows of an entity, from the first id on, and
-`limits.BROKEN_BYTES_SCANNED` of their texts. PERF: 0.5 us for a number with a minimum, 4 us for a
-text with a pattern. Called by `apply`, within the transaction of a start.
+"""Broken rows of a SQLite database: see `pylon.storage.core.broken_rows`. Called by `apply`, within
+the transaction of a start.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import apsw
-import msgspec
 
-from pylon import limits, log
+from pylon import limits
 from pylon.manifest.model import Entity, Field, Manifest
+from pylon.storage.core import broken_rows
 from pylon.storage.sqlite import meta
 from pylon.storage.sqlite.names import quote
-from pylon.values.types import MISSING, check_of, expected, row_value_of
-
-_log = log.get_logger("schema")
-_KEY: Final = "constraints:"
-
-
-class _Looked(msgspec.Struct, frozen=True):
-    """The stored result of the last count: the constraints, and the number of broken rows."""
-
-    constraints: tuple[str, ...]
-    broken: int
 
 
 def report_broken_rows(conn: apsw.Connection, manifest: Manifest) -> dict[tuple[str, str], int]:
     """Log the number of broken rows of each field that has some. Return the numbers."""
-    found: dict[tuple[str, str], int] = {}
-    for entity in manifest.entities:
-        fields = [f for f in entity.fields if f.constraints is not None or f.values]
-        constraints = tuple([f"{f.name}: {expected(f)}" for f in fields])
-        text = meta.get(conn, _KEY + entity.name)
-        known = None if text is None else msgspec.json.decode(text, type=_Looked)
-        if not fields or (
-            known is not None and known.constraints == constraints and not known.broken
-        ):
-            continue
-        counts = _count(conn, entity, fields)
-        for field, count in counts.items():
-            if count:
-                found[entity.name, field.name] = count
-                _log.warning(
-                    "constraints.broken", entity=entity.name, field=field.name, rows=count,
-                    expected=expected(field), looked_at=limits.BROKEN_ROWS_SCANNED,
-                    hint="the rows stay and may be read; an update of this field must fit",
-                )
-        looked = _Looked(constraints, sum(counts.values()))
-        meta.put(conn, _KEY + entity.name, msgspec.json.encode(looked).decode())
-    return found
+    def read_first(entity: Entity, fields: Sequence[Field]) -> Iterable[Sequence[Any]]:
+        columns = ", ".join(quote(field.name) for field in fields)
+        rows: Any = conn.execute(
+            f"SELECT {columns} FROM {quote(entity.name)} ORDER BY id LIMIT ?",
+            (limits.BROKEN_ROWS_SCANNED,),
+        )
+        return rows  # type: ignore[no-any-return]
+
+    return broken_rows.report_broken_rows(manifest, _Facts(conn), read_first)
 
 
-def _count(conn: apsw.Connection, entity: Entity, fields: list[Field]) -> dict[Field, int]:
-    """Return how many of the first rows break the constraints of each field."""
-    columns = ", ".join(quote(field.name) for field in fields)
-    judges = [(field, check_of(field), row_value_of(field)) for field in fields]
-    counts = dict.fromkeys(fields, 0)
-    size_bytes = 0
-    rows: Any = conn.execute(
-        f"SELECT {columns} FROM {quote(entity.name)} ORDER BY id LIMIT ?",
-        (limits.BROKEN_ROWS_SCANNED,),
-    )
-    for row in rows:
-        for value, (field, check, convert) in zip(row, judges, strict=True):
-            if value is None:
-                continue
-            if isinstance(value, str):
-                size_bytes += len(value)
-            if check(value if convert is None else convert(value)) is MISSING:
-                counts[field] += 1
-        if size_bytes > limits.BROKEN_BYTES_SCANNED:
-            break
-    return counts
+class _Facts:
+    """The facts of the connection's database."""
+
+    def __init__(self, conn: apsw.Connection) -> None:
+        self._conn = conn
+
+    def get(self, key: str) -> str | None:
+        """See `Facts`."""
+        return meta.get(self._conn, key)
+
+    def put(self, key: str, value: str) -> None:
+        """See `Facts`."""
+        meta.put(self._conn, key, value)

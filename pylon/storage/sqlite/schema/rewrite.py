@@ -31,7 +31,7 @@ from pylon.schema.columns import (
 from pylon.schema.convert import Converter, changed_shape, has_other_form, renamed_shape
 from pylon.schema.live import LiveIndex, LiveTable
 from pylon.schema.options import MigrationOptions
-from pylon.schema.steps import Plan, Prepared
+from pylon.schema.steps import REBUILDING, RESHAPING, Plan, Prepared
 from pylon.storage.sqlite import documents, meta
 from pylon.storage.sqlite.epochs import open_epoch
 from pylon.storage.sqlite.error_text import error_text
@@ -42,10 +42,6 @@ from pylon.storage.sqlite.schema.catalogue import SqliteCatalogue, kinds_before,
 from pylon.storage.sqlite.schema.live import introspect
 
 _NEW: Final = "_pylon_new_table"
-_RESHAPING: Final = frozenset(
-    {"rename_entity", "rename_field", "alter_field", "remove_field", "remove_entity", "add_field"}
-)
-_REBUILDING: Final = frozenset({"alter_field", "remove_field", "add_field"})
 
 
 def apply_plan(
@@ -68,7 +64,7 @@ def apply_plan(
     try:
         make_system_tables(conn)
         plan = plan_for(conn, manifest, asked)
-        _check(plan, allow_destructive)
+        plan.check_apply(allow_destructive=allow_destructive)
         try:
             _rewrite(conn, manifest, asked, plan, clock)
         except (apsw.ConstraintError, apsw.SQLError) as error:
@@ -82,17 +78,6 @@ def apply_plan(
         conn.execute("PRAGMA legacy_alter_table = OFF")
         conn.execute(f"PRAGMA foreign_keys = {int(enforced)}")
     return plan, prepared
-
-
-def _check(plan: Plan, allow_destructive: bool) -> None:
-    if plan.refusals:
-        raise SchemaRefused("; ".join(plan.refusals), refusals=list(plan.refusals))
-    if plan.destructive and not allow_destructive:
-        lines = [s.render() for s in plan.rewrites if s.destructive]
-        raise SchemaRefused(
-            f"this rewrites or removes data: {'; '.join(lines)}",
-            hint="give --allow-destructive if that is wanted", refusals=lines,
-        )
 
 
 def _rewrite(
@@ -110,11 +95,11 @@ def _rewrite(
             conn.execute(f"DROP TABLE {quote(step.name)}")
             _forget_shape(conn, step.name)
             documents.drop_entity(conn, step.name)
-    rebuilt = {s.entity.lower() for s in plan.rewrites if s.kind in _REBUILDING}
+    rebuilt = {s.entity.lower() for s in plan.rewrites if s.kind in REBUILDING}
     for entity in manifest.entities:
         if entity.name.lower() in rebuilt:
             _rebuild(conn, entity, asked)
-    if any(s.kind in _RESHAPING for s in plan.rewrites):
+    if any(s.kind in RESHAPING for s in plan.rewrites):
         open_epoch(conn, "the schema was changed", clock, void_from=0)
 
 
@@ -122,7 +107,7 @@ def _drop_search(
     conn: apsw.Connection, manifest: Manifest, asked: MigrationOptions, plan: Plan
 ) -> None:
     """Drop the search indexes of changed entities; `complete` builds the needed ones again."""
-    touched = {s.entity.lower() for s in plan.rewrites if s.kind in _RESHAPING}
+    touched = {s.entity.lower() for s in plan.rewrites if s.kind in RESHAPING}
     old_names = [
         old for old, new in asked.rename_entities.items() if new.lower() in touched
     ]
