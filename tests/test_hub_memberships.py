@@ -35,9 +35,9 @@ TIMES = ["2026-11-28T00:00:00.000000Z", None]
 JUDGED = ["Message", "Note", "Open", "Deep", "Ranked", "Priced", "Unpriced", "Since"]
 
 
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[MembershipStage]:
-    made = MembershipStage(tmp_path)
+@pytest.fixture(params=["local", "remote"])
+def stage(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[MembershipStage]:
+    made = MembershipStage(tmp_path, is_remote=request.param == "remote")
     yield made
     made.close()
 
@@ -78,14 +78,15 @@ STEP = st.lists(st.one_of(ROW, MEMBER, MEMBER, BAN, ROOM), min_size=1, max_size=
         st.tuples(STEP, st.booleans(), st.booleans(), st.integers(0, 5)),
         min_size=2, max_size=12,
     ),
+    st.booleans(),
 )
 def test_every_client_holds_what_its_caller_may_read(
-    judged: str, steps: list[tuple[list[Any], bool, bool, int]],
+    judged: str, steps: list[tuple[list[Any], bool, bool, int]], is_remote: bool,
 ) -> None:
     """Args: each step is operations, whether they are one commit, whether the feed publishes
     after them, and which client reconnects or pulls."""
     with tempfile.TemporaryDirectory() as folder:
-        stage = MembershipStage(Path(folder))
+        stage = MembershipStage(Path(folder), is_remote=is_remote)
         try:
             live = [Replica(stage, auth) for auth in CALLERS]
             pulled = [Replica(stage, auth, is_live=False) for auth in CALLERS]
@@ -144,6 +145,7 @@ def test_others_do_not_hear_of_a_membership(stage: MembershipStage) -> None:
     stage.carry_out([("put", "Message", 1, {"roomId": "r1"})], 0)
     bob = Replica(stage, CALLERS[1])
     bob.connect()
+    stage.settle()
     stage.carry_out([("put", "Member", 1, {"roomId": "r1", "userId": "ada", "level": 0})], 1)
     stage.settle()
     assert bob.events == []

@@ -31,15 +31,16 @@ FILTERS: list[dict[str, Any] | None] = [
     st.lists(
         st.tuples(STEP, st.booleans(), st.booleans(), st.integers(0, 5)), min_size=2, max_size=8,
     ),
+    st.booleans(),
 )
 def test_a_scoped_replica_holds_its_part_of_what_its_caller_may_read(
     judged: str, scopes: list[tuple[bool, dict[str, Any] | None]],
-    steps: list[tuple[list[Any], bool, bool, int]],
+    steps: list[tuple[list[Any], bool, bool, int]], is_remote: bool,
 ) -> None:
     """Args: a scope is whether it names the entity, and a filter; a step is as in
     `test_hub_memberships`."""
     with tempfile.TemporaryDirectory() as folder:
-        stage = MembershipStage(Path(folder))
+        stage = MembershipStage(Path(folder), is_remote=is_remote)
         try:
             made: list[tuple[list[str] | None, dict[str, Any] | None]] = [
                 ([judged] if is_named else None, None if body is None else {judged: body})

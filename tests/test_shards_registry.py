@@ -41,6 +41,7 @@ from tests.support import stores
 from tests.support.api import DirectWriter
 from tests.support.examples import count_examples
 from tests.support.realtime import Client, Counters, Wire, registered
+from tests.support.remote_store import RemoteStore
 from tests.support.storage import MANIFEST, open_engine
 from workers.shards.registry import ShardRegistry
 
@@ -85,12 +86,14 @@ def registry_of(
 
 
 @contextmanager
-def shard_store(folder: Path, clock: ManualClock) -> Iterator[tuple[Store, DirectWriter]]:
+def shard_store(
+    folder: Path, clock: ManualClock, is_remote: bool = False
+) -> Iterator[tuple[Store, DirectWriter]]:
     """A new store, and the engine that writes to it."""
     engine = open_engine(folder / "test.db", clock)
     pool = stores.backend_at(folder / "test.db").open_readers(MANIFEST, clock)
     try:
-        yield pool, DirectWriter(engine)
+        yield RemoteStore(pool) if is_remote else pool, DirectWriter(engine)
     finally:
         pool.close()
         engine.close()
@@ -105,6 +108,8 @@ def settled() -> None:
 class Processes(RuleBasedStateMachine):
     """Two shards workers, one store."""
 
+    is_remote = False
+
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
@@ -113,7 +118,7 @@ class Processes(RuleBasedStateMachine):
         )
         self.closing.__enter__()
         self.clock = ManualClock()
-        self.kept = shard_store(Path(self.folder.name), self.clock)
+        self.kept = shard_store(Path(self.folder.name), self.clock, self.is_remote)
         self.store, self.engine = self.kept.__enter__()
         self.away = False
         self.writers: dict[str, Writer] = {}
@@ -278,11 +283,31 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SHARD_SAVE_RETRY_S", 0.0)
 
 
-def test_shards_have_one_home_at_any_time() -> None:
+class RemoteProcesses(Processes):
+    """The same, over a store whose reads switch greenlets."""
+
+    is_remote = True
+
+
+@pytest.mark.parametrize("processes", [Processes, RemoteProcesses])
+def test_shards_have_one_home_at_any_time(processes: type[Processes]) -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        Processes, settings=settings(max_examples=count_examples(40), stateful_step_count=40,
-    suppress_health_check=list(HealthCheck),),
+        processes, settings=settings(
+            max_examples=count_examples(40), stateful_step_count=40,
+            suppress_health_check=list(HealthCheck),
+        ),
     )
+
+
+def test_two_clients_that_come_at_once_share_one_shard(kind: Kind, tmp_path: Path) -> None:
+    clock = ManualClock()
+    with shard_store(tmp_path, clock, is_remote=True) as (store, engine):
+        registry = registry_of(store, engine, clock, tmp_path)
+        jobs = [gevent.spawn(registry.find_or_make, "sim:1") for _ in range(5)]
+        jobs += [gevent.spawn(registry.get_or_make, "sim:1", {}) for _ in range(5)]
+        gevent.joinall(jobs, raise_error=True)
+        assert len({id(job.value) for job in jobs}) == 1
+        registry.drain(1001, "bye")
 
 
 def test_a_refused_visitor_leaves_no_shard(kind: Kind, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import gevent
 import orjson
@@ -17,47 +16,12 @@ from pylon.auth_context import ADMIN
 from pylon.changelog.feed import Feed
 from pylon.changelog.pull import build_delta
 from pylon.clock import ManualClock, SystemRandom
-from pylon.storage.interface import SERVER, Reader, Store, read_settled
+from pylon.storage.interface import Reader, Store, read_settled
 from pylon.storage.ops import DropSession, PutSession
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.pool import ReaderPool
+from tests.support.remote_store import RemoteStore
 from tests.support.storage import MANIFEST, RULES, apply, row_id, task
-
-T = TypeVar("T")
-
-
-class RemoteStore:
-    """A store as another server's would be: each read of a few rows switches greenlets, before it
-    is carried out and before its answer arrives."""
-
-    local_reads = False
-
-    def __init__(self, pool: ReaderPool) -> None:
-        self._pool = pool
-        self.meanwhile: Callable[[], None] | None = None
-
-    def point(self, read: Callable[[Reader], T], /) -> T:
-        gevent.sleep(0)
-        answer = self._pool.point(read)
-        meanwhile, self.meanwhile = self.meanwhile, None
-        if meanwhile is not None:
-            meanwhile()
-        gevent.sleep(0)
-        return answer
-
-    def point_inline(self, read: Callable[[Reader], T], /) -> T:
-        raise NotImplementedError
-
-    def scan(
-        self, read: Callable[[Reader], T], inline: bool = True, caller: str = SERVER
-    ) -> T:
-        return self.point(read)
-
-    def release_memory(self) -> None:
-        self._pool.release_memory()
-
-    def close(self) -> None:
-        self._pool.close()
 
 
 @pytest.fixture

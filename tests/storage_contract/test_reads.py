@@ -181,10 +181,6 @@ def test_reads_at_one_commit_do_not_see_later_ones(stage: StoreStage) -> None:
 
 
 def test_inline_read_switches_no_greenlet(store: Store) -> None:
-    if not store.local_reads:
-        with pytest.raises(NotImplementedError):
-            store.point_inline(lambda reader: reader.head_seq())
-        return
     ran: list[str] = []
     other = gevent.spawn(ran.append, "other")
     assert store.point_inline(lambda reader: reader.count("Task", TRUE)) == 6

@@ -25,9 +25,10 @@ from pylon.errors import PylonError, ResyncRequired
 from pylon.manifest_loader import parse_manifest
 from pylon.policy.rules import RuleSet
 from pylon.query.rows import Query
-from pylon.storage.interface import Reader
+from pylon.storage.interface import Reader, Store
 from pylon.storage.related import StoredRelated
 from tests.support.database import Database
+from tests.support.remote_store import RemoteStore
 from workers.hub.connection import Connection
 from workers.hub.feed import Feed
 from workers.hub.history import History
@@ -93,7 +94,8 @@ MEMBERSHIP_MANIFEST: dict[str, Any] = {
 class MembershipStage:
     """See the module."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, is_remote: bool = False) -> None:
+        """Args: `is_remote`: reads switch greenlets, as those of another server do."""
         config = settings.load(
             {"PYLON_DEV_MODE": "true", "PYLON_DB_PATH": str(folder / "a.db")}
         ).config
@@ -101,7 +103,9 @@ class MembershipStage:
         manifest = parse_manifest(orjson.dumps(MEMBERSHIP_MANIFEST).decode(), "manifest.json")
         self.app = build_app(config, manifest, clock=self.clock)
         self.database = Database(config.db_path, self.app, self.clock)
-        self.pool = self.database.pool
+        self.pool: Store = self.database.pool
+        if is_remote:
+            self.pool = RemoteStore(self.database.pool)
         rules = {name: self.app.rules.for_entity(name) for name in manifest.by_name}
         self.hub = Hub(
             rules, WebSocketTransport("ws", 1_024), self.clock,
@@ -131,6 +135,10 @@ class MembershipStage:
 
     def resume(self, connection: Connection, cursor: int) -> None:
         self.caught_up.append(connection)
+        self.start(connection, cursor)
+
+    def start(self, connection: Connection, cursor: int) -> None:
+        """Bring a connection up to date in a greenlet."""
         self._running.append(gevent.spawn(self._run, connection, cursor))
 
     def _run(self, connection: Connection, cursor: int) -> None:
@@ -173,8 +181,9 @@ class MembershipStage:
     def settle(self) -> None:
         """The feed publishes all that is committed, and everybody gets it."""
         self.feed.check_head()
-        gevent.joinall(self._running)
-        self._running.clear()
+        while self._running:
+            running, self._running = self._running, []
+            gevent.joinall(running)
         for replica in self.replicas:
             replica.listen()
 
@@ -255,7 +264,7 @@ class Replica:
         hub.add(self.connection)
         self.connection.start()
         if not self._stage.replay.finish_at_once(self.connection, cursor):
-            self._stage.resume(self.connection, cursor)
+            self._stage.start(self.connection, cursor)
 
     def reconnect(self) -> None:
         """Lose the connection with what is under way, and come back."""
