@@ -201,10 +201,12 @@ class Store(Protocol):
     **Switches of greenlets.** `point` and `scan` may switch: other greenlets may run between the
     call and its return, and change what the caller has in memory. A caller that compares or joins
     an answer with its memory either runs `read_settled`, or looks at its memory again afterwards.
-    `point_inline` never switches, so the state of the process is the same before and after it, and
-    libev's callbacks may call it. Its callers are those that need this: the hub's admission and
-    replay, documents, and the registry of shards. A store without `local_reads` has no
-    `point_inline`: on such a store these callers need a read ahead, in a greenlet.
+    With `local_reads`, `point` never switches, so libev's callbacks may call it; without, they use
+    a greenlet (`workers.hub.acceptor`).
+    `point_inline` never switches, so the state of the process is the same before and after it. On a
+    store without `local_reads` the whole process waits meanwhile, so only rare reads use it, in
+    callbacks that have no other way: verdicts on related rows (`workers.hub.memberships`), and the
+    last step of a replay, where reads are local.
     """
 
     @property
@@ -221,7 +223,10 @@ class Store(Protocol):
     def point_inline(self, read: Callable[[Reader], T], /) -> T:
         """Run a read of a few rows without a switch of greenlets; also in libev's callbacks.
 
-        Raises: what the reader raises. NotImplementedError: the store has no `local_reads`.
+        Without `local_reads` all such reads of a second together wait for
+        `limits.INLINE_READ_TIMEOUT_S` at the most.
+
+        Raises: what the reader raises; StoreUnavailable after that time.
         """
 
     def scan(

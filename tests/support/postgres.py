@@ -22,6 +22,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -119,6 +121,27 @@ class PostgresServer:
         assert self.process is not None
         self.process.send_signal(_STOP_SIGNALS[mode])
         self.process.wait(_START_S)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Let none of its processes run, as behind a network that is cut."""
+        first = int((self.data / "postmaster.pid").read_text().split("\n", 1)[0])
+        pids = [first]
+        try:
+            os.kill(first, signal.SIGSTOP)  # it starts no others from here on
+            listed = subprocess.run(
+                ["ps", "--ppid", str(first), "-o", "pid="], capture_output=True, text=True,
+                check=True,
+            )
+            for pid in map(int, listed.stdout.split()):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+                    pids.append(pid)
+            yield
+        finally:
+            for pid in reversed(pids):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def close(self) -> None:
         """Stop it, and remove its files."""

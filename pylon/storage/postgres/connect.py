@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg import errors
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pylon.clock import Clock
 from pylon.database_url import shown_url
@@ -74,10 +74,14 @@ _FACTS: Final = (
     "SELECT current_setting('server_version_num'), current_setting('server_encoding'), "
     "current_setting('fsync'), current_setting('full_page_writes'), pg_is_in_recovery()"
 )
+# Without parallel plans: the order of a UNION ALL counts. The others are how results are read.
 _SET: Final = (
-    "SELECT set_config('lock_timeout', $1, false), set_config('statement_timeout', $2, false), "
+    "SELECT current_setting('synchronous_commit'), "
+    "set_config('lock_timeout', $1, false), set_config('statement_timeout', $2, false), "
     "set_config('idle_in_transaction_session_timeout', $3, false), "
-    "set_config('client_min_messages', 'error', false), current_setting('synchronous_commit')"
+    "set_config('client_min_messages', 'error', false), set_config('jit', 'off', false), "
+    "set_config('max_parallel_workers_per_gather', '0', false), "
+    "set_config('extra_float_digits', '1', false), set_config('bytea_output', 'hex', false)"
 )
 
 
@@ -113,17 +117,26 @@ def open_session(
     session = BlockingSession(
         open_connection(url, part, node, writes=writes), clock, timeout_s=timeout_s, wait=wait
     )
+    set_limits(session, limits, writes=writes)
+    return session
+
+
+def set_limits(session: BlockingSession, limits: Limits, *, writes: bool) -> None:
+    """Set the limits of a new session.
+
+    Raises:
+        psycopg.Error: the session is closed then.
+    """
     try:
         found = session.execute(_SET, (
             f"{limits.lock_ms}ms", f"{limits.statement_ms}ms", f"{limits.idle_in_transaction_ms}ms"
         ))
-        durability = found.get_value(0, 4) or b""
+        durability = found.get_value(0, 0) or b""
         if writes and durability.decode() not in _DURABLE:
             session.execute("SELECT set_config('synchronous_commit', 'on', false)")
     except psycopg.Error:
         session.close()
         raise
-    return session
 
 
 def open_writer(url: str, node: str, clock: Clock) -> BlockingSession:
@@ -160,12 +173,17 @@ def open_connection(
     Raises:
         psycopg.Error
     """
+    return psycopg.connect(connection_text(url, part, node, writes=writes), autocommit=True)
+
+
+def connection_text(url: str, part: str, node: str, *, writes: bool) -> str:
+    """Return what libpq is given to open a connection."""
     known = conninfo_to_dict(url)
     given: dict[str, Any] = {name: value for name, value in _NETWORK.items() if name not in known}
     if writes and "," in f"{known.get('host', '')}" and "target_session_attrs" not in known:
         given["target_session_attrs"] = "read-write"
     given["application_name"] = application_name(part, node)
-    return psycopg.connect(url, autocommit=True, **given)
+    return make_conninfo(url, **given)
 
 
 def application_name(part: str, node: str) -> str:

@@ -204,8 +204,8 @@ class BlockingSession:
     """A `Session` whose caller waits. See the module."""
 
     __slots__ = (
-        "_cancel_wait_s", "_clock", "_in_portions", "_pgconn", "_timeout_s", "_wait", "conn",
-        "prepared",
+        "_cancel_wait_s", "_clock", "_in_portions", "_pgconn", "_wait", "conn", "prepared",
+        "timeout_s",
     )
 
     def __init__(
@@ -224,7 +224,7 @@ class BlockingSession:
         self._pgconn: PGconn = conn.pgconn
         self._pgconn.nonblocking = 1
         self._clock = clock or SystemClock()
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._cancel_wait_s = cancel_wait_s
         self._wait = wait
         self.prepared = PreparedStatements(statements_kept)
@@ -499,7 +499,7 @@ class BlockingSession:
         return found
 
     def _deadline_s(self, timeout_s: float | None) -> float:
-        limit_s = self._timeout_s if timeout_s is None else timeout_s
+        limit_s = self.timeout_s if timeout_s is None else timeout_s
         return self._clock.monotonic_s() + limit_s
 
     def _left_s(self, deadline_s: float) -> float:
