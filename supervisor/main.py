@@ -222,7 +222,7 @@ def _assemble(
     proxy = SignalProxy(runtime)
     proxy.start()
     stack.callback(proxy.stop)
-    rooms = RoomsThread(runtime, clock, SystemRandom())
+    rooms = RoomsThread(runtime, clock, SystemRandom(), nodes)
     rooms.start()
     stack.callback(rooms.stop)
     if nodes is not None and node_hints is not None:

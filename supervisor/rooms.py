@@ -4,6 +4,10 @@ Rooms live in the supervisor, because it outlives every worker. A restart of the
 all rooms (docs/realtime.md). The thread publishes a single update at once. While updates keep
 coming, it gathers them for `limits.ROOM_TICK_S`.
 
+With other nodes the thread tells them each tick who joined, changed and left here, and what was
+said; it takes over what they tell (`pylon.rooms.node_news`). A node that knows nothing of this one
+asks, and is told all members.
+
 Invariants: only this thread uses the `RoomService`. The thread removes the sockets of an ended
 worker after it has executed the commands that the worker had sent; the lease covers a lost notice.
 Started by `supervisor.main`; the drain stops it after the last client has gone.
@@ -13,6 +17,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from pylon import limits
@@ -20,7 +25,13 @@ from pylon.bus.rooms_messages import pid_of
 from pylon.bus.rooms_port import RoomsPort, RoomsWaker
 from pylon.bus.runtime import Runtime
 from pylon.clock import Clock, RandomSource
+from pylon.rooms.node_news import decode_news, encode_news
 from pylon.rooms.service import RoomService
+from pylon.storage.nodes import DEAD_AFTER_S, NewsMessage
+from supervisor.nodes import Nodes
+
+TOPIC: Final = "rooms"
+_TOLD_S: Final = 0.5  # a node tells all its members no more often
 
 _EXPIRY_S: Final = 1.0  # how often the thread looks for what has expired
 _IDLE_S: Final = 60.0  # while nothing can expire
@@ -29,12 +40,21 @@ _IDLE_S: Final = 60.0  # while nothing can expire
 class RoomsThread:
     """`start` it before the workers, `stop` it after them."""
 
-    def __init__(self, runtime: Runtime, clock: Clock, random: RandomSource) -> None:
+    def __init__(
+        self, runtime: Runtime, clock: Clock, random: RandomSource, nodes: Nodes | None = None
+    ) -> None:
+        """Args: `nodes` share the rooms; not started yet."""
         self._runtime = runtime
         self._clock = clock
         self._service = RoomService(clock, random.token_hex(8))
         self._port = RoomsPort(runtime)
         self._ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._nodes = nodes
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # of other nodes
+        self._shares_until_s = float("-inf")
+        self._told_at_s = float("-inf")
+        if nodes is not None:
+            self._join(nodes)
         self._stopping = threading.Event()
         self._waker = RoomsWaker(runtime)
         self._thread = threading.Thread(target=self._run, name="rooms", daemon=True)
@@ -62,17 +82,70 @@ class RoomsThread:
         due_s = self._clock.monotonic_s()
         while not self._stopping.is_set():
             wait_s = _IDLE_S if service.is_empty else _EXPIRY_S
-            if service.has_updates:
+            if service.has_updates or service.has_news:
                 wait_s = max(0.0, due_s - self._clock.monotonic_s())
-            for peer, requests in port.receive(wait_s):
+            arrived = port.receive(wait_s)
+            self._exchange_news()  # first: what the requests change is to be gathered
+            for peer, requests in arrived:
                 port.reply(peer, service.apply(peer, requests))
             self._note_ends()
             service.expire()
-            if service.has_updates and self._clock.monotonic_s() >= due_s:
+            if (service.has_updates or service.has_news) and self._clock.monotonic_s() >= due_s:
                 for updates in service.take_updates():
                     port.publish(updates)
+                self._tell()
                 due_s = self._clock.monotonic_s() + limits.ROOM_TICK_S
         port.close()
+
+    # --- Other nodes -----------------------------------------------------------------------
+
+    def _join(self, nodes: Nodes) -> None:
+        """Exchange the members of rooms with the other nodes. Its callbacks run in their thread."""
+        service = self._service
+
+        def put(job: Callable[[], None]) -> None:
+            if not self._stopping.is_set():
+                self._jobs.put(job)
+                self._waker.wake()
+
+        def take(message: NewsMessage) -> None:
+            news = decode_news(message.body)
+            if news.ends:
+                nodes.note_told(message.incarnation)
+            put(lambda: service.apply_news(message.incarnation, news))
+
+        nodes.handle(TOPIC, take)
+        nodes.on_gone(lambda incarnation: put(lambda: service.remove_node(incarnation)))
+        nodes.on_asked(lambda: put(self._tell_all))
+
+    def _exchange_news(self) -> None:
+        """Apply the news of other nodes, and note whether there are any."""
+        nodes = self._nodes
+        if nodes is None:
+            return
+        while not self._jobs.empty():
+            self._jobs.get_nowait()()
+        self._service.shares = (
+            bool(nodes.others) or self._clock.monotonic_s() < self._shares_until_s
+        )
+
+    def _tell(self) -> None:
+        """Tell the other nodes what this tick has changed."""
+        if self._nodes is not None:
+            for news in self._service.take_news():
+                self._nodes.publish(TOPIC, encode_news(news))
+
+    def _tell_all(self) -> None:
+        """Tell all members of this node, for a node that has asked."""
+        now_s = self._clock.monotonic_s()
+        self._shares_until_s = now_s + DEAD_AFTER_S  # the registry may not show that node yet
+        self._service.shares = True
+        if self._nodes is None or now_s - self._told_at_s < _TOLD_S:
+            return  # whoever has asked meanwhile asks again
+        self._told_at_s = now_s
+        self._tell()  # what is told later must not be older
+        for news in self._service.state():
+            self._nodes.publish(TOPIC, encode_news(news))
 
     def _note_ends(self) -> None:
         while not self._ended.empty():

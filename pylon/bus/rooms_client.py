@@ -12,7 +12,10 @@ by `pylon.api.realtime` and `workers.ws.rooms`.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Final
+
+import gevent
 
 from pylon import limits
 from pylon.bus import rooms_messages
@@ -20,14 +23,21 @@ from pylon.bus.exchange import Exchange, Route
 from pylon.bus.rooms_messages import RoomCommand, RoomReply, RoomRequest, routing_id
 from pylon.bus.runtime import Runtime
 from pylon.clock import RandomSource, SystemRandom
+from pylon.errors import NotInRoom
+from pylon.storage.nodes import NEWS_TICK_S
 
 _NO_REPLY: Final = 0
+_NEWS_TICKS: Final = 4
 
 
 class RoomsClient:
     """One for each process. Create it after any fork; `close` it at the end."""
 
-    def __init__(self, runtime: Runtime, random: RandomSource | None = None) -> None:
+    def __init__(
+        self, runtime: Runtime, random: RandomSource | None = None,
+        has_other_nodes: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Args: `has_other_nodes` says whether a user may have joined a room on another node."""
         self.name = routing_id(os.getpid(), (random or SystemRandom()).token_hex(12))
         route = Route(
             runtime.rooms, "rooms", "the rooms", limits.BUS_ROOMS_HWM,
@@ -36,14 +46,30 @@ class RoomsClient:
         self._exchange: Exchange[RoomRequest, RoomReply] = Exchange(
             route, self.name, rooms_messages.replies.decode
         )
+        self._has_other_nodes = has_other_nodes
 
     def submit(self, command: RoomCommand) -> RoomReply:
         """Have the room service execute a command; return its reply. Blocks this greenlet.
+
+        Where the user may have joined the room on another node just now, wait a few ticks for the
+        news of it.
 
         Raises:
             Unavailable: too many commands are in flight, or no reply came in time.
             PylonError: the error that the room service replied.
         """
+        for _ in range(_NEWS_TICKS):
+            try:
+                reply = self._request(command)
+                if not reply.is_stranger or not self._has_other_nodes():
+                    return reply
+            except NotInRoom:
+                if not self._has_other_nodes():
+                    raise
+            gevent.sleep(NEWS_TICK_S)
+        return self._request(command)
+
+    def _request(self, command: RoomCommand) -> RoomReply:
         return self._exchange.request(lambda number: RoomRequest(number, command))
 
     def send(self, command: RoomCommand) -> None:

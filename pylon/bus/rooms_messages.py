@@ -155,6 +155,7 @@ class RoomReply(msgspec.Struct, frozen=True, array_like=True, gc=False):
     body: bytes = b""
     error: WireError | None = None
     snapshots: list[RoomSnapshot] = []
+    is_stranger: bool = False  # nothing was done, since the user is no member
 
 
 class RoomTick(msgspec.Struct, frozen=True, array_like=True, gc=False):

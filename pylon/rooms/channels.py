@@ -19,6 +19,7 @@ from pylon import limits
 from pylon.clock import Clock
 from pylon.rooms.updates import json_text
 
+PUBLISHED: Final = b'{"ok":true,"subscribers":0}'  # the body of ``POST /api/pubsub/publish``
 _NS_PER_MS: Final = 1_000_000
 _MS_PER_S: Final = 1_000
 
@@ -37,21 +38,25 @@ class Channels:
         return len(self._kept)
 
     def publish(self, channel: str, message: str) -> bytes:
-        """Keep a message; return the body of ``POST /api/pubsub/publish``."""
+        """Keep a message; return its text."""
+        text = b'{"channel":%b,"message":%b,"timestamp":"%b"}' % (
+            json_text(channel), json_text(message), self._timestamp().encode()
+        )
+        self.keep(channel, text)
+        return text
+
+    def keep(self, channel: str, text: bytes) -> None:
+        """Keep the text of a message, as `publish` made it here or on another node."""
         kept = self._kept.pop(channel, None) or deque()
         self._kept[channel] = kept
         self._published_s.pop(channel, None)
         self._published_s[channel] = self._clock.monotonic_s()
-        text = b'{"channel":%b,"message":%b,"timestamp":"%b"}' % (
-            json_text(channel), json_text(message), self._timestamp().encode()
-        )
         kept.append(text)
         self._size_bytes += len(text)
         if len(kept) > limits.CHANNEL_MESSAGES:
             self._size_bytes -= len(kept.popleft())
         while len(self._kept) > limits.CHANNELS or self._size_bytes > limits.CHANNELS_BYTES:
             self._forget(next(iter(self._kept)))
-        return b'{"ok":true,"subscribers":0}'
 
     def expire(self) -> None:
         """Remove the channels without a message for `limits.CHANNEL_IDLE_S`."""

@@ -7,7 +7,9 @@ official `useRoom` opens no socket and polls the room every 5 s.
 
 Invariants: a room exists while it has members. A socket is subscribed only to rooms of its user,
 and never after the user has left. A member counts for the network of its last join, a room for the
-network of its first member. Each member keeps its JSON text, from which all answers are joined.
+network of its first member. A room is the union of its members on all nodes: a member leaves when
+its last part has ended (`pylon.rooms.node_news`); an explicit leave ends them all. What a member of
+another node takes counts in all bounds but those of networks.
 
 Bounds: rooms, members and bytes in all, for each user and for each network address
 (`limits.ROOM*`). The bytes of a room are those of its snapshot. Called by `pylon.rooms.service`.
@@ -15,6 +17,8 @@ Bounds: rooms, members and bytes in all, for each user and for each network addr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final
 
 from pylon import limits
@@ -22,64 +26,24 @@ from pylon.bus.rooms_messages import RoomSnapshot
 from pylon.clock import NS_PER_S, Clock
 from pylon.errors import NotInRoom, RoomFull, RoomLimitReached
 from pylon.rooms.networks import Networks
+from pylon.rooms.node_news import MemberPart, NodeChanges, PartEnd, Raw
+from pylon.rooms.room import Member, NodePart, Room, answer_text, peer_text, snapshot_text
 from pylon.rooms.updates import NULL, Socket, Updates, broadcast_text, json_text
 
-_NEVER_S: Final = float("-inf")
-
-
-class _Member:
-    __slots__ = ("data", "joined_at_s", "network", "peer", "polled_s", "sockets", "user_id")
-
-    def __init__(self, user_id: str, network: str) -> None:
-        self.user_id = user_id
-        self.network = network
-        self.data = NULL
-        self.joined_at_s = 0  # Unix
-        self.peer = b""  # the member as JSON text
-        self.polled_s = _NEVER_S  # monotonic time of its last poll
-        self.sockets: set[Socket] = set()
-
-
-class _Room:
-    __slots__ = ("_line", "_peers", "members", "name", "network", "size_bytes", "subscribers")
-
-    def __init__(self, name: str, network: str) -> None:
-        self.name = json_text(name)
-        self.network = network
-        self.members: dict[str, _Member] = {}
-        self.size_bytes = 0
-        self.subscribers = 0
-        self._peers: bytes | None = None
-        self._line: bytes | None = None
-
-    def changed(self, delta_bytes: int) -> None:
-        self.size_bytes += delta_bytes
-        self._peers = self._line = None
-
-    def peers(self) -> bytes:
-        """Return all members as a JSON array."""
-        if self._peers is None:
-            self._peers = b"[%b]" % b",".join([m.peer for m in self.members.values()])
-        return self._peers
-
-    def line(self) -> bytes:
-        """Return the room's entry in the list of rooms."""
-        if self._line is None:
-            self._line = b'{"members":%d,"name":%b}' % (len(self.members), self.name)
-        return self._line
-
-    def snapshot(self) -> bytes:
-        """Return the room's `room-snapshot`."""
-        return _snapshot(self.name, self.peers())
-
+_NS_PER_US: Final = 1_000
 
 class Rooms:
     """All rooms. Callers check names and user ids; data is JSON text."""
 
-    def __init__(self, clock: Clock, updates: Updates) -> None:
+    def __init__(self, clock: Clock, updates: Updates, changes: NodeChanges) -> None:
+        """Args: `changes` gathers what other nodes are to know."""
         self._clock = clock
         self._updates = updates
-        self._rooms: dict[str, _Room] = {}
+        self._changes = changes
+        self._stamp = 0  # the newest that this node knows
+        self._remote: dict[str, set[tuple[str, str]]] = {}  # parts by incarnation: (room, user id)
+        self._unconfirmed: dict[str, set[tuple[str, str]]] = {}  # those not told anew yet
+        self._rooms: dict[str, Room] = {}
         self._size_bytes = 0
         self._rooms_of: dict[str, set[str]] = {}  # by user id
         self._networks = Networks()
@@ -105,60 +69,41 @@ class Rooms:
         room = self._rooms.get(name)
         member = None if room is None else room.members.get(user_id)
         joined_at_s = self._clock.wall_ns() // NS_PER_S
-        peer = _peer(user_id, data, joined_at_s)
+        peer = peer_text(user_id, data, joined_at_s)
         if member is None:
             self._check_new_member(room, user_id)
-        self._check_size(room, len(peer) + 1 - _size(member))
+        before_bytes = 0 if member is None else member.size_bytes
+        self._check_size(room, len(peer) + 1 - before_bytes)
         is_new = member is None or member.network != network
         self._networks.check(
             network, rooms=int(room is None), members=int(is_new),
-            size_bytes=len(peer) + 1 - (0 if is_new else _size(member)),
+            size_bytes=len(peer) + 1 - (0 if is_new else before_bytes),
         )
         before = b"[]" if room is None else room.peers()
         was_member = member is not None
         if room is None:
-            room = self._rooms[name] = _Room(name, network)
+            room = self._rooms[name] = Room(name, network)
             self._networks.add(network, rooms=1)
         if member is None:
-            member = room.members[user_id] = _Member(user_id, network)
-            self._networks.add(network, members=1)
-            self._rooms_of.setdefault(user_id, set()).add(name)
-            self.members += 1
+            member = self._add_member(name, room, user_id, network)
         elif is_new:
-            size_bytes = _size(member)
-            self._networks.add(member.network, members=-1, size_bytes=-size_bytes)
-            self._networks.add(network, members=1, size_bytes=size_bytes)
-            member.network = network
+            self._move(member, network)
         member.joined_at_s = joined_at_s
         self._put(room, member, data, peer)
+        self._tell(name, member)
         self._note_activity(name, member)
         if self._has_listeners(name, room):
             self._updates.changed(name, user_id, "join", data, was_member=was_member)
         return before
 
     def leave(self, name: str, user_id: str) -> bool:
-        """Remove a member; return whether the user was a member."""
+        """Remove a member, on all nodes; return whether the user was a member."""
         room = self._rooms.get(name)
-        member = None if room is None else room.members.pop(user_id, None)
+        member = None if room is None else room.members.get(user_id)
         if room is None or member is None:
             return False
-        if self._has_listeners(name, room):
-            self._updates.changed(name, user_id, "leave", NULL, was_member=True)
-        for socket in list(member.sockets):
-            self._forget(name, room, member, socket)
-            self._updates.drop(name, socket)
-        self._silent.pop((name, user_id), None)
-        self._size_bytes -= _size(member)
-        room.changed(-_size(member))
-        self._networks.add(member.network, members=-1, size_bytes=-_size(member))
-        self.members -= 1
-        mine = self._rooms_of[user_id]
-        mine.discard(name)
-        if not mine:
-            del self._rooms_of[user_id]
-        if not room.members:
-            del self._rooms[name]
-            self._networks.add(room.network, rooms=-1)
+        self._remove(name, room, member)
+        self._changes.ended(name, user_id, self._next_stamp(), everywhere=True)
         return True
 
     def set_presence(self, name: str, user_id: str, data: bytes) -> bool:
@@ -171,11 +116,12 @@ class Rooms:
         member = None if room is None else room.members.get(user_id)
         if room is None or member is None:
             return False
-        peer = _peer(user_id, data, member.joined_at_s)
-        delta_bytes = len(peer) + 1 - _size(member)
+        peer = peer_text(user_id, data, member.joined_at_s)
+        delta_bytes = len(peer) + 1 - member.size_bytes
         self._check_size(room, delta_bytes)
         self._networks.check(member.network, rooms=0, members=0, size_bytes=delta_bytes)
         self._put(room, member, data, peer)
+        self._tell(name, member)
         self._note_activity(name, member)
         if self._has_listeners(name, room):
             self._updates.changed(name, user_id, "presence", data, was_member=True)
@@ -194,6 +140,7 @@ class Rooms:
         self._note_activity(name, member)
         if self._has_listeners(name, room):
             self._updates.add_message(name, text)
+        self._changes.said(name, text)
         return True
 
     def broadcast(self, name: str, user_id: str, topic: str, data: bytes) -> bool:
@@ -209,7 +156,7 @@ class Rooms:
                 break
             late.append(key)
         for name, user_id in late:
-            self.leave(name, user_id)
+            self._end_here(name, user_id)
 
     # --- Reading ---------------------------------------------------------------------------
 
@@ -217,12 +164,12 @@ class Rooms:
         """Return the body of ``GET /api/rooms/<room>``. A poll of a member counts as activity."""
         room = self._rooms.get(name)
         if room is None:
-            return _answer(0, b"[]", json_text(name))
+            return answer_text(0, b"[]", json_text(name))
         member = room.members.get(user_id)
         if member is not None:
             member.polled_s = self._clock.monotonic_s()
             self._note_activity(name, member)
-        return _answer(len(room.members), room.peers(), room.name)
+        return room.answer()
 
     def list_json(self) -> bytes:
         """Return the body of ``GET /api/rooms``."""
@@ -231,7 +178,7 @@ class Rooms:
     def snapshot(self, name: str) -> bytes:
         """Return a room's `room-snapshot`; an unknown room has no members."""
         room = self._rooms.get(name)
-        return _snapshot(json_text(name), b"[]") if room is None else room.snapshot()
+        return snapshot_text(json_text(name), b"[]") if room is None else room.snapshot()
 
     def snapshot_for(self, name: str, source: bytes) -> RoomSnapshot:
         """Return a room's snapshot and the numbers of a worker's subscribed sockets."""
@@ -260,6 +207,9 @@ class Rooms:
         if before is not None and before != user_id:  # the socket's user has changed
             self.unsubscribe(name, socket)
         if socket not in member.sockets:
+            if not member.sockets:
+                self._changes.changed(name, user_id)
+            member.is_here = True
             member.sockets.add(socket)
             room.subscribers += 1
             self._subscriptions.setdefault(socket, {})[name] = user_id
@@ -290,7 +240,7 @@ class Rooms:
             if member.polled_s > since_s:
                 self._note_activity(name, member)
             else:
-                self.leave(name, user_id)
+                self._end_here(name, user_id)
 
     def remove_worker(self, source: bytes) -> None:
         """Remove all sockets of a worker; the next tick tells the worker, if it still lives."""
@@ -299,35 +249,207 @@ class Rooms:
                 self._updates.drop(name, socket)
             self.remove_socket(socket)
 
+    # --- Other nodes -----------------------------------------------------------------------
+
+    def part_of(self, name: str, user_id: str) -> MemberPart | None:
+        """Return the part of a member on this node, or None."""
+        room = self._rooms.get(name)
+        member = None if room is None else room.members.get(user_id)
+        return None if member is None or not member.is_here else _part_of(name, member)
+
+    def own_parts(self) -> Iterator[MemberPart]:
+        """Yield all parts of this node."""
+        for name, room in self._rooms.items():
+            for member in room.members.values():
+                if member.is_here:
+                    yield _part_of(name, member)
+
+    def put_part(self, incarnation: str, part: MemberPart) -> None:
+        """Take over a part of another node. Limits do not refuse it: that node has judged it."""
+        name, user_id, data = part.room, part.user_id, bytes(part.data)
+        self._stamp = max(self._stamp, part.stamp)
+        room = self._rooms.get(name)
+        if room is None:
+            room = self._rooms[name] = Room(name, "")
+        member = room.members.get(user_id)
+        was_member = member is not None
+        if member is None:
+            member = self._add_member(name, room, user_id, "")
+        member.parts[incarnation] = NodePart(part.stamp, data, part.joined_at_s)
+        self._remote.setdefault(incarnation, set()).add((name, user_id))
+        self._unconfirmed.get(incarnation, set()).discard((name, user_id))
+        newest = max(member.parts.values())
+        # Newer data stay while their part is there. A node that has adopted them tells them too.
+        is_orphan = not member.is_here and newest.stamp < member.stamp
+        if newest[:2] > (member.stamp, member.data) or is_orphan or not was_member:
+            self._take_over(name, room, member, newest, was_member=was_member)
+        since_s = self._clock.monotonic_s() - limits.ROOM_POLL_S
+        if (
+            part.is_attached and member.is_here and not member.sockets
+            and member.polled_s <= since_s
+        ):
+            # Its socket is on the other node. When that closes, the member is to leave at once.
+            self._end_here(name, user_id)
+
+    def _take_over(
+        self, name: str, room: Room, member: Member, part: NodePart, *, was_member: bool
+    ) -> None:
+        """Make the data of a part those of the member."""
+        is_join = not was_member or part.joined_at_s != member.joined_at_s
+        is_change = part.data != member.data
+        member.stamp, member.joined_at_s = part.stamp, part.joined_at_s
+        self._put(room, member, part.data, peer_text(member.user_id, part.data, part.joined_at_s))
+        if (is_join or is_change) and self._has_listeners(name, room):
+            self._updates.changed(
+                name, member.user_id, "join" if is_join else "presence", part.data,
+                was_member=was_member,
+            )
+
+    def end_part(self, incarnation: str, ended: PartEnd) -> None:
+        """End a part of another node; with `everywhere` all parts that are not newer."""
+        room = self._rooms.get(ended.room)
+        member = None if room is None else room.members.get(ended.user_id)
+        if room is None or member is None:
+            return
+        self._stamp = max(self._stamp, ended.stamp)
+        for name, part in list(member.parts.items()):
+            if name == incarnation or (ended.everywhere and part.stamp <= ended.stamp):
+                del member.parts[name]
+                self._remote[name].discard((ended.room, ended.user_id))
+        ends_here = ended.everywhere and member.is_here and member.stamp <= ended.stamp
+        if ends_here:
+            member.is_here = False
+        if not member.parts and not member.is_here:
+            self._remove(ended.room, room, member)
+        elif ends_here:
+            self._drop_sockets(ended.room, room, member)
+            self._move(member, "")
+        if member.is_here:
+            self._changes.changed(ended.room, ended.user_id)  # with data that the part had told
+        if ends_here:
+            self._changes.ended(ended.room, ended.user_id, ended.stamp, everywhere=False)
+
+    def add_remote_message(self, name: str, text: bytes) -> None:
+        """Send a message of another node to the subscribers here."""
+        room = self._rooms.get(name)
+        if room is not None and self._has_listeners(name, room):
+            with suppress(RoomLimitReached):  # the tick is full: it is dropped and counted
+                self._updates.add_message(name, text)
+
+    def begin_copy(self, incarnation: str) -> None:
+        """A node begins to tell all its parts."""
+        self._unconfirmed[incarnation] = set(self._remote.get(incarnation, ()))
+
+    def end_copy(self, incarnation: str) -> None:
+        """A node has told all its parts: others that it had have ended."""
+        for name, user_id in self._unconfirmed.pop(incarnation, ()):
+            self.end_part(incarnation, PartEnd(name, user_id, 0, False))
+
+    def remove_node(self, incarnation: str) -> None:
+        """Remove all parts of a node that has ended."""
+        self._unconfirmed.pop(incarnation, None)
+        for name, user_id in list(self._remote.get(incarnation, ())):
+            self.end_part(incarnation, PartEnd(name, user_id, 0, False))
+        self._remote.pop(incarnation, None)
+
     # --- Internals -------------------------------------------------------------------------
 
-    def _put(self, room: _Room, member: _Member, data: bytes, peer: bytes) -> None:
-        delta_bytes = len(peer) + 1 - _size(member)
+    def _next_stamp(self) -> int:
+        self._stamp = max(self._stamp + 1, self._clock.wall_ns() // _NS_PER_US)
+        return self._stamp
+
+    def _tell(self, name: str, member: Member) -> None:
+        """Note that the data of a member was set on this node."""
+        member.is_here = True
+        member.stamp = self._next_stamp()
+        self._changes.changed(name, member.user_id)
+
+    def _add_member(self, name: str, room: Room, user_id: str, network: str) -> Member:
+        member = room.members[user_id] = Member(user_id, network)
+        self._networks.add(network, members=1)
+        self._rooms_of.setdefault(user_id, set()).add(name)
+        self.members += 1
+        return member
+
+    def _move(self, member: Member, network: str) -> None:
+        """Count a member for another network."""
+        size_bytes = member.size_bytes
+        self._networks.add(member.network, members=-1, size_bytes=-size_bytes)
+        self._networks.add(network, members=1, size_bytes=size_bytes)
+        member.network = network
+
+    def _end_here(self, name: str, user_id: str) -> None:
+        """End the part of a member on this node, where it has no socket any more."""
+        room = self._rooms[name]
+        member = room.members[user_id]
+        if member.parts:
+            member.is_here = False
+            self._silent.pop((name, user_id), None)
+            self._move(member, "")
+        else:
+            self._remove(name, room, member)
+        self._changes.ended(name, user_id, member.stamp, everywhere=False)
+
+    def _drop_sockets(self, name: str, room: Room, member: Member) -> None:
+        """Unsubscribe all sockets of a member at the end of the tick."""
+        for socket in list(member.sockets):
+            self._forget(name, room, member, socket)
+            self._updates.drop(name, socket)
+        self._silent.pop((name, member.user_id), None)
+
+    def _remove(self, name: str, room: Room, member: Member) -> None:
+        """Remove a member with all its parts."""
+        user_id = member.user_id
+        del room.members[user_id]
+        if self._has_listeners(name, room):
+            self._updates.changed(name, user_id, "leave", NULL, was_member=True)
+        self._drop_sockets(name, room, member)
+        for incarnation in member.parts:
+            self._remote[incarnation].discard((name, user_id))
+        self._size_bytes -= member.size_bytes
+        room.changed(-member.size_bytes)
+        self._networks.add(member.network, members=-1, size_bytes=-member.size_bytes)
+        self.members -= 1
+        mine = self._rooms_of[user_id]
+        mine.discard(name)
+        if not mine:
+            del self._rooms_of[user_id]
+        if not room.members:
+            del self._rooms[name]
+            self._networks.add(room.network, rooms=-1)
+
+    def _put(self, room: Room, member: Member, data: bytes, peer: bytes) -> None:
+        delta_bytes = len(peer) + 1 - member.size_bytes
         member.data = data
         member.peer = peer
         self._size_bytes += delta_bytes
         self._networks.add(member.network, size_bytes=delta_bytes)
         room.changed(delta_bytes)
 
-    def _note_activity(self, name: str, member: _Member) -> None:
+    def _note_activity(self, name: str, member: Member) -> None:
+        if not member.is_here:  # a member on other nodes is active on this one, too
+            member.is_here = True
+            self._changes.changed(name, member.user_id)
         if not member.sockets:
             key = (name, member.user_id)
             self._silent.pop(key, None)  # to the end of the order
             self._silent[key] = self._clock.monotonic_s()
 
-    def _has_listeners(self, name: str, room: _Room) -> bool:
+    def _has_listeners(self, name: str, room: Room) -> bool:
         """Whether updates reach a socket, or one that left within this tick."""
         return room.subscribers > 0 or self._updates.has(name)
 
-    def _forget(self, name: str, room: _Room, member: _Member, socket: Socket) -> None:
+    def _forget(self, name: str, room: Room, member: Member, socket: Socket) -> None:
         member.sockets.discard(socket)
+        if not member.sockets:
+            self._changes.changed(name, member.user_id)
         room.subscribers -= 1
         rooms = self._subscriptions[socket]
         del rooms[name]
         if not rooms:
             del self._subscriptions[socket]
 
-    def _check_new_member(self, room: _Room | None, user_id: str) -> None:
+    def _check_new_member(self, room: Room | None, user_id: str) -> None:
         if room is None and len(self._rooms) >= limits.ROOMS:
             raise RoomLimitReached(f"Too many rooms (limit {limits.ROOMS})")
         if len(self._rooms_of.get(user_id, ())) >= limits.ROOMS_OF_USER:
@@ -337,7 +459,7 @@ class Rooms:
         if room is not None and len(room.members) >= limits.ROOM_MEMBERS:
             raise RoomFull(f"The room is full (limit {limits.ROOM_MEMBERS} members)")
 
-    def _check_size(self, room: _Room | None, delta_bytes: int) -> None:
+    def _check_size(self, room: Room | None, delta_bytes: int) -> None:
         if delta_bytes <= 0:
             return
         if (0 if room is None else room.size_bytes) + delta_bytes > limits.ROOM_BYTES:
@@ -346,18 +468,8 @@ class Rooms:
             raise RoomLimitReached(f"All rooms hold too much (limit {limits.ROOMS_BYTES} bytes)")
 
 
-def _size(member: _Member | None) -> int:
-    """Return the bytes of a member's JSON text and its comma."""
-    return len(member.peer) + 1 if member is not None and member.peer else 0
-
-
-def _peer(user_id: str, data: bytes, joined_at_s: int) -> bytes:
-    return b'{"data":%b,"joined_at":"%dZ","user_id":%b}' % (data, joined_at_s, json_text(user_id))
-
-
-def _snapshot(name: bytes, peers: bytes) -> bytes:
-    return b'{"type":"room-snapshot","room":%b,"members":%b}' % (name, peers)
-
-
-def _answer(count: int, peers: bytes, name: bytes) -> bytes:
-    return b'{"count":%d,"members":%b,"room":%b}' % (count, peers, name)
+def _part_of(name: str, member: Member) -> MemberPart:
+    return MemberPart(
+        name, member.user_id, Raw(member.data), member.joined_at_s, member.stamp,
+        bool(member.sockets),
+    )

@@ -9,6 +9,7 @@ thread at a time uses the service. Called by `supervisor.rooms`, and by tests in
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Final
 
 from pylon import limits, log, metrics
@@ -35,13 +36,15 @@ from pylon.bus.rooms_messages import (
     Unsubscribe,
 )
 from pylon.clock import Clock
-from pylon.errors import InternalError, PylonError
+from pylon.errors import InternalError, PylonError, RoomLimitReached
 from pylon.errors.wire import WireError
-from pylon.rooms.channels import Channels
+from pylon.rooms.channels import PUBLISHED, Channels
 from pylon.rooms.members import Rooms
+from pylon.rooms.node_news import NodeChanges, RoomNews, portions
 from pylon.rooms.updates import Updates, json_text
 
 _NOT_IN_ROOM: Final = b'{"%b":false,"reason":"not_in_room"}'
+_STRANGER_BODIES: Final = (_NOT_IN_ROOM % b"updated", _NOT_IN_ROOM % b"broadcasted")
 
 _log = log.get_logger("rooms")
 
@@ -54,7 +57,8 @@ class RoomService:
         self._clock = clock
         self._generation = generation
         self._updates = Updates()
-        self._rooms = Rooms(clock, self._updates)
+        self._changes = NodeChanges()
+        self._rooms = Rooms(clock, self._updates, self._changes)
         self._channels = Channels(clock)
         self._counter = 0
         self._heard_s: dict[bytes, float] = {}  # routing id of a worker with sockets: last message
@@ -63,6 +67,15 @@ class RoomService:
     def has_updates(self) -> bool:
         """Whether updates wait for the end of the tick."""
         return bool(self._updates)
+
+    @property
+    def shares(self) -> bool:
+        """Whether there are other nodes, for which the service gathers what it has to tell."""
+        return self._changes.is_on
+
+    @shares.setter
+    def shares(self, shares: bool) -> None:
+        self._changes.is_on = shares
 
     @property
     def is_empty(self) -> bool:
@@ -120,6 +133,51 @@ class RoomService:
         if ticks:
             yield self._message(ticks)
 
+    # --- Other nodes -----------------------------------------------------------------------
+
+    @property
+    def has_news(self) -> bool:
+        """Whether other nodes are to be told something at the end of the tick."""
+        return bool(self._changes)
+
+    def take_news(self) -> Iterator[RoomNews]:
+        """End the tick for the other nodes: yield what they are to know."""
+        return self._changes.take(self._rooms.part_of)
+
+    def state(self) -> Iterator[RoomNews]:
+        """Yield all members of this node, for a node that knows nothing of them."""
+        yield RoomNews(begins=True)
+        for members in portions(self._rooms.own_parts()):
+            yield RoomNews(members=members)
+        yield RoomNews(ends=True)
+
+    def apply_news(self, incarnation: str, news: RoomNews) -> None:
+        """Take over what another node has told."""
+        rooms = self._rooms
+        if news.begins:
+            rooms.begin_copy(incarnation)
+        for part in news.members:
+            rooms.put_part(incarnation, part)
+        for room, text in news.texts:
+            if room is None:
+                self._relay_to_all(bytes(text))
+            else:
+                rooms.add_remote_message(room, bytes(text))
+        for ended in news.ended:
+            rooms.end_part(incarnation, ended)
+        for channel, text in news.published:
+            self._channels.keep(channel, bytes(text))
+        if news.ends:
+            rooms.end_copy(incarnation)
+
+    def remove_node(self, incarnation: str) -> None:
+        """Remove the members of a node that has ended."""
+        self._rooms.remove_node(incarnation)
+
+    def _relay_to_all(self, text: bytes) -> None:
+        with suppress(RoomLimitReached):
+            self._updates.add_message(None, text)
+
     def _message(self, ticks: list[RoomTick]) -> RoomUpdates:
         self._counter += 1
         return RoomUpdates(self._generation, self._counter, ticks)
@@ -130,7 +188,10 @@ class RoomService:
             if isinstance(command, Snapshots):
                 snapshots = [self._rooms.snapshot_for(name, source) for name in command.rooms]
                 return RoomReply(request.id, self._counter, snapshots=snapshots)
-            return RoomReply(request.id, self._counter, self._execute(source, command))
+            body = self._execute(source, command)
+            return RoomReply(
+                request.id, self._counter, body, is_stranger=body in _STRANGER_BODIES
+            )
         except PylonError as ex:
             error = WireError.from_error(ex)
         except Exception as ex:  # noqa: BLE001  other rooms must not fail with this one
@@ -149,6 +210,7 @@ class RoomService:
                 return b'{"updated":true}' if done else _NOT_IN_ROOM % b"updated"
             case Relay(None, _, text):
                 self._updates.add_message(None, text)
+                self._changes.said(None, text)
             case Relay(str(room), user_id, text):
                 rooms.add_message(room, user_id, text)
             case Broadcast(room, user_id, topic, data):
@@ -173,7 +235,9 @@ class RoomService:
             case Alive():
                 self._heard_s[source] = self._clock.monotonic_s()
             case Publish(channel, message):
-                return self._channels.publish(channel, message)
+                text = self._channels.publish(channel, message)
+                self._changes.published(channel, text)
+                return PUBLISHED
             case GetChannels():
                 return self._channels.list_json()
             case GetHistory(channel, limit):

@@ -25,7 +25,7 @@ from pylon.api.services import Connections, Credentials, Services, make_services
 from pylon.api.sync.hints import HintPublisher
 from pylon.app import App
 from pylon.auth.session_cache import SessionCache
-from pylon.bus.messages import RolesReport, SessionRevoked
+from pylon.bus.messages import NodeState, RolesReport, SessionRevoked
 from pylon.bus.passing import SocketSender
 from pylon.bus.rooms_client import RoomsClient
 from pylon.bus.runtime import Runtime
@@ -69,9 +69,10 @@ class HttpProcess:
         self._booted = booted
         app, runtime = booted.app, booted.runtime
         self._sender = SignalSender(runtime)
-        self._receiver = SignalReceiver(runtime, RolesReport, SessionRevoked)
+        self._receiver = SignalReceiver(runtime, RolesReport, SessionRevoked, NodeState)
+        self._has_other_nodes = app.config.database_url is not None  # until it is known
         self._writer = WriterClient(runtime, app.clock)
-        self._rooms = RoomsClient(runtime, app.random)
+        self._rooms = RoomsClient(runtime, app.random, lambda: self._has_other_nodes)
         self._shards = ShardsClient(
             runtime, app.config.workers_of("shards"), booted.reader_pool, app.random
         )
@@ -151,6 +152,8 @@ class HttpProcess:
                 self._readiness.report(signal_)
             elif isinstance(signal_, SessionRevoked):
                 self._session_cache.forget()
+            elif isinstance(signal_, NodeState):
+                self._has_other_nodes = signal_.has_others
 
 
 def _end_this_worker(greenlet: gevent.Greenlet[..., Any]) -> None:

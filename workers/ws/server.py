@@ -94,9 +94,9 @@ def serve(booted: WorkerContext) -> NoReturn:
     changes = ChangeStream(booted, hub, admission)
     live = LiveQueries(app, booted.reader_pool, changes.feed, hub, app.clock)
     rooms = Rooms(
-        hub, RoomsClient(booted.runtime, app.random), RoomUpdatesSubscriber(booted.runtime),
-        booted.limiter, app.rules.rooms, StoredRelated(booted.reader_pool.point),
-        unscoped=app.config.ws_unscoped_presence,
+        hub, RoomsClient(booted.runtime, app.random, lambda: admission.node.has_others),
+        RoomUpdatesSubscriber(booted.runtime), booted.limiter, app.rules.rooms,
+        StoredRelated(booted.reader_pool.point), unscoped=app.config.ws_unscoped_presence,
     )
     writer = WriterClient(booted.runtime, app.clock)
     documents = Documents(
