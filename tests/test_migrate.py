@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import orjson
 import psycopg
 import pytest
 
@@ -19,12 +20,15 @@ from pylon.clock import SystemClock
 from pylon.errors import MigrationFailed, MigrationRefused, SchemaRefused
 from pylon.migrate.move import Move
 from pylon.migrate.survey import survey
+from pylon.policy.rules import compile_rules
+from pylon.storage.postgres.backend import PostgresBackend
 from pylon.storage.postgres.connect import open_session
 from pylon.storage.postgres.schema.apply import prepare_store
 from pylon.storage.postgres.transfer.manager import INDEX_ENTRY_BYTES, PostgresTransfer
 from pylon.storage.sqlite.transfer.manager import SqliteTransfer
 from tests.support import moved_store as kit
-from tests.support.document_store import client_of
+from tests.support.document_store import client_of, push
+from tests.support.documents import LoroClient
 from tests.support.storage import (
     MANIFEST,
     TASK,
@@ -104,6 +108,41 @@ def test_secondary_indexes_are_those_of_a_start(path: Path, postgres_url: str) -
     with closing(open_session(postgres_url, "plain", "", SystemClock())) as session:
         prepare_store(session, MANIFEST, SystemClock())
     assert execute(postgres_url, listing) == moved
+
+
+def test_postgresql_serves_the_moved_data_and_cursors_stay_valid(
+    path: Path, postgres_url: str
+) -> None:
+    """A client pulled at a cursor before; the next server gives it what came after, and only
+    that."""
+    with closing(open_reader(path)) as reader:
+        head, events = reader.head_seq(), reader.events_after(5, 10_000)
+        voids, document = reader.void_ranges(), reader.document("Note", row_id(1))
+        oldest, rows = reader.oldest_seq(), rows_of(reader, "Task")
+    kit.move(SqliteTransfer(path), PostgresTransfer(postgres_url))
+    backend = PostgresBackend(postgres_url, is_dev=True)
+    clock = kit.ManualClock()
+    with closing(backend.open_writer(MANIFEST, compile_rules(MANIFEST), clock)) as engine, \
+            closing(backend.open_reader(MANIFEST)) as served:
+        assert (engine.head, served.oldest_seq()) == (head, oldest), "no epoch was opened"
+        assert served.void_ranges() == voids
+        assert served.events_after(5, 10_000) == events
+        assert served.document("Note", row_id(1)) == document
+        assert {row: orjson.loads(served.get("Task", row) or b"") for row in rows} == rows
+        write: Any = engine
+        (replayed,) = apply(write, task(900, title="again", op="op-900"))
+        assert replayed.replayed
+        (made,) = apply(write, task(901))
+        assert made.seq > head
+        assert [event.row_id for event in served.events_after(head, 10)] == [row_id(901)]
+        (clash,) = apply(write, task(902, slug="Slug-7"))
+        assert clash.error is not None and clash.error.code == "UNIQUE_VIOLATION"
+        client = LoroClient(document.snapshot, *document.updates) if document else None
+        assert client is not None
+        client.text("text").insert(0, "three ")
+        (pushed,) = apply(write, push(client.update(), "Note", 1))
+        assert pushed.error is None
+        assert str(orjson.loads(served.get("Note", row_id(1)) or b"")["text"]).startswith("three")
 
 
 def test_a_database_that_came_back_works_as_before(

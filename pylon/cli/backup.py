@@ -30,8 +30,9 @@ from pylon.control import ControlDialogue
 from pylon.data_dir_lock import DataDirLocked, lock_data_dir
 from pylon.errors import BackupRefused, NotRunning, Unavailable
 from pylon.storage.backend import Backend
-from pylon.storage.backups import BackupRecord, BackupReport
-from pylon.storage.factory import open_store, open_store_at
+from pylon.storage.backups import BackupManager, BackupRecord, BackupReport
+from pylon.storage.bundle.contents import SQLITE, read_contents
+from pylon.storage.factory import open_dump_backups, open_store, open_store_at
 
 _clock = SystemClock()
 _PROGRESS_EVERY_S: Final = 0.2
@@ -39,15 +40,22 @@ _PROGRESS_EVERY_S: Final = 0.2
 
 @click.command()
 @click.argument("words", nargs=-1, required=True, metavar="DIR | verify DIR")
+@click.option(
+    "--deep", is_flag=True,
+    help="verify: also restore a bundle of PostgreSQL into a database of its own, on the server of "
+    "DATABASE_URL, and compare every table.",
+)
 @dev_flag
 @json_flag
-def backup(words: tuple[str, ...], dev: bool) -> None:
+def backup(words: tuple[str, ...], deep: bool, dev: bool) -> None:
     """Write a backup bundle to DIR, also while the server runs; or verify the one in DIR."""
     if words[0] == "verify" and len(words) == 2:
         source = Path(words[1])
-        report = open_store_at(source).backups.verify(source)
+        report = _backups_for(source, deep=deep, dev=dev).verify(source, deep=deep)
         result(report.to_json(), f"{words[1]} is sound: seq {report.seq}, made {report.created_at}")
         return
+    if deep:
+        raise click.UsageError("--deep is of: verify FOLDER --deep")
     if len(words) != 1:
         raise click.UsageError("give one folder, or: verify FOLDER")
     target = Path(words[0]).absolute()
@@ -56,10 +64,29 @@ def backup(words: tuple[str, ...], dev: bool) -> None:
     result(made.to_json(), f"{target}: seq {made.seq}, {made.size_bytes} bytes")
 
 
+def _backups_for(source: Path, *, deep: bool, dev: bool) -> BackupManager:
+    """Return the manager that can check a bundle. Only the deep check of one of PostgreSQL needs a
+    server, and so the settings.
+
+    Raises:
+        BackupRefused: no server is named.
+    """
+    if not source.is_dir() or read_contents(source).store == SQLITE:
+        return open_store_at(source).backups
+    if not deep:
+        return open_dump_backups()
+    config = read_settings(dev=dev).config
+    if config.database_url is None:
+        raise BackupRefused("--deep restores the bundle on a server: set DATABASE_URL")
+    return open_store(config).backups
+
+
 def _make_backup(config: Config, target: Path) -> BackupReport:
+    store, path = open_store(config), Path(config.db_path).absolute()
+    if not store.backups.holds_log:
+        return _make_beside_server(config, store, target)
     if config.in_memory:
         raise BackupRefused("PYLON_IN_MEMORY is on: there is no file to back up")
-    store, path = open_store(config), Path(config.db_path).absolute()
     if not store.exists():
         raise BackupRefused(f"there is no database at {path} (PYLON_DB_PATH)")
     try:
@@ -71,6 +98,30 @@ def _make_backup(config: Config, target: Path) -> BackupReport:
         dialogue = require_running(config).control().open_dialogue("backup")
     with dialogue:
         return _Copy(dialogue, store).make(target)
+
+
+def _make_beside_server(config: Config, store: Backend, target: Path) -> BackupReport:
+    """Make the bundle of a store that needs no server of Pylon. A server that runs here is told
+    once it is made, for its metrics."""
+    told_s = _clock.monotonic_s()
+
+    def tell(remaining: int, tables: int) -> None:
+        nonlocal told_s
+        if _clock.monotonic_s() - told_s >= _PROGRESS_EVERY_S * 5 and not wants_json():
+            told_s = _clock.monotonic_s()
+            note(f"{remaining} of {tables} tables left")
+
+    report = store.backups.create(target, Path(config.manifest).absolute(), tell)
+    try:
+        with require_running(config).control().open_dialogue("backup") as dialogue:
+            dialogue.receive_line()
+            dialogue.send_line(copied=True)
+            dialogue.send_line(report=report.to_json())
+            dialogue.receive_line()
+    except (NotRunning, Unavailable):
+        if Path(config.db_path).parent.is_dir():
+            _record(store, report)
+    return report
 
 
 class _Copy:

@@ -83,6 +83,11 @@ class BackupRecord(msgspec.Struct, frozen=True):
 class BackupManager(Protocol):
     """Backups of one store. From any process; one call at a time."""
 
+    @property
+    def holds_log(self) -> bool:
+        """Whether a copy keeps the write-ahead log of a running server from being emptied, so that
+        the server must know of it. Without a server the copy needs the data directory's lock."""
+
     def create(
         self, target: Path, manifest: Path | None, on_progress: Progress | None = None,
         on_copied: Callable[[], None] | None = None,
@@ -100,19 +105,28 @@ class BackupManager(Protocol):
             OSError: the disk refused; nothing half made stays.
         """
 
-    def verify(self, source: Path) -> VerifyReport:
+    def verify(self, source: Path, *, deep: bool = False) -> VerifyReport:
         """Check every byte of a bundle.
+
+        Args:
+            deep: also restore it beside the data, and compare every table, where the plain check
+                does not read the rows.
 
         Raises:
             BackupInvalid: says which file, and what is wrong with it.
+            BackupRefused: it cannot be checked here; the text says what is missing.
         """
 
-    def restore(self, source: Path, manifest: Path) -> RestoreReport:
+    def restore(self, source: Path, manifest: Path, *, replace: bool = True) -> RestoreReport:
         """Replace the data and the manifest by those of a bundle. The caller holds the lock of the
-        data directory.
+        data directory. What was replaced is kept under another name.
+
+        Args:
+            replace: False: refuse it where there are data.
 
         Raises:
             BackupInvalid: the bundle does not pass `verify`; nothing was touched.
+            BackupRefused: there are data, or a server runs on them.
             OSError: the disk refused; the old data are still in their place.
         """
 

@@ -6,10 +6,13 @@ by the supervisor, the workers, `pylonctl` and the bench.
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from pylon.config import Config
 from pylon.storage.backend import Backend
+from pylon.storage.backups import BackupManager
 
 
 def open_store(config: Config) -> Backend:
@@ -37,3 +40,10 @@ def open_store_at(path: Path) -> Backend:
     from pylon.storage.sqlite.backend import SqliteBackend
 
     return SqliteBackend(path)
+
+
+def open_dump_backups() -> BackupManager:
+    """Return what checks a bundle of PostgreSQL without a server."""
+    postgres: Any = import_module("pylon.storage.postgres.backup.manager")
+    manager: BackupManager = postgres.PostgresBackups("", Path())
+    return manager

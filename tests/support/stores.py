@@ -36,7 +36,6 @@ CHOICES: Final = (SQLITE, POSTGRES, "both")
 
 # Modules that run on PostgreSQL only when `--store postgres` asks for it. To be empty.
 NOT_YET: Final[frozenset[str]] = frozenset({
-    "tests.storage_contract.test_backup",
     "tests.storage_contract.test_defaults",
     "tests.storage_contract.test_documents",
     "tests.storage_contract.test_exists",

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any, Final
 
 import orjson
@@ -31,6 +30,7 @@ from pylon.storage.postgres.transfer import rows as row_reads
 from pylon.storage.postgres.transfer.rows import find_number, key_arrays, server_errors
 from pylon.storage.postgres.transfer.unfinished import NOTE_TABLE
 from pylon.storage.postgres.wire import BlockingSession
+from pylon.storage.postgres.word_vector import vector_of
 from pylon.storage.transfer import (
     HISTORY,
     JSON_COLUMN,
@@ -227,8 +227,9 @@ class PostgresTarget:
         if entity is not None and text_fields(entity):
             columns = f"{columns}, {WORDS_COLUMN}"
             json_at = table.columns.index(JSON_COLUMN)
-            words: Any = import_module("pylon.query.index_words")
-            rows = [(*row, words.words_vector(entity, orjson.loads(row[json_at]))) for row in rows]
+            rows = [
+                (*row, vector_of(entity, orjson.loads(row[json_at])).decode()) for row in rows
+            ]
         statement: Any = f"COPY {quote(table.name)} ({columns}) FROM STDIN"
         with self._conn.cursor() as cursor, cursor.copy(statement) as copy:
             for row in rows:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pylon.clock import Clock, SystemClock
+from pylon.errors import BackupRefused
 from pylon.storage.backups import (
     BackupRecord,
     BackupReport,
@@ -25,6 +26,8 @@ from pylon.storage.sqlite.backup.verify import verify_backup
 class SqliteBackups:
     """See the module."""
 
+    holds_log = True
+
     def __init__(self, path: Path, clock: Clock | None = None) -> None:
         self._path = path
         self._clock = clock or SystemClock()
@@ -38,12 +41,14 @@ class SqliteBackups:
             self._path, manifest, target, self._clock, on_progress, on_copied
         )
 
-    def verify(self, source: Path) -> VerifyReport:
-        """See `BackupManager`."""
+    def verify(self, source: Path, *, deep: bool = False) -> VerifyReport:
+        """See `BackupManager`. SQLite's integrity check reads every row in any case."""
         return verify_backup(source)
 
-    def restore(self, source: Path, manifest: Path) -> RestoreReport:
+    def restore(self, source: Path, manifest: Path, *, replace: bool = True) -> RestoreReport:
         """See `BackupManager`."""
+        if not replace and self._path.exists():
+            raise BackupRefused(f"there is a database at {self._path} already")
         return restore_backup(source, self._path, manifest, self._clock)
 
     def read_record(self) -> BackupRecord | None:

@@ -1,0 +1,1 @@
+"""PostgreSQL backups: creates, verifies and restores bundles by `pg_dump` and `pg_restore`."""

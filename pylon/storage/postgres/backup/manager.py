@@ -1,0 +1,62 @@
+"""PostgreSQL backup manager: implements `pylon.storage.backups.BackupManager` for one schema.
+
+No server of Pylon is needed for a backup, and none is hindered by it. The record of the last good
+backup is beside the data directory's files. Made by `pylon.storage.postgres.backend`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pylon.clock import Clock, SystemClock
+from pylon.storage.backups import (
+    BackupRecord,
+    BackupReport,
+    Progress,
+    RestoreReport,
+    VerifyReport,
+)
+from pylon.storage.bundle import record
+from pylon.storage.postgres.backup.create import create_backup
+from pylon.storage.postgres.backup.restore import restore_backup
+from pylon.storage.postgres.backup.verify import verify_backup, verify_deeply
+
+
+class PostgresBackups:
+    """See the module."""
+
+    holds_log = False
+
+    def __init__(self, url: str, data_path: Path, clock: Clock | None = None) -> None:
+        """Args: `data_path`: the record is named after it."""
+        self._url = url
+        self._data_path = data_path
+        self._clock = clock or SystemClock()
+
+    def create(
+        self, target: Path, manifest: Path | None, on_progress: Progress | None = None,
+        on_copied: Callable[[], None] | None = None,
+    ) -> BackupReport:
+        """See `BackupManager`."""
+        return create_backup(
+            self._url, manifest, target, self._clock, on_progress, on_copied
+        )
+
+    def verify(self, source: Path, *, deep: bool = False) -> VerifyReport:
+        """See `BackupManager`."""
+        if deep:
+            return verify_deeply(source, self._url, self._clock)
+        return verify_backup(source)
+
+    def restore(self, source: Path, manifest: Path, *, replace: bool = True) -> RestoreReport:
+        """See `BackupManager`."""
+        return restore_backup(source, self._url, manifest, self._clock, replace=replace)
+
+    def read_record(self) -> BackupRecord | None:
+        """See `BackupManager`."""
+        return record.read_record(self._data_path)
+
+    def write_record(self, made: BackupRecord) -> None:
+        """See `BackupManager`."""
+        record.write_record(self._data_path, made)
