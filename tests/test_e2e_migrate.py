@@ -1,0 +1,118 @@
+"""`pylonctl migrate` beside a real server: offline, online under load, and refusals."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from tests.support.cli import decode_output
+from tests.support.load import Writer
+from tests.support.server import ADMIN_TOKEN, PylonServer
+from tests.support.wait import wait_until
+
+
+def rows_in_file(db: Path, entity: str) -> list[tuple[Any, ...]]:
+    conn = sqlite3.connect(f"file:{db}?mode=ro", uri=True)
+    try:
+        return conn.execute(f'SELECT id, _json, _seq FROM "{entity}" ORDER BY id').fetchall()
+    finally:
+        conn.close()
+
+
+def rows_in_schema(url: str, entity: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url) as conn:
+        statement: Any = f'SELECT id, _json, _seq FROM "{entity}" ORDER BY id'
+        return conn.execute(statement).fetchall()
+
+
+def insert(server: PylonServer, n: int) -> None:
+    status, body, _ = server.request(
+        "POST", "/api/entities/Tick", {"n": n, "sender": "a"}, token=ADMIN_TOKEN
+    )
+    assert status in (200, 201), body
+
+
+def test_online_move_takes_over_what_is_written_meanwhile(
+    server: PylonServer, postgres_url: str
+) -> None:
+    writers = [Writer(server, f"w{n}", ADMIN_TOKEN) for n in range(4)]
+    for writer in writers:
+        writer.start()
+    wait_until("the load runs", lambda: all(w.score.acknowledged > 200 for w in writers))
+    done = server.ctl("migrate", "sqlite-to-postgres", "--online", "--to", postgres_url, "--json")
+    assert done.returncode == 0, done.stderr + done.stdout
+    body = decode_output(done)
+    scores = [writer.halt() for writer in writers]
+    found = rows_in_schema(postgres_url, "Tick")
+    assert found == rows_in_file(server.db_path, "Tick")
+    ids = {row_id for row_id, _, _ in found}
+    for score in scores:
+        assert score.present.keys() - score.unknown <= ids, "an acknowledged row is missing"
+        assert not score.deleted & ids
+    with psycopg.connect(postgres_url) as conn:
+        head = conn.execute("SELECT max(seq) FROM _pylon_change_log").fetchone()
+    assert head == (body["head_seq"],)
+    assert body["refused_writes_s"] > 0
+    assert not list(server.db_path.parent.glob("*migrat*"))
+    print(f"{len(found)} rows, {body['refused_writes_s']} s without writes")
+
+
+def test_a_move_beside_a_running_server_needs_the_option_for_it(
+    server: PylonServer, postgres_url: str
+) -> None:
+    done = server.ctl("migrate", "sqlite-to-postgres", "--to", postgres_url)
+    assert done.returncode == 1
+    assert "pylonctl stop" in done.stderr and "--online" in done.stderr
+    with psycopg.connect(postgres_url) as conn:
+        assert conn.execute(
+            "SELECT 1 FROM pg_class WHERE relnamespace = current_schema()::regnamespace"
+        ).fetchall() == []
+    dry = server.ctl("migrate", "sqlite-to-postgres", "--dry-run", "--to", postgres_url, "--json")
+    assert dry.returncode == 0, dry.stderr
+    assert decode_output(dry)["tables"]["Tick"] == 0
+
+
+def test_there_and_back_without_a_server(
+    server: PylonServer, tmp_path: Path, postgres_url: str
+) -> None:
+    for n in range(20):
+        insert(server, n)
+    assert server.terminate() == 0
+    before = rows_in_file(server.db_path, "Tick")
+    assert len(before) == 20
+    out = server.ctl("migrate", "sqlite-to-postgres", "--to", postgres_url)
+    assert out.returncode == 0, out.stderr
+    assert "Tick: 20 rows, sha256 " in out.stdout
+    assert "start the server with DATABASE_URL set to postgresql://" in out.stdout
+    assert rows_in_schema(postgres_url, "Tick") == before
+    again = server.ctl("migrate", "sqlite-to-postgres", "--to", postgres_url)
+    assert again.returncode == 1 and "has data already" in again.stderr
+    back = tmp_path / "back.db"
+    done = server.ctl(
+        "migrate", "postgres-to-sqlite", "--from", postgres_url, "--to", str(back)
+    )
+    assert done.returncode == 0, done.stderr
+    assert rows_in_file(back, "Tick") == before
+
+
+def test_what_does_not_fit_is_printed_and_the_exit_code_is_1(
+    server: PylonServer, postgres_url: str
+) -> None:
+    insert(server, 1)
+    assert server.terminate() == 0
+    conn = sqlite3.connect(server.db_path)
+    conn.execute("UPDATE Tick SET sender = 'a' || char(0), _json = replace(_json, '\"a\"', ?)",
+                 ('"a\\u0000"',))
+    conn.commit()
+    conn.close()
+    done = server.ctl("migrate", "sqlite-to-postgres", "--to", postgres_url, "--json")
+    assert done.returncode == 1
+    body = json.loads(done.stdout)
+    assert body["error"]["code"] == "MIGRATION_REFUSED"
+    (problem,) = body["problems"]
+    assert problem.startswith("Tick.sender: 1 row") and "U+0000" in problem
+    assert problem in done.stderr
