@@ -1,82 +1,312 @@
-"""Additive migration: makes and completes the tables of a PostgreSQL database at a start.
+"""Additive migration: makes and completes the tables of a PostgreSQL database at the start.
 
-`prepare_store` is called by `pylon.storage.postgres.backend`.
+Many nodes may start at once, and others serve meanwhile. One node at a time changes the schema: it
+has the session lock SCHEMA, and the others wait `LOCK_WAIT_S`, then find nothing left to do. In a
+database without Pylon's tables everything is one transaction. In all others each step is one of
+its own (`online`), and rows are written in short steps (`backfill`). A killed start leaves a part
+of the plan; the next one continues it.
+
+An index that is not unique, over a large table, is left for later (`build_pending`): no answer
+depends on it. What a start does not leave for later, it has done when it serves: columns, unique
+indexes, the JSON and the words of all rows.
+
+Invariants: after `prepare_store` every row has its `_json`, with the manifest's fields and no
+other; a row that a node with the manifest before writes afterwards may lack new fields. A row whose
+JSON has changed has a `_seq` that it never had before. A database with rows has a head seq above 0.
+`prepare_store` is called by the engine (`pylon.storage.postgres.engine`), `complete` also by
+`rewrite`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any, Final
 
+from pylon import limits
 from pylon.clock import Clock, SystemRandom
+from pylon.log import get_logger
 from pylon.manifest import references
-from pylon.manifest.model import Entity, Manifest
+from pylon.manifest.model import Entity, Field, Manifest
+from pylon.schema.columns import FOLD_PREFIX
+from pylon.schema.convert import shape_of
+from pylon.schema.history import own_after, retained_columns
+from pylon.schema.steps import Plan, Prepared, Step
+from pylon.storage.core import broken_rows
 from pylon.storage.postgres import meta
-from pylon.storage.postgres.schema import ddl
+from pylon.storage.postgres.epochs import head_seq, open_epoch
+from pylon.storage.postgres.functions import FUNCTIONS
+from pylon.storage.postgres.locks import WRITER, lock_key
+from pylon.storage.postgres.names import fitting_name, quote
+from pylon.storage.postgres.schema import ddl, history, search
+from pylon.storage.postgres.schema.backfill import Goal, backfill
+from pylon.storage.postgres.schema.catalogue import (
+    PostgresCatalogue,
+    decoder_of,
+    plan_for,
+    references_by_default,
+)
+from pylon.storage.postgres.schema.leader import LOCK_WAIT_S, alone
+from pylon.storage.postgres.schema.live import has_table
+from pylon.storage.postgres.schema.online import OnlineSteps
+from pylon.storage.postgres.schema.results import ask, ask_number, ask_one, text_rows
 from pylon.storage.postgres.transfer.unfinished import refuse_unfinished
 from pylon.storage.postgres.wire import BlockingSession
 
+ROWS_AT_START: Final = 50_000  # of a table whose plain indexes a start builds itself
 _LINEAGE_BYTES: Final = 16
+_FUNCTIONS: Final = "functions"  # a digest of those that the schema has
+_FILL_VALUES: Final[dict[str, object]] = {
+    "TEXT": "", "BIGINT": 0, "INTEGER": 0, "DOUBLE PRECISION": 0.0, "BOOLEAN": False,
+}
+_OBJECTS: Final = (
+    "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace "
+    "AND starts_with(relname, '_pylon_')"
+)
+_KEY_NAME: Final = (
+    "SELECT c.relname FROM pg_index AS x JOIN pg_class AS c ON c.oid = x.indexrelid "
+    "WHERE x.indrelid = $1::regclass AND x.indisprimary"
+)
+
+_log = get_logger("schema")
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """The result of `prepare_store`.
+def prepare_store(
+    session: BlockingSession, manifest: Manifest, clock: Clock, *, wait_s: float = LOCK_WAIT_S
+) -> Prepared:
+    """Make or complete all tables; see the module.
 
-    `retained_columns` has, for each entity, the columns that the manifest no longer names and that
-    need a value in each row, with the value that inserts give them.
-    """
-
-    created: bool  # the database had no lineage: Pylon has not opened it before
-    epoch_opened: bool
-    lineage: str
-    retained_columns: dict[str, dict[str, object]]
-
-
-def prepare_store(session: BlockingSession, manifest: Manifest, clock: Clock) -> Prepared:
-    """Make the tables of an empty database.
+    Args:
+        session: outside of a transaction. Its limits are as before afterwards.
+        wait_s: how long to wait for another node that changes the schema.
 
     Raises:
-        SchemaRefused: a move of data into it was not finished.
+        SchemaRefused: additive steps do not suffice, or a move of data into the database was not
+            finished; nothing was changed.
+        StartDelayed: another node changes the schema, or a table is locked, for too long.
         psycopg.Error: the database cannot be used.
     """
-    refuse_unfinished(session)
-    session.execute_script("BEGIN")
+    with alone(session, clock, wait_s):
+        refuse_unfinished(session)
+        history.refuse_newer(session)
+        if has_table(session, "_pylon_meta"):
+            make_system_tables(session)
+            return complete(session, manifest, clock, "start", [])
+        with transaction(session):
+            make_system_tables(session)
+            return complete(session, manifest, clock, "start", [])
+
+
+def build_pending(session: BlockingSession, manifest: Manifest, clock: Clock) -> list[str]:
+    """Build the indexes that a start has left for later, while all nodes serve. Return the steps.
+
+    Raises:
+        SchemaRefused, StartDelayed, psycopg.Error: as `prepare_store`.
+    """
+    with alone(session, clock, 0.0):
+        plan = plan_for(session, manifest)
+        steps = OnlineSteps(session, clock)
+        done = [step for step in plan.steps if _may_wait(step)]
+        for step in done:
+            steps.run(step)
+        return [step.render() for step in done]
+
+
+def count_pending(session: BlockingSession, manifest: Manifest) -> int:
+    """Return the number of indexes that are left for later.
+
+    Raises:
+        psycopg.Error
+    """
+    return sum(map(_may_wait, plan_for(session, manifest).steps))
+
+
+@contextmanager
+def transaction(session: BlockingSession) -> Iterator[None]:
+    """Run the block in a transaction that has the writers' lock; undo it after an error."""
+    session.execute("BEGIN")
     try:
-        for statement in ddl.SYSTEM_TABLES:
-            session.execute_script(statement)
-        lineage = meta.get(session, "lineage")
-        created = lineage is None
-        if lineage is None:
-            meta.put(session, references.FACT, "check")
-            lineage = SystemRandom().token_hex(_LINEAGE_BYTES)
-            meta.put(session, "lineage", lineage)
-        wanted = references.with_reference_indexes(manifest, by_default=True)
-        for entity in wanted.entities:
-            if not _has_table(session, entity):
-                _make_table(session, entity)
-        session.execute_script("COMMIT")
+        session.execute("SELECT pg_advisory_xact_lock($1)", (lock_key(session, WRITER),))
+        yield
+        session.execute("COMMIT")
     finally:
         if session.is_in_transaction:
-            session.execute_script("ROLLBACK")
-    return Prepared(created, False, lineage, {})
+            session.execute("ROLLBACK")
 
 
-def _make_table(session: BlockingSession, entity: Entity) -> None:
-    session.execute_script(ddl.create_table(entity))
-    for index in entity.indexes:
-        session.execute_script(ddl.create_manifest_index(entity, index))
-    for field in entity.fields:
-        if field.nocase:
-            session.execute_script(ddl.create_fold_index(entity, field))
-    for name in entity.search.sortable if entity.search is not None else ():
-        if name != "id":
-            session.execute_script(ddl.create_sort_index(entity, name))
+def make_system_tables(session: BlockingSession) -> None:
+    """Make missing system tables and functions."""
+    checks_references = references_by_default(session)
+    present = {name for (name,) in ask(session, _OBJECTS)}
+    for statement in ddl.SYSTEM_TABLES:
+        if ddl.made_by(statement) not in present:
+            session.execute_script(statement)
+    if not present:
+        session.execute(ddl.FIRST_HEAD)
+    made_for = sha256("".join(FUNCTIONS).encode()).hexdigest()
+    if meta.get(session, _FUNCTIONS) != made_for:
+        for statement in FUNCTIONS:
+            session.execute_script(statement)
+        meta.put(session, _FUNCTIONS, made_for)
+    if checks_references and meta.get(session, references.FACT) is None:
+        meta.put(session, references.FACT, "check")
 
 
-def _has_table(session: BlockingSession, entity: Entity) -> bool:
-    result = session.execute(
-        "SELECT 1 FROM pg_class WHERE relname = $1 AND relkind = 'r' "
-        "AND relnamespace = current_schema()::regnamespace", (entity.name,)
+def complete(
+    session: BlockingSession, manifest: Manifest, clock: Clock, baseline: str,
+    before: Sequence[str],
+) -> Prepared:
+    """Plan and execute the additive steps, within the open transaction or in many.
+
+    Args:
+        baseline: `start` or `apply`, for the history.
+        before: the steps that this transaction has executed already, for the history.
+    """
+    is_within = session.is_in_transaction
+    plan = plan_for(session, manifest)
+    plan.check()
+    lines = [*before, *(step.render() for step in plan.steps)]
+    if not is_within:
+        _note_begin(session, lines)
+    new_tables = {step.entity for step in plan.steps if step.kind == "create_entity"}
+    catalogue = PostgresCatalogue(session)
+    # Noted before they are made: a killed start must not leave one that no later start drops.
+    additions = replace(plan, steps=tuple(s for s in plan.steps if s.kind == "add_index"))
+    history.note_own_indexes(session, own_after(catalogue, manifest, additions))
+    _execute(session, manifest, plan, clock, new_tables)
+    history.note_own_indexes(session, own_after(catalogue, manifest, plan))
+
+    lineage = meta.get(session, "lineage")
+    created = lineage is None
+    epoch_opened = False
+    if head_seq(session) == 0 and any(_exists(session, e) for e in manifest.entities):
+        if is_within:
+            open_epoch(session, "rows without a change log", clock)
+        else:
+            with transaction(session):
+                open_epoch(session, "rows without a change log", clock)
+        epoch_opened = True
+    _write_rows(session, manifest, clock, new_tables)
+    broken_rows.report_broken_rows(manifest, _Facts(session), _first_values(session))
+    if lineage is None:
+        lineage = SystemRandom().token_hex(_LINEAGE_BYTES)
+        meta.put(session, "lineage", lineage)
+    history.record(session, manifest, baseline, lines, clock)
+    history.note_unfinished(session, ())
+    return Prepared(
+        plan, created, epoch_opened, lineage, retained_columns(catalogue, manifest, _FILL_VALUES)
     )
-    return bool(result.ntuples)
+
+
+def _note_begin(session: BlockingSession, lines: Sequence[str]) -> None:
+    unfinished = history.unfinished_steps(session)
+    if unfinished:
+        _log.warning("schema.continued", begun=unfinished, left=list(lines))
+    if lines:
+        history.note_unfinished(session, lines)
+
+
+def _execute(
+    session: BlockingSession, manifest: Manifest, plan: Plan, clock: Clock, new_tables: set[str]
+) -> None:
+    """Execute the steps but those that may wait."""
+    steps = OnlineSteps(session, clock)
+    sizes: dict[str, bool] = {}
+    for step in plan.steps:
+        if step.kind == "fill_fold":
+            field = step.name.removeprefix(FOLD_PREFIX)
+            backfill(
+                session, manifest.by_name[step.entity], Goal(step.name, folds=(field,)), clock
+            )
+        elif _may_wait(step) and not session.is_in_transaction and step.entity not in new_tables:
+            if step.entity not in sizes:
+                sizes[step.entity] = _is_large(session, step.entity)
+            if sizes[step.entity]:
+                _log.info("schema.index.pending", index=step.name, entity=step.entity)
+                continue
+            steps.run(step)
+        else:
+            steps.run(step, new_tables)
+    search.forget_left(session, manifest, steps)
+    for entity in manifest.entities:
+        search.add_columns(session, entity, steps, new_tables)
+        if entity.name not in new_tables:
+            _name_key(session, entity, steps)
+
+
+def _name_key(session: BlockingSession, entity: Entity, steps: OnlineSteps) -> None:
+    """Give the index of the primary key its usual name, by which errors name it."""
+    name = fitting_name(f"{entity.name}_pkey")
+    known = ask_one(session, _KEY_NAME, (quote(entity.name),))
+    if known is not None and known != name:
+        steps.change_table(f"ALTER INDEX {quote(known)} RENAME TO {quote(name)}", entity.name)
+
+
+def _write_rows(
+    session: BlockingSession, manifest: Manifest, clock: Clock, new_tables: set[str]
+) -> None:
+    """Write the JSON and the words of entities whose rows have to change."""
+    for entity in manifest.entities:
+        key, shape = f"shape:{entity.name}", shape_of(entity)
+        goal = Goal(
+            sha256((shape + search.built_for(entity)).encode()).hexdigest(),
+            has_json=meta.get(session, key) != shape,
+            has_words=not search.is_current(session, entity),
+        )
+        if goal.is_empty:
+            continue
+        if entity.name not in new_tables:
+            rows = backfill(session, entity, goal, clock)
+            _log.info("schema.rows.written", entity=entity.name, rows=rows,
+                      json=goal.has_json, words=goal.has_words)
+        meta.put(session, key, shape)
+        search.note_current(session, entity)
+
+
+def _may_wait(step: Step) -> bool:
+    return step.kind == "add_index" and step.sql.startswith("CREATE INDEX")
+
+
+def _is_large(session: BlockingSession, table: str) -> bool:
+    return ask_number(
+        session,
+        f"SELECT count(*) FROM (SELECT 1 FROM {quote(table)} LIMIT {ROWS_AT_START + 1}) AS few",
+    ) > ROWS_AT_START
+
+
+def _exists(session: BlockingSession, entity: Entity) -> bool:
+    return ask_one(session, f"SELECT 1 FROM {quote(entity.name)} LIMIT 1") is not None
+
+
+def _first_values(session: BlockingSession) -> broken_rows.ReadFirst:
+    def read_first(entity: Entity, fields: Sequence[Field]) -> Iterable[Sequence[Any]]:
+        columns = ", ".join(quote(field.name) for field in fields)
+        decoders = [decoder_of(ddl.COLUMN_TYPES[field.type]) for field in fields]
+        for part in session.stream(
+            f"SELECT {columns} FROM {quote(entity.name)} ORDER BY id LIMIT $1",
+            (limits.BROKEN_ROWS_SCANNED,),
+        ):
+            for texts in text_rows(part):
+                yield [
+                    None if text is None else decode(text)
+                    for text, decode in zip(texts, decoders, strict=True)
+                ]
+
+    return read_first
+
+
+class _Facts:
+    """The facts of the session's database."""
+
+    def __init__(self, session: BlockingSession) -> None:
+        self._session = session
+
+    def get(self, key: str) -> str | None:
+        """See `Facts`."""
+        return meta.get(self._session, key)
+
+    def put(self, key: str, value: str) -> None:
+        """See `Facts`."""
+        meta.put(self._session, key, value)

@@ -67,6 +67,7 @@ COLUMN_TYPES: Final[dict[FieldType, str]] = {
     FieldType.BOOL: "BOOLEAN",
 }
 
+# In this order; a start runs the statements whose object is missing (`made_by`).
 SYSTEM_TABLES: Final[tuple[str, ...]] = (
     f"CREATE SEQUENCE IF NOT EXISTS {SEQ_SEQUENCE} AS BIGINT",
     f"CREATE SEQUENCE IF NOT EXISTS {DOCUMENT_SEQUENCE} AS BIGINT",
@@ -126,8 +127,15 @@ SYSTEM_TABLES: Final[tuple[str, ...]] = (
         version {TEXT} NOT NULL, region {TEXT}, cluster_url {TEXT}, curve_key {TEXT},
         manifest {TEXT} NOT NULL, workers {TEXT} NOT NULL, started_at TIMESTAMPTZ NOT NULL,
         seen_at TIMESTAMPTZ NOT NULL)""",
-    "INSERT INTO _pylon_change_seq (id, value) VALUES (1, 0) ON CONFLICT DO NOTHING",
 )
+FIRST_HEAD: Final = (
+    "INSERT INTO _pylon_change_seq (id, value) VALUES (1, 0) ON CONFLICT DO NOTHING"
+)
+
+
+def made_by(statement: str) -> str:
+    """Return the name of the table, index or sequence that a statement of `SYSTEM_TABLES` makes."""
+    return statement.split("IF NOT EXISTS ", 1)[1].split(maxsplit=1)[0]
 
 
 def column_type(field: Field) -> str:
@@ -153,7 +161,11 @@ def create_table(entity: Entity, *, compression: str = "") -> str:
     if text_fields(entity):
         columns.append(f"{WORDS_COLUMN} TSVECTOR")
         statements.append(create_words_index(entity))
-    statements += [create_unique(entity, field) for field in entity.fields if field.unique]
+    named = {index_name(entity, index) for index in entity.indexes}
+    statements += [
+        create_unique(entity, field) for field in entity.fields
+        if field.unique and unique_name(entity, field) not in named
+    ]
     text = f"CREATE TABLE {quote(entity.name)} ({', '.join(columns)})"
     return NEXT.join((text, *statements))
 
@@ -198,15 +210,15 @@ def drop_column(table: str, column: str) -> str:
     return f"{_alter(table)} DROP COLUMN {quote(column)}"
 
 
-def words_index_name(entity: Entity) -> str:
+def words_index_name(entity: str) -> str:
     """Return the name of the GIN index over an entity's words. No name of a manifest begins so."""
-    return fitting_name(f"_pylon_words_{entity.name}")
+    return fitting_name(f"_pylon_words_{entity}")
 
 
 def create_words_index(entity: Entity) -> str:
     """Return the statement for the index over an entity's words."""
     return (
-        f"CREATE INDEX {quote(words_index_name(entity))} ON {quote(entity.name)} "
+        f"CREATE INDEX {quote(words_index_name(entity.name))} ON {quote(entity.name)} "
         f"USING gin ({WORDS_COLUMN}) WITH (fastupdate = off)"
     )
 
