@@ -114,6 +114,14 @@ def test_a_scan_waits_for_its_turn_only_so_long(
     gevent.killall(jobs)
 
 
+def test_a_scan_after_a_long_turn_of_the_loop_has_its_whole_time(postgres_url: str) -> None:
+    session = connect(postgres_url, timeout_s=0.5)
+    gevent.sleep(0)
+    time.sleep(0.7)  # blocks the loop, whose time is outdated then
+    assert session.execute("SELECT pg_sleep(0.1)").ntuples == 1
+    session.close()
+
+
 def test_a_killed_scan_is_cancelled_before_its_connection_is_used_again(
     scanners: Scanners, postgres_url: str
 ) -> None:

@@ -48,6 +48,7 @@ def wait_in_loop(descriptor: int, events: int, timeout_s: float) -> int:
     timer = hub.loop.timer(max(timeout_s, 0.0))
     waiter = Waiter(hub)
     watcher.start(waiter.switch, events)
+    hub.loop.update_now()  # the loop's time stands still while a greenlet works
     timer.start(waiter.switch, 0)
     try:
         found: int = waiter.get()

@@ -20,9 +20,10 @@ from gevent import monkey
 
 from pylon import limits
 from pylon.clock import Clock, RandomSource, SystemRandom
+from pylon.errors import StoreUnavailable
 from pylon.manifest.model import Manifest
 from pylon.storage.interface import SERVER, Reader
-from pylon.storage.postgres.connect import Limits, open_session, translate
+from pylon.storage.postgres.connect import Limits, error_text, open_session
 from pylon.storage.postgres.inline import InlineReads, open_inline_session
 from pylon.storage.postgres.pipe import Pipe, PipeRefused
 from pylon.storage.postgres.reader import PostgresReader
@@ -60,7 +61,7 @@ class PostgresStore:
         try:
             self._pipe.open()
         except psycopg.Error as error:
-            raise translate(error) from error
+            raise _unreachable(error) from error
         self._reader = PostgresReader(self._pipe, manifest, clock)
 
         def make_reader(session: BlockingSession) -> Reader:
@@ -119,7 +120,7 @@ def _open(url: str, node: str, clock: Clock, statement_s: float) -> BlockingSess
     # Beyond the server's limit the server itself does not answer.
     return open_session(
         url, _PART, node, clock, Limits(statement_ms=round(statement_s * _MS)), writes=False,
-        timeout_s=statement_s + 1.0, wait=wait_in_loop,
+        timeout_s=statement_s + limits.POINT_STALL_S, wait=wait_in_loop,
     )
 
 
@@ -127,4 +128,8 @@ def _open_scanner(url: str, node: str, clock: Clock) -> BlockingSession:
     try:
         return _open(url, node, clock, limits.READ_TIMEOUT_S)
     except psycopg.Error as error:
-        raise translate(error) from error
+        raise _unreachable(error) from error
+
+
+def _unreachable(error: psycopg.Error) -> StoreUnavailable:
+    return StoreUnavailable(f"the database is not available: {error_text(error)}")
