@@ -13,7 +13,7 @@ def fingerprint() -> dict[str, str | int]:
     """Processor, cores, kernel, Python and SQLite."""
     return {
         "cpu": _cpu_model(), "cores": os.cpu_count() or 0, "kernel": platform.release(),
-        "python": platform.python_version(), "sqlite": open_store_at(Path()).engine_version,
+        "python": platform.python_version(), "sqlite": open_store_at(Path("app.db")).engine_version,
     }
 
 

@@ -38,7 +38,7 @@ from pylon.errors import PylonError, StartRefused
 from pylon.limiter import RateLimiter, RateTable
 from pylon.runtime import memory
 from pylon.runtime.parent_death import die_with_parent
-from pylon.storage.factory import open_store
+from pylon.storage.factory import import_readers, open_store
 from pylon.storage.interface import Store
 
 EXIT_CONFIG: Final = 78  # EX_CONFIG: starting again with the same settings cannot help
@@ -110,7 +110,8 @@ def boot() -> WorkerContext:
 
 
 def preload_app(environ: Mapping[str, str], runtime: Runtime) -> App | None:
-    """Load the app in the template, for the workers that it forks with these settings.
+    """Load the app in the template, for the workers that it forks with these settings. The modules
+    of the store come with it, but no connection: a worker opens its own after the fork.
 
     Returns:
         None if it cannot be loaded: each worker tries it again in `boot`, logs the reason and ends.
@@ -123,6 +124,7 @@ def preload_app(environ: Mapping[str, str], runtime: Runtime) -> App | None:
         app = load_app(settings.load(environ).config, runtime.manifest)
     except (PylonError, OSError):
         return None
+    import_readers(app.config)
     _preloaded = app
     log.configure(app.config.log_format, app.config.log_level, "template", "")
     return app

@@ -61,7 +61,7 @@ def run(manifest_path: Path | None, budget_s: float, progress: Progress | None) 
     return BenchReport(
         version=__version__,
         python=platform.python_version(),
-        sqlite=open_store_at(Path()).engine_version,
+        sqlite=open_store_at(Path("app.db")).engine_version,
         machine=f"{platform.machine()}, {os.cpu_count()} cores",
         budget_s=budget_s,
         rows=tuple(measured),

@@ -35,6 +35,13 @@ def open_store(config: Config) -> Backend:
     )
 
 
+def import_readers(config: Config) -> None:
+    """Import what `open_readers` of the backend imports; opens nothing. For a process that forks
+    workers, which then share the memory of these modules."""
+    if config.database_url is not None:
+        import_module("pylon.storage.postgres.store")
+
+
 def open_store_at(path: Path) -> Backend:
     """Return the backend of a database that a command names by its path, beside the settings."""
     from pylon.storage.sqlite.backend import SqliteBackend
