@@ -9,7 +9,6 @@ Made by `backend`. Called by the supervisor's writer thread, by the bench and by
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import Any
 
 import psycopg
@@ -28,6 +27,7 @@ from pylon.storage.postgres.connect import (
     open_session,
     wait_for_server,
 )
+from pylon.storage.postgres.dialect import dialect_of, numbered
 from pylon.storage.postgres.maintenance import PostgresMaintenance
 from pylon.storage.postgres.parameters import Parameter
 from pylon.storage.postgres.schema.apply import prepare_store
@@ -125,20 +125,14 @@ def _where_compiler(
     manifest: Manifest,
 ) -> Callable[[str, Predicate], tuple[str, Sequence[Parameter]]]:
     """Return what makes the text and the parameters of a condition of an entity."""
-    cache = CompiledCache()
-    compilers: dict[str, PredicateCompiler] = {}
-    dialect: Any = None
+    cache, dialect = CompiledCache(), dialect_of(manifest)
+    compilers = {
+        entity.name: PredicateCompiler(dialect, entity, cache) for entity in manifest.entities
+    }
 
     def compile_where(entity: str, where: Predicate) -> tuple[str, Sequence[Parameter]]:
-        nonlocal dialect
-        if dialect is None:
-            dialect = import_module("pylon.storage.postgres.dialect")
-        compiler = compilers.get(entity)
-        if compiler is None:
-            compiler = PredicateCompiler(dialect.DIALECT, manifest.by_name[entity], cache)
-            compilers[entity] = compiler
-        clause = compiler.compile(where)
+        clause = compilers[entity].compile(where)
         parameters: Any = clause.params
-        return dialect.numbered(clause.sql), parameters
+        return numbered(clause.sql), parameters
 
     return compile_where
