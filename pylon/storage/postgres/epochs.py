@@ -20,7 +20,7 @@ import psycopg
 from pylon.clock import Clock
 from pylon.log import get_logger
 from pylon.storage.postgres import meta
-from pylon.storage.postgres.log import HEAD
+from pylon.storage.postgres.log import HEAD, SET
 from pylon.storage.postgres.wire import Session
 
 HISTORY: Final = "history_id"  # the key of `_pylon_meta`
@@ -48,6 +48,7 @@ def open_epoch(session: Session, reason: str, clock: Clock, void_from: int | Non
     head = head_seq(session)
     now_ns = clock.wall_ns()
     first_seq = max(head + _JUMP, now_ns // 1_000)
+    session.execute(SET, (first_seq,))
     session.execute(_INSERT, (
         first_seq, head if void_from is None else void_from, reason, now_ns // 10**9,
     ))

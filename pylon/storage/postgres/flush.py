@@ -13,21 +13,28 @@ Called by `transaction`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Sequence
+from typing import Final, Protocol
 
+import msgspec
 import psycopg
 
 from pylon.errors import PylonError
 from pylon.storage.core.transaction import PROVISIONAL_SEQ
-from pylon.storage.postgres.parameters import EncodedParameters
+from pylon.storage.postgres.parameters import EncodedParameters, Parameter
 from pylon.storage.postgres.wire import Statement
 
 NO_REQUEST: Final = -1  # the position of what belongs to the batch as a whole
 ROWS_MAX: Final = 32
 _PARAMETERS_MAX: Final = 8_192  # of one statement; the protocol takes 65,535
 
-Refusal: TypeAlias = Callable[[psycopg.Error], PylonError]
+
+
+class RefusalSource(Protocol):
+    """What knows the request's error of a refused statement."""
+
+    def refuse(self, error: psycopg.Error, row_json: bytes) -> PylonError:
+        """Return the error for the client. Args: `row_json`: the row of the statement."""
 
 
 class InsertShape:
@@ -61,27 +68,22 @@ class InsertShape:
         return found
 
 
-class Gathered:
-    """A statement that waits for the flush."""
+class Gathered(msgspec.Struct, gc=False):
+    """A statement that waits for the flush.
 
-    __slots__ = ("position", "refusal", "seq", "shape", "text", "values")
+    `text`: of the statement, or "" for an insert of `shape`. `seq`: provisional, of the value that
+    `values[0]` stands for; 0: none. `source` and `row_json` make the request's error of the
+    database's. PERF: a Struct costs 0.1 us in place of 0.3.
+    """
 
-    def __init__(
-        self, text: str, values: EncodedParameters, position: int, seq: int = 0,
-        shape: InsertShape | None = None, refusal: Refusal | None = None,
-    ) -> None:
-        """
-        Args:
-            text: of the statement, or "" for an insert of `shape`.
-            seq: provisional, of the value that `values[0]` stands for; 0: none.
-            refusal: makes the request's error of the database's.
-        """
-        self.text = text
-        self.values = values
-        self.position = position
-        self.seq = seq
-        self.shape = shape
-        self.refusal = refusal
+    text: str
+    values: list[bytes | None]
+    position: int
+    seq: int = 0
+    shape: InsertShape | None = None
+    source: RefusalSource | None = None
+    row_json: bytes = b"{}"
+    binary: Sequence[Parameter] | None = None  # all parameters, where some are binary
 
 
 class Flush:
@@ -93,9 +95,9 @@ class Flush:
         self.statements: list[Statement] = []
         self.origins: list[Sequence[Gathered]] = []
 
-    def add(self, text: str, parameters: Sequence[object] = ()) -> None:
+    def add(self, text: str, parameters: Sequence[Parameter] = ()) -> None:
         """Add a statement of the transaction itself."""
-        self.statements.append((text, parameters))  # type: ignore[arg-type]
+        self.statements.append((text, parameters))
         self.origins.append(())
 
     def add_gathered(
@@ -113,17 +115,14 @@ class Flush:
             shape = item.shape
             if item.seq:
                 item.values[0] = b"%d" % (item.seq - last_seq)
-            if shape is None:
-                self.statements.append((item.text, item.values))
-                self.origins.append((item,))
-                place += 1
-                continue
-            size = 1 if single else _count_alike(gathered, place, shape)
+            size = 1 if single or shape is None else _count_alike(gathered, place, shape)
             if size == 1:
-                self.statements.append((shape.text(1), item.values))
+                text = item.text if shape is None else shape.text(1)
+                self.statements.append((text, item.binary or EncodedParameters(item.values)))
                 self.origins.append((item,))
                 place += 1
                 continue
+            assert shape is not None
             rows = gathered[place:place + size]
             values = EncodedParameters(item.values)
             for row in rows[1:]:

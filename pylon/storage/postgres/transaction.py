@@ -69,14 +69,15 @@ from pylon.storage.postgres.parameters import EncodedParameters, Parameter, enco
 from pylon.storage.postgres.prefetch import EntityReads, Prefetch, is_sendable
 from pylon.storage.postgres.table import PostgresTable
 from pylon.storage.postgres.wire import BlockingSession, PipelineOutcome, Statement
-from pylon.storage.postgres.writer_session import LOCK, LOCK_WAIT_S, WriterSession
+from pylon.storage.postgres.writer_session import LOCK_WAIT_S, WriterSession
 from pylon.storage.records import BatchRefusal, DocumentView, SessionRow, StoredDocument
 
 SETTLE_S: Final = limits.WRITE_TIMEOUT_S * 0.8  # how long the outcome of a commit is asked for
 _SETTLE_PAUSE_S: Final = 0.2
 _UNKNOWN: Final = object()
+_KINDS: Final = {kind: kind.encode() for kind in ("insert", "update", "delete")}
 _AGAIN: Final = (errors.SerializationFailure, errors.DeadlockDetected)
-_BASE: Final = f"SELECT {log.HEAD_OF}, {documents.NEWEST_NUMBER}"
+_BASE: Final = f"SELECT {log.LAST_OF}, {documents.NEWEST_NUMBER}"
 # A guard fails with an invalid number, whose text an operator finds in the server's log.
 _FAIL: Final = (
     "ELSE ('pylon: another node has changed what this batch relies on; it runs again ' "
@@ -105,7 +106,8 @@ _log: Final = get_logger("writer")
 
 
 class PostgresTransaction:
-    """See the module. `overlay`: what it knows of the database."""
+    """See the module. `overlay`: what it knows of the database. `gathered`: the statements that
+    wait for the flush."""
 
     def __init__(
         self, writer: WriterSession, manifest: Manifest, clock: Clock, writer_id: str,
@@ -143,7 +145,7 @@ class PostgresTransaction:
         self._head = 0  # known to the engine
         self._base = 0  # the seq before the first of this transaction, if it is locked
         self._document_number = 0  # the newest, if it is locked
-        self._gathered: list[Gathered] = []
+        self.gathered: list[Gathered] = []  # what waits for the flush
         self._sent: list[Gathered] = []  # of this transaction, before a scan
         self._mark = -1  # where the open step begins in `_gathered`; -1: no step
         self._mark_sent = 0  # the length of `_sent` at that time
@@ -223,7 +225,7 @@ class PostgresTransaction:
         self.overlay.read_versions.clear()
         self.overlay.touched.clear()
         if self._mark >= 0:
-            self._gathered.insert(self._mark, _plain("SAVEPOINT step"))
+            self.gathered.insert(self._mark, _plain("SAVEPOINT step"))
             self._mark += 1
 
     def _take_lock(self, statements: Sequence[Statement], guards: int) -> list[PGresult]:
@@ -234,7 +236,7 @@ class PostgresTransaction:
         """
         session = self._open_session
         sent: list[Statement] = [
-            ("BEGIN", ()), (LOCK, (self._writer.key,)), (_BASE, ()), *statements
+            ("BEGIN", ()), self._writer.lock, (_BASE, ()), *statements
         ]
         outcome = self._send(session, sent)
         if outcome.error is not None:
@@ -250,13 +252,13 @@ class PostgresTransaction:
 
     def commit(self) -> Shift | None:
         """See `RowTransaction`."""
-        if not self._gathered and not self._sent:
+        if not self.gathered and not self._sent:
             shift = Shift(self._head, self._head - PROVISIONAL_SEQ)
             if self._is_locked:
                 self._roll_back_failed()
             self._end()
             return shift
-        last_seq = last_seq_of(self._gathered, last_seq_of(self._sent))
+        last_seq = last_seq_of(self.gathered, last_seq_of(self._sent))
         flush = Flush()
         guards = range(0)
         if self._is_locked:
@@ -285,12 +287,13 @@ class PostgresTransaction:
         """Add all that a transaction without the lock needs before COMMIT. Return the places of the
         guards."""
         flush.add("BEGIN")
-        flush.add(LOCK, (self._writer.key,))
+        flush.add(*self._writer.lock)
         if self._events:
-            flush.add(log.TAKE, (
-                last_seq - PROVISIONAL_SEQ, self._writer.channel, self._payload(None),
-            ))
-        elif any(item.seq for item in self._gathered):  # an op_id of an operation without a change
+            flush.add(log.TAKE, EncodedParameters([
+                b"%d" % (last_seq - PROVISIONAL_SEQ), self._writer.channel.encode(),
+                self._payload(None).encode(),
+            ]))
+        elif any(item.seq for item in self.gathered):  # an op_id of an operation without a change
             last_seq += 1
             flush.add(log.TAKE, (1, self._writer.channel, self._payload(None)))
         else:
@@ -299,17 +302,17 @@ class PostgresTransaction:
         for text, parameters in self._guards(everything=False):
             flush.add(text, parameters)
         guards = range(first, len(flush.statements))
-        flush.add_gathered(self._gathered, last_seq)
+        flush.add_gathered(self.gathered, last_seq)
         return guards
 
     def _add_gathered(self, flush: Flush, last_seq: int, *, single: bool = False) -> None:
         """Add what a locked transaction has gathered."""
-        if any(item.seq for item in self._gathered):
+        if any(item.seq for item in self.gathered):
             last_seq = max(last_seq, PROVISIONAL_SEQ + 1)
             flush.add(log.SET, (self._base + last_seq - PROVISIONAL_SEQ,))
         if self._changes_documents:
             flush.add(documents.SET_NUMBER, (max(self._document_number, 1),))
-        flush.add_gathered(self._gathered, last_seq, single=single)
+        flush.add_gathered(self.gathered, last_seq, single=single)
 
     def _payload(self, head: int | None) -> str:
         """Return the payload of the notification. `head` None: without it, as the rest of one."""
@@ -371,7 +374,7 @@ class PostgresTransaction:
     def _end(self) -> None:
         self._session = None
         self._is_locked = False
-        self._gathered.clear()
+        self.gathered.clear()
         self._sent.clear()
         self._mark = -1
         self._events = ()
@@ -433,7 +436,7 @@ class PostgresTransaction:
         positions of the requests."""
         metrics.BATCHES_EXAMINED.inc()
         session = self._open_session
-        items = [*self._sent, *self._gathered]
+        items = [*self._sent, *self.gathered]
         last_seq = max(last_seq_of(items), PROVISIONAL_SEQ + 1)
         refused: dict[int, PylonError] = {}
         self._writer.take_lock(session)
@@ -520,16 +523,10 @@ class PostgresTransaction:
         assert self._session is not None, "no transaction is open"
         return self._session
 
-    def gather(self, statement: Gathered) -> None:
-        """Keep a statement for the flush."""
-        self._gathered.append(statement)
-
     def _gather(self, text: str, parameters: Sequence[Parameter]) -> None:
         values, formats = encode_parameters(parameters)
-        self._gathered.append(Gathered(
-            text, EncodedParameters(values or ()) if formats is None
-            else parameters,  # type: ignore[arg-type]
-            self.position,
+        self.gathered.append(Gathered(
+            text, values or [], self.position, binary=None if formats is None else parameters
         ))
 
     def read(self, text: str, parameters: Sequence[Parameter]) -> PGresult:
@@ -576,10 +573,10 @@ class PostgresTransaction:
 
     def _send_gathered(self) -> None:
         """Send what was gathered, within the locked transaction."""
-        if not self._gathered:
+        if not self.gathered:
             return
         flush = Flush()
-        last_seq = last_seq_of(self._gathered, last_seq_of(self._sent))
+        last_seq = last_seq_of(self.gathered, last_seq_of(self._sent))
         self._add_gathered(flush, last_seq)
         outcome = self._send(self._open_session, flush.statements)
         error = outcome.error
@@ -595,8 +592,8 @@ class PostgresTransaction:
             if not refused:
                 raise error
             raise RequestsFailed(refused)
-        self._sent += self._gathered
-        self._gathered.clear()
+        self._sent += self.gathered
+        self.gathered.clear()
         if self._mark >= 0:
             self._mark = 0
 
@@ -606,8 +603,8 @@ class PostgresTransaction:
         """See `RowTransaction`."""
         self.overlay.mark()
         if self._is_locked:
-            self._gathered.append(_plain("SAVEPOINT step"))
-        self._mark = len(self._gathered)
+            self.gathered.append(_plain("SAVEPOINT step"))
+        self._mark = len(self.gathered)
         self._mark_sent = len(self._sent)
 
     def keep_savepoint(self) -> None:
@@ -615,19 +612,19 @@ class PostgresTransaction:
         self.overlay.keep()
         self._mark = -1
         if self._is_locked:
-            self._gathered.append(_plain("RELEASE SAVEPOINT step"))
+            self.gathered.append(_plain("RELEASE SAVEPOINT step"))
 
     def undo_savepoint(self) -> None:
         """See `RowTransaction`."""
         self.overlay.undo()
         is_sent = len(self._sent) > self._mark_sent
         mark, self._mark = self._mark, -1
-        del self._gathered[mark:]
+        del self.gathered[mark:]
         if not self._is_locked:
             return
         if is_sent:
-            self._gathered.append(_plain("ROLLBACK TO SAVEPOINT step"))
-        self._gathered.append(_plain("RELEASE SAVEPOINT step"))
+            self.gathered.append(_plain("ROLLBACK TO SAVEPOINT step"))
+        self.gathered.append(_plain("RELEASE SAVEPOINT step"))
 
     # --- Facts and questions -------------------------------------------------------------------
 
@@ -679,12 +676,16 @@ class PostgresTransaction:
     def append_events(self, events: Sequence[ChangeEvent]) -> None:
         """See `LogRows`."""
         self._events = events
-        gathered = self._gathered
-        for seq, entity, row_id, kind, data, prev_data, timestamp_s in map(_fields, events):
-            gathered.append(Gathered("", EncodedParameters((
-                None, entity.encode(), row_id.encode(), kind.encode(), data, prev_data,
-                b"%d" % timestamp_s,
-            )), NO_REQUEST, seq, _EVENTS))
+        if not events:
+            return
+        now = b"%d" % events[0].timestamp_s
+        self.gathered += [
+            Gathered("", [
+                None, event.entity.encode(), event.row_id.encode(), _KINDS[event.kind], event.data,
+                event.prev_data, now,
+            ], NO_REQUEST, event.seq, _EVENTS)
+            for event in events
+        ]
 
     def find_op(self, name: OpName) -> DoneOp | None:
         """See `LogRows`.
@@ -710,10 +711,10 @@ class PostgresTransaction:
         """See `LogRows`."""
         at = b"%d" % now_s
         for (identity, op_id), (seq, row_id, digest) in ops.items():
-            self._gathered.append(Gathered("", EncodedParameters((
+            self.gathered.append(Gathered("", [
                 None, identity.encode(), op_id.encode(), row_id.encode(), at,
                 None if digest is None else digest.encode(),
-            )), NO_REQUEST, seq, _OPS))
+            ], NO_REQUEST, seq, _OPS))
 
     def count_events(self) -> int:
         """See `LogRows`. The log is pruned by `maintenance`, over a connection of its own."""
@@ -884,19 +885,12 @@ class PostgresTransaction:
         return int(found.get_value(0, 0) or 0)
 
 
-def _fields(event: ChangeEvent) -> tuple[Any, ...]:
-    return (
-        event.seq, event.entity, event.row_id, event.kind, event.data, event.prev_data,
-        event.timestamp_s,
-    )
-
-
 def _plain(text: str) -> Gathered:
-    return Gathered(text, EncodedParameters(), NO_REQUEST)
+    return Gathered(text, [], NO_REQUEST)
 
 
 def _refusal(origins: Sequence[Gathered], error: psycopg.Error) -> PylonError:
     for item in origins:
-        if item.refusal is not None:
-            return item.refusal(error)
+        if item.source is not None:
+            return item.source.refuse(error, item.row_json)
     return InternalError("the database refused a statement of this write")

@@ -48,6 +48,9 @@ NO_LIMIT_S: Final = 86_400.0
 # the message only.
 _CLOSES_BY_MESSAGE: Final = pq.version() >= 170_000
 _HAS_PORTIONS: Final = pq.version() >= 170_000
+_DONE: Final = (int(pq.ExecStatus.TUPLES_OK), int(pq.ExecStatus.COMMAND_OK))
+_SYNC: Final = int(pq.ExecStatus.PIPELINE_SYNC)
+_BAD: Final = int(pq.ConnStatus.BAD)
 _READ: Final = select.POLLIN | select.POLLPRI | select.POLLHUP | select.POLLERR
 _WRITE: Final = select.POLLOUT
 _FAILED: Final = frozenset({pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE})
@@ -414,12 +417,25 @@ class BlockingSession:
     ) -> psycopg.Error | None:
         """Read the answers of all statements, and of the Sync behind them."""
         error: psycopg.Error | None = None
+        # PERF: without a call for each answer, and with numbers in place of enumerations: a batch
+        # of 64 inserts has 30 answers, and each took 4 us.
+        pgconn, query = self._pgconn, _Step.QUERY
+        is_busy, get_result = pgconn.is_busy, pgconn.get_result
         while True:
-            result = self._next_result(deadline_s)
-            if result is None:
-                continue  # the end of one statement's answer
+            while is_busy():
+                self._wait_for(_READ, deadline_s)
+                pgconn.consume_input()
+            result = get_result()
+            if result is None:  # the end of one statement's answer
+                if pgconn.status == _BAD:
+                    raise psycopg.OperationalError("the connection to the database is lost")
+                continue
             status = result.status
-            if status == pq.ExecStatus.PIPELINE_SYNC:
+            if status in _DONE:
+                if pending.popleft()[0] is query:
+                    results.append(result)
+                continue
+            if status == _SYNC:
                 return error
             if status in _FAILED:
                 error = error_of(result)

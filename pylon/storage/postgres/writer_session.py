@@ -33,7 +33,8 @@ from pylon.storage.postgres.connect import (
 from pylon.storage.postgres.epochs import keep_history, read_history
 from pylon.storage.postgres.lock_holders import LockHolders
 from pylon.storage.postgres.locks import WRITER, lock_key
-from pylon.storage.postgres.wire import BlockingSession
+from pylon.storage.postgres.parameters import EncodedParameters
+from pylon.storage.postgres.wire import BlockingSession, Statement
 from pylon.storage.records import BatchRefusal
 
 LOCK: Final = "SELECT pg_advisory_xact_lock($1)"
@@ -68,6 +69,7 @@ class WriterSession:
         self._retry_at_s = float("-inf")
         self._problem = ""
         self.key = 0  # of the writers' lock
+        self.lock: Statement = (LOCK, (0,))
         self.channel = ""
         self.acknowledged = 0
         self.holders = LockHolders(0)
@@ -140,7 +142,7 @@ class WriterSession:
         """
         until_s = self._clock.monotonic_s() + LOCK_WAIT_S
         while True:
-            outcome = session.try_pipeline([("BEGIN", ()), (LOCK, (self.key,))])
+            outcome = session.try_pipeline([("BEGIN", ()), self.lock])
             if outcome.error is None:
                 return
             self.wait_for_lock(session, outcome.error, until_s)
@@ -173,6 +175,7 @@ class WriterSession:
         if self._lost_pid:
             session.execute(_END, (self._lost_pid, application_name("writer", self._node)))
         self.key = lock_key(session, WRITER)
+        self.lock = (LOCK, EncodedParameters([b"%d" % self.key]))
         self.channel = channel_name(session, CHANGES)
         self.holders = LockHolders(self.key)
         history = read_history(session)
