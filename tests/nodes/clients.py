@@ -34,6 +34,10 @@ class _Rotating:
     def port(self) -> int:
         return self._nodes[self._now].port
 
+    @property
+    def host(self) -> str:
+        return self._nodes[self._now].host
+
     def request(
         self, method: str, path: str, body: Any = None, *, token: str | None = None
     ) -> tuple[int, Any, Mapping[str, str]]:

@@ -70,6 +70,7 @@ class Fleet:
         self._writers, self._clients, self._seed = writers, clients, seed
         self.clients: list[NodeClient] = []
         self.load: Load
+        self.voids: list[tuple[int, int]] = []  # seqs that a failover has lost
         self._log: list[Change] = []
 
     @contextmanager
@@ -128,7 +129,9 @@ class Fleet:
                     f" closed with {client.close_codes[-5:]}"
                 )
         streams = [client.finish() for client in self.clients]
-        problems += problems_of(self.load.ops, self._log, streams, self.load.counter_id)
+        problems += problems_of(
+            self.load.ops, self._log, streams, self.load.counter_id, self.voids
+        )
         return problems + self._compare_rows()
 
     def _compare_rows(self) -> list[str]:

@@ -88,14 +88,25 @@ def mark_of(change: Change, counter_id: str) -> tuple[str, str] | None:
 
 
 def problems_of(
-    ops: Sequence[Op], log: Sequence[Change], streams: Sequence[Stream], counter_id: str
+    ops: Sequence[Op], log: Sequence[Change], streams: Sequence[Stream], counter_id: str,
+    voids: Sequence[tuple[int, int]] = (),
 ) -> list[str]:
-    """Return what is wrong; empty: nothing."""
+    """Return what is wrong; empty: nothing.
+
+    Args:
+        voids: ranges of seqs, without both ends, that a failover has lost: what was acknowledged or
+            shown with such a seq is gone, and who saw it had to take a snapshot afterwards.
+    """
     return [
         *_problems_of_log(log, counter_id),
-        *_problems_of_ops(ops, log, counter_id),
-        *(line for stream in streams for line in problems_of_stream(stream, log)),
+        *_problems_of_ops(ops, log, counter_id, voids),
+        *(line for stream in streams for line in problems_of_stream(stream, log, voids)),
     ]
+
+
+def is_void(seq: int, voids: Sequence[tuple[int, int]]) -> bool:
+    """Return whether a failover has lost the change of this seq."""
+    return any(before < seq < first for before, first in voids)
 
 
 def _problems_of_log(log: Sequence[Change], counter_id: str) -> Iterator[str]:
@@ -109,7 +120,7 @@ def _problems_of_log(log: Sequence[Change], counter_id: str) -> Iterator[str]:
 
 
 def _problems_of_ops(
-    ops: Sequence[Op], log: Sequence[Change], counter_id: str
+    ops: Sequence[Op], log: Sequence[Change], counter_id: str, voids: Sequence[tuple[int, int]]
 ) -> Iterator[str]:
     marked: dict[tuple[str, str], list[Change]] = defaultdict(list)
     deleted: dict[str, list[Change]] = defaultdict(list)
@@ -129,7 +140,7 @@ def _problems_of_ops(
         most = 0 if op.outcome == "refused" else 1
         if len(found) > most:
             yield f"{op.outcome}: {name} is in the log {len(found)} times"
-        if op.outcome != "acknowledged":
+        if op.outcome != "acknowledged" or (not found and is_void(op.seq, voids)):
             continue
         if not found:
             yield f"lost: {name} was acknowledged with seq {op.seq}"
@@ -144,7 +155,9 @@ def _problems_of_ops(
         yield f"log: nobody sent {rest[0]}"
 
 
-def problems_of_stream(stream: Stream, log: Sequence[Change]) -> Iterator[str]:
+def problems_of_stream(
+    stream: Stream, log: Sequence[Change], voids: Sequence[tuple[int, int]] = ()
+) -> Iterator[str]:
     """Yield what is wrong with one client's stream; it must have come to the end of the log."""
     by_seq = {change.seq: change for change in log}
     yield from (f"{stream.name}: {line}" for line in stream.problems)
@@ -154,7 +167,10 @@ def problems_of_stream(stream: Stream, log: Sequence[Change]) -> Iterator[str]:
         if event.seq <= last:
             yield f"{stream.name}: seq {event.seq} after {last}"
         last = max(last, event.seq)
-        if source is None or (source.entity, source.row_id) != (event.entity, event.row_id):
+        if source is None and is_void(event.seq, voids):
+            if not any(start >= event.seq for start, _ in stream.snapshots):
+                yield f"{stream.name}: saw {event}, which is lost, and took no snapshot"
+        elif source is None or (source.entity, source.row_id) != (event.entity, event.row_id):
             yield f"{stream.name}: {event} is not in the log, which has {source}"
         elif event.data is not None and event.data != source.data:
             yield f"{stream.name}: {event} has another image in the log: {source}"

@@ -41,6 +41,7 @@ class Load:
             _Writer(self, number, *nodes[number % len(nodes)].guest(), random.Random(seed + number))
             for number in range(writers)
         ]
+        self.may_lose_rows = False  # a promoted standby may lack them
         self.stale: list[str] = []  # reads that did not find what was acknowledged
         self._stopping = threading.Event()
         self._resumed = threading.Event()
@@ -168,10 +169,8 @@ class _Writer:
         assert status == 200, answer
         for (op, _), result in zip(sent, answer["results"], strict=True):
             if result["status"] == "error":
-                if result["error"].get("retryable"):
-                    continue  # unknown
-                op.outcome = "refused"
-                raise AssertionError(f"{op} was refused: {result}")
+                self._note_refusal(op, result["error"])
+                continue
             op.outcome, op.seq, op.row_id = "acknowledged", result["seq"], result["row_id"]
             self.acknowledged += 1
             if op.kind == "insert" and op.entity == "Note":
@@ -179,6 +178,15 @@ class _Writer:
             elif op.kind == "delete":
                 self.notes.remove(result["row_id"])
         self._read_elsewhere([op for op, _ in sent])
+
+    def _note_refusal(self, op: Op, error: Mapping[str, Any]) -> None:
+        if error.get("retryable"):
+            return  # nobody has said what came of it
+        op.outcome = "refused"
+        lost = self.load.may_lose_rows and op.kind != "insert"
+        assert lost, f"{op} was refused: {error}"
+        if op.row_id in self.notes:
+            self.notes.remove(op.row_id or "")
 
     def _read_elsewhere(self, ops: Sequence[Op]) -> None:
         op = next((op for op in ops if op.entity == "Note" and op.outcome == "acknowledged"), None)
@@ -254,8 +262,8 @@ class _Writer:
         self, method: str, path: str, body: Any, headers: Mapping[str, str]
     ) -> tuple[int, Any, Mapping[str, str]]:
         if self.conn is None:
-            port = self.load.nodes[self.at % len(self.load.nodes)].port
-            self.conn = http.client.HTTPConnection("127.0.0.1", port, timeout=TRY_S)
+            node = self.load.nodes[self.at % len(self.load.nodes)]
+            self.conn = http.client.HTTPConnection(node.host, node.port, timeout=TRY_S)
         self.conn.request(method, path, None if body is None else json.dumps(body), {
             "Content-Type": "application/json", "Authorization": f"Bearer {self.token}", **headers,
         })

@@ -68,6 +68,16 @@ def test_pull_may_leave_out_an_image_that_a_later_event_hides() -> None:
     assert record.problems() == []
 
 
+def test_what_a_failover_has_lost_is_nobodys_fault() -> None:
+    record = Record()
+    lost = record.log.pop(1)
+    voids = [(11, 13)]
+    problems = problems_of(record.ops, record.log, [record.ann], COUNTER, voids)
+    assert problems == [f"ann's: saw {lost}, which is lost, and took no snapshot"]
+    record.ann.snapshots = [(12, 13)]
+    assert problems_of(record.ops, record.log, [record.ann], COUNTER, voids) == []
+
+
 def drop(change: int) -> Callable[[Record], Any]:
     return lambda record: record.log.pop(change)
 

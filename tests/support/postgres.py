@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 import psycopg
@@ -65,12 +65,23 @@ def find_programs() -> dict[int, Path]:
 class PostgresServer:
     """One server. `url`: of its database, with the rights to make schemas and databases."""
 
-    def __init__(self, programs: Path) -> None:
-        self.programs = programs
-        memory = Path("/dev/shm")
-        usable = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > ROOM_BYTES
-        place = memory if usable else Path(tempfile.gettempdir())
-        _remove_left_over(place)
+    def __init__(
+        self, programs: Path, place: Path | None = None, *options: str,
+        primary: PostgresServer | None = None,
+    ) -> None:
+        """Make a server and start it.
+
+        Args:
+            place: the folder that its folder is made in; None: in memory, where there is room.
+            options: its settings, as ``name=value``, for all of its starts.
+            primary: the server whose standby it becomes.
+        """
+        self.programs, self.options = programs, options
+        if place is None:
+            memory = Path("/dev/shm")
+            usable = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > ROOM_BYTES
+            place = memory if usable else Path(tempfile.gettempdir())
+            _remove_left_over(place)
         self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
         self._lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -81,21 +92,32 @@ class PostgresServer:
             self._user, self._group, self._groups = nobody.pw_uid, nobody.pw_gid, [nobody.pw_gid]
             os.chown(self.folder, self._user, self._group)
         self.data = self.folder / "data"
-        self._run(
-            "initdb", "-D", str(self.data), "-U", "pylon", "-A", "trust", "-E", "UTF8",
-            "--locale=C.UTF-8", "-N",
-        )
+        if primary is None:
+            self._run(
+                "initdb", "-D", str(self.data), "-U", "pylon", "-A", "trust", "-E", "UTF8",
+                "--locale=C.UTF-8", "-N",
+            )
+        else:
+            self._run(
+                "pg_basebackup", "-D", str(self.data), "-d", primary.url, "-R", "-X", "stream",
+                "-c", "fast",
+            )
         self.start()
 
     @property
     def url(self) -> str:
         return f"postgresql://pylon@/postgres?host={quote(str(self.folder), safe='')}"
 
-    def start(self, *options: str) -> None:
+    def allow(self, network: str) -> None:
+        """Let every host of a network connect, from the next start on."""
+        with (self.data / "pg_hba.conf").open("a") as file:
+            file.write(f"host all all {network} trust\n")
+
+    def start(self) -> None:
         """Start it, and wait until it answers."""
         settings = (
             "listen_addresses=", f"unix_socket_directories={self.folder}", "max_connections=300",
-            "shared_buffers=64MB", "max_wal_size=256MB", "autovacuum_naptime=10s", *options,
+            "shared_buffers=64MB", "max_wal_size=256MB", "autovacuum_naptime=10s", *self.options,
         )
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -105,6 +127,10 @@ class PostgresServer:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0,
             )
         wait_until("PostgreSQL answers", self._answers, _START_S)
+
+    def is_running(self) -> bool:
+        """Whether its first process lives."""
+        return self.process is not None and self.process.poll() is None
 
     def _answers(self) -> bool:
         assert self.process is not None
@@ -129,11 +155,7 @@ class PostgresServer:
         pids = [first]
         try:
             os.kill(first, signal.SIGSTOP)  # it starts no others from here on
-            listed = subprocess.run(
-                ["ps", "--ppid", str(first), "-o", "pid="], capture_output=True, text=True,
-                check=True,
-            )
-            for pid in map(int, listed.stdout.split()):
+            for pid in _children(first):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGSTOP)
                     pids.append(pid)
@@ -142,6 +164,21 @@ class PostgresServer:
             for pid in reversed(pids):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """kill -9 of all of its processes at once."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)  # it starts no others from here on
+        for pid in (*_children(self.process.pid), self.process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait(_START_S)
+
+    def run_sql(self, statement: str) -> list[tuple[Any, ...]]:
+        """Run one statement as the server's owner."""
+        with psycopg.connect(self.url, autocommit=True) as conn:
+            cursor = conn.execute(statement)  # type: ignore[call-overload]
+            return cursor.fetchall() if cursor.description else []
 
     def close(self) -> None:
         """Stop it, and remove its files."""
@@ -158,6 +195,13 @@ class PostgresServer:
         )
         if done.returncode != 0:
             raise RuntimeError(f"{program} failed: {done.stdout}")
+
+
+def _children(pid: int) -> list[int]:
+    listed = subprocess.run(
+        ["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True, check=False
+    )
+    return [int(child) for child in listed.stdout.split()]
 
 
 def _remove_left_over(place: Path) -> None:

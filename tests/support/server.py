@@ -33,6 +33,8 @@ class PylonServer:
         self.manifest_path.write_text(json.dumps(manifest))
         self.db_path = folder / "data" / "app.db"
         self.port = reserve_base_port()
+        self.host = "127.0.0.1"  # where the test reaches it
+        self.command = [sys.executable, "-m", "pylon.cli.main", "start"]
         self.log_path = folder / "server.log"
         self.env = {
             "PYLON_DEV_MODE": "false",
@@ -69,7 +71,7 @@ class PylonServer:
     def start(self, ready: bool = True) -> PylonServer:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pylon.cli.main", "start"],
+                self.command,
                 env=self.full_env(), cwd=self.folder, stdout=log, stderr=log,
             )
         if ready:
@@ -144,7 +146,7 @@ class PylonServer:
         headers: Mapping[str, str] | None = None, timeout_s: float = WAIT_S,
     ) -> tuple[int, Any, Mapping[str, str]]:
         """One request on a fresh connection: status, decoded JSON (or text), headers."""
-        conn = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        conn = http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
         try:
             send = dict(headers or {})
             data = None

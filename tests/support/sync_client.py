@@ -187,7 +187,7 @@ class SyncClient:
     def _live_ws(self) -> None:
         ws = websocket.WebSocket()
         ws.connect(
-            f"ws://127.0.0.1:{self.server.port + 1}/",
+            f"ws://{self.server.host}:{self.server.port + 1}/",
             subprotocols=[f"bearer.{self.token}"] if self.token else None,
             timeout=60,
         )
@@ -208,7 +208,7 @@ class SyncClient:
             ws.close(timeout=0)
 
     def _live_sse(self) -> None:
-        conn = http.client.HTTPConnection("127.0.0.1", self.server.port + 2, timeout=60)
+        conn = http.client.HTTPConnection(self.server.host, self.server.port + 2, timeout=60)
         try:
             headers = {"Accept": "text/event-stream"}
             if self.token:
