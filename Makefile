@@ -4,7 +4,8 @@
 # make arena       the same with examples/arena, a game
 # make test        the whole suite; what is missing on the machine is skipped by name
 # make test-unmarked   the part of it that starts no processes, on every core
-# make test-processes  the rest of it
+# make test-processes  the rest of it, two modules at a time
+# make test-newest-postgres  the contract of a store and whole servers on the newest PostgreSQL here
 # make test-fast   the part of it that starts no processes, with a fifth of the random examples: < 1 min
 # make test-tools  install the programs that some tests use (Debian, as root)
 # make check       ruff, and mypy --strict
@@ -19,7 +20,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Tests import 430 modules in each process; without cached bytecode that takes 7 s more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup run chat arena test test-unmarked test-processes test-fast test-tools check bench clean
+.PHONY: setup run chat arena test test-unmarked test-processes test-newest-postgres test-fast \
+  test-tools check bench clean
 
 setup: $(VENV)/installed
 
@@ -62,7 +64,14 @@ test-unmarked: $(VENV)/installed-test
 	$(UNMARKED)
 
 test-processes: $(VENV)/installed-test
-	$(BIN)/python -m pytest -q -m "processes or slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "processes or slow"
+
+NEWEST := tests/storage_contract tests/test_e2e_sync.py tests/test_e2e_faults.py \
+  tests/test_e2e_promise_kills.py tests/test_e2e_documents.py tests/test_e2e_live.py tests/nodes
+
+test-newest-postgres: $(VENV)/installed-test
+	PYLON_TEST_POSTGRES=$(or $(PYLON_TEST_POSTGRES),18) \
+	  $(BIN)/python -m pytest -q -n 2 --dist loadfile --store postgres $(NEWEST) tests/test_postgres_*.py
 
 test-fast: $(VENV)/installed-test
 	TEST_EXAMPLES=few $(UNMARKED)
