@@ -36,11 +36,8 @@ CHOICES: Final = (SQLITE, POSTGRES, "both")
 
 # Modules that run on PostgreSQL only when `--store postgres` asks for it. To be empty.
 NOT_YET: Final[frozenset[str]] = frozenset({
-    "tests.storage_contract.test_defaults",
-    "tests.storage_contract.test_documents",
     "tests.storage_contract.test_exists",
     "tests.storage_contract.test_indexes",
-    "tests.storage_contract.test_log",
     "tests.storage_contract.test_policies",
     "tests.storage_contract.test_positions",
     "tests.storage_contract.test_reads",
@@ -49,8 +46,6 @@ NOT_YET: Final[frozenset[str]] = frozenset({
     "tests.storage_contract.test_schema",
     "tests.storage_contract.test_search",
     "tests.storage_contract.test_semantics",
-    "tests.storage_contract.test_sessions",
-    "tests.storage_contract.test_writes",
     "tests.test_api_auth",
     "tests.test_api_crdt",
     "tests.test_api_defaults",
