@@ -20,8 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Tests import 430 modules in each process; without cached bytecode that takes 7 s more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup run chat arena test test-unmarked test-processes test-newest-postgres test-fast \
-  test-tools check bench clean
+.PHONY: setup run chat arena test test-unmarked test-processes test-newest-postgres test-fast test-tools check bench clean
 
 setup: $(VENV)/installed
 
