@@ -43,7 +43,12 @@ class AdminClient:
             NotRunning: no server runs on this data directory.
             AuthRequired: neither the argument nor the setting has a token.
         """
-        port = require_running(config).ports["http"]
+        port = require_running(config).ports.get("http")
+        if port is None:
+            raise NotRunning(
+                "the node of this data directory serves no HTTP (PYLON_ROLES)",
+                hint="run the command on a node with the role http",
+            )
         token = token or config.admin_token
         if not token:
             raise AuthRequired("no token: set PYLON_ADMIN_TOKEN, or give --token")

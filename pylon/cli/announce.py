@@ -85,6 +85,8 @@ def dev_lines(config: Config, manifest: Manifest) -> list[str]:
     found = urls(config)
     lines = [f"{manifest.name} is ready"]
     lines += [f"  {ROLE_BY_NAME[role].title:<10} {url}" for role, url in found.items()]
+    if "http" not in found:
+        return lines
     if config.static_dir is not None and Path(config.static_dir).is_dir():
         lines.append(f"  {'App':<10} {found['http']}/app/")
     lines.append("  Admin      Authorization: Bearer $PYLON_ADMIN_TOKEN (it is in .env)")

@@ -113,6 +113,7 @@ from pylon.errors.state import (
     ReferenceInUse,
     ReferenceNotFound,
     ResyncRequired,
+    RoleNotHere,
     UniqueViolation,
 )
 
@@ -179,6 +180,7 @@ __all__ = [
     "RequestTimeout",
     "ResetRefused",
     "ResyncRequired",
+    "RoleNotHere",
     "RoomFull",
     "RoomLimitReached",
     "SchemaRefused",

@@ -18,6 +18,17 @@ class NotFound(PylonError):
     status = 404
 
 
+class RoleNotHere(PylonError):
+    """The request is for a role that other nodes of this server run (PYLON_ROLES).
+
+    Remedy: connect to the URL that the message names; an operator sets it (PYLON_WS_URL), or has
+    the load balancer send the path to the nodes of that role.
+    """
+
+    code = "ROLE_NOT_HERE"
+    status = 404
+
+
 class EntityNotFound(PylonError):
     """The manifest declares no entity of that name. Only admins are told; others get POLICY_DENIED.
 

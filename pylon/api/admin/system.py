@@ -19,7 +19,7 @@ from pylon.api.http.responses import send_json, send_text
 from pylon.api.services import AdminServices
 from pylon.auth.tokens import bearer_token, same_token
 from pylon.control import ControlClient
-from pylon.errors import BadUpgrade, NotRunning, Unauthorized, Unavailable
+from pylon.errors import BadUpgrade, NotRunning, RoleNotHere, Unauthorized, Unavailable
 from pylon.manifest.public import complete_document, public_manifest
 
 _OPENMETRICS_TYPE: Final = "application/openmetrics-text"
@@ -157,6 +157,9 @@ class SyncSocket:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         url = url_of(self._config, "ws", req)
+        if "ws" not in self._config.roles:
+            where = "another node (PYLON_WS_URL says which)" if url is None else url
+            raise RoleNotHere(f"This node serves no WebSockets: connect to {where}")
         if url is None:
             raise BadUpgrade(
                 "This server has no WebSocket port (PYLON_WS_WORKERS is 0)",

@@ -28,11 +28,14 @@ def client_config(config: Config, req: falcon.Request) -> dict[str, Any]:
 
 
 def url_of(config: Config, role: str, req: falcon.Request) -> str | None:
-    """Return the URL of a role of `pylon.roles`; None: it is switched off."""
-    if not config.workers_of(role):
-        return None
+    """Return the URL of a role of `pylon.roles`; None: it is switched off, or other nodes run it
+    and no setting says where."""
     entry = ROLE_BY_NAME[role]
     configured: str | None = getattr(config, entry.url_field)
+    if role not in config.roles and getattr(config, entry.workers_field):
+        return configured
+    if not config.workers_of(role):
+        return None
     if configured:
         return configured
     address = req.env.get("HTTP_HOST") or f"127.0.0.1:{config.port}"
