@@ -21,7 +21,7 @@ import orjson
 
 from pylon.cli.running import require_running
 from pylon.config import Config
-from pylon.errors import AuthRequired, PylonError, Unavailable
+from pylon.errors import AuthRequired, NotRunning, PylonError, Unavailable
 
 _TIMEOUT_S: Final = 120.0
 _TRIES: Final = 5

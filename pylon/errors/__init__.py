@@ -113,7 +113,7 @@ from pylon.errors.state import (
     ReferenceInUse,
     ReferenceNotFound,
     ResyncRequired,
-    RoleNotHere,
+    RoleMissing,
     UniqueViolation,
 )
 
@@ -180,7 +180,7 @@ __all__ = [
     "RequestTimeout",
     "ResetRefused",
     "ResyncRequired",
-    "RoleNotHere",
+    "RoleMissing",
     "RoomFull",
     "RoomLimitReached",
     "SchemaRefused",

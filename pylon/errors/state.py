@@ -18,7 +18,7 @@ class NotFound(PylonError):
     status = 404
 
 
-class RoleNotHere(PylonError):
+class RoleMissing(PylonError):
     """The request is for a role that other nodes of this server run (PYLON_ROLES).
 
     Remedy: connect to the URL that the message names; an operator sets it (PYLON_WS_URL), or has

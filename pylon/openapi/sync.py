@@ -113,7 +113,7 @@ def sync_paths() -> Paths:
         "/api/sync/ws": operation(
             "get", "openSocket", "sync",
             "The WebSocket of the ws port, for proxies with a single port: send an upgrade",
-            {}, raises=(errors.BadUpgrade, errors.RoleNotHere, errors.Unavailable),
+            {}, raises=(errors.BadUpgrade, errors.RoleMissing, errors.Unavailable),
         ),
     }
 

@@ -19,7 +19,7 @@ from pylon.api.http.responses import send_json, send_text
 from pylon.api.services import AdminServices
 from pylon.auth.tokens import bearer_token, same_token
 from pylon.control import ControlClient
-from pylon.errors import BadUpgrade, NotRunning, RoleNotHere, Unauthorized, Unavailable
+from pylon.errors import BadUpgrade, NotRunning, RoleMissing, Unauthorized, Unavailable
 from pylon.manifest.public import complete_document, public_manifest
 
 _OPENMETRICS_TYPE: Final = "application/openmetrics-text"
@@ -159,7 +159,7 @@ class SyncSocket:
         url = url_of(self._config, "ws", req)
         if "ws" not in self._config.roles:
             where = "another node (PYLON_WS_URL says which)" if url is None else url
-            raise RoleNotHere(f"This node serves no WebSockets: connect to {where}")
+            raise RoleMissing(f"This node serves no WebSockets: connect to {where}")
         if url is None:
             raise BadUpgrade(
                 "This server has no WebSocket port (PYLON_WS_WORKERS is 0)",
