@@ -116,3 +116,17 @@ def test_what_does_not_fit_is_printed_and_the_exit_code_is_1(
     (problem,) = body["problems"]
     assert problem.startswith("Tick.sender: 1 row") and "U+0000" in problem
     assert problem in done.stderr
+
+
+def test_export_reads_the_rows_that_were_moved(
+    server: PylonServer, postgres_url: str
+) -> None:
+    for n in range(3):
+        insert(server, n)
+    assert server.terminate() == 0
+    wanted = server.ctl("export", "--entity", "Tick").stdout
+    assert server.ctl("migrate", "sqlite-to-postgres", "--to", postgres_url).returncode == 0
+    server.env["DATABASE_URL"] = postgres_url
+    done = server.ctl("export", "--entity", "Tick")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == wanted != ""

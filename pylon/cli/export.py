@@ -1,8 +1,8 @@
 """`pylonctl export`: writes all rows as JSON lines, ``{"entity": ..., "row": {...}}``.
 
 It requests the rows from the running server, which reads them in pages: each page is of one commit,
-but later pages may be of later commits. If no server runs, it reads the database file itself; then
-all rows are of one commit. `pylonctl import` inserts the lines again.
+but later pages may be of later commits. If no server runs, it reads the database itself; then all
+rows are of one commit. `pylonctl import` inserts the lines again.
 
 Invariants: it writes nothing to the database. The file of `--out` appears when it is complete.
 """
@@ -24,6 +24,7 @@ from pylon.cli.output import json_flag, note, result, wants_json
 from pylon.cli.running import find_running
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.config import Config
+from pylon.database_url import shown_url
 from pylon.errors import EntityNotFound, Unavailable
 from pylon.manifest_loader import load_manifest
 from pylon.storage.factory import open_store
@@ -43,7 +44,7 @@ def export(entity: str | None, out: str | None, token: str | None, dev: bool) ->
         raise click.UsageError("--json needs --out: the rows go to stdout otherwise")
     config = read_settings(dev=dev).config
     lines = (
-        _from_file(config, entity) if find_running(config) is None
+        _from_store(config, entity) if find_running(config) is None
         else _from_server(config, entity, token)
     )
     if out is None:
@@ -79,14 +80,18 @@ def _from_server(config: Config, entity: str | None, token: str | None) -> Itera
         yield from server.stream_lines("GET", path, None, {"Accept": "application/x-ndjson"})
 
 
-def _from_file(config: Config, name: str | None) -> Iterator[bytes]:
-    path = Path(config.db_path)
-    if config.in_memory or not path.is_file():
-        raise Unavailable(f"no server runs, and there is no database at {path} (PYLON_DB_PATH)")
+def _from_store(config: Config, name: str | None) -> Iterator[bytes]:
+    store = open_store(config)
+    if (config.in_memory and config.database_url is None) or not store.exists():
+        place = (
+            f"{config.db_path} (PYLON_DB_PATH)" if config.database_url is None
+            else f"{shown_url(config.database_url)} (DATABASE_URL)"
+        )
+        raise Unavailable(f"no server runs, and there is no database at {place}")
     manifest = load_manifest(Path(config.manifest))
     if name is not None and name not in manifest.by_name:
         known = ", ".join(manifest.by_name) or "none"
         raise EntityNotFound(f"Unknown entity {name} -- known entities: {known}")
     wanted = [entity for entity in manifest.entities if name in (None, entity.name)]
-    for entity, row_json in open_store(config).schema.export(wanted):
+    for entity, row_json in store.schema.export(wanted):
         yield b'{"entity":%b,"row":%b}' % (orjson.dumps(entity.name), row_json)

@@ -14,7 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pylon.clock import Clock, ManualClock, SystemClock
+from pylon.clock import ManualClock, SystemClock
+from pylon.manifest.model import Manifest
 from pylon.migrate import move as moves
 from pylon.migrate.compare import TableReport
 from pylon.storage.ops import MoveShard, OpenDocument, PutSession, PutShard
@@ -84,23 +85,25 @@ def _write(engine: SqliteEngine, path: Path, tasks: int) -> None:
     ok(*apply(engine, PutShard("arena", 12, b"\0\x01\xff state"), MoveShard("hall", "2")))
 
 
-def all_rows(manager: TransferManager) -> dict[str, list[Row]]:
+def all_rows(
+    manager: TransferManager, manifest: Manifest = MANIFEST
+) -> dict[str, list[Row]]:
     """Return all moved rows of a store, by table."""
-    with closing(manager.open_source(MANIFEST)) as source:
-        found = {table.name: list(source.read_rows(table)) for table in list_tables(MANIFEST)}
+    with closing(manager.open_source(manifest)) as source:
+        found = {table.name: list(source.read_rows(table)) for table in list_tables(manifest)}
         found["facts"] = sorted(source.read_facts().items())
     return found
 
 
 def move(
     source: TransferManager, target: TransferManager, *, restart: bool = False,
-    clock: Clock | None = None, progress: list[moves.Progress] | None = None,
+    manifest: Manifest = MANIFEST, progress: list[moves.Progress] | None = None,
 ) -> list[TableReport]:
     """Move all data, as `pylonctl migrate` does without `--online`."""
-    with source.hold_source(), closing(source.open_source(MANIFEST)) as opened, \
-            closing(target.open_target(MANIFEST)) as filled:
+    with source.hold_source(), closing(source.open_source(manifest)) as opened, \
+            closing(target.open_target(manifest)) as filled:
         made = moves.Move(
-            filled, MANIFEST, clock or SystemClock(),
+            filled, manifest, SystemClock(),
             progress.append if progress is not None else lambda _: None,
         )
         reports = made.copy(opened, made.find_note(restart=restart), is_online=False)
