@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
+from pylon.clock import SystemClock
 from pylon.errors import SchemaRefused, StartDelayed
 from pylon.manifest.model import Default, Entity, Field, FieldType, Index, Manifest, Search
 from pylon.schema.options import MigrationOptions
 from pylon.storage.ops import InsertRow
+from pylon.storage.postgres.schema.apply import prepare_store
+from pylon.storage.postgres.schema.indexes import put_indexes
+from pylon.storage.postgres.schema.leader import alone
 from pylon.values import EntityCodec
 from tests.support.schema_stage import SchemaStage
 
@@ -349,14 +353,36 @@ def test_seed_rows_are_tried_beside_the_database(stage: SchemaStage) -> None:
 
 
 def test_another_session_that_changes_the_schema_is_waited_for(filled: SchemaStage) -> None:
-    from pylon.clock import SystemClock
-    from pylon.storage.postgres.schema.apply import prepare_store
-    from pylon.storage.postgres.schema.leader import alone
-
     other, mine = filled.open(), filled.open()
-    with alone(other, SystemClock()), pytest.raises(StartDelayed, match="another node"):
+    with alone(other), pytest.raises(StartDelayed, match="another node"):
         prepare_store(mine, APP, SystemClock(), wait_s=0.2)
     prepare_store(mine, APP, SystemClock(), wait_s=0.2)
     assert mine.execute("SHOW lock_timeout").get_value(0, 0) == b"5s"
     other.close()
     mine.close()
+
+
+def test_indexes_are_put_while_the_nodes_serve(filled: SchemaStage) -> None:
+    session = filled.open()
+
+    def put(*indexes: Index) -> int:
+        wanted = [
+            ("Page", i.name, i.fields, i.unique, i.descending, i.where) for i in indexes
+        ]
+        return put_indexes(session, APP, wanted, SystemClock())
+
+    assert put(*PAGE.indexes) == 0
+    assert put(*PAGE.indexes, Index("by_title", ("title",), False)) == 1
+    assert put(Index("by_rank", ("rank",), False)) == 4  # replaced, and two are gone
+    names = {str(n) for (n,) in filled.ask(
+        "SELECT indexname FROM pg_indexes WHERE tablename = 'Page' AND indexname ~ 'by_|one_'"
+    )}
+    assert names == {"Page_by_rank"}
+    with pytest.raises(SchemaRefused, match="rows share"):
+        put(Index("by_rank", ("rank",), False), Index("one", ("ratio",), True))
+    with pytest.raises(SchemaRefused, match="does not know Page"):
+        put(Index("by_rank", ("nope",), False))
+    assert filled.manager.history(1)[0]["baseline"] == "indexes"
+    filled.start(APP)
+    assert filled.left(APP) == []
+    session.close()

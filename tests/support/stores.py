@@ -37,14 +37,10 @@ CHOICES: Final = (SQLITE, POSTGRES, "both")
 # Modules that run on PostgreSQL only when `--store postgres` asks for it. To be empty.
 NOT_YET: Final[frozenset[str]] = frozenset({
     "tests.storage_contract.test_exists",
-    "tests.storage_contract.test_indexes",
     "tests.storage_contract.test_policies",
     "tests.storage_contract.test_positions",
     "tests.storage_contract.test_reads",
     "tests.storage_contract.test_reference_machine",
-    "tests.storage_contract.test_references",
-    "tests.storage_contract.test_schema",
-    "tests.storage_contract.test_search",
     "tests.storage_contract.test_semantics",
     "tests.test_api_auth",
     "tests.test_api_crdt",

@@ -12,10 +12,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-import orjson
 import psycopg
 
 from pylon import limits
@@ -32,10 +30,11 @@ from pylon.storage.postgres.connect import (
     open_session,
     translate,
 )
-from pylon.storage.postgres.names import WORDS_COLUMN, quote
 from pylon.storage.postgres.retention import prune_events, prune_marks, prune_ops
+from pylon.storage.postgres.schema import search
+from pylon.storage.postgres.schema.apply import transaction
+from pylon.storage.postgres.schema.indexes import put_indexes
 from pylon.storage.postgres.wire import BlockingSession
-from pylon.storage.postgres.word_vector import vector_of
 from pylon.storage.postgres.writer_session import LOCK, WriterSession
 from pylon.storage.records import (
     BatchRefusal,
@@ -123,37 +122,15 @@ class PostgresMaintenance:
 
     def put_indexes(self, indexes: Sequence[IndexSpec]) -> int:
         """See `Maintenance`."""
-        schema: Any = import_module("pylon.storage.postgres.schema.indexes")
-        made: int = self._run(
-            lambda session: schema.put_indexes(session, self._manifest, indexes, self._clock),
-            _INDEXES_S,
+        return self._run(
+            lambda session: put_indexes(session, self._manifest, indexes, self._clock), _INDEXES_S
         )
-        return made
 
     def renew_search(self, entity: str, after_id: str, rows: int) -> tuple[int, str]:
         """See `Maintenance`."""
-        known = self._manifest.by_name[entity]
-        table = quote(entity)
-
         def renew(session: BlockingSession) -> tuple[int, str]:
-            found = session.execute(
-                f"SELECT id, _json, _seq FROM {table} WHERE id > $1 ORDER BY id LIMIT $2",
-                (after_id, rows),
-            )
-            last = ""
-            statements = []
-            for n in range(found.ntuples):
-                last = (found.get_value(n, 0) or b"").decode()
-                vector = vector_of(known, orjson.loads(found.get_value(n, 1) or b"{}"))
-                version = found.get_value(n, 2)
-                statements.append((
-                    f"UPDATE {table} SET {WORDS_COLUMN} = $1::text::tsvector WHERE id = $2 "
-                    f"AND _seq IS NOT DISTINCT FROM $3 "
-                    f"AND {WORDS_COLUMN} IS DISTINCT FROM $1::text::tsvector",
-                    (vector.decode(), last, None if version is None else int(version)),
-                ))
-            session.pipeline(statements)
-            return found.ntuples, last if found.ntuples == rows else ""
+            with transaction(session):
+                return search.renew(session, self._manifest, entity, after_id, rows)
 
         return self._run(renew)
 

@@ -88,7 +88,7 @@ def prepare_store(
         StartDelayed: another node changes the schema, or a table is locked, for too long.
         psycopg.Error: the database cannot be used.
     """
-    with alone(session, clock, wait_s):
+    with alone(session, wait_s):
         refuse_unfinished(session)
         history.refuse_newer(session)
         if has_table(session, "_pylon_meta"):
@@ -99,15 +99,15 @@ def prepare_store(
             return complete(session, manifest, clock, "start", [])
 
 
-def build_pending(session: BlockingSession, manifest: Manifest, clock: Clock) -> list[str]:
+def build_pending(session: BlockingSession, manifest: Manifest) -> list[str]:
     """Build the indexes that a start has left for later, while all nodes serve. Return the steps.
 
     Raises:
         SchemaRefused, StartDelayed, psycopg.Error: as `prepare_store`.
     """
-    with alone(session, clock, 0.0):
+    with alone(session, 0.0):
         plan = plan_for(session, manifest)
-        steps = OnlineSteps(session, clock)
+        steps = OnlineSteps(session)
         done = [step for step in plan.steps if _may_wait(step)]
         for step in done:
             steps.run(step)
@@ -175,7 +175,7 @@ def complete(
     # Noted before they are made: a killed start must not leave one that no later start drops.
     additions = replace(plan, steps=tuple(s for s in plan.steps if s.kind == "add_index"))
     history.note_own_indexes(session, own_after(catalogue, manifest, additions))
-    _execute(session, manifest, plan, clock, new_tables)
+    _execute(session, manifest, plan, new_tables)
     history.note_own_indexes(session, own_after(catalogue, manifest, plan))
 
     lineage = meta.get(session, "lineage")
@@ -188,7 +188,7 @@ def complete(
             with transaction(session):
                 open_epoch(session, "rows without a change log", clock)
         epoch_opened = True
-    _write_rows(session, manifest, clock, new_tables)
+    _write_rows(session, manifest, new_tables)
     broken_rows.report_broken_rows(manifest, _Facts(session), _first_values(session))
     if lineage is None:
         lineage = SystemRandom().token_hex(_LINEAGE_BYTES)
@@ -209,16 +209,16 @@ def _note_begin(session: BlockingSession, lines: Sequence[str]) -> None:
 
 
 def _execute(
-    session: BlockingSession, manifest: Manifest, plan: Plan, clock: Clock, new_tables: set[str]
+    session: BlockingSession, manifest: Manifest, plan: Plan, new_tables: set[str]
 ) -> None:
     """Execute the steps but those that may wait."""
-    steps = OnlineSteps(session, clock)
+    steps = OnlineSteps(session)
     sizes: dict[str, bool] = {}
     for step in plan.steps:
         if step.kind == "fill_fold":
             field = step.name.removeprefix(FOLD_PREFIX)
             backfill(
-                session, manifest.by_name[step.entity], Goal(step.name, folds=(field,)), clock
+                session, manifest.by_name[step.entity], Goal(step.name, folds=(field,))
             )
         elif _may_wait(step) and not session.is_in_transaction and step.entity not in new_tables:
             if step.entity not in sizes:
@@ -245,7 +245,7 @@ def _name_key(session: BlockingSession, entity: Entity, steps: OnlineSteps) -> N
 
 
 def _write_rows(
-    session: BlockingSession, manifest: Manifest, clock: Clock, new_tables: set[str]
+    session: BlockingSession, manifest: Manifest, new_tables: set[str]
 ) -> None:
     """Write the JSON and the words of entities whose rows have to change."""
     for entity in manifest.entities:
@@ -258,7 +258,7 @@ def _write_rows(
         if goal.is_empty:
             continue
         if entity.name not in new_tables:
-            rows = backfill(session, entity, goal, clock)
+            rows = backfill(session, entity, goal)
             _log.info("schema.rows.written", entity=entity.name, rows=rows,
                       json=goal.has_json, words=goal.has_words)
         meta.put(session, key, shape)

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from pylon.clock import Clock
+from pylon.clock import Clock, SystemClock
 from pylon.manifest.model import Entity, Field
 from pylon.query.words import text_fields
 from pylon.schema.columns import JSON_COLUMN, SEQ_COLUMN, fold_column, fold_fields
@@ -71,16 +71,22 @@ class _Column:
     value_of: Callable[[Mapping[str, Any], Mapping[str, Any]], Item]
 
 
-def backfill(session: BlockingSession, entity: Entity, goal: Goal, clock: Clock) -> int:
+def backfill(
+    session: BlockingSession, entity: Entity, goal: Goal, clock: Clock | None = None
+) -> int:
     """Write the columns of a goal for every row of an entity. Return the number of rows.
 
     Within an open transaction it is all one step; the caller has the writers' lock then.
+
+    Args:
+        clock: measures the steps.
 
     Raises:
         psycopg.Error
     """
     if goal.is_empty:
         return 0
+    waits = clock or SystemClock()
     is_within = session.is_in_transaction
     key = _KEY + entity.name
     known = meta.get(session, key)
@@ -97,7 +103,7 @@ def backfill(session: BlockingSession, entity: Entity, goal: Goal, clock: Clock)
     writer = RowWriter(session, entity, goal)
     rows, count = _ROWS_FIRST, 0
     while True:
-        started_s = clock.monotonic_s()
+        started_s = waits.monotonic_s()
         done, last_id = writer.run_step(begin, after, rows)
         count += done
         is_last = done < rows
@@ -113,7 +119,7 @@ def backfill(session: BlockingSession, entity: Entity, goal: Goal, clock: Clock)
         if is_last:
             return count
         after = last_id
-        taken_s = clock.monotonic_s() - started_s
+        taken_s = waits.monotonic_s() - started_s
         if taken_s < STEP_S / 2:
             rows = min(ROWS_MAX, rows * 2)
         elif taken_s > STEP_S:

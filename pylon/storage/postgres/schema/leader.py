@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from pylon.clock import Clock
+from pylon.clock import Clock, SystemClock
 from pylon.errors import StartDelayed
 from pylon.log import get_logger
 from pylon.storage.postgres.locks import SCHEMA, lock_key
@@ -33,17 +33,20 @@ _log = get_logger("schema")
 
 @contextmanager
 def alone(
-    session: BlockingSession, clock: Clock, wait_s: float = LOCK_WAIT_S,
+    session: BlockingSession, wait_s: float = LOCK_WAIT_S, *, waits: Clock | None = None,
     pause: Callable[[float], None] = time.sleep,
 ) -> Iterator[None]:
     """Run the block as the only session that changes the schema, without the session's own limits.
+
+    Args:
+        waits: the clock of the time limit.
 
     Raises:
         StartDelayed: another one changes it for longer than `wait_s`.
         psycopg.Error
     """
     key = lock_key(session, SCHEMA)
-    _wait(session, key, clock, wait_s, pause)
+    _wait(session, key, waits or SystemClock(), wait_s, pause)
     (known,) = ask(session, _SHOW)
     try:
         session.execute(_SET, ("0",) * len(_LIMITS))

@@ -110,11 +110,10 @@ class PostgresSchema:
 
     def build_search(self, entities: Sequence[Entity]) -> dict[str, int]:
         """See `SchemaManager`."""
-        clock = SystemClock()
-        with self._session() as session, alone(session, clock, _WAIT_S):
+        with self._session() as session, alone(session, _WAIT_S):
             def build() -> dict[str, int]:
                 with transaction(session):
-                    return {e.name: search.build(session, e, clock) for e in entities}
+                    return {e.name: search.build(session, e) for e in entities}
 
             return self._search(build)
 

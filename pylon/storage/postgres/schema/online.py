@@ -20,7 +20,7 @@ from typing import Final
 import psycopg
 from psycopg import errors
 
-from pylon.clock import Clock, RandomSource, SystemRandom
+from pylon.clock import Clock, RandomSource, SystemClock, SystemRandom
 from pylon.errors import SchemaRefused, StartDelayed
 from pylon.log import get_logger
 from pylon.schema.steps import Step
@@ -54,11 +54,13 @@ class OnlineSteps:
     __slots__ = ("_clock", "_pause", "_random", "_session")
 
     def __init__(
-        self, session: BlockingSession, clock: Clock, random: RandomSource | None = None,
+        self, session: BlockingSession, clock: Clock | None = None,
+        random: RandomSource | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
+        """Args: `clock`: of the time limits."""
         self._session = session
-        self._clock = clock
+        self._clock = clock or SystemClock()
         self._random = random or SystemRandom()
         self._pause = pause
 

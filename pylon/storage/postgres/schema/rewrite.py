@@ -78,7 +78,7 @@ def apply_plan(
             was changed.
         psycopg.Error: the database failed; nothing was changed.
     """
-    with alone(session, clock, _WAIT_S):
+    with alone(session, _WAIT_S):
         history.refuse_newer(session)
         with transaction(session):
             make_system_tables(session)

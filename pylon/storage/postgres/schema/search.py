@@ -16,7 +16,6 @@ from typing import Final
 import orjson
 import psycopg
 
-from pylon.clock import Clock
 from pylon.errors import SchemaRefused
 from pylon.log import get_logger
 from pylon.manifest.model import Entity, Manifest
@@ -96,13 +95,13 @@ def built_for(entity: Entity) -> str:
     return orjson.dumps([_LAYOUT, types]).decode()
 
 
-def build(session: BlockingSession, entity: Entity, clock: Clock) -> int:
+def build(session: BlockingSession, entity: Entity) -> int:
     """Write the words of all rows anew. Return the number of rows.
 
     Raises:
         psycopg.Error: the entity's table is not (yet) as the manifest declares it.
     """
-    rows = backfill(session, entity, Goal("words", has_words=True), clock)
+    rows = backfill(session, entity, Goal("words", has_words=True))
     note_current(session, entity)
     return rows
 
