@@ -167,27 +167,35 @@ class Memberships:
         """Whether the sets of a caller are held."""
         return auth in self._sets
 
-    def is_concerned(
+    def renew(self, auth: AuthContext, sets: KeySets) -> None:
+        """Keep sets of a caller that has holders and no sets."""
+        if auth in self._holders and auth not in self._sets:
+            self._keep(auth, sets)
+
+    def is_concerned(self, auth: AuthContext, changes: Iterable[Change]) -> bool:
+        """Whether changes make the sets of one caller void."""
+        return any(
+            related.may_turn(change.event.entity, change.prev_row, change.row) and any(
+                related.concerns(auth, change.event.entity, image)
+                for image in (change.prev_row, change.row) if image is not None
+            )
+            for change in changes for related in self._asked.get(change.event.entity, ())
+        )
+
+    def lacks_set(
         self, auth: AuthContext, changes: Iterable[Change], sets: KeySets | None
     ) -> bool:
-        """Whether changes make the sets of one caller void, or need one that the caller lacks.
+        """Whether a change is to be judged by a check for which the caller has no set.
 
         Args:
             sets: of the caller; None: those that are held.
         """
-        found = self._sets[auth] if sets is None else sets
-        for change in changes:
-            entity = change.event.entity
-            asking = self._related.get(entity)
-            if asking is not None and any(found.by_check[each] is None for each in asking.checks):
-                return True
-            for related in self._asked.get(entity, ()):
-                if related.may_turn(entity, change.prev_row, change.row) and any(
-                    related.concerns(auth, entity, image)
-                    for image in (change.prev_row, change.row) if image is not None
-                ):
-                    return True
-        return False
+        found = (self._sets[auth] if sets is None else sets).by_check
+        return any(
+            found[check] is None
+            for change in changes if change.event.entity in self._related
+            for check in self._related[change.event.entity].checks
+        )
 
     # --- Answers -------------------------------------------------------------------------
 

@@ -106,7 +106,8 @@ class RelatedReplay:
         if (
             missed is None or (missed and connection.outbox_bytes)
             or tail.changes_after(missed[-1].seq if missed else cursor, 1)
-            or memberships.is_concerned(auth, missed, sets)
+            or memberships.is_concerned(auth, missed)
+            or memberships.lacks_set(auth, missed, sets)
         ):
             return False
         tail.relate()

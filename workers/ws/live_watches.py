@@ -112,6 +112,7 @@ class Watches:
             return
         started_s = self._clock.monotonic_s()
         diffs = Diffs(self._transport)
+        failed: dict[Watch, PylonError] = {}
         for change in changes:
             entity_watches = self._by_entity.get(change.event.entity)
             if entity_watches is None:
@@ -121,10 +122,16 @@ class Watches:
             diffs.begin_change()
             bodies: dict[str, bytes] = {}
             for watch in entity_watches.find_affected(change):
-                if watch.window is not None:
-                    self._take(watch, change, diffs)
+                if watch in failed:
                     continue
-                kind = watch.diff_kind(change)
+                try:
+                    if watch.window is not None:
+                        self._take(watch, change, diffs)
+                        continue
+                    kind = watch.diff_kind(change)
+                except PylonError as error:  # a related row cannot be read now
+                    failed[watch] = error
+                    continue
                 if kind is not None:
                     body = bodies.get(kind)
                     if body is None:
@@ -135,6 +142,9 @@ class Watches:
                             diffs.add(body, member)
         metrics.LIVE_EVALUATION.observe(self._clock.monotonic_s() - started_s)
         diffs.send()
+        for watch, reason in failed.items():
+            for member in list(watch.members):
+                self._refuse(member, reason)
 
     def _shed(self, entity_watches: EntityWatches, change: Change) -> None:
         """End subscriptions until the affected patterns times the texts are within the limit."""
