@@ -17,22 +17,25 @@ import psycopg
 import pytest
 
 from pylon.clock import SystemClock
-from pylon.errors import MigrationFailed, MigrationRefused, SchemaRefused
+from pylon.errors import MigrationFailed, MigrationRefused, PylonError, SchemaRefused
+from pylon.migrate.follow import Follower
 from pylon.migrate.move import Move
 from pylon.migrate.survey import survey
 from pylon.policy.rules import compile_rules
+from pylon.storage.ops import DropSession, OpenDocument, PutSession, PutShard
 from pylon.storage.postgres.backend import PostgresBackend
 from pylon.storage.postgres.connect import open_session
 from pylon.storage.postgres.schema.apply import prepare_store
 from pylon.storage.postgres.transfer.manager import INDEX_ENTRY_BYTES, PostgresTransfer
 from pylon.storage.sqlite.transfer.manager import SqliteTransfer
 from tests.support import moved_store as kit
-from tests.support.document_store import client_of, push
+from tests.support.document_store import client_of, ok, push
 from tests.support.documents import LoroClient
 from tests.support.storage import (
     MANIFEST,
     TASK,
     apply,
+    delete,
     insert,
     open_engine,
     open_reader,
@@ -324,6 +327,90 @@ def test_a_source_that_no_start_has_brought_up_is_refused(
     conn.close()
     with pytest.raises(MigrationRefused, match="not as this version"):
         SqliteTransfer(path).open_source(MANIFEST)
+
+
+def test_a_held_source_refuses_writes_and_takes_them_again_afterwards(
+    path: Path, postgres_url: str
+) -> None:
+    postgres = PostgresTransfer(postgres_url)
+    kit.move(SqliteTransfer(path), postgres)
+    backend = PostgresBackend(postgres_url, is_dev=True)
+    with closing(backend.open_writer(MANIFEST, compile_rules(MANIFEST), kit.ManualClock())) as made:
+        engine: Any = made
+        with postgres.hold_source():
+            (refused,) = apply(engine, task(901))
+            assert refused.error is not None
+            error = refused.error
+            raised = PylonError.from_wire(error.code, error.message, error.hint, error.details)
+            assert raised.status == 503
+        assert apply(engine, task(901))[0].error is None
+
+
+def test_servers_that_run_on_the_source_are_named(path: Path, postgres_url: str) -> None:
+    postgres = PostgresTransfer(postgres_url)
+    kit.move(SqliteTransfer(path), postgres)
+    execute(postgres_url, "INSERT INTO _pylon_nodes (node, incarnation, roles, version, manifest, "
+            "workers, started_at, seen_at) VALUES ('n1', '', '', '', '', '', now(), now())")
+    assert postgres.list_servers() == ["n1"]
+    with pytest.raises(MigrationRefused, match=r"servers run on .*: n1"), postgres.hold_source():
+        pass
+    with postgres.hold_source(while_running=True):
+        pass
+
+
+def test_a_target_follows_what_nodes_write_meanwhile(
+    path: Path, tmp_path: Path, postgres_url: str
+) -> None:
+    """Back to SQLite with `--online`, with writes of every kind between the steps."""
+    postgres = PostgresTransfer(postgres_url)
+    kit.move(SqliteTransfer(path), postgres)
+    backend = PostgresBackend(postgres_url, is_dev=True)
+    sqlite = SqliteTransfer(tmp_path / "b.db")
+    rules, clock = compile_rules(MANIFEST), kit.ManualClock()
+    with closing(backend.open_writer(MANIFEST, rules, clock)) as made, \
+            closing(sqlite.open_target(MANIFEST)) as target:
+        engine: Any = made
+        move = Move(target, MANIFEST, SystemClock(), lambda _: None)
+        with closing(postgres.open_source(MANIFEST)) as source:
+            ok(*apply(engine, task(903), update("Task", 5, {"title": "while copying"})))
+            move.copy(source, None, is_online=True)
+        follower = Follower(move, target, MANIFEST)
+        # Two rows exchange a unique value, and a third one takes a deleted row's.
+        ok(*apply(engine, update("Task", 7, {"slug": "free"})))
+        ok(*apply(engine, update("Task", 8, {"slug": "Slug-7"})))
+        ok(*apply(engine, update("Task", 7, {"slug": "Slug-8"}), delete("Task", 9)))
+        ok(*apply(engine, task(904, slug="Slug-9", op="op-904"), OpenDocument("Note", row_id(4))))
+        ok(*apply(engine, PutSession("f" * 64, "late", False, 1, 0, "")))
+        ok(*apply(engine, DropSession(f"{1:064x}"), PutShard("arena", 13, b"later")))
+        with closing(postgres.open_source(MANIFEST)) as source:
+            assert follower.catch_up(source) > 5
+        ok(*apply(engine, delete("Task", 904), update("User", 1, {"email": "new@x.org"})))
+        with postgres.hold_source(while_running=True), \
+                closing(postgres.open_source(MANIFEST)) as source:
+            assert follower.catch_up(source) == 2
+            follower.compare_counts(source)
+            move.finish(source)
+    own = {"_pylon_change_seq": []}
+    assert kit.all_rows(sqlite) | own == kit.all_rows(postgres) | own
+    with closing(open_engine(tmp_path / "b.db")) as reopened:
+        assert reopened.head == made.head
+
+
+def test_events_that_were_dropped_meanwhile_end_the_move(path: Path, postgres_url: str) -> None:
+    sqlite, postgres = SqliteTransfer(path), PostgresTransfer(postgres_url)
+    with closing(postgres.open_target(MANIFEST)) as target:
+        move = Move(target, MANIFEST, SystemClock(), lambda _: None)
+        with closing(sqlite.open_source(MANIFEST)) as source:
+            move.copy(source, None, is_online=True)
+        with closing(open_engine(path)) as engine:
+            ok(*apply(engine, task(905), task(906), task(907)))
+        conn = apsw.Connection(str(path))
+        conn.execute("DELETE FROM _pylon_change_log WHERE seq < "
+                     "(SELECT max(seq) FROM _pylon_change_log)")
+        conn.close()
+        with closing(sqlite.open_source(MANIFEST)) as source, \
+                pytest.raises(MigrationFailed, match="has dropped events"):
+            Follower(move, target, MANIFEST).catch_up(source)
 
 
 def test_many_rows_move_quickly(tmp_path: Path, postgres_url: str) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from pylon.cli.output import json_flag, note, result, wants_json
-from pylon.cli.running import find_running, require_running
+from pylon.cli.running import Running, find_running, require_running
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.clock import SystemClock
 from pylon.config import Config
@@ -41,6 +41,7 @@ _PROGRESS_EVERY_S: Final = 1.0
 _ROUNDS: Final = 20  # of taking over, before the server is stopped in any case
 _STOP_S: Final = 120.0
 _POLL_S: Final = 0.05
+_SERVERS_POLL_S: Final = 1.0
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -146,6 +147,7 @@ class _Migration:
                     follower.compare_counts(source)
                     move.finish(source)
                 stopped_s = round(_clock.monotonic_s() - began_s, 3)
+                self._await_servers()
             self._source.forget_copy()
         assert move.note is not None
         self._body = {
@@ -156,6 +158,22 @@ class _Migration:
                 {"table": r.table, "rows": r.rows, "sha256": r.digest} for r in reports
             ],
         }
+
+    def _await_servers(self) -> None:
+        """Refuse the writes of the servers that still run on the source until they have ended:
+        nobody would find them in the target."""
+        servers = self._source.list_servers()
+        if not servers:
+            return
+        note(
+            f"all data are moved; stop the servers ({', '.join(servers)}). Their writes are "
+            "refused until they have ended; Ctrl-C lets them write again, to the old database"
+        )
+        if isinstance(find_running(self._config), Running):
+            _stop_server(self._config, Path(self._config.db_path))
+        while servers:
+            time.sleep(_SERVERS_POLL_S)
+            servers = self._source.list_servers()
 
     def report(self, next_step: str) -> None:
         """Print the result."""

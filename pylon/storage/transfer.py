@@ -253,6 +253,9 @@ class TransferManager(Protocol):
             MigrationRefused: a server runs on it; the text says how to stop it.
         """
 
+    def list_servers(self) -> list[str]:
+        """The servers that `hold_source` leaves running, and whose writes it refuses."""
+
     def open_source(self, manifest: Manifest, *, copy: bool = False) -> TransferSource:
         """Open the store at its newest commit.
 

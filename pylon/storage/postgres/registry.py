@@ -32,6 +32,7 @@ _OTHERS: Final = (
     "SELECT node, incarnation, roles, version, region, cluster_url, curve_key, manifest, workers "
     f"FROM _pylon_nodes WHERE node <> $1 AND {_FRESH} ORDER BY node"
 )
+LIVING: Final = f"SELECT node FROM _pylon_nodes WHERE {_FRESH} ORDER BY node"
 _HOLDER: Final = f"SELECT incarnation FROM _pylon_nodes WHERE node = $1 AND {_FRESH}"
 _LEAVE: Final = "DELETE FROM _pylon_nodes WHERE node = $1 AND incarnation = $2"
 _TIDY: Final = "DELETE FROM _pylon_nodes WHERE seen_at < clock_timestamp() - interval '1 day'"

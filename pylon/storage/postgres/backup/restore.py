@@ -29,7 +29,7 @@ from pylon.storage.backups import RestoreReport
 from pylon.storage.bundle.contents import APP_MANIFEST, POSTGRES, Contents, Facts
 from pylon.storage.bundle.restore import find_free_stamp, kept_path, put_manifest
 from pylon.storage.bundle.verify import check_bundle
-from pylon.storage.postgres import epochs, meta
+from pylon.storage.postgres import epochs, meta, registry
 from pylon.storage.postgres.backup.create import database_errors, open_backup_session
 from pylon.storage.postgres.backup.facts import FIXED_TEXTS, Connection, read_facts
 from pylon.storage.postgres.backup.verify import require_facts, restore_dump, verify_backup
@@ -43,7 +43,6 @@ _TABLES: Final = (
     "SELECT count(*) FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace "
     "WHERE nspname = %s AND relkind IN ('r', 'p') AND relname <> %s"
 )
-_ALIVE: Final = "SELECT node FROM _pylon_nodes WHERE seen_at > now() - interval '10 seconds'"
 
 
 def restore_backup(
@@ -135,11 +134,12 @@ class _Restore:
             )
         facts = read_facts(self._conn, with_tables=False)
         if self._has_table("_pylon_nodes"):
-            nodes = [str(name) for (name,) in self._conn.execute(_ALIVE)]
+            statement: Any = registry.LIVING
+            nodes = [str(name) for (name,) in self._conn.execute(statement)]
             if nodes:
                 raise BackupRefused(
                     f"servers run on {shown_url(self._url)}: {', '.join(nodes)}: stop them first "
-                    "(pylonctl stop)"
+                    "(pylonctl stop; one that was killed counts for 10 s)"
                 )
         return facts
 

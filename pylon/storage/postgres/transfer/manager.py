@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 from pylon.clock import Clock, SystemClock
 from pylon.database_url import shown_url
 from pylon.errors import MigrationRefused
 from pylon.manifest.model import Manifest
+from pylon.storage.postgres import registry
 from pylon.storage.postgres.connect import Limits, open_session
 from pylon.storage.postgres.locks import WRITER, lock_key
 from pylon.storage.postgres.names import NAME_BYTES
@@ -29,7 +30,6 @@ _LIMITS: Final = ValueLimits(
     nul_in_texts=False, index_entry_bytes=INDEX_ENTRY_BYTES, name_bytes=NAME_BYTES
 )
 _SESSION: Final = Limits(lock_ms=30_000, statement_ms=0, idle_in_transaction_ms=0)
-_ALIVE: Final = "SELECT node FROM _pylon_nodes WHERE seen_at > now() - interval '10 seconds'"
 
 
 class PostgresTransfer:
@@ -48,8 +48,13 @@ class PostgresTransfer:
         session = self._open()
         try:
             with server_errors(self._place):
-                if not while_running:
-                    self._refuse_nodes(session)
+                nodes = [] if while_running else _living_nodes(session)
+                if nodes:
+                    raise MigrationRefused(
+                        f"servers run on {self._place}: {', '.join(nodes)}",
+                        hint="stop them first (pylonctl stop; one that was killed counts for "
+                        "10 s), or move it while they run (--online)",
+                    )
                 session.conn.execute(f"SELECT pg_advisory_lock({lock_key(session, WRITER)})")
             yield
         finally:
@@ -70,15 +75,19 @@ class PostgresTransfer:
         with server_errors(self._place):
             return open_session(self._url, "migration", "", self._clock, _SESSION)
 
-    def _refuse_nodes(self, session: BlockingSession) -> None:
-        found = session.conn.execute("SELECT to_regclass('_pylon_nodes') IS NOT NULL").fetchone()
-        if found is None or not found[0]:
-            return
-        nodes = [name for (name,) in session.conn.execute(_ALIVE)]
-        if nodes:
-            raise MigrationRefused(
-                f"servers run on {self._place}: {', '.join(nodes)}",
-                hint="stop them first (pylonctl stop), or move it while they run (--online)",
-            )
+    def list_servers(self) -> list[str]:
+        """See `TransferManager`."""
+        session = self._open()
+        try:
+            with server_errors(self._place):
+                return _living_nodes(session)
+        finally:
+            session.close()
 
 
+def _living_nodes(session: BlockingSession) -> list[str]:
+    found = session.conn.execute("SELECT to_regclass('_pylon_nodes') IS NOT NULL").fetchone()
+    if found is None or not found[0]:
+        return []
+    statement: Any = registry.LIVING
+    return [str(name) for (name,) in session.conn.execute(statement)]

@@ -51,6 +51,10 @@ class SqliteTransfer:
                 hint="stop it first (pylonctl stop), or move it while it runs (--online)",
             ) from None
 
+    def list_servers(self) -> list[str]:
+        """See `TransferManager`."""
+        return []
+
     def open_source(self, manifest: Manifest, *, copy: bool = False) -> SqliteSource:
         """See `TransferManager`."""
         self._require_database()
