@@ -1,4 +1,4 @@
-"""A filter's verdict in Python equals what SQLite selects, for any filter and any row."""
+"""A filter's verdict in Python equals what each store selects, for any filter and any row."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from hypothesis import strategies as st
 
 from pylon import limits
 from pylon.errors import InvalidColumn, InvalidQuery, InvalidValue, LimitExceeded, PylonError
-from pylon.manifest.model import Entity, Field, FieldType
+from pylon.manifest.model import Entity, Field, FieldType, Index
 from pylon.query.evaluate import evaluator_of
 from pylon.query.matcher import matcher_of
 from pylon.query.parse import parse_where
-from pylon.query.patterns import UNMETERED
 from pylon.query.predicate import Column, Compare
 from pylon.storage.sql.compiler import compile_predicate
 from pylon.storage.sqlite.dialect import SQLITE
-from pylon.storage.sqlite.patterns import add_functions
 from pylon.values import INT_MAX, INT_MIN
 from tests.support.examples import count_examples
-from tests.support.moments import MOMENTS, stored_moment
+from tests.support.moments import MOMENTS
+from tests.support.sql_tables import table_of
 
 NAMES = ("s", "t", "d", "n", "m", "f", "b")
 THING = Entity(
@@ -37,17 +36,10 @@ THING = Entity(
         Field("f", FieldType.FLOAT, True, False),
         Field("b", FieldType.BOOL, True, False),
     ),
+    # With an index a store may compare in another way than without.
+    indexes=tuple(Index(f"by_{name}", (name,), False) for name in ("s", "n", "f")),
 )
-STORE = apsw.Connection(":memory:")
-add_functions(STORE, UNMETERED)
-STORE.execute(
-    "CREATE TABLE Thing (id TEXT PRIMARY KEY NOT NULL, s TEXT, t TEXT, d TEXT, n INTEGER,"
-    " m INTEGER, f REAL, b INTEGER) WITHOUT ROWID"
-)
-# With an index SQLite may compare in another way than without.
-STORE.execute("CREATE INDEX by_s ON Thing(s)")
-STORE.execute("CREATE INDEX by_n ON Thing(n)")
-STORE.execute("CREATE INDEX by_f ON Thing(f)")
+pytestmark = pytest.mark.stores
 
 TEXTS = st.one_of(
     st.sampled_from([
@@ -124,30 +116,11 @@ def joined(parts: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[s
 FILTER = st.recursive(condition(), joined, max_leaves=6)
 
 
-def stored_value(row: dict[str, Any], column: str) -> Any:
-    """The value that SQL compares."""
-    value = row[column]
-    if column == "d":
-        return stored_moment(value)
-    return int(value) if isinstance(value, bool) else value
-
-
 def selected(row: dict[str, Any], body: dict[str, Any]) -> bool:
-    """Whether SQLite selects the row; the same with every index and without any."""
-    STORE.execute("DELETE FROM Thing")
-    STORE.execute(
-        "INSERT INTO Thing VALUES (?,?,?,?,?,?,?,?)",
-        tuple(stored_value(row, column) for column in ("id", *NAMES)),
-    )
-    clause = compile_predicate(SQLITE, THING, parse_where(THING, body))
-    counts = {
-        STORE.execute(f"SELECT count(*) FROM Thing {how} WHERE {clause.sql}", clause.params).get
-        for how in ("", "NOT INDEXED")
-    }
-    assert len(counts) == 1, "SQLite does not agree with itself"
-    return bool(counts.pop())
-
-
+    """Whether the store selects the row."""
+    table = table_of(THING)
+    table.put([row])
+    return bool(table.ids(parse_where(THING, body)))
 
 
 @settings(max_examples=count_examples(1_500))
@@ -172,7 +145,7 @@ def test_python_passes_exactly_the_rows_that_sql_selects(
 
 @settings(max_examples=count_examples(500))
 @given(TEXTS, TEXTS, TEXTS, st.text("ab%_A\n", max_size=6))
-def test_like_folds_and_finds_as_sqlite_does(a: str, b: str, c: str, pattern: str) -> None:
+def test_like_folds_and_finds_as_the_store_does(a: str, b: str, c: str, pattern: str) -> None:
     row: dict[str, Any] = dict.fromkeys(NAMES) | {"id": "1", "s": a + b + c}
     for wanted in (b, b.swapcase(), f"{a}%{c}", pattern, f"{b}_"):
         body = {"s": {"$like": wanted}}
@@ -186,6 +159,7 @@ def test_an_absent_field_is_a_null() -> None:
     assert verdicts == [True] * 3 + [False] * 3
 
 
+@pytest.mark.sqlite
 def test_text_in_a_column_of_numbers_sorts_behind_them() -> None:
     row: dict[str, Any] = dict.fromkeys(NAMES) | {"id": "1", "n": "abc"}
     for operator in ("$gt", "$gte", "$lt", "$lte", "$ne"):
@@ -196,7 +170,7 @@ def test_text_in_a_column_of_numbers_sorts_behind_them() -> None:
         for columns in (("n", "m"), ("m", "n")):
             predicate = Compare(sign, *map(Column, columns))
             clause = compile_predicate(SQLITE, THING, predicate)
-            found = STORE.execute(
+            found = apsw.Connection(":memory:").execute(
                 f"SELECT count(*) FROM (SELECT 5 AS n, 'abc' AS m) WHERE {clause.sql}"
             ).get
             assert evaluator_of(predicate)(row) is bool(found), (sign, columns)

@@ -1,7 +1,7 @@
 """The Python verdict of a rule and its SQL agree, on every row and for every caller.
 
 Random well-kinded rules are written as text, so the parser takes part; the row is stored in a
-real SQLite table with the columns that the schema makes.
+real table of each store.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pylon.manifest.model import Entity, Field, FieldType, Manifest, Policy
 from pylon.policy.rules import EntityRules, compile_rules
 from pylon.query.evaluate import evaluator_of
 from pylon.query.predicate import FALSE, TRUE, Constant, equal
-from pylon.storage.sql.clause import SqlClause
 from pylon.storage.sql.compiler import compile_predicate
 from pylon.storage.sqlite.dialect import SQLITE
 from tests.support.examples import count_examples
-from tests.support.moments import MOMENTS, stored_moment
+from tests.support.moments import MOMENTS
+from tests.support.sql_tables import SqlTable, table_of
 
 THING = Entity(
     "Thing",
@@ -35,11 +35,7 @@ THING = Entity(
         Field("d", FieldType.DATETIME, True, False),
     ),
 )
-STORE = apsw.Connection(":memory:")
-STORE.execute(
-    "CREATE TABLE Thing (id TEXT PRIMARY KEY NOT NULL, s TEXT, t TEXT, n INTEGER, m INTEGER,"
-    " f REAL, b INTEGER, c INTEGER, d TEXT) WITHOUT ROWID"
-)
+pytestmark = pytest.mark.stores
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
 # Few distinct texts, so that comparisons are often true; some that collations get wrong.
@@ -154,19 +150,10 @@ def rules_for(rule: str) -> EntityRules:
     return compile_rules(Manifest("x", "1", (THING,), policies=policies)).for_entity("Thing")
 
 
-def clause_of(rules: EntityRules, auth: AuthContext) -> SqlClause:
-    return compile_predicate(SQLITE, THING, rules.readable_by(auth))
-
-
-def stored(row: dict[str, object]) -> None:
-    STORE.execute("DELETE FROM Thing")
-    STORE.execute(
-        "INSERT INTO Thing VALUES (?,?,?,?,?,?,?,?,?)",
-        tuple(
-            stored_moment(v) if c == "d" else int(v) if isinstance(v, bool) else v
-            for c, v in ((c, row[c]) for c in THING.columns)
-        ),
-    )
+def table_with(row: dict[str, object]) -> SqlTable:
+    table = table_of(THING)
+    table.put([row])
+    return table
 
 
 @settings(max_examples=count_examples(1500))
@@ -175,18 +162,14 @@ def test_sql_and_both_evaluators_pass_the_same_rows(
     rule: str, row: dict[str, object], auth: AuthContext
 ) -> None:
     rules = rules_for(rule)
-    stored(row)
     readable = rules.readable_by(auth)
-    clause = compile_predicate(SQLITE, THING, readable)
     passes = rules.may_read(auth, row)
     event(f"passes: {passes}, depends on the row: {type(readable) is not Constant}")
     assert evaluator_of(readable)(row) is passes, readable
-    selected = STORE.execute(
-        f"SELECT count(*) FROM Thing WHERE {clause.sql}", clause.params
-    ).get
-    verdict = STORE.execute(f"SELECT ({clause.sql}) FROM Thing", clause.params).get
-    assert bool(selected) is passes, clause
-    assert bool(verdict) is passes, clause
+    table = table_with(row)
+    (verdict,) = table.verdicts(readable)
+    assert bool(table.ids(readable)) is passes, readable
+    assert bool(verdict) is passes, readable
     assert rules.may_delete(auth, row) is not passes, "! must invert exactly"
 
 
@@ -195,12 +178,9 @@ def test_sql_and_both_evaluators_pass_the_same_rows(
 def test_negated_sql_selects_exactly_the_others(
     rule: str, row: dict[str, object], auth: AuthContext
 ) -> None:
-    stored(row)
-    plain, negated = (clause_of(rules_for(text), auth) for text in (rule, f"!{rule}"))
-    counts = [
-        STORE.execute(f"SELECT count(*) FROM Thing WHERE {c.sql}", c.params).get
-        for c in (plain, negated)
-    ]
+    table = table_with(row)
+    plain, negated = (rules_for(text).readable_by(auth) for text in (rule, f"!{rule}"))
+    counts = [len(table.ids(condition)) for condition in (plain, negated)]
     assert sorted(counts) == [0, 1], (plain, negated)
 
 
@@ -221,26 +201,26 @@ def test_an_empty_text_is_an_affix_of_every_text(function: str, affix: str) -> N
     for rule in (f"{function}({affix})", f"!{function}({affix})", f"{function}({affix}) == false"):
         rules = rules_for(rule)
         for auth in (AuthContext(""), AuthContext("a"), AuthContext()):
-            clause = clause_of(rules, auth)
+            readable = rules.readable_by(auth)
             for s in ("", "a", "ba", None):
                 for t in ("", "a", None):
                     row: dict[str, object] = dict.fromkeys(THING.columns) | {
                         "id": "1", "s": s, "t": t
                     }
-                    stored(row)
-                    selected = STORE.execute(
-                        f"SELECT count(*) FROM Thing WHERE {clause.sql}", clause.params
-                    ).get
+                    selected = table_with(row).ids(readable)
                     assert bool(selected) is rules.may_read(auth, row), (rule, s, t)
 
 
+@pytest.mark.sqlite
 def test_the_plan_uses_an_index_for_an_owner_rule() -> None:
-    STORE.execute("CREATE INDEX IF NOT EXISTS by_s ON Thing(s)")
+    conn = apsw.Connection(":memory:")
+    conn.execute("CREATE TABLE Thing (id TEXT PRIMARY KEY, s TEXT) WITHOUT ROWID")
+    conn.execute("CREATE INDEX by_s ON Thing(s)")
     rules = rules_for("auth.userId != null && (data.s == auth.userId || auth.hasRole('lead'))")
     assert rules.readable_by(AuthContext("u1")) == equal("s", "u1")
-    clause = clause_of(rules, AuthContext("u1"))
+    clause = compile_predicate(SQLITE, THING, rules.readable_by(AuthContext("u1")))
     assert (clause.sql, clause.params) == ('"s" = ?', ("u1",))
-    steps = STORE.execute(
+    steps = conn.execute(
         f"EXPLAIN QUERY PLAN SELECT id FROM Thing WHERE {clause.sql}", clause.params
     ).fetchall()
     assert "USING COVERING INDEX by_s" in steps[0][3]
@@ -249,14 +229,12 @@ def test_the_plan_uses_an_index_for_an_owner_rule() -> None:
     assert rules.readable_by(AuthContext("root", is_admin=True)) is TRUE
 
 
-def test_very_long_chains_and_lists_stay_within_the_limits_of_sqlite_and_python() -> None:
+def test_very_long_chains_and_lists_stay_within_the_limits_of_stores_and_python() -> None:
     chain = "||".join(f"data.n=={n}" for n in range(900))
     items = ",".join(str(n) for n in range(900))
     rules = rules_for(f"({chain}) && data.n in [{items}]")
     row = dict.fromkeys(THING.columns) | {"id": "1", "n": 899}
-    stored(row)
-    clause = clause_of(rules, AuthContext())
-    assert STORE.execute(f"SELECT ({clause.sql}) FROM Thing", clause.params).get == 1
+    assert table_with(row).verdicts(rules.readable_by(AuthContext())) == [True]
     holds = evaluator_of(rules.readable_by(AuthContext()))
     for judged, passes in ((row, True), (row | {"n": 900}, False)):
         assert rules.may_read(AuthContext(), judged) is holds(judged) is passes

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import apsw
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
@@ -16,7 +15,6 @@ from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Poli
 from pylon.policy.rules import compile_rules
 from pylon.query.evaluate import evaluator_of
 from pylon.query.parse import parse_where
-from pylon.query.patterns import UNMETERED
 from pylon.query.predicate import (
     FALSE,
     TRUE,
@@ -39,12 +37,11 @@ from pylon.query.predicate import (
 )
 from pylon.storage.sql.compiler import CompiledCache, PredicateCompiler, compile_predicate
 from pylon.storage.sqlite.dialect import SQLITE
-from pylon.storage.sqlite.patterns import add_functions
 from tests.support.examples import count_examples
-from tests.test_matching import FILTER, ROW, stored_value
+from tests.support.sql_tables import table_of
+from tests.test_matching import FILTER, ROW
 from tests.test_policy_equivalence import AUTH, RULE
 
-COLUMNS = ("id", "s", "t", "d", "n", "m", "f", "b", "c")
 THING = Entity(
     "Thing",
     (
@@ -63,40 +60,19 @@ THING = Entity(
     ),
 )
 OTHER = Entity("Other", THING.fields)
-STORE = apsw.Connection(":memory:")
-add_functions(STORE, UNMETERED)
-STORE.execute(
-    "CREATE TABLE Thing (id TEXT PRIMARY KEY NOT NULL, s TEXT, t TEXT, d TEXT, n INTEGER,"
-    " m INTEGER, f REAL, b INTEGER, c INTEGER) WITHOUT ROWID"
-)
-for index in THING.indexes:
-    STORE.execute(f"CREATE INDEX {index.name} ON Thing({', '.join(index.fields)})")
-# One for all examples: shapes are used again.
-COMPILER = PredicateCompiler(SQLITE, THING, CompiledCache())
+pytestmark = pytest.mark.stores
 ROWS = st.lists(ROW, min_size=1, max_size=3, unique_by=lambda row: row["id"])
 
 
 def store(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows as they are stored."""
-    STORE.execute("DELETE FROM Thing")
     whole = [{**row, "c": row["b"]} for row in rows]
-    for row in whole:
-        values = [stored_value(row, column) for column in COLUMNS]
-        STORE.execute("INSERT INTO Thing VALUES (?,?,?,?,?,?,?,?,?)", tuple(values))
+    table_of(THING).put(whole)
     return whole
 
 
 def selected(predicate: Predicate, is_led: bool) -> set[str]:
-    clause = COMPILER.compile(predicate, is_led)
-    assert clause == compile_predicate(SQLITE, THING, predicate, is_led), "the shape kept other SQL"
-    found = {
-        frozenset(row_id for (row_id,) in STORE.execute(
-            f"SELECT id FROM Thing {how} WHERE {clause.sql}", clause.params
-        ))
-        for how in ("", "NOT INDEXED")
-    }
-    assert len(found) == 1, "SQLite does not agree with itself"
-    return set(found.pop())
+    return table_of(THING).ids(predicate, is_led)
 
 
 @settings(max_examples=count_examples(1_500))
