@@ -122,13 +122,13 @@ def test_answer_is_bounded_in_bytes(
 ) -> None:
     monkeypatch.setattr(limits, "LIST_BYTES", 10_000)
     filled.restart()
-    filled.apply(*(task(10 + n, title="x" * 3_000) for n in range(4)))
-    node = GraphNode(filled.manifest.entities[0], TRUE)
+    filled.apply(*(insert("Note", n, {"text": "x" * 3_000}) for n in range(4)))
+    node = GraphNode(filled.manifest.by_name["Note"], TRUE)
     reader = filled.reader
-    assert reader.page("Task", Query(TRUE, 7))[0] == 7
+    assert reader.page("Note", Query(TRUE, 3))[0] == 3
     for read in (
-        lambda: reader.rows("Task", Query(TRUE, 100)),
-        lambda: reader.page("Task", Query(TRUE, 100)),
+        lambda: reader.rows("Note", Query(TRUE, 100)),
+        lambda: reader.page("Note", Query(TRUE, 100)),
         lambda: reader.graph([node]),
     ):
         with pytest.raises(LimitExceeded, match="10000 bytes"):

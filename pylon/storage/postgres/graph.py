@@ -17,17 +17,21 @@ from pylon.storage.sql.graph import GraphDialect, literal
 from pylon.storage.sql.predicate_sql import Dialect
 
 _RUNNING: Final = "sum(octet_length(_j)) OVER (ROWS UNBOUNDED PRECEDING) AS _total"
-_FITS: Final = f"FILTER (WHERE _total <= {limits.LIST_BYTES})"
-# Raises program_limit_exceeded, which the reader takes for an answer that is too large.
-_JOINED: Final = (
-    f"CASE WHEN max(_total) > {limits.LIST_BYTES} THEN {TOO_LARGE}() ELSE {{joined}} END"
-)
+
+
+def _joined(order: str = "") -> str:
+    """Return the SQL of the joined rows. TOO_LARGE fails with program_limit_exceeded, which the
+    reader takes for an answer that is too large."""
+    most = limits.LIST_BYTES
+    return (
+        f"CASE WHEN max(_total) > {most} THEN {TOO_LARGE}() "
+        f"ELSE string_agg(_j, ','{order}) FILTER (WHERE _total <= {most}) END"
+    )
 
 
 def _rows(row: str, source: str) -> str:
-    joined = _JOINED.format(joined=f"string_agg(_j, ',') {_FITS}")
     return (
-        f"SELECT count(*), {joined} FROM (SELECT _j, {_RUNNING} FROM "
+        f"SELECT count(*), {_joined()} FROM (SELECT _j, {_RUNNING} FROM "
         f"(SELECT {row} AS _j FROM {source}) AS _p) AS _q"
     )
 
@@ -40,9 +44,9 @@ def _sorted_rows(ids: str, name: str, table: str, alias: str) -> str:
 
 
 def _arrays(places: str, name: str, row: str, table: str, alias: str) -> str:
-    joined = _JOINED.format(joined=f"string_agg(_j, ',' ORDER BY _n) {_FITS}")
     return (
-        f"SELECT to_json(_k)::text, {joined}, count(*) FROM (SELECT _k, _n, _j, {_RUNNING} FROM "
+        f"SELECT to_json(_k)::text, {_joined(' ORDER BY _n')}, count(*) "
+        f"FROM (SELECT _k, _n, _j, {_RUNNING} FROM "
         f"(SELECT {name}._k, {name}._n, {row} AS _j FROM ({places}) AS {name} "
         f"JOIN {table} AS {alias} ON {alias}.id = {name}._id OFFSET 0) AS _p) AS _q GROUP BY _k"
     )

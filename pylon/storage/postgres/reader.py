@@ -58,7 +58,6 @@ T = TypeVar("T")
 
 _SEPARATOR: Final = b"\x1e"  # a control character, which JSON always escapes
 _BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-_FITS: Final = f"_total <= {limits.LIST_BYTES}"
 
 
 class PostgresReader:
@@ -129,7 +128,7 @@ class PostgresReader:
         if self._selects_nothing(query.where):
             return [], False
         text, params = joined(
-            reads.select(query), "chr(30)", f"_total <= {size_bytes:d} OR _total = _size"
+            reads.select(query), "chr(30)", size_bytes, takes_first=True
         )
         result = self._run(text, params)
         found = result.get_value(0, 2)
@@ -145,7 +144,7 @@ class PostgresReader:
         reads = self._reads(entity)
         if self._selects_nothing(query.where):
             return 0, None
-        result = self._run(*joined(reads.select(query), separator, _FITS))
+        result = self._run(*joined(reads.select(query), separator, limits.LIST_BYTES))
         count = _int(result)
         if int(result.get_value(0, 1) or 0) + max(count - 1, 0) > limits.LIST_BYTES:
             raise _too_large()

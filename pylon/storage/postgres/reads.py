@@ -98,7 +98,9 @@ class EntityReads:
         )
 
 
-def joined(select: SqlClause, separator: str, bound: str) -> tuple[str, tuple[object, ...]]:
+def joined(
+    select: SqlClause, separator: str, size_bytes: int, takes_first: bool = False
+) -> tuple[str, tuple[object, ...]]:
     """Return a statement for the rows of a SELECT in one text: their number, the bytes of all, and
     those that fit, joined.
 
@@ -107,12 +109,14 @@ def joined(select: SqlClause, separator: str, bound: str) -> tuple[str, tuple[ob
 
     Args:
         separator: SQL.
-        bound: the condition that a row fits, on `_total`, the bytes up to this row, and `_size`.
+        size_bytes: of the rows that are joined.
+        takes_first: also a first row that is larger.
     """
+    bound = "_total <= ? OR _total = _size" if takes_first else "_total <= ?"
     text = (
         f"SELECT count(*), coalesce(max(_total), 0), string_agg(_j, {separator}) "
         f"FILTER (WHERE {bound}) FROM (SELECT _j, octet_length(_j) AS _size, "
         f"sum(octet_length(_j)) OVER (ROWS UNBOUNDED PRECEDING) AS _total "
         f"FROM ({select.sql}) AS _p) AS _q"
     )
-    return numbered(text), select.params
+    return numbered(text), (size_bytes, *select.params)
