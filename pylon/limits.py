@@ -46,6 +46,7 @@ POLICY_CHARS: Final = 16_384  # one expression
 POLICY_EXISTS: Final = 8  # exists(...) of one expression, nested ones included
 MANIFEST_BYTES: Final = 8 * 1024 * 1024
 ENTITY_FIELDS: Final = 1_997  # the 2,000 columns of SQLite without id, _json and _seq
+SQL_NAME_BYTES: Final = 63  # of a name of a table or column; PostgreSQL would cut it
 SEARCH_FIELDS: Final = 1_992  # text fields of an index; FTS5 adds its own columns
 PULL_PAGE_EVENTS: Final = 1_000
 SNAPSHOT_PAGE_ROWS: Final = 1_000

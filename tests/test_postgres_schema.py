@@ -386,3 +386,20 @@ def test_indexes_are_put_while_the_nodes_serve(filled: SchemaStage) -> None:
     filled.start(APP)
     assert filled.left(APP) == []
     session.close()
+
+
+def test_names_that_postgresql_would_cut_and_too_many_columns_are_refused(
+    stage: SchemaStage,
+) -> None:
+    long, folded = "f" * 64, "g" * 58
+    entity = Entity("E" * 64, (
+        Field(long, TEXT, True, False), Field(folded, TEXT, True, True, nocase=True),
+        Field("h" * 63, TEXT, True, True),
+    ))
+    wide = Entity("Wide", tuple(Field(f"f{n}", INT, True, False) for n in range(1_598)))
+    with pytest.raises(SchemaRefused) as caught:
+        stage.start(Manifest("long", "1", (entity, wide)))
+    lines = caught.value.details["refusals"]
+    assert len(lines) == 4 and f"_fold_{folded} has 64 bytes" in lines[2]
+    assert lines[3] == "Wide: 1,601 columns; PostgreSQL takes 1,600"
+    assert stage.manager.inspect() == []

@@ -23,6 +23,8 @@ from pylon.manifest.model import ROOM_RULE_KEYS, RULE_KEYS, AuthConfig, FieldTyp
 from pylon.manifest.type_words import type_hint
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# PostgreSQL looks for a table in its catalogue, with tables pg_..., before the app's schema.
+_RESERVED = {"ENTITY": ("sqlite_", "pg_"), "FIELD": ("sqlite_",)}
 
 
 def check_all(root: Node, findings: Findings) -> None:
@@ -54,6 +56,7 @@ def _entities(root: Node, findings: Findings) -> None:
     tables: set[str] = set()
     for entity in entities:
         name = _name(entity, "entity", "ENTITY", tables, findings)
+        _length(entity, "entity", "ENTITY", limits.SQL_NAME_BYTES, findings)
         columns = _fields(entity, known, findings)
         fields = items_of(entity, "fields")
         if len(fields) > limits.ENTITY_FIELDS:
@@ -92,10 +95,10 @@ def _name(
             f'"{text}" cannot name a {noun}', name.at,
             "letters, digits and _ only, not starting with a digit",
         )
-    elif text.startswith("_") or lower_name.startswith("sqlite_"):
+    elif text.startswith("_") or lower_name.startswith(_RESERVED[code]):
         findings.error(
             f"{code}_NAME_RESERVED", f'"{text}" cannot name a {noun}', name.at,
-            "names that start with _ or sqlite_ are reserved",
+            f"names that start with {' or '.join(('_', *_RESERVED[code]))} are reserved",
         )
     elif lower_name == "id" and noun == "field":
         findings.error(
@@ -111,6 +114,17 @@ def _name(
     return text
 
 
+def _length(node: Node, noun: str, code: str, name_bytes: int, findings: Findings) -> None:
+    """Warn of a name that PostgreSQL would cut. A store there refuses it; SQLite has no limit."""
+    name = text_of(node, "name")
+    if name is not None and len(name.value.encode()) > name_bytes:
+        findings.warning(
+            f"{code}_NAME_TOO_LONG",
+            f"the name of the {noun} has {len(name.value):,} characters", name.at,
+            f"PostgreSQL takes {name_bytes} bytes, SQLite any number",
+        )
+
+
 def _fields(entity: Node, entities: set[str], findings: Findings) -> set[str]:
     """Check the fields of an entity.
 
@@ -123,6 +137,7 @@ def _fields(entity: Node, entities: set[str], findings: Findings) -> set[str]:
         name = _name(field, "field", "FIELD", taken, findings)
         if name is not None:
             names.add(name)
+        _length(field, "field", "FIELD", limits.SQL_NAME_BYTES, findings)
         _type(field, entities, "FIELD", findings)
         check_reference(field, findings)
         check_nocase(field, findings)

@@ -42,7 +42,13 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
     "ENTITY_NAME_EMPTY": ("An entity has no name.", "name it."),
     "ENTITY_NAME_INVALID": ("An entity's name cannot name a table.", f"{_NAMES}."),
     "ENTITY_NAME_RESERVED": (
-        "Names that start with _ or sqlite_ belong to Pylon and to SQLite.", "choose another name."
+        "Names that start with _, sqlite_ or pg_ belong to Pylon, to SQLite and to PostgreSQL.",
+        "choose another name.",
+    ),
+    "ENTITY_NAME_TOO_LONG": (
+        "PostgreSQL would cut the name of the table. A warning; on PostgreSQL the start is "
+        "refused.",
+        "use a name of at most 63 bytes.",
     ),
     "ENTITY_DUPLICATE": (
         "Two entities have the same name. Names that differ only in case are the same.",
@@ -57,6 +63,11 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
     "FIELD_NAME_RESERVED": (
         "Names that start with _ or sqlite_ are reserved, and every entity has its id already.",
         "choose another name; leave id out.",
+    ),
+    "FIELD_NAME_TOO_LONG": (
+        "PostgreSQL would cut the name of the column. A warning; on PostgreSQL the start is "
+        "refused.",
+        "use a name of at most 63 bytes.",
     ),
     "FIELD_DUPLICATE": (
         "Two fields of an entity have the same name. Names that differ only in case are the same.",

@@ -25,6 +25,10 @@ class Database(Protocol):
         """How many columns a table may have."""
 
     @property
+    def name_bytes(self) -> int | None:
+        """How long the names of tables and columns may be; None: of any length."""
+
+    @property
     def reserved_prefixes(self) -> tuple[str, ...]:
         """What no name of an entity begins with, in lower case."""
 

@@ -8,6 +8,7 @@ from pylon.manifest.model import Entity, Manifest
 from pylon.schema.columns import (
     JSON_COLUMN,
     SEQ_COLUMN,
+    fold_column,
     fold_fields,
     fold_index,
     index_name,
@@ -40,6 +41,7 @@ def name_clashes(manifest: Manifest, database: Database) -> list[str]:
             if name in indexes:
                 found.append(f"{index_name(entity, index)}: two indexes have this name")
             indexes.add(name)
+        found += _long_names(entity, database)
         found += _unique_clashes(entity) if database.adds_uniqueness else []
         for field in fold_fields(entity):
             name = fold_index(entity, field).name
@@ -47,6 +49,20 @@ def name_clashes(manifest: Manifest, database: Database) -> list[str]:
                 found.append(f"{name}: this name is needed for an index that keeps {field.name} "
                              "unique without regard to case")
     return found
+
+
+def _long_names(entity: Entity, database: Database) -> list[str]:
+    """Return a line for each name that the database would cut."""
+    longest = database.name_bytes
+    if longest is None:
+        return []
+    names = {entity.name: entity.name}
+    names |= {field.name: f"{entity.name}.{field.name}" for field in entity.fields}
+    names |= {fold_column(f): f"{entity.name}.{f.name}" for f in fold_fields(entity)}
+    return [
+        f"{place}: {name} has {len(name.encode())} bytes, and {database.title} takes {longest}"
+        for name, place in names.items() if len(name.encode()) > longest
+    ]
 
 
 def _unique_clashes(entity: Entity) -> list[str]:

@@ -12,6 +12,8 @@ plan, so the schema cannot change in between. Called by the schema code of the b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pylon.manifest import references
 from pylon.manifest.model import Entity, Field, Index, Manifest
 from pylon.schema import options
@@ -52,6 +54,7 @@ def make_plan(
     for entity in manifest.entities:
         table = live.tables.get(entity.name.lower())
         if table is None:
+            _count_columns(draft, entity, {})
             draft.steps.append(
                 Step("create_entity", entity.name, entity.name, database.create_table(entity))
             )
@@ -149,7 +152,7 @@ def _compare_table(draft: PlanDraft, entity: Entity, table: LiveTable) -> None:
         draft.steps.append(
             Step("add_seq", entity.name, SEQ_COLUMN, draft.database.add_seq_column(entity))
         )
-    _count_columns(draft, entity, table)
+    _count_columns(draft, entity, table.columns)
     for wanted in entity.fields:
         column = table.columns.get(wanted.name.lower())
         if column is None:
@@ -166,17 +169,23 @@ def _compare_table(draft: PlanDraft, entity: Entity, table: LiveTable) -> None:
     ]
 
 
-def _count_columns(draft: PlanDraft, entity: Entity, table: LiveTable) -> None:
+def _count_columns(
+    draft: PlanDraft, entity: Entity, live: Mapping[str, LiveColumn]
+) -> None:
     """Refuse more columns than the database's limit, which counts those of removed fields too."""
     dropped = {name for owner, name in draft.options.drop_fields if owner == entity.name.lower()}
     wanted = {c.lower() for c in entity.columns} | {JSON_COLUMN, SEQ_COLUMN}
     wanted |= {fold_column(field).lower() for field in fold_fields(entity)}
-    stay = table.columns.keys() - dropped - wanted
-    limit = draft.database.column_limit
-    if stay and len(wanted) + len(stay) > limit:
+    stay = live.keys() - dropped - wanted
+    limit, title = draft.database.column_limit, draft.database.title
+    if len(wanted) > limit:
+        draft.refusals.append(
+            f"{entity.name}: {len(wanted):,} columns; {title} takes {limit:,}"
+        )
+    elif stay and len(wanted) + len(stay) > limit:
         draft.refusals.append(
             f"{entity.name}: {len(wanted) + len(stay):,} columns, of which the manifest no "
-            f"longer names {len(stay):,}; {draft.database.title} takes {limit:,} "
+            f"longer names {len(stay):,}; {title} takes {limit:,} "
             f"(remove some: --drop-field {entity.name}.{min(stay)})"
         )
 

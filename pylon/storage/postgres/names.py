@@ -12,6 +12,7 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import Final
 
+from pylon import limits
 from pylon.storage.core.names import quote
 
 __all__ = [
@@ -19,7 +20,7 @@ __all__ = [
     "fitting_name", "quote",
 ]
 
-NAME_BYTES: Final = 63  # NAMEDATALEN - 1 of every usual build
+NAME_BYTES: Final = limits.SQL_NAME_BYTES  # NAMEDATALEN - 1 of every usual build
 _DIGEST_DIGITS: Final = 12
 
 WORDS_COLUMN: Final = "_words"  # the words of a searchable row, as a tsvector

@@ -19,7 +19,7 @@ from pylon.schema.options import MigrationOptions
 from pylon.schema.plan import make_plan
 from pylon.schema.steps import Plan
 from pylon.storage.postgres import meta
-from pylon.storage.postgres.names import fitting_name, quote
+from pylon.storage.postgres.names import NAME_BYTES, fitting_name, quote
 from pylon.storage.postgres.schema import ddl
 from pylon.storage.postgres.schema.history import own_indexes
 from pylon.storage.postgres.schema.live import has_table, introspect, order_text, table_names
@@ -66,6 +66,7 @@ class PostgresCatalogue:
     """See the module."""
 
     title = "PostgreSQL"
+    name_bytes = NAME_BYTES
     column_limit = _COLUMNS
     reserved_prefixes = ("pg_", "_pylon_")
     has_case = True

@@ -60,6 +60,7 @@ class SqliteCatalogue:
     """See the module."""
 
     title = "SQLite"
+    name_bytes = None
     reserved_prefixes = ("sqlite_", "_pylon_")
     has_case = False
     adds_uniqueness = False
