@@ -45,6 +45,54 @@ def test_the_supervisor_imports_no_gevent() -> None:
     ) == "set()\n"
 
 
+# What a template that was forked keeps of the functions that gevent replaces, beyond one that was
+# executed: the supervisor's modules were imported before the patch. No greenlet switches while it
+# holds one of these locks, and nothing in a worker calls the others.
+_KEPT_UNPATCHED = {
+    "click.globals.local",
+    "gevent.ssl.create_connection",
+    "prometheus_client.metrics.Lock",
+    "prometheus_client.registry.Lock",
+    "prometheus_client.values.Lock",
+    "pylon.cli.serve.Thread",
+    "ssl.create_connection",
+    "ssl.socket",
+    "subprocess._waitpid",
+    "supervisor.events.SimpleQueue",
+    "tempfile._allocate_lock",
+    "zmq.backend.cython._zmq.Event",
+    "zmq.sugar.context.Lock",
+    "zmq.sugar.tracker.Event",
+}
+
+
+def _unpatched(imports: str) -> set[str]:
+    """Return what modules hold of the functions that gevent has replaced, after the imports."""
+    return set(run(
+        f"{imports}\n"
+        "from workers import template\n"
+        "template.import_all()\n"
+        "from gevent import monkey\n"
+        "saved = {id(value) for names in monkey.saved.values() for value in names.values()\n"
+        "         if callable(value)}\n"
+        "for name, module in sorted(sys.modules.items()):\n"
+        "    for key, value in vars(module).items():\n"
+        "        if id(value) in saved:\n"
+        "            print(f'{name}.{key}')\n"
+        "import ssl\n"
+        "context = ssl.create_default_context()\n"
+        "context.minimum_version = ssl.TLSVersion.TLSv1_3\n"  # endless in a half-patched `ssl`
+    ).split())
+
+
+def test_a_forked_template_patches_all_that_may_wait() -> None:
+    executed = _unpatched("")
+    forked = _unpatched(
+        "import pylon.cli.start, pylon.cli.serve, supervisor.main, pylon.storage.sqlite.backend"
+    )
+    assert forked - executed == _KEPT_UNPATCHED
+
+
 @pytest.mark.parametrize("module", ["autobahn", "debian"])
 def test_the_installers_of_test_tools_import_only_the_standard_library(module: str) -> None:
     """`make test-tools` runs on a machine that has none of Pylon's libraries yet."""

@@ -70,6 +70,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("pylon.setting_checks", "pylon.config"): "annotations only; config calls the checks",
     ("pylon.api", "pylon.openapi"): "the document is made with the first request for it",
     ("pylon.cli", "supervisor"): "`pylonctl start` becomes the supervisor",
+    ("pylon.cli", "workers.template"): "a fork of `pylonctl start` becomes the template",
 }
 # A driver: the only package that may import it.
 DRIVERS = {"apsw": "pylon.storage.sqlite", "psycopg": "pylon.storage.postgres",

@@ -1,10 +1,11 @@
 """The template process: imports everything that a worker needs, once, and forks the workers.
 
-The supervisor executes it before the supervisor has threads, SQLite or ZeroMQ sockets. The template
-applies gevent's patches, imports the module of each role (`pylon.roles`), and freezes the garbage
-collector. Then it waits for requests (`pylon.bus.fork_requests`), and forks twice for each. The
-process in between ends at once, so the kernel makes the supervisor, a subreaper, the parent of the
-worker. So the supervisor reaps its workers, and no worker depends on the life of the template.
+It is forked from the supervisor before that has threads, SQLite or ZeroMQ sockets, or is executed
+(`supervisor.template` says when). The template applies gevent's patches, imports the module of each
+role (`pylon.roles`), and freezes the garbage collector. Then it waits for requests
+(`pylon.bus.fork_requests`), and forks twice for each. The process in between ends at once, so the
+kernel makes the supervisor, a subreaper, the parent of the worker. So the supervisor reaps its
+workers, and no worker depends on the life of the template.
 
 A new worker first waits on a pipe, the *gate*. The template opens the gate after it has sent the
 pid to the supervisor. So no worker runs that the supervisor does not know.
@@ -14,8 +15,9 @@ of gevent, and keeps no descriptor of a request. A worker has the descriptors 0 
 listener only. The template dies with the supervisor (`parent_death`). CPython seeds `random` again
 after a fork; a worker makes its own ids, tokens and ZeroMQ contexts.
 
-PERF: imports take 0.6 s, a fork 0.01 s. Figures of memory are in `bench/processes.py`. Run as
-``python -m workers.template FD SUPERVISOR_PID`` by `supervisor.template`.
+PERF: imports take 0.6 s, a fork 0.01 s. Figures of memory are in `bench/processes.py`. Called by
+`pylon.cli.start` in a fork, or run as ``python -m workers.template FD SUPERVISOR_PID`` by
+`supervisor.template`.
 """
 
 # ruff: noqa: E402  (gevent patches the standard library before any other import)
@@ -206,19 +208,27 @@ def run_role(role: str) -> None:
 
 
 def main(run: Callable[[str], None] = run_role) -> None:
+    """Be an executed template. Arguments and errors as for `serve_forks`."""
+    serve_forks(int(sys.argv[1]), int(sys.argv[2]), run)
+
+
+def serve_forks(
+    fd: int, supervisor_pid: int, run: Callable[[str], None] = run_role
+) -> None:
     """Import, freeze and serve. In a forked worker: run its role and end the process.
 
     Args:
+        fd: the descriptor of a socket, connected with the supervisor.
         run: runs a worker of the role with the given name.
 
     Raises:
         SystemExit: the supervisor has ended.
     """
-    fd, supervisor_pid = int(sys.argv[1]), int(sys.argv[2])
     die_with_parent(supervisor_pid)
     log.configure("json", "info", "template", "")
     fd_budget.raise_limit()
     os.set_inheritable(fd, False)
+    set_title("workers.template")
     import_all()
     freeze_template()
     sock = _socket.socket(fileno=fd)
@@ -226,6 +236,7 @@ def main(run: Callable[[str], None] = run_role) -> None:
     if found is not None:
         set_up_worker(*found, supervisor_pid)
         _exit_at_once(_run_to_exit_code(run, found[0].role))
+    sock.close()
 
 
 def _run_to_exit_code(run: Callable[[str], None], role: str) -> int:

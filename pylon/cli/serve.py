@@ -1,8 +1,8 @@
 """Server start: runs a server in this process (`serve`) or in a process of its own.
 
-`pylon.cli.start` starts the template process before it imports this module, because this module
-imports half of Pylon. `serve` imports `supervisor` when it is called. Beside `start` no other
-module of `pylon` imports it. Called by `pylonctl start` and `pylonctl dev --once`.
+`serve` imports `supervisor` when it is called. No other module of `pylon` imports it. Then it forks
+the template process, which so has what the supervisor needs, and imports the rest while the
+supervisor starts. Called by `pylonctl start` and `pylonctl dev --once`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pylon.data_dir_lock import pidfile_of
 from pylon.errors import StartRefused
 from pylon.manifest.model import Manifest
 from pylon.startup import load_checked, start_warnings
+from pylon.storage.factory import import_backend
 
 if TYPE_CHECKING:
     from supervisor.template import Template
@@ -35,17 +36,35 @@ _POLL_S = 0.05
 
 
 def serve(
-    loaded: Loaded, reread: Callable[[], Loaded] | None = None, template: Template | None = None
+    loaded: Loaded, reread: Callable[[], Loaded] | None = None,
+    be_template: Callable[[int, int], None] | None = None,
 ) -> int:
     """Run the supervisor in this process. Return its exit code.
 
     Args:
         reread: reads the settings again, for a reload in dev mode.
-        template: a template process that runs already.
+        be_template: what a template process does that is forked from this process. None: the
+            supervisor executes its template.
 
     Raises:
         StartRefused: by the checks before the start, or by the supervisor.
     """
+    if be_template is None:
+        return _serve(loaded, reread)
+    import supervisor.main  # noqa: F401  (the template has what was imported before the fork)
+    from supervisor.template import fork_template
+
+    import_backend(loaded.config)
+    template = fork_template(be_template)
+    try:
+        return _serve(loaded, reread, template)
+    finally:
+        template.stop()
+
+
+def _serve(
+    loaded: Loaded, reread: Callable[[], Loaded] | None, template: Template | None = None
+) -> int:
     app = load_checked(loaded)
     from supervisor.main import run
 

@@ -1,8 +1,8 @@
 """`pylonctl start`: runs the supervisor, in the foreground as systemd expects it.
 
-It executes the template process first, because its imports take longest, and imports
-`pylon.cli.serve` meanwhile. It imports `supervisor` inside the command. So `pylon` can be imported
-without it, and other verbs do not load it.
+`pylon.cli.serve` forks the template process; what it does stands here. The imports stand inside the
+functions. So `pylon` can be imported without `supervisor` and `workers`, and other verbs do not
+load them.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ def start(
         from pylon.cli.serve import start_detached
 
         ctx.exit(start_detached(read()))
-    from supervisor.template import start_template
+    from pylon.cli.serve import serve
 
-    template = start_template()
-    try:
-        from pylon.cli.serve import serve
+    ctx.exit(serve(read(), read, be_template))
 
-        ctx.exit(serve(read(), read, template))
-    finally:
-        template.stop()
+
+def be_template(fd: int, supervisor_pid: int) -> None:
+    """Be the template process, in a fork (`supervisor.template.fork_template`)."""
+    from workers.template import serve_forks
+
+    serve_forks(fd, supervisor_pid)

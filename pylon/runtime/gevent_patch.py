@@ -25,11 +25,18 @@ _HUB_MAKERS: Final = {
 
 
 def patch() -> None:
-    """Patch everything but the queues. Call it before any other import."""
+    """Patch everything but the queues. Call it before any other import.
+
+    A forked template has the supervisor's imports already. `test_imports.py` has a list of what
+    they keep of the unpatched functions.
+    """
     # PERF: gevent looks for plug-ins in the metadata of each installed distribution, a dozen times:
     # 0.09 s of CPU in place of 0.02, at each start.
     events.notify_and_call_entry_points = events.notify
-    monkey.patch_all(queue=False)
+    with warnings.catch_warnings():
+        # A template that was forked has imported `ssl`. No module holds a class of it.
+        warnings.simplefilter("ignore", monkey.MonkeyPatchWarning)
+        monkey.patch_all(queue=False)
 
 
 def patch_queues() -> None:

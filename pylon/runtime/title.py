@@ -32,9 +32,10 @@ def find_title() -> tuple[int, int, bytes] | None:
         return None
     fields = text.rpartition(")")[2].split()  # from the third one on
     start, end = int(fields[_ARG_START - 3]), int(fields[_ARG_END - 3])
-    if not start or b"-m" not in shown:
+    if not start:
         return None
-    return start, end - start, b"\0".join([*shown[: shown.index(b"-m") + 1], b""])
+    kept = shown[: shown.index(b"-m")] if b"-m" in shown else shown[:1]
+    return start, end - start, b"\0".join([*kept, b"-m", b""])
 
 
 def set_title(module: str) -> None:

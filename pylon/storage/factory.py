@@ -42,6 +42,15 @@ def import_readers(config: Config) -> None:
         import_module("pylon.storage.postgres.store")
 
 
+def import_backend(config: Config) -> None:
+    """Import the backend that the settings name, if a process may do so before gevent's patches.
+
+    psycopg looks at its import whether they are applied.
+    """
+    if config.database_url is None:
+        import_module("pylon.storage.sqlite.backend")
+
+
 def open_store_at(path: Path) -> Backend:
     """Return the backend of a database that a command names by its path, beside the settings."""
     from pylon.storage.sqlite.backend import SqliteBackend
