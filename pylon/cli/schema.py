@@ -20,12 +20,12 @@ from pylon.cli.output import (
     result,
     wants_json,
 )
-from pylon.cli.schema_apply import apply, database_of, plan, references
+from pylon.cli.schema_apply import apply, plan, references
 from pylon.cli.settings import dev_flag, read_settings
+from pylon.cli.stores import existing_store
 from pylon.manifest.diagnostics import ManifestInvalid
 from pylon.manifest_loader import load_manifest
 from pylon.schema.diff import differences, summary
-from pylon.storage.factory import open_store_at
 from pylon.storage.schemas import TableInfo
 
 sqlite_option = click.option(
@@ -89,7 +89,7 @@ def diff(ctx: click.Context, manifests: tuple[str, ...]) -> None:
 @json_flag
 def inspect(sqlite: str | None, dev: bool) -> None:
     """Show the tables, columns and indexes that the database has."""
-    tables = open_store_at(database_of(sqlite, dev)).schema.inspect()
+    tables = existing_store(read_settings(dev=dev).config, sqlite).schema.inspect()
     body = {"tables": [_table(t) for t in tables]}
     result(body, "\n".join(line for t in body["tables"] for line in _lines(t)))
 
@@ -135,7 +135,7 @@ def history(ctx: click.Context, limit: str, sqlite: str | None, dev: bool) -> No
         note(f"--limit {limit}: expected a whole number from 1")
         result({"code": "HISTORY_INVALID_LIMIT", "ok": False}, "")
         ctx.exit(USAGE)
-    found = open_store_at(database_of(sqlite, dev)).schema.history(int(limit))
+    found = existing_store(read_settings(dev=dev).config, sqlite).schema.history(int(limit))
     lines = []
     for entry in found:
         lines.append(

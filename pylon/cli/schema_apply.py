@@ -18,14 +18,14 @@ import click
 from pylon.cli.output import ERROR, ask_operator, json_flag, note, result
 from pylon.cli.running import require_running
 from pylon.cli.settings import dev_flag, read_settings
+from pylon.cli.stores import existing_store, hold_stopped_store
 from pylon.clock import SystemClock
 from pylon.config import Config
-from pylon.data_dir_lock import DataDirLocked, lock_data_dir
-from pylon.errors import BackupRefused, Unavailable
 from pylon.manifest.model import FORMAT_VERSION, Manifest
 from pylon.manifest_loader import load_manifest
 from pylon.schema.options import MigrationOptions, read_options
 from pylon.schema.steps import Plan
+from pylon.storage.backend import Backend
 from pylon.storage.factory import open_store, open_store_at
 from pylon.storage.schemas import ReferenceReport
 
@@ -53,21 +53,6 @@ def migration_options(command: F) -> F:
     return command
 
 
-def database_of(sqlite: str | None, dev: bool) -> Path:
-    """Return the path of the database file that a verb reads.
-
-    Raises:
-        Unavailable: the file does not exist, or the database is in memory.
-    """
-    config = read_settings(dev=dev).config
-    if sqlite is None and config.in_memory:
-        raise Unavailable("PYLON_IN_MEMORY is on: there is no database file")
-    path = Path(sqlite or config.db_path)
-    if not path.is_file():
-        raise Unavailable(f"there is no database at {path}", hint="PYLON_DB_PATH, or --sqlite")
-    return path
-
-
 @click.command()
 @migration_options
 @click.option("--sqlite", metavar="PATH", help="A database file, instead of PYLON_DB_PATH.")
@@ -86,13 +71,12 @@ def plan(
     config = read_settings(dev=dev, flags={"PYLON_MANIFEST": manifest}).config
     app = load_manifest(Path(config.manifest))
     options = _read_migration_options(app, flags)
-    path = Path(sqlite or config.db_path)
-    found = path.is_file() and not (config.in_memory and sqlite is None)
-    store = open_store(config) if sqlite is None else open_store_at(path)
+    store = open_store(config) if sqlite is None else open_store_at(Path(sqlite))
+    found = store.exists() and not (config.in_memory and sqlite is None)
     planned = store.schema.plan(app, options)
     body = {
         "code": "PUSH_DRY_RUN", "dry_run": True, "applied": False,
-        **_body(planned, path, "live_sqlite" if found else "empty"),
+        **_body(planned, store, f"live_{store.name}" if found else "empty"),
     }
     result(body, "\n".join(_lines(planned)))
     ctx.exit(ERROR if planned.rewrites or planned.refusals else 0)
@@ -123,14 +107,9 @@ def apply(
     if indexes:
         _request_indexes(config, app)
         return
-    path = database_of(None, dev)
-    try:
-        with lock_data_dir(path):
-            ctx.exit(_apply(app, options, path, allow_destructive, yes))
-    except DataDirLocked:
-        raise BackupRefused(
-            f"a server runs on {path}: stop it first (pylonctl stop)"
-        ) from None
+    store = existing_store(config)
+    with hold_stopped_store(store):
+        ctx.exit(_apply(app, options, store, allow_destructive, yes))
 
 
 @click.command()
@@ -152,21 +131,16 @@ def references(
     """
     config = read_settings(dev=dev, flags={"PYLON_MANIFEST": manifest}).config
     app = load_manifest(Path(config.manifest))
-    path = database_of(None, dev)
-    schema = open_store_at(path).schema
+    store = existing_store(config)
+    schema = store.schema
     if word is None:
         ctx.exit(_show_references(schema.references(app)))
-    try:
-        with lock_data_dir(path):
-            report = schema.references(app)
-            if word == "none" or not report.broken:
-                schema.check_references(is_default=word == "check")
-                report = replace(report, is_default=word == "check")
-            ctx.exit(_show_references(report) if word == "check" else 0)
-    except DataDirLocked:
-        raise BackupRefused(
-            f"a server runs on {path}: stop it first (pylonctl stop)"
-        ) from None
+    with hold_stopped_store(store):
+        report = schema.references(app)
+        if word == "none" or not report.broken:
+            schema.check_references(is_default=word == "check")
+            report = replace(report, is_default=word == "check")
+        ctx.exit(_show_references(report) if word == "check" else 0)
 
 
 def _show_references(report: ReferenceReport) -> int:
@@ -203,17 +177,17 @@ def _request_indexes(config: Config, app: Manifest) -> None:
     answer = require_running(config).control().ask("indexes", indexes=wanted)
     done: list[str] = []
     if answer["count"]:
-        done = open_store_at(Path(config.db_path)).schema.history(1)[0]["plan"]
+        done = open_store(config).schema.history(1)[0]["plan"]
     body = {"code": "PUSH_APPLIED", "ok": True, "applied": True, "steps": done}
     result(body, "\n".join(done) or "nothing to do")
 
 
 def _apply(
-    app: Manifest, options: MigrationOptions, path: Path, allow_destructive: bool, yes: bool
+    app: Manifest, options: MigrationOptions, store: Backend, allow_destructive: bool, yes: bool
 ) -> int:
-    schema = open_store_at(path).schema
+    schema = store.schema
     planned = schema.plan(app, options)
-    body = _body(planned, path, "live_sqlite")
+    body = _body(planned, store, f"live_{store.name}")
     blocked = list(planned.refusals)
     if planned.destructive and not allow_destructive:
         blocked.append("this rewrites or removes data: give --allow-destructive if it is wanted")
@@ -222,10 +196,10 @@ def _apply(
             note(line)
         result({"code": "PUSH_BLOCKED", "dry_run": False, "applied": False, **body}, "")
         return ERROR
-    if planned.rewrites and not yes and not _is_confirmed(planned, path):
+    if planned.rewrites and not yes and not _is_confirmed(planned, store):
         result({"ok": False, "aborted": True}, "Aborted.")
         return ERROR
-    saved = _make_backup(path) if planned.rewrites else None
+    saved = _make_backup(store) if planned.rewrites else None
     steps = schema.apply(app, options, allow_destructive=allow_destructive)
     body["plan"] = {"operations": [s.to_json() for s in steps] or [{"op": "noop"}]}
     if saved is not None:
@@ -239,21 +213,22 @@ def _apply(
     return 0
 
 
-def _is_confirmed(planned: Plan, path: Path) -> bool:
+def _is_confirmed(planned: Plan, store: Backend) -> bool:
     for line in _lines(planned):
         note(line)
-    return ask_operator(f"Change {path}? [y/N] ") in _YES
+    return ask_operator(f"Change {store.place}? [y/N] ") in _YES
 
 
-def _make_backup(path: Path) -> Path:
+def _make_backup(store: Backend) -> Path:
     """Make a backup bundle beside the database, without the manifest: that is already the new one.
 
     Returns: the folder.
     """
     clock = SystemClock()
     now = datetime.fromtimestamp(clock.wall_ns() / 1e9, UTC)
+    path = store.data_path
     folder = path.absolute().with_name(f"{path.name}.before-{now:%Y%m%dT%H%M%S.%f}Z")
-    open_store_at(path).backups.create(folder, None)
+    store.backups.create(folder, None)
     note(f"backup: {folder}")
     return folder
 
@@ -267,7 +242,7 @@ def _read_migration_options(app: Manifest, flags: dict[str, tuple[str, ...]]) ->
     return read_options(app, **{names[flag]: values for flag, values in flags.items()})
 
 
-def _body(planned: Plan, path: Path, baseline: str) -> dict[str, Any]:
+def _body(planned: Plan, store: Backend, baseline: str) -> dict[str, Any]:
     steps = [*planned.rewrites, *planned.steps]
     warnings = [
         {"code": _WARNINGS[s.kind], "message": s.render()}
@@ -278,7 +253,7 @@ def _body(planned: Plan, path: Path, baseline: str) -> dict[str, Any]:
         for text in planned.refusals
     ]
     return {
-        "adapter": open_store_at(path).name, "database_path": str(path), "baseline": baseline,
+        "adapter": store.name, "database_path": store.place, "baseline": baseline,
         "manifest_version": FORMAT_VERSION,
         "plan": {"operations": [s.to_json() for s in steps] or [{"op": "noop"}]},
         "analysis": {

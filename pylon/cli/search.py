@@ -15,17 +15,16 @@ import click
 from pylon.cli.output import ERROR, json_flag, note, result
 from pylon.cli.running import require_running
 from pylon.cli.settings import dev_flag, read_settings
+from pylon.cli.stores import existing_store, hold_store
 from pylon.config import Config
-from pylon.data_dir_lock import DataDirLocked, lock_data_dir
+from pylon.data_dir_lock import DataDirLocked
 from pylon.errors import (
     EntityNotFound,
     SearchNotConfigured,
-    Unavailable,
 )
 from pylon.manifest.model import Entity
 from pylon.manifest_loader import load_manifest
 from pylon.query.words import text_fields
-from pylon.storage.factory import open_store
 
 _entity_option = click.option("--entity", metavar="NAME", help="Only this entity.")
 
@@ -48,8 +47,7 @@ def check_indexes(ctx: click.Context, entity: str | None, dev: bool) -> None:
     """
     config = read_settings(dev=dev).config
     entities = _entities(config, entity)
-    _database_path(config)
-    found = open_store(config).schema.check_search(entities)
+    found = existing_store(config).schema.check_search(entities)
     ok = not any(c.problems for c in found)
     lines = [
         f"{c.entity}: {'; '.join(c.problems) or 'current'} ({c.rows} rows)" for c in found
@@ -73,10 +71,10 @@ def check_indexes(ctx: click.Context, entity: str | None, dev: bool) -> None:
 def rebuild_indexes(entity: str | None, dev: bool) -> None:
     """Build the indexes anew from the rows, also while the server runs."""
     config = read_settings(dev=dev).config
-    entities, path = _entities(config, entity), _database_path(config)
+    entities, store = _entities(config, entity), existing_store(config)
     try:
-        with lock_data_dir(path):
-            rows = open_store(config).schema.build_search(entities)
+        with hold_store(store):
+            rows = store.schema.build_search(entities)
         built: list[dict[str, Any]] = [
             {"entity": name, "rows": count} for name, count in rows.items()
         ]
@@ -118,12 +116,3 @@ def _entities(config: Config, name: str | None) -> list[Entity]:
             hint=f'add "search": {{"text": [...]}} to it in {config.manifest}',
         )
     return [entity]
-
-
-def _database_path(config: Config) -> Path:
-    if config.in_memory:
-        raise Unavailable("PYLON_IN_MEMORY is on: there is no database file")
-    path = Path(config.db_path)
-    if not path.is_file():
-        raise Unavailable(f"there is no database at {path}", hint="PYLON_DB_PATH")
-    return path

@@ -196,6 +196,14 @@ class Backend(Protocol):
     def nodes(self, facts: NodeFacts, clock: Clock, random: RandomSource) -> NodeLink | None:
         """The link to the other nodes that share this store; None: there can be none."""
 
+    def running_nodes(self) -> list[str]:
+        """The names of the nodes that run on this store, as its registry shows them; none where
+        the lock of the data directory says it all.
+
+        Raises:
+            StoreUnavailable
+        """
+
     def sync(self) -> None:
         """Have the disk keep everything that was written: the last step of an orderly end.
 

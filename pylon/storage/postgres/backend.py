@@ -26,7 +26,7 @@ from pylon.storage.backend import BareReads, Capabilities, ChangeSource
 from pylon.storage.backups import BackupManager
 from pylon.storage.interface import Reader, Store, WriteEngine
 from pylon.storage.nodes import NodeFacts, NodeLink
-from pylon.storage.postgres.connect import RELAY_LIMITS, open_reader, open_session
+from pylon.storage.postgres.connect import RELAY_LIMITS, open_reader, open_session, translate
 from pylon.storage.schemas import SchemaManager
 from pylon.storage.transfer import TransferManager
 
@@ -173,6 +173,19 @@ class PostgresBackend:
             facts, clock, random,
         )
         return link
+
+    def running_nodes(self) -> list[str]:
+        """See `Backend`."""
+        registry = _load("registry")
+        try:
+            session = open_session(self.direct_url, "plain", self.application, SystemClock())
+            try:
+                found = session.execute(*registry.others(NodeFacts("", "", (), "")))
+            finally:
+                session.close()
+        except psycopg.Error as error:
+            raise translate(error) from error
+        return [facts.name for facts in registry.read_others(found)]
 
     def sync(self) -> None:
         """See `Backend`. The server keeps what it has acknowledged."""

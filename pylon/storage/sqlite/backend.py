@@ -122,6 +122,10 @@ class SqliteBackend:
     def nodes(self, facts: NodeFacts, clock: Clock, random: RandomSource) -> None:
         """See `Backend`."""
 
+    def running_nodes(self) -> list[str]:
+        """See `Backend`."""
+        return []
+
     def sync(self) -> None:
         """See `Backend`."""
         for path in (self.data_path, self.data_path.parent):
