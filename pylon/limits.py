@@ -107,6 +107,7 @@ LIST_BYTES: Final = 32 * 1024 * 1024  # the rows of one list, query or graph
 QUERY_CACHE_BYTES: Final = 2 * 1024 * 1024  # cached until the next commit, for each kind of answer
 POINT_READS_WAITING: Final = 1_024  # of a worker, for PostgreSQL
 POINT_READ_TIMEOUT_S: Final = 1.0  # a slower one is run again as a long read
+SHORT_SCAN_S: Final = 0.05  # a longer list or query moves to a connection for long reads
 POINT_STALL_S: Final = 5.0  # without an answer to any of them, the connection counts as lost
 INLINE_READ_TIMEOUT_S: Final = 0.25  # a read for which a whole worker waits; then 503
 SCANNER_IDLE_S: Final = 60.0  # a connection for long reads closes after so long without one

@@ -126,10 +126,65 @@ def test_a_slow_read_ends_on_a_scanner_and_delays_the_others_once(store: Postgre
     job.get(timeout=20)
 
 
+def nap(seconds: float) -> Callable[[Reader], None]:
+    def read(reader: Reader) -> None:
+        assert isinstance(reader, PostgresReader)
+        reader._run(f"SELECT pg_sleep({seconds})")
+
+    return read
+
+
+def backend_of(reader: Reader) -> bytes:
+    assert isinstance(reader, PostgresReader)
+    return reader._run("SELECT pg_backend_pid()").get_value(0, 0) or b""
+
+
+def wait_short(store: PostgresStore) -> bytes:
+    """Wait until scans share a connection; its process in the server."""
+    with gevent.Timeout(30):
+        while store.scan(backend_of) != store.scan(backend_of) or store.scan(
+            lambda reader: isinstance(reader._session, BlockingSession)  # type: ignore[attr-defined]
+        ):
+            gevent.sleep(0.02)
+    return store.scan(backend_of)
+
+
+def test_short_scans_share_a_connection_that_is_not_that_of_point_reads(
+    store: PostgresStore,
+) -> None:
+    shared = wait_short(store)
+    jobs = [gevent.spawn(store.scan, backend_of, caller=f"c{number}") for number in range(100)]
+    with gevent.Timeout(30):
+        gevent.joinall(jobs, raise_error=True)
+    assert {job.value for job in jobs} == {shared}
+    assert store.point(backend_of) != shared
+
+
+def test_a_long_scan_moves_to_a_scanner_with_the_next_ones_of_its_caller(
+    store: PostgresStore,
+) -> None:
+    shared = wait_short(store)
+    assert store.scan(nap(0.2), caller="slow") is None  # ended on the pipe, run on a scanner
+    assert store.scan(backend_of, caller="slow") != shared
+    assert store.scan(backend_of, caller="other") == shared
+    began_s = time.monotonic()
+    job = gevent.spawn(store.scan, nap(0.2), caller="other")  # the same text: at once on a scanner
+    gevent.sleep(0)
+    assert store.scan(backend_of, caller="third") == shared
+    assert time.monotonic() - began_s < 0.2
+    job.get(timeout=20)
+
+
+def test_a_scan_that_is_hard_to_interrupt_begins_on_a_scanner(store: PostgresStore) -> None:
+    shared = wait_short(store)
+    assert store.scan(backend_of, inline=False) != shared
+
+
 def test_a_scan_is_ended_by_its_limit(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(limits, "SHORT_SCAN_S", 0.05)
     fill(postgres_url)
     store = PostgresStore(postgres_url, MANIFEST, SystemClock())
     with pytest.raises(QueryTimeout):

@@ -1,4 +1,4 @@
-"""The pipe: one connection of a worker, shared by all of its greenlets, for reads by key.
+"""The pipe: one connection of a worker, shared by all of its greenlets, for short reads.
 
 A greenlet puts its statement into libpq's buffer and waits. The pipe sends the statements of one
 turn of the event loop together, with one Sync behind them. A watcher of the socket takes the
@@ -7,17 +7,17 @@ nor a system call of its own. PERF: `bench/results/2026-11-28/postgres-workers.m
 
 A statement that fails ends the others of its turn, up to the Sync: the pipe sends these again. They
 only read. A text that has failed before gets a Sync of its own, so that it ends no others. A
-statement that runs into the server's limit (`limits.POINT_READ_TIMEOUT_S`) delays all behind it.
-The pipe refuses its text from then on (`PipeRefused`), as it refuses all that needs a
-connection for itself, such as a transaction; `store` then runs the read on a scanner.
+statement that runs into the server's limit (that of `connect`) delays all behind it. The pipe
+refuses its text for the next `_SLOW_S` (`PipeRefused`), as it refuses all that needs a connection
+for itself, such as a transaction; the caller then runs the read on a scanner.
 
 Invariants: each greenlet gets its own result, or an error. A greenlet that is killed while it waits
 gets nothing, and the pipe drops its result. While the connection is lost each call fails at once
 with OperationalError, and so does each waiting one. A greenlet connects anew, after pauses of at
 most 0.1 to 5 s with full jitter. A server that answers nothing for `limits.POINT_STALL_S` counts as
 lost. Bounds: `limits.POINT_READS_WAITING` statements wait; the next one fails with Unavailable.
-Metrics: pylon_admission_queue_length and pylon_admission_refused_total with the queue "point_read",
-pylon_database_connections_lost_total. Called by `store`.
+Metrics: pylon_admission_queue_length and pylon_admission_refused_total with the name of the queue,
+pylon_database_connections_lost_total. Called by `store` and `short_reads`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import gevent
 import psycopg
@@ -49,9 +49,11 @@ from pylon.storage.postgres.wire import (
     send_statement,
 )
 
+T = TypeVar("T")
+
 _READ: Final = 1  # events of gevent's watchers
 _WRITE: Final = 2
-_QUEUE: Final = "point_read"
+_SLOW_S: Final = 10.0
 _TEXTS_KEPT: Final = 256  # of those that failed, and of those that were slow
 _ATTEMPTS: Final = 3  # of a statement whose preparation no longer fits the schema
 _PAUSE_FIRST_S: Final = 0.1
@@ -62,7 +64,13 @@ _log = log.get_logger("database")
 
 
 class PipeRefused(Exception):
-    """The read needs a connection for itself. Not an error: the store runs it on a scanner."""
+    """The read needs a connection for itself. Not an error: a scanner runs it.
+
+    `was_slow`: it has just run into the server's limit.
+    """
+
+    def __init__(self, *, was_slow: bool = False) -> None:
+        self.was_slow = was_slow
 
 
 class _Question:
@@ -88,11 +96,13 @@ class Pipe:
     """A `pylon.storage.postgres.wire.Session` for any number of greenlets of one thread."""
 
     def __init__(
-        self, connect: Callable[[], BlockingSession], clock: Clock, random: RandomSource
+        self, connect: Callable[[], BlockingSession], clock: Clock, random: RandomSource,
+        queue: str = "point_read",
     ) -> None:
         """
         Args:
             connect: opens the connection, with the limits of its session; may switch greenlets.
+            queue: the label of its metrics.
         """
         self._connect = connect
         self._clock = clock
@@ -111,10 +121,12 @@ class Pipe:
         self._waiting = 0
         self._is_flush_due = False
         self._failing: dict[str, None] = {}  # texts that get a Sync of their own
-        self._slow: dict[str, None] = {}  # texts that the pipe refuses
+        self._slow: dict[str, float] = {}  # texts that the pipe refuses, and until when
         self._reconnector: gevent.Greenlet | None = None
+        self._has_lost = False  # a connection, since the last one was made by `_reconnect`
         self._is_closed = False
-        self._waiting_gauge = ADMISSION_WAITING.labels(_QUEUE)
+        self._waiting_gauge = ADMISSION_WAITING.labels(queue)
+        self._refused = ADMISSION_REFUSED.labels(queue)
 
     # --- The connection ------------------------------------------------------------------
 
@@ -141,6 +153,16 @@ class Pipe:
         self._prepared = session.prepared
         self._watches = readable, writable
         readable.start(self._on_readable)
+
+    def open_later(self) -> None:
+        """Have a greenlet connect, if there is no connection and none is being made."""
+        if self._pgconn is None and self._reconnector is None and not self._is_closed:
+            self._reconnector = gevent.spawn(self._reconnect)
+
+    def drop_idle(self) -> None:
+        """Close the connection until `open_later`, if nothing waits. Never switches."""
+        if not self._sent:
+            self._drop()
 
     def close(self) -> None:
         """Close the connection for good. Idempotent."""
@@ -209,12 +231,16 @@ class Pipe:
     # --- Sending -------------------------------------------------------------------------
 
     def _ask(self, text: str, parameters: Sequence[Parameter]) -> _Question:
-        if text in self._slow or text.startswith("BEGIN"):
+        if text.startswith("BEGIN"):
             raise PipeRefused
+        if self._slow and text in self._slow:
+            if self._slow[text] > self._clock.monotonic_s():
+                raise PipeRefused
+            del self._slow[text]
         if self._pgconn is None:
             raise psycopg.OperationalError("the database is not available")
         if self._waiting >= limits.POINT_READS_WAITING:
-            ADMISSION_REFUSED.labels(_QUEUE).inc()
+            self._refused.inc()
             raise Unavailable(
                 "Too many reads wait for the database", hint="Try again in a moment"
             )
@@ -351,7 +377,7 @@ class Pipe:
         if pgconn.status == pq.ConnStatus.BAD:
             self._lose(str(error))
             return
-        _keep(self._failing, question.text)
+        _keep(self._failing, question.text, None)
         if question.leading:  # its other results follow, aborted
             self._prepared.discard(question.text)
             question.leading -= 1
@@ -367,8 +393,8 @@ class Pipe:
             return
         self._waiting -= 1
         if isinstance(error, errors.QueryCanceled):
-            _keep(self._slow, question.text)
-            question.error = PipeRefused()
+            _keep(self._slow, question.text, self._clock.monotonic_s() + _SLOW_S)
+            question.error = PipeRefused(was_slow=True)
         else:
             question.error = error
         self._wake(question)
@@ -395,9 +421,10 @@ class Pipe:
         lines = reason.strip().splitlines() or ["the connection is lost"]
         _log.warning("database.connection_lost", error=lines[0], reads=self._waiting)
         DATABASE_LOST.inc()
+        self._has_lost = True
         self._drop()
         self._fail_all(lines[0])
-        self._reconnector = gevent.spawn(self._reconnect)
+        self.open_later()
 
     def _drop(self) -> None:
         session, self._session, self._pgconn = self._session, None, None
@@ -423,7 +450,8 @@ class Pipe:
         failures = 0
         while not self._is_closed:
             longest_s = min(_PAUSE_MAX_S, _PAUSE_FIRST_S * 2 ** min(failures, _LONGEST_BACKOFF))
-            gevent.sleep(self._random.uniform(0.0, longest_s))
+            if failures or self._has_lost:
+                gevent.sleep(self._random.uniform(0.0, longest_s))
             try:
                 self.open()
             except psycopg.Error as error:
@@ -431,12 +459,14 @@ class Pipe:
                 if failures == 1:
                     _log.warning("database.unreachable", error=str(error).strip())
                 continue
-            _log.info("database.connected", attempts=failures + 1)
+            if failures or self._has_lost:
+                _log.info("database.connected", attempts=failures + 1)
+            self._reconnector, self._has_lost = None, False
             return
 
 
-def _keep(texts: dict[str, None], text: str) -> None:
+def _keep(texts: dict[str, T], text: str, value: T) -> None:
     """Note a text; the oldest one is forgotten for it."""
     if text not in texts and len(texts) >= _TEXTS_KEPT:
         del texts[next(iter(texts))]
-    texts[text] = None
+    texts[text] = value

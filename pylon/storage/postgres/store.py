@@ -2,7 +2,8 @@
 
 `point` runs a read on the pipe (`pipe`), whose statements travel together with those of other
 greenlets. A read that the pipe refuses, since it needs a transaction or was slow before, runs on a
-scanner (`scanners`). `scan` always does. `point_inline` blocks the worker, with a bound (`inline`).
+scanner (`scanners`). `scan` begins on a second pipe (`short_reads`), unless its caller says that it
+is hard to interrupt. `point_inline` blocks the worker, with a bound (`inline`).
 
 Invariants: psycopg was imported after gevent's patch; else each of its waits would block the worker
 without a word. No connection is opened before the fork of the worker: `open` makes the store.
@@ -28,7 +29,8 @@ from pylon.storage.postgres.inline import InlineReads, open_inline_session
 from pylon.storage.postgres.pipe import Pipe, PipeRefused
 from pylon.storage.postgres.reader import PostgresReader
 from pylon.storage.postgres.scanners import Scanners, wait_in_loop
-from pylon.storage.postgres.wire import BlockingSession
+from pylon.storage.postgres.short_reads import ShortReads
+from pylon.storage.postgres.wire import BlockingSession, Session
 
 T = TypeVar("T")
 
@@ -47,7 +49,8 @@ class PostgresStore:
     ) -> None:
         """
         Args:
-            connections: for scans (PYLON_DATABASE_CONNECTIONS); the pipe has one besides.
+            connections: for scans (PYLON_DATABASE_CONNECTIONS); the two pipes and the inline reads
+                have one each besides.
             node: in the names of the connections.
 
         Raises:
@@ -64,11 +67,15 @@ class PostgresStore:
             raise _unreachable(error) from error
         self._reader = PostgresReader(self._pipe, manifest, clock)
 
-        def make_reader(session: BlockingSession) -> Reader:
+        def make_reader(session: Session) -> Reader:
             return PostgresReader(session, manifest, clock)
 
         self._scanners = Scanners(
             partial(_open_scanner, url, node, clock), make_reader, clock, connections
+        )
+        self._short_reads = ShortReads(
+            partial(_open, url, node, clock, limits.SHORT_SCAN_S), make_reader, self._scanners,
+            clock, random,
         )
         self._inline = InlineReads(
             partial(open_inline_session, url, _PART, node, clock), make_reader, clock, random
@@ -88,19 +95,23 @@ class PostgresStore:
     def scan(
         self, read: Callable[[Reader], T], inline: bool = True, caller: str = SERVER
     ) -> T:
-        """See `Store`. `inline` makes no difference.
+        """See `Store`. `inline` False: it begins on a scanner.
 
         Raises: as `Scanners.scan`.
         """
+        if inline:
+            return self._short_reads.scan(read, caller)
         return self._scanners.scan(read, caller)
 
     def release_memory(self) -> None:
         """See `Store`. A scanner opens again in some milliseconds."""
         self._scanners.close_idle()
+        self._short_reads.drop_idle()
 
     def close(self) -> None:
         """See `Store`."""
         self._pipe.close()
+        self._short_reads.close()
         self._scanners.close()
         self._inline.close()
 
