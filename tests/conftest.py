@@ -117,7 +117,8 @@ def ctl(processes: None, tmp_path: Path) -> Ctl:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
-    """A PostgreSQL server of this run, of the version PYLON_TEST_POSTGRES or the oldest here."""
+    """A PostgreSQL server of this run, of the version PYLON_TEST_POSTGRES or the oldest here. Its
+    programs, such as pg_dump, come first in PATH."""
     found = find_programs()
     version = stores.wanted_version(found)
     if version is None:
@@ -126,7 +127,9 @@ def postgres_server() -> Iterator[PostgresServer]:
             pytest.fail(f"in CI nothing installable is skipped: {reason}")
         pytest.skip(reason)
     server = PostgresServer(found[version])
-    yield server
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PATH", f"{server.programs}{os.pathsep}{os.environ['PATH']}")
+        yield server
     server.close()
 
 

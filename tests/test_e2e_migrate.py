@@ -130,3 +130,49 @@ def test_export_reads_the_rows_that_were_moved(
     done = server.ctl("export", "--entity", "Tick")
     assert done.returncode == 0, done.stderr
     assert done.stdout == wanted != ""
+
+
+def test_clients_go_on_at_their_cursor_on_the_other_store(
+    server: PylonServer, postgres_url: str
+) -> None:
+    """Sessions, cursors and op_ids of before are good; nobody has to resync, there and back."""
+    token, _ = server.guest()
+    for n in range(5):
+        insert(server, n)
+    status, before, _ = server.request("GET", "/api/sync/pull?since=0", token=token)
+    assert status == 200
+    op = {"op_id": "op-1", "entity": "Tick", "row_id": "a" * 40, "kind": "insert",
+          "data": {"n": 100, "sender": "b"}}
+    status, pushed, _ = server.request("POST", "/api/sync/push", {"changes": [op]}, token=token)
+    assert status == 200, pushed
+    assert server.terminate() == 0
+    assert server.ctl("migrate", "sqlite-to-postgres", "--to", postgres_url).returncode == 0
+    server.env["DATABASE_URL"] = postgres_url
+    cursor = serve_on(server, token, before, op, n=200)
+    moved = server.folder / "data" / "back.db"
+    done = server.ctl(
+        "migrate", "postgres-to-sqlite", "--from", postgres_url, "--to", str(moved)
+    )
+    assert done.returncode == 0, done.stderr
+    del server.env["DATABASE_URL"]
+    server.env["PYLON_DB_PATH"] = str(moved)
+    serve_on(server, token, cursor, op, n=300)
+
+
+def serve_on(
+    server: PylonServer, token: str, before: Any, op: dict[str, Any], n: int
+) -> Any:
+    """Start the server, and let the client of before go on; its next cursor."""
+    server.start()
+    insert(server, n)
+    since = before["cursor"]["last_seq"]
+    status, body, _ = server.request("GET", f"/api/sync/pull?since={since}", token=token)
+    assert status == 200, body
+    assert [c["data"]["n"] for c in body["changes"]][-1] == n
+    assert {c["data"]["n"] for c in body["changes"]} <= {100, n}, "only what came after the cursor"
+    status, again, _ = server.request("POST", "/api/sync/push", {"changes": [op]}, token=token)
+    assert status == 200, again
+    rows = server.rows("Tick", token)
+    assert sorted(row["n"] for row in rows.values()).count(100) == 1, "the op was applied once"
+    assert server.terminate() == 0
+    return body
