@@ -1,7 +1,7 @@
 """PostgreSQL reader: implements `pylon.storage.interface.Reader` on a session.
 
-It returns rows as their stored JSON. The server joins the rows of a list into one text, as far as
-`limits.LIST_BYTES` go (`reads.joined`). The server ends a statement that takes longer than
+It returns rows as their stored JSON. No answer above `limits.LIST_BYTES` comes into memory: the
+server sends no row that a page has no room for. The server ends a statement that takes longer than
 `limits.READ_TIMEOUT_S` (`connect.open_reader`).
 
 Many greenlets may use one reader at a time, if its session lets them (`pipe`): it keeps nothing of
@@ -15,7 +15,7 @@ commit. No value of a client is in a statement's text. Made by `backend`, `scann
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import psycopg
 from psycopg import errors
@@ -36,7 +36,7 @@ from pylon.storage.postgres.connect import translate
 from pylon.storage.postgres.dialect import dialect_of, numbered
 from pylon.storage.postgres.graph import graphs_of
 from pylon.storage.postgres.parameters import bytea_of
-from pylon.storage.postgres.reads import EntityReads, joined
+from pylon.storage.postgres.reads import EntityReads, bounded, counted
 from pylon.storage.postgres.system_reads import rows_of, text_of
 from pylon.storage.postgres.wire import BlockingSession, Session
 from pylon.storage.records import (
@@ -56,7 +56,8 @@ from pylon.values import unknown_column
 
 T = TypeVar("T")
 
-_SEPARATOR: Final = b"\x1e"  # a control character, which JSON always escapes
+_LARGE_PAGES: Final = 64  # pages of an entity after one with a large row
+_SPARE: Final = 4  # of the bytes that one page of many sends
 _BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
@@ -65,7 +66,7 @@ class PostgresReader:
 
     __slots__ = (
         "_aggregates", "_by_name", "_clock", "_dialect", "_execute", "_graphs",
-        "_is_at_one_commit", "_session",
+        "_is_at_one_commit", "_large_rows", "_session",
     )
 
     def __init__(self, session: Session, manifest: Manifest, clock: Clock) -> None:
@@ -79,6 +80,7 @@ class PostgresReader:
         self._session = session
         self._execute = session.execute
         self._is_at_one_commit = False
+        self._large_rows: dict[str, int] = {}  # pages to come, by entity
 
     def get(self, entity: str, row_id: str) -> bytes | None:
         reads = self._by_name.get(entity)
@@ -118,37 +120,52 @@ class PostgresReader:
         return result.get_value(0, 0) if result.ntuples else None
 
     def rows(self, entity: str, query: Query) -> list[bytes]:
-        _, text = self._joined(entity, query, "chr(30)")
-        return [] if text is None else text.split(_SEPARATOR)
+        rows, has_more = self._rows(entity, query, limits.LIST_BYTES, 1)
+        if has_more:
+            raise _too_large()
+        return rows
 
     def rows_within(
         self, entity: str, query: Query, size_bytes: int
     ) -> tuple[list[bytes], bool]:
+        rows, has_more = self._rows(entity, query, size_bytes, _SPARE)
+        return rows, has_more or len(rows) == query.limit
+
+    def page(self, entity: str, query: Query) -> tuple[int, bytes]:
+        rows = self.rows(entity, query)
+        return len(rows), b"[%b]" % b",".join(rows)
+
+    def _rows(
+        self, entity: str, query: Query, size_bytes: int, spare: int
+    ) -> tuple[list[bytes], bool]:
+        """Return the first rows that a query selects, as many as `size_bytes` holds and one at
+        least, and whether there are more.
+
+        Rows are usually so small that a page of the largest allowed ones is not too large. If one
+        is larger, the server adds the sizes up, for the next pages of the entity too.
+
+        Args:
+            spare: how many times `size_bytes` the server may send.
+        """
         reads = self._reads(entity)
         if self._selects_nothing(query.where):
             return [], False
-        text, params = joined(
-            reads.select(query), "chr(30)", size_bytes, takes_first=True
-        )
-        result = self._run(text, params)
-        found = result.get_value(0, 2)
-        rows = [] if found is None else found.split(_SEPARATOR)
-        return rows, len(rows) == query.limit or len(rows) < _int(result)
-
-    def page(self, entity: str, query: Query) -> tuple[int, bytes]:
-        count, text = self._joined(entity, query, "','")
-        return count, b"[%b]" % (text or b"")
-
-    def _joined(self, entity: str, query: Query, separator: str) -> tuple[int, bytes | None]:
-        """Return how many rows a query selects, and all of them as one text."""
-        reads = self._reads(entity)
-        if self._selects_nothing(query.where):
-            return 0, None
-        result = self._run(*joined(reads.select(query), separator, limits.LIST_BYTES))
-        count = _int(result)
-        if int(result.get_value(0, 1) or 0) + max(count - 1, 0) > limits.LIST_BYTES:
-            raise _too_large()
-        return count, result.get_value(0, 2)
+        select = reads.select(query)
+        large = self._large_rows.get(entity, 0)
+        if not large:
+            row_bytes = min(size_bytes * spare, limits.LIST_BYTES) // max(query.limit, 1)
+            result = self._run(*bounded(select, row_bytes))
+            value = result.get_value
+            rows = [value(row, 0) for row in range(result.ntuples)]
+            if None not in rows:
+                return _cut(cast("list[bytes]", rows), size_bytes)
+            large = _LARGE_PAGES
+        self._large_rows[entity] = large - 1
+        result = self._run(*counted(select, size_bytes))
+        value, count = result.get_value, result.ntuples
+        found = [row for n in range(count) if (row := value(n, 0)) is not None]
+        total = int(value(count - 1, 1) or 0) if count else 0
+        return found, total > size_bytes and len(found) < count
 
     def _selects_nothing(self, where: Predicate) -> bool:
         """Whether no row fulfils the condition, as far as that is known without a look at one."""
@@ -362,6 +379,18 @@ class PostgresReader:
 def _int(result: PGresult) -> int:
     """Return the number in the first column of the first row."""
     return int(result.get_value(0, 0) or 0)
+
+
+def _cut(rows: list[bytes], size_bytes: int) -> tuple[list[bytes], bool]:
+    """Return the first rows that `size_bytes` hold, one at least, and whether there are more."""
+    total = sum(map(len, rows))
+    if total <= size_bytes:
+        return rows, False
+    count = len(rows)
+    while count > 1 and total > size_bytes:
+        count -= 1
+        total -= len(rows[count])
+    return rows[:count], count < len(rows)
 
 
 def _failed(error: psycopg.Error) -> PylonError:

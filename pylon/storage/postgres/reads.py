@@ -38,8 +38,8 @@ class EntityReads:
     """The fixed SQL texts of one entity, and the compiler of conditions on its rows."""
 
     __slots__ = (
-        "_compile_lookup", "_converted", "_dialect", "_folds", "compile", "compile_rule", "entity",
-        "get", "get_version", "has_row", "table",
+        "_compile_lookup", "_converted", "_dialect", "_folds", "_unique", "compile",
+        "compile_rule", "entity", "get", "get_version", "has_row", "table",
     )
 
     def __init__(self, dialect: Dialect, entity: Entity, cache: CompiledCache) -> None:
@@ -50,6 +50,9 @@ class EntityReads:
         self.get_version = f"SELECT _json, _seq FROM {self.table} WHERE id = ?"
         self.has_row = f"SELECT EXISTS (SELECT 1 FROM {self.table} WHERE "
         self._folds = {field.name: fold_column(field) for field in fold_fields(entity)}
+        self._unique = frozenset([
+            "id", *self._folds.values(), *[f.name for f in entity.fields if f.unique]
+        ])
         self._converted = {f.name: f for f in entity.fields if f.type in CONVERTED}
         compiler = PredicateCompiler(dialect, entity, cache)
         self.compile = compiler.compile
@@ -70,7 +73,9 @@ class EntityReads:
         where = self._compile_lookup(
             guarded(allowed, compare("=", Column(field), Literal(value))), looks_up=True
         )
-        text = f"SELECT _json FROM {self.table} WHERE {where.sql} ORDER BY id LIMIT 1"
+        text = f"SELECT _json FROM {self.table} WHERE {where.sql}"
+        if field not in self._unique:
+            text += " ORDER BY id LIMIT 1"
         return SqlClause(text, where.params)
 
     def select(self, query: Query) -> SqlClause:
@@ -98,25 +103,24 @@ class EntityReads:
         )
 
 
-def joined(
-    select: SqlClause, separator: str, size_bytes: int, takes_first: bool = False
-) -> tuple[str, tuple[object, ...]]:
-    """Return a statement for the rows of a SELECT in one text: their number, the bytes of all, and
-    those that fit, joined.
+def bounded(select: SqlClause, row_bytes: int) -> tuple[str, tuple[object, ...]]:
+    """Return a statement for the rows of a SELECT, in its order. A larger row is null.
 
-    The server adds up the sizes as it goes, and joins no row beyond them. So an answer that is too
-    large takes no more memory than one that fits, neither there nor here.
-
-    Args:
-        separator: SQL.
-        size_bytes: of the rows that are joined.
-        takes_first: also a first row that is larger.
+    PERF: 1,000 rows of 300 bytes took 376 us here and 808 us in the server; joined there to one
+    text 533 and 808 us, and with their sizes added up as they come (`counted`) 707 and 1,312 us.
     """
-    bound = "_total <= ? OR _total = _size" if takes_first else "_total <= ?"
     text = (
-        f"SELECT count(*), coalesce(max(_total), 0), string_agg(_j, {separator}) "
-        f"FILTER (WHERE {bound}) FROM (SELECT _j, octet_length(_j) AS _size, "
-        f"sum(octet_length(_j)) OVER (ROWS UNBOUNDED PRECEDING) AS _total "
+        f"SELECT CASE WHEN octet_length(_j) <= ? THEN _j END FROM ({select.sql}) AS _p"
+    )
+    return numbered(text), (row_bytes, *select.params)
+
+
+def counted(select: SqlClause, size_bytes: int) -> tuple[str, tuple[object, ...]]:
+    """Return a statement for the rows of a SELECT, in its order, and the bytes up to each. A row
+    behind `size_bytes` is null, unless it is the first one."""
+    text = (
+        "SELECT CASE WHEN _total <= ? OR _total = octet_length(_j) THEN _j END, _total FROM ("
+        "SELECT _j, sum(octet_length(_j)) OVER (ROWS UNBOUNDED PRECEDING) AS _total "
         f"FROM ({select.sql}) AS _p) AS _q"
     )
     return numbered(text), (size_bytes, *select.params)
