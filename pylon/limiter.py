@@ -1,5 +1,7 @@
 """Rate limiter: one table of rates that all worker processes of a node share.
 
+Nodes that share a database tell each other what was spent (`supervisor.node_rates`).
+
 The algorithm is GCRA, a token bucket without refills: a cell holds the theoretical arrival time
 (`tat`) of the next unit. A take is allowed while `tat` is at most the rate's tolerance ahead of the
 clock (spec/identity.md §4). The table is a file of 1 MiB in the runtime folder that every process
@@ -41,6 +43,7 @@ _SALT_OFFSET: Final = _BUCKETS * _BUCKET.size
 _FILE_BYTES: Final = _SALT_OFFSET + _SALT_BYTES
 _LOCK_WAIT_S: Final = 0.005  # a process that was stopped inside a take holds its bucket
 _DEBT_WINDOWS: Final = 10
+_SPENT_KEYS: Final = 10_000  # that one process reports in one heartbeat
 _STUCK_S: Final = 1.0  # after a bucket stayed locked, takes do not wait for it this long
 
 
@@ -49,8 +52,11 @@ class RateTable:
 
     __slots__ = ("_fd", "_map", "_stuck_until_s", "salt")
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, salt: bytes | None = None) -> None:
         """Map the file; the first process creates it.
+
+        Args:
+            salt: of the keys, where nodes share them; the file keeps the first one. None: random.
 
         Raises:
             OSError: the runtime folder is full or missing.
@@ -66,7 +72,7 @@ class RateTable:
         try:
             if os.fstat(self._fd).st_size < _FILE_BYTES:
                 os.posix_fallocate(self._fd, 0, _FILE_BYTES)  # a full disk must fail here
-                os.pwrite(self._fd, secrets.token_bytes(_SALT_BYTES), _SALT_OFFSET)
+                os.pwrite(self._fd, salt or secrets.token_bytes(_SALT_BYTES), _SALT_OFFSET)
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         self._map = mmap.mmap(self._fd, _FILE_BYTES)
@@ -129,6 +135,10 @@ class RateTable:
         taken_s = owed_s - self.ahead_s(key, now_s)
         return owed_s if self.take(key, taken_s, max_ahead_s, now_s) == 0.0 else max_ahead_s
 
+    def add(self, key: int, units_s: float, now_s: float) -> None:
+        """Spend `units_s` of a key, whatever its rate: another node has allowed it."""
+        self.take(key, units_s, float("inf"), now_s)
+
     def close(self) -> None:
         """Unmap the table."""
         self._map.close()
@@ -165,12 +175,31 @@ class RateTable:
 class RateLimiter:
     """Spends rates. One for each process."""
 
-    __slots__ = ("_clock", "_table")
+    __slots__ = ("_clock", "_spent_s", "_table")
 
-    def __init__(self, table: RateTable, clock: Clock) -> None:
-        """`clock.monotonic_s` must be the same clock in all processes of the table."""
+    def __init__(self, table: RateTable, clock: Clock, *, is_shared: bool = False) -> None:
+        """`clock.monotonic_s` must be the same clock in all processes of the table.
+
+        Args:
+            is_shared: other nodes count what is spent here (`take_spent`).
+        """
         self._table = table
         self._clock = clock
+        self._spent_s: dict[int, float] | None = {} if is_shared else None
+
+    def take_spent(self) -> list[tuple[int, float]]:
+        """Return what was spent since the last call, for other nodes: keys, and the time that
+        restores the units."""
+        if not self._spent_s:
+            return []
+        spent = list(self._spent_s.items())
+        self._spent_s.clear()
+        return spent
+
+    def _note_spent(self, key: int, units_s: float) -> None:
+        spent_s = self._spent_s
+        if spent_s is not None and (key in spent_s or len(spent_s) < _SPENT_KEYS):
+            spent_s[key] = spent_s.get(key, 0.0) + units_s
 
     def take(self, rate: Rate, subject: str, units: float = 1) -> float:
         """Spend units of a rate for a subject (`rates.user_subject`, `rates.address_subject`).
@@ -180,12 +209,12 @@ class RateLimiter:
         """
         if rate.limit <= 0:
             return 0.0
-        wait_s = self._table.take(
-            self._key(rate, subject), units * rate.interval_s, rate.tolerance_s,
-            self._clock.monotonic_s(),
-        )
+        key, units_s = self._key(rate, subject), units * rate.interval_s
+        wait_s = self._table.take(key, units_s, rate.tolerance_s, self._clock.monotonic_s())
         if wait_s > 0:
             metrics.RATE_LIMITED.labels(rate.name).inc()
+        else:
+            self._note_spent(key, units_s)
         return wait_s
 
     def wait_s(self, rate: Rate, subject: str) -> float:
@@ -206,10 +235,9 @@ class RateLimiter:
         if rate.limit <= 0:
             return 0.0
         max_ahead_s = rate.tolerance_s + _DEBT_WINDOWS * rate.window_s
-        ahead_s = self._table.charge(
-            self._key(rate, subject), units * rate.interval_s, max_ahead_s,
-            self._clock.monotonic_s(),
-        )
+        key, units_s = self._key(rate, subject), units * rate.interval_s
+        ahead_s = self._table.charge(key, units_s, max_ahead_s, self._clock.monotonic_s())
+        self._note_spent(key, units_s)
         return max(0.0, ahead_s + rate.interval_s - rate.tolerance_s)
 
     def require(self, rate: Rate, subject: str, units: float = 1) -> None:

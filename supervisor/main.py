@@ -56,6 +56,7 @@ from supervisor.hints import PreviousRun, save_hints
 from supervisor.loop import Loop, queue_signals
 from supervisor.node_hints import NodeHints
 from supervisor.node_name import with_node_name
+from supervisor.node_rates import NodeRates
 from supervisor.nodes import Nodes
 from supervisor.notify import Notifier
 from supervisor.relay import Relay
@@ -205,8 +206,9 @@ def _assemble(
         relay.start()
         stack.callback(relay.stop)
     nodes = _join_nodes(store, config, manifest, clock, broken)
-    node_hints = None
+    node_hints = node_rates = None
     if nodes is not None:
+        node_rates = NodeRates(nodes, clock)
         node_hints = NodeHints(runtime.hints, config.workers_of("http"), nodes, clock)
     writer = Writer(
         runtime, engine, broken, hand_over=None if relay is None else relay.hand_over
@@ -225,12 +227,15 @@ def _assemble(
     rooms = RoomsThread(runtime, clock, SystemRandom(), nodes)
     rooms.start()
     stack.callback(rooms.stop)
-    if nodes is not None and node_hints is not None:
+    if nodes is not None and node_hints is not None and node_rates is not None:
         stack.callback(node_hints.close)
+        stack.callback(node_rates.close)
         nodes.start()
         stack.callback(nodes.stop)
+        node_rates.open(runtime.rates)
     heartbeats = Heartbeats(
-        clock, lambda: events.put(RolesChanged()), flusher.note_used_guests
+        clock, lambda: events.put(RolesChanged()), flusher.note_used_guests,
+        _ignore_rates if node_rates is None else node_rates.note,
     )
     heartbeats.start(StatusReceiver(runtime))
     stack.callback(heartbeats.stop)
@@ -315,6 +320,10 @@ def _join_nodes(
     )
     link = store.nodes(facts, clock, random)
     return None if link is None else Nodes(link, facts.incarnation, clock, broken)
+
+
+def _ignore_rates(spent: list[tuple[int, float]]) -> None:
+    """The only node of a store counts rates in its table alone."""
 
 
 def _plant_seed(path: Path, store: Backend, manifest: Manifest, runtime: Runtime) -> None:

@@ -108,6 +108,11 @@ class Nodes:
         """Return whether this node does the upkeep of all."""
         return self._link.leads
 
+    @property
+    def salt(self) -> bytes:
+        """Return a secret that all nodes of the database have; after `start`."""
+        return self._link.salt
+
     def publish(self, topic: str, body: bytes) -> None:
         """Tell all other nodes (JSON). Never blocks."""
         self._link.publish(topic, body)

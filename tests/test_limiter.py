@@ -44,6 +44,28 @@ def limiter_at(clock: ManualClock) -> RateLimiter:
     return RateLimiter(RateTable(), clock)
 
 
+def test_nodes_count_what_the_others_have_allowed(tmp_path: Path) -> None:
+    clock = ManualClock()
+    salt = b"the salt of all."
+    nodes = [
+        RateLimiter(RateTable(tmp_path / name, salt), clock, is_shared=True) for name in "ab"
+    ]
+    tables = [RateTable(tmp_path / name) for name in "ab"]
+    assert all(table.salt == salt for table in tables)
+    allowed = 0
+    for _ in range(600):  # ten a second for a minute, on each node
+        clock.advance(0.1)
+        allowed += sum(node.take(TEN_A_MINUTE, "ip:1") == 0.0 for node in nodes)
+        if round(clock.monotonic_s() * 10) % 10 == 0:  # once a second
+            spent = [node.take_spent() for node in nodes]
+            for table, told in zip(tables, reversed(spent), strict=True):
+                for key, units_s in told:
+                    table.add(key, units_s, clock.monotonic_s())
+    assert 18 <= allowed <= 32, "ten at once on each, and ten a minute for both together"
+    assert nodes[0].take_spent() == []
+    assert limiter_at(clock).take_spent() == []
+
+
 def test_a_burst_is_allowed_and_then_one_unit_each_interval() -> None:
     clock = ManualClock()
     limiter = limiter_at(clock)

@@ -105,7 +105,9 @@ def boot() -> WorkerContext:
         listen_socket=_inherited(child.listen_fd),
         reader_pool=reader_pool,
         clock=app.clock,
-        limiter=RateLimiter(RateTable(runtime.rates), app.clock),
+        limiter=RateLimiter(
+            RateTable(runtime.rates), app.clock, is_shared=config.database_url is not None
+        ),
     )
 
 
@@ -200,6 +202,7 @@ def run_status(
                     connections=connections(),
                     metrics=metrics.take_changes(),
                     used_guests=booted.used_guests.take_all(),
+                    spent_rates=booted.limiter.take_spent(),
                 )
             )
         due_s = clock.monotonic_s() + check_s

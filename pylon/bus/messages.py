@@ -73,6 +73,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, array_like=True):
     connections: int
     metrics: list[Family]
     used_guests: list[str] = []
+    spent_rates: list[tuple[int, float]] = []  # see `pylon.limiter.RateLimiter.take_spent`
 
 
 write_requests = msgspec.msgpack.Decoder(list[WriteRequest])

@@ -64,6 +64,10 @@ class NodeLink(Protocol):
         """Whether this node does the upkeep of all."""
 
     @property
+    def salt(self) -> bytes:
+        """A secret of 16 bytes that all nodes of this store have; after `begin`."""
+
+    @property
     def problem(self) -> str | None:
         """Why this node cannot be one of several: another one has its name."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
@@ -179,6 +180,20 @@ def test_a_node_that_is_killed_takes_its_members_along(pair: tuple[Node, Node]) 
     a.restart()
     a.wait_ready()
     wait_until("it learns who is there", lambda: members(a, "r") == {bob_id})
+
+
+def test_what_a_client_spends_on_one_node_counts_on_both(make_node: MakeNode) -> None:
+    a, b = (make_node(name, PYLON_GUESTS_PER_IP_PER_MIN="1") for name in "ab")  # 10 at once
+    a.start(ready=False)
+    b.start()
+    a.wait_ready()
+    wait_until("each knows the other", lambda: all(others(node) == 1 for node in (a, b)))
+    for _ in range(10):
+        a.guest()
+    assert a.request("POST", "/api/auth/guest")[0] == 429
+
+    time.sleep(4.0)  # heartbeats and news come once a second
+    assert b.request("POST", "/api/auth/guest")[0] == 429
 
 
 def test_a_published_client_uses_an_http_node_and_a_ws_node(make_node: MakeNode) -> None:

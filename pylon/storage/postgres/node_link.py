@@ -22,6 +22,7 @@ import select
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from hashlib import blake2b
 from typing import Final
 
 import psycopg
@@ -36,13 +37,14 @@ from pylon.storage.nodes import (
     NodeFacts,
     NodesReport,
 )
-from pylon.storage.postgres import registry
+from pylon.storage.postgres import meta, registry
 from pylon.storage.postgres.channels import NEWS, channel_name
 from pylon.storage.postgres.connect import retry_pause_s
 from pylon.storage.postgres.locks import UPKEEP, lock_key
 from pylon.storage.postgres.news import NewsReader, NewsWriter
 from pylon.storage.postgres.wire import BlockingSession, Statement
 
+_SALT_BYTES: Final = 16
 _LEAD_S: Final = 5.0
 _STATEMENT_S: Final = 5.0
 _QUEUE_BYTES: Final = 8_388_608
@@ -81,6 +83,7 @@ class PostgresNodes:
         self._failures = 0
         self.others: tuple[NodeFacts, ...] = ()
         self.leads = False
+        self.salt = b""
         self.problem: str | None = None
 
     def begin(self) -> None:
@@ -265,6 +268,8 @@ class PostgresNodes:
             self._lead_key = lock_key(session, UPKEEP)
             session.execute_script(f'LISTEN "{self._channel}"', timeout_s=_STATEMENT_S)
             session.pipeline([registry.register(self._facts)], timeout_s=_STATEMENT_S)
+            lineage = meta.get(session, "lineage") or ""
+            self.salt = blake2b(lineage.encode(), digest_size=_SALT_BYTES, person=b"rates").digest()
         except BaseException:
             session.close()
             raise
