@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -13,16 +16,20 @@ from urllib.parse import unquote
 import psycopg
 import pytest
 
-from pylon.clock import ManualClock
-from pylon.errors import BackupInvalid, BackupRefused
+from pylon.clock import ManualClock, SystemClock
+from pylon.errors import BackupInvalid, BackupRefused, SchemaRefused
 from pylon.storage.bundle.create import entry_of
 from pylon.storage.postgres.backup.manager import PostgresBackups
 from pylon.storage.postgres.backup.programs import find_program, libpq_environment
+from pylon.storage.postgres.connect import open_session
+from pylon.storage.postgres.schema.apply import prepare_store
 from pylon.storage.postgres.transfer.manager import PostgresTransfer
 from pylon.storage.sqlite.backup.manager import SqliteBackups
 from pylon.storage.sqlite.transfer.manager import SqliteTransfer
 from tests.support import moved_store as kit
 from tests.support.storage import MANIFEST, row_id
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -278,6 +285,40 @@ def test_a_failed_restore_leaves_the_schema_as_it_was(
         backups.restore(bundle, tmp_path / "no.json")
     assert kit.all_rows(PostgresTransfer(url)) == before
     assert kept_schemas(url) == []
+
+
+@pytest.mark.parametrize("step", ["restore_dump", "_check", "_finish"])
+def test_a_restore_that_was_killed_is_run_again(
+    step: str, backups: PostgresBackups, url: str, tmp_path: Path, dropped: None, processes: None
+) -> None:
+    """The second run knows what the first one has replaced: another lineage voids all cursors."""
+    before = kit.all_rows(PostgresTransfer(url))
+    bundle = tmp_path / "bundle"
+    backups.create(bundle, None)
+    execute(url, "UPDATE _pylon_meta SET value = 'other' WHERE key = 'lineage'")
+    owner = "restore" if step == "restore_dump" else "restore._Restore"
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from pylon.storage.postgres.backup import restore\n"
+        "from pylon.storage.postgres.backup.manager import PostgresBackups\n"
+        f"{owner}.{step} = lambda *args: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "PostgresBackups(sys.argv[1], Path('x')).restore(Path(sys.argv[2]), Path('none.json'))\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", code, url, str(bundle)], timeout=60, check=False,
+        capture_output=True, text=True, cwd=ROOT,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    with closing(open_session(url, "plain", "", SystemClock())) as session, \
+            pytest.raises(SchemaRefused, match="was not finished"):
+        prepare_store(session, MANIFEST, SystemClock())
+    backups.restore(bundle, tmp_path / "no.json")
+    assert len(kept_schemas(url)) == 1
+    after = kit.all_rows(PostgresTransfer(url))
+    own: dict[str, list[Any]] = {"_pylon_epochs": [], "_pylon_change_seq": []}
+    assert after | own == before | own
+    assert after["_pylon_epochs"][-1][1] == 0, "all cursors are void"
 
 
 def test_restore_while_a_server_runs_is_refused(

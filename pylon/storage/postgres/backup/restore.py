@@ -5,7 +5,8 @@ The order of the steps is: verify the bundle; rename the schema, if it has table
 transaction; let pg_restore fill it, in one transaction; compare head, lineage and the digest of
 every table with the bundle; open a new epoch and remove the note, in one transaction. No server
 starts while the note is there. If a step fails, the old schema gets its name again. A restore that
-was killed is run again.
+was killed is run again: the note has head and lineage of the schema that was replaced, and what was
+restored in part is dropped.
 
 The names in a dump are those of its schema. A bundle of another schema is restored under that
 name first, and then renamed; so the database must not have both.
@@ -20,6 +21,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import psycopg
 
 from pylon.clock import Clock
@@ -75,6 +77,20 @@ def restore_backup(
     )
 
 
+class _Note(msgspec.Struct, frozen=True):
+    """What a restore leaves in its schema until it is done: that it is one, and head and lineage of
+    the schema that it replaces."""
+
+    is_restore: bool
+    seq: int | None
+    lineage: str
+
+    @property
+    def facts(self) -> Facts | None:
+        """Return what is known of the replaced schema; None: there was none."""
+        return None if self.seq is None else Facts(self.seq, self.lineage, "")
+
+
 class _Restore:
     """One restore. `stamp` is in the names of what it keeps."""
 
@@ -88,6 +104,7 @@ class _Restore:
         self._contents = contents
         self._clock = clock
         self._schema = _schema_name(session.conn)
+        self._is_partial = False  # whether a restore that was killed has left something
 
     def fill(self, source: Path, manifest_path: Path, *, replace: bool) -> list[str]:
         """Do it; the names of what was kept."""
@@ -96,8 +113,8 @@ class _Restore:
             lambda tried: kept_path(manifest_path, tried).exists()
             or self._count(_EXISTS, self._kept_name(tried)) > 0, self._clock,
         )
-        kept = self._kept_name(self.stamp) if old is not None else None
-        self._make_room(kept)
+        kept = self._kept_name(self.stamp) if old is not None and not self._is_partial else None
+        self._make_room(kept, old)
         try:
             restore_dump(source, self._contents, self._url)
             self._check()
@@ -125,9 +142,13 @@ class _Restore:
                 f"a server starts on the schema {self._schema}, or a migration works on it: "
                 "stop it first"
             )
+        unfinished = self._read_note()
+        if unfinished is not None:
+            self._is_partial = True
+            return unfinished.facts
         if not self._count(_TABLES, self._schema, NOTE_TABLE):
             return None
-        if self._count(_TABLES, self._schema, NOTE_TABLE) and not replace:
+        if not replace:
             raise BackupRefused(
                 f"the schema {self._schema} of {shown_url(self._url)} has tables: with --replace "
                 "it is kept under another name"
@@ -143,16 +164,29 @@ class _Restore:
                 )
         return facts
 
-    def _make_room(self, kept: str | None) -> None:
+    def _read_note(self) -> _Note | None:
+        """Return the note of a restore that was killed."""
+        if not self._has_table(NOTE_TABLE):
+            return None
+        found = self._conn.execute(f"SELECT note FROM {NOTE_TABLE}").fetchone()
+        try:
+            return None if found is None else msgspec.json.decode(found[0], type=_Note)
+        except msgspec.ValidationError:  # of an unfinished migration
+            return None
+
+    def _make_room(self, kept: str | None, old: Facts | None) -> None:
         schema = self._contents.schema
+        note = _Note(True, None if old is None else old.seq, "" if old is None else old.lineage)
         with self._conn.transaction():
             if kept is not None:
                 self._execute(f"ALTER SCHEMA {quote(self._schema)} RENAME TO {quote(kept)}")
+            elif self._is_partial:
+                self._execute(f"DROP SCHEMA {quote(self._schema)} CASCADE")
             self._execute(f"CREATE SCHEMA IF NOT EXISTS {quote(schema)}")
-            self._execute(
-                f"CREATE TABLE IF NOT EXISTS {quote(schema)}.{NOTE_TABLE} "
-                "(id INT PRIMARY KEY, note TEXT)"
-            )
+            table = f"{quote(schema)}.{NOTE_TABLE}"
+            self._execute(f"CREATE TABLE {table} (id INT PRIMARY KEY, note TEXT)")
+            statement: Any = f"INSERT INTO {table} VALUES (1, %s)"
+            self._conn.execute(statement, (msgspec.json.encode(note).decode(),))
 
     def _check(self) -> None:
         """Compare every table with what the bundle states."""

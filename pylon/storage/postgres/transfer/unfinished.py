@@ -26,6 +26,7 @@ def refuse_unfinished(session: Session) -> None:
     )
     if found.get_value(0, 0) == b"t":
         raise SchemaRefused(
-            "a migration into this schema was not finished: it has a part of the data",
-            hint="run pylonctl migrate sqlite-to-postgres again, or drop the schema",
+            "a migration or a restore into this schema was not finished: it has a part of the data",
+            hint="run pylonctl migrate sqlite-to-postgres, or pylonctl restore --replace, again; "
+            "or drop the schema",
         )
