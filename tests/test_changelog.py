@@ -21,7 +21,6 @@ from pylon.clock import ManualClock
 from pylon.errors import InternalError, ResyncRequired
 from pylon.storage.events import ChangeBatch, ChangeEvent, Kind
 from pylon.storage.records import LogRetention
-from pylon.storage.sqlite.epochs import open_epoch
 from tests.support import stores
 from tests.support.storage import (
     ADA,
@@ -249,7 +248,7 @@ def test_pulls_do_not_touch_the_store_when_nothing_was_committed(store: Setup) -
 
 def test_an_entity_that_only_the_log_knows_is_the_admins(store: Setup) -> None:
     apply(store.engine, task(1))
-    store.engine._conn.execute("UPDATE _pylon_change_log SET entity = 'Old'")
+    stores.run_sql(store.path, "UPDATE _pylon_change_log SET entity = 'Old'")
     fresh = Feed(store.pool)
     assert orjson.loads(build_delta(fresh, RULES, ADA, 0).body)["changes"] == []
     assert len(orjson.loads(build_delta(fresh, RULES, ADMIN, 0).body)["changes"]) == 1
@@ -290,9 +289,7 @@ def test_void_cursors(tmp_path: Path) -> None:
     apply(store.engine, task(1), task(2))
     assert store.feed.head() == 2
     store.engine.close()
-    engine = open_engine(tmp_path / "a.db", store.clock)
-    first_seq = open_epoch(engine._conn, "restore", store.clock, void_from=1)
-    engine.close()
+    first_seq = stores.open_epoch(tmp_path / "a.db", "restore", store.clock, void_from=1)
     store.engine = open_engine(tmp_path / "a.db", store.clock)
     for feed in (store.feed, Feed(store.pool)):
         store.feed = feed
@@ -369,9 +366,10 @@ def test_a_small_snapshot_is_of_one_commit(store: Setup) -> None:
 def test_ids_from_elsewhere_survive_a_snapshot(store: Setup) -> None:
     odd = 'a"b\\c'
     apply(store.engine, task(1))
-    store.engine._conn.execute(
-        "INSERT INTO Note (id, text, _json) VALUES (?, 'x', ?)",
-        (odd, orjson.dumps({"id": odd, "text": "x"}).decode()))
+    row = orjson.dumps({"id": odd, "text": "x"}).decode()
+    stores.run_sql(
+        store.path, f"""INSERT INTO "Note" (id, text, _json) VALUES ('{odd}', 'x', '{row}')"""
+    )
     notes = [c for c in store.snapshot()["changes"] if c["entity"] == "Note"]
     assert [c["row_id"] for c in notes] == [odd]
 

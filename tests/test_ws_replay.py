@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pylon import limits
 from pylon.clock import SystemClock
 from pylon.storage.records import LogRetention
-from pylon.storage.sqlite.epochs import open_epoch
+from tests.support import stores
 from tests.support.stage import Stage, Worker, connect_at_head
 from tests.support.websocket_client import WebSocketClient
 from workers.ws import frames
@@ -51,12 +53,14 @@ def test_replay_after_the_hint_of_the_session(own_stage: Stage, own_ws: Worker) 
     seqs = fill(own_stage, 300)
     own_stage.add_hint(session_id, seqs[289])
     own_stage.add_hint(session_id, seqs[294])  # a later pull of another tab
+    own_stage.mark(seqs[-1])  # other nodes have no newer hint
     assert WebSocketClient(own_ws.port, token=token).read_json()["seq"] == seqs[290]
 
 
 def test_replay_after_the_hint_of_the_address(own_stage: Stage, own_ws: Worker) -> None:
     seqs = fill(own_stage, 300)
     own_stage.add_hint(None, seqs[297])
+    own_stage.mark(seqs[-1])
     assert WebSocketClient(own_ws.port).read_json()["seq"] == seqs[298]
 
 
@@ -100,7 +104,9 @@ def test_a_cursor_ahead_of_the_log_must_resync(
 
 def test_a_void_cursor_is_told_where_the_log_goes_on(own_stage: Stage) -> None:
     cursor = fill(own_stage, 3)[-1]
-    first_seq = open_epoch(own_stage.engine._conn, "restore", SystemClock(), void_from=cursor - 2)
+    first_seq = stores.open_epoch(
+        Path(own_stage.config.db_path), "restore", SystemClock(), void_from=cursor - 2
+    )
     ws = own_stage.start("ws")
     client = WebSocketClient(ws.port, path=f"/?since={cursor}")
     assert client.read_json() == {

@@ -7,6 +7,7 @@ import orjson
 import pytest
 
 from pylon.auth_context import ADMIN
+from pylon.query.predicate import equal
 from pylon.storage.ops import OpenDocument, PushDocument
 from tests.storage_contract.backends import StoreStage
 from tests.support.storage import BOB, delete, insert, row_id, task, update
@@ -42,6 +43,12 @@ def test_row_has_no_document_until_it_is_opened(stage: StoreStage) -> None:
     assert stage.codes(OpenDocument("Note", NOTE)) == [None]
     value = open_copy(stage).get_map("row").get_deep_value()
     assert value["text"] == "hello"
+
+
+def test_document_is_read_with_a_condition_on_its_row(stage: StoreStage) -> None:
+    stage.apply(insert("Note", 1, {"text": "hello"}), OpenDocument("Note", NOTE))
+    assert stage.reader.document("Note", NOTE, equal("text", "hello")) is not None
+    assert stage.reader.document("Note", NOTE, equal("text", "other")) is None
 
 
 def test_push_changes_the_row_in_the_same_commit(stage: StoreStage) -> None:

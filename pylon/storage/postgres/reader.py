@@ -288,7 +288,8 @@ class PostgresReader:
         if where is not None:
             reads = self._reads(entity)
             clause = reads.compile(where)
-            text, params = f"{text} AND {reads.has_row}{clause.sql})", (*params, *clause.params)
+            text = f"{text} AND ({reads.has_row}{clause.sql}))"
+            params = (*params, *clause.params)
         return self._find(system_reads.document_of, numbered(text), params)
 
     def document_updates(self, number: int, limit: int) -> list[DocumentUpdate]:
