@@ -35,6 +35,7 @@ _WARNINGS: Final = {
     "remove_index": "DESTRUCTIVE_REMOVE_INDEX", "alter_field": "DESTRUCTIVE_ALTER_FIELD",
     "add_field": "DESTRUCTIVE_ADD_FIELD",
 }
+_BASELINES: Final = {"sqlite": "live_sqlite", "postgresql": "live_postgres"}
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -76,7 +77,7 @@ def plan(
     planned = store.schema.plan(app, options)
     body = {
         "code": "PUSH_DRY_RUN", "dry_run": True, "applied": False,
-        **_body(planned, store, f"live_{store.name}" if found else "empty"),
+        **_body(planned, store, _BASELINES[store.name] if found else "empty"),
     }
     result(body, "\n".join(_lines(planned)))
     ctx.exit(ERROR if planned.rewrites or planned.refusals else 0)
@@ -86,28 +87,35 @@ def plan(
 @migration_options
 @click.option("--indexes", is_flag=True, help="Only change indexes, while the server runs.")
 @click.option("--allow-destructive", is_flag=True, help="Also rewrite and remove data.")
+@click.option("--adopt", is_flag=True, help="Convert tables of the published server's types.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--manifest", help="Sets PYLON_MANIFEST.")
 @dev_flag
 @json_flag
 @click.pass_context
 def apply(
-    ctx: click.Context, /, indexes: bool, allow_destructive: bool, yes: bool,
+    ctx: click.Context, /, indexes: bool, allow_destructive: bool, adopt: bool, yes: bool,
     manifest: str | None, dev: bool, **flags: tuple[str, ...],
 ) -> None:
-    """Migrate the database to the manifest. The server must be stopped, except for --indexes.
+    """Migrate the database to the manifest. The server must be stopped, except for --indexes, and
+    for additions on PostgreSQL.
 
-    Additions need no flag (a start makes them too). Before it renames, rewrites or removes data,
-    the command makes a backup and prints its path; clients resync afterwards. Exit code 1 if you
-    do not answer the question with y or yes: nothing was changed then.
+    Additions need no flag (a start makes them too). --adopt converts tables that the published
+    server made on PostgreSQL, as far as no value is lost. Before it renames, rewrites or removes
+    data, the command makes a backup and prints its path; clients resync afterwards. Exit code 1 if
+    you do not answer the question with y or yes: nothing was changed then.
     """
     config = read_settings(dev=dev, flags={"PYLON_MANIFEST": manifest}).config
     app = load_manifest(Path(config.manifest))
-    options = _read_migration_options(app, flags)
+    options = replace(_read_migration_options(app, flags), adopts=adopt)
     if indexes:
         _request_indexes(config, app)
         return
-    store = existing_store(config)
+    # The tables of another server are no database of Pylon's yet.
+    store = open_store(config) if adopt and config.database_url else existing_store(config)
+    if config.database_url is not None and not store.schema.plan(app, options).rewrites:
+        # As the start of one more node; the others go on.
+        ctx.exit(_apply(app, options, store, allow_destructive, yes))
     with hold_stopped_store(store):
         ctx.exit(_apply(app, options, store, allow_destructive, yes))
 
@@ -187,7 +195,7 @@ def _apply(
 ) -> int:
     schema = store.schema
     planned = schema.plan(app, options)
-    body = _body(planned, store, f"live_{store.name}")
+    body = _body(planned, store, _BASELINES[store.name])
     blocked = list(planned.refusals)
     if planned.destructive and not allow_destructive:
         blocked.append("this rewrites or removes data: give --allow-destructive if it is wanted")
@@ -199,7 +207,11 @@ def _apply(
     if planned.rewrites and not yes and not _is_confirmed(planned, store):
         result({"ok": False, "aborted": True}, "Aborted.")
         return ERROR
-    saved = _make_backup(store) if planned.rewrites else None
+    saved = None
+    if planned.rewrites and store.exists():
+        saved = _make_backup(store)
+    elif planned.rewrites:
+        note("no backup: there is no table of Pylon's yet (pg_dump makes a copy of the others)")
     steps = schema.apply(app, options, allow_destructive=allow_destructive)
     body["plan"] = {"operations": [s.to_json() for s in steps] or [{"op": "noop"}]}
     if saved is not None:

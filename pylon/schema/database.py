@@ -94,6 +94,12 @@ class Database(Protocol):
     def column_type(self, field: Field) -> str:
         """Return the type of a field's column, as `LiveColumn.type` has it."""
 
+    def key_change(self, column: LiveColumn) -> str:
+        """Return why the column `id` has to be written anew; "" if it is as it should be."""
+
+    def is_lossless(self, column: LiveColumn, field: Field) -> bool:
+        """Whether every value of a column of another server fits the type of a field's column."""
+
     def fitting_name(self, name: str) -> str:
         """Return the name under which the database keeps an index."""
 

@@ -28,6 +28,7 @@ class MigrationOptions:
     drop_fields: frozenset[FieldKey] = frozenset()
     drop_indexes: frozenset[str] = frozenset()
     defaults: Mapping[FieldKey, str] = field(default_factory=dict)  # as typed on the command line
+    adopts: bool = False  # types of another server become Pylon's, where no value is lost
 
     def entity_now(self, old: str) -> str:
         """Return the name of a table after the renames."""

@@ -141,6 +141,10 @@ def _compare_table(draft: PlanDraft, entity: Entity, table: LiveTable) -> None:
     if key is None or not key.primary_key:
         draft.refusals.append(f"{entity.name}: the table has no primary key `id`")
         return
+    changed_key = draft.database.key_change(key)
+    if changed_key:
+        draft.rewrites.append(Step("alter_field", entity.name, "id", detail=changed_key,
+                                   destructive=not draft.options.adopts))
     for name, sql in draft.database.foreign_search(table.source):
         draft.steps.append(Step("remove_search_index", entity.name, name, sql,
                                  "another server's text search; Pylon has its own"))
@@ -306,9 +310,13 @@ def _compare_field(
     if not wanted.unique and any(_is_field_unique(draft, entity, wanted, i) for i in single):
         details.append("unique in the database, not in the manifest")
     if details:
+        is_adopted = (
+            draft.options.adopts and len(details) == 1 and column.type != sql_type
+            and draft.database.is_lossless(column, wanted)
+        )
         draft.rewrites.append(
             Step("alter_field", entity.name, wanted.name, detail=", ".join(details),
-                 destructive=True)
+                 destructive=not is_adopted)
         )
 
 

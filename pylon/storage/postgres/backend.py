@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import psycopg
+from psycopg import errors
 
 from pylon import limits
 from pylon.clock import Clock, RandomSource, SystemClock, SystemRandom
@@ -183,6 +184,8 @@ class PostgresBackend:
                 found = session.execute(*registry.others(NodeFacts("", "", (), "")))
             finally:
                 session.close()
+        except errors.UndefinedTable:
+            return []  # no node has ever started
         except psycopg.Error as error:
             raise translate(error) from error
         return [facts.name for facts in registry.read_others(found)]

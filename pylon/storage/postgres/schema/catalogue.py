@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from pylon.manifest import references
-from pylon.manifest.model import Entity, Field, Index, Manifest
+from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest
 from pylon.schema import options
 from pylon.schema.convert import kinds_of
 from pylon.schema.live import LiveColumn, LiveIndex, LiveSchema, LiveTable
@@ -31,6 +31,21 @@ _COLUMNS: Final = 1_600  # MaxHeapAttributeNumber; dropped columns count too
 _DECODERS: Final[dict[str, Callable[[str], Any]]] = {
     "BIGINT": int, "INTEGER": int, "SMALLINT": int, "DOUBLE PRECISION": float, "REAL": float,
     "BOOLEAN": lambda text: text == "t",
+}
+
+_TEXTS: Final = frozenset({
+    FieldType.STRING, FieldType.RICHTEXT, FieldType.ID, FieldType.ENUM, FieldType.DATETIME,
+    FieldType.DATE,
+})
+# Types of columns that other programs make, and the fields that keep all their values.
+_LOSSLESS: Final[dict[str, frozenset[FieldType]]] = {
+    "TEXT": _TEXTS, "CHARACTER VARYING": _TEXTS, "UUID": _TEXTS,
+    "INTEGER": frozenset({FieldType.INT}), "SMALLINT": frozenset({FieldType.INT}),
+    "REAL": frozenset({FieldType.FLOAT}),
+    "TIMESTAMP WITH TIME ZONE": frozenset({FieldType.DATETIME}),
+    "TIMESTAMP WITHOUT TIME ZONE": frozenset({FieldType.DATETIME}),
+    "DATE": frozenset({FieldType.DATE}),
+    "JSON": frozenset({FieldType.JSON}), "JSONB": frozenset({FieldType.JSON}),
 }
 
 
@@ -180,6 +195,15 @@ class PostgresCatalogue:
     def column_type(self, field: Field) -> str:
         """See `Database`."""
         return ddl.COLUMN_TYPES[field.type]
+
+    def key_change(self, column: LiveColumn) -> str:
+        """See `Database`."""
+        return "" if column.type == "TEXT" else f"the type changes from {column.type} to TEXT"
+
+    def is_lossless(self, column: LiveColumn, field: Field) -> bool:
+        """See `Database`."""
+        kind = column.type.split(" COLLATE ")[0].split("(")[0]
+        return field.type in _LOSSLESS.get(kind, ())
 
     def create_table(self, entity: Entity) -> str:
         """See `Database`."""

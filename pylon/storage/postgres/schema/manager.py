@@ -31,7 +31,6 @@ from pylon.storage.postgres.connect import Limits, error_text, open_session
 from pylon.storage.postgres.constraint_errors import ConstraintErrors
 from pylon.storage.postgres.names import quote
 from pylon.storage.postgres.schema import ddl, history, search
-from pylon.storage.postgres.schema.apply import transaction
 from pylon.storage.postgres.schema.catalogue import (
     PostgresCatalogue,
     decoder_of,
@@ -109,13 +108,9 @@ class PostgresSchema:
             return self._search(lambda: [search.check(session, entity) for entity in entities])
 
     def build_search(self, entities: Sequence[Entity]) -> dict[str, int]:
-        """See `SchemaManager`."""
+        """See `SchemaManager`. In steps, so that the nodes go on."""
         with self._session() as session, alone(session, _WAIT_S):
-            def build() -> dict[str, int]:
-                with transaction(session):
-                    return {e.name: search.build(session, e) for e in entities}
-
-            return self._search(build)
+            return self._search(lambda: {e.name: search.build(session, e) for e in entities})
 
     def export(self, entities: Sequence[Entity]) -> Iterator[tuple[Entity, bytes]]:
         """See `SchemaManager`."""

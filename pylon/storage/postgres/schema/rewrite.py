@@ -36,6 +36,7 @@ from pylon.storage.postgres.documents import DROP_ENTITY, TABLES
 from pylon.storage.postgres.epochs import open_epoch
 from pylon.storage.postgres.names import WORDS_COLUMN, fitting_name, quote
 from pylon.storage.postgres.parameters import Item
+from pylon.storage.postgres.registry import LIVING
 from pylon.storage.postgres.schema import ddl, history
 from pylon.storage.postgres.schema.apply import complete, make_system_tables, transaction
 from pylon.storage.postgres.schema.catalogue import (
@@ -45,7 +46,7 @@ from pylon.storage.postgres.schema.catalogue import (
     plan_for,
 )
 from pylon.storage.postgres.schema.leader import alone
-from pylon.storage.postgres.schema.live import introspect
+from pylon.storage.postgres.schema.live import has_table, introspect
 from pylon.storage.postgres.schema.online import FAULTS, refusal_text
 from pylon.storage.postgres.schema.results import ask, ask_one
 from pylon.storage.postgres.wire import BlockingSession
@@ -60,16 +61,14 @@ _SOURCES: Final = {
     "TIMESTAMP WITHOUT TIME ZONE": f"to_char({{}}, {_INSTANT})",
     "DATE": "to_char({}, 'YYYY-MM-DD')",
 }
-_LIVE_NODES: Final = (
-    "SELECT node FROM _pylon_nodes WHERE seen_at > now() - interval '10 seconds' ORDER BY node"
-)
 
 
 def apply_plan(
     session: BlockingSession, manifest: Manifest, asked: MigrationOptions,
     allow_destructive: bool, clock: Clock,
 ) -> tuple[Plan, Prepared]:
-    """Migrate the database to the manifest in one transaction, including rewrites.
+    """Migrate the database to the manifest: in one transaction if the plan has rewrites, else as a
+    start does.
 
     Returns: the whole plan, and the result of the additive steps.
 
@@ -80,10 +79,13 @@ def apply_plan(
     """
     with alone(session, _WAIT_S):
         history.refuse_newer(session)
+        plan = plan_for(session, manifest, asked)
+        plan.check_apply(allow_destructive=allow_destructive)
+        if not plan.rewrites and has_table(session, "_pylon_meta"):
+            make_system_tables(session)
+            return plan, complete(session, manifest, clock, "apply", [])
         with transaction(session):
             make_system_tables(session)
-            plan = plan_for(session, manifest, asked)
-            plan.check_apply(allow_destructive=allow_destructive)
             if plan.rewrites:
                 _refuse_serving(session)
             try:
@@ -98,7 +100,7 @@ def apply_plan(
 
 
 def _refuse_serving(session: BlockingSession) -> None:
-    nodes = [str(node) for (node,) in ask(session, _LIVE_NODES)]
+    nodes = [str(node) for (node,) in ask(session, LIVING)]
     if nodes:
         raise SchemaRefused(
             f"nodes serve from this database: {', '.join(nodes)}",

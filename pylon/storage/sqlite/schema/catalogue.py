@@ -154,6 +154,14 @@ class SqliteCatalogue:
         """See `Database`."""
         return ddl.COLUMN_TYPES[field.type]
 
+    def key_change(self, column: LiveColumn) -> str:
+        """See `Database`: an id may have any type."""
+        return ""
+
+    def is_lossless(self, column: LiveColumn, field: Field) -> bool:
+        """See `Database`: the published server's columns on SQLite are Pylon's."""
+        return False
+
     def fitting_name(self, name: str) -> str:
         """See `Database`: SQLite keeps names of any length."""
         return name
