@@ -20,8 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from msgspec.structs import replace as changed
 
 from pylon import limits, metrics
-from pylon.auth_context import ADMIN
-from pylon.manifest.model import Entity, Field, FieldType, Manifest, Search
+from pylon.auth_context import ADMIN, AuthContext
+from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy, Search
 from pylon.storage.ops import (
     DeleteRow,
     DropSession,
@@ -37,7 +37,18 @@ from pylon.storage.records import LogRetention
 from pylon.values import EntityCodec
 from tests.support.examples import count_examples
 from tests.support.postgres import drop_schema, make_schema
-from tests.support.storage import MANIFEST, NOTE, TASK, USER, delete, insert, row_id, task, update
+from tests.support.storage import (
+    BOB,
+    MANIFEST,
+    NOTE,
+    TASK,
+    USER,
+    delete,
+    insert,
+    row_id,
+    task,
+    update,
+)
 from tests.support.two_writers import Writers
 
 PARENT = Entity("Parent", (Field("name", FieldType.STRING, True, False),))
@@ -182,6 +193,32 @@ def test_sessions_leave_marks_for_the_other_nodes(writers: Writers) -> None:
     marks = writers.sql.execute("SELECT kind, key FROM _pylon_marks ORDER BY number").fetchall()
     assert marks == [("session_made", "s"), ("session_ended", "s")]
     assert [r.count for r in writers.apply(writers.a, DropSession("s"))] == [0]
+
+
+def test_only_the_first_change_of_all_leaves_no_seqs_free(postgres_url: str) -> None:
+    member = Entity(
+        "Member", (Field("userId", FieldType.STRING, False, False),),
+        (Index("by_userId", ("userId",), False),),
+    )
+    manifest = Manifest(
+        "asked", "1", (NOTE, member), references="none",
+        policies=(
+            Policy("notes", entity="Note", allow="exists(Member, userId == auth.userId)"),
+            Policy("members", entity="Member", allow="true"),
+        ),
+    )
+    writers = Writers(postgres_url, manifest)
+    try:
+        assert [r.seq for r in writers.apply(writers.a, add(member, 1, userId="ada"))] == [1]
+        (second,) = writers.apply(writers.b, add(member, 2, userId="bob"))
+        assert second.seq == 1 + limits.RELATED_SEQS
+        note = changed(add(NOTE, 3, text="x"), auth=BOB)
+        refused = changed(add(NOTE, 4, text="x"), auth=AuthContext(user_id="eve"))
+        (third, denied) = writers.apply(writers.a, note, refused)
+        assert third.seq == second.seq + 1 and third.error is None
+        assert denied.error is not None and denied.error.code == "POLICY_DENIED"
+    finally:
+        writers.close()
 
 
 # --- What the server refuses ---------------------------------------------------------------------

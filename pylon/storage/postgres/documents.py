@@ -5,7 +5,8 @@ documents; it is taken under the writers' lock, from the sequence `_pylon_docume
 document has an update from its beginning on, so its newest number tells whether a cached copy is
 current.
 
-Called by `transaction`. """
+Called by `transaction`.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 The head is the highest seq in use: that of the newest event, of the newest epoch, or of
 `_pylon_change_seq`, which retention and epochs write. The sequence `_pylon_seq` carries the last
 seq of a batch from its first statement to the others of the same flush, as `currval`; its value
-outlives no transaction. Called by `transaction`, `epochs` and `maintenance`. """
+outlives no transaction. Called by `transaction`, `epochs` and `maintenance`.
+"""
 
 from __future__ import annotations
 

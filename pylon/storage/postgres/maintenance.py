@@ -5,7 +5,8 @@ connection of their own, so no batch waits for them, and pruning the log takes n
 of sessions does, since other nodes follow its marks in commit order. The server needs no
 checkpoints and no note of a clean end.
 
-Any thread may call any method; a lock gives them the connection one after the other. """
+Any thread may call any method; a lock gives them the connection one after the other.
+"""
 
 from __future__ import annotations
 

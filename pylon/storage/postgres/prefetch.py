@@ -4,7 +4,8 @@ It finds the rows of updates and deletes, the operations with op_ids, the owners
 the rows that others refer to, and the documents of rows. What it overlooks, `table` and
 `transaction` read one by one.
 
-Called by `transaction` at the beginning of a batch. """
+Called by `transaction` at the beginning of a batch.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ Reads come from the overlay, which `prefetch` has filled; a row that it lacks co
 Writes are checked here, encoded at once, and gathered for the flush. An update sets only the
 changed columns, so that the server leaves the other indexes alone.
 
-Invariant: a primitive that raises has gathered nothing. Made by `transaction`. """
+Invariant: a primitive that raises has gathered nothing. Made by `transaction`.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from pylon.schema.columns import JSON_COLUMN, SEQ_COLUMN, fold_column, fold_fiel
 from pylon.storage.core.constraint_errors import constraint_error
 from pylon.storage.core.transaction import ConstraintFailed, OutdatedError
 from pylon.storage.postgres.constraint_errors import ConstraintErrors
-from pylon.storage.postgres.flush import Gathered, InsertShape
+from pylon.storage.postgres.flush import NO_SEQ, Gathered, InsertShape
 from pylon.storage.postgres.log import SEQ
 from pylon.storage.postgres.names import WORDS_COLUMN, quote
 from pylon.storage.postgres.parameters import encode_parameters
@@ -291,7 +292,7 @@ class PostgresTable:
                 if row and (values := unique.values_of(row)) is not None
             ]
         self._transaction.gathered.append(Gathered(
-            self._delete, [row_id.encode()], self._transaction.position, 0, None, self
+            self._delete, [row_id.encode()], self._transaction.position, NO_SEQ, None, self
         ))
         for owner in freed:
             overlay.put(overlay.owners, owner, None)
@@ -308,7 +309,7 @@ class PostgresTable:
             for n in range(found.ntuples)
         ]
         self._transaction.gathered.append(Gathered(
-            f"DELETE FROM {self._table}", [], self._transaction.position, 0, None, self
+            f"DELETE FROM {self._table}", [], self._transaction.position, NO_SEQ, None, self
         ))
         overlay = self._overlay
         for row_id, _, _ in rows:

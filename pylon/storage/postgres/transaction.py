@@ -17,7 +17,8 @@ under the lock. What the database refuses is undone as a whole; the request at f
 sending the statements again, one request at a time, behind savepoints (`_find_refused`). After a
 lost connection during a COMMIT nothing is answered before the outcome is known (`_settle`).
 
-Made by `engine`; one thread at a time uses it. """
+Made by `engine`; one thread at a time uses it.
+"""
 
 from __future__ import annotations
 
@@ -142,6 +143,7 @@ class PostgresTransaction:
         self._manifest = references.with_reference_indexes(manifest, by_default=by_default)
         self._session: BlockingSession | None = None  # while a transaction is open
         self._is_locked = False
+        self._origin = PROVISIONAL_SEQ  # of the journal: what it gives begins behind it
         self._head = 0  # known to the engine
         self._base = 0  # the seq before the first of this transaction, if it is locked
         self._document_number = 0  # the newest, if it is locked
@@ -188,9 +190,11 @@ class PostgresTransaction:
         """See `RowTransaction`."""
         self._session = self._writer.get()
         self._head = head
+        self._origin = PROVISIONAL_SEQ
         prefetch = Prefetch(self._entities)
         prefetch.plan(requests)
-        locked = locked or prefetch.needs_lock
+        # The first change of all leaves no seqs free (`core.journal`), so the journal must know.
+        locked = locked or prefetch.needs_lock or not head
         planned = prefetch.statements(self.overlay, locked=locked)
         try:
             if locked:
@@ -198,13 +202,15 @@ class PostgresTransaction:
             elif planned:
                 results = self._read_all([statement for statement, _ in planned])
             else:
-                return PROVISIONAL_SEQ
+                return self._origin
             for (_, take), result in zip(planned, results, strict=True):
                 take(result)
         except BaseException:
             self.roll_back()  # the engine does so once it has begun
             raise
-        return PROVISIONAL_SEQ
+        if locked and not self._base:
+            self._origin = 0
+        return self._origin
 
     def begin_step(self) -> None:
         """See `RowTransaction`. The upkeep of this store has a connection of its own, so the only
@@ -253,17 +259,17 @@ class PostgresTransaction:
     def commit(self) -> Shift | None:
         """See `RowTransaction`."""
         if not self.gathered and not self._sent:
-            shift = Shift(self._head, self._head - PROVISIONAL_SEQ)
+            shift = Shift(self._head, self._head - self._origin)
             if self._is_locked:
                 self._roll_back_failed()
             self._end()
             return shift
-        last_seq = last_seq_of(self.gathered, last_seq_of(self._sent))
+        last_seq = last_seq_of(self.gathered, last_seq_of(self._sent, self._origin))
         flush = Flush()
         guards = range(0)
         if self._is_locked:
             self._add_gathered(flush, last_seq)
-            head = self._base + last_seq - PROVISIONAL_SEQ if self._events else 0
+            head = self._base + last_seq - self._origin if self._events else 0
             flush.add(log.NOTIFY, (self._writer.channel, self._payload(head)))
         else:
             guards = self._add_optimistic(flush, last_seq)
@@ -277,7 +283,7 @@ class PostgresTransaction:
             base = self._base if self._is_locked else int(
                 outcome.results[2].get_value(0, 0) or 0
             )
-            shift = Shift(base, base - PROVISIONAL_SEQ)
+            shift = Shift(base, base - self._origin)
         self._writer.holders.forget()
         self._writer.acknowledged = max(self._writer.acknowledged, last_seq + shift.by)
         self._end()
@@ -290,10 +296,10 @@ class PostgresTransaction:
         flush.add(*self._writer.lock)
         if self._events:
             flush.add(log.TAKE, EncodedParameters([
-                b"%d" % (last_seq - PROVISIONAL_SEQ), self._writer.channel.encode(),
+                b"%d" % (last_seq - self._origin), self._writer.channel.encode(),
                 self._payload(None).encode(),
             ]))
-        elif any(item.seq for item in self.gathered):  # an op_id of an operation without a change
+        elif any(item.seq >= 0 for item in self.gathered):  # an op_id without a change
             last_seq += 1
             flush.add(log.TAKE, (1, self._writer.channel, self._payload(None)))
         else:
@@ -307,9 +313,9 @@ class PostgresTransaction:
 
     def _add_gathered(self, flush: Flush, last_seq: int, *, single: bool = False) -> None:
         """Add what a locked transaction has gathered."""
-        if any(item.seq for item in self.gathered):
-            last_seq = max(last_seq, PROVISIONAL_SEQ + 1)
-            flush.add(log.SET, (self._base + last_seq - PROVISIONAL_SEQ,))
+        if any(item.seq >= 0 for item in self.gathered):
+            last_seq = max(last_seq, self._origin + 1)
+            flush.add(log.SET, (self._base + last_seq - self._origin,))
         if self._changes_documents:
             flush.add(documents.SET_NUMBER, (max(self._document_number, 1),))
         flush.add_gathered(self.gathered, last_seq, single=single)
@@ -437,11 +443,11 @@ class PostgresTransaction:
         metrics.BATCHES_EXAMINED.inc()
         session = self._open_session
         items = [*self._sent, *self.gathered]
-        last_seq = max(last_seq_of(items), PROVISIONAL_SEQ + 1)
+        last_seq = max(last_seq_of(items, self._origin), self._origin + 1)
         refused: dict[int, PylonError] = {}
         self._writer.take_lock(session)
         try:
-            session.execute(log.SET, (self._base + last_seq - PROVISIONAL_SEQ,))
+            session.execute(log.SET, (self._base + last_seq - self._origin,))
             for position in dict.fromkeys(item.position for item in items):
                 if position == NO_REQUEST:
                     continue
@@ -511,7 +517,7 @@ class PostgresTransaction:
             count = session.execute(log.COUNT_BETWEEN, (seq, last.seq + by))
             if int(count.get_value(0, 0) or 0) != len(self._events):
                 return None
-            return Shift(PROVISIONAL_SEQ + by, by)
+            return Shift(self._origin + by, by)
         finally:
             with suppress(psycopg.Error):
                 session.execute("ROLLBACK")
@@ -559,7 +565,7 @@ class PostgresTransaction:
         transaction."""
         if version is None or version <= self._base:
             return version
-        return version - self._base + PROVISIONAL_SEQ
+        return version - self._base + self._origin
 
     def _read_all(self, statements: Sequence[Statement]) -> list[PGresult]:
         session = self._open_session
@@ -576,7 +582,7 @@ class PostgresTransaction:
         if not self.gathered:
             return
         flush = Flush()
-        last_seq = last_seq_of(self.gathered, last_seq_of(self._sent))
+        last_seq = last_seq_of(self.gathered, last_seq_of(self._sent, self._origin))
         self._add_gathered(flush, last_seq)
         outcome = self._send(self._open_session, flush.statements)
         error = outcome.error
@@ -784,8 +790,8 @@ class PostgresTransaction:
         self.lock()
         self._document_number += 1
         number = self._document_number
-        if seq >= PROVISIONAL_SEQ:
-            seq += self._base - PROVISIONAL_SEQ
+        if seq >= self._origin:
+            seq += self._base - self._origin
         self._gather(documents.PUT_UPDATE, (*key, number, prev, seq, data))
         self.overlay.put(self.overlay.documents, key, number)
         self._changes_documents = True

@@ -5,7 +5,8 @@ parsers, so a search finds the same rows on every store. The fields follow each 
 of the search config, with a gap between two, so that no phrase reaches from one into the next.
 
 Bounds: PostgreSQL's own, `POSITION_MAX` and `WORDS_BYTES`. Words behind them are not found; metric
-pylon_search_words_cut_total. Called by `table` and `maintenance`. """
+pylon_search_words_cut_total. Called by `table` and `maintenance`.
+"""
 
 from __future__ import annotations
 

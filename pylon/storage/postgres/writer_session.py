@@ -6,7 +6,8 @@ have noticed yet that that one is lost, and would carry out a batch after somebo
 it.
 
 Invariants: at most one connection. After a loss `get` tries at once, then with full jitter between
-`RETRY_FIRST_S` and `RETRY_MAX_S`, and fails without a try in between. Used by one thread. """
+`RETRY_FIRST_S` and `RETRY_MAX_S`, and fails without a try in between. Used by one thread.
+"""
 
 from __future__ import annotations
 
