@@ -86,8 +86,9 @@ class StartCursors:
         # A client of the same key may have pulled from another node just now, and its hint may
         # still be on its way: begin below all pulls of the last moment.
         marks = self._marks.read()
-        recent = window_cursor(marks, self._clock.monotonic_s() - _LATE_S).seq if marks else 0
-        return min(found, recent)
+        if not marks:  # no supervisor has written a mark, so there is none that joins nodes
+            return found
+        return min(found, window_cursor(marks, self._clock.monotonic_s() - _LATE_S).seq)
 
     def find_window(self, key: int) -> int:
         """Return a cursor below all events of the last window.
