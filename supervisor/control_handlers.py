@@ -92,7 +92,18 @@ class ControlHandlers:
             "restarts": parts.children.restarts,
             "store": parts.store.name,
             **({"db_path": parts.store.place} if parts.relay is None else
-               {"database": parts.store.place, "node": parts.config.node}),
+               {"database": parts.store.place, **self._node_facts()}),
+        }
+
+    def _node_facts(self) -> dict[str, Any]:
+        """The place of this node among those that share its database."""
+        parts = self._parts
+        nodes = parts.nodes
+        return {
+            "node": parts.config.node,
+            "other_nodes": [] if nodes is None else [facts.name for facts in nodes.others],
+            "leads": nodes is not None and nodes.leads,
+            "relay_lag_seqs": 0 if parts.relay is None else parts.relay.lag_seqs,
         }
 
     def _metrics(self, request: Line, _send_line: SendLine) -> Line:

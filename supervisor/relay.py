@@ -52,6 +52,11 @@ class Relay:
         return self._source.head
 
     @property
+    def lag_seqs(self) -> int:
+        """Return how far `head` is behind the newest seq that this node has heard of."""
+        return self._source.lag_seqs
+
+    @property
     def away_s(self) -> float:
         """Return for how long the database has not answered; 0: it answers."""
         return self._source.away_s

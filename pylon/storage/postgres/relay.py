@@ -54,7 +54,8 @@ _FACTS: Final = (
     "(SELECT max(number) FROM _pylon_crdt_updates), (SELECT max(number) FROM _pylon_marks)"
 )
 _OLDEST: Final = "SELECT min(seq) FROM _pylon_change_log"
-# PERF: the sum bounds the page in bytes where rows are large; octet_length reads no large text.
+# PERF: the sum bounds the page in bytes where rows are large; octet_length reads no large text. A
+# page and the facts cost the server 39 us with one event, 2.2 us an event with 64, 1.6 with 500.
 _PAGE: Final = f"""
     SELECT seq, entity, row_id, kind, data, prev_data, timestamp FROM (
         SELECT *, sum(size) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING) - size AS before FROM (
