@@ -24,7 +24,7 @@ from workers.hub.connection import Connection
 from workers.hub.hub import Hub
 from workers.ws import frames
 from workers.ws.conversation import Conversation, send_json
-from workers.ws.deflate import pack
+from workers.ws.deflate import compress
 from workers.ws.transport import WebSocketTransport
 
 LIMIT_BYTES = 1024 * 1024
@@ -287,7 +287,7 @@ def test_messages_that_unpack_to_a_thousand_times_their_size_hold_nobody_up(room
     transport = flooder.connection._transport
     assert isinstance(transport, WebSocketTransport)
     transport.on_text = lambda connection, said: order.append(connection)
-    bomb = client_frame(0x40 | frames.TEXT, pack(b"a" * limits.DEFLATE_FREE_BYTES, 12))
+    bomb = client_frame(0x40 | frames.TEXT, compress(b"a" * limits.DEFLATE_FREE_BYTES, 12))
     flooder.socket.send(bomb * 40)
     other.socket.send(text({"type": "a"}))
     run_greenlets_until("all are handled", lambda: len(order) == 41)

@@ -25,7 +25,7 @@ from tests.support.websocket_client import WebSocketClient, client_frame
 from workers.hub.hub import Hub
 from workers.ws import frames
 from workers.ws.conversation import send_json
-from workers.ws.deflate import WINDOW_BITS, Deflate, Inflater, negotiate, pack
+from workers.ws.deflate import WINDOW_BITS, Deflate, Inflater, compress, negotiate
 from workers.ws.frames import Binary, Parser, Ping, Received, Text, Violation
 from workers.ws.transport import WebSocketTransport
 
@@ -115,7 +115,7 @@ def test_no_header_breaks_the_negotiation(header: str) -> None:
 @given(st.binary(max_size=20_000), st.integers(9, WINDOW_BITS))
 def test_packed_payloads_need_the_agreed_window_and_no_context(data: bytes, bits: int) -> None:
     data = data + data[: len(data) // 2]
-    assert unpack(pack(data, bits), bits) == data
+    assert unpack(compress(data, bits), bits) == data
 
 
 # --- What clients send ---------------------------------------------------------------------
@@ -163,7 +163,7 @@ def code_of(received: list[Received]) -> int | None:
 
 
 def test_packed_frames_that_were_not_agreed_to() -> None:
-    frame = packed_frame(frames.TEXT, pack(b"a", 12))
+    frame = packed_frame(frames.TEXT, compress(b"a", 12))
     assert code_of(Parser(LIMIT_BYTES).feed(frame)) == frames.PROTOCOL_ERROR
     assert Parser(LIMIT_BYTES, unpacks=True).feed(frame) == [Text("a")]
 
@@ -184,7 +184,7 @@ def test_reserved_bits_where_they_may_not_be(stream: bytes) -> None:
 
 @pytest.mark.parametrize("size_bytes", [LIMIT_BYTES, LIMIT_BYTES + 1, 1 << 20])
 def test_a_bomb_is_unpacked_to_the_limit_only(size_bytes: int) -> None:
-    frame = packed_frame(frames.BINARY, pack(b"\x00" * size_bytes, 12))
+    frame = packed_frame(frames.BINARY, compress(b"\x00" * size_bytes, 12))
     received = Parser(LIMIT_BYTES, unpacks=True).feed(frame)
     if size_bytes > LIMIT_BYTES:
         assert code_of(received) == frames.TOO_BIG
@@ -193,7 +193,7 @@ def test_a_bomb_is_unpacked_to_the_limit_only(size_bytes: int) -> None:
 
 
 def test_a_bomb_in_fragments() -> None:
-    data = pack(b"a" * 1_000_000, 12)
+    data = compress(b"a" * 1_000_000, 12)
     parser = Parser(LIMIT_BYTES, unpacks=True)
     received = parser.feed(packed_frame(frames.TEXT, data[:10], fin=False))
     for at in range(10, len(data), 10):
@@ -213,7 +213,7 @@ def test_packed_bytes_count_too() -> None:
         b"\x07",  # a block of the reserved type
         b"\xff" * 20,
         zlib.compress(b"with a zlib header"),
-        pack(b"one", 12)[:-1] + b"\x03\x00" + pack(b"two", 12),  # more after the last block
+        compress(b"one", 12)[:-1] + b"\x03\x00" + compress(b"two", 12),  # more after the last block
     ],
 )
 def test_what_is_no_deflate_stream(data: bytes) -> None:
@@ -222,7 +222,7 @@ def test_what_is_no_deflate_stream(data: bytes) -> None:
 
 
 def test_packed_text_must_be_utf8() -> None:
-    frame = packed_frame(frames.TEXT, pack(b"\xff", 12))
+    frame = packed_frame(frames.TEXT, compress(b"\xff", 12))
     assert code_of(Parser(LIMIT_BYTES, unpacks=True).feed(frame)) == frames.INVALID_DATA
 
 
@@ -235,7 +235,7 @@ def test_no_bytes_make_the_inflater_fail_otherwise(noise: bytes) -> None:
 
 
 def test_an_empty_message_may_be_packed() -> None:
-    assert Inflater(10).feed(pack(b"", 12), final=True) == b""
+    assert Inflater(10).feed(compress(b"", 12), final=True) == b""
     assert Parser(10, unpacks=True).feed(packed_frame(frames.TEXT, b"\x00")) == [Text("")]
 
 
@@ -249,10 +249,10 @@ class CountingTransport(WebSocketTransport):
         super().__init__("ws", LIMIT_BYTES)
         self.asked: list[tuple[bytes, int]] = []
 
-    def packed(self, frame: bytes, deflate_window: int) -> bytes:
+    def compress(self, frame: bytes, deflate_window: int) -> bytes:
         if deflate_window:
             self.asked.append((frame, deflate_window))
-        return super().packed(frame, deflate_window)
+        return super().compress(frame, deflate_window)
 
 
 def messages_of(data: bytes, bits: int) -> tuple[list[bytes], int]:
@@ -326,10 +326,10 @@ def test_what_packing_would_not_make_smaller_goes_as_it_is() -> None:
     noise = random.Random(1).randbytes(2_000)
     small = frames.encode(frames.TEXT, b"a" * (limits.DEFLATE_MIN_BYTES - 10))
     for frame in (frames.encode(frames.BINARY, noise), small):
-        assert transport.packed(frame, 12) is frame
+        assert transport.compress(frame, 12) is frame
     for size in (limits.DEFLATE_MIN_BYTES, 70_000):
         frame = frames.encode(frames.BINARY, b"a" * size)
-        packed = transport.packed(frame, 12)
+        packed = transport.compress(frame, 12)
         assert packed[0] == 0x80 | PACKED | frames.BINARY
         assert messages_of(packed, 12) == ([b"a" * size], 1)
 
@@ -399,10 +399,10 @@ def test_replayed_and_live_changes_are_packed_for_those_who_offer_it(tmp_path: P
         for client in clients:
             assert client.read_events(2) == [("insert", long[1:]), ("insert", "short")]
         assert [c.packed_count for c in clients] == [2, 0, 2]
-        clients[0].send(packed_frame(frames.TEXT, pack(b'{"type":"unknown"}', 15)))
+        clients[0].send(packed_frame(frames.TEXT, compress(b'{"type":"unknown"}', 15)))
         clients[0].send_frame(frames.PING, b"still there?")
         assert clients[0].read_control() == (frames.PONG, b"still there?")
-        clients[1].send(packed_frame(frames.TEXT, pack(b"not agreed", 15)))
+        clients[1].send(packed_frame(frames.TEXT, compress(b"not agreed", 15)))
         assert clients[1].read_close()[0] == frames.PROTOCOL_ERROR
         for client in clients:
             client.close()

@@ -33,7 +33,7 @@ from workers.hub.connection import Connection
 from workers.hub.hub import Hub
 from workers.ws import frames
 from workers.ws.conversation import Conversation
-from workers.ws.deflate import pack
+from workers.ws.deflate import compress
 from workers.ws.frames import Parser, Received, Text, Violation
 from workers.ws.transport import WebSocketTransport
 
@@ -105,7 +105,7 @@ def test_steps_give_the_same_messages_as_one_piece(
         stream, expected = b"", []
         for piece, repeats, fragments in messages:
             data = piece.hex().encode() * (repeats // 50 + 1)
-            payload = pack(data, 12)
+            payload = compress(data, 12)
             size = -(-len(payload) // fragments)
             parts = [payload[at : at + size] for at in range(0, len(payload), size)] or [b""]
             for number, part in enumerate(parts):

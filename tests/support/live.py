@@ -189,7 +189,7 @@ class LiveStage:
         self.feed = Feed(None, History(self.pool), self.hub)  # type: ignore[arg-type]  # no bus
         self.feed.start()
         self.live = LiveQueries(self.app, self.store, self.feed, self.hub, self.clock)
-        self.hub.on_gone(self.live.drop_connection)
+        self.hub.on_closed(self.live.drop_connection)
 
     def hold_sets(self, auth: AuthContext) -> None:
         """Keep a caller's memberships as sets, as the hub does when a connection joins."""

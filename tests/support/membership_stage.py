@@ -119,7 +119,7 @@ class MembershipStage:
         self.hub.on_behind(self.resume)
         self._running: list[gevent.Greenlet] = []
         self.live = LiveQueries(self.app, self.pool, self.feed, self.hub, self.clock)
-        self.hub.on_gone(self.live.drop_connection)
+        self.hub.on_closed(self.live.drop_connection)
         self.live.on_restart(
             lambda *task: self._running.append(gevent.spawn(self.live.handle_message, *task))
         )

@@ -66,7 +66,7 @@ def main(listener: socket.socket, max_message_bytes: int, deflates: bool) -> Non
 
     def say(connection: Connection, opcode: int, payload: bytes) -> None:
         frame = frames.encode(opcode, payload)
-        connection.send(transport.packed(frame, connection.deflate_window))
+        connection.send(transport.compress(frame, connection.deflate_window))
 
     transport.on_text = lambda connection, text: say(connection, frames.TEXT, text.encode())
     transport.on_binary = lambda connection, data: say(connection, frames.BINARY, data)

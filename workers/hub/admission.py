@@ -58,7 +58,7 @@ class ConnectRequest(msgspec.Struct, frozen=True):
     cursor: int | None  # that the client named
     early: bytes = b""  # the bytes that arrived behind the request
     answer: bytes = b""  # sent before anything else: the 101 of a WebSocket
-    deflate_window: int = 0  # see `Connection.packing`
+    deflate_window: int = 0  # see `Connection.deflate_window`
     wants_changes: bool = True  # else only what it subscribes to
     scope: Scope | None = None  # the part of the data that it asks for
 
@@ -82,7 +82,7 @@ class SubscriberAdmission:
         self.sessions.watch(hub)
         self.draining = False
         self.node = NodeState(app.config)
-        hub.on_gone(self._gone)
+        hub.on_closed(self._note_closed)
 
     def check(self) -> None:
         """Raise if the worker admits nobody.
@@ -99,7 +99,7 @@ class SubscriberAdmission:
     def serve(self, hub: Hub) -> None:
         """Admit clients to this hub as well (`enter`)."""
         self.sessions.watch(hub)
-        hub.on_gone(self._gone)
+        hub.on_closed(self._note_closed)
 
     def enter(
         self, raw: RawSocket, connect_request: ConnectRequest, hub: Hub | None = None
@@ -187,7 +187,7 @@ class SubscriberAdmission:
         except PylonError as ex:
             return ANONYMOUS_CALLER, ex
 
-    def _gone(self, connection: Connection) -> None:
+    def _note_closed(self, connection: Connection) -> None:
         self._cap.remove_socket(connection.address)
 
     def _catch_up(

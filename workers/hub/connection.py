@@ -12,7 +12,7 @@ of a write, the hub calls `wrote`.
 
 Invariants: all output goes through `send`, `close` or `direct_fd`, so frames never interleave. The
 close frame is the last output. A full outbox closes its own connection and delays no other one. The
-connection calls `Owner.left` once when it takes no more events, and `Owner.gone` once when its
+connection calls `Owner.left` once when it takes no more events, and `Owner.closed` once when its
 socket is closed. Bounds: see `outbox`. Called by `workers.hub.hub`, `workers.hub.replay` and the
 transports.
 """
@@ -37,7 +37,7 @@ ANSWERING: Final = 1  # messages wait for their responses
 OVER_BUDGET: Final = 2  # the client has sent too much, or more of its input is decoded next turn
 
 _RECEIVE_BYTES: Final = 65_536
-_RECEIVE_PACKED_BYTES: Final = 4_096  # compressed input may grow to a thousand times its size
+_RECEIVE_COMPRESSED_BYTES: Final = 4_096  # compressed input may grow to a thousand times its size
 
 
 class Transport(Protocol):
@@ -51,7 +51,7 @@ class Transport(Protocol):
     def frame(self, seq: int, wire: bytes) -> bytes:
         """Return an event as it goes on the wire. All receivers share the bytes."""
 
-    def packed(self, frame: bytes, deflate_window: int) -> bytes:
+    def compress(self, frame: bytes, deflate_window: int) -> bytes:
         """Return a frame compressed for connections with this window, which is not 0."""
 
     def close_frame(self, code: int, reason: str) -> bytes:
@@ -80,7 +80,7 @@ class Owner(Protocol):
     def left(self, connection: Connection) -> None:
         """Remove a connection that takes no more events; its close frame may be unsent yet."""
 
-    def gone(self, connection: Connection) -> None:
+    def closed(self, connection: Connection) -> None:
         """Forget a connection whose socket is closed."""
 
 
@@ -254,7 +254,7 @@ class Connection:
         if was_open:
             self._owner.left(self)
         metrics.CONNECTIONS_CLOSED.labels(code=str(self._close_code)).inc()
-        self._owner.gone(self)
+        self._owner.closed(self)
 
     def wait_drained(self, timeout_s: float) -> bool:
         """Wait until the outbox is empty. Only this method blocks its greenlet.
@@ -325,7 +325,8 @@ class Connection:
 
     def _read(self) -> None:
         try:
-            data = self._raw.recv(_RECEIVE_PACKED_BYTES if self.deflate_window else _RECEIVE_BYTES)
+            size_bytes = _RECEIVE_COMPRESSED_BYTES if self.deflate_window else _RECEIVE_BYTES
+            data = self._raw.recv(size_bytes)
         except BlockingIOError:
             return
         except OSError:

@@ -74,7 +74,7 @@ class Hub:
         self._ahead: set[Connection] = set()  # joined, with a `last_seq` above the head
         self._sessions: dict[str, set[Connection]] = {}
         self._closing: dict[Connection, float] = {}  # since when, monotonic seconds
-        self._on_gone: list[Callable[[Connection], None]] = []
+        self._on_closed: list[Callable[[Connection], None]] = []
         self._on_behind: Callable[[Connection, int], None] | None = None
         self._on_concerned: list[Callable[[Collection[AuthContext]], None]] = []
         self._on_published: list[Callable[[Sequence[Change]], None]] = []
@@ -105,9 +105,9 @@ class Hub:
         """The number of distinct auth contexts that receive events."""
         return self._groups.contexts
 
-    def on_gone(self, callback: Callable[[Connection], None]) -> None:
+    def on_closed(self, callback: Callable[[Connection], None]) -> None:
         """Call `callback` for each connection whose socket is closed."""
-        self._on_gone.append(callback)
+        self._on_closed.append(callback)
 
     def on_published(self, callback: Callable[[Sequence[Change]], None]) -> None:
         """Call `callback` with all changes of each batch, after their delivery.
@@ -218,7 +218,7 @@ class Hub:
         assert self._on_behind is not None, "a hub whose rules ask other rows needs a replay"
         self._on_behind(connection, cursor)
 
-    def gone(self, connection: Connection) -> None:
+    def closed(self, connection: Connection) -> None:
         """Remove a connection whose socket is closed (`workers.hub.connection.Owner`)."""
         self._closing.pop(connection, None)
         share = self.partitions[connection.number % len(self.partitions)]
@@ -229,7 +229,7 @@ class Hub:
                 self.occupied.clear()
         self._forget_session(connection)
         metrics.CONNECTIONS.set(self._open)
-        for callback in self._on_gone:
+        for callback in self._on_closed:
             callback(connection)
 
     def _note_session(self, connection: Connection) -> None:
@@ -371,11 +371,11 @@ class Hub:
             return frames
         result: _Frames = []
         for seq, frame in frames:
-            packed = compressed.get((frame, deflate_window))
-            if packed is None:
-                packed = self.transport.packed(frame, deflate_window)
-                compressed[frame, deflate_window] = packed
-            result.append((seq, packed))
+            found = compressed.get((frame, deflate_window))
+            if found is None:
+                found = self.transport.compress(frame, deflate_window)
+                compressed[frame, deflate_window] = found
+            result.append((seq, found))
         return result
 
     def _send_ahead(self, connection: Connection, changes: Sequence[Change]) -> None:
@@ -385,7 +385,7 @@ class Hub:
                 if wire is None:
                     continue
                 frame = self.transport.frame(change.seq, wire)
-                if connection.send(self.transport.packed(frame, connection.deflate_window)):
+                if connection.send(self.transport.compress(frame, connection.deflate_window)):
                     metrics.MESSAGES_SENT.inc()
 
     def _join_those_caught_up(self) -> None:

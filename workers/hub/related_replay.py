@@ -198,7 +198,7 @@ class RelatedReplay:
     def _send(self, connection: Connection, texts: Sequence[_Frame]) -> None:
         transport = self._hub.transport
         frames = [
-            transport.packed(transport.frame(seq, text), connection.deflate_window)
+            transport.compress(transport.frame(seq, text), connection.deflate_window)
             for seq, text in texts
         ]
         if frames and connection.send(b"".join(frames), len(frames)):

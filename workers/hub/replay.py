@@ -290,7 +290,7 @@ class Replay:
             if (wire := self._hub.view(change, auth, scope)) is not None
         ]
         if deflate_window:
-            frames = [self._hub.transport.packed(frame, deflate_window) for frame in frames]
+            frames = [self._hub.transport.compress(frame, deflate_window) for frame in frames]
         data = b"".join(frames)
         shared.keep_encoded(page, viewer, deflate_window, data, len(frames))
         return data, len(frames)

@@ -93,8 +93,8 @@ def serve(booted: WorkerContext) -> NoReturn:
         streams=Streams(streams, stream_transport, cookie_name, cors), random=app.random,
     )
     transport.on_text = transport.on_binary = handler.on_message
-    hub.on_gone(handler.drop_connection)
-    streams.on_gone(handler.drop_connection)
+    hub.on_closed(handler.drop_connection)
+    streams.on_closed(handler.drop_connection)
     acceptor = Acceptor(
         booted.listen_socket, handler, app.clock,
         opens_wait=not booted.reader_pool.local_reads,

@@ -64,7 +64,7 @@ class EventStreamTransport:
         """Return when to reconnect if the server ends; otherwise nothing."""
         return RETRY if code == GOING_AWAY else b""
 
-    def packed(self, frame: bytes, deflate_window: int) -> bytes:
+    def compress(self, frame: bytes, deflate_window: int) -> bytes:
         """Return the frame. Never called: streams are not compressed."""
         return frame
 

@@ -76,7 +76,7 @@ class Conversation:
         self._by_type = {kind: feature for feature in features for kind in feature.message_types}
         self._waiting: dict[Connection, deque[tuple[Feature, dict[str, Any]]]] = {}
         for feature in features:
-            hub.on_gone(feature.drop_connection)
+            hub.on_closed(feature.drop_connection)
 
     def on_text(self, connection: Connection, text: str) -> None:
         """Queue a text message for its feature. Never blocks."""

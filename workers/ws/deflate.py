@@ -8,7 +8,7 @@ compressor for each frame is cheap.
 
 Bounds: `limits.DEFLATE_STEP_BYTES` for each step of inflating, `limits.DEFLATE_RATIO`. The module
 has no sockets. Called by `workers.ws.protocol` (`negotiate`), `workers.ws.frames`
-(`Inflater`) and `workers.ws.transport` (`pack`).
+(`Inflater`) and `workers.ws.transport` (`compress`).
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _accept_offer(parameters: str) -> Deflate | None:
     return Deflate(bits, f"{answer}; server_max_window_bits={bits}")
 
 
-def pack(payload: bytes, window_bits: int) -> bytes:
+def compress(payload: bytes, window_bits: int) -> bytes:
     """Return a whole message's payload, compressed for a frame with RSV1 set."""
     compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, -window_bits, _MEMORY)
     return (compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH))[: -len(_TAIL)]
@@ -124,11 +124,11 @@ class Inflater:
     """
 
     __slots__ = (
+        "_compressed_bytes",
         "_has_tail",
-        "_packed_bytes",
+        "_inflated_bytes",
         "_remaining_bytes",
         "_stream",
-        "_unpacked_bytes",
         "has_more",
     )
 
@@ -136,8 +136,8 @@ class Inflater:
         """Make the state for one message of at most `max_bytes`, inflated."""
         self._stream = zlib.decompressobj(_INFLATE_BITS)
         self._remaining_bytes = max_bytes
-        self._packed_bytes = 0
-        self._unpacked_bytes = 0
+        self._compressed_bytes = 0
+        self._inflated_bytes = 0
         self._has_tail = False
         self.has_more = False
 
@@ -150,7 +150,7 @@ class Inflater:
         Raises:
             CorruptError, TooLargeError, RatioError: as soon as the step passes a limit.
         """
-        self._packed_bytes += len(piece)
+        self._compressed_bytes += len(piece)
         if self.has_more:
             piece = self._stream.unconsumed_tail + piece
         data = self._inflate(piece)
@@ -176,9 +176,9 @@ class Inflater:
         if len(data) > self._remaining_bytes:
             raise TooLargeError
         self._remaining_bytes -= len(data)
-        self._unpacked_bytes += len(data)
-        if self._unpacked_bytes > max(
-            limits.DEFLATE_FREE_BYTES, limits.DEFLATE_RATIO * self._packed_bytes
+        self._inflated_bytes += len(data)
+        if self._inflated_bytes > max(
+            limits.DEFLATE_FREE_BYTES, limits.DEFLATE_RATIO * self._compressed_bytes
         ):
             raise RatioError
         if not _is_empty_block(stream.unused_data):

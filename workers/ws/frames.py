@@ -35,7 +35,7 @@ TOO_BIG: Final = 1009
 
 _CONTROL_MAX_BYTES: Final = 125
 _FIN: Final = 0x80
-_PACKED: Final = 0x40  # RSV1 (RFC 7692 §6)
+_COMPRESSED: Final = 0x40  # RSV1 (RFC 7692 §6)
 _RESERVED_BITS: Final = 0x70
 _MASKED: Final = 0x80
 _WHOLE_TEXT: Final = _FIN | TEXT
@@ -74,13 +74,13 @@ class Violation(msgspec.Struct, frozen=True, gc=False):
 Received = Text | Binary | Ping | Pong | Close | Violation
 
 
-def encode(opcode: int, payload: bytes, *, packed: bool = False) -> bytes:
+def encode(opcode: int, payload: bytes, *, compressed: bool = False) -> bytes:
     """Return one whole server frame (RFC 6455 §5.2): a length of 7, 16 or 64 bits, no mask.
 
     Args:
-        packed: `workers.ws.deflate.pack` has compressed the payload.
+        compressed: `workers.ws.deflate.compress` has compressed the payload.
     """
-    first = _FIN | _PACKED | opcode if packed else _FIN | opcode
+    first = _FIN | _COMPRESSED | opcode if compressed else _FIN | opcode
     size_bytes = len(payload)
     if size_bytes < 126:
         return bytes((first, size_bytes)) + payload
@@ -124,11 +124,11 @@ class _Message:
 
     __slots__ = ("_check", "_data", "_inflater", "wire_bytes")
 
-    def __init__(self, opcode: int, packed: bool, max_bytes: int) -> None:
+    def __init__(self, opcode: int, compressed: bool, max_bytes: int) -> None:
         self.wire_bytes = 0
         self._data = bytearray()  # a list of str pieces could take 30 times the memory
         self._check = codecs.getincrementaldecoder("utf-8")() if opcode == TEXT else None
-        self._inflater = Inflater(max_bytes) if packed else None
+        self._inflater = Inflater(max_bytes) if compressed else None
 
     def append(self, payload: bytes, final: bool) -> Received | None:
         """Add the next piece, unmasked.
@@ -289,7 +289,7 @@ class Parser:
         opcode = first & 0x0F
         reserved = first & _RESERVED_BITS
         if reserved and not (
-            reserved == _PACKED and self._is_deflate_agreed and opcode in (TEXT, BINARY)
+            reserved == _COMPRESSED and self._is_deflate_agreed and opcode in (TEXT, BINARY)
         ):
             raise _RefusedError(PROTOCOL_ERROR, "reserved bits are set")
         if not second & _MASKED:
@@ -317,8 +317,8 @@ class Parser:
     def _begin_frame(self, first: int, size_bytes: int, key: bytes) -> None:
         """Begin a data frame."""
         if self._message is None:
-            packed = bool(first & _PACKED)
-            self._message = _Message(first & 0x0F, packed, self._max_bytes)
+            compressed = bool(first & _COMPRESSED)
+            self._message = _Message(first & 0x0F, compressed, self._max_bytes)
         self._is_last_frame = bool(first & _FIN)
         self._missing_bytes = size_bytes
         self._key = key

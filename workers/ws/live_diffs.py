@@ -68,7 +68,7 @@ class Diffs:
         frame = self._made.get(key)
         if frame is None:
             plain = frames.encode(frames.TEXT, body + member.tail)
-            frame = self._made[key] = self._transport.packed(plain, connection.deflate_window)
+            frame = self._made[key] = self._transport.compress(plain, connection.deflate_window)
         if member.backlog is not None:
             member.backlog.add(frame)
             return

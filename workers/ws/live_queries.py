@@ -368,7 +368,7 @@ class LiveQueries:
                 if kind is not None:
                     text = diff_body(change, kind) + subscription.tail
                     frame = frames.encode(frames.TEXT, text)
-                    diffs.append(self._transport.packed(frame, connection.deflate_window))
+                    diffs.append(self._transport.compress(frame, connection.deflate_window))
         if diffs and connection.send(b"".join(diffs), len(diffs)):
             metrics.LIVE_DIFFS.inc(len(diffs))
             metrics.MESSAGES_SENT.inc(len(diffs))

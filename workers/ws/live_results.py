@@ -53,7 +53,7 @@ class ResultSender:
         self._sending_bytes += waiting_bytes
         try:
             for page in pages:
-                frame = self._transport.packed(page, connection.deflate_window)
+                frame = self._transport.compress(page, connection.deflate_window)
                 if not is_drained(connection) or not connection.send(frame):
                     break
         finally:

@@ -98,21 +98,21 @@ class _TickFrames:
     Connections with the same compression share the bytes.
     """
 
-    __slots__ = ("_by_packing", "_frames", "_pack", "count")
+    __slots__ = ("_by_window", "_compress", "_frames", "count")
 
-    def __init__(self, texts: list[bytes], pack: Callable[[bytes, int], bytes]) -> None:
+    def __init__(self, texts: list[bytes], compress: Callable[[bytes, int], bytes]) -> None:
         self.count = len(texts)
-        self._pack = pack
+        self._compress = compress
         self._frames = [frames.encode(frames.TEXT, text) for text in texts]
-        self._by_packing = {0: b"".join(self._frames)}
+        self._by_window = {0: b"".join(self._frames)}
 
     def send(self, connection: Connection) -> None:
         """Send all frames in one write."""
         deflate_window = connection.deflate_window
-        data = self._by_packing.get(deflate_window)
+        data = self._by_window.get(deflate_window)
         if data is None:
-            packed = [self._pack(frame, deflate_window) for frame in self._frames]
-            data = self._by_packing[deflate_window] = b"".join(packed)
+            compressed = [self._compress(frame, deflate_window) for frame in self._frames]
+            data = self._by_window[deflate_window] = b"".join(compressed)
         if data and connection.send(data, self.count):
             metrics.MESSAGES_SENT.inc(self.count)
 
@@ -387,7 +387,7 @@ class Rooms:
             self._limiter.require(of_address, address_subject(connection.address))
 
     def _make_frames(self, texts: list[bytes]) -> _TickFrames:
-        return _TickFrames(texts, self._hub.transport.packed)
+        return _TickFrames(texts, self._hub.transport.compress)
 
     def _is_current(self, room: str, subscription: _Subscription) -> bool:
         number = subscription.connection.number

@@ -60,7 +60,7 @@ class WebSocketTransport:
         """Return the event's JSON as one text frame."""
         return frames.encode(frames.TEXT, wire)
 
-    def packed(self, frame: bytes, deflate_window: int) -> bytes:
+    def compress(self, frame: bytes, deflate_window: int) -> bytes:
         """Return `compress_frame` of the frame."""
         return compress_frame(frame, deflate_window)
 
@@ -189,8 +189,8 @@ def compress_frame(frame: bytes, deflate_window: int) -> bytes:
     """Return the frame, compressed with a window of `deflate_window` bits if that is smaller."""
     if not deflate_window or len(frame) < limits.DEFLATE_MIN_BYTES:
         return frame
-    payload = deflate.pack(frames.payload_of(frame), deflate_window)
-    compressed = frames.encode(frame[0] & 0x0F, payload, packed=True)
+    payload = deflate.compress(frames.payload_of(frame), deflate_window)
+    compressed = frames.encode(frame[0] & 0x0F, payload, compressed=True)
     if len(compressed) >= len(frame):
         return frame
     metrics.DEFLATE_SAVED.inc(len(frame) - len(compressed))
