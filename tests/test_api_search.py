@@ -188,6 +188,7 @@ def test_more_of_the_words_is_more_relevant(server: ApiStage) -> None:
     assert lengths[0] < lengths[-1]  # a word in a short text says more than in a long one
 
 
+@pytest.mark.sqlite  # its threads
 def test_words_are_not_looked_for_where_other_requests_wait(server: ApiStage) -> None:
     store = server.services.data.store
     here = get_ident()

@@ -57,5 +57,6 @@ def match_condition(mark: str) -> str:
 
 
 def relevance_of(mark: str) -> str:
-    """Return the order of relevance: a value that is less for a better row."""
-    return f'-ts_rank("{WORDS_COLUMN}", {mark}::tsquery)'
+    """Return the order of relevance: a value that is less for a better row. A word in a short text
+    says more than in a long one, as with FTS5."""
+    return f'-ts_rank("{WORDS_COLUMN}", {mark}::tsquery, 1)'
