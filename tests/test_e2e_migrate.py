@@ -176,3 +176,29 @@ def serve_on(
     assert sorted(row["n"] for row in rows.values()).count(100) == 1, "the op was applied once"
     assert server.terminate() == 0
     return body
+
+
+def test_online_move_back_refuses_writes_until_the_server_has_ended(
+    server: PylonServer, tmp_path: Path, postgres_url: str
+) -> None:
+    assert server.terminate() == 0
+    server.env["DATABASE_URL"] = postgres_url
+    server.start()
+    writers = [Writer(server, f"w{n}", ADMIN_TOKEN) for n in range(3)]
+    for writer in writers:
+        writer.start()
+    wait_until("the load runs", lambda: all(w.score.acknowledged > 100 for w in writers))
+    refused = server.ctl("migrate", "postgres-to-sqlite", "--to", str(tmp_path / "no.db"))
+    assert refused.returncode == 1 and "--online" in refused.stderr
+    back = tmp_path / "back.db"
+    done = server.ctl("migrate", "postgres-to-sqlite", "--online", "--to", str(back), "--json")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "stop the servers" in done.stderr
+    scores = [writer.halt() for writer in writers]
+    assert server.process is not None and server.process.wait(30) in (0, 75)
+    found = rows_in_file(back, "Tick")
+    assert found == rows_in_schema(postgres_url, "Tick")
+    ids = {row_id for row_id, _, _ in found}
+    for score in scores:
+        assert score.present.keys() - score.unknown <= ids, "an acknowledged row is missing"
+    print(f"{len(found)} rows, {decode_output(done)['refused_writes_s']} s until all was moved")

@@ -16,6 +16,7 @@ import orjson
 import psycopg
 import pytest
 
+from pylon import limits
 from pylon.clock import SystemClock
 from pylon.errors import MigrationFailed, MigrationRefused, PylonError, SchemaRefused
 from pylon.migrate.follow import Follower
@@ -26,7 +27,7 @@ from pylon.storage.ops import DropSession, OpenDocument, PutSession, PutShard
 from pylon.storage.postgres.backend import PostgresBackend
 from pylon.storage.postgres.connect import open_session
 from pylon.storage.postgres.schema.apply import prepare_store
-from pylon.storage.postgres.transfer.manager import INDEX_ENTRY_BYTES, PostgresTransfer
+from pylon.storage.postgres.transfer.manager import PostgresTransfer
 from pylon.storage.sqlite.transfer.manager import SqliteTransfer
 from tests.support import moved_store as kit
 from tests.support.document_store import client_of, ok, push
@@ -251,7 +252,7 @@ def test_verification_names_the_first_row_that_differs(
 def test_what_does_not_fit_is_listed_and_nothing_is_written(
     path: Path, postgres_url: str
 ) -> None:
-    long, manifest = "é" * (INDEX_ENTRY_BYTES // 2 + 1), MANIFEST
+    long, manifest = "é" * (limits.INDEXED_TEXT_BYTES // 2 + 1), MANIFEST
     with closing(open_engine(path)) as engine:
         apply(engine, task(950), task(951), task(952, slug=long))
         apply(engine, insert("Note", 950, {"text": "x" * 5_000}))  # in no index

@@ -3,7 +3,8 @@
 This process always makes the copy. So DIR can be any folder that the operator may write to, and
 belongs to them, whatever sandbox the server runs in. `pylonctl` reports its progress to a running
 server (`supervisor.backups`), which counts backups and cancels a copy when it drains.
-Without a server `pylonctl` holds the lock of the data directory during the copy.
+Without a server `pylonctl` holds the lock of the data directory during the copy. On PostgreSQL no
+server is needed or disturbed; a server of this machine is told of the finished backup.
 
 Invariants: no folder with a temporary name stays after an error, Ctrl-C or SIGTERM. `pylonctl`
 reports a backup as made only after it has checked the bundle under its final name.

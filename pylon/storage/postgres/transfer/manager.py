@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from pylon import limits
 from pylon.clock import Clock, SystemClock
 from pylon.database_url import shown_url
 from pylon.errors import MigrationRefused
@@ -25,9 +26,8 @@ from pylon.storage.postgres.transfer.target import PostgresTarget
 from pylon.storage.postgres.wire import BlockingSession
 from pylon.storage.transfer import ValueLimits
 
-INDEX_ENTRY_BYTES: Final = 2_600  # a B-tree entry of PostgreSQL ends at 2,704 bytes
 _LIMITS: Final = ValueLimits(
-    nul_in_texts=False, index_entry_bytes=INDEX_ENTRY_BYTES, name_bytes=NAME_BYTES
+    nul_in_texts=False, index_entry_bytes=limits.INDEXED_TEXT_BYTES, name_bytes=NAME_BYTES
 )
 _SESSION: Final = Limits(lock_ms=30_000, statement_ms=0, idle_in_transaction_ms=0)
 
