@@ -65,11 +65,13 @@ class PreviousRun:
             _log.warning("hints.not_read", error=str(ex),
                          hint="sockets without a cursor are sent all of the last minute")
 
-    def begin(self, reader: Reader, runtime: Runtime) -> None:
+    def begin(self, reader: Reader, runtime: Runtime, *, is_shared: bool = False) -> None:
         """Make the journal and the first mark of this run.
 
         Args:
             reader: reads the store before this run writes to it.
+            is_shared: other nodes write to the store, also while this one does not run. Marks of
+                earlier runs then say nothing about the last minutes.
 
         Raises:
             OSError: a write to the runtime folder failed.
@@ -78,7 +80,12 @@ class PreviousRun:
         # Without a file of marks, no server has served this database here, or only one that
         # writes no marks, which then has left a recent event.
         is_served = self._has_run or _is_recent(reader, self._clock)
-        self.marks.begin(head, oldest - 1 if is_served else head)
+        if is_shared:
+            before_s = self._clock.wall_ns() // NS_PER_S - limits.LOG_MIN_AGE_S
+            self.marks.forget()
+            self.marks.begin(head, _seq_before(reader, before_s, oldest - 1, head))
+        else:
+            self.marks.begin(head, oldest - 1 if is_served else head)
         self._saved.unlink(missing_ok=True)
         self._saved.with_suffix(".notes").unlink(missing_ok=True)  # its former name
         hints = self._valid_hints(head, reader.void_ranges())
@@ -121,6 +128,22 @@ def save_hints(db_path: Path, runtime: Runtime, boot_id: str, clock: Clock) -> N
             saved_path(db_path).unlink(missing_ok=True)
         _log.warning("hints.not_saved", error=describe_os_error(ex, saved_path(db_path)),
                      hint="clients that connect after the next start pull again")
+
+
+def _seq_before(reader: Reader, before_s: int, low: int, high: int) -> int:
+    """Return a cursor that has all events of before `before_s` behind it, and hardly a younger one.
+
+    The times are of the clocks of the nodes. `limits.LOG_MIN_AGE_S` is longer than the window, so
+    clocks that differ by seconds make it longer or shorter, never shorter than the window.
+    """
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = reader.events_after(middle, 1)
+        if found and found[0].timestamp_s < before_s:
+            low = min(found[0].seq, high)
+        else:
+            high = middle
+    return low
 
 
 def _is_recent(reader: Reader, clock: Clock) -> bool:

@@ -300,7 +300,9 @@ def _carry_hints(
 ) -> None:
     reader = store.open_reader(manifest)
     try:
-        previous_run.begin(reader, runtime)
+        previous_run.begin(
+            reader, runtime, is_shared=not store.capabilities.own_writes_only
+        )
     finally:
         reader.close()
 

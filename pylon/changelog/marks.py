@@ -91,6 +91,10 @@ class HeadMarks:
     def __len__(self) -> int:
         return len(self._marks)
 
+    def forget(self) -> None:
+        """Forget the marks of earlier runs."""
+        self._marks.clear()
+
     def begin(self, head: int, bottom: int) -> None:
         """Record the head at the start of the server.
 

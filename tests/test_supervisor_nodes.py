@@ -1,0 +1,132 @@
+"""What a node takes over from others: hints, and the marks of a store that others write to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pylon import limits
+from pylon.bus.runtime import Runtime
+from pylon.changelog.hint_journal import HintReader, HintWriter, make_journal
+from pylon.changelog.hints import CursorHints
+from pylon.changelog.marks import MarkReader, marks_path, window_cursor
+from pylon.clock import ManualClock
+from pylon.storage.nodes import NewsMessage, NodeFacts, NodesReport
+from pylon.storage.ops import InsertRow, WriteRequest
+from pylon.storage.sqlite.engine import SqliteEngine
+from supervisor.hints import PreviousRun
+from supervisor.node_hints import NodeHints
+from supervisor.nodes import Nodes
+from tests.support.storage import open_engine, open_reader
+
+INSERTS = 400
+PERIOD_S = 1.0
+
+
+def fill(engine: SqliteEngine, clock: ManualClock) -> None:
+    """Insert a row each second."""
+    for number in range(INSERTS):
+        op = InsertRow("Note", f"{number:040x}", {"title": "t"}, b'{"title":"t"}')
+        engine.apply([WriteRequest(number + 1, op)])
+        clock.advance(PERIOD_S)
+
+
+@pytest.mark.parametrize("has_marks", [False, True])
+def test_a_node_that_was_away_replays_the_window_and_not_all_that_it_has_missed(
+    tmp_path: Path, has_marks: bool
+) -> None:
+    clock = ManualClock()
+    path = tmp_path / "app.db"
+    engine = open_engine(path, clock=clock)
+    if has_marks:  # of its run before, long ago
+        PreviousRun(path, {}, "boot", clock).marks.begin(0, 0)
+    fill(engine, clock)
+    runtime = Runtime(tmp_path)
+    reader = open_reader(path)
+    head = reader.head_seq()
+    PreviousRun(path, {}, "boot", clock).begin(reader, runtime, is_shared=True)
+    marks = MarkReader(marks_path(path)).read()
+    cursor = window_cursor(marks, clock.monotonic_s() - limits.HINT_WINDOW_S).seq
+    window = int(limits.LOG_MIN_AGE_S / PERIOD_S)
+    assert window <= head - cursor <= window + 2
+    reader.close()
+    engine.close()
+
+
+class Link:
+    """A link without a database: what is published waits in a list."""
+
+    def __init__(self) -> None:
+        self.others: tuple[NodeFacts, ...] = (NodeFacts("o", "i", ("ws",), "1"),)
+        self.leads = False
+        self.salt = b""
+        self.problem = None
+        self.published: list[tuple[str, bytes]] = []
+
+    def begin(self) -> None: ...
+
+    def receive(self, timeout_s: float) -> NodesReport:
+        return NodesReport([], [], [])
+
+    def publish(self, topic: str, body: bytes) -> None:
+        self.published.append((topic, body))
+
+    def wake(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Here:
+    """The hints of one node."""
+
+    def __init__(self, folder: Path, clock: ManualClock) -> None:
+        folder.mkdir()
+        self.link = Link()
+        self.nodes = Nodes(self.link, "own", clock, lambda _: None)
+        path = folder / "hints"
+        make_journal(path, "boot", [], clock)
+        self.worker = HintWriter(path, 1, clock)
+        self.hints = NodeHints(path, 1, self.nodes, clock)
+        self.hub = HintReader(path, 1, clock, CursorHints(clock, limits.HINT_WINDOW_S))
+
+    def tell(self) -> list[NewsMessage]:
+        self.nodes._run_tasks(at_end=True)
+        told = [NewsMessage("i", topic, body) for topic, body in self.link.published]
+        self.link.published.clear()
+        return told
+
+    def take(self, *, lost: list[str] | None = None, news: list[NewsMessage] | None = None) -> None:
+        self.nodes._take(NodesReport([], lost or [], news or []))
+        self.hub.refresh()
+
+
+def test_a_hint_of_one_node_is_found_on_another_with_its_age(tmp_path: Path) -> None:
+    clock = ManualClock()
+    a, b = Here(tmp_path / "a", clock), Here(tmp_path / "b", clock)
+    a.worker.put(7, 100)
+    a.worker.put(7, 90)
+    a.worker.put(8, 2**53)
+    clock.advance(2.0)
+    told = a.tell()
+    b.take(news=told)
+    assert (b.hub.hints.get(7), b.hub.hints.get(8)) == (90, 2**53)
+    assert b.hub.hints.is_complete
+    assert b.tell() == [], "what comes from another node is not told again"
+    assert a.tell() == []
+    clock.advance(limits.HINT_WINDOW_S * 1.25 - 1.0)
+    assert b.hub.hints.get(7) is None, "it is as old as it was on its own node"
+
+
+def test_lost_news_are_recorded_as_missing_hints(tmp_path: Path) -> None:
+    clock = ManualClock()
+    here = Here(tmp_path / "a", clock)
+    here.take(news=[NewsMessage("i", "hints", msgspec.json.encode([[[7, 5, 0]], False]))])
+    assert here.hub.hints.is_complete
+    here.take(lost=["i"])
+    assert not here.hub.hints.is_complete
+    clock.advance(limits.HINT_WINDOW_S * 1.26)
+    assert here.hub.hints.is_complete
+    here.take(news=[NewsMessage("i", "hints", msgspec.json.encode([[], True]))])
+    assert not here.hub.hints.is_complete
