@@ -195,6 +195,10 @@ def test_sessions_leave_marks_for_the_other_nodes(writers: Writers) -> None:
     assert [r.count for r in writers.apply(writers.a, DropSession("s"))] == [0]
 
 
+def reads_of_batches() -> float:
+    return metrics.BATCH_READS.collect()[0].samples[0].value
+
+
 def test_only_the_first_change_of_all_leaves_no_seqs_free(postgres_url: str) -> None:
     member = Entity(
         "Member", (Field("userId", FieldType.STRING, False, False),),
@@ -217,6 +221,24 @@ def test_only_the_first_change_of_all_leaves_no_seqs_free(postgres_url: str) -> 
         (third, denied) = writers.apply(writers.a, note, refused)
         assert third.seq == second.seq + 1 and third.error is None
         assert denied.error is not None and denied.error.code == "POLICY_DENIED"
+        # What the policy asks is read ahead, and asked again after a change of the asked rows.
+        before = reads_of_batches()
+        notes = [changed(add(NOTE, n, text="x"), auth=BOB) for n in range(10, 20)]
+        assert writers.codes(writers.a, *notes) == [None] * 10
+        assert reads_of_batches() == before
+        # A value that the server takes in no statement concerns its own request only.
+        odd = changed(notes[0], row_id=row_id(40), auth=AuthContext(user_id="a\0b"))
+        assert writers.codes(writers.a, odd, changed(notes[0], row_id=row_id(41))) == [
+            "POLICY_DENIED", None,
+        ]
+        before = reads_of_batches()
+        late = changed(add(NOTE, 20, text="x"), auth=AuthContext(user_id="eve"))
+        assert writers.codes(
+            writers.a, changed(late, row_id=row_id(21), row_json=b"{}"),
+            add(member, 3, userId="eve"), late,
+            delete("Member", 2), changed(note, row_id=row_id(30)),
+        ) == ["POLICY_DENIED", None, None, None, "POLICY_DENIED"]
+        assert reads_of_batches() == before + 2
     finally:
         writers.close()
 

@@ -10,9 +10,10 @@ emptied by `transaction`; `table` reads and changes it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final, TypeVar
 
-from pylon.query.predicate import Predicate
+from pylon.query.predicate import Exists, Predicate, Value, parts
 from pylon.storage.core.transaction import DocumentKey, DoneOp, OpName
 
 K = TypeVar("K")
@@ -20,6 +21,7 @@ V = TypeVar("V")
 RowKey = tuple[str, str]  # entity, row id
 # JSON (None: it is large, and was not read), version.
 KnownRow = tuple[bytes | None, int | None]
+Check = tuple[str, Predicate]  # entity, condition
 
 _ABSENT: Final = object()
 
@@ -27,8 +29,8 @@ _ABSENT: Final = object()
 class Overlay:
     """See the module."""
 
-    __slots__ = ("_undo", "checks", "documents", "exists", "ops", "owners", "parents",
-                 "read_versions", "rows", "sessions", "touched")
+    __slots__ = ("_checks_by_entity", "_undo", "checks", "documents", "exists", "ops", "owners",
+                 "parents", "read_versions", "rows", "sessions", "touched")
 
     def __init__(self) -> None:
         self.rows: dict[RowKey, KnownRow | None] = {}  # None: there is no such row
@@ -37,7 +39,8 @@ class Overlay:
         self.ops: dict[OpName, DoneOp | None] = {}
         self.documents: dict[DocumentKey, int | None] = {}  # see `DocumentRows.document_number`
         self.sessions: dict[str, bool] = {}
-        self.checks: dict[tuple[str, Predicate], bool] = {}  # answers of `has_row`
+        self.checks: dict[Check, bool] = {}  # answers of `has_row`
+        self._checks_by_entity: dict[str, set[Check]] = {}  # which ask its rows
         self.read_versions: dict[RowKey, int | None] = {}  # read without the lock
         self.touched: dict[RowKey, None] = {}  # rows of these that were changed
         self.parents: dict[RowKey, None] = {}  # rows on whose existence a change relies
@@ -46,9 +49,10 @@ class Overlay:
     def clear(self) -> None:
         """Forget everything: a transaction ended."""
         for known in (self.rows, self.exists, self.owners, self.ops, self.documents, self.sessions,
-                      self.checks, self.read_versions, self.touched, self.parents):
+                      self.read_versions, self.touched, self.parents):
             if known:
                 known.clear()
+        self._forget_checks()
         self._undo = None
 
     def put(self, known: dict[K, V], key: K, value: V) -> None:
@@ -57,10 +61,21 @@ class Overlay:
             self._undo.append((known, key, known.get(key, _ABSENT)))
         known[key] = value
 
-    def drop_checks(self) -> None:
-        """Forget the answers of `has_row`: a row has changed."""
+    def put_check(self, check: Check, answer: bool) -> None:
+        """Note an answer of `has_row`."""
+        self.checks[check] = answer
+        for entity in {check[0], *_asked_entities(check[1])}:
+            self._checks_by_entity.setdefault(entity, set()).add(check)
+
+    def drop_checks(self, entity: str) -> None:
+        """Forget the answers of `has_row` that a change of an entity's row may turn."""
+        for check in self._checks_by_entity.pop(entity, ()):
+            self.checks.pop(check, None)
+
+    def _forget_checks(self) -> None:
         if self.checks:
             self.checks.clear()
+            self._checks_by_entity.clear()
 
     def mark(self) -> None:
         """Begin a step. Steps do not nest."""
@@ -78,4 +93,11 @@ class Overlay:
                 known.pop(key, None)
             else:
                 known[key] = value
-        self.drop_checks()
+        self._forget_checks()
+
+
+def _asked_entities(node: Value) -> Iterator[str]:
+    if type(node) is Exists:
+        yield node.entity
+    for part in parts(node):
+        yield from _asked_entities(part)

@@ -15,7 +15,11 @@ from typing import Any, Final
 import orjson
 from psycopg.pq.abc import PGresult
 
+from pylon.auth_context import AuthContext
 from pylon.manifest.model import Entity
+from pylon.policy.related import CheckValues, ExistsCheck
+from pylon.policy.rules import EntityRules
+from pylon.query.predicate import FALSE
 from pylon.storage.core.transaction import DocumentKey, OpName
 from pylon.storage.ops import (
     DeleteRow,
@@ -31,7 +35,7 @@ from pylon.storage.ops import (
 )
 from pylon.storage.postgres import documents, op_ids, sessions
 from pylon.storage.postgres.names import quote
-from pylon.storage.postgres.overlay import Overlay
+from pylon.storage.postgres.overlay import Check, Overlay
 from pylon.storage.postgres.table import PostgresTable
 from pylon.storage.postgres.unique_keys import UniqueKey, Values
 from pylon.storage.postgres.wire import Statement
@@ -46,24 +50,47 @@ class EntityReads:
     field, with the field's place in an insert. `locks`: the operations that need the lock.
     `is_plain`: an insert asks for nothing."""
 
-    __slots__ = ("has_documents", "is_plain", "locks", "parents", "table")
+    __slots__ = ("has_documents", "is_plain", "locks", "parents", "rules", "table")
 
     def __init__(
-        self, entity: Entity, table: PostgresTable, parents: Mapping[str, tuple[int, str]],
-        locks: frozenset[type],
+        self, entity: Entity, table: PostgresTable, rules: EntityRules,
+        parents: Mapping[str, tuple[int, str]], locks: frozenset[type],
     ) -> None:
         self.table = table
+        self.rules = rules
         self.has_documents = entity.crdt
         self.parents = parents
         self.locks = locks
         self.is_plain = not (parents or table.uniques or InsertRow in locks)
 
 
+class _Recorder:
+    """A source of related rows that notes what it is asked."""
+
+    __slots__ = ("_answer", "_checks")
+
+    def __init__(self, checks: dict[Check, None], answer: bool) -> None:
+        self._checks = checks
+        self._answer = answer
+
+    def has_row(self, check: ExistsCheck, values: CheckValues) -> bool:
+        """See `pylon.policy.related.RelatedRows`."""
+        where = check.predicate(values)
+        if where is not FALSE:
+            self._checks[check.entity, where] = None
+        return self._answer
+
+
 class Prefetch:
     """The reads of one batch. `needs_lock`: some of its requests rely on the lock."""
 
-    def __init__(self, entities: Mapping[str, EntityReads]) -> None:
+    def __init__(
+        self, entities: Mapping[str, EntityReads], ask: Callable[[Check], Statement]
+    ) -> None:
+        """Args: `ask`: makes the statement that answers a check."""
         self._entities = entities
+        self._ask = ask
+        self._checks: dict[Check, None] = {}
         self._requests: Sequence[WriteRequest] = ()
         self._rows: dict[str, dict[str, None]] = {}
         self._exists: dict[str, dict[str, None]] = {}
@@ -131,6 +158,7 @@ class Prefetch:
             self._exists.setdefault(reads.table.name, {})[op.row_id] = None
         if op.auth is not None:
             self.needs_lock = True
+            self._plan_checks(reads, op.auth, op.row_json)
         if reads.parents and not op.has_checked_references:
             for place, target in reads.parents.values():
                 if place < len(op.values) and is_sendable(op.values[place]):
@@ -142,6 +170,16 @@ class Prefetch:
                 return  # the table refuses it
             for unique in reads.table.uniques:
                 self._plan_owner(unique, row)
+
+    def _plan_checks(self, reads: EntityReads, auth: AuthContext, row_json: bytes) -> None:
+        """Find out what the insert policy will ask about other rows, by judging it twice: once as
+        if all those rows were there, and once as if none were."""
+        try:
+            row = orjson.loads(row_json)
+        except orjson.JSONDecodeError:
+            return
+        for answer in (True, False):
+            reads.rules.may_insert(auth, row, _Recorder(self._checks, answer))
 
     def _plan_update(self, reads: EntityReads, op: UpdateRow) -> None:
         for name, (_, target) in reads.parents.items():
@@ -201,6 +239,9 @@ class Prefetch:
             values = list(asked)
             columns = tuple(list(column) for column in zip(*values, strict=True))
             found.append(((unique.find_all, columns), _take_owners(overlay, unique, values)))
+        if locked:
+            for check in self._checks:
+                found.append((self._ask(check), _take_check(overlay, check)))
         if self._sessions:
             ids = self._sessions
             found.append(((sessions.KNOWN, (list(ids),)), _take_sessions(overlay, list(ids))))
@@ -285,6 +326,10 @@ def _take_owners(overlay: Overlay, unique: UniqueKey, values: list[Values]) -> T
                 overlay.owners[unique, key] = (result.get_value(n, 1) or b"").decode()
 
     return take
+
+
+def _take_check(overlay: Overlay, check: Check) -> Take:
+    return lambda result: overlay.put_check(check, result.get_value(0, 0) == b"t")
 
 
 def _take_sessions(overlay: Overlay, ids: list[str]) -> Take:

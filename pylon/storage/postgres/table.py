@@ -236,7 +236,8 @@ class PostgresTable:
         for owner in owned:
             overlay.put(overlay.owners, owner, row_id)
         overlay.put(overlay.rows, key, (row_json, seq))
-        overlay.drop_checks()
+        if overlay.checks:
+            overlay.drop_checks(self.name)
 
     def update(
         self, row_id: str, patch: Mapping[str, Any], before: Mapping[str, Any],
@@ -317,7 +318,7 @@ class PostgresTable:
         for unique, *values in list(overlay.owners):
             if unique in self.uniques:
                 overlay.put(overlay.owners, (unique, *values), None)
-        overlay.drop_checks()
+        overlay.drop_checks(self.name)
         return rows
 
     def _note_changed(self, key: tuple[str, str], row: tuple[bytes, int] | None) -> None:
@@ -325,7 +326,8 @@ class PostgresTable:
         if key in overlay.read_versions:
             overlay.touched[key] = None
         overlay.put(overlay.rows, key, row)
-        overlay.drop_checks()
+        if overlay.checks:
+            overlay.drop_checks(self.name)
 
     # --- Checks --------------------------------------------------------------------------------
 

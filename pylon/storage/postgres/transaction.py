@@ -65,7 +65,7 @@ from pylon.storage.postgres.flush import (
     last_seq_of,
 )
 from pylon.storage.postgres.names import quote
-from pylon.storage.postgres.overlay import KnownRow, Overlay, RowKey
+from pylon.storage.postgres.overlay import Check, KnownRow, Overlay, RowKey
 from pylon.storage.postgres.parameters import EncodedParameters, Parameter, encode_parameters
 from pylon.storage.postgres.prefetch import EntityReads, Prefetch, is_sendable
 from pylon.storage.postgres.table import PostgresTable
@@ -181,7 +181,7 @@ class PostgresTransaction:
             locks.add(DeleteRow)
         if rules.checks["insert"]:
             locks.add(InsertRow)
-        self._entities[entity.name] = EntityReads(entity, table, parents, frozenset(locks))
+        self._entities[entity.name] = EntityReads(entity, table, rules, parents, frozenset(locks))
         return table
 
     # --- The transaction -----------------------------------------------------------------------
@@ -191,26 +191,44 @@ class PostgresTransaction:
         self._session = self._writer.get()
         self._head = head
         self._origin = PROVISIONAL_SEQ
-        prefetch = Prefetch(self._entities)
-        prefetch.plan(requests)
-        # The first change of all leaves no seqs free (`core.journal`), so the journal must know.
-        locked = locked or prefetch.needs_lock or not head
-        planned = prefetch.statements(self.overlay, locked=locked)
         try:
-            if locked:
-                results = self._take_lock([statement for statement, _ in planned], guards=0)
-            elif planned:
-                results = self._read_all([statement for statement, _ in planned])
-            else:
-                return self._origin
-            for (_, take), result in zip(planned, results, strict=True):
-                take(result)
+            try:
+                self._read_ahead(requests, locked)
+            except self.store_failures:
+                raise
+            except Exception as error:  # noqa: BLE001  of one request, which fails alone later
+                _log.warning("batch.not_read_ahead", message=error_text(error))
+                self._roll_back_failed()
+                self._is_locked = False
+                self.overlay.clear()
+                if locked or not head:
+                    self._take_lock([], guards=0)
         except BaseException:
             self.roll_back()  # the engine does so once it has begun
             raise
-        if locked and not self._base:
+        if self._is_locked and not self._base:
             self._origin = 0
         return self._origin
+
+    def _read_ahead(self, requests: Sequence[WriteRequest], locked: bool) -> None:
+        """Read what the requests ask for, under the lock if they need it.
+
+        Raises: what the store raises, or anything because of a request.
+        """
+        prefetch = Prefetch(self._entities, self._ask)
+        prefetch.plan(requests)
+        # The first change of all leaves no seqs free (`core.journal`), so the journal must know.
+        locked = locked or prefetch.needs_lock or not self._head
+        planned = prefetch.statements(self.overlay, locked=locked)
+        statements = [statement for statement, _ in planned]
+        if locked:
+            results = self._take_lock(statements, guards=0)
+        elif statements:
+            results = self._read_all(statements)
+        else:
+            return
+        for (_, take), result in zip(planned, results, strict=True):
+            take(result)
 
     def begin_step(self) -> None:
         """See `RowTransaction`. The upkeep of this store has a connection of its own, so the only
@@ -636,16 +654,19 @@ class PostgresTransaction:
 
     def has_row(self, entity: str, where: Predicate) -> bool:
         """See `RowTransaction`."""
-        checks = self.overlay.checks
-        key = (entity, where)
-        known = checks.get(key)
+        check = (entity, where)
+        known = self.overlay.checks.get(check)
         if known is None:
-            text, parameters = self._compile(entity, where)
-            found = self.scan(
-                f"SELECT EXISTS (SELECT 1 FROM {quote(entity)} WHERE {text})", parameters
-            )
-            known = checks[key] = found.get_value(0, 0) == b"t"
+            found = self.scan(*self._ask(check))
+            known = found.get_value(0, 0) == b"t"
+            self.overlay.put_check(check, known)
         return known
+
+    def _ask(self, check: Check) -> Statement:
+        """Return the statement that answers a check."""
+        entity, where = check
+        text, parameters = self._compile(entity, where)
+        return f"SELECT EXISTS (SELECT 1 FROM {quote(entity)} WHERE {text})", parameters
 
     def get_fact(self, key: str) -> str | None:
         """See `RowTransaction`."""
