@@ -18,6 +18,7 @@ from supervisor.flusher import Flusher
 from supervisor.heartbeats import Heartbeats
 from supervisor.nodes import Nodes
 from supervisor.notify import Notifier
+from supervisor.pending_schema import PendingSchema
 from supervisor.relay import Relay
 from supervisor.rooms import RoomsThread
 from supervisor.sockets import Listeners
@@ -40,6 +41,7 @@ class Components:
     relay: Relay | None  # None: the writer publishes
     nodes: Nodes | None  # None: no other node can share the store
     flusher: Flusher
+    pending: PendingSchema
     heartbeats: Heartbeats
     rooms: RoomsThread
     children: Children

@@ -96,7 +96,9 @@ class Loop:
         self._announced = progress
         self._report_at_s = now_s + _REPORT_PERIOD_S
         states = {role: RoleState(view.wanted, view.ready) for role, view in views.items()}
-        parts.signals.send(RolesReport(states, self.draining, problem, checks))
+        parts.signals.send(RolesReport(
+            states, self.draining, problem, checks, parts.pending.count
+        ))
         if parts.relay is not None:
             is_cut_off = parts.relay.away_s >= parts.config.database_outage_s
             has_others = parts.nodes is None or bool(parts.nodes.others)

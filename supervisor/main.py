@@ -59,6 +59,7 @@ from supervisor.node_name import with_node_name
 from supervisor.node_rates import NodeRates
 from supervisor.nodes import Nodes
 from supervisor.notify import Notifier
+from supervisor.pending_schema import PendingSchema
 from supervisor.relay import Relay
 from supervisor.rooms import RoomsThread
 from supervisor.sockets import Listeners, open_listeners, port_warnings
@@ -199,6 +200,9 @@ def _assemble(
     stack.callback(engine.close)
     _carry_hints(previous_run, store, manifest, runtime)
     stack.callback(save_hints, db_path, runtime, boot_id, clock)
+    pending = PendingSchema(store.schema, manifest)
+    pending.start()
+    stack.callback(pending.stop)
     source = store.changes(clock, SystemRandom(), config.database_poll_s)
     relay = None
     if source is not None:
@@ -264,7 +268,7 @@ def _assemble(
     return Components(
         config=config, clock=clock, runtime=runtime, store=store, listeners=listeners,
         events=events, progress=DrainProgress(), engine=engine, writer=writer, relay=relay,
-        nodes=nodes, flusher=flusher,
+        nodes=nodes, flusher=flusher, pending=pending,
         heartbeats=heartbeats, rooms=rooms, children=children, marks=previous_run.marks,
         backups=Backups(store.backups, engine.maintenance.sizes, runtime.manifest, clock),
         signals=signals, notifier=Notifier(environ, pid),

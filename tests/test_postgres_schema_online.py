@@ -26,7 +26,8 @@ from pylon.manifest.model import Default, Entity, Field, FieldType, Index, Manif
 from pylon.schema.options import MigrationOptions
 from pylon.storage.postgres.locks import WRITER, lock_key
 from pylon.storage.postgres.schema import apply, backfill, online
-from pylon.storage.postgres.schema.apply import build_pending, count_pending, prepare_store
+from pylon.storage.postgres.schema.apply import prepare_store
+from pylon.storage.postgres.schema.pending import count_pending, finish_pending
 from tests.support.schema_stage import SchemaStage
 
 TEXT = FieldType.STRING
@@ -294,11 +295,40 @@ def test_plain_indexes_of_a_large_table_wait_until_the_node_serves(
     assert stage.left(plain) == ["add_index Item.Item_by_rank"]
     session = stage.open()
     assert count_pending(session, plain) == 1
-    assert build_pending(session, plain) == ["add_index Item.Item_by_rank"]
+    assert finish_pending(session, plain) == 0
     assert count_pending(session, plain) == 0 and stage.left(plain) == []
     session.close()
     stage.start(APP)  # the index is Pylon's own, so it leaves with the manifest
     assert stage.ask("SELECT 1 FROM pg_indexes WHERE indexname = 'Item_by_rank'") == []
+
+
+def test_rows_of_nodes_with_the_manifest_before_are_mended_when_they_have_gone(
+    stage: SchemaStage,
+) -> None:
+    fill(stage, 100)
+    stage.ask(
+        "INSERT INTO _pylon_nodes (node, incarnation, roles, version, manifest, workers, "
+        "started_at, seen_at) VALUES ('old', '', '', '', 'before', '', now(), now())"
+    )
+    stage.start(WANTED)
+    # The old node changes a row and inserts one, as it knows them; a new one writes a third.
+    stage.ask("UPDATE \"Item\" SET title = 'Zoë', _seq = 5000, "
+              "_json = '{\"id\":\"00000001\",\"rank\":1,\"title\":\"Zoë\"}' WHERE id = '00000001'")
+    stage.ask("INSERT INTO \"Item\" (id, title, _json, _seq) VALUES ('new', 'Blue tea', "
+              "'{\"id\":\"new\",\"rank\":null,\"title\":\"Blue tea\"}', 5001)")
+    stage.add(WANTED, "Item", "third", title="Third", state="old")
+    stage.ask("UPDATE \"Item\" SET _seq = 5002 WHERE id = 'third'")
+    session = stage.open()
+    assert finish_pending(session, WANTED) == 1, "the old node lives"
+    assert "note" not in stage.rows("Item")[0]
+    stage.ask("DELETE FROM _pylon_nodes")
+    assert finish_pending(session, WANTED) == 0
+    session.close()
+    check_rows(stage, 102)
+    versions = dict(stage.ask("SELECT id, _seq FROM \"Item\" WHERE _seq > 4000"))
+    assert versions["third"] == "5002", "what was right stays"
+    assert "5000" not in versions.values() and "5001" not in versions.values()
+    assert stage.ask("SELECT _fold_title FROM \"Item\" WHERE id = '00000001'") == [("zoë",)]
 
 
 def test_steps_of_a_backfill_adapt_to_the_time_they_take(stage: SchemaStage) -> None:

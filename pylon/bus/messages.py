@@ -47,6 +47,7 @@ class RolesReport(msgspec.Struct, frozen=True, tag="roles"):
     store_problem: str | None = None  # the reason why the store refuses writes, or soon will
     # Further checks of this node, by name, and what is wrong; None: nothing.
     checks: dict[str, str | None] = {}
+    schema_pending: int = 0  # steps of the schema that are done while the server serves
 
 
 class NodeState(msgspec.Struct, frozen=True, tag="node"):

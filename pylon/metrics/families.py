@@ -424,6 +424,12 @@ DATETIMES_UNCONVERTED: Final = Gauge(
     "Entities with rows that the conversion of datetimes has yet to look at.",
     registry=SUPERVISOR,
 )
+SCHEMA_PENDING: Final = Gauge(
+    "pylon_schema_pending_steps",
+    "Steps of the schema that are left to do while the server serves: indexes of large tables, and "
+    "rows that nodes with another manifest wrote.",
+    registry=SUPERVISOR,
+)
 ROOMS: Final = Gauge("pylon_rooms", "Rooms that have members.", registry=SUPERVISOR)
 ROOM_MEMBERS: Final = Gauge(
     "pylon_room_members", "Members of all rooms; who is in two counts twice.", registry=SUPERVISOR,
@@ -538,7 +544,7 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "WAL_BYTES",
     "WAL_HELD", "DB_WRITABLE", "CHANGELOG_BYTES", "CHECKPOINT", "WORKER_RESTARTS", "WORKERS_READY",
     "WORKERS_WANTED", "DB_BYTES", "DISK_FREE_BYTES", "SESSIONS", "SESSIONS_COLLECTED",
-    "DATETIMES_CONVERTED", "DATETIMES_UNCONVERTED", "ROOMS",
+    "DATETIMES_CONVERTED", "DATETIMES_UNCONVERTED", "SCHEMA_PENDING", "ROOMS",
     "ROOM_MEMBERS", "ROOM_EVENTS", "ROOM_MEMBERS_REMOVED",
     "BACKUP_LAST_SUCCESS", "BACKUP_DURATION", "BACKUP_BYTES",
     "BACKUP_RUNNING", "BACKUPS", "SHARDS", "SHARD_SUBSCRIBERS", "SHARD_TICKS", "SHARD_LATENESS",

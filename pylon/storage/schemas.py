@@ -105,6 +105,18 @@ class SchemaManager(Protocol):
             SchemaRefused: it cannot be done, or may not be; nothing was changed.
         """
 
+    def count_pending(self, manifest: Manifest) -> int:
+        """How many steps a start has left for later, without which it serves all the same."""
+
+    def finish_pending(self, manifest: Manifest) -> int:
+        """Do what a start has left for later, as far as it can be done now, while the server runs;
+        how much is left. May take as long as an index of a large table does.
+
+        Raises:
+            StartDelayed: another node changes the schema now.
+            SchemaRefused: the database refuses a step.
+        """
+
     def check_search(self, entities: Sequence[Entity]) -> list[SearchCheck]:
         """Compare the search indexes of entities with their rows, also while others write.
 

@@ -78,6 +78,8 @@ class Readiness:
             checks["writes"] = _check(problem is None, problem)
             for name, problem in report.checks.items():
                 checks[name] = _check(problem is None, problem)
+            if report.schema_pending:
+                checks["schema"] = {"ok": True, "pending": report.schema_pending}
             for role, state in sorted(report.roles.items()):
                 enough = state.ready >= state.wanted
                 checks[f"role.{role}"] = _check(

@@ -6,15 +6,15 @@ database without Pylon's tables everything is one transaction. In all others eac
 its own (`online`), and rows are written in short steps (`backfill`). A killed start leaves a part
 of the plan; the next one continues it.
 
-An index that is not unique, over a large table, is left for later (`build_pending`): no answer
+An index that is not unique, over a large table, is left for later (`pending`): no answer
 depends on it. What a start does not leave for later, it has done when it serves: columns, unique
 indexes, the JSON and the words of all rows.
 
 Invariants: after `prepare_store` every row has its `_json`, with the manifest's fields and no
-other; a row that a node with the manifest before writes afterwards may lack new fields. A row whose
-JSON has changed has a `_seq` that it never had before. A database with rows has a head seq above 0.
-`prepare_store` is called by the engine (`pylon.storage.postgres.engine`), `complete` also by
-`rewrite`.
+other, but for rows that nodes with the manifest before still write (`pending` mends them). A row
+whose JSON has changed has a `_seq` that it never had before. A database with rows has a head seq
+above 0. `prepare_store` is called by the engine (`pylon.storage.postgres.engine`), `complete` also
+by `rewrite`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pylon.manifest.model import Entity, Field, Manifest
 from pylon.schema.columns import FOLD_PREFIX
 from pylon.schema.convert import shape_of
 from pylon.schema.history import own_after, retained_columns
-from pylon.schema.steps import Plan, Prepared, Step
+from pylon.schema.steps import Plan, Prepared
 from pylon.storage.core import broken_rows
 from pylon.storage.postgres import meta
 from pylon.storage.postgres.epochs import head_seq, open_epoch
@@ -51,6 +51,7 @@ from pylon.storage.postgres.schema.catalogue import (
 from pylon.storage.postgres.schema.leader import LOCK_WAIT_S, alone
 from pylon.storage.postgres.schema.live import has_table
 from pylon.storage.postgres.schema.online import OnlineSteps
+from pylon.storage.postgres.schema.pending import may_wait, note_mixed
 from pylon.storage.postgres.schema.results import ask, ask_number, ask_one, text_rows
 from pylon.storage.postgres.transfer.unfinished import refuse_unfinished
 from pylon.storage.postgres.wire import BlockingSession
@@ -99,30 +100,6 @@ def prepare_store(
             return complete(session, manifest, clock, "start", [])
 
 
-def build_pending(session: BlockingSession, manifest: Manifest) -> list[str]:
-    """Build the indexes that a start has left for later, while all nodes serve. Return the steps.
-
-    Raises:
-        SchemaRefused, StartDelayed, psycopg.Error: as `prepare_store`.
-    """
-    with alone(session, 0.0):
-        plan = plan_for(session, manifest)
-        steps = OnlineSteps(session)
-        done = [step for step in plan.steps if _may_wait(step)]
-        for step in done:
-            steps.run(step)
-        return [step.render() for step in done]
-
-
-def count_pending(session: BlockingSession, manifest: Manifest) -> int:
-    """Return the number of indexes that are left for later.
-
-    Raises:
-        psycopg.Error
-    """
-    return sum(map(_may_wait, plan_for(session, manifest).steps))
-
-
 @contextmanager
 def transaction(session: BlockingSession) -> Iterator[None]:
     """Run the block in a transaction that has the writers' lock; undo it after an error."""
@@ -168,14 +145,16 @@ def complete(
     plan = plan_for(session, manifest)
     plan.check()
     lines = [*before, *(step.render() for step in plan.steps)]
+    head = 0
     if not is_within:
         _note_begin(session, lines)
+        head = head_seq(session)
     new_tables = {step.entity for step in plan.steps if step.kind == "create_entity"}
     catalogue = PostgresCatalogue(session)
     # Noted before they are made: a killed start must not leave one that no later start drops.
     additions = replace(plan, steps=tuple(s for s in plan.steps if s.kind == "add_index"))
     history.note_own_indexes(session, own_after(catalogue, manifest, additions))
-    _execute(session, manifest, plan, new_tables)
+    _execute(session, manifest, plan, new_tables, head)
     history.note_own_indexes(session, own_after(catalogue, manifest, plan))
 
     lineage = meta.get(session, "lineage")
@@ -188,7 +167,7 @@ def complete(
             with transaction(session):
                 open_epoch(session, "rows without a change log", clock)
         epoch_opened = True
-    _write_rows(session, manifest, new_tables)
+    _write_rows(session, manifest, new_tables, head)
     broken_rows.report_broken_rows(manifest, _Facts(session), _first_values(session))
     if lineage is None:
         lineage = SystemRandom().token_hex(_LINEAGE_BYTES)
@@ -209,7 +188,7 @@ def _note_begin(session: BlockingSession, lines: Sequence[str]) -> None:
 
 
 def _execute(
-    session: BlockingSession, manifest: Manifest, plan: Plan, new_tables: set[str]
+    session: BlockingSession, manifest: Manifest, plan: Plan, new_tables: set[str], head: int
 ) -> None:
     """Execute the steps but those that may wait."""
     steps = OnlineSteps(session)
@@ -217,10 +196,12 @@ def _execute(
     for step in plan.steps:
         if step.kind == "fill_fold":
             field = step.name.removeprefix(FOLD_PREFIX)
+            if not session.is_in_transaction:
+                note_mixed(session, manifest, step.entity, head)
             backfill(
                 session, manifest.by_name[step.entity], Goal(step.name, folds=(field,))
             )
-        elif _may_wait(step) and not session.is_in_transaction and step.entity not in new_tables:
+        elif may_wait(step) and not session.is_in_transaction and step.entity not in new_tables:
             if step.entity not in sizes:
                 sizes[step.entity] = _is_large(session, step.entity)
             if sizes[step.entity]:
@@ -245,7 +226,7 @@ def _name_key(session: BlockingSession, entity: Entity, steps: OnlineSteps) -> N
 
 
 def _write_rows(
-    session: BlockingSession, manifest: Manifest, new_tables: set[str]
+    session: BlockingSession, manifest: Manifest, new_tables: set[str], head: int
 ) -> None:
     """Write the JSON and the words of entities whose rows have to change."""
     for entity in manifest.entities:
@@ -258,15 +239,13 @@ def _write_rows(
         if goal.is_empty:
             continue
         if entity.name not in new_tables:
+            if not session.is_in_transaction:
+                note_mixed(session, manifest, entity.name, head)
             rows = backfill(session, entity, goal)
             _log.info("schema.rows.written", entity=entity.name, rows=rows,
                       json=goal.has_json, words=goal.has_words)
         meta.put(session, key, shape)
         search.note_current(session, entity)
-
-
-def _may_wait(step: Step) -> bool:
-    return step.kind == "add_index" and step.sql.startswith("CREATE INDEX")
 
 
 def _is_large(session: BlockingSession, table: str) -> bool:

@@ -44,12 +44,14 @@ _SET_HEAD: Final = "UPDATE _pylon_change_seq SET value = $1 WHERE id = 1 AND val
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a backfill writes. `purpose`: tells one backfill of an entity from another."""
+    """What a backfill writes. `purpose`: tells one backfill of an entity from another. `after_seq`:
+    only rows of a later version, and of these only those that have other values."""
 
     purpose: str
     has_json: bool = False
     has_words: bool = False
     folds: tuple[str, ...] = ()  # fields
+    after_seq: int | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -140,7 +142,7 @@ class RowWriter:
         table = quote(entity.name)
         self._select = (
             f"SELECT {', '.join(map(quote, self._names))} FROM {table} "
-            "WHERE id > $1 ORDER BY id LIMIT $2"
+            f"WHERE id > $1{_later(goal)} ORDER BY id LIMIT $2"
         )
         places = range(2, len(self._columns) + 2)
         sets = [
@@ -155,6 +157,13 @@ class RowWriter:
             f"UPDATE {table} AS t SET {', '.join(sets)} "
             f"FROM unnest({arrays}) AS n ({names}) WHERE t.id = n.id"
         )
+        if goal.after_seq is not None:
+            stored = ", ".join(f"t.{quote(column.name)}" for column in self._columns)
+            wanted = ", ".join(
+                f"n.c{place}{column.cast}"
+                for place, column in zip(places, self._columns, strict=True)
+            )
+            self._update += f" AND ({stored}) IS DISTINCT FROM ({wanted})"
 
     def run_step(self, begin: Sequence[Statement], after: str, rows: int) -> tuple[int, str]:
         """Write the next rows after an id. Return how many, and the id of the last one.
@@ -166,11 +175,13 @@ class RowWriter:
         if not ids:
             return 0, after
         parameters: list[Parameter] = [ids, *values]
+        version = 0
         if self._has_json:
             version = head_seq(self._session) + 1
             parameters.append(version)
+        changed = self._session.execute(self._update, parameters).command_tuples
+        if version and changed:
             self._session.execute(_SET_HEAD, (version,))
-        self._session.execute(self._update, parameters)
         return len(ids), str(ids[-1])
 
     def read(
@@ -206,6 +217,10 @@ def _columns_of(entity: Entity, goal: Goal, codec: EntityCodec) -> list[_Column]
         for field in fold_fields(entity) if field.name in goal.folds
     ]
     return columns
+
+
+def _later(goal: Goal) -> str:
+    return "" if goal.after_seq is None else f" AND {SEQ_COLUMN} > {goal.after_seq}"
 
 
 def _fold_of(field: Field) -> Callable[[Mapping[str, Any], Mapping[str, Any]], Item]:

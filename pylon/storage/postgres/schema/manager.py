@@ -39,6 +39,7 @@ from pylon.storage.postgres.schema.catalogue import (
 )
 from pylon.storage.postgres.schema.leader import alone
 from pylon.storage.postgres.schema.live import has_table, introspect, table_names
+from pylon.storage.postgres.schema.pending import count_pending, finish_pending
 from pylon.storage.postgres.schema.references import find_broken
 from pylon.storage.postgres.schema.results import ask_one, text_rows
 from pylon.storage.postgres.schema.rewrite import apply_plan
@@ -101,6 +102,16 @@ class PostgresSchema:
                 session, manifest, options, allow_destructive, SystemClock()
             )
         return [*planned.rewrites, *prepared.plan.steps]
+
+    def count_pending(self, manifest: Manifest) -> int:
+        """See `SchemaManager`."""
+        with self._snapshot() as session:
+            return count_pending(session, manifest)
+
+    def finish_pending(self, manifest: Manifest) -> int:
+        """See `SchemaManager`."""
+        with self._session() as session:
+            return finish_pending(session, manifest)
 
     def check_search(self, entities: Sequence[Entity]) -> list[SearchCheck]:
         """See `SchemaManager`."""

@@ -95,6 +95,14 @@ class SqliteSchema:
             ) from ex
         return [*planned.rewrites, *prepared.plan.steps]
 
+    def count_pending(self, manifest: Manifest) -> int:
+        """See `SchemaManager`: a start leaves nothing."""
+        return 0
+
+    def finish_pending(self, manifest: Manifest) -> int:
+        """See `SchemaManager`."""
+        return 0
+
     def check_search(self, entities: Sequence[Entity]) -> list[SearchCheck]:
         """See `SchemaManager`."""
         flags = apsw.SQLITE_OPEN_READWRITE  # the database is only read; the fresh index is in temp
