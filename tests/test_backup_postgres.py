@@ -263,6 +263,28 @@ def test_restore_replaces_the_schema_keeps_it_and_opens_an_epoch(
     assert again.schema_hash == report.schema_hash
 
 
+def test_the_schema_public_is_backed_up_and_replaced_too(
+    url: str, tmp_path: Path
+) -> None:
+    """pg_dump treats this schema in its own way."""
+    name = f"public_{schema_of(url)}"
+    execute(url, f"CREATE DATABASE {name} TEMPLATE template0")
+    other = url.partition("&options=")[0].replace("/postgres?", f"/{name}?")
+    try:
+        kit.move(SqliteTransfer(tmp_path / "a.db"), PostgresTransfer(other))
+        before = kit.all_rows(PostgresTransfer(other))
+        backups = PostgresBackups(other, tmp_path / "x.db", ManualClock())
+        backups.create(tmp_path / "bundle", None)
+        backups.verify(tmp_path / "bundle", deep=True)
+        execute(other, 'DELETE FROM "Task"')
+        made = backups.restore(tmp_path / "bundle", tmp_path / "no.json")
+        assert made.replaced[0].startswith("schema public_replaced_")
+        own: dict[str, list[Any]] = {"_pylon_epochs": [], "_pylon_change_seq": []}
+        assert kit.all_rows(PostgresTransfer(other)) | own == before | own
+    finally:
+        execute(url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
 def test_restore_of_another_lineage_voids_all_cursors(
     backups: PostgresBackups, url: str, tmp_path: Path, dropped: None
 ) -> None:

@@ -309,10 +309,33 @@ def test_a_target_with_data_is_refused(path: Path, tmp_path: Path, postgres_url:
         kit.move(SqliteTransfer(path), target)
 
 
-def test_two_migrations_into_one_schema_exclude_each_other(path: Path, postgres_url: str) -> None:
+def test_two_migrations_into_one_target_exclude_each_other(path: Path, postgres_url: str) -> None:
     with closing(PostgresTransfer(postgres_url).open_target(MANIFEST)), \
             pytest.raises(MigrationRefused, match="another migration"):
         kit.move(SqliteTransfer(path), PostgresTransfer(postgres_url))
+    kit.move(SqliteTransfer(path), PostgresTransfer(postgres_url))
+    back = SqliteTransfer(path.with_name("b.db"))
+    with closing(back.open_target(MANIFEST)), \
+            pytest.raises(MigrationRefused, match="another migration"):
+        kit.move(PostgresTransfer(postgres_url), back)
+
+
+def test_a_database_that_another_made_meanwhile_is_not_replaced(
+    path: Path, tmp_path: Path, postgres_url: str
+) -> None:
+    kit.move(SqliteTransfer(path), PostgresTransfer(postgres_url))
+    back = SqliteTransfer(tmp_path / "b.db")
+    with closing(PostgresTransfer(postgres_url).open_source(MANIFEST)) as source, \
+            closing(back.open_target(MANIFEST)) as target:
+        move = Move(target, MANIFEST, SystemClock(), lambda _: None)
+        move.copy(source, None, is_online=False)
+        (tmp_path / "b.db").write_bytes(b"theirs")
+        with pytest.raises(MigrationRefused, match="came into being meanwhile"):
+            move.finish(source)
+    assert (tmp_path / "b.db").read_bytes() == b"theirs"
+    (tmp_path / "b.db").unlink()
+    assert kit.move(PostgresTransfer(postgres_url), back) == [], "all was copied and verified"
+    assert kit.all_rows(back)["Task"] == kit.all_rows(SqliteTransfer(path))["Task"]
 
 
 def test_a_source_that_no_start_has_brought_up_is_refused(
@@ -395,6 +418,38 @@ def test_a_target_follows_what_nodes_write_meanwhile(
     assert kit.all_rows(sqlite) | own == kit.all_rows(postgres) | own
     with closing(open_engine(tmp_path / "b.db")) as reopened:
         assert reopened.head == made.head
+
+
+def test_an_online_move_that_was_interrupted_follows_from_its_last_commit(
+    path: Path, postgres_url: str
+) -> None:
+    """Each part is of another process; the copy of the first one is not made again."""
+    sqlite, postgres = SqliteTransfer(path), PostgresTransfer(postgres_url)
+
+    def go_on(*, copied: bool, ends: bool = False) -> int:
+        with closing(postgres.open_target(MANIFEST)) as target:
+            move = Move(target, MANIFEST, SystemClock(), lambda _: None)
+            with closing(sqlite.open_source(MANIFEST, copy=True)) as source:
+                found = move.find_note(restart=False)
+                assert bool(move.copy(source, found, is_online=True)) is copied
+            follower = Follower(move, target, MANIFEST)
+            with closing(sqlite.open_source(MANIFEST)) as source:
+                events = follower.catch_up(source)
+                if ends:
+                    move.finish(source)
+        return events
+
+    assert go_on(copied=True) == 0
+    with closing(open_engine(path)) as engine:
+        ok(*apply(engine, task(911), update("Task", 5, {"title": "later"})))
+    assert go_on(copied=False) == 2
+    with closing(open_engine(path)) as engine:
+        ok(*apply(engine, delete("Task", 911)))
+    assert go_on(copied=False, ends=True) == 1
+    sqlite.forget_copy()
+    own: dict[str, list[Any]] = {"_pylon_change_seq": []}
+    assert kit.all_rows(postgres) | own == kit.all_rows(sqlite) | own
+    assert not list(path.parent.glob("*migrat*"))
 
 
 def test_events_that_were_dropped_meanwhile_end_the_move(path: Path, postgres_url: str) -> None:

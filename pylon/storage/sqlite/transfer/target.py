@@ -4,7 +4,8 @@ The file is `<database>.migrating` until then. The tables of a start are made fi
 secondary indexes are dropped until the rows are there. The texts of the dropped indexes are in a
 table, and so is the caller's note, so that a killed move goes on.
 
-Invariant: nothing is at the final name before `publish`. Called by `manager`.
+Invariants: nothing is at the final name before `publish`. One process at a time has the file: its
+connection holds SQLite's exclusive lock. Called by `manager`.
 """
 
 from __future__ import annotations
@@ -168,7 +169,13 @@ class SqliteTarget:
             self._conn.close()
             give_path_to_owner(self._file)
             sync_path(self._file)
-            os.link(self._file, self._path)  # fails where somebody has made a database meanwhile
+            try:
+                os.link(self._file, self._path)
+            except FileExistsError:
+                raise MigrationRefused(
+                    f"a database at {self._path} came into being meanwhile",
+                    hint="move it away, then run this again: it has only this step left",
+                ) from None
             _remove(self._file)
             sync_path(self._path.parent)
             with closing(apsw.Connection(os.fspath(self._path))) as conn:
@@ -184,8 +191,17 @@ class SqliteTarget:
     def _open(self) -> apsw.Connection:
         with self._errors():
             conn = apsw.Connection(os.fspath(self._file))
-            conn.set_busy_timeout(5_000)
-            conn.execute("PRAGMA journal_mode = WAL").fetchall()
+            try:
+                # The lock stays with the connection: one migration at a time.
+                conn.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
+                conn.execute("PRAGMA journal_mode = WAL").fetchall()
+                conn.execute("BEGIN IMMEDIATE; COMMIT")
+            except apsw.BusyError:
+                conn.close()
+                raise MigrationRefused(
+                    f"another migration works on {self._file}",
+                    hint="wait for its end, then run this again",
+                ) from None
             conn.execute("PRAGMA synchronous = NORMAL")
             conn.execute("PRAGMA cache_size = -65536")
             return conn
