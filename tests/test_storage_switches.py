@@ -122,3 +122,23 @@ def test_pulls_that_overlap_miss_nothing(engine: SqliteEngine, pool: ReaderPool)
     with gevent.Timeout(30):
         gevent.joinall(followers, raise_error=True)
     assert pulled == {number: list(range(1, 61)) for number in range(8)}
+
+
+def test_pulls_that_overlap_read_a_commit_once(
+    engine: SqliteEngine, pool: ReaderPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = Feed(RemoteStore(pool))
+    read_unread = Feed._read_unread
+    reads: list[int] = []
+
+    def count(self: Feed, reader: Reader) -> object:
+        reads.append(1)
+        return read_unread(self, reader)
+
+    monkeypatch.setattr(Feed, "_read_unread", count)
+    apply(engine, *[task(n) for n in range(1, 4)])
+    jobs = [gevent.spawn(feed.head) for _ in range(20)]
+    with gevent.Timeout(30):
+        gevent.joinall(jobs, raise_error=True)
+    assert {job.value for job in jobs} == {3}
+    assert len(reads) == 1
