@@ -12,6 +12,7 @@ Invariant: only the main thread handles events, starts children and reaps them. 
 
 from __future__ import annotations
 
+import math
 import queue
 import signal
 from types import FrameType
@@ -102,7 +103,8 @@ class Loop:
         if parts.relay is not None:
             is_cut_off = parts.relay.away_s >= parts.config.database_outage_s
             has_others = parts.nodes is None or bool(parts.nodes.others)
-            parts.signals.send(NodeState(has_others, is_cut_off))
+            until_s = math.inf if parts.nodes is None else parts.nodes.shards_until_s
+            parts.signals.send(NodeState(has_others, is_cut_off, until_s))
         for role, view in views.items():
             metrics.WORKERS_READY.labels(role).set(view.ready)
             metrics.WORKERS_WANTED.labels(role).set(view.wanted)

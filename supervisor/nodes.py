@@ -113,6 +113,11 @@ class Nodes:
         """Return a secret that all nodes of the database have; after `start`."""
         return self._link.salt
 
+    @property
+    def shards_until_s(self) -> float:
+        """Return until when (monotonic) this node may run shards; a past time: it may not."""
+        return self._link.shards_until_s
+
     def publish(self, topic: str, body: bytes) -> None:
         """Tell all other nodes (JSON). Never blocks."""
         self._link.publish(topic, body)

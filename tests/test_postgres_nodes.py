@@ -29,7 +29,9 @@ def connect(url: str) -> BlockingSession:
 class Node:
     """A link, and what it has reported."""
 
-    def __init__(self, url: str, name: str, incarnation: str) -> None:
+    def __init__(
+        self, url: str, name: str, incarnation: str, roles: tuple[str, ...] = ("http", "ws")
+    ) -> None:
         self.sessions: list[BlockingSession] = []
         self.is_away = False
 
@@ -40,7 +42,7 @@ class Node:
             return self.sessions[-1]
 
         self.link = PostgresNodes(
-            reconnect, NodeFacts(name, incarnation, ("http", "ws"), "1", workers={"ws": 2}),
+            reconnect, NodeFacts(name, incarnation, roles, "1", workers={"ws": 2}),
             SystemClock(), SeededRandom(1),
         )
         self.link.begin()
@@ -104,6 +106,38 @@ def test_nodes_find_each_other_and_one_leads(url: str, pair: tuple[Node, Node]) 
     turn_until(lambda: b.gone, b)
     assert b.gone == ["a1"]
     turn_until(lambda: b.link.leads and not b.link.others, b)
+
+
+def test_one_node_runs_the_shards_and_hands_them_over(url: str) -> None:
+    clock = SystemClock()
+    a = Node(url, "a", "a1", ("shards",))
+    b, c = Node(url, "b", "b1", ("http", "shards")), Node(url, "c", "c1", ("http",))
+    assert a.link.shards_until_s > clock.monotonic_s()
+    until_s = a.link.shards_until_s
+    turn_until(lambda: a.link.shards_until_s > until_s, a, b, c)  # renewed by a heartbeat
+    assert b.link.shards_until_s == c.link.shards_until_s == 0
+    a.link.close()
+    turn_until(lambda: b.link.shards_until_s > clock.monotonic_s(), b, c)
+    assert c.link.shards_until_s == 0
+    for node in (b, c):
+        node.link.close()
+
+
+def test_no_node_runs_shards_within_the_lease_of_one_that_died(url: str) -> None:
+    clock = SystemClock()
+    a, b = Node(url, "a", "a1", ("shards",)), Node(url, "b", "b1", ("shards",))
+    a.turn()
+    lease_s = a.link.shards_until_s
+    a.kill_backend(url)  # the lock is free at once; node a may not know that yet
+    began_s = 0.0
+    until_s = clock.monotonic_s() + 30
+    while not began_s and clock.monotonic_s() < until_s:
+        b.turn(0.2)
+        if b.link.shards_until_s:
+            began_s = clock.monotonic_s()
+    assert began_s > lease_s
+    for node in (a, b):
+        node.link.close()
 
 
 def test_news_reach_the_other_node_whole_and_in_order(pair: tuple[Node, Node]) -> None:

@@ -55,6 +55,7 @@ class NodeState(msgspec.Struct, frozen=True, tag="node"):
 
     has_others: bool  # other nodes live
     is_cut_off: bool  # the database has not answered for PYLON_DATABASE_OUTAGE_S
+    shards_until_s: float = 0.0  # monotonic: until then this node may run the shards of all
 
 
 Signal = SessionRevoked | DocumentsChanged | RolesReport | NodeState

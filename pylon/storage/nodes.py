@@ -18,6 +18,8 @@ import msgspec
 
 HEARTBEAT_S: Final = 2.0
 DEAD_AFTER_S: Final = 10.0  # without a heartbeat
+SHARDS_LEASE_S: Final = 8.0  # after its last heartbeat a node runs no shards; below DEAD_AFTER_S
+SHARDS_ROLE: Final = "shards"
 NEWS_TICK_S: Final = 0.05  # news of this time leave together
 
 
@@ -66,6 +68,10 @@ class NodeLink(Protocol):
     @property
     def salt(self) -> bytes:
         """A secret of 16 bytes that all nodes of this store have; after `begin`."""
+
+    @property
+    def shards_until_s(self) -> float:
+        """Until when (monotonic) this node may run shards, which one node does for all; 0: not."""
 
     @property
     def problem(self) -> str | None:

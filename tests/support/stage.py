@@ -9,6 +9,7 @@ writer's port, `rooms` the rooms.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
@@ -22,7 +23,7 @@ from pylon.app import App, build_app
 from pylon.auth.sessions import new_session
 from pylon.bus.changes import ChangesPublisher
 from pylon.bus.child import ChildEnv
-from pylon.bus.messages import Signal
+from pylon.bus.messages import NodeState, Signal
 from pylon.bus.runtime import make_runtime_dir
 from pylon.bus.signals import PlainSignalSender, SignalProxy
 from pylon.bus.status import StatusReceiver
@@ -136,6 +137,8 @@ class Stage:
             lambda: process.poll() is not None or self.heartbeat(process.pid),
         )
         assert process.poll() is None, "the worker died"
+        if self.config.database_url is not None:  # as the supervisor of a node that is alone
+            self.tell(NodeState(has_others=False, is_cut_off=False, shards_until_s=math.inf))
         return started
 
     def heartbeat(self, pid: int) -> bool:

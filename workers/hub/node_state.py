@@ -6,12 +6,16 @@ PYLON_DATABASE_OUTAGE_S, the worker refuses new sockets and closes the open ones
 over `_SPREAD_S`, so that clients do not come back together. It admits clients again as soon as the
 database answers.
 
-Invariant: until the first report there may be other nodes. Called by `workers.hub.service`,
-`admission` and `start_cursors`.
+One node runs the shards of all (`pylon.storage.nodes`). The report has the end of its lease, by the
+machine's monotonic clock.
+
+Invariant: until the first report there may be other nodes, and one of them may run the shards.
+Called by `workers.hub.service`, `admission`, `start_cursors` and `workers.shards.server`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
@@ -34,12 +38,13 @@ _log = log.get_logger("sockets")
 class NodeState:
     """The newest report."""
 
-    __slots__ = ("has_others", "is_cut_off", "is_shared")
+    __slots__ = ("has_others", "is_cut_off", "is_shared", "shards_until_s")
 
     def __init__(self, config: Config) -> None:
         self.is_shared = config.database_url is not None  # there are reports at all
         self.has_others = self.is_shared
         self.is_cut_off = False
+        self.shards_until_s = 0.0 if self.is_shared else math.inf
 
     def watch(
         self, runtime: Runtime, hubs: Sequence[Hub], spawn: Callable[[Callable[[], NoReturn]], None]
@@ -59,6 +64,7 @@ class NodeState:
 
     def _take(self, report: NodeStateSignal, hubs: Sequence[Hub]) -> None:
         self.has_others = report.has_others
+        self.shards_until_s = report.shards_until_s
         if report.is_cut_off == self.is_cut_off:
             return
         self.is_cut_off = report.is_cut_off

@@ -15,13 +15,15 @@ shard.
 
 Invariants: an id has one running shard in all processes. A process makes no shard that lives in
 another one, and it writes a move after the shard has stopped. While the registry drains it makes
-none. Bounds: limits.SHARDS; `ShardQuota` for a client. Called by `workers.shards.handler`,
+none. Where nodes share a database, one of them runs the shards of all; a registry of another node
+makes none, and one whose lease ends stops its shards and saves nothing more (`release_all`).
+Bounds: limits.SHARDS; `ShardQuota` for a client. Called by `workers.shards.handler`,
 `rpc_handlers` and `server`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,9 +61,11 @@ class ShardRegistry:
     def __init__(
         self, store: Store, writer: WriterClient, clock: Clock, random: RandomSource,
         recordings: Path, limiter: RateLimiter, *, worker: str, workers: int,
+        may_run: Callable[[], bool] = lambda: True,
     ) -> None:
         """
         Args:
+            may_run: whether this node is the one that runs shards now.
             recordings: the folder for recordings of kinds with `record_bytes`.
             limiter: the rate at which clients may make shards.
             worker: the name of this process, one of `workers`.
@@ -71,7 +75,8 @@ class ShardRegistry:
         self._random = random
         self._worker = worker
         self._workers = workers
-        self._state_writer = ShardStateWriter(writer)
+        self.may_run = may_run
+        self._state_writer = ShardStateWriter(writer, may_run)
         self._recordings = Recordings(recordings, clock)
         self._shards: dict[str, Shard] = {}
         self._ended: dict[str, float] = {}  # stopped shards: until when they are listed
@@ -92,6 +97,11 @@ class ShardRegistry:
     def now_s(self) -> float:
         """Return the time of all shards."""
         return self._clock.monotonic_s()
+
+    @property
+    def has_shards(self) -> bool:
+        """Whether any shard is here, running or just stopped."""
+        return bool(self._shards)
 
     # --- Making and finding --------------------------------------------------------------
 
@@ -210,8 +220,10 @@ class ShardRegistry:
 
         Raises:
             ShardNotFound: there is none.
+            SubscribeFailed: another node runs the shards.
             Unavailable: the shard has stopped, but its state is not deleted yet.
         """
+        self._check_lease()
         stored = None if self._known(shard_id) else self._read_stored(shard_id)
         shard = self._known(shard_id)
         if shard is None and self._saved(shard_id, stored) is None:
@@ -233,9 +245,11 @@ class ShardRegistry:
             Whether the shard ran here.
 
         Raises:
-            SubscribeFailed: the shard lives in another process already.
+            SubscribeFailed: the shard lives in another process already, or another node runs the
+                shards.
             Unavailable: the shard has stopped, but its placement is not stored yet.
         """
+        self._check_lease()
         self._check_home(shard_id, self._read_stored(shard_id))
         target = home_of(shard_id, self._workers) if home is None else home
         shard = self._known(shard_id)
@@ -255,6 +269,15 @@ class ShardRegistry:
         self._state_writer.put(Change(shard_id, saved, keeps=keeps, moves=True, home=home))
         self._state_writer.settle(shard_id)
         return ran
+
+    def release_all(self, code: int, reason: str) -> None:
+        """Stop every shard without saving it: another node may run it from now on."""
+        self._state_writer.discard_all()
+        for shard in [shard for shard in self._shards.values() if shard.running]:
+            shard.stop(code, reason)
+            self.reschedule(shard)
+        for shard_id in list(self._shards):
+            self._forget(shard_id)
 
     def drain(self, code: int, reason: str) -> int:
         """Step, save and stop every shard. Return how many states were not saved."""
@@ -287,6 +310,7 @@ class ShardRegistry:
         """
         if self.draining:
             raise Draining("This server is shutting down", hint="Connect again")
+        self._check_lease()
         if len(self._shards) >= limits.SHARDS:
             self._drop_expired()
         if len(self._shards) >= limits.SHARDS:
@@ -308,6 +332,13 @@ class ShardRegistry:
         _log.info("shard.made", shard=shard_id, restored=saved is not None)
         self.reschedule(shard)
         return shard
+
+    def _check_lease(self) -> None:
+        if not self.may_run():
+            raise SubscribeFailed(
+                "the shards run on another node of this server, or are on their way to this one",
+                hint="Connect again; a load balancer should send shards to one node",
+            )
 
     def _read_stored(self, shard_id: str) -> StoredShard | None:
         """Return the shard as stored. May switch greenlets; the answer fits the memory then.

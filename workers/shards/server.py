@@ -14,6 +14,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, NoReturn
 
+import gevent
+
 from pylon import limits, log
 from pylon.auth.cookies import session_cookie
 from pylon.auth.origin import origins
@@ -28,7 +30,7 @@ from pylon.realtime.placement import home_of, placement_of
 from workers.boot import EXIT_CONFIG, WorkerContext, boot
 from workers.hub.acceptor import Acceptor
 from workers.hub.admission import SubscriberAdmission
-from workers.hub.close_codes import GOING_AWAY
+from workers.hub.close_codes import GOING_AWAY, SERVICE_RESTART
 from workers.hub.hub import Hub
 from workers.hub.service import Service
 from workers.shards.handler import MAIN_PORT, ShardConnectionHandler, Streams
@@ -41,6 +43,7 @@ from workers.ws import protocol
 from workers.ws.transport import WebSocketTransport
 
 SIBLINGS: Final = "shards-sibling"
+_LEASE_CHECK_S: Final = 0.25
 _log = log.get_logger("shards")
 
 
@@ -63,6 +66,7 @@ def serve(booted: WorkerContext) -> NoReturn:
     registry = ShardRegistry(
         store, writer, app.clock, app.random, config.data_dir / "recordings", booted.limiter,
         worker=booted.worker, workers=workers,
+        may_run=lambda: app.clock.monotonic_s() < admission.node.shards_until_s,
     )
     client = ShardsClient(booted.runtime, workers, store, app.random)
     matchmaking = None
@@ -122,8 +126,26 @@ def serve(booted: WorkerContext) -> NoReturn:
     service.spawn(port.run)
     if matchmaking is not None:
         service.spawn(matchmaking.run)
-    _resume_saved(booted, registry, workers)
+    if admission.node.is_shared:
+        service.spawn(lambda: _follow_lease(booted, registry, workers))
+    else:
+        _resume_saved(booted, registry, workers)
     service.run()
+
+
+def _follow_lease(booted: WorkerContext, registry: ShardRegistry, workers: int) -> NoReturn:
+    """Bring saved shards back whenever this node begins to run the shards of all, and stop them
+    when it no longer may."""
+    runs = False
+    while True:
+        may_run = registry.may_run()
+        if may_run and not runs:
+            _resume_saved(booted, registry, workers)
+        elif not may_run and registry.has_shards:
+            _log.warning("shards.released", hint="another node may run them from now on")
+            registry.release_all(SERVICE_RESTART, "moved to another node")
+        runs = may_run
+        gevent.sleep(_LEASE_CHECK_S)
 
 
 def _load(path: str | None) -> None:

@@ -11,7 +11,7 @@ Bound: one pending change for each shard id. Called by `workers.shards.registry`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import gevent
 import msgspec
@@ -66,8 +66,12 @@ class Change(msgspec.Struct, frozen=True):
 class ShardStateWriter:
     """Writes shard states in the background: one greenlet for each shard with a pending change."""
 
-    def __init__(self, writer: WriterClient) -> None:
+    def __init__(
+        self, writer: WriterClient, may_write: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Args: `may_write`: whether this node runs the shards now; else changes are dropped."""
         self._writer = writer
+        self._may_write = may_write
         self._waiting: dict[str, Change] = {}  # by shard id: not known to be written
         self._greenlets: dict[str, gevent.Greenlet] = {}
         # States may take a quarter of the writes in flight; inputs and matches need the rest.
@@ -86,6 +90,10 @@ class ShardStateWriter:
         self._waiting[change.shard_id] = change
         if change.shard_id not in self._greenlets:
             self._greenlets[change.shard_id] = gevent.spawn(self._write, change.shard_id)
+
+    def discard_all(self) -> None:
+        """Drop all pending changes: the shards belong to another node now."""
+        self._waiting.clear()
 
     def settle(self, shard_id: str) -> None:
         """Wait until a shard has no pending change.
@@ -108,7 +116,9 @@ class ShardStateWriter:
     def _write(self, shard_id: str) -> None:
         try:
             while (change := self._waiting.get(shard_id)) is not None:
-                if self._write_once(change):
+                if not self._may_write():
+                    self._waiting.pop(shard_id, None)
+                elif self._write_once(change):
                     if self._waiting.get(shard_id) is change:
                         del self._waiting[shard_id]
                 elif self.closing:

@@ -7,6 +7,11 @@ lock `UPKEEP`; the others try for it every `_LEAD_S`. A leader that has lost its
 more, at once. So two nodes lead at most for the moment until a leader notices that its connection
 is dead, and what a leader does is harmless twice.
 
+One node runs the shards of all: the one whose connection holds the lock `SHARDS`. Two of them would
+do harm, so each heartbeat gives it a lease of `SHARDS_LEASE_S`, and the next node begins
+`DEAD_AFTER_S` after it got the lock: the lock cannot have been free before the last heartbeat of
+its former holder. It need not wait while no other node with that role is known to live.
+
 Queued news leave once in `NEWS_TICK_S`, the first at once. The connection does not wait for the
 disk (`synchronous_commit` off): nothing of it need survive a crash of the database. Bounds: of
 queued news `_QUEUE_BYTES`; beyond it all are dropped, and the others notice a gap.
@@ -34,13 +39,15 @@ from pylon.storage.nodes import (
     DEAD_AFTER_S,
     HEARTBEAT_S,
     NEWS_TICK_S,
+    SHARDS_LEASE_S,
+    SHARDS_ROLE,
     NodeFacts,
     NodesReport,
 )
 from pylon.storage.postgres import meta, registry
 from pylon.storage.postgres.channels import NEWS, channel_name
 from pylon.storage.postgres.connect import retry_pause_s
-from pylon.storage.postgres.locks import UPKEEP, lock_key
+from pylon.storage.postgres.locks import SHARDS, UPKEEP, lock_key
 from pylon.storage.postgres.news import NewsReader, NewsWriter
 from pylon.storage.postgres.wire import BlockingSession, Statement
 
@@ -72,6 +79,9 @@ class PostgresNodes:
         self._session: BlockingSession | None = None
         self._channel = ""
         self._lead_key = 0
+        self._shards_key = 0
+        self._shards_from_s = 0.0  # this node holds the lock; it runs shards from this time
+        self._holds_shards = False
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._lock = threading.Lock()
         self._queue: list[tuple[str, bytes]] = []
@@ -84,6 +94,7 @@ class PostgresNodes:
         self.others: tuple[NodeFacts, ...] = ()
         self.leads = False
         self.salt = b""
+        self.shards_until_s = 0.0
         self.problem: str | None = None
 
     def begin(self) -> None:
@@ -136,7 +147,7 @@ class PostgresNodes:
     def close(self) -> None:
         """See `NodeLink`."""
         session, self._session = self._session, None
-        self.leads = False
+        self._stop_leading()
         if session is not None:
             with suppress(psycopg.Error):
                 payloads = self._writer.pack([(END_TOPIC, b"null")])
@@ -212,13 +223,35 @@ class PostgresNodes:
             self._lead_at_s = now_s + _LEAD_S
         elif self.leads:
             statements.append(registry.tidy())
+        tries_shards = SHARDS_ROLE in self._facts.roles and not self._holds_shards
+        if tries_shards:
+            statements.append((_TRY_LOCK, (self._shards_key,)))
         results = session.pipeline(statements, timeout_s=_STATEMENT_S)
         self._beat_at_s = now_s + HEARTBEAT_S
         self.others = registry.read_others(results[2])
+        if tries_shards and results.pop().get_value(0, 0) == b"t":
+            self._holds_shards = True
+            self._shards_from_s = now_s + DEAD_AFTER_S
         if tries_to_lead and results[-1].get_value(0, 0) == b"t":
             self.leads = True
             _log.info("nodes.leads", node=self._facts.name)
+        self._renew_shards(now_s)
         self._judge_name(session, has_row=results[0].ntuples > 0, has_holder=results[1].ntuples > 0)
+
+    def _renew_shards(self, beat_s: float) -> None:
+        """Set until when this node may run shards, after a heartbeat that was sent at `beat_s`."""
+        if not self._holds_shards:
+            return
+        if not any(SHARDS_ROLE in other.roles for other in self.others):
+            self._shards_from_s = min(self._shards_from_s, beat_s)
+        if beat_s >= self._shards_from_s:
+            if not self.shards_until_s:
+                _log.info("nodes.runs_shards", node=self._facts.name)
+            self.shards_until_s = beat_s + SHARDS_LEASE_S
+
+    def _stop_leading(self) -> None:
+        """Forget the locks of a connection that is gone. The lease of the shards goes on."""
+        self.leads = self._holds_shards = False
 
     def _judge_name(self, session: BlockingSession, *, has_row: bool, has_holder: bool) -> None:
         if not has_row and not has_holder:  # somebody has removed the row, or restored the database
@@ -266,6 +299,7 @@ class PostgresNodes:
             session.execute_script("SET synchronous_commit = off", timeout_s=_STATEMENT_S)
             self._channel = channel_name(session, NEWS)
             self._lead_key = lock_key(session, UPKEEP)
+            self._shards_key = lock_key(session, SHARDS)
             session.execute_script(f'LISTEN "{self._channel}"', timeout_s=_STATEMENT_S)
             session.pipeline([registry.register(self._facts)], timeout_s=_STATEMENT_S)
             lineage = meta.get(session, "lineage") or ""
@@ -292,7 +326,7 @@ class PostgresNodes:
             self._session = None
         if self.leads:
             _log.warning("nodes.leads_no_more", node=self._facts.name)
-        self.leads = False
+        self._stop_leading()
         if not self._failures:
             _log.warning("nodes.disconnected", error=type(error).__name__,
                          hint="rooms go on with the members of this node; it tries again until the "
