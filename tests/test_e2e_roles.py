@@ -77,6 +77,7 @@ def test_the_urls_that_clients_are_told_can_be_set(
     }
 
 
+@pytest.mark.sqlite
 def test_an_in_memory_server_can_be_reset_and_forgets(
     make_server: Callable[..., PylonServer],
 ) -> None:
