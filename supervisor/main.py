@@ -245,7 +245,7 @@ def _assemble(
     stack.callback(heartbeats.stop)
     signals = PlainSignalSender(runtime)
     stack.callback(signals.close)
-    if config.seed is not None:
+    if config.seed is not None and (nodes is None or nodes.leads):  # one of all nodes plants it
         _plant_seed(Path(config.seed), store, manifest, runtime)
     wanted = {role: config.workers_of(role) for role in listeners.by_role}
     children = Children(

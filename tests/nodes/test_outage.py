@@ -22,6 +22,8 @@ from tests.support.wait import WAIT_S, wait_until
 
 pytestmark = [pytest.mark.usefixtures("processes", "postgres_server"), pytest.mark.slow]
 
+PASSWORD = "geheim-4711"
+
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[PostgresServer]:
@@ -35,7 +37,8 @@ def database() -> Iterator[PostgresServer]:
 
 def make_node(database: PostgresServer, folder: Any, **env: str) -> Node:
     return Node(folder, notes_app(), {
-        "DATABASE_URL": database.url, "PYLON_HTTP_WORKERS": "1", "PYLON_SSE_WORKERS": "0",
+        "DATABASE_URL": database.url.replace("pylon@", f"pylon:{PASSWORD}@"),
+        "PYLON_HTTP_WORKERS": "1", "PYLON_SSE_WORKERS": "0",
         "PYLON_SHARD_WORKERS": "0", **env,
     })
 
@@ -47,7 +50,9 @@ def node(
     made = make_node(database, tmp_path_factory.mktemp("node"), PYLON_DATABASE_OUTAGE_S="6")
     made.start()
     yield made
+    shown = made.ctl("status").stdout + made.ctl("config", "--json").stdout
     made.close()
+    assert PASSWORD not in shown + made.log_path.read_text(errors="replace")
 
 
 def checks(node: Node) -> dict[str, Any]:
@@ -134,7 +139,7 @@ def test_a_start_waits_for_the_database_and_then_ends_with_75(
     try:
         late.start(ready=False)
         assert late.process is not None and late.process.wait(WAIT_S) == 75
-        assert "did not answer within 1 s" in late.log()
+        assert "did not answer within 1 s" in late.log() and PASSWORD not in late.log()
         late.env["PYLON_DATABASE_WAIT_S"] = "60"
         late.start(ready=False)
         assert late.process is not None
