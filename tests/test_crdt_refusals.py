@@ -96,6 +96,7 @@ def test_missing_history_is_refused_and_the_whole_taken(
     assert note_text(reader) == "kept lost hello"
 
 
+@pytest.mark.sqlite  # its connection
 def test_an_undone_batch_leaves_nothing_in_the_documents(
     engine: WriteEngine, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:

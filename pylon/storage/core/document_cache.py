@@ -132,6 +132,10 @@ class DocumentCache:
         """Note that the open transaction changes the document."""
         self._touched.add(key)
 
+    def is_touched(self, key: DocumentKey) -> bool:
+        """Whether the open transaction changes the document."""
+        return key in self._touched
+
     def commit(self) -> None:
         """Note that the touched documents are stored."""
         if self._touched:

@@ -10,8 +10,8 @@ is stored as a whole, and replaces all earlier updates. A view records its reade
 Subscribers reload the document, without the content that was hidden from them
 (`pylon.crdt.redaction`).
 
-Where several writers share a database, a cached document is used only if the store has no newer
-update of it, and each document stored as a whole has a number of its own.
+Where several writers share a database, a cached document is used only if its newest update is the
+newest one of the store. One without updates is read again: it may be another one by now.
 
 Invariants: a refused request changes neither the store nor the cached document, which is dropped.
 The stored bytes of a push are those that our own document exports, never the client's. A row's
@@ -223,7 +223,7 @@ class DocumentWrites:
             if not self._is_shared:
                 self._may_have.add(key)
                 entity.has_documents = True
-            if self._is_shared or cached.unreadable or cached.view is not None:
+            if cached.unreadable or cached.view is not None:
                 # Keep no earlier update: it may contain content that was hidden at its time.
                 cached.number = self._transaction.append_update(key, _REREAD, seq, b"")
                 self._transaction.drop_updates_before(key, cached.number)
@@ -327,8 +327,10 @@ class DocumentWrites:
         cached = self._cache.find(key)
         if self._is_shared:
             number = self._transaction.document_number(key)
-            if cached is not None and cached.number != number:
-                self._cache.drop(key)  # another writer has changed it
+            if cached is not None and (
+                cached.number != number or not (number or self._cache.is_touched(key))
+            ):
+                self._cache.drop(key)  # another writer has changed it, or has made another one
                 cached = None
             if number is None:
                 return None

@@ -1,9 +1,7 @@
 """Documents of the writer: the statements on the tables of CRDT documents (spec/realtime.md §6.1).
 
 The tables are those of `pylon.storage.sqlite.documents`. `number` counts the updates of all
-documents; it is taken under the writers' lock, from the sequence `_pylon_document_seq`. Each
-document has an update from its beginning on, so its newest number tells whether a cached copy is
-current.
+documents; it is taken under the writers' lock, from the sequence `_pylon_document_seq`.
 
 Called by `transaction`.
 """

@@ -146,6 +146,7 @@ class PostgresTransaction:
         self._origin = PROVISIONAL_SEQ  # of the journal: what it gives begins behind it
         self._head = 0  # known to the engine
         self._base = 0  # the seq before the first of this transaction, if it is locked
+        self._document_base = 0  # the number of the newest document update before this one
         self._document_number = 0  # the newest, if it is locked
         self.gathered: list[Gathered] = []  # what waits for the flush
         self._sent: list[Gathered] = []  # of this transaction, before a scan
@@ -271,7 +272,8 @@ class PostgresTransaction:
             raise outcome.error
         self._is_locked = True
         self._base = int(outcome.results[2].get_value(0, 0) or 0)
-        self._document_number = int(outcome.results[2].get_value(0, 1) or 0)
+        self._document_base = int(outcome.results[2].get_value(0, 1) or 0)
+        self._document_number = self._document_base
         return outcome.results[3:]
 
     def commit(self) -> Shift | None:
@@ -334,8 +336,8 @@ class PostgresTransaction:
         if any(item.seq >= 0 for item in self.gathered):
             last_seq = max(last_seq, self._origin + 1)
             flush.add(log.SET, (self._base + last_seq - self._origin,))
-        if self._changes_documents:
-            flush.add(documents.SET_NUMBER, (max(self._document_number, 1),))
+        if self._document_number > self._document_base:
+            flush.add(documents.SET_NUMBER, (self._document_number,))
         flush.add_gathered(self.gathered, last_seq, single=single)
 
     def _payload(self, head: int | None) -> str:
