@@ -40,15 +40,10 @@ CHOICES: Final = (SQLITE, POSTGRES, "both")
 
 # Modules that run on PostgreSQL only when `--store postgres` asks for it. To be empty.
 NOT_YET: Final[frozenset[str]] = frozenset({
-    "tests.storage_contract.test_reference_machine",
     "tests.test_cli_data",
     "tests.test_cli_search",
     "tests.test_cli_verbs",
     "tests.test_constraints",
-    "tests.test_crdt_redaction",
-    "tests.test_crdt_refusals",
-    "tests.test_crdt_stored",
-    "tests.test_crdt_writes",
     "tests.test_e2e_arena",
     "tests.test_e2e_backup",
     "tests.test_e2e_chat",
